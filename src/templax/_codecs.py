@@ -1,0 +1,156 @@
+"""Encoded bytes of a chunk → its elements. Nothing is sized by a number that the bytes declare."""
+
+from __future__ import annotations
+
+import threading
+
+import crc32c as _crc32c
+import numpy as np
+import zstandard
+
+from ._errors import Damaged, Unsupported
+
+_MAX_WINDOW = 1 << 27
+"""Bytes of history one zstd frame may ask for: what `zstd -22` needs, and libzstd's own default."""
+
+_PIECE = 1 << 20
+_Bytes = bytes | bytearray | memoryview
+_state = threading.local()
+
+
+def crc32c(data: _Bytes) -> int:
+    """CRC-32C (Castagnoli, RFC 3720 appendix B.4) of contiguous bytes.
+
+    >>> f"{crc32c(b'123456789'):08x}"
+    'e3069283'
+    """
+    return _crc32c.crc32c(data)
+
+
+def decode(
+    codecs: tuple[str, ...], data: _Bytes, nbytes: int, out: memoryview | None = None
+) -> memoryview:
+    """The decoded bytes of a chunk.
+
+    Args:
+        codecs: Decoders in the order in which they are applied. `"zstd"` (at most once): one or
+            more frames; `"crc32c"`: verifies and strips a trailing u32le; `"fill"` (alone):
+            repeats `data`, one element, over the chunk. Empty: `data` is the chunk.
+        data: The stored bytes, contiguous.
+        nbytes: Bytes of the decoded chunk: the only size that memory is allocated for.
+        out: Writable, contiguous, of exactly `nbytes`; filled and returned.
+
+    Returns:
+        `nbytes` bytes, format "B": `out`; without it `data` itself if there was nothing to decode,
+        else new memory.
+
+    Raises:
+        Damaged: Too many or too few bytes, a checksum that differs, or no zstd frame.
+        Unsupported: A codec without a decoder, or a window of more than 128 MiB.
+    """
+    view = _flat(data)
+    target = None if out is None else _flat(out)
+    if target is not None and len(target) != nbytes:
+        raise ValueError(f"out has {len(target)} bytes, expected {nbytes}")
+    for i, codec in enumerate(codecs):
+        # What must be left for the decoders after this one: they can only strip checksums.
+        rest = codecs[i + 1 :]
+        size = nbytes + 4 * rest.count("crc32c")
+        if codec == "crc32c":
+            view = _check(view)
+        elif codec == "zstd":
+            into = (
+                target if target is not None and not rest else memoryview(np.empty(size, np.uint8))
+            )
+            view = _inflate_into(view, into)
+        elif codec == "fill":
+            view = _repeat(
+                view, target if target is not None else memoryview(np.empty(size, np.uint8))
+            )
+        else:
+            raise Unsupported(f"templax has no decoder for codec `{codec}`")
+    if len(view) != nbytes:
+        raise Damaged(f"Expected {nbytes} decoded bytes, got {len(view)}")
+    if out is None or target is None:
+        return view
+    if view is not target:
+        target[:] = view
+    return out
+
+
+def inflate(data: _Bytes, limit: int) -> bytes:
+    """Zstd frames whose decoded size nobody knows beforehand.
+
+    Args:
+        limit: Bytes that may come out. Memory grows with what really does, never past this.
+
+    Raises:
+        Damaged: No zstd frame, or more than `limit` bytes.
+    """
+    pieces: list[bytes] = []
+    total = 0
+    try:
+        reader = _decompressor().stream_reader(data, read_across_frames=True)
+        while piece := reader.read(min(_PIECE, limit + 1 - total)):
+            pieces.append(piece)
+            total += len(piece)
+            if total > limit:
+                raise Damaged(f"Expected at most {limit} decoded bytes, got more")
+    except zstandard.ZstdError as error:
+        raise _broken(error) from error
+    return b"".join(pieces)
+
+
+def _flat(data: _Bytes) -> memoryview:
+    view = memoryview(data)
+    return view if view.format == "B" and view.ndim == 1 else view.cast("B")
+
+
+def _check(view: memoryview) -> memoryview:
+    if len(view) < 4:
+        raise Damaged(f"Expected bytes followed by a crc32c, got {len(view)} bytes in all")
+    want, got = int.from_bytes(view[-4:], "little"), crc32c(view[:-4])
+    if want != got:
+        raise Damaged(f"Expected crc32c `{want:08x}`, got `{got:08x}`")
+    return view[:-4]
+
+
+def _inflate_into(view: memoryview, out: memoryview) -> memoryview:
+    try:
+        declared = zstandard.frame_content_size(view)
+        if declared > len(out):
+            raise Damaged(f"Expected {len(out)} decoded bytes, the zstd frame declares {declared}")
+        # Across frames: a chunk may be several of them. Single-pass when the size is declared.
+        reader = _decompressor().stream_reader(view, read_across_frames=True)
+        done = reader.readinto(out) if len(out) else 0
+        if done != len(out):
+            raise Damaged(f"Expected {len(out)} decoded bytes, got {done}")
+        # Also lets the last frame end, where its checksum is.
+        if reader.readinto(bytearray(1)):
+            raise Damaged(f"Expected {len(out)} decoded bytes, got more")
+    except zstandard.ZstdError as error:
+        raise _broken(error) from error
+    return out
+
+
+def _broken(error: zstandard.ZstdError) -> Damaged:
+    return Damaged(f"Expected a zstd frame, got bytes that do not decode ({error})")
+
+
+def _decompressor() -> zstandard.ZstdDecompressor:
+    # One per thread: it is not thread-safe, and making one costs more than a small chunk.
+    try:
+        return _state.decompressor
+    except AttributeError:
+        _state.decompressor = zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW)
+        return _state.decompressor
+
+
+def _repeat(element: memoryview, out: memoryview) -> memoryview:
+    if len(out):
+        if not element or len(out) % len(element):
+            raise Damaged(
+                f"Expected an element that fills {len(out)} bytes, got {len(element)} bytes"
+            )
+        np.frombuffer(out, np.uint8).reshape(-1, len(element))[:] = np.frombuffer(element, np.uint8)
+    return out

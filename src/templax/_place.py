@@ -1,0 +1,144 @@
+"""JAX. Finished host buffers → arrays on devices; the tree is built when every leaf is there."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+import numpy as np
+from jax.experimental.layout import Format
+from jax.sharding import SingleDeviceSharding
+
+from ._dtypes import cast_into, host_cast_is_exact
+from ._errors import Damaged
+from ._execute import Finished
+from ._match import Match, Pair
+from ._pytree import Placement
+
+CAST_BLOCK = 1 << 20
+"""Elements per cast by XLA; a shape of its own for each leaf would compile once per leaf."""
+
+
+def place(match: Match, finished: Iterable[Finished]) -> tuple[Any, float]:
+    """Places each batch as it comes and builds the tree.
+
+    Args:
+        match: Without mismatches.
+        finished: The batches of its plan. Buffers are taken over: on CPU the arrays are them.
+
+    Returns:
+        The tree, of the template's treedef, and the seconds that casts took (those of all threads).
+    """
+    results: dict[str, Any] = {}
+    cast_s = 0.0
+    for done in finished:
+        cast_s += done.cast_s + _place_batch(done, results)
+    for pair in match.pairs:
+        if pair.target.kind == "string":
+            results[pair.target.name] = pair.entry.value
+    leaves = []
+    for target in match.template.targets:
+        placement: Placement = target.placement
+        if target.name in results and target.has_data:
+            leaves.append(results[target.name])
+        elif placement.sharding is not None and target.has_data:
+            leaves.append(jax.device_put(placement.leaf, placement.sharding))
+        else:
+            leaves.append(placement.leaf)
+    return jtu.tree_unflatten(match.template.treedef, leaves), cast_s
+
+
+def _place_batch(done: Finished, results: dict[str, Any]) -> float:
+    """Adds the leaves of a batch to `results`; returns the seconds that casts took."""
+    boxes: dict[str, tuple[Pair, list[np.ndarray]]] = {}
+    cast_s = 0.0
+    for buffer, array in zip(done.batch.buffers, done.arrays, strict=True):
+        target = buffer.pair.target
+        if target.kind != "scalar" and array.dtype != target.dtype:
+            begin = time.perf_counter()
+            array = cast(array, target.dtype)
+            cast_s += time.perf_counter() - begin
+        boxes.setdefault(target.name, (buffer.pair, []))[1].append(array)
+
+    plain: list[tuple[str, np.ndarray]] = []
+    pieces: list[np.ndarray] = []
+    where: list[SingleDeviceSharding] = []
+    sharded: list[tuple[Pair, int]] = []
+    for name, (pair, arrays) in boxes.items():
+        target, placement = pair.target, pair.target.placement
+        if target.kind == "scalar":
+            results[name] = _number(target.dtype, arrays[0])
+        elif target.kind == "key":
+            results[name] = _key(pair, arrays[0], placement)
+        elif target.host:
+            results[name] = arrays[0][()] if isinstance(placement.leaf, np.generic) else arrays[0]
+        elif placement.sharding is None:
+            plain.append((name, arrays[0]))
+        else:
+            kind = placement.sharding.memory_kind
+            for device, box in placement.devices:
+                pieces.append(arrays[box])
+                where.append(SingleDeviceSharding(device, memory_kind=kind))
+            sharded.append((pair, len(placement.devices)))
+    for (name, _), value in zip(plain, jax.device_put([a for _, a in plain]), strict=True):
+        results[name] = value
+    placed = iter(jax.device_put(pieces, where))
+    for pair, n in sharded:
+        target, placement = pair.target, pair.target.placement
+        parts = [next(placed) for _ in range(n)]
+        value = jax.make_array_from_single_device_arrays(
+            target.shape, placement.sharding, parts, dtype=target.dtype
+        )
+        if placement.layout is not None:
+            value = jax.device_put(value, Format(placement.layout, placement.sharding))
+        results[target.name] = value
+    return cast_s
+
+
+def _number(dtype: np.dtype, array: np.ndarray) -> int | float | bool | complex:
+    python = {"i": int, "f": float, "b": bool, "c": complex}[dtype.kind]
+    return python(array[()])
+
+
+def _key(pair: Pair, data: np.ndarray, placement: Placement) -> jax.Array:
+    try:
+        key = jax.random.wrap_key_data(jnp.asarray(data), impl=pair.target.key_impl)
+    except (TypeError, ValueError) as error:
+        raise Damaged(
+            f"Expected key data for PRNG `{pair.target.key_impl}`, got shape {data.shape}",
+            leaf=pair.target.name,
+        ) from error
+    return key if placement.sharding is None else jax.device_put(key, placement.sharding)
+
+
+def cast(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """`jnp.asarray(values).astype(dtype)` on the host, bit for bit, NaNs included.
+
+    XLA casts block by block. 64-bit numpy results that a `jax.Array` could not hold are cast by
+    numpy.
+    """
+    out = np.empty(values.shape, dtype)
+    if host_cast_is_exact(values.dtype, dtype) or jax.dtypes.canonicalize_dtype(dtype) != dtype:
+        cast_into(out, values)
+        return out
+    flat, flat_out = values.reshape(-1), out.reshape(-1)
+    for start in range(0, flat.size, CAST_BLOCK):
+        block = flat[start : start + CAST_BLOCK]
+        size = min(CAST_BLOCK, 1 << (len(block) - 1).bit_length())
+        padded = np.zeros(size, block.dtype)
+        padded[: len(block)] = block
+        with jax.default_device(_cpu()):
+            done = np.asarray(jnp.asarray(padded).astype(dtype))
+        flat_out[start : start + len(block)] = done[: len(block)]
+    return out
+
+
+def _cpu() -> Any:
+    try:
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError:  # JAX_PLATFORMS names accelerators only
+        return None

@@ -1,0 +1,119 @@
+"""What a person reads: a match as text, facts first, then what to do."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from ._errors import Mismatch
+from ._match import Match
+
+SHOWN = 20
+"""Mismatches written out; the rest are counted."""
+
+
+def report(match: Match) -> str:
+    """The text of `str(match)` and of `TemplateError`.
+
+    Grammar: a sentence on the whole, then one line per mismatch, `what - at `leaf``, with its note
+    and hint; after 20 lines the rest is counted by kind and subtree.
+    """
+    if match.ok:
+        return "\n".join([_verdict(match), *_remarks(match)])
+    if match.summary is not None:
+        return match.summary
+    extras = [m.name for m in match.mismatches if m.problem == "extra"]
+    others = len({m.name for m in match.mismatches if m.problem != "extra"})
+    total = sum(t.has_data for t in match.template.targets)
+    if others:
+        verb = "does" if others == 1 else "do"
+        head = f"{others} of {total} {_leaves(total)} {verb} not match {match.url}"
+        if extras:
+            head += f", and {len(extras)} of its leaves {_are(extras)} not in the template"
+    else:
+        n = len(extras)
+        head = f"{n} {_leaves(n)} of {match.url} {_are(extras)} not in the template"
+        head = ", ".join(filter(None, (head, _subtrees(extras))))
+    hints = Counter(m.hint for m in match.mismatches if m.hint)
+    shared = {hint for hint, n in hints.items() if n > 1}
+    lines = [head]
+    for m in match.mismatches[:SHOWN]:
+        lines.append(f"  {m.fact}" if m.hint is None or m.hint in shared else f"  {m}")
+    rest = match.mismatches[SHOWN:]
+    if rest:
+        lines.append(f"  and {len(rest)} more: {_counted(rest)} (`error.mismatches` has them all)")
+    lines += [f"  hint: {hint}" for hint in hints if hint in shared]
+    return "\n".join(lines)
+
+
+def _verdict(match: Match) -> str:
+    n = len(match.pairs)
+    total = sum(t.has_data for t in match.template.targets)
+    if n == total:
+        return (
+            f"all {total} {_leaves(total)} match {match.url}"
+            if total != 1
+            else f"the leaf matches {match.url}"
+        )
+    return (
+        f"{n} of {total} {_leaves(total)} match {match.url}, the others keep the template's values"
+    )
+
+
+def _remarks(match: Match) -> list[str]:
+    lines = []
+    kinds = Counter((c.stored, c.wanted) for c in match.casts)
+    for (stored, wanted), n in kinds.items():
+        nbytes = sum(c.nbytes for c in match.casts if (c.stored, c.wanted) == (stored, wanted))
+        lines.append(f"  {n} cast from {stored} to {wanted} ({nbytes:,} bytes)")
+    spare = sum(pair.fallback for pair in match.pairs)
+    if spare:
+        lines.append(f"  {spare} supplied by the checkpoint given as `missing=`")
+    for what, names in (
+        ("kept from the template", match.kept),
+        ("without data, left as in the template", match.skipped),
+        ("of the checkpoint ignored", match.ignored),
+    ):
+        if names:
+            lines.append(f"  {len(names)} {what}: {_some(names)}")
+    return lines
+
+
+def _some(names: Sequence[str]) -> str:
+    shown = ", ".join(f"`{name}`" for name in names[:3])
+    return f"{shown}, and {len(names) - 3} more" if len(names) > 3 else shown
+
+
+def _leaves(n: int) -> str:
+    return "leaf" if n == 1 else "leaves"
+
+
+def _are(names: Sequence[str]) -> str:
+    return "is" if len(names) == 1 else "are"
+
+
+def _counted(mismatches: Sequence[Mismatch]) -> str:
+    by_problem: dict[str, list[str]] = {}
+    for m in mismatches:
+        by_problem.setdefault(m.problem, []).append(m.name)
+    return "; ".join(
+        " ".join(filter(None, (f"{len(names)} {problem}", _subtrees(names))))
+        for problem, names in by_problem.items()
+    )
+
+
+def _subtrees(names: Sequence[str]) -> str:
+    """`all under `opt_state``, or the three largest subtrees with their counts."""
+    if len(names) == 1:
+        return f"at `{names[0]}`"
+    parts = [name.split(".") for name in names]
+    depth = 0
+    while all(len(p) > depth + 1 for p in parts) and len({p[depth] for p in parts}) == 1:
+        depth += 1
+    if depth:
+        return f"all under `{'.'.join(parts[0][:depth])}`"
+    heads = Counter(p[0] for p in parts)
+    if len(heads) == len(names):
+        return ""
+    shown = ", ".join(f"`{head}` ({n})" for head, n in heads.most_common(3))
+    return f"under {shown}" + (f" and {len(heads) - 3} others" if len(heads) > 3 else "")

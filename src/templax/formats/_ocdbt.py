@@ -1,0 +1,387 @@
+"""A container in one database: an OCDBT B+tree, its newest version.
+
+The format is specified by TensorStore, `tensorstore/kvstore/ocdbt/index.rst`. Numbers from a file
+are checked against the bytes that are there before memory or recursion follows them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .._catalog import Extent
+from .._codecs import crc32c, inflate
+from .._errors import CheckpointError, Damaged, NotFound, Unsupported
+from ..sources import Source
+from ._signatures import MAX_METADATA, read_metadata
+
+MANIFEST = "manifest.ocdbt"
+
+_MAGIC_MANIFEST = 0x0CDB3A2A
+_MAGIC_NODE = 0x0CDB20DE
+_ABSENT = 2**64 - 1
+_MAX_NAME = 65535
+_MAX_NODE_ENTRIES = 1 << 20
+_MAX_ENTRIES = 1 << 22
+_MAX_NODES = 1 << 14
+_MAX_BYTES = 1 << 30
+"""Of all decoded nodes and keys of one version."""
+_NUMBERED = re.compile(r"manifest\.[0-9a-f]{16}")
+
+
+@dataclass(frozen=True, slots=True)
+class _Reference:
+    """A byte range that holds a node, and the base path that its own file table is relative to."""
+
+    file: str
+    base: bytes
+    offset: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Limits:
+    """Of a database: what its manifest says a node may decode to, within what templax allows."""
+
+    node_bytes: int
+
+
+def index(source: Source, prefix: str = "") -> Mapping[str, Extent]:
+    """Every key of the newest version of a database.
+
+    Args:
+        source: Where the files are.
+        prefix: Directory of the database: "" or ending in `/`.
+
+    Returns:
+        Key → where its value is, in the order of the keys. A value that the index holds itself is
+        `inline`, and `key` names the file that holds the index node.
+
+    Raises:
+        NotFound: There is no manifest.
+        Damaged: A manifest or node is missing, cut, altered or contradicts itself, or points to a
+            file outside of the database.
+        Unsupported: A version or compression that templax does not read, or too many keys.
+    """
+    root, height, limits = _newest(source, prefix)
+    entries: dict[str, Extent] = {}
+    if root is None:
+        return entries
+    total = nodes = nbytes = 0
+    # Depth is bounded by the height, a byte, which must fall by one at each level: no cycles.
+    pending = [(root, height, b"")]
+    while pending:
+        reference, height, inherited = pending.pop()
+        nodes += 1
+        body = _read_node(source, prefix, reference, height, limits)
+        nbytes += len(body.data)
+        try:
+            if height:
+                children = list(_interior(body, reference.base))
+                for child, common in reversed(children):
+                    pending.append((child, height - 1, inherited + common))
+            else:
+                for key, extent in _leaf(body, reference, prefix):
+                    entries[(inherited + key).decode()] = extent
+                    total += 1
+                    nbytes += len(inherited)
+                    if nbytes > _MAX_BYTES or total > _MAX_ENTRIES:
+                        raise _too_large(prefix)
+        except UnicodeDecodeError as error:
+            raise Damaged(
+                "Expected keys in UTF-8, got other bytes", file=prefix + reference.file
+            ) from error
+        except CheckpointError as error:
+            raise error.locate(file=prefix + reference.file) from error
+        if nbytes > _MAX_BYTES or nodes + len(pending) > _MAX_NODES:
+            raise _too_large(prefix)
+    return entries
+
+
+def _too_large(prefix: str) -> Unsupported:
+    return Unsupported(
+        f"templax reads indexes of up to {_MAX_ENTRIES} keys, {_MAX_NODES} nodes and {_MAX_BYTES} "
+        f"bytes, this one has more",
+        file=prefix + MANIFEST,
+    )
+
+
+class _Body:
+    """A bounded cursor over decoded bytes. Every count is checked against what is left."""
+
+    def __init__(self, data: bytes):
+        self.data = data
+        self._array = np.frombuffer(data, np.uint8)
+        self._at = 0
+
+    def raw(self, n: int) -> bytes:
+        if not 0 <= n <= len(self.data) - self._at:
+            raise Damaged(f"Expected {n} more bytes, got {len(self.data) - self._at}")
+        self._at += n
+        return self.data[self._at - n : self._at]
+
+    def byte(self) -> int:
+        return self.raw(1)[0]
+
+    def number(self) -> int:
+        return int(self.numbers(1)[0])
+
+    def numbers(self, n: int) -> NDArray[np.uint64]:
+        """A column of `n` unsigned LEB128 numbers of at most 64 bits, decoded at once."""
+        if not 0 <= n <= len(self.data) - self._at:
+            raise Damaged(f"Expected {n} numbers, got {len(self.data) - self._at} bytes")
+        window = self._array[self._at : self._at + 10 * n]
+        ends = np.flatnonzero(window < 0x80)[:n]
+        if len(ends) < n:
+            raise Damaged(f"Expected {n} numbers, got {len(ends)}")
+        if not n:
+            return np.empty(0, np.uint64)
+        starts = np.concatenate(([0], ends[:-1] + 1))
+        lengths = ends - starts + 1
+        longest = int(lengths.max())
+        if longest > 10 or (longest == 10 and (window[ends[lengths == 10]] > 1).any()):
+            raise Damaged("Expected numbers of at most 64 bits, got a longer one")
+        values = (window[starts] & 0x7F).astype(np.uint64)
+        for k in range(1, longest):
+            long = lengths > k
+            values[long] |= (window[starts[long] + k] & 0x7F).astype(np.uint64) << np.uint64(7 * k)
+        self._at += int(ends[-1]) + 1
+        return values
+
+    def names(self, n: int, tails: bool = False) -> tuple[list[bytes], list[int]]:
+        """`n` names, each sharing a prefix with the one before, and one more number of each.
+
+        The order of columns is that of keys; of paths too, as theirs has the same shape.
+
+        Args:
+            tails: Whether the third column, between the suffix lengths and the suffixes, is there.
+
+        Returns:
+            The names, and the third column (of zeros if it is not there).
+        """
+        if not n:
+            return [], []
+        shared = [0, *self.numbers(n - 1).tolist()]
+        own = self.numbers(n).tolist()
+        third = self.numbers(n).tolist() if tails else [0] * n
+        if sum(shared) + sum(own) > MAX_METADATA:
+            raise Damaged(f"Expected at most {MAX_METADATA} bytes of names, got more")
+        names: list[bytes] = []
+        last = b""
+        for prefix, suffix in zip(shared, own, strict=True):
+            if prefix > len(last) or prefix + suffix > _MAX_NAME:
+                raise Damaged(
+                    f"Expected a name that shares at most {len(last)} bytes, got {prefix}"
+                )
+            last = last[:prefix] + self.raw(suffix)
+            names.append(last)
+        return names, third
+
+    def finish(self) -> None:
+        if self._at != len(self.data):
+            raise Damaged(f"Expected the end, got {len(self.data) - self._at} more bytes")
+
+
+def _newest(source: Source, prefix: str) -> tuple[_Reference | None, int, _Limits]:
+    """Root of the newest version (None: an empty tree), its height, and the limits of its nodes."""
+    file = prefix + MANIFEST
+    data = read_metadata(source, file)
+    kind, body, limits = _manifest(data, file)
+    if kind == 1:
+        numbered = [
+            info.key
+            for info in source.children(prefix)
+            if _NUMBERED.fullmatch(info.key[len(prefix) :])
+        ]
+        if not numbered:
+            raise Damaged(
+                "Expected a file `manifest.<16 hex digits>` beside it, found none", file=file
+            )
+        file = max(numbered)
+        kind, body, limits = _manifest(read_metadata(source, file), file)
+    if kind != 0:
+        raise Unsupported(f"templax reads manifests of kinds 0 and 1, got kind {kind}", file=file)
+    try:
+        files = _file_table(body, b"")
+        n = body.number()
+        body.numbers(n)  # generations
+        heights = body.raw(n)
+        roots = _references(body, files, n)
+        if not roots:
+            raise Damaged("Expected at least one version, got none")
+        return roots[-1], heights[-1], limits
+    except CheckpointError as error:
+        raise error.locate(file=file) from error
+
+
+def _manifest(data: memoryview, file: str) -> tuple[int, _Body, _Limits]:
+    try:
+        body = _Body(_open_envelope(data, _MAGIC_MANIFEST, "manifest", MAX_METADATA))
+        body.raw(16)  # uuid
+        kind = body.number()
+        body.number()  # max_inline_value_bytes
+        node_bytes = body.number()
+        body.byte()  # version_tree_arity_log2
+        if body.number() == 1:
+            body.raw(4)  # zstd level
+    except CheckpointError as error:
+        raise error.locate(file=file) from error
+    # Writers split a node by an estimate: a node may decode to somewhat more than its limit.
+    return kind, body, _Limits(min(MAX_METADATA, max(1 << 24, 2 * node_bytes)))
+
+
+def _open_envelope(data: memoryview, magic: int, what: str, limit: int) -> bytes:
+    """The decoded body of a manifest or node."""
+    if len(data) < 18:
+        raise Damaged(f"Expected an OCDBT {what}, got {len(data)} bytes")
+    found = int.from_bytes(data[:4], "big")
+    if found != magic:
+        raise Damaged(f"Expected an OCDBT {what} (magic `{magic:08x}`), got `{found:08x}`")
+    length = int.from_bytes(data[4:12], "little")
+    if length != len(data):
+        raise Damaged(f"Expected an OCDBT {what} of {length} bytes, got {len(data)}")
+    want, got = int.from_bytes(data[-4:], "little"), crc32c(data[:-4])
+    if want != got:
+        raise Damaged(f"Expected crc32c `{want:08x}`, got `{got:08x}`")
+    # Both are varints of one byte in every version there is.
+    version, compression = data[12], data[13]
+    if version != 0:
+        raise Unsupported(f"templax reads OCDBT version 0, got {version}")
+    if compression == 0:
+        return bytes(data[14:-4])
+    if compression == 1:
+        return inflate(data[14:-4], limit)
+    raise Unsupported(f"templax reads OCDBT compression 0 and 1 (zstd), got {compression}")
+
+
+def _read_node(
+    source: Source, prefix: str, reference: _Reference, height: int, limits: _Limits
+) -> _Body:
+    file, start, stop = (
+        prefix + reference.file,
+        reference.offset,
+        reference.offset + reference.length,
+    )
+    if reference.length > MAX_METADATA:
+        raise Damaged(
+            f"Expected an index node of at most {MAX_METADATA} bytes, got {reference.length}",
+            file=file,
+            start=start,
+            stop=stop,
+        )
+    try:
+        data = source.read(file, start, stop)
+    except NotFound as error:
+        raise Damaged(
+            "Expected the file of an index node, found none", file=file, start=start, stop=stop
+        ) from error
+    try:
+        body = _Body(_open_envelope(data, _MAGIC_NODE, "index node", limits.node_bytes))
+        found = body.byte()
+        if found != height:
+            raise Damaged(f"Expected an index node of height {height}, got {found}")
+    except CheckpointError as error:
+        raise type(error)(error.what, file=file, start=start, stop=stop) from error
+    return body
+
+
+def _file_table(body: _Body, base: bytes) -> list[tuple[bytes, str]]:
+    """Of each data file: the base path for its own references, and its path in the database."""
+    n = body.number()
+    if not n:
+        return []
+    paths, base_lengths = body.names(n, tails=True)
+    result = []
+    for path, base_length in zip(paths, base_lengths, strict=True):
+        if base_length > len(path):
+            raise Damaged(f"Expected a base path within {len(path)} bytes, got {base_length}")
+        # An absent reference, the root of an empty tree, names a file "".
+        result.append((base + path[:base_length], _confined(base + path) if path else ""))
+    return result
+
+
+def _confined(path: bytes) -> str:
+    """The text of a path, if it stays below the directory of the database."""
+    try:
+        text = path.decode()
+    except UnicodeDecodeError as error:
+        raise Damaged(f"Expected a file name in UTF-8, got {path[:64]!r}") from error
+    if len(path) > _MAX_NAME or "\0" in text or any(p in ("", ".", "..") for p in text.split("/")):
+        raise Damaged(f"Expected a data file inside the checkpoint, got {text[:256]!r}")
+    return text
+
+
+def _references(body: _Body, files: list[tuple[bytes, str]], n: int) -> list[_Reference | None]:
+    ids = body.numbers(n).tolist()
+    offsets = body.numbers(n).tolist()
+    lengths = body.numbers(n).tolist()
+    result: list[_Reference | None] = []
+    for file, offset, length in zip(ids, offsets, lengths, strict=True):
+        if offset == length == _ABSENT:
+            result.append(None)
+        else:
+            base, path = _file(files, file, offset, length)
+            result.append(_Reference(path, base, offset, length))
+    return result
+
+
+def _file(
+    files: list[tuple[bytes, str]], number: int, offset: int, length: int
+) -> tuple[bytes, str]:
+    if number >= len(files) or not files[number][1]:
+        raise Damaged(f"Expected one of {len(files)} data files, got number {number}")
+    if offset + length >= 2**63:
+        raise Damaged(f"Expected a byte range below 2**63, got {offset}-{offset + length}")
+    return files[number]
+
+
+def _keys(body: _Body, interior: bool) -> tuple[list[bytes], list[int]]:
+    n = body.number()
+    if not 0 < n <= _MAX_NODE_ENTRIES:
+        raise Damaged(f"Expected 1 to {_MAX_NODE_ENTRIES} entries, got {n}")
+    keys, commons = body.names(n, tails=interior)
+    for last, key, common in zip([None, *keys[:-1]], keys, commons, strict=True):
+        if last is not None and key <= last:
+            raise Damaged(f"Expected keys in order, got {key[:256]!r} after {last[:256]!r}")
+        if common > len(key):
+            raise Damaged(f"Expected a common prefix within {len(key)} bytes, got {common}")
+    return keys, commons
+
+
+def _interior(body: _Body, base: bytes) -> Iterator[tuple[_Reference, bytes]]:
+    """Children of a node, each with the prefix that its keys are relative to."""
+    files = _file_table(body, base)
+    keys, commons = _keys(body, interior=True)
+    children = _references(body, files, len(keys))
+    for _ in range(3):  # num_keys, num_tree_bytes, num_indirect_value_bytes
+        body.numbers(len(keys))
+    body.finish()
+    for child, key, common in zip(children, keys, commons, strict=True):
+        if child is None:
+            raise Damaged("Expected a child node, got an absent one")
+        yield child, key[:common]
+
+
+def _leaf(body: _Body, reference: _Reference, prefix: str) -> Iterator[tuple[bytes, Extent]]:
+    files = _file_table(body, reference.base)
+    keys, _ = _keys(body, interior=False)
+    lengths = body.numbers(len(keys)).tolist()
+    kinds = body.raw(len(keys))
+    outside = kinds.count(1)
+    if outside + kinds.count(0) != len(keys):
+        raise Damaged(f"Expected values of kinds 0 and 1, got {max(kinds)}")
+    ids = iter(body.numbers(outside).tolist())
+    offsets = iter(body.numbers(outside).tolist())
+    node = prefix + reference.file
+    for key, length, kind in zip(keys, lengths, kinds, strict=True):
+        if kind:
+            offset = next(offsets)
+            _, path = _file(files, next(ids), offset, length)
+            yield key, Extent(prefix + path, offset, offset + length)
+        else:
+            yield key, Extent(node, 0, length, body.raw(length))
+    body.finish()

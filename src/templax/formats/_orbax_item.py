@@ -1,0 +1,358 @@
+"""One saved pytree of Orbax → a catalog. Every generation since 0.2 ends here.
+
+Names come from `key_metadata` of `_METADATA`, or from the msgpack file `checkpoint` of Orbax before
+0.4; shapes and dtypes from each array's own zarr metadata, in files or in an OCDBT database.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import msgspec
+import numpy as np
+
+from .._boxes import whole
+from .._catalog import Catalog, Chunk, Extent, Kind, LeafEntry
+from .._errors import CheckpointError, Damaged, NotFound, Uncommitted, Unsupported
+from .._names import Path, join
+from ..sources import Source
+from . import _msgpack, _ocdbt, _tree, _zarr, _zarr_metadata
+from ._orbax_notes import Notes, read_json, read_notes
+from ._orbax_root import LEGACY, TREE
+from ._signatures import is_lfs_pointer, lfs_pointer, read_head, read_metadata
+
+_EMPTY_TYPES = ("None", "Dict", "List", "Tuple", "NamedTuple")
+_STRINGS = "_strings.json"
+
+
+class _Key(msgspec.Struct):
+    key: str | int
+    key_type: int
+
+
+class _Value(msgspec.Struct):
+    value_type: str
+    skip_deserialize: bool = False
+
+
+class _Parameter(msgspec.Struct):
+    key_metadata: list[_Key]
+    value_metadata: _Value
+
+
+class _TreeMetadata(msgspec.Struct):
+    tree_metadata: dict[str, _Parameter]
+    use_ocdbt: bool | None = None
+    use_zarr3: bool | None = None
+    store_array_data_equal_to_fill_value: bool | None = None
+    custom_metadata: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Container:
+    """Where arrays are: key → extent, and the file that lists them (None: they are files)."""
+
+    objects: Mapping[str, Extent]
+    index: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Named:
+    """A leaf before its array is looked up. `value` is set where the structure file holds it."""
+
+    path: Path
+    kind: Kind
+    value: _msgpack.Value | str | None = None
+
+
+def open_item(
+    source: Source, *, metadata: Mapping[str, Any] | None = None, uncommitted: str | None = None
+) -> Catalog:
+    """The catalog of an item directory.
+
+    Args:
+        source: The item directory.
+        metadata: What is known of it from outside; goes into `Catalog.metadata`.
+        uncommitted: Goes into `Catalog.uncommitted`.
+
+    Raises:
+        Damaged: A metadata file or index is unreadable, or a leaf has no array.
+        Unsupported: A dtype, codec or kind of leaf that templax does not read.
+        Uncommitted: The databases of the processes were never merged: there is no index.
+        UnknownFormat: A metadata file is a Git LFS pointer.
+    """
+    about = dict(metadata or {})
+    present = {info.key for info in source.children()}
+    empties: dict[Path, str] = {}
+    tree: _TreeMetadata | None = None
+    if TREE in present:
+        tree = read_json(source, TREE, _TreeMetadata)
+        named = list(_from_metadata(source, tree, empties))
+        evidence = [TREE]
+        if any(isinstance(n.value, _msgpack.Value) for n in named):
+            evidence.append(LEGACY)
+    elif LEGACY in present:
+        named = list(_from_legacy(_read_legacy(source), empties))
+        evidence = [LEGACY]
+    else:
+        named, evidence = [], []
+    container = _Container({}, None)
+    if tree is None or any(n.value is None for n in named):
+        container = _open_container(source, present, tree)
+        if container.index is not None:
+            evidence.append(container.index)
+    if not evidence or evidence == [_ocdbt.MANIFEST]:
+        named = [_Named(tuple(name.split(".")), "array") for name in _array_names(container)]
+        evidence.append("the keys of its arrays, as `_METADATA` is missing")
+    entries = _entries(source, named, container, read_notes(source, present))
+    if tree is not None:
+        about["use_ocdbt"] = container.index is not None
+        about["use_zarr3"] = bool(tree.use_zarr3)
+        if tree.custom_metadata is not None:
+            about["custom_metadata"] = tree.custom_metadata
+    # Since 0.11 every chunk is written, which is recorded; before, an absent one meant fill value.
+    lost = tree is not None and tree.store_array_data_equal_to_fill_value
+    return Catalog(
+        url=source.url,
+        format="orbax",
+        evidence=" and ".join(f"`{e}`" if " " not in e else e for e in evidence),
+        entries=entries,
+        source=source,
+        locator=functools.partial(_locate, source, container, "error" if lost else "fill"),
+        metadata=about,
+        empties=empties,
+        uncommitted=uncommitted,
+    )
+
+
+def _from_metadata(
+    source: Source, tree: _TreeMetadata, empties: dict[Path, str]
+) -> Iterator[_Named]:
+    strings: Mapping[str, str] | None = None
+    legacy: Mapping[str, _msgpack.Leaf] | None = None
+    for parameter in tree.tree_metadata.values():
+        path = tuple(_element(key) for key in parameter.key_metadata)
+        type, skip = parameter.value_metadata.value_type, parameter.value_metadata.skip_deserialize
+        if type in _EMPTY_TYPES:
+            empties[path] = type
+        elif skip:
+            # Saved before 0.6 with `aggregate=True`: the value is in the structure file.
+            if legacy is None:
+                legacy = _by_name(_read_legacy(source))
+            leaf = legacy.get(join(path))
+            if not isinstance(leaf, _msgpack.Value):
+                raise Damaged("Expected a value, found none", leaf=join(path), file=LEGACY)
+            yield _Named(path, "scalar" if type == "scalar" else leaf.kind, leaf)
+        elif type == "string":
+            if strings is None:
+                strings = _read_strings(source)
+            if join(path) not in strings:
+                raise Damaged("Expected a string, found none", leaf=join(path), file=_STRINGS)
+            yield _Named(path, "string", strings[join(path)])
+        else:
+            yield _Named(path, "scalar" if type == "scalar" else "array")
+
+
+def _element(key: _Key) -> str | int:
+    # key_type 1 is an index of a list or tuple.
+    if key.key_type == 1 and (
+        isinstance(key.key, int) or (key.key.isascii() and key.key.isdigit())
+    ):
+        return int(key.key[:18]) if isinstance(key.key, str) else key.key
+    return str(key.key)
+
+
+def _read_strings(source: Source) -> dict[str, str]:
+    try:
+        return read_json(source, _STRINGS, dict[str, str])
+    except NotFound:
+        return {}
+
+
+def _read_legacy(source: Source) -> dict[Path, _msgpack.Leaf]:
+    try:
+        return _msgpack.read(read_metadata(source, LEGACY))
+    except NotFound as error:
+        raise Damaged("Expected the file that holds values, found none", file=LEGACY) from error
+    except CheckpointError as error:
+        raise error.locate(file=LEGACY) from error
+
+
+def _by_name(leaves: Mapping[Path, _msgpack.Leaf]) -> dict[str, _msgpack.Leaf]:
+    return {join(path): leaf for path, leaf in leaves.items()}
+
+
+def _from_legacy(
+    leaves: Mapping[Path, _msgpack.Leaf], empties: dict[Path, str]
+) -> Iterator[_Named]:
+    for path, leaf in leaves.items():
+        if isinstance(leaf, _msgpack.Empty):
+            empties[path] = leaf.name
+        elif isinstance(leaf, _msgpack.Value):
+            yield _Named(path, leaf.kind, leaf)
+        elif leaf.startswith(_msgpack.PLACEHOLDER):
+            if leaf != _msgpack.PLACEHOLDER + join(path):
+                raise Unsupported(
+                    f"templax reads placeholders named as their leaf, got `{leaf[:200]}`",
+                    leaf=join(path),
+                    file=LEGACY,
+                )
+            yield _Named(path, "array")
+        else:
+            yield _Named(path, "string", leaf)
+
+
+def _open_container(source: Source, present: set[str], tree: _TreeMetadata | None) -> _Container:
+    use_ocdbt = tree.use_ocdbt if tree is not None else None
+    processes = sorted(name for name in present if name.startswith("ocdbt.process_"))
+    if use_ocdbt is None:
+        use_ocdbt = _ocdbt.MANIFEST in present or bool(processes)
+    if not use_ocdbt:
+        return _Container(_tree.index(source), None)
+    if _ocdbt.MANIFEST in present:
+        return _Container(_ocdbt.index(source), _ocdbt.MANIFEST)
+    if processes:
+        raise Uncommitted(
+            f"{source.url} was never finished: the databases of its processes "
+            f"(`{processes[0].rstrip('/')}`) were not merged into a `{_ocdbt.MANIFEST}`"
+        )
+    raise Damaged("Expected the index of the arrays, found none", file=_ocdbt.MANIFEST)
+
+
+def _array_names(container: _Container) -> list[str]:
+    names: dict[str, None] = {}
+    for key in container.objects:
+        name, slash, last = key.rpartition("/")
+        if slash and last in _zarr_metadata.FILES:
+            names[name] = None
+    return list(names)
+
+
+def _entries(
+    source: Source, named: list[_Named], container: _Container, notes: Notes
+) -> tuple[LeafEntry, ...]:
+    parsed: dict[tuple[str, bytes], _zarr_metadata.Array] = {}
+    entries: list[LeafEntry] = []
+    for leaf in named:
+        name = join(leaf.path)
+        kind, impl = leaf.kind, None
+        value = None
+        if isinstance(leaf.value, str):
+            handle, shape, dtype, value = None, (), np.dtype(str), leaf.value
+        elif leaf.value is not None:
+            handle, shape, dtype = leaf.value, leaf.value.shape, leaf.value.dtype
+        else:
+            handle = _array(source, name, container, parsed)
+            shape, dtype = handle.shape, handle.dtype
+            impl = notes.key_impls.get(name)
+            if impl is not None and shape and dtype == np.uint32:
+                kind = "key"
+            else:
+                impl = None
+        sharding = notes.shardings.get(name)
+        entries.append(
+            LeafEntry(name, leaf.path, shape, dtype, kind, impl, value, sharding, handle)
+        )
+    return tuple(entries)
+
+
+def _array(
+    source: Source,
+    name: str,
+    container: _Container,
+    parsed: dict[tuple[str, bytes], _zarr_metadata.Array],
+) -> _zarr_metadata.Array:
+    """The metadata of a leaf's array. Layers look alike: equal bytes are parsed once."""
+    for metadata in _zarr_metadata.FILES:
+        extent = container.objects.get(f"{name}/{metadata}" if name else metadata)
+        if extent is None:
+            continue
+        try:
+            data = _bytes_of(source, extent)
+            array = parsed.get((metadata, data))
+            if array is None:
+                if is_lfs_pointer(data):
+                    raise lfs_pointer(extent.key)
+                array = parsed[metadata, data] = _zarr_metadata.parse(data, metadata)
+            return array
+        except NotFound as error:
+            raise Damaged("Expected a data file, found none", leaf=name, file=extent.key) from error
+        except CheckpointError as error:
+            raise error.locate(leaf=name, file=extent.key) from error
+    if container.index is not None:
+        raise Damaged(f"Expected an array, `{container.index}` has none", leaf=name)
+    chunk = next((key for key in container.objects if key.startswith(f"{name}/")), None)
+    if chunk is None:
+        raise Damaged("Expected a directory with an array, found none", leaf=name, file=name)
+    raise lost_dot_files(name, chunk)
+
+
+def lost_dot_files(name: str, chunk: str) -> Damaged:
+    """The error for chunks without the `.zarray` that describes them."""
+    return Damaged(
+        f"Expected `.zarray` beside `{chunk}`, found none",
+        leaf=name,
+        file=f"{name}/.zarray",
+        hint="copy the checkpoint again, with the files whose names start with a dot",
+    )
+
+
+def _bytes_of(source: Source, extent: Extent) -> bytes:
+    if extent.inline is not None:
+        return bytes(extent.inline)
+    if extent.nbytes > _zarr_metadata.MAX_FILE:
+        raise Damaged(f"Expected at most {_zarr_metadata.MAX_FILE} bytes, got {extent.nbytes}")
+    return bytes(source.read(extent.key, extent.start, extent.stop))
+
+
+def _locate(
+    source: Source,
+    container: _Container,
+    absent: Literal["error", "fill"],
+    entries: Iterable[LeafEntry],
+) -> dict[str, tuple[Chunk, ...]]:
+    """The locator of a catalog: chunks of some leaves, each within a file that is really there."""
+    sizes: dict[str, int] = {}
+    located: dict[str, tuple[Chunk, ...]] = {}
+    for entry in entries:
+        handle = entry.handle
+        if isinstance(handle, _msgpack.Value):
+            extent = Extent(LEGACY, handle.start, handle.stop, handle.data)
+            chunks = (Chunk(extent, whole(entry.shape)),) if len(handle.data) else ()
+        elif isinstance(handle, _zarr_metadata.Array):
+            chunks = _zarr.locate(
+                handle, entry.name, container.objects, source, absent=absent, index=container.index
+            )
+            if container.index is not None:
+                _check_files(source, entry.name, chunks, sizes)
+        else:
+            chunks = ()
+        located[entry.name] = chunks
+    return located
+
+
+def _check_files(
+    source: Source, name: str, chunks: tuple[Chunk, ...], sizes: dict[str, int]
+) -> None:
+    for extent in (chunk.extent for chunk in chunks):
+        if extent.inline is not None:
+            continue
+        if extent.key not in sizes:
+            info = source.stat(extent.key)
+            if info is None or info.is_dir:
+                raise Damaged("Expected a data file, found none", leaf=name, file=extent.key)
+            sizes[extent.key] = info.size
+        if extent.stop > sizes[extent.key]:
+            size = sizes[extent.key]
+            if is_lfs_pointer(read_head(source, extent.key, size, 64)):
+                raise lfs_pointer(extent.key)
+            raise Damaged(
+                f"Expected at least {extent.stop} bytes, the file has {size}",
+                leaf=name,
+                file=extent.key,
+                start=extent.start,
+                stop=extent.stop,
+            )

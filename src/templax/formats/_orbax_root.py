@@ -1,0 +1,210 @@
+"""What a directory of Orbax is: an item, a step, a directory of steps; finished or not.
+
+Only names are listed and small JSON files read here; items are opened in `_orbax_item`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from .._errors import CheckpointError
+from ..sources import Source
+from ._ocdbt import MANIFEST
+from ._signatures import is_lfs_pointer, read_head, read_metadata
+from ._zarr_metadata import FILES as ZARR_FILES
+
+TEMPORARY = ".orbax-checkpoint-tmp"
+TREE = "_METADATA"
+LEGACY = "checkpoint"
+STEP_METADATA = "_CHECKPOINT_METADATA"
+COMMITTED = "commit_success.txt"
+
+ItemKind = Literal["pytree", "json", "other"]
+
+_STEP = re.compile(r"(?:(?P<prefix>.+)_)?(?P<number>[0-9]{1,18})")
+_MAX_PROBES = 64
+"""Subdirectories in which a listing looks for a bare array before it gives up."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One step below a directory of steps.
+
+    Attributes:
+        step: Its number.
+        key: Name of its directory, such as `10` or `ckpt_00000010`.
+        committed: Whether its save finished, as far as its files tell.
+    """
+
+    step: int
+    key: str
+    committed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Root:
+    """What a directory is.
+
+    Attributes:
+        what: "item": one saved pytree. "items": a step, or another set of items. "steps": a
+            directory of steps. "json": a JSON item.
+        evidence: Why, in words.
+        items: Of "items": name → kind.
+        steps: Of "steps": sorted by number.
+    """
+
+    what: Literal["item", "items", "steps", "json"]
+    evidence: str
+    items: Mapping[str, ItemKind] = field(default_factory=dict)
+    steps: tuple[Step, ...] = ()
+
+
+def examine(source: Source) -> Root | None:
+    """What the directory at `source` is; None if it is nothing of Orbax (or no directory)."""
+    names = _names(source)
+    evidence = _item_evidence(source, names)
+    if evidence is not None:
+        return Root("item", evidence)
+    handlers = step_metadata(source).get("item_handlers")
+    whole = "orbax.checkpoint" in names or isinstance(handlers, dict)
+    found = () if whole else steps(source)
+    if found:
+        return Root("steps", f"the step directory `{found[-1].key}`", steps=found)
+    held = items(source)
+    if "pytree" in held.values() or "json" in held.values():
+        first = next(name for name, kind in held.items() if kind != "other")
+        return Root("items", f"the item directory `{first}`", items=held)
+    if "metadata" in names:
+        return Root("json", "the JSON file `metadata`")
+    return None
+
+
+def items(source: Source) -> dict[str, ItemKind]:
+    """Name → kind of every item in a step (or composite) directory, by name."""
+    found: dict[str, ItemKind] = {}
+    for info in source.children():
+        name = info.key.rstrip("/")
+        if info.is_dir and TEMPORARY not in name:
+            child = source.at(name)
+            names = _names(child)
+            if _item_evidence(child, names) is not None:
+                found[name] = "pytree"
+            else:
+                found[name] = "json" if names & {"metadata", "metrics"} else "other"
+    return found
+
+
+def steps(source: Source) -> tuple[Step, ...]:
+    """The steps below a directory, sorted by number; those that never committed too.
+
+    A step is a directory named by a number, or by a prefix, `_` and a number, that holds an item.
+    Nothing is ever deleted.
+    """
+    found: list[Step] = []
+    for info in source.children():
+        key = info.key.rstrip("/")
+        name, temporary, _ = key.partition(TEMPORARY)
+        match = _STEP.fullmatch(name)
+        if not info.is_dir or match is None:
+            continue
+        child = source.at(key)
+        names = _names(child)
+        unfinished = bool(temporary) or any(TEMPORARY in n for n in names)
+        if unfinished or _holds_items(child, names):
+            committed = not unfinished and _commit_problem(child) is None
+            found.append(Step(int(match["number"]), key, committed))
+    return tuple(sorted(found, key=lambda s: (s.step, s.key)))
+
+
+def step_number(source: Source) -> int | None:
+    """The number in the name of a directory, if that is the name of a step."""
+    match = _STEP.fullmatch(basename(source))
+    return int(match["number"]) if match else None
+
+
+def basename(source: Source) -> str:
+    """Last component of a source's URL."""
+    return source.url.rstrip("/").rpartition("/")[2]
+
+
+def step_metadata(source: Source) -> dict[str, Any]:
+    """`_CHECKPOINT_METADATA` of a directory; empty if missing or unreadable: nothing needs it.
+
+    Python's own reader takes the `NaN` that a metric may be.
+    """
+    if source.stat(STEP_METADATA) is None:
+        return {}
+    try:
+        found = json.loads(bytes(read_metadata(source, STEP_METADATA)))
+    except (CheckpointError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def uncommitted(source: Source) -> str | None:
+    """Why an item or step is not a finished save; None if nothing says so.
+
+    The absence of `commit_success.txt` alone proves nothing: Orbax before 0.12 writes it on object
+    stores only.
+    """
+    for part in source.url.split("/"):
+        if TEMPORARY in part:
+            return f"`{part}` is the temporary directory of a save that never finished"
+    problem = _commit_problem(source)
+    if problem is None and STEP_METADATA not in _names(source):
+        # An item of a step: the commit is recorded for the step as a whole.
+        problem = _commit_problem(source.at(".."))
+    return problem
+
+
+def _commit_problem(source: Source) -> str | None:
+    metadata = step_metadata(source)
+    timestamp = metadata.get("commit_timestamp_nsecs", 0)
+    if timestamp is None and source.stat(COMMITTED) is None:
+        return f"`{STEP_METADATA}` has no commit time and there is no `{COMMITTED}`"
+    return None
+
+
+def _names(source: Source) -> frozenset[str]:
+    """Names directly below; of a directory with a `/`."""
+    return frozenset(info.key for info in source.children())
+
+
+def _holds_items(source: Source, names: frozenset[str]) -> bool:
+    if STEP_METADATA in names or _item_evidence(source, names) is not None:
+        return True
+    return any(kind != "other" for kind in items(source).values())
+
+
+def _item_evidence(source: Source, names: frozenset[str]) -> str | None:
+    """What marks a directory as one saved pytree."""
+    marks = [mark for mark in (TREE, MANIFEST) if mark in names]
+    if LEGACY in names and _is_legacy(source):
+        marks.append(LEGACY)
+    if not marks:
+        directories = sorted(name for name in names if name.endswith("/"))
+        marks = [n.rstrip("/") for n in directories if n.startswith("ocdbt.process_")][:1]
+        if not marks:
+            marks = _bare_array(source, directories)
+    return " and ".join(f"`{mark}`" for mark in marks) or None
+
+
+def _is_legacy(source: Source) -> bool:
+    # TensorFlow has a text file of that name: only a msgpack map is Orbax's.
+    info = source.stat(LEGACY)
+    head = read_head(source, LEGACY, info.size, 64) if info is not None else b""
+    if not head or is_lfs_pointer(head):
+        return bool(head)
+    return 0x80 <= head[0] <= 0x8F or head[0] in (0xDE, 0xDF)
+
+
+def _bare_array(source: Source, directories: list[str]) -> list[str]:
+    for directory in directories[:_MAX_PROBES]:
+        for metadata in ZARR_FILES:
+            if source.stat(directory + metadata) is not None:
+                return [directory + metadata]
+    return []

@@ -1,0 +1,134 @@
+"""Files of the local machine (or of anything mounted)."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from collections.abc import Iterator
+
+import numpy as np
+
+from .._errors import Damaged, NotFound, SourceError
+from . import ObjectInfo
+
+Version = tuple[int, int, int, int]
+
+
+def _version(stat: os.stat_result) -> Version:
+    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
+
+
+class Local:
+    """A directory, or a single file whose key is `""`.
+
+    Args:
+        path: Relative or absolute; `~` is expanded. Need not exist.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]):
+        self.url = os.path.expanduser(os.fspath(path))
+        # Absolute now: a later chdir must not change what is read.
+        self._root = os.path.abspath(self.url)
+        self._versions: dict[str, Version] = {}
+        self._lock = threading.Lock()
+
+    def __repr__(self) -> str:
+        return f"Local({self.url!r})"
+
+    def _path(self, key: str) -> str:
+        return os.path.join(self._root, key) if key else self._root
+
+    def children(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        try:
+            with os.scandir(self._path(prefix)) as listing:
+                found = sorted(listing, key=lambda e: e.name)
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        except OSError as error:
+            raise self._failed(prefix, error) from error
+        for entry in found:
+            if entry.is_dir():
+                yield ObjectInfo(f"{prefix}{entry.name}/", 0)
+                continue
+            try:
+                stat = entry.stat()
+            except FileNotFoundError:  # a dangling link, or removed since the listing
+                continue
+            yield ObjectInfo(f"{prefix}{entry.name}", stat.st_size, _version(stat))
+
+    def walk(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        pending = [(prefix, frozenset[tuple[int, int]]())]
+        while pending:
+            directory, above = pending.pop()
+            for info in self.children(directory):
+                if not info.is_dir:
+                    yield info
+                    continue
+                stat = os.stat(self._path(info.key))
+                identity = stat.st_dev, stat.st_ino
+                if identity not in above:  # a link to a directory above would never end
+                    pending.append((info.key, above | {identity}))
+
+    def stat(self, key: str) -> ObjectInfo | None:
+        try:
+            stat = os.stat(self._path(key))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except (OSError, ValueError) as error:
+            raise self._failed(key, error) from error
+        if os.path.isdir(self._path(key)):
+            return ObjectInfo(f"{key.rstrip('/')}/", 0)
+        return ObjectInfo(key, stat.st_size, _version(stat))
+
+    def read(
+        self, key: str, start: int = 0, stop: int | None = None, out: memoryview | None = None
+    ) -> memoryview:
+        try:
+            fd = os.open(self._path(key), os.O_RDONLY | os.O_CLOEXEC)
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise NotFound("Expected a file, found none", file=key or self.url) from error
+        except (OSError, ValueError) as error:
+            raise self._failed(key, error) from error
+        try:
+            version = _version(os.fstat(fd))
+            with self._lock:
+                known = self._versions.setdefault(key, version)
+            if known != version:
+                raise SourceError(f"file `{key}` of {self.url} changed while it was read")
+            size = version[2]
+            stop = size if stop is None else stop
+            if not 0 <= start <= stop <= size:
+                raise Damaged(
+                    f"Expected at least {stop} bytes, the file has {size}",
+                    file=key,
+                    start=start,
+                    stop=stop,
+                )
+            if out is None:
+                out = memoryview(np.empty(stop - start, np.uint8))
+            view = out.cast("B") if out.ndim != 1 or out.format != "B" else out
+            done = 0
+            while done < len(view):
+                n = os.preadv(fd, [view[done:]], start + done)
+                if n == 0:
+                    raise SourceError(f"file `{key}` of {self.url} was cut while it was read")
+                done += n
+            if _version(os.fstat(fd)) != version:
+                raise SourceError(f"file `{key}` of {self.url} changed while it was read")
+            return out
+        except OSError as error:
+            if isinstance(error, SourceError):
+                raise
+            raise self._failed(key, error) from error
+        finally:
+            os.close(fd)
+
+    def at(self, key: str) -> Local:
+        return Local(os.path.normpath(os.path.join(self.url, key)))
+
+    def _failed(self, key: str, error: OSError | ValueError) -> SourceError:
+        reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else error
+        if isinstance(error, OSError) and error.errno == errno.EISDIR:
+            reason = "is a directory, expected a file"
+        return SourceError(f"can't read `{self._path(key)}`: {reason}")
