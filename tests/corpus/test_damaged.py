@@ -1,0 +1,168 @@
+"""Every damaged checkpoint of the corpus says what is wrong and where, in bounded memory."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from templax._errors import Damaged, Uncommitted, UnknownFormat
+from templax.formats import open_catalog
+from templax.sources import Local
+
+AT_OPEN = {
+    "leaf_without_array": (
+        "Expected a directory with an array, found none - at `state.params.scale`, file `state.params.scale`"
+    ),
+    "manifest_bitflip": "Expected crc32c `c8c88da7`, got `6a6a9fc6` - file `manifest.ocdbt`",
+    "manifest_empty": "Expected an OCDBT manifest, got 0 bytes - file `manifest.ocdbt`",
+    "metadata_json": (
+        "The JSON is unreadable: Unterminated string starting at: line 1 column 693 (char 692) "
+        "- file `_METADATA`"
+    ),
+    "node_bitflip": (
+        "Expected crc32c `13f78761`, got `ed940a3e` "
+        "- file `d/8bb5ad35ba2a27ed6e29ea841bbd9804`, bytes 0-2197"
+    ),
+    "path_escape": (
+        "Expected a data file inside the checkpoint, got '../outside.bin' - file `d/node`"
+    ),
+}
+
+AT_LOCATE = {
+    "chunk_missing": "Expected a chunk, found none - at `state.params.big`, file `state.params.big/0.0`",
+    "data_missing": (
+        "Expected a data file, found none "
+        "- at `state.params.big`, file `ocdbt.process_0/d/bb45c012f53cd0cc35e2d6909e253f96`"
+    ),
+    "data_truncated": (
+        "Expected at least 32768 bytes, the file has 16384 - at `state.params.big`, "
+        "file `ocdbt.process_0/d/a5ca20b7bcd0904cfb5d8a7ea5f1bbe5`, bytes 0-32768"
+    ),
+    "huge_shape": (
+        "Expected a chunk of 281474976710656 bytes, got 30305 that can't decode to as many "
+        "- at `state.params.big`, file `state.params.big/0.0`, bytes 0-30305"
+    ),
+    "process_dir_missing": (
+        "Expected a data file, found none "
+        "- at `state.params.big`, file `ocdbt.process_1/d/9d1bdb63464c32204bd5f05930a70945`"
+    ),
+}
+
+AT_DECODE = {
+    "zstd_bitflip": (
+        "Expected a zstd frame, got bytes that do not decode "
+        "(zstd decompress error: Data corruption detected)"
+    ),
+    "zstd_bomb": "Expected 32768 decoded bytes, got more",
+}
+
+
+@pytest.mark.parametrize("case", AT_OPEN)
+def test_damaged_metadata_is_refused_when_the_checkpoint_is_opened(corpus, case):
+    with pytest.raises(Damaged) as caught:
+        open_catalog(Local(corpus / f"damaged-{case}" / "ckpt"))
+    assert str(caught.value) == AT_OPEN[case]
+
+
+@pytest.mark.parametrize("case", AT_LOCATE)
+def test_missing_bytes_are_found_before_any_array_byte_is_read(corpus, case):
+    catalog = open_catalog(Local(corpus / f"damaged-{case}" / "ckpt"))
+    with pytest.raises(Damaged) as caught:
+        catalog.locate(catalog.entries)
+    assert str(caught.value) == AT_LOCATE[case]
+
+
+@pytest.mark.parametrize("case", AT_LOCATE)
+def test_other_leaves_of_a_damaged_checkpoint_are_still_read(corpus, case, assemble):
+    catalog = open_catalog(Local(corpus / f"damaged-{case}" / "ckpt"))
+    assert assemble(catalog, catalog.leaves["state.step"]).shape == ()
+
+
+@pytest.mark.parametrize("case", AT_DECODE)
+def test_a_broken_zstd_frame_is_refused_when_it_is_decoded(corpus, case, assemble):
+    catalog = open_catalog(Local(corpus / f"damaged-{case}" / "ckpt"))
+    with pytest.raises(Damaged) as caught:
+        assemble(catalog, catalog.leaves["state.params.big"])
+    assert str(caught.value) == AT_DECODE[case]
+
+
+def test_a_flipped_bit_in_a_raw_chunk_shows_in_nothing_but_its_value(corpus, assemble):
+    """The format has no checksum there: the reason why templax can record one."""
+    damaged = open_catalog(Local(corpus / "damaged-raw_bitflip" / "ckpt"))
+    sound = open_catalog(Local(corpus / "orbax-0.12.8-uncompressed" / "ckpt"))
+    pairs = [
+        (assemble(damaged, damaged.leaves[name]), assemble(sound, sound.leaves[name]))
+        for name in sound.leaves
+    ]
+    different = [int((a.view(np.uint8) != b.view(np.uint8)).sum()) for a, b in pairs if a.shape]
+    assert sum(different) == 1
+
+
+def test_an_unfinished_save_is_refused_unless_it_is_asked_for(corpus):
+    source = Local(corpus / "damaged-uncommitted" / "ckpt")
+    with pytest.raises(Uncommitted, match="no commit time and there is no `commit_success.txt`"):
+        open_catalog(source)
+    catalog = open_catalog(source, uncommitted="allow")
+    assert len(catalog.entries) == 14
+    assert catalog.uncommitted is not None
+
+
+def test_a_save_killed_before_its_merge_says_so(corpus):
+    path = corpus / "orbax-0.12.8-crash_merge" / "ckpt.orbax-checkpoint-tmp"
+    with pytest.raises(Uncommitted) as caught:
+        open_catalog(Local(path), uncommitted="allow")
+    assert str(caught.value) == (
+        f"{path} was never finished: the databases of its processes (`ocdbt.process_0`) "
+        f"were not merged into a `manifest.ocdbt`"
+    )
+
+
+@pytest.mark.parametrize(
+    ("path", "what"),
+    [
+        ("safetensors-plain/model.safetensors", "a safetensors file"),
+        ("npz-stored/params.npz", "a numpy archive (`.npz`)"),
+        ("damaged-npz_pickle/params.npz", "a numpy archive (`.npz`)"),
+        ("flaxmsgpack-plain/state.msgpack", "a Flax msgpack file"),
+        ("flaxmsgpack-chunked/state.msgpack", "a Flax msgpack file"),
+        ("damaged-msgpack_truncated/state.msgpack", "a file of another kind"),
+        ("damaged-st_header_2e60/model.safetensors", "a file of another kind"),
+    ],
+)
+def test_foreign_files_are_named_for_what_they_are(corpus, path, what):
+    with pytest.raises(UnknownFormat) as caught:
+        open_catalog(Local(corpus / path))
+    assert (
+        str(caught.value)
+        == f"Expected a checkpoint that templax reads at {corpus / path}, got {what}"
+    )
+
+
+_BOUNDED = """
+import resource, sys
+sys.path[:0] = {path!r}
+from templax.formats import open_catalog
+from templax.sources import Local
+from templax._codecs import decode
+from templax._errors import Damaged
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + (64 << 20),) * 2)
+try:
+    catalog = open_catalog(Local({case!r}))
+    entry = catalog.leaves["state.params.big"]
+    for chunk in catalog.locate([entry])[entry.name]:
+        extent = chunk.extent
+        decode(chunk.codecs, catalog.source.read(extent.key, extent.start, extent.stop), entry.nbytes)
+except Damaged:
+    print("refused")
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the address space")
+@pytest.mark.parametrize("case", ["zstd_bomb", "huge_shape"])
+def test_hostile_sizes_take_less_than_64_mebibytes(corpus, case):
+    program = _BOUNDED.format(path=sys.path, case=str(corpus / f"damaged-{case}" / "ckpt"))
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout == "refused\n"
