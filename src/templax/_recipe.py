@@ -19,6 +19,15 @@ from ._template import PYTHON_DTYPES
 from .sources import Memory
 
 
+_LOOKS_AT_VALUES = (
+    jax.errors.ConcretizationTypeError,
+    jax.errors.NonConcreteBooleanIndexError,
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerIntegerConversionError,
+)
+"""What tracing a function raises that needs values, not shapes."""
+
+
 class Recipe:
     """A call that stands where a checkpoint stands: `restore(Recipe(model.init, key, x), ...)`.
 
@@ -52,7 +61,7 @@ class Recipe:
         """The leaves that the call would return. Computes none of them."""
         try:
             closed = jax.make_jaxpr(self._call)(*self._call.inputs)
-        except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError):
+        except _LOOKS_AT_VALUES:
             closed = None
             values = self._call(*self._call.inputs)
             avals: Sequence[Any] = values

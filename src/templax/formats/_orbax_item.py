@@ -267,7 +267,8 @@ def _array(
 ) -> _zarr_metadata.Array:
     """The metadata of a leaf's array. Layers look alike: equal bytes are parsed once."""
     for metadata in _zarr_metadata.FILES:
-        extent = container.objects.get(f"{name}/{metadata}" if name else metadata)
+        inside = f"{name}/" if name and not name.endswith("/") else name  # as in `_zarr.locate`
+        extent = container.objects.get(inside + metadata)
         if extent is None:
             continue
         try:

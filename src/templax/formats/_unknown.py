@@ -73,7 +73,9 @@ def _is_flax(source: Source, info: ObjectInfo, head: bytes) -> bool:
         leaves = _msgpack.read(source.read(info.key))
     except CheckpointError:
         return False
-    return any(isinstance(leaf, _msgpack.Value) for leaf in leaves.values())
+    # Numbers and strings may be anybody's msgpack; arrays of extension 1 are Flax's.
+    values = (leaf for leaf in leaves.values() if isinstance(leaf, _msgpack.Value))
+    return any(value.kind == "array" for value in values)
 
 
 def _lfs_error(source: Source, children: list[ObjectInfo]) -> UnknownFormat | None:

@@ -51,7 +51,8 @@ def locate(
     if array.fill is None:
         absent = "error"
     count = math.prod(array.grid)
-    prefix = f"{name}/" if name else ""
+    # TensorStore adds no second slash to a key that ends in one.
+    prefix = f"{name}/" if name and not name.endswith("/") else name
     if count > len(objects) + _MAX_MISSING:
         # Never walk a grid that a file merely claims to have.
         cells: Iterator[Shape] = _cells(array.grid)

@@ -1,0 +1,264 @@
+"""The command `templax`: look into a checkpoint, and hold it to a template, from a shell.
+
+Exit status: 0 if all is well, 1 if a check found a difference, 2 if something could not be read.
+`ls`, `check` and `template` do not import JAX.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable
+from typing import IO, TYPE_CHECKING, Any, Literal
+
+import click
+
+import templax as tx
+
+from . import _template
+from ._terminal import echo, echo_report
+
+if TYPE_CHECKING:
+    from ._catalog import Catalog
+    from ._match import Match
+
+__all__ = ["main"]
+
+
+class _Group(click.Group):
+    def invoke(self, ctx: click.Context) -> Any:
+        for stream in (sys.stdout, sys.stderr):
+            # A leaf may have a name that the terminal's encoding lacks.
+            reconfigure = getattr(stream, "reconfigure", None)
+            if reconfigure is not None:
+                reconfigure(errors="backslashreplace")
+        try:
+            result = super().invoke(ctx)
+            sys.stdout.flush()  # a closed pipe is noticed here, where click handles it
+            return result
+        except tx.TemplaxError as error:
+            echo_report(str(error), prefix="error: ", err=True)
+            ctx.exit(2)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(tx.__version__, prog_name="templax")
+def main() -> None:
+    """Restore JAX checkpoints through a template; look into them and check them from here.
+
+    Exit status: 0 if all is well, 1 if a check found a difference, 2 if something can't be read.
+    """
+
+
+@main.command("ls")
+@click.argument("path")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON (its fields: docs/guide.md).")
+@click.option("--depth", type=click.IntRange(min=1), help="Levels of the tree to show.")
+@click.option(
+    "--match",
+    "globs",
+    multiple=True,
+    metavar="GLOB",
+    help="Only leaves whose name matches; repeatable.",
+)
+@click.option("--flat", is_flag=True, help="A line per leaf, with its whole name.")
+@click.option(
+    "--all", "every", is_flag=True, help="Show each of several numbered subtrees that are alike."
+)
+def ls(
+    path: str,
+    as_json: bool,
+    depth: int | None,
+    globs: tuple[str, ...],
+    flat: bool,
+    every: bool,
+) -> None:
+    """Show what the checkpoint at PATH holds, and the code that restores it.
+
+    Reads metadata only. Exits with 1 if no leaf matches a --match.
+    """
+    from . import _listing
+
+    catalog = tx.open(path, uncommitted="allow")
+    shown = _listing.select(catalog, globs)
+    if as_json:
+        click.echo(json.dumps(_listing.as_json(catalog, shown), indent=1, default=str))
+    else:
+        _print_head(catalog, _listing.header(catalog, shown))
+        common = _listing.common_sharding(shown)
+        if flat:
+            listing = [_listing.flat_row(entry, common is None) for entry in shown]
+        else:
+            listing = _listing.rows(
+                shown,
+                None if globs else catalog.empties,
+                depth=depth,
+                collapse=not every,
+                shardings=common is None,
+            )
+        for row, (name, dtype, shape, size, note) in _listing.cells(listing):
+            style = {"subtree": "bold", "leaf": "", "empty": "dim"}[row.kind]
+            text = f"{dtype}  {shape}  {size}"
+            if note:
+                echo((name, style), "  ", (text, "cyan"), "  ", (note, "dim"))
+            else:
+                echo((name, style), "  ", (text.rstrip(), "cyan"))
+        echo()
+        echo(("To restore it:", "bold"))
+        echo()
+        for line in _listing.restore_code(catalog).splitlines():
+            echo(f"    {line}" if line else "")
+    if globs and not shown:
+        sys.exit(1)
+
+
+def _print_head(catalog: Catalog, facts: Iterable[tuple[str, str]]) -> None:
+    echo((catalog.url, "bold"))
+    if catalog.uncommitted is not None:
+        echo((f"  UNCOMMITTED: {catalog.uncommitted}", "bold red"))
+    facts = list(facts)
+    width = max(len(label) for label, _ in facts)
+    for label, text in facts:
+        echo((f"  {label.ljust(width)}  ", "dim"), text)
+    echo()
+
+
+@main.command("check")
+@click.argument("path")
+@click.argument("template", type=click.File("rb"), metavar="TEMPLATE.json")
+@click.option("--at", default="", metavar="NAME", help="Subtree of the checkpoint to compare.")
+@click.option(
+    "--rename",
+    "renames",
+    multiple=True,
+    metavar="OLD=NEW",
+    help="A prefix of the checkpoint's names and what it becomes (cut at the first =); repeatable.",
+)
+@click.option(
+    "--missing",
+    default="error",
+    metavar="error|keep|PATH",
+    show_default=True,
+    help="What fills template leaves that the checkpoint lacks.",
+)
+@click.option(
+    "--extra",
+    type=click.Choice(["error", "ignore"]),
+    default="error",
+    show_default=True,
+    help="Leaves that the template does not ask for.",
+)
+@click.option(
+    "--cast",
+    type=click.Choice(["float", "widen", "exact"]),
+    default="float",
+    show_default=True,
+    help="Which dtypes may become which.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON (its fields: docs/guide.md).")
+def check(
+    path: str,
+    template: IO[bytes],
+    at: str,
+    renames: tuple[str, ...],
+    missing: str,
+    extra: Literal["error", "ignore"],
+    cast: Literal["float", "widen", "exact"],
+    as_json: bool,
+) -> None:
+    """Compare the checkpoint at PATH with a template, as `restore` would, reading metadata only.
+
+    `templax template` and `tx.save_template` write TEMPLATE.json; `-` is standard input. Exits with
+    0 if a restore would succeed, 1 if it would not, 2 if one of the two can't be read.
+    """
+    rename: dict[str, str] = {}
+    for pair in renames:
+        old, equals, new = pair.partition("=")
+        if not equals:
+            raise click.BadParameter(f"expected OLD=NEW, got {pair!r}", param_hint="--rename")
+        rename[old] = new
+    match = tx.check(
+        path,
+        _template.load(template.read(), getattr(template, "name", "-")),
+        at=at,
+        rename=rename or None,
+        missing=missing,
+        extra=extra,
+        cast=cast,
+    )
+    if as_json:
+        click.echo(json.dumps(_match_json(match), indent=1))
+    else:
+        echo_report(str(match))
+    if not match.ok:
+        sys.exit(1)
+
+
+def _match_json(match: Match) -> dict[str, Any]:
+    return {
+        "schema": 1,
+        "ok": match.ok,
+        "url": match.url,
+        "summary": match.summary,
+        "mismatches": [
+            {
+                "problem": m.problem,
+                "name": m.name,
+                "expected": m.expected,
+                "found": m.found,
+                "note": m.note,
+                "hint": m.hint,
+            }
+            for m in match.mismatches
+        ],
+        "casts": [
+            {"name": c.name, "stored": c.stored, "wanted": c.wanted, "nbytes": c.nbytes}
+            for c in match.casts
+        ],
+        "matched": len(match.pairs),
+        "kept": list(match.kept),
+        "skipped": list(match.skipped),
+        "ignored": list(match.ignored),
+    }
+
+
+@main.command("template")
+@click.argument("path")
+@click.option(
+    "-o",
+    "--output",
+    type=click.File("wb", atomic=True),
+    default="-",
+    help="File to write; standard output if not given.",
+)
+@click.option(
+    "--at", default="", metavar="NAME", help="Only this subtree, as `check --at` cuts it."
+)
+def template(path: str, output: IO[bytes], at: str) -> None:
+    """Write the template that the checkpoint at PATH fits exactly, as JSON for `templax check`."""
+    catalog = tx.open(path)
+    result = _template.from_catalog(catalog, at)
+    if at and not result.targets:
+        raise tx.CheckpointError(f"Expected leaves under `{at}`, found none", file=catalog.url)
+    output.write(_template.dump(result))
+
+
+@main.command("demo")
+def demo() -> None:
+    """Restore a real Orbax checkpoint, then show four pitfalls and what templax says to them.
+
+    Needs the extra: pip install "templax[demo]". Takes a few seconds, writes to a temporary
+    directory only, and exits with 1 if a check failed.
+    """
+    from . import demo as module
+
+    try:
+        status = module.main()
+    except ModuleNotFoundError as error:
+        echo_report(str(error), prefix="error: ", err=True)
+        sys.exit(2)
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,3 @@
+"""Other libraries' names over templax, for code that already exists."""
+
+__all__: list[str] = []

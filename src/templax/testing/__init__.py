@@ -1,0 +1,10 @@
+"""For those who write a source or a format, and for templax's own tests. Needs pytest.
+
+class TestMyStore(SourceContract):
+    def make(self, objects):
+        return MyStore(objects)
+"""
+
+from ._contract import FormatContract, SourceContract
+
+__all__ = ["FormatContract", "SourceContract"]

@@ -1,0 +1,84 @@
+"""Every source keeps the contract, and each what is its own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from templax import SourceError
+from templax.sources import Local, Memory, Source, open_source
+from templax.testing import SourceContract
+
+
+class TestMemory(SourceContract):
+    def make(self, objects: Mapping[str, bytes]) -> Source:
+        return Memory(objects)
+
+
+class TestLocal(SourceContract):
+    @pytest.fixture(autouse=True)
+    def _directory(self, tmp_path: Path) -> None:
+        self.root = tmp_path / "root"
+
+    def make(self, objects: Mapping[str, bytes]) -> Source:
+        for key, data in objects.items():
+            path = self.root / key
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+        return Local(self.root)
+
+    def test_a_file_that_changes_between_reads_is_an_error(self) -> None:
+        source = self.make({"x": b"old."})
+        source.read("x", 0, 2)
+        os.truncate(self.root / "x", 0)
+        (self.root / "x").write_bytes(b"other")
+        with pytest.raises(SourceError, match="changed while it was read"):
+            source.read("x", 2, 4)
+
+    def test_a_file_replaced_by_rename_between_reads_is_an_error(self) -> None:
+        source = self.make({"x": b"old.", "y": b"new!"})
+        source.read("x", 0, 2)
+        os.replace(self.root / "y", self.root / "x")
+        with pytest.raises(SourceError, match="changed while it was read"):
+            source.read("x", 2, 4)
+
+    def test_a_change_of_directory_changes_nothing(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        self.make({"x": b"data"})
+        monkeypatch.chdir(self.root.parent)
+        source = Local("root")
+        monkeypatch.chdir("/")
+        assert bytes(source.read("x")) == b"data"
+
+    def test_a_loop_of_links_ends(self) -> None:
+        source = self.make({"a/x": b"1"})
+        (self.root / "a" / "up").symlink_to(self.root, target_is_directory=True)
+        assert {i.key for i in source.walk()} >= {"a/x"}
+        assert len(list(source.walk())) < 10
+
+    def test_links_to_files_elsewhere_are_followed(self, tmp_path: Path) -> None:
+        source = self.make({"a": b"1"})
+        (tmp_path / "blob").write_bytes(b"far")
+        (self.root / "link").symlink_to(tmp_path / "blob")
+        assert bytes(source.read("link")) == b"far"
+
+
+def test_paths_and_file_urls_are_local(tmp_path: Path) -> None:
+    """A str, a PathLike, `~` and file:// all name local files."""
+    (tmp_path / "x").write_bytes(b"1")
+    for url in (str(tmp_path), tmp_path, f"file://{tmp_path}"):
+        assert bytes(open_source(url).read("x")) == b"1"
+    assert "~" not in open_source("~/nowhere").url
+
+
+def test_an_unserved_scheme_is_named() -> None:
+    with pytest.raises(SourceError) as error:
+        open_source("s3://bucket/ckpt")
+    assert str(error.value) == (
+        "templax reads local files; `s3://` is not served by this version; "
+        "hint: copy the checkpoint to a local directory"
+    )
