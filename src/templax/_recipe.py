@@ -18,7 +18,6 @@ from ._pytree import Traced, element
 from ._template import PYTHON_DTYPES
 from .sources import Memory
 
-
 _LOOKS_AT_VALUES = (
     jax.errors.ConcretizationTypeError,
     jax.errors.NonConcreteBooleanIndexError,

@@ -34,7 +34,9 @@ def _assemble(catalog: Catalog, entry: LeafEntry) -> np.ndarray:
         if data is None:
             data = catalog.source.read(extent.key, extent.start, extent.stop)
         decoded = decode(chunk.codecs, data, math.prod(shape) * entry.dtype.itemsize)
-        values = np.frombuffer(decoded, np.uint8).view(entry.dtype).reshape(shape, order=chunk.order)
+        values = (
+            np.frombuffer(decoded, np.uint8).view(entry.dtype).reshape(shape, order=chunk.order)
+        )
         inside = intersect(chunk.box, whole(entry.shape))
         assert inside is not None
         array[slices(inside)] = values[slices(within(inside, chunk.box))]

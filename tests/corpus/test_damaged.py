@@ -12,7 +12,8 @@ from templax.sources import Local
 
 AT_OPEN = {
     "leaf_without_array": (
-        "Expected a directory with an array, found none - at `state.params.scale`, file `state.params.scale`"
+        "Expected a directory with an array, found none "
+        "- at `state.params.scale`, file `state.params.scale`"
     ),
     "manifest_bitflip": "Expected crc32c `c8c88da7`, got `6a6a9fc6` - file `manifest.ocdbt`",
     "manifest_empty": "Expected an OCDBT manifest, got 0 bytes - file `manifest.ocdbt`",
@@ -30,7 +31,9 @@ AT_OPEN = {
 }
 
 AT_LOCATE = {
-    "chunk_missing": "Expected a chunk, found none - at `state.params.big`, file `state.params.big/0.0`",
+    "chunk_missing": (
+        "Expected a chunk, found none - at `state.params.big`, file `state.params.big/0.0`"
+    ),
     "data_missing": (
         "Expected a data file, found none "
         "- at `state.params.big`, file `ocdbt.process_0/d/bb45c012f53cd0cc35e2d6909e253f96`"
@@ -101,7 +104,7 @@ def test_a_flipped_bit_in_a_raw_chunk_shows_in_nothing_but_its_value(corpus, ass
 
 def test_an_unfinished_save_is_refused_unless_it_is_asked_for(corpus):
     source = Local(corpus / "damaged-uncommitted" / "ckpt")
-    with pytest.raises(Uncommitted, match="no commit time and there is no `commit_success.txt`"):
+    with pytest.raises(Uncommitted, match=r"no commit time and there is no `commit_success.txt`"):
         open_catalog(source)
     catalog = open_catalog(source, uncommitted="allow")
     assert len(catalog.entries) == 14
@@ -153,7 +156,8 @@ try:
     entry = catalog.leaves["state.params.big"]
     for chunk in catalog.locate([entry])[entry.name]:
         extent = chunk.extent
-        decode(chunk.codecs, catalog.source.read(extent.key, extent.start, extent.stop), entry.nbytes)
+        data = catalog.source.read(extent.key, extent.start, extent.stop)
+        decode(chunk.codecs, data, entry.nbytes)
 except Damaged:
     print("refused")
 """

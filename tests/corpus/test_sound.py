@@ -21,7 +21,9 @@ def _items():
         if case.name.endswith("-manager"):
             for step in (10, 20):
                 for item in ("state", "ema"):
-                    yield pytest.param(case, f"ckpt/{step}/{item}", f"{item}/", id=f"{case.name}-{step}-{item}")
+                    yield pytest.param(
+                        case, f"ckpt/{step}/{item}", f"{item}/", id=f"{case.name}-{step}-{item}"
+                    )
         else:
             yield pytest.param(case, "ckpt", "", id=case.name)
 
@@ -88,7 +90,11 @@ def test_python_numbers_are_scalars(corpus):
     ("case", "name", "sharding"),
     [
         ("orbax-0.12.8-default", "state.params.big", "single device cpu:0"),
-        ("orbax-0.12.8-sharded8", "state.opt_state.0.mu.kernel", "P('data', 'model') over data=4, model=2"),
+        (
+            "orbax-0.12.8-sharded8",
+            "state.opt_state.0.mu.kernel",
+            "P('data', 'model') over data=4, model=2",
+        ),
         ("orbax-0.12.8-sharded8", "state.step", "P() over data=4, model=2"),
         ("orbax-0.12.8-special", "a.b", None),
     ],

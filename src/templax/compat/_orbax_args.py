@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import msgspec
 import numpy as np
 
@@ -227,7 +228,7 @@ def _wanted(leaf: Any, asked: RestoreArgs) -> Any:
             sharding = asked.sharding
         elif asked.mesh is not None and asked.mesh_axes is not None:
             sharding = jax.sharding.NamedSharding(asked.mesh, asked.mesh_axes)
-    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
     dtype = leaf.dtype if dtype is None else dtype
     if kind is np.ndarray or (kind is None and isinstance(leaf, np.ndarray)):

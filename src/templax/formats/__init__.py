@@ -60,6 +60,7 @@ def open_catalog(source: Source, *, uncommitted: Literal["error", "allow"] = "er
     if catalog.uncommitted is not None and uncommitted == "error":
         raise Uncommitted(
             f"{catalog.url} is not a committed checkpoint: {catalog.uncommitted}",
-            hint=f'to read it all the same, restore from tx.open("{catalog.url}", uncommitted="allow")',
+            hint="to read it all the same, restore from "
+            f'tx.open("{catalog.url}", uncommitted="allow")',
         )
     return catalog

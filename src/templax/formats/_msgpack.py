@@ -136,18 +136,16 @@ def _leaves(tree: Any, path: Path) -> Iterator[tuple[Path, Leaf]]:
     elif isinstance(tree, (Value, str)):
         yield path, tree
     elif isinstance(tree, (bool, int, float)):
-        yield path, _scalar(tree, path)
+        yield path, _scalar(tree)
     else:
         raise Unsupported(
             f"templax does not read msgpack values of type `{type(tree).__name__}`", leaf=join(path)
         )
 
 
-def _scalar(number: bool | int | float, path: Path) -> Value:
-    try:
-        value = np.asarray(number)
-    except OverflowError as error:
-        raise Unsupported("templax does not read integers over 64 bits", leaf=join(path)) from error
+def _scalar(number: bool | int | float) -> Value:
+    # At most 64 bits: msgpack has no larger ones.
+    value = np.asarray(number)
     return Value(value.dtype, (), "scalar", memoryview(value.tobytes()))
 
 

@@ -9,6 +9,7 @@ from .._errors import CheckpointError, UnknownFormat
 from ..sources import Source
 from ._orbax_item import open_item
 from ._orbax_root import (
+    TREE,
     Root,
     Step,
     basename,
@@ -59,7 +60,7 @@ class Orbax:
             raise _steps_error(source, root)
         if root.what == "item":
             return _open(source)
-        pytrees = [name for name, kind in root.items.items() if kind == "pytree"]
+        pytrees = root.pytrees
         if len(pytrees) == 1:
             return _open(source.at(pytrees[0]))
         listed = ", ".join(f"`{name}` ({kind})" for name, kind in root.items.items())
@@ -80,7 +81,7 @@ def openable(source: Source) -> list[str]:
         return []
     if root.what == "item":
         return [source.url] if _opens(source) else []
-    pytrees = [source.at(name) for name, kind in root.items.items() if kind == "pytree"]
+    pytrees = [source.at(name) for name in root.pytrees]
     found = [child.url for child in pytrees if _opens(child)]
     return [source.url] if len(pytrees) == 1 and found else found
 
@@ -97,7 +98,8 @@ def inside_item(source: Source) -> UnknownFormat | None:
         return None
     if info.is_dir:
         part = name.startswith("ocdbt.process_") or name in ("d", "array_metadatas")
-        if not part and all(source.stat(m) is None for m in ZARR_FILES):
+        alone = source.stat(TREE) is not None  # an array saved by itself, without OCDBT
+        if not part and (alone or all(source.stat(m) is None for m in ZARR_FILES)):
             return None
     parent = source
     for _ in range(_PART_DEPTH):

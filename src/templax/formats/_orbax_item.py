@@ -21,11 +21,13 @@ from .._names import Path, join
 from ..sources import Source
 from . import _msgpack, _ocdbt, _tree, _zarr, _zarr_metadata
 from ._orbax_notes import Notes, read_json, read_notes
-from ._orbax_root import LEGACY, TREE
+from ._orbax_root import LEGACY, TREE, committed
 from ._signatures import is_lfs_pointer, lfs_pointer, read_head, read_metadata
 
 _EMPTY_TYPES = ("None", "Dict", "List", "Tuple", "NamedTuple")
 _STRINGS = "_strings.json"
+_MAX_FILLED = 1 << 20
+"""Absent chunks that one call may stand in for: each costs memory, and no byte of the file."""
 
 
 class _Key(msgspec.Struct):
@@ -189,6 +191,12 @@ def _from_legacy(
     leaves: Mapping[Path, _msgpack.Leaf], empties: dict[Path, str]
 ) -> Iterator[_Named]:
     for path, leaf in leaves.items():
+        if path[-2:] == ("kvstore", "driver"):
+            raise Unsupported(
+                "templax does not read T5X's own checkpoints, whose leaves are TensorStore specs",
+                leaf=join(path[:-2]),
+                file=LEGACY,
+            )
         if isinstance(leaf, _msgpack.Empty):
             empties[path] = leaf.name
         elif isinstance(leaf, _msgpack.Value):
@@ -214,6 +222,11 @@ def _open_container(source: Source, present: set[str], tree: _TreeMetadata | Non
         return _Container(_tree.index(source), None)
     if _ocdbt.MANIFEST in present:
         return _Container(_ocdbt.index(source), _ocdbt.MANIFEST)
+    if processes and committed(source):
+        raise Damaged(
+            f"The save was committed, but `{_ocdbt.MANIFEST}`, the index of its arrays, is missing",
+            file=_ocdbt.MANIFEST,
+        )
     if processes:
         raise Uncommitted(
             f"{source.url} was never finished: the databases of its processes "
@@ -318,6 +331,7 @@ def _locate(
     """The locator of a catalog: chunks of some leaves, each within a file that is really there."""
     sizes: dict[str, int] = {}
     located: dict[str, tuple[Chunk, ...]] = {}
+    filled = 0
     for entry in entries:
         handle = entry.handle
         if isinstance(handle, _msgpack.Value):
@@ -327,6 +341,12 @@ def _locate(
             chunks = _zarr.locate(
                 handle, entry.name, container.objects, source, absent=absent, index=container.index
             )
+            if absent == "fill":
+                filled += sum(chunk.codecs == ("fill",) for chunk in chunks)
+                if filled > _MAX_FILLED:
+                    raise Damaged(
+                        f"Expected at most {_MAX_FILLED} absent chunks, got more", leaf=entry.name
+                    )
             if container.index is not None:
                 _check_files(source, entry.name, chunks, sizes)
         else:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -49,7 +48,7 @@ def read_notes(source: Source, present: set[str]) -> Notes:
         for name, text in _quietly(source, _SHARDING, dict[str, Any], {}).items():
             try:
                 shardings[base64.b64decode(name, validate=True).decode()] = _sharding_text(text)
-            except (binascii.Error, ValueError, KeyError, TypeError, RecursionError):
+            except (ValueError, KeyError, TypeError, RecursionError):
                 continue
     if _ARRAY_METADATAS in present:
         for info in source.children(_ARRAY_METADATAS):

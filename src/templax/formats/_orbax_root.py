@@ -55,12 +55,22 @@ class Root:
         evidence: Why, in words.
         items: Of "items": name → kind.
         steps: Of "steps": sorted by number.
+        handled: Of "items": the names that the step's metadata knows, if it has a list.
     """
 
     what: Literal["item", "items", "steps", "json"]
     evidence: str
     items: Mapping[str, ItemKind] = field(default_factory=dict)
     steps: tuple[Step, ...] = ()
+    handled: frozenset[str] = frozenset()
+
+    @property
+    def pytrees(self) -> list[str]:
+        """Names of the items that are pytrees. Of those, a directory that came later (a note, a
+        half copy) is none if the metadata lists others.
+        """
+        found = [name for name, kind in self.items.items() if kind == "pytree"]
+        return [name for name in found if name in self.handled] or found
 
 
 def examine(source: Source) -> Root | None:
@@ -77,7 +87,8 @@ def examine(source: Source) -> Root | None:
     held = items(source)
     if "pytree" in held.values() or "json" in held.values():
         first = next(name for name, kind in held.items() if kind != "other")
-        return Root("items", f"the item directory `{first}`", items=held)
+        handled = frozenset(handlers) if isinstance(handlers, dict) else frozenset[str]()
+        return Root("items", f"the item directory `{first}`", items=held, handled=handled)
     if "metadata" in names:
         return Root("json", "the JSON file `metadata`")
     return None
@@ -159,6 +170,18 @@ def uncommitted(source: Source) -> str | None:
         # An item of a step: the commit is recorded for the step as a whole.
         problem = _commit_problem(source.at(".."))
     return problem
+
+
+def committed(source: Source) -> bool:
+    """Whether a file says that the save of an item, or of the step that it is in, finished."""
+    if any(TEMPORARY in part for part in source.url.split("/")):
+        return False
+    places = [source] if STEP_METADATA in _names(source) else [source, source.at("..")]
+    return any(
+        place.stat(COMMITTED) is not None
+        or isinstance(step_metadata(place).get("commit_timestamp_nsecs"), int)
+        for place in places
+    )
 
 
 def _commit_problem(source: Source) -> str | None:

@@ -16,7 +16,7 @@ from .._errors import CheckpointError, Damaged
 from ..sources import Source
 from ._zarr_metadata import Array, Sharding
 
-_MAX_MISSING = 1 << 20
+_MAX_MISSING = 1 << 16
 _EMPTY = 2**64 - 1
 # A zstd block is 4 bytes at least and decodes to 128 KiB at most (RFC 8878, section 3.1.1.2).
 _ZSTD_BLOCK, _ZSTD_BLOCK_DECODED = 4, 1 << 17

@@ -30,6 +30,8 @@ class Local:
         self.url = os.path.expanduser(os.fspath(path))
         # Absolute now: a later chdir must not change what is read.
         self._root = os.path.abspath(self.url)
+        if os.path.basename(self.url.rstrip("/")) in ("", ".", ".."):
+            self.url = self._root  # its name tells: a step's number, a save that never finished
         self._versions: dict[str, Version] = {}
         self._lock = threading.Lock()
 

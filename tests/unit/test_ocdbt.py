@@ -1,0 +1,297 @@
+"""The OCDBT reader lists what TensorStore wrote, and survives what nobody would write."""
+
+import contextlib
+import json
+import tempfile
+from pathlib import Path
+
+import pytest
+import tensorstore as ts
+import zstandard
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from templax._codecs import crc32c
+from templax._errors import Damaged, NotFound, TemplaxError, Unsupported
+from templax.formats._ocdbt import index
+from templax.sources import Local, Memory
+
+CORPUS = Path(__file__).parents[1] / "corpus"
+
+# --- databases that TensorStore writes
+
+
+def _write(directory, values, config):
+    spec = {"driver": "ocdbt", "base": f"file://{directory}/", "config": config}
+    store = ts.KvStore.open(spec).result()
+    for key, value in values.items():
+        store.write(key, value).result()
+
+
+def _contents(source, prefix=""):
+    return {
+        key: bytes(
+            source.read(extent.key, extent.start, extent.stop)
+            if extent.inline is None
+            else extent.inline
+        )
+        for key, extent in index(source, prefix).items()
+    }
+
+
+@settings(max_examples=15)
+@given(
+    values=st.dictionaries(
+        st.text(min_size=1, max_size=40), st.binary(max_size=300), min_size=1, max_size=20
+    ),
+    inline=st.sampled_from([0, 20, 1024]),
+    node=st.sampled_from([200, 1000, 1 << 20]),
+    compression=st.sampled_from([None, {"id": "zstd", "level": 1}]),
+)
+def test_every_key_and_value_of_a_database(values, inline, node, compression):
+    config = {
+        "max_inline_value_bytes": inline,
+        "max_decoded_node_bytes": node,
+        "compression": compression,
+    }
+    with tempfile.TemporaryDirectory() as directory:
+        _write(directory, values, config)
+        assert _contents(Local(directory)) == values
+        assert list(index(Local(directory))) == sorted(values, key=str.encode)
+
+
+def test_a_database_with_numbered_manifests(tmp_path):
+    _write(tmp_path, {"a": b"1", "b": b"2" * 500}, {"manifest_kind": "numbered"})
+    assert _contents(Local(tmp_path)) == {"a": b"1", "b": b"2" * 500}
+    for numbered in tmp_path.glob("manifest.0*"):
+        numbered.unlink()
+    with pytest.raises(Damaged, match=r"Expected a file `manifest.<16 hex digits>` beside it"):
+        index(Local(tmp_path))
+
+
+def test_a_database_whose_keys_were_all_deleted_is_empty(tmp_path):
+    _write(tmp_path, {"a": b"1"}, {})
+    store = ts.KvStore.open({"driver": "ocdbt", "base": f"file://{tmp_path}/"}).result()
+    store.write("a", None).result()
+    assert index(Local(tmp_path)) == {}
+
+
+def test_a_database_below_a_prefix_has_extents_relative_to_the_source(tmp_path):
+    _write(tmp_path / "db", {"big": b"x" * 2000, "small": b"y"}, {})
+    found = index(Local(tmp_path), "db/")
+    assert _contents(Local(tmp_path), "db/") == {"big": b"x" * 2000, "small": b"y"}
+    assert all(extent.key.startswith("db/d/") for extent in found.values())
+
+
+def test_a_missing_manifest_is_not_found():
+    with pytest.raises(NotFound) as caught:
+        index(Memory({}))
+    assert str(caught.value) == "Expected a file, found none - file `manifest.ocdbt`"
+
+
+# --- databases that nobody would write: assembled here from the specification
+
+
+def _number(n):
+    out = b""
+    while n > 0x7F:
+        out, n = out + bytes([n & 0x7F | 0x80]), n >> 7
+    return out + bytes([n])
+
+
+def _numbers(*column):
+    return b"".join(map(_number, column))
+
+
+def _envelope(magic, body, compression=0):
+    if compression:
+        body = zstandard.ZstdCompressor().compress(body)
+    head = magic.to_bytes(4, "big") + (18 + len(body)).to_bytes(8, "little")
+    data = head + bytes([0, compression]) + body
+    return data + crc32c(data).to_bytes(4, "little")
+
+
+def _files(*paths):
+    lengths = [len(path) for path in paths]
+    shared = [0] * (len(paths) - 1)
+    return _numbers(len(paths), *shared, *lengths, *[0] * len(paths)) + b"".join(paths)
+
+
+def _manifest(root_length, height=0, *, file=b"d/a", kind=0):
+    config = bytes(16) + _numbers(kind, 1024, 10**8) + b"\x04" + _number(0)
+    version = _number(1) + _number(1) + bytes([height]) + _numbers(0, 0, root_length, 1, 1, 0)
+    return _envelope(0x0CDB3A2A, config + _files(file) + version + bytes(8) + _number(0))
+
+
+def _node(height, files, keys, tail):
+    lengths = [len(key) for key in keys]
+    shared = [0] * (len(keys) - 1)
+    common = lengths if height else []
+    columns = _numbers(len(keys), *shared, *lengths, *common) + b"".join(keys)
+    return bytes([height]) + files + columns + tail
+
+
+def _database(body, height=0, compression=0):
+    node = _envelope(0x0CDB20DE, body, compression)
+    return Memory({"manifest.ocdbt": _manifest(len(node), height), "d/a": node})
+
+
+def test_the_encoder_of_these_tests_writes_what_the_reader_reads():
+    body = _node(0, _files(b"v"), [b"k", b"l"], _numbers(2, 3) + b"\0\1" + _numbers(0, 7) + b"hi")
+    found = index(_database(body))
+    assert found["k"].inline == b"hi"
+    assert (found["l"].key, found["l"].start, found["l"].stop) == ("v", 7, 10)
+
+
+@pytest.mark.parametrize("path", [b"/etc/passwd", b"../x", b"a/../../x", b"a\0b", b"a//b", b"."])
+def test_a_data_file_outside_of_the_database_is_refused(path):
+    body = _node(0, _files(path), [b"k"], _number(3) + b"\1" + _numbers(0, 0))
+    with pytest.raises(Damaged) as caught:
+        index(_database(body))
+    assert str(caught.value) == (
+        f"Expected a data file inside the checkpoint, got {path.decode()!r} - file `d/a`"
+    )
+
+
+def test_a_node_that_is_its_own_child_is_refused():
+    """Heights must fall: the walk can't go in circles."""
+    length = 18 + len(_node(1, _files(b"d/a"), [b"k"], _numbers(0, 0, 0, 1, 1, 1)))
+    body = _node(1, _files(b"d/a"), [b"k"], _numbers(0, 0, length, 1, 1, 1))
+    with pytest.raises(Damaged) as caught:
+        index(_database(body, height=1))
+    assert str(caught.value) == (
+        f"Expected an index node of height 0, got 1 - file `d/a`, bytes 0-{length}"
+    )
+
+
+def test_a_tree_that_names_one_child_again_and_again_ends():
+    """Two references per node double the work with each level: refused, not walked."""
+    leaf = _envelope(0x0CDB20DE, _node(0, _files(), [b"k"], _number(0) + b"\0"))
+    objects, length, depth = {"d/0": leaf}, len(leaf), 40
+    for height in range(1, depth + 1):
+        child = b"d/%d" % (height - 1)
+        tail = _numbers(0, 0, 0, 0, length, length, 1, 1, 1, 1, 1, 1)
+        node = _envelope(0x0CDB20DE, _node(height, _files(child), [b"a", b"b"], tail))
+        objects[f"d/{height}"], length = node, len(node)
+    objects["manifest.ocdbt"] = _manifest(length, depth, file=b"d/%d" % depth)
+    with pytest.raises(Unsupported, match="templax reads indexes of up to"):
+        index(Memory(objects))
+
+
+def test_prefixes_that_multiply_into_gigabytes_are_refused():
+    """A megabyte of lengths may declare 64 GiB of names."""
+    n = 1 << 19
+    lengths = _number(60000) * (n - 1) + _number(60000) + _number(1) * (n - 1)
+    body = bytes([0]) + _files() + _number(n) + lengths + bytes(60000 + n)
+    with pytest.raises(Damaged, match="Expected at most 268435456 bytes of names"):
+        index(_database(body, compression=1))
+
+
+@pytest.mark.parametrize("n", [2**20 + 1, 2**40, 2**63])
+def test_a_count_beyond_what_the_node_holds_is_refused(n):
+    body = bytes([0]) + _files() + _number(n) + b"\1" * 100
+    with pytest.raises(Damaged, match="Expected 1 to 1048576 entries"):
+        index(_database(body))
+
+
+def test_a_node_that_decodes_to_more_than_its_limit_is_refused():
+    with pytest.raises(Damaged, match="Expected at most 200000000 decoded bytes, got more"):
+        index(_database(bytes(200_000_001), compression=1))
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (_node(0, _files(), [b"b", b"a"], _numbers(0, 0) + b"\0\0"), "Expected keys in order"),
+        (_node(0, _files(), [b"\xff"], _number(0) + b"\0"), "Expected keys in UTF-8"),
+        (_node(0, _files(), [b"k"], _number(0) + b"\2"), "Expected values of kinds 0 and 1, got 2"),
+        (_node(0, _files(), [b"k"], _number(0) + b"\1" + _numbers(0, 0)), "one of 0 data files"),
+        (_node(0, _files(), [b"k"], _number(9) + b"\0"), "Expected 9 more bytes, got 0"),
+        (_node(0, _files(), [b"k"], _number(0) + b"\0x"), "Expected the end, got 1 more bytes"),
+        (
+            _node(0, _files(b"v"), [b"k"], _number(2**62) + b"\1" + _numbers(0, 2**62)),
+            "Expected a byte range below",
+        ),
+        (_node(0, _files(), [b"k"], b"\xff" * 11), "Expected 1 numbers, got 0"),
+        (_node(0, _files(), [b"k"], b"\xff" * 9 + b"\x02"), "Expected numbers of at most 64 bits"),
+    ],
+)
+def test_a_node_that_contradicts_itself_is_named(body, message):
+    with pytest.raises(Damaged, match=message) as caught:
+        index(_database(body))
+    assert caught.value.file == "d/a"
+
+
+@pytest.mark.parametrize(
+    ("at", "what"), [(12, "OCDBT version 0, got 7"), (13, "compression 0 and")]
+)
+def test_what_a_later_version_may_write_is_named(at, what):
+    node = bytearray(_envelope(0x0CDB20DE, b""))
+    node[at] = 7
+    node[-4:] = crc32c(bytes(node[:-4])).to_bytes(4, "little")
+    with pytest.raises(Unsupported, match=what):
+        index(Memory({"manifest.ocdbt": _manifest(len(node)), "d/a": bytes(node)}))
+
+
+@pytest.mark.parametrize(
+    ("tail", "message"),
+    [
+        (_numbers(0, 2**64 - 1, 2**64 - 1, 1, 1, 1), "Expected a child node, got an absent one"),
+        (_numbers(0, 0, 2**40, 1, 1, 1), "Expected an index node of at most 268435456 bytes"),
+        (_numbers(0, 0, 10**6, 1, 1, 1), "Expected at least 1000000 bytes, the file has"),
+        (_numbers(1, 0, 10, 1, 1, 1), "Expected one of 1 data files, got number 1"),
+    ],
+)
+def test_a_child_that_is_not_there_is_damage(tail, message):
+    with pytest.raises(Damaged, match=message):
+        index(_database(_node(1, _files(b"d/a"), [b"k"], tail), height=1))
+
+
+@given(data=st.data())
+def test_any_altered_byte_of_a_database_is_noticed(data):
+    """Manifest and nodes are covered by their checksums from the first byte to the last."""
+    case = CORPUS / "orbax-0.12.8-default" / "ckpt"
+    objects = {
+        p.relative_to(case).as_posix(): p.read_bytes() for p in case.rglob("*") if p.is_file()
+    }
+    (node,) = [key for key in objects if key.startswith("d/")]
+    key = data.draw(st.sampled_from(["manifest.ocdbt", node]))
+    at = data.draw(st.integers(0, len(objects[key]) - 1))
+    changed = bytearray(objects[key])
+    changed[at] ^= data.draw(st.integers(1, 255))
+    with pytest.raises((Damaged, Unsupported)):
+        index(Memory(objects | {key: bytes(changed)}))
+
+
+@settings(max_examples=200)
+@given(data=st.data())
+def test_altered_bodies_with_sound_checksums_raise_only_errors_of_templax(data):
+    case = CORPUS / "orbax-handmade-aligned" / "ckpt"
+    objects = {
+        p.relative_to(case).as_posix(): p.read_bytes() for p in case.rglob("*") if p.is_file()
+    }
+    manifest = objects["manifest.ocdbt"]
+    (file,) = [key for key in objects if key.startswith("d/")]
+    start = objects[file].index(bytes.fromhex("0cdb20de"))
+    whole = data.draw(st.sampled_from([manifest, objects[file][start:]]))
+    body = bytearray(whole[14:-4])
+    for _ in range(data.draw(st.integers(1, 3))):
+        body[data.draw(st.integers(0, len(body) - 1))] = data.draw(st.integers(0, 255))
+    changed = _envelope(int.from_bytes(whole[:4], "big"), bytes(body))
+    if whole is manifest:
+        objects["manifest.ocdbt"] = changed
+    else:
+        objects[file] = objects[file][:start] + changed
+    with contextlib.suppress(TemplaxError):
+        assert isinstance(json.dumps(list(index(Memory(objects)))), str)
+
+
+@given(junk=st.binary(max_size=200))
+def test_arbitrary_bytes_raise_only_errors_of_templax(junk):
+    for magic in (0x0CDB3A2A, 0x0CDB20DE):
+        for data in (junk, _envelope(magic, junk), _envelope(magic, junk, 1)):
+            node = _manifest(len(data))
+            with pytest.raises(TemplaxError):
+                index(
+                    Memory({"manifest.ocdbt": data if magic == 0x0CDB3A2A else node, "d/a": data})
+                )

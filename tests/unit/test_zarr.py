@@ -1,0 +1,462 @@
+"""Arrays that TensorStore writes are read as it reads them; hostile metadata is refused."""
+
+import contextlib
+import json
+import math
+import tempfile
+
+import ml_dtypes
+import numpy as np
+import pytest
+import tensorstore as ts
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from templax._boxes import intersect, shape_of, slices, whole, within
+from templax._catalog import Extent
+from templax._codecs import crc32c, decode
+from templax._errors import Damaged, TemplaxError, Unsupported
+from templax.formats import _tree
+from templax.formats._zarr import locate
+from templax.formats._zarr_metadata import parse
+from templax.sources import Local, Memory
+
+BFLOAT16, INT4 = np.dtype(ml_dtypes.bfloat16), np.dtype(ml_dtypes.int4)
+
+
+def _read(source, name="a", absent="error"):
+    """The values of an array, its chunks put together without the engine."""
+    objects = _tree.index(source)
+    file = next(f for f in (".zarray", "zarr.json") if f"{name}/{f}" in objects)
+    array = parse(source.read(f"{name}/{file}"), file)
+    values = np.zeros(array.shape, array.dtype)
+    covered = 0
+    for chunk in locate(array, name, objects, source, absent=absent):
+        extent, shape = chunk.extent, shape_of(chunk.box)
+        data = extent.inline
+        if data is None:
+            data = source.read(extent.key, extent.start, extent.stop)
+        decoded = decode(chunk.codecs, data, math.prod(shape) * array.dtype.itemsize)
+        part = np.frombuffer(decoded, np.uint8).view(array.dtype).reshape(shape, order=chunk.order)
+        inside = intersect(chunk.box, whole(array.shape))
+        values[slices(inside)] = part[slices(within(inside, chunk.box))]
+        covered += math.prod(shape_of(inside))
+    assert covered == values.size
+    return values
+
+
+# --- what TensorStore writes
+
+DTYPES = (
+    "bool int8 uint16 int32 uint64 float16 float32 float64 complex64 bfloat16 int4 float8_e4m3fn"
+)
+
+
+@st.composite
+def _arrays(draw):
+    """An array of small random values, and the shape of its chunks."""
+    dtype = draw(st.sampled_from(DTYPES.split()))
+    shape = tuple(draw(st.lists(st.integers(1, 7), max_size=3)))
+    chunks = tuple(draw(st.integers(1, n + 2)) for n in shape)
+    seed = draw(st.integers(0, 2**32 - 1))
+    values = np.random.default_rng(seed).integers(0, 7, shape)
+    return np.asarray(values).astype(np.dtype(getattr(ml_dtypes, dtype, dtype))), chunks
+
+
+def _store(directory, driver, metadata, values, **options):
+    spec = {
+        "driver": driver,
+        "kvstore": f"file://{directory}/a/",
+        "metadata": metadata,
+        "create": True,
+        **options,
+    }
+    store = ts.open(spec, dtype=values.dtype.name, shape=values.shape).result()
+    store.write(values).result()
+
+
+def _same(a, b):
+    return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
+
+
+@given(
+    array=_arrays(),
+    compressor=st.sampled_from([None, {"id": "zstd", "level": 1}]),
+    order=st.sampled_from(["C", "F"]),
+    separator=st.sampled_from([".", "/"]),
+)
+def test_zarr2_is_read_as_tensorstore_reads_it(array, compressor, order, separator):
+    values, chunks = array
+    metadata = {
+        "chunks": chunks,
+        "compressor": compressor,
+        "order": order if len(chunks) > 1 else "C",  # TensorStore refuses to open its own "F"
+        "dimension_separator": separator,
+    }
+    with tempfile.TemporaryDirectory() as directory:
+        _store(directory, "zarr", metadata, values, store_data_equal_to_fill_value=True)
+        assert _same(_read(Local(directory)), values)
+
+
+BYTES = {"name": "bytes", "configuration": {"endian": "little"}}
+ZSTD = {"name": "zstd", "configuration": {"level": 1}}
+CRC = {"name": "crc32c"}
+
+
+def _sharded(chunk_shape, codecs, location="end", index=(BYTES, CRC)):
+    return {
+        "name": "sharding_indexed",
+        "configuration": {
+            "chunk_shape": list(chunk_shape),
+            "codecs": list(codecs),
+            "index_codecs": list(index),
+            "index_location": location,
+        },
+    }
+
+
+@given(
+    array=_arrays(),
+    rest=st.sampled_from([[], [ZSTD], [CRC], [ZSTD, CRC], [CRC, ZSTD]]),
+    location=st.sampled_from([None, "start", "end"]),
+    index=st.sampled_from([[BYTES], [BYTES, CRC]]),
+    split=st.integers(1, 3),
+    encoding=st.sampled_from(
+        [("default", "/"), ("default", "."), ("v2", "."), ("v2", "/")],
+    ),
+)
+def test_zarr3_is_read_as_tensorstore_reads_it(array, rest, location, index, split, encoding):
+    values, inner = array
+    codecs, shard = [BYTES, *rest], inner
+    if location is not None:
+        codecs = [_sharded(inner, codecs, location, index)]
+        shard = tuple(c * split for c in inner)
+    metadata = {
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": shard}},
+        "chunk_key_encoding": {"name": encoding[0], "configuration": {"separator": encoding[1]}},
+        "codecs": codecs,
+    }
+    with tempfile.TemporaryDirectory() as directory:
+        _store(directory, "zarr3", metadata, values, store_data_equal_to_fill_value=True)
+        assert _same(_read(Local(directory)), values)
+
+
+@settings(max_examples=15)
+@given(array=_arrays())
+def test_shards_in_shards_are_read_as_tensorstore_reads_them(array):
+    values, inner = array
+    middle = tuple(2 * c for c in inner)
+    nested = _sharded(middle, [_sharded(inner, [BYTES, ZSTD])])
+    shape = [2 * c for c in middle]
+    metadata = {
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": shape}},
+        "codecs": [nested],
+    }
+    with tempfile.TemporaryDirectory() as directory:
+        _store(directory, "zarr3", metadata, values, store_data_equal_to_fill_value=True)
+        assert _same(_read(Local(directory)), values)
+
+
+@given(array=_arrays(), driver=st.sampled_from(["zarr", "zarr3"]), data=st.data())
+def test_chunks_equal_to_the_fill_value_may_be_absent(array, driver, data):
+    values, chunks = array
+    fill = data.draw(st.sampled_from([0, 1]))
+    values = np.where(np.arange(values.size).reshape(values.shape) % 3, values, 0).astype(
+        values.dtype
+    )
+    if data.draw(st.booleans()):
+        values[...] = fill
+    fill = bool(fill) if values.dtype == bool else fill
+    if values.dtype.kind == "c":
+        fill = [fill, 0]
+    metadata = {"fill_value": fill}
+    if driver == "zarr":
+        name = values.dtype.str if values.dtype.kind != "V" else values.dtype.name
+        metadata |= {"chunks": chunks, "compressor": None, "dtype": name}
+    else:
+        grid = {"name": "regular", "configuration": {"chunk_shape": [2 * c for c in chunks]}}
+        metadata |= {"chunk_grid": grid, "codecs": [_sharded(chunks, [BYTES])]}
+        metadata["data_type"] = values.dtype.name
+    with tempfile.TemporaryDirectory() as directory:
+        _store(directory, driver, metadata, values)
+        assert _same(_read(Local(directory), absent="fill"), values)
+
+
+# --- metadata and chunks made here
+
+
+def _zarray(**changes):
+    metadata = {
+        "zarr_format": 2,
+        "shape": [4],
+        "chunks": [2],
+        "dtype": "<f4",
+        "compressor": None,
+        "fill_value": None,
+        "filters": None,
+        "order": "C",
+    }
+    return json.dumps(metadata | changes).encode()
+
+
+def _zarr_json(**changes):
+    metadata = {
+        "zarr_format": 3,
+        "node_type": "array",
+        "shape": [4],
+        "data_type": "float32",
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [2]}},
+        "chunk_key_encoding": {"name": "default"},
+        "fill_value": 0,
+        "codecs": [BYTES],
+    }
+    return json.dumps(metadata | changes).encode()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"compressor": {"id": "blosc"}}, "templax does not read codec `blosc`"),
+        ({"compressor": {"id": "gzip"}}, "templax does not read codec `gzip`"),
+        ({"filters": [{"id": "delta"}]}, "templax reads no zarr filters, got `delta`"),
+        ({"dtype": ">f4"}, "templax does not read dtype `>f4`"),
+        ({"dtype": "|O"}, "templax does not read dtype `|O`"),
+        ({"dtype": "<M8[s]"}, "templax does not read dtype `<M8[s]`"),
+        ({"dtype": [["a", "<f4"]]}, "templax does not read dtype `[['a', '<f4']]`"),
+        ({"order": "X"}, "templax reads arrays of order C and F, got `X`"),
+        ({"zarr_format": 1}, "templax reads zarr_format 2 in `.zarray`, got 1"),
+    ],
+)
+def test_what_zarr2_may_be_but_templax_does_not_read_is_named(changes, message):
+    with pytest.raises(Unsupported) as caught:
+        parse(_zarray(**changes), ".zarray")
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"codecs": [BYTES, {"name": "gzip"}]}, "templax does not read codec `gzip`"),
+        ({"codecs": [{"name": "transpose"}, BYTES]}, "templax does not read codec `transpose`"),
+        (
+            {"codecs": [{"name": "bytes", "configuration": {"endian": "big"}}]},
+            "templax reads little-endian arrays, got codec `bytes` with 'big'",
+        ),
+        ({"codecs": [_sharded([1], [BYTES]), ZSTD]}, "does not read codec `zstd` around shards"),
+        ({"codecs": [BYTES, ZSTD, ZSTD]}, "templax reads chunks compressed once"),
+        ({"data_type": "string"}, "templax does not read dtype `string`"),
+        ({"chunk_grid": {"name": "rectilinear"}}, "does not read chunk grid `rectilinear`"),
+        ({"chunk_key_encoding": {"name": "x"}}, "does not read chunk key encoding `x`"),
+        ({"storage_transformers": [{}]}, "templax reads no zarr storage transformers"),
+        ({"node_type": "group"}, "got group of 3"),
+        (
+            {"codecs": [_sharded([1], [BYTES], index=[BYTES, ZSTD])]},
+            "does not read shard indexes with codecs ['bytes', 'zstd']",
+        ),
+    ],
+)
+def test_what_zarr3_may_be_but_templax_does_not_read_is_named(changes, message):
+    with pytest.raises(Unsupported) as caught:
+        parse(_zarr_json(**changes), "zarr.json")
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"shape": [-1]},
+        {"shape": [2**63]},
+        {"shape": [10**30]},
+        {"shape": [2.5]},
+        {"shape": ["4"]},
+        {"shape": [2**40, 2**40], "chunks": [1, 1]},
+        {"shape": [1] * 33, "chunks": [1] * 33},
+        {"chunks": [0]},
+        {"chunks": [-2]},
+        {"chunks": [2, 2]},
+        {"chunks": [2**40]},
+        {"shape": "x"},
+    ],
+)
+def test_numbers_that_no_array_has_are_damage(changes):
+    with pytest.raises(Damaged):
+        parse(_zarray(**changes), ".zarray")
+
+
+@pytest.mark.parametrize(
+    ("codecs", "message"),
+    [
+        ([], "Expected a codec that makes bytes of an array, got none"),
+        ([_sharded([1, 1], [BYTES])], "Expected inner chunks of 1 dimensions, got (1, 1)"),
+        ([_sharded([0], [BYTES])], "Expected inner chunks of 1 dimensions, got (0,)"),
+        ([_sharded([3], [BYTES])], "Expected inner chunks that divide shards (2,), got (3,)"),
+    ],
+)
+def test_codecs_that_make_no_sense_are_damage(codecs, message):
+    with pytest.raises(Damaged) as caught:
+        parse(_zarr_json(codecs=codecs), "zarr.json")
+    assert str(caught.value) == message
+
+
+def test_unreadable_metadata_is_damage():
+    for data in (b"", b"{", b"[" * 100_000, b"\xff", b"{}", _zarray() + b"x", b" " * (2 << 20)):
+        for file in (".zarray", "zarr.json"):
+            with pytest.raises(Damaged):
+                parse(data, file)
+
+
+def test_shards_nested_without_end_are_refused():
+    codec = BYTES
+    for _ in range(20):
+        codec = _sharded([1], [codec])
+    with pytest.raises(Unsupported, match="templax reads shards in shards 4 deep"):
+        parse(_zarr_json(codecs=[codec]), "zarr.json")
+
+
+def _lost(data, objects, *, index=None, absent="error", file=".zarray"):
+    source = Memory({})
+    extents = {k: Extent(k, 0, len(v), v) for k, v in objects.items()}
+    return locate(parse(data, file), "a", extents, source, absent=absent, index=index)
+
+
+def test_a_missing_chunk_names_leaf_and_file():
+    objects = {"a/0": bytes(8)}
+    with pytest.raises(Damaged) as caught:
+        _lost(_zarray(), objects)
+    assert str(caught.value) == "Expected a chunk, found none - at `a`, file `a/1`"
+    with pytest.raises(Damaged) as caught:
+        _lost(_zarray(), objects, index="manifest.ocdbt")
+    assert str(caught.value) == (
+        "Expected chunk `a/1`, the index has none - at `a`, file `manifest.ocdbt`"
+    )
+
+
+def test_a_missing_chunk_without_a_fill_value_is_damage_even_where_it_may_be_absent():
+    with pytest.raises(Damaged, match="Expected a chunk, found none"):
+        _lost(_zarray(fill_value=None), {"a/0": bytes(8)}, absent="fill")
+
+
+def test_a_grid_of_chunks_that_are_not_there_is_not_walked():
+    huge = _zarray(shape=[2**40], chunks=[1], fill_value=0)
+    for absent in ("error", "fill"):
+        with pytest.raises(Damaged) as caught:
+            _lost(huge, {"a/0": bytes(4)}, absent=absent)
+        assert str(caught.value) == "Expected a chunk, found none - at `a`, file `a/1`"
+
+
+def test_an_array_without_elements_has_no_chunks():
+    assert _lost(_zarray(shape=[0], chunks=[1]), {}) == ()
+    assert _lost(_zarray(shape=[2**62, 0, 2**62], chunks=[1, 1, 1]), {}) == ()
+
+
+def test_a_raw_chunk_of_another_length_is_damage():
+    with pytest.raises(Damaged) as caught:
+        _lost(_zarray(), {"a/0": bytes(8), "a/1": bytes(7)})
+    assert str(caught.value) == "Expected a chunk of 8 bytes, got 7 - at `a`, file `a/1`"
+
+
+def test_a_compressed_chunk_that_cannot_hold_its_elements_is_damage():
+    big = _zarray(shape=[2**40], chunks=[2**40], compressor={"id": "zstd"})
+    with pytest.raises(Damaged, match="can't decode to as many"):
+        _lost(big, {"a/0": bytes(30_000)})
+
+
+def test_a_compressed_chunk_far_larger_than_its_elements_is_damage():
+    with pytest.raises(Damaged, match="Expected 8 bytes compressed, got 70000"):
+        _lost(_zarray(compressor={"id": "zstd"}), {"a/0": bytes(70_000), "a/1": bytes(8)})
+
+
+@pytest.mark.parametrize(
+    ("dtype", "fill", "expected"),
+    [
+        ("<f4", "NaN", np.float32("nan")),
+        ("<f4", "-Infinity", np.float32("-inf")),
+        ("<f8", 1.5, np.float64(1.5)),
+        ("<f4", "0x7fc00001", np.uint32(0x7FC00001)),
+        ("bfloat16", 1, BFLOAT16.type(1)),
+        ("<u8", 2**64 - 1, np.uint64(2**64 - 1)),
+        ("<i8", -(2**63), np.int64(-(2**63))),
+        ("|b1", True, np.bool_(True)),
+        ("int4", -3, INT4.type(-3)),
+        ("<c8", [1, "Infinity"], np.complex64(complex(1, math.inf))),
+    ],
+)
+def test_fill_values_are_read_as_zarr_spells_them(dtype, fill, expected):
+    (chunk,) = _lost(_zarray(dtype=dtype, fill_value=fill), {}, absent="fill")
+    assert chunk.codecs == ("fill",)
+    assert chunk.box == ((0, 4),)
+    assert bytes(chunk.extent.inline) == expected.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "fill"),
+    [
+        ("|u1", 300),
+        ("|u1", -1),
+        ("<i4", 1.5),
+        ("<f4", "x"),
+        ("<f4", {}),
+        ("<f4", [1, 2]),
+        ("<i8", 2**70),
+    ],
+)
+def test_a_fill_value_that_is_none_of_its_dtype_is_damage(dtype, fill):
+    with pytest.raises(Damaged, match="Expected a fill_value of dtype"):
+        _lost(_zarray(dtype=dtype, fill_value=fill), {}, absent="fill")
+
+
+def _shard(entries, data=b"", checked=True):
+    index = np.array(entries, "<u8").tobytes()
+    return data + index + (crc32c(index).to_bytes(4, "little") if checked else b"")
+
+
+SHARDED = _zarr_json(shape=[2], codecs=[_sharded([1], [BYTES])])
+NONE = 2**64 - 1
+
+
+def test_the_index_of_a_shard_is_verified():
+    shard = bytearray(_shard([(0, 4), (4, 4)], bytes(8)))
+    shard[-5] ^= 1
+    with pytest.raises(
+        Damaged, match=r"of a shard's index, got `.*` - at `a`, file `a/c/0`, bytes"
+    ):
+        _lost(SHARDED, {"a/c/0": bytes(shard)}, file="zarr.json")
+
+
+@pytest.mark.parametrize("entry", [(41, 4), (NONE, 4), (2**63, 2**63), (4, 2**40)])
+def test_an_inner_chunk_outside_of_its_shard_is_damage(entry):
+    with pytest.raises(Damaged, match="Expected an inner chunk within the 44 bytes of its shard"):
+        _lost(SHARDED, {"a/c/0": _shard([(0, 4), entry], bytes(8))}, file="zarr.json")
+
+
+def test_an_empty_inner_chunk_is_lost_data_or_the_fill_value():
+    objects = {"a/c/0": _shard([(0, 4), (NONE, NONE)], bytes(4))}
+    with pytest.raises(Damaged, match="Expected a chunk, found none"):
+        _lost(SHARDED, objects, file="zarr.json")
+    chunks = _lost(SHARDED, objects, file="zarr.json", absent="fill")
+    assert [(c.box, c.codecs) for c in chunks] == [(((0, 1),), ()), (((1, 2),), ("fill",))]
+
+
+def test_a_shard_too_short_for_its_index_is_damage():
+    with pytest.raises(Damaged, match="Expected a shard with an index of 36 bytes, got 10 bytes"):
+        _lost(SHARDED, {"a/c/0": bytes(10)}, file="zarr.json")
+
+
+@settings(max_examples=300)
+@given(data=st.data())
+def test_altered_metadata_raises_only_errors_of_templax(data):
+    file, text = data.draw(
+        st.sampled_from(
+            [(".zarray", _zarray()), ("zarr.json", _zarr_json()), ("zarr.json", SHARDED)]
+        )
+    )
+    changed = bytearray(text)
+    at = data.draw(st.integers(0, len(changed) - 1))
+    changed[at : at + data.draw(st.integers(0, 3))] = data.draw(
+        st.binary(max_size=2) | st.sampled_from([b"99999999", b"-", b"null", b"[]", b"1e9"])
+    )
+    objects = {"a/0": bytes(8), "a/1": bytes(8), "a/c/0": bytes(8), "a/c/1": bytes(8)}
+    with contextlib.suppress(TemplaxError):
+        _lost(
+            bytes(changed), objects, file=file, absent=data.draw(st.sampled_from(["error", "fill"]))
+        )
