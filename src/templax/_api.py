@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Union
 
 from ._catalog import Catalog
-from ._dtypes import CASTS, Cast
-from ._errors import CastWarning, TemplateError, UsageError
+from ._dtypes import CASTS, Cast, holds
+from ._errors import CastWarning, Mismatch, TemplateError, UsageError
 from ._hints import with_hints
 from ._match import Match, Options, Side, match
 from ._names import Rename
@@ -21,6 +22,7 @@ from .formats import open_catalog
 from .sources import Source, open_source
 
 if TYPE_CHECKING:
+    from ._execute import Finished
     from ._recipe import Recipe
 
 PyTree = Any
@@ -80,23 +82,14 @@ def restore(
         ...            extra="ignore")["scale"].dtype
         dtype('float32')
     """
-    from ._execute import execute
     from ._place import place
-    from ._plan import plan
     from ._pytree import as_template
 
     wanted = as_template(template, shardings)
     catalogs, found = _matched(checkpoint, wanted, at, rename, missing, extra, cast)
     if not found.ok:
         raise TemplateError(found)
-    chunks = [
-        catalog.locate(
-            [p.entry for p in found.pairs if p.fallback == bool(i) and p.entry.kind != "string"]
-        )
-        for i, catalog in enumerate(catalogs)
-    ]
-    reads = plan(found, chunks)
-    with closing(execute(reads, [c.source for c in catalogs], threads)) as finished:
+    with closing(_read(catalogs, found, threads)) as finished:
         tree, cast_s = place(found, finished)
     if found.casts:
         warnings.warn(CastWarning(_said(found, cast_s)), stacklevel=2)
@@ -217,7 +210,53 @@ def _matched(
     sides = [Side(c.entries, c.empties) for c in catalogs]
     fallback = sides[1] if len(sides) == 2 else None
     result = match(catalogs[0].url, sides[0], template, options, fallback)
+    result = _numbers_fit(catalogs, result)
     return catalogs, result if result.ok else with_hints(result, sides[0], options, fallback)
+
+
+def _read(
+    catalogs: Sequence[Catalog], found: Match, threads: int | None = None
+) -> Generator[Finished, None, None]:
+    """Host buffers of every leaf that a match pairs, batch by batch."""
+    from ._execute import execute
+    from ._plan import plan
+
+    chunks = []
+    for i, catalog in enumerate(catalogs):
+        mine = [pair.entry for pair in found.pairs if pair.fallback == bool(i)]
+        chunks.append(catalog.locate(entry for entry in mine if entry.kind != "string"))
+    return execute(plan(found, chunks), [catalog.source for catalog in catalogs], threads)
+
+
+def _numbers_fit(catalogs: Sequence[Catalog], found: Match) -> Match:
+    """The match with a mismatch for each Python int that its integer target can't hold.
+
+    The index of a checkpoint holds such numbers itself, as a rule, so this reads next to nothing.
+    """
+    pairs = [p for p in found.pairs if p.by_value]
+    if not pairs:
+        return found
+    as_stored = [
+        replace(p, target=replace(p.target, dtype=p.entry.dtype, boxes=((),))) for p in pairs
+    ]
+    wrong: list[Mismatch] = []
+    values: dict[str, int] = {}
+    with closing(_read(catalogs, replace(found, pairs=tuple(as_stored)))) as finished:
+        for done in finished:
+            for buffer, array in zip(done.batch.buffers, done.arrays, strict=True):
+                values[buffer.pair.target.name] = int(array[()])
+    for pair in pairs:
+        target, value = pair.target, values[pair.target.name]
+        if not holds(target.dtype, value):
+            note = f"the number is {value}"
+            wrong.append(
+                Mismatch("dtype", target.name, target.dtype_name, pair.entry.dtype_name, note=note)
+            )
+    if not wrong:
+        return found
+    order = {target.name: i for i, target in enumerate(found.template.targets)}
+    merged = sorted([*found.mismatches, *wrong], key=lambda m: order.get(m.name, len(order)))
+    return replace(found, mismatches=tuple(merged))
 
 
 def _said(match: Match, cast_s: float) -> str:

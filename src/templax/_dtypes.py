@@ -94,6 +94,16 @@ def _component(dtype: np.dtype) -> np.dtype:
     return np.dtype(np.float32) if dtype.itemsize == 8 else np.dtype(np.float64)
 
 
+def holds(dtype: np.dtype, value: int) -> bool:
+    """Whether an integer dtype has `value`.
+
+    >>> holds(np.dtype("uint8"), 255), holds(np.dtype("int4"), 8)
+    (True, False)
+    """
+    info = ml_dtypes.iinfo(dtype)
+    return int(info.min) <= value <= int(info.max)
+
+
 def may_cast(stored: np.dtype, wanted: np.dtype, policy: Cast) -> bool:
     """Whether `policy` lets `stored` become `wanted` (different dtypes).
 

@@ -190,12 +190,12 @@ def _deliver(part: Part, encoded: memoryview, arrays: Sequence[np.ndarray]) -> f
             piece = np.ndarray(shape_of(copy.src), part.dtype, encoded, offset - first, strides)
         except (TypeError, ValueError) as error:
             raise Damaged(f"Expected {nbytes} bytes, got {len(encoded) + first}") from error
-        array = arrays[copy.buffer]
-        if array.dtype == part.dtype:
-            array[slices(copy.dst)] = piece
+        wanted = arrays[copy.buffer][(*slices(copy.dst), ...)]  # a view, of 0-d arrays too
+        if wanted.dtype == part.dtype:
+            wanted[...] = piece
         else:
             begin = time.perf_counter()
-            cast_into(array[slices(copy.dst)], piece)
+            cast_into(wanted, piece)
             cast_s += time.perf_counter() - begin
     return cast_s
 

@@ -11,7 +11,7 @@ from ._catalog import LeafEntry
 from ._errors import Mismatch
 from ._match import Match, Options, Side, fit, match, seen
 from ._names import Path, fold, join, nearest
-from ._template import PYTHON_DTYPES, Target, Template
+from ._template import Target, Template
 
 MOST_CANDIDATES = 8
 """Hints of one sort that are tried; each try costs one match."""
@@ -251,12 +251,6 @@ def _of_leaf(
                     "and swap the last two axes of the result",
                 )
     if m.problem == "dtype":
-        if target.kind == "array" and entry.kind == "scalar":
-            for python, dtype in PYTHON_DTYPES.items():
-                number = replace(target, kind="scalar", dtype=dtype)
-                if dtype == entry.dtype and not fit(number, entry, options.cast)[0]:
-                    hint = f"the checkpoint holds a Python number: ask for `{python.__name__}`"
-                    return replace(m, hint=hint)
         for cast in ("widen", "float"):
             if options.cast != "float" and not fit(target, entry, cast)[0]:
                 return replace(m, hint=f'cast="{cast}"')

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal, TypeVar
 
 from ._catalog import LeafEntry
-from ._dtypes import Cast, class_of, may_cast
+from ._dtypes import Cast, class_of, lossless, may_cast
 from ._errors import Mismatch
 from ._names import Path, Rename, below, join, prefixes, renamed
 from ._template import Target, Template
@@ -40,6 +40,16 @@ class Pair:
     target: Target
     entry: LeafEntry
     fallback: bool = False
+
+    @property
+    def by_value(self) -> bool:
+        """Whether they fit only if the number stored is one that the target's dtype holds."""
+        target, entry = self.target, self.entry
+        return (
+            (target.kind, entry.kind) == ("array", "scalar")
+            and class_of(entry.dtype) == "int"
+            and not lossless(entry.dtype, target.dtype)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,8 +231,11 @@ def fit(target: Target, entry: LeafEntry, cast: Cast) -> tuple[list[Mismatch], C
         if target.key_impl != entry.key_impl:
             wrong.append(Mismatch("dtype", name, target.dtype_name, entry.dtype_name))
     elif as_number and entry.dtype != target.dtype:
-        # A Python number has no width of its own: any integer fits `int`, any float `float`.
-        same = target.kind == "scalar" and class_of(entry.dtype) == class_of(target.dtype)
+        # A Python number has no width of its own: any integer fits `int`, any float `float`; and
+        # a stored `int` fits integers that hold its value, which is looked at later.
+        classes = class_of(entry.dtype), class_of(target.dtype)
+        same = classes[0] == classes[1] and target.kind == "scalar"
+        same = same or (classes == ("int", "int") and entry.kind == "scalar")
         if not same and may_cast(entry.dtype, target.dtype, cast):
             note = CastNote(name, entry.dtype_name, target.dtype_name, entry.nbytes)
         elif not same:
