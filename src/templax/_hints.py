@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -76,6 +77,20 @@ def _better(case: _Case, after: Match) -> bool:
     ) < len(case.result.mismatches)
 
 
+def _found(case: _Case) -> str:
+    """`none of 148 leaves found in ckpt/1000`, or however many are."""
+    total = sum(t.has_data for t in case.result.template.targets)
+    found = total - len(case.of("missing"))
+    text = f"{found or 'none'} of {total} {'leaf' if total == 1 else 'leaves'} found in"
+    under = f" under `{case.options.at}`" if case.options.at else ""
+    return f"{text} {case.result.url}{under}"
+
+
+def _quoted(text: str) -> str:
+    """A Python literal of a name, also of one that holds quotes."""
+    return json.dumps(text, ensure_ascii=False)
+
+
 def _at(case: _Case) -> Match | None:
     """The checkpoint holds the template's tree deeper (or less deep) than `at` says."""
     if not case.of("missing") or not case.side.entries:
@@ -99,16 +114,9 @@ def _at(case: _Case) -> Match | None:
     if not works or (len(works) > 1 and works[0][0] == works[1][0]):
         return None  # none, or several equally good: which one is meant is not ours to say
     _, at, after = works[0]
-    total = len(wanted)
-    absent = len(case.of("missing"))
-    which = "none" if absent == total else f"{total - absent}"
-    where = f"{case.result.url} under `{case.options.at}`" if case.options.at else case.result.url
     there = f"under `{at}`" if at else "at its root"
-    summary = (
-        f"{which} of {total} {'leaf' if total == 1 else 'leaves'} found in {where};"
-        f" the checkpoint holds the same tree {there}"
-    )
-    return _explained(case, f'at="{at}"', after, summary)
+    summary = f"{_found(case)}; the checkpoint holds the same tree {there}"
+    return _explained(case, f"at={_quoted(at)}", after, summary)
 
 
 def _wrap(case: _Case) -> Match | None:
@@ -125,11 +133,7 @@ def _wrap(case: _Case) -> Match | None:
         rename = {"": prefix}
         after = case.again(replace(case.options, rename=rename))
         if _better(case, after):
-            total = sum(t.has_data for t in case.result.template.targets)
-            summary = (
-                f"{total - len(case.of('missing')) or 'none'} of {total} leaves found in"
-                f" {case.result.url}; the template wraps the checkpoint's tree in `{prefix}`"
-            )
+            summary = f"{_found(case)}; the template wraps the checkpoint's tree in `{prefix}`"
             return _explained(case, f"rename={_literal(rename)}", after, summary, rename=rename)
     return None
 
@@ -149,8 +153,7 @@ def _value_level(case: _Case) -> Match | None:
         if _better(case, after):
             side = "checkpoint" if "removesuffix" in hint else "template"
             summary = (
-                f"{len(case.of('missing'))} of the template's leaves not found in"
-                f" {case.result.url}; the {side} has an extra level `value`"
+                f"{_found(case)}; the {side} has an extra level `value`"
                 " (an NNX variable or a Flax box)"
             )
             return _explained(case, hint, after, summary)
@@ -214,7 +217,7 @@ def _only_extra(case: _Case) -> Match | None:
 
 
 def _literal(rename: Mapping[str, str]) -> str:
-    items = [f'"{old}": "{new}"' for old, new in rename.items()]
+    items = [f"{_quoted(old)}: {_quoted(new)}" for old, new in rename.items()]
     if len(items) <= 6:
         return "{" + ", ".join(items) + "}"
     return (

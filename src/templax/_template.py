@@ -168,7 +168,10 @@ def dump(template: Template) -> bytes:
         )
         for t in template.targets
     ]
-    return msgspec.json.format(msgspec.json.encode(_File(VERSION, leaves)), indent=1) + b"\n"
+    # One leaf per line: a template is kept under version control and read in diffs.
+    lines = b",\n  ".join(map(msgspec.json.encode, leaves))
+    body = b"\n  " + lines + b"\n " if leaves else b""
+    return b'{"templax_template": %d,\n "leaves": [%s]}\n' % (VERSION, body)
 
 
 def load(data: bytes, file: str | None = None) -> Template:
