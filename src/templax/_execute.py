@@ -84,9 +84,9 @@ def _cores() -> int:
 
 
 def _finish(batch: Batch, arrays: list[np.ndarray], jobs: list[Future[float]]) -> Finished:
-    done, _ = wait(jobs, return_when=FIRST_EXCEPTION)
-    for job in done:
-        if job.exception() is not None:
+    wait(jobs, return_when=FIRST_EXCEPTION)
+    for job in jobs:  # in order of the plan: of several errors the same one is raised each time
+        if job.done():
             job.result()
     return Finished(batch, arrays, sum(job.result() for job in jobs))
 

@@ -6,5 +6,6 @@ class TestMyStore(SourceContract):
 """
 
 from ._contract import FormatContract, SourceContract
+from ._sources import Watched
 
-__all__ = ["FormatContract", "SourceContract"]
+__all__ = ["FormatContract", "SourceContract", "Watched"]
