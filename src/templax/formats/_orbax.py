@@ -24,6 +24,9 @@ from ._zarr_metadata import FILES as ZARR_FILES
 
 __all__ = ["Orbax", "Step", "items", "openable", "steps"]
 
+MOST_LISTED = 6
+"""Items that an error names; a directory may hold hundreds."""
+
 _PART_DEPTH = 4
 """Levels of an item: `ocdbt.process_0/d/<file>`, or `<array>/c/0/0` of a small rank."""
 
@@ -63,7 +66,7 @@ class Orbax:
         pytrees = root.pytrees
         if len(pytrees) == 1:
             return _open(source.at(pytrees[0]))
-        listed = ", ".join(f"`{name}` ({kind})" for name, kind in root.items.items())
+        listed = some([f"`{name}` ({kind})" for name, kind in root.items.items()])
         if not pytrees:
             raise UnknownFormat(f"{source.url} holds no pytree item, only {listed}")
         raise UnknownFormat(
@@ -86,9 +89,15 @@ def openable(source: Source) -> list[str]:
     return [source.url] if len(pytrees) == 1 and found else found
 
 
+def some(texts: list[str]) -> str:
+    """A list that stays readable, however long."""
+    more = len(texts) - MOST_LISTED
+    return ", ".join(texts[:MOST_LISTED]) + (f" and {more} more" if more > 0 else "")
+
+
 def open_hint(urls: list[str]) -> str | None:
     """What to write for one of `urls`; None if there is none."""
-    return "open " + " or ".join(f'"{url}"' for url in urls) if urls else None
+    return "open " + " or ".join(f'"{url}"' for url in urls[:MOST_LISTED]) if urls else None
 
 
 def inside_item(source: Source) -> UnknownFormat | None:

@@ -8,7 +8,7 @@ from .. import _names
 from .._errors import CheckpointError, NotFound, UnknownFormat
 from ..sources import ObjectInfo, Source
 from . import _msgpack
-from ._orbax import inside_item, open_hint, openable
+from ._orbax import inside_item, open_hint, openable, some
 from ._orbax_item import lost_dot_files
 from ._orbax_root import COMMITTED, STEP_METADATA, TEMPORARY, basename, examine
 from ._signatures import is_lfs_pointer, lfs_pointer, read_head, recognise
@@ -154,7 +154,7 @@ def _not_found(source: Source) -> NotFound:
                 f"{what}; committed steps of {parent.url}: {listed}", hint=open_hint(latest)
             )
     if root is not None and root.what == "items":
-        what = f"{what}; {parent.url} holds {', '.join(f'`{n}`' for n in root.items)}"
+        what = f"{what}; {parent.url} holds {some([f'`{n}`' for n in root.items])}"
     near = _names.nearest(name, names)
     hint = open_hint(openable(parent.at(near))) if near is not None else None
     return NotFound(what, hint=hint or open_hint(openable(parent)))
