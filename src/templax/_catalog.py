@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -100,7 +101,7 @@ class LeafEntry:
         return self.shape[:-1] if self.kind == "key" else self.shape
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Catalog:
     """A checkpoint opened: its leaves and metadata, no array byte read.
 
@@ -126,8 +127,8 @@ class Catalog:
     empties: Mapping[Path, str] = field(default_factory=dict)
     uncommitted: str | None = None
 
-    @property
-    def leaves(self) -> dict[str, LeafEntry]:
+    @functools.cached_property
+    def leaves(self) -> Mapping[str, LeafEntry]:
         """Name → leaf. Of leaves that share a name the first; `match` reports them."""
         result: dict[str, LeafEntry] = {}
         for entry in self.entries:

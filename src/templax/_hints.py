@@ -229,6 +229,8 @@ def _literal(rename: Mapping[str, str]) -> str:
 
 # Of one leaf.
 
+_X64 = 'jax.config.update("jax_enable_x64", True), or a numpy array as template leaf'
+
 
 def _of_leaf(
     m: Mismatch, leaves: Mapping[str, Target], entries: Mapping[str, LeafEntry], options: Options
@@ -253,6 +255,10 @@ def _of_leaf(
                     hint=f"the checkpoint holds the transpose: ask for shape `{shape}` "
                     "and swap the last two axes of the result",
                 )
+    if m.problem == "dtype" and m is target.problem:  # a jax.Array of 64 bits
+        if any(w.problem == "dtype" for w in fit(target, entry, options.cast)[0]):
+            return m
+        return replace(m, hint=_X64)
     if m.problem == "dtype":
         for cast in ("widen", "float"):
             if options.cast != "float" and not fit(target, entry, cast)[0]:

@@ -7,6 +7,7 @@ a list, a dataclass and a NamedTuple with the same spelling meet.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Callable, Iterable, Mapping
 
 Path = tuple[str | int, ...]
@@ -60,10 +61,10 @@ def renamed(path: Path, rename: Rename | None) -> Path:
         if not isinstance(new, str):
             raise TypeError(f"rename({old!r}) returned {type(new).__name__}, not a name (str)")
         return path if new == old else _split(new)
-    for old in sorted(rename, key=len, reverse=True):
-        rest = below(path, old)
-        if rest is not None:
-            return _split(rename[old]) + rest
+    for i in range(len(path), -1, -1):
+        new = rename.get(join(path[:i]))
+        if new is not None:
+            return _split(new) + path[i:]
     return path
 
 
@@ -76,10 +77,16 @@ def prefixes(path: Path) -> list[str]:
     return [join(path[:i]) for i in range(1, len(path) + 1)]
 
 
+_NUMBERS = re.compile(r"\d+")
+
+
 def nearest(name: str, candidates: Iterable[str]) -> str | None:
-    """The one candidate that looks like `name`, or None if none or several do equally."""
-    folded = fold(name)
-    pool = list(candidates)
+    """The one candidate that looks like `name`, or None if none or several do equally.
+
+    A number is part of what a leaf is: `layers_3` is not near `layers_4`.
+    """
+    folded, numbers = fold(name), _NUMBERS.findall(name)
+    pool = [c for c in candidates if _NUMBERS.findall(c) == numbers]
     same = [c for c in pool if fold(c) == folded]
     if same:
         return same[0] if len(same) == 1 else None

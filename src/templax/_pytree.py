@@ -199,7 +199,6 @@ def _array_target(name: str, path: Path, leaf: Any, override: Any, boxes: dict[A
             name,
             dtype.name,
             f"{most}",
-            hint='jax.config.update("jax_enable_x64", True), or a numpy array as template leaf',
             note="a jax.Array holds no 64-bit numbers while jax_enable_x64 is off",
         )
     local: tuple[Box, ...] = (whole(shape),)

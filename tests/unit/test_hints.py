@@ -308,3 +308,14 @@ def test_a_hint_never_hides_a_mismatch_that_remains() -> None:
         if m.hint and re.match(r"(at|rename|extra|cast)=", m.hint):
             after = follow(match, checkpoint, template)
             assert (m.problem, m.name) not in [(a.problem, a.name) for a in after.mismatches]
+
+
+def test_a_number_in_a_name_is_no_spelling() -> None:
+    """`layers_3` for `layers_4` would load another layer."""
+    checkpoint = {f"layers_{i}": f32(3) for i in (0, 1, 2, 3)}
+    template = {f"layers_{i}": f32(3) for i in (0, 1, 2, 4)}
+    assert silent(hinted(checkpoint, template))
+
+
+def test_64_bit_types_would_not_help_against_another_mismatch() -> None:
+    assert silent(hinted({"w": f32(4)}, {"w": A((4,), np.dtype("int64"))}))
