@@ -3,9 +3,13 @@
 class TestMyStore(SourceContract):
     def make(self, objects):
         return MyStore(objects)
+
+`Watched` notes and disturbs the reads of a source; `strategies` draws trees, templates with one
+thing wrong, shardings and chunk grids for hypothesis.
 """
 
+from . import _strategies as strategies
 from ._contract import FormatContract, SourceContract
 from ._sources import Watched
 
-__all__ = ["FormatContract", "SourceContract", "Watched"]
+__all__ = ["FormatContract", "SourceContract", "Watched", "strategies"]
