@@ -28,7 +28,7 @@ from ._errors import (
 from ._match import Match
 
 if TYPE_CHECKING:
-    from ._pytree import template_of
+    from ._abstract import template_of
     from ._recipe import Recipe
 
 __version__ = "0.1.0"
@@ -57,7 +57,7 @@ __all__ = [
     "template_of",
 ]
 
-_JAX = {"Recipe": "_recipe", "template_of": "_pytree"}
+_JAX = {"Recipe": "_recipe", "template_of": "_abstract"}
 
 
 def __getattr__(name: str) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections import Counter
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, Union
 
 from ._catalog import Catalog
 from ._dtypes import CASTS, Cast, holds
-from ._errors import CastWarning, Mismatch, TemplateError, UsageError
+from ._errors import CastWarning, Mismatch, NotFound, TemplateError, UsageError
 from ._hints import with_hints
 from ._match import Match, Options, Side, match
 from ._names import Rename
@@ -85,6 +85,8 @@ def restore(
     from ._place import place
     from ._pytree import as_template
 
+    if threads is not None and (not isinstance(threads, int) or threads < 1):
+        raise UsageError(f"Expected threads= a number of at least 1, got {threads!r}")
     wanted = as_template(template, shardings)
     catalogs, found = _matched(checkpoint, wanted, at, rename, missing, extra, cast)
     if not found.ok:
@@ -202,16 +204,40 @@ def _matched(
         raise UsageError(f'Expected extra="error" or "ignore", got {extra!r}')
     if cast not in CASTS:
         raise UsageError(f"Expected cast= one of {', '.join(CASTS)}, got {cast!r}")
+    if not (rename is None or callable(rename) or _is_mapping_of_names(rename)):
+        raise UsageError(f"Expected rename= a dict of names (str) or a function, got {rename!r}")
     catalogs = [open(checkpoint)]
     keep = isinstance(missing, str) and missing == "keep"
     if not keep and not (isinstance(missing, str) and missing == "error"):
-        catalogs.append(open(missing))
-    options = Options(at, rename, "keep" if keep else "error", extra, cast)
+        catalogs.append(_open_missing(missing))
     sides = [Side(c.entries, c.empties) for c in catalogs]
     fallback = sides[1] if len(sides) == 2 else None
-    result = match(catalogs[0].url, sides[0], template, options, fallback)
-    result = _numbers_fit(catalogs, result)
-    return catalogs, result if result.ok else with_hints(result, sides[0], options, fallback)
+
+    def again(options: Options, template: Template) -> Match:
+        found = match(catalogs[0].url, sides[0], template, options, fallback)
+        return _numbers_fit(catalogs, found)
+
+    options = Options(at, rename, "keep" if keep else "error", extra, cast)
+    result = again(options, template)
+    return catalogs, result if result.ok else with_hints(result, sides[0], options, again)
+
+
+def _is_mapping_of_names(rename: object) -> bool:
+    return isinstance(rename, Mapping) and all(
+        isinstance(old, str) and isinstance(new, str) for old, new in rename.items()
+    )
+
+
+def _open_missing(missing: Checkpoint) -> Catalog:
+    try:
+        return open(missing)
+    except NotFound as error:
+        if isinstance(missing, str) and missing.isidentifier():
+            raise UsageError(
+                f'Expected missing="error", "keep" or a checkpoint, got {missing!r},'
+                " where there is nothing"
+            ) from error
+        raise
 
 
 def _read(

@@ -170,6 +170,6 @@ class Catalog:
             >>> tree["state"]["params"]["layers"][0]["w"].shape
             (8, 6)
         """
-        from ._pytree import catalog_template
+        from ._abstract import catalog_template
 
         return catalog_template(self)

@@ -58,7 +58,7 @@ class Mismatch:
                 text = f"Expected no leaf, found `{self.found}`"
             case _:
                 text = f"Expected {self.expected}, got {self.found}"
-        text = f"{text} - at `{self.name}`"
+        text = f"{text} - at `{self.name}`" if self.name else f"{text} - at the leaf itself"
         return f"{text}; {self.note}" if self.note else text
 
     def __str__(self) -> str:
@@ -83,7 +83,7 @@ class TemplateError(TemplaxError, ValueError):
         self.mismatches: tuple[Mismatch, ...] = match.mismatches
 
     def __reduce__(self) -> tuple[type[TemplateError], tuple[Match]]:
-        return type(self), (self.match,)
+        return type(self), (self.match.portable(),)
 
 
 class CheckpointError(TemplaxError):

@@ -60,7 +60,8 @@ def execute(
         Damaged: Bytes missing or altered; names leaf, file and byte range.
         SourceError: The store failed, or the checkpoint changed meanwhile.
     """
-    threads = threads or min(MAX_THREADS, _cores())
+    if threads is None:
+        threads = min(MAX_THREADS, _cores())
     pool = ThreadPoolExecutor(threads, thread_name_prefix="templax")
     try:
         ahead: tuple[Batch, list[np.ndarray], list[Future[float]]] | None = None

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-from ._catalog import LeafEntry
 from ._errors import Mismatch
-from ._match import Match, Options, Side, fit, match, seen
+from ._leaf_hints import with_leaf_hints
+from ._match import Match, Options, Side, fit, seen
 from ._names import Path, fold, join, nearest
-from ._template import Target, Template
+from ._template import Template
 
 MOST_CANDIDATES = 8
 """Hints of one sort that are tried; each try costs one match."""
+
+MOST_CHOICES = 3
+"""Equally good places that a hint offers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,19 +27,27 @@ class _Case:
     result: Match
     side: Side
     options: Options
-    fallback: Side | None
+    match: Callable[[Options, Template], Match]
 
-    def again(self, options: Options, template: Template | None = None) -> Match:
-        template = template or self.result.template
-        return match(self.result.url, self.side, template, options, self.fallback)
+    def again(self, **changed: object) -> Match:
+        return self.match(replace(self.options, **changed), self.result.template)
 
     def of(self, *problems: str) -> list[Mismatch]:
         return [m for m in self.result.mismatches if m.problem in problems]
 
 
-def with_hints(result: Match, side: Side, options: Options, fallback: Side | None) -> Match:
-    """A failed match, its mismatches with hints where one helps; silent where none does."""
-    case = _Case(result, side, options, fallback)
+def with_hints(
+    result: Match, side: Side, options: Options, again: Callable[[Options, Template], Match]
+) -> Match:
+    """A failed match, its mismatches with hints where one helps; silent where none does.
+
+    Args:
+        result: The match, without hints.
+        side: The checkpoint.
+        options: Of the match.
+        again: Matches the two with other options.
+    """
+    case = _Case(result, side, options, again)
     for whole_tree in (_at, _wrap, _value_level, _rename, _only_extra):
         better = whole_tree(case)
         if better is not None:
@@ -47,11 +57,7 @@ def with_hints(result: Match, side: Side, options: Options, fallback: Side | Non
         return result
     leaves = {t.name: t for t in result.template.targets}
     entries = {name: entry for _, name, entry in seen(side, options)}
-    hinted = [_of_leaf(m, leaves, entries, options) for m in result.mismatches]
-    return replace(result, mismatches=tuple(_stacked(hinted, leaves, entries)))
-
-
-# Of the whole tree.
+    return replace(result, mismatches=with_leaf_hints(result.mismatches, leaves, entries, options))
 
 
 def _explained(case: _Case, hint: str, after: Match, summary: str | None, **more: object) -> Match:
@@ -71,10 +77,10 @@ def _explained(case: _Case, hint: str, after: Match, summary: str | None, **more
 
 
 def _better(case: _Case, after: Match) -> bool:
-    """Whether every template leaf is found now, and less is wrong than before."""
-    return not any(m.problem == "missing" for m in after.mismatches) and len(
-        after.mismatches
-    ) < len(case.result.mismatches)
+    """Whether most of what was missing is found now, and less is wrong than before."""
+    absent = sum(m.problem == "missing" for m in after.mismatches)
+    fewer = len(after.mismatches) < len(case.result.mismatches)
+    return fewer and 2 * absent <= len(case.of("missing"))
 
 
 def _found(case: _Case) -> str:
@@ -97,26 +103,38 @@ def _at(case: _Case) -> Match | None:
         return None
     wanted = {t.name for t in case.result.template.targets if t.has_data}
     votes: Counter[str] = Counter()
+    depth: dict[str, int] = {}
     for entry in case.side.entries:
         for i in range(len(entry.path) + 1):
             if join(entry.path[i:]) in wanted:
-                votes[join(entry.path[:i])] += 1
-    works = []
+                at = join(entry.path[:i])
+                votes[at] += 1
+                depth[at] = i
     candidates = votes.most_common(MOST_CANDIDATES + 1)
     if len(candidates) > MOST_CANDIDATES and candidates[-1][1] == candidates[0][1]:
         return None  # more places look alike than are worth trying
+    works: list[tuple[int, int, str, Match]] = []
     for at, _ in candidates[:MOST_CANDIDATES]:
         if at != case.options.at:
-            after = case.again(replace(case.options, at=at))
+            after = case.again(at=at)
             if _better(case, after):
-                works.append((len(after.mismatches), at, after))
-    works.sort(key=lambda w: w[0])
-    if not works or (len(works) > 1 and works[0][0] == works[1][0]):
-        return None  # none, or several equally good: which one is meant is not ours to say
-    _, at, after = works[0]
-    there = f"under `{at}`" if at else "at its root"
-    summary = f"{_found(case)}; the checkpoint holds the same tree {there}"
-    return _explained(case, f"at={_quoted(at)}", after, summary)
+                works.append((len(after.mismatches), depth[at], at, after))
+    if not works:
+        return None
+    # The same tree may be there several times: the moments of an optimizer look like parameters.
+    least = min(work[0] for work in works)
+    works = sorted((w for w in works if w[0] == least), key=lambda w: w[1:3])
+    first = [w for w in works if w[1] == works[0][1]]
+    if len(first) > MOST_CHOICES:
+        return None
+    after = first[0][3]
+    places = " and ".join(f"under `{at}`" if at else "at its root" for _, _, at, _ in first)
+    deeper = [f"`{at}`" for _, _, at, _ in works[len(first) :]]
+    also = f" (as well as under {' and '.join(deeper[:MOST_CHOICES])})" if deeper else ""
+    held = "the same tree" if not any(m.problem == "missing" for m in after.mismatches) else "most"
+    summary = f"{_found(case)}; the checkpoint holds {held} {places}{also}"
+    hint = " or ".join(f"at={_quoted(at)}" for _, _, at, _ in first)
+    return _explained(case, hint, after, summary)
 
 
 def _wrap(case: _Case) -> Match | None:
@@ -131,7 +149,7 @@ def _wrap(case: _Case) -> Match | None:
                 votes[join(target.path[:i])] += 1
     for prefix, _ in votes.most_common(1):
         rename = {"": prefix}
-        after = case.again(replace(case.options, rename=rename))
+        after = case.again(rename=rename)
         if _better(case, after):
             summary = f"{_found(case)}; the template wraps the checkpoint's tree in `{prefix}`"
             return _explained(case, f"rename={_literal(rename)}", after, summary, rename=rename)
@@ -149,7 +167,7 @@ def _value_level(case: _Case) -> Match | None:
     if not case.of("missing") or case.options.rename is not None:
         return None
     for hint, rename in _VALUE:
-        after = case.again(replace(case.options, rename=rename))
+        after = case.again(rename=rename)
         if _better(case, after):
             side = "checkpoint" if "removesuffix" in hint else "template"
             summary = (
@@ -183,7 +201,7 @@ def _rename(case: _Case) -> Match | None:
     if len(set(pairs.values())) != len(pairs) or not pairs:
         return None  # two leaves want the same one
     rename = dict(_prefix_pair(entries[old][0], leaves[new].path) for new, old in pairs.items())
-    after = case.again(replace(case.options, rename=rename))
+    after = case.again(rename=rename)
     gone = {(m.problem, m.name) for m in case.result.mismatches} - {
         (m.problem, m.name) for m in after.mismatches
     }
@@ -212,7 +230,7 @@ def _prefix_pair(old: Path, new: Path) -> tuple[str, str]:
 def _only_extra(case: _Case) -> Match | None:
     if len(case.of("extra")) != len(case.result.mismatches):
         return None
-    after = case.again(replace(case.options, extra="ignore"))
+    after = case.again(extra="ignore")
     return _explained(case, 'extra="ignore"', after, None) if after.ok else None
 
 
@@ -225,103 +243,3 @@ def _literal(rename: Mapping[str, str]) -> str:
         + ", ".join(items[:3])
         + f", ...}} ({len(items)} entries, whole in `error.match.rename`)"
     )
-
-
-# Of one leaf.
-
-_X64 = 'jax.config.update("jax_enable_x64", True), or a numpy array as template leaf'
-
-
-def _of_leaf(
-    m: Mismatch, leaves: Mapping[str, Target], entries: Mapping[str, LeafEntry], options: Options
-) -> Mismatch:
-    target, entry = leaves.get(m.name), entries.get(m.name)
-    if m.hint is not None or target is None:
-        return m
-    if entry is None:
-        near = (
-            nearest(m.name, (n for n in entries if n not in leaves))
-            if len(entries) <= 2000
-            else None
-        )
-        return replace(m, note=f"nearest: `{near}`") if near and m.note is None else m
-    if m.problem == "shape":
-        shape = entry.shape
-        if len(shape) >= 2 and shape == (*target.shape[:-2], target.shape[-1], target.shape[-2]):
-            turned = replace(target, shape=shape)
-            if not any(w.problem == "shape" for w in fit(turned, entry, options.cast)[0]):
-                return replace(
-                    m,
-                    hint=f"the checkpoint holds the transpose: ask for shape `{shape}` "
-                    "and swap the last two axes of the result",
-                )
-    if m.problem == "dtype" and m is target.problem:  # a jax.Array of 64 bits
-        if any(w.problem == "dtype" for w in fit(target, entry, options.cast)[0]):
-            return m
-        return replace(m, hint=_X64)
-    if m.problem == "dtype":
-        for cast in ("widen", "float"):
-            if options.cast != "float" and not fit(target, entry, cast)[0]:
-                return replace(m, hint=f'cast="{cast}"')
-    return m
-
-
-_NUMBERED = re.compile(r"^(.*?)(\d+)$")
-
-
-def _stacked(
-    mismatches: Sequence[Mismatch], leaves: Mapping[str, Target], entries: Mapping[str, LeafEntry]
-) -> Iterable[Mismatch]:
-    """Says where one side stacks (as scan does) layers that the other names one by one."""
-    missing = [leaves[m.name] for m in mismatches if m.problem == "missing"]
-    extra = [entries[m.name] for m in mismatches if m.problem == "extra" and m.name in entries]
-    hints: dict[str, str] = {}
-    for names, n, axis, stack in _stacks(missing, extra):
-        hint = (
-            f"the checkpoint stacks these {n} layers along axis {axis} of `{stack}`, as scan does: "
-            "ask for the stacked leaf and split the result"
-        )
-        hints |= dict.fromkeys([*names, stack], hint)
-    for names, n, axis, stack in _stacks(extra, missing):
-        hint = (
-            f"the checkpoint holds `{stack}` as {n} layers, `{names[0]}` to `{names[-1]}`: "
-            f"ask for the layers and stack the results along axis {axis}"
-        )
-        hints |= dict.fromkeys([*names, stack], hint)
-    return [
-        replace(m, hint=hints[m.name]) if m.name in hints and not m.hint else m for m in mismatches
-    ]
-
-
-def _stacks(
-    layers: Sequence[Target | LeafEntry], stacks: Sequence[Target | LeafEntry]
-) -> Iterable[tuple[list[str], int, int, str]]:
-    """Groups of equal leaves numbered 0..n-1 that one leaf of `stacks` holds along one axis.
-
-    Yields:
-        Names of the layers, their number, the axis, and the name of the stacked leaf.
-    """
-    groups: dict[tuple[Path, str, Path], dict[int, Target | LeafEntry]] = defaultdict(dict)
-    for leaf in layers:
-        for i, element in enumerate(leaf.path):
-            numbered = _NUMBERED.match(str(element))
-            if numbered:
-                key = (leaf.path[:i], numbered[1], leaf.path[i + 1 :])
-                groups[key][int(numbered[2])] = leaf
-    for (head, stem, tail), group in groups.items():
-        n = len(group)
-        shapes = {leaf.shape for leaf in group.values()}
-        if n < 2 or set(group) != set(range(n)) or len(shapes) != 1:
-            continue
-        (shape,) = shapes
-        for stack in stacks:
-            rest = stack.path[: len(head)] == head and stack.path[len(head) :]
-            # `layers_0.kernel` is stacked as `layers.kernel` or, by NNX and others, as `kernel`.
-            named = rest and (
-                (rest[1:] == tail and fold(str(rest[0])).startswith(fold(stem))) or rest == tail
-            )
-            axes = [a for a in range(len(shape) + 1) if stack.shape == (*shape[:a], n, *shape[a:])]
-            if named and axes:
-                names = [join(group[i].path) for i in range(n)]
-                yield names, n, axes[0], join(stack.path)
-                break

@@ -102,6 +102,11 @@ class Match:
         """Whether `restore` would succeed."""
         return not self.mismatches
 
+    def portable(self) -> Match:
+        """The same report without what only this process can hold: devices, open files."""
+        targets = tuple(replace(t, placement=None) for t in self.template.targets)
+        return replace(self, template=Template(targets), pairs=())
+
     def __str__(self) -> str:
         from ._report import report
 
@@ -139,27 +144,32 @@ def match(
         spare, spare_clashes = _index(seen(fallback, replace(options, rename=None)))
     _, own_clashes = _index([(t.path, t.name, t) for t in template.targets])
 
+    with_data = {t.name for t in template.targets if t.has_data}
     pairs: list[Pair] = []
     kept: list[str] = []
     skipped: list[str] = []
     mismatches: list[Mismatch] = []
     casts: list[CastNote] = []
+    said: set[str] = set()
     inner: dict[str, str] = {}
     for target in template.targets:
         name = target.name
+        if name in own_clashes and name in with_data:
+            if name not in said:
+                said.add(name)
+                mismatches.append(_ambiguous(name, own_clashes[name], "template"))
+            continue
         if not target.has_data:
             skipped.append(name)
             continue
-        if name in own_clashes:
-            if own_clashes[name][0] == target.path:
-                mismatches.append(_ambiguous(name, own_clashes[name], "template"))
-            continue
-        if target.problem is not None:
-            mismatches.append(target.problem)
+        problem = target.problem
+        if problem is not None and problem.problem != "dtype":
+            mismatches.append(problem)
         entry, is_spare = by_name.get(name), False
         if entry is None and name in spare:
             entry, is_spare = spare[name], True
         if name in (spare_clashes if is_spare else clashes):
+            said.add(name)
             group = (spare_clashes if is_spare else clashes)[name]
             mismatches.append(_ambiguous(name, group, "checkpoint"))
         elif entry is None:
@@ -170,6 +180,9 @@ def match(
                 mismatches.append(_missing(target, options, inner))
         else:
             wrong, cast = fit(target, entry, options.cast)
+            if problem is not None and problem.problem == "dtype":
+                wrong = [m for m in wrong if m.problem != "dtype"]
+                wrong.append(replace(problem, found=entry.dtype_name))
             if is_spare:
                 wrong = [replace(m, note="in the checkpoint given as `missing=`") for m in wrong]
             mismatches += wrong
@@ -177,6 +190,13 @@ def match(
                 pairs.append(Pair(target, entry, is_spare))
                 if cast is not None:
                     casts.append(cast)
+    if side.entries and not mismatches and all(pair.fallback for pair in pairs):
+        # A restore that takes nothing from a checkpoint is a mistake in `at` or in names.
+        optional = {t.name for t in template.targets if t.optional}
+        inner = _inner(side, options, found)
+        for target in template.targets:
+            if target.has_data and target.name not in optional:
+                mismatches.append(_missing(target, options, inner))
 
     wanted = {t.name for t in template.targets if t.kind != "static"}
     skips = {t.name for t in template.targets if t.kind == "skip"}
@@ -186,11 +206,11 @@ def match(
             continue
         if options.extra == "ignore" or (skips and _under(path, skips)):
             ignored.append(name)
-        elif name in clashes:
-            if clashes[name][0] == path:
-                mismatches.append(_ambiguous(name, clashes[name], "checkpoint"))
-        else:
+        elif name not in clashes:
             mismatches.append(Mismatch("extra", name, "no leaf", describe(entry)))
+        elif name not in said:
+            said.add(name)
+            mismatches.append(_ambiguous(name, clashes[name], "checkpoint"))
     return Match(
         url,
         template,
@@ -293,8 +313,11 @@ def _inner(side: Side, options: Options, found: Sequence[Found]) -> dict[str, st
 
 
 def _missing(target: Target, options: Options, inner: Mapping[str, str]) -> Mismatch:
-    keep = options.missing == "keep"
-    note = "the template has no value to keep here, only a shape and dtype" if keep else None
+    note = None
+    if options.missing == "keep":
+        note = "the template has no value to keep here, only a shape and dtype"
+        if target.concrete:
+            note = "not one leaf of the template is in the checkpoint, so nothing is kept"
     what = inner.get(target.name, "none")
     return Mismatch(
         "missing", target.name, f"{target.dtype_name}{target.user_shape}", what, note=note

@@ -10,6 +10,8 @@ import difflib
 import re
 from collections.abc import Callable, Iterable, Mapping
 
+from ._errors import UsageError
+
 Path = tuple[str | int, ...]
 """Elements of a key path; an int is an index of a list or tuple."""
 
@@ -59,7 +61,7 @@ def renamed(path: Path, rename: Rename | None) -> Path:
         old = join(path)
         new = rename(old)
         if not isinstance(new, str):
-            raise TypeError(f"rename({old!r}) returned {type(new).__name__}, not a name (str)")
+            raise UsageError(f"Expected a name (str) from rename({old!r}), got {new!r}")
         return path if new == old else _split(new)
     for i in range(len(path), -1, -1):
         new = rename.get(join(path[:i]))

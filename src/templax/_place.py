@@ -15,9 +15,9 @@ from jax.sharding import SingleDeviceSharding
 
 from ._dtypes import cast_into, host_cast_is_exact
 from ._errors import Damaged
-from ._execute import Finished
+from ._execute import SMALL_BYTES, Finished
 from ._match import Match, Pair
-from ._pytree import Placement
+from ._pytree import Placement, jax_holds
 
 CAST_BLOCK = 1 << 20
 """Elements per cast by XLA; a shape of its own for each leaf would compile once per leaf."""
@@ -41,15 +41,26 @@ def place(match: Match, finished: Iterable[Finished]) -> tuple[Any, float]:
         if pair.target.kind == "string":
             results[pair.target.name] = pair.entry.value
     leaves = []
+    kept = set(match.kept)
     for target in match.template.targets:
         placement: Placement = target.placement
-        if target.name in results and target.has_data:
-            leaves.append(results[target.name])
-        elif placement.sharding is not None and target.has_data:
-            leaves.append(jax.device_put(placement.leaf, placement.sharding))
-        else:
+        if not target.has_data:
             leaves.append(placement.leaf)
+        elif target.name in kept:
+            leaves.append(_kept(placement))
+        else:
+            leaves.append(results[target.name])
     return jtu.tree_unflatten(match.template.treedef, leaves), cast_s
+
+
+def _kept(placement: Placement) -> Any:
+    """The template's own value; where it moves to a device, from a copy: its memory is not ours."""
+    if placement.sharding is None:
+        return placement.leaf
+    value = placement.leaf
+    if isinstance(value, (np.ndarray, np.generic)):
+        value = np.array(value)
+    return jax.device_put(value, placement.sharding)
 
 
 def _place_batch(done: Finished, results: dict[str, Any]) -> float:
@@ -75,7 +86,7 @@ def _place_batch(done: Finished, results: dict[str, Any]) -> float:
         elif target.kind == "key":
             results[name] = _key(pair, arrays[0], placement)
         elif target.host:
-            results[name] = arrays[0][()] if isinstance(placement.leaf, np.generic) else arrays[0]
+            results[name] = _numpy(placement.leaf, arrays[0])
         elif placement.sharding is None:
             plain.append((name, arrays[0]))
         else:
@@ -99,6 +110,15 @@ def _place_batch(done: Finished, results: dict[str, Any]) -> float:
     return cast_s
 
 
+def _numpy(leaf: Any, array: np.ndarray) -> Any:
+    """A numpy result of its own memory, in the byte order of the template's leaf."""
+    if not isinstance(leaf, np.ndarray):
+        return array[()]
+    if array.nbytes <= SMALL_BYTES:
+        array = array.copy()  # it lies in an arena, which it would keep alive
+    return array.astype(leaf.dtype, copy=False)
+
+
 def _number(dtype: np.dtype, array: np.ndarray) -> int | float | bool | complex:
     python = {"i": int, "f": float, "b": bool, "c": complex}[dtype.kind]
     return python(array[()])
@@ -118,11 +138,10 @@ def _key(pair: Pair, data: np.ndarray, placement: Placement) -> jax.Array:
 def cast(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
     """`jnp.asarray(values).astype(dtype)` on the host, bit for bit, NaNs included.
 
-    XLA casts block by block. 64-bit numpy results that a `jax.Array` could not hold are cast by
-    numpy.
+    XLA casts block by block. Numpy results that a `jax.Array` could not hold are cast by numpy.
     """
     out = np.empty(values.shape, dtype)
-    if host_cast_is_exact(values.dtype, dtype) or jax.dtypes.canonicalize_dtype(dtype) != dtype:
+    if host_cast_is_exact(values.dtype, dtype) or not jax_holds(dtype):
         cast_into(out, values)
         return out
     flat, flat_out = values.reshape(-1), out.reshape(-1)
@@ -131,7 +150,7 @@ def cast(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
         size = min(CAST_BLOCK, 1 << (len(block) - 1).bit_length())
         padded = np.zeros(size, block.dtype)
         padded[: len(block)] = block
-        with jax.default_device(_cpu()):
+        with jax.ensure_compile_time_eval(), jax.default_device(_cpu()):
             done = np.asarray(jnp.asarray(padded).astype(dtype))
         flat_out[start : start + len(block)] = done[: len(block)]
     return out

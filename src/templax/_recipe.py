@@ -11,11 +11,13 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
 
+from ._abstract import Traced
 from ._boxes import whole
 from ._catalog import Catalog, Chunk, Extent, LeafEntry
-from ._names import join
-from ._pytree import Traced, element
-from ._template import PYTHON_DTYPES
+from ._dtypes import class_of
+from ._errors import UsageError
+from ._names import Path, join
+from ._pytree import element, key_data
 from .sources import Memory
 
 _LOOKS_AT_VALUES = (
@@ -31,12 +33,18 @@ class Recipe:
     """A call that stands where a checkpoint stands: `restore(Recipe(model.init, key, x), ...)`.
 
     The function is traced once for names, shapes and dtypes. What a restore asks for, and only
-    that, is computed, operation by operation as a plain call would, so the bytes are those of
-    `fn(*args, **kwargs)`. A function that can't be traced (it looks at values) is called instead.
+    that, is then computed, operation by operation as a plain call would, so the bytes are those of
+    `fn(*args, **kwargs)`. Where that ends: what is inside a `jax.jit` or `jax.lax.scan` is computed
+    as a whole; the few functions that JAX merges into their caller when it traces (such as
+    `jnp.logaddexp2`) may round otherwise in the last bit; and a function that looks at values can't
+    be traced, so it is called, as soon as the recipe is opened.
 
     Args:
         fn: Deterministic; returns any pytree.
         *args, **kwargs: For `fn`.
+
+    Raises:
+        UsageError: `fn` is no function, or an argument is abstract.
 
     Example:
         >>> import jax, jax.numpy as jnp, templax as tx
@@ -49,7 +57,11 @@ class Recipe:
     """
 
     def __init__(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any):
+        if not callable(fn):
+            raise UsageError(f"Expected a function to call, got {type(fn).__name__}")
         self._call = Traced(fn, args, kwargs)
+        if self._call.inputs:
+            raise UsageError("Expected arguments with values, got a jax.ShapeDtypeStruct")
         name = getattr(fn, "__qualname__", None) or type(fn).__name__
         self.url = f"Recipe({name})"
 
@@ -57,40 +69,34 @@ class Recipe:
         return self.url
 
     def catalog(self) -> Catalog:
-        """The leaves that the call would return. Computes none of them."""
+        """The leaves that the call would return."""
+        values: Sequence[jax.Array] | None = None
+        closed: jec.ClosedJaxpr | None = None
         try:
-            closed = jax.make_jaxpr(self._call)(*self._call.inputs)
+            closed = jax.make_jaxpr(self._call)()
         except _LOOKS_AT_VALUES:
-            closed = None
-            values = self._call(*self._call.inputs)
-            avals: Sequence[Any] = values
-        else:
-            values = None
-            avals = closed.out_avals
-        tree = self._call.assemble([_Output(i, aval) for i, aval in enumerate(avals)])
-        entries = []
-        for keys, leaf in jtu.tree_flatten_with_path(tree)[0]:
-            entry = _entry(tuple(map(element, keys)), leaf)
-            if entry is not None:
-                entries.append(entry)
+            values = self._call()
+        avals = values if closed is None else closed.out_avals
+        tree = self._call.assemble([_Output(i, aval) for i, aval in enumerate(avals or ())])
+        keyed, _ = jtu.tree_flatten_with_path(tree)
+        entries = [_entry(tuple(map(element, keys)), leaf) for keys, leaf in keyed]
 
         def locate(wanted: Iterable[LeafEntry]) -> dict[str, tuple[Chunk, ...]]:
             wanted = list(wanted)
             outputs = sorted({e.handle for e in wanted if isinstance(e.handle, int)})
-            if closed is None:
-                assert values is not None
-                computed = {i: values[i] for i in outputs}
+            if closed is not None:
+                computed = dict(
+                    zip(outputs, jec.jaxpr_as_fun(only(closed, outputs))(), strict=True)
+                )
             else:
-                needed = only(closed, outputs)
-                results = jec.jaxpr_as_fun(needed)(*self._call.inputs)
-                computed = dict(zip(outputs, results, strict=True))
+                computed = dict(enumerate(values or ()))
             return {e.name: (_chunk(e, computed),) for e in wanted if e.kind != "string"}
 
         return Catalog(
             url=self.url,
             format="recipe",
             evidence="a function, called for what is asked of it",
-            entries=tuple(entries),
+            entries=tuple(entry for entry in entries if entry is not None),
             source=Memory({}),
             locator=locate,
         )
@@ -103,39 +109,24 @@ class _Output:
         self.index, self.aval = index, aval
 
 
-def _entry(path: tuple[str | int, ...], leaf: Any) -> LeafEntry | None:
+def _entry(path: Path, leaf: Any) -> LeafEntry | None:
+    """A leaf of the result; None if it is a function or another static value: no data."""
     name = join(path)
+    if isinstance(leaf, _Output):
+        shape, dtype = tuple(leaf.aval.shape), leaf.aval.dtype
+        if jnp.issubdtype(dtype, jax.dtypes.prng_key):
+            shape, dtype, impl = key_data(shape, dtype)
+            return LeafEntry(name, path, shape, dtype, "key", impl, handle=leaf.index)
+        return LeafEntry(name, path, shape, np.dtype(dtype), handle=leaf.index)
     if isinstance(leaf, str):
         return LeafEntry(name, path, (), np.dtype(str), "string", value=leaf)
-    for python in (bool, int, float, complex):
-        if isinstance(leaf, python):
-            dtype = PYTHON_DTYPES[python]
-            value = np.asarray(leaf)
-            # An int of more than 64 bits is no number that a template leaf could ask for.
-            return (
-                LeafEntry(name, path, (), dtype, "scalar", handle=value)
-                if value.dtype == dtype
-                else None
-            )
-    if not isinstance(leaf, _Output):
-        return None  # a function or other static value: no data
-    aval = leaf.aval
-    if jnp.issubdtype(aval.dtype, jax.dtypes.prng_key):
-        impls: list[str] = []
-        data = jax.eval_shape(
-            lambda k: (impls.append(str(jax.random.key_impl(k))), jax.random.key_data(k))[1],
-            jax.ShapeDtypeStruct(aval.shape, aval.dtype),
-        )
-        return LeafEntry(
-            name,
-            path,
-            data.shape,
-            np.dtype(data.dtype),
-            "key",
-            key_impl=impls[0],
-            handle=leaf.index,
-        )
-    return LeafEntry(name, path, tuple(aval.shape), np.dtype(aval.dtype), handle=leaf.index)
+    if not isinstance(leaf, (bool, int, float, complex, np.ndarray, np.generic)):
+        return None
+    value = np.asarray(leaf)
+    if class_of(value.dtype) == "other":
+        return None  # an int of more than 64 bits, or strings: no template leaf could ask for it
+    kind = "array" if isinstance(leaf, np.ndarray) else "scalar"
+    return LeafEntry(name, path, value.shape, value.dtype, kind, handle=value)
 
 
 def only(closed: jec.ClosedJaxpr, outputs: Sequence[int]) -> jec.ClosedJaxpr:

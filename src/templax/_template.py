@@ -152,6 +152,13 @@ class _File(msgspec.Struct):
 
 VERSION = 1
 
+_NO_DATA: dict[str, np.dtype] = {
+    "string": np.dtype(str),
+    "skip": np.dtype("V0"),
+    "static": np.dtype("V0"),
+}
+"""Kinds of leaves whose dtype says nothing."""
+
 
 def dump(template: Template) -> bytes:
     """A template as JSON: per leaf its key path, shape, dtype, kind and sharding."""
@@ -159,7 +166,7 @@ def dump(template: Template) -> bytes:
         _Leaf(
             path=list(t.path),
             shape=list(t.shape),
-            dtype="str" if t.kind == "string" else t.dtype.name,
+            dtype=t.kind if t.kind in _NO_DATA else t.dtype.name,
             kind=t.kind,
             key_impl=t.key_impl,
             host=t.host,
@@ -204,7 +211,7 @@ def load(data: bytes, file: str | None = None) -> Template:
         if any(n < 0 for n in shape):
             raise Damaged(f"Expected sizes of at least 0, got {shape}", leaf=name, file=file)
         try:
-            dtype = np.dtype(str) if leaf.dtype == "str" else parse(leaf.dtype)
+            dtype = _NO_DATA[leaf.kind] if leaf.kind in _NO_DATA else parse(leaf.dtype)
         except TypeError as error:
             raise Damaged(f"Expected a dtype, got `{leaf.dtype}`", leaf=name, file=file) from error
         problem = None

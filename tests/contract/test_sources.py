@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from templax import SourceError
+from templax import SourceError, UsageError
 from templax.sources import Local, Memory, Source, open_source
 from templax.testing import SourceContract
 
@@ -73,6 +73,24 @@ def test_paths_and_file_urls_are_local(tmp_path: Path) -> None:
     for url in (str(tmp_path), tmp_path, f"file://{tmp_path}"):
         assert bytes(open_source(url).read("x")) == b"1"
     assert "~" not in open_source("~/nowhere").url
+
+
+def test_file_urls_are_decoded(tmp_path: Path) -> None:
+    """As `Path.as_uri` writes them, and with a host that is this one."""
+    directory = tmp_path / "sp ace %41"
+    directory.mkdir()
+    (directory / "x").write_bytes(b"1")
+    uri = directory.as_uri()
+    for url in (uri, uri.replace("file://", "file://localhost"), uri.replace("file:", "FILE:")):
+        assert bytes(open_source(url).read("x")) == b"1"
+    with pytest.raises(SourceError, match="not those of host `far`"):
+        open_source(uri.replace("file://", "file://far"))
+
+
+def test_the_empty_path_is_not_the_current_directory() -> None:
+    """An unset variable must not load whatever is there."""
+    with pytest.raises(UsageError, match='Expected a path, got ""'):
+        open_source("")
 
 
 def test_an_unserved_scheme_is_named() -> None:

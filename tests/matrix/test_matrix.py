@@ -210,6 +210,14 @@ def wrong_rank(items: Items) -> tuple[Items, int] | None:
     return _replaced(items, i, _like(leaf, (1, *leaf.shape), leaf.dtype)), i
 
 
+def lower_rank(items: Items) -> tuple[Items, int] | None:
+    i = _where(items, lambda x: _is_array(x) and not _is_key(x) and len(x.shape) > 1)
+    if i is None:
+        return None
+    leaf = items[i][1]
+    return _replaced(items, i, _like(leaf, (int(np.prod(leaf.shape)),), leaf.dtype)), i
+
+
 def wrong_dtype(items: Items) -> tuple[Items, int] | None:
     i = _where(items, lambda x: _is_array(x) and not _is_key(x))
     if i is None:
@@ -254,6 +262,7 @@ def ambiguous(items: Items) -> tuple[Items, int] | None:
 PERTURBED = {
     wrong_shape: "shape",
     wrong_rank: "shape",
+    lower_rank: "shape",
     wrong_dtype: "dtype",
     wrong_kind: "kind",
     wrong_sharding: "sharding",

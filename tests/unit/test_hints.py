@@ -113,6 +113,59 @@ def test_a_bare_leaf_in_one_place_only() -> None:
     assert follow(match, checkpoint, f32(4)).ok
 
 
+def test_parameters_of_a_training_state_beside_the_moments_of_its_optimizer() -> None:
+    """Adam's moments look like parameters: the shallowest place is meant, the others said."""
+    moments = {"mu": MLP, "nu": MLP, "count": A((), jnp.int32)}
+    checkpoint = {"params": MLP, "opt_state": [moments, {}], "step": A((), jnp.int32)}
+    match = hinted(checkpoint, MLP)
+    assert str(match) == (
+        f"none of 4 leaves found in {URL}; the checkpoint holds the same tree under `params`"
+        ' (as well as under `opt_state.0.mu` and `opt_state.0.nu`); hint: at="params"'
+    )
+    assert follow(match, checkpoint, MLP).ok
+
+
+def test_two_equally_good_places_are_both_offered() -> None:
+    checkpoint = {"params": MLP, "ema": MLP}
+    match = hinted(checkpoint, MLP)
+    assert str(match) == (
+        f"none of 4 leaves found in {URL}; the checkpoint holds the same tree under `ema` and"
+        ' under `params`; hint: at="ema" or at="params"'
+    )
+    assert all(tx.check(holds(checkpoint), MLP, at=at).ok for at in checkpoint)
+
+
+def test_a_new_leaf_does_not_hide_where_the_others_are() -> None:
+    match = hinted({"params": MLP}, {**MLP, "head": f32(3)})
+    assert str(match) == (
+        f"none of 5 leaves found in {URL}; the checkpoint holds most under `params`;"
+        ' hint: at="params" (which leaves 1 mismatch, for instance:'
+        " Expected a leaf, found none - at `head`)"
+    )
+
+
+def test_a_number_that_does_not_fit_is_counted_after_a_hint() -> None:
+    """A stored Python int is looked at when a hint is tried, too."""
+    checkpoint = {"params": {"w": f32(2), "step": 2**40}}
+    match = hinted(checkpoint, {"w": f32(2), "step": A((), jnp.int32)})
+    assert str(match).endswith(
+        'hint: at="params" (which leaves 1 mismatch, for instance: Expected dtype `int32`, got'
+        f" `int64` - at `step`; the number is {2**40})"
+    )
+    match = hinted({"step": 2**40, "Dense": f32(2)}, {"step": A((), jnp.int32), "dense": f32(2)})
+    assert {m.name: m.hint for m in match.mismatches}["dense"] == 'rename={"Dense": "dense"}'
+
+
+def test_a_shape_of_another_rank_is_no_transpose() -> None:
+    for stored, wanted in [((4, 8), (32,)), ((4, 8), ()), ((32,), (4, 8)), ((2, 3, 4), (4, 3))]:
+        match = hinted({"w": f32(*stored)}, {"w": f32(*wanted)})
+        assert [(m.problem, m.hint) for m in match.mismatches] == [("shape", None)]
+    assert [m.problem for m in hinted({"w": f32(4, 8)}, {"w": int}).mismatches] == [
+        "shape",
+        "dtype",
+    ]
+
+
 def test_names_with_quotes_are_spelled_as_python() -> None:
     checkpoint = {'it\'s "x"': MLP}
     match = hinted(checkpoint, MLP)
@@ -226,6 +279,19 @@ def test_layers_that_the_template_stacks_along_another_axis() -> None:
     )
 
 
+def test_a_stack_along_one_of_several_equal_axes_names_none() -> None:
+    checkpoint = {"layers": {"w": f32(4, 4)}}
+    match = hinted(checkpoint, {f"layers_{i}": {"w": f32(4)} for i in range(4)})
+    assert "stacks these 4 layers along one axis of `layers.w`" in str(match)
+
+
+@pytest.mark.parametrize(
+    "other", [{"other": {"w": A((2, 3), jnp.int32)}}, {"layers": {"w": A((2, 3), jnp.int32)}}]
+)
+def test_what_merely_has_the_size_of_a_stack_is_none(other: Any) -> None:
+    assert silent(hinted(other, {"layers": [{"w": f32(3)}, {"w": f32(3)}]}))
+
+
 # --- what is asked for besides
 
 
@@ -269,8 +335,7 @@ def test_64_bit_types_that_jax_would_cut() -> None:
 @pytest.mark.parametrize(
     ("checkpoint", "template"),
     [
-        pytest.param({"a": MLP, "b": MLP}, MLP, id="two places fit equally well"),
-        pytest.param({"a": f32(3), "b": f32(3)}, f32(3), id="a bare leaf in two places"),
+        pytest.param(dict.fromkeys("abcd", MLP), MLP, id="four places fit equally well"),
         pytest.param(
             {f"x{i}": f32(3) for i in range(20)}, f32(3), id="a bare leaf in twenty places"
         ),

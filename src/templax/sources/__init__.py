@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
+from urllib.parse import unquote, urlsplit
 
 __all__ = ["Local", "Memory", "ObjectInfo", "Source", "open_source"]
 
@@ -89,18 +90,24 @@ def open_source(url: str | os.PathLike[str] | Source) -> Source:
         url: A local path (relative or absolute, `~` is expanded), a `file://` URL, or a `Source`.
 
     Raises:
-        SourceError: A scheme that no source serves.
+        SourceError: A scheme or host that no source serves.
+        UsageError: The empty path: an unset variable must not mean the current directory.
     """
-    from .._errors import SourceError
+    from .._errors import SourceError, UsageError
 
     if isinstance(url, Source) and not isinstance(url, (str, os.PathLike)):
         return url
     path = os.fspath(url)
-    scheme, colon, rest = path.partition("://")
+    if not path:
+        raise UsageError('Expected a path, got ""')
+    scheme, colon, _ = path.partition("://")
     if not colon:
         return Local(path)
-    if scheme == "file":
-        return Local(rest)
+    if scheme.lower() == "file":
+        parts = urlsplit(path)
+        if parts.netloc in ("", "localhost"):
+            return Local(unquote(parts.path))
+        raise SourceError(f"templax reads local files, not those of host `{parts.netloc}`")
     raise SourceError(
         f"templax reads local files; `{scheme}://` is not served by this version; "
         f"hint: copy the checkpoint to a local directory"

@@ -1,0 +1,106 @@
+"""JAX. What a template says of where a leaf goes: shardings checked, and cut into boxes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.core
+from jax.experimental.layout import Format
+from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec, SingleDeviceSharding
+
+from ._boxes import Box, Shape, from_index, whole
+from ._errors import Mismatch, UsageError
+from ._template import Sharding, sharding_problem
+
+Boxes = tuple[tuple[Box, ...], tuple[tuple[Any, int], ...]]
+"""The distinct boxes of this process; and each local device with the index of its box."""
+
+
+def wanted(leaf: Any, override: Any) -> tuple[jax.sharding.Sharding | None, Any]:
+    """The sharding and the memory layout that a template leaf asks for; None for no wish.
+
+    Args:
+        leaf: Of the template. That of a `jax.Array` counts if the array is committed to it.
+        override: A sharding, `Format` or device that counts instead, or None.
+
+    Raises:
+        UsageError: `override` is something else.
+    """
+    sharding, layout = override, None
+    if override is None and isinstance(leaf, jax.Array):
+        if not isinstance(leaf, jax.core.Tracer) and leaf.committed:
+            sharding = leaf.sharding
+    elif override is None:
+        sharding = getattr(leaf, "sharding", None)
+        layout = getattr(getattr(leaf, "format", None), "layout", None)
+        if not isinstance(sharding, jax.sharding.Sharding):
+            sharding = None  # what Orbax's metadata tells of the past
+    if isinstance(sharding, jax.Device):
+        sharding = SingleDeviceSharding(sharding)
+    elif isinstance(sharding, Format):
+        sharding, layout = sharding.sharding, sharding.layout
+    if sharding is not None and not isinstance(sharding, jax.sharding.Sharding):
+        raise UsageError(f"Expected a jax.sharding.Sharding or a device, got {sharding!r}")
+    if isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, AbstractMesh):
+        mesh = jax.sharding.get_mesh()
+        if mesh.shape == sharding.mesh.shape:
+            sharding = NamedSharding(mesh, sharding.spec, memory_kind=sharding.memory_kind)
+    return sharding, layout
+
+
+def as_data(sharding: jax.sharding.Sharding | None) -> Sharding | None:
+    """A `NamedSharding` for people and JSON; None of others."""
+    if not isinstance(sharding, NamedSharding):
+        return None
+    spec = tuple(
+        axes if axes is None or isinstance(axes, str) else tuple(axes)
+        for axes in (None if a is PartitionSpec.UNCONSTRAINED else a for a in _axes(sharding.spec))
+    )
+    return Sharding({str(a): n for a, n in sharding.mesh.shape.items()}, spec, sharding.memory_kind)
+
+
+def _axes(spec: PartitionSpec) -> tuple[Any, ...]:
+    # A spec with unreduced axes refuses to be iterated.
+    return tuple(getattr(spec, "partitions", None) or spec)
+
+
+def problem(name: str, shape: Shape, sharding: jax.sharding.Sharding | None) -> Mismatch | None:
+    """Why a sharding can't hold a leaf of `shape`, or None if it can."""
+    if sharding is None:
+        return None
+    data = as_data(sharding)
+    if isinstance(sharding, NamedSharding) and data is not None:
+        if isinstance(sharding.mesh, AbstractMesh):
+            return Mismatch(
+                "sharding",
+                name,
+                "a mesh of devices",
+                f"an AbstractMesh, sharding {data}",
+                note="no mesh of its shape is set: `with jax.set_mesh(mesh):`",
+            )
+        partial = getattr(sharding.spec, "unreduced", None)
+        if partial:
+            axes = ", ".join(f"`{axis}`" for axis in sorted(map(str, partial)))
+            return Mismatch(
+                "sharding", name, "a sharding of whole values", f"one unreduced over {axes}"
+            )
+        found = sharding_problem(name, shape, data)
+        if found is not None:
+            return found
+    try:
+        sharding.shard_shape(shape)
+    except ValueError as error:
+        reason = str(error).splitlines()[0]
+        return Mismatch("sharding", name, f"a sharding for shape {shape}", f"{sharding}: {reason}")
+    return None
+
+
+def local_boxes(sharding: jax.sharding.Sharding, shape: Shape) -> Boxes:
+    """What of a leaf this process must hold, and which of its devices holds what."""
+    order: dict[Box, int] = {}
+    devices: list[tuple[Any, int]] = []
+    for device, index in sharding.addressable_devices_indices_map(shape).items():
+        box = whole(shape) if index is None else from_index(index, shape)
+        devices.append((device, order.setdefault(box, len(order))))
+    return tuple(order), tuple(devices)
