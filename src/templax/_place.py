@@ -150,7 +150,9 @@ def cast(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
         size = min(CAST_BLOCK, 1 << (len(block) - 1).bit_length())
         padded = np.zeros(size, block.dtype)
         padded[: len(block)] = block
-        with jax.ensure_compile_time_eval(), jax.default_device(_cpu()):
+        # JAX itself cuts 64 bits by numpy, which would warn of what does not fit.
+        quiet = np.errstate(all="ignore")
+        with quiet, jax.ensure_compile_time_eval(), jax.default_device(_cpu()):
             done = np.asarray(jnp.asarray(padded).astype(dtype))
         flat_out[start : start + len(block)] = done[: len(block)]
     return out
