@@ -56,7 +56,8 @@ ORDER = [
     {"_recipe"},
     {"_api"},
     {"__init__"},
-    {m for m in MODULES if m.startswith(("compat", "testing", "cli", "demo", "_listing", "_terminal"))},
+    {m for m in MODULES if m.startswith(("compat", "testing"))}
+    | {"cli", "demo", "_listing", "_terminal"},
 ]  # fmt: skip
 """Left never imports right, when it is imported."""
 
@@ -64,9 +65,7 @@ ORDER = [
 def _imports(module: str, inside_functions: bool = False) -> Iterator[str]:
     """What a module imports, templax's own modules by their short name."""
     tree = ast.parse(MODULES[module].read_text())
-    package = (
-        module.split(".")[:-1] if MODULES[module].name != "__init__.py" else module.split(".")[:-1]
-    )
+    package = module.split(".")[:-1]
     pending: list[ast.AST] = list(tree.body)
     while pending:
         node = pending.pop()
