@@ -1,0 +1,140 @@
+"""Reads that fail, shorten or change: one error that names the place, and nothing left behind."""
+
+from __future__ import annotations
+
+import gc
+import os
+import shutil
+import threading
+from pathlib import Path
+from typing import Any
+
+import jax
+import pytest
+
+import templax as tx
+from templax.sources import Local
+from templax.testing import Watched
+
+CORPUS = Path(__file__).parents[1] / "corpus"
+DATA = "ocdbt.process_0/d/"
+
+
+@pytest.fixture
+def ckpt(tmp_path: Path) -> Path:
+    """Uncompressed, with values in data files."""
+    shutil.copytree(CORPUS / "orbax-0.12.8-uncompressed" / "ckpt", tmp_path / "ckpt")
+    return tmp_path / "ckpt"
+
+
+@pytest.fixture(autouse=True)
+def _no_thread_is_left() -> Any:
+    before = set(threading.enumerate())
+    yield
+    assert {t for t in threading.enumerate() if t.name.startswith("templax")} <= before
+
+
+def data_file(ckpt: Path) -> Path:
+    (name,) = {
+        chunk.extent.key
+        for chunks in tx.open(ckpt).locate([tx.open(ckpt).leaves["state.params.big"]]).values()
+        for chunk in chunks
+    }
+    return ckpt / name
+
+
+def test_a_store_that_fails_midway(ckpt: Path) -> None:
+    def fault(key: str, start: int, stop: int) -> None:
+        if key.startswith(DATA):
+            raise tx.SourceError(f"can't read `{key}`: Input/output error")
+
+    catalog = tx.open(Watched(Local(ckpt), fault))
+    with pytest.raises(tx.SourceError, match="Input/output error"):
+        tx.restore(catalog, catalog.template())
+
+
+def test_a_data_file_cut_after_it_was_opened(ckpt: Path) -> None:
+    """The catalog is open; then somebody truncates a file."""
+    catalog = tx.open(ckpt)
+    template = catalog.template()
+    os.truncate(data_file(ckpt), 100)
+    with pytest.raises(tx.Damaged) as caught:
+        tx.restore(catalog, template)
+    error = caught.value
+    assert error.leaf == "state.params.big"
+    assert error.file is not None
+    assert error.file.startswith(DATA)
+    assert str(error).startswith("Expected at least ")
+
+
+def test_a_data_file_removed_after_it_was_opened(ckpt: Path) -> None:
+    catalog = tx.open(ckpt)
+    template = catalog.template()
+    data_file(ckpt).unlink()
+    with pytest.raises(tx.Damaged, match="Expected a data file, found none - at `state"):
+        tx.restore(catalog, template)
+
+
+def test_a_file_that_changes_between_two_reads(ckpt: Path) -> None:
+    """Bytes of two versions never end up in one tree."""
+    file = data_file(ckpt)
+    catalog = tx.open(ckpt)
+    tx.restore(catalog, catalog.template())
+    os.utime(file, ns=(0, 0))
+    with pytest.raises(tx.SourceError, match="changed while it was read"):
+        tx.restore(catalog, catalog.template())
+    tx.restore(ckpt, catalog.template())  # opened anew, it is one version again
+
+
+def test_no_array_is_read_before_a_template_error(ckpt: Path) -> None:
+    """The data files may as well be gone."""
+    catalog = tx.open(ckpt)
+    template = catalog.template()
+    template["state"]["params"]["scale"] = jax.ShapeDtypeStruct((2,), "float32")
+    data_file(ckpt).unlink()
+    with pytest.raises(tx.TemplateError, match="Expected shape"):
+        tx.restore(catalog, template)
+
+
+def test_an_unreadable_file_is_named(ckpt: Path) -> None:
+    file = data_file(ckpt)
+    content = file.read_bytes()
+    file.unlink()
+    file.mkdir()
+    with pytest.raises(tx.TemplaxError) as caught:
+        tx.restore(ckpt, tx.open(ckpt).template())
+    assert file.name in str(caught.value)
+    file.rmdir()
+    file.write_bytes(content)
+
+
+def test_the_buffers_of_a_failed_restore_are_freed(ckpt: Path) -> None:
+    """Nothing holds on to what was read before the error, not even the error."""
+    import numpy as np
+
+    def fault(key: str, start: int, stop: int) -> None:
+        if key.startswith(DATA):
+            raise tx.SourceError("gone")
+
+    catalog = tx.open(Watched(Local(ckpt), fault))
+    template = jax.tree.map(
+        lambda x: np.zeros(x.shape, x.dtype) if hasattr(x, "shape") else x, catalog.template()
+    )
+    before = sum(x.nbytes for x in gc.get_objects() if isinstance(x, np.ndarray))
+    for _ in range(3):
+        with pytest.raises(tx.SourceError):
+            tx.restore(catalog, template)
+    gc.collect()
+    after = sum(x.nbytes for x in gc.get_objects() if isinstance(x, np.ndarray))
+    assert after <= before + 32768
+
+
+@pytest.mark.parametrize("threads", [1, 3, 64])
+def test_any_number_of_threads_gives_the_same_tree(ckpt: Path, threads: int) -> None:
+    catalog = tx.open(ckpt)
+    one = tx.restore(catalog, catalog.template(), threads=1)
+    other = tx.restore(catalog, catalog.template(), threads=threads)
+    assert all(
+        bool((a == b).all()) if hasattr(a, "all") else a == b
+        for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
+    )
