@@ -101,9 +101,11 @@ def _place_batch(done: Finished, results: dict[str, Any]) -> float:
     for pair, n in sharded:
         target, placement = pair.target, pair.target.placement
         parts = [next(placed) for _ in range(n)]
-        value = jax.make_array_from_single_device_arrays(
-            target.shape, placement.sharding, parts, dtype=target.dtype
-        )
+        value = parts[0]
+        if value.sharding != placement.sharding:
+            value = jax.make_array_from_single_device_arrays(
+                target.shape, placement.sharding, parts, dtype=target.dtype
+            )
         if placement.layout is not None:
             value = jax.device_put(value, Format(placement.layout, placement.sharding))
         results[target.name] = value

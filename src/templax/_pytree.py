@@ -184,17 +184,17 @@ def _array(
             placement=Placement(leaf, sharding),
         )
     dtype = np.dtype(dtype).newbyteorder("=")
-    wrong = problem(name, shape, sharding)
+    local, devices, wrong = (whole(shape),), (), None
+    if sharding is not None and (sharding, shape) in boxes:
+        local, devices = boxes[sharding, shape]
+    elif sharding is not None:
+        wrong = problem(name, shape, sharding)
+        if wrong is None:
+            local, devices = boxes[sharding, shape] = local_boxes(sharding, shape)
     if class_of(dtype) == "other":
         wrong = Mismatch("kind", name, "an array of numbers", f"a template leaf of dtype {dtype}")
     elif not host and not jax_holds(dtype):
         wrong = Mismatch("dtype", name, dtype.name, "", note=_WHY.get(dtype.itemsize, _NEVER))
-    local, devices = (whole(shape),), ()
-    if sharding is not None and wrong is None:
-        key = sharding, shape
-        if key not in boxes:
-            boxes[key] = local_boxes(sharding, shape)
-        local, devices = boxes[key]
     return Target(
         name,
         path,

@@ -1,0 +1,1 @@
+"""Templax against its peers on the same files: `python -m benchmarks --help`."""
