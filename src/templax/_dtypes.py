@@ -11,6 +11,9 @@ import numpy as np
 Cast = Literal["float", "widen", "exact"]
 CASTS: tuple[str, ...] = get_args(Cast)
 
+WIDE = frozenset({"int64", "uint64", "float64", "complex128"})
+"""What a `jax.Array` holds only with `jax_enable_x64`."""
+
 Class = Literal["bool", "int", "float", "complex", "other"]
 
 

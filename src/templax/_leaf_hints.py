@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ._catalog import LeafEntry
-from ._dtypes import class_of
+from ._dtypes import WIDE, class_of
 from ._errors import Mismatch
 from ._match import Options, fit
 from ._names import Path, fold, join, nearest
@@ -66,7 +66,7 @@ def _of_leaf(m: Mismatch, target: Target, entry: LeafEntry, options: Options) ->
                 "and swap the last two axes of the result"
             )
     if m.problem == "dtype" and target.problem is not None:
-        helps = target.dtype.itemsize >= 8 and not _misfits(target, entry, options.cast)
+        helps = target.dtype.name in WIDE and not _misfits(target, entry, options.cast)
         return _X64 if helps else None
     if m.problem == "dtype" and options.cast != "float":
         if not _misfits(target, entry, "widen"):

@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from ._boxes import Shape, whole
-from ._dtypes import class_of
+from ._dtypes import WIDE, class_of
 from ._errors import Mismatch, UsageError
 from ._names import Path, join
 from ._shardings import Boxes, as_data, local_boxes, problem, wanted
@@ -194,7 +194,8 @@ def _array(
     if class_of(dtype) == "other":
         wrong = Mismatch("kind", name, "an array of numbers", f"a template leaf of dtype {dtype}")
     elif not host and not jax_holds(dtype):
-        wrong = Mismatch("dtype", name, dtype.name, "", note=_WHY.get(dtype.itemsize, _NEVER))
+        why = _X64 if dtype.name in WIDE else "no jax.Array holds this dtype"
+        wrong = Mismatch("dtype", name, dtype.name, "", note=why)
     return Target(
         name,
         path,
@@ -210,8 +211,6 @@ def _array(
 
 
 _X64 = "a jax.Array holds no 64-bit numbers while jax_enable_x64 is off"
-_WHY = {8: _X64, 16: _X64}
-_NEVER = "no jax.Array holds this dtype"
 
 
 def _is_concrete(leaf: Any) -> bool:
