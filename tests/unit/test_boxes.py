@@ -1,0 +1,187 @@
+"""Box arithmetic against numpy: what a box selects is what slicing selects."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from templax._boxes import (
+    Box,
+    Shape,
+    contiguous,
+    from_index,
+    intersect,
+    shape_of,
+    size_of,
+    slices,
+    span_of,
+    whole,
+    within,
+)
+from templax.testing import strategies
+
+SHAPES = strategies.shapes().filter(lambda shape: 0 not in shape)
+SHAPES_AND_BOX = SHAPES.flatmap(lambda s: st.tuples(st.just(s), strategies.boxes(s)))
+SHAPES_AND_TWO = SHAPES.flatmap(
+    lambda s: st.tuples(st.just(s), strategies.boxes(s), strategies.boxes(s))
+)
+MANY = settings(max_examples=300)
+
+
+def numbered(shape: Shape) -> np.ndarray:
+    """An array whose elements are their places in C order."""
+    return np.arange(math.prod(shape)).reshape(shape)
+
+
+def held(array: np.ndarray, box: Box) -> set[int]:
+    return set(np.ravel(array[slices(box)]).tolist())
+
+
+@given(strategies.shapes())
+def test_whole_is_everything(shape: Shape) -> None:
+    array = numbered(shape)
+    assert shape_of(whole(shape)) == shape
+    assert size_of(whole(shape)) == array.size
+    assert held(array, whole(shape)) == set(range(array.size))
+
+
+@MANY
+@given(SHAPES_AND_BOX)
+def test_a_box_has_the_shape_and_size_of_its_slice(case: tuple[Shape, Box]) -> None:
+    shape, box = case
+    piece = numbered(shape)[slices(box)]
+    assert shape_of(box) == piece.shape
+    assert size_of(box) == piece.size
+
+
+@MANY
+@given(SHAPES_AND_TWO)
+def test_intersect_holds_what_both_hold(case: tuple[Shape, Box, Box]) -> None:
+    shape, a, b = case
+    array = numbered(shape)
+    both = held(array, a) & held(array, b)
+    overlap = intersect(a, b)
+    assert (set() if overlap is None else held(array, overlap)) == both
+    assert overlap == intersect(b, a)
+
+
+@MANY
+@given(SHAPES_AND_TWO)
+def test_intersect_with_itself_with_all_and_with_a_part_changes_nothing(
+    case: tuple[Shape, Box, Box],
+) -> None:
+    shape, a, b = case
+    assert intersect(a, a) == a
+    assert intersect(a, whole(shape)) == a
+    overlap = intersect(a, b)
+    if overlap is not None:
+        assert intersect(overlap, a) == overlap == intersect(overlap, b)
+
+
+@MANY
+@given(SHAPES_AND_TWO)
+def test_within_finds_the_overlap_inside_either_box(case: tuple[Shape, Box, Box]) -> None:
+    """The one piece of two buffers, in the coordinates of each: what every copy relies on."""
+    shape, a, b = case
+    overlap = intersect(a, b)
+    if overlap is None:
+        return
+    array = numbered(shape)
+    for outer in (a, b):
+        piece = array[slices(outer)][slices(within(overlap, outer))]
+        assert np.array_equal(piece, array[slices(overlap)])
+    assert within(overlap, whole(shape)) == overlap
+    assert within(a, a) == whole(shape_of(a))
+
+
+@MANY
+@given(SHAPES_AND_BOX)
+def test_contiguous_means_that_the_elements_lie_back_to_back(case: tuple[Shape, Box]) -> None:
+    shape, box = case
+    places = np.ravel(numbered(shape)[slices(box)])
+    back_to_back = np.array_equal(places, np.arange(places[0], places[0] + places.size))
+    assert contiguous(box, shape) == back_to_back
+
+
+@MANY
+@given(SHAPES_AND_BOX, st.sampled_from([1, 2, 3, 8]))
+def test_span_of_is_the_smallest_range_that_holds_the_box(
+    case: tuple[Shape, Box], itemsize: int
+) -> None:
+    shape, box = case
+    places = numbered(shape)[slices(box)]
+    start, stop = span_of(box, shape, itemsize)
+    assert start == places.min() * itemsize
+    assert stop == (places.max() + 1) * itemsize
+    if contiguous(box, shape):
+        assert stop - start == size_of(box) * itemsize
+    else:
+        assert stop - start > size_of(box) * itemsize
+
+
+@MANY
+@given(SHAPES_AND_BOX)
+def test_bytes_of_a_contiguous_box_are_its_span(case: tuple[Shape, Box]) -> None:
+    shape, box = case
+    array = numbered(shape).astype("<u4")
+    start, stop = span_of(box, shape, 4)
+    if contiguous(box, shape):
+        assert array.tobytes()[start:stop] == array[slices(box)].tobytes()
+
+
+@MANY
+@given(SHAPES_AND_BOX, st.data())
+def test_slices_and_from_index_are_inverse(case: tuple[Shape, Box], data: st.DataObject) -> None:
+    """Also for the open slices that shardings give for a dimension they do not cut."""
+    shape, box = case
+    assert from_index(slices(box), shape) == box
+    opened = tuple(
+        slice(None if start == 0 else start, None if stop == n else stop)
+        if data.draw(st.booleans())
+        else slice(start, stop)
+        for (start, stop), n in zip(box, shape, strict=True)
+    )
+    assert from_index(opened, shape) == box
+
+
+@MANY
+@given(SHAPES.flatmap(lambda s: st.tuples(st.just(s), strategies.grids(s), strategies.boxes(s))))
+def test_a_grid_cuts_a_box_into_pieces_that_tile_it(case: tuple[Shape, list[Box], Box]) -> None:
+    """Chunks at an edge reach past the shape; what is inside is counted once."""
+    shape, grid, box = case
+    pieces = [piece for chunk in grid if (piece := intersect(chunk, box)) is not None]
+    counts = np.zeros(shape, int)
+    for piece in pieces:
+        counts[slices(piece)] += 1
+    wanted = np.zeros(shape, int)
+    wanted[slices(box)] = 1
+    assert np.array_equal(counts, wanted)
+
+
+def test_of_an_array_without_dimensions_there_is_one_box() -> None:
+    assert whole(()) == ()
+    assert size_of(()) == 1
+    assert intersect((), ()) == ()
+    assert within((), ()) == ()
+    assert contiguous((), ())
+    assert span_of((), (), 4) == (0, 4)
+
+
+def test_empty_boxes_intersect_nothing() -> None:
+    assert intersect(((2, 2),), ((0, 4),)) is None
+    assert intersect(((0, 3), (0, 0)), ((0, 3), (0, 5))) is None
+
+
+def test_boxes_that_only_touch_do_not_intersect() -> None:
+    assert intersect(((0, 2),), ((2, 4),)) is None
+    assert intersect(((0, 2), (0, 4)), ((0, 2), (4, 8))) is None
+
+
+def test_boxes_of_different_rank_are_a_mistake() -> None:
+    for call in (intersect, within):
+        with pytest.raises(ValueError, match="zip"):
+            call(((0, 1),), ((0, 1), (0, 1)))

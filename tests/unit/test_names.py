@@ -1,0 +1,247 @@
+"""Names of leaves: cut and renamed at the borders of keys, whatever the keys hold."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from templax._errors import UsageError
+from templax._names import Path, below, fold, join, nearest, prefixes, renamed
+from templax.testing import strategies
+
+MANY = settings(max_examples=300)
+ELEMENT = st.one_of(strategies.keys(), st.text(max_size=4), st.integers(0, 12))
+PATHS = st.lists(ELEMENT, max_size=5).map(tuple)
+PLAIN = st.lists(
+    st.one_of(st.sampled_from(["a", "b", "w", "layers_0", "Dense_0"]), st.integers(0, 3)),
+    max_size=4,
+).map(tuple)
+"""Without dots inside a key, so that a name says where the keys end."""
+
+
+# --- join
+
+
+@MANY
+@given(PATHS, PATHS)
+def test_a_name_is_its_elements_joined(head: Path, tail: Path) -> None:
+    if head and tail:
+        assert join(head + tail) == f"{join(head)}.{join(tail)}"
+    assert join(head) == ".".join(str(element) for element in head)
+
+
+@MANY
+@given(PLAIN)
+def test_an_index_and_a_key_of_the_same_spelling_meet(path: Path) -> None:
+    assert join(path) == join(tuple(map(str, path)))
+
+
+def test_names_of_odd_keys() -> None:
+    assert join(()) == ""
+    assert join(("",)) == ""
+    assert join(("", "")) == "."
+    assert join(("a.b", "c/d", "é 漢")) == "a.b.c/d.é 漢"
+
+
+# --- below
+
+
+@MANY
+@given(PATHS, PATHS)
+def test_below_takes_off_the_prefix(head: Path, tail: Path) -> None:
+    """Of keys that are empty or hold dots the first border that spells the prefix counts."""
+    path = head + tail
+    got = below(path, join(head))
+    assert got is not None
+    if join(head):
+        first = next(i for i in range(1, len(path) + 1) if join(path[:i]) == join(head))
+        assert got == path[first:]
+    else:
+        assert got == path
+
+
+@MANY
+@given(PLAIN, PLAIN)
+def test_below_of_plain_keys_is_what_follows(head: Path, tail: Path) -> None:
+    assert below(head + tail, join(head)) == tail
+    assert below(head, "") == head
+
+
+@MANY
+@given(PATHS, st.one_of(st.text("ab.w_0", max_size=6), PATHS.map(join)))
+def test_below_is_none_unless_a_border_spells_the_prefix(path: Path, prefix: str) -> None:
+    spelled = {"", *(join(path[:i]) for i in range(1, len(path) + 1))}
+    assert (below(path, prefix) is None) == (prefix not in spelled)
+
+
+@MANY
+@given(PLAIN, PLAIN, PLAIN)
+def test_below_twice_is_below_both(a: Path, b: Path, rest: Path) -> None:
+    once = below(a + b + rest, join(a))
+    assert once is not None
+    assert below(once, join(b)) == below(a + b + rest, join(a + b)) == rest
+
+
+@pytest.mark.parametrize(
+    ("path", "prefix", "rest"),
+    [
+        (("params", "w"), "param", None),
+        (("params", "w"), "params.", None),
+        (("params", "w"), ".params", None),
+        (("params", "w"), "params.w", ()),
+        (("params", "w"), "params.w.x", None),
+        (("a.b", "c"), "a", None),
+        (("a.b", "c"), "a.b", ("c",)),
+        (("layers", 1, "w"), "layers.1", ("w",)),
+        (("layers", 10, "w"), "layers.1", None),
+        ((), "a", None),
+        (("é", "w"), "é", ("w",)),
+    ],
+)
+def test_below_stops_at_borders_of_keys(path: Path, prefix: str, rest: Path | None) -> None:
+    assert below(path, prefix) == rest
+
+
+# --- renamed
+
+
+@given(PATHS)
+def test_no_rename_changes_nothing(path: Path) -> None:
+    assert renamed(path, None) is path
+    assert renamed(path, {}) is path
+    assert renamed(path, lambda name: name) is path
+
+
+@MANY
+@given(PLAIN, PLAIN, PLAIN)
+def test_rename_replaces_a_prefix_and_keeps_the_rest(old: Path, new: Path, rest: Path) -> None:
+    assume(join(old + rest) != join(new + rest))
+    got = renamed(old + rest, {join(old): join(new)})
+    assert join(got) == join(new + rest)
+    assert got[len(new) :] == rest
+
+
+@MANY
+@given(PATHS, st.dictionaries(PATHS.map(join), st.sampled_from(["x", "y.z", ""]), max_size=3))
+def test_the_longest_prefix_wins_and_is_applied_once(path: Path, rename: dict[str, str]) -> None:
+    for i in range(len(path), -1, -1):
+        if join(path[:i]) in rename:
+            new = rename[join(path[:i])]
+            assert join(renamed(path, rename)) == join(
+                (*(new.split(".") if new else ()), *path[i:])
+            )
+            break
+    else:
+        assert renamed(path, rename) == path
+
+
+@MANY
+@given(PLAIN, PLAIN)
+def test_wrapping_is_undone_by_below(path: Path, prefix: Path) -> None:
+    """`rename={"": "params"}` and `at="params"` are inverse."""
+    wrapped = renamed(path, {"": join(prefix)})
+    assert below(wrapped, join(prefix)) == path
+
+
+def test_two_names_can_be_swapped() -> None:
+    swap = {"a": "b", "b": "a"}
+    assert [join(renamed(p, swap)) for p in [("a", "w"), ("b", "w"), ("ab", "w")]] == [
+        "b.w",
+        "a.w",
+        "ab.w",
+    ]
+
+
+def test_a_function_renames_the_whole_name() -> None:
+    assert renamed(("a", 0, "w"), str.upper) == ("A", "0", "W")
+    assert renamed(("a", "w"), lambda name: "") == ()
+
+
+@pytest.mark.parametrize("bad", [None, 3, ("a",), b"a"])
+def test_a_function_that_gives_no_name_is_said_with_its_argument(bad: object) -> None:
+    with pytest.raises(UsageError) as caught:
+        renamed(("a", "w"), lambda name: bad)  # type: ignore[return-value, arg-type]
+    assert str(caught.value) == f"Expected a name (str) from rename('a.w'), got {bad!r}"
+
+
+# --- prefixes
+
+
+@MANY
+@given(PATHS)
+def test_prefixes_are_the_subtrees_that_hold_a_leaf(path: Path) -> None:
+    found = prefixes(path)
+    assert len(found) == len(path)
+    if path:
+        assert found[-1] == join(path)
+    for inner, outer in zip(found[1:], found, strict=False):
+        assert inner.startswith(f"{outer}.")
+    assert all(below(path, prefix) is not None for prefix in found)
+
+
+# --- nearest
+
+
+NAMES = st.text("abDens_-0123", min_size=1, max_size=10)
+
+
+@MANY
+@given(NAMES, st.lists(NAMES, unique=True, max_size=6), st.randoms())
+def test_nearest_is_a_candidate_whatever_their_order(
+    name: str, candidates: list[str], random: object
+) -> None:
+    got = nearest(name, candidates)
+    assert got is None or got in candidates
+    shuffled = list(candidates)
+    random.shuffle(shuffled)  # type: ignore[attr-defined]
+    assert nearest(name, shuffled) == got
+
+
+@MANY
+@given(NAMES, st.lists(NAMES, unique=True, max_size=6))
+def test_nearest_never_changes_a_number(name: str, candidates: list[str]) -> None:
+    got = nearest(name, candidates)
+
+    def numbers(text: str) -> list[str]:
+        return "".join(c if c.isdigit() else " " for c in text).split()
+
+    assert got is None or numbers(got) == numbers(name)
+
+
+@MANY
+@given(NAMES, st.lists(NAMES, unique=True, max_size=6))
+def test_nearest_of_a_name_that_is_there_is_itself_or_nothing(
+    name: str, candidates: list[str]
+) -> None:
+    """Another spelling of it makes it ambiguous; nothing else comes before it."""
+    others = [c for c in candidates if c != name]
+    twins = [c for c in others if fold(c) == fold(name)]
+    assert nearest(name, [*others, name]) == (None if twins else name)
+
+
+@MANY
+@given(NAMES)
+def test_case_and_underscores_are_no_difference(name: str) -> None:
+    for other in (name.upper(), name.lower(), name.swapcase()):
+        assert fold(other) == fold(name)
+        if other != name:
+            assert nearest(name, [other]) == other
+    assert fold(fold(name)) == fold(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "candidates", "near"),
+    [
+        ("Dense_0", ["dense_0", "Dense_1"], "dense_0"),
+        ("Dense_0", ["dense_0", "DENSE_0"], None),
+        ("layers_3", ["layers_2", "layers_4"], None),
+        ("layers_3.kernel", ["layers_3.kernels"], "layers_3.kernels"),
+        ("kernel", ["bias"], None),
+        ("scale", ["scales", "scaled"], None),
+        ("w", [], None),
+        ("batch_norm.mean", ["BatchNorm.mean"], "BatchNorm.mean"),
+    ],
+)
+def test_nearest_names_one_or_none(name: str, candidates: list[str], near: str | None) -> None:
+    assert nearest(name, candidates) == near
