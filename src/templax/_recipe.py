@@ -85,9 +85,8 @@ class Recipe:
             wanted = list(wanted)
             outputs = sorted({e.handle for e in wanted if isinstance(e.handle, int)})
             if closed is not None:
-                computed = dict(
-                    zip(outputs, jec.jaxpr_as_fun(only(closed, outputs))(), strict=True)
-                )
+                results = jec.jaxpr_as_fun(only(closed, outputs))()
+                computed = dict(zip(outputs, results, strict=True))
             else:
                 computed = dict(enumerate(values or ()))
             return {e.name: (_chunk(e, computed),) for e in wanted if e.kind != "string"}
@@ -143,15 +142,8 @@ def only(closed: jec.ClosedJaxpr, outputs: Sequence[int]) -> jec.ClosedJaxpr:
             kept.append(eqn)
             live |= {v for v in eqn.invars if isinstance(v, jec.Var)}
     kept.reverse()
-    debug_info = (
-        jaxpr.debug_info.with_unknown_names()
-        if hasattr(jaxpr.debug_info, "with_unknown_names")
-        else None
-    )
-    jaxpr = jaxpr.replace(
-        outvars=outvars, eqns=kept, **({"debug_info": debug_info} if debug_info else {})
-    )
-    return closed.replace(jaxpr=jaxpr)
+    names = jaxpr.debug_info.with_unknown_names()  # those known are of all outputs
+    return closed.replace(jaxpr=jaxpr.replace(outvars=outvars, eqns=kept, debug_info=names))
 
 
 def _chunk(entry: LeafEntry, computed: dict[int, Any]) -> Chunk:
