@@ -289,8 +289,9 @@ def _said(match: Match, cast_s: float) -> str:
     kinds = Counter((c.stored, c.wanted) for c in match.casts)
     pairs = ", ".join(f"{a} to {b} ({n})" for (a, b), n in kinds.most_common())
     nbytes = sum(c.nbytes for c in match.casts)
-    n = len(match.casts)
+    n, total = len(match.casts), len(match.pairs)
     return (
-        f"{n} of {len(match.pairs)} leaves of {match.url} were cast: {pairs}; {nbytes:,} bytes,"
-        f' {cast_s:.3f} s; cast="exact" refuses this'
+        f"{n} of {total} {'leaf' if total == 1 else 'leaves'} of {match.url}"
+        f" {'was' if n == 1 else 'were'} cast: {pairs}; {nbytes:,} bytes, {cast_s:.3f} s;"
+        ' cast="exact" refuses this'
     )

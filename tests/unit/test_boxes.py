@@ -29,7 +29,7 @@ SHAPES_AND_BOX = SHAPES.flatmap(lambda s: st.tuples(st.just(s), strategies.boxes
 SHAPES_AND_TWO = SHAPES.flatmap(
     lambda s: st.tuples(st.just(s), strategies.boxes(s), strategies.boxes(s))
 )
-MANY = settings(max_examples=300)
+MANY = settings(max_examples=max(80, settings().max_examples))
 
 
 def numbered(shape: Shape) -> np.ndarray:

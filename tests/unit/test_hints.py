@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 
 import templax as tx
 
@@ -384,3 +386,399 @@ def test_a_number_in_a_name_is_no_spelling() -> None:
 
 def test_64_bit_types_would_not_help_against_another_mismatch() -> None:
     assert silent(hinted({"w": f32(4)}, {"w": A((4,), np.dtype("int64"))}))
+
+
+# --- every hint followed to the end
+
+
+def test_a_wrong_at_followed_by_restore_gives_the_values() -> None:
+    def checkpoint() -> Any:
+        return {"params": {"w": jnp.arange(3.0)}}
+
+    with pytest.raises(tx.TemplateError) as caught:
+        tx.restore(tx.Recipe(checkpoint), {"w": f32(3)}, at="model.params")
+    assert str(caught.value) == (
+        "none of 1 leaf found in Recipe(test_a_wrong_at_followed_by_restore_gives_the_values."
+        "<locals>.checkpoint) under `model.params`; the checkpoint holds the same tree under"
+        ' `params`; hint: at="params"'
+    )
+    assert tx.restore(tx.Recipe(checkpoint), {"w": f32(3)}, at="params")["w"].tolist() == [0, 1, 2]
+
+
+def test_the_template_wraps_the_checkpoint_in_several_levels() -> None:
+    template = {"state": {"params": MLP}}
+    match = hinted(MLP, template)
+    assert match.mismatches[0].hint == 'rename={"": "state.params"}'
+    assert match.rename == {"": "state.params"}
+    assert follow(match, MLP, template).ok
+
+
+def test_the_template_wraps_what_is_below_at() -> None:
+    checkpoint, template = {"model": MLP}, {"params": MLP}
+    match = hinted(checkpoint, template, at="model")
+    assert str(match) == (
+        f"none of 4 leaves found in {URL} under `model`; the template wraps the checkpoint's tree"
+        ' in `params`; hint: rename={"": "params"}'
+    )
+    assert follow(match, checkpoint, template, at="model").ok
+
+
+def test_a_bare_leaf_of_the_checkpoint_in_a_template_of_one() -> None:
+    match = hinted(f32(3), {"w": f32(3)})
+    assert follow(match, f32(3), {"w": f32(3)}).ok
+
+
+def test_at_under_keys_that_hold_dots_slashes_and_quotes() -> None:
+    for key in ("a.b", "a/b", "ü", 'say "hi"', "back\\slash", "tab\t"):
+        match = hinted({key: MLP, "step": A((), jnp.int32)}, MLP)
+        assert match.mismatches[0].hint
+        assert follow(match, {key: MLP, "step": A((), jnp.int32)}, MLP).ok, key
+
+
+def test_rename_of_keys_that_hold_dots_and_quotes() -> None:
+    checkpoint = {"He.ad": f32(3), 'We"ight': f32(4)}
+    template = {"he.ad": f32(3), 'we"ight': f32(4)}
+    match = hinted(checkpoint, template)
+    assert follow(match, checkpoint, template).ok
+
+
+def test_rename_of_one_near_name_whole() -> None:
+    match = hinted({"Dense_0": DENSE}, {"dense_0": DENSE})
+    assert str(match) == "\n".join(
+        [
+            f"2 of 2 leaves do not match {URL}, and 2 of its leaves are not in the template",
+            "  Expected a leaf, found none - at `dense_0.bias`; nearest: `Dense_0.bias`",
+            "  Expected a leaf, found none - at `dense_0.kernel`; nearest: `Dense_0.kernel`",
+            "  Expected no leaf, found `float32(8,)` - at `Dense_0.bias`",
+            "  Expected no leaf, found `float32(3, 8)` - at `Dense_0.kernel`",
+            '  hint: rename={"Dense_0": "dense_0"}',
+        ]
+    )
+    assert follow(match, {"Dense_0": DENSE}, {"dense_0": DENSE}).ok
+
+
+def test_a_near_name_of_another_float_is_offered_where_the_cast_is() -> None:
+    checkpoint, template = {"Dense": f32(3)}, {"dense": A((3,), jnp.bfloat16)}
+    match = hinted(checkpoint, template)
+    assert match.mismatches[0].hint == 'rename={"Dense": "dense"}'
+    assert follow(match, checkpoint, template).ok
+    assert silent(hinted(checkpoint, template, cast="exact"))
+
+
+def test_the_value_level_of_the_template_whole() -> None:
+    template = {"kernel": {"value": f32(2)}, "bias": {"value": f32(3)}}
+    checkpoint = {"kernel": f32(2), "bias": f32(3)}
+    match = hinted(checkpoint, template)
+    assert str(match) == (
+        f"none of 2 leaves found in {URL}; the template has an extra level `value`"
+        ' (an NNX variable or a Flax box); hint: rename=lambda name: name + ".value"'
+    )
+    assert follow(match, checkpoint, template).ok
+
+
+@pytest.mark.parametrize(
+    ("stored", "wanted", "hint", "rest"),
+    [
+        (jnp.float32, jnp.bfloat16, 'cast="float"', "exact"),
+        (jnp.float32, jnp.float16, 'cast="float"', "widen"),
+        (jnp.bfloat16, jnp.float32, 'cast="widen"', "exact"),
+        (jnp.int8, jnp.int32, 'cast="widen"', "exact"),
+        (jnp.int8, jnp.float32, 'cast="widen"', "exact"),
+    ],
+)
+def test_the_least_cast_that_helps_is_named_and_helps(
+    stored: Any, wanted: Any, hint: str, rest: str
+) -> None:
+    checkpoint, template = {"w": A((2,), stored)}, {"w": A((2,), wanted)}
+    match = hinted(checkpoint, template, cast=rest)
+    assert str(match) == "\n".join(
+        [
+            f"1 of 1 leaf does not match {URL}",
+            f"  Expected dtype `{np.dtype(wanted).name}`, got `{np.dtype(stored).name}` - at `w`;"
+            f" hint: {hint}",
+        ]
+    )
+    assert follow(match, checkpoint, template, cast=rest).ok
+
+
+def test_a_transposed_leaf_followed_gives_the_values() -> None:
+    def checkpoint() -> Any:
+        return {"w": jnp.arange(6.0).reshape(2, 3)}
+
+    (m,) = tx.check(tx.Recipe(checkpoint), {"w": f32(3, 2)}).mismatches
+    assert m.hint is not None
+    shape = eval(re.findall(r"`(.*?)`", m.hint)[0])  # noqa: S307 - as the hint spells it
+    got = tx.restore(tx.Recipe(checkpoint), {"w": f32(*shape)})["w"]
+    assert jnp.swapaxes(got, -1, -2).shape == (3, 2)
+
+
+@pytest.mark.parametrize(
+    ("stored", "wanted", "turned"),
+    [
+        ((3, 8), (8, 3), True),
+        ((5, 3, 8), (5, 8, 3), True),
+        ((1, 8), (8, 1), True),
+        ((0, 8), (8, 0), True),
+        ((3, 5, 8), (8, 5, 3), False),
+        ((3, 8, 5), (5, 3, 8), False),
+        ((3, 8), (8, 4), False),
+        ((3, 8), (8, 3, 1), False),
+        ((24,), (8, 3), False),
+    ],
+)
+def test_only_the_last_two_axes_swapped_are_a_transpose(
+    stored: tuple[int, ...], wanted: tuple[int, ...], turned: bool
+) -> None:
+    match = hinted({"w": f32(*stored)}, {"w": f32(*wanted)})
+    assert silent(match) != turned
+    assert [m.problem for m in match.mismatches] == ["shape"]
+
+
+def _axis(hint: str) -> int:
+    found = re.search(r"along axis (\d+)", hint)
+    assert found
+    return int(found[1])
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_stacked_layers_of_the_checkpoint_whole_and_followed(axis: int) -> None:
+    shape = [2, 3]
+    shape.insert(axis, 4)
+    checkpoint = {"layers": {"w": f32(*shape)}}
+    template = {f"layers_{i}": {"w": f32(2, 3)} for i in range(4)}
+    match = hinted(checkpoint, template)
+    hint = (
+        f"the checkpoint stacks these 4 layers along axis {axis} of `layers.w`, as scan does:"
+        " ask for the stacked leaf and split the result"
+    )
+    assert str(match) == "\n".join(
+        [
+            f"4 of 4 leaves do not match {URL}, and 1 of its leaves is not in the template",
+            *(f"  Expected a leaf, found none - at `layers_{i}.w`" for i in range(4)),
+            f"  Expected no leaf, found `float32{tuple(shape)}` - at `layers.w`",
+            f"  hint: {hint}",
+        ]
+    )
+    stacked = tx.restore(holds(checkpoint), {"layers": {"w": f32(*shape)}})["layers"]["w"]
+    assert [x.shape for x in jnp.unstack(stacked, axis=_axis(hint))] == [(2, 3)] * 4
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_layers_that_the_template_stacks_whole_and_followed(axis: int) -> None:
+    shape = [2, 3]
+    shape.insert(axis, 4)
+    checkpoint = {f"layers_{i}": {"w": f32(2, 3)} for i in range(4)}
+    match = hinted(checkpoint, {"layers": {"w": f32(*shape)}})
+    hint = (
+        "the checkpoint holds `layers.w` as 4 layers, `layers_0.w` to `layers_3.w`: ask for the"
+        f" layers and stack the results along axis {axis}"
+    )
+    assert str(match) == "\n".join(
+        [
+            f"1 of 1 leaf does not match {URL}, and 4 of its leaves are not in the template",
+            "  Expected a leaf, found none - at `layers.w`",
+            *(f"  Expected no leaf, found `float32(2, 3)` - at `layers_{i}.w`" for i in range(4)),
+            f"  hint: {hint}",
+        ]
+    )
+    layers = tx.restore(holds(checkpoint), {f"layers_{i}": {"w": f32(2, 3)} for i in range(4)})
+    stacked = jnp.stack([layers[f"layers_{i}"]["w"] for i in range(4)], _axis(hint))
+    assert stacked.shape == tuple(shape)
+
+
+def test_64_bit_types_once_enabled_make_the_template_fit() -> None:
+    wide = A((2,), np.dtype("float64"))
+    match = hinted({"w": f32(2)}, {"w": wide})
+    first, second = (match.mismatches[0].hint or "").split(", or ")
+    assert first == 'jax.config.update("jax_enable_x64", True)'
+    assert second == "a numpy array as template leaf"
+    assert tx.check(holds({"w": f32(2)}), {"w": np.zeros(2)}).ok
+    checkpoint = holds({"w": f32(2)})
+    try:
+        eval(first)  # noqa: S307 - as the hint spells it
+        assert tx.check(checkpoint, {"w": wide}).ok
+    finally:
+        jax.config.update("jax_enable_x64", False)
+
+
+def test_extra_ignore_of_many_whole_and_followed() -> None:
+    checkpoint = {"w": f32(2), "opt": {"mu": f32(2), "nu": f32(2)}}
+    match = hinted(checkpoint, {"w": f32(2)})
+    assert str(match).split("\n")[-1] == '  hint: extra="ignore"'
+    assert {m.hint for m in match.mismatches} == {'extra="ignore"'}
+    assert follow(match, checkpoint, {"w": f32(2)}).ok
+
+
+# --- silence where an option or another mismatch stands against a hint
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "template", "options"),
+    [
+        pytest.param(
+            {"w": f32(2), "x": f32(3)}, {"w": f32(4)}, {}, id="ignoring extras alone would not do"
+        ),
+        pytest.param(
+            {"Dense": A((3,), jnp.int32)}, {"dense": f32(3)}, {}, id="a near name of integers"
+        ),
+        pytest.param({}, {"w": f32(2)}, {}, id="an empty checkpoint"),
+        pytest.param({"a": f32(2)}, {"b": f32(2)}, {"at": "nowhere"}, id="unlike names and no at"),
+        pytest.param(
+            {"Dense": f32(3)}, {"dense": f32(3)}, {"rename": {"x": "y"}}, id="a rename was given"
+        ),
+        pytest.param({"w": "text"}, {"w": f32(5)}, {}, id="a string for an array"),
+        pytest.param(
+            {"w": A((2,), jnp.complex64)}, {"w": f32(2)}, {"cast": "exact"}, id="complex to real"
+        ),
+        pytest.param(
+            {"w": f32(2)}, {"w": A((2,), jnp.int32)}, {"cast": "exact"}, id="float to int"
+        ),
+        pytest.param(
+            {"w": A((2,), jnp.bool)}, {"w": f32(2)}, {"cast": "widen"}, id="bool to number"
+        ),
+        pytest.param({"w": f32(3, 3)}, {"w": A((3, 3), jnp.int8)}, {}, id="a square of integers"),
+        pytest.param(
+            {"layers_0": f32(2), "layers_2": f32(2)},
+            {"layers": f32(2, 2)},
+            {},
+            id="layers with a gap",
+        ),
+        pytest.param(
+            {"layers_0": f32(2), "layers_1": f32(3)},
+            {"layers": f32(2, 2)},
+            {},
+            id="layers of two shapes",
+        ),
+        pytest.param({"layers_0": f32(2)}, {"layers": f32(1, 2)}, {}, id="one layer is no stack"),
+        pytest.param(
+            {"a": {"value": f32(2)}, "b": f32(3)},
+            {"x": f32(2), "y": f32(3)},
+            {},
+            id="a value level under other names",
+        ),
+        pytest.param(
+            {"batch_stats": {"mean": f32(4)}},
+            {"params": {"scale": f32(4)}},
+            {},
+            id="another collection",
+        ),
+    ],
+)
+def test_no_hint_against_what_stands_in_its_way(
+    checkpoint: Any, template: Any, options: dict[str, Any]
+) -> None:
+    assert silent(hinted(checkpoint, template, **options))
+
+
+# --- and for any pair of trees
+
+
+def _wrapped(draw: Any, tree: Any) -> Any:
+    return {draw(st.sampled_from(["params", "state", "model.x"])): tree}
+
+
+def _siblings(draw: Any, tree: Any) -> Any:
+    return {**tree, **{f"opt{i}": f32(9) for i in range(draw(st.integers(1, 3)))}}
+
+
+def _twice(draw: Any, tree: Any) -> Any:
+    return {"params": tree, draw(st.sampled_from(["ema", "mu"])): tree}
+
+
+def _keys(draw: Any, tree: Any) -> Any:
+    change = draw(st.sampled_from([str.lower, str.upper, lambda k: f"{k}s"]))
+    return {change(k): v for k, v in tree.items()}
+
+
+def _boxed(draw: Any, tree: Any) -> Any:
+    return jax.tree.map(lambda x: {"value": x}, tree)
+
+
+def _turned(draw: Any, tree: Any) -> Any:
+    return jax.tree.map(lambda x: A(x.shape[::-1], x.dtype), tree)
+
+
+def _narrow(draw: Any, tree: Any) -> Any:
+    dtype = draw(st.sampled_from([jnp.bfloat16, jnp.int32, jnp.float64]))
+    return jax.tree.map(lambda x: A(x.shape, dtype), tree) if draw(st.booleans()) else tree
+
+
+def _one_off(draw: Any, tree: Any) -> Any:
+    leaves, treedef = jax.tree.flatten(tree)
+    i = draw(st.integers(0, len(leaves) - 1))
+    leaves[i] = f32(*leaves[i].shape, 2)
+    return jax.tree.unflatten(treedef, leaves)
+
+
+def _dropped(draw: Any, tree: Any) -> Any:
+    gone = draw(st.sampled_from(sorted(tree)))
+    return {k: v for k, v in tree.items() if k != gone} or tree
+
+
+_CHANGES = [_wrapped, _siblings, _twice, _keys, _boxed, _turned, _narrow, _one_off, _dropped]
+
+
+@st.composite
+def _cases(draw: Any) -> tuple[Any, Any, dict[str, Any]]:
+    names = draw(st.sampled_from([["Dense_0", "Dense_1"], ["enc", "Dec", "head"], ["w"]]))
+    base = {name: {"kernel": f32(3, i + 4), "bias": f32(i + 4)} for i, name in enumerate(names)}
+    sides = []
+    for _ in range(2):
+        tree: Any = base
+        for change in draw(st.lists(st.sampled_from(_CHANGES), max_size=2)):
+            tree = change(draw, tree)
+        sides.append(tree)
+    stored, wanted = sides
+    stored = jax.tree.map(
+        lambda x: A(x.shape, jnp.float32 if x.dtype == jnp.float64 else x.dtype), stored
+    )
+    options: dict[str, Any] = {"cast": draw(st.sampled_from(["float", "widen", "exact"]))}
+    if draw(st.booleans()):
+        options["at"] = draw(st.sampled_from(["params", "state", "opt0", "parms"]))
+    return stored, wanted, options
+
+
+def _alternatives(match: tx.Match, hint: str) -> list[dict[str, Any]]:
+    """The keyword arguments that a hint offers, each by itself; none of a hint in prose."""
+    if not re.match(r"(at|rename|extra|cast)=", hint):
+        return []
+    if "error.match.rename" in hint:
+        return [{"rename": match.rename}]
+    return [eval(f"dict({one})") for one in hint.split(" or ")]  # noqa: S307 - that is tested
+
+
+@settings(max_examples=max(150, settings().max_examples))
+@given(_cases())
+def test_any_hint_followed_removes_what_it_is_printed_on(
+    case: tuple[Any, Any, dict[str, Any]],
+) -> None:
+    checkpoint, template, options = case
+    catalog = tx.open(holds(checkpoint))
+    match = tx.check(catalog, template, **options)
+    assume(not match.ok)
+    for hint in {m.hint for m in match.mismatches if m.hint}:
+        assert hint in str(match) or len(match.mismatches) > 20
+        on = {(m.problem, m.name) for m in match.mismatches if m.hint == hint}
+        for changed in _alternatives(match, hint):
+            after = tx.check(catalog, template, **{**options, **changed})
+            left = {(m.problem, m.name) for m in after.mismatches}
+            assert not on & left, (hint, match, after)
+            assert len(after.mismatches) < len(match.mismatches), (hint, str(match), str(after))
+
+
+@settings(max_examples=max(50, settings().max_examples))
+@given(_cases())
+def test_hints_change_no_fact(case: tuple[Any, Any, dict[str, Any]]) -> None:
+    """With hints or without, the same mismatches in the same order."""
+    from templax._match import Options, Side, match
+    from templax._pytree import as_template
+
+    checkpoint, template, options = case
+    catalog = tx.open(holds(checkpoint))
+    bare = match(
+        catalog.url, Side(catalog.entries), as_template(template), Options(**options), None
+    )
+    full = tx.check(catalog, template, **options)
+    facts = [(m.problem, m.name, m.expected, m.found) for m in bare.mismatches]
+    assert [(m.problem, m.name, m.expected, m.found) for m in full.mismatches] == facts
+    assert all(m.hint is None for m in bare.mismatches)

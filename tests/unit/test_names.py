@@ -10,7 +10,7 @@ from templax._errors import UsageError
 from templax._names import Path, below, fold, join, nearest, prefixes, renamed
 from templax.testing import strategies
 
-MANY = settings(max_examples=300)
+MANY = settings(max_examples=max(80, settings().max_examples))
 ELEMENT = st.one_of(strategies.keys(), st.text(max_size=4), st.integers(0, 12))
 PATHS = st.lists(ELEMENT, max_size=5).map(tuple)
 PLAIN = st.lists(
