@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -11,13 +11,14 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
 from jax.experimental.layout import Format
-from jax.sharding import SingleDeviceSharding
 
+from ._boxes import from_index
 from ._dtypes import cast_into, host_cast_is_exact
 from ._errors import Damaged
 from ._execute import SMALL_BYTES, Finished
 from ._match import Match, Pair
 from ._pytree import Placement, jax_holds
+from ._template import Target
 
 CAST_BLOCK = 1 << 20
 """Elements per cast by XLA; a shape of its own for each leaf would compile once per leaf."""
@@ -76,9 +77,6 @@ def _place_batch(done: Finished, results: dict[str, Any]) -> float:
         boxes.setdefault(target.name, (buffer.pair, []))[1].append(array)
 
     plain: list[tuple[str, np.ndarray]] = []
-    pieces: list[np.ndarray] = []
-    where: list[SingleDeviceSharding] = []
-    sharded: list[tuple[Pair, int]] = []
     for name, (pair, arrays) in boxes.items():
         target, placement = pair.target, pair.target.placement
         if target.kind == "scalar":
@@ -90,26 +88,23 @@ def _place_batch(done: Finished, results: dict[str, Any]) -> float:
         elif placement.sharding is None:
             plain.append((name, arrays[0]))
         else:
-            kind = placement.sharding.memory_kind
-            for device, box in placement.devices:
-                pieces.append(arrays[box])
-                where.append(SingleDeviceSharding(device, memory_kind=kind))
-            sharded.append((pair, len(placement.devices)))
+            results[name] = _sharded(target, placement.sharding, placement.layout, arrays)
     for (name, _), value in zip(plain, jax.device_put([a for _, a in plain]), strict=True):
         results[name] = value
-    placed = iter(jax.device_put(pieces, where))
-    for pair, n in sharded:
-        target, placement = pair.target, pair.target.placement
-        parts = [next(placed) for _ in range(n)]
-        value = parts[0]
-        if value.sharding != placement.sharding:
-            value = jax.make_array_from_single_device_arrays(
-                target.shape, placement.sharding, parts, dtype=target.dtype
-            )
-        if placement.layout is not None:
-            value = jax.device_put(value, Format(placement.layout, placement.sharding))
-        results[target.name] = value
     return cast_s
+
+
+def _sharded(
+    target: Target, sharding: jax.sharding.Sharding, layout: Any, arrays: Sequence[np.ndarray]
+) -> jax.Array:
+    """An array on devices, from one host array per box of this process."""
+    of_box = dict(zip(target.boxes, arrays, strict=True))
+
+    def piece(index: tuple[slice, ...] | None) -> np.ndarray:
+        return of_box[target.boxes[0] if index is None else from_index(index, target.shape)]
+
+    where = sharding if layout is None else Format(layout, sharding)
+    return jax.make_array_from_callback(target.shape, where, piece, dtype=target.dtype)
 
 
 def _numpy(leaf: Any, array: np.ndarray) -> Any:

@@ -15,11 +15,11 @@ import jax.tree_util as jtu
 import numpy as np
 from jax.sharding import PartitionSpec
 
-from ._boxes import Shape, whole
+from ._boxes import Box, Shape, whole
 from ._dtypes import WIDE, class_of
 from ._errors import Mismatch, UsageError
 from ._names import Path, join
-from ._shardings import Boxes, as_data, local_boxes, problem, wanted
+from ._shardings import as_data, local_boxes, problem, wanted
 from ._template import PYTHON_DTYPES, Target, Template
 
 PyTree = Any
@@ -32,14 +32,11 @@ class Placement:
     Attributes:
         leaf: The template's own leaf: what `...`, statics and kept values come back as.
         sharding: Of the result; None is JAX's default device, uncommitted.
-        devices: Of a sharding that boxes can be read for: each local device and the index of its
-            box in `Target.boxes`.
         layout: A memory layout asked for by a `Format`, or None.
     """
 
     leaf: Any
     sharding: jax.sharding.Sharding | None = None
-    devices: tuple[tuple[Any, int], ...] = ()
     layout: Any = None
 
 
@@ -61,7 +58,7 @@ def as_template(tree: PyTree, shardings: PyTree = None) -> Template:
         overrides = spread(shardings, tree, "shardings")
     modules = _equinox_modules(tree)
     # Leaves of one shape and sharding share their boxes.
-    boxes: dict[Any, Boxes] = {}
+    boxes: dict[Any, tuple[Box, ...]] = {}
     targets: list[Target] = []
     for (keys, leaf), override in zip(keyed, overrides, strict=True):
         target = _target(tuple(map(element, keys)), leaf, override, boxes)
@@ -120,7 +117,7 @@ def spread(prefix: PyTree, tree: PyTree, what: str) -> list[Any]:
         raise UsageError(f"`{what}` is no prefix of the template: {error}") from error
 
 
-def _target(path: Path, leaf: Any, override: Any, boxes: dict[Any, Boxes]) -> Target:
+def _target(path: Path, leaf: Any, override: Any, boxes: dict[Any, tuple[Box, ...]]) -> Target:
     name = join(path)
     bare = functools.partial(Target, name, path, (), placement=Placement(leaf))
     if leaf is ...:
@@ -163,7 +160,7 @@ def _array(
     shape: Shape,
     dtype: Any,
     override: Any,
-    boxes: dict[Any, Boxes],
+    boxes: dict[Any, tuple[Box, ...]],
 ) -> Target:
     numpy = isinstance(leaf, (np.ndarray, np.generic)) or _is_numpy_type(leaf)
     host = numpy and override is None
@@ -184,13 +181,13 @@ def _array(
             placement=Placement(leaf, sharding),
         )
     dtype = np.dtype(dtype).newbyteorder("=")
-    local, devices, wrong = (whole(shape),), (), None
+    local, wrong = (whole(shape),), None
     if sharding is not None and (sharding, shape) in boxes:
-        local, devices = boxes[sharding, shape]
+        local = boxes[sharding, shape]
     elif sharding is not None:
         wrong = problem(name, shape, sharding)
         if wrong is None:
-            local, devices = boxes[sharding, shape] = local_boxes(sharding, shape)
+            local = boxes[sharding, shape] = local_boxes(sharding, shape)
     if class_of(dtype) == "other":
         wrong = Mismatch("kind", name, "an array of numbers", f"a template leaf of dtype {dtype}")
     elif not host and not jax_holds(dtype):
@@ -206,7 +203,7 @@ def _array(
         concrete=_is_concrete(leaf),
         problem=wrong,
         sharding=as_data(sharding),
-        placement=Placement(leaf, sharding, devices, layout),
+        placement=Placement(leaf, sharding, layout),
     )
 
 

@@ -122,6 +122,7 @@ def _entry(path: Path, leaf: Any) -> LeafEntry | None:
     if not isinstance(leaf, (bool, int, float, complex, np.ndarray, np.generic)):
         return None
     value = np.asarray(leaf)
+    value = value.astype(value.dtype.newbyteorder("="), copy=False)
     if class_of(value.dtype) == "other":
         return None  # an int of more than 64 bits, or strings: no template leaf could ask for it
     kind = "array" if isinstance(leaf, np.ndarray) else "scalar"

@@ -13,9 +13,6 @@ from ._boxes import Box, Shape, from_index, whole
 from ._errors import Mismatch, UsageError
 from ._template import Sharding, sharding_problem
 
-Boxes = tuple[tuple[Box, ...], tuple[tuple[Any, int], ...]]
-"""The distinct boxes of this process; and each local device with the index of its box."""
-
 
 def wanted(leaf: Any, override: Any) -> tuple[jax.sharding.Sharding | None, Any]:
     """The sharding and the memory layout that a template leaf asks for; None for no wish.
@@ -96,11 +93,8 @@ def problem(name: str, shape: Shape, sharding: jax.sharding.Sharding | None) -> 
     return None
 
 
-def local_boxes(sharding: jax.sharding.Sharding, shape: Shape) -> Boxes:
-    """What of a leaf this process must hold, and which of its devices holds what."""
-    order: dict[Box, int] = {}
-    devices: list[tuple[Any, int]] = []
-    for device, index in sharding.addressable_devices_indices_map(shape).items():
-        box = whole(shape) if index is None else from_index(index, shape)
-        devices.append((device, order.setdefault(box, len(order))))
-    return tuple(order), tuple(devices)
+def local_boxes(sharding: jax.sharding.Sharding, shape: Shape) -> tuple[Box, ...]:
+    """The distinct boxes of a leaf that the devices of this process hold."""
+    indices = sharding.addressable_devices_indices_map(shape).values()
+    boxes = (whole(shape) if index is None else from_index(index, shape) for index in indices)
+    return tuple(dict.fromkeys(boxes))

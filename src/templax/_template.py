@@ -214,8 +214,14 @@ def load(data: bytes, file: str | None = None) -> Template:
             dtype = _NO_DATA[leaf.kind] if leaf.kind in _NO_DATA else parse(leaf.dtype)
         except TypeError as error:
             raise Damaged(f"Expected a dtype, got `{leaf.dtype}`", leaf=name, file=file) from error
+        if leaf.kind == "scalar" and dtype not in PYTHON_DTYPES.values():
+            what = f"Expected the dtype of a Python number, got `{leaf.dtype}`"
+            raise Damaged(what, leaf=name, file=file)
         problem = None
         if leaf.sharding is not None:
+            if any(n < 1 for n in leaf.sharding.mesh.values()):
+                what = f"Expected mesh axes of at least 1 device, got {leaf.sharding.mesh}"
+                raise Damaged(what, leaf=name, file=file)
             # Of a key the sharding is that of its user's shape.
             problem = sharding_problem(
                 name, shape[:-1] if leaf.kind == "key" else shape, leaf.sharding

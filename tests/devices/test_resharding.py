@@ -107,3 +107,14 @@ def test_every_hint_works_when_it_is_followed(tree: Any, data: st.DataObject) ->
         left = {(m.problem, m.name) for m in after.mismatches}
         removed = {(m.problem, m.name) for m in match.mismatches if m.hint == hint}
         assert not removed & left, hint
+
+
+@pytest.mark.parametrize(
+    "key", ["/", "//", "/a", "//a", "a/", "a//", "a//b", "", " ", ".", "./a", "a/.", "a/../b"]
+)
+def test_keys_that_tensorstore_takes_for_paths(tmp_path: Path, key: str) -> None:
+    """TensorStore normalises some names of arrays as paths; Orbax restores each of these."""
+    for value in ({key: jnp.arange(3.0)}, {"x": {key: jnp.arange(3.0)}}):
+        path = _saved(value, str(tmp_path / str("x" in value)))
+        restored = tx.restore(path, tx.template_of(value))
+        assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), restored, value))

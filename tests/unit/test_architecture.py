@@ -23,7 +23,7 @@ MODULES = {
 
 JAX = {
     "_pytree", "_shardings", "_abstract", "_place", "_recipe",
-    "demo", "compat.orbax", "compat._orbax_args",
+    "compat.orbax", "compat._orbax_args",
 }  # fmt: skip
 """Modules that may import JAX when they are imported themselves."""
 
@@ -187,3 +187,141 @@ def test_errors_name_this_package_and_share_one_base() -> None:
     assert issubclass(tx.TemplateError, ValueError)
     assert issubclass(tx.NotFound, FileNotFoundError)
     assert issubclass(tx.SourceError, OSError)
+
+
+# --- what importing costs, and what the walk above must be able to see
+
+
+def test_the_walk_sees_imports_in_every_form() -> None:
+    """Relative, absolute, aliased, under `if` and `try`; not under `TYPE_CHECKING`."""
+    assert {"_pytree", "_match"} <= _own("_place")
+    assert "sources.__init__" in _own("_catalog")
+    assert "_match" not in _own("_errors")  # `if TYPE_CHECKING` only
+    assert "_pytree" in set(_imports("_api", inside_functions=True))
+    assert "_pytree" not in _own("_api")
+    assert "jax" in set(_imports("_pytree"))
+
+
+@pytest.mark.parametrize("module", sorted(JAX))
+def test_the_list_of_jax_modules_holds_no_other(module: str) -> None:
+    """A module that no longer needs JAX leaves the list, so that it does not come back unseen."""
+    assert module in MODULES
+    names = {name.split(".")[0] for name in _imports(module)}
+    assert "jax" in names or any(other in JAX for other in _own(module))
+
+
+@pytest.mark.parametrize("module", sorted(PURE))
+def test_pure_stages_open_nothing(module: str) -> None:
+    """Nor by a builtin: no `open`, no `print`, no `input`, no `exec`."""
+    calls = {
+        node.func.id
+        for node in ast.walk(ast.parse(MODULES[module].read_text()))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+    }
+    assert not calls & {"open", "print", "input", "exec", "eval", "__import__"}
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_no_module_swallows_what_it_does_not_know(module: str) -> None:
+    """No bare `except`, no `except Exception` or `BaseException` that does not raise again.
+
+    But for the demo, which shows whatever Orbax raises.
+    """
+    for node in ast.walk(ast.parse(MODULES[module].read_text())):
+        if not isinstance(node, ast.ExceptHandler):
+            continue
+        assert node.type is not None, node.lineno
+        names = {n.id for n in ast.walk(node.type) if isinstance(n, ast.Name)}
+        if names & {"Exception", "BaseException"} and module != "demo":
+            assert any(isinstance(n, ast.Raise) for n in ast.walk(node)), node.lineno
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_no_module_reads_the_environment(module: str) -> None:
+    """No environment variable changes a result; those that only dress a terminal may be read."""
+    if module in ("_terminal", "cli", "demo"):
+        return
+    text = MODULES[module].read_text()
+    assert "os.environ" not in text
+    assert "getenv" not in text
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_every_module_says_what_it_is_for(module: str) -> None:
+    assert ast.get_docstring(ast.parse(MODULES[module].read_text()))
+
+
+def test_no_module_is_called_after_nothing() -> None:
+    words = {word for module in MODULES for word in module.strip("_").replace(".", "_").split("_")}
+    assert not words & {"util", "utils", "helper", "helpers", "common", "base", "misc", "impl"}
+
+
+HEAVY = "('jax', 'jaxlib', 'flax', 'orbax', 'tensorstore', 'equinox', 'hypothesis', 'rich')"
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import templax",
+        "import templax.sources, templax.formats",
+        "import templax.testing",
+        "import templax.cli",
+        "import templax as tx; list(tx.open(sys.argv[1]).leaves); dir(tx)",
+        "import templax as tx; str(tx.TemplateError); tx.CastWarning; tx.Match",
+    ],
+)
+def test_what_needs_no_jax_imports_none(code: str) -> None:
+    loaded = f"print([m for m in {HEAVY} if m in sys.modules])"
+    assert _fresh(f"import sys\n{code}\n{loaded}", str(CASE)) == "[]"
+
+
+def test_a_report_of_what_does_not_fit_imports_no_jax(tmp_path: Path) -> None:
+    """Hints included."""
+    template = tmp_path / "t.json"
+    template.write_bytes(dump(from_catalog(tx.open(CASE), at="state")))
+    code = (
+        "import sys, templax as tx\n"
+        "from templax._template import load\n"
+        "match = tx.check(sys.argv[1], load(open(sys.argv[2], 'rb').read()))\n"
+        "print({m.hint for m in match.mismatches if m.problem == 'missing'}, match.ok)\n"
+        f"print([m for m in {HEAVY} if m in sys.modules])\n"
+    )
+    assert _fresh(code, str(CASE), str(template)) == "{'at=\"state\"'} False\n[]"
+
+
+def test_jax_comes_with_the_names_that_need_it() -> None:
+    code = (
+        "import sys, templax as tx\n"
+        "print('jax' in sys.modules)\n"
+        "tx.Recipe, tx.template_of\n"
+        "print('jax' in sys.modules)\n"
+    )
+    assert _fresh(code) == "False\nTrue"
+
+
+def test_all_is_exactly_what_is_public() -> None:
+    assert sorted(tx.__all__) == tx.__all__ == sorted(set(tx.__all__))
+    namespace: dict[str, object] = {}
+    exec("from templax import *", namespace)
+    assert set(namespace) - {"__builtins__"} == set(tx.__all__)
+    assert set(tx.__all__) <= set(dir(tx))
+    public = {name for name in dir(tx) if not name.startswith("_")}
+    modules = {name for name in public if isinstance(getattr(tx, name), type(os))}
+    assert public - modules - {"TYPE_CHECKING", "Any"} == set(tx.__all__)
+
+
+def test_a_name_that_is_not_there_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError) as caught:
+        _ = tx.load  # pyright: ignore[reportAttributeAccessIssue]
+    assert str(caught.value) == "module 'templax' has no attribute 'load'"
+
+
+@pytest.mark.parametrize("name", tx.__all__)
+def test_every_public_name_is_documented(name: str) -> None:
+    public = getattr(tx, name)
+    assert public.__doc__
+    assert public.__doc__.strip()
+
+
+def test_the_package_is_typed() -> None:
+    assert (SRC / "py.typed").is_file()

@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
@@ -782,3 +784,80 @@ def test_hints_change_no_fact(case: tuple[Any, Any, dict[str, Any]]) -> None:
     facts = [(m.problem, m.name, m.expected, m.found) for m in bare.mismatches]
     assert [(m.problem, m.name, m.expected, m.found) for m in full.mismatches] == facts
     assert all(m.hint is None for m in bare.mismatches)
+
+
+# --- on trees of real frameworks, and more silence
+
+
+def test_layers_in_a_list_of_the_template() -> None:
+    match = hinted({"layers": {"w": f32(3, 2)}}, {"layers": [{"w": f32(2)} for _ in range(3)]})
+    assert {m.hint for m in match.mismatches} == {
+        "the checkpoint stacks these 3 layers along axis 0 of `layers.w`, as scan does:"
+        " ask for the stacked leaf and split the result"
+    }
+
+
+def test_real_scanned_layers_of_flax_both_ways() -> None:
+    class Block(nn.Module):
+        @nn.compact
+        def __call__(self, x: Any, _: Any) -> Any:
+            return nn.Dense(3)(x), None
+
+    class Scanned(nn.Module):
+        @nn.compact
+        def __call__(self, x: Any) -> Any:
+            over = nn.scan(
+                Block, variable_axes={"params": 0}, split_rngs={"params": True}, length=4
+            )
+            return over(name="layers")(x, None)[0]
+
+    class Looped(nn.Module):
+        @nn.compact
+        def __call__(self, x: Any) -> Any:
+            for i in range(4):
+                x, _ = Block(name=f"layers_{i}")(x, None)
+            return x
+
+    key, x = jax.random.key(0), jnp.ones((1, 3))
+    scanned, looped = Scanned().init(key, x), Looped().init(key, x)
+    for checkpoint, template, words in (
+        (scanned, looped, "ask for the stacked leaf and split the result"),
+        (looped, scanned, "ask for the layers and stack the results along axis 0"),
+    ):
+        match = hinted(checkpoint, jax.tree.map(lambda v: A(v.shape, v.dtype), template))
+        assert len({m.hint for m in match.mismatches}) == 2
+        assert all(m.hint and words in m.hint for m in match.mismatches)
+
+
+def test_the_value_level_of_a_real_nnx_state_and_of_a_flax_box() -> None:
+    state = nnx.state(nnx.Linear(2, 3, rngs=nnx.Rngs(0)), nnx.Param)
+    boxed = {"kernel": nn.Partitioned(jnp.ones((2, 2)), names=("a", None))}
+    for levelled, pure in (
+        (state, nnx.to_pure_dict(state)),
+        (boxed, {"kernel": jnp.ones((2, 2))}),
+    ):
+        for checkpoint, template in ((levelled, pure), (pure, levelled)):
+            match = hinted(checkpoint, tx.template_of(template))
+            assert follow(match, checkpoint, tx.template_of(template)).ok
+
+
+@pytest.mark.parametrize("policy", ["exact", "widen", "float"])
+@pytest.mark.parametrize(
+    ("stored", "wanted"), [("float32", "int32"), ("int32", "int8"), ("bool", "int32")]
+)
+def test_no_cast_hint_where_no_policy_allows_it(policy: Any, stored: str, wanted: str) -> None:
+    checkpoint, template = {"w": A((2,), jnp.dtype(stored))}, {"w": A((2,), jnp.dtype(wanted))}
+    assert silent(hinted(checkpoint, template, cast=policy))
+
+
+def test_keep_without_a_value_says_why_it_does_not_help() -> None:
+    match = hinted({"a": f32(3)}, {"a": f32(3), "head": f32(2)}, missing="keep")
+    assert str(match.mismatches[0]) == (
+        "Expected a leaf, found none - at `head`;"
+        " the template has no value to keep here, only a shape and dtype"
+    )
+
+
+def test_a_subtree_where_a_leaf_is_wanted_is_said() -> None:
+    match = hinted({"a": {"b": f32(2), "c": f32(2)}}, {"a": f32(2)}, extra="ignore")
+    assert str(match.mismatches[0]) == ("Expected a leaf, found a subtree of 2 leaves - at `a`")

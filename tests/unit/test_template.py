@@ -11,10 +11,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
 
 import templax as tx
 from templax import _template
+from templax._pytree import as_template
+from templax.testing import strategies
 
 A = jax.ShapeDtypeStruct
 
@@ -40,6 +44,10 @@ EVERY_KIND = {
     "function": jax.nn.relu,
     "nested": [{"a.b": A((), jnp.int32)}, None, ()],
 }
+SHARDED = A((4, 2), jnp.int8, sharding=NamedSharding(_mesh(), PartitionSpec("data", "model")))
+STORED = tx.open(
+    tx.Recipe(lambda: {"w": jnp.ones(3), "n": 3, "s": "text", "b": True, "key": jax.random.key(0)})
+)
 
 
 def test_every_kind_of_leaf_comes_back(tmp_path: Path) -> None:
@@ -85,8 +93,6 @@ def test_shardings_are_written_and_held_to_the_shape(tmp_path: Path) -> None:
 def test_one_leaf_per_line() -> None:
     """A template is kept under version control and read in diffs."""
     tree = {"a": A((2, 3), jnp.float32), "b": A((), jnp.int32)}
-    from templax._pytree import as_template
-
     assert _template.dump(as_template(tree)) == (
         b'{"templax_template": 1,\n "leaves": [\n'
         b'  {"path":["a"],"shape":[2,3],"dtype":"float32"},\n'
@@ -149,3 +155,223 @@ def test_a_sharding_is_held_to_a_shape_as_jax_does(
     else:
         with pytest.raises((ValueError, IndexError)):
             sharding.shard_shape(shape)
+
+
+# --- every field there and back
+
+
+def _fields(t: _template.Target) -> tuple[Any, ...]:
+    return (t.name, t.path, t.shape, t.dtype, t.kind, t.key_impl, t.host, t.optional, t.sharding)
+
+
+@pytest.mark.parametrize("kind", sorted(EVERY_KIND))
+def test_each_kind_of_leaf_keeps_every_field(kind: str, tmp_path: Path) -> None:
+    written = as_template({kind: EVERY_KIND[kind], "beside": np.ones(3, np.int8)})
+    tx.save_template({kind: EVERY_KIND[kind], "beside": np.ones(3, np.int8)}, tmp_path / "t.json")
+    read = _template.load((tmp_path / "t.json").read_bytes())
+    assert list(map(_fields, read.targets)) == list(map(_fields, written.targets))
+    assert _template.dump(read) == _template.dump(written) == (tmp_path / "t.json").read_bytes()
+    assert not any(t.concrete or t.placement for t in read.targets)
+
+
+@pytest.mark.parametrize("dtype", strategies.DTYPES)
+def test_each_dtype_is_written_by_its_name(dtype: str) -> None:
+    template = as_template([A((2,), jnp.dtype(dtype)), np.zeros(2, jnp.dtype(dtype))])
+    assert [json.loads(_template.dump(template))["leaves"][i]["dtype"] for i in (0, 1)] == [
+        dtype
+    ] * 2
+    assert [t.dtype for t in _template.load(_template.dump(template)).targets] == [
+        jnp.dtype(dtype)
+    ] * 2
+
+
+@given(strategies.trees(), st.data())
+def test_any_tree_with_any_shardings_comes_back(tree: Any, data: st.DataObject) -> None:
+    """And fits exactly what it was made of."""
+    leaves, treedef = jax.tree.flatten(tree)
+    abstract = [
+        A(x.shape, x.dtype, sharding=data.draw(strategies.shardings(x.shape))) for x in leaves
+    ]
+    template = as_template(jax.tree.unflatten(treedef, abstract))
+    read = _template.load(_template.dump(template))
+    assert list(map(_fields, read.targets)) == list(map(_fields, template.targets))
+    assert tx.check(tx.Recipe(lambda: tree), read, cast="exact").ok
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        PartitionSpec(),
+        PartitionSpec("data"),
+        PartitionSpec(None, "model"),
+        PartitionSpec(("data", "model")),
+        PartitionSpec(("model", "data"), None),
+        PartitionSpec("model", "data"),
+    ],
+    ids=str,
+)
+def test_each_partition_spec_comes_back(spec: PartitionSpec) -> None:
+    template = as_template({"w": A((8, 8), jnp.int8, sharding=NamedSharding(_mesh(), spec))})
+    (read,) = _template.load(_template.dump(template)).targets
+    assert read.sharding == template.targets[0].sharding
+    assert read.sharding is not None
+    assert read.sharding.mesh == {"data": 4, "model": 2}
+    assert PartitionSpec(*read.sharding.spec) == spec
+
+
+def test_a_sharding_of_keys_is_held_to_the_shape_of_the_keys(tmp_path: Path) -> None:
+    """Not to that of their key data, which has a dimension more."""
+    keys = jax.random.split(jax.random.key(0), 4)
+    sharding = NamedSharding(_mesh(), PartitionSpec("data"))
+    tx.save_template({"k": keys}, tmp_path / "t.json", shardings=sharding)
+    read = _template.load((tmp_path / "t.json").read_bytes())
+    assert read.targets[0].problem is None
+    assert tx.check(tx.Recipe(lambda: {"k": keys}), read).ok
+    other = tx.check(tx.Recipe(lambda: {"k": jax.random.key(0, impl="rbg")}), read)
+    assert [(m.problem, m.expected, m.found) for m in other.mismatches] == [
+        ("shape", "(4,)", "()"),
+        ("dtype", "key<threefry2x32>", "key<rbg>"),
+    ]
+
+
+def test_names_that_json_must_escape_come_back() -> None:
+    names = [
+        'say "hi"',
+        "back\\slash",
+        "new\nline",
+        "漢字",
+        "",
+        " ",
+        "a/b",
+        "a.b",
+        "\u2028",
+        "\x00",
+    ]
+    read = _template.load(_template.dump(as_template({n: A((), jnp.int8) for n in names})))
+    assert sorted(t.name for t in read.targets) == sorted(names)
+
+
+def test_save_template_takes_what_load_gave(tmp_path: Path) -> None:
+    template = as_template(EVERY_KIND)
+    tx.save_template(template, tmp_path / "a.json")
+    tx.save_template(_template.load((tmp_path / "a.json").read_bytes()), tmp_path / "b.json")
+    assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
+
+
+# --- hostile and foreign files
+
+
+def test_what_is_no_template_is_said_whole() -> None:
+    with pytest.raises(tx.UnknownFormat) as caught:
+        _template.load(b'{"leaves": []}', "want.json")
+    assert str(caught.value) == (
+        "Expected a template file, Object missing required field `templax_template` - file"
+        " `want.json`; hint: `templax template CHECKPOINT` and `tx.save_template` write one"
+    )
+    with pytest.raises(tx.UnknownFormat) as caught:
+        _template.load(b'{"templax_template": 2, "leaves": []}', "want.json")
+    assert str(caught.value) == "Expected template version 1, got 2 - file `want.json`"
+    with pytest.raises(tx.Damaged) as damaged:
+        _template.load(_file(shape=[2, -1]), "want.json")
+    assert str(damaged.value) == (
+        "Expected sizes of at least 0, got (2, -1) - at `a`, file `want.json`"
+    )
+    with pytest.raises(tx.Damaged) as damaged:
+        _template.load(_file(dtype="float33"), "want.json")
+    assert str(damaged.value) == "Expected a dtype, got `float33` - at `a`, file `want.json`"
+
+
+def _file(**changed: Any) -> bytes:
+    leaf = {"path": ["a"], "shape": [2], "dtype": "float32"} | changed
+    return json.dumps({"templax_template": 1, "leaves": [leaf]}).encode()
+
+
+HOSTILE = {
+    "a scalar of unsigned ints": _file(kind="scalar", shape=[], dtype="uint8"),
+    "a scalar of bfloat16": _file(kind="scalar", shape=[], dtype="bfloat16"),
+    "a scalar with a shape": _file(kind="scalar", shape=[3], dtype="int64"),
+    "a key without implementation": _file(kind="key", dtype="uint32"),
+    "a key without key data": _file(kind="key", shape=[], dtype="uint32", key_impl="rbg"),
+    "a key of floats": _file(kind="key", dtype="float32", key_impl="threefry2x32"),
+    "a key of an unknown implementation": _file(kind="key", dtype="uint32", key_impl="x\n"),
+    "a mesh axis of no device": _file(sharding={"mesh": {"x": 0}, "spec": ["x"]}),
+    "a mesh axis of negative size": _file(sharding={"mesh": {"x": -2}, "spec": ["x"]}),
+    "a mesh axis that is none": _file(sharding={"mesh": {}, "spec": ["x"]}),
+    "an axis twice": _file(sharding={"mesh": {"x": 2}, "spec": [["x", "x"]]}),
+    "a sharding of another rank": _file(sharding={"mesh": {"x": 2}, "spec": ["x", None]}),
+    "a shape beyond memory": _file(shape=[2**62, 2**62]),
+    "a size beyond 64 bits": _file(shape=[2**70]),
+    "a path of nothing": _file(path=[]),
+    "a path of odd elements": _file(path=["", -1, 2**70]),
+    "a string with a shape": _file(kind="string", shape=[3], dtype="string"),
+    "a skip with a shape": _file(kind="skip", shape=[3]),
+    "a dtype with an order": _file(dtype=">f4"),
+    "a dtype with a shape": _file(dtype="(3,)f4"),
+    "a structured dtype": _file(dtype="f4,f4"),
+    "a dtype of objects": _file(dtype="O"),
+    "a dtype of text": _file(dtype="U4"),
+    "two leaves of one name": (
+        b'{"templax_template": 1, "leaves": [{"path": ["a"], "shape": [], "dtype": "int8"},'
+        b'{"path": ["a"], "shape": [], "dtype": "int8"}]}'
+    ),
+    "a bool as version": b'{"templax_template": true, "leaves": []}',
+    "a float as version": b'{"templax_template": 1.5, "leaves": []}',
+    "a number": b"1",
+    "null": b"null",
+    "an Orbax metadata file": b'{"tree_metadata": {}, "use_zarr3": false}',
+    "a safetensors header": b'{"w": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}',
+    "a BOM": b"\xef\xbb\xbf" + _file(),
+    "UTF-16": _file().decode().encode("utf-16"),
+    "cut": _file()[:-3],
+    "twice": _file() * 2,
+    "NaN": b'{"templax_template": NaN, "leaves": []}',
+    "deep": b'{"templax_template":' * 50_000,
+}
+
+
+@pytest.mark.parametrize("data", HOSTILE.values(), ids=HOSTILE.keys())
+def test_a_hostile_template_is_refused_or_reported(data: bytes) -> None:
+    """Whatever it says: a TemplaxError when loaded, or a report of what does not fit."""
+    refused: tx.CheckpointError | None = None
+    template = _template.Template(())
+    try:
+        template = _template.load(data, "want.json")
+    except (tx.UnknownFormat, tx.Damaged) as error:
+        refused = error
+    if refused is not None:
+        assert refused.file == "want.json"
+        assert "want.json" in str(refused)
+        return
+    stored: list[Any] = [jnp.ones(2), jnp.ones(2, jnp.uint32), 3, "text", jax.random.key(0)]
+    for leaf in stored:
+        match = tx.check(tx.Recipe(lambda leaf=leaf: {"a": leaf}), template)
+        assert match.ok or str(match)
+
+
+@settings(max_examples=max(200, settings().max_examples))
+@given(st.binary(max_size=40) | st.text(max_size=40).map(str.encode))
+def test_bytes_that_are_no_template_are_no_template(data: bytes) -> None:
+    with pytest.raises(tx.UnknownFormat):
+        _template.load(data)
+
+
+@settings(max_examples=max(200, settings().max_examples))
+@given(st.data())
+def test_a_template_with_one_thing_changed_is_read_or_refused(data: st.DataObject) -> None:
+    """A field of another type or value, or a byte."""
+    content = json.loads(_template.dump(as_template({**EVERY_KIND, "s": SHARDED})))
+    leaf = data.draw(st.sampled_from(content["leaves"]))
+    field = data.draw(st.sampled_from(["path", "shape", "dtype", "kind", "key_impl", "sharding"]))
+    leaf[field] = data.draw(
+        st.sampled_from(
+            [None, "", "int8", "key", "scalar", "string", "skip", [], [0], [1, 2], ["a"], 3, {}]
+        )
+    )
+    text = bytearray(json.dumps(content).encode())
+    if data.draw(st.booleans()):
+        text[data.draw(st.integers(0, len(text) - 1))] = data.draw(st.integers(0, 255))
+    try:
+        template = _template.load(bytes(text))
+    except (tx.UnknownFormat, tx.Damaged):
+        return
+    str(tx.check(STORED, template))

@@ -280,7 +280,7 @@ def _array(
 ) -> _zarr_metadata.Array:
     """The metadata of a leaf's array. Layers look alike: equal bytes are parsed once."""
     for metadata in _zarr_metadata.FILES:
-        inside = f"{name}/" if name and not name.endswith("/") else name  # as in `_zarr.locate`
+        inside = _zarr_metadata.prefix(name)
         extent = container.objects.get(inside + metadata)
         if extent is None:
             continue

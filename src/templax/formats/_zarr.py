@@ -15,6 +15,7 @@ from .._codecs import crc32c
 from .._errors import CheckpointError, Damaged
 from ..sources import Source
 from ._zarr_metadata import Array, Sharding
+from ._zarr_metadata import prefix as _prefix
 
 _MAX_MISSING = 1 << 16
 _EMPTY = 2**64 - 1
@@ -51,8 +52,7 @@ def locate(
     if array.fill is None:
         absent = "error"
     count = math.prod(array.grid)
-    # TensorStore adds no second slash to a key that ends in one.
-    prefix = f"{name}/" if name and not name.endswith("/") else name
+    prefix = _prefix(name)
     if count > len(objects) + _MAX_MISSING:
         # Never walk a grid that a file merely claims to have.
         cells: Iterator[Shape] = _cells(array.grid)

@@ -22,6 +22,18 @@ FILES = (".zarray", "zarr.json")
 MAX_FILE = 1 << 20
 """Bytes of the largest metadata file of an array that is read."""
 
+
+def prefix(name: str) -> str:
+    """What the keys of an array begin with; TensorStore adds no second slash, nor a first one.
+
+    >>> prefix("a"), prefix("a/"), prefix("/"), prefix("")
+    ('a/', 'a/', '', '')
+    """
+    if name in ("", "/"):
+        return ""
+    return name if name.endswith("/") else f"{name}/"
+
+
 _MAX_RANK = 32
 _MAX_BYTES = 2**63 - 1
 _MAX_NESTING = 4

@@ -1,0 +1,453 @@
+"""Trees of Flax, Optax, NNX and Equinox, saved by Orbax, restored through templates of theirs."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import warnings
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+import pytest
+from flax import nnx
+from flax.core import FrozenDict, freeze
+from flax.training.train_state import TrainState
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import templax as tx
+
+A = jax.ShapeDtypeStruct
+KEY = jax.random.key(0)
+X = jnp.ones((1, 3))
+
+
+class MLP(nn.Module):
+    @nn.compact
+    def __call__(self, x: Any) -> Any:
+        x = nn.relu(nn.Dense(8)(x))
+        return nn.Dense(4)(x)
+
+
+def is_key(leaf: Any) -> bool:
+    return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def equal(got: Any, want: Any) -> None:
+    """The same treedef, types, dtypes and bytes; functions are the same objects."""
+    assert jax.tree.structure(got) == jax.tree.structure(want)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        if is_key(b):
+            assert a.dtype == b.dtype
+            a, b = jax.random.key_data(a), jax.random.key_data(b)
+        if not hasattr(b, "dtype"):
+            assert type(a) is type(b)
+            assert a is b or a == b
+            continue
+        assert isinstance(a, jax.Array) == isinstance(b, jax.Array)
+        a, b = np.asarray(a), np.asarray(b)
+        assert (a.shape, a.dtype, a.tobytes()) == (b.shape, b.dtype, b.tobytes())
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    directory = tmp_path_factory.mktemp("checkpoints")
+    made: dict[str, Path] = {}
+
+    def by_orbax(name: str, tree: Any) -> Path:
+        if name not in made:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                with ocp.PyTreeCheckpointer() as checkpointer:
+                    checkpointer.save(directory / name, tree)
+            made[name] = directory / name
+        return made[name]
+
+    return by_orbax
+
+
+def found(path: Any, template: Any, **options: Any) -> list[tuple[str, str]]:
+    return [(m.problem, m.name) for m in tx.check(path, template, **options).mismatches]
+
+
+# --- Flax linen
+
+
+@functools.cache
+def variables() -> Any:
+    return MLP().init(KEY, X)
+
+
+@pytest.mark.parametrize("name", ["template_of", "arrays", "numpy", "frozen", "pairs"])
+def test_linen_variables_through_templates_of_each_leaf(saved: Any, name: str) -> None:
+    value = variables()
+    path = saved("linen", value)
+    templates: dict[str, Any] = {
+        "template_of": tx.template_of(MLP().init, KEY, X),
+        "arrays": jax.tree.map(jnp.zeros_like, value),
+        "numpy": jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), value),
+        "frozen": freeze(tx.template_of(value)),
+        "pairs": {"params": FrozenDict(tx.template_of(value)["params"])},
+    }
+    template = templates[name]
+    wanted = jax.tree.unflatten(jax.tree.structure(template), jax.tree.leaves(value))
+    if name == "numpy":
+        wanted = jax.tree.map(np.asarray, wanted)
+    equal(tx.restore(path, template), wanted)
+
+
+def test_a_restored_model_computes_what_the_saved_one_did(saved: Any) -> None:
+    value = variables()
+    params = tx.restore(
+        saved("linen", value), tx.template_of(MLP().init, KEY, X)["params"], at="params"
+    )
+    assert (MLP().apply({"params": params}, X) == MLP().apply(value, X)).all()
+
+
+def optimizer() -> optax.GradientTransformation:
+    """Its state holds EmptyState, MaskedNode, a count, moments and a schedule's step."""
+    mask = {"Dense_0": True, "Dense_1": False}
+    return optax.chain(
+        optax.clip_by_global_norm(1.0),
+        optax.masked(optax.adamw(optax.linear_schedule(1e-3, 0.0, 10)), mask),
+    )
+
+
+@functools.cache
+def train_state() -> TrainState:
+    return TrainState.create(apply_fn=MLP().apply, params=variables()["params"], tx=optimizer())
+
+
+def test_train_state_with_empty_and_masked_optimizer_states(saved: Any) -> None:
+    state = train_state()
+    state = state.apply_gradients(grads=jax.tree.map(jnp.ones_like, state.params))
+    path = saved("train_state", state)
+    template = jax.eval_shape(lambda: state)
+    restored = tx.restore(path, template)
+    assert isinstance(restored, TrainState)
+    assert jax.tree.structure(restored) == jax.tree.structure(state)
+    for a, b in zip(jax.tree.leaves(restored), jax.tree.leaves(state), strict=True):
+        assert np.asarray(a).tobytes() == np.asarray(b, np.asarray(a).dtype).tobytes()
+    assert restored.apply_fn == state.apply_fn
+    again = restored.apply_gradients(grads=jax.tree.map(jnp.ones_like, state.params))
+    want = state.apply_gradients(grads=jax.tree.map(jnp.ones_like, state.params))
+    equal(again.params, want.params)
+
+
+def test_one_part_of_a_train_state(saved: Any) -> None:
+    state = train_state()
+    path = saved("fresh", state)
+    equal(tx.restore(path, tx.template_of(state.params), at="params"), state.params)
+    adam = tx.template_of(state.opt_state[1])
+    equal(tx.restore(path, adam, at="opt_state.1"), state.opt_state[1])
+
+
+def test_another_optimizer_is_refused_leaf_by_leaf(saved: Any) -> None:
+    state = train_state()
+    other = TrainState.create(apply_fn=None, params=state.params, tx=optax.sgd(0.1, momentum=0.9))
+    problems = found(saved("fresh", state), jax.eval_shape(lambda: other))
+    assert {p for p, _ in problems} == {"missing", "extra"}
+    assert all(name.startswith("opt_state") for _, name in problems)
+
+
+@flax.struct.dataclass
+class Scaled:
+    params: Any
+    scale: Any
+    name: str = flax.struct.field(pytree_node=False, default="scaled")
+
+
+@jtu.register_dataclass
+@dataclasses.dataclass
+class Plain:
+    params: Any
+    scale: Any
+
+
+class Named(NamedTuple):
+    params: Any
+    scale: Any
+
+
+@jtu.register_pytree_with_keys_class
+class WithKeys:
+    """A custom node that says what its children are called."""
+
+    def __init__(self, params: Any, scale: Any) -> None:
+        self.params, self.scale = params, scale
+
+    def tree_flatten_with_keys(self) -> Any:
+        return [
+            (jtu.GetAttrKey("params"), self.params),
+            (jtu.GetAttrKey("scale"), self.scale),
+        ], None
+
+    @classmethod
+    def tree_unflatten(cls, _: None, children: Any) -> WithKeys:
+        return cls(*children)
+
+
+@jtu.register_pytree_node_class
+class WithoutKeys:
+    """A custom node that names nothing: its children are numbered."""
+
+    def __init__(self, params: Any, scale: Any) -> None:
+        self.params, self.scale = params, scale
+
+    def tree_flatten(self) -> Any:
+        return (self.params, self.scale), None
+
+    @classmethod
+    def tree_unflatten(cls, _: None, children: Any) -> WithoutKeys:
+        return cls(*children)
+
+
+CLASSES = [Scaled, Plain, Named, WithKeys]
+
+
+def block(make: Any) -> Any:
+    return make(params=[jnp.arange(3.0), {"w": jnp.ones((2, 2), jnp.bfloat16)}], scale=jnp.ones(()))
+
+
+@pytest.mark.parametrize("wanted", CLASSES, ids=lambda c: c.__name__)
+@pytest.mark.parametrize("stored", [Scaled, Plain, Named, dict], ids=lambda c: c.__name__)
+def test_classes_with_the_same_names_meet(saved: Any, stored: Any, wanted: Any) -> None:
+    value = block(wanted)
+    restored = tx.restore(saved(stored.__name__, block(stored)), tx.template_of(value))
+    assert type(restored) is wanted
+    equal(restored, value)
+
+
+def test_a_node_without_keys_is_numbered(saved: Any) -> None:
+    value = block(WithoutKeys)
+    path = saved("numbered", [value.params, value.scale])
+    equal(tx.restore(path, tx.template_of(value)), value)
+    named = {"params": "0", "scale": "1"}
+    equal(tx.restore(saved("dict", block(dict)), tx.template_of(value), rename=named), value)
+
+
+def test_static_fields_are_the_templates(saved: Any) -> None:
+    template = tx.template_of(block(Scaled)).replace(name="another")
+    assert tx.restore(saved("Scaled", block(Scaled)), template).name == "another"
+
+
+def test_boxes_are_filled_and_keep_their_names(saved: Any) -> None:
+    boxed = {"w": nn.Partitioned(jnp.arange(6.0).reshape(2, 3), names=("data", None))}
+    restored = tx.restore(saved("boxed", boxed), tx.template_of(boxed))
+    equal(restored, boxed)
+    assert restored["w"].names == ("data", None)
+
+
+def test_the_specs_of_boxes_become_shardings(saved: Any) -> None:
+    boxed = {"w": nn.Partitioned(jnp.arange(8.0).reshape(8, 1), names=("data", None))}
+    mesh = jax.make_mesh((8,), ("data",))
+    template = tx.template_of(boxed, mesh=mesh, specs=nn.get_partition_spec(boxed))
+    restored = tx.restore(saved("boxes8", boxed), template)
+    assert restored["w"].value.sharding == NamedSharding(mesh, P("data", None))
+    equal(restored, boxed)
+
+
+# --- Flax NNX
+
+
+class Net(nnx.Module):
+    def __init__(self, rngs: nnx.Rngs) -> None:
+        self.linear = nnx.Linear(2, 3, rngs=rngs)
+        self.dropout = nnx.Dropout(0.5, rngs=rngs)
+        self.norm = nnx.BatchNorm(3, rngs=rngs)
+        self.blocks = nnx.List([nnx.Linear(3, 3, rngs=rngs) for _ in range(2)])
+
+
+def test_nnx_state_through_a_state_and_through_a_module(saved: Any) -> None:
+    net = Net(nnx.Rngs(0))
+    state = nnx.state(net)
+    path = saved("nnx", state)
+    equal(tx.restore(path, tx.template_of(lambda: nnx.state(Net(nnx.Rngs(0))))), state)
+    equal(tx.restore(path, nnx.state(nnx.eval_shape(lambda: Net(nnx.Rngs(0))))), state)
+    restored = tx.restore(path, tx.template_of(Net, nnx.Rngs(0)))
+    assert type(restored) is Net
+    equal(nnx.state(restored), state)
+    assert (restored.linear(jnp.ones((1, 2))) == net.linear(jnp.ones((1, 2)))).all()
+
+
+def test_nnx_parameters_alone(saved: Any) -> None:
+    params = nnx.state(Net(nnx.Rngs(0)), nnx.Param)
+    path = saved("nnx", nnx.state(Net(nnx.Rngs(0))))
+    abstract = nnx.state(nnx.eval_shape(lambda: Net(nnx.Rngs(0))), nnx.Param)
+    assert {problem for problem, _ in found(path, abstract)} == {"extra"}
+    equal(tx.restore(path, abstract, extra="ignore"), params)
+
+
+def test_an_nnx_module_is_updated_from_a_pure_dict(saved: Any) -> None:
+    """`nnx.List` has int keys, a pure dict of its state too, the file strings: all meet."""
+    net, other = Net(nnx.Rngs(0)), Net(nnx.Rngs(7))
+    pure = nnx.to_pure_dict(nnx.state(net))
+    path = saved("pure", pure)
+    template = nnx.to_pure_dict(nnx.state(nnx.eval_shape(lambda: Net(nnx.Rngs(7)))))
+    state = nnx.state(other)
+    nnx.replace_by_pure_dict(state, tx.restore(path, template))
+    nnx.update(other, state)
+    equal(nnx.state(other), nnx.state(net))
+
+
+# --- Equinox
+
+
+class Regularised(eqx.Module):
+    linear: eqx.nn.Linear
+    dropout: eqx.nn.Dropout
+    activation: Any
+    steps: int
+    name: str = eqx.field(static=True)
+
+    def __init__(self, key: Any) -> None:
+        self.linear = eqx.nn.Linear(2, 2, key=key)
+        self.dropout = eqx.nn.Dropout(0.3)
+        self.activation = jax.nn.gelu
+        self.steps = 3
+        self.name = "regularised"
+
+
+def test_equinox_module_with_functions_numbers_and_static_fields(saved: Any) -> None:
+    """Saved as Equinox users do: arrays only. Numbers and functions come back as they are."""
+    model = Regularised(KEY)
+    path = saved("eqx", eqx.filter(model, eqx.is_array))
+    for template in (
+        model,
+        tx.template_of(Regularised, KEY),
+        eqx.filter_eval_shape(Regularised, KEY),
+    ):
+        restored = tx.restore(path, template)
+        equal(restored, model)
+        assert restored.activation is jax.nn.gelu
+        assert (restored.dropout.p, restored.steps, restored.name) == (0.3, 3, "regularised")
+    assert tx.check(path, model).ok
+
+
+def test_equinox_numbers_that_were_saved_are_read(saved: Any) -> None:
+    model = Regularised(KEY)
+    whole = eqx.filter(model, lambda x: not callable(x))
+    whole = eqx.tree_at(lambda m: m.dropout.p, whole, 0.9)
+    restored = tx.restore(saved("eqx whole", whole), model, extra="ignore")
+    assert restored.dropout.p == 0.9
+
+
+def test_equinox_arrays_that_are_missing_are_missing(saved: Any) -> None:
+    class Deeper(eqx.Module):
+        linear: eqx.nn.Linear
+        head: eqx.nn.Linear
+
+    path = saved("eqx", eqx.filter(Regularised(KEY), eqx.is_array))
+    template = Deeper(eqx.nn.Linear(2, 2, key=KEY), eqx.nn.Linear(2, 1, key=KEY))
+    assert found(path, template) == [("missing", "head.weight"), ("missing", "head.bias")]
+
+
+# --- keys, strings, skips, bare leaves, places
+
+
+@pytest.mark.parametrize("impl", ["threefry2x32", "rbg", "unsafe_rbg"])
+def test_typed_keys_of_each_implementation(saved: Any, impl: str) -> None:
+    value = {
+        "one": jax.random.key(1, impl=impl),
+        "many": jax.random.split(jax.random.key(2, impl=impl), 8),
+    }
+    path = saved(impl, value)
+    template = jax.eval_shape(lambda: value)
+    equal(tx.restore(path, template), value)
+    mesh = jax.make_mesh((8,), ("x",))
+    spread = NamedSharding(mesh, P("x"))
+    restored = tx.restore(path, template, shardings={"one": None, "many": spread})
+    equal(restored, value)
+    assert restored["many"].sharding.is_equivalent_to(spread, 1)
+    other = "rbg" if impl != "rbg" else "threefry2x32"
+    wrong = {**template, "one": jax.eval_shape(lambda: jax.random.key(1, impl=other))}
+    assert found(path, wrong) == [("dtype", "one")]
+    raw = {**template, "one": A(jax.random.key_data(value["one"]).shape, jnp.uint32)}
+    assert found(path, raw) == [("kind", "one")]
+
+
+def test_strings_numbers_and_skipped_leaves(saved: Any) -> None:
+    value = {"s": "words", "i": 3, "f": 0.5, "b": True, "w": jnp.ones(2), "m": {"v": jnp.ones(2)}}
+    path = saved("values", value)
+    equal(tx.restore(path, value), value)
+    types = {"s": str, "i": int, "f": float, "b": bool, "w": ..., "m": ...}
+    restored = tx.restore(path, types)
+    assert restored == {"s": "words", "i": 3, "f": 0.5, "b": True, "w": ..., "m": ...}
+    assert [type(restored[k]) for k in "sifb"] == [str, int, float, bool]
+    assert found(path, {**types, "s": int}) == [("kind", "s")]
+    assert found(path, {**types, "w": str}) == [("kind", "w")]
+
+
+@pytest.mark.parametrize("template", [{}, [], (), None, {"a": {}, "b": None, "c": ()}])
+def test_a_tree_without_leaves_restores_as_itself(saved: Any, template: Any) -> None:
+    assert tx.restore(saved("linen", variables()), template, extra="ignore") == template
+    assert {p for p, _ in found(saved("linen", variables()), template)} == {"extra"}
+
+
+def test_a_bare_leaf_of_each_kind(saved: Any) -> None:
+    path = saved("linen", variables())
+    want = variables()["params"]["Dense_0"]["kernel"]
+    at = "params.Dense_0.kernel"
+    assert (tx.restore(path, A((3, 8), jnp.float32), at=at) == want).all()
+    assert isinstance(tx.restore(path, np.zeros((3, 8), np.float32), at=at), np.ndarray)
+    assert tx.restore(path, ..., at=at) is ...
+
+
+def test_numpy_results_are_writable_and_their_own(saved: Any) -> None:
+    template = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), variables())
+    restored = tx.restore(saved("linen", variables()), template)
+    for leaf, given in zip(jax.tree.leaves(restored), jax.tree.leaves(template), strict=True):
+        assert leaf.flags.writeable
+        assert leaf.flags.c_contiguous
+        assert leaf is not given
+        leaf[...] = 7
+        assert not given.any()
+    equal(tx.restore(saved("linen", variables()), tx.template_of(variables())), variables())
+
+
+def test_arrays_of_a_template_are_neither_used_nor_changed(saved: Any) -> None:
+    template = jax.tree.map(jnp.zeros_like, variables())
+    tx.restore(saved("linen", variables()), template)
+    assert not any(leaf.any() for leaf in jax.tree.leaves(template))
+
+
+def test_uncommitted_without_a_sharding_and_committed_with_one(saved: Any) -> None:
+    path, third = saved("linen", variables()), jax.devices()[3]
+    plain = tx.restore(path, tx.template_of(variables()))
+    assert not any(leaf.committed for leaf in jax.tree.leaves(plain))
+    placed = tx.restore(path, tx.template_of(variables()), shardings=third)
+    assert all(leaf.committed and leaf.devices() == {third} for leaf in jax.tree.leaves(placed))
+    again = tx.restore(path, placed)
+    assert all(leaf.committed and leaf.devices() == {third} for leaf in jax.tree.leaves(again))
+
+
+@pytest.mark.parametrize("kind", ["device", "pinned_host", "unpinned_host"])
+def test_memory_kinds_are_obeyed(saved: Any, kind: str) -> None:
+    if kind not in {m.kind for m in jax.devices()[0].addressable_memories()}:
+        pytest.skip(f"no {kind} memory")
+    mesh = jax.make_mesh((8,), ("x",))
+    sharding = NamedSharding(mesh, P(None, "x"), memory_kind=kind)
+    template = A((3, 8), jnp.float32, sharding=sharding)
+    restored = tx.restore(saved("linen", variables()), template, at="params.Dense_0.kernel")
+    assert restored.sharding == sharding
+    assert restored.sharding.memory_kind == kind
+    assert (np.asarray(restored) == np.asarray(variables()["params"]["Dense_0"]["kernel"])).all()
+
+
+def test_an_abstract_mesh_is_that_of_the_context(saved: Any) -> None:
+    mesh = jax.make_mesh((8,), ("x",))
+    abstract = NamedSharding(mesh.abstract_mesh, P(None, "x"))
+    path, at = saved("linen", variables()), "params.Dense_0.kernel"
+    with jax.set_mesh(mesh):
+        restored = tx.restore(path, A((3, 8), jnp.float32, sharding=abstract), at=at)
+    assert restored.sharding == NamedSharding(mesh, P(None, "x"))
+    assert found(path, A((3, 8), jnp.float32, sharding=abstract), at=at) == [("sharding", "")]
