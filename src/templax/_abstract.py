@@ -70,7 +70,12 @@ def template_of(
     leaves = []
     for (_, leaf), spec in zip(keyed, leaf_specs, strict=True):
         if isinstance(leaf, jax.ShapeDtypeStruct) and spec is not None:
-            leaf = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec))
+            try:
+                sharding = NamedSharding(mesh, spec)
+                leaf = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+            except (AttributeError, TypeError, ValueError) as error:
+                what = f"Expected a PartitionSpec for shape {leaf.shape} on mesh {dict(mesh.shape)}"
+                raise UsageError(f"{what}, got {spec!r}: {error}") from error
         leaves.append(leaf)
     return jtu.tree_unflatten(treedef, leaves)
 

@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING, Any, Literal, Union
 
 from ._catalog import Catalog
 from ._dtypes import CASTS, Cast, holds
-from ._errors import CastWarning, Mismatch, NotFound, TemplateError, UsageError
+from ._errors import (
+    CastWarning,
+    Mismatch,
+    NotFound,
+    TemplateError,
+    TemplaxError,
+    UsageError,
+)
 from ._hints import with_hints
 from ._match import Match, Options, Side, match
 from ._names import Rename
@@ -213,13 +220,19 @@ def _matched(
     sides = [Side(c.entries, c.empties) for c in catalogs]
     fallback = sides[1] if len(sides) == 2 else None
 
-    def again(options: Options, template: Template) -> Match:
-        found = match(catalogs[0].url, sides[0], template, options, fallback)
-        return _numbers_fit(catalogs, found)
+    def compared(options: Options, template: Template) -> Match:
+        return match(catalogs[0].url, sides[0], template, options, fallback)
+
+    def tried(options: Options, template: Template) -> Match:
+        found = compared(options, template)
+        try:
+            return _numbers_fit(catalogs, found)
+        except TemplaxError:  # a hint that is tried must not fail for what it would find
+            return found
 
     options = Options(at, rename, "keep" if keep else "error", extra, cast)
-    result = again(options, template)
-    return catalogs, result if result.ok else with_hints(result, sides[0], options, again)
+    result = _numbers_fit(catalogs, compared(options, template))
+    return catalogs, result if result.ok else with_hints(result, sides[0], options, tried)
 
 
 def _is_mapping_of_names(rename: object) -> bool:

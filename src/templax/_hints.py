@@ -11,6 +11,7 @@ from ._errors import Mismatch
 from ._leaf_hints import with_leaf_hints
 from ._match import Match, Options, Side, fit, seen
 from ._names import Path, fold, join, nearest
+from ._report import listed
 from ._template import Template
 
 MOST_CANDIDATES = 8
@@ -69,10 +70,10 @@ def _explained(case: _Case, hint: str, after: Match, summary: str | None, **more
     text = None
     if summary is not None:
         text = f"{summary}; hint: {hint}"
-        if after.mismatches:
-            n = len(after.mismatches)
-            text += f" (which leaves {n} {'mismatch' if n == 1 else 'mismatches'}, for instance: "
-            text += f"{after.mismatches[0].fact})"
+        n = len(after.mismatches)
+        if n:
+            text += f", which leaves {n} {'mismatch' if n == 1 else 'mismatches'}:\n"
+            text += "\n".join(listed(after.mismatches))
     return replace(case.result, mismatches=mismatches, summary=text, **more)
 
 
@@ -80,7 +81,7 @@ def _better(case: _Case, after: Match) -> bool:
     """Whether most of what was missing is found now, and less is wrong than before."""
     absent = sum(m.problem == "missing" for m in after.mismatches)
     fewer = len(after.mismatches) < len(case.result.mismatches)
-    return fewer and 2 * absent <= len(case.of("missing"))
+    return fewer and 2 * absent < len(case.of("missing"))
 
 
 def _found(case: _Case) -> str:
@@ -125,9 +126,9 @@ def _at(case: _Case) -> Match | None:
     least = min(work[0] for work in works)
     works = sorted((w for w in works if w[0] == least), key=lambda w: w[1:3])
     first = [w for w in works if w[1] == works[0][1]]
-    if len(first) > MOST_CHOICES:
-        return None
     after = first[0][3]
+    if len(first) > MOST_CHOICES or (len(first) > 1 and after.mismatches):
+        return None
     places = " and ".join(f"under `{at}`" if at else "at its root" for _, _, at, _ in first)
     deeper = [f"`{at}`" for _, _, at, _ in works[len(first) :]]
     also = f" (as well as under {' and '.join(deeper[:MOST_CHOICES])})" if deeper else ""

@@ -20,7 +20,7 @@ MOST_NEAREST = 20
 MOST_NAMES = 1000
 """Names among which a nearest one is looked for; more would take seconds."""
 
-_X64 = 'jax.config.update("jax_enable_x64", True), or a numpy array as template leaf'
+_X64 = 'jax.config.update("jax_enable_x64", True)'
 
 
 def with_leaf_hints(
@@ -57,7 +57,7 @@ def with_leaf_hints(
 
 
 def _of_leaf(m: Mismatch, target: Target, entry: LeafEntry, options: Options) -> str | None:
-    if m.problem == "shape":
+    if m.problem == "shape" and entry.kind != "key":
         shape = entry.shape
         turned = (*shape[:-2], *reversed(shape[-2:]))
         if len(shape) >= 2 and turned == target.shape:
@@ -65,9 +65,10 @@ def _of_leaf(m: Mismatch, target: Target, entry: LeafEntry, options: Options) ->
                 f"the checkpoint holds the transpose: ask for shape `{shape}` "
                 "and swap the last two axes of the result"
             )
-    if m.problem == "dtype" and target.problem is not None:
-        helps = target.dtype.name in WIDE and not _misfits(target, entry, options.cast)
-        return _X64 if helps else None
+    if m.problem == "dtype" and target.problems:
+        if target.dtype.name not in WIDE or _misfits(target, entry, options.cast):
+            return None
+        return _X64 if target.concrete else f"{_X64}, or a numpy array as template leaf"
     if m.problem == "dtype" and options.cast != "float":
         if not _misfits(target, entry, "widen"):
             return 'cast="widen"'
@@ -125,6 +126,11 @@ def _stacked(
     return hints
 
 
+def _begins(name: str, stem: str) -> bool:
+    """`layers` of `layersstacked`; but `l` is the beginning of too much."""
+    return len(stem) > 3 and name.startswith(stem)
+
+
 _NUMBERED = re.compile(r"(.*?)(\d{1,9})")
 
 
@@ -156,9 +162,11 @@ def _stacks(
             continue
         ((shape, numbers),) = looks
         for name, stack in at.get((head, tail), ()):
-            named = name is None or (stem and name.startswith(stem))
+            named = name is None or name in (stem, f"{stem}s") or _begins(name, stem)
+            if not named or class_of(stack.dtype) != numbers:
+                continue
             axes = [a for a in range(len(shape) + 1) if stack.shape == (*shape[:a], n, *shape[a:])]
-            if named and axes and class_of(stack.dtype) == numbers:
+            if axes:
                 names = [join(group[i].path) for i in range(n)]
                 yield _Stack(names, join(stack.path), axes[0] if len(axes) == 1 else None)
                 break

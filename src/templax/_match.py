@@ -162,9 +162,8 @@ def match(
         if not target.has_data:
             skipped.append(name)
             continue
-        problem = target.problem
-        if problem is not None and problem.problem != "dtype":
-            mismatches.append(problem)
+        mismatches += [p for p in target.problems if p.problem != "dtype"]
+        held = [p for p in target.problems if p.problem == "dtype"]
         entry, is_spare = by_name.get(name), False
         if entry is None and name in spare:
             entry, is_spare = spare[name], True
@@ -175,14 +174,15 @@ def match(
         elif entry is None:
             if target.optional or (options.missing == "keep" and target.concrete):
                 kept.append(name)
+                mismatches += [replace(p, found=target.dtype_name) for p in held]
             else:
                 inner = inner or _inner(side, options, found)
                 mismatches.append(_missing(target, options, inner))
         else:
             wrong, cast = fit(target, entry, options.cast)
-            if problem is not None and problem.problem == "dtype":
+            if held and all(m.problem != "kind" for m in wrong):
                 wrong = [m for m in wrong if m.problem != "dtype"]
-                wrong.append(replace(problem, found=entry.dtype_name))
+                wrong += [replace(p, found=entry.dtype_name) for p in held]
             if is_spare:
                 wrong = [replace(m, note="in the checkpoint given as `missing=`") for m in wrong]
             mismatches += wrong
@@ -196,7 +196,8 @@ def match(
         inner = _inner(side, options, found)
         for target in template.targets:
             if target.has_data and target.name not in optional:
-                mismatches.append(_missing(target, options, inner))
+                absent = _missing(target, options, inner)
+                mismatches.append(replace(absent, note="not one leaf is in the checkpoint itself"))
 
     wanted = {t.name for t in template.targets if t.kind != "static"}
     skips = {t.name for t in template.targets if t.kind == "skip"}
@@ -316,8 +317,6 @@ def _missing(target: Target, options: Options, inner: Mapping[str, str]) -> Mism
     note = None
     if options.missing == "keep":
         note = "the template has no value to keep here, only a shape and dtype"
-        if target.concrete:
-            note = "not one leaf of the template is in the checkpoint, so nothing is kept"
     what = inner.get(target.name, "none")
     return Mismatch(
         "missing", target.name, f"{target.dtype_name}{target.user_shape}", what, note=note

@@ -13,11 +13,11 @@ import numpy as np
 from jax.experimental.layout import Format
 
 from ._boxes import from_index
-from ._dtypes import cast_into, host_cast_is_exact
+from ._dtypes import WIDE, cast_into, host_cast_is_exact
 from ._errors import Damaged
 from ._execute import SMALL_BYTES, Finished
 from ._match import Match, Pair
-from ._pytree import Placement, jax_holds
+from ._pytree import Placement, host_device, jax_holds
 from ._template import Target
 
 CAST_BLOCK = 1 << 20
@@ -61,7 +61,11 @@ def _kept(placement: Placement) -> Any:
     value = placement.leaf
     if isinstance(value, (np.ndarray, np.generic)):
         value = np.array(value)
-    return jax.device_put(value, placement.sharding)
+    return jax.device_put(value, _where(placement.sharding, placement.layout))
+
+
+def _where(sharding: jax.sharding.Sharding, layout: Any) -> Any:
+    return sharding if layout is None else Format(layout, sharding)
 
 
 def _place_batch(done: Finished, results: dict[str, Any]) -> float:
@@ -103,7 +107,7 @@ def _sharded(
     def piece(index: tuple[slice, ...] | None) -> np.ndarray:
         return of_box[target.boxes[0] if index is None else from_index(index, target.shape)]
 
-    where = sharding if layout is None else Format(layout, sharding)
+    where = _where(sharding, layout)
     return jax.make_array_from_callback(target.shape, where, piece, dtype=target.dtype)
 
 
@@ -135,10 +139,11 @@ def _key(pair: Pair, data: np.ndarray, placement: Placement) -> jax.Array:
 def cast(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
     """`jnp.asarray(values).astype(dtype)` on the host, bit for bit, NaNs included.
 
-    XLA casts block by block. Numpy results that a `jax.Array` could not hold are cast by numpy.
+    XLA casts block by block. From and to what a `jax.Array` does not hold, numpy does.
     """
     out = np.empty(values.shape, dtype)
-    if host_cast_is_exact(values.dtype, dtype) or not jax_holds(dtype):
+    known = values.dtype.name in WIDE or jax_holds(values.dtype)  # JAX cuts wide ones by itself
+    if host_cast_is_exact(values.dtype, dtype) or not known or not jax_holds(dtype):
         cast_into(out, values)
         return out
     flat, flat_out = values.reshape(-1), out.reshape(-1)
@@ -148,15 +153,7 @@ def cast(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
         padded = np.zeros(size, block.dtype)
         padded[: len(block)] = block
         # JAX itself cuts 64 bits by numpy, which would warn of what does not fit.
-        quiet = np.errstate(all="ignore")
-        with quiet, jax.ensure_compile_time_eval(), jax.default_device(_cpu()):
-            done = np.asarray(jnp.asarray(padded).astype(dtype))
+        with np.errstate(all="ignore"), jax.ensure_compile_time_eval():
+            done = np.asarray(jax.device_put(padded, host_device()).astype(dtype))
         flat_out[start : start + len(block)] = done[: len(block)]
     return out
-
-
-def _cpu() -> Any:
-    try:
-        return jax.local_devices(backend="cpu")[0]
-    except RuntimeError:  # JAX_PLATFORMS names accelerators only
-        return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import operator
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -10,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.core
+import jax.extend.core as jec
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
@@ -19,7 +21,7 @@ from ._boxes import Box, Shape, whole
 from ._dtypes import WIDE, class_of
 from ._errors import Mismatch, UsageError
 from ._names import Path, join
-from ._shardings import as_data, local_boxes, problem, wanted
+from ._shardings import as_data, local_boxes, problems, wanted
 from ._template import PYTHON_DTYPES, Target, Template
 
 PyTree = Any
@@ -108,10 +110,10 @@ def spread(prefix: PyTree, tree: PyTree, what: str) -> list[Any]:
     Raises:
         UsageError: It is no prefix; `what` names it.
     """
-    boxed = jtu.tree_map(
-        _Boxed, prefix, is_leaf=lambda x: x is None or isinstance(x, PartitionSpec)
-    )
     try:
+        boxed = jtu.tree_map(
+            _Boxed, prefix, is_leaf=lambda x: x is None or isinstance(x, PartitionSpec)
+        )
         return [box.value for box in jtu.tree_leaves(jax.tree.broadcast(boxed, tree))]
     except ValueError as error:
         raise UsageError(f"`{what}` is no prefix of the template: {error}") from error
@@ -131,12 +133,26 @@ def _target(path: Path, leaf: Any, override: Any, boxes: dict[Any, tuple[Box, ..
     if _is_numpy_type(leaf) or isinstance(leaf, type(jnp.float32)):
         return _array(name, path, leaf, (), np.dtype(leaf), override, boxes)
     if hasattr(leaf, "shape") and hasattr(leaf, "dtype"):
-        try:
-            shape = tuple(int(n) for n in leaf.shape)
-        except (TypeError, ValueError) as error:
-            raise UsageError(f"Expected a shape, got {leaf.shape!r} - at `{name}`") from error
-        return _array(name, path, leaf, shape, leaf.dtype, override, boxes)
+        return _array(name, path, leaf, *_shape_and_dtype(name, leaf), override, boxes)
     return bare(np.dtype("V0"), "static")
+
+
+def _shape_and_dtype(name: str, leaf: Any) -> tuple[Shape, Any]:
+    try:
+        shape = tuple(operator.index(n) for n in leaf.shape)
+        if any(n < 0 for n in shape):
+            raise ValueError("negative")
+    except (TypeError, ValueError, jec.InconclusiveDimensionOperation) as error:
+        raise UsageError(f"Expected a shape, got {leaf.shape!r} - at `{name}`") from error
+    dtype = leaf.dtype
+    if not isinstance(dtype, np.dtype) and not jnp.issubdtype(dtype, jax.dtypes.extended):
+        try:
+            dtype = np.dtype(dtype) if dtype is not None else None
+        except TypeError:
+            dtype = None
+        if dtype is None:
+            raise UsageError(f"Expected a dtype, got {leaf.dtype!r} - at `{name}`")
+    return shape, dtype
 
 
 def _number_type(leaf: Any) -> type | None:
@@ -177,22 +193,23 @@ def _array(
             boxes=(whole(data_shape),),
             concrete=_is_concrete(leaf),
             sharding=as_data(sharding),
-            problem=problem(name, shape, sharding),
+            problems=problems(name, shape, sharding, layout),
             placement=Placement(leaf, sharding),
         )
     dtype = np.dtype(dtype).newbyteorder("=")
-    local, wrong = (whole(shape),), None
-    if sharding is not None and (sharding, shape) in boxes:
-        local = boxes[sharding, shape]
+    local, wrong = (whole(shape),), ()
+    if sharding is not None and (sharding, layout, shape) in boxes:
+        local = boxes[sharding, layout, shape]
     elif sharding is not None:
-        wrong = problem(name, shape, sharding)
-        if wrong is None:
-            local = boxes[sharding, shape] = local_boxes(sharding, shape)
+        wrong = problems(name, shape, sharding, layout)
+        if not wrong:
+            local = boxes[sharding, layout, shape] = local_boxes(sharding, shape)
     if class_of(dtype) == "other":
-        wrong = Mismatch("kind", name, "an array of numbers", f"a template leaf of dtype {dtype}")
+        what = f"a template leaf of dtype {dtype}"
+        wrong = (*wrong, Mismatch("kind", name, "an array of numbers", what))
     elif not host and not jax_holds(dtype):
         why = _X64 if dtype.name in WIDE else "no jax.Array holds this dtype"
-        wrong = Mismatch("dtype", name, dtype.name, "", note=why)
+        wrong = (*wrong, Mismatch("dtype", name, dtype.name, "", note=why))
     return Target(
         name,
         path,
@@ -201,7 +218,7 @@ def _array(
         boxes=local,
         host=host,
         concrete=_is_concrete(leaf),
-        problem=wrong,
+        problems=wrong,
         sharding=as_data(sharding),
         placement=Placement(leaf, sharding, layout),
     )
@@ -225,11 +242,25 @@ def jax_holds(dtype: np.dtype) -> bool:
 
 @functools.cache
 def _jax_holds(dtype: np.dtype, x64: bool) -> bool:
-    try:
-        with jax.ensure_compile_time_eval():
-            return jax.device_put(np.zeros((), dtype)).dtype == dtype
-    except (TypeError, ValueError, RuntimeError):  # numpy has dtypes that JAX or XLA has not
+    if dtype.name in ("int1", "uint1"):  # held, but XLA casts them to nothing
         return False
+    try:
+        with jax.ensure_compile_time_eval(), jax.transfer_guard("allow"):
+            return jax.device_put(np.zeros((), dtype), host_device()).dtype == dtype
+    except (TypeError, ValueError):
+        return False  # numpy has dtypes that JAX has not
+    except RuntimeError as error:
+        if "INVALID_ARGUMENT" in str(error) or "PrimitiveType" in str(error):
+            return False  # JAX has dtypes that XLA has not
+        raise  # of the device, not of the dtype; and not remembered
+
+
+def host_device() -> Any:
+    """A device of the CPU backend; None (JAX's default) if there is no such backend."""
+    try:
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError:  # JAX_PLATFORMS names accelerators only
+        return None
 
 
 def key_data(shape: Shape, dtype: Any) -> tuple[Shape, np.dtype, str]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
+import jax.core
 import jax.extend.core as jec
 import jax.numpy as jnp
 import jax.tree_util as jtu
@@ -62,6 +63,8 @@ class Recipe:
         self._call = Traced(fn, args, kwargs)
         if self._call.inputs:
             raise UsageError("Expected arguments with values, got a jax.ShapeDtypeStruct")
+        if any(isinstance(x, jax.core.Tracer) for x in jtu.tree_leaves((args, kwargs))):
+            raise UsageError("Expected arguments with values, got a traced one")
         name = getattr(fn, "__qualname__", None) or type(fn).__name__
         self.url = f"Recipe({name})"
 
@@ -85,7 +88,8 @@ class Recipe:
             wanted = list(wanted)
             outputs = sorted({e.handle for e in wanted if isinstance(e.handle, int)})
             if closed is not None:
-                results = jec.jaxpr_as_fun(only(closed, outputs))()
+                with jax.ensure_compile_time_eval():  # a restore inside jit gives constants
+                    results = jec.jaxpr_as_fun(only(closed, outputs))()
                 computed = dict(zip(outputs, results, strict=True))
             else:
                 computed = dict(enumerate(values or ()))
@@ -150,6 +154,8 @@ def only(closed: jec.ClosedJaxpr, outputs: Sequence[int]) -> jec.ClosedJaxpr:
 def _chunk(entry: LeafEntry, computed: dict[int, Any]) -> Chunk:
     value = entry.handle if isinstance(entry.handle, np.ndarray) else computed[entry.handle]
     if entry.kind == "key":
-        value = jax.random.key_data(value)
-    host = np.ascontiguousarray(np.asarray(value)).reshape(-1).view(np.uint8)
+        with jax.ensure_compile_time_eval():
+            value = jax.random.key_data(value)
+    # A result that is a constant of the traced function is a Python number of no width.
+    host = np.ascontiguousarray(np.asarray(value, entry.dtype)).reshape(-1).view(np.uint8)
     return Chunk(Extent("", 0, host.nbytes, inline=memoryview(host)), whole(entry.shape))

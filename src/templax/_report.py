@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from ._errors import Mismatch
 from ._match import Match
@@ -23,7 +23,9 @@ def report(match: Match) -> str:
     if match.summary is not None:
         return match.summary
     extras = [m.name for m in match.mismatches if m.problem == "extra"]
-    others = len({m.name for m in match.mismatches if m.problem != "extra"})
+    asked = {t.name for t in match.template.targets}
+    others = len({m.name for m in match.mismatches if m.problem != "extra" and m.name in asked})
+    others = others or int(len(extras) < len(match.mismatches))
     total = sum(t.has_data for t in match.template.targets)
     if others:
         verb = "does" if others == 1 else "do"
@@ -36,14 +38,21 @@ def report(match: Match) -> str:
         head = ", ".join(filter(None, (head, _subtrees(extras))))
     hints = Counter(m.hint for m in match.mismatches if m.hint)
     shared = {hint for hint, n in hints.items() if n > 1}
-    lines = [head]
-    for m in match.mismatches[:SHOWN]:
-        lines.append(f"  {m.fact}" if m.hint is None or m.hint in shared else f"  {m}")
-    rest = match.mismatches[SHOWN:]
-    if rest:
-        lines.append(f"  and {len(rest)} more: {_counted(rest)} (`error.mismatches` has them all)")
+    lines = [head, *listed(match.mismatches, shared)]
     lines += [f"  hint: {hint}" for hint in hints if hint in shared]
     return "\n".join(lines)
+
+
+def listed(mismatches: Sequence[Mismatch], shared: Collection[str] = ()) -> list[str]:
+    """A line per mismatch, its hint left out if it is one of `shared`; the rest counted."""
+    lines = [
+        f"  {m.fact}" if m.hint is None or m.hint in shared else f"  {m}"
+        for m in mismatches[:SHOWN]
+    ]
+    rest = mismatches[SHOWN:]
+    if rest:
+        lines.append(f"  and {len(rest)} more: {_counted(rest)} (`error.mismatches` has them all)")
+    return lines
 
 
 def _verdict(match: Match) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 import jax.core
-from jax.experimental.layout import Format
+from jax.experimental.layout import Format, Layout
 from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from ._boxes import Box, Shape, from_index, whole
@@ -37,6 +37,8 @@ def wanted(leaf: Any, override: Any) -> tuple[jax.sharding.Sharding | None, Any]
         sharding = SingleDeviceSharding(sharding)
     elif isinstance(sharding, Format):
         sharding, layout = sharding.sharding, sharding.layout
+    if layout is Layout.AUTO:
+        layout = None
     if sharding is not None and not isinstance(sharding, jax.sharding.Sharding):
         raise UsageError(f"Expected a jax.sharding.Sharding or a device, got {sharding!r}")
     if isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, AbstractMesh):
@@ -59,38 +61,39 @@ def as_data(sharding: jax.sharding.Sharding | None) -> Sharding | None:
 
 def _axes(spec: PartitionSpec) -> tuple[Any, ...]:
     # A spec with unreduced axes refuses to be iterated.
-    return tuple(getattr(spec, "partitions", None) or spec)
+    partitions = getattr(spec, "partitions", None)
+    return tuple(spec if partitions is None else partitions)
 
 
-def problem(name: str, shape: Shape, sharding: jax.sharding.Sharding | None) -> Mismatch | None:
-    """Why a sharding can't hold a leaf of `shape`, or None if it can."""
-    if sharding is None:
-        return None
+def problems(
+    name: str, shape: Shape, sharding: jax.sharding.Sharding | None, layout: Any
+) -> tuple[Mismatch, ...]:
+    """Why a sharding and memory layout can't hold a leaf of `shape`; nothing if they can."""
+    found: list[Mismatch] = []
+    order = getattr(layout, "major_to_minor", None)
+    if order is not None and sorted(order) != list(range(len(shape))):
+        what = f"a memory layout of {len(shape)} dimensions"
+        found.append(Mismatch("sharding", name, what, f"major_to_minor={tuple(order)}"))
     data = as_data(sharding)
     if isinstance(sharding, NamedSharding) and data is not None:
         if isinstance(sharding.mesh, AbstractMesh):
-            return Mismatch(
-                "sharding",
-                name,
-                "a mesh of devices",
-                f"an AbstractMesh, sharding {data}",
-                note="no mesh of its shape is set: `with jax.set_mesh(mesh):`",
-            )
+            note = "no mesh of its shape is set: `with jax.set_mesh(mesh):`"
+            what = f"an AbstractMesh, sharding {data}"
+            found.append(Mismatch("sharding", name, "a mesh of devices", what, note=note))
         partial = getattr(sharding.spec, "unreduced", None)
         if partial:
-            axes = ", ".join(f"`{axis}`" for axis in sorted(map(str, partial)))
-            return Mismatch(
-                "sharding", name, "a sharding of whole values", f"one unreduced over {axes}"
-            )
-        found = sharding_problem(name, shape, data)
-        if found is not None:
-            return found
-    try:
-        sharding.shard_shape(shape)
-    except ValueError as error:
-        reason = str(error).splitlines()[0]
-        return Mismatch("sharding", name, f"a sharding for shape {shape}", f"{sharding}: {reason}")
-    return None
+            what = f"one unreduced over {', '.join(f'`{a}`' for a in sorted(map(str, partial)))}"
+            found.append(Mismatch("sharding", name, "a sharding of whole values", what))
+        divides = sharding_problem(name, shape, data)
+        if divides is not None:
+            found.append(divides)
+    if sharding is not None and not found:
+        try:
+            sharding.shard_shape(shape)
+        except ValueError as error:
+            what = f"{sharding}: {str(error).splitlines()[0]}"
+            found.append(Mismatch("sharding", name, f"a sharding for shape {shape}", what))
+    return tuple(found)
 
 
 def local_boxes(sharding: jax.sharding.Sharding, shape: Shape) -> tuple[Box, ...]:

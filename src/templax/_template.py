@@ -34,7 +34,8 @@ class Target:
         concrete: The template leaf holds a value, which `missing="keep"` can keep.
         optional: A Python value of an Equinox module: kept if the checkpoint lacks it, since
             Equinox users save arrays only.
-        problem: Why the template itself can't be met (a sharding that does not divide), or None.
+        problems: Why the template itself can't be met: a sharding that does not divide, or a dtype
+            that no `jax.Array` holds (without what was found: the match knows it).
         sharding: For people and JSON: mesh axes and the axes of each dimension.
         placement: Opaque, for `_place`.
     """
@@ -49,7 +50,7 @@ class Target:
     host: bool = False
     concrete: bool = False
     optional: bool = False
-    problem: Mismatch | None = None
+    problems: tuple[Mismatch, ...] = ()
     sharding: Sharding | None = None
     placement: Any = field(default=None, repr=False, compare=False)
 
@@ -238,7 +239,7 @@ def load(data: bytes, file: str | None = None) -> Template:
                 host=leaf.host,
                 optional=leaf.optional,
                 sharding=leaf.sharding,
-                problem=problem,
+                problems=() if problem is None else (problem,),
             )
         )
     return Template(tuple(targets))

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 __all__ = ["Local", "Memory", "ObjectInfo", "Source", "open_source"]
 
@@ -98,16 +98,19 @@ def open_source(url: str | os.PathLike[str] | Source) -> Source:
     if isinstance(url, Source) and not isinstance(url, (str, os.PathLike)):
         return url
     path = os.fspath(url)
+    if not isinstance(path, str) or "\0" in path:
+        raise UsageError(f"Expected a path (str), got {path!r}")
+    scheme, colon, rest = path.partition("://")
+    if colon and scheme.lower() == "file":
+        host, _, path = rest.partition("/")
+        if host not in ("", "localhost"):
+            raise SourceError(f"templax reads local files, not those of host `{host}`")
+        path = unquote(f"/{path}") if path else ""
+        colon = ""
     if not path:
-        raise UsageError('Expected a path, got ""')
-    scheme, colon, _ = path.partition("://")
+        raise UsageError(f'Expected a path, got "{os.fspath(url)}"')
     if not colon:
         return Local(path)
-    if scheme.lower() == "file":
-        parts = urlsplit(path)
-        if parts.netloc in ("", "localhost"):
-            return Local(unquote(parts.path))
-        raise SourceError(f"templax reads local files, not those of host `{parts.netloc}`")
     raise SourceError(
         f"templax reads local files; `{scheme}://` is not served by this version; "
         f"hint: copy the checkpoint to a local directory"
