@@ -13,7 +13,7 @@ import numpy as np
 from ._boxes import shape_of, slices, span_of
 from ._codecs import decode
 from ._dtypes import cast_into
-from ._errors import CheckpointError, Damaged, NotFound
+from ._errors import CheckpointError, Damaged, NotFound, SourceError
 from ._plan import Batch, Part, Plan, ReadOp
 from .sources import Source
 
@@ -122,13 +122,12 @@ def _run(op: ReadOp, arrays: Sequence[np.ndarray], source: Source) -> float:
     """One job. Returns the seconds that casts took."""
     part = op.parts[0]
     try:
+        data = memoryview(b"")
         if op.stop > op.start:
             if len(op.parts) == 1 and part.direct and not part.chunk.codecs:
                 source.read(op.key, op.start, op.stop, _destination(part, arrays))
                 return 0.0
-            data = source.read(op.key, op.start, op.stop)
-        else:
-            data = memoryview(b"")
+            data = _read(op, source)
         cast_s = 0.0
         for part in op.parts:
             inline = part.chunk.extent.inline
@@ -145,13 +144,29 @@ def _run(op: ReadOp, arrays: Sequence[np.ndarray], source: Source) -> float:
         extent = part.chunk.extent
         where = type(error)(
             error.what,
-            leaf=part.name,
+            leaf=error.leaf if error.leaf is not None else part.name,
             file=error.file if error.file is not None else extent.key,
             start=error.start if error.start is not None else extent.start,
             stop=error.stop if error.stop is not None else extent.stop,
             hint=error.hint,
         )
         raise where from error
+    except SourceError as error:
+        error.add_note(f"while leaf `{part.name}` was read")
+        raise
+
+
+def _read(op: ReadOp, source: Source) -> memoryview:
+    """The bytes of a request. If the file is too short, the error names a leaf that lost some."""
+    try:
+        return source.read(op.key, op.start, op.stop)
+    except Damaged:
+        for part in op.parts:
+            try:
+                source.read(op.key, part.start, part.stop)
+            except Damaged as error:
+                raise error.locate(leaf=part.name) from None
+        raise
 
 
 def _destination(part: Part, arrays: Sequence[np.ndarray]) -> memoryview:

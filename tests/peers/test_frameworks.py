@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import shutil
 import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +22,8 @@ import pytest
 from flax import nnx
 from flax.core import FrozenDict, freeze
 from flax.training.train_state import TrainState
-from jax.sharding import NamedSharding
+from jax.experimental.layout import Format, Layout
+from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
 import templax as tx
@@ -451,3 +453,366 @@ def test_an_abstract_mesh_is_that_of_the_context(saved: Any) -> None:
         restored = tx.restore(path, A((3, 8), jnp.float32, sharding=abstract), at=at)
     assert restored.sharding == NamedSharding(mesh, P(None, "x"))
     assert found(path, A((3, 8), jnp.float32, sharding=abstract), at=at) == [("sharding", "")]
+
+
+# --- more of Flax
+
+
+class Boxed(nn.Module):
+    """A kernel with mesh axes, a bias with logical ones."""
+
+    @nn.compact
+    def __call__(self, x: Any) -> Any:
+        kernel = nn.with_partitioning(nn.initializers.lecun_normal(), (None, "m"))
+        bias = nn.with_logical_partitioning(nn.initializers.normal(), ("embed",))
+        return nn.Dense(4, kernel_init=kernel, bias_init=bias)(x)
+
+
+def test_boxes_of_both_kinds_from_an_initialiser(saved: Any) -> None:
+    value = Boxed().init(KEY, X)
+    restored = tx.restore(saved("both boxes", value), tx.template_of(Boxed().init, KEY, X))
+    equal(restored, value)
+    dense = restored["params"]["Dense_0"]
+    assert type(dense["kernel"]) is nn.Partitioned
+    assert type(dense["bias"]) is nn.LogicallyPartitioned
+    assert (dense["kernel"].names, dense["bias"].names) == ((None, "m"), ("embed",))
+
+
+def test_boxes_meet_plain_leaves_by_the_hint_that_is_printed(saved: Any) -> None:
+    """Saved with boxes, wanted without; and the other way round."""
+    boxed = Boxed().init(KEY, X)
+    plain = nn.unbox(boxed)
+    for stored, wanted, rename, hint in (
+        (boxed, plain, lambda n: n.removesuffix(".value"), 'name.removesuffix(".value")'),
+        (plain, boxed, lambda n: n + ".value", 'name + ".value"'),
+    ):
+        path = saved("both boxes" if stored is boxed else "unboxed", stored)
+        template = tx.template_of(wanted)
+        assert str(tx.check(path, template)).endswith(f"hint: rename=lambda name: {hint}")
+        equal(tx.restore(path, template, rename=rename), wanted)
+
+
+def test_shardings_of_flax_for_boxes_are_a_prefix(saved: Any) -> None:
+    value = {"w": nn.Partitioned(jnp.arange(8.0).reshape(4, 2), names=(None, "m"))}
+    mesh = jax.make_mesh((2,), ("m",))
+    template = tx.template_of(value)
+    restored = tx.restore(
+        saved("named boxes", value), template, shardings=nn.get_sharding(template, mesh)
+    )
+    equal(restored, value)
+    assert restored["w"].value.sharding == NamedSharding(mesh, P(None, "m"))
+
+
+def test_a_train_state_as_its_own_template_counts_in_python(saved: Any) -> None:
+    """`step` is an int in a fresh state: it comes back as one, with the number that was saved."""
+    state = train_state()
+    later = state.apply_gradients(grads=jax.tree.map(jnp.ones_like, state.params))
+    path = saved("own template", later)
+    restored = tx.restore(path, state)
+    equal(restored, later)
+    assert (type(restored.step), restored.step) == (int, 1)
+    assert restored.tx is state.tx
+
+
+OPTIMIZERS = {
+    "multi_transform": lambda: optax.multi_transform(
+        {"a": optax.adam(1e-3), "b": optax.sgd(1e-2)}, {"kernel": "a", "bias": "b"}
+    ),
+    "inject_hyperparams": lambda: optax.inject_hyperparams(optax.adam)(1e-3),
+    "multi_steps": lambda: optax.MultiSteps(optax.adam(1e-3), 4),
+    "adafactor": lambda: optax.adafactor(1e-3),
+    "masked": lambda: optax.masked(optax.lion(1e-3), {"kernel": True, "bias": False}),
+    "identity": optax.identity,
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_states_of_optimizers(saved: Any, name: str) -> None:
+    params = {"kernel": jnp.ones((2, 3)), "bias": jnp.zeros(3)}
+    init = OPTIMIZERS[name]().init
+    state = jax.tree.map(lambda x: x + jnp.ones_like(x) if hasattr(x, "dtype") else x, init(params))
+    path = saved(name, {"opt": state, "other": jnp.ones(1)})
+    template = {"opt": tx.template_of(init, params), "other": ...}
+    restored = tx.restore(path, template)["opt"]
+    equal(restored, state)
+    for leaf in jax.tree.leaves(restored):
+        assert isinstance(leaf, jax.Array)
+    equal(tx.restore(path, {"opt": init(params), "other": ...})["opt"], state)
+
+
+def test_masked_nodes_ask_for_nothing(saved: Any) -> None:
+    """A checkpoint of the unmasked optimizer holds more than the template: that is said."""
+    params = {"kernel": jnp.ones((2, 3)), "bias": jnp.zeros(3)}
+    full = optax.masked(optax.trace(0.9), {"kernel": True, "bias": True}).init(params)
+    half = optax.masked(optax.trace(0.9), {"kernel": True, "bias": False}).init(params)
+    path = saved("unmasked", full)
+    template = tx.template_of(half)
+    assert found(path, template) == [("extra", "inner_state.trace.bias")]
+    restored = tx.restore(path, template, extra="ignore")
+    equal(restored, half)
+    assert type(restored.inner_state.trace["bias"]) is optax.MaskedNode
+
+
+# --- more of NNX
+
+
+def test_nnx_split_states_merge_into_the_module(saved: Any) -> None:
+    net = Net(nnx.Rngs(0))
+    graph, params, rest = nnx.split(net, nnx.Param, ...)
+    path = saved("split", {"params": params, "rest": rest})
+    _, *abstract = nnx.split(nnx.eval_shape(lambda: Net(nnx.Rngs(1))), nnx.Param, ...)
+    template = dict(zip(("params", "rest"), abstract, strict=True))
+    restored = tx.restore(path, template)
+    equal(restored["params"], params)
+    equal(restored["rest"], rest)
+    merged = nnx.merge(graph, restored["params"], restored["rest"])
+    x = jnp.ones((1, 2))
+    assert (merged.linear(x) == net.linear(x)).all()
+    equal(tx.restore(path, abstract[0], at="params"), params)
+
+
+def test_nnx_whole_states_through_each_part(saved: Any) -> None:
+    """The parts of a state are found in a checkpoint of the whole, and the other way round."""
+    net = Net(nnx.Rngs(0))
+    path = saved("nnx", nnx.state(net))
+    _, *parts = nnx.split(net, nnx.Param, nnx.BatchStat, ...)
+    asked: list[str] = []
+    for part in parts:
+        template = tx.template_of(part)
+        equal(tx.restore(path, template, extra="ignore"), part)
+        asked += [t.name for t in tx.check(path, template, extra="ignore").template.targets]
+    assert sorted(asked) == sorted(tx.open(path).leaves)
+
+
+def test_an_nnx_optimizer_is_a_template(saved: Any) -> None:
+    def make() -> nnx.Optimizer[Any]:
+        return nnx.Optimizer(Net(nnx.Rngs(0)), optax.adam(1e-3), wrt=nnx.Param)
+
+    optimizer = make()
+    optimizer.step.set_value(jnp.uint32(5))
+    path = saved("nnx optimizer", nnx.state(optimizer))
+    restored = tx.restore(path, tx.template_of(make))
+    equal(nnx.state(restored), nnx.state(optimizer))
+    assert int(restored.step.get_value()) == 5
+
+
+def test_a_single_nnx_variable_is_a_template(saved: Any) -> None:
+    net = Net(nnx.Rngs(0))
+    path = saved("nnx", nnx.state(net))
+    restored = tx.restore(path, nnx.Param(A((2, 3), jnp.float32)), at="linear.kernel")
+    assert type(restored) is nnx.Param
+    assert (restored.get_value() == net.linear.kernel.get_value()).all()
+
+
+def test_nnx_shardings_reach_the_restored_variables(saved: Any) -> None:
+    """From the metadata of a module, as `eval_shape` keeps it, and as NNX's named shardings."""
+
+    class Split(nnx.Module):
+        def __init__(self, rngs: nnx.Rngs) -> None:
+            init = nnx.with_partitioning(nnx.initializers.lecun_normal(), (None, "m"))
+            self.linear = nnx.Linear(4, 4, rngs=rngs, kernel_init=init)
+
+    mesh = jax.make_mesh((2,), ("m",))
+    wanted = NamedSharding(mesh, P(None, "m"))
+    with jax.set_mesh(mesh):
+        state = nnx.state(Split(nnx.Rngs(0)))
+        path = saved("nnx sharded", state)
+        abstract = nnx.state(nnx.eval_shape(lambda: Split(nnx.Rngs(0))))
+        for restored in (
+            tx.restore(path, abstract),
+            tx.restore(path, abstract, shardings=nnx.get_named_sharding(abstract, mesh)),
+            tx.restore(
+                path, tx.template_of(abstract, mesh=mesh, specs=nnx.get_partition_spec(abstract))
+            ),
+        ):
+            assert restored["linear"]["kernel"].get_value().sharding == wanted
+            equal(restored, state)
+
+
+# --- more of Equinox
+
+
+def test_equinox_state_beside_its_module(saved: Any) -> None:
+    make = eqx.nn.make_with_state(eqx.nn.BatchNorm)
+    model, state = make(4, "batch", mode="batch")
+    path = saved("eqx state", (eqx.filter(model, eqx.is_array), state))
+    for template in ((model, state), eqx.filter_eval_shape(make, 4, "batch", mode="batch")):
+        restored = tx.restore(path, template)
+        assert jax.tree.structure(restored) == jax.tree.structure((model, state))
+        for a, b in zip(jax.tree.leaves(restored), jax.tree.leaves((model, state)), strict=True):
+            if isinstance(b, jax.Array):
+                assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
+
+
+def test_equinox_modules_in_a_dict_keep_their_numbers_but_a_dict_does_not(saved: Any) -> None:
+    """A number of a module may be configuration; a number of a plain tree is data."""
+    path = saved("eqx in dict", {"model": eqx.filter(Regularised(KEY), eqx.is_array)})
+    restored = tx.restore(path, {"model": Regularised(KEY)})
+    assert (restored["model"].steps, restored["model"].dropout.p) == (3, 0.3)
+    assert found(path, {"model": Regularised(KEY), "step": 3}) == [("missing", "step")]
+    assert found(path, {"model": {"linear": ..., "p": 0.3}}) == [("missing", "model.p")]
+
+
+def test_equinox_models_compute_what_the_saved_one_did(saved: Any) -> None:
+    mlp = eqx.nn.MLP(2, 3, 8, 2, activation=jax.nn.gelu, key=KEY)
+    path = saved("mlp", eqx.filter(mlp, eqx.is_array))
+    template = tx.template_of(eqx.nn.MLP, 2, 3, 8, 2, activation=jax.nn.gelu, key=KEY)
+    restored = tx.restore(path, template)
+    equal(restored, mlp)
+    assert (restored(jnp.ones(2)) == mlp(jnp.ones(2))).all()
+
+
+# --- more of leaves and places
+
+
+def test_keys_on_several_axes_are_spread_over_a_mesh(saved: Any) -> None:
+    keys = jax.random.split(jax.random.key(3, impl="rbg"), (8, 2))
+    mesh = jax.make_mesh((4, 2), ("x", "y"))
+    template = jax.eval_shape(lambda: {"k": keys})
+    path = saved("key matrix", {"k": keys})
+    for spec in (P("x"), P("x", "y"), P(None, "y"), P(("x", "y"))):
+        sharding = NamedSharding(mesh, spec)
+        restored = tx.restore(path, template, shardings=sharding)
+        equal(restored, {"k": keys})
+        assert restored["k"].sharding.is_equivalent_to(sharding, 2)
+        assert restored["k"].committed
+    wrong = NamedSharding(mesh, P(None, "x"))
+    assert found(path, template, shardings=wrong) == [("sharding", "k")]
+    assert found(path, jax.eval_shape(lambda: {"k": keys[:, 0]})) == [("shape", "k")]
+    assert not tx.restore(path, template)["k"].committed
+
+
+@pytest.mark.parametrize("wanted", [jnp.float32, np.float32, "python", "array", "numpy", "0d"])
+def test_a_number_is_what_the_template_says(saved: Any, wanted: Any) -> None:
+    path = saved("numbers", {"n": jnp.float32(1.5)})
+    leaf, kind = {
+        "python": (float, float),
+        "array": (A((), jnp.float32), jax.Array),
+        "numpy": (np.float32(0), np.float32),
+        "0d": (np.zeros((), np.float32), np.ndarray),
+        jnp.float32: (jnp.float32, jax.Array),
+        np.float32: (np.float32, np.float32),
+    }[wanted]
+    restored = tx.restore(path, {"n": leaf})["n"]
+    assert isinstance(restored, kind)
+    assert restored == 1.5
+    assert np.shape(restored) == ()
+
+
+def test_numbers_of_another_class_are_refused(saved: Any) -> None:
+    value = {"s": "words", "i": 3, "f": 0.5, "b": True, "w": jnp.ones(2), "m": {"v": jnp.ones(2)}}
+    path = saved("values", value)
+    for name, leaf in (("i", bool), ("b", int), ("f", int), ("i", str), ("i", A((), jnp.bool_))):
+        rest = dict.fromkeys("sifbwm", ...)
+        assert [n for _, n in found(path, rest | {name: leaf})] == [name]
+
+
+def test_results_share_no_memory(saved: Any) -> None:
+    """Not with each other, not with a second restore, not with the files."""
+    value = {"small": [jnp.arange(4.0) + i for i in range(8)], "large": jnp.arange(50_000.0)}
+    path = saved("apart", value)
+    template = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), value)
+    catalog = tx.open(path)
+    one, two = tx.restore(catalog, template), tx.restore(catalog, template)
+    arrays = [*jax.tree.leaves(one), *jax.tree.leaves(two), *jax.tree.leaves(template)]
+    for i, a in enumerate(arrays):
+        assert not any(np.shares_memory(a, b) for b in arrays[:i])
+    for a in jax.tree.leaves(one):
+        assert a.flags.writeable
+        a[...] = -1
+    equal(two, jax.tree.map(np.asarray, value))
+    equal(tx.restore(catalog, tx.template_of(value)), value)
+
+
+def test_results_outlive_the_checkpoint(tmp_path: Path) -> None:
+    value = {"small": jnp.arange(4.0), "large": jnp.arange(300_000.0)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        handler = ocp.PyTreeCheckpointHandler(use_compression=False)
+        ocp.Checkpointer(handler).save(tmp_path / "x", args=ocp.args.PyTreeSave(value))
+    restored = tx.restore(tmp_path / "x", tx.template_of(value))
+    for file in (tmp_path / "x").rglob("*"):
+        if file.is_file():
+            file.write_bytes(b"\xff" * file.stat().st_size)  # a mapped file would show through
+    shutil.rmtree(tmp_path / "x")
+    equal(restored, value)
+
+
+def test_donated_and_deleted_arrays_still_say_shape_and_sharding(saved: Any) -> None:
+    """Restoring into the state that a training step has just consumed."""
+    third = jax.devices()[3]
+    value = jax.device_put(variables(), third)
+    for leaf in jax.tree.leaves(value):
+        leaf.delete()
+    restored = tx.restore(saved("linen", variables()), value)
+    equal(restored, variables())
+    assert {leaf.sharding.device_set.pop() for leaf in jax.tree.leaves(restored)} == {third}
+    assert found(saved("linen", variables()), {**value, "new": None}) == []
+
+
+def test_a_bare_leaf_that_was_saved_bare(saved: Any) -> None:
+    path = saved("bare", jnp.arange(3))
+    assert tx.restore(path, A((3,), jnp.int32)).tolist() == [0, 1, 2]
+    assert isinstance(tx.restore(path, np.zeros(3, np.int32)), np.ndarray)
+    assert tx.restore(path, ...) is ...
+    assert str(tx.check(path, A((4,), jnp.int32))).endswith(
+        "Expected shape `(4,)`, got `(3,)` - at the leaf itself"
+    )
+
+
+def test_skipped_subtrees_cost_and_check_nothing(saved: Any) -> None:
+    value = variables()
+    path = saved("linen", value)
+    template = {"params": {"Dense_0": tx.template_of(value)["params"]["Dense_0"], "Dense_1": ...}}
+    restored = tx.restore(path, template)
+    assert restored["params"]["Dense_1"] is ...
+    equal(restored["params"]["Dense_0"], value["params"]["Dense_0"])
+    assert tx.restore(path, {"params": ...}) == {"params": ...}
+    nowhere = {**tx.template_of(value), "never saved": ...}
+    assert tx.restore(path, nowhere)["never saved"] is ...
+
+
+def test_every_kind_of_sharding_is_obeyed(saved: Any) -> None:
+    value = {"w": jnp.arange(64.0).reshape(8, 8)}
+    path = saved("square", value)
+    mesh = jax.make_mesh((4, 2), ("x", "y"))
+    odd = Mesh(np.array(jax.devices())[[6, 1, 3]].reshape(1, 3), ("a", "b"))
+    shardings = [
+        SingleDeviceSharding(jax.devices()[4]),
+        NamedSharding(mesh, P("y", "x")),
+        NamedSharding(mesh, P(None, ("x", "y"))),
+        NamedSharding(odd, P("a")),
+        NamedSharding(mesh, P("x"), memory_kind="pinned_host"),
+        jax.pmap(lambda x: x)(jnp.zeros((8, 1))).sharding,
+    ]
+    for sharding in shardings:
+        for restored in (
+            tx.restore(path, {"w": A((8, 8), jnp.float32, sharding=sharding)}),
+            tx.restore(path, tx.template_of(value), shardings=sharding),
+            tx.restore(path, {"w": jax.device_put(value["w"], sharding)}),
+        ):
+            assert restored["w"].sharding.is_equivalent_to(sharding, 2)
+            assert restored["w"].sharding.memory_kind == sharding.memory_kind
+            assert restored["w"].committed
+            for shard in restored["w"].addressable_shards:
+                assert (np.asarray(shard.data) == np.asarray(value["w"])[shard.index]).all()
+
+
+def test_a_format_for_a_whole_subtree(saved: Any) -> None:
+    value = {"a": jnp.arange(12.0).reshape(3, 4), "b": [jnp.arange(6.0).reshape(2, 3)]}
+    wanted = Format(Layout((1, 0)), SingleDeviceSharding(jax.devices()[2]))
+    restored = tx.restore(saved("formats", value), tx.template_of(value), shardings=wanted)
+    equal(restored, value)
+    for leaf in jax.tree.leaves(restored):
+        assert leaf.format.layout.major_to_minor == (1, 0)
+        assert leaf.devices() == {jax.devices()[2]}
+
+
+def test_an_abstract_mesh_of_another_shape_is_a_mismatch(saved: Any) -> None:
+    mesh, other = jax.make_mesh((8,), ("x",)), jax.make_mesh((4, 2), ("x", "y"))
+    template = A((3, 8), jnp.float32, sharding=NamedSharding(mesh.abstract_mesh, P(None, "x")))
+    path, at = saved("linen", variables()), "params.Dense_0.kernel"
+    with jax.set_mesh(other):
+        assert found(path, template, at=at) == [("sharding", "")]
+        with pytest.raises(tx.TemplateError, match="no mesh of its shape is set"):
+            tx.restore(path, template, at=at)

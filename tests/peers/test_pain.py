@@ -8,12 +8,15 @@ ones: saved here by Orbax, or of the corpus.
 from __future__ import annotations
 
 import asyncio
+import gc
+import hashlib
 import json
 import logging
 import os
 import shutil
 import subprocess
 import sys
+import threading
 import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,6 +34,8 @@ from flax.training.train_state import TrainState
 from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
 import templax as tx
+from templax.sources import Local
+from templax.testing import Watched
 
 CORPUS = Path(__file__).parents[1] / "corpus"
 A = jax.ShapeDtypeStruct
@@ -506,3 +511,313 @@ def test_pain_48_it_works_inside_a_running_event_loop(save: Any) -> None:
 def test_pain_49_a_single_array_is_a_pytree(save: Any) -> None:
     path = save({"w": jnp.arange(3.0)})
     assert tx.restore(path, A((3,), jnp.float32), at="w").tolist() == [0, 1, 2]
+
+
+# --- the same pains from other sides
+
+
+RECORDED = "state.params.big"
+
+
+def digest_of_big(case: str) -> str:
+    expected = json.loads((CORPUS / case / "expected.json").read_text())
+    return next(v["sha256"] for k, v in expected.items() if k == RECORDED.replace(".", "/"))
+
+
+SHARDED = ["orbax-0.11.10-sharded8", "orbax-0.12.8-sharded8", "orbax-0.12.8-multi2p"]
+
+
+@pytest.mark.parametrize("case", [*SHARDED, "orbax-0.12.8-sharded8_chunks", "orbax-0.6.4-multi2p"])
+def test_pain_01_any_devices_will_do(case: str) -> None:
+    """Shown by `open`, ignored by `restore`: one device, all of them, some, numpy."""
+    path, at = CORPUS / case / "ckpt", RECORDED
+    assert tx.open(path).leaves[RECORDED].saved_sharding is not None
+    three = jax.sharding.Mesh(np.array(jax.devices()[5:7]), ("z",))
+    for sharding in (
+        None,
+        SingleDeviceSharding(jax.devices()[7]),
+        NamedSharding(three, PartitionSpec(None, "z")),
+        NamedSharding(jax.make_mesh((8,), ("data",)), PartitionSpec("data")),
+    ):
+        got = tx.restore(path, A((128, 64), jnp.float32, sharding=sharding), at=at)
+        assert hashlib.sha256(np.asarray(got).tobytes()).hexdigest() == digest_of_big(case)
+        assert sharding is None or got.sharding == sharding
+    host = tx.restore(path, np.zeros((128, 64), np.float32), at=at)
+    assert hashlib.sha256(host.tobytes()).hexdigest() == digest_of_big(case)
+
+
+@pytest.mark.parametrize("platform", ["gpu", "tpu"])
+def test_pain_01_devices_that_are_not_here_do_not_matter(save: Any, platform: str) -> None:
+    """The file names 64 accelerators of another machine."""
+    mesh = jax.make_mesh((8,), ("x",))
+    value = jax.device_put(jnp.arange(16.0), NamedSharding(mesh, PartitionSpec("x")))
+    path = save({"w": value})
+    file = path / "_sharding"
+    text = file.read_text().replace("TFRT_CPU", f"{platform}:").replace('\\"id\\": ', '\\"id\\": 6')
+    file.write_text(text)
+    assert tx.restore(path, {"w": A((16,), jnp.float32)})["w"].tolist() == list(range(16))
+    equal(tx.restore(path, tx.open(path).template()), {"w": value})
+
+
+def test_pain_02_both_directions_in_one_error(save: Any) -> None:
+    """Missing, extra, wrong shape and wrong dtype at once, and nothing is filled in."""
+    path = save(Model(3).init(KEY, X))
+    template = tx.template_of(Model(2).init, KEY, X)
+    template["params"]["Dense_1"] = {
+        "kernel": A((8, 9), jnp.float32),
+        "bias": A((8,), jnp.int32),
+        "scale": A((8,), jnp.float32),
+    }
+    before = jax.tree.leaves(template)
+    assert found(path, template) == [
+        ("dtype", "params.Dense_1.bias"),
+        ("shape", "params.Dense_1.kernel"),
+        ("missing", "params.Dense_1.scale"),
+        ("extra", "params.Dense_2.bias"),
+        ("extra", "params.Dense_2.kernel"),
+    ]
+    assert jax.tree.leaves(template) == before
+
+
+def test_pain_02_a_wrong_subtree_never_returns_the_target(save: Any) -> None:
+    """Not even under the two policies that forgive most."""
+    path = save(Model(1).init(KEY, X))
+    target = Model(1).init(jax.random.key(1), X)["params"]
+    assert {p for p, _ in found(path, target, missing="keep", extra="ignore")} == {"missing"}
+    again = {"encoder": target}
+    assert {p for p, _ in found(path, again, missing="keep", extra="ignore")} == {"missing"}
+
+
+def test_pain_02_policies_say_what_they_did(save: Any) -> None:
+    path = save({"w": jnp.ones(2), "old": jnp.ones(3)})
+    match = tx.check(path, {"w": jnp.zeros(2), "new": jnp.zeros(1)}, missing="keep", extra="ignore")
+    assert (match.ok, match.kept, match.ignored) == (True, ("new",), ("old",))
+    assert "1 kept from the template: `new`" in str(match)
+    assert "1 of the checkpoint ignored: `old`" in str(match)
+
+
+def test_pain_12_integers_keep_their_last_digit(save: Any) -> None:
+    """16777217 is no float32: no policy lets it become one, and a cast to bfloat16 is exact JAX."""
+    path = save({"n": jnp.int32([16777217]), "w": jnp.linspace(-1e-3, 1e3, 1001)})
+    for cast in ("float", "widen", "exact"):
+        assert found(path, {"n": A((1,), jnp.float32), "w": ...}, cast=cast) == [("dtype", "n")]
+        narrow = {"n": A((1,), jnp.int16), "w": ...}
+        assert found(path, narrow, cast=cast) == [("dtype", "n")]
+    with pytest.warns(tx.CastWarning, match="1 of 1 leaf"):
+        got = tx.restore(path, {"n": ..., "w": A((1001,), jnp.bfloat16)})
+    equal(got["w"], jnp.linspace(-1e-3, 1e3, 1001).astype(jnp.bfloat16))
+    assert found(path, {"n": ..., "w": A((1001,), jnp.bfloat16)}, cast="widen") == [("dtype", "w")]
+    assert found(path, {"n": ..., "w": A((1001,), jnp.int32)}) == [("dtype", "w")]
+
+
+def test_pain_13_a_new_head_on_old_parameters(save: Any) -> None:
+    """One call: what is there is read, what is new is computed, what is old is ignored."""
+    old, new = Model(2).init(KEY, X), Model(3).init(jax.random.key(1), X)
+    path = save({**old, "opt": jnp.ones(4)})
+    init = tx.Recipe(Model(3).init, jax.random.key(1), X)
+    template = tx.template_of(Model(3).init, KEY, X)["params"]
+    got = tx.restore(path, template, at="params", missing=init, extra="ignore")
+    equal(got["Dense_0"], old["params"]["Dense_0"])
+    equal(got["Dense_1"], old["params"]["Dense_1"])
+    equal(got["Dense_2"], new["params"]["Dense_2"])
+
+
+def test_pain_13_only_the_bytes_of_the_subtree_are_read(save: Any) -> None:
+    value = {k: {"w": jnp.asarray(np.random.default_rng(0).random((64, 64)))} for k in "ab"}
+    path = save(value, use_ocdbt=False)
+    source = Watched(Local(path))
+    tx.restore(source, {"w": A((64, 64), jnp.float32)}, at="a")
+    arrays = {key.split("/")[0] for key, *_ in source.reads if key.endswith("/0.0")}
+    assert arrays == {"a.w"}
+
+
+def test_pain_17_the_same_values_from_every_generation() -> None:
+    """0.2 to 0.12: one template, one set of bits."""
+    template = {"params": {"big": A((128, 64), jnp.float32), "scale": A((), jnp.float32)}}
+    for case in sorted(CORPUS.glob("orbax-*")):
+        if case.name.endswith(("prng", "special", "crash_merge")):
+            continue
+        path = case / "ckpt"
+        if case.name.endswith("manager"):
+            path = path / "20" / "state"
+            at = ""
+        else:
+            at = "state"
+        got = tx.restore(path, template, at=at, extra="ignore")
+        expected = json.loads((case / "expected.json").read_text())["state/params/big"]["sha256"]
+        assert hashlib.sha256(np.asarray(got["params"]["big"]).tobytes()).hexdigest() == expected
+
+
+def test_pain_18_a_thousand_wrong_leaves_are_one_screen(save: Any) -> None:
+    path = save({"l": {f"w{i:03}": jnp.ones(1) for i in range(200)}})
+    with pytest.raises(tx.TemplateError) as caught:
+        tx.restore(path, {"l": {f"w{i:03}": A((2,), jnp.float32) for i in range(200)}})
+    lines = str(caught.value).splitlines()
+    assert len(caught.value.mismatches) == 200
+    assert lines[0] == f"200 of 200 leaves do not match {path}"
+    assert lines[1] == "  Expected shape `(2,)`, got `(1,)` - at `l.w000`"
+    assert lines[21:] == [
+        "  and 180 more: 180 shape all under `l` (`error.mismatches` has them all)"
+    ]
+
+
+def test_pain_20_layers_stacked_in_the_template(save: Any) -> None:
+    path = save({f"layers_{i}": {"w": jnp.ones((2, 3))} for i in range(4)})
+    match = tx.check(path, {"layers": {"w": A((4, 2, 3), jnp.float32)}})
+    assert "the checkpoint has these 4 layers one by one" in str(match) or "4 layers" in str(match)
+    assert "layers_0.w" in str(match)
+
+
+def test_pain_23_near_names_come_with_the_mapping_that_works(save: Any) -> None:
+    value = {"Dense_0": {"kernel": jnp.ones(2)}, "LayerNorm_0": {"scale": jnp.zeros(3)}}
+    path = save(value)
+    template = {
+        "dense_0": {"kernel": A((2,), jnp.float32)},
+        "layer_norm_0": {"scale": A((3,), jnp.float32)},
+    }
+    match = tx.check(path, template)
+    assert match.rename == {"Dense_0": "dense_0", "LayerNorm_0": "layer_norm_0"}
+    assert 'rename={"Dense_0": "dense_0", "LayerNorm_0": "layer_norm_0"}' in str(match)
+    got = tx.restore(path, template, rename=match.rename)
+    equal(got["layer_norm_0"], value["LayerNorm_0"])
+
+
+def test_pain_25_two_spellings_of_one_key_are_named(save: Any) -> None:
+    """`0` and "0" in one template are one name: which of them is meant is not guessed."""
+    path = save({"layers": {0: jnp.ones(2)}})
+
+    class Both(NamedTuple):
+        layers: Any
+
+    template = [Both({"0": A((2,), jnp.float32)}), {"layers": {0: A((2,), jnp.float32)}}]
+    twice = {"layers": template[0].layers, "layers.0": A((2,), jnp.float32)}
+    assert found(path, twice) == [("ambiguous", "layers.0")]
+
+
+def test_pain_25_a_dict_with_both_spellings_is_refused_in_words(save: Any) -> None:
+    """JAX can't sort such a dict, so that no template is made of it."""
+    path = save({"layers": {0: jnp.ones(2)}})
+    leaf = A((2,), jnp.float32)
+    with pytest.raises(tx.TemplaxError):
+        tx.restore(path, {"layers": {0: leaf, "0": leaf}})
+
+
+def test_pain_25_ten_layers_stay_in_order(save: Any) -> None:
+    value = {"layers": [jnp.full(2, i) for i in range(12)]}
+    path = save(value)
+    as_dict = {"layers": {i: A((2,), jnp.int32) for i in range(12)}}
+    got = tx.restore(path, as_dict)
+    assert [int(got["layers"][i][0]) for i in range(12)] == list(range(12))
+    equal(tx.restore(path, abstract(value)), value)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_pain_30_nothing_is_logged_by_anyone(
+    save: Any, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str], fails: bool
+) -> None:
+    """No "event loop is closed", no absl flood: a failure is one exception."""
+    path = save({"w": jnp.arange(5000.0)}, use_ocdbt=False)
+    if fails:
+        (path / "w" / "0").write_bytes(b"")
+    caplog.clear()
+    capfd.readouterr()
+    with caplog.at_level(logging.DEBUG, logger="templax"):
+        if fails:
+            with pytest.raises(tx.Damaged):
+                tx.restore(path, {"w": A((5000,), jnp.float32)})
+        else:
+            tx.restore(path, {"w": A((5000,), jnp.float32)})
+        gc.collect()
+    assert [r for r in caplog.records if not r.name.startswith("jax")] == []
+    assert capfd.readouterr() == ("", "")
+
+
+def test_pain_31_leaves_without_a_sharding_are_counted_by_nobody_but_seen(save: Any) -> None:
+    """`nnx.eval_shape` under a mesh keeps shardings of that mesh, abstract: they are obeyed."""
+    mesh = jax.make_mesh((8,), ("m",))
+    path = save({"w": jnp.arange(16.0)})
+    template = {
+        "w": A((16,), jnp.float32, sharding=NamedSharding(mesh.abstract_mesh, PartitionSpec("m")))
+    }
+    with jax.set_mesh(mesh):
+        got = tx.restore(path, template)
+    assert got["w"].sharding == NamedSharding(mesh, PartitionSpec("m"))
+    with pytest.raises(tx.TemplateError, match=r"with jax\.set_mesh\(mesh\):"):
+        tx.restore(path, template)
+
+
+def test_pain_35_leaves_where_the_checkpoint_has_nothing(save: Any) -> None:
+    """A template with a leaf where None or {} was saved says what is there instead."""
+    path = save({"w": jnp.ones(2), "none": None, "empty": {}})
+    template = {"w": ..., "none": A((2,), jnp.float32), "empty": A((2,), jnp.float32)}
+    with pytest.raises(tx.TemplateError) as caught:
+        tx.restore(path, template)
+    assert [m.fact for m in caught.value.mismatches] == [
+        "Expected a leaf, found `Dict` - at `empty`",
+        "Expected a leaf, found `None` - at `none`",
+    ]
+    assert found(path, {"w": None, "none": None}) == [("extra", "w")]
+
+
+@pytest.mark.parametrize("promise", [True, False])
+def test_pain_36_whatever_the_metadata_promises(save: Any, promise: bool) -> None:
+    """`store_array_data_equal_to_fill_value` false lets Orbax give zeros."""
+    path = save({"w": jnp.ones(8)}, use_ocdbt=False)
+    metadata = json.loads((path / "_METADATA").read_text())
+    metadata["store_array_data_equal_to_fill_value"] = promise
+    (path / "_METADATA").write_text(json.dumps(metadata))
+    (path / "w" / "0").unlink()
+    with pytest.raises(tx.Damaged, match=r"^Expected a chunk, found none - at `w`, file `w/0`$"):
+        tx.restore(path, {"w": A((8,), jnp.float32)})
+
+
+def test_pain_40_several_items_are_listed_with_how_to_open_each(tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with ocp.CheckpointManager(tmp_path / "run") as manager:
+            items = {k: ocp.args.StandardSave({"w": jnp.ones(2)}) for k in ("state", "ema")}
+            manager.save(7, args=ocp.args.Composite(**items))
+    step = tmp_path / "run" / "7"
+    with pytest.raises(tx.UnknownFormat) as caught:
+        tx.restore(step, {"w": A((2,), jnp.float32)})
+    for item in ("state", "ema"):
+        assert item in str(caught.value)
+        assert tx.restore(step / item, {"w": A((2,), jnp.float32)})["w"].sum() == 2
+
+
+def test_pain_42_what_can_not_be_restored_is_named(save: Any) -> None:
+    path = save({"rng": {"state": jnp.ones(2), "name": "PCG64"}})
+    for leaf in (np.zeros(2, object), np.zeros(2, "U3"), np.zeros(2, "M8[s]")):
+        problems = found(path, {"rng": {"state": leaf, "name": str}})
+        assert {name for _, name in problems} == {"rng.state"}
+        assert "kind" in {problem for problem, _ in problems}
+    assert found(path, {"rng": {"state": ..., "name": int}}) == [("kind", "rng.name")]
+    got = tx.restore(path, {"rng": {"state": ..., "name": "MT19937"}})
+    assert got["rng"]["name"] == "PCG64"
+
+
+def test_pain_48_many_requests_at_once(save: Any) -> None:
+    """A server restores in several tasks and threads of one loop."""
+    value = {"w": jnp.arange(5000.0)}
+    path = save(value)
+
+    async def serve() -> list[Any]:
+        calls = [asyncio.to_thread(tx.restore, path, abstract(value)) for _ in range(8)]
+        return await asyncio.gather(*calls)
+
+    loop = asyncio.new_event_loop()
+    try:
+        results = loop.run_until_complete(serve())
+        loop.run_until_complete(loop.shutdown_default_executor())
+    finally:
+        loop.close()
+    for got in results:
+        equal(got, value)
+    assert not [t for t in threading.enumerate() if t.name.startswith("templax")]
+
+
+def test_pain_49_an_array_saved_alone(save: Any) -> None:
+    for name, options in (("a", {}), ("b", {"use_ocdbt": False}), ("c", {"use_zarr3": True})):
+        path = save(jnp.arange(3.0), name, **options)
+        assert tx.restore(path, A((3,), jnp.float32)).tolist() == [0, 1, 2]
+        assert found(path, A((4,), jnp.float32)) == [("shape", "")]

@@ -94,8 +94,8 @@ def test_what_is_still_wrong_after_a_hint_is_said_with_it() -> None:
     match = hinted({"params": MLP}, template)
     assert str(match) == (
         f"none of 4 leaves found in {URL}; the checkpoint holds the same tree under `params`;"
-        ' hint: at="params" (which leaves 1 mismatch, for instance:'
-        " Expected shape `(8, 5)`, got `(8, 4)` - at `Dense_1.kernel`)"
+        ' hint: at="params", which leaves 1 mismatch:\n'
+        "  Expected shape `(8, 5)`, got `(8, 4)` - at `Dense_1.kernel`"
     )
     after = follow(match, {"params": MLP}, template)
     assert [(m.problem, m.name) for m in after.mismatches] == [("shape", "Dense_1.kernel")]
@@ -143,8 +143,8 @@ def test_a_new_leaf_does_not_hide_where_the_others_are() -> None:
     match = hinted({"params": MLP}, {**MLP, "head": f32(3)})
     assert str(match) == (
         f"none of 5 leaves found in {URL}; the checkpoint holds most under `params`;"
-        ' hint: at="params" (which leaves 1 mismatch, for instance:'
-        " Expected a leaf, found none - at `head`)"
+        ' hint: at="params", which leaves 1 mismatch:\n'
+        "  Expected a leaf, found none - at `head`"
     )
 
 
@@ -153,8 +153,8 @@ def test_a_number_that_does_not_fit_is_counted_after_a_hint() -> None:
     checkpoint = {"params": {"w": f32(2), "step": 2**40}}
     match = hinted(checkpoint, {"w": f32(2), "step": A((), jnp.int32)})
     assert str(match).endswith(
-        'hint: at="params" (which leaves 1 mismatch, for instance: Expected dtype `int32`, got'
-        f" `int64` - at `step`; the number is {2**40})"
+        'hint: at="params", which leaves 1 mismatch:\n  Expected dtype `int32`, got'
+        f" `int64` - at `step`; the number is {2**40}"
     )
     match = hinted({"step": 2**40, "Dense": f32(2)}, {"step": A((), jnp.int32), "dense": f32(2)})
     assert {m.name: m.hint for m in match.mismatches}["dense"] == 'rename={"Dense": "dense"}'

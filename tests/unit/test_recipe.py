@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import threading
 from typing import Any
 
 import equinox as eqx
@@ -9,8 +11,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
+from flax.training.train_state import TrainState
 
 import templax as tx
 
@@ -215,3 +219,248 @@ def test_what_can_not_be_called_is_refused(make: Any, text: str) -> None:
     with pytest.raises(tx.UsageError) as caught:
         make()
     assert str(caught.value) == text
+
+
+def restored(fn: Any, *args: Any, **options: Any) -> Any:
+    """What a recipe gives through the template of the same call."""
+    return tx.restore(tx.Recipe(fn, *args), tx.template_of(fn, *args), **options)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: jnp.asarray(3),
+        lambda: jnp.array(2.5),
+        lambda: jnp.asarray(1j),
+        lambda: jnp.asarray(True),
+        lambda: jnp.asarray(3, jnp.int8),
+        lambda: jnp.asarray(1, jnp.bfloat16),
+        lambda: jnp.zeros((), jnp.int32),
+        lambda: jnp.full((), 2),
+        lambda: jnp.uint32(7),
+        lambda: jnp.asarray(2) + 1,
+    ],
+    ids=["int", "float", "complex", "bool", "int8", "bfloat16", "zeros", "full", "uint32", "sum"],
+)
+def test_constants_of_no_dimension_are_arrays_too(make: Any) -> None:
+    """JAX writes some of them into the traced function as Python numbers, wider than the array."""
+
+    def init() -> Any:
+        return {"w": jnp.ones(2), "step": make()}
+
+    same(restored(init), init())
+
+
+def test_a_training_state_counts_from_an_array() -> None:
+    def init(key: jax.Array) -> Any:
+        params = Net(4, nnx.Rngs(key)).linear.kernel.get_value()
+        state = TrainState.create(apply_fn=None, params=params, tx=optax.adam(1e-3))
+        return state.replace(step=jnp.asarray(0))
+
+    got = restored(init, KEY)
+    assert (got.step.dtype, int(got.step)) == (jnp.int32, 0)
+    assert got.params.tobytes() == init(KEY).params.tobytes()
+
+
+def test_an_argument_returned_and_an_array_returned_twice() -> None:
+    def init(key: jax.Array, x: jax.Array) -> Any:
+        w = jax.random.normal(key, (4,))
+        return {"x": x, "key": key, "w": w, "tied": w, "pair": (w, x)}
+
+    x = jnp.arange(3.0)
+    same(restored(init, KEY, x), init(KEY, x))
+    host = {"w": np.zeros(4, np.float32), "tied": np.zeros(4, np.float32)}
+    got = tx.restore(tx.Recipe(init, KEY, x), host, extra="ignore")
+    got["w"][:] = 0
+    assert got["tied"].tobytes() == np.asarray(init(KEY, x)["tied"]).tobytes()
+
+
+@pytest.mark.parametrize("size", [4, 100_000])
+def test_results_are_never_the_memory_of_an_argument(size: int) -> None:
+    """Small ones share an arena on the way, large ones have buffers of their own."""
+    for value in (np.arange(size, dtype=np.float32), jnp.arange(size, dtype=jnp.float32)):
+        before = np.asarray(value).copy()
+        got = tx.restore(tx.Recipe(lambda v: {"v": v}, value), {"v": np.zeros(size, np.float32)})
+        got["v"][:] = -1
+        assert np.array_equal(value, before)
+
+
+@pytest.mark.parametrize("impl", ["threefry2x32", "rbg", "unsafe_rbg"])
+def test_typed_keys_are_computed(impl: str) -> None:
+    def init(key: jax.Array) -> Any:
+        return {"one": key, "many": jax.random.split(key, 8)}
+
+    key = jax.random.key(3, impl=impl)
+    same(restored(init, key), init(key))
+    spread = jax.sharding.NamedSharding(
+        jax.make_mesh((8,), ("x",)), jax.sharding.PartitionSpec("x")
+    )
+    got = restored(init, key, shardings={"one": None, "many": spread})
+    same(got, init(key))
+    assert got["many"].sharding.is_equivalent_to(spread, 1)
+    another = "rbg" if impl == "threefry2x32" else "threefry2x32"
+    other = jax.eval_shape(lambda: jax.random.key(0, impl=another))
+    match = tx.check(tx.Recipe(init, key), {"one": other, "many": ...})
+    assert [(m.problem, m.name) for m in match.mismatches] == [("dtype", "one")]
+
+
+def test_what_is_jitted_is_computed_as_a_whole_and_is_the_same() -> None:
+    @jax.jit
+    def init(key: jax.Array) -> Any:
+        return {"w": jax.random.normal(key, (3,)) * 3, "b": jnp.ones(2), "n": jnp.asarray(0)}
+
+    same(restored(init, KEY), init(KEY))
+    got = tx.restore(tx.Recipe(init, KEY), {"w": A((3,), jnp.float32)}, extra="ignore")
+    assert got["w"].tobytes() == init(KEY)["w"].tobytes()
+
+
+@pytest.mark.parametrize("stored", ["float32", "int8", "complex64"])
+def test_casts_are_those_of_jax(stored: str) -> None:
+    wanted = {"float32": "bfloat16", "int8": "int32", "complex64": "complex64"}[stored]
+
+    def init(key: jax.Array) -> Any:
+        return {"w": (jax.random.normal(key, (65, 3)) * 100).astype(stored)}
+
+    recipe, template = tx.Recipe(init, KEY), {"w": A((65, 3), wanted)}
+    if stored == wanted:
+        got = tx.restore(recipe, template)
+    else:
+        with pytest.warns(tx.CastWarning, match=f"{stored} to {wanted}"):
+            got = tx.restore(recipe, template)
+        with pytest.raises(tx.TemplateError):
+            tx.restore(recipe, template, cast="exact")
+    same(got, {"w": init(KEY)["w"].astype(wanted)})
+
+
+def test_at_applies_to_a_recipe_that_supplies_what_is_missing() -> None:
+    """And `rename` doesn't: it says how the first checkpoint's names differ."""
+    first = tx.Recipe(lambda: {"params": {"old": jnp.ones(2)}})
+    second = tx.Recipe(lambda: {"params": {"head": jnp.full(2, 5.0)}, "head": jnp.zeros(2)})
+    template = {"body": A((2,), jnp.float32), "head": A((2,), jnp.float32)}
+    rename = {"old": "body", "head": "elsewhere"}
+    got = tx.restore(first, template, at="params", rename=rename, missing=second)
+    assert (got["body"].tolist(), got["head"].tolist()) == ([1, 1], [5, 5])
+
+
+def test_what_the_second_supplies_is_matched_too() -> None:
+    first = tx.Recipe(lambda: {"a": jnp.ones(2)})
+    template = {"a": A((2,), jnp.float32), "b": A((2,), jnp.float32), "c": A((), jnp.float32)}
+    with pytest.raises(tx.TemplateError) as caught:
+        tx.restore(first, template, missing=tx.Recipe(lambda: {"b": jnp.ones(3)}))
+    assert [(m.problem, m.name) for m in caught.value.mismatches] == [
+        ("shape", "b"),
+        ("missing", "c"),
+    ]
+    assert "Expected shape `(2,)`, got `(3,)` - at `b`; in the checkpoint given as" in str(
+        caught.value
+    )
+
+
+def test_of_two_checkpoints_the_first_counts_where_both_have_a_leaf() -> None:
+    """Even where only the second one's would fit."""
+    first = tx.Recipe(lambda: {"a": jnp.ones(3), "b": jnp.ones(2)})
+    second = tx.Recipe(lambda: {"a": jnp.zeros(2)})
+    match = tx.check(first, {"a": A((2,), jnp.float32), "b": ...}, missing=second)
+    assert [(m.problem, m.found) for m in match.mismatches] == [("shape", "(3,)")]
+
+
+def test_what_the_second_function_raises_is_raised_if_it_is_looked_at() -> None:
+    def broken() -> Any:
+        raise LookupError("no data today")
+
+    first, template = tx.Recipe(lambda: {"a": jnp.ones(2)}), {"a": A((2,), jnp.float32)}
+    with pytest.raises(LookupError, match="no data today"):
+        tx.restore(first, template, missing=tx.Recipe(broken))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_what_is_raised_while_computing_is_raised_and_no_thread_stays() -> None:
+    def fail() -> Any:
+        raise RuntimeError("out of numbers")
+
+    def init() -> Any:
+        return {"a": jax.pure_callback(fail, A((), jnp.float32)), "b": jnp.ones(2)}
+
+    before = set(threading.enumerate())
+    with pytest.raises(jax.errors.JaxRuntimeError, match="out of numbers"):
+        tx.restore(tx.Recipe(init), {"a": A((), jnp.float32), "b": ...})
+    assert {t for t in threading.enumerate() if t.name.startswith("templax")} <= before
+    got = tx.restore(tx.Recipe(init), {"a": ..., "b": A((2,), jnp.float32)})  # `a` is not computed
+    assert got["b"].tolist() == [1, 1]
+
+
+def test_each_open_traces_once_and_a_catalog_is_computed_again_for_each_restore() -> None:
+    traced = []
+
+    def init(key: jax.Array) -> Any:
+        traced.append(1)
+        return {"w": jax.random.normal(key, (3,))}
+
+    catalog = tx.open(tx.Recipe(init, KEY))
+    assert len(traced) == 1
+    template = {"w": A((3,), jnp.float32)}
+    first, second = tx.restore(catalog, template), tx.restore(catalog, template)
+    assert len(traced) == 1
+    same(first, second)
+
+
+def test_a_function_that_looks_at_values_is_called_once_for_each_open() -> None:
+    called = []
+
+    def init(x: jax.Array) -> Any:
+        called.append(1)
+        return {"a": jnp.ones(int(x.sum())), "n": 3, "f": jnp.sin, "k": KEY}
+
+    catalog = tx.open(tx.Recipe(jax.tree_util.Partial(init), jnp.ones(2)))
+    assert set(catalog.leaves) == {"a", "n", "k"}
+    n = len(called)
+    got = tx.restore(catalog, {"a": A((2,), jnp.float32), "n": int, "f": None, "k": KEY})
+    assert (got["a"].tolist(), got["n"]) == ([1, 1], 3)
+    assert len(called) == n
+
+
+class Maker:
+    def make(self) -> Any:
+        return {"w": jnp.ones(2)}
+
+    __call__ = make
+
+
+def _named() -> Any:
+    return {"w": jnp.ones(2)}
+
+
+@pytest.mark.parametrize(
+    ("fn", "url"),
+    [
+        (_named, "Recipe(_named)"),
+        (Maker(), "Recipe(Maker)"),
+        (functools.partial(_named), "Recipe(partial)"),
+        (Maker().make, "Recipe(Maker.make)"),
+    ],
+    ids=["function", "object", "partial", "method"],
+)
+def test_a_recipe_is_called_after_its_function_in_reports(fn: Any, url: str) -> None:
+    recipe = tx.Recipe(fn)
+    assert (repr(recipe), recipe.url) == (url, url)
+    assert str(tx.check(recipe, {"w": A((2,), jnp.float32)})) == f"the leaf matches {url}"
+    assert str(tx.check(recipe, {"w": A((3,), jnp.float32)})) == (
+        f"1 of 1 leaf does not match {url}\n  Expected shape `(3,)`, got `(2,)` - at `w`"
+    )
+
+
+def test_its_own_template_restores_all_of_it() -> None:
+    tree = {"n": 3, "s": "text", "l": [jnp.ones(2), {"k": KEY}], "wide": np.array([2**40])}
+    catalog = tx.open(tx.Recipe(lambda: tree))
+    same(tx.restore(catalog, catalog.template()), tree)
+
+
+@pytest.mark.parametrize("value", [{}, [], None, (), {"f": jnp.sin}])
+def test_a_function_that_returns_no_data_has_no_leaves(value: Any) -> None:
+    catalog = tx.open(tx.Recipe(lambda: value))
+    assert dict(catalog.leaves) == {}
+    assert tx.restore(catalog, value) == value
+
+
+def test_a_bare_array_is_a_tree() -> None:
+    assert restored(lambda: jnp.arange(3)).tolist() == [0, 1, 2]

@@ -225,7 +225,7 @@ def test_a_sharding_of_keys_is_held_to_the_shape_of_the_keys(tmp_path: Path) -> 
     sharding = NamedSharding(_mesh(), PartitionSpec("data"))
     tx.save_template({"k": keys}, tmp_path / "t.json", shardings=sharding)
     read = _template.load((tmp_path / "t.json").read_bytes())
-    assert read.targets[0].problem is None
+    assert read.targets[0].problems == ()
     assert tx.check(tx.Recipe(lambda: {"k": keys}), read).ok
     other = tx.check(tx.Recipe(lambda: {"k": jax.random.key(0, impl="rbg")}), read)
     assert [(m.problem, m.expected, m.found) for m in other.mismatches] == [

@@ -12,7 +12,7 @@ import numpy as np
 from .._boxes import Box, Shape
 from .._catalog import Chunk, Extent
 from .._codecs import crc32c
-from .._errors import CheckpointError, Damaged
+from .._errors import CheckpointError, Damaged, NotFound
 from ..sources import Source
 from ._zarr_metadata import Array, Sharding
 from ._zarr_metadata import prefix as _prefix
@@ -69,6 +69,9 @@ def locate(
                 chunks += _resolve(
                     extent, box, array, array.codecs, array.sharding, source, missing
                 )
+            except NotFound as error:
+                what = "Expected a data file, found none"
+                raise Damaged(what, leaf=name, file=extent.key) from error
             except CheckpointError as error:
                 raise error.locate(leaf=name, file=extent.key) from error
         else:
