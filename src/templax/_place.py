@@ -17,7 +17,7 @@ from ._dtypes import WIDE, cast_into, host_cast_is_exact
 from ._errors import Damaged
 from ._execute import SMALL_BYTES, Finished
 from ._match import Match, Pair
-from ._pytree import Placement, host_device, jax_holds
+from ._pytree import Placement, jax_holds
 from ._template import Target
 
 CAST_BLOCK = 1 << 20
@@ -93,7 +93,8 @@ def _place_batch(done: Finished, results: dict[str, Any]) -> float:
             plain.append((name, arrays[0]))
         else:
             results[name] = _sharded(target, placement.sharding, placement.layout, arrays)
-    for (name, _), value in zip(plain, jax.device_put([a for _, a in plain]), strict=True):
+    placed = jax.device_put([a for _, a in plain])
+    for (name, _), value in zip(plain, placed, strict=True):
         results[name] = value
     return cast_s
 
@@ -127,7 +128,8 @@ def _number(dtype: np.dtype, array: np.ndarray) -> int | float | bool | complex:
 
 def _key(pair: Pair, data: np.ndarray, placement: Placement) -> jax.Array:
     try:
-        key = jax.random.wrap_key_data(jnp.asarray(data), impl=pair.target.key_impl)
+        placed = jax.device_put(data)  # with a mesh set, jnp.asarray would go all over it
+        key = jax.random.wrap_key_data(placed, impl=pair.target.key_impl)
     except (TypeError, ValueError) as error:
         raise Damaged(
             f"Expected key data for PRNG `{pair.target.key_impl}`, got shape {data.shape}",
@@ -153,7 +155,8 @@ def cast(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
         padded = np.zeros(size, block.dtype)
         padded[: len(block)] = block
         # JAX itself cuts 64 bits by numpy, which would warn of what does not fit.
-        with np.errstate(all="ignore"), jax.ensure_compile_time_eval():
-            done = np.asarray(jax.device_put(padded, host_device()).astype(dtype))
+        quiet, allowed = np.errstate(all="ignore"), jax.transfer_guard("allow")
+        with quiet, allowed, jax.ensure_compile_time_eval():
+            done = np.asarray(jnp.asarray(padded).astype(dtype))
         flat_out[start : start + len(block)] = done[: len(block)]
     return out

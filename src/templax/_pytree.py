@@ -51,10 +51,13 @@ def as_template(tree: PyTree, shardings: PyTree = None) -> Template:
             None leaves them.
 
     Raises:
-        UsageError: `shardings` is no prefix of `tree`, or holds something else; or a leaf has a
-            shape that is none.
+        UsageError: `shardings` is no prefix of `tree`, or holds something else; `tree` is none; or
+            a leaf has a shape or dtype that is none.
     """
-    keyed, treedef = jtu.tree_flatten_with_path(tree)
+    try:
+        keyed, treedef = jtu.tree_flatten_with_path(tree)
+    except ValueError as error:  # a dict with keys 0 and "0", which JAX can't sort
+        raise UsageError(f"Expected a pytree as template: {error}") from error
     overrides: Sequence[Any] = [None] * len(keyed)
     if shardings is not None:
         overrides = spread(shardings, tree, "shardings")

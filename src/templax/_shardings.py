@@ -37,6 +37,8 @@ def wanted(leaf: Any, override: Any) -> tuple[jax.sharding.Sharding | None, Any]
         sharding = SingleDeviceSharding(sharding)
     elif isinstance(sharding, Format):
         sharding, layout = sharding.sharding, sharding.layout
+    if isinstance(sharding, NamedSharding) and sharding.mesh.empty:
+        sharding = None  # of an aval that was traced without a mesh
     if layout is Layout.AUTO:
         layout = None
     if sharding is not None and not isinstance(sharding, jax.sharding.Sharding):

@@ -23,7 +23,7 @@ from flax import nnx
 from flax.core import FrozenDict, freeze
 from flax.training.train_state import TrainState
 from jax.experimental.layout import Format, Layout
-from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
+from jax.sharding import AxisType, Mesh, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
 import templax as tx
@@ -816,3 +816,108 @@ def test_an_abstract_mesh_of_another_shape_is_a_mismatch(saved: Any) -> None:
         assert found(path, template, at=at) == [("sharding", "")]
         with pytest.raises(tx.TemplateError, match="no mesh of its shape is set"):
             tx.restore(path, template, at=at)
+
+
+# --- wherever JAX is told to work
+
+
+@pytest.mark.parametrize("kind", ["Explicit", "Auto"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float8_e4m3fn", "float8_e5m2"])
+def test_casts_inside_a_mesh(saved: Any, kind: str, dtype: str) -> None:
+    """`jax.set_mesh` is how a training script begins; some casts are XLA's, on one device."""
+    value = jnp.linspace(-3, 3, 16)
+    path = saved("line", {"w": value})
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(getattr(AxisType, kind),))
+    sharding = NamedSharding(mesh, P("x"))
+    for template in (A((16,), dtype), A((16,), dtype, sharding=sharding)):
+        with jax.set_mesh(mesh), warnings.catch_warnings():
+            warnings.simplefilter("ignore", tx.CastWarning)
+            restored = tx.restore(path, {"w": template})
+        equal(restored, {"w": value.astype(dtype)})
+
+
+def test_what_has_no_sharding_goes_to_one_device_inside_a_mesh_too(saved: Any) -> None:
+    value = {"w": jnp.arange(3.0), "key": jax.random.key(1), "keys": jax.random.split(KEY, 8)}
+    path = saved("no sharding", value)
+    template = jax.eval_shape(lambda: value)
+    with jax.set_mesh(jax.make_mesh((8,), ("x",))):
+        restored = tx.restore(path, template)
+    equal(restored, value)
+    assert [leaf.devices() for leaf in restored.values()] == [{jax.devices()[0]}] * 3
+    assert not any(leaf.committed for leaf in restored.values())
+
+
+def test_the_default_device_is_that_of_the_context(saved: Any) -> None:
+    value = {"w": jnp.arange(3.0), "key": jax.random.key(1)}
+    path = saved("default device", value)
+    with jax.default_device(jax.devices()[3]):
+        restored = tx.restore(path, jax.eval_shape(lambda: value))
+    equal(restored, value)
+    assert [leaf.devices() for leaf in restored.values()] == [{jax.devices()[3]}] * 2
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_a_restore_inside_a_traced_function_gives_constants(saved: Any, dtype: str) -> None:
+    value = {"w": jnp.linspace(-3, 3, 16), "key": jax.random.key(1)}
+    path = saved("traced", value)
+    template = {"w": A((16,), dtype), "key": jax.eval_shape(lambda: jax.random.key(1))}
+
+    @jax.jit
+    def step(x: Any) -> Any:
+        restored = tx.restore(path, template)
+        return x * restored["w"], jax.random.bits(restored["key"])
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", tx.CastWarning)
+        scaled, bits = step(jnp.ones((), dtype))
+    assert (scaled == value["w"].astype(dtype)).all()
+    assert bits == jax.random.bits(value["key"])
+
+
+@pytest.mark.parametrize("placed", [False, True])
+def test_types_of_arrays_are_templates(saved: Any, placed: bool) -> None:
+    """`jax.typeof` and the avals of a traced function say shape and dtype, as a struct does."""
+    value = {"w": jnp.arange(16.0), "n": jnp.int32(3)}
+    path = saved("types", value)
+    template = jax.tree.map(jax.typeof, value)
+    mesh = jax.make_mesh((8,), ("x",))
+    if not placed:
+        equal(tx.restore(path, template), value)
+        return
+    spread = jax.device_put(value, NamedSharding(mesh, P()))
+    with jax.set_mesh(mesh):
+        restored = tx.restore(path, jax.tree.map(jax.typeof, spread))
+    equal(restored, value)
+    assert restored["w"].sharding.is_equivalent_to(NamedSharding(mesh, P()), 1)
+
+
+@pytest.mark.parametrize("order", ["<f4", ">f4"])
+def test_numpy_results_have_the_byte_order_of_the_template(saved: Any, order: str) -> None:
+    path = saved("line", {"w": jnp.linspace(-3, 3, 16)})
+    restored = tx.restore(path, {"w": np.zeros(16, order)})["w"]
+    assert restored.dtype == np.dtype(order)
+    assert restored.tolist() == jnp.linspace(-3, 3, 16).tolist()
+
+
+def test_what_orbax_says_of_a_checkpoint_is_a_template(saved: Any) -> None:
+    """Its metadata carries the sharding of the past, which is not obeyed."""
+    path = saved("line", {"w": jnp.linspace(-3, 3, 16)})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with ocp.PyTreeCheckpointer() as checkpointer:
+            metadata = checkpointer.metadata(path).item_metadata.tree
+    restored = tx.restore(path, metadata)
+    equal(restored, {"w": jnp.linspace(-3, 3, 16)})
+    assert not restored["w"].committed
+
+
+def test_what_has_no_sharding_is_of_use_inside_a_mesh(saved: Any) -> None:
+    """Committed to one device it would be refused by every function that is jitted there."""
+    value = {"w": jnp.arange(3.0), "key": jax.random.key(1)}
+    path = saved("default device", value)
+    with jax.set_mesh(jax.make_mesh((8,), ("x",))):
+        restored = tx.restore(path, jax.eval_shape(lambda: value))
+        doubled = jax.jit(lambda w: w * 2)(restored["w"])
+        bits = jax.jit(jax.random.bits)(restored["key"])
+    assert doubled.tolist() == [0, 2, 4]
+    assert int(bits) == int(jax.random.bits(value["key"]))

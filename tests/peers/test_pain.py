@@ -521,7 +521,8 @@ RECORDED = "state.params.big"
 
 def digest_of_big(case: str) -> str:
     expected = json.loads((CORPUS / case / "expected.json").read_text())
-    return next(v["sha256"] for k, v in expected.items() if k == RECORDED.replace(".", "/"))
+    (digest,) = {v["sha256"] for k, v in expected.items() if k.endswith("state/params/big")}
+    return digest
 
 
 SHARDED = ["orbax-0.11.10-sharded8", "orbax-0.12.8-sharded8", "orbax-0.12.8-multi2p"]
@@ -532,11 +533,11 @@ def test_pain_01_any_devices_will_do(case: str) -> None:
     """Shown by `open`, ignored by `restore`: one device, all of them, some, numpy."""
     path, at = CORPUS / case / "ckpt", RECORDED
     assert tx.open(path).leaves[RECORDED].saved_sharding is not None
-    three = jax.sharding.Mesh(np.array(jax.devices()[5:7]), ("z",))
+    two = jax.sharding.Mesh(np.array(jax.devices()[5:7]), ("z",))
     for sharding in (
         None,
         SingleDeviceSharding(jax.devices()[7]),
-        NamedSharding(three, PartitionSpec(None, "z")),
+        NamedSharding(two, PartitionSpec(None, "z")),
         NamedSharding(jax.make_mesh((8,), ("data",)), PartitionSpec("data")),
     ):
         got = tx.restore(path, A((128, 64), jnp.float32, sharding=sharding), at=at)
@@ -548,12 +549,13 @@ def test_pain_01_any_devices_will_do(case: str) -> None:
 
 @pytest.mark.parametrize("platform", ["gpu", "tpu"])
 def test_pain_01_devices_that_are_not_here_do_not_matter(save: Any, platform: str) -> None:
-    """The file names 64 accelerators of another machine."""
+    """The file names accelerators of another machine."""
     mesh = jax.make_mesh((8,), ("x",))
     value = jax.device_put(jnp.arange(16.0), NamedSharding(mesh, PartitionSpec("x")))
     path = save({"w": value})
     file = path / "_sharding"
-    text = file.read_text().replace("TFRT_CPU", f"{platform}:").replace('\\"id\\": ', '\\"id\\": 6')
+    text = file.read_text().replace('\\"id\\": ', f'\\"platform\\": \\"{platform}\\", \\"id\\": 6')
+    assert platform in text
     file.write_text(text)
     assert tx.restore(path, {"w": A((16,), jnp.float32)})["w"].tolist() == list(range(16))
     equal(tx.restore(path, tx.open(path).template()), {"w": value})
@@ -635,17 +637,14 @@ def test_pain_17_the_same_values_from_every_generation() -> None:
     """0.2 to 0.12: one template, one set of bits."""
     template = {"params": {"big": A((128, 64), jnp.float32), "scale": A((), jnp.float32)}}
     for case in sorted(CORPUS.glob("orbax-*")):
-        if case.name.endswith(("prng", "special", "crash_merge")):
+        if case.name.endswith(("prng", "special", "crash_merge", "aligned")):
             continue
         path = case / "ckpt"
         if case.name.endswith("manager"):
             path = path / "20" / "state"
-            at = ""
-        else:
-            at = "state"
-        got = tx.restore(path, template, at=at, extra="ignore")
-        expected = json.loads((case / "expected.json").read_text())["state/params/big"]["sha256"]
-        assert hashlib.sha256(np.asarray(got["params"]["big"]).tobytes()).hexdigest() == expected
+        got = tx.restore(path, template, at="state", extra="ignore")
+        digest = hashlib.sha256(np.asarray(got["params"]["big"]).tobytes()).hexdigest()
+        assert digest == digest_of_big(case.name)
 
 
 def test_pain_18_a_thousand_wrong_leaves_are_one_screen(save: Any) -> None:
@@ -664,8 +663,11 @@ def test_pain_18_a_thousand_wrong_leaves_are_one_screen(save: Any) -> None:
 def test_pain_20_layers_stacked_in_the_template(save: Any) -> None:
     path = save({f"layers_{i}": {"w": jnp.ones((2, 3))} for i in range(4)})
     match = tx.check(path, {"layers": {"w": A((4, 2, 3), jnp.float32)}})
-    assert "the checkpoint has these 4 layers one by one" in str(match) or "4 layers" in str(match)
-    assert "layers_0.w" in str(match)
+    (hint,) = {m.hint for m in match.mismatches}
+    assert hint == (
+        "the checkpoint holds `layers.w` as 4 layers, `layers_0.w` to `layers_3.w`:"
+        " ask for the layers and stack the results along axis 0"
+    )
 
 
 def test_pain_23_near_names_come_with_the_mapping_that_works(save: Any) -> None:
@@ -683,14 +685,10 @@ def test_pain_23_near_names_come_with_the_mapping_that_works(save: Any) -> None:
 
 
 def test_pain_25_two_spellings_of_one_key_are_named(save: Any) -> None:
-    """`0` and "0" in one template are one name: which of them is meant is not guessed."""
+    """Two leaves of a template with one name: which of them is meant is not guessed."""
     path = save({"layers": {0: jnp.ones(2)}})
 
-    class Both(NamedTuple):
-        layers: Any
-
-    template = [Both({"0": A((2,), jnp.float32)}), {"layers": {0: A((2,), jnp.float32)}}]
-    twice = {"layers": template[0].layers, "layers.0": A((2,), jnp.float32)}
+    twice = {"layers": {0: A((2,), jnp.float32)}, "layers.0": A((2,), jnp.float32)}
     assert found(path, twice) == [("ambiguous", "layers.0")]
 
 
@@ -700,15 +698,6 @@ def test_pain_25_a_dict_with_both_spellings_is_refused_in_words(save: Any) -> No
     leaf = A((2,), jnp.float32)
     with pytest.raises(tx.TemplaxError):
         tx.restore(path, {"layers": {0: leaf, "0": leaf}})
-
-
-def test_pain_25_ten_layers_stay_in_order(save: Any) -> None:
-    value = {"layers": [jnp.full(2, i) for i in range(12)]}
-    path = save(value)
-    as_dict = {"layers": {i: A((2,), jnp.int32) for i in range(12)}}
-    got = tx.restore(path, as_dict)
-    assert [int(got["layers"][i][0]) for i in range(12)] == list(range(12))
-    equal(tx.restore(path, abstract(value)), value)
 
 
 @pytest.mark.parametrize("fails", [False, True])
@@ -757,18 +746,6 @@ def test_pain_35_leaves_where_the_checkpoint_has_nothing(save: Any) -> None:
         "Expected a leaf, found `None` - at `none`",
     ]
     assert found(path, {"w": None, "none": None}) == [("extra", "w")]
-
-
-@pytest.mark.parametrize("promise", [True, False])
-def test_pain_36_whatever_the_metadata_promises(save: Any, promise: bool) -> None:
-    """`store_array_data_equal_to_fill_value` false lets Orbax give zeros."""
-    path = save({"w": jnp.ones(8)}, use_ocdbt=False)
-    metadata = json.loads((path / "_METADATA").read_text())
-    metadata["store_array_data_equal_to_fill_value"] = promise
-    (path / "_METADATA").write_text(json.dumps(metadata))
-    (path / "w" / "0").unlink()
-    with pytest.raises(tx.Damaged, match=r"^Expected a chunk, found none - at `w`, file `w/0`$"):
-        tx.restore(path, {"w": A((8,), jnp.float32)})
 
 
 def test_pain_40_several_items_are_listed_with_how_to_open_each(tmp_path: Path) -> None:
