@@ -163,6 +163,8 @@ def match(
             skipped.append(name)
             continue
         mismatches += [p for p in target.problems if p.problem != "dtype"]
+        if any(p.problem == "kind" for p in target.problems):
+            continue  # no leaf of any checkpoint could fill it
         held = [p for p in target.problems if p.problem == "dtype"]
         entry, is_spare = by_name.get(name), False
         if entry is None and name in spare:
