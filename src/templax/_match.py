@@ -102,6 +102,10 @@ class Match:
         """Whether `restore` would succeed."""
         return not self.mismatches
 
+    def __bool__(self) -> bool:
+        """`ok`: `assert tx.check(...)` means what it says."""
+        return self.ok
+
     def portable(self) -> Match:
         """The same report without what only this process can hold: devices, open files."""
         targets = tuple(replace(t, placement=None) for t in self.template.targets)

@@ -170,3 +170,9 @@ def test_64_bit_template_leaves_are_told_what_the_checkpoint_holds() -> None:
     )
     absent = tx.check(recipe({}), {"n": A((4,), np.dtype("int64"))})
     assert found(absent) == [("missing", "n")]
+
+
+def test_a_match_is_true_if_it_is_ok() -> None:
+    """`assert tx.check(...)` is what people write in CI."""
+    assert tx.check(recipe({"w": jnp.ones(4)}), {"w": W})
+    assert not tx.check(recipe({"w": jnp.ones(3)}), {"w": W})
