@@ -566,3 +566,10 @@ def test_the_current_directory_is_known_by_its_name(tmp_path, monkeypatch):
     assert _opened(".").metadata["step"] == 20
     monkeypatch.chdir("default")
     assert _opened("..").metadata["step"] == 20
+
+
+def test_arrays_of_checkpoints_further_below_are_not_taken_for_ones_own(case, tmp_path):
+    """A bare array in a directory does not make one checkpoint of all that lies below."""
+    array = case("orbax-0.12.8-noocdbt", "runs/exp/ckpt") / "state.params.big"
+    shutil.copytree(array, tmp_path / "runs" / "bare")
+    assert list(_opened(tmp_path / "runs").leaves) == ["bare"]

@@ -239,7 +239,9 @@ def _array_names(container: _Container) -> list[str]:
     names: dict[str, None] = {}
     for key in container.objects:
         name, slash, last = key.rpartition("/")
-        if slash and last in _zarr_metadata.FILES:
+        # Of plain files only those just below: deeper ones may be of other checkpoints.
+        here = container.index is not None or "/" not in name
+        if slash and here and last in _zarr_metadata.FILES:
             names[name] = None
     return list(names)
 
