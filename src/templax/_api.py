@@ -11,6 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Union
 
+from msgspec import structs
+
 from ._catalog import Catalog
 from ._dtypes import CASTS, Cast, holds
 from ._errors import (
@@ -276,7 +278,8 @@ def _numbers_fit(catalogs: Sequence[Catalog], found: Match) -> Match:
     if not pairs:
         return found
     as_stored = [
-        replace(p, target=replace(p.target, dtype=p.entry.dtype, boxes=((),))) for p in pairs
+        structs.replace(p, target=structs.replace(p.target, dtype=p.entry.dtype, boxes=((),)))
+        for p in pairs
     ]
     wrong: list[Mismatch] = []
     values: dict[str, int] = {}

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import msgspec
 import numpy as np
 
 from ._boxes import Box, Shape
@@ -17,8 +18,11 @@ from .sources import Source
 Kind = Literal["array", "scalar", "string", "key"]
 
 
-@dataclass(frozen=True, slots=True)
-class Extent:
+# A checkpoint may have a million of the three below: a Struct is made in a tenth of the time of a
+# frozen dataclass, and the garbage collector has nothing to visit in it.
+
+
+class Extent(msgspec.Struct, frozen=True, gc=False):
     """A byte range of an object in a source.
 
     Attributes:
@@ -37,8 +41,7 @@ class Extent:
         return self.stop - self.start
 
 
-@dataclass(frozen=True, slots=True)
-class Chunk:
+class Chunk(msgspec.Struct, frozen=True, gc=False):
     """An extent that decodes to a box of a leaf.
 
     Attributes:
@@ -55,8 +58,7 @@ class Chunk:
     order: Literal["C", "F"] = "C"
 
 
-@dataclass(frozen=True, slots=True)
-class LeafEntry:
+class LeafEntry(msgspec.Struct, frozen=True, gc=False):
     """One leaf of a checkpoint, as its metadata describes it.
 
     Attributes:
@@ -79,7 +81,10 @@ class LeafEntry:
     key_impl: str | None = None
     value: str | None = None
     saved_sharding: str | None = None
-    handle: Any = field(default=None, repr=False, compare=False)
+    handle: Any = None
+
+    def __repr__(self) -> str:
+        return f"LeafEntry({self.name!r}, {self.dtype_name}{self.user_shape}, {self.kind})"
 
     @property
     def nbytes(self) -> int:

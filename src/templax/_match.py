@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, TypeVar
 
+import msgspec
+
 from ._catalog import LeafEntry
 from ._dtypes import Cast, class_of, lossless, may_cast
 from ._errors import Mismatch
@@ -33,8 +35,7 @@ class Side:
     empties: Mapping[Path, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class Pair:
+class Pair(msgspec.Struct, frozen=True, gc=False):
     """A target and the leaf that fills it; `fallback` if that is the second checkpoint's."""
 
     target: Target
@@ -52,8 +53,7 @@ class Pair:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class CastNote:
+class CastNote(msgspec.Struct, frozen=True, gc=False):
     """A leaf that is cast.
 
     Attributes:
@@ -108,7 +108,7 @@ class Match:
 
     def portable(self) -> Match:
         """The same report without what only this process can hold: devices, open files."""
-        targets = tuple(replace(t, placement=None) for t in self.template.targets)
+        targets = tuple(msgspec.structs.replace(t, placement=None) for t in self.template.targets)
         return replace(self, template=Template(targets), pairs=())
 
     def __str__(self) -> str:

@@ -6,7 +6,7 @@ import functools
 import operator
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
 from jax.sharding import PartitionSpec
+from msgspec import structs
 
 from ._boxes import Box, Shape, whole
 from ._dtypes import WIDE, class_of
@@ -69,7 +70,7 @@ def as_template(tree: PyTree, shardings: PyTree = None) -> Template:
         target = _target(tuple(map(element, keys)), leaf, override, boxes)
         if modules and target.concrete and target.kind in ("scalar", "string"):
             optional = any(keys[:n] in modules for n in range(len(keys)))
-            target = replace(target, optional=optional)
+            target = structs.replace(target, optional=optional)
         targets.append(target)
     return Template(tuple(targets), treedef)
 

@@ -18,8 +18,7 @@ from ._names import Path, below, join
 TargetKind = Literal["array", "scalar", "string", "key", "skip", "static"]
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
+class Target(msgspec.Struct, frozen=True, gc=False):
     """One leaf of a template.
 
     Attributes:
@@ -52,7 +51,7 @@ class Target:
     optional: bool = False
     problems: tuple[Mismatch, ...] = ()
     sharding: Sharding | None = None
-    placement: Any = field(default=None, repr=False, compare=False)
+    placement: Any = None
 
     @property
     def has_data(self) -> bool:
