@@ -9,7 +9,7 @@ Importing templax does not import JAX; the calls that make arrays do.
 
 from typing import TYPE_CHECKING, Any
 
-from ._api import check, open, restore, save_template
+from ._api import check, last_restore, open, plan, restore, run, save_template
 from ._catalog import Catalog, LeafEntry
 from ._errors import (
     CastWarning,
@@ -23,9 +23,12 @@ from ._errors import (
     Uncommitted,
     UnknownFormat,
     Unsupported,
+    Unverified,
     UsageError,
 )
 from ._match import Match
+from ._plan import Plan
+from ._stats import Stats
 
 if TYPE_CHECKING:
     from ._abstract import template_of
@@ -42,17 +45,23 @@ __all__ = [
     "Match",
     "Mismatch",
     "NotFound",
+    "Plan",
     "Recipe",
     "SourceError",
+    "Stats",
     "TemplateError",
     "TemplaxError",
     "Uncommitted",
     "UnknownFormat",
     "Unsupported",
+    "Unverified",
     "UsageError",
     "check",
+    "last_restore",
     "open",
+    "plan",
     "restore",
+    "run",
     "save_template",
     "template_of",
 ]

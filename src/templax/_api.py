@@ -2,40 +2,30 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import time
 import warnings
 from collections import Counter
-from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Union
+from typing import Literal
 
-from msgspec import structs
-
+from . import _plan
 from ._catalog import Catalog
-from ._dtypes import CASTS, Cast, holds
-from ._errors import (
-    CastWarning,
-    Mismatch,
-    NotFound,
-    TemplateError,
-    TemplaxError,
-    UsageError,
-)
-from ._hints import with_hints
-from ._match import Match, Options, Side, match
+from ._compare import Checkpoint, PyTree, located, matched, opened
+from ._dtypes import Cast
+from ._errors import CastWarning, TemplateError, Unverified, UsageError
+from ._execute import MAX_THREADS, cores, execute
+from ._match import Match
 from ._names import Rename
+from ._report import some
+from ._stats import Stats
 from ._template import Template, dump
-from .formats import open_catalog
-from .sources import Source, open_source
 
-if TYPE_CHECKING:
-    from ._execute import Finished
-    from ._recipe import Recipe
-
-PyTree = Any
-Checkpoint = Union[str, "os.PathLike[str]", Source, Catalog, "Recipe"]
+Verify = Literal["available", "required", "off"]
+_log = logging.getLogger("templax")
+_last: Stats | None = None
 
 
 def restore(
@@ -48,7 +38,10 @@ def restore(
     missing: Literal["error", "keep"] | Checkpoint = "error",
     extra: Literal["error", "ignore"] = "error",
     cast: Cast = "float",
+    verify: Verify = "available",
+    memory: int | None = None,
     threads: int | None = None,
+    mapped: bool = False,
 ) -> PyTree:
     """Loads a checkpoint into the structure, shapes, dtypes and shardings of a template.
 
@@ -73,14 +66,24 @@ def restore(
         cast: Which dtypes may become the template's: `"float"`: any float any float, any complex
             any complex, and what loses nothing; `"widen"`: only the latter; `"exact"`: none.
             Casts are announced by one `CastWarning`.
+        verify: `"available"` checks every checksum that the checkpoint has, while the bytes are in
+            cache; `"required"` refuses leaves that have none; `"off"` checks those of indexes only.
+        memory: Host bytes in flight beyond the arrays returned; default 2 GiB. A leaf that is
+            larger is loaded box by box.
         threads: Workers that read and decode. Default: the cores of this process, at most 8.
+        mapped: Raw leaves that lie in a local file as they will in memory (C order, the template's
+            dtype, at a multiple of 64 bytes, for one CPU device) become arrays over a private
+            mapping of the file: not one byte of them is read or copied before it is used. While
+            such arrays live, nobody may overwrite the file (the weights would change) or cut it
+            (the process would be killed); deleting or replacing it does no harm.
 
     Returns:
-        The template's pytree, filled. Arrays on CPU own their memory; the files may be deleted.
+        The template's pytree, filled. Arrays on CPU own their memory (but for `mapped=True`); the
+        files may be deleted.
 
     Raises:
         TemplateError: The checkpoint does not fit. Lists every mismatch; no array byte was read.
-        CheckpointError: NotFound, UnknownFormat, Unsupported, Uncommitted or Damaged.
+        CheckpointError: NotFound, UnknownFormat, Unsupported, Uncommitted, Unverified or Damaged.
         SourceError: The storage failed, or changed while it was read.
         UsageError: An argument that means nothing.
 
@@ -91,20 +94,162 @@ def restore(
         ...            extra="ignore")["scale"].dtype
         dtype('float32')
     """
-    from ._place import place
-    from ._pytree import as_template
+    return _run(
+        plan(
+            checkpoint,
+            template,
+            at=at,
+            rename=rename,
+            shardings=shardings,
+            missing=missing,
+            extra=extra,
+            cast=cast,
+            verify=verify,
+            memory=memory,
+            threads=threads,
+            mapped=mapped,
+        )
+    )
 
-    if threads is not None and (not isinstance(threads, int) or threads < 1):
+
+def plan(
+    checkpoint: Checkpoint,
+    template: PyTree | Template,
+    *,
+    at: str = "",
+    rename: Rename | None = None,
+    shardings: PyTree = None,
+    missing: Literal["error", "keep"] | Checkpoint = "error",
+    extra: Literal["error", "ignore"] = "error",
+    cast: Cast = "float",
+    verify: Verify = "available",
+    memory: int | None = None,
+    threads: int | None = None,
+    mapped: bool = False,
+) -> _plan.Plan:
+    """What `restore` would do: every read, decode and copy, and what they cost. Reads no array.
+
+    Args: As of `restore`.
+
+    Returns:
+        A plan: `print` it, or `run` it.
+
+    Raises:
+        As `restore`: a plan is made of what fits only.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, templax as tx
+        >>> template = {"big": jax.ShapeDtypeStruct((128, 64), jnp.float32)}
+        >>> plan = tx.plan("tests/corpus/orbax-0.12.8-default/ckpt", template, at="state.params",
+        ...                extra="ignore")
+        >>> plan.requests, plan.placed_bytes
+        (1, 32768)
+        >>> tx.run(plan)["big"].shape
+        (128, 64)
+    """
+    if threads is None:
+        threads = min(MAX_THREADS, cores())
+    if not _is_count(threads):
         raise UsageError(f"Expected threads= a number of at least 1, got {threads!r}")
-    wanted = as_template(template, shardings)
-    catalogs, found = _matched(checkpoint, wanted, at, rename, missing, extra, cast)
+    if memory is None:
+        memory = _plan.MEMORY_BYTES
+    if not _is_count(memory):
+        raise UsageError(f"Expected memory= a number of bytes of at least 1, got {memory!r}")
+    if verify not in ("available", "required", "off"):
+        raise UsageError(f'Expected verify="available", "required" or "off", got {verify!r}')
+    if not isinstance(mapped, bool):
+        raise UsageError(f"Expected mapped=True or False, got {mapped!r}")
+    begin = time.perf_counter()
+    wanted = _as_template(template, shardings)
+    took = {"template": time.perf_counter() - begin}
+    catalogs, found = matched(checkpoint, wanted, at, rename, missing, extra, cast, took)
     if not found.ok:
         raise TemplateError(found)
-    with closing(_read(catalogs, found, threads)) as finished:
-        tree, cast_s = place(found, finished)
-    if found.casts:
-        warnings.warn(CastWarning(_said(found, cast_s)), stacklevel=2)
+    begin = time.perf_counter()
+    chunks = located(catalogs, found)
+    took["locate"] = time.perf_counter() - begin
+    begin = time.perf_counter()
+    sources = [catalog.source for catalog in catalogs]
+    made = _plan.plan(
+        found,
+        chunks,
+        threads=threads,
+        memory=memory,
+        verify=verify,
+        mapped=[mapped and source.maps for source in sources],
+        sources=sources,
+    )
+    if verify == "required" and made.unverified:
+        names = made.unverified
+        raise Unverified(
+            f"{len(names)} of {len(found.pairs)} leaves of {found.url} have bytes that no checksum"
+            f" covers: {some(names)}",
+            hint='verify="available" checks those that have one',
+        )
+    took["plan"] = time.perf_counter() - begin
+    made.prepared.update(took)
+    return made
+
+
+def run(plan: _plan.Plan) -> PyTree:
+    """Does what `plan` made.
+
+    Args:
+        plan: Can be run more than once; each time the bytes are read again.
+
+    Returns:
+        As `restore`.
+
+    Raises:
+        Damaged, SourceError: As `restore`. That the files are those that were planned for is
+            checked.
+        UsageError: The plan is of a template from a JSON file, which has no pytree.
+    """
+    return _run(plan)
+
+
+def _run(plan: _plan.Plan) -> PyTree:
+    from ._place import place
+
+    global _last
+    if not isinstance(plan, _plan.Plan):
+        raise UsageError(f"Expected a Plan from templax.plan, got {type(plan).__name__}")
+    if plan.match.template.treedef is None:
+        raise UsageError("Expected a plan for a pytree, got one for a template from a file")
+    begin = time.perf_counter()
+    with closing(execute(plan, plan.sources)) as finished:
+        tree, busy = place(plan.match, finished)
+    _last = stats = Stats.of(plan, busy, time.perf_counter() - begin)
+    _log.info("%s", stats)
+    if plan.match.casts:
+        warnings.warn(CastWarning(_said(plan.match, busy.cast_s)), stacklevel=3)
     return tree
+
+
+def last_restore() -> Stats | None:
+    """What the restore that ended last in this process took; None before the first.
+
+    Example:
+        >>> import templax as tx
+        >>> catalog = tx.open("tests/corpus/orbax-0.12.8-default/ckpt")
+        >>> tree = tx.restore(catalog, catalog.template())
+        >>> stats = tx.last_restore()
+        >>> stats.leaves, stats.placed_bytes > stats.read_bytes > 0
+        (14, True)
+    """
+    return _last
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _as_template(template: PyTree | Template, shardings: PyTree) -> Template:
+    if isinstance(template, Template):
+        return template
+    from ._pytree import as_template
+
+    return as_template(template, shardings)
 
 
 def check(
@@ -136,11 +281,8 @@ def check(
         >>> match.ok, match.mismatches[0].problem
         (False, 'shape')
     """
-    if not isinstance(template, Template):
-        from ._pytree import as_template
-
-        template = as_template(template, shardings)
-    return _matched(checkpoint, template, at, rename, missing, extra, cast)[1]
+    wanted = _as_template(template, shardings)
+    return matched(checkpoint, wanted, at, rename, missing, extra, cast)[1]
 
 
 def open(checkpoint: Checkpoint, *, uncommitted: Literal["error", "allow"] = "error") -> Catalog:
@@ -160,19 +302,7 @@ def open(checkpoint: Checkpoint, *, uncommitted: Literal["error", "allow"] = "er
         >>> catalog.leaves["state.params.big"].shape
         (128, 64)
     """
-    if isinstance(checkpoint, Catalog):
-        return checkpoint
-    if uncommitted not in ("error", "allow"):
-        raise UsageError(f'Expected uncommitted="error" or "allow", got {uncommitted!r}')
-    if isinstance(checkpoint, (str, os.PathLike, Source)):
-        return open_catalog(open_source(checkpoint), uncommitted=uncommitted)
-    from ._recipe import Recipe
-
-    if isinstance(checkpoint, Recipe):
-        return checkpoint.catalog()
-    raise UsageError(
-        f"Expected a path, Source, Catalog or Recipe as checkpoint, got {type(checkpoint).__name__}"
-    )
+    return opened(checkpoint, uncommitted)
 
 
 def save_template(
@@ -190,115 +320,7 @@ def save_template(
         >>> file = os.path.join(tempfile.mkdtemp(), "template.json")
         >>> tx.save_template({"w": jax.ShapeDtypeStruct((2, 3), jnp.bfloat16)}, file)
     """
-    if not isinstance(template, Template):
-        from ._pytree import as_template
-
-        template = as_template(template, shardings)
-    Path(file).write_bytes(dump(template))
-
-
-def _matched(
-    checkpoint: Checkpoint,
-    template: Template,
-    at: str,
-    rename: Rename | None,
-    missing: Literal["error", "keep"] | Checkpoint,
-    extra: Literal["error", "ignore"],
-    cast: Cast,
-) -> tuple[Sequence[Catalog], Match]:
-    """The catalogs involved, and the match with hints."""
-    if not isinstance(at, str):
-        raise UsageError(f"Expected at= the name of a subtree (str), got {at!r}")
-    if extra not in ("error", "ignore"):
-        raise UsageError(f'Expected extra="error" or "ignore", got {extra!r}')
-    if cast not in CASTS:
-        raise UsageError(f"Expected cast= one of {', '.join(CASTS)}, got {cast!r}")
-    if not (rename is None or callable(rename) or _is_mapping_of_names(rename)):
-        raise UsageError(f"Expected rename= a dict of names (str) or a function, got {rename!r}")
-    catalogs = [open(checkpoint)]
-    keep = isinstance(missing, str) and missing == "keep"
-    if not keep and not (isinstance(missing, str) and missing == "error"):
-        catalogs.append(_open_missing(missing))
-    sides = [Side(c.entries, c.empties) for c in catalogs]
-    fallback = sides[1] if len(sides) == 2 else None
-
-    def compared(options: Options, template: Template) -> Match:
-        return match(catalogs[0].url, sides[0], template, options, fallback)
-
-    def tried(options: Options, template: Template) -> Match:
-        found = compared(options, template)
-        try:
-            return _numbers_fit(catalogs, found)
-        except TemplaxError:  # a hint that is tried must not fail for what it would find
-            return found
-
-    options = Options(at, rename, "keep" if keep else "error", extra, cast)
-    result = _numbers_fit(catalogs, compared(options, template))
-    return catalogs, result if result.ok else with_hints(result, sides[0], options, tried)
-
-
-def _is_mapping_of_names(rename: object) -> bool:
-    return isinstance(rename, Mapping) and all(
-        isinstance(old, str) and isinstance(new, str) for old, new in rename.items()
-    )
-
-
-def _open_missing(missing: Checkpoint) -> Catalog:
-    try:
-        return open(missing)
-    except NotFound as error:
-        if isinstance(missing, str) and missing.isidentifier():
-            raise UsageError(
-                f'Expected missing="error", "keep" or a checkpoint, got {missing!r},'
-                " where there is nothing"
-            ) from error
-        raise
-
-
-def _read(
-    catalogs: Sequence[Catalog], found: Match, threads: int | None = None
-) -> Generator[Finished, None, None]:
-    """Host buffers of every leaf that a match pairs, batch by batch."""
-    from ._execute import execute
-    from ._plan import plan
-
-    chunks = []
-    for i, catalog in enumerate(catalogs):
-        mine = [pair.entry for pair in found.pairs if pair.fallback == bool(i)]
-        chunks.append(catalog.locate(entry for entry in mine if entry.kind != "string"))
-    return execute(plan(found, chunks), [catalog.source for catalog in catalogs], threads)
-
-
-def _numbers_fit(catalogs: Sequence[Catalog], found: Match) -> Match:
-    """The match with a mismatch for each Python int that its integer target can't hold.
-
-    The index of a checkpoint holds such numbers itself, as a rule, so this reads next to nothing.
-    """
-    pairs = [p for p in found.pairs if p.by_value]
-    if not pairs:
-        return found
-    as_stored = [
-        structs.replace(p, target=structs.replace(p.target, dtype=p.entry.dtype, boxes=((),)))
-        for p in pairs
-    ]
-    wrong: list[Mismatch] = []
-    values: dict[str, int] = {}
-    with closing(_read(catalogs, replace(found, pairs=tuple(as_stored)))) as finished:
-        for done in finished:
-            for buffer, array in zip(done.batch.buffers, done.arrays, strict=True):
-                values[buffer.pair.target.name] = int(array[()])
-    for pair in pairs:
-        target, value = pair.target, values[pair.target.name]
-        if not holds(target.dtype, value):
-            note = f"the number is {value}"
-            wrong.append(
-                Mismatch("dtype", target.name, target.dtype_name, pair.entry.dtype_name, note=note)
-            )
-    if not wrong:
-        return found
-    order = {target.name: i for i, target in enumerate(found.template.targets)}
-    merged = sorted([*found.mismatches, *wrong], key=lambda m: order.get(m.name, len(order)))
-    return replace(found, mismatches=tuple(merged))
+    Path(file).write_bytes(dump(_as_template(template, shardings)))
 
 
 def _said(match: Match, cast_s: float) -> str:

@@ -50,12 +50,15 @@ class Chunk(msgspec.Struct, frozen=True, gc=False):
         codecs: Names of the decoders, in the order in which they are applied to the stored bytes
             (see `_codecs`). Empty: the bytes are the elements.
         order: "C" (last dimension fastest) or "F".
+        checked: Whether a checksum covers the bytes, which is checked when they are decoded, or was
+            when the index that holds them was read.
     """
 
     extent: Extent
     box: Box
     codecs: tuple[str, ...] = ()
     order: Literal["C", "F"] = "C"
+    checked: bool = False
 
 
 class LeafEntry(msgspec.Struct, frozen=True, gc=False):

@@ -7,6 +7,7 @@ TemplaxError
 │   ├── UnknownFormat (ValueError)         something is there, but not a checkpoint templax reads
 │   ├── Unsupported                        a checkpoint that uses a feature templax does not read
 │   ├── Uncommitted                        a save that never finished
+│   ├── Unverified                         bytes without a checksum, under verify="required"
 │   └── Damaged                            bytes missing, cut or altered
 ├── SourceError (OSError)                  the storage failed or changed while it was read
 └── UsageError (ValueError)                an argument that means nothing, such as cast="loose"
@@ -147,6 +148,10 @@ class Unsupported(CheckpointError):
 
 class Uncommitted(CheckpointError):
     """The save that made this directory never finished."""
+
+
+class Unverified(CheckpointError):
+    """No checksum covers bytes that `verify="required"` asks one for. Nothing was read."""
 
 
 class Damaged(CheckpointError):

@@ -3,28 +3,45 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
+from collections import deque
 from collections.abc import Generator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
-from ._boxes import shape_of, slices, span_of
-from ._codecs import decode
+from ._boxes import slices
+from ._codecs import decode, inflate_pieces
 from ._dtypes import cast_into
 from ._errors import CheckpointError, Damaged, NotFound, SourceError
-from ._plan import Batch, Part, Plan, ReadOp
+from ._memory import HostMemory
+from ._parts import IN_PLACE_BYTES, Buffer, Part
+from ._plan import IN_FLIGHT, REQUEST_BYTES, Batch, Plan, ReadOp
 from .sources import Source
 
-ALIGN = 64
-"""Bytes. `jax.device_put` on CPU takes over a host buffer at such a boundary without a copy."""
-
-ARENA_BYTES = 4 * 1024 * 1024
-SMALL_BYTES = 64 * 1024
-"""Buffers up to this size share arenas: one allocation for many leaves."""
-
 MAX_THREADS = 8
+
+_thread = threading.local()
+
+
+@dataclass(slots=True)
+class Busy:
+    """Seconds that threads spent, summed over them."""
+
+    read_s: float = 0.0
+    decode_s: float = 0.0
+    cast_s: float = 0.0
+    place_s: float = 0.0
+
+    def __iadd__(self, other: Busy) -> Busy:
+        self.read_s += other.read_s
+        self.decode_s += other.decode_s
+        self.cast_s += other.cast_s
+        self.place_s += other.place_s
+        return self
 
 
 @dataclass(slots=True)
@@ -33,102 +50,105 @@ class Finished:
 
     Attributes:
         batch: As planned.
-        arrays: One per `batch.buffers`: C-contiguous, writable, at a 64-byte boundary, and
-            referred to by nobody else.
-        cast_s: Seconds of all threads spent on casts.
+        arrays: One per `batch.buffers`: C-contiguous, writable, at a 64-byte boundary, and referred
+            to by nobody else. Where a buffer has a `view`, a private mapping of the file.
+        busy: What it took.
     """
 
     batch: Batch
     arrays: list[np.ndarray]
-    cast_s: float
+    busy: Busy
 
 
-def execute(
-    plan: Plan, sources: Sequence[Source], threads: int | None = None
-) -> Generator[Finished, None, None]:
+def execute(plan: Plan, sources: Sequence[Source]) -> Generator[Finished, None, None]:
     """Does the reads of a plan.
 
-    While a batch is with the consumer the next one is read. The first error cancels what has not
+    While a batch is with the consumer the next ones are read. The first error cancels what has not
     begun, waits for what has, and is raised; buffers are freed with it.
 
     Args:
-        plan: What to read.
+        plan: What to read, and by how many threads.
         sources: Of the checkpoint, and of the one given as `missing=`.
-        threads: Workers. Default: the cores of this process, at most 8.
 
     Raises:
         Damaged: Bytes missing or altered; names leaf, file and byte range.
         SourceError: The store failed, or the checkpoint changed meanwhile.
     """
-    if threads is None:
-        threads = min(MAX_THREADS, _cores())
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="templax")
+    verify = plan.verify != "off"
+    ahead: deque[tuple[Batch, HostMemory, list[Future[Busy]]]] = deque()
+    pool = ThreadPoolExecutor(plan.threads, thread_name_prefix="templax")
     try:
-        ahead: tuple[Batch, list[np.ndarray], list[Future[float]]] | None = None
         for batch in plan.batches:
-            arrays = allocate(batch)
-            jobs = [pool.submit(_run, op, arrays, sources[op.source]) for op in batch.reads]
-            if ahead is not None:
-                yield _finish(*ahead)
-            ahead = batch, arrays, jobs
-        if ahead is not None:
-            yield _finish(*ahead)
+            if len(ahead) == IN_FLIGHT:
+                yield _finish(*ahead.popleft(), sources)
+            memory = HostMemory(batch)
+            jobs = [pool.submit(_run, op, memory, sources[op.source], verify) for op in batch.reads]
+            ahead.append((batch, memory, jobs))
+            del memory, jobs  # a finished batch is the consumer's alone
+        while ahead:
+            yield _finish(*ahead.popleft(), sources)
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _cores() -> int:
+def cores() -> int:
     """Cores that this process may use; a container often has fewer than the machine."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
-def _finish(batch: Batch, arrays: list[np.ndarray], jobs: list[Future[float]]) -> Finished:
+def _finish(
+    batch: Batch, memory: HostMemory, jobs: list[Future[Busy]], sources: Sequence[Source]
+) -> Finished:
     wait(jobs, return_when=FIRST_EXCEPTION)
     for job in jobs:  # in order of the plan: of several errors the same one is raised each time
         if job.done():
             job.result()
-    return Finished(batch, arrays, sum(job.result() for job in jobs))
+    busy = Busy()
+    for job in jobs:
+        busy += job.result()
+    arrays = [
+        memory.array(i) if buffer.view is None else _mapped(buffer, sources)
+        for i, buffer in enumerate(batch.buffers)
+    ]
+    return Finished(batch, arrays, busy)
 
 
-def allocate(batch: Batch) -> list[np.ndarray]:
-    """Uninitialised host arrays for the buffers of a batch, each at a 64-byte boundary."""
-    arrays = []
-    arena = np.empty(0, np.uint8)
-    used = 0
-    rest = sum(-(-b.nbytes // ALIGN) * ALIGN for b in batch.buffers if b.nbytes <= SMALL_BYTES)
-    for buffer in batch.buffers:
-        size = -(-buffer.nbytes // ALIGN) * ALIGN
-        if buffer.nbytes > SMALL_BYTES:
-            memory = _aligned(size)[: buffer.nbytes]
-        else:
-            if used + size > len(arena):
-                arena, used = _aligned(max(size, min(rest, ARENA_BYTES))), 0
-            memory = arena[used : used + buffer.nbytes]
-            used += size
-            rest -= size
-        arrays.append(memory.view(buffer.dtype).reshape(buffer.shape))
-    return arrays
+def _mapped(buffer: Buffer, sources: Sequence[Source]) -> np.ndarray:
+    """A buffer that is a private mapping of its file."""
+    extent = buffer.view
+    assert extent is not None
+    try:
+        source = sources[int(buffer.pair.fallback)]
+        data = source.view(extent.key, extent.start, extent.stop)
+        if data is None:  # the file was moved to where it can't be mapped since it was planned
+            raise SourceError(f"`{extent.key}` of {source.url} can't be mapped any more")
+        return np.frombuffer(data, buffer.dtype).reshape(buffer.shape)
+    except NotFound as error:
+        what = "Expected a data file, found none"
+        raise Damaged(what, leaf=buffer.pair.target.name, file=extent.key) from error
+    except CheckpointError as error:
+        raise error.locate(leaf=buffer.pair.target.name) from error
 
 
-def _aligned(nbytes: int) -> np.ndarray:
-    memory = np.empty(nbytes + ALIGN, np.uint8)
-    start = -memory.ctypes.data % ALIGN
-    return memory[start : start + nbytes]
-
-
-def _run(op: ReadOp, arrays: Sequence[np.ndarray], source: Source) -> float:
-    """One job. Returns the seconds that casts took."""
+def _run(op: ReadOp, memory: HostMemory, source: Source, verify: bool) -> Busy:
+    """One job."""
+    busy = Busy()
     part = op.parts[0]
+    begin = time.perf_counter()
     try:
         data = memoryview(b"")
         if op.stop > op.start:
-            if len(op.parts) == 1 and part.direct and not part.chunk.codecs:
-                source.read(op.key, op.start, op.stop, _destination(part, arrays))
-                return 0.0
-            data = _read(op, source)
-        cast_s = 0.0
+            if len(op.parts) == 1 and _alone(op, part, memory, source, busy):
+                busy.decode_s += time.perf_counter() - begin - busy.read_s
+                return busy
+            if (whole := memory.in_order(op)) is not None:
+                _read(op, source, whole)
+                busy.read_s = time.perf_counter() - begin
+                return busy
+            data = _read(op, source, _scratch("stored", op.stop - op.start))
+            busy.read_s = time.perf_counter() - begin
         for part in op.parts:
             inline = part.chunk.extent.inline
             encoded = (
@@ -136,8 +156,23 @@ def _run(op: ReadOp, arrays: Sequence[np.ndarray], source: Source) -> float:
                 if inline is not None
                 else data[part.start - op.start : part.stop - op.start]
             )
-            cast_s += _deliver(part, encoded, arrays)
-        return cast_s
+            direct, codecs = part.direct, part.chunk.codecs
+            if direct is None:
+                decoded = encoded
+                if codecs:
+                    out = _scratch("decoded", part.nbytes)
+                    decoded = decode(codecs, encoded, part.nbytes, out, verify=verify)
+                busy.cast_s += _scatter(part, decoded, memory)
+                continue
+            out = memory.bytes(part.copies[0].buffer, direct, part.nbytes)
+            if codecs:
+                decode(codecs, encoded, part.nbytes, out, verify=verify)
+            elif len(encoded) == len(out):
+                out[:] = encoded
+            else:
+                raise Damaged(f"Expected {len(out)} bytes, got {len(encoded)}")
+        busy.decode_s = time.perf_counter() - begin - busy.read_s - busy.cast_s
+        return busy
     except NotFound as error:
         raise Damaged("Expected a data file, found none", leaf=part.name, file=op.key) from error
     except CheckpointError as error:
@@ -156,10 +191,56 @@ def _run(op: ReadOp, arrays: Sequence[np.ndarray], source: Source) -> float:
         raise
 
 
-def _read(op: ReadOp, source: Source) -> memoryview:
+def _alone(op: ReadOp, part: Part, memory: HostMemory, source: Source, busy: Busy) -> bool:
+    """A request for one large part, if it needs not be held whole as it is stored; else False."""
+    codecs, nbytes = part.chunk.codecs, op.stop - op.start
+    out = None
+    if part.direct is not None:
+        out = memory.bytes(part.copies[0].buffer, part.direct, part.nbytes)
+    if not codecs and nbytes >= IN_PLACE_BYTES and out is not None:
+        begin = time.perf_counter()
+        source.read(op.key, op.start, op.stop, out)
+        busy.read_s = time.perf_counter() - begin
+        return True
+    if codecs == ("zstd",) and nbytes > REQUEST_BYTES:
+        decoded = out if out is not None else _scratch("decoded", part.nbytes)
+        inflate_pieces(_Pieces(op, source, busy), decoded)
+        if out is None:
+            busy.cast_s += _scatter(part, decoded, memory)
+        return True
+    return False
+
+
+class _Pieces:
+    """The bytes of a request, read as they are asked for."""
+
+    def __init__(self, op: ReadOp, source: Source, busy: Busy):
+        self._op, self._source, self._busy = op, source, busy
+        self._at = op.start
+
+    def read(self, n: int, /) -> memoryview:
+        begin = time.perf_counter()
+        start, stop = self._at, min(self._at + n, self._op.stop)
+        self._at = stop
+        data = self._source.read(self._op.key, start, stop, _scratch("stored", stop - start))
+        self._busy.read_s += time.perf_counter() - begin
+        return data
+
+
+def _scratch(what: Literal["stored", "decoded"], nbytes: int) -> memoryview:
+    """Memory of this thread: touched once, used again for each request, freed with the pool."""
+    scratch: memoryview | None = getattr(_thread, what, None)
+    if scratch is None or len(scratch) < nbytes:
+        setattr(_thread, what, None)  # before the larger one is there
+        scratch = memoryview(np.empty(max(nbytes, 1 << 20), np.uint8))
+        setattr(_thread, what, scratch)
+    return scratch[:nbytes]
+
+
+def _read(op: ReadOp, source: Source, out: memoryview) -> memoryview:
     """The bytes of a request. If the file is too short, the error names a leaf that lost some."""
     try:
-        return source.read(op.key, op.start, op.stop)
+        return source.read(op.key, op.start, op.stop, out)
     except Damaged:
         for part in op.parts:
             try:
@@ -169,44 +250,23 @@ def _read(op: ReadOp, source: Source) -> memoryview:
         raise
 
 
-def _destination(part: Part, arrays: Sequence[np.ndarray]) -> memoryview:
-    """The bytes of a buffer that a direct part fills."""
-    (copy,) = part.copies
-    array = arrays[copy.buffer]
-    start, stop = span_of(copy.dst, array.shape, array.itemsize)
-    return memoryview(array.reshape(-1).view(np.uint8))[start:stop]
-
-
-def _deliver(part: Part, encoded: memoryview, arrays: Sequence[np.ndarray]) -> float:
-    """Decodes a part and copies its pieces to the buffers."""
+def _scatter(part: Part, decoded: memoryview, memory: HostMemory) -> float:
+    """Copies the pieces of a chunk to the buffers. Returns the seconds of casts."""
     chunk = part.chunk
-    shape = shape_of(chunk.box)
-    itemsize = part.dtype.itemsize
-    nbytes = int(np.prod(shape, dtype=object)) * itemsize
-    if part.direct:
-        out = _destination(part, arrays)
-        if chunk.codecs:
-            decode(chunk.codecs, encoded, nbytes, out)
-        elif len(encoded) == len(out):
-            out[:] = encoded
-        else:
-            raise Damaged(f"Expected {len(out)} bytes, got {len(encoded)}")
-        return 0.0
-    strides = _strides(shape, itemsize, chunk.order)
-    if chunk.codecs:
-        encoded, first = memoryview(decode(chunk.codecs, encoded, nbytes)).cast("B"), 0
-    elif chunk.extent.inline is not None:
-        first = 0
-    else:
-        first = part.start - chunk.extent.start  # a raw chunk is read in part
+    shape = tuple(stop - start for start, stop in chunk.box)
+    strides = _strides(shape, part.dtype.itemsize, chunk.order)
+    # A raw chunk is read in part.
+    whole = chunk.codecs or chunk.extent.inline is not None
+    first = 0 if whole else part.start - chunk.extent.start
     cast_s = 0.0
     for copy in part.copies:
         offset = sum(start * stride for (start, _), stride in zip(copy.src, strides, strict=True))
         try:
-            piece = np.ndarray(shape_of(copy.src), part.dtype, encoded, offset - first, strides)
+            inner = tuple(stop - start for start, stop in copy.src)
+            piece = np.ndarray(inner, part.dtype, decoded, offset - first, strides)
         except (TypeError, ValueError) as error:
-            raise Damaged(f"Expected {nbytes} bytes, got {len(encoded) + first}") from error
-        wanted = arrays[copy.buffer][(*slices(copy.dst), ...)]  # a view, of 0-d arrays too
+            raise Damaged(f"Expected {part.nbytes} bytes, got {len(decoded)}") from error
+        wanted = memory.array(copy.buffer)[(*slices(copy.dst), ...)]  # a view, of 0-d arrays too
         if wanted.dtype == part.dtype:
             wanted[...] = piece
         else:

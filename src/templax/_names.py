@@ -27,7 +27,10 @@ def join(path: Path) -> str:
     >>> join(())
     ''
     """
-    return ".".join(map(str, path))
+    try:
+        return ".".join(path)  # pyright: ignore[reportArgumentType, reportCallIssue]
+    except TypeError:  # an index is among them
+        return ".".join(map(str, path))
 
 
 def below(path: Path, prefix: str) -> Path | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -11,12 +11,15 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
 from jax.experimental.layout import Format
+from jax.sharding import SingleDeviceSharding
 
 from ._boxes import from_index
 from ._dtypes import WIDE, cast_into, host_cast_is_exact
 from ._errors import Damaged
-from ._execute import SMALL_BYTES, Finished
+from ._execute import Busy, Finished
 from ._match import Match, Pair
+from ._memory import SMALL_BYTES
+from ._put import aval_of, batched_put, default_device
 from ._pytree import Placement, jax_holds
 from ._template import Target
 
@@ -24,7 +27,7 @@ CAST_BLOCK = 1 << 20
 """Elements per cast by XLA; a shape of its own for each leaf would compile once per leaf."""
 
 
-def place(match: Match, finished: Iterable[Finished]) -> tuple[Any, float]:
+def place(match: Match, finished: Iterable[Finished]) -> tuple[Any, Busy]:
     """Places each batch as it comes and builds the tree.
 
     Args:
@@ -32,12 +35,18 @@ def place(match: Match, finished: Iterable[Finished]) -> tuple[Any, float]:
         finished: The batches of its plan. Buffers are taken over: on CPU the arrays are them.
 
     Returns:
-        The tree, of the template's treedef, and the seconds that casts took (those of all threads).
+        The tree, of the template's treedef, and what the batches and the casts here took.
     """
     results: dict[str, Any] = {}
-    cast_s = 0.0
+    started: dict[str, dict[int, list[jax.Array]]] = {}
+    busy = Busy()
     for done in finished:
-        cast_s += done.cast_s + _place_batch(done, results)
+        begin = time.perf_counter()
+        busy += done.busy
+        busy.cast_s += _place_batch(done, results, started)
+        busy.place_s += time.perf_counter() - begin
+        del done  # its memory, before the next batch asks for more
+    begin = time.perf_counter()
     for pair in match.pairs:
         if pair.target.kind == "string":
             results[pair.target.name] = pair.entry.value
@@ -51,7 +60,9 @@ def place(match: Match, finished: Iterable[Finished]) -> tuple[Any, float]:
             leaves.append(_kept(placement))
         else:
             leaves.append(results[target.name])
-    return jtu.tree_unflatten(match.template.treedef, leaves), cast_s
+    tree = jtu.tree_unflatten(match.template.treedef, leaves)
+    busy.place_s += time.perf_counter() - begin
+    return tree, busy
 
 
 def _kept(placement: Placement) -> Any:
@@ -68,48 +79,102 @@ def _where(sharding: jax.sharding.Sharding, layout: Any) -> Any:
     return sharding if layout is None else Format(layout, sharding)
 
 
-def _place_batch(done: Finished, results: dict[str, Any]) -> float:
-    """Adds the leaves of a batch to `results`; returns the seconds that casts took."""
-    boxes: dict[str, tuple[Pair, list[np.ndarray]]] = {}
+def _place_batch(
+    done: Finished, results: dict[str, Any], started: dict[str, dict[int, list[jax.Array]]]
+) -> float:
+    """Adds the leaves of a batch to `results`; returns the seconds that casts took.
+
+    Of a leaf too large for one batch, `started` has what earlier batches brought: index of a box →
+    an array on each device that wants it.
+    """
     cast_s = 0.0
+    put, device = batched_put(), default_device()
+    here = None if put is None or device is None else SingleDeviceSharding(device)
+    plain: list[tuple[str, np.ndarray]] = []
+    several: dict[str, tuple[Target, list[tuple[int, np.ndarray]]]] = {}
+    passing: list[str] = []
     for buffer, array in zip(done.batch.buffers, done.arrays, strict=True):
         target = buffer.pair.target
-        if target.kind != "scalar" and array.dtype != target.dtype:
+        name, placement = target.name, target.placement
+        if target.kind == "scalar":
+            results[name] = _number(target.dtype, array)
+            continue
+        if array.dtype != target.dtype:
             begin = time.perf_counter()
             array = cast(array, target.dtype)
             cast_s += time.perf_counter() - begin
-        boxes.setdefault(target.name, (buffer.pair, []))[1].append(array)
-
-    plain: list[tuple[str, np.ndarray]] = []
-    for name, (pair, arrays) in boxes.items():
-        target, placement = pair.target, pair.target.placement
-        if target.kind == "scalar":
-            results[name] = _number(target.dtype, arrays[0])
-        elif target.kind == "key":
-            results[name] = _key(pair, arrays[0], placement)
+        if target.kind == "key":
+            results[name] = _key(buffer.pair, array, placement)
         elif target.host:
-            results[name] = _numpy(placement.leaf, arrays[0])
-        elif placement.sharding is None:
-            plain.append((name, arrays[0]))
+            results[name] = _numpy(placement.leaf, array)
+        elif placement.sharding is not None:
+            if len(target.boxes) > 1:
+                box = target.boxes.index(buffer.box)
+                several.setdefault(name, (target, []))[1].append((box, array))
+            else:
+                results[name] = _sharded(target, {0: array})
+        elif put is not None and here is not None:
+            aval = aval_of(target.shape, target.dtype)
+            results[name] = put(aval, here, [array], [device], False)
         else:
-            results[name] = _sharded(target, placement.sharding, placement.layout, arrays)
-    placed = jax.device_put([a for _, a in plain])
-    for (name, _), value in zip(plain, placed, strict=True):
+            plain.append((name, array))
+        if target.transient:
+            passing.append(name)
+    for (name, _), value in zip(plain, jax.device_put([a for _, a in plain]), strict=True):
         results[name] = value
+    for name, (target, arrays) in several.items():
+        if len(arrays) == len(target.boxes):
+            results[name] = _sharded(target, dict(arrays))
+            continue
+        boxes = started.setdefault(name, {})
+        for box, array in arrays:
+            boxes[box] = jax.block_until_ready(_on_devices(target, box, array))
+        if len(boxes) == len(target.boxes):
+            results[name] = _assembled(target, started.pop(name))
+    # What is copied to an accelerator is given back before the next batch takes as much.
+    jax.block_until_ready([results[name] for name in passing if name in results])
     return cast_s
 
 
-def _sharded(
-    target: Target, sharding: jax.sharding.Sharding, layout: Any, arrays: Sequence[np.ndarray]
-) -> jax.Array:
-    """An array on devices, from one host array per box of this process."""
-    of_box = dict(zip(target.boxes, arrays, strict=True))
+def _sharded(target: Target, arrays: Mapping[int, np.ndarray]) -> jax.Array:
+    """An array on devices, from one host array per box of this process (by its index)."""
+    placement: Placement = target.placement
+    sharding, put = placement.sharding, batched_put()
+    assert sharding is not None
+    if put is not None and placement.layout is None:
+        pieces = [arrays[box] for _, box in placement.devices]
+        devices = [device for device, _ in placement.devices]
+        return put(aval_of(target.shape, target.dtype), sharding, pieces, devices, True)
 
     def piece(index: tuple[slice, ...] | None) -> np.ndarray:
-        return of_box[target.boxes[0] if index is None else from_index(index, target.shape)]
+        return arrays[0 if index is None else target.boxes.index(from_index(index, target.shape))]
 
-    where = _where(sharding, layout)
+    where = _where(sharding, placement.layout)
     return jax.make_array_from_callback(target.shape, where, piece, dtype=target.dtype)
+
+
+def _on_devices(target: Target, box: int, array: np.ndarray) -> list[jax.Array]:
+    """A box of a leaf on each device of this process that wants it."""
+    placement: Placement = target.placement
+    kind = placement.sharding.memory_kind if placement.sharding is not None else None
+    wanting = [device for device, wanted in placement.devices if wanted == box]
+    return [
+        jax.device_put(
+            array, _where(SingleDeviceSharding(device, memory_kind=kind), placement.layout)
+        )
+        for device in wanting
+    ]
+
+
+def _assembled(target: Target, boxes: Mapping[int, list[jax.Array]]) -> jax.Array:
+    """A leaf from what `_on_devices` made of its boxes."""
+    placement: Placement = target.placement
+    assert placement.sharding is not None
+    return jax.make_array_from_single_device_arrays(
+        target.shape,
+        placement.sharding,
+        [array for arrays in boxes.values() for array in arrays],
+    )
 
 
 def _numpy(leaf: Any, array: np.ndarray) -> Any:

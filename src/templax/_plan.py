@@ -6,72 +6,49 @@ piece of it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
-import numpy as np
+import msgspec
 
-from ._boxes import Box, Shape, contiguous, intersect, shape_of, size_of, span_of, whole, within
+from ._boxes import intersect, size_of
 from ._catalog import Chunk
-from ._dtypes import host_cast_is_exact
 from ._match import Match, Pair
+from ._parts import (
+    IN_PLACE_BYTES,
+    Buffer,
+    Measures,
+    Part,
+    buffers_of,
+    parts_of,
+    scratch_of,
+    view_of,
+)
 
 GAP_BYTES = 64 * 1024
 """Bytes between two parts of a file that are read and dropped rather than asked for separately."""
 
 LARGE_BYTES = 1024 * 1024
-"""Parts of this size are requests of their own, so that they are read in place."""
+"""Encoded parts of this size are requests of their own."""
 
 REQUEST_BYTES = 4 * 1024 * 1024
 """Most bytes that small parts are joined to, so that every thread gets work."""
 
 BATCH_BYTES = 128 * 1024 * 1024
-"""Bytes of buffers after which a batch closes: it is placed while the next one is read."""
+"""Bytes of buffers after which a batch closes: it is placed while the next ones are read."""
+
+IN_FLIGHT = 3
+"""Batches that are being read while another is being placed."""
+
+MEMORY_BYTES = 2 * 1024 * 1024 * 1024
+"""Default of `memory=`."""
 
 INLINE_PARTS = 512
 """Values held by an index that one job decodes."""
 
 
-@dataclass(frozen=True, slots=True)
-class Copy:
-    """A piece of a chunk that a buffer wants.
-
-    Attributes:
-        buffer: Index in the batch.
-        src: Box within the chunk.
-        dst: Box within the buffer; of the same shape.
-    """
-
-    buffer: int
-    src: Box
-    dst: Box
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """What is read of one chunk, and who wants it.
-
-    Attributes:
-        name: The leaf.
-        chunk: The chunk.
-        dtype: As stored.
-        start, stop: Bytes of the object that are read: all of the chunk unless it is raw.
-        direct: The decoded bytes of the single copy lie back to back in its buffer, in its dtype:
-            they are read or decoded in place.
-        copies: At least one.
-    """
-
-    name: str
-    chunk: Chunk
-    dtype: np.dtype
-    start: int
-    stop: int
-    direct: bool
-    copies: tuple[Copy, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class ReadOp:
+class ReadOp(msgspec.Struct, frozen=True, gc=False):
     """One request, or a group of values that an index held (`start == stop`).
 
     Attributes:
@@ -89,152 +66,212 @@ class ReadOp:
 
 
 @dataclass(frozen=True, slots=True)
-class Buffer:
-    """Host memory for one box of one leaf; `dtype` is the stored one where `_place` casts."""
-
-    pair: Pair
-    box: Box
-    dtype: np.dtype
-
-    @property
-    def shape(self) -> Shape:
-        return shape_of(self.box)
-
-    @property
-    def nbytes(self) -> int:
-        return size_of(self.box) * self.dtype.itemsize
-
-
-@dataclass(frozen=True, slots=True)
 class Batch:
-    """Leaves that are read, and then placed, together. A leaf is whole in one batch."""
+    """Boxes that are read, and then placed, together."""
 
     reads: tuple[ReadOp, ...]
     buffers: tuple[Buffer, ...]
 
+    @property
+    def transient_bytes(self) -> int:
+        return sum(buffer.nbytes for buffer in self.buffers if buffer.transient)
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """All reads of a restore.
+    """All reads of a restore. `print(plan)` shows what they cost, `templax.run(plan)` does them.
 
     Attributes:
         match: What it fulfils.
         batches: In the order in which they are done.
+        threads: Workers: as asked, or fewer where their scratch would not fit in the memory.
+        verify: As asked.
+        unverified: Names of leaves with bytes that no checksum covers, as far as the checkpoint's
+            metadata tells.
+        scratch_bytes: Most memory that one worker needs beside the buffers.
+        sources: Of the checkpoint, and of the one given as `missing=`; opaque here.
+        prepared: Seconds that each stage before took.
     """
 
     match: Match
     batches: tuple[Batch, ...]
+    threads: int = 1
+    verify: str = "available"
+    unverified: tuple[str, ...] = ()
+    scratch_bytes: int = 0
+    sources: Sequence[Any] = field(default=(), repr=False, compare=False)
+    prepared: dict[str, float] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def _reads(self) -> Iterator[ReadOp]:
+        return (op for batch in self.batches for op in batch.reads if op.stop > op.start)
+
+    @property
+    def requests(self) -> int:
+        """Reads of the sources."""
+        return sum(1 for _ in self._reads)
 
     @property
     def read_bytes(self) -> int:
         """Bytes asked of the sources, gaps included."""
-        return sum(op.stop - op.start for batch in self.batches for op in batch.reads)
+        return sum(op.stop - op.start for op in self._reads)
 
     @property
-    def requests(self) -> int:
-        return sum(op.stop > op.start for batch in self.batches for op in batch.reads)
+    def useful_bytes(self) -> int:
+        """Of these, bytes that belong to what was asked for."""
+        return sum(part.stop - part.start for op in self._reads for part in op.parts)
+
+    @property
+    def decoded_chunks(self) -> int:
+        """Chunks that have to be decompressed."""
+        ops = (op for batch in self.batches for op in batch.reads)
+        return sum("zstd" in part.chunk.codecs for op in ops for part in op.parts)
+
+    @property
+    def placed_bytes(self) -> int:
+        """Bytes of the finished leaves on this process, each distinct box once."""
+        buffers = (b for batch in self.batches for b in batch.buffers)
+        return sum(size_of(b.box) * b.pair.target.dtype.itemsize for b in buffers)
+
+    @property
+    def mapped_bytes(self) -> int:
+        """Bytes that are not read at all, since their file is mapped."""
+        return sum(b.nbytes for batch in self.batches for b in batch.buffers if b.view is not None)
+
+    @property
+    def peak_bytes(self) -> int:
+        """Most host memory in flight beyond the arrays returned."""
+        sizes = [batch.transient_bytes for batch in self.batches]
+        window = IN_FLIGHT + 1
+        most = max((sum(sizes[i : i + window]) for i in range(len(sizes))), default=0)
+        return most + self.threads * self.scratch_bytes
+
+    def __str__(self) -> str:
+        from ._report import explain
+
+        return explain(self)
 
 
-def plan(match: Match, chunks: Sequence[Mapping[str, tuple[Chunk, ...]]]) -> Plan:
+def plan(
+    match: Match,
+    chunks: Sequence[Mapping[str, tuple[Chunk, ...]]],
+    *,
+    threads: int = 1,
+    memory: int = MEMORY_BYTES,
+    verify: str = "available",
+    mapped: Sequence[bool] = (False, False),
+    sources: Sequence[Any] = (),
+) -> Plan:
     """Plans the reads of a match without mismatches.
 
     Args:
         match: Pairs of targets and leaves.
         chunks: Of the checkpoint, and of the one given as `missing=`: name of the entry → chunks
             that tile it.
+        threads: Workers.
+        memory: Bytes in flight beyond the arrays returned. A group of boxes that share chunks is
+            loaded together, though it be larger.
+        verify: Goes into the plan.
+        mapped: Of each source, whether its bytes may be mapped.
+        sources: Go into the plan.
 
     Returns:
         Batches in template order. Every element of every buffer is written exactly once.
     """
+    share = max(1, memory // (2 * (IN_FLIGHT + 1)))
     batches: list[Batch] = []
     buffers: list[Buffer] = []
     parts: list[tuple[int, Part]] = []
-    nbytes = 0
+    unverified: list[str] = []
+    nbytes = transient = scratch = 0
+    measures = Measures()
     for pair in match.pairs:
         if pair.target.kind == "string":
             continue
-        if nbytes >= BATCH_BYTES:
-            batches.append(Batch(tuple(_requests(parts)), tuple(buffers)))
-            buffers, parts, nbytes = [], [], 0
-        dtype = _buffer_dtype(pair)
-        mine = [Buffer(pair, box, dtype) for box in pair.target.boxes]
         source = int(pair.fallback)
         located = chunks[source][pair.entry.name]
-        parts += [(source, part) for part in _parts(pair, mine, len(buffers), located)]
-        buffers += mine
-        nbytes += sum(buffer.nbytes for buffer in mine)
+        if not all(chunk.checked for chunk in located):
+            unverified.append(pair.target.name)
+        for mine in _groups(pair, buffers_of(pair, measures), located, share):
+            passing = sum([buffer.nbytes for buffer in mine if buffer.transient])
+            if buffers and (nbytes >= BATCH_BYTES or transient + passing > share):
+                batches.append(Batch(tuple(_requests(parts)), tuple(buffers)))
+                buffers, parts, nbytes, transient = [], [], 0, 0
+            if mapped[source] and (view := view_of(pair, mine, located)) is not None:
+                mine = [msgspec.structs.replace(mine[0], view=view)]
+            else:
+                for part in parts_of(pair, mine, len(buffers), located, measures):
+                    parts.append((source, part))
+                    scratch = max(scratch, scratch_of(part, REQUEST_BYTES))
+            buffers += mine
+            nbytes += sum([buffer.nbytes for buffer in mine])
+            transient += passing
     if buffers:
         batches.append(Batch(tuple(_requests(parts)), tuple(buffers)))
-    return Plan(match, tuple(batches))
+    threads = max(1, min(threads, memory // (2 * scratch) if scratch else threads))
+    return Plan(match, tuple(batches), threads, verify, tuple(unverified), scratch, sources)
 
 
-def _buffer_dtype(pair: Pair) -> np.dtype:
-    """The target's dtype where the engine may cast while it copies; else the stored one."""
-    stored, wanted = pair.entry.dtype, pair.target.dtype
-    if pair.target.kind != "scalar" and host_cast_is_exact(stored, wanted):
-        return wanted
-    return stored
+def _groups(
+    pair: Pair, buffers: list[Buffer], chunks: Sequence[Chunk], share: int
+) -> Iterable[list[Buffer]]:
+    """The boxes of a leaf, in groups that go to separate batches.
 
+    All of them, unless they are more than may be in flight; then those that share chunks, so that
+    none is read or decoded twice.
+    """
+    if len(buffers) == 1 or sum([b.nbytes for b in buffers if b.transient]) <= share:
+        return (buffers,)
+    group = list(range(len(buffers)))  # buffer → the lowest of its group
 
-def _parts(
-    pair: Pair, buffers: Sequence[Buffer], first: int, chunks: Sequence[Chunk]
-) -> Iterator[Part]:
-    entry = pair.entry
-    everything = whole(entry.shape)
+    def lowest(i: int) -> int:
+        while group[i] != i:
+            i = group[i]
+        return i
+
     for chunk in chunks:
-        copies = []
-        inside = intersect(chunk.box, everything)  # an edge chunk reaches past the shape
-        if inside is None:
-            continue
-        for i, buffer in enumerate(buffers, first):
-            overlap = intersect(inside, buffer.box)
-            if overlap is not None:
-                copies.append(Copy(i, within(overlap, chunk.box), within(overlap, buffer.box)))
-        if not copies:
-            continue
-        start, stop = chunk.extent.start, chunk.extent.stop
-        shape = shape_of(chunk.box)
-        raw = not chunk.codecs and chunk.order == "C" and chunk.extent.inline is None
-        if raw:
-            spans = [span_of(copy.src, shape, entry.dtype.itemsize) for copy in copies]
-            stop = start + max(b for _, b in spans)
-            start = start + min(a for a, _ in spans)
-        buffer = buffers[copies[0].buffer - first]
-        direct = (
-            len(copies) == 1
-            and chunk.order == "C"
-            and buffer.dtype == entry.dtype
-            and contiguous(copies[0].dst, buffer.shape)
-            and (copies[0].src == whole(shape) or (raw and contiguous(copies[0].src, shape)))
-        )
-        yield Part(entry.name, chunk, entry.dtype, start, stop, direct, tuple(copies))
+        wanting = [i for i, b in enumerate(buffers) if intersect(chunk.box, b.box) is not None]
+        for i in wanting[1:]:
+            a, b = sorted((lowest(wanting[0]), lowest(i)))
+            group[b] = a
+    grouped: dict[int, list[Buffer]] = {}
+    for i, buffer in enumerate(buffers):
+        grouped.setdefault(lowest(i), []).append(buffer)
+    return grouped.values()
 
 
 def _requests(parts: Sequence[tuple[int, Part]]) -> Iterator[ReadOp]:
     """Joins parts into requests: neighbours in one file, unless they are large or far apart."""
-    stored = [item for item in parts if item[1].chunk.extent.inline is None]
-    stored.sort(key=lambda item: (item[0], item[1].chunk.extent.key, item[1].start))
+    stored = [
+        (source, part.chunk.extent.key, part.start, i)
+        for i, (source, part) in enumerate(parts)
+        if part.chunk.extent.inline is None
+    ]
+    stored.sort()
     group: list[Part] = []
     place: tuple[int, str] | None = None
-    stop = 0
-    for source, part in stored:
-        here = source, part.chunk.extent.key
+    begin = stop = 0
+    alone = False
+    for source, key, start, i in stored:
+        part = parts[i][1]
+        raw = part.direct is not None and not part.chunk.codecs
+        large = part.stop - start >= (IN_PLACE_BYTES if raw else LARGE_BYTES)
         if (
             group
-            and here == place
-            and part.start - stop <= GAP_BYTES
-            and part.stop - part.start < LARGE_BYTES
-            and group[-1].stop - group[-1].start < LARGE_BYTES
-            and part.stop - group[0].start <= REQUEST_BYTES
+            and not alone
+            and not large
+            and (source, key) == place
+            and start - stop <= GAP_BYTES
+            and part.stop - begin <= REQUEST_BYTES
         ):
             group.append(part)
             stop = max(stop, part.stop)
             continue
         if group and place is not None:
-            yield ReadOp(*place, group[0].start, stop, tuple(group))
-        group, place, stop = [part], here, part.stop
+            yield ReadOp(*place, begin, stop, tuple(group))
+        group, place, begin, stop, alone = [part], (source, key), start, part.stop, large
     if group and place is not None:
-        yield ReadOp(*place, group[0].start, stop, tuple(group))
+        yield ReadOp(*place, begin, stop, tuple(group))
     for source in (0, 1):
         held = [p for s, p in parts if s == source and p.chunk.extent.inline is not None]
         for i in range(0, len(held), INLINE_PARTS):

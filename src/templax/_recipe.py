@@ -158,4 +158,5 @@ def _chunk(entry: LeafEntry, computed: dict[int, Any]) -> Chunk:
             value = jax.random.key_data(value)
     # A result that is a constant of the traced function is a Python number of no width.
     host = np.ascontiguousarray(np.asarray(value, entry.dtype)).reshape(-1).view(np.uint8)
-    return Chunk(Extent("", 0, host.nbytes, inline=memoryview(host)), whole(entry.shape))
+    extent = Extent("", 0, host.nbytes, inline=memoryview(host))
+    return Chunk(extent, whole(entry.shape), checked=True)

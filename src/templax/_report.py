@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING
 
 from ._errors import Mismatch
 from ._match import Match
+
+if TYPE_CHECKING:
+    from ._plan import Plan
 
 SHOWN = 20
 """Mismatches written out; the rest are counted."""
@@ -84,13 +88,49 @@ def _remarks(match: Match) -> list[str]:
         ("of the checkpoint ignored", match.ignored),
     ):
         if names:
-            lines.append(f"  {len(names)} {what}: {_some(names)}")
+            lines.append(f"  {len(names)} {what}: {some(names)}")
     return lines
 
 
-def _some(names: Sequence[str]) -> str:
+def some(names: Sequence[str]) -> str:
     shown = ", ".join(f"`{name}`" for name in names[:3])
     return f"{shown}, and {len(names) - 3} more" if len(names) > 3 else shown
+
+
+def explain(plan: Plan) -> str:
+    """The text of `str(plan)`: what a restore will do, as a table."""
+    n = len(plan.match.pairs)
+    lines = [f"restore of {n:,} {_leaves(n)} from {plan.match.url}"]
+    lines += [f"  {what:<16}{figure:>18}  {note}".rstrip() for what, figure, note in figures(plan)]
+    if plan.unverified:
+        lines.append(f"  not verifiable: {some(plan.unverified)}")
+    return "\n".join(lines)
+
+
+def figures(plan: Plan) -> list[tuple[str, str, str]]:
+    """What a plan costs: name, figure and a remark for each."""
+    read, useful = plan.read_bytes, plan.useful_bytes
+    buffers = [buffer for batch in plan.batches for buffer in batch.buffers]
+    mapped = sum(buffer.view is not None for buffer in buffers)
+    ops = [op for batch in plan.batches for op in batch.reads]
+    parts = [part for op in ops for part in op.parts]
+    inline = sum(part.chunk.extent.inline is not None for part in parts)
+    direct = sum(part.direct is not None for part in parts)
+    casts = sum(cast.nbytes for cast in plan.match.casts)
+    return [
+        ("requests", f"{plan.requests:,}", f"of {len({op.key for op in ops}):,} files"),
+        ("bytes read", f"{read:,}", "as stored"),
+        ("bytes useful", f"{useful:,}", f"{useful / read:.1%} of those read" if read else ""),
+        ("bytes placed", f"{plan.placed_bytes:,}", "of the finished leaves"),
+        ("bytes mapped", f"{plan.mapped_bytes:,}", f"{mapped:,} leaves over the file itself"),
+        ("bytes cast", f"{casts:,}", f"{len(plan.match.casts):,} leaves"),
+        ("chunks", f"{len(parts):,}", f"{inline:,} of them held by the index"),
+        ("chunks decoded", f"{plan.decoded_chunks:,}", "decompressed"),
+        ("copies avoided", f"{direct:,}", "chunks read or decoded in place"),
+        ("peak host bytes", f"{plan.peak_bytes:,}", "in flight beyond the arrays returned"),
+        ("unverified", f"{len(plan.unverified):,}", "leaves with bytes that no checksum covers"),
+        ("threads", f"{plan.threads:,}", "that read and decode"),
+    ]
 
 
 def _leaves(n: int) -> str:

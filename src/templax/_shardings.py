@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.core
+import numpy as np
 from jax.experimental.layout import Format, Layout
 from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
@@ -98,8 +99,25 @@ def problems(
     return tuple(found)
 
 
-def local_boxes(sharding: jax.sharding.Sharding, shape: Shape) -> tuple[Box, ...]:
-    """The distinct boxes of a leaf that the devices of this process hold."""
-    indices = sharding.addressable_devices_indices_map(shape).values()
-    boxes = (whole(shape) if index is None else from_index(index, shape) for index in indices)
-    return tuple(dict.fromkeys(boxes))
+def local_boxes(
+    sharding: jax.sharding.Sharding, shape: Shape
+) -> tuple[tuple[Box, ...], tuple[tuple[Any, int], ...]]:
+    """The distinct boxes of a leaf that this process holds, and the box of each of its devices."""
+    numbers: dict[Box, int] = {}
+    devices = [
+        (device, numbers.setdefault(_box(index, shape), len(numbers)))
+        for device, index in sharding.addressable_devices_indices_map(shape).items()
+    ]
+    return tuple(numbers), tuple(devices)
+
+
+def _box(index: tuple[slice, ...] | None, shape: Shape) -> Box:
+    return whole(shape) if index is None else from_index(index, shape)
+
+
+_PACKED = frozenset({"int2", "uint2", "int4", "uint4", "float4_e2m1fn"})
+
+
+def copies(device: Any, layout: Any, dtype: np.dtype) -> bool:
+    """Whether JAX copies what it is given for such a leaf, instead of taking it over."""
+    return device is None or device.platform != "cpu" or layout is not None or dtype.name in _PACKED

@@ -30,6 +30,7 @@ class Target(msgspec.Struct, frozen=True, gc=False):
         key_impl: Of a key, the PRNG implementation.
         boxes: The distinct boxes of the leaf that this process must hold.
         host: The result stays a numpy array or Python value.
+        transient: The result is a copy of the host memory it is read into: it is on an accelerator.
         concrete: The template leaf holds a value, which `missing="keep"` can keep.
         optional: A Python value of an Equinox module: kept if the checkpoint lacks it, since
             Equinox users save arrays only.
@@ -52,6 +53,7 @@ class Target(msgspec.Struct, frozen=True, gc=False):
     problems: tuple[Mismatch, ...] = ()
     sharding: Sharding | None = None
     placement: Any = None
+    transient: bool = False
 
     @property
     def has_data(self) -> bool:

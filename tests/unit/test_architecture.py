@@ -22,7 +22,7 @@ MODULES = {
 }
 
 JAX = {
-    "_pytree", "_shardings", "_abstract", "_place", "_recipe",
+    "_put", "_pytree", "_shardings", "_abstract", "_place", "_recipe",
     "compat.orbax", "compat._orbax_args",
 }  # fmt: skip
 """Modules that may import JAX when they are imported themselves."""
@@ -36,6 +36,7 @@ PURE = {
     "_hints",
     "_leaf_hints",
     "_report",
+    "_parts",
     "_plan",
 }
 
@@ -48,8 +49,12 @@ ORDER = [
     {"_match"},
     {"_report", "_leaf_hints"},
     {"_hints"},
+    {"_parts"},
     {"_plan"},
+    {"_memory"},
     {"_execute"},
+    {"_stats", "_compare"},
+    {"_put"},
     {"_shardings"},
     {"_pytree"},
     {"_abstract", "_place"},

@@ -10,13 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 import zstandard
+from msgspec import structs
 
 from templax import Damaged, SourceError
 from templax._boxes import Box, shape_of, slices, whole
 from templax._catalog import Chunk, Extent, LeafEntry
-from templax._execute import ALIGN, ARENA_BYTES, SMALL_BYTES, allocate, execute
+from templax._execute import execute
 from templax._match import Match, Pair
-from templax._plan import BATCH_BYTES, Batch, Buffer, Plan, plan
+from templax._memory import ARENA_BYTES, SHARED_BYTES, SMALL_BYTES, HostMemory
+from templax._parts import ALIGN
+from templax._plan import BATCH_BYTES, IN_FLIGHT, Plan, plan
 from templax._template import Target, Template
 from templax.sources import Memory
 from templax.testing import Watched, strategies
@@ -39,13 +42,13 @@ def leaf(
     return Pair(target, LeafEntry(name, (name,), values.shape, values.dtype))
 
 
-def planned(*pairs: Pair, **chunks: tuple[Chunk, ...]) -> Plan:
+def planned(*pairs: Pair, threads: int = 2, **chunks: tuple[Chunk, ...]) -> Plan:
     match = Match("memory", Template(tuple(p.target for p in pairs)), pairs)
-    return plan(match, [chunks])
+    return plan(match, [chunks], threads=threads)
 
 
-def done(made: Plan, source: Any, threads: int = 2) -> list[np.ndarray]:
-    return [array for finished in execute(made, [source], threads) for array in finished.arrays]
+def done(made: Plan, source: Any) -> list[np.ndarray]:
+    return [array for finished in execute(made, [source]) for array in finished.arrays]
 
 
 def one_chunk(values: np.ndarray, encoded: bytes | None = None, **more: Any) -> tuple[Chunk, ...]:
@@ -111,12 +114,12 @@ def test_small_and_empty_arrays(shape: tuple[int, ...]) -> None:
 def test_a_cast_that_numpy_does_as_xla_is_done_in_the_copy_and_timed() -> None:
     values = np.array([1.5, np.nan, 3e38, 1e-45], np.float32)
     made = planned(leaf("w", values, dtype="bfloat16"), w=one_chunk(values))
-    (finished,) = execute(made, [Memory({"f": values.tobytes()})], 1)
+    (finished,) = execute(made, [Memory({"f": values.tobytes()})])
     (array,) = finished.arrays
     assert array.dtype.name == "bfloat16"
     with np.errstate(all="ignore"):
         assert array.tobytes() == values.astype("bfloat16").tobytes()
-    assert finished.cast_s > 0
+    assert finished.busy.cast_s > 0
 
 
 def test_a_cast_of_a_0d_array() -> None:
@@ -139,7 +142,7 @@ def test_leaves_come_from_the_source_that_has_them() -> None:
     match = Match("m", Template((first.target, second.target)), (first, second))
     made = plan(match, [{"a": one_chunk(VALUES)}, {"b": one_chunk(VALUES)}])
     sources = [Memory({"f": VALUES.tobytes()}), Memory({"f": (VALUES * 2).tobytes()})]
-    (finished,) = execute(made, sources, 2)
+    (finished,) = execute(made, sources)
     np.testing.assert_array_equal(finished.arrays[0], VALUES)
     np.testing.assert_array_equal(finished.arrays[1], VALUES * 2)
 
@@ -147,11 +150,22 @@ def test_leaves_come_from_the_source_that_has_them() -> None:
 # --- memory
 
 
+def memory_for(sizes: list[int], host: bool = True) -> list[np.ndarray]:
+    """Buffers for byte arrays that lie one after the other in a file."""
+    pairs, chunks, stop = [], {}, 0
+    for i, n in enumerate(sizes):
+        pair = leaf(f"l{i}", np.empty(n, np.uint8))
+        pairs.append(structs.replace(pair, target=structs.replace(pair.target, host=host)))
+        chunks[f"l{i}"] = (Chunk(Extent("f", stop, stop + n), ((0, n),)),) if n else ()
+        stop += n
+    (batch,) = planned(*pairs, **chunks).batches
+    memory = HostMemory(batch)
+    return [memory.array(i) for i in range(len(sizes))]
+
+
 def test_buffers_are_aligned_writable_and_apart() -> None:
-    sizes = [1, 63, 64, 65, SMALL_BYTES, SMALL_BYTES + 1, 0, 3] * 20
-    pairs = [leaf(f"l{i}", np.empty(n, np.uint8)) for i, n in enumerate(sizes)]
-    buffers = tuple(Buffer(p, p.target.boxes[0], p.entry.dtype) for p in pairs)
-    arrays = allocate(Batch((), buffers))
+    sizes = [1, 63, 64, 65, SMALL_BYTES, SMALL_BYTES + 1, 0, 3, SHARED_BYTES, SHARED_BYTES + 1] * 9
+    arrays = memory_for(sizes)
     spans = []
     for array, n in zip(arrays, sizes, strict=True):
         assert array.shape == (n,)
@@ -166,10 +180,8 @@ def test_buffers_are_aligned_writable_and_apart() -> None:
 
 def test_arenas_hold_no_more_than_they_must() -> None:
     """A few small leaves do not take a whole arena."""
-    pairs = [leaf(f"l{i}", np.empty(8, np.uint8)) for i in range(3)]
-    buffers = tuple(Buffer(p, p.target.boxes[0], p.entry.dtype) for p in pairs)
     bases = set()
-    for array in allocate(Batch((), buffers)):
+    for array in memory_for([8] * 3):
         root: Any = array
         while isinstance(root.base, np.ndarray):
             root = root.base
@@ -185,7 +197,7 @@ def test_batches_close_at_their_size_and_come_in_order(monkeypatch: pytest.Monke
     source = Watched(Memory({"f": VALUES.tobytes()}))
     names = [
         [buffer.pair.target.name for buffer in finished.batch.buffers]
-        for finished in execute(made, [source], 2)
+        for finished in execute(made, [source])
     ]
     assert names == [["l0", "l1"], ["l2", "l3"], ["l4"]]
 
@@ -197,21 +209,21 @@ def test_the_next_batch_is_read_while_one_is_out_and_no_further(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("templax._plan.BATCH_BYTES", 1)
-    pairs = [leaf(f"l{i}", VALUES) for i in range(6)]
-    made = planned(*pairs, **{p.target.name: one_chunk(VALUES) for p in pairs})
+    pairs = [leaf(f"l{i}", VALUES) for i in range(9)]
+    made = planned(*pairs, threads=1, **{p.target.name: one_chunk(VALUES) for p in pairs})
     source = Watched(Memory({"f": VALUES.tobytes()}))
-    with closing(execute(made, [source], 1)) as finished:
+    with closing(execute(made, [source])) as finished:
         next(finished)
-        assert len(source.reads) <= 2
+        assert len(source.reads) <= IN_FLIGHT
         next(finished)
-        assert len(source.reads) <= 3
-    assert len(source.reads) <= 3  # a consumer that stops is not read for
+        assert len(source.reads) <= IN_FLIGHT + 1
+    assert len(source.reads) <= IN_FLIGHT + 1  # a consumer that stops is not read for
 
 
 def test_a_consumer_that_stops_early_ends_the_threads() -> None:
     """As `restore` does when placing fails: it closes what it has not finished."""
     made = planned(leaf("w", VALUES), w=one_chunk(VALUES))
-    finished = execute(made, [Memory({"f": VALUES.tobytes()})], 4)
+    finished = execute(made, [Memory({"f": VALUES.tobytes()})])
     next(finished)
     finished.close()
     assert not [t for t in threading.enumerate() if t.name.startswith("templax")]
@@ -264,7 +276,7 @@ def test_of_several_errors_the_first_of_the_plan_is_raised() -> None:
     source = Memory({"f0": VALUES.tobytes()})
     for _ in range(5):
         with pytest.raises(Damaged, match="`l1`"):
-            done(planned(*pairs, **chunks), source, threads=1)
+            done(planned(*pairs, threads=1, **chunks), source)
 
 
 def test_what_has_not_begun_when_an_error_comes_is_not_read() -> None:
@@ -278,7 +290,7 @@ def test_what_has_not_begun_when_an_error_comes_is_not_read() -> None:
 
     source = Watched(Memory({}), fault)
     with pytest.raises(SourceError) as caught:
-        done(planned(*pairs, **chunks), source, threads=1)
+        done(planned(*pairs, threads=1, **chunks), source)
     assert str(caught.value) == "can't read `f00`: gone"
     assert len(source.reads) < 50
 
@@ -293,11 +305,11 @@ def test_an_error_of_a_later_batch_comes_after_the_batches_before_it(
         good=one_chunk(VALUES),
         bad=(Chunk(Extent("gone", 0, 96), whole(VALUES.shape)),),
     )
-    finished = execute(made, [Memory({"f": VALUES.tobytes()})], 2)
+    finished = execute(made, [Memory({"f": VALUES.tobytes()})])
     assert shape_of(next(finished).batch.buffers[0].box) == (4, 6)
     with pytest.raises(Damaged, match="`bad`"):
         next(finished)
 
 
 def test_nothing_to_read_starts_no_thread() -> None:
-    assert list(execute(Plan(Match("m", Template(())), ()), [], 2)) == []
+    assert list(execute(Plan(Match("m", Template(())), ()), [])) == []

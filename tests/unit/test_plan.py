@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,10 @@ from hypothesis import strategies as st
 from templax import Damaged, SourceError
 from templax._boxes import Box, intersect, shape_of, size_of, slices, whole
 from templax._catalog import Chunk, Extent, LeafEntry
-from templax._execute import ALIGN, allocate, execute
+from templax._execute import execute
 from templax._match import Match, Pair
+from templax._memory import HostMemory
+from templax._parts import ALIGN
 from templax._plan import GAP_BYTES, Plan, plan
 from templax._template import Target, Template
 from templax.sources import Memory
@@ -116,7 +119,7 @@ def test_a_plan_done_equals_slicing(restore: Any, threads: int) -> None:
     values, made, source = restore
     by_name = {p.target.name: v for p, v in zip(made.match.pairs, values, strict=True)}
     done = 0
-    for finished in execute(made, [source], threads):
+    for finished in execute(replace(made, threads=threads), [source]):
         for buffer, array in zip(finished.batch.buffers, finished.arrays, strict=True):
             want = by_name[buffer.pair.target.name][slices(buffer.box)]
             assert array.dtype == buffer.dtype
@@ -157,12 +160,13 @@ def test_a_leaf_in_part_reads_that_part_only() -> None:
     made = plan(Match("m", Template((target,)), (Pair(target, entry),)), [{"w": (chunk,)}])
     (op,) = made.batches[0].reads
     assert (op.start, op.stop) == (64 + 320, 64 + 640)
-    assert op.parts[0].direct
+    assert op.parts[0].direct == 0
 
 
 def test_buffers_start_at_64_byte_boundaries_and_share_no_memory() -> None:
     made, _ = _simple(200, 0)
-    arrays = allocate(made.batches[0])
+    memory = HostMemory(made.batches[0])
+    arrays = [memory.array(i) for i in range(200)]
     addresses = [a.ctypes.data for a in arrays]
     assert all(address % ALIGN == 0 for address in addresses)
     assert len(set(addresses)) == len(addresses)
@@ -178,14 +182,14 @@ def test_the_first_error_cancels_the_rest_and_leaves_no_thread() -> None:
         raise SourceError(f"can't read `{key}`: gone")
 
     with pytest.raises(SourceError, match="gone"):
-        list(execute(made, [Watched(source, fault)], 2))
+        list(execute(replace(made, threads=2), [Watched(source, fault)]))
     assert set(threading.enumerate()) == before
 
 
 def test_a_file_shorter_than_its_chunk_names_leaf_file_and_bytes() -> None:
     made, _ = _simple(3, GAP_BYTES + 1)
     with pytest.raises(Damaged) as caught:
-        list(execute(made, [Memory({"f": b"\0"})], 1))
+        list(execute(made, [Memory({"f": b"\0"})]))
     error = caught.value
     assert (error.leaf, error.file) == ("l1", "f")
     assert str(error) == (

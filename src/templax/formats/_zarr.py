@@ -83,7 +83,8 @@ def locate(
         if not chunks:
             missing = [tuple((0, n) for n in array.shape)]
         extent = Extent(index or prefix.rstrip("/"), 0, len(element), element)
-        chunks += [Chunk(extent, box, ("fill",)) for box in missing]
+        checked = index is not None  # so is the metadata that the fill value is from
+        chunks += [Chunk(extent, box, ("fill",), "C", checked) for box in missing]
     return tuple(chunks)
 
 
@@ -114,7 +115,8 @@ def _resolve(
     """The chunks in one value; boxes of inner chunks that a shard does not hold go to `missing`."""
     if sharding is None:
         _check_length(extent, math.prod(b - a for a, b in box) * array.dtype.itemsize, codecs)
-        yield Chunk(extent, box, codecs, array.order)
+        checked = extent.inline is not None or "crc32c" in codecs  # an OCDBT node is checksummed
+        yield Chunk(extent, box, codecs, array.order, checked)
         return
     corner = tuple(a for a, _ in box)
     grid = tuple((b - a) // c for (a, b), c in zip(box, sharding.chunk_shape, strict=True))

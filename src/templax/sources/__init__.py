@@ -40,6 +40,11 @@ class Source(Protocol):
 
     url: str
 
+    @property
+    def maps(self) -> bool:
+        """Whether `view` serves: it never does where a page fault is a request to a network."""
+        ...
+
     def children(self, prefix: str = "") -> Iterator[ObjectInfo]:
         """Objects and directories directly below `prefix` ("" or ending in `/`), sorted by key.
 
@@ -71,6 +76,18 @@ class Source(Protocol):
             NotFound: No such object.
             Damaged: The object is shorter than `stop`; nothing was allocated.
             SourceError: The store failed, or the object changed since it was first read.
+        """
+        ...
+
+    def view(self, key: str, start: int, stop: int) -> memoryview | None:
+        """Bytes of an object as a private, writable mapping; None where `maps` is False.
+
+        The store's bytes stay as they are whatever is written to it. But what others do to the
+        file shows through: rewritten in place, the bytes change; cut, touching them kills the
+        process.
+
+        Raises:
+            NotFound, Damaged, SourceError: As `read`.
         """
         ...
 

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import errno
+import functools
+import mmap
 import os
+import re
 import threading
+import weakref
 from collections.abc import Iterator
 
 import numpy as np
@@ -13,6 +17,28 @@ from .._errors import Damaged, NotFound, SourceError
 from . import ObjectInfo
 
 Version = tuple[int, int, int, int]
+
+
+# Local ones only: over a network each fault is a request for 4 KiB.
+_MAPPABLE = frozenset(
+    ("btrfs", "erofs", "ext2", "ext3", "ext4", "f2fs", "overlay", "squashfs", "tmpfs", "xfs", "zfs")
+)
+
+
+def _file_system(path: str) -> str | None:
+    """Type of the file system that holds `path`, as Linux names it; None if nobody says."""
+    try:
+        with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+            lines = [line.split() for line in file]
+    except OSError:
+        return None
+    types: dict[str, str] = {}
+    for fields in lines:  # proc_pid_mountinfo(5); of two mounts at one place the last counts
+        types[re.sub(r"\\(\d{3})", lambda m: chr(int(m[1], 8)), fields[4])] = fields[
+            fields.index("-") + 1
+        ]
+    holding = [at for at in types if path == at or path.startswith(at.rstrip("/") + "/")]
+    return types[max(holding, key=len)] if holding else None
 
 
 def _version(stat: os.stat_result) -> Version:
@@ -34,6 +60,7 @@ class Local:
             self.url = self._root  # its name tells: a step's number, a save that never finished
         self._versions: dict[str, Version] = {}
         self._lock = threading.Lock()
+        self._maps: weakref.WeakValueDictionary[str, mmap.mmap] = weakref.WeakValueDictionary()
 
     def __repr__(self) -> str:
         return f"Local({self.url!r})"
@@ -86,27 +113,9 @@ class Local:
     def read(
         self, key: str, start: int = 0, stop: int | None = None, out: memoryview | None = None
     ) -> memoryview:
+        fd = self._open(key)
         try:
-            fd = os.open(self._path(key), os.O_RDONLY | os.O_CLOEXEC)
-        except (FileNotFoundError, NotADirectoryError) as error:
-            raise NotFound("Expected a file, found none", file=key or self.url) from error
-        except (OSError, ValueError) as error:
-            raise self._failed(key, error) from error
-        try:
-            version = _version(os.fstat(fd))
-            with self._lock:
-                known = self._versions.setdefault(key, version)
-            if known != version:
-                raise SourceError(f"file `{key}` of {self.url} changed while it was read")
-            size = version[2]
-            stop = size if stop is None else stop
-            if not 0 <= start <= stop <= size:
-                raise Damaged(
-                    f"Expected at least {stop} bytes, the file has {size}",
-                    file=key,
-                    start=start,
-                    stop=stop,
-                )
+            version, stop = self._checked(fd, key, start, stop)
             if out is None:
                 out = memoryview(np.empty(stop - start, np.uint8))
             view = out.cast("B") if out.ndim != 1 or out.format != "B" else out
@@ -119,6 +128,54 @@ class Local:
             if _version(os.fstat(fd)) != version:
                 raise SourceError(f"file `{key}` of {self.url} changed while it was read")
             return out
+        except OSError as error:
+            if isinstance(error, SourceError):
+                raise
+            raise self._failed(key, error) from error
+        finally:
+            os.close(fd)
+
+    def _open(self, key: str) -> int:
+        try:
+            return os.open(self._path(key), os.O_RDONLY | os.O_CLOEXEC)
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise NotFound("Expected a file, found none", file=key or self.url) from error
+        except (OSError, ValueError) as error:
+            raise self._failed(key, error) from error
+
+    def _checked(self, fd: int, key: str, start: int, stop: int | None) -> tuple[Version, int]:
+        """The version of an open file, if it is the one seen first and has the bytes."""
+        version = _version(os.fstat(fd))
+        with self._lock:
+            known = self._versions.setdefault(key, version)
+        if known != version:
+            raise SourceError(f"file `{key}` of {self.url} changed while it was read")
+        size = version[2]
+        stop = size if stop is None else stop
+        if not 0 <= start <= stop <= size:
+            what = f"Expected at least {stop} bytes, the file has {size}"
+            raise Damaged(what, file=key, start=start, stop=stop)
+        return version, stop
+
+    @functools.cached_property
+    def maps(self) -> bool:
+        return _file_system(os.path.realpath(self._root)) in _MAPPABLE
+
+    def view(self, key: str, start: int, stop: int) -> memoryview | None:
+        if not self.maps:
+            return None
+        fd = self._open(key)
+        try:
+            self._checked(fd, key, start, stop)
+            with self._lock:
+                mapped = self._maps.get(key)
+                if mapped is None:
+                    # Writable, so that a program that writes to the memory (a donated array)
+                    # changes its own pages, not the file; nothing is set aside for that.
+                    flags = mmap.MAP_PRIVATE | getattr(mmap, "MAP_NORESERVE", 0)
+                    mapped = mmap.mmap(fd, 0, flags, mmap.PROT_READ | mmap.PROT_WRITE)
+                    self._maps[key] = mapped
+            return memoryview(mapped)[start:stop]
         except OSError as error:
             if isinstance(error, SourceError):
                 raise

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+import numpy as np
+
 from .._errors import Damaged, NotFound
 from . import ObjectInfo
 
@@ -17,6 +19,8 @@ class Memory:
     >>> [info.key for info in source.children()]
     ['a/']
     """
+
+    maps = True
 
     def __init__(self, objects: Mapping[str, bytes], root: str = ""):
         self.url = f"memory://{root.rstrip('/')}"
@@ -66,6 +70,11 @@ class Memory:
             return memoryview(data)[start:stop]
         out.cast("B")[:] = memoryview(data)[start:stop]
         return out
+
+    def view(self, key: str, start: int, stop: int) -> memoryview:
+        aligned = np.empty(stop - start + 64, np.uint8)
+        first = -aligned.ctypes.data % 64
+        return self.read(key, start, stop, memoryview(aligned)[first : first + stop - start])
 
     def at(self, key: str) -> Memory:
         parts = self._root.rstrip("/").split("/") if self._root else []

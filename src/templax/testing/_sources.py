@@ -58,6 +58,13 @@ class Watched:
             self.fault(self.root + key, start, stop)
         return self.source.read(key, start, stop, out)
 
+    @property
+    def maps(self) -> bool:
+        return self.source.maps
+
+    def view(self, key: str, start: int, stop: int) -> memoryview | None:
+        return self.source.view(key, start, stop)
+
     def at(self, key: str) -> Watched:
         root = "" if key == ".." else f"{self.root}{key.rstrip('/')}/"
         return Watched(self.source.at(key), self.fault, self.reads, root)

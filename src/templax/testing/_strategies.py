@@ -235,7 +235,7 @@ def _perturb(draw: Any, template: PyTree) -> Perturbed:
     key = draw(st.sampled_from(sorted(node, key=str)))
     prefix = "".join(f"{step}." for step in path)
     fresh = 99 if isinstance(key, int) else "another"
-    below = [name.removeprefix(".") for name in _below(node[key])]
+    below = _below(node[key])
 
     def under(head: Any) -> set[str]:
         return {f"{prefix}{head}{'.' if name else ''}{name}" for name in below}

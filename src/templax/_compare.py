@@ -1,0 +1,158 @@
+"""What `check`, `plan` and `restore` share: checkpoints opened, and matched with a template."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal, Union
+
+from msgspec import structs
+
+from ._catalog import Catalog, Chunk
+from ._dtypes import CASTS, Cast, holds
+from ._errors import Mismatch, NotFound, TemplaxError, UsageError
+from ._execute import execute
+from ._hints import with_hints
+from ._match import Match, Options, Side, match
+from ._names import Rename
+from ._plan import plan
+from ._template import Template
+from .formats import open_catalog
+from .sources import Source, open_source
+
+if TYPE_CHECKING:
+    from ._recipe import Recipe
+
+PyTree = Any
+Checkpoint = Union[str, "os.PathLike[str]", Source, Catalog, "Recipe"]
+
+
+def opened(checkpoint: Checkpoint, uncommitted: Literal["error", "allow"] = "error") -> Catalog:
+    """The catalog of whatever a caller gave; see `templax.open`."""
+    if isinstance(checkpoint, Catalog):
+        return checkpoint
+    if uncommitted not in ("error", "allow"):
+        raise UsageError(f'Expected uncommitted="error" or "allow", got {uncommitted!r}')
+    if isinstance(checkpoint, (str, os.PathLike, Source)):
+        return open_catalog(open_source(checkpoint), uncommitted=uncommitted)
+    from ._recipe import Recipe
+
+    if isinstance(checkpoint, Recipe):
+        return checkpoint.catalog()
+    raise UsageError(
+        f"Expected a path, Source, Catalog or Recipe as checkpoint, got {type(checkpoint).__name__}"
+    )
+
+
+def matched(
+    checkpoint: Checkpoint,
+    template: Template,
+    at: str,
+    rename: Rename | None,
+    missing: Literal["error", "keep"] | Checkpoint,
+    extra: Literal["error", "ignore"],
+    cast: Cast,
+    took: dict[str, float] | None = None,
+) -> tuple[Sequence[Catalog], Match]:
+    """The catalogs involved, and the match with hints.
+
+    Args:
+        took: Gets the seconds of the stages `open` and `match`.
+        others: As of `restore`.
+    """
+    begin = time.perf_counter()
+    if not isinstance(at, str):
+        raise UsageError(f"Expected at= the name of a subtree (str), got {at!r}")
+    if extra not in ("error", "ignore"):
+        raise UsageError(f'Expected extra="error" or "ignore", got {extra!r}')
+    if cast not in CASTS:
+        raise UsageError(f"Expected cast= one of {', '.join(CASTS)}, got {cast!r}")
+    if not (rename is None or callable(rename) or _is_mapping_of_names(rename)):
+        raise UsageError(f"Expected rename= a dict of names (str) or a function, got {rename!r}")
+    catalogs = [opened(checkpoint)]
+    keep = isinstance(missing, str) and missing == "keep"
+    if not keep and not (isinstance(missing, str) and missing == "error"):
+        catalogs.append(_open_missing(missing))
+    opened_at = time.perf_counter()
+    sides = [Side(c.entries, c.empties) for c in catalogs]
+    fallback = sides[1] if len(sides) == 2 else None
+
+    def compared(options: Options, template: Template) -> Match:
+        return match(catalogs[0].url, sides[0], template, options, fallback)
+
+    def tried(options: Options, template: Template) -> Match:
+        found = compared(options, template)
+        try:
+            return _numbers_fit(catalogs, found)
+        except TemplaxError:  # a hint that is tried must not fail for what it would find
+            return found
+
+    options = Options(at, rename, "keep" if keep else "error", extra, cast)
+    result = _numbers_fit(catalogs, compared(options, template))
+    if took is not None:
+        took |= {"open": opened_at - begin, "match": time.perf_counter() - opened_at}
+    return catalogs, result if result.ok else with_hints(result, sides[0], options, tried)
+
+
+def _is_mapping_of_names(rename: object) -> bool:
+    return isinstance(rename, Mapping) and all(
+        isinstance(old, str) and isinstance(new, str) for old, new in rename.items()
+    )
+
+
+def _open_missing(missing: Checkpoint) -> Catalog:
+    try:
+        return opened(missing)
+    except NotFound as error:
+        if isinstance(missing, str) and missing.isidentifier():
+            raise UsageError(
+                f'Expected missing="error", "keep" or a checkpoint, got {missing!r},'
+                " where there is nothing"
+            ) from error
+        raise
+
+
+def _numbers_fit(catalogs: Sequence[Catalog], found: Match) -> Match:
+    """The match with a mismatch for each Python int that its integer target can't hold.
+
+    The index of a checkpoint holds such numbers itself, as a rule, so this reads next to nothing.
+    """
+    pairs = [p for p in found.pairs if p.by_value]
+    if not pairs:
+        return found
+    as_stored = [
+        structs.replace(p, target=structs.replace(p.target, dtype=p.entry.dtype, boxes=((),)))
+        for p in pairs
+    ]
+    wrong: list[Mismatch] = []
+    values: dict[str, int] = {}
+    asked = replace(found, pairs=tuple(as_stored))
+    sources = [catalog.source for catalog in catalogs]
+    with closing(execute(plan(asked, located(catalogs, asked)), sources)) as finished:
+        for done in finished:
+            for buffer, array in zip(done.batch.buffers, done.arrays, strict=True):
+                values[buffer.pair.target.name] = int(array[()])
+    for pair in pairs:
+        target, value = pair.target, values[pair.target.name]
+        if not holds(target.dtype, value):
+            note = f"the number is {value}"
+            wrong.append(
+                Mismatch("dtype", target.name, target.dtype_name, pair.entry.dtype_name, note=note)
+            )
+    if not wrong:
+        return found
+    order = {target.name: i for i, target in enumerate(found.template.targets)}
+    merged = sorted([*found.mismatches, *wrong], key=lambda m: order.get(m.name, len(order)))
+    return replace(found, mismatches=tuple(merged))
+
+
+def located(catalogs: Sequence[Catalog], found: Match) -> list[Mapping[str, tuple[Chunk, ...]]]:
+    """Of each catalog: name → chunks, of every leaf that a match pairs."""
+    chunks: list[Mapping[str, tuple[Chunk, ...]]] = []
+    for i, catalog in enumerate(catalogs):
+        mine = [pair.entry for pair in found.pairs if pair.fallback == bool(i)]
+        chunks.append(catalog.locate(entry for entry in mine if entry.kind != "string"))
+    return chunks
