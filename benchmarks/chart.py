@@ -73,7 +73,9 @@ def drawn(outcomes: Sequence[Outcome], about: dict[str, str]) -> str:
 
 
 def _ratios(outcome: Outcome) -> list[tuple[Row, Summary | None]]:
-    """Rows below the first, which is the line at 1."""
+    """Rows below the first, which is the line at 1: none if there is no such line."""
+    if outcome.rows[0].trouble:
+        return []
     return [(row, outcome.ratio(row)) for row in outcome.rows[1:]]
 
 
@@ -86,7 +88,7 @@ def _axis(x: Callable[[float], float], ticks: Iterable[float], height: int) -> I
 
 def _heading(outcome: Outcome, y: float) -> Iterator[str]:
     first = outcome.rows[0]
-    took = f"failed: {first.library}" if first.trouble else f"{first.seconds.median:.3g} s"
+    took = _short(first.trouble, 60) if first.trouble else f"{first.seconds.median:.3g} s"
     yield _text(16, y, outcome.workload, "name")
     yield _text(
         _LEFT, y, f"{outcome.about}; {size(outcome.nbytes)}; {first.library} {took}", "faint"
@@ -96,7 +98,7 @@ def _heading(outcome: Outcome, y: float) -> Iterator[str]:
 def _bar(x: Callable[[float], float], y: float, row: Row, ratio: Summary | None) -> Iterator[str]:
     yield _text(_LEFT - 10, y + 11, row.library, "", "end")
     if ratio is None:
-        yield _text(_LEFT + 6, y + 11, _short(row.trouble or "no ratio"), "faint")
+        yield _text(_LEFT + 6, y + 11, _short(row.trouble, 90), "faint")
         return
     kind = "limit" if row.library.startswith(("limit", "floor")) else "peer"
     start, end = sorted((x(1), x(ratio.median)))
@@ -115,8 +117,8 @@ def _bar(x: Callable[[float], float], y: float, row: Row, ratio: Summary | None)
     yield _text(max(end, q3, x(1)) + 6, y + 11, label + (" *" if row.own_file else ""))
 
 
-def _short(text: str) -> str:
-    return text if len(text) <= 90 else text[:89] + "…"
+def _short(text: str, length: int) -> str:
+    return text if len(text) <= length else text[: length - 1] + "…"
 
 
 def _text(x: float, y: float, text: str, kind: str = "", anchor: str = "start") -> str:

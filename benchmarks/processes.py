@@ -15,7 +15,7 @@ from typing import Any
 
 from .files import files_under
 from .libraries import LIBRARIES
-from .worker import Sample, Wrong, file_of, save, serve
+from .worker import Sample, Wrong, file_of, save, serve, xla_flags
 from .workloads import WORKLOADS, Workload
 
 ROOT = Path(__file__).parents[1]
@@ -99,7 +99,11 @@ class FreshWorker:
             *(str(directory), str(scale), workload.name, library),
         ]
         path = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-        self._env = {**os.environ, "PYTHONPATH": os.pathsep.join(path)}
+        self._env = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(path),
+            "XLA_FLAGS": xla_flags(workload.devices),
+        }
         self.nbytes = 0
         self.notes: list[str] = []
 

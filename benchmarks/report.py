@@ -38,11 +38,7 @@ def markdown(outcome: Outcome) -> str:
 
 
 def size(nbytes: float) -> str:
-    """Bytes in the unit that suits them.
-
-    >>> size(1536), size(3 << 29)
-    ('1.5 KiB', '1.5 GiB')
-    """
+    """Bytes in the unit that suits them."""
     power = min(3, int(math.log2(nbytes) // 10)) if nbytes >= 1 else 0
     return f"{nbytes / (1 << 10 * power):.4g} {('B', 'KiB', 'MiB', 'GiB')[power]}"
 

@@ -214,7 +214,7 @@ class _Answers:
         self.devices = workload.devices
 
     def __enter__(self) -> None:
-        use_devices(self.devices)
+        os.environ["XLA_FLAGS"] = xla_flags(self.devices)
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
         if isinstance(error, Exception):
@@ -232,8 +232,8 @@ def said(error: Exception) -> tuple[str, str]:
     return "failed", f"{type(error).__name__}: {first}"[:200]
 
 
-def use_devices(count: int) -> None:
-    """Simulated CPU devices for this process, which must not have started JAX yet."""
+def xla_flags(devices: int) -> str:
+    """XLA_FLAGS for a process with so many simulated CPU devices, to be set before JAX starts."""
     force = "--xla_force_host_platform_device_count"
     flags = [f for f in os.environ.get("XLA_FLAGS", "").split() if not f.startswith(force)]
-    os.environ["XLA_FLAGS"] = " ".join([*flags, f"{force}={count}"])
+    return " ".join([*flags, f"{force}={devices}"])
