@@ -64,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
         help=f"{', '.join(LIBRARIES)}; the first is what the others are divided by;"
         " `default`, alone or among others: what the workload names",
     )
-    parser.add_argument("--pairs", type=int, default=9, help="timed rounds; default: 9")
+    parser.add_argument("--pairs", type=_rounds, default=9, help="timed rounds; default: 9")
     parser.add_argument("--scale", type=float, default=1.0, help="of the bytes; default: 1")
     parser.add_argument(
         "--cold", action="store_true", help="drop the files from the page cache before each sample"
@@ -74,6 +74,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--markdown", metavar="FILE", help="the tables, for documents")
     parser.add_argument("--dir", help="where checkpoints are written and removed again")
     return parser
+
+
+def _rounds(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"Expected at least one round, got {text}")
+    return int(text)
 
 
 def _one_of(known: dict[str, object] | dict[str, Workload], what: str) -> Callable[[str], str]:

@@ -13,6 +13,7 @@ from typing import Any
 PyTree = Any
 
 ORBAX = ("orbax-pytree", "orbax-standard", "orbax-v1")
+MAPPED = ("templax-mapped", "templax-touched")
 LIMITS = ("limit-pread", "limit-decode", "limit-put")
 _COMPRESSED = ("templax", *ORBAX, *LIMITS)
 
@@ -185,14 +186,14 @@ WORKLOADS = {
             "tree-raw",
             "the same tree, saved by Orbax without compression",
             "orbax-raw",
-            ("templax", "templax-mapped", *ORBAX, "limit-pread", "limit-put"),
+            ("templax", *MAPPED, *ORBAX, "limit-pread", "limit-put"),
             _transformer,
         ),
         Workload(
             "tree-safetensors",
             "the same tree in one safetensors file",
             "safetensors",
-            ("templax", "templax-mapped", "safetensors", "limit-pread", "limit-put"),
+            ("templax", *MAPPED, "safetensors", "limit-pread", "limit-put"),
             _transformer,
         ),
         Workload("small", "leaves of 256 float32, saved by Orbax", "orbax", _COMPRESSED, _small),
@@ -200,7 +201,7 @@ WORKLOADS = {
             "small-safetensors",
             "the same leaves in one safetensors file",
             "safetensors",
-            ("templax", "templax-mapped", "safetensors", "limit-pread", "limit-put"),
+            ("templax", *MAPPED, "safetensors", "limit-pread", "limit-put"),
             _small,
         ),
         Workload(
