@@ -13,7 +13,9 @@ _WIDTH, _LEFT, _RIGHT = 860, 150, 90
 _ROW, _GAP, _TOP = 20, 40, 100
 _TICKS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500)
 
+# Its own page lies below it: not every viewer knows `prefers-color-scheme`.
 _STYLE = """
+.page { fill: #ffffff }
 text { font: 12px system-ui, sans-serif; fill: #24292f }
 .title { font-size: 15px; font-weight: 600 }
 .name { font-weight: 600 }
@@ -24,6 +26,7 @@ text { font: 12px system-ui, sans-serif; fill: #24292f }
 .limit { fill: #8c959f }
 .whisker { stroke: #24292f; stroke-width: 1.2 }
 @media (prefers-color-scheme: dark) {
+  .page { fill: #0d1117 }
   text { fill: #e6edf3 }
   .faint { fill: #9198a1 }
   .one, .whisker { stroke: #e6edf3 }
@@ -66,6 +69,7 @@ def drawn(outcomes: Sequence[Outcome], about: dict[str, str]) -> str:
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}"'
             f' width="{_WIDTH}" height="{height}" role="img" aria-label="Restore times, ratios">',
             f"<style>{_STYLE}</style>",
+            '<rect class="page" width="100%" height="100%" rx="6"/>',
             *body,
             "</svg>\n",
         ]
