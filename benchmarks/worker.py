@@ -1,65 +1,29 @@
-"""The processes that do the work: one that saves, and one per library, which restores on command.
+"""What runs in the other processes: one that saves, and one per library, which restores on command.
 
-A library is a function that imports what it needs and returns `restore(path, template)`.
+They answer with `(word, ...)`; what ends one of them comes as `("failed", reason)`, or as
+`("wrong", reason)` when a result is not what was saved.
 """
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import gc
 import hashlib
 import json
+import os
 import time
 import traceback
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
-from .workloads import WARM_UP, WORKLOADS, PyTree, Workload, values
-
-Restore = Callable[[Path, PyTree], PyTree]
-
-
-def _templax() -> Restore:
-    import templax as tx
-
-    return tx.restore
-
-
-def _orbax_pytree() -> Restore:
-    import orbax.checkpoint as ocp
-
-    checkpointer = ocp.PyTreeCheckpointer()
-
-    def restore(path: Path, template: PyTree) -> PyTree:
-        args = ocp.checkpoint_utils.construct_restore_args(template)
-        return checkpointer.restore(path, item=template, restore_args=args)
-
-    return restore
-
-
-def _orbax_standard() -> Restore:
-    import orbax.checkpoint as ocp
-
-    return ocp.StandardCheckpointer().restore
-
-
-def _orbax_v1() -> Restore:
-    from orbax.checkpoint.experimental import v1
-
-    def restore(path: Path, template: PyTree) -> PyTree:
-        return v1.load(path, template, checkpointable_name=None)
-
-    return restore
-
-
-LIBRARIES: dict[str, Callable[[], Restore]] = {
-    "templax": _templax,
-    "orbax-pytree": _orbax_pytree,
-    "orbax-standard": _orbax_standard,
-    "orbax-v1": _orbax_v1,
-}
+from .libraries import LIBRARIES, Job, Library, Restore
+from .workloads import WARM_UP, WORKLOADS, PyTree, Workload, named, values
 
 
 @dataclass(frozen=True)
@@ -67,77 +31,168 @@ class Sample:
     """One restore.
 
     Attributes:
-        seconds: From the call until every leaf is ready.
+        seconds: From the call until every leaf is ready; of a fresh process, of all of it.
         cpu_s: Of all threads, user and system.
-        peak_bytes: Highest resident set during it, beyond that of the process before its first.
+        peak_rss_bytes: Highest resident set during it, beyond that of the process before its
+            first; of a fresh process, in all.
+        read_bytes: What its read calls returned, from the page cache or not (`rchar`).
+        disk_bytes: What the kernel read from the disk for it, mapped files included.
+        peak_anon_bytes: As `peak_rss_bytes`, of memory that no file backs. Only of untimed samples.
     """
 
     seconds: float
     cpu_s: float
-    peak_bytes: int
+    peak_rss_bytes: int
+    read_bytes: int
+    disk_bytes: int
+    peak_anon_bytes: int | None = None
 
 
-def save(pipe: Connection, directory: Path, name: str) -> None:
-    """Writes the checkpoint, the warm-up one and the leaves' hashes; sends (leaves, bytes)."""
-    with _Reports(pipe):
+class Wrong(Exception):
+    """A result that is not what was saved."""
+
+
+def file_of(directory: Path, workload: Workload, kind: str) -> Path:
+    return directory / f"{workload.name}.{kind}"
+
+
+def job_for(directory: Path, workload: Workload, scale: float, library: Library) -> Job:
+    path = file_of(directory, workload, library.kind(workload))
+    return Job(path, workload, scale, library.uncast)
+
+
+def save(pipe: Connection, directory: Path, name: str, scale: float, kinds: Sequence[str]) -> None:
+    """Writes a workload and the warm-up in some kinds, and the hashes of what to expect."""
+    workload = WORKLOADS[name]
+    with _Answers(pipe, workload):
         import jax
 
-        for workload in (WARM_UP, WORKLOADS[name]):
-            tree = values(workload.template())
-            workload.save(directory / workload.name, tree)
-            (directory / f"{workload.name}.json").write_text(json.dumps(_hashes(tree)))
-        leaves = jax.tree.leaves(tree)
-        pipe.send((len(leaves), sum(leaf.nbytes for leaf in leaves)))
+        from .files import WRITERS
+
+        warm_up = values(WARM_UP.stored(scale))
+        template = workload.stored(scale)
+        tree = values(template)
+        for kind in kinds:
+            WRITERS[kind](file_of(directory, WARM_UP, kind), warm_up)
+            WRITERS[kind](file_of(directory, workload, kind), tree)
+        _expect(directory, tree, template, uncast=True)
+        wanted = workload.wanted(template)
+        leaves = named(tree)
+        asked = {key: leaves[key].astype(t.dtype) for key, t in named(wanted).items()}
+        asked = jax.tree.unflatten(jax.tree.structure(wanted), list(asked.values()))
+        _expect(directory, asked, wanted, uncast=False)
+        count = len(jax.tree.leaves(wanted))
+        pipe.send(("saved", count, sum(leaf.nbytes for leaf in jax.tree.leaves(asked))))
 
 
-def serve(pipe: Connection, directory: Path, name: str, library: str) -> None:
-    """Restores at each command: `"check"` compares the result, `"time"` does not, `"stop"` ends."""
-    with _Reports(pipe), warnings.catch_warnings():
+def serve(pipe: Connection, directory: Path, name: str, scale: float, library: str) -> None:
+    """Restores at each command: `"check"` compares the result, `"time"` does not, `"stop"` ends.
+
+    Before that it warms up, and at the first command, `"open"`, prepares the workload.
+    """
+    workload = WORKLOADS[name]
+    with _Answers(pipe, workload), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        restore = LIBRARIES[library]()
-        _measure(restore, directory, WARM_UP, rss=0, check=True)
+        peer = LIBRARIES[library]
+        if not peer.limit:
+            import jax
+
+            warm_up = job_for(directory, replace(WARM_UP, kind=workload.kind), scale, peer)
+            _ = warm_up.template
+            jax.block_until_ready(peer.open(warm_up)())
+        pipe.send(("warm",))
+        if pipe.recv() == "stop":
+            return
+        job = job_for(directory, workload, scale, peer)
+        nbytes = job.nbytes
+        restore = peer.open(job)
+        if peer.limit:
+            _measure(restore, 0)  # it had no warm-up
         gc.collect()
-        rss = _status("VmRSS")
+        _trim()
+        rss = status("VmRSS")
+        pipe.send(("ready", nbytes, job.notes))
         while (command := pipe.recv()) != "stop":
-            check = command == "check"
-            pipe.send(_measure(restore, directory, WORKLOADS[name], rss=rss, check=check))
+            tree, sample = _measure(restore, rss)
+            pipe.send(("sample", sample))
+            if command == "check" and not peer.limit:
+                compare(directory, tree, job)
+            if command == "check":
+                pipe.send(("checked",))
+            del tree
 
 
-def _measure(
-    restore: Restore, directory: Path, workload: Workload, *, rss: int, check: bool
-) -> Sample:
+def _measure(restore: Restore, rss: int) -> tuple[PyTree, Sample]:
     import jax
 
-    path, template = directory / workload.name, workload.template()
-    gc.collect()
+    gc.collect()  # else a restore pays for one of everything before it
+    _trim()
     Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts anew
+    before = io()
     cpu, begin = time.process_time(), time.perf_counter()
-    tree = jax.block_until_ready(restore(path, template))
+    tree = jax.block_until_ready(restore())
     seconds, cpu_s = time.perf_counter() - begin, time.process_time() - cpu
-    peak = _status("VmHWM") - rss
-    if check:
-        expected = json.loads((directory / f"{workload.name}.json").read_text())
-        wrong = {key for key, value in _hashes(tree).items() ^ expected.items()}
-        if wrong:
-            raise AssertionError(f"{len(wrong)} leaves differ from what was saved: {min(wrong)}")
-    return Sample(seconds, cpu_s, peak)
+    peak, after = status("VmHWM") - rss, io()
+    read, disk = (after[key] - before[key] for key in ("rchar", "read_bytes"))
+    return tree, Sample(seconds, cpu_s, peak, read, disk)
 
 
-def _hashes(tree: PyTree) -> dict[str, str]:
-    """Name → dtype, shape and hash of the bytes of each leaf, which must be a `jax.Array`."""
+def _trim() -> None:
+    """Gives free memory back, as if this were the first restore of the process.
+
+    What glibc keeps of the restores before depends on the sizes of leaves and on which threads
+    allocated: it would count as growth here, and spare the first touch of fresh memory there.
+    """
+    with contextlib.suppress(AttributeError):  # another libc
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def compare(directory: Path, tree: PyTree, job: Job) -> None:
+    """Holds a result to what was saved: names, dtypes, shapes, shardings, hashes of the bytes.
+
+    Raises:
+        Wrong: Names a leaf.
+    """
     import jax
+
+    found, wanted = named(tree), named(job.template)
+    for name, leaf in found.items():
+        if not isinstance(leaf, jax.Array):
+            raise Wrong(f"{name} is a {type(leaf).__name__}")
+        sharding = wanted[name].sharding if name in wanted else leaf.sharding
+        if not leaf.sharding.is_equivalent_to(sharding, leaf.ndim):
+            raise Wrong(f"{name} has sharding {leaf.sharding}, asked for {sharding}")
+    expected = json.loads(_expected(directory, job.uncast).read_text())
+    if wrong := {key for key, _ in _hashes(found).items() ^ expected.items()}:
+        raise Wrong(f"{len(wrong)} leaves differ from what was saved: {min(wrong)}")
+
+
+def _expected(directory: Path, uncast: bool) -> Path:
+    return directory / ("stored.json" if uncast else "asked.json")
+
+
+def _expect(directory: Path, tree: PyTree, template: PyTree, *, uncast: bool) -> None:
+    import jax
+
+    assert [leaf.dtype for leaf in jax.tree.leaves(tree)] == [
+        leaf.dtype for leaf in jax.tree.leaves(template)
+    ]
+    _expected(directory, uncast).write_text(json.dumps(_hashes(named(tree))))
+
+
+def _hashes(leaves: dict[str, Any]) -> dict[str, str]:
+    """Name → dtype, shape and hash of the bytes."""
     import numpy as np
 
-    found = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        if not isinstance(leaf, jax.Array):
-            raise AssertionError(f"{jax.tree_util.keystr(path)} is a {type(leaf).__name__}")
+    def described(leaf: Any) -> str:
         digest = hashlib.sha256(np.asarray(leaf).reshape(-1).view(np.uint8)).hexdigest()
-        found[jax.tree_util.keystr(path)] = f"{leaf.dtype}{leaf.shape} {digest}"
-    return found
+        return f"{leaf.dtype}{leaf.shape} {digest}"
+
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        return dict(zip(leaves, pool.map(described, leaves.values()), strict=True))
 
 
-def _status(key: str) -> int:
+def status(key: str) -> int:
     """A line of /proc/self/status, in bytes."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(key + ":"):
@@ -145,16 +200,40 @@ def _status(key: str) -> int:
     raise KeyError(key)
 
 
-class _Reports:
-    """Sends the traceback of what ends a worker, as text: the exception may not pickle."""
+def io() -> dict[str, int]:
+    """/proc/self/io: bytes of this process and its threads so far."""
+    lines = Path("/proc/self/io").read_text().splitlines()
+    return {key: int(value) for key, value in (line.split(": ") for line in lines)}
 
-    def __init__(self, pipe: Connection) -> None:
+
+class _Answers:
+    """Sends what ends a worker as a line of text: the exception may not pickle."""
+
+    def __init__(self, pipe: Connection, workload: Workload) -> None:
         self.pipe = pipe
+        self.devices = workload.devices
 
     def __enter__(self) -> None:
-        pass
+        os.environ["XLA_FLAGS"] = xla_flags(self.devices)
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
         if isinstance(error, Exception):
-            self.pipe.send("".join(traceback.format_exception(error)))
+            if os.environ.get("BENCHMARKS_TRACEBACK"):
+                traceback.print_exception(error)
+            self.pipe.send(said(error))
         return isinstance(error, Exception)
+
+
+def said(error: Exception) -> tuple[str, str]:
+    """An exception as an answer: its first line, which tables have room for."""
+    if isinstance(error, Wrong):
+        return "wrong", str(error)
+    first = str(error).strip().partition("\n")[0]
+    return "failed", f"{type(error).__name__}: {first}"[:200]
+
+
+def xla_flags(devices: int) -> str:
+    """XLA_FLAGS for a process with so many simulated CPU devices, to be set before JAX starts."""
+    force = "--xla_force_host_platform_device_count"
+    flags = [f for f in os.environ.get("XLA_FLAGS", "").split() if not f.startswith(force)]
+    return " ".join([*flags, f"{force}={devices}"])
