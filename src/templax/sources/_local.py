@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import functools
 import mmap
 import os
 import re
@@ -60,6 +59,7 @@ class Local:
             self.url = self._root  # its name tells: a step's number, a save that never finished
         self._versions: dict[str, Version] = {}
         self._lock = threading.Lock()
+        self._mappable: bool | None = None
         self._maps: weakref.WeakValueDictionary[str, mmap.mmap] = weakref.WeakValueDictionary()
 
     def __repr__(self) -> str:
@@ -157,9 +157,11 @@ class Local:
             raise Damaged(what, file=key, start=start, stop=stop)
         return version, stop
 
-    @functools.cached_property
+    @property
     def maps(self) -> bool:
-        return _file_system(os.path.realpath(self._root)) in _MAPPABLE
+        if self._mappable is None:
+            self._mappable = _file_system(os.path.realpath(self._root)) in _MAPPABLE
+        return self._mappable
 
     def view(self, key: str, start: int, stop: int) -> memoryview | None:
         if not self.maps:
