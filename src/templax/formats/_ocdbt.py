@@ -6,6 +6,8 @@ are checked against the bytes that are there before memory or recursion follows 
 
 from __future__ import annotations
 
+import itertools
+import operator
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -85,12 +87,14 @@ def index(source: Source, prefix: str = "") -> Mapping[str, Extent]:
                 for child, common in reversed(children):
                     pending.append((child, height - 1, inherited + common))
             else:
-                for key, extent in _leaf(body, reference, prefix):
-                    entries[(inherited + key).decode()] = extent
-                    total += 1
-                    nbytes += len(inherited)
-                    if nbytes > _MAX_BYTES or total > _MAX_ENTRIES:
-                        raise _too_large(prefix)
+                keys, extents = _leaf(body, reference, prefix)
+                total += len(keys)
+                nbytes += len(keys) * len(inherited)
+                if nbytes > _MAX_BYTES or total > _MAX_ENTRIES:
+                    raise _too_large(prefix)
+                if inherited:
+                    keys = [inherited + key for key in keys]
+                entries.update(zip(map(bytes.decode, keys), extents, strict=True))
         except UnicodeDecodeError as error:
             raise Damaged(
                 "Expected keys in UTF-8, got other bytes", file=prefix + reference.file
@@ -170,14 +174,16 @@ class _Body:
         third = self.numbers(n).tolist() if tails else [0] * n
         if sum(shared) + sum(own) > MAX_METADATA:
             raise Damaged(f"Expected at most {MAX_METADATA} bytes of names, got more")
+        suffixes = self.raw(sum(own))
         names: list[bytes] = []
-        last = b""
+        last, at = b"", 0
         for prefix, suffix in zip(shared, own, strict=True):
             if prefix > len(last) or prefix + suffix > _MAX_NAME:
                 raise Damaged(
                     f"Expected a name that shares at most {len(last)} bytes, got {prefix}"
                 )
-            last = last[:prefix] + self.raw(suffix)
+            last = last[:prefix] + suffixes[at : at + suffix]
+            at += suffix
             names.append(last)
         return names, third
 
@@ -344,9 +350,10 @@ def _keys(body: _Body, interior: bool) -> tuple[list[bytes], list[int]]:
     if not 0 < n <= _MAX_NODE_ENTRIES:
         raise Damaged(f"Expected 1 to {_MAX_NODE_ENTRIES} entries, got {n}")
     keys, commons = body.names(n, tails=interior)
-    for last, key, common in zip([None, *keys[:-1]], keys, commons, strict=True):
-        if last is not None and key <= last:
-            raise Damaged(f"Expected keys in order, got {key[:256]!r} after {last[:256]!r}")
+    if not all(map(operator.lt, keys, itertools.islice(keys, 1, None))):
+        last, key = next((a, b) for a, b in itertools.pairwise(keys) if not a < b)
+        raise Damaged(f"Expected keys in order, got {key[:256]!r} after {last[:256]!r}")
+    for key, common in zip(keys, commons, strict=True) if interior else ():
         if common > len(key):
             raise Damaged(f"Expected a common prefix within {len(key)} bytes, got {common}")
     return keys, commons
@@ -366,7 +373,8 @@ def _interior(body: _Body, base: bytes) -> Iterator[tuple[_Reference, bytes]]:
         yield child, key[:common]
 
 
-def _leaf(body: _Body, reference: _Reference, prefix: str) -> Iterator[tuple[bytes, Extent]]:
+def _leaf(body: _Body, reference: _Reference, prefix: str) -> tuple[list[bytes], list[Extent]]:
+    """Keys of a node, relative to what it inherits, and where their values are."""
     files = _file_table(body, reference.base)
     keys, _ = _keys(body, interior=False)
     lengths = body.numbers(len(keys)).tolist()
@@ -377,11 +385,20 @@ def _leaf(body: _Body, reference: _Reference, prefix: str) -> Iterator[tuple[byt
     ids = iter(body.numbers(outside).tolist())
     offsets = iter(body.numbers(outside).tolist())
     node = prefix + reference.file
-    for key, length, kind in zip(keys, lengths, kinds, strict=True):
+    paths = [prefix + path for _, path in files]
+    values = body.raw(
+        sum([length for length, kind in zip(lengths, kinds, strict=True) if not kind])
+    )
+    extents: list[Extent] = []
+    at = 0
+    for length, kind in zip(lengths, kinds, strict=True):
         if kind:
-            offset = next(offsets)
-            _, path = _file(files, next(ids), offset, length)
-            yield key, Extent(prefix + path, offset, offset + length)
+            number, offset = next(ids), next(offsets)
+            if number >= len(files) or not files[number][1] or offset + length >= 2**63:
+                _file(files, number, offset, length)  # says what is wrong
+            extents.append(Extent(paths[number], offset, offset + length))
         else:
-            yield key, Extent(node, 0, length, body.raw(length))
+            extents.append(Extent(node, 0, length, values[at : at + length]))
+            at += length
     body.finish()
+    return keys, extents

@@ -30,17 +30,17 @@ _MAX_FILLED = 1 << 20
 """Absent chunks that one call may stand in for: each costs memory, and no byte of the file."""
 
 
-class _Key(msgspec.Struct):
+class _Key(msgspec.Struct, gc=False):
     key: str | int
     key_type: int
 
 
-class _Value(msgspec.Struct):
+class _Value(msgspec.Struct, gc=False):
     value_type: str
     skip_deserialize: bool = False
 
 
-class _Parameter(msgspec.Struct):
+class _Parameter(msgspec.Struct, gc=False):
     key_metadata: list[_Key]
     value_metadata: _Value
 
@@ -61,8 +61,7 @@ class _Container:
     index: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class _Named:
+class _Named(msgspec.Struct, frozen=True, gc=False):
     """A leaf before its array is looked up. `value` is set where the structure file holds it."""
 
     path: Path
@@ -360,16 +359,17 @@ def _locate(
 def _check_files(
     source: Source, name: str, chunks: tuple[Chunk, ...], sizes: dict[str, int]
 ) -> None:
-    for extent in (chunk.extent for chunk in chunks):
+    for chunk in chunks:
+        extent = chunk.extent
         if extent.inline is not None:
             continue
-        if extent.key not in sizes:
+        size = sizes.get(extent.key)
+        if size is None:
             info = source.stat(extent.key)
             if info is None or info.is_dir:
                 raise Damaged("Expected a data file, found none", leaf=name, file=extent.key)
-            sizes[extent.key] = info.size
-        if extent.stop > sizes[extent.key]:
-            size = sizes[extent.key]
+            size = sizes[extent.key] = info.size
+        if extent.stop > size:
             if is_lfs_pointer(read_head(source, extent.key, size, 64)):
                 raise lfs_pointer(extent.key)
             raise Damaged(

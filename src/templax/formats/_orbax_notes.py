@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import base64
+import binascii
+import functools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -47,7 +48,9 @@ def read_notes(source: Source, present: set[str]) -> Notes:
     if _SHARDING in present:
         for name, text in _quietly(source, _SHARDING, dict[str, Any], {}).items():
             try:
-                shardings[base64.b64decode(name, validate=True).decode()] = _sharding_text(text)
+                shardings[binascii.a2b_base64(name, strict_mode=True).decode()] = _sharding_text(
+                    text
+                )
             except (ValueError, KeyError, TypeError, RecursionError):
                 continue
     if _ARRAY_METADATAS in present:
@@ -62,6 +65,7 @@ def read_notes(source: Source, present: set[str]) -> Notes:
     return Notes(shardings, impls)
 
 
+@functools.lru_cache(maxsize=256)  # most leaves of a checkpoint share a few
 def _sharding_text(text: str) -> str:
     """A sharding as Orbax serialises it, as a person writes it.
 

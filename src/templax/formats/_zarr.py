@@ -47,6 +47,15 @@ def locate(
     Raises:
         Damaged: A chunk is missing, or has a length that it can't have; a shard's index is altered.
     """
+    if (sole := array.sole) is not None and array.sharding is None:
+        key, box, nbytes = sole
+        extent = objects.get(_prefix(name) + key)
+        if extent is not None:  # as nearly all are: without what a grid takes
+            try:
+                _check_length(extent, nbytes, array.codecs)
+            except CheckpointError as error:
+                raise error.locate(leaf=name, file=extent.key) from error
+            return (_chunk(extent, box, array.codecs, array),)
     if 0 in array.shape:
         return ()
     if array.fill is None:
@@ -115,8 +124,7 @@ def _resolve(
     """The chunks in one value; boxes of inner chunks that a shard does not hold go to `missing`."""
     if sharding is None:
         _check_length(extent, math.prod(b - a for a, b in box) * array.dtype.itemsize, codecs)
-        checked = extent.inline is not None or "crc32c" in codecs  # an OCDBT node is checksummed
-        yield Chunk(extent, box, codecs, array.order, checked)
+        yield _chunk(extent, box, codecs, array)
         return
     corner = tuple(a for a, _ in box)
     grid = tuple((b - a) // c for (a, b), c in zip(box, sharding.chunk_shape, strict=True))
@@ -140,6 +148,11 @@ def _resolve(
         if extent.inline is not None:
             part = Extent(extent.key, 0, nbytes, extent.inline[offset : offset + nbytes])
         yield from _resolve(part, inner, array, sharding.codecs, sharding.inner, source, missing)
+
+
+def _chunk(extent: Extent, box: Box, codecs: tuple[str, ...], array: Array) -> Chunk:
+    checked = extent.inline is not None or "crc32c" in codecs  # an OCDBT node has a checksum
+    return Chunk(extent, box, codecs, array.order, checked)
 
 
 def _shard_index(

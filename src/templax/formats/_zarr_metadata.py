@@ -6,6 +6,7 @@ TensorStore writes them: raw, zstd and crc32c, little-endian. Anything else is r
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ import ml_dtypes
 import msgspec
 import numpy as np
 
-from .._boxes import Shape
+from .._boxes import Box, Shape, whole
 from .._errors import Damaged, Unsupported
 
 FILES = (".zarray", "zarr.json")
@@ -73,7 +74,7 @@ class Sharding:
     checked: bool
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Array:
     """The metadata of one array.
 
@@ -97,10 +98,18 @@ class Array:
     fill: Any = field(default=None, compare=False)
     sharding: Sharding | None = None
 
-    @property
+    @functools.cached_property
     def grid(self) -> Shape:
         """Number of chunks along each dimension."""
         return tuple(-(-n // c) for n, c in zip(self.shape, self.chunk_shape, strict=True))
+
+    @functools.cached_property
+    def sole(self) -> tuple[str, Box, int] | None:
+        """Of an array that is one chunk: its key below the array's name, box and decoded bytes."""
+        if any(n != 1 for n in self.grid):
+            return None
+        nbytes = math.prod(self.chunk_shape) * self.dtype.itemsize
+        return self.key((0,) * len(self.shape)), whole(self.chunk_shape), nbytes
 
     def key(self, cell: Shape) -> str:
         """Key of a chunk below the array's own name."""
