@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 
-from ._parts import ALIGN
+from ._parts import ALIGN, Part
 from ._plan import Batch, ReadOp
 
 ARENA_BYTES = 16 * 1024 * 1024
@@ -71,6 +74,18 @@ class HostMemory:
             view = self._views[id(owner)] = memoryview(owner)
         start += self._start[i]
         return view[start : start + nbytes]
+
+    def fill(self, parts: Sequence[Part], values: Sequence[Any]) -> None:
+        """Copies the decoded bytes of parts, all of them direct, to their buffers."""
+        view, last = memoryview(b""), None
+        for part, value in zip(parts, values, strict=True):
+            i, start = part.copies[0].buffer, part.direct
+            assert start is not None
+            start += self._start[i]
+            owner = self._owner[i]
+            if owner is not last:
+                view, last = memoryview(owner), owner  # pyright: ignore[reportArgumentType]
+            view[start : start + part.nbytes] = value
 
     def in_order(self, op: ReadOp) -> memoryview | None:
         """Memory for a whole request, if its parts lie in one arena as they do in the file."""

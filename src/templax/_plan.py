@@ -6,6 +6,7 @@ piece of it.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -43,6 +44,9 @@ IN_FLIGHT = 3
 
 MEMORY_BYTES = 2 * 1024 * 1024 * 1024
 """Default of `memory=`."""
+
+BATCH_LEAVES = 4096
+"""Boxes after which a batch closes."""
 
 INLINE_PARTS = 512
 """Values held by an index that one job decodes."""
@@ -181,7 +185,7 @@ def plan(
     share = max(1, memory // (2 * (IN_FLIGHT + 1)))
     batches: list[Batch] = []
     buffers: list[Buffer] = []
-    parts: list[tuple[int, Part]] = []
+    parts: tuple[list[Part], list[Part]] = [], []  # of the checkpoint, and of `missing=`
     unverified: list[str] = []
     nbytes = transient = scratch = 0
     measures = Measures()
@@ -194,14 +198,15 @@ def plan(
             unverified.append(pair.target.name)
         for mine in _groups(pair, buffers_of(pair, measures), located, share):
             passing = sum([buffer.nbytes for buffer in mine if buffer.transient])
-            if buffers and (nbytes >= BATCH_BYTES or transient + passing > share):
+            full = nbytes >= BATCH_BYTES or len(buffers) >= BATCH_LEAVES
+            if buffers and (full or transient + passing > share):
                 batches.append(Batch(tuple(_requests(parts)), tuple(buffers)))
-                buffers, parts, nbytes, transient = [], [], 0, 0
+                buffers, parts, nbytes, transient = [], ([], []), 0, 0
             if mapped[source] and (view := view_of(pair, mine, located)) is not None:
                 mine = [msgspec.structs.replace(mine[0], view=view)]
             else:
                 for part in parts_of(pair, mine, len(buffers), located, measures):
-                    parts.append((source, part))
+                    parts[source].append(part)
                     scratch = max(scratch, scratch_of(part, REQUEST_BYTES))
             buffers += mine
             nbytes += sum([buffer.nbytes for buffer in mine])
@@ -240,40 +245,45 @@ def _groups(
     return grouped.values()
 
 
-def _requests(parts: Sequence[tuple[int, Part]]) -> Iterator[ReadOp]:
-    """Joins parts into requests: neighbours in one file, unless they are large or far apart."""
-    stored = [
-        (source, part.chunk.extent.key, part.start, i)
-        for i, (source, part) in enumerate(parts)
-        if part.chunk.extent.inline is None
-    ]
-    stored.sort()
+def _requests(parts: Sequence[list[Part]]) -> Iterator[ReadOp]:
+    """Joins the parts of each source into requests, in the order of its files."""
+    for source, mine in enumerate(parts):
+        files: dict[str, list[Part]] = {}
+        held: list[Part] = []
+        for part in mine:
+            extent = part.chunk.extent
+            if extent.inline is None:
+                files.setdefault(extent.key, []).append(part)
+            else:
+                held.append(part)
+        for key in sorted(files):
+            yield from _joined(source, key, files[key])
+        for i in range(0, len(held), INLINE_PARTS):
+            some = tuple(held[i : i + INLINE_PARTS])
+            yield ReadOp(source, some[0].chunk.extent.key, 0, 0, some)
+
+
+def _joined(source: int, key: str, parts: list[Part]) -> Iterator[ReadOp]:
+    """Requests for the parts of one file: neighbours together, unless large or far apart."""
+    parts.sort(key=operator.attrgetter("start"))
     group: list[Part] = []
-    place: tuple[int, str] | None = None
     begin = stop = 0
     alone = False
-    for source, key, start, i in stored:
-        part = parts[i][1]
+    for part in parts:
         raw = part.direct is not None and not part.chunk.codecs
-        large = part.stop - start >= (IN_PLACE_BYTES if raw else LARGE_BYTES)
+        large = part.stop - part.start >= (IN_PLACE_BYTES if raw else LARGE_BYTES)
         if (
             group
             and not alone
             and not large
-            and (source, key) == place
-            and start - stop <= GAP_BYTES
+            and part.start - stop <= GAP_BYTES
             and part.stop - begin <= REQUEST_BYTES
         ):
             group.append(part)
             stop = max(stop, part.stop)
             continue
-        if group and place is not None:
-            yield ReadOp(*place, begin, stop, tuple(group))
-        group, place, begin, stop, alone = [part], (source, key), start, part.stop, large
-    if group and place is not None:
-        yield ReadOp(*place, begin, stop, tuple(group))
-    for source in (0, 1):
-        held = [p for s, p in parts if s == source and p.chunk.extent.inline is not None]
-        for i in range(0, len(held), INLINE_PARTS):
-            some = tuple(held[i : i + INLINE_PARTS])
-            yield ReadOp(source, some[0].chunk.extent.key, 0, 0, some)
+        if group:
+            yield ReadOp(source, key, begin, stop, tuple(group))
+        group, begin, stop, alone = [part], part.start, part.stop, large
+    if group:
+        yield ReadOp(source, key, begin, stop, tuple(group))

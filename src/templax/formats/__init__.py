@@ -8,6 +8,7 @@ from .._catalog import Catalog, Chunk, Extent, LeafEntry
 from .._errors import Uncommitted
 from ..sources import Source
 from ._orbax import Orbax
+from ._safetensors import Safetensors
 from ._unknown import explain
 
 __all__ = ["Catalog", "Chunk", "Extent", "Format", "LeafEntry", "open_catalog"]
@@ -39,7 +40,7 @@ class Format(Protocol):
         ...
 
 
-FORMATS: tuple[Format, ...] = (Orbax(),)
+FORMATS: tuple[Format, ...] = (Safetensors(), Orbax())
 
 
 def open_catalog(source: Source, *, uncommitted: Literal["error", "allow"] = "error") -> Catalog:
