@@ -9,10 +9,11 @@ import warnings
 from collections import Counter
 from contextlib import closing
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from . import _plan
 from ._catalog import Catalog
+from ._collector import paused
 from ._compare import Checkpoint, PyTree, located, matched, opened
 from ._dtypes import Cast
 from ._errors import CastWarning, TemplateError, Unverified, UsageError
@@ -159,10 +160,26 @@ def plan(
         raise UsageError(f'Expected verify="available", "required" or "off", got {verify!r}')
     if not isinstance(mapped, bool):
         raise UsageError(f"Expected mapped=True or False, got {mapped!r}")
+    options = at, rename, missing, extra, cast
+    with paused():
+        return _planned(checkpoint, template, shardings, options, verify, memory, threads, mapped)
+
+
+def _planned(
+    checkpoint: Checkpoint,
+    template: PyTree | Template,
+    shardings: PyTree,
+    options: tuple[Any, ...],
+    verify: Verify,
+    memory: int,
+    threads: int,
+    mapped: bool,
+) -> _plan.Plan:
+    """`plan`, of arguments that were checked."""
     begin = time.perf_counter()
     wanted = _as_template(template, shardings)
     took = {"template": time.perf_counter() - begin}
-    catalogs, found = matched(checkpoint, wanted, at, rename, missing, extra, cast, took)
+    catalogs, found = matched(checkpoint, wanted, *options, took)
     if not found.ok:
         raise TemplateError(found)
     begin = time.perf_counter()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -9,6 +10,7 @@ Shape = tuple[int, ...]
 Box = tuple[tuple[int, int], ...]
 
 
+@functools.lru_cache(maxsize=4096)
 def whole(shape: Shape) -> Box:
     """The box of all of an array.
 

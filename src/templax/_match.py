@@ -140,15 +140,18 @@ def match(
     Returns:
         All pairs and all mismatches, the latter without hints (see `_hints`).
     """
-    found = seen(side, options)
-    by_name, clashes = _index(found)
+    if not options.at and options.rename is None:
+        by_name, clashes = _named(side.entries)
+    else:
+        by_name, clashes = _index(seen(side, options))
     spare: dict[str, LeafEntry] = {}
     spare_clashes: dict[str, list[Path]] = {}
     if fallback is not None:
         spare, spare_clashes = _index(seen(fallback, replace(options, rename=None)))
-    _, own_clashes = _index([(t.path, t.name, t) for t in template.targets])
+    _, own_clashes = _named(template.targets)
 
     with_data = {t.name for t in template.targets if t.has_data}
+    unclear = own_clashes or clashes or spare_clashes
     pairs: list[Pair] = []
     kept: list[str] = []
     skipped: list[str] = []
@@ -158,6 +161,16 @@ def match(
     inner: dict[str, str] = {}
     for target in template.targets:
         name = target.name
+        if not unclear and not target.problems and target.kind == "array":
+            entry = by_name.get(name)
+            if (
+                entry is not None
+                and entry.kind == "array"
+                and entry.shape == target.shape
+                and entry.dtype == target.dtype
+            ):  # as nearly all are
+                pairs.append(Pair(target, entry))
+                continue
         if name in own_clashes and name in with_data:
             if name not in said:
                 said.add(name)
@@ -182,7 +195,7 @@ def match(
                 kept.append(name)
                 mismatches += [replace(p, found=target.dtype_name) for p in held]
             else:
-                inner = inner or _inner(side, options, found)
+                inner = inner or _inner(side, options)
                 mismatches.append(_missing(target, options, inner))
         else:
             wrong, cast = fit(target, entry, options.cast)
@@ -199,7 +212,7 @@ def match(
     if side.entries and not mismatches and all(pair.fallback for pair in pairs):
         # A restore that takes nothing from a checkpoint is a mistake in `at` or in names.
         optional = {t.name for t in template.targets if t.optional}
-        inner = _inner(side, options, found)
+        inner = _inner(side, options)
         for target in template.targets:
             if target.has_data and target.name not in optional:
                 absent = _missing(target, options, inner)
@@ -208,7 +221,7 @@ def match(
     wanted = {t.name for t in template.targets if t.kind != "static"}
     skips = {t.name for t in template.targets if t.kind == "skip"}
     ignored: list[str] = []
-    for path, name, entry in found:
+    for path, name, entry in seen(side, options) if skips or not by_name.keys() <= wanted else ():
         if name in wanted and name not in skips:
             continue
         if options.extra == "ignore" or (skips and _under(path, skips)):
@@ -284,6 +297,7 @@ def describe(entry: LeafEntry) -> str:
 
 
 _T = TypeVar("_T")
+_Leaf = TypeVar("_Leaf", LeafEntry, Target)
 
 
 def _index(found: Sequence[tuple[Path, str, _T]]) -> tuple[dict[str, _T], dict[str, list[Path]]]:
@@ -301,6 +315,14 @@ def _index(found: Sequence[tuple[Path, str, _T]]) -> tuple[dict[str, _T], dict[s
     return by_name, groups
 
 
+def _named(leaves: Sequence[_Leaf]) -> tuple[dict[str, _Leaf], dict[str, list[Path]]]:
+    """As `_index`, of leaves under their own names."""
+    by_name = {leaf.name: leaf for leaf in leaves}
+    if len(by_name) == len(leaves):
+        return by_name, {}
+    return _index([(leaf.path, leaf.name, leaf) for leaf in leaves])
+
+
 def _ambiguous(name: str, paths: Sequence[Path], where: str) -> Mismatch:
     spelled = " and ".join(repr(path) for path in paths[:3])
     return Mismatch(
@@ -308,9 +330,9 @@ def _ambiguous(name: str, paths: Sequence[Path], where: str) -> Mismatch:
     )
 
 
-def _inner(side: Side, options: Options, found: Sequence[Found]) -> dict[str, str]:
+def _inner(side: Side, options: Options) -> dict[str, str]:
     """What the checkpoint has at names that are no leaves: a subtree, or an empty value."""
-    sizes = Counter(prefix for path, _, _ in found for prefix in prefixes(path)[:-1])
+    sizes = Counter(prefix for path, _, _ in seen(side, options) for prefix in prefixes(path)[:-1])
     inner = {name: f"a subtree of {n} leaves" for name, n in sizes.items()}
     for path, empty in side.empties.items():
         cut = below(path, options.at)

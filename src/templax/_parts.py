@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
 
 import msgspec
 import numpy as np
@@ -18,6 +19,9 @@ ALIGN = 64
 IN_PLACE_BYTES = 128 * 1024
 """Raw parts of this size are requests of their own: they are read in place, for the price of a
 system call (5 µs) instead of a copy."""
+
+SCATTER_BYTES = 4 * 1024 * 1024
+"""Raw parts whose pieces go to several places, or are cast, are read in no more than this."""
 
 SPLIT_BYTES = 32 * 1024 * 1024
 """Raw parts larger than this are read by several threads."""
@@ -70,6 +74,8 @@ class Buffer(msgspec.Struct, frozen=True, gc=False):
         shape: Of the box.
         dtype: The stored one where `_place` casts, else the target's.
         nbytes: Of the box, in `dtype`.
+        transient: Whether the memory is given back once the leaf is placed: it does not become the
+            leaf.
         view: Bytes of the source that are mapped in place of memory of our own.
     """
 
@@ -78,13 +84,8 @@ class Buffer(msgspec.Struct, frozen=True, gc=False):
     shape: Shape
     dtype: np.dtype
     nbytes: int
+    transient: bool = False
     view: Extent | None = None
-
-    @property
-    def transient(self) -> bool:
-        """Whether the memory is given back once the leaf is placed: it does not become the leaf."""
-        target = self.pair.target
-        return target.transient or self.dtype != target.dtype
 
 
 class Measure(msgspec.Struct, frozen=True, gc=False):
@@ -107,12 +108,17 @@ def buffers_of(pair: Pair, measures: Measures) -> list[Buffer]:
     """The buffers of a leaf, one per box that this process must hold."""
     target, dtype = pair.target, pair.entry.dtype
     # The engine casts while it copies, where that gives the same bits.
-    if dtype != target.dtype and target.kind != "scalar":
-        dtype = target.dtype if host_cast_is_exact(dtype, target.dtype) else dtype
+    transient = target.transient
+    if dtype is not target.dtype and dtype != target.dtype:
+        if target.kind != "scalar" and host_cast_is_exact(dtype, target.dtype):
+            dtype = target.dtype
+        else:
+            transient = True
+    itemsize = dtype.itemsize
     found: list[Buffer] = []
     for box in target.boxes:
         measure = measures[box]
-        found.append(Buffer(pair, box, measure.shape, dtype, measure.size * dtype.itemsize))
+        found.append(Buffer(pair, box, measure.shape, dtype, measure.size * itemsize, transient))
     return found
 
 
@@ -141,7 +147,7 @@ def view_of(pair: Pair, buffers: Sequence[Buffer], chunks: Sequence[Chunk]) -> E
 
 def parts_of(
     pair: Pair, buffers: Sequence[Buffer], first: int, chunks: Sequence[Chunk], measures: Measures
-) -> Iterator[Part]:
+) -> Iterable[Part]:
     """What is read of each chunk that meets a buffer.
 
     Args:
@@ -151,86 +157,110 @@ def parts_of(
         chunks: All chunks of the leaf.
         measures: Memo.
     """
+    if len(chunks) == 1 == len(buffers) and chunks[0].box == buffers[0].box:
+        part = _sole(pair, buffers[0], first, chunks[0], measures[chunks[0].box])
+        return (part,) if part.nbytes <= SCATTER_BYTES else _split(part)
+    return _several(pair, buffers, first, chunks, measures)
+
+
+def _sole(pair: Pair, buffer: Buffer, first: int, chunk: Chunk, measure: Measure) -> Part:
+    """The part of a chunk that is all of a buffer."""
+    dtype, extent = pair.entry.dtype, chunk.extent
+    same = chunk.order == "C" and buffer.dtype == dtype
+    return Part(
+        pair.entry.name,
+        chunk,
+        dtype,
+        extent.start,
+        extent.stop,
+        0 if same else None,
+        measure.size * dtype.itemsize,
+        (Copy(first, measure.origin, measure.origin),),
+    )
+
+
+def _several(
+    pair: Pair, buffers: Sequence[Buffer], first: int, chunks: Sequence[Chunk], measures: Measures
+) -> Iterator[Part]:
     entry = pair.entry
     itemsize = entry.dtype.itemsize
-    if len(chunks) == 1 == len(buffers) and chunks[0].box == buffers[0].box:
-        (chunk,), (buffer,) = chunks, buffers
-        same = chunk.order == "C" and buffer.dtype == entry.dtype
-        measure = measures[chunk.box]
-        start, stop = chunk.extent.start, chunk.extent.stop
-        nbytes = measure.size * itemsize
-        copies = (Copy(first, measure.origin, measure.origin),)
-        part = Part(
-            entry.name, chunk, entry.dtype, start, stop, 0 if same else None, nbytes, copies
-        )
-        if same and stop - start > SPLIT_BYTES and not chunk.codecs and chunk.extent.inline is None:
-            yield from _split(part)
-        else:
-            yield part
-        return
     everything = whole(entry.shape)
     for chunk in chunks:
-        copies: tuple[Copy, ...] = ()
         inside = intersect(chunk.box, everything)  # an edge chunk reaches past the shape
         if inside is None:
             continue
+        copies: list[Copy] = []
         for i, buffer in enumerate(buffers, first):
             overlap = intersect(inside, buffer.box)
             if overlap is not None:
-                mine = Copy(i, within(overlap, chunk.box), within(overlap, buffer.box))
-                copies = (*copies, mine)
+                copies.append(Copy(i, within(overlap, chunk.box), within(overlap, buffer.box)))
         if not copies:
             continue
         start, stop = chunk.extent.start, chunk.extent.stop
-        shape = measures[chunk.box].shape
-        nbytes = measures[chunk.box].size * itemsize
-        raw = not chunk.codecs and chunk.order == "C" and chunk.extent.inline is None
+        measure = measures[chunk.box]
+        nbytes = measure.size * itemsize
+        raw = is_raw(chunk)
         if raw:
-            spans = [span_of(copy.src, shape, itemsize) for copy in copies]
+            spans = [span_of(copy.src, measure.shape, itemsize) for copy in copies]
             stop = start + max(b for _, b in spans)
             start = start + min(a for a, _ in spans)
             nbytes = stop - start
-        buffer, dst = buffers[copies[0].buffer - first], copies[0].dst
+        buffer, src, dst = buffers[copies[0].buffer - first], copies[0].src, copies[0].dst
         direct = None
         if (
             len(copies) == 1
             and chunk.order == "C"
             and buffer.dtype == entry.dtype
             and contiguous(dst, buffer.shape)
-            and (copies[0].src == whole(shape) or (raw and contiguous(copies[0].src, shape)))
+            and (src == measure.origin or (raw and contiguous(src, measure.shape)))
         ):
             direct = span_of(dst, buffer.shape, itemsize)[0]
-        part = Part(entry.name, chunk, entry.dtype, start, stop, direct, nbytes, copies)
-        if raw and direct is not None and nbytes > SPLIT_BYTES:
-            yield from _split(part)
-        else:
-            yield part
+        part = Part(entry.name, chunk, entry.dtype, start, stop, direct, nbytes, tuple(copies))
+        yield from _split(part)
 
 
-def _split(part: Part) -> Iterator[Part]:
-    """A large part that is read in place, in pieces along its first dimension that is one."""
-    (copy,) = part.copies
-    assert part.direct is not None
-    axis = next(i for i, (a, b) in enumerate(copy.src) if b - a > 1)
-    begin, end = copy.src[axis]
-    row = part.nbytes // (end - begin)
-    step = max(1, SPLIT_BYTES // row)
+def is_raw(chunk: Chunk) -> bool:
+    """Whether any range of elements can be read from the source by itself."""
+    return not chunk.codecs and chunk.order == "C" and chunk.extent.inline is None
+
+
+def _split(part: Part, axis: int = 0) -> Iterator[Part]:
+    """A large raw part in pieces along its first dimension that is one; others as they are.
+
+    So that threads share it, and that what is scattered is still in cache.
+    """
+    most = SCATTER_BYTES if part.direct is None else SPLIT_BYTES
+    shape = shape_of(part.chunk.box)
+    if part.stop - part.start <= most or axis == len(shape) or not is_raw(part.chunk):
+        yield part
+        return
+    begin = min(copy.src[axis][0] for copy in part.copies)
+    end = max(copy.src[axis][1] for copy in part.copies)
+    row = math.prod(shape[axis + 1 :]) * part.dtype.itemsize
+    step = max(1, most // row)
+    if end - begin <= step:
+        yield from _split(part, axis + 1) if step == 1 else (part,)
+        return
+    origin = part.chunk.extent.start
     for first in range(begin, end, step):
-        last = min(first + step, end)
-        shift = copy.dst[axis][0] - begin
-        src = (*copy.src[:axis], (first, last), *copy.src[axis + 1 :])
-        dst = (*copy.dst[:axis], (first + shift, last + shift), *copy.dst[axis + 1 :])
-        offset, nbytes = (first - begin) * row, (last - first) * row
-        yield Part(
-            part.name,
-            part.chunk,
-            part.dtype,
-            part.start + offset,
-            part.start + offset + nbytes,
-            part.direct + offset,
-            nbytes,
-            (Copy(copy.buffer, src, dst),),
+        copies: list[Copy] = []
+        for copy in part.copies:
+            (a, b), (to, _) = copy.src[axis], copy.dst[axis]
+            low, high = max(a, first), min(b, first + step)
+            if low < high:
+                src = (*copy.src[:axis], (low, high), *copy.src[axis + 1 :])
+                dst = (*copy.dst[:axis], (low - a + to, high - a + to), *copy.dst[axis + 1 :])
+                copies.append(Copy(copy.buffer, src, dst))
+        if not copies:
+            continue
+        spans = [span_of(copy.src, shape, part.dtype.itemsize) for copy in copies]
+        start = origin + min(a for a, _ in spans)
+        stop = origin + max(b for _, b in spans)
+        direct = None if part.direct is None else part.direct + start - part.start
+        piece = msgspec.structs.replace(
+            part, start=start, stop=stop, direct=direct, nbytes=stop - start, copies=tuple(copies)
         )
+        yield from _split(piece, axis + 1) if step == 1 else (piece,)
 
 
 def scratch_of(part: Part, piece_bytes: int) -> int:

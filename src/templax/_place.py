@@ -14,6 +14,7 @@ from jax.experimental.layout import Format
 from jax.sharding import SingleDeviceSharding
 
 from ._boxes import from_index
+from ._collector import paused
 from ._dtypes import WIDE, cast_into, host_cast_is_exact
 from ._errors import Damaged
 from ._execute import Busy, Finished
@@ -43,7 +44,8 @@ def place(match: Match, finished: Iterable[Finished]) -> tuple[Any, Busy]:
     for done in finished:
         begin = time.perf_counter()
         busy += done.busy
-        busy.cast_s += _place_batch(done, results, started)
+        with paused():
+            busy.cast_s += _place_batch(done, results, started)
         busy.place_s += time.perf_counter() - begin
         del done  # its memory, before the next batch asks for more
     begin = time.perf_counter()
@@ -88,14 +90,31 @@ def _place_batch(
     an array on each device that wants it.
     """
     cast_s = 0.0
-    put, device = batched_put(), default_device()
-    here = None if put is None or device is None else SingleDeviceSharding(device)
+    put, default = batched_put(), default_device()
+    here = None if put is None or default is None else SingleDeviceSharding(default)
     plain: list[tuple[str, np.ndarray]] = []
     several: dict[str, tuple[Target, list[tuple[int, np.ndarray]]]] = {}
     passing: list[str] = []
     for buffer, array in zip(done.batch.buffers, done.arrays, strict=True):
         target = buffer.pair.target
         name, placement = target.name, target.placement
+        if (
+            placement.alone
+            and put is not None
+            and array.dtype == target.dtype
+            and not target.transient
+        ):  # as nearly all are
+            sharding = placement.sharding
+            if sharding is not None:
+                device, committed = placement.devices[0][0], True
+            elif here is not None:
+                sharding, device, committed = here, default, False
+            else:
+                plain.append((name, array))
+                continue
+            aval = aval_of(target.shape, target.dtype)
+            results[name] = put(aval, sharding, [array], [device], committed)
+            continue
         if target.kind == "scalar":
             results[name] = _number(target.dtype, array)
             continue
@@ -115,7 +134,7 @@ def _place_batch(
                 results[name] = _sharded(target, {0: array})
         elif put is not None and here is not None:
             aval = aval_of(target.shape, target.dtype)
-            results[name] = put(aval, here, [array], [device], False)
+            results[name] = put(aval, here, [array], [default], False)
         else:
             plain.append((name, array))
         if target.transient:

@@ -15,7 +15,7 @@ import msgspec
 
 from ._boxes import intersect, size_of
 from ._catalog import Chunk
-from ._match import Match, Pair
+from ._match import Match
 from ._parts import (
     IN_PLACE_BYTES,
     Buffer,
@@ -194,10 +194,14 @@ def plan(
             continue
         source = int(pair.fallback)
         located = chunks[source][pair.entry.name]
-        if not all(chunk.checked for chunk in located):
-            unverified.append(pair.target.name)
-        for mine in _groups(pair, buffers_of(pair, measures), located, share):
-            passing = sum([buffer.nbytes for buffer in mine if buffer.transient])
+        for chunk in located:
+            if not chunk.checked:
+                unverified.append(pair.target.name)
+                break
+        whole = buffers_of(pair, measures)
+        for mine in (whole,) if len(whole) == 1 else _groups(whole, located, share):
+            here = mine[0].nbytes if len(mine) == 1 else sum([b.nbytes for b in mine])
+            passing = here if mine and mine[0].transient else 0
             full = nbytes >= BATCH_BYTES or len(buffers) >= BATCH_LEAVES
             if buffers and (full or transient + passing > share):
                 batches.append(Batch(tuple(_requests(parts)), tuple(buffers)))
@@ -207,9 +211,10 @@ def plan(
             else:
                 for part in parts_of(pair, mine, len(buffers), located, measures):
                     parts[source].append(part)
-                    scratch = max(scratch, scratch_of(part, REQUEST_BYTES))
+                    if part.stop - part.start + part.nbytes > scratch:
+                        scratch = max(scratch, scratch_of(part, REQUEST_BYTES))
             buffers += mine
-            nbytes += sum([buffer.nbytes for buffer in mine])
+            nbytes += here
             transient += passing
     if buffers:
         batches.append(Batch(tuple(_requests(parts)), tuple(buffers)))
@@ -217,15 +222,13 @@ def plan(
     return Plan(match, tuple(batches), threads, verify, tuple(unverified), scratch, sources)
 
 
-def _groups(
-    pair: Pair, buffers: list[Buffer], chunks: Sequence[Chunk], share: int
-) -> Iterable[list[Buffer]]:
+def _groups(buffers: list[Buffer], chunks: Sequence[Chunk], share: int) -> Iterable[list[Buffer]]:
     """The boxes of a leaf, in groups that go to separate batches.
 
     All of them, unless they are more than may be in flight; then those that share chunks, so that
     none is read or decoded twice.
     """
-    if len(buffers) == 1 or sum([b.nbytes for b in buffers if b.transient]) <= share:
+    if sum([b.nbytes for b in buffers if b.transient]) <= share:
         return (buffers,)
     group = list(range(len(buffers)))  # buffer → the lowest of its group
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import operator
 import sys
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -39,12 +40,14 @@ class Placement:
         layout: A memory layout asked for by a `Format`, or None.
         devices: Each device of this process that `sharding` has, and the index of its box in
             `Target.boxes`.
+        alone: The leaf is a `jax.Array` on one device, in its usual layout.
     """
 
     leaf: Any
     sharding: jax.sharding.Sharding | None = None
     layout: Any = None
     devices: tuple[tuple[Any, int], ...] = ()
+    alone: bool = False
 
 
 def as_template(tree: PyTree, shardings: PyTree = None) -> Template:
@@ -69,20 +72,25 @@ def as_template(tree: PyTree, shardings: PyTree = None) -> Template:
     modules = _equinox_modules(tree)
     # Leaves of one shape and sharding share their boxes, and all else that has no name.
     boxes: Boxes = {}
-    alike: dict[tuple[Any, int], Target] = {}
+    alike: defaultdict[int, dict[Any, Target]] = defaultdict(dict)
     targets: list[Target] = []
     for (keys, leaf), override in zip(keyed, overrides, strict=True):
-        path = tuple([element(key) for key in keys])
+        path = tuple(
+            [
+                key.key if type(key) is jtu.DictKey and type(key.key) is str else element(key)
+                for key in keys
+            ]
+        )
         if type(leaf) is jax.ShapeDtypeStruct:
-            kind = leaf, id(override)
-            like = alike.get(kind)
-            if like is None:
-                like = _target(path, leaf, override, boxes)
-                if not like.problems:
-                    alike[kind] = like
+            known = alike[id(override)]
+            target = known.get(leaf)
+            if target is not None:
+                target = _renamed(target, path)
             else:
-                like = _renamed(like, path)
-            targets.append(like)
+                target = _target(path, leaf, override, boxes)
+                if not target.problems:
+                    known[leaf] = target
+            targets.append(target)
             continue
         target = _target(path, leaf, override, boxes)
         if modules and target.concrete and target.kind in ("scalar", "string"):
@@ -95,7 +103,7 @@ def as_template(tree: PyTree, shardings: PyTree = None) -> Template:
 def element(key: Any) -> str | int:
     """One step of a JAX key path: an index of a sequence as int, all else by its spelling."""
     if isinstance(key, (jtu.DictKey, jtu.FlattenedIndexKey)):
-        return key.key if type(key.key) is str else str(key.key)
+        return str(key.key)
     if isinstance(key, jtu.SequenceKey):
         return key.idx
     return key.name if isinstance(key, jtu.GetAttrKey) else str(key)
@@ -252,6 +260,7 @@ def _array(
         why = _X64 if dtype.name in WIDE else "no jax.Array holds this dtype"
         wrong = (*wrong, Mismatch("dtype", name, dtype.name, "", note=why))
     device = devices[0][0] if devices else default_device()
+    alone = not host and layout is None and (sharding is None or len(sharding.device_set) == 1)
     return Target(
         name,
         path,
@@ -262,7 +271,7 @@ def _array(
         concrete=_is_concrete(leaf),
         problems=wrong,
         sharding=as_data(sharding),
-        placement=Placement(leaf, sharding, layout, devices),
+        placement=Placement(leaf, sharding, layout, devices, alone),
         transient=not host and copies(device, layout, dtype),
     )
 

@@ -41,7 +41,7 @@ PURE = {
 }
 
 ORDER = [
-    {"_errors", "_names", "_boxes", "_dtypes"},
+    {"_errors", "_names", "_boxes", "_dtypes", "_collector"},
     {"_codecs", "sources", "sources._local", "sources._memory"},
     {"_catalog"},
     {"_template"},

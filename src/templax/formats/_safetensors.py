@@ -71,7 +71,7 @@ class Safetensors:
                 raise Unsupported(f"templax does not read dtype `{tensor.dtype[:80]}`", leaf=name)
             start, end = tensor.data_offsets
             nbytes = math.prod(tensor.shape) * dtype.itemsize
-            if any(n < 0 for n in tensor.shape) or end - start != nbytes:
+            if end - start != nbytes or min(tensor.shape, default=0) < 0:
                 raise Damaged(
                     f"Expected {nbytes} bytes for {dtype.name}{tensor.shape}, got {end - start}",
                     leaf=name,
