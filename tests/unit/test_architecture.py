@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import os
+import pickle
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -292,6 +293,50 @@ def test_a_report_of_what_does_not_fit_imports_no_jax(tmp_path: Path) -> None:
         f"print([m for m in {HEAVY} if m in sys.modules])\n"
     )
     assert _fresh(code, str(CASE), str(template)) == "{'at=\"state\"'} False\n[]"
+
+
+def _loaded_by(code: str, *names: str) -> set[str]:
+    """Which of `names` are imported after `code` ran in a process of its own."""
+    loaded = f"print([m for m in {names!r} if m in sys.modules])"
+    return set(ast.literal_eval(_fresh(f"import sys\n{code}\n{loaded}", str(CASE))))
+
+
+def test_importing_templax_imports_no_library() -> None:
+    """Nor `dataclasses` or `re`: only the names that are used cost something."""
+    third = ("numpy", "ml_dtypes", "msgspec", "zstandard", "crc32c", "click", "rich", "jax")
+    assert not _loaded_by("import templax", *third, "templax._errors", "dataclasses")
+    assert not _loaded_by("import templax as tx; tx.Mismatch, tx.TemplaxError", *third)
+
+
+def test_public_names_have_one_home() -> None:
+    """The table by which they are loaded says what type checkers read under `TYPE_CHECKING`."""
+    (block,) = [
+        node
+        for node in ast.parse(MODULES["__init__"].read_text()).body
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+    ]
+    typed = {
+        alias.name: node.module
+        for node in block.body
+        if isinstance(node, ast.ImportFrom) and node.module
+        for alias in node.names
+    }
+    assert typed == tx._MODULES  # pyright: ignore[reportAttributeAccessIssue]
+    assert sorted(typed) == tx.__all__
+    for name, module in typed.items():
+        assert getattr(tx, name) is getattr(importlib.import_module(f"templax.{module}"), name)
+
+
+def test_packages_of_the_surface_need_no_import_of_their_own() -> None:
+    code = "import templax as tx; print(tx.sources.Memory.__name__, tx.formats.Format.__name__)"
+    assert _fresh(code) == "Memory Format"
+
+
+def test_an_error_is_unpickled_where_nothing_is_loaded() -> None:
+    match = tx.check(CASE, from_catalog(tx.open(CASE)), at="state")
+    for error in (tx.TemplateError(match), tx.Damaged("Expected more, got less")):
+        code = "import pickle, sys; print(repr(pickle.loads(bytes.fromhex(sys.argv[1]))))"
+        assert _fresh(code, pickle.dumps(error).hex()) == repr(error)
 
 
 def test_jax_comes_with_the_names_that_need_it() -> None:
