@@ -505,7 +505,33 @@ def test_a_pipe_gets_plain_text_and_a_terminal_colour():
     assert "\x1b[1m" in coloured.stdout
     assert re.sub(r"\x1b\[[\d;]*m", "", coloured.stdout) == plain.stdout
     red = shell("ls", "damaged-uncommitted/ckpt", FORCE_COLOR="1", TERM="xterm-256color")
-    assert "\x1b[1;31m  UNCOMMITTED: " in red.stdout
+    assert "\x1b[31m\x1b[1m  UNCOMMITTED: " in red.stdout
+
+
+@pytest.mark.parametrize(
+    ("environment", "styled"),
+    [
+        ({}, True),
+        ({"TERM": "dumb"}, False),
+        ({"NO_COLOR": "1"}, False),
+        ({"NO_COLOR": "1", "FORCE_COLOR": "1"}, False),
+        ({"NO_COLOR": ""}, True),
+        ({"TERM": "dumb", "FORCE_COLOR": "1"}, True),
+    ],
+)
+def test_what_a_terminal_asks_for(environment, styled):
+    """A terminal of its own, and what the conventions on colour say of it."""
+    inherited = {k: v for k, v in os.environ.items() if k != "NO_COLOR"}
+    environment = inherited | {"TERM": "xterm-256color"} | environment
+    main, other = os.openpty()
+    command = [sys.executable, "-m", "templax.cli", "ls", "--depth", "1", DEFAULT]
+    done = subprocess.run(command, stdout=other, stderr=other, env=environment, check=False)
+    os.close(other)
+    text = os.read(main, 1 << 16).decode()
+    os.close(main)
+    assert done.returncode == 0
+    assert ("\x1b[1m" in text) == styled
+    assert text.replace("\x1b[1m", "").replace("\x1b[0m", "").startswith(DEFAULT)
 
 
 def test_a_name_that_the_terminal_cannot_spell_is_escaped():
