@@ -15,7 +15,7 @@ import click
 
 import templax as tx
 
-from . import _template
+# numpy and what needs it are imported by the commands: --help and a mistyped option wait for none.
 from ._terminal import echo, echo_report
 
 if TYPE_CHECKING:
@@ -77,9 +77,12 @@ def ls(
 
     Reads metadata only. Exits with 1 if no leaf matches a --match.
     """
+    # What `tx.open` does, without the half of templax that compares trees.
     from . import _listing
+    from .formats import open_catalog
+    from .sources import open_source
 
-    catalog = tx.open(path, uncommitted="allow")
+    catalog = open_catalog(open_source(path), uncommitted="allow")
     shown = _listing.select(catalog, globs)
     if as_json:
         click.echo(json.dumps(_listing.as_json(catalog, shown), indent=1, default=str))
@@ -171,6 +174,8 @@ def check(
     `templax template` and `tx.save_template` write TEMPLATE.json; `-` is standard input. Exits with
     0 if a restore would succeed, 1 if it would not, 2 if one of the two can't be read.
     """
+    from . import _template
+
     rename: dict[str, str] = {}
     for pair in renames:
         old, equals, new = pair.partition("=")
@@ -236,6 +241,8 @@ def _match_json(match: Match) -> dict[str, Any]:
 )
 def template(path: str, output: IO[bytes], at: str) -> None:
     """Write the template that the checkpoint at PATH fits exactly, as JSON for `templax check`."""
+    from . import _template
+
     catalog = tx.open(path)
     result = _template.from_catalog(catalog, at)
     if at and not result.targets:

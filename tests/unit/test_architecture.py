@@ -298,7 +298,8 @@ def test_a_report_of_what_does_not_fit_imports_no_jax(tmp_path: Path) -> None:
 def _loaded_by(code: str, *names: str) -> set[str]:
     """Which of `names` are imported after `code` ran in a process of its own."""
     loaded = f"print([m for m in {names!r} if m in sys.modules])"
-    return set(ast.literal_eval(_fresh(f"import sys\n{code}\n{loaded}", str(CASE))))
+    output = _fresh(f"import sys\n{code}\n{loaded}", str(CASE))
+    return set(ast.literal_eval(output.splitlines()[-1]))
 
 
 def test_importing_templax_imports_no_library() -> None:
@@ -306,6 +307,42 @@ def test_importing_templax_imports_no_library() -> None:
     third = ("numpy", "ml_dtypes", "msgspec", "zstandard", "crc32c", "click", "rich", "jax")
     assert not _loaded_by("import templax", *third, "templax._errors", "dataclasses")
     assert not _loaded_by("import templax as tx; tx.Mismatch, tx.TemplaxError", *third)
+
+
+CLI = "from templax.cli import main\ntry: main({!r})\nexcept SystemExit as end: print(end.code)"
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["ls", "--help"], ["la"]])
+def test_help_waits_for_no_library_but_click(arguments: list[str]) -> None:
+    heavy = ("numpy", "ml_dtypes", "msgspec", "zstandard", "crc32c", "importlib.metadata")
+    assert not _loaded_by(CLI.format(arguments), *heavy, "templax.formats", "templax._match")
+
+
+@pytest.mark.parametrize("colour", ["", "1"])
+def test_a_listing_loads_nothing_that_compares_or_restores(
+    colour: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", colour)
+    stages = ("_api", "_match", "_hints", "_plan", "_execute", "_template")
+    heavy = ("jax", "rich", "concurrent.futures", *(f"templax.{stage}" for stage in stages))
+    assert not _loaded_by(CLI.format(["ls", str(CASE)]), *heavy)
+
+
+def test_only_a_checksum_loads_the_library_for_it() -> None:
+    """It brings `importlib.metadata`, which takes as long as all of templax."""
+    bare = CASE.parents[1] / "orbax-0.12.8-noocdbt" / "ckpt"
+    assert not _loaded_by(CLI.format(["ls", str(bare)]), "crc32c", "importlib.metadata")
+    assert _loaded_by(CLI.format(["ls", str(CASE)]), "crc32c")
+
+
+def test_a_restore_loads_no_part_of_jax_that_an_application_does_not() -> None:
+    """`jax.extend` takes longer to import than a small restore takes."""
+    code = (
+        "import jax, templax as tx\n"
+        "template = {'scale': jax.ShapeDtypeStruct((), 'float32')}\n"
+        "tx.restore(sys.argv[1], template, at='state.params', extra='ignore')"
+    )
+    assert not _loaded_by(code, "jax.extend", "jax.experimental.pallas")
 
 
 def test_public_names_have_one_home() -> None:
