@@ -7,6 +7,7 @@ Exit status: 0 if all is well, 1 if a check found a difference, 2 if something c
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from collections.abc import Iterable
 from typing import IO, TYPE_CHECKING, Any, Literal
@@ -21,6 +22,8 @@ from ._terminal import echo, echo_report
 if TYPE_CHECKING:
     from ._catalog import Catalog
     from ._match import Match
+    from .formats._orbax_root import Root
+    from .sources import Source
 
 __all__ = ["main"]
 
@@ -75,14 +78,26 @@ def ls(
 ) -> None:
     """Show what the checkpoint at PATH holds, and the code that restores it.
 
-    Reads metadata only. Exits with 1 if no leaf matches a --match.
+    Of a directory of steps, as a training run writes it: the steps. Reads metadata only. Exits with
+    1 if no leaf matches a --match.
     """
     # What `tx.open` does, without the half of templax that compares trees.
     from . import _listing
     from .formats import open_catalog
     from .sources import open_source
 
-    catalog = open_catalog(open_source(path), uncommitted="allow")
+    source = open_source(path)
+    try:
+        catalog = open_catalog(source, uncommitted="allow")
+    except tx.UnknownFormat:
+        steps = None if globs else _listing.run(source)
+        if steps is None:
+            raise
+        if as_json:
+            click.echo(json.dumps(_listing.run_json(source, steps), indent=1))
+        else:
+            _print_run(source, steps)
+        return
     shown = _listing.select(catalog, globs)
     if as_json:
         click.echo(json.dumps(_listing.as_json(catalog, shown), indent=1, default=str))
@@ -119,11 +134,33 @@ def _print_head(catalog: Catalog, facts: Iterable[tuple[str, str]]) -> None:
     echo((catalog.url, "bold"))
     if catalog.uncommitted is not None:
         echo((f"  UNCOMMITTED: {catalog.uncommitted}", "bold red"))
+    _print_facts(facts)
+
+
+def _print_facts(facts: Iterable[tuple[str, str]]) -> None:
     facts = list(facts)
     width = max(len(label) for label, _ in facts)
     for label, text in facts:
         echo((f"  {label.ljust(width)}  ", "dim"), text)
     echo()
+
+
+def _print_run(source: Source, root: Root) -> None:
+    from . import _listing
+
+    echo((source.url, "bold"))
+    _print_facts(_listing.run_header(root))
+    for key, committed, items in _listing.run_cells(source, root):
+        saved = ("committed", "") if committed else ("UNCOMMITTED", "bold red")
+        gap = " " * (13 - len(saved[0])) if items else ""
+        echo((key, "bold"), "  ", saved, gap, (items, "cyan"))
+    paths = _listing.run_next(source, root)
+    if paths:
+        echo()
+        echo(("To look into the latest:", "bold"))
+        echo()
+        for path in paths:
+            echo(f"    templax ls {shlex.quote(path)}")
 
 
 @main.command("check")

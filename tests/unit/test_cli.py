@@ -296,11 +296,87 @@ def test_sizes(nbytes, text):
     assert _listing.size(nbytes) == text
 
 
+# ls of a directory of steps
+
+
+def test_ls_of_a_run_lists_its_steps_and_what_to_look_into():
+    result = run("ls", "orbax-0.12.8-manager/ckpt")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.stdout == (
+        """\
+orbax-0.12.8-manager/ckpt
+  format  orbax, recognised by the step directory `20`
+  total   2 steps, the latest committed is 20
+
+10  committed    ema (pytree), meta (json), state (pytree)
+20  committed    ema (pytree), meta (json), state (pytree)
+
+To look into the latest:
+
+    templax ls orbax-0.12.8-manager/ckpt/20/ema
+    templax ls orbax-0.12.8-manager/ckpt/20/state
+"""
+    )
+    for line in result.stdout.splitlines()[-2:]:
+        assert run(*line.split()[1:]).exit_code == 0
+
+
+def test_ls_of_a_run_tells_steps_that_never_committed(tmp_path):
+    shutil.copytree("orbax-0.12.8-default/ckpt", tmp_path / "my run" / "ckpt_5")
+    shutil.copytree("damaged-uncommitted/ckpt", tmp_path / "my run" / "ckpt_10")
+    result = run("ls", tmp_path / "my run")
+    assert result.exit_code == 0
+    assert result.stdout.splitlines()[1:] == [
+        "  format  orbax, recognised by the step directory `ckpt_10`",
+        "  total   2 steps, the latest committed is 5",
+        "",
+        " ckpt_5  committed",
+        "ckpt_10  UNCOMMITTED",
+        "",
+        "To look into the latest:",
+        "",
+        f"    templax ls '{tmp_path}/my run/ckpt_5'",
+    ]
+    shutil.rmtree(tmp_path / "my run" / "ckpt_5")
+    result = run("ls", tmp_path / "my run")
+    assert result.exit_code == 0
+    assert result.stdout.splitlines()[2:] == [
+        "  total   1 step, none was committed",
+        "",
+        "ckpt_10  UNCOMMITTED",
+    ]
+
+
+def test_ls_json_of_a_run_has_the_documented_fields(tmp_path):
+    shutil.copytree("orbax-0.12.8-manager/ckpt/10", tmp_path / "10")
+    shutil.copytree("damaged-uncommitted/ckpt", tmp_path / "11")
+    result = run("ls", "--json", tmp_path)
+    assert result.exit_code == 0
+    items = {"ema": "pytree", "meta": "json", "state": "pytree"}
+    assert json.loads(result.output) == {
+        "schema": 1,
+        "url": str(tmp_path),
+        "format": "orbax",
+        "evidence": "the step directory `11`",
+        "latest": 10,
+        "steps": [
+            {"step": 10, "url": f"{tmp_path}/10", "committed": True, "items": items},
+            {"step": 11, "url": f"{tmp_path}/11", "committed": False, "items": {}},
+        ],
+    }
+
+
+def test_ls_of_leaves_needs_one_checkpoint():
+    result = run("ls", "orbax-0.12.8-manager/ckpt", "--match", "*.kernel")
+    assert result.exit_code == 2
+    assert "holds 2 steps" in result.stderr
+
+
 # What can't be read
 
 
-def test_a_manager_root_says_what_to_open():
-    result = run("ls", "orbax-0.12.8-manager/ckpt")
+def test_a_manager_root_says_what_to_open(template_file):
+    result = run("check", "orbax-0.12.8-manager/ckpt", template_file)
     assert result.exit_code == 2
     assert result.stdout == ""
     assert result.stderr == (
