@@ -179,7 +179,8 @@ def _print_run(source: Source, root: Root) -> None:
     default="error",
     metavar="error|keep|PATH",
     show_default=True,
-    help="What fills template leaves that the checkpoint lacks.",
+    help="What fills template leaves that the checkpoint lacks. TEMPLATE.json holds no values, so"
+    " that with `keep` they are reported all the same.",
 )
 @click.option(
     "--extra",
@@ -211,7 +212,7 @@ def check(
     `templax template` and `tx.save_template` write TEMPLATE.json; `-` is standard input. Exits with
     0 if a restore would succeed, 1 if it would not, 2 if one of the two can't be read.
     """
-    from . import _template
+    from . import _spelling, _template
 
     rename: dict[str, str] = {}
     for pair in renames:
@@ -228,10 +229,12 @@ def check(
         extra=extra,
         cast=cast,
     )
+    if missing == "keep":
+        match = _spelling.without_values(match)
     if as_json:
         click.echo(json.dumps(_match_json(match), indent=1))
     else:
-        echo_report(str(match))
+        echo_report(_spelling.report(match))
     if not match.ok:
         sys.exit(1)
 
@@ -242,6 +245,7 @@ def _match_json(match: Match) -> dict[str, Any]:
         "ok": match.ok,
         "url": match.url,
         "summary": match.summary,
+        "rename": None if match.rename is None else dict(match.rename),
         "mismatches": [
             {
                 "problem": m.problem,

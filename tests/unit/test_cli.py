@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from click.testing import CliRunner
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import templax as tx
-from templax import _listing
+from templax import _listing, _spelling
 from templax._catalog import Catalog, LeafEntry
 from templax._terminal import printable
 from templax.cli import main
@@ -475,6 +476,7 @@ def test_check_json_has_the_documented_fields(template_file):
         "ok": False,
         "url": DEFAULT,
         "summary": None,
+        "rename": None,
         "mismatches": [
             {
                 "problem": "shape",
@@ -514,6 +516,96 @@ def test_check_takes_the_options_of_restore(template_file):
     template_file.write_bytes(b'{"templax_template": 1, "leaves": []}')
     assert run("check", DEFAULT, template_file).exit_code == 1
     assert run("check", DEFAULT, template_file, "--extra", "ignore").exit_code == 0
+
+
+def leaves_of(file, *, at="", under=""):
+    """The template in a file, cut at a prefix or put under one."""
+    data = json.loads(file.read_bytes())
+    cut = at.split(".") if at else []
+    below = [item for item in data["leaves"] if item["path"][: len(cut)] == cut]
+    for item in below:
+        item["path"] = [*([under] if under else []), *item["path"][len(cut) :]]
+    file.write_text(json.dumps(data | {"leaves": below}))
+
+
+@pytest.mark.parametrize(
+    ("change", "arguments", "hint"),
+    [
+        (lambda f: leaves_of(f, at="state.params"), [], "--at state.params"),
+        (lambda f: leaves_of(f, under="model"), [], "--rename '=model'"),
+        (
+            lambda f: altered(f, "state.params.scale", path=["state", "params", "Scale"]),
+            [],
+            "--rename state.params.scale=state.params.Scale",
+        ),
+        (
+            lambda f: f.write_text('{"templax_template": 1, "leaves": []}'),
+            [],
+            "--extra ignore",
+        ),
+        (
+            lambda f: altered(f, "state.params.scale", dtype="bfloat16"),
+            ["--cast", "exact"],
+            "--cast float",
+        ),
+    ],
+)
+def test_a_hint_is_an_option_that_works(change, arguments, hint, template_file):
+    change(template_file)
+    result = run("check", DEFAULT, template_file, *arguments)
+    assert result.exit_code == 1
+    assert f"hint: {hint}" in result.stdout
+    again = run("check", DEFAULT, template_file, *arguments, *shlex.split(hint))
+    assert again.exit_code == 0, again.output
+    assert '="' not in result.stdout
+
+
+def test_hints_are_spelled_for_a_shell_where_an_option_says_the_same():
+    many = {f"layer{i}": f"Layer{i}" for i in range(9)}
+    for hint, rename, text in [
+        ('at=""', None, "--at ''"),
+        ('at="it\'s" or at="a or b"', None, "--at 'it'\"'\"'s' or --at 'a or b'"),
+        ('rename={"a=b": "c"}', {"a=b": "c"}, 'in Python, rename={"a=b": "c"}'),
+        ("rename=lambda name: name", None, "in Python, rename=lambda name: name"),
+        ("the checkpoint holds the transpose", None, "the checkpoint holds the transpose"),
+        (
+            'rename={"layer0": "Layer0", ...}',
+            many,
+            "--rename layer0=Layer0 --rename layer1=Layer1 --rename layer2=Layer2"
+            " ... (9 in all, as `rename` in `--json`)",
+        ),
+    ]:
+        assert _spelling.as_option(hint, rename) == text
+
+
+def test_json_keeps_hints_as_arguments_of_restore(template_file):
+    altered(template_file, "state.params.scale", path=["state", "params", "Scale"])
+    data = json.loads(run("check", DEFAULT, template_file, "--json").output)
+    assert data["rename"] == {"state.params.scale": "state.params.Scale"}
+    hints = {m["hint"] for m in data["mismatches"]}
+    assert hints == {'rename={"state.params.scale": "state.params.Scale"}'}
+
+
+def test_many_mismatches_are_in_the_json(template_file):
+    data = json.loads(template_file.read_bytes())
+    extra = [{"path": [f"x{i}"], "shape": [], "dtype": "float32"} for i in range(30)]
+    template_file.write_text(json.dumps(data | {"leaves": data["leaves"] + extra}))
+    output = run("check", DEFAULT, template_file).stdout
+    assert "and 10 more: 10 missing (`--json` has them all)" in output
+
+
+def test_a_template_file_has_no_values_to_keep(template_file):
+    """Whether the template given to `restore` has one, the file does not tell."""
+    older = "orbax-0.12.8-multi2p/ckpt"  # lacks `extra`
+    arguments = ["check", older, template_file, "--missing", "keep"]
+    result = run(*arguments)
+    assert result.exit_code == 1
+    note = "a template file holds no values, so whether restore would keep one is not known"
+    line = f"  Expected a leaf, found none - at `extra.py_int`; {note}\n"
+    assert line in result.stdout
+    data = json.loads(run(*arguments, "--json").output)
+    assert {m["note"] for m in data["mismatches"] if m["problem"] == "missing"} == {note}
+    assert "holds no values" in " ".join(run("check", "--help").output.split())
 
 
 def test_usage_errors_exit_with_2(template_file):
