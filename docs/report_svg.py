@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.text import Text
 
 import templax as tx
+from templax import _spelling
 from templax._terminal import marked
 
 CHECKPOINT = "ckpt/1000"
@@ -49,7 +50,7 @@ def main() -> None:
         saved["opt_state"] = {"count": jax.ShapeDtypeStruct((), jnp.int32)}
         tree = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), saved)
         ocp.PyTreeCheckpointer().save(Path(CHECKPOINT).resolve(), tree)
-        report = str(tx.check(CHECKPOINT, decoder(128, head="LMHead", dtype=jnp.int8)))
+        report = _spelling.report(tx.check(CHECKPOINT, decoder(128, head="LMHead", dtype=jnp.int8)))
         os.chdir(svg.parent)
     console = Console(record=True, width=100, file=io.StringIO(), force_terminal=True)
     console.print(f"$ templax check {CHECKPOINT} model.json", highlight=False)

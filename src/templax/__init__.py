@@ -4,35 +4,37 @@
     >>> catalog = tx.open("tests/corpus/orbax-0.12.8-default/ckpt")
     >>> params = tx.restore(catalog, catalog.template()["state"]["params"], at="state.params")
 
-Importing templax does not import JAX; the calls that make arrays do.
+Importing templax imports next to nothing: each public name is loaded when it is first used, and
+JAX with the calls that make arrays.
 """
 
-from typing import TYPE_CHECKING, Any
-
-from ._api import check, last_restore, open, plan, restore, run, save_template
-from ._catalog import Catalog, LeafEntry
-from ._errors import (
-    CastWarning,
-    CheckpointError,
-    Damaged,
-    Mismatch,
-    NotFound,
-    SourceError,
-    TemplateError,
-    TemplaxError,
-    Uncommitted,
-    UnknownFormat,
-    Unsupported,
-    Unverified,
-    UsageError,
-)
-from ._match import Match
-from ._plan import Plan
-from ._stats import Stats
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from . import formats as formats
+    from . import sources as sources
     from ._abstract import template_of
+    from ._api import check, last_restore, open, plan, restore, run, save_template
+    from ._catalog import Catalog, LeafEntry
+    from ._errors import (
+        CastWarning,
+        CheckpointError,
+        Damaged,
+        Mismatch,
+        NotFound,
+        SourceError,
+        TemplateError,
+        TemplaxError,
+        Uncommitted,
+        UnknownFormat,
+        Unsupported,
+        Unverified,
+        UsageError,
+    )
+    from ._match import Match
+    from ._plan import Plan
     from ._recipe import Recipe
+    from ._stats import Stats
 
 __version__ = "0.1.0"
 
@@ -66,17 +68,49 @@ __all__ = [
     "template_of",
 ]
 
-_JAX = {"Recipe": "_recipe", "template_of": "_abstract"}
+_MODULES = {
+    "CastWarning": "_errors",
+    "Catalog": "_catalog",
+    "CheckpointError": "_errors",
+    "Damaged": "_errors",
+    "LeafEntry": "_catalog",
+    "Match": "_match",
+    "Mismatch": "_errors",
+    "NotFound": "_errors",
+    "Plan": "_plan",
+    "Recipe": "_recipe",
+    "SourceError": "_errors",
+    "Stats": "_stats",
+    "TemplateError": "_errors",
+    "TemplaxError": "_errors",
+    "Uncommitted": "_errors",
+    "UnknownFormat": "_errors",
+    "Unsupported": "_errors",
+    "Unverified": "_errors",
+    "UsageError": "_errors",
+    "check": "_api",
+    "last_restore": "_api",
+    "open": "_api",
+    "plan": "_api",
+    "restore": "_api",
+    "run": "_api",
+    "save_template": "_api",
+    "template_of": "_abstract",
+}
+"""Where each public name is defined."""
 
+if not TYPE_CHECKING:  # or else a type checker would take every name to be there
 
-def __getattr__(name: str) -> Any:
-    if name in _JAX:
+    def __getattr__(name: str) -> object:
         from importlib import import_module
 
-        value = getattr(import_module(f"{__name__}.{_JAX[name]}"), name)
+        if name in ("formats", "sources"):
+            return import_module(f"{__name__}.{name}")
+        if name not in _MODULES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
         globals()[name] = value
         return value
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

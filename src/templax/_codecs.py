@@ -7,7 +7,6 @@ import threading
 from collections.abc import Sequence
 from typing import Any, Protocol, cast
 
-import crc32c as _crc32c
 import numpy as np
 import zstandard
 
@@ -30,6 +29,8 @@ def crc32c(data: _Bytes) -> int:
     >>> f"{crc32c(b'123456789'):08x}"
     'e3069283'
     """
+    import crc32c as _crc32c
+
     return _crc32c.crc32c(data)
 
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import jax
 import jax.core
-import jax.extend.core as jec
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
@@ -186,12 +185,19 @@ def _target(path: Path, leaf: Any, override: Any, boxes: Boxes) -> Target:
     return bare(np.dtype("V0"), "static")
 
 
+def _inconclusive() -> type[Exception]:
+    """What a symbolic dimension raises. JAX takes 20 ms to import it, more than a small restore."""
+    from jax.extend.core import InconclusiveDimensionOperation
+
+    return InconclusiveDimensionOperation
+
+
 def _shape_and_dtype(name: str, leaf: Any) -> tuple[Shape, Any]:
     try:
         shape = tuple(operator.index(n) for n in leaf.shape)
         if any(n < 0 for n in shape):
             raise ValueError("negative")
-    except (TypeError, ValueError, jec.InconclusiveDimensionOperation) as error:
+    except (TypeError, ValueError, _inconclusive()) as error:
         raise UsageError(f"Expected a shape, got {leaf.shape!r} - at `{name}`") from error
     dtype = leaf.dtype
     if not isinstance(dtype, np.dtype) and not jnp.issubdtype(dtype, jax.dtypes.extended):

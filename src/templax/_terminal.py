@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import re
 import sys
+from typing import TextIO
+
+import click
 
 Part = str | tuple[str, str]
-"""Text, or text and a rich style such as "bold red"."""
+"""Text, or text and its style: `bold` or `dim` or neither, and a colour or none: "bold red"."""
 
 
 def echo(*parts: Part, err: bool = False) -> None:
@@ -17,19 +20,28 @@ def echo(*parts: Part, err: bool = False) -> None:
         parts: What to print, back to back.
         err: To standard error instead of standard output.
     """
-    parts = tuple(
-        printable(part) if isinstance(part, str) else (printable(part[0]), part[1])
-        for part in parts
-    )
     stream = sys.stderr if err else sys.stdout
-    if not (stream.isatty() or os.environ.get("FORCE_COLOR")):
-        stream.write("".join(part if isinstance(part, str) else part[0] for part in parts) + "\n")
-        return
-    from rich.console import Console  # 40 ms that a pipe need not pay
-    from rich.text import Text
+    styled = _is_styled(stream)
+    texts: list[str] = []
+    for part in parts:
+        text, style = (part, "") if isinstance(part, str) else part
+        text = printable(text)
+        texts.append(_styled(text, style) if styled and text else text)
+    stream.write("".join(texts) + "\n")
 
-    # Long lines are left to the terminal, so that a copied line is whole.
-    Console(file=stream, soft_wrap=True).print(Text.assemble(*parts), highlight=False)
+
+def _is_styled(stream: TextIO) -> bool:
+    if os.environ.get("NO_COLOR"):
+        return False
+    terminal = stream.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
+    return terminal or bool(os.environ.get("FORCE_COLOR"))
+
+
+def _styled(text: str, style: str) -> str:
+    words = style.split()
+    bold, dim = "bold" in words or None, "dim" in words or None
+    colour = next((word for word in words if word not in ("bold", "dim")), None)
+    return click.style(text, colour, bold=bold, dim=dim) if words else text
 
 
 def echo_report(text: str, *, prefix: str = "", err: bool = False) -> None:

@@ -7,6 +7,7 @@ Exit status: 0 if all is well, 1 if a check found a difference, 2 if something c
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from collections.abc import Iterable
 from typing import IO, TYPE_CHECKING, Any, Literal
@@ -15,12 +16,14 @@ import click
 
 import templax as tx
 
-from . import _template
+# numpy and what needs it are imported by the commands: --help and a mistyped option wait for none.
 from ._terminal import echo, echo_report
 
 if TYPE_CHECKING:
     from ._catalog import Catalog
     from ._match import Match
+    from .formats._orbax_root import Root
+    from .sources import Source
 
 __all__ = ["main"]
 
@@ -75,11 +78,26 @@ def ls(
 ) -> None:
     """Show what the checkpoint at PATH holds, and the code that restores it.
 
-    Reads metadata only. Exits with 1 if no leaf matches a --match.
+    Of a directory of steps, as a training run writes it: the steps. Reads metadata only. Exits with
+    1 if no leaf matches a --match.
     """
+    # What `tx.open` does, without the half of templax that compares trees.
     from . import _listing
+    from .formats import open_catalog
+    from .sources import open_source
 
-    catalog = tx.open(path, uncommitted="allow")
+    source = open_source(path)
+    try:
+        catalog = open_catalog(source, uncommitted="allow")
+    except tx.UnknownFormat:
+        steps = None if globs else _listing.run(source)
+        if steps is None:
+            raise
+        if as_json:
+            click.echo(json.dumps(_listing.run_json(source, steps), indent=1))
+        else:
+            _print_run(source, steps)
+        return
     shown = _listing.select(catalog, globs)
     if as_json:
         click.echo(json.dumps(_listing.as_json(catalog, shown), indent=1, default=str))
@@ -116,11 +134,33 @@ def _print_head(catalog: Catalog, facts: Iterable[tuple[str, str]]) -> None:
     echo((catalog.url, "bold"))
     if catalog.uncommitted is not None:
         echo((f"  UNCOMMITTED: {catalog.uncommitted}", "bold red"))
+    _print_facts(facts)
+
+
+def _print_facts(facts: Iterable[tuple[str, str]]) -> None:
     facts = list(facts)
     width = max(len(label) for label, _ in facts)
     for label, text in facts:
         echo((f"  {label.ljust(width)}  ", "dim"), text)
     echo()
+
+
+def _print_run(source: Source, root: Root) -> None:
+    from . import _listing
+
+    echo((source.url, "bold"))
+    _print_facts(_listing.run_header(root))
+    for key, committed, items in _listing.run_cells(source, root):
+        saved = ("committed", "") if committed else ("UNCOMMITTED", "bold red")
+        gap = " " * (13 - len(saved[0])) if items else ""
+        echo((key, "bold"), "  ", saved, gap, (items, "cyan"))
+    paths = _listing.run_next(source, root)
+    if paths:
+        echo()
+        echo(("To look into the latest:", "bold"))
+        echo()
+        for path in paths:
+            echo(f"    templax ls {shlex.quote(path)}")
 
 
 @main.command("check")
@@ -139,7 +179,8 @@ def _print_head(catalog: Catalog, facts: Iterable[tuple[str, str]]) -> None:
     default="error",
     metavar="error|keep|PATH",
     show_default=True,
-    help="What fills template leaves that the checkpoint lacks.",
+    help="What fills template leaves that the checkpoint lacks. TEMPLATE.json holds no values, so"
+    " that with `keep` they are reported all the same.",
 )
 @click.option(
     "--extra",
@@ -171,6 +212,8 @@ def check(
     `templax template` and `tx.save_template` write TEMPLATE.json; `-` is standard input. Exits with
     0 if a restore would succeed, 1 if it would not, 2 if one of the two can't be read.
     """
+    from . import _spelling, _template
+
     rename: dict[str, str] = {}
     for pair in renames:
         old, equals, new = pair.partition("=")
@@ -186,10 +229,12 @@ def check(
         extra=extra,
         cast=cast,
     )
+    if missing == "keep":
+        match = _spelling.without_values(match)
     if as_json:
         click.echo(json.dumps(_match_json(match), indent=1))
     else:
-        echo_report(str(match))
+        echo_report(_spelling.report(match))
     if not match.ok:
         sys.exit(1)
 
@@ -200,6 +245,7 @@ def _match_json(match: Match) -> dict[str, Any]:
         "ok": match.ok,
         "url": match.url,
         "summary": match.summary,
+        "rename": None if match.rename is None else dict(match.rename),
         "mismatches": [
             {
                 "problem": m.problem,
@@ -236,6 +282,8 @@ def _match_json(match: Match) -> dict[str, Any]:
 )
 def template(path: str, output: IO[bytes], at: str) -> None:
     """Write the template that the checkpoint at PATH fits exactly, as JSON for `templax check`."""
+    from . import _template
+
     catalog = tx.open(path)
     result = _template.from_catalog(catalog, at)
     if at and not result.targets:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import os
+import pickle
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -62,7 +63,7 @@ ORDER = [
     {"_api"},
     {"__init__"},
     {m for m in MODULES if m.startswith(("compat", "testing"))}
-    | {"cli", "demo", "_listing", "_terminal"},
+    | {"cli", "demo", "_listing", "_spelling", "_terminal"},
 ]  # fmt: skip
 """Left never imports right, when it is imported."""
 
@@ -292,6 +293,87 @@ def test_a_report_of_what_does_not_fit_imports_no_jax(tmp_path: Path) -> None:
         f"print([m for m in {HEAVY} if m in sys.modules])\n"
     )
     assert _fresh(code, str(CASE), str(template)) == "{'at=\"state\"'} False\n[]"
+
+
+def _loaded_by(code: str, *names: str) -> set[str]:
+    """Which of `names` are imported after `code` ran in a process of its own."""
+    loaded = f"print([m for m in {names!r} if m in sys.modules])"
+    output = _fresh(f"import sys\n{code}\n{loaded}", str(CASE))
+    return set(ast.literal_eval(output.splitlines()[-1]))
+
+
+def test_importing_templax_imports_no_library() -> None:
+    """Nor `dataclasses` or `re`: only the names that are used cost something."""
+    third = ("numpy", "ml_dtypes", "msgspec", "zstandard", "crc32c", "click", "rich", "jax")
+    assert not _loaded_by("import templax", *third, "templax._errors", "dataclasses")
+    assert not _loaded_by("import templax as tx; tx.Mismatch, tx.TemplaxError", *third)
+
+
+CLI = "from templax.cli import main\ntry: main({!r})\nexcept SystemExit as end: print(end.code)"
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["ls", "--help"], ["la"]])
+def test_help_waits_for_no_library_but_click(arguments: list[str]) -> None:
+    heavy = ("numpy", "ml_dtypes", "msgspec", "zstandard", "crc32c", "importlib.metadata")
+    assert not _loaded_by(CLI.format(arguments), *heavy, "templax.formats", "templax._match")
+
+
+@pytest.mark.parametrize("colour", ["", "1"])
+def test_a_listing_loads_nothing_that_compares_or_restores(
+    colour: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", colour)
+    stages = ("_api", "_match", "_hints", "_plan", "_execute", "_template")
+    heavy = ("jax", "rich", "concurrent.futures", *(f"templax.{stage}" for stage in stages))
+    assert not _loaded_by(CLI.format(["ls", str(CASE)]), *heavy)
+
+
+def test_only_a_checksum_loads_the_library_for_it() -> None:
+    """It brings `importlib.metadata`, which takes as long as all of templax."""
+    bare = CASE.parents[1] / "orbax-0.12.8-noocdbt" / "ckpt"
+    assert not _loaded_by(CLI.format(["ls", str(bare)]), "crc32c", "importlib.metadata")
+    assert _loaded_by(CLI.format(["ls", str(CASE)]), "crc32c")
+
+
+def test_a_restore_loads_no_part_of_jax_that_an_application_does_not() -> None:
+    """`jax.extend` takes longer to import than a small restore takes."""
+    code = (
+        "import jax, templax as tx\n"
+        "template = {'scale': jax.ShapeDtypeStruct((), 'float32')}\n"
+        "tx.restore(sys.argv[1], template, at='state.params', extra='ignore')"
+    )
+    assert not _loaded_by(code, "jax.extend", "jax.experimental.pallas")
+
+
+def test_public_names_have_one_home() -> None:
+    """The table by which they are loaded says what type checkers read under `TYPE_CHECKING`."""
+    (block,) = [
+        node
+        for node in ast.parse(MODULES["__init__"].read_text()).body
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+    ]
+    typed = {
+        alias.name: node.module
+        for node in block.body
+        if isinstance(node, ast.ImportFrom) and node.module
+        for alias in node.names
+    }
+    assert typed == tx._MODULES  # pyright: ignore[reportAttributeAccessIssue]
+    assert sorted(typed) == tx.__all__
+    for name, module in typed.items():
+        assert getattr(tx, name) is getattr(importlib.import_module(f"templax.{module}"), name)
+
+
+def test_packages_of_the_surface_need_no_import_of_their_own() -> None:
+    code = "import templax as tx; print(tx.sources.Memory.__name__, tx.formats.Format.__name__)"
+    assert _fresh(code) == "Memory Format"
+
+
+def test_an_error_is_unpickled_where_nothing_is_loaded() -> None:
+    match = tx.check(CASE, from_catalog(tx.open(CASE)), at="state")
+    for error in (tx.TemplateError(match), tx.Damaged("Expected more, got less")):
+        code = "import pickle, sys; print(repr(pickle.loads(bytes.fromhex(sys.argv[1]))))"
+        assert _fresh(code, pickle.dumps(error).hex()) == repr(error)
 
 
 def test_jax_comes_with_the_names_that_need_it() -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from click.testing import CliRunner
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import templax as tx
-from templax import _listing
+from templax import _listing, _spelling
 from templax._catalog import Catalog, LeafEntry
 from templax._terminal import printable
 from templax.cli import main
@@ -296,11 +297,87 @@ def test_sizes(nbytes, text):
     assert _listing.size(nbytes) == text
 
 
+# ls of a directory of steps
+
+
+def test_ls_of_a_run_lists_its_steps_and_what_to_look_into():
+    result = run("ls", "orbax-0.12.8-manager/ckpt")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.stdout == (
+        """\
+orbax-0.12.8-manager/ckpt
+  format  orbax, recognised by the step directory `20`
+  total   2 steps, the latest committed is 20
+
+10  committed    ema (pytree), meta (json), state (pytree)
+20  committed    ema (pytree), meta (json), state (pytree)
+
+To look into the latest:
+
+    templax ls orbax-0.12.8-manager/ckpt/20/ema
+    templax ls orbax-0.12.8-manager/ckpt/20/state
+"""
+    )
+    for line in result.stdout.splitlines()[-2:]:
+        assert run(*line.split()[1:]).exit_code == 0
+
+
+def test_ls_of_a_run_tells_steps_that_never_committed(tmp_path):
+    shutil.copytree("orbax-0.12.8-default/ckpt", tmp_path / "my run" / "ckpt_5")
+    shutil.copytree("damaged-uncommitted/ckpt", tmp_path / "my run" / "ckpt_10")
+    result = run("ls", tmp_path / "my run")
+    assert result.exit_code == 0
+    assert result.stdout.splitlines()[1:] == [
+        "  format  orbax, recognised by the step directory `ckpt_10`",
+        "  total   2 steps, the latest committed is 5",
+        "",
+        " ckpt_5  committed",
+        "ckpt_10  UNCOMMITTED",
+        "",
+        "To look into the latest:",
+        "",
+        f"    templax ls '{tmp_path}/my run/ckpt_5'",
+    ]
+    shutil.rmtree(tmp_path / "my run" / "ckpt_5")
+    result = run("ls", tmp_path / "my run")
+    assert result.exit_code == 0
+    assert result.stdout.splitlines()[2:] == [
+        "  total   1 step, none was committed",
+        "",
+        "ckpt_10  UNCOMMITTED",
+    ]
+
+
+def test_ls_json_of_a_run_has_the_documented_fields(tmp_path):
+    shutil.copytree("orbax-0.12.8-manager/ckpt/10", tmp_path / "10")
+    shutil.copytree("damaged-uncommitted/ckpt", tmp_path / "11")
+    result = run("ls", "--json", tmp_path)
+    assert result.exit_code == 0
+    items = {"ema": "pytree", "meta": "json", "state": "pytree"}
+    assert json.loads(result.output) == {
+        "schema": 1,
+        "url": str(tmp_path),
+        "format": "orbax",
+        "evidence": "the step directory `11`",
+        "latest": 10,
+        "steps": [
+            {"step": 10, "url": f"{tmp_path}/10", "committed": True, "items": items},
+            {"step": 11, "url": f"{tmp_path}/11", "committed": False, "items": {}},
+        ],
+    }
+
+
+def test_ls_of_leaves_needs_one_checkpoint():
+    result = run("ls", "orbax-0.12.8-manager/ckpt", "--match", "*.kernel")
+    assert result.exit_code == 2
+    assert "holds 2 steps" in result.stderr
+
+
 # What can't be read
 
 
-def test_a_manager_root_says_what_to_open():
-    result = run("ls", "orbax-0.12.8-manager/ckpt")
+def test_a_manager_root_says_what_to_open(template_file):
+    result = run("check", "orbax-0.12.8-manager/ckpt", template_file)
     assert result.exit_code == 2
     assert result.stdout == ""
     assert result.stderr == (
@@ -399,6 +476,7 @@ def test_check_json_has_the_documented_fields(template_file):
         "ok": False,
         "url": DEFAULT,
         "summary": None,
+        "rename": None,
         "mismatches": [
             {
                 "problem": "shape",
@@ -438,6 +516,96 @@ def test_check_takes_the_options_of_restore(template_file):
     template_file.write_bytes(b'{"templax_template": 1, "leaves": []}')
     assert run("check", DEFAULT, template_file).exit_code == 1
     assert run("check", DEFAULT, template_file, "--extra", "ignore").exit_code == 0
+
+
+def leaves_of(file, *, at="", under=""):
+    """The template in a file, cut at a prefix or put under one."""
+    data = json.loads(file.read_bytes())
+    cut = at.split(".") if at else []
+    below = [item for item in data["leaves"] if item["path"][: len(cut)] == cut]
+    for item in below:
+        item["path"] = [*([under] if under else []), *item["path"][len(cut) :]]
+    file.write_text(json.dumps(data | {"leaves": below}))
+
+
+@pytest.mark.parametrize(
+    ("change", "arguments", "hint"),
+    [
+        (lambda f: leaves_of(f, at="state.params"), [], "--at state.params"),
+        (lambda f: leaves_of(f, under="model"), [], "--rename '=model'"),
+        (
+            lambda f: altered(f, "state.params.scale", path=["state", "params", "Scale"]),
+            [],
+            "--rename state.params.scale=state.params.Scale",
+        ),
+        (
+            lambda f: f.write_text('{"templax_template": 1, "leaves": []}'),
+            [],
+            "--extra ignore",
+        ),
+        (
+            lambda f: altered(f, "state.params.scale", dtype="bfloat16"),
+            ["--cast", "exact"],
+            "--cast float",
+        ),
+    ],
+)
+def test_a_hint_is_an_option_that_works(change, arguments, hint, template_file):
+    change(template_file)
+    result = run("check", DEFAULT, template_file, *arguments)
+    assert result.exit_code == 1
+    assert f"hint: {hint}" in result.stdout
+    again = run("check", DEFAULT, template_file, *arguments, *shlex.split(hint))
+    assert again.exit_code == 0, again.output
+    assert '="' not in result.stdout
+
+
+def test_hints_are_spelled_for_a_shell_where_an_option_says_the_same():
+    many = {f"layer{i}": f"Layer{i}" for i in range(9)}
+    for hint, rename, text in [
+        ('at=""', None, "--at ''"),
+        ('at="it\'s" or at="a or b"', None, "--at 'it'\"'\"'s' or --at 'a or b'"),
+        ('rename={"a=b": "c"}', {"a=b": "c"}, 'in Python, rename={"a=b": "c"}'),
+        ("rename=lambda name: name", None, "in Python, rename=lambda name: name"),
+        ("the checkpoint holds the transpose", None, "the checkpoint holds the transpose"),
+        (
+            'rename={"layer0": "Layer0", ...}',
+            many,
+            "--rename layer0=Layer0 --rename layer1=Layer1 --rename layer2=Layer2"
+            " ... (9 in all, as `rename` in `--json`)",
+        ),
+    ]:
+        assert _spelling.as_option(hint, rename) == text
+
+
+def test_json_keeps_hints_as_arguments_of_restore(template_file):
+    altered(template_file, "state.params.scale", path=["state", "params", "Scale"])
+    data = json.loads(run("check", DEFAULT, template_file, "--json").output)
+    assert data["rename"] == {"state.params.scale": "state.params.Scale"}
+    hints = {m["hint"] for m in data["mismatches"]}
+    assert hints == {'rename={"state.params.scale": "state.params.Scale"}'}
+
+
+def test_many_mismatches_are_in_the_json(template_file):
+    data = json.loads(template_file.read_bytes())
+    extra = [{"path": [f"x{i}"], "shape": [], "dtype": "float32"} for i in range(30)]
+    template_file.write_text(json.dumps(data | {"leaves": data["leaves"] + extra}))
+    output = run("check", DEFAULT, template_file).stdout
+    assert "and 10 more: 10 missing (`--json` has them all)" in output
+
+
+def test_a_template_file_has_no_values_to_keep(template_file):
+    """Whether the template given to `restore` has one, the file does not tell."""
+    older = "orbax-0.12.8-multi2p/ckpt"  # lacks `extra`
+    arguments = ["check", older, template_file, "--missing", "keep"]
+    result = run(*arguments)
+    assert result.exit_code == 1
+    note = "a template file holds no values, so whether restore would keep one is not known"
+    line = f"  Expected a leaf, found none - at `extra.py_int`; {note}\n"
+    assert line in result.stdout
+    data = json.loads(run(*arguments, "--json").output)
+    assert {m["note"] for m in data["mismatches"] if m["problem"] == "missing"} == {note}
+    assert "holds no values" in " ".join(run("check", "--help").output.split())
 
 
 def test_usage_errors_exit_with_2(template_file):
@@ -505,7 +673,33 @@ def test_a_pipe_gets_plain_text_and_a_terminal_colour():
     assert "\x1b[1m" in coloured.stdout
     assert re.sub(r"\x1b\[[\d;]*m", "", coloured.stdout) == plain.stdout
     red = shell("ls", "damaged-uncommitted/ckpt", FORCE_COLOR="1", TERM="xterm-256color")
-    assert "\x1b[1;31m  UNCOMMITTED: " in red.stdout
+    assert "\x1b[31m\x1b[1m  UNCOMMITTED: " in red.stdout
+
+
+@pytest.mark.parametrize(
+    ("environment", "styled"),
+    [
+        ({}, True),
+        ({"TERM": "dumb"}, False),
+        ({"NO_COLOR": "1"}, False),
+        ({"NO_COLOR": "1", "FORCE_COLOR": "1"}, False),
+        ({"NO_COLOR": ""}, True),
+        ({"TERM": "dumb", "FORCE_COLOR": "1"}, True),
+    ],
+)
+def test_what_a_terminal_asks_for(environment, styled):
+    """A terminal of its own, and what the conventions on colour say of it."""
+    inherited = {k: v for k, v in os.environ.items() if k != "NO_COLOR"}
+    environment = inherited | {"TERM": "xterm-256color"} | environment
+    main, other = os.openpty()
+    command = [sys.executable, "-m", "templax.cli", "ls", "--depth", "1", DEFAULT]
+    done = subprocess.run(command, stdout=other, stderr=other, env=environment, check=False)
+    os.close(other)
+    text = os.read(main, 1 << 16).decode()
+    os.close(main)
+    assert done.returncode == 0
+    assert ("\x1b[1m" in text) == styled
+    assert text.replace("\x1b[1m", "").replace("\x1b[0m", "").startswith(DEFAULT)
 
 
 def test_a_name_that_the_terminal_cannot_spell_is_escaped():

@@ -205,3 +205,13 @@ def test_a_result_is_committed_if_the_template_says_where(spelled: Any) -> None:
     got = tx.restore(recipe({"x": jnp.ones(3)}), {"x": there})["x"]
     assert got.committed
     assert got.devices() == {jax.devices()[5]}
+
+
+def test_a_shape_without_numbers_is_refused() -> None:
+    """A symbolic dimension, as `jax.export` makes them."""
+    import jax.export
+
+    leaf = jax.ShapeDtypeStruct(jax.export.symbolic_shape("batch, 8"), jnp.float32)
+    with pytest.raises(tx.UsageError) as caught:
+        tx.check(recipe({}), {"w": leaf})
+    assert str(caught.value) == "Expected a shape, got (batch, 8) - at `w`"
