@@ -9,7 +9,7 @@ import warnings
 from collections import Counter
 from contextlib import closing
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from . import _plan
 from ._catalog import Catalog
@@ -160,52 +160,37 @@ def plan(
         raise UsageError(f'Expected verify="available", "required" or "off", got {verify!r}')
     if not isinstance(mapped, bool):
         raise UsageError(f"Expected mapped=True or False, got {mapped!r}")
-    options = at, rename, missing, extra, cast
     with paused():
-        return _planned(checkpoint, template, shardings, options, verify, memory, threads, mapped)
-
-
-def _planned(
-    checkpoint: Checkpoint,
-    template: PyTree | Template,
-    shardings: PyTree,
-    options: tuple[Any, ...],
-    verify: Verify,
-    memory: int,
-    threads: int,
-    mapped: bool,
-) -> _plan.Plan:
-    """`plan`, of arguments that were checked."""
-    begin = time.perf_counter()
-    wanted = _as_template(template, shardings)
-    took = {"template": time.perf_counter() - begin}
-    catalogs, found = matched(checkpoint, wanted, *options, took)
-    if not found.ok:
-        raise TemplateError(found)
-    begin = time.perf_counter()
-    chunks = located(catalogs, found)
-    took["locate"] = time.perf_counter() - begin
-    begin = time.perf_counter()
-    sources = [catalog.source for catalog in catalogs]
-    made = _plan.plan(
-        found,
-        chunks,
-        threads=threads,
-        memory=memory,
-        verify=verify,
-        mapped=[mapped and source.maps for source in sources],
-        sources=sources,
-    )
-    if verify == "required" and made.unverified:
-        names = made.unverified
-        raise Unverified(
-            f"{len(names)} of {len(found.pairs)} leaves of {found.url} have bytes that no checksum"
-            f" covers: {some(names)}",
-            hint='verify="available" checks those that have one',
+        begin = time.perf_counter()
+        wanted = _as_template(template, shardings)
+        took = {"template": time.perf_counter() - begin}
+        catalogs, found = matched(checkpoint, wanted, at, rename, missing, extra, cast, took)
+        if not found.ok:
+            raise TemplateError(found)
+        begin = time.perf_counter()
+        chunks = located(catalogs, found)
+        took["locate"] = time.perf_counter() - begin
+        begin = time.perf_counter()
+        sources = [catalog.source for catalog in catalogs]
+        made = _plan.plan(
+            found,
+            chunks,
+            threads=threads,
+            memory=memory,
+            verify=verify,
+            mapped=[mapped and source.maps for source in sources],
+            sources=sources,
         )
-    took["plan"] = time.perf_counter() - begin
-    made.prepared.update(took)
-    return made
+        if verify == "required" and made.unverified:
+            names = made.unverified
+            raise Unverified(
+                f"{len(names)} of {len(found.pairs)} leaves of {found.url} have bytes that no"
+                f" checksum covers: {some(names)}",
+                hint='verify="available" checks those that have one',
+            )
+        took["plan"] = time.perf_counter() - begin
+        made.prepared.update(took)
+        return made
 
 
 def run(plan: _plan.Plan) -> PyTree:

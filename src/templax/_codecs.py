@@ -147,7 +147,7 @@ def _inflate_into(view: memoryview, out: memoryview) -> memoryview:
     return out
 
 
-def inflate_many(frames: Sequence[_Bytes], sizes: Sequence[int]) -> Sequence[Buffer] | None:
+def inflate_many(frames: list[Any], sizes: Sequence[int]) -> Sequence[Buffer] | None:
     """Small chunks of codecs `("zstd",)`, decoded in one call that holds no lock of Python.
 
     Args:

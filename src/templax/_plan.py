@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from ._boxes import intersect, size_of
+from ._boxes import intersect, shape_of, size_of, span_of, within
 from ._catalog import Chunk
 from ._match import Match
 from ._parts import (
@@ -22,6 +22,7 @@ from ._parts import (
     Measures,
     Part,
     buffers_of,
+    is_raw,
     parts_of,
     scratch_of,
     view_of,
@@ -225,8 +226,8 @@ def plan(
 def _groups(buffers: list[Buffer], chunks: Sequence[Chunk], share: int) -> Iterable[list[Buffer]]:
     """The boxes of a leaf, in groups that go to separate batches.
 
-    All of them, unless they are more than may be in flight; then those that share chunks, so that
-    none is read or decoded twice.
+    All of them, unless they are more than may be in flight; then those that need the same bytes, so
+    that none is read or decoded twice.
     """
     if sum([b.nbytes for b in buffers if b.transient]) <= share:
         return (buffers,)
@@ -238,14 +239,30 @@ def _groups(buffers: list[Buffer], chunks: Sequence[Chunk], share: int) -> Itera
         return i
 
     for chunk in chunks:
-        wanting = [i for i, b in enumerate(buffers) if intersect(chunk.box, b.box) is not None]
-        for i in wanting[1:]:
-            a, b = sorted((lowest(wanting[0]), lowest(i)))
-            group[b] = a
+        itemsize = buffers[0].pair.entry.dtype.itemsize
+        last = reach = -1
+        for start, stop, i in sorted(_needed(chunk, buffers, itemsize)):
+            if start < reach:
+                a, b = sorted((lowest(last), lowest(i)))
+                group[b] = a
+            last, reach = i, max(stop, reach)
     grouped: dict[int, list[Buffer]] = {}
     for i, buffer in enumerate(buffers):
         grouped.setdefault(lowest(i), []).append(buffer)
     return grouped.values()
+
+
+def _needed(
+    chunk: Chunk, buffers: Sequence[Buffer], itemsize: int
+) -> Iterator[tuple[int, int, int]]:
+    """Which decoded bytes of a chunk each buffer needs: start, stop, index of the buffer."""
+    shape = shape_of(chunk.box)
+    for i, buffer in enumerate(buffers):
+        overlap = intersect(chunk.box, buffer.box)
+        if overlap is not None:
+            span = span_of(within(overlap, chunk.box), shape, itemsize)
+            start, stop = span if is_raw(chunk) else (0, 1)
+            yield start, stop, i
 
 
 def _requests(parts: Sequence[list[Part]]) -> Iterator[ReadOp]:

@@ -266,7 +266,11 @@ def _array(
         why = _X64 if dtype.name in WIDE else "no jax.Array holds this dtype"
         wrong = (*wrong, Mismatch("dtype", name, dtype.name, "", note=why))
     device = devices[0][0] if devices else default_device()
-    alone = not host and layout is None and (sharding is None or len(sharding.device_set) == 1)
+    alone = (
+        not host
+        and layout is None
+        and (sharding is None or (not wrong and len(sharding.device_set) == 1))
+    )
     return Target(
         name,
         path,

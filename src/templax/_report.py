@@ -101,13 +101,13 @@ def explain(plan: Plan) -> str:
     """The text of `str(plan)`: what a restore will do, as a table."""
     n = len(plan.match.pairs)
     lines = [f"restore of {n:,} {_leaves(n)} from {plan.match.url}"]
-    lines += [f"  {what:<16}{figure:>18}  {note}".rstrip() for what, figure, note in figures(plan)]
+    lines += [f"  {what:<16}{n:>18,}  {note}".rstrip() for what, n, note in figures(plan)]
     if plan.unverified:
         lines.append(f"  not verifiable: {some(plan.unverified)}")
     return "\n".join(lines)
 
 
-def figures(plan: Plan) -> list[tuple[str, str, str]]:
+def figures(plan: Plan) -> list[tuple[str, int, str]]:
     """What a plan costs: name, figure and a remark for each."""
     read, useful = plan.read_bytes, plan.useful_bytes
     buffers = [buffer for batch in plan.batches for buffer in batch.buffers]
@@ -117,19 +117,24 @@ def figures(plan: Plan) -> list[tuple[str, str, str]]:
     inline = sum(part.chunk.extent.inline is not None for part in parts)
     direct = sum(part.direct is not None for part in parts)
     casts = sum(cast.nbytes for cast in plan.match.casts)
+    files = len({op.key for op in ops if op.stop > op.start})
     return [
-        ("requests", f"{plan.requests:,}", f"of {len({op.key for op in ops}):,} files"),
-        ("bytes read", f"{read:,}", "as stored"),
-        ("bytes useful", f"{useful:,}", f"{useful / read:.1%} of those read" if read else ""),
-        ("bytes placed", f"{plan.placed_bytes:,}", "of the finished leaves"),
-        ("bytes mapped", f"{plan.mapped_bytes:,}", f"{mapped:,} leaves over the file itself"),
-        ("bytes cast", f"{casts:,}", f"{len(plan.match.casts):,} leaves"),
-        ("chunks", f"{len(parts):,}", f"{inline:,} of them held by the index"),
-        ("chunks decoded", f"{plan.decoded_chunks:,}", "decompressed"),
-        ("copies avoided", f"{direct:,}", "chunks read or decoded in place"),
-        ("peak host bytes", f"{plan.peak_bytes:,}", "in flight beyond the arrays returned"),
-        ("unverified", f"{len(plan.unverified):,}", "leaves with bytes that no checksum covers"),
-        ("threads", f"{plan.threads:,}", "that read and decode"),
+        (
+            "requests",
+            plan.requests,
+            f"of {files:,} file{'' if files == 1 else 's'}",
+        ),
+        ("bytes read", read, "as stored"),
+        ("bytes useful", useful, f"{useful / read:.1%} of those read" if read else ""),
+        ("bytes placed", plan.placed_bytes, "of the finished leaves"),
+        ("bytes mapped", plan.mapped_bytes, f"{mapped:,} leaves over the file itself"),
+        ("bytes cast", casts, f"{len(plan.match.casts):,} leaves"),
+        ("chunks", len(parts), f"{inline:,} of them held by the index"),
+        ("chunks decoded", plan.decoded_chunks, "decompressed"),
+        ("copies avoided", direct, "chunks read or decoded in place"),
+        ("peak host bytes", plan.peak_bytes, "in flight beyond the arrays returned"),
+        ("unverified", len(plan.unverified), "leaves with bytes that no checksum covers"),
+        ("threads", plan.threads, "that read and decode"),
     ]
 
 

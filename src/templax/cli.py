@@ -1,7 +1,7 @@
 """The command `templax`: look into a checkpoint, and hold it to a template, from a shell.
 
 Exit status: 0 if all is well, 1 if a check found a difference, 2 if something could not be read.
-`ls`, `check` and `template` do not import JAX.
+`ls`, `check`, `plan` and `template` do not import JAX.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import IO, TYPE_CHECKING, Any, Literal
 
 import click
@@ -22,6 +22,7 @@ from ._terminal import echo, echo_report
 if TYPE_CHECKING:
     from ._catalog import Catalog
     from ._match import Match
+    from ._template import Template
     from .formats._orbax_root import Root
     from .sources import Source
 
@@ -163,40 +164,53 @@ def _print_run(source: Source, root: Root) -> None:
             echo(f"    templax ls {shlex.quote(path)}")
 
 
+_COMPARED = (
+    click.argument("path"),
+    click.argument("template", type=click.File("rb"), metavar="TEMPLATE.json"),
+    click.option("--at", default="", metavar="NAME", help="Subtree of the checkpoint to compare."),
+    click.option(
+        "--rename",
+        "renames",
+        multiple=True,
+        metavar="OLD=NEW",
+        help="A prefix of the checkpoint's names and what it becomes (cut at the first =);"
+        " repeatable.",
+    ),
+    click.option(
+        "--missing",
+        default="error",
+        metavar="error|keep|PATH",
+        show_default=True,
+        help="What fills template leaves that the checkpoint lacks. TEMPLATE.json holds no values,"
+        " so that with `keep` they are reported all the same.",
+    ),
+    click.option(
+        "--extra",
+        type=click.Choice(["error", "ignore"]),
+        default="error",
+        show_default=True,
+        help="Leaves that the template does not ask for.",
+    ),
+    click.option(
+        "--cast",
+        type=click.Choice(["float", "widen", "exact"]),
+        default="float",
+        show_default=True,
+        help="Which dtypes may become which.",
+    ),
+    click.option("--json", "as_json", is_flag=True, help="Print JSON (its fields: docs/guide.md)."),
+)
+"""What `check` and `plan` are told, as `restore` is."""
+
+
+def _compared(command: Callable[..., None]) -> Callable[..., None]:
+    for option in reversed(_COMPARED):
+        command = option(command)
+    return command
+
+
 @main.command("check")
-@click.argument("path")
-@click.argument("template", type=click.File("rb"), metavar="TEMPLATE.json")
-@click.option("--at", default="", metavar="NAME", help="Subtree of the checkpoint to compare.")
-@click.option(
-    "--rename",
-    "renames",
-    multiple=True,
-    metavar="OLD=NEW",
-    help="A prefix of the checkpoint's names and what it becomes (cut at the first =); repeatable.",
-)
-@click.option(
-    "--missing",
-    default="error",
-    metavar="error|keep|PATH",
-    show_default=True,
-    help="What fills template leaves that the checkpoint lacks. TEMPLATE.json holds no values, so"
-    " that with `keep` they are reported all the same.",
-)
-@click.option(
-    "--extra",
-    type=click.Choice(["error", "ignore"]),
-    default="error",
-    show_default=True,
-    help="Leaves that the template does not ask for.",
-)
-@click.option(
-    "--cast",
-    type=click.Choice(["float", "widen", "exact"]),
-    default="float",
-    show_default=True,
-    help="Which dtypes may become which.",
-)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON (its fields: docs/guide.md).")
+@_compared
 def check(
     path: str,
     template: IO[bytes],
@@ -212,19 +226,13 @@ def check(
     `templax template` and `tx.save_template` write TEMPLATE.json; `-` is standard input. Exits with
     0 if a restore would succeed, 1 if it would not, 2 if one of the two can't be read.
     """
-    from . import _spelling, _template
+    from . import _spelling
 
-    rename: dict[str, str] = {}
-    for pair in renames:
-        old, equals, new = pair.partition("=")
-        if not equals:
-            raise click.BadParameter(f"expected OLD=NEW, got {pair!r}", param_hint="--rename")
-        rename[old] = new
     match = tx.check(
         path,
-        _template.load(template.read(), getattr(template, "name", "-")),
+        _load(template),
         at=at,
-        rename=rename or None,
+        rename=_renames(renames),
         missing=missing,
         extra=extra,
         cast=cast,
@@ -237,6 +245,79 @@ def check(
         echo_report(_spelling.report(match))
     if not match.ok:
         sys.exit(1)
+
+
+def _load(template: IO[bytes]) -> Template:
+    from ._template import load
+
+    return load(template.read(), getattr(template, "name", "-"))
+
+
+def _renames(pairs: tuple[str, ...]) -> dict[str, str] | None:
+    rename: dict[str, str] = {}
+    for pair in pairs:
+        old, equals, new = pair.partition("=")
+        if not equals:
+            raise click.BadParameter(f"expected OLD=NEW, got {pair!r}", param_hint="--rename")
+        rename[old] = new
+    return rename or None
+
+
+@main.command("plan")
+@_compared
+@click.option(
+    "--verify",
+    type=click.Choice(["available", "required", "off"]),
+    default="available",
+    show_default=True,
+    help="What is done about checksums.",
+)
+@click.option(
+    "--memory", type=click.IntRange(min=1), metavar="BYTES", help="Host bytes in flight; 2 GiB."
+)
+@click.option("--threads", type=click.IntRange(min=1), help="Workers that read and decode.")
+@click.option("--mapped", is_flag=True, help="Map raw, aligned leaves instead of reading them.")
+def plan(
+    path: str,
+    template: IO[bytes],
+    at: str,
+    renames: tuple[str, ...],
+    missing: str,
+    extra: Literal["error", "ignore"],
+    cast: Literal["float", "widen", "exact"],
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Show what a restore of TEMPLATE.json from PATH would read, decode and copy. Reads no array.
+
+    A leaf of a template file is planned whole, for one CPU device. Exits as `check`.
+    """
+    from . import _spelling
+    from ._report import figures
+
+    try:
+        made = tx.plan(
+            path,
+            _load(template),
+            at=at,
+            rename=_renames(renames),
+            missing=missing,
+            extra=extra,
+            cast=cast,
+            **options,
+        )
+    except tx.TemplateError as error:
+        if as_json:
+            click.echo(json.dumps(_match_json(error.match), indent=1))
+        else:
+            echo_report(_spelling.report(error.match))
+        sys.exit(1)
+    if as_json:
+        numbers = {name.replace(" ", "_"): figure for name, figure, _ in figures(made)}
+        listed = {"schema": 1, "ok": True, "url": made.match.url, **numbers}
+        click.echo(json.dumps(listed | {"unverified": list(made.unverified)}, indent=1))
+    else:
+        echo_report(str(made))
 
 
 def _match_json(match: Match) -> dict[str, Any]:

@@ -28,6 +28,20 @@ CASES = (
 )
 
 
+@pytest.mark.parametrize("case", ["safetensors-official", "safetensors-plain"])
+class TestSafetensors(FormatContract):
+    @pytest.fixture(autouse=True)
+    def _case(self, case: str) -> None:
+        self.case = case
+
+    def open(self) -> tx.Catalog:
+        return tx.open(CORPUS / self.case / "model.safetensors")
+
+    def expected(self) -> Mapping[str, str]:
+        recorded = json.loads((CORPUS / self.case / "expected.json").read_text())
+        return {name: leaf["sha256"] for name, leaf in recorded.items()}
+
+
 @pytest.mark.parametrize("case", CASES)
 class TestOrbax(FormatContract):
     @pytest.fixture(autouse=True)

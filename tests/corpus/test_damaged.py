@@ -124,7 +124,6 @@ def test_a_save_killed_before_its_merge_says_so(corpus):
 @pytest.mark.parametrize(
     ("path", "what"),
     [
-        ("safetensors-plain/model.safetensors", "a safetensors file"),
         ("npz-stored/params.npz", "a numpy archive (`.npz`)"),
         ("damaged-npz_pickle/params.npz", "a numpy archive (`.npz`)"),
         ("flaxmsgpack-plain/state.msgpack", "a Flax msgpack file"),

@@ -1,0 +1,503 @@
+"""plan, run, verify, memory, mapped, statistics: what a caller may ask of the engine."""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import json
+import logging
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
+from msgspec import structs
+from safetensors.numpy import save_file
+
+import templax as tx
+from templax import _place, _put
+from templax._boxes import size_of
+from templax._catalog import Chunk, Extent
+from templax._execute import execute
+from templax._plan import IN_FLIGHT, plan
+from templax.sources import Local, Memory
+from templax.testing import Watched, strategies
+
+from .test_execute import leaf, planned
+
+CORPUS = Path(__file__).parents[1] / "corpus"
+RAW = CORPUS / "orbax-0.12.8-uncompressed" / "ckpt"
+ZSTD = CORPUS / "orbax-0.12.8-default" / "ckpt"
+
+
+def same(a: Any, b: Any) -> bool:
+    return all(
+        np.asarray(x).tobytes() == np.asarray(y).tobytes()
+        if hasattr(x, "dtype") and not jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+        else True
+        for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    )
+
+
+# --- plan and run
+
+
+def test_a_plan_reads_no_array_and_can_be_run_again_and_again() -> None:
+    source = Watched(Local(RAW))
+    catalog = tx.open(source)
+    template = catalog.template()
+    del source.reads[:]
+    made = tx.plan(catalog, template)
+    assert source.reads == []
+    once, again = tx.run(made), tx.run(made)
+    assert same(once, tx.restore(RAW, template))
+    assert same(once, again)
+    assert len(source.reads) == 2 * made.requests
+
+
+def test_a_plan_says_what_a_restore_costs() -> None:
+    source = Watched(Local(ZSTD))
+    catalog = tx.open(source)
+    del source.reads[:]
+    made = tx.plan(catalog, catalog.template())
+    tx.run(made)
+    assert made.requests == len(source.reads)
+    assert made.read_bytes == sum(stop - start for _, start, stop in source.reads)
+    assert 0 < made.useful_bytes <= made.read_bytes
+    text = str(made)
+    assert text.splitlines()[0] == f"restore of 14 leaves from {ZSTD}"
+    assert f"bytes read          {made.read_bytes:>14,}  as stored" in text
+    assert "not verifiable: `state.params.big`" in text
+
+
+def test_one_leaf_of_many_reads_its_bytes_and_the_index_only() -> None:
+    source = Watched(Local(RAW))
+    big = jax.ShapeDtypeStruct((128, 64), jnp.float32)
+    tx.restore(tx.open(source), {"big": big}, at="state.params", extra="ignore")
+    data = [(key, stop - start) for key, start, stop in source.reads if "/d/" in key]
+    assert sum(nbytes for _, nbytes in data) <= 128 * 64 * 4 + 4096  # with the index node
+
+
+def test_a_plan_for_a_template_from_a_file_is_shown_but_not_run(tmp_path: Path) -> None:
+    from templax._template import from_catalog
+
+    made = tx.plan(RAW, from_catalog(tx.open(RAW)))
+    assert made.placed_bytes > 32768
+    with pytest.raises(tx.UsageError, match="a template from a file"):
+        tx.run(made)
+    with pytest.raises(tx.UsageError, match="Expected a Plan"):
+        tx.run(None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"threads": 0}, "Expected threads= a number of at least 1, got 0"),
+        ({"threads": True}, "Expected threads= a number of at least 1, got True"),
+        ({"memory": 0}, "Expected memory= a number of bytes of at least 1, got 0"),
+        ({"memory": "2GiB"}, "Expected memory= a number of bytes of at least 1, got '2GiB'"),
+        ({"verify": True}, 'Expected verify="available", "required" or "off", got True'),
+        ({"mapped": "yes"}, "Expected mapped=True or False, got 'yes'"),
+    ],
+)
+def test_options_that_mean_nothing_are_refused(options: Any, said: str) -> None:
+    with pytest.raises(tx.UsageError) as caught:
+        tx.restore(RAW, {}, **options)
+    assert str(caught.value) == said
+
+
+# --- verify
+
+
+def checked_chunk(values: np.ndarray, *, good: bool) -> tuple[bytes, Chunk]:
+    from templax._codecs import crc32c
+
+    data = values.tobytes()
+    sum_ = crc32c(data) ^ (0 if good else 1)
+    stored = data + sum_.to_bytes(4, "little")
+    box = tuple((0, n) for n in values.shape)
+    return stored, Chunk(Extent("f", 0, len(stored)), box, ("crc32c",), "C", True)
+
+
+@pytest.mark.parametrize(("verify", "raises"), [("available", True), ("off", False)])
+def test_a_wrong_checksum_is_damage_unless_verification_is_off(verify: str, raises: bool) -> None:
+    values = np.arange(12, dtype=np.int32)
+    stored, chunk = checked_chunk(values, good=False)
+    made = replace(planned(leaf("w", values), w=(chunk,)), verify=verify)
+    if raises:
+        with pytest.raises(tx.Damaged, match="Expected crc32c"):
+            list(execute(made, [Memory({"f": stored})]))
+    else:
+        (finished,) = execute(made, [Memory({"f": stored})])
+        np.testing.assert_array_equal(finished.arrays[0], values)
+
+
+def test_required_refuses_bytes_without_a_checksum_before_any_read() -> None:
+    source = Watched(Local(ZSTD))
+    catalog = tx.open(source)
+    del source.reads[:]
+    with pytest.raises(tx.Unverified) as caught:
+        tx.restore(catalog, catalog.template(), verify="required")
+    assert str(caught.value) == (
+        f"1 of 14 leaves of {ZSTD} have bytes that no checksum covers: `state.params.big`;"
+        ' hint: verify="available" checks those that have one'
+    )
+    assert source.reads == []
+    # What the index itself holds is covered by the index's checksum.
+    scale = {"scale": jax.ShapeDtypeStruct((), jnp.float32)}
+    tx.restore(catalog, scale, at="state.params", extra="ignore", verify="required")
+
+
+# --- memory
+
+
+def sharded(n: int, spec: tuple[str | None, ...]) -> NamedSharding:
+    return NamedSharding(Mesh(np.array(jax.devices()[:n]), ("x",)), PartitionSpec(*spec))
+
+
+@pytest.fixture
+def as_if_on_an_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CPU devices count as such that copy what they are given: memory has to be given back."""
+    monkeypatch.setattr("templax._pytree.copies", lambda *_: True)
+
+
+def many(tmp_path: Path, n: int = 12, shape: tuple[int, int] = (64, 256)) -> tuple[Path, Any]:
+    tree = {f"l{i}": np.random.default_rng(i).random(shape, np.float32) for i in range(n)}
+    save_file(tree, tmp_path / "m.safetensors")
+    return tmp_path / "m.safetensors", tree
+
+
+@pytest.mark.usefixtures("as_if_on_an_accelerator")
+@pytest.mark.parametrize("memory", [1, 100_000, 400_000, 1 << 30])
+def test_batches_in_flight_stay_within_the_memory(tmp_path: Path, memory: int) -> None:
+    path, tree = many(tmp_path)
+    template = {k: jax.ShapeDtypeStruct(v.shape, v.dtype) for k, v in tree.items()}
+    made = tx.plan(path, template, memory=memory)
+    leaf_bytes = 64 * 256 * 4
+    windows = [
+        sum(b.transient_bytes for b in made.batches[i : i + IN_FLIGHT + 1])
+        for i in range(len(made.batches))
+    ]
+    assert max(windows) <= max(memory, (IN_FLIGHT + 1) * leaf_bytes)
+    assert same(tx.run(made), tree)
+
+
+@pytest.mark.usefixtures("as_if_on_an_accelerator")
+def test_a_leaf_larger_than_the_memory_is_loaded_box_by_box(tmp_path: Path) -> None:
+    path, tree = many(tmp_path, 1, (512, 64))
+    n = len(jax.devices())
+    where = sharded(n, ("x", None))
+    template = {"l0": jax.ShapeDtypeStruct((512, 64), jnp.float32, sharding=where)}
+    made = tx.plan(path, template, memory=1)
+    assert [len(b.buffers) for b in made.batches] == [1] * n
+    restored = tx.run(made)["l0"]
+    assert restored.sharding == where
+    assert same(restored, tree["l0"])
+    stats = tx.last_restore()
+    assert stats is not None
+    assert stats.read_bytes == 512 * 64 * 4  # each byte once
+
+
+@pytest.mark.usefixtures("as_if_on_an_accelerator")
+def test_boxes_that_share_a_chunk_are_loaded_together() -> None:
+    """Or else the chunk would be decoded once for each."""
+    catalog = tx.open(ZSTD)
+    where = sharded(len(jax.devices()), (None, "x"))
+    template = {"big": jax.ShapeDtypeStruct((128, 64), jnp.float32, sharding=where)}
+    made = tx.plan(catalog, template, at="state.params", extra="ignore", memory=1)
+    assert made.decoded_chunks == 1
+    assert len(made.batches) == 1
+
+
+def test_fewer_threads_where_their_scratch_would_not_fit() -> None:
+    values = np.zeros((8, 8), np.float32)
+    pair = leaf("w", values, (((0, 8), (0, 3)),))
+    chunk = Chunk(Extent("f", 0, 200), ((0, 8), (0, 8)), ("zstd",))
+    match = planned(pair, w=(chunk,)).match
+    assert plan(match, [{"w": (chunk,)}], threads=8, memory=1 << 20).threads == 8
+    assert plan(match, [{"w": (chunk,)}], threads=8, memory=2000).threads == 2
+    assert plan(match, [{"w": (chunk,)}], threads=8, memory=1).threads == 1
+
+
+# --- mapped
+
+
+def aligned(tmp_path: Path) -> tuple[Path, Any]:
+    """A safetensors file whose data begins at a multiple of 64."""
+    tree = {
+        "a": np.arange(4096, dtype=np.float32).reshape(64, 64),
+        "b": np.arange(77, dtype=np.int8),
+        "c": np.ones((3, 16), np.float32),
+    }
+    path = tmp_path / "m.safetensors"
+    stop, header = 0, {}
+    for name in ("a", "c", "b"):
+        value = tree[name]
+        dtype = {"f": "F32", "i": "I8"}[value.dtype.kind]
+        header[name] = {
+            "dtype": dtype, "shape": value.shape, "data_offsets": [stop, stop + value.nbytes]
+        }  # fmt: skip
+        stop += value.nbytes
+    text = json.dumps(header)
+    text += " " * (-(8 + len(text)) % 64)
+    data = b"".join(tree[name].tobytes() for name in ("a", "c", "b"))
+    path.write_bytes(len(text).to_bytes(8, "little") + text.encode() + data)
+    return path, tree
+
+
+def test_mapped_leaves_are_the_file_and_survive_it(tmp_path: Path) -> None:
+    path, tree = aligned(tmp_path)
+    source = Watched(Local(path))
+    catalog = tx.open(source)
+    template = {k: jax.ShapeDtypeStruct(v.shape, v.dtype) for k, v in tree.items()}
+    del source.reads[:]
+    made = tx.plan(catalog, template, mapped=True)
+    restored = tx.run(made)
+    assert made.mapped_bytes == 64 * 64 * 4 + 3 * 16 * 4 + 77
+    assert source.reads == []
+    mapped = [
+        line for line in Path("/proc/self/maps").read_text().splitlines() if str(path) in line
+    ]
+    assert len(mapped) == 1
+    address = restored["a"].unsafe_buffer_pointer()
+    low, high = (int(x, 16) for x in mapped[0].split()[0].split("-"))
+    assert low <= address < high
+    path.unlink()
+    assert same(restored, tree)
+    before = path.parent / "other"
+    before.write_bytes(b"x" * 100_000)
+    os.replace(before, path)  # a new file of the same name is another file
+    assert same(restored, tree)
+    del restored, catalog, made, source
+    gc.collect()
+    assert str(path) not in Path("/proc/self/maps").read_text()
+
+
+def test_a_donated_mapped_array_leaves_the_file_as_it_is(tmp_path: Path) -> None:
+    path, tree = aligned(tmp_path)
+    content = path.read_bytes()
+    template = {k: jax.ShapeDtypeStruct(v.shape, v.dtype) for k, v in tree.items()}
+    restored = tx.restore(path, template, mapped=True)
+    jax.jit(lambda a: a * 2, donate_argnums=0)(restored["a"]).block_until_ready()
+    assert path.read_bytes() == content
+
+
+def test_what_can_not_be_mapped_is_read(tmp_path: Path) -> None:
+    """Cast, wrong order of dimensions, a numpy leaf, several devices, an offset of 8."""
+    path, tree = aligned(tmp_path)
+    cast = {"a": jax.ShapeDtypeStruct((64, 64), jnp.bfloat16)}
+    made = tx.plan(path, cast, mapped=True, extra="ignore")
+    assert made.mapped_bytes == 0
+    made = tx.plan(path, {"a": np.zeros((64, 64), np.float32)}, mapped=True, extra="ignore")
+    assert made.mapped_bytes == 0
+    array = tx.run(made)["a"]
+    array[:] = 0  # it is the caller's own
+    data = bytearray(path.read_bytes())
+    n = int.from_bytes(data[:8], "little")
+    shifted = tmp_path / "shifted.safetensors"
+    shifted.write_bytes((n + 8).to_bytes(8, "little") + data[8 : 8 + n] + b" " * 8 + data[8 + n :])
+    template = {k: jax.ShapeDtypeStruct(v.shape, v.dtype) for k, v in tree.items()}
+    made = tx.plan(shifted, template, mapped=True)
+    assert made.mapped_bytes == 0
+    assert same(tx.run(made), tree)
+
+
+def test_nothing_is_mapped_over_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, tree = aligned(tmp_path)
+    monkeypatch.setattr("templax.sources._local._file_system", lambda path: "nfs4")
+    source = Local(path)
+    assert not source.maps
+    assert source.view("", 0, 8) is None
+    template = {k: jax.ShapeDtypeStruct(v.shape, v.dtype) for k, v in tree.items()}
+    made = tx.plan(source, template, mapped=True)
+    assert made.mapped_bytes == 0
+    assert same(tx.run(made), tree)
+
+
+def test_a_file_that_changed_before_it_is_mapped_is_refused(tmp_path: Path) -> None:
+    path, tree = aligned(tmp_path)
+    template = {k: jax.ShapeDtypeStruct(v.shape, v.dtype) for k, v in tree.items()}
+    made = tx.plan(path, template, mapped=True)
+    os.utime(path, ns=(0, 0))
+    with pytest.raises(tx.SourceError, match="changed while it was read"):
+        tx.run(made)
+    path.unlink()
+    with pytest.raises(tx.Damaged, match="Expected a data file, found none - at `a`"):
+        tx.run(made)
+
+
+# --- large raw parts
+
+
+@given(st.data())
+def test_large_raw_parts_are_split_and_tile_all_the_same(data: Any) -> None:
+    shape = tuple(data.draw(st.lists(st.integers(1, 9), min_size=1, max_size=3)))
+    boxes = tuple(
+        dict.fromkeys(data.draw(st.lists(strategies.boxes(shape), min_size=1, max_size=3)))
+    )
+    values = np.arange(size_of(tuple((0, n) for n in shape)), dtype=np.int32).reshape(shape)
+    chunk = Chunk(Extent("f", 0, values.nbytes), tuple((0, n) for n in shape))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("templax._parts.SCATTER_BYTES", data.draw(st.sampled_from([4, 12, 40])))
+        patch.setattr("templax._parts.SPLIT_BYTES", data.draw(st.sampled_from([4, 20, 64])))
+        made = planned(leaf("w", values, boxes), w=(chunk,))
+    source = Watched(Memory({"f": values.tobytes()}))
+    (finished,) = execute(made, [source])
+    for buffer, array in zip(finished.batch.buffers, finished.arrays, strict=True):
+        np.testing.assert_array_equal(array, values[tuple(slice(a, b) for a, b in buffer.box)])
+    spans = sorted((start, stop) for _, start, stop in source.reads)
+    assert all(a[1] <= b[0] for a, b in itertools.pairwise(spans))
+
+
+# --- many small leaves
+
+
+def test_small_chunks_are_decoded_together_and_a_damaged_one_is_named() -> None:
+    import zstandard
+
+    pairs, chunks, data = [], {}, b""
+    for i in range(50):
+        values = np.full(16, i, np.float32)
+        frame = zstandard.compress(values.tobytes())
+        pairs.append(leaf(f"l{i}", values))
+        chunks[f"l{i}"] = (
+            Chunk(Extent("f", len(data), len(data) + len(frame)), ((0, 16),), ("zstd",)),
+        )
+        data += frame
+    made = planned(*pairs, **chunks)
+    (op,) = made.batches[0].reads
+    assert len(op.parts) == 50
+    (finished,) = execute(made, [Memory({"f": data})])
+    assert [float(a[3]) for a in finished.arrays] == list(range(50))
+    bad = op.parts[17]
+    broken = data[: bad.start] + b"\xff" * 4 + data[bad.start + 4 :]
+    with pytest.raises(tx.Damaged, match=r"Expected a zstd frame.* - at `l17`"):
+        list(execute(made, [Memory({"f": broken})]))
+    longer = zstandard.compress(bytes(65))
+    swapped = structs.replace(bad.chunk, extent=Extent("f", len(data), len(data) + len(longer)))
+    made = planned(*pairs, **(chunks | {"l17": (swapped,)}))
+    with pytest.raises(tx.Damaged, match=r"Expected 64 decoded bytes.* - at `l17`"):
+        list(execute(made, [Memory({"f": data + longer})]))
+
+
+@pytest.mark.parametrize("private", [True, False])
+def test_placing_is_the_same_by_the_public_calls(
+    monkeypatch: pytest.MonkeyPatch, private: bool
+) -> None:
+    if not private:
+        monkeypatch.setattr(_place, "batched_put", lambda: None)
+    else:
+        assert _put.batched_put() is not None, "this JAX has another private call: see _put.py"
+    names = [
+        "bool",
+        "int8",
+        "uint8",
+        "int4",
+        "int32",
+        "float16",
+        "bfloat16",
+        "float32",
+        "float8_e4m3fn",
+        "complex64",
+    ]
+    tree = {name: np.arange(64).reshape(8, 8).astype(name) for name in names} | {"0": np.int32(3)}
+    catalog = tx.Recipe(lambda: {k: jnp.asarray(v) for k, v in tree.items()})
+    n = len(jax.devices())
+    for where in (
+        None,
+        SingleDeviceSharding(jax.devices()[-1]),
+        sharded(n, ()),
+        sharded(n, ("x",)),
+    ):
+        spec = {
+            k: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=where)
+            for k, v in tree.items()
+            if v.ndim or where is None or len(where.device_set) == 1
+        }
+        restored = tx.restore(catalog, spec, extra="ignore")
+        for name, array in restored.items():
+            want = jax.device_put(tree[name], where)
+            assert (array.dtype, array.shape) == (want.dtype, want.shape)
+            assert (array.sharding, array.committed) == (want.sharding, want.committed)
+            assert array.weak_type is False
+            assert same(array, tree[name])
+
+
+def test_uncommitted_leaves_go_to_the_default_device() -> None:
+    template = {"scale": jax.ShapeDtypeStruct((), jnp.float32)}
+    with jax.default_device(jax.devices()[-1]):
+        restored = tx.restore(ZSTD, template, at="state.params", extra="ignore")
+    assert restored["scale"].devices() == {jax.devices()[-1]}
+    assert not restored["scale"].committed
+
+
+# --- statistics
+
+
+def test_a_restore_is_counted_and_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    catalog = tx.open(RAW)
+    with caplog.at_level(logging.INFO, logger="templax"):
+        tx.restore(catalog, catalog.template())
+    stats = tx.last_restore()
+    assert stats is not None
+    assert (stats.url, stats.leaves, stats.requests) == (str(RAW), 14, 1)
+    assert stats.placed_bytes == 34404
+    assert set(stats.stages) == {"template", "open", "match", "locate", "plan", "run", "place"}
+    assert 0 < sum(stats.stages.values()) - stats.stages["place"] <= stats.seconds * 1.001
+    assert stats.gb_per_s == pytest.approx(34404 / stats.seconds / 1e9)
+    assert [r.getMessage() for r in caplog.records] == [str(stats)]
+    assert str(stats).startswith(f"restored 14 leaves, 34,404 bytes of {RAW} in ")
+
+
+def test_the_collector_is_left_as_it_was() -> None:
+    for before in (True, False):
+        (gc.enable if before else gc.disable)()
+        try:
+            tx.restore(RAW, tx.open(RAW).template())
+            with pytest.raises(tx.TemplateError):
+                tx.restore(RAW, {"no": jax.ShapeDtypeStruct((), jnp.float32)})
+            assert gc.isenabled() is before
+        finally:
+            gc.enable()
+
+
+# --- the command line
+
+
+def test_the_command_shows_a_plan(tmp_path: Path) -> None:
+    file = tmp_path / "t.json"
+    run = [sys.executable, "-m", "templax.cli"]
+    subprocess.run([*run, "template", RAW, "-o", file], check=True)
+    done = subprocess.run([*run, "plan", RAW, file], capture_output=True, text=True, check=True)
+    assert done.stdout == f"{tx.plan(RAW, _template(file))}\n"
+    done = subprocess.run(
+        [*run, "plan", RAW, file, "--json", "--mapped"], capture_output=True, text=True, check=True
+    )
+    shown = json.loads(done.stdout)
+    assert (shown["ok"], shown["bytes_mapped"], shown["requests"]) == (True, 32768, 0)
+    assert shown["unverified"] == ["state.params.big"]
+    done = subprocess.run(
+        [*run, "plan", RAW, file, "--at", "state"], capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert done.stdout.startswith("none of 14 leaves")
+    done = subprocess.run(
+        [*run, "plan", RAW, file, "--verify", "required"], capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert "no checksum covers" in done.stderr
+
+
+def _template(file: Path) -> Any:
+    from templax._template import load
+
+    return load(file.read_bytes())

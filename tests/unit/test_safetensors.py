@@ -1,0 +1,102 @@
+"""Safetensors files: what the reference writes is read, what it refuses is refused by name."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.flax import save
+from safetensors.numpy import load as official
+
+import templax as tx
+from templax.sources import Memory
+
+CORPUS = Path(__file__).parents[1] / "corpus"
+
+
+def file(tensors: dict[str, Any], data: bytes) -> Memory:
+    header = json.dumps(tensors).encode()
+    return Memory({"": len(header).to_bytes(8, "little") + header + data})
+
+
+def test_every_dtype_that_the_reference_writes_comes_back(tmp_path: Path) -> None:
+    names = [
+        "bool",
+        "uint8",
+        "int8",
+        "uint16",
+        "int16",
+        "uint32",
+        "int32",
+        "float16",
+        "bfloat16",
+        "float32",
+    ]
+    tree = {f"a.{name}": jnp.arange(6).reshape(2, 3).astype(name) for name in names}
+    tree |= {f"f8.{name}": jnp.arange(3).astype(name) for name in ("float8_e4m3fn", "float8_e5m2")}
+    tree |= {"scalar": jnp.float32(1.5), "empty": jnp.zeros((0, 3))}
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(save(tree, metadata={"format": "flax"}))
+    catalog = tx.open(path)
+    assert (catalog.format, catalog.metadata) == ("safetensors", {"format": "flax"})
+    template = {k: jax.ShapeDtypeStruct(v.shape, v.dtype) for k, v in tree.items()}
+    restored = tx.restore(path, template)
+    for name, value in tree.items():
+        assert restored[name].dtype == value.dtype
+        assert np.asarray(restored[name]).tobytes() == np.asarray(value).tobytes()
+    nested = tx.restore(path, {"float32": template["a.float32"]}, at="a", extra="ignore")
+    assert nested["float32"].shape == (2, 3)
+
+
+@pytest.mark.parametrize(
+    ("case", "said"),
+    [
+        ("hole", "Expected tensors without holes or overlaps"),
+        ("overlap", "Expected tensors without holes or overlaps"),
+        ("shape", "bytes for "),
+        ("trailing", "Expected a file of "),
+        ("truncated", "Expected a file of "),
+    ],
+)
+def test_what_the_reference_refuses_is_damage(case: str, said: str) -> None:
+    path = CORPUS / f"damaged-st_{case}" / "model.safetensors"
+    with pytest.raises(Exception):  # noqa: B017 (whatever it raises)
+        official(path.read_bytes())
+    with pytest.raises(tx.Damaged, match=said):
+        tx.open(path)
+
+
+def test_a_header_longer_than_the_file_is_no_safetensors_file() -> None:
+    with pytest.raises(tx.UnknownFormat):
+        tx.open(CORPUS / "damaged-st_header_2e60" / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("tensors", "said"),
+    [
+        ({"w": {"dtype": "F4", "shape": [2], "data_offsets": [0, 1]}}, "dtype `F4` - at `w`"),
+        ({"w": {"dtype": "F32", "shape": [-2, -1], "data_offsets": [0, 8]}}, "Expected 8 bytes"),
+        ({"w": {"dtype": "F32", "shape": "x", "data_offsets": [0, 8]}}, "header is unreadable"),
+        ({"w": {"dtype": "F32", "shape": [2]}}, "header is unreadable"),
+        ({"w": {"dtype": "F32", "shape": [2**62, 4], "data_offsets": [0, 8]}}, "Expected 73786976"),
+    ],
+)
+def test_a_header_that_means_nothing_is_refused(tensors: dict[str, Any], said: str) -> None:
+    with pytest.raises(tx.CheckpointError, match=said):
+        tx.open(file(tensors, b"\0" * 8))
+
+
+def test_tensors_out_of_order_are_read_right() -> None:
+    tensors = {
+        "b": {"dtype": "U8", "shape": [2], "data_offsets": [3, 5]},
+        "a": {"dtype": "U8", "shape": [3], "data_offsets": [0, 3]},
+    }
+    tree = {"a": np.zeros(3, np.uint8), "b": np.zeros(2, np.uint8)}
+    restored = tx.restore(file(tensors, bytes(range(5))), tree)
+    assert restored["a"].tolist() == [0, 1, 2]
+    assert restored["b"].tolist() == [3, 4]
