@@ -17,7 +17,7 @@ from ._boxes import slices
 from ._codecs import decode, inflate_many, inflate_pieces
 from ._dtypes import cast_into
 from ._errors import CheckpointError, Damaged, NotFound, SourceError
-from ._memory import SMALL_BYTES, HostMemory
+from ._memory import SMALL_BYTES, HostMemory, aligned
 from ._parts import IN_PLACE_BYTES, Buffer, Part
 from ._plan import IN_FLIGHT, REQUEST_BYTES, Batch, Plan, ReadOp
 from .sources import Source
@@ -252,7 +252,7 @@ def _scratch(what: Literal["stored", "decoded"], nbytes: int) -> memoryview:
     scratch: memoryview | None = getattr(_thread, what, None)
     if scratch is None or len(scratch) < nbytes:
         setattr(_thread, what, None)  # before the larger one is there
-        scratch = memoryview(np.empty(max(nbytes, 1 << 20), np.uint8))
+        scratch = memoryview(aligned(max(nbytes, 1 << 20)))  # pyright: ignore[reportArgumentType]
         setattr(_thread, what, scratch)
     return scratch[:nbytes]
 

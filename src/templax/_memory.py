@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import mmap
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +11,11 @@ import numpy as np
 
 from ._parts import ALIGN, Part
 from ._plan import Batch, ReadOp
+
+HUGE_BYTES = 2 * 1024 * 1024
+"""Memory of this size and more is mapped for itself, at a page's start: what malloc gives begins a
+few bytes later, and stays with malloc when it is freed (10 MiB more resident with each restore,
+since each has threads of its own)."""
 
 ARENA_BYTES = 16 * 1024 * 1024
 SHARED_BYTES = 4 * 1024 * 1024
@@ -47,13 +54,13 @@ class HostMemory:
                     if buffer.nbytes <= (SMALL_BYTES if host else SHARED_BYTES):
                         small.append(i)
                     else:
-                        self._owner[i] = _aligned(buffer.nbytes)
+                        self._owner[i] = aligned(buffer.nbytes)
         sizes = [-(-batch.buffers[i].nbytes // ALIGN) * ALIGN for i in small]
         rest = sum(sizes)
-        arena, used = _aligned(0), 0
+        arena, used = aligned(0), 0
         for i, size in zip(small, sizes, strict=True):
             if used + size > len(arena):
-                arena, used = _aligned(max(size, min(rest, ARENA_BYTES))), 0
+                arena, used = aligned(max(size, min(rest, ARENA_BYTES))), 0
             self._owner[i], self._start[i] = arena, used
             used += size
             rest -= size
@@ -106,7 +113,14 @@ class HostMemory:
         return self.bytes(i, op.start + shift - self._start[i], op.stop - op.start)
 
 
-def _aligned(nbytes: int) -> np.ndarray:
+def aligned(nbytes: int) -> np.ndarray:
+    """Uninitialised bytes at a 64-byte boundary, given back to the system when they are freed."""
+    if nbytes >= HUGE_BYTES:
+        pages = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        if hasattr(mmap, "MADV_HUGEPAGE"):
+            with contextlib.suppress(OSError):  # a kernel without them
+                pages.madvise(mmap.MADV_HUGEPAGE)
+        return np.frombuffer(pages, np.uint8)
     memory = np.empty(nbytes + ALIGN, np.uint8)
     start = -memory.ctypes.data % ALIGN
     return memory[start : start + nbytes]
