@@ -140,10 +140,12 @@ def _inflate_into(view: memoryview, out: memoryview) -> memoryview:
             with contextlib.suppress(zstandard.ZstdError):
                 out[:] = _decompressor().decompress(view, allow_extra_data=False)
                 return out
-        # Across frames: a chunk may be several of them. Single-pass when the size is declared.
-        _fill(_decompressor().stream_reader(view, read_across_frames=True), out)
     except zstandard.ZstdError as error:
         raise _broken(error) from error
+    # Across frames: a chunk may be several of them. Single-pass when the size is declared.
+    inflater = Inflater(view)
+    inflater.fill(out)
+    inflater.finish()
     return out
 
 
@@ -176,36 +178,46 @@ class Pieces(Protocol):
         ...
 
 
-def inflate_pieces(pieces: Pieces, out: memoryview) -> None:
-    """Zstd frames that are too large to be held beside what they decode to.
+class Inflater:
+    """Zstd frames, decoded into consecutive memory as far as it goes.
 
     Args:
-        pieces: The frames; asked for 1 MiB at a time: measured, as fast as in one piece (2 MiB of
-            level-two cache), and 256 KiB are 2 % slower.
-        out: Writable, contiguous, format "B"; filled.
-
-    Raises:
-        Damaged: As `decode`; also what `pieces.read` raises.
+        stored: The frames; of pieces 1 MiB is asked for at a time: as fast as all at once, which
+            would hold them beside what they decode to (256 KiB are 2 % slower).
     """
-    reader = _decompressor().stream_reader(
-        cast("Any", pieces), read_size=_PIECE, read_across_frames=True
-    )
-    try:
-        _fill(reader, out)
-    except zstandard.ZstdError as error:
-        raise _broken(error) from error
 
+    def __init__(self, stored: _Bytes | Pieces):
+        self._reader = _decompressor().stream_reader(
+            cast("Any", stored), read_size=_PIECE, read_across_frames=True
+        )
 
-def _fill(reader: zstandard.ZstdDecompressionReader, out: memoryview) -> None:
-    done = 0
-    while done < len(out):
-        n = reader.readinto(out[done:])
-        if not n:
-            raise Damaged(f"Expected {len(out)} decoded bytes, got {done}")
-        done += n
-    # Also lets the last frame end, where its checksum is.
-    if reader.readinto(bytearray(1)):
-        raise Damaged(f"Expected {len(out)} decoded bytes, got more")
+    def fill(self, out: memoryview) -> None:
+        """Decodes as many bytes as `out` (writable, contiguous, format "B") has.
+
+        Raises:
+            Damaged: There are fewer, or the bytes do not decode; also what `stored.read` raises.
+        """
+        done = 0
+        try:
+            while done < len(out):
+                n = self._reader.readinto(out[done:])
+                if not n:
+                    raise Damaged(f"Expected {len(out)} decoded bytes, got {done}")
+                done += n
+        except zstandard.ZstdError as error:
+            raise _broken(error) from error
+
+    def finish(self) -> None:
+        """Lets the last frame end, where its checksum is.
+
+        Raises:
+            Damaged: There is more, or the bytes do not decode.
+        """
+        try:
+            if self._reader.readinto(bytearray(1)):
+                raise Damaged("Expected the end of the decoded bytes, got more")
+        except zstandard.ZstdError as error:
+            raise _broken(error) from error
 
 
 def _broken(error: zstandard.ZstdError) -> Damaged:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import threading
 import time
@@ -13,13 +14,13 @@ from typing import Literal
 
 import numpy as np
 
-from ._boxes import slices
-from ._codecs import decode, inflate_many, inflate_pieces
-from ._dtypes import cast_into
+from ._catalog import Extent
+from ._codecs import Inflater, decode, inflate_many
 from ._errors import CheckpointError, Damaged, NotFound, SourceError
 from ._memory import SMALL_BYTES, HostMemory, aligned
 from ._parts import IN_PLACE_BYTES, Buffer, Part
 from ._plan import IN_FLIGHT, REQUEST_BYTES, Batch, Plan, ReadOp
+from ._scatter import scatter, scatter_blocks
 from .sources import Source
 
 MAX_THREADS = 8
@@ -108,28 +109,35 @@ def _finish(
     busy = Busy()
     for job in jobs:
         busy += job.result()
-    arrays = [
-        memory.array(i) if buffer.view is None else _mapped(buffer, sources)
-        for i, buffer in enumerate(batch.buffers)
-    ]
+    mapped = _mapped(batch, sources)
+    arrays = [mapped[i] if i in mapped else memory.array(i) for i in range(len(batch.buffers))]
     return Finished(batch, arrays, busy)
 
 
-def _mapped(buffer: Buffer, sources: Sequence[Source]) -> np.ndarray:
-    """A buffer that is a private mapping of its file."""
-    extent = buffer.view
-    assert extent is not None
-    try:
-        source = sources[int(buffer.pair.fallback)]
-        data = source.view(extent.key, extent.start, extent.stop)
-        if data is None:  # the file was moved to where it can't be mapped since it was planned
-            raise SourceError(f"`{extent.key}` of {source.url} can't be mapped any more")
-        return np.frombuffer(data, buffer.dtype).reshape(buffer.shape)
-    except NotFound as error:
-        what = "Expected a data file, found none"
-        raise Damaged(what, leaf=buffer.pair.target.name, file=extent.key) from error
-    except CheckpointError as error:
-        raise error.locate(leaf=buffer.pair.target.name) from error
+def _mapped(batch: Batch, sources: Sequence[Source]) -> dict[int, np.ndarray]:
+    """The buffers of a batch that are private mappings of a file. Each file is looked at once."""
+    files: dict[tuple[int, str], list[tuple[int, Buffer, Extent]]] = {}
+    for i, buffer in enumerate(batch.buffers):
+        if buffer.view is not None:
+            place = int(buffer.pair.fallback), buffer.view.key
+            files.setdefault(place, []).append((i, buffer, buffer.view))
+    arrays: dict[int, np.ndarray] = {}
+    for (number, key), mine in files.items():
+        source = sources[number]
+        begin = min(extent.start for _, _, extent in mine)
+        try:
+            data = source.view(key, begin, max(extent.stop for _, _, extent in mine))
+        except NotFound as error:
+            name = mine[0][1].pair.target.name
+            raise Damaged("Expected a data file, found none", leaf=name, file=key) from error
+        except CheckpointError as error:
+            raise error.locate(leaf=mine[0][1].pair.target.name) from error
+        if data is None:  # it was moved to where it can't be mapped since it was planned
+            raise SourceError(f"`{key}` of {source.url} can't be mapped any more")
+        for i, buffer, extent in mine:
+            piece = data[extent.start - begin : extent.stop - begin]
+            arrays[i] = np.frombuffer(piece, buffer.dtype).reshape(buffer.shape)
+    return arrays
 
 
 def _run(op: ReadOp, memory: HostMemory, source: Source, verify: bool) -> Busy:
@@ -141,7 +149,7 @@ def _run(op: ReadOp, memory: HostMemory, source: Source, verify: bool) -> Busy:
         data = memoryview(b"")
         if op.stop > op.start:
             if len(op.parts) == 1 and _alone(op, part, memory, source, busy):
-                busy.decode_s += time.perf_counter() - begin - busy.read_s
+                busy.decode_s = time.perf_counter() - begin - busy.read_s - busy.cast_s
                 return busy
             if (whole := memory.in_order(op)) is not None:
                 _read(op, source, whole)
@@ -149,31 +157,15 @@ def _run(op: ReadOp, memory: HostMemory, source: Source, verify: bool) -> Busy:
                 return busy
             data = _read(op, source, _scratch("stored", op.stop - op.start))
             busy.read_s = time.perf_counter() - begin
-        if len(op.parts) > 1 and _together(op, data, memory):
-            busy.decode_s = time.perf_counter() - begin - busy.read_s
-            return busy
-        for part in op.parts:
+        together = len(op.parts) > 1 and _together(op, data, memory)
+        for part in () if together else op.parts:
             inline = part.chunk.extent.inline
             encoded = (
                 memoryview(inline).cast("B")
                 if inline is not None
                 else data[part.start - op.start : part.stop - op.start]
             )
-            direct, codecs = part.direct, part.chunk.codecs
-            if direct is None:
-                decoded = encoded
-                if codecs:
-                    out = _scratch("decoded", part.nbytes)
-                    decoded = decode(codecs, encoded, part.nbytes, out, verify=verify)
-                busy.cast_s += _scatter(part, decoded, memory)
-                continue
-            out = memory.bytes(part.copies[0].buffer, direct, part.nbytes)
-            if codecs:
-                decode(codecs, encoded, part.nbytes, out, verify=verify)
-            elif len(encoded) == len(out):
-                out[:] = encoded
-            else:
-                raise Damaged(f"Expected {len(out)} bytes, got {len(encoded)}")
+            busy.cast_s += _deliver(part, encoded, memory, verify)
         busy.decode_s = time.perf_counter() - begin - busy.read_s - busy.cast_s
         return busy
     except NotFound as error:
@@ -197,21 +189,57 @@ def _run(op: ReadOp, memory: HostMemory, source: Source, verify: bool) -> Busy:
 def _alone(op: ReadOp, part: Part, memory: HostMemory, source: Source, busy: Busy) -> bool:
     """A request for one large part, if it needs not be held whole as it is stored; else False."""
     codecs, nbytes = part.chunk.codecs, op.stop - op.start
-    out = None
-    if part.direct is not None:
-        out = memory.bytes(part.copies[0].buffer, part.direct, part.nbytes)
-    if not codecs and nbytes >= IN_PLACE_BYTES and out is not None:
+    if not codecs and nbytes >= IN_PLACE_BYTES and part.direct is not None:
         begin = time.perf_counter()
-        source.read(op.key, op.start, op.stop, out)
+        source.read(op.key, op.start, op.stop, _place_of(part, memory))
         busy.read_s = time.perf_counter() - begin
         return True
     if codecs == ("zstd",) and nbytes > REQUEST_BYTES:
-        decoded = out if out is not None else _scratch("decoded", part.nbytes)
-        inflate_pieces(_Pieces(op, source, busy), decoded)
-        if out is None:
-            busy.cast_s += _scatter(part, decoded, memory)
+        busy.cast_s += _inflate(part, _Pieces(op, source, busy), memory)
         return True
     return False
+
+
+def _deliver(part: Part, stored: memoryview, memory: HostMemory, verify: bool) -> float:
+    """Decodes a part, of which all stored bytes are there. Returns the seconds of casts."""
+    codecs = part.chunk.codecs
+    if part.direct is None:
+        if codecs == ("zstd",) and part.nbytes > SMALL_BYTES:
+            return _inflate(part, stored, memory)
+        if codecs:
+            decoded = _scratch("decoded", part.nbytes)
+            stored = decode(codecs, stored, part.nbytes, decoded, verify=verify)
+        return scatter(part, stored, memory)
+    out = _place_of(part, memory)
+    if codecs:
+        decode(codecs, stored, part.nbytes, out, verify=verify)
+    elif len(stored) == len(out):
+        out[:] = stored
+    else:
+        raise Damaged(f"Expected {len(out)} bytes, got {len(stored)}")
+    return 0.0
+
+
+def _inflate(part: Part, stored: memoryview | _Pieces, memory: HostMemory) -> float:
+    """Decodes a part of codecs `("zstd",)` as it comes. Returns the seconds of casts."""
+    inflater, cast_s = Inflater(stored), 0.0
+    if part.direct is not None:
+        inflater.fill(_place_of(part, memory))
+    elif part.chunk.order == "C":
+        scratch = functools.partial(_scratch, "decoded")
+        cast_s = scatter_blocks(part, inflater.fill, scratch, memory)
+    else:
+        decoded = _scratch("decoded", part.nbytes)
+        inflater.fill(decoded)
+        cast_s = scatter(part, decoded, memory)
+    inflater.finish()
+    return cast_s
+
+
+def _place_of(part: Part, memory: HostMemory) -> memoryview:
+    """The bytes of the buffer that a direct part fills."""
+    assert part.direct is not None
+    return memory.bytes(part.copies[0].buffer, part.direct, part.nbytes)
 
 
 def _together(op: ReadOp, data: memoryview, memory: HostMemory) -> bool:
@@ -268,37 +296,3 @@ def _read(op: ReadOp, source: Source, out: memoryview) -> memoryview:
             except Damaged as error:
                 raise error.locate(leaf=part.name) from None
         raise
-
-
-def _scatter(part: Part, decoded: memoryview, memory: HostMemory) -> float:
-    """Copies the pieces of a chunk to the buffers. Returns the seconds of casts."""
-    chunk = part.chunk
-    shape = tuple(stop - start for start, stop in chunk.box)
-    strides = _strides(shape, part.dtype.itemsize, chunk.order)
-    # A raw chunk is read in part.
-    whole = chunk.codecs or chunk.extent.inline is not None
-    first = 0 if whole else part.start - chunk.extent.start
-    cast_s = 0.0
-    for copy in part.copies:
-        offset = sum(start * stride for (start, _), stride in zip(copy.src, strides, strict=True))
-        try:
-            inner = tuple(stop - start for start, stop in copy.src)
-            piece = np.ndarray(inner, part.dtype, decoded, offset - first, strides)
-        except (TypeError, ValueError) as error:
-            raise Damaged(f"Expected {part.nbytes} bytes, got {len(decoded)}") from error
-        wanted = memory.array(copy.buffer)[(*slices(copy.dst), ...)]  # a view, of 0-d arrays too
-        if wanted.dtype == part.dtype:
-            wanted[...] = piece
-        else:
-            begin = time.perf_counter()
-            cast_into(wanted, piece)
-            cast_s += time.perf_counter() - begin
-    return cast_s
-
-
-def _strides(shape: Sequence[int], itemsize: int, order: str) -> tuple[int, ...]:
-    strides, step = [], itemsize
-    for n in reversed(shape) if order == "C" else shape:
-        strides.append(step)
-        step *= n
-    return tuple(reversed(strides)) if order == "C" else tuple(strides)

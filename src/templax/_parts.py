@@ -20,6 +20,10 @@ IN_PLACE_BYTES = 128 * 1024
 """Raw parts of this size are requests of their own: they are read in place, for the price of a
 system call (5 µs) instead of a copy."""
 
+BLOCK_BYTES = 1024 * 1024
+"""Compressed chunks that have to be cut into pieces, or cast, are decoded in blocks of this size,
+which are still in cache when they are copied."""
+
 SCATTER_BYTES = 4 * 1024 * 1024
 """Raw parts whose pieces go to several places, or are cast, are read in no more than this."""
 
@@ -263,6 +267,11 @@ def _split(part: Part, axis: int = 0) -> Iterator[Part]:
         yield from _split(piece, axis + 1) if step == 1 else (piece,)
 
 
+def first_long(shape: Shape) -> int:
+    """The first dimension that is not of one element; the last if all are."""
+    return next((i for i, n in enumerate(shape) if n > 1), len(shape) - 1)
+
+
 def scratch_of(part: Part, piece_bytes: int) -> int:
     """Bytes that a worker needs for a part beside its buffer."""
     if part.chunk.extent.inline is not None:
@@ -271,5 +280,10 @@ def scratch_of(part: Part, piece_bytes: int) -> int:
     if part.direct is not None:
         return min(stored, piece_bytes) if part.chunk.codecs or stored < IN_PLACE_BYTES else 0
     if part.chunk.codecs == ("zstd",):
-        return min(stored, piece_bytes) + decoded
+        stored = min(stored, piece_bytes)
+        if part.chunk.order == "C" and part.chunk.box:
+            shape = shape_of(part.chunk.box)
+            row = math.prod(shape[first_long(shape) + 1 :]) * part.dtype.itemsize
+            decoded = min(decoded, max(row, BLOCK_BYTES))
+        return stored + decoded
     return stored + (decoded if part.chunk.codecs else 0)
