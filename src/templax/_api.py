@@ -79,8 +79,8 @@ def restore(
             (the process would be killed); deleting or replacing it does no harm.
 
     Returns:
-        The template's pytree, filled. Arrays on CPU own their memory (but for `mapped=True`); the
-        files may be deleted.
+        The template's pytree, filled. Arrays on CPU own their memory (but for `mapped=True`), those
+        up to 1 MiB some 8 MiB together with others; the files may be deleted.
 
     Raises:
         TemplateError: The checkpoint does not fit. Lists every mismatch; no array byte was read.
@@ -160,18 +160,19 @@ def plan(
         raise UsageError(f'Expected verify="available", "required" or "off", got {verify!r}')
     if not isinstance(mapped, bool):
         raise UsageError(f"Expected mapped=True or False, got {mapped!r}")
+    begin = time.perf_counter()
     with paused():
-        begin = time.perf_counter()
         wanted = _as_template(template, shardings)
-        took = {"template": time.perf_counter() - begin}
-        catalogs, found = matched(checkpoint, wanted, at, rename, missing, extra, cast, took)
-        if not found.ok:
-            raise TemplateError(found)
-        begin = time.perf_counter()
-        chunks = located(catalogs, found)
-        took["locate"] = time.perf_counter() - begin
-        begin = time.perf_counter()
-        sources = [catalog.source for catalog in catalogs]
+    took = {"template": time.perf_counter() - begin}
+    catalogs, found = matched(checkpoint, wanted, at, rename, missing, extra, cast, took)
+    if not found.ok:
+        raise TemplateError(found)
+    begin = time.perf_counter()
+    chunks = located(catalogs, found)
+    took["locate"] = time.perf_counter() - begin
+    begin = time.perf_counter()
+    sources = [catalog.source for catalog in catalogs]
+    with paused():
         made = _plan.plan(
             found,
             chunks,
@@ -181,16 +182,16 @@ def plan(
             mapped=[mapped and source.maps for source in sources],
             sources=sources,
         )
-        if verify == "required" and made.unverified:
-            names = made.unverified
-            raise Unverified(
-                f"{len(names)} of {len(found.pairs)} leaves of {found.url} have bytes that no"
-                f" checksum covers: {some(names)}",
-                hint='verify="available" checks those that have one',
-            )
-        took["plan"] = time.perf_counter() - begin
-        made.prepared.update(took)
-        return made
+    if verify == "required" and made.unverified:
+        names = made.unverified
+        raise Unverified(
+            f"{len(names)} of {len(found.pairs)} leaves of {found.url} have bytes that no"
+            f" checksum covers: {some(names)}",
+            hint='verify="available" checks those that have one',
+        )
+    took["plan"] = time.perf_counter() - begin
+    made.prepared.update(took)
+    return made
 
 
 def run(plan: _plan.Plan) -> PyTree:
@@ -218,6 +219,7 @@ def _run(plan: _plan.Plan) -> PyTree:
         raise UsageError(f"Expected a Plan from templax.plan, got {type(plan).__name__}")
     if plan.match.template.treedef is None:
         raise UsageError("Expected a plan for a pytree, got one for a template from a file")
+    _still_holds(plan)
     begin = time.perf_counter()
     with closing(execute(plan, plan.sources)) as finished:
         tree, busy = place(plan.match, finished)
@@ -226,6 +228,19 @@ def _run(plan: _plan.Plan) -> PyTree:
     if plan.match.casts:
         warnings.warn(CastWarning(_said(plan.match, busy.cast_s)), stacklevel=3)
     return tree
+
+
+def _still_holds(plan: _plan.Plan) -> None:
+    """Refuses a plan that was made with 64-bit types on, and is run with them off."""
+    from ._pytree import jax_holds
+
+    targets = [pair.target for pair in plan.match.pairs]
+    for dtype in {t.dtype for t in targets if t.kind in ("array", "key") and not t.host}:
+        if not jax_holds(dtype):
+            raise UsageError(
+                f"Expected jax_enable_x64 as it was when the plan was made: no jax.Array holds"
+                f" `{dtype.name}` now"
+            )
 
 
 def last_restore() -> Stats | None:

@@ -24,6 +24,15 @@ def shape_of(box: Box) -> Shape:
     return tuple(stop - start for start, stop in box)
 
 
+def holdable(shape: Shape, itemsize: int) -> bool:
+    """Whether numpy can have an array of that shape: it counts the bytes of a row of an empty one.
+
+    >>> holdable((0, 2**62), 4), holdable((0, 5), 4), holdable((1,) * 33, 1)
+    (False, True, False)
+    """
+    return len(shape) <= 32 and math.prod([n for n in shape if n]) * itemsize < 2**63
+
+
 def size_of(box: Box) -> int:
     return math.prod(stop - start for start, stop in box)
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Sequence
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import numpy as np
 import zstandard
 
 from ._errors import Damaged, Unsupported
+from ._zstd_frames import FrameWalk, ends_with_its_block
 
 _MAX_WINDOW = 1 << 27
 """Bytes of history one zstd frame may ask for: what `zstd -22` needs, and libzstd's own default."""
@@ -18,8 +19,8 @@ _MAX_WINDOW = 1 << 27
 _PIECE = 1 << 20
 _SMALL = 1 << 16
 _Bytes = bytes | bytearray | memoryview
-Buffer = Any
-"""Whatever exports its bytes."""
+Buffers = Any
+"""A sequence of whatever exports its bytes."""
 _state = threading.local()
 
 
@@ -149,7 +150,7 @@ def _inflate_into(view: memoryview, out: memoryview) -> memoryview:
     return out
 
 
-def inflate_many(frames: list[Any], sizes: Sequence[int]) -> Sequence[Buffer] | None:
+def inflate_many(frames: Sequence[_Bytes], sizes: Sequence[int]) -> Buffers | None:
     """Small chunks of codecs `("zstd",)`, decoded in one call that holds no lock of Python.
 
     Args:
@@ -157,14 +158,23 @@ def inflate_many(frames: list[Any], sizes: Sequence[int]) -> Sequence[Buffer] | 
         sizes: Decoded bytes of each; nothing is allocated beyond their sum.
 
     Returns:
-        The decoded bytes of each, of those sizes; None if this zstandard can't, or if one chunk is
-        damaged or several frames: `decode` tells.
+        The decoded bytes of each, of those sizes; None if this zstandard can't, or if one of them
+        is damaged or more than a frame of one block: `decode` tells.
     """
     if "multi_decompress_to_buffer" not in zstandard.backend_features:
         return None
+    lengths = np.array([len(frame) for frame in frames], np.uint64)
+    segments = np.empty((len(frames), 2), np.uint64)
+    segments[:, 0] = np.cumsum(lengths) - lengths
+    segments[:, 1] = lengths
+    joined = b"".join(frames)
+    if not ends_with_its_block(joined, segments[:, 0].astype(np.int64), lengths.astype(np.int64)):
+        return None
     try:
-        return _decompressor().multi_decompress_to_buffer(  # pyright: ignore
-            frames, decompressed_sizes=np.array(sizes, np.uint64).tobytes(), threads=1
+        return _decompressor().multi_decompress_to_buffer(
+            zstandard.BufferWithSegments(joined, segments.tobytes()),
+            decompressed_sizes=np.array(sizes, np.uint64).tobytes(),
+            threads=1,
         )
     except (zstandard.ZstdError, ValueError, TypeError):
         return None
@@ -187,8 +197,15 @@ class Inflater:
     """
 
     def __init__(self, stored: _Bytes | Pieces):
+        self._frames = FrameWalk()
+        self._done = 0
+        source: Any = stored
+        if isinstance(stored, (bytes, bytearray, memoryview)):
+            self._frames.feed(memoryview(stored))
+        else:
+            source = _Walked(stored, self._frames)
         self._reader = _decompressor().stream_reader(
-            cast("Any", stored), read_size=_PIECE, read_across_frames=True
+            source, read_size=_PIECE, read_across_frames=True
         )
 
     def fill(self, out: memoryview) -> None:
@@ -204,6 +221,7 @@ class Inflater:
                 if not n:
                     raise Damaged(f"Expected {len(out)} decoded bytes, got {done}")
                 done += n
+            self._done += done
         except zstandard.ZstdError as error:
             raise _broken(error) from error
 
@@ -211,13 +229,27 @@ class Inflater:
         """Lets the last frame end, where its checksum is.
 
         Raises:
-            Damaged: There is more, or the bytes do not decode.
+            Damaged: There is more, the bytes do not decode, or the last frame is cut.
         """
         try:
             if self._reader.readinto(bytearray(1)):
-                raise Damaged("Expected the end of the decoded bytes, got more")
+                raise Damaged(f"Expected {self._done} decoded bytes, got more")
         except zstandard.ZstdError as error:
             raise _broken(error) from error
+        if not self._frames.complete:
+            raise Damaged("Expected a whole zstd frame, got one that is cut")
+
+
+class _Walked:
+    """Pieces on their way to the decoder."""
+
+    def __init__(self, pieces: Pieces, frames: FrameWalk):
+        self._pieces, self._frames = pieces, frames
+
+    def read(self, n: int, /) -> memoryview:
+        data = self._pieces.read(n)
+        self._frames.feed(data)
+        return data
 
 
 def _broken(error: zstandard.ZstdError) -> Damaged:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, Union
 
 from msgspec import structs
 
 from ._catalog import Catalog, Chunk
+from ._collector import paused
 from ._dtypes import CASTS, Cast, holds
 from ._errors import Mismatch, NotFound, TemplaxError, UsageError
 from ._execute import execute
@@ -91,7 +92,9 @@ def matched(
             return found
 
     options = Options(at, rename, "keep" if keep else "error", extra, cast)
-    result = _numbers_fit(catalogs, compared(options, template))
+    with nullcontext() if callable(rename) else paused():
+        first = compared(options, template)
+    result = _numbers_fit(catalogs, first)
     if took is not None:
         took |= {"open": opened_at - begin, "match": time.perf_counter() - opened_at}
     return catalogs, result if result.ok else with_hints(result, sides[0], options, tried)

@@ -120,14 +120,21 @@ class CheckpointError(TemplaxError):
         self.what, self.leaf, self.file = what, leaf, file
         self.start, self.stop, self.hint = start, stop, hint
 
-    def locate(self, *, leaf: str | None = None, file: str | None = None) -> CheckpointError:
+    def locate(
+        self,
+        *,
+        leaf: str | None = None,
+        file: str | None = None,
+        start: int | None = None,
+        stop: int | None = None,
+    ) -> CheckpointError:
         """The same error with a place that only an outer stage knew."""
         return type(self)(
             self.what,
             leaf=self.leaf if self.leaf is not None else leaf,
             file=self.file if self.file is not None else file,
-            start=self.start,
-            stop=self.stop,
+            start=self.start if self.start is not None else start,
+            stop=self.stop if self.stop is not None else stop,
             hint=self.hint,
         )
 

@@ -20,7 +20,7 @@ from ._errors import CheckpointError, Damaged, NotFound, SourceError
 from ._memory import SMALL_BYTES, HostMemory, aligned
 from ._parts import IN_PLACE_BYTES, Buffer, Part
 from ._plan import IN_FLIGHT, REQUEST_BYTES, Batch, Plan, ReadOp
-from ._scatter import scatter, scatter_blocks
+from ._scatter import scatter, scatter_blocks, scatter_fill
 from .sources import Source
 
 MAX_THREADS = 8
@@ -51,8 +51,9 @@ class Finished:
 
     Attributes:
         batch: As planned.
-        arrays: One per `batch.buffers`: C-contiguous, writable, at a 64-byte boundary, and referred
-            to by nobody else. Where a buffer has a `view`, a private mapping of the file.
+        arrays: One per `batch.buffers`: C-contiguous, writable, at a 64-byte boundary, no two over
+            the same bytes (small ones share arenas). Where a buffer has a `view`, a private mapping
+            of the file.
         busy: What it took.
     """
 
@@ -64,8 +65,8 @@ class Finished:
 def execute(plan: Plan, sources: Sequence[Source]) -> Generator[Finished, None, None]:
     """Does the reads of a plan.
 
-    While a batch is with the consumer the next ones are read. The first error cancels what has not
-    begun, waits for what has, and is raised; buffers are freed with it.
+    While a batch is with the consumer the next ones are read. An error is raised when its batch is
+    due: it cancels what has not begun and waits for what has; buffers are freed with it.
 
     Args:
         plan: What to read, and by how many threads.
@@ -111,6 +112,11 @@ def _finish(
         busy += job.result()
     mapped = _mapped(batch, sources)
     arrays = [mapped[i] if i in mapped else memory.array(i) for i in range(len(batch.buffers))]
+    for buffer, array in zip(batch.buffers, arrays, strict=True):
+        # Any other byte would be true to some programs and false to others.
+        if buffer.dtype.kind == "b" and array.size and array.view(np.uint8).max() > 1:
+            name = buffer.pair.target.name
+            raise Damaged("Expected booleans of bytes 0 and 1, got another byte", leaf=name)
     return Finished(batch, arrays, busy)
 
 
@@ -128,8 +134,7 @@ def _mapped(batch: Batch, sources: Sequence[Source]) -> dict[int, np.ndarray]:
         try:
             data = source.view(key, begin, max(extent.stop for _, _, extent in mine))
         except NotFound as error:
-            name = mine[0][1].pair.target.name
-            raise Damaged("Expected a data file, found none", leaf=name, file=key) from error
+            raise _gone(mine[0][1].pair.target.name, key, source) from error
         except CheckpointError as error:
             raise error.locate(leaf=mine[0][1].pair.target.name) from error
         if data is None:  # it was moved to where it can't be mapped since it was planned
@@ -138,6 +143,10 @@ def _mapped(batch: Batch, sources: Sequence[Source]) -> dict[int, np.ndarray]:
             piece = data[extent.start - begin : extent.stop - begin]
             arrays[i] = np.frombuffer(piece, buffer.dtype).reshape(buffer.shape)
     return arrays
+
+
+def _gone(leaf: str, key: str, source: Source) -> Damaged:
+    return Damaged("Expected a data file, found none", leaf=leaf, file=key or source.url)
 
 
 def _run(op: ReadOp, memory: HostMemory, source: Source, verify: bool) -> Busy:
@@ -151,8 +160,8 @@ def _run(op: ReadOp, memory: HostMemory, source: Source, verify: bool) -> Busy:
             if len(op.parts) == 1 and _alone(op, part, memory, source, busy):
                 busy.decode_s = time.perf_counter() - begin - busy.read_s - busy.cast_s
                 return busy
-            if (whole := memory.in_order(op)) is not None:
-                _read(op, source, whole)
+            if (in_place := memory.in_order(op)) is not None:
+                _read(op, source, in_place)
                 busy.read_s = time.perf_counter() - begin
                 return busy
             data = _read(op, source, _scratch("stored", op.stop - op.start))
@@ -169,18 +178,12 @@ def _run(op: ReadOp, memory: HostMemory, source: Source, verify: bool) -> Busy:
         busy.decode_s = time.perf_counter() - begin - busy.read_s - busy.cast_s
         return busy
     except NotFound as error:
-        raise Damaged("Expected a data file, found none", leaf=part.name, file=op.key) from error
+        raise _gone(part.name, op.key, source) from error
     except CheckpointError as error:
         extent = part.chunk.extent
-        where = type(error)(
-            error.what,
-            leaf=error.leaf if error.leaf is not None else part.name,
-            file=error.file if error.file is not None else extent.key,
-            start=error.start if error.start is not None else extent.start,
-            stop=error.stop if error.stop is not None else extent.stop,
-            hint=error.hint,
-        )
-        raise where from error
+        raise error.locate(
+            leaf=part.name, file=op.key or source.url, start=extent.start, stop=extent.stop
+        ) from error
     except SourceError as error:
         error.add_note(f"while leaf `{part.name}` was read")
         raise
@@ -203,6 +206,8 @@ def _alone(op: ReadOp, part: Part, memory: HostMemory, source: Source, busy: Bus
 def _deliver(part: Part, stored: memoryview, memory: HostMemory, verify: bool) -> float:
     """Decodes a part, of which all stored bytes are there. Returns the seconds of casts."""
     codecs = part.chunk.codecs
+    if codecs == ("fill",):
+        return scatter_fill(part, stored, memory)
     if part.direct is None:
         if codecs == ("zstd",) and part.nbytes > SMALL_BYTES:
             return _inflate(part, stored, memory)

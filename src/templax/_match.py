@@ -47,7 +47,8 @@ class Pair(msgspec.Struct, frozen=True, gc=False):
         """Whether they fit only if the number stored is one that the target's dtype holds."""
         target, entry = self.target, self.entry
         return (
-            (target.kind, entry.kind) == ("array", "scalar")
+            entry.kind == "scalar"
+            and target.kind == "array"
             and class_of(entry.dtype) == "int"
             and not lossless(entry.dtype, target.dtype)
         )

@@ -12,16 +12,15 @@ import numpy as np
 from ._parts import ALIGN, Part
 from ._plan import Batch, ReadOp
 
-HUGE_BYTES = 2 * 1024 * 1024
+HUGE_BYTES = 1024 * 1024
 """Memory of this size and more is mapped for itself, at a page's start: what malloc gives begins a
 few bytes later, and stays with malloc when it is freed (10 MiB more resident with each restore,
 since each has threads of its own)."""
 
-ARENA_BYTES = 16 * 1024 * 1024
-SHARED_BYTES = 4 * 1024 * 1024
-"""Buffers smaller than this share arenas: one allocation for many leaves, on huge pages, which
-numpy asks the kernel for from 4 MiB on (touched, 0.09 s/GiB instead of 0.48). The price: an arena
-is freed with the last leaf in it."""
+ARENA_BYTES = 8 * 1024 * 1024
+SHARED_BYTES = 1024 * 1024
+"""Buffers up to this size share arenas: one allocation for many leaves, on huge pages (touched,
+0.09 s/GiB instead of 0.48). The price: an arena is freed with the last leaf in it."""
 
 SMALL_BYTES = 64 * 1024
 """Numpy leaves, which their owner may keep alone, share arenas up to this size only."""

@@ -272,18 +272,23 @@ def first_long(shape: Shape) -> int:
     return next((i for i, n in enumerate(shape) if n > 1), len(shape) - 1)
 
 
-def scratch_of(part: Part, piece_bytes: int) -> int:
-    """Bytes that a worker needs for a part beside its buffer."""
-    if part.chunk.extent.inline is not None:
-        return 0
-    stored, decoded = part.stop - part.start, part.nbytes
-    if part.direct is not None:
-        return min(stored, piece_bytes) if part.chunk.codecs or stored < IN_PLACE_BYTES else 0
-    if part.chunk.codecs == ("zstd",):
+def scratch_of(part: Part, piece_bytes: int) -> tuple[int, int]:
+    """Bytes that a worker needs for a part beside its buffer: of what is stored, and decoded.
+
+    Args:
+        piece_bytes: Most that is held of a large zstd chunk as it is stored.
+    """
+    codecs, order = part.chunk.codecs, part.chunk.order
+    stored = 0 if part.chunk.extent.inline is not None else part.stop - part.start
+    if part.direct is not None and not codecs and stored >= IN_PLACE_BYTES:
+        return 0, 0
+    if codecs in ((), ("fill",)) or (part.direct is not None and codecs == ("zstd",)):
+        return (min(stored, piece_bytes) if codecs else stored), 0
+    decoded = part.nbytes
+    if codecs == ("zstd",):
         stored = min(stored, piece_bytes)
-        if part.chunk.order == "C" and part.chunk.box:
+        if order == "C" and part.chunk.box:
             shape = shape_of(part.chunk.box)
             row = math.prod(shape[first_long(shape) + 1 :]) * part.dtype.itemsize
             decoded = min(decoded, max(row, BLOCK_BYTES))
-        return stored + decoded
-    return stored + (decoded if part.chunk.codecs else 0)
+    return stored, decoded

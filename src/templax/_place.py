@@ -99,8 +99,9 @@ def _place_batch(
         target = buffer.pair.target
         name, placement = target.name, target.placement
         if (
-            placement.alone
+            placement.usual
             and put is not None
+            and len(placement.devices) <= 1
             and array.dtype == target.dtype
             and not target.transient
         ):  # as nearly all are
@@ -160,10 +161,16 @@ def _sharded(target: Target, arrays: Mapping[int, np.ndarray]) -> jax.Array:
     placement: Placement = target.placement
     sharding, put = placement.sharding, batched_put()
     assert sharding is not None
-    if put is not None and placement.layout is None:
+    if put is not None and placement.usual:
         pieces = [arrays[box] for _, box in placement.devices]
         devices = [device for device, _ in placement.devices]
         return put(aval_of(target.shape, target.dtype), sharding, pieces, devices, True)
+    if not placement.usual and placement.layout is None:
+        # On one device both forget the memory space in the array's type, if it is not asked for so.
+        if isinstance(sharding, SingleDeviceSharding):
+            return jax.device_put(arrays[0], sharding)
+        placed = {box: _on_devices(target, box, array) for box, array in arrays.items()}
+        return _assembled(target, placed)
 
     def piece(index: tuple[slice, ...] | None) -> np.ndarray:
         return arrays[0 if index is None else target.boxes.index(from_index(index, target.shape))]

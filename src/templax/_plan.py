@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from ._boxes import intersect, shape_of, size_of, span_of, within
+from ._boxes import intersect, shape_of, span_of, within
 from ._catalog import Chunk
 from ._match import Match
 from ._parts import (
@@ -136,7 +136,7 @@ class Plan:
     def placed_bytes(self) -> int:
         """Bytes of the finished leaves on this process, each distinct box once."""
         buffers = (b for batch in self.batches for b in batch.buffers)
-        return sum(size_of(b.box) * b.pair.target.dtype.itemsize for b in buffers)
+        return sum([b.nbytes // b.dtype.itemsize * b.pair.target.dtype.itemsize for b in buffers])
 
     @property
     def mapped_bytes(self) -> int:
@@ -188,7 +188,8 @@ def plan(
     buffers: list[Buffer] = []
     parts: tuple[list[Part], list[Part]] = [], []  # of the checkpoint, and of `missing=`
     unverified: list[str] = []
-    nbytes = transient = scratch = 0
+    nbytes = transient = 0
+    most = max(GAP_BYTES, min(REQUEST_BYTES, memory // (4 * threads)))
     measures = Measures()
     for pair in match.pairs:
         if pair.target.kind == "string":
@@ -199,26 +200,25 @@ def plan(
             if not chunk.checked:
                 unverified.append(pair.target.name)
                 break
-        whole = buffers_of(pair, measures)
-        for mine in (whole,) if len(whole) == 1 else _groups(whole, located, share):
+        boxes = buffers_of(pair, measures)
+        for mine in (boxes,) if len(boxes) == 1 else _groups(boxes, located, share):
             here = mine[0].nbytes if len(mine) == 1 else sum([b.nbytes for b in mine])
             passing = here if mine and mine[0].transient else 0
             full = nbytes >= BATCH_BYTES or len(buffers) >= BATCH_LEAVES
             if buffers and (full or transient + passing > share):
-                batches.append(Batch(tuple(_requests(parts)), tuple(buffers)))
+                batches.append(Batch(tuple(_requests(parts, most)), tuple(buffers)))
                 buffers, parts, nbytes, transient = [], ([], []), 0, 0
             if mapped[source] and (view := view_of(pair, mine, located)) is not None:
                 mine = [msgspec.structs.replace(mine[0], view=view)]
             else:
                 for part in parts_of(pair, mine, len(buffers), located, measures):
                     parts[source].append(part)
-                    if part.stop - part.start + part.nbytes > scratch:
-                        scratch = max(scratch, scratch_of(part, REQUEST_BYTES))
             buffers += mine
             nbytes += here
             transient += passing
     if buffers:
-        batches.append(Batch(tuple(_requests(parts)), tuple(buffers)))
+        batches.append(Batch(tuple(_requests(parts, most)), tuple(buffers)))
+    scratch = _scratch(op for batch in batches for op in batch.reads)
     threads = max(1, min(threads, memory // (2 * scratch) if scratch else threads))
     return Plan(match, tuple(batches), threads, verify, tuple(unverified), scratch, sources)
 
@@ -265,8 +265,13 @@ def _needed(
             yield start, stop, i
 
 
-def _requests(parts: Sequence[list[Part]]) -> Iterator[ReadOp]:
-    """Joins the parts of each source into requests, in the order of its files."""
+def _requests(parts: Sequence[list[Part]], most: int) -> Iterator[ReadOp]:
+    """Joins the parts of each source into requests, in the order of its files.
+
+    Args:
+        parts: Of each source.
+        most: Bytes, stored and decoded, that small parts are joined to.
+    """
     for source, mine in enumerate(parts):
         files: dict[str, list[Part]] = {}
         held: list[Part] = []
@@ -277,17 +282,24 @@ def _requests(parts: Sequence[list[Part]]) -> Iterator[ReadOp]:
             else:
                 held.append(part)
         for key in sorted(files):
-            yield from _joined(source, key, files[key])
-        for i in range(0, len(held), INLINE_PARTS):
-            some = tuple(held[i : i + INLINE_PARTS])
-            yield ReadOp(source, some[0].chunk.extent.key, 0, 0, some)
+            yield from _joined(source, key, files[key], most)
+        group: list[Part] = []
+        decoded = 0
+        for part in held:
+            if group and (len(group) == INLINE_PARTS or decoded + part.nbytes > most):
+                yield ReadOp(source, group[0].chunk.extent.key, 0, 0, tuple(group))
+                group, decoded = [], 0
+            group.append(part)
+            decoded += part.nbytes
+        if group:
+            yield ReadOp(source, group[0].chunk.extent.key, 0, 0, tuple(group))
 
 
-def _joined(source: int, key: str, parts: list[Part]) -> Iterator[ReadOp]:
+def _joined(source: int, key: str, parts: list[Part], most: int) -> Iterator[ReadOp]:
     """Requests for the parts of one file: neighbours together, unless large or far apart."""
     parts.sort(key=operator.attrgetter("start"))
     group: list[Part] = []
-    begin = stop = 0
+    begin = stop = decoded = 0
     alone = False
     for part in parts:
         raw = part.direct is not None and not part.chunk.codecs
@@ -297,13 +309,28 @@ def _joined(source: int, key: str, parts: list[Part]) -> Iterator[ReadOp]:
             and not alone
             and not large
             and part.start - stop <= GAP_BYTES
-            and part.stop - begin <= REQUEST_BYTES
+            and part.stop - begin <= most
+            and decoded + part.nbytes <= most
         ):
             group.append(part)
             stop = max(stop, part.stop)
+            decoded += part.nbytes
             continue
         if group:
             yield ReadOp(source, key, begin, stop, tuple(group))
-        group, begin, stop, alone = [part], part.start, part.stop, large
+        group, begin, stop, alone, decoded = [part], part.start, part.stop, large, part.nbytes
     if group:
         yield ReadOp(source, key, begin, stop, tuple(group))
+
+
+def _scratch(ops: Iterable[ReadOp]) -> int:
+    """Most bytes that one worker holds beside the buffers: what is stored, and what it becomes."""
+    stored = decoded = 0
+    for op in ops:
+        if len(op.parts) == 1:
+            here, there = scratch_of(op.parts[0], REQUEST_BYTES)
+            stored, decoded = max(stored, here), max(decoded, there)
+        else:
+            stored = max(stored, op.stop - op.start)
+            decoded = max(decoded, sum([part.nbytes for part in op.parts]))
+    return stored + decoded

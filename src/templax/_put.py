@@ -20,9 +20,28 @@ Put = Callable[[Any, jax.sharding.Sharding, Sequence[np.ndarray], Sequence[Any],
 """aval, sharding, one host array per device, devices, whether the array is committed."""
 
 
-@functools.cache
 def batched_put() -> Put | None:
-    """JAX's own way from host arrays to an array, or None if this JAX has not quite that."""
+    """JAX's own way from host arrays to an array; None if this JAX has not quite that, or if a
+    transfer guard is set that looks at explicit transfers, of which this would not be one.
+    """
+    config: Any = jax.config
+    guard = config.jax_transfer_guard_host_to_device or config.jax_transfer_guard
+    if guard in ("log_explicit", "disallow_explicit"):
+        return None
+    put = _tried()
+    if put is None or guard in (None, "allow"):
+        return put
+
+    def allowed(*args: Any) -> jax.Array:  # as `jax.device_put` is: the caller asked for it
+        with jax.transfer_guard_host_to_device("allow"):
+            return put(*args)
+
+    return allowed
+
+
+@functools.cache
+def _tried() -> Put | None:
+    """The private call, if a trial of it gives what the public one does."""
     try:
         from jax._src.lib import xla_client  # pyright: ignore
 
@@ -30,17 +49,17 @@ def batched_put() -> Put | None:
         device = jax.local_devices()[0]
         sharding = SingleDeviceSharding(device)
         values = np.arange(6, dtype=np.float32).reshape(2, 3)
-        for committed in (False, True):
-            made: Any = put(
-                aval_of(values.shape, values.dtype), sharding, [values], [device], committed
-            )
-            if not isinstance(made, jax.Array) or isinstance(made, jax.core.Tracer):
-                return None
-            same = made.shape == values.shape and made.dtype == values.dtype
-            if not same or made.committed != committed or made.sharding != sharding:
-                return None
-            if made.weak_type or not np.array_equal(np.asarray(made), values):
-                return None
+        aval = aval_of(values.shape, values.dtype)
+        with jax.transfer_guard("allow"):
+            for committed in (False, True):
+                made: Any = put(aval, sharding, [values], [device], committed)
+                if not isinstance(made, jax.Array) or isinstance(made, jax.core.Tracer):
+                    return None
+                same = made.shape == values.shape and made.dtype == values.dtype
+                if not same or made.committed != committed or made.sharding != sharding:
+                    return None
+                if made.weak_type or not np.array_equal(np.asarray(made), values):
+                    return None
     except (ImportError, AttributeError, TypeError, ValueError, RuntimeError):
         return None
     return put

@@ -23,7 +23,7 @@ from ._dtypes import WIDE, class_of
 from ._errors import Mismatch, UsageError
 from ._names import Path, join
 from ._put import default_device
-from ._shardings import as_data, copies, local_boxes, problems, wanted
+from ._shardings import as_data, copies, local_boxes, problems, usual_memory, wanted
 from ._template import PYTHON_DTYPES, Target, Template
 
 PyTree = Any
@@ -39,14 +39,14 @@ class Placement:
         layout: A memory layout asked for by a `Format`, or None.
         devices: Each device of this process that `sharding` has, and the index of its box in
             `Target.boxes`.
-        alone: The leaf is a `jax.Array` on one device, in its usual layout.
+        usual: The leaf is a `jax.Array` in the usual layout and memory of its devices.
     """
 
     leaf: Any
     sharding: jax.sharding.Sharding | None = None
     layout: Any = None
     devices: tuple[tuple[Any, int], ...] = ()
-    alone: bool = False
+    usual: bool = False
 
 
 def as_template(tree: PyTree, shardings: PyTree = None) -> Template:
@@ -266,11 +266,7 @@ def _array(
         why = _X64 if dtype.name in WIDE else "no jax.Array holds this dtype"
         wrong = (*wrong, Mismatch("dtype", name, dtype.name, "", note=why))
     device = devices[0][0] if devices else default_device()
-    alone = (
-        not host
-        and layout is None
-        and (sharding is None or (not wrong and len(sharding.device_set) == 1))
-    )
+    usual = not host and layout is None and (sharding is None or usual_memory(sharding, device))
     return Target(
         name,
         path,
@@ -281,7 +277,7 @@ def _array(
         concrete=_is_concrete(leaf),
         problems=wrong,
         sharding=as_data(sharding),
-        placement=Placement(leaf, sharding, layout, devices, alone),
+        placement=Placement(leaf, sharding, layout, devices, usual),
         transient=not host and copies(device, layout, dtype),
     )
 

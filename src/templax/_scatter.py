@@ -78,6 +78,16 @@ def scatter_blocks(
     return cast_s
 
 
+def scatter_fill(part: Part, element: memoryview, memory: HostMemory) -> float:
+    """As `scatter`, of a chunk of codec `"fill"`: one element stands for all."""
+    if len(element) != part.dtype.itemsize:
+        raise Damaged(f"Expected an element of {part.dtype.itemsize} bytes, got {len(element)}")
+    value = np.frombuffer(element, part.dtype).reshape(())
+    return sum(
+        _copy(wanted, np.broadcast_to(value, wanted.shape)) for _, wanted in _wanted(part, memory)
+    )
+
+
 def _wanted(part: Part, memory: HostMemory) -> list[tuple[Box, np.ndarray]]:
     """Of each copy its box within the chunk, and the place for it."""
     return [  # views, of 0-d arrays too

@@ -115,6 +115,12 @@ def _box(index: tuple[slice, ...] | None, shape: Shape) -> Box:
     return whole(shape) if index is None else from_index(index, shape)
 
 
+def usual_memory(sharding: jax.sharding.Sharding, device: Any) -> bool:
+    """Whether a sharding is of the memory that a device uses unasked."""
+    kind = sharding.memory_kind
+    return kind is None or (device is not None and kind == device.default_memory().kind)
+
+
 _PACKED = frozenset({"int2", "uint2", "int4", "uint4", "float4_e2m1fn"})
 
 

@@ -43,6 +43,7 @@ PURE = {
 
 ORDER = [
     {"_errors", "_names", "_boxes", "_dtypes", "_collector"},
+    {"_zstd_frames"},
     {"_codecs", "sources", "sources._local", "sources._memory"},
     {"_catalog"},
     {"_template"},
@@ -53,6 +54,7 @@ ORDER = [
     {"_parts"},
     {"_plan"},
     {"_memory"},
+    {"_scatter"},
     {"_execute"},
     {"_stats", "_compare"},
     {"_put"},

@@ -389,6 +389,38 @@ def test_small_chunks_are_decoded_together_and_a_damaged_one_is_named() -> None:
         list(execute(made, [Memory({"f": data + longer})]))
 
 
+def test_small_chunks_that_decode_to_much_are_not_joined_without_end() -> None:
+    """A request, and what it decodes to, is bounded by both sizes; the plan counts them."""
+    import zstandard
+
+    frame = zstandard.compress(bytes(1 << 16))
+    values = np.zeros(256 << 16, np.uint8)
+    chunks = [
+        Chunk(
+            Extent("f", i * len(frame), (i + 1) * len(frame)),
+            ((i << 16, (i + 1) << 16),),
+            ("zstd",),
+        )
+        for i in range(256)
+    ]
+    made = planned(leaf("w", values), w=tuple(chunks))
+    sizes = [sum(part.nbytes for part in op.parts) for op in made.batches[0].reads]
+    assert max(sizes) <= 4 << 20
+    assert made.scratch_bytes >= max(sizes)
+    (finished,) = execute(made, [Memory({"f": frame * 256})])
+    assert not finished.arrays[0].any()
+
+
+def test_a_fill_value_takes_no_memory_of_its_own() -> None:
+    values = np.full((64, 8), 7, np.int16)
+    boxes = tuple(((0, 64), (i, i + 1)) for i in range(8))
+    chunk = Chunk(Extent("i", 0, 2, b"\7\0"), ((0, 64), (0, 8)), ("fill",), "C", True)
+    made = planned(leaf("w", values, boxes, "int32"), w=(chunk,))
+    assert made.scratch_bytes == 0
+    (finished,) = execute(made, [Memory({})])
+    assert all((a == 7).all() and a.dtype == np.int32 for a in finished.arrays)
+
+
 @pytest.mark.parametrize("private", [True, False])
 def test_placing_is_the_same_by_the_public_calls(
     monkeypatch: pytest.MonkeyPatch, private: bool
@@ -438,6 +470,59 @@ def test_uncommitted_leaves_go_to_the_default_device() -> None:
         restored = tx.restore(ZSTD, template, at="state.params", extra="ignore")
     assert restored["scale"].devices() == {jax.devices()[-1]}
     assert not restored["scale"].committed
+
+
+@pytest.mark.parametrize("guard", ["allow", "disallow", "disallow_explicit"])
+@pytest.mark.parametrize("where", [None, "one", "all"])
+def test_a_transfer_guard_holds_as_for_device_put(guard: str, where: str | None) -> None:
+    """The caller asked for the transfer, as with `jax.device_put`."""
+    to = {None: None, "one": SingleDeviceSharding(jax.devices()[0]), "all": sharded(2, ())}[where]
+    template = {"big": jax.ShapeDtypeStruct((128, 64), jnp.float32, sharding=to)}
+
+    def restored() -> Any:
+        return tx.restore(RAW, template, at="state.params", extra="ignore")
+
+    with jax.transfer_guard(guard):
+        if guard == "disallow_explicit":
+            with pytest.raises(Exception, match=r"[Dd]isallow"):
+                restored()
+        else:
+            restored()
+    restored()
+
+
+def test_a_memory_kind_is_that_of_device_put() -> None:
+    device = jax.devices()[0]
+    for memory in device.addressable_memories():
+        where = SingleDeviceSharding(device, memory_kind=memory.kind)
+        template = {"big": jax.ShapeDtypeStruct((128, 64), jnp.float32, sharding=where)}
+        array = tx.restore(RAW, template, at="state.params", extra="ignore")["big"]
+        want = jax.device_put(np.zeros((128, 64), np.float32), where)
+        assert array.sharding.memory_kind == memory.kind
+        assert jax.typeof(array) == jax.typeof(want)
+
+
+def test_a_plan_made_with_64_bit_types_is_not_run_without() -> None:
+    tree = {"w": np.array([2**40, 2**40 + 1])}
+    recipe = Memory({"": _safetensors(tree)})
+    with jax.enable_x64(True):
+        plan = tx.plan(recipe, {"w": jax.ShapeDtypeStruct((2,), np.dtype("int64"))})
+        assert tx.run(plan)["w"].tolist() == [2**40, 2**40 + 1]
+    with pytest.raises(tx.UsageError, match="jax_enable_x64 as it was when the plan was made"):
+        tx.run(plan)
+
+
+def _safetensors(tree: dict[str, np.ndarray]) -> bytes:
+    from safetensors.numpy import save
+
+    return save(tree)
+
+
+def test_leaves_that_look_alike_share_all_but_their_names() -> None:
+    from templax._pytree import _renamed, as_template
+
+    target = as_template({"a": jax.ShapeDtypeStruct((2,), jnp.float32)}).targets[0]
+    assert _renamed(target, ("b", 0)) == structs.replace(target, name="b.0", path=("b", 0))
 
 
 # --- statistics

@@ -83,12 +83,37 @@ def test_a_header_longer_than_the_file_is_no_safetensors_file() -> None:
         ({"w": {"dtype": "F32", "shape": [-2, -1], "data_offsets": [0, 8]}}, "Expected 8 bytes"),
         ({"w": {"dtype": "F32", "shape": "x", "data_offsets": [0, 8]}}, "header is unreadable"),
         ({"w": {"dtype": "F32", "shape": [2]}}, "header is unreadable"),
+        (
+            {"w": {"dtype": "F32", "shape": [0, 2**62], "data_offsets": [0, 0]}},
+            "no arrays of shape",
+        ),
+        ({"w": {"dtype": "U8", "shape": [1] * 40, "data_offsets": [0, 1]}}, "no arrays of shape"),
         ({"w": {"dtype": "F32", "shape": [2**62, 4], "data_offsets": [0, 8]}}, "Expected 73786976"),
     ],
 )
 def test_a_header_that_means_nothing_is_refused(tensors: dict[str, Any], said: str) -> None:
     with pytest.raises(tx.CheckpointError, match=said):
         tx.open(file(tensors, b"\0" * 8))
+
+
+def test_a_boolean_of_another_byte_is_damage() -> None:
+    source = file({"w": {"dtype": "BOOL", "shape": [3], "data_offsets": [0, 3]}}, b"\0\1\2")
+    for template in ({"w": np.zeros(3, bool)}, {"w": jax.ShapeDtypeStruct((3,), jnp.bool_)}):
+        for mapped in (False, True):
+            with pytest.raises(tx.Damaged, match=r"booleans of bytes 0 and 1.* - at `w`"):
+                tx.restore(source, template, mapped=mapped)
+
+
+def test_errors_name_a_file_that_is_the_checkpoint_itself(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(save({"w": jnp.zeros(100_000)}))
+    plan = tx.plan(path, {"w": jax.ShapeDtypeStruct((100_000,), jnp.float32)})
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(tx.SourceError, match=str(path)):
+        tx.run(plan)
+    path.unlink()
+    with pytest.raises(tx.Damaged, match=str(path)):
+        tx.run(plan)
 
 
 def test_tensors_out_of_order_are_read_right() -> None:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from .._catalog import Extent
 from .._codecs import crc32c, inflate
+from .._collector import paused
 from .._errors import CheckpointError, Damaged, NotFound, Unsupported
 from ..sources import Source
 from ._signatures import MAX_METADATA, read_metadata
@@ -87,7 +88,8 @@ def index(source: Source, prefix: str = "") -> Mapping[str, Extent]:
                 for child, common in reversed(children):
                     pending.append((child, height - 1, inherited + common))
             else:
-                keys, extents = _leaf(body, reference, prefix)
+                with paused():
+                    keys, extents = _leaf(body, reference, prefix)
                 total += len(keys)
                 nbytes += len(keys) * len(inherited)
                 if nbytes > _MAX_BYTES or total > _MAX_ENTRIES:

@@ -16,6 +16,7 @@ import numpy as np
 
 from .._boxes import whole
 from .._catalog import Catalog, Chunk, Extent, Kind, LeafEntry
+from .._collector import paused
 from .._errors import CheckpointError, Damaged, NotFound, Uncommitted, Unsupported
 from .._names import Path, join
 from ..sources import Source
@@ -108,7 +109,9 @@ def open_item(
     if not evidence or evidence == [_ocdbt.MANIFEST]:
         named = [_Named(tuple(name.split(".")), "array") for name in _array_names(container)]
         evidence.append("the keys of its arrays, as `_METADATA` is missing")
-    entries = _entries(source, named, container, read_notes(source, present))
+    notes = read_notes(source, present)
+    with paused():
+        entries = _entries(source, named, container, notes)
     if tree is not None:
         about["use_ocdbt"] = container.index is not None
         about["use_zarr3"] = bool(tree.use_zarr3)
@@ -323,6 +326,7 @@ def _bytes_of(source: Source, extent: Extent) -> bytes:
     return bytes(source.read(extent.key, extent.start, extent.stop))
 
 
+@paused()
 def _locate(
     source: Source,
     container: _Container,

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any
 
 import ml_dtypes
 import msgspec
 import numpy as np
 
-from .._boxes import whole
+from .._boxes import holdable, whole
 from .._catalog import Catalog, Chunk, Extent, LeafEntry
+from .._collector import paused
 from .._errors import Damaged, Unsupported
 from ..sources import Source
 from ._signatures import read_head, recognise
@@ -53,6 +53,7 @@ class Safetensors:
         known = recognise(read_head(source, "", info.size), info.size)
         return "its header" if known is not None and known[0] == "a safetensors file" else None
 
+    @paused()
     def open(self, source: Source) -> Catalog:
         """The tensors of a file, in the order in which they lie in it.
 
@@ -76,6 +77,9 @@ class Safetensors:
                     f"Expected {nbytes} bytes for {dtype.name}{tensor.shape}, got {end - start}",
                     leaf=name,
                 )
+            odd = not nbytes or len(tensor.shape) > 8  # others are bounded by the file
+            if odd and not holdable(tensor.shape, dtype.itemsize):
+                raise Unsupported(f"templax reads no arrays of shape {tensor.shape}", leaf=name)
             if begin + start != stop:
                 raise Damaged(
                     f"Expected tensors without holes or overlaps, got one at byte {begin + start}"
@@ -98,7 +102,7 @@ class Safetensors:
         )
 
 
-def _header(source: Source, size: int) -> tuple[dict[str, _Tensor], dict[str, Any], int]:
+def _header(source: Source, size: int) -> tuple[dict[str, _Tensor], dict[str, str], int]:
     """Tensors and metadata of a file, and where its data begins."""
     length = int.from_bytes(source.read("", 0, min(8, size)), "little")
     if not 2 <= length <= min(MAX_HEADER, size - 8):
@@ -108,13 +112,14 @@ def _header(source: Source, size: int) -> tuple[dict[str, _Tensor], dict[str, An
         fields = msgspec.json.decode(source.read("", 8, 8 + length), type=dict[str, msgspec.Raw])
         about = fields.pop("__metadata__", None)
         metadata = {} if about is None else msgspec.json.decode(about, type=dict[str, str])
-        decoder = msgspec.json.Decoder(_Tensor)
-        tensors = {name: decoder.decode(raw) for name, raw in fields.items()}
+        decode = msgspec.json.Decoder(_Tensor).decode
+        tensors = {name: decode(raw) for name, raw in fields.items()}
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Damaged(f"The header is unreadable: {error}", start=8, stop=8 + length) from error
     return tensors, metadata, 8 + length
 
 
+@paused()
 def _locate(entries: Iterable[LeafEntry]) -> dict[str, tuple[Chunk, ...]]:
     located: dict[str, tuple[Chunk, ...]] = {}
     for entry in entries:

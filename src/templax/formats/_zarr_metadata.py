@@ -16,7 +16,7 @@ import ml_dtypes
 import msgspec
 import numpy as np
 
-from .._boxes import Box, Shape, whole
+from .._boxes import Box, Shape, holdable, whole
 from .._errors import Damaged, Unsupported
 
 FILES = (".zarray", "zarr.json")
@@ -313,7 +313,7 @@ def _checked(array: Array) -> Array:
     if len(chunk_shape) != len(shape) or any(not 1 <= c <= _MAX_BYTES for c in chunk_shape):
         raise Damaged(f"Expected chunks of {len(shape)} sizes of 1 or more, got {chunk_shape}")
     nbytes = math.prod(shape) * array.dtype.itemsize
-    if nbytes > _MAX_BYTES:
+    if nbytes > _MAX_BYTES or not holdable(shape, array.dtype.itemsize):
         raise Damaged(f"Expected an array of less than 2**63 bytes, got shape {shape}")
     chunk_nbytes = math.prod(chunk_shape) * array.dtype.itemsize
     if nbytes and chunk_nbytes > max(_SMALL_CHUNK, 4 * nbytes):

@@ -123,10 +123,10 @@ class Local:
             while done < len(view):
                 n = os.preadv(fd, [view[done:]], start + done)
                 if n == 0:
-                    raise SourceError(f"file `{key}` of {self.url} was cut while it was read")
+                    raise SourceError(f"{self._named(key)} was cut while it was read")
                 done += n
             if _version(os.fstat(fd)) != version:
-                raise SourceError(f"file `{key}` of {self.url} changed while it was read")
+                raise SourceError(f"{self._named(key)} changed while it was read")
             return out
         except OSError as error:
             if isinstance(error, SourceError):
@@ -149,12 +149,12 @@ class Local:
         with self._lock:
             known = self._versions.setdefault(key, version)
         if known != version:
-            raise SourceError(f"file `{key}` of {self.url} changed while it was read")
+            raise SourceError(f"{self._named(key)} changed while it was read")
         size = version[2]
         stop = size if stop is None else stop
         if not 0 <= start <= stop <= size:
             what = f"Expected at least {stop} bytes, the file has {size}"
-            raise Damaged(what, file=key, start=start, stop=stop)
+            raise Damaged(what, file=key or self.url, start=start, stop=stop)
         return version, stop
 
     @property
@@ -177,6 +177,8 @@ class Local:
                     flags = mmap.MAP_PRIVATE | getattr(mmap, "MAP_NORESERVE", 0)
                     mapped = mmap.mmap(fd, 0, flags, mmap.PROT_READ | mmap.PROT_WRITE)
                     self._maps[key] = mapped
+            if stop > len(mapped):
+                raise SourceError(f"{self._named(key)} was cut while it was read")
             return memoryview(mapped)[start:stop]
         except OSError as error:
             if isinstance(error, SourceError):
@@ -187,6 +189,9 @@ class Local:
 
     def at(self, key: str) -> Local:
         return Local(os.path.normpath(os.path.join(self.url, key)))
+
+    def _named(self, key: str) -> str:
+        return f"file `{key}` of {self.url}" if key else f"file {self.url}"
 
     def _failed(self, key: str, error: OSError | ValueError) -> SourceError:
         reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else error

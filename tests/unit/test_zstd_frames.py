@@ -1,0 +1,110 @@
+"""Where zstd frames end: whole frames are whole, cut ones are not, however they come."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import zstandard
+from hypothesis import given
+from hypothesis import strategies as st
+
+from templax import Damaged
+from templax._codecs import Inflater, decode, inflate_many
+from templax._zstd_frames import FrameWalk, ends_with_its_block
+
+
+@st.composite
+def frames(draw: Any) -> tuple[bytes, bytes, set[int]]:
+    """Some frames of several kinds, what they decode to, and where each ends."""
+    stored = content = b""
+    ends = {0}
+    for _ in range(draw(st.integers(1, 3))):
+        size = draw(st.sampled_from([0, 1, 100, 70_000, 300_000]))
+        rng = np.random.default_rng(draw(st.integers(0, 9)))
+        piece = bytes(size) if draw(st.booleans()) else rng.bytes(size)
+        made = zstandard.ZstdCompressor(
+            level=draw(st.sampled_from([1, 9])),
+            write_checksum=draw(st.booleans()),
+            write_content_size=draw(st.booleans()),
+        )
+        stored += made.compress(piece)
+        ends.add(len(stored))
+        content += piece
+        if draw(st.booleans()):  # a skippable frame
+            stored += b"\x52\x2a\x4d\x18\x03\x00\x00\x00abc"
+            ends.add(len(stored))
+    return stored, content, ends
+
+
+def walked(data: bytes, step: int) -> bool:
+    walk = FrameWalk()
+    for i in range(0, len(data), step):
+        walk.feed(memoryview(data)[i : i + step])
+    return walk.complete
+
+
+@given(frames(), st.sampled_from([1, 3, 7, 1000, 1 << 20]), st.data())
+def test_what_is_fed_is_complete_where_a_frame_ends(made: Any, step: int, data: Any) -> None:
+    stored, _, ends = made
+    step = step if len(stored) < 50_000 else max(step, 997)
+    assert walked(stored, step)
+    n = data.draw(st.integers(0, len(stored)))
+    assert walked(stored[:n], step) == (n in ends)
+
+
+@given(frames())
+def test_what_is_decoded_is_what_was_encoded(made: Any) -> None:
+    stored, content, _ = made
+    assert bytes(decode(("zstd",), stored, len(content))) == content
+
+
+def test_no_frame_is_never_complete() -> None:
+    assert not walked(b"\x28\xb5\x2f", 1)
+    assert not walked(b"no frame at all", 3)
+    assert not walked(zstandard.compress(b"a") + b"junk!", 4)
+
+
+@pytest.mark.parametrize("cut", [1, 4])
+@pytest.mark.parametrize("size", [100, 100_000])
+def test_a_frame_without_its_checksum_is_damage(cut: int, size: int) -> None:
+    """libzstd's reader takes it, and whatever was altered in it."""
+    content = np.random.default_rng(0).bytes(size)
+    stored = zstandard.ZstdCompressor(write_checksum=True).compress(content)
+    with pytest.raises(Damaged):
+        decode(("zstd",), stored[:-cut], size)
+
+    class Pieces:
+        data = memoryview(stored[:-cut])
+
+        def read(self, n: int) -> memoryview:
+            piece, self.data = self.data[:n], self.data[n:]
+            return piece
+
+    inflater = Inflater(Pieces())
+    inflater.fill(memoryview(bytearray(size)))
+    with pytest.raises(Damaged, match="cut"):
+        inflater.finish()
+
+
+def test_many_are_decoded_only_if_each_is_one_frame_and_nothing_more() -> None:
+    good = [zstandard.compress(bytes([i]) * 100, 1) for i in range(5)]
+    decoded = inflate_many(good, [100] * 5)
+    assert decoded is not None
+    assert [bytes(d) for d in decoded] == [bytes([i]) * 100 for i in range(5)]
+    longer = good[2] + zstandard.compress(b"x")
+    for bad in (longer, good[2] + b"junk", good[2][:-1], b"", b"12345678901"):
+        assert inflate_many([*good, bad], [100] * 6) is None
+    assert inflate_many(good, [100, 100, 100, 100, 99]) is None
+    assert inflate_many(good, [100, 100, 100, 100, 101]) is None
+
+
+def test_frames_of_one_block_with_and_without_checksum_and_size() -> None:
+    for checksum in (True, False):
+        for size in (True, False):
+            made = zstandard.ZstdCompressor(write_checksum=checksum, write_content_size=size)
+            frame = made.compress(b"hello world")
+            ends = np.array([len(frame)])
+            assert ends_with_its_block(frame, np.array([0]), ends)
+            assert not ends_with_its_block(frame + b"x", np.array([0]), ends + 1)
