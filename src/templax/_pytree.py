@@ -71,7 +71,7 @@ def as_template(tree: PyTree, shardings: PyTree = None) -> Template:
     modules = _equinox_modules(tree)
     # Leaves of one shape and sharding share their boxes, and all else that has no name.
     boxes: Boxes = {}
-    alike: defaultdict[int, dict[Any, Target]] = defaultdict(dict)
+    alike: defaultdict[int, dict[Any, tuple[Any, ...]]] = defaultdict(dict)
     targets: list[Target] = []
     for (keys, leaf), override in zip(keyed, overrides, strict=True):
         path = tuple(
@@ -81,17 +81,13 @@ def as_template(tree: PyTree, shardings: PyTree = None) -> Template:
             ]
         )
         if type(leaf) is jax.ShapeDtypeStruct:
-            known = alike[id(override)]
-            target = known.get(leaf)
-            if target is not None:
-                target = _renamed(target, path)
-            else:
-                target = _target(path, leaf, override, boxes)
-                if not target.problems:
-                    known[leaf] = target
-            targets.append(target)
-            continue
+            rest = alike[id(override)].get(leaf)
+            if rest is not None:
+                targets.append(Target(join(path), path, *rest))
+                continue
         target = _target(path, leaf, override, boxes)
+        if type(leaf) is jax.ShapeDtypeStruct and not target.problems:
+            alike[id(override)][leaf] = structs.astuple(target)[2:]
         if modules and target.concrete and target.kind in ("scalar", "string"):
             optional = any(keys[:n] in modules for n in range(len(keys)))
             target = structs.replace(target, optional=optional)
@@ -106,26 +102,6 @@ def element(key: Any) -> str | int:
     if isinstance(key, jtu.SequenceKey):
         return key.idx
     return key.name if isinstance(key, jtu.GetAttrKey) else str(key)
-
-
-def _renamed(like: Target, path: Path) -> Target:
-    """Another leaf like one. (By position: as `structs.replace`, in a third of the time.)"""
-    return Target(
-        join(path),
-        path,
-        like.shape,
-        like.dtype,
-        like.kind,
-        like.key_impl,
-        like.boxes,
-        like.host,
-        like.concrete,
-        like.optional,
-        like.problems,
-        like.sharding,
-        like.placement,
-        like.transient,
-    )
 
 
 Boxes = dict[Any, tuple[tuple[Box, ...], tuple[tuple[Any, int], ...]]]

@@ -519,10 +519,11 @@ def _safetensors(tree: dict[str, np.ndarray]) -> bytes:
 
 
 def test_leaves_that_look_alike_share_all_but_their_names() -> None:
-    from templax._pytree import _renamed, as_template
+    from templax._pytree import as_template
 
-    target = as_template({"a": jax.ShapeDtypeStruct((2,), jnp.float32)}).targets[0]
-    assert _renamed(target, ("b", 0)) == structs.replace(target, name="b.0", path=("b", 0))
+    leaf = jax.ShapeDtypeStruct((2,), jnp.float32, sharding=sharded(2, ("x",)))
+    first, second = as_template({"a": leaf, "b": [leaf]}).targets
+    assert second == structs.replace(first, name="b.0", path=("b", 0))
 
 
 # --- statistics
