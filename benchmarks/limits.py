@@ -52,7 +52,7 @@ def decode(job: Job) -> Callable[[], None]:
     """Decodes the zstd chunks that the restore needs, from memory, by the fastest binding."""
     import numpy as np
 
-    root = job.path if job.path.is_dir() else job.path.parent
+    root = job.path  # a file is its own only object, of the empty key
     jobs = []
     for chunk, itemsize in _chunks(job):
         if chunk.codecs != ("zstd",):
@@ -130,7 +130,7 @@ def _ranges(job: Job) -> list[tuple[Path, int, int]]:
     except tx.TemplaxError as error:
         job.notes.append(f"limit-pread reads whole files ({type(error).__name__})")
         return [(file, 0, file.stat().st_size) for file in files_under(job.path)]
-    root = job.path if job.path.is_dir() else job.path.parent
+    root = job.path
     sizes = {key: (root / key).stat().st_size for key in {extent.key for extent in extents}}
     spans = sorted(
         {
