@@ -74,6 +74,10 @@ def matched(
     if not (rename is None or callable(rename) or _is_mapping_of_names(rename)):
         raise UsageError(f"Expected rename= a dict of names (str) or a function, got {rename!r}")
     catalogs = [opened(checkpoint)]
+    targets = template.targets
+    if extra == "ignore" and targets and all(t.kind == "static" for t in targets):
+        found = getattr(targets[0].placement, "leaf", None)
+        raise UsageError(f"Expected a template with arrays, got {type(found).__name__}")
     keep = isinstance(missing, str) and missing == "keep"
     if not keep and not (isinstance(missing, str) and missing == "error"):
         catalogs.append(_open_missing(missing))

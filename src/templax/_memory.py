@@ -115,7 +115,10 @@ class HostMemory:
 def aligned(nbytes: int) -> np.ndarray:
     """Uninitialised bytes at a 64-byte boundary, given back to the system when they are freed."""
     if nbytes >= HUGE_BYTES:
-        pages = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        try:
+            pages = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        except OSError as error:
+            raise MemoryError(f"no memory for {nbytes:,} bytes") from error
         if hasattr(mmap, "MADV_HUGEPAGE"):
             with contextlib.suppress(OSError):  # a kernel without them
                 pages.madvise(mmap.MADV_HUGEPAGE)

@@ -149,6 +149,26 @@ def view_of(pair: Pair, buffers: Sequence[Buffer], chunks: Sequence[Chunk]) -> E
     return Extent(extent.key, start, start + buffer.nbytes)
 
 
+def merged(chunks: Sequence[Chunk]) -> Sequence[Chunk]:
+    """Raw chunks that lie back to back along the first dimension, as the one chunk that they are.
+
+    Writers that want small chunks for others and one mapping for themselves lay them so.
+    """
+    first = chunks[0]
+    (key, stop), rest = (first.extent.key, first.extent.start), first.box[1:]
+    if not first.box:
+        return chunks
+    edge = first.box[0][0]
+    for chunk in chunks:
+        extent, box = chunk.extent, chunk.box
+        follows = extent.key == key and extent.start == stop and box[0][0] == edge
+        if not follows or box[1:] != rest or not is_raw(chunk):
+            return chunks
+        stop, edge = extent.stop, box[0][1]
+    extent, box = Extent(key, first.extent.start, stop), ((first.box[0][0], edge), *rest)
+    return (Chunk(extent, box, checked=all(chunk.checked for chunk in chunks)),)
+
+
 def parts_of(
     pair: Pair, buffers: Sequence[Buffer], first: int, chunks: Sequence[Chunk], measures: Measures
 ) -> Iterable[Part]:

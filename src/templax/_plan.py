@@ -23,6 +23,7 @@ from ._parts import (
     Part,
     buffers_of,
     is_raw,
+    merged,
     parts_of,
     scratch_of,
     view_of,
@@ -195,7 +196,9 @@ def plan(
         if pair.target.kind == "string":
             continue
         source = int(pair.fallback)
-        located = chunks[source][pair.entry.name]
+        located: Sequence[Chunk] = chunks[source][pair.entry.name]
+        if len(located) > 1:
+            located = merged(located)
         for chunk in located:
             if not chunk.checked:
                 unverified.append(pair.target.name)
@@ -211,8 +214,7 @@ def plan(
             if mapped[source] and (view := view_of(pair, mine, located)) is not None:
                 mine = [msgspec.structs.replace(mine[0], view=view)]
             else:
-                for part in parts_of(pair, mine, len(buffers), located, measures):
-                    parts[source].append(part)
+                parts[source].extend(parts_of(pair, mine, len(buffers), located, measures))
             buffers += mine
             nbytes += here
             transient += passing

@@ -115,6 +115,13 @@ def test_options_that_mean_nothing_are_refused(options: Any, said: str) -> None:
     assert str(caught.value) == said
 
 
+@pytest.mark.parametrize("template", [object(), [len, len], {"init": jnp.zeros}])
+def test_a_template_without_any_array_is_a_mistake(template: Any) -> None:
+    """A model or its `init` in place of its parameters would come back as it is."""
+    with pytest.raises(tx.UsageError, match="Expected a template with arrays, got "):
+        tx.restore(RAW, template, extra="ignore")
+
+
 # --- verify
 
 
@@ -356,6 +363,30 @@ def test_large_raw_parts_are_split_and_tile_all_the_same(data: Any) -> None:
         np.testing.assert_array_equal(array, values[tuple(slice(a, b) for a, b in buffer.box)])
     spans = sorted((start, stop) for _, start, stop in source.reads)
     assert all(a[1] <= b[0] for a, b in itertools.pairwise(spans))
+
+
+def test_chunks_back_to_back_are_one_read_and_one_mapping() -> None:
+    """Small chunks for others, one range for us: also where the last one reaches past the leaf."""
+    ckpt = CORPUS / "orbax-handmade-aligned" / "ckpt"
+    catalog = tx.open(ckpt)
+    located = catalog.locate(catalog.entries)
+    several = [e for e in catalog.entries if len(located[e.name]) > 1]
+    assert several
+    template = catalog.template()
+    assert same(tx.restore(catalog, template, mapped=True), tx.restore(catalog, template))
+    values = np.arange(70, dtype=np.float32).reshape(7, 10)
+    padded = np.zeros((8, 10), np.float32)
+    padded[:7] = values
+    chunks = tuple(
+        Chunk(Extent("f", i * 80, i * 80 + 80), ((2 * i, 2 * i + 2), (0, 10))) for i in range(4)
+    )
+    source = Watched(Memory({"f": padded.tobytes()}))
+    (finished,) = execute(planned(leaf("w", values), w=chunks), [source])
+    np.testing.assert_array_equal(finished.arrays[0], values)
+    assert source.reads == [("f", 0, 280)]
+    for apart in (chunks[::-1], (*chunks[:2], structs.replace(chunks[2], codecs=("crc32c",)))):
+        made = planned(leaf("w", values), w=tuple(apart))
+        assert sum(len(op.parts) for op in made.batches[0].reads) == len(apart)
 
 
 # --- many small leaves
