@@ -109,7 +109,7 @@ class LeafEntry(msgspec.Struct, frozen=True, gc=False):
         return self.shape[:-1] if self.kind == "key" else self.shape
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Catalog:
     """A checkpoint opened: its leaves and metadata, no array byte read.
 
@@ -129,11 +129,14 @@ class Catalog:
     format: str
     evidence: str
     entries: tuple[LeafEntry, ...]
-    source: Source = field(repr=False)
-    locator: Callable[[Iterable[LeafEntry]], dict[str, tuple[Chunk, ...]]] = field(repr=False)
+    source: Source
+    locator: Callable[[Iterable[LeafEntry]], dict[str, tuple[Chunk, ...]]]
     metadata: Mapping[str, Any] = field(default_factory=dict)
     empties: Mapping[Path, str] = field(default_factory=dict)
     uncommitted: str | None = None
+
+    def __repr__(self) -> str:
+        return f"Catalog({self.url!r}, {self.format}, {len(self.entries):,} leaves)"
 
     @functools.cached_property
     def leaves(self) -> Mapping[str, LeafEntry]:

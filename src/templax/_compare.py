@@ -18,7 +18,7 @@ from ._errors import Mismatch, NotFound, TemplaxError, UsageError
 from ._execute import execute
 from ._hints import with_hints
 from ._match import Match, Options, Side, match
-from ._names import Rename
+from ._names import Rename, below, nearest, prefixes
 from ._plan import plan
 from ._template import Template
 from .formats import open_catalog
@@ -74,6 +74,8 @@ def matched(
     if not (rename is None or callable(rename) or _is_mapping_of_names(rename)):
         raise UsageError(f"Expected rename= a dict of names (str) or a function, got {rename!r}")
     catalogs = [opened(checkpoint)]
+    if isinstance(rename, Mapping):
+        _refuse_unused(rename, catalogs[0], at)
     targets = template.targets
     if extra == "ignore" and targets and all(t.kind == "static" for t in targets):
         found = getattr(targets[0].placement, "leaf", None)
@@ -102,6 +104,20 @@ def matched(
     if took is not None:
         took |= {"open": opened_at - begin, "match": time.perf_counter() - opened_at}
     return catalogs, result if result.ok else with_hints(result, sides[0], options, tried)
+
+
+def _refuse_unused(rename: Mapping[str, str], catalog: Catalog, at: str) -> None:
+    """A prefix that nothing begins with is a slip: with `missing=` nobody would notice it."""
+    paths = [path for e in catalog.entries if (path := below(e.path, at)) is not None]
+    there = {"", *(prefix for path in paths for prefix in prefixes(path))}
+    for old in rename:
+        if paths and old not in there:
+            near = nearest(old, there)
+            where = f" under `{at}`" if at else ""
+            raise UsageError(
+                f"Expected rename= of what {catalog.url} has{where}, got `{old}`"
+                + (f"; nearest: `{near}`" if near else "")
+            )
 
 
 def _is_mapping_of_names(rename: object) -> bool:

@@ -69,7 +69,7 @@ class CastNote(msgspec.Struct, frozen=True, gc=False):
     nbytes: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Match:
     """A checkpoint compared with a template. `str(match)` is the report.
 
@@ -106,6 +106,11 @@ class Match:
     def __bool__(self) -> bool:
         """`ok`: `assert tx.check(...)` means what it says."""
         return self.ok
+
+    def __repr__(self) -> str:
+        n = len(self.mismatches)
+        said = "ok" if self.ok else f"{n:,} mismatch{'' if n == 1 else 'es'}"
+        return f"Match({self.url!r}, {len(self.pairs):,} leaves matched, {said})"
 
     def portable(self) -> Match:
         """The same report without what only this process can hold: devices, open files."""

@@ -83,7 +83,7 @@ class Batch:
         return sum(buffer.nbytes for buffer in self.buffers if buffer.transient)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Plan:
     """All reads of a restore. `print(plan)` shows what they cost, `templax.run(plan)` does them.
 
@@ -105,8 +105,8 @@ class Plan:
     verify: str = "available"
     unverified: tuple[str, ...] = ()
     scratch_bytes: int = 0
-    sources: Sequence[Any] = field(default=(), repr=False, compare=False)
-    prepared: dict[str, float] = field(default_factory=dict, repr=False, compare=False)
+    sources: Sequence[Any] = field(default=(), compare=False)
+    prepared: dict[str, float] = field(default_factory=dict, compare=False)
 
     @property
     def _reads(self) -> Iterator[ReadOp]:
@@ -151,6 +151,10 @@ class Plan:
         window = IN_FLIGHT + 1
         most = max((sum(sizes[i : i + window]) for i in range(len(sizes))), default=0)
         return most + self.threads * self.scratch_bytes
+
+    def __repr__(self) -> str:
+        leaves, nbytes = len(self.match.pairs), self.placed_bytes
+        return f"Plan({self.match.url!r}, {leaves:,} leaves, {nbytes:,} bytes)"
 
     def __str__(self) -> str:
         from ._report import explain

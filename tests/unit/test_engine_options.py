@@ -32,7 +32,7 @@ from templax._plan import IN_FLIGHT, plan
 from templax.sources import Local, Memory
 from templax.testing import Watched, strategies
 
-from .test_execute import leaf, planned
+from .test_execute import done, leaf, planned
 
 CORPUS = Path(__file__).parents[1] / "corpus"
 RAW = CORPUS / "orbax-0.12.8-uncompressed" / "ckpt"
@@ -113,6 +113,31 @@ def test_options_that_mean_nothing_are_refused(options: Any, said: str) -> None:
     with pytest.raises(tx.UsageError) as caught:
         tx.restore(RAW, {}, **options)
     assert str(caught.value) == said
+
+
+def test_what_a_prompt_shows_is_short() -> None:
+    catalog = tx.open(RAW)
+    template = catalog.template()
+    assert repr(catalog) == f"Catalog({str(RAW)!r}, orbax, 14 leaves)"
+    assert repr(tx.plan(RAW, template)) == f"Plan({str(RAW)!r}, 14 leaves, 34,404 bytes)"
+    assert repr(tx.check(RAW, template)) == f"Match({str(RAW)!r}, 14 leaves matched, ok)"
+    wrong = tx.check(RAW, {"no": jax.ShapeDtypeStruct((), jnp.float32)}, extra="ignore")
+    assert repr(wrong) == f"Match({str(RAW)!r}, 0 leaves matched, 1 mismatch)"
+
+
+def test_a_rename_of_nothing_is_a_slip() -> None:
+    """With `missing=` or `extra="ignore"` nobody would notice it."""
+    template = {"weight": jax.ShapeDtypeStruct((16, 8), jnp.float32)}
+    options: Any = {"at": "state.params.dense", "extra": "ignore"}
+    recipe = tx.Recipe(lambda: {"weight": jnp.zeros((16, 8))})
+    with pytest.raises(tx.UsageError) as caught:
+        tx.restore(RAW, template, rename={"kernell": "weight"}, missing=recipe, **options)
+    assert str(caught.value) == (
+        f"Expected rename= of what {RAW} has under `state.params.dense`, got `kernell`;"
+        " nearest: `kernel`"
+    )
+    restored = tx.restore(RAW, template, rename={"kernel": "weight"}, missing=recipe, **options)
+    assert restored["weight"].any()
 
 
 @pytest.mark.parametrize("template", [object(), [len, len], {"init": jnp.zeros}])
@@ -387,6 +412,67 @@ def test_chunks_back_to_back_are_one_read_and_one_mapping() -> None:
     for apart in (chunks[::-1], (*chunks[:2], structs.replace(chunks[2], codecs=("crc32c",)))):
         made = planned(leaf("w", values), w=tuple(apart))
         assert sum(len(op.parts) for op in made.batches[0].reads) == len(apart)
+
+
+# --- large compressed chunks
+
+
+@pytest.fixture(scope="module")
+def large() -> tuple[np.ndarray, bytes]:
+    """A chunk that is decoded from several pieces."""
+    import zstandard
+
+    values = np.random.default_rng(0).standard_normal((1500, 1000)).astype(np.float32)
+    stored = zstandard.ZstdCompressor(write_checksum=True).compress(values.tobytes())
+    assert len(stored) > 5 << 20
+    return values, stored
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize(
+    ("boxes", "dtype"),
+    [
+        (None, None),
+        (None, "bfloat16"),
+        ((((0, 1500), (0, 500)), ((0, 1500), (500, 1000))), None),
+        ((((3, 700), (0, 1000)), ((700, 1499), (1, 3))), "bfloat16"),
+    ],
+)
+def test_a_large_chunk_is_decoded_as_it_is_read(
+    large: Any, order: Any, boxes: Any, dtype: Any
+) -> None:
+    values, stored = large
+    if order == "F":
+        values = values.reshape(1000, 1500).T
+    pair = leaf("w", values, boxes, dtype)
+    chunk = Chunk(Extent("f", 7, 7 + len(stored)), ((0, 1500), (0, 1000)), ("zstd",), order)
+    source = Watched(Memory({"f": b"?" * 7 + stored}))
+    made = planned(pair, w=(chunk,))
+    for buffer, array in zip(made.batches[0].buffers, done(made, source), strict=True):
+        want = values[tuple(slice(a, b) for a, b in buffer.box)]
+        assert array.tobytes() == want.astype(array.dtype).tobytes()
+    assert max(stop - start for _, start, stop in source.reads) <= 1 << 20
+    assert sum(stop - start for _, start, stop in source.reads) == len(stored)
+    if order == "C":
+        assert made.scratch_bytes <= 5 << 20
+
+
+@pytest.mark.parametrize("dtype", [None, "bfloat16"])
+def test_what_fails_within_a_large_chunk_is_named(large: Any, dtype: Any) -> None:
+    values, stored = large
+    chunk = Chunk(Extent("f", 0, len(stored)), ((0, 1500), (0, 1000)), ("zstd",))
+    made = planned(leaf("w", values, None, dtype), w=(chunk,))
+
+    def fault(key: str, start: int, stop: int) -> None:
+        if start > 2 << 20:
+            raise tx.SourceError("can't read `f`: gone")
+
+    with pytest.raises(tx.SourceError, match="gone"):
+        done(made, Watched(Memory({"f": stored}), fault))
+    with pytest.raises(tx.Damaged) as caught:
+        done(made, Memory({"f": stored[:-1] + b"?"}))  # within the frame's checksum
+    error = caught.value
+    assert (error.leaf, error.file, error.start, error.stop) == ("w", "f", 0, len(stored))
 
 
 # --- many small leaves

@@ -354,6 +354,24 @@ def test_a_pointer_of_git_lfs_is_called_that(case, file):
     )
 
 
+def test_an_index_node_that_is_a_pointer_of_git_lfs_is_called_that(case):
+    path = case("orbax-0.12.8-default")
+    for file in (path / "d").iterdir():
+        file.write_bytes(LFS)
+    assert "got a Git LFS pointer - file `d/" in _refused(path)
+
+
+def test_a_chunk_that_is_a_pointer_of_git_lfs_is_called_that(case):
+    path = case("orbax-0.12.8-noocdbt")
+    chunks = [f for f in path.rglob("*") if f.is_file() and f.name[0].isdigit()]
+    assert chunks
+    for file in chunks:
+        file.write_bytes(LFS)
+    catalog = _opened(path)
+    with pytest.raises(UnknownFormat, match="got a Git LFS pointer - file `"):
+        catalog.locate([e for e in catalog.entries if e.nbytes > 1000])
+
+
 def test_a_data_file_that_is_a_pointer_of_git_lfs_is_called_that(case):
     path = case("orbax-0.12.8-uncompressed")
     for file in (path / "ocdbt.process_0" / "d").iterdir():

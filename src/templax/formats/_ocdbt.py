@@ -20,7 +20,7 @@ from .._codecs import crc32c, inflate
 from .._collector import paused
 from .._errors import CheckpointError, Damaged, NotFound, Unsupported
 from ..sources import Source
-from ._signatures import MAX_METADATA, read_metadata
+from ._signatures import MAX_METADATA, pointer_instead, read_metadata
 
 MANIFEST = "manifest.ocdbt"
 
@@ -287,13 +287,16 @@ def _read_node(
         raise Damaged(
             "Expected the file of an index node, found none", file=file, start=start, stop=stop
         ) from error
+    except Damaged as error:
+        raise pointer_instead(source, file) or error from None
     try:
         body = _Body(_open_envelope(data, _MAGIC_NODE, "index node", limits.node_bytes))
         found = body.byte()
         if found != height:
             raise Damaged(f"Expected an index node of height {height}, got {found}")
     except CheckpointError as error:
-        raise type(error)(error.what, file=file, start=start, stop=stop) from error
+        where = type(error)(error.what, file=file, start=start, stop=stop)
+        raise pointer_instead(source, file) or where from error
     return body
 
 

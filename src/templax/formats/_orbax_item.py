@@ -23,10 +23,11 @@ from ..sources import Source
 from . import _msgpack, _ocdbt, _tree, _zarr, _zarr_metadata
 from ._orbax_notes import Notes, read_json, read_notes
 from ._orbax_root import LEGACY, TREE, committed
-from ._signatures import is_lfs_pointer, lfs_pointer, read_head, read_metadata
+from ._signatures import is_lfs_pointer, lfs_pointer, pointer_instead, read_metadata
 
 _EMPTY_TYPES = ("None", "Dict", "List", "Tuple", "NamedTuple")
 _STRINGS = "_strings.json"
+_POINTER_BYTES = 256
 _MAX_FILLED = 1 << 20
 """Absent chunks that one call may stand in for: each costs memory, and no byte of the file."""
 
@@ -354,6 +355,11 @@ def _locate(
                     )
             if container.index is not None:
                 _check_files(source, entry.name, chunks, sizes)
+            elif not sizes and chunks and chunks[0].extent.nbytes <= _POINTER_BYTES:
+                key = chunks[0].extent.key
+                sizes[key] = chunks[0].extent.nbytes  # Git LFS leaves all files or none
+                if (pointer := pointer_instead(source, key)) is not None:
+                    raise pointer
         else:
             chunks = ()
         located[entry.name] = chunks
@@ -374,9 +380,7 @@ def _check_files(
                 raise Damaged("Expected a data file, found none", leaf=name, file=extent.key)
             size = sizes[extent.key] = info.size
         if extent.stop > size:
-            if is_lfs_pointer(read_head(source, extent.key, size, 64)):
-                raise lfs_pointer(extent.key)
-            raise Damaged(
+            raise pointer_instead(source, extent.key) or Damaged(
                 f"Expected at least {extent.stop} bytes, the file has {size}",
                 leaf=name,
                 file=extent.key,

@@ -38,6 +38,14 @@ def lfs_pointer(file: str) -> UnknownFormat:
     )
 
 
+def pointer_instead(source: Source, key: str) -> UnknownFormat | None:
+    """The error for a file that turns out too short, if it is such a text; None if it is none."""
+    info = source.stat(key)
+    if info is None or info.is_dir or not is_lfs_pointer(read_head(source, key, info.size, 64)):
+        return None
+    return lfs_pointer(key)
+
+
 def recognise(head: bytes, size: int) -> tuple[str, str | None] | None:
     """What a file is, and what to do about it; None where no signature proves anything.
 

@@ -14,6 +14,7 @@ from .._catalog import Chunk, Extent
 from .._codecs import crc32c
 from .._errors import CheckpointError, Damaged, NotFound
 from ..sources import Source
+from ._signatures import pointer_instead
 from ._zarr_metadata import Array, Sharding
 from ._zarr_metadata import prefix as _prefix
 
@@ -54,7 +55,7 @@ def locate(
             try:
                 _check_length(extent, nbytes, array.codecs)
             except CheckpointError as error:
-                raise error.locate(leaf=name, file=extent.key) from error
+                raise _refused(error, name, extent, source) from error
             return (_chunk(extent, box, array.codecs, array),)
     if 0 in array.shape:
         return ()
@@ -82,7 +83,7 @@ def locate(
                 what = "Expected a data file, found none"
                 raise Damaged(what, leaf=name, file=extent.key) from error
             except CheckpointError as error:
-                raise error.locate(leaf=name, file=extent.key) from error
+                raise _refused(error, name, extent, source) from error
         else:
             missing.append(box)
         if missing and absent == "error":
@@ -95,6 +96,11 @@ def locate(
         checked = index is not None  # so is the metadata that the fill value is from
         chunks += [Chunk(extent, box, ("fill",), "C", checked) for box in missing]
     return tuple(chunks)
+
+
+def _refused(error: CheckpointError, name: str, extent: Extent, source: Source) -> CheckpointError:
+    pointer = pointer_instead(source, extent.key) if extent.inline is None else None
+    return pointer or error.locate(leaf=name, file=extent.key)
 
 
 def _lost(key: str, name: str, index: str | None) -> Damaged:
