@@ -383,12 +383,11 @@ def test_a_rename_may_empty_a_name_and_prefix_the_root() -> None:
     assert bare.tolist() == [0, 1]
 
 
-def test_a_rename_that_matches_part_of_a_key_does_nothing() -> None:
+def test_a_rename_of_part_of_a_key_names_nothing() -> None:
     checkpoint = stored(dense_10={"w": jnp.ones(2)})
-    match = tx.check(
-        checkpoint, {"dense_10": {"w": A((2,), jnp.float32)}}, rename={"dense_1": "other"}
-    )
-    assert match.ok
+    template = {"dense_10": {"w": A((2,), jnp.float32)}}
+    with pytest.raises(tx.UsageError, match="got `dense_1`"):
+        tx.check(checkpoint, template, rename={"dense_1": "other"})
 
 
 def test_what_a_rename_function_raises_is_raised() -> None:
