@@ -24,15 +24,18 @@ Buffers = Any
 _state = threading.local()
 
 
-def crc32c(data: _Bytes) -> int:
+def crc32c(data: _Bytes, before: int = 0) -> int:
     """CRC-32C (Castagnoli, RFC 3720 appendix B.4) of contiguous bytes.
+
+    Args:
+        before: That of the bytes before them.
 
     >>> f"{crc32c(b'123456789'):08x}"
     'e3069283'
     """
     import crc32c as _crc32c
 
-    return _crc32c.crc32c(data)
+    return _crc32c.crc32c(data, before)
 
 
 def decode(
@@ -124,10 +127,15 @@ def _check(view: memoryview, verify: bool) -> memoryview:
     if len(view) < 4:
         raise Damaged(f"Expected bytes followed by a crc32c, got {len(view)} bytes in all")
     if verify:
-        want, got = int.from_bytes(view[-4:], "little"), crc32c(view[:-4])
-        if want != got:
-            raise Damaged(f"Expected crc32c `{want:08x}`, got `{got:08x}`")
+        compare_crc32c(view[-4:], crc32c(view[:-4]))
     return view[:-4]
+
+
+def compare_crc32c(stored: memoryview, got: int) -> None:
+    """Raises Damaged unless `got` is the crc32c that is stored as a u32le."""
+    want = int.from_bytes(stored, "little")
+    if want != got:
+        raise Damaged(f"Expected crc32c `{want:08x}`, got `{got:08x}`")
 
 
 def _inflate_into(view: memoryview, out: memoryview) -> memoryview:

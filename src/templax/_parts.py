@@ -20,6 +20,9 @@ IN_PLACE_BYTES = 128 * 1024
 """Raw parts of this size are requests of their own: they are read in place, for the price of a
 system call (5 µs) instead of a copy."""
 
+LARGE_BYTES = 1024 * 1024
+"""Encoded parts of this size are requests of their own."""
+
 BLOCK_BYTES = 1024 * 1024
 """Compressed chunks that have to be cut into pieces, or cast, are decoded in blocks of this size,
 which are still in cache when they are copied."""
@@ -301,6 +304,8 @@ def scratch_of(part: Part, piece_bytes: int) -> tuple[int, int]:
     codecs, order = part.chunk.codecs, part.chunk.order
     stored = 0 if part.chunk.extent.inline is not None else part.stop - part.start
     if part.direct is not None and not codecs and stored >= IN_PLACE_BYTES:
+        return 0, 0
+    if codecs == ("crc32c",) and part.direct is not None and stored >= LARGE_BYTES:
         return 0, 0
     if codecs in ((), ("fill",)) or (part.direct is not None and codecs == ("zstd",)):
         return (min(stored, piece_bytes) if codecs else stored), 0

@@ -18,6 +18,7 @@ from ._catalog import Chunk
 from ._match import Match
 from ._parts import (
     IN_PLACE_BYTES,
+    LARGE_BYTES,
     Buffer,
     Measures,
     Part,
@@ -31,9 +32,6 @@ from ._parts import (
 
 GAP_BYTES = 64 * 1024
 """Bytes between two parts of a file that are read and dropped rather than asked for separately."""
-
-LARGE_BYTES = 1024 * 1024
-"""Encoded parts of this size are requests of their own."""
 
 REQUEST_BYTES = 4 * 1024 * 1024
 """Most bytes that small parts are joined to, so that every thread gets work."""

@@ -173,6 +173,22 @@ def test_a_wrong_checksum_is_damage_unless_verification_is_off(verify: str, rais
         np.testing.assert_array_equal(finished.arrays[0], values)
 
 
+@pytest.mark.parametrize("n", [12, 700_000])
+@pytest.mark.parametrize("good", [True, False])
+def test_a_raw_chunk_is_checked_where_it_is_read(n: int, good: bool) -> None:
+    values = np.arange(n, dtype=np.int32)
+    stored, chunk = checked_chunk(values, good=good)
+    source = Watched(Memory({"f": stored}))
+    made = planned(leaf("w", values), w=(chunk,))
+    assert made.unverified == ()
+    if good:
+        np.testing.assert_array_equal(done(made, source)[0], values)
+        assert sum(stop - start for _, start, stop in source.reads) == len(stored)
+    else:
+        with pytest.raises(tx.Damaged, match=r"Expected crc32c .* - at `w`, file `f`, bytes 0-"):
+            done(made, source)
+
+
 def test_required_refuses_bytes_without_a_checksum_before_any_read() -> None:
     source = Watched(Local(ZSTD))
     catalog = tx.open(source)
