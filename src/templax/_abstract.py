@@ -37,7 +37,7 @@ def template_of(
         mesh: With `specs`: every array leaf gets `NamedSharding(mesh, spec)`. Without `specs`:
             replicated over the mesh. Default: the mesh set by `jax.set_mesh`.
         specs: A `PartitionSpec`, a prefix of the tree with such (None leaves a leaf without
-            sharding), or a function of a leaf's name and its `ShapeDtypeStruct`.
+            sharding), or a function of an array leaf's name and its `ShapeDtypeStruct`.
 
     Returns:
         The tree with `jax.ShapeDtypeStruct` leaves. Arrays of a given tree keep a sharding that
@@ -64,7 +64,12 @@ def template_of(
         raise UsageError("`specs` need a mesh; hint: pass mesh=, or call inside jax.set_mesh(mesh)")
     keyed, treedef = jtu.tree_flatten_with_path(tree)
     if callable(specs):
-        leaf_specs: list[Any] = [specs(join(tuple(map(element, k))), leaf) for k, leaf in keyed]
+        leaf_specs: list[Any] = [
+            specs(join(tuple(map(element, keys))), leaf)
+            if isinstance(leaf, jax.ShapeDtypeStruct)
+            else None
+            for keys, leaf in keyed
+        ]
     else:
         leaf_specs = spread(PartitionSpec() if specs is None else specs, tree, "specs")
     leaves = []

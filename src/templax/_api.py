@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+import operator
 import os
 import time
 import warnings
 from collections import Counter
 from contextlib import closing
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from . import _plan
 from ._catalog import Catalog
@@ -150,12 +151,8 @@ def plan(
     """
     if threads is None:
         threads = min(MAX_THREADS, cores())
-    if not _is_count(threads):
-        raise UsageError(f"Expected threads= a number of at least 1, got {threads!r}")
-    if memory is None:
-        memory = _plan.MEMORY_BYTES
-    if not _is_count(memory):
-        raise UsageError(f"Expected memory= a number of bytes of at least 1, got {memory!r}")
+    threads = _count("threads", threads)
+    memory = _plan.MEMORY_BYTES if memory is None else _count("memory", memory)
     if verify not in ("available", "required", "off"):
         raise UsageError(f'Expected verify="available", "required" or "off", got {verify!r}')
     if not isinstance(mapped, bool):
@@ -257,8 +254,10 @@ def last_restore() -> Stats | None:
     return _last
 
 
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+def _count(name: str, value: Any) -> int:
+    if isinstance(value, bool) or not hasattr(value, "__index__") or operator.index(value) < 1:
+        raise UsageError(f"Expected {name}= an int of at least 1, got {value!r}")
+    return operator.index(value)
 
 
 def _as_template(template: PyTree | Template, shardings: PyTree) -> Template:

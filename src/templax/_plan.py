@@ -93,6 +93,7 @@ class Plan:
         unverified: Names of leaves with bytes that no checksum covers, as far as the checkpoint's
             metadata tells.
         scratch_bytes: Most memory that one worker needs beside the buffers.
+        memory: As asked. One box, and one worker, are taken even if they are more.
         sources: Of the checkpoint, and of the one given as `missing=`; opaque here.
         prepared: Seconds that each stage before took.
     """
@@ -103,6 +104,7 @@ class Plan:
     verify: str = "available"
     unverified: tuple[str, ...] = ()
     scratch_bytes: int = 0
+    memory: int = MEMORY_BYTES
     sources: Sequence[Any] = field(default=(), compare=False)
     prepared: dict[str, float] = field(default_factory=dict, compare=False)
 
@@ -224,7 +226,7 @@ def plan(
         batches.append(Batch(tuple(_requests(parts, most)), tuple(buffers)))
     scratch = _scratch(op for batch in batches for op in batch.reads)
     threads = max(1, min(threads, memory // (2 * scratch) if scratch else threads))
-    return Plan(match, tuple(batches), threads, verify, tuple(unverified), scratch, sources)
+    return Plan(match, tuple(batches), threads, verify, tuple(unverified), scratch, memory, sources)
 
 
 def _groups(buffers: list[Buffer], chunks: Sequence[Chunk], share: int) -> Iterable[list[Buffer]]:

@@ -117,6 +117,9 @@ def figures(plan: Plan) -> list[tuple[str, int, str]]:
     inline = sum(part.chunk.extent.inline is not None for part in parts)
     direct = sum(part.direct is not None for part in parts)
     casts = sum(cast.nbytes for cast in plan.match.casts)
+    over = "in flight beyond the arrays returned"
+    if plan.peak_bytes > plan.memory:
+        over += f"; more than memory={plan.memory:,}: less is not possible"
     files = len({op.key for op in ops if op.stop > op.start})
     return [
         (
@@ -129,10 +132,10 @@ def figures(plan: Plan) -> list[tuple[str, int, str]]:
         ("bytes placed", plan.placed_bytes, "of the finished leaves"),
         ("bytes mapped", plan.mapped_bytes, f"{mapped:,} leaves over the file itself"),
         ("bytes cast", casts, f"{len(plan.match.casts):,} leaves"),
-        ("chunks", len(parts), f"{inline:,} of them held by the index"),
+        ("chunks", len(parts), f"{inline:,} of them held by an index, or computed"),
         ("chunks decoded", plan.decoded_chunks, "decompressed"),
         ("copies avoided", direct, "chunks read or decoded in place"),
-        ("peak host bytes", plan.peak_bytes, "in flight beyond the arrays returned"),
+        ("peak host bytes", plan.peak_bytes, over),
         ("unverified", len(plan.unverified), "leaves with bytes that no checksum covers"),
         ("threads", plan.threads, "that read and decode"),
     ]

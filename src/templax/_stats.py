@@ -61,11 +61,14 @@ class Stats:
         return self.placed_bytes / self.seconds / 1e9
 
     def __str__(self) -> str:
-        stages = ", ".join(f"{name} {s:.3f}" for name, s in self.stages.items())
+        stages = [f"{name} {s:.3f}" for name, s in self.stages.items() if name != "place"]
         busy = ", ".join(f"{name} {s:.3f}" for name, s in self.busy.items())
+        leaves = "leaf" if self.leaves == 1 else "leaves"
+        requests = "request" if self.requests == 1 else "requests"
         return (
-            f"restored {self.leaves:,} leaves, {self.placed_bytes:,} bytes of {self.url} in"
-            f" {self.seconds:.3f} s ({self.gb_per_s:.2f} GB/s): {self.requests:,} requests,"
-            f" {self.read_bytes:,} bytes read, {self.mapped_bytes:,} mapped, {self.casts:,} leaves"
-            f" cast; seconds by stage: {stages}; of all threads: {busy}"
+            f"restored {self.leaves:,} {leaves}, {self.placed_bytes:,} bytes of {self.url} in"
+            f" {self.seconds:.3f} s ({self.gb_per_s:.2f} GB/s): {self.requests:,} {requests},"
+            f" {self.read_bytes:,} bytes read, {self.mapped_bytes:,} mapped, {self.casts:,} cast;"
+            f" seconds by stage: {', '.join(stages)} (place {self.stages['place']:.3f} of it);"
+            f" of all threads: {busy}"
         )

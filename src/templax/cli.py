@@ -306,6 +306,10 @@ def plan(
             cast=cast,
             **options,
         )
+    except tx.Unverified as error:
+        raise type(error)(
+            error.what, hint="--verify available checks those that have one"
+        ) from None
     except tx.TemplateError as error:
         if as_json:
             click.echo(json.dumps(_match_json(error.match), indent=1))

@@ -57,8 +57,8 @@ def restore(checkpoint: Any = CASE, template: Any = SCALE, **options: Any) -> An
             "Expected rename= a dict of names (str) or a function, got {'a': None}",
         ),
         ({"rename": lambda name: None}, "Expected a name (str) from rename('big'), got None"),
-        ({"threads": 0}, "Expected threads= a number of at least 1, got 0"),
-        ({"threads": "x"}, "Expected threads= a number of at least 1, got 'x'"),
+        ({"threads": 0}, "Expected threads= an int of at least 1, got 0"),
+        ({"threads": "x"}, "Expected threads= an int of at least 1, got 'x'"),
     ],
 )
 def test_arguments_that_mean_nothing(options: dict[str, Any], text: str) -> None:
@@ -535,7 +535,7 @@ def test_a_file_that_changes_after_it_was_read_is_not_mixed(copy: Path) -> None:
     file = copy / extent.key
     file.write_bytes(file.read_bytes())
     os.utime(file, ns=(7, 7))
-    with pytest.raises(tx.SourceError, match="changed while it was read") as caught:
+    with pytest.raises(tx.SourceError, match="changed since") as caught:
         restore(catalog, BIG)
     assert extent.key in str(caught.value)
     assert (restore(copy, BIG)["big"] == first["big"]).all()

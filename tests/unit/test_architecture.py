@@ -65,7 +65,7 @@ ORDER = [
     {"_api"},
     {"__init__"},
     {m for m in MODULES if m.startswith(("compat", "testing"))}
-    | {"cli", "demo", "_listing", "_spelling", "_terminal"},
+    | {"__main__", "cli", "demo", "_listing", "_spelling", "_terminal"},
 ]  # fmt: skip
 """Left never imports right, when it is imported."""
 

@@ -337,7 +337,11 @@ def test_at_applies_to_a_recipe_that_supplies_what_is_missing() -> None:
     first = tx.Recipe(lambda: {"params": {"old": jnp.ones(2)}})
     second = tx.Recipe(lambda: {"params": {"head": jnp.full(2, 5.0)}, "head": jnp.zeros(2)})
     template = {"body": A((2,), jnp.float32), "head": A((2,), jnp.float32)}
-    rename = {"old": "body", "head": "elsewhere"}
+    renames = {"old": "body", "head": "elsewhere"}
+
+    def rename(name: str) -> str:
+        return renames.get(name, name)
+
     got = tx.restore(first, template, at="params", rename=rename, missing=second)
     assert (got["body"].tolist(), got["head"].tolist()) == ([1, 1], [5, 5])
 

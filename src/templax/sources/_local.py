@@ -149,7 +149,9 @@ class Local:
         with self._lock:
             known = self._versions.setdefault(key, version)
         if known != version:
-            raise SourceError(f"{self._named(key)} changed while it was read")
+            raise SourceError(
+                f"{self._named(key)} changed since the checkpoint was opened; hint: open it again"
+            )
         size = version[2]
         stop = size if stop is None else stop
         if not 0 <= start <= stop <= size:
