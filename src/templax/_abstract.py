@@ -147,6 +147,15 @@ class Traced:
 
 def catalog_template(catalog: Catalog) -> PyTree:
     """See `Catalog.template`."""
+    try:
+        return _tree_of(catalog)
+    except Damaged:
+        if len(catalog.leaves) < len(catalog.entries):
+            raise
+        return {entry.name: abstract_leaf(entry) for entry in catalog.entries}
+
+
+def _tree_of(catalog: Catalog) -> PyTree:
     items: list[tuple[Path, Any]] = [(e.path, abstract_leaf(e)) for e in catalog.entries]
     items += [(path, _EMPTY[what]()) for path, what in catalog.empties.items() if what in _EMPTY]
     root: dict[Any, Any] = {}

@@ -170,7 +170,8 @@ class Catalog:
         """The checkpoint's own tree, abstract: what `restore` needs to load all of it.
 
         Returns:
-            Nested dicts and lists of `jax.ShapeDtypeStruct` without sharding. Python numbers and
+            Nested dicts and lists of `jax.ShapeDtypeStruct` without sharding; one dict of all names
+            where a name is of a leaf and of a subtree (safetensors allows it). Python numbers and
             strings are their types; 64-bit arrays are abstract numpy arrays (no memory) unless JAX
             has 64-bit types enabled, since a `jax.Array` could not hold them.
 

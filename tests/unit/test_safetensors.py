@@ -96,6 +96,19 @@ def test_a_header_that_means_nothing_is_refused(tensors: dict[str, Any], said: s
         tx.open(file(tensors, b"\0" * 8))
 
 
+def test_names_that_are_leaf_and_subtree_make_a_flat_template() -> None:
+    tensors = {
+        "a": {"dtype": "U8", "shape": [3], "data_offsets": [0, 3]},
+        "a.b": {"dtype": "U8", "shape": [2], "data_offsets": [3, 5]},
+    }
+    catalog = tx.open(file(tensors, bytes(range(5))))
+    restored = tx.restore(catalog, catalog.template())
+    assert {name: leaf.tolist() for name, leaf in restored.items()} == {
+        "a": [0, 1, 2],
+        "a.b": [3, 4],
+    }
+
+
 def test_a_boolean_of_another_byte_is_damage() -> None:
     source = file({"w": {"dtype": "BOOL", "shape": [3], "data_offsets": [0, 3]}}, b"\0\1\2")
     for template in ({"w": np.zeros(3, bool)}, {"w": jax.ShapeDtypeStruct((3,), jnp.bool_)}):
