@@ -176,7 +176,7 @@ def plan(
             threads=threads,
             memory=memory,
             verify=verify,
-            mapped=[mapped and source.maps for source in sources],
+            mapped=[source.maps for source in sources] if mapped else (),
             sources=sources,
         )
     if verify == "required" and made.unverified:

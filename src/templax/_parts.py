@@ -129,26 +129,31 @@ def buffers_of(pair: Pair, measures: Measures) -> list[Buffer]:
     return found
 
 
-def view_of(pair: Pair, buffers: Sequence[Buffer], chunks: Sequence[Chunk]) -> Extent | None:
-    """The bytes that are a buffer as they lie: one raw chunk, of its box and dtype, aligned."""
-    if len(buffers) != 1 or len(chunks) != 1:
-        return None
+def view_of(pair: Pair, buffers: Sequence[Buffer], chunks: Sequence[Chunk]) -> Extent | str:
+    """The bytes that are a buffer as they lie, or in a few words why they must be read."""
+    if len(buffers) != 1:
+        return "for several devices"
+    if len(chunks) != 1:
+        return "in several places"
     (buffer,), (chunk,) = buffers, chunks
     extent, itemsize = chunk.extent, buffer.dtype.itemsize
-    if (
-        chunk.codecs
-        or chunk.order != "C"
-        or extent.inline is not None
-        or buffer.dtype != pair.entry.dtype
-        or pair.target.host  # numpy arrays are the user's own, to write to
-        or buffer.transient
-        or intersect(chunk.box, buffer.box) != buffer.box
-    ):
-        return None
+    if pair.target.host:  # the caller's own, to write to
+        return "numpy arrays or Python values"
+    if chunk.codecs:
+        return f"stored with {', '.join(chunk.codecs)}"
+    if extent.inline is not None:
+        return "held by an index, or computed"
+    if buffer.dtype != pair.entry.dtype or buffer.dtype != pair.target.dtype:
+        return "cast"
+    if buffer.transient:
+        return "copied to their device"
     src, shape = within(buffer.box, chunk.box), shape_of(chunk.box)
+    inside = intersect(chunk.box, buffer.box) == buffer.box
+    if chunk.order != "C" or not inside or not contiguous(src, shape):
+        return "laid otherwise than in memory"
     start = extent.start + span_of(src, shape, itemsize)[0]
-    if start % ALIGN or not contiguous(src, shape):
-        return None
+    if start % ALIGN:
+        return f"at no multiple of {ALIGN} bytes"
     return Extent(extent.key, start, start + buffer.nbytes)
 
 

@@ -7,6 +7,7 @@ piece of it.
 from __future__ import annotations
 
 import operator
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -94,6 +95,7 @@ class Plan:
             metadata tells.
         scratch_bytes: Most memory that one worker needs beside the buffers.
         memory: As asked. One box, and one worker, are taken even if they are more.
+        unmapped: Under `mapped=True`, why boxes are read all the same, and how many.
         sources: Of the checkpoint, and of the one given as `missing=`; opaque here.
         prepared: Seconds that each stage before took.
     """
@@ -105,6 +107,7 @@ class Plan:
     unverified: tuple[str, ...] = ()
     scratch_bytes: int = 0
     memory: int = MEMORY_BYTES
+    unmapped: Mapping[str, int] = field(default_factory=dict)
     sources: Sequence[Any] = field(default=(), compare=False)
     prepared: dict[str, float] = field(default_factory=dict, compare=False)
 
@@ -169,7 +172,7 @@ def plan(
     threads: int = 1,
     memory: int = MEMORY_BYTES,
     verify: str = "available",
-    mapped: Sequence[bool] = (False, False),
+    mapped: Sequence[bool] = (),
     sources: Sequence[Any] = (),
 ) -> Plan:
     """Plans the reads of a match without mismatches.
@@ -182,7 +185,7 @@ def plan(
         memory: Bytes in flight beyond the arrays returned. A group of boxes that share chunks is
             loaded together, though it be larger.
         verify: Goes into the plan.
-        mapped: Of each source, whether its bytes may be mapped.
+        mapped: Of each source, whether its bytes can be mapped; empty if they shall not be.
         sources: Go into the plan.
 
     Returns:
@@ -193,6 +196,7 @@ def plan(
     buffers: list[Buffer] = []
     parts: tuple[list[Part], list[Part]] = [], []  # of the checkpoint, and of `missing=`
     unverified: list[str] = []
+    unmapped = Counter[str]()
     nbytes = transient = 0
     most = max(GAP_BYTES, min(REQUEST_BYTES, memory // (4 * threads)))
     measures = Measures()
@@ -215,10 +219,15 @@ def plan(
             if buffers and (full or transient + passing > share):
                 batches.append(Batch(tuple(_requests(parts, most)), tuple(buffers)))
                 buffers, parts, nbytes, transient = [], ([], []), 0, 0
-            if mapped[source] and (view := view_of(pair, mine, located)) is not None:
-                mine = [msgspec.structs.replace(mine[0], view=view)]
-            else:
+            view = "read"
+            if mapped and here:
+                view = view_of(pair, mine, located) if mapped[source] else "in no local file system"
+                if isinstance(view, str):
+                    unmapped[view] += 1
+            if isinstance(view, str):
                 parts[source].extend(parts_of(pair, mine, len(buffers), located, measures))
+            else:
+                mine = [msgspec.structs.replace(mine[0], view=view)]
             buffers += mine
             nbytes += here
             transient += passing
@@ -226,7 +235,17 @@ def plan(
         batches.append(Batch(tuple(_requests(parts, most)), tuple(buffers)))
     scratch = _scratch(op for batch in batches for op in batch.reads)
     threads = max(1, min(threads, memory // (2 * scratch) if scratch else threads))
-    return Plan(match, tuple(batches), threads, verify, tuple(unverified), scratch, memory, sources)
+    return Plan(
+        match,
+        tuple(batches),
+        threads,
+        verify,
+        tuple(unverified),
+        scratch,
+        memory,
+        unmapped,
+        sources,
+    )
 
 
 def _groups(buffers: list[Buffer], chunks: Sequence[Chunk], share: int) -> Iterable[list[Buffer]]:

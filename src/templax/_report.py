@@ -102,6 +102,9 @@ def explain(plan: Plan) -> str:
     n = len(plan.match.pairs)
     lines = [f"restore of {n:,} {_leaves(n)} from {plan.match.url}"]
     lines += [f"  {what:<16}{n:>18,}  {note}".rstrip() for what, n, note in figures(plan)]
+    if plan.unmapped:
+        reasons = [f"{n:,} {why}" for why, n in plan.unmapped.items()]
+        lines.append(f"  not mapped: {', '.join(reasons)}")
     if plan.unverified:
         lines.append(f"  not verifiable: {some(plan.unverified)}")
     return "\n".join(lines)

@@ -344,9 +344,10 @@ def test_what_can_not_be_mapped_is_read(tmp_path: Path) -> None:
     path, tree = aligned(tmp_path)
     cast = {"a": jax.ShapeDtypeStruct((64, 64), jnp.bfloat16)}
     made = tx.plan(path, cast, mapped=True, extra="ignore")
-    assert made.mapped_bytes == 0
+    assert (made.mapped_bytes, made.unmapped) == (0, {"cast": 1})
+    assert "\n  not mapped: 1 cast\n" in str(made)
     made = tx.plan(path, {"a": np.zeros((64, 64), np.float32)}, mapped=True, extra="ignore")
-    assert made.mapped_bytes == 0
+    assert (made.mapped_bytes, made.unmapped) == (0, {"numpy arrays or Python values": 1})
     array = tx.run(made)["a"]
     array[:] = 0  # it is the caller's own
     data = bytearray(path.read_bytes())
@@ -355,7 +356,8 @@ def test_what_can_not_be_mapped_is_read(tmp_path: Path) -> None:
     shifted.write_bytes((n + 8).to_bytes(8, "little") + data[8 : 8 + n] + b" " * 8 + data[8 + n :])
     template = {k: jax.ShapeDtypeStruct(v.shape, v.dtype) for k, v in tree.items()}
     made = tx.plan(shifted, template, mapped=True)
-    assert made.mapped_bytes == 0
+    assert (made.mapped_bytes, made.unmapped) == (0, {"at no multiple of 64 bytes": 3})
+    assert tx.plan(shifted, template).unmapped == {}
     assert same(tx.run(made), tree)
 
 
@@ -367,7 +369,7 @@ def test_nothing_is_mapped_over_a_network(tmp_path: Path, monkeypatch: pytest.Mo
     assert source.view("", 0, 8) is None
     template = {k: jax.ShapeDtypeStruct(v.shape, v.dtype) for k, v in tree.items()}
     made = tx.plan(source, template, mapped=True)
-    assert made.mapped_bytes == 0
+    assert (made.mapped_bytes, made.unmapped) == (0, {"in no local file system": 3})
     assert same(tx.run(made), tree)
 
 
