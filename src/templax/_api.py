@@ -231,8 +231,7 @@ def _still_holds(plan: _plan.Plan) -> None:
     """Refuses a plan that was made with 64-bit types on, and is run with them off."""
     from ._pytree import jax_holds
 
-    targets = [pair.target for pair in plan.match.pairs]
-    for dtype in {t.dtype for t in targets if t.kind in ("array", "key") and not t.host}:
+    for dtype in {pair.target.dtype for pair in plan.match.pairs if not pair.target.host}:
         if not jax_holds(dtype):
             raise UsageError(
                 f"Expected jax_enable_x64 as it was when the plan was made: no jax.Array holds"

@@ -52,16 +52,15 @@ def place(match: Match, finished: Iterable[Finished]) -> tuple[Any, Busy]:
     for pair in match.pairs:
         if pair.target.kind == "string":
             results[pair.target.name] = pair.entry.value
-    leaves = []
     kept = set(match.kept)
-    for target in match.template.targets:
-        placement: Placement = target.placement
-        if not target.has_data:
-            leaves.append(placement.leaf)
-        elif target.name in kept:
-            leaves.append(_kept(placement))
-        else:
-            leaves.append(results[target.name])
+    leaves = [
+        t.placement.leaf
+        if t.kind in ("skip", "static")
+        else _kept(t.placement)
+        if t.name in kept
+        else results[t.name]
+        for t in match.template.targets
+    ]
     tree = jtu.tree_unflatten(match.template.treedef, leaves)
     busy.place_s += time.perf_counter() - begin
     return tree, busy

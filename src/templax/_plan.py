@@ -145,7 +145,7 @@ class Plan:
     @property
     def mapped_bytes(self) -> int:
         """Bytes that are not read at all, since their file is mapped."""
-        return sum(b.nbytes for batch in self.batches for b in batch.buffers if b.view is not None)
+        return sum([b.nbytes for batch in self.batches for b in batch.buffers if b.view])
 
     @property
     def peak_bytes(self) -> int:
