@@ -9,6 +9,7 @@ import time
 import warnings
 from collections import Counter
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -187,8 +188,7 @@ def plan(
             hint='verify="available" checks those that have one',
         )
     took["plan"] = time.perf_counter() - begin
-    made.prepared.update(took)
-    return made
+    return replace(made, prepared=took)
 
 
 def run(plan: _plan.Plan) -> PyTree:

@@ -18,8 +18,8 @@ from ._catalog import Extent
 from ._codecs import Inflater, compare_crc32c, crc32c, decode, inflate_many
 from ._errors import CheckpointError, Damaged, NotFound, SourceError
 from ._memory import SMALL_BYTES, HostMemory, aligned
-from ._parts import BLOCK_BYTES, IN_PLACE_BYTES, Buffer, Part
-from ._plan import IN_FLIGHT, REQUEST_BYTES, Batch, Plan, ReadOp
+from ._parts import BLOCK_BYTES, LARGE_BYTES, REQUEST_BYTES, Buffer, Part
+from ._plan import IN_FLIGHT, Batch, Plan, ReadOp
 from ._scatter import scatter, scatter_blocks, scatter_fill
 from .sources import Source
 
@@ -192,14 +192,10 @@ def _run(op: ReadOp, memory: HostMemory, source: Source, verify: bool) -> Busy:
 def _alone(
     op: ReadOp, part: Part, memory: HostMemory, source: Source, verify: bool, busy: Busy
 ) -> bool:
-    """A request for one large part, if it needs not be held whole as it is stored; else False."""
+    """A request for one large part that is decoded as it is read; False if it is another."""
     codecs, nbytes = part.chunk.codecs, op.stop - op.start
-    if not codecs and nbytes >= IN_PLACE_BYTES and part.direct is not None:
-        begin = time.perf_counter()
-        source.read(op.key, op.start, op.stop, _place_of(part, memory))
-        busy.read_s = time.perf_counter() - begin
-        return True
-    if codecs == ("crc32c",) and part.direct is not None and nbytes == part.nbytes + 4:
+    checked = codecs == ("crc32c",) and nbytes == part.nbytes + 4
+    if checked and part.direct is not None and nbytes >= LARGE_BYTES:
         _read_checked(op, _place_of(part, memory), source, verify, busy)
         return True
     if codecs == ("zstd",) and nbytes > REQUEST_BYTES:

@@ -20,6 +20,10 @@ IN_PLACE_BYTES = 128 * 1024
 """Raw parts of this size are requests of their own: they are read in place, for the price of a
 system call (5 µs) instead of a copy."""
 
+REQUEST_BYTES = 4 * 1024 * 1024
+"""Most bytes that small parts are joined to, so that every thread gets work; and that a worker
+holds of what is stored: a zstd chunk of more is read as it is decoded."""
+
 LARGE_BYTES = 1024 * 1024
 """Encoded parts of this size are requests of their own."""
 
@@ -300,12 +304,8 @@ def first_long(shape: Shape) -> int:
     return next((i for i, n in enumerate(shape) if n > 1), len(shape) - 1)
 
 
-def scratch_of(part: Part, piece_bytes: int) -> tuple[int, int]:
-    """Bytes that a worker needs for a part beside its buffer: of what is stored, and decoded.
-
-    Args:
-        piece_bytes: Most that is held of a large zstd chunk as it is stored.
-    """
+def scratch_of(part: Part) -> tuple[int, int]:
+    """Bytes that a worker needs for a part beside its buffer: of what is stored, and decoded."""
     codecs, order = part.chunk.codecs, part.chunk.order
     stored = 0 if part.chunk.extent.inline is not None else part.stop - part.start
     if part.direct is not None and not codecs and stored >= IN_PLACE_BYTES:
@@ -313,10 +313,10 @@ def scratch_of(part: Part, piece_bytes: int) -> tuple[int, int]:
     if codecs == ("crc32c",) and part.direct is not None and stored >= LARGE_BYTES:
         return 0, 0
     if codecs in ((), ("fill",)) or (part.direct is not None and codecs == ("zstd",)):
-        return (min(stored, piece_bytes) if codecs else stored), 0
+        return (min(stored, REQUEST_BYTES) if codecs else stored), 0
     decoded = part.nbytes
     if codecs == ("zstd",):
-        stored = min(stored, piece_bytes)
+        stored = min(stored, REQUEST_BYTES)
         if order == "C" and part.chunk.box:
             shape = shape_of(part.chunk.box)
             row = math.prod(shape[first_long(shape) + 1 :]) * part.dtype.itemsize

@@ -20,7 +20,7 @@ from ._errors import Damaged
 from ._execute import Busy, Finished
 from ._match import Match, Pair
 from ._memory import SMALL_BYTES
-from ._put import aval_of, batched_put, default_device
+from ._put import Put, aval_of, batched_put, default_device
 from ._pytree import Placement, jax_holds
 from ._template import Target
 
@@ -97,24 +97,6 @@ def _place_batch(
     for buffer, array in zip(done.batch.buffers, done.arrays, strict=True):
         target = buffer.pair.target
         name, placement = target.name, target.placement
-        if (
-            placement.usual
-            and put is not None
-            and len(placement.devices) <= 1
-            and array.dtype == target.dtype
-            and not target.transient
-        ):  # as nearly all are
-            sharding = placement.sharding
-            if sharding is not None:
-                device, committed = placement.devices[0][0], True
-            elif here is not None:
-                sharding, device, committed = here, default, False
-            else:
-                plain.append((name, array))
-                continue
-            aval = aval_of(target.shape, target.dtype)
-            results[name] = put(aval, sharding, [array], [device], committed)
-            continue
         if target.kind == "scalar":
             results[name] = _number(target.dtype, array)
             continue
@@ -126,12 +108,11 @@ def _place_batch(
             results[name] = _key(buffer.pair, array, placement)
         elif target.host:
             results[name] = _numpy(placement.leaf, array)
+        elif len(target.boxes) > 1:
+            box = target.boxes.index(buffer.box)
+            several.setdefault(name, (target, []))[1].append((box, array))
         elif placement.sharding is not None:
-            if len(target.boxes) > 1:
-                box = target.boxes.index(buffer.box)
-                several.setdefault(name, (target, []))[1].append((box, array))
-            else:
-                results[name] = _sharded(target, {0: array})
+            results[name] = _sharded(target, {0: array}, put)
         elif put is not None and here is not None:
             aval = aval_of(target.shape, target.dtype)
             results[name] = put(aval, here, [array], [default], False)
@@ -143,7 +124,7 @@ def _place_batch(
         results[name] = value
     for name, (target, arrays) in several.items():
         if len(arrays) == len(target.boxes):
-            results[name] = _sharded(target, dict(arrays))
+            results[name] = _sharded(target, dict(arrays), put)
             continue
         boxes = started.setdefault(name, {})
         for box, array in arrays:
@@ -155,10 +136,10 @@ def _place_batch(
     return cast_s
 
 
-def _sharded(target: Target, arrays: Mapping[int, np.ndarray]) -> jax.Array:
+def _sharded(target: Target, arrays: Mapping[int, np.ndarray], put: Put | None) -> jax.Array:
     """An array on devices, from one host array per box of this process (by its index)."""
     placement: Placement = target.placement
-    sharding, put = placement.sharding, batched_put()
+    sharding = placement.sharding
     assert sharding is not None
     if put is not None and placement.usual:
         pieces = [arrays[box] for _, box in placement.devices]

@@ -20,6 +20,7 @@ from ._match import Match
 from ._parts import (
     IN_PLACE_BYTES,
     LARGE_BYTES,
+    REQUEST_BYTES,
     Buffer,
     Measures,
     Part,
@@ -33,9 +34,6 @@ from ._parts import (
 
 GAP_BYTES = 64 * 1024
 """Bytes between two parts of a file that are read and dropped rather than asked for separately."""
-
-REQUEST_BYTES = 4 * 1024 * 1024
-"""Most bytes that small parts are joined to, so that every thread gets work."""
 
 BATCH_BYTES = 128 * 1024 * 1024
 """Bytes of buffers after which a batch closes: it is placed while the next ones are read."""
@@ -109,7 +107,7 @@ class Plan:
     memory: int = MEMORY_BYTES
     unmapped: Mapping[str, int] = field(default_factory=dict)
     sources: Sequence[Any] = field(default=(), compare=False)
-    prepared: dict[str, float] = field(default_factory=dict, compare=False)
+    prepared: Mapping[str, float] = field(default_factory=dict, compare=False)
 
     @property
     def _reads(self) -> Iterator[ReadOp]:
@@ -117,7 +115,7 @@ class Plan:
 
     @property
     def requests(self) -> int:
-        """Reads of the sources."""
+        """Ranges asked of the sources. Of a large compressed one 1 MiB is read at a time."""
         return sum(1 for _ in self._reads)
 
     @property
@@ -182,8 +180,8 @@ def plan(
         chunks: Of the checkpoint, and of the one given as `missing=`: name of the entry → chunks
             that tile it.
         threads: Workers.
-        memory: Bytes in flight beyond the arrays returned. A group of boxes that share chunks is
-            loaded together, though it be larger.
+        memory: Bytes in flight beyond the arrays returned. Boxes that need the same bytes are
+            loaded together, though they be more.
         verify: Goes into the plan.
         mapped: Of each source, whether its bytes can be mapped; empty if they shall not be.
         sources: Go into the plan.
@@ -353,7 +351,7 @@ def _scratch(ops: Iterable[ReadOp]) -> int:
     stored = decoded = 0
     for op in ops:
         if len(op.parts) == 1:
-            here, there = scratch_of(op.parts[0], REQUEST_BYTES)
+            here, there = scratch_of(op.parts[0])
             stored, decoded = max(stored, here), max(decoded, there)
         else:
             stored = max(stored, op.stop - op.start)

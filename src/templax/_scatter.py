@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from ._boxes import Box, shape_of, slices, whole
+from ._codecs import decode
 from ._dtypes import cast_into
 from ._errors import Damaged
 from ._memory import HostMemory
@@ -80,9 +81,8 @@ def scatter_blocks(
 
 def scatter_fill(part: Part, element: memoryview, memory: HostMemory) -> float:
     """As `scatter`, of a chunk of codec `"fill"`: one element stands for all."""
-    if len(element) != part.dtype.itemsize:
-        raise Damaged(f"Expected an element of {part.dtype.itemsize} bytes, got {len(element)}")
-    value = np.frombuffer(element, part.dtype).reshape(())
+    one = decode(("fill",), element, part.dtype.itemsize)
+    value = np.frombuffer(one, part.dtype).reshape(())
     return sum(
         _copy(wanted, np.broadcast_to(value, wanted.shape)) for _, wanted in _wanted(part, memory)
     )

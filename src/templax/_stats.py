@@ -17,11 +17,11 @@ class Stats:
         url: The checkpoint.
         leaves: That were read.
         casts: Of these, how many were cast.
-        requests: Reads of the source.
+        requests: Ranges asked of the source.
         read_bytes: Asked for in them.
         placed_bytes: Of the finished leaves on this process, each distinct box once.
         mapped_bytes: Of these, those that a mapping serves.
-        seconds: From the call to the tree, wall clock.
+        seconds: Wall clock of all stages; of a plan that is run again, its planning included.
         stages: Seconds of wall clock: `template`, `open`, `match`, `locate`, `plan`, then `run`, of
             which `place` is a part.
         busy: Seconds of all threads together: `read`, `decode` (with copies), `cast`.
