@@ -97,9 +97,10 @@ class HostMemory:
         """Memory for a whole request, if its parts lie in one arena as they do in the file."""
         first = op.parts[0]
         i = first.copies[0].buffer
-        owner, shift = self._owner[i], self._start[i] - first.start
-        if owner is None:
+        owner = self._owner[i]
+        if owner is None or first.direct is None:
             return None
+        shift = self._start[i] + first.direct - first.start
         for part in op.parts:
             if part.direct is None or part.chunk.codecs:
                 return None

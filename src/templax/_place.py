@@ -97,14 +97,16 @@ def _place_batch(
     for buffer, array in zip(done.batch.buffers, done.arrays, strict=True):
         target = buffer.pair.target
         name, placement = target.name, target.placement
-        if target.kind == "scalar":
-            results[name] = _number(target.dtype, array)
-            continue
-        if array.dtype != target.dtype:
+        if array.dtype != target.dtype and target.kind != "scalar":
             begin = time.perf_counter()
             array = cast(array, target.dtype)
             cast_s += time.perf_counter() - begin
-        if target.kind == "key":
+        if put is not None and placement.usual and len(placement.devices) == 1:
+            aval, (device, _) = aval_of(target.shape, target.dtype), placement.devices[0]
+            results[name] = put(aval, placement.sharding, [array], [device], True)
+        elif target.kind == "scalar":
+            results[name] = _number(target.dtype, array)
+        elif target.kind == "key":
             results[name] = _key(buffer.pair, array, placement)
         elif target.host:
             results[name] = _numpy(placement.leaf, array)

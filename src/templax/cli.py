@@ -6,11 +6,12 @@ Exit status: 0 if all is well, 1 if a check found a difference, 2 if something c
 
 from __future__ import annotations
 
+import functools
 import json
 import shlex
 import sys
 from collections.abc import Callable, Iterable
-from typing import IO, TYPE_CHECKING, Any, Literal
+from typing import IO, TYPE_CHECKING, Any
 
 import click
 
@@ -204,23 +205,30 @@ _COMPARED = (
 
 
 def _compared(command: Callable[..., None]) -> Callable[..., None]:
+    """Gives a command these options: it is called with the rest by the names of `restore`."""
+
+    @functools.wraps(command)
+    def run(path: str, template: IO[bytes], renames: tuple[str, ...], **options: Any) -> None:
+        from ._template import load
+
+        rename: dict[str, str] = {}
+        for pair in renames:
+            old, equals, new = pair.partition("=")
+            if not equals:
+                raise click.BadParameter(f"expected OLD=NEW, got {pair!r}", param_hint="--rename")
+            rename[old] = new
+        wanted = load(template.read(), getattr(template, "name", "-"))
+        command(path, wanted, rename=rename or None, **options)
+
+    decorated: Callable[..., None] = run
     for option in reversed(_COMPARED):
-        command = option(command)
-    return command
+        decorated = option(decorated)
+    return decorated
 
 
 @main.command("check")
 @_compared
-def check(
-    path: str,
-    template: IO[bytes],
-    at: str,
-    renames: tuple[str, ...],
-    missing: str,
-    extra: Literal["error", "ignore"],
-    cast: Literal["float", "widen", "exact"],
-    as_json: bool,
-) -> None:
+def check(path: str, template: Template, *, as_json: bool, **options: Any) -> None:
     """Compare the checkpoint at PATH with a template, as `restore` would, reading metadata only.
 
     `templax template` and `tx.save_template` write TEMPLATE.json; `-` is standard input. Exits with
@@ -228,39 +236,21 @@ def check(
     """
     from . import _spelling
 
-    match = tx.check(
-        path,
-        _load(template),
-        at=at,
-        rename=_renames(renames),
-        missing=missing,
-        extra=extra,
-        cast=cast,
-    )
-    if missing == "keep":
+    match = tx.check(path, template, **options)
+    if options["missing"] == "keep":
         match = _spelling.without_values(match)
-    if as_json:
-        click.echo(json.dumps(_match_json(match), indent=1))
-    else:
-        echo_report(_spelling.report(match))
+    _print_match(match, as_json)
     if not match.ok:
         sys.exit(1)
 
 
-def _load(template: IO[bytes]) -> Template:
-    from ._template import load
+def _print_match(match: Match, as_json: bool) -> None:
+    from . import _spelling
 
-    return load(template.read(), getattr(template, "name", "-"))
-
-
-def _renames(pairs: tuple[str, ...]) -> dict[str, str] | None:
-    rename: dict[str, str] = {}
-    for pair in pairs:
-        old, equals, new = pair.partition("=")
-        if not equals:
-            raise click.BadParameter(f"expected OLD=NEW, got {pair!r}", param_hint="--rename")
-        rename[old] = new
-    return rename or None
+    if as_json:
+        click.echo(json.dumps(_match_json(match), indent=1))
+    else:
+        echo_report(_spelling.report(match))
 
 
 @main.command("plan")
@@ -277,44 +267,21 @@ def _renames(pairs: tuple[str, ...]) -> dict[str, str] | None:
 )
 @click.option("--threads", type=click.IntRange(min=1), help="Workers that read and decode.")
 @click.option("--mapped", is_flag=True, help="Map raw, aligned leaves instead of reading them.")
-def plan(
-    path: str,
-    template: IO[bytes],
-    at: str,
-    renames: tuple[str, ...],
-    missing: str,
-    extra: Literal["error", "ignore"],
-    cast: Literal["float", "widen", "exact"],
-    as_json: bool,
-    **options: Any,
-) -> None:
+def plan(path: str, template: Template, *, as_json: bool, **options: Any) -> None:
     """Show what a restore of TEMPLATE.json from PATH would read, decode and copy. Reads no array.
 
     A leaf of a template file is planned whole, for one CPU device. Exits as `check`.
     """
-    from . import _spelling
     from ._report import figures
 
     try:
-        made = tx.plan(
-            path,
-            _load(template),
-            at=at,
-            rename=_renames(renames),
-            missing=missing,
-            extra=extra,
-            cast=cast,
-            **options,
-        )
+        made = tx.plan(path, template, **options)
     except tx.Unverified as error:
         raise type(error)(
             error.what, hint="--verify available checks those that have one"
         ) from None
     except tx.TemplateError as error:
-        if as_json:
-            click.echo(json.dumps(_match_json(error.match), indent=1))
-        else:
-            echo_report(_spelling.report(error.match))
+        _print_match(error.match, as_json)
         sys.exit(1)
     if as_json:
         numbers = {name.replace(" ", "_"): figure for name, figure, _ in figures(made)}

@@ -493,6 +493,28 @@ def test_what_fails_within_a_large_chunk_is_named(large: Any, dtype: Any) -> Non
     assert (error.leaf, error.file, error.start, error.stop) == ("w", "f", 0, len(stored))
 
 
+def test_a_large_raw_leaf_is_read_in_place_in_each_of_its_pieces() -> None:
+    """No scratch, and the source fills the buffer itself."""
+    values = np.arange(96, dtype=np.float32).reshape(12, 8)
+    outs = []
+
+    class Source(Memory):
+        def read(self, key: str, start: int = 0, stop: Any = None, out: Any = None) -> memoryview:
+            outs.append(np.frombuffer(out, np.uint8).ctypes.data)
+            return super().read(key, start, stop, out)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("templax._parts.SCATTER_BYTES", 64)
+        patch.setattr("templax._parts.SPLIT_BYTES", 64)
+        patch.setattr("templax._plan.IN_PLACE_BYTES", 1)
+        chunk = Chunk(Extent("f", 0, values.nbytes), ((0, 12), (0, 8)))
+        made = planned(leaf("w", values), w=(chunk,))
+    (finished,) = execute(made, [Source({"f": values.tobytes()})])
+    (array,) = finished.arrays
+    np.testing.assert_array_equal(array, values)
+    assert sorted(outs) == [array.ctypes.data + i for i in range(0, values.nbytes, 64)]
+
+
 # --- many small leaves
 
 

@@ -8,7 +8,8 @@ import os
 import re
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 
@@ -113,8 +114,7 @@ class Local:
     def read(
         self, key: str, start: int = 0, stop: int | None = None, out: memoryview | None = None
     ) -> memoryview:
-        fd = self._open(key)
-        try:
+        with self._opened(key) as fd:
             version, stop = self._checked(fd, key, start, stop)
             if out is None:
                 out = memoryview(np.empty(stop - start, np.uint8))
@@ -128,20 +128,24 @@ class Local:
             if _version(os.fstat(fd)) != version:
                 raise SourceError(f"{self._named(key)} changed while it was read")
             return out
-        except OSError as error:
-            if isinstance(error, SourceError):
-                raise
-            raise self._failed(key, error) from error
-        finally:
-            os.close(fd)
 
-    def _open(self, key: str) -> int:
+    @contextmanager
+    def _opened(self, key: str) -> Generator[int, None, None]:
+        """A file's descriptor; what the system says of it becomes an error that names the file."""
         try:
-            return os.open(self._path(key), os.O_RDONLY | os.O_CLOEXEC)
+            fd = os.open(self._path(key), os.O_RDONLY | os.O_CLOEXEC)
         except (FileNotFoundError, NotADirectoryError) as error:
             raise NotFound("Expected a file, found none", file=key or self.url) from error
         except (OSError, ValueError) as error:
             raise self._failed(key, error) from error
+        try:
+            yield fd
+        except SourceError:
+            raise
+        except OSError as error:
+            raise self._failed(key, error) from error
+        finally:
+            os.close(fd)
 
     def _checked(self, fd: int, key: str, start: int, stop: int | None) -> tuple[Version, int]:
         """The version of an open file, if it is the one seen first and has the bytes."""
@@ -168,8 +172,7 @@ class Local:
     def view(self, key: str, start: int, stop: int) -> memoryview | None:
         if not self.maps:
             return None
-        fd = self._open(key)
-        try:
+        with self._opened(key) as fd:
             self._checked(fd, key, start, stop)
             with self._lock:
                 mapped = self._maps.get(key)
@@ -182,12 +185,6 @@ class Local:
             if stop > len(mapped):
                 raise SourceError(f"{self._named(key)} was cut while it was read")
             return memoryview(mapped)[start:stop]
-        except OSError as error:
-            if isinstance(error, SourceError):
-                raise
-            raise self._failed(key, error) from error
-        finally:
-            os.close(fd)
 
     def at(self, key: str) -> Local:
         return Local(os.path.normpath(os.path.join(self.url, key)))
