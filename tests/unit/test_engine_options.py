@@ -87,6 +87,18 @@ def test_one_leaf_of_many_reads_its_bytes_and_the_index_only() -> None:
     assert sum(nbytes for _, nbytes in data) <= 128 * 64 * 4 + 4096  # with the index node
 
 
+def test_one_leaf_of_many_reads_no_byte_of_another(tmp_path: Path) -> None:
+    path, tree = many(tmp_path, 150, (100, 100))
+    source = Watched(Local(path))
+    catalog = tx.open(source)
+    del source.reads[:]
+    template = {"l77": jax.ShapeDtypeStruct((100, 100), jnp.float32)}
+    restored = tx.restore(catalog, template, extra="ignore")
+    assert same(restored["l77"], tree["l77"])
+    (chunk,) = catalog.locate([catalog.leaves["l77"]])["l77"]
+    assert source.reads == [("", chunk.extent.start, chunk.extent.stop)]
+
+
 def test_a_plan_for_a_template_from_a_file_is_shown_but_not_run(tmp_path: Path) -> None:
     from templax._template import from_catalog
 
@@ -237,6 +249,21 @@ def test_batches_in_flight_stay_within_the_memory(tmp_path: Path, memory: int) -
     ]
     assert max(windows) <= max(memory, (IN_FLIGHT + 1) * leaf_bytes)
     assert same(tx.run(made), tree)
+
+
+@pytest.mark.usefixtures("as_if_on_an_accelerator")
+def test_what_is_copied_is_waited_for_before_more_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or else transfers that lag behind would hold more host memory than `memory=`."""
+    path, tree = many(tmp_path)
+    template = {k: jax.ShapeDtypeStruct(v.shape, v.dtype) for k, v in tree.items()}
+    made = tx.plan(path, template, memory=1)
+    waited: list[int] = []
+    wait = jax.block_until_ready
+    monkeypatch.setattr(jax, "block_until_ready", lambda x: waited.append(len(x)) or wait(x))
+    tx.run(made)
+    assert waited == [len(batch.buffers) for batch in made.batches] == [1] * 12
 
 
 @pytest.mark.usefixtures("as_if_on_an_accelerator")
