@@ -52,6 +52,9 @@ class Chunk(msgspec.Struct, frozen=True, gc=False):
         order: "C" (last dimension fastest) or "F".
         checked: Whether a checksum covers the bytes, which is checked when they are decoded, or was
             when the index that holds them was read.
+        sums: The crc32c of each `block` stored bytes, in order; the last block may be shorter.
+            Empty: none is known.
+        block: Bytes that one of `sums` covers.
     """
 
     extent: Extent
@@ -59,6 +62,8 @@ class Chunk(msgspec.Struct, frozen=True, gc=False):
     codecs: tuple[str, ...] = ()
     order: Literal["C", "F"] = "C"
     checked: bool = False
+    sums: tuple[int, ...] = ()
+    block: int = 0
 
 
 class LeafEntry(msgspec.Struct, frozen=True, gc=False):

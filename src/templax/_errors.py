@@ -10,6 +10,8 @@ TemplaxError
 │   ├── Unverified                         bytes without a checksum, under verify="required"
 │   └── Damaged                            bytes missing, cut or altered
 ├── SourceError (OSError)                  the storage failed or changed while it was read
+├── SaveError                              nothing was saved; what was there before is untouched
+│   └── Exists (FileExistsError)           something is there already
 └── UsageError (ValueError)                an argument that means nothing, such as cast="loose"
 
 CastWarning (UserWarning)                  one per call: which leaves were cast, and what it cost
@@ -167,6 +169,37 @@ class Damaged(CheckpointError):
 
 class SourceError(TemplaxError, OSError):
     """The storage failed, or a file changed while it was read."""
+
+    __str__ = Exception.__str__
+
+
+class SaveError(TemplaxError):
+    """A checkpoint could not be saved. Nothing is half-written: what was there before is untouched.
+
+    Attributes:
+        what: The fact.
+        leaf: Name of the leaf concerned, or None.
+        file: Path of the file or directory concerned, or None.
+        hint: What to do, or None.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        leaf: str | None = None,
+        file: str | None = None,
+        hint: str | None = None,
+    ):
+        places = [] if leaf is None else [f"at `{leaf}`"]
+        places += [] if file is None else [f"file `{file}`"]
+        text = f"{what} - {', '.join(places)}" if places else what
+        super().__init__(f"{text}; hint: {hint}" if hint else text)
+        self.what, self.leaf, self.file, self.hint = what, leaf, file, hint
+
+
+class Exists(SaveError, FileExistsError):
+    """Something is there already, and `overwrite=True` was not given."""
 
     __str__ = Exception.__str__
 
