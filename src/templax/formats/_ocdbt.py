@@ -24,8 +24,8 @@ from ._signatures import MAX_METADATA, pointer_instead, read_metadata
 
 MANIFEST = "manifest.ocdbt"
 
-_MAGIC_MANIFEST = 0x0CDB3A2A
-_MAGIC_NODE = 0x0CDB20DE
+MAGIC_MANIFEST = 0x0CDB3A2A
+MAGIC_NODE = 0x0CDB20DE
 _ABSENT = 2**64 - 1
 _MAX_NAME = 65535
 _MAX_NODE_ENTRIES = 1 << 20
@@ -228,7 +228,7 @@ def _newest(source: Source, prefix: str) -> tuple[_Reference | None, int, _Limit
 
 def _manifest(data: memoryview, file: str) -> tuple[int, _Body, _Limits]:
     try:
-        body = _Body(_open_envelope(data, _MAGIC_MANIFEST, "manifest", MAX_METADATA))
+        body = _Body(_open_envelope(data, MAGIC_MANIFEST, "manifest", MAX_METADATA))
         body.raw(16)  # uuid
         kind = body.number()
         body.number()  # max_inline_value_bytes
@@ -290,7 +290,7 @@ def _read_node(
     except Damaged as error:
         raise pointer_instead(source, file) or error from None
     try:
-        body = _Body(_open_envelope(data, _MAGIC_NODE, "index node", limits.node_bytes))
+        body = _Body(_open_envelope(data, MAGIC_NODE, "index node", limits.node_bytes))
         found = body.byte()
         if found != height:
             raise Damaged(f"Expected an index node of height {height}, got {found}")
