@@ -33,9 +33,11 @@ if TYPE_CHECKING:
         Unverified,
         UsageError,
     )
+    from ._fingerprint import Fingerprint, fingerprint
     from ._match import Match
     from ._plan import Plan
     from ._recipe import Recipe
+    from ._save import Saved, save
     from ._stats import Stats
 
 __version__ = "0.1.0"
@@ -46,6 +48,7 @@ __all__ = [
     "CheckpointError",
     "Damaged",
     "Exists",
+    "Fingerprint",
     "LeafEntry",
     "Match",
     "Mismatch",
@@ -53,6 +56,7 @@ __all__ = [
     "Plan",
     "Recipe",
     "SaveError",
+    "Saved",
     "SourceError",
     "Stats",
     "TemplateError",
@@ -63,11 +67,13 @@ __all__ = [
     "Unverified",
     "UsageError",
     "check",
+    "fingerprint",
     "last_restore",
     "open",
     "plan",
     "restore",
     "run",
+    "save",
     "save_template",
     "template_of",
 ]
@@ -78,6 +84,7 @@ _MODULES = {
     "CheckpointError": "_errors",
     "Damaged": "_errors",
     "Exists": "_errors",
+    "Fingerprint": "_fingerprint",
     "LeafEntry": "_catalog",
     "Match": "_match",
     "Mismatch": "_errors",
@@ -85,6 +92,7 @@ _MODULES = {
     "Plan": "_plan",
     "Recipe": "_recipe",
     "SaveError": "_errors",
+    "Saved": "_save",
     "SourceError": "_errors",
     "Stats": "_stats",
     "TemplateError": "_errors",
@@ -95,11 +103,13 @@ _MODULES = {
     "Unverified": "_errors",
     "UsageError": "_errors",
     "check": "_api",
+    "fingerprint": "_fingerprint",
     "last_restore": "_api",
     "open": "_api",
     "plan": "_api",
     "restore": "_api",
     "run": "_api",
+    "save": "_save",
     "save_template": "_api",
     "template_of": "_abstract",
 }

@@ -152,8 +152,8 @@ def plan(
     """
     if threads is None:
         threads = min(MAX_THREADS, cores())
-    threads = _count("threads", threads)
-    memory = _plan.MEMORY_BYTES if memory is None else _count("memory", memory)
+    threads = count("threads", threads)
+    memory = _plan.MEMORY_BYTES if memory is None else count("memory", memory)
     if verify not in ("available", "required", "off"):
         raise UsageError(f'Expected verify="available", "required" or "off", got {verify!r}')
     if not isinstance(mapped, bool):
@@ -253,7 +253,7 @@ def last_restore() -> Stats | None:
     return _last
 
 
-def _count(name: str, value: Any) -> int:
+def count(name: str, value: Any) -> int:
     if isinstance(value, bool) or not hasattr(value, "__index__") or operator.index(value) < 1:
         raise UsageError(f"Expected {name}= an int of at least 1, got {value!r}")
     return operator.index(value)

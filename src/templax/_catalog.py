@@ -12,6 +12,7 @@ import msgspec
 import numpy as np
 
 from ._boxes import Box, Shape
+from ._dtypes import name_of
 from ._names import Path
 from .sources import Source
 
@@ -106,7 +107,7 @@ class LeafEntry(msgspec.Struct, frozen=True, gc=False):
         """As errors and listings spell it: `bfloat16`, `key<threefry2x32>`, `str`."""
         if self.kind == "key":
             return f"key<{self.key_impl}>"
-        return "str" if self.kind == "string" else self.dtype.name
+        return "str" if self.kind == "string" else name_of(self.dtype)
 
     @property
     def user_shape(self) -> Shape:
@@ -128,6 +129,7 @@ class Catalog:
         metadata: What the checkpoint says of itself: step, item, custom metadata, ...
         empties: Name → what is recorded there instead of a leaf (`None`, `Dict`, `List`, ...).
         uncommitted: Why this is not a finished save, or None.
+        fingerprints: Name → crc32c of the leaf's bytes in C order, if the checkpoint records them.
     """
 
     url: str
@@ -139,6 +141,7 @@ class Catalog:
     metadata: Mapping[str, Any] = field(default_factory=dict)
     empties: Mapping[Path, str] = field(default_factory=dict)
     uncommitted: str | None = None
+    fingerprints: Callable[[], Mapping[str, int]] | None = None
 
     def __repr__(self) -> str:
         return f"Catalog({self.url!r}, {self.format}, {len(self.entries):,} leaves)"

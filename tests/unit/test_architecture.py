@@ -23,7 +23,7 @@ MODULES = {
 }
 
 JAX = {
-    "_put", "_pytree", "_shardings", "_abstract", "_place", "_recipe",
+    "_put", "_pytree", "_shardings", "_abstract", "_place", "_recipe", "_snapshot", "_save",
     "compat.orbax", "compat._orbax_args",
 }  # fmt: skip
 """Modules that may import JAX when they are imported themselves."""
@@ -33,6 +33,8 @@ PURE = {
     "_names",
     "_boxes",
     "_dtypes",
+    "_crc",
+    "_layout",
     "_match",
     "_hints",
     "_leaf_hints",
@@ -44,8 +46,9 @@ PURE = {
 ORDER = [
     {"_errors", "_names", "_boxes", "_dtypes", "_collector"},
     {"_zstd_frames"},
-    {"_codecs", "sources", "sources._local", "sources._memory"},
-    {"_catalog"},
+    {"_codecs"} | {m for m in MODULES if m.startswith("sources")},
+    {"_crc"},
+    {"_catalog", "_layout"},
     {"_template"},
     {m for m in MODULES if m.startswith("formats")},
     {"_match"},
@@ -54,15 +57,18 @@ ORDER = [
     {"_parts"},
     {"_plan"},
     {"_memory"},
+    {"_gather"},
+    {"_write", "_fingerprint"},
     {"_scatter"},
     {"_execute"},
     {"_stats", "_compare"},
     {"_put"},
     {"_shardings"},
     {"_pytree"},
-    {"_abstract", "_place"},
+    {"_abstract", "_place", "_snapshot"},
     {"_recipe"},
     {"_api"},
+    {"_save"},
     {"__init__"},
     {m for m in MODULES if m.startswith(("compat", "testing"))}
     | {"__main__", "cli", "demo", "_listing", "_spelling", "_terminal"},

@@ -20,7 +20,7 @@ from .._collector import paused
 from .._errors import CheckpointError, Damaged, NotFound, Uncommitted, Unsupported
 from .._names import Path, join
 from ..sources import Source
-from . import _msgpack, _ocdbt, _tree, _zarr, _zarr_metadata
+from . import _index, _msgpack, _ocdbt, _tree, _zarr, _zarr_metadata
 from ._orbax_notes import Notes, read_json, read_notes
 from ._orbax_root import LEGACY, TREE, committed
 from ._signatures import is_lfs_pointer, lfs_pointer, pointer_instead, read_metadata
@@ -89,6 +89,8 @@ def open_item(
     """
     about = dict(metadata or {})
     present = {info.key for info in source.children()}
+    if _index.FILE in present:
+        return _index.open_index(source, about, uncommitted)
     empties: dict[Path, str] = {}
     tree: _TreeMetadata | None = None
     if TREE in present:

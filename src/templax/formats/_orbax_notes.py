@@ -48,7 +48,7 @@ def read_notes(source: Source, present: set[str]) -> Notes:
     if _SHARDING in present:
         for name, text in _quietly(source, _SHARDING, dict[str, Any], {}).items():
             try:
-                shardings[binascii.a2b_base64(name, strict_mode=True).decode()] = _sharding_text(
+                shardings[binascii.a2b_base64(name, strict_mode=True).decode()] = sharding_text(
                     text
                 )
             except (ValueError, KeyError, TypeError, RecursionError):
@@ -66,7 +66,7 @@ def read_notes(source: Source, present: set[str]) -> Notes:
 
 
 @functools.lru_cache(maxsize=256)  # most leaves of a checkpoint share a few
-def _sharding_text(text: str) -> str:
+def sharding_text(text: str) -> str:
     """A sharding as Orbax serialises it, as a person writes it.
 
     Raises:

@@ -13,11 +13,11 @@ from typing import Any, Literal
 
 from .._errors import CheckpointError
 from ..sources import Source
+from ..sources._leftovers import TEMPORARY
 from ._ocdbt import MANIFEST
 from ._signatures import is_lfs_pointer, read_head, read_metadata
 from ._zarr_metadata import FILES as ZARR_FILES
 
-TEMPORARY = ".orbax-checkpoint-tmp"
 TREE = "_METADATA"
 LEGACY = "checkpoint"
 STEP_METADATA = "_CHECKPOINT_METADATA"

@@ -55,6 +55,15 @@ DTYPES: Mapping[str, np.dtype] = {
 _TYPESTRS = {np.dtype(name).str: np.dtype(name) for name in _NUMPY.split()}
 
 
+def typestr(dtype: np.dtype) -> str:
+    """How zarr 2 spells a dtype; those that numpy has not by their names, as TensorStore does.
+
+    >>> typestr(np.dtype("float32")), typestr(DTYPES["float8_e5m2"])
+    ('<f4', 'float8_e5m2')
+    """
+    return dtype.str if dtype.str in _TYPESTRS else dtype.name
+
+
 @dataclass(frozen=True, slots=True)
 class Sharding:
     """A value is a shard: inner chunks and an index of them.

@@ -1,4 +1,4 @@
-"""Where bytes are: one protocol, one file per kind of store."""
+"""Where bytes are, and where they go: a protocol for each, one file per kind of store."""
 
 from __future__ import annotations
 
@@ -8,7 +8,17 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 from urllib.parse import unquote
 
-__all__ = ["Local", "Memory", "ObjectInfo", "Source", "open_source"]
+__all__ = [
+    "Local",
+    "Memory",
+    "ObjectInfo",
+    "Sink",
+    "SinkFile",
+    "Source",
+    "Staging",
+    "open_source",
+    "open_staging",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,8 +106,96 @@ class Source(Protocol):
         ...
 
 
-from ._local import Local  # noqa: E402  (the protocol above is what they implement)
+@runtime_checkable
+class SinkFile(Protocol):
+    """One file or object of a `Sink`, while it is written."""
+
+    @property
+    def size(self) -> int:
+        """Bytes from the first to the last one written; what lies between and was not is zeros."""
+        ...
+
+    def write(self, data: bytes | bytearray | memoryview, offset: int | None = None) -> None:
+        """Writes all of `data` at `offset`, or behind the last byte written so far.
+
+        Threads may write at once to places that don't overlap, if they give `offset`.
+
+        Args:
+            data: Anything with a C-contiguous buffer. Not kept.
+            offset: Where its first byte goes.
+
+        Raises:
+            SaveError: The store refuses, or the save was given up before.
+        """
+        ...
+
+    def sync(self) -> None:
+        """What was written so far is kept whatever happens. `close` and `commit` see to it, too.
+
+        Raises:
+            SaveError: The store refuses; the save is given up.
+        """
+        ...
+
+    def close(self) -> None:
+        """Nothing more will be written. No thread may be writing. Idempotent.
+
+        Raises:
+            SaveError: As of `sync`.
+        """
+        ...
+
+
+@runtime_checkable
+class Sink(Protocol):
+    """Files that become visible all at once, with `commit`, or never. Used once.
+
+    Where a store moves a whole directory in one step, `commit` does; where it can't, as object
+    stores, it writes the marker last without which no reader takes the rest for a checkpoint.
+    Until then what was at `path` stays as it is. Whatever fails gives the save up: what was written
+    is removed, and every later call raises.
+    """
+
+    path: str
+    """Final place, as far as messages need it."""
+
+    left: tuple[str, ...]
+    """What could not be removed in the end: what was replaced, or what had been written."""
+
+    def create(self, key: str) -> SinkFile:
+        """A new, empty file at `key`, with `/`, below `path`.
+
+        Raises:
+            SaveError: The store refuses, or the save was given up before.
+            UsageError: A key that leads elsewhere.
+        """
+        ...
+
+    def put(self, key: str, data: bytes | bytearray | memoryview) -> None:
+        """A whole small file: created, written, synced and closed.
+
+        Raises:
+            SaveError, UsageError: As of `create`.
+        """
+        ...
+
+    def commit(self) -> None:
+        """Makes everything visible, and to stay. Called once, when all is written.
+
+        Raises:
+            Exists: Something came to `path` meanwhile that must not be replaced.
+            SaveError: The store refuses.
+        """
+        ...
+
+    def discard(self) -> None:
+        """Removes all that was written, unless it was committed. Never raises; idempotent."""
+        ...
+
+
+from ._local import Local  # noqa: E402  (the protocols above are what they implement)
 from ._memory import Memory  # noqa: E402
+from ._staging import Staging  # noqa: E402
 
 
 def open_source(url: str | os.PathLike[str] | Source) -> Source:
@@ -110,10 +208,40 @@ def open_source(url: str | os.PathLike[str] | Source) -> Source:
         SourceError: A scheme or host that no source serves.
         UsageError: The empty path: an unset variable must not mean the current directory.
     """
-    from .._errors import SourceError, UsageError
-
     if isinstance(url, Source) and not isinstance(url, (str, os.PathLike)):
         return url
+    return Local(_local_path(url, "reads", "copy the checkpoint to a local directory"))
+
+
+def open_staging(url: str | os.PathLike[str] | Sink, *, overwrite: bool) -> Sink:
+    """Where a checkpoint is written that will be at a path or URL; a sink is returned as it is.
+
+    Args:
+        url: As for `open_source`, or a `Sink`.
+        overwrite: Whether what is there may be replaced.
+
+    Raises:
+        Exists: Something is there, and `overwrite` is False.
+        SaveError: What is there can't be replaced, or nothing can be written there.
+        SourceError: A scheme or host that no sink serves.
+        UsageError: The empty path: an unset variable must not mean the current directory.
+    """
+    if isinstance(url, Sink) and not isinstance(url, (str, os.PathLike)):
+        return url
+    hint = "save to a local directory, then copy that"
+    return Staging(_local_path(url, "writes", hint), overwrite=overwrite)
+
+
+def _local_path(url: str | os.PathLike[str], does: str, hint: str) -> str:
+    """The path that a path or a `file://` URL names.
+
+    Args:
+        url: What a user gave.
+        does: What is done to files there, for the messages: "reads".
+        hint: What to do about another scheme.
+    """
+    from .._errors import SourceError, UsageError
+
     path = os.fspath(url)
     if not isinstance(path, str) or "\0" in path:
         raise UsageError(f"Expected a path (str), got {path!r}")
@@ -121,14 +249,13 @@ def open_source(url: str | os.PathLike[str] | Source) -> Source:
     if colon and scheme.lower() == "file":
         host, _, path = rest.partition("/")
         if host not in ("", "localhost"):
-            raise SourceError(f"templax reads local files, not those of host `{host}`")
+            raise SourceError(f"templax {does} local files, not those of host `{host}`")
         path = unquote(f"/{path}") if path else ""
         colon = ""
     if not path:
         raise UsageError(f'Expected a path, got "{os.fspath(url)}"')
-    if not colon:
-        return Local(path)
-    raise SourceError(
-        f"templax reads local files; `{scheme}://` is not served by this version; "
-        f"hint: copy the checkpoint to a local directory"
-    )
+    if colon:
+        raise SourceError(
+            f"templax {does} local files; `{scheme}://` is not served by this version; hint: {hint}"
+        )
+    return path

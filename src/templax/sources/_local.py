@@ -19,8 +19,7 @@ from . import ObjectInfo
 Version = tuple[int, int, int, int]
 
 
-# Local ones only: over a network each fault is a request for 4 KiB.
-_MAPPABLE = frozenset(
+_LOCAL = frozenset(
     ("btrfs", "erofs", "ext2", "ext3", "ext4", "f2fs", "overlay", "squashfs", "tmpfs", "xfs", "zfs")
 )
 
@@ -39,6 +38,11 @@ def _file_system(path: str) -> str | None:
         ]
     holding = [at for at in types if path == at or path.startswith(at.rstrip("/") + "/")]
     return types[max(holding, key=len)] if holding else None
+
+
+def on_this_machine(path: str) -> bool:
+    """Whether no other machine shares the file system that holds `path`, as far as is known."""
+    return _file_system(os.path.realpath(path)) in _LOCAL
 
 
 def _version(stat: os.stat_result) -> Version:
@@ -166,7 +170,8 @@ class Local:
     @property
     def maps(self) -> bool:
         if self._mappable is None:
-            self._mappable = _file_system(os.path.realpath(self._root)) in _MAPPABLE
+            # Over a network each fault is a request for 4 KiB.
+            self._mappable = on_this_machine(self._root)
         return self._mappable
 
     def view(self, key: str, start: int, stop: int) -> memoryview | None:

@@ -1,0 +1,377 @@
+"""`templax.index`: where every byte of a checkpoint that templax wrote is, and its checksum.
+
+One file from which a checkpoint is opened, beside Orbax's own, which say the same of where bytes
+are and nothing of checksums. Byte by byte in `docs/format.md`.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from .._boxes import Shape, holdable, whole
+from .._catalog import Catalog, Chunk, Extent, Kind, LeafEntry
+from .._codecs import crc32c
+from .._collector import paused
+from .._errors import CheckpointError, Damaged, NotFound, Unsupported
+from .._layout import NONE, cells, grid, in_order
+from .._names import join
+from ..sources import Source
+from ._ocdbt import MANIFEST
+from ._orbax_notes import sharding_text
+from ._signatures import pointer_instead, read_metadata
+from ._zarr_metadata import DTYPES
+
+FILE = "templax.index"
+_MAGIC = b"\x8etemplax"
+_VERSION = 1
+_HEAD = 24
+KINDS: tuple[Kind, ...] = ("array", "scalar", "string", "key")
+_HINT = f"delete `{FILE}` to read the checkpoint as Orbax does, without checksums"
+
+
+class Index(msgspec.Struct, omit_defaults=True):
+    """The body of the file, a msgpack map. Columns are little-endian and as long as `paths`, those
+    of chunks as long as all `counts` together; chunks of a leaf are in C order of its grid.
+
+    Attributes:
+        files: Data files: path below the checkpoint, bytes.
+        others: Every other file but the index and `commit_success.txt`: path → bytes, crc32c.
+        paths: Key path of each leaf; ints are indices of lists and tuples.
+        kinds: u8, numbers into `KINDS`.
+        dtypes, dtype: Table of names as numpy and ml_dtypes have them ("str" of a string), and the
+            number of each leaf's, u16.
+        shapes, shape, chunk: Table of shapes; of each leaf, of each of its chunks: u32. Of a typed
+            key those of its key data.
+        codecs: u8: 0 raw, 1 zstd.
+        counts: u32, chunks of each leaf.
+        file, offset, nbytes, crc32c: Of each chunk: number of its file (u32), first byte (u64),
+            bytes (u64) and their crc32c (u32). Of a raw chunk at the edge without the padding.
+        fingerprint: u32: crc32c of each leaf's bytes in C order, whatever its chunks.
+        texts: Strings, by name.
+        impls: PRNG implementations of typed keys, by name.
+        shardings, sharding: Table of shardings as Orbax serialises them, and the number of each
+            leaf's (u32, `NONE`).
+        empties: Key paths without a leaf, and what is there: `None`, `Dict`, `List`, ...
+    """
+
+    files: list[tuple[str, int]]
+    others: dict[str, tuple[int, int]]
+    paths: list[tuple[str | int, ...]]
+    kinds: bytes
+    dtypes: list[str]
+    dtype: bytes
+    shapes: list[tuple[int, ...]]
+    shape: bytes
+    chunk: bytes
+    codecs: bytes
+    counts: bytes
+    file: bytes
+    offset: bytes
+    nbytes: bytes
+    crc32c: bytes
+    fingerprint: bytes
+    texts: dict[str, str] = {}
+    impls: dict[str, str] = {}
+    shardings: list[str] = []
+    sharding: bytes = b""
+    empties: list[tuple[tuple[str | int, ...], str]] = []
+
+
+def encode(index: Index) -> bytes:
+    """The content of the file: magic, version, length of the body, body, crc32c of all before."""
+    body = msgspec.msgpack.encode(index)
+    head = _MAGIC + _VERSION.to_bytes(8, "little") + len(body).to_bytes(8, "little")
+    return b"".join([head, body, crc32c(body, crc32c(head)).to_bytes(4, "little")])
+
+
+def decode(data: memoryview) -> Index:
+    """The index in a file.
+
+    Raises:
+        Damaged: It is cut, altered, or contradicts itself.
+        Unsupported: A later version.
+    """
+    if len(data) < _HEAD + 4 or data[:8] != _MAGIC:
+        raise Damaged("Expected an index of templax, got other bytes", hint=_HINT)
+    length = int.from_bytes(data[16:24], "little")
+    if length != len(data) - _HEAD - 4:
+        raise Damaged(
+            f"Expected an index of {length + _HEAD + 4} bytes, got {len(data)}", hint=_HINT
+        )
+    want, got = int.from_bytes(data[-4:], "little"), crc32c(data[:-4])
+    if want != got:
+        raise Damaged(f"Expected crc32c `{want:08x}`, got `{got:08x}`", hint=_HINT)
+    version = int.from_bytes(data[8:16], "little")
+    if version != _VERSION:
+        raise Unsupported(
+            f"templax reads version {_VERSION} of its index, got {version}", hint=_HINT
+        )
+    try:
+        return msgspec.msgpack.decode(data[_HEAD:-4], type=Index)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise Damaged(f"The index is unreadable: {error}", hint=_HINT) from error
+
+
+class _Columns:
+    """An index with its columns as numbers, checked against each other and the files' sizes."""
+
+    def __init__(self, index: Index):
+        n = len(index.paths)
+        self.index = index
+        self.kinds = _column(index.kinds, "u1", n)
+        self.codecs = _column(index.codecs, "u1", n)
+        self.dtypes = _column(index.dtype, "<u2", n, len(index.dtypes))
+        self.shapes = _column(index.shape, "<u4", n, len(index.shapes))
+        self.chunks = _column(index.chunk, "<u4", n, len(index.shapes))
+        self.counts = _column(index.counts, "<u4", n)
+        self.fingerprints = _column(index.fingerprint, "<u4", n)
+        self.shardings = _column(index.sharding, "<u4", n) if index.sharding else [NONE] * n
+        total = sum(self.counts)
+        if max(self.kinds, default=0) >= len(KINDS) or max(self.codecs, default=0) > 1:
+            raise Damaged("Expected known kinds and codecs, got others", hint=_HINT)
+        self._chunks = [
+            np.frombuffer(_sized(data, np.dtype(type).itemsize * total), type)
+            for data, type in (
+                (index.file, "<u4"),
+                (index.offset, "<u8"),
+                (index.nbytes, "<u8"),
+                (index.crc32c, "<u4"),
+            )
+        ]
+        file, offset, nbytes, _ = self._chunks
+        sizes = np.array([size for _, size in index.files], np.uint64)
+        if total:
+            known = int(file.max()) < len(sizes)
+            if not known or (offset > sizes[file]).any() or (nbytes > sizes[file] - offset).any():
+                raise Damaged("Expected chunks within the data files, got others", hint=_HINT)
+
+    @functools.cached_property
+    def chunk_rows(self) -> tuple[list[int], list[int], list[int], list[int]]:
+        """Of each chunk: file, offset, bytes, crc32c."""
+        file, offset, nbytes, crc = [column.tolist() for column in self._chunks]
+        return file, offset, nbytes, crc
+
+    @functools.cached_property
+    def firsts(self) -> list[int]:
+        """The number of each leaf's first chunk."""
+        counts = np.array(self.counts, np.int64)
+        return (np.cumsum(counts) - counts).tolist()
+
+
+def _sized(data: bytes, nbytes: int) -> bytes:
+    if len(data) != nbytes:
+        raise Damaged(f"Expected a column of {nbytes} bytes, got {len(data)}", hint=_HINT)
+    return data
+
+
+def _column(data: bytes, type: str, n: int, below: int | None = None) -> list[int]:
+    numbers = np.frombuffer(_sized(data, n * np.dtype(type).itemsize), type)
+    if below is not None and n and int(numbers.max()) >= below:
+        raise Damaged(f"Expected numbers below {below}, got {int(numbers.max())}", hint=_HINT)
+    return numbers.tolist()
+
+
+def open_index(source: Source, metadata: Mapping[str, Any], uncommitted: str | None) -> Catalog:
+    """The catalog of an item directory that holds an index.
+
+    Raises:
+        Damaged: The index is altered, or of another checkpoint than Orbax's manifest beside it.
+        Unsupported: A later version of it, or a dtype that templax does not read.
+    """
+    try:
+        columns = _Columns(decode(read_metadata(source, FILE)))
+        index = columns.index
+        _check_other(source, MANIFEST, *index.others.get(MANIFEST, (0, 0)))
+        with paused():
+            entries = tuple(_entries(columns))
+    except CheckpointError as error:
+        raise error.locate(file=FILE) from error
+    return Catalog(
+        url=source.url,
+        format="orbax",
+        evidence=f"`{FILE}`",
+        entries=entries,
+        source=source,
+        locator=functools.partial(_locate, source, columns),
+        metadata={**metadata, "use_ocdbt": True, "use_zarr3": False},
+        empties={tuple(path): what for path, what in index.empties},
+        fingerprints=functools.partial(_fingerprints, columns, entries),
+        uncommitted=uncommitted,
+    )
+
+
+def _fingerprints(columns: _Columns, entries: tuple[LeafEntry, ...]) -> dict[str, int]:
+    return {entry.name: crc for entry, crc in zip(entries, columns.fingerprints, strict=True)}
+
+
+def _check_other(source: Source, file: str, nbytes: int, crc: int) -> None:
+    """Refuses a file that is not the one the index was written with."""
+    try:
+        data = read_metadata(source, file)
+    except NotFound as error:
+        raise Damaged("Expected a file, found none", file=file) from error
+    if len(data) != nbytes:
+        raise Damaged(f"Expected {nbytes} bytes, got {len(data)}", file=file, hint=_HINT)
+    got = crc32c(data)
+    if got != crc:
+        raise Damaged(
+            f"Expected crc32c `{crc:08x}`, got `{got:08x}`",
+            file=file,
+            start=0,
+            stop=nbytes,
+            hint=_HINT,
+        )
+
+
+def _entries(columns: _Columns) -> Iterator[LeafEntry]:
+    index = columns.index
+    dtypes = [_dtype(name) for name in index.dtypes]
+    texts = [_sharding(text) for text in index.shardings]
+    rows = zip(
+        index.paths,
+        columns.kinds,
+        columns.dtypes,
+        columns.shapes,
+        columns.chunks,
+        columns.counts,
+        columns.shardings,
+        strict=True,
+    )
+    for number, row in enumerate(rows):
+        path, kind, dtype_at, shape_at, chunk_at, count, sharding = row
+        name, dtype, shape = join(path), dtypes[dtype_at], index.shapes[shape_at]
+        if kind == 2:
+            if name not in index.texts:
+                raise Damaged("Expected a string, found none", leaf=name)
+            entry = LeafEntry(name, path, (), np.dtype(str), "string", value=index.texts[name])
+        else:
+            _check_grid(name, shape, index.shapes[chunk_at], dtype, count)
+            impl = index.impls.get(name) if kind == 3 else None
+            if kind == 3 and (impl is None or not shape or dtype != np.uint32):
+                raise Damaged("Expected key data of a typed key, got other values", leaf=name)
+            saved = texts[sharding] if sharding < len(texts) else None
+            entry = LeafEntry(name, path, shape, dtype, KINDS[kind], impl, None, saved, number)
+        yield entry
+
+
+def _sharding(text: str) -> str | None:
+    try:
+        return sharding_text(text)
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None  # shown, never needed
+
+
+@functools.lru_cache(maxsize=64)
+def _dtype(name: str) -> np.dtype:
+    if name == "str":
+        return np.dtype(str)
+    if name not in DTYPES:
+        raise Unsupported(f"templax does not read dtype `{name[:80]}`")
+    return DTYPES[name]
+
+
+@functools.lru_cache(maxsize=4096)
+def _grid_problem(shape: Shape, chunk: Shape, dtype: np.dtype, count: int) -> str | None:
+    if min(shape, default=0) < 0 or min(chunk, default=1) < 1 or len(chunk) != len(shape):
+        return f"Expected a shape and chunks of one, got {shape} and {chunk}"
+    if not holdable(shape, dtype.itemsize) or not holdable(chunk, dtype.itemsize):
+        return f"Expected a shape that memory can hold, got {shape} in chunks of {chunk}"
+    if count != math.prod(grid(shape, chunk)):
+        return f"Expected {math.prod(grid(shape, chunk))} chunks, got {count}"
+    return None
+
+
+def _check_grid(name: str, shape: Shape, chunk: Shape, dtype: np.dtype, count: int) -> None:
+    problem = _grid_problem(shape, chunk, dtype, count)
+    if problem is not None:
+        raise Damaged(problem, leaf=name, hint=_HINT)
+
+
+@paused()
+def _locate(
+    source: Source, columns: _Columns, entries: Iterable[LeafEntry]
+) -> dict[str, tuple[Chunk, ...]]:
+    index = columns.index
+    file, offset, nbytes, crc = columns.chunk_rows
+    firsts = columns.firsts
+    paths = [path for path, _ in index.files]
+    checked = [False] * len(paths)
+    located: dict[str, tuple[Chunk, ...]] = {}
+    for entry in entries:
+        i = entry.handle
+        if i is None:
+            located[entry.name] = ()
+            continue
+        first = firsts[i]
+        stop = first + columns.counts[i]
+        for number in {*file[first:stop]}:
+            if not checked[number]:
+                _check_file(source, entry.name, *index.files[number])
+                checked[number] = True
+        raw = not columns.codecs[i]
+        codecs = () if raw else ("zstd",)
+        if stop == first + 1 and raw:  # as nearly all are
+            start, n = offset[first], nbytes[first]
+            if n != entry.nbytes:
+                raise _wrong_length(entry.name, entry.nbytes, n)
+            extent = Extent(paths[file[first]], start, start + n)
+            located[entry.name] = (
+                Chunk(extent, whole(entry.shape), (), "C", True, (crc[first],), n),
+            )
+            continue
+        chunk = index.shapes[columns.chunks[i]]
+        rows = range(first, stop)
+        one_range = raw and rows and in_order(entry.shape, chunk)
+        if one_range and _back_to_back(rows, file, offset, nbytes, entry.nbytes):
+            start = offset[first]
+            extent = Extent(paths[file[first]], start, start + entry.nbytes)
+            sums = tuple(crc[first:stop])
+            located[entry.name] = (
+                Chunk(extent, whole(entry.shape), (), "C", True, sums, nbytes[first]),
+            )
+            continue
+        chunks: list[Chunk] = []
+        for row, (cell, box) in zip(rows, cells(entry.shape, chunk), strict=True):
+            start, n = offset[row], nbytes[row]
+            if raw:
+                want = math.prod(b - a for a, b in box) * entry.dtype.itemsize
+                if n != want:
+                    raise _wrong_length(entry.name, want, n)
+            else:  # compressed with the padding
+                box = tuple((i * c, i * c + c) for i, c in zip(cell, chunk, strict=True))
+            extent = Extent(paths[file[row]], start, start + n)
+            chunks.append(Chunk(extent, box, codecs, "C", True, (crc[row],), n))
+        located[entry.name] = tuple(chunks)
+    return located
+
+
+def _wrong_length(name: str, want: int, got: int) -> Damaged:
+    return Damaged(f"Expected a chunk of {want} bytes, got {got}", leaf=name, file=FILE)
+
+
+def _back_to_back(
+    rows: range, file: Sequence[int], offset: Sequence[int], nbytes: Sequence[int], total: int
+) -> bool:
+    """Whether chunks are one range of `total` bytes, and all but the last of one length."""
+    block, at, first = nbytes[rows[0]], offset[rows[0]], file[rows[0]]
+    for row in rows:
+        if file[row] != first or offset[row] != at or (nbytes[row] != block and row != rows[-1]):
+            return False
+        at += nbytes[row]
+    return at - offset[rows[0]] == total
+
+
+def _check_file(source: Source, leaf: str, file: str, nbytes: int) -> None:
+    info = source.stat(file)
+    if info is None or info.is_dir:
+        raise Damaged("Expected a data file, found none", leaf=leaf, file=file)
+    if info.size != nbytes:
+        raise pointer_instead(source, file) or Damaged(
+            f"Expected a file of {nbytes} bytes, got {info.size}", leaf=leaf, file=file
+        )

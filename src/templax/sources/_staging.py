@@ -1,0 +1,445 @@
+"""Files that become visible all at once, or not at all."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import threading
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
+from types import TracebackType
+
+from .._errors import Exists, SaveError, UsageError
+from ._disk import DISK, Descriptor, Disk, cannot_swap, locked, refused, sync_directory
+from ._leftovers import TEMPORARY, absolute, delete, remove, stale, sync_names, temporary, withdraw
+
+__all__ = ["StagedFile", "Staging", "remove", "stale", "withdraw"]
+
+PIECE = 1 << 30
+"""Bytes of one write. Linux takes 2 GiB less a page, macOS 2 GiB less a byte."""
+
+_TRIES = 16
+"""How often to begin again when other processes make and remove the same names."""
+
+
+class StagedFile:
+    """A file of a `Staging`. Made by `Staging.create`.
+
+    Attributes:
+        path: Where it is until the commit.
+    """
+
+    def __init__(self, staging: Staging, disk: Disk, path: str, fd: int):
+        self.path = path
+        self._staging, self._disk = staging, disk
+        self._opened: Descriptor | None = Descriptor(disk, fd)
+        self._syncing = threading.Lock()
+        self._dirty = True
+        self._size = 0
+
+    @property
+    def size(self) -> int:
+        """Bytes from the first to the last one written; holes between them are zeros."""
+        opened = self._opened
+        return self._size if opened is None else os.fstat(opened.fd).st_size
+
+    def write(self, data: bytes | bytearray | memoryview, offset: int | None = None) -> None:
+        """Writes all of `data`, as it is in memory.
+
+        Threads may write at once to places that don't overlap, if they give `offset`.
+
+        Args:
+            data: Anything with a C-contiguous buffer. Not copied, not kept.
+            offset: Where its first byte goes. None: behind the last byte written so far.
+
+        Raises:
+            SaveError: The disk refuses, or the save was given up before.
+        """
+        opened = self._in_use()
+        try:
+            view = memoryview(data)
+            if view.ndim != 1 or view.format != "B":
+                view = view.cast("B") if view.nbytes else memoryview(b"")
+            at = os.fstat(opened.fd).st_size if offset is None else offset
+            while view:
+                n = self._disk.write(opened.fd, view[:PIECE], at)
+                if n == 0:  # it would be for ever
+                    raise OSError(errno.EIO, os.strerror(errno.EIO))
+                view, at = view[n:], at + n
+            self._dirty = True  # last: a sync that came before must not count
+        except OSError:
+            del opened  # or else the traceback would keep it open
+            with self._staging._doing("write", self.path):
+                raise
+
+    def sync(self) -> None:
+        """What was written survives a loss of power. `close` and `commit` see to it, too.
+
+        Raises:
+            SaveError: The disk refuses; the save is given up, since the bytes may be lost.
+        """
+        with self._staging._doing("sync", self.path), self._syncing:
+            opened = self._in_use()
+            try:
+                self._staging._check()
+                if self._dirty:
+                    self._dirty = False
+                    self._disk.fsync(opened.fd)
+            except OSError as error:
+                # At once: who waits here must neither sync again nor commit.
+                self._staging._cause = error
+                raise
+            finally:
+                del opened
+
+    def close(self) -> None:
+        """Syncs what was not, and closes. No thread may be writing. Idempotent.
+
+        Raises:
+            SaveError: As of `sync`.
+        """
+        if self._opened is None:
+            return
+        self.sync()
+        with self._staging._doing("close", self.path):
+            opened = self._in_use()
+            self._size, self._opened = self.size, None
+            opened.close()
+
+    def _in_use(self) -> Descriptor:
+        opened = self._opened
+        if opened is None:
+            self._staging._check()
+            raise UsageError(f"Expected an open file, got one that was closed: `{self.path}`")
+        return opened
+
+
+class Staging:
+    """A directory that is written next to its final place and moved there whole.
+
+    Killed at any instant, or without power, there is what was there before, or all that was
+    written; the rest is found by `stale`. Where anything fails, what was written is removed.
+    `create`, `put`, `discard` and the methods of files may be called by several threads at once;
+    `commit` when all is written. A `with` block discards what was not committed.
+
+    Args:
+        path: Final place. Missing parents are made, and removed again with the rest if they are
+            empty then. An empty directory there counts as none; of what replaces it, as of
+            everything here, the mode is what the umask leaves.
+        overwrite: Whether a directory that is there may be replaced, in one step.
+        disk: What makes the changes.
+
+    Attributes:
+        path: Final place, absolute.
+        directory: Where the files are until the commit.
+        left: What could not be removed afterwards: what was replaced, or what was written.
+
+    Raises:
+        Exists: Something is there, and `overwrite` is False; or it came while the save went on.
+        SaveError: What is there can't be replaced, or the disk refuses.
+
+    Example:
+        >>> root = getfixture("tmp_path")
+        >>> with Staging(root / "new", overwrite=False) as staging:
+        ...     staging.put("d/data", b"12345")
+        ...     staging.commit()
+        >>> (root / "new" / "d" / "data").read_bytes()
+        b'12345'
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, overwrite: bool, disk: Disk = DISK):
+        self.path = absolute(path)
+        self.directory = ""
+        self.left: tuple[str, ...] = ()
+        self._overwrite, self._disk = overwrite, disk
+        self._guard = threading.RLock()
+        self._files: list[StagedFile] = []
+        self._directories: dict[str, None] = {}  # in the order in which they were made
+        self._parents: list[str] = []
+        self._held: Descriptor | None = None
+        self._over = False
+        self._cause: OSError | None = None
+        parent, name = os.path.split(self.path)
+        if not name:
+            raise SaveError("Expected a path with a name, got the root", file=self.path)
+        if TEMPORARY in name:
+            raise SaveError(
+                f"Expected a name without `{TEMPORARY}`, which marks saves that never finished",
+                file=self.path,
+            )
+        with self._doing("save", self.path):
+            self._begin(parent)
+
+    def create(self, key: str) -> StagedFile:
+        """A new, empty file.
+
+        Args:
+            key: Path below `path`, with `/`. Directories on the way are made.
+
+        Raises:
+            SaveError: The disk refuses, or the save was given up before.
+            UsageError: A key that leads elsewhere.
+        """
+        parts = key.split("/")
+        if "\0" in key or any(part in ("", ".", "..") for part in parts):
+            raise UsageError(f"Expected a path below the checkpoint, got {key!r}")
+        with self._doing("create", os.path.join(self.directory, key)), self._guard:
+            self._check()
+            path = self.directory
+            for part in parts[:-1]:
+                path = os.path.join(path, part)
+                if path not in self._directories:
+                    self._disk.mkdir(path)
+                    self._directories[path] = None
+            path = os.path.join(path, parts[-1])
+            file = StagedFile(self, self._disk, path, self._disk.create(path))
+            self._files.append(file)
+            return file
+
+    def put(self, key: str, data: bytes | bytearray | memoryview) -> None:
+        """Creates, writes, syncs and closes a small file.
+
+        Raises:
+            SaveError, UsageError: As of `create`.
+        """
+        file = self.create(key)
+        file.write(data)
+        file.close()
+
+    def commit(self) -> None:
+        """Syncs all there is and moves it to `path`; then removes what was replaced.
+
+        What can't be removed is in `left`, and no error.
+
+        Raises:
+            Exists: Something came to `path` while the save went on; not with `overwrite`.
+            SaveError: The disk refuses. `path` is as it was.
+        """
+        parent = replaced = None
+        try:
+            with self._doing("finish", self.path), self._guard:
+                self._check()
+                for file in self._files:
+                    file.close()
+                self._sync_tree()
+                self._check()
+                fd = self._disk.open_directory(os.path.dirname(self.path))
+                parent = Descriptor(self._disk, fd)  # now: the move is not to be taken back
+                replaced = self._move()
+                try:
+                    sync_directory(parent.fd, self._disk)
+                except OSError as error:
+                    self._move_back(replaced is not None, error)
+                    raise
+                self._over = True
+            if replaced is not None:
+                self._delete()
+        finally:
+            for opened in (replaced, parent, self._held if self._over else None):
+                self._release(opened)
+
+    def discard(self) -> None:
+        """Removes all that was written, unless it was committed. Never raises; idempotent."""
+        with self._guard:
+            if self._over:
+                return
+            self._over = True
+            for file in self._files:
+                file._opened = None  # closed as soon as no thread writes to it any more
+            if self.directory:
+                self._delete()
+            for parent in reversed(self._parents):
+                with suppress(OSError):
+                    self._disk.rmdir(parent)
+            self._release(self._held)
+
+    def __enter__(self) -> Staging:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.discard()
+
+    # --- before
+
+    def _begin(self, parent: str) -> None:
+        """Makes and locks the directory."""
+        for _ in range(_TRIES):
+            self._make_parents(parent)
+            replaces = self._holds_something()
+            self.directory = temporary(self.path)
+            # Until it is locked others may take it for left behind, and remove it; and parents that
+            # another save made go if that one fails.
+            with suppress(FileNotFoundError):
+                self._disk.mkdir(self.directory)
+                self._held = Descriptor(self._disk, self._disk.open_directory(self.directory))
+                free = locked(self._held.fd, self._disk)
+                if free is not False and self._is_in_place(self._held.fd):
+                    break
+            self._delete()
+            self._release(self._held)
+        else:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), parent)
+        if replaces:
+            self._try_exchange()
+
+    def _make_parents(self, parent: str) -> None:
+        missing: list[str] = []
+        while not os.path.lexists(parent):
+            missing.append(parent)
+            parent = os.path.dirname(parent)
+        for directory in reversed(missing):
+            with suppress(FileExistsError):  # another save was quicker
+                self._disk.mkdir(directory)
+                self._parents.append(directory)
+
+    def _holds_something(self) -> bool:
+        """Whether there is something to be replaced; raises where it must not be."""
+        try:
+            mode = os.lstat(self.path).st_mode
+        except FileNotFoundError:
+            return False
+        if stat.S_ISDIR(mode):
+            if os.path.ismount(self.path):
+                raise SaveError(
+                    "Expected a directory that can be replaced, found a mount point",
+                    file=self.path,
+                    hint="save below it",
+                )
+            with os.scandir(self.path) as listing:
+                if next(listing, None) is None:
+                    return False
+            if self._overwrite:
+                return True
+            raise Exists(
+                "Expected nothing or an empty directory, found one that is not empty",
+                file=self.path,
+                hint="overwrite=True replaces it; or save under another name",
+            )
+        if stat.S_ISLNK(mode):
+            found = f"a symbolic link to `{os.readlink(self.path)}`"
+            hint = "save to the path that it points to, or under another name"
+        else:
+            found, hint = "a file", "save under another name"
+        error = SaveError if self._overwrite else Exists
+        raise error(f"Expected nothing or a directory, found {found}", file=self.path, hint=hint)
+
+    def _is_in_place(self, fd: int) -> bool:
+        return os.path.samestat(os.fstat(fd), os.lstat(self.directory))
+
+    def _try_exchange(self) -> None:
+        """Finds out before anything is written whether the commit can do what it will have to."""
+        one, other = (os.path.join(self.directory, name) for name in ("one", "other"))
+        self._disk.mkdir(one)
+        self._disk.mkdir(other)
+        self._exchange(one, other)
+        self._disk.rmdir(one)
+        self._disk.rmdir(other)
+
+    # --- commit
+
+    def _sync_tree(self) -> None:
+        """Syncs all names of the tree, and those of parents that were made."""
+        for file in self._files:
+            if os.lstat(file.path).st_size != file.size:
+                raise SaveError("Another program changed what was written", file=file.path)
+        for directory in (*reversed(self._directories), self.directory):
+            sync_names(directory, self._disk)
+        for parent in self._parents:
+            sync_names(os.path.dirname(parent), self._disk)
+
+    def _move(self) -> Descriptor | None:
+        """Puts the directory in its final place; what was replaced, locked, is in its former."""
+        for _ in range(_TRIES):
+            try:
+                self._disk.rename(self.directory, self.path)
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                    raise
+            else:
+                return None
+            with suppress(FileNotFoundError):  # removed since
+                if self._holds_something():
+                    # While it may have to go back, nobody must take it for left behind.
+                    fd = self._disk.open_directory(self.path)
+                    replaced = Descriptor(self._disk, fd)
+                    try:
+                        locked(fd, self._disk)
+                        self._exchange(self.directory, self.path)
+                    except BaseException:
+                        self._release(replaced)
+                        raise
+                    return replaced
+        raise SaveError("Other programs keep replacing what is here", file=self.path)
+
+    def _exchange(self, one: str, other: str) -> None:
+        try:
+            self._disk.exchange(one, other)
+        except OSError as error:
+            if not cannot_swap(error):
+                raise
+            raise SaveError(
+                "The file system can't swap two directories, so that for a moment neither the old "
+                "checkpoint nor the new one would be there",
+                file=self.path,
+                hint="save under another name, then remove the old one",
+            ) from error
+
+    def _move_back(self, replaced: bool, cause: OSError) -> None:
+        """As it was, after the move could not be made to last."""
+        try:
+            if replaced:
+                self._disk.exchange(self.directory, self.path)
+            else:
+                self._disk.rename(self.path, self.directory)
+        except OSError as error:
+            self._over = True  # what is in the directory now is the only copy of what was there
+            self.left = (self.directory,) if replaced else ()
+            rest = "; it is in place, but a loss of power may undo it"
+            rest += f"; what was there before is `{self.directory}`" if replaced else ""
+            raise refused("sync", self.path, cause, rest) from error
+
+    # --- after
+
+    def _check(self) -> None:
+        """Raises if it is over, or about to be."""
+        cause = self._cause
+        if self._over or cause:
+            reason = f" after: {os.strerror(cause.errno)}" if cause and cause.errno else ""
+            raise SaveError(f"The save was given up or finished before{reason}", file=self.path)
+
+    def _delete(self) -> None:
+        try:
+            delete(self.directory, self._disk)
+        except OSError:
+            self.left = (self.directory,)
+
+    def _release(self, opened: Descriptor | None) -> None:
+        """Unlocks and closes a directory."""
+        if opened is not None and opened.fd >= 0:
+            # A child that was forked has the lock, too: closing alone would leave it there.
+            with suppress(OSError):
+                self._disk.unlock(opened.fd)
+            with suppress(OSError):
+                opened.close()
+
+    @contextmanager
+    def _doing(self, what: str, path: str) -> Generator[None, None, None]:
+        """Where the disk refuses, gives the save up and says what became of it."""
+        try:
+            yield
+        except SaveError:
+            self.discard()
+            raise
+        except OSError as error:
+            self._cause = self._cause or error
+            self.discard()
+            rest = "; nothing was saved and nothing is left behind"
+            if self.left:
+                rest = f"; nothing was saved, but `{self.left[0]}` could not be removed"
+            raise refused(what, path, error, rest) from error

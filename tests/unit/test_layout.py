@@ -1,0 +1,72 @@
+"""How leaves are cut into chunks."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from templax._boxes import contiguous, shape_of, size_of, whole
+from templax._layout import CHUNK_BYTES, cells, chunk_shape, grid, in_order
+
+SHAPES = (
+    st.lists(st.integers(0, 3000) | st.sampled_from([2**k for k in range(22)]), max_size=4)
+    .map(tuple)
+    .filter(lambda shape: math.prod(shape) <= 2**31)
+)
+ITEMSIZES = st.sampled_from([1, 2, 4, 8, 16])
+
+
+@given(SHAPES, ITEMSIZES, st.booleans())
+def test_chunks_are_ranges_of_the_leaf_one_after_the_other(
+    shape: tuple[int, ...], itemsize: int, padded: bool
+) -> None:
+    chunk = chunk_shape(shape, itemsize, padded=padded)
+    assert len(chunk) == len(shape)
+    assert in_order(shape, chunk) or 0 in shape
+    count = math.prod(grid(shape, chunk))
+    if count > 1:
+        # Only the last is cut, and only where the first dimension is.
+        ragged = [n % c for n, c in zip(shape, chunk, strict=True)]
+        assert not any(ragged[1:])
+        assert padded or not any(ragged)
+    if count <= 4096:
+        boxes = [box for _, box in cells(shape, chunk)]
+        assert sum(size_of(box) for box in boxes) == math.prod(shape)
+        assert all(contiguous(box, shape) for box in boxes)
+        ends = np.cumsum([size_of(box) for box in boxes])
+        starts = [
+            sum(a * math.prod(shape[i + 1 :]) for i, (a, _) in enumerate(box)) for box in boxes
+        ]
+        assert starts == [0, *ends[:-1].tolist()][: len(starts)]
+
+
+@given(SHAPES, ITEMSIZES)
+def test_chunks_are_of_four_mib_at_most_where_a_row_is(
+    shape: tuple[int, ...], itemsize: int
+) -> None:
+    chunk = chunk_shape(shape, itemsize)
+    nbytes = math.prod(chunk) * itemsize
+    cut = next((i for i, (n, c) in enumerate(zip(shape, chunk, strict=True)) if c != n), None)
+    if cut == 0 and 0 not in shape:  # the first dimension can always be cut
+        assert nbytes <= CHUNK_BYTES
+        assert nbytes * 2 >= CHUNK_BYTES - math.prod(chunk[1:]) * itemsize or chunk[0] == 1
+    if 0 not in shape and math.prod(shape) * itemsize <= CHUNK_BYTES:
+        assert chunk == shape
+
+
+@pytest.mark.parametrize("devices", [2, 4, 8])
+@pytest.mark.parametrize("rows", [64, 1024, 8192, 32_000, 50_304])
+def test_shards_along_the_first_dimension_are_whole_chunks(rows: int, devices: int) -> None:
+    """So that who reads one shard checks all it reads, wherever a leaf has as many chunks."""
+    chunk = chunk_shape((rows, 16_384), 4)
+    if grid((rows, 16_384), chunk)[0] >= devices and rows % devices == 0:
+        assert (rows // devices) % chunk[0] == 0
+
+
+def test_an_array_without_elements_has_no_chunk() -> None:
+    assert list(cells((0, 3), chunk_shape((0, 3), 4))) == []
+    assert shape_of(whole(())) == ()
