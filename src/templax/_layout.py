@@ -120,7 +120,8 @@ def _step(n: int, count: int, padded: bool) -> int:
         return n // max(equal, key=lambda c: (c & -c, -c))  # a power of two of them, or nearly
     if padded:
         return -(-n // count)
-    return n // max(c for c in range(1, count) if n % c == 0)
+    more = next((c for c in range(2 * count, 16 * count) if n % c == 0), None)
+    return n // (more or max(c for c in range(1, count) if n % c == 0))
 
 
 def cells(shape: Shape, chunk: Shape) -> Iterator[tuple[Shape, Box]]:

@@ -143,37 +143,45 @@ class Writer:
     def _plan(
         self, leaves: Sequence[Leaf], chunks: Sequence[Shape], process: int
     ) -> Iterator[_Job]:
-        pack: _Job | None = None
+        """Jobs in the order of the file. Small leaves come first, one behind the other: few writes
+        make them, and few reads find them.
+        """
+        large: list[tuple[Leaf, Shape, list[_Cell]]] = []
+        pack = _Job(packed=self._level is None)
         for leaf, chunk, first in zip(leaves, chunks, self._places.first, strict=False):
             if leaf.value_type == "string" or 0 in leaf.shape or not leaf.pieces:
                 continue
-            raw, full = self._level is None, math.prod(chunk) * leaf.dtype.itemsize
+            full = math.prod(chunk) * leaf.dtype.itemsize
             for box in _own(leaf, process):
                 mine = list(_cells_in(box, leaf.shape, chunk, first))
-                if raw:
-                    self.end = -(-self.end // ALIGN) * ALIGN
-                    for cell in mine:
-                        cell.offset = self.end
-                        self.end += full
-                if len(mine) == 1 and full <= SMALL_BYTES and not leaf.transient:
-                    stop = self.end if raw else pack.stop + full if pack else full
-                    if pack is not None and stop - pack.start > PACK_BYTES:
-                        yield pack
-                        pack = None
-                    if pack is None:
-                        pack = _Job(packed=raw, start=mine[0].offset or 0)
-                    pack.add(leaf, chunk, mine)
-                    pack.stop = stop
+                if len(mine) > 1 or full > SMALL_BYTES or leaf.transient:
+                    large.append((leaf, chunk, mine))
                     continue
-                step = len(mine) if leaf.transient else max(1, RUN_BYTES // full)
-                for i in range(0, len(mine), step):
-                    some = mine[i : i + step]
-                    nbytes = sum(size_of(cell.box) for cell in some) * leaf.dtype.itemsize
-                    job = _Job(nbytes if leaf.transient else 0)
-                    job.add(leaf, chunk, some)
-                    yield job
-        if pack is not None:
+                if pack.nbytes + full + ALIGN * len(pack.work) > PACK_BYTES:
+                    yield pack
+                    pack = _Job(packed=pack.packed, start=self.end)
+                self._locate(mine, full)
+                pack.add(leaf, chunk, mine)
+                pack.stop = self.end
+        if pack.work:
             yield pack
+        for leaf, chunk, mine in large:
+            full = math.prod(chunk) * leaf.dtype.itemsize
+            self._locate(mine, full)
+            step = len(mine) if leaf.transient else max(1, RUN_BYTES // full)
+            for i in range(0, len(mine), step):
+                job = _Job()
+                job.add(leaf, chunk, mine[i : i + step])
+                job.transient = job.nbytes if leaf.transient else 0
+                yield job
+
+    def _locate(self, mine: list[_Cell], full: int) -> None:
+        """Gives raw chunks their places, back to back from a multiple of 64."""
+        if self._level is None:
+            self.end = -(-self.end // ALIGN) * ALIGN
+            for cell in mine:
+                cell.offset = self.end
+                self.end += full
 
     # --- workers
 
