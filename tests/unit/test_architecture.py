@@ -24,6 +24,7 @@ MODULES = {
 
 JAX = {
     "_put", "_pytree", "_shardings", "_abstract", "_place", "_recipe",
+    "_job_store", "_hosts", "_owners",
     "compat.orbax", "compat._orbax_args",
 }  # fmt: skip
 """Modules that may import JAX when they are imported themselves."""
@@ -62,6 +63,8 @@ ORDER = [
     {"_pytree"},
     {"_abstract", "_place"},
     {"_recipe"},
+    {"_job_store", "_owners"},
+    {"_hosts"},
     {"_api"},
     {"__init__"},
     {m for m in MODULES if m.startswith(("compat", "testing"))}
