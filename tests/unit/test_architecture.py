@@ -23,7 +23,8 @@ MODULES = {
 }
 
 JAX = {
-    "_put", "_pytree", "_shardings", "_abstract", "_place", "_recipe", "_snapshot", "_save",
+    "_put", "_pytree", "_shardings", "_abstract", "_place", "_recipe",
+    "_job_store", "_hosts", "_owners", "_snapshot", "_saving", "_save",
     "compat.orbax", "compat._orbax_args",
 }  # fmt: skip
 """Modules that may import JAX when they are imported themselves."""
@@ -65,9 +66,12 @@ ORDER = [
     {"_put"},
     {"_shardings"},
     {"_pytree"},
-    {"_abstract", "_place", "_snapshot"},
+    {"_abstract", "_place"},
     {"_recipe"},
+    {"_job_store", "_owners"},
+    {"_hosts", "_snapshot"},
     {"_api"},
+    {"_saving"},
     {"_save"},
     {"__init__"},
     {m for m in MODULES if m.startswith(("compat", "testing"))}

@@ -1,0 +1,508 @@
+"""Processes of one job that agree, disagree, fail, come late and die."""
+
+from __future__ import annotations
+
+import json
+import signal
+from typing import Any
+
+import jax
+import pytest
+
+import templax as tx
+from templax import _hosts
+
+TOLD = """
+import hashlib, json, threading, time
+import templax as tx
+from templax import _hosts, _job_store
+from jax._src import distributed
+
+client = distributed.global_state.client
+last = count - 1
+
+def meet(name):
+    client.wait_at_barrier(name, 60_000)
+
+def tell(name, call):
+    try:
+        result = call()
+    except (tx.TemplaxError, ValueError, KeyboardInterrupt) as error:
+        places = [getattr(error, key, None) for key in ("leaf", "file", "hint")]
+        result = [type(error).__name__, getattr(error, "what", str(error)), *places]
+    print(json.dumps([name, result]))
+
+def case(call):
+    tell(call.__name__, call)
+
+def saving(path="ckpt/1", timeout_s=100.0):
+    return _hosts.hosts(path, timeout_s=timeout_s)
+
+def digest(values):
+    return [[len(value), hashlib.sha256(value).hexdigest()] for value in values]
+"""
+
+CASES = (
+    TOLD
+    + """
+@case
+def everybody_hears_process_0():
+    with saving() as job:
+        first = job.tell_all("naming", b"token" if index == 0 else None)
+        second = job.tell_all("planning", b"\\0\\xff%d" % index)
+        return [first.decode(), list(second)]
+
+@case
+def process_0_hears_everybody():
+    with saving() as job:
+        values = job.gather("writing", b"of %d" % index)
+        return [[value.decode() for value in values], job.index, job.count]
+
+@case
+def values_are_of_any_size():
+    size = {0: 5, 1: _job_store.CHUNK_BYTES * 2}.get(index, (20 << 20) + index)
+    if count == 2 and index == 1:
+        size = (20 << 20) + 3
+    mine = os.urandom(64) * (size // 64) + bytes(size % 64)
+    with saving() as job:
+        values = job.gather("writing", mine)
+        empty = job.gather("syncing", b"")
+        again = job.tell_all("committing", values[-1] if values else None)
+        return [digest(values), digest([mine, again]), len(empty)]
+
+@case
+def nobody_has_a_problem():
+    with saving() as job:
+        return job.agree("writing")
+
+@case
+def one_has_a_problem():
+    with saving() as job:
+        disk = tx.SaveError("No space is left", leaf="a.b", file="ckpt/1/d", hint="make room")
+        job.agree("writing", disk if index == last else None)
+
+@case
+def all_have_problems():
+    with saving() as job:
+        job.agree("writing", tx.SaveError(f"Disk {index} is full"))
+
+@case
+def a_problem_does_not_wait_for_the_slow():
+    with saving() as job:
+        if index == last:
+            meet("heard of it")
+            return job.agree("writing")
+        try:
+            job.agree("writing", tx.SaveError("No") if index == 0 else None)
+        finally:
+            meet("heard of it")
+
+@case
+def it_is_there_already():
+    with saving() as job:
+        there = tx.Exists("`ckpt/1` is there", file="ckpt/1", hint="overwrite=True")
+        job.agree("looking", there if index == 0 else None)
+
+@case
+def it_is_there_and_a_disk_is_full():
+    with saving() as job:
+        there = tx.Exists("`ckpt/1` is there")
+        job.agree("looking", there if index == 0 else tx.SaveError("Full") if index == 1 else None)
+
+@case
+def an_error_leaves_one_process():
+    with saving() as job:
+        job.tell_all("naming", b"x")
+        if index == last:
+            raise ValueError("boom")
+        job.agree("writing")
+
+@case
+def an_error_leaves_process_0():
+    with saving() as job:
+        job.tell_all("naming", b"x")
+        if index == 0:
+            raise ValueError("boom")
+        job.agree("writing")
+
+@case
+def a_failed_save_stays_failed():
+    with saving() as job:
+        try:
+            job.agree("writing", tx.SaveError("No") if index == 0 else None)
+        except tx.SaveError:
+            job.agree("committing")
+
+@case
+def they_save_to_different_paths():
+    with saving("ckpt/2" if index == last else "ckpt/1") as job:
+        job.tell_all("naming", b"x")
+
+@case
+def they_are_at_different_steps():
+    with saving() as job:
+        job.agree("committing" if index == last else "writing")
+
+@case
+def one_does_not_come_in_time():
+    if index == last:
+        meet("without it")
+    try:
+        with saving(timeout_s=3.0) as job:
+            job.agree("writing")
+    finally:
+        if index != last:
+            meet("without it")
+
+@case
+def process_0_does_not_come_in_time():
+    if index == 0:
+        meet("without 0")
+    try:
+        with saving(timeout_s=3.0) as job:
+            job.agree("writing")
+    finally:
+        if index != 0:
+            meet("without 0")
+
+@case
+def one_that_lives_is_waited_for():
+    with saving(timeout_s=3.0) as job:
+        job.tell_all("naming", b"x")
+        if index == last:
+            threading.Event().wait(4.0)
+        job.agree("writing")
+        if index == 0:
+            threading.Event().wait(4.0)
+        job.agree("committing")
+        return "saved"
+
+@case
+def one_is_interrupted_in_a_step():
+    with saving(timeout_s=2.0) as job:
+        if index == last:
+            def interrupted(what):
+                raise KeyboardInterrupt
+            job._follow = interrupted
+        job.tell_all("naming", b"x")
+        job.agree("writing")
+
+@case
+def threads_agree_while_the_main_one_computes():
+    from jax.sharding import NamedSharding, PartitionSpec
+    mesh = jax.make_mesh((2 * count,), ("x",))
+    x = jax.device_put(jax.numpy.ones(8), NamedSharding(mesh, PartitionSpec("x")))
+    step = jax.jit(lambda x: x * 2 / x.sum() * x.size)
+    done, rounds = threading.Event(), []
+    def agree(job):
+        with job:
+            while not rounds or rounds[-1] != b"stop":
+                value = b"stop" if done.is_set() else b"%d" % len(rounds)
+                rounds.append(job.tell_all("counting", value))
+    thread = threading.Thread(target=agree, args=(saving(),))
+    thread.start()
+    for _ in range(20):
+        x = step(x)
+    x.block_until_ready()
+    done.set()
+    thread.join()
+    return [len(rounds) > 1, float(step(x).sum())]
+
+@case
+def two_saves_at_once():
+    jobs = [saving("ckpt/a"), saving("ckpt/b")]
+    values = {}
+    def work(n):
+        with jobs[n] as job:
+            values[n] = job.tell_all("naming", b"%d" % n).decode()
+    threads = [threading.Thread(target=work, args=(n,)) for n in (0, 1)]
+    for thread in threads if index == 0 else threads[::-1]:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return [values[0], values[1]]
+
+meet("done")
+tell("nothing is left", lambda: [key for key, _ in client.key_value_dir_get("templax")])
+meet("looked")
+"""
+)
+
+
+@pytest.fixture(scope="module", params=[2, pytest.param(4, marks=pytest.mark.slow)])
+def told(run: Any, request: pytest.FixtureRequest) -> dict[str, list[Any]]:
+    """What each process tells of each case, for a job of two and one of four."""
+    outputs = run(request.param, CASES)
+    assert [(o.code, o.err.count("Traceback")) for o in outputs] == [(0, 0)] * request.param, (
+        outputs[0].err
+    )
+    cases = [dict(json.loads(line) for line in output.out.splitlines()) for output in outputs]
+    return {name: [case[name] for case in cases] for name in cases[0]}
+
+
+Told = dict[str, list[Any]]
+
+
+def _error(what: str, kind: str = "SaveError", **places: str) -> list[str | None]:
+    return [kind, what, places.get("leaf"), places.get("file", "ckpt/1"), places.get("hint")]
+
+
+def test_everybody_hears_process_0(told: Told) -> None:
+    for got in told["everybody_hears_process_0"]:
+        assert got == ["token", [0, 255, ord("0")]]
+
+
+def test_process_0_hears_everybody_in_order(told: Told) -> None:
+    first, *others = told["process_0_hears_everybody"]
+    n = len(others) + 1
+    assert first == [[f"of {i}" for i in range(n)], 0, n]
+    assert others == [[[], i, n] for i in range(1, n)]
+
+
+def test_values_may_be_larger_than_a_message(told: Told) -> None:
+    results = told["values_are_of_any_size"]
+    heard = results[0][0]
+    assert heard == [mine for _, (mine, _), _ in results]
+    assert all(again == heard[-1] for _, (_, again), _ in results)
+    assert heard[-1][0] > 20 << 20
+    assert [n for _, _, n in results] == [len(results)] + [0] * (len(results) - 1)
+
+
+def test_who_has_no_problem_goes_on(told: Told) -> None:
+    assert set(told["nobody_has_a_problem"]) == {None}
+
+
+def test_a_problem_of_one_is_raised_on_all_with_its_place(told: Told) -> None:
+    results = told["one_has_a_problem"]
+    n = len(results)
+    what = f"Process {n - 1} of {n} failed while writing: No space is left"
+    expected = _error(what, leaf="a.b", file="ckpt/1/d", hint="make room")
+    assert results == [expected] * n
+
+
+def test_problems_of_all_are_raised_on_all(told: Told) -> None:
+    results = told["all_have_problems"]
+    n = len(results)
+    texts = [f"process {i} of {n} failed while writing: Disk {i} is full" for i in range(n)]
+    what = "; ".join(texts)
+    assert results == [_error(f"P{what[1:]}")] * n
+
+
+def test_a_problem_does_not_wait_for_those_that_still_work(told: Told) -> None:
+    results = told["a_problem_does_not_wait_for_the_slow"]
+    n = len(results)
+    assert results == [_error(f"Process 0 of {n} failed while writing: No")] * n
+
+
+def test_what_is_there_already_is_the_same_error_on_all(told: Told) -> None:
+    results = told["it_is_there_already"]
+    expected = _error("`ckpt/1` is there", "Exists", hint="overwrite=True")
+    assert results == [expected] * len(results)
+
+
+def test_a_worse_problem_counts_more_than_what_is_there(told: Told) -> None:
+    results = told["it_is_there_and_a_disk_is_full"]
+    n = len(results)
+    what = f"Process 0 of {n} failed while looking: `ckpt/1` is there; "
+    what += f"process 1 of {n} failed while looking: Full"
+    assert results == [_error(what)] * n
+
+
+def test_an_error_that_leaves_one_process_is_heard_by_the_others(told: Told) -> None:
+    *others, raised = told["an_error_leaves_one_process"]
+    n = len(others) + 1
+    assert raised[:2] == ["ValueError", "boom"]
+    what = f"Process {n - 1} of {n} failed while writing: ValueError: boom"
+    assert others == [_error(what)] * (n - 1)
+    raised, *others = told["an_error_leaves_process_0"]
+    assert raised[:2] == ["ValueError", "boom"]
+    assert others == [_error(f"Process 0 of {n} failed: ValueError: boom")] * (n - 1)
+
+
+def test_a_failed_save_does_not_go_on(told: Told) -> None:
+    results = told["a_failed_save_stays_failed"]
+    assert results == [_error("This save has failed before")] * len(results)
+
+
+def test_different_paths_are_told(told: Told) -> None:
+    results = told["they_save_to_different_paths"]
+    n = len(results)
+    what = f"Expected every process to save to `ckpt/1`, got `ckpt/2` on process {n - 1}"
+    hint = "make the same saves in the same order on every process"
+    assert results == [_error(what, hint=hint)] * n
+    what = f"Expected every process to be `writing`, got `committing` on process {n - 1}"
+    assert told["they_are_at_different_steps"] == [_error(what, hint=hint)] * n
+
+
+def test_one_that_does_not_come_is_named_on_all_when_it_comes_too(told: Told) -> None:
+    results = told["one_does_not_come_in_time"]
+    n = len(results)
+    what = f"Process {n - 1} of {n} did not answer within 3 s while writing"
+    assert results == [_error(what, hint="the logs of these processes say why")] * n
+    what = f"Process 0 of {n} did not answer within 3 s while writing"
+    results = told["process_0_does_not_come_in_time"]
+    assert results == [_error(what, hint="the logs of these processes say why")] * n
+
+
+def test_one_that_lives_is_waited_for_however_slow_it_is(told: Told) -> None:
+    assert set(told["one_that_lives_is_waited_for"]) == {"saved"}
+
+
+def test_one_that_is_interrupted_in_a_step_is_heard_at_the_next(told: Told) -> None:
+    *others, raised = told["one_is_interrupted_in_a_step"]
+    n = len(others) + 1
+    assert raised[0] == "KeyboardInterrupt"
+    what = f"Process {n - 1} of {n} failed while writing: KeyboardInterrupt"
+    assert others == [_error(what)] * (n - 1)
+
+
+def test_threads_agree_while_the_main_one_computes(told: Told) -> None:
+    results = told["threads_agree_while_the_main_one_computes"]
+    assert results == [[True, 16.0]] * len(results)
+
+
+def test_two_saves_at_once_are_told_apart(told: Told) -> None:
+    results = told["two_saves_at_once"]
+    assert results == [["0", "1"]] * len(results)
+
+
+def test_nothing_is_left_in_the_store(told: Told) -> None:
+    """Not even of failed saves, since everybody has left them."""
+    assert set(map(tuple, told["nothing is left"])) == {()}
+
+
+# --- death
+
+
+SAVE = (
+    TOLD
+    + """
+victim, at, calls = int(args[0]), int(args[1]), 0
+
+def counted(name):
+    inner = getattr(_job_store.Store, name)
+    def call(self, *arguments, **options):
+        global calls
+        if index == victim and threading.current_thread() is threading.main_thread():
+            if calls == at:
+                die()
+            calls += 1
+        return inner(self, *arguments, **options)
+    return call
+
+for name in ("set", "get", "by_process", "add", "put", "take"):
+    setattr(_job_store.Store, name, counted(name))
+
+def save():
+    with saving(timeout_s=3.0) as job:
+        job.tell_all("naming", b"x" * 10)
+        job.gather("writing", b"y" * 10)
+        job.agree("committing")
+        return "saved"
+
+tell("save", save)
+print(json.dumps(["calls", calls]))
+"""
+)
+CALLS = 14
+"""How often one that is not process 0 turns to the store in `SAVE`, at least."""
+
+LAST_WORD = 10
+"""Which of these calls is its last word, after which a save needs it no more."""
+
+
+def _killed(run: Any, n: int, victim: int, at: int) -> list[Any]:
+    """What each survivor tells of the save; None for one that JAX ended."""
+    outputs = run(n, SAVE, str(victim), str(at))
+    assert outputs[victim].code == -signal.SIGKILL, outputs[victim]
+    told = [dict(json.loads(line) for line in o.out.splitlines()) for o in outputs]
+    return [case.get("save") for i, case in enumerate(told) if i != victim]
+
+
+def _expected(n: int, victim: int, doing: str) -> list[str | None]:
+    what = f"Process {victim} of {n} did not answer within 3 s while {doing}"
+    return _error(what, hint="the logs of these processes say why")
+
+
+def test_a_process_that_is_not_killed_calls_as_often_as_is_tried_below(run: Any) -> None:
+    outputs = run(2, SAVE, "1", "1000")
+    assert [output.code for output in outputs] == [0, 0]
+    told = dict(json.loads(line) for line in outputs[1].out.splitlines())
+    assert told["save"] == "saved"
+    assert told["calls"] >= CALLS
+
+
+@pytest.mark.parametrize(("at", "doing"), [(0, "naming"), (6, "writing"), (10, "committing")])
+def test_a_killed_process_is_named_by_all_others(run: Any, at: int, doing: str) -> None:
+    survivors = _killed(run, 4, 2, at)
+    assert survivors == [_expected(4, 2, doing)] * 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("at", range(CALLS))
+def test_killed_at_any_call_all_others_end_the_same(run: Any, at: int) -> None:
+    """They name it; or it died behind its last word, and the save stands on all."""
+    survivors = _killed(run, 3, 1, at)
+    assert survivors[0] in [
+        *(_expected(3, 1, doing) for doing in ("naming", "writing", "committing")),
+        "saved",
+    ]
+    assert survivors == [survivors[0]] * 2
+    assert survivors[0] != "saved" or at > LAST_WORD
+
+
+@pytest.mark.parametrize("at", [0, 2, 5])
+def test_when_process_0_is_killed_nobody_waits(run: Any, at: int) -> None:
+    """JAX ends the others, or they raise before it does."""
+    outputs = run(2, SAVE, "0", str(at))
+    assert outputs[0].code == -signal.SIGKILL
+    assert outputs[1].code == -signal.SIGABRT or "SaveError" in outputs[1].out
+
+
+# --- one process
+
+
+def test_one_process_needs_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    from jax._src import distributed
+
+    assert jax.process_count() == 1
+    monkeypatch.delattr(distributed, "global_state")
+    with _hosts.hosts("ckpt/1") as job:
+        assert (job.index, job.count) == (0, 1)
+        assert job.tell_all("naming", b"x") == b"x"
+        assert job.gather("writing", b"y") == [b"y"]
+        job.agree("writing")
+        problem = tx.SaveError("No")
+        with pytest.raises(tx.SaveError) as caught:
+            job.agree("committing", problem)
+        assert caught.value is problem
+
+
+def test_processes_without_a_way_to_talk_are_told_what_to_do(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(tx.SaveError) as caught:
+        _hosts.hosts("ckpt/1")
+    assert str(caught.value) == (
+        "The processes of this job can't talk to each other; "
+        "hint: call jax.distributed.initialize() before anything else of JAX"
+    )
+
+
+@pytest.mark.parametrize("gone", ["module", "method"])
+def test_a_jax_without_the_store_is_told(gone: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from jax._src import distributed
+
+    assert jax.process_count() == 1
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    if gone == "module":
+        monkeypatch.delattr(distributed, "global_state")
+    else:
+        monkeypatch.setattr(distributed.global_state, "client", object())
+    with pytest.raises(tx.SaveError) as caught:
+        _hosts.hosts("ckpt/1")
+    assert str(caught.value) == (
+        f"JAX {jax.__version__} has no key-value store that templax knows; "
+        "hint: save from one process, or with JAX 0.10 to 0.12"
+    )
