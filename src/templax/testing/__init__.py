@@ -4,12 +4,22 @@ class TestMyStore(SourceContract):
     def make(self, objects):
         return MyStore(objects)
 
-`Watched` notes and disturbs the reads of a source; `strategies` draws trees, templates with one
-thing wrong, shardings and chunk grids for hypothesis.
+`Watched` notes and disturbs the reads of a source, `FaultyDisk` the changes of a file system, and
+`assert_durable` says whether they survive a loss of power; `strategies` draws trees, templates
+with one thing wrong, shardings and chunk grids for hypothesis.
 """
 
 from . import _strategies as strategies
 from ._contract import FormatContract, SourceContract
+from ._disks import FaultyDisk, Operation, assert_durable
 from ._sources import Watched
 
-__all__ = ["FormatContract", "SourceContract", "Watched", "strategies"]
+__all__ = [
+    "FaultyDisk",
+    "FormatContract",
+    "Operation",
+    "SourceContract",
+    "Watched",
+    "assert_durable",
+    "strategies",
+]

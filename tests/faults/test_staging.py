@@ -1,0 +1,217 @@
+"""A save killed, or refused by the disk, at every operation: the old state or the new one."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+import templax as tx
+from templax.sources import Staging
+from templax.sources._disk import Disk
+from templax.sources._staging import stale, withdraw
+from templax.testing import FaultyDisk, Operation, assert_durable
+
+PROGRAM = Path(__file__).with_name("staging_points.py")
+points = SimpleNamespace(**runpy.run_path(str(PROGRAM)))
+OVERWRITE = {"save": False, "overwrite": True}
+
+
+def killed_everywhere(what: str, root: Path) -> tuple[list[str], list[dict]]:
+    done = subprocess.run(
+        [sys.executable, str(PROGRAM), str(root / "points"), what],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "OPENBLAS_NUM_THREADS": "1", "PYTHONWARNINGS": "error"},
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    return found["operations"], found["kills"]
+
+
+@pytest.mark.parametrize("what", ["save", "overwrite", "remove", "withdraw"])
+def test_killed_anywhere_it_is_the_old_state_or_the_new(what: str, tmp_path: Path) -> None:
+    """Before each operation and in the middle of each write."""
+    operations, kills = killed_everywhere(what, tmp_path)
+    assert len(kills) == len(operations) + operations.count("write") > 8
+    before, after = {
+        "save": ("none", "new"),
+        "overwrite": ("old", "new"),
+        "remove": ("old", "old"),
+        "withdraw": ("old", "none"),
+    }[what]
+    step = {"save": "rename", "overwrite": "exchange", "withdraw": "rename"}.get(what)
+    turn = len(operations) - 1 - operations[::-1].index(step) if step else len(operations)
+    for kill in kills:
+        assert kill["signal"] == 9, kill
+        assert kill["there"] == (before if kill["at"] <= turn else after), kill
+        assert kill["temporary"], kill
+        assert kill["stale_names_all"], kill
+        assert kill["again"] == "new", kill
+        assert kill["cleared"], kill
+    assert any(kill["left"] for kill in kills)
+
+
+@pytest.fixture(params=["save", "overwrite"])
+def what(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+def dry(what: str, root: Path) -> tuple[list[Operation], int]:
+    """The operations of an undisturbed save, and how many it takes until it is there to stay."""
+    path = points.prepare(root, what)
+    disk = FaultyDisk()
+    points.save(path, disk, OVERWRITE[what])
+    assert points.read(path) == points.NEW
+    synced = [
+        i for i, o in enumerate(disk.trace) if (o.name, o.path) == ("fsync", str(path.parent))
+    ]
+    return disk.trace, synced[-1] + 1
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO, errno.EACCES, errno.EROFS])
+def test_refused_anywhere_the_target_is_untouched_and_nothing_left(
+    what: str, code: int, tmp_path: Path
+) -> None:
+    """Once it is there to stay nothing fails any more: what can't be removed is named."""
+    root = tmp_path / "points"
+    trace, kept = dry(what, root)
+    for at, operation in enumerate(trace):
+        path = points.prepare(root, what)
+        disk = FaultyDisk(at=at, fault=code)
+        if at < kept:
+            with pytest.raises(tx.SaveError, match=os.strerror(code)) as caught:
+                points.save(path, disk, OVERWRITE[what])
+            assert "nothing was saved and nothing is left behind" in str(caught.value), operation
+            assert points.name(points.read(path)) == ("old" if what == "overwrite" else "none")
+            names = ["NAME"] if what == "overwrite" else []  # nor the parent that was made
+            assert [p.name for p in root.iterdir()] == names, operation
+        else:
+            staging = points.save(path, disk, OVERWRITE[what])
+            assert points.read(path) == points.NEW, operation
+            siblings = {str(p) for p in path.parent.iterdir() if p != path}
+            assert set(staging.left) == siblings == set(stale(path)), operation
+
+
+def test_a_disk_that_fails_from_one_moment_on(what: str, tmp_path: Path) -> None:
+    """Then nothing can be removed either: it is named, in the error and by `stale`."""
+    root = tmp_path / "points"
+    _, kept = dry(what, root)
+    for at in range(kept):
+        path = points.prepare(root, what)
+        with pytest.raises(tx.SaveError) as caught:
+            points.save(path, FaultyDisk(at=at, fault=errno.EROFS, lasting=True), OVERWRITE[what])
+        left = stale(path)
+        siblings = [str(p) for p in path.parent.glob("*") if p != path]
+        assert left == siblings
+        assert all(directory in str(caught.value) for directory in left)
+        there = points.name(points.read(path))
+        if at < kept - 1:
+            assert there == ("old" if what == "overwrite" else "none")
+            assert ("could not be removed" in str(caught.value)) == bool(left)
+        else:  # it moved, and could neither be made to last nor be moved back
+            assert there == "new"
+            assert "it is in place, but a loss of power may undo it" in str(caught.value)
+            assert points.read(Path(left[0])) == points.OLD if what == "overwrite" else not left
+
+
+def test_an_error_while_pruning_leaves_it_whole_or_gone(tmp_path: Path) -> None:
+    disk = FaultyDisk()
+    withdraw(points.prepare(tmp_path / "points", "withdraw"), disk)
+    for at in range(len(disk.trace)):
+        path = points.prepare(tmp_path / "points", "withdraw")
+        with pytest.raises(tx.SaveError, match="can't remove: Input/output error - file "):
+            withdraw(path, FaultyDisk(at=at, fault=errno.EIO))
+        assert points.name(points.read(path)) == ("old" if at == 0 else "none")
+        assert stale(path) == [str(p) for p in path.parent.iterdir() if p != path]
+
+
+# --- no power
+
+
+def test_what_a_save_syncs_survives_a_loss_of_power(what: str, tmp_path: Path) -> None:
+    trace, _ = dry(what, tmp_path / "points")
+    path = points.prepare(tmp_path / "points", what)
+    assert_durable(trace, path)
+
+
+def test_no_sync_is_superfluous(what: str, tmp_path: Path) -> None:
+    """Without any one of them the check fails: it sees each, and there is none too many."""
+    trace, _ = dry(what, tmp_path / "points")
+    path = points.prepare(tmp_path / "points", what)
+    syncs = [i for i, operation in enumerate(trace) if operation.name == "fsync"]
+    assert len(syncs) > 5
+    for i in syncs:
+        with pytest.raises(AssertionError, match="was not synced after"):
+            assert_durable(trace[:i] + trace[i + 1 :], path)
+
+
+def test_the_check_needs_one_move(tmp_path: Path) -> None:
+    trace, _ = dry("overwrite", tmp_path / "points")
+    path = points.prepare(tmp_path / "points", "overwrite")
+    moves = [o for o in trace if o.to == str(path) and o.done]
+    for wrong in ([o for o in trace if o not in moves], [*trace, *moves]):
+        with pytest.raises(AssertionError, match="Expected one move to"):
+            assert_durable(wrong, path)
+
+
+def test_nothing_is_removed_before_the_move_is_synced(tmp_path: Path) -> None:
+    trace, kept = dry("overwrite", tmp_path / "points")
+    path = points.prepare(tmp_path / "points", "overwrite")
+    removed = next(o for o in trace[kept:] if o.name == "unlink")
+    with pytest.raises(AssertionError, match="was changed before the move was synced"):
+        assert_durable([*trace[: kept - 1], removed, *trace[kept - 1 :]], path)
+
+
+def test_a_write_behind_the_sync_is_not_durable(tmp_path: Path) -> None:
+    trace, kept = dry("save", tmp_path / "points")
+    path = points.prepare(tmp_path / "points", "save")
+    late = next(o for o in trace if o.name == "write")
+    with pytest.raises(AssertionError, match="was not synced after its last write"):
+        assert_durable([*trace[: kept - 3], late, *trace[kept - 3 :]], path)
+
+
+def test_a_write_between_two_syncs_is_synced_again(tmp_path: Path) -> None:
+    disk = FaultyDisk()
+    with Staging(tmp_path / "NAME", overwrite=False, disk=disk) as staging:
+        file = staging.create("a")
+        file.write(b"1")
+        file.sync()
+        file.sync()
+        file.write(b"2")
+        staging.commit()
+    assert_durable(disk.trace, tmp_path / "NAME")
+    syncs = [o for o in disk.trace if o.name == "fsync" and o.path.endswith("/a")]
+    assert len(syncs) == 2  # the second call had nothing to do
+    assert (tmp_path / "NAME" / "a").read_bytes() == b"12"
+
+
+# --- the disk itself
+
+
+def test_a_faulty_disk_takes_half_when_it_is_full(tmp_path: Path) -> None:
+    disk = FaultyDisk(at=1, fault=errno.ENOSPC)
+    fd = disk.create(str(tmp_path / "a"))
+    with pytest.raises(OSError, match="No space left"):
+        disk.write(fd, memoryview(b"12345678"), 0)
+    disk.close(fd)
+    assert (tmp_path / "a").read_bytes() == b"1234"
+    assert disk.trace == [
+        Operation("create", str(tmp_path / "a"), done=True),
+        Operation("write", str(tmp_path / "a")),
+        Operation("close", str(tmp_path / "a"), done=True),
+    ]
+
+
+def test_every_operation_of_a_disk_can_fail(tmp_path: Path) -> None:
+    """One that `FaultyDisk` doesn't know would go unwatched."""
+    operations = {name for name in vars(Disk) if not name.startswith("_")}
+    assert operations <= set(vars(FaultyDisk))
