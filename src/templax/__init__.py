@@ -37,7 +37,8 @@ if TYPE_CHECKING:
     from ._match import Match
     from ._plan import Plan
     from ._recipe import Recipe
-    from ._save import Saved, save
+    from ._save import save
+    from ._saving import Saved
     from ._stats import Stats
 
 __version__ = "0.1.0"
@@ -92,7 +93,7 @@ _MODULES = {
     "Plan": "_plan",
     "Recipe": "_recipe",
     "SaveError": "_errors",
-    "Saved": "_save",
+    "Saved": "_saving",
     "SourceError": "_errors",
     "Stats": "_stats",
     "TemplateError": "_errors",

@@ -1,50 +1,29 @@
-"""JAX. Saving in order: snapshot, layout, write, commit."""
+"""JAX. `save`, and the saves that go on in the background."""
 
 from __future__ import annotations
 
 import atexit
 import json
-import os
 import re
-import secrets
 import sys
 import threading
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from ._api import count
-from ._collector import paused
 from ._errors import SaveError, UsageError
 from ._execute import MAX_THREADS, cores
-from ._fingerprint import Fingerprint, fingerprint_of
-from ._layout import Leaf, Places, chunk_shape
 from ._plan import MEMORY_BYTES
-from ._snapshot import Empty, copied, leaves_of
-from ._write import Writer
-from .formats import _index, _ocdbt
-from .formats._ocdbt_write import DataFile
-from .formats._orbax_root import COMMITTED
-from .formats._orbax_save import (
-    JSON,
-    STANDARD,
-    commit_files,
-    database,
-    index_file,
-    tree_files,
-)
-from .sources import Sink, open_staging
+from ._saving import Job, Progress, Request, Saved, Url
 
 PyTree = Any
-Progress = Callable[[int, int], None]
 
 _ZSTD_LEVEL = 1
 _COMPRESSION = re.compile(r"zstd(?::(?P<level>[0-9]{1,2}))?")
 
 
 def save(
-    url: str | os.PathLike[str],
+    url: Url,
     tree: PyTree,
     *,
     format: Literal["orbax"] = "orbax",
@@ -104,28 +83,6 @@ def save(
     return start(url, tree, request, wait=wait)
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
-    """What is asked of a save, checked.
-
-    Attributes:
-        level: Of zstd; None for raw chunks.
-        item: Name of the item in a step; "" if the checkpoint is the item itself.
-        metrics: Of a step.
-        after: Called once it is committed, in the thread that did it.
-    """
-
-    metadata: Mapping[str, Any]
-    overwrite: bool
-    level: int | None
-    memory: int
-    threads: int
-    on_progress: Progress | None
-    item: str = ""
-    metrics: Mapping[str, float] | None = None
-    after: Callable[[], None] | None = None
-
-
 def _request(
     format: str,
     metadata: Mapping[str, Any] | None,
@@ -159,117 +116,32 @@ def _request(
     )
 
 
-class Saved:
-    """A save: what it wrote, or the handle of one that goes on.
-
-    Attributes:
-        path: Of the checkpoint.
-        leaves: Leaves of the tree that have values.
-    """
-
-    def __init__(self, path: str, leaves: int):
-        self.path, self.leaves = path, leaves
-        self._nbytes = 0
-        self._stages: dict[str, float] = {}
-        self._fingerprint: Fingerprint | None = None
-        self._error: BaseException | None = None
-        self._seen = False
-        self._ended = threading.Event()
-
-    def __repr__(self) -> str:
-        if not self.done():
-            return f"Saved({self.path!r}, {self.leaves:,} leaves, not finished)"
-        if self._error is not None:
-            return f"Saved({self.path!r}, failed)"
-        return f"Saved({self.path!r}, {self.leaves:,} leaves, {self._nbytes:,} bytes)"
-
-    def done(self) -> bool:
-        """Whether the save has ended, well or not."""
-        return self._ended.is_set()
-
-    def wait(self, timeout: float | None = None) -> Saved:
-        """Returns itself once the checkpoint is there.
-
-        Args:
-            timeout: Seconds after which to give up waiting.
-
-        Raises:
-            SaveError: It failed; nothing is at `path` that was not there before.
-            TimeoutError: It goes on.
-        """
-        if not self._ended.wait(timeout):
-            raise TimeoutError(f"{self.path} is still being saved after {timeout} s")
-        self._seen = True
-        if self._error is not None:
-            raise self._error
-        return self
-
-    def _result(self, value: Any) -> Any:
-        if not self.done():
-            raise UsageError("Expected a save that has ended: call wait() first")
-        return self.wait() and value
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all files."""
-        self._result(None)
-        return self._nbytes
-
-    @property
-    def stages(self) -> Mapping[str, float]:
-        """Seconds of wall clock: `snapshot`, `write`, `commit`; `encode` are those of all threads
-        together that were spent on checksums and compression while writing.
-        """
-        self._result(None)
-        return self._stages
-
-    @property
-    def seconds(self) -> float:
-        """Wall clock from the call to the commit."""
-        self._result(None)
-        return sum(s for name, s in self._stages.items() if name != "encode")
-
-    @property
-    def fingerprint(self) -> Fingerprint:
-        """Of the tree, as `templax.fingerprint` would give it."""
-        self._result(None)
-        assert self._fingerprint is not None
-        return self._fingerprint
-
-
 _running: Saved | None = None
 _failed: list[Saved] = []
 _turn = threading.Lock()
 
 
-def start(url: str | os.PathLike[str], tree: PyTree, request: Request, *, wait: bool) -> Saved:
-    """Saves a tree, or begins to."""
+def start(url: Url, tree: PyTree, request: Request, *, wait: bool) -> Saved:
+    """Saves a tree, or begins to. One save at a time goes on in the background."""
     global _running
     with _turn:
         if _running is not None:
             _running._ended.wait()
             _running = None
         _raise_unseen()
-        begin = time.perf_counter()
-        with paused():
-            leaves, empties = leaves_of(tree)
-        sink = open_staging(url, overwrite=request.overwrite)
-        try:
-            if not wait:
-                copied(leaves, request.threads)
-            with paused():
-                job = _Job(
-                    sink, leaves, empties, request, time.perf_counter() - begin, forget=not wait
-                )
-        except BaseException:
-            sink.discard()
-            raise
+        job = Job(url, tree, request, background=not wait)
         if not wait:
             _running = job.saved
-            threading.Thread(target=job.run, name="templax-save").start()
+            threading.Thread(target=_behind, args=(job,), name="templax-save").start()
             return job.saved
     job.run()
     return job.saved.wait()
+
+
+def _behind(job: Job) -> None:
+    job.run()
+    if job.saved._error is not None:
+        _failed.append(job.saved)
 
 
 def _raise_unseen() -> None:
@@ -278,10 +150,8 @@ def _raise_unseen() -> None:
         saved = _failed.pop(0)
         if not saved._seen:
             saved._seen = True
-            assert saved._error is not None
-            raise SaveError(
-                f"An earlier save failed: {saved._error}", file=saved.path
-            ) from saved._error
+            what = f"An earlier save failed: {saved._error}"
+            raise SaveError(what, file=saved.path) from saved._error
 
 
 @atexit.register
@@ -289,126 +159,3 @@ def _report_unseen() -> None:
     for saved in _failed:
         if not saved._seen:
             sys.stderr.write(f"templax: {saved.path} was NOT saved: {saved._error}\n")
-
-
-class _Job:
-    """One save from its snapshot to its end."""
-
-    def __init__(
-        self,
-        sink: Sink,
-        leaves: Sequence[Leaf],
-        empties: Sequence[Empty],
-        request: Request,
-        snapshot_s: float,
-        *,
-        forget: bool,
-    ):
-        self.saved = Saved(sink.path, len(leaves))
-        self._sink, self._leaves, self._empties, self._request = sink, leaves, empties, request
-        self._snapshot_s = snapshot_s
-        self._begun_ns = time.time_ns()
-        self._chunks = [
-            () if leaf.value_type == "string" else _chunk_shape(leaf) for leaf in leaves
-        ]
-        self._places = Places(leaves, self._chunks)
-        self._prefix = f"{request.item}/" if request.item else ""
-        self._data = DataFile(f"d/{secrets.token_hex(16)}")
-        self._file = sink.create(self._prefix + self._data.path)
-        self._background = forget
-        self._writer = Writer(
-            leaves,
-            self._chunks,
-            self._places,
-            self._file,
-            0,
-            process=0,
-            level=request.level,
-            threads=request.threads,
-            memory=request.memory,
-            forget=forget,
-        )
-
-    def run(self) -> None:
-        """Writes and commits; leaves what comes of it in `saved`."""
-        saved = self.saved
-        try:
-            try:
-                self._run()
-            except BaseException:
-                self._sink.discard()
-                raise
-            if self._request.after is not None:
-                self._request.after()
-        except BaseException as error:
-            saved._error = error
-            if self._background:
-                _failed.append(saved)
-            elif not isinstance(error, Exception):
-                raise
-        finally:
-            self._leaves = ()
-            saved._ended.set()
-
-    def _run(self) -> None:
-        begin = time.perf_counter()
-        self._writer.wait(self._request.on_progress)
-        written = time.perf_counter()
-        with paused():
-            self._describe()
-        self._sink.commit()
-        ended = time.perf_counter()
-        self.saved._stages = {
-            "snapshot": self._snapshot_s,
-            "encode": self._writer.encode_s,
-            "write": written - begin,
-            "commit": ended - written,
-        }
-
-    def _describe(self) -> None:
-        """Writes all that is no array."""
-        leaves, chunks, places, level = (
-            self._leaves,
-            self._chunks,
-            self._places,
-            self._request.level,
-        )
-        nodes_at = -(-self._writer.end // 64) * 64
-        nodes, manifest = database(leaves, chunks, places, [self._data], nodes_at, level)
-        self._file.write(nodes, nodes_at)
-        self._file.close()
-        size = nodes_at + len(nodes)
-        others = tree_files(leaves, chunks, self._empties) | {_ocdbt.MANIFEST: manifest}
-        ended_ns = time.time_ns()
-        about = {"custom_metadata": self._request.metadata, "metrics": self._request.metrics}
-        if not self._request.item:
-            others |= commit_files(STANDARD, self._begun_ns, ended_ns, about)
-        files = [(self._data.path, size)]
-        prints = places.fingerprints(leaves, chunks)
-        index = index_file(
-            leaves, chunks, places, files, others, self._empties, level is not None, prints
-        )
-        others[_index.FILE] = index
-        done = f"Checkpoint commit was successful to {self._sink.path}".encode()
-        others[COMMITTED] = done
-        written = {self._prefix + name: data for name, data in others.items()}
-        if self._request.item:
-            handlers = {self._request.item: STANDARD}
-            if self._request.metrics is not None:
-                handlers["metrics"] = JSON
-                written["metrics/metrics"] = json.dumps(dict(self._request.metrics)).encode()
-            written |= commit_files(handlers, self._begun_ns, ended_ns, about)
-            written[COMMITTED] = done
-        for name, data in written.items():
-            self._sink.put(name, data)
-        self.saved._nbytes = size + sum(map(len, written.values()))
-        self.saved._fingerprint = fingerprint_of(
-            (leaf.name, leaf.dtype_name, leaf.user_shape, crc)
-            for leaf, crc in zip(leaves, prints.tolist(), strict=True)
-        )
-
-
-def _chunk_shape(leaf: Leaf) -> tuple[int, ...]:
-    if leaf.tile is None:
-        return chunk_shape(leaf.shape, leaf.dtype.itemsize)
-    return chunk_shape(leaf.tile, leaf.dtype.itemsize, padded=False)

@@ -15,11 +15,12 @@ import jax.tree_util as jtu
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
-from ._boxes import Box, Shape, from_index, whole
+from ._boxes import Box, whole
 from ._errors import SaveError, UsageError
 from ._layout import Leaf
 from ._memory import ARENA_BYTES, aligned
 from ._names import Path, join
+from ._owners import all_boxes, is_local, written_boxes
 from ._parts import ALIGN
 from ._pytree import element, key_data
 from ._template import PYTHON_DTYPES
@@ -168,31 +169,16 @@ def _of_jax(name: str, path: Path, value: jax.Array) -> Leaf | str:
     leaf = Leaf(name, path, "jax.Array", shape, np.dtype(value.dtype), impl)
     leaf.sharding = _serialised(sharding)
     leaf.transient = next(iter(value.sharding.device_set)).platform != "cpu"
-    if value.is_fully_replicated:
+    if is_local(value) and value.is_fully_replicated:
         leaf.pieces = ((whole(shape), _fetched(value, leaf.transient)),)
-    else:
-        shards = [shard for shard in value.addressable_shards if shard.replica_id == 0]
-        leaf.pieces = tuple(
-            (from_index(shard.index, shape), _fetched(shard.data, leaf.transient))
-            for shard in shards
-        )
-    if not value.is_fully_addressable and not value.is_fully_replicated:
-        leaf.tile = value.sharding.shard_shape(shape)
-        leaf.owners = tuple(_owners(value.sharding, shape))
+        return leaf
+    leaf.pieces = tuple(
+        (box, _fetched(data, leaf.transient))
+        for box, data in written_boxes(value, jax.process_index(), everywhere=False)
+    )
+    if not is_local(value):
+        leaf.tile, leaf.owners = value.sharding.shard_shape(shape), all_boxes(value)
     return leaf
-
-
-def _owners(sharding: jax.sharding.Sharding, shape: Shape) -> Iterator[tuple[Box, int]]:
-    """Each distinct box of an array, and the process that writes it: that of its first device.
-
-    The first in the order of the sharding is the one whose `replica_id` is 0.
-    """
-    seen: set[Box] = set()
-    for device, index in sharding.devices_indices_map(shape).items():
-        box = from_index(index, shape)
-        if box not in seen:
-            seen.add(box)
-            yield box, device.process_index
 
 
 def _fetched(value: jax.Array, transient: bool) -> Callable[[], np.ndarray]:

@@ -87,7 +87,7 @@ class Writer:
     Args:
         leaves, chunks: All leaves of the tree, and the shape of the chunks of each.
         places: Filled in.
-        file: Where to, and its number in `places`.
+        file: Where to: number 0 in `places`.
         process: Index of this process.
         level: Of zstd; None writes raw, aligned chunks.
         threads: Workers.
@@ -101,7 +101,6 @@ class Writer:
         chunks: Sequence[Shape],
         places: Places,
         file: DataFile,
-        number: int,
         *,
         process: int,
         level: int | None,
@@ -109,7 +108,7 @@ class Writer:
         memory: int,
         forget: bool,
     ):
-        self._places, self._file, self._number, self._level = places, file, number, level
+        self._places, self._file, self._level = places, file, level
         self._memory = memory
         self.end = 0
         """Bytes of the file so far."""
@@ -246,7 +245,7 @@ class Writer:
         """Small leaves: one write for all, gaps between them zero."""
         out = scratch.bytes("pack", job.stop - job.start)
         at = 0
-        places, number = self._places, self._number
+        places = self._places
         for (leaf, chunk, (cell,)), pieces in zip(job.work, job.pieces, strict=True):
             assert cell.offset is not None
             data = values(cell.box, leaf, held(pieces), scratch)
@@ -256,7 +255,7 @@ class Writer:
             at = start + len(data)
             out[start:at] = data
             crc = crc32c(data)
-            places.file[cell.number] = number
+            places.file[cell.number] = 0
             places.offset[cell.number] = cell.offset
             places.nbytes[cell.number] = len(data)
             places.crc[cell.number] = crc
@@ -300,7 +299,7 @@ class Writer:
         if not in_order(leaf.shape, chunk):
             plain = added(data, cell.box, leaf, plain)
         places, n = self._places, cell.number
-        places.file[n], places.offset[n], places.nbytes[n] = self._number, offset, nbytes
+        places.file[n], places.offset[n], places.nbytes[n] = 0, offset, nbytes
         places.crc[n], places.plain[n] = crc, plain
 
     def _write(self, data: Any, offset: int, scratch: Scratch) -> None:

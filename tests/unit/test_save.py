@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import templax as tx
-from templax import _layout, _save, _snapshot
+from templax import _layout, _saving, _snapshot
 from templax.formats import _index
 from templax.formats._zarr_metadata import DTYPES
 
@@ -257,13 +257,13 @@ def test_values_are_safe_once_a_background_save_returns(tmp_path: Path) -> None:
 def _blocked(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
     """Saves wait before they are committed until the event is set."""
     go = threading.Event()
-    describe = _save._Job._describe
+    describe = _saving.Job._describe
 
-    def wait(job: Any) -> None:
+    def wait(job: Any, files: Any) -> Any:
         assert go.wait(60)
-        describe(job)
+        return describe(job, files)
 
-    monkeypatch.setattr(_save._Job, "_describe", wait)
+    monkeypatch.setattr(_saving.Job, "_describe", wait)
     return go
 
 
@@ -298,11 +298,11 @@ def test_the_next_save_waits_for_the_one_before(
 def test_a_failure_nobody_waited_for_is_raised_at_the_next_save(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(job: Any) -> None:
+    def full(job: Any, files: Any) -> None:
         raise tx.SaveError("No space is left", file="x")
 
     with monkeypatch.context() as patch:
-        patch.setattr(_save._Job, "_describe", full)
+        patch.setattr(_saving.Job, "_describe", full)
         saved = tx.save(tmp_path / "1", {"w": jnp.ones(3)}, wait=False)
         saved._ended.wait()
     with pytest.raises(tx.SaveError, match="An earlier save failed: No space is left"):
@@ -317,7 +317,7 @@ def test_a_failure_that_was_waited_for_is_not_raised_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(_save._Job, "_describe", lambda job: 1 / 0)
+        patch.setattr(_saving.Job, "_describe", lambda job, files: 1 / 0)
         saved = tx.save(tmp_path / "1", {"w": jnp.ones(3)}, wait=False)
         with pytest.raises(ZeroDivisionError):
             saved.wait()
@@ -347,9 +347,9 @@ def test_the_end_of_the_process_waits_for_a_save(tmp_path: Path) -> None:
 def test_the_end_of_the_process_reports_what_failed(tmp_path: Path) -> None:
     code = (
         "import sys, numpy as np, templax as tx\n"
-        "from templax import _save\n"
-        "def full(job): raise tx.SaveError('No space is left')\n"
-        "_save._Job._describe = full\n"
+        "from templax import _saving\n"
+        "def full(job, files): raise tx.SaveError('No space is left')\n"
+        "_saving.Job._describe = full\n"
         "tx.save(sys.argv[1], {'w': np.ones(3)}, wait=False)\n"
     )
     done = _python(code, str(tmp_path / "ckpt"))
@@ -408,7 +408,7 @@ def test_no_more_is_fetched_from_devices_than_memory_allows(
             leaf.transient = True
         return leaves, empties
 
-    monkeypatch.setattr(_save, "leaves_of", leaves_of)
+    monkeypatch.setattr(_saving, "leaves_of", leaves_of)
     tree = {f"w{i:02}": np.full(leaf_bytes, i, np.uint8) for i in range(20)}
     tx.save(tmp_path / "ckpt", tree, memory=3 * leaf_bytes, threads=8)
     assert leaf_bytes <= most <= 3 * leaf_bytes

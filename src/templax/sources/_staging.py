@@ -13,106 +13,12 @@ from types import TracebackType
 from .._errors import Exists, SaveError, UsageError
 from ._disk import DISK, Descriptor, Disk, cannot_swap, locked, refused, sync_directory
 from ._leftovers import TEMPORARY, absolute, delete, remove, stale, sync_names, temporary, withdraw
+from ._staged_file import StagedFile
 
 __all__ = ["StagedFile", "Staging", "remove", "stale", "withdraw"]
 
-PIECE = 1 << 30
-"""Bytes of one write. Linux takes 2 GiB less a page, macOS 2 GiB less a byte."""
-
 _TRIES = 16
 """How often to begin again when other processes make and remove the same names."""
-
-
-class StagedFile:
-    """A file of a `Staging`. Made by `Staging.create`.
-
-    Attributes:
-        path: Where it is until the commit.
-    """
-
-    def __init__(self, staging: Staging, disk: Disk, path: str, fd: int):
-        self.path = path
-        self._staging, self._disk = staging, disk
-        self._opened: Descriptor | None = Descriptor(disk, fd)
-        self._syncing = threading.Lock()
-        self._dirty = True
-        self._size = 0
-
-    @property
-    def size(self) -> int:
-        """Bytes from the first to the last one written; holes between them are zeros."""
-        opened = self._opened
-        return self._size if opened is None else os.fstat(opened.fd).st_size
-
-    def write(self, data: bytes | bytearray | memoryview, offset: int | None = None) -> None:
-        """Writes all of `data`, as it is in memory.
-
-        Threads may write at once to places that don't overlap, if they give `offset`.
-
-        Args:
-            data: Anything with a C-contiguous buffer. Not copied, not kept.
-            offset: Where its first byte goes. None: behind the last byte written so far.
-
-        Raises:
-            SaveError: The disk refuses, or the save was given up before.
-        """
-        opened = self._in_use()
-        try:
-            view = memoryview(data)
-            if view.ndim != 1 or view.format != "B":
-                view = view.cast("B") if view.nbytes else memoryview(b"")
-            at = os.fstat(opened.fd).st_size if offset is None else offset
-            while view:
-                n = self._disk.write(opened.fd, view[:PIECE], at)
-                if n == 0:  # it would be for ever
-                    raise OSError(errno.EIO, os.strerror(errno.EIO))
-                view, at = view[n:], at + n
-            self._dirty = True  # last: a sync that came before must not count
-        except OSError:
-            del opened  # or else the traceback would keep it open
-            with self._staging._doing("write", self.path):
-                raise
-
-    def sync(self) -> None:
-        """What was written survives a loss of power. `close` and `commit` see to it, too.
-
-        Raises:
-            SaveError: The disk refuses; the save is given up, since the bytes may be lost.
-        """
-        with self._staging._doing("sync", self.path), self._syncing:
-            opened = self._in_use()
-            try:
-                self._staging._check()
-                if self._dirty:
-                    self._dirty = False
-                    self._disk.fsync(opened.fd)
-            except OSError as error:
-                # At once: who waits here must neither sync again nor commit.
-                self._staging._cause = error
-                raise
-            finally:
-                del opened
-
-    def close(self) -> None:
-        """Syncs what was not, and closes. No thread may be writing. Idempotent.
-
-        Raises:
-            SaveError: As of `sync`.
-        """
-        if self._opened is None:
-            return
-        self.sync()
-        with self._staging._doing("close", self.path):
-            opened = self._in_use()
-            self._size, self._opened = self.size, None
-            opened.close()
-
-    def _in_use(self) -> Descriptor:
-        opened = self._opened
-        if opened is None:
-            self._staging._check()
-            raise UsageError(f"Expected an open file, got one that was closed: `{self.path}`")
-        return opened
 
 
 class Staging:
@@ -149,17 +55,7 @@ class Staging:
     """
 
     def __init__(self, path: str | os.PathLike[str], *, overwrite: bool, disk: Disk = DISK):
-        self.path = absolute(path)
-        self.directory = ""
-        self.left: tuple[str, ...] = ()
-        self._overwrite, self._disk = overwrite, disk
-        self._guard = threading.RLock()
-        self._files: list[StagedFile] = []
-        self._directories: dict[str, None] = {}  # in the order in which they were made
-        self._parents: list[str] = []
-        self._held: Descriptor | None = None
-        self._over = False
-        self._cause: OSError | None = None
+        self._start(absolute(path), overwrite=overwrite, disk=disk)
         parent, name = os.path.split(self.path)
         if not name:
             raise SaveError("Expected a path with a name, got the root", file=self.path)
@@ -170,6 +66,31 @@ class Staging:
             )
         with self._doing("save", self.path):
             self._begin(parent)
+
+    @classmethod
+    def join(cls, path: str, directory: str, *, disk: Disk = DISK) -> Staging:
+        """A hand in a save that another process began, which alone commits or discards it.
+
+        Args:
+            path, directory: As that process has them.
+        """
+        self = cls.__new__(cls)
+        self._start(path, overwrite=False, disk=disk)
+        self.directory, self._joined = directory, True
+        return self
+
+    def _start(self, path: str, *, overwrite: bool, disk: Disk) -> None:
+        self.path = path
+        self.directory = ""
+        self.left: tuple[str, ...] = ()
+        self._overwrite, self._disk = overwrite, disk
+        self._guard = threading.RLock()
+        self._files: list[StagedFile] = []
+        self._directories: dict[str, None] = {}  # in the order in which they were made
+        self._parents: list[str] = []
+        self._held: Descriptor | None = None
+        self._joined = self._over = False
+        self._cause: OSError | None = None
 
     def create(self, key: str) -> StagedFile:
         """A new, empty file.
@@ -190,7 +111,8 @@ class Staging:
             for part in parts[:-1]:
                 path = os.path.join(path, part)
                 if path not in self._directories:
-                    self._disk.mkdir(path)
+                    with suppress(*(FileExistsError,) if self._joined else ()):
+                        self._disk.mkdir(path)
                     self._directories[path] = None
             path = os.path.join(path, parts[-1])
             file = StagedFile(self, self._disk, path, self._disk.create(path))
@@ -210,7 +132,8 @@ class Staging:
     def commit(self) -> None:
         """Syncs all there is and moves it to `path`; then removes what was replaced.
 
-        What can't be removed is in `left`, and no error.
+        What can't be removed is in `left`, and no error. Of one that was joined: only syncs what
+        was written through it; the process that began it commits after that.
 
         Raises:
             Exists: Something came to `path` while the save went on; not with `overwrite`.
@@ -224,6 +147,9 @@ class Staging:
                     file.close()
                 self._sync_tree()
                 self._check()
+                if self._joined:
+                    self._over = True
+                    return
                 fd = self._disk.open_directory(os.path.dirname(self.path))
                 parent = Descriptor(self._disk, fd)  # now: the move is not to be taken back
                 replaced = self._move()
@@ -247,7 +173,7 @@ class Staging:
             self._over = True
             for file in self._files:
                 file._opened = None  # closed as soon as no thread writes to it any more
-            if self.directory:
+            if self.directory and not self._joined:
                 self._delete()
             for parent in reversed(self._parents):
                 with suppress(OSError):
