@@ -26,7 +26,7 @@ from ._snapshot import copied, leaves_of
 from ._write import Writer
 from .formats import _index, _ocdbt
 from .formats._ocdbt_write import DataFile
-from .formats._orbax_root import COMMITTED
+from .formats._orbax_root import COMMITTED, examine
 from .formats._orbax_save import (
     JSON,
     STANDARD,
@@ -35,7 +35,7 @@ from .formats._orbax_save import (
     index_file,
     tree_files,
 )
-from .sources import Sink, SinkFile, Staging, open_staging
+from .sources import Sink, SinkFile, Source, Staging, open_source, open_staging
 
 PyTree = Any
 Progress = Callable[[int, int], None]
@@ -155,7 +155,7 @@ class Job:
 
     def __init__(
         self,
-        url: str | os.PathLike[str] | Sink,
+        url: Url,
         tree: PyTree,
         request: Request,
         *,
@@ -185,6 +185,8 @@ class Job:
     def _begin(self, url: Url) -> Sink:
         """Where this process writes. Process 0 makes it, and tells the others which it is."""
         job, request = self._hosts, self._request
+        if job.index == 0 and request.overwrite and not isinstance(url, Sink):
+            _refuse_other(open_source(url))
         if job.count == 1:
             return open_staging(url, overwrite=request.overwrite)
         mine = {
@@ -369,6 +371,20 @@ class Job:
             self._sink.put(name, data)
         total = sum(size for _, size in files) + sum(map(len, written.values()))
         return total, crcs.tolist()
+
+
+def _refuse_other(source: Source) -> None:
+    """Refuses to replace a directory that is no single checkpoint: a run, or a home."""
+    if next(source.children(), None) is None:
+        return
+    root = examine(source)
+    if root is None or root.what not in ("item", "items"):
+        what = f"{len(root.steps)} steps" if root is not None and root.steps else "other files"
+        raise SaveError(
+            f"overwrite=True replaces a checkpoint, found {what}",
+            file=source.url,
+            hint="save under another name",
+        )
 
 
 def _chunk_shape(leaf: Leaf) -> Shape:

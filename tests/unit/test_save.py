@@ -237,6 +237,22 @@ def test_nothing_is_overwritten_unasked(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["ckpt"]
 
 
+@pytest.mark.parametrize("what", ["files", "steps"])
+def test_overwrite_replaces_nothing_but_a_checkpoint(what: str, tmp_path: Path) -> None:
+    """Not the run that it is in, and not a home directory."""
+    (tmp_path / "run").mkdir()
+    if what == "files":
+        (tmp_path / "run" / "thesis.tex").write_text("...")
+    else:
+        tx.save(tmp_path / "run" / "10", {"w": jnp.ones(3)})
+        tx.save(tmp_path / "run" / "20", {"w": jnp.ones(3)})
+    before = sorted(tmp_path.rglob("*"))
+    found = "other files" if what == "files" else "2 steps"
+    with pytest.raises(tx.SaveError, match=f"replaces a checkpoint, found {found}"):
+        tx.save(tmp_path / "run", {"w": jnp.ones(3)}, overwrite=True)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 # --- in the background
 
 

@@ -26,7 +26,7 @@ from templax.sources import (
     Staging,
     _disk,
     _leftovers,
-    _staging,
+    _staged_file,
     open_staging,
 )
 from templax.sources._disk import Disk
@@ -162,8 +162,8 @@ def test_a_write_is_one_call_on_the_memory_given(tmp_path: Path) -> None:
 def test_large_writes_go_in_pieces_that_the_system_takes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert _staging.PIECE <= 2**31 - 4096
-    monkeypatch.setattr(_staging, "PIECE", 4)
+    assert _staged_file.PIECE <= 2**31 - 4096
+    monkeypatch.setattr(_staged_file, "PIECE", 4)
     disk = FaultyDisk()
     with Staging(tmp_path / "a", overwrite=False, disk=disk) as staging:
         staging.create("data").write(b"0123456789", 2)
