@@ -10,11 +10,8 @@ from typing import Any
 import msgspec
 
 from ._boxes import Shape
-from ._codecs import crc32c
+from ._catalog import Catalog
 from ._errors import SaveError
-from ._gather import Scratch, held, values
-from ._layout import Leaf, cells, chunk_shape
-from ._report import some
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -52,6 +49,16 @@ def fingerprint_of(leaves: Iterable[tuple[str, str, Shape, int]]) -> Fingerprint
     return Fingerprint(digest[:32], {name: crc for name, _, _, crc in found})
 
 
+def fingerprint_of_catalog(catalog: Catalog) -> Fingerprint:
+    """The fingerprint that a checkpoint records; `catalog.fingerprints` must not be None."""
+    assert catalog.fingerprints is not None
+    crcs = catalog.fingerprints()
+    return fingerprint_of(
+        (leaf.name, leaf.dtype_name, leaf.user_shape, crcs[leaf.name])
+        for leaf in catalog.leaves.values()
+    )
+
+
 def fingerprint(tree: Any) -> Fingerprint:
     """The fingerprint of a tree's values, as a checkpoint saved from it records it.
 
@@ -67,24 +74,16 @@ def fingerprint(tree: Any) -> Fingerprint:
         >>> a == tx.fingerprint({"w": np.ones((2, 2), np.float32, order="F")}), len(str(a))
         (True, 32)
     """
+    from ._gather import crc_of
+    from ._report import some
     from ._snapshot import leaves_of
 
     leaves, _ = leaves_of(tree)
     elsewhere = [leaf.name for leaf in leaves if leaf.tile is not None]
     if elsewhere:
-        raise SaveError(
-            f"Expected arrays that this process has all of, got others: {some(elsewhere)}"
-        )
-    scratch = Scratch()
+        what = "Expected arrays of which this process has all, got others"
+        raise SaveError(f"{what}: {some(elsewhere)}")
     return fingerprint_of(
-        (leaf.name, leaf.dtype_name, leaf.user_shape, _crc(leaf, scratch)) for leaf in leaves
+        (leaf.name, leaf.dtype_name, leaf.user_shape, crc)
+        for leaf, crc in zip(leaves, crc_of(leaves), strict=True)
     )
-
-
-def _crc(leaf: Leaf, scratch: Scratch) -> int:
-    if leaf.text is not None:
-        return crc32c(leaf.text.encode())
-    pieces, crc = held(leaf.pieces), 0
-    for _, box in cells(leaf.shape, chunk_shape(leaf.shape, leaf.dtype.itemsize)):
-        crc = crc32c(values(box, leaf, pieces, scratch), crc)
-    return crc

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import zstandard
@@ -12,7 +12,7 @@ from ._boxes import Box, Shape, intersect, shape_of, slices, within
 from ._codecs import crc32c
 from ._crc import piece, shifted, strided
 from ._dtypes import name_of
-from ._layout import Leaf
+from ._layout import Leaf, cells, chunk_shape
 from ._memory import aligned
 
 _LEAST_BYTES = 4 * 1024 * 1024
@@ -120,3 +120,16 @@ def added(data: memoryview, box: Box, leaf: Leaf, crc: int) -> int:
         end += (box[axis - 1][1] - 1) * rows[axis - 1] + box[axis][1] * rows[axis]
         total ^= shifted(strided(crcs, run, rows[axis - 1]), leaf.nbytes - end)
     return total
+
+
+def crc_of(leaves: Iterable[Leaf]) -> Iterator[int]:
+    """The crc32c of each leaf's bytes in C order; of leaves that this process has all of."""
+    scratch = Scratch()
+    for leaf in leaves:
+        if leaf.text is not None:
+            yield crc32c(leaf.text.encode())
+            continue
+        pieces, crc = held(leaf.pieces), 0
+        for _, box in cells(leaf.shape, chunk_shape(leaf.shape, leaf.dtype.itemsize)):
+            crc = crc32c(values(box, leaf, pieces, scratch), crc)
+        yield crc

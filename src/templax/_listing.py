@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from ._catalog import Catalog, LeafEntry
+from ._fingerprint import fingerprint_of_catalog
 from ._names import Path, join
 from .formats._orbax import openable
 from .formats._orbax_root import Root, examine
@@ -253,6 +254,8 @@ def header(catalog: Catalog, shown: Sequence[LeafEntry]) -> Iterator[tuple[str, 
         yield "shown", f"{_count(shown)}, of {_count(catalog.entries)}"
     else:
         yield "total", _count(shown)
+    if catalog.fingerprints is not None and len(shown) == len(catalog.entries):
+        yield "fingerprint", str(fingerprint_of_catalog(catalog))
     sizes: Counter[str] = Counter()
     for entry in shown:
         sizes[entry.dtype_name] += entry.nbytes
@@ -308,6 +311,7 @@ def _params(path: Path) -> Iterator[int]:
 
 def as_json(catalog: Catalog, shown: Sequence[LeafEntry]) -> dict[str, Any]:
     """The listing as data; `docs/guide.md` documents the fields."""
+    prints = None if catalog.fingerprints is None else fingerprint_of_catalog(catalog)
     return {
         "schema": SCHEMA,
         "url": catalog.url,
@@ -315,6 +319,7 @@ def as_json(catalog: Catalog, shown: Sequence[LeafEntry]) -> dict[str, Any]:
         "evidence": catalog.evidence,
         "uncommitted": catalog.uncommitted,
         "metadata": dict(catalog.metadata),
+        "fingerprint": None if prints is None else str(prints),
         "leaf_count": len(catalog.entries),
         "nbytes": catalog.nbytes,
         "leaves": [
@@ -326,6 +331,7 @@ def as_json(catalog: Catalog, shown: Sequence[LeafEntry]) -> dict[str, Any]:
                 "shape": list(entry.user_shape),
                 "nbytes": entry.nbytes,
                 "saved_sharding": entry.saved_sharding,
+                "fingerprint": None if prints is None else prints.leaves[entry.name],
             }
             for entry in shown
         ],

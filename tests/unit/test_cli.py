@@ -186,6 +186,7 @@ def test_ls_json_has_the_documented_fields():
         "evidence",
         "uncommitted",
         "metadata",
+        "fingerprint",
         "leaf_count",
         "nbytes",
         "leaves",
@@ -205,7 +206,21 @@ def test_ls_json_has_the_documented_fields():
         "shape": [128, 64],
         "nbytes": 32768,
         "saved_sharding": "single device cpu:0",
+        "fingerprint": None,
     }
+    assert data["fingerprint"] is None  # Orbax records none
+
+
+def test_ls_prints_the_fingerprint_of_what_templax_saved(tmp_path: Path):
+    tree = {"w": np.arange(5), "b": {"x": 2.5, "s": "text"}}
+    tx.save(tmp_path / "ckpt", tree)
+    want = tx.fingerprint(tree)
+    assert str(want) in run("ls", str(tmp_path / "ckpt")).output
+    data = json.loads(run("ls", "--json", str(tmp_path / "ckpt")).output)
+    assert data["fingerprint"] == str(want)
+    assert {leaf["name"]: leaf["fingerprint"] for leaf in data["leaves"]} == want.leaves
+    # Of a part no print of the whole is shown.
+    assert str(want) not in run("ls", "--match", "w", str(tmp_path / "ckpt")).output
 
 
 def test_ls_json_filters_leaves_but_counts_all():

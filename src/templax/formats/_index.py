@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from .._boxes import Shape, holdable, whole
+from .._boxes import Shape, holdable, size_of, whole
 from .._catalog import Catalog, Chunk, Extent, Kind, LeafEntry
 from .._codecs import crc32c
 from .._collector import paused
@@ -25,6 +25,7 @@ from ..sources import Source
 from ._ocdbt import MANIFEST
 from ._orbax_notes import sharding_text
 from ._signatures import pointer_instead, read_metadata
+from ._zarr import check_length
 from ._zarr_metadata import DTYPES
 
 FILE = "templax.index"
@@ -297,62 +298,61 @@ def _check_grid(name: str, shape: Shape, chunk: Shape, dtype: np.dtype, count: i
 def _locate(
     source: Source, columns: _Columns, entries: Iterable[LeafEntry]
 ) -> dict[str, tuple[Chunk, ...]]:
-    index = columns.index
+    """The locator of a catalog: a raw leaf is one chunk, if it is one range of a file."""
+    counts, codecs, firsts = columns.counts, columns.codecs, columns.firsts
     file, offset, nbytes, crc = columns.chunk_rows
-    firsts = columns.firsts
-    paths = [path for path, _ in index.files]
+    paths = [path for path, _ in columns.index.files]
     checked = [False] * len(paths)
     located: dict[str, tuple[Chunk, ...]] = {}
     for entry in entries:
-        i = entry.handle
-        if i is None:
-            located[entry.name] = ()
-            continue
-        first = firsts[i]
-        stop = first + columns.counts[i]
-        for number in {*file[first:stop]}:
-            if not checked[number]:
-                _check_file(source, entry.name, *index.files[number])
-                checked[number] = True
-        raw = not columns.codecs[i]
-        codecs = () if raw else ("zstd",)
-        if stop == first + 1 and raw:  # as nearly all are
-            start, n = offset[first], nbytes[first]
-            if n != entry.nbytes:
-                raise _wrong_length(entry.name, entry.nbytes, n)
-            extent = Extent(paths[file[first]], start, start + n)
-            located[entry.name] = (
-                Chunk(extent, whole(entry.shape), (), "C", True, (crc[first],), n),
-            )
-            continue
-        chunk = index.shapes[columns.chunks[i]]
-        rows = range(first, stop)
-        one_range = raw and rows and in_order(entry.shape, chunk)
-        if one_range and _back_to_back(rows, file, offset, nbytes, entry.nbytes):
-            start = offset[first]
-            extent = Extent(paths[file[first]], start, start + entry.nbytes)
-            sums = tuple(crc[first:stop])
-            located[entry.name] = (
-                Chunk(extent, whole(entry.shape), (), "C", True, sums, nbytes[first]),
-            )
-            continue
-        chunks: list[Chunk] = []
-        for row, (cell, box) in zip(rows, cells(entry.shape, chunk), strict=True):
-            start, n = offset[row], nbytes[row]
-            if raw:
-                want = math.prod(b - a for a, b in box) * entry.dtype.itemsize
-                if n != want:
-                    raise _wrong_length(entry.name, want, n)
-            else:  # compressed with the padding
-                box = tuple((i * c, i * c + c) for i, c in zip(cell, chunk, strict=True))
-            extent = Extent(paths[file[row]], start, start + n)
-            chunks.append(Chunk(extent, box, codecs, "C", True, (crc[row],), n))
-        located[entry.name] = tuple(chunks)
+        i: int | None = entry.handle
+        chunks: tuple[Chunk, ...] = ()
+        if i is not None and counts[i]:
+            first = firsts[i]
+            number, start, n = file[first], offset[first], nbytes[first]
+            if counts[i] == 1 and not codecs[i] and n == _nbytes(entry.shape, entry.dtype):
+                extent = Extent(paths[number], start, start + n)  # as nearly all are
+                chunks = (Chunk(extent, whole(entry.shape), (), "C", True, (crc[first],), n),)
+            else:
+                chunks = _chunks(columns, entry, i)
+            numbers = (number,) if counts[i] == 1 else {*file[first : first + counts[i]]}
+            for number in numbers:
+                if not checked[number]:
+                    _check_file(source, entry.name, *columns.index.files[number])
+                    checked[number] = True
+        located[entry.name] = chunks
     return located
 
 
-def _wrong_length(name: str, want: int, got: int) -> Damaged:
-    return Damaged(f"Expected a chunk of {want} bytes, got {got}", leaf=name, file=FILE)
+@functools.lru_cache(maxsize=4096)
+def _nbytes(shape: Shape, dtype: np.dtype) -> int:
+    return math.prod(shape) * dtype.itemsize
+
+
+def _chunks(columns: _Columns, entry: LeafEntry, i: int) -> tuple[Chunk, ...]:
+    """The chunks of the `i`th leaf."""
+    file, offset, nbytes, crc = columns.chunk_rows
+    index, first = columns.index, columns.firsts[i]
+    rows = range(first, first + columns.counts[i])
+    shape, chunk = entry.shape, index.shapes[columns.chunks[i]]
+    codecs = ("zstd",) if columns.codecs[i] else ()
+    if not codecs and in_order(shape, chunk):
+        total = _nbytes(shape, entry.dtype)
+        if _back_to_back(rows, file, offset, nbytes, total):
+            extent = Extent(index.files[file[first]][0], offset[first], offset[first] + total)
+            sums = tuple(crc[rows.start : rows.stop])
+            return (Chunk(extent, whole(shape), (), "C", True, sums, nbytes[first]),)
+    chunks: list[Chunk] = []
+    for row, (cell, box) in zip(rows, cells(shape, chunk), strict=True):
+        if codecs:  # compressed with the padding
+            box = tuple((i * c, i * c + c) for i, c in zip(cell, chunk, strict=True))
+        extent = Extent(index.files[file[row]][0], offset[row], offset[row] + nbytes[row])
+        try:
+            check_length(extent, size_of(box) * entry.dtype.itemsize, codecs)
+        except CheckpointError as error:
+            raise error.locate(leaf=entry.name) from error
+        chunks.append(Chunk(extent, box, codecs, "C", True, (crc[row],), nbytes[row]))
+    return tuple(chunks)
 
 
 def _back_to_back(

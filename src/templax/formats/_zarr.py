@@ -53,7 +53,7 @@ def locate(
         extent = objects.get(_prefix(name) + key)
         if extent is not None:  # as nearly all are: without what a grid takes
             try:
-                _check_length(extent, nbytes, array.codecs)
+                check_length(extent, nbytes, array.codecs)
             except CheckpointError as error:
                 raise _refused(error, name, extent, source) from error
             return (_chunk(extent, box, array.codecs, array),)
@@ -129,7 +129,7 @@ def _resolve(
 ) -> Iterator[Chunk]:
     """The chunks in one value; boxes of inner chunks that a shard does not hold go to `missing`."""
     if sharding is None:
-        _check_length(extent, math.prod(b - a for a, b in box) * array.dtype.itemsize, codecs)
+        check_length(extent, math.prod(b - a for a, b in box) * array.dtype.itemsize, codecs)
         yield _chunk(extent, box, codecs, array)
         return
     corner = tuple(a for a, _ in box)
@@ -187,7 +187,7 @@ def _shard_index(
     return [(int(offset), int(nbytes)) for offset, nbytes in numbers.tolist()]
 
 
-def _check_length(extent: Extent, nbytes: int, codecs: tuple[str, ...]) -> None:
+def check_length(extent: Extent, nbytes: int, codecs: tuple[str, ...]) -> None:
     """Refuses stored bytes that can't decode to `nbytes`, before anything is allocated for them."""
     fixed = nbytes + 4 * codecs.count("crc32c")
     if "zstd" not in codecs:
