@@ -22,7 +22,7 @@ from .._errors import CheckpointError, Damaged, NotFound, Unsupported
 from .._layout import NONE, cells, grid, in_order
 from .._names import join
 from ..sources import Source
-from ._ocdbt import MANIFEST
+from ._ocdbt import MANIFEST, confined
 from ._orbax_notes import sharding_text
 from ._signatures import pointer_instead, read_metadata
 from ._zarr import check_length
@@ -84,6 +84,14 @@ class Index(msgspec.Struct, omit_defaults=True):
     empties: list[tuple[tuple[str | int, ...], str]] = []
 
 
+def sum_of(file: str, data: bytes | memoryview) -> int:
+    """The checksum of one of the `others`: crc32c, of the manifest without its last four bytes.
+
+    They are its own crc32c: that of a file with them is the same for every manifest.
+    """
+    return crc32c(data[:-4] if file == MANIFEST else data)
+
+
 def encode(index: Index) -> bytes:
     """The content of the file: magic, version, length of the body, body, crc32c of all before."""
     body = msgspec.msgpack.encode(index)
@@ -125,6 +133,8 @@ class _Columns:
     def __init__(self, index: Index):
         n = len(index.paths)
         self.index = index
+        for path, _ in index.files:
+            confined(path.encode())
         self.kinds = _column(index.kinds, "u1", n)
         self.codecs = _column(index.codecs, "u1", n)
         self.dtypes = _column(index.dtype, "<u2", n, len(index.dtypes))
@@ -219,7 +229,7 @@ def _check_other(source: Source, file: str, nbytes: int, crc: int) -> None:
         raise Damaged("Expected a file, found none", file=file) from error
     if len(data) != nbytes:
         raise Damaged(f"Expected {nbytes} bytes, got {len(data)}", file=file, hint=_HINT)
-    got = crc32c(data)
+    got = sum_of(file, data)
     if got != crc:
         raise Damaged(
             f"Expected crc32c `{crc:08x}`, got `{got:08x}`",

@@ -311,12 +311,12 @@ def _file_table(body: _Body, base: bytes) -> list[tuple[bytes, str]]:
         if base_length > len(path):
             raise Damaged(f"Expected a base path within {len(path)} bytes, got {base_length}")
         # An absent reference, the root of an empty tree, names a file "".
-        result.append((base + path[:base_length], _confined(base + path) if path else ""))
+        result.append((base + path[:base_length], confined(base + path) if path else ""))
     return result
 
 
-def _confined(path: bytes) -> str:
-    """The text of a path, if it stays below the directory of the database."""
+def confined(path: bytes) -> str:
+    """The text of a path, if it stays below the directory that it is relative to."""
     try:
         text = path.decode()
     except UnicodeDecodeError as error:

@@ -16,7 +16,6 @@ import msgspec
 import numpy as np
 
 from .._boxes import Shape
-from .._codecs import crc32c
 from .._dtypes import name_of
 from .._layout import NONE, Leaf, Places, indices, sole
 from .._names import Path
@@ -218,7 +217,10 @@ def index_file(
     return _index.encode(
         _index.Index(
             files=list(data_files),
-            others={name: (len(data), crc32c(data)) for name, data in sorted(others.items())},
+            others={
+                name: (len(data), _index.sum_of(name, data))
+                for name, data in sorted(others.items())
+            },
             paths=[leaf.path for leaf in leaves],
             kinds=bytes(kinds),
             dtypes=list(dtypes),

@@ -1,0 +1,182 @@
+"""`templax.index`: opened alone, and held to what is there."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import templax as tx
+from templax.formats import _index
+from templax.sources import Memory
+
+TREE: dict[str, Any] = {
+    "w": np.arange(24, dtype=np.float32).reshape(4, 6),
+    "layers": [np.ones(3, np.int8), 7],
+    "text": "hi",
+    "none": None,
+}
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The files of a checkpoint."""
+    path = tmp_path_factory.mktemp("index") / "ckpt"
+    tx.save(path, TREE)
+    return {str(f.relative_to(path)): f.read_bytes() for f in path.rglob("*") if f.is_file()}
+
+
+def _with(stored: dict[str, bytes], /, **changes: Any) -> Memory:
+    """The checkpoint with fields of the index replaced; its own checksum is right."""
+    index = _index.decode(memoryview(stored[_index.FILE]))
+    changed = msgspec.structs.replace(index, **changes)
+    return Memory({**stored, _index.FILE: _index.encode(changed)})
+
+
+def test_it_is_all_that_is_read(files: dict[str, bytes]) -> None:
+    """Of Orbax's files only the manifest, to see that they belong together."""
+    data = next(name for name in files if name.startswith("d/"))
+    kept = (_index.FILE, "manifest.ocdbt", data, "_METADATA")
+    source = Memory({name: files[name] for name in kept})
+    restored = tx.restore(source, TREE, verify="required")
+    np.testing.assert_array_equal(restored["w"], TREE["w"])
+    assert restored["layers"][1] == 7
+    assert restored["text"] == "hi"
+    bad = Memory({**{name: files[name] for name in kept}, "_METADATA": b"not read"})
+    assert list(tx.open(bad).leaves) == ["layers.0", "layers.1", "text", "w"]
+
+
+def test_every_flipped_bit_is_noticed(files: dict[str, bytes]) -> None:
+    data = files[_index.FILE]
+    for i in range(len(data)):
+        flipped = bytearray(data)
+        flipped[i] ^= 1 << i % 8
+        with pytest.raises(tx.CheckpointError) as caught:
+            tx.open(Memory({**files, _index.FILE: bytes(flipped)}))
+        assert caught.value.file == _index.FILE
+        assert f"delete `{_index.FILE}`" in str(caught.value)
+
+
+@pytest.mark.parametrize("n", [0, 7, 24, 27, 100, -1])
+def test_a_cut_index_is_damaged(files: dict[str, bytes], n: int) -> None:
+    with pytest.raises(tx.Damaged, match="Expected an index"):
+        tx.open(Memory({**files, _index.FILE: files[_index.FILE][:n]}))
+
+
+def test_the_hint_is_true(files: dict[str, bytes]) -> None:
+    """Without the index the checkpoint is Orbax's, and opens."""
+    catalog = tx.open(Memory({name: f for name, f in files.items() if name != _index.FILE}))
+    assert catalog.evidence == "`_METADATA` and `manifest.ocdbt`"
+    np.testing.assert_array_equal(tx.restore(catalog, TREE)["w"], TREE["w"])
+
+
+def test_a_later_version_is_named(files: dict[str, bytes]) -> None:
+    data = bytearray(files[_index.FILE])
+    data[8] = 2
+    data[-4:] = _index.crc32c(bytes(data[:-4])).to_bytes(4, "little")
+    with pytest.raises(tx.Unsupported, match="version 1 of its index, got 2"):
+        tx.open(Memory({**files, _index.FILE: bytes(data)}))
+
+
+def test_an_index_of_another_save_is_refused(files: dict[str, bytes], tmp_path: Path) -> None:
+    """Copied over an older checkpoint, say: it would be a mixture."""
+    tx.save(tmp_path / "ckpt", TREE)
+    (tmp_path / "ckpt" / _index.FILE).write_bytes(files[_index.FILE])
+    with pytest.raises(tx.Damaged) as caught:
+        tx.open(tmp_path / "ckpt")
+    assert caught.value.file == "manifest.ocdbt"
+    without = {name: f for name, f in files.items() if name != "manifest.ocdbt"}
+    with pytest.raises(tx.Damaged, match="Expected a file, found none - file `manifest"):
+        tx.open(Memory(without))
+
+
+def test_a_data_file_that_is_missing_or_cut_is_damaged(files: dict[str, bytes]) -> None:
+    data = next(name for name in files if name.startswith("d/"))
+    template = {"w": TREE["w"]}
+    for content, what in ((None, "found none"), (files[data][:-1], "got")):
+        changed = {name: f for name, f in files.items() if name != data}
+        if content is not None:
+            changed[data] = content
+        with pytest.raises(tx.Damaged, match=what) as caught:
+            tx.restore(Memory(changed), template, extra="ignore")
+        assert (caught.value.file, caught.value.leaf) == (data, "w")
+
+
+U32 = (4, "<u4")
+COLUMNS = {
+    "kinds": (1, "u1"),
+    "dtype": (2, "<u2"),
+    "shape": U32,
+    "chunk": U32,
+    "codecs": (1, "u1"),
+    "counts": U32,
+    "file": U32,
+    "offset": (8, "<u8"),
+    "nbytes": (8, "<u8"),
+    "fingerprint": U32,
+    "sharding": U32,
+}
+
+
+@given(
+    st.sampled_from(sorted(COLUMNS)),
+    st.integers(0, 10),
+    st.sampled_from([0, 1, 2, 3, 255, 2**31, 2**32 - 1, 2**63, 2**64 - 1]) | st.integers(0, 200),
+)
+def test_numbers_that_mean_nothing_never_end_in_another_error(
+    files: dict[str, bytes], column: str, at: int, value: int
+) -> None:
+    """Or they change nothing that a template would miss."""
+    itemsize, dtype = COLUMNS[column]
+    index = _index.decode(memoryview(files[_index.FILE]))
+    numbers = np.frombuffer(getattr(index, column), dtype).copy()
+    numbers[at % len(numbers)] = value % 2 ** (8 * itemsize)
+    try:
+        catalog = tx.open(_with(files, **{column: numbers.tobytes()}))
+        restored = tx.restore(catalog, catalog.template(), verify="required")
+    except tx.TemplaxError:
+        return
+    assert set(restored) <= {"w", "layers", "text", "none"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"counts": b""}, "a column of"),
+        ({"crc32c": b"1"}, "a column of"),
+        ({"dtypes": ["object", "str", "int8", "int64", "float32"]}, "does not read dtype"),
+        ({"shapes": [(2**62, 2**62)] * 9}, "that memory can hold"),
+        ({"shapes": [(-1,)] * 9}, "Expected a shape"),
+        ({"files": []}, "within the data files"),
+        ({"files": [("d/x", 10)]}, "within the data files"),
+        ({"texts": {}}, "Expected a string"),
+        ({"kinds": bytes([3, 1, 2, 0])}, "typed key"),
+    ],
+)
+def test_what_contradicts_itself_is_damaged(
+    files: dict[str, bytes], changes: dict[str, Any], what: str
+) -> None:
+    with pytest.raises(tx.CheckpointError, match=what) as caught:
+        tx.open(_with(files, **changes))
+    assert caught.value.file == _index.FILE
+
+
+def test_a_file_outside_of_the_checkpoint_is_refused(files: dict[str, bytes]) -> None:
+    (data, size), *_ = _index.decode(memoryview(files[_index.FILE])).files
+    for path in ("../secret", "/etc/passwd", "d/../../x", "a\0b", ""):
+        with pytest.raises(tx.Damaged, match="inside the checkpoint"):
+            tx.open(_with(files, files=[(path, size)]))
+    assert tx.open(_with(files, files=[(data, size)]))
+
+
+def test_a_save_that_was_copied_elsewhere_opens(tmp_path: Path) -> None:
+    tx.save(tmp_path / "a", TREE)
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    shutil.rmtree(tmp_path / "a")
+    np.testing.assert_array_equal(tx.restore(tmp_path / "b", TREE)["w"], TREE["w"])
