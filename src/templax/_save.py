@@ -131,8 +131,15 @@ def start(url: Url, tree: PyTree, request: Request, *, wait: bool) -> Saved:
         _raise_unseen()
         job = Job(url, tree, request, background=not wait)
         if not wait:
-            _running = job.saved
-            threading.Thread(target=_behind, args=(job,), name="templax-save").start()
+            thread = threading.Thread(target=_behind, args=(job,), name="templax-save")
+            try:
+                thread.start()
+            except BaseException as error:  # interrupted: it may run all the same
+                if not thread.is_alive() and not job.saved.done():
+                    job.give_up(error)
+                raise
+            finally:
+                _running = job.saved
             return job.saved
     job.run()
     return job.saved.wait()

@@ -9,6 +9,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +37,7 @@ from .formats._orbax_save import (
     tree_files,
 )
 from .sources import Sink, SinkFile, Source, Staging, open_source, open_staging
+from .sources._staging import remove, stale
 
 PyTree = Any
 Progress = Callable[[int, int], None]
@@ -166,7 +168,8 @@ class Job:
         self._begun_ns = time.time_ns()
         self._prefix = f"{request.item}/" if request.item else ""
         self._sink: Sink | None = None
-        self._hosts = hosts(str(url.path if isinstance(url, Sink) else os.fspath(url)))
+        self.saved = Saved(str(url.path if isinstance(url, Sink) else os.fspath(url)), 0)
+        self._hosts = hosts(self.saved.path)
         try:
             with paused():
                 self._leaves, self._empties = leaves_of(tree)
@@ -177,9 +180,9 @@ class Job:
             with paused():
                 self._write()
         except BaseException as error:
-            self._give_up(error)
+            self.give_up(error)
             raise
-        self.saved = Saved(self._sink.path, len(self._leaves))
+        self.saved.path, self.saved.leaves = self._sink.path, len(self._leaves)
         self._snapshot_s = time.perf_counter() - begin
 
     def _begin(self, url: Url) -> Sink:
@@ -255,19 +258,21 @@ class Job:
             if self._request.after is not None:
                 self._request.after()
         except BaseException as error:
-            self._give_up(error)
-            saved._error = error
+            self.give_up(error)
             if not isinstance(error, Exception):
                 raise
         finally:
             self._leaves = []
             saved._ended.set()
 
-    def _give_up(self, error: BaseException) -> None:
+    def give_up(self, error: BaseException) -> None:
+        """Leaves nothing behind, and tells who waits, here and on other processes."""
         if self._sink is not None:
             self._sink.discard()
         self._hosts.fail(error)
         self._hosts.close()
+        self.saved._error = error
+        self.saved._ended.set()
 
     def _run(self) -> None:
         assert self._sink is not None
@@ -335,6 +340,10 @@ class Job:
         with paused():
             total, crcs = self._describe(files)
         self._sink.commit()
+        if isinstance(self._sink, Staging):
+            for left in stale(self._sink.path):
+                with suppress(SaveError):  # it is in nobody's way
+                    remove(left)
         return total, crcs
 
     def _describe(self, files: list[tuple[str, int]]) -> tuple[int, list[int]]:
