@@ -70,15 +70,18 @@ def restore(
             any complex, and what loses nothing; `"widen"`: only the latter; `"exact"`: none.
             Casts are announced by one `CastWarning`.
         verify: `"available"` checks every checksum that the checkpoint has, while the bytes are in
-            cache; `"required"` refuses leaves that have none; `"off"` checks those of indexes only.
+            cache; of what one covers only in part (a shard of a chunk) nothing more is read, and
+            `Plan.unverified` names the leaf. `"required"` reads all that the checksum covers, and
+            refuses leaves that have none; `"off"` checks those of indexes only.
         memory: Host bytes in flight beyond the arrays returned; default 2 GiB. A leaf that is
             larger is loaded box by box.
         threads: Workers that read and decode. Default: the cores of this process, at most 8.
         mapped: Raw leaves that lie in a local file as they will in memory (C order, the template's
             dtype, at a multiple of 64 bytes, for one CPU device) become arrays over a private
-            mapping of the file: not one byte of them is read or copied before it is used. While
-            such arrays live, nobody may overwrite the file (the weights would change) or cut it
-            (the process would be killed); deleting or replacing it does no harm.
+            mapping of the file: not one byte of them is copied, and none is read before it is used,
+            but to compare checksums, which `verify="off"` leaves out. While such arrays live,
+            nobody may overwrite the file (the weights would change) or cut it (the process would be
+            killed); deleting or replacing it does no harm.
 
     Returns:
         The template's pytree, filled. Arrays on CPU own their memory (but for `mapped=True`), those

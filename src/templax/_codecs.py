@@ -127,15 +127,14 @@ def _check(view: memoryview, verify: bool) -> memoryview:
     if len(view) < 4:
         raise Damaged(f"Expected bytes followed by a crc32c, got {len(view)} bytes in all")
     if verify:
-        compare_crc32c(view[-4:], crc32c(view[:-4]))
+        compare_crc32c(int.from_bytes(view[-4:], "little"), crc32c(view[:-4]))
     return view[:-4]
 
 
-def compare_crc32c(stored: memoryview, got: int) -> None:
-    """Raises Damaged unless `got` is the crc32c that is stored as a u32le."""
-    want = int.from_bytes(stored, "little")
+def compare_crc32c(want: int, got: int, start: int | None = None, stop: int | None = None) -> None:
+    """Raises Damaged unless two checksums, of bytes `start` to `stop` of a file, are the same."""
     if want != got:
-        raise Damaged(f"Expected crc32c `{want:08x}`, got `{got:08x}`")
+        raise Damaged(f"Expected crc32c `{want:08x}`, got `{got:08x}`", start=start, stop=stop)
 
 
 def _inflate_into(view: memoryview, out: memoryview) -> memoryview:

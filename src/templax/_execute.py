@@ -7,7 +7,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Literal
@@ -18,9 +18,10 @@ from ._catalog import Extent
 from ._codecs import Inflater, compare_crc32c, crc32c, decode, inflate_many
 from ._errors import CheckpointError, Damaged, NotFound, SourceError
 from ._memory import SMALL_BYTES, HostMemory, aligned
-from ._parts import BLOCK_BYTES, LARGE_BYTES, REQUEST_BYTES, Buffer, Part
+from ._parts import CHECKED_BYTES, REQUEST_BYTES, Buffer, Check, Part, with_crc32c_in_place
 from ._plan import IN_FLIGHT, Batch, Plan, ReadOp
 from ._scatter import scatter, scatter_blocks, scatter_fill
+from ._sums import Blocks, check
 from .sources import Source
 
 MAX_THREADS = 8
@@ -77,16 +78,24 @@ def execute(plan: Plan, sources: Sequence[Source]) -> Generator[Finished, None, 
         SourceError: The store failed, or the checkpoint changed meanwhile.
     """
     verify = plan.verify != "off"
-    ahead: deque[tuple[Batch, HostMemory, list[Future[Busy]]]] = deque()
+    summed = verify and plan.summed
+    ahead: deque[tuple[Batch, HostMemory, list[Future[Busy]], Future[_Mapped] | None]] = deque()
     pool = ThreadPoolExecutor(plan.threads, thread_name_prefix="templax")
     try:
         for batch in plan.batches:
             if len(ahead) == IN_FLIGHT:
                 yield _finish(*ahead.popleft(), sources)
             memory = HostMemory(batch)
-            jobs = [pool.submit(_run, op, memory, sources[op.source], verify) for op in batch.reads]
-            ahead.append((batch, memory, jobs))
-            del memory, jobs  # a finished batch is the consumer's alone
+            jobs = [
+                pool.submit(_run, op, memory, sources[op.source], verify, summed)
+                for op in batch.reads
+            ]
+            mapped = None
+            if summed and batch.checks:
+                mapped = pool.submit(_mapped, batch, sources)
+                jobs += [pool.submit(_check_mapped, job, mapped, sources) for job in batch.checks]
+            ahead.append((batch, memory, jobs, mapped))
+            del memory, jobs, mapped  # a finished batch is the consumer's alone
         while ahead:
             yield _finish(*ahead.popleft(), sources)
     finally:
@@ -101,7 +110,11 @@ def cores() -> int:
 
 
 def _finish(
-    batch: Batch, memory: HostMemory, jobs: list[Future[Busy]], sources: Sequence[Source]
+    batch: Batch,
+    memory: HostMemory,
+    jobs: list[Future[Busy]],
+    mapped: Future[_Mapped] | None,
+    sources: Sequence[Source],
 ) -> Finished:
     wait(jobs, return_when=FIRST_EXCEPTION)
     for job in jobs:  # in order of the plan: of several errors the same one is raised each time
@@ -110,8 +123,8 @@ def _finish(
     busy = Busy()
     for job in jobs:
         busy += job.result()
-    mapped = _mapped(batch, sources)
-    arrays = [mapped[i] if i in mapped else memory.array(i) for i in range(len(batch.buffers))]
+    views = (_mapped(batch, sources) if mapped is None else mapped.result()).arrays
+    arrays = [views[i] if i in views else memory.array(i) for i in range(len(batch.buffers))]
     for buffer, array in zip(batch.buffers, arrays, strict=True):
         # Any other byte would be true to some programs and false to others.
         if buffer.dtype.kind == "b" and array.size and array.view(np.uint8).max() > 1:
@@ -120,61 +133,90 @@ def _finish(
     return Finished(batch, arrays, busy)
 
 
-def _mapped(batch: Batch, sources: Sequence[Source]) -> dict[int, np.ndarray]:
-    """The buffers of a batch that are private mappings of a file. Each file is looked at once."""
-    files: dict[tuple[int, str], list[tuple[int, Buffer, Extent]]] = {}
+@dataclass(frozen=True, slots=True)
+class _Mapped:
+    """Private mappings of files, of a batch.
+
+    Attributes:
+        arrays: Index of a buffer with a `view` → the array over it.
+        files: Source and key → where a mapping begins, and its bytes.
+    """
+
+    arrays: dict[int, np.ndarray]
+    files: dict[tuple[int, str], tuple[int, memoryview]]
+
+
+def _mapped(batch: Batch, sources: Sequence[Source]) -> _Mapped:
+    """The buffers of a batch that are mapped, and what is checked. Each file is looked at once."""
+    wanted: dict[tuple[int, str], list[tuple[int, Buffer, Extent]]] = {}
+    spans: dict[tuple[int, str], list[tuple[int, int]]] = {}
     for i, buffer in enumerate(batch.buffers):
-        if buffer.view is not None:
-            place = int(buffer.pair.fallback), buffer.view.key
-            files.setdefault(place, []).append((i, buffer, buffer.view))
-    arrays: dict[int, np.ndarray] = {}
-    for (number, key), mine in files.items():
-        source = sources[number]
-        begin = min(extent.start for _, _, extent in mine)
+        if (view := buffer.view) is not None:
+            place = int(buffer.pair.fallback), view.key
+            wanted.setdefault(place, []).append((i, buffer, view))
+            spans.setdefault(place, []).append((view.start, view.stop))
+    for item in (item for job in batch.checks for item in job):
+        spans[item.source, item.chunk.extent.key].append((item.start, item.stop))
+    done = _Mapped({}, {})
+    for (number, key), mine in wanted.items():
+        source, leaf = sources[number], mine[0][1].pair.target.name
+        begin, end = min(a for a, _ in spans[number, key]), max(b for _, b in spans[number, key])
         try:
-            data = source.view(key, begin, max(extent.stop for _, _, extent in mine))
+            data = source.view(key, begin, end)
         except NotFound as error:
-            raise _gone(mine[0][1].pair.target.name, key, source) from error
+            raise _gone(leaf, key, source) from error
         except CheckpointError as error:
-            raise error.locate(leaf=mine[0][1].pair.target.name) from error
+            raise error.locate(leaf=leaf) from error
         if data is None:  # it was moved to where it can't be mapped since it was planned
             raise SourceError(f"`{key}` of {source.url} can't be mapped any more")
+        done.files[number, key] = begin, data
         for i, buffer, extent in mine:
             piece = data[extent.start - begin : extent.stop - begin]
-            arrays[i] = np.frombuffer(piece, buffer.dtype).reshape(buffer.shape)
-    return arrays
+            done.arrays[i] = np.frombuffer(piece, buffer.dtype).reshape(buffer.shape)
+    return done
+
+
+def _check_mapped(job: Sequence[Check], mapped: Future[_Mapped], sources: Sequence[Source]) -> Busy:
+    """One job: touches the blocks that a mapping has in full."""
+    files = mapped.result().files  # was begun before this job
+    begin = time.perf_counter()
+    for item in job:
+        first, data = files[item.source, item.chunk.extent.key]
+        try:
+            check(item.chunk, item.start, data[item.start - first : item.stop - first])
+        except CheckpointError as error:
+            file = item.chunk.extent.key or sources[item.source].url
+            raise error.locate(leaf=item.name, file=file) from error
+    return Busy(read_s=time.perf_counter() - begin)
 
 
 def _gone(leaf: str, key: str, source: Source) -> Damaged:
     return Damaged("Expected a data file, found none", leaf=leaf, file=key or source.url)
 
 
-def _run(op: ReadOp, memory: HostMemory, source: Source, verify: bool) -> Busy:
-    """One job."""
+def _run(op: ReadOp, memory: HostMemory, source: Source, verify: bool, summed: bool) -> Busy:
+    """One job. `summed`: whether chunks may have `sums` that shall be compared."""
     busy = Busy()
     part = op.parts[0]
     begin = time.perf_counter()
     try:
-        data = memoryview(b"")
+        data, in_place = memoryview(b""), None
         if op.stop > op.start:
-            if len(op.parts) == 1 and _alone(op, part, memory, source, verify, busy):
+            if len(op.parts) == 1 and _alone(op, part, memory, source, verify, summed, busy):
                 busy.decode_s = time.perf_counter() - begin - busy.read_s - busy.cast_s
                 return busy
-            if (in_place := memory.in_order(op)) is not None:
-                _read(op, source, in_place)
-                busy.read_s = time.perf_counter() - begin
-                return busy
-            data = _read(op, source, _scratch("stored", op.stop - op.start))
-            busy.read_s = time.perf_counter() - begin
-        together = len(op.parts) > 1 and _together(op, data, memory)
-        for part in () if together else op.parts:
-            inline = part.chunk.extent.inline
-            encoded = (
-                memoryview(inline).cast("B")
-                if inline is not None
-                else data[part.start - op.start : part.stop - op.start]
+            in_place = memory.in_order(op)
+            data = _read(
+                op, source, _scratch("stored", op.stop - op.start) if in_place is None else in_place
             )
-            busy.cast_s += _deliver(part, encoded, memory, verify)
+            busy.read_s = time.perf_counter() - begin
+        if summed:
+            for part in op.parts:
+                if part.chunk.sums:
+                    check(part.chunk, part.start, _stored(part, op, data))
+        if in_place is None and not (len(op.parts) > 1 and _together(op, data, memory)):
+            for part in op.parts:
+                busy.cast_s += _deliver(part, _stored(part, op, data), memory, verify)
         busy.decode_s = time.perf_counter() - begin - busy.read_s - busy.cast_s
         return busy
     except NotFound as error:
@@ -189,35 +231,70 @@ def _run(op: ReadOp, memory: HostMemory, source: Source, verify: bool) -> Busy:
         raise
 
 
+def _stored(part: Part, op: ReadOp, data: memoryview) -> memoryview:
+    """The stored bytes of a part: of what was read for its request, or held by an index."""
+    inline = part.chunk.extent.inline
+    if inline is not None:
+        return memoryview(inline).cast("B")
+    return data[part.start - op.start : part.stop - op.start]
+
+
 def _alone(
-    op: ReadOp, part: Part, memory: HostMemory, source: Source, verify: bool, busy: Busy
+    op: ReadOp,
+    part: Part,
+    memory: HostMemory,
+    source: Source,
+    verify: bool,
+    summed: bool,
+    busy: Busy,
 ) -> bool:
-    """A request for one large part that is decoded as it is read; False if it is another."""
-    codecs, nbytes = part.chunk.codecs, op.stop - op.start
-    checked = codecs == ("crc32c",) and nbytes == part.nbytes + 4
-    if checked and part.direct is not None and nbytes >= LARGE_BYTES:
+    """A request for one part that is checked or decoded as it is read; False if it is another."""
+    chunk, nbytes = part.chunk, op.stop - op.start
+    codecs, blocks = chunk.codecs, None
+    if summed and chunk.sums:
+        blocks = Blocks(chunk, op.start, op.stop)
+        if not codecs and nbytes == part.nbytes:
+            direct = part.direct is not None
+            out = _place_of(part, memory) if direct else _scratch("stored", nbytes)
+            for piece in _in_pieces(op, source, out, busy):
+                blocks.feed(piece)
+            busy.cast_s += 0.0 if direct else scatter(part, out, memory)
+            return True
+    if codecs == ("crc32c",) and with_crc32c_in_place(part):
         _read_checked(op, _place_of(part, memory), source, verify, busy)
         return True
     if codecs == ("zstd",) and nbytes > REQUEST_BYTES:
-        busy.cast_s += _inflate(part, _Pieces(op, source, busy), memory)
+        pieces = _Pieces(op, source, busy, blocks)
+        try:
+            busy.cast_s += _inflate(part, pieces, memory)
+        except Damaged as error:
+            if error.start is None:
+                pieces.drain()  # whether these are the bytes that were saved, their checksum tells
+            raise
         return True
     return False
+
+
+def _in_pieces(op: ReadOp, source: Source, out: memoryview, busy: Busy) -> Iterator[memoryview]:
+    """The first bytes of a request, read into `out`, in pieces that are still in cache."""
+    for first in range(0, len(out), CHECKED_BYTES):
+        piece = out[first : first + CHECKED_BYTES]
+        begin = time.perf_counter()
+        start = op.start + first
+        source.read(op.key, start, start + len(piece), piece)
+        busy.read_s += time.perf_counter() - begin
+        yield piece
 
 
 def _read_checked(op: ReadOp, out: memoryview, source: Source, verify: bool, busy: Busy) -> None:
     """Reads a raw chunk in place and then its crc32c, which is made while bytes are in cache."""
     crc = 0
-    for first in range(0, len(out), BLOCK_BYTES):
-        piece = out[first : first + BLOCK_BYTES]
-        begin = time.perf_counter()
-        start = op.start + first
-        source.read(op.key, start, start + len(piece), piece)
-        busy.read_s += time.perf_counter() - begin
+    for piece in _in_pieces(op, source, out, busy):
         if verify:
             crc = crc32c(piece, crc)
     stored = source.read(op.key, op.stop - 4, op.stop)
     if verify:
-        compare_crc32c(stored, crc)
+        compare_crc32c(int.from_bytes(stored, "little"), crc)
 
 
 def _deliver(part: Part, stored: memoryview, memory: HostMemory, verify: bool) -> float:
@@ -282,10 +359,10 @@ def _together(op: ReadOp, data: memoryview, memory: HostMemory) -> bool:
 
 
 class _Pieces:
-    """The bytes of a request, read as they are asked for."""
+    """The bytes of a request, read as they are asked for, and compared with checksums if any."""
 
-    def __init__(self, op: ReadOp, source: Source, busy: Busy):
-        self._op, self._source, self._busy = op, source, busy
+    def __init__(self, op: ReadOp, source: Source, busy: Busy, blocks: Blocks | None):
+        self._op, self._source, self._busy, self._blocks = op, source, busy, blocks
         self._at = op.start
 
     def read(self, n: int, /) -> memoryview:
@@ -294,7 +371,14 @@ class _Pieces:
         self._at = stop
         data = self._source.read(self._op.key, start, stop, _scratch("stored", stop - start))
         self._busy.read_s += time.perf_counter() - begin
+        if self._blocks is not None:
+            self._blocks.feed(data)
         return data
+
+    def drain(self) -> None:
+        """Reads what is left, if there is a checksum to compare it with."""
+        while self._blocks is not None and self._at < self._op.stop:
+            self.read(CHECKED_BYTES)
 
 
 def _scratch(what: Literal["stored", "decoded"], nbytes: int) -> memoryview:

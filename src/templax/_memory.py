@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import mmap
 from collections.abc import Sequence
 from typing import Any
@@ -108,9 +109,29 @@ class HostMemory:
             if self._owner[j] is not owner or self._start[j] + part.direct - part.start != shift:
                 return None
         # Gaps between parts must not be written over other buffers.
-        if sum([part.stop - part.start for part in op.parts]) != op.stop - op.start:
+        gaps = op.stop - op.start - sum([part.stop - part.start for part in op.parts])
+        if gaps and not self._within_padding(op.parts):
             return None
         return self.bytes(i, op.start + shift - self._start[i], op.stop - op.start)
+
+    def _within_padding(self, parts: Sequence[Part]) -> bool:
+        """Whether the gaps between parts that lie in order are of bytes that no buffer has.
+
+        A gap from the end of one buffer to the start of another has none if it is shorter than
+        `ALIGN`: every buffer begins at a multiple of that and has a byte, so that one in between
+        would need as many itself. What is left is the padding behind the first. (Parts in order do
+        not overlap, since their places in memory do not.)
+        """
+        buffers = self._batch.buffers
+        for part, following in itertools.pairwise(parts):
+            gap = following.start - part.stop
+            if gap and (
+                gap >= ALIGN
+                or following.direct
+                or part.direct != buffers[part.copies[0].buffer].nbytes - part.nbytes
+            ):
+                return False
+        return True
 
 
 def aligned(nbytes: int) -> np.ndarray:

@@ -22,15 +22,19 @@ from ._parts import (
     LARGE_BYTES,
     REQUEST_BYTES,
     Buffer,
+    Check,
     Measures,
     Part,
     buffers_of,
+    checks_of,
     is_raw,
     merged,
     parts_of,
     scratch_of,
+    useful_bytes,
     view_of,
 )
+from ._sums import in_full, widened
 
 GAP_BYTES = 64 * 1024
 """Bytes between two parts of a file that are read and dropped rather than asked for separately."""
@@ -70,10 +74,17 @@ class ReadOp(msgspec.Struct, frozen=True, gc=False):
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Boxes that are read, and then placed, together."""
+    """Boxes that are read, and then placed, together.
+
+    Attributes:
+        reads: That fill the buffers.
+        buffers: One per box.
+        checks: Of buffers that are mapped: what is compared with checksums, a job each.
+    """
 
     reads: tuple[ReadOp, ...]
     buffers: tuple[Buffer, ...]
+    checks: tuple[tuple[Check, ...], ...] = ()
 
     @property
     def transient_bytes(self) -> int:
@@ -89,8 +100,9 @@ class Plan:
         batches: In the order in which they are done.
         threads: Workers: as asked, or fewer where their scratch would not fit in the memory.
         verify: As asked.
-        unverified: Names of leaves with bytes that no checksum covers, as far as the checkpoint's
-            metadata tells.
+        unverified: Names of leaves with bytes that can't be checked, as far as the checkpoint's
+            metadata tells: no checksum covers them, or one that covers more than a job reads.
+        summed: Whether there are chunks with `sums`.
         scratch_bytes: Most memory that one worker needs beside the buffers.
         memory: As asked. One box, and one worker, are taken even if they are more.
         unmapped: Under `mapped=True`, why boxes are read all the same, and how many.
@@ -103,6 +115,7 @@ class Plan:
     threads: int = 1
     verify: str = "available"
     unverified: tuple[str, ...] = ()
+    summed: bool = False
     scratch_bytes: int = 0
     memory: int = MEMORY_BYTES
     unmapped: Mapping[str, int] = field(default_factory=dict)
@@ -126,7 +139,7 @@ class Plan:
     @property
     def useful_bytes(self) -> int:
         """Of these, bytes that belong to what was asked for."""
-        return sum(part.stop - part.start for op in self._reads for part in op.parts)
+        return sum(useful_bytes(part) for op in self._reads for part in op.parts)
 
     @property
     def decoded_chunks(self) -> int:
@@ -142,7 +155,7 @@ class Plan:
 
     @property
     def mapped_bytes(self) -> int:
-        """Bytes that are not read at all, since their file is mapped."""
+        """Bytes that no request reads, since their file is mapped."""
         return sum([b.nbytes for batch in self.batches for b in batch.buffers if b.view])
 
     @property
@@ -182,7 +195,8 @@ def plan(
         threads: Workers.
         memory: Bytes in flight beyond the arrays returned. Boxes that need the same bytes are
             loaded together, though they be more.
-        verify: Goes into the plan.
+        verify: Goes into the plan. Under `"required"`, where a part of what a checksum covers is
+            wanted, all of it is read; else that part goes unchecked.
         mapped: Of each source, whether its bytes can be mapped; empty if they shall not be.
         sources: Go into the plan.
 
@@ -193,8 +207,10 @@ def plan(
     batches: list[Batch] = []
     buffers: list[Buffer] = []
     parts: tuple[list[Part], list[Part]] = [], []  # of the checkpoint, and of `missing=`
+    checks: list[Check] = []
     unverified: list[str] = []
     unmapped = Counter[str]()
+    required, any_sums = verify == "required", False
     nbytes = transient = 0
     most = max(GAP_BYTES, min(REQUEST_BYTES, memory // (4 * threads)))
     measures = Measures()
@@ -205,32 +221,49 @@ def plan(
         located: Sequence[Chunk] = chunks[source][pair.entry.name]
         if len(located) > 1:
             located = merged(located)
+        covered, summed = True, False
         for chunk in located:
-            if not chunk.checked:
-                unverified.append(pair.target.name)
-                break
+            if chunk.sums:
+                summed = True
+            elif not chunk.checked:
+                covered = False
         boxes = buffers_of(pair, measures)
         for mine in (boxes,) if len(boxes) == 1 else _groups(boxes, located, share):
             here = mine[0].nbytes if len(mine) == 1 else sum([b.nbytes for b in mine])
             passing = here if mine and mine[0].transient else 0
             full = nbytes >= BATCH_BYTES or len(buffers) >= BATCH_LEAVES
             if buffers and (full or transient + passing > share):
-                batches.append(Batch(tuple(_requests(parts, most)), tuple(buffers)))
-                buffers, parts, nbytes, transient = [], ([], []), 0, 0
+                batches.append(_batch(parts, buffers, checks, most))
+                buffers, parts, checks, nbytes, transient = [], ([], []), [], 0, 0
             view = "read"
             if mapped and here:
                 view = view_of(pair, mine, located) if mapped[source] else "in no local file system"
                 if isinstance(view, str):
                     unmapped[view] += 1
             if isinstance(view, str):
-                parts[source].extend(parts_of(pair, mine, len(buffers), located, measures))
+                made = parts_of(pair, mine, len(buffers), located, measures, required)
+                if summed:
+                    made = list(made)
+                    for part in made:
+                        if part.chunk.sums and not in_full(part.chunk, part.start, part.stop):
+                            covered = False
+                parts[source].extend(made)
             else:
                 mine = [msgspec.structs.replace(mine[0], view=view)]
+                if summed:
+                    (chunk,), start, stop = tuple(located), view.start, view.stop
+                    if required:
+                        start, stop = widened(chunk, start, stop)
+                    covered = covered and in_full(chunk, start, stop)
+                    checks += checks_of(pair.entry.name, source, chunk, start, stop)
             buffers += mine
             nbytes += here
             transient += passing
+        if not covered:
+            unverified.append(pair.target.name)
+        any_sums = any_sums or summed
     if buffers:
-        batches.append(Batch(tuple(_requests(parts, most)), tuple(buffers)))
+        batches.append(_batch(parts, buffers, checks, most))
     scratch = _scratch(op for batch in batches for op in batch.reads)
     threads = max(1, min(threads, memory // (2 * scratch) if scratch else threads))
     return Plan(
@@ -239,11 +272,27 @@ def plan(
         threads,
         verify,
         tuple(unverified),
+        any_sums,
         scratch,
         memory,
         unmapped,
         sources,
     )
+
+
+def _batch(
+    parts: Sequence[list[Part]], buffers: Sequence[Buffer], checks: Sequence[Check], most: int
+) -> Batch:
+    """A batch of these buffers; `most` as of `_requests`."""
+    jobs: list[list[Check]] = []
+    nbytes = most
+    for check in checks:
+        if nbytes >= most:
+            jobs.append([])
+            nbytes = 0
+        jobs[-1].append(check)
+        nbytes += check.stop - check.start
+    return Batch(tuple(_requests(parts, most)), tuple(buffers), tuple(map(tuple, jobs)))
 
 
 def _groups(buffers: list[Buffer], chunks: Sequence[Chunk], share: int) -> Iterable[list[Buffer]]:

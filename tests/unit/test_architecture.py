@@ -40,6 +40,7 @@ PURE = {
     "_hints",
     "_leaf_hints",
     "_report",
+    "_sums",
     "_parts",
     "_plan",
 }
@@ -50,6 +51,7 @@ ORDER = [
     {"_codecs"} | {m for m in MODULES if m.startswith("sources")},
     {"_crc"},
     {"_catalog", "_layout"},
+    {"_sums"},
     {"_template"},
     {m for m in MODULES if m.startswith("formats")},
     {"_match"},
