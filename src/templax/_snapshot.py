@@ -241,7 +241,10 @@ def _serialised(sharding: jax.sharding.Sharding) -> str | None:
     """A sharding as Orbax writes it (`metadata/sharding.py` of 0.12); None of those it can't."""
     if isinstance(sharding, SingleDeviceSharding):
         (device,) = sharding.device_set
-        return json.dumps({"sharding_type": "SingleDeviceSharding", "device_str": str(device)})
+        # What JAX before 0.10 calls its CPUs: an older Orbax looks for this very text, a newer one
+        # takes either.
+        name = str(device).replace("cpu:", "TFRT_CPU_")
+        return json.dumps({"sharding_type": "SingleDeviceSharding", "device_str": name})
     if not isinstance(sharding, NamedSharding):
         return None
     mesh = sharding.mesh

@@ -503,6 +503,15 @@ def test_row_25_keys_with_slashes_are_not_nesting(tmp_path):
 
 
 @pytest.mark.parametrize("use_ocdbt", [True, False])
+def test_a_backslash_in_a_key_is_what_tensorstore_makes_of_it(tmp_path, use_ocdbt):
+    """A slash where arrays are files, itself in a database."""
+    tree = {"a\\b": jnp.arange(3), "c\\": jnp.arange(5)}
+    restored = tx.restore(save(tmp_path / "x", tree, use_ocdbt=use_ocdbt), tree)
+    np.testing.assert_array_equal(restored["a\\b"], tree["a\\b"])
+    np.testing.assert_array_equal(restored["c\\"], tree["c\\"])
+
+
+@pytest.mark.parametrize("use_ocdbt", [True, False])
 def test_row_28_a_bare_array_is_a_tree(tmp_path, use_ocdbt):
     """Its name is empty: without OCDBT its files lie beside `_METADATA`."""
     path = save(tmp_path / "x", jnp.arange(3), use_ocdbt=use_ocdbt)

@@ -287,7 +287,7 @@ def _array(
 ) -> _zarr_metadata.Array:
     """The metadata of a leaf's array. Layers look alike: equal bytes are parsed once."""
     for metadata in _zarr_metadata.FILES:
-        inside = _zarr_metadata.prefix(name)
+        inside = _zarr_metadata.prefix(name, files=container.index is None)
         extent = container.objects.get(inside + metadata)
         if extent is None:
             continue

@@ -28,6 +28,10 @@ _HANDLERS = "orbax.checkpoint._src.handlers."
 STANDARD = f"{_HANDLERS}standard_checkpoint_handler.StandardCheckpointHandler"
 JSON = f"{_HANDLERS}json_checkpoint_handler.JsonCheckpointHandler"
 
+_EMPTY_TYPES = {"NamedTuple": "None", "Tuple": "List"}
+"""As what Orbax 0.6 reads, which restores nothing of a tree with an empty type it doesn't know. Orbax
+writes the first alike; tuples with leaves, too, come back from it as lists without a template."""
+
 Files = dict[str, bytes]
 Empty = tuple[Path, str]
 
@@ -112,7 +116,10 @@ def tree_files(leaves: Sequence[Leaf], chunks: Sequence[Shape], empties: Iterabl
     for path, what in empties:
         tree[_tuple_text(path)] = {
             "key_metadata": _keys(path),
-            "value_metadata": {"value_type": what, "skip_deserialize": True},
+            "value_metadata": {
+                "value_type": _EMPTY_TYPES.get(what, what),
+                "skip_deserialize": True,
+            },
         }
     metadata = {
         "tree_metadata": tree,

@@ -50,7 +50,7 @@ def locate(
     """
     if (sole := array.sole) is not None and array.sharding is None:
         key, box, nbytes = sole
-        extent = objects.get(_prefix(name) + key)
+        extent = objects.get(_prefix(name, files=index is None) + key)
         if extent is not None:  # as nearly all are: without what a grid takes
             try:
                 check_length(extent, nbytes, array.codecs)
@@ -62,7 +62,7 @@ def locate(
     if array.fill is None:
         absent = "error"
     count = math.prod(array.grid)
-    prefix = _prefix(name)
+    prefix = _prefix(name, files=index is None)
     if count > len(objects) + _MAX_MISSING:
         # Never walk a grid that a file merely claims to have.
         cells: Iterator[Shape] = _cells(array.grid)

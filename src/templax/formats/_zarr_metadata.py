@@ -24,12 +24,18 @@ MAX_FILE = 1 << 20
 """Bytes of the largest metadata file of an array that is read."""
 
 
-def prefix(name: str) -> str:
-    """What the keys of an array begin with; TensorStore adds no second slash, nor a first one.
+def prefix(name: str, *, files: bool = False) -> str:
+    r"""What the keys of an array begin with; TensorStore adds no second slash, nor a first one.
 
-    >>> prefix("a"), prefix("a/"), prefix("/"), prefix("")
-    ('a/', 'a/', '', '')
+    Args:
+        name: Of the leaf.
+        files: They are files, for whose names TensorStore takes a backslash for a slash.
+
+    >>> prefix("a"), prefix("a/"), prefix("/"), prefix(""), prefix("a\\", files=True)
+    ('a/', 'a/', '', '', 'a/')
     """
+    if files:
+        name = name.replace("\\", "/")
     if name in ("", "/"):
         return ""
     return name if name.endswith("/") else f"{name}/"
