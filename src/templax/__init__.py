@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         UsageError,
     )
     from ._fingerprint import Fingerprint, fingerprint
+    from ._keep import Keep
     from ._match import Match
     from ._plan import Plan
     from ._recipe import Recipe
@@ -50,6 +51,7 @@ __all__ = [
     "Damaged",
     "Exists",
     "Fingerprint",
+    "Keep",
     "LeafEntry",
     "Match",
     "Mismatch",
@@ -86,6 +88,7 @@ _MODULES = {
     "Damaged": "_errors",
     "Exists": "_errors",
     "Fingerprint": "_fingerprint",
+    "Keep": "_keep",
     "LeafEntry": "_catalog",
     "Match": "_match",
     "Mismatch": "_errors",

@@ -36,6 +36,7 @@ PURE = {
     "_dtypes",
     "_crc",
     "_layout",
+    "_keep",
     "_match",
     "_hints",
     "_leaf_hints",
@@ -46,7 +47,7 @@ PURE = {
 
 ORDER = [
     {"_errors", "_names", "_boxes", "_dtypes", "_collector"},
-    {"_zstd_frames"},
+    {"_zstd_frames", "_keep"},
     {"_codecs"} | {m for m in MODULES if m.startswith("sources")},
     {"_crc"},
     {"_catalog", "_layout"},
