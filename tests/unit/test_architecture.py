@@ -53,6 +53,7 @@ ORDER = [
     {"_catalog", "_layout"},
     {"_template"},
     {m for m in MODULES if m.startswith("formats")},
+    {"_steps"},
     {"_match"},
     {"_report", "_leaf_hints"},
     {"_hints"},
@@ -76,7 +77,7 @@ ORDER = [
     {"_save"},
     {"__init__"},
     {m for m in MODULES if m.startswith(("compat", "testing"))}
-    | {"__main__", "cli", "demo", "_listing", "_spelling", "_terminal"},
+    | {"__main__", "cli", "demo", "_listing", "_runs", "_spelling", "_terminal"},
 ]  # fmt: skip
 """Left never imports right, when it is imported."""
 

@@ -376,9 +376,29 @@ def test_ls_json_of_a_run_has_the_documented_fields(tmp_path):
         "evidence": "the step directory `11`",
         "latest": 10,
         "steps": [
-            {"step": 10, "url": f"{tmp_path}/10", "committed": True, "items": items},
-            {"step": 11, "url": f"{tmp_path}/11", "committed": False, "items": {}},
+            {
+                "step": 10,
+                "url": f"{tmp_path}/10",
+                "committed": True,
+                "problem": None,
+                "items": items,
+                "metrics": {},
+                "nbytes": None,
+                "saved": 1795493770220679756 / 1e9,
+            },
+            {
+                "step": 11,
+                "url": f"{tmp_path}/11",
+                "committed": False,
+                "problem": "`_CHECKPOINT_METADATA` has no commit time and there is no"
+                " `commit_success.txt`",
+                "items": {},
+                "metrics": {},
+                "nbytes": None,
+                "saved": None,
+            },
         ],
+        "others": [],
     }
 
 
