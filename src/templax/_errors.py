@@ -209,14 +209,15 @@ class UsageError(TemplaxError, ValueError):
     """An argument of a call that means nothing."""
 
 
-def count(name: str, value: Any) -> int:
+def count(name: str, value: Any, least: int = 1) -> int:
     """An argument that is a number of things, as an int.
 
     Raises:
-        UsageError: It is none, or below 1.
+        UsageError: It is none, or below `least`.
     """
-    if isinstance(value, bool) or not hasattr(value, "__index__") or operator.index(value) < 1:
-        raise UsageError(f"Expected {name}= an int of at least 1, got {value!r}")
+    whole = hasattr(value, "__index__") and not isinstance(value, bool)
+    if not whole or operator.index(value) < least:
+        raise UsageError(f"Expected {name}= an int of at least {least}, got {value!r}")
     return operator.index(value)
 
 

@@ -5,19 +5,33 @@ from __future__ import annotations
 import json
 import math
 import shlex
+import sys
 import time
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
 from ._terminal import echo, echo_facts
 
 if TYPE_CHECKING:
+    from ._keep import Keep
     from ._steps import Run, StepDirectory
 
 SCHEMA = 1
 """Version of the JSON; changes only when a field is removed or changes its meaning."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Line:
+    """A step as a line of a table: its name, what of it is so, and what is said of that."""
+
+    key: str
+    state: str
+    style: str
+    figures: tuple[str, ...]
+    note: str
 
 
 @click.command("steps")
@@ -29,6 +43,133 @@ def steps(directory: str, as_json: bool) -> None:
     Reads metadata only. Exits with 2 if DIR is no directory of steps.
     """
     show(_opened(directory), as_json=as_json)
+
+
+@click.command("prune")
+@click.argument("directory", metavar="DIR")
+@click.option("--keep", type=click.IntRange(min=1), metavar="N", help="The latest N stay.")
+@click.option(
+    "--keep-every", type=click.IntRange(min=1), metavar="K", help="Multiples of K stay, 0 is one."
+)
+@click.option(
+    "--keep-best", type=click.IntRange(min=1), metavar="N", help="The best N by --metric stay."
+)
+@click.option("--metric", metavar="NAME", help="Of the metrics that steps were saved with.")
+@click.option(
+    "--mode",
+    type=click.Choice(["min", "max"]),
+    default="min",
+    show_default=True,
+    help="Whether the least or the greatest is the best.",
+)
+@click.option(
+    "--leftovers", is_flag=True, help="Delete what saves left that never finished and are dead."
+)
+@click.option("--yes", is_flag=True, help="Do it. Without this, only what would be done is shown.")
+def prune(
+    directory: str,
+    keep: int | None,
+    keep_every: int | None,
+    keep_best: int | None,
+    metric: str | None,
+    mode: Literal["min", "max"],
+    leftovers: bool,
+    yes: bool,
+) -> None:
+    """Delete the steps in DIR that no rule keeps; without --yes, show which that would be.
+
+    A step stays if one of the --keep options keeps it; the latest committed one always does, and
+    so does one that is being restored. What is a save's that may still go on is never touched.
+    Exits with 1 if something that was to go is still there.
+    """
+    from ._keep import Keep
+
+    if (keep_best is None) != (metric is None):
+        raise click.UsageError("--keep-best and --metric need each other")
+    if keep is None and keep_every is None and keep_best is None:
+        if not leftovers:
+            raise click.UsageError("say what stays, by --keep, --keep-every or --keep-best")
+        rule = None
+    else:
+        rule = Keep(keep, keep_every, keep_best, metric, mode)
+    run = _opened(directory)
+    _refuse_mixed(run)
+    stays = _staying(run, rule, leftovers)
+    echo((run.url, "bold"))
+    echo_facts(_header(run))
+    _print_table([_fate(found, stays) for found in run.directories])
+    echo()
+    going = [found for found in run.directories if found.key not in stays]
+    if not yes:
+        echo(_total(going), " would be deleted", "; --yes does it" if going else "")
+        return
+    gone = [found for found in going if _delete(found)]
+    echo(_total(gone), " deleted")
+    if len(gone) < len(going):
+        sys.exit(1)
+
+
+def _refuse_mixed(run: Run) -> None:
+    """Which of `10` and `eval_10` is step 10 can't be known."""
+    import templax as tx
+
+    from .formats._orbax_root import step_prefix
+
+    keys = {step_prefix(found.key): found.key for found in run.steps if found.committed}
+    if len(keys) > 1:
+        one, other, *_ = keys.values()
+        raise tx.UsageError(
+            f"Expected steps whose names differ by their number only, got `{one}` and `{other}`"
+            f" in {run.url}; hint: move those of one name to a directory of their own"
+        )
+
+
+def _staying(run: Run, rule: Keep | None, leftovers: bool) -> Mapping[str, str]:
+    """Name → why, of each directory that is not to go."""
+    from ._keep import kept
+    from .sources._leftovers import is_left
+
+    committed = run.committed
+    metrics = {step: found.metrics for step, found in committed.items()}
+    by_rule = dict.fromkeys(metrics, "") if rule is None else kept(metrics, rule)
+    stays = {committed[step].key: why for step, why in by_rule.items()}
+    for found in run.directories:
+        if found.problem is not None:
+            if not is_left(found.url):
+                stays[found.key] = "of a save that goes on, or wrote something within a day"
+            elif not leftovers:
+                stays[found.key] = "left by a dead save; --leftovers deletes it"
+        elif found.step is not None and committed[found.step] is not found:
+            stays[found.key] = f"the same step as `{committed[found.step].key}`"
+    return stays
+
+
+def _fate(found: StepDirectory, stays: Mapping[str, str]) -> _Line:
+    why = stays.get(found.key)
+    if why is None:
+        return _Line(found.key, "goes", "red", _figures(found), _note(found))
+    return _Line(found.key, "stays", "", _figures(found), why)
+
+
+def _total(found: Sequence[StepDirectory]) -> str:
+    from ._listing import size
+
+    n = len(found)
+    count = f"{n:,} {'directory' if n == 1 else 'directories'}"
+    return f"{count} ({size(sum(each.nbytes or 0 for each in found))})" if n else "nothing"
+
+
+def _delete(found: StepDirectory) -> bool:
+    """Deletes a directory; False, and said, if somebody reads it."""
+    from .sources._leftovers import remove, withdraw
+
+    if not found.committed:
+        remove(found.url)
+        return True
+    if withdraw(found.url):
+        return True
+    echo((f"{found.key} is being read, and stays", "bold red"))
+    return False
 
 
 def _opened(directory: str) -> Run:
@@ -64,27 +205,25 @@ def show(run: Run, *, as_json: bool, items: bool = False) -> None:
     echo((run.url, "bold"))
     echo_facts(_header(run))
     if items:
-        notes = [_items(found) for found in run.steps]
-        _print_table(run.steps, [()] * len(notes), notes)
+        _print_table([_line(found, (), _items(found)) for found in run.steps])
         _print_next(run)
-        return
-    figures = [_figures(found) for found in run.directories]
-    _print_table(run.directories, figures, [_note(found) for found in run.directories])
+    else:
+        _print_table([_line(found, _figures(found), _note(found)) for found in run.directories])
 
 
-def _print_table(
-    found: Sequence[StepDirectory], figures: Sequence[tuple[str, ...]], notes: Sequence[str]
-) -> None:
-    """A line each: name, whether committed, figures aligned to the right, a note."""
-    keys = max(len(each.key) for each in found)
-    widths = [max(map(len, column)) for column in zip(*figures, strict=True)]
-    for each, numbers, note in zip(found, figures, notes, strict=True):
-        state = "committed" if each.committed else "UNCOMMITTED"
-        columns = [number.rjust(width) for number, width in zip(numbers, widths, strict=True)]
-        gap = " " * (len("UNCOMMITTED") - len(state))
-        after = "  ".join([gap, *columns, note]) if columns or note else ""
-        style = "" if each.committed else "bold red"
-        echo((each.key.rjust(keys), "bold"), "  ", (state, style), (after.rstrip(), "cyan"))
+def _line(found: StepDirectory, figures: tuple[str, ...], note: str) -> _Line:
+    state = ("committed", "") if found.committed else ("UNCOMMITTED", "bold red")
+    return _Line(found.key, *state, figures, note)
+
+
+def _print_table(lines: Sequence[_Line]) -> None:
+    keys = max(len(line.key) for line in lines)
+    states = max(len(line.state) for line in lines)
+    widths = [max(map(len, column)) for column in zip(*(x.figures for x in lines), strict=True)]
+    for line in lines:
+        columns = [text.rjust(width) for text, width in zip(line.figures, widths, strict=True)]
+        after = "  ".join([" " * (states - len(line.state)), *columns, line.note]).rstrip()
+        echo((line.key.rjust(keys), "bold"), "  ", (line.state, line.style), (after, "cyan"))
 
 
 def _items(found: StepDirectory) -> str:

@@ -313,6 +313,7 @@ def template(path: str, output: IO[bytes], at: str) -> None:
 
 
 main.add_command(_runs.steps)
+main.add_command(_runs.prune)
 
 
 @main.command("demo")

@@ -74,7 +74,7 @@ ORDER = [
     {"_hosts", "_snapshot"},
     {"_api"},
     {"_saving"},
-    {"_save"},
+    {"_save", "_run_locks"},
     {"__init__"},
     {m for m in MODULES if m.startswith(("compat", "testing"))}
     | {"__main__", "cli", "demo", "_listing", "_runs", "_spelling", "_terminal"},

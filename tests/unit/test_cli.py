@@ -324,8 +324,8 @@ orbax-0.12.8-manager/ckpt
   format  orbax, recognised by the step directory `20`
   total   2 steps, the latest committed is 20
 
-10  committed    ema (pytree), meta (json), state (pytree)
-20  committed    ema (pytree), meta (json), state (pytree)
+10  committed  ema (pytree), meta (json), state (pytree)
+20  committed  ema (pytree), meta (json), state (pytree)
 
 To look into the latest:
 

@@ -144,17 +144,20 @@ def step_name(step: int, found: Sequence[Step]) -> str:
     named = [s.key for s in found if TEMPORARY not in s.key]
     if not named:
         return str(step)
-    prefix = _split(named[-1])[0]
+    prefix = step_prefix(named[-1])
     # A number that no zero precedes tells no width: 100 may be of two digits or of three.
-    numbers = [digits for key in named for p, digits in [_split(key)] if p == prefix]
+    numbers = [key[len(prefix) :] for key in named if step_prefix(key) == prefix]
     width = max((len(n) for n in numbers if n.startswith("0") and len(n) > 1), default=0)
     return f"{prefix}{step:0{width}d}"
 
 
-def _split(key: str) -> tuple[str, str]:
-    """A step's name before its number, and the number."""
-    digits = key.rpartition("_")[2]
-    return key[: len(key) - len(digits)], digits
+def step_prefix(key: str) -> str:
+    """What is before the number in the name of a step, the `_` included.
+
+    >>> step_prefix("ckpt_00000010"), step_prefix("10")
+    ('ckpt_', '')
+    """
+    return key[: key.rfind("_") + 1]
 
 
 def step_number(source: Source) -> int | None:
