@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     )
     from ._fingerprint import Fingerprint, fingerprint
     from ._keep import Keep
+    from ._manager import Manager
     from ._match import Match
     from ._plan import Plan
     from ._recipe import Recipe
@@ -53,6 +54,7 @@ __all__ = [
     "Fingerprint",
     "Keep",
     "LeafEntry",
+    "Manager",
     "Match",
     "Mismatch",
     "NotFound",
@@ -90,6 +92,7 @@ _MODULES = {
     "Fingerprint": "_fingerprint",
     "Keep": "_keep",
     "LeafEntry": "_catalog",
+    "Manager": "_manager",
     "Match": "_match",
     "Mismatch": "_errors",
     "NotFound": "_errors",

@@ -75,6 +75,7 @@ ORDER = [
     {"_api"},
     {"_saving"},
     {"_save", "_run_locks"},
+    {"_manager"},
     {"__init__"},
     {m for m in MODULES if m.startswith(("compat", "testing"))}
     | {"__main__", "cli", "demo", "_listing", "_runs", "_spelling", "_terminal"},
