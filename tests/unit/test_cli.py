@@ -680,10 +680,23 @@ def test_a_saved_template_keeps_shardings_and_is_held_to_them(tmp_path):
 # As a process
 
 
-@pytest.mark.parametrize("command", ["ls", "check", "template"])
-def test_the_command_does_not_import_jax(command, template_file):
+RUN = "orbax-0.12.8-manager/ckpt"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["ls", DEFAULT],
+        ["check", DEFAULT, "TEMPLATE"],
+        ["template", DEFAULT],
+        ["steps", RUN],
+        ["prune", RUN, "--keep", "1"],
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_the_command_does_not_import_jax(arguments, template_file):
     """pain row 26: looking into a checkpoint needs no devices, and no second of imports."""
-    arguments = [command, DEFAULT, *([str(template_file)] if command == "check" else [])]
+    arguments = [str(template_file) if a == "TEMPLATE" else a for a in arguments]
     code = f"""
 import sys
 from templax.cli import main
