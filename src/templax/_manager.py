@@ -134,6 +134,9 @@ class Manager:
         of the call. The step just saved always stays until the next one is, also if it is not the
         highest. What a killed save of this step left is removed first.
 
+        Where several processes make up a JAX job, each calls this, with its own manager of the same
+        directory.
+
         Args:
             step: Its number, 0 or higher.
             tree: As of `templax.save`, as are the other options.
@@ -150,23 +153,31 @@ class Manager:
             Exists: The step is there.
             UsageError: An argument that means nothing, or `url` is a checkpoint itself.
         """
+        from ._hosts import hosts
         from ._save import _request, start
 
         step, numbers = _number(step), _numbers(metrics)
         request = _request("orbax", metadata, overwrite, compression, memory, threads, on_progress)
         self.wait()
-        self._lock.acquire()
-        name = self._name(step, self._listed())
-        path = os.path.join(self.url, name)
-        for left in stale(path):
-            remove(left)
+        with hosts(self.url) as job:  # process 0 locks, names and deletes for all of a job
+            name = self._begin(step) if job.index == 0 else ""
+            name = job.tell_all("beginning a step", name.encode()).decode()
 
         def after() -> None:
-            self._retain(step, step_prefix(name))
+            if job.index == 0:
+                self._retain(step, step_prefix(name))
 
         request = replace(request, item=self._item, metrics=numbers, after=after)
-        self._saved = start(path, tree, request, wait=wait)
+        self._saved = start(os.path.join(self.url, name), tree, request, wait=wait)
         return self._saved
+
+    def _begin(self, step: int) -> str:
+        """Makes room for a step; returns the name that it will have."""
+        self._lock.acquire()
+        name = self._name(step, self._listed())
+        for left in stale(os.path.join(self.url, name)):
+            remove(left)
+        return name
 
     def wait(self) -> None:
         """Returns when the last step is saved, and those that were to go are deleted.
@@ -230,7 +241,8 @@ class Manager:
 
         Args:
             template: As of `templax.restore`, as are the options.
-            step: None: the latest committed.
+            step: None: the latest committed. Several processes that restore while one of them saves
+                should agree on a step themselves.
 
         Raises:
             NotFound: There is no such step; or none at all, and `missing="error"`.

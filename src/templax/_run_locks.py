@@ -109,13 +109,13 @@ def reading(path: str, disk: Disk = DISK) -> Generator[bool, None, None]:
     Yields:
         Whether it is there: False if it was deleted or replaced meanwhile.
     """
+    fd, there = None, True  # what else is wrong with it is said by who reads it
     try:
         fd = disk.open_directory(path)
-    except FileNotFoundError:
-        yield False
-        return
-    except OSError:  # what is wrong with it is said by who reads it
-        yield True
+    except OSError as error:
+        there = not isinstance(error, FileNotFoundError)
+    if fd is None:
+        yield there
         return
     try:
         with suppress(OSError):  # a file system without locks
