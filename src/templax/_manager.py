@@ -16,7 +16,7 @@ from . import _api
 from ._catalog import Catalog
 from ._compare import Checkpoint, PyTree
 from ._dtypes import Cast, class_of
-from ._errors import NotFound, TemplaxError, UsageError, count
+from ._errors import NotFound, SaveError, TemplaxError, UsageError, count
 from ._keep import Keep, as_keep, kept, ranked
 from ._names import Rename
 from ._plan import Plan
@@ -175,8 +175,11 @@ class Manager:
         """Makes room for a step; returns the name that it will have."""
         self._lock.acquire()
         name = self._name(step, self._listed())
-        for left in stale(os.path.join(self.url, name)):
-            remove(left)
+        try:
+            for left in stale(os.path.join(self.url, name)):
+                remove(left)
+        except SaveError as error:  # it is in nobody's way
+            _log.warning("what a save of step %d left was not removed: %s", step, error)
         return name
 
     def wait(self) -> None:

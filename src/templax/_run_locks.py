@@ -17,6 +17,7 @@ from contextlib import contextmanager, suppress
 
 from ._errors import SaveError
 from .sources._disk import DISK, Disk, locked, refused
+from .sources._leftovers import sync_names
 
 LOCK = ".templax.lock"
 """File in the directory of a run: who holds it is the one that saves there."""
@@ -45,7 +46,7 @@ class WriterLock:
             return
         path = os.path.join(self._directory, LOCK)
         try:
-            os.makedirs(self._directory, exist_ok=True)
+            self._make()
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         except OSError as error:
             raise refused("save", path, error) from error
@@ -65,6 +66,18 @@ class WriterLock:
             raise
         # A manager that is forgotten without being closed must not lock its successor out.
         self._held = weakref.finalize(self, _release, fd, self._disk)
+
+    def _make(self) -> None:
+        """Makes the directory, so that a loss of power does not take it away with the steps."""
+        missing: list[str] = []
+        directory = self._directory
+        while not os.path.lexists(directory):
+            missing.append(directory)
+            directory = os.path.dirname(directory)
+        for directory in reversed(missing):
+            with suppress(FileExistsError):  # another process was quicker
+                self._disk.mkdir(directory)
+            sync_names(os.path.dirname(directory), self._disk)
 
     def release(self) -> None:
         """Lets others have it; does nothing if it was never acquired."""

@@ -309,6 +309,7 @@ def test_a_failure_in_the_background_is_raised_once_by_what_comes_next(tmp_path,
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     for then in ("save", "wait", "close"):
+        (tmp_path / then).mkdir()
         manager = tx.Manager(tmp_path / then)
         with monkeypatch.context() as patched:
             patched.setattr(Disk, "fsync", refuse)
@@ -555,10 +556,26 @@ def test_uncommitted_steps_and_those_of_other_names_are_left(tmp_path):
 
 
 def test_what_a_killed_save_of_the_step_left_is_removed_and_of_others_is_left(tmp_path):
-    for step in ("3", "4"):
-        Path(temporary(str(tmp_path / step))).mkdir()
+    lost, other = (Path(temporary(str(tmp_path / step))) for step in ("3", "4"))
+    lost.mkdir()
+    other.mkdir()
     with tx.Manager(tmp_path) as manager:
         manager.save(3, TREE)
-    (left, done) = sorted(names(tmp_path), reverse=True)
-    assert done == "3"
-    assert left.startswith("4.orbax")
+    assert names(tmp_path) == {"3", other.name}
+
+
+def test_what_a_killed_save_left_and_cannot_be_removed_is_in_nobodys_way(
+    tmp_path, monkeypatch, caplog
+):
+    def rmdir(path):
+        raise OSError(errno.EACCES, os.strerror(errno.EACCES), path)
+
+    lost = Path(temporary(str(tmp_path / "3")))
+    lost.mkdir()
+    with tx.Manager(tmp_path) as manager:
+        with monkeypatch.context() as patched:
+            patched.setattr(DISK, "rmdir", rmdir)
+            manager.save(3, TREE, wait=True)
+        (text,) = caplog.messages
+        assert text.startswith("what a save of step 3 left was not removed: can't remove: Perm")
+    assert names(tmp_path) == {"3", lost.name}

@@ -14,6 +14,7 @@ import templax as tx
 from templax._run_locks import LOCK, WriterLock, reading
 from templax.sources._disk import Disk
 from templax.sources._leftovers import withdraw
+from templax.testing import FaultyDisk
 
 HOLD = """
 import sys
@@ -119,6 +120,17 @@ def test_a_directory_where_nothing_can_be_written_is_a_save_error(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(tx.SaveError, match="can't save: Not a directory"):
         WriterLock(str(tmp_path / "file" / "run")).acquire()
+
+
+def test_the_directory_of_a_run_is_made_to_stay(tmp_path):
+    disk = FaultyDisk()
+    lock = WriterLock(str(tmp_path / "a" / "run"), disk)
+    lock.acquire()
+    made = [o.path for o in disk.trace if o.name == "mkdir"]
+    assert made == [str(tmp_path / "a"), str(tmp_path / "a" / "run")]
+    synced = [o.path for o in disk.trace if o.name == "fsync"]
+    assert synced == [str(tmp_path), str(tmp_path / "a")]
+    lock.release()
 
 
 def test_a_child_that_was_forked_does_not_keep_the_lock(tmp_path):

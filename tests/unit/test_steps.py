@@ -140,6 +140,7 @@ def test_a_source_without_times_has_none():
         (["ckpt_00000008"], "ckpt_00000123"),
         (["my_run_0009"], "my_run_0123"),
         (["0008", "ckpt_9"], "ckpt_123"),
+        (["0008", "0009", "eval_100"], "0123"),
         (["9", "0010.orbax-checkpoint-tmp-1"], "123"),
     ],
 )

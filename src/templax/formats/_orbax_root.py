@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -136,7 +137,7 @@ def steps(source: Source) -> tuple[Step, ...]:
 
 
 def step_name(step: int, found: Sequence[Step]) -> str:
-    """The name for a new step beside those found: with the prefix and padding of the latest.
+    """The name for a new step beside those found: with the prefix and padding of most of them.
 
     >>> step_name(30, [Step(7, "ckpt_007"), Step(20, "ckpt_020")]), step_name(30, [Step(20, "20")])
     ('ckpt_030', '30')
@@ -144,7 +145,8 @@ def step_name(step: int, found: Sequence[Step]) -> str:
     named = [s.key for s in found if TEMPORARY not in s.key]
     if not named:
         return str(step)
-    prefix = step_prefix(named[-1])
+    counts = Counter(map(step_prefix, named))
+    prefix = max(map(step_prefix, reversed(named)), key=lambda p: counts[p])
     # A number that no zero precedes tells no width: 100 may be of two digits or of three.
     numbers = [key[len(prefix) :] for key in named if step_prefix(key) == prefix]
     width = max((len(n) for n in numbers if n.startswith("0") and len(n) > 1), default=0)

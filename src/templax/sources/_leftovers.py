@@ -104,7 +104,7 @@ def stale(path: str | os.PathLike[str], disk: Disk = DISK) -> list[str]:
     start = name + _OURS
     ours = [n for n in names if n.startswith(start) and _TOKEN.fullmatch(n, len(start))]
     try:
-        return sorted(p for p in (os.path.join(parent, n) for n in ours) if is_left(p, disk))
+        return sorted(p for p in (os.path.join(parent, n) for n in ours) if _is_left(p, disk))
     except OSError as error:
         raise refused("look for what saves left in", parent, error) from error
 
@@ -113,11 +113,19 @@ def is_left(path: str | os.PathLike[str], disk: Disk = DISK) -> bool:
     """Whether nobody writes any more to what a save left, templax's or another program's.
 
     Raises:
-        OSError: The file system fails.
+        SaveError: The file system fails.
     """
     path = absolute(path)
     if _TOKEN.fullmatch(path, max(len(path) - _TOKEN_BYTES, 0)) is None:
         return _is_quiet(path)  # others take no locks
+    try:
+        return _is_left(path, disk)
+    except OSError as error:
+        raise refused("look at", path, error) from error
+
+
+def _is_left(path: str, disk: Disk) -> bool:
+    """Whether nobody writes to a temporary directory of templax any more."""
     try:
         if not stat.S_ISDIR(os.lstat(path).st_mode):
             return True  # a link or a file that was to be removed
