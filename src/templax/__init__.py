@@ -34,6 +34,8 @@ if TYPE_CHECKING:
         UsageError,
     )
     from ._fingerprint import Fingerprint, fingerprint
+    from ._keep import Keep
+    from ._manager import Manager
     from ._match import Match
     from ._plan import Plan
     from ._recipe import Recipe
@@ -50,7 +52,9 @@ __all__ = [
     "Damaged",
     "Exists",
     "Fingerprint",
+    "Keep",
     "LeafEntry",
+    "Manager",
     "Match",
     "Mismatch",
     "NotFound",
@@ -86,7 +90,9 @@ _MODULES = {
     "Damaged": "_errors",
     "Exists": "_errors",
     "Fingerprint": "_fingerprint",
+    "Keep": "_keep",
     "LeafEntry": "_catalog",
+    "Manager": "_manager",
     "Match": "_match",
     "Mismatch": "_errors",
     "NotFound": "_errors",

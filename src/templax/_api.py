@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import operator
 import os
 import time
 import warnings
@@ -11,14 +10,14 @@ from collections import Counter
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from . import _plan
 from ._catalog import Catalog
 from ._collector import paused
 from ._compare import Checkpoint, PyTree, located, matched, opened
 from ._dtypes import Cast
-from ._errors import CastWarning, TemplateError, Unverified, UsageError
+from ._errors import CastWarning, TemplateError, Unverified, UsageError, count
 from ._execute import MAX_THREADS, cores, execute
 from ._match import Match
 from ._names import Rename
@@ -254,12 +253,6 @@ def last_restore() -> Stats | None:
         (14, True)
     """
     return _last
-
-
-def count(name: str, value: Any) -> int:
-    if isinstance(value, bool) or not hasattr(value, "__index__") or operator.index(value) < 1:
-        raise UsageError(f"Expected {name}= an int of at least 1, got {value!r}")
-    return operator.index(value)
 
 
 def _as_template(template: PyTree | Template, shardings: PyTree) -> Template:

@@ -19,8 +19,9 @@ CastWarning (UserWarning)                  one per call: which leaves were cast,
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from ._match import Match
@@ -206,6 +207,18 @@ class Exists(SaveError, FileExistsError):
 
 class UsageError(TemplaxError, ValueError):
     """An argument of a call that means nothing."""
+
+
+def count(name: str, value: Any, least: int = 1) -> int:
+    """An argument that is a number of things, as an int.
+
+    Raises:
+        UsageError: It is none, or below `least`.
+    """
+    whole = hasattr(value, "__index__") and not isinstance(value, bool)
+    if not whole or operator.index(value) < least:
+        raise UsageError(f"Expected {name}= an int of at least {least}, got {value!r}")
+    return operator.index(value)
 
 
 class CastWarning(UserWarning):

@@ -1,6 +1,4 @@
-"""What `templax ls` shows: a catalog as rows of a tree, as JSON, and as code that restores it; of a
-directory of steps, the steps.
-"""
+"""What `templax ls` shows: a catalog as rows of a tree, as JSON, and as code that restores it."""
 
 from __future__ import annotations
 
@@ -16,9 +14,6 @@ from typing import Any
 from ._catalog import Catalog, LeafEntry
 from ._fingerprint import fingerprint_of_catalog
 from ._names import Path, join
-from .formats._orbax import openable
-from .formats._orbax_root import Root, examine
-from .sources import Source
 
 SCHEMA = 1
 """Version of the JSON; changes only when a field is removed or changes its meaning."""
@@ -337,59 +332,3 @@ def as_json(catalog: Catalog, shown: Sequence[LeafEntry]) -> dict[str, Any]:
         ],
         "restore": restore_code(catalog),
     }
-
-
-def run(source: Source) -> Root | None:
-    """A directory of steps, with what each of them is; None if it is something else."""
-    root = examine(source)
-    return root if root is not None and root.what == "steps" else None
-
-
-def run_json(source: Source, root: Root) -> dict[str, Any]:
-    """The steps as data; `docs/guide.md` documents the fields."""
-    latest = [step.step for step in root.steps if step.committed][-1:]
-    return {
-        "schema": SCHEMA,
-        "url": source.url,
-        "format": "orbax",
-        "evidence": root.evidence,
-        "latest": latest[0] if latest else None,
-        "steps": [
-            {
-                "step": step.step,
-                "url": source.at(step.key).url,
-                "committed": step.committed,
-                "items": _items(source.at(step.key)),
-            }
-            for step in root.steps
-        ],
-    }
-
-
-def run_cells(source: Source, root: Root) -> Iterator[tuple[str, bool, str]]:
-    """Of each step: its directory as padded text, whether it was committed, and its items."""
-    width = max(len(step.key) for step in root.steps)
-    for step in root.steps:
-        found = _items(source.at(step.key))
-        items = ", ".join(f"{name} ({kind})" for name, kind in found.items())
-        yield step.key.rjust(width), step.committed, items
-
-
-def run_header(root: Root) -> Iterator[tuple[str, str]]:
-    """What is known of all steps: label and text."""
-    yield "format", f"orbax, recognised by {root.evidence}"
-    n, committed = len(root.steps), [step.step for step in root.steps if step.committed]
-    latest = f"the latest committed is {committed[-1]}" if committed else "none was committed"
-    yield "total", f"{n:,} {'step' if n == 1 else 'steps'}, {latest}"
-
-
-def run_next(source: Source, root: Root) -> list[str]:
-    """Paths to look into: those in the latest committed step that open. Each was opened."""
-    committed = [step.key for step in root.steps if step.committed]
-    return openable(source.at(committed[-1])) if committed else []
-
-
-def _items(step: Source) -> dict[str, str]:
-    """Name → kind of the items in a step; none if the step is one itself."""
-    root = examine(step)
-    return dict(root.items) if root is not None else {}

@@ -10,8 +10,7 @@ import threading
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from ._api import count
-from ._errors import SaveError, UsageError
+from ._errors import SaveError, UsageError, count
 from ._execute import MAX_THREADS, cores
 from ._plan import MEMORY_BYTES
 from ._saving import Job, Progress, Request, Saved, Url

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+from collections.abc import Iterable
 from typing import TextIO
 
 import click
@@ -42,6 +43,15 @@ def _styled(text: str, style: str) -> str:
     bold, dim = "bold" in words or None, "dim" in words or None
     colour = next((word for word in words if word not in ("bold", "dim")), None)
     return click.style(text, colour, bold=bold, dim=dim) if words else text
+
+
+def echo_facts(facts: Iterable[tuple[str, str]]) -> None:
+    """Print labels and texts, a line each, and an empty one."""
+    facts = list(facts)
+    width = max(len(label) for label, _ in facts)
+    for label, text in facts:
+        echo((f"  {label.ljust(width)}  ", "dim"), text)
+    echo()
 
 
 def echo_report(text: str, *, prefix: str = "", err: bool = False) -> None:

@@ -1,14 +1,13 @@
 """The command `templax`: look into a checkpoint, and hold it to a template, from a shell.
 
 Exit status: 0 if all is well, 1 if a check found a difference, 2 if something could not be read.
-`ls`, `check`, `plan` and `template` do not import JAX.
+Only `demo` imports JAX.
 """
 
 from __future__ import annotations
 
 import functools
 import json
-import shlex
 import sys
 from collections.abc import Callable, Iterable
 from typing import IO, TYPE_CHECKING, Any
@@ -18,14 +17,13 @@ import click
 import templax as tx
 
 # numpy and what needs it are imported by the commands: --help and a mistyped option wait for none.
-from ._terminal import echo, echo_report
+from . import _runs
+from ._terminal import echo, echo_facts, echo_report
 
 if TYPE_CHECKING:
     from ._catalog import Catalog
     from ._match import Match
     from ._template import Template
-    from .formats._orbax_root import Root
-    from .sources import Source
 
 __all__ = ["main"]
 
@@ -84,7 +82,7 @@ def ls(
     1 if no leaf matches a --match.
     """
     # What `tx.open` does, without the half of templax that compares trees.
-    from . import _listing
+    from . import _listing, _steps
     from .formats import open_catalog
     from .sources import open_source
 
@@ -92,13 +90,10 @@ def ls(
     try:
         catalog = open_catalog(source, uncommitted="allow")
     except tx.UnknownFormat:
-        steps = None if globs else _listing.run(source)
-        if steps is None:
+        run = None if globs else _steps.run(source, sizes=False)
+        if run is None:
             raise
-        if as_json:
-            click.echo(json.dumps(_listing.run_json(source, steps), indent=1))
-        else:
-            _print_run(source, steps)
+        _runs.show(run, as_json=as_json, items=True)
         return
     shown = _listing.select(catalog, globs)
     if as_json:
@@ -136,33 +131,7 @@ def _print_head(catalog: Catalog, facts: Iterable[tuple[str, str]]) -> None:
     echo((catalog.url, "bold"))
     if catalog.uncommitted is not None:
         echo((f"  UNCOMMITTED: {catalog.uncommitted}", "bold red"))
-    _print_facts(facts)
-
-
-def _print_facts(facts: Iterable[tuple[str, str]]) -> None:
-    facts = list(facts)
-    width = max(len(label) for label, _ in facts)
-    for label, text in facts:
-        echo((f"  {label.ljust(width)}  ", "dim"), text)
-    echo()
-
-
-def _print_run(source: Source, root: Root) -> None:
-    from . import _listing
-
-    echo((source.url, "bold"))
-    _print_facts(_listing.run_header(root))
-    for key, committed, items in _listing.run_cells(source, root):
-        saved = ("committed", "") if committed else ("UNCOMMITTED", "bold red")
-        gap = " " * (13 - len(saved[0])) if items else ""
-        echo((key, "bold"), "  ", saved, gap, (items, "cyan"))
-    paths = _listing.run_next(source, root)
-    if paths:
-        echo()
-        echo(("To look into the latest:", "bold"))
-        echo()
-        for path in paths:
-            echo(f"    templax ls {shlex.quote(path)}")
+    echo_facts(facts)
 
 
 _COMPARED = (
@@ -341,6 +310,10 @@ def template(path: str, output: IO[bytes], at: str) -> None:
     if at and not result.targets:
         raise tx.CheckpointError(f"Expected leaves under `{at}`, found none", file=catalog.url)
     output.write(_template.dump(result))
+
+
+main.add_command(_runs.steps)
+main.add_command(_runs.prune)
 
 
 @main.command("demo")

@@ -36,6 +36,7 @@ PURE = {
     "_dtypes",
     "_crc",
     "_layout",
+    "_keep",
     "_match",
     "_hints",
     "_leaf_hints",
@@ -47,13 +48,14 @@ PURE = {
 
 ORDER = [
     {"_errors", "_names", "_boxes", "_dtypes", "_collector"},
-    {"_zstd_frames"},
+    {"_zstd_frames", "_keep"},
     {"_codecs"} | {m for m in MODULES if m.startswith("sources")},
     {"_crc"},
     {"_catalog", "_layout"},
     {"_sums"},
     {"_template"},
     {m for m in MODULES if m.startswith("formats")},
+    {"_steps"},
     {"_match"},
     {"_report", "_leaf_hints"},
     {"_hints"},
@@ -74,10 +76,11 @@ ORDER = [
     {"_hosts", "_snapshot"},
     {"_api"},
     {"_saving"},
-    {"_save"},
+    {"_save", "_run_locks"},
+    {"_manager"},
     {"__init__"},
     {m for m in MODULES if m.startswith(("compat", "testing"))}
-    | {"__main__", "cli", "demo", "_listing", "_spelling", "_terminal"},
+    | {"__main__", "cli", "demo", "_listing", "_runs", "_spelling", "_terminal"},
 ]  # fmt: skip
 """Left never imports right, when it is imported."""
 

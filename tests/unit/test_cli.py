@@ -324,8 +324,8 @@ orbax-0.12.8-manager/ckpt
   format  orbax, recognised by the step directory `20`
   total   2 steps, the latest committed is 20
 
-10  committed    ema (pytree), meta (json), state (pytree)
-20  committed    ema (pytree), meta (json), state (pytree)
+10  committed  ema (pytree), meta (json), state (pytree)
+20  committed  ema (pytree), meta (json), state (pytree)
 
 To look into the latest:
 
@@ -376,9 +376,29 @@ def test_ls_json_of_a_run_has_the_documented_fields(tmp_path):
         "evidence": "the step directory `11`",
         "latest": 10,
         "steps": [
-            {"step": 10, "url": f"{tmp_path}/10", "committed": True, "items": items},
-            {"step": 11, "url": f"{tmp_path}/11", "committed": False, "items": {}},
+            {
+                "step": 10,
+                "url": f"{tmp_path}/10",
+                "committed": True,
+                "problem": None,
+                "items": items,
+                "metrics": {},
+                "nbytes": None,
+                "saved": 1795493770220679756 / 1e9,
+            },
+            {
+                "step": 11,
+                "url": f"{tmp_path}/11",
+                "committed": False,
+                "problem": "`_CHECKPOINT_METADATA` has no commit time and there is no"
+                " `commit_success.txt`",
+                "items": {},
+                "metrics": {},
+                "nbytes": None,
+                "saved": None,
+            },
         ],
+        "others": [],
     }
 
 
@@ -660,10 +680,23 @@ def test_a_saved_template_keeps_shardings_and_is_held_to_them(tmp_path):
 # As a process
 
 
-@pytest.mark.parametrize("command", ["ls", "check", "template"])
-def test_the_command_does_not_import_jax(command, template_file):
+RUN = "orbax-0.12.8-manager/ckpt"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["ls", DEFAULT],
+        ["check", DEFAULT, "TEMPLATE"],
+        ["template", DEFAULT],
+        ["steps", RUN],
+        ["prune", RUN, "--keep", "1"],
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_the_command_does_not_import_jax(arguments, template_file):
     """pain row 26: looking into a checkpoint needs no devices, and no second of imports."""
-    arguments = [command, DEFAULT, *([str(template_file)] if command == "check" else [])]
+    arguments = [str(template_file) if a == "TEMPLATE" else a for a in arguments]
     code = f"""
 import sys
 from templax.cli import main

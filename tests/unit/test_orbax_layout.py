@@ -183,8 +183,8 @@ def test_without_metadata_names_come_from_the_keys_of_arrays(case):
 def test_steps_with_a_prefix_and_a_fixed_length(tmp_path):
     _manager(tmp_path / "run", (3, 20), step_prefix="ckpt", step_format_fixed_length=8)
     assert steps(Local(tmp_path / "run")) == (
-        Step(3, "ckpt_00000003", True),
-        Step(20, "ckpt_00000020", True),
+        Step(3, "ckpt_00000003"),
+        Step(20, "ckpt_00000020"),
     )
     path = tmp_path / "run"
     assert _refused(path) == (

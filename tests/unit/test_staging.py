@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import gc
 import os
 import shutil
@@ -30,7 +31,7 @@ from templax.sources import (
     open_staging,
 )
 from templax.sources._disk import Disk
-from templax.sources._leftovers import TEMPORARY, temporary
+from templax.sources._leftovers import TEMPORARY, is_left, temporary
 from templax.sources._staging import remove, stale, withdraw
 from templax.testing import FaultyDisk
 
@@ -1010,8 +1011,36 @@ def test_a_checkpoint_loses_its_name_before_anything_of_it_is_removed(tmp_path: 
         call(tmp_path / "a", disk)
         order = [o.name for o in disk.trace]
         assert order.index("rename") < order.index("fsync") < order.index("unlink")
-        assert disk.trace[0].to.startswith(f"{tmp_path}/a.orbax-checkpoint-tmp-templax-")
+        moved = disk.trace[order.index("rename")]
+        assert moved.to.startswith(f"{tmp_path}/a.orbax-checkpoint-tmp-templax-")
         assert names(tmp_path) == []
+
+
+def test_what_somebody_holds_a_lock_on_is_left_whole(tmp_path: Path) -> None:
+    full(tmp_path / "a")
+    fd = os.open(tmp_path / "a", os.O_RDONLY)
+    fcntl.flock(fd, fcntl.LOCK_SH)
+    disk = FaultyDisk()
+    assert withdraw(tmp_path / "a", disk) is False
+    with pytest.raises(tx.SaveError, match="Expected what nobody uses, found a lock on it - file"):
+        remove(tmp_path / "a", disk)
+    assert "rename" not in {o.name for o in disk.trace}
+    os.close(fd)
+    assert withdraw(tmp_path / "a") is True
+    assert withdraw(tmp_path / "a") is True
+    assert names(tmp_path) == []
+
+
+def test_what_others_left_is_dead_when_nothing_was_written_for_a_day(tmp_path: Path) -> None:
+    """They take no locks that could be asked."""
+    (tmp_path / "a.orbax-checkpoint-tmp" / "b").mkdir(parents=True)
+    (tmp_path / "a.orbax-checkpoint-tmp" / "b" / "c").touch()
+    assert not is_left(tmp_path / "a.orbax-checkpoint-tmp")
+    for path in (tmp_path / "a.orbax-checkpoint-tmp", *tmp_path.rglob("?")):
+        os.utime(path, (time.time() - _leftovers.QUIET_S - 9,) * 2)
+    assert is_left(tmp_path / "a.orbax-checkpoint-tmp")
+    (tmp_path / "a.orbax-checkpoint-tmp" / "b" / "c").write_bytes(b"d")
+    assert not is_left(tmp_path / "a.orbax-checkpoint-tmp")
 
 
 def test_what_two_remove_at_once_is_removed(tmp_path: Path) -> None:

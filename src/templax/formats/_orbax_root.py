@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -22,6 +23,7 @@ TREE = "_METADATA"
 LEGACY = "checkpoint"
 STEP_METADATA = "_CHECKPOINT_METADATA"
 COMMITTED = "commit_success.txt"
+METRICS = "metrics/metrics"
 
 ItemKind = Literal["pytree", "json", "other"]
 
@@ -37,12 +39,16 @@ class Step:
     Attributes:
         step: Its number.
         key: Name of its directory, such as `10` or `ckpt_00000010`.
-        committed: Whether its save finished, as far as its files tell.
+        problem: Why it is not a finished save; None if nothing says so.
     """
 
     step: int
     key: str
-    committed: bool
+    problem: str | None = None
+
+    @property
+    def committed(self) -> bool:
+        return self.problem is None
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,17 +124,42 @@ def steps(source: Source) -> tuple[Step, ...]:
     found: list[Step] = []
     for info in source.children():
         key = info.key.rstrip("/")
-        name, temporary, _ = key.partition(TEMPORARY)
-        match = _STEP.fullmatch(name)
+        match = _STEP.fullmatch(key.partition(TEMPORARY)[0])
         if not info.is_dir or match is None:
             continue
         child = source.at(key)
         names = _names(child)
-        unfinished = bool(temporary) or any(TEMPORARY in n for n in names)
-        if unfinished or _holds_items(child, names):
-            committed = not unfinished and _commit_problem(child) is None
-            found.append(Step(int(match["number"]), key, committed))
+        temporary = [name for name in (key, *sorted(names)) if TEMPORARY in name]
+        if temporary or _holds_items(child, names):
+            problem = _never_finished(temporary[0]) if temporary else _commit_problem(child)
+            found.append(Step(int(match["number"]), key, problem))
     return tuple(sorted(found, key=lambda s: (s.step, s.key)))
+
+
+def step_name(step: int, found: Sequence[Step]) -> str:
+    """The name for a new step beside those found: with the prefix and padding of most of them.
+
+    >>> step_name(30, [Step(7, "ckpt_007"), Step(20, "ckpt_020")]), step_name(30, [Step(20, "20")])
+    ('ckpt_030', '30')
+    """
+    named = [s.key for s in found if TEMPORARY not in s.key]
+    if not named:
+        return str(step)
+    counts = Counter(map(step_prefix, named))
+    prefix = max(map(step_prefix, reversed(named)), key=lambda p: counts[p])
+    # A number that no zero precedes tells no width: 100 may be of two digits or of three.
+    numbers = [key[len(prefix) :] for key in named if step_prefix(key) == prefix]
+    width = max((len(n) for n in numbers if n.startswith("0") and len(n) > 1), default=0)
+    return f"{prefix}{step:0{width}d}"
+
+
+def step_prefix(key: str) -> str:
+    """What is before the number in the name of a step, the `_` included.
+
+    >>> step_prefix("ckpt_00000010"), step_prefix("10")
+    ('ckpt_', '')
+    """
+    return key[: key.rfind("_") + 1]
 
 
 def step_number(source: Source) -> int | None:
@@ -147,10 +178,23 @@ def step_metadata(source: Source) -> dict[str, Any]:
 
     Python's own reader takes the `NaN` that a metric may be.
     """
-    if source.stat(STEP_METADATA) is None:
+    return _json(source, STEP_METADATA)
+
+
+def step_metrics(source: Source) -> dict[str, Any]:
+    """The metrics that a step was saved with, as its JSON spells them; empty if there are none."""
+    found = _json(source, METRICS)
+    if not found:
+        known = step_metadata(source).get("metrics")
+        found = known if isinstance(known, dict) else {}
+    return found
+
+
+def _json(source: Source, key: str) -> dict[str, Any]:
+    if source.stat(key) is None:
         return {}
     try:
-        found = json.loads(bytes(read_metadata(source, STEP_METADATA)))
+        found = json.loads(bytes(read_metadata(source, key)))
     except (CheckpointError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
@@ -164,7 +208,7 @@ def uncommitted(source: Source) -> str | None:
     """
     for part in source.url.split("/"):
         if TEMPORARY in part:
-            return f"`{part}` is the temporary directory of a save that never finished"
+            return _never_finished(part)
     problem = _commit_problem(source)
     if problem is None and STEP_METADATA not in _names(source):
         # An item of a step: the commit is recorded for the step as a whole.
@@ -182,6 +226,10 @@ def committed(source: Source) -> bool:
         or isinstance(step_metadata(place).get("commit_timestamp_nsecs"), int)
         for place in places
     )
+
+
+def _never_finished(name: str) -> str:
+    return f"`{name.rstrip('/')}` is the temporary directory of a save that never finished"
 
 
 def _commit_problem(source: Source) -> str | None:

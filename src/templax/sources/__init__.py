@@ -29,11 +29,14 @@ class ObjectInfo:
         key: Path below the source's root, with `/`; of a directory it ends in `/`.
         size: Bytes. 0 for a directory.
         version: Changes whenever the bytes do (as far as the store can tell).
+        modified: When that was last, in Unix seconds; None if the store does not say, and for a
+            directory in a listing.
     """
 
     key: str
     size: int
     version: object = None
+    modified: float | None = None
 
     @property
     def is_dir(self) -> bool:

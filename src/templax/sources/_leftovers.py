@@ -15,7 +15,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from .._errors import SaveError, UsageError
-from ._disk import DISK, Disk, locked, refused, sync_directory
+from ._disk import DISK, Descriptor, Disk, locked, refused, sync_directory
 from ._local import on_this_machine
 
 TEMPORARY = ".orbax-checkpoint-tmp"
@@ -109,8 +109,23 @@ def stale(path: str | os.PathLike[str], disk: Disk = DISK) -> list[str]:
         raise refused("look for what saves left in", parent, error) from error
 
 
+def is_left(path: str | os.PathLike[str], disk: Disk = DISK) -> bool:
+    """Whether nobody writes any more to what a save left, templax's or another program's.
+
+    Raises:
+        SaveError: The file system fails.
+    """
+    path = absolute(path)
+    if _TOKEN.fullmatch(path, max(len(path) - _TOKEN_BYTES, 0)) is None:
+        return _is_quiet(path)  # others take no locks
+    try:
+        return _is_left(path, disk)
+    except OSError as error:
+        raise refused("look at", path, error) from error
+
+
 def _is_left(path: str, disk: Disk) -> bool:
-    """Whether nobody writes to a temporary directory any more."""
+    """Whether nobody writes to a temporary directory of templax any more."""
     try:
         if not stat.S_ISDIR(os.lstat(path).st_mode):
             return True  # a link or a file that was to be removed
@@ -166,7 +181,8 @@ def remove(directory: str | os.PathLike[str], disk: Disk = DISK) -> None:
     path = absolute(directory)
     parent, name = os.path.split(path)
     if TEMPORARY not in name:
-        withdraw(path, disk)
+        if not withdraw(path, disk):
+            raise SaveError("Expected what nobody uses, found a lock on it", file=path)
         return
     try:
         if not stat.S_ISDIR(os.lstat(path).st_mode):
@@ -195,24 +211,38 @@ def remove(directory: str | os.PathLike[str], disk: Disk = DISK) -> None:
         raise refused("remove", path, error) from error
 
 
-def withdraw(path: str | os.PathLike[str], disk: Disk = DISK) -> None:
+def withdraw(path: str | os.PathLike[str], disk: Disk = DISK) -> bool:
     """Deletes a checkpoint: first its name, at once and for good, then what was in it.
 
     So nobody ever reads half of it, whenever this is killed or the power fails.
+
+    Returns:
+        Whether it is gone: False, and untouched, if somebody holds a lock on the directory, as who
+        restores a step does.
 
     Raises:
         SaveError: The file system refuses. Whole or in part it may lie under a temporary name.
     """
     path = absolute(path)
     gone = temporary(path)
+    held: Descriptor | None = None
     try:
-        disk.rename(path, gone)
-        sync_names(os.path.dirname(path), disk)
+        with suppress(NotADirectoryError):
+            held = Descriptor(disk, disk.open_directory(path))
+        try:
+            if held is not None and locked(held.fd, disk) is False:
+                return False
+            disk.rename(path, gone)
+            sync_names(os.path.dirname(path), disk)
+            delete(gone, disk)  # under the lock: who waits for it to read is told afterwards
+        finally:
+            if held is not None:
+                held.close()
     except FileNotFoundError:
-        return
+        return True
     except OSError as error:
         raise refused("remove", path, error) from error
-    remove(gone, disk)
+    return True
 
 
 def sync_names(directory: str, disk: Disk) -> None:

@@ -49,6 +49,10 @@ def _version(stat: os.stat_result) -> Version:
     return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
+def _info(key: str, stat: os.stat_result) -> ObjectInfo:
+    return ObjectInfo(key, stat.st_size, _version(stat), stat.st_mtime)
+
+
 class Local:
     """A directory, or a single file whose key is `""`.
 
@@ -89,7 +93,7 @@ class Local:
                 stat = entry.stat()
             except FileNotFoundError:  # a dangling link, or removed since the listing
                 continue
-            yield ObjectInfo(f"{prefix}{entry.name}", stat.st_size, _version(stat))
+            yield _info(f"{prefix}{entry.name}", stat)
 
     def walk(self, prefix: str = "") -> Iterator[ObjectInfo]:
         pending = [(prefix, frozenset[tuple[int, int]]())]
@@ -99,7 +103,10 @@ class Local:
                 if not info.is_dir:
                     yield info
                     continue
-                stat = os.stat(self._path(info.key))
+                try:
+                    stat = os.stat(self._path(info.key))
+                except FileNotFoundError:  # removed since the listing
+                    continue
                 identity = stat.st_dev, stat.st_ino
                 if identity not in above:  # a link to a directory above would never end
                     pending.append((info.key, above | {identity}))
@@ -112,8 +119,8 @@ class Local:
         except (OSError, ValueError) as error:
             raise self._failed(key, error) from error
         if os.path.isdir(self._path(key)):
-            return ObjectInfo(f"{key.rstrip('/')}/", 0)
-        return ObjectInfo(key, stat.st_size, _version(stat))
+            return ObjectInfo(f"{key.rstrip('/')}/", 0, modified=stat.st_mtime)
+        return _info(key, stat)
 
     def read(
         self, key: str, start: int = 0, stop: int | None = None, out: memoryview | None = None

@@ -111,7 +111,7 @@ class Staging:
             for part in parts[:-1]:
                 path = os.path.join(path, part)
                 if path not in self._directories:
-                    with suppress(*(FileExistsError,) if self._joined else ()):
+                    with suppress(FileExistsError):  # another process of the job was quicker
                         self._disk.mkdir(path)
                     self._directories[path] = None
             path = os.path.join(path, parts[-1])

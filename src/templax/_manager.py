@@ -1,0 +1,385 @@
+"""The steps of a training run: saved one by one, some of them kept, the latest restored."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from . import _api
+from ._catalog import Catalog
+from ._compare import Checkpoint, PyTree
+from ._dtypes import Cast, class_of
+from ._errors import NotFound, SaveError, TemplaxError, UsageError, count
+from ._keep import Keep, as_keep, kept, ranked
+from ._names import Rename
+from ._plan import Plan
+from ._run_locks import WriterLock, reading
+from .formats._orbax_root import (
+    TEMPORARY,
+    Step,
+    examine,
+    items,
+    step_metrics,
+    step_name,
+    step_prefix,
+)
+from .sources import Local, Memory, open_source
+from .sources._staging import remove, stale, withdraw
+
+if TYPE_CHECKING:
+    from ._save import Saved
+
+_MOST = 10**18
+"""No step has this number or a higher one: its name would not be taken for that of a step."""
+
+_ITEM = re.compile(r"[^/.\0][^/\0]*")
+"""A name of one directory, not a hidden one."""
+
+_log = logging.getLogger("templax")
+
+
+class Manager:
+    """A directory of steps that one program saves to, and any number restore from.
+
+    It is laid out as Orbax's `CheckpointManager` lays it out: each lists and restores the steps of
+    the other, and a step is named as those that are there, with their prefix and padding. Nothing
+    is made before the first save, so that a read-only directory can be restored from. Others may
+    restore, or run `templax prune`, while this program saves. Use it as a context manager, or
+    `close` it.
+
+    Args:
+        url: A local path. Need not exist.
+        keep: Which steps stay when another one was saved: a `Keep`, or how many of the latest. None
+            keeps all. Only committed steps are deleted, and none that a `Manager` restores from at
+            that time; that one goes after a later save.
+        item: Name of the item that holds the tree in each step: "default" is that of Orbax's
+            `CheckpointManager`, "state" that of its v1 API.
+
+    Attributes:
+        url: The path, absolute.
+
+    Raises:
+        UsageError: No local path, or a rule that means nothing.
+
+    Example:
+        >>> import jax.numpy as jnp, tempfile, templax as tx
+        >>> with tx.Manager(tempfile.mkdtemp(), keep=tx.Keep(last=2, every=10)) as manager:
+        ...     for step in range(9, 14):
+        ...         state = {"w": jnp.full(3, float(step))}
+        ...         saved = manager.save(step, state, metrics={"loss": 1 / step})
+        >>> manager.steps(), manager.best("loss")
+        ([10, 12, 13], 13)
+        >>> manager.restore({"w": jnp.zeros(3)}, 12)["w"]
+        Array([12., 12., 12.], dtype=float32)
+    """
+
+    def __init__(
+        self, url: str | os.PathLike[str], *, keep: Keep | int | None = None, item: str = "default"
+    ):
+        source = open_source(url)
+        if not isinstance(source, Local):
+            raise UsageError(f"Expected a path, got {type(url).__name__}")
+        if not isinstance(item, str) or not _ITEM.fullmatch(item) or item == "metrics":
+            raise UsageError(f"Expected item= a name (str), and not `metrics`, got {item!r}")
+        # Absolute now: a later chdir must not change where is saved to.
+        self.url = os.path.abspath(source.url)
+        self._item, self._keep = item, as_keep(keep)
+        self._lock = WriterLock(self.url)
+        self._saved: Saved | None = None
+
+    def __repr__(self) -> str:
+        return f"Manager({self.url!r})"
+
+    def __enter__(self) -> Manager:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            self.close()
+        except TemplaxError as failed:
+            if error is None:
+                raise
+            error.add_note(f"Besides, {failed}")  # what ended the block comes first
+
+    def save(
+        self,
+        step: int,
+        tree: PyTree,
+        *,
+        metrics: Mapping[str, float] | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        overwrite: bool = False,
+        wait: bool = False,
+        compression: str | None = None,
+        memory: int | None = None,
+        threads: int | None = None,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> Saved:
+        """Saves a step, as `templax.save` does; then deletes the steps that no rule keeps.
+
+        It waits for the step before, if that one is still being saved. With `wait=False` both the
+        saving and the deleting go on in the background, and the values are the tree's at the time
+        of the call. The step just saved always stays until the next one is, also if it is not the
+        highest. What a killed save of this step left is removed first.
+
+        Where several processes make up a JAX job, each calls this, with its own manager of the same
+        directory.
+
+        Args:
+            step: Its number, 0 or higher.
+            tree: As of `templax.save`, as are the other options.
+            metrics: Numbers by name, such as `{"loss": 0.3}`, by which `Keep` and `best` choose.
+                Scalar arrays are taken, and NaN.
+            overwrite: Replaces the step if it is there.
+
+        Returns:
+            What was written; with `wait=False` the handle of a save that goes on.
+
+        Raises:
+            SaveError: As of `templax.save`; the save before this one failed; or another process, or
+                another `Manager` of this one, saves to the directory.
+            Exists: The step is there.
+            UsageError: An argument that means nothing, or `url` is a checkpoint itself.
+        """
+        from ._hosts import hosts
+        from ._save import _request, start
+
+        step, numbers = _number(step), _numbers(metrics)
+        request = _request("orbax", metadata, overwrite, compression, memory, threads, on_progress)
+        self.wait()
+        with hosts(self.url) as job:  # process 0 locks, names and deletes for all of a job
+            name = self._begin(step) if job.index == 0 else ""
+            name = job.tell_all("beginning a step", name.encode()).decode()
+
+        def after() -> None:
+            if job.index == 0:
+                self._retain(step, step_prefix(name))
+
+        request = replace(request, item=self._item, metrics=numbers, after=after)
+        self._saved = start(os.path.join(self.url, name), tree, request, wait=wait)
+        return self._saved
+
+    def _begin(self, step: int) -> str:
+        """Makes room for a step; returns the name that it will have."""
+        self._lock.acquire()
+        name = self._name(step, self._listed())
+        try:
+            for left in stale(os.path.join(self.url, name)):
+                remove(left)
+        except SaveError as error:  # it is in nobody's way
+            _log.warning("what a save of step %d left was not removed: %s", step, error)
+        return name
+
+    def wait(self) -> None:
+        """Returns when the last step is saved, and those that were to go are deleted.
+
+        Raises:
+            SaveError: It was not saved. Said once.
+        """
+        saved = self._saved
+        if saved is not None:
+            try:
+                saved.wait()
+            finally:
+                if saved.done():
+                    self._saved = None
+
+    def close(self) -> None:
+        """Waits as `wait` does, and lets others save to the directory. Idempotent."""
+        try:
+            self.wait()
+        finally:
+            self._lock.release()
+
+    def _retain(self, saved: int, prefix: str) -> None:
+        """Deletes what no rule keeps of the steps whose names have this prefix."""
+        if self._keep is None:
+            return
+        try:
+            steps = self._committed(prefix)
+            ranks = self._keep.best is not None
+            metrics = {
+                step: step_metrics(self._at(key)) if ranks else {} for step, key in steps.items()
+            }
+            for step in sorted(set(steps) - set(kept(metrics, self._keep)) - {saved}):
+                if not withdraw(self._at(steps[step]).url):
+                    _log.info("step %d of %s is being read, and stays for now", step, self.url)
+        except TemplaxError as error:
+            # The step is saved, and training must not end for one too many: the next save tries
+            # again.
+            _log.warning("steps of %s that no rule keeps were not deleted: %s", self.url, error)
+
+    def restore(
+        self,
+        template: PyTree,
+        step: int | None = None,
+        *,
+        at: str = "",
+        rename: Rename | None = None,
+        shardings: PyTree = None,
+        missing: Literal["error", "keep"] | Checkpoint = "error",
+        extra: Literal["error", "ignore"] = "error",
+        cast: Cast = "float",
+        verify: _api.Verify = "available",
+        memory: int | None = None,
+        threads: int | None = None,
+        mapped: bool = False,
+    ) -> PyTree:
+        """Loads a step, by default the latest, as `templax.restore` does.
+
+        A directory without a committed step lacks every leaf, so `missing=` says where they all
+        come from: `restore(template, missing=Recipe(init, key))` restores a run, or begins one.
+
+        Args:
+            template: As of `templax.restore`, as are the options.
+            step: None: the latest committed. Several processes that restore while one of them saves
+                should agree on a step themselves.
+
+        Raises:
+            NotFound: There is no such step; or none at all, and `missing="error"`.
+            Others: As `templax.restore`.
+        """
+
+        def plan(checkpoint: Checkpoint) -> Plan:
+            return _api.plan(
+                checkpoint,
+                template,
+                at=at,
+                rename=rename,
+                shardings=shardings,
+                missing=missing,
+                extra=extra,
+                cast=cast,
+                verify=verify,
+                memory=memory,
+                threads=threads,
+                mapped=mapped,
+            )
+
+        step = None if step is None else _number(step)
+        while True:
+            found = self._committed()
+            if step is None and not found:
+                if isinstance(missing, str) and missing == "error":
+                    raise NotFound(
+                        f"{self.url} holds no committed step",
+                        hint="missing=templax.Recipe(init, key) begins with initial values",
+                    )
+                return _api._run(plan(_nothing(self.url)))
+            number = max(found) if step is None else step
+            path = os.path.join(self.url, found.get(number, str(number)))
+            with reading(path) as there:
+                if there or number not in found:
+                    return _api._run(plan(self._opened(path)))
+            # Deleted, or replaced by an overwrite, since it was listed.
+
+    def _opened(self, path: str) -> str:
+        """What to open of a step: the item of that name, or what is said of the step itself."""
+        kinds = items(Local(path))
+        return os.path.join(path, self._item) if kinds.get(self._item) == "pytree" else path
+
+    def steps(self) -> list[int]:
+        """The committed steps, ascending; listed anew by each call."""
+        return sorted(self._committed())
+
+    def latest(self) -> int | None:
+        """The highest committed step, or None."""
+        return max(self._committed(), default=None)
+
+    def best(self, metric: str, mode: Literal["min", "max"] = "min") -> int | None:
+        """The step with the least, or the greatest, value of a metric; of equal ones the later.
+
+        None if no committed step has it as a number.
+        """
+        found = self._committed()
+        metrics = {step: step_metrics(self._at(key)) for step, key in found.items()}
+        return next(iter(ranked(metrics, metric, mode)), None)
+
+    def metrics(self, step: int) -> dict[str, Any]:
+        """What a step was saved with as metrics; empty if with none.
+
+        Raises:
+            NotFound: There is no such committed step.
+        """
+        found, step = self._committed(), _number(step)
+        if step not in found:
+            raise NotFound(f"{self.url} holds no committed step {step}")
+        return step_metrics(self._at(found[step]))
+
+    def path(self, step: int) -> str:
+        """The directory of a step, or where it would be saved to."""
+        return os.path.join(self.url, self._name(_number(step), self._listed()))
+
+    def _name(self, step: int, steps: Sequence[Step]) -> str:
+        there = [s for s in steps if s.step == step and TEMPORARY not in s.key]
+        finished = [s for s in there if s.committed]
+        return [*there, *finished][-1].key if there else step_name(step, steps)
+
+    def _committed(self, prefix: str | None = None) -> dict[int, str]:
+        """Number → name of each committed step, ascending; of those with a prefix, if given."""
+        return {
+            s.step: s.key
+            for s in self._listed()
+            if s.committed and prefix in (None, step_prefix(s.key))
+        }
+
+    def _listed(self) -> Sequence[Step]:
+        root = examine(Local(self.url))
+        if root is not None and (root.what == "item" or root.handled):
+            raise UsageError(f"Expected a directory of steps, got the checkpoint {self.url}")
+        return root.steps if root is not None else ()
+
+    def _at(self, key: str) -> Local:
+        return Local(os.path.join(self.url, key))
+
+
+def _nothing(url: str) -> Catalog:
+    return Catalog(url, "orbax", "a directory without steps", (), Memory({}), lambda _: {})
+
+
+def _number(step: Any) -> int:
+    number = count("step", step, least=0)
+    if number >= _MOST:
+        raise UsageError(f"Expected step= below {_MOST}, got {number}")
+    return number
+
+
+def _numbers(metrics: Any) -> dict[str, float] | None:
+    """Metrics as JSON has them."""
+    if metrics is None:
+        return None
+    if not isinstance(metrics, Mapping):
+        raise UsageError(f"Expected metrics= a dict of numbers, got {metrics!r}")
+    return {_named(name): _plain(name, value) for name, value in metrics.items()}
+
+
+def _named(name: Any) -> str:
+    if not isinstance(name, str):
+        raise UsageError(f"Expected names (str) in metrics=, got {name!r}")
+    return name
+
+
+def _plain(name: str, value: Any) -> float:
+    """A number of Python, NumPy or JAX as one of Python."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return value
+    try:
+        array = np.asarray(value)
+    except (TypeError, ValueError):  # a tracer, or a list of odd lengths
+        array = None
+    kind = class_of(array.dtype) if array is not None and array.shape == () else "other"
+    if array is None or kind not in ("int", "float"):
+        raise UsageError(f"Expected a number in metrics=, got {value!r} for `{name}`")
+    return int(array) if kind == "int" else float(array)

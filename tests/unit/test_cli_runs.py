@@ -1,0 +1,285 @@
+"""The commands about directories of steps: what they print, do, and how they exit."""
+
+import json
+import math
+import os
+import re
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from templax._listing import size
+from templax._run_locks import reading
+from templax.cli import main
+from templax.sources._leftovers import temporary
+from templax.sources._staging import Staging
+
+CORPUS = Path(__file__).parents[1] / "corpus"
+LOST = "is the temporary directory of a save that never finished"
+
+
+def cli(*arguments):
+    return CliRunner().invoke(main, [str(a) for a in arguments])
+
+
+@pytest.fixture(autouse=True)
+def _plain(monkeypatch):
+    monkeypatch.delenv("FORCE_COLOR", raising=False)
+
+
+@pytest.fixture
+def a_run(tmp_path, monkeypatch):
+    """Makes steps below `run`, committed an hour ago."""
+    monkeypatch.chdir(tmp_path)
+
+    def make(**metrics):
+        for name, found in metrics.items():
+            path = tmp_path / "run" / name.removeprefix("s")
+            shutil.copytree(CORPUS / "orbax-0.12.8-default/ckpt", path / "default")
+            (path / "metrics").mkdir()
+            (path / "metrics" / "metrics").write_text(json.dumps(found))
+            committed = int((time.time() - 3700) * 1e9)
+            about = {"item_handlers": {}, "commit_timestamp_nsecs": committed}
+            (path / "_CHECKPOINT_METADATA").write_text(json.dumps(about))
+        return tmp_path / "run"
+
+    return make
+
+
+def nbytes(directory):
+    return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
+
+
+# steps
+
+
+def test_steps_shows_sizes_ages_metrics_and_what_never_finished(a_run):
+    path = a_run(s9={"loss": 0.123456789, "n": 3}, s10={"loss": math.nan})
+    stale = path / "11.orbax-checkpoint-tmp-templax-0a"
+    stale.mkdir()
+    (stale / "data").write_bytes(bytes(2048))
+    result = cli("steps", "run")
+    assert (result.exit_code, result.stderr) == (0, "")
+    nine, ten, total = (size(nbytes(p)) for p in (path / "9", path / "10", path))
+    assert result.stdout == (
+        f"""\
+run
+  format  orbax, recognised by the step directory `11.orbax-checkpoint-tmp-templax-0a`
+  total   3 steps, {total}, the latest committed is 10
+
+                                 9  committed    {nine}  1 h ago  loss=0.123457, n=3
+                                10  committed    {ten}  1 h ago  loss=nan
+11.orbax-checkpoint-tmp-templax-0a  UNCOMMITTED   2.0 KiB  0 s ago  `{stale.name}` {LOST}
+"""
+    )
+
+
+def test_steps_json_has_the_documented_fields(a_run):
+    path = a_run(s9={"loss": 0.5, "by": {"a": math.nan}, "all": [math.inf, 1]})
+    (path / "best.orbax-checkpoint-tmp").mkdir()
+    result = cli("steps", "--json", "run")
+    assert result.exit_code == 0
+
+    def refuse(constant):
+        raise AssertionError(constant)
+
+    found = json.loads(result.output, parse_constant=refuse)
+    other = found["others"][0]
+    assert time.time() - 60 < other.pop("saved") <= time.time()
+    saved = found["steps"][0].pop("saved")
+    assert time.time() - 4000 < saved < time.time() - 3600
+    assert found == {
+        "schema": 1,
+        "url": "run",
+        "format": "orbax",
+        "evidence": "the step directory `9`",
+        "latest": 9,
+        "steps": [
+            {
+                "step": 9,
+                "url": "run/9",
+                "committed": True,
+                "problem": None,
+                "items": {"default": "pytree", "metrics": "json"},
+                "metrics": {"loss": 0.5, "by": {"a": None}, "all": [None, 1]},
+                "nbytes": nbytes(path / "9"),
+            }
+        ],
+        "others": [
+            {
+                "step": None,
+                "url": "run/best.orbax-checkpoint-tmp",
+                "committed": False,
+                "problem": f"`best.orbax-checkpoint-tmp` {LOST}",
+                "items": {},
+                "metrics": {},
+                "nbytes": 0,
+            }
+        ],
+    }
+
+
+def test_ls_tells_the_same_of_a_run_without_counting_bytes(a_run):
+    a_run(s9={"loss": 0.5}, s10={"loss": 0.25})
+    listed = json.loads(cli("ls", "--json", "run").output)
+    counted = json.loads(cli("steps", "--json", "run").output)
+    assert [step.pop("nbytes") for step in listed["steps"]] == [None, None]
+    assert all(step.pop("nbytes") > 2**15 for step in counted["steps"])
+    assert listed == counted
+
+
+def test_steps_of_something_else_says_what_it_is():
+    checkpoint = CORPUS / "orbax-0.12.8-default" / "ckpt"
+    result = cli("steps", checkpoint)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr == (
+        f"error: Expected a directory of steps, got the checkpoint {checkpoint};"
+        f" hint: templax ls {checkpoint}\n"
+    )
+    result = cli("steps", CORPUS / "safetensors-plain")
+    assert result.exit_code == 2
+    assert "(a safetensors file)" in result.stderr
+    assert cli("steps", CORPUS / "nothing").exit_code == 2
+
+
+# prune
+
+
+def fates(result):
+    """Name → whether it goes, and why it stays; of a table that was printed."""
+    rows = re.findall(r"^ *(\S+)  (stays|goes)  .*? ago *(.*)$", result.stdout, re.MULTILINE)
+    return {key: (state, why) if state == "stays" else state for key, state, why in rows}
+
+
+def names(path):
+    return {child.name for child in path.iterdir()}
+
+
+STEPS = {f"s{n}": {"loss": loss} for n, loss in enumerate([5, 1, 4, math.nan, 2, 3])}
+
+
+def test_prune_shows_what_would_go_and_deletes_nothing(a_run):
+    path = a_run(**STEPS)
+    result = cli(
+        *("prune", "run", "--keep", "1", "--keep-every", "3"),
+        *("--keep-best", "1", "--metric", "loss"),
+    )
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert fates(result) == {
+        "0": ("stays", "every 3"),
+        "1": ("stays", "best 1 by loss"),
+        "2": "goes",
+        "3": ("stays", "every 3"),
+        "4": "goes",
+        "5": ("stays", "the latest, last 1"),
+    }
+    going = size(nbytes(path / "2") + nbytes(path / "4"))
+    assert result.stdout.splitlines()[-1] == (
+        f"2 directories ({going}) would be deleted; --yes does it"
+    )
+    assert names(path) == set("012345")
+
+
+def test_prune_does_it_when_told_and_then_has_nothing_to_do(a_run):
+    path = a_run(**STEPS)
+    command = ("prune", "run", "--keep-best", "2", "--metric", "loss", "--mode", "max", "--yes")
+    result = cli(*command)
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert names(path) == set("025")
+    assert result.stdout.splitlines()[-1].startswith("3 directories (")
+    result = cli(*command)
+    assert (result.exit_code, result.stdout.splitlines()[-1]) == (0, "nothing deleted")
+    assert names(path) == set("025")
+
+
+def test_prune_leaves_a_step_that_is_read(a_run):
+    path = a_run(**STEPS)
+    with reading(str(path / "1")) as there:
+        assert there
+        result = cli("prune", "run", "--keep", "4", "--yes")
+    assert result.exit_code == 1
+    assert "1 is being read, and stays" in result.stdout.splitlines()
+    assert result.stdout.splitlines()[-1].startswith("1 directory (")
+    assert names(path) == set("12345")
+    assert cli("prune", "run", "--keep", "4", "--yes").exit_code == 0
+    assert names(path) == set("2345")
+
+
+def age_of(path, seconds):
+    for below in [path, *path.rglob("*")]:
+        os.utime(below, (time.time() - seconds,) * 2)
+
+
+def test_prune_deletes_leftovers_only_if_asked_and_only_of_dead_saves(a_run):
+    path = a_run(s1={}, s2={}, s3={})
+    (path / "3" / "_CHECKPOINT_METADATA").write_text('{"commit_timestamp_nsecs": null}')
+    for other in ("4.orbax-checkpoint-tmp", "5.orbax-checkpoint-tmp-9"):
+        (path / other).mkdir()
+    for old in ("3", "4.orbax-checkpoint-tmp"):
+        age_of(path / old, 3 * 24 * 3600)
+    dead = Path(temporary(str(path / "6")))
+    dead.mkdir()
+    with Staging(path / "7", overwrite=False) as staging:
+        goes_on = Path(staging.directory).name
+        result = cli("prune", "run", "--keep", "9", "--yes")
+        assert (result.exit_code, result.stdout.splitlines()[-1]) == (0, "nothing deleted")
+        left = ("stays", "left by a dead save; --leftovers deletes it")
+        alive = ("stays", "of a save that goes on, or wrote something within a day")
+        assert fates(result) == {
+            "1": ("stays", "last 9"),
+            "2": ("stays", "the latest, last 9"),
+            "3": left,
+            "4.orbax-checkpoint-tmp": left,
+            "5.orbax-checkpoint-tmp-9": alive,
+            dead.name: left,
+            goes_on: alive,
+        }
+        result = cli("prune", "run", "--leftovers", "--yes")
+        assert (result.exit_code, result.stderr) == (0, "")
+        assert names(path) == {"1", "2", "5.orbax-checkpoint-tmp-9", goes_on}
+
+
+def test_prune_keeps_what_has_the_same_number_as_a_step(a_run):
+    path = a_run(s1={}, s01={}, s2={}, s3={})
+    result = cli("prune", "run", "--keep", "1", "--yes")
+    assert result.exit_code == 0
+    assert names(path) == {"01", "3"}
+
+
+def test_prune_refuses_runs_that_share_a_directory(a_run):
+    path = a_run(s1={}, s2={}, eval_1={}, eval_2={})
+    result = cli("prune", "run", "--keep", "1", "--yes")
+    assert result.exit_code == 2
+    assert result.stderr == (
+        "error: Expected steps whose names differ by their number only, got `2` and `eval_2` in"
+        " run; hint: move those of one name to a directory of their own\n"
+    )
+    assert names(path) == {"1", "2", "eval_1", "eval_2"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([], "say what stays, by --keep, --keep-every or --keep-best"),
+        (["--keep-best", "2"], "--keep-best and --metric need each other"),
+        (["--keep", "2", "--metric", "loss"], "--keep-best and --metric need each other"),
+        (["--keep", "0"], "0 is not in the range x>=1"),
+    ],
+)
+def test_prune_refuses_what_means_nothing(a_run, arguments, says):
+    a_run(s1={}, s2={})
+    result = cli("prune", "run", *arguments, "--yes")
+    assert result.exit_code == 2
+    assert says in result.stderr
+    assert names(Path("run")) == {"1", "2"}
+
+
+def test_prune_of_something_else_deletes_nothing(tmp_path):
+    shutil.copytree(CORPUS / "orbax-0.12.8-manager" / "ckpt" / "10", tmp_path / "10")
+    before = sorted(tmp_path.rglob("*"))
+    result = cli("prune", tmp_path / "10", "--keep", "1", "--leftovers", "--yes")
+    assert result.exit_code == 2
+    assert sorted(tmp_path.rglob("*")) == before

@@ -1,0 +1,138 @@
+"""Which steps stay: the rules, and what no rule may do."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import templax as tx
+from templax._keep import as_keep, kept, ranked
+
+NUMBERS = st.none() | st.integers(1, 9)
+VALUES = st.floats() | st.integers(-3, 3) | st.sampled_from([True, "low", None, [1.0]])
+METRICS = st.dictionaries(st.sampled_from(["loss", "other"]), VALUES)
+STEPS = st.dictionaries(st.integers(0, 40), METRICS, max_size=12)
+
+
+@st.composite
+def rules(draw):
+    last, every, best = draw(
+        st.tuples(NUMBERS, NUMBERS, NUMBERS).filter(lambda numbers: any(numbers))
+    )
+    metric = "loss" if best else None
+    return tx.Keep(last, every, best, metric, draw(st.sampled_from(["min", "max"])))
+
+
+def numbers(steps):
+    """Step → loss, of those where it can be compared."""
+    losses = {step: metrics.get("loss") for step, metrics in steps.items()}
+    return {
+        step: loss
+        for step, loss in losses.items()
+        if type(loss) in (int, float) and not math.isnan(loss)
+    }
+
+
+@given(STEPS, rules())
+def test_the_latest_stays_and_nothing_is_made_up(steps, keep):
+    stay = kept(steps, keep)
+    assert set(stay) <= set(steps)
+    assert list(stay) == sorted(stay)
+    assert not steps or max(steps) in stay
+    assert all(stay.values())
+
+
+@given(STEPS, rules())
+def test_what_stays_is_the_union_of_what_each_rule_keeps(steps, keep):
+    alone = [tx.Keep(last=keep.last)] if keep.last else []
+    alone += [tx.Keep(every=keep.every)] if keep.every else []
+    alone += [tx.Keep(best=keep.best, metric=keep.metric, mode=keep.mode)] if keep.best else []
+    assert set(kept(steps, keep)) == {step for rule in alone for step in kept(steps, rule)}
+
+
+@given(STEPS, st.integers(1, 9))
+def test_last_keeps_so_many_of_the_latest(steps, last):
+    assert list(kept(steps, tx.Keep(last=last))) == sorted(steps)[-last:]
+
+
+@given(STEPS, st.integers(1, 9))
+def test_every_keeps_multiples(steps, every):
+    stay = kept(steps, tx.Keep(every=every))
+    assert set(stay) - {max(steps, default=0)} == {
+        s for s in steps if s % every == 0 and s != max(steps)
+    }
+
+
+@given(STEPS, st.integers(1, 9), st.sampled_from(["min", "max"]))
+def test_best_keeps_none_that_is_worse_than_one_that_goes(steps, best, mode):
+    losses = numbers(steps)
+    stay = kept(steps, tx.Keep(best=best, metric="loss", mode=mode))
+    chosen = {step for step, why in stay.items() if "best" in why}
+    assert len(chosen) == min(best, len(losses))
+    assert chosen <= set(losses)
+    for good in chosen:
+        for other in set(losses) - chosen:
+            if mode == "min":
+                assert (losses[good], -good) <= (losses[other], -other)
+            else:
+                assert (-losses[good], -good) <= (-losses[other], -other)
+
+
+@given(STEPS, rules(), rules())
+def test_one_more_rule_never_lets_a_step_go(steps, keep, more):
+    both = tx.Keep(
+        last=max(keep.last or 0, more.last or 0) or None,
+        every=keep.every,
+        best=max(keep.best or 0, more.best or 0) or None,
+        metric=keep.metric or more.metric,
+        mode=keep.mode if keep.best else more.mode,
+    )
+    assert set(kept(steps, keep)) <= set(kept(steps, both))
+
+
+def test_the_reasons_are_said():
+    steps = {0: {"loss": 0.5}, 1: {"loss": 0.1}, 2: {}, 3: {"loss": math.nan}, 4: {}}
+    keep = tx.Keep(last=2, every=2, best=1, metric="loss")
+    assert kept(steps, keep) == {
+        0: "every 2",
+        1: "best 1 by loss",
+        2: "every 2",
+        3: "last 2",
+        4: "the latest, last 2, every 2",
+    }
+
+
+def test_of_equal_ones_the_later_is_better_and_infinities_are_numbers():
+    steps = {1: {"m": 1}, 2: {"m": 1.0}, 3: {"m": -math.inf}, 4: {"m": 10**400}, 5: {"m": "x"}}
+    assert ranked(steps, "m", "min") == [3, 2, 1, 4]
+    assert ranked(steps, "m", "max") == [4, 2, 1, 3]
+
+
+def test_a_number_is_so_many_of_the_latest():
+    assert as_keep(3) == as_keep(np.int64(3)) == tx.Keep(last=3)
+    assert as_keep(None) is None
+    assert as_keep(tx.Keep(every=5)) == tx.Keep(every=5)
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: tx.Keep(), "Expected a rule, last=, every= or best=, got none"),
+        (lambda: tx.Keep(last=0), "Expected last= an int of at least 1, got 0"),
+        (lambda: tx.Keep(every=True), "Expected every= an int of at least 1, got True"),
+        (lambda: tx.Keep(best=1.5), "Expected best= an int of at least 1, got 1.5"),
+        (lambda: tx.Keep(best=2), "Expected metric= with best=, got none"),
+        (lambda: tx.Keep(last=2, metric="loss"), "Expected best= with metric=, got none"),
+        (lambda: tx.Keep(best=2, metric=3), "Expected metric= a name (str), got 3"),
+        (lambda: tx.Keep(last=2, mode="low"), 'Expected mode="min" or "max", got \'low\''),
+        (lambda: as_keep(0), "Expected keep= an int of at least 1, got 0"),
+        (lambda: as_keep(2.0), "Expected keep= a number of steps or a templax.Keep, got 2.0"),
+        (lambda: ranked({}, "loss", "least"), 'Expected mode="min" or "max", got \'least\''),
+    ],
+)
+def test_a_rule_that_means_nothing_is_refused(make, says):
+    with pytest.raises(tx.UsageError) as caught:
+        make()
+    assert str(caught.value) == says
