@@ -29,8 +29,9 @@ STANDARD = f"{_HANDLERS}standard_checkpoint_handler.StandardCheckpointHandler"
 JSON = f"{_HANDLERS}json_checkpoint_handler.JsonCheckpointHandler"
 
 _EMPTY_TYPES = {"NamedTuple": "None", "Tuple": "List"}
-"""As what Orbax 0.6 reads, which restores nothing of a tree with an empty type it doesn't know. Orbax
-writes the first alike; tuples with leaves, too, come back from it as lists without a template."""
+"""As what Orbax 0.6 reads, which restores nothing of a tree with an empty type it doesn't know.
+Orbax writes the first alike; tuples with leaves, too, come back from it as lists without a template.
+"""
 
 Files = dict[str, bytes]
 Empty = tuple[Path, str]
