@@ -9,6 +9,19 @@ from typing import Any
 from .workloads import PyTree, named
 
 
+def _templax(path: Path, tree: PyTree) -> None:
+    """All defaults: raw, aligned chunks with a checksum each, synced."""
+    import templax as tx
+
+    tx.save(path, tree)
+
+
+def _templax_zstd(path: Path, tree: PyTree) -> None:
+    import templax as tx
+
+    tx.save(path, tree, compression="zstd")
+
+
 def _orbax(path: Path, tree: PyTree) -> None:
     """All defaults: OCDBT, zarr2, zstd, one chunk per shard."""
     import orbax.checkpoint as ocp
@@ -55,6 +68,8 @@ def _npz(path: Path, tree: PyTree) -> None:
 
 
 WRITERS: dict[str, Callable[[Path, PyTree], None]] = {
+    "templax": _templax,
+    "templax-zstd": _templax_zstd,
     "orbax": _orbax,
     "orbax-raw": _orbax_raw,
     "safetensors": _safetensors,

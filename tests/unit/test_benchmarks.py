@@ -81,6 +81,22 @@ def test_report_holds_every_workload_library_and_sample(tmp_path):
 
 
 @pytest.mark.slow
+def test_what_templax_saved_is_restored_beside_what_peers_save(tmp_path):
+    libraries = "templax,templax-mapped,orbax-standard,orbax-standard-ours,safetensors"
+    done, report = run(tmp_path, "-m", "benchmarks", "small-own", "--lib", libraries)
+    assert done.returncode == 0, done.stderr
+    rows = report["workloads"][0]["libraries"]
+    assert {name: (row["file"], row["own_file"]) for name, row in rows.items()} == {
+        "templax": ("templax", False),
+        "templax-mapped": ("templax", False),
+        "orbax-standard": ("orbax", True),
+        "orbax-standard-ours": ("templax", False),
+        "safetensors": ("safetensors", True),
+    }
+    assert all(row["ok"] for row in rows.values()), report
+
+
+@pytest.mark.slow
 def test_wrong_result_ends_in_an_error_and_a_failure_in_its_row(tmp_path):
     script = tmp_path / "liar.py"
     script.write_text(LIAR)
