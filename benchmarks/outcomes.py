@@ -5,8 +5,10 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
+from .files import files_under
 from .worker import Sample
 
 
@@ -27,7 +29,8 @@ class Row:
         kind: The file it restored.
         own_file: It can't read the workload's file, so this is the same tree in its own.
         nbytes: Of what it returns.
-        file_bytes: Of all files of the checkpoint.
+        files: How many the checkpoint is.
+        file_bytes: Of all of them.
         timed: One sample per round.
         untimed: Those whose results were compared, before and after.
         trouble: `"failed: …"` or `"wrong: …"`, or empty.
@@ -38,11 +41,17 @@ class Row:
     kind: str
     own_file: bool
     nbytes: int = 0
+    files: int = 0
     file_bytes: int = 0
     timed: list[Sample] = field(default_factory=list)
     untimed: list[Sample] = field(default_factory=list)
     trouble: str = ""
     notes: list[str] = field(default_factory=list)
+
+    def wrote(self, checkpoint: Path) -> None:
+        """Counts the files of its checkpoint."""
+        found = files_under(checkpoint)
+        self.files, self.file_bytes = len(found), sum(file.stat().st_size for file in found)
 
     @property
     def seconds(self) -> Summary:
@@ -114,6 +123,7 @@ def _row_facts(outcome: Outcome, row: Row) -> dict[str, Any]:
         "trouble": row.trouble,
         "file": row.kind,
         "own_file": row.own_file,
+        "files": row.files,
         "file_bytes": row.file_bytes,
         "bytes": row.nbytes,
         "notes": row.notes,
