@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -83,3 +84,11 @@ WRITERS: dict[str, Callable[[Path, PyTree], None]] = {
 def files_under(path: Path) -> list[Path]:
     """The files of a checkpoint, which may itself be one."""
     return [path] if path.is_file() else sorted(f for f in path.rglob("*") if f.is_file())
+
+
+def removed(path: Path) -> None:
+    """Takes a checkpoint away; there may be none."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
