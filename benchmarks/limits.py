@@ -144,7 +144,7 @@ def write(tree: PyTree) -> Save:
     begin.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
 
     def save(path: Path) -> None:
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
 
         def written(todo: Iterator[tuple[int, memoryview]]) -> None:
             for at, piece in todo:
