@@ -49,12 +49,12 @@ def drawn(outcomes: Sequence[Outcome], about: dict[str, str]) -> str:
         return _LEFT + share * (_WIDTH - _LEFT - _RIGHT)
 
     height = _TOP + sum(_GAP + _ROW * len(rows) for rows in ratios) + 12
+    own = "" if outcomes[0].saved else " * its own file"
+    verb = "save" if outcomes[0].saved else "restore"
     firsts = ", ".join(dict.fromkeys(outcome.rows[0].library for outcome in outcomes))
     body = [
-        _text(16, 26, f"Seconds to restore, divided by those of {firsts}", "title"),
-        _text(
-            16, 44, "Median and quartiles, logarithmic. Right of 1: slower. * its own file", "faint"
-        ),
+        _text(16, 26, f"Seconds to {verb}, divided by those of {firsts}", "title"),
+        _text(16, 44, f"Median and quartiles, logarithmic. Right of 1: slower.{own}", "faint"),
         _text(16, 60, f"{about['conditions']}; {about['date']}", "faint"),
         *_axis(x, [tick for tick in _TICKS if low <= tick <= high], height),
     ]
@@ -67,7 +67,7 @@ def drawn(outcomes: Sequence[Outcome], about: dict[str, str]) -> str:
     return "\n".join(
         [
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}"'
-            f' width="{_WIDTH}" height="{height}" role="img" aria-label="Restore times, ratios">',
+            f' width="{_WIDTH}" height="{height}" role="img" aria-label="Time to {verb}, ratios">',
             f"<style>{_STYLE}</style>",
             '<rect class="page" width="100%" height="100%" rx="6"/>',
             *body,

@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from .workloads import PyTree, named
+
+
+def _templax(path: Path, tree: PyTree) -> None:
+    """All defaults: raw, aligned chunks with a checksum each, synced."""
+    import templax as tx
+
+    tx.save(path, tree)
+
+
+def _templax_zstd(path: Path, tree: PyTree) -> None:
+    import templax as tx
+
+    tx.save(path, tree, compression="zstd")
 
 
 def _orbax(path: Path, tree: PyTree) -> None:
@@ -55,6 +69,8 @@ def _npz(path: Path, tree: PyTree) -> None:
 
 
 WRITERS: dict[str, Callable[[Path, PyTree], None]] = {
+    "templax": _templax,
+    "templax-zstd": _templax_zstd,
     "orbax": _orbax,
     "orbax-raw": _orbax_raw,
     "safetensors": _safetensors,
@@ -68,3 +84,11 @@ WRITERS: dict[str, Callable[[Path, PyTree], None]] = {
 def files_under(path: Path) -> list[Path]:
     """The files of a checkpoint, which may itself be one."""
     return [path] if path.is_file() else sorted(f for f in path.rglob("*") if f.is_file())
+
+
+def removed(path: Path) -> None:
+    """Takes a checkpoint away; there may be none."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

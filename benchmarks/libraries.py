@@ -221,7 +221,8 @@ def _placed(job: Job, arrays: Mapping[str, Any]) -> PyTree:
     return jax.tree.unflatten(jax.tree.structure(job.template), leaves)
 
 
-_READ_BY_TEMPLAX = ("orbax", "orbax-raw", "safetensors", "msgpack", "npz")
+_SAVED_BY_TEMPLAX = ("templax", "templax-zstd")
+_READ_BY_TEMPLAX = ("orbax", "orbax-raw", *_SAVED_BY_TEMPLAX, "safetensors", "msgpack", "npz")
 
 LIBRARIES: dict[str, Library] = {
     "templax": Library(_templax, reads=_READ_BY_TEMPLAX),
@@ -230,6 +231,7 @@ LIBRARIES: dict[str, Library] = {
     "templax-nocast": Library(_templax, uncast=True),
     "orbax-pytree": Library(_orbax_pytree),
     "orbax-standard": Library(_orbax_standard),
+    "orbax-standard-ours": Library(_orbax_standard, reads=_SAVED_BY_TEMPLAX),
     "orbax-v1": Library(_orbax_v1),
     "safetensors": Library(_safetensors, reads=("safetensors",)),
     "msgpack": Library(_msgpack, reads=("msgpack",)),

@@ -5,8 +5,10 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
+from .files import files_under
 from .worker import Sample
 
 
@@ -24,11 +26,12 @@ class Row:
     """One library on one workload.
 
     Attributes:
-        kind: The file it restored.
+        kind: The file it restored, or wrote.
         own_file: It can't read the workload's file, so this is the same tree in its own.
-        nbytes: Of what it returns.
-        file_bytes: Of all files of the checkpoint.
-        timed: One sample per round.
+        nbytes: Of what it returns, or saves.
+        files: How many the checkpoint is.
+        file_bytes: Of all of them.
+        timed: One sample per round. A slow saver sits out the last rounds.
         untimed: Those whose results were compared, before and after.
         trouble: `"failed: …"` or `"wrong: …"`, or empty.
         notes: What the library says of itself.
@@ -38,15 +41,27 @@ class Row:
     kind: str
     own_file: bool
     nbytes: int = 0
+    files: int = 0
     file_bytes: int = 0
     timed: list[Sample] = field(default_factory=list)
     untimed: list[Sample] = field(default_factory=list)
     trouble: str = ""
     notes: list[str] = field(default_factory=list)
 
+    def wrote(self, checkpoint: Path) -> None:
+        """Counts the files of its checkpoint."""
+        found = files_under(checkpoint)
+        self.files, self.file_bytes = len(found), sum(file.stat().st_size for file in found)
+
     @property
     def seconds(self) -> Summary:
         return summary([sample.seconds for sample in self.timed])
+
+    @property
+    def stall_s(self) -> Summary | None:
+        """None of a restore, and of a save that returns when it has ended."""
+        stalls = [sample.stall_s for sample in self.timed if sample.stall_s is not None]
+        return summary(stalls) if stalls else None
 
     @property
     def cpu_s(self) -> Summary:
@@ -61,13 +76,21 @@ class Row:
         return max(sample.peak_rss_bytes for sample in self.timed + self.untimed)
 
     @property
-    def peak_anon_bytes(self) -> int:
-        return max(sample.peak_anon_bytes or 0 for sample in self.untimed)
+    def peak_anon_bytes(self) -> int | None:
+        """None of saves, where nobody looked."""
+        return max(
+            (s.peak_anon_bytes for s in self.untimed if s.peak_anon_bytes is not None), default=None
+        )
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """All rows of a workload. The first library is what the others are divided by."""
+    """All rows of a workload. The first library is what the others are divided by.
+
+    Attributes:
+        fresh: Each sample was a process.
+        saved: What was measured is saves.
+    """
 
     workload: str
     about: str
@@ -75,14 +98,30 @@ class Outcome:
     leaves: int
     nbytes: int
     rows: list[Row]
+    saved: bool = False
 
     def ratio(self, row: Row) -> Summary | None:
         """Of each round: seconds of this library over those of the first. None if either failed."""
         first = self.rows[0]
         if first.trouble or row.trouble:
             return None
-        pairs = zip(row.timed, first.timed, strict=True)
+        # Who has fewer samples has those of the first rounds.
+        pairs = zip(row.timed, first.timed, strict=False)
         return summary([theirs.seconds / ours.seconds for theirs, ours in pairs])
+
+    @property
+    def first_to_stall(self) -> Row | None:
+        """The first library whose saves go on behind the call: what other stalls are divided by."""
+        return next((row for row in self.rows if not row.trouble and row.stall_s), None)
+
+    def stall_ratio(self, row: Row) -> Summary | None:
+        """As `ratio`, of stalls. None if there is none to divide, or to divide by."""
+        first = self.first_to_stall
+        if first is None or row.trouble:
+            return None
+        pairs = zip(row.timed, first.timed, strict=False)
+        ratios = [a.stall_s / b.stall_s for a, b in pairs if a.stall_s and b.stall_s]
+        return summary(ratios) if ratios else None
 
     @property
     def notes(self) -> list[str]:
@@ -114,6 +153,7 @@ def _row_facts(outcome: Outcome, row: Row) -> dict[str, Any]:
         "trouble": row.trouble,
         "file": row.kind,
         "own_file": row.own_file,
+        "files": row.files,
         "file_bytes": row.file_bytes,
         "bytes": row.nbytes,
         "notes": row.notes,
@@ -122,10 +162,15 @@ def _row_facts(outcome: Outcome, row: Row) -> dict[str, Any]:
     }
     if row.trouble:
         return result
-    ratio = outcome.ratio(row)
+
+    def maybe(numbers: Summary | None) -> dict[str, float] | None:
+        return None if numbers is None else numbers._asdict()
+
     return result | {
         "seconds": row.seconds._asdict(),
-        "ratio": None if ratio is None else ratio._asdict(),
+        "ratio": maybe(outcome.ratio(row)),
+        "stall_s": maybe(row.stall_s),
+        "stall_ratio": maybe(outcome.stall_ratio(row)),
         "cpu_s": row.cpu_s._asdict(),
         "peak_rss_bytes": row.peak_rss_bytes,
         "peak_anon_bytes": row.peak_anon_bytes,

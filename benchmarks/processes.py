@@ -1,4 +1,4 @@
-"""The processes as the program sees them: saved by one, restored by one per library."""
+"""The processes as the programs see them: one saves, and one per library restores, or saves."""
 
 from __future__ import annotations
 
@@ -15,7 +15,16 @@ from typing import Any
 
 from .files import files_under
 from .libraries import LIBRARIES
-from .worker import Sample, Wrong, file_of, save, serve, xla_flags
+from .worker import (
+    Sample,
+    Wrong,
+    file_of,
+    restore_once,
+    save,
+    serve,
+    serve_saves,
+    xla_flags,
+)
 from .workloads import WORKLOADS, Workload
 
 ROOT = Path(__file__).parents[1]
@@ -48,16 +57,32 @@ def written(
     return leaves, nbytes
 
 
-class Worker:
-    """A library in a process that imports once and restores many times.
+def restored(directory: Path, workload: Workload, scale: float, library: str, path: Path) -> None:
+    """Has a library restore a checkpoint in a process of its own, and compares the result.
+
+    Raises:
+        Wrong: It is not what was saved.
+        Failed: It can't be restored.
+    """
+    child = _Child(restore_once, directory, workload.name, scale, library, path)
+    try:
+        child.answer("checked")
+    finally:
+        child.end()
+
+
+class _Opened:
+    """A library in a process that imports once and does many times what it is asked.
 
     Attributes:
-        nbytes: Of the result.
+        nbytes: Of the tree.
         notes: What the library says of itself.
     """
 
+    _serve: staticmethod[..., None]
+
     def __init__(self, directory: Path, workload: Workload, scale: float, library: str) -> None:
-        self._child = _Child(serve, directory, workload.name, scale, library)
+        self._child = _Child(self._serve, directory, workload.name, scale, library)
         self.nbytes = 0
         self.notes: list[str] = []
 
@@ -66,6 +91,28 @@ class Worker:
         self._child.answer("warm")
         self._child.pipe.send("open")
         _, self.nbytes, self.notes = self._child.answer("ready")
+
+    def close(self) -> None:
+        self._child.end("stop")
+
+
+class SaveWorker(_Opened):
+    """A library that saves."""
+
+    _serve = staticmethod(serve_saves)
+
+    def save(self, path: Path) -> Sample:
+        self._child.pipe.send(str(path))
+        return self._child.answer("sample")[1]
+
+
+class Worker(_Opened):
+    """A library that restores."""
+
+    _serve = staticmethod(serve)
+
+    def open(self) -> None:
+        super().open()
         self._anon = self._child.anon()
 
     def time(self) -> Sample:
@@ -85,9 +132,6 @@ class Worker:
         sample = self._child.answer("sample")[1]
         self._child.answer("checked")
         return replace(sample, peak_anon_bytes=peak - self._anon)
-
-    def close(self) -> None:
-        self._child.end("stop")
 
 
 class FreshWorker:

@@ -1,4 +1,5 @@
-"""What runs in the other processes: one that saves, and one per library, which restores on command.
+"""What runs in the other processes: one that saves, and one per library, which restores, or saves,
+on command.
 
 They answer with `(word, ...)`; what ends one of them comes as `("failed", reason)`, or as
 `("wrong", reason)` when a result is not what was saved.
@@ -15,29 +16,33 @@ import os
 import time
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from .libraries import LIBRARIES, Job, Library, Restore
+from .files import removed
+from .libraries import LIBRARIES, Job, Library
+from .savers import SAVERS, Save
 from .workloads import WARM_UP, WORKLOADS, PyTree, Workload, named, values
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One restore.
+    """One restore, or one save.
 
     Attributes:
-        seconds: From the call until every leaf is ready; of a fresh process, of all of it.
+        seconds: From the call until every leaf is ready, or until the save has ended; of a fresh
+            process, of all of it.
         cpu_s: Of all threads, user and system.
         peak_rss_bytes: Highest resident set during it, beyond that of the process before its
             first; of a fresh process, in all.
         read_bytes: What its read calls returned, from the page cache or not (`rchar`).
         disk_bytes: What the kernel read from the disk for it, mapped files included.
-        peak_anon_bytes: As `peak_rss_bytes`, of memory that no file backs. Only of untimed samples.
+        peak_anon_bytes: As `peak_rss_bytes`, of memory that no file backs. Of untimed restores.
+        stall_s: Until the call returned. Of saves that go on behind it.
     """
 
     seconds: float
@@ -46,6 +51,7 @@ class Sample:
     read_bytes: int
     disk_bytes: int
     peak_anon_bytes: int | None = None
+    stall_s: float | None = None
 
 
 class Wrong(Exception):
@@ -122,7 +128,55 @@ def serve(pipe: Connection, directory: Path, name: str, scale: float, library: s
             del tree
 
 
-def _measure(restore: Restore, rss: int) -> tuple[PyTree, Sample]:
+def serve_saves(pipe: Connection, directory: Path, name: str, scale: float, library: str) -> None:
+    """Saves to each path it gets; `"stop"` ends. The tree is there before the first.
+
+    Before that it warms up, and at the first command, `"open"`, makes the tree.
+    """
+    workload = WORKLOADS[name]
+    with _Answers(pipe, workload), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        peer = SAVERS[library]
+        small = directory / f"{WARM_UP.name}-{library}.{peer.kind}"
+        _measure_save(peer.open(values(WARM_UP.stored(scale))), small, 0)
+        removed(small)
+        pipe.send(("warm",))
+        if pipe.recv() == "stop":
+            return
+        tree = values(workload.stored(scale))
+        save = peer.open(tree)
+        gc.collect()
+        _trim()
+        rss = status("VmRSS")
+        pipe.send(("ready", sum(leaf.nbytes for leaf in named(tree).values()), []))
+        while (command := pipe.recv()) != "stop":
+            pipe.send(("sample", _measure_save(save, Path(command), rss)))
+
+
+def _measure_save(save: Save, path: Path, rss: int) -> Sample:
+    def call() -> tuple[float | None, Any]:
+        begin = time.perf_counter()
+        wait = save(path)
+        stall_s = time.perf_counter() - begin
+        return (None, None) if wait is None else (stall_s, wait())
+
+    (stall_s, _), sample = _measure(call, rss)
+    return replace(sample, stall_s=stall_s)
+
+
+def restore_once(
+    pipe: Connection, directory: Path, name: str, scale: float, library: str, path: Path
+) -> None:
+    """Compares what a save left with what it was given."""
+    workload = WORKLOADS[name]
+    with _Answers(pipe, workload), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        job = Job(path, workload, scale, uncast=True)
+        compare(directory, LIBRARIES[library].open(job)(), job)
+        pipe.send(("checked",))
+
+
+def _measure(call: Callable[[], Any], rss: int) -> tuple[Any, Sample]:
     import jax
 
     gc.collect()  # else a restore pays for one of everything before it
@@ -130,11 +184,11 @@ def _measure(restore: Restore, rss: int) -> tuple[PyTree, Sample]:
     Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts anew
     before = io()
     cpu, begin = time.process_time(), time.perf_counter()
-    tree = jax.block_until_ready(restore())
+    result = jax.block_until_ready(call())
     seconds, cpu_s = time.perf_counter() - begin, time.process_time() - cpu
     peak, after = status("VmHWM") - rss, io()
     read, disk = (after[key] - before[key] for key in ("rchar", "read_bytes"))
-    return tree, Sample(seconds, cpu_s, peak, read, disk)
+    return result, Sample(seconds, cpu_s, peak, read, disk)
 
 
 def _trim() -> None:

@@ -16,6 +16,10 @@ ORBAX = ("orbax-pytree", "orbax-standard", "orbax-v1")
 MAPPED = ("templax-mapped", "templax-touched")
 LIMITS = ("limit-pread", "limit-decode", "limit-put")
 _COMPRESSED = ("templax", *ORBAX, *LIMITS)
+_OWN = (
+    *("templax", "templax-mapped", *ORBAX, "orbax-standard-ours"),
+    *("safetensors", "limit-pread", "limit-put"),
+)
 
 
 @dataclass(frozen=True)
@@ -204,6 +208,15 @@ WORKLOADS = {
             ("templax", *MAPPED, "safetensors", "limit-pread", "limit-put"),
             _small,
         ),
+        Workload("tree-own", "the same tree, saved by templax", "templax", _OWN, _transformer),
+        Workload(
+            "tree-own-zstd",
+            "the same tree, saved by templax with zstd",
+            "templax-zstd",
+            ("templax", *ORBAX, "orbax-standard-ours", *LIMITS),
+            _transformer,
+        ),
+        Workload("small-own", "the same leaves, saved by templax", "templax", _OWN, _small),
         Workload(
             "tiny",
             "a small model from the start of the process to its end",

@@ -40,9 +40,40 @@ if __name__ == "__main__":
 """
 
 
-def run(tmp_path, *arguments):
+SAVING_LIAR = """
+from benchmarks.saving import main
+from benchmarks.savers import SAVERS, Saver, _orbax_pytree
+
+
+def _liar(tree):
+    import jax
+
+    return _orbax_pytree(jax.tree.map(lambda leaf: leaf.at[-1].add(1), tree))
+
+
+def _quitter(tree):
+    def save(path):
+        raise OSError("disk full")
+
+    return save
+
+
+def _forgetter(tree):
+    return lambda path: None
+
+
+SAVERS["liar"] = Saver(_liar, "orbax", "orbax-pytree")
+SAVERS["quitter"] = Saver(_quitter, "orbax", "orbax-pytree")
+SAVERS["forgetter"] = Saver(_forgetter, "safetensors", "safetensors")
+
+if __name__ == "__main__":
+    main()
+"""
+
+
+def run(tmp_path, *arguments, pairs=1):
     path = os.pathsep.join([str(ROOT / "src"), str(ROOT), os.environ.get("PYTHONPATH", "")])
-    options = ["--scale", "0.002", "--pairs", "1", "--dir", str(tmp_path)]
+    options = ["--scale", "0.002", "--pairs", str(pairs), "--dir", str(tmp_path)]
     done = subprocess.run(
         [sys.executable, *arguments, *options, "--json", str(tmp_path / "out.json")],
         env={**os.environ, "PYTHONPATH": path},
@@ -81,6 +112,22 @@ def test_report_holds_every_workload_library_and_sample(tmp_path):
 
 
 @pytest.mark.slow
+def test_what_templax_saved_is_restored_beside_what_peers_save(tmp_path):
+    libraries = "templax,templax-mapped,orbax-standard,orbax-standard-ours,safetensors"
+    done, report = run(tmp_path, "-m", "benchmarks", "small-own", "--lib", libraries)
+    assert done.returncode == 0, done.stderr
+    rows = report["workloads"][0]["libraries"]
+    assert {name: (row["file"], row["own_file"]) for name, row in rows.items()} == {
+        "templax": ("templax", False),
+        "templax-mapped": ("templax", False),
+        "orbax-standard": ("orbax", True),
+        "orbax-standard-ours": ("templax", False),
+        "safetensors": ("safetensors", True),
+    }
+    assert all(row["ok"] for row in rows.values()), report
+
+
+@pytest.mark.slow
 def test_wrong_result_ends_in_an_error_and_a_failure_in_its_row(tmp_path):
     script = tmp_path / "liar.py"
     script.write_text(LIAR)
@@ -93,6 +140,64 @@ def test_wrong_result_ends_in_an_error_and_a_failure_in_its_row(tmp_path):
     assert rows["liar"]["samples"] == []
     assert rows["quitter"]["trouble"] == "failed: NotImplementedError: not today"
     assert "RESULTS DIFFER" in done.stdout
+
+
+@pytest.mark.slow
+def test_saves_are_reported_with_their_stalls_and_files(tmp_path):
+    libraries = "templax,templax-nowait,orbax-standard,safetensors,limit-copy,limit-write"
+    done, report = run(
+        *(tmp_path, "-m", "benchmarks.saving", "reshard-axis1", "--lib", libraries),
+        *("--markdown", str(tmp_path / "out.md"), "--svg", str(tmp_path / "out.svg")),
+    )
+    assert done.returncode == 0, done.stderr
+    (found,) = report["workloads"]
+    assert (found["workload"], found["leaves"]) == ("reshard-axis1", 8)
+    rows = found["libraries"]
+    assert list(rows) == libraries.split(",")
+    assert all(row["ok"] for row in rows.values()), rows
+    assert rows["templax"]["ratio"]["median"] == 1
+    assert rows["templax-nowait"]["stall_ratio"]["median"] == 1
+    stalled = {name for name, row in rows.items() if row["stall_s"]}
+    assert stalled == {"templax-nowait", "orbax-standard", "limit-copy"}
+    for name in stalled:
+        (sample,) = rows[name]["samples"]
+        assert 0 < sample["stall_s"] <= sample["seconds"]
+    for name in ("templax", "templax-nowait", "safetensors"):
+        assert rows[name]["file_bytes"] > found["bytes"]
+    assert rows["limit-write"]["file_bytes"] == found["bytes"]
+    assert rows["limit-copy"]["files"] == 0
+    assert rows["safetensors"]["files"] == 1
+    assert {len(row["untimed"]) for row in rows.values()} == {1}
+    text = (tmp_path / "out.md").read_text()
+    assert "### Saving `reshard-axis1`" in text
+    assert "÷ templax-nowait" in text
+    assert "Seconds to save" in (tmp_path / "out.svg").read_text()
+    assert list(tmp_path.glob("templax-bench-*")) == []
+
+
+@pytest.mark.slow
+def test_save_that_lost_or_changed_something_ends_in_an_error(tmp_path):
+    script = tmp_path / "liar.py"
+    script.write_text(SAVING_LIAR)
+    libraries = "templax,liar,quitter,forgetter"
+    done, report = run(tmp_path, str(script), "small", "--lib", libraries)
+    rows = report["workloads"][0]["libraries"]
+    assert done.stderr.endswith("A result differs from what was saved\n")
+    assert done.returncode == 1
+    assert rows["templax"]["ok"]
+    assert rows["liar"]["trouble"] == "wrong: 40 leaves differ from what was saved: block_0.w_0"
+    assert rows["quitter"]["trouble"] == "failed: OSError: disk full"
+    assert rows["forgetter"]["trouble"].startswith("failed: FileNotFoundError")
+    assert [len(row["samples"]) for row in rows.values()] == [1, 0, 0, 0]
+
+
+@pytest.mark.slow
+def test_slow_saver_sits_out_the_last_rounds(tmp_path):
+    options = ("--lib", "templax,safetensors", "--budget", "0.0001")
+    done, report = run(tmp_path, "-m", "benchmarks.saving", "small", *options, pairs=3)
+    assert done.returncode == 0, done.stderr
+    rows = report["workloads"][0]["libraries"]
+    assert [len(row["samples"]) for row in rows.values()] == [1, 1]
 
 
 def test_ratios_are_those_of_rounds():
@@ -111,6 +216,27 @@ def test_ratios_are_those_of_rounds():
         "peer npz (own) 6.000 [4.000–8.000] 2.000 2.00 [1.50–2.50] 1.00 1.000 2.00x 1.50x 1.00x"
     )
     assert failed.split("  ")[-1] == "failed: no"
+
+
+def test_stalls_are_divided_by_the_first_that_goes_on_behind_its_call():
+    rows = [Row(name, "k", False, nbytes=1 << 20) for name in ("sync", "ours", "peer", "slow")]
+    for row, stalls in zip(
+        rows, ([None] * 3, [1.0, 2.0, 4.0], [2.0, 8.0, 4.0], [3.0]), strict=True
+    ):
+        row.timed = [Sample(10.0, 1.0, 1 << 20, 0, 0, stall_s=stall) for stall in stalls]
+    outcome = Outcome("w", "about", False, 1, 1 << 20, rows, saved=True)
+    sync, ours, peer, slow = rows
+    assert outcome.stall_ratio(sync) is None
+    assert outcome.stall_ratio(ours) == (1.0, 1.0, 1.0, 1.0)
+    assert outcome.stall_ratio(peer) == (2.0, 1.5, 3.0, 1.0)
+    assert outcome.stall_ratio(slow) == (3.0, 3.0, 3.0, 3.0)  # of the one round it was in
+    assert outcome.ratio(slow) == (1.0, 1.0, 1.0, 1.0)
+    heads, *cells = table(outcome).splitlines()[1:]
+    assert "÷ ours" in heads
+    assert " ".join(cells[2].split()) == (
+        "peer k 10.000 [10.000–10.000] 10.000 1.00 [1.00–1.00] 1.00"
+        " 4.000 [3.000–6.000] 2.000 2.00 [1.50–3.00] 1.00 1.000 1.00x 0.00x 0 3"
+    )
 
 
 def test_sizes_have_the_unit_that_suits_them():
