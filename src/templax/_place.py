@@ -52,6 +52,8 @@ def place(match: Match, finished: Iterable[Finished]) -> tuple[Any, Busy]:
     for pair in match.pairs:
         if pair.target.kind == "string":
             results[pair.target.name] = pair.entry.value
+        elif not pair.target.boxes:
+            results[pair.target.name] = _elsewhere(pair.target)
     kept = set(match.kept)
     leaves = [
         t.placement.leaf
@@ -64,6 +66,13 @@ def place(match: Match, finished: Iterable[Finished]) -> tuple[Any, Busy]:
     tree = jtu.tree_unflatten(match.template.treedef, leaves)
     busy.place_s += time.perf_counter() - begin
     return tree, busy
+
+
+def _elsewhere(target: Target) -> jax.Array:
+    """An array that is on devices of other processes alone."""
+    return jax.make_array_from_single_device_arrays(
+        target.shape, target.placement.sharding, [], dtype=target.dtype
+    )
 
 
 def _kept(placement: Placement) -> Any:

@@ -30,7 +30,7 @@ JSON = f"{_HANDLERS}json_checkpoint_handler.JsonCheckpointHandler"
 
 _EMPTY_TYPES = {"NamedTuple": "None", "Tuple": "List"}
 """As what Orbax 0.6 reads, which restores nothing of a tree with an empty type it doesn't know.
-Orbax writes the first alike; tuples with leaves, too, come back from it as lists without a template.
+Orbax writes the first alike; without a template, tuples with leaves come back as lists, too.
 """
 
 Files = dict[str, bytes]
