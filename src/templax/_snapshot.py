@@ -178,9 +178,9 @@ def _of_jax(name: str, path: Path, value: jax.Array) -> Leaf | str:
     )
     if not is_local(value):
         leaf.tile, leaf.owners = value.sharding.shard_shape(shape), all_boxes(value)
-        processes = {process for _, process in leaf.owners}
-        if len(processes) == 1:  # which has all of it
-            leaf.tile, leaf.owners = shape, ((whole(shape), *processes),)
+        first, *others = {process for _, process in leaf.owners}
+        if not others:  # it has all of it
+            leaf.tile, leaf.owners = shape, ((whole(shape), first),)
     return leaf
 
 
