@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from ._save import save
     from ._saving import Saved
     from ._stats import Stats
+    from ._verify import Verified, verify
 
 __version__ = "0.1.0"
 
@@ -71,6 +72,7 @@ __all__ = [
     "Unsupported",
     "Unverified",
     "UsageError",
+    "Verified",
     "check",
     "fingerprint",
     "last_restore",
@@ -81,6 +83,7 @@ __all__ = [
     "save",
     "save_template",
     "template_of",
+    "verify",
 ]
 
 _MODULES = {
@@ -109,6 +112,7 @@ _MODULES = {
     "Unsupported": "_errors",
     "Unverified": "_errors",
     "UsageError": "_errors",
+    "Verified": "_verify",
     "check": "_api",
     "fingerprint": "_fingerprint",
     "last_restore": "_api",
@@ -119,6 +123,7 @@ _MODULES = {
     "save": "_save",
     "save_template": "_api",
     "template_of": "_abstract",
+    "verify": "_verify",
 }
 """Where each public name is defined."""
 

@@ -77,6 +77,30 @@ def contiguous(box: Box, shape: Shape) -> bool:
     return True
 
 
+def box_around(start: int, stop: int, shape: Shape) -> Box:
+    """The smallest box that holds elements `start` to `stop` of a C-ordered array.
+
+    Args:
+        start, stop: At least one element, within the array.
+        shape: Of the array.
+
+    >>> box_around(8, 20, (4, 2, 4)), box_around(5, 7, (4, 2, 4))
+    (((1, 3), (0, 2), (0, 4)), ((0, 1), (1, 2), (1, 3)))
+    """
+    first, last, size = start, stop - 1, math.prod(shape)
+    box: list[tuple[int, int]] = []
+    together = True
+    for n in shape:
+        size //= n
+        if not together:
+            box.append((0, n))
+            continue
+        (a, first), (b, last) = divmod(first, size), divmod(last, size)
+        box.append((a, b + 1))
+        together = a == b
+    return tuple(box)
+
+
 def span_of(box: Box, shape: Shape, itemsize: int) -> tuple[int, int]:
     """Bytes of a C-ordered array of `shape` that cover `box`.
 

@@ -6,13 +6,14 @@ import functools
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import msgspec
 import numpy as np
 
 from ._boxes import Box, Shape
 from ._dtypes import name_of
+from ._errors import CheckpointError, Damaged
 from ._names import Path
 from .sources import Source
 
@@ -115,6 +116,23 @@ class LeafEntry(msgspec.Struct, frozen=True, gc=False):
         return self.shape[:-1] if self.kind == "key" else self.shape
 
 
+class Locator(Protocol):
+    """See `Catalog.locate`."""
+
+    def __call__(
+        self, entries: Iterable[LeafEntry], damages: list[Damaged] | None = None, /
+    ) -> dict[str, tuple[Chunk, ...]]: ...
+
+
+def note(
+    error: CheckpointError, damages: list[Damaged] | None, cause: BaseException | None = None
+) -> None:
+    """Raises an error that a locator found, unless it is a damage that shall be listed."""
+    if damages is None or not isinstance(error, Damaged):
+        raise error from cause
+    damages.append(error)
+
+
 @dataclass(frozen=True, repr=False)
 class Catalog:
     """A checkpoint opened: its leaves and metadata, no array byte read.
@@ -129,6 +147,8 @@ class Catalog:
         metadata: What the checkpoint says of itself: step, item, custom metadata, ...
         empties: Name → what is recorded there instead of a leaf (`None`, `Dict`, `List`, ...).
         uncommitted: Why this is not a finished save, or None.
+        audit: What `verify` finds damaged beside the chunks of leaves, such as small files that
+            have a checksum; None if there is nothing that was not checked when it was opened.
         fingerprints: Name → crc32c of the leaf's bytes in C order, if the checkpoint records them.
     """
 
@@ -137,10 +157,11 @@ class Catalog:
     evidence: str
     entries: tuple[LeafEntry, ...]
     source: Source
-    locator: Callable[[Iterable[LeafEntry]], dict[str, tuple[Chunk, ...]]]
+    locator: Locator
     metadata: Mapping[str, Any] = field(default_factory=dict)
     empties: Mapping[Path, str] = field(default_factory=dict)
     uncommitted: str | None = None
+    audit: Callable[[], Iterable[Damaged]] | None = None
     fingerprints: Callable[[], Mapping[str, int]] | None = None
 
     def __repr__(self) -> str:
@@ -159,11 +180,15 @@ class Catalog:
         """Bytes of all decoded leaves."""
         return sum(entry.nbytes for entry in self.entries)
 
-    def locate(self, entries: Iterable[LeafEntry]) -> dict[str, tuple[Chunk, ...]]:
+    def locate(
+        self, entries: Iterable[LeafEntry], damages: list[Damaged] | None = None
+    ) -> dict[str, tuple[Chunk, ...]]:
         """Where the bytes of some leaves are.
 
         Args:
             entries: Leaves of this catalog, no two of one name.
+            damages: Gets what is damaged, in place of an error: then the chunks are those that are
+                known, and their files may be missing or cut, which nobody has looked for.
 
         Returns:
             Name → chunks that tile the leaf.
@@ -172,7 +197,7 @@ class Catalog:
             Damaged: An index is unreadable, or lacks a chunk that it must have.
             Unsupported: A codec that templax does not read.
         """
-        return self.locator(entries)
+        return self.locator(entries) if damages is None else self.locator(entries, damages)
 
     def template(self) -> Any:
         """The checkpoint's own tree, abstract: what `restore` needs to load all of it.

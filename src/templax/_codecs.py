@@ -134,7 +134,12 @@ def _check(view: memoryview, verify: bool) -> memoryview:
 def compare_crc32c(want: int, got: int, start: int | None = None, stop: int | None = None) -> None:
     """Raises Damaged unless two checksums, of bytes `start` to `stop` of a file, are the same."""
     if want != got:
-        raise Damaged(f"Expected crc32c `{want:08x}`, got `{got:08x}`", start=start, stop=stop)
+        raise wrong_crc32c(want, got, start, stop)
+
+
+def wrong_crc32c(want: int, got: int, start: int | None = None, stop: int | None = None) -> Damaged:
+    """The error for bytes `start` to `stop` of a file."""
+    return Damaged(f"Expected crc32c `{want:08x}`, got `{got:08x}`", start=start, stop=stop)
 
 
 def _inflate_into(view: memoryview, out: memoryview) -> memoryview:

@@ -99,6 +99,7 @@ class CheckpointError(TemplaxError):
         file: Path of the file concerned, as far as it is known.
         start, stop: Half-open byte range in `file`, or None.
         hint: What to do, or None.
+        box: Half-open index range per dimension of the elements concerned, or None.
     """
 
     def __init__(
@@ -110,10 +111,13 @@ class CheckpointError(TemplaxError):
         start: int | None = None,
         stop: int | None = None,
         hint: str | None = None,
+        box: tuple[tuple[int, int], ...] | None = None,
     ):
         places = []
         if leaf is not None:
             places.append(f"at `{leaf}`")
+        if box:
+            places.append(f"elements [{', '.join(f'{a}:{b}' for a, b in box)}]")
         if file is not None:
             places.append(f"file `{file}`")
         if start is not None and stop is not None:
@@ -121,7 +125,7 @@ class CheckpointError(TemplaxError):
         text = f"{what} - {', '.join(places)}" if places else what
         super().__init__(f"{text}; hint: {hint}" if hint else text)
         self.what, self.leaf, self.file = what, leaf, file
-        self.start, self.stop, self.hint = start, stop, hint
+        self.start, self.stop, self.hint, self.box = start, stop, hint, box
 
     def locate(
         self,
@@ -130,6 +134,7 @@ class CheckpointError(TemplaxError):
         file: str | None = None,
         start: int | None = None,
         stop: int | None = None,
+        box: tuple[tuple[int, int], ...] | None = None,
     ) -> CheckpointError:
         """The same error with a place that only an outer stage knew."""
         return type(self)(
@@ -139,6 +144,7 @@ class CheckpointError(TemplaxError):
             start=self.start if self.start is not None else start,
             stop=self.stop if self.stop is not None else stop,
             hint=self.hint,
+            box=self.box if self.box is not None else box,
         )
 
 

@@ -16,7 +16,7 @@ from ._abstract import Traced
 from ._boxes import whole
 from ._catalog import Catalog, Chunk, Extent, LeafEntry
 from ._dtypes import class_of
-from ._errors import UsageError
+from ._errors import Damaged, UsageError
 from ._names import Path, join
 from ._pytree import element, key_data
 from .sources import Memory
@@ -84,7 +84,9 @@ class Recipe:
         keyed, _ = jtu.tree_flatten_with_path(tree)
         entries = [_entry(tuple(map(element, keys)), leaf) for keys, leaf in keyed]
 
-        def locate(wanted: Iterable[LeafEntry]) -> dict[str, tuple[Chunk, ...]]:
+        def locate(
+            wanted: Iterable[LeafEntry], damages: list[Damaged] | None = None
+        ) -> dict[str, tuple[Chunk, ...]]:
             wanted = list(wanted)
             outputs = sorted({e.handle for e in wanted if isinstance(e.handle, int)})
             if closed is not None:

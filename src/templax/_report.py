@@ -11,6 +11,7 @@ from ._match import Match
 
 if TYPE_CHECKING:
     from ._plan import Plan
+    from ._verify import Verified
 
 SHOWN = 20
 """Mismatches written out; the rest are counted."""
@@ -142,6 +143,41 @@ def figures(plan: Plan) -> list[tuple[str, int, str]]:
         ("unverified", len(plan.unverified), "leaves with bytes that no checksum covers"),
         ("threads", plan.threads, "that read and decode"),
     ]
+
+
+def verification(verified: Verified, rest: str = "`verified.damages` has them all") -> str:
+    """The text of `str(verified)`: the verdict, the damages, and what nobody could check.
+
+    Args:
+        verified: What was found.
+        rest: Where the damages are that are not written out.
+    """
+    n, url, checked = verified.leaves, verified.url, verified.checked_bytes
+    took = f" ({verified.seconds:.2f} s)"
+    if verified.damages:
+        count, names = len(verified.damages), {d.leaf for d in verified.damages if d.leaf}
+        where = f" in {len(names):,} of {n:,} {_leaves(n)}" if names else ""
+        damages = "damage" if count == 1 else "damages"
+        lines = [f"{url} is damaged: {count:,} {damages}{where}{took}"]
+        lines += [f"  {damage}" for damage in verified.damages[:SHOWN]]
+        if count > SHOWN:
+            lines.append(f"  and {count - SHOWN:,} more ({rest})")
+        lines.append(f"  {checked:,} bytes were compared with their checksum")
+    elif verified.unchecked_bytes and not checked:
+        what = f"none of its {verified.unchecked_bytes:,} bytes has a checksum"
+        return f"{url} shows no damage, but {what}{took}"
+    elif verified.unchecked_bytes:
+        lines = [f"{url} shows no damage: {checked:,} bytes agree with their checksum{took}"]
+    else:
+        what = f"all {checked:,} bytes of {n:,} {_leaves(n)} agree with their checksum"
+        return f"{url} is sound: {what}{took}"
+    if verified.unchecked_bytes:
+        names = verified.unchecked
+        lines.append(
+            f"  {verified.unchecked_bytes:,} bytes of {len(names):,} {_leaves(len(names))} have"
+            f" none: {some(names)}"
+        )
+    return "\n".join(lines)
 
 
 def _leaves(n: int) -> str:

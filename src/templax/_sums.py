@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from ._catalog import Chunk
-from ._codecs import compare_crc32c, crc32c
+from ._codecs import compare_crc32c, crc32c, wrong_crc32c
+from ._errors import Damaged
 
 
 def in_full(chunk: Chunk, start: int, stop: int) -> bool:
@@ -51,6 +54,11 @@ class Blocks:
         Raises:
             Damaged: A block that ends here differs; says where it begins and ends.
         """
+        for damage in self.compare(data):
+            raise damage
+
+    def compare(self, data: memoryview) -> Iterator[Damaged]:
+        """As `feed`, but gives the error for each block instead of raising that of the first."""
         chunk, begin = self._chunk, self._at
         self._at = stop = begin + len(data)
         while self._next < self._end:
@@ -59,5 +67,6 @@ class Blocks:
             self._crc = crc32c(data[max(0, low - begin) : high - begin], self._crc)
             if high > stop:
                 return
-            compare_crc32c(chunk.sums[self._next], self._crc, low, high)
+            if self._crc != (want := chunk.sums[self._next]):
+                yield wrong_crc32c(want, self._crc, low, high)
             self._next, self._crc = self._next + 1, 0

@@ -1,7 +1,7 @@
 """The command `templax`: look into a checkpoint, and hold it to a template, from a shell.
 
-Exit status: 0 if all is well, 1 if a check found a difference, 2 if something could not be read.
-Only `demo` imports JAX.
+Exit status: 0 if all is well, 1 if a check found a difference or damage, 2 if something could not
+be read. Only `demo` imports JAX.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import templax as tx
 
 # numpy and what needs it are imported by the commands: --help and a mistyped option wait for none.
 from . import _runs
-from ._terminal import echo, echo_facts, echo_report
+from ._terminal import echo, echo_facts, echo_progress, echo_report
 
 if TYPE_CHECKING:
     from ._catalog import Catalog
@@ -49,7 +49,8 @@ class _Group(click.Group):
 def main() -> None:
     """Restore JAX checkpoints through a template; look into them and check them from here.
 
-    Exit status: 0 if all is well, 1 if a check found a difference, 2 if something can't be read.
+    Exit status: 0 if all is well, 1 if a check found a difference or damage, 2 if something can't
+    be read.
     """
 
 
@@ -287,6 +288,32 @@ def _match_json(match: Match) -> dict[str, Any]:
         "skipped": list(match.skipped),
         "ignored": list(match.ignored),
     }
+
+
+@main.command("verify")
+@click.argument("path")
+@click.option("--threads", type=click.IntRange(min=1), help="Workers that read and decode.")
+@click.option(
+    "--required", is_flag=True, help="Exit with 1 also if there are bytes without a checksum."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON (its fields: docs/guide.md).")
+def verify(path: str, threads: int | None, required: bool, as_json: bool) -> None:
+    """Read every byte of the checkpoint at PATH once, and list all that is damaged.
+
+    Exits with 0 if nothing is, 1 if something is, 2 if PATH can't be opened. Bytes that no checksum
+    covers are counted.
+    """
+    from ._report import verification
+    from ._verify import as_json as listed
+
+    progress = echo_progress if sys.stderr.isatty() else None
+    verified = tx.verify(path, threads=threads, on_progress=progress)
+    if as_json:
+        click.echo(json.dumps(listed(verified), indent=1))
+    else:
+        echo_report(verification(verified, "--json has them all"))
+    if not verified.ok or (required and verified.unchecked_bytes):
+        sys.exit(1)
 
 
 @main.command("template")

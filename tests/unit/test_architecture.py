@@ -75,6 +75,7 @@ ORDER = [
     {"_job_store", "_owners"},
     {"_hosts", "_snapshot"},
     {"_api"},
+    {"_verify"},
     {"_saving"},
     {"_save", "_run_locks"},
     {"_manager"},
@@ -291,6 +292,7 @@ HEAVY = "('jax', 'jaxlib', 'flax', 'orbax', 'tensorstore', 'equinox', 'hypothesi
         "import templax.cli",
         "import templax as tx; list(tx.open(sys.argv[1]).leaves); dir(tx)",
         "import templax as tx; str(tx.TemplateError); tx.CastWarning; tx.Match",
+        "import templax as tx; str(tx.verify(sys.argv[1]))",
     ],
 )
 def test_what_needs_no_jax_imports_none(code: str) -> None:

@@ -425,7 +425,12 @@ def test_a_manager_root_says_what_to_open(template_file):
 def test_what_cannot_be_read_is_one_line_and_exit_status_2(path, tmp_path):
     template = tmp_path / "t.json"
     template.write_bytes(b'{"templax_template": 1, "leaves": []}')
-    for arguments in (["ls", path], ["check", path, template], ["template", path]):
+    for arguments in (
+        ["ls", path],
+        ["check", path, template],
+        ["template", path],
+        ["verify", path],
+    ):
         result = run(*arguments)
         assert result.exit_code == 2
         assert result.stdout == ""
@@ -677,6 +682,82 @@ def test_a_saved_template_keeps_shardings_and_is_held_to_them(tmp_path):
     ).replace("P('data',)", "P('data')")
 
 
+# verify
+
+
+def test_verify_prints_the_verdict_and_exits_by_it(tmp_path: Path):
+    """0: no damage; 1: damage, or with --required bytes without a checksum; 2: can't be opened."""
+    tx.save(tmp_path / "ckpt", {"w": np.arange(100, dtype=np.int32)})
+    sound = run("verify", tmp_path / "ckpt", "--required")
+    assert sound.exit_code == 0
+    said = f"{tmp_path}/ckpt is sound: all 400 bytes of 1 leaf agree with their checksum"
+    assert re.fullmatch(re.escape(said) + r" \(\d+\.\d\d s\)\n", sound.stdout)
+    bare = run("verify", DEFAULT, "--threads", 2)
+    assert bare.exit_code == 0
+    assert "  30,305 bytes of 1 leaf have none: `state.params.big`\n" in bare.stdout
+    assert run("verify", DEFAULT, "--required").exit_code == 1
+    damaged = run("verify", "damaged-data_missing/ckpt")
+    assert damaged.exit_code == 1
+    assert damaged.stdout.startswith(
+        "damaged-data_missing/ckpt is damaged: 1 damage in 1 of 14 leaves ("
+    )
+    assert "\n  Expected a data file, found none - at `state.params.big`, " in damaged.stdout
+    assert damaged.stderr == ""
+
+
+def test_verify_of_a_run_says_which_step_to_name():
+    result = run("verify", "orbax-0.12.8-manager/ckpt")
+    assert result.exit_code == 2
+    assert 'hint: open "orbax-0.12.8-manager/ckpt/20/ema" or' in result.stderr
+
+
+def test_verify_json_has_the_documented_fields():
+    result = run("verify", "damaged-data_truncated/ckpt", "--json")
+    assert result.exit_code == 1
+    listed = json.loads(result.stdout)
+    assert listed.pop("seconds") > 0
+    assert listed == {
+        "schema": 1,
+        "ok": False,
+        "url": "damaged-data_truncated/ckpt",
+        "leaves": 14,
+        "damages": [
+            {
+                "what": "Expected at least 32768 bytes, the file has 16384",
+                "leaf": "state.params.big",
+                "box": [[64, 128], [0, 64]],
+                "file": "ocdbt.process_0/d/a5ca20b7bcd0904cfb5d8a7ea5f1bbe5",
+                "start": 16384,
+                "stop": 32768,
+                "hint": None,
+            }
+        ],
+        "checked_bytes": 1636,
+        "unchecked_bytes": 16384,
+        "unchecked": ["state.params.big"],
+    }
+
+
+def test_verify_of_many_damages_says_where_all_are(tmp_path: Path):
+    tree = {f"l{i:02}": np.arange(100, dtype=np.int32) for i in range(25)}
+    tx.save(tmp_path / "ckpt", tree)
+    (data,) = (tmp_path / "ckpt" / "d").iterdir()
+    data.write_bytes(b"\1" * 64 * 7 * 25 + data.read_bytes()[64 * 7 * 25 :])
+    result = run("verify", tmp_path / "ckpt")
+    assert "\n  and 5 more (--json has them all)\n" in result.stdout
+    assert result.stdout.count("Expected crc32c `") == 20
+    listed = json.loads(run("verify", tmp_path / "ckpt", "--json").stdout)
+    assert [damage["leaf"] for damage in listed["damages"]] == sorted(tree)
+
+
+def test_progress_is_a_line_that_goes(monkeypatch, capsys):
+    from templax._terminal import echo_progress
+
+    echo_progress(5, 10)
+    echo_progress(10, 10)
+    assert capsys.readouterr().err == "\r  5 of 10 bytes (50%)\x1b[K\r\x1b[K"
+
+
 # As a process
 
 
@@ -689,6 +770,7 @@ RUN = "orbax-0.12.8-manager/ckpt"
         ["ls", DEFAULT],
         ["check", DEFAULT, "TEMPLATE"],
         ["template", DEFAULT],
+        ["verify", DEFAULT],
         ["steps", RUN],
         ["prune", RUN, "--keep", "1"],
     ],

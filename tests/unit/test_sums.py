@@ -573,7 +573,7 @@ def catalog_of(root: Any, values: dict[str, np.ndarray], block: int) -> Catalog:
         "made here",
         entries,
         Local(root),
-        lambda wanted: {entry.name: chunks[entry.name] for entry in wanted},
+        lambda wanted, damages=None: {entry.name: chunks[entry.name] for entry in wanted},
     )
 
 

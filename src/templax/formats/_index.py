@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 
 from .._boxes import Shape, holdable, size_of, whole
-from .._catalog import Catalog, Chunk, Extent, Kind, LeafEntry
+from .._catalog import Catalog, Chunk, Extent, Kind, LeafEntry, note
 from .._codecs import crc32c
 from .._collector import paused
 from .._errors import CheckpointError, Damaged, NotFound, Unsupported
@@ -23,6 +23,7 @@ from .._layout import NONE, cells, grid, in_order
 from .._names import join
 from ..sources import Source
 from ._ocdbt import MANIFEST, confined
+from ._ocdbt import index as read_database
 from ._orbax_notes import sharding_text
 from ._signatures import pointer_instead, read_metadata
 from ._zarr import check_length
@@ -212,6 +213,7 @@ def open_index(source: Source, metadata: Mapping[str, Any], uncommitted: str | N
         locator=functools.partial(_locate, source, columns),
         metadata={**metadata, "use_ocdbt": True, "use_zarr3": False},
         empties={tuple(path): what for path, what in index.empties},
+        audit=functools.partial(_audit, source, index),
         fingerprints=functools.partial(_fingerprints, columns, entries),
         uncommitted=uncommitted,
     )
@@ -219,6 +221,28 @@ def open_index(source: Source, metadata: Mapping[str, Any], uncommitted: str | N
 
 def _fingerprints(columns: _Columns, entries: tuple[LeafEntry, ...]) -> dict[str, int]:
     return {entry.name: crc for entry, crc in zip(entries, columns.fingerprints, strict=True)}
+
+
+def _audit(source: Source, index: Index) -> Iterator[Damaged]:
+    """What is damaged of all that is not of a leaf: Orbax's files, its database, lengths of files.
+
+    Opening looks at the index and the manifest only.
+    """
+    for file, (nbytes, crc) in index.others.items():
+        try:
+            _check_other(source, file, nbytes, crc)
+        except Damaged as error:
+            yield error
+    for file, nbytes in index.files:
+        info = source.stat(file)
+        if info is not None and info.size != nbytes:  # that leaves lack theirs is seen anyway
+            yield Damaged(f"Expected a file of {nbytes} bytes, got {info.size}", file=file)
+    try:
+        read_database(source)
+    except NotFound:
+        pass  # listed with the others
+    except Damaged as error:
+        yield error
 
 
 def _check_other(source: Source, file: str, nbytes: int, crc: int) -> None:
@@ -306,13 +330,16 @@ def _check_grid(name: str, shape: Shape, chunk: Shape, dtype: np.dtype, count: i
 
 @paused()
 def _locate(
-    source: Source, columns: _Columns, entries: Iterable[LeafEntry]
+    source: Source,
+    columns: _Columns,
+    entries: Iterable[LeafEntry],
+    damages: list[Damaged] | None = None,
 ) -> dict[str, tuple[Chunk, ...]]:
     """The locator of a catalog: a raw leaf is one chunk, if it is one range of a file."""
     counts, codecs, firsts = columns.counts, columns.codecs, columns.firsts
     file, offset, nbytes, crc = columns.chunk_rows
     paths = [path for path, _ in columns.index.files]
-    checked = [False] * len(paths)
+    checked = [damages is not None] * len(paths)
     located: dict[str, tuple[Chunk, ...]] = {}
     for entry in entries:
         i: int | None = entry.handle
@@ -324,7 +351,7 @@ def _locate(
                 extent = Extent(paths[number], start, start + n)  # as nearly all are
                 chunks = (Chunk(extent, whole(entry.shape), (), "C", True, (crc[first],), n),)
             else:
-                chunks = _chunks(columns, entry, i)
+                chunks = _chunks(columns, entry, i, damages)
             numbers = (number,) if counts[i] == 1 else {*file[first : first + counts[i]]}
             for number in numbers:
                 if not checked[number]:
@@ -339,7 +366,9 @@ def _nbytes(shape: Shape, dtype: np.dtype) -> int:
     return math.prod(shape) * dtype.itemsize
 
 
-def _chunks(columns: _Columns, entry: LeafEntry, i: int) -> tuple[Chunk, ...]:
+def _chunks(
+    columns: _Columns, entry: LeafEntry, i: int, damages: list[Damaged] | None
+) -> tuple[Chunk, ...]:
     """The chunks of the `i`th leaf."""
     file, offset, nbytes, crc = columns.chunk_rows
     index, first = columns.index, columns.firsts[i]
@@ -360,7 +389,8 @@ def _chunks(columns: _Columns, entry: LeafEntry, i: int) -> tuple[Chunk, ...]:
         try:
             check_length(extent, size_of(box) * entry.dtype.itemsize, codecs)
         except CheckpointError as error:
-            raise error.locate(leaf=entry.name) from error
+            note(error.locate(leaf=entry.name), damages, error)
+            continue
         chunks.append(Chunk(extent, box, codecs, "C", True, (crc[row],), nbytes[row]))
     return tuple(chunks)
 

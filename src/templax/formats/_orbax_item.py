@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 
 from .._boxes import whole
-from .._catalog import Catalog, Chunk, Extent, Kind, LeafEntry
+from .._catalog import Catalog, Chunk, Extent, Kind, LeafEntry, note
 from .._collector import paused
 from .._errors import CheckpointError, Damaged, NotFound, Uncommitted, Unsupported
 from .._names import Path, join
@@ -335,6 +335,7 @@ def _locate(
     container: _Container,
     absent: Literal["error", "fill"],
     entries: Iterable[LeafEntry],
+    damages: list[Damaged] | None = None,
 ) -> dict[str, tuple[Chunk, ...]]:
     """The locator of a catalog: chunks of some leaves, each within a file that is really there."""
     sizes: dict[str, int] = {}
@@ -347,17 +348,28 @@ def _locate(
             chunks = (Chunk(extent, whole(entry.shape)),) if len(handle.data) else ()
         elif isinstance(handle, _zarr_metadata.Array):
             chunks = _zarr.locate(
-                handle, entry.name, container.objects, source, absent=absent, index=container.index
+                handle,
+                entry.name,
+                container.objects,
+                source,
+                absent=absent,
+                index=container.index,
+                damages=damages,
             )
             if absent == "fill":
                 filled += sum(chunk.codecs == ("fill",) for chunk in chunks)
                 if filled > _MAX_FILLED:
-                    raise Damaged(
-                        f"Expected at most {_MAX_FILLED} absent chunks, got more", leaf=entry.name
-                    )
-            if container.index is not None:
+                    what = f"Expected at most {_MAX_FILLED} absent chunks, got more"
+                    note(Damaged(what, leaf=entry.name), damages)
+                    chunks = ()
+            if container.index is not None and damages is None:
                 _check_files(source, entry.name, chunks, sizes)
-            elif not sizes and chunks and chunks[0].extent.nbytes <= _POINTER_BYTES:
+            elif (
+                container.index is None
+                and not sizes
+                and chunks
+                and chunks[0].extent.nbytes <= _POINTER_BYTES
+            ):
                 key = chunks[0].extent.key
                 sizes[key] = chunks[0].extent.nbytes  # Git LFS leaves all files or none
                 if (pointer := pointer_instead(source, key)) is not None:

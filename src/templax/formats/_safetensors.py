@@ -120,7 +120,9 @@ def _header(source: Source, size: int) -> tuple[dict[str, _Tensor], dict[str, st
 
 
 @paused()
-def _locate(entries: Iterable[LeafEntry]) -> dict[str, tuple[Chunk, ...]]:
+def _locate(
+    entries: Iterable[LeafEntry], damages: list[Damaged] | None = None
+) -> dict[str, tuple[Chunk, ...]]:
     located: dict[str, tuple[Chunk, ...]] = {}
     for entry in entries:
         start, stop = entry.handle

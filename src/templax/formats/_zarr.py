@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from .._boxes import Box, Shape
-from .._catalog import Chunk, Extent
+from .._catalog import Chunk, Extent, note
 from .._codecs import crc32c
 from .._errors import CheckpointError, Damaged, NotFound
 from ..sources import Source
@@ -32,6 +32,7 @@ def locate(
     *,
     absent: Literal["error", "fill"],
     index: str | None = None,
+    damages: list[Damaged] | None = None,
 ) -> tuple[Chunk, ...]:
     """Where the bytes of an array are.
 
@@ -41,6 +42,7 @@ def locate(
         source: Where the indexes of shards are read from.
         absent: What a chunk that is not there means: lost data, or the fill value.
         index: File that lists `objects`; None if they are files.
+        damages: As of `Catalog.locate`.
 
     Returns:
         Chunks that tile the array; none if it has no elements.
@@ -55,7 +57,8 @@ def locate(
             try:
                 check_length(extent, nbytes, array.codecs)
             except CheckpointError as error:
-                raise _refused(error, name, extent, source) from error
+                note(_refused(error, name, extent, source), damages, error)
+                return ()
             return (_chunk(extent, box, array.codecs, array),)
     if 0 in array.shape:
         return ()
@@ -67,7 +70,8 @@ def locate(
         # Never walk a grid that a file merely claims to have.
         cells: Iterator[Shape] = _cells(array.grid)
         lost = next(key for key in (prefix + array.key(c) for c in cells) if key not in objects)
-        raise _lost(lost, name, index)
+        note(_lost(lost, name, index), damages)
+        return ()
     chunks: list[Chunk] = []
     missing: list[Box] = []
     for cell in itertools.product(*map(range, array.grid)):
@@ -81,15 +85,20 @@ def locate(
                 )
             except NotFound as error:
                 what = "Expected a data file, found none"
-                raise Damaged(what, leaf=name, file=extent.key) from error
+                note(Damaged(what, leaf=name, file=extent.key), damages, error)
             except CheckpointError as error:
-                raise _refused(error, name, extent, source) from error
+                note(_refused(error, name, extent, source), damages, error)
         else:
             missing.append(box)
         if missing and absent == "error":
-            raise _lost(key, name, index)
+            note(_lost(key, name, index), damages)
+            missing.clear()
     if missing:
-        element = _fill(array, name)
+        try:
+            element = _fill(array, name)
+        except Damaged as error:
+            note(error, damages, error.__cause__)
+            return tuple(chunks)
         if not chunks:
             missing = [tuple((0, n) for n in array.shape)]
         extent = Extent(index or prefix.rstrip("/"), 0, len(element), element)

@@ -145,6 +145,14 @@ class FormatContract:
             for i, box in enumerate(inside):
                 assert all(intersect(box, other) is None for other in inside[:i])
 
+    def test_a_sound_checkpoint_has_no_damage_to_list(self) -> None:
+        catalog = self.open()
+        entries = [e for e in catalog.entries if e.kind != "string"]
+        damages: list[Damaged] = []
+        assert catalog.locate(entries, damages) == catalog.locate(entries)
+        assert damages == []
+        assert list(catalog.audit() if catalog.audit is not None else ()) == []
+
     def test_extents_lie_within_their_objects(self) -> None:
         catalog = self.open()
         for chunks in catalog.locate([e for e in catalog.entries if e.kind != "string"]).values():
