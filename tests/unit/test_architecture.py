@@ -24,7 +24,7 @@ MODULES = {
 
 JAX = {
     "_put", "_pytree", "_shardings", "_abstract", "_place", "_recipe",
-    "_job_store", "_hosts", "_owners", "_snapshot", "_saving", "_save",
+    "_job_store", "_hosts", "_owners", "_snapshot", "_item", "_saving", "_save",
     "compat.orbax", "compat._orbax_args",
 }  # fmt: skip
 """Modules that may import JAX when they are imported themselves."""
@@ -74,7 +74,7 @@ ORDER = [
     {"_recipe"},
     {"_job_store", "_owners"},
     {"_hosts", "_snapshot"},
-    {"_api"},
+    {"_api", "_item"},
     {"_saving"},
     {"_save", "_run_locks"},
     {"_manager"},
