@@ -25,7 +25,8 @@ MODULES = {
 JAX = {
     "_put", "_pytree", "_shardings", "_abstract", "_place", "_recipe",
     "_job_store", "_hosts", "_owners", "_snapshot", "_item", "_saving", "_save",
-    "compat.orbax", "compat._orbax_args",
+    "compat.orbax", "compat._orbax_args", "compat._orbax_manager", "compat._orbax_metadata",
+    "compat._orbax_saver", "compat._orbax_v1",
 }  # fmt: skip
 """Modules that may import JAX when they are imported themselves."""
 
