@@ -167,8 +167,9 @@ class Manager:
             if job.index == 0:
                 self._retain(step, step_prefix(name))
 
-        request = replace(request, item=self._item, metrics=numbers, after=after)
-        self._saved = start(os.path.join(self.url, name), tree, request, wait=wait)
+        request = replace(request, metrics=numbers, after=after)
+        path = os.path.join(self.url, name)
+        self._saved = start(path, {self._item: tree}, request, wait=wait)
         return self._saved
 
     def _begin(self, step: int) -> str:

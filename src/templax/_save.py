@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from ._errors import SaveError, UsageError, count
 from ._execute import MAX_THREADS, cores
+from ._item import Json
 from ._plan import MEMORY_BYTES
 from ._saving import Job, Progress, Request, Saved, Url
 
@@ -79,7 +80,7 @@ def save(
         7
     """
     request = _request(format, metadata, overwrite, compression, memory, threads, on_progress)
-    return start(url, tree, request, wait=wait)
+    return start(url, {"": tree}, request, wait=wait)
 
 
 def _request(
@@ -120,15 +121,18 @@ _failed: list[Saved] = []
 _turn = threading.Lock()
 
 
-def start(url: Url, tree: PyTree, request: Request, *, wait: bool) -> Saved:
-    """Saves a tree, or begins to. One save at a time goes on in the background."""
+def start(url: Url, items: Mapping[str, PyTree | Json], request: Request, *, wait: bool) -> Saved:
+    """Saves trees, or begins to. One save at a time goes on in the background.
+
+    Args, Raises: as of `Job`.
+    """
     global _running
     with _turn:
         if _running is not None:
             _running._ended.wait()
             _running = None
         _raise_unseen()
-        job = Job(url, tree, request, background=not wait)
+        job = Job(url, items, request, background=not wait)
         if not wait:
             thread = threading.Thread(target=_behind, args=(job,), name="templax-save")
             try:

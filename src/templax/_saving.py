@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import json
+import itertools
 import os
-import secrets
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -14,29 +13,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
-import numpy as np
 
-from ._boxes import Shape, whole
 from ._collector import paused
 from ._errors import SaveError, UsageError
 from ._fingerprint import Fingerprint, fingerprint_of
 from ._hosts import hosts
-from ._layout import NONE, Leaf, Places, chunk_shape
-from ._parts import ALIGN
-from ._snapshot import copied, leaves_of
-from ._write import Writer
-from .formats import _index, _ocdbt
-from .formats._ocdbt_write import DataFile
-from .formats._orbax_root import COMMITTED, examine
-from .formats._orbax_save import (
-    JSON,
-    STANDARD,
-    commit_files,
-    database,
-    index_file,
-    tree_files,
-)
-from .sources import Sink, SinkFile, Source, Staging, open_source, open_staging
+from ._item import Item, Json, Share
+from ._names import join
+from ._snapshot import copied
+from .formats._orbax_root import COMMITTED, committed, examine
+from .formats._orbax_save import JSON, STANDARD, Files, commit_files
+from .sources import Sink, Source, Staging, open_source, open_staging
 from .sources._staging import remove, stale
 
 PyTree = Any
@@ -50,7 +37,6 @@ class Request:
 
     Attributes:
         level: Of zstd; None for raw chunks.
-        item: Name of the item in a step; "" if the checkpoint is the item itself.
         metrics: Of a step.
         after: Called once it is committed, in the thread that did it.
     """
@@ -61,7 +47,6 @@ class Request:
     memory: int
     threads: int
     on_progress: Progress | None
-    item: str = ""
     metrics: Mapping[str, float] | None = None
     after: Callable[[], None] | None = None
 
@@ -144,46 +129,57 @@ class Saved:
         return self._fingerprint
 
 
-class _Share(msgspec.Struct):
-    """What one process wrote: of each data file path and bytes, and rows of `Places`."""
-
-    files: list[tuple[str, int]]
-    rows: bytes
-    columns: list[bytes]
-
-
 class Job:
-    """One save. Made in the caller's thread, by which the values are safe; `run` does the rest."""
+    """One save. Made in the caller's thread, by which the values are safe; `run` does the rest.
+
+    Args:
+        url: Where to.
+        items: Name → tree or `Json`; a name of "" is the checkpoint itself, and then the only one.
+        request: How.
+        background: Whether the values have to be safe once this is made.
+    """
 
     def __init__(
-        self,
-        url: Url,
-        tree: PyTree,
-        request: Request,
-        *,
-        background: bool,
+        self, url: Url, items: Mapping[str, PyTree | Json], request: Request, *, background: bool
     ):
         begin = time.perf_counter()
         self._request, self._background = request, background
         self._begun_ns = time.time_ns()
-        self._prefix = f"{request.item}/" if request.item else ""
         self._sink: Sink | None = None
         self.saved = Saved(str(url.path if isinstance(url, Sink) else os.fspath(url)), 0)
         self._hosts = hosts(self.saved.path)
         try:
+            self._items: list[Item] = []
+            self._handlers: dict[str, str] = {}
+            self._documents: Files = {}
             with paused():
-                self._leaves, self._empties = leaves_of(tree)
-                self._chunks = [_chunk_shape(leaf) for leaf in self._leaves]
+                for name, item in self._with_metrics(items).items():
+                    self._add(name, item)
             self._sink = self._begin(url)
             if background:
-                copied(self._leaves, request.threads)
+                leaves = itertools.chain.from_iterable(item.leaves for item in self._items)
+                copied(leaves, request.threads)
             with paused():
-                self._write()
+                self._open()
         except BaseException as error:
             self.give_up(error)
             raise
-        self.saved.path, self.saved.leaves = self._sink.path, len(self._leaves)
+        self.saved.path = self._sink.path
+        self.saved.leaves = sum(len(item.leaves) for item in self._items)
         self._snapshot_s = time.perf_counter() - begin
+
+    def _with_metrics(self, items: Mapping[str, Any]) -> dict[str, Any]:
+        metrics = self._request.metrics
+        return dict(items) | ({} if metrics is None else {"metrics": Json(metrics, "metrics")})
+
+    def _add(self, name: str, item: PyTree | Json) -> None:
+        if isinstance(item, Json):
+            directory = f"{name}/" if name else ""
+            self._documents[directory + item.file] = item.encoded(name)
+            self._handlers[name] = JSON
+        else:
+            self._items.append(Item(name, item))
+            self._handlers[name] = STANDARD
 
     def _begin(self, url: Url) -> Sink:
         """Where this process writes. Process 0 makes it, and tells the others which it is."""
@@ -192,9 +188,7 @@ class Job:
             _refuse_other(open_source(url))
         if job.count == 1:
             return open_staging(url, overwrite=request.overwrite)
-        mine = {
-            i: leaf.owners[0][1] for i, leaf in enumerate(self._leaves) if len(leaf.owners) == 1
-        }
+        alone = [item.alone for item in self._items]
         if job.index == 0:
             sink = open_staging(url, overwrite=request.overwrite)
             self._sink = sink
@@ -202,52 +196,44 @@ class Job:
                 raise SaveError(
                     "Several processes can't save to a sink of your own", file=sink.path
                 )
-            facts = sink.path, sink.directory, self._digest(), list(mine.items())
+            facts = sink.path, sink.directory, self._digest(), alone
             job.tell_all("beginning to save", msgspec.msgpack.encode(facts))
             return sink
-        told = msgspec.msgpack.decode(
-            job.tell_all("beginning to save"), type=tuple[str, str, str, list[tuple[int, int]]]
+        path, directory, digest, alone = msgspec.msgpack.decode(
+            job.tell_all("beginning to save"),
+            type=tuple[str, str, str, list[list[tuple[int, int]]]],
         )
-        path, directory, digest, owners = told
         if digest != self._digest():
             raise SaveError(
                 "Expected the tree that process 0 saves, got other leaves, shapes, dtypes or"
                 f" shardings on process {job.index}",
                 file=path,
             )
-        for i, owner in owners:
-            # An array that is here alone looks like one that every process has a copy of.
-            leaf = self._leaves[i]
-            leaf.tile, leaf.owners = leaf.shape, ((whole(leaf.shape), owner),)
+        for item, numbers in zip(self._items, alone, strict=True):
+            item.disown(numbers)
         return Staging.join(path, directory)
 
     def _digest(self) -> str:
         """Of what all processes must agree on."""
-        facts = [
-            (leaf.name, leaf.value_type, leaf.dtype_name, leaf.shape, chunk)
-            for leaf, chunk in zip(self._leaves, self._chunks, strict=True)
-        ]
-        return hashlib.sha256(msgspec.msgpack.encode((facts, self._request.level))).hexdigest()
+        facts = self._handlers, [item.facts for item in self._items], self._request.level
+        return hashlib.sha256(msgspec.msgpack.encode(facts)).hexdigest()
 
-    def _write(self) -> None:
-        """Starts the threads that write."""
+    def _open(self) -> None:
+        """Makes the data files, and starts the threads that write the first."""
         assert self._sink is not None
         job, request = self._hosts, self._request
-        name = f"d/{secrets.token_hex(16)}"
-        self._data = name if job.count == 1 else f"ocdbt.process_{job.index}/{name}"
-        self._file: SinkFile = self._sink.create(self._prefix + self._data)
-        self._places = Places(self._leaves, self._chunks)
-        self._writer = Writer(
-            self._leaves,
-            self._chunks,
-            self._places,
-            self._file,
-            process=job.index,
-            level=request.level,
-            threads=request.threads,
-            memory=request.memory,
-            forget=self._background,
-        )
+        for item in self._items:
+            item.open(
+                self._sink,
+                process=job.index,
+                alone=job.count == 1,
+                level=request.level,
+                threads=request.threads,
+                memory=request.memory,
+                forget=self._background,
+            )
+        for item in self._items[:1]:
+            item.writer.start()
 
     def run(self) -> None:
         """Writes and commits; what comes of it is in `saved`. Raises what is no `Exception`."""
@@ -262,7 +248,7 @@ class Job:
             if not isinstance(error, Exception):
                 raise
         finally:
-            self._leaves = []
+            self._items = []
             saved._ended.set()
 
     def give_up(self, error: BaseException) -> None:
@@ -275,111 +261,113 @@ class Job:
         self.saved._ended.set()
 
     def _run(self) -> None:
-        assert self._sink is not None
         begin = time.perf_counter()
-        self._writer.wait(self._request.on_progress)
+        self._write()
         written = time.perf_counter()
         if self._hosts.count == 1:
-            facts = self._finish([(self._data, self._writer.end)])
+            total, crcs = self._finish([item.files for item in self._items])
         else:
-            facts = self._finish_together()
+            total, crcs = self._finish_together()
         ended = time.perf_counter()
-        self.saved._nbytes, crcs = facts
-        self.saved._fingerprint = fingerprint_of(
-            (leaf.name, leaf.dtype_name, leaf.user_shape, crc)
-            for leaf, crc in zip(self._leaves, crcs, strict=True)
-        )
+        self.saved._nbytes = total
+        self.saved._fingerprint = self._fingerprint(crcs)
         self.saved._stages = {
             "snapshot": self._snapshot_s,
-            "encode": self._writer.encode_s,
+            "encode": sum(item.writer.encode_s for item in self._items),
             "write": written - begin,
             "commit": ended - written,
         }
 
-    def _finish_together(self) -> tuple[int, list[int]]:
+    def _write(self) -> None:
+        """Returns when the data files are written: one after the other, each by all threads."""
+        progress, done = self._request.on_progress, 0
+        total = sum(item.writer.total for item in self._items)
+
+        def report(at: int, _: int) -> None:
+            assert progress is not None
+            progress(done + at, total)
+
+        for number, item in enumerate(self._items):
+            if number > 0:
+                item.writer.start()
+            item.writer.wait(None if progress is None else report)
+            done += item.writer.total
+
+    def _fingerprint(self, crcs: list[list[int]]) -> Fingerprint:
+        """Of the tree; of several, of the tree of them."""
+        several = len(self._items) > 1
+        return fingerprint_of(
+            (
+                join((item.name, *leaf.path)) if several else leaf.name,
+                leaf.dtype_name,
+                leaf.user_shape,
+                crc,
+            )
+            for item, some in zip(self._items, crcs, strict=True)
+            for leaf, crc in zip(item.leaves, some, strict=True)
+        )
+
+    def _finish_together(self) -> tuple[int, list[list[int]]]:
         """Process 0 commits once all have written their share."""
-        job, sink, places = self._hosts, self._sink, self._places
+        job, sink = self._hosts, self._sink
         assert sink is not None
-        self._file.close()
+        mine = [item.share() for item in self._items]
         if job.index > 0:
             sink.commit()  # what it wrote is on the disk
-        rows = np.flatnonzero(places.file != NONE)
-        columns = [column[rows].tobytes() for column in places.columns]
-        share = _Share([(self._data, self._writer.end)], rows.astype("<u8").tobytes(), columns)
-        shares = job.gather("writing", msgspec.msgpack.encode(share))
+        told = job.gather("writing", msgspec.msgpack.encode(mine))
         done = b""
         if job.index == 0:
-            # The nodes of the database go to a file of their own, the first.
-            name = f"d/{secrets.token_hex(16)}"
-            self._file = sink.create(self._prefix + name)
-            files = [(name, 0)]
-            for data in shares:
-                share = msgspec.msgpack.decode(data, type=_Share)
-                rows = np.frombuffer(share.rows, "<u8").astype(np.int64)
-                for column, part in zip(places.columns, share.columns, strict=True):
-                    column[rows] = np.frombuffer(part, column.dtype)
-                places.file[rows] = len(files)
-                files += share.files
-            lost = np.flatnonzero(places.file == NONE)
-            if len(lost):
-                i = int(np.searchsorted(places.first, lost[0], side="right")) - 1
-                raise SaveError("No process has the values", leaf=self._leaves[i].name)
+            shares = [msgspec.msgpack.decode(data, type=list[Share]) for data in told]
+            files = [
+                item.join(sink, [share[number] for share in shares])
+                for number, item in enumerate(self._items)
+            ]
             done = msgspec.msgpack.encode(self._finish(files))
-        return msgspec.msgpack.decode(job.tell_all("committing", done), type=tuple[int, list[int]])
+        done = job.tell_all("committing", done)
+        return msgspec.msgpack.decode(done, type=tuple[int, list[list[int]]])
 
-    def _finish(self, files: list[tuple[str, int]]) -> tuple[int, list[int]]:
+    def _finish(self, files: list[list[tuple[str, int]]]) -> tuple[int, list[list[int]]]:
         """Writes all that is no array, and commits.
 
         Args:
-            files: Path and bytes of the data files; the nodes of the database go to the first.
+            files: Of each item: path and bytes of the data files.
 
         Returns:
-            Bytes of all files, and the crc32c of each leaf.
+            Bytes of all files, and of each item the crc32c of each leaf.
         """
         assert self._sink is not None
         with paused():
-            total, crcs = self._describe(files)
+            facts = self._describe(files)
         self._sink.commit()
         if isinstance(self._sink, Staging):
             for left in stale(self._sink.path):
                 with suppress(SaveError):  # it is in nobody's way
                     remove(left)
-        return total, crcs
+        return facts
 
-    def _describe(self, files: list[tuple[str, int]]) -> tuple[int, list[int]]:
+    def _describe(self, files: list[list[tuple[str, int]]]) -> tuple[int, list[list[int]]]:
         assert self._sink is not None
-        leaves, chunks, places = self._leaves, self._chunks, self._places
-        level, metrics = self._request.level, self._request.metrics
-        (name, end), *others = files
-        nodes_at = -(-end // ALIGN) * ALIGN
-        data_files = [DataFile(path, path.find("/d/") + 1) for path, _ in files]
-        nodes, manifest = database(leaves, chunks, places, data_files, nodes_at, level)
-        self._file.write(nodes, nodes_at)
-        self._file.close()
-        files = [(name, nodes_at + len(nodes)), *others]
-        small = tree_files(leaves, chunks, self._empties) | {_ocdbt.MANIFEST: manifest}
-        ended_ns = time.time_ns()
-        about = {"custom_metadata": self._request.metadata, "metrics": metrics}
-        if not self._request.item:
-            small |= commit_files(STANDARD, self._begun_ns, ended_ns, about)
-        crcs = places.fingerprints(leaves, chunks)
-        small[_index.FILE] = index_file(
-            leaves, chunks, places, files, small, self._empties, level is not None, crcs
-        )
+        about = {
+            "custom_metadata": self._request.metadata,
+            "metrics": self._request.metrics,
+        }
+        whole = self._handlers.get("")  # of an item that is the checkpoint itself
+        commit = commit_files(whole or self._handlers, self._begun_ns, time.time_ns(), about)
+        small = dict(self._documents)
+        total, crcs = 0, list[list[int]]()
+        for item, parts in zip(self._items, files, strict=True):
+            described, nbytes, found = item.describe(parts, commit if whole else {})
+            small |= described
+            total += nbytes
+            crcs.append(found)
+        small |= commit
         done = f"Checkpoint commit was successful to {self._sink.path}".encode()
-        small[COMMITTED] = done
-        written = {self._prefix + name: data for name, data in small.items()}
-        if self._request.item:
-            handlers = {self._request.item: STANDARD}
-            if metrics is not None:
-                handlers["metrics"] = JSON
-                written["metrics/metrics"] = json.dumps(dict(metrics)).encode()
-            written |= commit_files(handlers, self._begun_ns, ended_ns, about)
-            written[COMMITTED] = done
-        for name, data in written.items():
+        for name in self._handlers:
+            small[f"{name}/{COMMITTED}" if name else COMMITTED] = done
+        small[COMMITTED] = small.pop(COMMITTED, done)  # the last of all
+        for name, data in small.items():
             self._sink.put(name, data)
-        total = sum(size for _, size in files) + sum(map(len, written.values()))
-        return total, crcs.tolist()
+        return total + sum(map(len, small.values())), crcs
 
 
 def _refuse_other(source: Source) -> None:
@@ -387,17 +375,11 @@ def _refuse_other(source: Source) -> None:
     if next(source.children(), None) is None:
         return
     root = examine(source)
-    if root is None or root.what not in ("item", "items"):
+    json = root is not None and root.what == "json" and committed(source)
+    if root is None or not (json or root.what in ("item", "items")):
         what = f"{len(root.steps)} steps" if root is not None and root.steps else "other files"
         raise SaveError(
             f"overwrite=True replaces a checkpoint, found {what}",
             file=source.url,
             hint="save under another name",
         )
-
-
-def _chunk_shape(leaf: Leaf) -> Shape:
-    if leaf.value_type == "string":
-        return ()
-    tile = leaf.shape if leaf.tile is None else leaf.tile
-    return chunk_shape(tile, leaf.dtype.itemsize, padded=tile == leaf.shape)

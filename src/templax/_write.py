@@ -82,7 +82,7 @@ class _Job:
 
 
 class Writer:
-    """Writes the chunks that are this process's share, by threads of its own.
+    """Writes the chunks that are this process's share, by threads of its own, once it is started.
 
     Args:
         leaves, chunks: All leaves of the tree, and the shape of the chunks of each.
@@ -134,6 +134,9 @@ class Writer:
         self._threads.append(
             threading.Thread(target=self._guarded, args=(self._sync,), name="templax-sync")
         )
+
+    def start(self) -> None:
+        """Begins to write."""
         for thread in self._threads:
             thread.start()
 

@@ -58,10 +58,9 @@ def save(path: Path, values: Any, disk: Disk, what: str) -> None:
         memory=1 << 30,
         threads=1,
         on_progress=None,
-        item=item,
         metrics={"loss": 0.5} if item else None,
     )
-    _save.start(sink, values, request, wait=what != "background").wait()
+    _save.start(sink, {item: values}, request, wait=what != "background").wait()
 
 
 def there(path: Path) -> str:

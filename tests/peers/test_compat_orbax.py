@@ -428,33 +428,16 @@ def test_fallback_sharding_names_the_native_option(at):
     )
 
 
-@pytest.mark.parametrize(
-    "reader",
-    [
-        compat.PyTreeCheckpointer(),
-        compat.StandardCheckpointer(),
-        compat.AsyncCheckpointer(compat.PyTreeCheckpointHandler()),
-        compat.CheckpointManager("anywhere"),
-    ],
-    ids=lambda reader: type(reader).__name__,
-)
-def test_saving_says_that_it_is_not_there(reader):
-    """And what to do instead."""
-    with pytest.raises(NotImplementedError) as caught:
-        reader.save("anywhere", {})
-    assert str(caught.value) == (
-        "templax.compat.orbax restores only; hint: save with orbax.checkpoint, templax reads it"
-    )
-
-
 def test_a_name_that_is_not_mapped_says_so():
     """An `AttributeError`, so that `hasattr` works."""
     with pytest.raises(AttributeError) as caught:
-        _ = compat.SaveArgs
+        _ = compat.PyTreeCheckpointerFactory
     assert str(caught.value) == (
-        "templax.compat.orbax has no `SaveArgs`: it is Orbax's reading half; "
-        "hint: templax.restore(path, template)"
+        "templax.compat.orbax has no `PyTreeCheckpointerFactory`; "
+        "hint: templax.save(path, tree) and templax.restore(path, template)"
     )
+    assert not hasattr(compat.args, "ArraySave")
+    assert not hasattr(compat.v1, "Context")
 
 
 # Where they differ: both sides.

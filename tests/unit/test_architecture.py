@@ -24,8 +24,9 @@ MODULES = {
 
 JAX = {
     "_put", "_pytree", "_shardings", "_abstract", "_place", "_recipe",
-    "_job_store", "_hosts", "_owners", "_snapshot", "_saving", "_save",
-    "compat.orbax", "compat._orbax_args",
+    "_job_store", "_hosts", "_owners", "_snapshot", "_item", "_saving", "_save",
+    "compat.orbax", "compat._orbax_args", "compat._orbax_manager", "compat._orbax_metadata",
+    "compat._orbax_saver", "compat._orbax_v1",
 }  # fmt: skip
 """Modules that may import JAX when they are imported themselves."""
 
@@ -74,7 +75,7 @@ ORDER = [
     {"_recipe"},
     {"_job_store", "_owners"},
     {"_hosts", "_snapshot"},
-    {"_api"},
+    {"_api", "_item"},
     {"_verify"},
     {"_saving"},
     {"_save", "_run_locks"},

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 import templax as tx
-from templax import _layout, _saving, _snapshot
+from templax import _item, _layout, _saving, _snapshot
 from templax.formats import _index
 from templax.formats._zarr_metadata import DTYPES
 
@@ -438,7 +438,7 @@ def test_no_more_is_fetched_from_devices_than_memory_allows(
             leaf.transient = True
         return leaves, empties
 
-    monkeypatch.setattr(_saving, "leaves_of", leaves_of)
+    monkeypatch.setattr(_item, "leaves_of", leaves_of)
     tree = {f"w{i:02}": np.full(leaf_bytes, i, np.uint8) for i in range(20)}
     tx.save(tmp_path / "ckpt", tree, memory=3 * leaf_bytes, threads=8)
     assert leaf_bytes <= most <= 3 * leaf_bytes

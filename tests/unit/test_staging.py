@@ -1103,3 +1103,17 @@ def test_what_is_not_served_is_named() -> None:
         open_staging("", overwrite=False)
     with pytest.raises(tx.UsageError, match="Expected a path"):
         open_staging("a\0b", overwrite=False)
+
+
+def test_either_hand_in_a_save_may_make_a_directory_first(tmp_path: Path) -> None:
+    """Processes write to the same item at once."""
+    with Staging(tmp_path / "new", overwrite=False) as begun:
+        joined = Staging.join(begun.path, begun.directory)
+        joined.put("item/d/theirs", b"1")
+        begun.put("item/d/ours", b"2")
+        begun.put("other/ours", b"3")
+        joined.put("other/theirs", b"4")
+        joined.commit()
+        begun.commit()
+    found = {str(f.relative_to(tmp_path / "new")) for f in tmp_path.rglob("new/*/**/*")}
+    assert {"item/d/theirs", "item/d/ours", "other/ours", "other/theirs"} <= found

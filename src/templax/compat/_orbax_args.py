@@ -1,11 +1,14 @@
-"""Orbax's `args`: how an item, or one leaf of it, is restored; each knows its `templax.restore`."""
+"""Orbax's `args`: how an item, or one leaf of it, is saved or restored.
+
+Each knows its part of `templax.restore`, or what to hand to a save.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -14,19 +17,29 @@ import numpy as np
 
 import templax as tx
 
+from .._item import Json
 from ..formats import _orbax_root
 from ..sources import open_source
+from ._orbax_metadata import TreeMetadata
+from ._orbax_options import unmapped
 
 __all__ = [
     "ArrayRestoreArgs",
     "Composite",
     "JsonRestore",
+    "JsonSave",
     "PyTreeRestore",
+    "PyTreeSave",
     "RestoreArgs",
+    "SaveArgs",
     "StandardRestore",
+    "StandardSave",
 ]
 
 PyTree = Any
+
+PLACEHOLDER = ...
+"""A template leaf or subtree that is not restored."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +85,78 @@ class ArrayRestoreArgs(RestoreArgs):
 
 
 @dataclass(frozen=True)
+class SaveArgs:
+    """How one leaf is saved.
+
+    Attributes:
+        dtype: It is cast to this first, by JAX or NumPy.
+        aggregate, chunk_byte_size, shard_axes: No effect: they are about files.
+
+    Example:
+        >>> SaveArgs(dtype=np.float16).aggregate
+        False
+    """
+
+    aggregate: bool = False
+    dtype: Any = None
+    chunk_byte_size: int | None = None
+    shard_axes: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class StandardSave:
+    """`args.StandardSave`: a tree, and per leaf how it is saved.
+
+    Example:
+        >>> StandardSave({"w": np.zeros(3)}, {"w": SaveArgs(dtype=np.int8)}).content()
+        {'w': array([0, 0, 0], dtype=int8)}
+    """
+
+    item: PyTree
+    save_args: PyTree = None
+    custom_metadata: Any = None
+
+    def content(self) -> PyTree:
+        """What is saved, with leaves cast as asked."""
+        return _content(self.item, self.save_args, self.custom_metadata)
+
+
+@dataclass(frozen=True)
+class PyTreeSave:
+    """`args.PyTreeSave`: a tree, and per leaf how it is saved. The size of files has no effect.
+
+    Example:
+        >>> PyTreeSave({"w": 1}).content()
+        {'w': 1}
+    """
+
+    item: PyTree
+    save_args: PyTree = None
+    ocdbt_target_data_file_size: int | None = None
+    custom_metadata: Any = None
+
+    def content(self) -> PyTree:
+        """What is saved, with leaves cast as asked."""
+        return _content(self.item, self.save_args, self.custom_metadata)
+
+
+@dataclass(frozen=True)
+class JsonSave:
+    """`args.JsonSave`: a JSON value.
+
+    Example:
+        >>> JsonSave({"lr": 0.5}).content().value
+        {'lr': 0.5}
+    """
+
+    item: Any
+
+    def content(self) -> Json:
+        """What is saved."""
+        return Json(self.item)
+
+
+@dataclass(frozen=True)
 class StandardRestore:
     """`args.StandardRestore`: a template, or None for the checkpoint's own tree.
 
@@ -87,9 +172,9 @@ class StandardRestore:
 
     def restore(self, directory: str) -> PyTree:
         if self.fallback_sharding is not None:
-            raise _unmapped("fallback_sharding", "templax.restore(path, item, shardings=...)")
+            raise unmapped("fallback_sharding", "templax.restore(path, item, shardings=...)")
         if self.support_layout:
-            raise _unmapped("support_layout", "jax.device_put(tree, formats) after the restore")
+            raise unmapped("support_layout", "jax.device_put(tree, formats) after the restore")
         return _restore(directory, self.item, None, partial=False)
 
 
@@ -114,9 +199,9 @@ class PyTreeRestore:
 
     def restore(self, directory: str) -> PyTree:
         if self.transforms or self.legacy_transform_fn is not None:
-            raise _unmapped("transforms", 'templax.restore(path, item, rename={"old": "new"})')
+            raise unmapped("transforms", 'templax.restore(path, item, rename={"old": "new"})')
         if self.transforms is not None and not self.transforms_default_to_original:
-            raise _unmapped(
+            raise unmapped(
                 "transforms_default_to_original=False",
                 'templax.restore(path, item, missing="keep", extra="ignore")',
             )
@@ -146,7 +231,7 @@ class JsonRestore:
 
 
 class Composite(Mapping[str, Any]):
-    """`args.Composite`: item name → how to restore it, and the result: item name → what came back.
+    """`args.Composite`: item name → how to save or restore it; what comes back is one, too.
 
     Example:
         >>> items = Composite(state=StandardRestore(), meta=JsonRestore())
@@ -184,15 +269,47 @@ class Composite(Mapping[str, Any]):
         return Composite(**{n: a.restore(f"{directory}/{n}") for n, a in asked.items()})
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class TreeMetadata:
-    """What a saved tree holds: `tree` is abstract, a template of the checkpoint itself."""
+SAVES = (StandardSave, PyTreeSave, JsonSave, Composite)
 
-    tree: PyTree
 
-    def __getitem__(self, key: Any) -> Any:
-        return self.tree[key]
+def contents(asked: Any, name: str) -> dict[str, Any]:
+    """Item name → the tree or `Json` that is saved under it.
+
+    Args:
+        asked: One of `SAVES`.
+        name: Of the item, if it is one that has none.
+    """
+    named = asked if isinstance(asked, Composite) else {name: asked}
+    for each in named.values():
+        if not isinstance(each, SAVES[:-1]):
+            raise tx.UsageError(
+                f"Expected args that save, such as StandardSave(tree), got {type(each).__name__}"
+            )
+    return {name: each.content() for name, each in named.items()}
+
+
+def _content(item: PyTree, save_args: PyTree, custom_metadata: Any) -> PyTree:
+    if custom_metadata is not None:
+        raise unmapped("custom_metadata of an item", "that of save(), for the whole checkpoint")
+    if item is None:
+        raise tx.UsageError("Expected a tree to save, got None")
+    if save_args is None:
+        return item
+    return jax.tree.map(_cast, item, save_args, is_leaf=lambda leaf: leaf is None)
+
+
+def _cast(leaf: Any, asked: SaveArgs | None) -> Any:
+    """A leaf in the dtype that its save args ask for."""
+    dtype = None if asked is None else asked.dtype
+    if dtype is None or leaf is None or isinstance(leaf, str):
+        return leaf
+    if isinstance(leaf, jax.Array):
+        key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        return leaf if key else leaf.astype(dtype)
+    if isinstance(leaf, np.ndarray):
+        return leaf.astype(dtype)
+    number = isinstance(leaf, (int, float, complex, np.generic))
+    return np.dtype(dtype).type(leaf) if number else leaf  # of what it is none, the save says so
 
 
 def _restore(directory: str, item: PyTree, restore_args: PyTree, *, partial: bool) -> PyTree:
@@ -283,5 +400,10 @@ def as_saved(kind: _orbax_root.ItemKind) -> StandardRestore | JsonRestore:
     return JsonRestore() if kind == "json" else StandardRestore()
 
 
-def _unmapped(argument: str, native: str) -> NotImplementedError:
-    return NotImplementedError(f"templax.compat.orbax does not map `{argument}`; hint: {native}")
+def __getattr__(name: str) -> NoReturn:
+    if name.startswith("__"):
+        raise AttributeError(name)
+    raise AttributeError(
+        f"templax.compat.orbax does not map `args.{name}`; "
+        f"hint: templax.save(path, tree) and templax.restore(path, template)"
+    )

@@ -1,45 +1,53 @@
-"""Orbax's reading half over templax: existing code changes one import.
+"""Orbax over templax: existing code that saves and restores changes one import.
 
-`import templax.compat.orbax as ocp` stands for `import orbax.checkpoint as ocp` in code that
-restores, and `from templax.compat.orbax import v1 as ocp` for Orbax's v1 API. Orbax is neither
-imported nor needed. Names and arguments are mapped onto `templax.restore`, which holds the
-checkpoint to the template; `docs/orbax_differences.md` lists where that differs from Orbax. What
-isn't mapped raises `NotImplementedError` with the native way to say it. Options that concern saving
-are accepted and have no effect. Nothing is saved here.
+`import templax.compat.orbax as ocp` stands for `import orbax.checkpoint as ocp`, and
+`from templax.compat.orbax import v1 as ocp` for Orbax's v1 API. Orbax is neither imported nor
+needed. Names and arguments are mapped onto `templax.save`, whose checkpoints Orbax restores, and
+`templax.restore`, which holds a checkpoint to the template; `docs/orbax_differences.md` lists where
+that differs from Orbax. What isn't mapped raises `NotImplementedError` with the native way to say
+it. Options that only tune are accepted and have no effect.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import jax
 import numpy as np
 
-import templax as tx
-
-from ..formats import _orbax_root
-from ..sources import open_source
 from . import _orbax_args as args
+from . import _orbax_options as options
+from . import _orbax_v1 as v1
 from ._orbax_args import (
+    PLACEHOLDER,
+    SAVES,
     ArrayRestoreArgs,
     Composite,
     JsonRestore,
+    JsonSave,
     PyTree,
     PyTreeRestore,
+    PyTreeSave,
     RestoreArgs,
+    SaveArgs,
     StandardRestore,
-    TreeMetadata,
+    StandardSave,
     construct_restore_args,
-    items_in,
+    contents,
 )
+from ._orbax_manager import CheckpointManager
+from ._orbax_metadata import StepMetadata, metadata_of
+from ._orbax_options import AsyncOptions, CheckpointManagerOptions, unmapped
+from ._orbax_saver import PathLike, Saver, begin
+from ._orbax_v1 import load
 
 __all__ = [
     "PLACEHOLDER",
     "ArrayRestoreArgs",
     "AsyncCheckpointer",
+    "AsyncOptions",
     "CheckpointManager",
     "CheckpointManagerOptions",
     "Checkpointer",
@@ -48,63 +56,23 @@ __all__ = [
     "PyTreeCheckpointHandler",
     "PyTreeCheckpointer",
     "RestoreArgs",
+    "SaveArgs",
     "StandardCheckpointHandler",
     "StandardCheckpointer",
     "args",
     "checkpoint_utils",
     "load",
+    "options",
     "type_handlers",
     "utils",
     "v1",
 ]
 
-PathLike = str | os.PathLike[str]
-
-PLACEHOLDER = ...
-"""A template leaf or subtree that is not restored."""
-
-
-@dataclass(frozen=True)
-class StepMetadata:
-    """What `metadata` returns; `item_metadata.tree` has the shapes and dtypes."""
-
-    item_metadata: Any
-    custom_metadata: Any
-
-
-def _metadata(directory: str) -> StepMetadata:
-    catalog = tx.open(directory)
-    return StepMetadata(TreeMetadata(catalog.template()), catalog.metadata.get("custom_metadata"))
-
-
-class _Reader:
-    """What checkpointers and managers share: nothing to close, nothing to wait for, no saving."""
-
-    def save(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Not there yet."""
-        raise NotImplementedError(
-            "templax.compat.orbax restores only; hint: save with orbax.checkpoint, templax reads it"
-        )
-
-    def wait_until_finished(self) -> None:
-        """Nothing runs in the background."""
-
-    def check_for_errors(self) -> None:
-        """Nothing runs in the background."""
-
-    def close(self) -> None:
-        """Holds nothing."""
-
-    def __enter__(self) -> Any:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
-
 
 class PyTreeCheckpointHandler:
-    """Names what a `Checkpointer` restores; options concern saving and have no effect."""
+    """Names what a `Checkpointer` saves and restores. Options are about files: without effect."""
 
+    save_args: type[Any] = PyTreeSave
     restore_args: type[Any] = PyTreeRestore
 
     def __init__(self, **options: Any) -> None:
@@ -112,39 +80,95 @@ class PyTreeCheckpointHandler:
 
 
 class StandardCheckpointHandler(PyTreeCheckpointHandler):
-    """Names what a `Checkpointer` restores."""
+    """Names what a `Checkpointer` saves and restores."""
 
+    save_args = StandardSave
     restore_args = StandardRestore
 
 
 class JsonCheckpointHandler(PyTreeCheckpointHandler):
-    """Names what a `Checkpointer` restores."""
+    """Names what a `Checkpointer` saves and restores."""
 
+    save_args = JsonSave
     restore_args = JsonRestore
+
+    def __init__(self, filename: str | None = None, **options: Any) -> None:
+        if filename not in (None, "metadata"):
+            raise unmapped("filename", "leave it out: Orbax's own is `metadata`")
 
 
 class CompositeCheckpointHandler(PyTreeCheckpointHandler):
-    """Names what a `Checkpointer` restores."""
+    """Names what a `Checkpointer` saves and restores: items, whose handlers their args name."""
 
+    save_args = Composite
     restore_args = Composite
 
+    def __init__(self, *item_names: str, **handlers: Any) -> None:
+        del item_names, handlers
 
-class Checkpointer(_Reader):
-    """Restores what its handler names.
+
+class Checkpointer(Saver):
+    """Saves and restores what its handler names.
 
     Example:
         >>> from templax.compat import orbax as ocp
         >>> ckptr = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
-        >>> tree = ckptr.restore("tests/corpus/orbax-0.12.8-default/ckpt")
-        >>> tree["state"]["params"]["layers"][0]["w"].shape
+        >>> path = getfixture("tmp_path") / "ckpt"
+        >>> ckptr.save(path, {"w": np.ones((8, 6), np.float32)})
+        >>> ckptr.restore(path)["w"].shape
         (8, 6)
     """
 
-    def __init__(self, handler: PyTreeCheckpointHandler, **options: Any) -> None:
+    waits = True
+    """Whether `save` returns once the checkpoint is there."""
+
+    def __init__(
+        self,
+        handler: PyTreeCheckpointHandler,
+        timeout_secs: int | None = None,
+        *,
+        async_options: AsyncOptions | None = None,
+        **options: Any,
+    ) -> None:
+        del timeout_secs, options
         self.handler = handler
+        self._after = async_options and async_options.post_finalization_callback
+
+    def save(
+        self,
+        directory: PathLike,
+        *positional: Any,
+        args: Any = None,
+        force: bool = False,
+        custom_metadata: Mapping[str, Any] | None = None,
+        **named: Any,
+    ) -> None:
+        """Saves a checkpoint: wholly there or not at all.
+
+        Args:
+            directory: Where nothing is, or an empty directory; relative paths, too.
+            *positional, **named: As of `PyTreeSave`, `StandardSave` or `JsonSave`, by the handler.
+            args: One of `ocp.args`, instead of them.
+            force: Replaces a checkpoint that is there, in one step.
+            custom_metadata: JSON that goes with it.
+
+        Raises:
+            Exists: Something is there.
+            SaveError: A leaf that can't be saved, by its name; the disk is full or failed; or the
+                save before this one, in the background, failed.
+            NotImplementedError: An argument that isn't mapped; the text says what to use.
+        """
+        self.wait_until_finished()
+        given = [each for each in (*positional, *named.values()) if isinstance(each, SAVES)]
+        if args is None:
+            args = given[0] if given else self.handler.save_args(*positional, **named)
+        items = contents(args, "")
+        self._saved = begin(
+            os.fspath(directory), items, self.waits, custom_metadata, force, self._after
+        )
 
     def restore(self, directory: PathLike, *positional: Any, args: Any = None, **named: Any) -> Any:
-        """Restores a checkpoint.
+        """Restores a checkpoint, once what this object saves in the background is there.
 
         Args:
             directory: Any path, relative ones too.
@@ -156,21 +180,35 @@ class Checkpointer(_Reader):
             CheckpointError: There is no readable checkpoint.
             NotImplementedError: An argument that isn't mapped; the text says what to use.
         """
+        self.wait_until_finished()
         if args is None:
             args = self.handler.restore_args(*positional, **named)
         return args.restore(os.fspath(directory))
 
     def metadata(self, directory: PathLike) -> StepMetadata:
         """Shapes and dtypes of a checkpoint; no array is read."""
-        return _metadata(os.fspath(directory))
+        return metadata_of(os.fspath(directory))
 
 
 class AsyncCheckpointer(Checkpointer):
-    """A `Checkpointer`: restoring is synchronous in Orbax too."""
+    """A `Checkpointer` whose saves go on in the background once the values are safe.
+
+    Example:
+        >>> from templax.compat import orbax as ocp
+        >>> path = getfixture("tmp_path") / "ckpt"
+        >>> with ocp.AsyncCheckpointer(ocp.StandardCheckpointHandler()) as ckptr:
+        ...     ckptr.save(path, args=ocp.args.StandardSave({"w": np.ones(3, np.float32)}))
+        ...     ckptr.wait_until_finished()
+        >>> path.exists()
+        True
+    """
+
+    waits = False
 
 
 class PyTreeCheckpointer(Checkpointer):
-    """Restores a tree: `restore(directory, item=template, restore_args=..., transforms={})`.
+    """Saves and restores a tree: `save(directory, item, save_args=..., force=...)` and
+    `restore(directory, item=template, restore_args=..., transforms={})`.
 
     Example:
         >>> from templax.compat import orbax as ocp
@@ -192,123 +230,36 @@ class PyTreeCheckpointer(Checkpointer):
         super().__init__(PyTreeCheckpointHandler())
 
 
-class StandardCheckpointer(Checkpointer):
-    """Restores a tree: `restore(directory, target)`.
+class StandardCheckpointer(AsyncCheckpointer):
+    """Saves a tree, in the background, and restores it: `save(directory, state)`,
+    `restore(directory, target)`.
 
     Example:
         >>> from templax.compat import orbax as ocp
+        >>> path = getfixture("tmp_path") / "ckpt"
         >>> with ocp.StandardCheckpointer() as ckptr:
-        ...     tree = ckptr.restore("tests/corpus/orbax-0.12.8-default/ckpt")
+        ...     ckptr.save(path, {"w": np.ones(3, np.float32)})
+        ...     tree = ckptr.restore(path)
         >>> sorted(tree)
-        ['extra', 'state']
+        ['w']
     """
 
-    def __init__(self, **options: Any) -> None:
-        super().__init__(StandardCheckpointHandler())
+    def __init__(self, *, async_options: AsyncOptions | None = None, **options: Any) -> None:
+        super().__init__(StandardCheckpointHandler(), async_options=async_options)
 
-
-class CheckpointManagerOptions:
-    """Options of saving; accepted, without effect. No directory is made or cleaned."""
-
-    def __init__(self, **options: Any) -> None:
-        del options
-
-
-class CheckpointManager(_Reader):
-    """Reads a directory of steps, whatever their prefix and padding.
-
-    Example:
-        >>> from templax.compat import orbax as ocp
-        >>> manager = ocp.CheckpointManager("tests/corpus/orbax-0.12.8-manager/ckpt")
-        >>> manager.all_steps(), manager.latest_step()
-        ([10, 20], 20)
-        >>> step = manager.restore(10, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))
-        >>> step.meta["step"]
-        10
-    """
-
-    def __init__(
+    def save(
         self,
         directory: PathLike,
-        checkpointers: Any = None,
-        options: CheckpointManagerOptions | None = None,
-        metadata: Mapping[str, Any] | None = None,
-        item_names: Any = None,
-        item_handlers: Any = None,
-        **others: Any,
-    ) -> None:
-        self.directory = directory
-        # Old code names its items by a dict of checkpointers; `items` and `restore_kwargs` follow.
-        self._by_name = isinstance(checkpointers, Mapping)
-
-    def all_steps(self, read: bool = False) -> list[int]:
-        """Committed steps, ascending; listed anew by each call."""
-        return sorted(self._steps(os.fspath(self.directory)))
-
-    def latest_step(self) -> int | None:
-        """The highest committed step, or None."""
-        return max(self.all_steps(), default=None)
-
-    def reload(self) -> None:
-        """Nothing is cached."""
-
-    def restore(
-        self,
-        step: int | None = None,
-        items: Any = None,
-        restore_kwargs: Any = None,
-        directory: PathLike | None = None,
+        state: PyTree = None,
+        *,
         args: Any = None,
-    ) -> Any:
-        """Restores one step.
-
-        Args:
-            step: None is the latest.
-            items, restore_kwargs: Older spelling of `args=PyTreeRestore(items, **restore_kwargs)`;
-                by item name where the manager was given a dict of checkpointers.
-            directory: Read instead of the manager's own.
-            args: `StandardRestore` or `PyTreeRestore` of the only tree, or a `Composite`. None
-                restores every item as it was saved.
-
-        Returns:
-            The tree, or a `Composite` where several items were asked for.
-        """
-        path = self._step_directory(step, directory)
-        if args is None and self._by_name and items is not None:
-            more = restore_kwargs or {}
-            args = Composite(**{n: PyTreeRestore(i, **more.get(n, {})) for n, i in items.items()})
-        elif args is None and (items is not None or restore_kwargs):
-            args = PyTreeRestore(items, **(restore_kwargs or {}))
-        elif args is None:
-            there = items_in(path)
-            several = set(there) - {"default", "metrics"}
-            args = Composite(**dict.fromkeys(there)) if several else StandardRestore()
-        return args.restore(path)
-
-    def item_metadata(self, step: int) -> Any:
-        """Shapes and dtypes of a step; of several items a `Composite`, None for a JSON item."""
-        path = self._step_directory(step, None)
-        there = items_in(path)
-        if not set(there) - {"default", "metrics"}:
-            return _metadata(path).item_metadata
-        return Composite(
-            **{
-                name: _metadata(f"{path}/{name}").item_metadata if kind == "pytree" else None
-                for name, kind in there.items()
-            }
-        )
-
-    def _step_directory(self, step: int | None, directory: PathLike | None) -> str:
-        root = os.fspath(self.directory if directory is None else directory)
-        steps = self._steps(root)
-        if step is None and not steps:
-            raise tx.NotFound("Expected a committed step, found none", file=root)
-        step = max(steps) if step is None else step
-        return f"{root}/{steps.get(step, step)}"
-
-    @staticmethod
-    def _steps(root: str) -> dict[int, str]:
-        return {s.step: s.key for s in _orbax_root.steps(open_source(root)) if s.committed}
+        save_args: PyTree = None,
+        force: bool = False,
+        custom_metadata: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Saves a tree; as of `Checkpointer.save`."""
+        args = StandardSave(state, save_args) if args is None else args
+        super().save(directory, args=args, force=force, custom_metadata=custom_metadata)
 
 
 def empty_array(shape: tuple[int, ...], dtype: Any = np.float32) -> jax.ShapeDtypeStruct:
@@ -319,27 +270,6 @@ def empty_array(shape: tuple[int, ...], dtype: Any = np.float32) -> jax.ShapeDty
         ShapeDtypeStruct(shape=(2, 3), dtype=float32)
     """
     return jax.ShapeDtypeStruct(shape, dtype)
-
-
-def load(
-    path: PathLike, abstract_state: PyTree = None, *, checkpointable_name: str | None = "AUTO"
-) -> Any:
-    """Orbax's v1 `load`.
-
-    Args:
-        path: The checkpoint, or the item itself.
-        abstract_state: The template; None is the checkpoint's own tree.
-        checkpointable_name: An item. "AUTO" (the only tree) and None (`path` is the item) are one.
-
-    Example:
-        >>> tree = load("tests/corpus/orbax-0.12.8-v1/ckpt")
-        >>> tree["state"]["params"]["layers"][0]["w"].shape
-        (8, 6)
-    """
-    directory = os.fspath(path)
-    if checkpointable_name not in ("AUTO", None):
-        directory = f"{directory}/{checkpointable_name}"
-    return StandardRestore(abstract_state).restore(directory)
 
 
 class utils:
@@ -357,20 +287,13 @@ class checkpoint_utils:
 class type_handlers:
     """`ocp.type_handlers`."""
 
+    SaveArgs = SaveArgs
     RestoreArgs = RestoreArgs
     ArrayRestoreArgs = ArrayRestoreArgs
 
 
-class v1:
-    """`ocp.v1`, which is `orbax.checkpoint.experimental.v1`."""
-
-    PLACEHOLDER = PLACEHOLDER
-    load = staticmethod(load)
-    load_pytree = staticmethod(load)
-
-
 def __getattr__(name: str) -> NoReturn:
     raise AttributeError(
-        f"templax.compat.orbax has no `{name}`: it is Orbax's reading half; "
-        f"hint: templax.restore(path, template)"
+        f"templax.compat.orbax has no `{name}`; "
+        f"hint: templax.save(path, tree) and templax.restore(path, template)"
     )

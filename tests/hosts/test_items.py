@@ -1,0 +1,58 @@
+"""Several items that all processes of a job save as one step."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orbax.checkpoint as ocp
+
+import templax as tx
+
+SCRIPT = """
+import jax.numpy as jnp, numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from templax._item import Json
+from templax._save import _request, start
+mesh = Mesh(np.array(jax.devices()), ("x",))
+rows, here = NamedSharding(mesh, PartitionSpec("x")), NamedSharding(mesh, PartitionSpec())
+def array(sharding, start, dtype):
+    values = (np.arange(64).reshape(8, 8) + start).astype(dtype)
+    return jax.make_array_from_callback(values.shape, sharding, lambda at: values[at])
+items = {
+    "state": {"w": array(rows, 0, np.float32), "n": 5},
+    "ema": {"w": array(rows, 100, np.int32), "all": array(here, 200, np.int8)},
+    "meta": Json({"process": 0}),
+}
+request = _request("orbax", None, False, None, None, None, None)
+saved = start(args[0], items, request, wait=args[1] == "wait").wait()
+print(saved.fingerprint, saved.leaves)
+"""
+
+
+def test_each_process_writes_its_share_of_each_item(run: Any, tmp_path: Path) -> None:
+    for how in ("wait", "go on"):
+        path = tmp_path / how
+        outputs = run(2, SCRIPT, str(path), how)
+        assert [o.code for o in outputs] == [0, 0], outputs[0].err + outputs[1].err
+        values = np.arange(64).reshape(8, 8)
+        want = {
+            "state": {"w": values.astype(np.float32), "n": 5},
+            "ema": {"w": (values + 100).astype(np.int32), "all": (values + 200).astype(np.int8)},
+        }
+        for name, tree in want.items():
+            restored = tx.restore(path / name, tree, verify="required")
+            theirs = ocp.StandardCheckpointer().restore(path / name, tree)
+            for leaf, value in tree.items():
+                np.testing.assert_array_equal(restored[leaf], value)
+                np.testing.assert_array_equal(theirs[leaf], value)
+            files = {str(f.relative_to(path / name)) for f in (path / name).rglob("d/*")}
+            assert {f.rpartition("d/")[0] for f in files} == {
+                "",
+                "ocdbt.process_0/",
+                "ocdbt.process_1/",
+            }
+        assert json.loads((path / "meta" / "metadata").read_text()) == {"process": 0}
+        assert {o.out.strip() for o in outputs} == {f"{tx.fingerprint(want)} 4"}

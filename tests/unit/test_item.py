@@ -1,0 +1,129 @@
+"""A save of several items: all of them are there, or none; each is a tree or a JSON value."""
+
+from __future__ import annotations
+
+import errno
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import templax as tx
+from templax._item import Json
+from templax._save import _request, start
+from templax.formats._orbax_root import items
+from templax.sources import Local, Staging
+from templax.testing import FaultyDisk
+
+
+def _save(path: Any, items: dict[str, Any], *, wait: bool = True, **options: Any) -> tx.Saved:
+    asked: dict[str, Any] = dict.fromkeys(("metadata", "compression", "memory", "threads"))
+    asked |= {"format": "orbax", "overwrite": False, "on_progress": None} | options
+    return start(path, items, _request(**asked), wait=wait)
+
+
+@pytest.fixture
+def state() -> dict[str, Any]:
+    return {"w": jnp.arange(6.0).reshape(2, 3), "layers": [np.arange(4), "text"], "n": 5}
+
+
+def _files(path: Path) -> set[str]:
+    return {str(f.relative_to(path)) for f in path.rglob("*") if f.is_file()}
+
+
+@pytest.mark.parametrize("wait", [True, False])
+@pytest.mark.parametrize("compression", [None, "zstd"])
+def test_trees_and_json_come_back_by_name(
+    tmp_path: Path, state: dict[str, Any], wait: bool, compression: str | None
+) -> None:
+    ema = {"w": np.full(1_200_000, 2.5, np.float32)}
+    named = {"state": state, "ema": ema, "meta": Json({"lr": 0.5, "tags": ["a"]})}
+    saved = _save(tmp_path / "s", named, wait=wait, compression=compression).wait()
+    jax.tree.map(np.testing.assert_array_equal, tx.restore(tmp_path / "s/state", state), state)
+    jax.tree.map(np.testing.assert_array_equal, tx.restore(tmp_path / "s/ema", ema), ema)
+    assert json.loads((tmp_path / "s/meta/metadata").read_text()) == {"lr": 0.5, "tags": ["a"]}
+    kinds = {"ema": "pytree", "meta": "json", "state": "pytree"}
+    assert items(Local(str(tmp_path / "s"))) == kinds
+    assert saved.leaves == 5
+    assert saved.nbytes == sum((tmp_path / "s" / f).stat().st_size for f in _files(tmp_path / "s"))
+    assert saved.fingerprint == tx.fingerprint({"state": state, "ema": ema})
+
+
+def test_each_item_and_the_whole_say_that_they_are_finished(
+    tmp_path: Path, state: dict[str, Any]
+) -> None:
+    """As Orbax does, with the handler of each."""
+    _save(tmp_path / "s", {"state": state, "meta": Json(1)}, metadata={"run": "a"})
+    marks = {f for f in _files(tmp_path / "s") if f.endswith("commit_success.txt")}
+    assert marks == {f"{at}commit_success.txt" for at in ("", "state/", "meta/")}
+    metadata = json.loads((tmp_path / "s/_CHECKPOINT_METADATA").read_text())
+    handlers = {name: text.rpartition(".")[2] for name, text in metadata["item_handlers"].items()}
+    assert handlers == {"state": "StandardCheckpointHandler", "meta": "JsonCheckpointHandler"}
+    assert metadata["custom_metadata"] == {"run": "a"}
+    assert not (tmp_path / "s/state/_CHECKPOINT_METADATA").exists()
+
+
+def test_a_checkpoint_may_be_json_alone(tmp_path: Path) -> None:
+    saved = _save(tmp_path / "s", {"": Json([1, None])})
+    assert saved.leaves == 0
+    assert _files(tmp_path / "s") == {"metadata", "_CHECKPOINT_METADATA", "commit_success.txt"}
+    assert (tmp_path / "s/metadata").read_text() == "[1, null]"
+    _save(tmp_path / "s", {"": Json(2)}, overwrite=True)
+    assert (tmp_path / "s/metadata").read_text() == "2"
+
+
+def test_a_file_of_a_name_that_json_items_have_is_not_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home/metadata").write_text("mine")
+    with pytest.raises(tx.SaveError, match="overwrite=True replaces a checkpoint, found other"):
+        _save(tmp_path / "home", {"": Json(2)}, overwrite=True)
+    assert (tmp_path / "home/metadata").read_text() == "mine"
+
+
+def test_no_json_is_said_before_a_file_is_made(tmp_path: Path, state: dict[str, Any]) -> None:
+    with pytest.raises(tx.SaveError) as caught:
+        _save(tmp_path / "s", {"state": state, "meta": Json({"x": jnp.ones(2)})})
+    assert str(caught.value) == (
+        "Expected JSON values to save as item `meta`: "
+        "Object of type ArrayImpl is not JSON serializable"
+    )
+    assert not list(tmp_path.iterdir())
+
+
+def test_values_of_all_items_are_safe_once_a_background_save_returns(tmp_path: Path) -> None:
+    one, two, note = np.arange(3_000_000), np.arange(3_000_000), {"n": [1]}
+    saved = _save(tmp_path / "s", {"a": {"x": one}, "b": {"x": two}, "c": Json(note)}, wait=False)
+    one[:] = two[:] = -1
+    note["n"].append(2)
+    saved.wait()
+    for item in ("a", "b"):
+        restored = tx.restore(tmp_path / "s" / item, {"x": np.zeros(3_000_000, np.int64)})
+        np.testing.assert_array_equal(restored["x"], np.arange(3_000_000))
+    assert (tmp_path / "s/c/metadata").read_text() == '{"n": [1]}'
+
+
+def test_progress_counts_all_items(tmp_path: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    trees = {name: {"x": np.zeros(20_000_000, np.uint8)} for name in ("a", "b", "c")}
+    _save(tmp_path / "s", trees, on_progress=lambda *at: seen.append(at), compression="zstd")
+    assert seen == sorted(seen)
+    assert {total for _, total in seen} == {60_000_000}
+    assert {20_000_000, 40_000_000, 60_000_000} <= {done for done, _ in seen}
+
+
+def test_where_one_item_fails_there_is_none(tmp_path: Path, state: dict[str, Any]) -> None:
+    """At whatever operation the disk refuses; also long after the first item was written."""
+    trees = {"a": state, "b": state, "meta": Json(1)}
+    counted = FaultyDisk()
+    _save(Staging(tmp_path / "whole", overwrite=False, disk=counted), trees, threads=1)
+    (tmp_path / "runs").mkdir()
+    faulty = [i for i, did in enumerate(counted.trace) if did.name in ("create", "write", "fsync")]
+    for at in faulty[::5]:
+        disk = FaultyDisk(at=at, fault=errno.EIO)
+        with pytest.raises(tx.SaveError):
+            _save(Staging(tmp_path / "runs/s", overwrite=False, disk=disk), trees, threads=1)
+        assert not list((tmp_path / "runs").iterdir()), disk.trace[at]
