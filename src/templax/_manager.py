@@ -347,7 +347,14 @@ class Manager:
 
 
 def _nothing(url: str) -> Catalog:
-    return Catalog(url, "orbax", "a directory without steps", (), Memory({}), lambda _: {})
+    return Catalog(
+        url,
+        "orbax",
+        "a directory without steps",
+        (),
+        Memory({}),
+        lambda _entries, _damages=None: {},
+    )
 
 
 def _number(step: Any) -> int:
