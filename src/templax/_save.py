@@ -116,8 +116,9 @@ def _request(
     )
 
 
-_running: Saved | None = None
-_failed: list[Saved] = []
+_behind: Saved | None = None
+"""The save that went on, or goes on, in the background: one at a time does."""
+
 _turn = threading.Lock()
 
 
@@ -126,46 +127,37 @@ def start(url: Url, items: Mapping[str, PyTree | Json], request: Request, *, wai
 
     Args, Raises: as of `Job`.
     """
-    global _running
+    global _behind
     with _turn:
-        if _running is not None:
-            _running._ended.wait()
-            _running = None
-        _raise_unseen()
+        if _behind is not None:
+            _behind._ended.wait()
+            before, _behind = _behind, None
+            if before._error is not None and not before._seen:  # nobody waited for it
+                what = f"An earlier save failed: {before._error}"
+                raise SaveError(what, file=before.path) from before._error
         job = Job(url, items, request, background=not wait)
         if not wait:
-            thread = threading.Thread(target=_behind, args=(job,), name="templax-save")
+            _behind = job.saved
+            claim = threading.Lock()
+            thread = threading.Thread(target=_run, args=(job, claim), name="templax-save")
             try:
                 thread.start()
-            except BaseException as error:  # interrupted: it may run all the same
-                if not thread.is_alive() and not job.saved.done():
+            except BaseException as error:
+                if claim.acquire(blocking=False):  # interrupted before the thread came to it
                     job.give_up(error)
+                    _behind = None
                 raise
-            finally:
-                _running = job.saved
             return job.saved
     job.run()
     return job.saved.wait()
 
 
-def _behind(job: Job) -> None:
-    job.run()
-    if job.saved._error is not None:
-        _failed.append(job.saved)
-
-
-def _raise_unseen() -> None:
-    """Raises what failed in the background since somebody last waited."""
-    while _failed:
-        saved = _failed.pop(0)
-        if not saved._seen:
-            saved._seen = True
-            what = f"An earlier save failed: {saved._error}"
-            raise SaveError(what, file=saved.path) from saved._error
+def _run(job: Job, claim: threading.Lock) -> None:
+    if claim.acquire(blocking=False):
+        job.run()
 
 
 @atexit.register
-def _report_unseen() -> None:
-    for saved in _failed:
-        if not saved._seen:
-            sys.stderr.write(f"templax: {saved.path} was NOT saved: {saved._error}\n")
+def _report() -> None:
+    if _behind is not None and _behind._error is not None and not _behind._seen:
+        sys.stderr.write(f"templax: {_behind.path} was NOT saved: {_behind._error}\n")
