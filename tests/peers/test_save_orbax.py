@@ -198,6 +198,13 @@ def test_what_orbax_fails_alike_is_told_from_what_it_fails_with_ours_alone():
     assert kinds == ["FAIL", "own", "newest", "kind"]
 
 
+def test_the_documented_tables_have_each_tree_and_no_failure():
+    text = (ROOT / "docs" / "interoperability.md").read_text()
+    rows = [line.split(" | ")[0].removeprefix("| ") for line in text.splitlines()]
+    assert [row for row in rows if row in trees()] == [*trees(), *trees()]
+    assert "FAIL" not in text
+
+
 @slow
 def test_the_program_prints_a_table_and_what_was_lost(tmp_path):
     path = os.pathsep.join([str(ROOT / "src"), str(ROOT)])
