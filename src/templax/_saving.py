@@ -20,7 +20,7 @@ from ._hosts import hosts
 from ._item import Item, Json, Share
 from ._names import join
 from ._snapshot import copied
-from .formats._orbax_root import COMMITTED, committed, examine
+from .formats._orbax_root import COMMITTED, holding_item, more_than_a_save
 from .formats._orbax_save import JSON, STANDARD, Files, commit_files
 from .sources import Sink, Source, Staging, open_source, open_staging
 from .sources._staging import remove, stale
@@ -182,8 +182,14 @@ class Job:
     def _begin(self, url: Url) -> Sink:
         """Where this process writes. Process 0 makes it, and tells the others which it is."""
         job, request = self._hosts, self._request
-        if job.index == 0 and request.overwrite and not isinstance(url, Sink):
-            _refuse_other(open_source(url))
+        if job.index == 0 and not isinstance(url, Sink):
+            source = open_source(url)
+            around = holding_item(source)
+            if around is not None:
+                what = f"Expected a place of its own, got one inside {around}"
+                raise SaveError(what, file=source.url)
+            if request.overwrite:
+                _refuse_other(source)
         if job.count == 1:
             return open_staging(url, overwrite=request.overwrite)
         alone = [item.alone for item in self._items]
@@ -369,15 +375,13 @@ class Job:
 
 
 def _refuse_other(source: Source) -> None:
-    """Refuses to replace a directory that is no single checkpoint: a run, or a home."""
+    """Refuses to replace a directory that is more than one save: a run, a home, a collection."""
     if next(source.children(), None) is None:
         return
-    root = examine(source)
-    json = root is not None and root.what == "json" and committed(source)
-    if root is None or not (json or root.what in ("item", "items")):
-        what = f"{len(root.steps)} steps" if root is not None and root.steps else "other files"
+    found = more_than_a_save(source)
+    if found is not None:
         raise SaveError(
-            f"overwrite=True replaces a checkpoint, found {what}",
+            f"overwrite=True replaces one checkpoint, found {found}",
             file=source.url,
             hint="save under another name",
         )

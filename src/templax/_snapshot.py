@@ -114,7 +114,7 @@ def _leaf(name: str, path: Path, value: Any) -> Leaf | str:
         try:
             array = np.asarray(value, PYTHON_DTYPES[number])
         except OverflowError:
-            return f"is an int of more than 64 bits: {str(value)[:40]}"
+            return f"is an int that int64 can't hold: {str(value)[:40]}"
         return _of_numpy(name, path, array, "scalar")
     if isinstance(value, jax.ShapeDtypeStruct):
         return "is abstract: it has a shape and a dtype, but no values"
@@ -123,6 +123,8 @@ def _leaf(name: str, path: Path, value: Any) -> Leaf | str:
     as_array: Callable[[], Any] | None = getattr(value, "__jax_array__", None)
     if as_array is not None:
         return _leaf(name, path, as_array())
+    if isinstance(value, (bytes, bytearray)):
+        return "holds bytes: save np.frombuffer(value, np.uint8)"
     return f"is a {type(value).__module__}.{type(value).__qualname__}, which holds no array"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -21,6 +22,11 @@ from templax import _item, _layout, _saving, _snapshot
 from templax.formats import _index
 from templax.formats._zarr_metadata import DTYPES
 
+CORPUS = [
+    path
+    for path in sorted((Path(__file__).parents[1] / "corpus").glob("orbax-*"))
+    if (path / "ckpt").is_dir() and (path / "ckpt" / "_CHECKPOINT_METADATA").exists()
+]
 COMPRESSIONS = [None, "zstd", "zstd:7"]
 
 
@@ -150,6 +156,17 @@ def test_bits_that_do_not_count_are_not_saved(dtype: str, tmp_path: Path) -> Non
     assert tx.fingerprint({"x": dirty}) == tx.fingerprint({"x": clean})
 
 
+def test_a_recorded_fingerprint_is_that_of_an_opened_checkpoint(tree: Any, tmp_path: Path) -> None:
+    saved = tx.save(tmp_path / "ckpt", tree)
+    assert tx.fingerprint(tx.open(tmp_path / "ckpt")) == saved.fingerprint
+    for path in (tmp_path / "ckpt", str(tmp_path / "ckpt")):
+        with pytest.raises(tx.UsageError, match="got a path"):
+            tx.fingerprint(path)
+    (tmp_path / "ckpt" / _index.FILE).unlink()
+    with pytest.raises(tx.UsageError, match="that templax saved"):
+        tx.fingerprint(tx.open(tmp_path / "ckpt"))
+
+
 def test_a_tree_may_be_one_bare_leaf_or_nothing(tmp_path: Path) -> None:
     tx.save(tmp_path / "leaf", jnp.arange(3))
     np.testing.assert_array_equal(tx.restore(tmp_path / "leaf", jnp.zeros(3, int)), [0, 1, 2])
@@ -188,8 +205,8 @@ BAD = {
     "objects": (lambda: np.array([object()]), "dtype object"),
     "text": (lambda: np.array(["a"]), "dtype <U1"),
     "longdouble": (lambda: np.zeros(2, np.longdouble), "dtype"),
-    "huge": (lambda: 2**70, "64 bits"),
-    "bytes": (lambda: b"raw", "builtins.bytes"),
+    "huge": (lambda: 2**70, "int64 can't hold"),
+    "bytes": (lambda: b"raw", "np.frombuffer"),
     "set": (lambda: {1, 2}, "builtins.set"),
     "donated": (_donated, "donated"),
     "surrogate": (lambda: "\udc80", "Unicode"),
@@ -251,6 +268,50 @@ def test_nothing_is_overwritten_unasked(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["ckpt"]
 
 
+COLLECTIONS = {
+    "one": ["cks/ema"],
+    "two": ["cks/ema", "cks/raw"],
+    "inside": ["cks", "cks/ema"],
+    "run inside": ["cks", "cks/run/10"],
+}
+
+
+@pytest.mark.parametrize("what", sorted(COLLECTIONS))
+def test_overwrite_replaces_no_directory_of_checkpoints(what: str, tmp_path: Path) -> None:
+    """Nor a checkpoint that has something of others in it, however that came there."""
+    tx.save(tmp_path / "one", {"w": jnp.ones(3)})
+    for place in COLLECTIONS[what]:
+        shutil.copytree(tmp_path / "one", tmp_path / place, dirs_exist_ok=True)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(tx.SaveError, match="replaces one checkpoint, found"):
+        tx.save(tmp_path / "cks", {"w": jnp.ones(3)}, overwrite=True)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_overwrite_replaces_no_checkpoint_with_a_note_in_it(tmp_path: Path) -> None:
+    tx.save(tmp_path / "ckpt", {"w": jnp.ones(3)})
+    (tmp_path / "ckpt" / "notes.txt").write_text("...")
+    with pytest.raises(tx.SaveError, match=r"found `notes\.txt` in it"):
+        tx.save(tmp_path / "ckpt", {"w": jnp.ones(3)}, overwrite=True)
+
+
+@pytest.mark.parametrize("place", ["ema", "d/deeper"])
+def test_nothing_is_saved_inside_of_a_checkpoint(place: str, tmp_path: Path) -> None:
+    tx.save(tmp_path / "ckpt", {"w": jnp.ones(3)})
+    with pytest.raises(tx.SaveError, match="got one inside"):
+        tx.save(tmp_path / "ckpt" / place, {"w": jnp.ones(3)})
+
+
+@pytest.mark.parametrize("case", CORPUS, ids=[case.name for case in CORPUS])
+def test_overwrite_replaces_what_any_orbax_saved(case: Path, tmp_path: Path) -> None:
+    found = sorted((case / "ckpt").iterdir())
+    steps = [path for path in found if path.name.isdigit()]
+    source = steps[0] if steps else case / "ckpt"
+    shutil.copytree(source, tmp_path / "7")
+    tx.save(tmp_path / "7", {"w": jnp.ones(3)}, overwrite=True)
+    assert list(tx.open(tmp_path / "7").leaves) == ["w"]
+
+
 @pytest.mark.parametrize("what", ["files", "steps"])
 def test_overwrite_replaces_nothing_but_a_checkpoint(what: str, tmp_path: Path) -> None:
     """Not the run that it is in, and not a home directory."""
@@ -262,7 +323,7 @@ def test_overwrite_replaces_nothing_but_a_checkpoint(what: str, tmp_path: Path) 
         tx.save(tmp_path / "run" / "20", {"w": jnp.ones(3)})
     before = sorted(tmp_path.rglob("*"))
     found = "other files" if what == "files" else "2 steps"
-    with pytest.raises(tx.SaveError, match=f"replaces a checkpoint, found {found}"):
+    with pytest.raises(tx.SaveError, match=f"replaces one checkpoint, found {found}"):
         tx.save(tmp_path / "run", {"w": jnp.ones(3)}, overwrite=True)
     assert sorted(tmp_path.rglob("*")) == before
 

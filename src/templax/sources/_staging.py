@@ -245,7 +245,7 @@ class Staging:
             raise Exists(
                 "Expected nothing or an empty directory, found one that is not empty",
                 file=self.path,
-                hint="overwrite=True replaces it; or save under another name",
+                hint="overwrite=True replaces a checkpoint; or save under another name",
             )
         if stat.S_ISLNK(mode):
             found = f"a symbolic link to `{os.readlink(self.path)}`"
