@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import os
 import threading
 import time
@@ -157,8 +156,7 @@ class Job:
                     self._add(name, item)
             self._sink = self._begin(url)
             if background:
-                leaves = itertools.chain.from_iterable(item.leaves for item in self._items)
-                copied(leaves, request.threads)
+                copied([leaf for item in self._items for leaf in item.leaves], request.threads)
             with paused():
                 self._open()
         except BaseException as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -18,7 +18,7 @@ from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 from ._boxes import Box, whole
 from ._errors import SaveError, UsageError
 from ._layout import Leaf
-from ._memory import ARENA_BYTES, aligned
+from ._memory import aligned
 from ._names import Path, join
 from ._owners import all_boxes, is_local, written_boxes
 from ._parts import ALIGN
@@ -31,8 +31,9 @@ PyTree = Any
 Empty = tuple[Path, str]
 """A key path without a leaf, and what Orbax calls what is there."""
 
-_SHARED_BYTES = 1024 * 1024
-_BLOCK_BYTES = 32 * 1024 * 1024
+_SMALL_BYTES = 1024 * 1024
+_BLOCK_BYTES = 16 * 1024 * 1024
+_ARENA_BYTES = 256 * 1024 * 1024
 
 
 def leaves_of(tree: PyTree) -> tuple[list[Leaf], list[Empty]]:
@@ -197,11 +198,14 @@ def _fetched(value: jax.Array, transient: bool) -> Callable[[], np.ndarray]:
     return fetch
 
 
-def copied(leaves: Iterable[Leaf], threads: int) -> None:
+def copied(leaves: Sequence[Leaf], threads: int) -> None:
     """Gives leaves values of their own: nothing that happens to the tree changes them any more.
 
-    Small ones share arenas. What is fetched from a device is a copy already.
+    They share arenas, which are freed as the leaves in them are written: the first touch of fresh
+    memory takes longer than the copy, and is fastest of large pieces. What is fetched from a device
+    is a copy already.
     """
+    total = sum(-(-leaf.nbytes // ALIGN) * ALIGN for leaf in leaves)
     arena, used = aligned(0), 0
     with ThreadPoolExecutor(threads, thread_name_prefix="templax-copy") as pool:
         copies: list[Future[None]] = []
@@ -210,15 +214,12 @@ def copied(leaves: Iterable[Leaf], threads: int) -> None:
             for box, fetch in leaf.pieces:
                 values = fetch()
                 if not leaf.transient:
-                    if values.nbytes > _SHARED_BYTES:
-                        memory, start = aligned(values.nbytes), 0
-                    else:
-                        if used + values.nbytes > len(arena):
-                            arena, used = aligned(ARENA_BYTES), 0
-                        memory, start = arena, used
-                        used += -(-values.nbytes // ALIGN) * ALIGN
-                    mine = np.ndarray(values.shape, values.dtype, memory, start)
-                    if values.nbytes > _SHARED_BYTES:
+                    size = -(-values.nbytes // ALIGN) * ALIGN
+                    if used + size > len(arena):
+                        arena, used = aligned(max(size, min(total, _ARENA_BYTES))), 0
+                    mine = np.ndarray(values.shape, values.dtype, arena, used)
+                    used, total = used + size, total - size
+                    if size > _SMALL_BYTES:
                         copies += [pool.submit(np.copyto, *pair) for pair in _blocks(mine, values)]
                     else:
                         np.copyto(mine, values)
