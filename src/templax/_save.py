@@ -119,7 +119,9 @@ def _request(
 _behind: Saved | None = None
 """The save that went on, or goes on, in the background: one at a time does."""
 
-_turn = threading.Lock()
+_turn = threading.RLock()  # a signal handler may save while the program does
+_thread: threading.Thread | None = None
+"""That of the save in the background."""
 
 
 def start(url: Url, items: Mapping[str, PyTree | Json], request: Request, *, wait: bool) -> Saved:
@@ -127,7 +129,9 @@ def start(url: Url, items: Mapping[str, PyTree | Json], request: Request, *, wai
 
     Args, Raises: as of `Job`.
     """
-    global _behind
+    global _behind, _thread
+    if threading.current_thread() is _thread:
+        raise UsageError("Expected no save inside of another: this is called by its on_progress")
     with _turn:
         if _behind is not None:
             _behind._ended.wait()
@@ -139,9 +143,9 @@ def start(url: Url, items: Mapping[str, PyTree | Json], request: Request, *, wai
         if not wait:
             _behind = job.saved
             claim = threading.Lock()
-            thread = threading.Thread(target=_run, args=(job, claim), name="templax-save")
+            _thread = threading.Thread(target=_run, args=(job, claim), name="templax-save")
             try:
-                thread.start()
+                _thread.start()
             except BaseException as error:
                 if claim.acquire(blocking=False):  # interrupted before the thread came to it
                     job.give_up(error)

@@ -22,6 +22,7 @@ from ._names import join
 from ._snapshot import copied
 from .formats._orbax_root import COMMITTED, holding_item, more_than_a_save
 from .formats._orbax_save import JSON, STANDARD, Files, commit_files
+from .formats._signatures import MAX_METADATA
 from .sources import Sink, Source, Staging, open_source, open_staging
 from .sources._staging import remove, stale
 
@@ -109,14 +110,14 @@ class Saved:
     @property
     def stages(self) -> Mapping[str, float]:
         """Seconds of wall clock: `snapshot`, `write`, `commit`; `encode` are those of all threads
-        together that were spent on checksums and compression while writing.
+        together that were spent on all but writing: fetching, checksums, compression.
         """
         self._result(None)
         return self._stages
 
     @property
     def seconds(self) -> float:
-        """Wall clock from the call to the commit."""
+        """Wall clock to the commit, without what the save before was waited for."""
         self._result(None)
         return sum(s for name, s in self._stages.items() if name != "encode")
 
@@ -145,6 +146,8 @@ class Job:
         self._request, self._background = request, background
         self._begun_ns = time.time_ns()
         self._sink: Sink | None = None
+        if not isinstance(url, (str, os.PathLike, Sink)):
+            raise UsageError(f"Expected a path to save to, got {url!r}")
         self.saved = Saved(str(url.path if isinstance(url, Sink) else os.fspath(url)), 0)
         self._hosts = hosts(self.saved.path)
         try:
@@ -245,12 +248,13 @@ class Job:
         try:
             with self._hosts:
                 self._run()
-            if self._request.after is not None:
-                self._request.after()
         except BaseException as error:
             self.give_up(error)
             if not isinstance(error, Exception):
                 raise
+        else:
+            if self._request.after is not None:
+                self._request.after()
         finally:
             self._items = []
             saved._ended.set()
@@ -344,8 +348,8 @@ class Job:
             facts = self._describe(files)
         self._sink.commit()
         if isinstance(self._sink, Staging):
-            for left in stale(self._sink.path):
-                with suppress(SaveError):  # it is in nobody's way
+            with suppress(SaveError):  # it is in nobody's way
+                for left in stale(self._sink.path):
                     remove(left)
         return facts
 
@@ -370,6 +374,12 @@ class Job:
             small[f"{name}/{COMMITTED}" if name else COMMITTED] = done
         small[COMMITTED] = small.pop(COMMITTED, done)  # the last of all
         for name, data in small.items():
+            if len(data) > MAX_METADATA:
+                raise SaveError(
+                    f"Expected at most {MAX_METADATA:,} bytes of `{name}`, which a restore would"
+                    f" refuse, got {len(data):,}",
+                    file=self._sink.path,
+                )
             self._sink.put(name, data)
         return total + sum(map(len, small.values())), crcs
 

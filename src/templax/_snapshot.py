@@ -106,6 +106,8 @@ def _leaf(name: str, path: Path, value: Any) -> Leaf | str:
         return _of_jax(name, path, value)
     if isinstance(value, str):
         return _of_text(name, path, value)
+    if isinstance(value, np.ma.MaskedArray):
+        return "is a masked array, whose mask would be lost"
     if isinstance(value, (np.ndarray, np.generic)):
         scalar = isinstance(value, np.generic)
         return _of_numpy(name, path, np.asarray(value), "scalar" if scalar else "np.ndarray")
@@ -133,7 +135,7 @@ def _of_text(name: str, path: Path, value: str) -> Leaf | str:
         value.encode()
     except UnicodeEncodeError:
         return "is a string that is no Unicode text"
-    return Leaf(name, path, "string", (), np.dtype(str), text=str(value))
+    return Leaf(name, path, "string", (), np.dtype(str), text=str.__str__(value))
 
 
 def _of_numpy(name: str, path: Path, value: np.ndarray, value_type: Any) -> Leaf | str:
@@ -190,14 +192,22 @@ def _of_jax(name: str, path: Path, value: jax.Array) -> Leaf | str:
 def _fetched(value: jax.Array, transient: bool) -> Callable[[], np.ndarray]:
     """The values of an array on host; of one on CPU already now, without a copy."""
     if not transient:
-        array = np.asarray(value)
+        array = _host(value)
         return lambda: array
 
     def fetch() -> np.ndarray:
         with jax.transfer_guard("allow"):  # each thread has its own
-            return np.asarray(value)
+            return _host(value)
 
     return fetch
+
+
+def _host(value: jax.Array) -> np.ndarray:
+    """An array on host. JAX keeps a copy that it made with the array: here with one of our own."""
+    one = value.addressable_data(0)
+    if one.dtype.itemsize == 1 or next(iter(one.sharding.device_set)).platform != "cpu":
+        one = jax.make_array_from_single_device_arrays(one.shape, one.sharding, [one])
+    return np.asarray(one)
 
 
 def copied(leaves: Sequence[Leaf], threads: int) -> None:

@@ -169,6 +169,9 @@ def test_numbers_that_mean_nothing_never_end_in_another_error(
         ({"shapes": [(2**62, 2**62)] * 9}, "that memory can hold"),
         ({"shapes": [(-1,)] * 9}, "Expected a shape"),
         ({"files": []}, "within the data files"),
+        ({"files": [("d/x", -1)]}, "Expected sizes of files"),
+        ({"files": [("d/x", 2**63)]}, "Expected sizes of files"),
+        ({"nbytes": bytes(24)}, "within the data files"),
         ({"files": [("d/x", 10)]}, "within the data files"),
         ({"texts": {}}, "Expected a string"),
         ({"kinds": bytes([3, 1, 2, 0])}, "typed key"),
@@ -187,6 +190,8 @@ def test_a_file_outside_of_the_checkpoint_is_refused(files: dict[str, bytes]) ->
     for path in ("../secret", "/etc/passwd", "d/../../x", "a\0b", ""):
         with pytest.raises(tx.Damaged, match="inside the checkpoint"):
             tx.open(_with(files, files=[(path, size)]))
+        with pytest.raises(tx.Damaged, match="inside the checkpoint"):
+            tx.open(_with(files, others={path: (8, 4)}))
     assert tx.open(_with(files, files=[(data, size)]))
 
 

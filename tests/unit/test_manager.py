@@ -586,7 +586,7 @@ def test_a_run_whose_item_has_another_name_goes_on_with_it(tmp_path):
     with tx.Manager(tmp_path, item="state") as manager:
         manager.save(1, {"w": np.ones(3)})
     with tx.Manager(tmp_path) as manager:
-        manager.save(2, {"w": np.full(3, 2.0)})
+        manager.save(2, {"w": np.full(3, 2.0)}, wait=True)
         assert manager.restore({"w": np.zeros(3)})["w"][0] == 2
     assert (tmp_path / "2" / "state").is_dir()
     with pytest.raises(tx.NotFound, match=r"Expected the item `ema`, found `state`"):

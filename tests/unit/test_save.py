@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import enum
 import os
 import shutil
 import subprocess
@@ -210,6 +211,7 @@ BAD = {
     "set": (lambda: {1, 2}, "builtins.set"),
     "donated": (_donated, "donated"),
     "surrogate": (lambda: "\udc80", "Unicode"),
+    "masked": (lambda: np.ma.masked_array([1.0, 2.0], [0, 1]), "mask would be lost"),
 }
 
 
@@ -512,6 +514,71 @@ def test_a_leaf_larger_than_the_memory_is_fetched_alone(
     tree = {"a": np.arange(2_000_000), "b": np.arange(3)}
     tx.save(tmp_path / "ckpt", tree, memory=1, threads=2)
     jax.tree.map(np.testing.assert_array_equal, tx.restore(tmp_path / "ckpt", tree), tree)
+
+
+def test_jax_keeps_no_copy_that_a_save_made() -> None:
+    """Else a save would leave the tree in host memory, too, as long as its arrays live."""
+    packed = jnp.arange(8).astype(jnp.int4)  # of which JAX has no view
+    leaves, _ = _snapshot.leaves_of({"x": packed})
+    assert [int(v) for v in leaves[0].pieces[0][1]()] == [0, 1, 2, 3, 4, 5, 6, 7]
+    assert packed._npy_value is None  # pyright: ignore
+
+
+def test_a_signal_handler_may_save_while_the_program_does(tmp_path: Path) -> None:
+    """As those do that are told that the machine is taken away."""
+    code = (
+        "import signal, sys, numpy as np, templax as tx\n"
+        "from templax import _saving\n"
+        "def handler(*_):\n"
+        "    tx.save(sys.argv[1] + '/emergency', {'w': np.ones(3)})\n"
+        "    print('saved', flush=True)\n"
+        "signal.signal(signal.SIGTERM, handler)\n"
+        "real = _saving.copied\n"
+        "def copied(*args):\n"
+        "    if not copied.done:\n"
+        "        copied.done = True\n"
+        "        signal.raise_signal(signal.SIGTERM)\n"
+        "    real(*args)\n"
+        "copied.done = False\n"
+        "_saving.copied = copied\n"
+        "tx.save(sys.argv[1] + '/usual', {'w': np.ones(3)}, wait=False).wait()\n"
+    )
+    done = _python(code, str(tmp_path))
+    assert done.stdout == "saved\n", done.stderr
+    assert sorted(os.listdir(tmp_path)) == ["emergency", "usual"]
+
+
+def test_no_save_begins_inside_of_another(tmp_path: Path) -> None:
+    def again(done: int, total: int) -> None:
+        tx.save(tmp_path / "inner", {"w": np.ones(3)})
+
+    saved = tx.save(tmp_path / "outer", {"w": np.ones(3)}, wait=False, on_progress=again)
+    with pytest.raises(tx.UsageError, match="inside of another"):
+        saved.wait(60)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("url", [None, 5, ["a"]])
+def test_what_is_no_path_is_refused(url: Any) -> None:
+    with pytest.raises(tx.UsageError, match="Expected a path"):
+        tx.save(url, {"w": np.ones(3)})
+
+
+def test_a_string_of_an_enum_is_its_value(tmp_path: Path) -> None:
+    class Colour(str, enum.Enum):
+        RED = "red"
+
+    tx.save(tmp_path / "ckpt", {"c": Colour.RED})
+    assert tx.restore(tmp_path / "ckpt", {"c": ""}) == {"c": "red"}
+
+
+def test_more_text_than_a_restore_would_read_is_not_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_saving, "MAX_METADATA", 10_000)
+    with pytest.raises(tx.SaveError, match="which a restore would refuse"):
+        tx.save(tmp_path / "ckpt", {"s": "a" * 10_001})
+    assert os.listdir(tmp_path) == []
 
 
 # --- the layout

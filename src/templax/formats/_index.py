@@ -134,8 +134,10 @@ class _Columns:
     def __init__(self, index: Index):
         n = len(index.paths)
         self.index = index
-        for path, _ in index.files:
+        for path in (*(path for path, _ in index.files), *index.others):
             confined(path.encode())
+        if not all(0 <= size < 2**63 for _, size in index.files):
+            raise Damaged("Expected sizes of files, got other numbers", hint=_HINT)
         self.kinds = _column(index.kinds, "u1", n)
         self.codecs = _column(index.codecs, "u1", n)
         self.dtypes = _column(index.dtype, "<u2", n, len(index.dtypes))
@@ -160,7 +162,12 @@ class _Columns:
         sizes = np.array([size for _, size in index.files], np.uint64)
         if total:
             known = int(file.max()) < len(sizes)
-            if not known or (offset > sizes[file]).any() or (nbytes > sizes[file] - offset).any():
+            if (
+                not known
+                or not nbytes.all()
+                or (offset > sizes[file]).any()
+                or (nbytes > sizes[file] - offset).any()
+            ):
                 raise Damaged("Expected chunks within the data files, got others", hint=_HINT)
 
     @functools.cached_property

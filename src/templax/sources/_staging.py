@@ -89,7 +89,7 @@ class Staging:
         self._directories: dict[str, None] = {}  # in the order in which they were made
         self._parents: list[str] = []
         self._held: Descriptor | None = None
-        self._joined = self._over = False
+        self._joined = self._over = self._read = False
         self._cause: OSError | None = None
 
     def create(self, key: str) -> StagedFile:
@@ -159,7 +159,9 @@ class Staging:
                     self._move_back(replaced is not None, error)
                     raise
                 self._over = True
-            if replaced is not None:
+            if self._read:
+                self.left = (self.directory,)  # somebody reads it: a later save removes it
+            elif replaced is not None:
                 self._delete()
         finally:
             for opened in (replaced, parent, self._held if self._over else None):
@@ -295,7 +297,7 @@ class Staging:
                     fd = self._disk.open_directory(self.path)
                     replaced = Descriptor(self._disk, fd)
                     try:
-                        locked(fd, self._disk)
+                        self._read = locked(fd, self._disk) is False
                         self._exchange(self.directory, self.path)
                     except BaseException:
                         self._release(replaced)
