@@ -321,6 +321,7 @@ class CheckpointManager(Saver):
         if self._options.read_only:
             return
         with hosts(self._root) as job:
+            job.agree("coming to delete a step")  # no process of this job restores it any more
             if job.index == 0:
                 found = self._found(self._root)
                 if step not in found:
