@@ -49,8 +49,10 @@ def save(
         format: The layout; "orbax" is the only one.
         metadata: JSON that goes with it; Orbax calls it `custom_metadata`.
         overwrite: Replaces a checkpoint that is there, in one step.
-        wait: False returns as soon as the values are safe in memory of their own: the arrays may be
-            donated or overwritten while they are written. It takes as much memory as the tree.
+        wait: False returns as soon as the values are safe: the arrays may be donated or overwritten
+            while they are written. Numpy arrays are copied, arrays on accelerators transferred; the
+            memory of CPU arrays is held until they are written, so that a step they are donated to
+            takes memory of its own.
         compression: None, `"zstd"` or `"zstd:LEVEL"` (1 to 22; 1 if not said): fewer bytes, more
             cycles at each restore, nothing to map.
         memory: Host bytes that are fetched from devices and not yet written; default 2 GiB. A leaf

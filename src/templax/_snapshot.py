@@ -213,10 +213,16 @@ def _host(value: jax.Array) -> np.ndarray:
 def copied(leaves: Sequence[Leaf], threads: int) -> None:
     """Gives leaves values of their own: nothing that happens to the tree changes them any more.
 
-    They share arenas, which are freed as the leaves in them are written: the first touch of fresh
-    memory takes longer than the copy, and is fastest of large pieces. What is fetched from a device
-    is a copy already.
+    A `jax.Array` on CPU is not copied: JAX leaves its memory alone while numpy sees it. Others
+    share arenas, freed as the leaves in them are written: the first touch of fresh memory takes
+    longer than the copy, and is fastest of large pieces. What is fetched from a device is a copy
+    already.
     """
+    held = any(leaf.value_type == "jax.Array" and not leaf.transient for leaf in leaves)
+    held = held and _views_hold_memory()
+    leaves = [
+        leaf for leaf in leaves if leaf.transient or leaf.value_type != "jax.Array" or not held
+    ]
     total = sum(-(-leaf.nbytes // ALIGN) * ALIGN for leaf in leaves)
     arena, used = aligned(0), 0
     with ThreadPoolExecutor(threads, thread_name_prefix="templax-copy") as pool:
@@ -240,6 +246,23 @@ def copied(leaves: Sequence[Leaf], threads: int) -> None:
             leaf.pieces, leaf.transient = tuple(pieces), False
         for copy in copies:
             copy.result()
+
+
+@functools.cache
+def _views_hold_memory() -> bool:
+    """Whether this JAX leaves the memory of a CPU array as it is while numpy sees it, even if the
+    array is donated or deleted: a computation gets other memory then.
+    """
+    with jax.transfer_guard("allow"), jax.default_device(jax.local_devices(backend="cpu")[0]):
+        for spend in (jax.jit(lambda x: x * 2, donate_argnums=0), lambda x: x.delete()):
+            array = jax.block_until_ready(jnp.arange(256, dtype=jnp.float32) + 1)
+            view = np.asarray(array)
+            before = view.copy()
+            spend(array)
+            jax.block_until_ready([jnp.full(256, i, jnp.float32) for i in range(8)])
+            if not np.array_equal(view, before):
+                return False
+    return True
 
 
 def _blocks(to: np.ndarray, values: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:

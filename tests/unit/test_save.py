@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 import templax as tx
-from templax import _item, _layout, _saving, _snapshot
+from templax import _item, _layout, _saving, _snapshot, _write
 from templax.formats import _index
 from templax.formats._zarr_metadata import DTYPES
 
@@ -345,6 +345,36 @@ def test_values_are_safe_once_a_background_save_returns(tmp_path: Path) -> None:
     saved.wait()
     restored = tx.restore(tmp_path / "ckpt", want)
     jax.tree.map(np.testing.assert_array_equal, restored, want)
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_donated_arrays_are_saved_as_they_were(
+    sharded: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While they are being written: a step would overwrite them in place, were they not held."""
+    go = threading.Event()
+    real = _write.Writer._write_chunks
+
+    def late(*args: Any) -> None:
+        assert go.wait(60)
+        real(*args)
+
+    monkeypatch.setattr(_write.Writer, "_write_chunks", late)
+    values = jnp.arange(1_000_000, dtype=jnp.float32).reshape(8, -1)
+    if sharded:
+        mesh = jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
+        spec = jax.sharding.PartitionSpec("x")
+        values = jax.device_put(values, jax.sharding.NamedSharding(mesh, spec))
+    step = jax.jit(lambda x: -x - 1, donate_argnums=0)
+    fresh = step(values + 0)  # without a save: donated memory is used again
+    place = fresh.addressable_data(0).unsafe_buffer_pointer()
+    assert step(fresh).addressable_data(0).unsafe_buffer_pointer() == place
+    want = np.array(values)
+    saved = tx.save(tmp_path / "ckpt", {"w": values}, wait=False)
+    for _ in range(3):
+        values = jax.block_until_ready(step(values))
+    go.set()
+    np.testing.assert_array_equal(tx.restore(saved.wait().path, {"w": want})["w"], want)
 
 
 def _blocked(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
