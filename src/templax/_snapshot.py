@@ -173,7 +173,10 @@ def _of_jax(name: str, path: Path, value: jax.Array) -> Leaf | str:
             return f"is an array of dtype {value.dtype}"
     leaf = Leaf(name, path, "jax.Array", shape, np.dtype(value.dtype), impl)
     leaf.sharding = _serialised(sharding)
-    leaf.transient = next(iter(value.sharding.device_set)).platform != "cpu"
+    one_cpu, leaf.transient = _where(value.sharding)
+    if one_cpu:
+        leaf.pieces = ((whole(shape), _fetched(value, False)),)
+        return leaf
     if is_local(value) and value.is_fully_replicated:
         leaf.pieces = ((whole(shape), _fetched(value, leaf.transient)),)
         return leaf
@@ -204,10 +207,19 @@ def _fetched(value: jax.Array, transient: bool) -> Callable[[], np.ndarray]:
 
 def _host(value: jax.Array) -> np.ndarray:
     """An array on host. JAX keeps a copy that it made with the array: here with one of our own."""
-    one = value.addressable_data(0)
-    if one.dtype.itemsize == 1 or next(iter(one.sharding.device_set)).platform != "cpu":
-        one = jax.make_array_from_single_device_arrays(one.shape, one.sharding, [one])
-    return np.asarray(one)
+    one_cpu, _ = _where(value.sharding)
+    if not one_cpu or value.dtype.itemsize == 1:
+        one = value.addressable_data(0)
+        value = jax.make_array_from_single_device_arrays(one.shape, one.sharding, [one])
+    return np.asarray(value)
+
+
+@functools.lru_cache(maxsize=512)
+def _where(sharding: jax.sharding.Sharding) -> tuple[bool, bool]:
+    """Whether a sharding is of one CPU device of this process, and whether of other devices."""
+    first, *others = sharding.device_set
+    cpu = first.platform == "cpu"
+    return cpu and not others and first.process_index == jax.process_index(), not cpu
 
 
 def copied(leaves: Sequence[Leaf], threads: int) -> None:
