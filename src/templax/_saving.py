@@ -6,15 +6,15 @@ import hashlib
 import os
 import threading
 import time
+import traceback
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
 from ._collector import paused
-from ._errors import SaveError, UsageError
+from ._errors import SaveError, SourceError, UsageError
 from ._fingerprint import Fingerprint, fingerprint_of
 from ._hosts import hosts
 from ._item import Item, Json, Share
@@ -23,7 +23,7 @@ from ._snapshot import copied
 from .formats._orbax_root import COMMITTED, committed, examine
 from .formats._orbax_save import JSON, STANDARD, Files, commit_files
 from .sources import Sink, Source, Staging, open_source, open_staging
-from .sources._staging import remove, stale
+from .sources._disk import refused
 
 PyTree = Any
 Progress = Callable[[int, int], None]
@@ -129,39 +129,42 @@ class Saved:
 
 
 class Job:
-    """One save. Made in the caller's thread, by which the values are safe; `run` does the rest.
+    """One save: `begin` in the caller's thread, then `run`; `give_up` if either is interrupted.
 
     Args:
         url: Where to.
-        items: Name → tree or `Json`; a name of "" is the checkpoint itself, and then the only one.
         request: How.
-        background: Whether the values have to be safe once this is made.
     """
 
-    def __init__(
-        self, url: Url, items: Mapping[str, PyTree | Json], request: Request, *, background: bool
-    ):
-        begin = time.perf_counter()
-        self._request, self._background = request, background
+    def __init__(self, url: Url, request: Request):
+        self._url, self._request, self._background = url, request, False
         self._begun_ns = time.time_ns()
         self._sink: Sink | None = None
+        self._items: list[Item] = []
+        self._handlers: dict[str, str] = {}
+        self._documents: Files = {}
         self.saved = Saved(str(url.path if isinstance(url, Sink) else os.fspath(url)), 0)
         self._hosts = hosts(self.saved.path)
-        try:
-            self._items: list[Item] = []
-            self._handlers: dict[str, str] = {}
-            self._documents: Files = {}
-            with paused():
-                for name, item in self._with_metrics(items).items():
-                    self._add(name, item)
-            self._sink = self._begin(url)
-            if background:
-                copied([leaf for item in self._items for leaf in item.leaves], request.threads)
-            with paused():
-                self._open()
-        except BaseException as error:
-            self.give_up(error)
-            raise
+
+    def begin(self, items: Mapping[str, PyTree | Json], *, background: bool) -> None:
+        """Looks at the values, and begins to write them.
+
+        Args:
+            items: Name → tree or `Json`; a name of "" is the checkpoint itself, and then the only
+                one.
+            background: Whether the values have to be safe when this returns.
+        """
+        begin = time.perf_counter()
+        self._background = background
+        with paused():
+            for name, item in self._with_metrics(items).items():
+                self._add(name, item)
+        self._sink = self._stage()
+        if background:
+            leaves = [leaf for item in self._items for leaf in item.leaves]
+            copied(leaves, self._request.threads)
+        with paused():
+            self._open()
         self.saved.path = self._sink.path
         self.saved.leaves = sum(len(item.leaves) for item in self._items)
         self._snapshot_s = time.perf_counter() - begin
@@ -179,9 +182,9 @@ class Job:
             self._items.append(Item(name, item))
             self._handlers[name] = STANDARD
 
-    def _begin(self, url: Url) -> Sink:
+    def _stage(self) -> Sink:
         """Where this process writes. Process 0 makes it, and tells the others which it is."""
-        job, request = self._hosts, self._request
+        job, url, request = self._hosts, self._url, self._request
         if job.index == 0 and request.overwrite and not isinstance(url, Sink):
             _refuse_other(open_source(url))
         if job.count == 1:
@@ -250,11 +253,16 @@ class Job:
             saved._ended.set()
 
     def give_up(self, error: BaseException) -> None:
-        """Leaves nothing behind, and tells who waits, here and on other processes."""
+        """Leaves nothing behind, no thread either, and tells who waits, here and on other
+        processes. Idempotent.
+        """
         if self._sink is not None:
             self._sink.discard()
+        for item in self._items:
+            item.stop()
         self._hosts.fail(error)
         self._hosts.close()
+        _let_go(error)
         self.saved._error = error
         self.saved._ended.set()
 
@@ -337,10 +345,6 @@ class Job:
         with paused():
             facts = self._describe(files)
         self._sink.commit()
-        if isinstance(self._sink, Staging):
-            for left in stale(self._sink.path):
-                with suppress(SaveError):  # it is in nobody's way
-                    remove(left)
         return facts
 
     def _describe(self, files: list[list[tuple[str, int]]]) -> tuple[int, list[list[int]]]:
@@ -368,12 +372,28 @@ class Job:
         return total + sum(map(len, small.values())), crcs
 
 
+def _let_go(error: BaseException) -> None:
+    """Frees what the frames of an error hold, which may be kept for long: open files, and the copy
+    of a tree.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        traceback.clear_frames(cause.__traceback__)
+        cause = cause.__cause__ or cause.__context__
+
+
 def _refuse_other(source: Source) -> None:
     """Refuses to replace a directory that is no single checkpoint: a run, or a home."""
-    if next(source.children(), None) is None:
-        return
-    root = examine(source)
-    json = root is not None and root.what == "json" and committed(source)
+    try:
+        if next(source.children(), None) is None:
+            return
+        root = examine(source)
+        json = root is not None and root.what == "json" and committed(source)
+    except SourceError as error:
+        cause, tell = error.__cause__, "tell what overwrite=True would replace"
+        if isinstance(cause, OSError):
+            raise refused(tell, source.url, cause) from error
+        raise SaveError(f"can't {tell}: {error}", file=source.url) from error
     if root is None or not (json or root.what in ("item", "items")):
         what = f"{len(root.steps)} steps" if root is not None and root.steps else "other files"
         raise SaveError(
