@@ -31,9 +31,9 @@ import numpy as np
 
 import templax as tx
 
-from . import orbax_peer
+from . import interop_job, orbax_peer
 from .interop_table import Answer, Notes, Tried, cell, judged, judged_back, markdown
-from .interop_trees import PyTree, node_of, trees
+from .interop_trees import JOB, PyTree, node_of, trees
 
 PEER = Path(__file__).with_name("orbax_peer.py")
 OURS, OURS_ZSTD = "templax", "templax-zstd"
@@ -113,9 +113,12 @@ def write(root: Path, only: Sequence[str] = ()) -> dict[str, Any]:
         if not only or name in only:
             tree = make()
             nodes[name] = node_of(tree, values)
-            save(root, name, tree)
+            if not name.endswith(JOB):
+                save(root, name, tree)
     (root / "trees.json").write_text(json.dumps(nodes))
     np.savez(root / "values.npz", allow_pickle=False, **values)
+    if jobs := [name for name in nodes if name.endswith(JOB)]:
+        interop_job.run(root, jobs)
     return nodes
 
 
@@ -143,6 +146,7 @@ def to_orbax(nodes: Mapping[str, Any], peers: Sequence[Peer], notes: Notes) -> t
         cells = []
         for peer, family in columns:
             tried = []
+            reference = interop_job.ORBAX if name.endswith(JOB) else newest.directory
             for (directory, tree, call, devices), ours in peer.restored.items():
                 if tree == name and call in FAMILIES[family] and directory in FILES:
                     verdict = judged(
@@ -150,7 +154,7 @@ def to_orbax(nodes: Mapping[str, Any], peers: Sequence[Peer], notes: Notes) -> t
                         call,
                         ours,
                         peer.restored.get((peer.directory, name, call, devices)),
-                        peer.restored.get((newest.directory, name, call, devices)),
+                        peer.restored.get((reference, name, call, devices)),
                         peer.saved.get((name, "item")),
                     )
                     tried.append(Tried(call, FILES[directory], devices, verdict))
@@ -173,6 +177,8 @@ def from_orbax(
     found: list[tuple[str, str, Tried]] = []
     rows = []
     for name, node in nodes.items():
+        if name.endswith(JOB):
+            continue  # here it would be the same tree once more
         cells = []
         for peer, layout in columns:
             done = peer.saved[name, layout]
@@ -226,9 +232,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         for peer in peers:
             peer.save(root)
         for peer in peers:
-            peer.restore(
-                root, list(dict.fromkeys([OURS, OURS_ZSTD, peer.directory, peers[-1].directory]))
-            )
+            orbax = dict.fromkeys([peer.directory, peers[-1].directory, interop_job.ORBAX])
+            peer.restore(root, [*FILES, *orbax])
         notes = Notes()
         there, found = to_orbax(nodes, peers, notes)
         back, more = from_orbax(root, nodes, peers, notes)

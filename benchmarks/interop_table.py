@@ -55,13 +55,15 @@ def judged(
         newest: On the tree as saved by the newest.
         saved: How that Orbax's own save went.
     """
-    problem = trouble(node, call, ours, own)
+    problem = trouble(node, call, ours, own or newest)
     if not problem:
         return Verdict("ok" if own is not None else "more")
     for difference, reason in KNOWN.items():
         if problem.startswith(difference):
             return Verdict("known", reason)
     where = str(ours.get("where", ""))
+    if own is None and newest is not None and not trouble(node, call, newest):
+        return Verdict("FAIL", problem, where)
     if own is None:
         return Verdict("kind", str((saved or {}).get("error", problem)), where)
     if trouble(node, call, own):

@@ -26,6 +26,9 @@ DTYPES = (
     *("float8_e4m3", "float8_e3m4", "float8_e8m0fnu", "float4_e2m1fn"),
     *("int4", "uint4", "int2", "uint2"),
 )
+JOB = "2 processes"
+"""At the end of a name: saved by a job of two, each with four of the devices."""
+
 _LARGE = (1001, 1537)
 """5.9 MiB of float32 in rows that divide neither 4 MiB nor 64 bytes."""
 
@@ -119,6 +122,10 @@ def trees() -> dict[str, Callable[[], PyTree]]:
             "key": jax.random.key(6),
         },
     }
+    for name in ("over 8 devices", "over 8 devices, axis 1", "4x2 devices, both axes"):
+        named[f"{name}, {JOB}"] = named[name]
+    named[f"5.9 MiB over 4x2 devices, {JOB}"] = named["5.9 MiB over 4x2 devices"]
+    named[f"on each of 8 devices, {JOB}"] = named["on each of 8 devices"]
     return named
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +12,7 @@ import msgspec
 
 from ._boxes import Shape
 from ._catalog import Catalog
-from ._errors import SaveError
+from ._errors import SaveError, UsageError
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -63,10 +64,11 @@ def fingerprint(tree: Any) -> Fingerprint:
     """The fingerprint of a tree's values, as a checkpoint saved from it records it.
 
     Args:
-        tree: As of `save`.
+        tree: As of `save`; or a `Catalog` of `open`: what the checkpoint records.
 
     Raises:
         SaveError: A leaf holds no values, or is on other processes, too; by its name.
+        UsageError: A path, or a checkpoint that records none: restore it first.
 
     Example:
         >>> import numpy as np, templax as tx
@@ -74,6 +76,14 @@ def fingerprint(tree: Any) -> Fingerprint:
         >>> a == tx.fingerprint({"w": np.ones((2, 2), np.float32, order="F")}), len(str(a))
         (True, 32)
     """
+    if isinstance(tree, Catalog):
+        if tree.fingerprints is None:
+            raise UsageError(f"Expected a checkpoint that templax saved, got {tree.url}")
+        return fingerprint_of_catalog(tree)
+    if isinstance(tree, (str, os.PathLike)):
+        raise UsageError(
+            "Expected a tree, got a path; hint: templax.fingerprint(templax.open(path))"
+        )
     from ._gather import crc_of
     from ._report import some
     from ._snapshot import leaves_of

@@ -145,6 +145,8 @@ class Item:
 
     def share(self) -> Share:
         """What this process has written. Nothing more will be."""
+        if self._file.size < self.writer.end:  # the last chunk is padded
+            self._file.write(b"\0", self.writer.end - 1)
         self._file.close()
         rows = np.flatnonzero(self._places.file != NONE)
         columns = [column[rows].tobytes() for column in self._places.columns]

@@ -25,7 +25,6 @@ from .formats._orbax_root import (
     TEMPORARY,
     Step,
     examine,
-    items,
     step_metrics,
     step_name,
     step_prefix,
@@ -59,8 +58,9 @@ class Manager:
         keep: Which steps stay when another one was saved: a `Keep`, or how many of the latest. None
             keeps all. Only committed steps are deleted, and none that a `Manager` restores from at
             that time; that one goes after a later save.
-        item: Name of the item that holds the tree in each step: "default" is that of Orbax's
-            `CheckpointManager`, "state" that of its v1 API.
+        item: Name of the item that holds the tree in each step. None: that of the only tree in the
+            steps that are there; in a new directory "default", as of Orbax's `CheckpointManager`
+            (its v1 API has "state").
 
     Attributes:
         url: The path, absolute.
@@ -81,12 +81,17 @@ class Manager:
     """
 
     def __init__(
-        self, url: str | os.PathLike[str], *, keep: Keep | int | None = None, item: str = "default"
+        self,
+        url: str | os.PathLike[str],
+        *,
+        keep: Keep | int | None = None,
+        item: str | None = None,
     ):
         source = open_source(url)
         if not isinstance(source, Local):
             raise UsageError(f"Expected a path, got {type(url).__name__}")
-        if not isinstance(item, str) or not _ITEM.fullmatch(item) or item == "metrics":
+        wrong = not isinstance(item, str) or not _ITEM.fullmatch(item) or item == "metrics"
+        if item is not None and wrong:
             raise UsageError(f"Expected item= a name (str), and not `metrics`, got {item!r}")
         # Absolute now: a later chdir must not change where is saved to.
         self.url = os.path.abspath(source.url)
@@ -158,10 +163,17 @@ class Manager:
 
         step, numbers = _number(step), _numbers(metrics)
         request = _request("orbax", metadata, overwrite, compression, memory, threads, on_progress)
-        self.wait()
+        try:
+            self.wait()
+        except SaveError as error:
+            raise SaveError(
+                f"The step before was not saved, and step {step} was not begun: {error}",
+                hint="save it again",
+            ) from error
         with hosts(self.url) as job:  # process 0 locks, names and deletes for all of a job
-            name = self._begin(step) if job.index == 0 else ""
-            name = job.tell_all("beginning a step", name.encode()).decode()
+            place = self._begin(step) if job.index == 0 else ("", "")
+            told = job.tell_all("beginning a step", "/".join(place).encode())
+            name, _, item = told.decode().partition("/")
 
         def after() -> None:
             if job.index == 0:
@@ -169,13 +181,14 @@ class Manager:
 
         request = replace(request, metrics=numbers, after=after)
         path = os.path.join(self.url, name)
-        self._saved = start(path, {self._item: tree}, request, wait=wait)
+        self._saved = start(path, {item: tree}, request, wait=wait)
         return self._saved
 
-    def _begin(self, step: int) -> str:
-        """Makes room for a step; returns the name that it will have."""
+    def _begin(self, step: int) -> tuple[str, str]:
+        """Makes room for a step; returns the names that it and its item will have."""
         self._lock.acquire()
-        name = self._name(step, self._listed())
+        listed = self._listed()
+        name, item = self._name(step, listed), self._item or self._item_of(listed)
         try:
             # Of other steps, too: of one that was being deleted when its program was killed nobody
             # will ever save another.
@@ -183,7 +196,20 @@ class Manager:
                 remove(left)
         except SaveError as error:  # it is in nobody's way
             _log.warning("what killed programs left in %s was not removed: %s", self.url, error)
-        return name
+        return name, item
+
+    def _item_of(self, steps: Sequence[Step]) -> str:
+        """The item that the tree of the next step is, after those of the latest that is there."""
+        there = [step for step in steps if step.committed]
+        trees = _trees(self._at(there[-1].key)) if there else []
+        if "default" in trees or not trees:
+            return "default"
+        if len(trees) > 1:
+            raise UsageError(
+                f"Expected steps with one tree, found {_listed_names(trees)} in {there[-1].key};"
+                f' hint: templax.Manager(..., item="{trees[0]}")'
+            )
+        return trees[0]
 
     def wait(self) -> None:
         """Returns when the last step is saved, and those that were to go are deleted.
@@ -289,9 +315,19 @@ class Manager:
             # Deleted, or replaced by an overwrite, since it was listed.
 
     def _opened(self, path: str) -> str:
-        """What to open of a step: the item of that name, or what is said of the step itself."""
-        kinds = items(Local(path))
-        return os.path.join(path, self._item) if kinds.get(self._item) == "pytree" else path
+        """What to open of a step: its item, or what is said of the step itself."""
+        trees = _trees(Local(path))
+        if self._item is not None and trees and self._item not in trees:
+            raise NotFound(
+                f"Expected the item `{self._item}`, found {_listed_names(trees)}", file=path
+            )
+        if self._item is None and len(trees) > 1 and "default" not in trees:
+            raise UsageError(
+                f"Expected a step with one tree, found {_listed_names(trees)} in {path};"
+                f' hint: templax.Manager(..., item="{trees[0]}")'
+            )
+        item = self._item or ("default" if "default" in trees else (trees or [""])[0])
+        return os.path.join(path, item) if item in trees else path
 
     def steps(self) -> list[int]:
         """The committed steps, ascending; listed anew by each call."""
@@ -346,6 +382,16 @@ class Manager:
 
     def _at(self, key: str) -> Local:
         return Local(os.path.join(self.url, key))
+
+
+def _trees(step: Local) -> list[str]:
+    """Names of the items of a step that are trees."""
+    root = examine(step)
+    return root.pytrees if root is not None and root.what == "items" else []
+
+
+def _listed_names(names: Sequence[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
 
 
 def _nothing(url: str) -> Catalog:

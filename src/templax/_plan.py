@@ -223,10 +223,10 @@ def plan(
             located = merged(located)
         covered, summed = True, False
         for chunk in located:
-            if chunk.sums:
-                summed = True
-            elif not chunk.checked:
+            if not chunk.checked:
                 covered = False
+            elif chunk.sums:
+                any_sums = summed = True
         boxes = buffers_of(pair, measures)
         for mine in (boxes,) if len(boxes) == 1 else _groups(boxes, located, share):
             here = mine[0].nbytes if len(mine) == 1 else sum([b.nbytes for b in mine])
@@ -261,7 +261,6 @@ def plan(
             transient += passing
         if not covered:
             unverified.append(pair.target.name)
-        any_sums = any_sums or summed
     if buffers:
         batches.append(_batch(parts, buffers, checks, most))
     scratch = _scratch(op for batch in batches for op in batch.reads)

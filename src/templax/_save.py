@@ -49,8 +49,10 @@ def save(
         format: The layout; "orbax" is the only one.
         metadata: JSON that goes with it; Orbax calls it `custom_metadata`.
         overwrite: Replaces a checkpoint that is there, in one step.
-        wait: False returns as soon as the values are safe in memory of their own: the arrays may be
-            donated or overwritten while they are written. It takes as much memory as the tree.
+        wait: False returns as soon as the values are safe: the arrays may be donated or overwritten
+            while they are written. Numpy arrays are copied, arrays on accelerators transferred; the
+            memory of CPU arrays is held until they are written, so that a step they are donated to
+            takes memory of its own.
         compression: None, `"zstd"` or `"zstd:LEVEL"` (1 to 22; 1 if not said): fewer bytes, more
             cycles at each restore, nothing to map.
         memory: Host bytes that are fetched from devices and not yet written; default 2 GiB. A leaf
@@ -119,7 +121,9 @@ def _request(
 _behind: Saved | None = None
 """The save that went on, or goes on, in the background: one at a time does."""
 
-_turn = threading.Lock()
+_turn = threading.RLock()  # a signal handler may save while the program does
+_thread: threading.Thread | None = None
+"""That of the save in the background."""
 
 
 def start(url: Url, items: Mapping[str, PyTree | Json], request: Request, *, wait: bool) -> Saved:
@@ -130,7 +134,9 @@ def start(url: Url, items: Mapping[str, PyTree | Json], request: Request, *, wai
         items: As of `Job.begin`.
         wait: Whether to return only when it is done.
     """
-    global _behind
+    global _behind, _thread
+    if threading.current_thread() is _thread:
+        raise UsageError("Expected no save inside of another: this is called by its on_progress")
     job, claim = None, threading.Lock()
     try:
         with _turn:
@@ -139,7 +145,8 @@ def start(url: Url, items: Mapping[str, PyTree | Json], request: Request, *, wai
             job.begin(items, background=not wait)
             if not wait:
                 _behind = job.saved
-                threading.Thread(target=_run, args=(job, claim), name="templax-save").start()
+                _thread = threading.Thread(target=_run, args=(job, claim), name="templax-save")
+                _thread.start()
                 return job.saved
         job.run()
         return job.saved.wait()

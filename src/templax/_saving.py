@@ -20,8 +20,9 @@ from ._hosts import hosts
 from ._item import Item, Json, Share
 from ._names import join
 from ._snapshot import copied
-from .formats._orbax_root import COMMITTED, committed, examine
+from .formats._orbax_root import COMMITTED, holding_item, more_than_a_save
 from .formats._orbax_save import JSON, STANDARD, Files, commit_files
+from .formats._signatures import MAX_METADATA
 from .sources import Sink, Source, Staging, open_source, open_staging
 from .sources._disk import refused
 
@@ -109,14 +110,14 @@ class Saved:
     @property
     def stages(self) -> Mapping[str, float]:
         """Seconds of wall clock: `snapshot`, `write`, `commit`; `encode` are those of all threads
-        together that were spent on checksums and compression while writing.
+        together that were spent on all but writing: fetching, checksums, compression.
         """
         self._result(None)
         return self._stages
 
     @property
     def seconds(self) -> float:
-        """Wall clock from the call to the commit."""
+        """Wall clock to the commit, without what the save before was waited for."""
         self._result(None)
         return sum(s for name, s in self._stages.items() if name != "encode")
 
@@ -143,6 +144,8 @@ class Job:
         self._items: list[Item] = []
         self._handlers: dict[str, str] = {}
         self._documents: Files = {}
+        if not isinstance(url, (str, os.PathLike, Sink)):
+            raise UsageError(f"Expected a path to save to, got {url!r}")
         self.saved = Saved(str(url.path if isinstance(url, Sink) else os.fspath(url)), 0)
         self._hosts = hosts(self.saved.path)
 
@@ -185,8 +188,8 @@ class Job:
     def _stage(self) -> Sink:
         """Where this process writes. Process 0 makes it, and tells the others which it is."""
         job, url, request = self._hosts, self._url, self._request
-        if job.index == 0 and request.overwrite and not isinstance(url, Sink):
-            _refuse_other(open_source(url))
+        if job.index == 0 and not isinstance(url, Sink):
+            _refuse_other(open_source(url), replaces=request.overwrite)
         if job.count == 1:
             return open_staging(url, overwrite=request.overwrite)
         alone = [item.alone for item in self._items]
@@ -242,12 +245,13 @@ class Job:
         try:
             with self._hosts:
                 self._run()
-            if self._request.after is not None:
-                self._request.after()
         except BaseException as error:
             self.give_up(error)
             if not isinstance(error, Exception):
                 raise
+        else:
+            if self._request.after is not None:
+                self._request.after()
         finally:
             self._items = []
             saved._ended.set()
@@ -368,6 +372,12 @@ class Job:
             small[f"{name}/{COMMITTED}" if name else COMMITTED] = done
         small[COMMITTED] = small.pop(COMMITTED, done)  # the last of all
         for name, data in small.items():
+            if len(data) > MAX_METADATA:
+                raise SaveError(
+                    f"Expected at most {MAX_METADATA:,} bytes of `{name}`, which a restore would"
+                    f" refuse, got {len(data):,}",
+                    file=self._sink.path,
+                )
             self._sink.put(name, data)
         return total + sum(map(len, small.values())), crcs
 
@@ -382,22 +392,25 @@ def _let_go(error: BaseException) -> None:
         cause = cause.__cause__ or cause.__context__
 
 
-def _refuse_other(source: Source) -> None:
-    """Refuses to replace a directory that is no single checkpoint: a run, or a home."""
+def _refuse_other(source: Source, *, replaces: bool) -> None:
+    """Refuses a place inside an item; and to replace a directory that is more than one save: a run,
+    a home, a collection.
+    """
     try:
-        if next(source.children(), None) is None:
-            return
-        root = examine(source)
-        json = root is not None and root.what == "json" and committed(source)
+        around = holding_item(source)
+        replaces = replaces and next(source.children(), None) is not None
+        found = more_than_a_save(source) if replaces else None
     except SourceError as error:
-        cause, tell = error.__cause__, "tell what overwrite=True would replace"
+        cause = error.__cause__
         if isinstance(cause, OSError):
-            raise refused(tell, source.url, cause) from error
-        raise SaveError(f"can't {tell}: {error}", file=source.url) from error
-    if root is None or not (json or root.what in ("item", "items")):
-        what = f"{len(root.steps)} steps" if root is not None and root.steps else "other files"
+            raise refused("look at what is there", source.url, cause) from error
+        raise SaveError(f"can't look at what is there: {error}", file=source.url) from error
+    if around is not None:
+        what = f"Expected a place of its own, got one inside {around}"
+        raise SaveError(what, file=source.url)
+    if found is not None:
         raise SaveError(
-            f"overwrite=True replaces a checkpoint, found {what}",
+            f"overwrite=True replaces one checkpoint, found {found}",
             file=source.url,
             hint="save under another name",
         )

@@ -106,6 +106,8 @@ def _leaf(name: str, path: Path, value: Any) -> Leaf | str:
         return _of_jax(name, path, value)
     if isinstance(value, str):
         return _of_text(name, path, value)
+    if isinstance(value, np.ma.MaskedArray):
+        return "is a masked array, whose mask would be lost"
     if isinstance(value, (np.ndarray, np.generic)):
         scalar = isinstance(value, np.generic)
         return _of_numpy(name, path, np.asarray(value), "scalar" if scalar else "np.ndarray")
@@ -114,7 +116,7 @@ def _leaf(name: str, path: Path, value: Any) -> Leaf | str:
         try:
             array = np.asarray(value, PYTHON_DTYPES[number])
         except OverflowError:
-            return f"is an int of more than 64 bits: {str(value)[:40]}"
+            return f"is an int that int64 can't hold: {str(value)[:40]}"
         return _of_numpy(name, path, array, "scalar")
     if isinstance(value, jax.ShapeDtypeStruct):
         return "is abstract: it has a shape and a dtype, but no values"
@@ -123,6 +125,8 @@ def _leaf(name: str, path: Path, value: Any) -> Leaf | str:
     as_array: Callable[[], Any] | None = getattr(value, "__jax_array__", None)
     if as_array is not None:
         return _leaf(name, path, as_array())
+    if isinstance(value, (bytes, bytearray)):
+        return "holds bytes: save np.frombuffer(value, np.uint8)"
     return f"is a {type(value).__module__}.{type(value).__qualname__}, which holds no array"
 
 
@@ -131,7 +135,7 @@ def _of_text(name: str, path: Path, value: str) -> Leaf | str:
         value.encode()
     except UnicodeEncodeError:
         return "is a string that is no Unicode text"
-    return Leaf(name, path, "string", (), np.dtype(str), text=str(value))
+    return Leaf(name, path, "string", (), np.dtype(str), text=str.__str__(value))
 
 
 def _of_numpy(name: str, path: Path, value: np.ndarray, value_type: Any) -> Leaf | str:
@@ -188,23 +192,37 @@ def _of_jax(name: str, path: Path, value: jax.Array) -> Leaf | str:
 def _fetched(value: jax.Array, transient: bool) -> Callable[[], np.ndarray]:
     """The values of an array on host; of one on CPU already now, without a copy."""
     if not transient:
-        array = np.asarray(value)
+        array = _host(value)
         return lambda: array
 
     def fetch() -> np.ndarray:
         with jax.transfer_guard("allow"):  # each thread has its own
-            return np.asarray(value)
+            return _host(value)
 
     return fetch
+
+
+def _host(value: jax.Array) -> np.ndarray:
+    """An array on host. JAX keeps a copy that it made with the array: here with one of our own."""
+    one = value.addressable_data(0)
+    if one.dtype.itemsize == 1 or next(iter(one.sharding.device_set)).platform != "cpu":
+        one = jax.make_array_from_single_device_arrays(one.shape, one.sharding, [one])
+    return np.asarray(one)
 
 
 def copied(leaves: Sequence[Leaf], threads: int) -> None:
     """Gives leaves values of their own: nothing that happens to the tree changes them any more.
 
-    They share arenas, which are freed as the leaves in them are written: the first touch of fresh
-    memory takes longer than the copy, and is fastest of large pieces. What is fetched from a device
-    is a copy already.
+    A `jax.Array` on CPU is not copied: JAX leaves its memory alone while numpy sees it. Others
+    share arenas, freed as the leaves in them are written: the first touch of fresh memory takes
+    longer than the copy, and is fastest of large pieces. What is fetched from a device is a copy
+    already.
     """
+    held = any(leaf.value_type == "jax.Array" and not leaf.transient for leaf in leaves)
+    held = held and _views_hold_memory()
+    leaves = [
+        leaf for leaf in leaves if leaf.transient or leaf.value_type != "jax.Array" or not held
+    ]
     total = sum(-(-leaf.nbytes // ALIGN) * ALIGN for leaf in leaves)
     arena, used = aligned(0), 0
     with ThreadPoolExecutor(threads, thread_name_prefix="templax-copy") as pool:
@@ -228,6 +246,23 @@ def copied(leaves: Sequence[Leaf], threads: int) -> None:
             leaf.pieces, leaf.transient = tuple(pieces), False
         for copy in copies:
             copy.result()
+
+
+@functools.cache
+def _views_hold_memory() -> bool:
+    """Whether this JAX leaves the memory of a CPU array as it is while numpy sees it, even if the
+    array is donated or deleted: a computation gets other memory then.
+    """
+    with jax.transfer_guard("allow"), jax.default_device(jax.local_devices(backend="cpu")[0]):
+        for spend in (jax.jit(lambda x: x * 2, donate_argnums=0), lambda x: x.delete()):
+            array = jax.block_until_ready(jnp.arange(256, dtype=jnp.float32) + 1)
+            view = np.asarray(array)
+            before = view.copy()
+            spend(array)
+            jax.block_until_ready([jnp.full(256, i, jnp.float32) for i in range(8)])
+            if not np.array_equal(view, before):
+                return False
+    return True
 
 
 def _blocks(to: np.ndarray, values: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -10,10 +10,12 @@ import math
 import os
 import threading
 from collections.abc import Callable, Iterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import hypothesis
+import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,11 +24,13 @@ import orbax.checkpoint as orbax
 import pytest
 from flax.training import orbax_utils
 from jax.sharding import NamedSharding, PartitionSpec
+from orbax.checkpoint import checkpoint_manager
 
 import templax as tx
 import templax.compat.orbax as compat
 from templax import _saving
 from templax._run_locks import reading
+from templax.compat._orbax_options import Facts
 from templax.sources import Staging
 from templax.sources._leftovers import temporary
 
@@ -467,6 +471,14 @@ def run_with_best_begun_by_the_other(ocp, path):
     return run(ocp, path, range(3, 6), lambda step: {"loss": LOSS[step]}, **options)
 
 
+def run_beside_another(ocp, path):
+    """Steps with a prefix are those of another run, and stay."""
+    run(ocp, path, range(4), step_prefix="eval")
+    said = run(ocp, path, range(2, 6), max_to_keep=1)
+    said += run(ocp, path, range(3, 6), max_to_keep=3, step_prefix="eval")
+    return [*said, sorted(p.name for p in (path / "run").iterdir())]
+
+
 def run_forced(ocp, path):
     options = ocp.CheckpointManagerOptions(save_interval_steps=10)
     with ocp.CheckpointManager(path / "run", options=options) as manager:
@@ -557,6 +569,39 @@ def test_runs_go_the_same_way(code, tmp_path):
         {p.name for p in (tmp_path / n / "run").iterdir()} for n in sorted(os.listdir(tmp_path))
     ]
     assert names[0] == names[1]
+
+
+@hypothesis.given(st.data())
+def test_which_steps_stay_is_as_orbaxs_policies_have_it(data):
+    """Of any steps, metrics and times, by any of the options together."""
+    numbers = data.draw(st.lists(st.integers(0, 40), unique=True, min_size=1, max_size=12))
+    losses = st.none() | st.integers(0, 4).map(float)
+    facts = {
+        step: Facts(None if (loss := data.draw(losses)) is None else {"loss": loss}, seconds)
+        for step, seconds in zip(sorted(numbers), range(0, 10_000, 700), strict=False)
+    }
+    chosen = {
+        "max_to_keep": data.draw(st.none() | st.integers(0, 5)),
+        "keep_period": data.draw(st.none() | st.integers(1, 9)),
+        "keep_time_interval": data.draw(
+            st.none() | st.integers(1, 4000).map(lambda s: timedelta(seconds=s))
+        ),
+        "best_fn": data.draw(st.sampled_from([None, lambda metrics: metrics["loss"]])),
+        "best_mode": data.draw(st.sampled_from(["min", "max"])),
+        "keep_checkpoints_without_metrics": data.draw(st.booleans()),
+    }
+    policy = checkpoint_manager._get_default_preservation_policy(
+        orbax.CheckpointManagerOptions(**chosen)
+    )
+    infos = [
+        checkpoint_manager.CheckpointInfo(
+            step, datetime.fromtimestamp(each.saved, tz=UTC), each.metrics
+        )
+        for step, each in facts.items()
+    ]
+    kept = policy.should_preserve(infos, context=None)
+    theirs = {info.step for info, stays in zip(infos, kept, strict=True) if stays}
+    assert compat.CheckpointManagerOptions(**chosen).stays(facts) == theirs
 
 
 def several(ocp, path):
@@ -653,7 +698,7 @@ def test_a_checkpointer_raises_what_failed_in_the_background(call, tmp_path, mon
     checkpointer.save(tmp_path / "ckpt", small_tree())
     ended(checkpointer)
     arguments = [tmp_path / "other", small_tree()] if call == "save" else []
-    with pytest.raises(tx.SaveError, match="^No space is left$"):
+    with pytest.raises(tx.SaveError, match=r"^No space is left$"):
         getattr(checkpointer, call)(*arguments)
     assert not list(tmp_path.iterdir())
     checkpointer.check_for_errors()
@@ -666,7 +711,7 @@ def test_a_checkpointer_raises_what_failed_in_the_background(call, tmp_path, mon
     "call", ["wait_until_finished", "check_for_errors", "close", "save", "restore", "delete"]
 )
 def test_a_manager_raises_what_failed_in_the_background(call, tmp_path, monkeypatch):
-    """Once; the step is no longer listed, those that were to go with it are, and it can be saved."""
+    """Once; the step is no longer listed, those that were to go with it are; it can be saved."""
     options = compat.CheckpointManagerOptions(max_to_keep=1)
     manager = compat.CheckpointManager(tmp_path, options=options)
     manager.save(1, args=compat.args.StandardSave(state(1)))
@@ -677,7 +722,7 @@ def test_a_manager_raises_what_failed_in_the_background(call, tmp_path, monkeypa
     assert manager.all_steps() == [1]
     arguments = {"save": [3, None, None, None, False, compat.args.StandardSave(state(3))]}
     arguments |= {"restore": [1], "delete": [1]}
-    with pytest.raises(tx.SaveError, match="^No space is left$"):
+    with pytest.raises(tx.SaveError, match=r"^No space is left$"):
         getattr(manager, call)(*arguments.get(call, []))
     manager.check_for_errors()
     assert [p.name for p in tmp_path.iterdir()] == ["1"]
@@ -688,7 +733,7 @@ def test_a_manager_raises_what_failed_in_the_background(call, tmp_path, monkeypa
 
 
 def test_a_manager_lists_what_it_saves_before_it_is_there(tmp_path, monkeypatch):
-    """And no longer what will go: the program sees the run as it will be, whatever the disk does."""
+    """And no longer what will go: the program sees the run as it will be."""
     go, describe = threading.Event(), _saving.Job._describe
 
     def wait(job: Any, files: Any) -> Any:
@@ -798,8 +843,8 @@ def test_what_means_nothing_is_a_value_error(ocp, tmp_path):
         ocp.CheckpointManagerOptions(best_mode="best")
     with pytest.raises(ValueError):
         ocp.CheckpointManagerOptions(max_to_keep=-1)
+    args = {"a": ocp.SaveArgs()}
     with pytest.raises(ValueError):
-        args = {"a": ocp.SaveArgs()}
         ocp.PyTreeCheckpointer().save(tmp_path / "structure", tree, save_args=args)
 
 
@@ -906,7 +951,7 @@ def test_differs_leaves_that_cannot_be_saved(tmp_path):
 
 
 def test_differs_arrays_without_elements(tmp_path):
-    """Orbax refuses to save one; templax saves it. Orbax can't restore that leaf."""
+    """Orbax refuses to save one; templax saves it, and both restore it."""
     tree = {"x": np.zeros((0, 3), np.float32), "y": jnp.ones(2)}
     with pytest.raises(ValueError, match="Cannot save arrays with zero size"):
         orbax.PyTreeCheckpointer().save(tmp_path / "theirs", tree)
@@ -952,7 +997,7 @@ def test_differs_saving_dotted_keys(tmp_path):
     orbax.PyTreeCheckpointer().save(tmp_path / "theirs", tree)
     restored = orbax.PyTreeCheckpointer().restore(tmp_path / "theirs")
     assert restored["a.b"].tolist() == restored["a"]["b"].tolist()
-    with pytest.raises(tx.SaveError, match="two leaves are named `a.b`"):
+    with pytest.raises(tx.SaveError, match=r"two leaves are named `a\.b`"):
         compat.PyTreeCheckpointer().save(tmp_path / "ours", tree)
 
 
@@ -1014,8 +1059,7 @@ def test_differs_dtype_of_save_args(tmp_path):
 
 
 def test_differs_aggregate(tmp_path):
-    """`SaveArgs(aggregate=True)`: Orbax ignores it, or refuses it by `StandardSave`; templax ignores
-    it."""
+    """`SaveArgs(aggregate=True)` by `StandardSave`: Orbax refuses it; templax ignores it."""
     args = {"w": orbax.SaveArgs(aggregate=True)}
     with pytest.raises(ValueError, match="Unsupported option `aggregate`"):
         orbax.StandardCheckpointer().save(tmp_path / "theirs", weights(), save_args=args)
@@ -1083,20 +1127,18 @@ def test_differs_lower_step_by_force(tmp_path):
     assert orbax.CheckpointManager(tmp_path / "theirs").latest_step() == 12
 
 
-def test_differs_names_of_new_steps(tmp_path):
-    """A run of `ckpt_000007`, continued without `step_prefix`: Orbax sees no step and begins
-    anew; templax goes on in that manner."""
+def test_differs_steps_of_another_name(tmp_path):
+    """A run of `ckpt_000007`, continued without `step_prefix`: Orbax sees no step; templax finds
+    and restores them until there are others. Both begin anew, and delete none of them."""
     for name, ocp in (("theirs", orbax), ("ours", compat)):
         run_with_prefix(ocp, tmp_path / name)
-        with ocp.CheckpointManager(tmp_path / name / "run") as manager:
+        options = ocp.CheckpointManagerOptions(max_to_keep=1)
+        with ocp.CheckpointManager(tmp_path / name / "run", options=options) as manager:
+            assert list(manager.all_steps()) == ([] if ocp is orbax else [7, 12])
             for step in (12, 20):
-                manager.save(step, args=ocp.args.StandardSave(state(step)))
-    assert sorted(os.listdir(tmp_path / "theirs/run")) == ["12", "20", "ckpt_000007", "ckpt_000012"]
-    assert sorted(os.listdir(tmp_path / "ours/run")) == [
-        "ckpt_000007",
-        "ckpt_000012",
-        "ckpt_000020",
-    ]
+                assert manager.save(step, args=ocp.args.StandardSave(state(step)))
+            assert list(manager.all_steps()) == [20]
+        assert set(os.listdir(tmp_path / name / "run")) == {"20", "ckpt_000007", "ckpt_000012"}
 
 
 def test_differs_steps_of_other_programs(tmp_path):
@@ -1139,18 +1181,22 @@ def test_differs_metric_that_is_nan(tmp_path):
 
 
 def test_differs_cleaning_up(tmp_path):
-    """`cleanup_tmp_directories=True`: Orbax deletes the directory of a save that goes on; templax
-    only what nobody writes to."""
+    """`cleanup_tmp_directories=True`: Orbax deletes all temporary directories, also that of a save
+    that goes on; templax those that nobody writes to."""
     for name, ocp in (("theirs", orbax), ("ours", compat)):
-        (tmp_path / name).mkdir()
-        dead = Path(temporary(str(tmp_path / name / "1")))
-        dead.mkdir()
-        live = Staging(tmp_path / name / "2", overwrite=False)
-        ocp.CheckpointManager(
-            tmp_path / name, options=ocp.CheckpointManagerOptions(cleanup_tmp_directories=True)
-        ).close()
-        left = [Path(live.directory).name] if ocp is compat else []
-        assert os.listdir(tmp_path / name) == left
+        run = tmp_path / name
+        now, old = (run / f"{n}.orbax-checkpoint-tmp" for n in (1, 2))
+        left = Path(temporary(str(run / "3")))
+        for directory in (now, old, left):
+            directory.mkdir(parents=True)
+        os.utime(old, (0, 0))
+        live = Staging(run / "4", overwrite=False)
+        options = ocp.CheckpointManagerOptions(cleanup_tmp_directories=True)
+        manager = ocp.CheckpointManager(run, options=options)
+        manager.save(5, args=ocp.args.StandardSave(state(5)))
+        manager.close()
+        stays = set() if ocp is orbax else {now, Path(live.directory)}
+        assert set(run.iterdir()) == stays | {run / "5"}
         live.discard()
 
 

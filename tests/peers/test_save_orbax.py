@@ -22,9 +22,9 @@ import templax as tx
 ROOT = Path(__file__).parents[2]
 sys.path.append(str(ROOT))  # the program isn't part of the package
 
-from benchmarks import interop, orbax_peer  # noqa: E402
+from benchmarks import interop, interop_job, orbax_peer  # noqa: E402
 from benchmarks.interop_table import judged, trouble  # noqa: E402
-from benchmarks.interop_trees import leaves_of, node_of, trees  # noqa: E402
+from benchmarks.interop_trees import JOB, leaves_of, node_of, trees  # noqa: E402
 
 ITEM_CALLS = {
     *("pytree", "pytree+item", "standard", "standard+template", "v1", "v1+template", "metadata"),
@@ -41,6 +41,10 @@ REFUSED = {
 }
 """Tree → calls by which Orbax does not restore it; its own saver refuses it, too."""
 
+OF_JOBS = [name for name in trees() if name.endswith(JOB)]
+UNPLACED = {"pytree", "standard", "v1", "manager", "manager, no args"}
+"""What needs the devices that saved; those of a job have numbers of their own."""
+
 slow = pytest.mark.slow
 
 
@@ -52,7 +56,7 @@ def exchanged(tmp_path_factory) -> SimpleNamespace:
         nodes = interop.write(root)
     peer = interop.Peer(ocp.__version__, sys.executable)
     peer.save(root)
-    peer.restore(root, [interop.OURS, interop.OURS_ZSTD], counts=[8])
+    peer.restore(root, [interop.OURS, interop.OURS_ZSTD, interop_job.ORBAX], counts=[8])
     return SimpleNamespace(root=root, nodes=nodes, peer=peer)
 
 
@@ -72,7 +76,16 @@ def test_orbax_restores_each_tree_by_each_call(exchanged, tree, files):
     assert set(found) == ITEM_CALLS | (STEP_CALLS if files == interop.OURS else set())
     node = exchanged.nodes[tree]
     failed = {call: text for call, a in found.items() if (text := trouble(node, call, a))}
-    assert set(failed) == REFUSED.get(tree, set()) & set(found), failed
+    refused = UNPLACED if tree in OF_JOBS else REFUSED.get(tree, set())
+    assert set(failed) == refused & set(found), failed
+
+
+@slow
+@pytest.mark.parametrize("tree", OF_JOBS)
+def test_orbax_needs_a_template_of_its_own_saves_by_a_job_too(exchanged, tree):
+    node = exchanged.nodes[tree]
+    found = answers(exchanged, tree, interop_job.ORBAX)
+    assert {call for call, answer in found.items() if trouble(node, call, answer)} == UNPLACED
 
 
 @slow
@@ -201,7 +214,8 @@ def test_what_orbax_fails_alike_is_told_from_what_it_fails_with_ours_alone():
 def test_the_documented_tables_have_each_tree_and_no_failure():
     text = (ROOT / "docs" / "interoperability.md").read_text()
     rows = [line.split(" | ")[0].removeprefix("| ") for line in text.splitlines()]
-    assert [row for row in rows if row in trees()] == [*trees(), *trees()]
+    once = [name for name in trees() if name not in OF_JOBS]
+    assert [row for row in rows if row in trees()] == [*trees(), *once]
     assert "FAIL" not in text
 
 

@@ -90,10 +90,25 @@ def test_an_index_of_another_save_is_refused(files: dict[str, bytes], tmp_path: 
     (tmp_path / "ckpt" / _index.FILE).write_bytes(files[_index.FILE])
     with pytest.raises(tx.Damaged) as caught:
         tx.open(tmp_path / "ckpt")
-    assert caught.value.file == "manifest.ocdbt"
-    without = {name: f for name, f in files.items() if name != "manifest.ocdbt"}
-    with pytest.raises(tx.Damaged, match="Expected a file, found none - file `manifest"):
-        tx.open(Memory(without))
+    assert caught.value.file == _index.FILE
+    assert "that of another" in str(caught.value)
+    (tmp_path / "ckpt" / _index.FILE).unlink()  # as the hint says
+    np.testing.assert_array_equal(tx.restore(tmp_path / "ckpt", TREE)["w"], TREE["w"])
+
+
+@pytest.mark.parametrize("lost", [True, False])
+def test_a_manifest_that_is_lost_or_damaged_is_not_needed(
+    files: dict[str, bytes], lost: bool
+) -> None:
+    """It is a way in for others; `verify` tells."""
+    changed = {name: f for name, f in files.items() if name != "manifest.ocdbt"}
+    if not lost:
+        data = files["manifest.ocdbt"]
+        changed["manifest.ocdbt"] = data[:-9] + b"x" + data[-8:]
+    restored = tx.restore(Memory(changed), TREE, verify="required")
+    np.testing.assert_array_equal(restored["w"], TREE["w"])
+    (damage, *_) = tx.verify(Memory(changed)).damages
+    assert damage.file == "manifest.ocdbt"
 
 
 def test_a_data_file_that_is_missing_or_cut_is_damaged(files: dict[str, bytes]) -> None:
@@ -154,6 +169,9 @@ def test_numbers_that_mean_nothing_never_end_in_another_error(
         ({"shapes": [(2**62, 2**62)] * 9}, "that memory can hold"),
         ({"shapes": [(-1,)] * 9}, "Expected a shape"),
         ({"files": []}, "within the data files"),
+        ({"files": [("d/x", -1)]}, "Expected sizes of files"),
+        ({"files": [("d/x", 2**63)]}, "Expected sizes of files"),
+        ({"nbytes": bytes(24)}, "within the data files"),
         ({"files": [("d/x", 10)]}, "within the data files"),
         ({"texts": {}}, "Expected a string"),
         ({"kinds": bytes([3, 1, 2, 0])}, "typed key"),
@@ -172,6 +190,8 @@ def test_a_file_outside_of_the_checkpoint_is_refused(files: dict[str, bytes]) ->
     for path in ("../secret", "/etc/passwd", "d/../../x", "a\0b", ""):
         with pytest.raises(tx.Damaged, match="inside the checkpoint"):
             tx.open(_with(files, files=[(path, size)]))
+        with pytest.raises(tx.Damaged, match="inside the checkpoint"):
+            tx.open(_with(files, others={path: (8, 4)}))
     assert tx.open(_with(files, files=[(data, size)]))
 
 

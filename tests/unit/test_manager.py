@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 import templax as tx
-from templax import _api
+from templax import _api, _saving
 from templax._run_locks import LOCK, reading
 from templax._steps import run
 from templax.sources import Staging
@@ -67,11 +67,11 @@ def test_an_item_is_chosen_by_its_name_and_the_only_one_needs_none():
     ema = tx.Manager(TWO_ITEMS, item="ema").restore(template, at="ema", extra="ignore")
     state = tx.Manager(TWO_ITEMS, item="state").restore(template, 10, **AT)
     assert ema["scale"] == state["scale"]
-    with pytest.raises(tx.UnknownFormat) as caught:
+    with pytest.raises(tx.UsageError) as caught:
         tx.Manager(TWO_ITEMS).restore(template)
     assert str(caught.value) == (
-        f"{TWO_ITEMS}/20 holds several items: `ema` (pytree), `meta` (json), `state` (pytree);"
-        f' hint: open "{TWO_ITEMS}/20/ema" or "{TWO_ITEMS}/20/state"'
+        f"Expected a step with one tree, found `ema`, `state` in {TWO_ITEMS}/20;"
+        ' hint: templax.Manager(..., item="ema")'
     )
 
 
@@ -583,3 +583,44 @@ def test_what_a_killed_save_left_and_cannot_be_removed_is_in_nobodys_way(
             f"what killed programs left in {tmp_path} was not removed: can't remove: Permission"
         )
     assert names(tmp_path) == {"3", lost.name}
+
+
+def test_a_run_whose_item_has_another_name_goes_on_with_it(tmp_path):
+    """As Orbax's v1 API, and many scripts, name it."""
+    with tx.Manager(tmp_path, item="state") as manager:
+        manager.save(1, {"w": np.ones(3)})
+    with tx.Manager(tmp_path) as manager:
+        manager.save(2, {"w": np.full(3, 2.0)}, wait=True)
+        assert manager.restore({"w": np.zeros(3)})["w"][0] == 2
+    assert (tmp_path / "2" / "state").is_dir()
+    with pytest.raises(tx.NotFound, match=r"Expected the item `ema`, found `state`"):
+        tx.Manager(tmp_path, item="ema").restore({"w": np.zeros(3)})
+
+
+def test_of_several_trees_one_is_to_be_named(tmp_path):
+    case = Path(__file__).parents[1] / "corpus" / "orbax-0.12.8-manager" / "ckpt"
+    shutil.copytree(case, tmp_path / "run")
+    manager = tx.Manager(tmp_path / "run")
+    for call in (lambda: manager.restore({}), lambda: manager.save(30, {"w": np.ones(3)})):
+        with pytest.raises(tx.UsageError, match=r'found `ema`, `state`.*item="ema"'):
+            call()
+    manager.close()
+    leaf = {"state": {"params": {"scale": np.float32(0)}}}
+    got = tx.Manager(tmp_path / "run", item="state").restore(leaf, extra="ignore")
+    assert got["state"]["params"]["scale"].dtype == np.float32
+
+
+def test_a_step_that_was_not_begun_is_named_by_the_failure_before(tmp_path, monkeypatch):
+    manager = tx.Manager(tmp_path)
+
+    def full(job, files):
+        raise tx.SaveError("No space is left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_saving.Job, "_describe", full)
+        manager.save(1, {"w": np.ones(3)})._ended.wait()
+    with pytest.raises(tx.SaveError, match="and step 2 was not begun: No space is left"):
+        manager.save(2, {"w": np.ones(3)})
+    manager.save(2, {"w": np.ones(3)}, wait=True)
+    manager.close()
+    assert manager.steps() == [2]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import enum
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -17,10 +19,15 @@ import numpy as np
 import pytest
 
 import templax as tx
-from templax import _item, _layout, _saving, _snapshot
+from templax import _item, _layout, _saving, _snapshot, _write
 from templax.formats import _index
 from templax.formats._zarr_metadata import DTYPES
 
+CORPUS = [
+    path
+    for path in sorted((Path(__file__).parents[1] / "corpus").glob("orbax-*"))
+    if (path / "ckpt").is_dir() and (path / "ckpt" / "_CHECKPOINT_METADATA").exists()
+]
 COMPRESSIONS = [None, "zstd", "zstd:7"]
 
 
@@ -150,6 +157,17 @@ def test_bits_that_do_not_count_are_not_saved(dtype: str, tmp_path: Path) -> Non
     assert tx.fingerprint({"x": dirty}) == tx.fingerprint({"x": clean})
 
 
+def test_a_recorded_fingerprint_is_that_of_an_opened_checkpoint(tree: Any, tmp_path: Path) -> None:
+    saved = tx.save(tmp_path / "ckpt", tree)
+    assert tx.fingerprint(tx.open(tmp_path / "ckpt")) == saved.fingerprint
+    for path in (tmp_path / "ckpt", str(tmp_path / "ckpt")):
+        with pytest.raises(tx.UsageError, match="got a path"):
+            tx.fingerprint(path)
+    (tmp_path / "ckpt" / _index.FILE).unlink()
+    with pytest.raises(tx.UsageError, match="that templax saved"):
+        tx.fingerprint(tx.open(tmp_path / "ckpt"))
+
+
 def test_a_tree_may_be_one_bare_leaf_or_nothing(tmp_path: Path) -> None:
     tx.save(tmp_path / "leaf", jnp.arange(3))
     np.testing.assert_array_equal(tx.restore(tmp_path / "leaf", jnp.zeros(3, int)), [0, 1, 2])
@@ -188,11 +206,12 @@ BAD = {
     "objects": (lambda: np.array([object()]), "dtype object"),
     "text": (lambda: np.array(["a"]), "dtype <U1"),
     "longdouble": (lambda: np.zeros(2, np.longdouble), "dtype"),
-    "huge": (lambda: 2**70, "64 bits"),
-    "bytes": (lambda: b"raw", "builtins.bytes"),
+    "huge": (lambda: 2**70, "int64 can't hold"),
+    "bytes": (lambda: b"raw", "np.frombuffer"),
     "set": (lambda: {1, 2}, "builtins.set"),
     "donated": (_donated, "donated"),
     "surrogate": (lambda: "\udc80", "Unicode"),
+    "masked": (lambda: np.ma.masked_array([1.0, 2.0], [0, 1]), "mask would be lost"),
 }
 
 
@@ -251,6 +270,50 @@ def test_nothing_is_overwritten_unasked(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["ckpt"]
 
 
+COLLECTIONS = {
+    "one": ["cks/ema"],
+    "two": ["cks/ema", "cks/raw"],
+    "inside": ["cks", "cks/ema"],
+    "run inside": ["cks", "cks/run/10"],
+}
+
+
+@pytest.mark.parametrize("what", sorted(COLLECTIONS))
+def test_overwrite_replaces_no_directory_of_checkpoints(what: str, tmp_path: Path) -> None:
+    """Nor a checkpoint that has something of others in it, however that came there."""
+    tx.save(tmp_path / "one", {"w": jnp.ones(3)})
+    for place in COLLECTIONS[what]:
+        shutil.copytree(tmp_path / "one", tmp_path / place, dirs_exist_ok=True)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(tx.SaveError, match="replaces one checkpoint, found"):
+        tx.save(tmp_path / "cks", {"w": jnp.ones(3)}, overwrite=True)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_overwrite_replaces_no_checkpoint_with_a_note_in_it(tmp_path: Path) -> None:
+    tx.save(tmp_path / "ckpt", {"w": jnp.ones(3)})
+    (tmp_path / "ckpt" / "notes.txt").write_text("...")
+    with pytest.raises(tx.SaveError, match=r"found `notes\.txt` in it"):
+        tx.save(tmp_path / "ckpt", {"w": jnp.ones(3)}, overwrite=True)
+
+
+@pytest.mark.parametrize("place", ["ema", "d/deeper"])
+def test_nothing_is_saved_inside_of_a_checkpoint(place: str, tmp_path: Path) -> None:
+    tx.save(tmp_path / "ckpt", {"w": jnp.ones(3)})
+    with pytest.raises(tx.SaveError, match="got one inside"):
+        tx.save(tmp_path / "ckpt" / place, {"w": jnp.ones(3)})
+
+
+@pytest.mark.parametrize("case", CORPUS, ids=[case.name for case in CORPUS])
+def test_overwrite_replaces_what_any_orbax_saved(case: Path, tmp_path: Path) -> None:
+    found = sorted((case / "ckpt").iterdir())
+    steps = [path for path in found if path.name.isdigit()]
+    source = steps[0] if steps else case / "ckpt"
+    shutil.copytree(source, tmp_path / "7")
+    tx.save(tmp_path / "7", {"w": jnp.ones(3)}, overwrite=True)
+    assert list(tx.open(tmp_path / "7").leaves) == ["w"]
+
+
 @pytest.mark.parametrize("what", ["files", "steps"])
 def test_overwrite_replaces_nothing_but_a_checkpoint(what: str, tmp_path: Path) -> None:
     """Not the run that it is in, and not a home directory."""
@@ -262,7 +325,7 @@ def test_overwrite_replaces_nothing_but_a_checkpoint(what: str, tmp_path: Path) 
         tx.save(tmp_path / "run" / "20", {"w": jnp.ones(3)})
     before = sorted(tmp_path.rglob("*"))
     found = "other files" if what == "files" else "2 steps"
-    with pytest.raises(tx.SaveError, match=f"replaces a checkpoint, found {found}"):
+    with pytest.raises(tx.SaveError, match=f"replaces one checkpoint, found {found}"):
         tx.save(tmp_path / "run", {"w": jnp.ones(3)}, overwrite=True)
     assert sorted(tmp_path.rglob("*")) == before
 
@@ -282,6 +345,36 @@ def test_values_are_safe_once_a_background_save_returns(tmp_path: Path) -> None:
     saved.wait()
     restored = tx.restore(tmp_path / "ckpt", want)
     jax.tree.map(np.testing.assert_array_equal, restored, want)
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_donated_arrays_are_saved_as_they_were(
+    sharded: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While they are being written: a step would overwrite them in place, were they not held."""
+    go = threading.Event()
+    real = _write.Writer._write_chunks
+
+    def late(*args: Any) -> None:
+        assert go.wait(60)
+        real(*args)
+
+    monkeypatch.setattr(_write.Writer, "_write_chunks", late)
+    values = jnp.arange(1_000_000, dtype=jnp.float32).reshape(8, -1)
+    if sharded:
+        mesh = jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
+        spec = jax.sharding.PartitionSpec("x")
+        values = jax.device_put(values, jax.sharding.NamedSharding(mesh, spec))
+    step = jax.jit(lambda x: -x - 1, donate_argnums=0)
+    fresh = step(values + 0)  # without a save: donated memory is used again
+    place = fresh.addressable_data(0).unsafe_buffer_pointer()
+    assert step(fresh).addressable_data(0).unsafe_buffer_pointer() == place
+    want = np.array(values)
+    saved = tx.save(tmp_path / "ckpt", {"w": values}, wait=False)
+    for _ in range(3):
+        values = jax.block_until_ready(step(values))
+    go.set()
+    np.testing.assert_array_equal(tx.restore(saved.wait().path, {"w": want})["w"], want)
 
 
 def _blocked(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
@@ -451,6 +544,71 @@ def test_a_leaf_larger_than_the_memory_is_fetched_alone(
     tree = {"a": np.arange(2_000_000), "b": np.arange(3)}
     tx.save(tmp_path / "ckpt", tree, memory=1, threads=2)
     jax.tree.map(np.testing.assert_array_equal, tx.restore(tmp_path / "ckpt", tree), tree)
+
+
+def test_jax_keeps_no_copy_that_a_save_made() -> None:
+    """Else a save would leave the tree in host memory, too, as long as its arrays live."""
+    packed = jnp.arange(8).astype(jnp.int4)  # of which JAX has no view
+    leaves, _ = _snapshot.leaves_of({"x": packed})
+    assert [int(v) for v in leaves[0].pieces[0][1]()] == [0, 1, 2, 3, 4, 5, 6, 7]
+    assert packed._npy_value is None  # pyright: ignore
+
+
+def test_a_signal_handler_may_save_while_the_program_does(tmp_path: Path) -> None:
+    """As those do that are told that the machine is taken away."""
+    code = (
+        "import signal, sys, numpy as np, templax as tx\n"
+        "from templax import _saving\n"
+        "def handler(*_):\n"
+        "    tx.save(sys.argv[1] + '/emergency', {'w': np.ones(3)})\n"
+        "    print('saved', flush=True)\n"
+        "signal.signal(signal.SIGTERM, handler)\n"
+        "real = _saving.copied\n"
+        "def copied(*args):\n"
+        "    if not copied.done:\n"
+        "        copied.done = True\n"
+        "        signal.raise_signal(signal.SIGTERM)\n"
+        "    real(*args)\n"
+        "copied.done = False\n"
+        "_saving.copied = copied\n"
+        "tx.save(sys.argv[1] + '/usual', {'w': np.ones(3)}, wait=False).wait()\n"
+    )
+    done = _python(code, str(tmp_path))
+    assert done.stdout == "saved\n", done.stderr
+    assert sorted(os.listdir(tmp_path)) == ["emergency", "usual"]
+
+
+def test_no_save_begins_inside_of_another(tmp_path: Path) -> None:
+    def again(done: int, total: int) -> None:
+        tx.save(tmp_path / "inner", {"w": np.ones(3)})
+
+    saved = tx.save(tmp_path / "outer", {"w": np.ones(3)}, wait=False, on_progress=again)
+    with pytest.raises(tx.UsageError, match="inside of another"):
+        saved.wait(60)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("url", [None, 5, ["a"]])
+def test_what_is_no_path_is_refused(url: Any) -> None:
+    with pytest.raises(tx.UsageError, match="Expected a path"):
+        tx.save(url, {"w": np.ones(3)})
+
+
+def test_a_string_of_an_enum_is_its_value(tmp_path: Path) -> None:
+    class Colour(str, enum.Enum):  # noqa: UP042  (whose str() is another)
+        RED = "red"
+
+    tx.save(tmp_path / "ckpt", {"c": Colour.RED})
+    assert tx.restore(tmp_path / "ckpt", {"c": ""}) == {"c": "red"}
+
+
+def test_more_text_than_a_restore_would_read_is_not_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_saving, "MAX_METADATA", 10_000)
+    with pytest.raises(tx.SaveError, match="which a restore would refuse"):
+        tx.save(tmp_path / "ckpt", {"s": "a" * 10_001})
+    assert os.listdir(tmp_path) == []
 
 
 # --- the layout

@@ -432,7 +432,8 @@ def test_nothing_is_replaced_unasked(tmp_path: Path) -> None:
         Staging(tmp_path / "a", overwrite=False)
     assert str(caught.value) == (
         "Expected nothing or an empty directory, found one that is not empty "
-        f"- file `{tmp_path}/a`; hint: overwrite=True replaces it; or save under another name"
+        f"- file `{tmp_path}/a`; hint: overwrite=True replaces a checkpoint; "
+        "or save under another name"
     )
     assert isinstance(caught.value, FileExistsError)
     assert names(tmp_path) == ["a"]

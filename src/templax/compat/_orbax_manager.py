@@ -18,12 +18,13 @@ from jax.experimental import multihost_utils
 import templax as tx
 
 from .._errors import count
+from .._hosts import hosts
 from .._item import Json
 from .._run_locks import reading
 from ..formats import _orbax_root
 from ..sources import Local, Staging, open_source
 from ..sources._leftovers import TEMPORARY, is_left
-from ..sources._staging import remove, stale, withdraw
+from ..sources._staging import remove, withdraw
 from ._orbax_args import (
     SAVES,
     Composite,
@@ -46,16 +47,19 @@ _log = logging.getLogger("templax")
 
 @dataclass(frozen=True)
 class _Pending:
-    """A step that is being saved.
+    """The step that was saved last, or is being saved.
 
     Attributes:
-        going: The steps that are deleted once it is there.
+        going: The steps that are deleted once it is there, and listed no more.
     """
 
     step: int
     key: str
     metrics: Any
     going: frozenset[int] = frozenset()
+
+
+_NONE = _Pending(-1, "", None)
 
 
 class CheckpointManager(Saver):
@@ -99,7 +103,7 @@ class CheckpointManager(Saver):
         self._waits = not self._options.enable_async_checkpointing
         if checkpointers is not None:
             self._waits = all(each.waits for each in given.values())
-        self._pending = _Pending(-1, "", None)
+        self._pending = _NONE
         self._counted, self._last = False, None
         self._metadata = dict(metadata or {})
         if not self._options.read_only and jax.process_index() == 0:
@@ -134,24 +138,35 @@ class CheckpointManager(Saver):
         """Lists the directory anew for `should_save`; the others always do."""
         self._counted = False
 
-    def _now(self) -> dict[int, str]:
+    def _now(self, *, own: bool = False) -> dict[int, str]:
         """Number → name of each step, as they will be when the save that goes on is finished."""
-        saving = self.is_saving_in_progress()
-        found = self._found(self._root)
+        saving, pending = self.is_saving_in_progress(), self._pending
+        found = self._found(self._root, own=own or saving)
         if saving:
-            found[self._pending.step] = self._pending.key
-            found = {s: key for s, key in found.items() if s not in self._pending.going}
-        return found
+            found[pending.step] = pending.key
+        failed = not saving and self._saved is not None and self._saved._error is not None
+        # Also when it is saved: process 0 of a job may not have deleted them yet.
+        going = frozenset[int]() if failed else pending.going
+        return {step: key for step, key in found.items() if step not in going}
 
-    def _found(self, root: str) -> dict[int, str]:
-        """Number → name of each committed step."""
-        prefix = self._options.step_prefix
-        wanted = None if prefix is None else f"{prefix}_"
-        return {
-            s.step: s.key
-            for s in _orbax_root.steps(open_source(root))
-            if s.committed and wanted in (None, _orbax_root.step_prefix(s.key))
-        }
+    def _found(self, root: str, *, own: bool = False) -> dict[int, str]:
+        """Number → name of each committed step of this run; there may be others beside it.
+
+        Args:
+            root: Where to look.
+            own: Only those that the manager could have saved. If not, and there are none, it finds
+                steps of any prefix.
+        """
+        steps = [step for step in _orbax_root.steps(open_source(root)) if step.committed]
+        wanted = self._prefix
+        if not (own or wanted or any(_orbax_root.step_prefix(s.key) == wanted for s in steps)):
+            wanted = _orbax_root.step_prefix(steps[-1].key) if steps else ""
+        return {s.step: s.key for s in steps if _orbax_root.step_prefix(s.key) == wanted}
+
+    @property
+    def _prefix(self) -> str:
+        """What is before the number in the names of steps that this manager saves."""
+        return f"{self._options.step_prefix}_" if self._options.step_prefix else ""
 
     # --- saving
 
@@ -159,7 +174,7 @@ class CheckpointManager(Saver):
         """Whether `save` would save this step: it is higher than all others, and due."""
         options = self._options
         if not self._counted:
-            self._counted, self._last = True, self.latest_step()
+            self._counted, self._last = True, max(self._now(own=True), default=None)
         if options.read_only or (self._last is not None and self._last >= step):
             return False
         return options.is_due(step, self._last) or self.reached_preemption(step)
@@ -206,35 +221,39 @@ class CheckpointManager(Saver):
         if self._options.read_only or not (force or self.should_save(step)):
             return False
         self.wait_until_finished()
-        found = self._found(self._root)
-        if step in found:
-            path = os.path.join(self._root, found[step])
-            raise tx.Exists(
-                f"Step {step} is there already", file=path, hint=f"delete({step}), then save it"
-            )
         trees = contents(asked, _ONLY)
         kept = metrics if self._options.tracks_metrics else None
         if kept is not None:
             trees["metrics"] = Json(kept, "metrics")
-        going = self._going(step, metrics, found)
-        self._pending = _Pending(step, self._key(step), kept, frozenset(going))
-        path = os.path.join(self._root, self._pending.key)
-        if jax.process_index() == 0:
-            for left in stale(path):
-                remove(left)
+        with hosts(self._root) as job:  # process 0 names and deletes for all of a job
+            key = self._make_room(step) if job.index == 0 else ""
+            key = job.tell_all("beginning a step", key.encode()).decode()
+        going = self._going(step, key, metrics)
         then = (
             self._options.async_options and self._options.async_options.post_finalization_callback
         )
 
         def after() -> None:
-            if jax.process_index() == 0:
+            if job.index == 0:
                 self._delete(going)
             if then is not None:
                 then()
 
-        self._counted = False
+        path = os.path.join(self._root, key)
         self._saved = begin(path, trees, self._waits, custom_metadata, after=after)
+        self._pending = _Pending(step, key, kept, frozenset(going))
+        self._counted = False
         return True
+
+    def _make_room(self, step: int) -> str:
+        """Refuses a step that is there; returns the name of a new one."""
+        found = self._found(self._root, own=True)
+        if step in found:
+            path = os.path.join(self._root, found[step])
+            raise tx.Exists(
+                f"Step {step} is there already", file=path, hint=f"delete({step}), then save it"
+            )
+        return f"{self._prefix}{step:0{self._options.step_format_fixed_length or 0}d}"
 
     def _asked(self, items: Any, save_kwargs: Any, args: Any) -> Any:
         """What is to be saved, in the newer spelling."""
@@ -265,28 +284,21 @@ class CheckpointManager(Saver):
             }
         )
 
-    def _key(self, step: int) -> str:
-        """The name of a new step: as the options say, or as of those that are there."""
-        prefix, digits = self._options.step_prefix, self._options.step_format_fixed_length
-        if prefix is None and digits is None:
-            return _orbax_root.step_name(step, _orbax_root.steps(open_source(self._root)))
-        return f"{'' if prefix is None else prefix + '_'}{step:0{digits or 0}d}"
-
-    def _going(self, step: int, metrics: Any, found: Mapping[int, str]) -> dict[int, str]:
+    def _going(self, step: int, key: str, metrics: Any) -> dict[int, str]:
         """The steps that are not kept beside a new one; that may be one of them."""
-        facts = {s: self._facts(key) for s, key in sorted(found.items())}
+        found = self._found(self._root, own=True)
+        facts = {s: self._facts(name) for s, name in sorted(found.items())}
         facts[step] = Facts(metrics, time.time())
         stays = self._options.stays(facts)
-        there = {**found, step: self._key(step)}
-        return {s: key for s, key in there.items() if s not in stays}
+        return {s: name for s, name in {**found, step: key}.items() if s not in stays}
 
     def _facts(self, key: str) -> Facts:
         source = Local(os.path.join(self._root, key))
         metrics = _orbax_root.step_metrics(source) if self._options.tracks_metrics else {}
-        committed = 0
+        saved = os.stat(source.url).st_mtime_ns
         if self._options.keep_time_interval is not None:
-            committed = _orbax_root.step_metadata(source).get("commit_timestamp_nsecs") or 0
-        return Facts(metrics or None, committed / 1e9)
+            saved = _orbax_root.step_metadata(source).get("commit_timestamp_nsecs") or saved
+        return Facts(metrics or None, saved / 1e9)
 
     def _delete(self, steps: Mapping[int, str]) -> None:
         try:
@@ -308,13 +320,17 @@ class CheckpointManager(Saver):
         self.wait_until_finished()
         if self._options.read_only:
             return
-        found = self._found(self._root)
-        if step not in found:
-            raise tx.NotFound(f"Expected step {step} to delete it, found none", file=self._root)
+        with hosts(self._root) as job:
+            job.agree("coming to delete a step")  # no process of this job restores it any more
+            if job.index == 0:
+                found = self._found(self._root)
+                if step not in found:
+                    raise tx.NotFound(f"Expected step {step}, found none", file=self._root)
+                path = os.path.join(self._root, found[step])
+                if not withdraw(path):
+                    raise tx.SaveError("Expected a step that nobody restores", file=path)
+            job.tell_all("deleting a step")
         self._counted = False
-        path = os.path.join(self._root, found[step])
-        if jax.process_index() == 0 and not withdraw(path):
-            raise tx.SaveError("Expected a step that nobody restores", file=path)
 
     def is_saving_in_progress(self) -> bool:
         """Whether a save goes on in the background."""
@@ -328,8 +344,8 @@ class CheckpointManager(Saver):
         """
         try:
             super().wait_until_finished()
-        except tx.TemplaxError:
-            self._counted = False
+        except BaseException:
+            self._pending, self._counted = _NONE, False
             raise
 
     # --- reading
@@ -426,5 +442,6 @@ class CheckpointManager(Saver):
     def _clean(self) -> None:
         for info in Local(self._root).children():
             path = os.path.join(self._root, info.key.rstrip("/"))
-            if TEMPORARY in info.key and is_left(path):
-                remove(path)
+            with suppress(OSError, tx.SaveError):  # it is in nobody's way
+                if TEMPORARY in info.key and is_left(path):
+                    remove(path)

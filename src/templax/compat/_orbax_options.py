@@ -72,8 +72,7 @@ class CheckpointManagerOptions:
         best_fn, best_mode: What of a step's metrics is compared, and whether "max" or "min" is
             best. Only then are metrics saved.
         keep_checkpoints_without_metrics: With `best_fn`, steps without metrics stay.
-        step_prefix, step_format_fixed_length: `prefix_` before the number, and its digits. Without
-            both, steps are named as those that are there.
+        step_prefix, step_format_fixed_length: `prefix_` before the number, and its digits.
         cleanup_tmp_directories: Removes what dead saves left.
         read_only: Nothing is saved or deleted.
         enable_async_checkpointing: Whether `save` returns before the step is written.

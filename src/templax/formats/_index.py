@@ -134,8 +134,10 @@ class _Columns:
     def __init__(self, index: Index):
         n = len(index.paths)
         self.index = index
-        for path, _ in index.files:
+        for path in (*(path for path, _ in index.files), *index.others):
             confined(path.encode())
+        if not all(0 <= size < 2**63 for _, size in index.files):
+            raise Damaged("Expected sizes of files, got other numbers", hint=_HINT)
         self.kinds = _column(index.kinds, "u1", n)
         self.codecs = _column(index.codecs, "u1", n)
         self.dtypes = _column(index.dtype, "<u2", n, len(index.dtypes))
@@ -160,7 +162,12 @@ class _Columns:
         sizes = np.array([size for _, size in index.files], np.uint64)
         if total:
             known = int(file.max()) < len(sizes)
-            if not known or (offset > sizes[file]).any() or (nbytes > sizes[file] - offset).any():
+            if (
+                not known
+                or not nbytes.all()
+                or (offset > sizes[file]).any()
+                or (nbytes > sizes[file] - offset).any()
+            ):
                 raise Damaged("Expected chunks within the data files, got others", hint=_HINT)
 
     @functools.cached_property
@@ -199,7 +206,7 @@ def open_index(source: Source, metadata: Mapping[str, Any], uncommitted: str | N
     try:
         columns = _Columns(decode(read_metadata(source, FILE)))
         index = columns.index
-        _check_other(source, MANIFEST, *index.others.get(MANIFEST, (0, 0)))
+        _check_belongs(source, index)
         with paused():
             entries = tuple(_entries(columns))
     except CheckpointError as error:
@@ -228,21 +235,40 @@ def _audit(source: Source, index: Index) -> Iterator[Damaged]:
 
     Opening looks at the index and the manifest only.
     """
+    sound = True
     for file, (nbytes, crc) in index.others.items():
         try:
             _check_other(source, file, nbytes, crc)
         except Damaged as error:
+            sound = sound and file != MANIFEST
             yield error
     for file, nbytes in index.files:
         info = source.stat(file)
         if info is not None and info.size != nbytes:  # that leaves lack theirs is seen anyway
             yield Damaged(f"Expected a file of {nbytes} bytes, got {info.size}", file=file)
+    if sound:  # else it is listed already, and leads nowhere
+        try:
+            read_database(source)
+        except Damaged as error:
+            yield error
+
+
+def _check_belongs(source: Source, index: Index) -> None:
+    """Refuses an index of another save than the manifest beside it, if that is sound.
+
+    A manifest that is lost or damaged is not needed: the index says all that it does.
+    """
     try:
-        read_database(source)
+        data = read_metadata(source, MANIFEST)
     except NotFound:
-        pass  # listed with the others
-    except Damaged as error:
-        yield error
+        return
+    own = int.from_bytes(data[-4:], "little")
+    if own == sum_of(MANIFEST, data) and own != index.others.get(MANIFEST, (0, own))[1]:
+        raise Damaged(
+            f"Expected the index of the save beside it, got that of another, whose `{MANIFEST}`"
+            f" had crc32c `{index.others[MANIFEST][1]:08x}`, not `{own:08x}`",
+            hint=_HINT,
+        )
 
 
 def _check_other(source: Source, file: str, nbytes: int, crc: int) -> None:
@@ -252,7 +278,7 @@ def _check_other(source: Source, file: str, nbytes: int, crc: int) -> None:
     except NotFound as error:
         raise Damaged("Expected a file, found none", file=file) from error
     if len(data) != nbytes:
-        raise Damaged(f"Expected {nbytes} bytes, got {len(data)}", file=file, hint=_HINT)
+        raise Damaged(f"Expected {nbytes} bytes, got {len(data)}", file=file)
     got = sum_of(file, data)
     if got != crc:
         raise Damaged(
@@ -260,7 +286,6 @@ def _check_other(source: Source, file: str, nbytes: int, crc: int) -> None:
             file=file,
             start=0,
             stop=nbytes,
-            hint=_HINT,
         )
 
 

@@ -5,6 +5,7 @@ Only names are listed and small JSON files read here; items are opened in `_orba
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections import Counter
@@ -97,6 +98,51 @@ def examine(source: Source) -> Root | None:
         return Root("items", f"the item directory `{first}`", items=held, handled=handled)
     if "metadata" in names:
         return Root("json", "the JSON file `metadata`")
+    return None
+
+
+_NOTED = ("_sharding", "_strings.json", "metadata", "metrics", "orbax.checkpoint", "templax.index")
+_OWN_FILES = frozenset((TREE, STEP_METADATA, COMMITTED, MANIFEST, LEGACY, *_NOTED))
+_OWN_DIRECTORIES = ("d", "array_metadatas", "descriptor")
+_INSIDE = 4
+"""Levels of an item."""
+
+
+def more_than_a_save(source: Source) -> str | None:
+    """Words for what makes a directory more than what one save wrote; None if it is just that."""
+    root, names = examine(source), _names(source)
+    if root is None or (root.what == "json" and not committed(source)):
+        return "other files"
+    if root.what == "steps":
+        return f"{len(root.steps)} step{'s' if len(root.steps) > 1 else ''}"
+    if root.what == "items" and not names & {STEP_METADATA, "orbax.checkpoint"}:
+        return "a directory with " + ", ".join(f"`{name}`" for name in sorted(root.items)[:6])
+    for name in sorted(names):
+        if not (name in _OWN_FILES if not name.endswith("/") else _is_own(source, root, name[:-1])):
+            return f"`{name.rstrip('/')}` in it"
+    return None
+
+
+def _is_own(source: Source, root: Root, name: str) -> bool:
+    """Whether a directory is of the save that wrote what is around it."""
+    if root.what == "items":
+        return name in root.handled or (not root.handled and root.items.get(name) != "other")
+    if name in _OWN_DIRECTORIES or name.startswith("ocdbt."):
+        return True
+    # Without a database each array is a directory, or several for names with a slash.
+    files = itertools.islice(source.at(name).walk(), _MAX_PROBES)
+    here = (info.key.rpartition("/")[2] for info in files)
+    return source.stat(MANIFEST) is None and any(file in ZARR_FILES for file in here)
+
+
+def holding_item(source: Source) -> str | None:
+    """URL of the item that a place is in, if any."""
+    for _ in range(_INSIDE):
+        source = source.at("..")
+        if not basename(source).strip("."):
+            return None
+        if any(source.stat(mark) is not None for mark in (TREE, MANIFEST)):
+            return source.url
     return None
 
 

@@ -144,7 +144,8 @@ class Local:
     def _opened(self, key: str) -> Generator[int, None, None]:
         """A file's descriptor; what the system says of it becomes an error that names the file."""
         try:
-            fd = os.open(self._path(key), os.O_RDONLY | os.O_CLOEXEC)
+            # What is no regular file, such as a pipe, must not be waited for.
+            fd = os.open(self._path(key), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except (FileNotFoundError, NotADirectoryError) as error:
             raise NotFound("Expected a file, found none", file=key or self.url) from error
         except (OSError, ValueError) as error:

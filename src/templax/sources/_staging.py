@@ -104,7 +104,7 @@ class Staging:
         self._directories: dict[str, None] = {}  # in the order in which they were made
         self._parents: list[str] = []
         self._held: Descriptor | None = None
-        self._joined = self._over = False
+        self._joined = self._over = self._read = False
         self._cause: OSError | None = None
 
     def create(self, key: str) -> StagedFile:
@@ -173,7 +173,9 @@ class Staging:
                 except OSError as error:
                     self._move_back(replaced is not None, error)
                     raise
-            if replaced is not None:
+            if self._read:
+                self.left = (self.directory,)  # somebody reads it: a later save removes it
+            elif replaced is not None:
                 self._delete()
             self._over = True  # only now: interrupted before that, `discard` has that to remove
             self._clear()
@@ -261,7 +263,7 @@ class Staging:
             raise Exists(
                 "Expected nothing or an empty directory, found one that is not empty",
                 file=self.path,
-                hint="overwrite=True replaces it; or save under another name",
+                hint="overwrite=True replaces a checkpoint; or save under another name",
             )
         if stat.S_ISLNK(mode):
             found = f"a symbolic link to `{os.readlink(self.path)}`"
@@ -311,7 +313,7 @@ class Staging:
                     fd = self._disk.open_directory(self.path)
                     replaced = Descriptor(self._disk, fd)
                     try:
-                        locked(fd, self._disk)
+                        self._read = locked(fd, self._disk) is False
                         self._exchange(self.directory, self.path)
                     except BaseException:
                         self._release(replaced)
@@ -358,12 +360,16 @@ class Staging:
     def _undo(self) -> None:
         """Removes what was written; what was replaced, if an interrupt came right behind that."""
         try:
-            if self._was_moved():
+            moved = self._was_moved()
+            if moved:
                 sync_names(os.path.dirname(self.path), self._disk)
         except OSError:
             self.left = (self.directory,)
         else:
-            self._delete()
+            if moved and self._read:
+                self.left = (self.directory,)
+            else:
+                self._delete()
 
     def _was_moved(self) -> bool:
         if self._held is None or self._held.fd < 0:

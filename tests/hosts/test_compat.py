@@ -1,0 +1,69 @@
+"""Code of Orbax's that two processes run between them, with one changed import."""
+
+import json
+
+import numpy as np
+import orbax.checkpoint as orbax
+
+TRAIN = """
+import json
+import numpy as np
+import templax as tx
+import templax.compat.orbax as ocp
+from jax.sharding import NamedSharding, PartitionSpec as P
+
+mesh = jax.make_mesh((4,), ("x",))
+sharding = NamedSharding(mesh, P("x"))
+
+def array(step):
+    return jax.make_array_from_callback(
+        (8, 4), sharding, lambda box: np.full((8, 4), step, np.float32)[box]
+    )
+
+said = []
+options = ocp.CheckpointManagerOptions(best_fn=lambda m: m["loss"], best_mode="min", max_to_keep=2)
+with ocp.CheckpointManager(args[0], options=options, item_names=("state", "meta")) as manager:
+    for step in range(6):
+        items = ocp.args.Composite(
+            state=ocp.args.StandardSave({"w": array(step)}), meta=ocp.args.JsonSave([step])
+        )
+        loss = [3.0, 1.0, 2.0, 5.0, 9.0, 1.5][step]
+        said.append(manager.save(step, args=items, metrics={"loss": loss}))
+        said.append([manager.all_steps(), manager.best_step()])
+    manager.wait_until_finished()
+    want = {"w": jax.ShapeDtypeStruct((8, 4), np.float32, sharding=sharding)}
+    args_ = ocp.args.Composite(state=ocp.args.StandardRestore(want))
+    got = manager.restore(1, args=args_)["state"]["w"]
+    said.append(all(bool((np.asarray(s.data) == 1).all()) for s in got.addressable_shards))
+    manager.delete(1)
+    said.append(manager.all_steps())
+    try:
+        manager.save(5, args=items, force=True)
+    except tx.TemplaxError as error:
+        said.append("Step 5 is there already" in str(error))
+print(json.dumps(said))
+"""
+
+
+def test_a_manager_says_the_same_on_all_processes(run, tmp_path):
+    """Also where the step that was just saved is the one that goes."""
+    first, second = run(2, TRAIN, str(tmp_path / "run"))
+    assert first.code == second.code == 0, first.err + second.err
+    said = json.loads(first.out)
+    assert said == json.loads(second.out)
+    assert said[::2][:6] == [True] * 6
+    assert said[1::2][:6] == [
+        [[0], 0],
+        [[0, 1], 1],
+        [[1, 2], 1],
+        [[1, 2], 1],
+        [[1, 2], 1],
+        [[1, 5], 1],
+    ]
+    assert said[12:] == [True, [5], True]
+    manager = orbax.CheckpointManager(tmp_path / "run", item_names=("state", "meta"))
+    target = {"w": np.zeros((8, 4), np.float32)}
+    items = {"state": orbax.args.StandardRestore(target), "meta": orbax.args.JsonRestore()}
+    restored = manager.restore(5, args=orbax.args.Composite(**items))
+    assert (restored["state"]["w"] == 5).all()
+    assert restored["meta"] == [5]
