@@ -1,6 +1,7 @@
 """What every test process needs before JAX is imported, and hypothesis profiles."""
 
 import os
+from typing import Any
 
 # Eight devices let one process hold any sharding; a GPU that happens to be there must not be used.
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -24,3 +25,11 @@ hypothesis.settings.register_profile(
     "thorough", hypothesis.settings.get_profile("default"), max_examples=1000
 )
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Says what tests counted: `record_property("summary", ...)`, from any process of xdist."""
+    for report in terminalreporter.getreports("passed"):
+        for name, text in report.user_properties:
+            if name == "summary":
+                terminalreporter.write_line(text)

@@ -158,7 +158,7 @@ class Hosts:
 
     def fail(self, error: BaseException) -> None:
         """Tells the others that this process gives up, and waits for nobody. Never raises."""
-        if self.count == 1 or self._failed:
+        if self.count == 1 or self._failed or self._closed.is_set():
             return
         self._failed = True
         word = _Word(self._path, "", problem=_Problem.of(error))

@@ -138,6 +138,11 @@ class Item:
             forget=forget,
         )
 
+    def stop(self) -> None:
+        """Ends the threads that write, if there are any."""
+        if hasattr(self, "writer"):
+            self.writer.stop()
+
     def share(self) -> Share:
         """What this process has written. Nothing more will be."""
         if self._file.size < self.writer.end:  # the last chunk is padded

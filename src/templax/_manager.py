@@ -30,7 +30,7 @@ from .formats._orbax_root import (
     step_prefix,
 )
 from .sources import Local, Memory, open_source
-from .sources._staging import remove, stale, withdraw
+from .sources._staging import remove, stale_in, withdraw
 
 if TYPE_CHECKING:
     from ._save import Saved
@@ -137,7 +137,7 @@ class Manager:
         It waits for the step before, if that one is still being saved. With `wait=False` both the
         saving and the deleting go on in the background, and the values are the tree's at the time
         of the call. The step just saved always stays until the next one is, also if it is not the
-        highest. What a killed save of this step left is removed first.
+        highest. What killed programs left in the directory is removed first.
 
         Where several processes make up a JAX job, each calls this, with its own manager of the same
         directory.
@@ -190,10 +190,12 @@ class Manager:
         listed = self._listed()
         name, item = self._name(step, listed), self._item or self._item_of(listed)
         try:
-            for left in stale(os.path.join(self.url, name)):
+            # Of other steps, too: of one that was being deleted when its program was killed nobody
+            # will ever save another.
+            for left in stale_in(self.url):
                 remove(left)
         except SaveError as error:  # it is in nobody's way
-            _log.warning("what a save of step %d left was not removed: %s", step, error)
+            _log.warning("what killed programs left in %s was not removed: %s", self.url, error)
         return name, item
 
     def _item_of(self, steps: Sequence[Step]) -> str:

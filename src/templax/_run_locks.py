@@ -74,10 +74,18 @@ class WriterLock:
         while not os.path.lexists(directory):
             missing.append(directory)
             directory = os.path.dirname(directory)
-        for directory in reversed(missing):
-            with suppress(FileExistsError):  # another process was quicker
-                self._disk.mkdir(directory)
-            sync_names(os.path.dirname(directory), self._disk)
+        made: list[str] = []
+        try:
+            for directory in reversed(missing):
+                with suppress(FileExistsError):  # another process was quicker
+                    self._disk.mkdir(directory)
+                    made.append(directory)
+                sync_names(os.path.dirname(directory), self._disk)
+        except BaseException:
+            for directory in reversed(made):
+                with suppress(OSError):
+                    self._disk.rmdir(directory)
+            raise
 
     def release(self) -> None:
         """Lets others have it; does nothing if it was never acquired."""

@@ -129,33 +129,43 @@ _thread: threading.Thread | None = None
 def start(url: Url, items: Mapping[str, PyTree | Json], request: Request, *, wait: bool) -> Saved:
     """Saves trees, or begins to. One save at a time goes on in the background.
 
-    Args, Raises: as of `Job`.
+    Args:
+        url, request: As of `Job`.
+        items: As of `Job.begin`.
+        wait: Whether to return only when it is done.
     """
     global _behind, _thread
     if threading.current_thread() is _thread:
         raise UsageError("Expected no save inside of another: this is called by its on_progress")
-    with _turn:
-        if _behind is not None:
-            _behind._ended.wait()
-            before, _behind = _behind, None
-            if before._error is not None and not before._seen:  # nobody waited for it
-                what = f"An earlier save failed: {before._error}"
-                raise SaveError(what, file=before.path) from before._error
-        job = Job(url, items, request, background=not wait)
-        if not wait:
-            _behind = job.saved
-            claim = threading.Lock()
-            _thread = threading.Thread(target=_run, args=(job, claim), name="templax-save")
-            try:
+    job, claim = None, threading.Lock()
+    try:
+        with _turn:
+            _end_before()
+            job = Job(url, request)
+            job.begin(items, background=not wait)
+            if not wait:
+                _behind = job.saved
+                _thread = threading.Thread(target=_run, args=(job, claim), name="templax-save")
                 _thread.start()
-            except BaseException as error:
-                if claim.acquire(blocking=False):  # interrupted before the thread came to it
-                    job.give_up(error)
-                    _behind = None
-                raise
-            return job.saved
-    job.run()
-    return job.saved.wait()
+                return job.saved
+        job.run()
+        return job.saved.wait()
+    except BaseException as error:
+        if job is not None and claim.acquire(blocking=False):  # no other thread has come to it
+            job.saved._seen = True
+            job.give_up(error)
+        raise
+
+
+def _end_before() -> None:
+    """Returns when no save goes on in the background; raises what nobody knows of the last."""
+    global _behind
+    if _behind is not None:
+        _behind._ended.wait()
+        before, _behind = _behind, None
+        if before._error is not None and not before._seen:  # nobody waited for it
+            what = f"An earlier save failed: {before._error}"
+            raise SaveError(what, file=before.path) from before._error
 
 
 def _run(job: Job, claim: threading.Lock) -> None:

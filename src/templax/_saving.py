@@ -6,15 +6,15 @@ import hashlib
 import os
 import threading
 import time
+import traceback
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
 from ._collector import paused
-from ._errors import SaveError, UsageError
+from ._errors import SaveError, SourceError, UsageError
 from ._fingerprint import Fingerprint, fingerprint_of
 from ._hosts import hosts
 from ._item import Item, Json, Share
@@ -24,7 +24,7 @@ from .formats._orbax_root import COMMITTED, holding_item, more_than_a_save
 from .formats._orbax_save import JSON, STANDARD, Files, commit_files
 from .formats._signatures import MAX_METADATA
 from .sources import Sink, Source, Staging, open_source, open_staging
-from .sources._staging import remove, stale
+from .sources._disk import refused
 
 PyTree = Any
 Progress = Callable[[int, int], None]
@@ -130,41 +130,44 @@ class Saved:
 
 
 class Job:
-    """One save. Made in the caller's thread, by which the values are safe; `run` does the rest.
+    """One save: `begin` in the caller's thread, then `run`; `give_up` if either is interrupted.
 
     Args:
         url: Where to.
-        items: Name → tree or `Json`; a name of "" is the checkpoint itself, and then the only one.
         request: How.
-        background: Whether the values have to be safe once this is made.
     """
 
-    def __init__(
-        self, url: Url, items: Mapping[str, PyTree | Json], request: Request, *, background: bool
-    ):
-        begin = time.perf_counter()
-        self._request, self._background = request, background
+    def __init__(self, url: Url, request: Request):
+        self._url, self._request, self._background = url, request, False
         self._begun_ns = time.time_ns()
         self._sink: Sink | None = None
+        self._items: list[Item] = []
+        self._handlers: dict[str, str] = {}
+        self._documents: Files = {}
         if not isinstance(url, (str, os.PathLike, Sink)):
             raise UsageError(f"Expected a path to save to, got {url!r}")
         self.saved = Saved(str(url.path if isinstance(url, Sink) else os.fspath(url)), 0)
         self._hosts = hosts(self.saved.path)
-        try:
-            self._items: list[Item] = []
-            self._handlers: dict[str, str] = {}
-            self._documents: Files = {}
-            with paused():
-                for name, item in self._with_metrics(items).items():
-                    self._add(name, item)
-            self._sink = self._begin(url)
-            if background:
-                copied([leaf for item in self._items for leaf in item.leaves], request.threads)
-            with paused():
-                self._open()
-        except BaseException as error:
-            self.give_up(error)
-            raise
+
+    def begin(self, items: Mapping[str, PyTree | Json], *, background: bool) -> None:
+        """Looks at the values, and begins to write them.
+
+        Args:
+            items: Name → tree or `Json`; a name of "" is the checkpoint itself, and then the only
+                one.
+            background: Whether the values have to be safe when this returns.
+        """
+        begin = time.perf_counter()
+        self._background = background
+        with paused():
+            for name, item in self._with_metrics(items).items():
+                self._add(name, item)
+        self._sink = self._stage()
+        if background:
+            leaves = [leaf for item in self._items for leaf in item.leaves]
+            copied(leaves, self._request.threads)
+        with paused():
+            self._open()
         self.saved.path = self._sink.path
         self.saved.leaves = sum(len(item.leaves) for item in self._items)
         self._snapshot_s = time.perf_counter() - begin
@@ -182,17 +185,11 @@ class Job:
             self._items.append(Item(name, item))
             self._handlers[name] = STANDARD
 
-    def _begin(self, url: Url) -> Sink:
+    def _stage(self) -> Sink:
         """Where this process writes. Process 0 makes it, and tells the others which it is."""
-        job, request = self._hosts, self._request
+        job, url, request = self._hosts, self._url, self._request
         if job.index == 0 and not isinstance(url, Sink):
-            source = open_source(url)
-            around = holding_item(source)
-            if around is not None:
-                what = f"Expected a place of its own, got one inside {around}"
-                raise SaveError(what, file=source.url)
-            if request.overwrite:
-                _refuse_other(source)
+            _refuse_other(open_source(url), replaces=request.overwrite)
         if job.count == 1:
             return open_staging(url, overwrite=request.overwrite)
         alone = [item.alone for item in self._items]
@@ -260,11 +257,16 @@ class Job:
             saved._ended.set()
 
     def give_up(self, error: BaseException) -> None:
-        """Leaves nothing behind, and tells who waits, here and on other processes."""
+        """Leaves nothing behind, no thread either, and tells who waits, here and on other
+        processes. Idempotent.
+        """
         if self._sink is not None:
             self._sink.discard()
+        for item in self._items:
+            item.stop()
         self._hosts.fail(error)
         self._hosts.close()
+        _let_go(error)
         self.saved._error = error
         self.saved._ended.set()
 
@@ -347,10 +349,6 @@ class Job:
         with paused():
             facts = self._describe(files)
         self._sink.commit()
-        if isinstance(self._sink, Staging):
-            with suppress(SaveError):  # it is in nobody's way
-                for left in stale(self._sink.path):
-                    remove(left)
         return facts
 
     def _describe(self, files: list[list[tuple[str, int]]]) -> tuple[int, list[list[int]]]:
@@ -384,11 +382,32 @@ class Job:
         return total + sum(map(len, small.values())), crcs
 
 
-def _refuse_other(source: Source) -> None:
-    """Refuses to replace a directory that is more than one save: a run, a home, a collection."""
-    if next(source.children(), None) is None:
-        return
-    found = more_than_a_save(source)
+def _let_go(error: BaseException) -> None:
+    """Frees what the frames of an error hold, which may be kept for long: open files, and the copy
+    of a tree.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        traceback.clear_frames(cause.__traceback__)
+        cause = cause.__cause__ or cause.__context__
+
+
+def _refuse_other(source: Source, *, replaces: bool) -> None:
+    """Refuses a place inside an item; and to replace a directory that is more than one save: a run,
+    a home, a collection.
+    """
+    try:
+        around = holding_item(source)
+        replaces = replaces and next(source.children(), None) is not None
+        found = more_than_a_save(source) if replaces else None
+    except SourceError as error:
+        cause = error.__cause__
+        if isinstance(cause, OSError):
+            raise refused("look at what is there", source.url, cause) from error
+        raise SaveError(f"can't look at what is there: {error}", file=source.url) from error
+    if around is not None:
+        what = f"Expected a place of its own, got one inside {around}"
+        raise SaveError(what, file=source.url)
     if found is not None:
         raise SaveError(
             f"overwrite=True replaces one checkpoint, found {found}",

@@ -312,6 +312,16 @@ class Writer:
 
     # --- who waits
 
+    def stop(self) -> None:
+        """Returns when no thread runs any more, whatever was written until then. Idempotent."""
+        with self._condition:
+            self._stop = True
+            self._jobs.clear()
+            self._condition.notify_all()
+        for thread in self._threads:
+            if thread.ident is not None:  # it was started
+                thread.join()
+
     def wait(self, progress: Callable[[int, int], None] | None = None) -> None:
         """Returns when all is written; raises the first error, after all threads have ended.
 
@@ -328,11 +338,10 @@ class Writer:
                 if self._running:
                     progress(self.done, self.total)
         except BaseException:
-            self._stop = True
+            self.stop()
             raise
-        finally:
-            for thread in self._threads:
-                thread.join()
+        for thread in self._threads:
+            thread.join()
         if self._error is not None:
             raise self._error
         if progress is not None:

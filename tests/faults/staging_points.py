@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -64,7 +65,7 @@ def prepare(root: Path, what: str) -> Path:
         return root / "made" / "NAME"
     write(root / "NAME", OLD)
     if what == "remove":
-        killed("overwrite", root / "NAME", FaultyDisk(at=30))
+        killed(lambda: act("overwrite", root / "NAME", FaultyDisk(at=30)))
     return root / "NAME"
 
 
@@ -83,21 +84,19 @@ def name(content: dict[str, bytes] | None) -> str:
     return found[0] if found else "mixed"
 
 
-def killed(what: str, path: Path, disk: FaultyDisk) -> int:
-    """The signal that ended a process which did that with this disk, 0 for none."""
+def killed(call: Callable[[], object]) -> int:
+    """The signal that ended a process which did that and then came to its end, 0 for none."""
     child = os.fork()
     if child == 0:
-        try:
-            act(what, path, disk)
-        finally:
-            os._exit(1)
+        call()
+        sys.exit()
     _, status = os.waitpid(child, 0)
     return os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
 
 
 def point(root: Path, what: str, at: int, fault: Literal["kill", "half"]) -> dict[str, object]:
     path = prepare(root, what)
-    signal = killed(what, path, FaultyDisk(at=at, fault=fault))
+    signal = killed(lambda: act(what, path, FaultyDisk(at=at, fault=fault)))
     there = name(read(path))
     siblings = {str(p) for p in path.parent.glob("*") if p != path}
     left = stale(path)

@@ -20,6 +20,7 @@ import templax as tx
 from templax import _api, _saving
 from templax._run_locks import LOCK, reading
 from templax._steps import run
+from templax.sources import Staging
 from templax.sources._disk import DISK, Disk
 from templax.sources._leftovers import TEMPORARY, temporary, withdraw
 
@@ -555,13 +556,14 @@ def test_uncommitted_steps_and_those_of_other_names_are_left(tmp_path):
     assert names(tmp_path) == {"2", "4", "eval_1", "logs", "5.orbax-checkpoint-tmp"}
 
 
-def test_what_a_killed_save_of_the_step_left_is_removed_and_of_others_is_left(tmp_path):
-    lost, other = (Path(temporary(str(tmp_path / step))) for step in ("3", "4"))
-    lost.mkdir()
-    other.mkdir()
-    with tx.Manager(tmp_path) as manager:
-        manager.save(3, TREE)
-    assert names(tmp_path) == {"3", other.name}
+def test_what_killed_programs_left_is_removed_and_of_others_than_templax_is_left(tmp_path):
+    """Of a save of the step, and of the deletion of one that nobody will save again."""
+    for step in ("3", "1"):
+        Path(temporary(str(tmp_path / step))).mkdir()
+    (tmp_path / "2.orbax-checkpoint-tmp").mkdir()
+    with tx.Manager(tmp_path) as manager, Staging(tmp_path / "4", overwrite=False) as live:
+        manager.save(3, TREE, wait=True)
+        assert names(tmp_path) == {"3", "2.orbax-checkpoint-tmp", Path(live.directory).name}
 
 
 def test_what_a_killed_save_left_and_cannot_be_removed_is_in_nobodys_way(
@@ -577,7 +579,9 @@ def test_what_a_killed_save_left_and_cannot_be_removed_is_in_nobodys_way(
             patched.setattr(DISK, "rmdir", rmdir)
             manager.save(3, TREE, wait=True)
         (text,) = caplog.messages
-        assert text.startswith("what a save of step 3 left was not removed: can't remove: Perm")
+        assert text.startswith(
+            f"what killed programs left in {tmp_path} was not removed: can't remove: Permission"
+        )
     assert names(tmp_path) == {"3", lost.name}
 
 

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,7 +33,7 @@ from templax.sources import (
 )
 from templax.sources._disk import Disk
 from templax.sources._leftovers import TEMPORARY, is_left, temporary
-from templax.sources._staging import remove, stale, withdraw
+from templax.sources._staging import remove, stale, stale_in, withdraw
 from templax.testing import FaultyDisk
 
 
@@ -1042,6 +1043,129 @@ def test_what_others_left_is_dead_when_nothing_was_written_for_a_day(tmp_path: P
     assert is_left(tmp_path / "a.orbax-checkpoint-tmp")
     (tmp_path / "a.orbax-checkpoint-tmp" / "b" / "c").write_bytes(b"d")
     assert not is_left(tmp_path / "a.orbax-checkpoint-tmp")
+
+
+def test_what_lies_around_a_leftover_is_synced_before_it_is_removed(tmp_path: Path) -> None:
+    """The save that was killed may have swapped it out; a loss of power would swap it back."""
+    left, disk = dead(tmp_path / "a"), FaultyDisk()
+    remove(left, disk)
+    order = [(o.name, o.path) for o in disk.trace]
+    first = next(i for i, (name, _) in enumerate(order) if name in ("unlink", "rmdir"))
+    assert ("fsync", str(tmp_path)) in order[:first]
+    assert names(tmp_path) == []
+
+
+def test_a_save_removes_what_killed_ones_left(tmp_path: Path) -> None:
+    left = [dead(tmp_path / "a"), dead(tmp_path / "a")]
+    other = dead(tmp_path / "b")
+    with Staging(tmp_path / "a", overwrite=False) as live:
+        live.put("x", b"1")
+        with Staging(tmp_path / "a", overwrite=False) as staging:
+            staging.put("x", b"2")
+            assert all(map(os.path.exists, left))  # not before it is done
+            staging.commit()
+        assert sorted(map(str, tmp_path.iterdir())) == sorted(
+            [staging.path, live.directory, str(other)]
+        )
+    assert names(tmp_path) == sorted(["a", other.name])
+
+
+@pytest.mark.parametrize("reads", [True, False])
+def test_what_can_not_be_removed_of_a_killed_save_fails_no_other(
+    reads: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = dead(tmp_path / "a")
+    if not reads:
+        monkeypatch.setattr(os, "listdir", Disk().rmdir)  # raises OSError
+    with Staging(tmp_path / "a", overwrite=False, disk=Without(unlink=errno.EACCES)) as staging:
+        staging.put("x", b"1")
+        staging.commit()
+    assert tree(tmp_path / "a") == {"x": b"1"}
+    assert staging.left == ()
+    assert left.exists()
+
+
+@pytest.mark.parametrize(("code", "cleared"), [(errno.ENOSPC, True), (errno.EIO, False)])
+def test_a_save_that_lacks_space_removes_what_killed_ones_left(
+    code: int, cleared: bool, tmp_path: Path
+) -> None:
+    """The next try may need no more than that."""
+    left = dead(tmp_path / "a")
+    staging = Staging(tmp_path / "a", overwrite=False, disk=Without(write=code))
+    with pytest.raises(tx.SaveError):
+        staging.put("x", b"1")
+    assert left.exists() != cleared
+
+
+def test_all_that_is_left_in_a_directory(tmp_path: Path) -> None:
+    assert stale_in(tmp_path / "nothing") == []
+    left = [dead(tmp_path / name) for name in ("a", "b", "b", "n" * 255)]
+    (tmp_path / f"a{TEMPORARY}-17").mkdir()
+    with Staging(tmp_path / "c", overwrite=False):
+        assert stale_in(tmp_path) == sorted(map(str, left))
+
+
+def test_interrupted_behind_the_move_it_is_there_to_stay(tmp_path: Path) -> None:
+    """And what it replaced is removed only then."""
+
+    class Interrupted(Disk):
+        def exchange(self, one: str, other: str) -> None:
+            super().exchange(one, other)
+            if other == str(tmp_path / "a"):
+                raise KeyboardInterrupt
+
+    full(tmp_path / "a")
+    disk = FaultyDisk(disk=Interrupted())
+    with Staging(tmp_path / "a", overwrite=True, disk=disk) as staging:
+        staging.put("x", b"1")
+        with pytest.raises(KeyboardInterrupt):
+            staging.commit()
+    assert tree(tmp_path) == {"a/x": b"1"}
+    move = [operation.to for operation in disk.trace].index(staging.path)
+    order = [(operation.name, operation.path) for operation in disk.trace[move:]]
+    assert order.index(("fsync", str(tmp_path))) < [name for name, _ in order].index("unlink")
+
+
+@pytest.mark.parametrize("name", ["mkdir", "open_directory", "lock", "exchange", "rmdir"])
+def test_interrupted_as_it_begins_nothing_is_left(name: str, tmp_path: Path) -> None:
+    class Interrupted(Disk):
+        def __init__(self) -> None:
+            real = getattr(super(), name)
+            done: list[bool] = []
+
+            def interrupted(*args: Any, **options: Any) -> Any:
+                result = real(*args, **options)
+                if not done:
+                    done.append(True)
+                    raise KeyboardInterrupt
+                return result
+
+            setattr(self, name, interrupted)
+
+    full(tmp_path / "a")
+    with pytest.raises(KeyboardInterrupt):
+        Staging(tmp_path / "a", overwrite=True, disk=Interrupted())
+    assert names(tmp_path) == ["a"]
+
+
+def test_interrupted_as_it_removes_it_goes_on_to_remove(tmp_path: Path) -> None:
+    class Interrupted(Disk):
+        count = 0
+
+        def unlink(self, path: str) -> None:
+            self.count += 1
+            if self.count == 2:
+                raise KeyboardInterrupt
+            super().unlink(path)
+
+    (tmp_path / "a").mkdir()
+    for i in range(4):
+        (tmp_path / "a" / str(i)).write_bytes(b"1")
+    with Staging(tmp_path / "a", overwrite=True, disk=Interrupted()) as staging:
+        staging.put("x", b"1")
+        with pytest.raises(KeyboardInterrupt):
+            staging.commit()
+    assert tree(tmp_path) == {"a/x": b"1"}
 
 
 def test_what_two_remove_at_once_is_removed(tmp_path: Path) -> None:

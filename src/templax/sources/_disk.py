@@ -96,7 +96,7 @@ class Descriptor:
     could be that of another file of the program by the time they write.
     """
 
-    __slots__ = ("_disk", "fd")
+    fd = -1
 
     def __init__(self, disk: Disk, fd: int):
         self._disk, self.fd = disk, fd
@@ -107,8 +107,9 @@ class Descriptor:
             self._disk.close(fd)
 
     def __del__(self) -> None:
-        with suppress(OSError):
-            self.close()
+        if self.fd >= 0:
+            with suppress(OSError):
+                self.close()
 
 
 @functools.cache

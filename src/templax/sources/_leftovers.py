@@ -95,16 +95,33 @@ def stale(path: str | os.PathLike[str], disk: Disk = DISK) -> list[str]:
         SaveError: The directory of `path` can't be listed, or the file system fails.
     """
     parent, name = os.path.split(_stem(absolute(path)))
+    return _left(parent, name, disk)
+
+
+def stale_in(directory: str | os.PathLike[str], disk: Disk = DISK) -> list[str]:
+    """What `stale` gives of all there is, or was, in a directory.
+
+    Raises:
+        SaveError: As of `stale`.
+    """
+    return _left(absolute(directory), None, disk)
+
+
+def _left(parent: str, name: str | None, disk: Disk) -> list[str]:
+    """Args: name: What temporary names begin with; None for all."""
     try:
         names = os.listdir(parent)
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
         raise refused("list", parent, error) from error
-    start = name + _OURS
-    ours = [n for n in names if n.startswith(start) and _TOKEN.fullmatch(n, len(start))]
+    found: list[str] = []
+    for each in names:
+        stem, ours, token = each.rpartition(_OURS)
+        if ours and name in (None, stem) and _TOKEN.fullmatch(token):
+            found.append(os.path.join(parent, each))
     try:
-        return sorted(p for p in (os.path.join(parent, n) for n in ours) if _is_left(p, disk))
+        return sorted(path for path in found if _is_left(path, disk))
     except OSError as error:
         raise refused("look for what saves left in", parent, error) from error
 
@@ -202,6 +219,8 @@ def remove(directory: str | os.PathLike[str], disk: Disk = DISK) -> None:
                 # finishes, cut to pieces.
                 old, path = path, temporary(os.path.join(parent, name.partition(_OURS)[0]))
                 disk.rename(old, path)
+            # It may be what a save replaced that was killed before its move was there to stay.
+            sync_names(parent, disk)
             delete(path, disk)
         finally:
             disk.close(fd)

@@ -12,10 +12,20 @@ from types import TracebackType
 
 from .._errors import Exists, SaveError, UsageError
 from ._disk import DISK, Descriptor, Disk, cannot_swap, locked, refused, sync_directory
-from ._leftovers import TEMPORARY, absolute, delete, remove, stale, sync_names, temporary, withdraw
+from ._leftovers import (
+    TEMPORARY,
+    absolute,
+    delete,
+    remove,
+    stale,
+    stale_in,
+    sync_names,
+    temporary,
+    withdraw,
+)
 from ._staged_file import StagedFile
 
-__all__ = ["StagedFile", "Staging", "remove", "stale", "withdraw"]
+__all__ = ["StagedFile", "Staging", "remove", "stale", "stale_in", "withdraw"]
 
 _TRIES = 16
 """How often to begin again when other processes make and remove the same names."""
@@ -25,7 +35,8 @@ class Staging:
     """A directory that is written next to its final place and moved there whole.
 
     Killed at any instant, or without power, there is what was there before, or all that was
-    written; the rest is found by `stale`. Where anything fails, what was written is removed.
+    written; the rest is found by `stale`, and removed by the next save to `path` that succeeds or
+    lacks space. Where anything fails, what was written is removed.
     `create`, `put`, `discard` and the methods of files may be called by several threads at once;
     `commit` when all is written. A `with` block discards what was not committed.
 
@@ -64,8 +75,12 @@ class Staging:
                 f"Expected a name without `{TEMPORARY}`, which marks saves that never finished",
                 file=self.path,
             )
-        with self._doing("save", self.path):
-            self._begin(parent)
+        try:
+            with self._doing("save", self.path):
+                self._begin(parent)
+        except BaseException:  # interrupted: nobody has it yet who could discard it
+            self.discard()
+            raise
 
     @classmethod
     def join(cls, path: str, directory: str, *, disk: Disk = DISK) -> Staging:
@@ -158,11 +173,12 @@ class Staging:
                 except OSError as error:
                     self._move_back(replaced is not None, error)
                     raise
-                self._over = True
             if self._read:
                 self.left = (self.directory,)  # somebody reads it: a later save removes it
             elif replaced is not None:
                 self._delete()
+            self._over = True  # only now: interrupted before that, `discard` has that to remove
+            self._clear()
         finally:
             for opened in (replaced, parent, self._held if self._over else None):
                 self._release(opened)
@@ -176,7 +192,7 @@ class Staging:
             for file in self._files:
                 file._opened = None  # closed as soon as no thread writes to it any more
             if self.directory and not self._joined:
-                self._delete()
+                self._undo()
             for parent in reversed(self._parents):
                 with suppress(OSError):
                     self._disk.rmdir(parent)
@@ -341,11 +357,50 @@ class Staging:
             reason = f" after: {os.strerror(cause.errno)}" if cause and cause.errno else ""
             raise SaveError(f"The save was given up or finished before{reason}", file=self.path)
 
-    def _delete(self) -> None:
+    def _undo(self) -> None:
+        """Removes what was written; what was replaced, if an interrupt came right behind that."""
         try:
-            delete(self.directory, self._disk)
+            moved = self._was_moved()
+            if moved:
+                sync_names(os.path.dirname(self.path), self._disk)
         except OSError:
             self.left = (self.directory,)
+        else:
+            if moved and self._read:
+                self.left = (self.directory,)
+            else:
+                self._delete()
+
+    def _was_moved(self) -> bool:
+        if self._held is None or self._held.fd < 0:
+            return False
+        try:
+            return not self._is_in_place(self._held.fd)
+        except FileNotFoundError:
+            return True
+
+    def _delete(self) -> None:
+        """Removes what is in the directory now."""
+        try:
+            delete(self.directory, self._disk)
+        except OSError as error:
+            held = self._held
+            if error.errno in (errno.EMFILE, errno.ENFILE) and held is not None and held.fd >= 0:
+                self._release(held)  # a listing takes one
+                self._delete()
+            else:
+                self.left = (self.directory,)
+        except BaseException:  # interrupted: half of it is of no use to anybody
+            with suppress(OSError):
+                delete(self.directory, self._disk)
+            raise
+
+    def _clear(self) -> None:
+        """Removes what killed saves left here, as far as it can be."""
+        with suppress(SaveError):
+            for left in stale(self.path, self._disk):
+                with suppress(SaveError):
+                    remove(left, self._disk)
 
     def _release(self, opened: Descriptor | None) -> None:
         """Unlocks and closes a directory."""
@@ -367,6 +422,8 @@ class Staging:
         except OSError as error:
             self._cause = self._cause or error
             self.discard()
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                self._clear()  # the next try may need no more than that
             rest = "; nothing was saved and nothing is left behind"
             if self.left:
                 rest = f"; nothing was saved, but `{self.left[0]}` could not be removed"

@@ -1,0 +1,405 @@
+"""`save` refused by the disk or by a limit of the system, anywhere: one error, nothing left."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+import runpy
+import shutil
+import subprocess
+import sys
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+import templax as tx
+from templax import _layout, _snapshot
+from templax.sources._staging import stale_in
+from templax.testing import FaultyDisk
+
+points = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("save_points.py"))))
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+DENIED = (errno.EACCES, errno.EROFS)
+APT = {
+    "mkdir": (*FULL, *DENIED, errno.EIO, errno.ENAMETOOLONG),
+    "create": (*FULL, *DENIED, errno.EIO, errno.EMFILE),
+    "open_directory": (errno.EACCES, errno.EIO, errno.EMFILE),
+    "lock": (errno.EIO,),
+    "unlock": (errno.EIO,),
+    "write": (*FULL, errno.EIO),
+    "fsync": (*FULL, errno.EIO),
+    "close": (*FULL, errno.EIO),
+    "rename": (*FULL, *DENIED, errno.EIO),
+    "exchange": (*FULL, *DENIED, errno.EIO),
+    "unlink": (*DENIED, errno.EIO),
+    "rmdir": (*DENIED, errno.EIO),
+}
+"""What a file system may answer."""
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Many writes of few bytes."""
+    for (module, name), size in points.SMALL.items():
+        monkeypatch.setattr(module, name, size)
+    _layout.chunk_shape.cache_clear()
+    yield
+    _layout.chunk_shape.cache_clear()
+
+
+class Place:
+    """Where saves are refused: what is there before stays there."""
+
+    def __init__(self, what: str, root: Path):
+        self.what, self._root = what, root
+        self.path = self._again()
+        disk = FaultyDisk(disk=points.Unsynced())
+        with points.everywhere(disk):
+            points.save(what, self.path, 2)
+        self.names = [operation.name for operation in disk.trace]
+        target = {"step": self.path / "7", "run": self.path / "8"}.get(what, self.path)
+        moved = max(i for i, o in enumerate(disk.trace) if o.to == str(target))
+        trace = disk.trace[moved:]
+        self.kept = moved + [(o.name, o.path) for o in trace].index(("fsync", str(target.parent)))
+        """The last operation that can fail the save."""
+        self.path = self._again()
+        self.before = points.there(what, self.path), self.there
+
+    def _again(self) -> Path:
+        return points.prepare(self.what, self._root)
+
+    @property
+    def there(self) -> set[Path]:
+        """All files and directories, but for the lock of a run, which its `Manager` leaves."""
+        at = self._root / "at"
+        return {path for path in at.rglob("*") if not path.name.startswith(".")}
+
+    def save(self, disk: FaultyDisk) -> str | None:
+        """The error of a save, if it ends with one; then no thread and no open file is left."""
+        threads, opened = threading.active_count(), os.listdir("/proc/self/fd")
+        text = None
+        with points.everywhere(disk):
+            try:
+                points.save(self.what, self.path, 2)
+            except tx.SaveError as error:
+                text = str(error)
+        for thread in threading.enumerate():
+            if thread.name == "templax-save":
+                thread.join(60)  # it may be about to end
+        assert threading.active_count() == threads
+        assert os.listdir("/proc/self/fd") == opened
+        return text
+
+    def refused(self, at: int, code: int) -> None:
+        """Checks one operation that fails once."""
+        text = self.save(FaultyDisk(at=at, fault=code, disk=points.Unsynced()))
+        if text is None:  # it can be done without, or afterwards
+            assert self.names[at] in ("unlock", "close") or at > self.kept, (at, self.names[at])
+            assert points.there(self.what, self.path) == "new"
+            self.path = self._again()
+            return
+        assert at <= self.kept, text
+        assert text.count(os.strerror(code)) == 1, text
+        assert f"file `{self._root}/at" in text, text
+        assert "could not be removed" not in text
+        state = points.there(self.what, self.path)
+        assert state == self.before[0], (at, self.names[at])
+        assert self.there == self.before[1], (at, self.names[at])
+
+    def refused_for_good(self, at: int, code: int) -> None:
+        """Checks one after which all others fail, too: the one that removes things as well."""
+        text = self.save(FaultyDisk(at=at, fault=code, lasting=True, disk=points.Unsynced()))
+        if text is not None:
+            assert os.strerror(code) in text
+        state = points.there(self.what, self.path)
+        assert state == self.before[0] or (state == "new" and at >= self.kept), (at, text)
+        left = stale_in(self.path if self.what in ("step", "run") else self.path.parent)
+        extra = {str(path) for path in self.there - self.before[1] if "tmp-templax" in path.name}
+        assert set(left) >= extra
+        if state == self.before[0]:
+            assert all(directory in (text or "") for directory in left)
+        self.path = self._again()
+
+
+WHATS = ["fresh", "overwrite", "background", "step", "run"]
+
+
+@pytest.mark.parametrize("what", WHATS)
+def test_whatever_the_disk_refuses_is_one_clear_error(what: str, tmp_path: Path) -> None:
+    """At every operation: the old state stays, nothing is left, no thread and no open file."""
+    place = Place(what, tmp_path)
+    for at, name in enumerate(place.names):
+        place.refused(at, APT[name][at % len(APT[name])])
+
+
+@pytest.mark.parametrize("what", WHATS)
+def test_a_disk_that_fails_for_good_leaves_what_was_there(what: str, tmp_path: Path) -> None:
+    """What can't be removed either is named, by the error and by `stale`."""
+    place = Place(what, tmp_path)
+    for at, name in list(enumerate(place.names))[::3]:
+        place.refused_for_good(at, APT[name][at % len(APT[name])])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lasting", [False, True])
+def test_every_error_at_every_operation(
+    lasting: bool, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    number = 0
+    for what in WHATS:
+        place = Place(what, tmp_path / what)
+        for at, name in enumerate(place.names):
+            for code in APT[name]:
+                (place.refused_for_good if lasting else place.refused)(at, code)
+                number += 1
+    assert number > 1000
+    ever = "ever after" if lasting else "once"
+    record_property("summary", f"saves refused {number:,} times, {ever}: all old, or all new")
+
+
+# --- real limits
+
+
+def _python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+
+
+def test_a_file_that_grows_too_large_is_one_clear_error(tmp_path: Path) -> None:
+    code = (
+        "import resource, signal, sys, numpy as np, templax as tx\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "small, large = ({'w': np.ones(n)} for n in (100, 1 << 20))\n"
+        "tx.save(sys.argv[1], small)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))\n"
+        "for wait in (True, False):\n"
+        "    try:\n"
+        "        tx.save(sys.argv[1], large, wait=wait, overwrite=True).wait()\n"
+        "    except tx.SaveError as error:\n"
+        "        print(error)\n"
+    )
+    done = _python(code, str(tmp_path / "ckpt"))
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) == 2
+    for line in lines:
+        assert line.startswith("can't write: File too large; nothing was saved and nothing is left")
+        assert f"file `{tmp_path}/ckpt" in line
+        assert line.endswith(
+            "hint: save to a file system, or under a limit (`ulimit -f`), that takes larger files"
+        )
+    assert os.listdir(tmp_path) == ["ckpt"]
+    assert tx.open(tmp_path / "ckpt").nbytes == 800
+
+
+def test_too_many_open_files_are_one_clear_error(tmp_path: Path) -> None:
+    """However many are free: a save that gets one more each time, until it has enough."""
+    code = (
+        "import os, resource, sys, numpy as np, templax as tx\n"
+        "tree, path = {'w': np.ones(100)}, sys.argv[1]\n"
+        "tx.save(path, tree)\n"
+        "tx.restore(path, tree)\n"
+        "was = resource.getrlimit(resource.RLIMIT_NOFILE)\n"
+        "fds = os.listdir('/proc/self/fd')\n"
+        "for free in range(30):\n"
+        "    taken = []\n"
+        "    resource.setrlimit(resource.RLIMIT_NOFILE, (64, was[1]))\n"
+        "    while len(taken) < 100:\n"
+        "        try: taken.append(os.dup(0))\n"
+        "        except OSError: break\n"
+        "    for fd in taken[len(taken) - free:] if free else []: os.close(fd)\n"
+        "    taken = taken[:len(taken) - free]\n"
+        "    try:\n"
+        "        tx.save(path, tree, overwrite=True, wait=free % 2 == 0).wait()\n"
+        "        print('saved')\n"
+        "        break\n"
+        "    except tx.SaveError as error:\n"
+        "        print(error)\n"
+        "    finally:\n"
+        "        for fd in taken: os.close(fd)\n"
+        "        resource.setrlimit(resource.RLIMIT_NOFILE, was)\n"
+        "    assert os.listdir(os.path.dirname(path)) == ['ckpt']\n"
+        "    tx.restore(path, tree)\n"
+        "assert sorted(os.listdir('/proc/self/fd')) == sorted(fds)\n"
+    )
+    done = _python(code, str(tmp_path / "ckpt"))
+    assert done.returncode == 0, done.stderr
+    *errors, last = done.stdout.splitlines()
+    assert last == "saved"
+    assert len(errors) > 2
+    assert all("Too many open files" in error for error in errors)
+
+
+FULL_DISK = """
+import os, sys, numpy as np, templax as tx
+path = sys.argv[1] + "/run/ckpt"
+old, new = ({"w": np.full(n, v)} for n, v in ((50_000, 1.0), (200_000, 2.0)))
+tx.save(path, old)
+for wait in (True, False):
+    try:
+        tx.save(path, new, overwrite=True, wait=wait).wait()
+    except tx.SaveError as error:
+        print(error)
+    assert os.listdir(sys.argv[1] + "/run") == ["ckpt"]
+    assert tx.restore(path, old)["w"].max() == 1
+tx.save(path, old, overwrite=True)
+"""
+
+
+@pytest.mark.skipif(shutil.which("unshare") is None, reason="no namespaces")
+def test_a_disk_that_is_really_full_is_one_clear_error(tmp_path: Path) -> None:
+    """A file system of 1 MiB in memory: its own only to this process, so anybody may mount it."""
+    mount = 'mount -t tmpfs -o size=1m none "$1"'
+    inside = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
+    if subprocess.run(
+        [*inside, mount, "sh", str(tmp_path)], capture_output=True, check=False
+    ).returncode:
+        pytest.skip("no namespaces for users")
+    done = subprocess.run(
+        [
+            *inside,
+            f'{mount} && exec "$2" -c "$3" "$1"',
+            "sh",
+            str(tmp_path),
+            sys.executable,
+            FULL_DISK,
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) == 2
+    for line in lines:
+        assert line.startswith(
+            "can't write: No space left on device; nothing was saved and nothing"
+        )
+        assert "hint: make room (" in line
+
+
+# --- places
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize(
+    ("path", "what"),
+    [
+        ("file/ckpt", "Not a directory"),
+        ("a" * 300, "File name too long"),
+        (("n" * 200 + "/") * 21 + "ckpt", "File name too long"),
+        ("loop/ckpt", "Too many levels of symbolic links"),
+        ("file", "found a file"),
+        ("loop", "found a symbolic link|levels of symbolic links"),
+    ],
+)
+def test_a_place_where_nothing_can_be_saved_is_named(
+    path: str, what: str, overwrite: bool, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("kept")
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(tx.SaveError, match=what) as caught:
+        tx.save(tmp_path / path, {"w": np.ones(3)}, overwrite=overwrite)
+    assert f"file `{tmp_path}" in str(caught.value)
+    manager = tx.Manager(tmp_path / path)
+    with pytest.raises(tx.SaveError):
+        manager.save(1, {"w": np.ones(3)}, wait=True)
+    assert sorted(os.listdir(tmp_path)) == ["file", "loop"]
+    assert (tmp_path / "file").read_text() == "kept"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_directory_that_must_not_be_written_to_is_named(overwrite: bool, tmp_path: Path) -> None:
+    tx.save(tmp_path / "old", {"w": np.ones(3)})
+    tmp_path.chmod(0o500)
+    for name in ("new", "old") if overwrite else ("new",):
+        with pytest.raises(tx.SaveError, match="Permission denied"):
+            tx.save(tmp_path / name, {"w": np.zeros(3)}, overwrite=overwrite)
+    assert os.listdir(tmp_path) == ["old"]
+    assert tx.restore(tmp_path / "old", {"w": np.zeros(3)})["w"].all()
+
+
+# --- what else fails
+
+
+@pytest.mark.parametrize("wait", [True, False])
+def test_what_progress_raises_ends_the_save(wait: bool, tmp_path: Path) -> None:
+    def stop(done: int, total: int) -> None:
+        raise ZeroDivisionError
+
+    path, threads = points.prepare("overwrite", tmp_path), threading.active_count()
+    for _ in range(2):  # it is raised once
+        with pytest.raises(ZeroDivisionError):
+            tx.save(path, points.tree(2), overwrite=True, wait=wait, on_progress=stop).wait()
+    assert points.there("overwrite", path) == "old"
+    assert os.listdir(path.parent) == [path.name]
+    assert threading.active_count() == threads
+
+
+@pytest.mark.parametrize("wait", [True, False])
+def test_a_system_without_threads_to_spare_leaves_nothing(
+    wait: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start, path = threading.Thread.start, points.prepare("overwrite", tmp_path)
+    before = threading.active_count()
+    for more in range(20):
+        counter = itertools.count()
+
+        def some(self: Any, counter: Any = counter, more: int = more) -> None:
+            if next(counter) >= more:
+                raise RuntimeError("can't start new thread")
+            start(self)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", some)
+            try:
+                tx.save(path, points.tree(2), overwrite=True, wait=wait, threads=3).wait()
+                break
+            except RuntimeError as error:
+                assert str(error) == "can't start new thread"  # noqa: PT017
+        assert threading.active_count() == before
+        assert os.listdir(path.parent) == [path.name]
+        assert points.there("overwrite", path) == "old"
+    assert more > 2
+    assert points.there("overwrite", path) == "new"
+
+
+@pytest.mark.parametrize("fails", [True, False])
+def test_a_handle_holds_no_copy_of_the_tree(
+    fails: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor does the error: who keeps them for long must not pay for that with memory."""
+    copies: list[weakref.ref[np.ndarray]] = []
+    aligned = _snapshot.aligned
+
+    def remembered(nbytes: int) -> Any:
+        memory = aligned(nbytes)
+        copies.append(weakref.ref(memory))
+        return memory
+
+    monkeypatch.setattr(_snapshot, "aligned", remembered)
+    at = 20 if fails else None
+    with points.everywhere(FaultyDisk(at=at, fault=errno.ENOSPC, disk=points.Unsynced())):
+        saved = tx.save(tmp_path / "ckpt", points.tree(2), wait=False, threads=2)
+        caught = None
+        try:
+            saved.wait()
+        except tx.SaveError as error:
+            caught = error
+    assert (caught is not None) == fails
+    assert copies
+    assert [copy for copy in copies if copy() is not None] == []
