@@ -79,7 +79,7 @@ def test_a_checkpoint_may_be_json_alone(tmp_path: Path) -> None:
 def test_a_file_of_a_name_that_json_items_have_is_not_overwritten(tmp_path: Path) -> None:
     (tmp_path / "home").mkdir()
     (tmp_path / "home/metadata").write_text("mine")
-    with pytest.raises(tx.SaveError, match="overwrite=True replaces a checkpoint, found other"):
+    with pytest.raises(tx.SaveError, match="overwrite=True replaces one checkpoint, found other"):
         _save(tmp_path / "home", {"": Json(2)}, overwrite=True)
     assert (tmp_path / "home/metadata").read_text() == "mine"
 
