@@ -250,11 +250,20 @@ class Job:
             if not isinstance(error, Exception):
                 raise
         else:
-            if self._request.after is not None:
-                self._request.after()
+            self._tell()
         finally:
             self._items = []
             saved._ended.set()
+
+    def _tell(self) -> None:
+        """Calls what is to be called once all is there; its failure leaves it there."""
+        try:
+            if self._request.after is not None:
+                self._request.after()
+        except BaseException as error:
+            self.saved._error = error
+            if not isinstance(error, Exception):
+                raise
 
     def give_up(self, error: BaseException) -> None:
         """Leaves nothing behind, no thread either, and tells who waits, here and on other

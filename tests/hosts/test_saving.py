@@ -255,7 +255,7 @@ def dying(name, kind):
     setattr(kind, name, call)
 from templax import _write
 if stage == "snapshot":
-    dying("_begin", _saving.Job)
+    dying("_stage", _saving.Job)
 elif stage == "begun":
     dying("_write", _saving.Job)
 elif stage == "writing":

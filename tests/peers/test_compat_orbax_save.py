@@ -919,7 +919,7 @@ def test_differs_force_on_something_else(tmp_path):
             assert not (tmp_path / name / "run/1").exists()
             continue
         for path, found in ((tmp_path / name / "run", "2 steps"), (home, "other files")):
-            with pytest.raises(tx.SaveError, match=f"replaces a checkpoint, found {found}"):
+            with pytest.raises(tx.SaveError, match=f"replaces one checkpoint, found {found}"):
                 ocp.PyTreeCheckpointer().save(path, small_tree(), force=True)
         assert (home / "thesis.tex").exists()
         assert (tmp_path / name / "run/1").exists()
