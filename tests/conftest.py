@@ -1,6 +1,9 @@
-"""What every test process needs before JAX is imported, and hypothesis profiles."""
+"""Settings that JAX needs before it is imported, hypothesis profiles, and shared fixtures."""
 
 import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 # Eight devices let one process hold any sharding; a GPU that happens to be there must not be used.
@@ -10,6 +13,10 @@ if _FORCE not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FORCE}".strip()
 
 import hypothesis  # noqa: E402
+import pytest  # noqa: E402
+
+pytest.register_assert_rewrite("helpers", "stored_leaves")
+from helpers import CKPT, CORPUS  # noqa: E402
 
 # No deadline: the first example of a shape pays for a JAX compilation.
 hypothesis.settings.register_profile(
@@ -25,6 +32,26 @@ hypothesis.settings.register_profile(
     "thorough", hypothesis.settings.get_profile("default"), max_examples=1000
 )
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+
+@pytest.fixture(scope="session")
+def corpus() -> Path:
+    """The directory of recorded checkpoints."""
+    return CORPUS
+
+
+@pytest.fixture(scope="session")
+def ckpt() -> Path:
+    """A small checkpoint that Orbax 0.12.8 wrote with its defaults."""
+    return CKPT
+
+
+@pytest.fixture
+def no_thread_left() -> Iterator[None]:
+    """Fails a test that leaves a thread running."""
+    before = set(threading.enumerate())
+    yield
+    assert set(threading.enumerate()) <= before
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

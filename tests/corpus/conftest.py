@@ -1,21 +1,10 @@
-"""The corpus, and how a test puts a leaf together without the engine."""
-
-import math
-from pathlib import Path
+"""How a test puts a leaf together without the engine."""
 
 import numpy as np
 import pytest
+from stored_leaves import join_chunks
 
-from templax._boxes import intersect, shape_of, slices, whole, within
 from templax._catalog import Catalog, LeafEntry
-from templax._codecs import decode
-
-CORPUS = Path(__file__).parent
-
-
-@pytest.fixture(scope="session")
-def corpus():
-    return CORPUS
 
 
 @pytest.fixture(scope="session")
@@ -26,20 +15,4 @@ def assemble():
 def _assemble(catalog: Catalog, entry: LeafEntry) -> np.ndarray:
     """The values of one leaf; asserts that its chunks tile it."""
     chunks = catalog.locate([entry])[entry.name]
-    array = np.empty(entry.shape, entry.dtype)
-    covered = 0
-    for chunk in chunks:
-        extent, shape = chunk.extent, shape_of(chunk.box)
-        data = extent.inline
-        if data is None:
-            data = catalog.source.read(extent.key, extent.start, extent.stop)
-        decoded = decode(chunk.codecs, data, math.prod(shape) * entry.dtype.itemsize)
-        values = (
-            np.frombuffer(decoded, np.uint8).view(entry.dtype).reshape(shape, order=chunk.order)
-        )
-        inside = intersect(chunk.box, whole(entry.shape))
-        assert inside is not None
-        array[slices(inside)] = values[slices(within(inside, chunk.box))]
-        covered += math.prod(shape_of(inside))
-    assert covered == array.size
-    return array
+    return join_chunks(chunks, entry.shape, entry.dtype, catalog.source)

@@ -1,0 +1,120 @@
+"""What tests of several packages share: the corpus, trees, files, processes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+if TYPE_CHECKING:
+    from click.testing import Result
+
+CORPUS = Path(__file__).parent / "corpus"
+CKPT = CORPUS / "orbax-0.12.8-default" / "ckpt"
+"""The checkpoint for tests that do not care which one they read."""
+
+
+def f32(*shape: int) -> jax.ShapeDtypeStruct:
+    """A template leaf."""
+    return jax.ShapeDtypeStruct(shape, jnp.float32)
+
+
+def abstract(tree: Any, sharding: Any = None) -> Any:
+    """The tree with a `jax.ShapeDtypeStruct` in place of each array; other leaves stay."""
+
+    def describe(leaf: Any) -> Any:
+        if not isinstance(leaf, (jax.Array, np.ndarray, np.generic)):
+            return leaf
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    return jax.tree.map(describe, tree)
+
+
+def assert_same_tree(got: Any, want: Any) -> None:
+    """The same structure, and each leaf of the same kind, dtype, shape and bytes.
+
+    PRNG keys are compared by implementation and key data; leaves other than arrays by type and
+    identity or equality.
+    """
+    assert jax.tree.structure(got) == jax.tree.structure(want)
+    for (path, a), b in zip(jax.tree.leaves_with_path(got), jax.tree.leaves(want), strict=True):
+        where = jax.tree_util.keystr(path)
+        if not isinstance(b, (jax.Array, np.ndarray, np.generic)):
+            assert type(a) is type(b), where
+            assert a is b or a == b, where
+            continue
+        assert isinstance(a, jax.Array) == isinstance(b, jax.Array), where
+        assert (a.dtype, a.shape) == (b.dtype, b.shape), where
+        if jnp.issubdtype(b.dtype, jax.dtypes.prng_key):
+            a, b = jax.random.key_data(a), jax.random.key_data(b)
+        assert np.asarray(a).tobytes() == np.asarray(b).tobytes(), where
+
+
+def save_with_orbax(path: Path, tree: Any, save_args: Any = None, **options: Any) -> Path:
+    """Saves as a single item; `options` go to `PyTreeCheckpointHandler`. Returns `path`."""
+    import orbax.checkpoint as ocp
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        handler = ocp.PyTreeCheckpointHandler(**options)
+        ocp.Checkpointer(handler).save(path, args=ocp.args.PyTreeSave(tree, save_args=save_args))
+    return path
+
+
+def read_files(directory: Path) -> dict[str, bytes]:
+    """The content of every file below the directory, by its relative path."""
+    return {
+        path.relative_to(directory).as_posix(): path.read_bytes()
+        for path in directory.rglob("*")
+        if path.is_file()
+    }
+
+
+def count_bytes(directory: Path) -> int:
+    """The total size of the files below the directory."""
+    return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
+
+
+def list_names(directory: Path) -> list[str]:
+    """The names of the directory's children, sorted."""
+    return sorted(path.name for path in directory.iterdir())
+
+
+def flip_bit(data: bytes, at: int) -> bytes:
+    """The data with one bit of the byte at `at` changed."""
+    return data[:at] + bytes([data[at] ^ 0x10]) + data[at + 1 :]
+
+
+def run_cli(*arguments: Any, input: str | None = None) -> Result:
+    """Runs `templax` with these arguments in this process."""
+    from click.testing import CliRunner
+
+    from templax.cli import main
+
+    return CliRunner().invoke(main, [str(a) for a in arguments], input=input)
+
+
+def run_python(
+    *arguments: Any, timeout_s: float = 120.0, **environment: str | None
+) -> subprocess.CompletedProcess[str]:
+    """Runs Python in a process of its own, without input; `NAME=None` unsets a variable.
+
+    A process that takes longer than `timeout_s` is killed and fails the test.
+    """
+    env = os.environ | environment
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        env={name: value for name, value in env.items() if value is not None},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        check=False,
+    )
