@@ -42,10 +42,14 @@ def block_checksums(stored: bytes, block: int) -> tuple[int, ...]:
 
 
 def make_pair(
-    name: str, values: np.ndarray, boxes: Sequence[Box] = (), dtype: Any = None, **target: Any
+    name: str,
+    values: np.ndarray,
+    boxes: Sequence[Box] | None = None,
+    dtype: Any = None,
+    **target: Any,
 ) -> Pair:
     """A stored array and a target for these boxes of it, or for all of it."""
-    boxes = tuple(boxes) or (whole(values.shape),)
+    boxes = (whole(values.shape),) if boxes is None else tuple(boxes)
     wanted = values.dtype if dtype is None else np.dtype(dtype)
     return Pair(
         Target(name, (name,), values.shape, wanted, boxes=boxes, **target),

@@ -19,13 +19,14 @@ import numpy as np
 import pytest
 
 import templax as tx
+from helpers import CORPUS
 from templax import _item, _layout, _saving, _snapshot, _write
 from templax.formats import _index
 from templax.formats._zarr_metadata import DTYPES
 
-CORPUS = [
+SAVED_BY_ORBAX = [
     path
-    for path in sorted((Path(__file__).parents[1] / "corpus").glob("orbax-*"))
+    for path in sorted(CORPUS.glob("orbax-*"))
     if (path / "ckpt").is_dir() and (path / "ckpt" / "_CHECKPOINT_METADATA").exists()
 ]
 COMPRESSIONS = [None, "zstd", "zstd:7"]
@@ -304,7 +305,7 @@ def test_nothing_is_saved_inside_of_a_checkpoint(place: str, tmp_path: Path) -> 
         tx.save(tmp_path / "ckpt" / place, {"w": jnp.ones(3)})
 
 
-@pytest.mark.parametrize("case", CORPUS, ids=[case.name for case in CORPUS])
+@pytest.mark.parametrize("case", SAVED_BY_ORBAX, ids=lambda case: case.name)
 def test_overwrite_replaces_what_any_orbax_saved(case: Path, tmp_path: Path) -> None:
     found = sorted((case / "ckpt").iterdir())
     steps = [path for path in found if path.name.isdigit()]

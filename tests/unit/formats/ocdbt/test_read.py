@@ -3,7 +3,6 @@
 import contextlib
 import json
 import tempfile
-from pathlib import Path
 
 import pytest
 import tensorstore as ts
@@ -11,12 +10,11 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from helpers import CORPUS
 from templax._codecs import crc32c
 from templax._errors import Damaged, NotFound, TemplaxError, Unsupported
 from templax.formats._ocdbt import index
 from templax.sources import Local, Memory
-
-CORPUS = Path(__file__).parents[1] / "corpus"
 
 # --- databases that TensorStore writes
 

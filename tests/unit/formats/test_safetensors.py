@@ -14,9 +14,8 @@ from safetensors.flax import save
 from safetensors.numpy import load as official
 
 import templax as tx
+from helpers import CORPUS
 from templax.sources import Memory
-
-CORPUS = Path(__file__).parents[1] / "corpus"
 
 
 def file(tensors: dict[str, Any], data: bytes) -> Memory:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import itertools
 import json
@@ -24,6 +25,10 @@ from msgspec import structs
 from safetensors.numpy import save_file
 
 import templax as tx
+from helpers import CORPUS
+from stored_leaves import make_pair
+from stored_leaves import make_plan as planned
+from stored_leaves import read_arrays as done
 from templax import _place, _put
 from templax._boxes import size_of
 from templax._catalog import Chunk, Extent
@@ -32,9 +37,8 @@ from templax._plan import IN_FLIGHT, plan
 from templax.sources import Local, Memory
 from templax.testing import Watched, strategies
 
-from .test_execute import done, leaf, planned
+leaf = functools.partial(make_pair, host=True)
 
-CORPUS = Path(__file__).parents[1] / "corpus"
 RAW = CORPUS / "orbax-0.12.8-uncompressed" / "ckpt"
 ZSTD = CORPUS / "orbax-0.12.8-default" / "ckpt"
 

@@ -16,15 +16,17 @@ from hypothesis import strategies as st
 from msgspec import structs
 
 import templax as tx
+from helpers import CORPUS
+from helpers import flip_bit as flipped
+from stored_leaves import Restore as Asked
+from stored_leaves import block_checksums as sums
+from stored_leaves import restores as _asked
+from stored_leaves import small_sizes as _small
 from templax._boxes import box_around, span_of, whole
 from templax._catalog import Catalog, Chunk, Extent, LeafEntry
 from templax._codecs import crc32c
 from templax.sources import Local, Memory
 from templax.testing import Watched, strategies
-
-from .test_sums import Asked, _asked, _small, flipped, sums
-
-CORPUS = Path(__file__).parents[1] / "corpus"
 
 
 def catalog_over(source: Any, **leaves: tuple[np.ndarray, tuple[Chunk, ...]]) -> Catalog:

@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from helpers import CORPUS
 from templax._listing import size
 from templax._run_locks import reading
 from templax.cli import main
 from templax.sources._leftovers import temporary
 from templax.sources._staging import Staging
 
-CORPUS = Path(__file__).parents[1] / "corpus"
 LOST = "is the temporary directory of a save that never finished"
 
 

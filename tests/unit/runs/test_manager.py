@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 import templax as tx
+from helpers import CORPUS
 from templax import _api, _saving
 from templax._run_locks import LOCK, reading
 from templax._steps import run
@@ -24,7 +25,6 @@ from templax.sources import Staging
 from templax.sources._disk import DISK, Disk
 from templax.sources._leftovers import TEMPORARY, temporary, withdraw
 
-CORPUS = Path(__file__).parents[1] / "corpus"
 TWO_ITEMS = CORPUS / "orbax-0.12.8-manager" / "ckpt"
 
 
@@ -598,7 +598,7 @@ def test_a_run_whose_item_has_another_name_goes_on_with_it(tmp_path):
 
 
 def test_of_several_trees_one_is_to_be_named(tmp_path):
-    case = Path(__file__).parents[1] / "corpus" / "orbax-0.12.8-manager" / "ckpt"
+    case = CORPUS / "orbax-0.12.8-manager" / "ckpt"
     shutil.copytree(case, tmp_path / "run")
     manager = tx.Manager(tmp_path / "run")
     for call in (lambda: manager.restore({}), lambda: manager.save(30, {"w": np.ones(3)})):

@@ -19,16 +19,16 @@ from jax.sharding import NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
 import templax as tx
+from helpers import CKPT, CORPUS
 from templax._catalog import Chunk, Extent, LeafEntry
 from templax.sources import Local, Memory
 from templax.testing import Watched
 
-CASE = Path(__file__).parents[1] / "corpus" / "orbax-0.12.8-default" / "ckpt"
 A = jax.ShapeDtypeStruct
 SCALE = {"scale": A((), jnp.float32)}
 
 
-def restore(checkpoint: Any = CASE, template: Any = SCALE, **options: Any) -> Any:
+def restore(checkpoint: Any = CKPT, template: Any = SCALE, **options: Any) -> Any:
     """One leaf of a subtree."""
     return tx.restore(checkpoint, template, **{"at": "state.params", "extra": "ignore"} | options)
 
@@ -69,19 +69,19 @@ def test_arguments_that_mean_nothing(options: dict[str, Any], text: str) -> None
 
 def test_uncommitted_takes_two_words() -> None:
     with pytest.raises(tx.UsageError, match='Expected uncommitted="error" or "allow", got True'):
-        tx.open(CASE, uncommitted=True)  # pyright: ignore[reportArgumentType]
+        tx.open(CKPT, uncommitted=True)  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize(
     "checkpoint",
     [
-        str(CASE),
-        CASE,
-        f"{CASE}/",
-        f"file://{CASE}",
-        Local(CASE),
-        Memory({str(p.relative_to(CASE)): p.read_bytes() for p in CASE.rglob("*") if p.is_file()}),
-        tx.open(CASE),
+        str(CKPT),
+        CKPT,
+        f"{CKPT}/",
+        f"file://{CKPT}",
+        Local(CKPT),
+        Memory({str(p.relative_to(CKPT)): p.read_bytes() for p in CKPT.rglob("*") if p.is_file()}),
+        tx.open(CKPT),
         tx.Recipe(lambda: {"state": {"params": {"scale": jnp.float32(2)}}}),
     ],
     ids=["str", "Path", "slash", "url", "Local", "Memory", "Catalog", "Recipe"],
@@ -92,7 +92,7 @@ def test_what_may_stand_for_a_checkpoint(checkpoint: Any) -> None:
 
 
 def test_an_uncommitted_checkpoint_is_read_on_explicit_request_only() -> None:
-    path = CASE.parents[1] / "damaged-uncommitted" / "ckpt"
+    path = CORPUS / "damaged-uncommitted" / "ckpt"
     for call in (tx.open, restore, lambda p: tx.check(p, SCALE)):
         with pytest.raises(tx.Uncommitted) as caught:
             call(path)
@@ -107,7 +107,7 @@ def test_an_uncommitted_checkpoint_is_read_on_explicit_request_only() -> None:
 
 
 def test_missing_may_be_another_path() -> None:
-    other = CASE.parents[1] / "orbax-0.12.8-zarr3" / "ckpt"
+    other = CORPUS / "orbax-0.12.8-zarr3" / "ckpt"
     got = tx.restore(
         tx.Recipe(lambda: {"state": {"params": {"scale": jnp.float32(7)}}}),
         {"scale": A((), jnp.float32), "zeros": A((4, 4), jnp.float32)},
@@ -287,7 +287,7 @@ def test_specs_that_are_no_prefix_are_refused() -> None:
 
 
 def test_a_sharding_that_does_not_divide_is_a_mismatch_before_a_read() -> None:
-    catalog = Watched(Local(CASE))
+    catalog = Watched(Local(CKPT))
     with pytest.raises(tx.TemplateError) as caught:
         restore(
             catalog,
@@ -353,7 +353,7 @@ def test_missing_keep_moves_what_it_keeps_to_where_it_is_sent() -> None:
 
 
 def test_of_the_second_checkpoint_only_what_is_missing_is_read() -> None:
-    other = Watched(Local(CASE.parents[1] / "orbax-0.12.8-noocdbt" / "ckpt"))
+    other = Watched(Local(CORPUS / "orbax-0.12.8-noocdbt" / "ckpt"))
     template = {"scale": A((), jnp.float32), "zeros": A((4, 4), jnp.float32)}
     got = tx.restore(
         stored(state={"params": {"scale": jnp.float32(7)}}),
@@ -425,7 +425,7 @@ BIG = {"big": A((128, 64), jnp.float32)}
 @pytest.fixture(params=FLAVOURS)
 def copy(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     """A checkpoint whose files may be spoiled."""
-    shutil.copytree(CASE.parents[1] / FLAVOURS[request.param] / "ckpt", tmp_path / "ckpt")
+    shutil.copytree(CORPUS / FLAVOURS[request.param] / "ckpt", tmp_path / "ckpt")
     return tmp_path / "ckpt"
 
 

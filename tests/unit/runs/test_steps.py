@@ -4,15 +4,14 @@ import json
 import math
 import os
 import shutil
-from pathlib import Path
 
 import pytest
 
+from helpers import CORPUS
 from templax._steps import run
 from templax.formats._orbax_root import Step, step_name
 from templax.sources import Local, Memory
 
-CORPUS = Path(__file__).parents[1] / "corpus"
 MANAGERS = sorted(case.name for case in CORPUS.glob("*-manager"))
 UNFINISHED = "is the temporary directory of a save that never finished"
 

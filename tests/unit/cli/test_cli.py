@@ -17,13 +17,13 @@ from click.testing import CliRunner
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import templax as tx
+from helpers import CORPUS
 from templax import _listing, _spelling
 from templax._catalog import Catalog, LeafEntry
 from templax._terminal import printable
 from templax.cli import main
 from templax.sources import Memory
 
-CORPUS = Path(__file__).parents[1] / "corpus"
 DEFAULT = "orbax-0.12.8-default/ckpt"
 
 

@@ -3,13 +3,13 @@
 import asyncio
 import json
 import shutil
-from pathlib import Path
 
 import msgspec
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+from helpers import CORPUS
 from templax._errors import (
     CheckpointError,
     Damaged,
@@ -22,7 +22,6 @@ from templax.formats import open_catalog
 from templax.formats._orbax import Step, items, steps
 from templax.sources import Local, Memory
 
-CORPUS = Path(__file__).parents[1] / "corpus"
 TREE = {"w": np.arange(6, dtype=np.float32).reshape(2, 3), "n": 7}
 
 
