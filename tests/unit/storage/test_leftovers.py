@@ -1,0 +1,328 @@
+"""What abandoned saves leave behind: how it is found, and how it is removed."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+import templax as tx
+from disks import RefusingDisk, abandon_save, make_directory
+from helpers import list_names, read_files
+from templax.sources import (
+    Staging,
+    _leftovers,
+)
+from templax.sources._disk import Disk
+from templax.sources._leftovers import TEMPORARY, is_left, temporary
+from templax.sources._staging import remove, stale, stale_in, withdraw
+from templax.testing import FaultyDisk
+
+
+def test_a_save_in_progress_is_not_stale(tmp_path: Path) -> None:
+    with Staging(tmp_path / "a", overwrite=False) as staging:
+        assert stale(tmp_path / "a") == []
+        with pytest.raises(tx.SaveError) as caught:
+            remove(staging.directory)
+        assert str(caught.value) == (
+            f"Expected what a save left, found one that goes on - file `{staging.directory}`; "
+            "hint: wait for it, or end that process"
+        )
+        staging.put("x", b"1")
+        staging.commit()
+    assert read_files(tmp_path / "a") == {"x": b"1"}
+
+
+def test_the_directory_of_a_dead_process_is_stale_at_once(tmp_path: Path) -> None:
+    code = (
+        "import os, sys\n"
+        "from templax.sources import Staging\n"
+        "staging = Staging(sys.argv[1], overwrite=False)\n"
+        "staging.put('x', b'1')\n"
+        "print(staging.directory, flush=True)\n"
+        "sys.stdin.read()\n"
+        "os._exit(1)\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path / "a")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    directory = process.stdout.readline().strip()
+    assert read_files(Path(directory)) == {"x": b"1"}
+    assert stale(tmp_path / "a") == []
+    process.communicate("")
+    assert stale(tmp_path / "a") == [directory]
+
+
+def test_only_leftovers_of_templax_for_this_name_are_stale(tmp_path: Path) -> None:
+    left = abandon_save(tmp_path / "a")
+    token = left.name.removeprefix("a")
+    for other in (
+        f"aa{token}",
+        f"a.b{token}",
+        f"A{token}",
+        "a",
+        f"a{TEMPORARY}-17",
+        f"a{token}.bak",
+    ):
+        (tmp_path / other).mkdir()
+    assert stale(tmp_path / "a") == [str(left)]
+    assert stale(tmp_path / "nothing" / "a") == []
+    (tmp_path / "file").write_bytes(b"")
+    assert stale(tmp_path / "file" / "a") == []
+
+
+def test_two_processes_can_find_a_leftover_at_once(tmp_path: Path) -> None:
+    left = abandon_save(tmp_path / "a")
+    disk = Disk()
+    fd = disk.open_directory(str(left))
+    disk.lock(fd, shared=True)  # as a process that is looking holds it
+    assert stale(tmp_path / "a") == [str(left)]
+    disk.close(fd)
+
+
+def _set_age(directory: Path, seconds: float) -> None:
+    then = time.time() - seconds
+    for path in [*directory.rglob("*"), directory]:
+        os.utime(path, (then, then))
+
+
+def test_without_locks_a_leftover_is_stale_after_a_day_without_writes(tmp_path: Path) -> None:
+    left = abandon_save(tmp_path / "a")
+    none = RefusingDisk(lock=errno.ENOLCK)
+    assert stale(tmp_path / "a", none) == []
+    _set_age(left, _leftovers.QUIET_S - 60)
+    assert stale(tmp_path / "a", none) == []
+    _set_age(left, _leftovers.QUIET_S + 60)
+    assert stale(tmp_path / "a", none) == [str(left)]
+    os.utime(left / "d" / "part")  # one file is enough
+    assert stale(tmp_path / "a", none) == []
+
+
+def test_on_a_network_file_system_leftovers_of_other_machines_are_stale_after_a_day(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a local one another host token means this machine before its last start."""
+    mine = abandon_save(tmp_path / "a")
+    host, random = mine.name.removeprefix(f"a{TEMPORARY}-templax-").split("-")
+    other = mine.with_name(f"a{TEMPORARY}-templax-{int(host, 16) ^ 1:08x}-{random}")
+    make_directory(other)
+    assert stale(tmp_path / "a") == sorted(map(str, (mine, other)))
+    monkeypatch.setattr("templax.sources._local._file_system", lambda path: "nfs4")
+    assert stale(tmp_path / "a") == [str(mine)]
+    _set_age(other, _leftovers.QUIET_S + 60)
+    assert stale(tmp_path / "a") == sorted(map(str, (mine, other)))
+
+
+def test_a_leftover_without_a_lock_is_renamed_before_it_is_removed(tmp_path: Path) -> None:
+    """Its writer then can't commit a directory that lost files."""
+    with Staging(tmp_path / "a", overwrite=False, disk=RefusingDisk(lock=errno.ENOLCK)) as staging:
+        staging.put("x", b"1")
+        staging.put("y", b"2")
+        with pytest.raises(tx.SaveError, match="can't remove: Permission denied"):
+            remove(staging.directory, RefusingDisk(unlink=errno.EACCES, lock=errno.ENOLCK))
+        (left,) = tmp_path.iterdir()
+        assert left.name.startswith("a.orbax-checkpoint-tmp-templax-")
+        assert str(left) != staging.directory
+        with pytest.raises(tx.SaveError, match="can't finish: No such file or directory"):
+            staging.commit()
+    assert list_names(tmp_path) == [left.name]
+    remove(left)
+    assert list_names(tmp_path) == []
+
+
+def test_a_leftover_that_cannot_be_opened_is_stale_after_a_day(tmp_path: Path) -> None:
+    """For example one of another user."""
+    left = abandon_save(tmp_path / "a")
+    closed = RefusingDisk(open_directory=errno.EACCES)
+    assert stale(tmp_path / "a", closed) == []
+    _set_age(left, _leftovers.QUIET_S + 60)
+    assert stale(tmp_path / "a", closed) == [str(left)]
+    with pytest.raises(tx.SaveError, match="can't remove: Permission denied"):
+        remove(left, closed)
+
+
+def test_looking_for_leftovers_on_a_failing_file_system_is_an_error(tmp_path: Path) -> None:
+    abandon_save(tmp_path / "a")
+    with pytest.raises(tx.SaveError) as caught:
+        stale(tmp_path / "a", RefusingDisk(lock=errno.EIO))
+    assert str(caught.value) == (
+        f"can't look for what saves left in: Input/output error - file `{tmp_path}`; hint: "
+        "the device or the network fails, see the system's log; save elsewhere"
+    )
+
+
+def test_a_directory_that_cannot_be_listed_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: str) -> list[str]:
+        raise PermissionError(errno.EACCES, "Permission denied", path)
+
+    monkeypatch.setattr(os, "listdir", refuse)
+    with pytest.raises(tx.SaveError) as caught:
+        stale(tmp_path / "a")
+    assert str(caught.value) == (
+        f"can't list: Permission denied - file `{tmp_path}`; hint: save where you may write"
+    )
+
+
+def test_removing_does_not_follow_links(tmp_path: Path) -> None:
+    kept = make_directory(tmp_path / "kept")
+    gone = make_directory(tmp_path / "gone")
+    (gone / "link").symlink_to(kept)
+    (gone / "file").symlink_to(kept / "sub" / "old")
+    (tmp_path / "latest").symlink_to("kept")
+    remove(gone)
+    withdraw(tmp_path / "latest")
+    assert list_names(tmp_path) == ["kept"]
+    assert read_files(kept) == {"sub/old": b"old"}
+
+
+def test_removing_a_missing_directory_is_not_an_error(tmp_path: Path) -> None:
+    remove(tmp_path / "a")
+    withdraw(tmp_path / "a")
+    remove(temporary(str(tmp_path / "a")))
+    assert list_names(tmp_path) == []
+
+
+def test_a_file_under_a_temporary_name_is_stale(tmp_path: Path) -> None:
+    left = Path(temporary(str(tmp_path / "a")))
+    left.write_bytes(b"")
+    assert stale(tmp_path / "a") == [str(left)]
+    remove(left)
+    assert list_names(tmp_path) == []
+
+
+def test_a_checkpoint_is_renamed_before_any_of_its_files_is_removed(tmp_path: Path) -> None:
+    for call in (remove, withdraw):
+        make_directory(tmp_path / "a")
+        disk = FaultyDisk()
+        call(tmp_path / "a", disk)
+        order = [o.name for o in disk.trace]
+        assert order.index("rename") < order.index("fsync") < order.index("unlink")
+        moved = disk.trace[order.index("rename")]
+        assert moved.to.startswith(f"{tmp_path}/a.orbax-checkpoint-tmp-templax-")
+        assert list_names(tmp_path) == []
+
+
+def test_a_locked_checkpoint_is_not_removed(tmp_path: Path) -> None:
+    make_directory(tmp_path / "a")
+    fd = os.open(tmp_path / "a", os.O_RDONLY)
+    fcntl.flock(fd, fcntl.LOCK_SH)
+    disk = FaultyDisk()
+    assert withdraw(tmp_path / "a", disk) is False
+    with pytest.raises(tx.SaveError, match="Expected what nobody uses, found a lock on it - file"):
+        remove(tmp_path / "a", disk)
+    assert "rename" not in {o.name for o in disk.trace}
+    os.close(fd)
+    assert withdraw(tmp_path / "a") is True
+    assert withdraw(tmp_path / "a") is True
+    assert list_names(tmp_path) == []
+
+
+def test_leftovers_of_other_programs_count_after_a_day_without_writes(tmp_path: Path) -> None:
+    """Other programs take no locks."""
+    (tmp_path / "a.orbax-checkpoint-tmp" / "b").mkdir(parents=True)
+    (tmp_path / "a.orbax-checkpoint-tmp" / "b" / "c").touch()
+    assert not is_left(tmp_path / "a.orbax-checkpoint-tmp")
+    for path in (tmp_path / "a.orbax-checkpoint-tmp", *tmp_path.rglob("?")):
+        os.utime(path, (time.time() - _leftovers.QUIET_S - 9,) * 2)
+    assert is_left(tmp_path / "a.orbax-checkpoint-tmp")
+    (tmp_path / "a.orbax-checkpoint-tmp" / "b" / "c").write_bytes(b"d")
+    assert not is_left(tmp_path / "a.orbax-checkpoint-tmp")
+
+
+def test_the_parent_directory_is_synced_before_a_leftover_is_removed(tmp_path: Path) -> None:
+    """The killed save may have swapped it out; a power loss would undo a swap not yet synced."""
+    left, disk = abandon_save(tmp_path / "a"), FaultyDisk()
+    remove(left, disk)
+    order = [(o.name, o.path) for o in disk.trace]
+    first = next(i for i, (name, _) in enumerate(order) if name in ("unlink", "rmdir"))
+    assert ("fsync", str(tmp_path)) in order[:first]
+    assert list_names(tmp_path) == []
+
+
+def test_a_save_removes_leftovers_of_killed_saves(tmp_path: Path) -> None:
+    left = [abandon_save(tmp_path / "a"), abandon_save(tmp_path / "a")]
+    other = abandon_save(tmp_path / "b")
+    with Staging(tmp_path / "a", overwrite=False) as live:
+        live.put("x", b"1")
+        with Staging(tmp_path / "a", overwrite=False) as staging:
+            staging.put("x", b"2")
+            assert all(map(os.path.exists, left))  # not before the new save is committed
+            staging.commit()
+        assert sorted(map(str, tmp_path.iterdir())) == sorted(
+            [staging.path, live.directory, str(other)]
+        )
+    assert list_names(tmp_path) == sorted(["a", other.name])
+
+
+@pytest.mark.parametrize("reads", [True, False])
+def test_a_save_succeeds_if_leftovers_cannot_be_removed(
+    reads: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = abandon_save(tmp_path / "a")
+    if not reads:
+        monkeypatch.setattr(os, "listdir", Disk().rmdir)  # raises OSError
+    with Staging(
+        tmp_path / "a", overwrite=False, disk=RefusingDisk(unlink=errno.EACCES)
+    ) as staging:
+        staging.put("x", b"1")
+        staging.commit()
+    assert read_files(tmp_path / "a") == {"x": b"1"}
+    assert staging.left == ()
+    assert left.exists()
+
+
+@pytest.mark.parametrize(("code", "cleared"), [(errno.ENOSPC, True), (errno.EIO, False)])
+def test_a_save_that_runs_out_of_space_removes_leftovers(
+    code: int, cleared: bool, tmp_path: Path
+) -> None:
+    """That may be all the next attempt needs."""
+    left = abandon_save(tmp_path / "a")
+    staging = Staging(tmp_path / "a", overwrite=False, disk=RefusingDisk(write=code))
+    with pytest.raises(tx.SaveError):
+        staging.put("x", b"1")
+    assert left.exists() != cleared
+
+
+def test_stale_in_lists_all_leftovers_of_a_directory(tmp_path: Path) -> None:
+    assert stale_in(tmp_path / "nothing") == []
+    left = [abandon_save(tmp_path / name) for name in ("a", "b", "b", "n" * 255)]
+    (tmp_path / f"a{TEMPORARY}-17").mkdir()
+    with Staging(tmp_path / "c", overwrite=False):
+        assert stale_in(tmp_path) == sorted(map(str, left))
+
+
+def test_threads_can_remove_a_directory_together(tmp_path: Path) -> None:
+    for i in range(300):
+        (tmp_path / "a" / str(i % 7)).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "a" / str(i % 7) / str(i)).write_bytes(b"")
+    with ThreadPoolExecutor(4) as pool:
+        for _ in pool.map(lambda _: _leftovers.delete(str(tmp_path / "a"), Disk()), range(4)):
+            pass
+    assert list_names(tmp_path) == []
+
+
+def test_a_directory_deeper_than_the_recursion_limit_is_removed(tmp_path: Path) -> None:
+    fd = os.open(tmp_path, os.O_RDONLY)
+    os.mkdir(tmp_path / "a")
+    at = os.open("a", os.O_RDONLY, dir_fd=fd)
+    for _ in range(1200):  # deeper than Python recurses
+        os.mkdir("d", dir_fd=at)
+        at, before = os.open("d", os.O_RDONLY, dir_fd=at), at
+        os.close(before)
+    os.close(at)
+    os.close(fd)
+    remove(tmp_path / "a")
+    assert list_names(tmp_path) == []
