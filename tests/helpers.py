@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+import templax as tx
+
 if TYPE_CHECKING:
     from click.testing import Result
 
@@ -35,6 +37,22 @@ def abstract(tree: Any, sharding: Any = None) -> Any:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
     return jax.tree.map(describe, tree)
+
+
+def checkpoint_like(tree: Any) -> tx.Recipe:
+    """A checkpoint in memory with the leaves of an abstract tree, all zeros."""
+
+    def checkpoint() -> Any:
+        return jax.tree.map(
+            lambda x: jnp.zeros(x.shape, x.dtype) if isinstance(x, jax.ShapeDtypeStruct) else x,
+            tree,
+        )
+
+    return tx.Recipe(checkpoint)
+
+
+CHECKPOINT_LIKE_URL = "Recipe(checkpoint_like.<locals>.checkpoint)"
+"""How messages name what `checkpoint_like` returns."""
 
 
 def assert_same_tree(got: Any, want: Any) -> None:

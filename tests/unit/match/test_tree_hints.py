@@ -1,0 +1,300 @@
+"""Hints about the whole tree: where it is, what its leaves are called, and extra leaves."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import nnx
+
+import templax as tx
+from helpers import CHECKPOINT_LIKE_URL as URL
+from helpers import checkpoint_like, f32
+from hint_checks import DENSE, MLP, find_mismatches, follow_hints, has_no_hint
+
+A = jax.ShapeDtypeStruct
+
+
+def test_at_is_hinted_where_the_checkpoint_wraps_the_template() -> None:
+    match = find_mismatches({"params": MLP, "step": A((), jnp.int32)}, MLP)
+    assert str(match) == (
+        f"none of 4 leaves found in {URL}; the checkpoint holds the same tree under `params`;"
+        ' hint: at="params"'
+    )
+    assert follow_hints(match, {"params": MLP, "step": A((), jnp.int32)}, MLP).ok
+
+
+def test_at_is_hinted_with_several_levels() -> None:
+    checkpoint = {"state": {"model": {"params": MLP}}}
+    match = find_mismatches(checkpoint, MLP)
+    assert match.mismatches[0].hint == 'at="state.model.params"'
+    assert follow_hints(match, checkpoint, MLP).ok
+
+
+def test_a_wrong_at_is_corrected() -> None:
+    match = find_mismatches({"params": MLP}, MLP, at="param")
+    assert str(match) == (
+        f"none of 4 leaves found in {URL} under `param`; the checkpoint holds the same tree under"
+        ' `params`; hint: at="params"'
+    )
+
+
+def test_a_superfluous_at_is_dropped() -> None:
+    match = find_mismatches(MLP, MLP, at="params")
+    assert match.mismatches[0].hint == 'at=""'
+    assert "holds the same tree at its root" in str(match)
+    assert follow_hints(match, MLP, MLP, at="params").ok
+
+
+def test_a_hint_lists_the_mismatches_it_leaves() -> None:
+    template = {**MLP, "Dense_1": {"kernel": f32(8, 5), "bias": f32(4)}}
+    match = find_mismatches({"params": MLP}, template)
+    assert str(match) == (
+        f"none of 4 leaves found in {URL}; the checkpoint holds the same tree under `params`;"
+        ' hint: at="params", which leaves 1 mismatch:\n'
+        "  Expected shape `(8, 5)`, got `(8, 4)` - at `Dense_1.kernel`"
+    )
+    after = follow_hints(match, {"params": MLP}, template)
+    assert [(m.problem, m.name) for m in after.mismatches] == [("shape", "Dense_1.kernel")]
+
+
+def test_rename_is_hinted_where_the_template_wraps_the_checkpoint() -> None:
+    match = find_mismatches(MLP, {"params": MLP})
+    assert str(match) == (
+        f"none of 4 leaves found in {URL}; the template wraps the checkpoint's tree in `params`;"
+        ' hint: rename={"": "params"}'
+    )
+    assert follow_hints(match, MLP, {"params": MLP}).ok
+
+
+def test_at_is_hinted_for_a_bare_leaf_that_fits_one_place() -> None:
+    checkpoint = {"a": f32(3), "b": f32(4)}
+    match = find_mismatches(checkpoint, f32(4))
+    assert match.mismatches[0].hint == 'at="b"'
+    assert follow_hints(match, checkpoint, f32(4)).ok
+
+
+def test_parameters_are_preferred_to_optimizer_moments_of_the_same_shape() -> None:
+    """The shallowest place is hinted, the others are listed."""
+    moments = {"mu": MLP, "nu": MLP, "count": A((), jnp.int32)}
+    checkpoint = {"params": MLP, "opt_state": [moments, {}], "step": A((), jnp.int32)}
+    match = find_mismatches(checkpoint, MLP)
+    assert str(match) == (
+        f"none of 4 leaves found in {URL}; the checkpoint holds the same tree under `params`"
+        ' (as well as under `opt_state.0.mu` and `opt_state.0.nu`); hint: at="params"'
+    )
+    assert follow_hints(match, checkpoint, MLP).ok
+
+
+def test_two_equally_good_places_are_both_offered() -> None:
+    checkpoint = {"params": MLP, "ema": MLP}
+    match = find_mismatches(checkpoint, MLP)
+    assert str(match) == (
+        f"none of 4 leaves found in {URL}; the checkpoint holds the same tree under `ema` and"
+        ' under `params`; hint: at="ema" or at="params"'
+    )
+    assert all(tx.check(checkpoint_like(checkpoint), MLP, at=at).ok for at in checkpoint)
+
+
+def test_at_is_hinted_despite_a_new_leaf() -> None:
+    match = find_mismatches({"params": MLP}, {**MLP, "head": f32(3)})
+    assert str(match) == (
+        f"none of 5 leaves found in {URL}; the checkpoint holds most under `params`;"
+        ' hint: at="params", which leaves 1 mismatch:\n'
+        "  Expected a leaf, found none - at `head`"
+    )
+
+
+def test_names_with_quotes_are_quoted_as_in_python() -> None:
+    checkpoint = {'it\'s "x"': MLP}
+    match = find_mismatches(checkpoint, MLP)
+    assert follow_hints(match, checkpoint, MLP).ok
+
+
+def test_rename_is_hinted_for_names_in_another_case() -> None:
+    template = {"dense_0": MLP["Dense_0"], "dense_1": MLP["Dense_1"]}
+    match = find_mismatches(MLP, template)
+    assert str(match) == "\n".join(
+        [
+            f"4 of 4 leaves do not match {URL}, and 4 of its leaves are not in the template",
+            "  Expected a leaf, found none - at `dense_0.bias`; nearest: `Dense_0.bias`",
+            "  Expected a leaf, found none - at `dense_0.kernel`; nearest: `Dense_0.kernel`",
+            "  Expected a leaf, found none - at `dense_1.bias`; nearest: `Dense_1.bias`",
+            "  Expected a leaf, found none - at `dense_1.kernel`; nearest: `Dense_1.kernel`",
+            "  Expected no leaf, found `float32(8,)` - at `Dense_0.bias`",
+            "  Expected no leaf, found `float32(3, 8)` - at `Dense_0.kernel`",
+            "  Expected no leaf, found `float32(4,)` - at `Dense_1.bias`",
+            "  Expected no leaf, found `float32(8, 4)` - at `Dense_1.kernel`",
+            '  hint: rename={"Dense_0": "dense_0", "Dense_1": "dense_1"}',
+        ]
+    )
+    assert follow_hints(match, MLP, template).ok
+
+
+def test_rename_is_hinted_for_one_leaf_with_a_similar_name() -> None:
+    checkpoint = {"head": {"biases": f32(4), "kernel": f32(3, 4)}}
+    template = {"head": {"bias": f32(4), "kernel": f32(3, 4)}}
+    match = find_mismatches(checkpoint, template)
+    assert match.mismatches[0].hint == 'rename={"head.biases": "head.bias"}'
+    assert follow_hints(match, checkpoint, template).ok
+
+
+def test_a_rename_hint_does_not_replace_the_hint_of_another_mismatch() -> None:
+    checkpoint = {"Head": f32(4), "w": f32(3, 4)}
+    template = {"head": f32(4), "w": f32(4, 3)}
+    match = find_mismatches(checkpoint, template)
+    assert [m.hint for m in match.mismatches] == [
+        'rename={"Head": "head"}',
+        "the checkpoint holds the transpose: ask for shape `(3, 4)` and swap the last two axes of"
+        " the result",
+        'rename={"Head": "head"}',
+    ]
+
+
+def test_a_long_rename_is_complete_on_the_match() -> None:
+    checkpoint = {f"Layer_{i}": f32(2) for i in range(9)}
+    template = {f"layer_{i}": f32(2) for i in range(9)}
+    match = find_mismatches(checkpoint, template)
+    assert "(9 entries, whole in `error.match.rename`)" in str(match)
+    assert match.rename == {f"Layer_{i}": f"layer_{i}" for i in range(9)}
+    assert tx.check(checkpoint_like(checkpoint), template, rename=match.rename).ok
+
+
+def test_rename_is_hinted_for_a_value_level_of_the_checkpoint() -> None:
+    checkpoint = {"l": {"kernel": {"value": f32(2)}, "bias": {"value": f32(3)}}}
+    template = {"l": {"kernel": f32(2), "bias": f32(3)}}
+    match = find_mismatches(checkpoint, template)
+    assert str(match) == (
+        f"none of 2 leaves found in {URL}; the checkpoint has an extra level `value`"
+        " (an NNX variable or a Flax box);"
+        ' hint: rename=lambda name: name.removesuffix(".value")'
+    )
+    assert follow_hints(match, checkpoint, template).ok
+
+
+def test_rename_is_hinted_for_a_value_level_of_the_template() -> None:
+    template = {"l": {"kernel": {"value": f32(2)}, "bias": {"value": f32(3)}}}
+    checkpoint = {"l": {"kernel": f32(2), "bias": f32(3)}}
+    match = find_mismatches(checkpoint, template)
+    assert match.mismatches[0].hint == 'rename=lambda name: name + ".value"'
+    assert follow_hints(match, checkpoint, template).ok
+
+
+def test_extra_ignore_is_hinted() -> None:
+    checkpoint = {"params": MLP, "opt_state": {"mu": f32(3)}}
+    match = find_mismatches(checkpoint, {"params": MLP})
+    assert str(match) == "\n".join(
+        [
+            f"1 leaf of {URL} is not in the template, at `opt_state.mu`",
+            '  Expected no leaf, found `float32(3,)` - at `opt_state.mu`; hint: extra="ignore"',
+        ]
+    )
+    assert follow_hints(match, checkpoint, {"params": MLP}).ok
+
+
+def test_restore_with_the_hinted_at_gives_the_values() -> None:
+    def checkpoint() -> Any:
+        return {"params": {"w": jnp.arange(3.0)}}
+
+    with pytest.raises(tx.TemplateError) as caught:
+        tx.restore(tx.Recipe(checkpoint), {"w": f32(3)}, at="model.params")
+    assert str(caught.value) == (
+        "none of 1 leaf found in Recipe(test_restore_with_the_hinted_at_gives_the_values."
+        "<locals>.checkpoint) under `model.params`; the checkpoint holds the same tree under"
+        ' `params`; hint: at="params"'
+    )
+    assert tx.restore(tx.Recipe(checkpoint), {"w": f32(3)}, at="params")["w"].tolist() == [0, 1, 2]
+
+
+def test_rename_is_hinted_where_the_template_wraps_in_several_levels() -> None:
+    template = {"state": {"params": MLP}}
+    match = find_mismatches(MLP, template)
+    assert match.mismatches[0].hint == 'rename={"": "state.params"}'
+    assert match.rename == {"": "state.params"}
+    assert follow_hints(match, MLP, template).ok
+
+
+def test_rename_is_hinted_where_the_template_wraps_the_tree_below_at() -> None:
+    checkpoint, template = {"model": MLP}, {"params": MLP}
+    match = find_mismatches(checkpoint, template, at="model")
+    assert str(match) == (
+        f"none of 4 leaves found in {URL} under `model`; the template wraps the checkpoint's tree"
+        ' in `params`; hint: rename={"": "params"}'
+    )
+    assert follow_hints(match, checkpoint, template, at="model").ok
+
+
+def test_rename_is_hinted_for_a_bare_leaf_of_the_checkpoint() -> None:
+    match = find_mismatches(f32(3), {"w": f32(3)})
+    assert follow_hints(match, f32(3), {"w": f32(3)}).ok
+
+
+def test_at_is_hinted_for_keys_with_dots_slashes_and_quotes() -> None:
+    for key in ("a.b", "a/b", "ü", 'say "hi"', "back\\slash", "tab\t"):
+        match = find_mismatches({key: MLP, "step": A((), jnp.int32)}, MLP)
+        assert match.mismatches[0].hint
+        assert follow_hints(match, {key: MLP, "step": A((), jnp.int32)}, MLP).ok, key
+
+
+def test_rename_is_hinted_for_keys_with_dots_and_quotes() -> None:
+    checkpoint = {"He.ad": f32(3), 'We"ight': f32(4)}
+    template = {"he.ad": f32(3), 'we"ight': f32(4)}
+    match = find_mismatches(checkpoint, template)
+    assert follow_hints(match, checkpoint, template).ok
+
+
+def test_the_report_of_a_rename_hint() -> None:
+    match = find_mismatches({"Dense_0": DENSE}, {"dense_0": DENSE})
+    assert str(match) == "\n".join(
+        [
+            f"2 of 2 leaves do not match {URL}, and 2 of its leaves are not in the template",
+            "  Expected a leaf, found none - at `dense_0.bias`; nearest: `Dense_0.bias`",
+            "  Expected a leaf, found none - at `dense_0.kernel`; nearest: `Dense_0.kernel`",
+            "  Expected no leaf, found `float32(8,)` - at `Dense_0.bias`",
+            "  Expected no leaf, found `float32(3, 8)` - at `Dense_0.kernel`",
+            '  hint: rename={"Dense_0": "dense_0"}',
+        ]
+    )
+    assert follow_hints(match, {"Dense_0": DENSE}, {"dense_0": DENSE}).ok
+
+
+def test_a_similar_name_of_another_float_dtype_is_hinted_if_the_cast_is_allowed() -> None:
+    checkpoint, template = {"Dense": f32(3)}, {"dense": A((3,), jnp.bfloat16)}
+    match = find_mismatches(checkpoint, template)
+    assert match.mismatches[0].hint == 'rename={"Dense": "dense"}'
+    assert follow_hints(match, checkpoint, template).ok
+    assert has_no_hint(find_mismatches(checkpoint, template, cast="exact"))
+
+
+def test_the_report_of_a_value_level_hint() -> None:
+    template = {"kernel": {"value": f32(2)}, "bias": {"value": f32(3)}}
+    checkpoint = {"kernel": f32(2), "bias": f32(3)}
+    match = find_mismatches(checkpoint, template)
+    assert str(match) == (
+        f"none of 2 leaves found in {URL}; the template has an extra level `value`"
+        ' (an NNX variable or a Flax box); hint: rename=lambda name: name + ".value"'
+    )
+    assert follow_hints(match, checkpoint, template).ok
+
+
+def test_extra_ignore_is_hinted_once_for_many_leaves() -> None:
+    checkpoint = {"w": f32(2), "opt": {"mu": f32(2), "nu": f32(2)}}
+    match = find_mismatches(checkpoint, {"w": f32(2)})
+    assert str(match).split("\n")[-1] == '  hint: extra="ignore"'
+    assert {m.hint for m in match.mismatches} == {'extra="ignore"'}
+    assert follow_hints(match, checkpoint, {"w": f32(2)}).ok
+
+
+def test_value_level_hints_work_for_nnx_states_and_flax_boxes() -> None:
+    state = nnx.state(nnx.Linear(2, 3, rngs=nnx.Rngs(0)), nnx.Param)
+    boxed = {"kernel": nn.Partitioned(jnp.ones((2, 2)), names=("a", None))}
+    for levelled, pure in (
+        (state, nnx.to_pure_dict(state)),
+        (boxed, {"kernel": jnp.ones((2, 2))}),
+    ):
+        for checkpoint, template in ((levelled, pure), (pure, levelled)):
+            match = find_mismatches(checkpoint, tx.template_of(template))
+            assert follow_hints(match, checkpoint, tx.template_of(template)).ok
