@@ -22,9 +22,10 @@ import templax as tx
 ROOT = Path(__file__).parents[2]
 sys.path.append(str(ROOT))  # the program isn't part of the package
 
-from benchmarks import interop, interop_job, orbax_peer  # noqa: E402
-from benchmarks.interop_table import judged, trouble  # noqa: E402
-from benchmarks.interop_trees import JOB, leaves_of, node_of, trees  # noqa: E402
+from benchmarks.interop import exchange, job, orbax_peer  # noqa: E402
+from benchmarks.interop.save import OURS, OURS_ZSTD  # noqa: E402
+from benchmarks.interop.trees import JOB, leaves_of, node_of, trees  # noqa: E402
+from benchmarks.interop.verdicts import judged, trouble  # noqa: E402
 
 ITEM_CALLS = {
     *("pytree", "pytree+item", "standard", "standard+template", "v1", "v1+template", "metadata"),
@@ -53,10 +54,10 @@ def exchanged(tmp_path_factory) -> SimpleNamespace:
     """All trees saved by templax and by Orbax, and what Orbax restored of both."""
     root = tmp_path_factory.mktemp("interop")
     with jax.enable_x64(True):
-        nodes = interop.write(root)
-    peer = interop.Peer(ocp.__version__, sys.executable)
+        nodes = exchange.write(root)
+    peer = exchange.Peer(ocp.__version__, sys.executable)
     peer.save(root)
-    peer.restore(root, [interop.OURS, interop.OURS_ZSTD, interop_job.ORBAX], counts=[8])
+    peer.restore(root, [OURS, OURS_ZSTD, job.ORBAX], counts=[8])
     return SimpleNamespace(root=root, nodes=nodes, peer=peer)
 
 
@@ -70,10 +71,10 @@ def answers(exchanged: SimpleNamespace, tree: str, files: str) -> dict[str, Any]
 
 @slow
 @pytest.mark.parametrize("tree", trees())
-@pytest.mark.parametrize("files", [interop.OURS, interop.OURS_ZSTD])
+@pytest.mark.parametrize("files", [OURS, OURS_ZSTD])
 def test_orbax_restores_each_tree_by_each_call(exchanged, tree, files):
     found = answers(exchanged, tree, files)
-    assert set(found) == ITEM_CALLS | (STEP_CALLS if files == interop.OURS else set())
+    assert set(found) == ITEM_CALLS | (STEP_CALLS if files == OURS else set())
     node = exchanged.nodes[tree]
     failed = {call: text for call, a in found.items() if (text := trouble(node, call, a))}
     refused = UNPLACED if tree in OF_JOBS else REFUSED.get(tree, set())
@@ -84,7 +85,7 @@ def test_orbax_restores_each_tree_by_each_call(exchanged, tree, files):
 @pytest.mark.parametrize("tree", OF_JOBS)
 def test_orbax_needs_a_template_of_its_own_saves_by_a_job_too(exchanged, tree):
     node = exchanged.nodes[tree]
-    found = answers(exchanged, tree, interop_job.ORBAX)
+    found = answers(exchanged, tree, job.ORBAX)
     assert {call for call, answer in found.items() if trouble(node, call, answer)} == UNPLACED
 
 
@@ -100,7 +101,7 @@ def test_orbax_cannot_save_what_it_does_not_restore(exchanged, tree):
 def test_without_a_template_leaves_have_their_type_and_their_sharding(exchanged, tree):
     leaves = dict(leaves_of(exchanged.nodes[tree]))
     for call in ("pytree", "standard", "v1", "manager", "manager, no args"):
-        answer = answers(exchanged, tree, interop.OURS)[call]
+        answer = answers(exchanged, tree, OURS)[call]
         for path, kind, _, _, _, sharding in answer.get("ok", ()):
             if (leaf := leaves.get(path)) is None or leaf["kind"] == "python":
                 continue
@@ -123,7 +124,7 @@ def test_templax_restores_what_orbax_saved(exchanged, tree):
         for how in ("manager", "step") if layout == "manager" else ("template", "catalog"):
             path = exchanged.root / peer.directory / tree / layout
             with jax.enable_x64(True):
-                rows = interop.restored(path, node, how)
+                rows = exchange.restored(path, node, how)
             assert not trouble(node, how, {"ok": rows}), (layout, how)
 
 

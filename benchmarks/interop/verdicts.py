@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from .interop_trees import leaves_of
+from .trees import leaves_of
 
 Answer = Mapping[str, Any]
 """Of `orbax_peer`: `ok` with rows, as `described` there gives them; or `error` and `where`."""

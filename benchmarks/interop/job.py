@@ -27,7 +27,7 @@ def run(root: Path, names: Sequence[str]) -> None:
     arguments = [str(root), json.dumps(names), str(port), str(PROCESSES)]
     children = [
         subprocess.Popen(
-            [sys.executable, "-m", f"{__package__}.interop_job", *arguments, str(index)],
+            [sys.executable, "-m", f"{__package__}.job", *arguments, str(index)],
             stdout=subprocess.DEVNULL,  # its libraries print there
             env={
                 **os.environ,
@@ -54,7 +54,8 @@ def main(root: Path, names: Sequence[str], port: str, count: int, index: int) ->
 
     jax.distributed.initialize(f"127.0.0.1:{port}", count, index)
 
-    from . import interop, orbax_peer
+    from . import orbax_peer
+    from .save import save
 
     nodes = json.loads((root / "trees.json").read_text())
     values = np.load(root / "values.npz")
@@ -70,7 +71,7 @@ def main(root: Path, names: Sequence[str], port: str, count: int, index: int) ->
 
     for name in names:
         tree = orbax_peer.built(nodes[name], leaf)
-        interop.save(root, name, tree)
+        save(root, name, tree)
         for layout, file in (("item", "item"), ("item", "v1/pytree"), ("manager", "manager")):
             orbax_peer.SAVES[layout](str(root / ORBAX / name / file), tree)
     jax.distributed.shutdown()

@@ -5,7 +5,7 @@ A plain file that needs JAX, numpy and any Orbax since 0.6, so that it runs wher
     python orbax_peer.py save TREES VALUES.npz DIRECTORY
     python orbax_peer.py restore TREES DIRECTORY [DIRECTORY ...]
 
-The trees are a JSON file: name -> node, as `interop_trees` describes one. Answers are printed, one
+The trees are a JSON file: name -> node, as `trees` describes one. Answers are printed, one
 line of JSON each, so that what came before a crash is known.
 """
 
