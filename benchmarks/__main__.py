@@ -7,11 +7,13 @@ import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from .libraries import LIBRARIES
-from .outcomes import Outcome, Row
-from .processes import drop_cache, worker_for, written
+from .files import file_of
+from .measure.prepare import written
 from .program import healthy, in_turns, libraries, noted, parser, run
-from .worker import file_of
+from .report.outcomes import Outcome, Row
+from .restore.fresh_worker import worker_for
+from .restore.libraries import LIBRARIES
+from .restore.worker import drop_cache
 from .workloads import WORKLOADS, Workload
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .workloads import PyTree, named
+from .workloads import PyTree, Workload, named
 
 
 def _templax(path: Path, tree: PyTree) -> None:
@@ -79,6 +79,10 @@ WRITERS: dict[str, Callable[[Path, PyTree], None]] = {
     "npz": _npz,
 }
 """Kind of file, which is also the end of its name → how a tree is written to it."""
+
+
+def file_of(directory: Path, workload: Workload, kind: str) -> Path:
+    return directory / f"{workload.name}.{kind}"
 
 
 def files_under(path: Path) -> list[Path]:

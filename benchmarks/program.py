@@ -15,11 +15,11 @@ from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 
-from . import chart, report
-from .limits import threads
-from .outcomes import Outcome, Row, facts
-from .processes import Failed
-from .worker import Wrong
+from .limits.threads import threads
+from .measure.compare import Wrong
+from .measure.processes import Failed
+from .report import chart, tables
+from .report.outcomes import Outcome, Row, facts
 from .workloads import WORKLOADS, Workload
 
 GIB = 1 << 30
@@ -96,7 +96,7 @@ def run(measure: Measure, conditions: str, options: argparse.Namespace) -> None:
     for name in options.workload:
         with tempfile.TemporaryDirectory(prefix="templax-bench-", dir=options.dir) as scratch:
             outcomes.append(measure(WORKLOADS[name], Path(scratch).resolve(), options))
-        print(f"\n{report.table(outcomes[-1])}", flush=True)
+        print(f"\n{tables.table(outcomes[-1])}", flush=True)
         _write(options, about, outcomes)  # after each: a run of hours may be cut short
     if any(row.trouble.startswith("wrong") for outcome in outcomes for row in outcome.rows):
         sys.exit("A result differs from what was saved")
@@ -137,8 +137,8 @@ def _write(options: argparse.Namespace, about: dict[str, str], outcomes: list[Ou
         Path(options.svg).write_text(chart.drawn(outcomes, about))
     if options.markdown:
         head = "".join(f"- {key}: {value}\n" for key, value in about.items())
-        tables = "\n\n".join(report.markdown(outcome) for outcome in outcomes)
-        Path(options.markdown).write_text(f"{head}\n{tables}\n")
+        texts = "\n\n".join(tables.markdown(outcome) for outcome in outcomes)
+        Path(options.markdown).write_text(f"{head}\n{texts}\n")
 
 
 def _about(conditions: str, scale: float) -> dict[str, str]:

@@ -9,10 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .files import removed
-from .outcomes import Outcome, Row
-from .processes import SaveWorker, restored, written
+from .measure.prepare import written
 from .program import healthy, in_turns, libraries, noted, parser, run
-from .savers import SAVERS
+from .report.outcomes import Outcome, Row
+from .restore.worker import restored
+from .save.savers import SAVERS
+from .save.worker import SaveWorker
 from .workloads import Workload
 
 SAVED = {

@@ -12,13 +12,13 @@ import pytest
 ROOT = Path(__file__).parents[2]
 sys.path.append(str(ROOT))  # the program isn't part of the package
 
-from benchmarks.outcomes import Outcome, Row  # noqa: E402
-from benchmarks.report import size, table  # noqa: E402
-from benchmarks.worker import Sample  # noqa: E402
+from benchmarks.measure.sample import Sample  # noqa: E402
+from benchmarks.report.outcomes import Outcome, Row  # noqa: E402
+from benchmarks.report.tables import size, table  # noqa: E402
 
 LIAR = """
 from benchmarks.__main__ import main
-from benchmarks.libraries import LIBRARIES, Library, _templax
+from benchmarks.restore.libraries import LIBRARIES, Library, _templax
 
 
 def _liar(job):
@@ -42,7 +42,7 @@ if __name__ == "__main__":
 
 SAVING_LIAR = """
 from benchmarks.saving import main
-from benchmarks.savers import SAVERS, Saver, _orbax_pytree
+from benchmarks.save.savers import SAVERS, Saver, _orbax_pytree
 
 
 def _liar(tree):

@@ -2,55 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
-from . import limits
-from .workloads import PyTree, Workload, named
-
-Restore = Callable[[], PyTree]
-
-
-@dataclass(frozen=True)
-class Job:
-    """One workload as one library gets it.
-
-    Attributes:
-        path: The file or directory to restore.
-        workload: What is asked.
-        scale: Of the workload.
-        uncast: Ask for the dtypes in the file.
-        notes: A library may say how it did it; printed below the table.
-    """
-
-    path: Path
-    workload: Workload
-    scale: float
-    uncast: bool = False
-    notes: list[str] = field(default_factory=list)
-
-    @functools.cached_property
-    def stored(self) -> PyTree:
-        """The whole tree in the file, abstract."""
-        return self.workload.stored(self.scale)
-
-    @functools.cached_property
-    def template(self) -> PyTree:
-        """What is asked for, abstract. Needs JAX, so that the process from its start builds it."""
-        return self.stored if self.uncast else self.workload.wanted(self.stored)
-
-    @property
-    def nbytes(self) -> int:
-        """Of what is asked for."""
-        return sum(leaf.size * leaf.dtype.itemsize for leaf in named(self.template).values())
-
-    @functools.cached_property
-    def plain(self) -> bool:
-        """The tree as it is in the file, on one device: libraries without options suffice."""
-        return self.workload.devices == 1 and self.stored is self.template
+from ..jobs import Job, Restore
+from ..limits import restore as limits
+from ..workloads import PyTree, Workload, named
 
 
 @dataclass(frozen=True)

@@ -6,14 +6,11 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from . import limits
-from .files import WRITERS
-from .workloads import PyTree
-
-Save = Callable[[Path], Callable[[], Any] | None]
-"""Saves to a path. If something goes on behind it, it gives what waits for the end of that."""
+from ..files import WRITERS
+from ..jobs import Save
+from ..limits import save as limits
+from ..workloads import PyTree
 
 
 @dataclass(frozen=True)

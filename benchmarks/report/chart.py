@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from html import escape
 
 from .outcomes import Outcome, Row, Summary
-from .report import size
+from .tables import size
 
 _WIDTH, _LEFT, _RIGHT = 860, 150, 90
 _ROW, _GAP, _TOP = 20, 40, 100

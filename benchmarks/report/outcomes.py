@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .files import files_under
-from .worker import Sample
+from ..files import files_under
+from ..measure.sample import Sample
 
 
 class Summary(NamedTuple):

@@ -1,7 +1,8 @@
 """A restore as the whole life of a process.
 
-`python -m benchmarks.fresh DIR SCALE WORKLOAD LIBRARY [check]` prints what only the process itself
-knows, as lines of /proc. Whoever starts it takes the time.
+    python -m benchmarks.restore.fresh DIR SCALE WORKLOAD LIBRARY [check]
+
+Prints the lines of /proc that only the process itself can read. Whoever starts it takes the time.
 """
 
 from __future__ import annotations
@@ -9,8 +10,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from .libraries import LIBRARIES, Job
-from .workloads import WORKLOADS
+from ..jobs import Job
+from ..workloads import WORKLOADS
+from .libraries import LIBRARIES
 
 
 def main(directory: str, scale: str, name: str, library: str, check: str = "") -> None:
@@ -24,7 +26,7 @@ def main(directory: str, scale: str, name: str, library: str, check: str = "") -
     jax.block_until_ready(tree)
     facts = Path("/proc/self/status").read_text(), Path("/proc/self/io").read_text()
     if check and not peer.limit:
-        from .worker import Wrong, compare
+        from ..measure.compare import Wrong, compare
 
         try:
             compare(Path(directory), tree, job)
