@@ -1,4 +1,4 @@
-"""What a library is given to restore or to save, and the call that it gives back."""
+"""What a library is given to restore or to save, and the timed call that it returns."""
 
 from __future__ import annotations
 
@@ -8,48 +8,48 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .workloads import PyTree, Workload, named
+from .workloads import PyTree, Workload, count_bytes
 
 Restore = Callable[[], PyTree]
 
 Save = Callable[[Path], Callable[[], Any] | None]
-"""Saves to a path. If something goes on behind it, it gives what waits for the end of that."""
+"""Saves to a path. A save in the background returns a function that waits for its end."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """One workload as one library gets it.
+    """One workload for one library to restore.
 
     Attributes:
         path: The file or directory to restore.
-        workload: What is asked.
-        scale: Of the workload.
-        uncast: Ask for the dtypes in the file.
-        notes: A library may say how it did it; printed below the table.
+        workload: What to restore.
+        scale: The scale of the workload.
+        keep_dtypes: Ask for the dtypes in the file.
+        notes: Filled by a library that has something to say about its run; printed below the table.
     """
 
     path: Path
     workload: Workload
     scale: float
-    uncast: bool = False
+    keep_dtypes: bool = False
     notes: list[str] = field(default_factory=list)
 
     @functools.cached_property
     def stored(self) -> PyTree:
         """The whole tree in the file, abstract."""
-        return self.workload.stored(self.scale)
+        return self.workload.make_stored(self.scale)
 
     @functools.cached_property
     def template(self) -> PyTree:
-        """What is asked for, abstract. Needs JAX, so that the process from its start builds it."""
-        return self.stored if self.uncast else self.workload.wanted(self.stored)
+        """What to restore, abstract. Imports JAX, hence built on first use."""
+        return self.stored if self.keep_dtypes else self.workload.make_template(self.stored)
 
     @property
     def nbytes(self) -> int:
-        """Of what is asked for."""
-        return sum(leaf.size * leaf.dtype.itemsize for leaf in named(self.template).values())
+        """Bytes of the result."""
+        return count_bytes(self.template)
 
     @functools.cached_property
-    def plain(self) -> bool:
-        """The tree as it is in the file, on one device: libraries without options suffice."""
+    def is_plain(self) -> bool:
+        """Whether the whole tree is asked for as it is in the file, on one device."""
         return self.workload.devices == 1 and self.stored is self.template

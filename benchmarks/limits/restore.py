@@ -1,7 +1,7 @@
-"""Parts of a restore, each done with nothing around it.
+"""Parts of a restore. Each is opened for a job, untimed, and returns the call that is timed.
 
-They go into memory that was touched before: first touch costs a library that allocates, and not one
-that can do without.
+They write to memory that has been touched: page faults cost a library that allocates, but a library
+might do without.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from ..files import files_under
+from ..files import list_files
 from ..jobs import Job
-from ..workloads import named
-from .threads import PIECE, shared, touched
+from ..workloads import name_leaves
+from .threads import PIECE, allocate_touched, share_tasks
 
-_GAP = 64 << 10
-"""Bytes that are read for nothing rather than with another call."""
+_MAX_GAP = 64 << 10
+"""Up to so many unneeded bytes are read where this joins two ranges into one."""
 
 
-def pread(job: Job) -> Callable[[], None]:
-    """Reads the bytes that the restore can't do without, in pieces, with all threads."""
-    extents = [(os.open(file, os.O_RDONLY), start, stop) for file, start, stop in _ranges(job)]
-    buffer = memoryview(touched(sum(stop - start for _, start, stop in extents)))
+def open_pread(job: Job) -> Callable[[], None]:
+    """Reads the bytes that every restore needs, in pieces, with all threads."""
+    ranges = [(os.open(file, os.O_RDONLY), start, stop) for file, start, stop in _list_ranges(job)]
+    buffer = memoryview(allocate_touched(sum(stop - start for _, start, stop in ranges)))
     pieces, at = [], 0
-    for fd, start, stop in extents:
+    for fd, start, stop in ranges:
         for offset in range(start, stop, PIECE):
             nbytes = min(PIECE, stop - offset)
             pieces.append((fd, offset, buffer[at : at + nbytes]))
@@ -39,33 +39,32 @@ def pread(job: Job) -> Callable[[], None]:
             if os.preadv(fd, [into], offset) != len(into):
                 raise EOFError(f"Expected {len(into)} bytes at {offset}, got fewer")
 
-    return shared(read, pieces)
+    return share_tasks(read, pieces)
 
 
-def decode(job: Job) -> Callable[[], None]:
-    """Decodes the zstd chunks that the restore needs, from memory, by the fastest binding."""
+def open_decode(job: Job) -> Callable[[], None]:
+    """Decodes the zstd chunks that every restore needs, from memory, with the fastest binding."""
     import numpy as np
 
-    root = job.path  # a file is its own only object, of the empty key
-    jobs = []
-    for chunk, itemsize in _chunks(job):
+    chunks = []
+    for chunk, itemsize in _list_chunks(job):
         if chunk.codecs != ("zstd",):
             raise NotImplementedError(f"nothing to decode: codecs {list(chunk.codecs)}")
         extent = chunk.extent
         data = extent.inline
         if data is None:
-            with (root / extent.key).open("rb") as file:
+            with (job.path / extent.key).open("rb") as file:
                 file.seek(extent.start)
                 data = file.read(extent.nbytes)
-        jobs.append((data, math.prod(stop - start for start, stop in chunk.box) * itemsize))
-    jobs.sort(key=lambda job: -job[1])  # the longest first, so that no thread ends alone
-    buffer, at, tasks = touched(sum(nbytes for _, nbytes in jobs)), 0, []
-    for data, nbytes in jobs:
+        chunks.append((data, math.prod(stop - start for start, stop in chunk.box) * itemsize))
+    chunks.sort(key=lambda chunk: -chunk[1])  # largest first, so that the threads end together
+    buffer, at, tasks = allocate_touched(sum(nbytes for _, nbytes in chunks)), 0, []
+    for data, nbytes in chunks:
         tasks.append((np.frombuffer(data, np.uint8), buffer[at : at + nbytes]))
         at += nbytes
     times = {}
-    for name, decoder in _bindings().items():
-        run = shared(decoder, tasks)
+    for name, decoder in _find_decoders().items():
+        run = share_tasks(decoder, tasks)
         run()
         begin = time.perf_counter()
         run()
@@ -75,51 +74,54 @@ def decode(job: Job) -> Callable[[], None]:
     return times[best][1]
 
 
-def put(job: Job) -> Callable[[], Any]:
-    """One `device_put` that copies: JAX on CPU aliases aligned memory, which costs nothing."""
+def open_put(job: Job) -> Callable[[], Any]:
+    """One `device_put` of as many bytes, unaligned so that it copies.
+
+    JAX on CPU aliases aligned memory, which takes no time.
+    """
     import jax
 
     nbytes = job.nbytes
-    buffer = touched(nbytes + 128)
+    buffer = allocate_touched(nbytes + 128)
     start = -buffer.ctypes.data % 64 + 16
     host = buffer[start : start + nbytes]
     return lambda: jax.device_put(host)
 
 
-def floor(job: Job) -> Callable[[], Any]:
-    """Of a process from its start: JAX imported, one array placed."""
+def open_floor(job: Job) -> Callable[[], Any]:
+    """Imports JAX and places one array: the least that a whole process can do."""
     import jax
     import numpy as np
 
     if not job.workload.fresh:
-        raise NotImplementedError("measures processes from their start")
+        raise NotImplementedError("measures whole processes only")
     return lambda: jax.device_put(np.zeros(8))
 
 
-def _chunks(job: Job) -> list[tuple[Any, int]]:
-    """The chunks of the leaves that the job wants, each with the bytes of a stored element."""
+def _list_chunks(job: Job) -> list[tuple[Any, int]]:
+    """The chunks of the leaves that the job asks for, each with its stored itemsize."""
     import templax as tx
 
-    wanted = named(job.template)
+    wanted = name_leaves(job.template)
     catalog = tx.open(job.path)
     entries = [entry for entry in catalog.entries if entry.name in wanted]
     found = catalog.locate(entries)
     return [(chunk, e.dtype.itemsize) for e in entries for chunk in found[e.name]]
 
 
-def _ranges(job: Job) -> list[tuple[Path, int, int]]:
-    """File, start, stop of what must be read: chunks, joined where only a little is in between.
+def _list_ranges(job: Job) -> list[tuple[Path, int, int]]:
+    """File, start and stop of each range to read; chunks close to each other are one range.
 
-    An index that holds chunks itself counts as a whole. So do all files where templax is no help.
+    An index that holds chunks counts as a whole. So does every file that templax can't open.
     """
     import templax as tx
 
     try:
-        extents = [chunk.extent for chunk, _ in _chunks(job)]
+        extents = [chunk.extent for chunk, _ in _list_chunks(job)]
     except tx.TemplaxError as error:
         job.notes.append(f"limit-pread reads whole files ({type(error).__name__})")
-        return [(file, 0, file.stat().st_size) for file in files_under(job.path)]
-    root = job.path
+        return [(file, 0, file.stat().st_size) for file in list_files(job.path)]
+    root = job.path  # for a checkpoint of one file the keys are empty, so that this is the file
     sizes = {key: (root / key).stat().st_size for key in {extent.key for extent in extents}}
     spans = sorted(
         {
@@ -129,32 +131,33 @@ def _ranges(job: Job) -> list[tuple[Path, int, int]]:
     )
     joined: list[tuple[str, int, int]] = []
     for key, start, stop in spans:
-        if joined and joined[-1][0] == key and start - joined[-1][2] <= _GAP:
+        if joined and joined[-1][0] == key and start - joined[-1][2] <= _MAX_GAP:
             key, start, stop = key, joined[-1][1], max(stop, joined[-1][2])
             joined.pop()
         joined.append((key, start, stop))
     return [(root / key, start, stop) for key, start, stop in joined]
 
 
-def _bindings() -> dict[str, Callable[[Iterator[Any]], None]]:
-    """Name → decodes (compressed, into) pairs."""
+def _find_decoders() -> dict[str, Callable[[Iterator[Any]], None]]:
+    """Name → a function that decodes (compressed, into) pairs."""
     import zstandard
 
-    def by_zstandard(todo: Iterator[Any]) -> None:
+    def decode_with_zstandard(todo: Iterator[Any]) -> None:
         decompressor = zstandard.ZstdDecompressor()
         for data, into in todo:
             if decompressor.stream_reader(data).readinto(into) != len(into):
                 raise EOFError(f"Expected {len(into)} decoded bytes, got fewer")
 
-    found = {"zstandard": by_zstandard}
+    decoders = {"zstandard": decode_with_zstandard}
     try:
-        with warnings.catch_warnings(record=True):  # it warns of its own checksums, filters or not
+        # On import it warns about its own checksums, whatever the filters say.
+        with warnings.catch_warnings(record=True):
             from numcodecs.zstd import decompress
     except ImportError:
-        return found
+        return decoders
 
-    def by_numcodecs(todo: Iterator[Any]) -> None:
+    def decode_with_numcodecs(todo: Iterator[Any]) -> None:
         for data, into in todo:
             decompress(data, into)
 
-    return {**found, "numcodecs": by_numcodecs}
+    return {**decoders, "numcodecs": decode_with_numcodecs}

@@ -1,4 +1,4 @@
-"""Work shared out over threads, and memory that was touched before."""
+"""Tasks shared among threads, and memory that has been touched."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 PIECE = 8 << 20
-"""Bytes of one call: large enough that its call costs nothing, small enough to share out."""
+"""Bytes per call: large enough to make a call's own cost negligible, small enough to share."""
 
 
-def threads() -> int:
-    """As many as templax takes by default."""
+def count_threads() -> int:
+    """As many as templax uses by default."""
     return min(8, len(os.sched_getaffinity(0)))
 
 
-def touched(nbytes: int) -> Any:
+def allocate_touched(nbytes: int) -> Any:
+    """Bytes whose pages are already mapped, so that writing to them causes no page faults."""
     import numpy as np
 
     buffer = np.empty(nbytes, np.uint8)
@@ -25,12 +26,17 @@ def touched(nbytes: int) -> Any:
     return buffer
 
 
-def shared(work: Callable[[Iterator[Any]], None], tasks: list[Any]) -> Callable[[], None]:
-    """All tasks by all threads, each of which takes the next when it is free."""
+def share_tasks(work: Callable[[Iterator[Any]], None], tasks: list[Any]) -> Callable[[], None]:
+    """A call that runs all tasks in all threads; each thread takes the next task when it is free.
+
+    Args:
+        work: Runs in each thread, on an iterator that all threads share.
+        tasks: What that iterator yields.
+    """
 
     def run() -> None:
-        todo = iter(tasks)  # of a list: `next` on it is atomic
-        for done in [_pool().submit(work, todo) for _ in range(threads())]:
+        todo = iter(tasks)  # `next` on a list iterator is atomic
+        for done in [_pool().submit(work, todo) for _ in range(count_threads())]:
             done.result()
 
     return run
@@ -38,4 +44,4 @@ def shared(work: Callable[[Iterator[Any]], None], tasks: list[Any]) -> Callable[
 
 @functools.cache
 def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads())
+    return ThreadPoolExecutor(count_threads())

@@ -1,4 +1,4 @@
-"""Results held to what was saved."""
+"""Compares results with what was saved."""
 
 from __future__ import annotations
 
@@ -10,53 +10,62 @@ from pathlib import Path
 from typing import Any
 
 from ..jobs import Job
-from ..workloads import PyTree, named
+from ..workloads import PyTree, name_leaves
 
 
-class Wrong(Exception):
-    """A result that is not what was saved."""
+class WrongResult(Exception):
+    """A result that differs from what was saved."""
 
 
-def compare(directory: Path, tree: PyTree, job: Job) -> None:
-    """Holds a result to what was saved: names, dtypes, shapes, shardings, hashes of the bytes.
+def compare_result(directory: Path, tree: PyTree, job: Job) -> None:
+    """Compares names, dtypes, shapes, shardings and hashes of the bytes with what was saved.
 
     Raises:
-        Wrong: Names a leaf.
+        WrongResult: They differ; the message names a leaf.
     """
     import jax
 
-    found, wanted = named(tree), named(job.template)
+    found, wanted = name_leaves(tree), name_leaves(job.template)
     for name, leaf in found.items():
         if not isinstance(leaf, jax.Array):
-            raise Wrong(f"{name} is a {type(leaf).__name__}")
+            raise WrongResult(f"{name} is a {type(leaf).__name__}")
         sharding = wanted[name].sharding if name in wanted else leaf.sharding
         if not leaf.sharding.is_equivalent_to(sharding, leaf.ndim):
-            raise Wrong(f"{name} has sharding {leaf.sharding}, asked for {sharding}")
-    expected = json.loads(_expected(directory, job.uncast).read_text())
-    if wrong := {key for key, _ in _hashes(found).items() ^ expected.items()}:
-        raise Wrong(f"{len(wrong)} leaves differ from what was saved: {min(wrong)}")
+            raise WrongResult(f"{name} has sharding {leaf.sharding}, asked for {sharding}")
+    expected = json.loads(_locate_hashes(directory, job.keep_dtypes).read_text())
+    if wrong := {key for key, _ in _hash_leaves(found).items() ^ expected.items()}:
+        raise WrongResult(f"{len(wrong)} leaves differ from what was saved: {min(wrong)}")
 
 
-def _expected(directory: Path, uncast: bool) -> Path:
-    return directory / ("stored.json" if uncast else "asked.json")
+def write_expected(directory: Path, tree: PyTree, template: PyTree, *, keep_dtypes: bool) -> None:
+    """Writes the hashes that results are compared with.
 
-
-def expect(directory: Path, tree: PyTree, template: PyTree, *, uncast: bool) -> None:
+    Args:
+        directory: Where `compare_result` looks for them.
+        tree: The expected result.
+        template: What it is restored through.
+        keep_dtypes: Whether this is the result of jobs with `keep_dtypes`.
+    """
     import jax
 
     assert [leaf.dtype for leaf in jax.tree.leaves(tree)] == [
         leaf.dtype for leaf in jax.tree.leaves(template)
     ]
-    _expected(directory, uncast).write_text(json.dumps(_hashes(named(tree))))
+    hashes = _hash_leaves(name_leaves(tree))
+    _locate_hashes(directory, keep_dtypes).write_text(json.dumps(hashes))
 
 
-def _hashes(leaves: dict[str, Any]) -> dict[str, str]:
+def _locate_hashes(directory: Path, keep_dtypes: bool) -> Path:
+    return directory / ("stored.json" if keep_dtypes else "asked.json")
+
+
+def _hash_leaves(leaves: dict[str, Any]) -> dict[str, str]:
     """Name → dtype, shape and hash of the bytes."""
     import numpy as np
 
-    def described(leaf: Any) -> str:
+    def hash_leaf(leaf: Any) -> str:
         digest = hashlib.sha256(np.asarray(leaf).reshape(-1).view(np.uint8)).hexdigest()
         return f"{leaf.dtype}{leaf.shape} {digest}"
 
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        return dict(zip(leaves, pool.map(described, leaves.values()), strict=True))
+        return dict(zip(leaves, pool.map(hash_leaf, leaves.values()), strict=True))

@@ -1,56 +1,40 @@
-"""The processes that measure, from both ends of the pipe.
+"""The processes that measure, seen from both ends of the pipe.
 
-They answer with `(word, ...)`; what ends one of them comes as `("failed", reason)`, or as
-`("wrong", reason)` when a result is not what was saved.
+A child answers with `(word, ...)`. An error ends it with `("failed", reason)`, or with `("wrong",
+reason)` if a result differs from what was saved.
 """
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import multiprocessing
 import os
 import traceback
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Generator
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from ..workloads import Workload
-from .compare import Wrong
+from .compare import WrongResult
+from .sample import read_status, trim_heap
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
-class Failed(Exception):
-    """A library that could not do it: what it said."""
+class LibraryError(Exception):
+    """A library failed; the message is what it said."""
 
 
-class Opened:
-    """A library in a process that imports once and does many times what it is asked.
+class ChildProcess:
+    """A spawned process and the pipe to it.
 
-    Attributes:
-        nbytes: Of the tree.
-        notes: What the library says of itself.
+    Args:
+        target: What it runs, with its end of the pipe as the first argument.
+        args: The other arguments.
     """
-
-    _serve: staticmethod[..., None]
-
-    def __init__(self, directory: Path, workload: Workload, scale: float, library: str) -> None:
-        self._child = Child(self._serve, directory, workload.name, scale, library)
-        self.nbytes = 0
-        self.notes: list[str] = []
-
-    def open(self) -> None:
-        """Warms up and prepares. Of all workers the first half runs at once, the second alone."""
-        self._child.answer("warm")
-        self._child.pipe.send("open")
-        _, self.nbytes, self.notes = self._child.answer("ready")
-
-    def close(self) -> None:
-        self._child.end("stop")
-
-
-class Child:
-    """A spawned process and the pipe to it."""
 
     def __init__(self, target: Callable[..., None], *args: object) -> None:
         context = multiprocessing.get_context("spawn")
@@ -59,20 +43,26 @@ class Child:
         self._process.start()
         theirs.close()
 
-    def answer(self, expected: str) -> tuple[Any, ...]:
+    def receive(self, expected: str) -> tuple[Any, ...]:
+        """Waits for an answer that begins with the word `expected`.
+
+        Raises:
+            WrongResult: A result differs from what was saved.
+            LibraryError: Anything else ended the process.
+        """
         try:
             answer = self.pipe.recv()
         except EOFError:
             self._process.join()
-            raise Failed(f"died with exit code {self._process.exitcode}") from None
+            raise LibraryError(f"died with exit code {self._process.exitcode}") from None
         if answer[0] == "wrong":
-            raise Wrong(answer[1])
+            raise WrongResult(answer[1])
         if answer[0] != expected:
-            raise Failed(answer[1])
+            raise LibraryError(answer[1])
         return answer
 
-    def anon(self) -> int:
-        """Resident bytes that no file backs; 0 when the process is gone."""
+    def read_anon(self) -> int:
+        """Resident bytes that no file backs; 0 if the process is gone."""
         try:
             fields = Path(f"/proc/{self._process.pid}/statm").read_text().split()
         except (FileNotFoundError, ProcessLookupError):
@@ -80,7 +70,7 @@ class Child:
         return (int(fields[1]) - int(fields[2])) * _PAGE if fields else 0
 
     def end(self, command: str | None = None) -> None:
-        """Asks it to stop, or, if it does not listen, stops it."""
+        """Sends a last command and waits; terminates a process that does not end by itself."""
         try:
             if command is not None:
                 self.pipe.send(command)
@@ -93,34 +83,101 @@ class Child:
         self.pipe.close()
 
 
-class Answers:
-    """Sends what ends a worker as a line of text: the exception may not pickle."""
+class Worker:
+    """A library in a process that imports it once and then runs many commands.
 
-    def __init__(self, pipe: Connection, workload: Workload) -> None:
-        self.pipe = pipe
-        self.devices = workload.devices
+    Subclasses name the function that the process runs, which calls `serve_commands`.
 
-    def __enter__(self) -> None:
-        os.environ["XLA_FLAGS"] = xla_flags(self.devices)
+    Attributes:
+        nbytes: Bytes of the tree; known once open.
+        notes: What the library says about its run.
+    """
 
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
-        if isinstance(error, Exception):
-            if os.environ.get("BENCHMARKS_TRACEBACK"):
-                traceback.print_exception(error)
-            self.pipe.send(said(error))
-        return isinstance(error, Exception)
+    _serve: staticmethod[..., None]
+
+    def __init__(self, directory: Path, workload: Workload, scale: float, library: str) -> None:
+        self._child = ChildProcess(self._serve, directory, workload.name, scale, library)
+        self.nbytes = 0
+        self.notes: list[str] = []
+
+    def open(self) -> None:
+        """Waits for the warm-up, which all workers do at once, then prepares the workload alone."""
+        self._child.receive("warm")
+        self._child.pipe.send("open")
+        _, self.nbytes, self.notes = self._child.receive("ready")
+
+    def close(self) -> None:
+        self._child.end("stop")
 
 
-def said(error: Exception) -> tuple[str, str]:
-    """An exception as an answer: its first line, which tables have room for."""
-    if isinstance(error, Wrong):
+class Session(Protocol):
+    """What the child of a `Worker` does at each command."""
+
+    def warm_up(self) -> None:
+        """Does a small piece of work of the same kind, so that imports are done."""
+        ...
+
+    def open(self) -> tuple[int, list[str]]:
+        """Prepares the workload.
+
+        Returns:
+            Bytes of the tree, and the notes of the library.
+        """
+        ...
+
+    def run(self, command: str, rss: int) -> None:
+        """Runs a command and sends its answers.
+
+        Args:
+            command: What the parent sent.
+            rss: Resident bytes of the process before its first command.
+        """
+        ...
+
+
+def serve_commands(pipe: Connection, workload: Workload, session: Session) -> None:
+    """Warms up, prepares the workload at the command "open", then runs commands until "stop"."""
+    with report_errors(pipe, workload):
+        session.warm_up()
+        pipe.send(("warm",))
+        if pipe.recv() == "stop":
+            return
+        nbytes, notes = session.open()
+        gc.collect()
+        trim_heap()
+        rss = read_status("VmRSS")
+        pipe.send(("ready", nbytes, notes))
+        while (command := pipe.recv()) != "stop":
+            session.run(command, rss)
+
+
+@contextlib.contextmanager
+def report_errors(pipe: Connection, workload: Workload) -> Generator[None]:
+    """Sends the error that ends a child, as text because exceptions may not pickle.
+
+    Before that, gives the process the workload's devices and silences warnings.
+    """
+    os.environ["XLA_FLAGS"] = make_xla_flags(workload.devices)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except Exception as error:  # noqa: BLE001  (whatever a library raises is an answer)
+        if os.environ.get("BENCHMARKS_TRACEBACK"):
+            traceback.print_exception(error)
+        pipe.send(_describe_error(error))
+
+
+def _describe_error(error: Exception) -> tuple[str, str]:
+    """An exception as an answer: only its first line, to fit in a table."""
+    if isinstance(error, WrongResult):
         return "wrong", str(error)
     first = str(error).strip().partition("\n")[0]
     return "failed", f"{type(error).__name__}: {first}"[:200]
 
 
-def xla_flags(devices: int) -> str:
-    """XLA_FLAGS for a process with so many simulated CPU devices, to be set before JAX starts."""
+def make_xla_flags(devices: int) -> str:
+    """`XLA_FLAGS` for so many simulated CPU devices; to be set before JAX is imported."""
     force = "--xla_force_host_platform_device_count"
     flags = [f for f in os.environ.get("XLA_FLAGS", "").split() if not f.startswith(force)]
     return " ".join([*flags, f"{force}={devices}"])

@@ -1,8 +1,8 @@
-"""A restore as the whole life of a process.
+"""One restore as a whole process.
 
     python -m benchmarks.restore.fresh DIR SCALE WORKLOAD LIBRARY [check]
 
-Prints the lines of /proc that only the process itself can read. Whoever starts it takes the time.
+Prints what /proc says about the process. The parent measures the time.
 """
 
 from __future__ import annotations
@@ -10,15 +10,13 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from ..jobs import Job
 from ..workloads import WORKLOADS
 from .libraries import LIBRARIES
 
 
 def main(directory: str, scale: str, name: str, library: str, check: str = "") -> None:
-    peer, workload = LIBRARIES[library], WORKLOADS[name]
-    path = Path(directory, f"{name}.{peer.kind(workload)}")
-    job = Job(path, workload, float(scale), peer.uncast)
+    peer = LIBRARIES[library]
+    job = peer.make_job(Path(directory), WORKLOADS[name], float(scale))
     tree = peer.open(job)()
 
     import jax
@@ -26,11 +24,11 @@ def main(directory: str, scale: str, name: str, library: str, check: str = "") -
     jax.block_until_ready(tree)
     facts = Path("/proc/self/status").read_text(), Path("/proc/self/io").read_text()
     if check and not peer.limit:
-        from ..measure.compare import Wrong, compare
+        from ..measure.compare import WrongResult, compare_result  # not in timed samples
 
         try:
-            compare(Path(directory), tree, job)
-        except Wrong as error:
+            compare_result(Path(directory), tree, job)
+        except WrongResult as error:
             sys.exit(f"wrong: {error}")
     print("\n".join(facts))
 

@@ -1,4 +1,4 @@
-"""A process for each restore."""
+"""A new process for each restore, measured as a whole."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import sys
 import time
 from pathlib import Path
 
-from ..measure.compare import Wrong
-from ..measure.processes import Failed, xla_flags
+from ..measure.compare import WrongResult
+from ..measure.processes import LibraryError, make_xla_flags
 from ..measure.sample import Sample
 from ..workloads import Workload
-from .worker import Worker
+from .worker import RestoreWorker
 
 ROOT = Path(__file__).parents[2]
 
 
 class FreshWorker:
-    """A library that gets a new process for each restore; all of its life counts."""
+    """Used like a `RestoreWorker`; each sample is a process from its start to its exit."""
 
     def __init__(self, directory: Path, workload: Workload, scale: float, library: str) -> None:
         self._command = [
@@ -30,13 +30,13 @@ class FreshWorker:
         self._env = {
             **os.environ,
             "PYTHONPATH": os.pathsep.join(path),
-            "XLA_FLAGS": xla_flags(workload.devices),
+            "XLA_FLAGS": make_xla_flags(workload.devices),
         }
         self.nbytes = 0
         self.notes: list[str] = []
 
     def open(self) -> None:
-        pass
+        """Nothing to prepare: nothing outlives a sample."""
 
     def time(self) -> Sample:
         return self._run()
@@ -48,7 +48,7 @@ class FreshWorker:
         pass
 
     def _run(self, *options: str) -> Sample:
-        usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         begin = time.perf_counter()
         done = subprocess.run(
             [*self._command, *options], env=self._env, capture_output=True, text=True, check=False
@@ -57,10 +57,10 @@ class FreshWorker:
         if done.returncode:
             last = done.stderr.strip().rpartition("\n")[2]
             if last.startswith("wrong: "):
-                raise Wrong(last.removeprefix("wrong: "))
-            raise Failed(last or f"exit code {done.returncode}")
+                raise WrongResult(last.removeprefix("wrong: "))
+            raise LibraryError(last or f"exit code {done.returncode}")
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        cpu_s = after.ru_utime + after.ru_stime - usage.ru_utime - usage.ru_stime
+        cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
         facts = dict(line.split(":", 1) for line in done.stdout.splitlines() if ":" in line)
         peak, anon = (1024 * int(facts[key].split()[0]) for key in ("VmHWM", "RssAnon"))
         return Sample(
@@ -69,8 +69,8 @@ class FreshWorker:
         )
 
 
-def worker_for(
+def start_worker(
     directory: Path, workload: Workload, scale: float, library: str
-) -> Worker | FreshWorker:
-    kind = FreshWorker if workload.fresh else Worker
+) -> RestoreWorker | FreshWorker:
+    kind = FreshWorker if workload.fresh else RestoreWorker
     return kind(directory, workload, scale, library)

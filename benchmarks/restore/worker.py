@@ -1,128 +1,138 @@
-"""The process in which a library restores, from both ends of the pipe."""
+"""The process in which a library restores, seen from both ends of the pipe."""
 
 from __future__ import annotations
 
-import gc
 import os
-import warnings
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from ..files import file_of, files_under
+from ..files import list_files, locate_checkpoint
 from ..jobs import Job
-from ..measure.compare import compare
-from ..measure.processes import Answers, Child, Opened
-from ..measure.sample import Sample, measure, status, trim
+from ..measure.compare import compare_result
+from ..measure.processes import ChildProcess, Worker, report_errors, serve_commands
+from ..measure.sample import Sample, measure_call
 from ..workloads import WARM_UP, WORKLOADS, Workload
-from .libraries import LIBRARIES, Library
+from .libraries import LIBRARIES
 
-_TICK_S = 0.002
-"""Between two looks at a worker's anonymous memory."""
-
-
-def job_for(directory: Path, workload: Workload, scale: float, library: Library) -> Job:
-    path = file_of(directory, workload, library.kind(workload))
-    return Job(path, workload, scale, library.uncast)
+_POLL_S = 0.002
+"""Between two readings of a worker's anonymous memory."""
 
 
-def serve(pipe: Connection, directory: Path, name: str, scale: float, library: str) -> None:
-    """Restores at each command: `"check"` compares the result, `"time"` does not, `"stop"` ends.
+class _RestoreSession:
+    """Restores at each command; "check" also compares the result, "time" does not."""
 
-    Before that it warms up, and at the first command, `"open"`, prepares the workload.
-    """
-    workload = WORKLOADS[name]
-    with Answers(pipe, workload), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        peer = LIBRARIES[library]
-        if not peer.limit:
-            import jax
+    def __init__(
+        self, pipe: Connection, directory: Path, workload: Workload, scale: float, library: str
+    ) -> None:
+        self._pipe = pipe
+        self._directory = directory
+        self._workload = workload
+        self._scale = scale
+        self._library = LIBRARIES[library]
 
-            warm_up = job_for(directory, replace(WARM_UP, kind=workload.kind), scale, peer)
-            _ = warm_up.template
-            jax.block_until_ready(peer.open(warm_up)())
-        pipe.send(("warm",))
-        if pipe.recv() == "stop":
+    def warm_up(self) -> None:
+        """Restores a small checkpoint of the kind that will be measured. Limits have none."""
+        if self._library.limit:
             return
-        job = job_for(directory, workload, scale, peer)
-        nbytes = job.nbytes
-        restore = peer.open(job)
-        if peer.limit:
-            measure(restore, 0)  # it had no warm-up
-        gc.collect()
-        trim()
-        rss = status("VmRSS")
-        pipe.send(("ready", nbytes, job.notes))
-        while (command := pipe.recv()) != "stop":
-            tree, sample = measure(restore, rss)
-            pipe.send(("sample", sample))
-            if command == "check" and not peer.limit:
-                compare(directory, tree, job)
-            if command == "check":
-                pipe.send(("checked",))
-            del tree
+        import jax
+
+        small = replace(WARM_UP, kind=self._workload.kind)
+        job = self._library.make_job(self._directory, small, self._scale)
+        jax.block_until_ready(self._library.open(job)())
+
+    def open(self) -> tuple[int, list[str]]:
+        self._job = self._library.make_job(self._directory, self._workload, self._scale)
+        nbytes = self._job.nbytes
+        self._restore = self._library.open(self._job)
+        if self._library.limit:
+            measure_call(self._restore, 0)  # in place of a warm-up
+        return nbytes, self._job.notes
+
+    def run(self, command: str, rss: int) -> None:
+        tree, sample = measure_call(self._restore, rss)
+        self._pipe.send(("sample", sample))
+        if command == "check":
+            if not self._library.limit:
+                compare_result(self._directory, tree, self._job)
+            self._pipe.send(("checked",))
 
 
-def restore_once(
-    pipe: Connection, directory: Path, name: str, scale: float, library: str, path: Path
+def _serve_restores(
+    pipe: Connection, directory: Path, name: str, scale: float, library: str
 ) -> None:
-    """Compares what a save left with what it was given."""
     workload = WORKLOADS[name]
-    with Answers(pipe, workload), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        job = Job(path, workload, scale, uncast=True)
-        compare(directory, LIBRARIES[library].open(job)(), job)
-        pipe.send(("checked",))
+    session = _RestoreSession(pipe, directory, workload, scale, library)
+    serve_commands(pipe, workload, session)
 
 
-class Worker(Opened):
+class RestoreWorker(Worker):
     """A library that restores."""
 
-    _serve = staticmethod(serve)
+    _serve = staticmethod(_serve_restores)
 
     def open(self) -> None:
         super().open()
-        self._anon = self._child.anon()
+        self._anon = self._child.read_anon()
 
     def time(self) -> Sample:
         self._child.pipe.send("time")
-        return self._child.answer("sample")[1]
+        return self._child.receive("sample")[1]
 
     def check(self) -> Sample:
-        """Restores, compares, and meanwhile looks at the anonymous memory.
+        """Restores and compares, and polls the anonymous memory of the process meanwhile.
 
-        From outside: a thread in the process would wait while a library holds the GIL. And not in
-        timed samples: there are no cores to spare.
+        The parent polls because a thread in the child would wait for the GIL. Timed samples are not
+        polled, since that would take time from a core.
         """
         self._child.pipe.send("check")
         peak = self._anon
-        while not self._child.pipe.poll(_TICK_S):
-            peak = max(peak, self._child.anon())
-        sample = self._child.answer("sample")[1]
-        self._child.answer("checked")
+        while not self._child.pipe.poll(_POLL_S):
+            peak = max(peak, self._child.read_anon())
+        sample = self._child.receive("sample")[1]
+        self._child.receive("checked")
         return replace(sample, peak_anon_bytes=peak - self._anon)
 
 
-def restored(directory: Path, workload: Workload, scale: float, library: str, path: Path) -> None:
-    """Has a library restore a checkpoint in a process of its own, and compares the result.
+def check_checkpoint(
+    directory: Path, workload: Workload, scale: float, library: str, path: Path
+) -> None:
+    """Restores a checkpoint in a process of its own, and compares the result with what was saved.
+
+    Args:
+        directory: Where the expected hashes are.
+        workload: What was saved.
+        scale: The scale of the workload.
+        library: The library that restores.
+        path: The checkpoint.
 
     Raises:
-        Wrong: It is not what was saved.
-        Failed: It can't be restored.
+        WrongResult: It differs from what was saved.
+        LibraryError: It can't be restored.
     """
-    child = Child(restore_once, directory, workload.name, scale, library, path)
+    child = ChildProcess(_restore_once, directory, workload.name, scale, library, path)
     try:
-        child.answer("checked")
+        child.receive("checked")
     finally:
         child.end()
 
 
-def drop_cache(directory: Path, workload: str, library: str) -> None:
-    """Has the kernel forget the files that a library is about to restore.
+def _restore_once(
+    pipe: Connection, directory: Path, name: str, scale: float, library: str, path: Path
+) -> None:
+    workload = WORKLOADS[name]
+    with report_errors(pipe, workload):
+        job = Job(path, workload, scale, keep_dtypes=True)
+        compare_result(directory, LIBRARIES[library].open(job)(), job)
+        pipe.send(("checked",))
 
-    Pages that a process has mapped stay; `Sample.disk_bytes` tells what was read again.
+
+def drop_cache(directory: Path, workload: Workload, library: str) -> None:
+    """Drops the files that a library is about to restore from the page cache.
+
+    Pages that a process has mapped stay; `Sample.disk_bytes` shows what was read again.
     """
-    found = WORKLOADS[workload]
-    for file in files_under(file_of(directory, found, LIBRARIES[library].kind(found))):
-        with file.open("rb") as opened:
-            os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    kind = LIBRARIES[library].choose_kind(workload)
+    for path in list_files(locate_checkpoint(directory, workload, kind)):
+        with path.open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)

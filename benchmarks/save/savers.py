@@ -1,4 +1,7 @@
-"""Who saves. A saver is opened for a tree, untimed, and gives the call that is timed."""
+"""The libraries that save.
+
+A saver is opened for a tree, untimed, and returns the call that is timed.
+"""
 
 from __future__ import annotations
 
@@ -18,10 +21,10 @@ class Saver:
     """How a peer, or a limit, saves.
 
     Attributes:
-        open: Imports what it needs, writes nothing, gives the timed call.
-        kind: What it writes, which is also the end of its name.
-        restored_by: The library that restores it, for the comparison. Empty: a limit, which leaves
-            nothing to restore.
+        open: Imports what it needs and returns the timed call; writes nothing.
+        kind: The kind of file it writes, which is also the extension.
+        restored_by: The library that restores it, for the comparison. Empty for a limit, which
+            leaves nothing to restore.
     """
 
     open: Callable[[PyTree], Save]
@@ -29,21 +32,23 @@ class Saver:
     restored_by: str = ""
 
 
-def _by_writer(kind: str, restored_by: str) -> Saver:
-    def opened(tree: PyTree) -> Save:
+def _make_saver(kind: str, restored_by: str) -> Saver:
+    """A saver that writes a kind of file as `files` does."""
+
+    def open_writer(tree: PyTree) -> Save:
         return lambda path: WRITERS[kind](path, tree)
 
-    return Saver(opened, kind, restored_by)
+    return Saver(open_writer, kind, restored_by)
 
 
-def _templax_nowait(tree: PyTree) -> Save:
+def open_templax_nowait(tree: PyTree) -> Save:
     import templax as tx
 
     return lambda path: tx.save(path, tree, wait=False).wait
 
 
-def _safetensors_synced(tree: PyTree) -> Save:
-    """As durable as those that sync by themselves, its name included."""
+def open_safetensors_synced(tree: PyTree) -> Save:
+    """Syncs the file and its directory, to be as durable as the libraries that sync themselves."""
 
     def save(path: Path) -> None:
         WRITERS["safetensors"](path, tree)
@@ -55,7 +60,7 @@ def _safetensors_synced(tree: PyTree) -> Save:
     return save
 
 
-def _orbax_standard(tree: PyTree) -> Save:
+def open_orbax_standard(tree: PyTree) -> Save:
     import orbax.checkpoint as ocp
 
     checkpointer = ocp.StandardCheckpointer()
@@ -67,14 +72,14 @@ def _orbax_standard(tree: PyTree) -> Save:
     return save
 
 
-def _orbax_pytree(tree: PyTree) -> Save:
+def open_orbax_pytree(tree: PyTree) -> Save:
     import orbax.checkpoint as ocp
 
     checkpointer = ocp.PyTreeCheckpointer()
     return lambda path: checkpointer.save(path, tree)
 
 
-def _orbax_async(tree: PyTree) -> Save:
+def open_orbax_async(tree: PyTree) -> Save:
     import orbax.checkpoint as ocp
 
     checkpointer = ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler())
@@ -87,15 +92,15 @@ def _orbax_async(tree: PyTree) -> Save:
 
 
 SAVERS: dict[str, Saver] = {
-    "templax": _by_writer("templax", "templax"),
-    "templax-zstd": _by_writer("templax-zstd", "templax"),
-    "templax-nowait": Saver(_templax_nowait, "templax", "templax"),
-    "orbax-standard": Saver(_orbax_standard, "orbax", "orbax-standard"),
-    "orbax-pytree": Saver(_orbax_pytree, "orbax", "orbax-pytree"),
-    "orbax-async": Saver(_orbax_async, "orbax", "orbax-pytree"),
-    "safetensors": _by_writer("safetensors", "safetensors"),
-    "safetensors-synced": Saver(_safetensors_synced, "safetensors", "safetensors"),
-    "npz": _by_writer("npz", "npz"),
-    "limit-copy": Saver(limits.copy, "memory"),
-    "limit-write": Saver(limits.write, "raw"),
+    "templax": _make_saver("templax", "templax"),
+    "templax-zstd": _make_saver("templax-zstd", "templax"),
+    "templax-nowait": Saver(open_templax_nowait, "templax", "templax"),
+    "orbax-standard": Saver(open_orbax_standard, "orbax", "orbax-standard"),
+    "orbax-pytree": Saver(open_orbax_pytree, "orbax", "orbax-pytree"),
+    "orbax-async": Saver(open_orbax_async, "orbax", "orbax-pytree"),
+    "safetensors": _make_saver("safetensors", "safetensors"),
+    "safetensors-synced": Saver(open_safetensors_synced, "safetensors", "safetensors"),
+    "npz": _make_saver("npz", "npz"),
+    "limit-copy": Saver(limits.open_copy, "memory"),
+    "limit-write": Saver(limits.open_write, "raw"),
 }
