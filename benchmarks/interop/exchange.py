@@ -1,4 +1,4 @@
-"""The two ways of an exchange: templax saves and Orbax restores, and the other way round."""
+"""Both directions of an exchange: what templax saves Orbax restores, and the other way round."""
 
 from __future__ import annotations
 
@@ -16,9 +16,11 @@ import numpy as np
 
 import templax as tx
 
-from . import job, orbax_peer
-from .save import save
-from .trees import JOB, node_of, trees
+from . import orbax_peer
+from .environment import make_environment
+from .job import run_job
+from .save import save_layouts
+from .trees import JOB, list_trees, make_node
 from .verdicts import Answer
 
 PEER = Path(__file__).with_name("orbax_peer.py")
@@ -27,12 +29,12 @@ DEVICES = (1, 8)
 
 @dataclass
 class Peer:
-    """One Orbax.
+    """One version of Orbax, in a Python of its own.
 
     Attributes:
-        packages: What it ran with, and their versions.
+        packages: The packages that it ran with, and their versions.
         saved: (tree, layout) → how its own save went.
-        restored: (directory, tree, call, devices) → what came back.
+        restored: (directory, tree, call, devices) → what its restore returned.
     """
 
     version: str
@@ -43,26 +45,27 @@ class Peer:
 
     @property
     def directory(self) -> str:
+        """Where it saves, below the root."""
         return f"orbax-{self.version}"
 
     def save(self, root: Path) -> None:
-        for answer in self._asked(root, 8, "save", "values.npz", self.directory):
+        """Saves every tree in every layout."""
+        for answer in self._ask(root, 8, "save", "values.npz", self.directory):
             self.saved[answer["tree"], answer["layout"]] = answer
 
     def restore(
         self, root: Path, directories: Sequence[str], counts: Sequence[int] = DEVICES
     ) -> None:
+        """Restores what is in some directories, with each number of devices."""
         for devices in counts:
-            for answer in self._asked(root, devices, "restore", *directories):
+            for answer in self._ask(root, devices, "restore", *directories):
                 key = answer["directory"], answer["tree"], answer["call"], devices
                 self.restored[key] = answer
 
-    def _asked(self, root: Path, devices: int, mode: str, *arguments: str) -> Iterator[Answer]:
+    def _ask(self, root: Path, devices: int, mode: str, *arguments: str) -> Iterator[Answer]:
         environment = {
             **{name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR") if name in os.environ},
-            "JAX_PLATFORMS": "cpu",
-            "JAX_ENABLE_X64": "1",
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+            **make_environment(devices),
         }
         command = [self.python, str(PEER), mode, "trees.json", *arguments]
         done = subprocess.run(
@@ -70,7 +73,7 @@ class Peer:
         )
         if done.returncode:
             sys.exit(f"Orbax {self.version} ended with {done.returncode}:\n{done.stderr[-3000:]}")
-        # Said with a path, an error would be another for each tree.
+        # Paths are cut from errors, so that the same error of two trees has the same text.
         places = rf"{re.escape(str(root))}/(templax|orbax)[^/]*/[^/]*/"
         about, *answers = map(json.loads, re.sub(places, "", done.stdout).splitlines())
         if (about["orbax"], about["devices"]) != (self.version, devices):
@@ -79,36 +82,53 @@ class Peer:
         yield from answers
 
 
-def write(root: Path, only: Sequence[str] = ()) -> dict[str, Any]:
-    """Saves every tree with templax, and what processes without templax need to judge it.
+def save_trees(root: Path, only: Sequence[str] = ()) -> dict[str, Any]:
+    """Saves every tree with templax, and writes what a process without templax needs to judge it.
+
+    Args:
+        root: Where to write.
+        only: The names of the trees; empty for all of them.
 
     Returns:
-        Name → node, of the trees that were asked for.
+        Name → node of the trees.
     """
     values: dict[str, np.ndarray] = {}
     nodes = {}
-    for name, make in trees().items():
+    for name, make_tree in list_trees().items():
         if not only or name in only:
-            tree = make()
-            nodes[name] = node_of(tree, values)
+            tree = make_tree()
+            nodes[name] = make_node(tree, values)
             if not name.endswith(JOB):
-                save(root, name, tree)
+                save_layouts(root, name, tree)
     (root / "trees.json").write_text(json.dumps(nodes))
     np.savez(root / "values.npz", allow_pickle=False, **values)
-    if jobs := [name for name in nodes if name.endswith(JOB)]:
-        job.run(root, jobs)
+    if names := [name for name in nodes if name.endswith(JOB)]:
+        run_job(root, names)
     return nodes
 
 
-def restored(path: Path, node: Mapping[str, Any], how: str) -> list[list[Any]]:
+def restore_with_templax(path: Path, node: Mapping[str, Any], how: str) -> list[list[Any]]:
+    """Restores what Orbax saved.
+
+    Args:
+        path: The checkpoint, or for "manager" and "step" the directory of steps.
+        node: The tree.
+        how: "template" (spread over all devices), "catalog" (its own template), "manager" or
+            "step".
+
+    Returns:
+        The rows of `orbax_peer.describe_tree`.
+    """
     if how == "manager":
         with tx.Manager(path) as manager:
             step = orbax_peer.STEP
             found = [manager.steps(), manager.best("loss"), manager.metrics(step)]
             if found != [[step], step, orbax_peer.METRICS]:
                 raise LookupError(f"steps, best and metrics are {found}")
-            return orbax_peer.described(node, manager.restore(orbax_peer.template(node)))
-    if how == "template":
-        return orbax_peer.described(node, tx.restore(path, orbax_peer.template(node)))
-    catalog = tx.open(path / str(orbax_peer.STEP) if how == "step" else path)
-    return orbax_peer.described(node, tx.restore(catalog, catalog.template()))
+            restored = manager.restore(orbax_peer.make_template(node))
+    elif how == "template":
+        restored = tx.restore(path, orbax_peer.make_template(node))
+    else:
+        catalog = tx.open(path / str(orbax_peer.STEP) if how == "step" else path)
+        restored = tx.restore(catalog, catalog.template())
+    return orbax_peer.describe_tree(node, restored)

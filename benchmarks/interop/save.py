@@ -13,8 +13,8 @@ OURS, OURS_ZSTD = "templax", "templax-zstd"
 """The directories of raw and of compressed checkpoints."""
 
 
-def save(root: Path, name: str, tree: PyTree) -> None:
-    """Where `orbax_peer` looks for it: an item, compressed or not, one for v1, a step of a run."""
+def save_layouts(root: Path, name: str, tree: PyTree) -> None:
+    """Saves where `orbax_peer` looks: as an item, raw and compressed, for v1, and as a step."""
     tx.save(root / OURS / name / "item", tree)
     tx.save(root / OURS_ZSTD / name / "item", tree, compression="zstd")
     tx.save(root / OURS / name / "v1" / "pytree", tree)

@@ -24,8 +24,8 @@ sys.path.append(str(ROOT))  # the program isn't part of the package
 
 from benchmarks.interop import exchange, job, orbax_peer  # noqa: E402
 from benchmarks.interop.save import OURS, OURS_ZSTD  # noqa: E402
-from benchmarks.interop.trees import JOB, leaves_of, node_of, trees  # noqa: E402
-from benchmarks.interop.verdicts import judged, trouble  # noqa: E402
+from benchmarks.interop.trees import JOB, iterate_leaves, list_trees, make_node  # noqa: E402
+from benchmarks.interop.verdicts import find_difference, judge_orbax  # noqa: E402
 
 ITEM_CALLS = {
     *("pytree", "pytree+item", "standard", "standard+template", "v1", "v1+template", "metadata"),
@@ -42,7 +42,7 @@ REFUSED = {
 }
 """Tree → calls by which Orbax does not restore it; its own saver refuses it, too."""
 
-OF_JOBS = [name for name in trees() if name.endswith(JOB)]
+OF_JOBS = [name for name in list_trees() if name.endswith(JOB)]
 UNPLACED = {"pytree", "standard", "v1", "manager", "manager, no args"}
 """What needs the devices that saved; those of a job have numbers of their own."""
 
@@ -54,7 +54,7 @@ def exchanged(tmp_path_factory) -> SimpleNamespace:
     """All trees saved by templax and by Orbax, and what Orbax restored of both."""
     root = tmp_path_factory.mktemp("interop")
     with jax.enable_x64(True):
-        nodes = exchange.write(root)
+        nodes = exchange.save_trees(root)
     peer = exchange.Peer(ocp.__version__, sys.executable)
     peer.save(root)
     peer.restore(root, [OURS, OURS_ZSTD, job.ORBAX], counts=[8])
@@ -70,13 +70,13 @@ def answers(exchanged: SimpleNamespace, tree: str, files: str) -> dict[str, Any]
 
 
 @slow
-@pytest.mark.parametrize("tree", trees())
+@pytest.mark.parametrize("tree", list_trees())
 @pytest.mark.parametrize("files", [OURS, OURS_ZSTD])
 def test_orbax_restores_each_tree_by_each_call(exchanged, tree, files):
     found = answers(exchanged, tree, files)
     assert set(found) == ITEM_CALLS | (STEP_CALLS if files == OURS else set())
     node = exchanged.nodes[tree]
-    failed = {call: text for call, a in found.items() if (text := trouble(node, call, a))}
+    failed = {call: text for call, a in found.items() if (text := find_difference(node, call, a))}
     refused = UNPLACED if tree in OF_JOBS else REFUSED.get(tree, set())
     assert set(failed) == refused & set(found), failed
 
@@ -86,7 +86,8 @@ def test_orbax_restores_each_tree_by_each_call(exchanged, tree, files):
 def test_orbax_needs_a_template_of_its_own_saves_by_a_job_too(exchanged, tree):
     node = exchanged.nodes[tree]
     found = answers(exchanged, tree, job.ORBAX)
-    assert {call for call, answer in found.items() if trouble(node, call, answer)} == UNPLACED
+    failed = {call for call, answer in found.items() if find_difference(node, call, answer)}
+    assert failed == UNPLACED
 
 
 @slow
@@ -97,9 +98,9 @@ def test_orbax_cannot_save_what_it_does_not_restore(exchanged, tree):
 
 
 @slow
-@pytest.mark.parametrize("tree", trees())
+@pytest.mark.parametrize("tree", list_trees())
 def test_without_a_template_leaves_have_their_type_and_their_sharding(exchanged, tree):
-    leaves = dict(leaves_of(exchanged.nodes[tree]))
+    leaves = dict(iterate_leaves(exchanged.nodes[tree]))
     for call in ("pytree", "standard", "v1", "manager", "manager, no args"):
         answer = answers(exchanged, tree, OURS)[call]
         for path, kind, _, _, _, sharding in answer.get("ok", ()):
@@ -115,7 +116,7 @@ def test_without_a_template_leaves_have_their_type_and_their_sharding(exchanged,
 
 
 @slow
-@pytest.mark.parametrize("tree", trees())
+@pytest.mark.parametrize("tree", list_trees())
 def test_templax_restores_what_orbax_saved(exchanged, tree):
     node, peer = exchanged.nodes[tree], exchanged.peer
     for layout in orbax_peer.SAVES:
@@ -124,8 +125,8 @@ def test_templax_restores_what_orbax_saved(exchanged, tree):
         for how in ("manager", "step") if layout == "manager" else ("template", "catalog"):
             path = exchanged.root / peer.directory / tree / layout
             with jax.enable_x64(True):
-                rows = exchange.restored(path, node, how)
-            assert not trouble(node, how, {"ok": rows}), (layout, how)
+                rows = exchange.restore_with_templax(path, node, how)
+            assert not find_difference(node, how, {"ok": rows}), (layout, how)
 
 
 def test_orbax_finds_the_custom_metadata(tmp_path):
@@ -166,8 +167,8 @@ LEAF = {"w": np.arange(6, dtype=np.float32).reshape(2, 3), "n": 7}
 
 
 def described(tree: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    node = node_of(tree, {})
-    return node, {"ok": orbax_peer.described(node, tree)}
+    node = make_node(tree, {})
+    return node, {"ok": orbax_peer.describe_tree(node, tree)}
 
 
 @pytest.mark.parametrize(
@@ -181,27 +182,27 @@ def described(tree: Any) -> tuple[dict[str, Any], dict[str, Any]]:
 )
 def test_a_value_that_differs_is_seen(changed, said):
     node, good = described(LEAF)
-    bad = {"ok": orbax_peer.described(node, changed)}
-    assert not trouble(node, "pytree", good)
-    assert trouble(node, "pytree", bad).startswith(said)
-    assert judged(node, "pytree", bad, good).kind == "FAIL"
-    assert judged(node, "pytree", good, None).kind == "more"
+    bad = {"ok": orbax_peer.describe_tree(node, changed)}
+    assert not find_difference(node, "pytree", good)
+    assert find_difference(node, "pytree", bad).startswith(said)
+    assert judge_orbax(node, "pytree", bad, good).kind == "FAIL"
+    assert judge_orbax(node, "pytree", good, None).kind == "more"
 
 
 def test_a_leaf_that_is_missing_and_one_of_another_type_are_seen():
     node, good = described(LEAF)
     with pytest.raises(LookupError, match=r"expected .*w.*, got"):
-        orbax_peer.described(node, {"n": 7})
-    placed = {"ok": orbax_peer.described(node, {**LEAF, "w": jnp.asarray(LEAF["w"])})}
-    assert not trouble(node, "pytree", placed)
-    assert trouble(node, "pytree", placed, good) == "type jax instead of ndarray at `/w`"
+        orbax_peer.describe_tree(node, {"n": 7})
+    placed = {"ok": orbax_peer.describe_tree(node, {**LEAF, "w": jnp.asarray(LEAF["w"])})}
+    assert not find_difference(node, "pytree", placed)
+    assert find_difference(node, "pytree", placed, good) == "type jax instead of ndarray at `/w`"
 
 
 def test_what_orbax_fails_alike_is_told_from_what_it_fails_with_ours_alone():
     node, good = described(LEAF)
     error = {"error": "ValueError: no", "where": "orbax/x.py:1 f"}
     kinds = [
-        judged(node, "pytree", error, own, new).kind
+        judge_orbax(node, "pytree", error, own, new).kind
         for own, new in (
             (good, good),
             (error, good),
@@ -215,8 +216,8 @@ def test_what_orbax_fails_alike_is_told_from_what_it_fails_with_ours_alone():
 def test_the_documented_tables_have_each_tree_and_no_failure():
     text = (ROOT / "docs" / "interoperability.md").read_text()
     rows = [line.split(" | ")[0].removeprefix("| ") for line in text.splitlines()]
-    once = [name for name in trees() if name not in OF_JOBS]
-    assert [row for row in rows if row in trees()] == [*trees(), *once]
+    once = [name for name in list_trees() if name not in OF_JOBS]
+    assert [row for row in rows if row in list_trees()] == [*list_trees(), *once]
     assert "FAIL" not in text
 
 
