@@ -1,4 +1,4 @@
-"""Runs libraries in turns on the same files and reports their ratios."""
+"""Restores the same checkpoints with several libraries in turns, and reports their ratios."""
 
 from __future__ import annotations
 
@@ -7,65 +7,66 @@ import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from .libraries import LIBRARIES
-from .outcomes import Outcome, Row
-from .processes import drop_cache, worker_for, written
-from .program import healthy, in_turns, libraries, noted, parser, run
-from .worker import file_of
+from .files import locate_checkpoint
+from .measure.prepare import prepare_workload
+from .program import list_libraries, make_parser, run_each, run_workloads, take_turns
+from .report.outcomes import Outcome, Row
+from .restore.fresh_worker import start_worker
+from .restore.libraries import LIBRARIES
+from .restore.worker import drop_cache
 from .workloads import WORKLOADS, Workload
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    asks = parser("benchmarks", __doc__, WORKLOADS, LIBRARIES)
-    asks.add_argument(
+    parser = make_parser("benchmarks", __doc__, WORKLOADS, LIBRARIES)
+    parser.add_argument(
         "--cold", action="store_true", help="drop the files from the page cache before each sample"
     )
-    options = asks.parse_args(argv)
-    run(_restored, f"{'cold' if options.cold else 'warm'} page cache", options)
+    options = parser.parse_args(argv)
+    cache = "cold" if options.cold else "warm"
+    run_workloads(_measure_restores, f"{cache} page cache", options)
 
 
-def _restored(workload: Workload, directory: Path, options: argparse.Namespace) -> Outcome:
-    """Saves, then restores in turns; each result is compared before and after.
+def _measure_restores(workload: Workload, directory: Path, options: argparse.Namespace) -> Outcome:
+    """Saves, then restores in turns; the results before and after the timed rounds are compared.
 
-    The page cache is warm unless asked otherwise: the files have just been written, and were read
-    in the first check.
+    The page cache is warm unless asked otherwise: the files have just been written, and the first
+    comparison has read them.
     """
     rows = [
-        Row(name, kind := LIBRARIES[name].kind(workload), kind != workload.kind)
-        for name in libraries(options.lib, workload.libraries)
+        Row(name, kind := LIBRARIES[name].choose_kind(workload), kind != workload.kind)
+        for name in list_libraries(options.lib, workload.libraries)
     ]
     kinds = sorted({row.kind for row in rows})
-    leaves, nbytes = written(directory, workload, options.scale, kinds)
+    leaves, nbytes = prepare_workload(directory, workload, options.scale, kinds)
     with contextlib.ExitStack() as stack:
         workers = {}
         for row in rows:
-            row.wrote(file_of(directory, workload, row.kind))
-            workers[row.library] = worker_for(directory, workload, options.scale, row.library)
+            row.count_files(locate_checkpoint(directory, workload, row.kind))
+            workers[row.library] = start_worker(directory, workload, options.scale, row.library)
             stack.callback(workers[row.library].close)
 
-        def sample(row: Row, *, timed: bool) -> None:
+        def open_worker(row: Row) -> None:
             worker = workers[row.library]
-            if options.cold:
-                drop_cache(directory, workload.name, row.library)
-            if timed:
-                row.timed.append(worker.time())
-            else:
-                row.untimed.append(worker.check())
+            worker.open()
+            row.nbytes, row.notes = worker.nbytes or nbytes, worker.notes
 
-        for row in healthy(rows):
-            with noted(row, directory):
-                worker = workers[row.library]
-                worker.open()
-                row.nbytes, row.notes = worker.nbytes or nbytes, worker.notes
-        for row in healthy(rows):
-            with noted(row, directory):
-                sample(row, timed=False)
-        for row in in_turns(rows, options.pairs):
-            with noted(row, directory):
-                sample(row, timed=True)
-        for row in healthy(rows):
-            with noted(row, directory):
-                sample(row, timed=False)
+        def drop_cache_if_cold(row: Row) -> None:
+            if options.cold:
+                drop_cache(directory, workload, row.library)
+
+        def check(row: Row) -> None:
+            drop_cache_if_cold(row)
+            row.untimed.append(workers[row.library].check())
+
+        def time(row: Row) -> None:
+            drop_cache_if_cold(row)
+            row.timed.append(workers[row.library].time())
+
+        run_each(rows, directory, open_worker)
+        run_each(rows, directory, check)
+        run_each(take_turns(rows, options.pairs), directory, time)
+        run_each(rows, directory, check)
     return Outcome(workload.name, workload.about, workload.fresh, leaves, nbytes, rows)
 
 

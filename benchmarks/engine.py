@@ -1,27 +1,38 @@
-"""Figures of the engine that have no peer: `python -m benchmarks.engine`.
+"""Figures of the engine that have no peer: `python -m benchmarks.engine [SHARE]`.
 
-Opening a catalog of a million chunks (seconds, peak of the resident set), and what checking a
-crc32c adds to a restore of raw and of zstd chunks, and of raw ones in blocks as `save` writes them
-(paired, median and quartiles).
+Opens a catalog of a million chunks (seconds, peak resident set), and restores leaves with and
+without checking their crc32c, in raw chunks, in zstd chunks, and in raw chunks with a checksum per
+block as `save` writes them (ratios of pairs, median and quartiles). SHARE scales the sizes.
 """
 
 from __future__ import annotations
 
 import gc
 import os
-import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .measure.sample import read_status
+from .report.outcomes import summarize
+
+if TYPE_CHECKING:
+    from templax.formats import Chunk
 
 CHUNKS = 1_000_000
+LEAVES = 64
+SIDE = 2048
+"""Each restored leaf is a square of so many float32."""
+
 ROUNDS = 9
 BLOCK = 4 * 1024 * 1024
+MIB = 1 << 20
 
 
-def opening(directory: Path, chunks: int = CHUNKS) -> None:
+def measure_open(directory: Path, chunks: int = CHUNKS) -> None:
     """Saves 100 arrays of small chunks as an OCDBT database, and opens it in this process."""
     import numpy as np
     import tensorstore as ts
@@ -47,71 +58,79 @@ def opening(directory: Path, chunks: int = CHUNKS) -> None:
     transaction.commit_async().result()
     tx.open(directory)
     gc.collect()
-    Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts anew
-    before = _resident("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
+    before = read_status("VmRSS")
     begin = time.perf_counter()
     catalog = tx.open(directory)
-    seconds, peak = time.perf_counter() - begin, _resident("VmHWM") - before
+    seconds, peak = time.perf_counter() - begin, read_status("VmHWM") - before
     what = f"{100 * rows:,} chunks of {len(catalog.entries)} leaves"
-    print(f"open: {what}: {seconds:.2f} s, {peak:.0f} MiB")
+    print(f"open: {what}: {seconds:.2f} s, {peak / MIB:.0f} MiB")
 
 
-def checking(directory: Path, leaves: int = 64, side: int = 2048) -> None:
+def measure_verify(directory: Path, leaves: int = LEAVES) -> None:
     """Restores the same leaves with and without `verify`, in turns."""
     import jax
     import numpy as np
-    import zstandard
 
     import templax as tx
-    from templax._boxes import whole
-    from templax._codecs import crc32c
-    from templax.formats import Catalog, Chunk, Extent, LeafEntry
+    from templax.formats import Catalog, LeafEntry
     from templax.sources import Local
 
-    shape = (side, side)
+    shape = (SIDE, SIDE)
     template = {f"l{i}": jax.ShapeDtypeStruct(shape, np.float32) for i in range(leaves)}
-    for kind, codecs in (("raw", ("crc32c",)), ("zstd", ("crc32c", "zstd")), ("blocks", ())):
-        chunks: dict[str, tuple[Chunk, ...]] = {}
-        with (directory / kind).open("wb") as file:
-            for i, name in enumerate(template):
-                data = np.random.default_rng(i).standard_normal(shape, np.float32).tobytes()
-                data = zstandard.compress(data, 1) if kind == "zstd" else data
-                start, sums = file.tell(), ()
-                if codecs:
-                    data += crc32c(data).to_bytes(4, "little")
-                else:
-                    sums = tuple(crc32c(data[i : i + BLOCK]) for i in range(0, len(data), BLOCK))
-                file.write(data)
-                extent = Extent(kind, start, file.tell())
-                chunks[name] = (Chunk(extent, whole(shape), codecs, "C", True, sums, BLOCK),)
+    entries = tuple(LeafEntry(name, (name,), shape, np.dtype("f4")) for name in template)
+    for kind in ("raw", "zstd", "blocks"):
+        chunks = dict(zip(template, _write_chunks(directory, kind, leaves), strict=True))
 
         def locate(
             entries: Iterable[LeafEntry],
             damages: list[tx.Damaged] | None = None,
-            chunks: dict[str, tuple[Chunk, ...]] = chunks,
+            chunks: dict[str, Chunk] = chunks,
         ) -> dict[str, tuple[Chunk, ...]]:
-            return {entry.name: chunks[entry.name] for entry in entries}
+            return {entry.name: (chunks[entry.name],) for entry in entries}
 
-        found = tuple(LeafEntry(name, (name,), shape, np.dtype("f4")) for name in template)
-        catalog = Catalog(kind, "made", "made here", found, Local(directory), locate)
+        catalog = Catalog(kind, "made", "made here", entries, Local(directory), locate)
         ratios = []
         for i in range(ROUNDS + 1):
-            took = {}
+            seconds = {}
             for verify in ("available", "off") if i % 2 else ("off", "available"):
                 gc.collect()
                 begin = time.perf_counter()
                 tree = jax.block_until_ready(tx.restore(catalog, template, verify=verify))
-                took[verify] = time.perf_counter() - begin
+                seconds[verify] = time.perf_counter() - begin
                 del tree
-            ratios.append(took["available"] / took["off"])
-        low, middle, high = statistics.quantiles(ratios[1:], n=4, method="inclusive")
-        print(f"verify, {kind}: {middle:.2f} [{low:.2f}-{high:.2f}] of the restore without")
+            ratios.append(seconds["available"] / seconds["off"])
+        found = summarize(ratios[1:])  # the first round warms up
+        print(
+            f"verify, {kind}: {found.median:.2f} [{found.q1:.2f}-{found.q3:.2f}]"
+            " of the restore without"
+        )
 
 
-def _resident(key: str) -> float:
-    """A line of /proc/self/status, in MiB."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith(key)).split()[1]) / 1024
+def _write_chunks(directory: Path, kind: str, leaves: int) -> list[Chunk]:
+    """Writes one file with a chunk per leaf, checked by a trailing crc32c or, "blocks", by many."""
+    import numpy as np
+    import zstandard
+
+    from templax._boxes import whole
+    from templax._codecs import crc32c
+    from templax.formats import Chunk, Extent
+
+    codecs = {"raw": ("crc32c",), "zstd": ("crc32c", "zstd"), "blocks": ()}[kind]
+    chunks = []
+    with (directory / kind).open("wb") as file:
+        for i in range(leaves):
+            data = np.random.default_rng(i).standard_normal((SIDE, SIDE), np.float32).tobytes()
+            data = zstandard.compress(data, 1) if kind == "zstd" else data
+            start, sums = file.tell(), ()
+            if codecs:
+                data += crc32c(data).to_bytes(4, "little")
+            else:
+                sums = tuple(crc32c(data[i : i + BLOCK]) for i in range(0, len(data), BLOCK))
+            file.write(data)
+            extent = Extent(kind, start, file.tell())
+            chunks.append(Chunk(extent, whole((SIDE, SIDE)), codecs, "C", True, sums, BLOCK))
+    return chunks
 
 
 def main() -> None:
@@ -119,8 +138,8 @@ def main() -> None:
     share = float(sys.argv[1]) if len(sys.argv) > 1 else 1.0
     with tempfile.TemporaryDirectory(prefix="templax-bench-") as scratch:
         (Path(scratch) / "many").mkdir()
-        opening(Path(scratch) / "many", max(100, int(CHUNKS * share)))
-        checking(Path(scratch), max(1, int(64 * share)))
+        measure_open(Path(scratch) / "many", max(100, int(CHUNKS * share)))
+        measure_verify(Path(scratch), max(1, int(LEAVES * share)))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The files that are restored, each written by the library that owns the format."""
+"""The checkpoint files, each written by the library that owns the format."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .workloads import PyTree, named
+from .workloads import PyTree, Workload, name_leaves
 
 
-def _templax(path: Path, tree: PyTree) -> None:
+def _write_templax(path: Path, tree: PyTree) -> None:
     """All defaults: raw, aligned chunks with a checksum each, synced."""
     import templax as tx
 
     tx.save(path, tree)
 
 
-def _templax_zstd(path: Path, tree: PyTree) -> None:
+def _write_templax_zstd(path: Path, tree: PyTree) -> None:
     import templax as tx
 
     tx.save(path, tree, compression="zstd")
 
 
-def _orbax(path: Path, tree: PyTree) -> None:
+def _write_orbax(path: Path, tree: PyTree) -> None:
     """All defaults: OCDBT, zarr2, zstd, one chunk per shard."""
     import orbax.checkpoint as ocp
 
@@ -31,21 +31,21 @@ def _orbax(path: Path, tree: PyTree) -> None:
         checkpointer.save(path, tree)
 
 
-def _orbax_raw(path: Path, tree: PyTree) -> None:
-    """As above without a compressor: an option of Orbax's PyTree handler alone."""
+def _write_orbax_raw(path: Path, tree: PyTree) -> None:
+    """The same without a compressor, which is an option of Orbax's PyTree handler only."""
     import orbax.checkpoint as ocp
 
     with ocp.PyTreeCheckpointer(use_compression=False) as checkpointer:
         checkpointer.save(path, tree)
 
 
-def _safetensors(path: Path, tree: PyTree) -> None:
+def _write_safetensors(path: Path, tree: PyTree) -> None:
     from safetensors.flax import save_file
 
-    save_file(named(tree), path)
+    save_file(name_leaves(tree), path)
 
 
-def _msgpack(path: Path, tree: PyTree) -> None:
+def _write_msgpack(path: Path, tree: PyTree) -> None:
     import jax
     import numpy as np
     from flax.serialization import msgpack_serialize
@@ -53,41 +53,46 @@ def _msgpack(path: Path, tree: PyTree) -> None:
     path.write_bytes(msgpack_serialize(jax.tree.map(np.asarray, tree)))
 
 
-def _equinox(path: Path, tree: PyTree) -> None:
+def _write_equinox(path: Path, tree: PyTree) -> None:
     import equinox as eqx
 
     with path.open("wb") as file:
         eqx.tree_serialise_leaves(file, tree)
 
 
-def _npz(path: Path, tree: PyTree) -> None:
+def _write_npz(path: Path, tree: PyTree) -> None:
     import numpy as np
 
-    arrays: dict[str, Any] = {name: np.asarray(leaf) for name, leaf in named(tree).items()}
+    arrays: dict[str, Any] = {name: np.asarray(leaf) for name, leaf in name_leaves(tree).items()}
     with path.open("wb") as file:
         np.savez(file, **arrays)
 
 
 WRITERS: dict[str, Callable[[Path, PyTree], None]] = {
-    "templax": _templax,
-    "templax-zstd": _templax_zstd,
-    "orbax": _orbax,
-    "orbax-raw": _orbax_raw,
-    "safetensors": _safetensors,
-    "msgpack": _msgpack,
-    "equinox": _equinox,
-    "npz": _npz,
+    "templax": _write_templax,
+    "templax-zstd": _write_templax_zstd,
+    "orbax": _write_orbax,
+    "orbax-raw": _write_orbax_raw,
+    "safetensors": _write_safetensors,
+    "msgpack": _write_msgpack,
+    "equinox": _write_equinox,
+    "npz": _write_npz,
 }
-"""Kind of file, which is also the end of its name → how a tree is written to it."""
+"""Kind of file, which is also its extension → the function that writes a tree to it."""
 
 
-def files_under(path: Path) -> list[Path]:
-    """The files of a checkpoint, which may itself be one."""
+def locate_checkpoint(directory: Path, workload: Workload, kind: str) -> Path:
+    """The path of a workload's checkpoint of one kind."""
+    return directory / f"{workload.name}.{kind}"
+
+
+def list_files(path: Path) -> list[Path]:
+    """The files of a checkpoint, which may itself be a single file."""
     return [path] if path.is_file() else sorted(f for f in path.rglob("*") if f.is_file())
 
 
-def removed(path: Path) -> None:
-    """Takes a checkpoint away; there may be none."""
+def remove_checkpoint(path: Path) -> None:
+    """Removes a checkpoint, file or directory, if it exists."""
     if path.is_dir():
         shutil.rmtree(path)
     else:

@@ -1,85 +1,91 @@
-"""Has libraries save the same trees in turns and reports their ratios."""
+"""Saves the same trees with several libraries in turns, and reports their ratios."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 
-from .files import removed
-from .outcomes import Outcome, Row
-from .processes import SaveWorker, restored, written
-from .program import healthy, in_turns, libraries, noted, parser, run
-from .savers import SAVERS
+from .files import remove_checkpoint
+from .measure.prepare import prepare_workload
+from .measure.sample import Sample
+from .program import list_libraries, make_parser, run_each, run_workloads, take_turns
+from .report.outcomes import Outcome, Row
+from .restore.worker import check_checkpoint
+from .save.savers import SAVERS
+from .save.worker import SaveWorker
 from .workloads import Workload
 
-SAVED = {
+TREES = {
     "tree": "bfloat16 transformer",
     "matrix": "one float32 matrix",
     "small": "leaves of 256 float32",
     "tiny": "a small model",
     "reshard-axis1": "leaves on 8 devices, along axis 0",
 }
-"""Workload whose tree is saved → what that is."""
+"""Workload whose tree is saved → one line about that tree."""
 
 DEFAULT = ("tree", "matrix", "small")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    asks = parser("benchmarks.saving", __doc__, SAVED, SAVERS, DEFAULT)
-    asks.add_argument(
+    parser = make_parser("benchmarks.saving", __doc__, TREES, SAVERS, DEFAULT)
+    parser.add_argument(
         "--budget",
         type=float,
         default=30.0,
         metavar="SECONDS",
-        help="of timed saves, after which a library sits out the remaining rounds of a workload;"
-        " default: 30",
+        help="skip the remaining rounds of a workload once a library's timed saves have taken so"
+        " long; default: 30",
     )
-    run(_saved, "disks synced before each save", asks.parse_args(argv))
+    run_workloads(_measure_saves, "disks synced before each save", parser.parse_args(argv))
 
 
-def _saved(workload: Workload, directory: Path, options: argparse.Namespace) -> Outcome:
-    """Saves in turns, each time where nothing is; the first result is restored and compared.
+def _measure_saves(workload: Workload, directory: Path, options: argparse.Namespace) -> Outcome:
+    """Saves in turns, each time to a new path; the first result is restored and compared.
 
     That first save is not timed: it also warms up.
     """
-    rows = [Row(name, SAVERS[name].kind, False) for name in libraries(options.lib, [*SAVERS])]
-    leaves, nbytes = written(directory, workload, options.scale, ())
+    rows = [Row(name, SAVERS[name].kind, False) for name in list_libraries(options.lib, [*SAVERS])]
+    leaves, nbytes = prepare_workload(directory, workload, options.scale, ())
     with contextlib.ExitStack() as stack:
         workers = {}
         for row in rows:
             worker = SaveWorker(directory, workload, options.scale, row.library)
             stack.callback(worker.close)
             workers[row.library] = worker
-        for row in healthy(rows):
-            with noted(row, directory):
-                workers[row.library].open()
-                row.nbytes = workers[row.library].nbytes
 
-        def save(row: Row, *, timed: bool) -> None:
+        def open_worker(row: Row) -> None:
+            workers[row.library].open()
+            row.nbytes = workers[row.library].nbytes
+
+        @contextlib.contextmanager
+        def save(row: Row) -> Generator[tuple[Path, Sample]]:
             path = directory / f"{workload.name}-{row.library}.{row.kind}"
-            os.sync()  # what others left to write, and the removal of what they wrote
+            os.sync()  # what other libraries left to write, and the removal of their files
             try:
-                sample = workers[row.library].save(path)
-                (row.timed if timed else row.untimed).append(sample)
-                if timed:
-                    return
-                row.wrote(path)
-                if reader := SAVERS[row.library].restored_by:
-                    restored(directory, workload, options.scale, reader, path)
+                yield path, workers[row.library].save(path)
             finally:
-                removed(path)
+                remove_checkpoint(path)
 
-        for row in healthy(rows):
-            with noted(row, directory):
-                save(row, timed=False)
-        for row in in_turns(rows, options.pairs):
+        def check(row: Row) -> None:
+            with save(row) as (path, sample):
+                row.untimed.append(sample)
+                row.count_files(path)
+                if reader := SAVERS[row.library].restored_by:
+                    check_checkpoint(directory, workload, options.scale, reader, path)
+
+        def time(row: Row) -> None:
             if sum(sample.seconds for sample in row.timed) < options.budget:
-                with noted(row, directory):
-                    save(row, timed=True)
-    return Outcome(workload.name, SAVED[workload.name], False, leaves, nbytes, rows, saved=True)
+                with save(row) as (_, sample):
+                    row.timed.append(sample)
+
+        run_each(rows, directory, open_worker)
+        run_each(rows, directory, check)
+        run_each(take_turns(rows, options.pairs), directory, time)
+    return Outcome(workload.name, TREES[workload.name], False, leaves, nbytes, rows, saved=True)
 
 
 if __name__ == "__main__":

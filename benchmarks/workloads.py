@@ -1,56 +1,64 @@
-"""What is restored. A workload is a tree of shapes and dtypes; its values follow from a seed.
+"""Workloads: what is in a checkpoint, and what a restore asks of it.
 
-This module and `libraries` import only what JAX imports anyway: `tiny` measures processes from
-their start, and what the benchmark itself imports there would count for every library.
+A workload is a tree of shapes and dtypes; its values follow from a seed.
+
+This module and `restore.libraries` import only what JAX imports anyway: `tiny` measures whole
+processes, where an import of the benchmark itself would count against every library.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import jax
 
 PyTree = Any
 
 ORBAX = ("orbax-pytree", "orbax-standard", "orbax-v1")
 MAPPED = ("templax-mapped", "templax-touched")
+RAW_LIMITS = ("limit-pread", "limit-put")
 LIMITS = ("limit-pread", "limit-decode", "limit-put")
 _COMPRESSED = ("templax", *ORBAX, *LIMITS)
+_SAFETENSORS = ("templax", *MAPPED, "safetensors", *RAW_LIMITS)
 _OWN = (
     *("templax", "templax-mapped", *ORBAX, "orbax-standard-ours"),
-    *("safetensors", "limit-pread", "limit-put"),
+    *("safetensors", *RAW_LIMITS),
 )
 
 
 @dataclass(frozen=True)
 class Workload:
-    """A checkpoint and what is asked of it.
+    """A checkpoint, and what a restore asks of it.
 
     Attributes:
         name: On the command line and in reports.
-        about: One line.
-        kind: The file it is about, a key of `files.WRITERS`. A library that can't read this kind
-            reads a file of its own kind with the same tree.
-        libraries: What runs unless the command line says otherwise; the first is the divisor.
-        stored: Scale → the tree that is saved, as `jax.ShapeDtypeStruct`s with shardings.
-        wanted: `stored`'s tree → the template of the restore.
-        devices: Simulated CPU devices, of the process that saves and of those that restore.
-        partial: `wanted` lacks leaves of the file, and libraries must be told so.
-        fresh: Each sample is a process of its own, from its start to its end.
+        about: One line for reports.
+        kind: The kind of file it measures, a key of `files.WRITERS`. A library that can't read this
+            kind restores the same tree from a file of its own kind.
+        libraries: What runs unless the command line says otherwise. The others are divided by the
+            first.
+        make_stored: Scale → the tree to save, as `jax.ShapeDtypeStruct`s with shardings.
+        make_template: The tree of `make_stored` → the template of the restore.
+        devices: Simulated CPU devices in the process that saves and in those that restore.
+        partial: The template lacks leaves of the file, so libraries must be told to skip some.
+        fresh: Each sample is a whole process, from start to exit.
     """
 
     name: str
     about: str
     kind: str
     libraries: tuple[str, ...]
-    stored: Callable[[float], PyTree]
-    wanted: Callable[[PyTree], PyTree] = lambda stored: stored
+    make_stored: Callable[[float], PyTree]
+    make_template: Callable[[PyTree], PyTree] = lambda stored: stored
     devices: int = 1
     partial: bool = False
     fresh: bool = False
 
 
-def values(template: PyTree) -> PyTree:
+def make_values(template: PyTree) -> PyTree:
     """Normal weights, the same in every process; as incompressible as trained ones."""
     import jax
     import numpy as np
@@ -64,10 +72,10 @@ def values(template: PyTree) -> PyTree:
     return jax.tree.unflatten(treedef, jax.device_put(arrays, [leaf.sharding for leaf in leaves]))
 
 
-def named(tree: PyTree) -> dict[str, Any]:
-    """Leaf name → leaf, for nested dicts and for flat ones whose keys are such names already.
+def name_leaves(tree: PyTree) -> dict[str, Any]:
+    """Leaf name → leaf, of nested dicts or of flat ones whose keys are leaf names already.
 
-    What a partial restore left out (`...`) is left out here, too.
+    Skips the placeholders (`...`) that a partial restore returns for leaves it was not asked for.
     """
     import jax
 
@@ -78,25 +86,48 @@ def named(tree: PyTree) -> dict[str, Any]:
     }
 
 
-def _abstract(shapes: PyTree, dtype: str) -> PyTree:
-    """Every leaf on the first device: Orbax wants a sharding, else it takes the file's."""
-    import jax
-    from jax.sharding import SingleDeviceSharding
+def count_bytes(tree: PyTree) -> int:
+    """Bytes of all leaves, which may be arrays or `jax.ShapeDtypeStruct`s."""
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in name_leaves(tree).values())
 
-    here = SingleDeviceSharding(jax.devices()[0])
+
+def _first_device() -> jax.sharding.Sharding:
+    import jax
+
+    return jax.sharding.SingleDeviceSharding(jax.devices()[0])
+
+
+def _make_structs(shapes: PyTree, dtype: str) -> PyTree:
+    """Leaves on the first device: without a sharding, Orbax would take the one in the file."""
+    import jax
+
+    sharding = _first_device()
     return jax.tree.map(
-        lambda shape: jax.ShapeDtypeStruct(shape, dtype, sharding=here),
+        lambda shape: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding),
         shapes,
         is_leaf=lambda node: isinstance(node, tuple),
     )
 
 
-def _matrix(scale: float) -> PyTree:
-    return _abstract({"w": (max(1, round(16_384 * scale)), 16_384)}, "float32")
+def _replace(
+    tree: PyTree, *, dtype: str | None = None, sharding: jax.sharding.Sharding | None = None
+) -> PyTree:
+    import jax
+
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(
+            leaf.shape, dtype or leaf.dtype, sharding=sharding or leaf.sharding
+        ),
+        tree,
+    )
 
 
-def _transformer(scale: float, dtype: str = "bfloat16") -> PyTree:
-    """Like GPT-2, 148 leaves; 1.075 GiB in bfloat16. Width and vocabulary shrink alike."""
+def _make_matrix(scale: float) -> PyTree:
+    return _make_structs({"w": (max(1, round(16_384 * scale)), 16_384)}, "float32")
+
+
+def _make_transformer(scale: float, dtype: str = "bfloat16") -> PyTree:
+    """Like GPT-2: 148 leaves, 1.075 GiB in bfloat16. Width and vocabulary shrink alike."""
     layers, heads, width = 12, 14, max(1, round(128 * scale**0.5))
     d = heads * width
     norm = {"scale": (d,), "bias": (d,)}
@@ -122,123 +153,126 @@ def _transformer(scale: float, dtype: str = "bfloat16") -> PyTree:
         **{f"layer_{i}": layer for i in range(layers)},
         "ln_f": norm,
     }
-    return _abstract(tree, dtype)
+    return _make_structs(tree, dtype)
 
 
-def _small(scale: float) -> PyTree:
+def _make_small_leaves(scale: float) -> PyTree:
     blocks = max(1, round(1000 * scale))
     tree = {f"block_{i}": {f"w_{j}": (256,) for j in range(20)} for i in range(blocks)}
-    return _abstract(tree, "float32")
+    return _make_structs(tree, "float32")
 
 
-def _tiny(scale: float) -> PyTree:
+def _make_tiny_model(scale: float) -> PyTree:
     del scale
     layer = {"kernel": (8, 8), "bias": (8,)}
-    return _abstract({f"dense_{i}": layer for i in range(3)}, "float32")
+    return _make_structs({f"dense_{i}": layer for i in range(3)}, "float32")
 
 
-def _rows(scale: float) -> PyTree:
-    """8 leaves, each in 8 chunks along axis 0, of 64 MiB at scale 1."""
+def _make_sharded_rows(scale: float) -> PyTree:
+    """8 leaves of 64 MiB at scale 1, each in 8 chunks along axis 0."""
     n = 8 * max(1, round(512 * scale**0.5))
-    return _sharded(_abstract({f"w_{i}": (n, n) for i in range(8)}, "float32"), (8,), ("x", None))
+    tree = _make_structs({f"w_{i}": (n, n) for i in range(8)}, "float32")
+    return _shard(tree, (8,), ("x", None))
 
 
-def _sharded(tree: PyTree, mesh: tuple[int, ...], spec: tuple[str | None, ...]) -> PyTree:
+def _shard(tree: PyTree, mesh: tuple[int, ...], spec: tuple[str | None, ...]) -> PyTree:
     import jax
     from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
     names = ("x", "y")[: len(mesh)]
     devices = jax.make_mesh(mesh, names, axis_types=(AxisType.Auto,) * len(mesh))
-    sharding = NamedSharding(devices, PartitionSpec(*spec))
-    return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree
-    )
+    return _replace(tree, sharding=NamedSharding(devices, PartitionSpec(*spec)))
 
 
-def _on_one(tree: PyTree) -> PyTree:
-    return _abstract({name: leaf.shape for name, leaf in tree.items()}, "float32")
-
-
-def _one_leaf(tree: PyTree) -> PyTree:
+def _select_one_leaf(tree: PyTree) -> PyTree:
     kernel = tree["layer_5"]["attention"]["query"]["kernel"]
     return {"layer_5": {"attention": {"query": {"kernel": kernel}}}}
 
 
-def _as_bfloat16(tree: PyTree) -> PyTree:
-    import jax
-
-    return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, "bfloat16", sharding=leaf.sharding), tree
-    )
-
-
-def _reshard(name: str, about: str, wanted: Callable[[PyTree], PyTree]) -> Workload:
+def _make_reshard(name: str, about: str, make_template: Callable[[PyTree], PyTree]) -> Workload:
     about = f"8 leaves of 8 chunks along axis 0, {about}"
-    return Workload(name, about, "orbax", _COMPRESSED, _rows, wanted, devices=8)
+    stored = _make_sharded_rows
+    return Workload(name, about, "orbax", _COMPRESSED, stored, make_template, devices=8)
 
 
-WARM_UP = Workload("warm-up", "restored first, so that imports are over", "orbax", (), _tiny)
+WARM_UP = Workload(
+    "warm-up", "restored first, so that imports are done", "orbax", (), _make_tiny_model
+)
 
 WORKLOADS = {
     workload.name: workload
     for workload in (
-        Workload("matrix", "one float32 matrix, saved by Orbax", "orbax", _COMPRESSED, _matrix),
         Workload(
-            "tree", "bfloat16 transformer, saved by Orbax", "orbax", _COMPRESSED, _transformer
+            "matrix", "one float32 matrix, saved by Orbax", "orbax", _COMPRESSED, _make_matrix
+        ),
+        Workload(
+            "tree", "bfloat16 transformer, saved by Orbax", "orbax", _COMPRESSED, _make_transformer
         ),
         Workload(
             "tree-raw",
             "the same tree, saved by Orbax without compression",
             "orbax-raw",
-            ("templax", *MAPPED, *ORBAX, "limit-pread", "limit-put"),
-            _transformer,
+            ("templax", *MAPPED, *ORBAX, *RAW_LIMITS),
+            _make_transformer,
         ),
         Workload(
             "tree-safetensors",
             "the same tree in one safetensors file",
             "safetensors",
-            ("templax", *MAPPED, "safetensors", "limit-pread", "limit-put"),
-            _transformer,
+            _SAFETENSORS,
+            _make_transformer,
         ),
-        Workload("small", "leaves of 256 float32, saved by Orbax", "orbax", _COMPRESSED, _small),
+        Workload(
+            "small",
+            "leaves of 256 float32, saved by Orbax",
+            "orbax",
+            _COMPRESSED,
+            _make_small_leaves,
+        ),
         Workload(
             "small-safetensors",
             "the same leaves in one safetensors file",
             "safetensors",
-            ("templax", *MAPPED, "safetensors", "limit-pread", "limit-put"),
-            _small,
+            _SAFETENSORS,
+            _make_small_leaves,
         ),
-        Workload("tree-own", "the same tree, saved by templax", "templax", _OWN, _transformer),
+        Workload("tree-own", "the same tree, saved by templax", "templax", _OWN, _make_transformer),
         Workload(
             "tree-own-zstd",
             "the same tree, saved by templax with zstd",
             "templax-zstd",
             ("templax", *ORBAX, "orbax-standard-ours", *LIMITS),
-            _transformer,
+            _make_transformer,
         ),
-        Workload("small-own", "the same leaves, saved by templax", "templax", _OWN, _small),
+        Workload(
+            "small-own", "the same leaves, saved by templax", "templax", _OWN, _make_small_leaves
+        ),
         Workload(
             "tiny",
             "a small model from the start of the process to its end",
             "orbax",
             ("templax", *ORBAX, "floor"),
-            _tiny,
+            _make_tiny_model,
             fresh=True,
         ),
-        _reshard(
-            "reshard-axis1", "to axis 1 of 8 devices", lambda t: _sharded(t, (8,), (None, "x"))
+        _make_reshard(
+            "reshard-axis1", "to axis 1 of 8 devices", lambda tree: _shard(tree, (8,), (None, "x"))
         ),
-        _reshard(
-            "reshard-4x2", "to both axes of a 4x2 mesh", lambda t: _sharded(t, (4, 2), ("x", "y"))
+        _make_reshard(
+            "reshard-4x2",
+            "to both axes of a 4x2 mesh",
+            lambda tree: _shard(tree, (4, 2), ("x", "y")),
         ),
-        _reshard("reshard-one", "to one device", _on_one),
+        _make_reshard(
+            "reshard-one", "to one device", lambda tree: _replace(tree, sharding=_first_device())
+        ),
         Workload(
             "one-leaf",
             "one leaf of the transformer's 148",
             "orbax",
             ("templax", *ORBAX, "npz", "limit-pread", "limit-decode"),
-            _transformer,
-            _one_leaf,
+            _make_transformer,
+            _select_one_leaf,
             partial=True,
         ),
         Workload(
@@ -246,8 +280,8 @@ WORKLOADS = {
             "a float32 transformer of half the parameters, restored as bfloat16",
             "orbax",
             ("templax", "templax-nocast", *ORBAX, "limit-pread", "limit-decode"),
-            lambda scale: _transformer(scale / 2, "float32"),
-            _as_bfloat16,
+            lambda scale: _make_transformer(scale / 2, "float32"),
+            lambda tree: _replace(tree, dtype="bfloat16"),
         ),
     )
 }

@@ -22,9 +22,10 @@ import templax as tx
 ROOT = Path(__file__).parents[2]
 sys.path.append(str(ROOT))  # benchmarks are not part of the package
 
-from benchmarks import interop, interop_job, orbax_peer  # noqa: E402
-from benchmarks.interop_table import judged, trouble  # noqa: E402
-from benchmarks.interop_trees import JOB, leaves_of, node_of, trees  # noqa: E402
+from benchmarks.interop import exchange, job, orbax_peer  # noqa: E402
+from benchmarks.interop.save import OURS, OURS_ZSTD  # noqa: E402
+from benchmarks.interop.trees import JOB, iterate_leaves, list_trees, make_node  # noqa: E402
+from benchmarks.interop.verdicts import find_difference, judge_orbax  # noqa: E402
 
 ITEM_CALLS = {
     *("pytree", "pytree+item", "standard", "standard+template", "v1", "v1+template", "metadata"),
@@ -41,7 +42,7 @@ REFUSED = {
 }
 """The calls by which Orbax does not restore a tree; it does not save that tree either."""
 
-OF_JOBS = [name for name in trees() if name.endswith(JOB)]
+OF_JOBS = [name for name in list_trees() if name.endswith(JOB)]
 UNPLACED = {"pytree", "standard", "v1", "manager", "manager, no args"}
 """The calls that need the devices that saved, which a job numbers differently."""
 
@@ -53,10 +54,10 @@ def exchanged(tmp_path_factory) -> SimpleNamespace:
     """All trees saved by templax and by Orbax, and what Orbax restored from both."""
     root = tmp_path_factory.mktemp("interop")
     with jax.enable_x64(True):
-        nodes = interop.write(root)
-    peer = interop.Peer(ocp.__version__, sys.executable)
+        nodes = exchange.save_trees(root)
+    peer = exchange.Peer(ocp.__version__, sys.executable)
     peer.save(root)
-    peer.restore(root, [interop.OURS, interop.OURS_ZSTD, interop_job.ORBAX], counts=[8])
+    peer.restore(root, [OURS, OURS_ZSTD, job.ORBAX], counts=[8])
     return SimpleNamespace(root=root, nodes=nodes, peer=peer)
 
 
@@ -69,13 +70,13 @@ def list_answers(exchanged: SimpleNamespace, tree: str, files: str) -> dict[str,
 
 
 @slow
-@pytest.mark.parametrize("tree", trees())
-@pytest.mark.parametrize("files", [interop.OURS, interop.OURS_ZSTD])
+@pytest.mark.parametrize("tree", list_trees())
+@pytest.mark.parametrize("files", [OURS, OURS_ZSTD])
 def test_orbax_restores_each_tree_by_each_call(exchanged, tree, files):
     found = list_answers(exchanged, tree, files)
-    assert set(found) == ITEM_CALLS | (STEP_CALLS if files == interop.OURS else set())
+    assert set(found) == ITEM_CALLS | (STEP_CALLS if files == OURS else set())
     node = exchanged.nodes[tree]
-    failed = {call: text for call, a in found.items() if (text := trouble(node, call, a))}
+    failed = {call: text for call, a in found.items() if (text := find_difference(node, call, a))}
     refused = UNPLACED if tree in OF_JOBS else REFUSED.get(tree, set())
     assert set(failed) == refused & set(found), failed
 
@@ -84,8 +85,9 @@ def test_orbax_restores_each_tree_by_each_call(exchanged, tree, files):
 @pytest.mark.parametrize("tree", OF_JOBS)
 def test_orbax_needs_a_template_for_its_own_saves_of_a_job_too(exchanged, tree):
     node = exchanged.nodes[tree]
-    found = list_answers(exchanged, tree, interop_job.ORBAX)
-    assert {call for call, answer in found.items() if trouble(node, call, answer)} == UNPLACED
+    found = list_answers(exchanged, tree, job.ORBAX)
+    failed = {call for call, answer in found.items() if find_difference(node, call, answer)}
+    assert failed == UNPLACED
 
 
 @slow
@@ -96,11 +98,11 @@ def test_orbax_cannot_save_what_it_does_not_restore(exchanged, tree):
 
 
 @slow
-@pytest.mark.parametrize("tree", trees())
+@pytest.mark.parametrize("tree", list_trees())
 def test_without_a_template_orbax_restores_types_and_shardings(exchanged, tree):
-    leaves = dict(leaves_of(exchanged.nodes[tree]))
+    leaves = dict(iterate_leaves(exchanged.nodes[tree]))
     for call in ("pytree", "standard", "v1", "manager", "manager, no args"):
-        answer = list_answers(exchanged, tree, interop.OURS)[call]
+        answer = list_answers(exchanged, tree, OURS)[call]
         for path, kind, _, _, _, sharding in answer.get("ok", ()):
             if (leaf := leaves.get(path)) is None or leaf["kind"] == "python":
                 continue
@@ -114,7 +116,7 @@ def test_without_a_template_orbax_restores_types_and_shardings(exchanged, tree):
 
 
 @slow
-@pytest.mark.parametrize("tree", trees())
+@pytest.mark.parametrize("tree", list_trees())
 def test_templax_restores_what_orbax_saved(exchanged, tree):
     node, peer = exchanged.nodes[tree], exchanged.peer
     for layout in orbax_peer.SAVES:
@@ -123,8 +125,8 @@ def test_templax_restores_what_orbax_saved(exchanged, tree):
         for how in ("manager", "step") if layout == "manager" else ("template", "catalog"):
             path = exchanged.root / peer.directory / tree / layout
             with jax.enable_x64(True):
-                rows = interop.restored(path, node, how)
-            assert not trouble(node, how, {"ok": rows}), (layout, how)
+                rows = exchange.restore_with_templax(path, node, how)
+            assert not find_difference(node, how, {"ok": rows}), (layout, how)
 
 
 def test_orbax_finds_the_custom_metadata(tmp_path):
@@ -162,9 +164,9 @@ def test_two_managers_take_turns_in_one_directory(tmp_path):
 LEAF = {"w": np.arange(6, dtype=np.float32).reshape(2, 3), "n": 7}
 
 
-def describe(tree: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    node = node_of(tree, {})
-    return node, {"ok": orbax_peer.described(node, tree)}
+def described(tree: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    node = make_node(tree, {})
+    return node, {"ok": orbax_peer.describe_tree(node, tree)}
 
 
 @pytest.mark.parametrize(
@@ -176,29 +178,29 @@ def describe(tree: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         ({"w": LEAF["w"], "n": 8}, "int 8 instead of 7 at `/n`"),
     ],
 )
-def test_the_program_notices_a_value_that_differs(changed, said):
-    node, good = describe(LEAF)
-    bad = {"ok": orbax_peer.described(node, changed)}
-    assert not trouble(node, "pytree", good)
-    assert trouble(node, "pytree", bad).startswith(said)
-    assert judged(node, "pytree", bad, good).kind == "FAIL"
-    assert judged(node, "pytree", good, None).kind == "more"
+def test_a_value_that_differs_is_seen(changed, said):
+    node, good = described(LEAF)
+    bad = {"ok": orbax_peer.describe_tree(node, changed)}
+    assert not find_difference(node, "pytree", good)
+    assert find_difference(node, "pytree", bad).startswith(said)
+    assert judge_orbax(node, "pytree", bad, good).kind == "FAIL"
+    assert judge_orbax(node, "pytree", good, None).kind == "more"
 
 
 def test_the_program_notices_a_missing_leaf_and_one_of_another_type():
     node, good = describe(LEAF)
     with pytest.raises(LookupError, match=r"expected .*w.*, got"):
-        orbax_peer.described(node, {"n": 7})
-    placed = {"ok": orbax_peer.described(node, {**LEAF, "w": jnp.asarray(LEAF["w"])})}
-    assert not trouble(node, "pytree", placed)
-    assert trouble(node, "pytree", placed, good) == "type jax instead of ndarray at `/w`"
+        orbax_peer.describe_tree(node, {"n": 7})
+    placed = {"ok": orbax_peer.describe_tree(node, {**LEAF, "w": jnp.asarray(LEAF["w"])})}
+    assert not find_difference(node, "pytree", placed)
+    assert find_difference(node, "pytree", placed, good) == "type jax instead of ndarray at `/w`"
 
 
 def test_the_program_distinguishes_failures_by_what_else_fails():
     node, good = describe(LEAF)
     error = {"error": "ValueError: no", "where": "orbax/x.py:1 f"}
     kinds = [
-        judged(node, "pytree", error, own, new).kind
+        judge_orbax(node, "pytree", error, own, new).kind
         for own, new in (
             (good, good),
             (error, good),
@@ -212,8 +214,8 @@ def test_the_program_distinguishes_failures_by_what_else_fails():
 def test_the_documented_tables_list_each_tree_and_no_failure():
     text = (ROOT / "docs" / "interoperability.md").read_text()
     rows = [line.split(" | ")[0].removeprefix("| ") for line in text.splitlines()]
-    once = [name for name in trees() if name not in OF_JOBS]
-    assert [row for row in rows if row in trees()] == [*trees(), *once]
+    once = [name for name in list_trees() if name not in OF_JOBS]
+    assert [row for row in rows if row in list_trees()] == [*list_trees(), *once]
     assert "FAIL" not in text
 
 

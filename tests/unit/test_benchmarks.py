@@ -12,19 +12,19 @@ import pytest
 ROOT = Path(__file__).parents[2]
 sys.path.append(str(ROOT))  # the program isn't part of the package
 
-from benchmarks.outcomes import Outcome, Row  # noqa: E402
-from benchmarks.report import size, table  # noqa: E402
-from benchmarks.worker import Sample  # noqa: E402
+from benchmarks.measure.sample import Sample  # noqa: E402
+from benchmarks.report.outcomes import Outcome, Row  # noqa: E402
+from benchmarks.report.tables import format_size, format_table  # noqa: E402
 
 LIAR = """
 from benchmarks.__main__ import main
-from benchmarks.libraries import LIBRARIES, Library, _templax
+from benchmarks.restore.libraries import LIBRARIES, Library, open_templax
 
 
 def _liar(job):
     import jax
 
-    restore = _templax(job)
+    restore = open_templax(job)
     return lambda: jax.tree.map(lambda leaf: leaf.at[-1].add(1), restore())
 
 
@@ -42,13 +42,13 @@ if __name__ == "__main__":
 
 SAVING_LIAR = """
 from benchmarks.saving import main
-from benchmarks.savers import SAVERS, Saver, _orbax_pytree
+from benchmarks.save.savers import SAVERS, Saver, open_orbax_pytree
 
 
 def _liar(tree):
     import jax
 
-    return _orbax_pytree(jax.tree.map(lambda leaf: leaf.at[-1].add(1), tree))
+    return open_orbax_pytree(jax.tree.map(lambda leaf: leaf.at[-1].add(1), tree))
 
 
 def _quitter(tree):
@@ -211,7 +211,7 @@ def test_ratios_are_those_of_rounds():
     outcome.rows[2].trouble = "failed: no"
     assert outcome.ratio(theirs) == (2.0, 1.5, 2.5, 1.0)
     assert outcome.ratio(outcome.rows[2]) is None
-    peer, failed = table(outcome).splitlines()[3:]
+    peer, failed = format_table(outcome).splitlines()[3:]
     assert " ".join(peer.split()) == (
         "peer npz (own) 6.000 [4.000–8.000] 2.000 2.00 [1.50–2.50] 1.00 1.000 2.00x 1.50x 1.00x"
     )
@@ -231,7 +231,7 @@ def test_stalls_are_divided_by_the_first_that_goes_on_behind_its_call():
     assert outcome.stall_ratio(peer) == (2.0, 1.5, 3.0, 1.0)
     assert outcome.stall_ratio(slow) == (3.0, 3.0, 3.0, 3.0)  # of the one round it was in
     assert outcome.ratio(slow) == (1.0, 1.0, 1.0, 1.0)
-    heads, *cells = table(outcome).splitlines()[1:]
+    heads, *cells = format_table(outcome).splitlines()[1:]
     assert "÷ ours" in heads
     assert " ".join(cells[2].split()) == (
         "peer k 10.000 [10.000–10.000] 10.000 1.00 [1.00–1.00] 1.00"
@@ -240,4 +240,9 @@ def test_stalls_are_divided_by_the_first_that_goes_on_behind_its_call():
 
 
 def test_sizes_have_the_unit_that_suits_them():
-    assert [size(n) for n in (0, 1023, 1536, 3 << 29)] == ["0 B", "1023 B", "1.5 KiB", "1.5 GiB"]
+    assert [format_size(n) for n in (0, 1023, 1536, 3 << 29)] == [
+        "0 B",
+        "1023 B",
+        "1.5 KiB",
+        "1.5 GiB",
+    ]

@@ -1,4 +1,4 @@
-"""A chart of ratios as SVG text, readable on light and dark pages alike."""
+"""A chart of ratios as SVG, readable on light and dark pages alike."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from html import escape
 
 from .outcomes import Outcome, Row, Summary
-from .report import size
+from .tables import format_size
 
 _WIDTH, _LEFT, _RIGHT = 860, 150, 90
 _ROW, _GAP, _TOP = 20, 40, 100
 _TICKS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500)
 
-# Its own page lies below it: not every viewer knows `prefers-color-scheme`.
+# It brings its own background, because not every viewer supports `prefers-color-scheme`.
 _STYLE = """
 .page { fill: #ffffff }
 text { font: 12px system-ui, sans-serif; fill: #24292f }
@@ -34,12 +34,16 @@ text { font: 12px system-ui, sans-serif; fill: #24292f }
 """
 
 
-def drawn(outcomes: Sequence[Outcome], about: dict[str, str]) -> str:
-    """Bars of ratio to the first library, per workload, with quartiles; logarithmic.
+def draw_chart(outcomes: Sequence[Outcome], about: dict[str, str]) -> str:
+    """Bars of the ratios to the first library, per workload, with quartiles, logarithmic.
 
-    A bar starts at 1, the first library itself: to the right of it slower, to the left faster.
+    A bar starts at 1, the first library itself; slower libraries extend to the right.
+
+    Args:
+        outcomes: One per workload.
+        about: Date and conditions of the run.
     """
-    ratios = [_ratios(outcome) for outcome in outcomes]
+    ratios = [_compute_ratios(outcome) for outcome in outcomes]
     span = [number for rows in ratios for _, ratio in rows if ratio for number in ratio[:3]]
     low = max((tick for tick in _TICKS if tick <= min([*span, 0.5])), default=_TICKS[0])
     high = min((tick for tick in _TICKS if tick >= max([*span, 2])), default=_TICKS[-1])
@@ -53,16 +57,16 @@ def drawn(outcomes: Sequence[Outcome], about: dict[str, str]) -> str:
     verb = "save" if outcomes[0].saved else "restore"
     firsts = ", ".join(dict.fromkeys(outcome.rows[0].library for outcome in outcomes))
     body = [
-        _text(16, 26, f"Seconds to {verb}, divided by those of {firsts}", "title"),
-        _text(16, 44, f"Median and quartiles, logarithmic. Right of 1: slower.{own}", "faint"),
-        _text(16, 60, f"{about['conditions']}; {about['date']}", "faint"),
-        *_axis(x, [tick for tick in _TICKS if low <= tick <= high], height),
+        _draw_text(16, 26, f"Seconds to {verb}, divided by those of {firsts}", "title"),
+        _draw_text(16, 44, f"Median and quartiles, logarithmic. Right of 1: slower.{own}", "faint"),
+        _draw_text(16, 60, f"{about['conditions']}; {about['date']}", "faint"),
+        *_draw_axis(x, [tick for tick in _TICKS if low <= tick <= high], height),
     ]
     y = float(_TOP)
     for outcome, rows in zip(outcomes, ratios, strict=True):
-        body += _heading(outcome, y + 24)
+        body += _draw_heading(outcome, y + 24)
         for i, (row, ratio) in enumerate(rows):
-            body += _bar(x, y + 34 + _ROW * i, row, ratio)
+            body += _draw_bar(x, y + 34 + _ROW * i, row, ratio)
         y += _GAP + _ROW * len(rows)
     return "\n".join(
         [
@@ -76,33 +80,35 @@ def drawn(outcomes: Sequence[Outcome], about: dict[str, str]) -> str:
     )
 
 
-def _ratios(outcome: Outcome) -> list[tuple[Row, Summary | None]]:
-    """Rows below the first, which is the line at 1: none if there is no such line."""
+def _compute_ratios(outcome: Outcome) -> list[tuple[Row, Summary | None]]:
+    """All rows but the first, which is the line at 1; none if the first failed."""
     if outcome.rows[0].trouble:
         return []
     return [(row, outcome.ratio(row)) for row in outcome.rows[1:]]
 
 
-def _axis(x: Callable[[float], float], ticks: Iterable[float], height: int) -> Iterator[str]:
+def _draw_axis(x: Callable[[float], float], ticks: Iterable[float], height: int) -> Iterator[str]:
     for tick in ticks:
         at, kind = f"{x(tick):.1f}", "one" if tick == 1 else "grid"
         yield f'<line class="{kind}" x1="{at}" x2="{at}" y1="{_TOP - 8}" y2="{height - 8}"/>'
-        yield _text(x(tick), _TOP - 14, f"{tick:g}×", "faint", "middle")
+        yield _draw_text(x(tick), _TOP - 14, f"{tick:g}×", "faint", "middle")
 
 
-def _heading(outcome: Outcome, y: float) -> Iterator[str]:
+def _draw_heading(outcome: Outcome, y: float) -> Iterator[str]:
     first = outcome.rows[0]
-    took = _short(first.trouble, 60) if first.trouble else f"{first.seconds.median:.3g} s"
-    yield _text(16, y, outcome.workload, "name")
-    yield _text(
-        _LEFT, y, f"{outcome.about}; {size(outcome.nbytes)}; {first.library} {took}", "faint"
+    took = _shorten(first.trouble, 60) if first.trouble else f"{first.seconds.median:.3g} s"
+    yield _draw_text(16, y, outcome.workload, "name")
+    yield _draw_text(
+        _LEFT, y, f"{outcome.about}; {format_size(outcome.nbytes)}; {first.library} {took}", "faint"
     )
 
 
-def _bar(x: Callable[[float], float], y: float, row: Row, ratio: Summary | None) -> Iterator[str]:
-    yield _text(_LEFT - 10, y + 11, row.library, "", "end")
+def _draw_bar(
+    x: Callable[[float], float], y: float, row: Row, ratio: Summary | None
+) -> Iterator[str]:
+    yield _draw_text(_LEFT - 10, y + 11, row.library, "", "end")
     if ratio is None:
-        yield _text(_LEFT + 6, y + 11, _short(row.trouble, 90), "faint")
+        yield _draw_text(_LEFT + 6, y + 11, _shorten(row.trouble, 90), "faint")
         return
     kind = "limit" if row.library.startswith(("limit", "floor")) else "peer"
     start, end = sorted((x(1), x(ratio.median)))
@@ -118,14 +124,14 @@ def _bar(x: Callable[[float], float], y: float, row: Row, ratio: Summary | None)
     ):
         yield (f'<line class="whisker" x1="{x1:.1f}" x2="{x2:.1f}" y1="{y1:.1f}" y2="{y2:.1f}"/>')
     label = f"{ratio.median:.2f}×" if ratio.median < 10 else f"{ratio.median:.1f}×"
-    yield _text(max(end, q3, x(1)) + 6, y + 11, label + (" *" if row.own_file else ""))
+    yield _draw_text(max(end, q3, x(1)) + 6, y + 11, label + (" *" if row.own_file else ""))
 
 
-def _short(text: str, length: int) -> str:
+def _shorten(text: str, length: int) -> str:
     return text if len(text) <= length else text[: length - 1] + "…"
 
 
-def _text(x: float, y: float, text: str, kind: str = "", anchor: str = "start") -> str:
+def _draw_text(x: float, y: float, text: str, kind: str = "", anchor: str = "start") -> str:
     return (
         f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
     )

@@ -1,6 +1,7 @@
-"""Saves trees by a job of several processes, each with its share of the eight devices.
+"""Saves trees with a job of several processes, which share the eight devices.
 
-By templax, and by the Orbax beside it: what such a save says of its devices no single process has.
+Both templax and the installed Orbax save: a reference for judging Orbax's restores must come from
+such a job, too, because its checkpoints name devices that a single process doesn't have.
 """
 
 from __future__ import annotations
@@ -14,27 +15,27 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from .environment import make_environment
+
 PROCESSES = 2
 ORBAX = "orbax-job"
-"""Where Orbax's saves are."""
+"""The directory of Orbax's checkpoints."""
 
 
-def run(root: Path, names: Sequence[str]) -> None:
-    """Saves those trees of `trees.json`, by processes of their own."""
+def run_job(root: Path, names: Sequence[str]) -> None:
+    """Saves some of the trees in `trees.json` with a job of `PROCESSES` processes."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     arguments = [str(root), json.dumps(names), str(port), str(PROCESSES)]
     children = [
         subprocess.Popen(
-            [sys.executable, "-m", f"{__package__}.interop_job", *arguments, str(index)],
-            stdout=subprocess.DEVNULL,  # its libraries print there
+            [sys.executable, "-m", f"{__package__}.job", *arguments, str(index)],
+            stdout=subprocess.DEVNULL,  # the libraries print to it
             env={
                 **os.environ,
                 "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
-                "JAX_PLATFORMS": "cpu",
-                "JAX_ENABLE_X64": "1",
-                "XLA_FLAGS": f"--xla_force_host_platform_device_count={8 // PROCESSES}",
+                **make_environment(8 // PROCESSES),
             },
         )
         for index in range(PROCESSES)
@@ -54,23 +55,24 @@ def main(root: Path, names: Sequence[str], port: str, count: int, index: int) ->
 
     jax.distributed.initialize(f"127.0.0.1:{port}", count, index)
 
-    from . import interop, orbax_peer
+    # Only now: nothing may touch the devices before the processes know of each other.
+    from . import orbax_peer
+    from .save import save_layouts
 
     nodes = json.loads((root / "trees.json").read_text())
     values = np.load(root / "values.npz")
 
-    def leaf(node: Mapping[str, Any]) -> Any:
+    def make_leaf(node: Mapping[str, Any]) -> Any:
         if node["kind"] != "jax":
-            return orbax_peer.concrete(node, values)
-        data = values[node["values"]].view(orbax_peer.dtype_of(node["dtype"]))
+            return orbax_peer.make_leaf(node, values)
+        data = values[node["values"]].view(orbax_peer.to_dtype(node["dtype"]))
         data = data.reshape(node["shape"])
-        return jax.make_array_from_callback(
-            data.shape, orbax_peer.sharding_of(node), data.__getitem__
-        )
+        sharding = orbax_peer.make_sharding(node.get("mesh"))
+        return jax.make_array_from_callback(data.shape, sharding, data.__getitem__)
 
     for name in names:
-        tree = orbax_peer.built(nodes[name], leaf)
-        interop.save(root, name, tree)
+        tree = orbax_peer.build_tree(nodes[name], make_leaf)
+        save_layouts(root, name, tree)
         for layout, file in (("item", "item"), ("item", "v1/pytree"), ("manager", "manager")):
             orbax_peer.SAVES[layout](str(root / ORBAX / name / file), tree)
     jax.distributed.shutdown()

@@ -1,22 +1,28 @@
-"""The trees that templax and Orbax exchange: one a kind of leaf or a layout, each judged alone.
+"""The trees that templax and Orbax exchange: one per kind of leaf or layout, each judged alone.
 
-A tree is also described as plain JSON, a node, for processes that have no templax: `kind` "dict",
-"list", "tuple" or "namedtuple" with `items`, pairs of key and node; "none"; or a leaf, "jax",
-"numpy", "key" or "python", with what `orbax_peer` needs to make it, and its digest.
+For processes without templax, a tree is also described in plain JSON as a node. Its `kind` is
+"dict", "list", "tuple" or "namedtuple", with `items` as pairs of key and node; "none"; or "jax",
+"numpy", "key" or "python" for a leaf, with its digest and what `orbax_peer` needs to make it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding
 
-from .orbax_peer import digest
+from .orbax_peer import (
+    compute_digest,
+    format_value,
+    is_python_value,
+    make_sharding,
+    to_dtype,
+)
 
 PyTree = Any
 DTYPES = (
@@ -27,10 +33,10 @@ DTYPES = (
     *("int4", "uint4", "int2", "uint2"),
 )
 JOB = "2 processes"
-"""At the end of a name: saved by a job of two, each with four of the devices."""
+"""Ends the name of a tree that is saved by a job of two processes, with four devices each."""
 
 _LARGE = (1001, 1537)
-"""5.9 MiB of float32 in rows that divide neither 4 MiB nor 64 bytes."""
+"""5.9 MiB of float32 in rows whose size divides neither 4 MiB nor 64 bytes."""
 
 
 class Pair(NamedTuple):
@@ -39,15 +45,15 @@ class Pair(NamedTuple):
 
 
 class Empty(NamedTuple):
-    """As the states of most optimizers that keep none."""
+    """Like the state of most optimizers without any."""
 
 
-def trees() -> dict[str, Callable[[], PyTree]]:
-    """Name → what makes the tree. Needs eight devices and 64-bit types."""
-    named: dict[str, Callable[[], PyTree]] = {}
+def list_trees() -> dict[str, Callable[[], PyTree]]:
+    """Name → a function that makes the tree. Needs eight devices and 64-bit types."""
+    trees: dict[str, Callable[[], PyTree]] = {}
     for dtype in DTYPES:
-        named[dtype] = lambda dtype=dtype: {"w": put(dtype, (16, 6)), "b": put(dtype, (5,))}
-    named |= {
+        trees[dtype] = lambda dtype=dtype: {"w": put(dtype, (16, 6)), "b": put(dtype, (5,))}
+    trees |= {
         "0-d arrays": lambda: {d: put(d, ()) for d in ("float32", "bfloat16", "int32", "bool")},
         "zero-size arrays": lambda: {
             "x": put("float32", (3,)),
@@ -55,7 +61,9 @@ def trees() -> dict[str, Callable[[], PyTree]]:
             "wide": put("bfloat16", (0, 4)),
             "tall": put("int32", (3, 0)),
         },
-        "numpy arrays": lambda: {d: random(d, (5, 3)) for d in ("float32", "bfloat16", "int64")},
+        "numpy arrays": lambda: {
+            d: make_random(d, (5, 3)) for d in ("float32", "bfloat16", "int64")
+        },
         "numpy scalars": lambda: {"f": np.float32(0.1), "i": np.int64(-7)},
         "numpy bool scalar": lambda: {"b": np.bool_(True)},
         "Python numbers": lambda: {"i": -7, "big": 1 << 40, "f": 0.1, "inf": float("-inf")},
@@ -95,7 +103,7 @@ def trees() -> dict[str, Callable[[], PyTree]]:
         },
         "key with a backslash": lambda: {"a\\b": put("float32", (2,)), "c\\": put("int8", (2,))},
         "key of 300 characters": lambda: {"k" * 300: put("float32", (2,))},
-        "16 levels": lambda: _nested(16, put("float32", (2,))),
+        "16 levels": lambda: _nest(16, put("float32", (2,))),
         "500 small leaves": lambda: {
             f"layer_{i}": {"w": put("float32", (i % 7, 3) if i % 7 else ())} for i in range(500)
         },
@@ -117,25 +125,25 @@ def trees() -> dict[str, Callable[[], PyTree]]:
             "rows": put("float32", (16, 6), (8,), "x"),
             "tile": put("bfloat16", (8, 4), (4, 2), "x", "y"),
             "one": put("int8", (5,)),
-            "host": random("float32", (7,)),
+            "host": make_random("float32", (7,)),
             "step": 12,
             "key": jax.random.key(6),
         },
     }
     for name in ("over 8 devices", "over 8 devices, axis 1", "4x2 devices, both axes"):
-        named[f"{name}, {JOB}"] = named[name]
-    named[f"5.9 MiB over 4x2 devices, {JOB}"] = named["5.9 MiB over 4x2 devices"]
-    named[f"on each of 8 devices, {JOB}"] = named["on each of 8 devices"]
-    return named
+        trees[f"{name}, {JOB}"] = trees[name]
+    trees[f"5.9 MiB over 4x2 devices, {JOB}"] = trees["5.9 MiB over 4x2 devices"]
+    trees[f"on each of 8 devices, {JOB}"] = trees["on each of 8 devices"]
+    return trees
 
 
-def _nested(levels: int, leaf: Any) -> PyTree:
-    return {f"level{levels}": _nested(levels - 1, leaf) if levels > 1 else leaf}
+def _nest(levels: int, leaf: Any) -> PyTree:
+    return {f"level{levels}": _nest(levels - 1, leaf) if levels > 1 else leaf}
 
 
-def random(dtype: str, shape: tuple[int, ...]) -> np.ndarray:
-    """The same values each time; of integers the whole range."""
-    kind = np.dtype(getattr(ml_dtypes, dtype, dtype))
+def make_random(dtype: str, shape: tuple[int, ...]) -> np.ndarray:
+    """The same values each time; integers from their whole range."""
+    kind = to_dtype(dtype)
     generator = np.random.default_rng(sum(map(ord, dtype)) + sum(shape))
     if dtype == "bool":
         return np.asarray(generator.integers(0, 2, shape), bool)
@@ -153,39 +161,34 @@ def random(dtype: str, shape: tuple[int, ...]) -> np.ndarray:
 def put(
     dtype: str, shape: tuple[int, ...], mesh: tuple[int, ...] | None = None, *spec: Any
 ) -> jax.Array:
-    """Random values on the first device, or sharded over a mesh whose axes are called x and y."""
-    value = random(dtype, shape)
-    if mesh is None:
-        return jax.device_put(value, jax.devices()[0])
-    devices = np.asarray(jax.devices()[: int(np.prod(mesh))]).reshape(mesh)
-    sharding = NamedSharding(Mesh(devices, ("x", "y")[: len(mesh)]), PartitionSpec(*spec))
+    """Random values on the first device, or sharded over a mesh with axes x and y."""
+    value = make_random(dtype, shape)
+    sharding = make_sharding(None if mesh is None else (mesh, ("x", "y")[: len(mesh)], spec))
     return jax.device_put(value, sharding)
 
 
-def node_of(tree: PyTree, values: dict[str, np.ndarray]) -> dict[str, Any]:
-    """A tree as JSON; array values are added to `values`."""
+def make_node(tree: PyTree, values: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Describes a tree as JSON, and adds the values of its arrays to `values`."""
     if isinstance(tree, dict):
         ints = bool(tree) and all(isinstance(key, int) for key in tree)
-        items = [[str(key), node_of(child, values)] for key, child in tree.items()]
+        items = [[str(key), make_node(child, values)] for key, child in tree.items()]
         return {"kind": "dict", "items": items, **({"ints": True} if ints else {})}
     if isinstance(tree, tuple) and hasattr(tree, "_asdict"):
-        return {**node_of(tree._asdict(), values), "kind": "namedtuple"}
+        return {**make_node(tree._asdict(), values), "kind": "namedtuple"}
     if isinstance(tree, (list, tuple)):
-        items = [[str(i), node_of(child, values)] for i, child in enumerate(tree)]
+        items = [[str(i), make_node(child, values)] for i, child in enumerate(tree)]
         return {"kind": type(tree).__name__, "items": items}
     if tree is None:
         return {"kind": "none"}
-    if isinstance(tree, (str, int, float, complex)) and not isinstance(tree, np.generic):
-        node = {"kind": "python", "type": type(tree).__name__, "value": _text(tree)}
-        return node if isinstance(tree, str) else {**node, "digest": digest(np.asarray(tree))}
-    return _leaf_of(tree, values)
+    if is_python_value(tree):
+        node = {"kind": "python", "type": type(tree).__name__, "value": format_value(tree)}
+        return (
+            node if isinstance(tree, str) else {**node, "digest": compute_digest(np.asarray(tree))}
+        )
+    return _make_leaf_node(tree, values)
 
 
-def _text(value: str | float) -> str:
-    return value.hex() if isinstance(value, float) else str(value)
-
-
-def _leaf_of(leaf: Any, values: dict[str, np.ndarray]) -> dict[str, Any]:
+def _make_leaf_node(leaf: Any, values: dict[str, np.ndarray]) -> dict[str, Any]:
     name = f"v{len(values)}"
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         data = values[name] = np.asarray(jax.random.key_data(leaf))
@@ -196,7 +199,7 @@ def _leaf_of(leaf: Any, values: dict[str, np.ndarray]) -> dict[str, Any]:
             "impl": impl,
             "dtype": str(leaf.dtype),
             "values": name,
-            "digest": digest(data),
+            "digest": compute_digest(data),
         }
     array = np.asarray(leaf)
     values[name] = np.frombuffer(array.tobytes(), np.uint8)
@@ -205,10 +208,10 @@ def _leaf_of(leaf: Any, values: dict[str, np.ndarray]) -> dict[str, Any]:
         "dtype": array.dtype.name,
         "shape": list(array.shape),
         "values": name,
-        "digest": digest(array),
+        "digest": compute_digest(array),
     }
     if isinstance(leaf, np.generic):
-        node |= {"scalar": True, "value": _text(leaf.item())}
+        node |= {"scalar": True, "value": format_value(leaf.item())}
     sharding = getattr(leaf, "sharding", None)
     if isinstance(sharding, NamedSharding):
         mesh = sharding.mesh
@@ -216,10 +219,12 @@ def _leaf_of(leaf: Any, values: dict[str, np.ndarray]) -> dict[str, Any]:
     return node
 
 
-def leaves_of(node: dict[str, Any], path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
-    """Path → node of every leaf that holds something."""
+def iterate_leaves(
+    node: Mapping[str, Any], path: str = ""
+) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Path and node of every leaf except None."""
     if "items" in node:
         for key, child in node["items"]:
-            yield from leaves_of(child, f"{path}/{key}")
+            yield from iterate_leaves(child, f"{path}/{key}")
     elif node["kind"] != "none":
         yield path, node

@@ -1,12 +1,12 @@
-"""Stock Orbax at work: saves trees, or restores them by each of its calls and says what came back.
+"""Stock Orbax at work: saves trees, or restores them with each of its calls and describes them.
 
-A plain file that needs JAX, numpy and any Orbax since 0.6, so that it runs where templax can't:
+A single file that needs JAX, numpy and any Orbax since 0.6, so that it runs where templax can't:
 
     python orbax_peer.py save TREES VALUES.npz DIRECTORY
     python orbax_peer.py restore TREES DIRECTORY [DIRECTORY ...]
 
-The trees are a JSON file: name -> node, as `interop_trees` describes one. Answers are printed, one
-line of JSON each, so that what came before a crash is known.
+TREES is a JSON file: name -> node, as described in `trees`. Each answer is printed at once, as one
+line of JSON, so that the answers before a crash are not lost.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import shutil
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
@@ -50,18 +50,18 @@ CONTAINERS = ("dict", "list", "tuple", "namedtuple")
 def main() -> None:
     logging.disable(logging.CRITICAL)
     warnings.simplefilter("ignore")
-    # Answers go where nothing else is printed: Orbax and its libraries write to standard output.
+    # Answers get a stream of their own: Orbax and its libraries print to standard output.
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    for answer in _answers(*sys.argv[1:]):
+    for answer in _run(*sys.argv[1:]):
         out.write(json.dumps(answer) + "\n")
         out.flush()
     out.close()
-    # A save that failed leaves threads of Orbax behind, for which an exit would wait 300 s.
+    # A normal exit would wait 300 s for the threads that a failed save of Orbax leaves behind.
     os._exit(0)
 
 
-def _answers(mode: str, trees_file: str, *arguments: str) -> Iterator[Answer]:
+def _run(mode: str, trees_file: str, *arguments: str) -> Iterator[Answer]:
     packages = {name: metadata.version(name) for name in ("jax", "tensorstore", "numpy")}
     packages["Python"] = platform.python_version()
     yield {"orbax": ocp.__version__, "devices": jax.device_count(), "packages": packages}
@@ -72,26 +72,24 @@ def _answers(mode: str, trees_file: str, *arguments: str) -> Iterator[Answer]:
         for name, node in trees.items():
             for layout in SAVES:
                 path = os.path.join(directory, name, layout)
-                yield {
-                    "tree": name,
-                    "layout": layout,
-                    **outcome(_saved, layout, path, node, values),
-                }
+                answer = try_call(_save, layout, path, node, values)
+                yield {"tree": name, "layout": layout, **answer}
     else:
         for directory in arguments:
             for name, node in trees.items():
-                for call, answer in restored(os.path.abspath(os.path.join(directory, name)), node):
+                path = os.path.abspath(os.path.join(directory, name))
+                for call, answer in restore_layouts(path, node):
                     yield {"directory": directory, "tree": name, "call": call, **answer}
 
 
-def _saved(layout: str, path: str, node: Node, values: Mapping[str, np.ndarray]) -> None:
-    SAVES[layout](path, built(node, lambda leaf: concrete(leaf, values)))
+def _save(layout: str, path: str, node: Node, values: Mapping[str, np.ndarray]) -> None:
+    SAVES[layout](path, build_tree(node, lambda leaf: make_leaf(leaf, values)))
 
 
-def outcome(act: Callable[..., Any], *arguments: Any) -> Answer:
-    """What `act` returned, as `ok`, or its `error`, and `where` in Orbax it was raised."""
+def try_call(call: Callable[..., Any], *arguments: Any) -> Answer:
+    """`ok` with what the call returned, or its `error`, and `where` in Orbax it was raised."""
     try:
-        return {"ok": act(*arguments)}
+        return {"ok": call(*arguments)}
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt):
             raise
@@ -106,77 +104,76 @@ def outcome(act: Callable[..., Any], *arguments: Any) -> Answer:
         return {"error": type(error).__name__ + (": " + text[:400] if text else ""), "where": where}
 
 
-# Trees.
-
-
-def built(node: Node, leaf: Callable[[Node], Any]) -> PyTree:
-    """The pytree that a node describes; `leaf` makes the arrays and the Python values."""
+def build_tree(node: Node, make_leaf: Callable[[Node], Any]) -> PyTree:
+    """The pytree that a node describes; `make_leaf` makes its arrays and Python values."""
     kind = node["kind"]
     if kind == "dict":
         keys = [int(key) if node.get("ints") else key for key, _ in node["items"]]
-        return dict(zip(keys, [built(child, leaf) for _, child in node["items"]], strict=True))
+        return dict(
+            zip(keys, [build_tree(child, make_leaf) for _, child in node["items"]], strict=True)
+        )
     if kind in CONTAINERS:
-        items = [built(child, leaf) for _, child in node["items"]]
+        items = [build_tree(child, make_leaf) for _, child in node["items"]]
         if kind == "namedtuple":
             return collections.namedtuple("State", [key for key, _ in node["items"]])(*items)
         return items if kind == "list" else tuple(items)
     if kind == "none":
         return None
-    return leaf(node)
+    return make_leaf(node)
 
 
-def concrete(node: Node, values: Mapping[str, np.ndarray]) -> Any:
-    """A leaf with its value, placed as it was."""
+def make_leaf(node: Node, values: Mapping[str, np.ndarray]) -> Any:
+    """A leaf with its value, on the devices that it was on."""
     kind = node["kind"]
     if kind == "python":
-        return python_value(node)
+        return make_python_value(node)
     data = values[node["values"]]
     if kind == "key":
         return jax.random.wrap_key_data(jax.numpy.asarray(data), impl=node["impl"])
-    array = data.view(dtype_of(node["dtype"])).reshape(node["shape"])
+    array = data.view(to_dtype(node["dtype"])).reshape(node["shape"])
     if kind == "numpy":
         return array[()] if node.get("scalar") else array
-    return jax.device_put(array, sharding_of(node))
+    return jax.device_put(array, make_sharding(node.get("mesh")))
 
 
-def wanted(node: Node) -> Any:
+def make_template_leaf(node: Node) -> Any:
     """An abstract leaf: on one device, or spread over all of them."""
     kind = node["kind"]
     if kind == "python":
-        return python_value(node)
+        return make_python_value(node)
     shape = tuple(node["shape"])
     if kind == "key":
         dtype = jax.random.key(0, impl=node["impl"]).dtype
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=spread(shape))
-    dtype = dtype_of(node["dtype"])
-    if kind == "numpy" and not node.get("scalar"):  # Orbax takes no scalars of numpy in a template
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=spread_over_devices(shape))
+    dtype = to_dtype(node["dtype"])
+    if kind == "numpy" and not node.get("scalar"):  # Orbax accepts no numpy scalars
         return np.zeros(shape, dtype)
-    return jax.ShapeDtypeStruct(shape, dtype, sharding=spread(shape))
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=spread_over_devices(shape))
 
 
-def python_value(node: Node) -> Any:
+def make_python_value(node: Node) -> Any:
     read = {"int": int, "float": float.fromhex, "complex": complex, "str": str}
     if node["type"] == "bool":
         return node["value"] == "True"
     return read[node["type"]](node["value"])
 
 
-def dtype_of(name: str) -> np.dtype:
+def to_dtype(name: str) -> np.dtype:
     return np.dtype(getattr(ml_dtypes, name, name))
 
 
-def sharding_of(node: Node) -> jax.sharding.Sharding:
-    """As the node has it: mesh shape, its axis names, and a spec; None is the first device."""
-    if node.get("mesh") is None:
+def make_sharding(mesh: Sequence[Any] | None) -> jax.sharding.Sharding:
+    """A sharding, given as mesh shape, axis names and spec; the first device if None."""
+    if mesh is None:
         return SingleDeviceSharding(jax.devices()[0])
-    shape, names, spec = node["mesh"]
-    mesh = Mesh(np.asarray(jax.devices()[: int(np.prod(shape))]).reshape(shape), names)
+    shape, names, spec = mesh
+    devices = np.asarray(jax.devices()[: int(np.prod(shape))]).reshape(shape)
     spec = [tuple(entry) if isinstance(entry, list) else entry for entry in spec]
-    return NamedSharding(mesh, PartitionSpec(*spec))
+    return NamedSharding(Mesh(devices, names), PartitionSpec(*spec))
 
 
-def spread(shape: tuple[int, ...]) -> jax.sharding.Sharding:
-    """Over the first dimension that the devices divide; whole on each where none is."""
+def spread_over_devices(shape: tuple[int, ...]) -> jax.sharding.Sharding:
+    """Splits the first dimension that the devices divide; replicates if there is none."""
     devices = jax.devices()
     if len(devices) == 1:
         return SingleDeviceSharding(devices[0])
@@ -187,38 +184,39 @@ def spread(shape: tuple[int, ...]) -> jax.sharding.Sharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-# Restoring.
-
-
-def restored(directory: str, node: Node) -> Iterator[tuple[str, Answer]]:
-    """Each call's name, and its outcome, on the layouts of one tree that are there."""
+def restore_layouts(directory: str, node: Node) -> Iterator[tuple[str, Answer]]:
+    """The name and the answer of each call, for each layout that was saved of one tree."""
     for layout, calls in CALLS.items():
         path = os.path.join(directory, layout)
-        # A manager makes its directory even where the save then fails.
+        # A manager creates its directory even if the save fails.
         if os.path.isdir(path) and (layout != "manager" or str(STEP) in os.listdir(path)):
             for call, restore in calls.items():
-                yield call, outcome(_described, node, restore, path)
+                yield call, try_call(_restore, node, restore, path)
             if layout == "item":
-                yield "metadata", outcome(described_metadata, node, path)
+                yield "metadata", try_call(describe_metadata, node, path)
 
 
-def _described(node: Node, restore: Callable[[str, Template], PyTree], path: str) -> list[Row]:
-    return described(node, restore(path, lambda: template(node)))
+def _restore(node: Node, restore: Callable[[str, Template], PyTree], path: str) -> list[Row]:
+    return describe_tree(node, restore(path, lambda: make_template(node)))
 
 
-def template(node: Node) -> PyTree:
+def make_template(node: Node) -> PyTree:
     """The tree, abstract: on one device, or spread over all of them."""
-    return built(node, wanted)
+    return build_tree(node, make_template_leaf)
 
 
-def with_item(path: str, template: Template) -> PyTree:
+def _make_item_args(template: Template) -> dict[str, Any]:
     item = template()
-    arguments = ocp.checkpoint_utils.construct_restore_args(item)
-    return ocp.PyTreeCheckpointer().restore(path, item=item, restore_args=arguments)
+    return {"item": item, "restore_args": ocp.checkpoint_utils.construct_restore_args(item)}
 
 
-def managed(path: str, args: Any) -> PyTree:
-    manager = ocp.CheckpointManager(path, options=manager_options())
+def restore_item(path: str, template: Template) -> PyTree:
+    return ocp.PyTreeCheckpointer().restore(path, **_make_item_args(template))
+
+
+def restore_step(path: str, args: Any) -> PyTree:
+    """Restores the only step; also checks which steps and metrics the manager finds."""
+    manager = ocp.CheckpointManager(path, options=make_manager_options())
     with contextlib.closing(manager):
         found = [manager.latest_step(), manager.best_step(), list(manager.all_steps())]
         if found != [STEP, STEP, [STEP]]:
@@ -229,15 +227,13 @@ def managed(path: str, args: Any) -> PyTree:
         return manager.restore(STEP) if args is None else manager.restore(STEP, args=args)
 
 
-def continued(path: str, template: Template) -> PyTree:
-    """Saves the next step into a copy of the directory, which deletes the one that was there."""
+def save_next_step(path: str, template: Template) -> PyTree:
+    """Saves another step into a copy of the directory, which deletes the first, and restores it."""
     copy = f"{path}-continued-{ocp.__version__}-{jax.device_count()}"
     shutil.copytree(path, copy)
     manager = ocp.CheckpointManager(copy, options=ocp.CheckpointManagerOptions(max_to_keep=1))
     with contextlib.closing(manager):
-        item = template()
-        arguments = ocp.checkpoint_utils.construct_restore_args(item)
-        args = ocp.args.PyTreeRestore(item=item, restore_args=arguments)
+        args = ocp.args.PyTreeRestore(**_make_item_args(template))
         manager.save(STEP + 1, args=ocp.args.PyTreeSave(manager.restore(STEP, args=args)))
         manager.wait_until_finished()
         if list(manager.all_steps()) != [STEP + 1] or str(STEP) in os.listdir(copy):
@@ -245,66 +241,72 @@ def continued(path: str, template: Template) -> PyTree:
         return manager.restore(STEP + 1, args=args)
 
 
-def manager_options() -> Any:
+def make_manager_options() -> Any:
     return ocp.CheckpointManagerOptions(best_fn=lambda metrics: metrics["loss"], best_mode="min")
 
 
 CALLS = {
     "item": {
         "pytree": lambda path, _: ocp.PyTreeCheckpointer().restore(path),
-        "pytree+item": with_item,
+        "pytree+item": restore_item,
         "standard": lambda path, _: ocp.StandardCheckpointer().restore(path),
         "standard+template": lambda path, t: ocp.StandardCheckpointer().restore(path, t()),
     },
     "manager": {
-        "manager": lambda path, _: managed(path, ocp.args.PyTreeRestore()),
-        "manager+template": lambda path, t: managed(path, ocp.args.StandardRestore(t())),
-        "manager, saving on": continued,
+        "manager": lambda path, _: restore_step(path, ocp.args.PyTreeRestore()),
+        "manager+template": lambda path, t: restore_step(path, ocp.args.StandardRestore(t())),
+        "manager, saving on": save_next_step,
     },
     "v1": {},
 }
-"""Layout -> call -> what it makes of a path and of a function that gives the template."""
+"""Layout -> call -> a function of a path and of a function that makes the template."""
 
-if v1 is not None:  # before, a manager knew no handlers but of what it had saved
-    CALLS["manager"]["manager, no args"] = lambda path, _: managed(path, None)
+if v1 is not None:  # older managers can't restore without args what they didn't save themselves
+    CALLS["manager"]["manager, no args"] = lambda path, _: restore_step(path, None)
 if hasattr(v1, "load"):
     CALLS["item"]["v1"] = lambda path, _: v1.load(path, checkpointable_name=None)
     CALLS["item"]["v1+template"] = lambda path, t: v1.load(path, t(), checkpointable_name=None)
-elif v1 is not None:  # knows no item that isn't in a directory of items
+elif v1 is not None:  # restores an item only from a directory of items
     CALLS["v1"]["v1"] = lambda path, _: v1.load_pytree(path)
     CALLS["v1"]["v1+template"] = lambda path, t: v1.load_pytree(path, t())
 
 
-def described(node: Node, value: PyTree, path: str = "") -> list[Row]:
-    """What is at each path of the tree: [path, type, dtype, shape, digest, sharding]."""
+def describe_tree(node: Node, value: PyTree, path: str = "") -> list[Row]:
+    """A row per path of the tree: [path, type, dtype, shape, digest, sharding]."""
     kind = node["kind"]
     if kind in CONTAINERS:
-        found = children(value) if node["items"] or value is not None else {}
+        found = get_children(value) if node["items"] or value is not None else {}
         expected = [key for key, _ in node["items"]]
         if sorted(found) != sorted(expected):
             raise LookupError(f"at `{path}`: expected {expected}, got {list(found)}")
         rows = [[path, type(value).__name__, "", [], "", ""]]
         for key, child in node["items"]:
-            rows += described(child, found[key], path + "/" + key)
+            rows += describe_tree(child, found[key], path + "/" + key)
         return rows
-    if value is None or (
-        isinstance(value, (str, int, float, complex)) and not isinstance(value, np.generic)
-    ):
-        text = value.hex() if isinstance(value, float) else str(value)
-        return [[path, type(value).__name__, "", [], text, ""]]
+    if value is None or is_python_value(value):
+        return [[path, type(value).__name__, "", [], format_value(value), ""]]
     sharding, dtype = "", str(getattr(value, "dtype", ""))
     if isinstance(value, jax.Array):
-        sharding = sharding_text(value.sharding)
+        sharding = format_sharding(value.sharding)
         if jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key):
             data = np.asarray(jax.random.key_data(value))
-            return [[path, "key", dtype, list(value.shape), digest(data), sharding]]
+            return [[path, "key", dtype, list(value.shape), compute_digest(data), sharding]]
     kind = "jax" if isinstance(value, jax.Array) else type(value).__name__
     array = np.asarray(value)
-    return [[path, kind, array.dtype.name, list(array.shape), digest(array), sharding]]
+    return [[path, kind, array.dtype.name, list(array.shape), compute_digest(array), sharding]]
 
 
-def children(value: Any) -> Mapping[str, Any]:
-    """By key, of a container of any type."""
+def is_python_value(value: Any) -> bool:
+    return isinstance(value, (str, int, float, complex)) and not isinstance(value, np.generic)
+
+
+def format_value(value: Any) -> str:
+    """A Python value as text from which it can be read back."""
+    return value.hex() if isinstance(value, float) else str(value)
+
+
+def get_children(value: Any) -> Mapping[str, Any]:
+    """Key -> child of a container of any type."""
     if isinstance(value, dict):
         return {str(key): child for key, child in value.items()}
     if hasattr(value, "_asdict"):
@@ -314,8 +316,8 @@ def children(value: Any) -> Mapping[str, Any]:
     raise LookupError(f"expected a container, got {type(value).__name__}")
 
 
-def digest(array: np.ndarray) -> str:
-    # The narrowest integers leave the upper half of their byte undefined.
+def compute_digest(array: np.ndarray) -> str:
+    # Integers of 2 and 4 bits leave the other bits of their byte undefined.
     if array.dtype.name in ("int2", "int4"):
         array = array.astype(np.int8)
     elif array.dtype.name in ("uint2", "uint4"):
@@ -323,25 +325,25 @@ def digest(array: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
 
 
-def sharding_text(sharding: jax.sharding.Sharding) -> str:
+def format_sharding(sharding: jax.sharding.Sharding) -> str:
     if isinstance(sharding, NamedSharding):
         return f"{tuple(sharding.spec)} over {dict(sharding.mesh.shape)}"
     return f"{len(sharding.device_set)} devices"
 
 
-def described_metadata(node: Node, path: str) -> list[Row]:
+def describe_metadata(node: Node, path: str) -> list[Row]:
     found = ocp.StandardCheckpointer().metadata(path)
     found = getattr(found, "item_metadata", found)
-    return metadata_rows(node, getattr(found, "tree", found), "")
+    return describe_metadata_tree(node, getattr(found, "tree", found), "")
 
 
-def metadata_rows(node: Node, value: Any, path: str) -> list[Row]:
+def describe_metadata_tree(node: Node, value: Any, path: str) -> list[Row]:
     if node["kind"] in CONTAINERS:
-        found = children(value) if node["items"] or value is not None else {}
+        found = get_children(value) if node["items"] or value is not None else {}
         return [
             row
             for key, child in node["items"]
-            for row in metadata_rows(child, found[key], path + "/" + key)
+            for row in describe_metadata_tree(child, found[key], path + "/" + key)
         ]
     shape = getattr(value, "shape", None)
     dtype = getattr(value, "dtype", None)
@@ -349,15 +351,12 @@ def metadata_rows(node: Node, value: Any, path: str) -> list[Row]:
     return [[path, type(value).__name__, name, list(shape or ()), "", ""]]
 
 
-# Saving.
-
-
 def save_pytree(path: str, tree: PyTree, **options: Any) -> None:
     ocp.PyTreeCheckpointer(**options).save(path, tree)
 
 
 def save_manager(path: str, tree: PyTree) -> None:
-    manager = ocp.CheckpointManager(path, options=manager_options())
+    manager = ocp.CheckpointManager(path, options=make_manager_options())
     with contextlib.closing(manager):
         manager.save(STEP, args=ocp.args.PyTreeSave(tree), metrics=METRICS)
         manager.wait_until_finished()

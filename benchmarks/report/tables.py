@@ -1,4 +1,4 @@
-"""Tables of outcomes, for a terminal and for the documentation."""
+"""Tables of outcomes, for a terminal and for documents."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from .outcomes import Outcome, Row, Summary
 MIB = 1 << 20
 
 
-def table(outcome: Outcome) -> str:
-    """Aligned columns."""
-    columns = _columns(outcome)
+def format_table(outcome: Outcome) -> str:
+    """A table with aligned columns."""
+    columns = _make_columns(outcome)
     rows = {
         row.library: [cell(row) for cell in columns.values()]
         for row in outcome.rows
@@ -21,18 +21,18 @@ def table(outcome: Outcome) -> str:
     widths = [max(map(len, column)) for column in zip(columns, *rows.values(), strict=True)]
     names = max(len(row.library) for row in outcome.rows)
     widths[0] = max(widths[0], names)
-    lines = [_head(outcome), _aligned([*columns], widths)]
+    lines = [_format_summary(outcome), _align([*columns], widths)]
     for row in outcome.rows:
         if row.trouble:
             lines.append(f"{row.library:{widths[0]}}  {row.kind:{widths[1]}}  {row.trouble}")
         else:
-            lines.append(_aligned(rows[row.library], widths))
+            lines.append(_align(rows[row.library], widths))
     return "\n".join([*lines, *outcome.notes])
 
 
-def markdown(outcome: Outcome) -> str:
-    """A heading, a sentence and a table."""
-    columns = _columns(outcome)
+def format_markdown(outcome: Outcome) -> str:
+    """A heading, a sentence and a Markdown table."""
+    columns = _make_columns(outcome)
     rows = [[*columns], ["---"] * 2 + ["---:"] * (len(columns) - 2)]
     for row in outcome.rows:
         cells = [row.library, row.kind, row.trouble]
@@ -43,41 +43,42 @@ def markdown(outcome: Outcome) -> str:
     lines = ["| " + " | ".join(cells) + " |" for cells in rows]
     notes = [f"\n{note}." for note in outcome.notes]
     title = f"{'Saving ' if outcome.saved else ''}`{outcome.workload}`"
-    return "\n".join([f"### {title}\n", f"{_head(outcome)}.\n", *lines, *notes])
+    return "\n".join([f"### {title}\n", f"{_format_summary(outcome)}.\n", *lines, *notes])
 
 
-def size(nbytes: float) -> str:
-    """Bytes in the unit that suits them."""
+def format_size(nbytes: float) -> str:
+    """Bytes in a unit that keeps the number short."""
     power = min(3, int(math.log2(nbytes) // 10)) if nbytes >= 1 else 0
     return f"{nbytes / (1 << 10 * power):.4g} {('B', 'KiB', 'MiB', 'GiB')[power]}"
 
 
-def _head(outcome: Outcome) -> str:
+def _format_summary(outcome: Outcome) -> str:
     rounds = max(len(row.timed) for row in outcome.rows)
     wrong = any(row.trouble.startswith("wrong") for row in outcome.rows)
     return (
         f"{outcome.workload}: {outcome.about}; {outcome.leaves:,}"
-        f" {'leaf' if outcome.leaves == 1 else 'leaves'}, {size(outcome.nbytes)}; {rounds} rounds;"
+        f" {'leaf' if outcome.leaves == 1 else 'leaves'}, {format_size(outcome.nbytes)};"
+        f" {rounds} round{'' if rounds == 1 else 's'};"
         f" {'RESULTS DIFFER' if wrong else 'results equal'}"
     )
 
 
-def _columns(outcome: Outcome) -> dict[str, Callable[[Row], str]]:
-    """Title → what a row has to say."""
+def _make_columns(outcome: Outcome) -> dict[str, Callable[[Row], str]]:
+    """Title → the cell of a row."""
     return {
         "library": lambda row: row.library,
         "file": lambda row: row.kind + (" (own)" if row.own_file else ""),
-        "seconds: median [quartiles] min": lambda row: _spread(row.seconds, 3),
-        f"÷ {outcome.rows[0].library}: median [quartiles] min": lambda row: _spread(
+        "seconds: median [quartiles] min": lambda row: _format_spread(row.seconds, 3),
+        f"÷ {outcome.rows[0].library}: median [quartiles] min": lambda row: _format_spread(
             outcome.ratio(row), 2
         ),
-        **(_of_saves if outcome.saved else _of_restores)(outcome),
+        **(_make_save_columns if outcome.saved else _make_restore_columns)(outcome),
     }
 
 
-def _of_restores(outcome: Outcome) -> dict[str, Callable[[Row], str]]:
+def _make_restore_columns(outcome: Outcome) -> dict[str, Callable[[Row], str]]:
     def share(nbytes: float | None, row: Row) -> str:
-        return size(nbytes or 0) if outcome.fresh else _share(nbytes or 0, row)
+        return format_size(nbytes or 0) if outcome.fresh else _format_share(nbytes or 0, row)
 
     return {
         "cpu s": lambda row: f"{row.cpu_s.median:.3f}",
@@ -87,14 +88,14 @@ def _of_restores(outcome: Outcome) -> dict[str, Callable[[Row], str]]:
     }
 
 
-def _of_saves(outcome: Outcome) -> dict[str, Callable[[Row], str]]:
+def _make_save_columns(outcome: Outcome) -> dict[str, Callable[[Row], str]]:
     def share(nbytes: float, row: Row) -> str:
-        return size(nbytes) if row.nbytes < MIB else _share(nbytes, row)
+        return format_size(nbytes) if row.nbytes < MIB else _format_share(nbytes, row)
 
     first = outcome.first_to_stall
     stalls: dict[str, Callable[[Row], str]] = {
-        "stall: median [quartiles] min": lambda row: _spread(row.stall_s, 3),
-        f"÷ {'–' if first is None else first.library}": lambda row: _spread(
+        "stall: median [quartiles] min": lambda row: _format_spread(row.stall_s, 3),
+        f"÷ {'–' if first is None else first.library}": lambda row: _format_spread(
             outcome.stall_ratio(row), 2
         ),
     }
@@ -107,26 +108,28 @@ def _of_saves(outcome: Outcome) -> dict[str, Callable[[Row], str]]:
     }
 
 
-def _share(nbytes: float, row: Row) -> str:
-    """Of the bytes of the tree."""
+def _format_share(nbytes: float, row: Row) -> str:
+    """As a multiple of the bytes of the tree."""
     return f"{nbytes / max(1, row.nbytes):.2f}x"
 
 
-def _spread(numbers: Summary | None, digits: int) -> str:
+def _format_spread(numbers: Summary | None, digits: int) -> str:
     if numbers is None:
         return "–"
-    median, q1, q3, least = (f"{number:.{_places(numbers, digits)}f}" for number in numbers)
-    return f"{median} [{q1}–{q3}] {least}"
+    median, q1, q3, minimum = (
+        f"{number:.{_count_decimals(numbers, digits)}f}" for number in numbers
+    )
+    return f"{median} [{q1}–{q3}] {minimum}"
 
 
-def _places(numbers: Summary, digits: int) -> int:
-    """More digits for what is small: three that count."""
+def _count_decimals(numbers: Summary, digits: int) -> int:
+    """At least three significant digits."""
     if numbers.median <= 0:
         return digits
     return max(digits, 2 - math.floor(math.log10(numbers.median)))
 
 
-def _aligned(cells: list[str], widths: list[int]) -> str:
+def _align(cells: list[str], widths: list[int]) -> str:
     left = [f"{cell:{width}}" for cell, width in zip(cells[:2], widths[:2], strict=True)]
     right = [f"{cell:>{width}}" for cell, width in zip(cells[2:], widths[2:], strict=True)]
     return "  ".join(left + right).rstrip()

@@ -1,4 +1,4 @@
-"""What was measured, and the numbers that sum it up."""
+"""What was measured, and its summary in numbers."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .files import files_under
-from .worker import Sample
+from ..files import list_files
+from ..measure.sample import Sample
 
 
 class Summary(NamedTuple):
-    """Of one number over the rounds. The minimum is closer to the code, the median to the box."""
+    """One number over all rounds. The minimum shows the code, the median the machine as well."""
 
     median: float
     q1: float
@@ -26,15 +26,15 @@ class Row:
     """One library on one workload.
 
     Attributes:
-        kind: The file it restored, or wrote.
-        own_file: It can't read the workload's file, so this is the same tree in its own.
-        nbytes: Of what it returns, or saves.
-        files: How many the checkpoint is.
-        file_bytes: Of all of them.
+        kind: The kind of file that it restored or wrote.
+        own_file: It can't read the workload's file, so it restored the same tree from its own.
+        nbytes: Bytes of the tree that it returns or saves.
+        files: Number of files in the checkpoint.
+        file_bytes: Their total size.
         timed: One sample per round. A slow saver sits out the last rounds.
-        untimed: Those whose results were compared, before and after.
+        untimed: The samples before and after, whose results were compared.
         trouble: `"failed: …"` or `"wrong: …"`, or empty.
-        notes: What the library says of itself.
+        notes: What the library says about its run.
     """
 
     library: str
@@ -48,24 +48,24 @@ class Row:
     trouble: str = ""
     notes: list[str] = field(default_factory=list)
 
-    def wrote(self, checkpoint: Path) -> None:
-        """Counts the files of its checkpoint."""
-        found = files_under(checkpoint)
+    def count_files(self, checkpoint: Path) -> None:
+        """Records the number and the size of the checkpoint's files."""
+        found = list_files(checkpoint)
         self.files, self.file_bytes = len(found), sum(file.stat().st_size for file in found)
 
     @property
     def seconds(self) -> Summary:
-        return summary([sample.seconds for sample in self.timed])
+        return summarize([sample.seconds for sample in self.timed])
 
     @property
     def stall_s(self) -> Summary | None:
-        """None of a restore, and of a save that returns when it has ended."""
+        """None for restores, and for saves that do all of their work within the call."""
         stalls = [sample.stall_s for sample in self.timed if sample.stall_s is not None]
-        return summary(stalls) if stalls else None
+        return summarize(stalls) if stalls else None
 
     @property
     def cpu_s(self) -> Summary:
-        return summary([sample.cpu_s for sample in self.timed])
+        return summarize([sample.cpu_s for sample in self.timed])
 
     @property
     def read_bytes(self) -> float:
@@ -77,7 +77,7 @@ class Row:
 
     @property
     def peak_anon_bytes(self) -> int | None:
-        """None of saves, where nobody looked."""
+        """None for saves, where it is not measured."""
         return max(
             (s.peak_anon_bytes for s in self.untimed if s.peak_anon_bytes is not None), default=None
         )
@@ -85,11 +85,11 @@ class Row:
 
 @dataclass(frozen=True)
 class Outcome:
-    """All rows of a workload. The first library is what the others are divided by.
+    """All rows of a workload; ratios divide by the first.
 
     Attributes:
-        fresh: Each sample was a process.
-        saved: What was measured is saves.
+        fresh: Each sample was a whole process.
+        saved: Saves were measured, not restores.
     """
 
     workload: str
@@ -101,53 +101,53 @@ class Outcome:
     saved: bool = False
 
     def ratio(self, row: Row) -> Summary | None:
-        """Of each round: seconds of this library over those of the first. None if either failed."""
+        """Seconds over those of the first library, per round. None if either of them failed."""
         first = self.rows[0]
         if first.trouble or row.trouble:
             return None
-        # Who has fewer samples has those of the first rounds.
+        # A library with fewer samples sat out the last rounds.
         pairs = zip(row.timed, first.timed, strict=False)
-        return summary([theirs.seconds / ours.seconds for theirs, ours in pairs])
+        return summarize([theirs.seconds / ours.seconds for theirs, ours in pairs])
 
     @property
     def first_to_stall(self) -> Row | None:
-        """The first library whose saves go on behind the call: what other stalls are divided by."""
+        """The first library that saves in the background, whose stalls divide the others."""
         return next((row for row in self.rows if not row.trouble and row.stall_s), None)
 
     def stall_ratio(self, row: Row) -> Summary | None:
-        """As `ratio`, of stalls. None if there is none to divide, or to divide by."""
+        """As `ratio`, for stalls. None if this library or every library saves within the call."""
         first = self.first_to_stall
         if first is None or row.trouble:
             return None
         pairs = zip(row.timed, first.timed, strict=False)
         ratios = [a.stall_s / b.stall_s for a, b in pairs if a.stall_s and b.stall_s]
-        return summary(ratios) if ratios else None
+        return summarize(ratios) if ratios else None
 
     @property
     def notes(self) -> list[str]:
         return [note for row in self.rows for note in row.notes]
 
 
-def summary(numbers: Sequence[float]) -> Summary:
+def summarize(numbers: Sequence[float]) -> Summary:
     if len(numbers) < 2:
         return Summary(*[numbers[0]] * 4)
     q1, median, q3 = statistics.quantiles(numbers, n=4, method="inclusive")
     return Summary(median, q1, q3, min(numbers))
 
 
-def facts(outcome: Outcome) -> dict[str, Any]:
-    """Everything, for JSON."""
+def collect_facts(outcome: Outcome) -> dict[str, Any]:
+    """All samples and their summaries, for JSON."""
     return {
         "workload": outcome.workload,
         "about": outcome.about,
         "leaves": outcome.leaves,
         "bytes": outcome.nbytes,
         "first": outcome.rows[0].library,
-        "libraries": {row.library: _row_facts(outcome, row) for row in outcome.rows},
+        "libraries": {row.library: _collect_row_facts(outcome, row) for row in outcome.rows},
     }
 
 
-def _row_facts(outcome: Outcome, row: Row) -> dict[str, Any]:
+def _collect_row_facts(outcome: Outcome, row: Row) -> dict[str, Any]:
     result = {
         "ok": not row.trouble,
         "trouble": row.trouble,
@@ -163,14 +163,14 @@ def _row_facts(outcome: Outcome, row: Row) -> dict[str, Any]:
     if row.trouble:
         return result
 
-    def maybe(numbers: Summary | None) -> dict[str, float] | None:
+    def to_dict(numbers: Summary | None) -> dict[str, float] | None:
         return None if numbers is None else numbers._asdict()
 
     return result | {
         "seconds": row.seconds._asdict(),
-        "ratio": maybe(outcome.ratio(row)),
-        "stall_s": maybe(row.stall_s),
-        "stall_ratio": maybe(outcome.stall_ratio(row)),
+        "ratio": to_dict(outcome.ratio(row)),
+        "stall_s": to_dict(row.stall_s),
+        "stall_ratio": to_dict(outcome.stall_ratio(row)),
         "cpu_s": row.cpu_s._asdict(),
         "peak_rss_bytes": row.peak_rss_bytes,
         "peak_anon_bytes": row.peak_anon_bytes,

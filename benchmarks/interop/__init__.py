@@ -1,0 +1,1 @@
+"""Checkpoints exchanged with stock Orbax: `python -m benchmarks.interop --help`."""

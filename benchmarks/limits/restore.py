@@ -1,0 +1,163 @@
+"""Parts of a restore. Each is opened for a job, untimed, and returns the call that is timed.
+
+They write to memory that has been touched: page faults cost a library that allocates, but a library
+might do without.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from ..files import list_files
+from ..jobs import Job
+from ..workloads import name_leaves
+from .threads import PIECE, allocate_touched, share_tasks
+
+_MAX_GAP = 64 << 10
+"""Up to so many unneeded bytes are read where this joins two ranges into one."""
+
+
+def open_pread(job: Job) -> Callable[[], None]:
+    """Reads the bytes that every restore needs, in pieces, with all threads."""
+    ranges = [(os.open(file, os.O_RDONLY), start, stop) for file, start, stop in _list_ranges(job)]
+    buffer = memoryview(allocate_touched(sum(stop - start for _, start, stop in ranges)))
+    pieces, at = [], 0
+    for fd, start, stop in ranges:
+        for offset in range(start, stop, PIECE):
+            nbytes = min(PIECE, stop - offset)
+            pieces.append((fd, offset, buffer[at : at + nbytes]))
+            at += nbytes
+
+    def read(todo: Iterator[tuple[int, int, memoryview]]) -> None:
+        for fd, offset, into in todo:
+            if os.preadv(fd, [into], offset) != len(into):
+                raise EOFError(f"Expected {len(into)} bytes at {offset}, got fewer")
+
+    return share_tasks(read, pieces)
+
+
+def open_decode(job: Job) -> Callable[[], None]:
+    """Decodes the zstd chunks that every restore needs, from memory, with the fastest binding."""
+    import numpy as np
+
+    chunks = []
+    for chunk, itemsize in _list_chunks(job):
+        if chunk.codecs != ("zstd",):
+            raise NotImplementedError(f"nothing to decode: codecs {list(chunk.codecs)}")
+        extent = chunk.extent
+        data = extent.inline
+        if data is None:
+            with (job.path / extent.key).open("rb") as file:
+                file.seek(extent.start)
+                data = file.read(extent.nbytes)
+        chunks.append((data, math.prod(stop - start for start, stop in chunk.box) * itemsize))
+    chunks.sort(key=lambda chunk: -chunk[1])  # largest first, so that the threads end together
+    buffer, at, tasks = allocate_touched(sum(nbytes for _, nbytes in chunks)), 0, []
+    for data, nbytes in chunks:
+        tasks.append((np.frombuffer(data, np.uint8), buffer[at : at + nbytes]))
+        at += nbytes
+    times = {}
+    for name, decoder in _find_decoders().items():
+        run = share_tasks(decoder, tasks)
+        run()
+        begin = time.perf_counter()
+        run()
+        times[name] = time.perf_counter() - begin, run
+    best = min(times, key=lambda name: times[name][0])
+    job.notes.append(f"limit-decode by {best}, the fastest of {', '.join(times)}")
+    return times[best][1]
+
+
+def open_put(job: Job) -> Callable[[], Any]:
+    """One `device_put` of as many bytes, unaligned so that it copies.
+
+    JAX on CPU aliases aligned memory, which takes no time.
+    """
+    import jax
+
+    nbytes = job.nbytes
+    buffer = allocate_touched(nbytes + 128)
+    start = -buffer.ctypes.data % 64 + 16
+    host = buffer[start : start + nbytes]
+    return lambda: jax.device_put(host)
+
+
+def open_floor(job: Job) -> Callable[[], Any]:
+    """Imports JAX and places one array: the least that a whole process can do."""
+    import jax
+    import numpy as np
+
+    if not job.workload.fresh:
+        raise NotImplementedError("measures whole processes only")
+    return lambda: jax.device_put(np.zeros(8))
+
+
+def _list_chunks(job: Job) -> list[tuple[Any, int]]:
+    """The chunks of the leaves that the job asks for, each with its stored itemsize."""
+    import templax as tx
+
+    wanted = name_leaves(job.template)
+    catalog = tx.open(job.path)
+    entries = [entry for entry in catalog.entries if entry.name in wanted]
+    found = catalog.locate(entries)
+    return [(chunk, e.dtype.itemsize) for e in entries for chunk in found[e.name]]
+
+
+def _list_ranges(job: Job) -> list[tuple[Path, int, int]]:
+    """File, start and stop of each range to read; chunks close to each other are one range.
+
+    An index that holds chunks counts as a whole. So does every file that templax can't open.
+    """
+    import templax as tx
+
+    try:
+        extents = [chunk.extent for chunk, _ in _list_chunks(job)]
+    except tx.TemplaxError as error:
+        job.notes.append(f"limit-pread reads whole files ({type(error).__name__})")
+        return [(file, 0, file.stat().st_size) for file in list_files(job.path)]
+    root = job.path  # for a checkpoint of one file the keys are empty, so that this is the file
+    sizes = {key: (root / key).stat().st_size for key in {extent.key for extent in extents}}
+    spans = sorted(
+        {
+            (e.key, 0, sizes[e.key]) if e.inline is not None else (e.key, e.start, e.stop)
+            for e in extents
+        }
+    )
+    joined: list[tuple[str, int, int]] = []
+    for key, start, stop in spans:
+        if joined and joined[-1][0] == key and start - joined[-1][2] <= _MAX_GAP:
+            key, start, stop = key, joined[-1][1], max(stop, joined[-1][2])
+            joined.pop()
+        joined.append((key, start, stop))
+    return [(root / key, start, stop) for key, start, stop in joined]
+
+
+def _find_decoders() -> dict[str, Callable[[Iterator[Any]], None]]:
+    """Name → a function that decodes (compressed, into) pairs."""
+    import zstandard
+
+    def decode_with_zstandard(todo: Iterator[Any]) -> None:
+        decompressor = zstandard.ZstdDecompressor()
+        for data, into in todo:
+            if decompressor.stream_reader(data).readinto(into) != len(into):
+                raise EOFError(f"Expected {len(into)} decoded bytes, got fewer")
+
+    decoders = {"zstandard": decode_with_zstandard}
+    try:
+        # On import it warns about its own checksums, whatever the filters say.
+        with warnings.catch_warnings(record=True):
+            from numcodecs.zstd import decompress
+    except ImportError:
+        return decoders
+
+    def decode_with_numcodecs(todo: Iterator[Any]) -> None:
+        for data, into in todo:
+            decompress(data, into)
+
+    return {**decoders, "numcodecs": decode_with_numcodecs}

@@ -1,0 +1,1 @@
+"""Processes that measure one library each, and the samples they return."""

@@ -1,0 +1,1 @@
+"""Samples summed up as tables, charts and JSON."""

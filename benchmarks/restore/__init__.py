@@ -1,0 +1,1 @@
+"""The libraries that restore, and the processes they restore in."""

@@ -1,0 +1,1 @@
+"""The libraries that save, and the processes they save in."""
