@@ -1,0 +1,89 @@
+"""The checks of templax, each in an environment of its own.
+
+nox -s lint docs dist   what CI runs, besides the test command of README.md
+nox -s quick            the tests that take seconds
+nox -s tests            all of them, on each supported Python that is installed
+nox -s lowest newest    before a release: the oldest dependencies that are allowed, the newest
+"""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+import nox
+
+PYTHONS = ["3.11", "3.12", "3.13"]
+PINNED = ("-c", "constraints.txt")
+QUICK = ("-q", "-n", "auto", "-m", "not slow")
+
+nox.options.sessions = ["lint", "docs", "quick"]
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Style, import contracts, types, and whether the changelog fragments build."""
+    session.install(*PINNED, "-e", ".[test,lint]")
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+    session.run("lint-imports")
+    session.run("pyright", "--pythonpath", f"{session.bin}/python")
+    session.run("towncrier", "build", "--draft", "--version", "next", silent=True)
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Builds the pages into `docs/_build`; a warning is an error."""
+    session.install(*PINNED, "-e", ".[docs]")
+    options = ("-q", "-W", "--keep-going", "--fresh-env")
+    session.run("python", "-m", "sphinx", *options, "-b", "html", "docs", "docs/_build")
+
+
+@nox.session
+def dist(session: nox.Session) -> None:
+    """Builds the sdist and the wheel; the wheel holds the package and nothing else."""
+    session.install(*PINNED, "hatchling")
+    built = Path(session.create_tmp()).resolve() / "dist"
+    session.run("hatchling", "build", "--clean", "-d", str(built))
+    [wheel] = built.glob("*.whl")
+    names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    source = Path("src")
+    package = {
+        file.relative_to(source).as_posix()
+        for file in source.rglob("*")
+        if file.is_file() and "__pycache__" not in file.parts and ".egg-info" not in str(file)
+    }
+    if names != package:
+        session.error(f"the wheel and src/ differ in {sorted(names ^ package)}")
+
+
+@nox.session(python=PYTHONS)
+def tests(session: nox.Session) -> None:
+    """All tests. Arguments after `--` go to pytest."""
+    session.install(*PINNED, "-e", ".[test]")
+    session.run("pytest", "-q", "-n", "auto", *session.posargs)
+
+
+@nox.session
+def quick(session: nox.Session) -> None:
+    """The tests that are not marked slow."""
+    session.install(*PINNED, "-e", ".[test]")
+    session.run("pytest", *QUICK, *session.posargs)
+
+
+@nox.session(python=PYTHONS[0])
+def lowest(session: nox.Session) -> None:
+    """The quick tests with the lowest versions that the dependencies and the demo may have."""
+    session.install(*PINNED, "uv")
+    lowest = Path(session.create_tmp()).resolve() / "lowest.txt"
+    resolve = ("uv", "pip", "compile", "-q", "--resolution", "lowest-direct", "--extra", "demo")
+    session.run(*resolve, "--python-version", PYTHONS[0], "-o", str(lowest), "pyproject.toml")
+    session.install("-c", str(lowest), "-e", ".[test]")
+    session.run("pytest", *QUICK, *session.posargs)
+
+
+@nox.session
+def newest(session: nox.Session) -> None:
+    """The quick tests with the newest version of everything, whatever `constraints.txt` says."""
+    session.install("--upgrade", "-e", ".[test]")
+    session.run("pytest", *QUICK, *session.posargs)
