@@ -1,7 +1,8 @@
 """The same user code under Orbax and under `templax.compat.orbax`, on checkpoints that Orbax wrote.
 
 Where the template fits, both give the same bits, types and shardings. Where they differ, both sides
-are asserted, so that `docs/orbax_differences.md` (whose last column names these tests) stays true.
+are asserted, so that `docs/reference/orbax-differences.md` (whose last column names these tests)
+stays true.
 """
 
 import contextlib
@@ -35,7 +36,7 @@ logging.getLogger("absl").setLevel(logging.CRITICAL)
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 S = jax.ShapeDtypeStruct
-DOC = Path(__file__).parents[2] / "docs" / "orbax_differences.md"
+DOC = Path(__file__).parents[2] / "docs" / "reference" / "orbax-differences.md"
 
 
 class Pair(NamedTuple):
@@ -976,7 +977,7 @@ def test_same_missing_step(at):
 
 
 def test_every_row_of_the_document_has_its_test():
-    """`docs/orbax_differences.md` claims nothing unasserted, and leaves no assertion out."""
+    """`orbax-differences.md` claims nothing unasserted, and leaves no assertion out."""
     kind = r"test_(?:differs|same)_\w+"
     named = re.findall(f"`({kind})`", DOC.read_text())
     files = [Path(__file__), Path(__file__).with_name("test_compat_orbax_save.py")]

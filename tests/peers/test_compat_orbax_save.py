@@ -859,7 +859,7 @@ def test_args_that_restore_do_not_save(tmp_path):
     )
 
 
-# Where they differ: both sides, as `docs/orbax_differences.md` has them.
+# Where they differ: both sides, as `docs/reference/orbax-differences.md` has them.
 
 
 def weights() -> dict[str, Any]:

@@ -212,7 +212,7 @@ def test_what_orbax_fails_alike_is_told_from_what_it_fails_with_ours_alone():
 
 
 def test_the_documented_tables_have_each_tree_and_no_failure():
-    text = (ROOT / "docs" / "interoperability.md").read_text()
+    text = (ROOT / "docs" / "measurements" / "interoperability.md").read_text()
     rows = [line.split(" | ")[0].removeprefix("| ") for line in text.splitlines()]
     once = [name for name in trees() if name not in OF_JOBS]
     assert [row for row in rows if row in trees()] == [*trees(), *once]
