@@ -212,7 +212,7 @@ def test_the_program_distinguishes_failures_by_what_else_fails():
 
 
 def test_the_documented_tables_list_each_tree_and_no_failure():
-    text = (ROOT / "docs" / "interoperability.md").read_text()
+    text = (ROOT / "docs" / "measurements" / "interoperability.md").read_text()
     rows = [line.split(" | ")[0].removeprefix("| ") for line in text.splitlines()]
     once = [name for name in list_trees() if name not in OF_JOBS]
     assert [row for row in rows if row in list_trees()] == [*list_trees(), *once]

@@ -1,9 +1,9 @@
-"""`docs/orbax_differences.md` names the tests here that assert the differences."""
+"""`docs/reference/orbax-differences.md` names the tests here that assert the differences."""
 
 import re
 from pathlib import Path
 
-DOC = Path(__file__).parents[3] / "docs" / "orbax_differences.md"
+DOC = Path(__file__).parents[3] / "docs" / "reference" / "orbax-differences.md"
 
 
 def test_every_row_of_the_document_has_its_test():

@@ -1,6 +1,6 @@
 """Paths, directories and damaged files, where Orbax and templax differ or agree.
 
-Each test asserts what both libraries do; `docs/orbax_differences.md` names it.
+Each test asserts what both libraries do; `docs/reference/orbax-differences.md` names it.
 """
 
 import json

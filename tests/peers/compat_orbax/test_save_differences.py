@@ -1,6 +1,6 @@
 """Saves that Orbax and templax treat differently.
 
-Each test asserts what both libraries do; `docs/orbax_differences.md` names it.
+Each test asserts what both libraries do; `docs/reference/orbax-differences.md` names it.
 """
 
 import os

@@ -1,6 +1,6 @@
 """Saved shardings, which Orbax restores to and templax ignores.
 
-Each test asserts what both libraries do; `docs/orbax_differences.md` names it.
+Each test asserts what both libraries do; `docs/reference/orbax-differences.md` names it.
 """
 
 import os

@@ -1,6 +1,6 @@
 """Templates that Orbax ignores or bends, and templax follows or refuses.
 
-Each test asserts what both libraries do; `docs/orbax_differences.md` names it.
+Each test asserts what both libraries do; `docs/reference/orbax-differences.md` names it.
 """
 
 import re

@@ -1,6 +1,6 @@
-"""Draws docs/report.svg: the report on a real Orbax checkpoint that does not fit its template.
+"""Draws report.svg: the report on a real Orbax checkpoint that does not fit its template.
 
-    python docs/report_svg.py
+    python docs/images/report_svg.py
 
 Needs the `demo` extra.
 """
