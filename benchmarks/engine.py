@@ -74,7 +74,7 @@ def measure_verify(directory: Path, leaves: int = LEAVES) -> None:
 
     import templax as tx
     from templax.formats import Catalog, LeafEntry
-    from templax.sources import Local
+    from templax.storage import Local
 
     shape = (SIDE, SIDE)
     template = {f"l{i}": jax.ShapeDtypeStruct(shape, np.float32) for i in range(leaves)}
@@ -84,7 +84,7 @@ def measure_verify(directory: Path, leaves: int = LEAVES) -> None:
 
         def locate(
             entries: Iterable[LeafEntry],
-            damages: list[tx.Damaged] | None = None,
+            damages: list[tx.Corrupted] | None = None,
             chunks: dict[str, Chunk] = chunks,
         ) -> dict[str, tuple[Chunk, ...]]:
             return {entry.name: (chunks[entry.name],) for entry in entries}
@@ -112,8 +112,8 @@ def _write_chunks(directory: Path, kind: str, leaves: int) -> list[Chunk]:
     import numpy as np
     import zstandard
 
-    from templax._boxes import whole
-    from templax._codecs import crc32c
+    from templax._codecs.crc32c import crc32c
+    from templax._core.boxes import full_box
     from templax.formats import Chunk, Extent
 
     codecs = {"raw": ("crc32c",), "zstd": ("crc32c", "zstd"), "blocks": ()}[kind]
@@ -129,7 +129,7 @@ def _write_chunks(directory: Path, kind: str, leaves: int) -> list[Chunk]:
                 sums = tuple(crc32c(data[i : i + BLOCK]) for i in range(0, len(data), BLOCK))
             file.write(data)
             extent = Extent(kind, start, file.tell())
-            chunks.append(Chunk(extent, whole((SIDE, SIDE)), codecs, "C", True, sums, BLOCK))
+            chunks.append(Chunk(extent, full_box((SIDE, SIDE)), codecs, "C", True, sums, BLOCK))
     return chunks
 
 

@@ -7,8 +7,8 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from templax.sources import Staging
-from templax.sources._disk import Disk
+from templax.storage import Staging
+from templax.storage.disk import Disk
 
 
 class RefusingDisk(Disk):

@@ -17,8 +17,6 @@ import pytest
 
 import templax as tx
 
-import templax as tx
-
 if TYPE_CHECKING:
     from click.testing import Result
 
@@ -146,7 +144,7 @@ def run_cli(*arguments: Any, input: str | None = None) -> Result:
     """Runs `templax` with these arguments in this process."""
     from click.testing import CliRunner
 
-    from templax.cli import main
+    from templax.cli.main import main
 
     return CliRunner().invoke(main, [str(a) for a in arguments], input=input)
 

@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as orbax
-from helpers import abstract, assert_same_tree
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 import templax.compat.orbax as compat
+from helpers import abstract, assert_same_tree
 
 
 class Pair(NamedTuple):

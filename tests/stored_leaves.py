@@ -17,14 +17,16 @@ import zstandard
 from hypothesis import strategies as st
 from msgspec import structs
 
-from templax._boxes import Box, intersect, shape_of, slices, whole, within
-from templax._catalog import Chunk, Extent, LeafEntry
-from templax._codecs import crc32c, decode
-from templax._execute import execute
-from templax._match import Match, Pair
-from templax._plan import Plan, plan
-from templax._template import Target, Template
-from templax.sources import Source
+from templax._catalog.entry import Chunk, Extent, LeafEntry
+from templax._codecs.crc32c import crc32c
+from templax._codecs.decode import decode
+from templax._core.boxes import Box, box_slices, full_box, intersect, relative_box, shape_of
+from templax._match.result import Match, Pair
+from templax._plan.build import build_plan
+from templax._plan.plan import Plan
+from templax._restore.execute import execute_plan
+from templax._template.template import Target, Template
+from templax.storage import Source
 from templax.testing import strategies
 
 
@@ -49,7 +51,7 @@ def make_pair(
     **target: Any,
 ) -> Pair:
     """A stored array and a target for these boxes of it, or for all of it."""
-    boxes = (whole(values.shape),) if boxes is None else tuple(boxes)
+    boxes = (full_box(values.shape),) if boxes is None else tuple(boxes)
     wanted = values.dtype if dtype is None else np.dtype(dtype)
     return Pair(
         Target(name, (name,), values.shape, wanted, boxes=boxes, **target),
@@ -60,27 +62,27 @@ def make_pair(
 def make_plan(*pairs: Pair, threads: int = 2, **chunks: tuple[Chunk, ...]) -> Plan:
     """A plan for pairs whose chunks are given by the name of the leaf."""
     match = Match("memory", Template(tuple(pair.target for pair in pairs)), pairs)
-    return plan(match, [chunks], threads=threads)
+    return build_plan(match, [chunks], threads=threads)
 
 
 def plan_leaves(leaves: Sequence[StoredLeaf], **options: Any) -> Plan:
     """A plan for these leaves under options of `plan`."""
     pairs = tuple(leaf.pair for leaf in leaves)
     match = Match("memory", Template(tuple(pair.target for pair in pairs)), pairs)
-    return plan(match, [{leaf.pair.entry.name: leaf.chunks for leaf in leaves}], **options)
+    return build_plan(match, [{leaf.pair.entry.name: leaf.chunks for leaf in leaves}], **options)
 
 
 def read_arrays(plan: Plan, source: Source) -> list[np.ndarray]:
     """The arrays that the plan fills, in its order."""
-    return [array for finished in execute(plan, [source]) for array in finished.arrays]
+    return [array for finished in execute_plan(plan, [source]) for array in finished.arrays]
 
 
 def reads_values(plan: Plan, source: Source, leaves: Sequence[StoredLeaf]) -> bool:
     """Whether executing the plan gives the values of these leaves."""
     by_name = {leaf.pair.target.name: leaf.values for leaf in leaves}
     return all(
-        np.array_equal(array, by_name[buffer.pair.target.name][slices(buffer.box)])
-        for finished in execute(plan, [source])
+        np.array_equal(array, by_name[buffer.pair.target.name][box_slices(buffer.box)])
+        for finished in execute_plan(plan, [source])
         for buffer, array in zip(finished.batch.buffers, finished.arrays, strict=True)
     )
 
@@ -100,9 +102,9 @@ def join_chunks(
         decoded = decode(chunk.codecs, data, math.prod(chunk_shape) * dtype.itemsize)
         values = np.frombuffer(decoded, np.uint8).view(dtype)
         values = values.reshape(chunk_shape, order=chunk.order)
-        inside = intersect(chunk.box, whole(shape))
+        inside = intersect(chunk.box, full_box(shape))
         assert inside is not None
-        array[slices(inside)] = values[slices(within(inside, chunk.box))]
+        array[box_slices(inside)] = values[box_slices(relative_box(inside, chunk.box))]
         covered += math.prod(shape_of(inside))
     assert covered == array.size
     return array
@@ -129,7 +131,7 @@ def small_sizes(sizes: dict[str, int]) -> Iterator[None]:
     """Cuts and joins reads at sizes as small as the leaves of these tests."""
     with pytest.MonkeyPatch.context() as patch:
         for name, size in sizes.items():
-            for module in ("_parts", "_plan", "_execute"):
+            for module in ("_plan.parts", "_plan.build", "_restore.execute"):
                 patch.setattr(f"templax.{module}.{name}", size, raising=False)
         yield
 
@@ -176,12 +178,12 @@ def _leaves(draw: Any, number: int, objects: dict[str, bytearray], mapped: bool)
     summed = draw(st.sampled_from(["all", "all", "some"]))
     chunks: list[Chunk] = []
     for box in strategies.grid(shape, size):
-        inside = intersect(box, whole(shape))
+        inside = intersect(box, full_box(shape))
         assert inside is not None
         if valid_only:
             box = inside
         piece = np.zeros(shape_of(box), dtype)
-        piece[slices(within(inside, box))] = values[slices(inside)]
+        piece[box_slices(relative_box(inside, box))] = values[box_slices(inside)]
         stored = piece.tobytes(order="F" if kind == "F" else "C")
         if kind == "zstd":
             stored = zstandard.compress(stored)
@@ -200,7 +202,7 @@ def _leaves(draw: Any, number: int, objects: dict[str, bytearray], mapped: bool)
             sums = block_checksums(stored, block)
             made = structs.replace(made, checked=True, sums=sums, block=block)
         chunks.append(made)
-    boxes: list[Box] = [whole(shape)]
+    boxes: list[Box] = [full_box(shape)]
     if draw(st.booleans()) and not (mapped and draw(st.booleans())):
         boxes = draw(st.lists(strategies.boxes(shape), min_size=1, max_size=8))
     transient = not mapped and draw(st.booleans())

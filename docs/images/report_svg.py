@@ -19,8 +19,8 @@ from rich.console import Console
 from rich.text import Text
 
 import templax as tx
-from templax import _spelling
-from templax._terminal import marked
+from templax._display.terminal import highlight_line
+from templax.cli import shell_hints
 
 CHECKPOINT = "ckpt/1000"
 
@@ -50,12 +50,14 @@ def main() -> None:
         saved["opt_state"] = {"count": jax.ShapeDtypeStruct((), jnp.int32)}
         tree = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), saved)
         ocp.PyTreeCheckpointer().save(Path(CHECKPOINT).resolve(), tree)
-        report = _spelling.report(tx.check(CHECKPOINT, decoder(128, head="LMHead", dtype=jnp.int8)))
+        report = shell_hints.report(
+            tx.check(CHECKPOINT, decoder(128, head="LMHead", dtype=jnp.int8))
+        )
         os.chdir(svg.parent)
     console = Console(record=True, width=100, file=io.StringIO(), force_terminal=True)
     console.print(f"$ templax check {CHECKPOINT} model.json", highlight=False)
     for line in report.splitlines():
-        console.print(Text.assemble(*marked(line)), highlight=False)
+        console.print(Text.assemble(*highlight_line(line)), highlight=False)
     text = console.export_svg(title="templax", unique_id="report")
     # A reader's browser need not fetch rich's fonts from elsewhere.
     text = re.sub(r"@font-face \{.*?\}\s*", "", text, flags=re.DOTALL)

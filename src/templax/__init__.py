@@ -1,145 +1,73 @@
 """Restore JAX checkpoints through a template.
 
+    >>> import os, tempfile
+    >>> import jax.numpy as jnp
     >>> import templax as tx
-    >>> catalog = tx.open("tests/corpus/orbax-0.12.8-default/ckpt")
-    >>> params = tx.restore(catalog, catalog.template()["state"]["params"], at="state.params")
+    >>> path = os.path.join(tempfile.mkdtemp(), "ckpt")
+    >>> saved = tx.save(path, {"params": {"w": jnp.ones((2, 3))}, "step": 7})
+    >>> catalog = tx.open(path)
+    >>> tx.restore(catalog, catalog.template()["params"], at="params")["w"].shape
+    (2, 3)
 
-Importing templax imports next to nothing: each public name is loaded when it is first used, and
-JAX with the calls that make arrays.
+`import templax` imports nothing heavy: each public name is loaded when it is first used, and JAX
+only with the calls that make arrays.
 """
-
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from . import formats as formats
-    from . import sources as sources
-    from ._abstract import template_of
-    from ._api import check, last_restore, open, plan, restore, run, save_template
-    from ._catalog import Catalog, LeafEntry
-    from ._errors import (
-        CastWarning,
-        CheckpointError,
-        Damaged,
-        Exists,
-        Mismatch,
-        NotFound,
-        SaveError,
-        SourceError,
-        TemplateError,
-        TemplaxError,
-        Uncommitted,
-        UnknownFormat,
-        Unsupported,
-        Unverified,
-        UsageError,
-    )
-    from ._fingerprint import Fingerprint, fingerprint
-    from ._keep import Keep
-    from ._manager import Manager
-    from ._match import Match
-    from ._plan import Plan
-    from ._recipe import Recipe
-    from ._save import save
-    from ._saving import Saved
-    from ._stats import Stats
-    from ._verify import Verified, verify
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "CastWarning",
-    "Catalog",
-    "CheckpointError",
-    "Damaged",
-    "Exists",
-    "Fingerprint",
-    "Keep",
-    "LeafEntry",
-    "Manager",
-    "Match",
-    "Mismatch",
-    "NotFound",
-    "Plan",
-    "Recipe",
-    "SaveError",
-    "Saved",
-    "SourceError",
-    "Stats",
-    "TemplateError",
-    "TemplaxError",
-    "Uncommitted",
-    "UnknownFormat",
-    "Unsupported",
-    "Unverified",
-    "UsageError",
-    "Verified",
-    "check",
-    "fingerprint",
-    "last_restore",
-    "open",
-    "plan",
-    "restore",
-    "run",
-    "save",
-    "save_template",
-    "template_of",
-    "verify",
-]
-
 _MODULES = {
-    "CastWarning": "_errors",
-    "Catalog": "_catalog",
-    "CheckpointError": "_errors",
-    "Damaged": "_errors",
-    "Exists": "_errors",
-    "Fingerprint": "_fingerprint",
-    "Keep": "_keep",
-    "LeafEntry": "_catalog",
-    "Manager": "_manager",
-    "Match": "_match",
-    "Mismatch": "_errors",
-    "NotFound": "_errors",
-    "Plan": "_plan",
-    "Recipe": "_recipe",
-    "SaveError": "_errors",
-    "Saved": "_saving",
-    "SourceError": "_errors",
-    "Stats": "_stats",
-    "TemplateError": "_errors",
-    "TemplaxError": "_errors",
-    "Uncommitted": "_errors",
-    "UnknownFormat": "_errors",
-    "Unsupported": "_errors",
-    "Unverified": "_errors",
-    "UsageError": "_errors",
-    "Verified": "_verify",
-    "check": "_api",
-    "fingerprint": "_fingerprint",
-    "last_restore": "_api",
-    "open": "_api",
-    "plan": "_api",
-    "restore": "_api",
-    "run": "_api",
-    "save": "_save",
-    "save_template": "_api",
-    "template_of": "_abstract",
-    "verify": "_verify",
+    "_audit.result": ("Verified",),
+    "_audit.verify": ("verify",),
+    "_catalog.catalog": ("Catalog",),
+    "_catalog.entry": ("LeafEntry",),
+    "_catalog.fingerprint": ("Fingerprint",),
+    "_match.result": ("Match", "TemplateError"),
+    "_plan.plan": ("Plan",),
+    "_restore.api": ("check", "last_restore", "open", "plan", "restore", "run", "save_template"),
+    "_restore.stats": ("Stats",),
+    "_runs.manager": ("Manager",),
+    "_runs.retention": ("Keep",),
+    "_save.fingerprint": ("fingerprint",),
+    "_save.result": ("Saved",),
+    "_save.save": ("save",),
+    "_template.trace": ("template_of",),
+    "_views.recipe": ("Recipe",),
+    "errors": (
+        "AlreadyExists",
+        "CastWarning",
+        "CheckpointError",
+        "Corrupted",
+        "Mismatch",
+        "NotFound",
+        "SaveError",
+        "SourceError",
+        "TemplaxError",
+        "Uncommitted",
+        "UnknownFormat",
+        "Unsupported",
+        "Unverified",
+        "UsageError",
+    ),
 }
-"""Where each public name is defined."""
+"""Where each public name is defined. `__init__.pyi` says the same to type checkers."""
 
-if not TYPE_CHECKING:  # or else a type checker would take every name to be there
+_HOME = {name: module for module, names in _MODULES.items() for name in names}
+_PACKAGES = ("errors", "formats", "storage")
 
-    def __getattr__(name: str) -> object:
-        from importlib import import_module
+__all__ = sorted(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]
 
-        if name in ("formats", "sources"):
-            return import_module(f"{__name__}.{name}")
-        if name not in _MODULES:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        value = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
-        globals()[name] = value
-        return value
+
+def __getattr__(name: str) -> object:
+    from importlib import import_module
+
+    if name in _PACKAGES:
+        return import_module(f"{__name__}.{name}")
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*__all__, *_PACKAGES})

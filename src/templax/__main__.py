@@ -1,5 +1,7 @@
 """`python -m templax` is the command `templax`."""
 
-from .cli import main
+from __future__ import annotations
+
+from .cli.main import main
 
 main(prog_name="templax")

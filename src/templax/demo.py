@@ -25,12 +25,10 @@ from typing import TYPE_CHECKING, Any
 
 import templax as tx
 
-from ._terminal import Part, echo, marked
+from ._display.terminal import Part, echo, highlight_line
 
 if TYPE_CHECKING:
     import jax
-
-__all__ = ["main", "orbax_load"]
 
 WIDTH = 100
 
@@ -410,4 +408,4 @@ def _report(text: str, style: str | None = None) -> None:
     """What a library says, indented below the call that it answers."""
     for line in text.splitlines():
         for part in textwrap.wrap(line, WIDTH, subsequent_indent="    ", break_long_words=False):
-            echo("      ", *([(part, style)] if style else marked(part)))
+            echo("      ", *([(part, style)] if style else highlight_line(part)))

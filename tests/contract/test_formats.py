@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import pytest
-from helpers import CORPUS, read_expected
 
 import templax as tx
+from helpers import CORPUS, read_expected
 from templax.testing import FormatContract
 
 CASES = (

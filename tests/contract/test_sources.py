@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from templax import SourceError, UsageError
-from templax.sources import Local, Memory, Source, open_source
+from templax.storage import Local, Memory, Source, open_source
 from templax.testing import SourceContract
 
 

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from stored_leaves import join_chunks
 
-from templax._catalog import Catalog, LeafEntry
+from templax._catalog.catalog import Catalog
+from templax._catalog.entry import LeafEntry
 
 
 @pytest.fixture(scope="session")

@@ -6,9 +6,11 @@ import sys
 import numpy as np
 import pytest
 
-from templax._errors import Damaged, Uncommitted, UnknownFormat
+from templax.errors import Corrupted
+from templax.errors import Uncommitted
+from templax.errors import UnknownFormat
 from templax.formats import open_catalog
-from templax.sources import Local
+from templax.storage import Local
 
 AT_OPEN = {
     "leaf_without_array": (
@@ -63,7 +65,7 @@ AT_DECODE = {
 
 @pytest.mark.parametrize("case", AT_OPEN)
 def test_damaged_metadata_is_refused_when_the_checkpoint_is_opened(corpus, case):
-    with pytest.raises(Damaged) as caught:
+    with pytest.raises(Corrupted) as caught:
         open_catalog(Local(corpus / f"damaged-{case}" / "ckpt"))
     assert str(caught.value) == AT_OPEN[case]
 
@@ -71,7 +73,7 @@ def test_damaged_metadata_is_refused_when_the_checkpoint_is_opened(corpus, case)
 @pytest.mark.parametrize("case", AT_LOCATE)
 def test_missing_bytes_are_noticed_before_an_array_is_read(corpus, case):
     catalog = open_catalog(Local(corpus / f"damaged-{case}" / "ckpt"))
-    with pytest.raises(Damaged) as caught:
+    with pytest.raises(Corrupted) as caught:
         catalog.locate(catalog.entries)
     assert str(caught.value) == AT_LOCATE[case]
 
@@ -85,7 +87,7 @@ def test_other_leaves_of_a_damaged_checkpoint_are_readable(corpus, case, assembl
 @pytest.mark.parametrize("case", AT_DECODE)
 def test_a_broken_zstd_frame_is_refused_when_it_is_decoded(corpus, case, assemble):
     catalog = open_catalog(Local(corpus / f"damaged-{case}" / "ckpt"))
-    with pytest.raises(Damaged) as caught:
+    with pytest.raises(Corrupted) as caught:
         assemble(catalog, catalog.leaves["state.params.big"])
     assert str(caught.value) == AT_DECODE[case]
 
@@ -145,9 +147,9 @@ _BOUNDED = """
 import resource, sys
 sys.path[:0] = {path!r}
 from templax.formats import open_catalog
-from templax.sources import Local
-from templax._codecs import decode
-from templax._errors import Damaged
+from templax.storage import Local
+from templax._codecs.decode import decode
+from templax import Corrupted
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + (64 << 20),) * 2)
 try:
@@ -157,7 +159,7 @@ try:
         extent = chunk.extent
         data = catalog.source.read(extent.key, extent.start, extent.stop)
         decode(chunk.codecs, data, entry.nbytes)
-except Damaged:
+except Corrupted:
     print("refused")
 """
 

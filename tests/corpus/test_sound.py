@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from helpers import CORPUS, read_expected
 
-from templax.formats import _ocdbt, open_catalog
-from templax.sources import Local
+from templax.formats.ocdbt import read
+from templax.formats import open_catalog
+from templax.storage import Local
 
 
 def _list_items():
@@ -128,7 +129,7 @@ def test_deep_database_with_many_generations_lists_every_key(corpus):
         key: hashlib.sha256(
             source.read(e.key, e.start, e.stop) if e.inline is None else e.inline
         ).hexdigest()
-        for key, e in _ocdbt.index(source).items()
+        for key, e in read.read_database(source).items()
     }
     assert found == json.loads((corpus / "ocdbt-deep" / "keys.json").read_text())
 

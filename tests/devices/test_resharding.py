@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import list_mismatches, save_with_orbax
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import templax as tx
+from helpers import list_mismatches, save_with_orbax
 from templax.testing import strategies
 
 # Orbax refuses to save arrays without elements.

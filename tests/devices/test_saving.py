@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
 
 import templax as tx
-from templax import _layout
-from templax.formats import _index
+from templax._catalog import written
+from templax._core import chunk_grid
+from templax.formats.orbax import checksum_index
 from templax.testing import strategies
 
 ARRAYS = strategies.arrays()
@@ -56,14 +57,14 @@ def test_a_tree_saved_with_any_shardings_is_restored_with_any_others(
     """Random trees, dtypes, bits, meshes, shardings on both sides, and chunk sizes."""
     value, template = _place(data, tree), _make_template(data, tree)
     with tempfile.TemporaryDirectory() as directory, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_layout, "CHUNK_BYTES", chunk)
-        _layout.chunk_shape.cache_clear()
+        patch.setattr(written, "CHUNK_BYTES", chunk)
+        chunk_grid.chunk_shape.cache_clear()
         path = Path(directory) / "ckpt"
         saved = tx.save(path, value, compression=compression, wait=wait).wait()
         if not index:
-            (path / _index.FILE).unlink()
+            (path / checksum_index.INDEX_FILE).unlink()
         restored = tx.restore(path, template, verify="required" if index else "available")
-    _layout.chunk_shape.cache_clear()
+    chunk_grid.chunk_shape.cache_clear()
     assert saved.fingerprint == tx.fingerprint(tree) == tx.fingerprint(restored)
     assert jax.tree.structure(restored) == jax.tree.structure(template)
     for got, want, leaf in zip(*map(jax.tree.leaves, (restored, tree, template)), strict=True):

@@ -25,11 +25,12 @@ import jax
 import numpy as np
 
 import templax as tx
-from templax import _layout, _steps, _write
-from templax.sources import open_source
-from templax.sources._disk import DISK, Disk
-from templax.sources._leftovers import TEMPORARY, temporary
-from templax.sources._staging import stale
+from templax._catalog import written
+from templax._runs import steps as steps_module
+from templax._save import writer
+from templax.storage import open_source
+from templax.storage.disk import DISK, Disk
+from templax.storage.leftovers import TEMPORARY, find_abandoned, temporary_path
 from templax.testing import FaultyDisk
 
 run_in_fork = SimpleNamespace(
@@ -46,11 +47,11 @@ of a `Manager` again, and `run` another step, after which the first is deleted.
 
 STEP = 7
 SMALL = {
-    (_layout, "CHUNK_BYTES"): 256,
-    (_write, "SMALL_BYTES"): 64,
-    (_write, "PACK_BYTES"): 256,
-    (_write, "RUN_BYTES"): 512,
-    (_write, "STEP_BYTES"): 128,
+    (written, "CHUNK_BYTES"): 256,
+    (writer, "SMALL_BYTES"): 64,
+    (writer, "PACK_BYTES"): 256,
+    (writer, "RUN_BYTES"): 512,
+    (writer, "STEP_BYTES"): 128,
 }
 """Sizes that make a small tree take many small writes."""
 
@@ -123,8 +124,8 @@ def prepare(scenario: str, root: Path) -> Path:
         if scenario != "fresh":
             save(scenario, path, 1)
         if scenario == "left":
-            shutil.copytree(path, temporary(str(path)))
-            shutil.copytree(path / "d", temporary(str(path)))
+            shutil.copytree(path, temporary_path(str(path)))
+            shutil.copytree(path / "d", temporary_path(str(path)))
         (root / "at").rename(root / "before")
     shutil.rmtree(root / "at", ignore_errors=True)
     shutil.copytree(root / "before", root / "at")
@@ -181,8 +182,8 @@ def inspect(scenario: str, path: Path) -> dict[str, Any]:
     places = [path / str(STEP), path / str(STEP + 1)] if scenario in ("step", "run") else [path]
     parent = places[0].parent
     siblings = {str(p) for p in parent.glob("[!.]*") if p not in places}
-    abandoned = {directory for place in places for directory in stale(place)}
-    steps = _steps.run(open_source(parent)) if parent.exists() else None
+    abandoned = {directory for place in places for directory in find_abandoned(place)}
+    steps = steps_module.read_run(open_source(parent)) if parent.exists() else None
     with use_disk(Unsynced()):
         save(scenario, path, 3)
     return {
@@ -237,7 +238,7 @@ def kill_everywhere(ask: Any, root: Path, scenario: str, every: int) -> dict[str
 
 def kill_at_random(ask: Any, root: Path, number: int) -> dict[str, Any]:
     """Kills saves at random points, while four threads write and one syncs."""
-    _write.SYNC_BYTES = 1024
+    writer.SYNC_BYTES = 1024
     scenario, chosen = "overwrite", random.Random(0)
     names = list_operations(scenario, prepare(scenario, root), threads=4)
     ats = [chosen.randrange(len(names)) for _ in range(number)]

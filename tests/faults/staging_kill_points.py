@@ -13,10 +13,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-from templax.sources._disk import Disk
-from templax.sources._leftovers import TEMPORARY
-from templax.sources._staging import Staging, remove, stale, withdraw
-from templax.testing._disks import FaultyDisk
+from templax.storage.disk import Disk
+from templax.storage.leftovers import TEMPORARY, delete_checkpoint, find_abandoned, remove_directory
+from templax.storage.staging import Staging
+from templax.testing.disks import FaultyDisk
 
 OLD = {"a/b/data": b"old" * 5, "manifest": b"old"}
 NEW = {
@@ -71,10 +71,10 @@ def prepare(root: Path, action: str) -> Path:
 
 def perform(action: str, path: Path, disk: Disk) -> None:
     if action == "withdraw":
-        withdraw(path, disk)
+        delete_checkpoint(path, disk)
     elif action == "remove":
-        for left in stale(path):
-            remove(left, disk)
+        for left in find_abandoned(path):
+            remove_directory(left, disk)
     else:
         save(path, disk, action == "overwrite")
 
@@ -99,10 +99,10 @@ def kill_at(root: Path, action: str, at: int, fault: Literal["kill", "half"]) ->
     signal = run_in_fork(lambda: perform(action, path, FaultyDisk(at=at, fault=fault)))
     state = name_state(read(path))
     siblings = {str(p) for p in path.parent.glob("*") if p != path}
-    abandoned = stale(path)
+    abandoned = find_abandoned(path)
     staging = save(path, Disk(), overwrite=state != "none")
     for directory in abandoned:
-        remove(directory)
+        remove_directory(directory)
     return {
         "at": at,
         "signal": signal,
@@ -111,7 +111,8 @@ def kill_at(root: Path, action: str, at: int, fault: Literal["kill", "half"]) ->
         "abandoned": len(abandoned),
         "all_reported": set(abandoned) == siblings,
         "next_state": name_state(read(path)) if not staging.left else "left",
-        "cleared": [p.name for p in path.parent.iterdir()] == ["NAME"] and stale(path) == [],
+        "cleared": [p.name for p in path.parent.iterdir()] == ["NAME"]
+        and find_abandoned(path) == [],
     }
 
 

@@ -11,10 +11,10 @@ from typing import Any
 
 import jax
 import pytest
-from helpers import CORPUS
 
 import templax as tx
-from templax.sources import Local
+from helpers import CORPUS
+from templax.storage import Local
 from templax.testing import Watched
 
 DATA = "ocdbt.process_0/d/"
@@ -58,7 +58,7 @@ def test_a_data_file_truncated_after_the_catalog_was_opened(ckpt: Path) -> None:
     catalog = tx.open(ckpt)
     template = catalog.template()
     os.truncate(find_data_file(ckpt), 100)
-    with pytest.raises(tx.Damaged) as caught:
+    with pytest.raises(tx.Corrupted) as caught:
         tx.restore(catalog, template)
     error = caught.value
     assert error.leaf == "state.params.big"
@@ -71,7 +71,7 @@ def test_a_data_file_removed_after_the_catalog_was_opened(ckpt: Path) -> None:
     catalog = tx.open(ckpt)
     template = catalog.template()
     find_data_file(ckpt).unlink()
-    with pytest.raises(tx.Damaged, match="Expected a data file, found none - at `state"):
+    with pytest.raises(tx.Corrupted, match="Expected a data file, found none - at `state"):
         tx.restore(catalog, template)
 
 

@@ -18,11 +18,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import run_python
 
 import templax as tx
-from templax import _layout, _snapshot
-from templax.sources._staging import stale_in
+from helpers import run_python
+from templax._core import chunk_grid
+from templax._save import snapshot
+from templax.storage.leftovers import find_abandoned_in
 from templax.testing import FaultyDisk
 
 points = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("save_kill_points.py"))))
@@ -51,9 +52,9 @@ def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Makes a small tree take many small writes."""
     for (module, name), size in points.SMALL.items():
         monkeypatch.setattr(module, name, size)
-    _layout.chunk_shape.cache_clear()
+    chunk_grid.chunk_shape.cache_clear()
     yield
-    _layout.chunk_shape.cache_clear()
+    chunk_grid.chunk_shape.cache_clear()
 
 
 class Refusals:
@@ -127,7 +128,9 @@ class Refusals:
             assert os.strerror(code) in text
         state = points.find_state(self.scenario, self.path)
         assert state == self.before[0] or (state == "new" and at >= self.committed), (at, text)
-        left = stale_in(self.path if self.scenario in ("step", "run") else self.path.parent)
+        left = find_abandoned_in(
+            self.path if self.scenario in ("step", "run") else self.path.parent
+        )
         extra = {str(path) for path in self.files - self.before[1] if "tmp-templax" in path.name}
         assert set(left) >= extra
         if state == self.before[0]:
@@ -371,14 +374,14 @@ def test_a_handle_holds_no_copy_of_the_tree(
 ) -> None:
     """Nor does the error, so both can be kept without their memory."""
     copies: list[weakref.ref[np.ndarray]] = []
-    aligned = _snapshot.aligned
+    aligned = snapshot.aligned
 
     def remembered(nbytes: int) -> Any:
         memory = aligned(nbytes)
         copies.append(weakref.ref(memory))
         return memory
 
-    monkeypatch.setattr(_snapshot, "aligned", remembered)
+    monkeypatch.setattr(snapshot, "aligned", remembered)
     at = 20 if fails else None
     with points.use_disk(FaultyDisk(at=at, fault=errno.ENOSPC, disk=points.Unsynced())):
         saved = tx.save(tmp_path / "ckpt", points.tree(2), wait=False, threads=2)

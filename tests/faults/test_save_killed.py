@@ -20,8 +20,8 @@ import numpy as np
 import pytest
 
 import templax as tx
-from templax import _layout
-from templax.sources._staging import stale
+from templax._core import chunk_grid
+from templax.storage.leftovers import find_abandoned
 from templax.testing import FaultyDisk, assert_durable
 
 PROGRAM = Path(__file__).with_name("save_kill_points.py")
@@ -109,7 +109,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes a small tree take many small writes."""
     for (module, name), size in points.SMALL.items():
         monkeypatch.setattr(module, name, size)
-    _layout.chunk_shape.cache_clear()
+    chunk_grid.chunk_shape.cache_clear()
 
 
 @pytest.mark.usefixtures("small")
@@ -150,7 +150,7 @@ def test_a_background_save_killed_from_outside_leaves_a_whole_state(tmp_path: Pa
         found = tx.restore(tmp_path / "ckpt", {"w": np.zeros(3_000_000, np.float32)})["w"]
         assert found.min() == found.max()
         assert {str(p) for p in tmp_path.iterdir() if p.name != "ckpt"} == set(
-            stale(tmp_path / "ckpt")
+            find_abandoned(tmp_path / "ckpt")
         )
     tx.save(tmp_path / "ckpt", {"w": np.ones(3)}, overwrite=True)
     assert os.listdir(tmp_path) == ["ckpt"]

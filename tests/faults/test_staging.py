@@ -14,9 +14,9 @@ from types import SimpleNamespace
 import pytest
 
 import templax as tx
-from templax.sources import Staging
-from templax.sources._disk import Disk
-from templax.sources._staging import stale, withdraw
+from templax.storage import Staging
+from templax.storage.disk import Disk
+from templax.storage.leftovers import delete_checkpoint, find_abandoned
 from templax.testing import FaultyDisk, Operation, assert_durable
 
 PROGRAM = Path(__file__).with_name("staging_kill_points.py")
@@ -99,7 +99,7 @@ def test_a_refused_operation_leaves_the_target_alone(
             staging = points.save(path, disk, OVERWRITE[action])
             assert points.read(path) == points.NEW, operation
             siblings = {str(p) for p in path.parent.iterdir() if p != path}
-            assert set(staging.left) == siblings == set(stale(path)), operation
+            assert set(staging.left) == siblings == set(find_abandoned(path)), operation
 
 
 def test_a_disk_that_fails_for_good_keeps_the_old_state(action: str, tmp_path: Path) -> None:
@@ -110,7 +110,7 @@ def test_a_disk_that_fails_for_good_keeps_the_old_state(action: str, tmp_path: P
         path = points.prepare(root, action)
         with pytest.raises(tx.SaveError) as caught:
             points.save(path, FaultyDisk(at=at, fault=errno.EROFS, lasting=True), OVERWRITE[action])
-        left = stale(path)
+        left = find_abandoned(path)
         siblings = [str(p) for p in path.parent.glob("*") if p != path]
         assert left == siblings
         assert all(directory in str(caught.value) for directory in left)
@@ -126,14 +126,14 @@ def test_a_disk_that_fails_for_good_keeps_the_old_state(action: str, tmp_path: P
 
 def test_a_refused_withdrawal_leaves_a_checkpoint_whole_or_gone(tmp_path: Path) -> None:
     disk = FaultyDisk()
-    assert withdraw(points.prepare(tmp_path / "points", "withdraw"), disk)
+    assert delete_checkpoint(points.prepare(tmp_path / "points", "withdraw"), disk)
     turn = [o.name for o in disk.trace].index("rename")
     for at in range(len(disk.trace)):
         path = points.prepare(tmp_path / "points", "withdraw")
         with pytest.raises(tx.SaveError, match="can't remove: Input/output error - file "):
-            withdraw(path, FaultyDisk(at=at, fault=errno.EIO))
+            delete_checkpoint(path, FaultyDisk(at=at, fault=errno.EIO))
         assert points.name_state(points.read(path)) == ("old" if at <= turn else "none")
-        assert stale(path) == [str(p) for p in path.parent.iterdir() if p != path]
+        assert find_abandoned(path) == [str(p) for p in path.parent.iterdir() if p != path]
 
 
 def test_what_a_save_syncs_survives_a_loss_of_power(action: str, tmp_path: Path) -> None:

@@ -96,13 +96,13 @@ def a_problem_does_not_wait_for_the_slow():
 @case
 def the_target_exists():
     with saving() as job:
-        there = tx.Exists("`ckpt/1` is there", file="ckpt/1", hint="overwrite=True")
+        there = tx.AlreadyExists("`ckpt/1` is there", file="ckpt/1", hint="overwrite=True")
         job.agree("looking", there if index == 0 else None)
 
 @case
 def the_target_exists_and_a_disk_is_full():
     with saving() as job:
-        there = tx.Exists("`ckpt/1` is there")
+        there = tx.AlreadyExists("`ckpt/1` is there")
         job.agree("looking", there if index == 0 else tx.SaveError("Full") if index == 1 else None)
 
 @case

@@ -14,8 +14,9 @@ import templax as tx
 SCRIPT = """
 import jax.numpy as jnp, numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from templax._item import Json
-from templax._save import _request, start
+from templax._save.item import Json
+from templax._save.background import start_save as start
+from templax._save.options import make_options as _request
 mesh = Mesh(np.array(jax.devices()), ("x",))
 rows, here = NamedSharding(mesh, PartitionSpec("x")), NamedSharding(mesh, PartitionSpec())
 def array(sharding, start, dtype):

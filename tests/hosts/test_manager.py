@@ -5,7 +5,7 @@ import json
 import jax.numpy as jnp
 
 import templax as tx
-from templax._run_locks import WriterLock
+from templax._runs.locks import WriterLock
 
 TRAIN = """
 import json

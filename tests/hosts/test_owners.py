@@ -11,15 +11,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from templax._boxes import Box, from_index, shape_of, slices
-from templax._owners import all_boxes, is_local, written_boxes
+from templax._core.boxes import Box, box_from_index, box_slices, shape_of
+from templax._save.owners import all_boxes, is_local, written_boxes
 from templax.testing import strategies
 
 
 def _do_tile(boxes: list[Box], shape: tuple[int, ...]) -> bool:
     times = np.zeros(shape, int)
     for box in boxes:
-        times[slices(box)] += 1
+        times[box_slices(box)] += 1
     return bool((times == 1).all())
 
 
@@ -28,7 +28,7 @@ def test_one_process_writes_each_box_once(array: np.ndarray, data: st.DataObject
     leaf = jax.device_put(array, data.draw(strategies.shardings(array.shape)))
     written = written_boxes(leaf, 0, everywhere=True)
     assert [box for box, _ in written] == [
-        from_index(shard.index, leaf.shape)
+        box_from_index(shard.index, leaf.shape)
         for shard in leaf.addressable_shards
         if shard.replica_id == 0
     ]
@@ -36,7 +36,7 @@ def test_one_process_writes_each_box_once(array: np.ndarray, data: st.DataObject
     assert not array.size or _do_tile([box for box, _ in written], array.shape)
     for box, values in written:
         assert values.shape == shape_of(box)
-        assert np.asarray(values).tobytes() == array[slices(box)].tobytes()
+        assert np.asarray(values).tobytes() == array[box_slices(box)].tobytes()
 
 
 def test_a_leaf_that_is_not_a_jax_array_is_one_box() -> None:
@@ -52,8 +52,8 @@ def test_a_leaf_that_is_not_a_jax_array_is_one_box() -> None:
 LEAVES = """
 import json, numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P, SingleDeviceSharding
-from templax._boxes import from_index
-from templax._owners import all_boxes, is_local, written_boxes
+from templax._core.boxes import box_from_index as from_index
+from templax._save.owners import all_boxes, is_local, written_boxes
 
 devices = np.array(jax.devices())
 flat, back = Mesh(devices, ("x",)), Mesh(devices[::-1], ("x",))
@@ -119,7 +119,9 @@ def test_every_box_is_written_by_one_process(run: Any, n: int) -> None:
         assert {box: writer for box, writer, _ in written} == planned, name
         assert _do_tile([box for box, _, _ in written], value.shape), name
         for box, _, values in written:
-            assert np.array_equal(values, value[slices(box)]), name  # of process 0, if each has one
+            assert np.array_equal(values, value[box_slices(box)]), (
+                name
+            )  # of process 0, if each has one
         for process in seen:
             if not process["local"]:
                 assert process["all"] == seen[0]["all"], name

@@ -13,8 +13,8 @@ import orbax.checkpoint as ocp
 import pytest
 
 import templax as tx
-from templax.formats import _index
-from templax.sources._staging import stale
+from templax.formats.orbax import checksum_index
+from templax.storage.leftovers import find_abandoned
 
 TREE = """
 import json
@@ -142,7 +142,7 @@ def test_each_process_writes_its_share_once_and_one_commits(
             assert sum(chunk.extent.nbytes for chunk in found) == leaf.nbytes, name
     restored = tx.restore(path, expected, verify="required")
     assert tx.fingerprint(restored) == want
-    (path / _index.FILE).unlink()
+    (path / checksum_index.INDEX_FILE).unlink()
     assert tx.fingerprint(tx.restore(path, expected)) == want
     # Restored by Orbax in one process.
     template = {
@@ -306,6 +306,8 @@ def test_a_dead_process_fails_all_others_soon_and_is_named(
         assert tx.fingerprint(tx.restore(tmp_path / "ckpt", expected)) == tx.fingerprint(expected)
     else:
         assert not (tmp_path / "ckpt").exists()
-    assert {str(p) for p in tmp_path.iterdir() if p.name != "ckpt"} == set(stale(tmp_path / "ckpt"))
+    assert {str(p) for p in tmp_path.iterdir() if p.name != "ckpt"} == set(
+        find_abandoned(tmp_path / "ckpt")
+    )
     tx.save(tmp_path / "ckpt", {"w": np.ones(3)}, overwrite=True)
     assert [p.name for p in tmp_path.iterdir()] == ["ckpt"]

@@ -22,11 +22,11 @@ import numpy as np
 import pytest
 from flax import nnx
 from flax.core import freeze
-from helpers import CORPUS, list_mismatches, read_expected
 from jax.sharding import NamedSharding, PartitionSpec
 
 import templax as tx
-from templax.sources import Local
+from helpers import CORPUS, list_mismatches, read_expected
+from templax.storage import Local
 from templax.testing import Watched
 
 FLAVOURS = {

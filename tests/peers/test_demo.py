@@ -119,7 +119,7 @@ def run(*arguments, **environment):
 
 
 def test_the_demo_succeeds_and_shows_each_pitfall_in_both_libraries():
-    done = run("-m", "templax.cli", "demo")
+    done = run("-m", "templax", "demo")
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stderr == ""
     assert "\x1b" not in done.stdout
@@ -145,7 +145,7 @@ def test_the_demo_succeeds_and_shows_each_pitfall_in_both_libraries():
 
 
 def test_the_demo_is_coloured_on_a_terminal():
-    done = run("-m", "templax.cli", "demo", FORCE_COLOR="1", TERM="xterm-256color")
+    done = run("-m", "templax", "demo", FORCE_COLOR="1", TERM="xterm-256color")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "\x1b[32m\x1b[1mall checks held\x1b[0m" in done.stdout
 

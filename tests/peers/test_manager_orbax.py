@@ -10,9 +10,9 @@ import pytest
 from orbax.checkpoint import v1
 
 import templax as tx
-from templax._steps import run
-from templax.sources import Local
-from templax.sources._leftovers import temporary
+from templax._runs.steps import read_run
+from templax.storage import Local
+from templax.storage.leftovers import temporary_path
 
 TREE = {"w": jnp.arange(8.0), "b": jnp.zeros(3, jnp.bfloat16)}
 
@@ -33,7 +33,7 @@ def save_run(path, steps=(1, 2, 3), **options):
 
 @pytest.mark.parametrize("options", [{}, {"step_prefix": "ckpt", "step_format_fixed_length": 6}])
 def test_steps_and_metrics_of_orbax_are_listed(tmp_path, options):
-    found = run(Local(save_run(tmp_path / "run", **options)))
+    found = read_run(Local(save_run(tmp_path / "run", **options)))
     assert list(found.committed) == [1, 2, 3]
     assert [d.metrics["loss"] for d in found.steps] == [1, 1 / 2, 1 / 3]
     assert all(math.isnan(d.metrics["odd"]) for d in found.steps)
@@ -45,7 +45,7 @@ def test_steps_and_metrics_of_orbax_v1_are_listed(tmp_path):
     with v1.training.Checkpointer(tmp_path / "run") as checkpointer:
         checkpointer.save(1, TREE, metrics={"loss": 0.5})
         checkpointer.save(2, TREE)
-    found = run(Local(tmp_path / "run"))
+    found = read_run(Local(tmp_path / "run"))
     assert {d.step: d.metrics for d in found.steps} == {1: {"loss": 0.5}, 2: {}}
 
 
@@ -124,6 +124,6 @@ def test_orbax_prunes_what_a_manager_saved(tmp_path):
 def test_orbax_ignores_what_a_killed_save_of_a_manager_left(tmp_path):
     with tx.Manager(tmp_path / "run") as manager:
         manager.save(1, TREE)
-    shutil.copytree(tmp_path / "run" / "1", temporary(str(tmp_path / "run" / "2")))
+    shutil.copytree(tmp_path / "run" / "1", temporary_path(str(tmp_path / "run" / "2")))
     with open_with_orbax(tmp_path / "run") as manager:
         assert list(manager.all_steps()) == [1]

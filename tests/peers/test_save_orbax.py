@@ -188,7 +188,7 @@ def test_a_value_that_differs_is_seen(changed, said):
 
 
 def test_the_program_notices_a_missing_leaf_and_one_of_another_type():
-    node, good = describe(LEAF)
+    node, good = described(LEAF)
     with pytest.raises(LookupError, match=r"expected .*w.*, got"):
         orbax_peer.describe_tree(node, {"n": 7})
     placed = {"ok": orbax_peer.describe_tree(node, {**LEAF, "w": jnp.asarray(LEAF["w"])})}
@@ -197,7 +197,7 @@ def test_the_program_notices_a_missing_leaf_and_one_of_another_type():
 
 
 def test_the_program_distinguishes_failures_by_what_else_fails():
-    node, good = describe(LEAF)
+    node, good = described(LEAF)
     error = {"error": "ValueError: no", "where": "orbax/x.py:1 f"}
     kinds = [
         judge_orbax(node, "pytree", error, own, new).kind

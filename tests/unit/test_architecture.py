@@ -1,4 +1,7 @@
-"""The house: who may import what, and what importing it costs."""
+"""What importing costs, and what no module may do.
+
+Who may import whom is a contract of import-linter, in pyproject.toml.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,8 @@ from pathlib import Path
 import pytest
 
 import templax as tx
-from templax._template import dump, from_catalog
+from templax._template.json_file import dump_template, template_from_catalog
+from templax.cli.main import COMMANDS
 
 SRC = Path(tx.__file__).parent
 CASE = Path(__file__).parents[1] / "corpus" / "orbax-0.12.8-default" / "ckpt"
@@ -23,68 +27,21 @@ MODULES = {
 }
 
 JAX = {
-    "_put", "_pytree", "_shardings", "_abstract", "_place", "_recipe",
-    "_job_store", "_hosts", "_owners", "_snapshot", "_item", "_saving", "_save",
-    "compat.orbax", "compat._orbax_args", "compat._orbax_manager", "compat._orbax_metadata",
-    "compat._orbax_saver", "compat._orbax_v1",
+    "_catalog.abstract_tree", "_hosts.agreement", "_jax.coordination", "_jax.paths", "_jax.put",
+    "_jax.support", "_restore.place", "_save.background", "_save.item", "_save.job",
+    "_save.owners", "_save.save", "_save.snapshot", "_template.from_pytree",
+    "_template.shardings", "_template.trace", "_views.recipe",
+    "compat.orbax.__init__", "compat.orbax.args", "compat.orbax.checkpointers",
+    "compat.orbax.manager", "compat.orbax.metadata", "compat.orbax.saver", "compat.orbax.v1",
 }  # fmt: skip
 """Modules that may import JAX when they are imported themselves."""
 
 PURE = {
-    "_errors",
-    "_names",
-    "_boxes",
-    "_dtypes",
-    "_crc",
-    "_layout",
-    "_keep",
-    "_match",
-    "_hints",
-    "_leaf_hints",
-    "_report",
-    "_sums",
-    "_parts",
-    "_plan",
-}
-
-ORDER = [
-    {"_errors", "_names", "_boxes", "_dtypes", "_collector"},
-    {"_zstd_frames", "_keep"},
-    {"_codecs"} | {m for m in MODULES if m.startswith("sources")},
-    {"_crc"},
-    {"_catalog", "_layout"},
-    {"_sums"},
-    {"_template"},
-    {m for m in MODULES if m.startswith("formats")},
-    {"_steps"},
-    {"_match"},
-    {"_report", "_leaf_hints"},
-    {"_hints"},
-    {"_parts"},
-    {"_plan"},
-    {"_memory"},
-    {"_gather"},
-    {"_write", "_fingerprint"},
-    {"_scatter"},
-    {"_execute"},
-    {"_stats", "_compare"},
-    {"_put"},
-    {"_shardings"},
-    {"_pytree"},
-    {"_abstract", "_place"},
-    {"_recipe"},
-    {"_job_store", "_owners"},
-    {"_hosts", "_snapshot"},
-    {"_api", "_item"},
-    {"_verify"},
-    {"_saving"},
-    {"_save", "_run_locks"},
-    {"_manager"},
-    {"__init__"},
-    {m for m in MODULES if m.startswith(("compat", "testing"))}
-    | {"__main__", "cli", "demo", "_listing", "_runs", "_spelling", "_terminal"},
-]  # fmt: skip
-"""Left never imports right, when it is imported."""
+    "errors", "_core.arguments", "_core.boxes", "_core.chunk_grid", "_core.dtypes", "_core.names",
+    "_core.text", "_codecs.crc_combine", "_catalog.checksums", "_catalog.entry", "_catalog.written",
+    "_match.hints", "_match.leaf_hints", "_match.match", "_match.options", "_match.result",
+    "_plan.build", "_plan.parts", "_plan.plan", "_runs.retention",
+}  # fmt: skip
 
 
 def _imports(module: str, inside_functions: bool = False) -> Iterator[str]:
@@ -123,19 +80,6 @@ def _own(module: str) -> set[str]:
     return found
 
 
-def _stage(module: str) -> int:
-    module = module.removesuffix(".__init__")
-    return next(
-        i for i, stage in enumerate(ORDER) if module in stage or f"{module}.__init__" in stage
-    )
-
-
-@pytest.mark.parametrize("module", sorted(MODULES))
-def test_no_stage_imports_a_later_one(module: str) -> None:
-    later = {other for other in _own(module) if _stage(other) > _stage(module)}
-    assert not later
-
-
 @pytest.mark.parametrize("module", sorted(set(MODULES) - JAX))
 def test_jax_is_imported_by_few(module: str) -> None:
     assert not {name for name in _imports(module) if name.split(".")[0] in ("jax", "flax", "orbax")}
@@ -149,7 +93,7 @@ def test_pure_stages_do_no_io(module: str) -> None:
         "io",
         "threading",
         "concurrent",
-        "sources",
+        "storage",
         "formats",
         "pathlib",
         "jax",
@@ -175,10 +119,10 @@ def _fresh(code: str, *arguments: str) -> str:
 
 def test_looking_and_checking_do_not_import_jax(tmp_path: Path) -> None:
     template = tmp_path / "t.json"
-    template.write_bytes(dump(from_catalog(tx.open(CASE))))
+    template.write_bytes(dump_template(template_from_catalog(tx.open(CASE))))
     code = (
         "import sys, templax as tx\n"
-        "from templax._template import load\n"
+        "from templax._template.json_file import load_template as load\n"
         "template = load(open(sys.argv[2], 'rb').read())\n"
         "print(tx.check(tx.open(sys.argv[1]), template).ok)\n"
         "print('jax' in sys.modules, 'rich' in sys.modules, 'orbax' in sys.modules)\n"
@@ -188,7 +132,7 @@ def test_looking_and_checking_do_not_import_jax(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "package",
-    ["templax", "templax.sources", "templax.formats", "templax.testing", "templax.compat.orbax"],
+    ["templax", "templax.storage", "templax.formats", "templax.testing", "templax.compat.orbax"],
 )
 def test_what_a_package_exports_is_importable_and_documented(package: str) -> None:
     module = importlib.import_module(package)
@@ -219,12 +163,11 @@ def test_errors_name_this_package_and_share_one_base() -> None:
 
 def test_the_walk_sees_imports_in_every_form() -> None:
     """Relative, absolute, aliased, under `if` and `try`; not under `TYPE_CHECKING`."""
-    assert {"_pytree", "_match"} <= _own("_place")
-    assert "sources.__init__" in _own("_catalog")
-    assert "_match" not in _own("_errors")  # `if TYPE_CHECKING` only
-    assert "_pytree" in set(_imports("_api", inside_functions=True))
-    assert "_pytree" not in _own("_api")
-    assert "jax" in set(_imports("_pytree"))
+    assert {"_core.boxes", "_match.result"} <= _own("_restore.place")
+    assert "_catalog.abstract_tree" in set(_imports("_catalog.catalog", inside_functions=True))
+    assert "_catalog.abstract_tree" not in _own("_catalog.catalog")
+    assert "hypothesis" not in set(_imports("testing.strategies"))  # `if TYPE_CHECKING` only
+    assert "jax" in set(_imports("_template.from_pytree"))
 
 
 @pytest.mark.parametrize("module", sorted(JAX))
@@ -250,7 +193,7 @@ def test_pure_stages_open_nothing(module: str) -> None:
 def test_no_module_swallows_what_it_does_not_know(module: str) -> None:
     """No bare `except`, no `except Exception` or `BaseException` that does not raise again.
 
-    But for the demo, which shows whatever Orbax raises.
+    Except in the demo, which shows whatever Orbax raises.
     """
     for node in ast.walk(ast.parse(MODULES[module].read_text())):
         if not isinstance(node, ast.ExceptHandler):
@@ -264,7 +207,7 @@ def test_no_module_swallows_what_it_does_not_know(module: str) -> None:
 @pytest.mark.parametrize("module", sorted(MODULES))
 def test_no_module_reads_the_environment(module: str) -> None:
     """No environment variable changes a result; those that only dress a terminal may be read."""
-    if module in ("_terminal", "cli", "demo"):
+    if module in ("_display.terminal", "cli.main", "demo"):
         return
     text = MODULES[module].read_text()
     assert "os.environ" not in text
@@ -288,7 +231,7 @@ HEAVY = "('jax', 'jaxlib', 'flax', 'orbax', 'tensorstore', 'equinox', 'hypothesi
     "code",
     [
         "import templax",
-        "import templax.sources, templax.formats",
+        "import templax.storage, templax.formats",
         "import templax.testing",
         "import templax.cli",
         "import templax as tx; list(tx.open(sys.argv[1]).leaves); dir(tx)",
@@ -304,10 +247,10 @@ def test_what_needs_no_jax_imports_none(code: str) -> None:
 def test_a_report_of_what_does_not_fit_imports_no_jax(tmp_path: Path) -> None:
     """Hints included."""
     template = tmp_path / "t.json"
-    template.write_bytes(dump(from_catalog(tx.open(CASE), at="state")))
+    template.write_bytes(dump_template(template_from_catalog(tx.open(CASE), at="state")))
     code = (
         "import sys, templax as tx\n"
-        "from templax._template import load\n"
+        "from templax._template.json_file import load_template as load\n"
         "match = tx.check(sys.argv[1], load(open(sys.argv[2], 'rb').read()))\n"
         "print({m.hint for m in match.mismatches if m.problem == 'missing'}, match.ok)\n"
         f"print([m for m in {HEAVY} if m in sys.modules])\n"
@@ -325,17 +268,24 @@ def _loaded_by(code: str, *names: str) -> set[str]:
 def test_importing_templax_imports_no_library() -> None:
     """Nor `dataclasses` or `re`: only the names that are used cost something."""
     third = ("numpy", "ml_dtypes", "msgspec", "zstandard", "crc32c", "click", "rich", "jax")
-    assert not _loaded_by("import templax", *third, "templax._errors", "dataclasses")
+    assert not _loaded_by("import templax", *third, "templax.errors", "dataclasses")
     assert not _loaded_by("import templax as tx; tx.Mismatch, tx.TemplaxError", *third)
 
 
 CLI = "from templax.cli import main\ntry: main({!r})\nexcept SystemExit as end: print(end.code)"
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["ls", "--help"], ["la"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["la"]])
 def test_help_waits_for_no_library_but_click(arguments: list[str]) -> None:
     heavy = ("numpy", "ml_dtypes", "msgspec", "zstandard", "crc32c", "importlib.metadata")
-    assert not _loaded_by(CLI.format(arguments), *heavy, "templax.formats", "templax._match")
+    assert not _loaded_by(CLI.format(arguments), *heavy, "templax.formats", "templax._match.match")
+
+
+def test_the_short_help_of_each_command_is_how_its_own_help_begins() -> None:
+    """`--help` imports no command, so that their first sentences are written there too."""
+    for name, (module, text) in COMMANDS.items():
+        command = getattr(importlib.import_module(f"templax.cli.{module}"), name)
+        assert command.get_short_help_str(limit=200).startswith(text.removesuffix(".")), name
 
 
 @pytest.mark.parametrize("colour", ["", "1"])
@@ -343,7 +293,7 @@ def test_a_listing_loads_nothing_that_compares_or_restores(
     colour: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FORCE_COLOR", colour)
-    stages = ("_api", "_match", "_hints", "_plan", "_execute", "_template")
+    stages = ("_restore", "_match.match", "_match.hints", "_plan", "_template")
     heavy = ("jax", "rich", "concurrent.futures", *(f"templax.{stage}" for stage in stages))
     assert not _loaded_by(CLI.format(["ls", str(CASE)]), *heavy)
 
@@ -366,32 +316,28 @@ def test_a_restore_loads_no_part_of_jax_that_an_application_does_not() -> None:
 
 
 def test_public_names_have_one_home() -> None:
-    """The table by which they are loaded says what type checkers read under `TYPE_CHECKING`."""
-    (block,) = [
-        node
-        for node in ast.parse(MODULES["__init__"].read_text()).body
-        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
-    ]
+    """The table by which they are loaded says what the stub says to type checkers."""
+    stub = ast.parse((SRC / "__init__.pyi").read_text())
     typed = {
         alias.name: node.module
-        for node in block.body
+        for node in stub.body
         if isinstance(node, ast.ImportFrom) and node.module
         for alias in node.names
     }
-    assert typed == tx._MODULES  # pyright: ignore[reportAttributeAccessIssue]
+    assert typed == tx._HOME  # pyright: ignore[reportAttributeAccessIssue]
     assert sorted(typed) == tx.__all__
     for name, module in typed.items():
         assert getattr(tx, name) is getattr(importlib.import_module(f"templax.{module}"), name)
 
 
 def test_packages_of_the_surface_need_no_import_of_their_own() -> None:
-    code = "import templax as tx; print(tx.sources.Memory.__name__, tx.formats.Format.__name__)"
+    code = "import templax as tx; print(tx.storage.Memory.__name__, tx.formats.Format.__name__)"
     assert _fresh(code) == "Memory Format"
 
 
 def test_an_error_is_unpickled_where_nothing_is_loaded() -> None:
-    match = tx.check(CASE, from_catalog(tx.open(CASE)), at="state")
-    for error in (tx.TemplateError(match), tx.Damaged("Expected more, got less")):
+    match = tx.check(CASE, template_from_catalog(tx.open(CASE)), at="state")
+    for error in (tx.TemplateError(match), tx.Corrupted("Expected more, got less")):
         code = "import pickle, sys; print(repr(pickle.loads(bytes.fromhex(sys.argv[1]))))"
         assert _fresh(code, pickle.dumps(error).hex()) == repr(error)
 

@@ -9,10 +9,10 @@ class TestMyStore(SourceContract):
 with one thing wrong, shardings and chunk grids for hypothesis.
 """
 
-from . import _strategies as strategies
-from ._contract import FormatContract, SourceContract
-from ._disks import FaultyDisk, Operation, assert_durable
-from ._sources import Watched
+from . import strategies
+from .contract import FormatContract, SourceContract
+from .disks import FaultyDisk, Operation, assert_durable
+from .sources import Watched
 
 __all__ = [
     "FaultyDisk",

@@ -11,10 +11,10 @@ from typing import Any
 import jax.numpy as jnp
 import orbax.checkpoint as orbax
 import pytest
-from side_by_side import quiet, rich_tree, sharded_tree, small_tree
 
 import templax as tx
-from templax import _saving
+from side_by_side import quiet, rich_tree, sharded_tree, small_tree
+from templax._save import job as job_module
 
 logging.getLogger("absl").setLevel(logging.CRITICAL)
 
@@ -77,12 +77,12 @@ def fail_next_save(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """Makes the next save of templax fail once it has written."""
 
     def fail() -> None:
-        describe = _saving.Job._describe
+        describe = job_module.Job._describe
 
         def full(job: Any, files: Any) -> Any:
-            monkeypatch.setattr(_saving.Job, "_describe", describe)
+            monkeypatch.setattr(job_module.Job, "_describe", describe)
             raise tx.SaveError("No space is left")
 
-        monkeypatch.setattr(_saving.Job, "_describe", full)
+        monkeypatch.setattr(job_module.Job, "_describe", full)
 
     return fail

@@ -2,10 +2,10 @@
 
 import orbax.checkpoint as orbax
 import pytest
-from side_by_side import first_device, small_tree
 
 import templax as tx
 import templax.compat.orbax as compat
+from side_by_side import first_device, small_tree
 
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 

@@ -8,8 +8,11 @@ import numpy as np
 import optax
 import pytest
 from flax.training import orbax_utils
-from helpers import abstract
 from jax.sharding import NamedSharding, PartitionSpec
+
+import templax as tx
+import templax.compat.orbax as compat
+from helpers import abstract
 from side_by_side import (
     assert_interchangeable,
     assert_same,
@@ -19,9 +22,6 @@ from side_by_side import (
     sharded_tree,
     small_tree,
 )
-
-import templax as tx
-import templax.compat.orbax as compat
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),

@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as orbax
 import pytest
-from side_by_side import assert_same, quiet, small_template, small_tree, weights
 
 import templax as tx
 import templax.compat.orbax as compat
+from side_by_side import assert_same, quiet, small_template, small_tree, weights
 
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 S = jax.ShapeDtypeStruct
@@ -100,14 +100,14 @@ def test_differs_missing_chunk(at, tmp_path):
     (path / "a" / "0").unlink()
     with quiet(), pytest.raises(Exception, match="error while reading array index"):
         orbax.PyTreeCheckpointer().restore(path)
-    with pytest.raises(tx.Damaged) as promised:
+    with pytest.raises(tx.Corrupted) as promised:
         compat.PyTreeCheckpointer().restore(path)
     metadata = path / "_METADATA"
     text = json.loads(metadata.read_text()) | {"store_array_data_equal_to_fill_value": False}
     metadata.write_text(json.dumps(text))
     with quiet():
         assert orbax.PyTreeCheckpointer().restore(path)["a"].tolist() == [0.0] * 8
-    with pytest.raises(tx.Damaged) as unpromised:
+    with pytest.raises(tx.Corrupted) as unpromised:
         compat.PyTreeCheckpointer().restore(path)
     for caught in (promised, unpromised):
         assert (caught.value.leaf, caught.value.file) == ("a", "a/0")

@@ -12,8 +12,11 @@ import jax
 import numpy as np
 import orbax.checkpoint as orbax
 import pytest
-from helpers import abstract
 from orbax.checkpoint import checkpoint_manager
+
+import templax as tx
+import templax.compat.orbax as compat
+from helpers import abstract
 from side_by_side import (
     assert_interchangeable,
     describe_run,
@@ -22,11 +25,8 @@ from side_by_side import (
     small_tree,
     step_state,
 )
-
-import templax as tx
-import templax.compat.orbax as compat
-from templax import _saving
-from templax.compat._orbax_options import Facts
+from templax._save import job as job_module
+from templax.compat.orbax.options import Facts
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
@@ -383,7 +383,7 @@ def test_a_manager_raises_what_failed_in_the_background(
 
 def test_a_manager_lists_a_step_that_is_being_saved(tmp_path, monkeypatch):
     """And no longer the step that will be deleted: it shows the run as it will be."""
-    go, describe = threading.Event(), _saving.Job._describe
+    go, describe = threading.Event(), job_module.Job._describe
 
     def wait(job: Any, files: Any) -> Any:
         assert go.wait(60)
@@ -393,7 +393,7 @@ def test_a_manager_lists_a_step_that_is_being_saved(tmp_path, monkeypatch):
     with compat.CheckpointManager(tmp_path, options=options) as manager:
         manager.save(1, args=compat.args.StandardSave(step_state(1)), metrics={"acc": 0.5})
         manager.wait_until_finished()
-        monkeypatch.setattr(_saving.Job, "_describe", wait)
+        monkeypatch.setattr(job_module.Job, "_describe", wait)
         manager.save(2, args=compat.args.StandardSave(step_state(2)), metrics={"acc": 0.75})
         assert manager.is_saving_in_progress()
         assert (manager.all_steps(), manager.latest_step(), manager.best_step()) == ([2], 2, 2)

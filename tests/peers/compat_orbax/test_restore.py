@@ -9,8 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as orbax
 import pytest
-from helpers import abstract
 from jax.sharding import NamedSharding, PartitionSpec
+
+import templax as tx
+import templax.compat.orbax as compat
+from helpers import abstract
 from side_by_side import (
     assert_same,
     first_device,
@@ -20,9 +23,6 @@ from side_by_side import (
     sharded_tree,
     small_tree,
 )
-
-import templax as tx
-import templax.compat.orbax as compat
 
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 S = jax.ShapeDtypeStruct

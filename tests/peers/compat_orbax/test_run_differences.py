@@ -9,13 +9,13 @@ from pathlib import Path
 
 import orbax.checkpoint as orbax
 import pytest
-from side_by_side import save_steps, small_tree, step_state
 
 import templax as tx
 import templax.compat.orbax as compat
-from templax._run_locks import reading
-from templax.sources import Staging
-from templax.sources._leftovers import temporary
+from side_by_side import save_steps, small_tree, step_state
+from templax._runs.locks import hold_for_reading
+from templax.storage import Staging
+from templax.storage.leftovers import temporary_path
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
@@ -25,7 +25,7 @@ pytestmark = [
 
 def test_differs_existing_step(tmp_path):
     """Both refuse and keep the step: Orbax with `ValueError`, templax with `FileExistsError`."""
-    for name, ocp, error in (("theirs", orbax, ValueError), ("ours", compat, tx.Exists)):
+    for name, ocp, error in (("theirs", orbax, ValueError), ("ours", compat, tx.AlreadyExists)):
         save_steps(ocp, tmp_path / name, (1, 2))
         with ocp.CheckpointManager(tmp_path / name / "run") as manager:
             args = ocp.args.StandardSave(small_tree())
@@ -86,7 +86,7 @@ def test_differs_step_that_is_being_restored(tmp_path):
         save_steps(compat, tmp_path / name, (1,))
         options = ocp.CheckpointManagerOptions(max_to_keep=1)
         with ocp.CheckpointManager(tmp_path / name / "run", options=options) as manager:
-            with reading(str(tmp_path / name / "run/1")):
+            with hold_for_reading(str(tmp_path / name / "run/1")):
                 manager.save(2, args=ocp.args.StandardSave(step_state(2)))
                 manager.wait_until_finished()
             there = sorted(os.listdir(tmp_path / name / "run"))
@@ -116,7 +116,7 @@ def test_differs_cleaning_up(tmp_path):
     for name, ocp in (("theirs", orbax), ("ours", compat)):
         run = tmp_path / name
         now, old = (run / f"{n}.orbax-checkpoint-tmp" for n in (1, 2))
-        left = Path(temporary(str(run / "3")))
+        left = Path(temporary_path(str(run / "3")))
         for directory in (now, old, left):
             directory.mkdir(parents=True)
         os.utime(old, (0, 0))

@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as orbax
 import pytest
-from side_by_side import assert_same, save_steps, small_tree, step_state, weights
 
 import templax as tx
 import templax.compat.orbax as compat
+from side_by_side import assert_same, save_steps, small_tree, step_state, weights
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
@@ -26,7 +26,7 @@ S = jax.ShapeDtypeStruct
 
 def test_differs_existing_directory(tmp_path):
     """Both refuse and leave it alone: Orbax with `ValueError`, templax with `FileExistsError`."""
-    for n, (ocp, error) in enumerate([(orbax, ValueError), (compat, tx.Exists)]):
+    for n, (ocp, error) in enumerate([(orbax, ValueError), (compat, tx.AlreadyExists)]):
         path = tmp_path / str(n)
         ocp.PyTreeCheckpointer().save(path, {"old": 1})
         for save in (
@@ -37,7 +37,7 @@ def test_differs_existing_directory(tmp_path):
             with pytest.raises(error, match=r"already exists|not empty"):
                 save(path, small_tree())
         assert ocp.PyTreeCheckpointer().restore(path) == {"old": 1}
-    assert issubclass(tx.Exists, FileExistsError)
+    assert issubclass(tx.AlreadyExists, FileExistsError)
 
 
 def test_differs_empty_directory(tmp_path):
@@ -103,7 +103,7 @@ def test_differs_flipped_bit_in_what_it_saved(tmp_path):
     file.write_bytes(altered)
     theirs = orbax.PyTreeCheckpointer().restore(path)
     assert np.asarray(theirs["w"]).tobytes() != np.asarray(weights()["w"]).tobytes()
-    with pytest.raises(tx.Damaged) as caught:
+    with pytest.raises(tx.Corrupted) as caught:
         compat.PyTreeCheckpointer().restore(path)
     assert (caught.value.leaf, caught.value.file) == ("w", f"d/{file.name}")
 

@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as orbax
 import pytest
-from helpers import abstract
-from side_by_side import assert_same, first_device, quiet, sharded_tree, small_template, small_tree
 
 import templax.compat.orbax as compat
+from helpers import abstract
+from side_by_side import assert_same, first_device, quiet, sharded_tree, small_template, small_tree
 
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 S = jax.ShapeDtypeStruct

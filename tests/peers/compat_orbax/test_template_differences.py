@@ -10,6 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as orbax
 import pytest
+
+import templax as tx
+import templax.compat.orbax as compat
 from helpers import abstract, list_mismatches
 from side_by_side import (
     assert_same,
@@ -20,9 +23,6 @@ from side_by_side import (
     small_template,
     small_tree,
 )
-
-import templax as tx
-import templax.compat.orbax as compat
 
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 S = jax.ShapeDtypeStruct

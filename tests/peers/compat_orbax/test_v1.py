@@ -4,11 +4,11 @@ import json
 
 import jax.numpy as jnp
 import pytest
-from helpers import abstract
-from side_by_side import assert_interchangeable, first_device, small_tree
 
 import templax as tx
 import templax.compat.orbax as compat
+from helpers import abstract
+from side_by_side import assert_interchangeable, first_device, small_tree
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),

@@ -9,9 +9,9 @@ import flax.struct
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import pytest
-from helpers import assert_same_tree, find_mismatches
 
 import templax as tx
+from helpers import assert_same_tree, find_mismatches
 
 
 @flax.struct.dataclass

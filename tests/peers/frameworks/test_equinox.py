@@ -8,9 +8,9 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from helpers import assert_same_tree, find_mismatches
 
 import templax as tx
+from helpers import assert_same_tree, find_mismatches
 
 KEY = jax.random.key(0)
 

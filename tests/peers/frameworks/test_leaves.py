@@ -12,11 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from helpers import assert_same_tree, find_mismatches, save_with_orbax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import templax as tx
+from helpers import assert_same_tree, find_mismatches, save_with_orbax
 
 A = jax.ShapeDtypeStruct
 

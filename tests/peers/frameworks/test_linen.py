@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.core import FrozenDict, freeze
-from helpers import assert_same_tree
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import templax as tx
+from helpers import assert_same_tree
 
 KEY = jax.random.key(0)
 X = jnp.ones((1, 3))

@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from helpers import assert_same_tree, find_mismatches
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import templax as tx
+from helpers import assert_same_tree, find_mismatches
 
 A = jax.ShapeDtypeStruct
 

@@ -10,9 +10,9 @@ import numpy as np
 import optax
 import pytest
 from flax.training.train_state import TrainState
-from helpers import assert_same_tree, find_mismatches
 
 import templax as tx
+from helpers import assert_same_tree, find_mismatches
 
 
 def optimizer() -> optax.GradientTransformation:

@@ -9,12 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import assert_same_tree, find_mismatches
 from jax.experimental.layout import Format, Layout
 from jax.sharding import AxisType, Mesh, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
 import templax as tx
+from helpers import assert_same_tree, find_mismatches
 
 A = jax.ShapeDtypeStruct
 KEY = jax.random.key(0)

@@ -17,6 +17,7 @@ from typing import Any
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 import pytest
+
 from helpers import abstract, save_with_orbax
 
 logging.getLogger("absl").setLevel(logging.CRITICAL)

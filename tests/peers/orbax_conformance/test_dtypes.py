@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from helpers import abstract, assert_same_tree, catch_mismatches, restore_as_saved, save_with_orbax
 from jax.sharding import SingleDeviceSharding
 
 import templax as tx
+from helpers import abstract, assert_same_tree, catch_mismatches, restore_as_saved, save_with_orbax
 
 S = jax.ShapeDtypeStruct
 CASTS = [

@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import assert_same_tree, restore_as_saved, save_with_orbax
 
 import templax as tx
 import templax.compat.orbax as compat
+from helpers import assert_same_tree, restore_as_saved, save_with_orbax
 
 S = jax.ShapeDtypeStruct
 COMPOSITE = ["v0-composite", "v1-composite"]
@@ -66,7 +66,7 @@ def test_a_checkpoint_loads_without_optional_metadata(checkpoint, missing, golde
 def test_a_missing_manifest_is_named(checkpoint, golden_template):
     """The error says that the save was finished, and which file is missing."""
     (item_of(checkpoint) / "manifest.ocdbt").unlink()
-    with pytest.raises(tx.Damaged) as caught:
+    with pytest.raises(tx.Corrupted) as caught:
         tx.restore(checkpoint, golden_template)
     assert str(caught.value) == (
         "The save was committed, but `manifest.ocdbt`, the index of its arrays, is missing "
@@ -79,7 +79,7 @@ def test_a_missing_index_is_named(checkpoint, golden_template):
     (node,) = (item_of(checkpoint) / "d").iterdir()
     size = node.stat().st_size
     shutil.rmtree(node.parent)
-    with pytest.raises(tx.Damaged) as caught:
+    with pytest.raises(tx.Corrupted) as caught:
         tx.restore(checkpoint, golden_template)
     assert caught.value.what == "Expected the file of an index node, found none"
     assert (caught.value.file, caught.value.start) == (f"d/{node.name}", 0)

@@ -5,11 +5,11 @@ import shutil
 import jax
 import jax.numpy as jnp
 import pytest
-from helpers import assert_same_tree, catch_mismatches, list_mismatches, save_with_orbax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import templax as tx
+from helpers import assert_same_tree, catch_mismatches, list_mismatches, save_with_orbax
 
 S = jax.ShapeDtypeStruct
 

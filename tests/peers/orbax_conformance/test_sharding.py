@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from helpers import abstract, assert_same_tree, restore_as_saved, save_with_orbax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
 import templax as tx
+from helpers import abstract, assert_same_tree, restore_as_saved, save_with_orbax
 
 S = jax.ShapeDtypeStruct
 SPECS = [P(), P("x"), P("y"), P(None, "x"), P("x", "y"), P(("x", "y")), P("y", "x")]

@@ -10,6 +10,8 @@ import numpy as np
 import optax
 import pytest
 from flax.training.train_state import TrainState
+
+import templax as tx
 from helpers import (
     CORPUS,
     abstract,
@@ -19,8 +21,6 @@ from helpers import (
     restore_as_saved,
     save_with_orbax,
 )
-
-import templax as tx
 
 S = jax.ShapeDtypeStruct
 

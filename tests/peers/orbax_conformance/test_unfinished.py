@@ -4,10 +4,10 @@ import json
 import shutil
 
 import pytest
-from helpers import assert_same_tree
 
 import templax as tx
 import templax.compat.orbax as compat
+from helpers import assert_same_tree
 
 
 @pytest.mark.parametrize("suffix", [".orbax-checkpoint-tmp", ".orbax-checkpoint-tmp-12345"])
@@ -47,7 +47,7 @@ def test_an_unwritten_chunk_is_an_error(saved, tmp_path, promise, golden_templat
     text["store_array_data_equal_to_fill_value"] = promise
     (path / "_METADATA").write_text(json.dumps(text))
     (path / "b.c" / "0").unlink()
-    with pytest.raises(tx.Damaged) as caught:
+    with pytest.raises(tx.Corrupted) as caught:
         tx.restore(path, golden_template)
     assert (caught.value.leaf, caught.value.file) == ("b.c", "b.c/0")
 
@@ -57,7 +57,7 @@ def test_a_lost_zarray_is_named(saved, tmp_path, golden_template):
     path = tmp_path / "x"
     shutil.copytree(saved.files, path)
     (path / "a" / ".zarray").unlink()
-    with pytest.raises(tx.Damaged) as caught:
+    with pytest.raises(tx.Corrupted) as caught:
         tx.restore(path, golden_template)
     assert caught.value.leaf == "a"
     assert ".zarray" in str(caught.value)

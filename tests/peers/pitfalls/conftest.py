@@ -9,6 +9,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import pytest
+
 from helpers import read_expected, run_python, save_with_orbax
 
 

@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from helpers import CORPUS
 
 import templax as tx
+from helpers import CORPUS
 
 A = jax.ShapeDtypeStruct
 
@@ -100,7 +100,7 @@ def test_several_items_of_a_step_are_listed(tmp_path: Path) -> None:
 
 
 def test_a_missing_chunk_is_an_error_instead_of_zeros() -> None:
-    with pytest.raises(tx.Damaged) as caught:
+    with pytest.raises(tx.Corrupted) as caught:
         tx.restore(
             CORPUS / "damaged-chunk_missing" / "ckpt",
             {"big": A((128, 64), jnp.float32)},
@@ -116,7 +116,7 @@ def test_lost_dot_files_and_lfs_pointers_are_recognised(tmp_path: Path) -> None:
         tmp_path / "ckpt",
         ignore=shutil.ignore_patterns(".*"),
     )
-    with pytest.raises(tx.Damaged, match="with the files whose names start with a dot"):
+    with pytest.raises(tx.Corrupted, match="with the files whose names start with a dot"):
         tx.open(tmp_path / "ckpt")
     pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
     shutil.copytree(CORPUS / "orbax-0.12.8-default" / "ckpt", tmp_path / "lfs")

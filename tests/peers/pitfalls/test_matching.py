@@ -10,10 +10,10 @@ import numpy as np
 import optax
 import pytest
 from flax.training.train_state import TrainState
-from helpers import abstract, assert_same_tree, catch_mismatches
 
 import templax as tx
-from templax.sources import Local
+from helpers import abstract, assert_same_tree, catch_mismatches
+from templax.storage import Local
 from templax.testing import Watched
 
 A = jax.ShapeDtypeStruct

@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import CORPUS, assert_same_tree
 from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
 import templax as tx
+from helpers import CORPUS, assert_same_tree
 
 A = jax.ShapeDtypeStruct
 KEY = jax.random.key(0)

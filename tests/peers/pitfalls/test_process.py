@@ -14,9 +14,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import pytest
-from helpers import CORPUS, abstract, assert_same_tree
 
 import templax as tx
+from helpers import CORPUS, abstract, assert_same_tree
 
 A = jax.ShapeDtypeStruct
 KEY = jax.random.key(0)
@@ -52,7 +52,7 @@ def test_a_hostile_file_raises_and_does_not_end_the_process(run_on_one_device: A
         "    catalog = tx.open(path)\n"
         "    try:\n"
         "        tx.restore(catalog, catalog.template())\n"
-        "    except tx.Damaged as error:\n"
+        "    except tx.Corrupted as error:\n"
         "        print(error.leaf)\n"
     )
     cases = ["damaged-zstd_bomb", "damaged-huge_shape"]
@@ -110,7 +110,7 @@ def test_nothing_else_is_logged(
     capfd.readouterr()
     with caplog.at_level(logging.INFO + 1, logger="templax"):
         if fails:
-            with pytest.raises(tx.Damaged):
+            with pytest.raises(tx.Corrupted):
                 tx.restore(path, {"w": A((5000,), jnp.float32)})
         else:
             tx.restore(path, {"w": A((5000,), jnp.float32)})
@@ -122,7 +122,7 @@ def test_nothing_else_is_logged(
 def test_ls_prints_code_that_restores(save: Any, model: Any) -> None:
     path = save(model().init(KEY, X))
     done = subprocess.run(
-        [sys.executable, "-m", "templax.cli", "ls", str(path)],
+        [sys.executable, "-m", "templax", "ls", str(path)],
         capture_output=True,
         text=True,
         check=True,

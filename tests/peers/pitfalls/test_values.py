@@ -14,9 +14,9 @@ import optax
 import pytest
 from flax import nnx, struct
 from flax.core import freeze
-from helpers import CORPUS, abstract, assert_same_tree, catch_mismatches
 
 import templax as tx
+from helpers import CORPUS, abstract, assert_same_tree, catch_mismatches
 
 A = jax.ShapeDtypeStruct
 

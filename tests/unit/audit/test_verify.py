@@ -22,10 +22,11 @@ from stored_leaves import Restore as Asked
 from stored_leaves import block_checksums as sums
 from stored_leaves import restores as _asked
 from stored_leaves import small_sizes as _small
-from templax._boxes import box_around, span_of, whole
-from templax._catalog import Catalog, Chunk, Extent, LeafEntry
-from templax._codecs import crc32c
-from templax.sources import Local, Memory
+from templax._catalog.catalog import Catalog
+from templax._catalog.entry import Chunk, Extent, LeafEntry
+from templax._codecs.crc32c import crc32c
+from templax._core.boxes import box_around, full_box, span_of
+from templax.storage import Local, Memory
 from templax.testing import Watched, strategies
 
 
@@ -47,8 +48,8 @@ def raw(values: np.ndarray, block: int = 0, start: int = 0, file: str = "f") -> 
     stored = values.tobytes()
     extent = Extent(file, start, start + len(stored))
     if not block:
-        return (Chunk(extent, whole(values.shape)),)
-    return (Chunk(extent, whole(values.shape), (), "C", True, sums(stored, block), block),)
+        return (Chunk(extent, full_box(values.shape)),)
+    return (Chunk(extent, full_box(values.shape), (), "C", True, sums(stored, block), block),)
 
 
 # --- the corpus
@@ -136,9 +137,9 @@ def test_what_no_checksum_covers_can_be_altered_and_is_counted() -> None:
 )
 def test_what_can_not_be_opened_is_the_error_of_open(case: str) -> None:
     path = CORPUS / f"damaged-{case}" / "ckpt"
-    with pytest.raises(tx.Damaged) as opened:
+    with pytest.raises(tx.Corrupted) as opened:
         tx.open(path)
-    with pytest.raises(tx.Damaged) as verified:
+    with pytest.raises(tx.Corrupted) as verified:
         tx.verify(path)
     assert str(verified.value) == str(opened.value)
 
@@ -186,7 +187,7 @@ def test_exactly_the_blocks_with_a_flipped_byte_are_listed(asked: Asked, data: A
     source = Watched(Memory(objects))
     with _small(asked.sizes), pytest.MonkeyPatch.context() as patch:
         for name in ("CHECKED_BYTES", "SPLIT_BYTES", "GAP_BYTES"):
-            patch.setattr(f"templax._verify.{name}", asked.sizes[name])
+            patch.setattr(f"templax._audit.verify.{name}", asked.sizes[name])
         verified = tx.verify(catalog_over(source, **leaves), threads=asked.options["threads"])
     found = [(d.leaf, d.file, d.start, d.stop) for d in verified.damages]
     assert sorted(found) == sorted(expected)
@@ -262,7 +263,7 @@ def test_a_checksum_that_follows_a_chunk_is_compared(n: int) -> None:
     values = np.arange(n, dtype=np.int32)
     stored = values.tobytes() + crc32c(values.tobytes()).to_bytes(4, "little")
     extent = Extent("f", 0, len(stored))
-    leaf = values, (Chunk(extent, whole(values.shape), ("crc32c",), "C", True),)
+    leaf = values, (Chunk(extent, full_box(values.shape), ("crc32c",), "C", True),)
     verified = tx.verify(catalog_over(Memory({"f": stored}), w=leaf))
     assert (verified.ok, verified.checked_bytes, verified.unchecked) == (True, len(stored), ())
     for at in (0, len(stored) // 2, len(stored) - 1):
@@ -281,10 +282,10 @@ def test_compressed_chunks_are_decoded_to_see_that_they_decode(codecs: Any) -> N
         else:
             stored += crc32c(stored).to_bytes(4, "little")
     covered = "crc32c" in codecs
-    chunk = Chunk(Extent("f", 3, 3 + len(stored)), whole(values.shape), codecs, "C", covered)
+    chunk = Chunk(Extent("f", 3, 3 + len(stored)), full_box(values.shape), codecs, "C", covered)
     catalog = catalog_over(Memory({"f": b"???" + stored}), w=(values, (chunk,)))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("templax._verify.SPLIT_BYTES", 1000)  # they are decoded in one go
+        patch.setattr("templax._audit.verify.SPLIT_BYTES", 1000)  # they are decoded in one go
         verified = tx.verify(catalog)
     assert verified.ok
     counted = (len(stored), 0) if covered else (0, len(stored))
@@ -329,7 +330,7 @@ def test_a_compressed_chunk_that_is_cut_is_one_damage() -> None:
     values = np.arange(1000, dtype=np.int32)
     stored = zstandard.compress(values.tobytes())
     for known in (False, True):
-        chunk = Chunk(Extent("f", 0, len(stored)), whole(values.shape), ("zstd",))
+        chunk = Chunk(Extent("f", 0, len(stored)), full_box(values.shape), ("zstd",))
         if known:
             chunk = structs.replace(chunk, sums=(crc32c(stored),), block=len(stored))
         source = Memory({"f": stored[:-1]})
@@ -351,7 +352,7 @@ def test_bytes_that_the_disk_no_longer_gives_are_damage_and_the_rest_is_read() -
             raise tx.SourceError("can't read `f`: Input/output error") from OSError(errno.EIO, "")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("templax._verify.CHECKED_BYTES", 50)
+        patch.setattr("templax._audit.verify.CHECKED_BYTES", 50)
         verified = tx.verify(catalog_over(Watched(Memory({"f": data}), fault), **leaves))
     assert [(d.what[:15], d.leaf, d.start, d.stop) for d in verified.damages] == [
         ("can't read `f`:", "a", 100, 150),
@@ -461,7 +462,7 @@ def test_a_recipe_and_an_empty_checkpoint_are_sound() -> None:
 def test_what_a_format_finds_beside_its_leaves_comes_first() -> None:
     values = np.arange(10, dtype=np.uint8)
     catalog = catalog_over(Memory({"f": bytes(10)}), w=(values, raw(values, 10)))
-    found = tx.Damaged("Expected a file, found none", file="notes")
+    found = tx.Corrupted("Expected a file, found none", file="notes")
     catalog = Catalog(
         catalog.url, catalog.format, catalog.evidence, catalog.entries, catalog.source,
         catalog.locator, audit=lambda: [found],
@@ -539,7 +540,7 @@ def test_a_byte_that_changes_in_any_file_is_found(saved: Path) -> None:
             file.write_bytes(flipped(data, at))
             try:
                 found = [(d.leaf, d.file) for d in tx.verify(saved).damages]
-            except tx.Damaged as error:  # nothing can be opened without the index
+            except tx.Corrupted as error:  # nothing can be opened without the index
                 found = [(error.leaf, error.file)]
             assert found == [(leaf, name)], (name, at)
         file.write_bytes(data)
@@ -566,19 +567,21 @@ def test_files_that_were_lost_or_grew_are_listed(saved: Path) -> None:
 
 
 def test_what_an_index_says_of_a_chunk_that_can_not_be_is_listed(tmp_path: Path) -> None:
-    from templax.formats import _index
+    from templax.formats.orbax import checksum_index
 
     tree = {"w": np.zeros(1000, np.float32), "v": np.ones(1000, np.float32)}
     tx.save(tmp_path / "ckpt", tree, compression="zstd")
-    file = tmp_path / "ckpt" / _index.FILE
-    index = _index.decode(memoryview(file.read_bytes()))
+    file = tmp_path / "ckpt" / checksum_index.INDEX_FILE
+    index = checksum_index.decode_index(memoryview(file.read_bytes()))
     column = np.frombuffer(index.nbytes, "<u8").copy()
     column[index.paths.index(("w",))] = 1 << 20
     size = tmp_path / "ckpt" / index.files[0][0]
     with size.open("r+b") as data:
         data.truncate(1 << 21)
     files = [(index.files[0][0], 1 << 21)]
-    file.write_bytes(_index.encode(structs.replace(index, nbytes=column.tobytes(), files=files)))
+    file.write_bytes(
+        checksum_index.encode_index(structs.replace(index, nbytes=column.tobytes(), files=files))
+    )
     damages = tx.verify(tmp_path / "ckpt").damages
     assert [(d.leaf, d.what) for d in damages] == [
         ("w", "Expected 4000 bytes compressed, got 1048576")

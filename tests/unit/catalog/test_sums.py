@@ -17,17 +17,24 @@ from hypothesis import strategies as st
 from msgspec import structs
 
 import templax as tx
-from templax._boxes import Box, intersect, shape_of, slices, whole, within
-from templax._catalog import Catalog, Chunk, Extent, LeafEntry
-from templax._codecs import crc32c
-from templax._execute import execute
-from templax._match import Match, Pair
-from templax._memory import HostMemory
-from templax._parts import merged
-from templax._plan import Plan, plan
-from templax._sums import Blocks, check, in_full, widened
-from templax._template import Target, Template
-from templax.sources import Local, Memory, Source
+from templax._catalog.catalog import Catalog
+from templax._catalog.checksums import (
+    BlockVerifier,
+    align_to_blocks,
+    check_blocks,
+    covers_whole_blocks,
+)
+from templax._catalog.entry import Chunk, Extent, LeafEntry
+from templax._codecs.crc32c import crc32c
+from templax._core.boxes import Box, box_slices, full_box, intersect, relative_box, shape_of
+from templax._match.result import Match, Pair
+from templax._plan.build import build_plan
+from templax._plan.parts import merge_chunks
+from templax._plan.plan import Plan
+from templax._restore.buffers import HostMemory
+from templax._restore.execute import execute_plan
+from templax._template.template import Target, Template
+from templax.storage import Local, Memory, Source
 from templax.testing import Watched, strategies
 
 
@@ -59,30 +66,30 @@ def test_bytes_that_come_in_any_pieces_are_compared_block_by_block(data: Any) ->
     hit = start <= first and last <= stop
 
     def run() -> None:
-        blocks = Blocks(chunk, origin + start, origin + stop)
+        blocks = BlockVerifier(chunk, origin + start, origin + stop)
         for a, b in itertools.pairwise(cuts):
             blocks.feed(memoryview(damaged)[a:b])
 
     for compared in (
         run,
-        lambda: check(chunk, origin + start, memoryview(damaged)[start:stop]),
+        lambda: check_blocks(chunk, origin + start, memoryview(damaged)[start:stop]),
     ):
         if not hit:
             compared()
             continue
-        with pytest.raises(tx.Damaged) as caught:
+        with pytest.raises(tx.Corrupted) as caught:
             compared()
         assert (caught.value.start, caught.value.stop) == (origin + first, origin + last)
         assert caught.value.what == (
             f"Expected crc32c `{crc32c(stored[first:last]):08x}`,"
             f" got `{crc32c(damaged[first:last]):08x}`"
         )
-    low, high = widened(chunk, origin + start, origin + stop)
+    low, high = align_to_blocks(chunk, origin + start, origin + stop)
     borders = {origin + i for i in range(0, n, block)} | {origin + n}
     assert low == max(b for b in borders if b <= origin + start)
     assert high == min(b for b in borders if b >= origin + stop)
-    assert in_full(chunk, low, high)
-    assert in_full(chunk, origin + start, origin + stop) == (
+    assert covers_whole_blocks(chunk, low, high)
+    assert covers_whole_blocks(chunk, origin + start, origin + stop) == (
         {origin + start, origin + stop} <= borders
     )
 
@@ -99,16 +106,16 @@ def test_chunks_back_to_back_keep_their_checksums_as_blocks_of_one() -> None:
         )
         for i in range(0, 70, 20)
     ]
-    (one,) = merged(chunks)
+    (one,) = merge_chunks(chunks)
     assert one == Chunk(Extent("f", 0, 70), ((0, 7), (0, 10)), (), "C", True, sums(stored, 20), 20)
-    assert merged(chunks[:3])[0].sums == one.sums[:3]
+    assert merge_chunks(chunks[:3])[0].sums == one.sums[:3]
     two_each = structs.replace(chunks[0], sums=sums(stored[:20], 10), block=10)
     none = structs.replace(chunks[1], sums=(), block=0)
     for others in ([two_each, *chunks[1:]], [chunks[0], none], [chunks[3], *chunks[:0]]):
-        assert merged(others) is others
+        assert merge_chunks(others) is others
     longer = Chunk(Extent("f", 70, 100), ((7, 10), (0, 10)), sums=(1,), block=30)
     back = [structs.replace(chunks[3], box=((6, 7), (0, 10))), longer]
-    assert merged(back) is back
+    assert merge_chunks(back) is back
 
 
 # --- any leaf, any boxes, any damage
@@ -152,12 +159,12 @@ def _leaf(draw: Any, number: int, objects: dict[str, bytearray], mapped: bool) -
     summed = draw(st.sampled_from(["all", "all", "some"]))
     chunks: list[Chunk] = []
     for box in strategies.grid(shape, size):
-        inside = intersect(box, whole(shape))
+        inside = intersect(box, full_box(shape))
         assert inside is not None
         if valid_only:
             box = inside
         piece = np.zeros(shape_of(box), dtype)
-        piece[slices(within(inside, box))] = values[slices(inside)]
+        piece[box_slices(relative_box(inside, box))] = values[box_slices(inside)]
         stored = piece.tobytes(order="F" if kind == "F" else "C")
         if kind == "zstd":
             stored = zstandard.compress(stored)
@@ -175,7 +182,7 @@ def _leaf(draw: Any, number: int, objects: dict[str, bytearray], mapped: bool) -
         if covered:
             made = structs.replace(made, checked=True, sums=sums(stored, block), block=block)
         chunks.append(made)
-    boxes: list[Box] = [whole(shape)]
+    boxes: list[Box] = [full_box(shape)]
     if draw(st.booleans()) and not (mapped and draw(st.booleans())):
         boxes = draw(st.lists(strategies.boxes(shape), min_size=1, max_size=8))
     name = f"l{number}"
@@ -226,7 +233,7 @@ def _small(sizes: dict[str, int]) -> Iterator[None]:
     """The sizes at which leaves are cut, as small as the leaves here."""
     with pytest.MonkeyPatch.context() as patch:
         for name, size in sizes.items():
-            for module in ("_parts", "_plan", "_execute"):
+            for module in ("_plan.parts", "_plan.build", "_restore.execute"):
                 patch.setattr(f"templax.{module}.{name}", size, raising=False)
         yield
 
@@ -235,7 +242,7 @@ def _planned(asked: Asked, leaves: Sequence[Leaf]) -> Plan:
     pairs = tuple(leaf.pair for leaf in leaves)
     match = Match("memory", Template(tuple(p.target for p in pairs)), pairs)
     chunks = {leaf.pair.entry.name: leaf.chunks for leaf in leaves}
-    return plan(match, [chunks], **asked.options)
+    return build_plan(match, [chunks], **asked.options)
 
 
 def _wanted(leaf: Leaf, chunk: Chunk) -> set[int]:
@@ -249,7 +256,7 @@ def _wanted(leaf: Leaf, chunk: Chunk) -> set[int]:
             continue
         if chunk.codecs or chunk.order == "F" or chunk.extent.inline is not None:
             return set(range(chunk.extent.nbytes))
-        found |= set(every[slices(within(overlap, chunk.box))].ravel().tolist())
+        found |= set(every[box_slices(relative_box(overlap, chunk.box))].ravel().tolist())
     return found
 
 
@@ -271,8 +278,8 @@ def _jobs(made: Plan, chunk: Chunk) -> list[tuple[int, int]]:
 def _same(made: Plan, source: Source, leaves: Sequence[Leaf]) -> bool:
     by_name = {leaf.pair.target.name: leaf.values for leaf in leaves}
     return all(
-        np.array_equal(array, by_name[buffer.pair.target.name][slices(buffer.box)])
-        for finished in execute(made, [source])
+        np.array_equal(array, by_name[buffer.pair.target.name][box_slices(buffer.box)])
+        for finished in execute_plan(made, [source])
         for buffer, array in zip(finished.batch.buffers, finished.arrays, strict=True)
     )
 
@@ -286,7 +293,7 @@ def test_what_is_sound_is_restored_however_it_is_checked(asked: Asked) -> None:
         counts = [np.full(b.shape, int(b.view is not None)) for b in batch.buffers]
         for copy in (c for op in batch.reads for part in op.parts for c in part.copies):
             assert shape_of(copy.src) == shape_of(copy.dst)
-            counts[copy.buffer][slices(copy.dst)] += 1
+            counts[copy.buffer][box_slices(copy.dst)] += 1
         assert all((count == 1).all() for count in counts)
     assert 0 <= made.useful_bytes <= made.read_bytes
 
@@ -311,12 +318,12 @@ def test_a_flipped_byte_is_reported_wherever_its_block_was_read_in_full(
         others = tuple(damaged if c is chunk else c for c in leaf.chunks)
         leaves[number], chunk, extent = leaf._replace(chunks=others), damaged, held
     wanted, source = _wanted(leaf, chunk), Watched(Memory(objects))
-    error: tx.Damaged | None = None
+    error: tx.Corrupted | None = None
     with _small(asked.sizes):
         made = _planned(asked, leaves)
         try:
             same = _same(made, source, leaves)
-        except tx.Damaged as damage:
+        except tx.Corrupted as damage:
             error, same = damage, False
     jobs = _jobs(made, chunk)
     if not chunk.sums:
@@ -354,14 +361,14 @@ def test_a_flipped_byte_is_reported_wherever_its_block_was_read_in_full(
 
 
 def _target(name: str, values: np.ndarray, boxes: Sequence[Box] = (), **more: Any) -> Pair:
-    boxes = tuple(boxes) or (whole(values.shape),)
+    boxes = tuple(boxes) or (full_box(values.shape),)
     target = Target(name, (name,), values.shape, values.dtype, boxes=boxes, **more)
     return Pair(target, LeafEntry(name, (name,), values.shape, values.dtype))
 
 
 def _plan_of(pair: Pair, chunk: Chunk, **options: Any) -> Plan:
     match = Match("memory", Template((pair.target,)), (pair,))
-    return plan(match, [{pair.entry.name: (chunk,)}], **options)
+    return build_plan(match, [{pair.entry.name: (chunk,)}], **options)
 
 
 ROWS = np.arange(1000 * 8, dtype=np.float32).reshape(1000, 8)
@@ -419,7 +426,7 @@ def test_blocks_along_a_later_dimension_are_split_where_they_begin() -> None:
     values = np.arange(1050 * 8, dtype=np.float32).reshape(1, 1050, 8)
     stored = values.tobytes()
     chunk = Chunk(
-        Extent("f", 0, len(stored)), whole(values.shape), (), "C", True, sums(stored, 3200), 3200
+        Extent("f", 0, len(stored)), full_box(values.shape), (), "C", True, sums(stored, 3200), 3200
     )
     with _small({"SPLIT_BYTES": 6400, "SCATTER_BYTES": 6400, "IN_PLACE_BYTES": 1}):
         made = _plan_of(_target("w", values), chunk)
@@ -433,7 +440,7 @@ def test_a_row_that_begins_within_a_block_is_not_cut_where_no_block_ends() -> No
     values = np.arange(2 * 1050 * 8, dtype=np.float32).reshape(2, 1050, 8)
     stored = values.tobytes()
     chunk = Chunk(
-        Extent("f", 0, len(stored)), whole(values.shape), (), "C", True, sums(stored, 3200), 3200
+        Extent("f", 0, len(stored)), full_box(values.shape), (), "C", True, sums(stored, 3200), 3200
     )
     with _small({"SPLIT_BYTES": 6400, "SCATTER_BYTES": 6400, "IN_PLACE_BYTES": 1}):
         made = _plan_of(
@@ -449,11 +456,11 @@ def test_a_chunk_may_have_checksums_of_both_kinds() -> None:
     stored = data + crc32c(data).to_bytes(4, "little")
     extent, both = Extent("f", 0, len(stored)), (crc32c(stored),)
     pair = _target("w", values)
-    chunk = Chunk(extent, whole(values.shape), ("crc32c",), "C", True, both, len(stored))
+    chunk = Chunk(extent, full_box(values.shape), ("crc32c",), "C", True, both, len(stored))
     leaf = Leaf(values, pair, (chunk,))
     assert _same(_plan_of(pair, chunk), Memory({"f": stored}), [leaf])
     other = structs.replace(chunk, sums=(both[0] ^ 1,))
-    with pytest.raises(tx.Damaged, match="bytes 0-1200004"):
+    with pytest.raises(tx.Corrupted, match="bytes 0-1200004"):
         _same(_plan_of(pair, other), Memory({"f": stored}), [leaf])
 
 
@@ -476,7 +483,7 @@ def test_leaves_padded_to_64_bytes_are_read_in_place_together(sizes: list[int]) 
     match = Match(
         "m", Template(tuple(x.pair.target for x in leaves)), tuple(x.pair for x in leaves)
     )
-    made = plan(match, [{x.pair.entry.name: x.chunks for x in leaves}])
+    made = build_plan(match, [{x.pair.entry.name: x.chunks for x in leaves}])
     (batch,) = made.batches
     (op,) = batch.reads
     assert HostMemory(batch).in_order(op) is not None
@@ -484,7 +491,7 @@ def test_leaves_padded_to_64_bytes_are_read_in_place_together(sizes: list[int]) 
     assert _same(made, Memory({"f": data}), leaves)
     for i in (0, len(sizes) - 1):
         extent = leaves[i].chunks[0].extent
-        with pytest.raises(tx.Damaged) as caught:
+        with pytest.raises(tx.Corrupted) as caught:
             _same(made, Memory({"f": flipped(data, extent.stop - 1)}), leaves)
         assert (caught.value.leaf, caught.value.start) == (f"l{i}", extent.start)
 
@@ -514,7 +521,7 @@ def test_gaps_that_another_request_fills_are_not_written_over(pieces: Any) -> No
         match = Match(
             "m", Template(tuple(x.pair.target for x in leaves)), tuple(x.pair for x in leaves)
         )
-        made = plan(match, [{x.pair.entry.name: x.chunks for x in leaves}])
+        made = build_plan(match, [{x.pair.entry.name: x.chunks for x in leaves}])
     together, alone = made.batches[0].reads
     assert (len(together.parts), len(alone.parts)) == (2, 1)
     assert HostMemory(made.batches[0]).in_order(together) is None
@@ -527,7 +534,7 @@ def test_a_large_compressed_chunk_is_compared_as_it_is_decoded(order: Any) -> No
     values = np.random.default_rng(0).standard_normal((1200, 1000)).astype(np.float32)
     stored = zstandard.compress(values.tobytes(order=order))
     assert len(stored) > 4 << 20
-    box, extent = whole(values.shape), Extent("f", 0, len(stored))
+    box, extent = full_box(values.shape), Extent("f", 0, len(stored))
     sum_ = (crc32c(stored),)
     made = _plan_of(
         _target("w", values), Chunk(extent, box, ("zstd",), order, True, sum_, len(stored))
@@ -536,7 +543,7 @@ def test_a_large_compressed_chunk_is_compared_as_it_is_decoded(order: Any) -> No
     assert _same(made, Memory({"f": stored}), leaves)
     for at in (0, 5, len(stored) // 2, len(stored) - 1):
         damaged = flipped(stored, at)
-        with pytest.raises(tx.Damaged) as caught:
+        with pytest.raises(tx.Corrupted) as caught:
             _same(made, Memory({"f": damaged}), leaves)
         assert str(caught.value) == (
             f"Expected crc32c `{sum_[0]:08x}`, got `{crc32c(damaged):08x}`"
@@ -548,7 +555,7 @@ def test_a_large_compressed_chunk_is_compared_as_it_is_decoded(order: Any) -> No
         _target("w", values),
         Chunk(extent, box, ("zstd",), order, True, (crc32c(broken),), len(stored)),
     )
-    with pytest.raises(tx.Damaged, match="got bytes that do not decode"):
+    with pytest.raises(tx.Corrupted, match="got bytes that do not decode"):
         _same(made, Memory({"f": broken}), leaves)
 
 
@@ -564,7 +571,9 @@ def catalog_of(root: Any, values: dict[str, np.ndarray], block: int) -> Catalog:
         extent = Extent("data", len(data), len(data) + len(stored))
         data += stored
         size = min(block, len(stored))
-        chunks[name] = (Chunk(extent, whole(value.shape), (), "C", True, sums(stored, size), size),)
+        chunks[name] = (
+            Chunk(extent, full_box(value.shape), (), "C", True, sums(stored, size), size),
+        )
     (root / "data").write_bytes(data)
     entries = tuple(LeafEntry(n, (n,), v.shape, v.dtype) for n, v in values.items())
     return Catalog(
@@ -591,7 +600,7 @@ def test_damage_is_found_by_a_restore_and_named_to_the_block(tmp_path: Any, mapp
     at = 448 + 5 * 3200 + 7
     (tmp_path / "data").write_bytes(flipped(data, at))
     fresh = catalog_of_same(catalog)
-    with pytest.raises(tx.Damaged) as caught:
+    with pytest.raises(tx.Corrupted) as caught:
         tx.restore(fresh, template, **options)
     want, got = crc32c(data[16448:19648]), crc32c(flipped(data, at)[16448:19648])
     assert str(caught.value) == (
@@ -618,12 +627,12 @@ def test_a_part_of_a_block_that_is_mapped_is_checked_only_if_required(tmp_path: 
     pair = _target("w", ROWS, [((110, 120), (0, 8))])
     made = _plan_of(pair, chunk, mapped=(True,))
     assert (made.unverified, made.mapped_bytes) == (("w",), 320)
-    (finished,) = execute(made, [Local(tmp_path)])
+    (finished,) = execute_plan(made, [Local(tmp_path)])
     np.testing.assert_array_equal(finished.arrays[0], ROWS[110:120])
     made = _plan_of(pair, chunk, mapped=(True,), verify="required")
     assert (made.unverified, made.mapped_bytes, made.read_bytes) == ((), 320, 0)
-    with pytest.raises(tx.Damaged) as caught:
-        list(execute(made, [Local(tmp_path)]))
+    with pytest.raises(tx.Corrupted) as caught:
+        list(execute_plan(made, [Local(tmp_path)]))
     error = caught.value
     assert (error.leaf, error.file, error.start, error.stop) == ("w", "f", 3200, 6400)
 
@@ -637,7 +646,7 @@ def test_a_large_mapped_leaf_is_checked_by_several_jobs_and_small_ones_by_one() 
     match = Match(
         "m", Template(tuple(x.pair.target for x in leaves)), tuple(x.pair for x in leaves)
     )
-    made = plan(match, [{x.pair.entry.name: x.chunks for x in leaves}], mapped=(True,))
+    made = build_plan(match, [{x.pair.entry.name: x.chunks for x in leaves}], mapped=(True,))
     assert [len(job) for job in made.batches[0].checks] == [100]
 
 
@@ -651,14 +660,14 @@ def test_blocks_within_a_part_that_is_mapped_are_checked_whatever_its_edges() ->
         if block in (1, 8):
             assert not _same(made, broken, [leaf])
             continue
-        with pytest.raises(tx.Damaged, match=f"bytes {block * 3200}-{block * 3200 + 3200}"):
+        with pytest.raises(tx.Corrupted, match=f"bytes {block * 3200}-{block * 3200 + 3200}"):
             _same(made, broken, [leaf])
 
 
 def test_a_mapped_file_that_is_gone_is_damage_whoever_looks_first(tmp_path: Any) -> None:
     made = _plan_of(_target("w", ROWS), _rows_chunk(), mapped=(True,), threads=2)
-    with pytest.raises(tx.Damaged) as caught:
-        list(execute(made, [Local(tmp_path)]))
+    with pytest.raises(tx.Corrupted) as caught:
+        list(execute_plan(made, [Local(tmp_path)]))
     assert str(caught.value) == "Expected a data file, found none - at `w`, file `f`"
 
 
@@ -676,7 +685,7 @@ def test_a_byte_of_a_saved_checkpoint_that_changes_is_found(
     assert np.array_equal(tx.run(made)["w"], tree["w"])
     for at in (extent.start, extent.start + extent.nbytes // 2, extent.stop - 1):
         file.write_bytes(flipped(data, at))
-        with pytest.raises(tx.Damaged) as caught:
+        with pytest.raises(tx.Corrupted) as caught:
             tx.restore(tmp_path / "ckpt", tree)
         error = caught.value
         assert error.what.startswith("Expected crc32c `")

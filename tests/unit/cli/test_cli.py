@@ -18,11 +18,14 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import templax as tx
 from helpers import CORPUS
-from templax import _listing, _spelling
-from templax._catalog import Catalog, LeafEntry
-from templax._terminal import printable
-from templax.cli import main
-from templax.sources import Memory
+from templax._catalog.catalog import Catalog
+from templax._catalog.entry import LeafEntry
+from templax._core import text as text_module
+from templax._display import listing
+from templax._display.terminal import printable
+from templax.cli import shell_hints
+from templax.cli.main import main
+from templax.storage import Memory
 
 DEFAULT = "orbax-0.12.8-default/ckpt"
 
@@ -40,7 +43,7 @@ def run(*arguments, input=None):
 def shell(*arguments, **environment):
     """A process of its own, as a shell starts it."""
     return subprocess.run(
-        [sys.executable, "-m", "templax.cli", *map(str, arguments)],
+        [sys.executable, "-m", "templax", *map(str, arguments)],
         env=os.environ | environment,
         capture_output=True,
         text=True,
@@ -61,7 +64,7 @@ def catalog_of(*entries, url="ckpt", **more):
 def tree(*entries, **options):
     return [
         "|".join((*(cell.rstrip() for cell in cells[:3]), cells[3].strip(), cells[4]))
-        for _, cells in _listing.cells(_listing.rows(entries, **options))
+        for _, cells in listing.cells(listing.rows(entries, **options))
     ]
 
 
@@ -245,11 +248,11 @@ def test_the_code_that_ls_prints_runs(path):
 
 def test_the_code_quotes_any_path_and_finds_params_anywhere():
     entries = leaf("model", "params", "w"), leaf("step")
-    code = _listing.restore_code(catalog_of(*entries, url='a "b"\\c'))
+    code = listing.restore_code(catalog_of(*entries, url='a "b"\\c'))
     assert """catalog = tx.open('a "b"\\\\c')""" in code
     assert code.endswith('tree = tx.restore(catalog, template["params"], at="model.params")')
     twice = leaf("model", "params", "w"), leaf("ema", "params", "w")
-    assert _listing.restore_code(catalog_of(*twice)).endswith("tx.restore(catalog, template)")
+    assert listing.restore_code(catalog_of(*twice)).endswith("tx.restore(catalog, template)")
 
 
 def test_numbered_siblings_that_are_alike_are_one_row():
@@ -292,9 +295,9 @@ def test_a_string_is_shown_and_cut():
 
 def test_a_file_decides_neither_the_depth_of_recursion_nor_what_the_terminal_does():
     deep = leaf(*("k" for _ in range(20_000)))
-    assert len(_listing.rows([deep])) == 20_000
+    assert len(listing.rows([deep])) == 20_000
     numbers = [leaf("9" * 5000), leaf("8" * 5000)]
-    assert len(_listing.rows(numbers)) == 2
+    assert len(listing.rows(numbers)) == 2
     assert printable("a\x1b[31m\x07é") == r"a\x1b[31m\x07é"
 
 
@@ -309,7 +312,7 @@ def test_a_file_decides_neither_the_depth_of_recursion_nor_what_the_terminal_doe
     ],
 )
 def test_sizes(nbytes, text):
-    assert _listing.size(nbytes) == text
+    assert text_module.format_size(nbytes) == text
 
 
 # ls of a directory of steps
@@ -615,7 +618,7 @@ def test_hints_are_spelled_for_a_shell_where_an_option_says_the_same():
             " ... (9 in all, as `rename` in `--json`)",
         ),
     ]:
-        assert _spelling.as_option(hint, rename) == text
+        assert shell_hints.as_option(hint, rename) == text
 
 
 def test_json_keeps_hints_as_arguments_of_restore(template_file):
@@ -751,7 +754,7 @@ def test_verify_of_many_damages_says_where_all_are(tmp_path: Path):
 
 
 def test_progress_is_a_line_that_goes(monkeypatch, capsys):
-    from templax._terminal import echo_progress
+    from templax._display.terminal import echo_progress
 
     echo_progress(5, 10)
     echo_progress(10, 10)
@@ -822,7 +825,7 @@ def test_what_a_terminal_asks_for(environment, styled):
     inherited = {k: v for k, v in os.environ.items() if k != "NO_COLOR"}
     environment = inherited | {"TERM": "xterm-256color"} | environment
     main, other = os.openpty()
-    command = [sys.executable, "-m", "templax.cli", "ls", "--depth", "1", DEFAULT]
+    command = [sys.executable, "-m", "templax", "ls", "--depth", "1", DEFAULT]
     done = subprocess.run(command, stdout=other, stderr=other, env=environment, check=False)
     os.close(other)
     text = os.read(main, 1 << 16).decode()
@@ -839,7 +842,7 @@ def test_a_name_that_the_terminal_cannot_spell_is_escaped():
 
 
 def test_a_closed_pipe_is_no_traceback():
-    command = f"{sys.executable} -m templax.cli ls --flat --all {DEFAULT} | true"
+    command = f"{sys.executable} -m templax ls --flat --all {DEFAULT} | true"
     done = subprocess.run(
         ["bash", "-c", command], capture_output=True, text=True, timeout=120, check=False
     )

@@ -12,11 +12,11 @@ import pytest
 from click.testing import CliRunner
 
 from helpers import CORPUS
-from templax._listing import size
-from templax._run_locks import reading
-from templax.cli import main
-from templax.sources._leftovers import temporary
-from templax.sources._staging import Staging
+from templax._core.text import format_size
+from templax._runs.locks import hold_for_reading
+from templax.cli.main import main
+from templax.storage.leftovers import temporary_path
+from templax.storage.staging import Staging
 
 LOST = "is the temporary directory of a save that never finished"
 
@@ -63,7 +63,7 @@ def test_steps_shows_sizes_ages_metrics_and_what_never_finished(a_run):
     (stale / "data").write_bytes(bytes(2048))
     result = cli("steps", "run")
     assert (result.exit_code, result.stderr) == (0, "")
-    nine, ten, total = (size(nbytes(p)) for p in (path / "9", path / "10", path))
+    nine, ten, total = (format_size(nbytes(p)) for p in (path / "9", path / "10", path))
     assert result.stdout == (
         f"""\
 run
@@ -176,7 +176,7 @@ def test_prune_shows_what_would_go_and_deletes_nothing(a_run):
         "4": "goes",
         "5": ("stays", "the latest, last 1"),
     }
-    going = size(nbytes(path / "2") + nbytes(path / "4"))
+    going = format_size(nbytes(path / "2") + nbytes(path / "4"))
     assert result.stdout.splitlines()[-1] == (
         f"2 directories ({going}) would be deleted; --yes does it"
     )
@@ -197,7 +197,7 @@ def test_prune_does_it_when_told_and_then_has_nothing_to_do(a_run):
 
 def test_prune_leaves_a_step_that_is_read(a_run):
     path = a_run(**STEPS)
-    with reading(str(path / "1")) as there:
+    with hold_for_reading(str(path / "1")) as there:
         assert there
         result = cli("prune", "run", "--keep", "4", "--yes")
     assert result.exit_code == 1
@@ -220,7 +220,7 @@ def test_prune_deletes_leftovers_only_if_asked_and_only_of_dead_saves(a_run):
         (path / other).mkdir()
     for old in ("3", "4.orbax-checkpoint-tmp"):
         age_of(path / old, 3 * 24 * 3600)
-    dead = Path(temporary(str(path / "6")))
+    dead = Path(temporary_path(str(path / "6")))
     dead.mkdir()
     with Staging(path / "7", overwrite=False) as staging:
         goes_on = Path(staging.directory).name

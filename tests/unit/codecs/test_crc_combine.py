@@ -8,8 +8,14 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from templax._codecs import crc32c
-from templax._crc import joined, piece, shifted, strided, zeros
+from templax._codecs.crc32c import crc32c
+from templax._codecs.crc_combine import (
+    combine_crcs,
+    crc_of_zeros,
+    piece_contribution,
+    shift_contribution,
+    strided_contribution,
+)
 
 
 @given(st.lists(st.binary(max_size=300), min_size=1, max_size=6), st.randoms())
@@ -19,9 +25,9 @@ def test_pieces_in_any_order_make_the_whole(pieces: list[bytes], random: np.rand
     after = len(whole)
     for data in pieces:
         after -= len(data)
-        parts.append(piece(crc32c(data), len(data), after))
+        parts.append(piece_contribution(crc32c(data), len(data), after))
     random.shuffle(parts)
-    total = zeros(len(whole))
+    total = crc_of_zeros(len(whole))
     for part in parts:
         total ^= part
     assert total == crc32c(whole)
@@ -30,23 +36,23 @@ def test_pieces_in_any_order_make_the_whole(pieces: list[bytes], random: np.rand
 @given(st.binary(min_size=1, max_size=2000), st.integers(1, 300))
 def test_blocks_in_order_make_the_whole(data: bytes, block: int):
     crcs = [crc32c(data[i : i + block]) for i in range(0, len(data), block)]
-    assert joined(crcs, block, len(data)) == crc32c(data)
+    assert combine_crcs(crcs, block, len(data)) == crc32c(data)
 
 
 def test_nothing_has_the_crc_of_no_bytes():
-    assert joined([], 64, 0) == crc32c(b"") == zeros(0) == 0
+    assert combine_crcs([], 64, 0) == crc32c(b"") == crc_of_zeros(0) == 0
 
 
 @given(st.integers(1, 9), st.integers(1, 40), st.lists(st.integers(1, 39), max_size=2))
 def test_columns_make_the_matrix(rows: int, columns: int, cuts: list[int]):
     matrix = np.random.default_rng(0).integers(0, 256, (rows, columns), np.uint8)
     edges = sorted({0, columns, *(c for c in cuts if c < columns)})
-    total = zeros(matrix.size)
+    total = crc_of_zeros(matrix.size)
     for a, b in itertools.pairwise(edges):
         crcs = [crc32c(row[a:b].tobytes()) for row in matrix]
-        total ^= shifted(strided(crcs, b - a, columns), columns - b)
+        total ^= shift_contribution(strided_contribution(crcs, b - a, columns), columns - b)
     assert total == crc32c(matrix.tobytes())
 
 
 def test_a_terabyte_of_zeros_takes_no_time():
-    assert joined([zeros(2**39)] * 2, 2**39, 2**40) == zeros(2**40)
+    assert combine_crcs([crc_of_zeros(2**39)] * 2, 2**39, 2**40) == crc_of_zeros(2**40)

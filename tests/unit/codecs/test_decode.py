@@ -1,4 +1,4 @@
-"""Decoding gives exactly the bytes asked for, or `Damaged`; never memory by a declared size."""
+"""Decoding gives exactly the bytes asked for, or `Corrupted`; never memory by a declared size."""
 
 import contextlib
 import tracemalloc
@@ -9,8 +9,10 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from templax._codecs import crc32c, decode, inflate
-from templax._errors import Damaged, TemplaxError, Unsupported
+from templax._codecs.crc32c import crc32c
+from templax._codecs.decode import decode
+from templax._codecs.zstd import inflate
+from templax.errors import Corrupted, TemplaxError, Unsupported
 
 
 def _sum(data):
@@ -50,7 +52,7 @@ def test_decoding_undoes_encoding(codecs, data):
 @pytest.mark.parametrize("off", [-1, 1, 1000])
 def test_a_length_that_differs_is_damage(codecs, off):
     data = bytes(range(200))
-    with pytest.raises(Damaged):
+    with pytest.raises(Corrupted):
         decode(codecs, ENCODE[codecs](data), len(data) + off)
 
 
@@ -74,7 +76,7 @@ def test_several_frames_are_one_chunk():
 
 
 def test_a_checksum_that_differs_shows_both():
-    with pytest.raises(Damaged) as caught:
+    with pytest.raises(Corrupted) as caught:
         decode(("crc32c",), b"123456789" + bytes(4), 9)
     assert str(caught.value) == "Expected crc32c `00000000`, got `e3069283`"
 
@@ -82,12 +84,12 @@ def test_a_checksum_that_differs_shows_both():
 def test_a_frame_with_a_checksum_of_its_own_is_verified():
     stored = bytearray(_zstd(bytes(1000), write_checksum=True))
     stored[-1] ^= 1
-    with pytest.raises(Damaged, match="checksum"):
+    with pytest.raises(Corrupted, match="checksum"):
         decode(("zstd",), stored, 1000)
 
 
 def test_a_declared_size_that_is_too_large_is_refused_before_decoding():
-    with pytest.raises(Damaged) as caught:
+    with pytest.raises(Corrupted) as caught:
         decode(("zstd",), _zstd(bytes(1 << 20)), 1000)
     assert str(caught.value) == "Expected 1000 decoded bytes, the zstd frame declares 1048576"
 
@@ -97,9 +99,9 @@ def test_a_bomb_takes_no_memory(compress):
     bomb = compress(bytes(64 << 20))
     tracemalloc.start()
     try:
-        with pytest.raises(Damaged):
+        with pytest.raises(Corrupted):
             decode(("zstd",), bomb, 1000)
-        with pytest.raises(Damaged, match="at most 2000 decoded bytes"):
+        with pytest.raises(Corrupted, match="at most 2000 decoded bytes"):
             inflate(bomb, 2000)
         assert tracemalloc.get_traced_memory()[1] < 1 << 20
     finally:
@@ -108,7 +110,7 @@ def test_a_bomb_takes_no_memory(compress):
 
 def test_a_truncated_frame_is_damage():
     stored = _zstd(np.random.default_rng(0).bytes(10_000))
-    with pytest.raises(Damaged, match="decoded bytes"):
+    with pytest.raises(Corrupted, match="decoded bytes"):
         decode(("zstd",), stored[:-100], 10_000)
 
 
@@ -116,7 +118,7 @@ def test_a_truncated_frame_is_damage():
 def test_inflate_takes_frames_of_any_size_up_to_its_limit(data):
     assert inflate(_streamed(data), len(data)) == data
     if data:
-        with pytest.raises(Damaged):
+        with pytest.raises(Corrupted):
             inflate(_streamed(data), len(data) - 1)
 
 
@@ -125,7 +127,7 @@ def test_fill_repeats_one_element():
     assert bytes(decode(("fill",), b"\x01\x02\x03\x04", 12, out)) == b"\x01\x02\x03\x04" * 3
     assert bytes(decode(("fill",), b"\x07", 3)) == b"\x07" * 3
     for element in (b"", b"12345"):
-        with pytest.raises(Damaged, match="Expected an element that fills 12 bytes"):
+        with pytest.raises(Corrupted, match="Expected an element that fills 12 bytes"):
             decode(("fill",), element, 12)
 
 

@@ -10,9 +10,10 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from templax import Damaged
-from templax._codecs import Inflater, decode, inflate_many
-from templax._zstd_frames import FrameWalk, ends_with_its_block
+from templax import Corrupted
+from templax._codecs.decode import decode
+from templax._codecs.zstd import Inflater, inflate_many
+from templax._codecs.zstd_frames import FrameWalk, ends_with_its_block
 
 
 @st.composite
@@ -72,7 +73,7 @@ def test_a_frame_without_its_checksum_is_damage(cut: int, size: int) -> None:
     """libzstd's reader takes it, and whatever was altered in it."""
     content = np.random.default_rng(0).bytes(size)
     stored = zstandard.ZstdCompressor(write_checksum=True).compress(content)
-    with pytest.raises(Damaged):
+    with pytest.raises(Corrupted):
         decode(("zstd",), stored[:-cut], size)
 
     class Pieces:
@@ -84,7 +85,7 @@ def test_a_frame_without_its_checksum_is_damage(cut: int, size: int) -> None:
 
     inflater = Inflater(Pieces())
     inflater.fill(memoryview(bytearray(size)))
-    with pytest.raises(Damaged, match="cut"):
+    with pytest.raises(Corrupted, match="cut"):
         inflater.finish()
 
 

@@ -9,18 +9,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from templax._boxes import (
+from templax._core.boxes import (
     Box,
     Shape,
-    contiguous,
-    from_index,
+    box_from_index,
+    box_slices,
+    full_box,
     intersect,
+    is_contiguous,
+    relative_box,
     shape_of,
     size_of,
-    slices,
     span_of,
-    whole,
-    within,
 )
 from templax.testing import strategies
 
@@ -38,22 +38,22 @@ def numbered(shape: Shape) -> np.ndarray:
 
 
 def held(array: np.ndarray, box: Box) -> set[int]:
-    return set(np.ravel(array[slices(box)]).tolist())
+    return set(np.ravel(array[box_slices(box)]).tolist())
 
 
 @given(strategies.shapes())
 def test_whole_is_everything(shape: Shape) -> None:
     array = numbered(shape)
-    assert shape_of(whole(shape)) == shape
-    assert size_of(whole(shape)) == array.size
-    assert held(array, whole(shape)) == set(range(array.size))
+    assert shape_of(full_box(shape)) == shape
+    assert size_of(full_box(shape)) == array.size
+    assert held(array, full_box(shape)) == set(range(array.size))
 
 
 @MANY
 @given(SHAPES_AND_BOX)
 def test_a_box_has_the_shape_and_size_of_its_slice(case: tuple[Shape, Box]) -> None:
     shape, box = case
-    piece = numbered(shape)[slices(box)]
+    piece = numbered(shape)[box_slices(box)]
     assert shape_of(box) == piece.shape
     assert size_of(box) == piece.size
 
@@ -76,7 +76,7 @@ def test_intersect_with_itself_with_all_and_with_a_part_changes_nothing(
 ) -> None:
     shape, a, b = case
     assert intersect(a, a) == a
-    assert intersect(a, whole(shape)) == a
+    assert intersect(a, full_box(shape)) == a
     overlap = intersect(a, b)
     if overlap is not None:
         assert intersect(overlap, a) == overlap == intersect(overlap, b)
@@ -92,19 +92,19 @@ def test_within_finds_the_overlap_inside_either_box(case: tuple[Shape, Box, Box]
         return
     array = numbered(shape)
     for outer in (a, b):
-        piece = array[slices(outer)][slices(within(overlap, outer))]
-        assert np.array_equal(piece, array[slices(overlap)])
-    assert within(overlap, whole(shape)) == overlap
-    assert within(a, a) == whole(shape_of(a))
+        piece = array[box_slices(outer)][box_slices(relative_box(overlap, outer))]
+        assert np.array_equal(piece, array[box_slices(overlap)])
+    assert relative_box(overlap, full_box(shape)) == overlap
+    assert relative_box(a, a) == full_box(shape_of(a))
 
 
 @MANY
 @given(SHAPES_AND_BOX)
 def test_contiguous_means_that_the_elements_lie_back_to_back(case: tuple[Shape, Box]) -> None:
     shape, box = case
-    places = np.ravel(numbered(shape)[slices(box)])
+    places = np.ravel(numbered(shape)[box_slices(box)])
     back_to_back = np.array_equal(places, np.arange(places[0], places[0] + places.size))
-    assert contiguous(box, shape) == back_to_back
+    assert is_contiguous(box, shape) == back_to_back
 
 
 @MANY
@@ -113,11 +113,11 @@ def test_span_of_is_the_smallest_range_that_holds_the_box(
     case: tuple[Shape, Box], itemsize: int
 ) -> None:
     shape, box = case
-    places = numbered(shape)[slices(box)]
+    places = numbered(shape)[box_slices(box)]
     start, stop = span_of(box, shape, itemsize)
     assert start == places.min() * itemsize
     assert stop == (places.max() + 1) * itemsize
-    if contiguous(box, shape):
+    if is_contiguous(box, shape):
         assert stop - start == size_of(box) * itemsize
     else:
         assert stop - start > size_of(box) * itemsize
@@ -129,8 +129,8 @@ def test_bytes_of_a_contiguous_box_are_its_span(case: tuple[Shape, Box]) -> None
     shape, box = case
     array = numbered(shape).astype("<u4")
     start, stop = span_of(box, shape, 4)
-    if contiguous(box, shape):
-        assert array.tobytes()[start:stop] == array[slices(box)].tobytes()
+    if is_contiguous(box, shape):
+        assert array.tobytes()[start:stop] == array[box_slices(box)].tobytes()
 
 
 @MANY
@@ -138,14 +138,14 @@ def test_bytes_of_a_contiguous_box_are_its_span(case: tuple[Shape, Box]) -> None
 def test_slices_and_from_index_are_inverse(case: tuple[Shape, Box], data: st.DataObject) -> None:
     """Also for the open slices that shardings give for a dimension they do not cut."""
     shape, box = case
-    assert from_index(slices(box), shape) == box
+    assert box_from_index(box_slices(box), shape) == box
     opened = tuple(
         slice(None if start == 0 else start, None if stop == n else stop)
         if data.draw(st.booleans())
         else slice(start, stop)
         for (start, stop), n in zip(box, shape, strict=True)
     )
-    assert from_index(opened, shape) == box
+    assert box_from_index(opened, shape) == box
 
 
 @MANY
@@ -156,18 +156,18 @@ def test_a_grid_cuts_a_box_into_pieces_that_tile_it(case: tuple[Shape, list[Box]
     pieces = [piece for chunk in grid if (piece := intersect(chunk, box)) is not None]
     counts = np.zeros(shape, int)
     for piece in pieces:
-        counts[slices(piece)] += 1
+        counts[box_slices(piece)] += 1
     wanted = np.zeros(shape, int)
-    wanted[slices(box)] = 1
+    wanted[box_slices(box)] = 1
     assert np.array_equal(counts, wanted)
 
 
 def test_of_an_array_without_dimensions_there_is_one_box() -> None:
-    assert whole(()) == ()
+    assert full_box(()) == ()
     assert size_of(()) == 1
     assert intersect((), ()) == ()
-    assert within((), ()) == ()
-    assert contiguous((), ())
+    assert relative_box((), ()) == ()
+    assert is_contiguous((), ())
     assert span_of((), (), 4) == (0, 4)
 
 
@@ -182,6 +182,6 @@ def test_boxes_that_only_touch_do_not_intersect() -> None:
 
 
 def test_boxes_of_different_rank_are_a_mistake() -> None:
-    for call in (intersect, within):
+    for call in (intersect, relative_box):
         with pytest.raises(ValueError, match="zip"):
             call(((0, 1),), ((0, 1), (0, 1)))

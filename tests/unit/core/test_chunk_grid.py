@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from templax._boxes import contiguous, shape_of, size_of, whole
-from templax._layout import CHUNK_BYTES, cells, chunk_shape, grid, in_order
+from templax._core.boxes import full_box, is_contiguous, shape_of, size_of
+from templax._core.chunk_grid import CHUNK_BYTES, chunk_shape, grid_shape, is_row_major, iter_cells
 
 SHAPES = (
     st.lists(st.integers(0, 3000) | st.sampled_from([2**k for k in range(22)]), max_size=4)
@@ -26,17 +26,17 @@ def test_chunks_are_ranges_of_the_leaf_one_after_the_other(
 ) -> None:
     chunk = chunk_shape(shape, itemsize, padded=padded)
     assert len(chunk) == len(shape)
-    assert in_order(shape, chunk) or 0 in shape
-    count = math.prod(grid(shape, chunk))
+    assert is_row_major(shape, chunk) or 0 in shape
+    count = math.prod(grid_shape(shape, chunk))
     if count > 1:
         # Only the last is cut, and only where the first dimension is.
         ragged = [n % c for n, c in zip(shape, chunk, strict=True)]
         assert not any(ragged[1:])
         assert padded or not any(ragged)
     if count <= 4096:
-        boxes = [box for _, box in cells(shape, chunk)]
+        boxes = [box for _, box in iter_cells(shape, chunk)]
         assert sum(size_of(box) for box in boxes) == math.prod(shape)
-        assert all(contiguous(box, shape) for box in boxes)
+        assert all(is_contiguous(box, shape) for box in boxes)
         ends = np.cumsum([size_of(box) for box in boxes])
         starts = [
             sum(a * math.prod(shape[i + 1 :]) for i, (a, _) in enumerate(box)) for box in boxes
@@ -64,10 +64,10 @@ def test_chunks_are_of_four_mib_at_most_where_a_row_is(
 def test_shards_along_the_first_dimension_are_whole_chunks(rows: int, devices: int) -> None:
     """So that who reads one shard checks all it reads, wherever a leaf has as many chunks."""
     chunk = chunk_shape((rows, 16_384), 4)
-    if grid((rows, 16_384), chunk)[0] >= devices and rows % devices == 0:
+    if grid_shape((rows, 16_384), chunk)[0] >= devices and rows % devices == 0:
         assert (rows // devices) % chunk[0] == 0
 
 
 def test_an_array_without_elements_has_no_chunk() -> None:
-    assert list(cells((0, 3), chunk_shape((0, 3), 4))) == []
-    assert shape_of(whole(())) == ()
+    assert list(iter_cells((0, 3), chunk_shape((0, 3), 4))) == []
+    assert shape_of(full_box(())) == ()

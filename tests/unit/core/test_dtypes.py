@@ -11,16 +11,16 @@ import numpy as np
 import pytest
 
 import templax as tx
-from templax._dtypes import (
+from templax._core.dtypes import (
     cast_into,
     class_of,
-    holds,
     host_cast_is_exact,
-    lossless,
+    int_fits,
+    is_lossless,
     may_cast,
-    parse,
+    parse_dtype,
 )
-from templax._place import cast
+from templax._restore.place import cast_array
 
 FLOATS = [
     "float8_e4m3fn", "float8_e5m2", "float8_e4m3", "float8_e3m4", "float8_e4m3b11fnuz",
@@ -30,7 +30,7 @@ FLOATS = [
 INTS = ["int2", "int4", "int8", "int16", "int32", "int64", "uint2", "uint4", "uint8", "uint16",
         "uint32", "uint64"]  # fmt: skip
 COMPLEX = ["complex64", "complex128"]
-ALL = [parse(name) for name in [*FLOATS, *INTS, *COMPLEX, "bool"]]
+ALL = [parse_dtype(name) for name in [*FLOATS, *INTS, *COMPLEX, "bool"]]
 PAIRS = [(a, b) for a, b in itertools.product(ALL, ALL) if a != b]
 
 
@@ -74,9 +74,9 @@ def _contains(wide: np.dtype, narrow: np.dtype) -> bool:
 def test_the_default_allows_any_float_to_any_float_and_what_loses_nothing() -> None:
     for a, b in PAIRS:
         both = class_of(a), class_of(b)
-        want = both in [("float", "float"), ("complex", "complex")] or lossless(a, b)
+        want = both in [("float", "float"), ("complex", "complex")] or is_lossless(a, b)
         assert may_cast(a, b, "float") == want
-        assert may_cast(a, b, "widen") == lossless(a, b)
+        assert may_cast(a, b, "widen") == is_lossless(a, b)
 
 
 @pytest.mark.parametrize("stored", [d for d in ALL if d.itemsize <= 2], ids=lambda d: d.name)
@@ -86,14 +86,14 @@ def test_lossless_means_that_every_value_comes_back(stored: np.dtype) -> None:
         if wanted == stored or class_of(wanted) == "other":
             continue
         if class_of(stored) == "bool" or class_of(wanted) == "bool":
-            assert not lossless(stored, wanted)
+            assert not is_lossless(stored, wanted)
             continue
         with np.errstate(all="ignore"):
             there = values.astype(np.float64).astype(wanted)
             back = np.real(there.astype(np.complex128)).astype(np.float64)
             survives = np.array_equal(values.astype(np.float64), back, equal_nan=True)
         if class_of(wanted) != "int" or class_of(stored) == "int":
-            assert lossless(stored, wanted) == survives, wanted
+            assert is_lossless(stored, wanted) == survives, wanted
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_lossless_means_that_every_value_comes_back(stored: np.dtype) -> None:
     ],
 )
 def test_wide_dtypes_are_told_apart_too(stored: str, wanted: str, want: bool) -> None:
-    assert lossless(parse(stored), parse(wanted)) == want
+    assert is_lossless(parse_dtype(stored), parse_dtype(wanted)) == want
 
 
 _JAX = [d for d in ALL if d.itemsize <= 4]
@@ -127,7 +127,7 @@ def test_casts_equal_those_of_jax_bit_for_bit(stored: np.dtype) -> None:
         if a != stored:
             continue
         want = np.asarray(jnp.asarray(values).astype(wanted))
-        got = cast(values, wanted)
+        got = cast_array(values, wanted)
         assert got.dtype == wanted
         assert got.tobytes() == want.tobytes(), wanted
         if host_cast_is_exact(stored, wanted):
@@ -138,16 +138,16 @@ def test_casts_equal_those_of_jax_bit_for_bit(stored: np.dtype) -> None:
 
 def test_float64_is_cast_as_jax_does_with_64_bit_types_off() -> None:
     values = _every_value(np.dtype("f8"), 50_000)
-    for wanted in map(parse, ["float32", "bfloat16", "float16"]):
+    for wanted in map(parse_dtype, ["float32", "bfloat16", "float16"]):
         with np.errstate(over="ignore", invalid="ignore"):
             want = np.asarray(jnp.asarray(values).astype(wanted))
-        assert cast(values, wanted).tobytes() == want.tobytes()
+        assert cast_array(values, wanted).tobytes() == want.tobytes()
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (3, 0), (1025,), (2, 3, 5)])
 def test_casts_keep_any_shape(shape: tuple[int, ...]) -> None:
     values = np.full(shape, 1.5, np.float16)
-    got = cast(values, np.dtype(np.float32))
+    got = cast_array(values, np.dtype(np.float32))
     assert got.shape == shape
     assert (got == 1.5).all()
 
@@ -157,7 +157,7 @@ def test_casts_keep_any_shape(shape: tuple[int, ...]) -> None:
 )
 def test_what_is_no_number_is_no_dtype(name: str) -> None:
     with pytest.raises(TypeError):
-        parse(name)
+        parse_dtype(name)
 
 
 # --- every dtype there is, by name
@@ -198,7 +198,7 @@ def test_each_dtype_of_numpy_and_ml_dtypes_is_classed_by_what_its_name_says(name
     found = class_of(_dtype(name))
     if name in JAX_HAS or found != "other":
         assert found == _kind(name)
-        assert parse(name).name == name
+        assert parse_dtype(name).name == name
 
 
 def test_no_policy_lets_any_dtype_change_its_kind_to_a_poorer_one() -> None:
@@ -216,8 +216,8 @@ def test_no_policy_lets_any_dtype_change_its_kind_to_a_poorer_one() -> None:
 
 @pytest.mark.parametrize("name", JAX_HAS)
 def test_a_policy_allows_what_a_stricter_one_does(name: str) -> None:
-    for other in map(parse, JAX_HAS):
-        allowed = [may_cast(parse(name), other, p) for p in ("exact", "widen", "float")]
+    for other in map(parse_dtype, JAX_HAS):
+        allowed = [may_cast(parse_dtype(name), other, p) for p in ("exact", "widen", "float")]
         assert allowed == sorted(allowed)
         assert allowed[0] is False
 
@@ -227,7 +227,7 @@ def test_a_long_double_is_no_double(stored: str) -> None:
     if np.finfo("longdouble").nmant == np.finfo("double").nmant:
         pytest.skip("here it is")
     for wanted in ("float64", "complex128", "float32", "complex64"):
-        assert not lossless(np.dtype(stored), np.dtype(wanted)), wanted
+        assert not is_lossless(np.dtype(stored), np.dtype(wanted)), wanted
 
 
 def _extremes(dtype: np.dtype) -> np.ndarray:
@@ -244,14 +244,14 @@ def _extremes(dtype: np.dtype) -> np.ndarray:
 @pytest.mark.parametrize("stored", WIDE)
 def test_lossless_of_wide_dtypes_means_that_their_extremes_come_back(stored: str) -> None:
     """Of the dtypes with too many values to try them all."""
-    a = parse(stored)
+    a = parse_dtype(stored)
     probes = _extremes(a)
     order = ["int", "float", "complex"]
-    for wanted in map(parse, JAX_HAS):
+    for wanted in map(parse_dtype, JAX_HAS):
         if wanted == a or class_of(wanted) == "bool":
             continue
         if order.index(class_of(a)) > order.index(class_of(wanted)):
-            assert not lossless(a, wanted), wanted
+            assert not is_lossless(a, wanted), wanted
             continue
         with np.errstate(all="ignore"):
             if class_of(wanted) == "int":
@@ -267,22 +267,22 @@ def test_lossless_of_wide_dtypes_means_that_their_extremes_come_back(stored: str
                 there = probes.astype(wanted)
                 back = (there if class_of(a) == "complex" else np.real(there)).astype(a)
                 survives = probes.tobytes() == back.tobytes()
-        assert lossless(a, wanted) == survives, wanted
+        assert is_lossless(a, wanted) == survives, wanted
 
 
 def test_lossless_is_transitive() -> None:
     dtypes = [d for d in ALL if class_of(d) != "bool"]
     for a, b, c in itertools.product(dtypes, repeat=3):
-        if lossless(a, b) and lossless(b, c):
-            assert lossless(a, c), (a, b, c)
+        if is_lossless(a, b) and is_lossless(b, c):
+            assert is_lossless(a, c), (a, b, c)
 
 
 def test_every_integer_is_held_within_its_bounds_only() -> None:
     for name in INTS:
         bits, signed = int(name.lstrip("uint")), not name.startswith("u")
         low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
-        dtype = parse(name)
-        assert [holds(dtype, v) for v in (low - 1, low, 0, high, high + 1)] == [
+        dtype = parse_dtype(name)
+        assert [int_fits(dtype, v) for v in (low - 1, low, 0, high, high + 1)] == [
             False,
             True,
             True,
@@ -298,7 +298,7 @@ def test_every_integer_is_held_within_its_bounds_only() -> None:
     ("stored", "wanted"),
     [
         (a, b)
-        for a, b in itertools.product(map(parse, INTS), repeat=2)
+        for a, b in itertools.product(map(parse_dtype, INTS), repeat=2)
         if a != b and may_cast(a, b, "widen")
     ],
     ids=lambda d: d.name,
@@ -306,7 +306,7 @@ def test_every_integer_is_held_within_its_bounds_only() -> None:
 def test_every_widening_of_integers_keeps_every_value(stored: np.dtype, wanted: np.dtype) -> None:
     """The two-bit ones, which few have, included."""
     values = _every_value(stored, 1000)
-    got = cast(values, wanted)
+    got = cast_array(values, wanted)
     assert got.dtype == wanted
     assert [int(v) for v in got[:70_000]] == [int(v) for v in values[:70_000]]
 
@@ -317,14 +317,14 @@ def test_float64_becomes_any_float_as_jax_does_it(wanted: np.dtype) -> None:
     values = _every_value(np.dtype("f8"), 20_000)
     with np.errstate(all="ignore"):
         want = np.asarray(jnp.asarray(values).astype(wanted))
-    assert cast(values, wanted).tobytes() == want.tobytes()
+    assert cast_array(values, wanted).tobytes() == want.tobytes()
 
 
 def test_complex128_becomes_complex64_as_jax_does_it() -> None:
     values = _every_value(np.dtype("c16"), 20_000)
     with np.errstate(all="ignore"):
         want = np.asarray(jnp.asarray(values).astype(np.complex64))
-    assert cast(values, np.dtype("c8")).tobytes() == want.tobytes()
+    assert cast_array(values, np.dtype("c8")).tobytes() == want.tobytes()
 
 
 @pytest.mark.parametrize("wanted", ["float64", "complex128", "int64"])
@@ -332,18 +332,18 @@ def test_numpy_results_that_no_jax_array_holds_are_cast_by_numpy(wanted: str) ->
     stored = np.dtype("i4" if wanted == "int64" else "f4")
     values = _every_value(stored, 20_000)
     with np.errstate(all="ignore"):
-        assert cast(values, parse(wanted)).tobytes() == values.astype(wanted).tobytes()
+        assert cast_array(values, parse_dtype(wanted)).tobytes() == values.astype(wanted).tobytes()
 
 
 def test_a_cast_leaves_its_input_as_it_was() -> None:
     """Also one larger than a block, and one that is not contiguous."""
     values = np.arange(3_000_000, dtype=np.float32)
     before = values.tobytes()
-    got = cast(values, np.dtype(np.float16))
+    got = cast_array(values, np.dtype(np.float16))
     assert values.tobytes() == before
     assert np.array_equal(got[:2048], values[:2048])
     turned = values[:600].reshape(20, 30).T
-    assert np.array_equal(cast(turned, np.dtype(np.float16)), turned)
+    assert np.array_equal(cast_array(turned, np.dtype(np.float16)), turned)
 
 
 # --- byte order is no part of a dtype

@@ -6,8 +6,16 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from templax._errors import UsageError
-from templax._names import Path, below, fold, join, nearest, prefixes, renamed
+from templax._core.names import (
+    Path,
+    apply_rename,
+    find_nearest,
+    join_path,
+    normalize,
+    prefixes,
+    strip_prefix,
+)
+from templax.errors import UsageError
 from templax.testing import strategies
 
 MANY = settings(max_examples=max(80, settings().max_examples))
@@ -27,21 +35,21 @@ PLAIN = st.lists(
 @given(PATHS, PATHS)
 def test_a_name_is_its_elements_joined(head: Path, tail: Path) -> None:
     if head and tail:
-        assert join(head + tail) == f"{join(head)}.{join(tail)}"
-    assert join(head) == ".".join(str(element) for element in head)
+        assert join_path(head + tail) == f"{join_path(head)}.{join_path(tail)}"
+    assert join_path(head) == ".".join(str(element) for element in head)
 
 
 @MANY
 @given(PLAIN)
 def test_an_index_and_a_key_of_the_same_spelling_meet(path: Path) -> None:
-    assert join(path) == join(tuple(map(str, path)))
+    assert join_path(path) == join_path(tuple(map(str, path)))
 
 
 def test_names_of_odd_keys() -> None:
-    assert join(()) == ""
-    assert join(("",)) == ""
-    assert join(("", "")) == "."
-    assert join(("a.b", "c/d", "é 漢")) == "a.b.c/d.é 漢"
+    assert join_path(()) == ""
+    assert join_path(("",)) == ""
+    assert join_path(("", "")) == "."
+    assert join_path(("a.b", "c/d", "é 漢")) == "a.b.c/d.é 漢"
 
 
 # --- below
@@ -52,10 +60,10 @@ def test_names_of_odd_keys() -> None:
 def test_below_takes_off_the_prefix(head: Path, tail: Path) -> None:
     """Of keys that are empty or hold dots the first border that spells the prefix counts."""
     path = head + tail
-    got = below(path, join(head))
+    got = strip_prefix(path, join_path(head))
     assert got is not None
-    if join(head):
-        first = next(i for i in range(1, len(path) + 1) if join(path[:i]) == join(head))
+    if join_path(head):
+        first = next(i for i in range(1, len(path) + 1) if join_path(path[:i]) == join_path(head))
         assert got == path[first:]
     else:
         assert got == path
@@ -64,23 +72,23 @@ def test_below_takes_off_the_prefix(head: Path, tail: Path) -> None:
 @MANY
 @given(PLAIN, PLAIN)
 def test_below_of_plain_keys_is_what_follows(head: Path, tail: Path) -> None:
-    assert below(head + tail, join(head)) == tail
-    assert below(head, "") == head
+    assert strip_prefix(head + tail, join_path(head)) == tail
+    assert strip_prefix(head, "") == head
 
 
 @MANY
-@given(PATHS, st.one_of(st.text("ab.w_0", max_size=6), PATHS.map(join)))
+@given(PATHS, st.one_of(st.text("ab.w_0", max_size=6), PATHS.map(join_path)))
 def test_below_is_none_unless_a_border_spells_the_prefix(path: Path, prefix: str) -> None:
-    spelled = {"", *(join(path[:i]) for i in range(1, len(path) + 1))}
-    assert (below(path, prefix) is None) == (prefix not in spelled)
+    spelled = {"", *(join_path(path[:i]) for i in range(1, len(path) + 1))}
+    assert (strip_prefix(path, prefix) is None) == (prefix not in spelled)
 
 
 @MANY
 @given(PLAIN, PLAIN, PLAIN)
 def test_below_twice_is_below_both(a: Path, b: Path, rest: Path) -> None:
-    once = below(a + b + rest, join(a))
+    once = strip_prefix(a + b + rest, join_path(a))
     assert once is not None
-    assert below(once, join(b)) == below(a + b + rest, join(a + b)) == rest
+    assert strip_prefix(once, join_path(b)) == strip_prefix(a + b + rest, join_path(a + b)) == rest
 
 
 @pytest.mark.parametrize(
@@ -100,7 +108,7 @@ def test_below_twice_is_below_both(a: Path, b: Path, rest: Path) -> None:
     ],
 )
 def test_below_stops_at_borders_of_keys(path: Path, prefix: str, rest: Path | None) -> None:
-    assert below(path, prefix) == rest
+    assert strip_prefix(path, prefix) == rest
 
 
 # --- renamed
@@ -108,45 +116,45 @@ def test_below_stops_at_borders_of_keys(path: Path, prefix: str, rest: Path | No
 
 @given(PATHS)
 def test_no_rename_changes_nothing(path: Path) -> None:
-    assert renamed(path, None) is path
-    assert renamed(path, {}) is path
-    assert renamed(path, lambda name: name) is path
+    assert apply_rename(path, None) is path
+    assert apply_rename(path, {}) is path
+    assert apply_rename(path, lambda name: name) is path
 
 
 @MANY
 @given(PLAIN, PLAIN, PLAIN)
 def test_rename_replaces_a_prefix_and_keeps_the_rest(old: Path, new: Path, rest: Path) -> None:
-    assume(join(old + rest) != join(new + rest))
-    got = renamed(old + rest, {join(old): join(new)})
-    assert join(got) == join(new + rest)
+    assume(join_path(old + rest) != join_path(new + rest))
+    got = apply_rename(old + rest, {join_path(old): join_path(new)})
+    assert join_path(got) == join_path(new + rest)
     assert got[len(new) :] == rest
 
 
 @MANY
-@given(PATHS, st.dictionaries(PATHS.map(join), st.sampled_from(["x", "y.z", ""]), max_size=3))
+@given(PATHS, st.dictionaries(PATHS.map(join_path), st.sampled_from(["x", "y.z", ""]), max_size=3))
 def test_the_longest_prefix_wins_and_is_applied_once(path: Path, rename: dict[str, str]) -> None:
     for i in range(len(path), -1, -1):
-        if join(path[:i]) in rename:
-            new = rename[join(path[:i])]
-            assert join(renamed(path, rename)) == join(
+        if join_path(path[:i]) in rename:
+            new = rename[join_path(path[:i])]
+            assert join_path(apply_rename(path, rename)) == join_path(
                 (*(new.split(".") if new else ()), *path[i:])
             )
             break
     else:
-        assert renamed(path, rename) == path
+        assert apply_rename(path, rename) == path
 
 
 @MANY
 @given(PLAIN, PLAIN)
 def test_wrapping_is_undone_by_below(path: Path, prefix: Path) -> None:
     """`rename={"": "params"}` and `at="params"` are inverse."""
-    wrapped = renamed(path, {"": join(prefix)})
-    assert below(wrapped, join(prefix)) == path
+    wrapped = apply_rename(path, {"": join_path(prefix)})
+    assert strip_prefix(wrapped, join_path(prefix)) == path
 
 
 def test_two_names_can_be_swapped() -> None:
     swap = {"a": "b", "b": "a"}
-    assert [join(renamed(p, swap)) for p in [("a", "w"), ("b", "w"), ("ab", "w")]] == [
+    assert [join_path(apply_rename(p, swap)) for p in [("a", "w"), ("b", "w"), ("ab", "w")]] == [
         "b.w",
         "a.w",
         "ab.w",
@@ -154,14 +162,14 @@ def test_two_names_can_be_swapped() -> None:
 
 
 def test_a_function_renames_the_whole_name() -> None:
-    assert renamed(("a", 0, "w"), str.upper) == ("A", "0", "W")
-    assert renamed(("a", "w"), lambda name: "") == ()
+    assert apply_rename(("a", 0, "w"), str.upper) == ("A", "0", "W")
+    assert apply_rename(("a", "w"), lambda name: "") == ()
 
 
 @pytest.mark.parametrize("bad", [None, 3, ("a",), b"a"])
 def test_a_function_that_gives_no_name_is_said_with_its_argument(bad: object) -> None:
     with pytest.raises(UsageError) as caught:
-        renamed(("a", "w"), lambda name: bad)  # type: ignore[return-value, arg-type]
+        apply_rename(("a", "w"), lambda name: bad)  # type: ignore[return-value, arg-type]
     assert str(caught.value) == f"Expected a name (str) from rename('a.w'), got {bad!r}"
 
 
@@ -174,10 +182,10 @@ def test_prefixes_are_the_subtrees_that_hold_a_leaf(path: Path) -> None:
     found = prefixes(path)
     assert len(found) == len(path)
     if path:
-        assert found[-1] == join(path)
+        assert found[-1] == join_path(path)
     for inner, outer in zip(found[1:], found, strict=False):
         assert inner.startswith(f"{outer}.")
-    assert all(below(path, prefix) is not None for prefix in found)
+    assert all(strip_prefix(path, prefix) is not None for prefix in found)
 
 
 # --- nearest
@@ -191,17 +199,17 @@ NAMES = st.text("abDens_-0123", min_size=1, max_size=10)
 def test_nearest_is_a_candidate_whatever_their_order(
     name: str, candidates: list[str], random: object
 ) -> None:
-    got = nearest(name, candidates)
+    got = find_nearest(name, candidates)
     assert got is None or got in candidates
     shuffled = list(candidates)
     random.shuffle(shuffled)  # type: ignore[attr-defined]
-    assert nearest(name, shuffled) == got
+    assert find_nearest(name, shuffled) == got
 
 
 @MANY
 @given(NAMES, st.lists(NAMES, unique=True, max_size=6))
 def test_nearest_never_changes_a_number(name: str, candidates: list[str]) -> None:
-    got = nearest(name, candidates)
+    got = find_nearest(name, candidates)
 
     def numbers(text: str) -> list[str]:
         return "".join(c if c.isdigit() else " " for c in text).split()
@@ -216,18 +224,18 @@ def test_nearest_of_a_name_that_is_there_is_itself_or_nothing(
 ) -> None:
     """Another spelling of it makes it ambiguous; nothing else comes before it."""
     others = [c for c in candidates if c != name]
-    twins = [c for c in others if fold(c) == fold(name)]
-    assert nearest(name, [*others, name]) == (None if twins else name)
+    twins = [c for c in others if normalize(c) == normalize(name)]
+    assert find_nearest(name, [*others, name]) == (None if twins else name)
 
 
 @MANY
 @given(NAMES)
 def test_case_and_underscores_are_no_difference(name: str) -> None:
     for other in (name.upper(), name.lower(), name.swapcase()):
-        assert fold(other) == fold(name)
+        assert normalize(other) == normalize(name)
         if other != name:
-            assert nearest(name, [other]) == other
-    assert fold(fold(name)) == fold(name)
+            assert find_nearest(name, [other]) == other
+    assert normalize(normalize(name)) == normalize(name)
 
 
 @pytest.mark.parametrize(
@@ -244,4 +252,4 @@ def test_case_and_underscores_are_no_difference(name: str) -> None:
     ],
 )
 def test_nearest_names_one_or_none(name: str, candidates: list[str], near: str | None) -> None:
-    assert nearest(name, candidates) == near
+    assert find_nearest(name, candidates) == near

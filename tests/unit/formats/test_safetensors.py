@@ -15,7 +15,7 @@ from safetensors.numpy import load as official
 
 import templax as tx
 from helpers import CORPUS
-from templax.sources import Memory
+from templax.storage import Memory
 
 
 def file(tensors: dict[str, Any], data: bytes) -> Memory:
@@ -66,7 +66,7 @@ def test_what_the_reference_refuses_is_damage(case: str, said: str) -> None:
     path = CORPUS / f"damaged-st_{case}" / "model.safetensors"
     with pytest.raises(Exception):  # noqa: B017 (whatever it raises)
         official(path.read_bytes())
-    with pytest.raises(tx.Damaged, match=said):
+    with pytest.raises(tx.Corrupted, match=said):
         tx.open(path)
 
 
@@ -112,7 +112,7 @@ def test_a_boolean_of_another_byte_is_damage() -> None:
     source = file({"w": {"dtype": "BOOL", "shape": [3], "data_offsets": [0, 3]}}, b"\0\1\2")
     for template in ({"w": np.zeros(3, bool)}, {"w": jax.ShapeDtypeStruct((3,), jnp.bool_)}):
         for mapped in (False, True):
-            with pytest.raises(tx.Damaged, match=r"booleans of bytes 0 and 1.* - at `w`"):
+            with pytest.raises(tx.Corrupted, match=r"booleans of bytes 0 and 1.* - at `w`"):
                 tx.restore(source, template, mapped=mapped)
 
 
@@ -124,7 +124,7 @@ def test_errors_name_a_file_that_is_the_checkpoint_itself(tmp_path: Path) -> Non
     with pytest.raises(tx.SourceError, match=str(path)):
         tx.run(plan)
     path.unlink()
-    with pytest.raises(tx.Damaged, match=str(path)):
+    with pytest.raises(tx.Corrupted, match=str(path)):
         tx.run(plan)
 
 

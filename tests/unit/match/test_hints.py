@@ -240,13 +240,18 @@ def test_following_any_hint_removes_its_mismatches_and_adds_none(
 @given(_mismatched_trees())
 def test_hints_do_not_change_the_mismatches(case: tuple[Any, Any, dict[str, Any]]) -> None:
     """With and without hints, the mismatches are the same, in the same order."""
-    from templax._match import Options, Side, match
-    from templax._pytree import as_template
+    from templax._match.match import CheckpointView, match_leaves
+    from templax._match.options import MatchOptions
+    from templax._template.from_pytree import as_template
 
     checkpoint, template, options = case
     catalog = tx.open(checkpoint_like(checkpoint))
-    bare = match(
-        catalog.url, Side(catalog.entries), as_template(template), Options(**options), None
+    bare = match_leaves(
+        catalog.url,
+        CheckpointView(catalog.entries),
+        as_template(template),
+        MatchOptions(**options),
+        None,
     )
     full = tx.check(catalog, template, **options)
     facts = [(m.problem, m.name, m.expected, m.found) for m in bare.mismatches]

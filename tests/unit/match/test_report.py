@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 
 import templax as tx
-from templax import _template
-from templax._report import SHOWN
+from templax._match.result import SHOWN
+from templax._template import json_file
 
 A = jax.ShapeDtypeStruct
 
@@ -396,7 +396,7 @@ def test_the_error_survives_pickle_and_copy(checkpoint: Any, template: Any, opti
     [
         tx.NotFound("nothing", file="a"),
         tx.UnknownFormat("what", file="a", hint="open"),
-        tx.Damaged("Expected 4 bytes, got 3", leaf="w", file="d/0", start=3, stop=9),
+        tx.Corrupted("Expected 4 bytes, got 3", leaf="w", file="d/0", start=3, stop=9),
         tx.Uncommitted("never finished"),
         tx.Unsupported("codec", leaf="w"),
         tx.SourceError("the store failed"),
@@ -412,7 +412,7 @@ def test_every_other_error_survives_pickle(error: tx.TemplaxError) -> None:
 
 
 def test_errors_of_a_checkpoint_say_fact_place_and_hint() -> None:
-    error = tx.Damaged(
+    error = tx.Corrupted(
         "Expected 4 bytes, got 3", leaf="w", file="d/0", start=3, stop=9, hint="save again"
     )
     assert str(error) == (
@@ -420,7 +420,7 @@ def test_errors_of_a_checkpoint_say_fact_place_and_hint() -> None:
     )
     assert (error.leaf, error.file, error.start, error.stop) == ("w", "d/0", 3, 9)
     assert str(tx.NotFound("nothing is there", file="a")) == "nothing is there - file `a`"
-    assert str(tx.Damaged("cut").locate(leaf="w", file="d")) == "cut - at `w`, file `d`"
+    assert str(tx.Corrupted("cut").locate(leaf="w", file="d")) == "cut - at `w`, file `d`"
     assert str(error.locate(leaf="x", file="y")) == str(error)
 
 
@@ -514,5 +514,5 @@ def test_a_json_template_gives_the_same_report(tmp_path: Path) -> None:
     for template in templates:
         tx.save_template(template, tmp_path / "t.json")
         assert json.loads((tmp_path / "t.json").read_bytes())["templax_template"] == 1
-        loaded = _template.load((tmp_path / "t.json").read_bytes())
+        loaded = json_file.load_template((tmp_path / "t.json").read_bytes())
         assert report(checkpoint, loaded) == report(checkpoint, template)

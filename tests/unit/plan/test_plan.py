@@ -11,16 +11,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from templax import Damaged, SourceError
-from templax._boxes import Box, intersect, shape_of, size_of, slices, whole
-from templax._catalog import Chunk, Extent, LeafEntry
-from templax._execute import execute
-from templax._match import Match, Pair
-from templax._memory import HostMemory
-from templax._parts import ALIGN
-from templax._plan import GAP_BYTES, Plan, plan
-from templax._template import Target, Template
-from templax.sources import Memory
+from templax import Corrupted, SourceError
+from templax._catalog.entry import Chunk, Extent, LeafEntry
+from templax._core.boxes import Box, box_slices, full_box, intersect, shape_of, size_of
+from templax._core.memory import ALIGN
+from templax._match.result import Match, Pair
+from templax._plan.build import GAP_BYTES, build_plan
+from templax._plan.plan import Plan
+from templax._restore.buffers import HostMemory
+from templax._restore.execute import execute_plan
+from templax._template.template import Target, Template
+from templax.storage import Memory
 from templax.testing import Watched
 
 
@@ -52,9 +53,9 @@ def _leaf(draw: Any, number: int) -> tuple[np.ndarray, Pair, tuple[Chunk, ...], 
     chunks = []
     for box in itertools.product(*map(_cuts, shape, sizes)):
         piece = np.zeros(shape_of(box), dtype)  # an edge chunk is stored whole
-        inside = intersect(box, whole(shape))
+        inside = intersect(box, full_box(shape))
         assert inside is not None
-        piece[slices(tuple((0, b - a) for a, b in inside))] = values[slices(inside)]
+        piece[box_slices(tuple((0, b - a) for a, b in inside))] = values[box_slices(inside)]
         encoded = piece.tobytes(order=order)
         if inline:
             extent = Extent("index", 0, len(encoded), encoded)
@@ -78,7 +79,7 @@ def _restores(draw: Any) -> tuple[list[np.ndarray], Plan, Memory]:
         objects |= leaf[3]
     pairs = tuple(leaf[1] for leaf in leaves)
     match = Match("memory", Template(tuple(p.target for p in pairs)), pairs)
-    made = plan(match, [{leaf[1].entry.name: leaf[2] for leaf in leaves}])
+    made = build_plan(match, [{leaf[1].entry.name: leaf[2] for leaf in leaves}])
     return [leaf[0] for leaf in leaves], made, Memory(objects)
 
 
@@ -88,7 +89,7 @@ def test_every_element_of_every_buffer_is_written_exactly_once(restore: Any) -> 
         counts = [np.zeros(buffer.shape, int) for buffer in batch.buffers]
         for copy in (c for op in batch.reads for part in op.parts for c in part.copies):
             assert shape_of(copy.src) == shape_of(copy.dst)
-            counts[copy.buffer][slices(copy.dst)] += 1
+            counts[copy.buffer][box_slices(copy.dst)] += 1
         for count in counts:
             assert (count == 1).all()
 
@@ -119,9 +120,9 @@ def test_a_plan_done_equals_slicing(restore: Any, threads: int) -> None:
     values, made, source = restore
     by_name = {p.target.name: v for p, v in zip(made.match.pairs, values, strict=True)}
     done = 0
-    for finished in execute(replace(made, threads=threads), [source]):
+    for finished in execute_plan(replace(made, threads=threads), [source]):
         for buffer, array in zip(finished.batch.buffers, finished.arrays, strict=True):
-            want = by_name[buffer.pair.target.name][slices(buffer.box)]
+            want = by_name[buffer.pair.target.name][box_slices(buffer.box)]
             assert array.dtype == buffer.dtype
             np.testing.assert_array_equal(array, want.astype(array.dtype))
             done += 1
@@ -139,7 +140,7 @@ def _simple(n: int, gap: int) -> tuple[Plan, Memory]:
         start = i * (1 + gap)
         chunks[name] = (Chunk(Extent("f", start, start + 1), ((0, 1),)),)
     match = Match("memory", Template(tuple(p.target for p in pairs)), tuple(pairs))
-    return plan(match, [chunks]), Memory({"f": data})
+    return build_plan(match, [chunks]), Memory({"f": data})
 
 
 def test_neighbours_become_one_request() -> None:
@@ -157,7 +158,7 @@ def test_a_leaf_in_part_reads_that_part_only() -> None:
     target = Target("w", ("w",), (1000, 8), np.dtype("f4"), boxes=(((10, 20), (0, 8)),))
     entry = LeafEntry("w", ("w",), (1000, 8), np.dtype("f4"))
     chunk = Chunk(Extent("f", 64, 64 + 32000), ((0, 1000), (0, 8)))
-    made = plan(Match("m", Template((target,)), (Pair(target, entry),)), [{"w": (chunk,)}])
+    made = build_plan(Match("m", Template((target,)), (Pair(target, entry),)), [{"w": (chunk,)}])
     (op,) = made.batches[0].reads
     assert (op.start, op.stop) == (64 + 320, 64 + 640)
     assert op.parts[0].direct == 0
@@ -182,14 +183,14 @@ def test_the_first_error_cancels_the_rest_and_leaves_no_thread() -> None:
         raise SourceError(f"can't read `{key}`: gone")
 
     with pytest.raises(SourceError, match="gone"):
-        list(execute(replace(made, threads=2), [Watched(source, fault)]))
+        list(execute_plan(replace(made, threads=2), [Watched(source, fault)]))
     assert set(threading.enumerate()) == before
 
 
 def test_a_file_shorter_than_its_chunk_names_leaf_file_and_bytes() -> None:
     made, _ = _simple(3, GAP_BYTES + 1)
-    with pytest.raises(Damaged) as caught:
-        list(execute(made, [Memory({"f": b"\0"})]))
+    with pytest.raises(Corrupted) as caught:
+        list(execute_plan(made, [Memory({"f": b"\0"})]))
     error = caught.value
     assert (error.leaf, error.file) == ("l1", "f")
     assert str(error) == (

@@ -20,8 +20,8 @@ from jax.sharding import PartitionSpec as P
 
 import templax as tx
 from helpers import CKPT, CORPUS
-from templax._catalog import Chunk, Extent, LeafEntry
-from templax.sources import Local, Memory
+from templax._catalog.entry import Chunk, Extent, LeafEntry
+from templax.storage import Local, Memory
 from templax.testing import Watched
 
 A = jax.ShapeDtypeStruct
@@ -402,7 +402,12 @@ def test_errors_survive_a_pickle() -> None:
     """Process pools send them."""
     with pytest.raises(tx.TemplateError) as caught:
         tx.restore(stored(w=jnp.ones((8, 3))), {"w": W}, shardings=NamedSharding(MESH, P("x")))
-    for error in (caught.value, tx.Damaged("what"), tx.UsageError("why"), tx.SourceError("where")):
+    for error in (
+        caught.value,
+        tx.Corrupted("what"),
+        tx.UsageError("why"),
+        tx.SourceError("where"),
+    ):
         again = pickle.loads(pickle.dumps(error))  # noqa: S301
         assert (type(again), str(again)) == (type(error), str(error))
     assert pickle.loads(pickle.dumps(caught.value)).mismatches == caught.value.mismatches  # noqa: S301
@@ -454,7 +459,10 @@ def test_a_restore_leaves_no_thread(copy: Path) -> None:
 
 @pytest.mark.parametrize(
     "error",
-    [tx.Damaged("Expected a good disk, got a bad one"), tx.NotFound("Expected a file, found none")],
+    [
+        tx.Corrupted("Expected a good disk, got a bad one"),
+        tx.NotFound("Expected a file, found none"),
+    ],
     ids=["damaged", "gone"],
 )
 def test_a_read_that_finds_damage_names_leaf_and_file(copy: Path, error: Exception) -> None:
@@ -466,7 +474,7 @@ def test_a_read_that_finds_damage_names_leaf_and_file(copy: Path, error: Excepti
             raise error
 
     before = threading.enumerate()
-    with pytest.raises(tx.Damaged) as caught:
+    with pytest.raises(tx.Corrupted) as caught:
         restore(Watched(Local(copy), fault), BIG)
     assert threading.enumerate() == before
     assert (caught.value.leaf, caught.value.file) == ("state.params.big", extent.key)
@@ -501,7 +509,7 @@ def test_a_file_cut_before_its_first_read(copy: Path) -> None:
     catalog = tx.open(copy)
     os.truncate(copy / extent.key, (extent.start + extent.stop) // 2)
     for checkpoint in (catalog, copy):
-        with pytest.raises(tx.Damaged) as caught:
+        with pytest.raises(tx.Corrupted) as caught:
             restore(checkpoint, BIG)
         assert (caught.value.leaf, caught.value.file) == ("state.params.big", extent.key)
 
@@ -512,7 +520,7 @@ def test_a_file_that_is_gone_is_damage_not_absence(copy: Path) -> None:
     catalog = tx.open(copy)
     (copy / extent.key).unlink()
     for checkpoint in (catalog, copy):
-        with pytest.raises(tx.Damaged) as caught:
+        with pytest.raises(tx.Corrupted) as caught:
             restore(checkpoint, BIG)
         assert not isinstance(caught.value, FileNotFoundError)
         assert (caught.value.leaf, caught.value.file) == ("state.params.big", extent.key)
@@ -549,7 +557,7 @@ def test_of_a_file_cut_under_a_read_the_leaf_named_is_one_that_lost_bytes(tmp_pa
     objects = {"data": catalog.source.read("data")[:cut].tobytes()}
     catalog = dataclasses.replace(catalog, source=Memory(objects))
     template = {k: A(v.shape, jnp.float32) for k, v in values.items()}
-    with pytest.raises(tx.Damaged) as caught:
+    with pytest.raises(tx.Corrupted) as caught:
         tx.restore(catalog, template)
     assert caught.value.file == "data"
     assert caught.value.leaf in ("w5", "w6", "w7")

@@ -29,12 +29,14 @@ from helpers import CORPUS
 from stored_leaves import make_pair
 from stored_leaves import make_plan as planned
 from stored_leaves import read_arrays as done
-from templax import _place, _put
-from templax._boxes import size_of
-from templax._catalog import Chunk, Extent
-from templax._execute import execute
-from templax._plan import IN_FLIGHT, plan
-from templax.sources import Local, Memory
+from templax._catalog.entry import Chunk, Extent
+from templax._core.boxes import size_of
+from templax._jax import put
+from templax._plan.build import build_plan
+from templax._plan.plan import IN_FLIGHT
+from templax._restore import place
+from templax._restore.execute import execute_plan
+from templax.storage import Local, Memory
 from templax.testing import Watched, strategies
 
 leaf = functools.partial(make_pair, host=True)
@@ -104,9 +106,9 @@ def test_one_leaf_of_many_reads_no_byte_of_another(tmp_path: Path) -> None:
 
 
 def test_a_plan_for_a_template_from_a_file_is_shown_but_not_run(tmp_path: Path) -> None:
-    from templax._template import from_catalog
+    from templax._template.json_file import template_from_catalog
 
-    made = tx.plan(RAW, from_catalog(tx.open(RAW)))
+    made = tx.plan(RAW, template_from_catalog(tx.open(RAW)))
     assert made.placed_bytes > 32768
     with pytest.raises(tx.UsageError, match="a template from a file"):
         tx.run(made)
@@ -167,7 +169,7 @@ def test_a_template_without_any_array_is_a_mistake(template: Any) -> None:
 
 
 def checked_chunk(values: np.ndarray, *, good: bool) -> tuple[bytes, Chunk]:
-    from templax._codecs import crc32c
+    from templax._codecs.crc32c import crc32c
 
     data = values.tobytes()
     sum_ = crc32c(data) ^ (0 if good else 1)
@@ -182,10 +184,10 @@ def test_a_wrong_checksum_is_damage_unless_verification_is_off(verify: str, rais
     stored, chunk = checked_chunk(values, good=False)
     made = replace(planned(leaf("w", values), w=(chunk,)), verify=verify)
     if raises:
-        with pytest.raises(tx.Damaged, match="Expected crc32c"):
-            list(execute(made, [Memory({"f": stored})]))
+        with pytest.raises(tx.Corrupted, match="Expected crc32c"):
+            list(execute_plan(made, [Memory({"f": stored})]))
     else:
-        (finished,) = execute(made, [Memory({"f": stored})])
+        (finished,) = execute_plan(made, [Memory({"f": stored})])
         np.testing.assert_array_equal(finished.arrays[0], values)
 
 
@@ -201,7 +203,7 @@ def test_a_raw_chunk_is_checked_where_it_is_read(n: int, good: bool) -> None:
         np.testing.assert_array_equal(done(made, source)[0], values)
         assert sum(stop - start for _, start, stop in source.reads) == len(stored)
     else:
-        with pytest.raises(tx.Damaged, match=r"Expected crc32c .* - at `w`, file `f`, bytes 0-"):
+        with pytest.raises(tx.Corrupted, match=r"Expected crc32c .* - at `w`, file `f`, bytes 0-"):
             done(made, source)
 
 
@@ -231,7 +233,7 @@ def sharded(n: int, spec: tuple[str | None, ...]) -> NamedSharding:
 @pytest.fixture
 def as_if_on_an_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
     """CPU devices count as such that copy what they are given: memory has to be given back."""
-    monkeypatch.setattr("templax._pytree.copies", lambda *_: True)
+    monkeypatch.setattr("templax._template.from_pytree.copies", lambda *_: True)
 
 
 def many(tmp_path: Path, n: int = 12, shape: tuple[int, int] = (64, 256)) -> tuple[Path, Any]:
@@ -302,9 +304,9 @@ def test_fewer_threads_where_their_scratch_would_not_fit() -> None:
     pair = leaf("w", values, (((0, 8), (0, 3)),))
     chunk = Chunk(Extent("f", 0, 200), ((0, 8), (0, 8)), ("zstd",))
     match = planned(pair, w=(chunk,)).match
-    assert plan(match, [{"w": (chunk,)}], threads=8, memory=1 << 20).threads == 8
-    assert plan(match, [{"w": (chunk,)}], threads=8, memory=2000).threads == 2
-    assert plan(match, [{"w": (chunk,)}], threads=8, memory=1).threads == 1
+    assert build_plan(match, [{"w": (chunk,)}], threads=8, memory=1 << 20).threads == 8
+    assert build_plan(match, [{"w": (chunk,)}], threads=8, memory=2000).threads == 2
+    assert build_plan(match, [{"w": (chunk,)}], threads=8, memory=1).threads == 1
 
 
 # --- mapped
@@ -394,7 +396,7 @@ def test_what_can_not_be_mapped_is_read(tmp_path: Path) -> None:
 
 def test_nothing_is_mapped_over_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, tree = aligned(tmp_path)
-    monkeypatch.setattr("templax.sources._local._file_system", lambda path: "nfs4")
+    monkeypatch.setattr("templax.storage.local._file_system", lambda path: "nfs4")
     source = Local(path)
     assert not source.maps
     assert source.view("", 0, 8) is None
@@ -412,7 +414,7 @@ def test_a_file_that_changed_before_it_is_mapped_is_refused(tmp_path: Path) -> N
     with pytest.raises(tx.SourceError, match="changed since"):
         tx.run(made)
     path.unlink()
-    with pytest.raises(tx.Damaged, match="Expected a data file, found none - at `a`"):
+    with pytest.raises(tx.Corrupted, match="Expected a data file, found none - at `a`"):
         tx.run(made)
 
 
@@ -428,11 +430,11 @@ def test_large_raw_parts_are_split_and_tile_all_the_same(data: Any) -> None:
     values = np.arange(size_of(tuple((0, n) for n in shape)), dtype=np.int32).reshape(shape)
     chunk = Chunk(Extent("f", 0, values.nbytes), tuple((0, n) for n in shape))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("templax._parts.SCATTER_BYTES", data.draw(st.sampled_from([4, 12, 40])))
-        patch.setattr("templax._parts.SPLIT_BYTES", data.draw(st.sampled_from([4, 20, 64])))
+        patch.setattr("templax._plan.parts.SCATTER_BYTES", data.draw(st.sampled_from([4, 12, 40])))
+        patch.setattr("templax._plan.parts.SPLIT_BYTES", data.draw(st.sampled_from([4, 20, 64])))
         made = planned(leaf("w", values, boxes), w=(chunk,))
     source = Watched(Memory({"f": values.tobytes()}))
-    (finished,) = execute(made, [source])
+    (finished,) = execute_plan(made, [source])
     for buffer, array in zip(finished.batch.buffers, finished.arrays, strict=True):
         np.testing.assert_array_equal(array, values[tuple(slice(a, b) for a, b in buffer.box)])
     spans = sorted((start, stop) for _, start, stop in source.reads)
@@ -455,7 +457,7 @@ def test_chunks_back_to_back_are_one_read_and_one_mapping() -> None:
         Chunk(Extent("f", i * 80, i * 80 + 80), ((2 * i, 2 * i + 2), (0, 10))) for i in range(4)
     )
     source = Watched(Memory({"f": padded.tobytes()}))
-    (finished,) = execute(planned(leaf("w", values), w=chunks), [source])
+    (finished,) = execute_plan(planned(leaf("w", values), w=chunks), [source])
     np.testing.assert_array_equal(finished.arrays[0], values)
     assert source.reads == [("f", 0, 280)]
     for apart in (chunks[::-1], (*chunks[:2], structs.replace(chunks[2], codecs=("crc32c",)))):
@@ -518,7 +520,7 @@ def test_what_fails_within_a_large_chunk_is_named(large: Any, dtype: Any) -> Non
 
     with pytest.raises(tx.SourceError, match="gone"):
         done(made, Watched(Memory({"f": stored}), fault))
-    with pytest.raises(tx.Damaged) as caught:
+    with pytest.raises(tx.Corrupted) as caught:
         done(made, Memory({"f": stored[:-1] + b"?"}))  # within the frame's checksum
     error = caught.value
     assert (error.leaf, error.file, error.start, error.stop) == ("w", "f", 0, len(stored))
@@ -535,12 +537,12 @@ def test_a_large_raw_leaf_is_read_in_place_in_each_of_its_pieces() -> None:
             return super().read(key, start, stop, out)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("templax._parts.SCATTER_BYTES", 64)
-        patch.setattr("templax._parts.SPLIT_BYTES", 64)
-        patch.setattr("templax._plan.IN_PLACE_BYTES", 1)
+        patch.setattr("templax._plan.parts.SCATTER_BYTES", 64)
+        patch.setattr("templax._plan.parts.SPLIT_BYTES", 64)
+        patch.setattr("templax._plan.build.IN_PLACE_BYTES", 1)
         chunk = Chunk(Extent("f", 0, values.nbytes), ((0, 12), (0, 8)))
         made = planned(leaf("w", values), w=(chunk,))
-    (finished,) = execute(made, [Source({"f": values.tobytes()})])
+    (finished,) = execute_plan(made, [Source({"f": values.tobytes()})])
     (array,) = finished.arrays
     np.testing.assert_array_equal(array, values)
     assert sorted(outs) == [array.ctypes.data + i for i in range(0, values.nbytes, 64)]
@@ -564,17 +566,17 @@ def test_small_chunks_are_decoded_together_and_a_damaged_one_is_named() -> None:
     made = planned(*pairs, **chunks)
     (op,) = made.batches[0].reads
     assert len(op.parts) == 50
-    (finished,) = execute(made, [Memory({"f": data})])
+    (finished,) = execute_plan(made, [Memory({"f": data})])
     assert [float(a[3]) for a in finished.arrays] == list(range(50))
     bad = op.parts[17]
     broken = data[: bad.start] + b"\xff" * 4 + data[bad.start + 4 :]
-    with pytest.raises(tx.Damaged, match=r"Expected a zstd frame.* - at `l17`"):
-        list(execute(made, [Memory({"f": broken})]))
+    with pytest.raises(tx.Corrupted, match=r"Expected a zstd frame.* - at `l17`"):
+        list(execute_plan(made, [Memory({"f": broken})]))
     longer = zstandard.compress(bytes(65))
     swapped = structs.replace(bad.chunk, extent=Extent("f", len(data), len(data) + len(longer)))
     made = planned(*pairs, **(chunks | {"l17": (swapped,)}))
-    with pytest.raises(tx.Damaged, match=r"Expected 64 decoded bytes.* - at `l17`"):
-        list(execute(made, [Memory({"f": data + longer})]))
+    with pytest.raises(tx.Corrupted, match=r"Expected 64 decoded bytes.* - at `l17`"):
+        list(execute_plan(made, [Memory({"f": data + longer})]))
 
 
 def test_small_chunks_that_decode_to_much_are_not_joined_without_end() -> None:
@@ -595,7 +597,7 @@ def test_small_chunks_that_decode_to_much_are_not_joined_without_end() -> None:
     sizes = [sum(part.nbytes for part in op.parts) for op in made.batches[0].reads]
     assert max(sizes) <= 4 << 20
     assert made.scratch_bytes >= max(sizes)
-    (finished,) = execute(made, [Memory({"f": frame * 256})])
+    (finished,) = execute_plan(made, [Memory({"f": frame * 256})])
     assert not finished.arrays[0].any()
 
 
@@ -605,7 +607,7 @@ def test_a_fill_value_takes_no_memory_of_its_own() -> None:
     chunk = Chunk(Extent("i", 0, 2, b"\7\0"), ((0, 64), (0, 8)), ("fill",), "C", True)
     made = planned(leaf("w", values, boxes, "int32"), w=(chunk,))
     assert made.scratch_bytes == 0
-    (finished,) = execute(made, [Memory({})])
+    (finished,) = execute_plan(made, [Memory({})])
     assert all((a == 7).all() and a.dtype == np.int32 for a in finished.arrays)
 
 
@@ -614,9 +616,9 @@ def test_placing_is_the_same_by_the_public_calls(
     monkeypatch: pytest.MonkeyPatch, private: bool
 ) -> None:
     if not private:
-        monkeypatch.setattr(_place, "batched_put", lambda: None)
+        monkeypatch.setattr(place, "batched_put", lambda: None)
     else:
-        assert _put.batched_put() is not None, "this JAX has another private call: see _put.py"
+        assert put.batched_put() is not None, "this JAX has another private call: see _put.py"
     names = [
         "bool",
         "int8",
@@ -707,7 +709,7 @@ def _safetensors(tree: dict[str, np.ndarray]) -> bytes:
 
 
 def test_leaves_that_look_alike_share_all_but_their_names() -> None:
-    from templax._pytree import as_template
+    from templax._template.from_pytree import as_template
 
     leaf = jax.ShapeDtypeStruct((2,), jnp.float32, sharding=sharded(2, ("x",)))
     first, second = as_template({"a": leaf, "b": [leaf]}).targets
@@ -749,7 +751,7 @@ def test_the_collector_is_left_as_it_was() -> None:
 
 def test_the_command_shows_a_plan(tmp_path: Path) -> None:
     file = tmp_path / "t.json"
-    run = [sys.executable, "-m", "templax.cli"]
+    run = [sys.executable, "-m", "templax"]
     subprocess.run([*run, "template", RAW, "-o", file], check=True)
     done = subprocess.run([*run, "plan", RAW, file], capture_output=True, text=True, check=True)
     assert done.stdout == f"{tx.plan(RAW, _template(file))}\n"
@@ -772,6 +774,6 @@ def test_the_command_shows_a_plan(tmp_path: Path) -> None:
 
 
 def _template(file: Path) -> Any:
-    from templax._template import load
+    from templax._template.json_file import load_template
 
-    return load(file.read_bytes())
+    return load_template(file.read_bytes())

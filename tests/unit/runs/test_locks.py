@@ -11,14 +11,14 @@ import threading
 import pytest
 
 import templax as tx
-from templax._run_locks import LOCK, WriterLock, reading
-from templax.sources._disk import Disk
-from templax.sources._leftovers import withdraw
+from templax._runs.locks import LOCK, WriterLock, hold_for_reading
+from templax.storage.disk import Disk
+from templax.storage.leftovers import delete_checkpoint
 from templax.testing import FaultyDisk
 
 HOLD = """
 import sys
-from templax._run_locks import WriterLock, reading
+from templax._runs.locks import WriterLock, hold_for_reading as reading
 def wait():
     print("held", flush=True)
     sys.stdin.read()
@@ -168,13 +168,13 @@ def test_what_is_read_is_not_deleted_and_what_was_deleted_is_not_read(tmp_path, 
     step.mkdir()
     (step / "data").touch()
     process = holder("read", step)
-    assert withdraw(step) is False
-    with reading(str(step)) as there:  # any number may
+    assert delete_checkpoint(step) is False
+    with hold_for_reading(str(step)) as there:  # any number may
         assert there
     assert (step / "data").exists()
     process.communicate()
-    assert withdraw(step) is True
-    with reading(str(step)) as there:
+    assert delete_checkpoint(step) is True
+    with hold_for_reading(str(step)) as there:
         assert not there
     assert list(tmp_path.iterdir()) == []
 
@@ -186,7 +186,7 @@ def test_a_reader_waits_for_who_deletes_and_is_told(tmp_path):
     told = []
 
     def read():
-        with reading(str(step)) as there:
+        with hold_for_reading(str(step)) as there:
             told.append(there)
 
     class Watched(Disk):
@@ -197,6 +197,6 @@ def test_a_reader_waits_for_who_deletes_and_is_told(tmp_path):
             super().rename(old, new)
 
     thread = threading.Thread(target=read)
-    assert withdraw(step, Watched())
+    assert delete_checkpoint(step, Watched())
     thread.join()
     assert told == [False]

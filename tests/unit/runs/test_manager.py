@@ -18,12 +18,13 @@ import pytest
 
 import templax as tx
 from helpers import CORPUS
-from templax import _api, _saving
-from templax._run_locks import LOCK, reading
-from templax._steps import run
-from templax.sources import Staging
-from templax.sources._disk import DISK, Disk
-from templax.sources._leftovers import TEMPORARY, temporary, withdraw
+from templax._restore import api
+from templax._runs.locks import LOCK, hold_for_reading
+from templax._runs.steps import read_run
+from templax._save import job as job_module
+from templax.storage import Staging
+from templax.storage.disk import DISK, Disk
+from templax.storage.leftovers import TEMPORARY, delete_checkpoint, temporary_path
 
 TWO_ITEMS = CORPUS / "orbax-0.12.8-manager" / "ckpt"
 
@@ -58,7 +59,7 @@ def test_the_latest_committed_step_is_restored(tmp_path):
     assert (manager.steps(), manager.latest()) == ([7, 20], 20)
     shutil.rmtree(tmp_path / "7" / "d")
     assert manager.restore(SCALE, **AT)["scale"].dtype == jnp.float32
-    with pytest.raises(tx.Damaged):
+    with pytest.raises(tx.Corrupted):
         manager.restore(SCALE, 7, **AT)
 
 
@@ -146,13 +147,13 @@ def test_a_step_that_is_deleted_between_its_listing_and_its_reading_is_not_misse
 def test_a_step_is_locked_while_it_is_restored(tmp_path, monkeypatch):
     copied(tmp_path, ["7"])
     seen = []
-    restoring = _api._run
+    restoring = api._run
 
     def watched(plan):
-        seen.append(withdraw(tmp_path / "7"))
+        seen.append(delete_checkpoint(tmp_path / "7"))
         return restoring(plan)
 
-    monkeypatch.setattr(_api, "_run", watched)
+    monkeypatch.setattr(api, "_run", watched)
     tx.Manager(tmp_path).restore(SCALE, **AT)
     assert seen == [False]
     assert (tmp_path / "7").exists()
@@ -212,7 +213,7 @@ def test_a_checkpoint_is_no_run(path):
     ("make", "says"),
     [
         (lambda: tx.Manager(""), 'Expected a path, got ""'),
-        (lambda: tx.Manager(tx.sources.Memory({})), "Expected a path, got Memory"),
+        (lambda: tx.Manager(tx.storage.Memory({})), "Expected a path, got Memory"),
         (
             lambda: tx.Manager("x", item=""),
             "Expected item= a name (str), and not `metrics`, got ''",
@@ -256,7 +257,7 @@ def test_what_was_saved_in_the_background_is_restored(tmp_path):
     catalog = tx.open(tmp_path / "a" / "run" / "7")
     assert catalog.metadata["custom_metadata"] == {"from": "x"}
     assert catalog.metadata["step"] == 7
-    (found,) = run(tx.sources.Local(tmp_path / "a" / "run")).steps
+    (found,) = read_run(tx.storage.Local(tmp_path / "a" / "run")).steps
     assert (found.committed, found.items) == (True, {"default": "pytree", "metrics": "json"})
 
 
@@ -285,7 +286,7 @@ def test_a_save_takes_the_options_of_save(tmp_path):
 def test_a_step_that_is_there_is_replaced_only_if_asked(tmp_path):
     with tx.Manager(tmp_path) as manager:
         manager.save(1, TREE, wait=True)
-        with pytest.raises(tx.Exists):
+        with pytest.raises(tx.AlreadyExists):
             manager.save(1, {"w": jnp.ones(3)})
         assert manager.restore(WANT)["w"][0, 1] == 1
         manager.save(1, {"w": jnp.ones(3)}, overwrite=True)
@@ -487,7 +488,7 @@ def test_killed_at_any_time_a_run_goes_on_from_its_latest_step(tmp_path, delay_s
         for step in manager.steps():
             tree = manager.restore({"w": jnp.zeros(1000, jnp.int32)}, step, verify="required")
             assert (tree["w"] == step).all()
-        for left in run(tx.sources.Local(tmp_path)).leftovers:
+        for left in read_run(tx.storage.Local(tmp_path)).leftovers:
             manager.save(left.step, TREE, wait=True)
     assert all(name.isdigit() for name in names(tmp_path))
 
@@ -517,7 +518,7 @@ def test_a_step_that_is_read_goes_later(tmp_path, caplog):
     caplog.set_level(logging.INFO, "templax")
     with tx.Manager(tmp_path, keep=1) as manager:
         manager.save(1, TREE, wait=True)
-        with reading(manager.path(1)):
+        with hold_for_reading(manager.path(1)):
             manager.save(2, TREE, wait=True)
             assert manager.steps() == [1, 2]
             assert f"step 1 of {tmp_path} is being read, and stays for now" in caplog.messages
@@ -559,7 +560,7 @@ def test_uncommitted_steps_and_those_of_other_names_are_left(tmp_path):
 def test_what_killed_programs_left_is_removed_and_of_others_than_templax_is_left(tmp_path):
     """Of a save of the step, and of the deletion of one that nobody will save again."""
     for step in ("3", "1"):
-        Path(temporary(str(tmp_path / step))).mkdir()
+        Path(temporary_path(str(tmp_path / step))).mkdir()
     (tmp_path / "2.orbax-checkpoint-tmp").mkdir()
     with tx.Manager(tmp_path) as manager, Staging(tmp_path / "4", overwrite=False) as live:
         manager.save(3, TREE, wait=True)
@@ -572,7 +573,7 @@ def test_what_a_killed_save_left_and_cannot_be_removed_is_in_nobodys_way(
     def rmdir(path):
         raise OSError(errno.EACCES, os.strerror(errno.EACCES), path)
 
-    lost = Path(temporary(str(tmp_path / "3")))
+    lost = Path(temporary_path(str(tmp_path / "3")))
     lost.mkdir()
     with tx.Manager(tmp_path) as manager:
         with monkeypatch.context() as patched:
@@ -617,7 +618,7 @@ def test_a_step_that_was_not_begun_is_named_by_the_failure_before(tmp_path, monk
         raise tx.SaveError("No space is left")
 
     with monkeypatch.context() as patch:
-        patch.setattr(_saving.Job, "_describe", full)
+        patch.setattr(job_module.Job, "_describe", full)
         manager.save(1, {"w": np.ones(3)})._ended.wait()
     with pytest.raises(tx.SaveError, match="and step 2 was not begun: No space is left"):
         manager.save(2, {"w": np.ones(3)})

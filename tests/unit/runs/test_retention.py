@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import templax as tx
-from templax._keep import as_keep, kept, ranked
+from templax._runs.retention import as_keep, rank_steps, select_kept
 
 NUMBERS = st.none() | st.integers(1, 9)
 VALUES = st.floats() | st.integers(-3, 3) | st.sampled_from([True, "low", None, [1.0]])
@@ -37,7 +37,7 @@ def numbers(steps):
 
 @given(STEPS, rules())
 def test_the_latest_stays_and_nothing_is_made_up(steps, keep):
-    stay = kept(steps, keep)
+    stay = select_kept(steps, keep)
     assert set(stay) <= set(steps)
     assert list(stay) == sorted(stay)
     assert not steps or max(steps) in stay
@@ -49,17 +49,19 @@ def test_what_stays_is_the_union_of_what_each_rule_keeps(steps, keep):
     alone = [tx.Keep(last=keep.last)] if keep.last else []
     alone += [tx.Keep(every=keep.every)] if keep.every else []
     alone += [tx.Keep(best=keep.best, metric=keep.metric, mode=keep.mode)] if keep.best else []
-    assert set(kept(steps, keep)) == {step for rule in alone for step in kept(steps, rule)}
+    assert set(select_kept(steps, keep)) == {
+        step for rule in alone for step in select_kept(steps, rule)
+    }
 
 
 @given(STEPS, st.integers(1, 9))
 def test_last_keeps_so_many_of_the_latest(steps, last):
-    assert list(kept(steps, tx.Keep(last=last))) == sorted(steps)[-last:]
+    assert list(select_kept(steps, tx.Keep(last=last))) == sorted(steps)[-last:]
 
 
 @given(STEPS, st.integers(1, 9))
 def test_every_keeps_multiples(steps, every):
-    stay = kept(steps, tx.Keep(every=every))
+    stay = select_kept(steps, tx.Keep(every=every))
     assert set(stay) - {max(steps, default=0)} == {
         s for s in steps if s % every == 0 and s != max(steps)
     }
@@ -68,7 +70,7 @@ def test_every_keeps_multiples(steps, every):
 @given(STEPS, st.integers(1, 9), st.sampled_from(["min", "max"]))
 def test_best_keeps_none_that_is_worse_than_one_that_goes(steps, best, mode):
     losses = numbers(steps)
-    stay = kept(steps, tx.Keep(best=best, metric="loss", mode=mode))
+    stay = select_kept(steps, tx.Keep(best=best, metric="loss", mode=mode))
     chosen = {step for step, why in stay.items() if "best" in why}
     assert len(chosen) == min(best, len(losses))
     assert chosen <= set(losses)
@@ -89,13 +91,13 @@ def test_one_more_rule_never_lets_a_step_go(steps, keep, more):
         metric=keep.metric or more.metric,
         mode=keep.mode if keep.best else more.mode,
     )
-    assert set(kept(steps, keep)) <= set(kept(steps, both))
+    assert set(select_kept(steps, keep)) <= set(select_kept(steps, both))
 
 
 def test_the_reasons_are_said():
     steps = {0: {"loss": 0.5}, 1: {"loss": 0.1}, 2: {}, 3: {"loss": math.nan}, 4: {}}
     keep = tx.Keep(last=2, every=2, best=1, metric="loss")
-    assert kept(steps, keep) == {
+    assert select_kept(steps, keep) == {
         0: "every 2",
         1: "best 1 by loss",
         2: "every 2",
@@ -106,8 +108,8 @@ def test_the_reasons_are_said():
 
 def test_of_equal_ones_the_later_is_better_and_infinities_are_numbers():
     steps = {1: {"m": 1}, 2: {"m": 1.0}, 3: {"m": -math.inf}, 4: {"m": 10**400}, 5: {"m": "x"}}
-    assert ranked(steps, "m", "min") == [3, 2, 1, 4]
-    assert ranked(steps, "m", "max") == [4, 2, 1, 3]
+    assert rank_steps(steps, "m", "min") == [3, 2, 1, 4]
+    assert rank_steps(steps, "m", "max") == [4, 2, 1, 3]
 
 
 def test_a_number_is_so_many_of_the_latest():
@@ -129,7 +131,7 @@ def test_a_number_is_so_many_of_the_latest():
         (lambda: tx.Keep(last=2, mode="low"), 'Expected mode="min" or "max", got \'low\''),
         (lambda: as_keep(0), "Expected keep= an int of at least 1, got 0"),
         (lambda: as_keep(2.0), "Expected keep= a number of steps or a templax.Keep, got 2.0"),
-        (lambda: ranked({}, "loss", "least"), 'Expected mode="min" or "max", got \'least\''),
+        (lambda: rank_steps({}, "loss", "least"), 'Expected mode="min" or "max", got \'least\''),
     ],
 )
 def test_a_rule_that_means_nothing_is_refused(make, says):

@@ -8,9 +8,9 @@ import shutil
 import pytest
 
 from helpers import CORPUS
-from templax._steps import run
-from templax.formats._orbax_root import Step, step_name
-from templax.sources import Local, Memory
+from templax._runs.steps import read_run
+from templax.formats.orbax.directory import Step, step_name
+from templax.storage import Local, Memory
 
 MANAGERS = sorted(case.name for case in CORPUS.glob("*-manager"))
 UNFINISHED = "is the temporary directory of a save that never finished"
@@ -40,7 +40,7 @@ def step(tmp_path):
 
 @pytest.mark.parametrize("case", MANAGERS)
 def test_a_run_of_any_generation_is_listed(case):
-    found = run(Local(CORPUS / case / "ckpt"))
+    found = read_run(Local(CORPUS / case / "ckpt"))
     assert [d.step for d in found.steps] == [10, 20] == list(found.committed)
     assert found.leftovers == ()
     for directory in found.steps:
@@ -62,7 +62,7 @@ def test_a_run_of_any_generation_is_listed(case):
     ["orbax-0.12.8-default/ckpt", "orbax-0.12.8-manager/ckpt/10", "safetensors-plain", ".", "none"],
 )
 def test_what_is_no_directory_of_steps_is_none(path):
-    assert run(Local(CORPUS / path)) is None
+    assert read_run(Local(CORPUS / path)) is None
 
 
 def test_metrics_are_those_of_the_item_or_else_of_the_metadata(step, tmp_path):
@@ -70,7 +70,7 @@ def test_metrics_are_those_of_the_item_or_else_of_the_metadata(step, tmp_path):
     step("2").joinpath("_CHECKPOINT_METADATA").write_text('{"metrics": {"loss": 0.25}}')
     step("3", metrics="[1]")
     step("4", metrics="{")
-    by_step = {d.step: d.metrics for d in run(Local(tmp_path)).steps}
+    by_step = {d.step: d.metrics for d in read_run(Local(tmp_path)).steps}
     assert math.isnan(by_step[1].pop("loss"))
     assert by_step == {1: {"n": 3, "by": {"set": 0.5}}, 2: {"loss": 0.25}, 3: {}, 4: {}}
 
@@ -83,7 +83,7 @@ def test_unfinished_saves_are_told_apart_and_why(step, tmp_path):
     (tmp_path / "best.orbax-checkpoint-tmp-7").mkdir()
     (tmp_path / "best.orbax-checkpoint-tmp-7" / "data").write_bytes(b"12345")
     (tmp_path / "logs").mkdir()
-    found = run(Local(tmp_path))
+    found = read_run(Local(tmp_path))
     assert list(found.committed) == [10]
     assert {d.key: (d.step, d.problem) for d in found.leftovers} == {
         "20": (
@@ -106,13 +106,13 @@ def test_a_time_that_means_nothing_gives_way_to_that_of_the_files(step, tmp_path
         path = step(str(number), commit_timestamp_nsecs=claimed)
         for below in [path, *path.rglob("*")]:
             os.utime(below, (1e9, 1e9 + number))
-    assert [d.saved for d in run(Local(tmp_path)).steps] == [1e9 + n for n in range(4)]
+    assert [d.saved for d in read_run(Local(tmp_path)).steps] == [1e9 + n for n in range(4)]
 
 
 def test_without_sizes_no_file_is_looked_at(step, tmp_path):
     step("1")
     step("2", commit_timestamp_nsecs=None)
-    assert [(d.nbytes, d.saved) for d in run(Local(tmp_path), sizes=False).steps] == [
+    assert [(d.nbytes, d.saved) for d in read_run(Local(tmp_path), sizes=False).steps] == [
         (None, 1e9),
         (None, None),
     ]
@@ -121,7 +121,7 @@ def test_without_sizes_no_file_is_looked_at(step, tmp_path):
 def test_a_source_without_times_has_none():
     case = CORPUS / "orbax-0.4.4-manager" / "ckpt"
     held = {str(p.relative_to(case)): p.read_bytes() for p in case.rglob("*") if p.is_file()}
-    found = run(Memory(held))
+    found = read_run(Memory(held))
     assert [(d.step, d.saved, d.nbytes) for d in found.steps] == [
         (n, None, files(case / str(n))) for n in (10, 20)
     ]

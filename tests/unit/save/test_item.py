@@ -13,17 +13,18 @@ import numpy as np
 import pytest
 
 import templax as tx
-from templax._item import Json
-from templax._save import _request, start
-from templax.formats._orbax_root import items
-from templax.sources import Local, Staging
+from templax._save.background import start_save
+from templax._save.item import Json
+from templax._save.options import make_options
+from templax.formats.orbax.directory import list_items
+from templax.storage import Local, Staging
 from templax.testing import FaultyDisk
 
 
 def _save(path: Any, items: dict[str, Any], *, wait: bool = True, **options: Any) -> tx.Saved:
     asked: dict[str, Any] = dict.fromkeys(("metadata", "compression", "memory", "threads"))
     asked |= {"format": "orbax", "overwrite": False, "on_progress": None} | options
-    return start(path, items, _request(**asked), wait=wait)
+    return start_save(path, items, make_options(**asked), wait=wait)
 
 
 @pytest.fixture
@@ -47,7 +48,7 @@ def test_trees_and_json_come_back_by_name(
     jax.tree.map(np.testing.assert_array_equal, tx.restore(tmp_path / "s/ema", ema), ema)
     assert json.loads((tmp_path / "s/meta/metadata").read_text()) == {"lr": 0.5, "tags": ["a"]}
     kinds = {"ema": "pytree", "meta": "json", "state": "pytree"}
-    assert items(Local(str(tmp_path / "s"))) == kinds
+    assert list_items(Local(str(tmp_path / "s"))) == kinds
     assert saved.leaves == 5
     assert saved.nbytes == sum((tmp_path / "s" / f).stat().st_size for f in _files(tmp_path / "s"))
     assert saved.fingerprint == tx.fingerprint({"state": state, "ema": ema})

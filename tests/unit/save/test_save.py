@@ -20,9 +20,11 @@ import pytest
 
 import templax as tx
 from helpers import CORPUS
-from templax import _item, _layout, _saving, _snapshot, _write
-from templax.formats import _index
-from templax.formats._zarr_metadata import DTYPES
+from templax._core import chunk_grid
+from templax._core.dtypes import DTYPES
+from templax._save import item, snapshot, writer
+from templax._save import job as job_module
+from templax.formats.orbax import checksum_index
 
 SAVED_BY_ORBAX = [
     path
@@ -93,7 +95,7 @@ def test_every_kind_of_leaf_comes_back(
 ) -> None:
     saved = tx.save(tmp_path / "ckpt", tree, compression=compression, wait=wait).wait()
     if not index:  # as who else reads it would
-        (tmp_path / "ckpt" / _index.FILE).unlink()
+        (tmp_path / "ckpt" / checksum_index.INDEX_FILE).unlink()
         # Orbax has no complex scalar: it is an array to whoever does not read the index.
         tree["numbers"]["complex"] = np.asarray(1j)
     restored = tx.restore(tmp_path / "ckpt", tree, verify="required" if index else "available")
@@ -111,7 +113,7 @@ def test_a_cpu_has_the_name_that_every_orbax_finds(tmp_path: Path) -> None:
 def test_the_index_and_orbaxs_files_say_the_same(tree: Any, tmp_path: Path) -> None:
     tx.save(tmp_path / "ckpt", tree, metadata={"run": 3})
     ours = tx.open(tmp_path / "ckpt")
-    (tmp_path / "ckpt" / _index.FILE).unlink()
+    (tmp_path / "ckpt" / checksum_index.INDEX_FILE).unlink()
     theirs = tx.open(tmp_path / "ckpt")
     assert ours.evidence != theirs.evidence
 
@@ -164,7 +166,7 @@ def test_a_recorded_fingerprint_is_that_of_an_opened_checkpoint(tree: Any, tmp_p
     for path in (tmp_path / "ckpt", str(tmp_path / "ckpt")):
         with pytest.raises(tx.UsageError, match="got a path"):
             tx.fingerprint(path)
-    (tmp_path / "ckpt" / _index.FILE).unlink()
+    (tmp_path / "ckpt" / checksum_index.INDEX_FILE).unlink()
     with pytest.raises(tx.UsageError, match="that templax saved"):
         tx.fingerprint(tx.open(tmp_path / "ckpt"))
 
@@ -263,7 +265,7 @@ def test_an_argument_that_means_nothing_is_refused(wrong: dict[str, Any], tmp_pa
 
 def test_nothing_is_overwritten_unasked(tmp_path: Path) -> None:
     tx.save(tmp_path / "ckpt", {"w": jnp.zeros(3)})
-    with pytest.raises(tx.Exists, match="ckpt"):
+    with pytest.raises(tx.AlreadyExists, match="ckpt"):
         tx.save(tmp_path / "ckpt", {"w": jnp.ones(3)})
     assert tx.restore(tmp_path / "ckpt", {"w": jnp.ones(3)})["w"].sum() == 0
     tx.save(tmp_path / "ckpt", {"w": jnp.ones(3)}, overwrite=True)
@@ -354,13 +356,13 @@ def test_donated_arrays_are_saved_as_they_were(
 ) -> None:
     """While they are being written: a step would overwrite them in place, were they not held."""
     go = threading.Event()
-    real = _write.Writer._write_chunks
+    real = writer.Writer._write_chunks
 
     def late(*args: Any) -> None:
         assert go.wait(60)
         real(*args)
 
-    monkeypatch.setattr(_write.Writer, "_write_chunks", late)
+    monkeypatch.setattr(writer.Writer, "_write_chunks", late)
     values = jnp.arange(1_000_000, dtype=jnp.float32).reshape(8, -1)
     if sharded:
         mesh = jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
@@ -381,13 +383,13 @@ def test_donated_arrays_are_saved_as_they_were(
 def _blocked(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
     """Saves wait before they are committed until the event is set."""
     go = threading.Event()
-    describe = _saving.Job._describe
+    describe = job_module.Job._describe
 
     def wait(job: Any, files: Any) -> Any:
         assert go.wait(60)
         return describe(job, files)
 
-    monkeypatch.setattr(_saving.Job, "_describe", wait)
+    monkeypatch.setattr(job_module.Job, "_describe", wait)
     return go
 
 
@@ -426,7 +428,7 @@ def test_a_failure_nobody_waited_for_is_raised_at_the_next_save(
         raise tx.SaveError("No space is left", file="x")
 
     with monkeypatch.context() as patch:
-        patch.setattr(_saving.Job, "_describe", full)
+        patch.setattr(job_module.Job, "_describe", full)
         saved = tx.save(tmp_path / "1", {"w": jnp.ones(3)}, wait=False)
         saved._ended.wait()
     with pytest.raises(tx.SaveError, match="An earlier save failed: No space is left"):
@@ -441,7 +443,7 @@ def test_a_failure_that_was_waited_for_is_not_raised_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(_saving.Job, "_describe", lambda job, files: 1 / 0)
+        patch.setattr(job_module.Job, "_describe", lambda job, files: 1 / 0)
         saved = tx.save(tmp_path / "1", {"w": jnp.ones(3)}, wait=False)
         with pytest.raises(ZeroDivisionError):
             saved.wait()
@@ -525,14 +527,14 @@ def test_no_more_is_fetched_from_devices_than_memory_allows(
         return copy
 
     def leaves_of(tree: Any) -> Any:
-        leaves, empties = _snapshot.leaves_of(tree)
+        leaves, empties = snapshot.collect_leaves(tree)
         for leaf in leaves:
             ((box, own),) = leaf.pieces
             leaf.pieces = ((box, lambda own=own: fetch(own())),)
             leaf.transient = True
         return leaves, empties
 
-    monkeypatch.setattr(_item, "leaves_of", leaves_of)
+    monkeypatch.setattr(item, "collect_leaves", leaves_of)
     tree = {f"w{i:02}": np.full(leaf_bytes, i, np.uint8) for i in range(20)}
     tx.save(tmp_path / "ckpt", tree, memory=3 * leaf_bytes, threads=8)
     assert leaf_bytes <= most <= 3 * leaf_bytes
@@ -550,7 +552,7 @@ def test_a_leaf_larger_than_the_memory_is_fetched_alone(
 def test_jax_keeps_no_copy_that_a_save_made() -> None:
     """Else a save would leave the tree in host memory, too, as long as its arrays live."""
     packed = jnp.arange(8).astype(jnp.int4)  # of which JAX has no view
-    leaves, _ = _snapshot.leaves_of({"x": packed})
+    leaves, _ = snapshot.collect_leaves({"x": packed})
     assert [int(v) for v in leaves[0].pieces[0][1]()] == [0, 1, 2, 3, 4, 5, 6, 7]
     assert packed._npy_value is None  # pyright: ignore
 
@@ -606,7 +608,7 @@ def test_a_string_of_an_enum_is_its_value(tmp_path: Path) -> None:
 def test_more_text_than_a_restore_would_read_is_not_saved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_saving, "MAX_METADATA", 10_000)
+    monkeypatch.setattr(job_module, "MAX_METADATA", 10_000)
     with pytest.raises(tx.SaveError, match="which a restore would refuse"):
         tx.save(tmp_path / "ckpt", {"s": "a" * 10_001})
     assert os.listdir(tmp_path) == []
@@ -625,7 +627,7 @@ def test_a_leaf_is_one_range_at_a_multiple_of_64_and_maps(tree: Any, tmp_path: P
             assert chunk.extent.start % 64 == 0
             assert chunk.extent.nbytes == leaf.nbytes
             assert chunk.box == tuple((0, n) for n in leaf.shape)
-            assert chunk.block <= _layout.CHUNK_BYTES
+            assert chunk.block <= chunk_grid.CHUNK_BYTES
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     template = {"large": jax.ShapeDtypeStruct((1300, 1000), np.int32, sharding=here)}
     plan = tx.plan(catalog, template, extra="ignore", mapped=True)

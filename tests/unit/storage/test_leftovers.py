@@ -16,21 +16,25 @@ import pytest
 import templax as tx
 from disks import RefusingDisk, abandon_save, make_directory
 from helpers import list_names, read_files
-from templax.sources import (
-    Staging,
-    _leftovers,
+from templax.storage import Staging, leftovers
+from templax.storage.disk import Disk
+from templax.storage.leftovers import (
+    TEMPORARY,
+    delete_checkpoint,
+    find_abandoned,
+    find_abandoned_in,
+    is_abandoned,
+    remove_directory,
+    temporary_path,
 )
-from templax.sources._disk import Disk
-from templax.sources._leftovers import TEMPORARY, is_left, temporary
-from templax.sources._staging import remove, stale, stale_in, withdraw
 from templax.testing import FaultyDisk
 
 
 def test_a_save_in_progress_is_not_stale(tmp_path: Path) -> None:
     with Staging(tmp_path / "a", overwrite=False) as staging:
-        assert stale(tmp_path / "a") == []
+        assert find_abandoned(tmp_path / "a") == []
         with pytest.raises(tx.SaveError) as caught:
-            remove(staging.directory)
+            remove_directory(staging.directory)
         assert str(caught.value) == (
             f"Expected what a save left, found one that goes on - file `{staging.directory}`; "
             "hint: wait for it, or end that process"
@@ -43,7 +47,7 @@ def test_a_save_in_progress_is_not_stale(tmp_path: Path) -> None:
 def test_the_directory_of_a_dead_process_is_stale_at_once(tmp_path: Path) -> None:
     code = (
         "import os, sys\n"
-        "from templax.sources import Staging\n"
+        "from templax.storage.staging import Staging\n"
         "staging = Staging(sys.argv[1], overwrite=False)\n"
         "staging.put('x', b'1')\n"
         "print(staging.directory, flush=True)\n"
@@ -59,9 +63,9 @@ def test_the_directory_of_a_dead_process_is_stale_at_once(tmp_path: Path) -> Non
     assert process.stdout is not None
     directory = process.stdout.readline().strip()
     assert read_files(Path(directory)) == {"x": b"1"}
-    assert stale(tmp_path / "a") == []
+    assert find_abandoned(tmp_path / "a") == []
     process.communicate("")
-    assert stale(tmp_path / "a") == [directory]
+    assert find_abandoned(tmp_path / "a") == [directory]
 
 
 def test_only_leftovers_of_templax_for_this_name_are_stale(tmp_path: Path) -> None:
@@ -76,10 +80,10 @@ def test_only_leftovers_of_templax_for_this_name_are_stale(tmp_path: Path) -> No
         f"a{token}.bak",
     ):
         (tmp_path / other).mkdir()
-    assert stale(tmp_path / "a") == [str(left)]
-    assert stale(tmp_path / "nothing" / "a") == []
+    assert find_abandoned(tmp_path / "a") == [str(left)]
+    assert find_abandoned(tmp_path / "nothing" / "a") == []
     (tmp_path / "file").write_bytes(b"")
-    assert stale(tmp_path / "file" / "a") == []
+    assert find_abandoned(tmp_path / "file" / "a") == []
 
 
 def test_two_processes_can_find_a_leftover_at_once(tmp_path: Path) -> None:
@@ -87,7 +91,7 @@ def test_two_processes_can_find_a_leftover_at_once(tmp_path: Path) -> None:
     disk = Disk()
     fd = disk.open_directory(str(left))
     disk.lock(fd, shared=True)  # as a process that is looking holds it
-    assert stale(tmp_path / "a") == [str(left)]
+    assert find_abandoned(tmp_path / "a") == [str(left)]
     disk.close(fd)
 
 
@@ -100,13 +104,13 @@ def _set_age(directory: Path, seconds: float) -> None:
 def test_without_locks_a_leftover_is_stale_after_a_day_without_writes(tmp_path: Path) -> None:
     left = abandon_save(tmp_path / "a")
     none = RefusingDisk(lock=errno.ENOLCK)
-    assert stale(tmp_path / "a", none) == []
-    _set_age(left, _leftovers.QUIET_S - 60)
-    assert stale(tmp_path / "a", none) == []
-    _set_age(left, _leftovers.QUIET_S + 60)
-    assert stale(tmp_path / "a", none) == [str(left)]
+    assert find_abandoned(tmp_path / "a", none) == []
+    _set_age(left, leftovers.QUIET_S - 60)
+    assert find_abandoned(tmp_path / "a", none) == []
+    _set_age(left, leftovers.QUIET_S + 60)
+    assert find_abandoned(tmp_path / "a", none) == [str(left)]
     os.utime(left / "d" / "part")  # one file is enough
-    assert stale(tmp_path / "a", none) == []
+    assert find_abandoned(tmp_path / "a", none) == []
 
 
 def test_on_a_network_file_system_leftovers_of_other_machines_are_stale_after_a_day(
@@ -117,11 +121,11 @@ def test_on_a_network_file_system_leftovers_of_other_machines_are_stale_after_a_
     host, random = mine.name.removeprefix(f"a{TEMPORARY}-templax-").split("-")
     other = mine.with_name(f"a{TEMPORARY}-templax-{int(host, 16) ^ 1:08x}-{random}")
     make_directory(other)
-    assert stale(tmp_path / "a") == sorted(map(str, (mine, other)))
-    monkeypatch.setattr("templax.sources._local._file_system", lambda path: "nfs4")
-    assert stale(tmp_path / "a") == [str(mine)]
-    _set_age(other, _leftovers.QUIET_S + 60)
-    assert stale(tmp_path / "a") == sorted(map(str, (mine, other)))
+    assert find_abandoned(tmp_path / "a") == sorted(map(str, (mine, other)))
+    monkeypatch.setattr("templax.storage.local._file_system", lambda path: "nfs4")
+    assert find_abandoned(tmp_path / "a") == [str(mine)]
+    _set_age(other, leftovers.QUIET_S + 60)
+    assert find_abandoned(tmp_path / "a") == sorted(map(str, (mine, other)))
 
 
 def test_a_leftover_without_a_lock_is_renamed_before_it_is_removed(tmp_path: Path) -> None:
@@ -130,14 +134,16 @@ def test_a_leftover_without_a_lock_is_renamed_before_it_is_removed(tmp_path: Pat
         staging.put("x", b"1")
         staging.put("y", b"2")
         with pytest.raises(tx.SaveError, match="can't remove: Permission denied"):
-            remove(staging.directory, RefusingDisk(unlink=errno.EACCES, lock=errno.ENOLCK))
+            remove_directory(
+                staging.directory, RefusingDisk(unlink=errno.EACCES, lock=errno.ENOLCK)
+            )
         (left,) = tmp_path.iterdir()
         assert left.name.startswith("a.orbax-checkpoint-tmp-templax-")
         assert str(left) != staging.directory
         with pytest.raises(tx.SaveError, match="can't finish: No such file or directory"):
             staging.commit()
     assert list_names(tmp_path) == [left.name]
-    remove(left)
+    remove_directory(left)
     assert list_names(tmp_path) == []
 
 
@@ -145,17 +151,17 @@ def test_a_leftover_that_cannot_be_opened_is_stale_after_a_day(tmp_path: Path) -
     """For example one of another user."""
     left = abandon_save(tmp_path / "a")
     closed = RefusingDisk(open_directory=errno.EACCES)
-    assert stale(tmp_path / "a", closed) == []
-    _set_age(left, _leftovers.QUIET_S + 60)
-    assert stale(tmp_path / "a", closed) == [str(left)]
+    assert find_abandoned(tmp_path / "a", closed) == []
+    _set_age(left, leftovers.QUIET_S + 60)
+    assert find_abandoned(tmp_path / "a", closed) == [str(left)]
     with pytest.raises(tx.SaveError, match="can't remove: Permission denied"):
-        remove(left, closed)
+        remove_directory(left, closed)
 
 
 def test_looking_for_leftovers_on_a_failing_file_system_is_an_error(tmp_path: Path) -> None:
     abandon_save(tmp_path / "a")
     with pytest.raises(tx.SaveError) as caught:
-        stale(tmp_path / "a", RefusingDisk(lock=errno.EIO))
+        find_abandoned(tmp_path / "a", RefusingDisk(lock=errno.EIO))
     assert str(caught.value) == (
         f"can't look for what saves left in: Input/output error - file `{tmp_path}`; hint: "
         "the device or the network fails, see the system's log; save elsewhere"
@@ -170,7 +176,7 @@ def test_a_directory_that_cannot_be_listed_is_an_error(
 
     monkeypatch.setattr(os, "listdir", refuse)
     with pytest.raises(tx.SaveError) as caught:
-        stale(tmp_path / "a")
+        find_abandoned(tmp_path / "a")
     assert str(caught.value) == (
         f"can't list: Permission denied - file `{tmp_path}`; hint: save where you may write"
     )
@@ -182,29 +188,29 @@ def test_removing_does_not_follow_links(tmp_path: Path) -> None:
     (gone / "link").symlink_to(kept)
     (gone / "file").symlink_to(kept / "sub" / "old")
     (tmp_path / "latest").symlink_to("kept")
-    remove(gone)
-    withdraw(tmp_path / "latest")
+    remove_directory(gone)
+    delete_checkpoint(tmp_path / "latest")
     assert list_names(tmp_path) == ["kept"]
     assert read_files(kept) == {"sub/old": b"old"}
 
 
 def test_removing_a_missing_directory_is_not_an_error(tmp_path: Path) -> None:
-    remove(tmp_path / "a")
-    withdraw(tmp_path / "a")
-    remove(temporary(str(tmp_path / "a")))
+    remove_directory(tmp_path / "a")
+    delete_checkpoint(tmp_path / "a")
+    remove_directory(temporary_path(str(tmp_path / "a")))
     assert list_names(tmp_path) == []
 
 
 def test_a_file_under_a_temporary_name_is_stale(tmp_path: Path) -> None:
-    left = Path(temporary(str(tmp_path / "a")))
+    left = Path(temporary_path(str(tmp_path / "a")))
     left.write_bytes(b"")
-    assert stale(tmp_path / "a") == [str(left)]
-    remove(left)
+    assert find_abandoned(tmp_path / "a") == [str(left)]
+    remove_directory(left)
     assert list_names(tmp_path) == []
 
 
 def test_a_checkpoint_is_renamed_before_any_of_its_files_is_removed(tmp_path: Path) -> None:
-    for call in (remove, withdraw):
+    for call in (remove_directory, delete_checkpoint):
         make_directory(tmp_path / "a")
         disk = FaultyDisk()
         call(tmp_path / "a", disk)
@@ -220,13 +226,13 @@ def test_a_locked_checkpoint_is_not_removed(tmp_path: Path) -> None:
     fd = os.open(tmp_path / "a", os.O_RDONLY)
     fcntl.flock(fd, fcntl.LOCK_SH)
     disk = FaultyDisk()
-    assert withdraw(tmp_path / "a", disk) is False
+    assert delete_checkpoint(tmp_path / "a", disk) is False
     with pytest.raises(tx.SaveError, match="Expected what nobody uses, found a lock on it - file"):
-        remove(tmp_path / "a", disk)
+        remove_directory(tmp_path / "a", disk)
     assert "rename" not in {o.name for o in disk.trace}
     os.close(fd)
-    assert withdraw(tmp_path / "a") is True
-    assert withdraw(tmp_path / "a") is True
+    assert delete_checkpoint(tmp_path / "a") is True
+    assert delete_checkpoint(tmp_path / "a") is True
     assert list_names(tmp_path) == []
 
 
@@ -234,18 +240,18 @@ def test_leftovers_of_other_programs_count_after_a_day_without_writes(tmp_path: 
     """Other programs take no locks."""
     (tmp_path / "a.orbax-checkpoint-tmp" / "b").mkdir(parents=True)
     (tmp_path / "a.orbax-checkpoint-tmp" / "b" / "c").touch()
-    assert not is_left(tmp_path / "a.orbax-checkpoint-tmp")
+    assert not is_abandoned(tmp_path / "a.orbax-checkpoint-tmp")
     for path in (tmp_path / "a.orbax-checkpoint-tmp", *tmp_path.rglob("?")):
-        os.utime(path, (time.time() - _leftovers.QUIET_S - 9,) * 2)
-    assert is_left(tmp_path / "a.orbax-checkpoint-tmp")
+        os.utime(path, (time.time() - leftovers.QUIET_S - 9,) * 2)
+    assert is_abandoned(tmp_path / "a.orbax-checkpoint-tmp")
     (tmp_path / "a.orbax-checkpoint-tmp" / "b" / "c").write_bytes(b"d")
-    assert not is_left(tmp_path / "a.orbax-checkpoint-tmp")
+    assert not is_abandoned(tmp_path / "a.orbax-checkpoint-tmp")
 
 
 def test_the_parent_directory_is_synced_before_a_leftover_is_removed(tmp_path: Path) -> None:
     """The killed save may have swapped it out; a power loss would undo a swap not yet synced."""
     left, disk = abandon_save(tmp_path / "a"), FaultyDisk()
-    remove(left, disk)
+    remove_directory(left, disk)
     order = [(o.name, o.path) for o in disk.trace]
     first = next(i for i, (name, _) in enumerate(order) if name in ("unlink", "rmdir"))
     assert ("fsync", str(tmp_path)) in order[:first]
@@ -297,11 +303,11 @@ def test_a_save_that_runs_out_of_space_removes_leftovers(
 
 
 def test_stale_in_lists_all_leftovers_of_a_directory(tmp_path: Path) -> None:
-    assert stale_in(tmp_path / "nothing") == []
+    assert find_abandoned_in(tmp_path / "nothing") == []
     left = [abandon_save(tmp_path / name) for name in ("a", "b", "b", "n" * 255)]
     (tmp_path / f"a{TEMPORARY}-17").mkdir()
     with Staging(tmp_path / "c", overwrite=False):
-        assert stale_in(tmp_path) == sorted(map(str, left))
+        assert find_abandoned_in(tmp_path) == sorted(map(str, left))
 
 
 def test_threads_can_remove_a_directory_together(tmp_path: Path) -> None:
@@ -309,7 +315,7 @@ def test_threads_can_remove_a_directory_together(tmp_path: Path) -> None:
         (tmp_path / "a" / str(i % 7)).mkdir(parents=True, exist_ok=True)
         (tmp_path / "a" / str(i % 7) / str(i)).write_bytes(b"")
     with ThreadPoolExecutor(4) as pool:
-        for _ in pool.map(lambda _: _leftovers.delete(str(tmp_path / "a"), Disk()), range(4)):
+        for _ in pool.map(lambda _: leftovers.delete_tree(str(tmp_path / "a"), Disk()), range(4)):
             pass
     assert list_names(tmp_path) == []
 
@@ -324,5 +330,5 @@ def test_a_directory_deeper_than_the_recursion_limit_is_removed(tmp_path: Path) 
         os.close(before)
     os.close(at)
     os.close(fd)
-    remove(tmp_path / "a")
+    remove_directory(tmp_path / "a")
     assert list_names(tmp_path) == []

@@ -14,11 +14,9 @@ import pytest
 import templax as tx
 from disks import RefusingDisk, make_directory
 from helpers import list_names, read_files
-from templax.sources import (
-    Staging,
-)
-from templax.sources._disk import Disk
-from templax.sources._staging import remove
+from templax.storage import Staging
+from templax.storage.disk import Disk
+from templax.storage.leftovers import remove_directory
 from templax.testing import FaultyDisk
 
 
@@ -209,12 +207,12 @@ def test_a_new_staging_directory_that_another_process_removes_is_made_again(tmp_
                 self.looking = Disk.open_directory(self, path)
                 Disk.lock(self, self.looking)
             if self.made == 2:  # remove it before it is opened
-                remove(path)
+                remove_directory(path)
 
         def open_directory(self, path: str) -> int:
             fd = super().open_directory(path)
             if self.made in (3, 4):  # remove it after it is opened
-                remove(path)
+                remove_directory(path)
             if self.made == 4:  # and make another in its place
                 os.mkdir(path)
             return fd
@@ -232,7 +230,7 @@ def test_a_save_fails_if_its_directory_is_always_removed_at_once(tmp_path: Path)
     class Meddler(Disk):
         def mkdir(self, path: str) -> None:
             super().mkdir(path)
-            remove(path)
+            remove_directory(path)
 
     with pytest.raises(tx.SaveError, match="can't save: No such file or directory; nothing was "):
         Staging(tmp_path / "a", overwrite=False, disk=Meddler())

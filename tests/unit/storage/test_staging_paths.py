@@ -10,15 +10,14 @@ import pytest
 import templax as tx
 from disks import abandon_save, make_directory
 from helpers import list_names, read_files
-from templax.sources import (
-    Memory,
-    Sink,
-    SinkFile,
-    Staging,
-    open_staging,
+from templax.storage import Memory, Sink, SinkFile, Staging, open_staging
+from templax.storage.leftovers import (
+    TEMPORARY,
+    delete_checkpoint,
+    find_abandoned,
+    remove_directory,
+    temporary_path,
 )
-from templax.sources._leftovers import TEMPORARY, temporary
-from templax.sources._staging import remove, stale, withdraw
 
 
 def test_the_path_does_not_depend_on_a_later_chdir(
@@ -41,9 +40,9 @@ def test_a_home_directory_is_expanded(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setenv("HOME", str(tmp_path))
     make_directory(tmp_path / "b")
     assert abandon_save(Path("~/a")).parent == tmp_path
-    assert [Path(p).parent for p in stale("~/a")] == [tmp_path]
-    remove(stale("~/a")[0])
-    withdraw("~/b")
+    assert [Path(p).parent for p in find_abandoned("~/a")] == [tmp_path]
+    remove_directory(find_abandoned("~/a")[0])
+    delete_checkpoint("~/b")
     assert list_names(tmp_path) == []
 
 
@@ -103,7 +102,11 @@ def test_the_error_for_a_long_name_suggests_a_shorter_one(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("path", ["a\0b", "a\ud800b"])
 def test_a_string_that_is_not_a_path_is_refused(path: str) -> None:
-    for call in (lambda: Staging(path, overwrite=False), lambda: stale(path), lambda: remove(path)):
+    for call in (
+        lambda: Staging(path, overwrite=False),
+        lambda: find_abandoned(path),
+        lambda: remove_directory(path),
+    ):
         with pytest.raises(tx.UsageError, match="Expected a path, got "):
             call()
 
@@ -118,18 +121,18 @@ def test_the_longest_names_have_distinct_temporary_names(name: str, tmp_path: Pa
     left = abandon_save(path)
     assert TEMPORARY in left.name
     assert len(os.fsencode(left.name)) <= 255
-    assert stale(path) == [str(left)]
-    assert all(stale(other) == [] for other in others if other != path)
+    assert find_abandoned(path) == [str(left)]
+    assert all(find_abandoned(other) == [] for other in others if other != path)
     with Staging(path, overwrite=False) as staging:
         staging.put("x", b"1")
         staging.commit()
-    withdraw(path)
-    remove(left)
+    delete_checkpoint(path)
+    remove_directory(left)
     assert list_names(tmp_path) == []
 
 
 def test_temporary_names_are_unique(tmp_path: Path) -> None:
-    assert len({temporary(str(tmp_path / "a")) for _ in range(100)}) == 100
+    assert len({temporary_path(str(tmp_path / "a")) for _ in range(100)}) == 100
 
 
 def test_paths_and_file_urls_are_staged(tmp_path: Path) -> None:
@@ -142,7 +145,7 @@ def test_paths_and_file_urls_are_staged(tmp_path: Path) -> None:
         file.close()
         sink.commit()
         assert read_files(tmp_path / str(i)) == {"x": b""}
-        with pytest.raises(tx.Exists):
+        with pytest.raises(tx.AlreadyExists):
             open_staging(url, overwrite=False)
 
 

@@ -13,17 +13,15 @@ import pytest
 import templax as tx
 from disks import RefusingDisk, make_directory
 from helpers import list_names, read_files
-from templax.sources import (
-    Staging,
-    _disk,
-)
-from templax.sources._disk import Disk
-from templax.sources._staging import remove, stale
+from templax.storage import Staging
+from templax.storage import disk as disk_module
+from templax.storage.disk import Disk
+from templax.storage.leftovers import find_abandoned, remove_directory
 
 
 def test_a_directory_is_not_replaced_without_overwrite(tmp_path: Path) -> None:
     make_directory(tmp_path / "a")
-    with pytest.raises(tx.Exists) as caught:
+    with pytest.raises(tx.AlreadyExists) as caught:
         Staging(tmp_path / "a", overwrite=False)
     assert str(caught.value) == (
         "Expected nothing or an empty directory, found one that is not empty "
@@ -84,7 +82,7 @@ def test_files_and_links_are_never_replaced(make: object, overwrite: bool, tmp_p
         Staging(tmp_path / "a", overwrite=overwrite)
     assert caught.value.what == f"Expected nothing or a directory, found {found}"
     assert caught.value.file == f"{tmp_path}/a"
-    assert isinstance(caught.value, tx.Exists) == (not overwrite)
+    assert isinstance(caught.value, tx.AlreadyExists) == (not overwrite)
     assert list_names(tmp_path) == before
 
 
@@ -104,7 +102,7 @@ def test_a_directory_made_during_a_save_is_not_replaced_without_overwrite(tmp_pa
     with Staging(tmp_path / "a", overwrite=False) as staging:
         staging.put("new", b"new")
         make_directory(tmp_path / "a")
-        with pytest.raises(tx.Exists, match="found one that is not empty"):
+        with pytest.raises(tx.AlreadyExists, match="found one that is not empty"):
             staging.commit()
     assert read_files(tmp_path / "a") == {"sub/old": b"old"}
     assert list_names(tmp_path) == ["a"]
@@ -132,7 +130,7 @@ def test_of_concurrent_saves_exactly_one_remains(tmp_path: Path) -> None:
         for name, staging in (("1", one), ("2", two), ("3", three)):
             staging.put(name, b"")
         one.commit()
-        with pytest.raises(tx.Exists):
+        with pytest.raises(tx.AlreadyExists):
             two.commit()
         assert list_names(tmp_path / "a") == ["1"]
         three.commit()
@@ -148,8 +146,8 @@ def test_a_save_succeeds_if_the_old_checkpoint_cannot_be_removed(tmp_path: Path)
     assert read_files(tmp_path / "a") == {"new": b"new"}
     assert staging.left == (staging.directory,)
     assert read_files(Path(staging.directory)) == {"sub/old": b"old"}
-    assert stale(tmp_path / "a") == [staging.directory]
-    remove(staging.directory)
+    assert find_abandoned(tmp_path / "a") == [staging.directory]
+    remove_directory(staging.directory)
     assert list_names(tmp_path) == ["a"]
 
 
@@ -216,7 +214,7 @@ def test_a_c_library_without_exchange_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Old C libraries lack `renameat2`."""
-    monkeypatch.setattr(_disk, "_swap", lambda: None)
+    monkeypatch.setattr(disk_module, "_swap", lambda: None)
     make_directory(tmp_path / "a")
     with pytest.raises(tx.SaveError, match="can't swap two directories"):
         Staging(tmp_path / "a", overwrite=True)
@@ -227,7 +225,7 @@ def test_fsync_is_used_where_full_fsync_is_not_supported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """macOS has both; some of its file systems support only one."""
-    monkeypatch.setattr(_disk, "_FULL_FSYNC", 1 << 20)  # not a command of fcntl: EINVAL
+    monkeypatch.setattr(disk_module, "_FULL_FSYNC", 1 << 20)  # not a command of fcntl: EINVAL
     disk = Disk()
     fd = disk.create(str(tmp_path / "a"))
     disk.fsync(fd)

@@ -12,11 +12,8 @@ import pytest
 
 import templax as tx
 from helpers import list_names, read_files
-from templax.sources import (
-    Staging,
-    _staged_file,
-)
-from templax.sources._disk import Disk
+from templax.storage import Staging, staged_file
+from templax.storage.disk import Disk
 from templax.testing import FaultyDisk
 
 
@@ -105,8 +102,8 @@ def test_a_write_does_not_copy_the_data(tmp_path: Path) -> None:
 def test_large_writes_are_split_into_pieces(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert _staged_file.PIECE <= 2**31 - 4096
-    monkeypatch.setattr(_staged_file, "PIECE", 4)
+    assert staged_file.PIECE <= 2**31 - 4096
+    monkeypatch.setattr(staged_file, "PIECE", 4)
     disk = FaultyDisk()
     with Staging(tmp_path / "a", overwrite=False, disk=disk) as staging:
         staging.create("data").write(b"0123456789", 2)

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
 
 import templax as tx
-from templax import _template
-from templax._pytree import as_template
+from templax._template import json_file
+from templax._template import template as template_module
+from templax._template.from_pytree import as_template
 from templax.testing import strategies
 
 A = jax.ShapeDtypeStruct
@@ -53,7 +54,7 @@ STORED = tx.open(
 def test_every_kind_of_leaf_comes_back(tmp_path: Path) -> None:
     file = tmp_path / "template.json"
     tx.save_template(EVERY_KIND, file)
-    template = _template.load(file.read_bytes())
+    template = json_file.load_template(file.read_bytes())
     assert [t.name for t in template.targets] == sorted(
         [*(set(EVERY_KIND) - {"nested"}), "nested.0.a.b"]
     )
@@ -68,7 +69,7 @@ def test_every_kind_of_leaf_comes_back(tmp_path: Path) -> None:
 def test_a_module_with_functions_is_written_and_read(tmp_path: Path) -> None:
     model = eqx.nn.MLP(2, 2, 4, 1, key=jax.random.key(0))
     tx.save_template(model, tmp_path / "m.json")
-    template = _template.load((tmp_path / "m.json").read_bytes())
+    template = json_file.load_template((tmp_path / "m.json").read_bytes())
     assert tx.check(tx.Recipe(lambda: model), template).ok
 
 
@@ -82,7 +83,7 @@ def test_shardings_are_written_and_held_to_the_shape(tmp_path: Path) -> None:
         "memory_kind": sharding.memory_kind,
     }
     content["leaves"][0]["shape"] = [5, 3, 6]
-    template = _template.load(json.dumps(content).encode())
+    template = json_file.load_template(json.dumps(content).encode())
     match = tx.check(tx.Recipe(lambda: {"w": jnp.ones((5, 3, 6))}), template)
     assert [str(m) for m in match.mismatches] == [
         "Expected dimension 0 divisible by 4 (mesh axis `data`), got 5, sharding"
@@ -93,12 +94,12 @@ def test_shardings_are_written_and_held_to_the_shape(tmp_path: Path) -> None:
 def test_one_leaf_per_line() -> None:
     """A template is kept under version control and read in diffs."""
     tree = {"a": A((2, 3), jnp.float32), "b": A((), jnp.int32)}
-    assert _template.dump(as_template(tree)) == (
+    assert json_file.dump_template(as_template(tree)) == (
         b'{"templax_template": 1,\n "leaves": [\n'
         b'  {"path":["a"],"shape":[2,3],"dtype":"float32"},\n'
         b'  {"path":["b"],"shape":[],"dtype":"int32"}\n ]}\n'
     )
-    assert _template.load(_template.dump(as_template({}))).targets == ()
+    assert json_file.load_template(json_file.dump_template(as_template({}))).targets == ()
 
 
 @pytest.mark.parametrize(
@@ -112,21 +113,21 @@ def test_one_leaf_per_line() -> None:
         (b'{"templax_template": 1, "leaves": [{"path": ["a"]}]}', tx.UnknownFormat),
         (
             b'{"templax_template": 1, "leaves": [{"path": ["a"], "shape": [-1], "dtype": "int8"}]}',
-            tx.Damaged,
+            tx.Corrupted,
         ),
         (
             b'{"templax_template": 1, "leaves": [{"path": ["a"], "shape": [], "dtype": "object"}]}',
-            tx.Damaged,
+            tx.Corrupted,
         ),
         (
             b'{"templax_template": 1, "leaves": [{"path": ["a"], "shape": [], "dtype": "os"}]}',
-            tx.Damaged,
+            tx.Corrupted,
         ),
     ],
 )
 def test_what_is_no_template_is_refused(data: bytes, kind: type[Exception]) -> None:
     with pytest.raises(kind) as caught:
-        _template.load(data, "want.json")
+        json_file.load_template(data, "want.json")
     assert type(caught.value) is kind
     assert "want.json" in str(caught.value)
 
@@ -146,8 +147,8 @@ def test_what_is_no_template_is_refused(data: bytes, kind: type[Exception]) -> N
 def test_a_sharding_is_held_to_a_shape_as_jax_does(
     shape: tuple[int, ...], spec: Any, expected: str | None
 ) -> None:
-    data = _template.Sharding({"data": 4, "model": 2}, spec)
-    problem = _template.sharding_problem("w", shape, data)
+    data = template_module.Sharding({"data": 4, "model": 2}, spec)
+    problem = template_module.sharding_problem("w", shape, data)
     assert (problem and problem.expected) == expected
     sharding = NamedSharding(_mesh(), PartitionSpec(*spec))
     if problem is None:
@@ -160,7 +161,7 @@ def test_a_sharding_is_held_to_a_shape_as_jax_does(
 # --- every field there and back
 
 
-def _fields(t: _template.Target) -> tuple[Any, ...]:
+def _fields(t: template_module.Target) -> tuple[Any, ...]:
     return (t.name, t.path, t.shape, t.dtype, t.kind, t.key_impl, t.host, t.optional, t.sharding)
 
 
@@ -168,21 +169,25 @@ def _fields(t: _template.Target) -> tuple[Any, ...]:
 def test_each_kind_of_leaf_keeps_every_field(kind: str, tmp_path: Path) -> None:
     written = as_template({kind: EVERY_KIND[kind], "beside": np.ones(3, np.int8)})
     tx.save_template({kind: EVERY_KIND[kind], "beside": np.ones(3, np.int8)}, tmp_path / "t.json")
-    read = _template.load((tmp_path / "t.json").read_bytes())
+    read = json_file.load_template((tmp_path / "t.json").read_bytes())
     assert list(map(_fields, read.targets)) == list(map(_fields, written.targets))
-    assert _template.dump(read) == _template.dump(written) == (tmp_path / "t.json").read_bytes()
+    assert (
+        json_file.dump_template(read)
+        == json_file.dump_template(written)
+        == (tmp_path / "t.json").read_bytes()
+    )
     assert not any(t.concrete or t.placement for t in read.targets)
 
 
 @pytest.mark.parametrize("dtype", strategies.DTYPES)
 def test_each_dtype_is_written_by_its_name(dtype: str) -> None:
     template = as_template([A((2,), jnp.dtype(dtype)), np.zeros(2, jnp.dtype(dtype))])
-    assert [json.loads(_template.dump(template))["leaves"][i]["dtype"] for i in (0, 1)] == [
-        dtype
-    ] * 2
-    assert [t.dtype for t in _template.load(_template.dump(template)).targets] == [
-        jnp.dtype(dtype)
-    ] * 2
+    assert [
+        json.loads(json_file.dump_template(template))["leaves"][i]["dtype"] for i in (0, 1)
+    ] == [dtype] * 2
+    assert [
+        t.dtype for t in json_file.load_template(json_file.dump_template(template)).targets
+    ] == [jnp.dtype(dtype)] * 2
 
 
 @given(strategies.trees(), st.data())
@@ -193,7 +198,7 @@ def test_any_tree_with_any_shardings_comes_back(tree: Any, data: st.DataObject) 
         A(x.shape, x.dtype, sharding=data.draw(strategies.shardings(x.shape))) for x in leaves
     ]
     template = as_template(jax.tree.unflatten(treedef, abstract))
-    read = _template.load(_template.dump(template))
+    read = json_file.load_template(json_file.dump_template(template))
     assert list(map(_fields, read.targets)) == list(map(_fields, template.targets))
     assert tx.check(tx.Recipe(lambda: tree), read, cast="exact").ok
 
@@ -212,7 +217,7 @@ def test_any_tree_with_any_shardings_comes_back(tree: Any, data: st.DataObject) 
 )
 def test_each_partition_spec_comes_back(spec: PartitionSpec) -> None:
     template = as_template({"w": A((8, 8), jnp.int8, sharding=NamedSharding(_mesh(), spec))})
-    (read,) = _template.load(_template.dump(template)).targets
+    (read,) = json_file.load_template(json_file.dump_template(template)).targets
     assert read.sharding == template.targets[0].sharding
     assert read.sharding is not None
     assert read.sharding.mesh == {"data": 4, "model": 2}
@@ -224,7 +229,7 @@ def test_a_sharding_of_keys_is_held_to_the_shape_of_the_keys(tmp_path: Path) -> 
     keys = jax.random.split(jax.random.key(0), 4)
     sharding = NamedSharding(_mesh(), PartitionSpec("data"))
     tx.save_template({"k": keys}, tmp_path / "t.json", shardings=sharding)
-    read = _template.load((tmp_path / "t.json").read_bytes())
+    read = json_file.load_template((tmp_path / "t.json").read_bytes())
     assert read.targets[0].problems == ()
     assert tx.check(tx.Recipe(lambda: {"k": keys}), read).ok
     other = tx.check(tx.Recipe(lambda: {"k": jax.random.key(0, impl="rbg")}), read)
@@ -247,14 +252,18 @@ def test_names_that_json_must_escape_come_back() -> None:
         "\u2028",
         "\x00",
     ]
-    read = _template.load(_template.dump(as_template({n: A((), jnp.int8) for n in names})))
+    read = json_file.load_template(
+        json_file.dump_template(as_template({n: A((), jnp.int8) for n in names}))
+    )
     assert sorted(t.name for t in read.targets) == sorted(names)
 
 
 def test_save_template_takes_what_load_gave(tmp_path: Path) -> None:
     template = as_template(EVERY_KIND)
     tx.save_template(template, tmp_path / "a.json")
-    tx.save_template(_template.load((tmp_path / "a.json").read_bytes()), tmp_path / "b.json")
+    tx.save_template(
+        json_file.load_template((tmp_path / "a.json").read_bytes()), tmp_path / "b.json"
+    )
     assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
 
 
@@ -263,21 +272,21 @@ def test_save_template_takes_what_load_gave(tmp_path: Path) -> None:
 
 def test_what_is_no_template_is_said_whole() -> None:
     with pytest.raises(tx.UnknownFormat) as caught:
-        _template.load(b'{"leaves": []}', "want.json")
+        json_file.load_template(b'{"leaves": []}', "want.json")
     assert str(caught.value) == (
         "Expected a template file, Object missing required field `templax_template` - file"
         " `want.json`; hint: `templax template CHECKPOINT` and `tx.save_template` write one"
     )
     with pytest.raises(tx.UnknownFormat) as caught:
-        _template.load(b'{"templax_template": 2, "leaves": []}', "want.json")
+        json_file.load_template(b'{"templax_template": 2, "leaves": []}', "want.json")
     assert str(caught.value) == "Expected template version 1, got 2 - file `want.json`"
-    with pytest.raises(tx.Damaged) as damaged:
-        _template.load(_file(shape=[2, -1]), "want.json")
+    with pytest.raises(tx.Corrupted) as damaged:
+        json_file.load_template(_file(shape=[2, -1]), "want.json")
     assert str(damaged.value) == (
         "Expected sizes of at least 0, got (2, -1) - at `a`, file `want.json`"
     )
-    with pytest.raises(tx.Damaged) as damaged:
-        _template.load(_file(dtype="float33"), "want.json")
+    with pytest.raises(tx.Corrupted) as damaged:
+        json_file.load_template(_file(dtype="float33"), "want.json")
     assert str(damaged.value) == "Expected a dtype, got `float33` - at `a`, file `want.json`"
 
 
@@ -333,10 +342,10 @@ HOSTILE = {
 def test_a_hostile_template_is_refused_or_reported(data: bytes) -> None:
     """Whatever it says: a TemplaxError when loaded, or a report of what does not fit."""
     refused: tx.CheckpointError | None = None
-    template = _template.Template(())
+    template = template_module.Template(())
     try:
-        template = _template.load(data, "want.json")
-    except (tx.UnknownFormat, tx.Damaged) as error:
+        template = json_file.load_template(data, "want.json")
+    except (tx.UnknownFormat, tx.Corrupted) as error:
         refused = error
     if refused is not None:
         assert refused.file == "want.json"
@@ -352,14 +361,14 @@ def test_a_hostile_template_is_refused_or_reported(data: bytes) -> None:
 @given(st.binary(max_size=40) | st.text(max_size=40).map(str.encode))
 def test_bytes_that_are_no_template_are_no_template(data: bytes) -> None:
     with pytest.raises(tx.UnknownFormat):
-        _template.load(data)
+        json_file.load_template(data)
 
 
 @settings(max_examples=max(200, settings().max_examples))
 @given(st.data())
 def test_a_template_with_one_thing_changed_is_read_or_refused(data: st.DataObject) -> None:
     """A field of another type or value, or a byte."""
-    content = json.loads(_template.dump(as_template({**EVERY_KIND, "s": SHARDED})))
+    content = json.loads(json_file.dump_template(as_template({**EVERY_KIND, "s": SHARDED})))
     leaf = data.draw(st.sampled_from(content["leaves"]))
     field = data.draw(st.sampled_from(["path", "shape", "dtype", "kind", "key_impl", "sharding"]))
     leaf[field] = data.draw(
@@ -371,7 +380,7 @@ def test_a_template_with_one_thing_changed_is_read_or_refused(data: st.DataObjec
     if data.draw(st.booleans()):
         text[data.draw(st.integers(0, len(text) - 1))] = data.draw(st.integers(0, 255))
     try:
-        template = _template.load(bytes(text))
-    except (tx.UnknownFormat, tx.Damaged):
+        template = json_file.load_template(bytes(text))
+    except (tx.UnknownFormat, tx.Corrupted):
         return
     str(tx.check(STORED, template))

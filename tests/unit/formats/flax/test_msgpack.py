@@ -8,14 +8,14 @@ from flax import serialization
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from templax._errors import Damaged, TemplaxError, Unsupported
-from templax.formats._msgpack import Empty, Value, read
+from templax.errors import Corrupted, TemplaxError, Unsupported
+from templax.formats.flax.msgpack import Empty, Value, read_msgpack
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
 
 def _read(data):
-    return read(memoryview(data))
+    return read_msgpack(memoryview(data))
 
 
 def _values(data):
@@ -102,7 +102,7 @@ def _chunked(**changes):
 )
 def test_chunks_that_do_not_fit_are_damage(changes, message):
     assert _read(_chunked())["a",].shape == (4,)
-    with pytest.raises(Damaged) as caught:
+    with pytest.raises(Corrupted) as caught:
         _read(_chunked(**changes))
     assert str(caught.value).startswith(message)
 
@@ -119,7 +119,7 @@ def test_chunks_that_do_not_fit_are_damage(changes, message):
     ],
 )
 def test_arrays_that_contradict_themselves_are_damage(array, message):
-    with pytest.raises(Damaged) as caught:
+    with pytest.raises(Corrupted) as caught:
         _read(msgpack.packb({"a": array}))
     assert str(caught.value).startswith(message)
 
@@ -140,13 +140,13 @@ def test_what_msgpack_may_hold_but_templax_does_not_read_is_named(value, message
 
 @pytest.mark.parametrize("depth", [300, 100_000])
 def test_a_tree_nested_too_deep_is_damage(depth):
-    with pytest.raises(Damaged, match=r"256 deep|recursion"):
+    with pytest.raises(Corrupted, match=r"256 deep|recursion"):
         _read(b"\x91" * depth + b"\xc0")
 
 
 @pytest.mark.parametrize("data", [b"", b"\xdf\xff\xff\xff\xff", b"\xdd\xff\xff\xff\xff", b"\xc1"])
 def test_what_is_no_msgpack_is_damage(data):
-    with pytest.raises(Damaged, match="The msgpack is unreadable"):
+    with pytest.raises(Corrupted, match="The msgpack is unreadable"):
         _read(data)
 
 

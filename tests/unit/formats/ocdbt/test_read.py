@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helpers import CORPUS
-from templax._codecs import crc32c
-from templax._errors import Damaged, NotFound, TemplaxError, Unsupported
-from templax.formats._ocdbt import index
-from templax.sources import Local, Memory
+from templax._codecs.crc32c import crc32c
+from templax.errors import Corrupted, NotFound, TemplaxError, Unsupported
+from templax.formats.ocdbt.read import read_database
+from templax.storage import Local, Memory
 
 # --- databases that TensorStore writes
 
@@ -33,7 +33,7 @@ def _contents(source, prefix=""):
             if extent.inline is None
             else extent.inline
         )
-        for key, extent in index(source, prefix).items()
+        for key, extent in read_database(source, prefix).items()
     }
 
 
@@ -55,7 +55,7 @@ def test_every_key_and_value_of_a_database(values, inline, node, compression):
     with tempfile.TemporaryDirectory() as directory:
         _write(directory, values, config)
         assert _contents(Local(directory)) == values
-        assert list(index(Local(directory))) == sorted(values, key=str.encode)
+        assert list(read_database(Local(directory))) == sorted(values, key=str.encode)
 
 
 def test_a_database_with_numbered_manifests(tmp_path):
@@ -63,27 +63,27 @@ def test_a_database_with_numbered_manifests(tmp_path):
     assert _contents(Local(tmp_path)) == {"a": b"1", "b": b"2" * 500}
     for numbered in tmp_path.glob("manifest.0*"):
         numbered.unlink()
-    with pytest.raises(Damaged, match=r"Expected a file `manifest.<16 hex digits>` beside it"):
-        index(Local(tmp_path))
+    with pytest.raises(Corrupted, match=r"Expected a file `manifest.<16 hex digits>` beside it"):
+        read_database(Local(tmp_path))
 
 
 def test_a_database_whose_keys_were_all_deleted_is_empty(tmp_path):
     _write(tmp_path, {"a": b"1"}, {})
     store = ts.KvStore.open({"driver": "ocdbt", "base": f"file://{tmp_path}/"}).result()
     store.write("a", None).result()
-    assert index(Local(tmp_path)) == {}
+    assert read_database(Local(tmp_path)) == {}
 
 
 def test_a_database_below_a_prefix_has_extents_relative_to_the_source(tmp_path):
     _write(tmp_path / "db", {"big": b"x" * 2000, "small": b"y"}, {})
-    found = index(Local(tmp_path), "db/")
+    found = read_database(Local(tmp_path), "db/")
     assert _contents(Local(tmp_path), "db/") == {"big": b"x" * 2000, "small": b"y"}
     assert all(extent.key.startswith("db/d/") for extent in found.values())
 
 
 def test_a_missing_manifest_is_not_found():
     with pytest.raises(NotFound) as caught:
-        index(Memory({}))
+        read_database(Memory({}))
     assert str(caught.value) == "Expected a file, found none - file `manifest.ocdbt`"
 
 
@@ -136,7 +136,7 @@ def _database(body, height=0, compression=0):
 
 def test_the_encoder_of_these_tests_writes_what_the_reader_reads():
     body = _node(0, _files(b"v"), [b"k", b"l"], _numbers(2, 3) + b"\0\1" + _numbers(0, 7) + b"hi")
-    found = index(_database(body))
+    found = read_database(_database(body))
     assert found["k"].inline == b"hi"
     assert (found["l"].key, found["l"].start, found["l"].stop) == ("v", 7, 10)
 
@@ -144,8 +144,8 @@ def test_the_encoder_of_these_tests_writes_what_the_reader_reads():
 @pytest.mark.parametrize("path", [b"/etc/passwd", b"../x", b"a/../../x", b"a\0b", b"a//b", b"."])
 def test_a_data_file_outside_of_the_database_is_refused(path):
     body = _node(0, _files(path), [b"k"], _number(3) + b"\1" + _numbers(0, 0))
-    with pytest.raises(Damaged) as caught:
-        index(_database(body))
+    with pytest.raises(Corrupted) as caught:
+        read_database(_database(body))
     assert str(caught.value) == (
         f"Expected a data file inside the checkpoint, got {path.decode()!r} - file `d/a`"
     )
@@ -155,8 +155,8 @@ def test_a_node_that_is_its_own_child_is_refused():
     """Heights must fall: the walk can't go in circles."""
     length = 18 + len(_node(1, _files(b"d/a"), [b"k"], _numbers(0, 0, 0, 1, 1, 1)))
     body = _node(1, _files(b"d/a"), [b"k"], _numbers(0, 0, length, 1, 1, 1))
-    with pytest.raises(Damaged) as caught:
-        index(_database(body, height=1))
+    with pytest.raises(Corrupted) as caught:
+        read_database(_database(body, height=1))
     assert str(caught.value) == (
         f"Expected an index node of height 0, got 1 - file `d/a`, bytes 0-{length}"
     )
@@ -173,7 +173,7 @@ def test_a_tree_that_names_one_child_again_and_again_ends():
         objects[f"d/{height}"], length = node, len(node)
     objects["manifest.ocdbt"] = _manifest(length, depth, file=b"d/%d" % depth)
     with pytest.raises(Unsupported, match="templax reads indexes of up to"):
-        index(Memory(objects))
+        read_database(Memory(objects))
 
 
 def test_prefixes_that_multiply_into_gigabytes_are_refused():
@@ -181,20 +181,20 @@ def test_prefixes_that_multiply_into_gigabytes_are_refused():
     n = 1 << 19
     lengths = _number(60000) * (n - 1) + _number(60000) + _number(1) * (n - 1)
     body = bytes([0]) + _files() + _number(n) + lengths + bytes(60000 + n)
-    with pytest.raises(Damaged, match="Expected at most 268435456 bytes of names"):
-        index(_database(body, compression=1))
+    with pytest.raises(Corrupted, match="Expected at most 268435456 bytes of names"):
+        read_database(_database(body, compression=1))
 
 
 @pytest.mark.parametrize("n", [2**20 + 1, 2**40, 2**63])
 def test_a_count_beyond_what_the_node_holds_is_refused(n):
     body = bytes([0]) + _files() + _number(n) + b"\1" * 100
-    with pytest.raises(Damaged, match="Expected 1 to 1048576 entries"):
-        index(_database(body))
+    with pytest.raises(Corrupted, match="Expected 1 to 1048576 entries"):
+        read_database(_database(body))
 
 
 def test_a_node_that_decodes_to_more_than_its_limit_is_refused():
-    with pytest.raises(Damaged, match="Expected at most 200000000 decoded bytes, got more"):
-        index(_database(bytes(200_000_001), compression=1))
+    with pytest.raises(Corrupted, match="Expected at most 200000000 decoded bytes, got more"):
+        read_database(_database(bytes(200_000_001), compression=1))
 
 
 @pytest.mark.parametrize(
@@ -215,8 +215,8 @@ def test_a_node_that_decodes_to_more_than_its_limit_is_refused():
     ],
 )
 def test_a_node_that_contradicts_itself_is_named(body, message):
-    with pytest.raises(Damaged, match=message) as caught:
-        index(_database(body))
+    with pytest.raises(Corrupted, match=message) as caught:
+        read_database(_database(body))
     assert caught.value.file == "d/a"
 
 
@@ -228,7 +228,7 @@ def test_what_a_later_version_may_write_is_named(at, what):
     node[at] = 7
     node[-4:] = crc32c(bytes(node[:-4])).to_bytes(4, "little")
     with pytest.raises(Unsupported, match=what):
-        index(Memory({"manifest.ocdbt": _manifest(len(node)), "d/a": bytes(node)}))
+        read_database(Memory({"manifest.ocdbt": _manifest(len(node)), "d/a": bytes(node)}))
 
 
 @pytest.mark.parametrize(
@@ -241,8 +241,8 @@ def test_what_a_later_version_may_write_is_named(at, what):
     ],
 )
 def test_a_child_that_is_not_there_is_damage(tail, message):
-    with pytest.raises(Damaged, match=message):
-        index(_database(_node(1, _files(b"d/a"), [b"k"], tail), height=1))
+    with pytest.raises(Corrupted, match=message):
+        read_database(_database(_node(1, _files(b"d/a"), [b"k"], tail), height=1))
 
 
 @given(data=st.data())
@@ -257,8 +257,8 @@ def test_any_altered_byte_of_a_database_is_noticed(data):
     at = data.draw(st.integers(0, len(objects[key]) - 1))
     changed = bytearray(objects[key])
     changed[at] ^= data.draw(st.integers(1, 255))
-    with pytest.raises((Damaged, Unsupported)):
-        index(Memory(objects | {key: bytes(changed)}))
+    with pytest.raises((Corrupted, Unsupported)):
+        read_database(Memory(objects | {key: bytes(changed)}))
 
 
 @settings(max_examples=200)
@@ -281,7 +281,7 @@ def test_altered_bodies_with_sound_checksums_raise_only_errors_of_templax(data):
     else:
         objects[file] = objects[file][:start] + changed
     with contextlib.suppress(TemplaxError):
-        assert isinstance(json.dumps(list(index(Memory(objects)))), str)
+        assert isinstance(json.dumps(list(read_database(Memory(objects)))), str)
 
 
 @given(junk=st.binary(max_size=200))
@@ -290,6 +290,6 @@ def test_arbitrary_bytes_raise_only_errors_of_templax(junk):
         for data in (junk, _envelope(magic, junk), _envelope(magic, junk, 1)):
             node = _manifest(len(data))
             with pytest.raises(TemplaxError):
-                index(
+                read_database(
                     Memory({"manifest.ocdbt": data if magic == 0x0CDB3A2A else node, "d/a": data})
                 )

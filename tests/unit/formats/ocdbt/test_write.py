@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from templax.formats import _ocdbt, _ocdbt_write
-from templax.formats._ocdbt_write import DataFile, encode
-from templax.sources import Local, Memory
+from templax.formats.ocdbt import read, write
+from templax.formats.ocdbt.write import DataFile, encode_database
+from templax.storage import Local, Memory
 
 Values = dict[bytes, bytes | tuple[int, int, int]]
 
@@ -20,8 +20,8 @@ FILES = [DataFile("d/first"), DataFile("ocdbt.process_1/d/second", 16)]
 
 
 def _memory(values: Values, node_offset: int) -> Memory:
-    nodes, manifest = encode(sorted(values.items()), FILES, node_offset)
-    files = {"d/first": b"x" * node_offset + nodes, _ocdbt.MANIFEST: manifest}
+    nodes, manifest = encode_database(sorted(values.items()), FILES, node_offset)
+    files = {"d/first": b"x" * node_offset + nodes, read.MANIFEST: manifest}
     return Memory(files)
 
 
@@ -34,8 +34,8 @@ def test_the_reader_finds_every_value_where_it_was_said_to_be(
     values: Values, node_offset: int, entries: int
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_ocdbt_write, "NODE_ENTRIES", entries)
-        found = _ocdbt.index(_memory(values, node_offset))
+        patch.setattr(write, "NODE_ENTRIES", entries)
+        found = read.read_database(_memory(values, node_offset))
     assert list(found) == [key.decode() for key in sorted(values)]
     for key, value in values.items():
         extent = found[key.decode()]
@@ -51,7 +51,7 @@ def test_tensorstore_reads_every_value(
     tmp_path: Path, entries: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ts = pytest.importorskip("tensorstore")
-    monkeypatch.setattr(_ocdbt_write, "NODE_ENTRIES", entries)
+    monkeypatch.setattr(write, "NODE_ENTRIES", entries)
     stored = {f"k{i}/{j}".encode(): bytes([i, j]) * (1 + 300 * j) for i in range(5) for j in (0, 7)}
     data: list[bytes] = [b"", b""]
     values: Values = {}
@@ -61,25 +61,25 @@ def test_tensorstore_reads_every_value(
             data[i % 2] += value
         else:
             values[key] = value
-    nodes, manifest = encode(sorted(values.items()), FILES, len(data[0]))
+    nodes, manifest = encode_database(sorted(values.items()), FILES, len(data[0]))
     for file, content in ((FILES[0], data[0] + nodes), (FILES[1], data[1])):
         path = tmp_path / file.path
         path.parent.mkdir(parents=True)
         path.write_bytes(content)
-    (tmp_path / _ocdbt.MANIFEST).write_bytes(manifest)
+    (tmp_path / read.MANIFEST).write_bytes(manifest)
     store = ts.KvStore.open({"driver": "ocdbt", "base": f"file://{tmp_path}/"}).result()
     assert {key: store.read(key).result().value for key in store.list().result()} == stored
     # A database that was written in one go can be read in parts, too.
     some = store.list(ts.KvStore.KeyRange(b"k2", b"k3")).result()
     assert sorted(some) == [b"k2/0", b"k2/7"]
-    assert {e.key for e in _ocdbt.index(Local(tmp_path)).values()} <= {f.path for f in FILES}
+    assert {e.key for e in read.read_database(Local(tmp_path)).values()} <= {f.path for f in FILES}
 
 
 def test_an_empty_database_has_no_keys(tmp_path: Path) -> None:
-    nodes, manifest = encode([], FILES, 0)
+    nodes, manifest = encode_database([], FILES, 0)
     assert nodes == b""
-    assert _ocdbt.index(Memory({_ocdbt.MANIFEST: manifest})) == {}
+    assert read.read_database(Memory({read.MANIFEST: manifest})) == {}
     ts = pytest.importorskip("tensorstore")
-    (tmp_path / _ocdbt.MANIFEST).write_bytes(manifest)
+    (tmp_path / read.MANIFEST).write_bytes(manifest)
     store = ts.KvStore.open({"driver": "ocdbt", "base": f"file://{tmp_path}/"}).result()
     assert store.list().result() == []

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import templax as tx
-from templax.formats import _index
-from templax.sources import Memory
+from templax.formats.orbax import checksum_index
+from templax.storage import Memory
 
 TREE: dict[str, Any] = {
     "w": np.arange(24, dtype=np.float32).reshape(4, 6),
@@ -34,15 +34,15 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 
 def _with(stored: dict[str, bytes], /, **changes: Any) -> Memory:
     """The checkpoint with fields of the index replaced; its own checksum is right."""
-    index = _index.decode(memoryview(stored[_index.FILE]))
+    index = checksum_index.decode_index(memoryview(stored[checksum_index.INDEX_FILE]))
     changed = msgspec.structs.replace(index, **changes)
-    return Memory({**stored, _index.FILE: _index.encode(changed)})
+    return Memory({**stored, checksum_index.INDEX_FILE: checksum_index.encode_index(changed)})
 
 
 def test_it_is_all_that_is_read(files: dict[str, bytes]) -> None:
     """Of Orbax's files only the manifest, to see that they belong together."""
     data = next(name for name in files if name.startswith("d/"))
-    kept = (_index.FILE, "manifest.ocdbt", data, "_METADATA")
+    kept = (checksum_index.INDEX_FILE, "manifest.ocdbt", data, "_METADATA")
     source = Memory({name: files[name] for name in kept})
     restored = tx.restore(source, TREE, verify="required")
     np.testing.assert_array_equal(restored["w"], TREE["w"])
@@ -53,46 +53,48 @@ def test_it_is_all_that_is_read(files: dict[str, bytes]) -> None:
 
 
 def test_every_flipped_bit_is_noticed(files: dict[str, bytes]) -> None:
-    data = files[_index.FILE]
+    data = files[checksum_index.INDEX_FILE]
     for i in range(len(data)):
         flipped = bytearray(data)
         flipped[i] ^= 1 << i % 8
         with pytest.raises(tx.CheckpointError) as caught:
-            tx.open(Memory({**files, _index.FILE: bytes(flipped)}))
-        assert caught.value.file == _index.FILE
-        assert f"delete `{_index.FILE}`" in str(caught.value)
+            tx.open(Memory({**files, checksum_index.INDEX_FILE: bytes(flipped)}))
+        assert caught.value.file == checksum_index.INDEX_FILE
+        assert f"delete `{checksum_index.INDEX_FILE}`" in str(caught.value)
 
 
 @pytest.mark.parametrize("n", [0, 7, 24, 27, 100, -1])
 def test_a_cut_index_is_damaged(files: dict[str, bytes], n: int) -> None:
-    with pytest.raises(tx.Damaged, match="Expected an index"):
-        tx.open(Memory({**files, _index.FILE: files[_index.FILE][:n]}))
+    with pytest.raises(tx.Corrupted, match="Expected an index"):
+        tx.open(Memory({**files, checksum_index.INDEX_FILE: files[checksum_index.INDEX_FILE][:n]}))
 
 
 def test_the_hint_is_true(files: dict[str, bytes]) -> None:
     """Without the index the checkpoint is Orbax's, and opens."""
-    catalog = tx.open(Memory({name: f for name, f in files.items() if name != _index.FILE}))
+    catalog = tx.open(
+        Memory({name: f for name, f in files.items() if name != checksum_index.INDEX_FILE})
+    )
     assert catalog.evidence == "`_METADATA` and `manifest.ocdbt`"
     np.testing.assert_array_equal(tx.restore(catalog, TREE)["w"], TREE["w"])
 
 
 def test_a_later_version_is_named(files: dict[str, bytes]) -> None:
-    data = bytearray(files[_index.FILE])
+    data = bytearray(files[checksum_index.INDEX_FILE])
     data[8] = 2
-    data[-4:] = _index.crc32c(bytes(data[:-4])).to_bytes(4, "little")
+    data[-4:] = checksum_index.crc32c(bytes(data[:-4])).to_bytes(4, "little")
     with pytest.raises(tx.Unsupported, match="version 1 of its index, got 2"):
-        tx.open(Memory({**files, _index.FILE: bytes(data)}))
+        tx.open(Memory({**files, checksum_index.INDEX_FILE: bytes(data)}))
 
 
 def test_an_index_of_another_save_is_refused(files: dict[str, bytes], tmp_path: Path) -> None:
     """Copied over an older checkpoint, say: it would be a mixture."""
     tx.save(tmp_path / "ckpt", TREE)
-    (tmp_path / "ckpt" / _index.FILE).write_bytes(files[_index.FILE])
-    with pytest.raises(tx.Damaged) as caught:
+    (tmp_path / "ckpt" / checksum_index.INDEX_FILE).write_bytes(files[checksum_index.INDEX_FILE])
+    with pytest.raises(tx.Corrupted) as caught:
         tx.open(tmp_path / "ckpt")
-    assert caught.value.file == _index.FILE
+    assert caught.value.file == checksum_index.INDEX_FILE
     assert "that of another" in str(caught.value)
-    (tmp_path / "ckpt" / _index.FILE).unlink()  # as the hint says
+    (tmp_path / "ckpt" / checksum_index.INDEX_FILE).unlink()  # as the hint says
     np.testing.assert_array_equal(tx.restore(tmp_path / "ckpt", TREE)["w"], TREE["w"])
 
 
@@ -118,7 +120,7 @@ def test_a_data_file_that_is_missing_or_cut_is_damaged(files: dict[str, bytes]) 
         changed = {name: f for name, f in files.items() if name != data}
         if content is not None:
             changed[data] = content
-        with pytest.raises(tx.Damaged, match=what) as caught:
+        with pytest.raises(tx.Corrupted, match=what) as caught:
             tx.restore(Memory(changed), template, extra="ignore")
         assert (caught.value.file, caught.value.leaf) == (data, "w")
 
@@ -149,7 +151,7 @@ def test_numbers_that_mean_nothing_never_end_in_another_error(
 ) -> None:
     """Or they change nothing that a template would miss."""
     itemsize, dtype = COLUMNS[column]
-    index = _index.decode(memoryview(files[_index.FILE]))
+    index = checksum_index.decode_index(memoryview(files[checksum_index.INDEX_FILE]))
     numbers = np.frombuffer(getattr(index, column), dtype).copy()
     numbers[at % len(numbers)] = value % 2 ** (8 * itemsize)
     try:
@@ -182,15 +184,17 @@ def test_what_contradicts_itself_is_damaged(
 ) -> None:
     with pytest.raises(tx.CheckpointError, match=what) as caught:
         tx.open(_with(files, **changes))
-    assert caught.value.file == _index.FILE
+    assert caught.value.file == checksum_index.INDEX_FILE
 
 
 def test_a_file_outside_of_the_checkpoint_is_refused(files: dict[str, bytes]) -> None:
-    (data, size), *_ = _index.decode(memoryview(files[_index.FILE])).files
+    (data, size), *_ = checksum_index.decode_index(
+        memoryview(files[checksum_index.INDEX_FILE])
+    ).files
     for path in ("../secret", "/etc/passwd", "d/../../x", "a\0b", ""):
-        with pytest.raises(tx.Damaged, match="inside the checkpoint"):
+        with pytest.raises(tx.Corrupted, match="inside the checkpoint"):
             tx.open(_with(files, files=[(path, size)]))
-        with pytest.raises(tx.Damaged, match="inside the checkpoint"):
+        with pytest.raises(tx.Corrupted, match="inside the checkpoint"):
             tx.open(_with(files, others={path: (8, 4)}))
     assert tx.open(_with(files, files=[(data, size)]))
 

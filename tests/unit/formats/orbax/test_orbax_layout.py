@@ -10,17 +10,17 @@ import orbax.checkpoint as ocp
 import pytest
 
 from helpers import CORPUS
-from templax._errors import (
+from templax.errors import (
     CheckpointError,
-    Damaged,
+    Corrupted,
     NotFound,
     Uncommitted,
     UnknownFormat,
     Unsupported,
 )
 from templax.formats import open_catalog
-from templax.formats._orbax import Step, items, steps
-from templax.sources import Local, Memory
+from templax.formats.orbax.directory import Step, list_items, list_steps
+from templax.storage import Local, Memory
 
 TREE = {"w": np.arange(6, dtype=np.float32).reshape(2, 3), "n": 7}
 
@@ -90,7 +90,7 @@ def test_json_items_are_listed_and_not_counted(tmp_path):
     catalog = _opened(tmp_path / "run" / "3")
     assert catalog.metadata["items"] == {"config": "json", "state": "pytree"}
     assert catalog.metadata["item"] == "state"
-    assert items(Local(tmp_path / "run" / "3")) == {"config": "json", "state": "pytree"}
+    assert list_items(Local(tmp_path / "run" / "3")) == {"config": "json", "state": "pytree"}
 
 
 def test_metrics_that_are_not_a_number_do_not_hide_a_step(tmp_path):
@@ -181,7 +181,7 @@ def test_without_metadata_names_come_from_the_keys_of_arrays(case):
 
 def test_steps_with_a_prefix_and_a_fixed_length(tmp_path):
     _manager(tmp_path / "run", (3, 20), step_prefix="ckpt", step_format_fixed_length=8)
-    assert steps(Local(tmp_path / "run")) == (
+    assert list_steps(Local(tmp_path / "run")) == (
         Step(3, "ckpt_00000003"),
         Step(20, "ckpt_00000020"),
     )
@@ -196,7 +196,7 @@ def test_steps_sort_by_number_and_leave_other_directories_out(tmp_path):
     _manager(tmp_path, (9, 20, 100))
     (tmp_path / "7").mkdir()
     (tmp_path / "logs").mkdir()
-    assert [step.step for step in steps(Local(tmp_path))] == [9, 20, 100]
+    assert [step.step for step in list_steps(Local(tmp_path))] == [9, 20, 100]
 
 
 def test_unfinished_steps_are_listed_as_such_and_never_hinted(tmp_path):
@@ -209,7 +209,7 @@ def test_unfinished_steps_are_listed_as_such_and_never_hinted(tmp_path):
     metadata.write_text(
         json.dumps(json.loads(metadata.read_text()) | {"commit_timestamp_nsecs": None})
     )
-    assert [(s.key, s.committed) for s in steps(Local(run))] == [
+    assert [(s.key, s.committed) for s in list_steps(Local(run))] == [
         ("10", True),
         ("20", True),
         ("30.orbax-checkpoint-tmp-1795", False),
@@ -393,7 +393,7 @@ def test_lost_dot_files_are_called_that(case, name):
     path = case(name)
     for file in path.rglob(".zarray"):
         file.unlink()
-    message = _refused(path, Damaged)
+    message = _refused(path, Corrupted)
     assert message.startswith("Expected `.zarray` beside `")
     assert message.endswith(
         "; hint: copy the checkpoint again, with the files whose names start with a dot"
@@ -402,7 +402,7 @@ def test_lost_dot_files_are_called_that(case, name):
 
 def test_lost_dot_files_without_any_metadata():
     files = {"c/w/0.0": b"", "c/w/0.1": b"", "c/b/0": b""}
-    with pytest.raises(Damaged) as caught:
+    with pytest.raises(Corrupted) as caught:
         open_catalog(Memory(files, "c/"))
     assert str(caught.value) == (
         "Expected `.zarray` beside `b/0`, found none - at `b`, file `b/.zarray`; "
@@ -471,7 +471,7 @@ def test_a_missing_index_is_damage(case):
     path = case("orbax-0.12.8-default")
     (path / "manifest.ocdbt").unlink()
     shutil.rmtree(path / "ocdbt.process_0")
-    assert _refused(path, Damaged) == (
+    assert _refused(path, Corrupted) == (
         "Expected the index of the arrays, found none - file `manifest.ocdbt`"
     )
 
@@ -480,7 +480,7 @@ def test_a_leaf_without_an_array_in_the_index_is_named(case):
     path = case("orbax-0.12.8-default")
     text = (path / "_METADATA").read_text()
     (path / "_METADATA").write_text(text.replace('"key": "scale"', '"key": "scald"'))
-    assert _refused(path, Damaged) == (
+    assert _refused(path, Corrupted) == (
         "Expected an array, `manifest.ocdbt` has none - at `state.params.scald`"
     )
 
@@ -489,7 +489,7 @@ def test_a_string_that_is_not_there_is_named(case):
     path = case("orbax-0.12.8-special")
     for text in ("{}", None):
         (path / "_strings.json").write_text(text) if text else (path / "_strings.json").unlink()
-        assert _refused(path, Damaged) == (
+        assert _refused(path, Corrupted) == (
             "Expected a string, found none - at `text`, file `_strings.json`"
         )
 
@@ -497,9 +497,9 @@ def test_a_string_that_is_not_there_is_named(case):
 def test_a_value_that_the_legacy_file_lacks_is_named(case):
     path = case("orbax-0.4.4-aggregate")
     (path / "checkpoint").write_bytes(b"\x80")
-    assert _refused(path, Damaged).startswith("Expected a value, found none - at `state.step`")
+    assert _refused(path, Corrupted).startswith("Expected a value, found none - at `state.step`")
     (path / "checkpoint").unlink()
-    assert _refused(path, Damaged) == (
+    assert _refused(path, Corrupted) == (
         "Expected the file that holds values, found none - file `checkpoint`"
     )
 
@@ -561,7 +561,7 @@ def test_a_directory_that_the_step_does_not_know_is_no_item(case, tmp_path):
 def test_a_committed_checkpoint_without_its_index_is_damaged_not_unfinished(case):
     path = case("orbax-0.12.8-default")
     (path / "manifest.ocdbt").unlink()
-    assert _refused(path, Damaged) == (
+    assert _refused(path, Corrupted) == (
         "The save was committed, but `manifest.ocdbt`, the index of its arrays, is missing"
         " - file `manifest.ocdbt`"
     )

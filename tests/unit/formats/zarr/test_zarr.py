@@ -12,34 +12,35 @@ import tensorstore as ts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from templax._boxes import intersect, shape_of, slices, whole, within
-from templax._catalog import Extent
-from templax._codecs import crc32c, decode
-from templax._errors import Damaged, TemplaxError, Unsupported
-from templax.formats import _tree
-from templax.formats._zarr import locate
-from templax.formats._zarr_metadata import parse
-from templax.sources import Local, Memory
+from templax._catalog.entry import Extent
+from templax._codecs.crc32c import crc32c
+from templax._codecs.decode import decode
+from templax._core.boxes import box_slices, full_box, intersect, relative_box, shape_of
+from templax.errors import Corrupted, TemplaxError, Unsupported
+from templax.formats.orbax import item
+from templax.formats.zarr.chunks import locate_arrays
+from templax.formats.zarr.metadata import parse_metadata
+from templax.storage import Local, Memory
 
 BFLOAT16, INT4 = np.dtype(ml_dtypes.bfloat16), np.dtype(ml_dtypes.int4)
 
 
 def _read(source, name="a", absent="error"):
     """The values of an array, its chunks put together without the engine."""
-    objects = _tree.index(source)
+    objects = item.list_files(source)
     file = next(f for f in (".zarray", "zarr.json") if f"{name}/{f}" in objects)
-    array = parse(source.read(f"{name}/{file}"), file)
+    array = parse_metadata(source.read(f"{name}/{file}"), file)
     values = np.zeros(array.shape, array.dtype)
     covered = 0
-    for chunk in locate(array, name, objects, source, absent=absent):
+    for chunk in locate_arrays(array, name, objects, source, absent=absent):
         extent, shape = chunk.extent, shape_of(chunk.box)
         data = extent.inline
         if data is None:
             data = source.read(extent.key, extent.start, extent.stop)
         decoded = decode(chunk.codecs, data, math.prod(shape) * array.dtype.itemsize)
         part = np.frombuffer(decoded, np.uint8).view(array.dtype).reshape(shape, order=chunk.order)
-        inside = intersect(chunk.box, whole(array.shape))
-        values[slices(inside)] = part[slices(within(inside, chunk.box))]
+        inside = intersect(chunk.box, full_box(array.shape))
+        values[box_slices(inside)] = part[box_slices(relative_box(inside, chunk.box))]
         covered += math.prod(shape_of(inside))
     assert covered == values.size
     return values
@@ -229,7 +230,7 @@ def _zarr_json(**changes):
 )
 def test_what_zarr2_may_be_but_templax_does_not_read_is_named(changes, message):
     with pytest.raises(Unsupported) as caught:
-        parse(_zarray(**changes), ".zarray")
+        parse_metadata(_zarray(**changes), ".zarray")
     assert str(caught.value) == message
 
 
@@ -257,7 +258,7 @@ def test_what_zarr2_may_be_but_templax_does_not_read_is_named(changes, message):
 )
 def test_what_zarr3_may_be_but_templax_does_not_read_is_named(changes, message):
     with pytest.raises(Unsupported) as caught:
-        parse(_zarr_json(**changes), "zarr.json")
+        parse_metadata(_zarr_json(**changes), "zarr.json")
     assert message in str(caught.value)
 
 
@@ -279,8 +280,8 @@ def test_what_zarr3_may_be_but_templax_does_not_read_is_named(changes, message):
     ],
 )
 def test_numbers_that_no_array_has_are_damage(changes):
-    with pytest.raises(Damaged):
-        parse(_zarray(**changes), ".zarray")
+    with pytest.raises(Corrupted):
+        parse_metadata(_zarray(**changes), ".zarray")
 
 
 @pytest.mark.parametrize(
@@ -293,16 +294,16 @@ def test_numbers_that_no_array_has_are_damage(changes):
     ],
 )
 def test_codecs_that_make_no_sense_are_damage(codecs, message):
-    with pytest.raises(Damaged) as caught:
-        parse(_zarr_json(codecs=codecs), "zarr.json")
+    with pytest.raises(Corrupted) as caught:
+        parse_metadata(_zarr_json(codecs=codecs), "zarr.json")
     assert str(caught.value) == message
 
 
 def test_unreadable_metadata_is_damage():
     for data in (b"", b"{", b"[" * 100_000, b"\xff", b"{}", _zarray() + b"x", b" " * (2 << 20)):
         for file in (".zarray", "zarr.json"):
-            with pytest.raises(Damaged):
-                parse(data, file)
+            with pytest.raises(Corrupted):
+                parse_metadata(data, file)
 
 
 def test_shards_nested_without_end_are_refused():
@@ -310,21 +311,23 @@ def test_shards_nested_without_end_are_refused():
     for _ in range(20):
         codec = _sharded([1], [codec])
     with pytest.raises(Unsupported, match="templax reads shards in shards 4 deep"):
-        parse(_zarr_json(codecs=[codec]), "zarr.json")
+        parse_metadata(_zarr_json(codecs=[codec]), "zarr.json")
 
 
 def _lost(data, objects, *, index=None, absent="error", file=".zarray"):
     source = Memory({})
     extents = {k: Extent(k, 0, len(v), v) for k, v in objects.items()}
-    return locate(parse(data, file), "a", extents, source, absent=absent, index=index)
+    return locate_arrays(
+        parse_metadata(data, file), "a", extents, source, absent=absent, index=index
+    )
 
 
 def test_a_missing_chunk_names_leaf_and_file():
     objects = {"a/0": bytes(8)}
-    with pytest.raises(Damaged) as caught:
+    with pytest.raises(Corrupted) as caught:
         _lost(_zarray(), objects)
     assert str(caught.value) == "Expected a chunk, found none - at `a`, file `a/1`"
-    with pytest.raises(Damaged) as caught:
+    with pytest.raises(Corrupted) as caught:
         _lost(_zarray(), objects, index="manifest.ocdbt")
     assert str(caught.value) == (
         "Expected chunk `a/1`, the index has none - at `a`, file `manifest.ocdbt`"
@@ -332,14 +335,14 @@ def test_a_missing_chunk_names_leaf_and_file():
 
 
 def test_a_missing_chunk_without_a_fill_value_is_damage_even_where_it_may_be_absent():
-    with pytest.raises(Damaged, match="Expected a chunk, found none"):
+    with pytest.raises(Corrupted, match="Expected a chunk, found none"):
         _lost(_zarray(fill_value=None), {"a/0": bytes(8)}, absent="fill")
 
 
 def test_a_grid_of_chunks_that_are_not_there_is_not_walked():
     huge = _zarray(shape=[2**40], chunks=[1], fill_value=0)
     for absent in ("error", "fill"):
-        with pytest.raises(Damaged) as caught:
+        with pytest.raises(Corrupted) as caught:
             _lost(huge, {"a/0": bytes(4)}, absent=absent)
         assert str(caught.value) == "Expected a chunk, found none - at `a`, file `a/1`"
 
@@ -347,24 +350,24 @@ def test_a_grid_of_chunks_that_are_not_there_is_not_walked():
 def test_an_array_without_elements_has_no_chunks():
     assert _lost(_zarray(shape=[0], chunks=[1]), {}) == ()
     assert _lost(_zarray(shape=[2**30, 0, 2**30], chunks=[1, 1, 1]), {}) == ()
-    with pytest.raises(Damaged, match=r"less than 2\*\*63 bytes"):  # numpy counts those of a row
+    with pytest.raises(Corrupted, match=r"less than 2\*\*63 bytes"):  # numpy counts those of a row
         _lost(_zarray(shape=[2**62, 0, 2**62], chunks=[1, 1, 1]), {})
 
 
 def test_a_raw_chunk_of_another_length_is_damage():
-    with pytest.raises(Damaged) as caught:
+    with pytest.raises(Corrupted) as caught:
         _lost(_zarray(), {"a/0": bytes(8), "a/1": bytes(7)})
     assert str(caught.value) == "Expected a chunk of 8 bytes, got 7 - at `a`, file `a/1`"
 
 
 def test_a_compressed_chunk_that_cannot_hold_its_elements_is_damage():
     big = _zarray(shape=[2**40], chunks=[2**40], compressor={"id": "zstd"})
-    with pytest.raises(Damaged, match="can't decode to as many"):
+    with pytest.raises(Corrupted, match="can't decode to as many"):
         _lost(big, {"a/0": bytes(30_000)})
 
 
 def test_a_compressed_chunk_far_larger_than_its_elements_is_damage():
-    with pytest.raises(Damaged, match="Expected 8 bytes compressed, got 70000"):
+    with pytest.raises(Corrupted, match="Expected 8 bytes compressed, got 70000"):
         _lost(_zarray(compressor={"id": "zstd"}), {"a/0": bytes(70_000), "a/1": bytes(8)})
 
 
@@ -403,7 +406,7 @@ def test_fill_values_are_read_as_zarr_spells_them(dtype, fill, expected):
     ],
 )
 def test_a_fill_value_that_is_none_of_its_dtype_is_damage(dtype, fill):
-    with pytest.raises(Damaged, match="Expected a fill_value of dtype"):
+    with pytest.raises(Corrupted, match="Expected a fill_value of dtype"):
         _lost(_zarray(dtype=dtype, fill_value=fill), {}, absent="fill")
 
 
@@ -420,27 +423,27 @@ def test_the_index_of_a_shard_is_verified():
     shard = bytearray(_shard([(0, 4), (4, 4)], bytes(8)))
     shard[-5] ^= 1
     with pytest.raises(
-        Damaged, match=r"of a shard's index, got `.*` - at `a`, file `a/c/0`, bytes"
+        Corrupted, match=r"of a shard's index, got `.*` - at `a`, file `a/c/0`, bytes"
     ):
         _lost(SHARDED, {"a/c/0": bytes(shard)}, file="zarr.json")
 
 
 @pytest.mark.parametrize("entry", [(41, 4), (NONE, 4), (2**63, 2**63), (4, 2**40)])
 def test_an_inner_chunk_outside_of_its_shard_is_damage(entry):
-    with pytest.raises(Damaged, match="Expected an inner chunk within the 44 bytes of its shard"):
+    with pytest.raises(Corrupted, match="Expected an inner chunk within the 44 bytes of its shard"):
         _lost(SHARDED, {"a/c/0": _shard([(0, 4), entry], bytes(8))}, file="zarr.json")
 
 
 def test_an_empty_inner_chunk_is_lost_data_or_the_fill_value():
     objects = {"a/c/0": _shard([(0, 4), (NONE, NONE)], bytes(4))}
-    with pytest.raises(Damaged, match="Expected a chunk, found none"):
+    with pytest.raises(Corrupted, match="Expected a chunk, found none"):
         _lost(SHARDED, objects, file="zarr.json")
     chunks = _lost(SHARDED, objects, file="zarr.json", absent="fill")
     assert [(c.box, c.codecs) for c in chunks] == [(((0, 1),), ()), (((1, 2),), ("fill",))]
 
 
 def test_a_shard_too_short_for_its_index_is_damage():
-    with pytest.raises(Damaged, match="Expected a shard with an index of 36 bytes, got 10 bytes"):
+    with pytest.raises(Corrupted, match="Expected a shard with an index of 36 bytes, got 10 bytes"):
         _lost(SHARDED, {"a/c/0": bytes(10)}, file="zarr.json")
 
 

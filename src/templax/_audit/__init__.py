@@ -1,0 +1,1 @@
+"""Every byte of a checkpoint compared with its checksum."""

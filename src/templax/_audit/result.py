@@ -1,0 +1,78 @@
+"""The result of a verification, and its text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .._core.text import leaf_noun, list_names
+from .._match.result import SHOWN
+from ..errors import Corrupted
+
+
+def format_verification(verified: Verified, rest: str = "`verified.damages` has them all") -> str:
+    """The text of `str(verified)`: the verdict, the damages, and what nobody could check.
+
+    Args:
+        verified: What was found.
+        rest: Where the damages are that are not written out.
+    """
+    n, url, checked = verified.leaves, verified.url, verified.checked_bytes
+    took = f" ({verified.seconds:.2f} s)"
+    if verified.damages:
+        count, names = len(verified.damages), {d.leaf for d in verified.damages if d.leaf}
+        where = f" in {len(names):,} of {n:,} {leaf_noun(n)}" if names else ""
+        damages = "damage" if count == 1 else "damages"
+        lines = [f"{url} is damaged: {count:,} {damages}{where}{took}"]
+        lines += [f"  {damage}" for damage in verified.damages[:SHOWN]]
+        if count > SHOWN:
+            lines.append(f"  and {count - SHOWN:,} more ({rest})")
+        lines.append(f"  {checked:,} bytes were compared with their checksum")
+    elif verified.unchecked_bytes and not checked:
+        what = f"none of its {verified.unchecked_bytes:,} bytes has a checksum"
+        return f"{url} shows no damage, but {what}{took}"
+    elif verified.unchecked_bytes:
+        lines = [f"{url} shows no damage: {checked:,} bytes agree with their checksum{took}"]
+    else:
+        what = f"all {checked:,} bytes of {n:,} {leaf_noun(n)} agree with their checksum"
+        return f"{url} is sound: {what}{took}"
+    if verified.unchecked_bytes:
+        names = verified.unchecked
+        lines.append(
+            f"  {verified.unchecked_bytes:,} bytes of {len(names):,} {leaf_noun(len(names))} have"
+            f" none: {list_names(names)}"
+        )
+    return "\n".join(lines)
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """What `verify` found. `str(verified)` is the report.
+
+    Attributes:
+        url: The checkpoint.
+        leaves: In it, strings left out: an index holds them.
+        damages: Each with `.what`, `.leaf`, `.box`, `.file`, `.start`, `.stop`, as far as they are
+            known: those that concern no leaf first, then in the order of the leaves.
+        checked_bytes: As stored, that were compared with a checksum; or were when the index that
+            holds them was read.
+        unchecked_bytes: As stored, that no checksum covers. They were read, and decoded if they are
+            compressed, which finds what can't be read, and little of what was altered.
+        unchecked: Names of the leaves that these belong to.
+        seconds: What it took.
+    """
+
+    url: str
+    leaves: int
+    damages: tuple[Corrupted, ...]
+    checked_bytes: int
+    unchecked_bytes: int
+    unchecked: tuple[str, ...]
+    seconds: float
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is damaged, as far as can be told."""
+        return not self.damages
+
+    def __str__(self) -> str:
+        return format_verification(self)

@@ -1,0 +1,375 @@
+"""`verify`: every byte of every leaf, read once and compared with whatever checksum covers it."""
+
+from __future__ import annotations
+
+import errno
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+
+import msgspec
+
+from .._catalog.catalog import Catalog
+from .._catalog.checksums import BlockVerifier
+from .._catalog.entry import Chunk, LeafEntry
+from .._codecs.crc32c import compare_crc32c, crc32c
+from .._codecs.decode import decode
+from .._codecs.zstd import Inflater
+from .._core.arguments import check_int
+from .._core.boxes import Box, box_around, full_box, intersect, shape_of, size_of
+from .._core.memory import Scratch
+from .._core.workers import MAX_THREADS, count_cores
+from .._plan.build import GAP_BYTES
+from .._plan.parts import BLOCK_BYTES, CHECKED_BYTES, LARGE_BYTES, SPLIT_BYTES, is_raw
+from ..errors import CheckpointError, Corrupted, NotFound, SourceError
+from ..formats.registry import Checkpoint, open_checkpoint
+from ..storage.source import Source
+from .result import Verified
+
+_PROGRESS_S = 0.1
+
+
+def verify(
+    checkpoint: Checkpoint,
+    *,
+    threads: int | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Verified:
+    """Reads every byte of a checkpoint once, and lists all that is damaged.
+
+    At the speed of the disk, in a few MiB of memory a thread (a compressed chunk that ends in a
+    checksum of its own is held whole). Needs no template and no JAX.
+
+    Args:
+        checkpoint: As of `open`.
+        threads: Workers. Default: the cores of this process, at most 8.
+        on_progress: Called with bytes read and bytes in all, at most ten times a second.
+
+    Returns:
+        What was found. Damage is no error here: missing and cut files are listed, too.
+
+    Raises:
+        CheckpointError: As `open`, if the checkpoint can't be opened at all.
+        SourceError: The storage failed, or the checkpoint changed meanwhile.
+        UsageError: An argument that means nothing.
+
+    Example:
+        >>> import templax as tx
+        >>> verified = tx.verify("tests/corpus/orbax-0.12.8-default/ckpt")
+        >>> verified.ok, verified.checked_bytes, verified.unchecked
+        (True, 1690, ('state.params.big',))
+    """
+    begin = time.perf_counter()
+    threads = min(MAX_THREADS, count_cores()) if threads is None else check_int("threads", threads)
+    catalog = open_checkpoint(checkpoint)
+    survey = _Survey(catalog)
+    survey.audit()
+    _Reading(catalog.source, survey).run(threads, on_progress)
+    entries = [entry for entry in catalog.entries if entry.kind != "string"]
+    order = {entry.name: i for i, entry in enumerate(entries)}
+    damages = sorted(
+        survey.damages,
+        key=lambda d: (-1 if d.leaf is None else order.get(d.leaf, -1), d.file or "", d.start or 0),
+    )
+    unchecked = {piece.entry.name for piece in survey.pieces if not piece.checked} | survey.unheld
+    return Verified(
+        catalog.url,
+        len(entries),
+        tuple(damages),
+        survey.checked_bytes,
+        survey.unchecked_bytes,
+        tuple(name for name in order if name in unchecked),
+        time.perf_counter() - begin,
+    )
+
+
+class _Piece(msgspec.Struct, frozen=True, gc=False):
+    """Stored bytes of a chunk that one thread looks at: of a raw one whole blocks.
+
+    Attributes:
+        entry: The leaf.
+        chunk: The chunk.
+        start, stop: Bytes of the object.
+        checked: Whether a checksum covers them.
+    """
+
+    entry: LeafEntry
+    chunk: Chunk
+    start: int
+    stop: int
+    checked: bool
+
+
+class _Survey:
+    """Which bytes there should be, and which are.
+
+    Attributes:
+        damages: Found so far; threads append.
+        pieces: Of all leaves, without those that an index holds.
+        checked_bytes, unchecked_bytes: As of `Verified`.
+        unheld: Names of leaves with unchecked bytes that no file holds.
+    """
+
+    def __init__(self, catalog: Catalog):
+        self._catalog = catalog
+        self._sizes: dict[str, int | None] = {}
+        self._lost: dict[tuple[str, str], list[_Piece]] = {}
+        self.damages: list[Corrupted] = []
+        self.pieces: list[_Piece] = []
+        self.checked_bytes = self.unchecked_bytes = 0
+        self.unheld: set[str] = set()
+        for entry, chunks in self._located():
+            for chunk in chunks:
+                self._add(entry, chunk)
+        self.damages += [self._lack(lost) for lost in self._lost.values()]
+
+    def audit(self) -> None:
+        """Adds what the format finds damaged beside the leaves."""
+        if self._catalog.audit is not None:
+            self.damages += self._catalog.audit()
+
+    def _located(self) -> Iterator[tuple[LeafEntry, Iterable[Chunk]]]:
+        pending = [entry for entry in self._catalog.entries if entry.kind != "string"]
+        while pending:
+            mine: dict[str, LeafEntry] = {}
+            others = [entry for entry in pending if mine.setdefault(entry.name, entry) is not entry]
+            located = self._catalog.locate(mine.values(), self.damages)
+            yield from ((entry, located[name]) for name, entry in mine.items())
+            pending = others
+
+    def _size(self, file: str) -> int | None:
+        if file not in self._sizes:
+            info = self._catalog.source.stat(file)
+            self._sizes[file] = None if info is None or info.is_dir else info.size
+        return self._sizes[file]
+
+    def _add(self, entry: LeafEntry, chunk: Chunk) -> None:
+        """Counts a chunk, and cuts what is there of it into pieces."""
+        extent = chunk.extent
+        start, stop = extent.start, extent.stop
+        checked = chunk.checked or bool(chunk.sums)
+        if extent.inline is None:
+            size = self._size(extent.key)
+            if size is None or size < stop:
+                lost = _Piece(entry, chunk, max(start, size or 0), stop, checked)
+                self._lost.setdefault((entry.name, extent.key), []).append(lost)
+                if size is None or size <= start or (chunk.codecs and not chunk.sums):
+                    return
+                stop = size
+                if chunk.sums:  # of the block that is cut nothing can be said
+                    stop = start + (size - start) // chunk.block * chunk.block
+            step = max(SPLIT_BYTES // chunk.block, 1) * chunk.block if chunk.sums else SPLIT_BYTES
+            if chunk.codecs and not chunk.sums:
+                step = stop - start
+            for at in range(start, stop, step or 1):
+                self.pieces.append(_Piece(entry, chunk, at, min(at + step, stop), checked))
+        elif not checked:
+            self.unheld.add(entry.name)
+        if checked:
+            self.checked_bytes += stop - start
+        else:
+            self.unchecked_bytes += stop - start
+
+    def _lack(self, lost: list[_Piece]) -> Corrupted:
+        """The error for all bytes of a leaf that a file lacks."""
+        start, stop = min(piece.start for piece in lost), max(piece.stop for piece in lost)
+        size, file = self._size(lost[0].chunk.extent.key), self._catalog.source.url
+        missing = size is None
+        return Corrupted(
+            "Expected a data file, found none"
+            if missing
+            else f"Expected at least {stop} bytes, the file has {size}",
+            leaf=lost[0].entry.name,
+            file=lost[0].chunk.extent.key or file,
+            start=None if missing else start,
+            stop=None if missing else stop,
+            box=_elements(lost[0], start, stop) if len(lost) == 1 else None,
+        )
+
+
+def _requests(pieces: list[_Piece]) -> list[list[_Piece]]:
+    """Pieces in the order of their files, small neighbours together."""
+    pieces.sort(key=lambda piece: (piece.chunk.extent.key, piece.start))
+    groups: list[list[_Piece]] = []
+    key, begin, stop = None, 0, 0
+    for piece in pieces:
+        near = piece.chunk.extent.key == key and piece.start - stop <= GAP_BYTES
+        small = piece.stop - piece.start <= LARGE_BYTES
+        if groups and near and small and piece.stop - begin <= CHECKED_BYTES:
+            groups[-1].append(piece)
+            stop = max(stop, piece.stop)
+        else:
+            groups.append([piece])
+            key, begin, stop = piece.chunk.extent.key, piece.start, piece.stop
+    return groups
+
+
+class _Reading:
+    """The threads."""
+
+    def __init__(self, source: Source, survey: _Survey):
+        self._source, self._damages = source, survey.damages
+        self._groups = _requests(survey.pieces)
+        self._total = sum(piece.stop - piece.start for piece in survey.pieces)
+        self._next, self._done = 0, 0
+        self._stopped = False
+        self._lock = threading.Lock()
+
+    def run(self, threads: int, progress: Callable[[int, int], None] | None) -> None:
+        """Looks at all pieces; raises the first error that is no damage."""
+        with ThreadPoolExecutor(threads, thread_name_prefix="templax") as pool:
+            pending = {pool.submit(self._work) for _ in range(min(threads, len(self._groups)))}
+            try:
+                while pending:
+                    timeout = None if progress is None else _PROGRESS_S
+                    done, pending = wait(pending, timeout, FIRST_EXCEPTION)
+                    for future in done:
+                        future.result()
+                    if progress is not None:
+                        progress(self._done, self._total)
+            finally:
+                self._stopped = True
+
+    def _work(self) -> None:
+        scratch = Scratch()
+        while not self._stopped:
+            with self._lock:
+                number, self._next = self._next, self._next + 1
+            if number >= len(self._groups):
+                return
+            for damage in self._look(self._groups[number], scratch):
+                self._damages.append(damage)
+
+    def _look(self, group: list[_Piece], scratch: Scratch) -> Iterator[Corrupted]:
+        stored = _Stored(self._source, group, scratch)
+        for piece in group:
+            stored.seek(piece)
+            for error in _damages(piece, stored, scratch):
+                yield _placed(piece, error, self._source)
+            with self._lock:
+                self._done += piece.stop - piece.start
+
+
+class _Stored:
+    """The bytes of one piece after the other, in the order of the file.
+
+    Small ones are read with their neighbours.
+    """
+
+    def __init__(self, source: Source, group: list[_Piece], scratch: Scratch):
+        self._source, self._scratch = source, scratch
+        self._key = group[0].chunk.extent.key
+        self._end = max(piece.stop for piece in group)
+        self._held, self._first = memoryview(b""), 0
+        self._at = self._stop = 0
+
+    def seek(self, piece: _Piece) -> None:
+        self._at, self._stop = piece.start, piece.stop
+
+    @property
+    def left(self) -> int:
+        return self._stop - self._at
+
+    def read(self, n: int, /) -> memoryview:
+        """The next `n` bytes, fewer at the end. Valid until the next call.
+
+        Raises:
+            Corrupted: They can't be read. The next call goes on behind them.
+        """
+        start, stop = self._at, min(self._at + n, self._stop)
+        self._at = stop
+        if start == stop:
+            return memoryview(b"")
+        if not self._first <= start < stop <= self._first + len(self._held):
+            end = max(stop, min(start + CHECKED_BYTES, self._end))
+            try:
+                self._held = self._from_file(start, end)
+            except Corrupted:
+                if end == stop:
+                    raise
+                self._held = self._from_file(start, stop)  # may be nothing to do with these bytes
+            self._first = start
+        return self._held[start - self._first : stop - self._first]
+
+    def _from_file(self, start: int, stop: int) -> memoryview:
+        self._held = memoryview(b"")  # it is the memory that is read into
+        try:
+            into = self._scratch.bytes("stored", stop - start)
+            return self._source.read(self._key, start, stop, into)
+        except NotFound as error:  # it went since
+            what = "Expected a data file, found none"
+            raise Corrupted(what, start=start, stop=stop) from error
+        except SourceError as error:
+            cause = error.__cause__
+            if not isinstance(cause, OSError) or cause.errno != errno.EIO:
+                raise
+            raise Corrupted(str(error), start=start, stop=stop) from error
+
+
+def _damages(piece: _Piece, stored: _Stored, scratch: Scratch) -> Iterator[CheckpointError]:
+    """What is wrong with the bytes of a piece."""
+    chunk = piece.chunk
+    if chunk.codecs and not chunk.sums:
+        try:
+            _decode(piece, stored, scratch)
+        except CheckpointError as error:
+            yield error
+        return
+    blocks = None
+    while stored.left:
+        start = piece.stop - stored.left
+        try:
+            data = stored.read(CHECKED_BYTES)
+        except Corrupted as error:
+            blocks = None  # of the blocks that these bytes are in nothing can be said
+            yield error
+            continue
+        if chunk.sums:
+            blocks = BlockVerifier(chunk, start, piece.stop) if blocks is None else blocks
+            yield from blocks.compare(data)
+
+
+def _decode(piece: _Piece, stored: _Stored, scratch: Scratch) -> None:
+    """Raises what restoring this chunk would raise."""
+    chunk, itemsize = piece.chunk, piece.entry.dtype.itemsize
+    nbytes = size_of(chunk.box) * itemsize
+    if chunk.codecs == ("crc32c",) and stored.left > 4:
+        crc = 0
+        while (left := stored.left) > 4:
+            crc = crc32c(stored.read(min(left - 4, CHECKED_BYTES)), crc)
+        compare_crc32c(int.from_bytes(stored.read(4), "little"), crc)
+    elif chunk.codecs == ("zstd",):
+        inflater = Inflater(stored)
+        for first in range(0, nbytes, BLOCK_BYTES):
+            inflater.fill(scratch.bytes("decoded", min(BLOCK_BYTES, nbytes - first)))
+        inflater.finish()
+    else:
+        decode(chunk.codecs, stored.read(stored.left), nbytes)
+
+
+def _placed(piece: _Piece, error: CheckpointError, source: Source) -> Corrupted:
+    """The error with the leaf, the elements, the file and the bytes that it is about."""
+    entry, extent = piece.entry, piece.chunk.extent
+    start = extent.start if error.start is None else error.start
+    stop = extent.stop if error.stop is None else error.stop
+    return Corrupted(
+        error.what,
+        leaf=entry.name,
+        file=extent.key or source.url,
+        start=start,
+        stop=stop,
+        hint=error.hint,
+        box=_elements(piece, start, stop),
+    )
+
+
+def _elements(piece: _Piece, start: int, stop: int) -> Box | None:
+    """The elements of the leaf that stored bytes hold; None if it is padding only."""
+    chunk, everything = piece.chunk, full_box(piece.entry.shape)
+    box, origin, itemsize = chunk.box, chunk.extent.start, piece.entry.dtype.itemsize
+    if is_raw(chunk) and stop > start:
+        shape = shape_of(box)
+        inner = box_around((start - origin) // itemsize, -((origin - stop) // itemsize), shape)
+        box = tuple((a + b, a + c) for (a, _), (b, c) in zip(box, inner, strict=True))
+    return intersect(box, everything)

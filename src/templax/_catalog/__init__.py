@@ -1,0 +1,1 @@
+"""The contents of a checkpoint, before anything is compared or read."""

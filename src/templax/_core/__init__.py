@@ -1,0 +1,1 @@
+"""Names, boxes, dtypes and other plain values that every stage uses."""

@@ -1,0 +1,211 @@
+"""Which stored dtype may become which wanted dtype, and who does the cast."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Literal, get_args
+
+import ml_dtypes
+import numpy as np
+
+Cast = Literal["float", "widen", "exact"]
+
+CASTS: tuple[str, ...] = get_args(Cast)
+
+WIDE = frozenset({"int64", "uint64", "float64", "complex128"})
+"""What a `jax.Array` holds only with `jax_enable_x64`."""
+
+Class = Literal["bool", "int", "float", "complex", "other"]
+
+
+@functools.cache
+def name_of(dtype: np.dtype) -> str:
+    """`dtype.name`, for which numpy takes microseconds."""
+    return dtype.name
+
+
+@functools.cache
+def class_of(dtype: np.dtype) -> Class:
+    """What kind of number a dtype holds, ml_dtypes included.
+
+    >>> class_of(np.dtype("bfloat16")), class_of(np.dtype("int4")), class_of(np.dtype("S3"))
+    ('float', 'int', 'other')
+    """
+    if dtype.kind in "bc":
+        return "bool" if dtype.kind == "b" else "complex"
+    if "complex" in dtype.name:  # those of ml_dtypes, which finfo takes for floats
+        return "other"
+    for name, info in (("int", ml_dtypes.iinfo), ("float", ml_dtypes.finfo)):
+        try:
+            info(dtype)
+        except (ValueError, TypeError, KeyError):
+            continue
+        return "int" if name == "int" else "float"
+    return "other"
+
+
+@functools.cache
+def is_lossless(stored: np.dtype, wanted: np.dtype) -> bool:
+    """Whether every value of `stored` is a value of `requested_sharding`.
+
+    A bool is not a number here. Integers fit floats whose mantissa holds them.
+
+    >>> is_lossless(np.dtype("int8"), np.dtype("bfloat16"))
+    True
+    >>> is_lossless(np.dtype("int32"), np.dtype("float32"))
+    False
+    """
+    if stored == wanted:
+        return True
+    classes = class_of(stored), class_of(wanted)
+    match classes:
+        case ("int", "int"):
+            a, b = ml_dtypes.iinfo(stored), ml_dtypes.iinfo(wanted)
+            return int(b.min) <= int(a.min) and int(a.max) <= int(b.max)
+        case ("int", "float"):
+            a, f = ml_dtypes.iinfo(stored), ml_dtypes.finfo(wanted)
+            if int(a.min) < 0 and not _signed(wanted):
+                return False
+            most = max(abs(int(a.min)), int(a.max))
+            return most <= 2 ** (f.nmant + 1) and most <= float(f.max) and _has_zero(wanted)
+        case ("float", "float"):
+            return _float_fits(stored, wanted)
+        case ("int" | "float", "complex"):
+            return is_lossless(stored, _component(wanted))
+        case ("complex", "complex"):
+            return is_lossless(_component(stored), _component(wanted))
+        case _:
+            return False
+
+
+def _float_fits(stored: np.dtype, wanted: np.dtype) -> bool:
+    a, b = ml_dtypes.finfo(stored), ml_dtypes.finfo(wanted)
+    # The narrowest formats differ in having a sign, a zero, infinities and NaN: compare the values.
+    if stored.itemsize == 1:
+        values = np.arange(256, dtype=np.uint8).view(stored)
+        with np.errstate(all="ignore"):
+            wide = values.astype(np.float64)
+            back = values.astype(np.float32).astype(wanted).astype(np.float64)
+        return bool(np.array_equal(wide, back, equal_nan=True))
+    return (
+        b.nmant >= a.nmant
+        and float(b.max) >= float(a.max)
+        and float(b.smallest_subnormal) <= float(a.smallest_subnormal)
+        and wanted.itemsize > stored.itemsize
+    )
+
+
+def _signed(dtype: np.dtype) -> bool:
+    return dtype.name != "float8_e8m0fnu"
+
+
+_has_zero = _signed  # float8_e8m0fnu holds powers of two only
+
+
+def _component(dtype: np.dtype) -> np.dtype:
+    return np.dtype(f"f{dtype.itemsize // 2}")
+
+
+def int_fits(dtype: np.dtype, value: int) -> bool:
+    """Whether an integer dtype has `value`.
+
+    >>> int_fits(np.dtype("uint8"), 255), int_fits(np.dtype("int4"), 8)
+    (True, False)
+    """
+    info = ml_dtypes.iinfo(dtype)
+    return int(info.min) <= value <= int(info.max)
+
+
+def may_cast(stored: np.dtype, wanted: np.dtype, policy: Cast) -> bool:
+    """Whether `policy` lets `stored` become `requested_sharding` (different dtypes).
+
+    `"exact"` allows nothing, `"widen"` what loses nothing, `"float"` also any float to any float
+    and any complex to any complex. Float to int, narrowing of ints, complex to real, and between
+    bool and numbers is allowed by none.
+
+    >>> may_cast(np.dtype("float32"), np.dtype("bfloat16"), "float")
+    True
+    >>> may_cast(np.dtype("int64"), np.dtype("int32"), "float")
+    False
+    """
+    if policy == "exact":
+        return False
+    if is_lossless(stored, wanted):
+        return True
+    classes = class_of(stored), class_of(wanted)
+    return policy == "float" and classes in (("float", "float"), ("complex", "complex"))
+
+
+# Pairs for which numpy's cast equals XLA's on CPU in every bit, NaN payloads and subnormals
+# included (tests/unit/test_dtypes.py tries every 8- and 16-bit pattern and 3 million 32-bit ones).
+# Others differ: f16 -> f32 keeps signalling NaNs in numpy and quiets them in XLA, e5m2 and f4 spell
+# NaN differently, and 64-bit ones flush subnormals in XLA.
+_HOST_EXACT = {
+    ("float32", "bfloat16"),
+    ("bfloat16", "float32"),
+    ("float16", "bfloat16"),
+    ("float32", "float8_e4m3fn"),
+    ("bfloat16", "float8_e4m3fn"),
+    ("float16", "float8_e4m3fn"),
+    ("float8_e4m3fn", "float32"),
+    ("float8_e4m3fn", "bfloat16"),
+    ("float8_e4m3fn", "float16"),
+    ("float8_e5m2", "float32"),
+    ("float8_e5m2", "bfloat16"),
+    ("float8_e5m2", "float16"),
+}
+
+
+def host_cast_is_exact(stored: np.dtype, wanted: np.dtype) -> bool:
+    """Whether numpy casts to the very bits of `jnp.asarray(x).astype(wanted)` on CPU."""
+    if class_of(stored) == "int" and class_of(wanted) == "int":
+        # ml_dtypes casts its narrowest ones to few others.
+        return "int2" not in stored.name and "int2" not in wanted.name
+    return (stored.name, wanted.name) in _HOST_EXACT
+
+
+def cast_into(out: np.ndarray, values: np.ndarray) -> None:
+    """Cast `gather_box` into `out` (same shape), rounding to nearest even; no warning on overflow."""
+    with np.errstate(all="ignore"):
+        np.copyto(out, values, casting="unsafe")
+
+
+def parse_dtype(name: str) -> np.dtype:
+    """A dtype by the name numpy and ml_dtypes give it.
+
+    Raises:
+        TypeError: There is no such dtype, or it holds Python objects or structures.
+    """
+    try:
+        scalar = getattr(ml_dtypes, name, None)
+        dtype = np.dtype(scalar if isinstance(scalar, type) else name)
+    except (TypeError, ValueError, SyntaxError):
+        raise TypeError(f"no dtype is called `{name}`") from None
+    if class_of(dtype) == "other":
+        raise TypeError(f"dtype `{name}` holds no numbers")
+    return dtype
+
+
+PYTHON_NAMES = {"i": "int", "f": "float", "b": "bool", "c": "complex"}
+"""Python's number types by numpy kind."""
+
+PYTHON_DTYPES = {
+    int: np.dtype("i8"),
+    float: np.dtype("f8"),
+    bool: np.dtype("?"),
+    complex: np.dtype("c16"),
+}
+
+NUMPY_NAMES = """bool int8 int16 int32 int64 uint8 uint16 uint32 uint64
+float16 float32 float64 complex64 complex128"""
+
+ML_NAMES = """bfloat16 int2 int4 uint2 uint4 float4_e2m1fn float6_e2m3fn float6_e3m2fn
+float8_e3m4 float8_e4m3 float8_e4m3b11fnuz float8_e4m3fn float8_e4m3fnuz
+float8_e5m2 float8_e5m2fnuz float8_e8m0fnu"""
+
+DTYPES: Mapping[str, np.dtype] = {
+    **{name: np.dtype(name) for name in NUMPY_NAMES.split()},
+    **{name: np.dtype(getattr(ml_dtypes, name)) for name in ML_NAMES.split()},
+}
+"""Name → dtype, of every element type that is read. Those of less than a byte take a whole byte."""

@@ -1,0 +1,1 @@
+"""Catalogs, runs and reports as text and JSON."""

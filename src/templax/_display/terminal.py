@@ -1,0 +1,99 @@
+"""Text for people: colour on a terminal, the same text plain in a pipe."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Iterable
+from typing import TextIO
+
+import click
+
+Part = str | tuple[str, str]
+"""Text, or text and its style: `bold` or `dim` or neither, and a colour or none: "bold red"."""
+
+
+def echo(*parts: Part, err: bool = False) -> None:
+    """Print a line (or several) made of parts.
+
+    Args:
+        parts: What to print, back to back.
+        err: To standard error instead of standard output.
+    """
+    stream = sys.stderr if err else sys.stdout
+    styled = _is_styled(stream)
+    texts: list[str] = []
+    for part in parts:
+        text, style = (part, "") if isinstance(part, str) else part
+        text = printable(text)
+        texts.append(_styled(text, style) if styled and text else text)
+    stream.write("".join(texts) + "\n")
+
+
+def _is_styled(stream: TextIO) -> bool:
+    if os.environ.get("NO_COLOR"):
+        return False
+    terminal = stream.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
+    return terminal or bool(os.environ.get("FORCE_COLOR"))
+
+
+def _styled(text: str, style: str) -> str:
+    words = style.split()
+    bold, dim = "bold" in words or None, "dim" in words or None
+    colour = next((word for word in words if word not in ("bold", "dim")), None)
+    return click.style(text, colour, bold=bold, dim=dim) if words else text
+
+
+def echo_facts(facts: Iterable[tuple[str, str]]) -> None:
+    """Print labels and texts, a line each, and an empty one."""
+    facts = list(facts)
+    width = max(len(label) for label, _ in facts)
+    for label, text in facts:
+        echo((f"  {label.ljust(width)}  ", "dim"), text)
+    echo()
+
+
+def echo_report(text: str, *, prefix: str = "", err: bool = False) -> None:
+    """Print an error or the report of a match, its leaf names and hints marked by colour."""
+    for i, line in enumerate(text.splitlines()):
+        echo((prefix if i == 0 else "", "bold red"), *highlight_line(line), err=err)
+
+
+def echo_progress(done: int, total: int) -> None:
+    """Rewrites a line of standard error, which is removed at the end."""
+    text = "" if done == total else f"  {done:,} of {total:,} bytes ({done / total:.0%})"
+    sys.stderr.write(f"\r{text}\x1b[K")
+    sys.stderr.flush()
+
+
+_MARKED = re.compile(r"`[^`]*`|\bhint: .*")
+
+
+def highlight_line(line: str) -> list[Part]:
+    """A line of a report in parts: what is in backticks and what is a hint have a style.
+
+    >>> highlight_line("Expected shape (2,), got (3,) - at `w`; hint: none")
+    ['Expected shape (2,), got (3,) - at ', ('`w`', 'cyan'), '; ', ('hint: none', 'green')]
+    """
+    parts: list[Part] = []
+    end = 0
+    for found in _MARKED.finditer(line):
+        if found.start() > end:
+            parts.append(line[end : found.start()])
+        parts.append((found.group(), "green" if found.group().startswith("hint") else "cyan"))
+        end = found.end()
+    if end < len(line):
+        parts.append(line[end:])
+    return parts
+
+
+def printable(text: str) -> str:
+    r"""The text with control characters escaped: a file must not command the terminal.
+
+    >>> printable("a\x1b[2Jb") == r"a\x1b[2Jb"
+    True
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)

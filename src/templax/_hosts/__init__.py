@@ -1,0 +1,1 @@
+"""Agreement among the processes of a JAX job."""

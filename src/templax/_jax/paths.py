@@ -1,0 +1,43 @@
+"""JAX. Key paths and prefix pytrees."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.tree_util as jtu
+from jax.sharding import PartitionSpec
+
+from .._core.arguments import PyTree
+from ..errors import UsageError
+
+
+def path_element(key: Any) -> str | int:
+    """One step of a JAX key path: an index of a sequence as int, all else by its spelling."""
+    if isinstance(key, (jtu.DictKey, jtu.FlattenedIndexKey)):
+        return str(key.key)
+    if isinstance(key, jtu.SequenceKey):
+        return key.idx
+    return key.name if isinstance(key, jtu.GetAttrKey) else str(key)
+
+
+class _Boxed:
+    """Hides a value of a prefix, which may be a pytree or None, from JAX."""
+
+    def __init__(self, value: Any):
+        self.value = value
+
+
+def broadcast_prefix(prefix: PyTree, tree: PyTree, what: str) -> list[Any]:
+    """The value of a prefix pytree for each leaf of `tree`. None is a value.
+
+    Raises:
+        UsageError: It is no prefix; `what` names it.
+    """
+    try:
+        boxed = jtu.tree_map(
+            _Boxed, prefix, is_leaf=lambda x: x is None or isinstance(x, PartitionSpec)
+        )
+        return [box.value for box in jtu.tree_leaves(jax.tree.broadcast(boxed, tree))]
+    except ValueError as error:
+        raise UsageError(f"`{what}` is no prefix of the template: {error}") from error

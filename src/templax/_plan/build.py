@@ -1,0 +1,282 @@
+"""Match + chunks → Plan: which bytes are read, and where each goes. Pure: no I/O, no JAX.
+
+Chunk-first: each chunk that meets a wanted box is read and decoded once, however many boxes want a
+piece of it.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from .._catalog.checksums import align_to_blocks, covers_whole_blocks
+from .._catalog.entry import Chunk
+from .._core.boxes import intersect, relative_box, shape_of, span_of
+from .._core.workers import MEMORY_BYTES
+from .._match.result import Match
+from .parts import (
+    IN_PLACE_BYTES,
+    LARGE_BYTES,
+    REQUEST_BYTES,
+    Buffer,
+    Check,
+    Measures,
+    Part,
+    buffers_of,
+    checks_of,
+    is_raw,
+    merge_chunks,
+    parts_of,
+    scratch_of,
+    view_of,
+)
+from .plan import IN_FLIGHT, Batch, Plan, ReadOp
+
+GAP_BYTES = 64 * 1024
+"""Bytes between two parts of a file that are read and dropped rather than asked for separately."""
+
+BATCH_BYTES = 128 * 1024 * 1024
+"""Bytes of buffers after which a batch closes: it is placed while the next ones are read."""
+
+BATCH_LEAVES = 4096
+"""Boxes after which a batch closes."""
+
+INLINE_PARTS = 512
+"""Values held by an index that one job decodes."""
+
+
+def build_plan(
+    match: Match,
+    chunks: Sequence[Mapping[str, tuple[Chunk, ...]]],
+    *,
+    threads: int = 1,
+    memory: int = MEMORY_BYTES,
+    verify: str = "available",
+    mapped: Sequence[bool] = (),
+    sources: Sequence[Any] = (),
+) -> Plan:
+    """Plans the reads of a match without mismatches.
+
+    Args:
+        match: Pairs of targets and leaves.
+        chunks: Of the checkpoint, and of the one given as `missing=`: name of the entry → chunks
+            that tile it.
+        threads: Workers.
+        memory: Bytes in flight beyond the arrays returned. Boxes that need the same bytes are
+            loaded together, though they be more.
+        verify: Goes into the plan. Under `"required"`, where a part of what a checksum covers is
+            wanted, all of it is read; else that part goes unchecked.
+        mapped: Of each source, whether its bytes can be mapped; empty if they shall not be.
+        sources: Go into the plan.
+
+    Returns:
+        Batches in template order. Every element of every buffer is written exactly once.
+    """
+    share = max(1, memory // (2 * (IN_FLIGHT + 1)))
+    batches: list[Batch] = []
+    buffers: list[Buffer] = []
+    parts: tuple[list[Part], list[Part]] = [], []  # of the checkpoint, and of `missing=`
+    checks: list[Check] = []
+    unverified: list[str] = []
+    unmapped = Counter[str]()
+    required, any_sums = verify == "required", False
+    nbytes = transient = 0
+    most = max(GAP_BYTES, min(REQUEST_BYTES, memory // (4 * threads)))
+    measures = Measures()
+    for pair in match.pairs:
+        if pair.target.kind == "string":
+            continue
+        source = int(pair.fallback)
+        located: Sequence[Chunk] = chunks[source][pair.entry.name]
+        if len(located) > 1:
+            located = merge_chunks(located)
+        covered, summed = True, False
+        for chunk in located:
+            if not chunk.checked:
+                covered = False
+            elif chunk.sums:
+                any_sums = summed = True
+        boxes = buffers_of(pair, measures)
+        for mine in (boxes,) if len(boxes) == 1 else _groups(boxes, located, share):
+            here = mine[0].nbytes if len(mine) == 1 else sum([b.nbytes for b in mine])
+            passing = here if mine and mine[0].transient else 0
+            full = nbytes >= BATCH_BYTES or len(buffers) >= BATCH_LEAVES
+            if buffers and (full or transient + passing > share):
+                batches.append(_batch(parts, buffers, checks, most))
+                buffers, parts, checks, nbytes, transient = [], ([], []), [], 0, 0
+            view = "read"
+            if mapped and here:
+                view = view_of(pair, mine, located) if mapped[source] else "in no local file system"
+                if isinstance(view, str):
+                    unmapped[view] += 1
+            if isinstance(view, str):
+                made = parts_of(pair, mine, len(buffers), located, measures, required)
+                if summed:
+                    made = list(made)
+                    for part in made:
+                        if part.chunk.sums and not covers_whole_blocks(
+                            part.chunk, part.start, part.stop
+                        ):
+                            covered = False
+                parts[source].extend(made)
+            else:
+                mine = [msgspec.structs.replace(mine[0], view=view)]
+                if summed:
+                    (chunk,), start, stop = tuple(located), view.start, view.stop
+                    if required:
+                        start, stop = align_to_blocks(chunk, start, stop)
+                    covered = covered and covers_whole_blocks(chunk, start, stop)
+                    checks += checks_of(pair.entry.name, source, chunk, start, stop)
+            buffers += mine
+            nbytes += here
+            transient += passing
+        if not covered:
+            unverified.append(pair.target.name)
+    if buffers:
+        batches.append(_batch(parts, buffers, checks, most))
+    scratch = _scratch(op for batch in batches for op in batch.reads)
+    threads = max(1, min(threads, memory // (2 * scratch) if scratch else threads))
+    return Plan(
+        match,
+        tuple(batches),
+        threads,
+        verify,
+        tuple(unverified),
+        any_sums,
+        scratch,
+        memory,
+        unmapped,
+        sources,
+    )
+
+
+def _batch(
+    parts: Sequence[list[Part]], buffers: Sequence[Buffer], checks: Sequence[Check], most: int
+) -> Batch:
+    """A batch of these buffers; `most` as of `_requests`."""
+    jobs: list[list[Check]] = []
+    nbytes = most
+    for check in checks:
+        if nbytes >= most:
+            jobs.append([])
+            nbytes = 0
+        jobs[-1].append(check)
+        nbytes += check.stop - check.start
+    return Batch(tuple(_requests(parts, most)), tuple(buffers), tuple(map(tuple, jobs)))
+
+
+def _groups(buffers: list[Buffer], chunks: Sequence[Chunk], share: int) -> Iterable[list[Buffer]]:
+    """The boxes of a leaf, in groups that go to separate batches.
+
+    All of them, unless they are more than may be in flight; then those that need the same bytes, so
+    that none is read or decoded twice.
+    """
+    if sum([b.nbytes for b in buffers if b.transient]) <= share:
+        return (buffers,)
+    group = list(range(len(buffers)))  # buffer → the lowest of its group
+
+    def lowest(i: int) -> int:
+        while group[i] != i:
+            i = group[i]
+        return i
+
+    for chunk in chunks:
+        itemsize = buffers[0].pair.entry.dtype.itemsize
+        last = reach = -1
+        for start, stop, i in sorted(_needed(chunk, buffers, itemsize)):
+            if start < reach:
+                a, b = sorted((lowest(last), lowest(i)))
+                group[b] = a
+            last, reach = i, max(stop, reach)
+    grouped: dict[int, list[Buffer]] = {}
+    for i, buffer in enumerate(buffers):
+        grouped.setdefault(lowest(i), []).append(buffer)
+    return grouped.values()
+
+
+def _needed(
+    chunk: Chunk, buffers: Sequence[Buffer], itemsize: int
+) -> Iterator[tuple[int, int, int]]:
+    """Which decoded bytes of a chunk each buffer needs: start, stop, index of the buffer."""
+    shape = shape_of(chunk.box)
+    for i, buffer in enumerate(buffers):
+        overlap = intersect(chunk.box, buffer.box)
+        if overlap is not None:
+            span = span_of(relative_box(overlap, chunk.box), shape, itemsize)
+            start, stop = span if is_raw(chunk) else (0, 1)
+            yield start, stop, i
+
+
+def _requests(parts: Sequence[list[Part]], most: int) -> Iterator[ReadOp]:
+    """Joins the parts of each source into requests, in the order of its files.
+
+    Args:
+        parts: Of each source.
+        most: Bytes, stored and decoded, that small parts are joined to.
+    """
+    for source, mine in enumerate(parts):
+        files: dict[str, list[Part]] = {}
+        held: list[Part] = []
+        for part in mine:
+            extent = part.chunk.extent
+            if extent.inline is None:
+                files.setdefault(extent.key, []).append(part)
+            else:
+                held.append(part)
+        for key in sorted(files):
+            yield from _joined(source, key, files[key], most)
+        group: list[Part] = []
+        decoded = 0
+        for part in held:
+            if group and (len(group) == INLINE_PARTS or decoded + part.nbytes > most):
+                yield ReadOp(source, group[0].chunk.extent.key, 0, 0, tuple(group))
+                group, decoded = [], 0
+            group.append(part)
+            decoded += part.nbytes
+        if group:
+            yield ReadOp(source, group[0].chunk.extent.key, 0, 0, tuple(group))
+
+
+def _joined(source: int, key: str, parts: list[Part], most: int) -> Iterator[ReadOp]:
+    """Requests for the parts of one file: neighbours together, unless large or far apart."""
+    parts.sort(key=operator.attrgetter("start"))
+    group: list[Part] = []
+    begin = stop = decoded = 0
+    alone = False
+    for part in parts:
+        raw = part.direct is not None and not part.chunk.codecs
+        large = part.stop - part.start >= (IN_PLACE_BYTES if raw else LARGE_BYTES)
+        if (
+            group
+            and not alone
+            and not large
+            and part.start - stop <= GAP_BYTES
+            and part.stop - begin <= most
+            and decoded + part.nbytes <= most
+        ):
+            group.append(part)
+            stop = max(stop, part.stop)
+            decoded += part.nbytes
+            continue
+        if group:
+            yield ReadOp(source, key, begin, stop, tuple(group))
+        group, begin, stop, alone, decoded = [part], part.start, part.stop, large, part.nbytes
+    if group:
+        yield ReadOp(source, key, begin, stop, tuple(group))
+
+
+def _scratch(ops: Iterable[ReadOp]) -> int:
+    """Most bytes that one worker holds beside the buffers: what is stored, and what it becomes."""
+    stored = decoded = 0
+    for op in ops:
+        if len(op.parts) == 1:
+            here, there = scratch_of(op.parts[0])
+            stored, decoded = max(stored, here), max(decoded, there)
+        else:
+            stored = max(stored, op.stop - op.start)
+            decoded = max(decoded, sum([part.nbytes for part in op.parts]))
+    return stored + decoded

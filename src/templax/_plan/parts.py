@@ -1,0 +1,441 @@
+"""One leaf: its boxes × its chunks → parts, the pieces of work that fill its buffers. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+
+import msgspec
+import numpy as np
+
+from .._catalog.checksums import align_to_blocks, covers_whole_blocks
+from .._catalog.entry import Chunk, Extent
+from .._core.boxes import (
+    Box,
+    Shape,
+    full_box,
+    intersect,
+    is_contiguous,
+    relative_box,
+    shape_of,
+    size_of,
+    span_of,
+)
+from .._core.dtypes import host_cast_is_exact
+from .._core.memory import ALIGN
+from .._match.result import Pair
+
+IN_PLACE_BYTES = 128 * 1024
+"""Raw parts of this size are requests of their own: they are read in place, for the price of a
+system call (5 µs) instead of a copy."""
+
+REQUEST_BYTES = 4 * 1024 * 1024
+"""Most bytes that small parts are joined to, so that every thread gets work; and that a worker
+holds of what is stored: a zstd chunk of more is read as it is decoded."""
+
+LARGE_BYTES = 1024 * 1024
+"""Encoded parts of this size are requests of their own."""
+
+BLOCK_BYTES = 1024 * 1024
+"""Compressed chunks that have to be cut into pieces, or cast, are decoded in blocks of this size,
+which are still in cache when they are copied."""
+
+CHECKED_BYTES = 2 * 1024 * 1024
+"""Raw bytes that are checked as they come are read in pieces of this size: still in the cache that
+cores share, and few enough reads (of 1 MiB: 10 % slower)."""
+
+SCATTER_BYTES = 4 * 1024 * 1024
+"""Raw parts whose pieces go to several places, or are cast, are read in no more than this."""
+
+SPLIT_BYTES = 32 * 1024 * 1024
+"""Raw parts larger than this are read, or checked where they are mapped, by several threads."""
+
+
+class Copy(msgspec.Struct, frozen=True, gc=False):
+    """A piece of a chunk that a buffer wants.
+
+    Attributes:
+        buffer: Index in the batch.
+        src: Box within the chunk.
+        dst: Box within the buffer; of the same shape.
+    """
+
+    buffer: int
+    src: Box
+    dst: Box
+
+
+class Part(msgspec.Struct, frozen=True, gc=False):
+    """What is read of one chunk, and who wants it.
+
+    Attributes:
+        name: The leaf.
+        chunk: The chunk.
+        dtype: As stored.
+        start, stop: Bytes of the object that are read: all of the chunk unless it is raw. More than
+            the copies need where a checksum that must be compared covers more.
+        direct: Set if the decoded bytes of the single copy lie back to back in its buffer, in its
+            dtype: the byte of the buffer where they begin. They are read or decoded in place.
+        nbytes: Bytes that the chunk decodes to; of a raw chunk those that are read.
+        copies: At least one.
+    """
+
+    name: str
+    chunk: Chunk
+    dtype: np.dtype
+    start: int
+    stop: int
+    direct: int | None
+    nbytes: int
+    copies: tuple[Copy, ...]
+
+
+class Buffer(msgspec.Struct, frozen=True, gc=False):
+    """Host memory for one box of one leaf.
+
+    Attributes:
+        pair: The leaf.
+        box: Which part of it.
+        shape: Of the box.
+        dtype: The stored one where placing casts, else the target's.
+        nbytes: Of the box, in `dtype`.
+        transient: Whether the memory is given back once the leaf is placed: it does not become the
+            leaf.
+        view: Bytes of the source that are mapped in place of memory of our own.
+    """
+
+    pair: Pair
+    box: Box
+    shape: Shape
+    dtype: np.dtype
+    nbytes: int
+    transient: bool = False
+    view: Extent | None = None
+
+
+class Check(msgspec.Struct, frozen=True, gc=False):
+    """Bytes of a mapping that are compared with the checksums of their chunk.
+
+    Attributes:
+        name: The leaf.
+        source: As of `ReadOp`.
+        chunk: With `sums`.
+        start, stop: Bytes of the object.
+    """
+
+    name: str
+    source: int
+    chunk: Chunk
+    start: int
+    stop: int
+
+
+class Measure(msgspec.Struct, frozen=True, gc=False):
+    """Of a box: its shape, elements, and the same box at the origin."""
+
+    shape: Shape
+    size: int
+    origin: Box
+
+
+class Measures(dict[Box, Measure]):
+    """Box → its measure: most leaves of a model share a few shapes."""
+
+    def __missing__(self, box: Box) -> Measure:
+        self[box] = made = Measure(shape_of(box), size_of(box), relative_box(box, box))
+        return made
+
+
+def buffers_of(pair: Pair, measures: Measures) -> list[Buffer]:
+    """The buffers of a leaf, one per box that this process must hold."""
+    target, dtype = pair.target, pair.entry.dtype
+    # The engine casts while it copies, where that gives the same bits.
+    transient = target.transient
+    if dtype is not target.dtype and dtype != target.dtype:
+        if target.kind != "scalar" and host_cast_is_exact(dtype, target.dtype):
+            dtype = target.dtype
+        else:
+            transient = True
+    itemsize = dtype.itemsize
+    found: list[Buffer] = []
+    for box in target.boxes:
+        measure = measures[box]
+        found.append(Buffer(pair, box, measure.shape, dtype, measure.size * itemsize, transient))
+    return found
+
+
+def view_of(pair: Pair, buffers: Sequence[Buffer], chunks: Sequence[Chunk]) -> Extent | str:
+    """The bytes that are a buffer as they lie, or in a few words why they must be read."""
+    if len(buffers) != 1:
+        return "for several devices"
+    if len(chunks) != 1:
+        return "in several places"
+    (buffer,), (chunk,) = buffers, chunks
+    extent, itemsize = chunk.extent, buffer.dtype.itemsize
+    if pair.target.host:  # the caller's own, to write to
+        return "numpy arrays or Python values"
+    if chunk.codecs:
+        return f"stored with {', '.join(chunk.codecs)}"
+    if extent.inline is not None:
+        return "held by an index, or computed"
+    if buffer.dtype != pair.entry.dtype or buffer.dtype != pair.target.dtype:
+        return "cast"
+    if buffer.transient:
+        return "copied to their device"
+    src, shape = relative_box(buffer.box, chunk.box), shape_of(chunk.box)
+    inside = intersect(chunk.box, buffer.box) == buffer.box
+    if chunk.order != "C" or not inside or not is_contiguous(src, shape):
+        return "laid otherwise than in memory"
+    start = extent.start + span_of(src, shape, itemsize)[0]
+    if start % ALIGN:
+        return f"at no multiple of {ALIGN} bytes"
+    return Extent(extent.key, start, start + buffer.nbytes)
+
+
+def merge_chunks(chunks: Sequence[Chunk]) -> Sequence[Chunk]:
+    """Raw chunks that lie back to back along the first dimension, as the one chunk that they are.
+
+    Writers that want small chunks for others and one mapping for themselves lay them so. Chunks
+    whose checksums would not be those of equal blocks of it stay as they are.
+    """
+    first = chunks[0]
+    (key, stop), rest = (first.extent.key, first.extent.start), first.box[1:]
+    if not first.box:
+        return chunks
+    edge = first.box[0][0]
+    for chunk in chunks:
+        extent, box = chunk.extent, chunk.box
+        follows = extent.key == key and extent.start == stop and box[0][0] == edge
+        if not follows or box[1:] != rest or not is_raw(chunk):
+            return chunks
+        stop, edge = extent.stop, box[0][1]
+    extent, box = Extent(key, first.extent.start, stop), ((first.box[0][0], edge), *rest)
+    checked = all(chunk.checked for chunk in chunks)
+    sums = [value for chunk in chunks for value in chunk.sums]
+    if not sums:
+        return (Chunk(extent, box, checked=checked),)
+    block = first.extent.nbytes
+    sizes = {chunk.extent.nbytes for chunk in chunks[:-1]}
+    one_each = all(len(chunk.sums) == 1 for chunk in chunks)
+    if not one_each or sizes != {block} or chunks[-1].extent.nbytes > block:
+        return chunks
+    return (Chunk(extent, box, (), "C", checked, tuple(sums), block),)
+
+
+def parts_of(
+    pair: Pair,
+    buffers: Sequence[Buffer],
+    first: int,
+    chunks: Sequence[Chunk],
+    measures: Measures,
+    whole_blocks: bool = False,
+) -> Iterable[Part]:
+    """What is read of each chunk that meets a buffer.
+
+    Args:
+        pair: The leaf.
+        buffers: Some or all of its buffers.
+        first: Index of the first of them in the batch.
+        chunks: All chunks of the leaf.
+        measures: Memo.
+        whole_blocks: Whether a part of what a checksum covers is read with the rest of it.
+    """
+    if len(chunks) == 1 == len(buffers) and chunks[0].box == buffers[0].box:
+        part = _sole(pair, buffers[0], first, chunks[0], measures[chunks[0].box])
+        return (part,) if part.nbytes <= SCATTER_BYTES else _split(part, _most(part))
+    return _several(pair, buffers, first, chunks, measures, whole_blocks)
+
+
+def _sole(pair: Pair, buffer: Buffer, first: int, chunk: Chunk, measure: Measure) -> Part:
+    """The part of a chunk that is all of a buffer."""
+    dtype, extent = pair.entry.dtype, chunk.extent
+    same = chunk.order == "C" and buffer.dtype == dtype
+    return Part(
+        pair.entry.name,
+        chunk,
+        dtype,
+        extent.start,
+        extent.stop,
+        0 if same else None,
+        measure.size * dtype.itemsize,
+        (Copy(first, measure.origin, measure.origin),),
+    )
+
+
+def _several(
+    pair: Pair,
+    buffers: Sequence[Buffer],
+    first: int,
+    chunks: Sequence[Chunk],
+    measures: Measures,
+    whole_blocks: bool,
+) -> Iterator[Part]:
+    entry = pair.entry
+    itemsize = entry.dtype.itemsize
+    everything = full_box(entry.shape)
+    for chunk in chunks:
+        inside = intersect(chunk.box, everything)  # an edge chunk reaches past the shape
+        if inside is None:
+            continue
+        copies: list[Copy] = []
+        for i, buffer in enumerate(buffers, first):
+            overlap = intersect(inside, buffer.box)
+            if overlap is not None:
+                copies.append(
+                    Copy(i, relative_box(overlap, chunk.box), relative_box(overlap, buffer.box))
+                )
+        if not copies:
+            continue
+        start, stop = chunk.extent.start, chunk.extent.stop
+        measure = measures[chunk.box]
+        nbytes = measure.size * itemsize
+        raw = is_raw(chunk)
+        if raw:
+            start, stop = _span(chunk, copies, itemsize)
+            nbytes = stop - start
+        buffer, src, dst = buffers[copies[0].buffer - first], copies[0].src, copies[0].dst
+        direct = None
+        if (
+            len(copies) == 1
+            and chunk.order == "C"
+            and buffer.dtype == entry.dtype
+            and is_contiguous(dst, buffer.shape)
+            and (src == measure.origin or (raw and is_contiguous(src, measure.shape)))
+        ):
+            direct = span_of(dst, buffer.shape, itemsize)[0]
+        part = Part(entry.name, chunk, entry.dtype, start, stop, direct, nbytes, tuple(copies))
+        if whole_blocks and raw and chunk.sums:
+            # What is widened goes through scratch: in small pieces, so that the others need not.
+            most = _most(part) if covers_whole_blocks(chunk, start, stop) else SCATTER_BYTES
+            yield from map(_with_whole_blocks, _split(part, most))
+        else:
+            yield from _split(part, _most(part))
+
+
+def _most(part: Part) -> int:
+    """Bytes of a raw part that one job reads."""
+    return SCATTER_BYTES if part.direct is None else SPLIT_BYTES
+
+
+def is_raw(chunk: Chunk) -> bool:
+    """Whether any range of elements can be read from the source by itself."""
+    return not chunk.codecs and chunk.order == "C" and chunk.extent.inline is None
+
+
+def _split(part: Part, most: int, axis: int = 0) -> Iterator[Part]:
+    """A raw part of more than `most` bytes in pieces along its first dimension that is one.
+
+    So that threads share it, and that what is scattered is still in cache. Pieces of a chunk with
+    checksums begin and end where blocks do, so that each block is read by one job.
+    """
+    chunk, shape = part.chunk, shape_of(part.chunk.box)
+    if part.stop - part.start <= most or axis == len(shape) or not is_raw(chunk):
+        yield part
+        return
+    begin = min(copy.src[axis][0] for copy in part.copies)
+    end = max(copy.src[axis][1] for copy in part.copies)
+    row = math.prod(shape[axis + 1 :]) * part.dtype.itemsize
+    unit = chunk.block // math.gcd(chunk.block, row) if chunk.sums else 1
+    step = max(unit, most // row // unit * unit)
+    if end - begin == 1 and (not chunk.sums or _row_begins_block(part, axis, row)):
+        yield from _split(part, most, axis + 1)
+    elif end - begin <= step:
+        yield part
+    else:
+        for first in range(begin - begin % unit, end, step):
+            piece = _piece(part, axis, first, first + step)
+            if piece is not None:
+                yield from _split(piece, most, axis)
+
+
+def _row_begins_block(part: Part, axis: int, row: int) -> bool:
+    """Whether a block begins with the only row, of `row` bytes, that a part has along `axis`."""
+    index = 0
+    for (start, _), n in zip(
+        part.copies[0].src[: axis + 1], shape_of(part.chunk.box), strict=False
+    ):
+        index = index * n + start
+    return index * row % part.chunk.block == 0
+
+
+def _piece(part: Part, axis: int, first: int, last: int) -> Part | None:
+    """What a raw part wants of rows `first` to `last` of a dimension; None if nothing."""
+    copies: list[Copy] = []
+    for copy in part.copies:
+        (a, b), (to, _) = copy.src[axis], copy.dst[axis]
+        low, high = max(a, first), min(b, last)
+        if low < high:
+            src = (*copy.src[:axis], (low, high), *copy.src[axis + 1 :])
+            dst = (*copy.dst[:axis], (low - a + to, high - a + to), *copy.dst[axis + 1 :])
+            copies.append(Copy(copy.buffer, src, dst))
+    if not copies:
+        return None
+    start, stop = _span(part.chunk, copies, part.dtype.itemsize)
+    direct = None if part.direct is None else part.direct + start - part.start
+    return msgspec.structs.replace(
+        part, start=start, stop=stop, direct=direct, nbytes=stop - start, copies=tuple(copies)
+    )
+
+
+def _span(chunk: Chunk, copies: Sequence[Copy], itemsize: int) -> tuple[int, int]:
+    """Bytes of its object that copies of a raw chunk need."""
+    shape, origin = shape_of(chunk.box), chunk.extent.start
+    spans = [span_of(copy.src, shape, itemsize) for copy in copies]
+    return origin + min(a for a, _ in spans), origin + max(b for _, b in spans)
+
+
+def useful_bytes(part: Part) -> int:
+    """Bytes read of a part without those that only a checksum needs."""
+    if not part.chunk.sums or not is_raw(part.chunk):
+        return part.stop - part.start
+    start, stop = _span(part.chunk, part.copies, part.dtype.itemsize)
+    return stop - start
+
+
+def _with_whole_blocks(part: Part) -> Part:
+    """A part of a chunk with `sums`, and what it lacks of their blocks, through scratch."""
+    start, stop = align_to_blocks(part.chunk, part.start, part.stop)
+    if (start, stop) == (part.start, part.stop):
+        return part
+    return msgspec.structs.replace(part, start=start, stop=stop, direct=None, nbytes=stop - start)
+
+
+def checks_of(name: str, source: int, chunk: Chunk, start: int, stop: int) -> Iterator[Check]:
+    """What is compared of bytes of a chunk with `sums` that are mapped, in pieces for threads."""
+    step = max(1, SPLIT_BYTES // chunk.block) * chunk.block
+    origin = chunk.extent.start
+    for first in range(start - (start - origin) % step, stop, step):
+        yield Check(name, source, chunk, max(first, start), min(first + step, stop))
+
+
+def first_long(shape: Shape) -> int:
+    """The first dimension that is not of one element; the last if all are."""
+    return next((i for i, n in enumerate(shape) if n > 1), len(shape) - 1)
+
+
+def with_crc32c_in_place(part: Part) -> bool:
+    """Whether a chunk of codecs `("crc32c",)` is read in place, and what follows it by itself."""
+    stored, chunk = part.stop - part.start, part.chunk
+    if part.direct is None or chunk.codecs != ("crc32c",) or chunk.sums:
+        return False
+    return stored >= LARGE_BYTES and stored == part.nbytes + 4 and chunk.extent.inline is None
+
+
+def scratch_of(part: Part) -> tuple[int, int]:
+    """Bytes that a worker needs for a part beside its buffer: of what is stored, and decoded."""
+    codecs, order = part.chunk.codecs, part.chunk.order
+    stored = 0 if part.chunk.extent.inline is not None else part.stop - part.start
+    if part.direct is not None and not codecs and stored >= IN_PLACE_BYTES:
+        return 0, 0
+    if with_crc32c_in_place(part):
+        return 0, 0
+    if codecs in ((), ("fill",)) or (part.direct is not None and codecs == ("zstd",)):
+        return (min(stored, REQUEST_BYTES) if codecs else stored), 0
+    decoded = part.nbytes
+    if codecs == ("zstd",):
+        stored = min(stored, REQUEST_BYTES)
+        if order == "C" and part.chunk.box:
+            shape = shape_of(part.chunk.box)
+            row = math.prod(shape[first_long(shape) + 1 :]) * part.dtype.itemsize
+            decoded = min(decoded, max(row, BLOCK_BYTES))
+    return stored, decoded

@@ -1,0 +1,1 @@
+"""The restore: plans are executed and their buffers placed."""

@@ -1,0 +1,1 @@
+"""The save, from a snapshot of the tree to the commit."""

@@ -1,0 +1,114 @@
+"""Values of a leaf in pieces → the bytes of a box of it, in C order. Pure, but for the fetching."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+
+import numpy as np
+
+from .._catalog.written import Leaf
+from .._codecs.crc32c import crc32c
+from .._codecs.crc_combine import piece_contribution, shift_contribution, strided_contribution
+from .._core.boxes import Box, Shape, box_slices, intersect, relative_box, shape_of
+from .._core.chunk_grid import chunk_shape, iter_cells
+from .._core.dtypes import name_of
+from .._core.memory import Scratch
+
+_MASKS = {"int4": 15, "uint4": 15, "float4_e2m1fn": 15, "int2": 3, "uint2": 3} | dict.fromkeys(
+    ("float6_e2m3fn", "float6_e3m2fn"), 63
+)
+"""Bits of a byte that count, of elements that have fewer: what is in the others differs."""
+
+
+def fetch_pieces(
+    pieces: Iterable[tuple[Box, Callable[[], np.ndarray]]],
+) -> list[tuple[Box, np.ndarray]]:
+    return [(box, fetch()) for box, fetch in pieces]
+
+
+def gather_box(
+    box: Box, leaf: Leaf, pieces: list[tuple[Box, np.ndarray]], scratch: Scratch
+) -> memoryview:
+    """The bytes of a box in C order: those of the array itself if they lie so, else gathered."""
+    mask = _MASKS.get(name_of(leaf.dtype))
+    if mask is None:
+        for outer, array in pieces:
+            if box == outer:
+                view = array
+            elif intersect(box, outer) == box:
+                view = array[box_slices(relative_box(box, outer))]
+            else:
+                continue
+            if view.flags.c_contiguous and view.dtype == leaf.dtype:
+                return memoryview(view.reshape(-1).view(np.uint8))  # pyright: ignore
+            break
+    shape = shape_of(box)
+    out = scratch.bytes("gather", math.prod(shape) * leaf.dtype.itemsize)
+    gathered = np.ndarray(shape, leaf.dtype, out)
+    for outer, array in pieces:
+        overlap = intersect(box, outer)
+        if overlap is not None:
+            gathered[(*box_slices(relative_box(overlap, box)), ...)] = array[
+                (*box_slices(relative_box(overlap, outer)), ...)
+            ]
+    if mask is not None:
+        numbers = np.frombuffer(out, np.uint8)
+        np.bitwise_and(numbers, mask, out=numbers)
+    return out
+
+
+def pad_chunk(data: memoryview, box: Box, chunk: Shape, leaf: Leaf, scratch: Scratch) -> memoryview:
+    """A chunk at the edge in its full size. Only the first dimension is ever cut short."""
+    full = math.prod(chunk) * leaf.dtype.itemsize
+    if len(data) == full:
+        return data
+    out = scratch.bytes("padded", full)
+    out[: len(data)] = data
+    out[len(data) :] = bytes(full - len(data))
+    return out
+
+
+def crc_contribution(data: memoryview, box: Box, leaf: Leaf, crc: int) -> int:
+    """What a box adds to the CRC of its leaf.
+
+    Args:
+        data: Its elements in C order.
+        crc: Of them.
+    """
+    shape, itemsize = leaf.shape, leaf.dtype.itemsize
+    # Bytes of one index of each dimension, and the first dimension of a run of neighbours.
+    rows = [math.prod(shape[axis + 1 :]) * itemsize for axis in range(len(shape))]
+    axis = len(shape) - 1
+    while axis > 0 and box[axis] == (0, shape[axis]):
+        axis -= 1
+    run = (box[axis][1] - box[axis][0]) * rows[axis]
+    if axis == 0 or run == len(data):
+        end = sum((stop - 1) * row for (_, stop), row in zip(box, rows, strict=True)) + itemsize
+        return piece_contribution(crc, len(data), leaf.nbytes - end)
+    outer, height = box[: axis - 1], box[axis - 1][1] - box[axis - 1][0]
+    total = at = 0
+    for index in np.ndindex(*shape_of(outer)):
+        crcs: list[int] = []
+        for _ in range(height):
+            crcs.append(crc32c(data[at : at + run]))
+            at += run
+        end = sum((start + i) * row for (start, _), i, row in zip(outer, index, rows, strict=False))
+        end += (box[axis - 1][1] - 1) * rows[axis - 1] + box[axis][1] * rows[axis]
+        total ^= shift_contribution(
+            strided_contribution(crcs, run, rows[axis - 1]), leaf.nbytes - end
+        )
+    return total
+
+
+def leaf_crcs(leaves: Iterable[Leaf]) -> Iterator[int]:
+    """The crc32c of each leaf's bytes in C order; of leaves that this process has all of."""
+    scratch = Scratch()
+    for leaf in leaves:
+        if leaf.text is not None:
+            yield crc32c(leaf.text.encode())
+            continue
+        pieces, crc = fetch_pieces(leaf.pieces), 0
+        for _, box in iter_cells(leaf.shape, chunk_shape(leaf.shape, leaf.dtype.itemsize)):
+            crc = crc32c(gather_box(box, leaf, pieces, scratch), crc)
+        yield crc

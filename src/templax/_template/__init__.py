@@ -1,0 +1,1 @@
+"""What a pytree asks for: its targets."""

@@ -1,0 +1,147 @@
+"""Templates as JSON files, which `save_template` writes and `templax check` reads."""
+
+from __future__ import annotations
+
+import msgspec
+import numpy as np
+
+from .._catalog.catalog import Catalog
+from .._core.boxes import full_box
+from .._core.dtypes import PYTHON_DTYPES, parse_dtype
+from .._core.names import join_path, strip_prefix
+from ..errors import Corrupted, UnknownFormat
+from .template import Sharding, Target, TargetKind, Template, sharding_problem
+
+
+class _Leaf(msgspec.Struct, omit_defaults=True):
+    path: list[str | int]
+    shape: list[int]
+    dtype: str
+    kind: TargetKind = "array"
+    key_impl: str | None = None
+    host: bool = False
+    optional: bool = False
+    sharding: Sharding | None = None
+
+
+class _File(msgspec.Struct):
+    templax_template: int
+    leaves: list[_Leaf]
+
+
+VERSION = 1
+
+_NO_DATA: dict[str, np.dtype] = {
+    "string": np.dtype(str),
+    "skip": np.dtype("V0"),
+    "static": np.dtype("V0"),
+}
+"""Kinds of leaves whose dtype says nothing."""
+
+
+def dump_template(template: Template) -> bytes:
+    """A template as JSON: per leaf its key path, shape, dtype, kind and sharding."""
+    leaves = [
+        _Leaf(
+            path=list(t.path),
+            shape=list(t.shape),
+            dtype=t.kind if t.kind in _NO_DATA else t.dtype.name,
+            kind=t.kind,
+            key_impl=t.key_impl,
+            host=t.host,
+            optional=t.optional,
+            sharding=t.sharding,
+        )
+        for t in template.targets
+    ]
+    # One leaf per line: a template is kept under version control and read in diffs.
+    lines = b",\n  ".join(map(msgspec.json.encode, leaves))
+    body = b"\n  " + lines + b"\n " if leaves else b""
+    return b'{"templax_template": %d,\n "leaves": [%s]}\n' % (VERSION, body)
+
+
+def load_template(data: bytes, file: str | None = None) -> Template:
+    """The template in a JSON file that `dump` made. It can be checked, not restored into.
+
+    Args:
+        data: The file's bytes.
+        file: Its path, for errors.
+
+    Raises:
+        UnknownFormat: It is no template file, or one of a later version.
+        Corrupted: A leaf's dtype or shape is impossible.
+    """
+    try:
+        content = msgspec.json.decode(data, type=_File)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise UnknownFormat(
+            f"Expected a template file, {error}",
+            file=file,
+            hint="`templax template CHECKPOINT` and `tx.save_template` write one",
+        ) from error
+    if content.templax_template != VERSION:
+        raise UnknownFormat(
+            f"Expected template version {VERSION}, got {content.templax_template}", file=file
+        )
+    targets = []
+    for leaf in content.leaves:
+        path, shape = tuple(leaf.path), tuple(leaf.shape)
+        name = join_path(path)
+        if any(n < 0 for n in shape):
+            raise Corrupted(f"Expected sizes of at least 0, got {shape}", leaf=name, file=file)
+        try:
+            dtype = _NO_DATA[leaf.kind] if leaf.kind in _NO_DATA else parse_dtype(leaf.dtype)
+        except TypeError as error:
+            raise Corrupted(
+                f"Expected a dtype, got `{leaf.dtype}`", leaf=name, file=file
+            ) from error
+        if leaf.kind == "scalar" and dtype not in PYTHON_DTYPES.values():
+            what = f"Expected the dtype of a Python number, got `{leaf.dtype}`"
+            raise Corrupted(what, leaf=name, file=file)
+        problem = None
+        if leaf.sharding is not None:
+            if any(n < 1 for n in leaf.sharding.mesh.values()):
+                what = f"Expected mesh axes of at least 1 device, got {leaf.sharding.mesh}"
+                raise Corrupted(what, leaf=name, file=file)
+            # Of a key the sharding is that of its user's shape.
+            problem = sharding_problem(
+                name, shape[:-1] if leaf.kind == "key" else shape, leaf.sharding
+            )
+        targets.append(
+            Target(
+                name=name,
+                path=path,
+                shape=shape,
+                dtype=dtype,
+                kind=leaf.kind,
+                key_impl=leaf.key_impl,
+                boxes=(full_box(shape),),
+                host=leaf.host,
+                optional=leaf.optional,
+                sharding=leaf.sharding,
+                problems=() if problem is None else (problem,),
+            )
+        )
+    return Template(tuple(targets))
+
+
+def template_from_catalog(catalog: Catalog, at: str = "") -> Template:
+    """The template that a checkpoint fits exactly: its own leaves, or those under `at`."""
+    targets = []
+    for entry in catalog.entries:
+        path = strip_prefix(entry.path, at)
+        if path is None:
+            continue
+        python = entry.kind == "scalar" and entry.dtype in PYTHON_DTYPES.values()
+        targets.append(
+            Target(
+                name=join_path(path),
+                path=path,
+                shape=entry.shape,
+                dtype=entry.dtype,
+                kind="array" if entry.kind == "scalar" and not python else entry.kind,
+                key_impl=entry.key_impl,
+                boxes=(full_box(entry.shape),),
+            )
+        )
+    return Template(tuple(targets))

@@ -1,0 +1,288 @@
+"""The commands about a run, which is a directory of steps: what it holds, and what of it stays."""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import click
+
+import templax as tx
+
+from .._core.text import format_age, format_size
+from .._display.terminal import echo, echo_facts
+from .._runs.retention import Keep, select_kept
+from .._runs.steps import Run, StepDirectory, read_run
+from ..formats.orbax.directory import step_prefix
+from ..formats.orbax.format import openable
+from ..formats.registry import open_catalog
+from ..storage.leftovers import delete_checkpoint, is_abandoned, remove_directory
+from ..storage.open import open_source
+
+SCHEMA = 1
+"""Version of the JSON; changes only when a field is removed or changes its meaning."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Line:
+    """A step as a line of a table: its name, what of it is so, and what is said of that."""
+
+    key: str
+    state: str
+    style: str
+    figures: tuple[str, ...]
+    note: str
+
+
+@click.command("steps")
+@click.argument("directory", metavar="DIR")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON (its fields: docs/guide.md).")
+def steps(directory: str, as_json: bool) -> None:
+    """Show the steps in DIR: sizes, ages and metrics, committed or not, and what dead saves left.
+
+    Reads metadata only. Exits with 2 if DIR is no directory of steps.
+    """
+    show(_opened(directory), as_json=as_json)
+
+
+@click.command("prune")
+@click.argument("directory", metavar="DIR")
+@click.option("--keep", type=click.IntRange(min=1), metavar="N", help="The latest N stay.")
+@click.option(
+    "--keep-every", type=click.IntRange(min=1), metavar="K", help="Multiples of K stay, 0 is one."
+)
+@click.option(
+    "--keep-best", type=click.IntRange(min=1), metavar="N", help="The best N by --metric stay."
+)
+@click.option("--metric", metavar="NAME", help="Of the metrics that steps were saved with.")
+@click.option(
+    "--mode",
+    type=click.Choice(["min", "max"]),
+    default="min",
+    show_default=True,
+    help="Whether the least or the greatest is the best.",
+)
+@click.option(
+    "--leftovers", is_flag=True, help="Delete what saves left that never finished and are dead."
+)
+@click.option("--yes", is_flag=True, help="Do it. Without this, only what would be done is shown.")
+def prune(
+    directory: str,
+    keep: int | None,
+    keep_every: int | None,
+    keep_best: int | None,
+    metric: str | None,
+    mode: Literal["min", "max"],
+    leftovers: bool,
+    yes: bool,
+) -> None:
+    """Delete the steps in DIR that no rule keeps; without --yes, show which that would be.
+
+    A step stays if one of the --keep options keeps it; the latest committed one always does, and
+    so does one that is being restored. What is a save's that may still go on is never touched.
+    Exits with 1 if something that was to go is still there.
+    """
+    if (keep_best is None) != (metric is None):
+        raise click.UsageError("--keep-best and --metric need each other")
+    if keep is None and keep_every is None and keep_best is None:
+        if not leftovers:
+            raise click.UsageError("say what stays, by --keep, --keep-every or --keep-best")
+        rule = None
+    else:
+        rule = Keep(keep, keep_every, keep_best, metric, mode)
+    run = _opened(directory)
+    _refuse_mixed(run)
+    stays = _staying(run, rule, leftovers)
+    echo((run.url, "bold"))
+    echo_facts(_header(run))
+    _print_table([_fate(found, stays) for found in run.directories])
+    echo()
+    going = [found for found in run.directories if found.key not in stays]
+    if not yes:
+        echo(_total(going), " would be deleted", "; --yes does it" if going else "")
+        return
+    gone = [found for found in going if _delete(found)]
+    echo(_total(gone), " deleted")
+    if len(gone) < len(going):
+        sys.exit(1)
+
+
+def _refuse_mixed(run: Run) -> None:
+    """Which of `10` and `eval_10` is step 10 can't be known."""
+    keys = {step_prefix(found.key): found.key for found in run.steps if found.committed}
+    if len(keys) > 1:
+        one, other, *_ = keys.values()
+        raise tx.UsageError(
+            f"Expected steps whose names differ by their number only, got `{one}` and `{other}`"
+            f" in {run.url}; hint: move those of one name to a directory of their own"
+        )
+
+
+def _staying(run: Run, rule: Keep | None, leftovers: bool) -> Mapping[str, str]:
+    """Name → why, of each directory that is not to go."""
+    committed = run.committed
+    metrics = {step: found.metrics for step, found in committed.items()}
+    by_rule = dict.fromkeys(metrics, "") if rule is None else select_kept(metrics, rule)
+    stays = {committed[step].key: why for step, why in by_rule.items()}
+    for found in run.directories:
+        if found.problem is not None:
+            if not is_abandoned(found.url):
+                stays[found.key] = "of a save that goes on, or wrote something within a day"
+            elif not leftovers:
+                stays[found.key] = "left by a dead save; --leftovers deletes it"
+        elif found.step is not None and committed[found.step] is not found:
+            stays[found.key] = f"the same step as `{committed[found.step].key}`"
+    return stays
+
+
+def _fate(found: StepDirectory, stays: Mapping[str, str]) -> _Line:
+    why = stays.get(found.key)
+    if why is None:
+        return _Line(found.key, "goes", "red", _figures(found), _note(found))
+    return _Line(found.key, "stays", "", _figures(found), why)
+
+
+def _total(found: Sequence[StepDirectory]) -> str:
+    n = len(found)
+    count = f"{n:,} {'directory' if n == 1 else 'directories'}"
+    return f"{count} ({format_size(sum(each.nbytes or 0 for each in found))})" if n else "nothing"
+
+
+def _delete(found: StepDirectory) -> bool:
+    """Deletes a directory; False, and said, if somebody reads it."""
+    if not found.committed:
+        remove_directory(found.url)
+        return True
+    if delete_checkpoint(found.url):
+        return True
+    echo((f"{found.key} is being read, and stays", "bold red"))
+    return False
+
+
+def _opened(directory: str) -> Run:
+    source = open_source(directory)
+    run = read_run(source)
+    if run is None:
+        # Says what it is instead, if it is no checkpoint.
+        catalog = open_catalog(source, uncommitted="allow")
+        raise tx.UnknownFormat(
+            f"Expected a directory of steps, got the checkpoint {catalog.url}",
+            hint=f"templax ls {shlex.quote(catalog.url)}",
+        )
+    return run
+
+
+def show(run: Run, *, as_json: bool, items: bool = False) -> None:
+    """Print a run: a line per step.
+
+    Args:
+        run: What to print.
+        as_json: As JSON.
+        items: Show what a step consists of and which to look into, not how large and good it is.
+    """
+    if as_json:
+        click.echo(json.dumps(_json(run), indent=1))
+        return
+    echo((run.url, "bold"))
+    echo_facts(_header(run))
+    if items:
+        _print_table([_line(found, (), _items(found)) for found in run.steps])
+        _print_next(run)
+    else:
+        _print_table([_line(found, _figures(found), _note(found)) for found in run.directories])
+
+
+def _line(found: StepDirectory, figures: tuple[str, ...], note: str) -> _Line:
+    state = ("committed", "") if found.committed else ("UNCOMMITTED", "bold red")
+    return _Line(found.key, *state, figures, note)
+
+
+def _print_table(lines: Sequence[_Line]) -> None:
+    keys = max(len(line.key) for line in lines)
+    states = max(len(line.state) for line in lines)
+    widths = [max(map(len, column)) for column in zip(*(x.figures for x in lines), strict=True)]
+    for line in lines:
+        columns = [text.rjust(width) for text, width in zip(line.figures, widths, strict=True)]
+        after = "  ".join([" " * (states - len(line.state)), *columns, line.note]).rstrip()
+        echo((line.key.rjust(keys), "bold"), "  ", (line.state, line.style), (after, "cyan"))
+
+
+def _items(found: StepDirectory) -> str:
+    return ", ".join(f"{name} ({kind})" for name, kind in found.items.items())
+
+
+def _figures(found: StepDirectory) -> tuple[str, str]:
+    when = "" if found.saved is None else f"{format_age(time.time() - found.saved)} ago"
+    return format_size(found.nbytes or 0), when
+
+
+def _note(found: StepDirectory) -> str:
+    if found.problem is not None:
+        return found.problem
+    return ", ".join(f"{name}={_value(value)}" for name, value in found.metrics.items())
+
+
+def _value(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else json.dumps(value)
+
+
+def _header(run: Run) -> Iterator[tuple[str, str]]:
+    yield "format", f"orbax, recognised by {run.evidence}"
+    n, committed = len(run.steps), list(run.committed)
+    latest = f"the latest committed is {committed[-1]}" if committed else "none was committed"
+    sizes = [found.nbytes for found in run.directories if found.nbytes is not None]
+    total = f"{format_size(sum(sizes))}, " if sizes else ""
+    yield "total", f"{n:,} {'step' if n == 1 else 'steps'}, {total}{latest}"
+
+
+def _print_next(run: Run) -> None:
+    """Paths to look into: those in the latest committed step that open. Each was opened."""
+    committed = list(run.committed.values())
+    paths = openable(open_source(committed[-1].url)) if committed else []
+    if paths:
+        echo()
+        echo(("To look into the latest:", "bold"))
+        echo()
+        for path in paths:
+            echo(f"    templax ls {shlex.quote(path)}")
+
+
+def _json(run: Run) -> dict[str, Any]:
+    """The run as data; `docs/guide.md` documents the fields."""
+    return {
+        "schema": SCHEMA,
+        "url": run.url,
+        "format": "orbax",
+        "evidence": run.evidence,
+        "latest": max(run.committed, default=None),
+        "steps": [_directory_json(found) for found in run.steps],
+        "others": [_directory_json(found) for found in run.directories if found.step is None],
+    }
+
+
+def _directory_json(found: StepDirectory) -> dict[str, Any]:
+    return {
+        "step": found.step,
+        "url": found.url,
+        "committed": found.committed,
+        "problem": found.problem,
+        "items": dict(found.items),
+        "metrics": _plain(dict(found.metrics)),
+        "nbytes": found.nbytes,
+        "saved": found.saved,
+    }
+
+
+def _plain(value: Any) -> Any:
+    """A metric as strict JSON has it: NaN and infinities are null."""
+    if isinstance(value, dict):
+        return {name: _plain(below) for name, below in value.items()}
+    if isinstance(value, list):
+        return [_plain(below) for below in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

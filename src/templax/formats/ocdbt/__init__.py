@@ -1,0 +1,1 @@
+"""OCDBT, the key-value database that Orbax stores arrays in."""

@@ -1,0 +1,1 @@
+"""Orbax checkpoints: steps, items, trees, and the checksums that templax adds."""

@@ -1,0 +1,133 @@
+"""One safetensors file → a catalog. (Several files under an index are not read yet.)
+
+The layout (huggingface/safetensors, README, "Format"): u64le, the bytes of a JSON header; the
+header, name → dtype, shape and offsets; then the tensors, little-endian and in C order, which tile
+the rest of the file without holes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import ml_dtypes
+import msgspec
+import numpy as np
+
+from .._catalog.catalog import Catalog
+from .._catalog.entry import Chunk, Extent, LeafEntry
+from .._core.boxes import fits_address_space, full_box
+from .._core.gc_pause import pause_gc
+from ..errors import Corrupted, Unsupported
+from ..storage.signatures import read_head, recognise
+from ..storage.source import Source
+
+MAX_HEADER = 100_000_000
+"""Bytes; the limit of the reference implementation."""
+
+_DTYPES = {
+    name: np.dtype(dtype)
+    for name, dtype in {
+        "BOOL": "?", "U8": "u1", "I8": "i1", "U16": "u2", "I16": "i2", "U32": "u4", "I32": "i4",
+        "U64": "u8", "I64": "i8", "F16": "f2", "F32": "f4", "F64": "f8", "C64": "c8",
+        "BF16": ml_dtypes.bfloat16, "F8_E4M3": ml_dtypes.float8_e4m3fn,
+        "F8_E5M2": ml_dtypes.float8_e5m2, "F8_E8M0": ml_dtypes.float8_e8m0fnu,
+    }.items()
+}  # fmt: skip
+
+
+class _Tensor(msgspec.Struct, gc=False):
+    dtype: str
+    shape: tuple[int, ...]
+    data_offsets: tuple[int, int]
+
+
+class Safetensors:
+    """A file whose first bytes are a safetensors header."""
+
+    name = "safetensors"
+
+    def detect(self, source: Source) -> str | None:
+        info = source.stat("")
+        if info is None or info.is_dir:
+            return None
+        known = recognise(read_head(source, "", info.size), info.size)
+        return "its header" if known is not None and known[0] == "a safetensors file" else None
+
+    @pause_gc()
+    def open(self, source: Source) -> Catalog:
+        """The tensors of a file, in the order in which they lie in it.
+
+        Raises:
+            Corrupted: The header is unreadable, or its tensors do not tile the file.
+            Unsupported: A dtype by its name.
+        """
+        info = source.stat("")
+        size = 0 if info is None else info.size
+        tensors, metadata, begin = _header(source, size)
+        entries: list[LeafEntry] = []
+        stop = begin
+        for name, tensor in sorted(tensors.items(), key=lambda item: item[1].data_offsets):
+            dtype = _DTYPES.get(tensor.dtype)
+            if dtype is None:
+                raise Unsupported(f"templax does not read dtype `{tensor.dtype[:80]}`", leaf=name)
+            start, end = tensor.data_offsets
+            nbytes = math.prod(tensor.shape) * dtype.itemsize
+            if end - start != nbytes or min(tensor.shape, default=0) < 0:
+                raise Corrupted(
+                    f"Expected {nbytes} bytes for {dtype.name}{tensor.shape}, got {end - start}",
+                    leaf=name,
+                )
+            odd = not nbytes or len(tensor.shape) > 8  # others are bounded by the file
+            if odd and not fits_address_space(tensor.shape, dtype.itemsize):
+                raise Unsupported(f"templax reads no arrays of shape {tensor.shape}", leaf=name)
+            if begin + start != stop:
+                raise Corrupted(
+                    f"Expected tensors without holes or overlaps, got one at byte {begin + start}"
+                    f" after {stop}",
+                    leaf=name,
+                )
+            stop = begin + end
+            path = tuple(name.split("."))
+            entries.append(LeafEntry(name, path, tensor.shape, dtype, handle=(begin + start, stop)))
+        if stop != size:
+            raise Corrupted(f"Expected a file of {stop} bytes, got {size}")
+        return Catalog(
+            url=source.url,
+            format=self.name,
+            evidence="its header",
+            entries=tuple(entries),
+            source=source,
+            locator=_locate,
+            metadata=metadata,
+        )
+
+
+def _header(source: Source, size: int) -> tuple[dict[str, _Tensor], dict[str, str], int]:
+    """Tensors and metadata of a file, and where its data begins."""
+    length = int.from_bytes(source.read("", 0, min(8, size)), "little")
+    if not 2 <= length <= min(MAX_HEADER, size - 8):
+        most = min(MAX_HEADER, size - 8)
+        raise Corrupted(f"Expected a header of 2 to {most} bytes, got {length}", start=0, stop=8)
+    try:
+        fields = msgspec.json.decode(source.read("", 8, 8 + length), type=dict[str, msgspec.Raw])
+        about = fields.pop("__metadata__", None)
+        metadata = {} if about is None else msgspec.json.decode(about, type=dict[str, str])
+        decode = msgspec.json.Decoder(_Tensor).decode
+        tensors = {name: decode(raw) for name, raw in fields.items()}
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise Corrupted(f"The header is unreadable: {error}", start=8, stop=8 + length) from error
+    return tensors, metadata, 8 + length
+
+
+@pause_gc()
+def _locate(
+    entries: Iterable[LeafEntry], damages: list[Corrupted] | None = None
+) -> dict[str, tuple[Chunk, ...]]:
+    located: dict[str, tuple[Chunk, ...]] = {}
+    for entry in entries:
+        start, stop = entry.handle
+        empty = start == stop
+        chunk = Chunk(Extent("", start, stop), full_box(entry.shape))
+        located[entry.name] = () if empty else (chunk,)
+    return located

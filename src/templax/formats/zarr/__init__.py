@@ -1,0 +1,1 @@
+"""zarr arrays, versions 2 and 3: metadata and chunks."""

@@ -1,0 +1,255 @@
+"""One array inside a container: its metadata and extents → chunks."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+import numpy as np
+
+from ..._catalog.catalog import record_damage
+from ..._catalog.entry import Chunk, Extent
+from ..._codecs.crc32c import crc32c
+from ..._core.boxes import Box, Shape
+from ...errors import CheckpointError, Corrupted, NotFound
+from ...storage.signatures import pointer_instead
+from ...storage.source import Source
+from .metadata import Array, Sharding, array_prefix
+
+_MAX_MISSING = 1 << 16
+
+_EMPTY = 2**64 - 1
+
+# A zstd block is 4 bytes at least and decodes to 128 KiB at most (RFC 8878, section 3.1.1.2).
+_ZSTD_BLOCK, _ZSTD_BLOCK_DECODED = 4, 1 << 17
+
+
+def locate_arrays(
+    array: Array,
+    name: str,
+    objects: Mapping[str, Extent],
+    source: Source,
+    *,
+    absent: Literal["error", "fill"],
+    index: str | None = None,
+    damages: list[Corrupted] | None = None,
+) -> tuple[Chunk, ...]:
+    """Where the bytes of an array are.
+
+    Args:
+        name: The array's key in `objects`; its chunks are at `<name>/<chunk key>`.
+        objects: Every key of the container.
+        source: Where the indexes of shards are read from.
+        absent: What a chunk that is not there means: lost data, or the fill value.
+        index: File that lists `objects`; None if they are files.
+        damages: As of `Catalog.locate`.
+
+    Returns:
+        Chunks that tile the array; none if it has no elements.
+
+    Raises:
+        Corrupted: A chunk is missing, or has a length that it can't have; a shard's index is altered.
+    """
+    if (sole := array.sole) is not None and array.sharding is None:
+        key, box, nbytes = sole
+        extent = objects.get(array_prefix(name, files=index is None) + key)
+        if extent is not None:  # as nearly all are: without what a grid takes
+            try:
+                check_length(extent, nbytes, array.codecs)
+            except CheckpointError as error:
+                record_damage(_refused(error, name, extent, source), damages, error)
+                return ()
+            return (_chunk(extent, box, array.codecs, array),)
+    if 0 in array.shape:
+        return ()
+    if array.fill is None:
+        absent = "error"
+    count = math.prod(array.grid)
+    prefix = array_prefix(name, files=index is None)
+    if count > len(objects) + _MAX_MISSING:
+        # Never walk a grid that a file merely claims to have.
+        cells: Iterator[Shape] = _cells(array.grid)
+        lost = next(key for key in (prefix + array.key(c) for c in cells) if key not in objects)
+        record_damage(_lost(lost, name, index), damages)
+        return ()
+    chunks: list[Chunk] = []
+    missing: list[Box] = []
+    for cell in itertools.product(*map(range, array.grid)):
+        key = prefix + array.key(cell)
+        box = tuple((i * c, i * c + c) for i, c in zip(cell, array.chunk_shape, strict=True))
+        extent = objects.get(key)
+        if extent is not None:
+            try:
+                chunks += _resolve(
+                    extent, box, array, array.codecs, array.sharding, source, missing
+                )
+            except NotFound as error:
+                what = "Expected a data file, found none"
+                record_damage(Corrupted(what, leaf=name, file=extent.key), damages, error)
+            except CheckpointError as error:
+                record_damage(_refused(error, name, extent, source), damages, error)
+        else:
+            missing.append(box)
+        if missing and absent == "error":
+            record_damage(_lost(key, name, index), damages)
+            missing.clear()
+    if missing:
+        try:
+            element = _fill(array, name)
+        except Corrupted as error:
+            record_damage(error, damages, error.__cause__)
+            return tuple(chunks)
+        if not chunks:
+            missing = [tuple((0, n) for n in array.shape)]
+        extent = Extent(index or prefix.rstrip("/"), 0, len(element), element)
+        checked = index is not None  # so is the metadata that the fill value is from
+        chunks += [Chunk(extent, box, ("fill",), "C", checked) for box in missing]
+    return tuple(chunks)
+
+
+def _refused(error: CheckpointError, name: str, extent: Extent, source: Source) -> CheckpointError:
+    pointer = pointer_instead(source, extent.key) if extent.inline is None else None
+    return pointer or error.locate(leaf=name, file=extent.key)
+
+
+def _lost(key: str, name: str, index: str | None) -> Corrupted:
+    if index is not None:
+        return Corrupted(f"Expected chunk `{key}`, the index has none", leaf=name, file=index)
+    return Corrupted("Expected a chunk, found none", leaf=name, file=key)
+
+
+def _cells(grid: Shape) -> Iterator[Shape]:
+    if not grid:
+        yield ()
+        return
+    for i in range(grid[0]):
+        for rest in _cells(grid[1:]):
+            yield (i, *rest)
+
+
+def _resolve(
+    extent: Extent,
+    box: Box,
+    array: Array,
+    codecs: tuple[str, ...],
+    sharding: Sharding | None,
+    source: Source,
+    missing: list[Box],
+) -> Iterator[Chunk]:
+    """The chunks in one value; boxes of inner chunks that a shard does not hold go to `missing`."""
+    if sharding is None:
+        check_length(extent, math.prod(b - a for a, b in box) * array.dtype.itemsize, codecs)
+        yield _chunk(extent, box, codecs, array)
+        return
+    corner = tuple(a for a, _ in box)
+    grid = tuple((b - a) // c for (a, b), c in zip(box, sharding.chunk_shape, strict=True))
+    index = _shard_index(extent, math.prod(grid), sharding, source)
+    for cell, (offset, nbytes) in zip(itertools.product(*map(range, grid)), index, strict=True):
+        inner = tuple(
+            (a + i * c, a + i * c + c)
+            for a, i, c in zip(corner, cell, sharding.chunk_shape, strict=True)
+        )
+        if any(start >= n for (start, _), n in zip(inner, array.shape, strict=True)):
+            continue  # padding of a shard at the edge
+        if offset == nbytes == _EMPTY:
+            missing.append(inner)
+            continue
+        if offset + nbytes > extent.nbytes:
+            raise Corrupted(
+                f"Expected an inner chunk within the {extent.nbytes} bytes of its shard, "
+                f"got {offset}-{offset + nbytes}"
+            )
+        part = Extent(extent.key, extent.start + offset, extent.start + offset + nbytes)
+        if extent.inline is not None:
+            part = Extent(extent.key, 0, nbytes, extent.inline[offset : offset + nbytes])
+        yield from _resolve(part, inner, array, sharding.codecs, sharding.inner, source, missing)
+
+
+def _chunk(extent: Extent, box: Box, codecs: tuple[str, ...], array: Array) -> Chunk:
+    checked = extent.inline is not None or "crc32c" in codecs  # an OCDBT node has a checksum
+    return Chunk(extent, box, codecs, array.order, checked)
+
+
+def _shard_index(
+    extent: Extent, count: int, sharding: Sharding, source: Source
+) -> list[tuple[int, int]]:
+    """Offset and length of each inner chunk of a shard, in C order."""
+    length = 16 * count + 4 * sharding.checked
+    if length > extent.nbytes:
+        raise Corrupted(
+            f"Expected a shard with an index of {length} bytes, got {extent.nbytes} bytes"
+        )
+    start = extent.nbytes - length if sharding.index_at_end else 0
+    if extent.inline is not None:
+        data = memoryview(extent.inline)[start : start + length]
+    else:
+        data = source.read(extent.key, extent.start + start, extent.start + start + length)
+    if sharding.checked:
+        want, got = int.from_bytes(data[-4:], "little"), crc32c(data[:-4])
+        if want != got:
+            raise Corrupted(
+                f"Expected crc32c `{want:08x}` of a shard's index, got `{got:08x}`",
+                start=extent.start + start,
+                stop=extent.start + start + length,
+            )
+    numbers = np.frombuffer(data, "<u8", 2 * count).reshape(-1, 2)
+    return [(int(offset), int(nbytes)) for offset, nbytes in numbers.tolist()]
+
+
+def check_length(extent: Extent, nbytes: int, codecs: tuple[str, ...]) -> None:
+    """Refuses stored bytes that can't decode to `nbytes`, before anything is allocated for them."""
+    fixed = nbytes + 4 * codecs.count("crc32c")
+    if "zstd" not in codecs:
+        if extent.nbytes == fixed:
+            return
+        what = f"Expected a chunk of {fixed} bytes, got {extent.nbytes}"
+    elif nbytes > (extent.nbytes // _ZSTD_BLOCK + 1) * _ZSTD_BLOCK_DECODED:
+        what = (
+            f"Expected a chunk of {nbytes} bytes, got {extent.nbytes} that can't decode to as many"
+        )
+    elif extent.nbytes > 2 * fixed + (1 << 16):
+        what = f"Expected {nbytes} bytes compressed, got {extent.nbytes}"
+    else:
+        return
+    inline = extent.inline is not None
+    raise Corrupted(
+        what,
+        file=extent.key,
+        start=None if inline else extent.start,
+        stop=None if inline else extent.stop,
+    )
+
+
+def _fill(array: Array, name: str) -> bytes:
+    """The bytes of one element of the fill value."""
+    try:
+        return _element(array.fill, array.dtype)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise Corrupted(
+            f"Expected a fill_value of dtype `{array.dtype.name}`, got {str(array.fill)[:80]!r}",
+            leaf=name,
+        ) from error
+
+
+def _element(fill: Any, dtype: np.dtype) -> bytes:
+    if isinstance(fill, list):
+        real, imaginary = fill
+        part = np.dtype(f"f{dtype.itemsize // 2}")
+        if dtype.kind != "c":
+            raise ValueError("a pair for a dtype that is not complex")
+        return _element(real, part) + _element(imaginary, part)
+    if isinstance(fill, str):
+        if fill.startswith("0x"):  # the bits of the element, most significant first
+            return int(fill, 16).to_bytes(dtype.itemsize, "little")
+        if fill not in ("NaN", "Infinity", "-Infinity"):
+            raise ValueError("not a number")
+        return np.asarray(float(fill)).astype(dtype).tobytes()
+    if not isinstance(fill, (bool, int, float)):
+        raise TypeError("not a number")
+    with np.errstate(over="ignore"):
+        element = np.asarray(fill).astype(dtype)
+    if "float" not in dtype.name and "complex" not in dtype.name and int(element) != fill:
+        raise ValueError("out of range")
+    return element.tobytes()

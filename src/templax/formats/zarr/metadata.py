@@ -1,0 +1,328 @@
+"""Metadata of one zarr array: `.zarray` or `zarr.json` → `Array`.
+
+Reads zarr 2 (zarr-specs, docs/v2/v2.0) and zarr 3 (docs/v3/core, codecs/sharding-indexed) as
+TensorStore writes them: raw, zstd and crc32c, little-endian. Anything else is refused by its name.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import msgspec
+import numpy as np
+
+from ..._core.boxes import Box, Shape, fits_address_space, full_box
+from ..._core.dtypes import DTYPES, NUMPY_NAMES
+from ...errors import Corrupted, Unsupported
+
+FILES = (".zarray", "zarr.json")
+
+MAX_FILE = 1 << 20
+"""Bytes of the largest metadata file of an array that is read."""
+
+
+def array_prefix(name: str, *, files: bool = False) -> str:
+    r"""What the keys of an array begin with; TensorStore adds no second slash, nor a first one.
+
+    Args:
+        name: Of the leaf.
+        files: They are files, for whose names TensorStore takes a backslash for a slash.
+
+    >>> array_prefix("a"), array_prefix("a/"), array_prefix("/"), array_prefix(""), array_prefix("a\\", files=True)
+    ('a/', 'a/', '', '', 'a/')
+    """
+    if files:
+        name = name.replace("\\", "/")
+    if name in ("", "/"):
+        return ""
+    return name if name.endswith("/") else f"{name}/"
+
+
+_MAX_RANK = 32
+
+_MAX_BYTES = 2**63 - 1
+
+_MAX_NESTING = 4
+
+_SMALL_CHUNK = 64 << 20
+
+# TypeStrings of the zarr 2 spec: `<f4`; those of one byte have no order: `|i1`.
+_TYPESTRS = {np.dtype(name).str: np.dtype(name) for name in NUMPY_NAMES.split()}
+
+
+def typestr(dtype: np.dtype) -> str:
+    """How zarr 2 spells a dtype; those that numpy has not by their names, as TensorStore does.
+
+    >>> typestr(np.dtype("float32")), typestr(DTYPES["float8_e5m2"])
+    ('<f4', 'float8_e5m2')
+    """
+    return dtype.str if dtype.str in _TYPESTRS else dtype.name
+
+
+@dataclass(frozen=True, slots=True)
+class Sharding:
+    """A value is a shard: inner chunks and an index of them.
+
+    Attributes:
+        chunk_shape: Of an inner chunk.
+        codecs: Decoders of an inner chunk.
+        inner: Set when inner chunks are shards themselves.
+        index_at_end: Else the index is at the start.
+        checked: Whether a crc32c follows the index.
+    """
+
+    chunk_shape: Shape
+    codecs: tuple[str, ...]
+    inner: Sharding | None
+    index_at_end: bool
+    checked: bool
+
+
+@dataclass(frozen=True)
+class Array:
+    """The metadata of one array.
+
+    Attributes:
+        chunk_shape: Of a grid cell; cells at the edge are stored at full size.
+        key_prefix: Before the indices of a chunk's key: "c" or "".
+        separator: Between the parts of a chunk's key.
+        codecs: Decoders in the order in which they are applied.
+        order: Of the elements in a chunk.
+        fill: As the file spells it; None if absent chunks have no value.
+        sharding: Set when each value is a shard; `codecs` is empty then.
+    """
+
+    shape: Shape
+    dtype: np.dtype
+    chunk_shape: Shape
+    key_prefix: str
+    separator: str
+    codecs: tuple[str, ...]
+    order: Literal["C", "F"] = "C"
+    fill: Any = field(default=None, compare=False)
+    sharding: Sharding | None = None
+
+    @functools.cached_property
+    def grid(self) -> Shape:
+        """Number of chunks along each dimension."""
+        return tuple(-(-n // c) for n, c in zip(self.shape, self.chunk_shape, strict=True))
+
+    @functools.cached_property
+    def sole(self) -> tuple[str, Box, int] | None:
+        """Of an array that is one chunk: its key below the array's name, box and decoded bytes."""
+        if any(n != 1 for n in self.grid):
+            return None
+        nbytes = math.prod(self.chunk_shape) * self.dtype.itemsize
+        return self.key((0,) * len(self.shape)), full_box(self.chunk_shape), nbytes
+
+    def key(self, cell: Shape) -> str:
+        """Key of a chunk below the array's own name."""
+        parts = [self.key_prefix] if self.key_prefix else []
+        # A 0-d array has one chunk: `0` in zarr 2, `c` in zarr 3.
+        parts += map(str, cell)
+        return self.separator.join(parts) or "0"
+
+
+class _Zarr2(msgspec.Struct):
+    zarr_format: int
+    shape: list[int]
+    chunks: list[int]
+    dtype: Any
+    order: str
+    compressor: dict[str, Any] | None = None
+    fill_value: Any = None
+    filters: list[Any] | None = None
+    dimension_separator: Literal[".", "/"] = "."
+
+
+class _Named(msgspec.Struct):
+    name: str
+    configuration: dict[str, Any] = {}
+
+
+class _Zarr3(msgspec.Struct):
+    zarr_format: int
+    node_type: str
+    shape: list[int]
+    data_type: Any
+    chunk_grid: _Named
+    chunk_key_encoding: _Named
+    codecs: list[_Named]
+    fill_value: Any = None
+    storage_transformers: list[Any] = []
+
+
+class _Regular(msgspec.Struct):
+    chunk_shape: list[int]
+
+
+class _Sharded(msgspec.Struct):
+    chunk_shape: list[int]
+    codecs: list[_Named]
+    index_codecs: list[_Named]
+    index_location: Literal["start", "end"] = "end"
+
+
+class _KeyEncoding(msgspec.Struct):
+    separator: Literal[".", "/"] | None = None
+
+
+def parse_metadata(data: bytes | memoryview, metadata: str) -> Array:
+    """The metadata of an array.
+
+    Args:
+        data: Contents of `.zarray` (zarr 2) or `zarr.json` (zarr 3).
+        metadata: Which of the two.
+
+    Raises:
+        Corrupted: No such JSON, or numbers that can't be an array's.
+        Unsupported: A dtype, codec or option by its name.
+    """
+    if len(data) > MAX_FILE:
+        raise Corrupted(f"Expected at most {MAX_FILE} bytes in `{metadata}`, got {len(data)}")
+    try:
+        if metadata == ".zarray":
+            return _parse2(msgspec.json.decode(data, type=_Zarr2))
+        return _parse3(msgspec.json.decode(data, type=_Zarr3))
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise Corrupted(f"`{metadata}` is unreadable: {error}") from error
+
+
+def _parse2(meta: _Zarr2) -> Array:
+    if meta.zarr_format != 2:
+        raise Unsupported(f"templax reads zarr_format 2 in `.zarray`, got {meta.zarr_format}")
+    if meta.order not in ("C", "F"):
+        raise Unsupported(f"templax reads arrays of order C and F, got `{meta.order}`")
+    if meta.filters:
+        raise Unsupported(f"templax reads no zarr filters, got {_named(meta.filters[0])}")
+    codecs: tuple[str, ...] = ()
+    if meta.compressor is not None:
+        if meta.compressor.get("id") != "zstd":
+            raise Unsupported(f"templax does not read codec {_named(meta.compressor)}")
+        codecs = ("zstd",)
+    dtype = _TYPESTRS.get(str(meta.dtype)) or DTYPES.get(str(meta.dtype))
+    if dtype is None:
+        raise Unsupported(f"templax does not read dtype `{str(meta.dtype)[:80]}`")
+    return _checked(
+        Array(
+            tuple(meta.shape),
+            dtype,
+            tuple(meta.chunks),
+            "",
+            meta.dimension_separator,
+            codecs,
+            "F" if meta.order == "F" else "C",
+            meta.fill_value,
+        )
+    )
+
+
+def _parse3(meta: _Zarr3) -> Array:
+    if meta.zarr_format != 3 or meta.node_type != "array":
+        raise Unsupported(
+            f"templax reads arrays of zarr_format 3 in `zarr.json`, "
+            f"got {meta.node_type[:80]} of {meta.zarr_format}"
+        )
+    if meta.storage_transformers:
+        raise Unsupported("templax reads no zarr storage transformers")
+    dtype = DTYPES.get(str(meta.data_type))
+    if dtype is None:
+        raise Unsupported(f"templax does not read dtype `{str(meta.data_type)[:80]}`")
+    if meta.chunk_grid.name != "regular":
+        raise Unsupported(f"templax does not read chunk grid `{meta.chunk_grid.name[:80]}`")
+    grid = msgspec.convert(meta.chunk_grid.configuration, _Regular)
+    encoding = msgspec.convert(meta.chunk_key_encoding.configuration, _KeyEncoding)
+    default = {"default": ("c", "/"), "v2": ("", ".")}.get(meta.chunk_key_encoding.name)
+    if default is None:
+        raise Unsupported(
+            f"templax does not read chunk key encoding `{meta.chunk_key_encoding.name[:80]}`"
+        )
+    codecs, sharding = _codecs(meta.codecs, tuple(grid.chunk_shape), dtype, _MAX_NESTING)
+    return _checked(
+        Array(
+            tuple(meta.shape),
+            dtype,
+            tuple(grid.chunk_shape),
+            default[0],
+            encoding.separator or default[1],
+            codecs,
+            "C",
+            meta.fill_value,
+            sharding,
+        )
+    )
+
+
+def _codecs(
+    listed: list[_Named], chunk_shape: Shape, dtype: np.dtype, nesting: int
+) -> tuple[tuple[str, ...], Sharding | None]:
+    """Decoders of a chunk, from its encoders in the order in which they were applied."""
+    if not listed:
+        raise Corrupted("Expected a codec that makes bytes of an array, got none")
+    first, *rest = listed
+    if first.name == "sharding_indexed":
+        if rest:
+            raise Unsupported(f"templax does not read codec `{rest[0].name[:80]}` around shards")
+        if not nesting:
+            raise Unsupported(
+                f"templax reads shards in shards {_MAX_NESTING} deep, got deeper ones"
+            )
+        return (), _sharding(first, chunk_shape, dtype, nesting)
+    _expect_bytes(first, dtype)
+    decoders: list[str] = []
+    for codec in reversed(rest):
+        if codec.name not in ("zstd", "crc32c"):
+            raise Unsupported(f"templax does not read codec `{codec.name[:80]}`")
+        decoders.append(codec.name)
+    if decoders.count("zstd") > 1 or len(decoders) > 8:
+        raise Unsupported("templax reads chunks compressed once, got several codecs `zstd`")
+    return tuple(decoders), None
+
+
+def _expect_bytes(codec: _Named, dtype: np.dtype) -> None:
+    if codec.name != "bytes":
+        raise Unsupported(f"templax does not read codec `{codec.name[:80]}`")
+    endian = codec.configuration.get("endian", "little")
+    if endian != "little" and dtype.itemsize > 1:
+        raise Unsupported(f"templax reads little-endian arrays, got codec `bytes` with {endian!r}")
+
+
+def _sharding(codec: _Named, shard: Shape, dtype: np.dtype, nesting: int) -> Sharding:
+    meta = msgspec.convert(codec.configuration, _Sharded)
+    inner_shape = tuple(meta.chunk_shape)
+    if len(inner_shape) != len(shard) or any(c < 1 for c in inner_shape):
+        raise Corrupted(f"Expected inner chunks of {len(shard)} dimensions, got {inner_shape}")
+    if any(s % c for s, c in zip(shard, inner_shape, strict=True)):
+        raise Corrupted(f"Expected inner chunks that divide shards {shard}, got {inner_shape}")
+    names = [c.name for c in meta.index_codecs]
+    if names not in (["bytes"], ["bytes", "crc32c"]):
+        raise Unsupported(f"templax does not read shard indexes with codecs {names[:8]}")
+    _expect_bytes(meta.index_codecs[0], np.dtype(np.uint64))
+    codecs, inner = _codecs(meta.codecs, inner_shape, dtype, nesting - 1)
+    return Sharding(inner_shape, codecs, inner, meta.index_location == "end", len(names) == 2)
+
+
+def _named(codec: Any) -> str:
+    name = codec.get("id") if isinstance(codec, dict) else codec
+    return f"`{str(name)[:80]}`"
+
+
+def _checked(array: Array) -> Array:
+    """`array`, if its numbers can be an array's."""
+    shape, chunk_shape = array.shape, array.chunk_shape
+    if len(shape) > _MAX_RANK:
+        raise Corrupted(f"Expected at most {_MAX_RANK} dimensions, got {len(shape)}")
+    if any(not 0 <= n <= _MAX_BYTES for n in shape):
+        raise Corrupted(f"Expected a shape of sizes in 0..2**63-1, got {shape}")
+    if len(chunk_shape) != len(shape) or any(not 1 <= c <= _MAX_BYTES for c in chunk_shape):
+        raise Corrupted(f"Expected chunks of {len(shape)} sizes of 1 or more, got {chunk_shape}")
+    nbytes = math.prod(shape) * array.dtype.itemsize
+    if nbytes > _MAX_BYTES or not fits_address_space(shape, array.dtype.itemsize):
+        raise Corrupted(f"Expected an array of less than 2**63 bytes, got shape {shape}")
+    chunk_nbytes = math.prod(chunk_shape) * array.dtype.itemsize
+    if nbytes and chunk_nbytes > max(_SMALL_CHUNK, 4 * nbytes):
+        raise Corrupted(f"Expected chunks in proportion to shape {shape}, got {chunk_shape}")
+    return array

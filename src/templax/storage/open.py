@@ -1,0 +1,73 @@
+"""Where bytes are, and where they go: a protocol for each, one file per kind of store."""
+
+from __future__ import annotations
+
+import os
+from urllib.parse import unquote
+
+from ..errors import SourceError, UsageError
+from .local import Local
+from .sink import Sink
+from .source import Source
+from .staging import Staging
+
+
+def open_source(url: str | os.PathLike[str] | Source) -> Source:
+    """The source of a path or URL; a source is returned as it is.
+
+    Args:
+        url: A local path (relative or absolute, `~` is expanded), a `file://` URL, or a `Source`.
+
+    Raises:
+        SourceError: A scheme or host that no source serves.
+        UsageError: The empty path: an unset variable must not mean the current directory.
+    """
+    if isinstance(url, Source) and not isinstance(url, (str, os.PathLike)):
+        return url
+    return Local(_local_path(url, "reads", "copy the checkpoint to a local directory"))
+
+
+def open_staging(url: str | os.PathLike[str] | Sink, *, overwrite: bool) -> Sink:
+    """Where a checkpoint is written that will be at a path or URL; a sink is returned as it is.
+
+    Args:
+        url: As for `open_source`, or a `Sink`.
+        overwrite: Whether what is there may be replaced.
+
+    Raises:
+        AlreadyExists: Something is there, and `overwrite` is False.
+        SaveError: What is there can't be replaced, or nothing can be written there.
+        SourceError: A scheme or host that no sink serves.
+        UsageError: The empty path: an unset variable must not mean the current directory.
+    """
+    if isinstance(url, Sink) and not isinstance(url, (str, os.PathLike)):
+        return url
+    hint = "save to a local directory, then copy that"
+    return Staging(_local_path(url, "writes", hint), overwrite=overwrite)
+
+
+def _local_path(url: str | os.PathLike[str], does: str, hint: str) -> str:
+    """The path that a path or a `file://` URL names.
+
+    Args:
+        url: What a user gave.
+        does: What is done to files there, for the messages: "reads".
+        hint: What to do about another scheme.
+    """
+    path = os.fspath(url)
+    if not isinstance(path, str) or "\0" in path:
+        raise UsageError(f"Expected a path (str), got {path!r}")
+    scheme, colon, rest = path.partition("://")
+    if colon and scheme.lower() == "file":
+        host, _, path = rest.partition("/")
+        if host not in ("", "localhost"):
+            raise SourceError(f"templax {does} local files, not those of host `{host}`")
+        path = unquote(f"/{path}") if path else ""
+        colon = ""
+    if not path:
+        raise UsageError(f'Expected a path, got "{os.fspath(url)}"')
+    if colon:
+        raise SourceError(
+            f"templax {does} local files; `{scheme}://` is not served by this version; hint: {hint}"
+        )
+    return path

@@ -1,0 +1,104 @@
+"""What a file is by its first bytes. Only what a signature proves is said."""
+
+from __future__ import annotations
+
+from ..errors import Corrupted, NotFound, UnknownFormat
+from .source import Source
+
+MAX_METADATA = 1 << 28
+"""Bytes of the largest metadata file or decoded index that is read. Orbax's own limit is 100 MB."""
+
+_LFS = b"version https://git-lfs.github.com/spec/"
+
+_SIGNATURES: tuple[tuple[bytes, str, str | None], ...] = (
+    (b"PK\x03\x04", "a zip archive", None),
+    (b"\x93NUMPY", "a numpy array (`.npy`)", None),
+    (b"\x89HDF\r\n\x1a\n", "an HDF5 file", None),
+    (b"\x1f\x8b", "a gzip file", "unpack it"),
+    (b"\x28\xb5\x2f\xfd", "a zstd file", "unpack it"),
+    (b"BZh", "a bzip2 file", "unpack it"),
+    (b"\xfd7zXZ\x00", "an xz file", "unpack it"),
+    (b"\x80\x02", "a Python pickle, which templax never loads", None),
+    (b"\x80\x03", "a Python pickle, which templax never loads", None),
+    (b"\x80\x04", "a Python pickle, which templax never loads", None),
+    (b"\x80\x05", "a Python pickle, which templax never loads", None),
+    (b"\x0c\xdb\x3a\x2a", "the manifest of an OCDBT database", None),
+)
+
+
+def is_lfs_pointer(head: bytes) -> bool:
+    """Whether a file is the text that Git LFS leaves in place of a file it did not fetch."""
+    return head.startswith(_LFS)
+
+
+def lfs_pointer(file: str) -> UnknownFormat:
+    """The error for a checkpoint whose files were never fetched."""
+    return UnknownFormat(
+        "Expected checkpoint data, got a Git LFS pointer", file=file, hint="run `git lfs pull`"
+    )
+
+
+def pointer_instead(source: Source, key: str) -> UnknownFormat | None:
+    """The error for a file that turns out too short, if it is such a text; None if it is none."""
+    info = source.stat(key)
+    if info is None or info.is_dir or not is_lfs_pointer(read_head(source, key, info.size, 64)):
+        return None
+    return lfs_pointer(key)
+
+
+def recognise(head: bytes, size: int) -> tuple[str, str | None] | None:
+    """What a file is, and what to do about it; None where no signature proves anything.
+
+    Args:
+        head: The first bytes of the file, 512 if it has as many.
+        size: Bytes of the file.
+    """
+    for signature, what, hint in _SIGNATURES:
+        if head.startswith(signature):
+            if what == "a zip archive":
+                return _zip(head)
+            return what, hint
+    if head[257:262] == b"ustar":
+        return "a tar archive", "unpack it"
+    length = int.from_bytes(head[:8], "little")
+    if len(head) > 9 and head[8:9] == b"{" and 2 <= length <= size - 8:
+        return "a safetensors file", None
+    if head.startswith((b"model_checkpoint_path:", b"all_model_checkpoint_paths:")):
+        return "the index of a TensorFlow checkpoint", None
+    return None
+
+
+def _zip(head: bytes) -> tuple[str, str | None]:
+    name_length = int.from_bytes(head[26:28], "little")
+    name = head[30 : 30 + name_length].decode("utf-8", "replace")
+    if name.endswith(".npy"):
+        return "a numpy archive (`.npz`)", None
+    if name.endswith(("/data.pkl", "/version", "/byteorder", "/.format_version")):
+        return "a PyTorch file", None
+    return "a zip archive", "unpack it"
+
+
+def read_head(source: Source, key: str, size: int, nbytes: int = 512) -> bytes:
+    """The first bytes of a file of `size` bytes, at most `nbytes`."""
+    return bytes(source.read(key, 0, min(size, nbytes)))
+
+
+def read_metadata(source: Source, key: str) -> memoryview:
+    """All of a metadata file.
+
+    Raises:
+        NotFound: No such file.
+        Corrupted: It is larger than any sound one; nothing was read.
+        UnknownFormat: It is a Git LFS pointer.
+    """
+    info = source.stat(key)
+    if info is None or info.is_dir:
+        raise NotFound("Expected a file, found none", file=key)
+    if info.size > MAX_METADATA:
+        raise Corrupted(
+            f"Expected at most {MAX_METADATA} bytes of metadata, got {info.size}", file=key
+        )
+    data = source.read(key)
+    if is_lfs_pointer(bytes(data[:64])):
+        raise lfs_pointer(key)
+    return data

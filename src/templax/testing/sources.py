@@ -1,0 +1,70 @@
+"""Sources that watch, and that fail on purpose."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from ..storage.source import ObjectInfo, Source
+
+Fault = Callable[[str, int, int], None]
+"""Called with key, start and stop before each read; raises to make it fail."""
+
+
+@dataclass
+class Watched:
+    """A source that remembers what was read, and fails where it is told to.
+
+    Attributes:
+        source: What is read.
+        fault: Called before each read.
+        reads: Key (below the outermost root), start and stop of each read so far.
+
+    Example:
+        >>> from templax.storage import Memory
+        >>> watched = Watched(Memory({"a": b"hello"}))
+        >>> bytes(watched.read("a", 1, 3))
+        b'el'
+        >>> watched.reads
+        [('a', 1, 3)]
+    """
+
+    source: Source
+    fault: Fault | None = None
+    reads: list[tuple[str, int, int]] = field(default_factory=list)
+    root: str = ""
+
+    @property
+    def url(self) -> str:
+        return self.source.url
+
+    def children(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        return self.source.children(prefix)
+
+    def walk(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        return self.source.walk(prefix)
+
+    def stat(self, key: str) -> ObjectInfo | None:
+        return self.source.stat(key)
+
+    def read(
+        self, key: str, start: int = 0, stop: int | None = None, out: memoryview | None = None
+    ) -> memoryview:
+        if stop is None:
+            info = self.source.stat(key)
+            stop = info.size if info is not None else start
+        self.reads.append((self.root + key, start, stop))
+        if self.fault is not None:
+            self.fault(self.root + key, start, stop)
+        return self.source.read(key, start, stop, out)
+
+    @property
+    def maps(self) -> bool:
+        return self.source.maps
+
+    def view(self, key: str, start: int, stop: int) -> memoryview | None:
+        return self.source.view(key, start, stop)
+
+    def at(self, key: str) -> Watched:
+        root = "" if key == ".." else f"{self.root}{key.rstrip('/')}/"
+        return Watched(self.source.at(key), self.fault, self.reads, root)
