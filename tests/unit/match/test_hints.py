@@ -209,7 +209,7 @@ def _mismatched_trees(draw: Any) -> tuple[Any, Any, dict[str, Any]]:
 
 
 def _parse_alternatives(match: tx.Match, hint: str) -> list[dict[str, Any]]:
-    """The keyword arguments that a hint offers, one dict per alternative; none for a hint in prose."""
+    """The keyword arguments of each alternative that a hint offers; none for a hint in prose."""
     if not re.match(r"(at|rename|extra|cast)=", hint):
         return []
     if "error.match.rename" in hint:
