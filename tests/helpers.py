@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import templax as tx
 
@@ -55,11 +56,24 @@ CHECKPOINT_LIKE_URL = "Recipe(checkpoint_like.<locals>.checkpoint)"
 """How messages name what `checkpoint_like` returns."""
 
 
-def assert_same_tree(got: Any, want: Any) -> None:
+def checkpoint_of(tree: Any) -> tx.Recipe:
+    """A checkpoint in memory that holds this tree."""
+    return tx.Recipe(lambda: tree)
+
+
+def shard_over(n: int, *spec: str | None) -> NamedSharding:
+    """A sharding over the first `n` devices; `spec` names their only axis, `x`."""
+    return NamedSharding(Mesh(np.array(jax.devices()[:n]), ("x",)), PartitionSpec(*spec))
+
+
+def assert_same_tree(got: Any, want: Any, *, kinds: bool = True) -> None:
     """The same structure, and each leaf of the same kind, dtype, shape and bytes.
 
     PRNG keys are compared by implementation and key data; leaves other than arrays by type and
     identity or equality.
+
+    Args:
+        kinds: Whether a `jax.Array` differs from a numpy array of the same values.
     """
     assert jax.tree.structure(got) == jax.tree.structure(want)
     for (path, a), b in zip(jax.tree.leaves_with_path(got), jax.tree.leaves(want), strict=True):
@@ -68,7 +82,7 @@ def assert_same_tree(got: Any, want: Any) -> None:
             assert type(a) is type(b), where
             assert a is b or a == b, where
             continue
-        assert isinstance(a, jax.Array) == isinstance(b, jax.Array), where
+        assert not kinds or isinstance(a, jax.Array) == isinstance(b, jax.Array), where
         assert (a.dtype, a.shape) == (b.dtype, b.shape), where
         if jnp.issubdtype(b.dtype, jax.dtypes.prng_key):
             a, b = jax.random.key_data(a), jax.random.key_data(b)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import templax as tx
 from helpers import checkpoint_like, f32
-from hint_checks import DENSE, MLP, find_mismatches, follow_hints, has_no_hint
+from mismatches import DENSE, MLP, find_mismatches, follow_hints, has_no_hint
 
 A = jax.ShapeDtypeStruct
 

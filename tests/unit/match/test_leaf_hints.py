@@ -14,7 +14,7 @@ import pytest
 import templax as tx
 from helpers import CHECKPOINT_LIKE_URL as URL
 from helpers import checkpoint_like, f32
-from hint_checks import find_mismatches, follow_hints, has_no_hint
+from mismatches import find_mismatches, follow_hints, has_no_hint
 
 A = jax.ShapeDtypeStruct
 

@@ -1,4 +1,4 @@
-"""Matching a checkpoint that does not fit its template, and following the hints of the match."""
+"""Checkpoints that do not match their template, and what follows from the hints of the match."""
 
 from __future__ import annotations
 
@@ -29,3 +29,9 @@ def follow_hints(match: tx.Match, checkpoint: Any, template: Any, **options: Any
 def has_no_hint(match: tx.Match) -> bool:
     """Whether neither the report nor a mismatch carries a hint."""
     return "hint" not in str(match) and all(m.hint is None for m in match.mismatches)
+
+
+def mismatched_trees(n: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A checkpoint and a template with `n` leaves of different shapes."""
+    names = [f"w{i:02}" for i in range(n)]
+    return dict.fromkeys(names, f32(2)), dict.fromkeys(names, f32(3))
