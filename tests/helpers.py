@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import warnings
@@ -22,6 +23,12 @@ if TYPE_CHECKING:
 CORPUS = Path(__file__).parent / "corpus"
 CKPT = CORPUS / "orbax-0.12.8-default" / "ckpt"
 """The checkpoint for tests that do not care which one they read."""
+
+
+def copy_case(case: str, to: Path) -> Path:
+    """Copies the checkpoint of a case of the corpus, so that a test may change it. Returns `to`."""
+    shutil.copytree(CORPUS / case / "ckpt", to)
+    return to
 
 
 def f32(*shape: int) -> jax.ShapeDtypeStruct:

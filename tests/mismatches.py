@@ -11,8 +11,8 @@ DENSE = {"kernel": f32(3, 8), "bias": f32(8)}
 MLP = {"Dense_0": DENSE, "Dense_1": {"kernel": f32(8, 4), "bias": f32(4)}}
 
 
-def find_mismatches(checkpoint: Any, template: Any, **options: Any) -> tx.Match:
-    """The match of two abstract trees; asserts that they do not match."""
+def fail_match(checkpoint: Any, template: Any, **options: Any) -> tx.Match:
+    """Matches two abstract trees; asserts that they do not match."""
     match = tx.check(checkpoint_like(checkpoint), template, **options)
     assert not match.ok
     return match

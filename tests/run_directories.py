@@ -8,14 +8,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from helpers import CKPT, CORPUS, list_names
+from helpers import CKPT, copy_case, list_names
 from templax._run_locks import LOCK
 
 
 def copy_steps(run: Path, names: Iterable[str], case: str = "orbax-0.12.8-default") -> Path:
     """Puts a copy of one checkpoint under each name. Returns `run`."""
     for name in names:
-        shutil.copytree(CORPUS / case / "ckpt", run / name)
+        copy_case(case, run / name)
     return run
 
 
