@@ -18,7 +18,7 @@ def covers_whole_blocks(chunk: Chunk, start: int, stop: int) -> bool:
 
 
 def align_to_blocks(chunk: Chunk, start: int, stop: int) -> tuple[int, int]:
-    """The whole blocks of a chunk with `sums` that bytes `start_save` to `stop` of its object are in."""
+    """The whole blocks of a chunk with `sums` that bytes `start` to `stop` of its object are in."""
     origin, block = chunk.extent.start, chunk.block
     return start - (start - origin) % block, min(stop + (origin - stop) % block, chunk.extent.stop)
 

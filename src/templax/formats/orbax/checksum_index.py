@@ -1,7 +1,7 @@
 """`templax.index`: where every byte of a checkpoint that templax wrote is, and its checksum.
 
 One file from which a checkpoint is opened, beside Orbax's own, which say the same of where bytes
-are and nothing of checksums. Byte by byte in `docs/format.md`.
+are and nothing of checksums. Byte by byte in `docs/reference/on-disk-format.md`.
 """
 
 from __future__ import annotations

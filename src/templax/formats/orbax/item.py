@@ -415,5 +415,5 @@ def _check_files(
 
 
 def list_files(source: Source, prefix: str = "") -> Mapping[str, Extent]:
-    """Every file below `array_prefix` ("" or ending in `/`), under its name relative to `array_prefix`."""
+    """Every file below `prefix` ("" or ending in `/`), under its name relative to `prefix`."""
     return {info.key[len(prefix) :]: Extent(info.key, 0, info.size) for info in source.walk(prefix)}

@@ -1,6 +1,6 @@
 """Leaves and where their chunks lie → the files of an item that Orbax restores.
 
-As Orbax 0.12 writes them, and 0.6 still reads them; `docs/format.md` has them byte by byte.
+As Orbax 0.12 writes them, and 0.6 still reads them; `docs/reference/on-disk-format.md` has them byte by byte.
 """
 
 from __future__ import annotations
