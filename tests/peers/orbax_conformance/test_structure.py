@@ -35,7 +35,7 @@ import templax.compat.orbax as compat
 logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 S = jax.ShapeDtypeStruct
-CORPUS = Path(__file__).parents[1] / "corpus"
+CORPUS = Path(__file__).parents[2] / "corpus"
 
 
 def golden() -> dict[str, Any]:

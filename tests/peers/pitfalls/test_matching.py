@@ -37,7 +37,7 @@ import templax as tx
 from templax.sources import Local
 from templax.testing import Watched
 
-CORPUS = Path(__file__).parents[1] / "corpus"
+CORPUS = Path(__file__).parents[2] / "corpus"
 A = jax.ShapeDtypeStruct
 KEY = jax.random.key(0)
 

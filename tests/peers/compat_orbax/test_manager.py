@@ -1,6 +1,6 @@
 """The same code saves under Orbax and under `templax.compat.orbax`; each restores both results.
 
-Where they differ, both sides are asserted, as in `test_compat_orbax.py`.
+Where they differ, both sides are asserted, as in `test_template_differences.py`.
 """
 
 import gc
@@ -34,7 +34,7 @@ from templax.compat._orbax_options import Facts
 from templax.sources import Staging
 from templax.sources._leftovers import temporary
 
-from .test_compat_orbax import (
+from .test_template_differences import (
     S,
     abstract,
     assert_same,
