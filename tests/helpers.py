@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import templax as tx
@@ -94,6 +96,23 @@ def assert_same_tree(got: Any, want: Any, *, kinds: bool = True) -> None:
         if jnp.issubdtype(b.dtype, jax.dtypes.prng_key):
             a, b = jax.random.key_data(a), jax.random.key_data(b)
         assert np.asarray(a).tobytes() == np.asarray(b).tobytes(), where
+
+
+def list_mismatches(found: tx.Match | tx.TemplateError) -> list[tuple[str, str]]:
+    """The problem and the name of each mismatch, in order."""
+    return [(mismatch.problem, mismatch.name) for mismatch in found.mismatches]
+
+
+def catch_mismatches(checkpoint: Any, template: Any, **options: Any) -> list[tuple[str, str]]:
+    """The mismatches for which a restore is refused; fails if it is not."""
+    with pytest.raises(tx.TemplateError) as caught:
+        tx.restore(checkpoint, template, **options)
+    return list_mismatches(caught.value)
+
+
+def read_expected(case: str) -> dict[str, dict[str, Any]]:
+    """What a case of the corpus records of each leaf, by its path with slashes."""
+    return json.loads((CORPUS / case / "expected.json").read_text())
 
 
 def save_with_orbax(path: Path, tree: Any, save_args: Any = None, **options: Any) -> Path:
