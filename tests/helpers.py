@@ -110,6 +110,12 @@ def catch_mismatches(checkpoint: Any, template: Any, **options: Any) -> list[tup
     return list_mismatches(caught.value)
 
 
+def restore_as_saved(checkpoint: Any) -> Any:
+    """Restores everything, through the template that the checkpoint gives."""
+    catalog = tx.open(checkpoint)
+    return tx.restore(catalog, catalog.template())
+
+
 def read_expected(case: str) -> dict[str, dict[str, Any]]:
     """What a case of the corpus records of each leaf, by its path with slashes."""
     return json.loads((CORPUS / case / "expected.json").read_text())
