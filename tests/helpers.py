@@ -103,6 +103,11 @@ def list_mismatches(found: tx.Match | tx.TemplateError) -> list[tuple[str, str]]
     return [(mismatch.problem, mismatch.name) for mismatch in found.mismatches]
 
 
+def find_mismatches(checkpoint: Any, template: Any, **options: Any) -> list[tuple[str, str]]:
+    """The mismatches that `templax.check` reports."""
+    return list_mismatches(tx.check(checkpoint, template, **options))
+
+
 def catch_mismatches(checkpoint: Any, template: Any, **options: Any) -> list[tuple[str, str]]:
     """The mismatches for which a restore is refused; fails if it is not."""
     with pytest.raises(tx.TemplateError) as caught:
