@@ -1,0 +1,130 @@
+"""Runs that the managers of Orbax and templax treat differently.
+
+Each test asserts what both libraries do; `docs/orbax_differences.md` names it.
+"""
+
+import math
+import os
+from pathlib import Path
+
+import orbax.checkpoint as orbax
+import pytest
+
+import templax as tx
+import templax.compat.orbax as compat
+from side_by_side import save_steps, small_tree, step_state
+from templax._run_locks import reading
+from templax.sources import Staging
+from templax.sources._leftovers import temporary
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.usefixtures("collect_garbage"),
+]
+
+
+def test_differs_existing_step(tmp_path):
+    """Both refuse and keep the step: Orbax with `ValueError`, templax with `FileExistsError`."""
+    for name, ocp, error in (("theirs", orbax, ValueError), ("ours", compat, tx.Exists)):
+        save_steps(ocp, tmp_path / name, (1, 2))
+        with ocp.CheckpointManager(tmp_path / name / "run") as manager:
+            args = ocp.args.StandardSave(small_tree())
+            assert not manager.save(2, args=args)
+            with pytest.raises(error, match=r"step 2 already exists|Step 2 is there already"):
+                manager.save(2, args=args, force=True)
+            assert manager.restore(2)["step"] == 2
+
+
+def test_differs_lower_step_by_force(tmp_path):
+    """Step 3 is saved by force after 10 and 12, and stays in both.
+
+    To Orbax the newest step is the one saved last, until the run is opened again; to templax it
+    is the highest.
+    """
+    told = {}
+    for name, ocp in (("theirs", orbax), ("ours", compat)):
+        options = ocp.CheckpointManagerOptions(max_to_keep=2)
+        with ocp.CheckpointManager(tmp_path / name, options=options) as manager:
+            for step in (10, 12, 3):
+                manager.save(step, args=ocp.args.StandardSave(step_state(step)), force=True)
+            manager.wait_until_finished()
+            told[name] = sorted(manager.all_steps()), manager.latest_step()
+    assert told == {"theirs": ([3, 12], 3), "ours": ([3, 12], 12)}
+    assert orbax.CheckpointManager(tmp_path / "theirs").latest_step() == 12
+
+
+def test_differs_steps_of_another_name(tmp_path):
+    """A run of steps like `ckpt_000007` is continued without `step_prefix`.
+
+    Orbax finds no step; templax finds them until there are steps without a prefix. Both save new
+    steps and delete none of the others.
+    """
+    for name, ocp in (("theirs", orbax), ("ours", compat)):
+        save_steps(ocp, tmp_path / name, (7, 12), step_prefix="ckpt", step_format_fixed_length=6)
+        options = ocp.CheckpointManagerOptions(max_to_keep=1)
+        with ocp.CheckpointManager(tmp_path / name / "run", options=options) as manager:
+            assert list(manager.all_steps()) == ([] if ocp is orbax else [7, 12])
+            for step in (12, 20):
+                assert manager.save(step, args=ocp.args.StandardSave(step_state(step)))
+            assert list(manager.all_steps()) == [20]
+        assert set(os.listdir(tmp_path / name / "run")) == {"20", "ckpt_000007", "ckpt_000012"}
+
+
+def test_differs_steps_of_other_programs(tmp_path):
+    """The manager of Orbax lists its directory when it is made, that of templax at each call."""
+    theirs, ours = (ocp.CheckpointManager(tmp_path / "run") for ocp in (orbax, compat))
+    save_steps(compat, tmp_path, (1, 2))
+    assert (list(theirs.all_steps()), theirs.latest_step()) == ([], None)
+    theirs.reload()
+    assert list(theirs.all_steps()) == [1, 2]
+    assert (ours.all_steps(), ours.latest_step()) == ([1, 2], 2)
+
+
+def test_differs_step_that_is_being_restored(tmp_path):
+    """Orbax deletes a step that templax, in another program, restores; templax deletes it later."""
+    for name, ocp in (("theirs", orbax), ("ours", compat)):
+        save_steps(compat, tmp_path / name, (1,))
+        options = ocp.CheckpointManagerOptions(max_to_keep=1)
+        with ocp.CheckpointManager(tmp_path / name / "run", options=options) as manager:
+            with reading(str(tmp_path / name / "run/1")):
+                manager.save(2, args=ocp.args.StandardSave(step_state(2)))
+                manager.wait_until_finished()
+            there = sorted(os.listdir(tmp_path / name / "run"))
+            assert there == (["2"] if ocp is orbax else ["1", "2"])
+            manager.save(3, args=ocp.args.StandardSave(step_state(3)))
+        assert os.listdir(tmp_path / name / "run") == ["3"]
+
+
+def test_differs_metric_that_is_nan(tmp_path):
+    """To Orbax a NaN may be the best metric, depending on the order; to templax it never is."""
+    best = {}
+    for name, ocp in (("theirs", orbax), ("ours", compat)):
+        options = ocp.CheckpointManagerOptions(best_fn=lambda m: m["loss"], best_mode="min")
+        with ocp.CheckpointManager(tmp_path / name, options=options) as manager:
+            for step, loss in enumerate([2.0, 1.0, math.nan]):
+                args = ocp.args.StandardSave(step_state(step))
+                manager.save(step, args=args, metrics={"loss": loss})
+            best[name] = manager.best_step()
+    assert best == {"theirs": 2, "ours": 1}
+
+
+def test_differs_cleaning_up(tmp_path):
+    """With `cleanup_tmp_directories=True` Orbax deletes all temporary directories.
+
+    Even that of a save in progress; templax deletes those that nothing writes to.
+    """
+    for name, ocp in (("theirs", orbax), ("ours", compat)):
+        run = tmp_path / name
+        now, old = (run / f"{n}.orbax-checkpoint-tmp" for n in (1, 2))
+        left = Path(temporary(str(run / "3")))
+        for directory in (now, old, left):
+            directory.mkdir(parents=True)
+        os.utime(old, (0, 0))
+        live = Staging(run / "4", overwrite=False)
+        options = ocp.CheckpointManagerOptions(cleanup_tmp_directories=True)
+        manager = ocp.CheckpointManager(run, options=options)
+        manager.save(5, args=ocp.args.StandardSave(step_state(5)))
+        manager.close()
+        stays = set() if ocp is orbax else {now, Path(live.directory)}
+        assert set(run.iterdir()) == stays | {run / "5"}
+        live.discard()
