@@ -1,4 +1,4 @@
-"""Reads that fail, shorten or change: one error that names the place, and nothing left behind."""
+"""Reads that fail, or files that shrink or change: one error that names the place."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ import jax
 import pytest
 
 import templax as tx
+from helpers import CORPUS
 from templax.sources import Local
 from templax.testing import Watched
 
-CORPUS = Path(__file__).parents[1] / "corpus"
 DATA = "ocdbt.process_0/d/"
 
 
 @pytest.fixture
 def ckpt(tmp_path: Path) -> Path:
-    """Uncompressed, with values in data files."""
+    """A copy of an uncompressed checkpoint, which has its values in data files."""
     shutil.copytree(CORPUS / "orbax-0.12.8-uncompressed" / "ckpt", tmp_path / "ckpt")
     return tmp_path / "ckpt"
 
 
 @pytest.fixture(autouse=True)
-def _no_thread_is_left() -> Any:
+def _check_threads() -> Any:
     before = set(threading.enumerate())
     yield
     assert {t for t in threading.enumerate() if t.name.startswith("templax")} <= before
 
 
-def data_file(ckpt: Path) -> Path:
+def find_data_file(ckpt: Path) -> Path:
     (name,) = {
         chunk.extent.key
         for chunks in tx.open(ckpt).locate([tx.open(ckpt).leaves["state.params.big"]]).values()
@@ -43,7 +43,7 @@ def data_file(ckpt: Path) -> Path:
     return ckpt / name
 
 
-def test_a_store_that_fails_midway(ckpt: Path) -> None:
+def test_an_error_of_the_source_is_raised(ckpt: Path) -> None:
     def fault(key: str, start: int, stop: int) -> None:
         if key.startswith(DATA):
             raise tx.SourceError(f"can't read `{key}`: Input/output error")
@@ -53,11 +53,11 @@ def test_a_store_that_fails_midway(ckpt: Path) -> None:
         tx.restore(catalog, catalog.template())
 
 
-def test_a_data_file_cut_after_it_was_opened(ckpt: Path) -> None:
-    """The catalog is open; then somebody truncates a file."""
+def test_a_data_file_truncated_after_the_catalog_was_opened(ckpt: Path) -> None:
+    """Another program truncates a file while the catalog is open."""
     catalog = tx.open(ckpt)
     template = catalog.template()
-    os.truncate(data_file(ckpt), 100)
+    os.truncate(find_data_file(ckpt), 100)
     with pytest.raises(tx.Damaged) as caught:
         tx.restore(catalog, template)
     error = caught.value
@@ -67,37 +67,37 @@ def test_a_data_file_cut_after_it_was_opened(ckpt: Path) -> None:
     assert str(error).startswith("Expected at least ")
 
 
-def test_a_data_file_removed_after_it_was_opened(ckpt: Path) -> None:
+def test_a_data_file_removed_after_the_catalog_was_opened(ckpt: Path) -> None:
     catalog = tx.open(ckpt)
     template = catalog.template()
-    data_file(ckpt).unlink()
+    find_data_file(ckpt).unlink()
     with pytest.raises(tx.Damaged, match="Expected a data file, found none - at `state"):
         tx.restore(catalog, template)
 
 
 def test_a_file_that_changes_between_two_reads(ckpt: Path) -> None:
     """Bytes of two versions never end up in one tree."""
-    file = data_file(ckpt)
+    file = find_data_file(ckpt)
     catalog = tx.open(ckpt)
     tx.restore(catalog, catalog.template())
     os.utime(file, ns=(0, 0))
     with pytest.raises(tx.SourceError, match="changed since"):
         tx.restore(catalog, catalog.template())
-    tx.restore(ckpt, catalog.template())  # opened anew, it is one version again
+    tx.restore(ckpt, catalog.template())  # a new catalog sees one version
 
 
 def test_no_array_is_read_before_a_template_error(ckpt: Path) -> None:
-    """The data files may as well be gone."""
+    """So the data files may be missing."""
     catalog = tx.open(ckpt)
     template = catalog.template()
     template["state"]["params"]["scale"] = jax.ShapeDtypeStruct((2,), "float32")
-    data_file(ckpt).unlink()
+    find_data_file(ckpt).unlink()
     with pytest.raises(tx.TemplateError, match="Expected shape"):
         tx.restore(catalog, template)
 
 
 def test_an_unreadable_file_is_named(ckpt: Path) -> None:
-    file = data_file(ckpt)
+    file = find_data_file(ckpt)
     content = file.read_bytes()
     file.unlink()
     file.mkdir()
@@ -109,7 +109,7 @@ def test_an_unreadable_file_is_named(ckpt: Path) -> None:
 
 
 def test_the_buffers_of_a_failed_restore_are_freed(ckpt: Path) -> None:
-    """Nothing holds on to what was read before the error, not even the error."""
+    """Nothing keeps what was read before the error, not even the error."""
     import numpy as np
 
     def fault(key: str, start: int, stop: int) -> None:

@@ -1,4 +1,4 @@
-"""`save` refused by the disk or by a limit of the system, anywhere: one error, nothing left."""
+"""`save` refused by the disk or by a limit of the system: one error, and nothing is left."""
 
 from __future__ import annotations
 
@@ -20,15 +20,16 @@ import numpy as np
 import pytest
 
 import templax as tx
+from helpers import run_python
 from templax import _layout, _snapshot
 from templax.sources._staging import stale_in
 from templax.testing import FaultyDisk
 
-points = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("save_points.py"))))
+points = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("save_kill_points.py"))))
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 DENIED = (errno.EACCES, errno.EROFS)
-APT = {
+ERRORS = {
     "mkdir": (*FULL, *DENIED, errno.EIO, errno.ENAMETOOLONG),
     "create": (*FULL, *DENIED, errno.EIO, errno.EMFILE),
     "open_directory": (errno.EACCES, errno.EIO, errno.EMFILE),
@@ -42,12 +43,12 @@ APT = {
     "unlink": (*DENIED, errno.EIO),
     "rmdir": (*DENIED, errno.EIO),
 }
-"""What a file system may answer."""
+"""The errors that each operation of a file system may give."""
 
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Many writes of few bytes."""
+    """Makes a small tree take many small writes."""
     for (module, name), size in points.SMALL.items():
         monkeypatch.setattr(module, name, size)
     _layout.chunk_shape.cache_clear()
@@ -55,97 +56,102 @@ def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     _layout.chunk_shape.cache_clear()
 
 
-class Place:
-    """Where saves are refused: what is there before stays there."""
+class Refusals:
+    """Refuses operations of saves of one scenario, and checks that the old state stays."""
 
-    def __init__(self, what: str, root: Path):
-        self.what, self._root = what, root
-        self.path = self._again()
+    def __init__(self, scenario: str, root: Path):
+        self.scenario, self._root = scenario, root
+        self.path = self._prepare()
         disk = FaultyDisk(disk=points.Unsynced())
-        with points.everywhere(disk):
-            points.save(what, self.path, 2)
+        with points.use_disk(disk):
+            points.save(scenario, self.path, 2)
         self.names = [operation.name for operation in disk.trace]
-        target = {"step": self.path / "7", "run": self.path / "8"}.get(what, self.path)
+        target = {"step": self.path / "7", "run": self.path / "8"}.get(scenario, self.path)
         moved = max(i for i, o in enumerate(disk.trace) if o.to == str(target))
         trace = disk.trace[moved:]
-        self.kept = moved + [(o.name, o.path) for o in trace].index(("fsync", str(target.parent)))
-        """The last operation that can fail the save."""
-        self.path = self._again()
-        self.before = points.there(what, self.path), self.there
+        self.committed = moved + [(o.name, o.path) for o in trace].index(
+            ("fsync", str(target.parent))
+        )
+        """The last operation whose failure fails the save."""
+        self.path = self._prepare()
+        self.before = points.find_state(scenario, self.path), self.files
 
-    def _again(self) -> Path:
-        return points.prepare(self.what, self._root)
+    def _prepare(self) -> Path:
+        return points.prepare(self.scenario, self._root)
 
     @property
-    def there(self) -> set[Path]:
-        """All files and directories, but for the lock of a run, which its `Manager` leaves."""
+    def files(self) -> set[Path]:
+        """All files and directories, except the lock of a run, which its `Manager` leaves."""
         at = self._root / "at"
         return {path for path in at.rglob("*") if not path.name.startswith(".")}
 
     def save(self, disk: FaultyDisk) -> str | None:
-        """The error of a save, if it ends with one; then no thread and no open file is left."""
+        """Saves and checks that no thread and no open file is left; returns the error, if any."""
         threads, opened = threading.active_count(), os.listdir("/proc/self/fd")
         text = None
-        with points.everywhere(disk):
+        with points.use_disk(disk):
             try:
-                points.save(self.what, self.path, 2)
+                points.save(self.scenario, self.path, 2)
             except tx.SaveError as error:
                 text = str(error)
         for thread in threading.enumerate():
             if thread.name == "templax-save":
-                thread.join(60)  # it may be about to end
+                thread.join(60)  # which may be about to end
         assert threading.active_count() == threads
         assert os.listdir("/proc/self/fd") == opened
         return text
 
-    def refused(self, at: int, code: int) -> None:
-        """Checks one operation that fails once."""
+    def refuse(self, at: int, code: int) -> None:
+        """Lets one operation fail once, and checks the outcome."""
         text = self.save(FaultyDisk(at=at, fault=code, disk=points.Unsynced()))
-        if text is None:  # it can be done without, or afterwards
-            assert self.names[at] in ("unlock", "close") or at > self.kept, (at, self.names[at])
-            assert points.there(self.what, self.path) == "new"
-            self.path = self._again()
+        if text is None:  # this operation is optional, or comes after the commit
+            assert self.names[at] in ("unlock", "close") or at > self.committed, (
+                at,
+                self.names[at],
+            )
+            assert points.find_state(self.scenario, self.path) == "new"
+            self.path = self._prepare()
             return
-        assert at <= self.kept, text
+        assert at <= self.committed, text
         assert text.count(os.strerror(code)) == 1, text
         assert f"file `{self._root}/at" in text, text
         assert "could not be removed" not in text
-        state = points.there(self.what, self.path)
+        state = points.find_state(self.scenario, self.path)
         assert state == self.before[0], (at, self.names[at])
-        assert self.there == self.before[1], (at, self.names[at])
+        assert self.files == self.before[1], (at, self.names[at])
 
-    def refused_for_good(self, at: int, code: int) -> None:
-        """Checks one after which all others fail, too: the one that removes things as well."""
+    def refuse_for_good(self, at: int, code: int) -> None:
+        """Lets one operation and all after it fail, even those that clean up."""
         text = self.save(FaultyDisk(at=at, fault=code, lasting=True, disk=points.Unsynced()))
         if text is not None:
             assert os.strerror(code) in text
-        state = points.there(self.what, self.path)
-        assert state == self.before[0] or (state == "new" and at >= self.kept), (at, text)
-        left = stale_in(self.path if self.what in ("step", "run") else self.path.parent)
-        extra = {str(path) for path in self.there - self.before[1] if "tmp-templax" in path.name}
+        state = points.find_state(self.scenario, self.path)
+        assert state == self.before[0] or (state == "new" and at >= self.committed), (at, text)
+        left = stale_in(self.path if self.scenario in ("step", "run") else self.path.parent)
+        extra = {str(path) for path in self.files - self.before[1] if "tmp-templax" in path.name}
         assert set(left) >= extra
         if state == self.before[0]:
             assert all(directory in (text or "") for directory in left)
-        self.path = self._again()
+        self.path = self._prepare()
 
 
-WHATS = ["fresh", "overwrite", "background", "step", "run"]
+SCENARIOS = ["fresh", "overwrite", "background", "step", "run"]
 
 
-@pytest.mark.parametrize("what", WHATS)
-def test_whatever_the_disk_refuses_is_one_clear_error(what: str, tmp_path: Path) -> None:
-    """At every operation: the old state stays, nothing is left, no thread and no open file."""
-    place = Place(what, tmp_path)
-    for at, name in enumerate(place.names):
-        place.refused(at, APT[name][at % len(APT[name])])
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_a_refused_operation_is_one_clear_error(scenario: str, tmp_path: Path) -> None:
+    """At every operation the old state stays, and no file, thread or descriptor is left."""
+    refusals = Refusals(scenario, tmp_path)
+    for at, name in enumerate(refusals.names):
+        refusals.refuse(at, ERRORS[name][at % len(ERRORS[name])])
 
 
-@pytest.mark.parametrize("what", WHATS)
-def test_a_disk_that_fails_for_good_leaves_what_was_there(what: str, tmp_path: Path) -> None:
-    """What can't be removed either is named, by the error and by `stale`."""
-    place = Place(what, tmp_path)
-    for at, name in list(enumerate(place.names))[::3]:
-        place.refused_for_good(at, APT[name][at % len(APT[name])])
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_a_disk_that_fails_for_good_keeps_the_old_state(scenario: str, tmp_path: Path) -> None:
+    """The error and `stale` name what can't be removed."""
+    refusals = Refusals(scenario, tmp_path)
+    for at, name in list(enumerate(refusals.names))[::3]:
+        refusals.refuse_for_good(at, ERRORS[name][at % len(ERRORS[name])])
 
 
 @pytest.mark.slow
@@ -154,28 +160,15 @@ def test_every_error_at_every_operation(
     lasting: bool, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
     number = 0
-    for what in WHATS:
-        place = Place(what, tmp_path / what)
-        for at, name in enumerate(place.names):
-            for code in APT[name]:
-                (place.refused_for_good if lasting else place.refused)(at, code)
+    for scenario in SCENARIOS:
+        refusals = Refusals(scenario, tmp_path / scenario)
+        for at, name in enumerate(refusals.names):
+            for code in ERRORS[name]:
+                (refusals.refuse_for_good if lasting else refusals.refuse)(at, code)
                 number += 1
     assert number > 1000
     ever = "ever after" if lasting else "once"
     record_property("summary", f"saves refused {number:,} times, {ever}: all old, or all new")
-
-
-# --- real limits
-
-
-def _python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", code, *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
 
 
 def test_a_file_that_grows_too_large_is_one_clear_error(tmp_path: Path) -> None:
@@ -191,7 +184,7 @@ def test_a_file_that_grows_too_large_is_one_clear_error(tmp_path: Path) -> None:
         "    except tx.SaveError as error:\n"
         "        print(error)\n"
     )
-    done = _python(code, str(tmp_path / "ckpt"))
+    done = run_python("-c", code, tmp_path / "ckpt")
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert len(lines) == 2
@@ -206,7 +199,7 @@ def test_a_file_that_grows_too_large_is_one_clear_error(tmp_path: Path) -> None:
 
 
 def test_too_many_open_files_are_one_clear_error(tmp_path: Path) -> None:
-    """However many are free: a save that gets one more each time, until it has enough."""
+    """However many are left: a save gets one more each time, until it has enough."""
     code = (
         "import os, resource, sys, numpy as np, templax as tx\n"
         "tree, path = {'w': np.ones(100)}, sys.argv[1]\n"
@@ -235,7 +228,7 @@ def test_too_many_open_files_are_one_clear_error(tmp_path: Path) -> None:
         "    tx.restore(path, tree)\n"
         "assert sorted(os.listdir('/proc/self/fd')) == sorted(fds)\n"
     )
-    done = _python(code, str(tmp_path / "ckpt"))
+    done = run_python("-c", code, tmp_path / "ckpt")
     assert done.returncode == 0, done.stderr
     *errors, last = done.stdout.splitlines()
     assert last == "saved"
@@ -261,7 +254,7 @@ tx.save(path, old, overwrite=True)
 
 @pytest.mark.skipif(shutil.which("unshare") is None, reason="no namespaces")
 def test_a_disk_that_is_really_full_is_one_clear_error(tmp_path: Path) -> None:
-    """A file system of 1 MiB in memory: its own only to this process, so anybody may mount it."""
+    """A file system of 1 MiB in memory, mounted in a namespace, which needs no privileges."""
     mount = 'mount -t tmpfs -o size=1m none "$1"'
     inside = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
     if subprocess.run(
@@ -291,9 +284,6 @@ def test_a_disk_that_is_really_full_is_one_clear_error(tmp_path: Path) -> None:
         assert "hint: make room (" in line
 
 
-# --- places
-
-
 @pytest.mark.parametrize("overwrite", [False, True])
 @pytest.mark.parametrize(
     ("path", "what"),
@@ -306,7 +296,7 @@ def test_a_disk_that_is_really_full_is_one_clear_error(tmp_path: Path) -> None:
         ("loop", "found a symbolic link|levels of symbolic links"),
     ],
 )
-def test_a_place_where_nothing_can_be_saved_is_named(
+def test_a_path_where_nothing_can_be_saved_is_named(
     path: str, what: str, overwrite: bool, tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("kept")
@@ -333,11 +323,8 @@ def test_a_directory_that_must_not_be_written_to_is_named(overwrite: bool, tmp_p
     assert tx.restore(tmp_path / "old", {"w": np.zeros(3)})["w"].all()
 
 
-# --- what else fails
-
-
 @pytest.mark.parametrize("wait", [True, False])
-def test_what_progress_raises_ends_the_save(wait: bool, tmp_path: Path) -> None:
+def test_an_error_of_on_progress_ends_the_save(wait: bool, tmp_path: Path) -> None:
     def stop(done: int, total: int) -> None:
         raise ZeroDivisionError
 
@@ -345,7 +332,7 @@ def test_what_progress_raises_ends_the_save(wait: bool, tmp_path: Path) -> None:
     for _ in range(2):  # it is raised once
         with pytest.raises(ZeroDivisionError):
             tx.save(path, points.tree(2), overwrite=True, wait=wait, on_progress=stop).wait()
-    assert points.there("overwrite", path) == "old"
+    assert points.find_state("overwrite", path) == "old"
     assert os.listdir(path.parent) == [path.name]
     assert threading.active_count() == threads
 
@@ -373,16 +360,16 @@ def test_a_system_without_threads_to_spare_leaves_nothing(
                 assert str(error) == "can't start new thread"  # noqa: PT017
         assert threading.active_count() == before
         assert os.listdir(path.parent) == [path.name]
-        assert points.there("overwrite", path) == "old"
+        assert points.find_state("overwrite", path) == "old"
     assert more > 2
-    assert points.there("overwrite", path) == "new"
+    assert points.find_state("overwrite", path) == "new"
 
 
 @pytest.mark.parametrize("fails", [True, False])
 def test_a_handle_holds_no_copy_of_the_tree(
     fails: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nor does the error: who keeps them for long must not pay for that with memory."""
+    """Nor does the error, so both can be kept without their memory."""
     copies: list[weakref.ref[np.ndarray]] = []
     aligned = _snapshot.aligned
 
@@ -393,7 +380,7 @@ def test_a_handle_holds_no_copy_of_the_tree(
 
     monkeypatch.setattr(_snapshot, "aligned", remembered)
     at = 20 if fails else None
-    with points.everywhere(FaultyDisk(at=at, fault=errno.ENOSPC, disk=points.Unsynced())):
+    with points.use_disk(FaultyDisk(at=at, fault=errno.ENOSPC, disk=points.Unsynced())):
         saved = tx.save(tmp_path / "ckpt", points.tree(2), wait=False, threads=2)
         caught = None
         try:

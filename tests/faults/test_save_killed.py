@@ -1,4 +1,4 @@
-"""`save` killed or without power, anywhere: the old state or the new one."""
+"""`save` killed at any point, or stopped by a loss of power, leaves the old state or the new."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from templax import _layout
 from templax.sources._staging import stale
 from templax.testing import FaultyDisk, assert_durable
 
-PROGRAM = Path(__file__).with_name("save_points.py")
+PROGRAM = Path(__file__).with_name("save_kill_points.py")
 points = SimpleNamespace(**runpy.run_path(str(PROGRAM)))
 
 
-def _killed(root: Path, every: int, *whats: str) -> list[dict[str, Any]]:
+def _kill_saves(root: Path, every: int, *scenarios: str) -> list[dict[str, Any]]:
     done = subprocess.run(
-        [sys.executable, str(PROGRAM), str(root / "points"), str(every), *whats],
+        [sys.executable, str(PROGRAM), str(root / "points"), str(every), *scenarios],
         capture_output=True,
         text=True,
         check=False,
@@ -38,7 +38,7 @@ def _killed(root: Path, every: int, *whats: str) -> list[dict[str, Any]]:
             **os.environ,
             "JAX_PLATFORMS": "cpu",
             "OPENBLAS_NUM_THREADS": "1",
-            "PYTHONWARNINGS": "error",  # Python's and JAX's about forks among them
+            "PYTHONWARNINGS": "error",  # including those of Python and JAX about forks
         },
         timeout=900,
     )
@@ -46,53 +46,53 @@ def _killed(root: Path, every: int, *whats: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def _check(what: str, kills: list[dict[str, Any]]) -> Counter[str]:
-    before = "none" if what == "fresh" else "old"
-    step = {"step": 7, "run": 8}.get(what)
+def _check(scenario: str, kills: list[dict[str, Any]]) -> Counter[str]:
+    before = "none" if scenario == "fresh" else "old"
+    step = {"step": 7, "run": 8}.get(scenario)
     for kill in kills:
-        state = kill["there"]
+        state = kill["state"]
         assert state in (before, "new"), kill
-        assert kill["hidden"], kill
-        assert kill["reported"], kill
-        assert kill["again"] == "next", kill
+        assert kill["all_temporary"], kill
+        assert kill["all_reported"], kill
+        assert kill["next_state"] == "next", kill
         assert kill["cleared"] == [str(step or "NAME")], kill
         listed = [[7]] if step and state == "old" else [[step], [7, step]] if step else [[]]
         assert kill["listed"] in listed, kill
-        # Threads may do less than when it was counted.
-        assert kill["signal"] == 9 or (what == "threads" and state == "new"), kill
-    for fault in ("kill", "half") if what != "threads" else ():
-        states = [kill["there"] for kill in kills if kill["fault"] == fault]
-        assert states == sorted(states, key=[before, "new"].index)  # no way back
-    return Counter(kill["there"] for kill in kills)
+        # With threads, a save may take fewer operations than when they were counted.
+        assert kill["signal"] == 9 or (scenario == "threads" and state == "new"), kill
+    for fault in ("kill", "half") if scenario != "threads" else ():
+        states = [kill["state"] for kill in kills if kill["fault"] == fault]
+        assert states == sorted(states, key=[before, "new"].index)  # never back
+    return Counter(kill["state"] for kill in kills)
 
 
-def test_killed_here_and_there_it_is_the_old_state_or_the_new(tmp_path: Path) -> None:
-    whats = (*points.WHATS, "threads")
-    found = {each["what"]: each["kills"] for each in _killed(tmp_path, 25, *whats)}
-    assert set(found) == set(whats)
-    total = sum((_check(what, kills) for what, kills in found.items()), Counter[str]())
+def test_a_save_killed_at_some_points_leaves_the_old_state_or_the_new(tmp_path: Path) -> None:
+    scenarios = (*points.SCENARIOS, "threads")
+    found = {each["scenario"]: each["kills"] for each in _kill_saves(tmp_path, 25, *scenarios)}
+    assert set(found) == set(scenarios)
+    total = sum((_check(scenario, kills) for scenario, kills in found.items()), Counter[str]())
     assert total.total() > 50
     assert min(total["old"], total["none"]) > 0
 
 
 @pytest.mark.slow
-def test_killed_anywhere_it_is_the_old_state_or_the_new(
+def test_a_save_killed_at_every_point_leaves_the_old_state_or_the_new(
     tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
-    """Before each operation, in the middle of each write; then listed, restored, saved again."""
+    """Before each operation and in each write; what is left is listed, restored and saved over."""
     begin, total, names = time.perf_counter(), Counter[str](), Counter[str]()
-    halves = (points.WHATS[::2], (*points.WHATS[1::2], "threads"))
+    halves = (points.SCENARIOS[::2], (*points.SCENARIOS[1::2], "threads"))
     with ThreadPoolExecutor() as pool:
         parts = pool.map(
-            lambda part: _killed(tmp_path / str(part), 1, *halves[part]), range(len(halves))
+            lambda part: _kill_saves(tmp_path / str(part), 1, *halves[part]), range(len(halves))
         )
         found = [each for part in parts for each in part]
-    assert {each["what"] for each in found} == {*points.WHATS, "threads"}
+    assert {each["scenario"] for each in found} == {*points.SCENARIOS, "threads"}
     for each in found:
         operations = Counter(each["operations"])
-        if each["what"] != "threads":
+        if each["scenario"] != "threads":
             assert len(each["kills"]) == operations.total() + operations["write"]
-        total += _check(each["what"], each["kills"])
+        total += _check(each["scenario"], each["kills"])
         names += operations
     assert set(names) == {name for name in vars(points.Disk) if not name.startswith("_")}
     assert total.total() > 1000
@@ -106,29 +106,29 @@ def test_killed_anywhere_it_is_the_old_state_or_the_new(
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Many writes of few bytes."""
+    """Makes a small tree take many small writes."""
     for (module, name), size in points.SMALL.items():
         monkeypatch.setattr(module, name, size)
     _layout.chunk_shape.cache_clear()
 
 
 @pytest.mark.usefixtures("small")
-@pytest.mark.parametrize("what", [what for what in points.WHATS if what != "exit"])
-def test_a_save_survives_a_loss_of_power(what: str, tmp_path: Path) -> None:
-    """Every file and directory is synced before the move, and the move before it returns."""
-    place = points.prepare(what, tmp_path)
-    path = {"step": place / "7", "run": place / "8"}.get(what, place)
+@pytest.mark.parametrize("scenario", [name for name in points.SCENARIOS if name != "exit"])
+def test_a_save_survives_a_loss_of_power(scenario: str, tmp_path: Path) -> None:
+    """Every file and directory is synced before the move, and the move before `save` returns."""
+    place = points.prepare(scenario, tmp_path)
+    path = {"step": place / "7", "run": place / "8"}.get(scenario, place)
     disk = FaultyDisk(disk=points.Unsynced())
-    with points.everywhere(disk):
-        points.save(what, place, 2)
-    # The `Manager` opens and locks directories, and what was pruned moves away.
+    with points.use_disk(disk):
+        points.save(scenario, place, 2)
+    # A `Manager` also moves away the step that it deletes.
     trace = [o for o in disk.trace if not (o.name == "rename" and o.path == str(place / "7"))]
     assert_durable(trace, path)
-    assert points.there(what, place) == "new"
+    assert points.find_state(scenario, place) == "new"
 
 
-def test_killed_in_the_background_while_the_program_goes_on(tmp_path: Path) -> None:
-    """From outside, at moments that nobody chose."""
+def test_a_background_save_killed_from_outside_leaves_a_whole_state(tmp_path: Path) -> None:
+    """At moments that do not depend on its operations."""
     tx.save(tmp_path / "ckpt", {"w": np.zeros(3_000_000, np.float32)})
     code = (
         "import sys, numpy as np, templax as tx\n"

@@ -1,4 +1,4 @@
-"""A save killed, or refused by the disk, at every operation: the old state or the new one."""
+"""A staged save that is killed or refused at any operation leaves the old state or the new."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from templax.sources._disk import Disk
 from templax.sources._staging import stale, withdraw
 from templax.testing import FaultyDisk, Operation, assert_durable
 
-PROGRAM = Path(__file__).with_name("staging_points.py")
+PROGRAM = Path(__file__).with_name("staging_kill_points.py")
 points = SimpleNamespace(**runpy.run_path(str(PROGRAM)))
 OVERWRITE = {"save": False, "overwrite": True}
 
 
-def killed_everywhere(what: str, root: Path) -> tuple[list[str], list[dict]]:
+def kill_everywhere(action: str, root: Path) -> tuple[list[str], list[dict]]:
     done = subprocess.run(
-        [sys.executable, str(PROGRAM), str(root / "points"), what],
+        [sys.executable, str(PROGRAM), str(root / "points"), action],
         capture_output=True,
         text=True,
         check=False,
@@ -37,39 +37,39 @@ def killed_everywhere(what: str, root: Path) -> tuple[list[str], list[dict]]:
     return found["operations"], found["kills"]
 
 
-@pytest.mark.parametrize("what", ["save", "overwrite", "remove", "withdraw"])
-def test_killed_anywhere_it_is_the_old_state_or_the_new(what: str, tmp_path: Path) -> None:
-    """Before each operation and in the middle of each write."""
-    operations, kills = killed_everywhere(what, tmp_path)
+@pytest.mark.parametrize("action", ["save", "overwrite", "remove", "withdraw"])
+def test_an_action_killed_anywhere_leaves_a_whole_state(action: str, tmp_path: Path) -> None:
+    """Before each operation and in each write."""
+    operations, kills = kill_everywhere(action, tmp_path)
     assert len(kills) == len(operations) + operations.count("write") > 8
     before, after = {
         "save": ("none", "new"),
         "overwrite": ("old", "new"),
         "remove": ("old", "old"),
         "withdraw": ("old", "none"),
-    }[what]
-    step = {"save": "rename", "overwrite": "exchange", "withdraw": "rename"}.get(what)
+    }[action]
+    step = {"save": "rename", "overwrite": "exchange", "withdraw": "rename"}.get(action)
     turn = len(operations) - 1 - operations[::-1].index(step) if step else len(operations)
     for kill in kills:
         assert kill["signal"] == 9, kill
-        assert kill["there"] == (before if kill["at"] <= turn else after), kill
-        assert kill["temporary"], kill
-        assert kill["stale_names_all"], kill
-        assert kill["again"] == "new", kill
+        assert kill["state"] == (before if kill["at"] <= turn else after), kill
+        assert kill["all_temporary"], kill
+        assert kill["all_reported"], kill
+        assert kill["next_state"] == "new", kill
         assert kill["cleared"], kill
-    assert any(kill["left"] for kill in kills)
+    assert any(kill["abandoned"] for kill in kills)
 
 
 @pytest.fixture(params=["save", "overwrite"])
-def what(request: pytest.FixtureRequest) -> str:
+def action(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-def dry(what: str, root: Path) -> tuple[list[Operation], int]:
-    """The operations of an undisturbed save, and how many it takes until it is there to stay."""
-    path = points.prepare(root, what)
+def trace_save(action: str, root: Path) -> tuple[list[Operation], int]:
+    """The operations of a whole save, and the number after which it is durable."""
+    path = points.prepare(root, action)
     disk = FaultyDisk()
-    points.save(path, disk, OVERWRITE[what])
+    points.save(path, disk, OVERWRITE[action])
     assert points.read(path) == points.NEW
     synced = [
         i for i, o in enumerate(disk.trace) if (o.name, o.path) == ("fsync", str(path.parent))
@@ -78,52 +78,53 @@ def dry(what: str, root: Path) -> tuple[list[Operation], int]:
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO, errno.EACCES, errno.EROFS])
-def test_refused_anywhere_the_target_is_untouched_and_nothing_left(
-    what: str, code: int, tmp_path: Path
+def test_a_refused_operation_leaves_the_target_alone(
+    action: str, code: int, tmp_path: Path
 ) -> None:
-    """Once it is there to stay nothing fails any more: what can't be removed is named."""
+    """And nothing behind. Once the save is durable, refused removals are only reported."""
     root = tmp_path / "points"
-    trace, kept = dry(what, root)
+    trace, kept = trace_save(action, root)
     for at, operation in enumerate(trace):
-        path = points.prepare(root, what)
+        path = points.prepare(root, action)
         disk = FaultyDisk(at=at, fault=code)
         if at < kept:
             with pytest.raises(tx.SaveError, match=os.strerror(code)) as caught:
-                points.save(path, disk, OVERWRITE[what])
+                points.save(path, disk, OVERWRITE[action])
             assert "nothing was saved and nothing is left behind" in str(caught.value), operation
-            assert points.name(points.read(path)) == ("old" if what == "overwrite" else "none")
-            names = ["NAME"] if what == "overwrite" else []  # nor the parent that was made
+            state = points.name_state(points.read(path))
+            assert state == ("old" if action == "overwrite" else "none")
+            names = ["NAME"] if action == "overwrite" else []  # the created parent is gone, too
             assert [p.name for p in root.iterdir()] == names, operation
         else:
-            staging = points.save(path, disk, OVERWRITE[what])
+            staging = points.save(path, disk, OVERWRITE[action])
             assert points.read(path) == points.NEW, operation
             siblings = {str(p) for p in path.parent.iterdir() if p != path}
             assert set(staging.left) == siblings == set(stale(path)), operation
 
 
-def test_a_disk_that_fails_from_one_moment_on(what: str, tmp_path: Path) -> None:
-    """Then nothing can be removed either: it is named, in the error and by `stale`."""
+def test_a_disk_that_fails_for_good_keeps_the_old_state(action: str, tmp_path: Path) -> None:
+    """The error and `stale` name what can't be removed."""
     root = tmp_path / "points"
-    _, kept = dry(what, root)
+    _, kept = trace_save(action, root)
     for at in range(kept):
-        path = points.prepare(root, what)
+        path = points.prepare(root, action)
         with pytest.raises(tx.SaveError) as caught:
-            points.save(path, FaultyDisk(at=at, fault=errno.EROFS, lasting=True), OVERWRITE[what])
+            points.save(path, FaultyDisk(at=at, fault=errno.EROFS, lasting=True), OVERWRITE[action])
         left = stale(path)
         siblings = [str(p) for p in path.parent.glob("*") if p != path]
         assert left == siblings
         assert all(directory in str(caught.value) for directory in left)
-        there = points.name(points.read(path))
+        state = points.name_state(points.read(path))
         if at < kept - 1:
-            assert there == ("old" if what == "overwrite" else "none")
+            assert state == ("old" if action == "overwrite" else "none")
             assert ("could not be removed" in str(caught.value)) == bool(left)
-        else:  # it moved, and could neither be made to last nor be moved back
-            assert there == "new"
+        else:  # it was moved, and could be neither synced nor moved back
+            assert state == "new"
             assert "it is in place, but a loss of power may undo it" in str(caught.value)
-            assert points.read(Path(left[0])) == points.OLD if what == "overwrite" else not left
+            assert points.read(Path(left[0])) == points.OLD if action == "overwrite" else not left
 
 
-def test_an_error_while_pruning_leaves_it_whole_or_gone(tmp_path: Path) -> None:
+def test_a_refused_withdrawal_leaves_a_checkpoint_whole_or_gone(tmp_path: Path) -> None:
     disk = FaultyDisk()
     assert withdraw(points.prepare(tmp_path / "points", "withdraw"), disk)
     turn = [o.name for o in disk.trace].index("rename")
@@ -131,23 +132,20 @@ def test_an_error_while_pruning_leaves_it_whole_or_gone(tmp_path: Path) -> None:
         path = points.prepare(tmp_path / "points", "withdraw")
         with pytest.raises(tx.SaveError, match="can't remove: Input/output error - file "):
             withdraw(path, FaultyDisk(at=at, fault=errno.EIO))
-        assert points.name(points.read(path)) == ("old" if at <= turn else "none")
+        assert points.name_state(points.read(path)) == ("old" if at <= turn else "none")
         assert stale(path) == [str(p) for p in path.parent.iterdir() if p != path]
 
 
-# --- no power
-
-
-def test_what_a_save_syncs_survives_a_loss_of_power(what: str, tmp_path: Path) -> None:
-    trace, _ = dry(what, tmp_path / "points")
-    path = points.prepare(tmp_path / "points", what)
+def test_what_a_save_syncs_survives_a_loss_of_power(action: str, tmp_path: Path) -> None:
+    trace, _ = trace_save(action, tmp_path / "points")
+    path = points.prepare(tmp_path / "points", action)
     assert_durable(trace, path)
 
 
-def test_no_sync_is_superfluous(what: str, tmp_path: Path) -> None:
-    """Without any one of them the check fails: it sees each, and there is none too many."""
-    trace, _ = dry(what, tmp_path / "points")
-    path = points.prepare(tmp_path / "points", what)
+def test_no_sync_is_superfluous(action: str, tmp_path: Path) -> None:
+    """Without any one of them, `assert_durable` fails."""
+    trace, _ = trace_save(action, tmp_path / "points")
+    path = points.prepare(tmp_path / "points", action)
     syncs = [i for i, operation in enumerate(trace) if operation.name == "fsync"]
     assert len(syncs) > 5
     for i in syncs:
@@ -155,8 +153,8 @@ def test_no_sync_is_superfluous(what: str, tmp_path: Path) -> None:
             assert_durable(trace[:i] + trace[i + 1 :], path)
 
 
-def test_the_check_needs_one_move(tmp_path: Path) -> None:
-    trace, _ = dry("overwrite", tmp_path / "points")
+def test_assert_durable_needs_one_move(tmp_path: Path) -> None:
+    trace, _ = trace_save("overwrite", tmp_path / "points")
     path = points.prepare(tmp_path / "points", "overwrite")
     moves = [o for o in trace if o.to == str(path) and o.done]
     for wrong in ([o for o in trace if o not in moves], [*trace, *moves]):
@@ -165,15 +163,15 @@ def test_the_check_needs_one_move(tmp_path: Path) -> None:
 
 
 def test_nothing_is_removed_before_the_move_is_synced(tmp_path: Path) -> None:
-    trace, kept = dry("overwrite", tmp_path / "points")
+    trace, kept = trace_save("overwrite", tmp_path / "points")
     path = points.prepare(tmp_path / "points", "overwrite")
     removed = next(o for o in trace[kept:] if o.name == "unlink")
     with pytest.raises(AssertionError, match="was changed before the move was synced"):
         assert_durable([*trace[: kept - 1], removed, *trace[kept - 1 :]], path)
 
 
-def test_a_write_behind_the_sync_is_not_durable(tmp_path: Path) -> None:
-    trace, kept = dry("save", tmp_path / "points")
+def test_a_write_after_the_sync_is_not_durable(tmp_path: Path) -> None:
+    trace, kept = trace_save("save", tmp_path / "points")
     path = points.prepare(tmp_path / "points", "save")
     late = next(o for o in trace if o.name == "write")
     with pytest.raises(AssertionError, match="was not synced after its last write"):
@@ -195,10 +193,7 @@ def test_a_write_between_two_syncs_is_synced_again(tmp_path: Path) -> None:
     assert (tmp_path / "NAME" / "a").read_bytes() == b"12"
 
 
-# --- the disk itself
-
-
-def test_a_faulty_disk_takes_half_when_it_is_full(tmp_path: Path) -> None:
+def test_a_faulty_disk_writes_half_when_it_is_full(tmp_path: Path) -> None:
     disk = FaultyDisk(at=1, fault=errno.ENOSPC)
     fd = disk.create(str(tmp_path / "a"))
     with pytest.raises(OSError, match="No space left"):
@@ -213,6 +208,6 @@ def test_a_faulty_disk_takes_half_when_it_is_full(tmp_path: Path) -> None:
 
 
 def test_every_operation_of_a_disk_can_fail(tmp_path: Path) -> None:
-    """One that `FaultyDisk` doesn't know would go unwatched."""
+    """An operation that `FaultyDisk` lacks would not be tested."""
     operations = {name for name in vars(Disk) if not name.startswith("_")}
     assert operations <= set(vars(FaultyDisk))

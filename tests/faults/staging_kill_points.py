@@ -1,6 +1,6 @@
 """Kills a save, a removal or a withdrawal at each of its operations, and prints what is left.
 
-Run as a program: it forks once per point, so it holds no JAX and no threads.
+This is a program, not a test: it forks once per point, so it uses neither JAX nor threads.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ NEW = {
 
 
 def write(path: Path, content: dict[str, bytes]) -> None:
-    """Without templax."""
+    """Writes files without templax."""
     for key, data in content.items():
         (path / key).parent.mkdir(parents=True, exist_ok=True)
         (path / key).write_bytes(data)
@@ -41,7 +41,7 @@ def read(path: Path) -> dict[str, bytes] | None:
 
 
 def save(path: Path, disk: Disk, overwrite: bool) -> Staging:
-    """Three files, the first in several writes out of order, and a small one."""
+    """Saves three files, the first in several writes out of order, and a small one."""
     with Staging(path, overwrite=overwrite, disk=disk) as staging:
         one = staging.create("d/one")
         for i in (4, 1, 0, 3, 2, 5):
@@ -57,35 +57,35 @@ def save(path: Path, disk: Disk, overwrite: bool) -> Staging:
     return staging
 
 
-def prepare(root: Path, what: str) -> Path:
-    """What is there before; the place of the checkpoint."""
+def prepare(root: Path, action: str) -> Path:
+    """Creates what exists before the action; returns the path of the checkpoint."""
     shutil.rmtree(root, ignore_errors=True)
     root.mkdir()
-    if what == "save":
+    if action == "save":
         return root / "made" / "NAME"
     write(root / "NAME", OLD)
-    if what == "remove":
-        killed(lambda: act("overwrite", root / "NAME", FaultyDisk(at=30)))
+    if action == "remove":
+        run_in_fork(lambda: perform("overwrite", root / "NAME", FaultyDisk(at=30)))
     return root / "NAME"
 
 
-def act(what: str, path: Path, disk: Disk) -> None:
-    if what == "withdraw":
+def perform(action: str, path: Path, disk: Disk) -> None:
+    if action == "withdraw":
         withdraw(path, disk)
-    elif what == "remove":
+    elif action == "remove":
         for left in stale(path):
             remove(left, disk)
     else:
-        save(path, disk, what == "overwrite")
+        save(path, disk, action == "overwrite")
 
 
-def name(content: dict[str, bytes] | None) -> str:
+def name_state(content: dict[str, bytes] | None) -> str:
     found = [n for n, known in (("old", OLD), ("new", NEW), ("none", None)) if content == known]
     return found[0] if found else "mixed"
 
 
-def killed(call: Callable[[], object]) -> int:
-    """The signal that ended a process which did that and then came to its end, 0 for none."""
+def run_in_fork(call: Callable[[], object]) -> int:
+    """Calls it in a child process, which then exits; returns the signal that ended it, or 0."""
     child = os.fork()
     if child == 0:
         call()
@@ -94,39 +94,39 @@ def killed(call: Callable[[], object]) -> int:
     return os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
 
 
-def point(root: Path, what: str, at: int, fault: Literal["kill", "half"]) -> dict[str, object]:
-    path = prepare(root, what)
-    signal = killed(lambda: act(what, path, FaultyDisk(at=at, fault=fault)))
-    there = name(read(path))
+def kill_at(root: Path, action: str, at: int, fault: Literal["kill", "half"]) -> dict[str, object]:
+    path = prepare(root, action)
+    signal = run_in_fork(lambda: perform(action, path, FaultyDisk(at=at, fault=fault)))
+    state = name_state(read(path))
     siblings = {str(p) for p in path.parent.glob("*") if p != path}
-    left = stale(path)
-    again = save(path, Disk(), overwrite=there != "none")
-    for directory in left:
+    abandoned = stale(path)
+    staging = save(path, Disk(), overwrite=state != "none")
+    for directory in abandoned:
         remove(directory)
     return {
         "at": at,
         "signal": signal,
-        "there": there,
-        "temporary": all(TEMPORARY in sibling for sibling in siblings),
-        "left": len(left),
-        "stale_names_all": set(left) == siblings,
-        "again": name(read(path)) if not again.left else "left",
+        "state": state,
+        "all_temporary": all(TEMPORARY in sibling for sibling in siblings),
+        "abandoned": len(abandoned),
+        "all_reported": set(abandoned) == siblings,
+        "next_state": name_state(read(path)) if not staging.left else "left",
         "cleared": [p.name for p in path.parent.iterdir()] == ["NAME"] and stale(path) == [],
     }
 
 
-def points(root: Path, what: str) -> dict[str, object]:
-    """What happens at every point of one of "save", "overwrite", "remove", "withdraw"."""
+def kill_everywhere(root: Path, action: str) -> dict[str, object]:
+    """Kills "save", "overwrite", "remove" or "withdraw" before each operation and in each write."""
     dry = FaultyDisk()
-    act(what, prepare(root, what), dry)
+    perform(action, prepare(root, action), dry)
     operations = [operation.name for operation in dry.trace]
-    kills = [point(root, what, i, "kill") for i in range(len(operations))]
+    kills = [kill_at(root, action, i, "kill") for i in range(len(operations))]
     writes = [i for i, operation in enumerate(operations) if operation == "write"]
     return {
         "operations": operations,
-        "kills": kills + [point(root, what, i, "half") for i in writes],
+        "kills": kills + [kill_at(root, action, i, "half") for i in writes],
     }
 
 
 if __name__ == "__main__":
-    print(json.dumps(points(Path(sys.argv[1]), sys.argv[2])))
+    print(json.dumps(kill_everywhere(Path(sys.argv[1]), sys.argv[2])))
