@@ -19,12 +19,12 @@ import pytest
 import templax as tx
 
 DEVICES = 2
-"""Of each process."""
+"""The number of CPU devices of each process."""
 
 _CHILD = f"""
 import os, signal, sys, traceback
 sys.stdout = os.fdopen(os.dup(1), "w", buffering=1)
-os.dup2(2, 1)  # libraries below Python print there, too
+os.dup2(2, 1)  # native libraries print to stdout, too
 port, index, count, *args = sys.argv[1:]
 index, count = int(index), int(count)
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -39,7 +39,7 @@ try:
 except BaseException:
     traceback.print_exc()
     code = 1
-# JAX aborts the others when process 0 ends, so that nobody ends before all have finished.
+# JAX aborts the other processes when process 0 ends, so none ends before all have finished.
 sys.stdout.close()
 sys.stdin.buffer.read()
 os._exit(code)
@@ -48,11 +48,11 @@ os._exit(code)
 
 @dataclass
 class Output:
-    """What one process left.
+    """How one process ended, and what it printed.
 
     Attributes:
-        code: Its exit status; minus the signal that ended it.
-        out, err: What it printed.
+        code: Its exit status, or the negative number of the signal that ended it.
+        out, err: Its standard output and its error output.
     """
 
     code: int
@@ -63,9 +63,9 @@ class Output:
 class Run(Protocol):
     """Runs `script` in each of `n` processes of one job.
 
-    The script finds `jax`, `index`, `count`, `args` (strings) and `die` (SIGKILL). No process ends
-    before all have finished or died, and none outlives the call; one that takes longer than
-    `timeout_s` fails the test.
+    The script can use `jax`, `index`, `count`, `args` (strings) and `die`, which kills its process.
+    No process ends before all have finished or died, and none outlives the call. The test fails if
+    one takes longer than `timeout_s`.
     """
 
     def __call__(
@@ -108,13 +108,13 @@ def _run(n: int, script: str, args: tuple[str, ...], timeout_s: float, logs: Pat
         codes = [child.wait(20) if i not in late else None for i, child in enumerate(children)]
     errs = [(logs / f"{index}.err").read_text(errors="replace") for index in range(n)]
     if late:
-        told = (f"--- process {i}\n{outs[i]}\n{errs[i][-3000:]}" for i in range(n))
-        pytest.fail(f"not done after {timeout_s} s: {sorted(late)}\n" + "\n".join(told))
+        outputs = (f"--- process {i}\n{outs[i]}\n{errs[i][-3000:]}" for i in range(n))
+        pytest.fail(f"not done after {timeout_s} s: {sorted(late)}\n" + "\n".join(outputs))
     return [Output(code or 0, out, err) for code, out, err in zip(codes, outs, errs, strict=True)]
 
 
 def _read(children: list[subprocess.Popen[bytes]], timeout_s: float) -> tuple[set[int], list[str]]:
-    """Which processes did not close their output in time, and what all have printed."""
+    """The processes that did not close their output in time, and what each has printed."""
     outs = [b""] * len(children)
     end = time.monotonic() + timeout_s
     with selectors.DefaultSelector() as selector:
@@ -145,7 +145,7 @@ def _end(child: subprocess.Popen[bytes]) -> None:
 
 @contextlib.contextmanager
 def _port() -> Iterator[int]:
-    """A port that stays ours until the job has ended: gRPC shares it, where that is possible."""
+    """A port that stays reserved until the job has ended, where gRPC can share it."""
     with socket.socket() as held:
         if hasattr(socket, "SO_REUSEPORT"):
             held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)

@@ -1,4 +1,4 @@
-"""Processes of one job that agree, disagree, fail, come late and die."""
+"""Processes of one job that agree, disagree, fail, are late and die."""
 
 from __future__ import annotations
 
@@ -6,13 +6,9 @@ import json
 import signal
 from typing import Any
 
-import jax
 import pytest
 
-import templax as tx
-from templax import _hosts
-
-TOLD = """
+PREAMBLE = """
 import hashlib, json, threading, time
 import templax as tx
 from templax import _hosts, _job_store
@@ -43,17 +39,17 @@ def digest(values):
 """
 
 CASES = (
-    TOLD
+    PREAMBLE
     + """
 @case
-def everybody_hears_process_0():
+def all_receive_from_process_0():
     with saving() as job:
         first = job.tell_all("naming", b"token" if index == 0 else None)
         second = job.tell_all("planning", b"\\0\\xff%d" % index)
         return [first.decode(), list(second)]
 
 @case
-def process_0_hears_everybody():
+def process_0_receives_from_all():
     with saving() as job:
         values = job.gather("writing", b"of %d" % index)
         return [[value.decode() for value in values], job.index, job.count]
@@ -71,7 +67,7 @@ def values_are_of_any_size():
         return [digest(values), digest([mine, again]), len(empty)]
 
 @case
-def nobody_has_a_problem():
+def none_has_a_problem():
     with saving() as job:
         return job.agree("writing")
 
@@ -90,27 +86,27 @@ def all_have_problems():
 def a_problem_does_not_wait_for_the_slow():
     with saving() as job:
         if index == last:
-            meet("heard of it")
+            meet("it was raised")
             return job.agree("writing")
         try:
             job.agree("writing", tx.SaveError("No") if index == 0 else None)
         finally:
-            meet("heard of it")
+            meet("it was raised")
 
 @case
-def it_is_there_already():
+def the_target_exists():
     with saving() as job:
         there = tx.Exists("`ckpt/1` is there", file="ckpt/1", hint="overwrite=True")
         job.agree("looking", there if index == 0 else None)
 
 @case
-def it_is_there_and_a_disk_is_full():
+def the_target_exists_and_a_disk_is_full():
     with saving() as job:
         there = tx.Exists("`ckpt/1` is there")
         job.agree("looking", there if index == 0 else tx.SaveError("Full") if index == 1 else None)
 
 @case
-def an_error_leaves_one_process():
+def the_last_process_raises():
     with saving() as job:
         job.tell_all("naming", b"x")
         if index == last:
@@ -118,7 +114,7 @@ def an_error_leaves_one_process():
         job.agree("writing")
 
 @case
-def an_error_leaves_process_0():
+def process_0_raises():
     with saving() as job:
         job.tell_all("naming", b"x")
         if index == 0:
@@ -144,7 +140,7 @@ def they_are_at_different_steps():
         job.agree("committing" if index == last else "writing")
 
 @case
-def one_does_not_come_in_time():
+def the_last_process_is_late():
     if index == last:
         meet("without it")
     try:
@@ -155,7 +151,7 @@ def one_does_not_come_in_time():
             meet("without it")
 
 @case
-def process_0_does_not_come_in_time():
+def process_0_is_late():
     if index == 0:
         meet("without 0")
     try:
@@ -166,7 +162,7 @@ def process_0_does_not_come_in_time():
             meet("without 0")
 
 @case
-def one_that_lives_is_waited_for():
+def a_slow_process_is_awaited():
     with saving(timeout_s=3.0) as job:
         job.tell_all("naming", b"x")
         if index == last:
@@ -188,7 +184,7 @@ def one_is_interrupted_in_a_step():
         job.agree("writing")
 
 @case
-def threads_agree_while_the_main_one_computes():
+def threads_agree_during_computations():
     from jax.sharding import NamedSharding, PartitionSpec
     mesh = jax.make_mesh((2 * count,), ("x",))
     x = jax.device_put(jax.numpy.ones(8), NamedSharding(mesh, PartitionSpec("x")))
@@ -230,8 +226,8 @@ meet("looked")
 
 
 @pytest.fixture(scope="module", params=[2, pytest.param(4, marks=pytest.mark.slow)])
-def told(run: Any, request: pytest.FixtureRequest) -> dict[str, list[Any]]:
-    """What each process tells of each case, for a job of two and one of four."""
+def results(run: Any, request: pytest.FixtureRequest) -> dict[str, list[Any]]:
+    """The result of each case on each process, for a job of two processes and one of four."""
     outputs = run(request.param, CASES)
     assert [(o.code, o.err.count("Traceback")) for o in outputs] == [(0, 0)] * request.param, (
         outputs[0].err
@@ -240,142 +236,139 @@ def told(run: Any, request: pytest.FixtureRequest) -> dict[str, list[Any]]:
     return {name: [case[name] for case in cases] for name in cases[0]}
 
 
-Told = dict[str, list[Any]]
+Results = dict[str, list[Any]]
 
 
-def _error(what: str, kind: str = "SaveError", **places: str) -> list[str | None]:
+def _expect_error(what: str, kind: str = "SaveError", **places: str) -> list[str | None]:
     return [kind, what, places.get("leaf"), places.get("file", "ckpt/1"), places.get("hint")]
 
 
-def test_everybody_hears_process_0(told: Told) -> None:
-    for got in told["everybody_hears_process_0"]:
+def test_all_receive_from_process_0(results: Results) -> None:
+    for got in results["all_receive_from_process_0"]:
         assert got == ["token", [0, 255, ord("0")]]
 
 
-def test_process_0_hears_everybody_in_order(told: Told) -> None:
-    first, *others = told["process_0_hears_everybody"]
+def test_process_0_receives_from_all_in_order(results: Results) -> None:
+    first, *others = results["process_0_receives_from_all"]
     n = len(others) + 1
     assert first == [[f"of {i}" for i in range(n)], 0, n]
     assert others == [[[], i, n] for i in range(1, n)]
 
 
-def test_values_may_be_larger_than_a_message(told: Told) -> None:
-    results = told["values_are_of_any_size"]
-    heard = results[0][0]
-    assert heard == [mine for _, (mine, _), _ in results]
-    assert all(again == heard[-1] for _, (_, again), _ in results)
+def test_values_may_be_larger_than_a_message(results: Results) -> None:
+    got = results["values_are_of_any_size"]
+    heard = got[0][0]
+    assert heard == [mine for _, (mine, _), _ in got]
+    assert all(again == heard[-1] for _, (_, again), _ in got)
     assert heard[-1][0] > 20 << 20
-    assert [n for _, _, n in results] == [len(results)] + [0] * (len(results) - 1)
+    assert [n for _, _, n in got] == [len(got)] + [0] * (len(got) - 1)
 
 
-def test_who_has_no_problem_goes_on(told: Told) -> None:
-    assert set(told["nobody_has_a_problem"]) == {None}
+def test_without_a_problem_agreement_returns(results: Results) -> None:
+    assert set(results["none_has_a_problem"]) == {None}
 
 
-def test_a_problem_of_one_is_raised_on_all_with_its_place(told: Told) -> None:
-    results = told["one_has_a_problem"]
-    n = len(results)
+def test_a_problem_of_one_process_is_raised_on_all(results: Results) -> None:
+    got = results["one_has_a_problem"]
+    n = len(got)
     what = f"Process {n - 1} of {n} failed while writing: No space is left"
-    expected = _error(what, leaf="a.b", file="ckpt/1/d", hint="make room")
-    assert results == [expected] * n
+    expected = _expect_error(what, leaf="a.b", file="ckpt/1/d", hint="make room")
+    assert got == [expected] * n
 
 
-def test_problems_of_all_are_raised_on_all(told: Told) -> None:
-    results = told["all_have_problems"]
-    n = len(results)
+def test_problems_of_several_processes_are_raised_on_all(results: Results) -> None:
+    got = results["all_have_problems"]
+    n = len(got)
     texts = [f"process {i} of {n} failed while writing: Disk {i} is full" for i in range(n)]
     what = "; ".join(texts)
-    assert results == [_error(f"P{what[1:]}")] * n
+    assert got == [_expect_error(f"P{what[1:]}")] * n
 
 
-def test_a_problem_does_not_wait_for_those_that_still_work(told: Told) -> None:
-    results = told["a_problem_does_not_wait_for_the_slow"]
-    n = len(results)
-    assert results == [_error(f"Process 0 of {n} failed while writing: No")] * n
+def test_a_problem_does_not_wait_for_slow_processes(results: Results) -> None:
+    got = results["a_problem_does_not_wait_for_the_slow"]
+    n = len(got)
+    assert got == [_expect_error(f"Process 0 of {n} failed while writing: No")] * n
 
 
-def test_what_is_there_already_is_the_same_error_on_all(told: Told) -> None:
-    results = told["it_is_there_already"]
-    expected = _error("`ckpt/1` is there", "Exists", hint="overwrite=True")
-    assert results == [expected] * len(results)
+def test_an_existing_target_is_the_same_error_on_all(results: Results) -> None:
+    got = results["the_target_exists"]
+    expected = _expect_error("`ckpt/1` is there", "Exists", hint="overwrite=True")
+    assert got == [expected] * len(got)
 
 
-def test_a_worse_problem_counts_more_than_what_is_there(told: Told) -> None:
-    results = told["it_is_there_and_a_disk_is_full"]
-    n = len(results)
+def test_another_problem_takes_precedence_over_an_existing_target(results: Results) -> None:
+    got = results["the_target_exists_and_a_disk_is_full"]
+    n = len(got)
     what = f"Process 0 of {n} failed while looking: `ckpt/1` is there; "
     what += f"process 1 of {n} failed while looking: Full"
-    assert results == [_error(what)] * n
+    assert got == [_expect_error(what)] * n
 
 
-def test_an_error_that_leaves_one_process_is_heard_by_the_others(told: Told) -> None:
-    *others, raised = told["an_error_leaves_one_process"]
+def test_an_exception_of_one_process_is_raised_on_the_others(results: Results) -> None:
+    *others, raised = results["the_last_process_raises"]
     n = len(others) + 1
     assert raised[:2] == ["ValueError", "boom"]
     what = f"Process {n - 1} of {n} failed while writing: ValueError: boom"
-    assert others == [_error(what)] * (n - 1)
-    raised, *others = told["an_error_leaves_process_0"]
+    assert others == [_expect_error(what)] * (n - 1)
+    raised, *others = results["process_0_raises"]
     assert raised[:2] == ["ValueError", "boom"]
-    assert others == [_error(f"Process 0 of {n} failed: ValueError: boom")] * (n - 1)
+    assert others == [_expect_error(f"Process 0 of {n} failed: ValueError: boom")] * (n - 1)
 
 
-def test_a_failed_save_does_not_go_on(told: Told) -> None:
-    results = told["a_failed_save_stays_failed"]
-    assert results == [_error("This save has failed before")] * len(results)
+def test_a_failed_save_stays_failed(results: Results) -> None:
+    got = results["a_failed_save_stays_failed"]
+    assert got == [_expect_error("This save has failed before")] * len(got)
 
 
-def test_different_paths_are_told(told: Told) -> None:
-    results = told["they_save_to_different_paths"]
-    n = len(results)
+def test_different_paths_and_steps_are_named(results: Results) -> None:
+    got = results["they_save_to_different_paths"]
+    n = len(got)
     what = f"Expected every process to save to `ckpt/1`, got `ckpt/2` on process {n - 1}"
     hint = "make the same saves in the same order on every process"
-    assert results == [_error(what, hint=hint)] * n
+    assert got == [_expect_error(what, hint=hint)] * n
     what = f"Expected every process to be `writing`, got `committing` on process {n - 1}"
-    assert told["they_are_at_different_steps"] == [_error(what, hint=hint)] * n
+    assert results["they_are_at_different_steps"] == [_expect_error(what, hint=hint)] * n
 
 
-def test_one_that_does_not_come_is_named_on_all_when_it_comes_too(told: Told) -> None:
-    results = told["one_does_not_come_in_time"]
-    n = len(results)
+def test_a_late_process_is_named_on_all_and_on_itself(results: Results) -> None:
+    got = results["the_last_process_is_late"]
+    n = len(got)
     what = f"Process {n - 1} of {n} did not answer within 3 s while writing"
-    assert results == [_error(what, hint="the logs of these processes say why")] * n
+    assert got == [_expect_error(what, hint="the logs of these processes say why")] * n
     what = f"Process 0 of {n} did not answer within 3 s while writing"
-    results = told["process_0_does_not_come_in_time"]
-    assert results == [_error(what, hint="the logs of these processes say why")] * n
+    got = results["process_0_is_late"]
+    assert got == [_expect_error(what, hint="the logs of these processes say why")] * n
 
 
-def test_one_that_lives_is_waited_for_however_slow_it_is(told: Told) -> None:
-    assert set(told["one_that_lives_is_waited_for"]) == {"saved"}
+def test_a_slow_process_that_lives_is_awaited(results: Results) -> None:
+    assert set(results["a_slow_process_is_awaited"]) == {"saved"}
 
 
-def test_one_that_is_interrupted_in_a_step_is_heard_at_the_next(told: Told) -> None:
-    *others, raised = told["one_is_interrupted_in_a_step"]
+def test_an_interrupted_process_is_reported_at_the_next_step(results: Results) -> None:
+    *others, raised = results["one_is_interrupted_in_a_step"]
     n = len(others) + 1
     assert raised[0] == "KeyboardInterrupt"
     what = f"Process {n - 1} of {n} failed while writing: KeyboardInterrupt"
-    assert others == [_error(what)] * (n - 1)
+    assert others == [_expect_error(what)] * (n - 1)
 
 
-def test_threads_agree_while_the_main_one_computes(told: Told) -> None:
-    results = told["threads_agree_while_the_main_one_computes"]
-    assert results == [[True, 16.0]] * len(results)
+def test_threads_agree_while_the_main_thread_computes(results: Results) -> None:
+    got = results["threads_agree_during_computations"]
+    assert got == [[True, 16.0]] * len(got)
 
 
-def test_two_saves_at_once_are_told_apart(told: Told) -> None:
-    results = told["two_saves_at_once"]
-    assert results == [["0", "1"]] * len(results)
+def test_two_saves_at_once_are_kept_apart(results: Results) -> None:
+    got = results["two_saves_at_once"]
+    assert got == [["0", "1"]] * len(got)
 
 
-def test_nothing_is_left_in_the_store(told: Told) -> None:
-    """Not even of failed saves, since everybody has left them."""
-    assert set(map(tuple, told["nothing is left"])) == {()}
-
-
-# --- death
+def test_nothing_is_left_in_the_store(results: Results) -> None:
+    """Not even of failed saves, once all processes have left them."""
+    assert set(map(tuple, results["nothing is left"])) == {()}
 
 
 SAVE = (
-    TOLD
+    PREAMBLE
     + """
 victim, at, calls = int(args[0]), int(args[1]), 0
 
@@ -405,26 +398,26 @@ print(json.dumps(["calls", calls]))
 """
 )
 CALLS = 14
-"""How often one that is not process 0 turns to the store in `SAVE`, at least."""
+"""The least number of calls of the store that a process other than 0 makes in `SAVE`."""
 
-LAST_WORD = 10
-"""Which of these calls is its last word, after which a save needs it no more."""
+LAST_NEEDED_CALL = 10
+"""The index of the call after which the save no longer needs the process."""
 
 
-def _killed(run: Any, n: int, victim: int, at: int) -> list[Any]:
-    """What each survivor tells of the save; None for one that JAX ended."""
+def _kill(run: Any, n: int, victim: int, at: int) -> list[Any]:
+    """The result of the save on each survivor; None for one that JAX ended."""
     outputs = run(n, SAVE, str(victim), str(at))
     assert outputs[victim].code == -signal.SIGKILL, outputs[victim]
     told = [dict(json.loads(line) for line in o.out.splitlines()) for o in outputs]
     return [case.get("save") for i, case in enumerate(told) if i != victim]
 
 
-def _expected(n: int, victim: int, doing: str) -> list[str | None]:
+def _expect_death(n: int, victim: int, doing: str) -> list[str | None]:
     what = f"Process {victim} of {n} did not answer within 3 s while {doing}"
-    return _error(what, hint="the logs of these processes say why")
+    return _expect_error(what, hint="the logs of these processes say why")
 
 
-def test_a_process_that_is_not_killed_calls_as_often_as_is_tried_below(run: Any) -> None:
+def test_a_process_makes_as_many_calls_as_are_tried_below(run: Any) -> None:
     outputs = run(2, SAVE, "1", "1000")
     assert [output.code for output in outputs] == [0, 0]
     told = dict(json.loads(line) for line in outputs[1].out.splitlines())
@@ -434,75 +427,26 @@ def test_a_process_that_is_not_killed_calls_as_often_as_is_tried_below(run: Any)
 
 @pytest.mark.parametrize(("at", "doing"), [(0, "naming"), (6, "writing"), (10, "committing")])
 def test_a_killed_process_is_named_by_all_others(run: Any, at: int, doing: str) -> None:
-    survivors = _killed(run, 4, 2, at)
-    assert survivors == [_expected(4, 2, doing)] * 3
+    survivors = _kill(run, 4, 2, at)
+    assert survivors == [_expect_death(4, 2, doing)] * 3
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("at", range(CALLS))
-def test_killed_at_any_call_all_others_end_the_same(run: Any, at: int) -> None:
-    """They name it; or it died behind its last word, and the save stands on all."""
-    survivors = _killed(run, 3, 1, at)
+def test_all_survivors_of_a_kill_at_any_call_end_the_same(run: Any, at: int) -> None:
+    """They name it, or it was no longer needed, and the save succeeds on all."""
+    survivors = _kill(run, 3, 1, at)
     assert survivors[0] in [
-        *(_expected(3, 1, doing) for doing in ("naming", "writing", "committing")),
+        *(_expect_death(3, 1, doing) for doing in ("naming", "writing", "committing")),
         "saved",
     ]
     assert survivors == [survivors[0]] * 2
-    assert survivors[0] != "saved" or at > LAST_WORD
+    assert survivors[0] != "saved" or at > LAST_NEEDED_CALL
 
 
 @pytest.mark.parametrize("at", [0, 2, 5])
-def test_when_process_0_is_killed_nobody_waits(run: Any, at: int) -> None:
-    """JAX ends the others, or they raise before it does."""
+def test_no_process_waits_for_a_killed_process_0(run: Any, at: int) -> None:
+    """JAX ends the others, unless they raise before."""
     outputs = run(2, SAVE, "0", str(at))
     assert outputs[0].code == -signal.SIGKILL
     assert outputs[1].code == -signal.SIGABRT or "SaveError" in outputs[1].out
-
-
-# --- one process
-
-
-def test_one_process_needs_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
-    from jax._src import distributed
-
-    assert jax.process_count() == 1
-    monkeypatch.delattr(distributed, "global_state")
-    with _hosts.hosts("ckpt/1") as job:
-        assert (job.index, job.count) == (0, 1)
-        assert job.tell_all("naming", b"x") == b"x"
-        assert job.gather("writing", b"y") == [b"y"]
-        job.agree("writing")
-        problem = tx.SaveError("No")
-        with pytest.raises(tx.SaveError) as caught:
-            job.agree("committing", problem)
-        assert caught.value is problem
-
-
-def test_processes_without_a_way_to_talk_are_told_what_to_do(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(jax, "process_count", lambda: 2)
-    with pytest.raises(tx.SaveError) as caught:
-        _hosts.hosts("ckpt/1")
-    assert str(caught.value) == (
-        "The processes of this job can't talk to each other; "
-        "hint: call jax.distributed.initialize() before anything else of JAX"
-    )
-
-
-@pytest.mark.parametrize("gone", ["module", "method"])
-def test_a_jax_without_the_store_is_told(gone: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from jax._src import distributed
-
-    assert jax.process_count() == 1
-    monkeypatch.setattr(jax, "process_count", lambda: 2)
-    if gone == "module":
-        monkeypatch.delattr(distributed, "global_state")
-    else:
-        monkeypatch.setattr(distributed.global_state, "client", object())
-    with pytest.raises(tx.SaveError) as caught:
-        _hosts.hosts("ckpt/1")
-    assert str(caught.value) == (
-        f"JAX {jax.__version__} has no key-value store that templax knows; "
-        "hint: save from one process, or with JAX 0.10 to 0.12"
-    )

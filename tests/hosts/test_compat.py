@@ -1,4 +1,4 @@
-"""Code of Orbax's that two processes run between them, with one changed import."""
+"""Code for Orbax that two processes of a job run, with one changed import."""
 
 import json
 
@@ -45,8 +45,8 @@ print(json.dumps(said))
 """
 
 
-def test_a_manager_says_the_same_on_all_processes(run, tmp_path):
-    """Also where the step that was just saved is the one that goes."""
+def test_a_manager_answers_the_same_on_all_processes(run, tmp_path):
+    """Also where the step that was just saved is the one to delete."""
     first, second = run(2, TRAIN, str(tmp_path / "run"))
     assert first.code == second.code == 0, first.err + second.err
     said = json.loads(first.out)

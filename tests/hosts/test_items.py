@@ -1,4 +1,4 @@
-"""Several items that all processes of a job save as one step."""
+"""Several items that the processes of a job save as one step."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ print(saved.fingerprint, saved.leaves)
 
 
 def test_each_process_writes_its_share_of_each_item(run: Any, tmp_path: Path) -> None:
-    for how in ("wait", "go on"):
+    for how in ("wait", "background"):
         path = tmp_path / how
         outputs = run(2, SCRIPT, str(path), how)
         assert [o.code for o in outputs] == [0, 0], outputs[0].err + outputs[1].err

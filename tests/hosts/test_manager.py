@@ -1,4 +1,4 @@
-"""Two processes that train on one array between them, and keep its steps in one run."""
+"""Two processes that share an array and save its steps in one run."""
 
 import json
 
@@ -46,7 +46,7 @@ def test_all_processes_save_a_step_and_one_of_them_prunes(run, tmp_path):
     assert manager.restore({"w": jnp.zeros((8, 4))})["w"][5, 2] == 3
 
 
-def test_a_run_that_another_saves_to_is_refused_on_all_processes(run, tmp_path):
+def test_a_run_that_another_manager_saves_to_is_refused_on_all_processes(run, tmp_path):
     lock = WriterLock(str(tmp_path))
     lock.acquire()
     for index, output in enumerate(run(2, TRAIN, str(tmp_path))):

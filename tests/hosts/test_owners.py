@@ -1,4 +1,4 @@
-"""Which process writes what: every box once, and all agree without a word."""
+"""Which process writes which box: each box once, as all compute without communication."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from templax._owners import all_boxes, is_local, written_boxes
 from templax.testing import strategies
 
 
-def _tiles(boxes: list[Box], shape: tuple[int, ...]) -> bool:
+def _do_tile(boxes: list[Box], shape: tuple[int, ...]) -> bool:
     times = np.zeros(shape, int)
     for box in boxes:
         times[slices(box)] += 1
@@ -33,13 +33,13 @@ def test_one_process_writes_each_box_once(array: np.ndarray, data: st.DataObject
         if shard.replica_id == 0
     ]
     assert {(box, 0) for box, _ in written} == set(all_boxes(leaf))
-    assert not array.size or _tiles([box for box, _ in written], array.shape)
+    assert not array.size or _do_tile([box for box, _ in written], array.shape)
     for box, values in written:
         assert values.shape == shape_of(box)
         assert np.asarray(values).tobytes() == array[slices(box)].tobytes()
 
 
-def test_what_numpy_takes_is_one_box() -> None:
+def test_a_leaf_that_is_not_a_jax_array_is_one_box() -> None:
     for leaf in (np.ones((2, 3)), np.float32(1), 2.5):
         ((box, values),) = written_boxes(leaf, 0, everywhere=True)
         assert values is leaf
@@ -117,9 +117,9 @@ def test_every_box_is_written_by_one_process(run: Any, n: int) -> None:
         planned = {_box(box): writer for box, writer in seen[0]["all"]}
         written = [(_box(box), i, a) for i, s in enumerate(seen) for box, a in s["written"]]
         assert {box: writer for box, writer, _ in written} == planned, name
-        assert _tiles([box for box, _, _ in written], value.shape), name
+        assert _do_tile([box for box, _, _ in written], value.shape), name
         for box, _, values in written:
-            assert np.array_equal(values, value[slices(box)]), name  # process 0's, if each has one
+            assert np.array_equal(values, value[slices(box)]), name  # of process 0, if each has one
         for process in seen:
             if not process["local"]:
                 assert process["all"] == seen[0]["all"], name

@@ -1,4 +1,4 @@
-"""Trees that span processes: each writes its share, one commits, a dead one makes all fail."""
+"""Trees that span processes: each writes its share, one commits, all fail if one dies."""
 
 from __future__ import annotations
 
@@ -58,12 +58,12 @@ def tree(seed=0):
         "nothing": array(np.zeros((0, 4), np.float32), ()),
         "scalar": array(np.float32(seed), ()),
         "n": seed, "text": "hi", "none": None,
-        # Of a number of rows that no equal chunks have: the last chunk of a file is padded.
+        # A number of rows that equal chunks do not divide, so the last chunk of a file is padded.
         "z_numpy": np.ones((50021, 30), np.float32),
         "z_last": array(np.ones((50021, 30), np.float32), (), last),
     }
 """
-"""What all scripts begin with: `tree(seed)`."""
+"""The beginning of all scripts, which defines `tree(seed)`."""
 
 SAVE = """
 options = json.loads(args[1])
@@ -73,7 +73,7 @@ print(json.dumps([str(saved.fingerprint), saved.nbytes, saved.leaves]))
 
 
 def _expected(count: int, seed: int = 0) -> dict[str, Any]:
-    """The same tree in one process, as process 0 sees it."""
+    """The tree that process 0 has, in one process."""
     import ml_dtypes
 
     big = np.random.default_rng(seed).standard_normal((64, 96)).astype(np.float32)
@@ -103,7 +103,7 @@ def _expected(count: int, seed: int = 0) -> dict[str, Any]:
     }
 
 
-def _said(outputs: list[Any]) -> list[Any]:
+def _parse_output(outputs: list[Any]) -> list[Any]:
     for output in outputs:
         assert output.code == 0, output.err
     return [json.loads(output.out.splitlines()[-1]) for output in outputs]
@@ -122,7 +122,7 @@ def test_each_process_writes_its_share_once_and_one_commits(
     run: Any, tmp_path: Path, count: int, options: dict[str, Any]
 ) -> None:
     path = tmp_path / "ckpt"
-    said = _said(run(count, TREE + SAVE, str(path), json.dumps(options)))
+    said = _parse_output(run(count, TREE + SAVE, str(path), json.dumps(options)))
     expected = _expected(count)
     want = tx.fingerprint(expected)
     files = [f for f in path.rglob("*") if f.is_file()]
@@ -131,7 +131,7 @@ def test_each_process_writes_its_share_once_and_one_commits(
     assert sorted(p.name for p in path.iterdir() if p.name.startswith("ocdbt.")) == [
         f"ocdbt.process_{i}" for i in range(count)
     ]
-    # Every process wrote; the bytes of a leaf are there once, however many devices hold it.
+    # Every process wrote, and each byte of a leaf once, however many devices hold it.
     catalog = tx.open(path)
     chunks = catalog.locate(catalog.entries)
     written = {chunk.extent.key for found in chunks.values() for chunk in found}
@@ -144,7 +144,7 @@ def test_each_process_writes_its_share_once_and_one_commits(
     assert tx.fingerprint(restored) == want
     (path / _index.FILE).unlink()
     assert tx.fingerprint(tx.restore(path, expected)) == want
-    # By Orbax, in one process, with its own template.
+    # Restored by Orbax in one process.
     template = {
         name: jax.ShapeDtypeStruct(x.shape, x.dtype)
         for name, x in expected.items()
@@ -166,7 +166,7 @@ template = jax.tree.map(
     if isinstance(x, jax.Array) and not x.is_fully_addressable else x,
     tree(),
 )
-# To the same shardings, and to others: what was cut into rows as columns.
+# To the same shardings, except that rows become columns and columns rows.
 template["rows"], template["columns"] = template["columns"], template["rows"]
 got = tx.restore(args[0], template, verify="required")
 swapped = tree()
@@ -182,8 +182,8 @@ print(json.dumps([all(same), len(same)]))
 """
 
 
-def test_what_processes_saved_they_restore_and_overwrite(run: Any, tmp_path: Path) -> None:
-    said = _said(run(2, TREE + AGAIN, str(tmp_path / "ckpt"), "{}"))
+def test_processes_restore_and_overwrite_what_they_saved(run: Any, tmp_path: Path) -> None:
+    said = _parse_output(run(2, TREE + AGAIN, str(tmp_path / "ckpt"), "{}"))
     assert all(same and n > 10 for same, n in said)
     expected = _expected(2, 1)
     assert tx.fingerprint(tx.restore(tmp_path / "ckpt", expected)) == tx.fingerprint(expected)
@@ -224,19 +224,19 @@ tx.save(args[0], tree(), overwrite=True)
     ],
 )
 @pytest.mark.parametrize("wait", ["wait", pytest.param("background", marks=pytest.mark.slow)])
-def test_what_fails_on_one_fails_on_all_and_leaves_nothing(
+def test_a_failure_of_one_process_fails_all_and_leaves_nothing(
     run: Any, tmp_path: Path, what: str, texts: list[str], wait: str
 ) -> None:
     if what == "exists":
         tx.save(tmp_path / "ckpt", {"w": np.ones(3)})
-    kinds = _said(run(2, TREE + FAIL, str(tmp_path / "ckpt"), what, wait))
+    kinds = _parse_output(run(2, TREE + FAIL, str(tmp_path / "ckpt"), what, wait))
     for kind, text in kinds:
         assert kind == ("Exists" if what == "exists" else "SaveError")
         if kinds.index([kind, text]) != 1 or what not in ("bad leaf", "other tree", "disk"):
             assert all(part in text for part in texts), text
-        else:  # its own error, as it is
+        else:  # the process that failed raises its own error
             assert texts[1] in text
-    # And the next save of the same processes succeeds.
+    # The next save of the same processes succeeded.
     assert [p.name for p in tmp_path.iterdir()] == ["ckpt"]
     assert tx.fingerprint(tx.restore(tmp_path / "ckpt", _expected(2))) == tx.fingerprint(
         _expected(2)
@@ -287,16 +287,16 @@ except tx.SaveError as error:
         pytest.param(4, "writing", marks=pytest.mark.slow),
     ],
 )
-def test_a_dead_process_makes_all_fail_soon_and_is_named(
+def test_a_dead_process_fails_all_others_soon_and_is_named(
     run: Any, tmp_path: Path, count: int, stage: str
 ) -> None:
-    """Unless it died after the commit, which then stands."""
+    """Unless it died after the commit."""
     begin = time.monotonic()
     *alive, dead = run(count, TREE + KILL, str(tmp_path / "ckpt"), stage)
     assert dead.code == -9
     for output in alive:
         text, took = json.loads(output.out.splitlines()[-1])
-        if stage == "committing":  # it was killed as it waited to hear of it
+        if stage == "committing":  # it was killed while it waited for the news of the commit
             continue
         assert f"rocess {count - 1} of {count} did not answer within" in text
         assert took < 20
