@@ -1,17 +1,15 @@
-"""Every format keeps the contract: one class per layout, over a real checkpoint."""
+"""Every format fulfils `FormatContract`, on recorded checkpoints."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from pathlib import Path
 
 import pytest
 
 import templax as tx
+from helpers import CORPUS, read_expected
 from templax.testing import FormatContract
 
-CORPUS = Path(__file__).parents[1] / "corpus"
 CASES = (
     "orbax-0.12.8-default",
     "orbax-0.12.8-noocdbt",
@@ -38,8 +36,7 @@ class TestSafetensors(FormatContract):
         return tx.open(CORPUS / self.case / "model.safetensors")
 
     def expected(self) -> Mapping[str, str]:
-        recorded = json.loads((CORPUS / self.case / "expected.json").read_text())
-        return {name: leaf["sha256"] for name, leaf in recorded.items()}
+        return {name: leaf["sha256"] for name, leaf in read_expected(self.case).items()}
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -52,9 +49,8 @@ class TestOrbax(FormatContract):
         return tx.open(CORPUS / self.case / "ckpt")
 
     def expected(self) -> Mapping[str, str]:
-        content = json.loads((CORPUS / self.case / "expected.json").read_text())
         return {
             path.replace("/", "."): leaf["sha256"]
-            for path, leaf in content.items()
+            for path, leaf in read_expected(self.case).items()
             if leaf["kind"] == "array"
         }

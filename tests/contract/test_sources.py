@@ -1,4 +1,4 @@
-"""Every source keeps the contract, and each what is its own."""
+"""Every source fulfils `SourceContract`; what only some of them do."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class TestLocal(SourceContract):
         with pytest.raises(SourceError, match="changed since"):
             source.read("x", 2, 4)
 
-    def test_a_change_of_directory_changes_nothing(
+    def test_a_relative_root_survives_a_change_of_directory(
         self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:
         self.make({"x": b"data"})
@@ -54,7 +54,7 @@ class TestLocal(SourceContract):
         monkeypatch.chdir("/")
         assert bytes(source.read("x")) == b"data"
 
-    def test_a_loop_of_links_ends(self) -> None:
+    def test_a_loop_of_links_is_not_followed_forever(self) -> None:
         source = self.make({"a/x": b"1"})
         (self.root / "a" / "up").symlink_to(self.root, target_is_directory=True)
         assert {i.key for i in source.walk()} >= {"a/x"}
@@ -68,7 +68,7 @@ class TestLocal(SourceContract):
 
 
 def test_paths_and_file_urls_are_local(tmp_path: Path) -> None:
-    """A str, a PathLike, `~` and file:// all name local files."""
+    """A str, a PathLike, `~` and file://."""
     (tmp_path / "x").write_bytes(b"1")
     for url in (str(tmp_path), tmp_path, f"file://{tmp_path}"):
         assert bytes(open_source(url).read("x")) == b"1"
@@ -76,7 +76,7 @@ def test_paths_and_file_urls_are_local(tmp_path: Path) -> None:
 
 
 def test_file_urls_are_decoded(tmp_path: Path) -> None:
-    """As `Path.as_uri` writes them, and with a host that is this one."""
+    """As `Path.as_uri` writes them, and with the name of this host."""
     directory = tmp_path / "sp ace %41"
     directory.mkdir()
     (directory / "x").write_bytes(b"1")
@@ -88,12 +88,12 @@ def test_file_urls_are_decoded(tmp_path: Path) -> None:
 
 
 def test_the_empty_path_is_not_the_current_directory() -> None:
-    """An unset variable must not load whatever is there."""
+    """An unset variable must not load whatever is in the working directory."""
     with pytest.raises(UsageError, match='Expected a path, got ""'):
         open_source("")
 
 
-def test_an_unserved_scheme_is_named() -> None:
+def test_an_unsupported_scheme_is_named() -> None:
     with pytest.raises(SourceError) as error:
         open_source("s3://bucket/ckpt")
     assert str(error.value) == (

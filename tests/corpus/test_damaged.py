@@ -1,4 +1,4 @@
-"""Every damaged checkpoint of the corpus says what is wrong and where, in bounded memory."""
+"""The error for each damaged checkpoint of the corpus, and the memory it takes."""
 
 import subprocess
 import sys
@@ -69,7 +69,7 @@ def test_damaged_metadata_is_refused_when_the_checkpoint_is_opened(corpus, case)
 
 
 @pytest.mark.parametrize("case", AT_LOCATE)
-def test_missing_bytes_are_found_before_any_array_byte_is_read(corpus, case):
+def test_missing_bytes_are_noticed_before_an_array_is_read(corpus, case):
     catalog = open_catalog(Local(corpus / f"damaged-{case}" / "ckpt"))
     with pytest.raises(Damaged) as caught:
         catalog.locate(catalog.entries)
@@ -77,7 +77,7 @@ def test_missing_bytes_are_found_before_any_array_byte_is_read(corpus, case):
 
 
 @pytest.mark.parametrize("case", AT_LOCATE)
-def test_other_leaves_of_a_damaged_checkpoint_are_still_read(corpus, case, assemble):
+def test_other_leaves_of_a_damaged_checkpoint_are_readable(corpus, case, assemble):
     catalog = open_catalog(Local(corpus / f"damaged-{case}" / "ckpt"))
     assert assemble(catalog, catalog.leaves["state.step"]).shape == ()
 
@@ -90,8 +90,8 @@ def test_a_broken_zstd_frame_is_refused_when_it_is_decoded(corpus, case, assembl
     assert str(caught.value) == AT_DECODE[case]
 
 
-def test_a_flipped_bit_in_a_raw_chunk_shows_in_nothing_but_its_value(corpus, assemble):
-    """The format has no checksum there: the reason why templax can record one."""
+def test_a_flipped_bit_in_a_raw_chunk_goes_unnoticed(corpus, assemble):
+    """Orbax writes no checksum of raw chunks, which is why templax can record one."""
     damaged = open_catalog(Local(corpus / "damaged-raw_bitflip" / "ckpt"))
     sound = open_catalog(Local(corpus / "orbax-0.12.8-uncompressed" / "ckpt"))
     pairs = [
@@ -102,7 +102,7 @@ def test_a_flipped_bit_in_a_raw_chunk_shows_in_nothing_but_its_value(corpus, ass
     assert sum(different) == 1
 
 
-def test_an_unfinished_save_is_refused_unless_it_is_asked_for(corpus):
+def test_an_unfinished_save_is_refused_unless_allowed(corpus):
     source = Local(corpus / "damaged-uncommitted" / "ckpt")
     with pytest.raises(Uncommitted, match=r"no commit time and there is no `commit_success.txt`"):
         open_catalog(source)
@@ -111,7 +111,7 @@ def test_an_unfinished_save_is_refused_unless_it_is_asked_for(corpus):
     assert catalog.uncommitted is not None
 
 
-def test_a_save_killed_before_its_merge_says_so(corpus):
+def test_a_save_killed_before_its_merge_is_named(corpus):
     path = corpus / "orbax-0.12.8-crash_merge" / "ckpt.orbax-checkpoint-tmp"
     with pytest.raises(Uncommitted) as caught:
         open_catalog(Local(path), uncommitted="allow")
@@ -132,7 +132,7 @@ def test_a_save_killed_before_its_merge_says_so(corpus):
         ("damaged-st_header_2e60/model.safetensors", "a file of another kind"),
     ],
 )
-def test_foreign_files_are_named_for_what_they_are(corpus, path, what):
+def test_files_of_other_formats_are_recognised(corpus, path, what):
     with pytest.raises(UnknownFormat) as caught:
         open_catalog(Local(corpus / path))
     assert (

@@ -1,20 +1,18 @@
-"""Every sound checkpoint of the corpus opens, and every leaf has the recorded bytes."""
+"""Every sound checkpoint of the corpus: recorded bytes, paths, kinds and shardings."""
 
 import hashlib
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import CORPUS, read_expected
 
 from templax.formats import _ocdbt, open_catalog
 from templax.sources import Local
 
-CORPUS = Path(__file__).parent
 
-
-def _items():
-    """Case, path to open, prefix of its names in `expected.json`."""
+def _list_items():
+    """Case, path to open, and prefix of its paths in `expected.json`."""
     for case in sorted(CORPUS.glob("orbax-*")):
         if "crash" in case.name:
             continue
@@ -28,21 +26,17 @@ def _items():
             yield pytest.param(case, "ckpt", "", id=case.name)
 
 
-def _expected(case, prefix):
-    recorded = json.loads((case / "expected.json").read_text())
-    return {k[len(prefix) :]: v for k, v in recorded.items() if k.startswith(prefix)}
-
-
-def _slashed(path):
+def _join(path):
     return "/".join(map(str, path))
 
 
-@pytest.mark.parametrize(("case", "path", "prefix"), list(_items()))
+@pytest.mark.parametrize(("case", "path", "prefix"), list(_list_items()))
 def test_every_leaf_has_the_recorded_value(case, path, prefix, assemble):
     catalog = open_catalog(Local(case / path))
-    expected = _expected(case, prefix)
-    found = {_slashed(entry.path): entry for entry in catalog.entries}
-    empty = {_slashed(path): kind for path, kind in catalog.empties.items()}
+    recorded = read_expected(case.name).items()
+    expected = {k[len(prefix) :]: v for k, v in recorded if k.startswith(prefix)}
+    found = {_join(entry.path): entry for entry in catalog.entries}
+    empty = {_join(path): kind for path, kind in catalog.empties.items()}
     assert found.keys() | empty.keys() == expected.keys()
     for name, want in expected.items():
         match want["kind"]:
@@ -59,7 +53,7 @@ def test_every_leaf_has_the_recorded_value(case, path, prefix, assemble):
                 assert hashlib.sha256(array.tobytes()).hexdigest() == want["sha256"], name
 
 
-def test_indices_of_lists_and_tuples_are_ints_and_keys_of_dicts_are_not(corpus):
+def test_indices_of_sequences_are_ints_and_keys_of_dicts_are_strings(corpus):
     default = open_catalog(Local(corpus / "orbax-0.12.8-default" / "ckpt")).leaves
     special = open_catalog(Local(corpus / "orbax-0.12.8-special" / "ckpt")).leaves
     assert default["state.params.layers.0.w"].path == ("state", "params", "layers", 0, "w")
@@ -99,7 +93,7 @@ def test_python_numbers_are_scalars(corpus):
         ("orbax-0.12.8-special", "a.b", None),
     ],
 )
-def test_saved_sharding_is_shown_as_a_person_writes_it(corpus, case, name, sharding):
+def test_saved_shardings_are_shown_as_jax_code_spells_them(corpus, case, name, sharding):
     assert open_catalog(Local(corpus / case / "ckpt")).leaves[name].saved_sharding == sharding
 
 
@@ -116,7 +110,7 @@ def test_saved_sharding_is_shown_as_a_person_writes_it(corpus, case, name, shard
         ),
     ],
 )
-def test_evidence_names_the_files_that_were_used(corpus, path, evidence):
+def test_evidence_names_the_files_that_identify_the_format(corpus, path, evidence):
     catalog = open_catalog(Local(corpus / path))
     assert (catalog.format, catalog.evidence) == ("orbax", evidence)
 

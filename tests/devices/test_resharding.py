@@ -1,4 +1,4 @@
-"""Any sharding to any sharding, on eight devices; random trees, and random wrong templates."""
+"""Restores from any sharding to any other on eight devices, and random wrong templates."""
 
 from __future__ import annotations
 
@@ -9,26 +9,21 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import templax as tx
+from helpers import list_mismatches, save_with_orbax
 from templax.testing import strategies
 
-ARRAYS = strategies.arrays().filter(lambda a: a.size > 0)  # Orbax refuses to save empty ones
+# Orbax refuses to save arrays without elements.
+ARRAYS = strategies.arrays().filter(lambda a: a.size > 0)
 TREES = strategies.trees(ARRAYS)
 
 
-def _saved(tree: Any, directory: str) -> Path:
-    with ocp.PyTreeCheckpointer() as checkpointer:
-        checkpointer.save(f"{directory}/ckpt", tree)
-    return Path(directory) / "ckpt"
-
-
-def _placed(data: st.DataObject, tree: Any) -> Any:
-    """The tree on devices, each leaf under a sharding of its own."""
+def _place(data: st.DataObject, tree: Any) -> Any:
+    """The tree on devices, with a sharding for each leaf."""
 
     def place(array: np.ndarray) -> jax.Array:
         sharding = data.draw(strategies.shardings(array.shape))
@@ -37,8 +32,8 @@ def _placed(data: st.DataObject, tree: Any) -> Any:
     return jax.tree.map(place, tree)
 
 
-def _template(data: st.DataObject, tree: Any) -> Any:
-    """An abstract tree, each leaf with another sharding."""
+def _make_template(data: st.DataObject, tree: Any) -> Any:
+    """A template of the tree, with another sharding for each leaf."""
 
     def leaf(array: np.ndarray) -> jax.ShapeDtypeStruct:
         sharding = data.draw(strategies.shardings(array.shape))
@@ -49,13 +44,13 @@ def _template(data: st.DataObject, tree: Any) -> Any:
 
 @settings(max_examples=40)
 @given(TREES, st.data())
-def test_what_orbax_saved_under_any_sharding_comes_back_under_any_other(
+def test_a_tree_saved_with_any_shardings_is_restored_with_any_others(
     tree: Any, data: st.DataObject
 ) -> None:
-    """Random trees, dtypes, bits, meshes, device orders and shardings on both sides."""
-    value, template = _placed(data, tree), _template(data, tree)
+    """Random trees, dtypes, bits, meshes, orders of devices and shardings on both sides."""
+    value, template = _place(data, tree), _make_template(data, tree)
     with tempfile.TemporaryDirectory() as directory:
-        restored = tx.restore(_saved(value, directory), template)
+        restored = tx.restore(save_with_orbax(Path(directory) / "ckpt", value), template)
     assert jax.tree.structure(restored) == jax.tree.structure(template)
     for got, want, leaf in zip(*map(jax.tree.leaves, (restored, tree, template)), strict=True):
         assert np.asarray(got).tobytes() == want.tobytes()
@@ -67,16 +62,14 @@ def test_what_orbax_saved_under_any_sharding_comes_back_under_any_other(
 
 @settings(max_examples=40)
 @given(TREES, st.data())
-def test_one_wrong_place_in_a_template_is_reported_and_nothing_else(
-    tree: Any, data: st.DataObject
-) -> None:
-    """Shape, dtype, kind, a name, a leaf too many or too few: by name and problem."""
+def test_an_error_in_a_template_is_reported_alone(tree: Any, data: st.DataObject) -> None:
+    """A wrong shape, dtype, kind or name, a leaf too many or too few."""
     template = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
     wrong = data.draw(strategies.perturbations(template))
     with tempfile.TemporaryDirectory() as directory:
-        path = _saved(tree, directory)
+        path = save_with_orbax(Path(directory) / "ckpt", tree)
         match = tx.check(path, wrong.template)
-        assert {(m.problem, m.name) for m in match.mismatches} == wrong.expected
+        assert set(list_mismatches(match)) == wrong.expected
         assert len(match.mismatches) == len(wrong.expected)
         with pytest.raises(tx.TemplateError) as caught:
             tx.restore(path, wrong.template)
@@ -84,15 +77,15 @@ def test_one_wrong_place_in_a_template_is_reported_and_nothing_else(
 
 
 @given(TREES)
-def test_a_checkpoint_fits_its_own_template(tree: Any) -> None:
+def test_a_checkpoint_matches_its_own_template(tree: Any) -> None:
     match = tx.check(tx.Recipe(lambda: tree), tx.template_of(tree))
     assert match.ok
     assert not match.casts
 
 
 @given(strategies.trees(strategies.arrays()), st.data())
-def test_every_hint_works_when_it_is_followed(tree: Any, data: st.DataObject) -> None:
-    """Whatever is wrong: a hint that is Python for an argument removes what it stands at."""
+def test_every_hint_works_if_it_is_followed(tree: Any, data: st.DataObject) -> None:
+    """A hint that is a keyword argument removes the mismatches that it is attached to."""
     template = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
     wrong = data.draw(strategies.perturbations(template)).template
     prefix = data.draw(st.sampled_from(["", "params", "a.b"]))
@@ -104,7 +97,7 @@ def test_every_hint_works_when_it_is_followed(tree: Any, data: st.DataObject) ->
         name, value = hint.split("=", 1)
         argument = match.rename if name == "rename" and match.rename else eval(value)  # noqa: S307
         after = tx.check(checkpoint, wrong, **{name: argument})
-        left = {(m.problem, m.name) for m in after.mismatches}
+        left = set(list_mismatches(after))
         removed = {(m.problem, m.name) for m in match.mismatches if m.hint == hint}
         assert not removed & left, hint
 
@@ -112,9 +105,9 @@ def test_every_hint_works_when_it_is_followed(tree: Any, data: st.DataObject) ->
 @pytest.mark.parametrize(
     "key", ["/", "//", "/a", "//a", "a/", "a//", "a//b", "", " ", ".", "./a", "a/.", "a/../b"]
 )
-def test_keys_that_tensorstore_takes_for_paths(tmp_path: Path, key: str) -> None:
-    """TensorStore normalises some names of arrays as paths; Orbax restores each of these."""
+def test_keys_that_tensorstore_normalises_as_paths(tmp_path: Path, key: str) -> None:
+    """Orbax restores each of them, so templax has to."""
     for value in ({key: jnp.arange(3.0)}, {"x": {key: jnp.arange(3.0)}}):
-        path = _saved(value, str(tmp_path / str("x" in value)))
+        path = save_with_orbax(tmp_path / str("x" in value), value)
         restored = tx.restore(path, tx.template_of(value))
         assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), restored, value))

@@ -1,4 +1,4 @@
-"""Trees saved under any sharding come back under any other, and have one fingerprint."""
+"""Saves with any sharding, restored with any other; both have one fingerprint."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ARRAYS = strategies.arrays()
 TREES = strategies.trees(ARRAYS)
 
 
-def _placed(data: st.DataObject, tree: Any) -> Any:
+def _place(data: st.DataObject, tree: Any) -> Any:
     def place(array: np.ndarray) -> Any:
         if data.draw(st.booleans()):
             return array
@@ -33,7 +33,7 @@ def _placed(data: st.DataObject, tree: Any) -> Any:
     return jax.tree.map(place, tree)
 
 
-def _template(data: st.DataObject, tree: Any) -> Any:
+def _make_template(data: st.DataObject, tree: Any) -> Any:
     def leaf(array: np.ndarray) -> jax.ShapeDtypeStruct:
         sharding = data.draw(strategies.shardings(array.shape))
         return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding)
@@ -50,11 +50,11 @@ def _template(data: st.DataObject, tree: Any) -> Any:
     st.sampled_from([4 << 20, 64, 24, 7]),
     st.booleans(),
 )
-def test_any_tree_under_any_sharding_comes_back_under_any_other(
+def test_a_tree_saved_with_any_shardings_is_restored_with_any_others(
     tree: Any, data: st.DataObject, compression: str | None, wait: bool, chunk: int, index: bool
 ) -> None:
-    """Random trees, dtypes, bits, meshes, shardings on both sides, and sizes of chunks."""
-    value, template = _placed(data, tree), _template(data, tree)
+    """Random trees, dtypes, bits, meshes, shardings on both sides, and chunk sizes."""
+    value, template = _place(data, tree), _make_template(data, tree)
     with tempfile.TemporaryDirectory() as directory, pytest.MonkeyPatch.context() as patch:
         patch.setattr(_layout, "CHUNK_BYTES", chunk)
         _layout.chunk_shape.cache_clear()
@@ -76,7 +76,7 @@ def test_any_tree_under_any_sharding_comes_back_under_any_other(
 def test_a_sharded_leaf_is_one_range_of_the_file(
     spec: tuple[Any, ...], compression: str | None, tmp_path: Path
 ) -> None:
-    """Whatever its sharding: who restores it elsewhere reads whole ranges."""
+    """Whatever its sharding, so a restore to other devices reads whole ranges."""
     mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
     host = np.random.default_rng(0).standard_normal((2048, 1536)).astype(np.float32)
     array = jax.device_put(host, NamedSharding(mesh, PartitionSpec(*spec)))

@@ -1,18 +1,15 @@
-"""Template kinds × checkpoint flavours × mismatch kinds: the template is never ignored.
+"""Kinds of templates × checkpoints × kinds of mismatches: the template is never ignored.
 
-Each cell restores the recorded bytes through a template that fits, and refuses one that was
-perturbed in one place: with that problem, at that leaf, with nothing else, and without reading an
-array.
+Each cell restores the recorded bytes through a matching template, and refuses a template that was
+changed in one place: with that problem at that leaf and no other, without reading an array.
 """
 
 from __future__ import annotations
 
 import functools
 import hashlib
-import json
 from collections import namedtuple
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import equinox as eqx
@@ -28,10 +25,10 @@ from flax.core import freeze
 from jax.sharding import NamedSharding, PartitionSpec
 
 import templax as tx
+from helpers import CORPUS, list_mismatches, read_expected
 from templax.sources import Local
 from templax.testing import Watched
 
-CORPUS = Path(__file__).parents[1] / "corpus"
 FLAVOURS = {
     case.name: ("ckpt/20/state", "state/") if case.name.endswith("-manager") else ("ckpt", "")
     for case in sorted(CORPUS.glob("orbax-*"))
@@ -40,10 +37,7 @@ FLAVOURS = {
 NEW = "templax_new"
 
 Items = list[tuple[tuple[str | int, ...], Any]]
-"""Path and leaf: a template before it has containers."""
-
-
-# --- containers
+"""Paths and leaves of a template that has no containers yet."""
 
 
 def nested(items: Items) -> Any:
@@ -125,7 +119,7 @@ def _named(node: Any) -> Any:
 
 
 def _fields(node: Any, make: Callable[[dict[str, Any]], Any]) -> Any:
-    """Objects where keys can be attributes, dicts where they can not."""
+    """Objects where keys can be names of attributes, dicts elsewhere."""
     if isinstance(node, list):
         return [_fields(child, make) for child in node]
     if not isinstance(node, dict):
@@ -159,12 +153,12 @@ def flax_structs(items: Items) -> Any:
 
 
 def boxes(items: Items) -> Any:
-    """Each leaf in an `nn.Partitioned`, which is one level more."""
+    """Each leaf in an `nn.Partitioned`, which adds a level."""
     return nested([(path, nn.Partitioned(leaf, names=())) for path, leaf in items])
 
 
 def states(items: Items) -> Any:
-    """An `nnx.State` of variables, which are one level more."""
+    """An `nnx.State` of variables, which add a level."""
     root: dict[Any, Any] = {}
     for path, leaf in items:
         node = root
@@ -175,7 +169,7 @@ def states(items: Items) -> Any:
 
 
 LEVEL = {boxes: ".value", states: ".value"}
-"""What follows the name of each leaf in some containers; `rename` brings the two sides together."""
+"""What some containers append to the names of leaves; the restore uses `rename` for them."""
 
 CONTAINERS = [
     nested,
@@ -189,9 +183,6 @@ CONTAINERS = [
     boxes,
     states,
 ]
-
-
-# --- leaves
 
 
 def _is_array(leaf: Any) -> bool:
@@ -240,11 +231,8 @@ def _mesh() -> jax.sharding.Mesh:
     return jax.make_mesh((4, 2), ("data", "model"))
 
 
-# --- perturbations: template → one that must be refused, for what, at which leaf
-
-
-def _where(items: Items, wanted: Callable[[Any], bool]) -> int | None:
-    """A leaf that is in no list, so that taking it away renames no other."""
+def _find_leaf(items: Items, wanted: Callable[[Any], bool]) -> int | None:
+    """A leaf that is not in a list, so its removal does not rename others."""
     found = [
         i
         for i, (path, leaf) in enumerate(items)
@@ -253,7 +241,7 @@ def _where(items: Items, wanted: Callable[[Any], bool]) -> int | None:
     return found[len(found) // 2] if found else None
 
 
-def _replaced(items: Items, i: int, leaf: Any) -> Items:
+def _replace(items: Items, i: int, leaf: Any) -> Items:
     return [*items[:i], (items[i][0], leaf), *items[i + 1 :]]
 
 
@@ -264,50 +252,50 @@ def _like(leaf: Any, shape: tuple[int, ...], dtype: Any) -> Any:
 
 
 def wrong_shape(items: Items) -> tuple[Items, int] | None:
-    i = _where(items, lambda x: _is_array(x) and not _is_key(x) and x.shape)
+    i = _find_leaf(items, lambda x: _is_array(x) and not _is_key(x) and x.shape)
     if i is None:
         return None
     leaf = items[i][1]
-    return _replaced(items, i, _like(leaf, (*leaf.shape[:-1], leaf.shape[-1] + 1), leaf.dtype)), i
+    return _replace(items, i, _like(leaf, (*leaf.shape[:-1], leaf.shape[-1] + 1), leaf.dtype)), i
 
 
 def wrong_rank(items: Items) -> tuple[Items, int] | None:
-    i = _where(items, lambda x: _is_array(x) and not _is_key(x))
+    i = _find_leaf(items, lambda x: _is_array(x) and not _is_key(x))
     if i is None:
         return None
     leaf = items[i][1]
-    return _replaced(items, i, _like(leaf, (1, *leaf.shape), leaf.dtype)), i
+    return _replace(items, i, _like(leaf, (1, *leaf.shape), leaf.dtype)), i
 
 
 def lower_rank(items: Items) -> tuple[Items, int] | None:
-    i = _where(items, lambda x: _is_array(x) and not _is_key(x) and len(x.shape) > 1)
+    i = _find_leaf(items, lambda x: _is_array(x) and not _is_key(x) and len(x.shape) > 1)
     if i is None:
         return None
     leaf = items[i][1]
-    return _replaced(items, i, _like(leaf, (int(np.prod(leaf.shape)),), leaf.dtype)), i
+    return _replace(items, i, _like(leaf, (int(np.prod(leaf.shape)),), leaf.dtype)), i
 
 
 def wrong_dtype(items: Items) -> tuple[Items, int] | None:
-    i = _where(items, lambda x: _is_array(x) and not _is_key(x))
+    i = _find_leaf(items, lambda x: _is_array(x) and not _is_key(x))
     if i is None:
         return None
     leaf = items[i][1]
-    return _replaced(items, i, _like(leaf, leaf.shape, bool if leaf.dtype != bool else "int8")), i
+    return _replace(items, i, _like(leaf, leaf.shape, bool if leaf.dtype != bool else "int8")), i
 
 
 def wrong_kind(items: Items) -> tuple[Items, int] | None:
-    i = _where(items, _is_array)
-    return None if i is None else (_replaced(items, i, str), i)
+    i = _find_leaf(items, _is_array)
+    return None if i is None else (_replace(items, i, str), i)
 
 
 def wrong_sharding(items: Items) -> tuple[Items, int] | None:
-    i = _where(items, lambda x: _is_array(x) and not _is_key(x) and x.shape and x.shape[0] % 3)
+    i = _find_leaf(items, lambda x: _is_array(x) and not _is_key(x) and x.shape and x.shape[0] % 3)
     if i is None:
         return None
     leaf = items[i][1]
     three = jax.sharding.Mesh(np.array(jax.devices()[:3]), ("data",))
     bad = NamedSharding(three, PartitionSpec("data"))
-    return _replaced(items, i, jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=bad)), i
+    return _replace(items, i, jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=bad)), i
 
 
 def missing(items: Items) -> tuple[Items, int] | None:
@@ -316,12 +304,12 @@ def missing(items: Items) -> tuple[Items, int] | None:
 
 
 def extra(items: Items) -> tuple[Items, int] | None:
-    i = _where(items, lambda x: True)
+    i = _find_leaf(items, lambda x: True)
     return None if i is None else ([*items[:i], *items[i + 1 :]], -1 - i)
 
 
 def ambiguous(items: Items) -> tuple[Items, int] | None:
-    i = _where(items, _is_array)
+    i = _find_leaf(items, _is_array)
     if i is None or len(items[i][0]) < 2:
         return None
     path, leaf = items[i]
@@ -341,9 +329,6 @@ PERTURBED = {
 }
 
 
-# --- the matrix
-
-
 def _digest(leaf: Any) -> str:
     value = jax.random.key_data(leaf) if _is_key(leaf) else leaf
     return hashlib.sha256(np.asarray(value).tobytes()).hexdigest()
@@ -351,19 +336,19 @@ def _digest(leaf: Any) -> str:
 
 def _recorded(flavour: str) -> dict[str, Any]:
     prefix = FLAVOURS[flavour][1]
-    recorded = json.loads((CORPUS / flavour / "expected.json").read_text())
-    return {k[len(prefix) :]: v for k, v in recorded.items() if k.startswith(prefix)}
+    recorded = read_expected(flavour).items()
+    return {k[len(prefix) :]: v for k, v in recorded if k.startswith(prefix)}
 
 
 @pytest.mark.parametrize("leaf_kind", LEAVES, ids=lambda f: f.__name__)
 @pytest.mark.parametrize("flavour", FLAVOURS)
-def test_a_template_is_obeyed_or_refused(flavour: str, leaf_kind: Callable[[Any], Any]) -> None:
-    """Every container × every perturbation, for one flavour and one kind of leaf."""
+def test_a_template_is_followed_or_refused(flavour: str, leaf_kind: Callable[[Any], Any]) -> None:
+    """Every container × every change, for one checkpoint and one kind of leaf."""
     url = CORPUS / flavour / FLAVOURS[flavour][0]
     watched = Watched(Local(url))
     catalog = tx.open(watched)
     keyed = jtu.tree_flatten_with_path(catalog.template())[0]
-    items: Items = [(entry.path, leaf_kind(leaf)) for entry, leaf in _paired(catalog, keyed)]
+    items: Items = [(entry.path, leaf_kind(leaf)) for entry, leaf in _pair_entries(catalog, keyed)]
     recorded = _recorded(flavour)
     opening, arrays = list(watched.reads), _arrays(catalog)
     assert not any(_overlap(read, array) for read in opening for array in arrays)
@@ -374,17 +359,17 @@ def test_a_template_is_obeyed_or_refused(flavour: str, leaf_kind: Callable[[Any]
         template = build(items)
         restored = tx.restore(catalog, template, rename=rename)
         assert jax.tree.structure(restored) == jax.tree.structure(template), build.__name__
-        _same(items, build, template, restored, recorded)
+        _assert_recorded(items, build, template, restored, recorded)
         for perturb, problem in PERTURBED.items():
             made = perturb(items)
             if made is None or (build is flat and perturb is ambiguous):
-                continue  # no such leaf; and a dict can't hold one key twice
+                continue  # there is no such leaf, or a dict would hold a key twice
             changed, i = made
             path = items[-1 - i][0] if i < 0 else changed[i][0]
             watched.reads.clear()
             with pytest.raises(tx.TemplateError) as caught:
                 tx.restore(catalog, build(changed), rename=rename)
-            found = [(m.problem, m.name) for m in caught.value.mismatches]
+            found = list_mismatches(caught.value)
             cell = build.__name__, perturb.__name__
             assert found == [(problem, ".".join(map(str, path)) + level)], cell
             assert watched.reads == [], "something was read before the error"
@@ -396,8 +381,8 @@ def _name(keys: Any) -> str:
     return ".".join(str(getattr(k, "idx", getattr(k, "key", getattr(k, "name", k)))) for k in keys)
 
 
-def _paired(catalog: tx.Catalog, keyed: Any) -> list[tuple[Any, Any]]:
-    """Entries with their template leaves."""
+def _pair_entries(catalog: tx.Catalog, keyed: Any) -> list[tuple[Any, Any]]:
+    """Entries with their leaves of the template."""
     leaves = {_name(keys): leaf for keys, leaf in keyed}
     return [(entry, leaves[entry.name]) for entry in catalog.entries]
 
@@ -407,7 +392,7 @@ def _overlap(a: tuple[str, int, int], b: tuple[str, int, int]) -> bool:
 
 
 def _arrays(catalog: tx.Catalog) -> set[tuple[str, int, int]]:
-    """Where the bytes of arrays are: key, start, stop."""
+    """The byte ranges of arrays: key, start, stop."""
     located = catalog.locate([e for e in catalog.entries if e.kind == "array"])
     return {
         (c.extent.key, c.extent.start, c.extent.stop)
@@ -417,7 +402,7 @@ def _arrays(catalog: tx.Catalog) -> set[tuple[str, int, int]]:
     }
 
 
-def _same(items: Items, build: Any, template: Any, restored: Any, recorded: Any) -> None:
+def _assert_recorded(items: Items, build: Any, template: Any, restored: Any, recorded: Any) -> None:
     wanted = jtu.tree_flatten_with_path(template)[0]
     got = jax.tree.leaves(restored)
     names = {_name(keys): (leaf, x) for (keys, leaf), x in zip(wanted, got, strict=True)}

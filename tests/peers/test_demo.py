@@ -1,4 +1,4 @@
-"""`templax.demo` against plain Flax and real Orbax."""
+"""`templax.demo` compared with plain Flax and with Orbax."""
 
 import os
 import re
@@ -51,17 +51,17 @@ def test_orbax_load_equals_plain_flax_bit_for_bit(seed, features):
     ],
     ids=lambda x: type(x).__name__ + str(getattr(x, "dtype", "")),
 )
-def test_orbax_load_takes_anything_array_like(x):
+def test_orbax_load_accepts_anything_array_like(x):
     assert same_bytes(orbax_load(1, x, 2), plain_flax(1, jnp.asarray(x), 2))
 
 
-def test_orbax_load_takes_zero_dimensional_arrays_as_numbers():
+def test_orbax_load_accepts_arrays_without_dimensions_as_numbers():
     result = orbax_load(np.float32(3), X, jnp.asarray(2))
     assert same_bytes(result, plain_flax(3, X, 2))
 
 
 def test_orbax_load_equals_a_real_orbax_save_restored_by_templax(tmp_path):
-    """The Recipe and the file are the same checkpoint."""
+    """A `Recipe` and a file are the same checkpoint."""
     model, key = nn.Dense(4), jax.random.PRNGKey(11)
     ocp.PyTreeCheckpointer().save(tmp_path / "ckpt", model.init(key, X))
     template = tx.template_of(model.init, key, X)
@@ -91,7 +91,7 @@ def test_orbax_load_equals_a_real_orbax_save_restored_by_templax(tmp_path):
         (0, X, [2, 3], "Expected features as a finite number, got [2, 3]"),
     ],
 )
-def test_orbax_load_refuses(seed, x, features, message):
+def test_orbax_load_refuses_invalid_arguments(seed, x, features, message):
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         orbax_load(seed, x, features)
 
@@ -99,13 +99,13 @@ def test_orbax_load_refuses(seed, x, features, message):
 @pytest.mark.parametrize(
     "x", [[["a"]], [[1.0], [2.0, 3.0]], [[object()]], [[10**400]], jax.random.key(0)]
 )
-def test_orbax_load_refuses_what_holds_no_numbers(x):
+def test_orbax_load_refuses_arrays_without_numbers(x):
     with pytest.raises(ValueError, match=r"^Expected x as an array of numbers, shape \(N, D\)"):
         orbax_load(0, x, 1)
 
 
 def run(*arguments, **environment):
-    """`templax demo` as from a shell, where nothing has fixed the number of devices."""
+    """Runs Python as from a shell, where no variable sets the number of devices."""
     env = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "FORCE_COLOR")}
     return subprocess.run(
         [sys.executable, *arguments],
@@ -118,7 +118,7 @@ def run(*arguments, **environment):
     )
 
 
-def test_the_demo_passes_and_shows_each_pitfall_with_both_answers():
+def test_the_demo_succeeds_and_shows_each_pitfall_in_both_libraries():
     done = run("-m", "templax.cli", "demo")
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stderr == ""
@@ -151,7 +151,7 @@ def test_the_demo_is_coloured_on_a_terminal():
 
 
 def test_a_failed_check_makes_the_demo_fail():
-    """The exit status is worth something: a restore that returns other bytes is noticed."""
+    """A restore that returns other bytes is noticed."""
     code = """
 import templax as tx
 from templax import demo
@@ -170,7 +170,7 @@ raise SystemExit(demo.main())
 
 
 @pytest.mark.parametrize("package", ["flax", "orbax"])
-def test_without_the_extra_the_demo_says_what_to_install(package):
+def test_without_its_extra_the_demo_names_what_to_install(package):
     hidden = f"import sys; sys.modules[{package!r}] = None"
     done = run("-c", f"{hidden}; from templax.cli import main; main(['demo'])")
     assert done.returncode == 2

@@ -1,4 +1,4 @@
-"""Runs shared with Orbax's managers, the installed ones: what each writes, the other takes on."""
+"""Runs that are shared with the managers of the installed Orbax; each continues the other's."""
 
 import math
 import shutil
@@ -17,14 +17,14 @@ from templax.sources._leftovers import temporary
 TREE = {"w": jnp.arange(8.0), "b": jnp.zeros(3, jnp.bfloat16)}
 
 
-def of_orbax(path, **options):
+def open_with_orbax(path, **options):
     options = ocp.CheckpointManagerOptions(best_fn=lambda m: m["loss"], best_mode="min", **options)
     return ocp.CheckpointManager(path, options=options)
 
 
-def orbax_run(path, steps=(1, 2, 3), **options):
-    """A run that Orbax's CheckpointManager writes, with a loss that falls."""
-    with of_orbax(path, **options) as manager:
+def save_run(path, steps=(1, 2, 3), **options):
+    """Saves a run with Orbax, whose loss decreases."""
+    with open_with_orbax(path, **options) as manager:
         for step in steps:
             metrics = {"loss": 1 / step, "odd": math.nan}
             manager.save(step, args=ocp.args.StandardSave(TREE), metrics=metrics)
@@ -33,7 +33,7 @@ def orbax_run(path, steps=(1, 2, 3), **options):
 
 @pytest.mark.parametrize("options", [{}, {"step_prefix": "ckpt", "step_format_fixed_length": 6}])
 def test_steps_and_metrics_of_orbax_are_listed(tmp_path, options):
-    found = run(Local(orbax_run(tmp_path / "run", **options)))
+    found = run(Local(save_run(tmp_path / "run", **options)))
     assert list(found.committed) == [1, 2, 3]
     assert [d.metrics["loss"] for d in found.steps] == [1, 1 / 2, 1 / 3]
     assert all(math.isnan(d.metrics["odd"]) for d in found.steps)
@@ -52,7 +52,7 @@ def test_steps_and_metrics_of_orbax_v1_are_listed(tmp_path):
 ABSTRACT = jax.tree.map(ocp.utils.to_shape_dtype_struct, TREE)
 
 
-def equal(tree):
+def is_saved_tree(tree):
     return all(
         a.dtype == b.dtype and (a == b).all()
         for a, b in zip(jax.tree.leaves(tree), jax.tree.leaves(TREE), strict=True)
@@ -61,69 +61,69 @@ def equal(tree):
 
 @pytest.mark.parametrize("options", [{}, {"step_prefix": "ckpt", "step_format_fixed_length": 6}])
 def test_orbax_lists_and_restores_what_a_manager_saves(tmp_path, options):
-    """The directory was begun by Orbax, which names steps by prefix and length."""
-    path = orbax_run(tmp_path / "run", (1,), **options)
+    """In a run that Orbax began, with its prefix and length of step names."""
+    path = save_run(tmp_path / "run", (1,), **options)
     with tx.Manager(path) as manager:
         for step, loss in ((2, 0.25), (3, 0.75), (4, 1.5)):
             manager.save(step, TREE, metrics={"loss": loss, "odd": math.nan})
-    with of_orbax(path, **options) as manager:
+    with open_with_orbax(path, **options) as manager:
         assert list(manager.all_steps()) == [1, 2, 3, 4]
         assert (manager.latest_step(), manager.best_step()) == (4, 2)
         assert manager.metrics(3)["loss"] == 0.75
         for step in (2, 4):
             restored = manager.restore(step, args=ocp.args.StandardRestore(ABSTRACT))
-            assert equal(restored)
-        assert equal(manager.restore(3, args=ocp.args.StandardRestore()))
+            assert is_saved_tree(restored)
+        assert is_saved_tree(manager.restore(3, args=ocp.args.StandardRestore()))
         manager.save(5, args=ocp.args.StandardSave(TREE), metrics={"loss": 0.1})
     manager = tx.Manager(path)
     assert (manager.steps(), manager.best("loss")) == ([1, 2, 3, 4, 5], 5)
-    assert equal(manager.restore(ABSTRACT))
+    assert is_saved_tree(manager.restore(ABSTRACT))
 
 
 def test_orbax_restores_a_run_that_a_manager_began(tmp_path):
     with tx.Manager(tmp_path / "run", item="state") as manager:
         manager.save(1, TREE, metrics={"loss": 0.5}, metadata={"seed": 3})
         manager.save(2, TREE)
-    with of_orbax(tmp_path / "run") as manager:
+    with open_with_orbax(tmp_path / "run") as manager:
         assert (manager.latest_step(), list(manager.all_steps())) == (2, [1, 2])
         restored = manager.restore(
             1, args=ocp.args.Composite(state=ocp.args.StandardRestore(ABSTRACT))
         )
-        assert equal(restored["state"])
+        assert is_saved_tree(restored["state"])
     handlers = {"state": ocp.StandardCheckpointHandler()}
     with ocp.CheckpointManager(tmp_path / "run", item_handlers=handlers) as manager:
         assert manager.item_metadata(1)["state"]["w"].shape == (8,)
         assert manager.metadata(1).custom_metadata == {"seed": 3}
     with v1.training.Checkpointer(tmp_path / "run") as checkpointer:
         assert checkpointer.latest.step == 2
-        assert equal(checkpointer.load(2, ABSTRACT))
+        assert is_saved_tree(checkpointer.load(2, ABSTRACT))
 
 
 def test_a_manager_restores_and_prunes_what_orbax_saved(tmp_path):
-    path = orbax_run(tmp_path / "run", range(1, 7), max_to_keep=None)
+    path = save_run(tmp_path / "run", range(1, 7), max_to_keep=None)
     with tx.Manager(path, keep=tx.Keep(last=1, best=1, metric="loss", mode="max")) as manager:
         assert (manager.latest(), manager.best("loss")) == (6, 6)
-        assert equal(manager.restore(ABSTRACT, 2))
+        assert is_saved_tree(manager.restore(ABSTRACT, 2))
         manager.save(7, TREE, metrics={"loss": 0.0})
-    with of_orbax(path) as manager:
+    with open_with_orbax(path) as manager:
         assert list(manager.all_steps()) == [1, 7]
-        assert equal(manager.restore(1, args=ocp.args.StandardRestore(ABSTRACT)))
+        assert is_saved_tree(manager.restore(1, args=ocp.args.StandardRestore(ABSTRACT)))
 
 
 def test_orbax_prunes_what_a_manager_saved(tmp_path):
     with tx.Manager(tmp_path / "run") as manager:
         for step in (1, 2, 3):
             manager.save(step, TREE, metrics={"loss": float(step)})
-    with of_orbax(tmp_path / "run", max_to_keep=2) as manager:
+    with open_with_orbax(tmp_path / "run", max_to_keep=2) as manager:
         manager.save(4, args=ocp.args.StandardSave(TREE), metrics={"loss": 4.0})
         manager.wait_until_finished()
         assert list(manager.all_steps()) == [1, 2]
     assert tx.Manager(tmp_path / "run").steps() == [1, 2]
 
 
-def test_what_a_killed_save_of_a_manager_left_is_no_step_for_orbax(tmp_path):
+def test_orbax_ignores_what_a_killed_save_of_a_manager_left(tmp_path):
     with tx.Manager(tmp_path / "run") as manager:
         manager.save(1, TREE)
     shutil.copytree(tmp_path / "run" / "1", temporary(str(tmp_path / "run" / "2")))
-    with of_orbax(tmp_path / "run") as manager:
+    with open_with_orbax(tmp_path / "run") as manager:
         assert list(manager.all_steps()) == [1]

@@ -1,7 +1,7 @@
-"""What templax saves is restored by Orbax, bit for bit; and what Orbax saves by templax.
+"""Orbax restores what templax saves bit for bit, and templax what Orbax saves.
 
-By the Orbax that is installed, in a process of its own with 64-bit types and eight devices; `python
--m benchmarks.interop` does the same with old versions. What Orbax refuses is listed here.
+The installed Orbax runs in a process of its own, with 64-bit types and eight devices; `python -m
+benchmarks.interop` does the same with old versions. What Orbax refuses is listed here.
 """
 
 import os
@@ -20,7 +20,7 @@ import pytest
 import templax as tx
 
 ROOT = Path(__file__).parents[2]
-sys.path.append(str(ROOT))  # the program isn't part of the package
+sys.path.append(str(ROOT))  # benchmarks are not part of the package
 
 from benchmarks import interop, interop_job, orbax_peer  # noqa: E402
 from benchmarks.interop_table import judged, trouble  # noqa: E402
@@ -39,18 +39,18 @@ REFUSED = {
         *("manager+template", "manager, saving on"),
     },
 }
-"""Tree → calls by which Orbax does not restore it; its own saver refuses it, too."""
+"""The calls by which Orbax does not restore a tree; it does not save that tree either."""
 
 OF_JOBS = [name for name in trees() if name.endswith(JOB)]
 UNPLACED = {"pytree", "standard", "v1", "manager", "manager, no args"}
-"""What needs the devices that saved; those of a job have numbers of their own."""
+"""The calls that need the devices that saved, which a job numbers differently."""
 
 slow = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
 def exchanged(tmp_path_factory) -> SimpleNamespace:
-    """All trees saved by templax and by Orbax, and what Orbax restored of both."""
+    """All trees saved by templax and by Orbax, and what Orbax restored from both."""
     root = tmp_path_factory.mktemp("interop")
     with jax.enable_x64(True):
         nodes = interop.write(root)
@@ -60,7 +60,7 @@ def exchanged(tmp_path_factory) -> SimpleNamespace:
     return SimpleNamespace(root=root, nodes=nodes, peer=peer)
 
 
-def answers(exchanged: SimpleNamespace, tree: str, files: str) -> dict[str, Any]:
+def list_answers(exchanged: SimpleNamespace, tree: str, files: str) -> dict[str, Any]:
     return {
         call: answer
         for (directory, name, call, _), answer in exchanged.peer.restored.items()
@@ -72,7 +72,7 @@ def answers(exchanged: SimpleNamespace, tree: str, files: str) -> dict[str, Any]
 @pytest.mark.parametrize("tree", trees())
 @pytest.mark.parametrize("files", [interop.OURS, interop.OURS_ZSTD])
 def test_orbax_restores_each_tree_by_each_call(exchanged, tree, files):
-    found = answers(exchanged, tree, files)
+    found = list_answers(exchanged, tree, files)
     assert set(found) == ITEM_CALLS | (STEP_CALLS if files == interop.OURS else set())
     node = exchanged.nodes[tree]
     failed = {call: text for call, a in found.items() if (text := trouble(node, call, a))}
@@ -82,9 +82,9 @@ def test_orbax_restores_each_tree_by_each_call(exchanged, tree, files):
 
 @slow
 @pytest.mark.parametrize("tree", OF_JOBS)
-def test_orbax_needs_a_template_of_its_own_saves_by_a_job_too(exchanged, tree):
+def test_orbax_needs_a_template_for_its_own_saves_of_a_job_too(exchanged, tree):
     node = exchanged.nodes[tree]
-    found = answers(exchanged, tree, interop_job.ORBAX)
+    found = list_answers(exchanged, tree, interop_job.ORBAX)
     assert {call for call, answer in found.items() if trouble(node, call, answer)} == UNPLACED
 
 
@@ -97,10 +97,10 @@ def test_orbax_cannot_save_what_it_does_not_restore(exchanged, tree):
 
 @slow
 @pytest.mark.parametrize("tree", trees())
-def test_without_a_template_leaves_have_their_type_and_their_sharding(exchanged, tree):
+def test_without_a_template_orbax_restores_types_and_shardings(exchanged, tree):
     leaves = dict(leaves_of(exchanged.nodes[tree]))
     for call in ("pytree", "standard", "v1", "manager", "manager, no args"):
-        answer = answers(exchanged, tree, interop.OURS)[call]
+        answer = list_answers(exchanged, tree, interop.OURS)[call]
         for path, kind, _, _, _, sharding in answer.get("ok", ()):
             if (leaf := leaves.get(path)) is None or leaf["kind"] == "python":
                 continue
@@ -134,7 +134,7 @@ def test_orbax_finds_the_custom_metadata(tmp_path):
 
 
 def test_two_managers_take_turns_in_one_directory(tmp_path):
-    """Each sees, restores and prunes the steps of the other."""
+    """Each lists, restores and deletes the steps of the other."""
     options = ocp.CheckpointManagerOptions(max_to_keep=2)
     template = {"w": jnp.zeros(4)}
     with (
@@ -159,12 +159,10 @@ def test_two_managers_take_turns_in_one_directory(tmp_path):
                 np.testing.assert_array_equal(theirs.restore(there, args=args)["w"], want)
 
 
-# The program itself.
-
 LEAF = {"w": np.arange(6, dtype=np.float32).reshape(2, 3), "n": 7}
 
 
-def described(tree: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+def describe(tree: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     node = node_of(tree, {})
     return node, {"ok": orbax_peer.described(node, tree)}
 
@@ -178,8 +176,8 @@ def described(tree: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         ({"w": LEAF["w"], "n": 8}, "int 8 instead of 7 at `/n`"),
     ],
 )
-def test_a_value_that_differs_is_seen(changed, said):
-    node, good = described(LEAF)
+def test_the_program_notices_a_value_that_differs(changed, said):
+    node, good = describe(LEAF)
     bad = {"ok": orbax_peer.described(node, changed)}
     assert not trouble(node, "pytree", good)
     assert trouble(node, "pytree", bad).startswith(said)
@@ -187,8 +185,8 @@ def test_a_value_that_differs_is_seen(changed, said):
     assert judged(node, "pytree", good, None).kind == "more"
 
 
-def test_a_leaf_that_is_missing_and_one_of_another_type_are_seen():
-    node, good = described(LEAF)
+def test_the_program_notices_a_missing_leaf_and_one_of_another_type():
+    node, good = describe(LEAF)
     with pytest.raises(LookupError, match=r"expected .*w.*, got"):
         orbax_peer.described(node, {"n": 7})
     placed = {"ok": orbax_peer.described(node, {**LEAF, "w": jnp.asarray(LEAF["w"])})}
@@ -196,8 +194,8 @@ def test_a_leaf_that_is_missing_and_one_of_another_type_are_seen():
     assert trouble(node, "pytree", placed, good) == "type jax instead of ndarray at `/w`"
 
 
-def test_what_orbax_fails_alike_is_told_from_what_it_fails_with_ours_alone():
-    node, good = described(LEAF)
+def test_the_program_distinguishes_failures_by_what_else_fails():
+    node, good = describe(LEAF)
     error = {"error": "ValueError: no", "where": "orbax/x.py:1 f"}
     kinds = [
         judged(node, "pytree", error, own, new).kind
@@ -211,7 +209,7 @@ def test_what_orbax_fails_alike_is_told_from_what_it_fails_with_ours_alone():
     assert kinds == ["FAIL", "own", "newest", "kind"]
 
 
-def test_the_documented_tables_have_each_tree_and_no_failure():
+def test_the_documented_tables_list_each_tree_and_no_failure():
     text = (ROOT / "docs" / "interoperability.md").read_text()
     rows = [line.split(" | ")[0].removeprefix("| ") for line in text.splitlines()]
     once = [name for name in trees() if name not in OF_JOBS]
@@ -220,7 +218,7 @@ def test_the_documented_tables_have_each_tree_and_no_failure():
 
 
 @slow
-def test_the_program_prints_a_table_and_what_was_lost(tmp_path):
+def test_the_program_prints_a_table_and_the_causes_of_failures(tmp_path):
     path = os.pathsep.join([str(ROOT / "src"), str(ROOT)])
     command = [sys.executable, "-m", "benchmarks.interop", "--only", "float32", "--only", "uint4"]
     done = subprocess.run(
