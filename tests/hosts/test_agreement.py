@@ -31,7 +31,7 @@ def tell(name, call):
 def case(call):
     tell(call.__name__, call)
 
-def saving(path="ckpt/1", timeout_s=100.0):
+def join_save(path="ckpt/1", timeout_s=100.0):
     return _hosts.hosts(path, timeout_s=timeout_s)
 
 def digest(values):
@@ -43,14 +43,14 @@ CASES = (
     + """
 @case
 def all_receive_from_process_0():
-    with saving() as job:
+    with join_save() as job:
         first = job.tell_all("naming", b"token" if index == 0 else None)
         second = job.tell_all("planning", b"\\0\\xff%d" % index)
         return [first.decode(), list(second)]
 
 @case
 def process_0_receives_from_all():
-    with saving() as job:
+    with join_save() as job:
         values = job.gather("writing", b"of %d" % index)
         return [[value.decode() for value in values], job.index, job.count]
 
@@ -60,7 +60,7 @@ def values_are_of_any_size():
     if count == 2 and index == 1:
         size = (20 << 20) + 3
     mine = os.urandom(64) * (size // 64) + bytes(size % 64)
-    with saving() as job:
+    with join_save() as job:
         values = job.gather("writing", mine)
         empty = job.gather("syncing", b"")
         again = job.tell_all("committing", values[-1] if values else None)
@@ -68,23 +68,23 @@ def values_are_of_any_size():
 
 @case
 def none_has_a_problem():
-    with saving() as job:
+    with join_save() as job:
         return job.agree("writing")
 
 @case
 def one_has_a_problem():
-    with saving() as job:
+    with join_save() as job:
         disk = tx.SaveError("No space is left", leaf="a.b", file="ckpt/1/d", hint="make room")
         job.agree("writing", disk if index == last else None)
 
 @case
 def all_have_problems():
-    with saving() as job:
+    with join_save() as job:
         job.agree("writing", tx.SaveError(f"Disk {index} is full"))
 
 @case
 def a_problem_does_not_wait_for_the_slow():
-    with saving() as job:
+    with join_save() as job:
         if index == last:
             meet("it was raised")
             return job.agree("writing")
@@ -95,19 +95,19 @@ def a_problem_does_not_wait_for_the_slow():
 
 @case
 def the_target_exists():
-    with saving() as job:
+    with join_save() as job:
         there = tx.Exists("`ckpt/1` is there", file="ckpt/1", hint="overwrite=True")
         job.agree("looking", there if index == 0 else None)
 
 @case
 def the_target_exists_and_a_disk_is_full():
-    with saving() as job:
+    with join_save() as job:
         there = tx.Exists("`ckpt/1` is there")
         job.agree("looking", there if index == 0 else tx.SaveError("Full") if index == 1 else None)
 
 @case
 def the_last_process_raises():
-    with saving() as job:
+    with join_save() as job:
         job.tell_all("naming", b"x")
         if index == last:
             raise ValueError("boom")
@@ -115,7 +115,7 @@ def the_last_process_raises():
 
 @case
 def process_0_raises():
-    with saving() as job:
+    with join_save() as job:
         job.tell_all("naming", b"x")
         if index == 0:
             raise ValueError("boom")
@@ -123,7 +123,7 @@ def process_0_raises():
 
 @case
 def a_failed_save_stays_failed():
-    with saving() as job:
+    with join_save() as job:
         try:
             job.agree("writing", tx.SaveError("No") if index == 0 else None)
         except tx.SaveError:
@@ -131,12 +131,12 @@ def a_failed_save_stays_failed():
 
 @case
 def they_save_to_different_paths():
-    with saving("ckpt/2" if index == last else "ckpt/1") as job:
+    with join_save("ckpt/2" if index == last else "ckpt/1") as job:
         job.tell_all("naming", b"x")
 
 @case
 def they_are_at_different_steps():
-    with saving() as job:
+    with join_save() as job:
         job.agree("committing" if index == last else "writing")
 
 @case
@@ -144,7 +144,7 @@ def the_last_process_is_late():
     if index == last:
         meet("without it")
     try:
-        with saving(timeout_s=3.0) as job:
+        with join_save(timeout_s=3.0) as job:
             job.agree("writing")
     finally:
         if index != last:
@@ -155,7 +155,7 @@ def process_0_is_late():
     if index == 0:
         meet("without 0")
     try:
-        with saving(timeout_s=3.0) as job:
+        with join_save(timeout_s=3.0) as job:
             job.agree("writing")
     finally:
         if index != 0:
@@ -163,7 +163,7 @@ def process_0_is_late():
 
 @case
 def a_slow_process_is_awaited():
-    with saving(timeout_s=3.0) as job:
+    with join_save(timeout_s=3.0) as job:
         job.tell_all("naming", b"x")
         if index == last:
             threading.Event().wait(4.0)
@@ -175,7 +175,7 @@ def a_slow_process_is_awaited():
 
 @case
 def one_is_interrupted_in_a_step():
-    with saving(timeout_s=2.0) as job:
+    with join_save(timeout_s=2.0) as job:
         if index == last:
             def interrupted(what):
                 raise KeyboardInterrupt
@@ -195,7 +195,7 @@ def threads_agree_during_computations():
             while not rounds or rounds[-1] != b"stop":
                 value = b"stop" if done.is_set() else b"%d" % len(rounds)
                 rounds.append(job.tell_all("counting", value))
-    thread = threading.Thread(target=agree, args=(saving(),))
+    thread = threading.Thread(target=agree, args=(join_save(),))
     thread.start()
     for _ in range(20):
         x = step(x)
@@ -206,7 +206,7 @@ def threads_agree_during_computations():
 
 @case
 def two_saves_at_once():
-    jobs = [saving("ckpt/a"), saving("ckpt/b")]
+    jobs = [join_save("ckpt/a"), join_save("ckpt/b")]
     values = {}
     def work(n):
         with jobs[n] as job:
@@ -372,7 +372,7 @@ SAVE = (
     + """
 victim, at, calls = int(args[0]), int(args[1]), 0
 
-def counted(name):
+def count_calls(name):
     inner = getattr(_job_store.Store, name)
     def call(self, *arguments, **options):
         global calls
@@ -384,10 +384,10 @@ def counted(name):
     return call
 
 for name in ("set", "get", "by_process", "add", "put", "take"):
-    setattr(_job_store.Store, name, counted(name))
+    setattr(_job_store.Store, name, count_calls(name))
 
 def save():
-    with saving(timeout_s=3.0) as job:
+    with join_save(timeout_s=3.0) as job:
         job.tell_all("naming", b"x" * 10)
         job.gather("writing", b"y" * 10)
         job.agree("committing")
