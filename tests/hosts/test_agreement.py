@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -393,6 +394,11 @@ def save():
         job.agree("committing")
         return "saved"
 
+# No kill before all processes have their devices: until then JAX ends the others differently.
+jax.devices()
+open(os.path.join(args[2], str(index)), "w").close()
+while len(os.listdir(args[2])) < count:
+    time.sleep(0.01)
 tell("save", save)
 print(json.dumps(["calls", calls]))
 """
@@ -404,9 +410,9 @@ LAST_NEEDED_CALL = 10
 """The index of the call after which the save no longer needs the process."""
 
 
-def _kill(run: Any, n: int, victim: int, at: int) -> list[Any]:
+def _kill(run: Any, n: int, victim: int, at: int, directory: Path) -> list[Any]:
     """The result of the save on each survivor; None for one that JAX ended."""
-    outputs = run(n, SAVE, str(victim), str(at))
+    outputs = run(n, SAVE, str(victim), str(at), str(directory))
     assert outputs[victim].code == -signal.SIGKILL, outputs[victim]
     told = [dict(json.loads(line) for line in o.out.splitlines()) for o in outputs]
     return [case.get("save") for i, case in enumerate(told) if i != victim]
@@ -417,8 +423,8 @@ def _expect_death(n: int, victim: int, doing: str) -> list[str | None]:
     return _expect_error(what, hint="the logs of these processes say why")
 
 
-def test_a_process_makes_as_many_calls_as_are_tried_below(run: Any) -> None:
-    outputs = run(2, SAVE, "1", "1000")
+def test_a_process_makes_as_many_calls_as_are_tried_below(run: Any, tmp_path: Path) -> None:
+    outputs = run(2, SAVE, "1", "1000", str(tmp_path))
     assert [output.code for output in outputs] == [0, 0]
     told = dict(json.loads(line) for line in outputs[1].out.splitlines())
     assert told["save"] == "saved"
@@ -426,16 +432,20 @@ def test_a_process_makes_as_many_calls_as_are_tried_below(run: Any) -> None:
 
 
 @pytest.mark.parametrize(("at", "doing"), [(0, "naming"), (6, "writing"), (10, "committing")])
-def test_a_killed_process_is_named_by_all_others(run: Any, at: int, doing: str) -> None:
-    survivors = _kill(run, 4, 2, at)
+def test_a_killed_process_is_named_by_all_others(
+    run: Any, tmp_path: Path, at: int, doing: str
+) -> None:
+    survivors = _kill(run, 4, 2, at, tmp_path)
     assert survivors == [_expect_death(4, 2, doing)] * 3
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("at", range(CALLS))
-def test_all_survivors_of_a_kill_at_any_call_end_the_same(run: Any, at: int) -> None:
+def test_all_survivors_of_a_kill_at_any_call_end_the_same(
+    run: Any, tmp_path: Path, at: int
+) -> None:
     """They name it, or it was no longer needed, and the save succeeds on all."""
-    survivors = _kill(run, 3, 1, at)
+    survivors = _kill(run, 3, 1, at, tmp_path)
     assert survivors[0] in [
         *(_expect_death(3, 1, doing) for doing in ("naming", "writing", "committing")),
         "saved",
@@ -445,8 +455,8 @@ def test_all_survivors_of_a_kill_at_any_call_end_the_same(run: Any, at: int) -> 
 
 
 @pytest.mark.parametrize("at", [0, 2, 5])
-def test_no_process_waits_for_a_killed_process_0(run: Any, at: int) -> None:
+def test_no_process_waits_for_a_killed_process_0(run: Any, tmp_path: Path, at: int) -> None:
     """JAX ends the others, unless they raise before."""
-    outputs = run(2, SAVE, "0", str(at))
+    outputs = run(2, SAVE, "0", str(at), str(tmp_path))
     assert outputs[0].code == -signal.SIGKILL
     assert outputs[1].code == -signal.SIGABRT or "SaveError" in outputs[1].out
