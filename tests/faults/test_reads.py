@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import os
-import shutil
 import threading
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import jax
 import pytest
 
 import templax as tx
-from helpers import CORPUS
+from helpers import copy_case
 from templax.sources import Local
 from templax.testing import Watched
 
@@ -23,8 +22,7 @@ DATA = "ocdbt.process_0/d/"
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
     """A copy of an uncompressed checkpoint, which has its values in data files."""
-    shutil.copytree(CORPUS / "orbax-0.12.8-uncompressed" / "ckpt", tmp_path / "ckpt")
-    return tmp_path / "ckpt"
+    return copy_case("orbax-0.12.8-uncompressed", tmp_path / "ckpt")
 
 
 @pytest.fixture(autouse=True)
