@@ -33,7 +33,7 @@ def make_directory(path: Path) -> Path:
 
 
 def abandon_save(path: Path, disk: Disk | None = None) -> Path:
-    """The staging directory of a save to `path` that nobody continues or holds the lock of.
+    """The staging directory of a save to `path` that ended without cleaning up.
 
     It holds the file `d/part`.
     """

@@ -103,13 +103,13 @@ def list_mismatches(found: tx.Match | tx.TemplateError) -> list[tuple[str, str]]
     return [(mismatch.problem, mismatch.name) for mismatch in found.mismatches]
 
 
-def find_mismatches(checkpoint: Any, template: Any, **options: Any) -> list[tuple[str, str]]:
-    """The mismatches that `templax.check` reports."""
+def check_template(checkpoint: Any, template: Any, **options: Any) -> list[tuple[str, str]]:
+    """The problem and the name of each mismatch that `templax.check` reports."""
     return list_mismatches(tx.check(checkpoint, template, **options))
 
 
 def catch_mismatches(checkpoint: Any, template: Any, **options: Any) -> list[tuple[str, str]]:
-    """The mismatches for which a restore is refused; fails if it is not."""
+    """The problem and the name of each mismatch for which a restore is refused."""
     with pytest.raises(tx.TemplateError) as caught:
         tx.restore(checkpoint, template, **options)
     return list_mismatches(caught.value)
@@ -122,7 +122,7 @@ def restore_as_saved(checkpoint: Any) -> Any:
 
 
 def read_expected(case: str) -> dict[str, dict[str, Any]]:
-    """What a case of the corpus records of each leaf, by its path with slashes."""
+    """What a case of the corpus records about its leaves, by their paths with slashes."""
     return json.loads((CORPUS / case / "expected.json").read_text())
 
 

@@ -1,4 +1,4 @@
-"""Opening a directory as a checkpoint, and what is said of one that can't be opened."""
+"""Opening a directory as a checkpoint, and the message if it can't be opened."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every source fulfils `SourceContract`; what only some of them do."""
+"""Every source fulfils `SourceContract`; local files have more to fulfil."""
 
 from __future__ import annotations
 

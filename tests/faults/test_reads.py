@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import os
-import shutil
 import threading
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import jax
 import pytest
 
 import templax as tx
-from helpers import CORPUS
+from helpers import copy_case
 from templax.storage import Local
 from templax.testing import Watched
 
@@ -21,10 +20,9 @@ DATA = "ocdbt.process_0/d/"
 
 
 @pytest.fixture
-def ckpt(tmp_path: Path) -> Path:
+def checkpoint(tmp_path: Path) -> Path:
     """A copy of an uncompressed checkpoint, which has its values in data files."""
-    shutil.copytree(CORPUS / "orbax-0.12.8-uncompressed" / "ckpt", tmp_path / "ckpt")
-    return tmp_path / "ckpt"
+    return copy_case("orbax-0.12.8-uncompressed", tmp_path / "ckpt")
 
 
 @pytest.fixture(autouse=True)
@@ -34,30 +32,32 @@ def _check_threads() -> Any:
     assert {t for t in threading.enumerate() if t.name.startswith("templax")} <= before
 
 
-def find_data_file(ckpt: Path) -> Path:
+def find_data_file(checkpoint: Path) -> Path:
     (name,) = {
         chunk.extent.key
-        for chunks in tx.open(ckpt).locate([tx.open(ckpt).leaves["state.params.big"]]).values()
+        for chunks in tx.open(checkpoint)
+        .locate([tx.open(checkpoint).leaves["state.params.big"]])
+        .values()
         for chunk in chunks
     }
-    return ckpt / name
+    return checkpoint / name
 
 
-def test_an_error_of_the_source_is_raised(ckpt: Path) -> None:
+def test_an_error_of_the_source_is_raised(checkpoint: Path) -> None:
     def fault(key: str, start: int, stop: int) -> None:
         if key.startswith(DATA):
             raise tx.SourceError(f"can't read `{key}`: Input/output error")
 
-    catalog = tx.open(Watched(Local(ckpt), fault))
+    catalog = tx.open(Watched(Local(checkpoint), fault))
     with pytest.raises(tx.SourceError, match="Input/output error"):
         tx.restore(catalog, catalog.template())
 
 
-def test_a_data_file_truncated_after_the_catalog_was_opened(ckpt: Path) -> None:
+def test_a_data_file_truncated_after_the_catalog_was_opened(checkpoint: Path) -> None:
     """Another program truncates a file while the catalog is open."""
-    catalog = tx.open(ckpt)
+    catalog = tx.open(checkpoint)
     template = catalog.template()
-    os.truncate(find_data_file(ckpt), 100)
+    os.truncate(find_data_file(checkpoint), 100)
     with pytest.raises(tx.Corrupted) as caught:
         tx.restore(catalog, template)
     error = caught.value
@@ -67,48 +67,48 @@ def test_a_data_file_truncated_after_the_catalog_was_opened(ckpt: Path) -> None:
     assert str(error).startswith("Expected at least ")
 
 
-def test_a_data_file_removed_after_the_catalog_was_opened(ckpt: Path) -> None:
-    catalog = tx.open(ckpt)
+def test_a_data_file_removed_after_the_catalog_was_opened(checkpoint: Path) -> None:
+    catalog = tx.open(checkpoint)
     template = catalog.template()
-    find_data_file(ckpt).unlink()
+    find_data_file(checkpoint).unlink()
     with pytest.raises(tx.Corrupted, match="Expected a data file, found none - at `state"):
         tx.restore(catalog, template)
 
 
-def test_a_file_that_changes_between_two_reads(ckpt: Path) -> None:
+def test_a_file_that_changes_between_two_reads(checkpoint: Path) -> None:
     """Bytes of two versions never end up in one tree."""
-    file = find_data_file(ckpt)
-    catalog = tx.open(ckpt)
+    file = find_data_file(checkpoint)
+    catalog = tx.open(checkpoint)
     tx.restore(catalog, catalog.template())
     os.utime(file, ns=(0, 0))
     with pytest.raises(tx.SourceError, match="changed since"):
         tx.restore(catalog, catalog.template())
-    tx.restore(ckpt, catalog.template())  # a new catalog sees one version
+    tx.restore(checkpoint, catalog.template())  # a new catalog sees one version
 
 
-def test_no_array_is_read_before_a_template_error(ckpt: Path) -> None:
+def test_no_array_is_read_before_a_template_error(checkpoint: Path) -> None:
     """So the data files may be missing."""
-    catalog = tx.open(ckpt)
+    catalog = tx.open(checkpoint)
     template = catalog.template()
     template["state"]["params"]["scale"] = jax.ShapeDtypeStruct((2,), "float32")
-    find_data_file(ckpt).unlink()
+    find_data_file(checkpoint).unlink()
     with pytest.raises(tx.TemplateError, match="Expected shape"):
         tx.restore(catalog, template)
 
 
-def test_an_unreadable_file_is_named(ckpt: Path) -> None:
-    file = find_data_file(ckpt)
+def test_an_unreadable_file_is_named(checkpoint: Path) -> None:
+    file = find_data_file(checkpoint)
     content = file.read_bytes()
     file.unlink()
     file.mkdir()
     with pytest.raises(tx.TemplaxError) as caught:
-        tx.restore(ckpt, tx.open(ckpt).template())
+        tx.restore(checkpoint, tx.open(checkpoint).template())
     assert file.name in str(caught.value)
     file.rmdir()
     file.write_bytes(content)
 
 
-def test_the_buffers_of_a_failed_restore_are_freed(ckpt: Path) -> None:
+def test_the_buffers_of_a_failed_restore_are_freed(checkpoint: Path) -> None:
     """Nothing keeps what was read before the error, not even the error."""
     import numpy as np
 
@@ -116,7 +116,7 @@ def test_the_buffers_of_a_failed_restore_are_freed(ckpt: Path) -> None:
         if key.startswith(DATA):
             raise tx.SourceError("gone")
 
-    catalog = tx.open(Watched(Local(ckpt), fault))
+    catalog = tx.open(Watched(Local(checkpoint), fault))
     template = jax.tree.map(
         lambda x: np.zeros(x.shape, x.dtype) if hasattr(x, "shape") else x, catalog.template()
     )
@@ -130,8 +130,8 @@ def test_the_buffers_of_a_failed_restore_are_freed(ckpt: Path) -> None:
 
 
 @pytest.mark.parametrize("threads", [1, 3, 64])
-def test_any_number_of_threads_gives_the_same_tree(ckpt: Path, threads: int) -> None:
-    catalog = tx.open(ckpt)
+def test_any_number_of_threads_gives_the_same_tree(checkpoint: Path, threads: int) -> None:
+    catalog = tx.open(checkpoint)
     one = tx.restore(catalog, catalog.template(), threads=1)
     other = tx.restore(catalog, catalog.template(), threads=threads)
     assert all(

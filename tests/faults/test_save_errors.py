@@ -376,12 +376,12 @@ def test_a_handle_holds_no_copy_of_the_tree(
     copies: list[weakref.ref[np.ndarray]] = []
     aligned = snapshot.aligned
 
-    def remembered(nbytes: int) -> Any:
+    def remember(nbytes: int) -> Any:
         memory = aligned(nbytes)
         copies.append(weakref.ref(memory))
         return memory
 
-    monkeypatch.setattr(snapshot, "aligned", remembered)
+    monkeypatch.setattr(snapshot, "aligned", remember)
     at = 20 if fails else None
     with points.use_disk(FaultyDisk(at=at, fault=errno.ENOSPC, disk=points.Unsynced())):
         saved = tx.save(tmp_path / "ckpt", points.tree(2), wait=False, threads=2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -32,7 +33,7 @@ def tell(name, call):
 def case(call):
     tell(call.__name__, call)
 
-def saving(path="ckpt/1", timeout_s=100.0):
+def join_save(path="ckpt/1", timeout_s=100.0):
     return agreement.join_job(path, timeout_s=timeout_s)
 
 def digest(values):
@@ -44,14 +45,14 @@ CASES = (
     + """
 @case
 def all_receive_from_process_0():
-    with saving() as job:
+    with join_save() as job:
         first = job.tell_all("naming", b"token" if index == 0 else None)
         second = job.tell_all("planning", b"\\0\\xff%d" % index)
         return [first.decode(), list(second)]
 
 @case
 def process_0_receives_from_all():
-    with saving() as job:
+    with join_save() as job:
         values = job.gather("writing", b"of %d" % index)
         return [[value.decode() for value in values], job.index, job.count]
 
@@ -61,7 +62,7 @@ def values_are_of_any_size():
     if count == 2 and index == 1:
         size = (20 << 20) + 3
     mine = os.urandom(64) * (size // 64) + bytes(size % 64)
-    with saving() as job:
+    with join_save() as job:
         values = job.gather("writing", mine)
         empty = job.gather("syncing", b"")
         again = job.tell_all("committing", values[-1] if values else None)
@@ -69,23 +70,23 @@ def values_are_of_any_size():
 
 @case
 def none_has_a_problem():
-    with saving() as job:
+    with join_save() as job:
         return job.agree("writing")
 
 @case
 def one_has_a_problem():
-    with saving() as job:
+    with join_save() as job:
         disk = tx.SaveError("No space is left", leaf="a.b", file="ckpt/1/d", hint="make room")
         job.agree("writing", disk if index == last else None)
 
 @case
 def all_have_problems():
-    with saving() as job:
+    with join_save() as job:
         job.agree("writing", tx.SaveError(f"Disk {index} is full"))
 
 @case
 def a_problem_does_not_wait_for_the_slow():
-    with saving() as job:
+    with join_save() as job:
         if index == last:
             meet("it was raised")
             return job.agree("writing")
@@ -96,19 +97,19 @@ def a_problem_does_not_wait_for_the_slow():
 
 @case
 def the_target_exists():
-    with saving() as job:
+    with join_save() as job:
         there = tx.AlreadyExists("`ckpt/1` is there", file="ckpt/1", hint="overwrite=True")
         job.agree("looking", there if index == 0 else None)
 
 @case
 def the_target_exists_and_a_disk_is_full():
-    with saving() as job:
+    with join_save() as job:
         there = tx.AlreadyExists("`ckpt/1` is there")
         job.agree("looking", there if index == 0 else tx.SaveError("Full") if index == 1 else None)
 
 @case
 def the_last_process_raises():
-    with saving() as job:
+    with join_save() as job:
         job.tell_all("naming", b"x")
         if index == last:
             raise ValueError("boom")
@@ -116,7 +117,7 @@ def the_last_process_raises():
 
 @case
 def process_0_raises():
-    with saving() as job:
+    with join_save() as job:
         job.tell_all("naming", b"x")
         if index == 0:
             raise ValueError("boom")
@@ -124,7 +125,7 @@ def process_0_raises():
 
 @case
 def a_failed_save_stays_failed():
-    with saving() as job:
+    with join_save() as job:
         try:
             job.agree("writing", tx.SaveError("No") if index == 0 else None)
         except tx.SaveError:
@@ -132,12 +133,12 @@ def a_failed_save_stays_failed():
 
 @case
 def they_save_to_different_paths():
-    with saving("ckpt/2" if index == last else "ckpt/1") as job:
+    with join_save("ckpt/2" if index == last else "ckpt/1") as job:
         job.tell_all("naming", b"x")
 
 @case
 def they_are_at_different_steps():
-    with saving() as job:
+    with join_save() as job:
         job.agree("committing" if index == last else "writing")
 
 @case
@@ -145,7 +146,7 @@ def the_last_process_is_late():
     if index == last:
         meet("without it")
     try:
-        with saving(timeout_s=3.0) as job:
+        with join_save(timeout_s=3.0) as job:
             job.agree("writing")
     finally:
         if index != last:
@@ -156,7 +157,7 @@ def process_0_is_late():
     if index == 0:
         meet("without 0")
     try:
-        with saving(timeout_s=3.0) as job:
+        with join_save(timeout_s=3.0) as job:
             job.agree("writing")
     finally:
         if index != 0:
@@ -164,7 +165,7 @@ def process_0_is_late():
 
 @case
 def a_slow_process_is_awaited():
-    with saving(timeout_s=3.0) as job:
+    with join_save(timeout_s=3.0) as job:
         job.tell_all("naming", b"x")
         if index == last:
             threading.Event().wait(4.0)
@@ -176,7 +177,7 @@ def a_slow_process_is_awaited():
 
 @case
 def one_is_interrupted_in_a_step():
-    with saving(timeout_s=2.0) as job:
+    with join_save(timeout_s=2.0) as job:
         if index == last:
             def interrupted(what):
                 raise KeyboardInterrupt
@@ -196,7 +197,7 @@ def threads_agree_during_computations():
             while not rounds or rounds[-1] != b"stop":
                 value = b"stop" if done.is_set() else b"%d" % len(rounds)
                 rounds.append(job.tell_all("counting", value))
-    thread = threading.Thread(target=agree, args=(saving(),))
+    thread = threading.Thread(target=agree, args=(join_save(),))
     thread.start()
     for _ in range(20):
         x = step(x)
@@ -207,7 +208,7 @@ def threads_agree_during_computations():
 
 @case
 def two_saves_at_once():
-    jobs = [saving("ckpt/a"), saving("ckpt/b")]
+    jobs = [join_save("ckpt/a"), join_save("ckpt/b")]
     values = {}
     def work(n):
         with jobs[n] as job:
@@ -373,7 +374,7 @@ SAVE = (
     + """
 victim, at, calls = int(args[0]), int(args[1]), 0
 
-def counted(name):
+def count_calls(name):
     inner = getattr(coordination.JobStore, name)
     def call(self, *arguments, **options):
         global calls
@@ -385,15 +386,20 @@ def counted(name):
     return call
 
 for name in ("set", "get", "by_process", "add", "put", "take"):
-    setattr(coordination.JobStore, name, counted(name))
+    setattr(coordination.JobStore, name, count_calls(name))
 
 def save():
-    with saving(timeout_s=3.0) as job:
+    with join_save(timeout_s=3.0) as job:
         job.tell_all("naming", b"x" * 10)
         job.gather("writing", b"y" * 10)
         job.agree("committing")
         return "saved"
 
+# No kill before all processes have their devices: until then JAX ends the others differently.
+jax.devices()
+open(os.path.join(args[2], str(index)), "w").close()
+while len(os.listdir(args[2])) < count:
+    time.sleep(0.01)
 tell("save", save)
 print(json.dumps(["calls", calls]))
 """
@@ -405,9 +411,9 @@ LAST_NEEDED_CALL = 10
 """The index of the call after which the save no longer needs the process."""
 
 
-def _kill(run: Any, n: int, victim: int, at: int) -> list[Any]:
+def _kill(run: Any, n: int, victim: int, at: int, directory: Path) -> list[Any]:
     """The result of the save on each survivor; None for one that JAX ended."""
-    outputs = run(n, SAVE, str(victim), str(at))
+    outputs = run(n, SAVE, str(victim), str(at), str(directory))
     assert outputs[victim].code == -signal.SIGKILL, outputs[victim]
     told = [dict(json.loads(line) for line in o.out.splitlines()) for o in outputs]
     return [case.get("save") for i, case in enumerate(told) if i != victim]
@@ -418,8 +424,8 @@ def _expect_death(n: int, victim: int, doing: str) -> list[str | None]:
     return _expect_error(what, hint="the logs of these processes say why")
 
 
-def test_a_process_makes_as_many_calls_as_are_tried_below(run: Any) -> None:
-    outputs = run(2, SAVE, "1", "1000")
+def test_a_process_makes_as_many_calls_as_are_tried_below(run: Any, tmp_path: Path) -> None:
+    outputs = run(2, SAVE, "1", "1000", str(tmp_path))
     assert [output.code for output in outputs] == [0, 0]
     told = dict(json.loads(line) for line in outputs[1].out.splitlines())
     assert told["save"] == "saved"
@@ -427,16 +433,20 @@ def test_a_process_makes_as_many_calls_as_are_tried_below(run: Any) -> None:
 
 
 @pytest.mark.parametrize(("at", "doing"), [(0, "naming"), (6, "writing"), (10, "committing")])
-def test_a_killed_process_is_named_by_all_others(run: Any, at: int, doing: str) -> None:
-    survivors = _kill(run, 4, 2, at)
+def test_a_killed_process_is_named_by_all_others(
+    run: Any, tmp_path: Path, at: int, doing: str
+) -> None:
+    survivors = _kill(run, 4, 2, at, tmp_path)
     assert survivors == [_expect_death(4, 2, doing)] * 3
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("at", range(CALLS))
-def test_all_survivors_of_a_kill_at_any_call_end_the_same(run: Any, at: int) -> None:
+def test_all_survivors_of_a_kill_at_any_call_end_the_same(
+    run: Any, tmp_path: Path, at: int
+) -> None:
     """They name it, or it was no longer needed, and the save succeeds on all."""
-    survivors = _kill(run, 3, 1, at)
+    survivors = _kill(run, 3, 1, at, tmp_path)
     assert survivors[0] in [
         *(_expect_death(3, 1, doing) for doing in ("naming", "writing", "committing")),
         "saved",
@@ -446,8 +456,8 @@ def test_all_survivors_of_a_kill_at_any_call_end_the_same(run: Any, at: int) -> 
 
 
 @pytest.mark.parametrize("at", [0, 2, 5])
-def test_no_process_waits_for_a_killed_process_0(run: Any, at: int) -> None:
+def test_no_process_waits_for_a_killed_process_0(run: Any, tmp_path: Path, at: int) -> None:
     """JAX ends the others, unless they raise before."""
-    outputs = run(2, SAVE, "0", str(at))
+    outputs = run(2, SAVE, "0", str(at), str(tmp_path))
     assert outputs[0].code == -signal.SIGKILL
     assert outputs[1].code == -signal.SIGABRT or "SaveError" in outputs[1].out

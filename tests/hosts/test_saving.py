@@ -73,7 +73,7 @@ print(json.dumps([str(saved.fingerprint), saved.nbytes, saved.leaves]))
 """
 
 
-def _expected(count: int, seed: int = 0) -> dict[str, Any]:
+def _expect_tree(count: int, seed: int = 0) -> dict[str, Any]:
     """The tree that process 0 has, in one process."""
     import ml_dtypes
 
@@ -124,7 +124,7 @@ def test_each_process_writes_its_share_once_and_one_commits(
 ) -> None:
     path = tmp_path / "ckpt"
     said = _parse_output(run(count, TREE + SAVE, str(path), json.dumps(options)))
-    expected = _expected(count)
+    expected = _expect_tree(count)
     want = tx.fingerprint(expected)
     files = [f for f in path.rglob("*") if f.is_file()]
     total = sum(f.stat().st_size for f in files)
@@ -186,7 +186,7 @@ print(json.dumps([all(same), len(same)]))
 def test_processes_restore_and_overwrite_what_they_saved(run: Any, tmp_path: Path) -> None:
     said = _parse_output(run(2, TREE + AGAIN, str(tmp_path / "ckpt"), "{}"))
     assert all(same and n > 10 for same, n in said)
-    expected = _expected(2, 1)
+    expected = _expect_tree(2, 1)
     assert tx.fingerprint(tx.restore(tmp_path / "ckpt", expected)) == tx.fingerprint(expected)
     assert [p.name for p in tmp_path.iterdir()] == ["ckpt"]
 
@@ -239,8 +239,8 @@ def test_a_failure_of_one_process_fails_all_and_leaves_nothing(
             assert texts[1] in text
     # The next save of the same processes succeeded.
     assert [p.name for p in tmp_path.iterdir()] == ["ckpt"]
-    assert tx.fingerprint(tx.restore(tmp_path / "ckpt", _expected(2))) == tx.fingerprint(
-        _expected(2)
+    assert tx.fingerprint(tx.restore(tmp_path / "ckpt", _expect_tree(2))) == tx.fingerprint(
+        _expect_tree(2)
     )
 
 
@@ -303,7 +303,7 @@ def test_a_dead_process_fails_all_others_soon_and_is_named(
         assert took < 20
     assert time.monotonic() - begin < 100
     if stage == "committing":
-        expected = _expected(count)
+        expected = _expect_tree(count)
         assert tx.fingerprint(tx.restore(tmp_path / "ckpt", expected)) == tx.fingerprint(expected)
     else:
         assert not (tmp_path / "ckpt").exists()

@@ -334,7 +334,7 @@ def _digest(leaf: Any) -> str:
     return hashlib.sha256(np.asarray(value).tobytes()).hexdigest()
 
 
-def _recorded(flavour: str) -> dict[str, Any]:
+def _read_recorded(flavour: str) -> dict[str, Any]:
     prefix = FLAVOURS[flavour][1]
     recorded = read_expected(flavour).items()
     return {k[len(prefix) :]: v for k, v in recorded if k.startswith(prefix)}
@@ -349,7 +349,7 @@ def test_a_template_is_followed_or_refused(flavour: str, leaf_kind: Callable[[An
     catalog = tx.open(watched)
     keyed = jtu.tree_flatten_with_path(catalog.template())[0]
     items: Items = [(entry.path, leaf_kind(leaf)) for entry, leaf in _pair_entries(catalog, keyed)]
-    recorded = _recorded(flavour)
+    recorded = _read_recorded(flavour)
     opening, arrays = list(watched.reads), _arrays(catalog)
     assert not any(_overlap(read, array) for read in opening for array in arrays)
     cells = 0

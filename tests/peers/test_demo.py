@@ -1,9 +1,6 @@
 """`templax.demo` compared with plain Flax and with Orbax."""
 
-import os
 import re
-import subprocess
-import sys
 
 import flax.linen as nn
 import jax
@@ -13,6 +10,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 import templax as tx
+from helpers import run_python
 from templax.demo import orbax_load
 
 X = np.array([[0.5, -1.0, 2.0], [3.0, 0.0, -0.25]], np.float32)
@@ -106,16 +104,8 @@ def test_orbax_load_refuses_arrays_without_numbers(x):
 
 def run(*arguments, **environment):
     """Runs Python as from a shell, where no variable sets the number of devices."""
-    env = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "FORCE_COLOR")}
-    return subprocess.run(
-        [sys.executable, *arguments],
-        env=env | environment,
-        capture_output=True,
-        text=True,
-        stdin=subprocess.DEVNULL,
-        timeout=300,
-        check=False,
-    )
+    unset = {"XLA_FLAGS": None, "FORCE_COLOR": None}
+    return run_python(*arguments, timeout_s=300, **(unset | environment))
 
 
 def test_the_demo_succeeds_and_shows_each_pitfall_in_both_libraries():

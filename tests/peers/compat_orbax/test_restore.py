@@ -255,7 +255,7 @@ def test_restores_give_what_orbax_gives(code, at):
 
 
 def test_the_common_snippet_runs_unchanged(at, monkeypatch):
-    """As tutorials have it, with `utils.empty_array`, which Orbax 0.12.8 lacks."""
+    """As tutorials write it, with `utils.empty_array`, which Orbax 0.12.8 lacks."""
     params_skeleton = small_tree()
     ocp = compat
     ckptr = ocp.PyTreeCheckpointer()

@@ -1,6 +1,6 @@
 """Saved shardings, which Orbax restores to and templax ignores.
 
-Each test asserts what both libraries do; `docs/reference/orbax-differences.md` names it.
+Each test asserts what both libraries do; `docs/orbax_differences.md` names it.
 """
 
 import os
@@ -72,7 +72,7 @@ for call in (pytree, standard, v1):
 
 
 def test_differs_topology(at):
-    """Saved on eight devices, restored on one: Orbax refuses each of six calls, templax none."""
+    """Saved on eight devices, restored on one: all six calls fail in Orbax, none in templax."""
     env = os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
     out = subprocess.run(
         [sys.executable, "-c", TOPOLOGY, str(at.root)],

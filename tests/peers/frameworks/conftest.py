@@ -1,4 +1,4 @@
-"""Trees of Flax, Optax and Equinox, saved by Orbax, restored through templates of theirs."""
+"""Trees of Flax, Optax and Equinox that Orbax saves and templax restores."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import templax as tx
-from helpers import assert_same_tree, find_mismatches
+from helpers import assert_same_tree, check_template
 
 KEY = jax.random.key(0)
 
@@ -61,7 +61,7 @@ def test_missing_arrays_of_a_module_are_an_error(saved: Any) -> None:
 
     path = saved("eqx", eqx.filter(Regularised(KEY), eqx.is_array))
     template = Deeper(eqx.nn.Linear(2, 2, key=KEY), eqx.nn.Linear(2, 1, key=KEY))
-    assert find_mismatches(path, template) == [("missing", "head.weight"), ("missing", "head.bias")]
+    assert check_template(path, template) == [("missing", "head.weight"), ("missing", "head.bias")]
 
 
 def test_a_state_beside_its_module_is_restored(saved: Any) -> None:
@@ -81,8 +81,8 @@ def test_only_modules_supply_missing_numbers(saved: Any) -> None:
     path = saved("eqx in dict", {"model": eqx.filter(Regularised(KEY), eqx.is_array)})
     restored = tx.restore(path, {"model": Regularised(KEY)})
     assert (restored["model"].steps, restored["model"].dropout.p) == (3, 0.3)
-    assert find_mismatches(path, {"model": Regularised(KEY), "step": 3}) == [("missing", "step")]
-    assert find_mismatches(path, {"model": {"linear": ..., "p": 0.3}}) == [("missing", "model.p")]
+    assert check_template(path, {"model": Regularised(KEY), "step": 3}) == [("missing", "step")]
+    assert check_template(path, {"model": {"linear": ..., "p": 0.3}}) == [("missing", "model.p")]
 
 
 def test_a_restored_model_computes_what_the_saved_one_did(saved: Any) -> None:

@@ -16,7 +16,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import templax as tx
-from helpers import assert_same_tree, find_mismatches, save_with_orbax
+from helpers import assert_same_tree, check_template, save_with_orbax
 
 A = jax.ShapeDtypeStruct
 
@@ -37,9 +37,9 @@ def test_typed_keys_of_each_implementation(saved: Any, impl: str) -> None:
     assert restored["many"].sharding.is_equivalent_to(spread, 1)
     other = "rbg" if impl != "rbg" else "threefry2x32"
     wrong = {**template, "one": jax.eval_shape(lambda: jax.random.key(1, impl=other))}
-    assert find_mismatches(path, wrong) == [("dtype", "one")]
+    assert check_template(path, wrong) == [("dtype", "one")]
     raw = {**template, "one": A(jax.random.key_data(value["one"]).shape, jnp.uint32)}
-    assert find_mismatches(path, raw) == [("kind", "one")]
+    assert check_template(path, raw) == [("kind", "one")]
 
 
 def test_values_and_types_of_python_are_templates(saved: Any) -> None:
@@ -50,8 +50,8 @@ def test_values_and_types_of_python_are_templates(saved: Any) -> None:
     restored = tx.restore(path, types)
     assert restored == {"s": "words", "i": 3, "f": 0.5, "b": True, "w": ..., "m": ...}
     assert [type(restored[k]) for k in "sifb"] == [str, int, float, bool]
-    assert find_mismatches(path, {**types, "s": int}) == [("kind", "s")]
-    assert find_mismatches(path, {**types, "w": str}) == [("kind", "w")]
+    assert check_template(path, {**types, "s": int}) == [("kind", "s")]
+    assert check_template(path, {**types, "w": str}) == [("kind", "w")]
 
 
 @pytest.mark.parametrize("wanted", [jnp.float32, np.float32, "python", "array", "numpy", "0d"])
@@ -76,7 +76,7 @@ def test_numbers_of_another_class_are_refused(saved: Any) -> None:
     path = saved("values", value)
     for name, leaf in (("i", bool), ("b", int), ("f", int), ("i", str), ("i", A((), jnp.bool_))):
         rest = dict.fromkeys("sifbwm", ...)
-        assert [n for _, n in find_mismatches(path, rest | {name: leaf})] == [name]
+        assert [n for _, n in check_template(path, rest | {name: leaf})] == [name]
 
 
 def test_a_single_leaf_of_each_kind_is_a_template(saved: Any, variables: Any) -> None:
@@ -136,7 +136,7 @@ def test_deleted_arrays_are_templates(saved: Any, variables: Any) -> None:
     restored = tx.restore(saved("linen", variables), value)
     assert_same_tree(restored, variables)
     assert {leaf.sharding.device_set.pop() for leaf in jax.tree.leaves(restored)} == {third}
-    assert find_mismatches(saved("linen", variables), {**value, "new": None}) == []
+    assert check_template(saved("linen", variables), {**value, "new": None}) == []
 
 
 def test_arrays_of_a_template_are_neither_used_nor_changed(saved: Any, variables: Any) -> None:

@@ -12,7 +12,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import templax as tx
-from helpers import assert_same_tree, find_mismatches
+from helpers import assert_same_tree, check_template
 
 A = jax.ShapeDtypeStruct
 
@@ -41,7 +41,7 @@ def test_parameters_are_restored_alone(saved: Any) -> None:
     params = nnx.state(Net(nnx.Rngs(0)), nnx.Param)
     path = saved("nnx", nnx.state(Net(nnx.Rngs(0))))
     abstract = nnx.state(nnx.eval_shape(lambda: Net(nnx.Rngs(0))), nnx.Param)
-    assert {problem for problem, _ in find_mismatches(path, abstract)} == {"extra"}
+    assert {problem for problem, _ in check_template(path, abstract)} == {"extra"}
     assert_same_tree(tx.restore(path, abstract, extra="ignore"), params)
 
 

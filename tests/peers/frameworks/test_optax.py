@@ -12,7 +12,7 @@ import pytest
 from flax.training.train_state import TrainState
 
 import templax as tx
-from helpers import assert_same_tree, find_mismatches
+from helpers import assert_same_tree, check_template
 
 
 def optimizer() -> optax.GradientTransformation:
@@ -67,7 +67,7 @@ def test_a_part_of_a_train_state_is_restored(saved: Any, train_state: Any) -> No
 def test_another_optimizer_is_refused(saved: Any, train_state: Any) -> None:
     sgd = optax.sgd(0.1, momentum=0.9)
     other = TrainState.create(apply_fn=None, params=train_state.params, tx=sgd)
-    problems = find_mismatches(saved("new", train_state), jax.eval_shape(lambda: other))
+    problems = check_template(saved("new", train_state), jax.eval_shape(lambda: other))
     assert {p for p, _ in problems} == {"missing", "extra"}
     assert all(name.startswith("opt_state") for _, name in problems)
 
@@ -105,7 +105,7 @@ def test_masked_nodes_request_nothing(saved: Any) -> None:
     half = optax.masked(optax.trace(0.9), {"kernel": True, "bias": False}).init(params)
     path = saved("unmasked", full)
     template = tx.template_of(half)
-    assert find_mismatches(path, template) == [("extra", "inner_state.trace.bias")]
+    assert check_template(path, template) == [("extra", "inner_state.trace.bias")]
     restored = tx.restore(path, template, extra="ignore")
     assert_same_tree(restored, half)
     assert type(restored.inner_state.trace["bias"]) is optax.MaskedNode

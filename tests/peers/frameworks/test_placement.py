@@ -14,7 +14,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
 import templax as tx
-from helpers import assert_same_tree, find_mismatches
+from helpers import assert_same_tree, check_template
 
 A = jax.ShapeDtypeStruct
 KEY = jax.random.key(0)
@@ -68,8 +68,8 @@ def test_arrays_of_keys_are_sharded(saved: Any) -> None:
         assert restored["k"].sharding.is_equivalent_to(sharding, 2)
         assert restored["k"].committed
     wrong = NamedSharding(mesh, P(None, "x"))
-    assert find_mismatches(path, template, shardings=wrong) == [("sharding", "k")]
-    assert find_mismatches(path, jax.eval_shape(lambda: {"k": keys[:, 0]})) == [("shape", "k")]
+    assert check_template(path, template, shardings=wrong) == [("sharding", "k")]
+    assert check_template(path, jax.eval_shape(lambda: {"k": keys[:, 0]})) == [("shape", "k")]
     assert not tx.restore(path, template)["k"].committed
 
 
@@ -103,7 +103,7 @@ def test_an_abstract_mesh_resolves_to_the_current_one(saved: Any, variables: Any
     with jax.set_mesh(mesh):
         restored = tx.restore(path, template, at=at)
     assert restored.sharding == NamedSharding(mesh, P(None, "x"))
-    assert find_mismatches(path, template, at=at) == [("sharding", "")]
+    assert check_template(path, template, at=at) == [("sharding", "")]
 
 
 def test_an_abstract_mesh_of_another_shape_is_a_mismatch(saved: Any, variables: Any) -> None:
@@ -111,7 +111,7 @@ def test_an_abstract_mesh_of_another_shape_is_a_mismatch(saved: Any, variables: 
     template = A((3, 8), jnp.float32, sharding=NamedSharding(mesh.abstract_mesh, P(None, "x")))
     path, at = saved("linen", variables), "params.Dense_0.kernel"
     with jax.set_mesh(other):
-        assert find_mismatches(path, template, at=at) == [("sharding", "")]
+        assert check_template(path, template, at=at) == [("sharding", "")]
         with pytest.raises(tx.TemplateError, match="no mesh of its shape is set"):
             tx.restore(path, template, at=at)
 

@@ -35,7 +35,7 @@ def golden_template(golden: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def saved(tmp_path_factory: pytest.TempPathFactory, golden: dict[str, Any]) -> SimpleNamespace:
-    """The directory of all, and in it the golden tree in a layout each; not to be changed."""
+    """Directories that hold the golden tree, one for each layout; not to be changed."""
     root = tmp_path_factory.mktemp("golden")
     save_with_orbax(root / "v0-direct", golden)
     with warnings.catch_warnings():

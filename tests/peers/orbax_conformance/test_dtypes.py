@@ -1,4 +1,4 @@
-"""As Orbax's own tests have it: dtypes and casts."""
+"""Taken from Orbax's own tests: dtypes and casts."""
 
 import warnings
 

@@ -1,4 +1,4 @@
-"""As Orbax's own tests have it: every layout, complete and altered."""
+"""Taken from Orbax's own tests: every layout, complete and altered."""
 
 import json
 import shutil
@@ -48,7 +48,7 @@ KEYS = [
 
 @pytest.mark.parametrize("missing", [*KEYS, "array_metadatas", "_sharding"])
 def test_a_checkpoint_loads_without_optional_metadata(checkpoint, missing, golden, golden_template):
-    """With a template and without one; Orbax can't do without both a template and `_sharding`."""
+    """With a template, and without one, which Orbax needs if `_sharding` is missing."""
     if missing in KEYS:
         file = checkpoint / "_CHECKPOINT_METADATA"
         text = json.loads(file.read_text())

@@ -1,4 +1,4 @@
-"""As Orbax's own tests have it: matching, and the errors where it fails."""
+"""Taken from Orbax's own tests: matching, and the errors where it fails."""
 
 import shutil
 

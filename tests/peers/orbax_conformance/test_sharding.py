@@ -1,4 +1,4 @@
-"""As Orbax's own tests have it: shardings, memory kinds and chunks."""
+"""Taken from Orbax's own tests: shardings, memory kinds and chunks."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""As Orbax's own tests have it: containers, names and kinds of leaves."""
+"""Taken from Orbax's own tests: containers, names and kinds of leaves."""
 
 from typing import Any, NamedTuple
 

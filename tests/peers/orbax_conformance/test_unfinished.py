@@ -1,4 +1,4 @@
-"""As Orbax's own tests have it: unfinished saves and missing files."""
+"""Taken from Orbax's own tests: unfinished saves and missing files."""
 
 import json
 import shutil

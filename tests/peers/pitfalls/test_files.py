@@ -15,7 +15,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 import templax as tx
-from helpers import CORPUS
+from helpers import CORPUS, copy_case
 
 A = jax.ShapeDtypeStruct
 
@@ -119,7 +119,7 @@ def test_lost_dot_files_and_lfs_pointers_are_recognised(tmp_path: Path) -> None:
     with pytest.raises(tx.Corrupted, match="with the files whose names start with a dot"):
         tx.open(tmp_path / "ckpt")
     pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
-    shutil.copytree(CORPUS / "orbax-0.12.8-default" / "ckpt", tmp_path / "lfs")
-    (tmp_path / "lfs" / "_METADATA").write_text(pointer)
+    path = copy_case("orbax-0.12.8-default", tmp_path / "lfs")
+    (path / "_METADATA").write_text(pointer)
     with pytest.raises(tx.UnknownFormat, match="git lfs pull"):
-        tx.open(tmp_path / "lfs")
+        tx.open(path)

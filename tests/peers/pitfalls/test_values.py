@@ -16,7 +16,7 @@ from flax import nnx, struct
 from flax.core import freeze
 
 import templax as tx
-from helpers import CORPUS, abstract, assert_same_tree, catch_mismatches
+from helpers import abstract, assert_same_tree, catch_mismatches, copy_case
 
 A = jax.ShapeDtypeStruct
 
@@ -115,13 +115,13 @@ def test_narrow_dtypes_are_restored_bit_for_bit(save: Any, dtype: str) -> None:
 
 def test_arrays_without_elements_are_restored(tmp_path: Path) -> None:
     """Orbax refuses to save one, so a saved array is edited."""
-    shutil.copytree(CORPUS / "orbax-0.12.8-noocdbt" / "ckpt", tmp_path / "ckpt")
-    array = tmp_path / "ckpt" / "state.params.zeros"
+    path = copy_case("orbax-0.12.8-noocdbt", tmp_path / "ckpt")
+    array = path / "state.params.zeros"
     metadata = json.loads((array / ".zarray").read_text())
     (array / ".zarray").write_text(json.dumps({**metadata, "shape": [0, 4]}))
     shutil.rmtree(array / "0.0", ignore_errors=True)
     for chunk in array.glob("[0-9]*"):
         chunk.unlink()
     template = {"zeros": A((0, 4), jnp.float32)}
-    got = tx.restore(tmp_path / "ckpt", template, at="state.params", extra="ignore")
+    got = tx.restore(path, template, at="state.params", extra="ignore")
     assert got["zeros"].shape == (0, 4)

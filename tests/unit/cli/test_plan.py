@@ -17,20 +17,20 @@ def test_plan_prints_the_plan_and_sets_the_exit_code(tmp_path: Path) -> None:
     file = tmp_path / "t.json"
     run = functools.partial(run_python, "-m", "templax")
     run("template", RAW, "-o", file).check_returncode()
-    read_arrays = run("plan", RAW, file)
-    read_arrays.check_returncode()
-    assert read_arrays.stdout == f"{tx.plan(RAW, load_template(file))}\n"
-    read_arrays = run("plan", RAW, file, "--json", "--mapped")
-    read_arrays.check_returncode()
-    shown = json.loads(read_arrays.stdout)
+    done = run("plan", RAW, file)
+    done.check_returncode()
+    assert done.stdout == f"{tx.plan(RAW, load_template(file))}\n"
+    done = run("plan", RAW, file, "--json", "--mapped")
+    done.check_returncode()
+    shown = json.loads(done.stdout)
     assert (shown["ok"], shown["bytes_mapped"], shown["requests"]) == (True, 32768, 0)
     assert shown["unverified"] == ["state.params.big"]
-    read_arrays = run("plan", RAW, file, "--at", "state")
-    assert read_arrays.returncode == 1
-    assert read_arrays.stdout.startswith("none of 14 leaves")
-    read_arrays = run("plan", RAW, file, "--verify", "required")
-    assert read_arrays.returncode == 2
-    assert "no checksum covers" in read_arrays.stderr
+    done = run("plan", RAW, file, "--at", "state")
+    assert done.returncode == 1
+    assert done.stdout.startswith("none of 14 leaves")
+    done = run("plan", RAW, file, "--verify", "required")
+    assert done.returncode == 2
+    assert "no checksum covers" in done.stderr
 
 
 def load_template(file: Path) -> Any:

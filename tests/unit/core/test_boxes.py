@@ -32,46 +32,46 @@ SHAPES_AND_TWO = SHAPES.flatmap(
 MANY = settings(max_examples=max(80, settings().max_examples))
 
 
-def numbered(shape: Shape) -> np.ndarray:
-    """An array whose elements are their places in C order."""
+def make_numbered(shape: Shape) -> np.ndarray:
+    """An array whose elements are their positions in C order."""
     return np.arange(math.prod(shape)).reshape(shape)
 
 
-def held(array: np.ndarray, box: Box) -> set[int]:
+def list_elements(array: np.ndarray, box: Box) -> set[int]:
     return set(np.ravel(array[box_slices(box)]).tolist())
 
 
 @given(strategies.shapes())
 def test_whole_is_everything(shape: Shape) -> None:
-    array = numbered(shape)
+    array = make_numbered(shape)
     assert shape_of(full_box(shape)) == shape
     assert size_of(full_box(shape)) == array.size
-    assert held(array, full_box(shape)) == set(range(array.size))
+    assert list_elements(array, full_box(shape)) == set(range(array.size))
 
 
 @MANY
 @given(SHAPES_AND_BOX)
 def test_a_box_has_the_shape_and_size_of_its_slice(case: tuple[Shape, Box]) -> None:
     shape, box = case
-    piece = numbered(shape)[box_slices(box)]
+    piece = make_numbered(shape)[box_slices(box)]
     assert shape_of(box) == piece.shape
     assert size_of(box) == piece.size
 
 
 @MANY
 @given(SHAPES_AND_TWO)
-def test_intersect_holds_what_both_hold(case: tuple[Shape, Box, Box]) -> None:
+def test_intersect_has_the_elements_of_both(case: tuple[Shape, Box, Box]) -> None:
     shape, a, b = case
-    array = numbered(shape)
-    both = held(array, a) & held(array, b)
+    array = make_numbered(shape)
+    both = list_elements(array, a) & list_elements(array, b)
     overlap = intersect(a, b)
-    assert (set() if overlap is None else held(array, overlap)) == both
+    assert (set() if overlap is None else list_elements(array, overlap)) == both
     assert overlap == intersect(b, a)
 
 
 @MANY
 @given(SHAPES_AND_TWO)
-def test_intersect_with_itself_with_all_and_with_a_part_changes_nothing(
+def test_intersect_with_a_containing_box_changes_nothing(
     case: tuple[Shape, Box, Box],
 ) -> None:
     shape, a, b = case
@@ -85,12 +85,12 @@ def test_intersect_with_itself_with_all_and_with_a_part_changes_nothing(
 @MANY
 @given(SHAPES_AND_TWO)
 def test_within_finds_the_overlap_inside_either_box(case: tuple[Shape, Box, Box]) -> None:
-    """The one piece of two buffers, in the coordinates of each: what every copy relies on."""
+    """Every copy between two buffers relies on this."""
     shape, a, b = case
     overlap = intersect(a, b)
     if overlap is None:
         return
-    array = numbered(shape)
+    array = make_numbered(shape)
     for outer in (a, b):
         piece = array[box_slices(outer)][box_slices(relative_box(overlap, outer))]
         assert np.array_equal(piece, array[box_slices(overlap)])
@@ -100,9 +100,9 @@ def test_within_finds_the_overlap_inside_either_box(case: tuple[Shape, Box, Box]
 
 @MANY
 @given(SHAPES_AND_BOX)
-def test_contiguous_means_that_the_elements_lie_back_to_back(case: tuple[Shape, Box]) -> None:
+def test_a_box_is_contiguous_if_its_elements_are_adjacent(case: tuple[Shape, Box]) -> None:
     shape, box = case
-    places = np.ravel(numbered(shape)[box_slices(box)])
+    places = np.ravel(make_numbered(shape)[box_slices(box)])
     back_to_back = np.array_equal(places, np.arange(places[0], places[0] + places.size))
     assert is_contiguous(box, shape) == back_to_back
 
@@ -113,7 +113,7 @@ def test_span_of_is_the_smallest_range_that_holds_the_box(
     case: tuple[Shape, Box], itemsize: int
 ) -> None:
     shape, box = case
-    places = numbered(shape)[box_slices(box)]
+    places = make_numbered(shape)[box_slices(box)]
     start, stop = span_of(box, shape, itemsize)
     assert start == places.min() * itemsize
     assert stop == (places.max() + 1) * itemsize
@@ -127,7 +127,7 @@ def test_span_of_is_the_smallest_range_that_holds_the_box(
 @given(SHAPES_AND_BOX)
 def test_bytes_of_a_contiguous_box_are_its_span(case: tuple[Shape, Box]) -> None:
     shape, box = case
-    array = numbered(shape).astype("<u4")
+    array = make_numbered(shape).astype("<u4")
     start, stop = span_of(box, shape, 4)
     if is_contiguous(box, shape):
         assert array.tobytes()[start:stop] == array[box_slices(box)].tobytes()
@@ -136,7 +136,7 @@ def test_bytes_of_a_contiguous_box_are_its_span(case: tuple[Shape, Box]) -> None
 @MANY
 @given(SHAPES_AND_BOX, st.data())
 def test_slices_and_from_index_are_inverse(case: tuple[Shape, Box], data: st.DataObject) -> None:
-    """Also for the open slices that shardings give for a dimension they do not cut."""
+    """Including the open slices of shardings, for dimensions that they do not split."""
     shape, box = case
     assert box_from_index(box_slices(box), shape) == box
     opened = tuple(
@@ -151,7 +151,7 @@ def test_slices_and_from_index_are_inverse(case: tuple[Shape, Box], data: st.Dat
 @MANY
 @given(SHAPES.flatmap(lambda s: st.tuples(st.just(s), strategies.grids(s), strategies.boxes(s))))
 def test_a_grid_cuts_a_box_into_pieces_that_tile_it(case: tuple[Shape, list[Box], Box]) -> None:
-    """Chunks at an edge reach past the shape; what is inside is counted once."""
+    """Edge chunks reach past the shape; each element inside is covered once."""
     shape, grid, box = case
     pieces = [piece for chunk in grid if (piece := intersect(chunk, box)) is not None]
     counts = np.zeros(shape, int)
@@ -162,7 +162,7 @@ def test_a_grid_cuts_a_box_into_pieces_that_tile_it(case: tuple[Shape, list[Box]
     assert np.array_equal(counts, wanted)
 
 
-def test_of_an_array_without_dimensions_there_is_one_box() -> None:
+def test_a_0d_array_has_one_box() -> None:
     assert full_box(()) == ()
     assert size_of(()) == 1
     assert intersect((), ()) == ()
@@ -171,7 +171,7 @@ def test_of_an_array_without_dimensions_there_is_one_box() -> None:
     assert span_of((), (), 4) == (0, 4)
 
 
-def test_empty_boxes_intersect_nothing() -> None:
+def test_empty_boxes_do_not_intersect() -> None:
     assert intersect(((2, 2),), ((0, 4),)) is None
     assert intersect(((0, 3), (0, 0)), ((0, 3), (0, 5))) is None
 
@@ -181,7 +181,7 @@ def test_boxes_that_only_touch_do_not_intersect() -> None:
     assert intersect(((0, 2), (0, 4)), ((0, 2), (4, 8))) is None
 
 
-def test_boxes_of_different_rank_are_a_mistake() -> None:
+def test_boxes_of_different_rank_are_refused() -> None:
     for call in (intersect, relative_box):
         with pytest.raises(ValueError, match="zip"):
             call(((0, 1),), ((0, 1), (0, 1)))

@@ -1,4 +1,4 @@
-"""How leaves are cut into chunks."""
+"""How leaves are split into chunks."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ITEMSIZES = st.sampled_from([1, 2, 4, 8, 16])
 
 
 @given(SHAPES, ITEMSIZES, st.booleans())
-def test_chunks_are_ranges_of_the_leaf_one_after_the_other(
+def test_chunks_are_consecutive_ranges_of_the_leaf(
     shape: tuple[int, ...], itemsize: int, padded: bool
 ) -> None:
     chunk = chunk_shape(shape, itemsize, padded=padded)
@@ -29,7 +29,7 @@ def test_chunks_are_ranges_of_the_leaf_one_after_the_other(
     assert is_row_major(shape, chunk) or 0 in shape
     count = math.prod(grid_shape(shape, chunk))
     if count > 1:
-        # Only the last is cut, and only where the first dimension is.
+        # Only the last chunk is smaller, and only along the first dimension.
         ragged = [n % c for n, c in zip(shape, chunk, strict=True)]
         assert not any(ragged[1:])
         assert padded or not any(ragged)
@@ -45,13 +45,11 @@ def test_chunks_are_ranges_of_the_leaf_one_after_the_other(
 
 
 @given(SHAPES, ITEMSIZES)
-def test_chunks_are_of_four_mib_at_most_where_a_row_is(
-    shape: tuple[int, ...], itemsize: int
-) -> None:
+def test_chunks_have_at_most_4_mib_if_a_row_does(shape: tuple[int, ...], itemsize: int) -> None:
     chunk = chunk_shape(shape, itemsize)
     nbytes = math.prod(chunk) * itemsize
     cut = next((i for i, (n, c) in enumerate(zip(shape, chunk, strict=True)) if c != n), None)
-    if cut == 0 and chunk[0] > 1 and 0 not in shape:  # the first dimension can always be cut
+    if cut == 0 and chunk[0] > 1 and 0 not in shape:  # the first dimension can always be split
         assert nbytes <= CHUNK_BYTES
         row = nbytes // chunk[0]
         assert (nbytes + row) * 4 > CHUNK_BYTES
@@ -62,12 +60,12 @@ def test_chunks_are_of_four_mib_at_most_where_a_row_is(
 @pytest.mark.parametrize("devices", [2, 4, 8])
 @pytest.mark.parametrize("rows", [64, 1024, 8192, 32_000, 50_304])
 def test_shards_along_the_first_dimension_are_whole_chunks(rows: int, devices: int) -> None:
-    """So that who reads one shard checks all it reads, wherever a leaf has as many chunks."""
+    """So that a process that reads one shard can verify all it reads."""
     chunk = chunk_shape((rows, 16_384), 4)
     if grid_shape((rows, 16_384), chunk)[0] >= devices and rows % devices == 0:
         assert (rows // devices) % chunk[0] == 0
 
 
-def test_an_array_without_elements_has_no_chunk() -> None:
+def test_an_array_without_elements_has_no_chunks() -> None:
     assert list(iter_cells((0, 3), chunk_shape((0, 3), 4))) == []
     assert shape_of(full_box(())) == ()

@@ -1,4 +1,4 @@
-"""Which dtype may become which, exhaustively; and casts bit for bit as JAX does them."""
+"""Which dtypes may be cast to which, exhaustively, and casts bit for bit as in JAX."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ ALL = [parse_dtype(name) for name in [*FLOATS, *INTS, *COMPLEX, "bool"]]
 PAIRS = [(a, b) for a, b in itertools.product(ALL, ALL) if a != b]
 
 
-def _every_value(dtype: np.dtype, sample: int = 300_000) -> np.ndarray:
-    """Every pattern of up to 16 bits; of wider ones a sample, with subnormals and NaNs."""
+def every_value(dtype: np.dtype, sample: int = 300_000) -> np.ndarray:
+    """Every value of dtypes up to 16 bits; a sample of wider ones, with subnormals and NaNs."""
     if dtype.name in ("int2", "int4", "uint2", "uint4"):
         info = ml_dtypes.iinfo(dtype)
         return np.arange(int(info.min), int(info.max) + 1).astype(dtype)
@@ -53,25 +53,25 @@ def _every_value(dtype: np.dtype, sample: int = 300_000) -> np.ndarray:
 
 
 @pytest.mark.parametrize("policy", ["exact", "widen", "float"])
-def test_what_no_policy_allows(policy: str) -> None:
+def test_no_policy_allows_lossy_changes_of_kind(policy: str) -> None:
     """Float to int, narrowing of ints, complex to real, and between bool and numbers."""
     for a, b in PAIRS:
         never = (
             (class_of(a), class_of(b))
             in [("float", "int"), ("complex", "int"), ("complex", "float")]
             or "bool" in (class_of(a), class_of(b))
-            or (class_of(a) == class_of(b) == "int" and not _contains(b, a))
+            or (class_of(a) == class_of(b) == "int" and not contains_range(b, a))
         )
         if never or policy == "exact":
             assert not may_cast(a, b, policy), (a, b)
 
 
-def _contains(wide: np.dtype, narrow: np.dtype) -> bool:
+def contains_range(wide: np.dtype, narrow: np.dtype) -> bool:
     w, n = ml_dtypes.iinfo(wide), ml_dtypes.iinfo(narrow)
     return int(w.min) <= int(n.min) and int(n.max) <= int(w.max)
 
 
-def test_the_default_allows_any_float_to_any_float_and_what_loses_nothing() -> None:
+def test_the_float_policy_allows_float_casts_and_lossless_ones() -> None:
     for a, b in PAIRS:
         both = class_of(a), class_of(b)
         want = both in [("float", "float"), ("complex", "complex")] or is_lossless(a, b)
@@ -80,8 +80,8 @@ def test_the_default_allows_any_float_to_any_float_and_what_loses_nothing() -> N
 
 
 @pytest.mark.parametrize("stored", [d for d in ALL if d.itemsize <= 2], ids=lambda d: d.name)
-def test_lossless_means_that_every_value_comes_back(stored: np.dtype) -> None:
-    values = _every_value(stored)
+def test_lossless_casts_keep_every_value(stored: np.dtype) -> None:
+    values = every_value(stored)
     for wanted in ALL:
         if wanted == stored or class_of(wanted) == "other":
             continue
@@ -111,7 +111,7 @@ def test_lossless_means_that_every_value_comes_back(stored: np.dtype) -> None:
         ("float16", "bfloat16", False),
     ],
 )
-def test_wide_dtypes_are_told_apart_too(stored: str, wanted: str, want: bool) -> None:
+def test_lossless_of_wide_dtypes(stored: str, wanted: str, want: bool) -> None:
     assert is_lossless(parse_dtype(stored), parse_dtype(wanted)) == want
 
 
@@ -121,8 +121,8 @@ CASTS = [(a, b) for a, b in itertools.product(_JAX, _JAX) if a != b and may_cast
 
 @pytest.mark.parametrize("stored", [d for d in _JAX if class_of(d) != "bool"], ids=lambda d: d.name)
 def test_casts_equal_those_of_jax_bit_for_bit(stored: np.dtype) -> None:
-    """NaN payloads and subnormals included, whoever of numpy and XLA does them."""
-    values = _every_value(stored)
+    """Including NaN payloads and subnormals, whether numpy or XLA casts."""
+    values = every_value(stored)
     for a, wanted in CASTS:
         if a != stored:
             continue
@@ -136,8 +136,8 @@ def test_casts_equal_those_of_jax_bit_for_bit(stored: np.dtype) -> None:
             assert out.tobytes() == want.tobytes(), wanted
 
 
-def test_float64_is_cast_as_jax_does_with_64_bit_types_off() -> None:
-    values = _every_value(np.dtype("f8"), 50_000)
+def test_float64_is_cast_as_in_jax_without_x64() -> None:
+    values = every_value(np.dtype("f8"), 50_000)
     for wanted in map(parse_dtype, ["float32", "bfloat16", "float16"]):
         with np.errstate(over="ignore", invalid="ignore"):
             want = np.asarray(jnp.asarray(values).astype(wanted))
@@ -145,7 +145,7 @@ def test_float64_is_cast_as_jax_does_with_64_bit_types_off() -> None:
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (3, 0), (1025,), (2, 3, 5)])
-def test_casts_keep_any_shape(shape: tuple[int, ...]) -> None:
+def test_casts_keep_the_shape(shape: tuple[int, ...]) -> None:
     values = np.full(shape, 1.5, np.float16)
     got = cast_array(values, np.dtype(np.float32))
     assert got.shape == shape
@@ -155,12 +155,9 @@ def test_casts_keep_any_shape(shape: tuple[int, ...]) -> None:
 @pytest.mark.parametrize(
     "name", ["object", "V8", "S3", "datetime64[s]", "os", "", "f4,i4", "__doc__"]
 )
-def test_what_is_no_number_is_no_dtype(name: str) -> None:
+def test_names_that_are_not_numeric_dtypes_are_refused(name: str) -> None:
     with pytest.raises(TypeError):
         parse_dtype(name)
-
-
-# --- every dtype there is, by name
 
 
 NUMBERS = sorted(
@@ -171,51 +168,51 @@ NUMBERS = sorted(
         if isinstance(t, type) and issubclass(t, np.generic) and n == t.__name__
     }
 )
-"""What numpy and ml_dtypes of this environment have; new versions bring new ones."""
+"""The numeric dtypes of the installed numpy and ml_dtypes."""
 
 
-def _kind(name: str) -> str:
-    """By its name alone."""
+def kind_of_name(name: str) -> str:
+    """The kind of a dtype, judged by its name alone."""
     for kind in ("complex", "bool", "float", "int"):
         if kind in name:
             return kind
     raise AssertionError(name)
 
 
-def _dtype(name: str) -> np.dtype:
+def dtype_of(name: str) -> np.dtype:
     return np.dtype(getattr(ml_dtypes, name, name))
 
 
 JAX_HAS = [
     n for n in NUMBERS if n in {d.name for d in ALL} or n in ("float6_e2m3fn", "float6_e3m2fn")
 ]
-WIDE = [n for n in JAX_HAS if _dtype(n).itemsize > 2]
+WIDE = [n for n in JAX_HAS if dtype_of(n).itemsize > 2]
 
 
 @pytest.mark.parametrize("name", NUMBERS)
-def test_each_dtype_of_numpy_and_ml_dtypes_is_classed_by_what_its_name_says(name: str) -> None:
-    """One that no `jax.Array` holds may be no number to templax, but never another kind."""
-    found = class_of(_dtype(name))
+def test_each_dtype_is_classed_as_its_name_says(name: str) -> None:
+    """A dtype that JAX lacks may be classed as "other", but never as a wrong kind."""
+    found = class_of(dtype_of(name))
     if name in JAX_HAS or found != "other":
-        assert found == _kind(name)
+        assert found == kind_of_name(name)
         assert parse_dtype(name).name == name
 
 
-def test_no_policy_lets_any_dtype_change_its_kind_to_a_poorer_one() -> None:
-    """Over all dtypes that are installed, by their names."""
+def test_no_policy_allows_a_cast_to_a_narrower_kind() -> None:
+    """For all installed dtypes, judged by their names."""
     order = {"int": 0, "float": 1, "complex": 2}
     wrong = []
     for a, b in itertools.permutations(NUMBERS, 2):
-        kinds = _kind(a), _kind(b)
+        kinds = kind_of_name(a), kind_of_name(b)
         loses = "bool" in kinds or order[kinds[0]] > order[kinds[1]]
         for policy in ("float", "widen", "exact"):
-            if loses and may_cast(_dtype(a), _dtype(b), policy):
+            if loses and may_cast(dtype_of(a), dtype_of(b), policy):
                 wrong.append((a, b, policy))
     assert not wrong
 
 
 @pytest.mark.parametrize("name", JAX_HAS)
-def test_a_policy_allows_what_a_stricter_one_does(name: str) -> None:
+def test_a_policy_allows_whatever_a_stricter_one_allows(name: str) -> None:
     for other in map(parse_dtype, JAX_HAS):
         allowed = [may_cast(parse_dtype(name), other, p) for p in ("exact", "widen", "float")]
         assert allowed == sorted(allowed)
@@ -223,29 +220,29 @@ def test_a_policy_allows_what_a_stricter_one_does(name: str) -> None:
 
 
 @pytest.mark.parametrize("stored", ["longdouble", "clongdouble"])
-def test_a_long_double_is_no_double(stored: str) -> None:
+def test_a_long_double_does_not_fit_a_double(stored: str) -> None:
     if np.finfo("longdouble").nmant == np.finfo("double").nmant:
-        pytest.skip("here it is")
+        pytest.skip("long double is double here")
     for wanted in ("float64", "complex128", "float32", "complex64"):
         assert not is_lossless(np.dtype(stored), np.dtype(wanted)), wanted
 
 
-def _extremes(dtype: np.dtype) -> np.ndarray:
-    """Largest, smallest, finest."""
+def extremes_of(dtype: np.dtype) -> np.ndarray:
+    """The largest and smallest values of a dtype, and values of its finest steps."""
     if class_of(dtype) == "int":
         info = ml_dtypes.iinfo(dtype)
         return np.array([0, 1, int(info.min), int(info.max), int(info.max) - 1], dtype)
     if class_of(dtype) == "complex":
-        return np.repeat(_extremes(np.dtype(f"f{dtype.itemsize // 2}")), 2).view(dtype)
+        return np.repeat(extremes_of(np.dtype(f"f{dtype.itemsize // 2}")), 2).view(dtype)
     f = np.finfo(dtype)
     return np.array([0, f.max, -f.max, f.smallest_subnormal, 1 + f.eps, np.inf], dtype)
 
 
 @pytest.mark.parametrize("stored", WIDE)
-def test_lossless_of_wide_dtypes_means_that_their_extremes_come_back(stored: str) -> None:
-    """Of the dtypes with too many values to try them all."""
+def test_lossless_casts_of_wide_dtypes_keep_their_extremes(stored: str) -> None:
+    """These dtypes have too many values to try them all."""
     a = parse_dtype(stored)
-    probes = _extremes(a)
+    probes = extremes_of(a)
     order = ["int", "float", "complex"]
     for wanted in map(parse_dtype, JAX_HAS):
         if wanted == a or class_of(wanted) == "bool":
@@ -258,7 +255,7 @@ def test_lossless_of_wide_dtypes_means_that_their_extremes_come_back(stored: str
                 info = ml_dtypes.iinfo(wanted)
                 survives = all(int(info.min) <= int(x) <= int(info.max) for x in probes)
             elif class_of(a) == "int":
-                # Python's ints: one that a float rounds up to may be none of the dtype.
+                # As Python ints: a float may round up to a value outside the integer dtype.
                 there = np.real(probes.astype(wanted)).astype(np.float64)
                 survives = all(
                     np.isfinite(y) and int(y) == int(x) for x, y in zip(probes, there, strict=True)
@@ -277,7 +274,7 @@ def test_lossless_is_transitive() -> None:
             assert is_lossless(a, c), (a, b, c)
 
 
-def test_every_integer_is_held_within_its_bounds_only() -> None:
+def test_integers_fit_exactly_within_the_bounds_of_a_dtype() -> None:
     for name in INTS:
         bits, signed = int(name.lstrip("uint")), not name.startswith("u")
         low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
@@ -291,9 +288,6 @@ def test_every_integer_is_held_within_its_bounds_only() -> None:
         ]
 
 
-# --- casts that involve what JAX has only with 64-bit types, or not at all
-
-
 @pytest.mark.parametrize(
     ("stored", "wanted"),
     [
@@ -303,9 +297,9 @@ def test_every_integer_is_held_within_its_bounds_only() -> None:
     ],
     ids=lambda d: d.name,
 )
-def test_every_widening_of_integers_keeps_every_value(stored: np.dtype, wanted: np.dtype) -> None:
-    """The two-bit ones, which few have, included."""
-    values = _every_value(stored, 1000)
+def test_widening_integers_keeps_every_value(stored: np.dtype, wanted: np.dtype) -> None:
+    """Including two-bit integers."""
+    values = every_value(stored, 1000)
     got = cast_array(values, wanted)
     assert got.dtype == wanted
     assert [int(v) for v in got[:70_000]] == [int(v) for v in values[:70_000]]
@@ -313,30 +307,30 @@ def test_every_widening_of_integers_keeps_every_value(stored: np.dtype, wanted: 
 
 @pytest.mark.parametrize("wanted", [d for d in ALL if class_of(d) == "float" and d.itemsize < 8],
                          ids=lambda d: d.name)  # fmt: skip
-def test_float64_becomes_any_float_as_jax_does_it(wanted: np.dtype) -> None:
-    values = _every_value(np.dtype("f8"), 20_000)
+def test_float64_is_cast_to_any_float_as_in_jax(wanted: np.dtype) -> None:
+    values = every_value(np.dtype("f8"), 20_000)
     with np.errstate(all="ignore"):
         want = np.asarray(jnp.asarray(values).astype(wanted))
     assert cast_array(values, wanted).tobytes() == want.tobytes()
 
 
-def test_complex128_becomes_complex64_as_jax_does_it() -> None:
-    values = _every_value(np.dtype("c16"), 20_000)
+def test_complex128_is_cast_to_complex64_as_in_jax() -> None:
+    values = every_value(np.dtype("c16"), 20_000)
     with np.errstate(all="ignore"):
         want = np.asarray(jnp.asarray(values).astype(np.complex64))
     assert cast_array(values, np.dtype("c8")).tobytes() == want.tobytes()
 
 
 @pytest.mark.parametrize("wanted", ["float64", "complex128", "int64"])
-def test_numpy_results_that_no_jax_array_holds_are_cast_by_numpy(wanted: str) -> None:
+def test_casts_to_dtypes_that_jax_lacks_are_those_of_numpy(wanted: str) -> None:
     stored = np.dtype("i4" if wanted == "int64" else "f4")
-    values = _every_value(stored, 20_000)
+    values = every_value(stored, 20_000)
     with np.errstate(all="ignore"):
         assert cast_array(values, parse_dtype(wanted)).tobytes() == values.astype(wanted).tobytes()
 
 
-def test_a_cast_leaves_its_input_as_it_was() -> None:
-    """Also one larger than a block, and one that is not contiguous."""
+def test_a_cast_does_not_change_its_input() -> None:
+    """Not even an input larger than a block, or one that is not contiguous."""
     values = np.arange(3_000_000, dtype=np.float32)
     before = values.tobytes()
     got = cast_array(values, np.dtype(np.float16))
@@ -346,12 +340,9 @@ def test_a_cast_leaves_its_input_as_it_was() -> None:
     assert np.array_equal(cast_array(turned, np.dtype(np.float16)), turned)
 
 
-# --- byte order is no part of a dtype
-
-
 @pytest.mark.parametrize("order", ["<", ">"])
 @pytest.mark.parametrize("code", ["f4", "i4", "c8", "u2"])
-def test_another_byte_order_is_no_other_dtype(code: str, order: str) -> None:
+def test_byte_order_is_not_part_of_a_dtype(code: str, order: str) -> None:
     values = np.arange(3).astype(order + code)
     native = np.dtype(code)
     leaf = jax.ShapeDtypeStruct((3,), native)

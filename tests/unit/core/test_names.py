@@ -1,4 +1,4 @@
-"""Names of leaves: cut and renamed at the borders of keys, whatever the keys hold."""
+"""Names of leaves: prefixes and renames apply to whole keys, whatever the keys contain."""
 
 from __future__ import annotations
 
@@ -25,10 +25,7 @@ PLAIN = st.lists(
     st.one_of(st.sampled_from(["a", "b", "w", "layers_0", "Dense_0"]), st.integers(0, 3)),
     max_size=4,
 ).map(tuple)
-"""Without dots inside a key, so that a name says where the keys end."""
-
-
-# --- join
+"""Keys without dots, so that a name shows where the keys end."""
 
 
 @MANY
@@ -41,24 +38,21 @@ def test_a_name_is_its_elements_joined(head: Path, tail: Path) -> None:
 
 @MANY
 @given(PLAIN)
-def test_an_index_and_a_key_of_the_same_spelling_meet(path: Path) -> None:
+def test_an_index_and_a_key_of_the_same_spelling_are_equal(path: Path) -> None:
     assert join_path(path) == join_path(tuple(map(str, path)))
 
 
-def test_names_of_odd_keys() -> None:
+def test_names_of_unusual_keys() -> None:
     assert join_path(()) == ""
     assert join_path(("",)) == ""
     assert join_path(("", "")) == "."
     assert join_path(("a.b", "c/d", "é 漢")) == "a.b.c/d.é 漢"
 
 
-# --- below
-
-
 @MANY
 @given(PATHS, PATHS)
-def test_below_takes_off_the_prefix(head: Path, tail: Path) -> None:
-    """Of keys that are empty or hold dots the first border that spells the prefix counts."""
+def test_below_strips_the_prefix(head: Path, tail: Path) -> None:
+    """With empty keys or dots in keys, the first border that spells the prefix counts."""
     path = head + tail
     got = strip_prefix(path, join_path(head))
     assert got is not None
@@ -71,7 +65,7 @@ def test_below_takes_off_the_prefix(head: Path, tail: Path) -> None:
 
 @MANY
 @given(PLAIN, PLAIN)
-def test_below_of_plain_keys_is_what_follows(head: Path, tail: Path) -> None:
+def test_below_of_plain_keys_is_the_rest(head: Path, tail: Path) -> None:
     assert strip_prefix(head + tail, join_path(head)) == tail
     assert strip_prefix(head, "") == head
 
@@ -85,7 +79,7 @@ def test_below_is_none_unless_a_border_spells_the_prefix(path: Path, prefix: str
 
 @MANY
 @given(PLAIN, PLAIN, PLAIN)
-def test_below_twice_is_below_both(a: Path, b: Path, rest: Path) -> None:
+def test_below_applied_twice_is_below_both_prefixes(a: Path, b: Path, rest: Path) -> None:
     once = strip_prefix(a + b + rest, join_path(a))
     assert once is not None
     assert strip_prefix(once, join_path(b)) == strip_prefix(a + b + rest, join_path(a + b)) == rest
@@ -111,11 +105,8 @@ def test_below_stops_at_borders_of_keys(path: Path, prefix: str, rest: Path | No
     assert strip_prefix(path, prefix) == rest
 
 
-# --- renamed
-
-
 @given(PATHS)
-def test_no_rename_changes_nothing(path: Path) -> None:
+def test_an_empty_rename_changes_nothing(path: Path) -> None:
     assert apply_rename(path, None) is path
     assert apply_rename(path, {}) is path
     assert apply_rename(path, lambda name: name) is path
@@ -132,7 +123,7 @@ def test_rename_replaces_a_prefix_and_keeps_the_rest(old: Path, new: Path, rest:
 
 @MANY
 @given(PATHS, st.dictionaries(PATHS.map(join_path), st.sampled_from(["x", "y.z", ""]), max_size=3))
-def test_the_longest_prefix_wins_and_is_applied_once(path: Path, rename: dict[str, str]) -> None:
+def test_the_longest_prefix_is_applied_once(path: Path, rename: dict[str, str]) -> None:
     for i in range(len(path), -1, -1):
         if join_path(path[:i]) in rename:
             new = rename[join_path(path[:i])]
@@ -146,8 +137,8 @@ def test_the_longest_prefix_wins_and_is_applied_once(path: Path, rename: dict[st
 
 @MANY
 @given(PLAIN, PLAIN)
-def test_wrapping_is_undone_by_below(path: Path, prefix: Path) -> None:
-    """`rename={"": "params"}` and `at="params"` are inverse."""
+def test_below_reverses_wrapping(path: Path, prefix: Path) -> None:
+    """`rename={"": "params"}` and `at="params"` are inverses."""
     wrapped = apply_rename(path, {"": join_path(prefix)})
     assert strip_prefix(wrapped, join_path(prefix)) == path
 
@@ -167,18 +158,15 @@ def test_a_function_renames_the_whole_name() -> None:
 
 
 @pytest.mark.parametrize("bad", [None, 3, ("a",), b"a"])
-def test_a_function_that_gives_no_name_is_said_with_its_argument(bad: object) -> None:
+def test_a_rename_function_that_returns_no_name_is_refused_with_its_argument(bad: object) -> None:
     with pytest.raises(UsageError) as caught:
         apply_rename(("a", "w"), lambda name: bad)  # type: ignore[return-value, arg-type]
     assert str(caught.value) == f"Expected a name (str) from rename('a.w'), got {bad!r}"
 
 
-# --- prefixes
-
-
 @MANY
 @given(PATHS)
-def test_prefixes_are_the_subtrees_that_hold_a_leaf(path: Path) -> None:
+def test_prefixes_are_the_subtrees_around_a_leaf(path: Path) -> None:
     found = prefixes(path)
     assert len(found) == len(path)
     if path:
@@ -188,15 +176,12 @@ def test_prefixes_are_the_subtrees_that_hold_a_leaf(path: Path) -> None:
     assert all(strip_prefix(path, prefix) is not None for prefix in found)
 
 
-# --- nearest
-
-
 NAMES = st.text("abDens_-0123", min_size=1, max_size=10)
 
 
 @MANY
 @given(NAMES, st.lists(NAMES, unique=True, max_size=6), st.randoms())
-def test_nearest_is_a_candidate_whatever_their_order(
+def test_nearest_does_not_depend_on_the_order_of_candidates(
     name: str, candidates: list[str], random: object
 ) -> None:
     got = find_nearest(name, candidates)
@@ -219,10 +204,8 @@ def test_nearest_never_changes_a_number(name: str, candidates: list[str]) -> Non
 
 @MANY
 @given(NAMES, st.lists(NAMES, unique=True, max_size=6))
-def test_nearest_of_a_name_that_is_there_is_itself_or_nothing(
-    name: str, candidates: list[str]
-) -> None:
-    """Another spelling of it makes it ambiguous; nothing else comes before it."""
+def test_nearest_of_an_existing_name_is_itself_or_nothing(name: str, candidates: list[str]) -> None:
+    """Only another spelling of the same name can make it ambiguous."""
     others = [c for c in candidates if c != name]
     twins = [c for c in others if normalize(c) == normalize(name)]
     assert find_nearest(name, [*others, name]) == (None if twins else name)
@@ -230,7 +213,7 @@ def test_nearest_of_a_name_that_is_there_is_itself_or_nothing(
 
 @MANY
 @given(NAMES)
-def test_case_and_underscores_are_no_difference(name: str) -> None:
+def test_case_is_ignored(name: str) -> None:
     for other in (name.upper(), name.lower(), name.swapcase()):
         assert normalize(other) == normalize(name)
         if other != name:

@@ -115,15 +115,13 @@ def test_missing_may_be_another_path() -> None:
 
 
 def test_the_longest_prefix_of_rename_applies_once() -> None:
-    checkpoint_with = tx.Recipe(
-        lambda: {"a": {"b": jnp.zeros(2), "c": jnp.ones(2)}, "b": jnp.full(2, 2.0)}
-    )
+    stored = tx.Recipe(lambda: {"a": {"b": jnp.zeros(2), "c": jnp.ones(2)}, "b": jnp.full(2, 2.0)})
     template = {
         "x": {"c": A((2,), jnp.float32)},
         "y": A((2,), jnp.float32),
         "a": A((2,), jnp.float32),
     }
-    got = tx.restore(checkpoint_with, template, rename={"a": "x", "a.b": "y", "b": "a"})
+    got = tx.restore(stored, template, rename={"a": "x", "a.b": "y", "b": "a"})
     assert [float(got[k].sum()) for k in "ya"] == [0, 4]
     assert float(got["x"]["c"].sum()) == 2
 
@@ -141,13 +139,11 @@ def test_a_rename_function_gets_names_below_at() -> None:
 
 
 def test_one_cast_warning_points_to_the_caller() -> None:
-    checkpoint_with = tx.Recipe(
-        lambda: {"a": jnp.ones(4), "b": jnp.ones((2, 2)), "c": jnp.int8([1])}
-    )
+    stored = tx.Recipe(lambda: {"a": jnp.ones(4), "b": jnp.ones((2, 2)), "c": jnp.int8([1])})
     template = {"a": A((4,), jnp.bfloat16), "b": A((2, 2), jnp.float16), "c": A((1,), jnp.int32)}
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        tx.restore(checkpoint_with, template)
+        tx.restore(stored, template)
     (warning,) = [w for w in caught if w.category is tx.CastWarning]
     assert warning.filename == __file__
     text = str(warning.message)

@@ -19,7 +19,7 @@ STEPS = st.dictionaries(st.integers(0, 40), METRICS, max_size=12)
 @st.composite
 def rules(draw):
     last, every, best = draw(
-        st.tuples(NUMBERS, NUMBERS, NUMBERS).filter(lambda read_losses: any(read_losses))
+        st.tuples(NUMBERS, NUMBERS, NUMBERS).filter(lambda numbers: any(numbers))
     )
     metric = "loss" if best else None
     return tx.Keep(last, every, best, metric, draw(st.sampled_from(["min", "max"])))

@@ -97,7 +97,7 @@ def test_the_index_agrees_with_the_files_of_orbax(tree: Any, tmp_path: Path) -> 
         ]
 
     assert facts(ours) == facts(theirs)
-    # Orbax 0.6 refuses a tree with an empty type that it does not know.
+    # Orbax 0.6 can't read a tree with an empty type that it does not know.
     names = {"Tuple": "List", "NamedTuple": "None"}
     assert theirs.empties == {path: names.get(e, e) for path, e in ours.empties.items()}
     assert set(names) < set(ours.empties.values())

@@ -116,7 +116,7 @@ def test_without_locks_a_leftover_is_stale_after_a_day_without_writes(tmp_path: 
 def test_on_a_network_file_system_leftovers_of_other_machines_are_stale_after_a_day(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On a local one another host token means this machine before its last start."""
+    """On a local one, another host token means that this machine was restarted since."""
     mine = abandon_save(tmp_path / "a")
     host, random = mine.name.removeprefix(f"a{TEMPORARY}-templax-").split("-")
     other = mine.with_name(f"a{TEMPORARY}-templax-{int(host, 16) ^ 1:08x}-{random}")

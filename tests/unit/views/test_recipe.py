@@ -1,4 +1,4 @@
-"""A deterministic function is a checkpoint: the same bytes, and only what is asked for."""
+"""Recipes: deterministic functions as checkpoints."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from flax import nnx
 from flax.training.train_state import TrainState
 
 import templax as tx
+from helpers import assert_same_tree
 
 KEY = jax.random.key(0)
 A = jax.ShapeDtypeStruct
@@ -49,26 +50,14 @@ def linen(x: Any) -> Any:
     return Model().init(KEY, x, train=True)
 
 
-def same(got: Any, want: Any) -> None:
-    assert jax.tree.structure(got) == jax.tree.structure(want)
-    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
-        if isinstance(b, jax.Array) and jnp.issubdtype(b.dtype, jax.dtypes.prng_key):
-            a, b = jax.random.key_data(a), jax.random.key_data(b)
-        if isinstance(b, (jax.Array, np.ndarray)):
-            assert (a.dtype, a.shape) == (b.dtype, b.shape)
-            assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
-        else:
-            assert a == b
-
-
 @pytest.mark.parametrize(
     ("fn", "args"),
     [(linen, (jnp.ones((1, 3, 5)),)), (net, (8,)), (mlp, (8,))],
     ids=["linen", "nnx", "equinox"],
 )
-def test_the_bytes_are_those_of_a_plain_call(fn: Any, args: Any) -> None:
+def test_a_recipe_gives_the_bytes_of_a_plain_call(fn: Any, args: Any) -> None:
     template = tx.template_of(fn, *args)
-    same(tx.restore(tx.Recipe(fn, *args), template), fn(*args))
+    assert_same_tree(tx.restore(tx.Recipe(fn, *args), template), fn(*args))
 
 
 @pytest.mark.parametrize(
@@ -97,10 +86,10 @@ def test_initialisers_give_the_same_bits(draw: Any) -> None:
         shape = (3, 3, 4, 5) if "delta" in repr(draw) else (6, 5)
         return {"w": draw(key, shape)}
 
-    same(tx.restore(tx.Recipe(init, KEY), tx.template_of(init, KEY)), init(KEY))
+    assert_same_tree(tx.restore(tx.Recipe(init, KEY), tx.template_of(init, KEY)), init(KEY))
 
 
-def test_only_what_is_asked_for_is_computed() -> None:
+def test_only_requested_leaves_are_computed() -> None:
     calls: list[str] = []
 
     def counted(name: str) -> jax.Array:
@@ -117,7 +106,7 @@ def test_only_what_is_asked_for_is_computed() -> None:
     assert calls == ["a"]
 
 
-def test_as_the_second_checkpoint_it_computes_what_is_missing() -> None:
+def test_as_second_checkpoint_a_recipe_computes_only_missing_leaves() -> None:
     calls: list[str] = []
 
     def counted(name: str) -> jax.Array:
@@ -145,7 +134,7 @@ def test_python_numbers_among_the_arguments_stay_python_numbers() -> None:
     )
 
 
-def test_a_function_that_looks_at_values_is_called() -> None:
+def test_a_function_of_concrete_values_is_called() -> None:
     def init(x: jax.Array) -> Any:
         n = int(jnp.sum(x))
         return {"w": jnp.ones(n) if jnp.sum(x) > 0 else jnp.zeros(1)}
@@ -165,7 +154,7 @@ def test_a_function_that_looks_at_values_is_called() -> None:
         np.int64(2**40),
     ],
 )
-def test_64_bit_numbers_of_numpy_are_not_cut(value: Any) -> None:
+def test_64_bit_numbers_of_numpy_keep_their_precision(value: Any) -> None:
     for recipe in (tx.Recipe(lambda: {"v": value}), tx.Recipe(lambda v: {"v": v}, value)):
         got = tx.restore(recipe, {"v": np.zeros_like(value)})["v"]
         assert got.dtype == value.dtype
@@ -175,7 +164,7 @@ def test_64_bit_numbers_of_numpy_are_not_cut(value: Any) -> None:
         assert [m.problem for m in match.mismatches] == ["dtype"]
 
 
-def test_numbers_strings_and_functions_beside_arrays() -> None:
+def test_numbers_strings_and_functions_are_leaves_beside_arrays() -> None:
     tree = {"n": 3, "x": 0.5, "b": True, "s": "text", "f": jax.nn.relu, "w": jnp.ones(2)}
     recipe = tx.Recipe(lambda: tree)
     assert set(tx.open(recipe).leaves) == {"n", "x", "b", "s", "w"}
@@ -183,7 +172,7 @@ def test_numbers_strings_and_functions_beside_arrays() -> None:
     assert {k: got[k] for k in "nxbsf"} == {k: tree[k] for k in "nxbsf"}
 
 
-def test_mismatches_casts_and_shardings_are_as_of_any_checkpoint() -> None:
+def test_mismatches_casts_and_shardings_work_as_for_other_checkpoints() -> None:
     recipe = tx.Recipe(lambda: {"w": jnp.ones((8, 2))})
     sharding = jax.sharding.NamedSharding(
         jax.make_mesh((8,), ("x",)), jax.sharding.PartitionSpec("x")
@@ -197,7 +186,7 @@ def test_mismatches_casts_and_shardings_are_as_of_any_checkpoint() -> None:
     assert "Recipe(" in str(caught.value)
 
 
-def test_what_the_function_raises_is_raised() -> None:
+def test_exceptions_of_the_function_are_raised() -> None:
     def init() -> Any:
         raise LookupError("no data today")
 
@@ -215,14 +204,14 @@ def test_what_the_function_raises_is_raised() -> None:
         ),
     ],
 )
-def test_what_can_not_be_called_is_refused(make: Any, text: str) -> None:
+def test_invalid_functions_and_arguments_are_refused(make: Any, text: str) -> None:
     with pytest.raises(tx.UsageError) as caught:
         make()
     assert str(caught.value) == text
 
 
-def restored(fn: Any, *args: Any, **options: Any) -> Any:
-    """What a recipe gives through the template of the same call."""
+def restore(fn: Any, *args: Any, **options: Any) -> Any:
+    """Restores a recipe through the template of the same call."""
     return tx.restore(tx.Recipe(fn, *args), tx.template_of(fn, *args), **options)
 
 
@@ -242,33 +231,33 @@ def restored(fn: Any, *args: Any, **options: Any) -> Any:
     ],
     ids=["int", "float", "complex", "bool", "int8", "bfloat16", "zeros", "full", "uint32", "sum"],
 )
-def test_constants_of_no_dimension_are_arrays_too(make: Any) -> None:
-    """JAX writes some of them into the traced function as Python numbers, wider than the array."""
+def test_0d_constants_are_arrays(make: Any) -> None:
+    """JAX traces some of them as Python numbers, which are wider than the array."""
 
     def init() -> Any:
         return {"w": jnp.ones(2), "step": make()}
 
-    same(restored(init), init())
+    assert_same_tree(restore(init), init())
 
 
-def test_a_training_state_counts_from_an_array() -> None:
+def test_the_step_of_a_train_state_is_an_array() -> None:
     def init(key: jax.Array) -> Any:
         params = Net(4, nnx.Rngs(key)).linear.kernel.get_value()
         state = TrainState.create(apply_fn=None, params=params, tx=optax.adam(1e-3))
         return state.replace(step=jnp.asarray(0))
 
-    got = restored(init, KEY)
+    got = restore(init, KEY)
     assert (got.step.dtype, int(got.step)) == (jnp.int32, 0)
     assert got.params.tobytes() == init(KEY).params.tobytes()
 
 
-def test_an_argument_returned_and_an_array_returned_twice() -> None:
+def test_arguments_and_arrays_may_be_returned_several_times() -> None:
     def init(key: jax.Array, x: jax.Array) -> Any:
         w = jax.random.normal(key, (4,))
         return {"x": x, "key": key, "w": w, "tied": w, "pair": (w, x)}
 
     x = jnp.arange(3.0)
-    same(restored(init, KEY, x), init(KEY, x))
+    assert_same_tree(restore(init, KEY, x), init(KEY, x))
     host = {"w": np.zeros(4, np.float32), "tied": np.zeros(4, np.float32)}
     got = tx.restore(tx.Recipe(init, KEY, x), host, extra="ignore")
     got["w"][:] = 0
@@ -276,8 +265,8 @@ def test_an_argument_returned_and_an_array_returned_twice() -> None:
 
 
 @pytest.mark.parametrize("size", [4, 100_000])
-def test_results_are_never_the_memory_of_an_argument(size: int) -> None:
-    """Small ones share an arena on the way, large ones have buffers of their own."""
+def test_results_do_not_share_memory_with_arguments(size: int) -> None:
+    """Small leaves share an arena, large ones have their own buffers."""
     for value in (np.arange(size, dtype=np.float32), jnp.arange(size, dtype=jnp.float32)):
         before = np.asarray(value).copy()
         got = tx.restore(tx.Recipe(lambda v: {"v": v}, value), {"v": np.zeros(size, np.float32)})
@@ -286,17 +275,17 @@ def test_results_are_never_the_memory_of_an_argument(size: int) -> None:
 
 
 @pytest.mark.parametrize("impl", ["threefry2x32", "rbg", "unsafe_rbg"])
-def test_typed_keys_are_computed(impl: str) -> None:
+def test_typed_prng_keys_are_computed(impl: str) -> None:
     def init(key: jax.Array) -> Any:
         return {"one": key, "many": jax.random.split(key, 8)}
 
     key = jax.random.key(3, impl=impl)
-    same(restored(init, key), init(key))
+    assert_same_tree(restore(init, key), init(key))
     spread = jax.sharding.NamedSharding(
         jax.make_mesh((8,), ("x",)), jax.sharding.PartitionSpec("x")
     )
-    got = restored(init, key, shardings={"one": None, "many": spread})
-    same(got, init(key))
+    got = restore(init, key, shardings={"one": None, "many": spread})
+    assert_same_tree(got, init(key))
     assert got["many"].sharding.is_equivalent_to(spread, 1)
     another = "rbg" if impl == "threefry2x32" else "threefry2x32"
     other = jax.eval_shape(lambda: jax.random.key(0, impl=another))
@@ -304,12 +293,12 @@ def test_typed_keys_are_computed(impl: str) -> None:
     assert [(m.problem, m.name) for m in match.mismatches] == [("dtype", "one")]
 
 
-def test_what_is_jitted_is_computed_as_a_whole_and_is_the_same() -> None:
+def test_a_jitted_function_gives_the_same_values() -> None:
     @jax.jit
     def init(key: jax.Array) -> Any:
         return {"w": jax.random.normal(key, (3,)) * 3, "b": jnp.ones(2), "n": jnp.asarray(0)}
 
-    same(restored(init, KEY), init(KEY))
+    assert_same_tree(restore(init, KEY), init(KEY))
     got = tx.restore(tx.Recipe(init, KEY), {"w": A((3,), jnp.float32)}, extra="ignore")
     assert got["w"].tobytes() == init(KEY)["w"].tobytes()
 
@@ -329,11 +318,11 @@ def test_casts_are_those_of_jax(stored: str) -> None:
             got = tx.restore(recipe, template)
         with pytest.raises(tx.TemplateError):
             tx.restore(recipe, template, cast="exact")
-    same(got, {"w": init(KEY)["w"].astype(wanted)})
+    assert_same_tree(got, {"w": init(KEY)["w"].astype(wanted)})
 
 
-def test_at_applies_to_a_recipe_that_supplies_what_is_missing() -> None:
-    """And `rename` doesn't: it says how the first checkpoint's names differ."""
+def test_at_applies_to_the_second_checkpoint() -> None:
+    """`rename` does not: it is about the names of the first checkpoint."""
     first = tx.Recipe(lambda: {"params": {"old": jnp.ones(2)}})
     second = tx.Recipe(lambda: {"params": {"head": jnp.full(2, 5.0)}, "head": jnp.zeros(2)})
     template = {"body": A((2,), jnp.float32), "head": A((2,), jnp.float32)}
@@ -346,7 +335,7 @@ def test_at_applies_to_a_recipe_that_supplies_what_is_missing() -> None:
     assert (got["body"].tolist(), got["head"].tolist()) == ([1, 1], [5, 5])
 
 
-def test_what_the_second_supplies_is_matched_too() -> None:
+def test_leaves_of_the_second_checkpoint_are_matched() -> None:
     first = tx.Recipe(lambda: {"a": jnp.ones(2)})
     template = {"a": A((2,), jnp.float32), "b": A((2,), jnp.float32), "c": A((), jnp.float32)}
     with pytest.raises(tx.TemplateError) as caught:
@@ -360,15 +349,15 @@ def test_what_the_second_supplies_is_matched_too() -> None:
     )
 
 
-def test_of_two_checkpoints_the_first_counts_where_both_have_a_leaf() -> None:
-    """Even where only the second one's would fit."""
+def test_the_first_checkpoint_takes_precedence() -> None:
+    """Even if only the leaf of the second one would match."""
     first = tx.Recipe(lambda: {"a": jnp.ones(3), "b": jnp.ones(2)})
     second = tx.Recipe(lambda: {"a": jnp.zeros(2)})
     match = tx.check(first, {"a": A((2,), jnp.float32), "b": ...}, missing=second)
     assert [(m.problem, m.found) for m in match.mismatches] == [("shape", "(3,)")]
 
 
-def test_what_the_second_function_raises_is_raised_if_it_is_looked_at() -> None:
+def test_exceptions_of_the_second_function_are_raised() -> None:
     def broken() -> Any:
         raise LookupError("no data today")
 
@@ -378,7 +367,7 @@ def test_what_the_second_function_raises_is_raised_if_it_is_looked_at() -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_what_is_raised_while_computing_is_raised_and_no_thread_stays() -> None:
+def test_exceptions_while_computing_are_raised_and_leave_no_thread() -> None:
     def fail() -> Any:
         raise RuntimeError("out of numbers")
 
@@ -393,7 +382,7 @@ def test_what_is_raised_while_computing_is_raised_and_no_thread_stays() -> None:
     assert got["b"].tolist() == [1, 1]
 
 
-def test_each_open_traces_once_and_a_catalog_is_computed_again_for_each_restore() -> None:
+def test_a_function_is_traced_once_per_open() -> None:
     traced = []
 
     def init(key: jax.Array) -> Any:
@@ -405,10 +394,10 @@ def test_each_open_traces_once_and_a_catalog_is_computed_again_for_each_restore(
     template = {"w": A((3,), jnp.float32)}
     first, second = tx.restore(catalog, template), tx.restore(catalog, template)
     assert len(traced) == 1
-    same(first, second)
+    assert_same_tree(first, second)
 
 
-def test_a_function_that_looks_at_values_is_called_once_for_each_open() -> None:
+def test_a_function_of_concrete_values_is_called_once_per_open() -> None:
     called = []
 
     def init(x: jax.Array) -> Any:
@@ -430,21 +419,21 @@ class Maker:
     __call__ = make
 
 
-def _named() -> Any:
+def make_named() -> Any:
     return {"w": jnp.ones(2)}
 
 
 @pytest.mark.parametrize(
     ("fn", "url"),
     [
-        (_named, "Recipe(_named)"),
+        (make_named, "Recipe(make_named)"),
         (Maker(), "Recipe(Maker)"),
-        (functools.partial(_named), "Recipe(partial)"),
+        (functools.partial(make_named), "Recipe(partial)"),
         (Maker().make, "Recipe(Maker.make)"),
     ],
     ids=["function", "object", "partial", "method"],
 )
-def test_a_recipe_is_called_after_its_function_in_reports(fn: Any, url: str) -> None:
+def test_a_recipe_is_named_after_its_function(fn: Any, url: str) -> None:
     recipe = tx.Recipe(fn)
     assert (repr(recipe), recipe.url) == (url, url)
     assert str(tx.check(recipe, {"w": A((2,), jnp.float32)})) == f"the leaf matches {url}"
@@ -453,10 +442,10 @@ def test_a_recipe_is_called_after_its_function_in_reports(fn: Any, url: str) -> 
     )
 
 
-def test_its_own_template_restores_all_of_it() -> None:
+def test_the_template_of_a_recipe_restores_all_of_it() -> None:
     tree = {"n": 3, "s": "text", "l": [jnp.ones(2), {"k": KEY}], "wide": np.array([2**40])}
     catalog = tx.open(tx.Recipe(lambda: tree))
-    same(tx.restore(catalog, catalog.template()), tree)
+    assert_same_tree(tx.restore(catalog, catalog.template()), tree)
 
 
 @pytest.mark.parametrize("value", [{}, [], None, (), {"f": jnp.sin}])
@@ -466,5 +455,5 @@ def test_a_function_that_returns_no_data_has_no_leaves(value: Any) -> None:
     assert tx.restore(catalog, value) == value
 
 
-def test_a_bare_array_is_a_tree() -> None:
-    assert restored(lambda: jnp.arange(3)).tolist() == [0, 1, 2]
+def test_a_bare_array_can_be_restored() -> None:
+    assert restore(lambda: jnp.arange(3)).tolist() == [0, 1, 2]
