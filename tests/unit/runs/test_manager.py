@@ -132,7 +132,7 @@ def test_a_step_that_is_deleted_between_its_listing_and_its_reading_is_not_misse
     """What was the latest is gone, so the latest that is there is restored."""
     copied(tmp_path, ["7", "20"])
     manager = tx.Manager(tmp_path)
-    listed = manager._committed
+    listed = manager._find_committed
 
     def late():
         found = listed()
@@ -140,7 +140,7 @@ def test_a_step_that_is_deleted_between_its_listing_and_its_reading_is_not_misse
             shutil.rmtree(tmp_path / "20")
         return found
 
-    monkeypatch.setattr(manager, "_committed", late)
+    monkeypatch.setattr(manager, "_find_committed", late)
     assert manager.restore(SCALE, **AT)["scale"].shape == ()
 
 
@@ -618,8 +618,8 @@ def test_a_step_that_was_not_begun_is_named_by_the_failure_before(tmp_path, monk
         raise tx.SaveError("No space is left")
 
     with monkeypatch.context() as patch:
-        patch.setattr(job_module.Job, "_describe", full)
-        manager.save(1, {"w": np.ones(3)})._ended.wait()
+        patch.setattr(job_module.Job, "_write_small_files", full)
+        manager.save(1, {"w": np.ones(3)})._outcome.wait_for_end()
     with pytest.raises(tx.SaveError, match="and step 2 was not begun: No space is left"):
         manager.save(2, {"w": np.ones(3)})
     manager.save(2, {"w": np.ones(3)}, wait=True)

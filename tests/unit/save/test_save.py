@@ -383,13 +383,13 @@ def test_donated_arrays_are_saved_as_they_were(
 def _blocked(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
     """Saves wait before they are committed until the event is set."""
     go = threading.Event()
-    describe = job_module.Job._describe
+    describe = job_module.Job._write_small_files
 
     def wait(job: Any, files: Any) -> Any:
         assert go.wait(60)
         return describe(job, files)
 
-    monkeypatch.setattr(job_module.Job, "_describe", wait)
+    monkeypatch.setattr(job_module.Job, "_write_small_files", wait)
     return go
 
 
@@ -428,9 +428,9 @@ def test_a_failure_nobody_waited_for_is_raised_at_the_next_save(
         raise tx.SaveError("No space is left", file="x")
 
     with monkeypatch.context() as patch:
-        patch.setattr(job_module.Job, "_describe", full)
+        patch.setattr(job_module.Job, "_write_small_files", full)
         saved = tx.save(tmp_path / "1", {"w": jnp.ones(3)}, wait=False)
-        saved._ended.wait()
+        saved._outcome.wait_for_end()
     with pytest.raises(tx.SaveError, match="An earlier save failed: No space is left"):
         tx.save(tmp_path / "2", {"w": jnp.ones(3)})
     assert os.listdir(tmp_path) == []
@@ -443,7 +443,7 @@ def test_a_failure_that_was_waited_for_is_not_raised_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(job_module.Job, "_describe", lambda job, files: 1 / 0)
+        patch.setattr(job_module.Job, "_write_small_files", lambda job, files: 1 / 0)
         saved = tx.save(tmp_path / "1", {"w": jnp.ones(3)}, wait=False)
         with pytest.raises(ZeroDivisionError):
             saved.wait()
@@ -475,7 +475,7 @@ def test_the_end_of_the_process_reports_what_failed(tmp_path: Path) -> None:
         "import sys, numpy as np, templax as tx\n"
         "from templax import _saving\n"
         "def full(job, files): raise tx.SaveError('No space is left')\n"
-        "_saving.Job._describe = full\n"
+        "_saving.Job._write_small_files = full\n"
         "tx.save(sys.argv[1], {'w': np.ones(3)}, wait=False)\n"
     )
     done = _python(code, str(tmp_path / "ckpt"))
