@@ -323,8 +323,8 @@ def _check_destination(source: Source, *, replaces: bool) -> None:
     except SourceError as error:
         cause = error.__cause__
         if isinstance(cause, OSError):
-            raise save_error("look at what is there", source.url, cause) from error
-        raise SaveError(f"can't look at what is there: {error}", file=source.url) from error
+            raise save_error("examine the destination", source.url, cause) from error
+        raise SaveError(f"can't examine the destination: {error}", file=source.url) from error
     if around is not None:
         what = f"Expected a place of its own, got one inside {around}"
         raise SaveError(what, file=source.url)

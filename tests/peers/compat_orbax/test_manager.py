@@ -26,7 +26,7 @@ from side_by_side import (
     step_state,
 )
 from templax._save import job as job_module
-from templax.compat.orbax.options import Facts
+from templax.compat.orbax.options import StepFacts
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
@@ -242,7 +242,7 @@ def test_the_steps_that_stay_are_those_of_orbaxs_policies(data):
     numbers = data.draw(st.lists(st.integers(0, 40), unique=True, min_size=1, max_size=12))
     losses = st.none() | st.integers(0, 4).map(float)
     facts = {
-        step: Facts(None if (loss := data.draw(losses)) is None else {"loss": loss}, seconds)
+        step: StepFacts(None if (loss := data.draw(losses)) is None else {"loss": loss}, seconds)
         for step, seconds in zip(sorted(numbers), range(0, 10_000, 700), strict=False)
     }
     chosen = {
@@ -266,7 +266,7 @@ def test_the_steps_that_stay_are_those_of_orbaxs_policies(data):
     ]
     kept = policy.should_preserve(infos, context=None)
     theirs = {info.step for info, stays in zip(infos, kept, strict=True) if stays}
-    assert compat.CheckpointManagerOptions(**chosen).stays(facts) == theirs
+    assert compat.CheckpointManagerOptions(**chosen).select_kept(facts) == theirs
 
 
 def several(ocp, path):

@@ -473,9 +473,9 @@ def test_the_end_of_the_process_waits_for_a_save(tmp_path: Path) -> None:
 def test_the_end_of_the_process_reports_what_failed(tmp_path: Path) -> None:
     code = (
         "import sys, numpy as np, templax as tx\n"
-        "from templax import _saving\n"
+        "from templax._save import job as job_module\n"
         "def full(job, files): raise tx.SaveError('No space is left')\n"
-        "_saving.Job._write_small_files = full\n"
+        "job_module.Job._write_small_files = full\n"
         "tx.save(sys.argv[1], {'w': np.ones(3)}, wait=False)\n"
     )
     done = _python(code, str(tmp_path / "ckpt"))
@@ -561,19 +561,19 @@ def test_a_signal_handler_may_save_while_the_program_does(tmp_path: Path) -> Non
     """As those do that are told that the machine is taken away."""
     code = (
         "import signal, sys, numpy as np, templax as tx\n"
-        "from templax import _saving\n"
+        "from templax._save import job as job_module\n"
         "def handler(*_):\n"
         "    tx.save(sys.argv[1] + '/emergency', {'w': np.ones(3)})\n"
         "    print('saved', flush=True)\n"
         "signal.signal(signal.SIGTERM, handler)\n"
-        "real = _saving.copied\n"
+        "real = job_module.copy_values\n"
         "def copied(*args):\n"
         "    if not copied.done:\n"
         "        copied.done = True\n"
         "        signal.raise_signal(signal.SIGTERM)\n"
         "    real(*args)\n"
         "copied.done = False\n"
-        "_saving.copied = copied\n"
+        "job_module.copy_values = copied\n"
         "tx.save(sys.argv[1] + '/usual', {'w': np.ones(3)}, wait=False).wait()\n"
     )
     done = _python(code, str(tmp_path))
