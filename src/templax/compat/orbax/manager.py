@@ -93,7 +93,7 @@ class CheckpointManager(Saver):
     ) -> None:
         if handler_registry is not None:
             raise unmapped_argument(
-                "handler_registry", "args= of save and restore tell the kind of each item"
+                "handler_registry", "args= of save and restore name what each item is"
             )
         source = open_source(directory)
         # Made absolute now, so that a later chdir does not change the directory that is saved to.
