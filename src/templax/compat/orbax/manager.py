@@ -307,7 +307,7 @@ class CheckpointManager(Saver):
                     raise tx.NotFound(f"Expected step {step}, found none", file=self._root)
                 path = os.path.join(self._root, found[step])
                 if not delete_checkpoint(path):
-                    raise tx.SaveError("Expected a step that nobody restores", file=path)
+                    raise tx.SaveError("Expected a step that nobody is restoring", file=path)
             job.tell_all("deleting a step")
         self._latest_known = False
 
