@@ -105,14 +105,14 @@ class Job:
                 raise SaveError(
                     "Several processes can't save to a sink of your own", file=sink.path
                 )
-            facts = sink.path, sink.directory, self._digest(), owners
+            facts = sink.path, sink.directory, self._hash_facts(), owners
             job.tell_all("beginning to save", msgspec.msgpack.encode(facts))
             return sink
         path, directory, digest, owners = msgspec.msgpack.decode(
             job.tell_all("beginning to save"),
             type=tuple[str, str, str, list[list[tuple[int, int]]]],
         )
-        if digest != self._digest():
+        if digest != self._hash_facts():
             raise SaveError(
                 "Expected the tree that process 0 saves, got other leaves, shapes, dtypes or"
                 f" shardings on process {job.index}",
@@ -122,7 +122,7 @@ class Job:
             item.set_owners(single_owners)
         return Staging.join(path, directory)
 
-    def _digest(self) -> str:
+    def _hash_facts(self) -> str:
         """A hash of everything that all processes must agree on."""
         facts = self._handlers, [item.facts for item in self._items], self._options.level
         return hashlib.sha256(msgspec.msgpack.encode(facts)).hexdigest()
@@ -196,7 +196,7 @@ class Job:
             total, crcs = self._commit_together()
         ended = time.perf_counter()
         self.outcome.nbytes = total
-        self.outcome.fingerprint = self._fingerprint(crcs)
+        self.outcome.fingerprint = self._combine_fingerprints(crcs)
         self.outcome.stages = {
             "snapshot": self._snapshot_s,
             "encode": sum(item.writer.encode_s for item in self._items),
@@ -219,7 +219,7 @@ class Job:
             item.writer.wait(None if progress is None else report)
             done += item.writer.total
 
-    def _fingerprint(self, crcs: list[list[int]]) -> Fingerprint:
+    def _combine_fingerprints(self, crcs: list[list[int]]) -> Fingerprint:
         """The fingerprint of the tree; of several items, that of the dict of their trees."""
         several = len(self._items) > 1
         return combine_fingerprints(
