@@ -374,14 +374,14 @@ def test_a_handle_holds_no_copy_of_the_tree(
 ) -> None:
     """Nor does the error, so both can be kept without their memory."""
     copies: list[weakref.ref[np.ndarray]] = []
-    aligned = snapshot.aligned
+    allocate = snapshot.allocate_aligned
 
     def remember(nbytes: int) -> Any:
-        memory = aligned(nbytes)
+        memory = allocate(nbytes)
         copies.append(weakref.ref(memory))
         return memory
 
-    monkeypatch.setattr(snapshot, "aligned", remember)
+    monkeypatch.setattr(snapshot, "allocate_aligned", remember)
     at = 20 if fails else None
     with points.use_disk(FaultyDisk(at=at, fault=errno.ENOSPC, disk=points.Unsynced())):
         saved = tx.save(tmp_path / "ckpt", points.tree(2), wait=False, threads=2)

@@ -40,7 +40,7 @@ with ocp.CheckpointManager(args[0], options=options, item_names=("state", "meta"
     try:
         manager.save(5, args=items, force=True)
     except tx.TemplaxError as error:
-        said.append("Step 5 is there already" in str(error))
+        said.append("Step 5 already exists" in str(error))
 print(json.dumps(said))
 """
 

@@ -15,8 +15,8 @@ SCRIPT = """
 import jax.numpy as jnp, numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from templax._save.item import Json
-from templax._save.background import start_save as start
-from templax._save.options import make_options as _request
+from templax._save.background import start_save
+from templax._save.options import make_options
 mesh = Mesh(np.array(jax.devices()), ("x",))
 rows, here = NamedSharding(mesh, PartitionSpec("x")), NamedSharding(mesh, PartitionSpec())
 def array(sharding, start, dtype):
@@ -27,8 +27,7 @@ items = {
     "ema": {"w": array(rows, 100, np.int32), "all": array(here, 200, np.int8)},
     "meta": Json({"process": 0}),
 }
-request = _request("orbax", None, False, None, None, None, None)
-saved = start(args[0], items, request, wait=args[1] == "wait").wait()
+saved = start_save(args[0], items, make_options(), wait=args[1] == "wait").wait()
 print(saved.fingerprint, saved.leaves)
 """
 

@@ -32,7 +32,8 @@ JAX = {
     "_save.owners", "_save.save", "_save.snapshot", "_template.from_pytree",
     "_template.shardings", "_template.trace", "_views.recipe",
     "compat.orbax.__init__", "compat.orbax.args", "compat.orbax.checkpointers",
-    "compat.orbax.manager", "compat.orbax.metadata", "compat.orbax.saver", "compat.orbax.v1",
+    "compat.orbax.leaf_args", "compat.orbax.legacy", "compat.orbax.manager",
+    "compat.orbax.metadata", "compat.orbax.saver", "compat.orbax.v1",
 }  # fmt: skip
 """Modules that may import JAX when they are imported themselves."""
 

@@ -1,1 +1,1 @@
-"""Runs: directories of steps."""
+"""Runs, which are directories of steps: saving, keeping, listing and locking them."""

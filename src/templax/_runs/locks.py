@@ -1,7 +1,7 @@
-"""Who writes to a run and who reads a step, told between processes by locks on its files.
+"""Locks between processes: one may save to a run, and a step that is being read is not deleted.
 
-All are locks of the open file (flock): a process that dies gives them up. Where a file system has
-none, everybody is taken to be alone.
+All are `flock` locks of an open file, which the system releases when a process dies. On a file
+system without locks, every process is assumed to be the only one.
 """
 
 from __future__ import annotations
@@ -20,16 +20,17 @@ from ..storage.disk import DISK, Disk, save_error, try_lock
 from ..storage.leftovers import sync_names
 
 LOCK = ".templax.lock"
-"""File in the directory of a run: who holds it is the one that saves there."""
+"""The file in the directory of a run that the process which saves there has locked."""
 
-_MOST_READ = 4096
+_MAX_HOLDER_BYTES = 4096
+"""The most that is read of the lock file, whose content is only shown."""
 
 
 class WriterLock:
-    """The right to save to a run; one at a time has it, of all processes and in each.
+    """The right to save to a run, which one object of one process has at a time.
 
     Args:
-        directory: Of the run; made if it is not there.
+        directory: The directory of the run, created by `acquire` if it does not exist.
     """
 
     def __init__(self, directory: str, disk: Disk = DISK):
@@ -37,7 +38,7 @@ class WriterLock:
         self._held: weakref.finalize[[int, Disk], WriterLock] | None = None
 
     def acquire(self) -> None:
-        """Gets the lock, if this object does not have it yet.
+        """Acquires the lock, unless this object has it already.
 
         Raises:
             SaveError: Somebody else has it; or the file system refuses.
@@ -46,7 +47,7 @@ class WriterLock:
             return
         path = os.path.join(self._directory, LOCK)
         try:
-            self._make()
+            self._make_directory()
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         except OSError as error:
             raise save_error("save", path, error) from error
@@ -54,21 +55,21 @@ class WriterLock:
             if try_lock(fd, self._disk) is False:
                 raise SaveError(
                     f"Expected to be the only one that saves to {self._directory}, found"
-                    f" {_holder(os.pread(fd, _MOST_READ, 0))}",
+                    f" {_describe_holder(os.pread(fd, _MAX_HOLDER_BYTES, 0))}",
                     file=path,
                     hint="close that templax.Manager, or wait until its process ends",
                 )
-            _write(fd)
+            _write_holder(fd)
         except BaseException as error:
             os.close(fd)
             if isinstance(error, OSError) and not isinstance(error, SaveError):
                 raise save_error("lock", path, error) from error
             raise
-        # A manager that is forgotten without being closed must not lock its successor out.
+        # A manager that was dropped without being closed must not lock out its successor.
         self._held = weakref.finalize(self, _release, fd, self._disk)
 
-    def _make(self) -> None:
-        """Makes the directory, so that a loss of power does not take it away with the steps."""
+    def _make_directory(self) -> None:
+        """Makes the directory durably: a power loss must not remove it together with its steps."""
         missing: list[str] = []
         directory = self._directory
         while not os.path.lexists(directory):
@@ -77,7 +78,7 @@ class WriterLock:
         made: list[str] = []
         try:
             for directory in reversed(missing):
-                with suppress(FileExistsError):  # another process was quicker
+                with suppress(FileExistsError):  # another process was faster
                     self._disk.mkdir(directory)
                     made.append(directory)
                 sync_names(os.path.dirname(directory), self._disk)
@@ -88,7 +89,7 @@ class WriterLock:
             raise
 
     def release(self) -> None:
-        """Lets others have it; does nothing if it was never acquired."""
+        """Releases the lock. Does nothing if this object does not have it."""
         if self._held is not None:
             self._held()
             self._held = None
@@ -96,12 +97,12 @@ class WriterLock:
 
 def _release(fd: int, disk: Disk) -> None:
     with suppress(OSError):  # a file system without locks
-        disk.unlock(fd)  # a forked child may have it open, too
+        disk.unlock(fd)  # closing is not enough: a forked child may have the file open too
     os.close(fd)
 
 
-def _write(fd: int) -> None:
-    """Says who holds the lock."""
+def _write_holder(fd: int) -> None:
+    """Writes to the lock file who holds it."""
     who = {
         "pid": os.getpid(),
         "host": socket.gethostname(),
@@ -111,8 +112,8 @@ def _write(fd: int) -> None:
     os.pwrite(fd, json.dumps(who).encode(), 0)
 
 
-def _holder(text: bytes) -> str:
-    """Words for what the lock file says of its holder."""
+def _describe_holder(text: bytes) -> str:
+    """The holder of the lock in words, from the content of the lock file."""
     try:
         who = json.loads(text)
         pid, host, since = who["pid"], who["host"], who["since"]
@@ -128,28 +129,29 @@ def hold_for_reading(path: str, disk: Disk = DISK) -> Generator[bool, None, None
     """Keeps a step from being deleted while it is read.
 
     Yields:
-        Whether it is there: False if it was deleted or replaced meanwhile.
+        Whether the step exists: False if it was deleted or replaced meanwhile.
     """
-    fd, there = None, True  # what else is wrong with it is said by who reads it
+    fd, exists = None, True
     try:
         fd = disk.open_directory(path)
     except OSError as error:
-        there = not isinstance(error, FileNotFoundError)
+        # Any other problem is reported by the caller, when it reads the step.
+        exists = not isinstance(error, FileNotFoundError)
     if fd is None:
-        yield there
+        yield exists
         return
     try:
         with suppress(OSError):  # a file system without locks
-            fcntl.flock(fd, fcntl.LOCK_SH)  # waits for who replaces or deletes it, if any
-        yield _is_at(fd, path)
+            fcntl.flock(fd, fcntl.LOCK_SH)  # waits for a process that is replacing or deleting it
+        yield _names_open_file(fd, path)
     finally:
         with suppress(OSError):
-            disk.unlock(fd)  # a child that was forked meanwhile has it open, too
+            disk.unlock(fd)  # a child that was forked meanwhile has the file open too
         disk.close(fd)
 
 
-def _is_at(fd: int, path: str) -> bool:
-    """Whether a path still names what is open."""
+def _names_open_file(fd: int, path: str) -> bool:
+    """Whether a path still names the file that is open."""
     try:
         return os.path.samestat(os.fstat(fd), os.stat(path))
     except FileNotFoundError:

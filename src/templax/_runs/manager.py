@@ -1,4 +1,4 @@
-"""The steps of a training run: saved one by one, some of them kept, the latest restored."""
+"""The manager of a run: it saves steps, deletes those that no rule keeps, and restores them."""
 
 from __future__ import annotations
 
@@ -7,14 +7,11 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-
 from .._catalog.catalog import Catalog
-from .._core.arguments import PyTree, check_int
-from .._core.dtypes import Cast, class_of
+from .._core.arguments import PyTree
+from .._core.dtypes import Cast
 from .._core.names import Rename
 from .._plan.plan import Plan
 from .._restore import api
@@ -25,44 +22,42 @@ from ..storage.leftovers import TEMPORARY, delete_checkpoint, find_abandoned_in,
 from ..storage.local import Local
 from ..storage.memory import Memory
 from ..storage.open import open_source
+from .arguments import check_metrics, check_step
 from .locks import WriterLock, hold_for_reading
 from .retention import Keep, as_keep, rank_steps, select_kept
 
 if TYPE_CHECKING:
-    from .._save.result import Saved
-
-_MOST = 10**18
-"""No step has this number or a higher one: its name would not be taken for that of a step."""
+    from .._save.result import PendingSave, Saved
 
 _ITEM = re.compile(r"[^/.\0][^/\0]*")
-"""A name of one directory, not a hidden one."""
+"""The name of one directory that is not hidden."""
 
 _log = logging.getLogger("templax")
 
 
 class Manager:
-    """A directory of steps that one program saves to, and any number restore from.
+    """A directory of steps that one program saves to and any number of programs restore from.
 
-    It is laid out as Orbax's `CheckpointManager` lays it out: each lists and restores the steps of
-    the other, and a step is named as those that are there, with their prefix and padding. Nothing
-    is made before the first save, so that a read-only directory can be restored from. Others may
-    restore, or run `templax prune`, while this program saves. Use it as a context manager, or
-    `close` it.
+    The layout is that of Orbax's `CheckpointManager`: each lists and restores the steps that the
+    other saved, and new steps are named like the existing ones, with their prefix and padding.
+    Nothing is created before the first save, so a read-only directory can be restored from. Other
+    programs may restore, or run `templax prune`, while this one saves. Use the manager as a context
+    manager, or call `close`.
 
     Args:
-        url: A local path. Need not exist.
-        keep: Which steps stay when another one was saved: a `Keep`, or how many of the latest. None
-            keeps all. Only committed steps are deleted, and none that a `Manager` restores from at
-            that time; that one goes after a later save.
-        item: Name of the item that holds the tree in each step. None: that of the only tree in the
-            steps that are there; in a new directory "default", as of Orbax's `CheckpointManager`
-            (its v1 API has "state").
+        url: A local path, which need not exist.
+        keep: Which steps stay after another one was saved: a `Keep`, or the number of latest steps
+            to keep. None keeps all. Only committed steps are deleted. A step that a `Manager` is
+            restoring from at that time is deleted after a later save.
+        item: Name of the item that holds the tree in each step. None takes the name of the only
+            tree in the existing steps, or "default" in a new directory, as Orbax's
+            `CheckpointManager` does (Orbax's v1 API uses "state").
 
     Attributes:
-        url: The path, absolute.
+        url: The absolute path.
 
     Raises:
-        UsageError: No local path, or a rule that means nothing.
+        UsageError: `url` is not a local path, or `keep` or `item` is invalid.
 
     Example:
         >>> import jax.numpy as jnp, tempfile, templax as tx
@@ -89,11 +84,11 @@ class Manager:
         wrong = not isinstance(item, str) or not _ITEM.fullmatch(item) or item == "metrics"
         if item is not None and wrong:
             raise UsageError(f"Expected item= a name (str), and not `metrics`, got {item!r}")
-        # Absolute now: a later chdir must not change where is saved to.
+        # Made absolute now, so that a later chdir does not change the directory that is saved to.
         self.url = os.path.abspath(source.url)
         self._item, self._keep = item, as_keep(keep)
         self._lock = WriterLock(self.url)
-        self._saved: Saved | None = None
+        self._pending: PendingSave | None = None
 
     def __repr__(self) -> str:
         return f"Manager({self.url!r})"
@@ -101,18 +96,14 @@ class Manager:
     def __enter__(self) -> Manager:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exc: object) -> None:
+        _, error, _ = exc
         try:
             self.close()
         except TemplaxError as failed:
-            if error is None:
+            if not isinstance(error, BaseException):
                 raise
-            error.add_note(f"Besides, {failed}")  # what ended the block comes first
+            error.add_note(f"Besides, {failed}")  # the error that ended the block comes first
 
     def save(
         self,
@@ -128,115 +119,119 @@ class Manager:
         threads: int | None = None,
         on_progress: Callable[[int, int], None] | None = None,
     ) -> Saved:
-        """Saves a step, as `templax.save` does; then deletes the steps that no rule keeps.
+        """Saves a step, as `templax.save` does, and then deletes the steps that no rule keeps.
 
-        It waits for the step before, if that one is still being saved. With `wait=False` both the
-        saving and the deleting go on in the background, and the values are the tree's at the time
-        of the call. The step just saved always stays until the next one is, also if it is not the
-        highest. What killed programs left in the directory is removed first.
+        Waits for the previous step if that is still being saved. With `wait=False` saving and
+        deleting continue in the background, and the values saved are those that the tree has at the
+        time of the call. The step just saved stays at least until the next one is saved, even if it
+        is not the highest. Files that killed programs left in the directory are removed first.
 
-        Where several processes make up a JAX job, each calls this, with its own manager of the same
+        In a JAX job of several processes, each process calls this, with its own manager of the same
         directory.
 
         Args:
-            step: Its number, 0 or higher.
-            tree: As of `templax.save`, as are the other options.
-            metrics: Numbers by name, such as `{"loss": 0.3}`, by which `Keep` and `best` choose.
-                Scalar arrays are taken, and NaN.
-            overwrite: Replaces the step if it is there.
+            step: The step number, 0 or higher.
+            tree: The pytree to save.
+            metrics: Numbers by name, such as `{"loss": 0.3}`, for `Keep` and `best` to compare.
+                Scalar arrays and NaN are accepted.
+            overwrite: Replaces the step if it exists.
+
+        See `templax.save` for the remaining arguments.
 
         Returns:
-            What was written; with `wait=False` the handle of a save that goes on.
+            What was written; with `wait=False`, the handle of the save in progress.
 
         Raises:
-            SaveError: As of `templax.save`; the save before this one failed; or another process, or
-                another `Manager` of this one, saves to the directory.
-            AlreadyExists: The step is there.
-            UsageError: An argument that means nothing, or `url` is a checkpoint itself.
+            SaveError: See `templax.save`; also raised if the previous save failed, or if another
+                process or another `Manager` is saving to the directory.
+            AlreadyExists: The step exists.
+            UsageError: An argument is invalid, or `url` is itself a checkpoint.
         """
         from .._hosts.agreement import join_job
         from .._save.background import start_save
         from .._save.options import make_options
+        from .._save.result import PendingSave
 
-        step, numbers = _number(step), _numbers(metrics)
-        request = make_options(
-            "orbax", metadata, overwrite, compression, memory, threads, on_progress
+        step, numbers = check_step(step), check_metrics(metrics)
+        options = make_options(
+            metadata=metadata,
+            overwrite=overwrite,
+            compression=compression,
+            memory=memory,
+            threads=threads,
+            on_progress=on_progress,
         )
         try:
             self.wait()
         except SaveError as error:
             raise SaveError(
-                f"The step before was not saved, and step {step} was not begun: {error}",
+                f"The previous step was not saved, and step {step} was not begun: {error}",
                 hint="save it again",
             ) from error
-        with join_job(self.url) as job:  # process 0 locks, names and deletes for all of a job
-            place = self._begin(step) if job.index == 0 else ("", "")
-            told = job.tell_all("beginning a step", "/".join(place).encode())
-            name, _, item = told.decode().partition("/")
+        with join_job(self.url) as job:  # process 0 locks, names and deletes for the whole job
+            names = self._prepare_step(step) if job.index == 0 else ("", "")
+            agreed = job.tell_all("beginning a step", "/".join(names).encode())
+            name, _, item = agreed.decode().partition("/")
 
         def after() -> None:
             if job.index == 0:
-                self._retain(step, step_prefix(name))
+                self._delete_unkept(step, step_prefix(name))
 
-        request = replace(request, metrics=numbers, after=after)
+        options = replace(options, metrics=numbers, after=after)
         path = os.path.join(self.url, name)
-        self._saved = start_save(path, {item: tree}, request, wait=wait)
-        return self._saved
+        saved = start_save(path, {item: tree}, options, wait=wait)
+        self._pending = PendingSave(saved)
+        return saved
 
-    def _begin(self, step: int) -> tuple[str, str]:
-        """Makes room for a step; returns the names that it and its item will have."""
+    def _prepare_step(self, step: int) -> tuple[str, str]:
+        """Locks and cleans the directory; returns the names of the step and of its item."""
         self._lock.acquire()
-        listed = self._listed()
-        name, item = self._name(step, listed), self._item or self._item_of(listed)
+        steps = self._list_steps()
+        name, item = self._name_step(step, steps), self._item or self._choose_item(steps)
         try:
-            # Of other steps, too: of one that was being deleted when its program was killed nobody
-            # will ever save another.
-            for left in find_abandoned_in(self.url):
-                remove_directory(left)
-        except SaveError as error:  # it is in nobody's way
+            # Not only this step's: a step whose deletion was cut short may never be saved again,
+            # so nothing else would remove the rest of it.
+            for path in find_abandoned_in(self.url):
+                remove_directory(path)
+        except SaveError as error:  # leftovers do not keep the step from being saved
             _log.warning("what killed programs left in %s was not removed: %s", self.url, error)
         return name, item
 
-    def _item_of(self, steps: Sequence[Step]) -> str:
-        """The item that the tree of the next step is, after those of the latest that is there."""
-        there = [step for step in steps if step.committed]
-        trees = _trees(self._at(there[-1].key)) if there else []
+    def _choose_item(self, steps: Sequence[Step]) -> str:
+        """The item name for the tree of the next step: the one that the latest step uses."""
+        committed = [step for step in steps if step.committed]
+        trees = _list_trees(self._at(committed[-1].key)) if committed else []
         if "default" in trees or not trees:
             return "default"
         if len(trees) > 1:
             raise UsageError(
-                f"Expected steps with one tree, found {_listed_names(trees)} in {there[-1].key};"
+                f"Expected steps with one tree, found {_quote_names(trees)} in {committed[-1].key};"
                 f' hint: templax.Manager(..., item="{trees[0]}")'
             )
         return trees[0]
 
     def wait(self) -> None:
-        """Returns when the last step is saved, and those that were to go are deleted.
+        """Returns once the last step is saved and the steps that no rule keeps are deleted.
 
         Raises:
-            SaveError: It was not saved. Said once.
+            SaveError: The step was not saved. Raised by one call only.
         """
-        saved = self._saved
-        if saved is not None:
-            try:
-                saved.wait()
-            finally:
-                if saved.done():
-                    self._saved = None
+        if self._pending is not None:
+            self._pending.wait()
 
     def close(self) -> None:
-        """Waits as `wait` does, and lets others save to the directory. Idempotent."""
+        """Waits like `wait`, then unlocks the directory, so others can save to it. Idempotent."""
         try:
             self.wait()
         finally:
             self._lock.release()
 
-    def _retain(self, saved: int, prefix: str) -> None:
-        """Deletes what no rule keeps of the steps whose names have this prefix."""
+    def _delete_unkept(self, saved: int, prefix: str) -> None:
+        """Deletes the steps with this name prefix that no rule keeps, except the one just saved."""
         if self._keep is None:
             return
         try:
-            steps = self._committed(prefix)
+            steps = self._find_committed(prefix)
             ranks = self._keep.best is not None
             metrics = {
                 step: step_metrics(self._at(key)) if ranks else {} for step, key in steps.items()
@@ -245,8 +240,8 @@ class Manager:
                 if not delete_checkpoint(self._at(steps[step]).url):
                     _log.info("step %d of %s is being read, and stays for now", step, self.url)
         except TemplaxError as error:
-            # The step is saved, and training must not end for one too many: the next save tries
-            # again.
+            # The step is saved, and training must not end because an old one remains: the next
+            # save tries to delete it again.
             _log.warning("steps of %s that no rule keeps were not deleted: %s", self.url, error)
 
     def restore(
@@ -296,84 +291,94 @@ class Manager:
                 mapped=mapped,
             )
 
-        step = None if step is None else _number(step)
+        step = None if step is None else check_step(step)
         while True:
-            found = self._committed()
+            found = self._find_committed()
             if step is None and not found:
                 if isinstance(missing, str) and missing == "error":
                     raise NotFound(
                         f"{self.url} holds no committed step",
                         hint="missing=templax.Recipe(init, key) begins with initial values",
                     )
-                return api._run(plan(_nothing(self.url)))
+                return api._run(plan(_empty_catalog(self.url)))
             number = max(found) if step is None else step
             path = os.path.join(self.url, found.get(number, str(number)))
             with hold_for_reading(path) as there:
                 if there or number not in found:
-                    return api._run(plan(self._opened(path)))
-            # Deleted, or replaced by an overwrite, since it was listed.
+                    return api._run(plan(self._resolve_item(path)))
+            # The step was deleted or overwritten after it was listed: list again.
 
-    def _opened(self, path: str) -> str:
-        """What to open of a step: its item, or what is said of the step itself."""
-        trees = _trees(Local(path))
+    def _resolve_item(self, path: str) -> str:
+        """The path to open for a step: that of its tree item, or the step itself if it has none."""
+        trees = _list_trees(Local(path))
         if self._item is not None and trees and self._item not in trees:
             raise NotFound(
-                f"Expected the item `{self._item}`, found {_listed_names(trees)}", file=path
+                f"Expected the item `{self._item}`, found {_quote_names(trees)}", file=path
             )
         if self._item is None and len(trees) > 1 and "default" not in trees:
             raise UsageError(
-                f"Expected a step with one tree, found {_listed_names(trees)} in {path};"
+                f"Expected a step with one tree, found {_quote_names(trees)} in {path};"
                 f' hint: templax.Manager(..., item="{trees[0]}")'
             )
         item = self._item or ("default" if "default" in trees else (trees or [""])[0])
         return os.path.join(path, item) if item in trees else path
 
     def steps(self) -> list[int]:
-        """The committed steps, ascending; listed anew by each call."""
-        return sorted(self._committed())
+        """The committed steps, ascending. Each call lists the directory again."""
+        return sorted(self._find_committed())
 
     def latest(self) -> int | None:
         """The highest committed step, or None."""
-        return max(self._committed(), default=None)
+        return max(self._find_committed(), default=None)
 
     def best(self, metric: str, mode: Literal["min", "max"] = "min") -> int | None:
-        """The step with the least, or the greatest, value of a metric; of equal ones the later.
+        """The step with the lowest (or highest) value of a metric, the later one if several tie.
 
-        None if no committed step has it as a number.
+        Args:
+            metric: A name in the `metrics=` that the steps were saved with.
+            mode: Whether the lowest ("min") or the highest ("max") value is best.
+
+        Returns:
+            The step number, or None if no committed step has the metric as a number other than NaN.
         """
-        found = self._committed()
+        found = self._find_committed()
         metrics = {step: step_metrics(self._at(key)) for step, key in found.items()}
         return next(iter(rank_steps(metrics, metric, mode)), None)
 
     def metrics(self, step: int) -> dict[str, Any]:
-        """What a step was saved with as metrics; empty if with none.
+        """The metrics that a step was saved with; empty if it has none.
 
         Raises:
-            NotFound: There is no such committed step.
+            NotFound: The step does not exist or is not committed.
         """
-        found, step = self._committed(), _number(step)
+        found, step = self._find_committed(), check_step(step)
         if step not in found:
             raise NotFound(f"{self.url} holds no committed step {step}")
         return step_metrics(self._at(found[step]))
 
     def path(self, step: int) -> str:
-        """The directory of a step, or where it would be saved to."""
-        return os.path.join(self.url, self._name(_number(step), self._listed()))
+        """The directory of a step, or the one that it would be saved to."""
+        return os.path.join(self.url, self._name_step(check_step(step), self._list_steps()))
 
-    def _name(self, step: int, steps: Sequence[Step]) -> str:
-        there = [s for s in steps if s.step == step and TEMPORARY not in s.key]
-        finished = [s for s in there if s.committed]
-        return [*there, *finished][-1].key if there else step_name(step, steps)
+    def _name_step(self, step: int, steps: Sequence[Step]) -> str:
+        existing = [s for s in steps if s.step == step and TEMPORARY not in s.key]
+        committed = [s for s in existing if s.committed]
+        # Several directories may hold the same step, such as `10` and `000010`.
+        return [*existing, *committed][-1].key if existing else step_name(step, steps)
 
-    def _committed(self, prefix: str | None = None) -> dict[int, str]:
-        """Number → name of each committed step, ascending; of those with a prefix, if given."""
+    def _find_committed(self, prefix: str | None = None) -> dict[int, str]:
+        """Number → directory name of each committed step, ascending.
+
+        Args:
+            prefix: Only steps whose names have this prefix, if given.
+        """
         return {
             s.step: s.key
-            for s in self._listed()
+            for s in self._list_steps()
             if s.committed and prefix in (None, step_prefix(s.key))
         }
 
-    def _listed(self) -> Sequence[Step]:
+    def _list_steps(self) -> Sequence[Step]:
         root = examine_directory(Local(self.url))
         if root is not None and (root.what == "item" or root.handled):
             raise UsageError(f"Expected a directory of steps, got the checkpoint {self.url}")
@@ -383,17 +388,17 @@ class Manager:
         return Local(os.path.join(self.url, key))
 
 
-def _trees(step: Local) -> list[str]:
-    """Names of the items of a step that are trees."""
+def _list_trees(step: Local) -> list[str]:
+    """The names of the items of a step that are trees."""
     root = examine_directory(step)
     return root.pytrees if root is not None and root.what == "items" else []
 
 
-def _listed_names(names: Sequence[str]) -> str:
+def _quote_names(names: Sequence[str]) -> str:
     return ", ".join(f"`{name}`" for name in names)
 
 
-def _nothing(url: str) -> Catalog:
+def _empty_catalog(url: str) -> Catalog:
     return Catalog(
         url,
         "orbax",
@@ -402,39 +407,3 @@ def _nothing(url: str) -> Catalog:
         Memory({}),
         lambda _entries, _damages=None: {},
     )
-
-
-def _number(step: Any) -> int:
-    number = check_int("step", step, least=0)
-    if number >= _MOST:
-        raise UsageError(f"Expected step= below {_MOST}, got {number}")
-    return number
-
-
-def _numbers(metrics: Any) -> dict[str, float] | None:
-    """Metrics as JSON has them."""
-    if metrics is None:
-        return None
-    if not isinstance(metrics, Mapping):
-        raise UsageError(f"Expected metrics= a dict of numbers, got {metrics!r}")
-    return {_named(name): _plain(name, value) for name, value in metrics.items()}
-
-
-def _named(name: Any) -> str:
-    if not isinstance(name, str):
-        raise UsageError(f"Expected names (str) in metrics=, got {name!r}")
-    return name
-
-
-def _plain(name: str, value: Any) -> float:
-    """A number of Python, NumPy or JAX as one of Python."""
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return value
-    try:
-        array = np.asarray(value)
-    except (TypeError, ValueError):  # a tracer, or a list of odd lengths
-        array = None
-    kind = class_of(array.dtype) if array is not None and array.shape == () else "other"
-    if array is None or kind not in ("int", "float"):
-        raise UsageError(f"Expected a number in metrics=, got {value!r} for `{name}`")
-    return int(array) if kind == "int" else float(array)

@@ -1,4 +1,4 @@
-"""Which steps of a run stay: a rule, and what it says of a set of steps. No I/O."""
+"""The rule for which steps of a run stay, and its application to a set of steps. No I/O."""
 
 from __future__ import annotations
 
@@ -12,20 +12,22 @@ from ..errors import UsageError
 
 @dataclass(frozen=True, slots=True)
 class Keep:
-    """Which steps of a run stay when another one was saved; the others are deleted.
+    """Which steps of a run stay after another one was saved. The others are deleted.
 
-    A step stays if one of the rules keeps it. The latest always stays.
+    A step stays if at least one of the rules `last`, `every` and `best` keeps it. The latest step
+    always stays.
 
     Attributes:
-        last: This many of the latest.
-        every: Those whose number is a multiple of this; 0 is one.
-        best: This many of the best by `metric`; of equal ones the later. A step without that
-            metric, or where it is NaN or no number, is never one of them.
+        last: How many of the latest steps stay.
+        every: Steps whose number is a multiple of this stay, including step 0.
+        best: How many of the best steps by `metric` stay; the later one if several tie. Steps
+            without the metric, or where it is NaN or not a number, do not count.
         metric: A name in the `metrics=` that steps are saved with.
-        mode: Whether the least or the greatest is the best.
+        mode: Whether the lowest ("min") or the highest ("max") value is best.
 
     Raises:
-        UsageError: No rule, a number below 1, or one of `best` and `metric` without the other.
+        UsageError: There is no rule, a number is below 1, or only one of `best` and `metric` is
+            given.
 
     Example:
         >>> import templax as tx
@@ -55,7 +57,7 @@ class Keep:
 
 
 def as_keep(keep: Keep | int | None) -> Keep | None:
-    """The rule that a caller gave: a number is so many of the latest."""
+    """A caller's `keep=` as a rule. A number stands for that many of the latest steps."""
     if keep is None or isinstance(keep, Keep):
         return keep
     if not hasattr(keep, "__index__"):
@@ -64,33 +66,33 @@ def as_keep(keep: Keep | int | None) -> Keep | None:
 
 
 def select_kept(steps: Mapping[int, Mapping[str, Any]], keep: Keep) -> dict[int, str]:
-    """The steps that stay, ascending, and why in words.
+    """The steps that stay, ascending, each with the reason in words.
 
     Args:
-        steps: The committed ones: number → metrics.
+        steps: The committed steps: number → metrics.
         keep: The rule.
     """
     order = sorted(steps)
-    why: dict[int, list[str]] = {step: [] for step in order}
+    reasons: dict[int, list[str]] = {step: [] for step in order}
     for step in order[-1:]:
-        why[step].append("the latest")
+        reasons[step].append("the latest")
     if keep.last is not None:
         for step in order[-keep.last :]:
-            why[step].append(f"last {keep.last}")
+            reasons[step].append(f"last {keep.last}")
     if keep.every is not None:
         for step in order:
             if step % keep.every == 0:
-                why[step].append(f"every {keep.every}")
+                reasons[step].append(f"every {keep.every}")
     if keep.best is not None and keep.metric is not None:
         for step in rank_steps(steps, keep.metric, keep.mode)[: keep.best]:
-            why[step].append(f"best {keep.best} by {keep.metric}")
-    return {step: ", ".join(reasons) for step, reasons in why.items() if reasons}
+            reasons[step].append(f"best {keep.best} by {keep.metric}")
+    return {step: ", ".join(each) for step, each in reasons.items() if each}
 
 
 def rank_steps(
     steps: Mapping[int, Mapping[str, Any]], metric: str, mode: Literal["min", "max"]
 ) -> list[int]:
-    """The steps that have the metric as a number, the best first; of equal ones the later."""
+    """The steps that have the metric as a number, best first; of equal ones the later first."""
     check_mode(mode)
     sign = 1 if mode == "min" else -1
     values = {step: metrics[metric] for step, metrics in steps.items() if metric in metrics}
@@ -99,12 +101,12 @@ def rank_steps(
 
 
 def is_number(value: Any) -> bool:
-    """Whether a metric can be compared: a NaN can't, and `true` is no number."""
+    """Whether a metric can be compared. NaN cannot, and a bool is not a number."""
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return number and value == value
+    return number and value == value  # NaN is not equal to itself
 
 
 def check_mode(mode: str) -> None:
-    """Refuses what is neither `"min"` nor `"max"`."""
+    """Refuses a mode other than `"min"` and `"max"`."""
     if mode not in ("min", "max"):
         raise UsageError(f'Expected mode="min" or "max", got {mode!r}')

@@ -1,4 +1,4 @@
-"""What a directory of steps holds: the steps, finished or not, and what dead saves left there."""
+"""The contents of a run: its steps, committed or not, and what killed saves left there."""
 
 from __future__ import annotations
 
@@ -19,33 +19,58 @@ from ..storage.source import Source
 
 
 @dataclass(frozen=True, slots=True)
-class StepDirectory:
-    """A directory that a save made, or began to make, below a run.
+class Leftover:
+    """A directory that a save left in a run, and whose name is not that of a step.
 
     Attributes:
-        step: Its number; None of what a save left that was none of a step.
         key: Its name.
-        url: Where it is.
-        problem: Why it is not a finished save; None if it is one.
-        items: Name → kind; empty if the step is an item itself.
-        metrics: What it was saved with.
-        nbytes: Of its files; None if they were not counted.
-        saved: When, in Unix seconds: its commit, or else the last change of a file (None if the
-            files were not looked at, or the store does not say).
+        problem: Why it is not a finished save; None if nothing says so.
     """
 
-    step: int | None
     key: str
+    problem: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class StepDirectory:
+    """A directory that a save made, or began to make, in a run.
+
+    Attributes:
+        entry: The step as it was listed, or a `Leftover`.
+        url: The path of the directory.
+        items: Name → kind of each item; empty if the step is an item itself.
+        metrics: The metrics that the step was saved with.
+        nbytes: The bytes of its files, or None if they were not counted.
+        saved: The time of its commit, or else of the last change to a file, in Unix seconds. None
+            if the files were not examined, or if the store has no times.
+    """
+
+    entry: Step | Leftover
     url: str
-    problem: str | None = None
     items: Mapping[str, ItemKind] = field(default_factory=dict)
     metrics: Mapping[str, Any] = field(default_factory=dict)
     nbytes: int | None = None
     saved: float | None = None
 
     @property
+    def step(self) -> int | None:
+        """The step number, or None for a `Leftover`."""
+        return self.entry.step if isinstance(self.entry, Step) else None
+
+    @property
+    def key(self) -> str:
+        """The name of the directory."""
+        return self.entry.key
+
+    @property
+    def problem(self) -> str | None:
+        """Why the directory is not a finished save, or None if it is one."""
+        return self.entry.problem
+
+    @property
     def committed(self) -> bool:
-        return self.problem is None
+        """Whether the directory is a finished save."""
+        return self.entry.problem is None
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +78,9 @@ class Run:
     """A directory of steps.
 
     Attributes:
-        url: Where it is.
-        evidence: Why it is one, in words.
-        directories: By number, those that are no step last; committed or not.
+        url: The path of the directory.
+        evidence: How it was recognised as a run, in words.
+        directories: The steps by number, committed or not; then the leftovers.
     """
 
     url: str
@@ -64,63 +89,61 @@ class Run:
 
     @property
     def steps(self) -> tuple[StepDirectory, ...]:
-        """Those with a number, committed or not."""
+        """The directories with a step number, committed or not."""
         return tuple(d for d in self.directories if d.step is not None)
 
     @property
     def committed(self) -> dict[int, StepDirectory]:
-        """The finished steps by number, ascending."""
+        """The committed steps by number, ascending."""
         return {d.step: d for d in self.directories if d.step is not None and d.committed}
 
     @property
     def leftovers(self) -> tuple[StepDirectory, ...]:
-        """What saves left that never finished, or are under way."""
+        """The directories of saves that never finished, or are in progress."""
         return tuple(d for d in self.directories if not d.committed)
 
 
 def read_run(source: Source, *, sizes: bool = True) -> Run | None:
-    """A directory of steps; None if it is something else.
+    """The contents of a directory of steps, or None if it is something else.
 
     Args:
         source: The directory.
-        sizes: Whether to look at every file, for `nbytes` and where there is no time of the commit.
+        sizes: Whether to examine every file, for `nbytes`, and for `saved` where no time of the
+            commit is recorded.
     """
     root = examine_directory(source)
     if root is None or root.what != "steps":
         return None
-    found = [*root.steps, *_others(source, root.steps)]
-    directories = tuple(_directory(source, each, sizes) for each in found)
+    entries = [*root.steps, *_find_leftovers(source, root.steps)]
+    directories = tuple(_read_directory(source, entry, sizes) for entry in entries)
     return Run(source.url, root.evidence, directories)
 
 
-def _others(source: Source, steps: tuple[Step, ...]) -> Iterator[str]:
-    """Temporary directories of what is no step, by name."""
+def _find_leftovers(source: Source, steps: tuple[Step, ...]) -> Iterator[Leftover]:
+    """The temporary directories that are not those of steps."""
     known = {step.key for step in steps}
     for info in source.children():
         key = info.key.rstrip("/")
         if info.is_dir and TEMPORARY in key and key not in known:
-            yield key
+            yield Leftover(key, uncommitted_reason(source.at(key)))
 
 
-def _directory(source: Source, found: Step | str, sizes: bool) -> StepDirectory:
-    step, key = (None, found) if isinstance(found, str) else (found.step, found.key)
-    child = source.at(key)
-    nbytes, changed = _files(child) if sizes else (None, None)
+def _read_directory(source: Source, entry: Step | Leftover, sizes: bool) -> StepDirectory:
+    child = source.at(entry.key)
+    nbytes, changed = _measure_files(child) if sizes else (None, None)
     root = examine_directory(child)
     return StepDirectory(
-        step=step,
-        key=key,
+        entry=entry,
         url=child.url,
-        problem=uncommitted_reason(child) if isinstance(found, str) else found.problem,
         items=dict(root.items) if root is not None else {},
         metrics=step_metrics(child),
         nbytes=nbytes,
-        saved=_commit_time(child) or changed,
+        saved=_read_commit_time(child) or changed,
     )
 
 
-def _files(source: Source) -> tuple[int, float | None]:
-    """Bytes of all files, and when the last of them, or the directory, was changed."""
+def _measure_files(source: Source) -> tuple[int, float | None]:
+    """The bytes of all files, and the time of the last change to one or to the directory."""
     nbytes, times = 0, []
     root = source.stat("")
     infos = list(source.walk())
@@ -131,8 +154,8 @@ def _files(source: Source) -> tuple[int, float | None]:
     return nbytes, max(times, default=None)
 
 
-def _commit_time(source: Source) -> float | None:
+def _read_commit_time(source: Source) -> float | None:
     nanoseconds = step_metadata(source).get("commit_timestamp_nsecs")
-    if isinstance(nanoseconds, int) and 0 < nanoseconds < 2**63:  # a file may say anything
+    if isinstance(nanoseconds, int) and 0 < nanoseconds < 2**63:  # the file may hold anything
         return nanoseconds / 1e9
     return None

@@ -1,1 +1,1 @@
-"""The save, from a snapshot of the tree to the commit."""
+"""Saving a tree, from the snapshot of its values to the commit."""

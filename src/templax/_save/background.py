@@ -1,4 +1,4 @@
-"""JAX. The one save that may be in progress in the background."""
+"""JAX. Starting a save, and the one save that may be in progress in the background."""
 
 from __future__ import annotations
 
@@ -12,67 +12,70 @@ from ..errors import SaveError, UsageError
 from .item import Json
 from .job import Job
 from .options import SaveOptions, Url
-from .result import Saved
+from .result import Outcome, Saved
 
-_behind: Saved | None = None
-"""The save that went on, or goes on, in the background: one at a time does."""
+_background_save: Outcome | None = None
+"""The latest save that was started in the background. At most one is in progress at a time."""
 
-_turn = threading.RLock()  # a signal handler may save while the program does
+_background_thread: threading.Thread | None = None
 
-_thread: threading.Thread | None = None
-"""That of the save in the background."""
+_save_lock = threading.RLock()  # re-entrant: a signal handler may save while the program does
 
 
 def start_save(
-    url: Url, items: Mapping[str, PyTree | Json], request: SaveOptions, *, wait: bool
+    url: Url, items: Mapping[str, PyTree | Json], options: SaveOptions, *, wait: bool
 ) -> Saved:
-    """Saves trees, or begins to. One save at a time goes on in the background.
+    """Saves trees, or begins to. One save at a time is in progress in the background.
 
     Args:
-        url, request: As of `Job`.
-        items: As of `Job.begin`.
-        wait: Whether to return only when it is done.
+        url, options: See `Job`.
+        items: See `Job.begin`.
+        wait: Whether to return only when the checkpoint is committed.
     """
-    global _behind, _thread
-    if threading.current_thread() is _thread:
+    global _background_save, _background_thread
+    if threading.current_thread() is _background_thread:
         raise UsageError("Expected no save inside of another: this is called by its on_progress")
+    # Whoever gets `claim` owns the job's end: the background thread, which runs it, or this thread,
+    # which aborts it when an interrupt arrives before the other thread has begun.
     job, claim = None, threading.Lock()
     try:
-        with _turn:
-            _end_before()
-            job = Job(url, request)
+        with _save_lock:
+            _finish_previous()
+            job = Job(url, options)
             job.begin(items, background=not wait)
             if not wait:
-                _behind = job.saved
-                _thread = threading.Thread(target=_run, args=(job, claim), name="templax-save")
-                _thread.start()
-                return job.saved
+                _background_save = job.outcome
+                _background_thread = threading.Thread(
+                    target=_run_claimed, args=(job, claim), name="templax-save"
+                )
+                _background_thread.start()
+                return Saved(job.outcome)
         job.run()
-        return job.saved.wait()
+        return Saved(job.outcome).wait()
     except BaseException as error:
-        if job is not None and claim.acquire(blocking=False):  # no other thread has come to it
-            job.saved._seen = True
-            job.give_up(error)
+        if job is not None and claim.acquire(blocking=False):
+            job.outcome.error_reported = True
+            job.abort(error)
         raise
 
 
-def _end_before() -> None:
-    """Returns when no save goes on in the background; raises what nobody knows of the last."""
-    global _behind
-    if _behind is not None:
-        _behind._ended.wait()
-        before, _behind = _behind, None
-        if before._error is not None and not before._seen:  # nobody waited for it
-            what = f"An earlier save failed: {before._error}"
-            raise SaveError(what, file=before.path) from before._error
+def _finish_previous() -> None:
+    """Waits for the save in the background, and raises its error if no caller has seen it."""
+    global _background_save
+    if _background_save is not None:
+        _background_save.wait_for_end()
+        previous, _background_save = _background_save, None
+        error = previous.unreported_error
+        if error is not None:
+            raise SaveError(f"An earlier save failed: {error}", file=previous.path) from error
 
 
-def _run(job: Job, claim: threading.Lock) -> None:
+def _run_claimed(job: Job, claim: threading.Lock) -> None:
     if claim.acquire(blocking=False):
         job.run()
 
 
 @atexit.register
-def _report() -> None:
-    if _behind is not None and _behind._error is not None and not _behind._seen:
-        sys.stderr.write(f"templax: {_behind.path} was NOT saved: {_behind._error}\n")
+def _print_unreported_error() -> None:
+    if _background_save is not None and (error := _background_save.unreported_error) is not None:
+        sys.stderr.write(f"templax: {_background_save.path} was NOT saved: {error}\n")

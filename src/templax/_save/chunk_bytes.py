@@ -1,4 +1,4 @@
-"""Values of a leaf in pieces → the bytes of a box of it, in C order. Pure, but for the fetching."""
+"""The bytes of a box of a leaf, in C order, and their checksums. Pure, except for the fetching."""
 
 from __future__ import annotations
 
@@ -18,19 +18,29 @@ from .._core.memory import Scratch
 _MASKS = {"int4": 15, "uint4": 15, "float4_e2m1fn": 15, "int2": 3, "uint2": 3} | dict.fromkeys(
     ("float6_e2m3fn", "float6_e3m2fn"), 63
 )
-"""Bits of a byte that count, of elements that have fewer: what is in the others differs."""
+"""The significant bits of dtypes with fewer than eight.
+
+The other bits of a byte are undefined in memory: they are cleared, so that equal values have equal
+checksums.
+"""
 
 
 def fetch_pieces(
     pieces: Iterable[tuple[Box, Callable[[], np.ndarray]]],
 ) -> list[tuple[Box, np.ndarray]]:
+    """The pieces of a leaf with their values, fetched from devices if need be."""
     return [(box, fetch()) for box, fetch in pieces]
 
 
 def gather_box(
     box: Box, leaf: Leaf, pieces: list[tuple[Box, np.ndarray]], scratch: Scratch
 ) -> memoryview:
-    """The bytes of a box in C order: those of the array itself if they lie so, else gathered."""
+    """The bytes of a box in C order.
+
+    Returns:
+        A view of the piece itself if its memory has the bytes in that order; otherwise a copy in
+        `scratch`, valid until the next call.
+    """
     mask = _MASKS.get(name_of(leaf.dtype))
     if mask is None:
         for outer, array in pieces:
@@ -59,7 +69,10 @@ def gather_box(
 
 
 def pad_chunk(data: memoryview, box: Box, chunk: Shape, leaf: Leaf, scratch: Scratch) -> memoryview:
-    """A chunk at the edge in its full size. Only the first dimension is ever cut short."""
+    """A chunk padded with zeros to its full size.
+
+    Only the first dimension of a chunk can reach beyond the leaf, so the padding comes last.
+    """
     full = math.prod(chunk) * leaf.dtype.itemsize
     if len(data) == full:
         return data
@@ -70,14 +83,17 @@ def pad_chunk(data: memoryview, box: Box, chunk: Shape, leaf: Leaf, scratch: Scr
 
 
 def crc_contribution(data: memoryview, box: Box, leaf: Leaf, crc: int) -> int:
-    """What a box adds to the CRC of its leaf.
+    """The contribution of a box to the CRC of its leaf's bytes in C order.
+
+    The CRC is linear: the XOR of the contributions of boxes that tile a leaf is the leaf's CRC.
 
     Args:
-        data: Its elements in C order.
-        crc: Of them.
+        data: The elements of the box in C order.
+        crc: The CRC of `data`.
     """
     shape, itemsize = leaf.shape, leaf.dtype.itemsize
-    # Bytes of one index of each dimension, and the first dimension of a run of neighbours.
+    # Bytes per index of each dimension; and the first dimension of those that the box covers in
+    # contiguous runs.
     rows = [math.prod(shape[axis + 1 :]) * itemsize for axis in range(len(shape))]
     axis = len(shape) - 1
     while axis > 0 and box[axis] == (0, shape[axis]):
@@ -102,7 +118,7 @@ def crc_contribution(data: memoryview, box: Box, leaf: Leaf, crc: int) -> int:
 
 
 def leaf_crcs(leaves: Iterable[Leaf]) -> Iterator[int]:
-    """The crc32c of each leaf's bytes in C order; of leaves that this process has all of."""
+    """The crc32c of each leaf's bytes in C order. This process must hold all of each leaf."""
     scratch = Scratch()
     for leaf in leaves:
         if leaf.text is not None:

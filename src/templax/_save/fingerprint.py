@@ -14,11 +14,16 @@ def fingerprint(tree: Any) -> Fingerprint:
     """The fingerprint of a tree's values, as a checkpoint saved from it records it.
 
     Args:
-        tree: As of `save`; or a `Catalog` of `open`: what the checkpoint records.
+        tree: Any pytree that `save` takes. Of a `Catalog`, which `open` returns, the result is the
+            fingerprint that the checkpoint records.
+
+    Returns:
+        A `Fingerprint`, which depends on the names, dtypes, shapes and values of the leaves, and
+        not on their memory layout or sharding.
 
     Raises:
-        SaveError: A leaf holds no values, or is on other processes, too; by its name.
-        UsageError: A path, or a checkpoint that records none: restore it first.
+        SaveError: A leaf holds no values, or lies partly on other processes; the message names it.
+        UsageError: `tree` is a path, or a checkpoint that records no fingerprint: restore it first.
 
     Example:
         >>> import numpy as np, templax as tx

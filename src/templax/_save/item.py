@@ -1,4 +1,4 @@
-"""JAX. What is saved under one name: a tree, or a JSON value."""
+"""JAX. The items of a checkpoint: each is a tree or a JSON value, saved under a name."""
 
 from __future__ import annotations
 
@@ -31,21 +31,21 @@ class Json:
     """An item that is a JSON value.
 
     Attributes:
-        value: What `json.dumps` takes.
-        file: The name of its only file.
+        value: Anything that `json.dumps` takes.
+        file: The name of the item's only file.
     """
 
     value: Any
     file: str = "metadata"
 
-    def encoded(self, name: str) -> bytes:
-        """Its file.
+    def encode(self, name: str) -> bytes:
+        """The content of the item's file.
 
         Args:
-            name: Of the item, for the message.
+            name: Name of the item, for the error message.
 
         Raises:
-            SaveError: It is none; nothing was written.
+            SaveError: `value` is not JSON.
         """
         try:
             return json.dumps(self.value).encode()
@@ -55,7 +55,12 @@ class Json:
 
 
 class Share(msgspec.Struct):
-    """What one process wrote of a tree: path and bytes of its data file, and rows of `ChunkTable`."""
+    """What one process wrote of a tree: path and size of its data file, and rows of `ChunkTable`.
+
+    Attributes:
+        rows: Row numbers as little-endian uint64.
+        columns: The bytes of these rows in each column of the table.
+    """
 
     file: tuple[str, int]
     rows: bytes
@@ -63,17 +68,22 @@ class Share(msgspec.Struct):
 
 
 class Item:
-    """A tree that is saved: made of the caller's values, written by `writer`, then described.
+    """A tree that is being saved.
+
+    The calls come in this order: `open`, `writer.start` and `writer.wait`, then `describe`. If
+    several processes save, each calls `finish_share` after writing, and process 0 calls
+    `merge_shares` before `describe`.
 
     Args:
-        name: Its directory; "" if the checkpoint is the item itself.
-        tree: As of `save`.
+        name: The item's directory, or "" if the item is the checkpoint itself.
+        tree: The pytree; see `templax.save`.
 
     Attributes:
-        leaves: Those that have values.
+        leaves: The leaves that have values.
+        writer: Writes the data file; exists after `open`.
 
     Raises:
-        SaveError, UsageError: As of `collect_leaves`.
+        SaveError, UsageError: See `collect_leaves`.
     """
 
     writer: Writer
@@ -86,22 +96,23 @@ class Item:
 
     @property
     def facts(self) -> Any:
-        """What all processes must agree on."""
+        """Everything about the item that all processes must agree on."""
         return self.name, [
             (leaf.name, leaf.value_type, leaf.dtype_name, leaf.shape, chunk)
             for leaf, chunk in zip(self.leaves, self._chunks, strict=True)
         ]
 
     @property
-    def alone(self) -> list[tuple[int, int]]:
-        """Arrays that one process has whole: number of the leaf, and the process."""
+    def single_owners(self) -> list[tuple[int, int]]:
+        """The arrays that one process holds alone: index of the leaf, index of the process."""
         return [(i, x.owners[0][1]) for i, x in enumerate(self.leaves) if len(x.owners) == 1]
 
-    def disown(self, alone: Sequence[tuple[int, int]]) -> None:
-        """Takes over what process 0 knows to be on one process alone: an array that is here alone
-        looks like one that every process has a copy of.
+    def set_owners(self, single_owners: Sequence[tuple[int, int]]) -> None:
+        """Sets the owners of arrays that process 0 knows to be on one process alone.
+
+        On its owner such an array cannot be told from one of which every process has a copy.
         """
-        for i, owner in alone:
+        for i, owner in single_owners:
             leaf = self.leaves[i]
             leaf.tile, leaf.owners = leaf.shape, ((full_box(leaf.shape), owner),)
 
@@ -110,20 +121,21 @@ class Item:
         sink: Sink,
         *,
         process: int,
-        alone: bool,
+        only_process: bool,
         level: int | None,
         threads: int,
         memory: int,
         forget: bool,
     ) -> None:
-        """Makes the data file, and the writer, which is yet to be started.
+        """Makes the data file and the writer, without starting it.
 
         Args:
-            alone: There is one process only.
-            Others: As of `Writer`.
+            only_process: Whether no other process takes part in the save.
+
+        See `Writer` for the remaining arguments.
         """
         name = f"d/{secrets.token_hex(16)}"
-        self._data = name if alone else f"ocdbt.process_{process}/{name}"
+        self._data = name if only_process else f"ocdbt.process_{process}/{name}"
         self._file: SinkFile = sink.create(self._prefix + self._data)
         self._level = level
         self._places = ChunkTable(self.leaves, self._chunks)
@@ -140,12 +152,12 @@ class Item:
         )
 
     def stop(self) -> None:
-        """Ends the threads that write, if there are any."""
+        """Stops the threads of the writer, if they were started."""
         if hasattr(self, "writer"):
             self.writer.stop()
 
-    def share(self) -> Share:
-        """What this process has written. Nothing more will be."""
+    def finish_share(self) -> Share:
+        """Closes the data file of this process, and returns what was written to it."""
         if self._file.size < self.writer.end:  # the last chunk is padded
             self._file.write(b"\0", self.writer.end - 1)
         self._file.close()
@@ -153,14 +165,14 @@ class Item:
         columns = [column[rows].tobytes() for column in self._places.columns]
         return Share((self._data, self.writer.end), rows.astype("<u8").tobytes(), columns)
 
-    def join(self, sink: Sink, shares: Sequence[Share]) -> list[tuple[str, int]]:
-        """Puts together what all processes have written, on process 0.
+    def merge_shares(self, sink: Sink, shares: Sequence[Share]) -> list[tuple[str, int]]:
+        """Combines what all processes have written; process 0 calls it.
 
         Returns:
-            Path and bytes of the data files; the first, a new one, has the nodes of the database.
+            Path and size of each data file. The first is a new file, for the database's nodes.
 
         Raises:
-            SaveError: A part of a leaf is on no process.
+            SaveError: No process wrote some part of a leaf.
         """
         places = self._places
         name = f"d/{secrets.token_hex(16)}"
@@ -179,22 +191,22 @@ class Item:
         return files
 
     @property
-    def files(self) -> list[tuple[str, int]]:
-        """Path and bytes of the data file of a process that saves alone."""
+    def data_files(self) -> list[tuple[str, int]]:
+        """Path and size of the data file, where one process saves alone."""
         return [(self._data, self.writer.end)]
 
     def describe(
         self, files: Sequence[tuple[str, int]], others: Files
     ) -> tuple[Files, int, list[int]]:
-        """Ends the first data file with the nodes of the database, and closes it.
+        """Appends the nodes of the database to the first data file and closes it; builds the rest.
 
         Args:
-            files: Path and bytes of the data files.
-            others: Files of the item that the index is to know.
+            files: Path and size of each data file.
+            others: Further files of the item, which the checksum index lists too.
 
         Returns:
-            All other files, by their path in the checkpoint; the bytes of the data files; and the
-            crc32c of each leaf.
+            The content of all other files by their path in the checkpoint; the total size of the
+            data files; and the crc32c of each leaf.
         """
         leaves, chunks, places, level = self.leaves, self._chunks, self._places, self._level
         (name, end), *rest = files

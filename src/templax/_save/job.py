@@ -27,20 +27,23 @@ from ..storage.source import Source
 from ..storage.staging import Staging
 from .item import Item, Json, Share
 from .options import SaveOptions, Url
-from .result import Saved
+from .result import Outcome
 from .snapshot import copy_values
 
 
 class Job:
-    """One save: `begin` in the caller's thread, then `run`; `give_up` if either is interrupted.
+    """One save: `begin` in the caller's thread, then `run`; `abort` if either is interrupted.
 
     Args:
-        url: Where to.
-        request: How.
+        url: The path to save to, or a sink.
+        options: How to save.
+
+    Attributes:
+        outcome: What becomes of the save.
     """
 
-    def __init__(self, url: Url, request: SaveOptions):
-        self._url, self._request, self._background = url, request, False
+    def __init__(self, url: Url, options: SaveOptions):
+        self._url, self._options, self._background = url, options, False
         self._begun_ns = time.time_ns()
         self._sink: Sink | None = None
         self._items: list[Item] = []
@@ -48,128 +51,130 @@ class Job:
         self._documents: Files = {}
         if not isinstance(url, (str, os.PathLike, Sink)):
             raise UsageError(f"Expected a path to save to, got {url!r}")
-        self.saved = Saved(str(url.path if isinstance(url, Sink) else os.fspath(url)), 0)
-        self._hosts = join_job(self.saved.path)
+        self.outcome = Outcome(str(url.path if isinstance(url, Sink) else os.fspath(url)))
+        self._hosts = join_job(self.outcome.path)
 
     def begin(self, items: Mapping[str, PyTree | Json], *, background: bool) -> None:
-        """Looks at the values, and begins to write them.
+        """Collects the leaves, stages the checkpoint and starts the first writer.
 
         Args:
-            items: Name → tree or `Json`; a name of "" is the checkpoint itself, and then the only
-                one.
-            background: Whether the values have to be safe when this returns.
+            items: Name → tree or `Json`. The name "" stands for the checkpoint itself, and must be
+                the only one.
+            background: Whether the values must be safe from later changes when this returns.
         """
         begin = time.perf_counter()
         self._background = background
         with pause_gc():
-            for name, item in self._with_metrics(items).items():
-                self._add(name, item)
-        self._sink = self._stage()
+            for name, item in self._add_metrics(items).items():
+                self._add_item(name, item)
+        self._sink = self._open_sink()
         if background:
             leaves = [leaf for item in self._items for leaf in item.leaves]
-            copy_values(leaves, self._request.threads)
+            copy_values(leaves, self._options.threads)
         with pause_gc():
-            self._open()
-        self.saved.path = self._sink.path
-        self.saved.leaves = sum(len(item.leaves) for item in self._items)
+            self._open_items()
+        self.outcome.path = self._sink.path
+        self.outcome.leaves = sum(len(item.leaves) for item in self._items)
         self._snapshot_s = time.perf_counter() - begin
 
-    def _with_metrics(self, items: Mapping[str, Any]) -> dict[str, Any]:
-        metrics = self._request.metrics
+    def _add_metrics(self, items: Mapping[str, Any]) -> dict[str, Any]:
+        metrics = self._options.metrics
         return dict(items) | ({} if metrics is None else {"metrics": Json(metrics, "metrics")})
 
-    def _add(self, name: str, item: PyTree | Json) -> None:
+    def _add_item(self, name: str, item: PyTree | Json) -> None:
         if isinstance(item, Json):
             directory = f"{name}/" if name else ""
-            self._documents[directory + item.file] = item.encoded(name)
+            self._documents[directory + item.file] = item.encode(name)
             self._handlers[name] = JSON
         else:
             self._items.append(Item(name, item))
             self._handlers[name] = STANDARD
 
-    def _stage(self) -> Sink:
-        """Where this process writes. Process 0 makes it, and tells the others which it is."""
-        job, url, request = self._hosts, self._url, self._request
+    def _open_sink(self) -> Sink:
+        """The sink of this process. Process 0 makes it and tells the others its path."""
+        job, url, options = self._hosts, self._url, self._options
         if job.index == 0 and not isinstance(url, Sink):
-            _refuse_other(open_source(url), replaces=request.overwrite)
+            _check_destination(open_source(url), replaces=options.overwrite)
         if job.count == 1:
-            return open_staging(url, overwrite=request.overwrite)
-        alone = [item.alone for item in self._items]
+            return open_staging(url, overwrite=options.overwrite)
+        owners = [item.single_owners for item in self._items]
         if job.index == 0:
-            sink = open_staging(url, overwrite=request.overwrite)
+            sink = open_staging(url, overwrite=options.overwrite)
             self._sink = sink
             if not isinstance(sink, Staging):
                 raise SaveError(
                     "Several processes can't save to a sink of your own", file=sink.path
                 )
-            facts = sink.path, sink.directory, self._digest(), alone
+            facts = sink.path, sink.directory, self._hash_facts(), owners
             job.tell_all("beginning to save", msgspec.msgpack.encode(facts))
             return sink
-        path, directory, digest, alone = msgspec.msgpack.decode(
+        path, directory, digest, owners = msgspec.msgpack.decode(
             job.tell_all("beginning to save"),
             type=tuple[str, str, str, list[list[tuple[int, int]]]],
         )
-        if digest != self._digest():
+        if digest != self._hash_facts():
             raise SaveError(
                 "Expected the tree that process 0 saves, got other leaves, shapes, dtypes or"
                 f" shardings on process {job.index}",
                 file=path,
             )
-        for item, numbers in zip(self._items, alone, strict=True):
-            item.disown(numbers)
+        for item, single_owners in zip(self._items, owners, strict=True):
+            item.set_owners(single_owners)
         return Staging.join(path, directory)
 
-    def _digest(self) -> str:
-        """Of what all processes must agree on."""
-        facts = self._handlers, [item.facts for item in self._items], self._request.level
+    def _hash_facts(self) -> str:
+        """A hash of everything that all processes must agree on."""
+        facts = self._handlers, [item.facts for item in self._items], self._options.level
         return hashlib.sha256(msgspec.msgpack.encode(facts)).hexdigest()
 
-    def _open(self) -> None:
-        """Makes the data files, and starts the threads that write the first."""
+    def _open_items(self) -> None:
+        """Makes the data files, and starts the threads that write the first of them."""
         assert self._sink is not None
-        job, request = self._hosts, self._request
+        job, options = self._hosts, self._options
         for item in self._items:
             item.open(
                 self._sink,
                 process=job.index,
-                alone=job.count == 1,
-                level=request.level,
-                threads=request.threads,
-                memory=request.memory,
+                only_process=job.count == 1,
+                level=options.level,
+                threads=options.threads,
+                memory=options.memory,
                 forget=self._background,
             )
         for item in self._items[:1]:
             item.writer.start()
 
     def run(self) -> None:
-        """Writes and commits; what comes of it is in `saved`. Raises what is no `Exception`."""
-        saved = self.saved
+        """Writes and commits, and leaves the result or the error in `outcome`.
+
+        Re-raises BaseExceptions such as KeyboardInterrupt.
+        """
         try:
             with self._hosts:
-                self._run()
+                self._write_and_commit()
         except BaseException as error:
-            self.give_up(error)
+            self.abort(error)
             if not isinstance(error, Exception):
                 raise
         else:
-            self._tell()
+            self._run_callback()
         finally:
             self._items = []
-            saved._ended.set()
+            self.outcome.end()
 
-    def _tell(self) -> None:
-        """Calls what is to be called once all is there; its failure leaves it there."""
+    def _run_callback(self) -> None:
+        """Calls `SaveOptions.after`. The checkpoint stays committed if that fails."""
         try:
-            if self._request.after is not None:
-                self._request.after()
+            if self._options.after is not None:
+                self._options.after()
         except BaseException as error:
-            self.saved._error = error
+            self.outcome.error = error
             if not isinstance(error, Exception):
                 raise
 
-    def give_up(self, error: BaseException) -> None:
-        """Leaves nothing behind, no thread either, and tells who waits, here and on other
-        processes. Idempotent.
+    def abort(self, error: BaseException) -> None:
+        """Discards what was written, stops the threads, and passes the error to all that wait for
+        this save, in this process and in the others. Idempotent.
         """
         if self._sink is not None:
             self._sink.discard()
@@ -177,36 +182,36 @@ class Job:
             item.stop()
         self._hosts.fail(error)
         self._hosts.close()
-        _let_go(error)
-        self.saved._error = error
-        self.saved._ended.set()
+        _clear_tracebacks(error)
+        self.outcome.error = error
+        self.outcome.end()
 
-    def _run(self) -> None:
+    def _write_and_commit(self) -> None:
         begin = time.perf_counter()
-        self._write()
+        self._write_data_files()
         written = time.perf_counter()
         if self._hosts.count == 1:
-            total, crcs = self._finish([item.files for item in self._items])
+            total, crcs = self._commit([item.data_files for item in self._items])
         else:
-            total, crcs = self._finish_together()
+            total, crcs = self._commit_together()
         ended = time.perf_counter()
-        self.saved._nbytes = total
-        self.saved._fingerprint = self._fingerprint(crcs)
-        self.saved._stages = {
+        self.outcome.nbytes = total
+        self.outcome.fingerprint = self._combine_fingerprints(crcs)
+        self.outcome.stages = {
             "snapshot": self._snapshot_s,
             "encode": sum(item.writer.encode_s for item in self._items),
             "write": written - begin,
             "commit": ended - written,
         }
 
-    def _write(self) -> None:
-        """Returns when the data files are written: one after the other, each by all threads."""
-        progress, done = self._request.on_progress, 0
+    def _write_data_files(self) -> None:
+        """Writes the data files, one after the other, each with all threads."""
+        progress, done = self._options.on_progress, 0
         total = sum(item.writer.total for item in self._items)
 
-        def report(at: int, _: int) -> None:
+        def report(written: int, _: int) -> None:
             assert progress is not None
-            progress(done + at, total)
+            progress(done + written, total)
 
         for number, item in enumerate(self._items):
             if number > 0:
@@ -214,8 +219,8 @@ class Job:
             item.writer.wait(None if progress is None else report)
             done += item.writer.total
 
-    def _fingerprint(self, crcs: list[list[int]]) -> Fingerprint:
-        """Of the tree; of several, of the tree of them."""
+    def _combine_fingerprints(self, crcs: list[list[int]]) -> Fingerprint:
+        """The fingerprint of the tree; of several items, that of the dict of their trees."""
         several = len(self._items) > 1
         return combine_fingerprints(
             (
@@ -224,64 +229,65 @@ class Job:
                 leaf.user_shape,
                 crc,
             )
-            for item, some in zip(self._items, crcs, strict=True)
-            for leaf, crc in zip(item.leaves, some, strict=True)
+            for item, leaf_crcs in zip(self._items, crcs, strict=True)
+            for leaf, crc in zip(item.leaves, leaf_crcs, strict=True)
         )
 
-    def _finish_together(self) -> tuple[int, list[list[int]]]:
-        """Process 0 commits once all have written their share."""
+    def _commit_together(self) -> tuple[int, list[list[int]]]:
+        """Process 0 commits once all have written their share. Returns the same as `_commit`."""
         job, sink = self._hosts, self._sink
         assert sink is not None
-        mine = [item.share() for item in self._items]
+        mine = [item.finish_share() for item in self._items]
         if job.index > 0:
-            sink.commit()  # what it wrote is on the disk
-        told = job.gather("writing", msgspec.msgpack.encode(mine))
-        done = b""
+            sink.commit()  # brings this process's data files to the disk
+        gathered = job.gather("writing", msgspec.msgpack.encode(mine))
+        committed = b""
         if job.index == 0:
-            shares = [msgspec.msgpack.decode(data, type=list[Share]) for data in told]
+            shares = [msgspec.msgpack.decode(data, type=list[Share]) for data in gathered]
             files = [
-                item.join(sink, [share[number] for share in shares])
+                item.merge_shares(sink, [share[number] for share in shares])
                 for number, item in enumerate(self._items)
             ]
-            done = msgspec.msgpack.encode(self._finish(files))
-        done = job.tell_all("committing", done)
-        return msgspec.msgpack.decode(done, type=tuple[int, list[list[int]]])
+            committed = msgspec.msgpack.encode(self._commit(files))
+        committed = job.tell_all("committing", committed)
+        return msgspec.msgpack.decode(committed, type=tuple[int, list[list[int]]])
 
-    def _finish(self, files: list[list[tuple[str, int]]]) -> tuple[int, list[list[int]]]:
-        """Writes all that is no array, and commits.
+    def _commit(self, files: list[list[tuple[str, int]]]) -> tuple[int, list[list[int]]]:
+        """Writes the remaining files, and commits.
 
         Args:
-            files: Of each item: path and bytes of the data files.
+            files: For each item, the path and size of each data file.
 
         Returns:
-            Bytes of all files, and of each item the crc32c of each leaf.
+            Bytes of all files; and for each item, the crc32c of each leaf.
         """
         assert self._sink is not None
         with pause_gc():
-            facts = self._describe(files)
+            nbytes, crcs = self._write_small_files(files)
         self._sink.commit()
-        return facts
+        return nbytes, crcs
 
-    def _describe(self, files: list[list[tuple[str, int]]]) -> tuple[int, list[list[int]]]:
+    def _write_small_files(self, files: list[list[tuple[str, int]]]) -> tuple[int, list[list[int]]]:
+        """Writes everything except the arrays. See `_commit` for arguments and result."""
         assert self._sink is not None
         about = {
-            "custom_metadata": self._request.metadata,
-            "metrics": self._request.metrics,
+            "custom_metadata": self._options.metadata,
+            "metrics": self._options.metrics,
         }
-        whole = self._handlers.get("")  # of an item that is the checkpoint itself
+        whole = self._handlers.get("")  # set if the only item is the checkpoint itself
         commit = commit_files(whole or self._handlers, self._begun_ns, time.time_ns(), about)
         small = dict(self._documents)
         total, crcs = 0, list[list[int]]()
         for item, parts in zip(self._items, files, strict=True):
-            described, nbytes, found = item.describe(parts, commit if whole else {})
+            described, nbytes, leaf_crcs = item.describe(parts, commit if whole else {})
             small |= described
             total += nbytes
-            crcs.append(found)
+            crcs.append(leaf_crcs)
         small |= commit
-        done = f"Checkpoint commit was successful to {self._sink.path}".encode()
+        marker = f"Checkpoint commit was successful to {self._sink.path}".encode()
         for name in self._handlers:
-            small[f"{name}/{COMMITTED}" if name else COMMITTED] = done
-        small[COMMITTED] = small.pop(COMMITTED, done)  # the last of all
+            small[f"{name}/{COMMITTED}" if name else COMMITTED] = marker
+        small[COMMITTED] = small.pop(COMMITTED, marker)  # written after all other files
         for name, data in small.items():
             if len(data) > MAX_METADATA:
                 raise SaveError(
@@ -293,9 +299,9 @@ class Job:
         return total + sum(map(len, small.values())), crcs
 
 
-def _let_go(error: BaseException) -> None:
-    """Frees what the frames of an error hold, which may be kept for long: open files, and the copy
-    of a tree.
+def _clear_tracebacks(error: BaseException) -> None:
+    """Frees the locals in the frames of an error, which may be kept for a long time: open files,
+    and the copy of a tree.
     """
     cause: BaseException | None = error
     while cause is not None:
@@ -303,9 +309,12 @@ def _let_go(error: BaseException) -> None:
         cause = cause.__cause__ or cause.__context__
 
 
-def _refuse_other(source: Source, *, replaces: bool) -> None:
-    """Refuses a place inside an item; and to replace a directory that is more than one save: a run,
-    a home, a collection.
+def _check_destination(source: Source, *, replaces: bool) -> None:
+    """Refuses to save inside an item, and to replace a directory that holds more than one
+    checkpoint: a run, a home directory, a collection.
+
+    Raises:
+        SaveError: The destination is refused, or cannot be examined.
     """
     try:
         around = holding_item(source)
@@ -314,8 +323,8 @@ def _refuse_other(source: Source, *, replaces: bool) -> None:
     except SourceError as error:
         cause = error.__cause__
         if isinstance(cause, OSError):
-            raise save_error("look at what is there", source.url, cause) from error
-        raise SaveError(f"can't look at what is there: {error}", file=source.url) from error
+            raise save_error("examine the destination", source.url, cause) from error
+        raise SaveError(f"can't examine the destination: {error}", file=source.url) from error
     if around is not None:
         what = f"Expected a place of its own, got one inside {around}"
         raise SaveError(what, file=source.url)

@@ -14,57 +14,29 @@ from .._core.workers import MAX_THREADS, MEMORY_BYTES, count_cores
 from ..errors import UsageError
 from ..storage.sink import Sink
 
-_ZSTD_LEVEL = 1
+Progress = Callable[[int, int], None]
+"""Called with the bytes written so far and the bytes in all."""
+
+Url = str | os.PathLike[str] | Sink
+
+_DEFAULT_LEVEL = 1
 
 _COMPRESSION = re.compile(r"zstd(?::(?P<level>[0-9]{1,2}))?")
 
 
-def make_options(
-    format: str,
-    metadata: Mapping[str, Any] | None,
-    overwrite: bool,
-    compression: str | None,
-    memory: int | None,
-    threads: int | None,
-    on_progress: Progress | None,
-) -> SaveOptions:
-    if format != "orbax":
-        raise UsageError(f'Expected format="orbax", got {format!r}')
-    level = None
-    if compression is not None:
-        found = _COMPRESSION.fullmatch(compression) if isinstance(compression, str) else None
-        level = int(found["level"] or _ZSTD_LEVEL) if found else 0
-        if not 1 <= level <= 22:
-            raise UsageError(
-                f'Expected compression=None, "zstd" or "zstd:1" to "zstd:22", got {compression!r}'
-            )
-    try:
-        metadata = json.loads(json.dumps({} if metadata is None else dict(metadata)))
-    except (TypeError, ValueError, RecursionError) as error:
-        raise UsageError(f"Expected metadata= a mapping of JSON values: {error}") from error
-    return SaveOptions(
-        metadata or {},
-        overwrite,
-        level,
-        MEMORY_BYTES if memory is None else check_int("memory", memory),
-        min(MAX_THREADS, count_cores()) if threads is None else check_int("threads", threads),
-        on_progress,
-    )
-
-
-Progress = Callable[[int, int], None]
-
-Url = str | os.PathLike[str] | Sink
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SaveOptions:
-    """What is asked of a save, checked.
+    """The options of a save, after `make_options` has checked them and filled in the defaults.
 
     Attributes:
-        level: Of zstd; None for raw chunks.
-        metrics: Of a step.
-        after: Called once it is committed, in the thread that did it.
+        metadata: JSON that is saved with the checkpoint.
+        overwrite: Whether an existing checkpoint is replaced.
+        level: The zstd level, or None for raw chunks.
+        memory: Bytes that may be fetched from devices and not yet written.
+        threads: Number of workers.
+        on_progress: Called while the data files are written.
+        metrics: The metrics of a step, or None if it has none.
+        after: Called once the checkpoint is committed, in the thread that committed it.
     """
 
     metadata: Mapping[str, Any]
@@ -75,3 +47,52 @@ class SaveOptions:
     on_progress: Progress | None
     metrics: Mapping[str, float] | None = None
     after: Callable[[], None] | None = None
+
+
+def make_options(
+    *,
+    format: str = "orbax",
+    metadata: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+    compression: str | None = None,
+    memory: int | None = None,
+    threads: int | None = None,
+    on_progress: Progress | None = None,
+) -> SaveOptions:
+    """Checks the options that `templax.save` takes, which documents them.
+
+    Raises:
+        UsageError: An option is invalid.
+    """
+    if format != "orbax":
+        raise UsageError(f'Expected format="orbax", got {format!r}')
+    return SaveOptions(
+        metadata=_copy_json(metadata),
+        overwrite=overwrite,
+        level=_parse_level(compression),
+        memory=MEMORY_BYTES if memory is None else check_int("memory", memory),
+        threads=(
+            min(MAX_THREADS, count_cores()) if threads is None else check_int("threads", threads)
+        ),
+        on_progress=on_progress,
+    )
+
+
+def _parse_level(compression: str | None) -> int | None:
+    if compression is None:
+        return None
+    found = _COMPRESSION.fullmatch(compression) if isinstance(compression, str) else None
+    level = int(found["level"] or _DEFAULT_LEVEL) if found else 0
+    if not 1 <= level <= 22:
+        raise UsageError(
+            f'Expected compression=None, "zstd" or "zstd:1" to "zstd:22", got {compression!r}'
+        )
+    return level
+
+
+def _copy_json(metadata: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    """The metadata as JSON will return it; later changes by the caller do not reach the copy."""
+    try:
+        return json.loads(json.dumps({} if metadata is None else dict(metadata))) or {}
+    except (TypeError, ValueError, RecursionError) as error:
+        raise UsageError(f"Expected metadata= a mapping of JSON values: {error}") from error

@@ -1,11 +1,11 @@
-"""JAX. Which process writes which box of a leaf: every distinct box is written once.
+"""JAX. Which process writes which box of a leaf. Every distinct box is written once.
 
-All processes come to the same answer from the sharding alone: of the devices that hold a box, the
+All processes reach the same answer from the sharding alone: of the devices that hold a box, the
 first in the sharding's order writes it, which is the one whose shard has `replica_id` 0.
 
-A leaf that one process holds alone, an array on its own devices or one of numpy, may be there once
-for each process or in one process only. Process 0 can tell: it has it, too, or it has an array
-without a shard of its own.
+A leaf that is wholly on one process, such as a NumPy array or an array on that process's devices,
+may exist once per process or on one process only. Process 0 can tell: in the first case it holds
+the leaf too; in the second it has an array without any addressable shard.
 """
 
 from __future__ import annotations
@@ -20,26 +20,28 @@ from .._core.boxes import Box, Shape, box_from_index, full_box
 
 
 def is_local(leaf: Any) -> bool:
-    """Whether this process holds all of a leaf, as every other may with one of its own."""
+    """Whether this process holds all of a leaf. Other processes may hold a copy each."""
     return not isinstance(leaf, jax.Array) or leaf.is_fully_addressable
 
 
 def all_boxes(leaf: Any) -> tuple[tuple[Box, int], ...]:
-    """The distinct boxes of a leaf, and the index of the process that writes each, as process 0
-    sees it. Others see the same of leaves that are not local to them.
+    """The distinct boxes of a leaf, each with the index of the process that writes it.
+
+    This is the view of process 0. Other processes have the same view of leaves that are not local
+    to them.
 
     >>> all_boxes(np.ones((2, 3)))
     ((((0, 2), (0, 3)), 0),)
     """
     if not isinstance(leaf, jax.Array):
         return ((full_box(np.shape(leaf)), 0),)
-    writers = _writers(leaf.sharding, leaf.shape)
+    writers = _writing_devices(leaf.sharding, leaf.shape)
     return tuple((box, device.process_index) for device, box in writers.items())
 
 
 @functools.lru_cache(maxsize=4096)
-def _writers(sharding: jax.sharding.Sharding, shape: Shape) -> dict[Any, Box]:
-    """The devices that write, with their boxes."""
+def _writing_devices(sharding: jax.sharding.Sharding, shape: Shape) -> dict[Any, Box]:
+    """The devices that write a box, each with its box."""
     first: dict[Box, Any] = {}
     for device, index in sharding.devices_indices_map(shape).items():
         first.setdefault(full_box(shape) if index is None else box_from_index(index, shape), device)
@@ -50,22 +52,22 @@ def written_boxes(leaf: Any, index: int, *, everywhere: bool) -> list[tuple[Box,
     """The boxes of a leaf that this process writes, and their values.
 
     Args:
-        leaf: A `jax.Array`, or something that numpy takes for an array.
-        index: Of this process.
-        everywhere: Whether the leaf is local to process 0 (`is_local` there): then process 0
-            writes its own, and those of other processes are not saved.
+        leaf: A `jax.Array`, or anything that NumPy converts to an array.
+        index: The index of this process.
+        everywhere: Whether the leaf is local to process 0, by `is_local` there. If so, process 0
+            writes its copy, and those of other processes are not saved.
 
     Returns:
-        Boxes in the order of the sharding's devices, each with an array of its shape: on one
-        device, not copied, for a `jax.Array`, else the leaf itself.
+        Boxes in the order of the sharding's devices, each with its values: for a `jax.Array` an
+        array on one device, not copied; otherwise the leaf itself.
     """
-    array = isinstance(leaf, jax.Array)
-    if is_local(leaf) and index != 0 and (everywhere or not array):
+    is_jax = isinstance(leaf, jax.Array)
+    if is_local(leaf) and index != 0 and (everywhere or not is_jax):
         return []
-    if not array or len(leaf.sharding.device_set) == 1:
-        # The one shard is the leaf, which spares JAX to make an array of it.
+    if not is_jax or len(leaf.sharding.device_set) == 1:
+        # The only shard is the leaf itself: no need to have JAX make an array of it.
         return [(full_box(np.shape(leaf)), leaf)] if is_local(leaf) else []
-    writers = _writers(leaf.sharding, leaf.shape)
+    writers = _writing_devices(leaf.sharding, leaf.shape)
     return [
         (writers[shard.device], shard.data)
         for shard in leaf.addressable_shards

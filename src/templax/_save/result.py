@@ -4,85 +4,178 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
-from typing import Any
 
 from .._catalog.fingerprint import Fingerprint
 from ..errors import UsageError
 
 
-class Saved:
-    """A save: what it wrote, or the handle of one that goes on.
+class Outcome:
+    """What becomes of a save: set by the thread that saves, read through `Saved`.
+
+    `Saved` is the half that callers see. This one also tells whether anybody has been told of an
+    error, so that a failed save in the background is reported exactly once.
 
     Attributes:
-        path: Of the checkpoint.
-        leaves: Leaves of the tree that have values.
+        path: The path of the checkpoint.
+        leaves: Number of leaves that have values.
+        nbytes, stages, fingerprint: See `Saved`. Valid once the save has succeeded.
+        error: Why the save failed, or None.
+        error_reported: Whether a caller has seen how the save ended.
     """
 
-    def __init__(self, path: str, leaves: int):
-        self.path, self.leaves = path, leaves
-        self._nbytes = 0
-        self._stages: dict[str, float] = {}
-        self._fingerprint: Fingerprint | None = None
-        self._error: BaseException | None = None
-        self._seen = False
+    def __init__(self, path: str):
+        self.path, self.leaves = path, 0
+        self.nbytes = 0
+        self.stages: Mapping[str, float] = {}
+        self.fingerprint: Fingerprint | None = None
+        self.error: BaseException | None = None
+        self.error_reported = False
         self._ended = threading.Event()
 
-    def __repr__(self) -> str:
-        if not self.done():
-            return f"Saved({self.path!r}, {self.leaves:,} leaves, not finished)"
-        if self._error is not None:
-            return f"Saved({self.path!r}, failed)"
-        return f"Saved({self.path!r}, {self.leaves:,} leaves, {self._nbytes:,} bytes)"
-
-    def done(self) -> bool:
-        """Whether the save has ended, well or not."""
+    def has_ended(self) -> bool:
+        """Whether the save has succeeded or failed."""
         return self._ended.is_set()
 
+    def wait_for_end(self, timeout: float | None = None) -> bool:
+        """Whether the save ended within `timeout` seconds; does not report its error."""
+        return self._ended.wait(timeout)
+
+    def end(self) -> None:
+        """Wakes everybody who waits. `error`, or else the results, must have been set before."""
+        self._ended.set()
+
+    @property
+    def unreported_error(self) -> BaseException | None:
+        """The error that no caller has seen yet, or None."""
+        return None if self.error_reported else self.error
+
+
+class Saved:
+    """A finished save and what it wrote, or the handle of a save in progress.
+
+    `templax.save` and `templax.Manager.save` return it. With `wait=False` the save continues in the
+    background: `done` polls it, `wait` waits for it, and the figures below are available once it
+    has ended.
+
+    Example:
+        >>> import os, tempfile, numpy as np, templax as tx
+        >>> path = os.path.join(tempfile.mkdtemp(), "ckpt")
+        >>> saved = tx.save(path, {"w": np.ones(4, np.float32)}, wait=False)
+        >>> saved.wait().done(), saved.leaves, os.path.basename(saved.path)
+        (True, 1, 'ckpt')
+        >>> sorted(saved.stages)
+        ['commit', 'encode', 'snapshot', 'write']
+    """
+
+    def __init__(self, outcome: Outcome):
+        self._outcome = outcome
+
+    def __repr__(self) -> str:
+        outcome = self._outcome
+        if not outcome.has_ended():
+            return f"Saved({outcome.path!r}, {outcome.leaves:,} leaves, not finished)"
+        if outcome.error is not None:
+            return f"Saved({outcome.path!r}, failed)"
+        return f"Saved({outcome.path!r}, {outcome.leaves:,} leaves, {outcome.nbytes:,} bytes)"
+
+    @property
+    def path(self) -> str:
+        """The path of the checkpoint."""
+        return self._outcome.path
+
+    @property
+    def leaves(self) -> int:
+        """Number of leaves of the tree that have values."""
+        return self._outcome.leaves
+
+    def done(self) -> bool:
+        """Whether the save has ended, successfully or not."""
+        return self._outcome.has_ended()
+
     def wait(self, timeout: float | None = None) -> Saved:
-        """Returns itself once the checkpoint is there.
+        """Returns itself once the checkpoint is committed.
 
         Args:
-            timeout: Seconds after which to give up waiting.
+            timeout: Seconds after which to stop waiting; the save itself continues.
 
         Raises:
-            SaveError: It failed; nothing is at `path` that was not there before.
-            TimeoutError: It goes on.
+            SaveError: The save failed; whatever was at `path` before is unchanged.
+            TimeoutError: The save is still in progress.
         """
-        if not self._ended.wait(timeout):
+        outcome = self._outcome
+        if not outcome.wait_for_end(timeout):
             raise TimeoutError(f"{self.path} is still being saved after {timeout} s")
-        self._seen = True
-        if self._error is not None:
-            raise self._error
+        outcome.error_reported = True
+        if outcome.error is not None:
+            raise outcome.error
         return self
 
-    def _result(self, value: Any) -> Any:
+    def _require_success(self) -> Outcome:
         if not self.done():
             raise UsageError("Expected a save that has ended: call wait() first")
-        return self.wait() and value
+        self.wait()
+        return self._outcome
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all files."""
-        self._result(None)
-        return self._nbytes
+        """Bytes of all files of the checkpoint."""
+        return self._require_success().nbytes
 
     @property
     def stages(self) -> Mapping[str, float]:
-        """Seconds of wall clock: `snapshot`, `write`, `commit`; `encode` are those of all threads
-        together that were spent on all but writing: fetching, checksums, compression.
+        """Seconds spent in each stage.
+
+        `snapshot`, `write` and `commit` are wall-clock time. `encode` is the time that all threads
+        together spent on fetching, checksums and compression, so it may exceed `write`.
         """
-        self._result(None)
-        return self._stages
+        return self._require_success().stages
 
     @property
     def seconds(self) -> float:
-        """Wall clock to the commit, without what the save before was waited for."""
-        self._result(None)
-        return sum(s for name, s in self._stages.items() if name != "encode")
+        """Wall-clock seconds until the commit, without waiting for an earlier save."""
+        stages = self._require_success().stages
+        return sum(seconds for name, seconds in stages.items() if name != "encode")
 
     @property
     def fingerprint(self) -> Fingerprint:
-        """Of the tree, as `templax.fingerprint` would give it."""
-        self._result(None)
-        assert self._fingerprint is not None
-        return self._fingerprint
+        """The fingerprint of the saved tree, equal to `templax.fingerprint(tree)`."""
+        fingerprint = self._require_success().fingerprint
+        assert fingerprint is not None
+        return fingerprint
+
+
+class PendingSave:
+    """The latest save of a manager or checkpointer, which its next call waits for.
+
+    Once the save has ended it is forgotten, so that an error is raised by one call only.
+    """
+
+    def __init__(self, saved: Saved):
+        self._saved: Saved | None = saved
+
+    def is_in_progress(self) -> bool:
+        """Whether the save has not ended yet."""
+        return self._saved is not None and not self._saved.done()
+
+    def has_failed(self) -> bool:
+        """Whether the save has ended with an error that `wait` will raise."""
+        # Not by Saved.wait(), which counts as reporting the error.
+        return (
+            self._saved is not None
+            and self._saved.done()
+            and self._saved._outcome.error is not None
+        )
+
+    def wait(self) -> None:
+        """Returns once the save has ended, at once if it was waited for before.
+
+        Raises:
+            SaveError: The save failed; raised by one call only.
+        """
+        saved = self._saved
+        if saved is not None:
+            try:
+                saved.wait()
+            finally:
+                if saved.done():  # an interrupt may end the wait before the save
+                    self._saved = None

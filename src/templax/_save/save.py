@@ -1,4 +1,4 @@
-"""JAX. `save`, and the saves that go on in the background."""
+"""JAX. `templax.save`."""
 
 from __future__ import annotations
 
@@ -24,42 +24,43 @@ def save(
     threads: int | None = None,
     on_progress: Progress | None = None,
 ) -> Saved:
-    """Saves a pytree: as a checkpoint that is wholly there or not at all.
+    """Saves a pytree as a checkpoint, which is either complete or absent.
 
-    Every Orbax since 0.6 restores it. By default its arrays lie raw and aligned in one file, so
-    that `restore` reads them straight to where they will stay, or maps them; each chunk has a
-    checksum, which `restore` checks. Killed at any instant, what was at `url` before is still
-    there, or the new checkpoint is; nothing in between is ever visible under that name.
+    Orbax 0.6 and later can restore it. By default the arrays are stored raw and aligned in one
+    file, so that `restore` can read them straight into their final buffers, or memory-map them.
+    Each chunk has a checksum, which `restore` verifies. If the process is killed at any point,
+    `url` holds either what it held before or the complete new checkpoint; no intermediate state is
+    ever visible under that name.
 
     Args:
-        url: A local path that does not exist yet, or an empty directory. Parents are made.
-        tree: Any pytree of arrays (typed PRNG keys too), numbers, strings and None. Functions in it
-            are left out: the template that restores it supplies them.
-        format: The layout; "orbax" is the only one.
-        metadata: JSON that goes with it; Orbax calls it `custom_metadata`.
-        overwrite: Replaces a checkpoint that is there, in one step.
-        wait: False returns as soon as the values are safe: the arrays may be donated or overwritten
-            while they are written. Numpy arrays are copied, arrays on accelerators transferred; the
-            memory of CPU arrays is held until they are written, so that a step they are donated to
-            takes memory of its own.
-        compression: None, `"zstd"` or `"zstd:LEVEL"` (1 to 22; 1 if not said): fewer bytes, more
-            cycles at each restore, nothing to map.
-        memory: Host bytes that are fetched from devices and not yet written; default 2 GiB. A leaf
-            that is larger is fetched alone.
-        threads: Workers. Default: the cores of this process, at most 8.
-        on_progress: Called with bytes written and bytes in all, at most ten times a second; with
-            `wait=False` from another thread.
+        url: A local path that does not exist yet, or an empty directory. Parents are created.
+        tree: Any pytree of arrays (including typed PRNG keys), numbers, strings and None. Functions
+            are left out; the template of a restore supplies them.
+        format: The layout of the checkpoint. "orbax" is the only one.
+        metadata: JSON that is stored with the checkpoint; Orbax calls it `custom_metadata`.
+        overwrite: Replaces an existing checkpoint, atomically.
+        wait: With False, returns as soon as the values are safe: the arrays may then be donated or
+            overwritten while they are still being written. NumPy arrays are copied and arrays on
+            accelerators are transferred to the host. Arrays on CPU keep their memory until they are
+            written, so a step that they are donated to allocates its own.
+        compression: None, `"zstd"` or `"zstd:LEVEL"` (1 to 22, default 1). Compression makes the
+            files smaller, costs CPU time at each restore, and rules out memory-mapping.
+        memory: Bytes of host memory for values that were fetched from devices and not yet written;
+            default 2 GiB. A leaf larger than this is fetched on its own.
+        threads: Number of worker threads. Default: the cores available to this process, at most 8.
+        on_progress: Called with the bytes written and the bytes in all, at most ten times a second;
+            with `wait=False` from another thread.
 
     Returns:
-        What was written, once it is; with `wait=False` the handle of a save that goes on. The next
-        save, and the end of the process, wait for it.
+        What was written; with `wait=False`, the handle of the save in progress. The next save and
+        the end of the process wait for it.
 
     Raises:
-        SaveError: A leaf that can't be saved, by its name and before a file is made; the disk is
-            full or failed; or a save with `wait=False` failed that nobody waited for. What was at
-            `url` is untouched, and nothing is left beside it.
-        AlreadyExists: Something is at `url`.
-        UsageError: An argument that means nothing.
+        SaveError: A leaf cannot be saved (the message names it; no file was made); the disk is full
+            or failed; or an earlier save with `wait=False` failed and nobody waited for it. What
+            was at `url` is unchanged, and nothing is left beside it.
+        AlreadyExists: Something exists at `url`.
+        UsageError: An argument is invalid.
 
     Example:
         >>> import jax.numpy as jnp, os, tempfile, templax as tx
@@ -70,5 +71,13 @@ def save(
         >>> tx.restore(path, {"w": jnp.zeros((2, 3)), "step": 0})["step"]
         7
     """
-    request = make_options(format, metadata, overwrite, compression, memory, threads, on_progress)
-    return start_save(url, {"": tree}, request, wait=wait)
+    options = make_options(
+        format=format,
+        metadata=metadata,
+        overwrite=overwrite,
+        compression=compression,
+        memory=memory,
+        threads=threads,
+        on_progress=on_progress,
+    )
+    return start_save(url, {"": tree}, options, wait=wait)

@@ -1,4 +1,4 @@
-"""JAX. A tree that is saved → its leaves, with their values in host memory."""
+"""JAX. The leaves of a tree to save, and the snapshot of their values in host memory."""
 
 from __future__ import annotations
 
@@ -26,31 +26,34 @@ from ..errors import SaveError, UsageError
 from .owners import all_boxes, is_local, written_boxes
 
 Empty = tuple[Path, str]
-"""A key path without a leaf, and what Orbax calls what is there."""
+"""The key path of a container without leaves, and Orbax's name for its kind."""
 
 _SMALL_BYTES = 1024 * 1024
+"""Values up to this size are copied at once; larger ones are split among threads."""
 
 _BLOCK_BYTES = 16 * 1024 * 1024
+"""The unit in which threads copy large values."""
 
 _ARENA_BYTES = 256 * 1024 * 1024
+"""The size of the allocations that copies share."""
 
 
 def collect_leaves(tree: PyTree) -> tuple[list[Leaf], list[Empty]]:
-    """The leaves of a tree, and what is there instead of one.
+    """The leaves of a tree, and its containers that have no leaves.
 
-    Nothing is copied: arrays on CPU are seen as they lie, those on other devices are fetched when a
-    piece is called; their transfers begin.
+    Nothing is copied: arrays on CPU are viewed in place; arrays on other devices are fetched when
+    the callable of a piece is called.
 
     Args:
-        tree: Leaves are `jax.Array`s (typed PRNG keys too), numpy arrays and scalars, Python
+        tree: A pytree of `jax.Array`s (including typed PRNG keys), NumPy arrays and scalars, Python
             numbers and strings. Functions and types are left out: templates supply them.
 
     Raises:
-        SaveError: A leaf holds no values that can be saved, or two share a name; names all of them.
-        UsageError: `tree` is no pytree.
+        SaveError: Leaves hold no values that can be saved, or share a name. The message names them.
+        UsageError: `tree` is not a pytree.
     """
     try:
-        keyed, _ = jtu.tree_flatten_with_path(tree, is_leaf=lambda x: _empty(x) is not None)
+        keyed, _ = jtu.tree_flatten_with_path(tree, is_leaf=lambda x: _empty_kind(x) is not None)
     except ValueError as error:  # a dict with keys 0 and "0", which JAX can't sort
         raise UsageError(f"Expected a pytree to save: {error}") from error
     leaves: list[Leaf] = []
@@ -61,7 +64,7 @@ def collect_leaves(tree: PyTree) -> tuple[list[Leaf], list[Empty]]:
     with jax.transfer_guard("allow"):  # saving is what the caller asked for
         for keys, value in keyed:
             path = tuple([path_element(key) for key in keys])
-            if (kind := _empty(value)) is not None:
+            if (kind := _empty_kind(value)) is not None:
                 empties.append((path, kind))
                 continue
             if callable(value):
@@ -71,7 +74,7 @@ def collect_leaves(tree: PyTree) -> tuple[list[Leaf], list[Empty]]:
                 wrong.append(f"two leaves are named `{name}`")
                 continue
             names.add(name)
-            leaf = _leaf(name, path, value)
+            leaf = _make_leaf(name, path, value)
             if isinstance(leaf, str):
                 wrong.append(f"`{name}` {leaf}")
                 continue
@@ -79,17 +82,19 @@ def collect_leaves(tree: PyTree) -> tuple[list[Leaf], list[Empty]]:
             if isinstance(value, jax.Array):
                 ready.append(value)
         if wrong:
-            raise SaveError(f"This tree can't be saved: {'; '.join(wrong[:20])}{_more(wrong)}")
-        jax.block_until_ready(ready)  # a computation that failed says so before a file is made
+            raise SaveError(
+                f"This tree can't be saved: {'; '.join(wrong[:20])}{_count_rest(wrong)}"
+            )
+        jax.block_until_ready(ready)  # a failed computation raises here, before a file is made
     return leaves, empties
 
 
-def _more(wrong: list[str]) -> str:
+def _count_rest(wrong: list[str]) -> str:
     return f"; and {len(wrong) - 20} more" if len(wrong) > 20 else ""
 
 
-def _empty(value: Any) -> str | None:
-    """What Orbax calls a container without leaves; None of anything else."""
+def _empty_kind(value: Any) -> str | None:
+    """Orbax's name for a container without leaves, or None for any other value."""
     if value is None:
         return "None"
     if isinstance(value, (dict, list, tuple)) and not value:
@@ -99,62 +104,62 @@ def _empty(value: Any) -> str | None:
     return None
 
 
-def _leaf(name: str, path: Path, value: Any) -> Leaf | str:
-    """A leaf, or why it is none, in words that follow its name."""
+def _make_leaf(name: str, path: Path, value: Any) -> Leaf | str:
+    """A leaf, or the reason why it cannot be saved, in words that follow its name."""
     if isinstance(value, jax.Array):
-        return _of_jax(name, path, value)
+        return _leaf_of_jax(name, path, value)
     if isinstance(value, str):
-        return _of_text(name, path, value)
+        return _leaf_of_text(name, path, value)
     if isinstance(value, np.ma.MaskedArray):
         return "is a masked array, whose mask would be lost"
     if isinstance(value, (np.ndarray, np.generic)):
         scalar = isinstance(value, np.generic)
-        return _of_numpy(name, path, np.asarray(value), "scalar" if scalar else "np.ndarray")
+        return _leaf_of_numpy(name, path, np.asarray(value), "scalar" if scalar else "np.ndarray")
     number = next((t for t in (bool, int, float, complex) if isinstance(value, t)), None)
     if number is not None:
         try:
             array = np.asarray(value, PYTHON_DTYPES[number])
         except OverflowError:
             return f"is an int that int64 can't hold: {str(value)[:40]}"
-        return _of_numpy(name, path, array, "scalar")
+        return _leaf_of_numpy(name, path, array, "scalar")
     if isinstance(value, jax.ShapeDtypeStruct):
         return "is abstract: it has a shape and a dtype, but no values"
     if value is ...:
         return "is `...`, which was never restored"
     as_array: Callable[[], Any] | None = getattr(value, "__jax_array__", None)
     if as_array is not None:
-        return _leaf(name, path, as_array())
+        return _make_leaf(name, path, as_array())
     if isinstance(value, (bytes, bytearray)):
         return "holds bytes: save np.frombuffer(value, np.uint8)"
     return f"is a {type(value).__module__}.{type(value).__qualname__}, which holds no array"
 
 
-def _of_text(name: str, path: Path, value: str) -> Leaf | str:
+def _leaf_of_text(name: str, path: Path, value: str) -> Leaf | str:
     try:
         value.encode()
     except UnicodeEncodeError:
-        return "is a string that is no Unicode text"
+        return "is a string that is not valid Unicode"
     return Leaf(name, path, "string", (), np.dtype(str), text=str.__str__(value))
 
 
-def _of_numpy(name: str, path: Path, value: np.ndarray, value_type: Any) -> Leaf | str:
+def _leaf_of_numpy(name: str, path: Path, value: np.ndarray, value_type: Any) -> Leaf | str:
     native = value.dtype.newbyteorder("=")
-    if not _holds_numbers(native):
+    if not _is_supported(native):
         return f"is a numpy array of dtype {value.dtype}"
     held = np.asarray(value, native)
-    return Leaf(name, path, value_type, held.shape, native, pieces=_one(held))
+    return Leaf(name, path, value_type, held.shape, native, pieces=_whole_piece(held))
 
 
 @functools.cache
-def _holds_numbers(dtype: np.dtype) -> bool:
+def _is_supported(dtype: np.dtype) -> bool:
     return DTYPES.get(dtype.name) == dtype
 
 
-def _one(array: np.ndarray) -> tuple[tuple[Box, Callable[[], np.ndarray]], ...]:
+def _whole_piece(array: np.ndarray) -> tuple[tuple[Box, Callable[[], np.ndarray]], ...]:
     return ((full_box(array.shape), lambda: array),)
 
 
-def _of_jax(name: str, path: Path, value: jax.Array) -> Leaf | str:
+def _leaf_of_jax(name: str, path: Path, value: jax.Array) -> Leaf | str:
     if isinstance(value, jax.core.Tracer):
         return "is traced: save outside of jax.jit"
     if value.is_deleted():
@@ -168,45 +173,49 @@ def _of_jax(name: str, path: Path, value: jax.Array) -> Leaf | str:
         value = jax.random.key_data(value)
     else:
         sharding = value.sharding
-        if not _holds_numbers(np.dtype(value.dtype)):
+        if not _is_supported(np.dtype(value.dtype)):
             return f"is an array of dtype {value.dtype}"
     leaf = Leaf(name, path, "jax.Array", shape, np.dtype(value.dtype), impl)
-    leaf.sharding = _serialised(sharding)
-    one_cpu, leaf.transient = _where(value.sharding)
+    leaf.sharding = _serialize_sharding(sharding)
+    one_cpu, leaf.transient = _classify_devices(value.sharding)
     if one_cpu:
-        leaf.pieces = ((full_box(shape), _fetched(value, False)),)
+        leaf.pieces = ((full_box(shape), _make_fetch(value, False)),)
         return leaf
     if is_local(value) and value.is_fully_replicated:
-        leaf.pieces = ((full_box(shape), _fetched(value, leaf.transient)),)
+        leaf.pieces = ((full_box(shape), _make_fetch(value, leaf.transient)),)
         return leaf
     leaf.pieces = tuple(
-        (box, _fetched(data, leaf.transient))
+        (box, _make_fetch(data, leaf.transient))
         for box, data in written_boxes(value, jax.process_index(), everywhere=False)
     )
     if not is_local(value):
         leaf.tile, leaf.owners = value.sharding.shard_shape(shape), all_boxes(value)
         first, *others = {process for _, process in leaf.owners}
-        if not others:  # it has all of it
+        if not others:  # one process, not necessarily this one, holds all of it
             leaf.tile, leaf.owners = shape, ((full_box(shape), first),)
     return leaf
 
 
-def _fetched(value: jax.Array, transient: bool) -> Callable[[], np.ndarray]:
-    """The values of an array on host; of one on CPU already now, without a copy."""
+def _make_fetch(value: jax.Array, transient: bool) -> Callable[[], np.ndarray]:
+    """A callable that returns the values in host memory. An array on CPU is viewed here, once."""
     if not transient:
-        array = _host(value)
+        array = _to_host(value)
         return lambda: array
 
     def fetch() -> np.ndarray:
-        with jax.transfer_guard("allow"):  # each thread has its own
-            return _host(value)
+        with jax.transfer_guard("allow"):  # the guard is set per thread
+            return _to_host(value)
 
     return fetch
 
 
-def _host(value: jax.Array) -> np.ndarray:
-    """An array on host. JAX keeps a copy that it made with the array: here with one of our own."""
-    one_cpu, _ = _where(value.sharding)
+def _to_host(value: jax.Array) -> np.ndarray:
+    """The values of an array in host memory.
+
+    JAX caches the host copy that it makes on the array object. The array made here takes that copy,
+    so that the caller's array does not keep it alive.
+    """
+    one_cpu, _ = _classify_devices(value.sharding)
     if not one_cpu or value.dtype.itemsize == 1:
         one = value.addressable_data(0)
         value = jax.make_array_from_single_device_arrays(one.shape, one.sharding, [one])
@@ -214,25 +223,27 @@ def _host(value: jax.Array) -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=512)
-def _where(sharding: jax.sharding.Sharding) -> tuple[bool, bool]:
-    """Whether a sharding is of one CPU device of this process, and whether of other devices."""
+def _classify_devices(sharding: jax.sharding.Sharding) -> tuple[bool, bool]:
+    """Whether a sharding is one CPU device of this process; and whether it is not on CPU."""
     first, *others = sharding.device_set
     cpu = first.platform == "cpu"
     return cpu and not others and first.process_index == jax.process_index(), not cpu
 
 
 def copy_values(leaves: Sequence[Leaf], threads: int) -> None:
-    """Gives leaves values of their own: nothing that happens to the tree changes them any more.
+    """Gives the leaves values of their own, which later changes to the tree do not affect.
 
-    A `jax.Array` on CPU is not copied: JAX leaves its memory alone while numpy sees it. Others
-    share arenas, freed as the leaves in them are written: the first touch of fresh memory takes
-    longer than the copy, and is fastest of large pieces. What is fetched from a device is a copy
-    already.
+    A `jax.Array` on CPU need not be copied: JAX does not reuse its memory while NumPy has a view of
+    it. Values fetched from a device are copies already. The remaining copies share arenas, each
+    freed once all leaves in it are written: the first touch of fresh memory takes longer than the
+    copy, and is fastest for large allocations.
     """
-    held = any(leaf.value_type == "jax.Array" and not leaf.transient for leaf in leaves)
-    held = held and _views_hold_memory()
+    on_cpu = any(leaf.value_type == "jax.Array" and not leaf.transient for leaf in leaves)
+    views_suffice = on_cpu and _views_hold_memory()
     leaves = [
-        leaf for leaf in leaves if leaf.transient or leaf.value_type != "jax.Array" or not held
+        leaf
+        for leaf in leaves
+        if leaf.transient or leaf.value_type != "jax.Array" or not views_suffice
     ]
     total = sum(-(-leaf.nbytes // ALIGN) * ALIGN for leaf in leaves)
     arena, used = allocate_aligned(0), 0
@@ -249,7 +260,9 @@ def copy_values(leaves: Sequence[Leaf], threads: int) -> None:
                     mine = np.ndarray(values.shape, values.dtype, arena, used)
                     used, total = used + size, total - size
                     if size > _SMALL_BYTES:
-                        copies += [pool.submit(np.copyto, *pair) for pair in _blocks(mine, values)]
+                        copies += [
+                            pool.submit(np.copyto, *pair) for pair in _split_blocks(mine, values)
+                        ]
                     else:
                         np.copyto(mine, values)
                     values = mine
@@ -261,8 +274,8 @@ def copy_values(leaves: Sequence[Leaf], threads: int) -> None:
 
 @functools.cache
 def _views_hold_memory() -> bool:
-    """Whether this JAX leaves the memory of a CPU array as it is while numpy sees it, even if the
-    array is donated or deleted: a computation gets other memory then.
+    """Whether this version of JAX leaves the memory of a CPU array alone while NumPy has a view of
+    it, even if the array is donated or deleted. JAX does not promise it, so it is tried out.
     """
     with jax.transfer_guard("allow"), jax.default_device(jax.local_devices(backend="cpu")[0]):
         for spend in (jax.jit(lambda x: x * 2, donate_argnums=0), lambda x: x.delete()):
@@ -276,8 +289,8 @@ def _views_hold_memory() -> bool:
     return True
 
 
-def _blocks(to: np.ndarray, values: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Pairs of views that threads can copy between at the same time."""
+def _split_blocks(to: np.ndarray, values: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Pairs of destination and source views, which threads can copy in parallel."""
     if not values.flags.c_contiguous:
         yield to, values
         return
@@ -287,12 +300,12 @@ def _blocks(to: np.ndarray, values: np.ndarray) -> Iterator[tuple[np.ndarray, np
 
 
 @functools.lru_cache(maxsize=512)
-def _serialised(sharding: jax.sharding.Sharding) -> str | None:
-    """A sharding as Orbax writes it (`metadata/sharding.py` of 0.12); None of those it can't."""
+def _serialize_sharding(sharding: jax.sharding.Sharding) -> str | None:
+    """A sharding as Orbax 0.12 serialises it (`metadata/sharding.py`); None if Orbax cannot."""
     if isinstance(sharding, SingleDeviceSharding):
         (device,) = sharding.device_set
-        # What JAX before 0.10 calls its CPUs: an older Orbax looks for this very text, a newer one
-        # takes either.
+        # JAX before 0.10 names its CPUs like this. Older versions of Orbax require this text; newer
+        # ones accept either.
         name = str(device).replace("cpu:", "TFRT_CPU_")
         return json.dumps({"sharding_type": "SingleDeviceSharding", "device_str": name})
     if not isinstance(sharding, NamedSharding):
@@ -310,12 +323,12 @@ def _serialised(sharding: jax.sharding.Sharding) -> str | None:
             "partition_spec": [
                 axes if isinstance(axes, str) or axes is None else list(axes) for axes in spec
             ],
-            "device_mesh": {"mesh": _ids(mesh.devices)},
+            "device_mesh": {"mesh": _list_ids(mesh.devices)},
         }
     )
 
 
-def _ids(devices: Any) -> Any:
+def _list_ids(devices: Any) -> Any:
     if isinstance(devices, np.ndarray):
-        return [_ids(d) for d in devices]
+        return [_list_ids(d) for d in devices]
     return {"id": devices.id}

@@ -1,4 +1,9 @@
-"""The threads of a save: values of leaves → chunks in data files, with their checksums. No JAX."""
+"""The threads of a save, which write leaves as chunks of a data file. No JAX.
+
+`Writer` plans all jobs when it is made: packs of small leaves first, then runs of chunks of large
+leaves. Worker threads take the jobs in order. Each gathers, checksums and writes its chunks, and
+records them in the `ChunkTable`. Another thread keeps the disk busy with `sync`.
+"""
 
 from __future__ import annotations
 
@@ -20,37 +25,44 @@ from .._core.memory import ALIGN, Scratch
 from .chunk_bytes import crc_contribution, fetch_pieces, gather_box, pad_chunk
 
 PACK_BYTES = 4 * 1024 * 1024
-"""Small leaves are written together, up to this size."""
+"""Small leaves are packed into writes of up to this size."""
 
 SMALL_BYTES = 128 * 1024
+"""Leaves of one chunk up to this size are small."""
 
 RUN_BYTES = 32 * 1024 * 1024
-"""Of a large leaf, bytes that one thread takes at a time."""
+"""The bytes of a large leaf that one thread takes at a time."""
 
 STEP_BYTES = 1024 * 1024
-"""Bytes that are summed, and then written while they are in cache."""
+"""The bytes that are checksummed at a time, and then written while they are still in the cache."""
 
 _PROGRESS_S = 0.1
 
 SYNC_BYTES = 64 * 1024 * 1024
-"""Bytes after which the system is asked to begin with bringing them to the disk."""
+"""After this many bytes the system is asked to bring them to the disk."""
 
 
 class DataFile(Protocol):
-    """Where chunks are written."""
+    """The file that chunks are written to."""
 
     def write(self, data: Any, offset: int) -> None:
-        """Writes bytes at an offset. From any thread."""
+        """Writes bytes at an offset. May be called from any thread."""
         ...
 
     def sync(self) -> None:
-        """Returns when what was written is on the disk."""
+        """Returns once everything written so far is on the disk."""
         ...
 
 
 @dataclass(slots=True)
 class _Cell:
-    """One chunk to write. `offset` is None where it is known only once it is compressed."""
+    """One chunk to write.
+
+    Attributes:
+        number: Its row in the `ChunkTable`.
+        box: Its elements, as a box of the leaf.
+        offset: Its place in the file; None if it is to be compressed, as its size is not known yet.
+    """
 
     number: int
     box: Box
@@ -59,14 +71,15 @@ class _Cell:
 
 @dataclass(slots=True)
 class _Job:
-    """What one thread does at a time: small leaves that are neighbours, or chunks of one leaf.
+    """The unit of work of a thread: adjacent small leaves, or a run of chunks of one leaf.
 
     Attributes:
-        transient: Bytes that it fetches from devices.
-        packed: Its chunks are written by one call, from `start` to `stop`.
-        nbytes: Of values.
-        work: Of each leaf: the shape of its chunks, and those to write.
-        pieces: Of each leaf, its values: held here, so that they are freed with the job.
+        transient: The bytes that the job fetches from devices.
+        packed: Whether the chunks are written by one call.
+        start, stop: The byte range of that call.
+        nbytes: The bytes of the job's values.
+        work: For each leaf, the shape of its chunks and the chunks to write.
+        pieces: For each leaf, its values. The job holds them, so that they are freed with it.
     """
 
     transient: int = 0
@@ -77,24 +90,32 @@ class _Job:
     work: list[tuple[Leaf, Shape, list[_Cell]]] = field(default_factory=list)
     pieces: list[Any] = field(default_factory=list)
 
-    def add(self, leaf: Leaf, chunk: Shape, mine: list[_Cell]) -> None:
-        self.work.append((leaf, chunk, mine))
+    def add(self, leaf: Leaf, chunk: Shape, cells: list[_Cell]) -> None:
+        self.work.append((leaf, chunk, cells))
         self.pieces.append(leaf.pieces)
-        self.nbytes += sum(size_of(cell.box) for cell in mine) * leaf.dtype.itemsize
+        self.nbytes += sum(size_of(cell.box) for cell in cells) * leaf.dtype.itemsize
 
 
 class Writer:
-    """Writes the chunks that are this process's share, by threads of its own, once it is started.
+    """Writes this process's share of the chunks, with threads of its own, once it is started.
 
     Args:
-        leaves, chunks: All leaves of the tree, and the shape of the chunks of each.
-        places: Filled in.
-        file: Where to: number 0 in `places`.
-        process: Index of this process.
-        level: Of zstd; None writes raw, aligned chunks.
-        threads: Workers.
-        memory: Bytes that may be fetched from devices and not yet written; one leaf may be more.
-        forget: Whether leaves give up their values as they are written.
+        leaves, chunks: All leaves of the tree, and the shape of each leaf's chunks.
+        places: The table to fill in.
+        file: The data file, which has the number 0 in `places`.
+        process: The index of this process.
+        level: The zstd level; None writes raw, aligned chunks.
+        threads: Number of worker threads.
+        memory: Bytes that may be fetched from devices and not yet written. A single larger leaf is
+            fetched on its own.
+        forget: Whether leaves give up their values as they are written, to free memory.
+
+    Attributes:
+        end: The size of the file so far.
+        total: The bytes of all values to write.
+        done: The bytes of the values written so far.
+        encode_s: Seconds that all threads together spent on fetching, checksums and compression.
+        write_s: Seconds that all threads together spent on writing.
     """
 
     def __init__(
@@ -113,13 +134,10 @@ class Writer:
         self._places, self._file, self._level = places, file, level
         self._memory = memory
         self.end = 0
-        """Bytes of the file so far."""
         self._jobs = deque(self._plan(leaves, chunks, process))
         self.total = sum(job.nbytes for job in self._jobs)
         self.done = 0
-        """Bytes of values that were written."""
         self.encode_s = self.write_s = 0.0
-        """Seconds of all threads together."""
         if forget:
             for leaf in leaves:
                 leaf.pieces = ()
@@ -130,25 +148,27 @@ class Writer:
         self._error: BaseException | None = None
         self._stop = False
         self._threads = [
-            threading.Thread(target=self._guarded, args=(self._work,), name=f"templax-save-{i}")
+            threading.Thread(target=self._run_thread, args=(self._work,), name=f"templax-save-{i}")
             for i in range(threads)
         ]
         self._threads.append(
-            threading.Thread(target=self._guarded, args=(self._sync,), name="templax-sync")
+            threading.Thread(target=self._run_thread, args=(self._sync,), name="templax-sync")
         )
 
     def start(self) -> None:
-        """Begins to write."""
+        """Starts the threads."""
         for thread in self._threads:
             thread.start()
 
-    # --- what is written, and where
+    # --- planning
 
     def _plan(
         self, leaves: Sequence[Leaf], chunks: Sequence[Shape], process: int
     ) -> Iterator[_Job]:
-        """Jobs in the order of the file. Small leaves come first, one behind the other: few writes
-        make them, and few reads find them.
+        """The jobs in the order of the file.
+
+        Small leaves come first and lie next to each other, so that few writes store them and few
+        reads fetch them.
         """
         large: list[tuple[Leaf, Shape, list[_Cell]]] = []
         pack = _Job(packed=self._level is None)
@@ -156,41 +176,42 @@ class Writer:
             if leaf.value_type == "string" or 0 in leaf.shape or not leaf.pieces:
                 continue
             full = math.prod(chunk) * leaf.dtype.itemsize
-            for box in _own(leaf, process):
-                mine = list(_cells_in(box, leaf.shape, chunk, first))
-                if len(mine) > 1 or full > SMALL_BYTES or leaf.transient:
-                    large.append((leaf, chunk, mine))
+            for box in _owned_boxes(leaf, process):
+                cells = list(_cells_in(box, leaf.shape, chunk, first))
+                if len(cells) > 1 or full > SMALL_BYTES or leaf.transient:
+                    large.append((leaf, chunk, cells))
                     continue
                 if pack.nbytes + full + ALIGN * len(pack.work) > PACK_BYTES:
                     yield pack
                     pack = _Job(packed=pack.packed, start=self.end)
-                self._locate(mine, full)
-                pack.add(leaf, chunk, mine)
+                self._assign_offsets(cells, full)
+                pack.add(leaf, chunk, cells)
                 pack.stop = self.end
         if pack.work:
             yield pack
-        for leaf, chunk, mine in large:
+        for leaf, chunk, cells in large:
             full = math.prod(chunk) * leaf.dtype.itemsize
-            self._locate(mine, full)
-            step = len(mine) if leaf.transient else max(1, RUN_BYTES // full)
-            for i in range(0, len(mine), step):
+            self._assign_offsets(cells, full)
+            # A leaf on a device is one job: each job fetches the whole of its leaf.
+            step = len(cells) if leaf.transient else max(1, RUN_BYTES // full)
+            for i in range(0, len(cells), step):
                 job = _Job()
-                job.add(leaf, chunk, mine[i : i + step])
+                job.add(leaf, chunk, cells[i : i + step])
                 job.transient = job.nbytes if leaf.transient else 0
                 yield job
 
-    def _locate(self, mine: list[_Cell], full: int) -> None:
-        """Gives raw chunks their places, back to back from a multiple of 64."""
+    def _assign_offsets(self, cells: list[_Cell], full: int) -> None:
+        """Places raw chunks back to back, starting at a multiple of `ALIGN` bytes."""
         if self._level is None:
             self.end = -(-self.end // ALIGN) * ALIGN
-            for cell in mine:
+            for cell in cells:
                 cell.offset = self.end
                 self.end += full
 
     # --- workers
 
-    def _guarded(self, work: Callable[[], None]) -> None:
-        """Runs a thread; its error is raised by `wait`."""
+    def _run_thread(self, work: Callable[[], None]) -> None:
+        """The body of a thread. `wait` raises the first error of any of them."""
         try:
             work()
         except BaseException as error:
@@ -204,7 +225,7 @@ class Writer:
     def _work(self) -> None:
         scratch = Scratch()
         try:
-            while (job := self._next()) is not None:
+            while (job := self._take_job()) is not None:
                 begin, before = time.perf_counter(), scratch.write_s
                 if job.packed:
                     self._write_pack(job, scratch)
@@ -212,7 +233,7 @@ class Writer:
                     self._write_chunks(job, scratch)
                 took, wrote = time.perf_counter() - begin, scratch.write_s - before
                 nbytes, transient = job.nbytes, job.transient
-                del job  # and with it the values, if nobody else holds them
+                del job  # frees the values, unless somebody else holds them
                 with self._condition:
                     self.done += nbytes
                     self._unsynced += nbytes
@@ -225,7 +246,7 @@ class Writer:
                 self._running -= 1
                 self._condition.notify_all()
 
-    def _next(self) -> _Job | None:
+    def _take_job(self) -> _Job | None:
         with self._condition:
             while True:
                 if self._stop or not self._jobs:
@@ -237,17 +258,17 @@ class Writer:
                 self._condition.wait()
 
     def _sync(self) -> None:
-        """Lets the disk work while the workers do."""
+        """Brings written bytes to the disk while the workers write more."""
         while True:
             with self._condition:
                 self._condition.wait_for(lambda: not self._running or self._unsynced >= SYNC_BYTES)
                 if not self._running:
-                    return  # what is left is synced before the commit
+                    return  # the remainder is synced before the commit
                 self._unsynced = 0
             self._file.sync()
 
     def _write_pack(self, job: _Job, scratch: Scratch) -> None:
-        """Small leaves: one write for all, gaps between them zero."""
+        """Writes a pack of small leaves in one call, with zeros between them."""
         out = scratch.bytes("pack", job.stop - job.start)
         at = 0
         places = self._places
@@ -273,28 +294,28 @@ class Writer:
         self._write(out, job.start, scratch)
 
     def _write_chunks(self, job: _Job, scratch: Scratch) -> None:
-        for (leaf, chunk, mine), pieces in zip(job.work, job.pieces, strict=True):
-            values_of = fetch_pieces(pieces)
-            for cell in mine:
+        for (leaf, chunk, cells), pieces in zip(job.work, job.pieces, strict=True):
+            values = fetch_pieces(pieces)
+            for cell in cells:
                 if self._stop:
                     return
-                self._write_chunk(leaf, chunk, cell, values_of, scratch)
+                self._write_chunk(leaf, chunk, cell, values, scratch)
 
     def _write_chunk(
         self,
         leaf: Leaf,
         chunk: Shape,
         cell: _Cell,
-        values_of: list[tuple[Box, np.ndarray]],
+        values: list[tuple[Box, np.ndarray]],
         scratch: Scratch,
     ) -> None:
-        data = gather_box(cell.box, leaf, values_of, scratch)
+        data = gather_box(cell.box, leaf, values, scratch)
         if cell.offset is not None:
             crc = 0
             for i in range(0, len(data), STEP_BYTES):
-                some = data[i : i + STEP_BYTES]
-                crc = crc32c(some, crc)
-                self._write(some, cell.offset + i, scratch)
+                block = data[i : i + STEP_BYTES]
+                crc = crc32c(block, crc)
+                self._write(block, cell.offset + i, scratch)
             offset, nbytes, plain = cell.offset, len(data), crc
         else:
             plain = crc32c(data)
@@ -314,10 +335,10 @@ class Writer:
         self._file.write(data, offset)
         scratch.write_s += time.perf_counter() - begin
 
-    # --- who waits
+    # --- waiting
 
     def stop(self) -> None:
-        """Returns when no thread runs any more, whatever was written until then. Idempotent."""
+        """Stops all threads, whatever they have written by then, and waits for them. Idempotent."""
         with self._condition:
             self._stop = True
             self._jobs.clear()
@@ -327,10 +348,14 @@ class Writer:
                 thread.join()
 
     def wait(self, progress: Callable[[int, int], None] | None = None) -> None:
-        """Returns when all is written; raises the first error, after all threads have ended.
+        """Returns once everything is written.
 
         Args:
-            progress: Called with bytes done and in all, at most ten times a second, and at the end.
+            progress: Called with the bytes done and the bytes in all, at most ten times a second,
+                and at the end.
+
+        Raises:
+            BaseException: The first error of any thread, after all threads have ended.
         """
         try:
             if progress is None:
@@ -352,8 +377,8 @@ class Writer:
             progress(self.done, self.total)
 
 
-def _own(leaf: Leaf, process: int) -> Iterator[Box]:
-    """The boxes of a leaf that a process writes: all of it, or its tiles."""
+def _owned_boxes(leaf: Leaf, process: int) -> Iterator[Box]:
+    """The boxes of a leaf that a process writes: the whole leaf, or this process's tiles."""
     if leaf.tile is None:
         if process == 0:
             yield full_box(leaf.shape)
@@ -362,7 +387,7 @@ def _own(leaf: Leaf, process: int) -> Iterator[Box]:
 
 
 def _cells_in(box: Box, shape: Shape, chunk: Shape, first: int) -> Iterator[_Cell]:
-    """The chunks in a box, in C order. The box is a union of whole chunks."""
+    """The chunks in a box, in C order. The box must be a union of whole chunks."""
     if only_cell(shape, chunk) is not None:
         yield _Cell(first, box, None)
         return

@@ -1,3 +1,3 @@
-"""Other libraries' names over templax, for code that already exists."""
+"""The names of other libraries implemented with templax, for existing code."""
 
 __all__: list[str] = []

@@ -77,12 +77,12 @@ def fail_next_save(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """Makes the next save of templax fail once it has written."""
 
     def fail() -> None:
-        describe = job_module.Job._describe
+        describe = job_module.Job._write_small_files
 
         def full(job: Any, files: Any) -> Any:
-            monkeypatch.setattr(job_module.Job, "_describe", describe)
+            monkeypatch.setattr(job_module.Job, "_write_small_files", describe)
             raise tx.SaveError("No space is left")
 
-        monkeypatch.setattr(job_module.Job, "_describe", full)
+        monkeypatch.setattr(job_module.Job, "_write_small_files", full)
 
     return fail

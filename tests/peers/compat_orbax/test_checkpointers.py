@@ -275,7 +275,7 @@ def test_a_checkpointer_raises_what_failed_in_the_background(
     fail_next_save()
     checkpointer = compat.StandardCheckpointer()
     checkpointer.save(tmp_path / "ckpt", small_tree())
-    checkpointer._saved._ended.wait()
+    checkpointer._pending._saved._outcome.wait_for_end()
     arguments = [tmp_path / "other", small_tree()] if call == "save" else []
     with pytest.raises(tx.SaveError, match=r"^No space is left$"):
         getattr(checkpointer, call)(*arguments)

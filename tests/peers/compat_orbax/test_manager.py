@@ -26,7 +26,7 @@ from side_by_side import (
     step_state,
 )
 from templax._save import job as job_module
-from templax.compat.orbax.options import Facts
+from templax.compat.orbax.options import StepFacts
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
@@ -242,7 +242,7 @@ def test_the_steps_that_stay_are_those_of_orbaxs_policies(data):
     numbers = data.draw(st.lists(st.integers(0, 40), unique=True, min_size=1, max_size=12))
     losses = st.none() | st.integers(0, 4).map(float)
     facts = {
-        step: Facts(None if (loss := data.draw(losses)) is None else {"loss": loss}, seconds)
+        step: StepFacts(None if (loss := data.draw(losses)) is None else {"loss": loss}, seconds)
         for step, seconds in zip(sorted(numbers), range(0, 10_000, 700), strict=False)
     }
     chosen = {
@@ -266,7 +266,7 @@ def test_the_steps_that_stay_are_those_of_orbaxs_policies(data):
     ]
     kept = policy.should_preserve(infos, context=None)
     theirs = {info.step for info, stays in zip(infos, kept, strict=True) if stays}
-    assert compat.CheckpointManagerOptions(**chosen).stays(facts) == theirs
+    assert compat.CheckpointManagerOptions(**chosen).select_kept(facts) == theirs
 
 
 def several(ocp, path):
@@ -367,7 +367,7 @@ def test_a_manager_raises_what_failed_in_the_background(
     manager.wait_until_finished()
     fail_next_save()
     manager.save(2, args=compat.args.StandardSave(step_state(2)))
-    manager._saved._ended.wait()
+    manager._pending._saved._outcome.wait_for_end()
     assert manager.all_steps() == [1]
     arguments = {"save": [3, None, None, None, False, compat.args.StandardSave(step_state(3))]}
     arguments |= {"restore": [1], "delete": [1]}
@@ -383,7 +383,7 @@ def test_a_manager_raises_what_failed_in_the_background(
 
 def test_a_manager_lists_a_step_that_is_being_saved(tmp_path, monkeypatch):
     """And no longer the step that will be deleted: it shows the run as it will be."""
-    go, describe = threading.Event(), job_module.Job._describe
+    go, describe = threading.Event(), job_module.Job._write_small_files
 
     def wait(job: Any, files: Any) -> Any:
         assert go.wait(60)
@@ -393,7 +393,7 @@ def test_a_manager_lists_a_step_that_is_being_saved(tmp_path, monkeypatch):
     with compat.CheckpointManager(tmp_path, options=options) as manager:
         manager.save(1, args=compat.args.StandardSave(step_state(1)), metrics={"acc": 0.5})
         manager.wait_until_finished()
-        monkeypatch.setattr(job_module.Job, "_describe", wait)
+        monkeypatch.setattr(job_module.Job, "_write_small_files", wait)
         manager.save(2, args=compat.args.StandardSave(step_state(2)), metrics={"acc": 0.75})
         assert manager.is_saving_in_progress()
         assert (manager.all_steps(), manager.latest_step(), manager.best_step()) == ([2], 2, 2)

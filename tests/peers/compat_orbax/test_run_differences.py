@@ -30,7 +30,7 @@ def test_differs_existing_step(tmp_path):
         with ocp.CheckpointManager(tmp_path / name / "run") as manager:
             args = ocp.args.StandardSave(small_tree())
             assert not manager.save(2, args=args)
-            with pytest.raises(error, match=r"step 2 already exists|Step 2 is there already"):
+            with pytest.raises(error, match=r"^Step 2 already exists|step 2 already exists"):
                 manager.save(2, args=args, force=True)
             assert manager.restore(2)["step"] == 2
 

@@ -111,7 +111,7 @@ def test_restore_takes_the_previous_step_if_the_latest_is_deleted_meanwhile(tmp_
     """The latest step is deleted between its listing and its reading."""
     copy_steps(tmp_path, ["7", "20"])
     manager = tx.Manager(tmp_path)
-    listed = manager._committed
+    listed = manager._find_committed
 
     def late():
         found = listed()
@@ -119,7 +119,7 @@ def test_restore_takes_the_previous_step_if_the_latest_is_deleted_meanwhile(tmp_
             shutil.rmtree(tmp_path / "20")
         return found
 
-    monkeypatch.setattr(manager, "_committed", late)
+    monkeypatch.setattr(manager, "_find_committed", late)
     assert manager.restore(SCALE, **AT)["scale"].shape == ()
 
 

@@ -203,8 +203,8 @@ def test_the_failure_of_the_previous_save_names_the_step_that_was_not_begun(tmp_
         raise tx.SaveError("No space is left")
 
     with monkeypatch.context() as patch:
-        patch.setattr(job_module.Job, "_describe", full)
-        manager.save(1, {"w": np.ones(3)})._ended.wait()
+        patch.setattr(job_module.Job, "_write_small_files", full)
+        manager.save(1, {"w": np.ones(3)})._outcome.wait_for_end()
     with pytest.raises(tx.SaveError, match="and step 2 was not begun: No space is left"):
         manager.save(2, {"w": np.ones(3)})
     manager.save(2, {"w": np.ones(3)}, wait=True)

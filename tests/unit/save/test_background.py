@@ -65,13 +65,13 @@ def test_arrays_donated_during_a_save_are_saved_unchanged(
 def block_commits(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
     """Saves wait before they are committed until the event is set."""
     go = threading.Event()
-    describe = job_module.Job._describe
+    describe = job_module.Job._write_small_files
 
     def wait(job: Any, files: Any) -> Any:
         assert go.wait(60)
         return describe(job, files)
 
-    monkeypatch.setattr(job_module.Job, "_describe", wait)
+    monkeypatch.setattr(job_module.Job, "_write_small_files", wait)
     return go
 
 
@@ -110,9 +110,9 @@ def test_an_unreported_failure_is_raised_by_the_next_save(
         raise tx.SaveError("No space is left", file="x")
 
     with monkeypatch.context() as patch:
-        patch.setattr(job_module.Job, "_describe", full)
+        patch.setattr(job_module.Job, "_write_small_files", full)
         saved = tx.save(tmp_path / "1", {"w": jnp.ones(3)}, wait=False)
-        saved._ended.wait()
+        saved._outcome.wait_for_end()
     with pytest.raises(tx.SaveError, match="An earlier save failed: No space is left"):
         tx.save(tmp_path / "2", {"w": jnp.ones(3)})
     assert os.listdir(tmp_path) == []
@@ -125,7 +125,7 @@ def test_a_reported_failure_is_not_raised_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(job_module.Job, "_describe", lambda job, files: 1 / 0)
+        patch.setattr(job_module.Job, "_write_small_files", lambda job, files: 1 / 0)
         saved = tx.save(tmp_path / "1", {"w": jnp.ones(3)}, wait=False)
         with pytest.raises(ZeroDivisionError):
             saved.wait()
@@ -145,9 +145,9 @@ def test_the_process_waits_for_a_save_at_exit(tmp_path: Path) -> None:
 def test_the_process_reports_a_failed_save_at_exit(tmp_path: Path) -> None:
     code = (
         "import sys, numpy as np, templax as tx\n"
-        "from templax import _saving\n"
+        "from templax._save import job as job_module\n"
         "def full(job, files): raise tx.SaveError('No space is left')\n"
-        "_saving.Job._describe = full\n"
+        "job_module.Job._write_small_files = full\n"
         "tx.save(sys.argv[1], {'w': np.ones(3)}, wait=False)\n"
     )
     done = run_python("-c", code, tmp_path / "ckpt")
@@ -233,19 +233,19 @@ def test_a_signal_handler_may_save_during_a_save(tmp_path: Path) -> None:
     """A preemption notice, for example, arrives as a signal."""
     code = (
         "import signal, sys, numpy as np, templax as tx\n"
-        "from templax import _saving\n"
+        "from templax._save import job as job_module\n"
         "def handler(*_):\n"
         "    tx.save(sys.argv[1] + '/emergency', {'w': np.ones(3)})\n"
         "    print('saved', flush=True)\n"
         "signal.signal(signal.SIGTERM, handler)\n"
-        "real = _saving.copied\n"
+        "real = job_module.copy_values\n"
         "def copied(*args):\n"
         "    if not copied.done:\n"
         "        copied.done = True\n"
         "        signal.raise_signal(signal.SIGTERM)\n"
         "    real(*args)\n"
         "copied.done = False\n"
-        "_saving.copied = copied\n"
+        "job_module.copy_values = copied\n"
         "tx.save(sys.argv[1] + '/usual', {'w': np.ones(3)}, wait=False).wait()\n"
     )
     done = run_python("-c", code, tmp_path)

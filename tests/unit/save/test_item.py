@@ -23,9 +23,7 @@ from templax.testing import FaultyDisk
 
 
 def _save(path: Any, items: dict[str, Any], *, wait: bool = True, **options: Any) -> tx.Saved:
-    asked: dict[str, Any] = dict.fromkeys(("metadata", "compression", "memory", "threads"))
-    asked |= {"format": "orbax", "overwrite": False, "on_progress": None} | options
-    return start_save(path, items, make_options(**asked), wait=wait)
+    return start_save(path, items, make_options(**options), wait=wait)
 
 
 @pytest.fixture

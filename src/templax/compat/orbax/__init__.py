@@ -1,22 +1,22 @@
 """Orbax over templax: existing code that saves and restores changes one import.
 
-`import templax.compat.orbax as ocp` stands for `import orbax.checkpoint as ocp`, and
-`from templax.compat.orbax import v1 as ocp` for Orbax's v1 API. Orbax is neither imported nor
+`import templax.compat.orbax as ocp` replaces `import orbax.checkpoint as ocp`, and
+`from templax.compat.orbax import v1 as ocp` replaces Orbax's v1 API. Orbax is neither imported nor
 needed. Names and arguments are mapped onto `templax.save`, whose checkpoints Orbax restores, and
-`templax.restore`, which holds a checkpoint to the template; `docs/reference/orbax-differences.md` lists where
-that differs from Orbax. What isn't mapped raises `NotImplementedError` with the native way to say
-it. Options that only tune are accepted and have no effect.
+`templax.restore`, which requires the checkpoint to fit the template. The differences from Orbax are
+listed in `docs/reference/orbax-differences.md`. Arguments that are not mapped raise
+`NotImplementedError`, which names the native way. Options that only tune are accepted and have no
+effect.
 """
 
 from __future__ import annotations
 
-from typing import Any, NoReturn
+from typing import Any
 
 import jax
 import numpy as np
 
 from . import args, options, v1
-from .args import PLACEHOLDER, ArrayRestoreArgs, RestoreArgs, SaveArgs, construct_restore_args
 from .checkpointers import (
     AsyncCheckpointer,
     Checkpointer,
@@ -27,8 +27,16 @@ from .checkpointers import (
     StandardCheckpointer,
     StandardCheckpointHandler,
 )
+from .leaf_args import (
+    PLACEHOLDER,
+    ArrayRestoreArgs,
+    RestoreArgs,
+    SaveArgs,
+    construct_restore_args,
+)
 from .manager import CheckpointManager
 from .options import AsyncOptions, CheckpointManagerOptions
+from .unmapped import unmapped_attribute
 from .v1 import load
 
 __all__ = [
@@ -61,7 +69,9 @@ def empty_array(shape: tuple[int, ...], dtype: Any = np.float32) -> jax.ShapeDty
     """An abstract leaf of a template; it takes no memory.
 
     Example:
-        >>> empty_array((2, 3), np.float32)
+        >>> import numpy as np
+        >>> from templax.compat import orbax as ocp
+        >>> ocp.utils.empty_array((2, 3), np.float32)
         ShapeDtypeStruct(shape=(2, 3), dtype=float32)
     """
     return jax.ShapeDtypeStruct(shape, dtype)
@@ -87,8 +97,4 @@ class type_handlers:
     ArrayRestoreArgs = ArrayRestoreArgs
 
 
-def __getattr__(name: str) -> NoReturn:
-    raise AttributeError(
-        f"templax.compat.orbax has no `{name}`; "
-        f"hint: templax.save(path, tree) and templax.restore(path, template)"
-    )
+__getattr__ = unmapped_attribute()

@@ -6,25 +6,30 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from ..._core.arguments import PyTree
+from ..._save.result import PendingSave
 from .args import (
     SAVES,
     Composite,
     JsonRestore,
     JsonSave,
-    PyTree,
     PyTreeRestore,
     PyTreeSave,
     StandardRestore,
     StandardSave,
     item_contents,
 )
-from .metadata import StepMetadata, metadata_of
-from .options import AsyncOptions, unmapped
+from .metadata import StepMetadata, read_metadata
+from .options import AsyncOptions
 from .saver import PathLike, Saver, begin_save
+from .unmapped import unmapped_argument
 
 
 class PyTreeCheckpointHandler:
-    """Names what a `Checkpointer` saves and restores. Options are about files: without effect."""
+    """Makes a `Checkpointer` save and restore a tree.
+
+    Options have no effect: they describe files.
+    """
 
     save_args: type[Any] = PyTreeSave
     restore_args: type[Any] = PyTreeRestore
@@ -34,25 +39,25 @@ class PyTreeCheckpointHandler:
 
 
 class StandardCheckpointHandler(PyTreeCheckpointHandler):
-    """Names what a `Checkpointer` saves and restores."""
+    """Makes a `Checkpointer` save and restore a tree, by `StandardSave` and `StandardRestore`."""
 
     save_args = StandardSave
     restore_args = StandardRestore
 
 
 class JsonCheckpointHandler(PyTreeCheckpointHandler):
-    """Names what a `Checkpointer` saves and restores."""
+    """Makes a `Checkpointer` save and restore a JSON value."""
 
     save_args = JsonSave
     restore_args = JsonRestore
 
     def __init__(self, filename: str | None = None, **options: Any) -> None:
         if filename not in (None, "metadata"):
-            raise unmapped("filename", "leave it out: Orbax's own is `metadata`")
+            raise unmapped_argument("filename", "leave it out: Orbax's own is `metadata`")
 
 
 class CompositeCheckpointHandler(PyTreeCheckpointHandler):
-    """Names what a `Checkpointer` saves and restores: items, whose handlers their args name."""
+    """Makes a `Checkpointer` save and restore several items, whose kinds their args tell."""
 
     save_args = Composite
     restore_args = Composite
@@ -62,20 +67,20 @@ class CompositeCheckpointHandler(PyTreeCheckpointHandler):
 
 
 class Checkpointer(Saver):
-    """Saves and restores what its handler names.
+    """Saves and restores items of the kind that its handler stands for.
 
     Example:
-        >>> import jax, numpy as np
+        >>> import os, tempfile, numpy as np
         >>> from templax.compat import orbax as ocp
         >>> ckptr = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
-        >>> path = getfixture("tmp_path") / "ckpt"
+        >>> path = os.path.join(tempfile.mkdtemp(), "ckpt")
         >>> ckptr.save(path, {"w": np.ones((8, 6), np.float32)})
         >>> ckptr.restore(path)["w"].shape
         (8, 6)
     """
 
     waits = True
-    """Whether `save` returns once the checkpoint is there."""
+    """Whether `save` returns only when the checkpoint is committed."""
 
     def __init__(
         self,
@@ -98,42 +103,44 @@ class Checkpointer(Saver):
         custom_metadata: Mapping[str, Any] | None = None,
         **named: Any,
     ) -> None:
-        """Saves a checkpoint: wholly there or not at all.
+        """Saves a checkpoint, which is either complete or absent.
 
         Args:
-            directory: Where nothing is, or an empty directory; relative paths, too.
-            *positional, **named: As of `PyTreeSave`, `StandardSave` or `JsonSave`, by the handler.
-            args: One of `ocp.args`, instead of them.
-            force: Replaces a checkpoint that is there, in one step.
-            custom_metadata: JSON that goes with it.
+            directory: A path that does not exist yet, or an empty directory. May be relative.
+            *positional, **named: The arguments of `PyTreeSave`, `StandardSave` or `JsonSave`,
+                depending on the handler.
+            args: One of `ocp.args`, instead of these arguments.
+            force: Replaces an existing checkpoint, atomically.
+            custom_metadata: JSON that is stored with the checkpoint.
 
         Raises:
-            AlreadyExists: Something is there.
-            SaveError: A leaf that can't be saved, by its name; the disk is full or failed; or the
-                save before this one, in the background, failed.
-            NotImplementedError: An argument that isn't mapped; the text says what to use.
+            AlreadyExists: Something exists at `directory`.
+            SaveError: A leaf cannot be saved (the message names it); the disk is full or failed; or
+                the previous save, in the background, failed.
+            NotImplementedError: An argument is not mapped; the message says what to use instead.
         """
         self.wait_until_finished()
         given = [each for each in (*positional, *named.values()) if isinstance(each, SAVES)]
         if args is None:
             args = given[0] if given else self.handler.save_args(*positional, **named)
         items = item_contents(args, "")
-        self._saved = begin_save(
-            os.fspath(directory), items, self.waits, custom_metadata, force, self._after
+        self._pending = PendingSave(
+            begin_save(os.fspath(directory), items, self.waits, custom_metadata, force, self._after)
         )
 
     def restore(self, directory: PathLike, *positional: Any, args: Any = None, **named: Any) -> Any:
-        """Restores a checkpoint, once what this object saves in the background is there.
+        """Restores a checkpoint, after waiting for this object's save in the background.
 
         Args:
-            directory: Any path, relative ones too.
-            *positional, **named: As of `PyTreeRestore` or `StandardRestore`, by the handler.
-            args: One of `ocp.args`, instead of them.
+            directory: The path of the checkpoint. May be relative.
+            *positional, **named: The arguments of `PyTreeRestore` or `StandardRestore`, depending
+                on the handler.
+            args: One of `ocp.args`, instead of these arguments.
 
         Raises:
             TemplateError: The checkpoint does not fit the template; lists every leaf.
             CheckpointError: There is no readable checkpoint.
-            NotImplementedError: An argument that isn't mapped; the text says what to use.
+            NotImplementedError: An argument is not mapped; the message says what to use instead.
         """
         self.wait_until_finished()
         if args is None:
@@ -141,21 +148,21 @@ class Checkpointer(Saver):
         return args.restore(os.fspath(directory))
 
     def metadata(self, directory: PathLike) -> StepMetadata:
-        """Shapes and dtypes of a checkpoint; no array is read."""
-        return metadata_of(os.fspath(directory))
+        """The shapes and dtypes of a checkpoint, without reading any array."""
+        return read_metadata(os.fspath(directory))
 
 
 class AsyncCheckpointer(Checkpointer):
-    """A `Checkpointer` whose saves go on in the background once the values are safe.
+    """A `Checkpointer` whose saves continue in the background once the values are safe.
 
     Example:
-        >>> import jax, numpy as np
+        >>> import os, tempfile, numpy as np
         >>> from templax.compat import orbax as ocp
-        >>> path = getfixture("tmp_path") / "ckpt"
+        >>> path = os.path.join(tempfile.mkdtemp(), "ckpt")
         >>> with ocp.AsyncCheckpointer(ocp.StandardCheckpointHandler()) as ckptr:
         ...     ckptr.save(path, args=ocp.args.StandardSave({"w": np.ones(3, np.float32)}))
         ...     ckptr.wait_until_finished()
-        >>> path.exists()
+        >>> os.path.exists(path)
         True
     """
 
@@ -167,13 +174,14 @@ class PyTreeCheckpointer(Checkpointer):
     `restore(directory, item=template, restore_args=..., transforms={})`.
 
     Example:
-        >>> import jax, numpy as np
+        >>> import os, tempfile, jax, numpy as np
         >>> from templax.compat import orbax as ocp
         >>> ckptr = ocp.PyTreeCheckpointer()
-        >>> path = "tests/corpus/orbax-0.12.8-default/ckpt"
+        >>> path = os.path.join(tempfile.mkdtemp(), "ckpt")
+        >>> ckptr.save(path, {"w": np.ones((8, 6)), "step": np.int32(7)})
         >>> template = jax.tree.map(lambda _: ..., ckptr.metadata(path).item_metadata.tree)
-        >>> template["state"]["step"] = ocp.utils.empty_array((), np.int32)
-        >>> ckptr.restore(path, item=template)["state"]["step"].dtype
+        >>> template["step"] = ocp.utils.empty_array((), np.int32)
+        >>> ckptr.restore(path, item=template)["step"].dtype
         dtype('int32')
     """
 
@@ -192,9 +200,9 @@ class StandardCheckpointer(AsyncCheckpointer):
     `restore(directory, target)`.
 
     Example:
-        >>> import jax, numpy as np
+        >>> import os, tempfile, numpy as np
         >>> from templax.compat import orbax as ocp
-        >>> path = getfixture("tmp_path") / "ckpt"
+        >>> path = os.path.join(tempfile.mkdtemp(), "ckpt")
         >>> with ocp.StandardCheckpointer() as ckptr:
         ...     ckptr.save(path, {"w": np.ones(3, np.float32)})
         ...     tree = ckptr.restore(path)
@@ -215,6 +223,6 @@ class StandardCheckpointer(AsyncCheckpointer):
         force: bool = False,
         custom_metadata: Mapping[str, Any] | None = None,
     ) -> None:
-        """Saves a tree; as of `Checkpointer.save`."""
+        """Saves a tree. See `Checkpointer.save` for the arguments."""
         args = StandardSave(state, save_args) if args is None else args
         super().save(directory, args=args, force=force, custom_metadata=custom_metadata)

@@ -1,4 +1,4 @@
-"""Orbax's option objects, as far as they say more than how fast it is to be."""
+"""Orbax's option objects: those that affect results, and those that only tune."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from typing import Any, Literal
 import templax as tx
 
 from ..._runs.retention import rank_steps
+from .unmapped import unmapped_argument
 
 __all__ = ["AsyncOptions", "CheckpointManagerOptions", "FileOptions", "MultiprocessingOptions"]
 
 
 class Tuning:
-    """Options that change no result: accepted, without effect."""
+    """Options that do not affect results: accepted, without effect."""
 
     def __init__(self, **options: Any) -> None:
         del options
@@ -34,8 +35,8 @@ class AsyncOptions:
     """`ocp.AsyncOptions`.
 
     Attributes:
-        post_finalization_callback: Called once a save is committed, by the thread that saved.
-        Others: No effect.
+        post_finalization_callback: Called once a save is committed, in the thread that saved.
+        timeout_secs, barrier_sync_fn, create_directories_asynchronously: No effect.
     """
 
     timeout_secs: int | None = None
@@ -45,12 +46,12 @@ class AsyncOptions:
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
-    """What decides whether a step stays.
+class StepFacts:
+    """The facts that decide whether a step stays.
 
     Attributes:
-        metrics: What it was saved with; None if with none.
-        saved: When, in Unix seconds.
+        metrics: The metrics that the step was saved with, or None.
+        saved: The time of the save in Unix seconds.
     """
 
     metrics: Any
@@ -59,30 +60,36 @@ class Facts:
 
 @dataclass
 class CheckpointManagerOptions:
-    """Which steps a manager saves, which it keeps, and what they are called.
+    """Which steps a manager saves, which it keeps, and how they are named.
 
     Attributes:
-        save_interval_steps, save_on_steps: A step is saved if its number is a multiple of the one,
-            or one of the others; the first always.
-        should_save_fn: Decides instead: `(step, latest step or None) -> bool`.
-        max_to_keep: So many of the latest stay, or of the best if there is `best_fn`; None: all.
-        keep_period: Multiples of it stay, too.
-        keep_time_interval: And so does a step that was saved at least so long after the last that
-            stays for this reason.
-        best_fn, best_mode: What of a step's metrics is compared, and whether "max" or "min" is
-            best. Only then are metrics saved.
+        save_interval_steps: Steps whose number is a multiple of this are saved. The first step is
+            always saved.
+        save_on_steps: Further steps to save.
+        should_save_fn: Decides instead of these two: `(step, latest step or None) -> bool`.
+        max_to_keep: How many of the latest steps stay, or of the best ones if `best_fn` is given.
+            None keeps all.
+        keep_period: Multiples of it stay as well.
+        keep_time_interval: A step also stays if it was saved at least this long after the previous
+            step that stays for this reason.
+        best_fn: Computes the number to compare from a step's metrics. Metrics are saved only if it
+            is given.
+        best_mode: Whether "max" or "min" is best.
         keep_checkpoints_without_metrics: With `best_fn`, steps without metrics stay.
-        step_prefix, step_format_fixed_length: `prefix_` before the number, and its digits.
-        cleanup_tmp_directories: Removes what dead saves left.
+        step_prefix: Step directories are named `<step_prefix>_<number>`.
+        step_format_fixed_length: The number is padded with zeros to this many digits.
+        cleanup_tmp_directories: Removes what killed saves left behind.
         read_only: Nothing is saved or deleted.
         enable_async_checkpointing: Whether `save` returns before the step is written.
-        save_root_metadata, prevent_write_metrics: Whether the manager's metadata is saved; and
-            whether metrics are not.
-        async_options: `AsyncOptions`.
-        Others: No effect, or `NotImplementedError`.
+        save_root_metadata: Whether the manager's own metadata is saved.
+        prevent_write_metrics: Whether metrics are left out of the steps.
+        async_options: An `AsyncOptions`.
+
+    The remaining options have no effect, or raise `NotImplementedError` if they are set.
 
     Example:
-        >>> CheckpointManagerOptions(max_to_keep=3, keep_period=1000).best_mode
+        >>> from templax.compat import orbax as ocp
+        >>> ocp.CheckpointManagerOptions(max_to_keep=3, keep_period=1000).best_mode
         'max'
     """
 
@@ -123,7 +130,7 @@ class CheckpointManagerOptions:
     def __post_init__(self) -> None:
         for name, native in _UNMAPPED.items():
             if getattr(self, name) is not None:
-                raise unmapped(name, native)
+                raise unmapped_argument(name, native)
         if self.best_mode not in ("min", "max"):
             raise tx.UsageError(f'Expected best_mode="min" or "max", got {self.best_mode!r}')
         if self.max_to_keep is not None and self.max_to_keep < 0:
@@ -131,48 +138,48 @@ class CheckpointManagerOptions:
 
     @property
     def tracks_metrics(self) -> bool:
-        """Whether metrics are saved."""
+        """Whether metrics are saved with the steps."""
         return self.best_fn is not None and not self.prevent_write_metrics
 
     def is_due(self, step: int, latest: int | None) -> bool:
-        """Whether a step is to be saved after the latest one."""
+        """Whether a step should be saved, given the latest one."""
         if self.should_save_fn is not None:
             return bool(self.should_save_fn(step, latest))
         listed = self.save_on_steps is not None and step in self.save_on_steps
         return latest is None or listed or step % self.save_interval_steps == 0
 
-    def ranked(self, metrics: Mapping[int, Any]) -> list[int]:
-        """The steps with metrics, the best first; of equal ones the later."""
+    def rank_by_metrics(self, metrics: Mapping[int, Any]) -> list[int]:
+        """The steps that have metrics, best first; the later one first if several tie."""
         assert self.best_fn is not None
         values = {s: {"": float(self.best_fn(m))} for s, m in metrics.items() if m is not None}
         return rank_steps(values, "", self.best_mode)
 
-    def stays(self, steps: Mapping[int, Facts]) -> set[int]:
-        """The steps that are kept.
+    def select_kept(self, steps: Mapping[int, StepFacts]) -> set[int]:
+        """The steps that stay.
 
         Args:
-            steps: Ascending, the one just saved last.
+            steps: The steps in ascending order, followed by the one just saved.
         """
         order, n = list(steps), self.max_to_keep
         if n is None or len(order) <= n:
             return set(order)
-        stays: set[int] = set()
+        kept: set[int] = set()
         if self.best_fn is None:
-            stays |= set(order[len(order) - n :])
+            kept |= set(order[len(order) - n :])
         elif n > 0:
             metrics = {step: facts.metrics for step, facts in steps.items()}
-            stays |= set(self.ranked(metrics)[:n])
+            kept |= set(self.rank_by_metrics(metrics)[:n])
             if self.keep_checkpoints_without_metrics:
-                stays |= {step for step in order if metrics[step] is None}
+                kept |= {step for step in order if metrics[step] is None}
         if self.keep_period is not None:
-            stays |= {step for step in order if step % self.keep_period == 0}
+            kept |= {step for step in order if step % self.keep_period == 0}
         if self.keep_time_interval is not None:
             interval, last = self.keep_time_interval.total_seconds(), None
             for step in order:
                 if last is None or steps[step].saved - last >= interval:
-                    stays.add(step)
+                    kept.add(step)
                     last = steps[step].saved
-        return stays
+        return kept
 
 
 _UNMAPPED = {
@@ -182,8 +189,3 @@ _UNMAPPED = {
     "todelete_subdir": "leave it out: a step is gone at once, its files soon after",
     "todelete_full_path": "leave it out: a step is gone at once, its files soon after",
 }
-
-
-def unmapped(argument: str, native: str) -> NotImplementedError:
-    """The error about something that has another way."""
-    return NotImplementedError(f"templax.compat.orbax does not map `{argument}`; hint: {native}")

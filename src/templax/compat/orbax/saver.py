@@ -1,4 +1,4 @@
-"""JAX. What Orbax's checkpointers and managers share: one save of theirs goes on at a time."""
+"""JAX. What Orbax's checkpointers and managers share: each has at most one save in progress."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import templax as tx
 
 from ..._save.background import start_save
 from ..._save.options import make_options
+from ..._save.result import PendingSave
 
 PathLike = str | os.PathLike[str]
 
@@ -26,50 +27,45 @@ def begin_save(
     """Saves items, or begins to.
 
     Args:
-        path: Of the checkpoint.
+        path: The path of the checkpoint.
         items: Name → tree or `Json`; "" is the checkpoint itself.
-        wait, overwrite: As of `templax.save`.
-        custom_metadata: Its `metadata`.
-        after: Called once it is committed.
+        wait, overwrite: See `templax.save`.
+        custom_metadata: The `metadata` of `templax.save`.
+        after: Called once the checkpoint is committed.
     """
-    request = make_options("orbax", custom_metadata, overwrite, None, None, None, None)
-    return start_save(path, items, replace(request, after=after), wait=wait)
+    options = make_options(metadata=custom_metadata, overwrite=overwrite)
+    return start_save(path, items, replace(options, after=after), wait=wait)
 
 
 class Saver:
-    """Waits for what it saves in the background; what failed there is raised by the next call."""
+    """Waits for its save in the background; the next call raises the error of one that failed."""
 
-    _saved: tx.Saved | None = None
+    _pending: PendingSave | None = None
 
     def wait_until_finished(self) -> None:
-        """Returns when what was saved is committed.
+        """Returns once the latest save is committed.
 
         Raises:
-            SaveError: It was not. Said once.
+            SaveError: The save failed. Raised by one call only.
         """
-        saved = self._saved
-        if saved is not None:
-            try:
-                saved.wait()
-            finally:
-                if saved.done():
-                    self._saved = None
+        if self._pending is not None:
+            self._pending.wait()
 
     def check_for_errors(self) -> None:
-        """Raises what has failed in the background since somebody last asked.
+        """Raises the error of the latest save, if it has failed by now.
 
         Raises:
-            SaveError: A save failed. Said once.
+            SaveError: The save failed. Raised by one call only.
         """
-        if self._saved is not None and self._saved.done():
+        if self._pending is not None and not self._pending.is_in_progress():
             self.wait_until_finished()
 
     def close(self) -> None:
-        """Waits, as `wait_until_finished` does."""
+        """Waits like `wait_until_finished`."""
         self.wait_until_finished()
 
     def __enter__(self) -> Any:
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, *exc: object) -> None:
         self.close()

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any, NoReturn
+from typing import Any
 
 import templax as tx
 
 from ..._core.arguments import PyTree
-from .args import PLACEHOLDER, StandardRestore, StandardSave, item_contents
+from .args import StandardRestore, StandardSave, item_contents
+from .leaf_args import PLACEHOLDER
 from .saver import PathLike, begin_save
+from .unmapped import unmapped_attribute
 
 __all__ = [
     "PLACEHOLDER",
@@ -24,20 +26,20 @@ __all__ = [
 
 
 class AsyncResponse:
-    """A save that goes on in the background."""
+    """The handle of a save in the background."""
 
     def __init__(self, saved: tx.Saved) -> None:
         self._saved = saved
 
     def result(self, timeout: float | None = None) -> None:
-        """Returns once the checkpoint is there.
+        """Returns once the checkpoint is committed.
 
         Args:
-            timeout: Seconds after which to give up waiting.
+            timeout: Seconds after which to stop waiting; the save itself continues.
 
         Raises:
-            SaveError: It was not saved.
-            TimeoutError: It goes on.
+            SaveError: The save failed.
+            TimeoutError: The save is still in progress.
         """
         self._saved.wait(timeout)
 
@@ -53,21 +55,22 @@ def save(
     """Saves a tree as an item of a checkpoint.
 
     Args:
-        path: Where nothing is, or an empty directory.
+        path: A path that does not exist yet, or an empty directory.
         state: Any pytree that `templax.save` takes.
-        checkpointable_name: Of the item.
-        overwrite: Replaces a checkpoint that is there, in one step.
-        custom_metadata: JSON that goes with it.
+        checkpointable_name: The name of the item.
+        overwrite: Replaces an existing checkpoint, atomically.
+        custom_metadata: JSON that is stored with the checkpoint.
 
     Raises:
-        AlreadyExists: Something is there.
-        SaveError: As of `templax.save`.
+        AlreadyExists: Something exists at `path`.
+        SaveError: See `templax.save`.
 
     Example:
-        >>> import numpy as np
-        >>> path = getfixture("tmp_path") / "ckpt"
-        >>> save(path, {"w": np.ones(3, np.float32)})
-        >>> load(path)["w"].shape
+        >>> import os, tempfile, numpy as np
+        >>> from templax.compat.orbax import v1 as ocp
+        >>> path = os.path.join(tempfile.mkdtemp(), "ckpt")
+        >>> ocp.save(path, {"w": np.ones(3, np.float32)})
+        >>> ocp.load(path)["w"].shape
         (3,)
     """
     items = item_contents(StandardSave(state), checkpointable_name)
@@ -82,13 +85,14 @@ def save_async(
     overwrite: bool = False,
     custom_metadata: Mapping[str, Any] | None = None,
 ) -> AsyncResponse:
-    """Begins what `save` does; returns as soon as the values are safe.
+    """Like `save`, except that it returns as soon as the values are safe from later changes.
 
     Example:
-        >>> import numpy as np
-        >>> path = getfixture("tmp_path") / "ckpt"
-        >>> save_async(path, {"w": np.ones(3, np.float32)}).result()
-        >>> path.exists()
+        >>> import os, tempfile, numpy as np
+        >>> from templax.compat.orbax import v1 as ocp
+        >>> path = os.path.join(tempfile.mkdtemp(), "ckpt")
+        >>> ocp.save_async(path, {"w": np.ones(3, np.float32)}).result()
+        >>> os.path.exists(path)
         True
     """
     items = item_contents(StandardSave(state), checkpointable_name)
@@ -103,11 +107,15 @@ def load(
     Args:
         path: The checkpoint, or the item itself.
         abstract_state: The template; None is the checkpoint's own tree.
-        checkpointable_name: An item. "AUTO" (the only tree) and None (`path` is the item) are one.
+        checkpointable_name: The item to restore. "AUTO" (the only tree) and None (`path` is the
+            item) are equivalent.
 
     Example:
-        >>> tree = load("tests/corpus/orbax-0.12.8-v1/ckpt")
-        >>> tree["state"]["params"]["layers"][0]["w"].shape
+        >>> import os, tempfile, jax, numpy as np
+        >>> from templax.compat.orbax import v1 as ocp
+        >>> path = os.path.join(tempfile.mkdtemp(), "ckpt")
+        >>> ocp.save(path, {"w": np.ones((8, 6), np.float32)})
+        >>> ocp.load(path, {"w": jax.ShapeDtypeStruct((8, 6), np.float32)})["w"].shape
         (8, 6)
     """
     directory = os.fspath(path)
@@ -123,8 +131,4 @@ save_pytree = save
 save_pytree_async = save_async
 
 
-def __getattr__(name: str) -> NoReturn:
-    raise AttributeError(
-        f"templax.compat.orbax has no `v1.{name}`; "
-        f"hint: templax.save(path, tree) and templax.restore(path, template)"
-    )
+__getattr__ = unmapped_attribute("v1.")
