@@ -16,10 +16,9 @@ from .._catalog.entry import Chunk, LeafEntry
 from .._codecs.crc32c import compare_crc32c, crc32c
 from .._codecs.decode import decode
 from .._codecs.zstd import Inflater
-from .._core.arguments import check_int
 from .._core.boxes import Box, box_around, full_box, intersect, shape_of, size_of
 from .._core.memory import Scratch
-from .._core.workers import MAX_THREADS, count_cores
+from .._core.workers import choose_threads
 from .._plan.build import GAP_BYTES
 from .._plan.parts import BLOCK_BYTES, CHECKED_BYTES, LARGE_BYTES, SPLIT_BYTES, is_raw
 from ..errors import CheckpointError, Corrupted, NotFound, SourceError
@@ -61,7 +60,7 @@ def verify(
         (True, 1690, ('state.params.big',))
     """
     begin = time.perf_counter()
-    threads = min(MAX_THREADS, count_cores()) if threads is None else check_int("threads", threads)
+    threads = choose_threads(threads)
     catalog = open_checkpoint(checkpoint)
     survey = _Survey(catalog)
     survey.audit()

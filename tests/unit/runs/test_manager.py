@@ -147,13 +147,13 @@ def test_a_step_that_is_deleted_between_its_listing_and_its_reading_is_not_misse
 def test_a_step_is_locked_while_it_is_restored(tmp_path, monkeypatch):
     copied(tmp_path, ["7"])
     seen = []
-    restoring = api._run
+    restoring = api.run_plan
 
     def watched(plan):
         seen.append(delete_checkpoint(tmp_path / "7"))
         return restoring(plan)
 
-    monkeypatch.setattr(api, "_run", watched)
+    monkeypatch.setattr(api, "run_plan", watched)
     tx.Manager(tmp_path).restore(SCALE, **AT)
     assert seen == [False]
     assert (tmp_path / "7").exists()
