@@ -131,7 +131,7 @@ def small_sizes(sizes: dict[str, int]) -> Iterator[None]:
     """Cuts and joins reads at sizes as small as the leaves of these tests."""
     with pytest.MonkeyPatch.context() as patch:
         for name, size in sizes.items():
-            for module in ("_plan.parts", "_plan.build", "_restore.execute"):
+            for module in ("_plan.parts", "_plan.build", "_restore.fill"):
                 patch.setattr(f"templax.{module}.{name}", size, raising=False)
         yield
 

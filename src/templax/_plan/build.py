@@ -18,21 +18,18 @@ from .._catalog.entry import Chunk
 from .._core.boxes import intersect, relative_box, shape_of, span_of
 from .._core.workers import MEMORY_BYTES
 from .._match.result import Match
+from .buffers import Buffer, Measures, find_view, make_buffers
 from .parts import (
     IN_PLACE_BYTES,
     LARGE_BYTES,
     REQUEST_BYTES,
-    Buffer,
     Check,
-    Measures,
     Part,
-    buffers_of,
-    checks_of,
     is_raw,
+    make_checks,
+    make_parts,
+    measure_scratch,
     merge_chunks,
-    parts_of,
-    scratch_of,
-    view_of,
 )
 from .plan import IN_FLIGHT, Batch, Plan, ReadOp
 
@@ -100,21 +97,23 @@ def build_plan(
                 covered = False
             elif chunk.sums:
                 any_sums = summed = True
-        boxes = buffers_of(pair, measures)
-        for mine in (boxes,) if len(boxes) == 1 else _groups(boxes, located, share):
+        boxes = make_buffers(pair, measures)
+        for mine in (boxes,) if len(boxes) == 1 else _group_buffers(boxes, located, share):
             here = mine[0].nbytes if len(mine) == 1 else sum([b.nbytes for b in mine])
             passing = here if mine and mine[0].transient else 0
             full = nbytes >= BATCH_BYTES or len(buffers) >= BATCH_LEAVES
             if buffers and (full or transient + passing > share):
-                batches.append(_batch(parts, buffers, checks, most))
+                batches.append(_make_batch(parts, buffers, checks, most))
                 buffers, parts, checks, nbytes, transient = [], ([], []), [], 0, 0
             view = "read"
             if mapped and here:
-                view = view_of(pair, mine, located) if mapped[source] else "in no local file system"
+                view = (
+                    find_view(pair, mine, located) if mapped[source] else "in no local file system"
+                )
                 if isinstance(view, str):
                     unmapped[view] += 1
             if isinstance(view, str):
-                made = parts_of(pair, mine, len(buffers), located, measures, required)
+                made = make_parts(pair, mine, len(buffers), located, measures, required)
                 if summed:
                     made = list(made)
                     for part in made:
@@ -130,15 +129,15 @@ def build_plan(
                     if required:
                         start, stop = align_to_blocks(chunk, start, stop)
                     covered = covered and covers_whole_blocks(chunk, start, stop)
-                    checks += checks_of(pair.entry.name, source, chunk, start, stop)
+                    checks += make_checks(pair.entry.name, source, chunk, start, stop)
             buffers += mine
             nbytes += here
             transient += passing
         if not covered:
             unverified.append(pair.target.name)
     if buffers:
-        batches.append(_batch(parts, buffers, checks, most))
-    scratch = _scratch(op for batch in batches for op in batch.reads)
+        batches.append(_make_batch(parts, buffers, checks, most))
+    scratch = _max_scratch(op for batch in batches for op in batch.reads)
     threads = max(1, min(threads, memory // (2 * scratch) if scratch else threads))
     return Plan(
         match,
@@ -154,10 +153,10 @@ def build_plan(
     )
 
 
-def _batch(
+def _make_batch(
     parts: Sequence[list[Part]], buffers: Sequence[Buffer], checks: Sequence[Check], most: int
 ) -> Batch:
-    """A batch of these buffers; `most` as of `_requests`."""
+    """A batch of these buffers; `most` as of `_make_requests`."""
     jobs: list[list[Check]] = []
     nbytes = most
     for check in checks:
@@ -166,10 +165,12 @@ def _batch(
             nbytes = 0
         jobs[-1].append(check)
         nbytes += check.stop - check.start
-    return Batch(tuple(_requests(parts, most)), tuple(buffers), tuple(map(tuple, jobs)))
+    return Batch(tuple(_make_requests(parts, most)), tuple(buffers), tuple(map(tuple, jobs)))
 
 
-def _groups(buffers: list[Buffer], chunks: Sequence[Chunk], share: int) -> Iterable[list[Buffer]]:
+def _group_buffers(
+    buffers: list[Buffer], chunks: Sequence[Chunk], share: int
+) -> Iterable[list[Buffer]]:
     """The boxes of a leaf, in groups that go to separate batches.
 
     All of them, unless they are more than may be in flight; then those that need the same bytes, so
@@ -187,7 +188,7 @@ def _groups(buffers: list[Buffer], chunks: Sequence[Chunk], share: int) -> Itera
     for chunk in chunks:
         itemsize = buffers[0].pair.entry.dtype.itemsize
         last = reach = -1
-        for start, stop, i in sorted(_needed(chunk, buffers, itemsize)):
+        for start, stop, i in sorted(_find_needed_ranges(chunk, buffers, itemsize)):
             if start < reach:
                 a, b = sorted((lowest(last), lowest(i)))
                 group[b] = a
@@ -198,7 +199,7 @@ def _groups(buffers: list[Buffer], chunks: Sequence[Chunk], share: int) -> Itera
     return grouped.values()
 
 
-def _needed(
+def _find_needed_ranges(
     chunk: Chunk, buffers: Sequence[Buffer], itemsize: int
 ) -> Iterator[tuple[int, int, int]]:
     """Which decoded bytes of a chunk each buffer needs: start, stop, index of the buffer."""
@@ -211,7 +212,7 @@ def _needed(
             yield start, stop, i
 
 
-def _requests(parts: Sequence[list[Part]], most: int) -> Iterator[ReadOp]:
+def _make_requests(parts: Sequence[list[Part]], most: int) -> Iterator[ReadOp]:
     """Joins the parts of each source into requests, in the order of its files.
 
     Args:
@@ -228,7 +229,7 @@ def _requests(parts: Sequence[list[Part]], most: int) -> Iterator[ReadOp]:
             else:
                 held.append(part)
         for key in sorted(files):
-            yield from _joined(source, key, files[key], most)
+            yield from _join_parts(source, key, files[key], most)
         group: list[Part] = []
         decoded = 0
         for part in held:
@@ -241,7 +242,7 @@ def _requests(parts: Sequence[list[Part]], most: int) -> Iterator[ReadOp]:
             yield ReadOp(source, group[0].chunk.extent.key, 0, 0, tuple(group))
 
 
-def _joined(source: int, key: str, parts: list[Part], most: int) -> Iterator[ReadOp]:
+def _join_parts(source: int, key: str, parts: list[Part], most: int) -> Iterator[ReadOp]:
     """Requests for the parts of one file: neighbours together, unless large or far apart."""
     parts.sort(key=operator.attrgetter("start"))
     group: list[Part] = []
@@ -269,12 +270,12 @@ def _joined(source: int, key: str, parts: list[Part], most: int) -> Iterator[Rea
         yield ReadOp(source, key, begin, stop, tuple(group))
 
 
-def _scratch(ops: Iterable[ReadOp]) -> int:
+def _max_scratch(ops: Iterable[ReadOp]) -> int:
     """Most bytes that one worker holds beside the buffers: what is stored, and what it becomes."""
     stored = decoded = 0
     for op in ops:
         if len(op.parts) == 1:
-            here, there = scratch_of(op.parts[0])
+            here, there = measure_scratch(op.parts[0])
             stored, decoded = max(stored, here), max(decoded, there)
         else:
             stored = max(stored, op.stop - op.start)

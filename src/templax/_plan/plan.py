@@ -11,7 +11,8 @@ import msgspec
 from .._core.text import leaf_noun, list_names
 from .._core.workers import MEMORY_BYTES
 from .._match.result import Match
-from .parts import Buffer, Check, Part, useful_bytes
+from .buffers import Buffer
+from .parts import Check, Part, count_useful_bytes
 
 IN_FLIGHT = 3
 """Batches that are being read while another is being placed."""
@@ -101,7 +102,7 @@ class Plan:
     @property
     def useful_bytes(self) -> int:
         """Of these, bytes that belong to what was asked for."""
-        return sum(useful_bytes(part) for op in self._reads for part in op.parts)
+        return sum(count_useful_bytes(part) for op in self._reads for part in op.parts)
 
     @property
     def decoded_chunks(self) -> int:

@@ -11,7 +11,7 @@ import numpy as np
 from .._codecs.decode import decode
 from .._core.boxes import Box, box_slices, full_box, shape_of
 from .._core.dtypes import cast_into
-from .._plan.parts import BLOCK_BYTES, Part, first_long
+from .._plan.parts import BLOCK_BYTES, Part, find_long_axis
 from ..errors import Corrupted
 from .buffers import HostMemory
 
@@ -59,7 +59,7 @@ def scatter_blocks(
     if not others and src == full_box(shape) and wanted.flags.c_contiguous:
         shape = (math.prod(shape),)  # a block may end anywhere
         pairs = [(full_box(shape), wanted.reshape(-1))]
-    axis = first_long(shape)
+    axis = find_long_axis(shape)
     row = math.prod(shape[axis + 1 :]) * part.dtype.itemsize
     step = max(1, BLOCK_BYTES // row)
     memory_of_block = scratch(min(step, shape[axis]) * row)

@@ -6,7 +6,23 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from .._plan.plan import Plan
-from .execute import StageSeconds
+
+
+@dataclass(slots=True)
+class StageSeconds:
+    """Seconds spent in each stage, summed over all threads."""
+
+    read_s: float = 0.0
+    decode_s: float = 0.0
+    cast_s: float = 0.0
+    place_s: float = 0.0
+
+    def __iadd__(self, other: StageSeconds) -> StageSeconds:
+        self.read_s += other.read_s
+        self.decode_s += other.decode_s
+        self.cast_s += other.cast_s
+        self.place_s += other.place_s
+        return self
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +38,7 @@ class Stats:
         placed_bytes: Bytes of the finished leaves on this process, each distinct box counted once.
         mapped_bytes: How many of them a mapping of the file serves.
         seconds: Wall-clock time of all stages. Each run of a plan counts its planning too.
-        stages: Wall-clock seconds of each stage: `template`, `open`, `match`, `locate`, `plan`, then
+        stages: Wall-clock seconds of each stage: `template`, `open`, `match`, `locate`, `plan` and
             `run`; `place` is a part of `run`.
         busy: Seconds summed over all threads: `read`, `decode` (copies included), `cast`.
     """

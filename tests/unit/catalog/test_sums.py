@@ -233,7 +233,7 @@ def _small(sizes: dict[str, int]) -> Iterator[None]:
     """The sizes at which leaves are cut, as small as the leaves here."""
     with pytest.MonkeyPatch.context() as patch:
         for name, size in sizes.items():
-            for module in ("_plan.parts", "_plan.build", "_restore.execute"):
+            for module in ("_plan.parts", "_plan.build", "_restore.fill"):
                 patch.setattr(f"templax.{module}.{name}", size, raising=False)
         yield
 
@@ -486,7 +486,7 @@ def test_leaves_padded_to_64_bytes_are_read_in_place_together(sizes: list[int]) 
     made = build_plan(match, [{x.pair.entry.name: x.chunks for x in leaves}])
     (batch,) = made.batches
     (op,) = batch.reads
-    assert HostMemory(batch).in_order(op) is not None
+    assert HostMemory(batch).find_in_order(op) is not None
     assert made.unverified == ()
     assert _same(made, Memory({"f": data}), leaves)
     for i in (0, len(sizes) - 1):
@@ -524,7 +524,7 @@ def test_gaps_that_another_request_fills_are_not_written_over(pieces: Any) -> No
         made = build_plan(match, [{x.pair.entry.name: x.chunks for x in leaves}])
     together, alone = made.batches[0].reads
     assert (len(together.parts), len(alone.parts)) == (2, 1)
-    assert HostMemory(made.batches[0]).in_order(together) is None
+    assert HostMemory(made.batches[0]).find_in_order(together) is None
     assert _same(made, Memory({"f": data.tobytes()}), leaves)
 
 

@@ -233,7 +233,7 @@ def sharded(n: int, spec: tuple[str | None, ...]) -> NamedSharding:
 @pytest.fixture
 def as_if_on_an_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
     """CPU devices count as such that copy what they are given: memory has to be given back."""
-    monkeypatch.setattr("templax._template.from_pytree.copies", lambda *_: True)
+    monkeypatch.setattr("templax._template.from_pytree.device_put_copies", lambda *_: True)
 
 
 def many(tmp_path: Path, n: int = 12, shape: tuple[int, int] = (64, 256)) -> tuple[Path, Any]:
