@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
 
 import templax as tx
-from templax._catalog import written
 from templax._core import chunk_grid
 from templax.formats.orbax import checksum_index
 from templax.testing import strategies
@@ -57,7 +56,7 @@ def test_a_tree_saved_with_any_shardings_is_restored_with_any_others(
     """Random trees, dtypes, bits, meshes, shardings on both sides, and chunk sizes."""
     value, template = _place(data, tree), _make_template(data, tree)
     with tempfile.TemporaryDirectory() as directory, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(written, "CHUNK_BYTES", chunk)
+        patch.setattr(chunk_grid, "CHUNK_BYTES", chunk)
         chunk_grid.chunk_shape.cache_clear()
         path = Path(directory) / "ckpt"
         saved = tx.save(path, value, compression=compression, wait=wait).wait()

@@ -25,7 +25,7 @@ import jax
 import numpy as np
 
 import templax as tx
-from templax._catalog import written
+from templax._core import chunk_grid
 from templax._runs import steps as steps_module
 from templax._save import writer
 from templax.storage import open_source
@@ -47,7 +47,7 @@ of a `Manager` again, and `run` another step, after which the first is deleted.
 
 STEP = 7
 SMALL = {
-    (written, "CHUNK_BYTES"): 256,
+    (chunk_grid, "CHUNK_BYTES"): 256,
     (writer, "SMALL_BYTES"): 64,
     (writer, "PACK_BYTES"): 256,
     (writer, "RUN_BYTES"): 512,

@@ -11,7 +11,8 @@ import pytest
 PREAMBLE = """
 import hashlib, json, threading, time
 import templax as tx
-from templax import _hosts, _job_store
+from templax._hosts import agreement
+from templax._jax import coordination
 from jax._src import distributed
 
 client = distributed.global_state.client
@@ -32,7 +33,7 @@ def case(call):
     tell(call.__name__, call)
 
 def saving(path="ckpt/1", timeout_s=100.0):
-    return _hosts.hosts(path, timeout_s=timeout_s)
+    return agreement.join_job(path, timeout_s=timeout_s)
 
 def digest(values):
     return [[len(value), hashlib.sha256(value).hexdigest()] for value in values]
@@ -56,7 +57,7 @@ def process_0_receives_from_all():
 
 @case
 def values_are_of_any_size():
-    size = {0: 5, 1: _job_store.CHUNK_BYTES * 2}.get(index, (20 << 20) + index)
+    size = {0: 5, 1: coordination.CHUNK_BYTES * 2}.get(index, (20 << 20) + index)
     if count == 2 and index == 1:
         size = (20 << 20) + 3
     mine = os.urandom(64) * (size // 64) + bytes(size % 64)
@@ -373,7 +374,7 @@ SAVE = (
 victim, at, calls = int(args[0]), int(args[1]), 0
 
 def counted(name):
-    inner = getattr(_job_store.Store, name)
+    inner = getattr(coordination.JobStore, name)
     def call(self, *arguments, **options):
         global calls
         if index == victim and threading.current_thread() is threading.main_thread():
@@ -384,7 +385,7 @@ def counted(name):
     return call
 
 for name in ("set", "get", "by_process", "add", "put", "take"):
-    setattr(_job_store.Store, name, counted(name))
+    setattr(coordination.JobStore, name, counted(name))
 
 def save():
     with saving(timeout_s=3.0) as job:

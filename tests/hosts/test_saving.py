@@ -22,7 +22,8 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import templax as tx
-from templax import _hosts, _saving
+from templax._hosts import agreement
+from templax._save import job
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P, SingleDeviceSharding
 
 devices = np.array(jax.devices()).reshape(count, 2)
@@ -198,17 +199,17 @@ if what == "bad leaf" and index == 1:
 if what == "other tree" and index == 1:
     values["numpy"] = np.zeros(3)
 if what == "disk" and index == 1:
-    from templax import _write
+    from templax._save import writer
     def full(self, data, offset, scratch):
         raise tx.SaveError("No space is left", file="x")
-    real, _write.Writer._write = _write.Writer._write, full
+    real, writer.Writer._write = writer.Writer._write, full
 try:
     tx.save(args[0] + str(index) * (what == "paths"), values, wait=args[2] == "wait").wait()
     print(json.dumps("saved"))
 except tx.SaveError as error:
     print(json.dumps([type(error).__name__, str(error)]))
 if what == "disk" and index == 1:
-    _write.Writer._write = real
+    writer.Writer._write = real
 tx.save(args[0], tree(), overwrite=True)
 """
 
@@ -244,7 +245,7 @@ def test_a_failure_of_one_process_fails_all_and_leaves_nothing(
 
 
 KILL = """
-_hosts.SILENT_S, _hosts.PULSE_S = 3.0, 0.5
+agreement.SILENT_S, agreement.PULSE_S = 3.0, 0.5
 stage = args[1]
 def dying(name, kind):
     real = getattr(kind, name)
@@ -253,19 +254,19 @@ def dying(name, kind):
             die()
         return real(self, *rest, **named)
     setattr(kind, name, call)
-from templax import _write
+from templax._save import writer
 if stage == "snapshot":
-    dying("_stage", _saving.Job)
+    dying("_stage", job.Job)
 elif stage == "begun":
-    dying("_write", _saving.Job)
+    dying("_write", job.Job)
 elif stage == "writing":
-    dying("_write", _write.Writer)
+    dying("_write", writer.Writer)
 elif stage == "written":
-    dying("gather", _hosts.Hosts)
+    dying("gather", agreement.Hosts)
 else:
-    dying("tell_all", _hosts.Hosts)
-real = _saving.hosts
-_saving.hosts = lambda path: real(path, timeout_s=6.0)
+    dying("tell_all", agreement.Hosts)
+real = job.join_job
+job.join_job = lambda path: real(path, timeout_s=6.0)
 import time
 begin = time.monotonic()
 try:
