@@ -28,13 +28,13 @@ class Buffer(msgspec.Struct, frozen=True, gc=False):
 
     Attributes:
         pair: The leaf.
-        box: Which part of it.
+        box: The part of the leaf that it holds.
         shape: Of the box.
-        dtype: The stored one where placing casts, else the target's.
-        nbytes: Of the box, in `dtype`.
-        transient: Whether the memory is given back once the leaf is placed: it does not become the
+        dtype: The stored dtype where the cast happens during placement, else the target's.
+        nbytes: Bytes of the box, in `dtype`.
+        transient: Whether the memory is freed once the leaf is placed, as opposed to becoming the
             leaf.
-        view: Bytes of the source that are mapped in place of memory of our own.
+        view: Bytes of the source that are mapped; None if the buffer is memory that reads fill.
     """
 
     pair: Pair
@@ -47,7 +47,7 @@ class Buffer(msgspec.Struct, frozen=True, gc=False):
 
 
 class Measure(msgspec.Struct, frozen=True, gc=False):
-    """Of a box: its shape, elements, and the same box at the origin."""
+    """The shape of a box, its number of elements, and the same box moved to the origin."""
 
     shape: Shape
     size: int
@@ -55,7 +55,7 @@ class Measure(msgspec.Struct, frozen=True, gc=False):
 
 
 class Measures(dict[Box, Measure]):
-    """Box → its measure: most leaves of a model share a few shapes."""
+    """Box → its measure, computed once: most leaves of a model share a few shapes."""
 
     def __missing__(self, box: Box) -> Measure:
         self[box] = made = Measure(shape_of(box), size_of(box), relative_box(box, box))
@@ -63,9 +63,9 @@ class Measures(dict[Box, Measure]):
 
 
 def make_buffers(pair: Pair, measures: Measures) -> list[Buffer]:
-    """The buffers of a leaf, one per box that this process must hold."""
+    """Makes the buffers of a leaf, one per box that this process must hold."""
     target, dtype = pair.target, pair.entry.dtype
-    # The engine casts while it copies, where that gives the same bits.
+    # The cast happens during the copy where that gives the same bits, else during placement.
     transient = target.transient
     if dtype is not target.dtype and dtype != target.dtype:
         if target.kind != "scalar" and host_cast_is_exact(dtype, target.dtype):
@@ -81,14 +81,14 @@ def make_buffers(pair: Pair, measures: Measures) -> list[Buffer]:
 
 
 def find_view(pair: Pair, buffers: Sequence[Buffer], chunks: Sequence[Chunk]) -> Extent | str:
-    """The bytes that are a buffer as they lie, or in a few words why they must be read."""
+    """The stored bytes that can serve as a buffer when mapped, or a few words on why none can."""
     if len(buffers) != 1:
         return "for several devices"
     if len(chunks) != 1:
         return "in several places"
     (buffer,), (chunk,) = buffers, chunks
     extent, itemsize = chunk.extent, buffer.dtype.itemsize
-    if pair.target.host:  # the caller's own, to write to
+    if pair.target.host:  # the caller may write to these
         return "numpy arrays or Python values"
     if chunk.codecs:
         return f"stored with {', '.join(chunk.codecs)}"

@@ -1,7 +1,7 @@
 """Match + chunks → Plan: which bytes are read, and where each goes. Pure: no I/O, no JAX.
 
-Chunk-first: each chunk that meets a wanted box is read and decoded once, however many boxes want a
-piece of it.
+Planning goes chunk by chunk: each chunk that overlaps a wanted box is read and decoded once,
+however many boxes want a piece of it.
 """
 
 from __future__ import annotations
@@ -34,16 +34,17 @@ from .parts import (
 from .plan import IN_FLIGHT, Batch, Plan, ReadOp
 
 GAP_BYTES = 64 * 1024
-"""Bytes between two parts of a file that are read and dropped rather than asked for separately."""
+"""A gap of at most this many bytes between two parts of a file is read and dropped; a wider one
+separates requests."""
 
 BATCH_BYTES = 128 * 1024 * 1024
-"""Bytes of buffers after which a batch closes: it is placed while the next ones are read."""
+"""A batch closes once its buffers have this many bytes: it is placed while the next are read."""
 
 BATCH_LEAVES = 4096
-"""Boxes after which a batch closes."""
+"""A batch closes once it has this many boxes."""
 
 INLINE_PARTS = 512
-"""Values held by an index that one job decodes."""
+"""One job decodes at most this many values that an index holds."""
 
 
 def build_plan(
@@ -60,18 +61,19 @@ def build_plan(
 
     Args:
         match: Pairs of targets and leaves.
-        chunks: Of the checkpoint, and of the one given as `missing=`: name of the entry → chunks
-            that tile it.
-        threads: Workers.
+        chunks: For the checkpoint, and for the one given as `missing=`: name of the entry → the
+            chunks that tile it.
+        threads: Most workers to use.
         memory: Bytes in flight beyond the arrays returned. Boxes that need the same bytes are
-            loaded together, though they be more.
-        verify: Goes into the plan. Under `"required"`, where a part of what a checksum covers is
-            wanted, all of it is read; else that part goes unchecked.
-        mapped: Of each source, whether its bytes can be mapped; empty if they shall not be.
-        sources: Go into the plan.
+            loaded together even if they exceed it.
+        verify: Stored in the plan. With `"required"`, all bytes that a checksum covers are read
+            where some of them are wanted; otherwise these stay unchecked.
+        mapped: For each source, whether its bytes can be mapped; empty for no mapping.
+        sources: Stored in the plan.
 
     Returns:
-        Batches in template order. Every element of every buffer is written exactly once.
+        A plan with batches in template order. Its copies tile every buffer: each element is written
+        exactly once.
     """
     share = max(1, memory // (2 * (IN_FLIGHT + 1)))
     batches: list[Batch] = []
@@ -156,7 +158,7 @@ def build_plan(
 def _make_batch(
     parts: Sequence[list[Part]], buffers: Sequence[Buffer], checks: Sequence[Check], most: int
 ) -> Batch:
-    """A batch of these buffers; `most` as of `_make_requests`."""
+    """Makes a batch of these buffers; its requests and checks have about `most` bytes at most."""
     jobs: list[list[Check]] = []
     nbytes = most
     for check in checks:
@@ -171,14 +173,14 @@ def _make_batch(
 def _group_buffers(
     buffers: list[Buffer], chunks: Sequence[Chunk], share: int
 ) -> Iterable[list[Buffer]]:
-    """The boxes of a leaf, in groups that go to separate batches.
+    """Groups the boxes of a leaf; each group may go to a batch of its own.
 
-    All of them, unless they are more than may be in flight; then those that need the same bytes, so
-    that none is read or decoded twice.
+    All boxes are one group unless they exceed the memory that may be in flight. Then boxes that
+    need the same bytes share a group, so that no byte is read or decoded twice.
     """
     if sum([b.nbytes for b in buffers if b.transient]) <= share:
         return (buffers,)
-    group = list(range(len(buffers)))  # buffer → the lowest of its group
+    group = list(range(len(buffers)))  # union-find: buffer → a lower one of its group, or itself
 
     def lowest(i: int) -> int:
         while group[i] != i:
@@ -202,7 +204,10 @@ def _group_buffers(
 def _find_needed_ranges(
     chunk: Chunk, buffers: Sequence[Buffer], itemsize: int
 ) -> Iterator[tuple[int, int, int]]:
-    """Which decoded bytes of a chunk each buffer needs: start, stop, index of the buffer."""
+    """The decoded bytes of a chunk that each buffer needs: start, stop, index of the buffer.
+
+    A chunk that is decoded whole counts as one byte, which all its buffers need.
+    """
     shape = shape_of(chunk.box)
     for i, buffer in enumerate(buffers):
         overlap = intersect(chunk.box, buffer.box)
@@ -216,8 +221,8 @@ def _make_requests(parts: Sequence[list[Part]], most: int) -> Iterator[ReadOp]:
     """Joins the parts of each source into requests, in the order of its files.
 
     Args:
-        parts: Of each source.
-        most: Bytes, stored and decoded, that small parts are joined to.
+        parts: The parts of each source.
+        most: Small parts are joined while they have at most this many bytes, stored and decoded.
     """
     for source, mine in enumerate(parts):
         files: dict[str, list[Part]] = {}
@@ -243,7 +248,7 @@ def _make_requests(parts: Sequence[list[Part]], most: int) -> Iterator[ReadOp]:
 
 
 def _join_parts(source: int, key: str, parts: list[Part], most: int) -> Iterator[ReadOp]:
-    """Requests for the parts of one file: neighbours together, unless large or far apart."""
+    """Joins the parts of one file to requests: neighbours, unless they are large or far apart."""
     parts.sort(key=operator.attrgetter("start"))
     group: list[Part] = []
     begin = stop = decoded = 0
@@ -271,7 +276,7 @@ def _join_parts(source: int, key: str, parts: list[Part], most: int) -> Iterator
 
 
 def _max_scratch(ops: Iterable[ReadOp]) -> int:
-    """Most bytes that one worker holds beside the buffers: what is stored, and what it becomes."""
+    """The most scratch bytes that one worker needs: for stored bytes, and for decoded ones."""
     stored = decoded = 0
     for op in ops:
         if len(op.parts) == 1:
