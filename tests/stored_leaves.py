@@ -27,7 +27,7 @@ from templax._match.result import Match, Pair
 from templax._plan import build, parts
 from templax._plan.build import build_plan
 from templax._plan.plan import Plan
-from templax._restore import execute
+from templax._restore import fill
 from templax._restore.execute import execute_plan
 from templax._template.template import Target, Template
 from templax.storage import Source
@@ -153,7 +153,7 @@ def small_sizes(sizes: dict[str, int]) -> Iterator[None]:
     """
     with pytest.MonkeyPatch.context() as patch:
         for name, size in sizes.items():
-            for module in (parts, build, execute):
+            for module in (parts, build, fill):
                 patch.setattr(module, name, size, raising=False)
         yield
 

@@ -41,7 +41,7 @@ PURE = {
     "errors", "_core.arguments", "_core.boxes", "_core.chunk_grid", "_core.dtypes", "_core.names",
     "_core.text", "_codecs.crc_combine", "_catalog.checksums", "_catalog.entry", "_catalog.written",
     "_match.hints", "_match.leaf_hints", "_match.match", "_match.options", "_match.result",
-    "_plan.build", "_plan.parts", "_plan.plan", "_runs.retention",
+    "_plan.buffers", "_plan.build", "_plan.parts", "_plan.plan", "_runs.retention",
 }  # fmt: skip
 
 

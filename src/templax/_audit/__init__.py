@@ -1,1 +1,1 @@
-"""Every byte of a checkpoint compared with its checksum."""
+"""Audits: every byte of a checkpoint is compared with its checksum."""

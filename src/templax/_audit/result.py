@@ -10,11 +10,11 @@ from ..errors import Corrupted
 
 
 def format_verification(verified: Verified, rest: str = "`verified.damages` has them all") -> str:
-    """The text of `str(verified)`: the verdict, the damages, and what nobody could check.
+    """The text of `str(verified)`: the verdict, the damages, and what could not be checked.
 
     Args:
-        verified: What was found.
-        rest: Where the damages are that are not written out.
+        verified: The result.
+        rest: Says where to find the damages beyond the first 20.
     """
     n, url, checked = verified.leaves, verified.url, verified.checked_bytes
     took = f" ({verified.seconds:.2f} s)"
@@ -50,15 +50,15 @@ class Verified:
 
     Attributes:
         url: The checkpoint.
-        leaves: In it, strings left out: an index holds them.
-        damages: Each with `.what`, `.leaf`, `.box`, `.file`, `.start`, `.stop`, as far as they are
-            known: those that concern no leaf first, then in the order of the leaves.
-        checked_bytes: As stored, that were compared with a checksum; or were when the index that
+        leaves: Number of leaves, without strings, which an index holds.
+        damages: Each has `.what`, `.leaf`, `.box`, `.file`, `.start` and `.stop`, as far as known.
+            Damages that concern no leaf come first, the others in the order of the leaves.
+        checked_bytes: Stored bytes that were compared with a checksum, now or when the index that
             holds them was read.
-        unchecked_bytes: As stored, that no checksum covers. They were read, and decoded if they are
-            compressed, which finds what can't be read, and little of what was altered.
-        unchecked: Names of the leaves that these belong to.
-        seconds: What it took.
+        unchecked_bytes: Stored bytes that no checksum covers. They were read, and decoded if they
+            are compressed. That finds bytes that can't be read, but few that were altered.
+        unchecked: Names of the leaves that these bytes belong to.
+        seconds: Wall-clock time.
     """
 
     url: str

@@ -1,4 +1,4 @@
-"""`verify`: every byte of every leaf, read once and compared with whatever checksum covers it."""
+"""`verify`: reads every byte of every leaf once and compares it with its checksum."""
 
 from __future__ import annotations
 
@@ -16,10 +16,9 @@ from .._catalog.entry import Chunk, LeafEntry
 from .._codecs.crc32c import compare_crc32c, crc32c
 from .._codecs.decode import decode
 from .._codecs.zstd import Inflater
-from .._core.arguments import check_int
 from .._core.boxes import Box, box_around, full_box, intersect, shape_of, size_of
 from .._core.memory import Scratch
-from .._core.workers import MAX_THREADS, count_cores
+from .._core.workers import choose_threads
 from .._plan.build import GAP_BYTES
 from .._plan.parts import BLOCK_BYTES, CHECKED_BYTES, LARGE_BYTES, SPLIT_BYTES, is_raw
 from ..errors import CheckpointError, Corrupted, NotFound, SourceError
@@ -36,36 +35,39 @@ def verify(
     threads: int | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Verified:
-    """Reads every byte of a checkpoint once, and lists all that is damaged.
+    """Reads every byte of a checkpoint once, and lists all damage.
 
-    At the speed of the disk, in a few MiB of memory a thread (a compressed chunk that ends in a
-    checksum of its own is held whole). Needs no template and no JAX.
+    It runs at the speed of the disk, with a few MiB of memory per thread (except for a compressed
+    chunk that ends in a checksum of its own, which is held whole). It needs no template and no JAX.
 
     Args:
-        checkpoint: As of `open`.
+        checkpoint: See `open`.
         threads: Workers. Default: the cores of this process, at most 8.
         on_progress: Called with bytes read and bytes in all, at most ten times a second.
 
     Returns:
-        What was found. Damage is no error here: missing and cut files are listed, too.
+        The result. Damage, including missing and truncated files, is listed there and not raised.
 
     Raises:
-        CheckpointError: As `open`, if the checkpoint can't be opened at all.
+        CheckpointError: The checkpoint can't be opened at all; see `open`.
         SourceError: The storage failed, or the checkpoint changed meanwhile.
-        UsageError: An argument that means nothing.
+        UsageError: An argument is invalid.
 
     Example:
-        >>> import templax as tx
-        >>> verified = tx.verify("tests/corpus/orbax-0.12.8-default/ckpt")
-        >>> verified.ok, verified.checked_bytes, verified.unchecked
-        (True, 1690, ('state.params.big',))
+        >>> import os, tempfile
+        >>> import jax.numpy as jnp, templax as tx
+        >>> path = os.path.join(tempfile.mkdtemp(), "ckpt")
+        >>> saved = tx.save(path, {"w": jnp.zeros((128, 64))})
+        >>> verified = tx.verify(path)
+        >>> verified.ok, verified.unchecked_bytes, verified.unchecked
+        (True, 0, ())
     """
     begin = time.perf_counter()
-    threads = min(MAX_THREADS, count_cores()) if threads is None else check_int("threads", threads)
+    threads = choose_threads(threads)
     catalog = open_checkpoint(checkpoint)
     survey = _Survey(catalog)
     survey.audit()
-    _Reading(catalog.source, survey).run(threads, on_progress)
+    _Workers(catalog.source, survey).run(threads, on_progress)
     entries = [entry for entry in catalog.entries if entry.kind != "string"]
     order = {entry.name: i for i, entry in enumerate(entries)}
     damages = sorted(
@@ -85,7 +87,7 @@ def verify(
 
 
 class _Piece(msgspec.Struct, frozen=True, gc=False):
-    """Stored bytes of a chunk that one thread looks at: of a raw one whole blocks.
+    """Stored bytes of a chunk that one thread checks; whole blocks if the chunk has `sums`.
 
     Attributes:
         entry: The leaf.
@@ -102,13 +104,13 @@ class _Piece(msgspec.Struct, frozen=True, gc=False):
 
 
 class _Survey:
-    """Which bytes there should be, and which are.
+    """The bytes that a checkpoint should have, compared with the sizes of its files.
 
     Attributes:
-        damages: Found so far; threads append.
-        pieces: Of all leaves, without those that an index holds.
-        checked_bytes, unchecked_bytes: As of `Verified`.
-        unheld: Names of leaves with unchecked bytes that no file holds.
+        damages: Damages found so far; threads append to it.
+        pieces: Pieces of all leaves to read: those that files hold.
+        checked_bytes, unchecked_bytes: See `Verified`.
+        unheld: Names of leaves with unchecked bytes that an index holds.
     """
 
     def __init__(self, catalog: Catalog):
@@ -119,17 +121,17 @@ class _Survey:
         self.pieces: list[_Piece] = []
         self.checked_bytes = self.unchecked_bytes = 0
         self.unheld: set[str] = set()
-        for entry, chunks in self._located():
+        for entry, chunks in self._locate_chunks():
             for chunk in chunks:
                 self._add(entry, chunk)
-        self.damages += [self._lack(lost) for lost in self._lost.values()]
+        self.damages += [self._missing_bytes(lost) for lost in self._lost.values()]
 
     def audit(self) -> None:
-        """Adds what the format finds damaged beside the leaves."""
+        """Adds the damages that the format finds outside the leaves."""
         if self._catalog.audit is not None:
             self.damages += self._catalog.audit()
 
-    def _located(self) -> Iterator[tuple[LeafEntry, Iterable[Chunk]]]:
+    def _locate_chunks(self) -> Iterator[tuple[LeafEntry, Iterable[Chunk]]]:
         pending = [entry for entry in self._catalog.entries if entry.kind != "string"]
         while pending:
             mine: dict[str, LeafEntry] = {}
@@ -138,26 +140,26 @@ class _Survey:
             yield from ((entry, located[name]) for name, entry in mine.items())
             pending = others
 
-    def _size(self, file: str) -> int | None:
+    def _file_size(self, file: str) -> int | None:
         if file not in self._sizes:
             info = self._catalog.source.stat(file)
             self._sizes[file] = None if info is None or info.is_dir else info.size
         return self._sizes[file]
 
     def _add(self, entry: LeafEntry, chunk: Chunk) -> None:
-        """Counts a chunk, and cuts what is there of it into pieces."""
+        """Counts the bytes of a chunk, and cuts those that its file has into pieces."""
         extent = chunk.extent
         start, stop = extent.start, extent.stop
         checked = chunk.checked or bool(chunk.sums)
         if extent.inline is None:
-            size = self._size(extent.key)
+            size = self._file_size(extent.key)
             if size is None or size < stop:
                 lost = _Piece(entry, chunk, max(start, size or 0), stop, checked)
                 self._lost.setdefault((entry.name, extent.key), []).append(lost)
                 if size is None or size <= start or (chunk.codecs and not chunk.sums):
                     return
                 stop = size
-                if chunk.sums:  # of the block that is cut nothing can be said
+                if chunk.sums:  # a block that is cut can't be checked
                     stop = start + (size - start) // chunk.block * chunk.block
             step = max(SPLIT_BYTES // chunk.block, 1) * chunk.block if chunk.sums else SPLIT_BYTES
             if chunk.codecs and not chunk.sums:
@@ -171,10 +173,10 @@ class _Survey:
         else:
             self.unchecked_bytes += stop - start
 
-    def _lack(self, lost: list[_Piece]) -> Corrupted:
-        """The error for all bytes of a leaf that a file lacks."""
+    def _missing_bytes(self, lost: list[_Piece]) -> Corrupted:
+        """The error for all bytes of a leaf that its file lacks."""
         start, stop = min(piece.start for piece in lost), max(piece.stop for piece in lost)
-        size, file = self._size(lost[0].chunk.extent.key), self._catalog.source.url
+        size, file = self._file_size(lost[0].chunk.extent.key), self._catalog.source.url
         missing = size is None
         return Corrupted(
             "Expected a data file, found none"
@@ -184,12 +186,12 @@ class _Survey:
             file=lost[0].chunk.extent.key or file,
             start=None if missing else start,
             stop=None if missing else stop,
-            box=_elements(lost[0], start, stop) if len(lost) == 1 else None,
+            box=_find_box(lost[0], start, stop) if len(lost) == 1 else None,
         )
 
 
-def _requests(pieces: list[_Piece]) -> list[list[_Piece]]:
-    """Pieces in the order of their files, small neighbours together."""
+def _group_pieces(pieces: list[_Piece]) -> list[list[_Piece]]:
+    """Groups pieces, in the order of their files, so that small neighbours are read together."""
     pieces.sort(key=lambda piece: (piece.chunk.extent.key, piece.start))
     groups: list[list[_Piece]] = []
     key, begin, stop = None, 0, 0
@@ -205,19 +207,22 @@ def _requests(pieces: list[_Piece]) -> list[list[_Piece]]:
     return groups
 
 
-class _Reading:
-    """The threads."""
+class _Workers:
+    """Threads that take groups of pieces and check them, and the progress they make.
+
+    A restore must fill batches in order; here order is free, so that a shared counter serves.
+    """
 
     def __init__(self, source: Source, survey: _Survey):
         self._source, self._damages = source, survey.damages
-        self._groups = _requests(survey.pieces)
+        self._groups = _group_pieces(survey.pieces)
         self._total = sum(piece.stop - piece.start for piece in survey.pieces)
         self._next, self._done = 0, 0
         self._stopped = False
         self._lock = threading.Lock()
 
     def run(self, threads: int, progress: Callable[[int, int], None] | None) -> None:
-        """Looks at all pieces; raises the first error that is no damage."""
+        """Checks all pieces; raises the first error that is not a damage."""
         with ThreadPoolExecutor(threads, thread_name_prefix="templax") as pool:
             pending = {pool.submit(self._work) for _ in range(min(threads, len(self._groups)))}
             try:
@@ -238,23 +243,23 @@ class _Reading:
                 number, self._next = self._next, self._next + 1
             if number >= len(self._groups):
                 return
-            for damage in self._look(self._groups[number], scratch):
+            for damage in self._check_group(self._groups[number], scratch):
                 self._damages.append(damage)
 
-    def _look(self, group: list[_Piece], scratch: Scratch) -> Iterator[Corrupted]:
-        stored = _Stored(self._source, group, scratch)
+    def _check_group(self, group: list[_Piece], scratch: Scratch) -> Iterator[Corrupted]:
+        stored = _StoredBytes(self._source, group, scratch)
         for piece in group:
             stored.seek(piece)
-            for error in _damages(piece, stored, scratch):
-                yield _placed(piece, error, self._source)
+            for error in _find_damages(piece, stored, scratch):
+                yield _locate_error(piece, error, self._source)
             with self._lock:
                 self._done += piece.stop - piece.start
 
 
-class _Stored:
-    """The bytes of one piece after the other, in the order of the file.
+class _StoredBytes:
+    """The stored bytes of a group of pieces as a stream, one piece after another.
 
-    Small ones are read with their neighbours.
+    Small pieces are read together with their neighbours.
     """
 
     def __init__(self, source: Source, group: list[_Piece], scratch: Scratch):
@@ -275,7 +280,7 @@ class _Stored:
         """The next `n` bytes, fewer at the end. Valid until the next call.
 
         Raises:
-            Corrupted: They can't be read. The next call goes on behind them.
+            Corrupted: They can't be read. The next call continues behind them.
         """
         start, stop = self._at, min(self._at + n, self._stop)
         self._at = stop
@@ -284,20 +289,22 @@ class _Stored:
         if not self._first <= start < stop <= self._first + len(self._held):
             end = max(stop, min(start + CHECKED_BYTES, self._end))
             try:
-                self._held = self._from_file(start, end)
+                self._held = self._read_file(start, end)
             except Corrupted:
                 if end == stop:
                     raise
-                self._held = self._from_file(start, stop)  # may be nothing to do with these bytes
+                self._held = self._read_file(
+                    start, stop
+                )  # the damage may be beyond the bytes asked for
             self._first = start
         return self._held[start - self._first : stop - self._first]
 
-    def _from_file(self, start: int, stop: int) -> memoryview:
-        self._held = memoryview(b"")  # it is the memory that is read into
+    def _read_file(self, start: int, stop: int) -> memoryview:
+        self._held = memoryview(b"")  # about to be overwritten
         try:
             into = self._scratch.bytes("stored", stop - start)
             return self._source.read(self._key, start, stop, into)
-        except NotFound as error:  # it went since
+        except NotFound as error:  # deleted meanwhile
             what = "Expected a data file, found none"
             raise Corrupted(what, start=start, stop=stop) from error
         except SourceError as error:
@@ -307,12 +314,14 @@ class _Stored:
             raise Corrupted(str(error), start=start, stop=stop) from error
 
 
-def _damages(piece: _Piece, stored: _Stored, scratch: Scratch) -> Iterator[CheckpointError]:
-    """What is wrong with the bytes of a piece."""
+def _find_damages(
+    piece: _Piece, stored: _StoredBytes, scratch: Scratch
+) -> Iterator[CheckpointError]:
+    """Yields an error for each damage in the bytes of a piece."""
     chunk = piece.chunk
     if chunk.codecs and not chunk.sums:
         try:
-            _decode(piece, stored, scratch)
+            _decode_chunk(piece, stored, scratch)
         except CheckpointError as error:
             yield error
         return
@@ -322,7 +331,7 @@ def _damages(piece: _Piece, stored: _Stored, scratch: Scratch) -> Iterator[Check
         try:
             data = stored.read(CHECKED_BYTES)
         except Corrupted as error:
-            blocks = None  # of the blocks that these bytes are in nothing can be said
+            blocks = None  # the blocks that these bytes belong to can't be checked
             yield error
             continue
         if chunk.sums:
@@ -330,8 +339,8 @@ def _damages(piece: _Piece, stored: _Stored, scratch: Scratch) -> Iterator[Check
             yield from blocks.compare(data)
 
 
-def _decode(piece: _Piece, stored: _Stored, scratch: Scratch) -> None:
-    """Raises what restoring this chunk would raise."""
+def _decode_chunk(piece: _Piece, stored: _StoredBytes, scratch: Scratch) -> None:
+    """Decodes a chunk, and raises what restoring it would raise."""
     chunk, itemsize = piece.chunk, piece.entry.dtype.itemsize
     nbytes = size_of(chunk.box) * itemsize
     if chunk.codecs == ("crc32c",) and stored.left > 4:
@@ -348,8 +357,8 @@ def _decode(piece: _Piece, stored: _Stored, scratch: Scratch) -> None:
         decode(chunk.codecs, stored.read(stored.left), nbytes)
 
 
-def _placed(piece: _Piece, error: CheckpointError, source: Source) -> Corrupted:
-    """The error with the leaf, the elements, the file and the bytes that it is about."""
+def _locate_error(piece: _Piece, error: CheckpointError, source: Source) -> Corrupted:
+    """Adds to an error the leaf, the elements, the file and the bytes that it concerns."""
     entry, extent = piece.entry, piece.chunk.extent
     start = extent.start if error.start is None else error.start
     stop = extent.stop if error.stop is None else error.stop
@@ -360,12 +369,12 @@ def _placed(piece: _Piece, error: CheckpointError, source: Source) -> Corrupted:
         start=start,
         stop=stop,
         hint=error.hint,
-        box=_elements(piece, start, stop),
+        box=_find_box(piece, start, stop),
     )
 
 
-def _elements(piece: _Piece, start: int, stop: int) -> Box | None:
-    """The elements of the leaf that stored bytes hold; None if it is padding only."""
+def _find_box(piece: _Piece, start: int, stop: int) -> Box | None:
+    """The box of the leaf that stored bytes hold; None if they are only padding."""
     chunk, everything = piece.chunk, full_box(piece.entry.shape)
     box, origin, itemsize = chunk.box, chunk.extent.start, piece.entry.dtype.itemsize
     if is_raw(chunk) and stop > start:

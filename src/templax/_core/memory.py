@@ -8,13 +8,18 @@ import mmap
 import numpy as np
 import zstandard
 
-_LEAST_BYTES = 4 * 1024 * 1024
+_MIN_BYTES = 4 * 1024 * 1024
 
 
 class Scratch:
-    """Memory of a thread: touched once, used again for each chunk."""
+    """Memory of a thread: touched once, used again for each chunk.
 
-    def __init__(self) -> None:
+    Args:
+        minimum: Bytes of the smallest allocation.
+    """
+
+    def __init__(self, minimum: int = _MIN_BYTES) -> None:
+        self._minimum = minimum
         self._memory: dict[str, np.ndarray] = {}
         self._compressor: zstandard.ZstdCompressor | None = None
         self.write_s = 0.0
@@ -23,7 +28,7 @@ class Scratch:
         memory = self._memory.get(what)
         if memory is None or len(memory) < nbytes:
             self._memory.pop(what, None)  # before the larger one is there
-            memory = self._memory[what] = allocate_aligned(max(nbytes, _LEAST_BYTES))
+            memory = self._memory[what] = allocate_aligned(max(nbytes, self._minimum))
         return memoryview(memory)[:nbytes]  # pyright: ignore[reportArgumentType]
 
     def compress(self, data: memoryview, level: int | None) -> bytes:

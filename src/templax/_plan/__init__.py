@@ -1,1 +1,1 @@
-"""The reads that a match needs, as requests and batches."""
+"""Plans: the reads that a match needs, as requests and batches."""

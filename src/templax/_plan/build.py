@@ -1,7 +1,7 @@
 """Match + chunks → Plan: which bytes are read, and where each goes. Pure: no I/O, no JAX.
 
-Chunk-first: each chunk that meets a wanted box is read and decoded once, however many boxes want a
-piece of it.
+Planning goes chunk by chunk: each chunk that overlaps a wanted box is read and decoded once,
+however many boxes want a piece of it.
 """
 
 from __future__ import annotations
@@ -18,35 +18,33 @@ from .._catalog.entry import Chunk
 from .._core.boxes import intersect, relative_box, shape_of, span_of
 from .._core.workers import MEMORY_BYTES
 from .._match.result import Match
+from .buffers import Buffer, Measures, find_view, make_buffers
 from .parts import (
     IN_PLACE_BYTES,
     LARGE_BYTES,
     REQUEST_BYTES,
-    Buffer,
     Check,
-    Measures,
     Part,
-    buffers_of,
-    checks_of,
     is_raw,
+    make_checks,
+    make_parts,
+    measure_scratch,
     merge_chunks,
-    parts_of,
-    scratch_of,
-    view_of,
 )
 from .plan import IN_FLIGHT, Batch, Plan, ReadOp
 
 GAP_BYTES = 64 * 1024
-"""Bytes between two parts of a file that are read and dropped rather than asked for separately."""
+"""A gap of at most this many bytes between two parts of a file is read and dropped; a wider one
+separates requests."""
 
 BATCH_BYTES = 128 * 1024 * 1024
-"""Bytes of buffers after which a batch closes: it is placed while the next ones are read."""
+"""A batch closes once its buffers have this many bytes: it is placed while the next are read."""
 
 BATCH_LEAVES = 4096
-"""Boxes after which a batch closes."""
+"""A batch closes once it has this many boxes."""
 
 INLINE_PARTS = 512
-"""Values held by an index that one job decodes."""
+"""One job decodes at most this many values that an index holds."""
 
 
 def build_plan(
@@ -63,18 +61,19 @@ def build_plan(
 
     Args:
         match: Pairs of targets and leaves.
-        chunks: Of the checkpoint, and of the one given as `missing=`: name of the entry → chunks
-            that tile it.
-        threads: Workers.
+        chunks: For the checkpoint, and for the one given as `missing=`: name of the entry → the
+            chunks that tile it.
+        threads: Most workers to use.
         memory: Bytes in flight beyond the arrays returned. Boxes that need the same bytes are
-            loaded together, though they be more.
-        verify: Goes into the plan. Under `"required"`, where a part of what a checksum covers is
-            wanted, all of it is read; else that part goes unchecked.
-        mapped: Of each source, whether its bytes can be mapped; empty if they shall not be.
-        sources: Go into the plan.
+            loaded together even if they exceed it.
+        verify: Stored in the plan. With `"required"`, all bytes that a checksum covers are read
+            where some of them are wanted; otherwise these stay unchecked.
+        mapped: For each source, whether its bytes can be mapped; empty for no mapping.
+        sources: Stored in the plan.
 
     Returns:
-        Batches in template order. Every element of every buffer is written exactly once.
+        A plan with batches in template order. Its copies tile every buffer: each element is written
+        exactly once.
     """
     share = max(1, memory // (2 * (IN_FLIGHT + 1)))
     batches: list[Batch] = []
@@ -100,21 +99,23 @@ def build_plan(
                 covered = False
             elif chunk.sums:
                 any_sums = summed = True
-        boxes = buffers_of(pair, measures)
-        for mine in (boxes,) if len(boxes) == 1 else _groups(boxes, located, share):
+        boxes = make_buffers(pair, measures)
+        for mine in (boxes,) if len(boxes) == 1 else _group_buffers(boxes, located, share):
             here = mine[0].nbytes if len(mine) == 1 else sum([b.nbytes for b in mine])
             passing = here if mine and mine[0].transient else 0
             full = nbytes >= BATCH_BYTES or len(buffers) >= BATCH_LEAVES
             if buffers and (full or transient + passing > share):
-                batches.append(_batch(parts, buffers, checks, most))
+                batches.append(_make_batch(parts, buffers, checks, most))
                 buffers, parts, checks, nbytes, transient = [], ([], []), [], 0, 0
             view = "read"
             if mapped and here:
-                view = view_of(pair, mine, located) if mapped[source] else "in no local file system"
+                view = (
+                    find_view(pair, mine, located) if mapped[source] else "in no local file system"
+                )
                 if isinstance(view, str):
                     unmapped[view] += 1
             if isinstance(view, str):
-                made = parts_of(pair, mine, len(buffers), located, measures, required)
+                made = make_parts(pair, mine, len(buffers), located, measures, required)
                 if summed:
                     made = list(made)
                     for part in made:
@@ -130,15 +131,15 @@ def build_plan(
                     if required:
                         start, stop = align_to_blocks(chunk, start, stop)
                     covered = covered and covers_whole_blocks(chunk, start, stop)
-                    checks += checks_of(pair.entry.name, source, chunk, start, stop)
+                    checks += make_checks(pair.entry.name, source, chunk, start, stop)
             buffers += mine
             nbytes += here
             transient += passing
         if not covered:
             unverified.append(pair.target.name)
     if buffers:
-        batches.append(_batch(parts, buffers, checks, most))
-    scratch = _scratch(op for batch in batches for op in batch.reads)
+        batches.append(_make_batch(parts, buffers, checks, most))
+    scratch = _max_scratch(op for batch in batches for op in batch.reads)
     threads = max(1, min(threads, memory // (2 * scratch) if scratch else threads))
     return Plan(
         match,
@@ -154,10 +155,10 @@ def build_plan(
     )
 
 
-def _batch(
+def _make_batch(
     parts: Sequence[list[Part]], buffers: Sequence[Buffer], checks: Sequence[Check], most: int
 ) -> Batch:
-    """A batch of these buffers; `most` as of `_requests`."""
+    """Makes a batch of these buffers; its requests and checks have about `most` bytes at most."""
     jobs: list[list[Check]] = []
     nbytes = most
     for check in checks:
@@ -166,18 +167,20 @@ def _batch(
             nbytes = 0
         jobs[-1].append(check)
         nbytes += check.stop - check.start
-    return Batch(tuple(_requests(parts, most)), tuple(buffers), tuple(map(tuple, jobs)))
+    return Batch(tuple(_make_requests(parts, most)), tuple(buffers), tuple(map(tuple, jobs)))
 
 
-def _groups(buffers: list[Buffer], chunks: Sequence[Chunk], share: int) -> Iterable[list[Buffer]]:
-    """The boxes of a leaf, in groups that go to separate batches.
+def _group_buffers(
+    buffers: list[Buffer], chunks: Sequence[Chunk], share: int
+) -> Iterable[list[Buffer]]:
+    """Groups the boxes of a leaf; each group may go to a batch of its own.
 
-    All of them, unless they are more than may be in flight; then those that need the same bytes, so
-    that none is read or decoded twice.
+    All boxes are one group unless they exceed the memory that may be in flight. Then boxes that
+    need the same bytes share a group, so that no byte is read or decoded twice.
     """
     if sum([b.nbytes for b in buffers if b.transient]) <= share:
         return (buffers,)
-    group = list(range(len(buffers)))  # buffer → the lowest of its group
+    group = list(range(len(buffers)))  # union-find: buffer → a lower one of its group, or itself
 
     def lowest(i: int) -> int:
         while group[i] != i:
@@ -187,7 +190,7 @@ def _groups(buffers: list[Buffer], chunks: Sequence[Chunk], share: int) -> Itera
     for chunk in chunks:
         itemsize = buffers[0].pair.entry.dtype.itemsize
         last = reach = -1
-        for start, stop, i in sorted(_needed(chunk, buffers, itemsize)):
+        for start, stop, i in sorted(_find_needed_ranges(chunk, buffers, itemsize)):
             if start < reach:
                 a, b = sorted((lowest(last), lowest(i)))
                 group[b] = a
@@ -198,10 +201,13 @@ def _groups(buffers: list[Buffer], chunks: Sequence[Chunk], share: int) -> Itera
     return grouped.values()
 
 
-def _needed(
+def _find_needed_ranges(
     chunk: Chunk, buffers: Sequence[Buffer], itemsize: int
 ) -> Iterator[tuple[int, int, int]]:
-    """Which decoded bytes of a chunk each buffer needs: start, stop, index of the buffer."""
+    """The decoded bytes of a chunk that each buffer needs: start, stop, index of the buffer.
+
+    A chunk that is decoded whole counts as one byte, which all its buffers need.
+    """
     shape = shape_of(chunk.box)
     for i, buffer in enumerate(buffers):
         overlap = intersect(chunk.box, buffer.box)
@@ -211,12 +217,12 @@ def _needed(
             yield start, stop, i
 
 
-def _requests(parts: Sequence[list[Part]], most: int) -> Iterator[ReadOp]:
+def _make_requests(parts: Sequence[list[Part]], most: int) -> Iterator[ReadOp]:
     """Joins the parts of each source into requests, in the order of its files.
 
     Args:
-        parts: Of each source.
-        most: Bytes, stored and decoded, that small parts are joined to.
+        parts: The parts of each source.
+        most: Small parts are joined while they have at most this many bytes, stored and decoded.
     """
     for source, mine in enumerate(parts):
         files: dict[str, list[Part]] = {}
@@ -228,7 +234,7 @@ def _requests(parts: Sequence[list[Part]], most: int) -> Iterator[ReadOp]:
             else:
                 held.append(part)
         for key in sorted(files):
-            yield from _joined(source, key, files[key], most)
+            yield from _join_parts(source, key, files[key], most)
         group: list[Part] = []
         decoded = 0
         for part in held:
@@ -241,8 +247,8 @@ def _requests(parts: Sequence[list[Part]], most: int) -> Iterator[ReadOp]:
             yield ReadOp(source, group[0].chunk.extent.key, 0, 0, tuple(group))
 
 
-def _joined(source: int, key: str, parts: list[Part], most: int) -> Iterator[ReadOp]:
-    """Requests for the parts of one file: neighbours together, unless large or far apart."""
+def _join_parts(source: int, key: str, parts: list[Part], most: int) -> Iterator[ReadOp]:
+    """Joins the parts of one file to requests: neighbours, unless they are large or far apart."""
     parts.sort(key=operator.attrgetter("start"))
     group: list[Part] = []
     begin = stop = decoded = 0
@@ -269,12 +275,12 @@ def _joined(source: int, key: str, parts: list[Part], most: int) -> Iterator[Rea
         yield ReadOp(source, key, begin, stop, tuple(group))
 
 
-def _scratch(ops: Iterable[ReadOp]) -> int:
-    """Most bytes that one worker holds beside the buffers: what is stored, and what it becomes."""
+def _max_scratch(ops: Iterable[ReadOp]) -> int:
+    """The most scratch bytes that one worker needs: for stored bytes, and for decoded ones."""
     stored = decoded = 0
     for op in ops:
         if len(op.parts) == 1:
-            here, there = scratch_of(op.parts[0])
+            here, there = measure_scratch(op.parts[0])
             stored, decoded = max(stored, here), max(decoded, there)
         else:
             stored = max(stored, op.stop - op.start)

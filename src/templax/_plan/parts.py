@@ -1,4 +1,8 @@
-"""One leaf: its boxes × its chunks → parts, the pieces of work that fill its buffers. Pure."""
+"""One leaf: its boxes × its chunks → parts, the pieces of work that fill its buffers. Pure.
+
+A `Part` is read by one job and serves all buffers that want a piece of it. Raw chunks (see
+`is_raw`) may be cut at any row, so that threads share a large one; others are always one part.
+"""
 
 from __future__ import annotations
 
@@ -18,44 +22,43 @@ from .._core.boxes import (
     is_contiguous,
     relative_box,
     shape_of,
-    size_of,
     span_of,
 )
-from .._core.dtypes import host_cast_is_exact
-from .._core.memory import ALIGN
 from .._match.result import Pair
+from .buffers import Buffer, Measure, Measures
 
 IN_PLACE_BYTES = 128 * 1024
-"""Raw parts of this size are requests of their own: they are read in place, for the price of a
+"""A raw part of at least this size is a request of its own: it is read in place, at the cost of a
 system call (5 µs) instead of a copy."""
 
 REQUEST_BYTES = 4 * 1024 * 1024
-"""Most bytes that small parts are joined to, so that every thread gets work; and that a worker
-holds of what is stored: a zstd chunk of more is read as it is decoded."""
+"""Small parts are joined to requests of at most this size, so that every thread gets work. It also
+limits the stored bytes that a worker holds: a larger zstd chunk is read as it is decoded."""
 
 LARGE_BYTES = 1024 * 1024
-"""Encoded parts of this size are requests of their own."""
+"""An encoded part of at least this size is a request of its own."""
 
 BLOCK_BYTES = 1024 * 1024
-"""Compressed chunks that have to be cut into pieces, or cast, are decoded in blocks of this size,
-which are still in cache when they are copied."""
+"""Compressed chunks that must be cut into pieces or cast are decoded in blocks of this size, which
+are still in cache when they are copied."""
 
 CHECKED_BYTES = 2 * 1024 * 1024
-"""Raw bytes that are checked as they come are read in pieces of this size: still in the cache that
-cores share, and few enough reads (of 1 MiB: 10 % slower)."""
+"""Raw bytes that are checked as they are read come in pieces of this size: small enough to be still
+in the cache that cores share, large enough to keep the reads few (1 MiB is 10 % slower)."""
 
 SCATTER_BYTES = 4 * 1024 * 1024
-"""Raw parts whose pieces go to several places, or are cast, are read in no more than this."""
+"""Raw parts whose pieces go to several places, or are cast, are read in pieces of at most this."""
 
 SPLIT_BYTES = 32 * 1024 * 1024
-"""Raw parts larger than this are read, or checked where they are mapped, by several threads."""
+"""Raw parts larger than this are shared by several threads, which read them or, if they are mapped,
+check them."""
 
 
 class Copy(msgspec.Struct, frozen=True, gc=False):
     """A piece of a chunk that a buffer wants.
 
     Attributes:
-        buffer: Index in the batch.
+        buffer: Index of the buffer in the batch.
         src: Box within the chunk.
         dst: Box within the buffer; of the same shape.
     """
@@ -66,17 +69,18 @@ class Copy(msgspec.Struct, frozen=True, gc=False):
 
 
 class Part(msgspec.Struct, frozen=True, gc=False):
-    """What is read of one chunk, and who wants it.
+    """The bytes to read of one chunk, and the buffers that want a piece of them.
 
     Attributes:
         name: The leaf.
         chunk: The chunk.
-        dtype: As stored.
-        start, stop: Bytes of the object that are read: all of the chunk unless it is raw. More than
-            the copies need where a checksum that must be compared covers more.
-        direct: Set if the decoded bytes of the single copy lie back to back in its buffer, in its
-            dtype: the byte of the buffer where they begin. They are read or decoded in place.
-        nbytes: Bytes that the chunk decodes to; of a raw chunk those that are read.
+        dtype: The stored dtype.
+        start, stop: Bytes of the object to read: the whole chunk unless it is raw. More than the
+            copies need where a checksum that must be compared covers more.
+        direct: The byte of the buffer where the decoded bytes begin, if they can be read or decoded
+            in place: there is a single copy, it is contiguous in the buffer, and it is not cast.
+            Else None.
+        nbytes: Bytes that the chunk decodes to; for a raw chunk, the bytes that are read.
         copies: At least one.
     """
 
@@ -90,36 +94,13 @@ class Part(msgspec.Struct, frozen=True, gc=False):
     copies: tuple[Copy, ...]
 
 
-class Buffer(msgspec.Struct, frozen=True, gc=False):
-    """Host memory for one box of one leaf.
-
-    Attributes:
-        pair: The leaf.
-        box: Which part of it.
-        shape: Of the box.
-        dtype: The stored one where placing casts, else the target's.
-        nbytes: Of the box, in `dtype`.
-        transient: Whether the memory is given back once the leaf is placed: it does not become the
-            leaf.
-        view: Bytes of the source that are mapped in place of memory of our own.
-    """
-
-    pair: Pair
-    box: Box
-    shape: Shape
-    dtype: np.dtype
-    nbytes: int
-    transient: bool = False
-    view: Extent | None = None
-
-
 class Check(msgspec.Struct, frozen=True, gc=False):
-    """Bytes of a mapping that are compared with the checksums of their chunk.
+    """Bytes of a mapping to compare with the checksums of their chunk.
 
     Attributes:
         name: The leaf.
-        source: As of `ReadOp`.
-        chunk: With `sums`.
+        source: Index of the source, as in `ReadOp`.
+        chunk: The chunk; it has `sums`.
         start, stop: Bytes of the object.
     """
 
@@ -130,73 +111,12 @@ class Check(msgspec.Struct, frozen=True, gc=False):
     stop: int
 
 
-class Measure(msgspec.Struct, frozen=True, gc=False):
-    """Of a box: its shape, elements, and the same box at the origin."""
-
-    shape: Shape
-    size: int
-    origin: Box
-
-
-class Measures(dict[Box, Measure]):
-    """Box → its measure: most leaves of a model share a few shapes."""
-
-    def __missing__(self, box: Box) -> Measure:
-        self[box] = made = Measure(shape_of(box), size_of(box), relative_box(box, box))
-        return made
-
-
-def buffers_of(pair: Pair, measures: Measures) -> list[Buffer]:
-    """The buffers of a leaf, one per box that this process must hold."""
-    target, dtype = pair.target, pair.entry.dtype
-    # The engine casts while it copies, where that gives the same bits.
-    transient = target.transient
-    if dtype is not target.dtype and dtype != target.dtype:
-        if target.kind != "scalar" and host_cast_is_exact(dtype, target.dtype):
-            dtype = target.dtype
-        else:
-            transient = True
-    itemsize = dtype.itemsize
-    found: list[Buffer] = []
-    for box in target.boxes:
-        measure = measures[box]
-        found.append(Buffer(pair, box, measure.shape, dtype, measure.size * itemsize, transient))
-    return found
-
-
-def view_of(pair: Pair, buffers: Sequence[Buffer], chunks: Sequence[Chunk]) -> Extent | str:
-    """The bytes that are a buffer as they lie, or in a few words why they must be read."""
-    if len(buffers) != 1:
-        return "for several devices"
-    if len(chunks) != 1:
-        return "in several places"
-    (buffer,), (chunk,) = buffers, chunks
-    extent, itemsize = chunk.extent, buffer.dtype.itemsize
-    if pair.target.host:  # the caller's own, to write to
-        return "numpy arrays or Python values"
-    if chunk.codecs:
-        return f"stored with {', '.join(chunk.codecs)}"
-    if extent.inline is not None:
-        return "held by an index, or computed"
-    if buffer.dtype != pair.entry.dtype or buffer.dtype != pair.target.dtype:
-        return "cast"
-    if buffer.transient:
-        return "copied to their device"
-    src, shape = relative_box(buffer.box, chunk.box), shape_of(chunk.box)
-    inside = intersect(chunk.box, buffer.box) == buffer.box
-    if chunk.order != "C" or not inside or not is_contiguous(src, shape):
-        return "laid otherwise than in memory"
-    start = extent.start + span_of(src, shape, itemsize)[0]
-    if start % ALIGN:
-        return f"at no multiple of {ALIGN} bytes"
-    return Extent(extent.key, start, start + buffer.nbytes)
-
-
 def merge_chunks(chunks: Sequence[Chunk]) -> Sequence[Chunk]:
-    """Raw chunks that lie back to back along the first dimension, as the one chunk that they are.
+    """Merges raw chunks that lie back to back along the first dimension into one chunk.
 
-    Writers that want small chunks for others and one mapping for themselves lay them so. Chunks
-    whose checksums would not be those of equal blocks of it stay as they are.
+    templax saves large leaves so: other readers see chunks of ordinary size, and templax can map
+    the leaf as one range. Chunks whose checksums would not cover equal blocks of the merged one are
+    returned unchanged.
     """
     first = chunks[0]
     (key, stop), rest = (first.extent.key, first.extent.start), first.box[1:]
@@ -222,7 +142,7 @@ def merge_chunks(chunks: Sequence[Chunk]) -> Sequence[Chunk]:
     return (Chunk(extent, box, (), "C", checked, tuple(sums), block),)
 
 
-def parts_of(
+def make_parts(
     pair: Pair,
     buffers: Sequence[Buffer],
     first: int,
@@ -230,24 +150,26 @@ def parts_of(
     measures: Measures,
     whole_blocks: bool = False,
 ) -> Iterable[Part]:
-    """What is read of each chunk that meets a buffer.
+    """Makes the parts to read: of each chunk that overlaps a buffer.
 
     Args:
         pair: The leaf.
         buffers: Some or all of its buffers.
         first: Index of the first of them in the batch.
         chunks: All chunks of the leaf.
-        measures: Memo.
-        whole_blocks: Whether a part of what a checksum covers is read with the rest of it.
+        measures: Measures of boxes seen so far.
+        whole_blocks: Whether to read all bytes that a checksum covers where only some are wanted.
     """
     if len(chunks) == 1 == len(buffers) and chunks[0].box == buffers[0].box:
-        part = _sole(pair, buffers[0], first, chunks[0], measures[chunks[0].box])
-        return (part,) if part.nbytes <= SCATTER_BYTES else _split(part, _most(part))
-    return _several(pair, buffers, first, chunks, measures, whole_blocks)
+        part = _make_whole_part(pair, buffers[0], first, chunks[0], measures[chunks[0].box])
+        return (part,) if part.nbytes <= SCATTER_BYTES else _split_part(part, _max_bytes(part))
+    return _make_parts_by_chunk(pair, buffers, first, chunks, measures, whole_blocks)
 
 
-def _sole(pair: Pair, buffer: Buffer, first: int, chunk: Chunk, measure: Measure) -> Part:
-    """The part of a chunk that is all of a buffer."""
+def _make_whole_part(
+    pair: Pair, buffer: Buffer, first: int, chunk: Chunk, measure: Measure
+) -> Part:
+    """The part for a chunk that is exactly a buffer: the common case."""
     dtype, extent = pair.entry.dtype, chunk.extent
     same = chunk.order == "C" and buffer.dtype == dtype
     return Part(
@@ -262,7 +184,7 @@ def _sole(pair: Pair, buffer: Buffer, first: int, chunk: Chunk, measure: Measure
     )
 
 
-def _several(
+def _make_parts_by_chunk(
     pair: Pair,
     buffers: Sequence[Buffer],
     first: int,
@@ -291,7 +213,7 @@ def _several(
         nbytes = measure.size * itemsize
         raw = is_raw(chunk)
         if raw:
-            start, stop = _span(chunk, copies, itemsize)
+            start, stop = _span_of_copies(chunk, copies, itemsize)
             nbytes = stop - start
         buffer, src, dst = buffers[copies[0].buffer - first], copies[0].src, copies[0].dst
         direct = None
@@ -305,15 +227,15 @@ def _several(
             direct = span_of(dst, buffer.shape, itemsize)[0]
         part = Part(entry.name, chunk, entry.dtype, start, stop, direct, nbytes, tuple(copies))
         if whole_blocks and raw and chunk.sums:
-            # What is widened goes through scratch: in small pieces, so that the others need not.
-            most = _most(part) if covers_whole_blocks(chunk, start, stop) else SCATTER_BYTES
-            yield from map(_with_whole_blocks, _split(part, most))
+            # Widened pieces go through scratch memory. Small ones keep the others direct.
+            most = _max_bytes(part) if covers_whole_blocks(chunk, start, stop) else SCATTER_BYTES
+            yield from map(_widen_to_blocks, _split_part(part, most))
         else:
-            yield from _split(part, _most(part))
+            yield from _split_part(part, _max_bytes(part))
 
 
-def _most(part: Part) -> int:
-    """Bytes of a raw part that one job reads."""
+def _max_bytes(part: Part) -> int:
+    """The most bytes of a raw part that one job reads."""
     return SCATTER_BYTES if part.direct is None else SPLIT_BYTES
 
 
@@ -322,10 +244,10 @@ def is_raw(chunk: Chunk) -> bool:
     return not chunk.codecs and chunk.order == "C" and chunk.extent.inline is None
 
 
-def _split(part: Part, most: int, axis: int = 0) -> Iterator[Part]:
-    """A raw part of more than `most` bytes in pieces along its first dimension that is one.
+def _split_part(part: Part, most: int, axis: int = 0) -> Iterator[Part]:
+    """Cuts a raw part of more than `most` bytes along its first dimension of more than one element.
 
-    So that threads share it, and that what is scattered is still in cache. Pieces of a chunk with
+    Threads then share it, and pieces that are scattered are still in cache. Pieces of a chunk with
     checksums begin and end where blocks do, so that each block is read by one job.
     """
     chunk, shape = part.chunk, shape_of(part.chunk.box)
@@ -338,18 +260,18 @@ def _split(part: Part, most: int, axis: int = 0) -> Iterator[Part]:
     unit = chunk.block // math.gcd(chunk.block, row) if chunk.sums else 1
     step = max(unit, most // row // unit * unit)
     if end - begin == 1 and (not chunk.sums or _row_begins_block(part, axis, row)):
-        yield from _split(part, most, axis + 1)
+        yield from _split_part(part, most, axis + 1)
     elif end - begin <= step:
         yield part
     else:
         for first in range(begin - begin % unit, end, step):
-            piece = _piece(part, axis, first, first + step)
+            piece = _cut_rows(part, axis, first, first + step)
             if piece is not None:
-                yield from _split(piece, most, axis)
+                yield from _split_part(piece, most, axis)
 
 
 def _row_begins_block(part: Part, axis: int, row: int) -> bool:
-    """Whether a block begins with the only row, of `row` bytes, that a part has along `axis`."""
+    """Whether a block begins where the single row of a part, `row` bytes along `axis`, begins."""
     index = 0
     for (start, _), n in zip(
         part.copies[0].src[: axis + 1], shape_of(part.chunk.box), strict=False
@@ -358,8 +280,8 @@ def _row_begins_block(part: Part, axis: int, row: int) -> bool:
     return index * row % part.chunk.block == 0
 
 
-def _piece(part: Part, axis: int, first: int, last: int) -> Part | None:
-    """What a raw part wants of rows `first` to `last` of a dimension; None if nothing."""
+def _cut_rows(part: Part, axis: int, first: int, last: int) -> Part | None:
+    """Rows `first` to `last` of a raw part along a dimension; None if no copy wants any."""
     copies: list[Copy] = []
     for copy in part.copies:
         (a, b), (to, _) = copy.src[axis], copy.dst[axis]
@@ -370,64 +292,64 @@ def _piece(part: Part, axis: int, first: int, last: int) -> Part | None:
             copies.append(Copy(copy.buffer, src, dst))
     if not copies:
         return None
-    start, stop = _span(part.chunk, copies, part.dtype.itemsize)
+    start, stop = _span_of_copies(part.chunk, copies, part.dtype.itemsize)
     direct = None if part.direct is None else part.direct + start - part.start
     return msgspec.structs.replace(
         part, start=start, stop=stop, direct=direct, nbytes=stop - start, copies=tuple(copies)
     )
 
 
-def _span(chunk: Chunk, copies: Sequence[Copy], itemsize: int) -> tuple[int, int]:
-    """Bytes of its object that copies of a raw chunk need."""
+def _span_of_copies(chunk: Chunk, copies: Sequence[Copy], itemsize: int) -> tuple[int, int]:
+    """The bytes of the object that these copies of a raw chunk need."""
     shape, origin = shape_of(chunk.box), chunk.extent.start
     spans = [span_of(copy.src, shape, itemsize) for copy in copies]
     return origin + min(a for a, _ in spans), origin + max(b for _, b in spans)
 
 
-def useful_bytes(part: Part) -> int:
-    """Bytes read of a part without those that only a checksum needs."""
+def count_useful_bytes(part: Part) -> int:
+    """The bytes that a part reads, without those that only a checksum needs."""
     if not part.chunk.sums or not is_raw(part.chunk):
         return part.stop - part.start
-    start, stop = _span(part.chunk, part.copies, part.dtype.itemsize)
+    start, stop = _span_of_copies(part.chunk, part.copies, part.dtype.itemsize)
     return stop - start
 
 
-def _with_whole_blocks(part: Part) -> Part:
-    """A part of a chunk with `sums`, and what it lacks of their blocks, through scratch."""
+def _widen_to_blocks(part: Part) -> Part:
+    """Widens a part of a chunk with `sums` to whole blocks; it is then read to scratch memory."""
     start, stop = align_to_blocks(part.chunk, part.start, part.stop)
     if (start, stop) == (part.start, part.stop):
         return part
     return msgspec.structs.replace(part, start=start, stop=stop, direct=None, nbytes=stop - start)
 
 
-def checks_of(name: str, source: int, chunk: Chunk, start: int, stop: int) -> Iterator[Check]:
-    """What is compared of bytes of a chunk with `sums` that are mapped, in pieces for threads."""
+def make_checks(name: str, source: int, chunk: Chunk, start: int, stop: int) -> Iterator[Check]:
+    """Splits mapped bytes of a chunk with `sums` into checks that threads can share."""
     step = max(1, SPLIT_BYTES // chunk.block) * chunk.block
     origin = chunk.extent.start
     for first in range(start - (start - origin) % step, stop, step):
         yield Check(name, source, chunk, max(first, start), min(first + step, stop))
 
 
-def first_long(shape: Shape) -> int:
-    """The first dimension that is not of one element; the last if all are."""
+def find_long_axis(shape: Shape) -> int:
+    """The first dimension with more than one element; the last if none has."""
     return next((i for i, n in enumerate(shape) if n > 1), len(shape) - 1)
 
 
-def with_crc32c_in_place(part: Part) -> bool:
-    """Whether a chunk of codecs `("crc32c",)` is read in place, and what follows it by itself."""
+def reads_crc32c_in_place(part: Part) -> bool:
+    """Whether a chunk of codecs `("crc32c",)` is read in place, its checksum separately."""
     stored, chunk = part.stop - part.start, part.chunk
     if part.direct is None or chunk.codecs != ("crc32c",) or chunk.sums:
         return False
     return stored >= LARGE_BYTES and stored == part.nbytes + 4 and chunk.extent.inline is None
 
 
-def scratch_of(part: Part) -> tuple[int, int]:
-    """Bytes that a worker needs for a part beside its buffer: of what is stored, and decoded."""
+def measure_scratch(part: Part) -> tuple[int, int]:
+    """Scratch bytes that a worker needs for a part: for stored bytes, and for decoded ones."""
     codecs, order = part.chunk.codecs, part.chunk.order
     stored = 0 if part.chunk.extent.inline is not None else part.stop - part.start
     if part.direct is not None and not codecs and stored >= IN_PLACE_BYTES:
         return 0, 0
-    if with_crc32c_in_place(part):
+    if reads_crc32c_in_place(part):
         return 0, 0
     if codecs in ((), ("fill",)) or (part.direct is not None and codecs == ("zstd",)):
         return (min(stored, REQUEST_BYTES) if codecs else stored), 0
@@ -436,6 +358,6 @@ def scratch_of(part: Part) -> tuple[int, int]:
         stored = min(stored, REQUEST_BYTES)
         if order == "C" and part.chunk.box:
             shape = shape_of(part.chunk.box)
-            row = math.prod(shape[first_long(shape) + 1 :]) * part.dtype.itemsize
+            row = math.prod(shape[find_long_axis(shape) + 1 :]) * part.dtype.itemsize
             decoded = min(decoded, max(row, BLOCK_BYTES))
     return stored, decoded

@@ -11,10 +11,11 @@ import msgspec
 from .._core.text import leaf_noun, list_names
 from .._core.workers import MEMORY_BYTES
 from .._match.result import Match
-from .parts import Buffer, Check, Part, useful_bytes
+from .buffers import Buffer
+from .parts import Check, Part, count_useful_bytes
 
 IN_FLIGHT = 3
-"""Batches that are being read while another is being placed."""
+"""How many batches are read ahead while one is being placed."""
 
 
 class ReadOp(msgspec.Struct, frozen=True, gc=False):
@@ -36,12 +37,12 @@ class ReadOp(msgspec.Struct, frozen=True, gc=False):
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Boxes that are read, and then placed, together.
+    """Boxes that are read together, then placed together.
 
     Attributes:
-        reads: That fill the buffers.
+        reads: The requests that fill the buffers.
         buffers: One per box.
-        checks: Of buffers that are mapped: what is compared with checksums, a job each.
+        checks: For mapped buffers: the bytes to compare with checksums, grouped into jobs.
     """
 
     reads: tuple[ReadOp, ...]
@@ -50,26 +51,28 @@ class Batch:
 
     @property
     def transient_bytes(self) -> int:
+        """Bytes of buffers that are freed once their leaves are placed."""
         return sum(buffer.nbytes for buffer in self.buffers if buffer.transient)
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Plan:
-    """All reads of a restore. `print(plan)` shows what they cost, `templax.run(plan)` does them.
+    """All reads of a restore. `print(plan)` shows their cost; `templax.run(plan)` does them.
 
     Attributes:
-        match: What it fulfils.
-        batches: In the order in which they are done.
-        threads: Workers: as asked, or fewer where their scratch would not fit in the memory.
+        match: The pairs of targets and leaves that it restores.
+        batches: In the order in which they are read.
+        threads: Number of workers: as asked, or fewer if their scratch memory would exceed
+            `memory`.
         verify: As asked.
         unverified: Names of leaves with bytes that can't be checked, as far as the checkpoint's
-            metadata tells: no checksum covers them, or one that covers more than a job reads.
-        summed: Whether there are chunks with `sums`.
-        scratch_bytes: Most memory that one worker needs beside the buffers.
-        memory: As asked. One box, and one worker, are taken even if they are more.
-        unmapped: Under `mapped=True`, why boxes are read all the same, and how many.
-        sources: Of the checkpoint, and of the one given as `missing=`; opaque here.
-        prepared: Seconds that each stage before took.
+            metadata tells: no checksum covers them, or one that covers more than is read.
+        summed: Whether any chunk has `sums`.
+        scratch_bytes: The most memory that one worker needs besides the buffers.
+        memory: As asked. A single box and a single worker are accepted even if they exceed it.
+        unmapped: With `mapped=True`: reason → number of boxes that are read for this reason.
+        sources: The source of the checkpoint, and of the one given as `missing=`; opaque here.
+        prepared: Seconds that each of the earlier stages took.
     """
 
     match: Match
@@ -90,39 +93,39 @@ class Plan:
 
     @property
     def requests(self) -> int:
-        """Ranges asked of the sources. Of a large compressed one 1 MiB is read at a time."""
+        """Byte ranges requested from the sources. A large compressed one is read in 1 MiB steps."""
         return sum(1 for _ in self._reads)
 
     @property
     def read_bytes(self) -> int:
-        """Bytes asked of the sources, gaps included."""
+        """Bytes requested from the sources, gaps included."""
         return sum(op.stop - op.start for op in self._reads)
 
     @property
     def useful_bytes(self) -> int:
-        """Of these, bytes that belong to what was asked for."""
-        return sum(useful_bytes(part) for op in self._reads for part in op.parts)
+        """How many of `read_bytes` belong to the leaves asked for."""
+        return sum(count_useful_bytes(part) for op in self._reads for part in op.parts)
 
     @property
     def decoded_chunks(self) -> int:
-        """Chunks that have to be decompressed."""
+        """Number of chunks to decompress."""
         ops = (op for batch in self.batches for op in batch.reads)
         return sum("zstd" in part.chunk.codecs for op in ops for part in op.parts)
 
     @property
     def placed_bytes(self) -> int:
-        """Bytes of the finished leaves on this process, each distinct box once."""
+        """Bytes of the finished leaves on this process, each distinct box counted once."""
         buffers = (b for batch in self.batches for b in batch.buffers)
         return sum([b.nbytes // b.dtype.itemsize * b.pair.target.dtype.itemsize for b in buffers])
 
     @property
     def mapped_bytes(self) -> int:
-        """Bytes that no request reads, since their file is mapped."""
+        """Bytes that are not read, since their file is mapped."""
         return sum([b.nbytes for batch in self.batches for b in batch.buffers if b.view])
 
     @property
     def peak_bytes(self) -> int:
-        """Most host memory in flight beyond the arrays returned."""
+        """The most host memory in flight beyond the arrays returned, in bytes."""
         sizes = [batch.transient_bytes for batch in self.batches]
         window = IN_FLIGHT + 1
         most = max((sum(sizes[i : i + window]) for i in range(len(sizes))), default=0)
@@ -150,7 +153,7 @@ def explain_plan(plan: Plan) -> str:
 
 
 def plan_figures(plan: Plan) -> list[tuple[str, int, str]]:
-    """What a plan costs: name, figure and a remark for each."""
+    """What a plan costs, as rows of name, figure and remark."""
     read, useful = plan.read_bytes, plan.useful_bytes
     buffers = [buffer for batch in plan.batches for buffer in batch.buffers]
     mapped = sum(buffer.view is not None for buffer in buffers)

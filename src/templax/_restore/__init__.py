@@ -1,1 +1,1 @@
-"""The restore: plans are executed and their buffers placed."""
+"""Restores: the public calls, the reads of a plan, and the placement of arrays."""

@@ -1,4 +1,4 @@
-"""The public calls: each a few lines that run the stages in order."""
+"""The public calls of a restore. Each runs the stages in order, and no stage calls the next one."""
 
 from __future__ import annotations
 
@@ -10,15 +10,14 @@ from collections import Counter
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Unpack
 
 from .._catalog.catalog import Catalog
-from .._core.arguments import PyTree, check_int
+from .._core.arguments import PyTree
 from .._core.dtypes import Cast
 from .._core.gc_pause import pause_gc
 from .._core.names import Rename
 from .._core.text import list_names
-from .._core.workers import MAX_THREADS, MEMORY_BYTES, count_cores
 from .._match.result import Match, TemplateError
 from .._plan.build import build_plan
 from .._plan.plan import Plan
@@ -27,10 +26,9 @@ from .._template.template import Template
 from ..errors import CastWarning, Unverified, UsageError
 from ..formats.registry import Checkpoint, open_checkpoint
 from .execute import execute_plan
+from .options import CompareKeywords, CompareOptions, RestoreKeywords, RestoreOptions, Verify
 from .prepare import locate_chunks, match_checkpoint
 from .stats import Stats
-
-Verify = Literal["available", "required", "off"]
 
 _log = logging.getLogger("templax")
 
@@ -54,124 +52,122 @@ def restore(
 ) -> PyTree:
     """Loads a checkpoint into the structure, shapes, dtypes and shardings of a template.
 
-    The template decides all: what comes back has its treedef, and each leaf is what the template's
-    leaf is. A `jax.ShapeDtypeStruct` or `jax.Array` gives a `jax.Array` with its shape, dtype and
-    sharding (none: JAX's default device); an `np.ndarray` an `np.ndarray`; a Python number, `str`
-    or one of these types gives such a value; a typed PRNG key a typed key; `...` skips a leaf or
-    subtree and stays `...`; functions and other leaves without data come back as they are. How the
-    checkpoint was sharded when it was saved plays no part.
+    The template alone decides what is returned: the result has its treedef, and each leaf has the
+    type that the template's leaf asks for. How the checkpoint was sharded when it was saved does
+    not matter.
+
+    - A `jax.ShapeDtypeStruct` or `jax.Array` gives a `jax.Array` of that shape, dtype and sharding
+      (without a sharding: on JAX's default device).
+    - An `np.ndarray` gives an `np.ndarray`.
+    - A Python number, a `str`, or one of these types gives such a value.
+    - A typed PRNG key gives a typed key.
+    - `...` skips a leaf or a subtree and stays `...`.
+    - Functions and other leaves without data are returned as they are.
 
     Args:
         checkpoint: A path or URL, a `Source`, a `Catalog` from `open`, or a `Recipe`.
         template: Any pytree.
-        at: Where in the checkpoint the tree is: the name of a subtree, such as `"params"`.
-        rename: `{checkpoint prefix: template prefix}`, the longest match counts; or a function
-            from the checkpoint's leaf names (after `at`) to the template's.
+        at: The subtree of the checkpoint to restore from, by name, such as `"params"`.
+        rename: `{checkpoint prefix: template prefix}`, where the longest matching prefix wins; or a
+            function from the checkpoint's leaf names (after `at`) to the template's.
         shardings: A prefix of `template` with shardings or devices, which override its own.
         missing: What to do about a leaf that the checkpoint lacks: `"error"`; `"keep"` the
-            template's own value; or another checkpoint, often a `Recipe`, that supplies it (`at`
-            holds for it, too). Of that one only what is missing is read or computed.
+            template's own value; or take it from another checkpoint, often a `Recipe`, to which
+            `at` applies too. Only the missing leaves of that checkpoint are read or computed.
         extra: What to do about a leaf of the checkpoint that the template lacks.
-        cast: Which dtypes may become the template's: `"float"`: any float any float, any complex
-            any complex, and what loses nothing; `"widen"`: only the latter; `"exact"`: none.
-            Casts are announced by one `CastWarning`.
-        verify: `"available"` checks every checksum that the checkpoint has, while the bytes are in
-            cache; of what one covers only in part (a shard of a chunk) nothing more is read, and
-            `Plan.unverified` names the leaf. `"required"` reads all that the checksum covers, and
-            refuses leaves that have none; `"off"` checks those of indexes only.
-        memory: Host bytes in flight beyond the arrays returned; default 2 GiB. A leaf that is
-            larger is loaded box by box.
+        cast: Which casts are allowed. `"float"`: from any float to any float, from any complex to
+            any complex, and every cast that loses nothing. `"widen"`: only casts that lose nothing.
+            `"exact"`: none. One `CastWarning` announces all casts.
+        verify: `"available"` compares the bytes with every checksum that the checkpoint has, while
+            they are in cache. Where only part of what a checksum covers is needed (a shard of a
+            chunk), the rest is not read, and `Plan.unverified` names the leaf. `"required"` reads
+            everything that such a checksum covers, and refuses leaves that have none. `"off"`
+            checks only the checksums of indexes.
+        memory: Host bytes in flight beyond the arrays returned; default 2 GiB. A larger leaf is
+            loaded box by box.
         threads: Workers that read and decode. Default: the cores of this process, at most 8.
-        mapped: Raw leaves that lie in a local file as they will in memory (C order, the template's
-            dtype, at a multiple of 64 bytes, for one CPU device) become arrays over a private
-            mapping of the file: not one byte of them is copied, and none is read before it is used,
-            but to compare checksums, which `verify="off"` leaves out. While such arrays live,
-            nobody may overwrite the file (the weights would change) or cut it (the process would be
-            killed); deleting or replacing it does no harm.
+        mapped: Turns leaves into arrays over a private mapping of their file, without copying a
+            byte. This applies to uncompressed leaves in a local file that lie there as they will in
+            memory: in C order, in the template's dtype, at a multiple of 64 bytes, for one CPU
+            device. Their bytes are read when they are first used, and before that only to compare
+            checksums, which `verify="off"` leaves out. While such arrays live, the file must not be
+            overwritten (the values would change) or truncated (the process would be killed);
+            deleting or replacing it is safe.
 
     Returns:
-        The template's pytree, filled. Arrays on CPU own their memory (but for `mapped=True`), those
-        up to 1 MiB some 8 MiB together with others; the files may be deleted.
+        The template's pytree, filled. Arrays on CPU own their memory, except with `mapped=True`;
+        those of up to 1 MiB share blocks of 8 MiB. The files may be deleted.
 
     Raises:
-        TemplateError: The checkpoint does not fit. Lists every mismatch; no array byte was read.
+        TemplateError: The checkpoint does not fit the template. The error lists every mismatch; no
+            array byte was read.
         CheckpointError: NotFound, UnknownFormat, Unsupported, Uncommitted, Unverified or Corrupted.
         SourceError: The storage failed, or changed while it was read.
-        UsageError: An argument that means nothing.
+        UsageError: An argument is invalid.
 
     Example:
+        >>> import os, tempfile
         >>> import jax, jax.numpy as jnp, templax as tx
-        >>> template = {"scale": jax.ShapeDtypeStruct((), jnp.float32)}
-        >>> tx.restore("tests/corpus/orbax-0.12.8-default/ckpt", template, at="state.params",
-        ...            extra="ignore")["scale"].dtype
-        dtype('float32')
+        >>> path = os.path.join(tempfile.mkdtemp(), "ckpt")
+        >>> saved = tx.save(path, {"params": {"w": jnp.arange(3.0)}, "step": 7})
+        >>> template = {"w": jax.ShapeDtypeStruct((3,), jnp.float32)}
+        >>> tx.restore(path, template, at="params", extra="ignore")
+        {'w': Array([0., 1., 2.], dtype=float32)}
     """
-    return _run(
-        plan(
-            checkpoint,
-            template,
-            at=at,
-            rename=rename,
-            shardings=shardings,
-            missing=missing,
-            extra=extra,
-            cast=cast,
-            verify=verify,
-            memory=memory,
-            threads=threads,
-            mapped=mapped,
-        )
+    options = RestoreOptions(
+        at=at,
+        rename=rename,
+        shardings=shardings,
+        missing=missing,
+        extra=extra,
+        cast=cast,
+        verify=verify,
+        memory=memory,
+        threads=threads,
+        mapped=mapped,
     )
+    return run_plan(make_plan(checkpoint, template, options))
 
 
 def plan(
-    checkpoint: Checkpoint,
-    template: PyTree | Template,
-    *,
-    at: str = "",
-    rename: Rename | None = None,
-    shardings: PyTree = None,
-    missing: Literal["error", "keep"] | Checkpoint = "error",
-    extra: Literal["error", "ignore"] = "error",
-    cast: Cast = "float",
-    verify: Verify = "available",
-    memory: int | None = None,
-    threads: int | None = None,
-    mapped: bool = False,
+    checkpoint: Checkpoint, template: PyTree | Template, **options: Unpack[RestoreKeywords]
 ) -> Plan:
-    """What `restore` would do: every read, decode and copy, and what they cost. Reads no array.
+    """Plans a restore: every read, decode and copy, and what they cost. Reads no array.
 
-    Args: As of `restore`.
+    Args:
+        checkpoint: See `restore`.
+        template: See `restore`.
+        **options: The keyword arguments of `restore`: `at`, `rename`, `shardings`, `missing`,
+            `extra`, `cast`, `verify`, `memory`, `threads` and `mapped`.
 
     Returns:
         A plan: `print` it, or `run` it.
 
     Raises:
-        As `restore`: a plan is made of what fits only.
+        TemplateError, CheckpointError, SourceError, UsageError: See `restore`. A checkpoint that
+            does not fit the template has no plan.
 
     Example:
+        >>> import os, tempfile
         >>> import jax, jax.numpy as jnp, templax as tx
-        >>> template = {"big": jax.ShapeDtypeStruct((128, 64), jnp.float32)}
-        >>> plan = tx.plan("tests/corpus/orbax-0.12.8-default/ckpt", template, at="state.params",
-        ...                extra="ignore")
+        >>> path = os.path.join(tempfile.mkdtemp(), "ckpt")
+        >>> saved = tx.save(path, {"w": jnp.zeros((128, 64))})
+        >>> plan = tx.plan(path, {"w": jax.ShapeDtypeStruct((128, 64), jnp.float32)})
         >>> plan.requests, plan.placed_bytes
         (1, 32768)
-        >>> tx.run(plan)["big"].shape
+        >>> tx.run(plan)["w"].shape
         (128, 64)
     """
-    if threads is None:
-        threads = min(MAX_THREADS, count_cores())
-    threads = check_int("threads", threads)
-    memory = MEMORY_BYTES if memory is None else check_int("memory", memory)
-    if verify not in ("available", "required", "off"):
-        raise UsageError(f'Expected verify="available", "required" or "off", got {verify!r}')
-    if not isinstance(mapped, bool):
-        raise UsageError(f"Expected mapped=True or False, got {mapped!r}")
+    return make_plan(checkpoint, template, RestoreOptions(**options))
+
+
+def make_plan(checkpoint: Checkpoint, template: PyTree | Template, options: RestoreOptions) -> Plan:
+    """`plan` with validated options: opens, matches, locates the chunks, and plans their reads."""
     begin = time.perf_counter()
     with pause_gc():
-        wanted = _as_template(template, shardings)
+        wanted = _as_template(template, options.shardings)
     took = {"template": time.perf_counter() - begin}
-    catalogs, found = match_checkpoint(checkpoint, wanted, at, rename, missing, extra, cast, took)
+    catalogs, found = match_checkpoint(checkpoint, wanted, options, took)
     if not found.ok:
         raise TemplateError(found)
     begin = time.perf_counter()
@@ -183,13 +179,13 @@ def plan(
         made = build_plan(
             found,
             chunks,
-            threads=threads,
-            memory=memory,
-            verify=verify,
-            mapped=[source.maps for source in sources] if mapped else (),
+            threads=options.worker_count,
+            memory=options.memory_bytes,
+            verify=options.verify,
+            mapped=[source.maps for source in sources] if options.mapped else (),
             sources=sources,
         )
-    if verify == "required" and made.unverified:
+    if options.verify == "required" and made.unverified:
         names = made.unverified
         raise Unverified(
             f"{len(names)} of {len(found.pairs)} leaves of {found.url} have bytes that no"
@@ -201,23 +197,28 @@ def plan(
 
 
 def run(plan: Plan) -> PyTree:
-    """Does what `plan` made.
+    """Carries out a plan.
 
     Args:
-        plan: Can be run more than once; each time the bytes are read again.
+        plan: A plan from `templax.plan`. It can be run more than once; each run reads the bytes
+            again.
 
     Returns:
-        As `restore`.
+        The template's pytree, filled; see `restore`.
 
     Raises:
-        Corrupted, SourceError: As `restore`. That the files are those that were planned for is
-            checked.
-        UsageError: The plan is of a template from a JSON file, which has no pytree.
+        Corrupted, SourceError: See `restore`. It is also checked that the files are still those
+            that were planned for.
+        UsageError: The plan was made for a template from a JSON file, which has no pytree; or
+            `jax_enable_x64` was turned off since.
     """
-    return _run(plan)
+    return run_plan(plan)
 
 
-def _run(plan: Plan) -> PyTree:
+def run_plan(plan: Plan) -> PyTree:
+    """`run`, for the public calls: a `CastWarning` points at the caller of the function that calls
+    this one.
+    """
     from .place import place_batches
 
     global _last
@@ -225,19 +226,19 @@ def _run(plan: Plan) -> PyTree:
         raise UsageError(f"Expected a Plan from templax.plan, got {type(plan).__name__}")
     if plan.match.template.treedef is None:
         raise UsageError("Expected a plan for a pytree, got one for a template from a file")
-    _still_holds(plan)
+    _check_64_bit_types(plan)
     begin = time.perf_counter()
     with closing(execute_plan(plan, plan.sources)) as finished:
         tree, busy = place_batches(plan.match, finished)
     _last = stats = Stats.of(plan, busy, time.perf_counter() - begin)
     _log.info("%s", stats)
     if plan.match.casts:
-        warnings.warn(CastWarning(_said(plan.match, busy.cast_s)), stacklevel=3)
+        warnings.warn(CastWarning(_describe_casts(plan.match, busy.cast_s)), stacklevel=3)
     return tree
 
 
-def _still_holds(plan: Plan) -> None:
-    """Refuses a plan that was made with 64-bit types on, and is run with them off."""
+def _check_64_bit_types(plan: Plan) -> None:
+    """Refuses a plan that was made with 64-bit types enabled and is run with them disabled."""
     from .._jax.support import jax_supports
 
     for dtype in {pair.target.dtype for pair in plan.match.pairs if not pair.target.host}:
@@ -249,58 +250,49 @@ def _still_holds(plan: Plan) -> None:
 
 
 def last_restore() -> Stats | None:
-    """What the restore that ended last in this process took; None before the first.
+    """The figures of the most recently finished restore of this process; None before the first.
 
     Example:
-        >>> import templax as tx
-        >>> catalog = tx.open("tests/corpus/orbax-0.12.8-default/ckpt")
-        >>> tree = tx.restore(catalog, catalog.template())
+        >>> import os, tempfile
+        >>> import jax.numpy as jnp, templax as tx
+        >>> path = os.path.join(tempfile.mkdtemp(), "ckpt")
+        >>> saved = tx.save(path, {"w": jnp.zeros((128, 64)), "step": 7})
+        >>> tree = tx.restore(path, {"w": jnp.ones((128, 64)), "step": 0})
         >>> stats = tx.last_restore()
-        >>> stats.leaves, stats.placed_bytes > stats.read_bytes > 0
-        (14, True)
+        >>> stats.leaves, stats.requests, stats.casts
+        (2, 1, 0)
     """
     return _last
 
 
-def _as_template(template: PyTree | Template, shardings: PyTree) -> Template:
-    if isinstance(template, Template):
-        return template
-    from .._template.from_pytree import as_template
-
-    return as_template(template, shardings)
-
-
 def check(
-    checkpoint: Checkpoint,
-    template: PyTree | Template,
-    *,
-    at: str = "",
-    rename: Rename | None = None,
-    shardings: PyTree = None,
-    missing: Literal["error", "keep"] | Checkpoint = "error",
-    extra: Literal["error", "ignore"] = "error",
-    cast: Cast = "float",
+    checkpoint: Checkpoint, template: PyTree | Template, **options: Unpack[CompareKeywords]
 ) -> Match:
     """Compares a checkpoint with a template as `restore` would, without reading an array.
 
-    Args: As of `restore`.
+    Args:
+        checkpoint: See `restore`.
+        template: See `restore`.
+        **options: The keyword arguments of `restore` that concern the comparison: `at`, `rename`,
+            `shardings`, `missing`, `extra` and `cast`.
 
     Returns:
         The match: `.ok`, `.mismatches`, `.casts`; `str(match)` is the report.
 
     Raises:
-        CheckpointError, SourceError, UsageError: As `restore`. A mismatch raises nothing.
+        CheckpointError, SourceError, UsageError: See `restore`. A mismatch does not raise.
 
     Example:
+        >>> import os, tempfile
         >>> import jax, jax.numpy as jnp, templax as tx
-        >>> template = {"scale": jax.ShapeDtypeStruct((3,), jnp.float32)}
-        >>> match = tx.check("tests/corpus/orbax-0.12.8-default/ckpt", template,
-        ...                  at="state.params", extra="ignore")
+        >>> path = os.path.join(tempfile.mkdtemp(), "ckpt")
+        >>> saved = tx.save(path, {"scale": jnp.ones(())})
+        >>> match = tx.check(path, {"scale": jax.ShapeDtypeStruct((3,), jnp.float32)})
         >>> match.ok, match.mismatches[0].problem
         (False, 'shape')
     """
-    wanted = _as_template(template, shardings)
-    return match_checkpoint(checkpoint, wanted, at, rename, missing, extra, cast)[1]
+    asked = CompareOptions(**options)
+    return match_checkpoint(checkpoint, _as_template(template, asked.shardings), asked)[1]
 
 
 def open(checkpoint: Checkpoint, *, uncommitted: Literal["error", "allow"] = "error") -> Catalog:
@@ -308,16 +300,18 @@ def open(checkpoint: Checkpoint, *, uncommitted: Literal["error", "allow"] = "er
 
     Args:
         checkpoint: A path or URL, a `Source`, or a `Recipe`.
-        uncommitted: `"allow"` opens a save that never finished; a `Catalog` opened so can be
-            restored from, which is the only way to read such a directory.
+        uncommitted: `"allow"` opens a save that never finished. The `Catalog` can be restored from;
+            there is no other way to read such a directory.
 
     Raises:
         NotFound, UnknownFormat, Unsupported, Uncommitted, Corrupted, SourceError
 
     Example:
-        >>> import templax as tx
-        >>> catalog = tx.open("tests/corpus/orbax-0.12.8-default/ckpt")
-        >>> catalog.leaves["state.params.big"].shape
+        >>> import os, tempfile
+        >>> import jax.numpy as jnp, templax as tx
+        >>> path = os.path.join(tempfile.mkdtemp(), "ckpt")
+        >>> saved = tx.save(path, {"params": {"w": jnp.zeros((128, 64))}})
+        >>> tx.open(path).leaves["params.w"].shape
         (128, 64)
     """
     return open_checkpoint(checkpoint, uncommitted)
@@ -329,9 +323,9 @@ def save_template(
     """Writes a template as JSON, shardings included, for `templax check CHECKPOINT FILE`.
 
     Args:
-        template: As of `restore`, or one with arrays: only shapes, dtypes and shardings are kept.
+        template: See `restore`. Of arrays, only shapes, dtypes and shardings are kept.
         file: Overwritten if it exists.
-        shardings: As of `restore`.
+        shardings: See `restore`.
 
     Example:
         >>> import jax, jax.numpy as jnp, templax as tx, tempfile, os
@@ -341,7 +335,15 @@ def save_template(
     Path(file).write_bytes(dump_template(_as_template(template, shardings)))
 
 
-def _said(match: Match, cast_s: float) -> str:
+def _as_template(template: PyTree | Template, shardings: PyTree) -> Template:
+    if isinstance(template, Template):
+        return template
+    from .._template.from_pytree import as_template
+
+    return as_template(template, shardings)
+
+
+def _describe_casts(match: Match, cast_s: float) -> str:
     kinds = Counter((c.stored, c.wanted) for c in match.casts)
     pairs = ", ".join(f"{a} to {b} ({n})" for (a, b), n in kinds.most_common())
     nbytes = sum(c.nbytes for c in match.casts)

@@ -13,17 +13,18 @@ from .._plan.parts import Part
 from .._plan.plan import Batch, ReadOp
 
 ARENA_BYTES = 8 * 1024 * 1024
+"""Size of an arena."""
 
 SHARED_BYTES = 1024 * 1024
-"""Buffers up to this size share arenas: one allocation for many leaves, on huge pages (touched,
-0.09 s/GiB instead of 0.48). The price: an arena is freed with the last leaf in it."""
+"""Buffers of up to this size share arenas: one allocation for many leaves, on huge pages (first
+touched at 0.09 s/GiB instead of 0.48). The price: an arena is freed with its last leaf."""
 
 
 class HostMemory:
-    """Uninitialised memory for a batch.
+    """Uninitialised memory for the buffers of a batch.
 
-    Small buffers lie in the order in which the plan reads them, so that a request for leaves that
-    are neighbours in the file is a request for neighbours in memory.
+    Small buffers are laid out in the order in which the plan reads them, so that leaves that are
+    neighbours in the file are neighbours in memory too, and one request can fill them in place.
     """
 
     def __init__(self, batch: Batch):
@@ -60,12 +61,12 @@ class HostMemory:
     def array(self, i: int) -> np.ndarray:
         """A buffer as an array."""
         buffer, owner = self._batch.buffers[i], self._owner[i]
-        if owner is None:  # no element, so nothing is read
+        if owner is None:  # it has no elements, so that nothing is read
             return np.empty(buffer.shape, buffer.dtype)
         return np.ndarray(buffer.shape, buffer.dtype, owner, self._start[i])
 
     def bytes(self, i: int, start: int, nbytes: int) -> memoryview:
-        """Bytes of a buffer."""
+        """`nbytes` bytes of a buffer from its byte `start`."""
         owner = self._owner[i]
         assert owner is not None
         view = self._views.get(id(owner))
@@ -75,7 +76,7 @@ class HostMemory:
         return view[start : start + nbytes]
 
     def fill(self, parts: Sequence[Part], values: Sequence[Any]) -> None:
-        """Copies the decoded bytes of parts, all of them direct, to their buffers."""
+        """Copies decoded bytes to the buffers of their parts, each of which is direct."""
         view, last = memoryview(b""), None
         for part, value in zip(parts, values, strict=True):
             i, start = part.copies[0].buffer, part.direct
@@ -86,8 +87,11 @@ class HostMemory:
                 view, last = memoryview(owner), owner  # pyright: ignore[reportArgumentType]
             view[start : start + part.nbytes] = value
 
-    def in_order(self, op: ReadOp) -> memoryview | None:
-        """Memory for a whole request, if its parts lie in one arena as they do in the file."""
+    def find_in_order(self, op: ReadOp) -> memoryview | None:
+        """The memory that a whole request fills in place; None if its parts do not lie so.
+
+        They do if all are raw and direct, in one arena, at the same distances as in the file.
+        """
         first = op.parts[0]
         i = first.copies[0].buffer
         owner = self._owner[i]
@@ -100,19 +104,18 @@ class HostMemory:
             j = part.copies[0].buffer
             if self._owner[j] is not owner or self._start[j] + part.direct - part.start != shift:
                 return None
-        # Gaps between parts must not be written over other buffers.
+        # What the file has between two parts must not be written over other buffers.
         gaps = op.stop - op.start - sum([part.stop - part.start for part in op.parts])
-        if gaps and not self._within_padding(op.parts):
+        if gaps and not self._gaps_are_padding(op.parts):
             return None
         return self.bytes(i, op.start + shift - self._start[i], op.stop - op.start)
 
-    def _within_padding(self, parts: Sequence[Part]) -> bool:
-        """Whether the gaps between parts that lie in order are of bytes that no buffer has.
+    def _gaps_are_padding(self, parts: Sequence[Part]) -> bool:
+        """Whether the gaps between parts in order fall on padding, not on another buffer.
 
-        A gap from the end of one buffer to the start of another has none if it is shorter than
-        `ALIGN`: every buffer begins at a multiple of that and has a byte, so that one in between
-        would need as many itself. What is left is the padding behind the first. (Parts in order do
-        not overlap, since their places in memory do not.)
+        A gap from the end of one buffer to the start of the next is padding if it is shorter than
+        `ALIGN`: a buffer in between would begin at a multiple of `ALIGN` and take that many bytes
+        itself. (Parts in order do not overlap, since their places in memory do not.)
         """
         buffers = self._batch.buffers
         for part, following in itertools.pairwise(parts):

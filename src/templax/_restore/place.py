@@ -1,4 +1,4 @@
-"""JAX. Finished host buffers → arrays on devices; the tree is built when every leaf is there."""
+"""Places finished host buffers on devices, and builds the tree when every leaf is there."""
 
 from __future__ import annotations
 
@@ -26,18 +26,19 @@ from ..errors import Corrupted
 from .execute import FilledBatch, StageSeconds
 
 CAST_BLOCK = 1 << 20
-"""Elements per cast by XLA; a shape of its own for each leaf would compile once per leaf."""
+"""Elements per cast by XLA. Casting each leaf in its own shape would compile once per shape."""
 
 
 def place_batches(match: Match, finished: Iterable[FilledBatch]) -> tuple[Any, StageSeconds]:
-    """Places each batch as it comes and builds the tree.
+    """Places each batch as it comes, then builds the tree.
 
     Args:
-        match: Without mismatches.
-        finished: The batches of its plan. Buffers are taken over: on CPU the arrays are them.
+        match: A match without mismatches.
+        finished: The batches of its plan. Their buffers now belong to the result: on CPU the arrays
+            are the buffers.
 
     Returns:
-        The tree, of the template's treedef, and what the batches and the casts here took.
+        The tree, with the template's treedef, and the seconds spent on the batches and here.
     """
     results: dict[str, Any] = {}
     started: dict[str, dict[int, list[jax.Array]]] = {}
@@ -48,18 +49,18 @@ def place_batches(match: Match, finished: Iterable[FilledBatch]) -> tuple[Any, S
         with pause_gc():
             busy.cast_s += _place_batch(done, results, started)
         busy.place_s += time.perf_counter() - begin
-        del done  # its memory, before the next batch asks for more
+        del done  # frees its memory before the next batch needs more
     begin = time.perf_counter()
     for pair in match.pairs:
         if pair.target.kind == "string":
             results[pair.target.name] = pair.entry.value
         elif not pair.target.boxes:
-            results[pair.target.name] = _elsewhere(pair.target)
+            results[pair.target.name] = _make_remote_array(pair.target)
     kept = set(match.kept)
     leaves = [
         t.placement.leaf
         if t.kind in ("skip", "static")
-        else _kept(t.placement)
+        else _keep_value(t.placement)
         if t.name in kept
         else results[t.name]
         for t in match.template.targets
@@ -69,24 +70,24 @@ def place_batches(match: Match, finished: Iterable[FilledBatch]) -> tuple[Any, S
     return tree, busy
 
 
-def _elsewhere(target: Target) -> jax.Array:
-    """An array that is on devices of other processes alone."""
+def _make_remote_array(target: Target) -> jax.Array:
+    """An array that lies only on devices of other processes."""
     return jax.make_array_from_single_device_arrays(
         target.shape, target.placement.sharding, [], dtype=target.dtype
     )
 
 
-def _kept(placement: Placement) -> Any:
-    """The template's own value; where it moves to a device, from a copy: its memory is not ours."""
+def _keep_value(placement: Placement) -> Any:
+    """The template's own value. What moves to a device is copied first: the caller owns it."""
     if placement.sharding is None:
         return placement.leaf
     value = placement.leaf
     if isinstance(value, (np.ndarray, np.generic)):
         value = np.array(value)
-    return jax.device_put(value, _where(placement.sharding, placement.layout))
+    return jax.device_put(value, _sharding_or_format(placement.sharding, placement.layout))
 
 
-def _where(sharding: jax.sharding.Sharding, layout: Any) -> Any:
+def _sharding_or_format(sharding: jax.sharding.Sharding, layout: Any) -> Any:
     return sharding if layout is None else Format(layout, sharding)
 
 
@@ -95,15 +96,15 @@ def _place_batch(
 ) -> float:
     """Adds the leaves of a batch to `results`; returns the seconds that casts took.
 
-    Of a leaf too large for one batch, `started` has what earlier batches brought: index of a box →
-    an array on each device that wants it.
+    For a leaf too large for one batch, `started` holds the boxes of earlier batches: index of a box
+    → an array on each device that wants it.
     """
     cast_s = 0.0
     put, default = batched_put(), default_device()
     here = None if put is None or default is None else SingleDeviceSharding(default)
     plain: list[tuple[str, np.ndarray]] = []
-    several: dict[str, tuple[Target, list[tuple[int, np.ndarray]]]] = {}
-    passing: list[str] = []
+    by_box: dict[str, tuple[Target, list[tuple[int, np.ndarray]]]] = {}
+    copied: list[str] = []
     for buffer, array in zip(done.batch.buffers, done.arrays, strict=True):
         target = buffer.pair.target
         name, placement = target.name, target.placement
@@ -115,41 +116,43 @@ def _place_batch(
             aval, (device, _) = aval_of(target.shape, target.dtype), placement.devices[0]
             results[name] = put(aval, placement.sharding, [array], [device], True)
         elif target.kind == "scalar":
-            results[name] = _number(target.dtype, array)
+            results[name] = _make_number(target.dtype, array)
         elif target.kind == "key":
-            results[name] = _key(buffer.pair, array, placement)
+            results[name] = _make_key(buffer.pair, array, placement)
         elif target.host:
-            results[name] = _numpy(placement.leaf, array)
+            results[name] = _make_numpy(placement.leaf, array)
         elif len(target.boxes) > 1:
             box = target.boxes.index(buffer.box)
-            several.setdefault(name, (target, []))[1].append((box, array))
+            by_box.setdefault(name, (target, []))[1].append((box, array))
         elif placement.sharding is not None:
-            results[name] = _sharded(target, {0: array}, put)
+            results[name] = _make_sharded_array(target, {0: array}, put)
         elif put is not None and here is not None:
             aval = aval_of(target.shape, target.dtype)
             results[name] = put(aval, here, [array], [default], False)
         else:
             plain.append((name, array))
         if target.transient:
-            passing.append(name)
+            copied.append(name)
     for (name, _), value in zip(plain, jax.device_put([a for _, a in plain]), strict=True):
         results[name] = value
-    for name, (target, arrays) in several.items():
+    for name, (target, arrays) in by_box.items():
         if len(arrays) == len(target.boxes):
-            results[name] = _sharded(target, dict(arrays), put)
+            results[name] = _make_sharded_array(target, dict(arrays), put)
             continue
         boxes = started.setdefault(name, {})
         for box, array in arrays:
-            boxes[box] = jax.block_until_ready(_on_devices(target, box, array))
+            boxes[box] = jax.block_until_ready(_put_box(target, box, array))
         if len(boxes) == len(target.boxes):
-            results[name] = _assembled(target, started.pop(name))
-    # What is copied to an accelerator is given back before the next batch takes as much.
-    jax.block_until_ready([results[name] for name in passing if name in results])
+            results[name] = _assemble_boxes(target, started.pop(name))
+    # Waits for copies to accelerators, so that these buffers are freed before the next batch.
+    jax.block_until_ready([results[name] for name in copied if name in results])
     return cast_s
 
 
-def _sharded(target: Target, arrays: Mapping[int, np.ndarray], put: Put | None) -> jax.Array:
-    """An array on devices, from one host array per box of this process (by its index)."""
+def _make_sharded_array(
+    target: Target, arrays: Mapping[int, np.ndarray], put: Put | None
+) -> jax.Array:
+    """An array on devices, made from the host arrays of all boxes of this process, by index."""
     placement: Placement = target.placement
     sharding = placement.sharding
     assert sharding is not None
@@ -158,36 +161,37 @@ def _sharded(target: Target, arrays: Mapping[int, np.ndarray], put: Put | None) 
         devices = [device for device, _ in placement.devices]
         return put(aval_of(target.shape, target.dtype), sharding, pieces, devices, True)
     if not placement.usual and placement.layout is None:
-        # On one device both forget the memory space in the array's type, if it is not asked for so.
+        # On a single device only device_put keeps the memory space in the array's type.
         if isinstance(sharding, SingleDeviceSharding):
             return jax.device_put(arrays[0], sharding)
-        placed = {box: _on_devices(target, box, array) for box, array in arrays.items()}
-        return _assembled(target, placed)
+        placed = {box: _put_box(target, box, array) for box, array in arrays.items()}
+        return _assemble_boxes(target, placed)
 
     def piece(index: tuple[slice, ...] | None) -> np.ndarray:
         return arrays[
             0 if index is None else target.boxes.index(box_from_index(index, target.shape))
         ]
 
-    where = _where(sharding, placement.layout)
+    where = _sharding_or_format(sharding, placement.layout)
     return jax.make_array_from_callback(target.shape, where, piece, dtype=target.dtype)
 
 
-def _on_devices(target: Target, box: int, array: np.ndarray) -> list[jax.Array]:
-    """A box of a leaf on each device of this process that wants it."""
+def _put_box(target: Target, box: int, array: np.ndarray) -> list[jax.Array]:
+    """Puts a box of a leaf on each device of this process that wants it."""
     placement: Placement = target.placement
     kind = placement.sharding.memory_kind if placement.sharding is not None else None
     wanting = [device for device, wanted in placement.devices if wanted == box]
     return [
         jax.device_put(
-            array, _where(SingleDeviceSharding(device, memory_kind=kind), placement.layout)
+            array,
+            _sharding_or_format(SingleDeviceSharding(device, memory_kind=kind), placement.layout),
         )
         for device in wanting
     ]
 
 
-def _assembled(target: Target, boxes: Mapping[int, list[jax.Array]]) -> jax.Array:
-    """A leaf from what `_on_devices` made of its boxes."""
+def _assemble_boxes(target: Target, boxes: Mapping[int, list[jax.Array]]) -> jax.Array:
+    """Assembles a leaf from the arrays that `_put_box` made of its boxes."""
     placement: Placement = target.placement
     assert placement.sharding is not None
     return jax.make_array_from_single_device_arrays(
@@ -197,23 +201,25 @@ def _assembled(target: Target, boxes: Mapping[int, list[jax.Array]]) -> jax.Arra
     )
 
 
-def _numpy(leaf: Any, array: np.ndarray) -> Any:
-    """A numpy result of its own memory, in the byte order of the template's leaf."""
+def _make_numpy(leaf: Any, array: np.ndarray) -> Any:
+    """A numpy result that owns its memory, in the byte order of the template's leaf."""
     if not isinstance(leaf, np.ndarray):
         return array[()]
     if array.nbytes <= SMALL_BYTES:
-        array = array.copy()  # it lies in an arena, which it would keep alive
+        array = array.copy()  # it would keep its whole arena alive
     return array.astype(leaf.dtype, copy=False)
 
 
-def _number(dtype: np.dtype, array: np.ndarray) -> int | float | bool | complex:
+def _make_number(dtype: np.dtype, array: np.ndarray) -> int | float | bool | complex:
     python = {"i": int, "f": float, "b": bool, "c": complex}[dtype.kind]
     return python(array[()])
 
 
-def _key(pair: Pair, data: np.ndarray, placement: Placement) -> jax.Array:
+def _make_key(pair: Pair, data: np.ndarray, placement: Placement) -> jax.Array:
     try:
-        placed = jax.device_put(data)  # with a mesh set, jnp.asarray would go all over it
+        placed = jax.device_put(
+            data
+        )  # with a mesh set, jnp.asarray would replicate it over the mesh
         key = jax.random.wrap_key_data(placed, impl=pair.target.key_impl)
     except (TypeError, ValueError) as error:
         raise Corrupted(
@@ -226,10 +232,10 @@ def _key(pair: Pair, data: np.ndarray, placement: Placement) -> jax.Array:
 def cast_array(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
     """`jnp.asarray(values).astype(dtype)` on the host, bit for bit, NaNs included.
 
-    XLA casts block by block. From and to what a `jax.Array` does not hold, numpy does.
+    XLA casts block by block. Dtypes that a `jax.Array` can't have are cast by numpy.
     """
     out = np.empty(values.shape, dtype)
-    known = values.dtype.name in WIDE or jax_supports(values.dtype)  # JAX cuts wide ones by itself
+    known = values.dtype.name in WIDE or jax_supports(values.dtype)  # JAX narrows wide ones itself
     if host_cast_is_exact(values.dtype, dtype) or not known or not jax_supports(dtype):
         cast_into(out, values)
         return out
@@ -239,7 +245,7 @@ def cast_array(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
         size = min(CAST_BLOCK, 1 << (len(block) - 1).bit_length())
         padded = np.zeros(size, block.dtype)
         padded[: len(block)] = block
-        # JAX itself cuts 64 bits by numpy, which would warn of what does not fit.
+        # JAX narrows 64 bits with numpy, which would warn about values that do not fit.
         quiet, allowed = np.errstate(all="ignore"), jax.transfer_guard("allow")
         with quiet, allowed, jax.ensure_compile_time_eval():
             done = np.asarray(jnp.asarray(padded).astype(dtype))

@@ -1,4 +1,4 @@
-"""What `check`, `plan` and `restore` share: checkpoints opened, and matched with a template."""
+"""Opens checkpoints and matches them with a template, for `check`, `plan` and `restore`."""
 
 from __future__ import annotations
 
@@ -6,15 +6,14 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import replace
-from typing import Literal
 
 from msgspec import structs
 
 from .._catalog.catalog import Catalog
 from .._catalog.entry import Chunk
-from .._core.dtypes import CASTS, Cast, int_fits
+from .._core.dtypes import int_fits
 from .._core.gc_pause import pause_gc
-from .._core.names import Rename, find_nearest, prefixes, strip_prefix
+from .._core.names import find_nearest, prefixes, strip_prefix
 from .._match.hints import add_hints
 from .._match.match import CheckpointView, match_leaves
 from .._match.options import MatchOptions
@@ -24,84 +23,76 @@ from .._template.template import Template
 from ..errors import Mismatch, NotFound, TemplaxError, UsageError
 from ..formats.registry import Checkpoint, open_checkpoint
 from .execute import execute_plan
+from .options import CompareOptions
 
 
 def match_checkpoint(
     checkpoint: Checkpoint,
     template: Template,
-    at: str,
-    rename: Rename | None,
-    missing: Literal["error", "keep"] | Checkpoint,
-    extra: Literal["error", "ignore"],
-    cast: Cast,
+    options: CompareOptions,
     took: dict[str, float] | None = None,
 ) -> tuple[Sequence[Catalog], Match]:
-    """The catalogs involved, and the match with hints.
+    """Opens the checkpoint, and the one given as `missing=`, and matches them with a template.
 
     Args:
-        took: Gets the seconds of the stages `open` and `match`.
-        others: As of `restore`.
+        checkpoint: See `restore`.
+        template: What is wanted.
+        options: How to compare the two.
+        took: Receives the seconds of the stages `open` and `match`.
+
+    Returns:
+        The catalogs (one, or two with a checkpoint given as `missing=`), and the match, whose
+        mismatches have hints.
     """
     begin = time.perf_counter()
-    if not isinstance(at, str):
-        raise UsageError(f"Expected at= the name of a subtree (str), got {at!r}")
-    if extra not in ("error", "ignore"):
-        raise UsageError(f'Expected extra="error" or "ignore", got {extra!r}')
-    if cast not in CASTS:
-        raise UsageError(f"Expected cast= one of {', '.join(CASTS)}, got {cast!r}")
-    if not (rename is None or callable(rename) or _is_mapping_of_names(rename)):
-        raise UsageError(f"Expected rename= a dict of names (str) or a function, got {rename!r}")
+    at, rename, policy = options.at, options.rename, options.missing_policy
     catalogs = [open_checkpoint(checkpoint)]
     if isinstance(rename, Mapping):
-        _refuse_unused(rename, catalogs[0], at)
+        _check_rename_used(rename, catalogs[0], at)
     targets = template.targets
-    if extra == "ignore" and targets and all(t.kind == "static" for t in targets):
-        found = getattr(targets[0].placement, "leaf", None)
-        raise UsageError(f"Expected a template with arrays, got {type(found).__name__}")
-    keep = isinstance(missing, str) and missing == "keep"
-    if not keep and not (isinstance(missing, str) and missing == "error"):
-        catalogs.append(_open_missing(missing))
+    if options.extra == "ignore" and targets and all(t.kind == "static" for t in targets):
+        leaf = getattr(targets[0].placement, "leaf", None)
+        raise UsageError(f"Expected a template with arrays, got {type(leaf).__name__}")
+    if policy is None:
+        catalogs.append(_open_missing(options.missing))
     opened_at = time.perf_counter()
     sides = [CheckpointView(c.entries, c.empties) for c in catalogs]
     fallback = sides[1] if len(sides) == 2 else None
 
-    def compared(options: MatchOptions, template: Template) -> Match:
+    def match_with(options: MatchOptions, template: Template) -> Match:
         return match_leaves(catalogs[0].url, sides[0], template, options, fallback)
 
-    def tried(options: MatchOptions, template: Template) -> Match:
-        found = compared(options, template)
+    def try_hint(options: MatchOptions, template: Template) -> Match:
+        found = match_with(options, template)
         try:
-            return _numbers_fit(catalogs, found)
-        except TemplaxError:  # a hint that is tried must not fail for what it would find
+            return _check_int_values(catalogs, found)
+        except TemplaxError:  # a hint that is only tried must not raise
             return found
 
-    options = MatchOptions(at, rename, "keep" if keep else "error", extra, cast)
+    match_options = MatchOptions(at, rename, policy or "error", options.extra, options.cast)
+    # A rename function is the caller's code, which may make cycles: it runs with collections on.
     with nullcontext() if callable(rename) else pause_gc():
-        first = compared(options, template)
-    result = _numbers_fit(catalogs, first)
+        first = match_with(match_options, template)
+    result = _check_int_values(catalogs, first)
     if took is not None:
         took |= {"open": opened_at - begin, "match": time.perf_counter() - opened_at}
-    return catalogs, result if result.ok else add_hints(result, sides[0], options, tried)
+    if not result.ok:
+        result = add_hints(result, sides[0], match_options, try_hint)
+    return catalogs, result
 
 
-def _refuse_unused(rename: Mapping[str, str], catalog: Catalog, at: str) -> None:
-    """A prefix that nothing begins with is a slip: with `missing=` nobody would notice it."""
+def _check_rename_used(rename: Mapping[str, str], catalog: Catalog, at: str) -> None:
+    """Refuses a prefix that no leaf has: it is a typo, which `missing=` would otherwise hide."""
     paths = [path for e in catalog.entries if (path := strip_prefix(e.path, at)) is not None]
-    there = {"", *(prefix for path in paths for prefix in prefixes(path))}
+    known = {"", *(prefix for path in paths for prefix in prefixes(path))}
     for old in rename:
-        if paths and old not in there:
-            near = find_nearest(old, there)
+        if paths and old not in known:
+            near = find_nearest(old, known)
             where = f" under `{at}`" if at else ""
             raise UsageError(
                 f"Expected rename= of what {catalog.url} has{where}, got `{old}`"
                 + (f"; nearest: `{near}`" if near else "")
             )
-
-
-def _is_mapping_of_names(rename: object) -> bool:
-    return isinstance(rename, Mapping) and all(
-        isinstance(old, str) and isinstance(new, str) for old, new in rename.items()
-    )
 
 
 def _open_missing(missing: Checkpoint) -> Catalog:
@@ -116,10 +107,11 @@ def _open_missing(missing: Checkpoint) -> Catalog:
         raise
 
 
-def _numbers_fit(catalogs: Sequence[Catalog], found: Match) -> Match:
-    """The match with a mismatch for each Python int that its integer target can't hold.
+def _check_int_values(catalogs: Sequence[Catalog], found: Match) -> Match:
+    """Adds a mismatch for each stored Python int that does not fit its integer target.
 
-    The index of a checkpoint holds such numbers itself, as a rule, so this reads next to nothing.
+    Whether it fits depends on the value, so it is read now. The index of a checkpoint usually holds
+    such numbers itself, so this reads next to nothing.
     """
     pairs = [p for p in found.pairs if p.by_value]
     if not pairs:
@@ -155,7 +147,7 @@ def _numbers_fit(catalogs: Sequence[Catalog], found: Match) -> Match:
 def locate_chunks(
     catalogs: Sequence[Catalog], found: Match
 ) -> list[Mapping[str, tuple[Chunk, ...]]]:
-    """Of each catalog: name → chunks, of every leaf that a match pairs."""
+    """Locates the chunks of every leaf that a match pairs: for each catalog, name → chunks."""
     chunks: list[Mapping[str, tuple[Chunk, ...]]] = []
     for i, catalog in enumerate(catalogs):
         mine = [pair.entry for pair in found.pairs if pair.fallback == bool(i)]

@@ -1,4 +1,4 @@
-"""A decoded chunk → the boxes that want pieces of it; cast on the way."""
+"""Copies pieces of a decoded chunk to the buffers that want them, casting on the way."""
 
 from __future__ import annotations
 
@@ -11,32 +11,32 @@ import numpy as np
 from .._codecs.decode import decode
 from .._core.boxes import Box, box_slices, full_box, shape_of
 from .._core.dtypes import cast_into
-from .._plan.parts import BLOCK_BYTES, Part, first_long
+from .._plan.parts import BLOCK_BYTES, Part, find_long_axis
 from ..errors import Corrupted
 from .buffers import HostMemory
 
 
 def scatter(part: Part, decoded: memoryview, memory: HostMemory) -> float:
-    """Copies the pieces of a chunk, or of the part of a raw one that was read, to their buffers.
+    """Copies the pieces of a chunk, or of the bytes read of a raw one, to their buffers.
 
     Returns:
-        Seconds that casts took.
+        The seconds that casts took.
 
     Raises:
-        Corrupted: There are fewer bytes than the chunk has.
+        Corrupted: `decoded` has fewer bytes than the chunk.
     """
     chunk = part.chunk
-    strides = _strides(shape_of(chunk.box), part.dtype.itemsize, chunk.order)
+    strides = _byte_strides(shape_of(chunk.box), part.dtype.itemsize, chunk.order)
     in_full = chunk.codecs or chunk.extent.inline is not None
     first = 0 if in_full else part.start - chunk.extent.start
     cast_s = 0.0
-    for src, wanted in _wanted(part, memory):
+    for src, wanted in _list_copies(part, memory):
         offset = sum(start * stride for (start, _), stride in zip(src, strides, strict=True))
         try:
             piece = np.ndarray(shape_of(src), part.dtype, decoded, offset - first, strides)
         except (TypeError, ValueError) as error:
             raise Corrupted(f"Expected {part.nbytes} bytes, got {len(decoded)}") from error
-        cast_s += _copy(wanted, piece)
+        cast_s += _copy_piece(wanted, piece)
     return cast_s
 
 
@@ -46,20 +46,20 @@ def scatter_blocks(
     scratch: Callable[[int], memoryview],
     memory: HostMemory,
 ) -> float:
-    """As `scatter`, of a chunk in C order that is decoded block by block.
+    """Like `scatter`, for a chunk in C order that is decoded block by block.
 
     Args:
-        part: Of one chunk, all of it.
-        fill: Called for consecutive bytes of the chunk; fills what it is given.
-        scratch: Memory of as many bytes.
-        memory: Where the pieces go.
+        part: A whole chunk.
+        fill: Fills the memory that it is given with the next bytes of the chunk.
+        scratch: Returns memory of a given number of bytes.
+        memory: The buffers that want pieces.
     """
-    shape, pairs = shape_of(part.chunk.box), _wanted(part, memory)
+    shape, pairs = shape_of(part.chunk.box), _list_copies(part, memory)
     (src, wanted), *others = pairs
     if not others and src == full_box(shape) and wanted.flags.c_contiguous:
         shape = (math.prod(shape),)  # a block may end anywhere
         pairs = [(full_box(shape), wanted.reshape(-1))]
-    axis = first_long(shape)
+    axis = find_long_axis(shape)
     row = math.prod(shape[axis + 1 :]) * part.dtype.itemsize
     step = max(1, BLOCK_BYTES // row)
     memory_of_block = scratch(min(step, shape[axis]) * row)
@@ -75,27 +75,29 @@ def scatter_blocks(
             if low < high:
                 here = (*src[:axis], (low - first, high - first), *src[axis + 1 :])
                 there = (slice(None),) * axis + (slice(low - start, high - start),)
-                cast_s += _copy(wanted[there], block[box_slices(here)])
+                cast_s += _copy_piece(wanted[there], block[box_slices(here)])
     return cast_s
 
 
 def scatter_fill(part: Part, element: memoryview, memory: HostMemory) -> float:
-    """As `scatter`, of a chunk of codec `"fill"`: one element stands for all."""
+    """Like `scatter`, for a chunk of codec `"fill"`: one element stands for all."""
     one = decode(("fill",), element, part.dtype.itemsize)
     value = np.frombuffer(one, part.dtype).reshape(())
     return sum(
-        _copy(wanted, np.broadcast_to(value, wanted.shape)) for _, wanted in _wanted(part, memory)
+        _copy_piece(wanted, np.broadcast_to(value, wanted.shape))
+        for _, wanted in _list_copies(part, memory)
     )
 
 
-def _wanted(part: Part, memory: HostMemory) -> list[tuple[Box, np.ndarray]]:
-    """Of each copy its box within the chunk, and the place for it."""
-    return [  # views, of 0-d arrays too
+def _list_copies(part: Part, memory: HostMemory) -> list[tuple[Box, np.ndarray]]:
+    """For each copy, its box within the chunk and the array to copy it to."""
+    return [  # the ellipsis makes them views, of 0-d arrays too
         (copy.src, memory.array(copy.buffer)[(*box_slices(copy.dst), ...)]) for copy in part.copies
     ]
 
 
-def _copy(wanted: np.ndarray, piece: np.ndarray) -> float:
+def _copy_piece(wanted: np.ndarray, piece: np.ndarray) -> float:
+    """Copies a piece, cast if need be; returns the seconds that the cast took."""
     if wanted.dtype == piece.dtype:
         wanted[...] = piece
         return 0.0
@@ -104,7 +106,7 @@ def _copy(wanted: np.ndarray, piece: np.ndarray) -> float:
     return time.perf_counter() - begin
 
 
-def _strides(shape: Sequence[int], itemsize: int, order: str) -> tuple[int, ...]:
+def _byte_strides(shape: Sequence[int], itemsize: int, order: str) -> tuple[int, ...]:
     strides, step = [], itemsize
     for n in reversed(shape) if order == "C" else shape:
         strides.append(step)

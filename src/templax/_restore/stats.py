@@ -1,4 +1,4 @@
-"""What a restore took."""
+"""The figures of a restore: how much it read and placed, and how long each stage took."""
 
 from __future__ import annotations
 
@@ -6,25 +6,41 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from .._plan.plan import Plan
-from .execute import StageSeconds
+
+
+@dataclass(slots=True)
+class StageSeconds:
+    """Seconds spent in each stage, summed over all threads."""
+
+    read_s: float = 0.0
+    decode_s: float = 0.0
+    cast_s: float = 0.0
+    place_s: float = 0.0
+
+    def __iadd__(self, other: StageSeconds) -> StageSeconds:
+        self.read_s += other.read_s
+        self.decode_s += other.decode_s
+        self.cast_s += other.cast_s
+        self.place_s += other.place_s
+        return self
 
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """Figures of one restore. `str(stats)` is the line that is logged.
+    """The figures of one restore. `str(stats)` is the line that is logged.
 
     Attributes:
         url: The checkpoint.
-        leaves: That were read.
-        casts: Of these, how many were cast.
-        requests: Ranges asked of the source.
-        read_bytes: Asked for in them.
-        placed_bytes: Of the finished leaves on this process, each distinct box once.
-        mapped_bytes: Of these, those that a mapping serves.
-        seconds: Wall clock of all stages; of a plan that is run again, its planning included.
-        stages: Seconds of wall clock: `template`, `open`, `match`, `locate`, `plan`, then `run`, of
-            which `place` is a part.
-        busy: Seconds of all threads together: `read`, `decode` (with copies), `cast`.
+        leaves: Number of leaves restored.
+        casts: How many of them were cast.
+        requests: Byte ranges requested from the source.
+        read_bytes: Bytes in these ranges.
+        placed_bytes: Bytes of the finished leaves on this process, each distinct box counted once.
+        mapped_bytes: How many of them a mapping of the file serves.
+        seconds: Wall-clock time of all stages. Each run of a plan counts its planning too.
+        stages: Wall-clock seconds of each stage: `template`, `open`, `match`, `locate`, `plan` and
+            `run`; `place` is a part of `run`.
+        busy: Seconds summed over all threads: `read`, `decode` (copies included), `cast`.
     """
 
     url: str
@@ -40,7 +56,7 @@ class Stats:
 
     @classmethod
     def of(cls, plan: Plan, busy: StageSeconds, run_s: float) -> Stats:
-        """The figures of a plan that was run in `run_s` seconds."""
+        """The figures of a plan whose run took `run_s` seconds."""
         stages = {**plan.prepared, "run": run_s, "place": busy.place_s}
         return cls(
             url=plan.match.url,

@@ -7,17 +7,14 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 from .._catalog.catalog import Catalog
 from .._core.arguments import PyTree
-from .._core.dtypes import Cast
-from .._core.names import Rename
-from .._plan.plan import Plan
 from .._restore import api
+from .._restore.options import RestoreKeywords, RestoreOptions
 from ..errors import NotFound, SaveError, TemplaxError, UsageError
 from ..formats.orbax.directory import Step, examine_directory, step_metrics, step_name, step_prefix
-from ..formats.registry import Checkpoint
 from ..storage.leftovers import TEMPORARY, delete_checkpoint, find_abandoned_in, remove_directory
 from ..storage.local import Local
 from ..storage.memory import Memory
@@ -245,67 +242,40 @@ class Manager:
             _log.warning("steps of %s that no rule keeps were not deleted: %s", self.url, error)
 
     def restore(
-        self,
-        template: PyTree,
-        step: int | None = None,
-        *,
-        at: str = "",
-        rename: Rename | None = None,
-        shardings: PyTree = None,
-        missing: Literal["error", "keep"] | Checkpoint = "error",
-        extra: Literal["error", "ignore"] = "error",
-        cast: Cast = "float",
-        verify: api.Verify = "available",
-        memory: int | None = None,
-        threads: int | None = None,
-        mapped: bool = False,
+        self, template: PyTree, step: int | None = None, **options: Unpack[RestoreKeywords]
     ) -> PyTree:
         """Loads a step, by default the latest, as `templax.restore` does.
 
-        A directory without a committed step lacks every leaf, so `missing=` says where they all
-        come from: `restore(template, missing=Recipe(init, key))` restores a run, or begins one.
+        A directory without a committed step lacks every leaf, so that `missing=` says where all of
+        them come from: `restore(template, missing=Recipe(init, key))` resumes a run or starts one.
 
         Args:
-            template: As of `templax.restore`, as are the options.
-            step: None: the latest committed. Several processes that restore while one of them saves
-                should agree on a step themselves.
+            template: See `templax.restore`.
+            step: None for the latest committed step. Several processes that restore while one of
+                them saves should agree on a step themselves.
+            **options: The keyword arguments of `templax.restore`: `at`, `rename`, `shardings`,
+                `missing`, `extra`, `cast`, `verify`, `memory`, `threads` and `mapped`.
 
         Raises:
-            NotFound: There is no such step; or none at all, and `missing="error"`.
-            Others: As `templax.restore`.
+            NotFound: The step does not exist; or there is none at all, and `missing="error"`.
+            TemplateError, CheckpointError, SourceError, UsageError: See `templax.restore`.
         """
-
-        def plan(checkpoint: Checkpoint) -> Plan:
-            return api.plan(
-                checkpoint,
-                template,
-                at=at,
-                rename=rename,
-                shardings=shardings,
-                missing=missing,
-                extra=extra,
-                cast=cast,
-                verify=verify,
-                memory=memory,
-                threads=threads,
-                mapped=mapped,
-            )
-
+        asked = RestoreOptions(**options)
         step = None if step is None else check_step(step)
         while True:
             found = self._find_committed()
             if step is None and not found:
-                if isinstance(missing, str) and missing == "error":
+                if asked.missing_policy == "error":
                     raise NotFound(
                         f"{self.url} holds no committed step",
                         hint="missing=templax.Recipe(init, key) begins with initial values",
                     )
-                return api._run(plan(_empty_catalog(self.url)))
+                return api.run_plan(api.make_plan(_empty_catalog(self.url), template, asked))
             number = max(found) if step is None else step
             path = os.path.join(self.url, found.get(number, str(number)))
             with hold_for_reading(path) as there:
                 if there or number not in found:
-                    return api._run(plan(self._resolve_item(path)))
+                    return api.run_plan(api.make_plan(self._resolve_item(path), template, asked))
             # The step was deleted or overwritten after it was listed: list again.
 
     def _resolve_item(self, path: str) -> str:

@@ -156,7 +156,7 @@ def test_leaves_padded_to_64_bytes_are_read_in_place_together(sizes: list[int]) 
     made = plan_leaves(leaves)
     (batch,) = made.batches
     (op,) = batch.reads
-    assert HostMemory(batch).in_order(op) is not None
+    assert HostMemory(batch).find_in_order(op) is not None
     assert made.unverified == ()
     assert reads_values(made, Memory({"f": data}), leaves)
     for i in (0, len(sizes) - 1):
@@ -191,7 +191,7 @@ def test_a_gap_filled_by_another_request_is_not_overwritten(pieces: Any) -> None
         made = plan_leaves(leaves)
     together, alone = made.batches[0].reads
     assert (len(together.parts), len(alone.parts)) == (2, 1)
-    assert HostMemory(made.batches[0]).in_order(together) is None
+    assert HostMemory(made.batches[0]).find_in_order(together) is None
     assert reads_values(made, Memory({"f": data.tobytes()}), leaves)
 
 

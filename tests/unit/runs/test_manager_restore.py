@@ -126,13 +126,13 @@ def test_restore_takes_the_previous_step_if_the_latest_is_deleted_meanwhile(tmp_
 def test_a_step_is_locked_while_it_is_restored(tmp_path, monkeypatch):
     copy_steps(tmp_path, ["7"])
     seen = []
-    restoring = api._run
+    restoring = api.run_plan
 
     def watched(plan):
         seen.append(delete_checkpoint(tmp_path / "7"))
         return restoring(plan)
 
-    monkeypatch.setattr(api, "_run", watched)
+    monkeypatch.setattr(api, "run_plan", watched)
     tx.Manager(tmp_path).restore(SCALE, **AT)
     assert seen == [False]
     assert (tmp_path / "7").exists()

@@ -1,0 +1,285 @@
+"""Fills buffers from one request of a plan: reads, checks, decodes and copies. No threads here.
+
+A part takes the cheapest way that its codecs, its size and its place in memory allow:
+
+- read in place: raw bytes that lie in memory as they do in the file (`HostMemory.find_in_order`);
+- checked or decoded piece by piece as they are read: large single parts (`_read_streamed`);
+- many at once: small zstd frames of one request (`_decode_many`);
+- read to scratch memory, then decoded or copied (`_decode_part`).
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+import time
+from collections.abc import Iterator
+
+from .._catalog.checksums import BlockVerifier, check_blocks
+from .._codecs.crc32c import compare_crc32c, crc32c
+from .._codecs.decode import decode
+from .._codecs.zstd import Inflater, inflate_many
+from .._core.memory import SMALL_BYTES, Scratch
+from .._plan.parts import CHECKED_BYTES, REQUEST_BYTES, Part, reads_crc32c_in_place
+from .._plan.plan import ReadOp
+from ..errors import CheckpointError, Corrupted, NotFound, SourceError
+from ..storage.source import Source
+from .buffers import HostMemory
+from .scatter import scatter, scatter_blocks, scatter_fill
+from .stats import StageSeconds
+
+
+class _PerThread(threading.local):
+    """Memory that a thread reuses for each request; freed when the thread ends."""
+
+    def __init__(self) -> None:
+        self.scratch = Scratch(minimum=1024 * 1024)
+
+
+_worker = _PerThread()
+
+
+def fill_buffers(
+    op: ReadOp, memory: HostMemory, source: Source, verify: bool, summed: bool
+) -> StageSeconds:
+    """Reads one request and fills the buffers that want a piece of it.
+
+    Args:
+        op: The request, or a group of values that an index holds.
+        memory: The buffers of its batch.
+        source: Where it is read from.
+        verify: Whether codecs compare the checksums that they store.
+        summed: Whether to compare the `sums` of chunks that have any.
+
+    Returns:
+        The seconds that it took.
+
+    Raises:
+        Corrupted: Bytes are missing or altered. Names the leaf, the file and the byte range.
+        SourceError: The storage failed, or the checkpoint changed meanwhile.
+    """
+    busy = StageSeconds()
+    part = op.parts[0]
+    begin = time.perf_counter()
+    try:
+        data, in_place = memoryview(b""), None
+        if op.stop > op.start:
+            if len(op.parts) == 1 and _read_streamed(
+                op, part, memory, source, verify, summed, busy
+            ):
+                busy.decode_s = time.perf_counter() - begin - busy.read_s - busy.cast_s
+                return busy
+            in_place = memory.find_in_order(op)
+            out = in_place
+            if out is None:
+                out = _worker.scratch.bytes("stored", op.stop - op.start)
+            data = _read_request(op, source, out)
+            busy.read_s = time.perf_counter() - begin
+        if summed:
+            for part in op.parts:
+                if part.chunk.sums:
+                    check_blocks(part.chunk, part.start, _stored_bytes(part, op, data))
+        if in_place is None and not (len(op.parts) > 1 and _decode_many(op, data, memory)):
+            for part in op.parts:
+                busy.cast_s += _decode_part(part, _stored_bytes(part, op, data), memory, verify)
+        busy.decode_s = time.perf_counter() - begin - busy.read_s - busy.cast_s
+        return busy
+    except NotFound as error:
+        raise missing_file(part.name, op.key, source) from error
+    except CheckpointError as error:
+        extent = part.chunk.extent
+        raise error.locate(
+            leaf=part.name, file=op.key or source.url, start=extent.start, stop=extent.stop
+        ) from error
+    except SourceError as error:
+        error.add_note(f"while leaf `{part.name}` was read")
+        raise
+
+
+def _read_request(op: ReadOp, source: Source, out: memoryview) -> memoryview:
+    """Reads a request. If the file is too short, the error names the first leaf that is cut."""
+    try:
+        return source.read(op.key, op.start, op.stop, out)
+    except Corrupted:
+        for part in op.parts:
+            try:
+                source.read(op.key, part.start, part.stop)
+            except Corrupted as error:
+                raise error.locate(leaf=part.name) from None
+        raise
+
+
+def _stored_bytes(part: Part, op: ReadOp, data: memoryview) -> memoryview:
+    """The stored bytes of a part: a slice of its request's, or the value that an index holds."""
+    inline = part.chunk.extent.inline
+    if inline is not None:
+        return memoryview(inline).cast("B")
+    return data[part.start - op.start : part.stop - op.start]
+
+
+def _read_streamed(
+    op: ReadOp,
+    part: Part,
+    memory: HostMemory,
+    source: Source,
+    verify: bool,
+    summed: bool,
+    busy: StageSeconds,
+) -> bool:
+    """Reads a request for a single part that can be checked or decoded piece by piece.
+
+    A piece is still in cache when it is checked or decoded, and no more than a piece is held.
+
+    Returns:
+        Whether the part is of such a kind. If not, nothing was read.
+    """
+    chunk, nbytes = part.chunk, op.stop - op.start
+    codecs, blocks = chunk.codecs, None
+    if summed and chunk.sums:
+        blocks = BlockVerifier(chunk, op.start, op.stop)
+        if not codecs and nbytes == part.nbytes:
+            direct = part.direct is not None
+            out = (
+                _bytes_to_fill(part, memory) if direct else _worker.scratch.bytes("stored", nbytes)
+            )
+            for piece in _read_in_pieces(op, source, out, busy):
+                blocks.feed(piece)
+            busy.cast_s += 0.0 if direct else scatter(part, out, memory)
+            return True
+    if codecs == ("crc32c",) and reads_crc32c_in_place(part):
+        _read_checked(op, _bytes_to_fill(part, memory), source, verify, busy)
+        return True
+    if codecs == ("zstd",) and nbytes > REQUEST_BYTES:
+        stream = _RequestStream(op, source, busy, blocks)
+        try:
+            busy.cast_s += _inflate(part, stream, memory)
+        except Corrupted as error:
+            if error.start is None:
+                stream.drain()  # a checksum that differs is the better error
+            raise
+        return True
+    return False
+
+
+def _read_in_pieces(
+    op: ReadOp, source: Source, out: memoryview, busy: StageSeconds
+) -> Iterator[memoryview]:
+    """Reads the first `len(out)` bytes of a request into `out`; yields each piece as it comes."""
+    for first in range(0, len(out), CHECKED_BYTES):
+        piece = out[first : first + CHECKED_BYTES]
+        begin = time.perf_counter()
+        start = op.start + first
+        source.read(op.key, start, start + len(piece), piece)
+        busy.read_s += time.perf_counter() - begin
+        yield piece
+
+
+def _read_checked(
+    op: ReadOp, out: memoryview, source: Source, verify: bool, busy: StageSeconds
+) -> None:
+    """Reads a raw chunk in place, summing each piece while it is in cache, and then its crc32c."""
+    crc = 0
+    for piece in _read_in_pieces(op, source, out, busy):
+        if verify:
+            crc = crc32c(piece, crc)
+    stored = source.read(op.key, op.stop - 4, op.stop)
+    if verify:
+        compare_crc32c(int.from_bytes(stored, "little"), crc)
+
+
+class _RequestStream:
+    """The bytes of a request as a stream, compared with their checksums as they are read."""
+
+    def __init__(
+        self, op: ReadOp, source: Source, busy: StageSeconds, blocks: BlockVerifier | None
+    ):
+        self._op, self._source, self._busy, self._blocks = op, source, busy, blocks
+        self._at = op.start
+
+    def read(self, n: int, /) -> memoryview:
+        begin = time.perf_counter()
+        start, stop = self._at, min(self._at + n, self._op.stop)
+        self._at = stop
+        data = self._source.read(
+            self._op.key, start, stop, _worker.scratch.bytes("stored", stop - start)
+        )
+        self._busy.read_s += time.perf_counter() - begin
+        if self._blocks is not None:
+            self._blocks.feed(data)
+        return data
+
+    def drain(self) -> None:
+        """Reads the rest if it has checksums; raises if one of them differs."""
+        while self._blocks is not None and self._at < self._op.stop:
+            self.read(CHECKED_BYTES)
+
+
+def _decode_many(op: ReadOp, data: memoryview, memory: HostMemory) -> bool:
+    """Decodes all parts of a request in one call, which is faster than one by one.
+
+    Returns:
+        False if they are not all small zstd frames that fill buffers directly, or if one of them
+        is damaged (decoded one by one, the error names its leaf), or if zstandard lacks the call.
+    """
+    frames: list[bytes | memoryview] = []
+    for part in op.parts:
+        if part.direct is None or part.chunk.codecs != ("zstd",) or part.nbytes > SMALL_BYTES:
+            return False
+        inline = part.chunk.extent.inline
+        frames.append(
+            data[part.start - op.start : part.stop - op.start] if inline is None else inline
+        )
+    decoded = inflate_many(frames, [part.nbytes for part in op.parts])
+    if decoded is None:
+        return False
+    memory.fill(op.parts, decoded)
+    return True
+
+
+def _decode_part(part: Part, stored: memoryview, memory: HostMemory, verify: bool) -> float:
+    """Decodes a part whose stored bytes are all in memory. Returns the seconds that casts took."""
+    codecs = part.chunk.codecs
+    if codecs == ("fill",):
+        return scatter_fill(part, stored, memory)
+    if part.direct is None:
+        if codecs == ("zstd",) and part.nbytes > SMALL_BYTES:
+            return _inflate(part, stored, memory)
+        if codecs:
+            decoded = _worker.scratch.bytes("decoded", part.nbytes)
+            stored = decode(codecs, stored, part.nbytes, decoded, verify=verify)
+        return scatter(part, stored, memory)
+    out = _bytes_to_fill(part, memory)
+    if codecs:
+        decode(codecs, stored, part.nbytes, out, verify=verify)
+    elif len(stored) == len(out):
+        out[:] = stored
+    else:
+        raise Corrupted(f"Expected {len(out)} bytes, got {len(stored)}")
+    return 0.0
+
+
+def _inflate(part: Part, stored: memoryview | _RequestStream, memory: HostMemory) -> float:
+    """Decodes a part of codecs `("zstd",)` as its bytes come. Returns the seconds of casts."""
+    inflater, cast_s = Inflater(stored), 0.0
+    if part.direct is not None:
+        inflater.fill(_bytes_to_fill(part, memory))
+    elif part.chunk.order == "C":
+        scratch = functools.partial(_worker.scratch.bytes, "decoded")
+        cast_s = scatter_blocks(part, inflater.fill, scratch, memory)
+    else:
+        decoded = _worker.scratch.bytes("decoded", part.nbytes)
+        inflater.fill(decoded)
+        cast_s = scatter(part, decoded, memory)
+    inflater.finish()
+    return cast_s
+
+
+def _bytes_to_fill(part: Part, memory: HostMemory) -> memoryview:
+    """The bytes of its buffer that a direct part fills."""
+    assert part.direct is not None
+    return memory.bytes(part.copies[0].buffer, part.direct, part.nbytes)
+
+
+def missing_file(leaf: str, key: str, source: Source) -> Corrupted:
+    """The error for a data file of a leaf that does not exist."""
+    return Corrupted("Expected a data file, found none", leaf=leaf, file=key or source.url)

@@ -1,0 +1,115 @@
+"""The options of a restore, declared and validated once for every call that takes them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, TypedDict
+
+from .._core.arguments import PyTree, check_int
+from .._core.dtypes import CASTS, Cast
+from .._core.names import Rename
+from .._core.workers import MEMORY_BYTES, choose_threads
+from ..errors import UsageError
+from ..formats.registry import Checkpoint
+
+Verify = Literal["available", "required", "off"]
+
+
+class CompareKeywords(TypedDict, total=False):
+    """The keyword arguments of `check`. `restore` documents each of them."""
+
+    at: str
+    rename: Rename | None
+    shardings: PyTree
+    missing: Literal["error", "keep"] | Checkpoint
+    extra: Literal["error", "ignore"]
+    cast: Cast
+
+
+class RestoreKeywords(CompareKeywords, total=False):
+    """The keyword arguments of `plan` and `Manager.restore`. `restore` documents each of them."""
+
+    verify: Verify
+    memory: int | None
+    threads: int | None
+    mapped: bool
+
+
+@dataclass(frozen=True)
+class CompareOptions:
+    """How a checkpoint is compared with a template: the arguments of `check`, validated.
+
+    Raises:
+        UsageError: An argument is invalid.
+    """
+
+    at: str = ""
+    rename: Rename | None = None
+    shardings: PyTree = None
+    missing: Literal["error", "keep"] | Checkpoint = "error"
+    extra: Literal["error", "ignore"] = "error"
+    cast: Cast = "float"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.at, str):
+            raise UsageError(f"Expected at= the name of a subtree (str), got {self.at!r}")
+        if self.extra not in ("error", "ignore"):
+            raise UsageError(f'Expected extra="error" or "ignore", got {self.extra!r}')
+        if self.cast not in CASTS:
+            raise UsageError(f"Expected cast= one of {', '.join(CASTS)}, got {self.cast!r}")
+        rename = self.rename
+        if not (rename is None or callable(rename) or _maps_names(rename)):
+            raise UsageError(
+                f"Expected rename= a dict of names (str) or a function, got {rename!r}"
+            )
+
+    @property
+    def missing_policy(self) -> Literal["error", "keep"] | None:
+        """What to do about a missing leaf; None where another checkpoint supplies it."""
+        missing = self.missing
+        if isinstance(missing, str) and (missing == "error" or missing == "keep"):
+            return missing
+        return None
+
+
+@dataclass(frozen=True)
+class RestoreOptions(CompareOptions):
+    """How a checkpoint is restored: the arguments of `restore`, validated.
+
+    Raises:
+        UsageError: An argument is invalid.
+    """
+
+    verify: Verify = "available"
+    memory: int | None = None
+    threads: int | None = None
+    mapped: bool = False
+
+    def __post_init__(self) -> None:
+        choose_threads(self.threads)
+        if self.memory is not None:
+            check_int("memory", self.memory)
+        if self.verify not in ("available", "required", "off"):
+            raise UsageError(
+                f'Expected verify="available", "required" or "off", got {self.verify!r}'
+            )
+        if not isinstance(self.mapped, bool):
+            raise UsageError(f"Expected mapped=True or False, got {self.mapped!r}")
+        super().__post_init__()
+
+    @property
+    def worker_count(self) -> int:
+        """Threads that read and decode: as asked, or the default."""
+        return choose_threads(self.threads)
+
+    @property
+    def memory_bytes(self) -> int:
+        """Host bytes in flight: as asked, or the default."""
+        return MEMORY_BYTES if self.memory is None else check_int("memory", self.memory)
+
+
+def _maps_names(rename: object) -> bool:
+    return isinstance(rename, Mapping) and all(
+        isinstance(old, str) and isinstance(new, str) for old, new in rename.items()
+    )
