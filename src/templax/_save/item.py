@@ -174,7 +174,7 @@ class Item:
             files.append(share.file)
         lost = np.flatnonzero(places.file == NO_FILE)
         if len(lost):
-            i = int(np.searchsorted(places.first, lost[0], side="right")) - 1
+            i = int(np.searchsorted(places.first_chunk, lost[0], side="right")) - 1
             raise SaveError("No process has the values", leaf=self.leaves[i].name)
         return files
 

@@ -64,7 +64,7 @@ class Index(msgspec.Struct, omit_defaults=True):
         texts: Strings, by name.
         impls: PRNG implementations of typed keys, by name.
         shardings, sharding: Table of shardings as Orbax serialises them, and the number of each
-            leaf's (u32, `NONE`).
+            leaf's (u32, `NO_FILE` for none).
         empties: Key paths without a leaf, and what is there: `None`, `Dict`, `List`, ...
     """
 

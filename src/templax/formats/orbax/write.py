@@ -62,7 +62,7 @@ def build_database(
     values: list[tuple[bytes, bytes | Located]] = []
     described: dict[tuple[Shape, Shape, np.dtype], bytes] = {}
     file, offset, nbytes = places.file.tolist(), places.offset.tolist(), places.nbytes.tolist()
-    for leaf, chunk, first in zip(leaves, chunks, places.first, strict=False):
+    for leaf, chunk, first in zip(leaves, chunks, places.first_chunk, strict=False):
         if leaf.value_type == "string":
             continue
         inside = array_prefix(leaf.name).encode()
@@ -240,7 +240,7 @@ def index_file(
             shape=columns[1].astype("<u4").tobytes(),
             chunk=columns[2].astype("<u4").tobytes(),
             codecs=bytes([compressed]) * len(leaves),
-            counts=np.diff(places.first).astype("<u4").tobytes(),
+            counts=np.diff(places.first_chunk).astype("<u4").tobytes(),
             file=places.file.tobytes(),
             offset=places.offset.tobytes(),
             nbytes=places.nbytes.tobytes(),
