@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import warnings
@@ -14,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import templax as tx
 
@@ -23,6 +25,12 @@ if TYPE_CHECKING:
 CORPUS = Path(__file__).parent / "corpus"
 CKPT = CORPUS / "orbax-0.12.8-default" / "ckpt"
 """The checkpoint for tests that do not care which one they read."""
+
+
+def copy_case(case: str, to: Path) -> Path:
+    """Copies the checkpoint of a case of the corpus, so that a test may change it. Returns `to`."""
+    shutil.copytree(CORPUS / case / "ckpt", to)
+    return to
 
 
 def f32(*shape: int) -> jax.ShapeDtypeStruct:
@@ -57,11 +65,24 @@ CHECKPOINT_LIKE_URL = "Recipe(checkpoint_like.<locals>.checkpoint)"
 """How messages name what `checkpoint_like` returns."""
 
 
-def assert_same_tree(got: Any, want: Any) -> None:
+def checkpoint_of(tree: Any) -> tx.Recipe:
+    """A checkpoint in memory that holds this tree."""
+    return tx.Recipe(lambda: tree)
+
+
+def shard_over(n: int, *spec: str | None) -> NamedSharding:
+    """A sharding over the first `n` devices; `spec` names their only axis, `x`."""
+    return NamedSharding(Mesh(np.array(jax.devices()[:n]), ("x",)), PartitionSpec(*spec))
+
+
+def assert_same_tree(got: Any, want: Any, *, kinds: bool = True) -> None:
     """The same structure, and each leaf of the same kind, dtype, shape and bytes.
 
     PRNG keys are compared by implementation and key data; leaves other than arrays by type and
     identity or equality.
+
+    Args:
+        kinds: Whether a `jax.Array` differs from a numpy array of the same values.
     """
     assert jax.tree.structure(got) == jax.tree.structure(want)
     for (path, a), b in zip(jax.tree.leaves_with_path(got), jax.tree.leaves(want), strict=True):
@@ -70,7 +91,7 @@ def assert_same_tree(got: Any, want: Any) -> None:
             assert type(a) is type(b), where
             assert a is b or a == b, where
             continue
-        assert isinstance(a, jax.Array) == isinstance(b, jax.Array), where
+        assert not kinds or isinstance(a, jax.Array) == isinstance(b, jax.Array), where
         assert (a.dtype, a.shape) == (b.dtype, b.shape), where
         if jnp.issubdtype(b.dtype, jax.dtypes.prng_key):
             a, b = jax.random.key_data(a), jax.random.key_data(b)

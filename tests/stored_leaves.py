@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,14 +17,17 @@ import pytest
 import zstandard
 from hypothesis import strategies as st
 from msgspec import structs
+from safetensors.numpy import save_file
 
 from templax._catalog.entry import Chunk, Extent, LeafEntry
 from templax._codecs.crc32c import crc32c
 from templax._codecs.decode import decode
 from templax._core.boxes import Box, box_slices, full_box, intersect, relative_box, shape_of
 from templax._match.result import Match, Pair
+from templax._plan import build, parts
 from templax._plan.build import build_plan
 from templax._plan.plan import Plan
+from templax._restore import execute
 from templax._restore.execute import execute_plan
 from templax._template.template import Target, Template
 from templax.storage import Source
@@ -59,10 +63,25 @@ def make_pair(
     )
 
 
+def save_leaves(
+    directory: Path, n: int = 12, shape: tuple[int, int] = (64, 256)
+) -> tuple[Path, dict[str, np.ndarray]]:
+    """A safetensors file of `n` leaves, and their values."""
+    tree = {f"l{i}": np.random.default_rng(i).random(shape, np.float32) for i in range(n)}
+    save_file(tree, directory / "m.safetensors")
+    return directory / "m.safetensors", tree
+
+
 def make_plan(*pairs: Pair, threads: int = 2, **chunks: tuple[Chunk, ...]) -> Plan:
     """A plan for pairs whose chunks are given by the name of the leaf."""
     match = Match("memory", Template(tuple(pair.target for pair in pairs)), pairs)
     return build_plan(match, [chunks], threads=threads)
+
+
+def plan_pair(pair: Pair, chunk: Chunk, **options: Any) -> Plan:
+    """A plan for a leaf of one chunk under options of `plan`."""
+    match = Match("memory", Template((pair.target,)), (pair,))
+    return build_plan(match, [{pair.entry.name: (chunk,)}], **options)
 
 
 def plan_leaves(leaves: Sequence[StoredLeaf], **options: Any) -> Plan:
@@ -128,11 +147,14 @@ class Restore(NamedTuple):
 
 @contextmanager
 def small_sizes(sizes: dict[str, int]) -> Iterator[None]:
-    """Cuts and joins reads at sizes as small as the leaves of these tests."""
+    """Cuts and joins reads at sizes as small as the leaves of these tests.
+
+    Import other modules that use the sizes first: they would keep the small ones.
+    """
     with pytest.MonkeyPatch.context() as patch:
         for name, size in sizes.items():
-            for module in ("_plan.parts", "_plan.build", "_restore.execute"):
-                patch.setattr(f"templax.{module}.{name}", size, raising=False)
+            for module in (parts, build, execute):
+                patch.setattr(module, name, size, raising=False)
         yield
 
 

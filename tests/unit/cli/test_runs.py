@@ -1,4 +1,4 @@
-"""The commands about directories of steps: what they print, do, and how they exit."""
+"""`templax steps` and `templax prune`: output, JSON, exit codes and what is deleted."""
 
 import json
 import math
@@ -9,61 +9,43 @@ import time
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 
-from helpers import CORPUS
+from helpers import CORPUS, count_bytes, list_names, run_cli
+from run_directories import write_step
 from templax._core.text import format_size
 from templax._runs.locks import hold_for_reading
-from templax.cli.main import main
 from templax.storage.leftovers import temporary_path
 from templax.storage.staging import Staging
 
 LOST = "is the temporary directory of a save that never finished"
 
 
-def cli(*arguments):
-    return CliRunner().invoke(main, [str(a) for a in arguments])
-
-
-@pytest.fixture(autouse=True)
-def _plain(monkeypatch):
-    monkeypatch.delenv("FORCE_COLOR", raising=False)
-
-
 @pytest.fixture
-def a_run(tmp_path, monkeypatch):
-    """Makes steps below `run`, committed an hour ago."""
+def make_run(tmp_path, monkeypatch):
+    """Makes steps in the directory `run`, committed an hour ago; works in its parent."""
     monkeypatch.chdir(tmp_path)
 
     def make(**metrics):
         for name, found in metrics.items():
-            path = tmp_path / "run" / name.removeprefix("s")
-            shutil.copytree(CORPUS / "orbax-0.12.8-default/ckpt", path / "default")
-            (path / "metrics").mkdir()
-            (path / "metrics" / "metrics").write_text(json.dumps(found))
-            committed = int((time.time() - 3700) * 1e9)
-            about = {"item_handlers": {}, "commit_timestamp_nsecs": committed}
-            (path / "_CHECKPOINT_METADATA").write_text(json.dumps(about))
+            write_step(
+                tmp_path / "run" / name.removeprefix("s"),
+                metrics=json.dumps(found),
+                item_handlers={},
+                commit_timestamp_nsecs=int((time.time() - 3700) * 1e9),
+            )
         return tmp_path / "run"
 
     return make
 
 
-def nbytes(directory):
-    return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
-
-
-# steps
-
-
-def test_steps_shows_sizes_ages_metrics_and_what_never_finished(a_run):
-    path = a_run(s9={"loss": 0.123456789, "n": 3}, s10={"loss": math.nan})
+def test_steps_shows_sizes_ages_metrics_and_leftovers(make_run):
+    path = make_run(s9={"loss": 0.123456789, "n": 3}, s10={"loss": math.nan})
     stale = path / "11.orbax-checkpoint-tmp-templax-0a"
     stale.mkdir()
     (stale / "data").write_bytes(bytes(2048))
-    result = cli("steps", "run")
+    result = run_cli("steps", "run")
     assert (result.exit_code, result.stderr) == (0, "")
-    nine, ten, total = (format_size(nbytes(p)) for p in (path / "9", path / "10", path))
+    nine, ten, total = (format_size(count_bytes(p)) for p in (path / "9", path / "10", path))
     assert result.stdout == (
         f"""\
 run
@@ -77,10 +59,10 @@ run
     )
 
 
-def test_steps_json_has_the_documented_fields(a_run):
-    path = a_run(s9={"loss": 0.5, "by": {"a": math.nan}, "all": [math.inf, 1]})
+def test_steps_json_has_the_documented_fields(make_run):
+    path = make_run(s9={"loss": 0.5, "by": {"a": math.nan}, "all": [math.inf, 1]})
     (path / "best.orbax-checkpoint-tmp").mkdir()
-    result = cli("steps", "--json", "run")
+    result = run_cli("steps", "--json", "run")
     assert result.exit_code == 0
 
     def refuse(constant):
@@ -105,7 +87,7 @@ def test_steps_json_has_the_documented_fields(a_run):
                 "problem": None,
                 "items": {"default": "pytree", "metrics": "json"},
                 "metrics": {"loss": 0.5, "by": {"a": None}, "all": [None, 1]},
-                "nbytes": nbytes(path / "9"),
+                "nbytes": count_bytes(path / "9"),
             }
         ],
         "others": [
@@ -122,53 +104,46 @@ def test_steps_json_has_the_documented_fields(a_run):
     }
 
 
-def test_ls_tells_the_same_of_a_run_without_counting_bytes(a_run):
-    a_run(s9={"loss": 0.5}, s10={"loss": 0.25})
-    listed = json.loads(cli("ls", "--json", "run").output)
-    counted = json.loads(cli("steps", "--json", "run").output)
+def test_ls_json_of_a_run_is_that_of_steps_without_sizes(make_run):
+    make_run(s9={"loss": 0.5}, s10={"loss": 0.25})
+    listed = json.loads(run_cli("ls", "--json", "run").output)
+    counted = json.loads(run_cli("steps", "--json", "run").output)
     assert [step.pop("nbytes") for step in listed["steps"]] == [None, None]
     assert all(step.pop("nbytes") > 2**15 for step in counted["steps"])
     assert listed == counted
 
 
-def test_steps_of_something_else_says_what_it_is():
+def test_steps_of_something_else_is_refused_by_what_it_is():
     checkpoint = CORPUS / "orbax-0.12.8-default" / "ckpt"
-    result = cli("steps", checkpoint)
+    result = run_cli("steps", checkpoint)
     assert (result.exit_code, result.stdout) == (2, "")
     assert result.stderr == (
         f"error: Expected a directory of steps, got the checkpoint {checkpoint};"
         f" hint: templax ls {checkpoint}\n"
     )
-    result = cli("steps", CORPUS / "safetensors-plain")
+    result = run_cli("steps", CORPUS / "safetensors-plain")
     assert result.exit_code == 2
     assert "(a safetensors file)" in result.stderr
-    assert cli("steps", CORPUS / "nothing").exit_code == 2
+    assert run_cli("steps", CORPUS / "nothing").exit_code == 2
 
 
-# prune
-
-
-def fates(result):
-    """Name → whether it goes, and why it stays; of a table that was printed."""
+def read_fates(result):
+    """The table of `prune`: name -> "goes", or ("stays", reason)."""
     rows = re.findall(r"^ *(\S+)  (stays|goes)  .*? ago *(.*)$", result.stdout, re.MULTILINE)
     return {key: (state, why) if state == "stays" else state for key, state, why in rows}
-
-
-def names(path):
-    return {child.name for child in path.iterdir()}
 
 
 STEPS = {f"s{n}": {"loss": loss} for n, loss in enumerate([5, 1, 4, math.nan, 2, 3])}
 
 
-def test_prune_shows_what_would_go_and_deletes_nothing(a_run):
-    path = a_run(**STEPS)
-    result = cli(
+def test_prune_without_yes_deletes_nothing(make_run):
+    path = make_run(**STEPS)
+    result = run_cli(
         *("prune", "run", "--keep", "1", "--keep-every", "3"),
         *("--keep-best", "1", "--metric", "loss"),
     )
     assert (result.exit_code, result.stderr) == (0, "")
-    assert fates(result) == {
+    assert read_fates(result) == {
         "0": ("stays", "every 3"),
         "1": ("stays", "best 1 by loss"),
         "2": "goes",
@@ -176,88 +151,88 @@ def test_prune_shows_what_would_go_and_deletes_nothing(a_run):
         "4": "goes",
         "5": ("stays", "the latest, last 1"),
     }
-    going = format_size(nbytes(path / "2") + nbytes(path / "4"))
+    going = format_size(count_bytes(path / "2") + count_bytes(path / "4"))
     assert result.stdout.splitlines()[-1] == (
         f"2 directories ({going}) would be deleted; --yes does it"
     )
-    assert names(path) == set("012345")
+    assert set(list_names(path)) == set("012345")
 
 
-def test_prune_does_it_when_told_and_then_has_nothing_to_do(a_run):
-    path = a_run(**STEPS)
+def test_prune_with_yes_deletes_once(make_run):
+    path = make_run(**STEPS)
     command = ("prune", "run", "--keep-best", "2", "--metric", "loss", "--mode", "max", "--yes")
-    result = cli(*command)
+    result = run_cli(*command)
     assert (result.exit_code, result.stderr) == (0, "")
-    assert names(path) == set("025")
+    assert set(list_names(path)) == set("025")
     assert result.stdout.splitlines()[-1].startswith("3 directories (")
-    result = cli(*command)
+    result = run_cli(*command)
     assert (result.exit_code, result.stdout.splitlines()[-1]) == (0, "nothing deleted")
-    assert names(path) == set("025")
+    assert set(list_names(path)) == set("025")
 
 
-def test_prune_leaves_a_step_that_is_read(a_run):
-    path = a_run(**STEPS)
+def test_prune_keeps_a_step_that_is_being_read(make_run):
+    path = make_run(**STEPS)
     with hold_for_reading(str(path / "1")) as there:
         assert there
-        result = cli("prune", "run", "--keep", "4", "--yes")
+        result = run_cli("prune", "run", "--keep", "4", "--yes")
     assert result.exit_code == 1
     assert "1 is being read, and stays" in result.stdout.splitlines()
     assert result.stdout.splitlines()[-1].startswith("1 directory (")
-    assert names(path) == set("12345")
-    assert cli("prune", "run", "--keep", "4", "--yes").exit_code == 0
-    assert names(path) == set("2345")
+    assert set(list_names(path)) == set("12345")
+    assert run_cli("prune", "run", "--keep", "4", "--yes").exit_code == 0
+    assert set(list_names(path)) == set("2345")
 
 
-def age_of(path, seconds):
+def set_age(path, seconds):
     for below in [path, *path.rglob("*")]:
         os.utime(below, (time.time() - seconds,) * 2)
 
 
-def test_prune_deletes_leftovers_only_if_asked_and_only_of_dead_saves(a_run):
-    path = a_run(s1={}, s2={}, s3={})
+def test_prune_deletes_leftovers_of_dead_saves_if_asked(make_run):
+    path = make_run(s1={}, s2={}, s3={})
     (path / "3" / "_CHECKPOINT_METADATA").write_text('{"commit_timestamp_nsecs": null}')
     for other in ("4.orbax-checkpoint-tmp", "5.orbax-checkpoint-tmp-9"):
         (path / other).mkdir()
     for old in ("3", "4.orbax-checkpoint-tmp"):
-        age_of(path / old, 3 * 24 * 3600)
+        set_age(path / old, 3 * 24 * 3600)
     dead = Path(temporary_path(str(path / "6")))
     dead.mkdir()
     with Staging(path / "7", overwrite=False) as staging:
-        goes_on = Path(staging.directory).name
-        result = cli("prune", "run", "--keep", "9", "--yes")
+        live = Path(staging.directory).name
+        result = run_cli("prune", "run", "--keep", "9", "--yes")
         assert (result.exit_code, result.stdout.splitlines()[-1]) == (0, "nothing deleted")
         left = ("stays", "left by a dead save; --leftovers deletes it")
         alive = ("stays", "of a save that goes on, or wrote something within a day")
-        assert fates(result) == {
+        assert read_fates(result) == {
             "1": ("stays", "last 9"),
             "2": ("stays", "the latest, last 9"),
             "3": left,
             "4.orbax-checkpoint-tmp": left,
             "5.orbax-checkpoint-tmp-9": alive,
             dead.name: left,
-            goes_on: alive,
+            live: alive,
         }
-        result = cli("prune", "run", "--leftovers", "--yes")
+        result = run_cli("prune", "run", "--leftovers", "--yes")
         assert (result.exit_code, result.stderr) == (0, "")
-        assert names(path) == {"1", "2", "5.orbax-checkpoint-tmp-9", goes_on}
+        assert set(list_names(path)) == {"1", "2", "5.orbax-checkpoint-tmp-9", live}
 
 
-def test_prune_keeps_what_has_the_same_number_as_a_step(a_run):
-    path = a_run(s1={}, s01={}, s2={}, s3={})
-    result = cli("prune", "run", "--keep", "1", "--yes")
+def test_prune_keeps_directories_with_the_number_of_a_kept_step(make_run):
+    path = make_run(s1={}, s01={}, s2={}, s3={})
+    result = run_cli("prune", "run", "--keep", "1", "--yes")
     assert result.exit_code == 0
-    assert names(path) == {"01", "3"}
+    assert set(list_names(path)) == {"01", "3"}
 
 
-def test_prune_refuses_runs_that_share_a_directory(a_run):
-    path = a_run(s1={}, s2={}, eval_1={}, eval_2={})
-    result = cli("prune", "run", "--keep", "1", "--yes")
+def test_prune_refuses_runs_that_share_a_directory(make_run):
+    path = make_run(s1={}, s2={}, eval_1={}, eval_2={})
+    result = run_cli("prune", "run", "--keep", "1", "--yes")
     assert result.exit_code == 2
     assert result.stderr == (
         "error: Expected steps whose names differ by their number only, got `2` and `eval_2` in"
         " run; hint: move those of one name to a directory of their own\n"
     )
-    assert names(path) == {"1", "2", "eval_1", "eval_2"}
+    assert set(list_names(path)) == {"1", "2", "eval_1", "eval_2"}
 
 
 @pytest.mark.parametrize(
@@ -269,17 +244,17 @@ def test_prune_refuses_runs_that_share_a_directory(a_run):
         (["--keep", "0"], "0 is not in the range x>=1"),
     ],
 )
-def test_prune_refuses_what_means_nothing(a_run, arguments, says):
-    a_run(s1={}, s2={})
-    result = cli("prune", "run", *arguments, "--yes")
+def test_prune_refuses_invalid_rules(make_run, arguments, says):
+    make_run(s1={}, s2={})
+    result = run_cli("prune", "run", *arguments, "--yes")
     assert result.exit_code == 2
     assert says in result.stderr
-    assert names(Path("run")) == {"1", "2"}
+    assert set(list_names(Path("run"))) == {"1", "2"}
 
 
 def test_prune_of_something_else_deletes_nothing(tmp_path):
     shutil.copytree(CORPUS / "orbax-0.12.8-manager" / "ckpt" / "10", tmp_path / "10")
     before = sorted(tmp_path.rglob("*"))
-    result = cli("prune", tmp_path / "10", "--keep", "1", "--leftovers", "--yes")
+    result = run_cli("prune", tmp_path / "10", "--keep", "1", "--leftovers", "--yes")
     assert result.exit_code == 2
     assert sorted(tmp_path.rglob("*")) == before

@@ -1,4 +1,4 @@
-"""CRC-32C put together from pieces equals that of the whole."""
+"""Combining CRC-32C checksums of pieces gives that of the whole."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from templax._codecs.crc_combine import (
 
 
 @given(st.lists(st.binary(max_size=300), min_size=1, max_size=6), st.randoms())
-def test_pieces_in_any_order_make_the_whole(pieces: list[bytes], random: np.random.Generator):
+def test_checksums_of_pieces_in_any_order_combine(pieces: list[bytes], random: np.random.Generator):
     whole = b"".join(pieces)
     parts = []
     after = len(whole)
@@ -34,17 +34,19 @@ def test_pieces_in_any_order_make_the_whole(pieces: list[bytes], random: np.rand
 
 
 @given(st.binary(min_size=1, max_size=2000), st.integers(1, 300))
-def test_blocks_in_order_make_the_whole(data: bytes, block: int):
+def test_checksums_of_equal_blocks_combine(data: bytes, block: int):
     crcs = [crc32c(data[i : i + block]) for i in range(0, len(data), block)]
     assert combine_crcs(crcs, block, len(data)) == crc32c(data)
 
 
-def test_nothing_has_the_crc_of_no_bytes():
+def test_the_checksum_of_no_bytes_is_zero():
     assert combine_crcs([], 64, 0) == crc32c(b"") == crc_of_zeros(0) == 0
 
 
 @given(st.integers(1, 9), st.integers(1, 40), st.lists(st.integers(1, 39), max_size=2))
-def test_columns_make_the_matrix(rows: int, columns: int, cuts: list[int]):
+def test_checksums_of_columns_combine_to_that_of_the_matrix(
+    rows: int, columns: int, cuts: list[int]
+):
     matrix = np.random.default_rng(0).integers(0, 256, (rows, columns), np.uint8)
     edges = sorted({0, columns, *(c for c in cuts if c < columns)})
     total = crc_of_zeros(matrix.size)
@@ -54,5 +56,5 @@ def test_columns_make_the_matrix(rows: int, columns: int, cuts: list[int]):
     assert total == crc32c(matrix.tobytes())
 
 
-def test_a_terabyte_of_zeros_takes_no_time():
+def test_the_checksum_of_a_terabyte_of_zeros_is_computed_at_once():
     assert combine_crcs([crc_of_zeros(2**39)] * 2, 2**39, 2**40) == crc_of_zeros(2**40)

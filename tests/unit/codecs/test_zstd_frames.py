@@ -1,4 +1,4 @@
-"""Where zstd frames end: whole frames are whole, cut ones are not, however they come."""
+"""Where zstd frames end, in whatever pieces they arrive."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def frames(draw: Any) -> tuple[bytes, bytes, set[int]]:
     return stored, content, ends
 
 
-def walked(data: bytes, step: int) -> bool:
+def is_complete(data: bytes, step: int) -> bool:
     walk = FrameWalk()
     for i in range(0, len(data), step):
         walk.feed(memoryview(data)[i : i + step])
@@ -47,30 +47,30 @@ def walked(data: bytes, step: int) -> bool:
 
 
 @given(frames(), st.sampled_from([1, 3, 7, 1000, 1 << 20]), st.data())
-def test_what_is_fed_is_complete_where_a_frame_ends(made: Any, step: int, data: Any) -> None:
+def test_a_walk_is_complete_exactly_at_the_ends_of_frames(made: Any, step: int, data: Any) -> None:
     stored, _, ends = made
     step = step if len(stored) < 50_000 else max(step, 997)
-    assert walked(stored, step)
+    assert is_complete(stored, step)
     n = data.draw(st.integers(0, len(stored)))
-    assert walked(stored[:n], step) == (n in ends)
+    assert is_complete(stored[:n], step) == (n in ends)
 
 
 @given(frames())
-def test_what_is_decoded_is_what_was_encoded(made: Any) -> None:
+def test_frames_of_all_kinds_are_decoded(made: Any) -> None:
     stored, content, _ = made
     assert bytes(decode(("zstd",), stored, len(content))) == content
 
 
-def test_no_frame_is_never_complete() -> None:
-    assert not walked(b"\x28\xb5\x2f", 1)
-    assert not walked(b"no frame at all", 3)
-    assert not walked(zstandard.compress(b"a") + b"junk!", 4)
+def test_bytes_that_are_not_frames_are_never_complete() -> None:
+    assert not is_complete(b"\x28\xb5\x2f", 1)
+    assert not is_complete(b"no frame at all", 3)
+    assert not is_complete(zstandard.compress(b"a") + b"junk!", 4)
 
 
 @pytest.mark.parametrize("cut", [1, 4])
 @pytest.mark.parametrize("size", [100, 100_000])
 def test_a_frame_without_its_checksum_is_damage(cut: int, size: int) -> None:
-    """libzstd's reader takes it, and whatever was altered in it."""
+    """libzstd's streaming reader accepts it, even if the content was changed."""
     content = np.random.default_rng(0).bytes(size)
     stored = zstandard.ZstdCompressor(write_checksum=True).compress(content)
     with pytest.raises(Corrupted):
@@ -89,7 +89,7 @@ def test_a_frame_without_its_checksum_is_damage(cut: int, size: int) -> None:
         inflater.finish()
 
 
-def test_many_are_decoded_only_if_each_is_one_frame_and_nothing_more() -> None:
+def test_inflate_many_requires_exactly_one_frame_each() -> None:
     good = [zstandard.compress(bytes([i]) * 100, 1) for i in range(5)]
     decoded = inflate_many(good, [100] * 5)
     assert decoded is not None
@@ -101,7 +101,7 @@ def test_many_are_decoded_only_if_each_is_one_frame_and_nothing_more() -> None:
     assert inflate_many(good, [100, 100, 100, 100, 101]) is None
 
 
-def test_frames_of_one_block_with_and_without_checksum_and_size() -> None:
+def test_single_block_frames_are_recognised_with_and_without_checksum_and_size() -> None:
     for checksum in (True, False):
         for size in (True, False):
             made = zstandard.ZstdCompressor(write_checksum=checksum, write_content_size=size)

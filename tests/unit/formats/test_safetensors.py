@@ -1,4 +1,4 @@
-"""Safetensors files: what the reference writes is read, what it refuses is refused by name."""
+"""Safetensors files: those of the reference library are read, invalid ones are refused."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.flax import save
-from safetensors.numpy import load as official
+from safetensors.numpy import load as load_with_safetensors
 
 import templax as tx
 from helpers import CORPUS
 from templax.storage import Memory
 
 
-def file(tensors: dict[str, Any], data: bytes) -> Memory:
+def make_file(tensors: dict[str, Any], data: bytes) -> Memory:
     header = json.dumps(tensors).encode()
     return Memory({"": len(header).to_bytes(8, "little") + header + data})
 
 
-def test_every_dtype_that_the_reference_writes_comes_back(tmp_path: Path) -> None:
+def test_every_dtype_of_the_reference_library_is_restored(tmp_path: Path) -> None:
     names = [
         "bool",
         "uint8",
@@ -62,15 +62,15 @@ def test_every_dtype_that_the_reference_writes_comes_back(tmp_path: Path) -> Non
         ("truncated", "Expected a file of "),
     ],
 )
-def test_what_the_reference_refuses_is_damage(case: str, said: str) -> None:
+def test_files_that_the_reference_library_refuses_are_damage(case: str, said: str) -> None:
     path = CORPUS / f"damaged-st_{case}" / "model.safetensors"
-    with pytest.raises(Exception):  # noqa: B017 (whatever it raises)
-        official(path.read_bytes())
+    with pytest.raises(Exception):  # noqa: B017 (any exception of the library)
+        load_with_safetensors(path.read_bytes())
     with pytest.raises(tx.Corrupted, match=said):
         tx.open(path)
 
 
-def test_a_header_longer_than_the_file_is_no_safetensors_file() -> None:
+def test_a_file_with_a_header_longer_than_itself_is_not_safetensors() -> None:
     with pytest.raises(tx.UnknownFormat):
         tx.open(CORPUS / "damaged-st_header_2e60" / "model.safetensors")
 
@@ -90,17 +90,17 @@ def test_a_header_longer_than_the_file_is_no_safetensors_file() -> None:
         ({"w": {"dtype": "F32", "shape": [2**62, 4], "data_offsets": [0, 8]}}, "Expected 73786976"),
     ],
 )
-def test_a_header_that_means_nothing_is_refused(tensors: dict[str, Any], said: str) -> None:
+def test_an_invalid_header_is_refused(tensors: dict[str, Any], said: str) -> None:
     with pytest.raises(tx.CheckpointError, match=said):
-        tx.open(file(tensors, b"\0" * 8))
+        tx.open(make_file(tensors, b"\0" * 8))
 
 
-def test_names_that_are_leaf_and_subtree_make_a_flat_template() -> None:
+def test_a_name_that_is_a_leaf_and_a_subtree_gives_a_flat_template() -> None:
     tensors = {
         "a": {"dtype": "U8", "shape": [3], "data_offsets": [0, 3]},
         "a.b": {"dtype": "U8", "shape": [2], "data_offsets": [3, 5]},
     }
-    catalog = tx.open(file(tensors, bytes(range(5))))
+    catalog = tx.open(make_file(tensors, bytes(range(5))))
     restored = tx.restore(catalog, catalog.template())
     assert {name: leaf.tolist() for name, leaf in restored.items()} == {
         "a": [0, 1, 2],
@@ -108,15 +108,15 @@ def test_names_that_are_leaf_and_subtree_make_a_flat_template() -> None:
     }
 
 
-def test_a_boolean_of_another_byte_is_damage() -> None:
-    source = file({"w": {"dtype": "BOOL", "shape": [3], "data_offsets": [0, 3]}}, b"\0\1\2")
+def test_a_boolean_that_is_not_0_or_1_is_damage() -> None:
+    source = make_file({"w": {"dtype": "BOOL", "shape": [3], "data_offsets": [0, 3]}}, b"\0\1\2")
     for template in ({"w": np.zeros(3, bool)}, {"w": jax.ShapeDtypeStruct((3,), jnp.bool_)}):
         for mapped in (False, True):
             with pytest.raises(tx.Corrupted, match=r"booleans of bytes 0 and 1.* - at `w`"):
                 tx.restore(source, template, mapped=mapped)
 
 
-def test_errors_name_a_file_that_is_the_checkpoint_itself(tmp_path: Path) -> None:
+def test_errors_name_the_file_if_it_is_the_checkpoint(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     path.write_bytes(save({"w": jnp.zeros(100_000)}))
     plan = tx.plan(path, {"w": jax.ShapeDtypeStruct((100_000,), jnp.float32)})
@@ -128,12 +128,12 @@ def test_errors_name_a_file_that_is_the_checkpoint_itself(tmp_path: Path) -> Non
         tx.run(plan)
 
 
-def test_tensors_out_of_order_are_read_right() -> None:
+def test_tensors_out_of_order_are_restored() -> None:
     tensors = {
         "b": {"dtype": "U8", "shape": [2], "data_offsets": [3, 5]},
         "a": {"dtype": "U8", "shape": [3], "data_offsets": [0, 3]},
     }
     tree = {"a": np.zeros(3, np.uint8), "b": np.zeros(2, np.uint8)}
-    restored = tx.restore(file(tensors, bytes(range(5))), tree)
+    restored = tx.restore(make_file(tensors, bytes(range(5))), tree)
     assert restored["a"].tolist() == [0, 1, 2]
     assert restored["b"].tolist() == [3, 4]

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import templax as tx
 from helpers import checkpoint_like, f32
-from hint_checks import DENSE, MLP, find_mismatches, follow_hints, has_no_hint
+from mismatches import DENSE, MLP, fail_match, follow_hints, has_no_hint
 
 A = jax.ShapeDtypeStruct
 
@@ -49,13 +49,13 @@ A = jax.ShapeDtypeStruct
     ],
 )
 def test_no_hint_is_given_where_none_works(checkpoint: Any, template: Any) -> None:
-    assert has_no_hint(find_mismatches(checkpoint, template))
+    assert has_no_hint(fail_match(checkpoint, template))
 
 
 def test_following_a_hint_removes_the_mismatches_it_is_attached_to() -> None:
     checkpoint = {"params": {"Dense_0": DENSE, "extra": f32(1)}, "opt": f32(9)}
     template = {"dense_0": DENSE}
-    match = find_mismatches(checkpoint, template)
+    match = fail_match(checkpoint, template)
     for m in match.mismatches:
         if m.hint and re.match(r"(at|rename|extra|cast)=", m.hint):
             after = follow_hints(match, checkpoint, template)
@@ -66,7 +66,7 @@ def test_names_with_different_numbers_are_not_similar() -> None:
     """`layers_3` for `layers_4` would load another layer."""
     checkpoint = {f"layers_{i}": f32(3) for i in (0, 1, 2, 3)}
     template = {f"layers_{i}": f32(3) for i in (0, 1, 2, 4)}
-    assert has_no_hint(find_mismatches(checkpoint, template))
+    assert has_no_hint(fail_match(checkpoint, template))
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ def test_names_with_different_numbers_are_not_similar() -> None:
 def test_no_hint_is_given_if_an_option_or_another_mismatch_rules_it_out(
     checkpoint: Any, template: Any, options: dict[str, Any]
 ) -> None:
-    assert has_no_hint(find_mismatches(checkpoint, template, **options))
+    assert has_no_hint(fail_match(checkpoint, template, **options))
 
 
 def _wrap(draw: Any, tree: Any) -> Any:
@@ -209,7 +209,7 @@ def _mismatched_trees(draw: Any) -> tuple[Any, Any, dict[str, Any]]:
 
 
 def _parse_alternatives(match: tx.Match, hint: str) -> list[dict[str, Any]]:
-    """The keyword arguments that a hint offers, one dict per alternative; none for a hint in prose."""
+    """The keyword arguments of each alternative that a hint offers; none for a hint in prose."""
     if not re.match(r"(at|rename|extra|cast)=", hint):
         return []
     if "error.match.rename" in hint:

@@ -14,7 +14,7 @@ import pytest
 import templax as tx
 from helpers import CHECKPOINT_LIKE_URL as URL
 from helpers import checkpoint_like, f32
-from hint_checks import find_mismatches, follow_hints, has_no_hint
+from mismatches import fail_match, follow_hints, has_no_hint
 
 A = jax.ShapeDtypeStruct
 
@@ -22,12 +22,12 @@ A = jax.ShapeDtypeStruct
 def test_a_hint_counts_a_number_that_does_not_fit_its_dtype() -> None:
     """The value of a stored Python int is also checked when a hint is tried."""
     checkpoint = {"params": {"w": f32(2), "step": 2**40}}
-    match = find_mismatches(checkpoint, {"w": f32(2), "step": A((), jnp.int32)})
+    match = fail_match(checkpoint, {"w": f32(2), "step": A((), jnp.int32)})
     assert str(match).endswith(
         'hint: at="params", which leaves 1 mismatch:\n  Expected dtype `int32`, got'
         f" `int64` - at `step`; the number is {2**40}"
     )
-    match = find_mismatches(
+    match = fail_match(
         {"step": 2**40, "Dense": f32(2)}, {"step": A((), jnp.int32), "dense": f32(2)}
     )
     assert {m.name: m.hint for m in match.mismatches}["dense"] == 'rename={"Dense": "dense"}'
@@ -35,16 +35,16 @@ def test_a_hint_counts_a_number_that_does_not_fit_its_dtype() -> None:
 
 def test_a_shape_of_another_rank_is_not_a_transpose() -> None:
     for stored, wanted in [((4, 8), (32,)), ((4, 8), ()), ((32,), (4, 8)), ((2, 3, 4), (4, 3))]:
-        match = find_mismatches({"w": f32(*stored)}, {"w": f32(*wanted)})
+        match = fail_match({"w": f32(*stored)}, {"w": f32(*wanted)})
         assert [(m.problem, m.hint) for m in match.mismatches] == [("shape", None)]
-    assert [m.problem for m in find_mismatches({"w": f32(4, 8)}, {"w": int}).mismatches] == [
+    assert [m.problem for m in fail_match({"w": f32(4, 8)}, {"w": int}).mismatches] == [
         "shape",
         "dtype",
     ]
 
 
 def test_a_transpose_is_hinted() -> None:
-    match = find_mismatches({"w": f32(3, 8)}, {"w": f32(8, 3)})
+    match = fail_match({"w": f32(3, 8)}, {"w": f32(8, 3)})
     assert match.mismatches[0].hint == (
         "the checkpoint holds the transpose: ask for shape `(3, 8)` and swap the last two axes"
         " of the result"
@@ -54,7 +54,7 @@ def test_a_transpose_is_hinted() -> None:
 def test_layers_stacked_in_the_checkpoint_are_hinted() -> None:
     checkpoint = {"layers": {"w": f32(4, 2, 3), "b": f32(4, 3)}}
     template = {f"layers_{i}": {"w": f32(2, 3), "b": f32(3)} for i in range(4)}
-    match = find_mismatches(checkpoint, template)
+    match = fail_match(checkpoint, template)
     by_name = {m.name: m.hint for m in match.mismatches}
     assert (
         by_name["layers_2.w"]
@@ -68,7 +68,7 @@ def test_layers_stacked_in_the_checkpoint_are_hinted() -> None:
 
 def test_layers_stacked_in_the_template_are_hinted_with_their_axis() -> None:
     checkpoint = {"layers": [{"w": f32(2, 3)} for _ in range(4)]}
-    match = find_mismatches(checkpoint, {"layers": {"w": f32(2, 4, 3)}})
+    match = fail_match(checkpoint, {"layers": {"w": f32(2, 4, 3)}})
     assert match.mismatches[0].hint == (
         "the checkpoint holds `layers.w` as 4 layers, `layers.0.w` to `layers.3.w`:"
         " ask for the layers and stack the results along axis 1"
@@ -77,7 +77,7 @@ def test_layers_stacked_in_the_template_are_hinted_with_their_axis() -> None:
 
 def test_a_stack_hint_names_no_axis_if_several_are_possible() -> None:
     checkpoint = {"layers": {"w": f32(4, 4)}}
-    match = find_mismatches(checkpoint, {f"layers_{i}": {"w": f32(4)} for i in range(4)})
+    match = fail_match(checkpoint, {f"layers_{i}": {"w": f32(4)} for i in range(4)})
     assert "stacks these 4 layers along one axis of `layers.w`" in str(match)
 
 
@@ -85,24 +85,24 @@ def test_a_stack_hint_names_no_axis_if_several_are_possible() -> None:
     "other", [{"other": {"w": A((2, 3), jnp.int32)}}, {"layers": {"w": A((2, 3), jnp.int32)}}]
 )
 def test_a_leaf_that_only_has_the_size_of_a_stack_gets_no_hint(other: Any) -> None:
-    assert has_no_hint(find_mismatches(other, {"layers": [{"w": f32(3)}, {"w": f32(3)}]}))
+    assert has_no_hint(fail_match(other, {"layers": [{"w": f32(3)}, {"w": f32(3)}]}))
 
 
 def test_cast_float_is_hinted_if_a_stricter_policy_was_chosen() -> None:
     template = {"w": A((2,), jnp.bfloat16)}
-    match = find_mismatches({"w": f32(2)}, template, cast="exact")
+    match = fail_match({"w": f32(2)}, template, cast="exact")
     assert match.mismatches[0].hint == 'cast="float"'
     assert follow_hints(match, {"w": f32(2)}, template, cast="exact").ok
 
 
 def test_cast_widen_is_hinted_if_it_is_enough() -> None:
     template = {"w": f32(2)}
-    match = find_mismatches({"w": A((2,), jnp.bfloat16)}, template, cast="exact")
+    match = fail_match({"w": A((2,), jnp.bfloat16)}, template, cast="exact")
     assert match.mismatches[0].hint == 'cast="widen"'
 
 
 def test_enabling_x64_is_hinted_for_64_bit_dtypes() -> None:
-    match = find_mismatches({"w": f32(2)}, {"w": A((2,), np.dtype("float64"))})
+    match = fail_match({"w": f32(2)}, {"w": A((2,), np.dtype("float64"))})
     assert str(match.mismatches[0]) == (
         "Expected dtype `float64`, got `float32` - at `w`; a jax.Array holds no 64-bit numbers"
         ' while jax_enable_x64 is off; hint: jax.config.update("jax_enable_x64", True), or a numpy'
@@ -111,7 +111,7 @@ def test_enabling_x64_is_hinted_for_64_bit_dtypes() -> None:
 
 
 def test_enabling_x64_is_not_hinted_if_it_would_not_help() -> None:
-    assert has_no_hint(find_mismatches({"w": f32(4)}, {"w": A((4,), np.dtype("int64"))}))
+    assert has_no_hint(fail_match({"w": f32(4)}, {"w": A((4,), np.dtype("int64"))}))
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ def test_the_hinted_cast_is_the_strictest_that_works(
     stored: Any, wanted: Any, hint: str, rest: str
 ) -> None:
     checkpoint, template = {"w": A((2,), stored)}, {"w": A((2,), wanted)}
-    match = find_mismatches(checkpoint, template, cast=rest)
+    match = fail_match(checkpoint, template, cast=rest)
     assert str(match) == "\n".join(
         [
             f"1 of 1 leaf does not match {URL}",
@@ -167,7 +167,7 @@ def test_the_shape_of_a_transpose_hint_can_be_restored() -> None:
 def test_only_a_swap_of_the_last_two_axes_is_a_transpose(
     stored: tuple[int, ...], wanted: tuple[int, ...], turned: bool
 ) -> None:
-    match = find_mismatches({"w": f32(*stored)}, {"w": f32(*wanted)})
+    match = fail_match({"w": f32(*stored)}, {"w": f32(*wanted)})
     assert has_no_hint(match) != turned
     assert [m.problem for m in match.mismatches] == ["shape"]
 
@@ -184,7 +184,7 @@ def test_unstacking_as_hinted_gives_the_layers(axis: int) -> None:
     shape.insert(axis, 4)
     checkpoint = {"layers": {"w": f32(*shape)}}
     template = {f"layers_{i}": {"w": f32(2, 3)} for i in range(4)}
-    match = find_mismatches(checkpoint, template)
+    match = fail_match(checkpoint, template)
     hint = (
         f"the checkpoint stacks these 4 layers along axis {axis} of `layers.w`, as scan does:"
         " ask for the stacked leaf and split the result"
@@ -206,7 +206,7 @@ def test_stacking_as_hinted_gives_the_shape_of_the_template(axis: int) -> None:
     shape = [2, 3]
     shape.insert(axis, 4)
     checkpoint = {f"layers_{i}": {"w": f32(2, 3)} for i in range(4)}
-    match = find_mismatches(checkpoint, {"layers": {"w": f32(*shape)}})
+    match = fail_match(checkpoint, {"layers": {"w": f32(*shape)}})
     hint = (
         "the checkpoint holds `layers.w` as 4 layers, `layers_0.w` to `layers_3.w`: ask for the"
         f" layers and stack the results along axis {axis}"
@@ -228,7 +228,7 @@ def test_stacking_as_hinted_gives_the_shape_of_the_template(axis: int) -> None:
 
 def test_enabling_x64_as_hinted_makes_the_template_match() -> None:
     wide = A((2,), np.dtype("float64"))
-    match = find_mismatches({"w": f32(2)}, {"w": wide})
+    match = fail_match({"w": f32(2)}, {"w": wide})
     first, second = (match.mismatches[0].hint or "").split(", or ")
     assert first == 'jax.config.update("jax_enable_x64", True)'
     assert second == "a numpy array as template leaf"
@@ -242,9 +242,7 @@ def test_enabling_x64_as_hinted_makes_the_template_match() -> None:
 
 
 def test_a_stack_is_hinted_for_a_list_of_layers() -> None:
-    match = find_mismatches(
-        {"layers": {"w": f32(3, 2)}}, {"layers": [{"w": f32(2)} for _ in range(3)]}
-    )
+    match = fail_match({"layers": {"w": f32(3, 2)}}, {"layers": [{"w": f32(2)} for _ in range(3)]})
     assert {m.hint for m in match.mismatches} == {
         "the checkpoint stacks these 3 layers along axis 0 of `layers.w`, as scan does:"
         " ask for the stacked leaf and split the result"
@@ -278,7 +276,7 @@ def test_stack_hints_work_for_layers_scanned_by_flax() -> None:
         (scanned, looped, "ask for the stacked leaf and split the result"),
         (looped, scanned, "ask for the layers and stack the results along axis 0"),
     ):
-        match = find_mismatches(checkpoint, jax.tree.map(lambda v: A(v.shape, v.dtype), template))
+        match = fail_match(checkpoint, jax.tree.map(lambda v: A(v.shape, v.dtype), template))
         assert len({m.hint for m in match.mismatches}) == 2
         assert all(m.hint and words in m.hint for m in match.mismatches)
 
@@ -289,11 +287,11 @@ def test_stack_hints_work_for_layers_scanned_by_flax() -> None:
 )
 def test_no_cast_is_hinted_if_no_policy_allows_it(policy: Any, stored: str, wanted: str) -> None:
     checkpoint, template = {"w": A((2,), jnp.dtype(stored))}, {"w": A((2,), jnp.dtype(wanted))}
-    assert has_no_hint(find_mismatches(checkpoint, template, cast=policy))
+    assert has_no_hint(fail_match(checkpoint, template, cast=policy))
 
 
 def test_missing_keep_without_a_value_to_keep_is_explained() -> None:
-    match = find_mismatches({"a": f32(3)}, {"a": f32(3), "head": f32(2)}, missing="keep")
+    match = fail_match({"a": f32(3)}, {"a": f32(3), "head": f32(2)}, missing="keep")
     assert str(match.mismatches[0]) == (
         "Expected a leaf, found none - at `head`;"
         " the template has no value to keep here, only a shape and dtype"
@@ -301,5 +299,5 @@ def test_missing_keep_without_a_value_to_keep_is_explained() -> None:
 
 
 def test_a_subtree_in_place_of_a_leaf_is_named() -> None:
-    match = find_mismatches({"a": {"b": f32(2), "c": f32(2)}}, {"a": f32(2)}, extra="ignore")
+    match = fail_match({"a": {"b": f32(2), "c": f32(2)}}, {"a": f32(2)}, extra="ignore")
     assert str(match.mismatches[0]) == ("Expected a leaf, found a subtree of 2 leaves - at `a`")

@@ -13,13 +13,13 @@ from flax import nnx
 import templax as tx
 from helpers import CHECKPOINT_LIKE_URL as URL
 from helpers import checkpoint_like, f32
-from hint_checks import DENSE, MLP, find_mismatches, follow_hints, has_no_hint
+from mismatches import DENSE, MLP, fail_match, follow_hints, has_no_hint
 
 A = jax.ShapeDtypeStruct
 
 
 def test_at_is_hinted_where_the_checkpoint_wraps_the_template() -> None:
-    match = find_mismatches({"params": MLP, "step": A((), jnp.int32)}, MLP)
+    match = fail_match({"params": MLP, "step": A((), jnp.int32)}, MLP)
     assert str(match) == (
         f"none of 4 leaves found in {URL}; the checkpoint holds the same tree under `params`;"
         ' hint: at="params"'
@@ -29,13 +29,13 @@ def test_at_is_hinted_where_the_checkpoint_wraps_the_template() -> None:
 
 def test_at_is_hinted_with_several_levels() -> None:
     checkpoint = {"state": {"model": {"params": MLP}}}
-    match = find_mismatches(checkpoint, MLP)
+    match = fail_match(checkpoint, MLP)
     assert match.mismatches[0].hint == 'at="state.model.params"'
     assert follow_hints(match, checkpoint, MLP).ok
 
 
 def test_a_wrong_at_is_corrected() -> None:
-    match = find_mismatches({"params": MLP}, MLP, at="param")
+    match = fail_match({"params": MLP}, MLP, at="param")
     assert str(match) == (
         f"none of 4 leaves found in {URL} under `param`; the checkpoint holds the same tree under"
         ' `params`; hint: at="params"'
@@ -43,7 +43,7 @@ def test_a_wrong_at_is_corrected() -> None:
 
 
 def test_a_superfluous_at_is_dropped() -> None:
-    match = find_mismatches(MLP, MLP, at="params")
+    match = fail_match(MLP, MLP, at="params")
     assert match.mismatches[0].hint == 'at=""'
     assert "holds the same tree at its root" in str(match)
     assert follow_hints(match, MLP, MLP, at="params").ok
@@ -51,7 +51,7 @@ def test_a_superfluous_at_is_dropped() -> None:
 
 def test_a_hint_lists_the_mismatches_it_leaves() -> None:
     template = {**MLP, "Dense_1": {"kernel": f32(8, 5), "bias": f32(4)}}
-    match = find_mismatches({"params": MLP}, template)
+    match = fail_match({"params": MLP}, template)
     assert str(match) == (
         f"none of 4 leaves found in {URL}; the checkpoint holds the same tree under `params`;"
         ' hint: at="params", which leaves 1 mismatch:\n'
@@ -62,7 +62,7 @@ def test_a_hint_lists_the_mismatches_it_leaves() -> None:
 
 
 def test_rename_is_hinted_where_the_template_wraps_the_checkpoint() -> None:
-    match = find_mismatches(MLP, {"params": MLP})
+    match = fail_match(MLP, {"params": MLP})
     assert str(match) == (
         f"none of 4 leaves found in {URL}; the template wraps the checkpoint's tree in `params`;"
         ' hint: rename={"": "params"}'
@@ -72,7 +72,7 @@ def test_rename_is_hinted_where_the_template_wraps_the_checkpoint() -> None:
 
 def test_at_is_hinted_for_a_bare_leaf_that_fits_one_place() -> None:
     checkpoint = {"a": f32(3), "b": f32(4)}
-    match = find_mismatches(checkpoint, f32(4))
+    match = fail_match(checkpoint, f32(4))
     assert match.mismatches[0].hint == 'at="b"'
     assert follow_hints(match, checkpoint, f32(4)).ok
 
@@ -81,7 +81,7 @@ def test_parameters_are_preferred_to_optimizer_moments_of_the_same_shape() -> No
     """The shallowest place is hinted, the others are listed."""
     moments = {"mu": MLP, "nu": MLP, "count": A((), jnp.int32)}
     checkpoint = {"params": MLP, "opt_state": [moments, {}], "step": A((), jnp.int32)}
-    match = find_mismatches(checkpoint, MLP)
+    match = fail_match(checkpoint, MLP)
     assert str(match) == (
         f"none of 4 leaves found in {URL}; the checkpoint holds the same tree under `params`"
         ' (as well as under `opt_state.0.mu` and `opt_state.0.nu`); hint: at="params"'
@@ -91,7 +91,7 @@ def test_parameters_are_preferred_to_optimizer_moments_of_the_same_shape() -> No
 
 def test_two_equally_good_places_are_both_offered() -> None:
     checkpoint = {"params": MLP, "ema": MLP}
-    match = find_mismatches(checkpoint, MLP)
+    match = fail_match(checkpoint, MLP)
     assert str(match) == (
         f"none of 4 leaves found in {URL}; the checkpoint holds the same tree under `ema` and"
         ' under `params`; hint: at="ema" or at="params"'
@@ -100,7 +100,7 @@ def test_two_equally_good_places_are_both_offered() -> None:
 
 
 def test_at_is_hinted_despite_a_new_leaf() -> None:
-    match = find_mismatches({"params": MLP}, {**MLP, "head": f32(3)})
+    match = fail_match({"params": MLP}, {**MLP, "head": f32(3)})
     assert str(match) == (
         f"none of 5 leaves found in {URL}; the checkpoint holds most under `params`;"
         ' hint: at="params", which leaves 1 mismatch:\n'
@@ -110,13 +110,13 @@ def test_at_is_hinted_despite_a_new_leaf() -> None:
 
 def test_names_with_quotes_are_quoted_as_in_python() -> None:
     checkpoint = {'it\'s "x"': MLP}
-    match = find_mismatches(checkpoint, MLP)
+    match = fail_match(checkpoint, MLP)
     assert follow_hints(match, checkpoint, MLP).ok
 
 
 def test_rename_is_hinted_for_names_in_another_case() -> None:
     template = {"dense_0": MLP["Dense_0"], "dense_1": MLP["Dense_1"]}
-    match = find_mismatches(MLP, template)
+    match = fail_match(MLP, template)
     assert str(match) == "\n".join(
         [
             f"4 of 4 leaves do not match {URL}, and 4 of its leaves are not in the template",
@@ -137,7 +137,7 @@ def test_rename_is_hinted_for_names_in_another_case() -> None:
 def test_rename_is_hinted_for_one_leaf_with_a_similar_name() -> None:
     checkpoint = {"head": {"biases": f32(4), "kernel": f32(3, 4)}}
     template = {"head": {"bias": f32(4), "kernel": f32(3, 4)}}
-    match = find_mismatches(checkpoint, template)
+    match = fail_match(checkpoint, template)
     assert match.mismatches[0].hint == 'rename={"head.biases": "head.bias"}'
     assert follow_hints(match, checkpoint, template).ok
 
@@ -145,7 +145,7 @@ def test_rename_is_hinted_for_one_leaf_with_a_similar_name() -> None:
 def test_a_rename_hint_does_not_replace_the_hint_of_another_mismatch() -> None:
     checkpoint = {"Head": f32(4), "w": f32(3, 4)}
     template = {"head": f32(4), "w": f32(4, 3)}
-    match = find_mismatches(checkpoint, template)
+    match = fail_match(checkpoint, template)
     assert [m.hint for m in match.mismatches] == [
         'rename={"Head": "head"}',
         "the checkpoint holds the transpose: ask for shape `(3, 4)` and swap the last two axes of"
@@ -157,7 +157,7 @@ def test_a_rename_hint_does_not_replace_the_hint_of_another_mismatch() -> None:
 def test_a_long_rename_is_complete_on_the_match() -> None:
     checkpoint = {f"Layer_{i}": f32(2) for i in range(9)}
     template = {f"layer_{i}": f32(2) for i in range(9)}
-    match = find_mismatches(checkpoint, template)
+    match = fail_match(checkpoint, template)
     assert "(9 entries, whole in `error.match.rename`)" in str(match)
     assert match.rename == {f"Layer_{i}": f"layer_{i}" for i in range(9)}
     assert tx.check(checkpoint_like(checkpoint), template, rename=match.rename).ok
@@ -166,7 +166,7 @@ def test_a_long_rename_is_complete_on_the_match() -> None:
 def test_rename_is_hinted_for_a_value_level_of_the_checkpoint() -> None:
     checkpoint = {"l": {"kernel": {"value": f32(2)}, "bias": {"value": f32(3)}}}
     template = {"l": {"kernel": f32(2), "bias": f32(3)}}
-    match = find_mismatches(checkpoint, template)
+    match = fail_match(checkpoint, template)
     assert str(match) == (
         f"none of 2 leaves found in {URL}; the checkpoint has an extra level `value`"
         " (an NNX variable or a Flax box);"
@@ -178,14 +178,14 @@ def test_rename_is_hinted_for_a_value_level_of_the_checkpoint() -> None:
 def test_rename_is_hinted_for_a_value_level_of_the_template() -> None:
     template = {"l": {"kernel": {"value": f32(2)}, "bias": {"value": f32(3)}}}
     checkpoint = {"l": {"kernel": f32(2), "bias": f32(3)}}
-    match = find_mismatches(checkpoint, template)
+    match = fail_match(checkpoint, template)
     assert match.mismatches[0].hint == 'rename=lambda name: name + ".value"'
     assert follow_hints(match, checkpoint, template).ok
 
 
 def test_extra_ignore_is_hinted() -> None:
     checkpoint = {"params": MLP, "opt_state": {"mu": f32(3)}}
-    match = find_mismatches(checkpoint, {"params": MLP})
+    match = fail_match(checkpoint, {"params": MLP})
     assert str(match) == "\n".join(
         [
             f"1 leaf of {URL} is not in the template, at `opt_state.mu`",
@@ -211,7 +211,7 @@ def test_restore_with_the_hinted_at_gives_the_values() -> None:
 
 def test_rename_is_hinted_where_the_template_wraps_in_several_levels() -> None:
     template = {"state": {"params": MLP}}
-    match = find_mismatches(MLP, template)
+    match = fail_match(MLP, template)
     assert match.mismatches[0].hint == 'rename={"": "state.params"}'
     assert match.rename == {"": "state.params"}
     assert follow_hints(match, MLP, template).ok
@@ -219,7 +219,7 @@ def test_rename_is_hinted_where_the_template_wraps_in_several_levels() -> None:
 
 def test_rename_is_hinted_where_the_template_wraps_the_tree_below_at() -> None:
     checkpoint, template = {"model": MLP}, {"params": MLP}
-    match = find_mismatches(checkpoint, template, at="model")
+    match = fail_match(checkpoint, template, at="model")
     assert str(match) == (
         f"none of 4 leaves found in {URL} under `model`; the template wraps the checkpoint's tree"
         ' in `params`; hint: rename={"": "params"}'
@@ -228,13 +228,13 @@ def test_rename_is_hinted_where_the_template_wraps_the_tree_below_at() -> None:
 
 
 def test_rename_is_hinted_for_a_bare_leaf_of_the_checkpoint() -> None:
-    match = find_mismatches(f32(3), {"w": f32(3)})
+    match = fail_match(f32(3), {"w": f32(3)})
     assert follow_hints(match, f32(3), {"w": f32(3)}).ok
 
 
 def test_at_is_hinted_for_keys_with_dots_slashes_and_quotes() -> None:
     for key in ("a.b", "a/b", "ü", 'say "hi"', "back\\slash", "tab\t"):
-        match = find_mismatches({key: MLP, "step": A((), jnp.int32)}, MLP)
+        match = fail_match({key: MLP, "step": A((), jnp.int32)}, MLP)
         assert match.mismatches[0].hint
         assert follow_hints(match, {key: MLP, "step": A((), jnp.int32)}, MLP).ok, key
 
@@ -242,12 +242,12 @@ def test_at_is_hinted_for_keys_with_dots_slashes_and_quotes() -> None:
 def test_rename_is_hinted_for_keys_with_dots_and_quotes() -> None:
     checkpoint = {"He.ad": f32(3), 'We"ight': f32(4)}
     template = {"he.ad": f32(3), 'we"ight': f32(4)}
-    match = find_mismatches(checkpoint, template)
+    match = fail_match(checkpoint, template)
     assert follow_hints(match, checkpoint, template).ok
 
 
 def test_the_report_of_a_rename_hint() -> None:
-    match = find_mismatches({"Dense_0": DENSE}, {"dense_0": DENSE})
+    match = fail_match({"Dense_0": DENSE}, {"dense_0": DENSE})
     assert str(match) == "\n".join(
         [
             f"2 of 2 leaves do not match {URL}, and 2 of its leaves are not in the template",
@@ -263,16 +263,16 @@ def test_the_report_of_a_rename_hint() -> None:
 
 def test_a_similar_name_of_another_float_dtype_is_hinted_if_the_cast_is_allowed() -> None:
     checkpoint, template = {"Dense": f32(3)}, {"dense": A((3,), jnp.bfloat16)}
-    match = find_mismatches(checkpoint, template)
+    match = fail_match(checkpoint, template)
     assert match.mismatches[0].hint == 'rename={"Dense": "dense"}'
     assert follow_hints(match, checkpoint, template).ok
-    assert has_no_hint(find_mismatches(checkpoint, template, cast="exact"))
+    assert has_no_hint(fail_match(checkpoint, template, cast="exact"))
 
 
 def test_the_report_of_a_value_level_hint() -> None:
     template = {"kernel": {"value": f32(2)}, "bias": {"value": f32(3)}}
     checkpoint = {"kernel": f32(2), "bias": f32(3)}
-    match = find_mismatches(checkpoint, template)
+    match = fail_match(checkpoint, template)
     assert str(match) == (
         f"none of 2 leaves found in {URL}; the template has an extra level `value`"
         ' (an NNX variable or a Flax box); hint: rename=lambda name: name + ".value"'
@@ -282,7 +282,7 @@ def test_the_report_of_a_value_level_hint() -> None:
 
 def test_extra_ignore_is_hinted_once_for_many_leaves() -> None:
     checkpoint = {"w": f32(2), "opt": {"mu": f32(2), "nu": f32(2)}}
-    match = find_mismatches(checkpoint, {"w": f32(2)})
+    match = fail_match(checkpoint, {"w": f32(2)})
     assert str(match).split("\n")[-1] == '  hint: extra="ignore"'
     assert {m.hint for m in match.mismatches} == {'extra="ignore"'}
     assert follow_hints(match, checkpoint, {"w": f32(2)}).ok
@@ -296,5 +296,5 @@ def test_value_level_hints_work_for_nnx_states_and_flax_boxes() -> None:
         (boxed, {"kernel": jnp.ones((2, 2))}),
     ):
         for checkpoint, template in ((levelled, pure), (pure, levelled)):
-            match = find_mismatches(checkpoint, tx.template_of(template))
+            match = fail_match(checkpoint, tx.template_of(template))
             assert follow_hints(match, checkpoint, tx.template_of(template)).ok

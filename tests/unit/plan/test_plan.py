@@ -1,4 +1,4 @@
-"""Plans tile every buffer exactly once, read each byte at most once, and read right."""
+"""Plans: every buffer is tiled exactly once, and each byte is read at most once."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from templax.storage import Memory
 from templax.testing import Watched
 
 
-def _cuts(n: int, size: int) -> list[tuple[int, int]]:
+def cut_range(n: int, size: int) -> list[tuple[int, int]]:
     return [(i, i + size) for i in range(0, n, size)]
 
 
 @st.composite
-def _box(draw: Any, shape: tuple[int, ...]) -> Box:
+def boxes_in(draw: Any, shape: tuple[int, ...]) -> Box:
     box = []
     for n in shape:
         start = draw(st.integers(0, n - 1))
@@ -39,7 +39,9 @@ def _box(draw: Any, shape: tuple[int, ...]) -> Box:
 
 
 @st.composite
-def _leaf(draw: Any, number: int) -> tuple[np.ndarray, Pair, tuple[Chunk, ...], dict[str, bytes]]:
+def chunked_leaves(
+    draw: Any, number: int
+) -> tuple[np.ndarray, Pair, tuple[Chunk, ...], dict[str, bytes]]:
     """A leaf in chunks, some raw, some inline, some in Fortran order, in one or two files."""
     shape = tuple(draw(st.lists(st.integers(1, 9), max_size=3)))
     dtype = np.dtype(draw(st.sampled_from(["u1", "<i2", "<f4", "<f8"])))
@@ -51,8 +53,8 @@ def _leaf(draw: Any, number: int) -> tuple[np.ndarray, Pair, tuple[Chunk, ...], 
     file = draw(st.sampled_from(["a", "b"]))
     data = bytearray(draw(st.binary(max_size=3)))
     chunks = []
-    for box in itertools.product(*map(_cuts, shape, sizes)):
-        piece = np.zeros(shape_of(box), dtype)  # an edge chunk is stored whole
+    for box in itertools.product(*map(cut_range, shape, sizes)):
+        piece = np.zeros(shape_of(box), dtype)  # edge chunks are stored padded
         inside = intersect(box, full_box(shape))
         assert inside is not None
         piece[box_slices(tuple((0, b - a) for a, b in inside))] = values[box_slices(inside)]
@@ -64,7 +66,7 @@ def _leaf(draw: Any, number: int) -> tuple[np.ndarray, Pair, tuple[Chunk, ...], 
             extent = Extent(f"{file}{number}", len(data), len(data) + len(encoded))
             data += encoded
         chunks.append(Chunk(extent, box, (), order))
-    boxes = tuple(dict.fromkeys(draw(st.lists(_box(shape), min_size=1, max_size=4))))
+    boxes = tuple(dict.fromkeys(draw(st.lists(boxes_in(shape), min_size=1, max_size=4))))
     name = f"leaf{number}"
     target = Target(name, (name,), shape, wanted, boxes=boxes)
     pair = Pair(target, LeafEntry(name, (name,), shape, dtype))
@@ -72,8 +74,8 @@ def _leaf(draw: Any, number: int) -> tuple[np.ndarray, Pair, tuple[Chunk, ...], 
 
 
 @st.composite
-def _restores(draw: Any) -> tuple[list[np.ndarray], Plan, Memory]:
-    leaves = [draw(_leaf(i)) for i in range(draw(st.integers(1, 4)))]
+def restores(draw: Any) -> tuple[list[np.ndarray], Plan, Memory]:
+    leaves = [draw(chunked_leaves(i)) for i in range(draw(st.integers(1, 4)))]
     objects: dict[str, bytes] = {}
     for leaf in leaves:
         objects |= leaf[3]
@@ -83,7 +85,7 @@ def _restores(draw: Any) -> tuple[list[np.ndarray], Plan, Memory]:
     return [leaf[0] for leaf in leaves], made, Memory(objects)
 
 
-@given(_restores())
+@given(restores())
 def test_every_element_of_every_buffer_is_written_exactly_once(restore: Any) -> None:
     for batch in restore[1].batches:
         counts = [np.zeros(buffer.shape, int) for buffer in batch.buffers]
@@ -94,7 +96,7 @@ def test_every_element_of_every_buffer_is_written_exactly_once(restore: Any) -> 
             assert (count == 1).all()
 
 
-@given(_restores())
+@given(restores())
 def test_each_byte_is_read_at_most_once_and_each_chunk_in_one_part(restore: Any) -> None:
     made = restore[1]
     reads = [
@@ -115,8 +117,8 @@ def test_each_byte_is_read_at_most_once_and_each_chunk_in_one_part(restore: Any)
     assert made.read_bytes == sum(stop - start for _, start, stop in reads)
 
 
-@given(_restores(), st.integers(1, 4))
-def test_a_plan_done_equals_slicing(restore: Any, threads: int) -> None:
+@given(restores(), st.integers(1, 4))
+def test_executing_a_plan_equals_slicing(restore: Any, threads: int) -> None:
     values, made, source = restore
     by_name = {p.target.name: v for p, v in zip(made.match.pairs, values, strict=True)}
     done = 0
@@ -129,7 +131,7 @@ def test_a_plan_done_equals_slicing(restore: Any, threads: int) -> None:
     assert done == sum(len(p.target.boxes) for p in made.match.pairs)
 
 
-def _simple(n: int, gap: int) -> tuple[Plan, Memory]:
+def plan_spaced_bytes(n: int, gap: int) -> tuple[Plan, Memory]:
     """`n` leaves of `gap`-spaced bytes in one file."""
     pairs, chunks = [], {}
     data = b"".join(bytes([i]) + b"?" * gap for i in range(n))
@@ -143,17 +145,17 @@ def _simple(n: int, gap: int) -> tuple[Plan, Memory]:
     return build_plan(match, [chunks]), Memory({"f": data})
 
 
-def test_neighbours_become_one_request() -> None:
-    made, _ = _simple(200, 10)
+def test_neighbouring_leaves_are_one_request() -> None:
+    made, _ = plan_spaced_bytes(200, 10)
     assert made.requests == 1
 
 
-def test_parts_further_apart_than_the_gap_are_requests_of_their_own() -> None:
-    made, _ = _simple(3, GAP_BYTES + 1)
+def test_leaves_further_apart_than_the_gap_are_separate_requests() -> None:
+    made, _ = plan_spaced_bytes(3, GAP_BYTES + 1)
     assert made.requests == 3
 
 
-def test_a_leaf_in_part_reads_that_part_only() -> None:
+def test_part_of_a_leaf_reads_only_that_part() -> None:
     """Rows 10 to 20 of a raw chunk of 1000 rows: 10 rows are read, in place."""
     target = Target("w", ("w",), (1000, 8), np.dtype("f4"), boxes=(((10, 20), (0, 8)),))
     entry = LeafEntry("w", ("w",), (1000, 8), np.dtype("f4"))
@@ -165,7 +167,7 @@ def test_a_leaf_in_part_reads_that_part_only() -> None:
 
 
 def test_buffers_start_at_64_byte_boundaries_and_share_no_memory() -> None:
-    made, _ = _simple(200, 0)
+    made, _ = plan_spaced_bytes(200, 0)
     memory = HostMemory(made.batches[0])
     arrays = [memory.array(i) for i in range(200)]
     addresses = [a.ctypes.data for a in arrays]
@@ -176,7 +178,7 @@ def test_buffers_start_at_64_byte_boundaries_and_share_no_memory() -> None:
 def test_the_first_error_cancels_the_rest_and_leaves_no_thread() -> None:
     import threading
 
-    made, source = _simple(3, GAP_BYTES + 1)
+    made, source = plan_spaced_bytes(3, GAP_BYTES + 1)
     before = set(threading.enumerate())
 
     def fault(key: str, start: int, stop: int) -> None:
@@ -187,8 +189,8 @@ def test_the_first_error_cancels_the_rest_and_leaves_no_thread() -> None:
     assert set(threading.enumerate()) == before
 
 
-def test_a_file_shorter_than_its_chunk_names_leaf_file_and_bytes() -> None:
-    made, _ = _simple(3, GAP_BYTES + 1)
+def test_a_truncated_file_names_leaf_file_and_bytes() -> None:
+    made, _ = plan_spaced_bytes(3, GAP_BYTES + 1)
     with pytest.raises(Corrupted) as caught:
         list(execute_plan(made, [Memory({"f": b"\0"})]))
     error = caught.value
@@ -199,6 +201,6 @@ def test_a_file_shorter_than_its_chunk_names_leaf_file_and_bytes() -> None:
     )
 
 
-def test_sizes_are_those_of_the_boxes() -> None:
-    made, _ = _simple(5, 3)
+def test_buffers_have_the_sizes_of_their_boxes() -> None:
+    made, _ = plan_spaced_bytes(5, 3)
     assert sum(size_of(b.box) for b in made.batches[0].buffers) == 5

@@ -1,5 +1,6 @@
-"""Who may save to a run, and what is not deleted while it is read: in one process and between."""
+"""The locks of a run: one process saves, and steps being read are not deleted."""
 
+import errno
 import gc
 import json
 import os
@@ -11,6 +12,7 @@ import threading
 import pytest
 
 import templax as tx
+from disks import RefusingDisk
 from templax._runs.locks import LOCK, WriterLock, hold_for_reading
 from templax.storage.disk import Disk
 from templax.storage.leftovers import delete_checkpoint
@@ -33,14 +35,7 @@ else:
 """
 
 
-class NoLocks(Disk):
-    """A file system that has none."""
-
-    def lock(self, fd, shared=False):
-        raise OSError(38, "Function not implemented")
-
-    def unlock(self, fd):
-        raise OSError(38, "Function not implemented")
+NO_LOCKS = RefusingDisk(lock=errno.ENOSYS, unlock=errno.ENOSYS)
 
 
 @pytest.fixture
@@ -65,7 +60,7 @@ def holder():
         process.communicate()
 
 
-def test_one_process_at_a_time_may_save_and_the_other_is_named(tmp_path, holder):
+def test_a_second_process_is_refused_with_the_name_of_the_first(tmp_path, holder):
     process = holder("write", tmp_path)
     lock = WriterLock(str(tmp_path))
     with pytest.raises(tx.SaveError) as caught:
@@ -82,7 +77,7 @@ def test_one_process_at_a_time_may_save_and_the_other_is_named(tmp_path, holder)
     lock.release()
 
 
-def test_a_process_that_is_killed_gives_the_lock_up(tmp_path, holder):
+def test_a_killed_process_releases_the_lock(tmp_path, holder):
     process = holder("write", tmp_path)
     process.kill()
     process.wait()
@@ -91,7 +86,7 @@ def test_a_process_that_is_killed_gives_the_lock_up(tmp_path, holder):
     lock.release()
 
 
-def test_one_of_a_process_at_a_time_may_save(tmp_path):
+def test_a_second_lock_of_the_same_process_is_refused(tmp_path):
     first, second = WriterLock(str(tmp_path)), WriterLock(str(tmp_path))
     first.acquire()
     first.acquire()
@@ -107,7 +102,7 @@ def test_one_of_a_process_at_a_time_may_save(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"pid": 1}'])
-def test_a_holder_that_left_no_name_is_refused_all_the_same(tmp_path, text):
+def test_a_lock_whose_file_names_no_process_is_still_held(tmp_path, text):
     first = WriterLock(str(tmp_path))
     first.acquire()
     (tmp_path / LOCK).write_text(text)
@@ -116,13 +111,13 @@ def test_a_holder_that_left_no_name_is_refused_all_the_same(tmp_path, text):
     first.release()
 
 
-def test_a_directory_where_nothing_can_be_written_is_a_save_error(tmp_path):
+def test_an_unwritable_directory_is_a_save_error(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(tx.SaveError, match="can't save: Not a directory"):
         WriterLock(str(tmp_path / "file" / "run")).acquire()
 
 
-def test_the_directory_of_a_run_is_made_to_stay(tmp_path):
+def test_the_directory_of_a_new_run_is_synced(tmp_path):
     disk = FaultyDisk()
     lock = WriterLock(str(tmp_path / "a" / "run"), disk)
     lock.acquire()
@@ -133,8 +128,8 @@ def test_the_directory_of_a_run_is_made_to_stay(tmp_path):
     lock.release()
 
 
-def test_a_child_that_was_forked_does_not_keep_the_lock(tmp_path):
-    """A worker that loads data may outlive the training that started it."""
+def test_a_forked_child_does_not_keep_the_lock(tmp_path):
+    """A data loader's worker may outlive the training process that forked it."""
     lock = WriterLock(str(tmp_path))
     lock.acquire()
     read, write = os.pipe()
@@ -154,22 +149,22 @@ def test_a_child_that_was_forked_does_not_keep_the_lock(tmp_path):
         child.wait()
 
 
-def test_without_locks_everybody_is_taken_to_be_alone(tmp_path):
+def test_a_file_system_without_locks_lets_everyone_save(tmp_path):
     (tmp_path / "1").mkdir()
-    first, second = WriterLock(str(tmp_path), NoLocks()), WriterLock(str(tmp_path), NoLocks())
+    first, second = WriterLock(str(tmp_path), NO_LOCKS), WriterLock(str(tmp_path), NO_LOCKS)
     first.acquire()
     second.acquire()
     first.release()
     second.release()
 
 
-def test_what_is_read_is_not_deleted_and_what_was_deleted_is_not_read(tmp_path, holder):
+def test_a_step_being_read_is_not_deleted(tmp_path, holder):
     step = tmp_path / "1"
     step.mkdir()
     (step / "data").touch()
     process = holder("read", step)
     assert delete_checkpoint(step) is False
-    with hold_for_reading(str(step)) as there:  # any number may
+    with hold_for_reading(str(step)) as there:  # shared with the other process
         assert there
     assert (step / "data").exists()
     process.communicate()
@@ -179,8 +174,8 @@ def test_what_is_read_is_not_deleted_and_what_was_deleted_is_not_read(tmp_path, 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_reader_waits_for_who_deletes_and_is_told(tmp_path):
-    """The step is renamed while the lock is held: what the reader had opened is another's."""
+def test_a_reader_waits_for_a_deletion_and_gets_nothing(tmp_path):
+    """The step is renamed while the lock is held, so the reader would see a deleted directory."""
     step = tmp_path / "1"
     step.mkdir()
     told = []

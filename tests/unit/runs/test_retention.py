@@ -1,4 +1,4 @@
-"""Which steps stay: the rules, and what no rule may do."""
+"""The rules that decide which steps are kept."""
 
 import math
 
@@ -19,14 +19,14 @@ STEPS = st.dictionaries(st.integers(0, 40), METRICS, max_size=12)
 @st.composite
 def rules(draw):
     last, every, best = draw(
-        st.tuples(NUMBERS, NUMBERS, NUMBERS).filter(lambda numbers: any(numbers))
+        st.tuples(NUMBERS, NUMBERS, NUMBERS).filter(lambda read_losses: any(read_losses))
     )
     metric = "loss" if best else None
     return tx.Keep(last, every, best, metric, draw(st.sampled_from(["min", "max"])))
 
 
-def numbers(steps):
-    """Step → loss, of those where it can be compared."""
+def read_losses(steps):
+    """Step -> loss, for the steps whose loss can be compared."""
     losses = {step: metrics.get("loss") for step, metrics in steps.items()}
     return {
         step: loss
@@ -36,7 +36,7 @@ def numbers(steps):
 
 
 @given(STEPS, rules())
-def test_the_latest_stays_and_nothing_is_made_up(steps, keep):
+def test_the_latest_step_is_kept_and_only_steps_are_kept(steps, keep):
     stay = select_kept(steps, keep)
     assert set(stay) <= set(steps)
     assert list(stay) == sorted(stay)
@@ -45,7 +45,7 @@ def test_the_latest_stays_and_nothing_is_made_up(steps, keep):
 
 
 @given(STEPS, rules())
-def test_what_stays_is_the_union_of_what_each_rule_keeps(steps, keep):
+def test_combined_rules_keep_the_union_of_each(steps, keep):
     alone = [tx.Keep(last=keep.last)] if keep.last else []
     alone += [tx.Keep(every=keep.every)] if keep.every else []
     alone += [tx.Keep(best=keep.best, metric=keep.metric, mode=keep.mode)] if keep.best else []
@@ -55,7 +55,7 @@ def test_what_stays_is_the_union_of_what_each_rule_keeps(steps, keep):
 
 
 @given(STEPS, st.integers(1, 9))
-def test_last_keeps_so_many_of_the_latest(steps, last):
+def test_last_keeps_the_latest_steps(steps, last):
     assert list(select_kept(steps, tx.Keep(last=last))) == sorted(steps)[-last:]
 
 
@@ -68,8 +68,8 @@ def test_every_keeps_multiples(steps, every):
 
 
 @given(STEPS, st.integers(1, 9), st.sampled_from(["min", "max"]))
-def test_best_keeps_none_that_is_worse_than_one_that_goes(steps, best, mode):
-    losses = numbers(steps)
+def test_best_keeps_no_step_worse_than_a_deleted_one(steps, best, mode):
+    losses = read_losses(steps)
     stay = select_kept(steps, tx.Keep(best=best, metric="loss", mode=mode))
     chosen = {step for step, why in stay.items() if "best" in why}
     assert len(chosen) == min(best, len(losses))
@@ -83,7 +83,7 @@ def test_best_keeps_none_that_is_worse_than_one_that_goes(steps, best, mode):
 
 
 @given(STEPS, rules(), rules())
-def test_one_more_rule_never_lets_a_step_go(steps, keep, more):
+def test_adding_a_rule_never_deletes_a_step(steps, keep, more):
     both = tx.Keep(
         last=max(keep.last or 0, more.last or 0) or None,
         every=keep.every,
@@ -94,7 +94,7 @@ def test_one_more_rule_never_lets_a_step_go(steps, keep, more):
     assert set(select_kept(steps, keep)) <= set(select_kept(steps, both))
 
 
-def test_the_reasons_are_said():
+def test_kept_steps_come_with_reasons():
     steps = {0: {"loss": 0.5}, 1: {"loss": 0.1}, 2: {}, 3: {"loss": math.nan}, 4: {}}
     keep = tx.Keep(last=2, every=2, best=1, metric="loss")
     assert select_kept(steps, keep) == {
@@ -106,13 +106,13 @@ def test_the_reasons_are_said():
     }
 
 
-def test_of_equal_ones_the_later_is_better_and_infinities_are_numbers():
+def test_ties_go_to_the_later_step_and_infinities_are_ranked():
     steps = {1: {"m": 1}, 2: {"m": 1.0}, 3: {"m": -math.inf}, 4: {"m": 10**400}, 5: {"m": "x"}}
     assert rank_steps(steps, "m", "min") == [3, 2, 1, 4]
     assert rank_steps(steps, "m", "max") == [4, 2, 1, 3]
 
 
-def test_a_number_is_so_many_of_the_latest():
+def test_a_number_stands_for_the_latest_steps():
     assert as_keep(3) == as_keep(np.int64(3)) == tx.Keep(last=3)
     assert as_keep(None) is None
     assert as_keep(tx.Keep(every=5)) == tx.Keep(every=5)
@@ -134,7 +134,7 @@ def test_a_number_is_so_many_of_the_latest():
         (lambda: rank_steps({}, "loss", "least"), 'Expected mode="min" or "max", got \'least\''),
     ],
 )
-def test_a_rule_that_means_nothing_is_refused(make, says):
+def test_invalid_rules_are_refused(make, says):
     with pytest.raises(tx.UsageError) as caught:
         make()
     assert str(caught.value) == says

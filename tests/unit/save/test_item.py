@@ -1,4 +1,4 @@
-"""A save of several items: all of them are there, or none; each is a tree or a JSON value."""
+"""A save of several items, each a tree or a JSON value: all are committed, or none."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import templax as tx
+from helpers import count_bytes, read_files
 from templax._save.background import start_save
 from templax._save.item import Json
 from templax._save.options import make_options
@@ -32,13 +33,9 @@ def state() -> dict[str, Any]:
     return {"w": jnp.arange(6.0).reshape(2, 3), "layers": [np.arange(4), "text"], "n": 5}
 
 
-def _files(path: Path) -> set[str]:
-    return {str(f.relative_to(path)) for f in path.rglob("*") if f.is_file()}
-
-
 @pytest.mark.parametrize("wait", [True, False])
 @pytest.mark.parametrize("compression", [None, "zstd"])
-def test_trees_and_json_come_back_by_name(
+def test_trees_and_json_are_restored_by_item_name(
     tmp_path: Path, state: dict[str, Any], wait: bool, compression: str | None
 ) -> None:
     ema = {"w": np.full(1_200_000, 2.5, np.float32)}
@@ -50,16 +47,16 @@ def test_trees_and_json_come_back_by_name(
     kinds = {"ema": "pytree", "meta": "json", "state": "pytree"}
     assert list_items(Local(str(tmp_path / "s"))) == kinds
     assert saved.leaves == 5
-    assert saved.nbytes == sum((tmp_path / "s" / f).stat().st_size for f in _files(tmp_path / "s"))
+    assert saved.nbytes == count_bytes(tmp_path / "s")
     assert saved.fingerprint == tx.fingerprint({"state": state, "ema": ema})
 
 
-def test_each_item_and_the_whole_say_that_they_are_finished(
+def test_each_item_and_the_step_are_marked_as_committed(
     tmp_path: Path, state: dict[str, Any]
 ) -> None:
-    """As Orbax does, with the handler of each."""
+    """As Orbax writes it, with the handler of each item."""
     _save(tmp_path / "s", {"state": state, "meta": Json(1)}, metadata={"run": "a"})
-    marks = {f for f in _files(tmp_path / "s") if f.endswith("commit_success.txt")}
+    marks = {f for f in read_files(tmp_path / "s") if f.endswith("commit_success.txt")}
     assert marks == {f"{at}commit_success.txt" for at in ("", "state/", "meta/")}
     metadata = json.loads((tmp_path / "s/_CHECKPOINT_METADATA").read_text())
     handlers = {name: text.rpartition(".")[2] for name, text in metadata["item_handlers"].items()}
@@ -68,16 +65,20 @@ def test_each_item_and_the_whole_say_that_they_are_finished(
     assert not (tmp_path / "s/state/_CHECKPOINT_METADATA").exists()
 
 
-def test_a_checkpoint_may_be_json_alone(tmp_path: Path) -> None:
+def test_a_json_item_can_be_saved_alone(tmp_path: Path) -> None:
     saved = _save(tmp_path / "s", {"": Json([1, None])})
     assert saved.leaves == 0
-    assert _files(tmp_path / "s") == {"metadata", "_CHECKPOINT_METADATA", "commit_success.txt"}
+    assert set(read_files(tmp_path / "s")) == {
+        "metadata",
+        "_CHECKPOINT_METADATA",
+        "commit_success.txt",
+    }
     assert (tmp_path / "s/metadata").read_text() == "[1, null]"
     _save(tmp_path / "s", {"": Json(2)}, overwrite=True)
     assert (tmp_path / "s/metadata").read_text() == "2"
 
 
-def test_a_file_of_a_name_that_json_items_have_is_not_overwritten(tmp_path: Path) -> None:
+def test_a_foreign_file_named_like_a_json_item_is_not_overwritten(tmp_path: Path) -> None:
     (tmp_path / "home").mkdir()
     (tmp_path / "home/metadata").write_text("mine")
     with pytest.raises(tx.SaveError, match="overwrite=True replaces one checkpoint, found other"):
@@ -85,7 +86,9 @@ def test_a_file_of_a_name_that_json_items_have_is_not_overwritten(tmp_path: Path
     assert (tmp_path / "home/metadata").read_text() == "mine"
 
 
-def test_no_json_is_said_before_a_file_is_made(tmp_path: Path, state: dict[str, Any]) -> None:
+def test_a_value_that_is_not_json_is_refused_before_any_write(
+    tmp_path: Path, state: dict[str, Any]
+) -> None:
     with pytest.raises(tx.SaveError) as caught:
         _save(tmp_path / "s", {"state": state, "meta": Json({"x": jnp.ones(2)})})
     assert str(caught.value) == (
@@ -95,7 +98,7 @@ def test_no_json_is_said_before_a_file_is_made(tmp_path: Path, state: dict[str, 
     assert not list(tmp_path.iterdir())
 
 
-def test_values_of_all_items_are_safe_once_a_background_save_returns(tmp_path: Path) -> None:
+def test_values_of_all_items_may_change_once_a_background_save_returns(tmp_path: Path) -> None:
     one, two, note = np.arange(3_000_000), np.arange(3_000_000), {"n": [1]}
     saved = _save(tmp_path / "s", {"a": {"x": one}, "b": {"x": two}, "c": Json(note)}, wait=False)
     one[:] = two[:] = -1
@@ -116,8 +119,8 @@ def test_progress_counts_all_items(tmp_path: Path) -> None:
     assert {20_000_000, 40_000_000, 60_000_000} <= {done for done, _ in seen}
 
 
-def test_where_one_item_fails_there_is_none(tmp_path: Path, state: dict[str, Any]) -> None:
-    """At whatever operation the disk refuses; also long after the first item was written."""
+def test_a_failure_in_one_item_leaves_no_item(tmp_path: Path, state: dict[str, Any]) -> None:
+    """Whichever operation fails, even long after the first item was written."""
     trees = {"a": state, "b": state, "meta": Json(1)}
     counted = FaultyDisk()
     _save(Staging(tmp_path / "whole", overwrite=False, disk=counted), trees, threads=1)

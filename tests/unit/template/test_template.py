@@ -1,4 +1,4 @@
-"""Templates as JSON: what `save_template` and `templax template` write, `templax check` reads."""
+"""Template files: JSON that `save_template` writes and `templax check` reads."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from templax.testing import strategies
 A = jax.ShapeDtypeStruct
 
 
-def _mesh() -> jax.sharding.Mesh:
+def make_mesh() -> jax.sharding.Mesh:
     return jax.make_mesh((4, 2), ("data", "model"))
 
 
@@ -45,13 +45,13 @@ EVERY_KIND = {
     "function": jax.nn.relu,
     "nested": [{"a.b": A((), jnp.int32)}, None, ()],
 }
-SHARDED = A((4, 2), jnp.int8, sharding=NamedSharding(_mesh(), PartitionSpec("data", "model")))
+SHARDED = A((4, 2), jnp.int8, sharding=NamedSharding(make_mesh(), PartitionSpec("data", "model")))
 STORED = tx.open(
     tx.Recipe(lambda: {"w": jnp.ones(3), "n": 3, "s": "text", "b": True, "key": jax.random.key(0)})
 )
 
 
-def test_every_kind_of_leaf_comes_back(tmp_path: Path) -> None:
+def test_every_kind_of_leaf_is_read_back(tmp_path: Path) -> None:
     file = tmp_path / "template.json"
     tx.save_template(EVERY_KIND, file)
     template = json_file.load_template(file.read_bytes())
@@ -73,8 +73,8 @@ def test_a_module_with_functions_is_written_and_read(tmp_path: Path) -> None:
     assert tx.check(tx.Recipe(lambda: model), template).ok
 
 
-def test_shardings_are_written_and_held_to_the_shape(tmp_path: Path) -> None:
-    sharding = NamedSharding(_mesh(), PartitionSpec("data", None, "model"))
+def test_shardings_are_written_and_checked_against_the_shape(tmp_path: Path) -> None:
+    sharding = NamedSharding(make_mesh(), PartitionSpec("data", None, "model"))
     tx.save_template({"w": A((4, 3, 6), jnp.float32)}, tmp_path / "t.json", shardings=sharding)
     content = json.loads((tmp_path / "t.json").read_bytes())
     assert content["leaves"][0]["sharding"] == {
@@ -91,8 +91,8 @@ def test_shardings_are_written_and_held_to_the_shape(tmp_path: Path) -> None:
     ]
 
 
-def test_one_leaf_per_line() -> None:
-    """A template is kept under version control and read in diffs."""
+def test_a_template_file_has_one_leaf_per_line() -> None:
+    """So that diffs of a template under version control are readable."""
     tree = {"a": A((2, 3), jnp.float32), "b": A((), jnp.int32)}
     assert json_file.dump_template(as_template(tree)) == (
         b'{"templax_template": 1,\n "leaves": [\n'
@@ -125,7 +125,7 @@ def test_one_leaf_per_line() -> None:
         ),
     ],
 )
-def test_what_is_no_template_is_refused(data: bytes, kind: type[Exception]) -> None:
+def test_a_file_that_is_not_a_template_is_refused(data: bytes, kind: type[Exception]) -> None:
     with pytest.raises(kind) as caught:
         json_file.load_template(data, "want.json")
     assert type(caught.value) is kind
@@ -144,13 +144,13 @@ def test_what_is_no_template_is_refused(data: bytes, kind: type[Exception]) -> N
         ((0, 3), ("data", None), None),
     ],
 )
-def test_a_sharding_is_held_to_a_shape_as_jax_does(
+def test_a_sharding_is_checked_against_a_shape_as_in_jax(
     shape: tuple[int, ...], spec: Any, expected: str | None
 ) -> None:
     data = template_module.Sharding({"data": 4, "model": 2}, spec)
     problem = template_module.sharding_problem("w", shape, data)
     assert (problem and problem.expected) == expected
-    sharding = NamedSharding(_mesh(), PartitionSpec(*spec))
+    sharding = NamedSharding(make_mesh(), PartitionSpec(*spec))
     if problem is None:
         sharding.shard_shape(shape)
     else:
@@ -158,10 +158,7 @@ def test_a_sharding_is_held_to_a_shape_as_jax_does(
             sharding.shard_shape(shape)
 
 
-# --- every field there and back
-
-
-def _fields(t: template_module.Target) -> tuple[Any, ...]:
+def list_fields(t: template_module.Target) -> tuple[Any, ...]:
     return (t.name, t.path, t.shape, t.dtype, t.kind, t.key_impl, t.host, t.optional, t.sharding)
 
 
@@ -170,7 +167,7 @@ def test_each_kind_of_leaf_keeps_every_field(kind: str, tmp_path: Path) -> None:
     written = as_template({kind: EVERY_KIND[kind], "beside": np.ones(3, np.int8)})
     tx.save_template({kind: EVERY_KIND[kind], "beside": np.ones(3, np.int8)}, tmp_path / "t.json")
     read = json_file.load_template((tmp_path / "t.json").read_bytes())
-    assert list(map(_fields, read.targets)) == list(map(_fields, written.targets))
+    assert list(map(list_fields, read.targets)) == list(map(list_fields, written.targets))
     assert (
         json_file.dump_template(read)
         == json_file.dump_template(written)
@@ -191,15 +188,15 @@ def test_each_dtype_is_written_by_its_name(dtype: str) -> None:
 
 
 @given(strategies.trees(), st.data())
-def test_any_tree_with_any_shardings_comes_back(tree: Any, data: st.DataObject) -> None:
-    """And fits exactly what it was made of."""
+def test_any_tree_with_any_shardings_is_read_back(tree: Any, data: st.DataObject) -> None:
+    """The template read back matches the tree that it was made of."""
     leaves, treedef = jax.tree.flatten(tree)
     abstract = [
         A(x.shape, x.dtype, sharding=data.draw(strategies.shardings(x.shape))) for x in leaves
     ]
     template = as_template(jax.tree.unflatten(treedef, abstract))
     read = json_file.load_template(json_file.dump_template(template))
-    assert list(map(_fields, read.targets)) == list(map(_fields, template.targets))
+    assert list(map(list_fields, read.targets)) == list(map(list_fields, template.targets))
     assert tx.check(tx.Recipe(lambda: tree), read, cast="exact").ok
 
 
@@ -215,8 +212,8 @@ def test_any_tree_with_any_shardings_comes_back(tree: Any, data: st.DataObject) 
     ],
     ids=str,
 )
-def test_each_partition_spec_comes_back(spec: PartitionSpec) -> None:
-    template = as_template({"w": A((8, 8), jnp.int8, sharding=NamedSharding(_mesh(), spec))})
+def test_each_partition_spec_is_read_back(spec: PartitionSpec) -> None:
+    template = as_template({"w": A((8, 8), jnp.int8, sharding=NamedSharding(make_mesh(), spec))})
     (read,) = json_file.load_template(json_file.dump_template(template)).targets
     assert read.sharding == template.targets[0].sharding
     assert read.sharding is not None
@@ -224,10 +221,10 @@ def test_each_partition_spec_comes_back(spec: PartitionSpec) -> None:
     assert PartitionSpec(*read.sharding.spec) == spec
 
 
-def test_a_sharding_of_keys_is_held_to_the_shape_of_the_keys(tmp_path: Path) -> None:
-    """Not to that of their key data, which has a dimension more."""
+def test_a_sharding_of_prng_keys_is_checked_against_the_shape_of_the_keys(tmp_path: Path) -> None:
+    """The shape of the key data has one dimension more."""
     keys = jax.random.split(jax.random.key(0), 4)
-    sharding = NamedSharding(_mesh(), PartitionSpec("data"))
+    sharding = NamedSharding(make_mesh(), PartitionSpec("data"))
     tx.save_template({"k": keys}, tmp_path / "t.json", shardings=sharding)
     read = json_file.load_template((tmp_path / "t.json").read_bytes())
     assert read.targets[0].problems == ()
@@ -239,7 +236,7 @@ def test_a_sharding_of_keys_is_held_to_the_shape_of_the_keys(tmp_path: Path) -> 
     ]
 
 
-def test_names_that_json_must_escape_come_back() -> None:
+def test_names_that_json_must_escape_are_read_back() -> None:
     names = [
         'say "hi"',
         "back\\slash",
@@ -258,7 +255,7 @@ def test_names_that_json_must_escape_come_back() -> None:
     assert sorted(t.name for t in read.targets) == sorted(names)
 
 
-def test_save_template_takes_what_load_gave(tmp_path: Path) -> None:
+def test_save_template_accepts_a_loaded_template(tmp_path: Path) -> None:
     template = as_template(EVERY_KIND)
     tx.save_template(template, tmp_path / "a.json")
     tx.save_template(
@@ -267,10 +264,7 @@ def test_save_template_takes_what_load_gave(tmp_path: Path) -> None:
     assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
 
 
-# --- hostile and foreign files
-
-
-def test_what_is_no_template_is_said_whole() -> None:
+def test_messages_for_invalid_template_files() -> None:
     with pytest.raises(tx.UnknownFormat) as caught:
         json_file.load_template(b'{"leaves": []}', "want.json")
     assert str(caught.value) == (
@@ -281,44 +275,46 @@ def test_what_is_no_template_is_said_whole() -> None:
         json_file.load_template(b'{"templax_template": 2, "leaves": []}', "want.json")
     assert str(caught.value) == "Expected template version 1, got 2 - file `want.json`"
     with pytest.raises(tx.Corrupted) as damaged:
-        json_file.load_template(_file(shape=[2, -1]), "want.json")
+        json_file.load_template(encode_template(shape=[2, -1]), "want.json")
     assert str(damaged.value) == (
         "Expected sizes of at least 0, got (2, -1) - at `a`, file `want.json`"
     )
     with pytest.raises(tx.Corrupted) as damaged:
-        json_file.load_template(_file(dtype="float33"), "want.json")
+        json_file.load_template(encode_template(dtype="float33"), "want.json")
     assert str(damaged.value) == "Expected a dtype, got `float33` - at `a`, file `want.json`"
 
 
-def _file(**changed: Any) -> bytes:
+def encode_template(**changed: Any) -> bytes:
     leaf = {"path": ["a"], "shape": [2], "dtype": "float32"} | changed
     return json.dumps({"templax_template": 1, "leaves": [leaf]}).encode()
 
 
 HOSTILE = {
-    "a scalar of unsigned ints": _file(kind="scalar", shape=[], dtype="uint8"),
-    "a scalar of bfloat16": _file(kind="scalar", shape=[], dtype="bfloat16"),
-    "a scalar with a shape": _file(kind="scalar", shape=[3], dtype="int64"),
-    "a key without implementation": _file(kind="key", dtype="uint32"),
-    "a key without key data": _file(kind="key", shape=[], dtype="uint32", key_impl="rbg"),
-    "a key of floats": _file(kind="key", dtype="float32", key_impl="threefry2x32"),
-    "a key of an unknown implementation": _file(kind="key", dtype="uint32", key_impl="x\n"),
-    "a mesh axis of no device": _file(sharding={"mesh": {"x": 0}, "spec": ["x"]}),
-    "a mesh axis of negative size": _file(sharding={"mesh": {"x": -2}, "spec": ["x"]}),
-    "a mesh axis that is none": _file(sharding={"mesh": {}, "spec": ["x"]}),
-    "an axis twice": _file(sharding={"mesh": {"x": 2}, "spec": [["x", "x"]]}),
-    "a sharding of another rank": _file(sharding={"mesh": {"x": 2}, "spec": ["x", None]}),
-    "a shape beyond memory": _file(shape=[2**62, 2**62]),
-    "a size beyond 64 bits": _file(shape=[2**70]),
-    "a path of nothing": _file(path=[]),
-    "a path of odd elements": _file(path=["", -1, 2**70]),
-    "a string with a shape": _file(kind="string", shape=[3], dtype="string"),
-    "a skip with a shape": _file(kind="skip", shape=[3]),
-    "a dtype with an order": _file(dtype=">f4"),
-    "a dtype with a shape": _file(dtype="(3,)f4"),
-    "a structured dtype": _file(dtype="f4,f4"),
-    "a dtype of objects": _file(dtype="O"),
-    "a dtype of text": _file(dtype="U4"),
+    "a scalar of unsigned ints": encode_template(kind="scalar", shape=[], dtype="uint8"),
+    "a scalar of bfloat16": encode_template(kind="scalar", shape=[], dtype="bfloat16"),
+    "a scalar with a shape": encode_template(kind="scalar", shape=[3], dtype="int64"),
+    "a key without implementation": encode_template(kind="key", dtype="uint32"),
+    "a key without key data": encode_template(kind="key", shape=[], dtype="uint32", key_impl="rbg"),
+    "a key of floats": encode_template(kind="key", dtype="float32", key_impl="threefry2x32"),
+    "a key of an unknown implementation": encode_template(
+        kind="key", dtype="uint32", key_impl="x\n"
+    ),
+    "a mesh axis of no device": encode_template(sharding={"mesh": {"x": 0}, "spec": ["x"]}),
+    "a mesh axis of negative size": encode_template(sharding={"mesh": {"x": -2}, "spec": ["x"]}),
+    "an unknown mesh axis": encode_template(sharding={"mesh": {}, "spec": ["x"]}),
+    "an axis twice": encode_template(sharding={"mesh": {"x": 2}, "spec": [["x", "x"]]}),
+    "a sharding of another rank": encode_template(sharding={"mesh": {"x": 2}, "spec": ["x", None]}),
+    "a shape beyond memory": encode_template(shape=[2**62, 2**62]),
+    "a size beyond 64 bits": encode_template(shape=[2**70]),
+    "an empty path": encode_template(path=[]),
+    "a path of odd elements": encode_template(path=["", -1, 2**70]),
+    "a string with a shape": encode_template(kind="string", shape=[3], dtype="string"),
+    "a skip with a shape": encode_template(kind="skip", shape=[3]),
+    "a dtype with an order": encode_template(dtype=">f4"),
+    "a dtype with a shape": encode_template(dtype="(3,)f4"),
+    "a structured dtype": encode_template(dtype="f4,f4"),
+    "a dtype of objects": encode_template(dtype="O"),
+    "a dtype of text": encode_template(dtype="U4"),
     "two leaves of one name": (
         b'{"templax_template": 1, "leaves": [{"path": ["a"], "shape": [], "dtype": "int8"},'
         b'{"path": ["a"], "shape": [], "dtype": "int8"}]}'
@@ -329,10 +325,10 @@ HOSTILE = {
     "null": b"null",
     "an Orbax metadata file": b'{"tree_metadata": {}, "use_zarr3": false}',
     "a safetensors header": b'{"w": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}',
-    "a BOM": b"\xef\xbb\xbf" + _file(),
-    "UTF-16": _file().decode().encode("utf-16"),
-    "cut": _file()[:-3],
-    "twice": _file() * 2,
+    "a BOM": b"\xef\xbb\xbf" + encode_template(),
+    "UTF-16": encode_template().decode().encode("utf-16"),
+    "truncated": encode_template()[:-3],
+    "twice": encode_template() * 2,
     "NaN": b'{"templax_template": NaN, "leaves": []}',
     "deep": b'{"templax_template":' * 50_000,
 }
@@ -340,7 +336,7 @@ HOSTILE = {
 
 @pytest.mark.parametrize("data", HOSTILE.values(), ids=HOSTILE.keys())
 def test_a_hostile_template_is_refused_or_reported(data: bytes) -> None:
-    """Whatever it says: a TemplaxError when loaded, or a report of what does not fit."""
+    """Loading it raises an error, or the template loads and can be matched."""
     refused: tx.CheckpointError | None = None
     template = template_module.Template(())
     try:
@@ -359,14 +355,14 @@ def test_a_hostile_template_is_refused_or_reported(data: bytes) -> None:
 
 @settings(max_examples=max(200, settings().max_examples))
 @given(st.binary(max_size=40) | st.text(max_size=40).map(str.encode))
-def test_bytes_that_are_no_template_are_no_template(data: bytes) -> None:
+def test_arbitrary_bytes_are_not_a_template(data: bytes) -> None:
     with pytest.raises(tx.UnknownFormat):
         json_file.load_template(data)
 
 
 @settings(max_examples=max(200, settings().max_examples))
 @given(st.data())
-def test_a_template_with_one_thing_changed_is_read_or_refused(data: st.DataObject) -> None:
+def test_a_template_with_one_change_is_read_or_refused(data: st.DataObject) -> None:
     """A field of another type or value, or a byte."""
     content = json.loads(json_file.dump_template(as_template({**EVERY_KIND, "s": SHARDED})))
     leaf = data.draw(st.sampled_from(content["leaves"]))

@@ -1,4 +1,4 @@
-"""The structure file of old Orbax, which is what Flax writes: values, and what is refused."""
+"""Msgpack files of Flax, which are also the structure files of old Orbax versions."""
 
 import ml_dtypes
 import msgpack
@@ -14,23 +14,23 @@ from templax.formats.flax.msgpack import Empty, Value, read_msgpack
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
 
-def _read(data):
+def read_leaves(data):
     return read_msgpack(memoryview(data))
 
 
-def _values(data):
+def read_values(data):
     return {
         path: np.frombuffer(leaf.data, np.uint8).view(leaf.dtype).reshape(leaf.shape)
-        for path, leaf in _read(data).items()
+        for path, leaf in read_leaves(data).items()
         if isinstance(leaf, Value)
     }
 
 
-def _array(shape, dtype, data, code=1):
+def encode_array(shape, dtype, data, code=1):
     return msgpack.ExtType(code, msgpack.packb([shape, dtype, data]))
 
 
-def test_what_flax_writes_is_read():
+def test_every_kind_of_leaf_of_flax_is_read():
     tree = {
         "w": np.arange(6, dtype=BFLOAT16).reshape(2, 3),
         "s": np.float32(2.5),
@@ -42,7 +42,7 @@ def test_what_flax_writes_is_read():
         "text": "hello",
     }
     data = serialization.msgpack_serialize(tree)
-    leaves, values = _read(data), _values(data)
+    leaves, values = read_leaves(data), read_values(data)
     assert values["w",].dtype == BFLOAT16
     assert values["w",].tobytes() == tree["w"].tobytes()
     assert (leaves["s",].kind, values["s",].item()) == ("scalar", 2.5)
@@ -55,25 +55,25 @@ def test_what_flax_writes_is_read():
 
 
 def test_an_empty_list_is_empty():
-    assert _read(msgpack.packb({"a": []})) == {("a",): Empty("List")}
+    assert read_leaves(msgpack.packb({"a": []})) == {("a",): Empty("List")}
 
 
-def test_values_say_where_they_are_in_the_file():
+def test_values_know_their_place_in_the_file():
     data = serialization.msgpack_serialize({"a": np.arange(100), "b": np.ones(3, np.uint8)})
-    for leaf in _read(data).values():
+    for leaf in read_leaves(data).values():
         assert bytes(leaf.data) == data[leaf.start : leaf.stop]
 
 
-def test_arrays_in_chunks_are_put_together(monkeypatch):
+def test_chunked_arrays_are_joined(monkeypatch):
     monkeypatch.setattr(serialization, "MAX_CHUNK_SIZE", 16)
     array = np.arange(33, dtype=np.int32).reshape(3, 11)
     data = serialization.msgpack_serialize({"a": array})
     assert b"__msgpack_chunked_array__" in data
-    assert _values(data)["a",].tolist() == array.tolist()
+    assert read_values(data)["a",].tolist() == array.tolist()
 
 
-def _chunked(**changes):
-    piece = _array([2], "int8", b"ab")
+def encode_chunked(**changes):
+    piece = encode_array([2], "int8", b"ab")
     chunked = {
         "__msgpack_chunked_array__": True,
         "shape": {"0": 4},
@@ -91,7 +91,12 @@ def _chunked(**changes):
         ({"chunks": {}}, "Expected chunks that are arrays, got others - at `a`"),
         ({"chunks": {"0": 1}}, "Expected chunks that are arrays, got others - at `a`"),
         (
-            {"chunks": {"0": _array([2], "int8", b"ab"), "1": _array([1], "int16", b"ab")}},
+            {
+                "chunks": {
+                    "0": encode_array([2], "int8", b"ab"),
+                    "1": encode_array([1], "int16", b"ab"),
+                }
+            },
             "Expected chunks of one dtype, got several - at `a`",
         ),
         (
@@ -100,64 +105,64 @@ def _chunked(**changes):
         ),
     ],
 )
-def test_chunks_that_do_not_fit_are_damage(changes, message):
-    assert _read(_chunked())["a",].shape == (4,)
+def test_invalid_chunks_of_an_array_are_damage(changes, message):
+    assert read_leaves(encode_chunked())["a",].shape == (4,)
     with pytest.raises(Corrupted) as caught:
-        _read(_chunked(**changes))
+        read_leaves(encode_chunked(**changes))
     assert str(caught.value).startswith(message)
 
 
 @pytest.mark.parametrize(
     ("array", "message"),
     [
-        (_array([3], "int8", b"ab"), "Expected the bytes of int8[3], got 2"),
-        (_array([-2], "int8", b"ab"), "Expected the bytes of int8[-2], got 2"),
-        (_array([2**40, 2**40, 0], "int8", b"ab"), "Expected the bytes of int8"),
-        (_array([2] * 100_000, "int8", b"ab"), "Expected the bytes of int8"),
+        (encode_array([3], "int8", b"ab"), "Expected the bytes of int8[3], got 2"),
+        (encode_array([-2], "int8", b"ab"), "Expected the bytes of int8[-2], got 2"),
+        (encode_array([2**40, 2**40, 0], "int8", b"ab"), "Expected the bytes of int8"),
+        (encode_array([2] * 100_000, "int8", b"ab"), "Expected the bytes of int8"),
         (msgpack.ExtType(1, b"\x93"), "A msgpack extension is unreadable"),
         (msgpack.ExtType(2, b"\xc0"), "A msgpack extension is unreadable"),
     ],
 )
-def test_arrays_that_contradict_themselves_are_damage(array, message):
+def test_contradictory_arrays_are_damage(array, message):
     with pytest.raises(Corrupted) as caught:
-        _read(msgpack.packb({"a": array}))
+        read_leaves(msgpack.packb({"a": array}))
     assert str(caught.value).startswith(message)
 
 
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        (_array([1], "object", b"ab"), "templax does not read dtype `object`"),
+        (encode_array([1], "object", b"ab"), "templax does not read dtype `object`"),
         (msgpack.ExtType(9, b""), "templax does not read msgpack extension 9"),
         (b"bytes", "templax does not read msgpack values of type `bytes` - at `a`"),
     ],
 )
-def test_what_msgpack_may_hold_but_templax_does_not_read_is_named(value, message):
+def test_unsupported_msgpack_values_are_named(value, message):
     with pytest.raises(Unsupported) as caught:
-        _read(msgpack.packb({"a": value}))
+        read_leaves(msgpack.packb({"a": value}))
     assert str(caught.value) == message
 
 
 @pytest.mark.parametrize("depth", [300, 100_000])
-def test_a_tree_nested_too_deep_is_damage(depth):
+def test_a_tree_nested_too_deeply_is_damage(depth):
     with pytest.raises(Corrupted, match=r"256 deep|recursion"):
-        _read(b"\x91" * depth + b"\xc0")
+        read_leaves(b"\x91" * depth + b"\xc0")
 
 
 @pytest.mark.parametrize("data", [b"", b"\xdf\xff\xff\xff\xff", b"\xdd\xff\xff\xff\xff", b"\xc1"])
-def test_what_is_no_msgpack_is_damage(data):
+def test_other_bytes_are_damage(data):
     with pytest.raises(Corrupted, match="The msgpack is unreadable"):
-        _read(data)
+        read_leaves(data)
 
 
 @settings(max_examples=200)
 @given(data=st.data())
 def test_altered_files_raise_only_errors_of_templax(data):
-    changed = bytearray(_chunked())
+    changed = bytearray(encode_chunked())
     for _ in range(data.draw(st.integers(1, 3))):
         changed[data.draw(st.integers(0, len(changed) - 1))] = data.draw(st.integers(0, 255))
     try:
-        assert isinstance(_read(bytes(changed)), dict)
+        assert isinstance(read_leaves(bytes(changed)), dict)
     except TemplaxError:
         return
 
@@ -165,6 +170,6 @@ def test_altered_files_raise_only_errors_of_templax(data):
 @given(junk=st.binary(max_size=100))
 def test_arbitrary_bytes_raise_only_errors_of_templax(junk):
     try:
-        assert isinstance(_read(junk), dict)
+        assert isinstance(read_leaves(junk), dict)
     except TemplaxError:
         return

@@ -1,4 +1,4 @@
-"""The OCDBT reader lists what TensorStore wrote, and survives what nobody would write."""
+"""The OCDBT reader: databases of TensorStore are read, and invalid ones are refused."""
 
 import contextlib
 import json
@@ -10,23 +10,21 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from helpers import CORPUS
+from helpers import CKPT, CORPUS, read_files
 from templax._codecs.crc32c import crc32c
 from templax.errors import Corrupted, NotFound, TemplaxError, Unsupported
 from templax.formats.ocdbt.read import read_database
 from templax.storage import Local, Memory
 
-# --- databases that TensorStore writes
 
-
-def _write(directory, values, config):
+def write_with_tensorstore(directory, values, config):
     spec = {"driver": "ocdbt", "base": f"file://{directory}/", "config": config}
     store = ts.KvStore.open(spec).result()
     for key, value in values.items():
         store.write(key, value).result()
 
 
-def _contents(source, prefix=""):
+def read_values(source, prefix=""):
     return {
         key: bytes(
             source.read(extent.key, extent.start, extent.stop)
@@ -46,21 +44,21 @@ def _contents(source, prefix=""):
     node=st.sampled_from([200, 1000, 1 << 20]),
     compression=st.sampled_from([None, {"id": "zstd", "level": 1}]),
 )
-def test_every_key_and_value_of_a_database(values, inline, node, compression):
+def test_every_key_and_value_of_a_database_is_read(values, inline, node, compression):
     config = {
         "max_inline_value_bytes": inline,
         "max_decoded_node_bytes": node,
         "compression": compression,
     }
     with tempfile.TemporaryDirectory() as directory:
-        _write(directory, values, config)
-        assert _contents(Local(directory)) == values
+        write_with_tensorstore(directory, values, config)
+        assert read_values(Local(directory)) == values
         assert list(read_database(Local(directory))) == sorted(values, key=str.encode)
 
 
-def test_a_database_with_numbered_manifests(tmp_path):
-    _write(tmp_path, {"a": b"1", "b": b"2" * 500}, {"manifest_kind": "numbered"})
-    assert _contents(Local(tmp_path)) == {"a": b"1", "b": b"2" * 500}
+def test_numbered_manifests_are_read(tmp_path):
+    write_with_tensorstore(tmp_path, {"a": b"1", "b": b"2" * 500}, {"manifest_kind": "numbered"})
+    assert read_values(Local(tmp_path)) == {"a": b"1", "b": b"2" * 500}
     for numbered in tmp_path.glob("manifest.0*"):
         numbered.unlink()
     with pytest.raises(Corrupted, match=r"Expected a file `manifest.<16 hex digits>` beside it"):
@@ -68,16 +66,16 @@ def test_a_database_with_numbered_manifests(tmp_path):
 
 
 def test_a_database_whose_keys_were_all_deleted_is_empty(tmp_path):
-    _write(tmp_path, {"a": b"1"}, {})
+    write_with_tensorstore(tmp_path, {"a": b"1"}, {})
     store = ts.KvStore.open({"driver": "ocdbt", "base": f"file://{tmp_path}/"}).result()
     store.write("a", None).result()
     assert read_database(Local(tmp_path)) == {}
 
 
 def test_a_database_below_a_prefix_has_extents_relative_to_the_source(tmp_path):
-    _write(tmp_path / "db", {"big": b"x" * 2000, "small": b"y"}, {})
+    write_with_tensorstore(tmp_path / "db", {"big": b"x" * 2000, "small": b"y"}, {})
     found = read_database(Local(tmp_path), "db/")
-    assert _contents(Local(tmp_path), "db/") == {"big": b"x" * 2000, "small": b"y"}
+    assert read_values(Local(tmp_path), "db/") == {"big": b"x" * 2000, "small": b"y"}
     assert all(extent.key.startswith("db/d/") for extent in found.values())
 
 
@@ -87,21 +85,18 @@ def test_a_missing_manifest_is_not_found():
     assert str(caught.value) == "Expected a file, found none - file `manifest.ocdbt`"
 
 
-# --- databases that nobody would write: assembled here from the specification
-
-
-def _number(n):
+def encode_number(n):
     out = b""
     while n > 0x7F:
         out, n = out + bytes([n & 0x7F | 0x80]), n >> 7
     return out + bytes([n])
 
 
-def _numbers(*column):
-    return b"".join(map(_number, column))
+def encode_numbers(*column):
+    return b"".join(map(encode_number, column))
 
 
-def _envelope(magic, body, compression=0):
+def wrap(magic, body, compression=0):
     if compression:
         body = zstandard.ZstdCompressor().compress(body)
     head = magic.to_bytes(4, "big") + (18 + len(body)).to_bytes(8, "little")
@@ -109,149 +104,190 @@ def _envelope(magic, body, compression=0):
     return data + crc32c(data).to_bytes(4, "little")
 
 
-def _files(*paths):
+def encode_files(*paths):
     lengths = [len(path) for path in paths]
     shared = [0] * (len(paths) - 1)
-    return _numbers(len(paths), *shared, *lengths, *[0] * len(paths)) + b"".join(paths)
+    return encode_numbers(len(paths), *shared, *lengths, *[0] * len(paths)) + b"".join(paths)
 
 
-def _manifest(root_length, height=0, *, file=b"d/a", kind=0):
-    config = bytes(16) + _numbers(kind, 1024, 10**8) + b"\x04" + _number(0)
-    version = _number(1) + _number(1) + bytes([height]) + _numbers(0, 0, root_length, 1, 1, 0)
-    return _envelope(0x0CDB3A2A, config + _files(file) + version + bytes(8) + _number(0))
+def encode_manifest(root_length, height=0, *, file=b"d/a", kind=0):
+    config = bytes(16) + encode_numbers(kind, 1024, 10**8) + b"\x04" + encode_number(0)
+    version = (
+        encode_number(1)
+        + encode_number(1)
+        + bytes([height])
+        + encode_numbers(0, 0, root_length, 1, 1, 0)
+    )
+    return wrap(0x0CDB3A2A, config + encode_files(file) + version + bytes(8) + encode_number(0))
 
 
-def _node(height, files, keys, tail):
+def encode_node(height, files, keys, tail):
     lengths = [len(key) for key in keys]
     shared = [0] * (len(keys) - 1)
     common = lengths if height else []
-    columns = _numbers(len(keys), *shared, *lengths, *common) + b"".join(keys)
+    columns = encode_numbers(len(keys), *shared, *lengths, *common) + b"".join(keys)
     return bytes([height]) + files + columns + tail
 
 
-def _database(body, height=0, compression=0):
-    node = _envelope(0x0CDB20DE, body, compression)
-    return Memory({"manifest.ocdbt": _manifest(len(node), height), "d/a": node})
+def make_database(body, height=0, compression=0):
+    node = wrap(0x0CDB20DE, body, compression)
+    return Memory({"manifest.ocdbt": encode_manifest(len(node), height), "d/a": node})
 
 
-def test_the_encoder_of_these_tests_writes_what_the_reader_reads():
-    body = _node(0, _files(b"v"), [b"k", b"l"], _numbers(2, 3) + b"\0\1" + _numbers(0, 7) + b"hi")
-    found = read_database(_database(body))
+def test_the_encoder_of_these_tests_agrees_with_the_reader():
+    body = encode_node(
+        0,
+        encode_files(b"v"),
+        [b"k", b"l"],
+        encode_numbers(2, 3) + b"\0\1" + encode_numbers(0, 7) + b"hi",
+    )
+    found = read_database(make_database(body))
     assert found["k"].inline == b"hi"
     assert (found["l"].key, found["l"].start, found["l"].stop) == ("v", 7, 10)
 
 
 @pytest.mark.parametrize("path", [b"/etc/passwd", b"../x", b"a/../../x", b"a\0b", b"a//b", b"."])
-def test_a_data_file_outside_of_the_database_is_refused(path):
-    body = _node(0, _files(path), [b"k"], _number(3) + b"\1" + _numbers(0, 0))
+def test_a_data_file_outside_the_database_is_refused(path):
+    body = encode_node(
+        0, encode_files(path), [b"k"], encode_number(3) + b"\1" + encode_numbers(0, 0)
+    )
     with pytest.raises(Corrupted) as caught:
-        read_database(_database(body))
+        read_database(make_database(body))
     assert str(caught.value) == (
         f"Expected a data file inside the checkpoint, got {path.decode()!r} - file `d/a`"
     )
 
 
 def test_a_node_that_is_its_own_child_is_refused():
-    """Heights must fall: the walk can't go in circles."""
-    length = 18 + len(_node(1, _files(b"d/a"), [b"k"], _numbers(0, 0, 0, 1, 1, 1)))
-    body = _node(1, _files(b"d/a"), [b"k"], _numbers(0, 0, length, 1, 1, 1))
+    """Heights must decrease, so a walk can't loop."""
+    length = 18 + len(
+        encode_node(1, encode_files(b"d/a"), [b"k"], encode_numbers(0, 0, 0, 1, 1, 1))
+    )
+    body = encode_node(1, encode_files(b"d/a"), [b"k"], encode_numbers(0, 0, length, 1, 1, 1))
     with pytest.raises(Corrupted) as caught:
-        read_database(_database(body, height=1))
+        read_database(make_database(body, height=1))
     assert str(caught.value) == (
         f"Expected an index node of height 0, got 1 - file `d/a`, bytes 0-{length}"
     )
 
 
-def test_a_tree_that_names_one_child_again_and_again_ends():
-    """Two references per node double the work with each level: refused, not walked."""
-    leaf = _envelope(0x0CDB20DE, _node(0, _files(), [b"k"], _number(0) + b"\0"))
+def test_a_tree_with_exponentially_many_paths_is_refused():
+    """Two references per node double the work with each level."""
+    leaf = wrap(0x0CDB20DE, encode_node(0, encode_files(), [b"k"], encode_number(0) + b"\0"))
     objects, length, depth = {"d/0": leaf}, len(leaf), 40
     for height in range(1, depth + 1):
         child = b"d/%d" % (height - 1)
-        tail = _numbers(0, 0, 0, 0, length, length, 1, 1, 1, 1, 1, 1)
-        node = _envelope(0x0CDB20DE, _node(height, _files(child), [b"a", b"b"], tail))
+        tail = encode_numbers(0, 0, 0, 0, length, length, 1, 1, 1, 1, 1, 1)
+        node = wrap(0x0CDB20DE, encode_node(height, encode_files(child), [b"a", b"b"], tail))
         objects[f"d/{height}"], length = node, len(node)
-    objects["manifest.ocdbt"] = _manifest(length, depth, file=b"d/%d" % depth)
+    objects["manifest.ocdbt"] = encode_manifest(length, depth, file=b"d/%d" % depth)
     with pytest.raises(Unsupported, match="templax reads indexes of up to"):
         read_database(Memory(objects))
 
 
-def test_prefixes_that_multiply_into_gigabytes_are_refused():
+def test_names_that_expand_to_gigabytes_are_refused():
     """A megabyte of lengths may declare 64 GiB of names."""
     n = 1 << 19
-    lengths = _number(60000) * (n - 1) + _number(60000) + _number(1) * (n - 1)
-    body = bytes([0]) + _files() + _number(n) + lengths + bytes(60000 + n)
+    lengths = encode_number(60000) * (n - 1) + encode_number(60000) + encode_number(1) * (n - 1)
+    body = bytes([0]) + encode_files() + encode_number(n) + lengths + bytes(60000 + n)
     with pytest.raises(Corrupted, match="Expected at most 268435456 bytes of names"):
-        read_database(_database(body, compression=1))
+        read_database(make_database(body, compression=1))
 
 
 @pytest.mark.parametrize("n", [2**20 + 1, 2**40, 2**63])
-def test_a_count_beyond_what_the_node_holds_is_refused(n):
-    body = bytes([0]) + _files() + _number(n) + b"\1" * 100
+def test_a_count_beyond_the_size_of_the_node_is_refused(n):
+    body = bytes([0]) + encode_files() + encode_number(n) + b"\1" * 100
     with pytest.raises(Corrupted, match="Expected 1 to 1048576 entries"):
-        read_database(_database(body))
+        read_database(make_database(body))
 
 
-def test_a_node_that_decodes_to_more_than_its_limit_is_refused():
+def test_a_node_that_decodes_beyond_the_limit_is_refused():
     with pytest.raises(Corrupted, match="Expected at most 200000000 decoded bytes, got more"):
-        read_database(_database(bytes(200_000_001), compression=1))
+        read_database(make_database(bytes(200_000_001), compression=1))
 
 
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        (_node(0, _files(), [b"b", b"a"], _numbers(0, 0) + b"\0\0"), "Expected keys in order"),
-        (_node(0, _files(), [b"\xff"], _number(0) + b"\0"), "Expected keys in UTF-8"),
-        (_node(0, _files(), [b"k"], _number(0) + b"\2"), "Expected values of kinds 0 and 1, got 2"),
-        (_node(0, _files(), [b"k"], _number(0) + b"\1" + _numbers(0, 0)), "one of 0 data files"),
-        (_node(0, _files(), [b"k"], _number(9) + b"\0"), "Expected 9 more bytes, got 0"),
-        (_node(0, _files(), [b"k"], _number(0) + b"\0x"), "Expected the end, got 1 more bytes"),
         (
-            _node(0, _files(b"v"), [b"k"], _number(2**62) + b"\1" + _numbers(0, 2**62)),
+            encode_node(0, encode_files(), [b"b", b"a"], encode_numbers(0, 0) + b"\0\0"),
+            "Expected keys in order",
+        ),
+        (
+            encode_node(0, encode_files(), [b"\xff"], encode_number(0) + b"\0"),
+            "Expected keys in UTF-8",
+        ),
+        (
+            encode_node(0, encode_files(), [b"k"], encode_number(0) + b"\2"),
+            "Expected values of kinds 0 and 1, got 2",
+        ),
+        (
+            encode_node(0, encode_files(), [b"k"], encode_number(0) + b"\1" + encode_numbers(0, 0)),
+            "one of 0 data files",
+        ),
+        (
+            encode_node(0, encode_files(), [b"k"], encode_number(9) + b"\0"),
+            "Expected 9 more bytes, got 0",
+        ),
+        (
+            encode_node(0, encode_files(), [b"k"], encode_number(0) + b"\0x"),
+            "Expected the end, got 1 more bytes",
+        ),
+        (
+            encode_node(
+                0,
+                encode_files(b"v"),
+                [b"k"],
+                encode_number(2**62) + b"\1" + encode_numbers(0, 2**62),
+            ),
             "Expected a byte range below",
         ),
-        (_node(0, _files(), [b"k"], b"\xff" * 11), "Expected 1 numbers, got 0"),
-        (_node(0, _files(), [b"k"], b"\xff" * 9 + b"\x02"), "Expected numbers of at most 64 bits"),
+        (encode_node(0, encode_files(), [b"k"], b"\xff" * 11), "Expected 1 numbers, got 0"),
+        (
+            encode_node(0, encode_files(), [b"k"], b"\xff" * 9 + b"\x02"),
+            "Expected numbers of at most 64 bits",
+        ),
     ],
 )
-def test_a_node_that_contradicts_itself_is_named(body, message):
+def test_a_contradictory_node_is_named(body, message):
     with pytest.raises(Corrupted, match=message) as caught:
-        read_database(_database(body))
+        read_database(make_database(body))
     assert caught.value.file == "d/a"
 
 
 @pytest.mark.parametrize(
     ("at", "what"), [(12, "OCDBT version 0, got 7"), (13, "compression 0 and")]
 )
-def test_what_a_later_version_may_write_is_named(at, what):
-    node = bytearray(_envelope(0x0CDB20DE, b""))
+def test_later_versions_of_ocdbt_are_named(at, what):
+    node = bytearray(wrap(0x0CDB20DE, b""))
     node[at] = 7
     node[-4:] = crc32c(bytes(node[:-4])).to_bytes(4, "little")
     with pytest.raises(Unsupported, match=what):
-        read_database(Memory({"manifest.ocdbt": _manifest(len(node)), "d/a": bytes(node)}))
+        read_database(Memory({"manifest.ocdbt": encode_manifest(len(node)), "d/a": bytes(node)}))
 
 
 @pytest.mark.parametrize(
     ("tail", "message"),
     [
-        (_numbers(0, 2**64 - 1, 2**64 - 1, 1, 1, 1), "Expected a child node, got an absent one"),
-        (_numbers(0, 0, 2**40, 1, 1, 1), "Expected an index node of at most 268435456 bytes"),
-        (_numbers(0, 0, 10**6, 1, 1, 1), "Expected at least 1000000 bytes, the file has"),
-        (_numbers(1, 0, 10, 1, 1, 1), "Expected one of 1 data files, got number 1"),
+        (
+            encode_numbers(0, 2**64 - 1, 2**64 - 1, 1, 1, 1),
+            "Expected a child node, got an absent one",
+        ),
+        (encode_numbers(0, 0, 2**40, 1, 1, 1), "Expected an index node of at most 268435456 bytes"),
+        (encode_numbers(0, 0, 10**6, 1, 1, 1), "Expected at least 1000000 bytes, the file has"),
+        (encode_numbers(1, 0, 10, 1, 1, 1), "Expected one of 1 data files, got number 1"),
     ],
 )
-def test_a_child_that_is_not_there_is_damage(tail, message):
+def test_a_missing_child_node_is_damage(tail, message):
     with pytest.raises(Corrupted, match=message):
-        read_database(_database(_node(1, _files(b"d/a"), [b"k"], tail), height=1))
+        read_database(make_database(encode_node(1, encode_files(b"d/a"), [b"k"], tail), height=1))
 
 
 @given(data=st.data())
 def test_any_altered_byte_of_a_database_is_noticed(data):
-    """Manifest and nodes are covered by their checksums from the first byte to the last."""
-    case = CORPUS / "orbax-0.12.8-default" / "ckpt"
-    objects = {
-        p.relative_to(case).as_posix(): p.read_bytes() for p in case.rglob("*") if p.is_file()
-    }
+    """Checksums cover every byte of the manifest and the nodes."""
+    case = CKPT
+    objects = read_files(case)
     (node,) = [key for key in objects if key.startswith("d/")]
     key = data.draw(st.sampled_from(["manifest.ocdbt", node]))
     at = data.draw(st.integers(0, len(objects[key]) - 1))
@@ -265,9 +301,7 @@ def test_any_altered_byte_of_a_database_is_noticed(data):
 @given(data=st.data())
 def test_altered_bodies_with_sound_checksums_raise_only_errors_of_templax(data):
     case = CORPUS / "orbax-handmade-aligned" / "ckpt"
-    objects = {
-        p.relative_to(case).as_posix(): p.read_bytes() for p in case.rglob("*") if p.is_file()
-    }
+    objects = read_files(case)
     manifest = objects["manifest.ocdbt"]
     (file,) = [key for key in objects if key.startswith("d/")]
     start = objects[file].index(bytes.fromhex("0cdb20de"))
@@ -275,7 +309,7 @@ def test_altered_bodies_with_sound_checksums_raise_only_errors_of_templax(data):
     body = bytearray(whole[14:-4])
     for _ in range(data.draw(st.integers(1, 3))):
         body[data.draw(st.integers(0, len(body) - 1))] = data.draw(st.integers(0, 255))
-    changed = _envelope(int.from_bytes(whole[:4], "big"), bytes(body))
+    changed = wrap(int.from_bytes(whole[:4], "big"), bytes(body))
     if whole is manifest:
         objects["manifest.ocdbt"] = changed
     else:
@@ -287,8 +321,8 @@ def test_altered_bodies_with_sound_checksums_raise_only_errors_of_templax(data):
 @given(junk=st.binary(max_size=200))
 def test_arbitrary_bytes_raise_only_errors_of_templax(junk):
     for magic in (0x0CDB3A2A, 0x0CDB20DE):
-        for data in (junk, _envelope(magic, junk), _envelope(magic, junk, 1)):
-            node = _manifest(len(data))
+        for data in (junk, wrap(magic, junk), wrap(magic, junk, 1)):
+            node = encode_manifest(len(data))
             with pytest.raises(TemplaxError):
                 read_database(
                     Memory({"manifest.ocdbt": data if magic == 0x0CDB3A2A else node, "d/a": data})

@@ -1,4 +1,4 @@
-"""Databases that templax writes: read back by its own reader, and by TensorStore."""
+"""The OCDBT writer: its databases are read by templax and by TensorStore."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PLACES = st.tuples(st.integers(0, 1), st.integers(0, 2**40), st.integers(0, 2**4
 FILES = [DataFile("d/first"), DataFile("ocdbt.process_1/d/second", 16)]
 
 
-def _memory(values: Values, node_offset: int) -> Memory:
+def make_database(values: Values, node_offset: int) -> Memory:
     nodes, manifest = encode_database(sorted(values.items()), FILES, node_offset)
     files = {"d/first": b"x" * node_offset + nodes, read.MANIFEST: manifest}
     return Memory(files)
@@ -30,12 +30,10 @@ def _memory(values: Values, node_offset: int) -> Memory:
     st.integers(0, 200),
     st.sampled_from([1, 2, 7, 1 << 18]),
 )
-def test_the_reader_finds_every_value_where_it_was_said_to_be(
-    values: Values, node_offset: int, entries: int
-) -> None:
+def test_the_reader_finds_every_value(values: Values, node_offset: int, entries: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(write, "NODE_ENTRIES", entries)
-        found = read.read_database(_memory(values, node_offset))
+        found = read.read_database(make_database(values, node_offset))
     assert list(found) == [key.decode() for key in sorted(values)]
     for key, value in values.items():
         extent = found[key.decode()]
@@ -69,7 +67,7 @@ def test_tensorstore_reads_every_value(
     (tmp_path / read.MANIFEST).write_bytes(manifest)
     store = ts.KvStore.open({"driver": "ocdbt", "base": f"file://{tmp_path}/"}).result()
     assert {key: store.read(key).result().value for key in store.list().result()} == stored
-    # A database that was written in one go can be read in parts, too.
+    # A range of keys can be listed too.
     some = store.list(ts.KvStore.KeyRange(b"k2", b"k3")).result()
     assert sorted(some) == [b"k2/0", b"k2/7"]
     assert {e.key for e in read.read_database(Local(tmp_path)).values()} <= {f.path for f in FILES}

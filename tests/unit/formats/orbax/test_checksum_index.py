@@ -1,4 +1,4 @@
-"""`templax.index`: opened alone, and held to what is there."""
+"""`templax.index`: opening a checkpoint by it, and refusing one that does not fit the files."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import templax as tx
+from helpers import read_files
 from templax.formats.orbax import checksum_index
 from templax.storage import Memory
 
@@ -29,18 +30,18 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """The files of a checkpoint."""
     path = tmp_path_factory.mktemp("index") / "ckpt"
     tx.save(path, TREE)
-    return {str(f.relative_to(path)): f.read_bytes() for f in path.rglob("*") if f.is_file()}
+    return read_files(path)
 
 
-def _with(stored: dict[str, bytes], /, **changes: Any) -> Memory:
-    """The checkpoint with fields of the index replaced; its own checksum is right."""
+def replace_fields(stored: dict[str, bytes], /, **changes: Any) -> Memory:
+    """The checkpoint with fields of the index replaced; the checksum of the index is right."""
     index = checksum_index.decode_index(memoryview(stored[checksum_index.INDEX_FILE]))
     changed = msgspec.structs.replace(index, **changes)
     return Memory({**stored, checksum_index.INDEX_FILE: checksum_index.encode_index(changed)})
 
 
-def test_it_is_all_that_is_read(files: dict[str, bytes]) -> None:
-    """Of Orbax's files only the manifest, to see that they belong together."""
+def test_a_restore_reads_the_index_and_the_data_only(files: dict[str, bytes]) -> None:
+    """Of the files of Orbax, only the manifest is read, to see that it belongs to the index."""
     data = next(name for name in files if name.startswith("d/"))
     kept = (checksum_index.INDEX_FILE, "manifest.ocdbt", data, "_METADATA")
     source = Memory({name: files[name] for name in kept})
@@ -52,7 +53,7 @@ def test_it_is_all_that_is_read(files: dict[str, bytes]) -> None:
     assert list(tx.open(bad).leaves) == ["layers.0", "layers.1", "text", "w"]
 
 
-def test_every_flipped_bit_is_noticed(files: dict[str, bytes]) -> None:
+def test_every_flipped_bit_of_the_index_is_noticed(files: dict[str, bytes]) -> None:
     data = files[checksum_index.INDEX_FILE]
     for i in range(len(data)):
         flipped = bytearray(data)
@@ -64,13 +65,13 @@ def test_every_flipped_bit_is_noticed(files: dict[str, bytes]) -> None:
 
 
 @pytest.mark.parametrize("n", [0, 7, 24, 27, 100, -1])
-def test_a_cut_index_is_damaged(files: dict[str, bytes], n: int) -> None:
+def test_a_truncated_index_is_damaged(files: dict[str, bytes], n: int) -> None:
     with pytest.raises(tx.Corrupted, match="Expected an index"):
         tx.open(Memory({**files, checksum_index.INDEX_FILE: files[checksum_index.INDEX_FILE][:n]}))
 
 
-def test_the_hint_is_true(files: dict[str, bytes]) -> None:
-    """Without the index the checkpoint is Orbax's, and opens."""
+def test_deleting_the_index_as_hinted_works(files: dict[str, bytes]) -> None:
+    """Without the index it is an Orbax checkpoint."""
     catalog = tx.open(
         Memory({name: f for name, f in files.items() if name != checksum_index.INDEX_FILE})
     )
@@ -78,7 +79,7 @@ def test_the_hint_is_true(files: dict[str, bytes]) -> None:
     np.testing.assert_array_equal(tx.restore(catalog, TREE)["w"], TREE["w"])
 
 
-def test_a_later_version_is_named(files: dict[str, bytes]) -> None:
+def test_a_later_version_of_the_index_is_refused(files: dict[str, bytes]) -> None:
     data = bytearray(files[checksum_index.INDEX_FILE])
     data[8] = 2
     data[-4:] = checksum_index.crc32c(bytes(data[:-4])).to_bytes(4, "little")
@@ -87,7 +88,7 @@ def test_a_later_version_is_named(files: dict[str, bytes]) -> None:
 
 
 def test_an_index_of_another_save_is_refused(files: dict[str, bytes], tmp_path: Path) -> None:
-    """Copied over an older checkpoint, say: it would be a mixture."""
+    """For example one copied over an older checkpoint."""
     tx.save(tmp_path / "ckpt", TREE)
     (tmp_path / "ckpt" / checksum_index.INDEX_FILE).write_bytes(files[checksum_index.INDEX_FILE])
     with pytest.raises(tx.Corrupted) as caught:
@@ -99,10 +100,10 @@ def test_an_index_of_another_save_is_refused(files: dict[str, bytes], tmp_path: 
 
 
 @pytest.mark.parametrize("lost", [True, False])
-def test_a_manifest_that_is_lost_or_damaged_is_not_needed(
+def test_a_missing_or_damaged_manifest_does_not_prevent_a_restore(
     files: dict[str, bytes], lost: bool
 ) -> None:
-    """It is a way in for others; `verify` tells."""
+    """The manifest is for other programs; `verify` reports it."""
     changed = {name: f for name, f in files.items() if name != "manifest.ocdbt"}
     if not lost:
         data = files["manifest.ocdbt"]
@@ -113,7 +114,7 @@ def test_a_manifest_that_is_lost_or_damaged_is_not_needed(
     assert damage.file == "manifest.ocdbt"
 
 
-def test_a_data_file_that_is_missing_or_cut_is_damaged(files: dict[str, bytes]) -> None:
+def test_a_missing_or_truncated_data_file_is_damage(files: dict[str, bytes]) -> None:
     data = next(name for name in files if name.startswith("d/"))
     template = {"w": TREE["w"]}
     for content, what in ((None, "found none"), (files[data][:-1], "got")):
@@ -146,16 +147,16 @@ COLUMNS = {
     st.integers(0, 10),
     st.sampled_from([0, 1, 2, 3, 255, 2**31, 2**32 - 1, 2**63, 2**64 - 1]) | st.integers(0, 200),
 )
-def test_numbers_that_mean_nothing_never_end_in_another_error(
+def test_invalid_numbers_raise_only_errors_of_templax(
     files: dict[str, bytes], column: str, at: int, value: int
 ) -> None:
-    """Or they change nothing that a template would miss."""
+    """Or the checkpoint is restored with the leaves of the template."""
     itemsize, dtype = COLUMNS[column]
     index = checksum_index.decode_index(memoryview(files[checksum_index.INDEX_FILE]))
     numbers = np.frombuffer(getattr(index, column), dtype).copy()
     numbers[at % len(numbers)] = value % 2 ** (8 * itemsize)
     try:
-        catalog = tx.open(_with(files, **{column: numbers.tobytes()}))
+        catalog = tx.open(replace_fields(files, **{column: numbers.tobytes()}))
         restored = tx.restore(catalog, catalog.template(), verify="required")
     except tx.TemplaxError:
         return
@@ -179,27 +180,27 @@ def test_numbers_that_mean_nothing_never_end_in_another_error(
         ({"kinds": bytes([3, 1, 2, 0])}, "typed key"),
     ],
 )
-def test_what_contradicts_itself_is_damaged(
+def test_a_contradictory_index_is_damaged(
     files: dict[str, bytes], changes: dict[str, Any], what: str
 ) -> None:
     with pytest.raises(tx.CheckpointError, match=what) as caught:
-        tx.open(_with(files, **changes))
+        tx.open(replace_fields(files, **changes))
     assert caught.value.file == checksum_index.INDEX_FILE
 
 
-def test_a_file_outside_of_the_checkpoint_is_refused(files: dict[str, bytes]) -> None:
+def test_a_data_file_outside_the_checkpoint_is_refused(files: dict[str, bytes]) -> None:
     (data, size), *_ = checksum_index.decode_index(
         memoryview(files[checksum_index.INDEX_FILE])
     ).files
     for path in ("../secret", "/etc/passwd", "d/../../x", "a\0b", ""):
         with pytest.raises(tx.Corrupted, match="inside the checkpoint"):
-            tx.open(_with(files, files=[(path, size)]))
+            tx.open(replace_fields(files, files=[(path, size)]))
         with pytest.raises(tx.Corrupted, match="inside the checkpoint"):
-            tx.open(_with(files, others={path: (8, 4)}))
-    assert tx.open(_with(files, files=[(data, size)]))
+            tx.open(replace_fields(files, others={path: (8, 4)}))
+    assert tx.open(replace_fields(files, files=[(data, size)]))
 
 
-def test_a_save_that_was_copied_elsewhere_opens(tmp_path: Path) -> None:
+def test_a_copied_checkpoint_can_be_restored(tmp_path: Path) -> None:
     tx.save(tmp_path / "a", TREE)
     shutil.copytree(tmp_path / "a", tmp_path / "b")
     shutil.rmtree(tmp_path / "a")

@@ -1,4 +1,4 @@
-"""Matching a checkpoint that does not fit its template, and following the hints of the match."""
+"""Checkpoints that do not match their template, and what follows from the hints of the match."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ DENSE = {"kernel": f32(3, 8), "bias": f32(8)}
 MLP = {"Dense_0": DENSE, "Dense_1": {"kernel": f32(8, 4), "bias": f32(4)}}
 
 
-def find_mismatches(checkpoint: Any, template: Any, **options: Any) -> tx.Match:
-    """The match of two abstract trees; asserts that they do not match."""
+def fail_match(checkpoint: Any, template: Any, **options: Any) -> tx.Match:
+    """Matches two abstract trees; asserts that they do not match."""
     match = tx.check(checkpoint_like(checkpoint), template, **options)
     assert not match.ok
     return match
@@ -29,3 +29,9 @@ def follow_hints(match: tx.Match, checkpoint: Any, template: Any, **options: Any
 def has_no_hint(match: tx.Match) -> bool:
     """Whether neither the report nor a mismatch carries a hint."""
     return "hint" not in str(match) and all(m.hint is None for m in match.mismatches)
+
+
+def mismatched_trees(n: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A checkpoint and a template with `n` leaves of different shapes."""
+    names = [f"w{i:02}" for i in range(n)]
+    return dict.fromkeys(names, f32(2)), dict.fromkeys(names, f32(3))

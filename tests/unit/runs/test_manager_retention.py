@@ -1,0 +1,106 @@
+"""The steps and leftovers that a manager deletes, and those that it keeps."""
+
+import errno
+import logging
+import math
+import os
+from pathlib import Path
+
+import jax.numpy as jnp
+
+import templax as tx
+from run_directories import copy_steps, list_run
+from templax._runs.locks import hold_for_reading
+from templax.storage import Staging
+from templax.storage.disk import DISK
+from templax.storage.leftovers import TEMPORARY, temporary_path
+
+TREE = {"w": jnp.arange(12.0).reshape(3, 4), "b": jnp.zeros(4, jnp.bfloat16)}
+
+
+def test_steps_that_no_rule_keeps_are_deleted(tmp_path):
+    keep = tx.Keep(last=1, every=4, best=1, metric="loss")
+    losses = [3, 1, 2, math.nan, 5, 6, 7, None, 8]
+    with tx.Manager(tmp_path, keep=keep) as manager:
+        for step, loss in enumerate(losses):
+            manager.save(step, TREE, metrics=None if loss is None else {"loss": loss})
+    assert list_run(tmp_path) == {"0", "1", "4", "8"}
+
+
+def test_the_step_just_saved_is_kept_even_if_it_is_not_the_highest(tmp_path):
+    with tx.Manager(tmp_path, keep=1) as manager:
+        manager.save(100, TREE)
+        manager.save(50, TREE, wait=True)
+        assert manager.steps() == [50, 100]
+        manager.save(60, TREE, wait=True)
+        assert manager.steps() == [60, 100]
+
+
+def test_a_step_being_read_is_deleted_after_a_later_save(tmp_path, caplog):
+    caplog.set_level(logging.INFO, "templax")
+    with tx.Manager(tmp_path, keep=1) as manager:
+        manager.save(1, TREE, wait=True)
+        with hold_for_reading(manager.path(1)):
+            manager.save(2, TREE, wait=True)
+            assert manager.steps() == [1, 2]
+            assert f"step 1 of {tmp_path} is being read, and stays for now" in caplog.messages
+        manager.save(3, TREE, wait=True)
+        assert manager.steps() == [3]
+
+
+def test_a_step_that_cannot_be_deleted_does_not_fail_the_save(tmp_path, monkeypatch, caplog):
+    def rename(old, new):
+        if TEMPORARY in new:
+            raise OSError(errno.EACCES, os.strerror(errno.EACCES), old)
+        os.rename(old, new)
+
+    with tx.Manager(tmp_path, keep=1) as manager:
+        manager.save(1, TREE, wait=True)
+        with monkeypatch.context() as patched:
+            patched.setattr(DISK, "rename", rename)
+            assert manager.save(2, TREE).wait().done()
+        assert manager.steps() == [1, 2]
+        (text,) = caplog.messages
+        assert text.startswith(
+            f"steps of {tmp_path} that no rule keeps were not deleted: can't remove: Permission"
+        )
+        manager.save(3, TREE, wait=True)
+        assert manager.steps() == [3]
+
+
+def test_uncommitted_steps_and_other_names_are_kept(tmp_path):
+    copy_steps(tmp_path, ["1", "eval_1"])
+    copy_steps(tmp_path, ["2"], "damaged-uncommitted")
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "5.orbax-checkpoint-tmp").mkdir()
+    with tx.Manager(tmp_path, keep=1) as manager:
+        manager.save(3, TREE, wait=True)
+        manager.save(4, TREE, wait=True)
+    assert list_run(tmp_path) == {"2", "4", "eval_1", "logs", "5.orbax-checkpoint-tmp"}
+
+
+def test_leftovers_of_templax_are_removed_and_those_of_others_kept(tmp_path):
+    """Of a save of this step, and of the deletion of another step."""
+    for step in ("3", "1"):
+        Path(temporary_path(str(tmp_path / step))).mkdir()
+    (tmp_path / "2.orbax-checkpoint-tmp").mkdir()
+    with tx.Manager(tmp_path) as manager, Staging(tmp_path / "4", overwrite=False) as live:
+        manager.save(3, TREE, wait=True)
+        assert list_run(tmp_path) == {"3", "2.orbax-checkpoint-tmp", Path(live.directory).name}
+
+
+def test_a_leftover_that_cannot_be_removed_does_not_fail_the_save(tmp_path, monkeypatch, caplog):
+    def rmdir(path):
+        raise OSError(errno.EACCES, os.strerror(errno.EACCES), path)
+
+    lost = Path(temporary_path(str(tmp_path / "3")))
+    lost.mkdir()
+    with tx.Manager(tmp_path) as manager:
+        with monkeypatch.context() as patched:
+            patched.setattr(DISK, "rmdir", rmdir)
+            manager.save(3, TREE, wait=True)
+        (text,) = caplog.messages
+        assert text.startswith(
+            f"what killed programs left in {tmp_path} was not removed: can't remove: Permission"
+        )
+    assert list_run(tmp_path) == {"3", lost.name}
