@@ -26,9 +26,9 @@ from ..flax.msgpack import PLACEHOLDER, Empty, Leaf, Value, read_msgpack
 from ..ocdbt.read import MANIFEST, read_database
 from ..zarr.chunks import locate_arrays
 from ..zarr.metadata import FILES, MAX_FILE, Array, array_prefix, parse_metadata
-from . import item
-from .checksum_index import INDEX_FILE, open_index
+from .checksum_index import INDEX_FILE
 from .directory import LEGACY, TREE, is_committed
+from .indexed_item import open_indexed_item
 from .sidecars import Notes, read_json, read_notes
 
 _EMPTY_TYPES = ("None", "Dict", "List", "Tuple", "NamedTuple")
@@ -99,7 +99,7 @@ def open_item(
     about = dict(metadata or {})
     present = {info.key for info in source.children()}
     if INDEX_FILE in present:
-        return open_index(source, about, uncommitted)
+        return open_indexed_item(source, about, uncommitted)
     empties: dict[Path, str] = {}
     tree: _TreeMetadata | None = None
     if TREE in present:
@@ -233,7 +233,7 @@ def _open_container(source: Source, present: set[str], tree: _TreeMetadata | Non
     if use_ocdbt is None:
         use_ocdbt = MANIFEST in present or bool(processes)
     if not use_ocdbt:
-        return _Container(item.list_files(source), None)
+        return _Container(list_files(source), None)
     if MANIFEST in present:
         return _Container(read_database(source), MANIFEST)
     if processes and is_committed(source):
