@@ -20,7 +20,7 @@ from ..errors import SaveError
 from ..formats.ocdbt import read
 from ..formats.ocdbt.write import DataFile
 from ..formats.orbax import checksum_index
-from ..formats.orbax.write import Files, build_database, index_file, tree_files
+from ..formats.orbax.write import Files, build_database, encode_index_file, encode_tree_files
 from ..storage.sink import Sink, SinkFile
 from .snapshot import collect_leaves
 from .writer import Writer
@@ -204,9 +204,11 @@ class Item:
         self._file.write(nodes, nodes_at)
         self._file.close()
         files = [(name, nodes_at + len(nodes)), *rest]
-        small = tree_files(leaves, chunks, self._empties) | {read.MANIFEST: manifest} | others
+        small = (
+            encode_tree_files(leaves, chunks, self._empties) | {read.MANIFEST: manifest} | others
+        )
         crcs = places.fingerprints(leaves, chunks)
-        small[checksum_index.INDEX_FILE] = index_file(
+        small[checksum_index.INDEX_FILE] = encode_index_file(
             leaves, chunks, places, files, small, self._empties, level is not None, crcs
         )
         below = {self._prefix + name: data for name, data in small.items()}

@@ -14,7 +14,7 @@ from ..storage.signatures import is_lfs_pointer, lfs_pointer, read_head, recogni
 from ..storage.source import ObjectInfo, Source
 from .flax.msgpack import Value, read_msgpack
 from .orbax.directory import COMMITTED, STEP_METADATA, basename, examine_directory
-from .orbax.format import inside_item, list_examples, open_hint, openable
+from .orbax.format import list_examples, list_openable, open_hint, part_of_item_error
 from .orbax.item import missing_dot_file_error
 
 _CHUNK = re.compile(r"[0-9]+(\.[0-9]+)*")
@@ -36,7 +36,7 @@ def diagnose_source(source: Source) -> CheckpointError:
     info = source.stat("")
     if info is None:
         return _not_found_error(source)
-    inside = inside_item(source)
+    inside = part_of_item_error(source)
     if inside is not None:
         return inside
     if not info.is_dir:
@@ -97,8 +97,7 @@ def _dot_files_error(source: Source, children: list[ObjectInfo]) -> CheckpointEr
     for info in children[:_MAX_PROBES]:
         if info.is_dir:
             files = [c.key for c in source.children(info.key)]
-            # Require all files to be chunks: a directory that has a file named `0` among others proves
-            # nothing.
+            # Require that all files are chunks: a file named `0` among others proves nothing.
             if files and all(_CHUNK.fullmatch(f[len(info.key) :]) for f in files):
                 return missing_dot_file_error(info.key.rstrip("/"), files[0])
     return None
@@ -123,7 +122,7 @@ def _checkpoints_below_error(source: Source, children: list[ObjectInfo]) -> Unkn
             if root is not None and root.what == "steps":
                 committed = [step.key for step in root.steps if step.committed]
                 child = child.at(committed[-1]) if committed else child
-            found += openable(child)
+            found += list_openable(child)
         if len(found) >= _MAX_SHOWN:
             break
     if not found:
@@ -160,12 +159,12 @@ def _not_found_error(source: Source) -> NotFound:
         committed = [step for step in root.steps if step.committed]
         if committed:
             listed = ", ".join(str(step.step) for step in committed[-8:])
-            latest = openable(parent.at(committed[-1].key))
+            latest = list_openable(parent.at(committed[-1].key))
             return NotFound(
                 f"{what}; committed steps of {parent.url}: {listed}", hint=open_hint(latest)
             )
     if root is not None and root.what == "items":
         what = f"{what}; {parent.url} holds {list_examples([f'`{n}`' for n in root.items])}"
     near = find_nearest(name, names)
-    hint = open_hint(openable(parent.at(near))) if near is not None else None
-    return NotFound(what, hint=hint or open_hint(openable(parent)))
+    hint = open_hint(list_openable(parent.at(near))) if near is not None else None
+    return NotFound(what, hint=hint or open_hint(list_openable(parent)))

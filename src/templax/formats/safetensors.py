@@ -1,8 +1,8 @@
 """Opens a safetensors file as a catalog. (Several files under an index are not supported yet.)
 
 The format (huggingface/safetensors, README, "Format"): the length of the header as u64,
-little-endian; a JSON header, name → dtype, shape and offsets; then the tensors, little-endian and in
-C order, which tile the rest of the file without holes.
+little-endian; a JSON header, name → dtype, shape and offsets; then the tensors, little-endian and
+in C order, which tile the rest of the file without holes.
 """
 
 from __future__ import annotations
