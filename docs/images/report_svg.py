@@ -50,7 +50,7 @@ def main() -> None:
         saved["opt_state"] = {"count": jax.ShapeDtypeStruct((), jnp.int32)}
         tree = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), saved)
         ocp.PyTreeCheckpointer().save(Path(CHECKPOINT).resolve(), tree)
-        report = shell_hints.report(
+        report = shell_hints.format_report(
             tx.check(CHECKPOINT, decoder(128, head="LMHead", dtype=jnp.int8))
         )
         os.chdir(svg.parent)

@@ -22,7 +22,7 @@ def crc32c(data: Bytes, before: int = 0) -> int:
 
 
 def compare_crc32c(want: int, got: int, start: int | None = None, stop: int | None = None) -> None:
-    """Raises Corrupted unless two checksums, of bytes `start_save` to `stop` of a file, are the same."""
+    """Raises Corrupted unless two checksums, of bytes `start` to `stop` of a file, are the same."""
     if want != got:
         raise wrong_crc32c(want, got, start, stop)
 
@@ -30,5 +30,5 @@ def compare_crc32c(want: int, got: int, start: int | None = None, stop: int | No
 def wrong_crc32c(
     want: int, got: int, start: int | None = None, stop: int | None = None
 ) -> Corrupted:
-    """The error for bytes `start_save` to `stop` of a file."""
+    """The error for bytes `start` to `stop` of a file."""
     return Corrupted(f"Expected crc32c `{want:08x}`, got `{got:08x}`", start=start, stop=stop)

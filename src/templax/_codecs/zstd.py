@@ -86,7 +86,7 @@ def inflate_many(frames: Sequence[Bytes], sizes: Sequence[int]) -> Buffers | Non
 
     Returns:
         The decoded bytes of each, of those sizes; None if this zstandard can't, or if one of them
-        is damaged or more than a frame of one block: `decode_index` tells.
+        is damaged or more than a frame of one block: `decode` tells.
     """
     if "multi_decompress_to_buffer" not in zstandard.backend_features:
         return None

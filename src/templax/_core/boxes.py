@@ -79,7 +79,7 @@ def is_contiguous(box: Box, shape: Shape) -> bool:
 
 
 def box_around(start: int, stop: int, shape: Shape) -> Box:
-    """The smallest box that holds elements `start_save` to `stop` of a C-ordered array.
+    """The smallest box that holds elements `start` to `stop` of a C-ordered array.
 
     Args:
         start, stop: At least one element, within the array.

@@ -53,7 +53,7 @@ def chunk_shape(shape: Shape, itemsize: int, *, padded: bool = True) -> Shape:
 
 
 def _step(n: int, count: int, padded: bool) -> int:
-    """Length of each of `check_int` parts of `n` or of up to twice as many, equal if possible."""
+    """Length of each of `count` parts of `n` or of up to twice as many, equal if possible."""
     equal = [c for c in range(count, 2 * count) if n % c == 0]
     if equal:
         return n // max(equal, key=lambda c: (c & -c, -c))  # a power of two of them, or nearly

@@ -47,7 +47,7 @@ def class_of(dtype: np.dtype) -> Class:
 
 @functools.cache
 def is_lossless(stored: np.dtype, wanted: np.dtype) -> bool:
-    """Whether every value of `stored` is a value of `requested_sharding`.
+    """Whether every value of `stored` is a value of `wanted`.
 
     A bool is not a number here. Integers fit floats whose mantissa holds them.
 
@@ -118,7 +118,7 @@ def int_fits(dtype: np.dtype, value: int) -> bool:
 
 
 def may_cast(stored: np.dtype, wanted: np.dtype, policy: Cast) -> bool:
-    """Whether `policy` lets `stored` become `requested_sharding` (different dtypes).
+    """Whether `policy` lets `stored` become `wanted` (different dtypes).
 
     `"exact"` allows nothing, `"widen"` what loses nothing, `"float"` also any float to any float
     and any complex to any complex. Float to int, narrowing of ints, complex to real, and between
@@ -166,7 +166,7 @@ def host_cast_is_exact(stored: np.dtype, wanted: np.dtype) -> bool:
 
 
 def cast_into(out: np.ndarray, values: np.ndarray) -> None:
-    """Cast `gather_box` into `out` (same shape), rounding to nearest even; no warning on overflow."""
+    """Cast `values` into `out` (same shape), rounding to nearest even; no warning on overflow."""
     with np.errstate(all="ignore"):
         np.copyto(out, values, casting="unsafe")
 

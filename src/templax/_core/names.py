@@ -34,10 +34,10 @@ def join_path(path: Path) -> str:
 
 
 def strip_prefix(path: Path, prefix: str) -> Path | None:
-    """What is left of `path` under `array_prefix`, or None where it isn't under it.
+    """What is left of `path` under `prefix`, or None where it isn't under it.
 
-    `array_prefix` ends at an element border. Keys may themselves hold a `.`, so borders are those of
-    `path`, not the dots of `array_prefix`. The empty prefix is the root.
+    `prefix` ends at an element border. Keys may themselves hold a `.`, so borders are those of
+    `path`, not the dots of `prefix`. The empty prefix is the root.
 
     >>> strip_prefix(("params", "a.b", "w"), "params.a.b")
     ('w',)

@@ -1,33 +1,35 @@
-"""Results as JSON."""
+"""Results as JSON: what the commands print under `--json`.
+
+docs/reference/cli.md documents the fields. They are the attributes of the results, by their names.
+"""
 
 from __future__ import annotations
 
+import json
+import math
+from collections.abc import Mapping
 from typing import Any
 
-from .._audit.result import Verified
+import msgspec
+
+SCHEMA = 1
+"""Version of every document; it changes only when a field is removed or changes its meaning."""
 
 
-def verification_json(verified: Verified) -> dict[str, Any]:
-    """What `templax verify --json` prints."""
-    return {
-        "schema": 1,
-        "ok": verified.ok,
-        "url": verified.url,
-        "leaves": verified.leaves,
-        "damages": [
-            {
-                "what": damage.what,
-                "leaf": damage.leaf,
-                "box": damage.box,
-                "file": damage.file,
-                "start": damage.start,
-                "stop": damage.stop,
-                "hint": damage.hint,
-            }
-            for damage in verified.damages
-        ],
-        "checked_bytes": verified.checked_bytes,
-        "unchecked_bytes": verified.unchecked_bytes,
-        "unchecked": list(verified.unchecked),
-        "seconds": verified.seconds,
-    }
+def render_json(fields: Mapping[str, Any]) -> str:
+    """A document as strict JSON: NaN and infinities are null, foreign values their text."""
+    document = msgspec.to_builtins({"schema": SCHEMA, **fields}, enc_hook=str)
+    return json.dumps(_drop_nonfinite(document), indent=1)
+
+
+def _drop_nonfinite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _drop_nonfinite(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_drop_nonfinite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def select_fields(result: object, *names: str) -> dict[str, Any]:
+    """Attributes of a result by their names."""
+    return {name: getattr(result, name) for name in names}

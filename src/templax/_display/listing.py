@@ -16,9 +16,8 @@ from .._catalog.entry import LeafEntry
 from .._catalog.fingerprint import recorded_fingerprint
 from .._core.names import Path, join_path
 from .._core.text import format_size
-
-SCHEMA = 1
-"""Version of the JSON; changes only when a field is removed or changes its meaning."""
+from .._runs.steps import Run, StepDirectory
+from .json import select_fields
 
 ALIKE = 3
 """This many numbered siblings with identical subtrees are shown as one."""
@@ -292,31 +291,41 @@ def _params(path: Path) -> Iterator[int]:
         yield path.index("params")
 
 
-def as_json(catalog: Catalog, shown: Sequence[LeafEntry]) -> dict[str, Any]:
-    """The listing as data; `docs/guide.md` documents the fields."""
+def catalog_fields(catalog: Catalog, shown: Sequence[LeafEntry]) -> dict[str, Any]:
+    """A checkpoint, with the leaves that `templax ls` shows."""
     prints = None if catalog.fingerprints is None else recorded_fingerprint(catalog)
+    leaves = [
+        {
+            **select_fields(entry, "name", "path", "kind"),
+            "dtype": entry.dtype_name,
+            "shape": entry.user_shape,
+            **select_fields(entry, "nbytes", "saved_sharding"),
+            "fingerprint": None if prints is None else prints.leaves[entry.name],
+        }
+        for entry in shown
+    ]
     return {
-        "schema": SCHEMA,
-        "url": catalog.url,
-        "format": catalog.format,
-        "evidence": catalog.evidence,
-        "uncommitted": catalog.uncommitted,
-        "metadata": dict(catalog.metadata),
+        **select_fields(catalog, "url", "format", "evidence", "uncommitted", "metadata"),
         "fingerprint": None if prints is None else str(prints),
         "leaf_count": len(catalog.entries),
         "nbytes": catalog.nbytes,
-        "leaves": [
-            {
-                "name": entry.name,
-                "path": list(entry.path),
-                "kind": entry.kind,
-                "dtype": entry.dtype_name,
-                "shape": list(entry.user_shape),
-                "nbytes": entry.nbytes,
-                "saved_sharding": entry.saved_sharding,
-                "fingerprint": None if prints is None else prints.leaves[entry.name],
-            }
-            for entry in shown
-        ],
+        "leaves": leaves,
         "restore": restore_code(catalog),
     }
+
+
+def run_fields(run: Run) -> dict[str, Any]:
+    """The steps of a run, as `templax steps` prints them."""
+    return {
+        "url": run.url,
+        "format": "orbax",
+        "evidence": run.evidence,
+        "latest": max(run.committed, default=None),
+        "steps": [_step_fields(found) for found in run.steps],
+        "others": [_step_fields(found) for found in run.directories if found.step is None],
+    }
+
+
+def _step_fields(found: StepDirectory) -> dict[str, Any]:
+    names = ("step", "url", "committed", "problem", "items", "metrics", "nbytes", "saved")
+    return select_fields(found, *names)

@@ -1,4 +1,4 @@
-"""What `check_blocks`, `plan` and `restore` share: checkpoints opened, and matched with a template."""
+"""What `check`, `plan` and `restore` share: checkpoints opened, and matched with a template."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def match_checkpoint(
     """The catalogs involved, and the match with hints.
 
     Args:
-        took: Gets the seconds of the stages `open` and `match_leaves`.
+        took: Gets the seconds of the stages `open` and `match`.
         others: As of `restore`.
     """
     begin = time.perf_counter()

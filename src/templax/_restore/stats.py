@@ -22,9 +22,9 @@ class Stats:
         placed_bytes: Of the finished leaves on this process, each distinct box once.
         mapped_bytes: Of these, those that a mapping serves.
         seconds: Wall clock of all stages; of a plan that is run again, its planning included.
-        stages: Seconds of wall clock: `template`, `open`, `match_leaves`, `locate_arrays`, `plan`, then `run`, of
-            which `place_batches` is a part.
-        busy: Seconds of all threads together: `read`, `decode_index` (with copies), `cast`.
+        stages: Seconds of wall clock: `template`, `open`, `match`, `locate`, `plan`, then `run`, of
+            which `place` is a part.
+        busy: Seconds of all threads together: `read`, `decode` (with copies), `cast`.
     """
 
     url: str

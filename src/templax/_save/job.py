@@ -32,7 +32,7 @@ from .snapshot import copy_values
 
 
 class Job:
-    """One save: `begin_save` in the caller's thread, then `run`; `give_up` if either is interrupted.
+    """One save: `begin` in the caller's thread, then `run`; `give_up` if either is interrupted.
 
     Args:
         url: Where to.

@@ -63,7 +63,7 @@ class _Job:
 
     Attributes:
         transient: Bytes that it fetches from devices.
-        packed: Its chunks are written by one call, from `start_save` to `stop`.
+        packed: Its chunks are written by one call, from `start` to `stop`.
         nbytes: Of values.
         work: Of each leaf: the shape of its chunks, and those to write.
         pieces: Of each leaf, its values: held here, so that they are freed with the job.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import sys
 from collections.abc import Callable
 from typing import IO, Any
@@ -12,14 +11,15 @@ import click
 
 import templax as tx
 
+from .._display.json import render_json
+from .._display.reports import match_fields, plan_fields
 from .._display.terminal import echo_report
 from .._match.result import Match
-from .._plan.plan import plan_figures
 from .._template.json_file import load_template
 from .._template.template import Template
 from . import shell_hints
 
-_COMPARED = (
+_COMPARISON = (
     click.argument("path"),
     click.argument("template", type=click.File("rb"), metavar="TEMPLATE.json"),
     click.option("--at", default="", metavar="NAME", help="Subtree of the checkpoint to compare."),
@@ -37,7 +37,7 @@ _COMPARED = (
         metavar="error|keep|PATH",
         show_default=True,
         help="What fills template leaves that the checkpoint lacks. TEMPLATE.json holds no values,"
-        " so that with `keep` they are reported all the same.",
+        " so that `keep` reports them all the same.",
     ),
     click.option(
         "--extra",
@@ -53,13 +53,13 @@ _COMPARED = (
         show_default=True,
         help="Which dtypes may become which.",
     ),
-    click.option("--json", "as_json", is_flag=True, help="Print JSON (its fields: docs/guide.md)."),
+    click.option("--json", "as_json", is_flag=True, help="Print JSON."),
 )
-"""What `check_blocks` and `plan` are told, as `restore` is."""
+"""The arguments and options that `check` and `plan` share, as `restore` has them."""
 
 
-def _compared(command: Callable[..., None]) -> Callable[..., None]:
-    """Gives a command these options: it is called with the rest by the names of `restore`."""
+def _add_comparison_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Gives a command these options, and calls it with a loaded template and a `rename` dict."""
 
     @functools.wraps(command)
     def run(path: str, template: IO[bytes], renames: tuple[str, ...], **options: Any) -> None:
@@ -73,18 +73,19 @@ def _compared(command: Callable[..., None]) -> Callable[..., None]:
         command(path, wanted, rename=rename or None, **options)
 
     decorated: Callable[..., None] = run
-    for option in reversed(_COMPARED):
+    for option in reversed(_COMPARISON):
         decorated = option(decorated)
     return decorated
 
 
 @click.command("check")
-@_compared
+@_add_comparison_options
 def check(path: str, template: Template, *, as_json: bool, **options: Any) -> None:
-    """Compare the checkpoint at PATH with a template, as `restore` would, reading metadata only.
+    """Compare the checkpoint at PATH with a template, as `restore` would.
 
-    `templax template` and `tx.save_template` write TEMPLATE.json; `-` is standard input. Exits with
-    0 if a restore would succeed, 1 if it would not, 2 if one of the two can't be read.
+    Reads metadata only. `templax template` and `tx.save_template` write TEMPLATE.json; `-` is
+    standard input. Exits with 0 if a restore would succeed, 1 if it would not, 2 if one of the two
+    can't be read.
     """
     match = tx.check(path, template, **options)
     if options["missing"] == "keep":
@@ -96,29 +97,33 @@ def check(path: str, template: Template, *, as_json: bool, **options: Any) -> No
 
 def _print_match(match: Match, as_json: bool) -> None:
     if as_json:
-        click.echo(json.dumps(_match_json(match), indent=1))
+        click.echo(render_json(match_fields(match)))
     else:
-        echo_report(shell_hints.report(match))
+        echo_report(shell_hints.format_report(match))
 
 
 @click.command("plan")
-@_compared
+@_add_comparison_options
 @click.option(
     "--verify",
     type=click.Choice(["available", "required", "off"]),
     default="available",
     show_default=True,
-    help="What is done about checksums.",
+    help="Whether checksums are compared, must exist, or are skipped.",
 )
 @click.option(
-    "--memory", type=click.IntRange(min=1), metavar="BYTES", help="Host bytes in flight; 2 GiB."
+    "--memory",
+    type=click.IntRange(min=1),
+    metavar="BYTES",
+    help="Host bytes in flight, 2 GiB if not given.",
 )
 @click.option("--threads", type=click.IntRange(min=1), help="Workers that read and decode.")
 @click.option("--mapped", is_flag=True, help="Map raw, aligned leaves instead of reading them.")
 def plan(path: str, template: Template, *, as_json: bool, **options: Any) -> None:
-    """Show what a restore of TEMPLATE.json from PATH would read, decode and copy. Reads no array.
+    """Show what a restore would read, decode and copy, without reading an array.
 
-    A leaf of a template file is planned whole, for one CPU device. Exits as `check_blocks`.
+    Every leaf of TEMPLATE.json is planned whole, for one CPU device. Exits with 0 if a restore from
+    PATH would succeed, 1 if it would not, 2 if one of the two can't be read.
     """
     try:
         made = tx.plan(path, template, **options)
@@ -130,37 +135,6 @@ def plan(path: str, template: Template, *, as_json: bool, **options: Any) -> Non
         _print_match(error.match, as_json)
         sys.exit(1)
     if as_json:
-        numbers = {name.replace(" ", "_"): figure for name, figure, _ in plan_figures(made)}
-        listed = {"schema": 1, "ok": True, "url": made.match.url, **numbers}
-        click.echo(json.dumps(listed | {"unverified": list(made.unverified)}, indent=1))
+        click.echo(render_json(plan_fields(made)))
     else:
         echo_report(str(made))
-
-
-def _match_json(match: Match) -> dict[str, Any]:
-    return {
-        "schema": 1,
-        "ok": match.ok,
-        "url": match.url,
-        "summary": match.summary,
-        "rename": None if match.rename is None else dict(match.rename),
-        "mismatches": [
-            {
-                "problem": m.problem,
-                "name": m.name,
-                "expected": m.expected,
-                "found": m.found,
-                "note": m.note,
-                "hint": m.hint,
-            }
-            for m in match.mismatches
-        ],
-        "casts": [
-            {"name": c.name, "stored": c.stored, "wanted": c.wanted, "nbytes": c.nbytes}
-            for c in match.casts
-        ],
-        "matched": len(match.pairs),
-        "kept": list(match.kept),
-        "skipped": list(match.skipped),
-        "ignored": list(match.ignored),
-    }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterable
 
@@ -10,6 +9,7 @@ import click
 
 from .._catalog.catalog import Catalog
 from .._display import listing
+from .._display.json import render_json
 from .._display.terminal import echo, echo_facts
 from .._runs.steps import read_run
 from ..errors import UnknownFormat
@@ -20,7 +20,7 @@ from . import runs
 
 @click.command("ls")
 @click.argument("path")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON (its fields: docs/guide.md).")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON (fields: docs/reference/cli.md).")
 @click.option("--depth", type=click.IntRange(min=1), help="Levels of the tree to show.")
 @click.option(
     "--match",
@@ -31,7 +31,7 @@ from . import runs
 )
 @click.option("--flat", is_flag=True, help="A line per leaf, with its whole name.")
 @click.option(
-    "--all", "every", is_flag=True, help="Show each of several numbered subtrees that are alike."
+    "--all", "every", is_flag=True, help="Show every one of several identical numbered subtrees."
 )
 def ls(
     path: str,
@@ -41,10 +41,10 @@ def ls(
     flat: bool,
     every: bool,
 ) -> None:
-    """Show what the checkpoint at PATH holds, and the code that restores it.
+    """Show the contents of the checkpoint at PATH, and the code that restores it.
 
-    Of a directory of steps, as a training run writes it: the steps. Reads metadata only. Exits with
-    1 if no leaf matches a --match.
+    If PATH is the directory of a training run, shows its steps. Reads metadata only. Exits with 1
+    if no leaf matches a --match.
     """
     source = open_source(path)
     try:
@@ -57,7 +57,7 @@ def ls(
         return
     shown = listing.select(catalog, globs)
     if as_json:
-        click.echo(json.dumps(listing.as_json(catalog, shown), indent=1, default=str))
+        click.echo(render_json(listing.catalog_fields(catalog, shown)))
     else:
         _print_head(catalog, listing.header(catalog, shown))
         common = listing.common_sharding(shown)

@@ -18,13 +18,16 @@ from .._display.terminal import echo_report
 
 COMMANDS = {
     "check": ("check", "Compare the checkpoint at PATH with a template."),
-    "demo": ("demo", "Restore a real Orbax checkpoint, and show four pitfalls."),
+    "demo": ("demo", "Restore a real Orbax checkpoint, then show four pitfalls."),
     "ls": ("ls", "Show the contents of the checkpoint at PATH."),
     "plan": ("check", "Show what a restore would read, decode and copy."),
     "prune": ("runs", "Delete the steps in DIR that no rule keeps."),
     "steps": ("runs", "Show the steps in DIR: sizes, ages and metrics."),
     "template": ("template", "Write the template that the checkpoint at PATH fits."),
-    "verify": ("verify", "Read every byte of the checkpoint at PATH and list what is corrupted."),
+    "verify": (
+        "verify",
+        "Read every byte of the checkpoint at PATH once.",
+    ),
 }
 """Name → module and short help. A module is imported when its command is called: --help waits for
 neither numpy nor the engine."""

@@ -1,9 +1,8 @@
-"""The commands about a run, which is a directory of steps: what it holds, and what of it stays."""
+"""`templax steps` and `templax prune`: the steps of a run, and which of them to delete."""
 
 from __future__ import annotations
 
 import json
-import math
 import shlex
 import sys
 import time
@@ -16,6 +15,8 @@ import click
 import templax as tx
 
 from .._core.text import format_age, format_size
+from .._display.json import render_json
+from .._display.listing import run_fields
 from .._display.terminal import echo, echo_facts
 from .._runs.retention import Keep, select_kept
 from .._runs.steps import Run, StepDirectory, read_run
@@ -25,13 +26,10 @@ from ..formats.registry import open_catalog
 from ..storage.leftovers import delete_checkpoint, is_abandoned, remove_directory
 from ..storage.open import open_source
 
-SCHEMA = 1
-"""Version of the JSON; changes only when a field is removed or changes its meaning."""
-
 
 @dataclass(frozen=True, slots=True)
 class _Line:
-    """A step as a line of a table: its name, what of it is so, and what is said of that."""
+    """A step as a line of a table."""
 
     key: str
     state: str
@@ -42,36 +40,43 @@ class _Line:
 
 @click.command("steps")
 @click.argument("directory", metavar="DIR")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON (its fields: docs/guide.md).")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON (fields: docs/reference/cli.md).")
 def steps(directory: str, as_json: bool) -> None:
-    """Show the steps in DIR: sizes, ages and metrics, committed or not, and what dead saves left.
+    """Show the steps in DIR: sizes, ages and metrics, committed or not.
 
-    Reads metadata only. Exits with 2 if DIR is no directory of steps.
+    Lists the remains of saves that never finished, too. Reads metadata only. Exits with 2 if DIR is
+    not a directory of steps.
     """
-    show(_opened(directory), as_json=as_json)
+    show(_open_run(directory), as_json=as_json)
 
 
 @click.command("prune")
 @click.argument("directory", metavar="DIR")
-@click.option("--keep", type=click.IntRange(min=1), metavar="N", help="The latest N stay.")
+@click.option("--keep", type=click.IntRange(min=1), metavar="N", help="Keep the latest N steps.")
 @click.option(
-    "--keep-every", type=click.IntRange(min=1), metavar="K", help="Multiples of K stay, 0 is one."
+    "--keep-every",
+    type=click.IntRange(min=1),
+    metavar="K",
+    help="Keep multiples of K, with 0.",
 )
 @click.option(
-    "--keep-best", type=click.IntRange(min=1), metavar="N", help="The best N by --metric stay."
+    "--keep-best",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Keep the N best by --metric.",
 )
-@click.option("--metric", metavar="NAME", help="Of the metrics that steps were saved with.")
+@click.option("--metric", metavar="NAME", help="Name of a metric that steps were saved with.")
 @click.option(
     "--mode",
     type=click.Choice(["min", "max"]),
     default="min",
     show_default=True,
-    help="Whether the least or the greatest is the best.",
+    help="Whether the lowest or the highest value is the best.",
 )
 @click.option(
-    "--leftovers", is_flag=True, help="Delete what saves left that never finished and are dead."
+    "--leftovers", is_flag=True, help="Delete the remains of saves whose process has died."
 )
-@click.option("--yes", is_flag=True, help="Do it. Without this, only what would be done is shown.")
+@click.option("--yes", is_flag=True, help="Delete. Without this option, nothing is deleted.")
 def prune(
     directory: str,
     keep: int | None,
@@ -82,11 +87,11 @@ def prune(
     leftovers: bool,
     yes: bool,
 ) -> None:
-    """Delete the steps in DIR that no rule keeps; without --yes, show which that would be.
+    """Delete the steps in DIR that no rule keeps; without --yes, only show them.
 
-    A step stays if one of the --keep options keeps it; the latest committed one always does, and
-    so does one that is being restored. What is a save's that may still go on is never touched.
-    Exits with 1 if something that was to go is still there.
+    A step stays if one of the --keep options keeps it. The latest committed step always stays, as
+    does a step that is being restored. Files of a save that may still be in progress are never
+    touched. Exits with 1 if something could not be deleted.
     """
     if (keep_best is None) != (metric is None):
         raise click.UsageError("--keep-best and --metric need each other")
@@ -96,12 +101,12 @@ def prune(
         rule = None
     else:
         rule = Keep(keep, keep_every, keep_best, metric, mode)
-    run = _opened(directory)
+    run = _open_run(directory)
     _refuse_mixed(run)
-    stays = _staying(run, rule, leftovers)
+    stays = _find_staying(run, rule, leftovers)
     echo((run.url, "bold"))
     echo_facts(_header(run))
-    _print_table([_fate(found, stays) for found in run.directories])
+    _print_table([_make_line(found, stays) for found in run.directories])
     echo()
     going = [found for found in run.directories if found.key not in stays]
     if not yes:
@@ -114,7 +119,7 @@ def prune(
 
 
 def _refuse_mixed(run: Run) -> None:
-    """Which of `10` and `eval_10` is step 10 can't be known."""
+    """Refuses a run with both `10` and `eval_10`: which of them is step 10 is unknown."""
     keys = {step_prefix(found.key): found.key for found in run.steps if found.committed}
     if len(keys) > 1:
         one, other, *_ = keys.values()
@@ -124,8 +129,8 @@ def _refuse_mixed(run: Run) -> None:
         )
 
 
-def _staying(run: Run, rule: Keep | None, leftovers: bool) -> Mapping[str, str]:
-    """Name → why, of each directory that is not to go."""
+def _find_staying(run: Run, rule: Keep | None, leftovers: bool) -> Mapping[str, str]:
+    """The name of each directory that stays, and the reason."""
     committed = run.committed
     metrics = {step: found.metrics for step, found in committed.items()}
     by_rule = dict.fromkeys(metrics, "") if rule is None else select_kept(metrics, rule)
@@ -133,7 +138,7 @@ def _staying(run: Run, rule: Keep | None, leftovers: bool) -> Mapping[str, str]:
     for found in run.directories:
         if found.problem is not None:
             if not is_abandoned(found.url):
-                stays[found.key] = "of a save that goes on, or wrote something within a day"
+                stays[found.key] = "of a save that is in progress, or wrote something within a day"
             elif not leftovers:
                 stays[found.key] = "left by a dead save; --leftovers deletes it"
         elif found.step is not None and committed[found.step] is not found:
@@ -141,7 +146,7 @@ def _staying(run: Run, rule: Keep | None, leftovers: bool) -> Mapping[str, str]:
     return stays
 
 
-def _fate(found: StepDirectory, stays: Mapping[str, str]) -> _Line:
+def _make_line(found: StepDirectory, stays: Mapping[str, str]) -> _Line:
     why = stays.get(found.key)
     if why is None:
         return _Line(found.key, "goes", "red", _figures(found), _note(found))
@@ -155,7 +160,7 @@ def _total(found: Sequence[StepDirectory]) -> str:
 
 
 def _delete(found: StepDirectory) -> bool:
-    """Deletes a directory; False, and said, if somebody reads it."""
+    """Deletes a directory. Returns False, and says so, if a process is reading it."""
     if not found.committed:
         remove_directory(found.url)
         return True
@@ -165,11 +170,11 @@ def _delete(found: StepDirectory) -> bool:
     return False
 
 
-def _opened(directory: str) -> Run:
+def _open_run(directory: str) -> Run:
     source = open_source(directory)
     run = read_run(source)
     if run is None:
-        # Says what it is instead, if it is no checkpoint.
+        # Raises an error that says what it is instead, unless it is a checkpoint.
         catalog = open_catalog(source, uncommitted="allow")
         raise tx.UnknownFormat(
             f"Expected a directory of steps, got the checkpoint {catalog.url}",
@@ -179,15 +184,15 @@ def _opened(directory: str) -> Run:
 
 
 def show(run: Run, *, as_json: bool, items: bool = False) -> None:
-    """Print a run: a line per step.
+    """Prints a run, one line per step.
 
     Args:
         run: What to print.
         as_json: As JSON.
-        items: Show what a step consists of and which to look into, not how large and good it is.
+        items: Show the items of each step and paths to open, instead of sizes and metrics.
     """
     if as_json:
-        click.echo(json.dumps(_json(run), indent=1))
+        click.echo(render_json(run_fields(run)))
         return
     echo((run.url, "bold"))
     echo_facts(_header(run))
@@ -242,7 +247,7 @@ def _header(run: Run) -> Iterator[tuple[str, str]]:
 
 
 def _print_next(run: Run) -> None:
-    """Paths to look into: those in the latest committed step that open. Each was opened."""
+    """Prints the paths in the latest committed step that can be opened. Each was tried."""
     committed = list(run.committed.values())
     paths = list_openable(open_source(committed[-1].url)) if committed else []
     if paths:
@@ -251,38 +256,3 @@ def _print_next(run: Run) -> None:
         echo()
         for path in paths:
             echo(f"    templax ls {shlex.quote(path)}")
-
-
-def _json(run: Run) -> dict[str, Any]:
-    """The run as data; `docs/guide.md` documents the fields."""
-    return {
-        "schema": SCHEMA,
-        "url": run.url,
-        "format": "orbax",
-        "evidence": run.evidence,
-        "latest": max(run.committed, default=None),
-        "steps": [_directory_json(found) for found in run.steps],
-        "others": [_directory_json(found) for found in run.directories if found.step is None],
-    }
-
-
-def _directory_json(found: StepDirectory) -> dict[str, Any]:
-    return {
-        "step": found.step,
-        "url": found.url,
-        "committed": found.committed,
-        "problem": found.problem,
-        "items": dict(found.items),
-        "metrics": _plain(dict(found.metrics)),
-        "nbytes": found.nbytes,
-        "saved": found.saved,
-    }
-
-
-def _plain(value: Any) -> Any:
-    """A metric as strict JSON has it: NaN and infinities are null."""
-    if isinstance(value, dict):
-        return {name: _plain(below) for name, below in value.items()}
-    if isinstance(value, list):
-        return [_plain(below) for below in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

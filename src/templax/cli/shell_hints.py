@@ -1,4 +1,4 @@
-"""A report in the command's own words: hints are arguments of `restore`, a shell has options."""
+"""Reports for a shell: hints name options of the command line, not arguments of `restore`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from .._match.result import Match
 
-MOST_RENAMES = 6
+MAX_RENAMES = 6
 """Renames that a hint spells out; `--json` has them all."""
 
 _AT = re.compile(r'at=("(?:[^"\\]|\\.)*")')
@@ -21,7 +21,7 @@ _CHOICE = re.compile(r'(extra|cast)="(\w+)"')
 
 
 def without_values(match: Match) -> Match:
-    """The match of `missing="keep"` with a template of a file: none of its leaves has a value."""
+    """The match under `missing="keep"` with a template file, whose leaves have no values."""
     note = "a template file holds no values, so whether restore would keep one is not known"
     return replace(
         match,
@@ -31,30 +31,33 @@ def without_values(match: Match) -> Match:
     )
 
 
-def report(match: Match) -> str:
-    """`str(match)` with every hint as an option of `templax check`, where there is one."""
+def format_report(match: Match) -> str:
+    """`str(match)` with each hint as an option of `templax check`, where an option exists."""
     summary = match.summary
     for hint in {m.hint for m in match.mismatches if m.hint is not None}:
         if summary is not None:
-            summary = summary.replace(f"; hint: {hint}", f"; hint: {as_option(hint, match.rename)}")
+            option = format_option(hint, match.rename)
+            summary = summary.replace(f"; hint: {hint}", f"; hint: {option}")
     mismatches = tuple(
-        m if m.hint is None else replace(m, hint=as_option(m.hint, match.rename))
+        m if m.hint is None else replace(m, hint=format_option(m.hint, match.rename))
         for m in match.mismatches
     )
     text = str(replace(match, summary=summary, mismatches=mismatches))
     return text.replace("(`error.mismatches` has them all)", "(`--json` has them all)")
 
 
-def as_option(hint: str, rename: Mapping[str, str] | None = None) -> str:
-    r"""A hint as an option for a POSIX shell; as it is if no option says the same.
+def format_option(hint: str, rename: Mapping[str, str] | None = None) -> str:
+    r"""A hint as an option for a POSIX shell; unchanged if no option does the same.
 
     Args:
         hint: Of a `Mismatch`.
         rename: Of its `Match`, which has the whole mapping where the hint shortens it.
 
-    >>> as_option('at="params"'), as_option('at="a" or at="b c"'), as_option('extra="ignore"')
-    ('--at params', "--at a or --at 'b c'", '--extra ignore')
-    >>> as_option('rename={"old": "new"}', {"old": "new"})
+    >>> format_option('at="params"'), format_option('at="a" or at="b c"')
+    ('--at params', "--at a or --at 'b c'")
+    >>> format_option('extra="ignore"')
+    '--extra ignore'
+    >>> format_option('rename={"old": "new"}', {"old": "new"})
     '--rename old=new'
     """
     if _PLACES.fullmatch(hint):
@@ -68,7 +71,7 @@ def as_option(hint: str, rename: Mapping[str, str] | None = None) -> str:
     if not hint.startswith("rename={") or not rename or any("=" in old for old in rename):
         return f"in Python, {hint}"
     options = [f"--rename {_quoted(f'{old}={new}')}" for old, new in rename.items()]
-    if len(options) <= MOST_RENAMES:
+    if len(options) <= MAX_RENAMES:
         return " ".join(options)
     return f"{' '.join(options[:3])} ... ({len(options)} in all, as `rename` in `--json`)"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 
 import click
@@ -10,27 +9,26 @@ import click
 import templax as tx
 
 from .._audit.result import format_verification
-from .._display.json import verification_json
+from .._display.json import render_json
+from .._display.reports import verification_fields
 from .._display.terminal import echo_progress, echo_report
 
 
 @click.command("verify")
 @click.argument("path")
 @click.option("--threads", type=click.IntRange(min=1), help="Workers that read and decode.")
-@click.option(
-    "--required", is_flag=True, help="Exit with 1 also if there are bytes without a checksum."
-)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON (its fields: docs/guide.md).")
+@click.option("--required", is_flag=True, help="Exit with 1 if any byte has no checksum, too.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON (fields: docs/reference/cli.md).")
 def verify(path: str, threads: int | None, required: bool, as_json: bool) -> None:
-    """Read every byte of the checkpoint at PATH once, and list all that is damaged.
+    """Read every byte of the checkpoint at PATH once, and list what is corrupted.
 
-    Exits with 0 if nothing is, 1 if something is, 2 if PATH can't be opened. Bytes that no checksum
-    covers are counted.
+    Exits with 0 if nothing is, 1 if something is, 2 if PATH can't be opened. Bytes without a
+    checksum are counted.
     """
     progress = echo_progress if sys.stderr.isatty() else None
     verified = tx.verify(path, threads=threads, on_progress=progress)
     if as_json:
-        click.echo(json.dumps(verification_json(verified), indent=1))
+        click.echo(render_json(verification_fields(verified)))
     else:
         echo_report(format_verification(verified, "--json has them all"))
     if not verified.ok or (required and verified.unchecked_bytes):

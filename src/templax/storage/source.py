@@ -45,15 +45,15 @@ class Source(Protocol):
         ...
 
     def children(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        """Objects and directories directly below `array_prefix` ("" or ending in `/`), sorted by key.
+        """Objects and directories directly below `prefix` ("" or ending in `/`), sorted by key.
 
-        Keys are relative to the root, so they start with `array_prefix`. Nothing, if there is no such
+        Keys are relative to the root, so they start with `prefix`. Nothing, if there is no such
         directory.
         """
         ...
 
     def walk(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        """Every object below `array_prefix`, at any depth, without the directories."""
+        """Every object below `prefix`, at any depth, without the directories."""
         ...
 
     def stat(self, key: str) -> ObjectInfo | None:
@@ -63,7 +63,7 @@ class Source(Protocol):
     def read(
         self, key: str, start: int = 0, stop: int | None = None, out: memoryview | None = None
     ) -> memoryview:
-        """Bytes `start_save` to `stop` (None: the end) of an object.
+        """Bytes `start` to `stop` (None: the end) of an object.
 
         Args:
             key: The object.

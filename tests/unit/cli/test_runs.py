@@ -202,7 +202,7 @@ def test_prune_deletes_leftovers_of_dead_saves_if_asked(make_run):
         result = run_cli("prune", "run", "--keep", "9", "--yes")
         assert (result.exit_code, result.stdout.splitlines()[-1]) == (0, "nothing deleted")
         left = ("stays", "left by a dead save; --leftovers deletes it")
-        alive = ("stays", "of a save that goes on, or wrote something within a day")
+        alive = ("stays", "of a save that is in progress, or wrote something within a day")
         assert read_fates(result) == {
             "1": ("stays", "last 9"),
             "2": ("stays", "the latest, last 9"),

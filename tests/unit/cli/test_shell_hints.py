@@ -18,4 +18,4 @@ def test_hints_are_spelled_as_shell_options_where_possible():
             " ... (9 in all, as `rename` in `--json`)",
         ),
     ]:
-        assert shell_hints.as_option(hint, rename) == text
+        assert shell_hints.format_option(hint, rename) == text

@@ -23,7 +23,7 @@ make_host_pair = functools.partial(make_pair, host=True)
 @pytest.fixture
 def copying_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     """CPU devices are treated like accelerators, which copy: host memory has to be freed."""
-    monkeypatch.setattr("templax._template.from_pytree.copies", lambda *_: True)
+    monkeypatch.setattr("templax._template.from_pytree.device_put_copies", lambda *_: True)
 
 
 @pytest.mark.usefixtures("copying_devices")

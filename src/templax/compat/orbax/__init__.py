@@ -3,7 +3,7 @@
 `import templax.compat.orbax as ocp` stands for `import orbax.checkpoint as ocp`, and
 `from templax.compat.orbax import v1 as ocp` for Orbax's v1 API. Orbax is neither imported nor
 needed. Names and arguments are mapped onto `templax.save`, whose checkpoints Orbax restores, and
-`templax.restore`, which holds a checkpoint to the template; `docs/orbax_differences.md` lists where
+`templax.restore`, which holds a checkpoint to the template; `docs/reference/orbax-differences.md` lists where
 that differs from Orbax. What isn't mapped raises `NotImplementedError` with the native way to say
 it. Options that only tune are accepted and have no effect.
 """

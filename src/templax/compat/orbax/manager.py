@@ -262,7 +262,7 @@ class CheckpointManager(Saver):
         return args
 
     def _old(self, items: Any, more: Any, kind: str) -> Any:
-        """`list_items` and their keyword arguments as args: by the handlers that the manager has."""
+        """`items` and their keyword arguments as args: by the handlers that the manager has."""
         more = more or {}
         if not self._handlers:
             raise tx.UsageError(f"Expected args=, got items={items!r} and no checkpointer for them")

@@ -1,0 +1,38 @@
+"""Comparisons, plans and verifications as the fields of their JSON."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .._audit.result import Verified
+from .._match.result import Match
+from .._plan.plan import Plan, plan_figures
+from .json import select_fields
+
+
+def match_fields(match: Match) -> dict[str, Any]:
+    """A comparison, as `templax check` prints it."""
+    mismatch = ("problem", "name", "expected", "found", "note", "hint")
+    return {
+        **select_fields(match, "ok", "url", "summary", "rename"),
+        "mismatches": [select_fields(m, *mismatch) for m in match.mismatches],
+        "casts": match.casts,
+        "matched": len(match.pairs),
+        **select_fields(match, "kept", "skipped", "ignored"),
+    }
+
+
+def plan_fields(plan: Plan) -> dict[str, Any]:
+    """The figures of a plan, as `templax plan` prints them."""
+    figures = {name.replace(" ", "_"): figure for name, figure, _ in plan_figures(plan)}
+    return {"ok": True, "url": plan.match.url, **figures, "unverified": plan.unverified}
+
+
+def verification_fields(verified: Verified) -> dict[str, Any]:
+    """A verification, as `templax verify` prints it."""
+    damage = ("what", "leaf", "box", "file", "start", "stop", "hint")
+    return {
+        **select_fields(verified, "ok", "url", "leaves"),
+        "damages": [select_fields(error, *damage) for error in verified.damages],
+        **select_fields(verified, "checked_bytes", "unchecked_bytes", "unchecked", "seconds"),
+    }
