@@ -1,1 +1,1 @@
-"""The contents of a checkpoint, before anything is compared or read."""
+"""The contents of a checkpoint, before it is matched or read: leaves, chunks and checksums."""

@@ -1,4 +1,4 @@
-"""JAX. The abstract tree of a checkpoint's own leaves: what `Catalog.template` returns."""
+"""The abstract tree of a checkpoint: what `Catalog.template` returns. Imports JAX."""
 
 from __future__ import annotations
 
@@ -16,16 +16,21 @@ from .entry import LeafEntry
 
 
 def build_abstract_tree(entries: Sequence[LeafEntry], empties: Mapping[Path, str]) -> PyTree:
-    """The tree that leaves and empty nodes make up; see `Catalog.template`."""
+    """The tree that the leaves and empty nodes form; see `Catalog.template`.
+
+    Raises:
+        Corrupted: Two leaves share a name, the tree is too deep, or a key's PRNG is unknown.
+    """
     try:
-        return _nest(entries, empties)
+        return _build_tree(entries, empties)
     except Corrupted:
         if len({entry.name for entry in entries}) < len(entries):
             raise
+        # A name is of a leaf and of a subtree, as safetensors allows: return a flat dict instead.
         return {entry.name: abstract_leaf(entry) for entry in entries}
 
 
-def _nest(entries: Sequence[LeafEntry], empties: Mapping[Path, str]) -> PyTree:
+def _build_tree(entries: Sequence[LeafEntry], empties: Mapping[Path, str]) -> PyTree:
     items: list[tuple[Path, Any]] = [(e.path, abstract_leaf(e)) for e in entries]
     items += [(path, _EMPTY[what]()) for path, what in empties.items() if what in _EMPTY]
     root: dict[Any, Any] = {}
@@ -34,16 +39,16 @@ def _nest(entries: Sequence[LeafEntry], empties: Mapping[Path, str]) -> PyTree:
         for step in ("", *path[:-1]) if path else ():
             node = node.setdefault(step, _Node())
             if not isinstance(node, _Node):
-                raise _clash(path)
+                raise _conflict_error(path)
         last = path[-1] if path else ""
         if last in node:
-            raise _clash(path)
+            raise _conflict_error(path)
         node[last] = leaf
-    return _nested(root.get("", {}), 0)
+    return _finish_node(root.get("", {}), 0)
 
 
 class _Node(dict[Any, Any]):
-    """A subtree being built, told from the empty dict of a template."""
+    """A subtree being built, as opposed to a dict that is an empty node of the checkpoint."""
 
 
 _EMPTY: dict[str, Callable[[], Any]] = {
@@ -54,26 +59,27 @@ _EMPTY: dict[str, Callable[[], Any]] = {
     "NamedTuple": tuple,
 }
 
-_DEEPEST = 300
+_MAX_DEPTH = 300
 
 
-def _clash(path: Path) -> Corrupted:
+def _conflict_error(path: Path) -> Corrupted:
     return Corrupted(f"Expected one leaf or one subtree at `{join_path(path)}`, found several")
 
 
-def _nested(node: Any, depth: int) -> Any:
+def _finish_node(node: Any, depth: int) -> Any:
+    """Turns nodes into dicts, and those whose keys are 0, 1, ... into lists."""
     if not isinstance(node, _Node):
         return node
-    if depth > _DEEPEST:
-        raise Corrupted(f"Expected a tree of at most {_DEEPEST} levels")
-    built = {k: _nested(v, depth + 1) for k, v in node.items()}
+    if depth > _MAX_DEPTH:
+        raise Corrupted(f"Expected a tree of at most {_MAX_DEPTH} levels")
+    built = {k: _finish_node(v, depth + 1) for k, v in node.items()}
     if all(isinstance(k, int) for k in built) and set(built) == set(range(len(built))):
         return [built[i] for i in range(len(built))]
     return {str(k): v for k, v in built.items()}
 
 
 def abstract_leaf(entry: LeafEntry) -> Any:
-    """The template leaf that a stored leaf fits exactly."""
+    """The template leaf that matches a stored leaf exactly."""
     if entry.kind == "string":
         return str
     if entry.kind == "key":

@@ -1,4 +1,7 @@
-"""What is there: leaves, and where their bytes are. Every layout on disk is reduced to this."""
+"""The contents of a checkpoint: its leaves and the byte ranges that store them.
+
+Every format is reduced to a `Catalog`; the stages after it never see the layout on disk.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from .entry import Chunk, LeafEntry
 
 
 class Locator(Protocol):
-    """See `Catalog.locate`."""
+    """A function that finds the chunks of leaves; see `Catalog.locate`."""
 
     def __call__(
         self, entries: Iterable[LeafEntry], damages: list[Corrupted] | None = None, /
@@ -24,7 +27,7 @@ class Locator(Protocol):
 def record_damage(
     error: CheckpointError, damages: list[Corrupted] | None, cause: BaseException | None = None
 ) -> None:
-    """Raises an error that a locator found, unless it is a damage that shall be listed."""
+    """Adds an error to `damages`, or raises it if there is no list or it isn't `Corrupted`."""
     if damages is None or not isinstance(error, Corrupted):
         raise error from cause
     damages.append(error)
@@ -32,21 +35,38 @@ def record_damage(
 
 @dataclass(frozen=True, repr=False)
 class Catalog:
-    """A checkpoint opened: its leaves and metadata, no array byte read.
+    """An open checkpoint: its leaves and metadata. No array bytes have been read.
+
+    `templax.open` returns one. The other functions accept it in place of a path, which saves
+    opening the checkpoint again.
 
     Attributes:
-        url: Where it is.
-        format: Name of the layout, such as "orbax".
-        evidence: Why the layout was recognised.
+        url: Path or URL of the checkpoint.
+        format: Name of the format, such as "orbax".
+        evidence: Why the format was recognised, in words.
         entries: Every leaf, in the order of the file. Two may share a name (see `leaves`).
-        source: Where extents are read from.
-        locator: Entry → its chunks; reads indexes, never array bytes.
-        metadata: What the checkpoint says of itself: step, item, custom metadata, ...
-        empties: Name → what is recorded there instead of a leaf (`None`, `Dict`, `List`, ...).
-        uncommitted: Why this is not a finished save, or None.
-        audit: What `verify` finds damaged beside the chunks of leaves, such as small files that
-            have a checksum; None if there is nothing that was not checked when it was opened.
-        fingerprints: Name → crc32c of the leaf's bytes in C order, if the checkpoint records them.
+        source: The source that extents are read from.
+        locator: Finds the chunks of entries; reads indexes, never array bytes. Use `locate`.
+        metadata: What the checkpoint records about itself: step, item, custom metadata, ...
+        empties: Key path → what is recorded there instead of a leaf (`None`, `Dict`, `List`, ...).
+        uncommitted: Why this is not a finished save; None if it is one.
+        audit: Yields the damage that `verify` looks for outside the chunks of leaves, such as in
+            small files with a checksum. None if opening the checkpoint has checked everything.
+        fingerprints: Returns name → crc32c of the leaf's bytes in C order. None if the checkpoint
+            does not record them.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> import numpy as np
+        >>> import templax as tx
+        >>> with tempfile.TemporaryDirectory() as directory:
+        ...     path = pathlib.Path(directory, "ckpt")
+        ...     _ = tx.save(path, {"params": {"w": np.zeros((8, 6), np.float32)}, "step": 3})
+        ...     catalog = tx.open(path)
+        >>> catalog.format, catalog.nbytes
+        ('orbax', 200)
+        >>> catalog.leaves["params.w"]
+        LeafEntry('params.w', float32(8, 6), array)
     """
 
     url: str
@@ -66,7 +86,7 @@ class Catalog:
 
     @functools.cached_property
     def leaves(self) -> Mapping[str, LeafEntry]:
-        """Name → leaf. Of leaves that share a name the first; `match_leaves` reports them."""
+        """Name → leaf. If several leaves share a name, the first; matching reports the conflict."""
         result: dict[str, LeafEntry] = {}
         for entry in self.entries:
             result.setdefault(entry.name, entry)
@@ -74,18 +94,19 @@ class Catalog:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all decoded leaves."""
+        """Bytes of all leaves, decoded."""
         return sum(entry.nbytes for entry in self.entries)
 
     def locate(
         self, entries: Iterable[LeafEntry], damages: list[Corrupted] | None = None
     ) -> dict[str, tuple[Chunk, ...]]:
-        """Where the bytes of some leaves are.
+        """The byte ranges of some leaves.
 
         Args:
-            entries: Leaves of this catalog, no two of one name.
-            damages: Gets what is damaged, in place of an error: then the chunks are those that are
-                known, and their files may be missing or cut, which nobody has looked for.
+            entries: Leaves of this catalog, with distinct names.
+            damages: If given, damage is appended to this list instead of raised. The chunks
+                returned are then those that are known, and it has not been checked whether their
+                files exist and are complete.
 
         Returns:
             Name → chunks that tile the leaf.
@@ -97,19 +118,25 @@ class Catalog:
         return self.locator(entries) if damages is None else self.locator(entries, damages)
 
     def template(self) -> Any:
-        """The checkpoint's own tree, abstract: what `restore` needs to load all of it.
+        """An abstract tree of the whole checkpoint: the template with which `restore` loads it all.
 
         Returns:
-            Nested dicts and lists of `jax.ShapeDtypeStruct` without sharding; one dict of all names
-            where a name is of a leaf and of a subtree (safetensors allows it). Python numbers and
-            strings are their types; 64-bit arrays are abstract numpy arrays (no memory) unless JAX
-            has 64-bit types enabled, since a `jax.Array` could not hold them.
+            Nested dicts and lists of `jax.ShapeDtypeStruct` without sharding. Python numbers and
+            strings are represented by their types. 64-bit arrays are abstract numpy arrays, which
+            take no memory, unless JAX has 64-bit types enabled, because a `jax.Array` could not
+            hold them. If a name is both a leaf and a subtree, which safetensors allows, the result
+            is one flat dict of all names.
 
         Example:
+            >>> import pathlib, tempfile
+            >>> import numpy as np
             >>> import templax as tx
-            >>> catalog = tx.open("tests/corpus/orbax-0.12.8-default/ckpt")
-            >>> tree = tx.restore(catalog, catalog.template())
-            >>> tree["state"]["params"]["layers"][0]["w"].shape
+            >>> with tempfile.TemporaryDirectory() as directory:
+            ...     path = pathlib.Path(directory, "ckpt")
+            ...     _ = tx.save(path, {"layers": [{"w": np.zeros((8, 6), np.float32)}]})
+            ...     catalog = tx.open(path)
+            ...     tree = tx.restore(catalog, catalog.template())
+            >>> tree["layers"][0]["w"].shape
             (8, 6)
         """
         from .abstract_tree import build_abstract_tree  # imports JAX

@@ -1,4 +1,4 @@
-"""Checksums of blocks: which bytes of a chunk they cover, and whether the bytes read are those."""
+"""Checksums of blocks: which bytes of a chunk they cover, and comparing them with bytes read."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .entry import Chunk
 
 
 def covers_whole_blocks(chunk: Chunk, start: int, stop: int) -> bool:
-    """Whether a byte range of a chunk with `sums` begins and ends where blocks do."""
+    """Whether a byte range of a chunk with `sums` begins and ends on block boundaries."""
     extent = chunk.extent
     if start == extent.start and stop == extent.stop:
         return True
@@ -18,13 +18,27 @@ def covers_whole_blocks(chunk: Chunk, start: int, stop: int) -> bool:
 
 
 def align_to_blocks(chunk: Chunk, start: int, stop: int) -> tuple[int, int]:
-    """The whole blocks of a chunk with `sums` that bytes `start` to `stop` of its object are in."""
+    """The smallest range of whole blocks of a chunk that covers bytes `start` to `stop`.
+
+    Args:
+        chunk: A chunk with `sums`.
+        start, stop: Bytes of the chunk's object, half open, within the chunk.
+    """
     origin, block = chunk.extent.start, chunk.block
     return start - (start - origin) % block, min(stop + (origin - stop) % block, chunk.extent.stop)
 
 
 def check_blocks(chunk: Chunk, start: int, stored: memoryview) -> None:
-    """Compares what was read of a chunk with `sums`, as `BlockVerifier` does, all at once."""
+    """Compares bytes of a chunk with its `sums`, all at once; see `BlockVerifier`.
+
+    Args:
+        chunk: A chunk with `sums`.
+        start: Position of the first of the bytes in the chunk's object.
+        stored: The bytes as read.
+
+    Raises:
+        Corrupted: A block differs; states where it begins and ends.
+    """
     sums, extent = chunk.sums, chunk.extent
     if len(sums) != 1:
         BlockVerifier(chunk, start, start + len(stored)).feed(stored)
@@ -33,12 +47,12 @@ def check_blocks(chunk: Chunk, start: int, stored: memoryview) -> None:
 
 
 class BlockVerifier:
-    """Compares the bytes of a chunk with its `sums` as they come.
+    """Compares the bytes of a chunk with its `sums` as they arrive.
 
     Args:
-        chunk: With `sums`.
-        start, stop: Bytes of the object that will be fed. Blocks that are only partly among them
-            are not compared: nobody knows the checksum of a part.
+        chunk: A chunk with `sums`.
+        start, stop: Bytes of the object that will be fed. Blocks that they cover only in part are
+            not compared, because the checksum of a part is not known.
     """
 
     def __init__(self, chunk: Chunk, start: int, stop: int):
@@ -49,16 +63,16 @@ class BlockVerifier:
         self._end = end
 
     def feed(self, data: memoryview) -> None:
-        """The next bytes, of any length.
+        """Takes the next bytes, of any length.
 
         Raises:
-            Corrupted: A block that ends here differs; says where it begins and ends.
+            Corrupted: A block that ends in them differs; states where it begins and ends.
         """
         for damage in self.compare(data):
             raise damage
 
     def compare(self, data: memoryview) -> Iterator[Corrupted]:
-        """As `feed`, but gives the error for each block instead of raising that of the first."""
+        """Like `feed`, but yields the error for each block instead of raising the first one."""
         chunk, begin = self._chunk, self._at
         self._at = stop = begin + len(data)
         while self._next < self._end:

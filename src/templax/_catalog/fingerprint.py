@@ -1,4 +1,4 @@
-"""What a tree holds, in a few characters: equal for equal values, however they are laid out."""
+"""A short digest of the values of a tree, independent of how they are laid out."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ from .catalog import Catalog
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Fingerprint:
-    """Of the values of a tree; `str()` is that of all of it.
+    """A digest of the values of a tree; `str()` gives the digest of the whole tree.
 
-    Names, shapes, dtypes and bytes count; shardings, chunks, containers, formats and the order of
-    the leaves do not. Two fingerprints are equal if their trees are, and differ otherwise but for
-    one chance in 2^32 per leaf that differs: it finds mistakes, not forgers.
+    It depends on names, shapes, dtypes and bytes, and not on shardings, chunks, containers, formats
+    or the order of the leaves. Equal trees have equal fingerprints. Two different trees have
+    different ones, except with a probability of 2^-32 per differing leaf. It detects mistakes, not
+    deliberate forgery.
 
     Attributes:
         tree: 32 hexadecimal digits.
         leaves: Name → 8 hexadecimal digits: the crc32c of the leaf's bytes in C order,
-            little-endian; elements of less than a byte take one each, its upper bits 0.
+            little-endian; elements smaller than a byte take one byte each, with its upper bits 0.
     """
 
     tree: str
@@ -37,10 +38,10 @@ class Fingerprint:
 
 
 def combine_fingerprints(leaves: Iterable[tuple[str, str, Shape, int]]) -> Fingerprint:
-    """The fingerprint of leaves.
+    """The fingerprint of a set of leaves.
 
     Args:
-        leaves: Name, dtype as a `LeafEntry` names it, shape, crc32c of the bytes.
+        leaves: Name, dtype as `LeafEntry.dtype_name` spells it, shape, and crc32c of the bytes.
     """
     found = sorted((name, dtype, list(shape), f"{crc:08x}") for name, dtype, shape, crc in leaves)
     digest = hashlib.sha256(msgspec.json.encode(found)).hexdigest()
@@ -48,7 +49,7 @@ def combine_fingerprints(leaves: Iterable[tuple[str, str, Shape, int]]) -> Finge
 
 
 def recorded_fingerprint(catalog: Catalog) -> Fingerprint:
-    """The fingerprint that a checkpoint records; `catalog.fingerprints` must not be None."""
+    """The fingerprint that a checkpoint records. `catalog.fingerprints` must not be None."""
     assert catalog.fingerprints is not None
     crcs = catalog.fingerprints()
     return combine_fingerprints(

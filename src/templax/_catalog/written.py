@@ -1,4 +1,4 @@
-"""What is saved, and how each leaf is cut into chunks. Pure: no I/O, no JAX."""
+"""The leaves of a save in progress, and the table of their chunks. No I/O, no JAX."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ from .._core.dtypes import name_of
 from .._core.names import Path
 
 NO_FILE = 0xFFFFFFFF
-"""In a column of numbers into a table: no entry."""
+"""In a column of indices into a table: no entry."""
 
 ValueType = Literal["jax.Array", "np.ndarray", "scalar", "string"]
 
 
 @dataclass(slots=True)
 class Leaf:
-    """One leaf of a tree that is saved.
+    """One leaf of a tree that is being saved.
 
     Attributes:
-        name, path: As of a `LeafEntry`.
+        name, path: As in `LeafEntry`.
         value_type: As Orbax's metadata names it.
-        shape: In elements. Of a typed PRNG key: of its uint32 key data.
+        shape: In elements. For a typed PRNG key, the shape of its uint32 key data.
         dtype: In native byte order.
-        key_impl: Of a key: the PRNG implementation.
-        text: Of a string: the string.
-        sharding: As Orbax serialises it; None of what is no `jax.Array`.
-        pieces: Box → its values in host memory, C-contiguous or not. Together, with those of other
-            processes, they are the leaf.
-        transient: Calling a piece copies it from a device.
-        tile: Of a leaf that is on several processes: the shape of each of their boxes.
-        owners: Of such a leaf: each box, and the process that writes it.
+        key_impl: PRNG implementation of a key; None for other leaves.
+        text: The string, if the leaf is one.
+        sharding: As Orbax serialises it; None if the leaf is not a `jax.Array`.
+        pieces: Pairs of a box and a function that returns its values in host memory, C-contiguous
+            or not. The pieces of all processes together tile the leaf.
+        transient: Whether calling a piece copies it from a device.
+        tile: If several processes hold the leaf, the shape of each of their boxes.
+        owners: If several processes hold the leaf, each box and the process that writes it.
     """
 
     name: str
@@ -60,7 +60,7 @@ class Leaf:
 
     @property
     def dtype_name(self) -> str:
-        """As a `LeafEntry` names it."""
+        """As `LeafEntry.dtype_name` spells it."""
         if self.key_impl is not None:
             return f"key<{self.key_impl}>"
         return "str" if self.text is not None else name_of(self.dtype)
@@ -71,13 +71,17 @@ class Leaf:
 
 
 class ChunkTable:
-    """Where each chunk of each leaf lies: columns over all chunks, in C order of each leaf's grid.
+    """Where each chunk of each leaf is stored.
+
+    Columns have one row per chunk, leaf after leaf, and within a leaf in C order of its grid.
 
     Attributes:
-        first: Of each leaf, the number of its first chunk; and of all chunks at the end.
-        file, offset, nbytes, crc: Of each chunk, as it is stored. `file` is `NONE` until then.
-        plain: Of each chunk, the CRC of its elements; of one whose elements are no single range of
-            the leaf, what they add to that of the leaf.
+        first_chunk: The row of each leaf's first chunk, followed by the total number of chunks.
+        file, offset, nbytes, crc: Number of the data file, first byte, length and crc32c of each
+            chunk as stored. `file` is `NO_FILE` until the chunk has been written.
+        element_crc: The crc32c of each chunk's elements before compression. If they are not one
+            contiguous range of the leaf, this is their contribution to the crc32c of the leaf
+            (see `_codecs.crc_combine`).
     """
 
     def __init__(self, leaves: Sequence[Leaf], chunks: Sequence[Shape]):
@@ -85,32 +89,32 @@ class ChunkTable:
             0 if leaf.value_type == "string" else math.prod(grid_shape(leaf.shape, chunk))
             for leaf, chunk in zip(leaves, chunks, strict=True)
         ]
-        self.first: list[int] = [0, *np.cumsum(counts, dtype=np.int64).tolist()]
-        total = self.first[-1]
+        self.first_chunk: list[int] = [0, *np.cumsum(counts, dtype=np.int64).tolist()]
+        total = self.first_chunk[-1]
         self.file = np.full(total, NO_FILE, "<u4")
         self.offset = np.zeros(total, "<u8")
         self.nbytes = np.zeros(total, "<u8")
         self.crc = np.zeros(total, "<u4")
-        self.plain = np.zeros(total, "<u4")
+        self.element_crc = np.zeros(total, "<u4")
 
     @property
     def columns(self) -> tuple[np.ndarray, ...]:
-        return self.file, self.offset, self.nbytes, self.crc, self.plain
+        return self.file, self.offset, self.nbytes, self.crc, self.element_crc
 
     def fingerprints(self, leaves: Sequence[Leaf], chunks: Sequence[Shape]) -> np.ndarray:
-        """The crc32c of each leaf's bytes in C order, once all chunks are there."""
+        """The crc32c of each leaf's bytes in C order, once every chunk has been written."""
         found = np.zeros(len(leaves), "<u4")
-        first = np.array(self.first)
+        first = np.array(self.first_chunk)
         sole = np.flatnonzero(np.diff(first) == 1)
-        found[sole] = self.plain[first[sole]]
+        found[sole] = self.element_crc[first[sole]]
         for i in np.flatnonzero(np.diff(first) > 1).tolist():
             leaf, chunk = leaves[i], chunks[i]
-            plain = self.plain[first[i] : first[i + 1]]
+            crcs = self.element_crc[first[i] : first[i + 1]]
             if is_row_major(leaf.shape, chunk):
                 block = math.prod(chunk) * leaf.dtype.itemsize
-                found[i] = combine_crcs(plain.tolist(), block, leaf.nbytes)
+                found[i] = combine_crcs(crcs.tolist(), block, leaf.nbytes)
             else:
-                found[i] = int(np.bitwise_xor.reduce(plain)) ^ crc_of_zeros(leaf.nbytes)
+                found[i] = int(np.bitwise_xor.reduce(crcs)) ^ crc_of_zeros(leaf.nbytes)
         for i, leaf in enumerate(leaves):
             if leaf.text is not None:
                 found[i] = crc32c(leaf.text.encode())

@@ -20,7 +20,7 @@ from ..errors import SaveError
 from ..formats.ocdbt import read
 from ..formats.ocdbt.write import DataFile
 from ..formats.orbax import checksum_index
-from ..formats.orbax.write import Files, build_database, index_file, tree_files
+from ..formats.orbax.write import Files, build_database, encode_index_file, encode_tree_files
 from ..storage.sink import Sink, SinkFile
 from .snapshot import collect_leaves
 from .writer import Writer
@@ -186,7 +186,7 @@ class Item:
             files.append(share.file)
         lost = np.flatnonzero(places.file == NO_FILE)
         if len(lost):
-            i = int(np.searchsorted(places.first, lost[0], side="right")) - 1
+            i = int(np.searchsorted(places.first_chunk, lost[0], side="right")) - 1
             raise SaveError("No process has the values", leaf=self.leaves[i].name)
         return files
 
@@ -216,9 +216,11 @@ class Item:
         self._file.write(nodes, nodes_at)
         self._file.close()
         files = [(name, nodes_at + len(nodes)), *rest]
-        small = tree_files(leaves, chunks, self._empties) | {read.MANIFEST: manifest} | others
+        small = (
+            encode_tree_files(leaves, chunks, self._empties) | {read.MANIFEST: manifest} | others
+        )
         crcs = places.fingerprints(leaves, chunks)
-        small[checksum_index.INDEX_FILE] = index_file(
+        small[checksum_index.INDEX_FILE] = encode_index_file(
             leaves, chunks, places, files, small, self._empties, level is not None, crcs
         )
         below = {self._prefix + name: data for name, data in small.items()}

@@ -17,8 +17,8 @@ from .._core.gc_pause import pause_gc
 from .._core.names import join_path
 from .._hosts.agreement import join_job
 from ..errors import SaveError, SourceError, UsageError
-from ..formats.orbax.directory import COMMITTED, holding_item, more_than_a_save
-from ..formats.orbax.write import JSON, STANDARD, Files, commit_files
+from ..formats.orbax.directory import COMMITTED, describe_extra_content, find_enclosing_item
+from ..formats.orbax.write import JSON, STANDARD, Files, encode_commit_files
 from ..storage.disk import save_error
 from ..storage.open import open_source, open_staging
 from ..storage.signatures import MAX_METADATA
@@ -275,7 +275,7 @@ class Job:
             "metrics": self._options.metrics,
         }
         whole = self._handlers.get("")  # set if the only item is the checkpoint itself
-        commit = commit_files(whole or self._handlers, self._begun_ns, time.time_ns(), about)
+        commit = encode_commit_files(whole or self._handlers, self._begun_ns, time.time_ns(), about)
         small = dict(self._documents)
         total, crcs = 0, list[list[int]]()
         for item, parts in zip(self._items, files, strict=True):
@@ -317,9 +317,9 @@ def _check_destination(source: Source, *, replaces: bool) -> None:
         SaveError: The destination is refused, or cannot be examined.
     """
     try:
-        around = holding_item(source)
+        around = find_enclosing_item(source)
         replaces = replaces and next(source.children(), None) is not None
-        found = more_than_a_save(source) if replaces else None
+        found = describe_extra_content(source) if replaces else None
     except SourceError as error:
         cause = error.__cause__
         if isinstance(cause, OSError):

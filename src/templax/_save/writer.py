@@ -172,7 +172,7 @@ class Writer:
         """
         large: list[tuple[Leaf, Shape, list[_Cell]]] = []
         pack = _Job(packed=self._level is None)
-        for leaf, chunk, first in zip(leaves, chunks, self._places.first, strict=False):
+        for leaf, chunk, first in zip(leaves, chunks, self._places.first_chunk, strict=False):
             if leaf.value_type == "string" or 0 in leaf.shape or not leaf.pieces:
                 continue
             full = math.prod(chunk) * leaf.dtype.itemsize
@@ -285,7 +285,7 @@ class Writer:
             places.offset[cell.number] = cell.offset
             places.nbytes[cell.number] = len(data)
             places.crc[cell.number] = crc
-            places.plain[cell.number] = (
+            places.element_crc[cell.number] = (
                 crc
                 if is_row_major(leaf.shape, chunk)
                 else crc_contribution(data, cell.box, leaf, crc)
@@ -328,7 +328,7 @@ class Writer:
             plain = crc_contribution(data, cell.box, leaf, plain)
         places, n = self._places, cell.number
         places.file[n], places.offset[n], places.nbytes[n] = 0, offset, nbytes
-        places.crc[n], places.plain[n] = crc, plain
+        places.crc[n], places.element_crc[n] = crc, plain
 
     def _write(self, data: Any, offset: int, scratch: Scratch) -> None:
         begin = time.perf_counter()

@@ -7,17 +7,16 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import msgspec
-import numpy as np
 
+from .._catalog.entry import LeafSpec
 from .._core.boxes import Box, Shape
 from .._core.dtypes import PYTHON_NAMES
-from .._core.names import Path
 from ..errors import Mismatch
 
 TargetKind = Literal["array", "scalar", "string", "key", "skip", "static"]
 
 
-class Target(msgspec.Struct, frozen=True, gc=False):
+class Target(LeafSpec, frozen=True, gc=False):
     """One leaf of a template.
 
     Attributes:
@@ -39,12 +38,7 @@ class Target(msgspec.Struct, frozen=True, gc=False):
         placement: Opaque, for `_restore.place`.
     """
 
-    name: str
-    path: Path
-    shape: Shape
-    dtype: np.dtype
     kind: TargetKind = "array"
-    key_impl: str | None = None
     boxes: tuple[Box, ...] = ()
     host: bool = False
     concrete: bool = False
@@ -60,15 +54,9 @@ class Target(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def dtype_name(self) -> str:
-        if self.kind == "key":
-            return f"key<{self.key_impl}>"
         if self.kind == "scalar":
             return PYTHON_NAMES[self.dtype.kind]
-        return "str" if self.kind == "string" else self.dtype.name
-
-    @property
-    def user_shape(self) -> Shape:
-        return self.shape[:-1] if self.kind == "key" else self.shape
+        return super().dtype_name
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from .._display.terminal import echo, echo_facts
 from .._runs.retention import Keep, select_kept
 from .._runs.steps import Run, StepDirectory, read_run
 from ..formats.orbax.directory import step_prefix
-from ..formats.orbax.format import openable
+from ..formats.orbax.format import list_openable
 from ..formats.registry import open_catalog
 from ..storage.leftovers import delete_checkpoint, is_abandoned, remove_directory
 from ..storage.open import open_source
@@ -249,7 +249,7 @@ def _header(run: Run) -> Iterator[tuple[str, str]]:
 def _print_next(run: Run) -> None:
     """Prints the paths in the latest committed step that can be opened. Each was tried."""
     committed = list(run.committed.values())
-    paths = openable(open_source(committed[-1].url)) if committed else []
+    paths = list_openable(open_source(committed[-1].url)) if committed else []
     if paths:
         echo()
         echo(("To look into the latest:", "bold"))

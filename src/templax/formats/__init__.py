@@ -1,4 +1,4 @@
-"""How checkpoints are laid out: one protocol, one module or package per layout."""
+"""Checkpoint formats: the protocol that a format implements, and opening a checkpoint of any."""
 
 from .._catalog.catalog import Catalog
 from .._catalog.entry import Chunk, Extent, LeafEntry

@@ -1,4 +1,4 @@
-"""What a checkpoint layout implements."""
+"""The protocol that a checkpoint format implements."""
 
 from __future__ import annotations
 
@@ -9,26 +9,34 @@ from ..storage.source import Source
 
 
 class Format(Protocol):
-    """A checkpoint layout. Stateless.
+    """A checkpoint format. Stateless.
 
-    A format reads metadata and indexes; the array bytes it points to are read by the engine.
+    A format reads metadata and indexes and describes where the array bytes are; templax's engine
+    reads the bytes. `templax.testing.FormatContract` tests an implementation.
+
+    Attributes:
+        name: Name of the format, such as "safetensors"; becomes `Catalog.format`.
     """
 
     name: str
 
     def detect(self, source: Source) -> str | None:
-        """Why `source` is in this layout, as words for a person; None if it isn't.
+        """Evidence, in words, that `source` has this format; None if it doesn't.
 
-        Costs a listing and a few small reads at most. Must not raise for what is merely foreign.
+        Costs at most a listing and a few small reads. Must not raise for a source of another
+        format.
         """
         ...
 
     def open(self, source: Source) -> Catalog:
-        """All leaves and metadata of `source`, which `detect` recognised.
+        """Opens a source that `detect` recognised.
+
+        Returns:
+            Its leaves and metadata.
 
         Raises:
-            Corrupted: Metadata unreadable, contradictory, or larger than its file allows.
-            Unsupported: A codec, dtype or option by its name.
-            UnknownFormat: A directory of checkpoints, or of several items: lists what to open.
+            Corrupted: Metadata is unreadable, inconsistent, or larger than its file allows.
+            Unsupported: A codec, dtype or option that templax does not read; the error names it.
+            UnknownFormat: A directory of several checkpoints or items; lists what to open.
         """
         ...

@@ -1,4 +1,4 @@
-"""How a checkpoint is laid out: one protocol, one file per layout."""
+"""The formats that templax reads, and opening a checkpoint of whichever format it has."""
 
 from __future__ import annotations
 
@@ -18,13 +18,17 @@ FORMATS: tuple[Format, ...] = (Safetensors(), Orbax())
 
 
 def open_catalog(source: Source, *, uncommitted: Literal["error", "allow"] = "error") -> Catalog:
-    """The catalog of whatever is at `source`: the first format with evidence opens it.
+    """Opens the checkpoint at `source` with the first format that recognises it.
+
+    Args:
+        source: The root of the checkpoint.
+        uncommitted: "allow" to open a checkpoint whose save never finished.
 
     Raises:
-        NotFound: Nothing is there.
-        UnknownFormat: No format recognises it; says what it is instead.
+        NotFound: The source does not exist.
+        UnknownFormat: No format recognises it; the error describes what it is instead.
         Uncommitted: The save never finished, unless `uncommitted="allow"`.
-        Corrupted, Unsupported: As `Format.open`.
+        Corrupted, Unsupported: See `Format.open`.
     """
     for format in FORMATS:
         if format.detect(source) is not None:
@@ -43,7 +47,7 @@ def open_catalog(source: Source, *, uncommitted: Literal["error", "allow"] = "er
 
 @runtime_checkable
 class SupportsCatalog(Protocol):
-    """What stands in for a checkpoint, such as a `Recipe`: it has a catalog of its own."""
+    """An object usable in place of a checkpoint because it has a catalog, such as a `Recipe`."""
 
     def catalog(self) -> Catalog: ...
 
@@ -54,7 +58,7 @@ Checkpoint = str | os.PathLike[str] | Source | Catalog | SupportsCatalog
 def open_checkpoint(
     checkpoint: Checkpoint, uncommitted: Literal["error", "allow"] = "error"
 ) -> Catalog:
-    """The catalog of whatever a caller gave; see `templax.open`."""
+    """The catalog of a checkpoint in any form that callers may pass; see `templax.open`."""
     if isinstance(checkpoint, Catalog):
         return checkpoint
     if uncommitted not in ("error", "allow"):

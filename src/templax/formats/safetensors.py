@@ -1,8 +1,8 @@
-"""One safetensors file → a catalog. (Several files under an index are not read yet.)
+"""Opens a safetensors file as a catalog. (Several files under an index are not supported yet.)
 
-The layout (huggingface/safetensors, README, "Format"): u64le, the bytes of a JSON header; the
-header, name → dtype, shape and offsets; then the tensors, little-endian and in C order, which tile
-the rest of the file without holes.
+The format (huggingface/safetensors, README, "Format"): the length of the header as u64,
+little-endian; a JSON header, name → dtype, shape and offsets; then the tensors, little-endian and
+in C order, which tile the rest of the file without holes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ..storage.signatures import read_head, recognise
 from ..storage.source import Source
 
 MAX_HEADER = 100_000_000
-"""Bytes; the limit of the reference implementation."""
+"""Most bytes of a header, as in the reference implementation."""
 
 _DTYPES = {
     name: np.dtype(dtype)
@@ -56,15 +56,15 @@ class Safetensors:
 
     @pause_gc()
     def open(self, source: Source) -> Catalog:
-        """The tensors of a file, in the order in which they lie in it.
+        """Opens a file. Leaves are in the order of their data.
 
         Raises:
             Corrupted: The header is unreadable, or its tensors do not tile the file.
-            Unsupported: A dtype by its name.
+            Unsupported: A dtype that templax does not read; the error names it.
         """
         info = source.stat("")
         size = 0 if info is None else info.size
-        tensors, metadata, begin = _header(source, size)
+        tensors, metadata, begin = _read_header(source, size)
         entries: list[LeafEntry] = []
         stop = begin
         for name, tensor in sorted(tensors.items(), key=lambda item: item[1].data_offsets):
@@ -78,8 +78,8 @@ class Safetensors:
                     f"Expected {nbytes} bytes for {dtype.name}{tensor.shape}, got {end - start}",
                     leaf=name,
                 )
-            odd = not nbytes or len(tensor.shape) > 8  # others are bounded by the file
-            if odd and not fits_address_space(tensor.shape, dtype.itemsize):
+            unbounded = not nbytes or len(tensor.shape) > 8  # the file's length bounds all others
+            if unbounded and not fits_address_space(tensor.shape, dtype.itemsize):
                 raise Unsupported(f"templax reads no arrays of shape {tensor.shape}", leaf=name)
             if begin + start != stop:
                 raise Corrupted(
@@ -103,12 +103,12 @@ class Safetensors:
         )
 
 
-def _header(source: Source, size: int) -> tuple[dict[str, _Tensor], dict[str, str], int]:
-    """Tensors and metadata of a file, and where its data begins."""
+def _read_header(source: Source, size: int) -> tuple[dict[str, _Tensor], dict[str, str], int]:
+    """The tensors and metadata of a file, and the position of its data."""
     length = int.from_bytes(source.read("", 0, min(8, size)), "little")
-    if not 2 <= length <= min(MAX_HEADER, size - 8):
-        most = min(MAX_HEADER, size - 8)
-        raise Corrupted(f"Expected a header of 2 to {most} bytes, got {length}", start=0, stop=8)
+    maximum = min(MAX_HEADER, size - 8)
+    if not 2 <= length <= maximum:
+        raise Corrupted(f"Expected a header of 2 to {maximum} bytes, got {length}", start=0, stop=8)
     try:
         fields = msgspec.json.decode(source.read("", 8, 8 + length), type=dict[str, msgspec.Raw])
         about = fields.pop("__metadata__", None)

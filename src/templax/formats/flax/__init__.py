@@ -1,1 +1,1 @@
-"""Flax's own layouts."""
+"""Formats of Flax."""

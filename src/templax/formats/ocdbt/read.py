@@ -1,7 +1,7 @@
-"""A container in one database: an OCDBT B+tree, its newest version.
+"""Reads an OCDBT database: every key of the newest version of its B+tree.
 
-The format is specified by TensorStore, `tensorstore/kvstore/ocdbt/index.rst`. Numbers from a file
-are checked against the bytes that are there before memory or recursion follows them.
+The format is specified by TensorStore, `tensorstore/kvstore/ocdbt/index.rst`. A number from a file
+is checked against the bytes present before it sizes an allocation or a recursion.
 """
 
 from __future__ import annotations
@@ -12,9 +12,6 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
-
 from ..._catalog.entry import Extent
 from ..._codecs.crc32c import crc32c
 from ..._codecs.zstd import inflate
@@ -22,6 +19,7 @@ from ..._core.gc_pause import pause_gc
 from ...errors import CheckpointError, Corrupted, NotFound, Unsupported
 from ...storage.signatures import MAX_METADATA, pointer_instead, read_metadata
 from ...storage.source import Source
+from .cursor import MAX_NAME, Cursor
 
 MANIFEST = "manifest.ocdbt"
 
@@ -31,8 +29,6 @@ MAGIC_NODE = 0x0CDB20DE
 
 _ABSENT = 2**64 - 1
 
-_MAX_NAME = 65535
-
 _MAX_NODE_ENTRIES = 1 << 20
 
 _MAX_ENTRIES = 1 << 22
@@ -40,7 +36,7 @@ _MAX_ENTRIES = 1 << 22
 _MAX_NODES = 1 << 14
 
 _MAX_BYTES = 1 << 30
-"""Of all decoded nodes and keys of one version."""
+"""Limit for all decoded nodes and keys of one version together."""
 
 _NUMBERED = re.compile(r"manifest\.[0-9a-f]{16}")
 
@@ -57,7 +53,7 @@ class _Reference:
 
 @dataclass(frozen=True, slots=True)
 class _Limits:
-    """Of a database: what its manifest says a node may decode to, within what templax allows."""
+    """Most bytes that a node may decode to: as the manifest says, up to templax's own limit."""
 
     node_bytes: int
 
@@ -66,20 +62,20 @@ def read_database(source: Source, prefix: str = "") -> Mapping[str, Extent]:
     """Every key of the newest version of a database.
 
     Args:
-        source: Where the files are.
+        source: Source of the database's files.
         prefix: Directory of the database: "" or ending in `/`.
 
     Returns:
-        Key → where its value is, in the order of the keys. A value that the index holds itself is
-        `inline`, and `key` names the file that holds the index node.
+        Key → extent of its value, in the order of the keys. If a value is stored in an index node,
+        the extent is `inline` and its `key` names the node's file.
 
     Raises:
         NotFound: There is no manifest.
-        Corrupted: A manifest or node is missing, cut, altered or contradicts itself, or points to a
-            file outside of the database.
+        Corrupted: A manifest or node is missing, truncated, altered or inconsistent, or refers to
+            a file outside the database.
         Unsupported: A version or compression that templax does not read, or too many keys.
     """
-    root, height, limits = _newest(source, prefix)
+    root, height, limits = _read_newest_root(source, prefix)
     entries: dict[str, Extent] = {}
     if root is None:
         return entries
@@ -93,12 +89,12 @@ def read_database(source: Source, prefix: str = "") -> Mapping[str, Extent]:
         nbytes += len(body.data)
         try:
             if height:
-                children = list(_interior(body, reference.base))
+                children = list(_read_children(body, reference.base))
                 for child, common in reversed(children):
                     pending.append((child, height - 1, inherited + common))
             else:
                 with pause_gc():
-                    keys, extents = _leaf(body, reference, prefix)
+                    keys, extents = _read_leaf(body, reference, prefix)
                 total += len(keys)
                 nbytes += len(keys) * len(inherited)
                 if nbytes > _MAX_BYTES or total > _MAX_ENTRIES:
@@ -125,89 +121,11 @@ def _too_large(prefix: str) -> Unsupported:
     )
 
 
-class _Body:
-    """A bounded cursor over decoded bytes. Every count is checked against what is left."""
-
-    def __init__(self, data: bytes):
-        self.data = data
-        self._array = np.frombuffer(data, np.uint8)
-        self._at = 0
-
-    def raw(self, n: int) -> bytes:
-        if not 0 <= n <= len(self.data) - self._at:
-            raise Corrupted(f"Expected {n} more bytes, got {len(self.data) - self._at}")
-        self._at += n
-        return self.data[self._at - n : self._at]
-
-    def byte(self) -> int:
-        return self.raw(1)[0]
-
-    def number(self) -> int:
-        return int(self.numbers(1)[0])
-
-    def numbers(self, n: int) -> NDArray[np.uint64]:
-        """A column of `n` unsigned LEB128 numbers of at most 64 bits, decoded at once."""
-        if not 0 <= n <= len(self.data) - self._at:
-            raise Corrupted(f"Expected {n} numbers, got {len(self.data) - self._at} bytes")
-        window = self._array[self._at : self._at + 10 * n]
-        ends = np.flatnonzero(window < 0x80)[:n]
-        if len(ends) < n:
-            raise Corrupted(f"Expected {n} numbers, got {len(ends)}")
-        if not n:
-            return np.empty(0, np.uint64)
-        starts = np.concatenate(([0], ends[:-1] + 1))
-        lengths = ends - starts + 1
-        longest = int(lengths.max())
-        if longest > 10 or (longest == 10 and (window[ends[lengths == 10]] > 1).any()):
-            raise Corrupted("Expected numbers of at most 64 bits, got a longer one")
-        values = (window[starts] & 0x7F).astype(np.uint64)
-        for k in range(1, longest):
-            long = lengths > k
-            values[long] |= (window[starts[long] + k] & 0x7F).astype(np.uint64) << np.uint64(7 * k)
-        self._at += int(ends[-1]) + 1
-        return values
-
-    def names(self, n: int, tails: bool = False) -> tuple[list[bytes], list[int]]:
-        """`n` names, each sharing a prefix with the one before, and one more number of each.
-
-        The order of columns is that of keys; of paths too, as theirs has the same shape.
-
-        Args:
-            tails: Whether the third column, between the suffix lengths and the suffixes, is there.
-
-        Returns:
-            The names, and the third column (of zeros if it is not there).
-        """
-        if not n:
-            return [], []
-        shared = [0, *self.numbers(n - 1).tolist()]
-        own = self.numbers(n).tolist()
-        third = self.numbers(n).tolist() if tails else [0] * n
-        if sum(shared) + sum(own) > MAX_METADATA:
-            raise Corrupted(f"Expected at most {MAX_METADATA} bytes of names, got more")
-        suffixes = self.raw(sum(own))
-        names: list[bytes] = []
-        last, at = b"", 0
-        for prefix, suffix in zip(shared, own, strict=True):
-            if prefix > len(last) or prefix + suffix > _MAX_NAME:
-                raise Corrupted(
-                    f"Expected a name that shares at most {len(last)} bytes, got {prefix}"
-                )
-            last = last[:prefix] + suffixes[at : at + suffix]
-            at += suffix
-            names.append(last)
-        return names, third
-
-    def finish(self) -> None:
-        if self._at != len(self.data):
-            raise Corrupted(f"Expected the end, got {len(self.data) - self._at} more bytes")
-
-
-def _newest(source: Source, prefix: str) -> tuple[_Reference | None, int, _Limits]:
-    """Root of the newest version (None: an empty tree), its height, and the limits of its nodes."""
+def _read_newest_root(source: Source, prefix: str) -> tuple[_Reference | None, int, _Limits]:
+    """Root of the newest version (None if the tree is empty), its height, and its nodes' limits."""
     file = prefix + MANIFEST
     data = read_metadata(source, file)
-    kind, body, limits = _manifest(data, file)
+    kind, body, limits = _read_manifest_head(data, file)
     if kind == 1:
         numbered = [
             info.key
@@ -219,15 +137,15 @@ def _newest(source: Source, prefix: str) -> tuple[_Reference | None, int, _Limit
                 "Expected a file `manifest.<16 hex digits>` beside it, found none", file=file
             )
         file = max(numbered)
-        kind, body, limits = _manifest(read_metadata(source, file), file)
+        kind, body, limits = _read_manifest_head(read_metadata(source, file), file)
     if kind != 0:
         raise Unsupported(f"templax reads manifests of kinds 0 and 1, got kind {kind}", file=file)
     try:
-        files = _file_table(body, b"")
+        files = _read_file_table(body, b"")
         n = body.number()
         body.numbers(n)  # generations
         heights = body.raw(n)
-        roots = _references(body, files, n)
+        roots = _read_references(body, files, n)
         if not roots:
             raise Corrupted("Expected at least one version, got none")
         return roots[-1], heights[-1], limits
@@ -235,9 +153,9 @@ def _newest(source: Source, prefix: str) -> tuple[_Reference | None, int, _Limit
         raise error.locate(file=file) from error
 
 
-def _manifest(data: memoryview, file: str) -> tuple[int, _Body, _Limits]:
+def _read_manifest_head(data: memoryview, file: str) -> tuple[int, Cursor, _Limits]:
     try:
-        body = _Body(_open_envelope(data, MAGIC_MANIFEST, "manifest", MAX_METADATA))
+        body = Cursor(_open_envelope(data, MAGIC_MANIFEST, "manifest", MAX_METADATA))
         body.raw(16)  # uuid
         kind = body.number()
         body.number()  # max_inline_value_bytes
@@ -247,7 +165,7 @@ def _manifest(data: memoryview, file: str) -> tuple[int, _Body, _Limits]:
             body.raw(4)  # zstd level
     except CheckpointError as error:
         raise error.locate(file=file) from error
-    # Writers split a node by an estimate: a node may decode to somewhat more than its limit.
+    # Writers split nodes by an estimate, so a node may decode to somewhat more than its limit.
     return kind, body, _Limits(min(MAX_METADATA, max(1 << 24, 2 * node_bytes)))
 
 
@@ -264,7 +182,7 @@ def _open_envelope(data: memoryview, magic: int, what: str, limit: int) -> bytes
     want, got = int.from_bytes(data[-4:], "little"), crc32c(data[:-4])
     if want != got:
         raise Corrupted(f"Expected crc32c `{want:08x}`, got `{got:08x}`")
-    # Both are varints of one byte in every version there is.
+    # Both are varints, of one byte in every version published so far.
     version, compression = data[12], data[13]
     if version != 0:
         raise Unsupported(f"templax reads OCDBT version 0, got {version}")
@@ -277,7 +195,7 @@ def _open_envelope(data: memoryview, magic: int, what: str, limit: int) -> bytes
 
 def _read_node(
     source: Source, prefix: str, reference: _Reference, height: int, limits: _Limits
-) -> _Body:
+) -> Cursor:
     file, start, stop = (
         prefix + reference.file,
         reference.offset,
@@ -299,7 +217,7 @@ def _read_node(
     except Corrupted as error:
         raise pointer_instead(source, file) or error from None
     try:
-        body = _Body(_open_envelope(data, MAGIC_NODE, "index node", limits.node_bytes))
+        body = Cursor(_open_envelope(data, MAGIC_NODE, "index node", limits.node_bytes))
         found = body.byte()
         if found != height:
             raise Corrupted(f"Expected an index node of height {height}, got {found}")
@@ -309,8 +227,8 @@ def _read_node(
     return body
 
 
-def _file_table(body: _Body, base: bytes) -> list[tuple[bytes, str]]:
-    """Of each data file: the base path for its own references, and its path in the database."""
+def _read_file_table(body: Cursor, base: bytes) -> list[tuple[bytes, str]]:
+    """For each data file: the base path of its own references, and its path in the database."""
     n = body.number()
     if not n:
         return []
@@ -319,23 +237,29 @@ def _file_table(body: _Body, base: bytes) -> list[tuple[bytes, str]]:
     for path, base_length in zip(paths, base_lengths, strict=True):
         if base_length > len(path):
             raise Corrupted(f"Expected a base path within {len(path)} bytes, got {base_length}")
-        # An absent reference, the root of an empty tree, names a file "".
+        # The root of an empty tree, an absent reference, names a file "".
         result.append((base + path[:base_length], confine_path(base + path) if path else ""))
     return result
 
 
 def confine_path(path: bytes) -> str:
-    """The text of a path, if it stays below the directory that it is relative to."""
+    """Decodes a relative path.
+
+    Raises:
+        Corrupted: It is not UTF-8, or leads outside the directory that it is relative to.
+    """
     try:
         text = path.decode()
     except UnicodeDecodeError as error:
         raise Corrupted(f"Expected a file name in UTF-8, got {path[:64]!r}") from error
-    if len(path) > _MAX_NAME or "\0" in text or any(p in ("", ".", "..") for p in text.split("/")):
+    if len(path) > MAX_NAME or "\0" in text or any(p in ("", ".", "..") for p in text.split("/")):
         raise Corrupted(f"Expected a data file inside the checkpoint, got {text[:256]!r}")
     return text
 
 
-def _references(body: _Body, files: list[tuple[bytes, str]], n: int) -> list[_Reference | None]:
+def _read_references(
+    body: Cursor, files: list[tuple[bytes, str]], n: int
+) -> list[_Reference | None]:
     ids = body.numbers(n).tolist()
     offsets = body.numbers(n).tolist()
     lengths = body.numbers(n).tolist()
@@ -344,12 +268,12 @@ def _references(body: _Body, files: list[tuple[bytes, str]], n: int) -> list[_Re
         if offset == length == _ABSENT:
             result.append(None)
         else:
-            base, path = _file(files, file, offset, length)
+            base, path = _check_reference(files, file, offset, length)
             result.append(_Reference(path, base, offset, length))
     return result
 
 
-def _file(
+def _check_reference(
     files: list[tuple[bytes, str]], number: int, offset: int, length: int
 ) -> tuple[bytes, str]:
     if number >= len(files) or not files[number][1]:
@@ -359,7 +283,7 @@ def _file(
     return files[number]
 
 
-def _keys(body: _Body, interior: bool) -> tuple[list[bytes], list[int]]:
+def _read_keys(body: Cursor, interior: bool) -> tuple[list[bytes], list[int]]:
     n = body.number()
     if not 0 < n <= _MAX_NODE_ENTRIES:
         raise Corrupted(f"Expected 1 to {_MAX_NODE_ENTRIES} entries, got {n}")
@@ -373,11 +297,11 @@ def _keys(body: _Body, interior: bool) -> tuple[list[bytes], list[int]]:
     return keys, commons
 
 
-def _interior(body: _Body, base: bytes) -> Iterator[tuple[_Reference, bytes]]:
-    """Children of a node, each with the prefix that its keys are relative to."""
-    files = _file_table(body, base)
-    keys, commons = _keys(body, interior=True)
-    children = _references(body, files, len(keys))
+def _read_children(body: Cursor, base: bytes) -> Iterator[tuple[_Reference, bytes]]:
+    """The children of an interior node, each with the prefix that its keys are relative to."""
+    files = _read_file_table(body, base)
+    keys, commons = _read_keys(body, interior=True)
+    children = _read_references(body, files, len(keys))
     for _ in range(3):  # num_keys, num_tree_bytes, num_indirect_value_bytes
         body.numbers(len(keys))
     body.finish()
@@ -387,10 +311,12 @@ def _interior(body: _Body, base: bytes) -> Iterator[tuple[_Reference, bytes]]:
         yield child, key[:common]
 
 
-def _leaf(body: _Body, reference: _Reference, prefix: str) -> tuple[list[bytes], list[Extent]]:
-    """Keys of a node, relative to what it inherits, and where their values are."""
-    files = _file_table(body, reference.base)
-    keys, _ = _keys(body, interior=False)
+def _read_leaf(
+    body: Cursor, reference: _Reference, prefix: str
+) -> tuple[list[bytes], list[Extent]]:
+    """The keys of a leaf node, relative to the prefix that it inherits, and their extents."""
+    files = _read_file_table(body, reference.base)
+    keys, _ = _read_keys(body, interior=False)
     lengths = body.numbers(len(keys)).tolist()
     kinds = body.raw(len(keys))
     outside = kinds.count(1)
@@ -409,7 +335,7 @@ def _leaf(body: _Body, reference: _Reference, prefix: str) -> tuple[list[bytes],
         if kind:
             number, offset = next(ids), next(offsets)
             if number >= len(files) or not files[number][1] or offset + length >= 2**63:
-                _file(files, number, offset, length)  # says what is wrong
+                _check_reference(files, number, offset, length)  # raises
             extents.append(Extent(paths[number], offset, offset + length))
         else:
             extents.append(Extent(node, 0, length, values[at : at + length]))

@@ -1,4 +1,4 @@
-"""Keys and where their values lie → an OCDBT database: its B+tree nodes and its manifest.
+"""Writes an OCDBT database, its B+tree nodes and manifest, from keys and the places of values.
 
 The format is specified by TensorStore, `tensorstore/kvstore/ocdbt/index.rst`; `read` reads it.
 """
@@ -18,8 +18,8 @@ from .read import MAGIC_MANIFEST, MAGIC_NODE
 NODE_ENTRIES = 1 << 18
 
 NODE_BYTES = 32 << 20
-"""Keys of a node, and bytes of its keys and inline values: the format allows 2^20 and what the
-manifest says."""
+"""Most bytes of keys and inline values in a node, as `NODE_ENTRIES` is the most keys. The format
+allows 2^20 keys, and as many bytes as the manifest states."""
 
 MAX_NODE_BYTES = 100_000_000
 
@@ -31,12 +31,12 @@ Located = tuple[int, int, int]
 
 @dataclass(frozen=True, slots=True)
 class DataFile:
-    """A file that values are in, relative to the directory of the database.
+    """A file that stores values.
 
     Attributes:
-        path: Such as `ocdbt.process_0/d/0123…`.
-        base: How many bytes of it are the base path that another process's own nodes are relative
-            to: 16 of the above.
+        path: Relative to the directory of the database, such as `ocdbt.process_0/d/0123…`.
+        base: Length of the part of `path` that references in this file's own nodes are relative
+            to: 16 in the example.
     """
 
     path: str
@@ -56,29 +56,30 @@ class _Node:
 def encode_database(
     values: Sequence[tuple[bytes, bytes | Located]], files: Sequence[DataFile], node_offset: int
 ) -> tuple[bytes, bytes]:
-    """A database of one version.
+    """A database with one version.
 
     Args:
-        values: Key → the value itself, or where it lies; in the order of keys, none twice.
-        files: Data files by number. The nodes go to the first one.
-        node_offset: Where in it the nodes will be.
+        values: Pairs of a key and its value or the value's location, sorted by key, without
+            duplicates.
+        files: Data files by number. The nodes are to be stored in the first one.
+        node_offset: Position of the nodes in the first file.
 
     Returns:
-        The nodes, and the content of `manifest.ocdbt`.
+        The bytes of the nodes, and the content of `manifest.ocdbt`.
     """
-    table = _file_table(files)
+    table = _encode_file_table(files)
     pieces: list[bytes] = []
     offset = node_offset
     level: list[_Node] = []
-    for group in _groups(values):
-        body, value_bytes = _leaf(table, group)
+    for group in _split_into_nodes(values):
+        body, value_bytes = _encode_leaf(table, group)
         pieces.append(body)
         level.append(_Node(group[0][0], offset, len(body), len(group), len(body), value_bytes))
         offset += len(body)
     height = 0
-    while len(level) > 1:  # NODE_ENTRIES children are more than any checkpoint has
+    while len(level) > 1:  # one level of NODE_ENTRIES children exceeds any checkpoint
         height += 1
-        body = _interior(table, height, level)
+        body = _encode_interior(table, height, level)
         level = [
             _Node(
                 level[0].first,
@@ -91,10 +92,10 @@ def encode_database(
         ]
         pieces.append(body)
         offset += len(body)
-    return b"".join(pieces), _manifest(table, height, level[0] if level else None)
+    return b"".join(pieces), _encode_manifest(table, height, level[0] if level else None)
 
 
-def _groups(
+def _split_into_nodes(
     values: Sequence[tuple[bytes, bytes | Located]],
 ) -> Iterable[Sequence[tuple[bytes, bytes | Located]]]:
     start = nbytes = 0
@@ -108,77 +109,81 @@ def _groups(
         yield values[start:]
 
 
-def _leaf(table: bytes, values: Sequence[tuple[bytes, bytes | Located]]) -> tuple[bytes, int]:
+def _encode_leaf(
+    table: bytes, values: Sequence[tuple[bytes, bytes | Located]]
+) -> tuple[bytes, int]:
     outside = [value for _, value in values if not isinstance(value, bytes)]
     lengths = [len(value) if isinstance(value, bytes) else value[2] for _, value in values]
     body = [
         b"\0",
         table,
-        _keys([key for key, _ in values]),
-        _numbers(lengths),
+        _encode_keys([key for key, _ in values]),
+        _encode_numbers(lengths),
         bytes([not isinstance(value, bytes) for _, value in values]),
-        _numbers([file for file, _, _ in outside]),
-        _numbers([offset for _, offset, _ in outside]),
+        _encode_numbers([file for file, _, _ in outside]),
+        _encode_numbers([offset for _, offset, _ in outside]),
         *[value for _, value in values if isinstance(value, bytes)],
     ]
-    return _envelope(MAGIC_NODE, b"".join(body)), sum(length for _, _, length in outside)
+    return _wrap_envelope(MAGIC_NODE, b"".join(body)), sum(length for _, _, length in outside)
 
 
-def _interior(table: bytes, height: int, children: Sequence[_Node]) -> bytes:
+def _encode_interior(table: bytes, height: int, children: Sequence[_Node]) -> bytes:
     body = [
         bytes([height]),
         table,
-        _keys([child.first for child in children], interior=True),
-        _numbers([0] * len(children)),  # all nodes are in the first file
-        _numbers([child.offset for child in children]),
-        _numbers([child.length for child in children]),
-        _numbers([child.keys for child in children]),
-        _numbers([child.tree_bytes for child in children]),
-        _numbers([child.value_bytes for child in children]),
+        _encode_keys([child.first for child in children], interior=True),
+        _encode_numbers([0] * len(children)),  # all nodes are in the first file
+        _encode_numbers([child.offset for child in children]),
+        _encode_numbers([child.length for child in children]),
+        _encode_numbers([child.keys for child in children]),
+        _encode_numbers([child.tree_bytes for child in children]),
+        _encode_numbers([child.value_bytes for child in children]),
     ]
-    return _envelope(MAGIC_NODE, b"".join(body))
+    return _wrap_envelope(MAGIC_NODE, b"".join(body))
 
 
-def _manifest(table: bytes, height: int, root: _Node | None) -> bytes:
+def _encode_manifest(table: bytes, height: int, root: _Node | None) -> bytes:
     absent = 2**64 - 1
     if root is None:  # an empty tree
         root = _Node(b"", absent, absent, 0, 0, 0)
     body = [
         secrets.token_bytes(16),
-        _numbers([0, MAX_INLINE_BYTES, MAX_NODE_BYTES]),
+        _encode_numbers([0, MAX_INLINE_BYTES, MAX_NODE_BYTES]),
         bytes([4]),  # version_tree_arity_log2
-        _numbers([0]),  # nodes are not compressed
+        _encode_numbers([0]),  # nodes are not compressed
         table,
-        _numbers([1, 1]),  # one version, generation 1
+        _encode_numbers([1, 1]),  # one version, generation 1
         bytes([height]),
-        _numbers([0, root.offset, root.length, root.keys, root.tree_bytes, root.value_bytes]),
+        _encode_numbers(
+            [0, root.offset, root.length, root.keys, root.tree_bytes, root.value_bytes]
+        ),
         time.time_ns().to_bytes(8, "little"),
-        _numbers([0]),  # no version tree nodes
+        _encode_numbers([0]),  # no version tree nodes
     ]
-    return _envelope(MAGIC_MANIFEST, b"".join(body))
+    return _wrap_envelope(MAGIC_MANIFEST, b"".join(body))
 
 
-def _envelope(magic: int, body: bytes) -> bytes:
+def _wrap_envelope(magic: int, body: bytes) -> bytes:
     head = magic.to_bytes(4, "big") + (len(body) + 18).to_bytes(8, "little") + b"\0\0"
     return b"".join([head, body, crc32c(body, crc32c(head)).to_bytes(4, "little")])
 
 
-def _file_table(files: Sequence[DataFile]) -> bytes:
-    shared, suffixes = _front_coded([file.path.encode() for file in files])
+def _encode_file_table(files: Sequence[DataFile]) -> bytes:
+    shared, suffixes = _front_code([file.path.encode() for file in files])
     columns = [*shared[1:], *map(len, suffixes), *(file.base for file in files)]
-    return _numbers([len(files)]) + _numbers(columns) + b"".join(suffixes)
+    return _encode_numbers([len(files)]) + _encode_numbers(columns) + b"".join(suffixes)
 
 
-def _keys(keys: Sequence[bytes], interior: bool = False) -> bytes:
-    shared, suffixes = _front_coded(keys)
+def _encode_keys(keys: Sequence[bytes], interior: bool = False) -> bytes:
+    shared, suffixes = _front_code(keys)
     columns = [len(keys), *shared[1:], *map(len, suffixes)]
     if interior:
-        columns += [0] * len(keys)  # children hold whole keys: no common prefix is left out
-    return _numbers(columns) + b"".join(suffixes)
+        columns += [0] * len(keys)  # children store whole keys: no common prefix is omitted
+    return _encode_numbers(columns) + b"".join(suffixes)
 
 
-def _front_coded(names: Sequence[bytes]) -> tuple[list[int], list[bytes]]:
-    """Of each name, how many bytes it shares with the one before, and the others."""
+def _front_code(names: Sequence[bytes]) -> tuple[list[int], list[bytes]]:
+    """For each name, how many bytes it shares with the previous one, and the remaining bytes."""
     shared: list[int] = []
     suffixes: list[bytes] = []
     last = b""
@@ -192,8 +197,8 @@ def _front_coded(names: Sequence[bytes]) -> tuple[list[int], list[bytes]]:
     return shared, suffixes
 
 
-def _numbers(values: Sequence[int]) -> bytes:
-    """Unsigned LEB128 numbers, one after the other."""
+def _encode_numbers(values: Sequence[int]) -> bytes:
+    """Encodes numbers as unsigned LEB128, one after another."""
     column = np.array(values, np.uint64)
     lengths = np.ones(len(column), np.int64)
     rest = column >> np.uint64(7)

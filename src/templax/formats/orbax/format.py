@@ -1,4 +1,4 @@
-"""Orbax checkpoints of all generations since 0.2: what to open, or what to open instead."""
+"""The Orbax format, all generations since 0.2: finds the item to open, or suggests some."""
 
 from __future__ import annotations
 
@@ -20,13 +20,18 @@ from .directory import (
 )
 from .item import open_item
 
-MOST_LISTED = 6
-"""Items that an error names; a directory may hold hundreds."""
+MAX_LISTED = 6
+"""Most items that an error names; a directory may contain hundreds."""
 
 _PART_DEPTH = 4
-"""Levels of an item: `ocdbt.process_0/d/<file>`, or `<array>/c/0/0` of a small rank."""
+"""Most levels of an item: `ocdbt.process_0/d/<file>`, or `<array>/c/0/0` for small ranks."""
 
-_KEPT = ("commit_timestamp_nsecs", "init_timestamp_nsecs", "custom_metadata", "metrics")
+_REPORTED_METADATA = (
+    "commit_timestamp_nsecs",
+    "init_timestamp_nsecs",
+    "custom_metadata",
+    "metrics",
+)
 
 
 class Orbax:
@@ -35,7 +40,7 @@ class Orbax:
     name = "orbax"
 
     def detect(self, source: Source) -> str | None:
-        """Words for why `source` is of Orbax, also if it is only a directory of checkpoints."""
+        """Evidence, in words, of an Orbax checkpoint or of a directory of several; or None."""
         root = examine_directory(source)
         return root.evidence if root is not None else None
 
@@ -43,11 +48,11 @@ class Orbax:
         """The catalog of the item at `source`, or of the only pytree item in it.
 
         Raises:
-            UnknownFormat: Steps, several items, none that is a pytree, or a part of an item. What
-                it says to open instead was opened.
-            Corrupted, Unsupported, Uncommitted: As `open_item`.
+            UnknownFormat: A directory of steps, several items, no pytree item, or a part of an
+                item. Whatever the error suggests to open has been opened successfully.
+            Corrupted, Unsupported, Uncommitted: See `open_item`.
         """
-        inside = inside_item(source)
+        inside = part_of_item_error(source)
         if inside is not None:
             raise inside
         root = examine_directory(source)
@@ -58,53 +63,53 @@ class Orbax:
         if root.what == "steps":
             raise _steps_error(source, root)
         if root.what == "item":
-            return _open(source)
+            return _open_item_at(source)
         pytrees = root.pytrees
         if len(pytrees) == 1:
-            return _open(source.at(pytrees[0]))
+            return _open_item_at(source.at(pytrees[0]))
         listed = list_examples([f"`{name}` ({kind})" for name, kind in root.items.items()])
         if not pytrees:
             raise UnknownFormat(f"{source.url} holds no pytree item, only {listed}")
         raise UnknownFormat(
-            f"{source.url} holds several items: {listed}", hint=open_hint(openable(source))
+            f"{source.url} holds several items: {listed}", hint=open_hint(list_openable(source))
         )
 
 
-def openable(source: Source) -> list[str]:
-    """URLs at or just below `source` that open as finished checkpoints: each was opened.
+def list_openable(source: Source) -> list[str]:
+    """URLs at or directly below `source` that were opened successfully as finished checkpoints.
 
-    One that opens is its own only URL; of a step with several items, each item's.
+    The URL of `source` itself if it opens; for a step with several items, the URLs of the items.
     """
     root = examine_directory(source)
     if root is None or root.what not in ("item", "items"):
         return []
     if root.what == "item":
-        return [source.url] if _opens(source) else []
+        return [source.url] if _can_open(source) else []
     pytrees = [source.at(name) for name in root.pytrees]
-    found = [child.url for child in pytrees if _opens(child)]
+    found = [child.url for child in pytrees if _can_open(child)]
     return [source.url] if len(pytrees) == 1 and found else found
 
 
 def list_examples(texts: list[str]) -> str:
-    """A list that stays readable, however long."""
-    more = len(texts) - MOST_LISTED
-    return ", ".join(texts[:MOST_LISTED]) + (f" and {more} more" if more > 0 else "")
+    """The first few of `texts`, joined, and the number of the others."""
+    more = len(texts) - MAX_LISTED
+    return ", ".join(texts[:MAX_LISTED]) + (f" and {more} more" if more > 0 else "")
 
 
 def open_hint(urls: list[str]) -> str | None:
-    """What to write for one of `urls`; None if there is none."""
-    return "open " + " or ".join(f'"{url}"' for url in urls[:MOST_LISTED]) if urls else None
+    """A hint to open one of `urls`; None if there are none."""
+    return "open " + " or ".join(f'"{url}"' for url in urls[:MAX_LISTED]) if urls else None
 
 
-def inside_item(source: Source) -> UnknownFormat | None:
-    """The error for a directory or file that is a part of an item, if `source` is one."""
+def part_of_item_error(source: Source) -> UnknownFormat | None:
+    """The error for a source that is a part of an item; None if it isn't one."""
     name, info = basename(source), source.stat("")
     if info is None or not name.strip("."):
         return None
     if info.is_dir:
         part = name.startswith("ocdbt.process_") or name in ("d", "array_metadatas")
-        alone = source.stat(TREE) is not None  # an array saved by itself, without OCDBT
-        if not part and (alone or all(source.stat(m) is None for m in FILES)):
+        is_array_item = source.stat(TREE) is not None  # an array saved by itself, without OCDBT
+        if not part and (is_array_item or all(source.stat(m) is None for m in FILES)):
             return None
     parent = source
     for _ in range(_PART_DEPTH):
@@ -112,24 +117,24 @@ def inside_item(source: Source) -> UnknownFormat | None:
         if not basename(parent).strip("."):
             return None  # above the path as it was given, or the root
         root = examine_directory(parent)
-        if root is not None and root.what == "item" and not _is_process(parent):
+        if root is not None and root.what == "item" and not _is_process_directory(parent):
             what = f"{source.url} is a part of the checkpoint {parent.url}"
-            return UnknownFormat(what, hint=open_hint(openable(parent)))
+            return UnknownFormat(what, hint=open_hint(list_openable(parent)))
     return None
 
 
-def _is_process(source: Source) -> bool:
+def _is_process_directory(source: Source) -> bool:
     return basename(source).startswith("ocdbt.process_")
 
 
-def _opens(source: Source) -> bool:
+def _can_open(source: Source) -> bool:
     try:
-        return _open(source).uncommitted is None
+        return _open_item_at(source).uncommitted is None
     except CheckpointError:
         return False
 
 
-def _open(source: Source) -> Catalog:
+def _open_item_at(source: Source) -> Catalog:
     parent, name = source.at(".."), basename(source)
     own, above = step_metadata(source), step_metadata(parent)
     about: dict[str, Any] = {}
@@ -140,7 +145,7 @@ def _open(source: Source) -> Catalog:
         if step_number(parent) is not None:
             about["step"] = step_number(parent)
     for known in (above if "item" in about else {}, own):
-        about |= {key: known[key] for key in _KEPT if known.get(key) not in (None, {})}
+        about |= {key: known[key] for key in _REPORTED_METADATA if known.get(key) not in (None, {})}
     return open_item(source, metadata=about, uncommitted=uncommitted_reason(source))
 
 
@@ -152,5 +157,5 @@ def _steps_error(source: Source, root: Root) -> UnknownFormat:
     latest = committed[-1]
     return UnknownFormat(
         f"{source.url} holds {count}; the latest committed step is {latest.step}",
-        hint=open_hint(openable(source.at(latest.key))),
+        hint=open_hint(list_openable(source.at(latest.key))),
     )

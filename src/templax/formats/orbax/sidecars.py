@@ -1,4 +1,4 @@
-"""What an item of Orbax says of its leaves besides their values."""
+"""Small files beside the arrays of an item: shardings and PRNG implementations of leaves."""
 
 from __future__ import annotations
 
@@ -36,19 +36,29 @@ class _ArrayMetadatas(msgspec.Struct):
 
 
 @dataclass(frozen=True, slots=True)
-class Notes:
-    """What an item may say of its leaves besides their arrays; by name."""
+class Sidecars:
+    """Facts about leaves from files beside their arrays.
+
+    Attributes:
+        shardings: Leaf name → sharding, as text for a person.
+        key_impls: Leaf name → PRNG implementation of a typed key.
+    """
 
     shardings: Mapping[str, str]
     key_impls: Mapping[str, str]
 
 
-def read_notes(source: Source, present: set[str]) -> Notes:
-    """Sharding and PRNG implementation of leaves. Damage is never fatal: values don't need them."""
+def read_sidecars(source: Source, present: set[str]) -> Sidecars:
+    """Reads the sidecar files of an item. Damaged ones are ignored: no value depends on them.
+
+    Args:
+        source: The item directory.
+        present: Names of its children; directories end in `/`.
+    """
     shardings: dict[str, str] = {}
     impls: dict[str, str] = {}
     if _SHARDING in present:
-        for name, text in _quietly(source, _SHARDING, dict[str, Any], {}).items():
+        for name, text in _read_json_or(source, _SHARDING, dict[str, Any], {}).items():
             try:
                 shardings[binascii.a2b_base64(name, strict_mode=True).decode()] = sharding_text(
                     text
@@ -58,21 +68,21 @@ def read_notes(source: Source, present: set[str]) -> Notes:
     if _ARRAY_METADATAS in present:
         for info in source.children(_ARRAY_METADATAS):
             if not info.is_dir:
-                found = _quietly(source, info.key, _ArrayMetadatas, _ArrayMetadatas([]))
+                found = _read_json_or(source, info.key, _ArrayMetadatas, _ArrayMetadatas([]))
                 for listed in found.array_metadatas:
                     array = listed.array_metadata
                     impl = (array.ext_metadata or {}).get("random_key_impl")
                     if isinstance(impl, str):
                         impls[array.param_name] = impl
-    return Notes(shardings, impls)
+    return Sidecars(shardings, impls)
 
 
-@functools.lru_cache(maxsize=256)  # most leaves of a checkpoint share a few
+@functools.lru_cache(maxsize=256)  # the leaves of a checkpoint share a few
 def sharding_text(text: str) -> str:
-    """A sharding as Orbax serialises it, as a person writes it.
+    """A short description, such as `P('x', None) over x=8`, of a sharding that Orbax serialised.
 
     Raises:
-        ValueError, KeyError, TypeError: It is none.
+        ValueError, KeyError, TypeError: The text is not a serialised sharding.
     """
     saved = json.loads(text)
     kind = saved["sharding_type"]
@@ -89,7 +99,7 @@ def _axes_text(entry: Any) -> str:
     return repr(tuple(entry) if isinstance(entry, list) else entry)
 
 
-def _quietly(source: Source, file: str, type: type[_T], otherwise: _T) -> _T:
+def _read_json_or(source: Source, file: str, type: type[_T], otherwise: _T) -> _T:
     try:
         return read_json(source, file, type)
     except CheckpointError:
@@ -97,7 +107,12 @@ def _quietly(source: Source, file: str, type: type[_T], otherwise: _T) -> _T:
 
 
 def read_json(source: Source, file: str, type: type[_T]) -> _T:
-    """A JSON file, decoded as `type`."""
+    """Reads a JSON file as `type`.
+
+    Raises:
+        NotFound: It does not exist.
+        Corrupted: It is not JSON, or not of that type.
+    """
     data = read_metadata(source, file)
     try:
         try:
@@ -105,7 +120,7 @@ def read_json(source: Source, file: str, type: type[_T]) -> _T:
         except msgspec.ValidationError:
             raise
         except msgspec.DecodeError:
-            # Python writes `NaN`, which is no JSON: custom metadata may hold one.
+            # Python writes `NaN`, which JSON does not allow; custom metadata may contain one.
             return msgspec.convert(json.loads(bytes(data)), type)
     except (ValueError, msgspec.MsgspecError, RecursionError) as error:
         raise Corrupted(f"The JSON is unreadable: {error}", file=file) from error

@@ -1,6 +1,7 @@
-"""Leaves and where their chunks lie → the files of an item that Orbax restores.
+"""Encodes the files of an item that Orbax restores, from leaves and the table of their chunks.
 
-As Orbax 0.12 writes them, and 0.6 still reads them; `docs/reference/on-disk-format.md` has them byte by byte.
+The files are as Orbax 0.12 writes them, and Orbax since 0.6 reads them.
+`docs/reference/on-disk-format.md` specifies every byte.
 """
 
 from __future__ import annotations
@@ -32,8 +33,9 @@ STANDARD = f"{_HANDLERS}standard_checkpoint_handler.StandardCheckpointHandler"
 JSON = f"{_HANDLERS}json_checkpoint_handler.JsonCheckpointHandler"
 
 _EMPTY_TYPES = {"NamedTuple": "None", "Tuple": "List"}
-"""As what Orbax 0.6 reads, which restores nothing of a tree with an empty type it doesn't know.
-Orbax writes the first alike; without a template, tuples with leaves come back as lists, too.
+"""Substitutes for the empty types that Orbax 0.6 doesn't know: it would then restore nothing of the
+tree. Orbax also writes `None` for an empty NamedTuple. Without a template, Orbax restores non-empty
+tuples as lists, too.
 """
 
 Files = dict[str, bytes]
@@ -44,7 +46,7 @@ Empty = tuple[Path, str]
 def build_database(
     leaves: Sequence[Leaf],
     chunks: Sequence[Shape],
-    places: ChunkTable,
+    table: ChunkTable,
     files: Sequence[DataFile],
     node_offset: int,
     level: int | None,
@@ -52,43 +54,45 @@ def build_database(
     """The OCDBT database of the arrays: nodes, for the first of `files`, and the manifest.
 
     Args:
-        leaves: All of them.
-        chunks: Of each leaf, the shape of its chunks.
-        places: Of all chunks.
+        leaves: All leaves.
+        chunks: Shape of the chunks of each leaf.
+        table: Table of all chunks, complete.
         files: Data files by number.
-        node_offset: Where in the first of them the nodes will be.
-        level: Of zstd; None if chunks are raw.
+        node_offset: Position of the nodes in the first of `files`.
+        level: Level of zstd; None if chunks are raw.
     """
     values: list[tuple[bytes, bytes | Located]] = []
     described: dict[tuple[Shape, Shape, np.dtype], bytes] = {}
-    file, offset, nbytes = places.file.tolist(), places.offset.tolist(), places.nbytes.tolist()
-    for leaf, chunk, first in zip(leaves, chunks, places.first, strict=False):
+    file, offset, nbytes = table.file.tolist(), table.offset.tolist(), table.nbytes.tolist()
+    for leaf, chunk, first in zip(leaves, chunks, table.first_chunk, strict=False):
         if leaf.value_type == "string":
             continue
         inside = array_prefix(leaf.name).encode()
         key = leaf.shape, chunk, leaf.dtype
         zarray = described.get(key)
         if zarray is None:
-            zarray = described[key] = _zarray(*key, level)
+            zarray = described[key] = _encode_zarray(*key, level)
         values.append((inside + b".zarray", zarray))
         full = math.prod(chunk) * leaf.dtype.itemsize
         only = only_cell(leaf.shape, chunk)
         for at, cell in enumerate(
             (only,) if only is not None else cell_indices(leaf.shape, chunk), first
         ):
-            length = full if level is None else nbytes[at]  # a raw one at the edge with padding
-            values.append((inside + _key(cell), (file[at], offset[at], length)))
+            length = (
+                full if level is None else nbytes[at]
+            )  # a raw chunk at the edge includes the padding
+            values.append((inside + _chunk_key(cell), (file[at], offset[at], length)))
     values.sort(key=lambda value: value[0])
     return encode_database(values, files, node_offset)
 
 
 @functools.lru_cache(maxsize=1024)
-def _key(cell: Shape) -> bytes:
-    """Of a chunk, below the name of its array."""
+def _chunk_key(cell: Shape) -> bytes:
+    """Key of a chunk, relative to the name of its array."""
     return (".".join(map(str, cell)) or "0").encode()
 
 
-def _zarray(shape: Shape, chunk: Shape, dtype: np.dtype, level: int | None) -> bytes:
+def _encode_zarray(shape: Shape, chunk: Shape, dtype: np.dtype, level: int | None) -> bytes:
     return msgspec.json.encode(
         {
             "chunks": chunk,
@@ -104,23 +108,25 @@ def _zarray(shape: Shape, chunk: Shape, dtype: np.dtype, level: int | None) -> b
     )
 
 
-def tree_files(leaves: Sequence[Leaf], chunks: Sequence[Shape], empties: Iterable[Empty]) -> Files:
-    """The files that describe the tree."""
+def encode_tree_files(
+    leaves: Sequence[Leaf], chunks: Sequence[Shape], empties: Iterable[Empty]
+) -> Files:
+    """The JSON files that describe the tree, by name."""
     tree: dict[str, Any] = {}
     for leaf in leaves:
         scalar = leaf.value_type == "scalar"
-        # Orbax knows no complex scalar, and would then restore nothing of the tree.
+        # Orbax has no complex scalars: with one it would restore nothing of the tree.
         type = "np.ndarray" if scalar and leaf.dtype.kind == "c" else leaf.value_type
         value: dict[str, Any] = {"value_type": type, "skip_deserialize": False}
         if leaf.value_type == "jax.Array":
             value["write_shape"] = leaf.tile or leaf.shape
         tree[_tuple_text(leaf.path)] = {
-            "key_metadata": _keys(leaf.path),
+            "key_metadata": _key_metadata(leaf.path),
             "value_metadata": value,
         }
     for path, what in empties:
         tree[_tuple_text(path)] = {
-            "key_metadata": _keys(path),
+            "key_metadata": _key_metadata(path),
             "value_metadata": {
                 "value_type": _EMPTY_TYPES.get(what, what),
                 "skip_deserialize": True,
@@ -169,20 +175,20 @@ def _tuple_text(path: Path) -> str:
     return str(tuple(map(str, path)))
 
 
-def _keys(path: Path) -> list[dict[str, Any]]:
-    # An index of a list or tuple is of type 1; all else is a key of a dict.
+def _key_metadata(path: Path) -> list[dict[str, Any]]:
+    # Type 1 is an index of a list or tuple, type 2 a key of a dict.
     return [{"key": str(key), "key_type": 1 if isinstance(key, int) else 2} for key in path]
 
 
-def commit_files(
+def encode_commit_files(
     handlers: str | Mapping[str, str], begun_ns: int, ended_ns: int, about: Mapping[str, Any]
 ) -> Files:
-    """What says that a directory is a finished save.
+    """The files that mark a directory as a finished save.
 
     Args:
-        handlers: Of an item its handler; of a step those of its items, by name.
-        begun_ns, ended_ns: Since the epoch.
-        about: `custom_metadata` and `metrics`.
+        handlers: The handler of an item, or the handlers of a step's items by name.
+        begun_ns, ended_ns: Times of the save, in nanoseconds since the epoch.
+        about: May contain `custom_metadata` and `metrics`.
     """
     metadata = {
         "item_handlers": handlers,
@@ -192,13 +198,15 @@ def commit_files(
         "commit_timestamp_nsecs": ended_ns,
         "custom_metadata": about.get("custom_metadata") or {},
     }
-    return {STEP_METADATA: json.dumps(metadata).encode()}  # Python's: a metric may be NaN
+    return {
+        STEP_METADATA: json.dumps(metadata).encode()
+    }  # Python's encoder, because a metric may be NaN
 
 
-def index_file(
+def encode_index_file(
     leaves: Sequence[Leaf],
     chunks: Sequence[Shape],
-    places: ChunkTable,
+    table: ChunkTable,
     data_files: Sequence[tuple[str, int]],
     others: Files,
     empties: Iterable[Empty],
@@ -240,11 +248,11 @@ def index_file(
             shape=columns[1].astype("<u4").tobytes(),
             chunk=columns[2].astype("<u4").tobytes(),
             codecs=bytes([compressed]) * len(leaves),
-            counts=np.diff(places.first).astype("<u4").tobytes(),
-            file=places.file.tobytes(),
-            offset=places.offset.tobytes(),
-            nbytes=places.nbytes.tobytes(),
-            crc32c=places.crc.tobytes(),
+            counts=np.diff(table.first_chunk).astype("<u4").tobytes(),
+            file=table.file.tobytes(),
+            offset=table.offset.tobytes(),
+            nbytes=table.nbytes.tobytes(),
+            crc32c=table.crc.tobytes(),
             fingerprint=fingerprints.tobytes(),
             texts={leaf.name: leaf.text for leaf in leaves if leaf.text is not None},
             impls={leaf.name: leaf.key_impl for leaf in leaves if leaf.key_impl is not None},
@@ -256,7 +264,7 @@ def index_file(
 
 
 class _Table(dict[Any, int]):
-    """Value → its number, given when it is first asked for."""
+    """Value → its index. A new value is given the next index when it is first looked up."""
 
     def __missing__(self, value: Any) -> int:
         self[value] = number = len(self)

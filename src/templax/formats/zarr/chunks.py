@@ -1,4 +1,4 @@
-"""One array inside a container: its metadata and extents → chunks."""
+"""Finds the chunks of a zarr array in a container, which maps keys to extents."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _MAX_MISSING = 1 << 16
 
 _EMPTY = 2**64 - 1
 
-# A zstd block is 4 bytes at least and decodes to 128 KiB at most (RFC 8878, section 3.1.1.2).
+# A zstd block has at least 4 bytes and decodes to at most 128 KiB (RFC 8878, section 3.1.1.2).
 _ZSTD_BLOCK, _ZSTD_BLOCK_DECODED = 4, 1 << 17
 
 
@@ -36,32 +36,33 @@ def locate_arrays(
     index: str | None = None,
     damages: list[Corrupted] | None = None,
 ) -> tuple[Chunk, ...]:
-    """Where the bytes of an array are.
+    """The chunks of an array.
 
     Args:
+        array: Its metadata.
         name: The array's key in `objects`; its chunks are at `<name>/<chunk key>`.
         objects: Every key of the container.
-        source: Where the indexes of shards are read from.
-        absent: What a chunk that is not there means: lost data, or the fill value.
-        index: File that lists `objects`; None if they are files.
-        damages: As of `Catalog.locate`.
+        source: Source that the indexes of shards are read from.
+        absent: Meaning of an absent chunk: "error" for lost data, "fill" for the fill value.
+        index: File that lists `objects`; None if `objects` are files themselves.
+        damages: See `Catalog.locate`.
 
     Returns:
         Chunks that tile the array; none if it has no elements.
 
     Raises:
-        Corrupted: A chunk is missing, or has a length that it can't have; a shard's index is altered.
+        Corrupted: A chunk is missing or has an impossible length, or a shard's index is altered.
     """
     if (sole := array.sole) is not None and array.sharding is None:
         key, box, nbytes = sole
         extent = objects.get(array_prefix(name, files=index is None) + key)
-        if extent is not None:  # as nearly all are: without what a grid takes
+        if extent is not None:  # fast path: the common case, an array of one chunk
             try:
                 check_length(extent, nbytes, array.codecs)
             except CheckpointError as error:
-                record_damage(_refused(error, name, extent, source), damages, error)
+                record_damage(_add_location(error, name, extent, source), damages, error)
                 return ()
-            return (_chunk(extent, box, array.codecs, array),)
+            return (_make_chunk(extent, box, array.codecs, array),)
     if 0 in array.shape:
         return ()
     if array.fill is None:
@@ -69,10 +70,11 @@ def locate_arrays(
     count = math.prod(array.grid)
     prefix = array_prefix(name, files=index is None)
     if count > len(objects) + _MAX_MISSING:
-        # Never walk a grid that a file merely claims to have.
-        cells: Iterator[Shape] = _cells(array.grid)
+        # Don't iterate over a grid only because the metadata declares it: there can't be enough
+        # chunks for it. Find one that is missing.
+        cells: Iterator[Shape] = _iter_cells(array.grid)
         lost = next(key for key in (prefix + array.key(c) for c in cells) if key not in objects)
-        record_damage(_lost(lost, name, index), damages)
+        record_damage(_missing_chunk_error(lost, name, index), damages)
         return ()
     chunks: list[Chunk] = []
     missing: list[Box] = []
@@ -82,54 +84,57 @@ def locate_arrays(
         extent = objects.get(key)
         if extent is not None:
             try:
-                chunks += _resolve(
+                chunks += _resolve_value(
                     extent, box, array, array.codecs, array.sharding, source, missing
                 )
             except NotFound as error:
                 what = "Expected a data file, found none"
                 record_damage(Corrupted(what, leaf=name, file=extent.key), damages, error)
             except CheckpointError as error:
-                record_damage(_refused(error, name, extent, source), damages, error)
+                record_damage(_add_location(error, name, extent, source), damages, error)
         else:
             missing.append(box)
         if missing and absent == "error":
-            record_damage(_lost(key, name, index), damages)
+            record_damage(_missing_chunk_error(key, name, index), damages)
             missing.clear()
     if missing:
         try:
-            element = _fill(array, name)
+            element = _encode_fill_value(array, name)
         except Corrupted as error:
             record_damage(error, damages, error.__cause__)
             return tuple(chunks)
         if not chunks:
             missing = [tuple((0, n) for n in array.shape)]
         extent = Extent(index or prefix.rstrip("/"), 0, len(element), element)
-        checked = index is not None  # so is the metadata that the fill value is from
+        checked = index is not None  # the metadata with the fill value comes from the index
         chunks += [Chunk(extent, box, ("fill",), "C", checked) for box in missing]
     return tuple(chunks)
 
 
-def _refused(error: CheckpointError, name: str, extent: Extent, source: Source) -> CheckpointError:
+def _add_location(
+    error: CheckpointError, name: str, extent: Extent, source: Source
+) -> CheckpointError:
     pointer = pointer_instead(source, extent.key) if extent.inline is None else None
     return pointer or error.locate(leaf=name, file=extent.key)
 
 
-def _lost(key: str, name: str, index: str | None) -> Corrupted:
+def _missing_chunk_error(key: str, name: str, index: str | None) -> Corrupted:
     if index is not None:
         return Corrupted(f"Expected chunk `{key}`, the index has none", leaf=name, file=index)
     return Corrupted("Expected a chunk, found none", leaf=name, file=key)
 
 
-def _cells(grid: Shape) -> Iterator[Shape]:
+def _iter_cells(grid: Shape) -> Iterator[Shape]:
+    """Like `itertools.product` over ranges, but lazy: that would store each range first."""
     if not grid:
         yield ()
         return
     for i in range(grid[0]):
-        for rest in _cells(grid[1:]):
+        for rest in _iter_cells(grid[1:]):
             yield (i, *rest)
 
 
-def _resolve(
+def _resolve_value(
     extent: Extent,
     box: Box,
     array: Array,
@@ -138,14 +143,14 @@ def _resolve(
     source: Source,
     missing: list[Box],
 ) -> Iterator[Chunk]:
-    """The chunks in one value; boxes of inner chunks that a shard does not hold go to `missing`."""
+    """The chunks in one value. Boxes of inner chunks that a shard lacks are added to `missing`."""
     if sharding is None:
         check_length(extent, math.prod(b - a for a, b in box) * array.dtype.itemsize, codecs)
-        yield _chunk(extent, box, codecs, array)
+        yield _make_chunk(extent, box, codecs, array)
         return
     corner = tuple(a for a, _ in box)
     grid = tuple((b - a) // c for (a, b), c in zip(box, sharding.chunk_shape, strict=True))
-    index = _shard_index(extent, math.prod(grid), sharding, source)
+    index = _read_shard_index(extent, math.prod(grid), sharding, source)
     for cell, (offset, nbytes) in zip(itertools.product(*map(range, grid)), index, strict=True):
         inner = tuple(
             (a + i * c, a + i * c + c)
@@ -164,15 +169,17 @@ def _resolve(
         part = Extent(extent.key, extent.start + offset, extent.start + offset + nbytes)
         if extent.inline is not None:
             part = Extent(extent.key, 0, nbytes, extent.inline[offset : offset + nbytes])
-        yield from _resolve(part, inner, array, sharding.codecs, sharding.inner, source, missing)
+        yield from _resolve_value(
+            part, inner, array, sharding.codecs, sharding.inner, source, missing
+        )
 
 
-def _chunk(extent: Extent, box: Box, codecs: tuple[str, ...], array: Array) -> Chunk:
+def _make_chunk(extent: Extent, box: Box, codecs: tuple[str, ...], array: Array) -> Chunk:
     checked = extent.inline is not None or "crc32c" in codecs  # an OCDBT node has a checksum
     return Chunk(extent, box, codecs, array.order, checked)
 
 
-def _shard_index(
+def _read_shard_index(
     extent: Extent, count: int, sharding: Sharding, source: Source
 ) -> list[tuple[int, int]]:
     """Offset and length of each inner chunk of a shard, in C order."""
@@ -199,7 +206,10 @@ def _shard_index(
 
 
 def check_length(extent: Extent, nbytes: int, codecs: tuple[str, ...]) -> None:
-    """Refuses stored bytes that can't decode to `nbytes`, before anything is allocated for them."""
+    """Raises Corrupted for stored bytes that can't decode to `nbytes`.
+
+    Called before anything is allocated for them.
+    """
     fixed = nbytes + 4 * codecs.count("crc32c")
     if "zstd" not in codecs:
         if extent.nbytes == fixed:
@@ -222,10 +232,10 @@ def check_length(extent: Extent, nbytes: int, codecs: tuple[str, ...]) -> None:
     )
 
 
-def _fill(array: Array, name: str) -> bytes:
+def _encode_fill_value(array: Array, name: str) -> bytes:
     """The bytes of one element of the fill value."""
     try:
-        return _element(array.fill, array.dtype)
+        return _encode_element(array.fill, array.dtype)
     except (ValueError, TypeError, OverflowError) as error:
         raise Corrupted(
             f"Expected a fill_value of dtype `{array.dtype.name}`, got {str(array.fill)[:80]!r}",
@@ -233,13 +243,13 @@ def _fill(array: Array, name: str) -> bytes:
         ) from error
 
 
-def _element(fill: Any, dtype: np.dtype) -> bytes:
+def _encode_element(fill: Any, dtype: np.dtype) -> bytes:
     if isinstance(fill, list):
         real, imaginary = fill
         part = np.dtype(f"f{dtype.itemsize // 2}")
         if dtype.kind != "c":
             raise ValueError("a pair for a dtype that is not complex")
-        return _element(real, part) + _element(imaginary, part)
+        return _encode_element(real, part) + _encode_element(imaginary, part)
     if isinstance(fill, str):
         if fill.startswith("0x"):  # the bits of the element, most significant first
             return int(fill, 16).to_bytes(dtype.itemsize, "little")

@@ -1,7 +1,8 @@
 """Metadata of one zarr array: `.zarray` or `zarr.json` → `Array`.
 
 Reads zarr 2 (zarr-specs, docs/v2/v2.0) and zarr 3 (docs/v3/core, codecs/sharding-indexed) as
-TensorStore writes them: raw, zstd and crc32c, little-endian. Anything else is refused by its name.
+TensorStore writes them: raw, zstd and crc32c, little-endian. Anything else raises `Unsupported`
+with its name.
 """
 
 from __future__ import annotations
@@ -21,18 +22,22 @@ from ...errors import Corrupted, Unsupported
 FILES = (".zarray", "zarr.json")
 
 MAX_FILE = 1 << 20
-"""Bytes of the largest metadata file of an array that is read."""
+"""Most bytes of an array's metadata file; a larger one is not read."""
 
 
 def array_prefix(name: str, *, files: bool = False) -> str:
-    r"""What the keys of an array begin with; TensorStore adds no second slash, nor a first one.
+    r"""The prefix of an array's keys.
+
+    As in TensorStore, there is no second slash at the end, and no leading slash for an empty name.
 
     Args:
-        name: Of the leaf.
-        files: They are files, for whose names TensorStore takes a backslash for a slash.
+        name: Name of the leaf.
+        files: Whether the keys are file names, in which TensorStore treats a backslash as a slash.
 
-    >>> array_prefix("a"), array_prefix("a/"), array_prefix("/"), array_prefix(""), array_prefix("a\\", files=True)
-    ('a/', 'a/', '', '', 'a/')
+    >>> array_prefix("a"), array_prefix("a/"), array_prefix("/"), array_prefix("")
+    ('a/', 'a/', '', '')
+    >>> array_prefix("a\\", files=True)
+    'a/'
     """
     if files:
         name = name.replace("\\", "/")
@@ -49,12 +54,12 @@ _MAX_NESTING = 4
 
 _SMALL_CHUNK = 64 << 20
 
-# TypeStrings of the zarr 2 spec: `<f4`; those of one byte have no order: `|i1`.
+# Type strings of the zarr 2 spec, such as `<f4`. One-byte types have no byte order: `|i1`.
 _TYPESTRS = {np.dtype(name).str: np.dtype(name) for name in NUMPY_NAMES.split()}
 
 
 def typestr(dtype: np.dtype) -> str:
-    """How zarr 2 spells a dtype; those that numpy has not by their names, as TensorStore does.
+    """How zarr 2 spells a dtype. Dtypes that numpy lacks are spelled by name, as TensorStore does.
 
     >>> typestr(np.dtype("float32")), typestr(DTYPES["float8_e5m2"])
     ('<f4', 'float8_e5m2')
@@ -64,13 +69,13 @@ def typestr(dtype: np.dtype) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Sharding:
-    """A value is a shard: inner chunks and an index of them.
+    """How values are divided if each is a shard: inner chunks and an index of them.
 
     Attributes:
-        chunk_shape: Of an inner chunk.
+        chunk_shape: Shape of an inner chunk.
         codecs: Decoders of an inner chunk.
-        inner: Set when inner chunks are shards themselves.
-        index_at_end: Else the index is at the start.
+        inner: Set if the inner chunks are shards themselves.
+        index_at_end: Whether the index is at the end of the shard, not at its start.
         checked: Whether a crc32c follows the index.
     """
 
@@ -86,13 +91,15 @@ class Array:
     """The metadata of one array.
 
     Attributes:
-        chunk_shape: Of a grid cell; cells at the edge are stored at full size.
-        key_prefix: Before the indices of a chunk's key: "c" or "".
-        separator: Between the parts of a chunk's key.
+        shape: In elements.
+        dtype: In little-endian byte order.
+        chunk_shape: Shape of a grid cell. Cells at the edge are stored at full size.
+        key_prefix: First part of a chunk's key, before the indices: "c" or "".
+        separator: Separates the parts of a chunk's key.
         codecs: Decoders in the order in which they are applied.
-        order: Of the elements in a chunk.
-        fill: As the file spells it; None if absent chunks have no value.
-        sharding: Set when each value is a shard; `codecs` is empty then.
+        order: Order of the elements in a chunk.
+        fill: Fill value as the file spells it; None if absent chunks have no value.
+        sharding: Set if each value is a shard; `codecs` is then empty.
     """
 
     shape: Shape
@@ -112,14 +119,17 @@ class Array:
 
     @functools.cached_property
     def sole(self) -> tuple[str, Box, int] | None:
-        """Of an array that is one chunk: its key below the array's name, box and decoded bytes."""
+        """Key, box and decoded bytes of the only chunk; None if there are several.
+
+        The key is relative to the array's name.
+        """
         if any(n != 1 for n in self.grid):
             return None
         nbytes = math.prod(self.chunk_shape) * self.dtype.itemsize
         return self.key((0,) * len(self.shape)), full_box(self.chunk_shape), nbytes
 
     def key(self, cell: Shape) -> str:
-        """Key of a chunk below the array's own name."""
+        """Key of a chunk, relative to the array's name."""
         parts = [self.key_prefix] if self.key_prefix else []
         # A 0-d array has one chunk: `0` in zarr 2, `c` in zarr 3.
         parts += map(str, cell)
@@ -171,42 +181,42 @@ class _KeyEncoding(msgspec.Struct):
 
 
 def parse_metadata(data: bytes | memoryview, metadata: str) -> Array:
-    """The metadata of an array.
+    """Parses the metadata of an array.
 
     Args:
-        data: Contents of `.zarray` (zarr 2) or `zarr.json` (zarr 3).
-        metadata: Which of the two.
+        data: Content of `.zarray` (zarr 2) or `zarr.json` (zarr 3).
+        metadata: Name of the file: one of these two.
 
     Raises:
-        Corrupted: No such JSON, or numbers that can't be an array's.
-        Unsupported: A dtype, codec or option by its name.
+        Corrupted: The JSON is invalid, or its numbers can't be an array's.
+        Unsupported: A dtype, codec or option that templax does not read; the error names it.
     """
     if len(data) > MAX_FILE:
         raise Corrupted(f"Expected at most {MAX_FILE} bytes in `{metadata}`, got {len(data)}")
     try:
         if metadata == ".zarray":
-            return _parse2(msgspec.json.decode(data, type=_Zarr2))
-        return _parse3(msgspec.json.decode(data, type=_Zarr3))
+            return _parse_zarr2(msgspec.json.decode(data, type=_Zarr2))
+        return _parse_zarr3(msgspec.json.decode(data, type=_Zarr3))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Corrupted(f"`{metadata}` is unreadable: {error}") from error
 
 
-def _parse2(meta: _Zarr2) -> Array:
+def _parse_zarr2(meta: _Zarr2) -> Array:
     if meta.zarr_format != 2:
         raise Unsupported(f"templax reads zarr_format 2 in `.zarray`, got {meta.zarr_format}")
     if meta.order not in ("C", "F"):
         raise Unsupported(f"templax reads arrays of order C and F, got `{meta.order}`")
     if meta.filters:
-        raise Unsupported(f"templax reads no zarr filters, got {_named(meta.filters[0])}")
+        raise Unsupported(f"templax reads no zarr filters, got {_quote_codec(meta.filters[0])}")
     codecs: tuple[str, ...] = ()
     if meta.compressor is not None:
         if meta.compressor.get("id") != "zstd":
-            raise Unsupported(f"templax does not read codec {_named(meta.compressor)}")
+            raise Unsupported(f"templax does not read codec {_quote_codec(meta.compressor)}")
         codecs = ("zstd",)
     dtype = _TYPESTRS.get(str(meta.dtype)) or DTYPES.get(str(meta.dtype))
     if dtype is None:
         raise Unsupported(f"templax does not read dtype `{str(meta.dtype)[:80]}`")
-    return _checked(
+    return _validate(
         Array(
             tuple(meta.shape),
             dtype,
@@ -220,7 +230,7 @@ def _parse2(meta: _Zarr2) -> Array:
     )
 
 
-def _parse3(meta: _Zarr3) -> Array:
+def _parse_zarr3(meta: _Zarr3) -> Array:
     if meta.zarr_format != 3 or meta.node_type != "array":
         raise Unsupported(
             f"templax reads arrays of zarr_format 3 in `zarr.json`, "
@@ -240,8 +250,8 @@ def _parse3(meta: _Zarr3) -> Array:
         raise Unsupported(
             f"templax does not read chunk key encoding `{meta.chunk_key_encoding.name[:80]}`"
         )
-    codecs, sharding = _codecs(meta.codecs, tuple(grid.chunk_shape), dtype, _MAX_NESTING)
-    return _checked(
+    codecs, sharding = _parse_codecs(meta.codecs, tuple(grid.chunk_shape), dtype, _MAX_NESTING)
+    return _validate(
         Array(
             tuple(meta.shape),
             dtype,
@@ -256,10 +266,14 @@ def _parse3(meta: _Zarr3) -> Array:
     )
 
 
-def _codecs(
+def _parse_codecs(
     listed: list[_Named], chunk_shape: Shape, dtype: np.dtype, nesting: int
 ) -> tuple[tuple[str, ...], Sharding | None]:
-    """Decoders of a chunk, from its encoders in the order in which they were applied."""
+    """The decoders of a chunk, and its sharding if it is a shard.
+
+    Args:
+        listed: Its encoders, in the order in which they were applied.
+    """
     if not listed:
         raise Corrupted("Expected a codec that makes bytes of an array, got none")
     first, *rest = listed
@@ -270,8 +284,8 @@ def _codecs(
             raise Unsupported(
                 f"templax reads shards in shards {_MAX_NESTING} deep, got deeper ones"
             )
-        return (), _sharding(first, chunk_shape, dtype, nesting)
-    _expect_bytes(first, dtype)
+        return (), _parse_sharding(first, chunk_shape, dtype, nesting)
+    _check_bytes_codec(first, dtype)
     decoders: list[str] = []
     for codec in reversed(rest):
         if codec.name not in ("zstd", "crc32c"):
@@ -282,7 +296,7 @@ def _codecs(
     return tuple(decoders), None
 
 
-def _expect_bytes(codec: _Named, dtype: np.dtype) -> None:
+def _check_bytes_codec(codec: _Named, dtype: np.dtype) -> None:
     if codec.name != "bytes":
         raise Unsupported(f"templax does not read codec `{codec.name[:80]}`")
     endian = codec.configuration.get("endian", "little")
@@ -290,7 +304,7 @@ def _expect_bytes(codec: _Named, dtype: np.dtype) -> None:
         raise Unsupported(f"templax reads little-endian arrays, got codec `bytes` with {endian!r}")
 
 
-def _sharding(codec: _Named, shard: Shape, dtype: np.dtype, nesting: int) -> Sharding:
+def _parse_sharding(codec: _Named, shard: Shape, dtype: np.dtype, nesting: int) -> Sharding:
     meta = msgspec.convert(codec.configuration, _Sharded)
     inner_shape = tuple(meta.chunk_shape)
     if len(inner_shape) != len(shard) or any(c < 1 for c in inner_shape):
@@ -300,18 +314,22 @@ def _sharding(codec: _Named, shard: Shape, dtype: np.dtype, nesting: int) -> Sha
     names = [c.name for c in meta.index_codecs]
     if names not in (["bytes"], ["bytes", "crc32c"]):
         raise Unsupported(f"templax does not read shard indexes with codecs {names[:8]}")
-    _expect_bytes(meta.index_codecs[0], np.dtype(np.uint64))
-    codecs, inner = _codecs(meta.codecs, inner_shape, dtype, nesting - 1)
+    _check_bytes_codec(meta.index_codecs[0], np.dtype(np.uint64))
+    codecs, inner = _parse_codecs(meta.codecs, inner_shape, dtype, nesting - 1)
     return Sharding(inner_shape, codecs, inner, meta.index_location == "end", len(names) == 2)
 
 
-def _named(codec: Any) -> str:
+def _quote_codec(codec: Any) -> str:
     name = codec.get("id") if isinstance(codec, dict) else codec
     return f"`{str(name)[:80]}`"
 
 
-def _checked(array: Array) -> Array:
-    """`array`, if its numbers can be an array's."""
+def _validate(array: Array) -> Array:
+    """Returns `array` if its numbers are possible.
+
+    Raises:
+        Corrupted: A shape or chunk that no array of addressable size has.
+    """
     shape, chunk_shape = array.shape, array.chunk_shape
     if len(shape) > _MAX_RANK:
         raise Corrupted(f"Expected at most {_MAX_RANK} dimensions, got {len(shape)}")

@@ -1,0 +1,297 @@
+"""Opens an item through its `templax.index`, the file that templax adds to Orbax's own.
+
+The index alone gives the leaves, the position of every chunk and its checksum. Orbax's files are
+read only to check that they belong to the same save, and by `verify`.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..._catalog.catalog import Catalog, record_damage
+from ..._catalog.entry import Chunk, Extent, LeafEntry
+from ..._core.boxes import Shape, fits_address_space, full_box, size_of
+from ..._core.chunk_grid import grid_shape, is_row_major, iter_cells
+from ..._core.dtypes import DTYPES
+from ..._core.gc_pause import pause_gc
+from ..._core.names import join_path
+from ...errors import CheckpointError, Corrupted, NotFound, Unsupported
+from ...storage.signatures import pointer_instead, read_metadata
+from ...storage.source import Source
+from ..ocdbt.read import MANIFEST, read_database
+from ..zarr.chunks import check_length
+from .checksum_index import (
+    INDEX_FILE,
+    KINDS,
+    REMOVAL_HINT,
+    Columns,
+    Index,
+    decode_index,
+    file_crc,
+)
+from .sidecars import sharding_text
+
+
+def open_indexed_item(
+    source: Source, metadata: Mapping[str, Any], uncommitted: str | None
+) -> Catalog:
+    """The catalog of an item directory that contains an index.
+
+    Args:
+        source: The item directory.
+        metadata: Goes into `Catalog.metadata`.
+        uncommitted: Goes into `Catalog.uncommitted`.
+
+    Raises:
+        Corrupted: The index is altered, or belongs to another checkpoint than Orbax's manifest.
+        Unsupported: A later version of the index, or a dtype that templax does not read.
+    """
+    try:
+        columns = Columns(decode_index(read_metadata(source, INDEX_FILE)))
+        index = columns.index
+        _check_belongs(source, index)
+        with pause_gc():
+            entries = tuple(_build_entries(columns))
+    except CheckpointError as error:
+        raise error.locate(file=INDEX_FILE) from error
+    return Catalog(
+        url=source.url,
+        format="orbax",
+        evidence=f"`{INDEX_FILE}`",
+        entries=entries,
+        source=source,
+        locator=functools.partial(_locate, source, columns),
+        metadata={**metadata, "use_ocdbt": True, "use_zarr3": False},
+        empties={tuple(path): what for path, what in index.empties},
+        audit=functools.partial(_audit, source, index),
+        fingerprints=functools.partial(_fingerprints_by_name, columns, entries),
+        uncommitted=uncommitted,
+    )
+
+
+def _fingerprints_by_name(columns: Columns, entries: tuple[LeafEntry, ...]) -> dict[str, int]:
+    return {entry.name: crc for entry, crc in zip(entries, columns.fingerprints, strict=True)}
+
+
+def _audit(source: Source, index: Index) -> Iterator[Corrupted]:
+    """Damage outside the leaves: in Orbax's own files and database, or in data file lengths.
+
+    Opening checks the index and the manifest only.
+    """
+    manifest_sound = True
+    for file, (nbytes, crc) in index.others.items():
+        try:
+            _check_other(source, file, nbytes, crc)
+        except Corrupted as error:
+            manifest_sound = manifest_sound and file != MANIFEST
+            yield error
+    for file, nbytes in index.files:
+        info = source.stat(file)
+        if info is not None and info.size != nbytes:  # a missing file is reported with its leaves
+            yield Corrupted(f"Expected a file of {nbytes} bytes, got {info.size}", file=file)
+    if manifest_sound:  # a damaged manifest has been reported, and can't be followed
+        try:
+            read_database(source)
+        except Corrupted as error:
+            yield error
+
+
+def _check_belongs(source: Source, index: Index) -> None:
+    """Raises Corrupted if the index and the manifest beside it come from different saves.
+
+    A missing or damaged manifest is no obstacle, because the index contains all of its facts.
+    """
+    try:
+        data = read_metadata(source, MANIFEST)
+    except NotFound:
+        return
+    own = int.from_bytes(data[-4:], "little")
+    if own == file_crc(MANIFEST, data) and own != index.others.get(MANIFEST, (0, own))[1]:
+        raise Corrupted(
+            f"Expected the index of the save beside it, got that of another, whose `{MANIFEST}`"
+            f" had crc32c `{index.others[MANIFEST][1]:08x}`, not `{own:08x}`",
+            hint=REMOVAL_HINT,
+        )
+
+
+def _check_other(source: Source, file: str, nbytes: int, crc: int) -> None:
+    """Raises Corrupted unless a file is the one that the index was written with."""
+    try:
+        data = read_metadata(source, file)
+    except NotFound as error:
+        raise Corrupted("Expected a file, found none", file=file) from error
+    if len(data) != nbytes:
+        raise Corrupted(f"Expected {nbytes} bytes, got {len(data)}", file=file)
+    got = file_crc(file, data)
+    if got != crc:
+        raise Corrupted(
+            f"Expected crc32c `{crc:08x}`, got `{got:08x}`",
+            file=file,
+            start=0,
+            stop=nbytes,
+        )
+
+
+def _build_entries(columns: Columns) -> Iterator[LeafEntry]:
+    index = columns.index
+    dtypes = [_parse_dtype(name) for name in index.dtypes]
+    texts = [_describe_sharding(text) for text in index.shardings]
+    rows = zip(
+        index.paths,
+        columns.kinds,
+        columns.dtypes,
+        columns.shapes,
+        columns.chunks,
+        columns.counts,
+        columns.shardings,
+        strict=True,
+    )
+    for number, row in enumerate(rows):
+        path, kind, dtype_at, shape_at, chunk_at, count, sharding = row
+        name, dtype, shape = join_path(path), dtypes[dtype_at], index.shapes[shape_at]
+        if kind == 2:
+            if name not in index.texts:
+                raise Corrupted("Expected a string, found none", leaf=name)
+            entry = LeafEntry(name, path, (), np.dtype(str), "string", value=index.texts[name])
+        else:
+            _check_grid(name, shape, index.shapes[chunk_at], dtype, count)
+            impl = index.impls.get(name) if kind == 3 else None
+            if kind == 3 and (impl is None or not shape or dtype != np.uint32):
+                raise Corrupted("Expected key data of a typed key, got other values", leaf=name)
+            saved = texts[sharding] if sharding < len(texts) else None
+            entry = LeafEntry(name, path, shape, dtype, KINDS[kind], impl, None, saved, number)
+        yield entry
+
+
+def _describe_sharding(text: str) -> str | None:
+    try:
+        return sharding_text(text)
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None  # informational only
+
+
+@functools.lru_cache(maxsize=64)
+def _parse_dtype(name: str) -> np.dtype:
+    if name == "str":
+        return np.dtype(str)
+    if name not in DTYPES:
+        raise Unsupported(f"templax does not read dtype `{name[:80]}`")
+    return DTYPES[name]
+
+
+@functools.lru_cache(maxsize=4096)
+def _grid_problem(shape: Shape, chunk: Shape, dtype: np.dtype, count: int) -> str | None:
+    if min(shape, default=0) < 0 or min(chunk, default=1) < 1 or len(chunk) != len(shape):
+        return f"Expected a shape and chunks of one, got {shape} and {chunk}"
+    if not fits_address_space(shape, dtype.itemsize) or not fits_address_space(
+        chunk, dtype.itemsize
+    ):
+        return f"Expected a shape that memory can hold, got {shape} in chunks of {chunk}"
+    if count != math.prod(grid_shape(shape, chunk)):
+        return f"Expected {math.prod(grid_shape(shape, chunk))} chunks, got {count}"
+    return None
+
+
+def _check_grid(name: str, shape: Shape, chunk: Shape, dtype: np.dtype, count: int) -> None:
+    problem = _grid_problem(shape, chunk, dtype, count)
+    if problem is not None:
+        raise Corrupted(problem, leaf=name, hint=REMOVAL_HINT)
+
+
+@pause_gc()
+def _locate(
+    source: Source,
+    columns: Columns,
+    entries: Iterable[LeafEntry],
+    damages: list[Corrupted] | None = None,
+) -> dict[str, tuple[Chunk, ...]]:
+    """The locator of the catalog.
+
+    A raw leaf that is one contiguous range of a file becomes a single chunk, however many it was
+    saved in. Each data file is checked for existence and length once per call.
+    """
+    counts, codecs, first_chunk = columns.counts, columns.codecs, columns.first_chunk
+    file, offset, nbytes, crc = columns.chunk_rows
+    paths = [path for path, _ in columns.index.files]
+    checked = [damages is not None] * len(paths)
+    located: dict[str, tuple[Chunk, ...]] = {}
+    for entry in entries:
+        i: int | None = entry.handle
+        chunks: tuple[Chunk, ...] = ()
+        if i is not None and counts[i]:
+            first = first_chunk[i]
+            number, start, n = file[first], offset[first], nbytes[first]
+            if counts[i] == 1 and not codecs[i] and n == _leaf_nbytes(entry.shape, entry.dtype):
+                # Fast path: the common case, one raw chunk.
+                extent = Extent(paths[number], start, start + n)
+                chunks = (Chunk(extent, full_box(entry.shape), (), "C", True, (crc[first],), n),)
+            else:
+                chunks = _locate_chunks(columns, entry, i, damages)
+            numbers = (number,) if counts[i] == 1 else {*file[first : first + counts[i]]}
+            for number in numbers:
+                if not checked[number]:
+                    _check_data_file(source, entry.name, *columns.index.files[number])
+                    checked[number] = True
+        located[entry.name] = chunks
+    return located
+
+
+@functools.lru_cache(maxsize=4096)
+def _leaf_nbytes(shape: Shape, dtype: np.dtype) -> int:
+    return math.prod(shape) * dtype.itemsize
+
+
+def _locate_chunks(
+    columns: Columns, entry: LeafEntry, i: int, damages: list[Corrupted] | None
+) -> tuple[Chunk, ...]:
+    """The chunks of the `i`th leaf."""
+    file, offset, nbytes, crc = columns.chunk_rows
+    index, first = columns.index, columns.first_chunk[i]
+    rows = range(first, first + columns.counts[i])
+    shape, chunk = entry.shape, index.shapes[columns.chunks[i]]
+    codecs = ("zstd",) if columns.codecs[i] else ()
+    if not codecs and is_row_major(shape, chunk):
+        total = _leaf_nbytes(shape, entry.dtype)
+        if _are_contiguous(rows, file, offset, nbytes, total):
+            extent = Extent(index.files[file[first]][0], offset[first], offset[first] + total)
+            sums = tuple(crc[rows.start : rows.stop])
+            return (Chunk(extent, full_box(shape), (), "C", True, sums, nbytes[first]),)
+    chunks: list[Chunk] = []
+    for row, (cell, box) in zip(rows, iter_cells(shape, chunk), strict=True):
+        if codecs:  # a compressed chunk includes the padding
+            box = tuple((i * c, i * c + c) for i, c in zip(cell, chunk, strict=True))
+        extent = Extent(index.files[file[row]][0], offset[row], offset[row] + nbytes[row])
+        try:
+            check_length(extent, size_of(box) * entry.dtype.itemsize, codecs)
+        except CheckpointError as error:
+            record_damage(error.locate(leaf=entry.name), damages, error)
+            continue
+        chunks.append(Chunk(extent, box, codecs, "C", True, (crc[row],), nbytes[row]))
+    return tuple(chunks)
+
+
+def _are_contiguous(
+    rows: range, file: Sequence[int], offset: Sequence[int], nbytes: Sequence[int], total: int
+) -> bool:
+    """Whether chunks form one range of `total` bytes, with all except the last of equal length."""
+    block, at, first = nbytes[rows[0]], offset[rows[0]], file[rows[0]]
+    for row in rows:
+        if file[row] != first or offset[row] != at or (nbytes[row] != block and row != rows[-1]):
+            return False
+        at += nbytes[row]
+    return at - offset[rows[0]] == total
+
+
+def _check_data_file(source: Source, leaf: str, file: str, nbytes: int) -> None:
+    info = source.stat(file)
+    if info is None or info.is_dir:
+        raise Corrupted("Expected a data file, found none", leaf=leaf, file=file)
+    if info.size != nbytes:
+        raise pointer_instead(source, file) or Corrupted(
+            f"Expected a file of {nbytes} bytes, got {info.size}", leaf=leaf, file=file
+        )

@@ -1,0 +1,160 @@
+"""The leaves that an item's metadata names, before their arrays are looked up.
+
+Names come from `key_metadata` of `_METADATA`, or from the msgpack file `checkpoint` of Orbax before
+0.4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import msgspec
+
+from ..._catalog.entry import Kind
+from ..._core.names import Path, join_path
+from ...errors import CheckpointError, Corrupted, NotFound, Unsupported
+from ...storage.signatures import read_metadata
+from ...storage.source import Source
+from ..flax.msgpack import PLACEHOLDER, Empty, Leaf, Value, read_msgpack
+from .directory import LEGACY
+from .sidecars import read_json
+
+_EMPTY_TYPES = ("None", "Dict", "List", "Tuple", "NamedTuple")
+
+_STRINGS = "_strings.json"
+
+
+class _Key(msgspec.Struct, gc=False):
+    key: str | int
+    key_type: int
+
+
+class _Value(msgspec.Struct, gc=False):
+    value_type: str
+    skip_deserialize: bool = False
+
+
+class _Parameter(msgspec.Struct, gc=False):
+    key_metadata: list[_Key]
+    value_metadata: _Value
+
+
+class TreeMetadata(msgspec.Struct):
+    """The content of `_METADATA`."""
+
+    tree_metadata: dict[str, _Parameter]
+    use_ocdbt: bool | None = None
+    use_zarr3: bool | None = None
+    store_array_data_equal_to_fill_value: bool | None = None
+    custom_metadata: Any = None
+
+
+class NamedLeaf(msgspec.Struct, frozen=True, gc=False):
+    """A leaf whose array has not been looked up yet.
+
+    Attributes:
+        path: Elements of the key path.
+        kind: "array" also for typed keys, which only other files tell from arrays.
+        value: The leaf's value, if a metadata file contains it.
+    """
+
+    path: Path
+    kind: Kind
+    value: Value | str | None = None
+
+
+def iter_metadata_leaves(
+    source: Source, tree: TreeMetadata, empties: dict[Path, str]
+) -> Iterator[NamedLeaf]:
+    """The leaves that `_METADATA` lists. Empty nodes are added to `empties`.
+
+    Raises:
+        Corrupted: A value or string that another file must contain is missing there.
+    """
+    strings: Mapping[str, str] | None = None
+    legacy: Mapping[str, Leaf] | None = None
+    for parameter in tree.tree_metadata.values():
+        path = tuple(_parse_key(key) for key in parameter.key_metadata)
+        type, skip = parameter.value_metadata.value_type, parameter.value_metadata.skip_deserialize
+        if type in _EMPTY_TYPES:
+            empties[path] = type
+        elif skip:
+            # Orbax before 0.6 with `aggregate=True` stores the value in the file `checkpoint`.
+            if legacy is None:
+                legacy = _index_by_name(read_legacy_file(source))
+            leaf = legacy.get(join_path(path))
+            if not isinstance(leaf, Value):
+                raise Corrupted("Expected a value, found none", leaf=join_path(path), file=LEGACY)
+            yield NamedLeaf(path, "scalar" if type == "scalar" else leaf.kind, leaf)
+        elif type == "string":
+            if strings is None:
+                strings = _read_strings(source)
+            if join_path(path) not in strings:
+                raise Corrupted(
+                    "Expected a string, found none", leaf=join_path(path), file=_STRINGS
+                )
+            yield NamedLeaf(path, "string", strings[join_path(path)])
+        else:
+            yield NamedLeaf(path, "scalar" if type == "scalar" else "array")
+
+
+def _parse_key(key: _Key) -> str | int:
+    # key_type 1 is an index of a list or tuple. At most 18 digits keep the number below 2**63.
+    if key.key_type == 1 and (
+        isinstance(key.key, int) or (key.key.isascii() and key.key.isdigit())
+    ):
+        return int(key.key[:18]) if isinstance(key.key, str) else key.key
+    return str(key.key)
+
+
+def _read_strings(source: Source) -> dict[str, str]:
+    try:
+        return read_json(source, _STRINGS, dict[str, str])
+    except NotFound:
+        return {}
+
+
+def read_legacy_file(source: Source) -> dict[Path, Leaf]:
+    """The leaves and placeholders of the msgpack file `checkpoint`."""
+    try:
+        return read_msgpack(read_metadata(source, LEGACY))
+    except NotFound as error:
+        raise Corrupted("Expected the file that holds values, found none", file=LEGACY) from error
+    except CheckpointError as error:
+        raise error.locate(file=LEGACY) from error
+
+
+def _index_by_name(leaves: Mapping[Path, Leaf]) -> dict[str, Leaf]:
+    return {join_path(path): leaf for path, leaf in leaves.items()}
+
+
+def iter_legacy_leaves(
+    leaves: Mapping[Path, Leaf], empties: dict[Path, str]
+) -> Iterator[NamedLeaf]:
+    """The leaves of a file `checkpoint`. Empty nodes are added to `empties`.
+
+    Raises:
+        Unsupported: A checkpoint of T5X, or a placeholder with another name than its leaf.
+    """
+    for path, leaf in leaves.items():
+        if path[-2:] == ("kvstore", "driver"):
+            raise Unsupported(
+                "templax does not read T5X's own checkpoints, whose leaves are TensorStore specs",
+                leaf=join_path(path[:-2]),
+                file=LEGACY,
+            )
+        if isinstance(leaf, Empty):
+            empties[path] = leaf.name
+        elif isinstance(leaf, Value):
+            yield NamedLeaf(path, leaf.kind, leaf)
+        elif leaf.startswith(PLACEHOLDER):
+            if leaf != PLACEHOLDER + join_path(path):
+                raise Unsupported(
+                    f"templax reads placeholders named as their leaf, got `{leaf[:200]}`",
+                    leaf=join_path(path),
+                    file=LEGACY,
+                )
+            yield NamedLeaf(path, "array")
+        else:
+            yield NamedLeaf(path, "string", leaf)
