@@ -294,7 +294,7 @@ def test_a_problem_does_not_wait_for_slow_processes(results: Results) -> None:
 
 def test_an_existing_target_is_the_same_error_on_all(results: Results) -> None:
     got = results["the_target_exists"]
-    expected = _expect_error("`ckpt/1` is there", "Exists", hint="overwrite=True")
+    expected = _expect_error("`ckpt/1` is there", "AlreadyExists", hint="overwrite=True")
     assert got == [expected] * len(got)
 
 

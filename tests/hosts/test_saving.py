@@ -232,7 +232,7 @@ def test_a_failure_of_one_process_fails_all_and_leaves_nothing(
         tx.save(tmp_path / "ckpt", {"w": np.ones(3)})
     kinds = _parse_output(run(2, TREE + FAIL, str(tmp_path / "ckpt"), what, wait))
     for kind, text in kinds:
-        assert kind == ("Exists" if what == "exists" else "SaveError")
+        assert kind == ("AlreadyExists" if what == "exists" else "SaveError")
         if kinds.index([kind, text]) != 1 or what not in ("bad leaf", "other tree", "disk"):
             assert all(part in text for part in texts), text
         else:  # the process that failed raises its own error
