@@ -1,26 +1,46 @@
-"""Everything templax raises.
+"""The errors that templax raises on purpose.
 
 TemplaxError
 ├── TemplateError (ValueError)             the checkpoint does not fit the template
-├── CheckpointError                        the checkpoint itself
-│   ├── NotFound (FileNotFoundError)       nothing is there
-│   ├── UnknownFormat (ValueError)         something is there, but not a checkpoint templax reads
-│   ├── Unsupported                        a checkpoint that uses a feature templax does not read
+├── CheckpointError                        the checkpoint cannot be read
+│   ├── NotFound (FileNotFoundError)       nothing exists at the path
+│   ├── UnknownFormat (ValueError)         not a checkpoint that templax reads
+│   ├── Unsupported                        a feature that templax does not read
 │   ├── Uncommitted                        a save that never finished
 │   ├── Unverified                         bytes without a checksum, under verify="required"
-│   └── Corrupted                            bytes missing, cut or altered
-├── SourceError (OSError)                  the storage failed or changed while it was read
-├── SaveError                              nothing was saved; what was there before is untouched
-│   └── Exists (FileExistsError)           something is there already
-└── UsageError (ValueError)                an argument that means nothing, such as cast="loose"
+│   └── Corrupted                          bytes missing, cut short or altered
+├── SourceError (OSError)                  the storage failed, or a file changed while it was read
+├── SaveError                              nothing was saved; an existing checkpoint is untouched
+│   └── AlreadyExists (FileExistsError)    the path is taken
+└── UsageError (ValueError)                an invalid argument, such as cast="loose"
 
-CastWarning (UserWarning)                  one per call: which leaves were cast, and what it cost
+CastWarning (UserWarning)                  one per call: the leaves that were cast
+
+`TemplateError` carries a `Match`, so it is defined beside it, in `_match.result`; `templax` exports
+all of them.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
+
+__all__ = [
+    "AlreadyExists",
+    "CastWarning",
+    "CheckpointError",
+    "Corrupted",
+    "Mismatch",
+    "NotFound",
+    "SaveError",
+    "SourceError",
+    "TemplaxError",
+    "Uncommitted",
+    "UnknownFormat",
+    "Unsupported",
+    "Unverified",
+    "UsageError",
+]
 
 Problem = Literal["missing", "extra", "shape", "dtype", "kind", "sharding", "ambiguous"]
 
@@ -66,16 +86,16 @@ class Mismatch:
 
 
 class TemplaxError(Exception):
-    """Base class of every error that templax raises on purpose."""
+    """The base class of all errors that templax raises on purpose."""
 
 
 class CheckpointError(TemplaxError):
-    """The checkpoint can't be read.
+    """The checkpoint cannot be read.
 
     Attributes:
-        what: The fact, without its place.
-        leaf: Name of the leaf concerned, or None if it concerns no single one.
-        file: Path of the file concerned, as far as it is known.
+        what: What is wrong, without where.
+        leaf: Name of the leaf concerned, or None if the error does not concern a single leaf.
+        file: Path of the file concerned, if known.
         start, stop: Half-open byte range in `file`, or None.
         hint: What to do, or None.
         box: Half-open index range per dimension of the elements concerned, or None.
@@ -115,7 +135,7 @@ class CheckpointError(TemplaxError):
         stop: int | None = None,
         box: tuple[tuple[int, int], ...] | None = None,
     ) -> CheckpointError:
-        """The same error with a place that only an outer stage knew."""
+        """A copy of the error with the places that only an outer stage knows filled in."""
         return type(self)(
             self.what,
             leaf=self.leaf if self.leaf is not None else leaf,
@@ -128,13 +148,13 @@ class CheckpointError(TemplaxError):
 
 
 class NotFound(CheckpointError, FileNotFoundError):
-    """There is nothing at that path."""
+    """Nothing exists at the path."""
 
     __str__ = Exception.__str__
 
 
 class UnknownFormat(CheckpointError, ValueError):
-    """What is there is no checkpoint that templax reads; the text says what it is instead."""
+    """The path does not hold a checkpoint that templax reads; the text says what it does hold."""
 
 
 class Unsupported(CheckpointError):
@@ -142,11 +162,11 @@ class Unsupported(CheckpointError):
 
 
 class Uncommitted(CheckpointError):
-    """The save that made this directory never finished."""
+    """The save that wrote this directory never finished."""
 
 
 class Unverified(CheckpointError):
-    """No checksum covers bytes that `verify="required"` asks one for. Nothing was read."""
+    """Under `verify="required"`, some bytes have no checksum. Nothing was read."""
 
 
 class Corrupted(CheckpointError):
@@ -160,10 +180,10 @@ class SourceError(TemplaxError, OSError):
 
 
 class SaveError(TemplaxError):
-    """A checkpoint could not be saved. Nothing is half-written: what was there before is untouched.
+    """A checkpoint could not be saved. Nothing is half-written: an existing checkpoint is untouched.
 
     Attributes:
-        what: The fact.
+        what: What is wrong.
         leaf: Name of the leaf concerned, or None.
         file: Path of the file or directory concerned, or None.
         hint: What to do, or None.
@@ -185,14 +205,14 @@ class SaveError(TemplaxError):
 
 
 class AlreadyExists(SaveError, FileExistsError):
-    """Something is there already, and `overwrite=True` was not given."""
+    """The path is taken, and `overwrite=True` was not given."""
 
     __str__ = Exception.__str__
 
 
 class UsageError(TemplaxError, ValueError):
-    """An argument of a call that means nothing."""
+    """An invalid argument."""
 
 
 class CastWarning(UserWarning):
-    """Leaves were cast to the template's dtype. One warning per call sums them up."""
+    """Leaves were cast to the template's dtype. Each call issues one warning for all of them."""

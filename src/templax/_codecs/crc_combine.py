@@ -79,7 +79,9 @@ def crc_of_zeros(nbytes: int) -> int:
 
 
 def piece_contribution(crc: int, nbytes: int, after: int) -> int:
-    """What a piece of a message adds to it: XORed over all pieces, and with `crc_of_zeros` of the whole.
+    """What a piece adds to the CRC of a message.
+
+    The CRC of the message is the XOR of this over all pieces, and of `crc_of_zeros` of its length.
 
     Args:
         crc: CRC-32C of the piece.
@@ -87,7 +89,9 @@ def piece_contribution(crc: int, nbytes: int, after: int) -> int:
         after: Bytes of the message after it.
 
     >>> from templax._codecs.crc32c import crc32c
-    >>> piece_contribution(crc32c(b"ab"), 2, 3) ^ piece_contribution(crc32c(b"cde"), 3, 0) ^ crc_of_zeros(5) == crc32c(b"abcde")
+    >>> first = piece_contribution(crc32c(b"ab"), 2, 3)
+    >>> second = piece_contribution(crc32c(b"cde"), 3, 0)
+    >>> first ^ second ^ crc_of_zeros(5) == crc32c(b"abcde")
     True
     """
     alone = crc ^ crc_of_zeros(nbytes)

@@ -28,8 +28,8 @@ def shape_of(box: Box) -> Shape:
 def fits_address_space(shape: Shape, itemsize: int) -> bool:
     """Whether numpy can have an array of that shape: it counts the bytes of a row of an empty one.
 
-    >>> fits_address_space((0, 2**62), 4), fits_address_space((0, 5), 4), fits_address_space((1,) * 33, 1)
-    (False, True, False)
+    >>> [fits_address_space(shape, 4) for shape in [(0, 2**62), (0, 5), (1,) * 33]]
+    [False, True, False]
     """
     return len(shape) <= 32 and math.prod([n for n in shape if n]) * itemsize < 2**63
 

@@ -35,8 +35,8 @@ def be_verb(names: Sequence[str]) -> str:
 def format_age(seconds: float) -> str:
     """A duration in a few characters.
 
-    >>> format_age(-3), format_age(59), format_age(90), format_age(7200 - 1), format_age(86400 * 3.7)
-    ('0 s', '59 s', '1 min', '1 h', '3 d')
+    >>> [format_age(seconds) for seconds in (-3, 59, 90, 7199, 86400 * 3.7)]
+    ['0 s', '59 s', '1 min', '1 h', '3 d']
     """
     for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
         if seconds >= length:

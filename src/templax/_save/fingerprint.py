@@ -7,7 +7,10 @@ from typing import Any
 
 from .._catalog.catalog import Catalog
 from .._catalog.fingerprint import Fingerprint, combine_fingerprints, recorded_fingerprint
+from .._core.text import list_names
 from ..errors import SaveError, UsageError
+from .chunk_bytes import leaf_crcs
+from .snapshot import collect_leaves
 
 
 def fingerprint(tree: Any) -> Fingerprint:
@@ -39,10 +42,6 @@ def fingerprint(tree: Any) -> Fingerprint:
         raise UsageError(
             "Expected a tree, got a path; hint: templax.fingerprint(templax.open(path))"
         )
-    from .._core.text import list_names
-    from .chunk_bytes import leaf_crcs
-    from .snapshot import collect_leaves
-
     leaves, _ = collect_leaves(tree)
     elsewhere = [leaf.name for leaf in leaves if leaf.tile is not None]
     if elsewhere:

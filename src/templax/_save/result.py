@@ -163,7 +163,7 @@ class PendingSave:
         return (
             self._saved is not None
             and self._saved.done()
-            and self._saved._outcome.error is not None
+            and self._saved._outcome.error is not None  # pyright: ignore[reportPrivateUsage]
         )
 
     def wait(self) -> None:

@@ -61,7 +61,7 @@ class Target(LeafSpec, frozen=True, gc=False):
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """What is wanted: every target in the order of the pytree, and the tree for `_restore.place`."""
+    """The targets of a pytree in its order, and its tree definition for `_restore.place`."""
 
     targets: tuple[Target, ...]
     treedef: Any = field(default=None, repr=False, compare=False)

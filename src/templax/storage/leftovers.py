@@ -68,7 +68,7 @@ def _stem(path: str) -> str:
 
 
 def _digest(data: bytes, length: int) -> str:
-    from hashlib import blake2b  # 2 ms, for who only reads
+    from hashlib import blake2b  # costs 2 ms, which a reader need not pay
 
     return blake2b(data, digest_size=length // 2).hexdigest()
 
@@ -85,7 +85,9 @@ def _host() -> str:
 
 
 def find_abandoned(path: str | os.PathLike[str], disk: Disk = DISK) -> list[str]:
-    """What saves to `path` left that were killed, by templax only; each can be given to `remove_directory`.
+    """What killed saves to `path` left behind, templax's own only.
+
+    Each can be given to `remove_directory`.
 
     It is what had been written, or the replaced or pruned checkpoint if the save or the pruning
     was killed while it removed that.

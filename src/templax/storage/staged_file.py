@@ -98,6 +98,10 @@ class StagedFile:
             self._size, self._opened = self.size, None
             opened.close()
 
+    def abandon(self) -> None:
+        """Refuses further writes. The file is closed as soon as no thread writes to it any more."""
+        self._opened = None
+
     def _in_use(self) -> Descriptor:
         opened = self._opened
         if opened is None:

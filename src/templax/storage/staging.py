@@ -30,9 +30,9 @@ _TRIES = 16
 class Staging:
     """A directory that is written next to its final place and moved there whole.
 
-    Killed at any instant, or without power, there is what was there before, or all that was
-    written; the rest is found by `find_abandoned`, and removed by the next save to `path` that succeeds or
-    lacks space. Where anything fails, what was written is removed.
+    If the process is killed at any instant, or power is lost, `path` holds either what it held
+    before or all that was written. `find_abandoned` finds the rest, which the next save to `path`
+    that succeeds, or lacks space, removes. If anything fails, what was written is removed.
     `create`, `put`, `discard` and the methods of files may be called by several threads at once;
     `commit` when all is written. A `with` block discards what was not committed.
 
@@ -49,7 +49,8 @@ class Staging:
         left: What could not be removed afterwards: what was replaced, or what was written.
 
     Raises:
-        AlreadyExists: Something is there, and `overwrite` is False; or it came while the save went on.
+        AlreadyExists: Something is at `path`, and `overwrite` is False; or it appeared during the
+            save.
         SaveError: What is there can't be replaced, or the disk refuses.
 
     Example:
@@ -191,7 +192,7 @@ class Staging:
                 return
             self._attempt.finished = True
             for file in self._files:
-                file._opened = None  # closed as soon as no thread writes to it any more
+                file.abandon()
             if self.directory and not self._joined:
                 self._undo()
             for parent in reversed(self._parents):
