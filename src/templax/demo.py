@@ -333,7 +333,7 @@ def _same(a: Any, b: Any) -> bool:
 
 @contextlib.contextmanager
 def _saving_on_eight_devices(path: str) -> Generator[Callable[[], str]]:
-    """Save the model from a process with eight CPU devices, while this one goes on.
+    """Save the model from a process with eight CPU devices, while this one continues.
 
     Yields:
         A function that waits for it and returns `path`, or in words why there is no checkpoint.

@@ -180,7 +180,7 @@ class SourceError(TemplaxError, OSError):
 
 
 class SaveError(TemplaxError):
-    """A checkpoint could not be saved. Nothing is half-written: an existing checkpoint is untouched.
+    """A checkpoint could not be saved. Nothing is half-written; an existing one is untouched.
 
     Attributes:
         what: What is wrong.

@@ -103,7 +103,7 @@ def combine_crcs(crcs: Sequence[int], block: int, nbytes: int) -> int:
 
     Args:
         crcs: Of each block, in order.
-        block: Bytes of each, but for the last.
+        block: Bytes of each block except the last.
         nbytes: Bytes of the message.
     """
     if len(crcs) == 1:

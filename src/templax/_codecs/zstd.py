@@ -28,7 +28,7 @@ _state = threading.local()
 
 
 def inflate(data: Bytes, limit: int) -> bytes:
-    """Zstd frames whose decoded size nobody knows beforehand.
+    """Decodes zstd frames whose decoded size is not known beforehand.
 
     Args:
         limit: Bytes that may come out. Memory grows with what really does, never past this.

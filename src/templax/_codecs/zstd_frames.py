@@ -23,7 +23,7 @@ class FrameWalk:
     """Follows frames that come in pieces.
 
     Attributes:
-        complete: Whether what was fed so far is whole frames. What is no frame is never complete.
+        complete: Whether the bytes fed so far are whole frames; never, if they are not a frame.
     """
 
     def __init__(self) -> None:

@@ -11,13 +11,13 @@ PyTree = Any
 """Any pytree, as JAX has it."""
 
 
-def check_int(name: str, value: Any, least: int = 1) -> int:
-    """An argument that is a number of things, as an int.
+def check_int(name: str, value: Any, minimum: int = 1) -> int:
+    """Checks an argument that counts something, and returns it as an int.
 
     Raises:
-        UsageError: It is none, or below `least`.
+        UsageError: It is not an integer, or is below `minimum`.
     """
     whole = hasattr(value, "__index__") and not isinstance(value, bool)
-    if not whole or operator.index(value) < least:
-        raise UsageError(f"Expected {name}= an int of at least {least}, got {value!r}")
+    if not whole or operator.index(value) < minimum:
+        raise UsageError(f"Expected {name}= an int of at least {minimum}, got {value!r}")
     return operator.index(value)

@@ -26,7 +26,10 @@ def shape_of(box: Box) -> Shape:
 
 
 def fits_address_space(shape: Shape, itemsize: int) -> bool:
-    """Whether numpy can have an array of that shape: it counts the bytes of a row of an empty one.
+    """Whether numpy can make an array of a shape.
+
+    It counts the bytes of a row even of an empty array.
+
 
     >>> [fits_address_space(shape, 4) for shape in [(0, 2**62), (0, 5), (1,) * 33]]
     [False, True, False]

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from .boxes import Box, Shape, full_box, is_contiguous
 
 CHUNK_BYTES = 4 * 1024 * 1024
-"""Most bytes of a chunk, where a row fits. One is the least that is read, and checked, by who needs
-a part; small ones cost keys in the index. Also what the engine reads at once without splitting."""
+"""The most bytes of a chunk, if a row fits. A reader that needs a part of a chunk reads and checks
+all of it; smaller chunks would cost keys in the index. The engine reads so much without splitting."""
 
 
 @functools.lru_cache(maxsize=4096)
@@ -53,7 +53,7 @@ def chunk_shape(shape: Shape, itemsize: int, *, padded: bool = True) -> Shape:
 
 
 def _step(n: int, count: int, padded: bool) -> int:
-    """Length of each of `count` parts of `n` or of up to twice as many, equal if possible."""
+    """The length of each of `count` parts of `n`, or of up to twice as many, equal if possible."""
     equal = [c for c in range(count, 2 * count) if n % c == 0]
     if equal:
         return n // max(equal, key=lambda c: (c & -c, -c))  # a power of two of them, or nearly
@@ -76,7 +76,7 @@ def cell_indices(shape: Shape, chunk: Shape) -> Iterator[Shape]:
 
 @functools.lru_cache(maxsize=4096)
 def only_cell(shape: Shape, chunk: Shape) -> Shape | None:
-    """The only cell of a grid that has no other; as that of most leaves."""
+    """The cell of a grid with a single cell, as most leaves have; else None."""
     counts = grid_shape(shape, chunk)
     return (0,) * len(counts) if all(n == 1 for n in counts) else None
 
@@ -88,11 +88,11 @@ def grid_shape(shape: Shape, chunk: Shape) -> Shape:
 
 
 def cell_box(cell: Shape, shape: Shape, chunk: Shape) -> Box:
-    """The box of a cell, without what reaches past the edge."""
+    """The box of a cell, cut at the edge of the array."""
     return tuple((i * c, min(i * c + c, n)) for i, c, n in zip(cell, chunk, shape, strict=True))
 
 
 @functools.lru_cache(maxsize=4096)
 def is_row_major(shape: Shape, chunk: Shape) -> bool:
-    """Whether chunks, one after the other, are the array in C order."""
+    """Whether the chunks, one after the other, are the array in C order."""
     return is_contiguous(full_box(chunk), shape)

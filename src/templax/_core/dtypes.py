@@ -1,4 +1,4 @@
-"""Which stored dtype may become which wanted dtype, and who does the cast."""
+"""Dtypes: which stored dtype may be cast to which template dtype, and by numpy or by XLA."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def may_cast(stored: np.dtype, wanted: np.dtype, policy: Cast) -> bool:
 
 
 # Pairs for which numpy's cast equals XLA's on CPU in every bit, NaN payloads and subnormals
-# included (tests/unit/test_dtypes.py tries every 8- and 16-bit pattern and 3 million 32-bit ones).
+# included (tests/unit/core/test_dtypes.py tries every 8- and 16-bit pattern, 3 million 32-bit ones).
 # Others differ: f16 -> f32 keeps signalling NaNs in numpy and quiets them in XLA, e5m2 and f4 spell
 # NaN differently, and 64-bit ones flush subnormals in XLA.
 _HOST_EXACT = {
@@ -175,7 +175,7 @@ def parse_dtype(name: str) -> np.dtype:
     """A dtype by the name numpy and ml_dtypes give it.
 
     Raises:
-        TypeError: There is no such dtype, or it holds Python objects or structures.
+        TypeError: The dtype does not exist, or it holds Python objects or structures.
     """
     try:
         scalar = getattr(ml_dtypes, name, None)

@@ -38,12 +38,12 @@ class Scratch:
 
 
 HUGE_BYTES = 1024 * 1024
-"""Memory of this size and more is mapped for itself, at a page's start: what malloc gives begins a
+"""Memory of this size or more is mapped on its own, at a page's start: what malloc gives begins a
 few bytes later, and stays with malloc when it is freed (10 MiB more resident with each restore,
 since each has threads of its own)."""
 
 SMALL_BYTES = 64 * 1024
-"""Numpy leaves, which their owner may keep alone, share arenas up to this size only."""
+"""Numpy leaves share arenas only up to this size, since a caller may keep one of them alone."""
 
 
 def allocate_aligned(nbytes: int) -> np.ndarray:
@@ -63,4 +63,4 @@ def allocate_aligned(nbytes: int) -> np.ndarray:
 
 
 ALIGN = 64
-"""Bytes. `jax.device_put` on CPU takes over a host buffer at such a boundary without a copy."""
+"""Bytes. On CPU, `jax.device_put` takes over a host buffer at this boundary without a copy."""

@@ -34,7 +34,7 @@ def join_path(path: Path) -> str:
 
 
 def strip_prefix(path: Path, prefix: str) -> Path | None:
-    """What is left of `path` under `prefix`, or None where it isn't under it.
+    """The rest of `path` below `prefix`, or None if it is not below it.
 
     `prefix` ends at an element border. Keys may themselves hold a `.`, so borders are those of
     `path`, not the dots of `prefix`. The empty prefix is the root.
@@ -78,7 +78,7 @@ def _split(name: str) -> Path:
 
 
 def prefixes(path: Path) -> list[str]:
-    """Names of every subtree that holds `path`, outermost first, the root left out."""
+    """The names of all subtrees that hold `path`, outermost first, without the root."""
     return [join_path(path[:i]) for i in range(1, len(path) + 1)]
 
 
@@ -86,7 +86,7 @@ _NUMBERS = re.compile(r"\d+")
 
 
 def find_nearest(name: str, candidates: Iterable[str]) -> str | None:
-    """The one candidate that looks like `name`, or None if none or several do equally.
+    """The candidate that looks most like `name`, or None if none does, or several do equally.
 
     A number is part of what a leaf is: `layers_3` is not near `layers_4`.
     """
@@ -104,5 +104,5 @@ def find_nearest(name: str, candidates: Iterable[str]) -> str | None:
 
 
 def normalize(name: str) -> str:
-    """A spelling that case, `_` and `-` do not change."""
+    """A spelling that ignores case, `_` and `-`."""
     return name.casefold().replace("_", "").replace("-", "")

@@ -163,7 +163,7 @@ class Hosts:
         self._step(what, problem=problem)
 
     def fail(self, error: BaseException) -> None:
-        """Tells the others that this process gives up, and waits for nobody. Never raises."""
+        """Tells the others that this process gives up, without waiting for them. Never raises."""
         if self.count == 1 or self._failed or self._closed.is_set():
             return
         self._failed = True

@@ -32,7 +32,7 @@ def broadcast_prefix(prefix: PyTree, tree: PyTree, what: str) -> list[Any]:
     """The value of a prefix pytree for each leaf of `tree`. None is a value.
 
     Raises:
-        UsageError: It is no prefix; `what` names it.
+        UsageError: `prefix` is not a prefix of `tree`; the message calls it `what`.
     """
     try:
         boxed = jtu.tree_map(

@@ -40,7 +40,7 @@ def _jax_supports(dtype: np.dtype, x64: bool) -> bool:
 
 
 def host_device() -> Any:
-    """A device of the CPU backend; None (JAX's default) if there is no such backend."""
+    """A device of the CPU backend, or None (JAX's default device) without that backend."""
     try:
         return jax.local_devices(backend="cpu")[0]
     except RuntimeError:  # JAX_PLATFORMS names accelerators only

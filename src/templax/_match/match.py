@@ -40,7 +40,7 @@ def match_leaves(
     Args:
         url: Of the checkpoint, for the report.
         side: The checkpoint.
-        template: What is wanted.
+        template: The template.
         options: `at` cuts both checkpoints; `rename` applies to the first.
         fallback: Another checkpoint, which supplies what the first lacks.
 
@@ -75,7 +75,7 @@ def match_leaves(
                 and entry.kind == "array"
                 and entry.shape == target.shape
                 and entry.dtype == target.dtype
-            ):  # as nearly all are
+            ):  # fast path: the common case
                 pairs.append(Pair(target, entry))
                 continue
         if name in own_clashes and name in with_data:
@@ -245,7 +245,7 @@ def _ambiguous(name: str, paths: Sequence[Path], where: str) -> Mismatch:
 
 
 def _inner(side: CheckpointView, options: MatchOptions) -> dict[str, str]:
-    """What the checkpoint has at names that are no leaves: a subtree, or an empty value."""
+    """What the checkpoint holds at names that are not leaves: a subtree or an empty value."""
     sizes = Counter(
         prefix
         for path, _, _ in apply_at_and_rename(side, options)

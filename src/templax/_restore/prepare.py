@@ -36,7 +36,7 @@ def match_checkpoint(
 
     Args:
         checkpoint: See `restore`.
-        template: What is wanted.
+        template: The template.
         options: How to compare the two.
         took: Receives the seconds of the stages `open` and `match`.
 

@@ -21,7 +21,7 @@ def check_step(step: Any) -> int:
     Raises:
         UsageError: It is not an int from 0 to below `STEP_LIMIT`.
     """
-    number = check_int("step", step, least=0)
+    number = check_int("step", step, minimum=0)
     if number >= STEP_LIMIT:
         raise UsageError(f"Expected step= below {STEP_LIMIT}, got {number}")
     return number

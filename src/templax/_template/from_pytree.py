@@ -64,7 +64,8 @@ def as_template(tree: PyTree, shardings: PyTree = None) -> Template:
             None leaves them.
 
     Raises:
-        UsageError: `shardings` is no prefix of `tree`, or holds something else; `tree` is none; or
+        UsageError: `shardings` is not a prefix of `tree`, or holds something else; `tree` is not a
+            pytree; or
             a leaf has a shape or dtype that is none.
     """
     try:
@@ -162,7 +163,7 @@ def _shape_and_dtype(name: str, leaf: Any) -> tuple[Shape, Any]:
 
 
 def _number_type(leaf: Any) -> type | None:
-    """`int` of `int` and of 3; None of what is no Python number."""
+    """The type of a Python number or the type itself: `int` for `int` and for 3; else None."""
     if isinstance(leaf, type):
         return leaf if leaf in PYTHON_DTYPES else None
     if isinstance(leaf, np.generic):

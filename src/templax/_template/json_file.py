@@ -68,7 +68,7 @@ def load_template(data: bytes, file: str | None = None) -> Template:
         file: Its path, for errors.
 
     Raises:
-        UnknownFormat: It is no template file, or one of a later version.
+        UnknownFormat: The file is not a template, or was written by a later version.
         Corrupted: A leaf's dtype or shape is impossible.
     """
     try:

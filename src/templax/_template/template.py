@@ -1,4 +1,4 @@
-"""What is wanted: one target per template leaf. No JAX here, so a template can come from JSON."""
+"""Templates: one target per template leaf. No JAX here, so a template can come from JSON."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class Target(LeafSpec, frozen=True, gc=False):
     """One leaf of a template.
 
     Attributes:
-        name, path: As of a `LeafEntry`.
+        name, path: See `LeafEntry`.
         shape: In elements. Of a typed PRNG key: of its uint32 key data.
         dtype: Wanted. Of a Python number the widest of its kind, of a string `np.dtype(str)`.
-        kind: "scalar" is a Python number; "skip" is `...`; "static" is no data (a function, say):
+        kind: "scalar" is a Python number; "skip" is `...`; "static" has no data (a function, say):
             both come back as they are.
         key_impl: Of a key, the PRNG implementation.
         boxes: The distinct boxes of the leaf that this process must hold.

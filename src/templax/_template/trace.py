@@ -43,7 +43,7 @@ def template_of(
         they are committed to.
 
     Raises:
-        UsageError: `specs` is no prefix of the tree, or there is no mesh for it.
+        UsageError: `specs` is not a prefix of the tree, or no mesh was given for it.
 
     Example:
         >>> import jax, jax.numpy as jnp, templax as tx

@@ -46,7 +46,7 @@ class Recipe:
         *args, **kwargs: For `fn`.
 
     Raises:
-        UsageError: `fn` is no function, or an argument is abstract.
+        UsageError: `fn` is not a function, or an argument is abstract.
 
     Example:
         >>> import jax, jax.numpy as jnp, templax as tx

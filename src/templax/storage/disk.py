@@ -30,7 +30,7 @@ class Disk:
         os.mkdir(path)
 
     def create(self, path: str) -> int:
-        """A descriptor of a new, empty file; what is there already is never opened."""
+        """A descriptor of a new, empty file. An existing file is never opened."""
         return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
 
     def open_directory(self, path: str) -> int:
@@ -91,7 +91,7 @@ DISK = Disk()
 
 
 class Descriptor:
-    """A descriptor that is closed when nobody uses it any more.
+    """A descriptor that is closed once nothing uses it any more.
 
     A save may be given up while threads write: were the descriptor closed under them, its number
     could be that of another file of the program by the time they write.
@@ -199,7 +199,7 @@ def save_error(doing: str, path: str, error: OSError, rest: str = "") -> SaveErr
 
 
 def _free(path: str) -> int | None:
-    """Bytes that may still be written to the file system of `path`; None if nobody says."""
+    """Bytes that may still be written to the file system of `path`, or None if unknown."""
     while True:
         try:
             found = os.statvfs(path)

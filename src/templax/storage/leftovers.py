@@ -53,7 +53,7 @@ def temporary_path(path: str) -> str:
 
 
 def _stem(path: str) -> str:
-    """What the temporary names of `path` begin with: `path`, but for a name too long for that."""
+    """What the temporary names of `path` begin with: `path` itself, unless it is too long."""
     parent, name = os.path.split(path)
     try:
         longest = os.pathconf(parent, "PC_NAME_MAX")
@@ -92,7 +92,7 @@ def find_abandoned(path: str | os.PathLike[str], disk: Disk = DISK) -> list[str]
     It is what had been written, or the replaced or pruned checkpoint if the save or the pruning
     was killed while it removed that.
 
-    A save that goes on holds a lock on its directory. Locks on directories are known to this
+    A save in progress holds a lock on its directory. Locks on directories are known to this
     machine only, and some file systems have none: what another machine writes to a network file
     system, or a directory that can't be locked or opened, counts as left only when nothing in it
     was written for a day.
@@ -108,7 +108,7 @@ def find_abandoned_in(directory: str | os.PathLike[str], disk: Disk = DISK) -> l
     """What `find_abandoned` gives of all there is, or was, in a directory.
 
     Raises:
-        SaveError: As of `find_abandoned`.
+        SaveError: See `find_abandoned`.
     """
     return _left(absolute_path(directory), None, disk)
 
@@ -133,7 +133,7 @@ def _left(parent: str, name: str | None, disk: Disk) -> list[str]:
 
 
 def is_abandoned(path: str | os.PathLike[str], disk: Disk = DISK) -> bool:
-    """Whether nobody writes any more to what a save left, templax's or another program's.
+    """Whether no process writes any more to what a save left, by templax or another program.
 
     Raises:
         SaveError: The file system fails.
@@ -148,7 +148,7 @@ def is_abandoned(path: str | os.PathLike[str], disk: Disk = DISK) -> bool:
 
 
 def _is_left(path: str, disk: Disk) -> bool:
-    """Whether nobody writes to a temporary directory of templax any more."""
+    """Whether no process writes to a temporary directory of templax any more."""
     try:
         if not stat.S_ISDIR(os.lstat(path).st_mode):
             return True  # a link or a file that was to be removed
@@ -239,7 +239,7 @@ def remove_directory(directory: str | os.PathLike[str], disk: Disk = DISK) -> No
 def delete_checkpoint(path: str | os.PathLike[str], disk: Disk = DISK) -> bool:
     """Deletes a checkpoint: first its name, at once and for good, then what was in it.
 
-    So nobody ever reads half of it, whenever this is killed or the power fails.
+    So half of it is never read, whenever this is killed or the power fails.
 
     Returns:
         Whether it is gone: False, and untouched, if somebody holds a lock on the directory, as who
@@ -280,7 +280,7 @@ def sync_names(directory: str, disk: Disk) -> None:
 
 
 def delete_tree(top: str, disk: Disk) -> None:
-    """Deletes a tree, file or link. What another process deletes meanwhile is no error."""
+    """Deletes a tree, file or link. Whatever another process deletes meanwhile is not an error."""
     try:
         if not stat.S_ISDIR(os.lstat(top).st_mode):
             disk.unlink(top)

@@ -24,7 +24,7 @@ _LOCAL = frozenset(
 
 
 def _file_system(path: str) -> str | None:
-    """Type of the file system that holds `path`, as Linux names it; None if nobody says."""
+    """Type of the file system that holds `path`, as Linux names it, or None if unknown."""
     try:
         with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
             lines = [line.split() for line in file]
@@ -143,7 +143,7 @@ class Local:
     def _opened(self, key: str) -> Generator[int, None, None]:
         """A file's descriptor; what the system says of it becomes an error that names the file."""
         try:
-            # What is no regular file, such as a pipe, must not be waited for.
+            # Never wait for a file that is not regular, such as a pipe.
             fd = os.open(self._path(key), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except (FileNotFoundError, NotADirectoryError) as error:
             raise NotFound("Expected a file, found none", file=key or self.url) from error

@@ -32,11 +32,11 @@ def open_staging(url: str | os.PathLike[str] | Sink, *, overwrite: bool) -> Sink
 
     Args:
         url: As for `open_source`, or a `Sink`.
-        overwrite: Whether what is there may be replaced.
+        overwrite: Whether an existing checkpoint may be replaced.
 
     Raises:
-        AlreadyExists: Something is there, and `overwrite` is False.
-        SaveError: What is there can't be replaced, or nothing can be written there.
+        AlreadyExists: The path is taken, and `overwrite` is False.
+        SaveError: The existing directory can't be replaced, or nothing can be written there.
         SourceError: A scheme or host that no sink serves.
         UsageError: The empty path: an unset variable must not mean the current directory.
     """

@@ -40,7 +40,7 @@ class SinkFile(Protocol):
         """Nothing more will be written. No thread may be writing. Idempotent.
 
         Raises:
-            SaveError: As of `sync`.
+            SaveError: See `sync`.
         """
         ...
 
@@ -74,7 +74,7 @@ class Sink(Protocol):
         """A whole small file: created, written, synced and closed.
 
         Raises:
-            SaveError, UsageError: As of `create`.
+            SaveError, UsageError: See `create`.
         """
         ...
 
@@ -82,7 +82,7 @@ class Sink(Protocol):
         """Makes everything visible, and to stay. Called once, when all is written.
 
         Raises:
-            AlreadyExists: Something came to `path` meanwhile that must not be replaced.
+            AlreadyExists: Something appeared at `path` meanwhile that must not be replaced.
             SaveError: The store refuses.
         """
         ...

@@ -88,7 +88,7 @@ class StagedFile:
         """Syncs what was not, and closes. No thread may be writing. Idempotent.
 
         Raises:
-            SaveError: As of `sync`.
+            SaveError: See `sync`.
         """
         if self._opened is None:
             return

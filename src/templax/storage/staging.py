@@ -40,7 +40,7 @@ class Staging:
         path: Final place. Missing parents are made, and removed again with the rest if they are
             empty then. An empty directory there counts as none; of what replaces it, as of
             everything here, the mode is what the umask leaves.
-        overwrite: Whether a directory that is there may be replaced, in one step.
+        overwrite: Whether an existing directory may be replaced, in one step.
         disk: What makes the changes.
 
     Attributes:
@@ -51,7 +51,7 @@ class Staging:
     Raises:
         AlreadyExists: Something is at `path`, and `overwrite` is False; or it appeared during the
             save.
-        SaveError: What is there can't be replaced, or the disk refuses.
+        SaveError: An existing directory can't be replaced, or the disk refuses.
 
     Example:
         >>> root = getfixture("tmp_path")
@@ -75,7 +75,7 @@ class Staging:
         try:
             with self._attempt.translate_errors("save", self.path):
                 self._begin(parent)
-        except BaseException:  # interrupted: nobody has it yet who could discard it
+        except BaseException:  # interrupted: the caller has no object yet to discard
             self.discard()
             raise
 
@@ -138,7 +138,7 @@ class Staging:
         """Creates, writes, syncs and closes a small file.
 
         Raises:
-            SaveError, UsageError: As of `create`.
+            SaveError, UsageError: See `create`.
         """
         file = self.create(key)
         file.write(data)
@@ -151,7 +151,7 @@ class Staging:
         was written through it; the process that began it commits after that.
 
         Raises:
-            AlreadyExists: Something came to `path` while the save went on; not with `overwrite`.
+            AlreadyExists: Something appeared at `path` during the save, and `overwrite` is False.
             SaveError: The disk refuses. `path` is as it was.
         """
         parent = replaced = None
@@ -311,7 +311,7 @@ class Staging:
                 return None
             with suppress(FileNotFoundError):  # removed since
                 if self._holds_something():
-                    # While it may have to go back, nobody must take it for left behind.
+                    # It may have to go back, so until then no other save may take it for abandoned.
                     fd = self._disk.open_directory(self.path)
                     replaced = Descriptor(self._disk, fd)
                     try:

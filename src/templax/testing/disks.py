@@ -42,7 +42,7 @@ class FaultyDisk(Disk):
         at: Index of the operation that fails. None: none does, to learn how many there are.
         fault: "kill" ends the process (SIGKILL) before the operation; "half" writes half of what
             a write was to write, then does so. A number is the `errno` that it raises: nothing was
-            done then, but that a full disk takes half of a write, and `close` closes.
+            done then, except that a full disk takes half of a write, and `close` closes.
         lasting: Whether all operations behind that one raise, too.
         disk: What does the rest.
         trace: All operations so far.

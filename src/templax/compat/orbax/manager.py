@@ -213,7 +213,7 @@ class CheckpointManager(Saver):
             AlreadyExists: The step exists.
             SaveError: See `templax.save`; also raised if the previous save failed.
         """
-        args, step = self._check_args(items, save_kwargs, args), check_int("step", step, least=0)
+        args, step = self._check_args(items, save_kwargs, args), check_int("step", step, minimum=0)
         if self._options.read_only or not (force or self.should_save(step)):
             return False
         self.wait_until_finished()
