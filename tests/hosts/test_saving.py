@@ -256,9 +256,9 @@ def dying(name, kind):
     setattr(kind, name, call)
 from templax._save import writer
 if stage == "snapshot":
-    dying("_stage", job.Job)
+    dying("_open_sink", job.Job)
 elif stage == "begun":
-    dying("_write", job.Job)
+    dying("_write_data_files", job.Job)
 elif stage == "writing":
     dying("_write", writer.Writer)
 elif stage == "written":

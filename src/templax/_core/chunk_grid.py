@@ -11,7 +11,7 @@ from .boxes import Box, Shape, full_box, is_contiguous
 
 CHUNK_BYTES = 4 * 1024 * 1024
 """The most bytes of a chunk, if a row fits. A reader that needs a part of a chunk reads and checks
-all of it; smaller chunks would cost keys in the index. The engine reads so much without splitting."""
+all of it; smaller chunks would cost keys in the index. Also what the engine reads whole."""
 
 
 @functools.lru_cache(maxsize=4096)

@@ -65,8 +65,7 @@ def as_template(tree: PyTree, shardings: PyTree = None) -> Template:
 
     Raises:
         UsageError: `shardings` is not a prefix of `tree`, or holds something else; `tree` is not a
-            pytree; or
-            a leaf has a shape or dtype that is none.
+            pytree; or a leaf has an invalid shape or dtype.
     """
     try:
         keyed, treedef = jtu.tree_flatten_with_path(tree)
