@@ -18,12 +18,11 @@ from .._core.text import format_age, format_size
 from .._display.json import render_json
 from .._display.listing import run_fields
 from .._display.terminal import echo, echo_facts
-from .._runs.retention import Keep, select_kept
+from .._runs.prune import delete_directory, find_staying, refuse_mixed_names
+from .._runs.retention import Keep
 from .._runs.steps import Run, StepDirectory, read_run
-from ..formats.orbax.directory import step_prefix
 from ..formats.orbax.format import list_openable
 from ..formats.registry import open_catalog
-from ..storage.leftovers import delete_checkpoint, is_abandoned, remove_directory
 from ..storage.open import open_source
 
 
@@ -102,8 +101,8 @@ def prune(
     else:
         rule = Keep(keep, keep_every, keep_best, metric, mode)
     run = _open_run(directory)
-    _refuse_mixed(run)
-    stays = _find_staying(run, rule, leftovers)
+    refuse_mixed_names(run)
+    stays = find_staying(run, rule, leftovers)
     echo((run.url, "bold"))
     echo_facts(_header(run))
     _print_table([_make_line(found, stays) for found in run.directories])
@@ -112,38 +111,15 @@ def prune(
     if not yes:
         echo(_total(going), " would be deleted", "; --yes does it" if going else "")
         return
-    gone = [found for found in going if _delete(found)]
+    gone: list[StepDirectory] = []
+    for found in going:
+        if delete_directory(found):
+            gone.append(found)
+        else:
+            echo((f"{found.key} is being read, and stays", "bold red"))
     echo(_total(gone), " deleted")
     if len(gone) < len(going):
         sys.exit(1)
-
-
-def _refuse_mixed(run: Run) -> None:
-    """Refuses a run with both `10` and `eval_10`: which of them is step 10 is unknown."""
-    keys = {step_prefix(found.key): found.key for found in run.steps if found.committed}
-    if len(keys) > 1:
-        one, other, *_ = keys.values()
-        raise tx.UsageError(
-            f"Expected steps whose names differ by their number only, got `{one}` and `{other}`"
-            f" in {run.url}; hint: move those of one name to a directory of their own"
-        )
-
-
-def _find_staying(run: Run, rule: Keep | None, leftovers: bool) -> Mapping[str, str]:
-    """The name of each directory that stays, and the reason."""
-    committed = run.committed
-    metrics = {step: found.metrics for step, found in committed.items()}
-    by_rule = dict.fromkeys(metrics, "") if rule is None else select_kept(metrics, rule)
-    stays = {committed[step].key: why for step, why in by_rule.items()}
-    for found in run.directories:
-        if found.problem is not None:
-            if not is_abandoned(found.url):
-                stays[found.key] = "of a save that is in progress, or wrote something within a day"
-            elif not leftovers:
-                stays[found.key] = "left by a dead save; --leftovers deletes it"
-        elif found.step is not None and committed[found.step] is not found:
-            stays[found.key] = f"the same step as `{committed[found.step].key}`"
-    return stays
 
 
 def _make_line(found: StepDirectory, stays: Mapping[str, str]) -> _Line:
@@ -157,17 +133,6 @@ def _total(found: Sequence[StepDirectory]) -> str:
     n = len(found)
     count = f"{n:,} {'directory' if n == 1 else 'directories'}"
     return f"{count} ({format_size(sum(each.nbytes or 0 for each in found))})" if n else "nothing"
-
-
-def _delete(found: StepDirectory) -> bool:
-    """Deletes a directory. Returns False, and says so, if a process is reading it."""
-    if not found.committed:
-        remove_directory(found.url)
-        return True
-    if delete_checkpoint(found.url):
-        return True
-    echo((f"{found.key} is being read, and stays", "bold red"))
-    return False
 
 
 def _open_run(directory: str) -> Run:
