@@ -46,7 +46,7 @@ def inflate(data: Bytes, limit: int) -> bytes:
             if total > limit:
                 raise Corrupted(f"Expected at most {limit} decoded bytes, got more")
     except zstandard.ZstdError as error:
-        raise _broken(error) from error
+        raise _describe_error(error) from error
     return b"".join(pieces)
 
 
@@ -69,7 +69,7 @@ def inflate_into(view: memoryview, out: memoryview) -> memoryview:
                 out[:] = _decompressor().decompress(view, allow_extra_data=False)
                 return out
     except zstandard.ZstdError as error:
-        raise _broken(error) from error
+        raise _describe_error(error) from error
     # Across frames: a chunk may be several of them. Single-pass when the size is declared.
     inflater = Inflater(view)
     inflater.fill(out)
@@ -150,7 +150,7 @@ class Inflater:
                 done += n
             self._done += done
         except zstandard.ZstdError as error:
-            raise _broken(error) from error
+            raise _describe_error(error) from error
 
     def finish(self) -> None:
         """Lets the last frame end, where its checksum is.
@@ -162,7 +162,7 @@ class Inflater:
             if self._reader.readinto(bytearray(1)):
                 raise Corrupted(f"Expected {self._done} decoded bytes, got more")
         except zstandard.ZstdError as error:
-            raise _broken(error) from error
+            raise _describe_error(error) from error
         if not self._frames.complete:
             raise Corrupted("Expected a whole zstd frame, got one that is cut")
 
@@ -179,7 +179,7 @@ class _Walked:
         return data
 
 
-def _broken(error: zstandard.ZstdError) -> Corrupted:
+def _describe_error(error: zstandard.ZstdError) -> Corrupted:
     return Corrupted(f"Expected a zstd frame, got bytes that do not decode ({error})")
 
 

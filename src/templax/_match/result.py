@@ -128,7 +128,7 @@ def format_match(match: Match) -> str:
     and hint; after 20 lines the rest is counted by kind and subtree.
     """
     if match.ok:
-        return "\n".join([_verdict(match), *_remarks(match)])
+        return "\n".join([_format_verdict(match), *_format_remarks(match)])
     if match.summary is not None:
         return match.summary
     extras = [m.name for m in match.mismatches if m.problem == "extra"]
@@ -144,7 +144,7 @@ def format_match(match: Match) -> str:
     else:
         n = len(extras)
         head = f"{n} {leaf_noun(n)} of {match.url} {be_verb(extras)} not in the template"
-        head = ", ".join(filter(None, (head, _subtrees(extras))))
+        head = ", ".join(filter(None, (head, _format_subtrees(extras))))
     hints = Counter(m.hint for m in match.mismatches if m.hint)
     shared = {hint for hint, n in hints.items() if n > 1}
     lines = [head, *format_mismatches(match.mismatches, shared)]
@@ -160,11 +160,13 @@ def format_mismatches(mismatches: Sequence[Mismatch], shared: Collection[str] = 
     ]
     rest = mismatches[SHOWN:]
     if rest:
-        lines.append(f"  and {len(rest)} more: {_counted(rest)} (`error.mismatches` has them all)")
+        lines.append(
+            f"  and {len(rest)} more: {_count_by_problem(rest)} (`error.mismatches` has them all)"
+        )
     return lines
 
 
-def _verdict(match: Match) -> str:
+def _format_verdict(match: Match) -> str:
     n = len(match.pairs)
     total = sum(t.has_data for t in match.template.targets)
     if n == total:
@@ -177,7 +179,7 @@ def _verdict(match: Match) -> str:
     return f"{text}, the others keep the template's values"
 
 
-def _remarks(match: Match) -> list[str]:
+def _format_remarks(match: Match) -> list[str]:
     lines = []
     kinds = Counter((c.stored, c.wanted) for c in match.casts)
     for (stored, wanted), n in kinds.items():
@@ -196,17 +198,17 @@ def _remarks(match: Match) -> list[str]:
     return lines
 
 
-def _counted(mismatches: Sequence[Mismatch]) -> str:
+def _count_by_problem(mismatches: Sequence[Mismatch]) -> str:
     by_problem: dict[str, list[str]] = {}
     for m in mismatches:
         by_problem.setdefault(m.problem, []).append(m.name)
     return "; ".join(
-        " ".join(filter(None, (f"{len(names)} {problem}", _subtrees(names))))
+        " ".join(filter(None, (f"{len(names)} {problem}", _format_subtrees(names))))
         for problem, names in by_problem.items()
     )
 
 
-def _subtrees(names: Sequence[str]) -> str:
+def _format_subtrees(names: Sequence[str]) -> str:
     """`all under `opt_state``, or the three largest subtrees with their counts."""
     if len(names) == 1:
         return f"at `{names[0]}`"
