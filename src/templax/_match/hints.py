@@ -15,10 +15,10 @@ from .match import CheckpointView, apply_at_and_rename, fit_leaf
 from .options import MatchOptions
 from .result import Match, format_mismatches
 
-MOST_CANDIDATES = 8
+MAX_CANDIDATES = 8
 """Hints of one sort that are tried; each try costs one match."""
 
-MOST_CHOICES = 3
+MAX_CHOICES = 3
 """Equally good places that a hint offers."""
 
 
@@ -115,11 +115,11 @@ def _at(case: _Case) -> Match | None:
                 at = join_path(entry.path[:i])
                 votes[at] += 1
                 depth[at] = i
-    candidates = votes.most_common(MOST_CANDIDATES + 1)
-    if len(candidates) > MOST_CANDIDATES and candidates[-1][1] == candidates[0][1]:
+    candidates = votes.most_common(MAX_CANDIDATES + 1)
+    if len(candidates) > MAX_CANDIDATES and candidates[-1][1] == candidates[0][1]:
         return None  # more places look alike than are worth trying
     works: list[tuple[int, int, str, Match]] = []
-    for at, _ in candidates[:MOST_CANDIDATES]:
+    for at, _ in candidates[:MAX_CANDIDATES]:
         if at != case.options.at:
             after = case.again(at=at)
             if _better(case, after):
@@ -131,11 +131,11 @@ def _at(case: _Case) -> Match | None:
     works = sorted((w for w in works if w[0] == least), key=lambda w: w[1:3])
     first = [w for w in works if w[1] == works[0][1]]
     after = first[0][3]
-    if len(first) > MOST_CHOICES or (len(first) > 1 and after.mismatches):
+    if len(first) > MAX_CHOICES or (len(first) > 1 and after.mismatches):
         return None
     places = " and ".join(f"under `{at}`" if at else "at its root" for _, _, at, _ in first)
     deeper = [f"`{at}`" for _, _, at, _ in works[len(first) :]]
-    also = f" (as well as under {' and '.join(deeper[:MOST_CHOICES])})" if deeper else ""
+    also = f" (as well as under {' and '.join(deeper[:MAX_CHOICES])})" if deeper else ""
     held = "the same tree" if not any(m.problem == "missing" for m in after.mismatches) else "most"
     summary = f"{_found(case)}; the checkpoint holds {held} {places}{also}"
     hint = " or ".join(f"at={_quoted(at)}" for _, _, at, _ in first)

@@ -15,10 +15,10 @@ from ..errors import Mismatch
 from .match import fit_leaf
 from .options import MatchOptions
 
-MOST_NEAREST = 20
+MAX_NEAREST = 20
 """Mismatches that are told a nearest name: as many as a report shows."""
 
-MOST_NAMES = 1000
+MAX_NAMES = 1000
 """Names among which a nearest one is looked for; more would take seconds."""
 
 _X64 = 'jax.config.update("jax_enable_x64", True)'
@@ -47,7 +47,7 @@ def add_leaf_hints(
             hint = None
         elif entry is None:
             hint = None
-            if m.note is None and len(hinted) < MOST_NEAREST and len(spare) <= MOST_NAMES:
+            if m.note is None and len(hinted) < MAX_NEAREST and len(spare) <= MAX_NAMES:
                 near = find_nearest(m.name, spare)
                 m = replace(m, note=f"nearest: `{near}`" if near else None)
         else:
