@@ -1,4 +1,7 @@
-"""Where bytes are read from and written to: a protocol for each, one module per kind of store."""
+"""Where checkpoints are read from and written to: two protocols, and one module per kind of store.
+
+`Source` is the protocol for reading, `Sink` the one for writing.
+"""
 
 from .local import Local
 from .memory import Memory

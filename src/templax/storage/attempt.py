@@ -1,4 +1,4 @@
-"""One attempt to save: whether it may continue, and how an error of the disk ends it."""
+"""One attempt to save: whether it may continue, and what a disk error does to it."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from .disk import save_error
 
 
 class SaveAttempt:
-    """What a `Staging` and its files know in common about the save that they belong to.
+    """The state that a `Staging` shares with its files: has the save ended, and why?
 
     Args:
-        path: Final place of the checkpoint.
-        discard: Removes what was written. Gets the error that ended the save, or None if a
-            `SaveError` did; returns the paths that could not be removed.
+        path: Final location of the checkpoint.
+        discard: Removes what was written and returns the paths that could not be removed. It
+            receives the `OSError` that ended the save, or None if a `SaveError` ended it.
 
     Attributes:
         path: As given.
         finished: Whether the save was committed or discarded.
-        cause: The error that the disk answered with first, or None.
+        cause: The first error that the disk raised, or None.
     """
 
     def __init__(self, path: str, discard: Callable[[OSError | None], tuple[str, ...]]):
@@ -32,18 +32,20 @@ class SaveAttempt:
 
     def check(self) -> None:
         """Raises a `SaveError` if the save has ended, or is about to."""
-        cause = self.cause
-        if self.finished or cause:
-            reason = f" after: {os.strerror(cause.errno)}" if cause and cause.errno else ""
-            raise SaveError(f"The save was given up or finished before{reason}", file=self.path)
+        if self.cause:
+            code = self.cause.errno
+            reason = f": {os.strerror(code)}" if code else ""
+            raise SaveError(f"The save was abandoned after an error{reason}", file=self.path)
+        if self.finished:
+            raise SaveError("The save was already committed or discarded", file=self.path)
 
     @contextmanager
     def translate_errors(self, action: str, path: str) -> Generator[None, None, None]:
-        """Where the disk refuses: discards the save and raises a `SaveError` that says so.
+        """Discards the save if the block fails, and turns an `OSError` into a `SaveError`.
 
         Args:
-            action: What the block does to `path`, as a verb: "write".
-            path: File or directory concerned.
+            action: What the block does to `path`, as a verb such as "write".
+            path: The file or directory concerned.
         """
         try:
             yield

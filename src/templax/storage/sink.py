@@ -1,4 +1,4 @@
-"""What a checkpoint is written to."""
+"""The protocol for writing a checkpoint: files that become visible all at once."""
 
 from __future__ import annotations
 
@@ -7,37 +7,38 @@ from typing import Protocol, runtime_checkable
 
 @runtime_checkable
 class SinkFile(Protocol):
-    """One file or object of a `Sink`, while it is written."""
+    """One file or object of a `Sink`, open for writing."""
 
     @property
     def size(self) -> int:
-        """Bytes from the first to the last one written; what lies between and was not is zeros."""
+        """Bytes up to the end of the last one written. Gaps that were never written are zeros."""
         ...
 
     def write(self, data: bytes | bytearray | memoryview, offset: int | None = None) -> None:
-        """Writes all of `data` at `offset`, or behind the last byte written so far.
+        """Writes all of `data` at `offset`, or at the end of the file if `offset` is None.
 
-        Threads may write at once to places that don't overlap, if they give `offset`.
+        Several threads may write at the same time if each passes an `offset` and their ranges do
+        not overlap.
 
         Args:
-            data: Anything with a C-contiguous buffer. Not kept.
-            offset: Where its first byte goes.
+            data: Any object with a C-contiguous buffer. No reference to it is kept.
+            offset: Position of the first byte, in bytes.
 
         Raises:
-            SaveError: The store refuses, or the save was given up before.
+            SaveError: The store refused the write, or the save has already ended.
         """
         ...
 
     def sync(self) -> None:
-        """What was written so far is kept whatever happens. `close` and `commit` see to it, too.
+        """Makes what was written so far durable. `close` and `commit` do this, too.
 
         Raises:
-            SaveError: The store refuses; the save is given up.
+            SaveError: The store refused; the save is abandoned.
         """
         ...
 
     def close(self) -> None:
-        """Nothing more will be written. No thread may be writing. Idempotent.
+        """Finishes the file. No thread may be writing to it. Idempotent.
 
         Raises:
             SaveError: See `sync`.
@@ -47,31 +48,31 @@ class SinkFile(Protocol):
 
 @runtime_checkable
 class Sink(Protocol):
-    """Files that become visible all at once, with `commit`, or never. Used once.
+    """Files that become visible all at once, when `commit` is called, or never. Used only once.
 
-    Where a store moves a whole directory in one step, `commit` does; where it can't, as object
-    stores, it writes the marker last without which no reader takes the rest for a checkpoint.
-    Until then what was at `path` stays as it is. Whatever fails gives the save up: what was written
-    is removed, and every later call raises.
+    A store that can move a whole directory in one step does so in `commit`. One that cannot, such
+    as an object store, writes last the marker without which no reader treats the rest as a
+    checkpoint. Until then, whatever was at `path` stays as it is. Any failure abandons the save:
+    what was written is removed, and every later call raises.
     """
 
     path: str
-    """Final place, as far as messages need it."""
+    """Final location of the checkpoint. Only used in messages."""
 
     left: tuple[str, ...]
-    """What could not be removed in the end: what was replaced, or what had been written."""
+    """Paths that could not be removed in the end: the replaced checkpoint, or what was written."""
 
     def create(self, key: str) -> SinkFile:
-        """A new, empty file at `key`, with `/`, below `path`.
+        """Creates a new, empty file at `key`, a path below `path` separated by `/`.
 
         Raises:
-            SaveError: The store refuses, or the save was given up before.
-            UsageError: A key that leads elsewhere.
+            SaveError: The store refused, or the save has already ended.
+            UsageError: `key` points outside `path`.
         """
         ...
 
     def put(self, key: str, data: bytes | bytearray | memoryview) -> None:
-        """A whole small file: created, written, synced and closed.
+        """Creates, writes, syncs and closes a small file.
 
         Raises:
             SaveError, UsageError: See `create`.
@@ -79,11 +80,11 @@ class Sink(Protocol):
         ...
 
     def commit(self) -> None:
-        """Makes everything visible, and to stay. Called once, when all is written.
+        """Makes all files visible and durable. Called once, after everything is written.
 
         Raises:
-            AlreadyExists: Something appeared at `path` meanwhile that must not be replaced.
-            SaveError: The store refuses.
+            AlreadyExists: Something that must not be replaced appeared at `path` during the save.
+            SaveError: The store refused.
         """
         ...
 

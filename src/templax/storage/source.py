@@ -1,4 +1,4 @@
-"""What bytes are read from."""
+"""The protocol for reading a checkpoint: byte ranges of named objects."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Protocol, runtime_checkable
 
 @dataclass(frozen=True, slots=True)
 class ObjectInfo:
-    """An object of a source.
+    """An object or directory of a source.
 
     Attributes:
-        key: Path below the source's root, with `/`; of a directory it ends in `/`.
+        key: Path below the root of the source, separated by `/`. It ends in `/` for a directory.
         size: Bytes. 0 for a directory.
-        version: Changes whenever the bytes do (as far as the store can tell).
-        modified: When that was last, in Unix seconds; None if the store does not say, and for a
-            directory in a listing.
+        version: A value that changes whenever the bytes do, as far as the store can tell.
+        modified: Time of the last change in Unix seconds. None if the store does not report it,
+            and for a directory in a listing.
     """
 
     key: str
@@ -31,65 +31,70 @@ class ObjectInfo:
 
 @runtime_checkable
 class Source(Protocol):
-    """Read-only bytes under names. Thread-safe and blocking.
+    """Named objects that can be read but not changed. Thread-safe; all calls block.
 
-    All reads through one source (and through those that `at` made from it) see one version of each
-    object: a change between two reads raises `SourceError`.
+    All reads through one source, and through the sources that its `at` returned, see the same
+    version of each object: if an object changes between two reads, the second raises `SourceError`.
     """
 
     url: str
 
     @property
     def maps(self) -> bool:
-        """Whether `view` serves: it never does where a page fault is a request to a network."""
+        """Whether `view` maps objects. False where a page fault would be a network request."""
         ...
 
     def children(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        """Objects and directories directly below `prefix` ("" or ending in `/`), sorted by key.
+        """Yields the objects and directories directly below `prefix`, sorted by key.
 
-        Keys are relative to the root, so they start with `prefix`. Nothing, if there is no such
-        directory.
+        Keys are relative to the root, so they start with `prefix`. Yields nothing if there is no
+        such directory.
+
+        Args:
+            prefix: `""` for the root, or a directory that ends in `/`.
         """
         ...
 
     def walk(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        """Every object below `prefix`, at any depth, without the directories."""
+        """Yields every object below `prefix` at any depth, but no directories."""
         ...
 
     def stat(self, key: str) -> ObjectInfo | None:
-        """The object or directory at `key`, or None if there is none. `""` is the root."""
+        """Describes the object or directory at `key`; None if there is none. `""` is the root."""
         ...
 
     def read(
         self, key: str, start: int = 0, stop: int | None = None, out: memoryview | None = None
     ) -> memoryview:
-        """Bytes `start` to `stop` (None: the end) of an object.
+        """Reads bytes `start` to `stop` of an object.
 
         Args:
-            key: The object.
+            key: The object to read.
             start: First byte.
-            stop: Byte after the last; more than the object has is an error.
-            out: Writable, C-contiguous, exactly as long as what is read; filled and returned.
+            stop: End of the range, exclusive; None for the end of the object. Reading beyond the
+                end of the object is an error.
+            out: Memory to read into: writable, C-contiguous and exactly as long as the range. It
+                is also what is returned. By default new memory is allocated.
 
         Raises:
-            NotFound: No such object.
-            Corrupted: The object is shorter than `stop`; nothing was allocated.
-            SourceError: The store failed, or the object changed since it was first read.
+            NotFound: There is no such object.
+            Corrupted: The object is shorter than `stop`. No memory was allocated.
+            SourceError: The store failed, or the object has changed since it was first read.
         """
         ...
 
     def view(self, key: str, start: int, stop: int) -> memoryview | None:
-        """Bytes of an object as a private, writable mapping; None where `maps` is False.
+        """Maps bytes `start` to `stop` of an object; None where `maps` is False.
 
-        The store's bytes stay as they are whatever is written to it. But what others do to the
-        file shows through: rewritten in place, the bytes change; cut, touching them kills the
-        process.
+        The mapping is private and writable: writing to it does not change the stored bytes. Changes
+        that other programs make to the file do show through: if it is rewritten in place, the
+        mapped bytes change; if it is truncated, touching them kills the process.
 
         Raises:
-            NotFound, Corrupted, SourceError: As `read`.
+            NotFound, Corrupted, SourceError: See `read`.
         """
         ...
 
     def at(self, key: str) -> Source:
-        """The same store rooted at `key`, relative to this root. `".."` is the parent."""
+        """Returns the same store rooted at `key`, relative to this root. `".."` is the parent."""
         ...

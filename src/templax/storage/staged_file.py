@@ -1,4 +1,4 @@
-"""One file of a save that is written beside its place."""
+"""One file of a save, written next to the final location of the checkpoint."""
 
 from __future__ import annotations
 
@@ -11,100 +11,103 @@ from .attempt import SaveAttempt
 from .disk import Descriptor, Disk
 
 PIECE = 1 << 30
-"""Bytes of one write. Linux takes 2 GiB less a page, macOS 2 GiB less a byte."""
+"""Bytes per write call. Linux accepts at most 2 GiB minus a page, macOS 2 GiB minus one byte."""
 
 
 class StagedFile:
-    """A file of a `Staging`. Made by `Staging.create`.
+    """A file of a `Staging`. Created by `Staging.create`.
 
     Attributes:
-        path: Where it is until the commit.
+        path: Location of the file until the commit.
     """
 
     def __init__(self, attempt: SaveAttempt, disk: Disk, path: str, fd: int):
         self.path = path
         self._attempt, self._disk = attempt, disk
-        self._opened: Descriptor | None = Descriptor(disk, fd)
-        self._syncing = threading.Lock()
+        self._descriptor: Descriptor | None = Descriptor(disk, fd)
+        self._sync_lock = threading.Lock()
         self._dirty = True
         self._size = 0
 
     @property
     def size(self) -> int:
-        """Bytes from the first to the last one written; holes between them are zeros."""
-        opened = self._opened
-        return self._size if opened is None else os.fstat(opened.fd).st_size
+        """Bytes up to the end of the last one written. Gaps that were never written are zeros."""
+        descriptor = self._descriptor
+        return self._size if descriptor is None else os.fstat(descriptor.fd).st_size
 
     def write(self, data: bytes | bytearray | memoryview, offset: int | None = None) -> None:
-        """Writes all of `data`, as it is in memory.
+        """Writes all of `data`, byte for byte as it is in memory.
 
-        Threads may write at once to places that don't overlap, if they give `offset`.
+        Several threads may write at the same time if each passes an `offset` and their ranges do
+        not overlap.
 
         Args:
-            data: Anything with a C-contiguous buffer. Not copied, not kept.
-            offset: Where its first byte goes. None: behind the last byte written so far.
+            data: Any object with a C-contiguous buffer. Neither copied nor kept.
+            offset: Position of the first byte. None appends to the end of the file.
 
         Raises:
-            SaveError: The disk refuses, or the save was given up before.
+            SaveError: The disk refused, or the save has already ended.
         """
-        opened = self._in_use()
+        descriptor = self._require_open()
         try:
             view = memoryview(data)
             if view.ndim != 1 or view.format != "B":
                 view = view.cast("B") if view.nbytes else memoryview(b"")
-            at = os.fstat(opened.fd).st_size if offset is None else offset
+            at = os.fstat(descriptor.fd).st_size if offset is None else offset
             while view:
-                n = self._disk.write(opened.fd, view[:PIECE], at)
-                if n == 0:  # it would be for ever
+                n = self._disk.write(descriptor.fd, view[:PIECE], at)
+                if n == 0:  # otherwise this would loop forever
                     raise OSError(errno.EIO, os.strerror(errno.EIO))
                 view, at = view[n:], at + n
-            self._dirty = True  # last: a sync that came before must not count
+            # Set last, so that a sync that ran during the write does not count.
+            self._dirty = True
         except OSError:
-            del opened  # or else the traceback would keep it open
+            del descriptor  # the traceback would keep it open
             with self._attempt.translate_errors("write", self.path):
                 raise
 
     def sync(self) -> None:
-        """What was written survives a loss of power. `close` and `commit` see to it, too.
+        """Makes what was written survive a power loss. `close` and `commit` do this, too.
 
         Raises:
-            SaveError: The disk refuses; the save is given up, since the bytes may be lost.
+            SaveError: The disk refused; the save is abandoned, since the bytes may be lost.
         """
-        with self._attempt.translate_errors("sync", self.path), self._syncing:
-            opened = self._in_use()
+        with self._attempt.translate_errors("sync", self.path), self._sync_lock:
+            descriptor = self._require_open()
             try:
                 self._attempt.check()
                 if self._dirty:
                     self._dirty = False
-                    self._disk.fsync(opened.fd)
+                    self._disk.fsync(descriptor.fd)
             except OSError as error:
-                # At once: who waits here must neither sync again nor commit.
+                # Recorded under the lock: a thread waiting for it must neither sync again, which
+                # could succeed although bytes were lost, nor commit.
                 self._attempt.cause = error
                 raise
             finally:
-                del opened
+                del descriptor
 
     def close(self) -> None:
-        """Syncs what was not, and closes. No thread may be writing. Idempotent.
+        """Syncs what was not synced yet and closes the file. No thread may be writing. Idempotent.
 
         Raises:
             SaveError: See `sync`.
         """
-        if self._opened is None:
+        if self._descriptor is None:
             return
         self.sync()
         with self._attempt.translate_errors("close", self.path):
-            opened = self._in_use()
-            self._size, self._opened = self.size, None
-            opened.close()
+            descriptor = self._require_open()
+            self._size, self._descriptor = self.size, None
+            descriptor.close()
 
     def abandon(self) -> None:
-        """Refuses further writes. The file is closed as soon as no thread writes to it any more."""
-        self._opened = None
+        """Refuses further writes. The file is closed once no thread is writing to it any more."""
+        self._descriptor = None
 
-    def _in_use(self) -> Descriptor:
-        opened = self._opened
-        if opened is None:
+    def _require_open(self) -> Descriptor:
+        descriptor = self._descriptor
+        if descriptor is None:
             self._attempt.check()
             raise UsageError(f"Expected an open file, got one that was closed: `{self.path}`")
-        return opened
+        return descriptor

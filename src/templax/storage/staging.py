@@ -24,37 +24,44 @@ from .leftovers import (
 from .staged_file import StagedFile
 
 _TRIES = 16
-"""How often to begin again when other processes make and remove the same names."""
+"""How often to retry while other processes create and remove the same names."""
 
 
 class Staging:
-    """A directory that is written next to its final place and moved there whole.
+    """A directory that is written next to its final location and then moved there as a whole.
 
-    If the process is killed at any instant, or power is lost, `path` holds either what it held
-    before or all that was written. `find_abandoned` finds the rest, which the next save to `path`
-    that succeeds, or lacks space, removes. If anything fails, what was written is removed.
-    `create`, `put`, `discard` and the methods of files may be called by several threads at once;
-    `commit` when all is written. A `with` block discards what was not committed.
+    If the process is killed or power is lost, at any moment, `path` holds either what it held
+    before or everything that was written. `find_abandoned` finds what else is left; the next save
+    to `path` removes it, either when it succeeds or when it runs out of space. If anything fails,
+    what was written is removed.
+
+    `create`, `put`, `discard` and the methods of the files may be called from several threads at
+    once; call `commit` when everything is written. Leaving a `with` block discards what was not
+    committed.
 
     Args:
-        path: Final place. Missing parents are made, and removed again with the rest if they are
-            empty then. An empty directory there counts as none; of what replaces it, as of
-            everything here, the mode is what the umask leaves.
+        path: Final location. Missing parents are created; if the save fails, those that are still
+            empty are removed again. An empty directory at `path` is treated as if there were
+            none. Everything is created with the mode that the umask leaves, so a directory that
+            is replaced does not pass on its own mode.
         overwrite: Whether an existing directory may be replaced, in one step.
-        disk: What makes the changes.
+        disk: Carries out the changes.
 
     Attributes:
-        path: Final place, absolute.
+        path: Final location, absolute.
         directory: Where the files are until the commit.
-        left: What could not be removed afterwards: what was replaced, or what was written.
+        left: Paths that could not be removed in the end: the replaced checkpoint, or what was
+            written.
 
     Raises:
-        AlreadyExists: Something is at `path`, and `overwrite` is False; or it appeared during the
-            save.
-        SaveError: An existing directory can't be replaced, or the disk refuses.
+        AlreadyExists: Something is at `path`, and `overwrite` is False; or something appeared
+            there during the save.
+        SaveError: An existing directory can't be replaced, or the disk refused.
 
     Example:
-        >>> root = getfixture("tmp_path")
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> root = Path(tempfile.mkdtemp())
         >>> with Staging(root / "new", overwrite=False) as staging:
         ...     staging.put("d/data", b"12345")
         ...     staging.commit()
@@ -63,7 +70,7 @@ class Staging:
     """
 
     def __init__(self, path: str | os.PathLike[str], *, overwrite: bool, disk: Disk = DISK):
-        self._start(absolute_path(path), overwrite=overwrite, disk=disk)
+        self._init_state(absolute_path(path), overwrite=overwrite, disk=disk)
         parent, name = os.path.split(self.path)
         if not name:
             raise SaveError("Expected a path with a name, got the root", file=self.path)
@@ -74,45 +81,45 @@ class Staging:
             )
         try:
             with self._attempt.translate_errors("save", self.path):
-                self._begin(parent)
-        except BaseException:  # interrupted: the caller has no object yet to discard
+                self._create_directory(parent)
+        except BaseException:  # such as an interrupt: the caller has no object to discard yet
             self.discard()
             raise
 
     @classmethod
     def join(cls, path: str, directory: str, *, disk: Disk = DISK) -> Staging:
-        """A hand in a save that another process began, which alone commits or discards it.
+        """Adds files to a save that another process started and that only it commits or discards.
 
         Args:
-            path, directory: As that process has them.
+            path, directory: The attributes of that process's `Staging`.
         """
         self = cls.__new__(cls)
-        self._start(path, overwrite=False, disk=disk)
+        self._init_state(path, overwrite=False, disk=disk)
         self.directory, self._joined = directory, True
         return self
 
-    def _start(self, path: str, *, overwrite: bool, disk: Disk) -> None:
+    def _init_state(self, path: str, *, overwrite: bool, disk: Disk) -> None:
         self.path = path
         self.directory = ""
         self.left: tuple[str, ...] = ()
         self._overwrite, self._disk = overwrite, disk
         self._guard = threading.RLock()
         self._files: list[StagedFile] = []
-        self._directories: dict[str, None] = {}  # in the order in which they were made
+        self._directories: dict[str, None] = {}  # a set, in creation order
         self._parents: list[str] = []
-        self._held: Descriptor | None = None
-        self._joined = self._read = False
-        self._attempt = SaveAttempt(path, self._abandon)
+        self._own_lock: Descriptor | None = None
+        self._joined = self._replaced_in_use = False
+        self._attempt = SaveAttempt(path, self._discard_after)
 
     def create(self, key: str) -> StagedFile:
-        """A new, empty file.
+        """Creates a new, empty file.
 
         Args:
-            key: Path below `path`, with `/`. Directories on the way are made.
+            key: Path below `path`, separated by `/`. Missing directories are created.
 
         Raises:
-            SaveError: The disk refuses, or the save was given up before.
-            UsageError: A key that leads elsewhere.
+            SaveError: The disk refused, or the save has already ended.
+            UsageError: `key` points outside `path`.
         """
         parts = key.split("/")
         if "\0" in key or any(part in ("", ".", "..") for part in parts):
@@ -126,7 +133,7 @@ class Staging:
             for part in parts[:-1]:
                 path = os.path.join(path, part)
                 if path not in self._directories:
-                    with suppress(FileExistsError):  # another process of the job was quicker
+                    with suppress(FileExistsError):  # another process of the job created it
                         self._disk.mkdir(path)
                     self._directories[path] = None
             path = os.path.join(path, parts[-1])
@@ -145,14 +152,15 @@ class Staging:
         file.close()
 
     def commit(self) -> None:
-        """Syncs all there is and moves it to `path`; then removes what was replaced.
+        """Syncs everything, moves it to `path`, and then removes what was replaced.
 
-        What can't be removed is in `left`, and no error. Of one that was joined: only syncs what
-        was written through it; the process that began it commits after that.
+        If that can't be removed, its path is in `left`; this is not an error. A `Staging` made by
+        `join` only syncs what was written through it; the process that started the save commits
+        afterwards.
 
         Raises:
             AlreadyExists: Something appeared at `path` during the save, and `overwrite` is False.
-            SaveError: The disk refuses. `path` is as it was.
+            SaveError: The disk refused. `path` is unchanged.
         """
         parent = replaced = None
         try:
@@ -166,24 +174,25 @@ class Staging:
                     self._attempt.finished = True
                     return
                 fd = self._disk.open_directory(os.path.dirname(self.path))
-                parent = Descriptor(self._disk, fd)  # now: the move is not to be taken back
-                replaced = self._move()
+                # Opened before the move, so that failing to open it need not undo the move.
+                parent = Descriptor(self._disk, fd)
+                replaced = self._move_into_place()
                 try:
                     sync_directory(parent.fd, self._disk)
                 except OSError as error:
                     self._move_back(replaced is not None, error)
                     raise
-            if self._read:
-                self.left = (self.directory,)  # somebody reads it: a later save removes it
+            if self._replaced_in_use:
+                self.left = (self.directory,)  # a process is reading it: a later save removes it
             elif replaced is not None:
-                self._delete()
-            self._attempt.finished = (
-                True  # only now: interrupted before that, `discard` has that to remove
-            )
-            self._clear()
+                self._delete_directory()
+            # Not earlier: after an interrupt, `discard` still has to remove the replaced one.
+            self._attempt.finished = True
+            self._remove_abandoned()
         finally:
-            for opened in (replaced, parent, self._held if self._attempt.finished else None):
-                self._release(opened)
+            own_lock = self._own_lock if self._attempt.finished else None
+            for descriptor in (replaced, parent, own_lock):
+                self._release(descriptor)
 
     def discard(self) -> None:
         """Removes all that was written, unless it was committed. Never raises; idempotent."""
@@ -194,11 +203,11 @@ class Staging:
             for file in self._files:
                 file.abandon()
             if self.directory and not self._joined:
-                self._undo()
+                self._remove_written()
             for parent in reversed(self._parents):
                 with suppress(OSError):
                     self._disk.rmdir(parent)
-            self._release(self._held)
+            self._release(self._own_lock)
 
     def __enter__(self) -> Staging:
         return self
@@ -211,24 +220,22 @@ class Staging:
     ) -> None:
         self.discard()
 
-    # --- before
-
-    def _begin(self, parent: str) -> None:
-        """Makes and locks the directory."""
+    def _create_directory(self, parent: str) -> None:
+        """Creates and locks the directory that is written to."""
         for _ in range(_TRIES):
             self._make_parents(parent)
-            replaces = self._holds_something()
+            replaces = self._check_target()
             self.directory = temporary_path(self.path)
-            # Until it is locked others may take it for left behind, and remove it; and parents that
-            # another save made go if that one fails.
+            # Until the directory is locked, other processes may consider it abandoned and remove
+            # it. And if the parents were created by another save, they vanish if that one fails.
             with suppress(FileNotFoundError):
                 self._disk.mkdir(self.directory)
-                self._held = Descriptor(self._disk, self._disk.open_directory(self.directory))
-                free = try_lock(self._held.fd, self._disk)
-                if free is not False and self._is_in_place(self._held.fd):
+                self._own_lock = Descriptor(self._disk, self._disk.open_directory(self.directory))
+                free = try_lock(self._own_lock.fd, self._disk)
+                if free is not False and self._is_in_place(self._own_lock.fd):
                     break
-            self._delete()
-            self._release(self._held)
+            self._delete_directory()
+            self._release(self._own_lock)
         else:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), parent)
         if replaces:
@@ -240,12 +247,12 @@ class Staging:
             missing.append(parent)
             parent = os.path.dirname(parent)
         for directory in reversed(missing):
-            with suppress(FileExistsError):  # another save was quicker
+            with suppress(FileExistsError):  # another save created it
                 self._disk.mkdir(directory)
                 self._parents.append(directory)
 
-    def _holds_something(self) -> bool:
-        """Whether there is something to be replaced; raises where it must not be."""
+    def _check_target(self) -> bool:
+        """Returns whether `path` holds something to replace; raises if it must not be replaced."""
         try:
             mode = os.lstat(self.path).st_mode
         except FileNotFoundError:
@@ -279,7 +286,7 @@ class Staging:
         return os.path.samestat(os.fstat(fd), os.lstat(self.directory))
 
     def _try_exchange(self) -> None:
-        """Finds out before anything is written whether the commit can do what it will have to."""
+        """Fails before anything is written if the commit could not swap two directories."""
         one, other = (os.path.join(self.directory, name) for name in ("one", "other"))
         self._disk.mkdir(one)
         self._disk.mkdir(other)
@@ -287,10 +294,8 @@ class Staging:
         self._disk.rmdir(one)
         self._disk.rmdir(other)
 
-    # --- commit
-
     def _sync_tree(self) -> None:
-        """Syncs all names of the tree, and those of parents that were made."""
+        """Syncs the names in all directories of the tree and those of newly created parents."""
         for file in self._files:
             if os.lstat(file.path).st_size != file.size:
                 raise SaveError("Another program changed what was written", file=file.path)
@@ -299,8 +304,13 @@ class Staging:
         for parent in self._parents:
             sync_names(os.path.dirname(parent), self._disk)
 
-    def _move(self) -> Descriptor | None:
-        """Puts the directory in its final place; what was replaced, locked, is in its former."""
+    def _move_into_place(self) -> Descriptor | None:
+        """Moves the directory to its final location.
+
+        Returns:
+            None if nothing was replaced. Otherwise the locked directory that was replaced, which is
+            now at `self.directory`.
+        """
         for _ in range(_TRIES):
             try:
                 self._disk.rename(self.directory, self.path)
@@ -309,19 +319,20 @@ class Staging:
                     raise
             else:
                 return None
-            with suppress(FileNotFoundError):  # removed since
-                if self._holds_something():
-                    # It may have to go back, so until then no other save may take it for abandoned.
+            with suppress(FileNotFoundError):  # removed in the meantime
+                if self._check_target():
+                    # Locked because it may have to be moved back: until then no other save may
+                    # consider it abandoned.
                     fd = self._disk.open_directory(self.path)
                     replaced = Descriptor(self._disk, fd)
                     try:
-                        self._read = try_lock(fd, self._disk) is False
+                        self._replaced_in_use = try_lock(fd, self._disk) is False
                         self._exchange(self.directory, self.path)
                     except BaseException:
                         self._release(replaced)
                         raise
                     return replaced
-        raise SaveError("Other programs keep replacing what is here", file=self.path)
+        raise SaveError("Other programs keep replacing this path", file=self.path)
 
     def _exchange(self, one: str, other: str) -> None:
         try:
@@ -337,25 +348,22 @@ class Staging:
             ) from error
 
     def _move_back(self, replaced: bool, cause: OSError) -> None:
-        """As it was, after the move could not be made to last."""
+        """Undoes the move after it could not be synced."""
         try:
             if replaced:
                 self._disk.exchange(self.directory, self.path)
             else:
                 self._disk.rename(self.path, self.directory)
         except OSError as error:
-            self._attempt.finished = (
-                True  # what is in the directory now is the only copy of what was there
-            )
+            # The directory now holds the only copy of the old checkpoint: `discard` must keep it.
+            self._attempt.finished = True
             self.left = (self.directory,) if replaced else ()
             rest = "; it is in place, but a loss of power may undo it"
             rest += f"; what was there before is `{self.directory}`" if replaced else ""
             raise save_error("sync", self.path, cause, rest) from error
 
-    # --- after
-
-    def _undo(self) -> None:
-        """Removes what was written; what was replaced, if an interrupt came right behind that."""
+    def _remove_written(self) -> None:
+        """Removes what was written, or what was replaced if an interrupt followed the move."""
         try:
             moved = self._was_moved()
             if moved:
@@ -363,54 +371,54 @@ class Staging:
         except OSError:
             self.left = (self.directory,)
         else:
-            if moved and self._read:
+            if moved and self._replaced_in_use:
                 self.left = (self.directory,)
             else:
-                self._delete()
+                self._delete_directory()
 
     def _was_moved(self) -> bool:
-        if self._held is None or self._held.fd < 0:
+        if self._own_lock is None or self._own_lock.fd < 0:
             return False
         try:
-            return not self._is_in_place(self._held.fd)
+            return not self._is_in_place(self._own_lock.fd)
         except FileNotFoundError:
             return True
 
-    def _delete(self) -> None:
-        """Removes what is in the directory now."""
+    def _delete_directory(self) -> None:
+        """Deletes `self.directory`; if that fails, records it in `left`."""
         try:
             delete_tree(self.directory, self._disk)
         except OSError as error:
-            held = self._held
-            if error.errno in (errno.EMFILE, errno.ENFILE) and held is not None and held.fd >= 0:
-                self._release(held)  # a listing takes one
-                self._delete()
+            lock = self._own_lock
+            if error.errno in (errno.EMFILE, errno.ENFILE) and lock is not None and lock.fd >= 0:
+                self._release(lock)  # frees the descriptor that listing the directory needs
+                self._delete_directory()
             else:
                 self.left = (self.directory,)
-        except BaseException:  # interrupted: half of it is of no use to anybody
+        except BaseException:  # such as an interrupt: half a directory is useless, so finish
             with suppress(OSError):
                 delete_tree(self.directory, self._disk)
             raise
 
-    def _clear(self) -> None:
-        """Removes what killed saves left here, as far as it can be."""
+    def _remove_abandoned(self) -> None:
+        """Removes what killed saves to this path left behind, as far as possible."""
         with suppress(SaveError):
-            for left in find_abandoned(self.path, self._disk):
+            for abandoned in find_abandoned(self.path, self._disk):
                 with suppress(SaveError):
-                    remove_directory(left, self._disk)
+                    remove_directory(abandoned, self._disk)
 
-    def _release(self, opened: Descriptor | None) -> None:
+    def _release(self, descriptor: Descriptor | None) -> None:
         """Unlocks and closes a directory."""
-        if opened is not None and opened.fd >= 0:
-            # A child that was forked has the lock, too: closing alone would leave it there.
+        if descriptor is not None and descriptor.fd >= 0:
+            # Unlock explicitly: a forked child shares the lock, so closing would not release it.
             with suppress(OSError):
-                self._disk.unlock(opened.fd)
+                self._disk.unlock(descriptor.fd)
             with suppress(OSError):
-                opened.close()
+                descriptor.close()
 
-    def _abandon(self, error: OSError | None) -> tuple[str, ...]:
+    def _discard_after(self, error: OSError | None) -> tuple[str, ...]:
         """Discards the save after an error; see `SaveAttempt`."""
         self.discard()
         if error is not None and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            self._clear()  # the next try may need no more than that
+            self._remove_abandoned()  # may free the space that the next attempt needs
         return self.left

@@ -70,7 +70,7 @@ def test_a_failure_in_one_thread_ends_the_save_for_all_threads(tmp_path: Path) -
             with pytest.raises(tx.SaveError) as caught:
                 call()
             assert str(caught.value) == (
-                "The save was given up or finished before after: No space left on device "
+                "The save was abandoned after an error: No space left on device "
                 f"- file `{tmp_path}/a`"
             )
     assert list_names(tmp_path) == []
@@ -151,7 +151,7 @@ def test_a_failed_sync_is_never_retried(tmp_path: Path) -> None:
         with pytest.raises(tx.SaveError, match="can't sync: Input/output error"):
             file.sync()
         for call in (file.sync, staging.commit):
-            with pytest.raises(tx.SaveError, match="given up or finished before after: Input/outp"):
+            with pytest.raises(tx.SaveError, match="abandoned after an error: Input/output error"):
                 call()
         file.close()
     assert disk.calls == 1
@@ -242,7 +242,7 @@ def test_a_save_fails_if_the_target_keeps_changing(tmp_path: Path) -> None:
         tmp_path / "a", overwrite=True, disk=RefusingDisk(rename=errno.ENOTEMPTY)
     ) as staging:
         staging.put("x", b"1")
-        with pytest.raises(tx.SaveError, match="Other programs keep replacing what is here - file"):
+        with pytest.raises(tx.SaveError, match="Other programs keep replacing this path - file"):
             staging.commit()
     assert list_names(tmp_path) == []
 

@@ -175,11 +175,11 @@ def test_writing_after_close_or_commit_is_an_error(tmp_path: Path) -> None:
         with pytest.raises(tx.UsageError, match="Expected an open file, got one that was closed"):
             file.write(b"1")
         staging.commit()
-    with pytest.raises(tx.SaveError, match="The save was given up or finished before"):
+    with pytest.raises(tx.SaveError, match="The save was already committed or discarded"):
         file.write(b"1")
-    with pytest.raises(tx.SaveError, match="The save was given up or finished before"):
+    with pytest.raises(tx.SaveError, match="The save was already committed or discarded"):
         staging.put("y", b"1")
-    with pytest.raises(tx.SaveError, match="The save was given up or finished before"):
+    with pytest.raises(tx.SaveError, match="The save was already committed or discarded"):
         staging.commit()
     assert read_files(tmp_path / "a") == {"x": b""}
 
