@@ -1,4 +1,4 @@
-"""Every change that templax makes to a file system, and what its refusals mean to a user."""
+"""The changes that templax makes to a file system, and error messages for when it refuses them."""
 
 from __future__ import annotations
 
@@ -15,49 +15,55 @@ from ..errors import SaveError
 
 _FULL_FSYNC: int | None = getattr(fcntl, "F_FULLFSYNC", None)
 
-_UNSERVED = frozenset((errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOTTY))
-"""What a file system answers that doesn't know an operation."""
+_UNSUPPORTED = frozenset(
+    (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOTTY)
+)
+"""Error codes by which a file system says that it does not support an operation."""
 
 
 class Disk:
-    """One method for each operation; each makes one system call and raises `OSError` only.
+    """One method per operation; each makes one system call and raises only `OSError`.
 
-    A subclass may watch, delay or refuse them: `templax.testing.FaultyDisk`. Reading and listing
-    change nothing, so they are not here. Thread-safe.
+    A subclass may record, delay or refuse operations, as `templax.testing.FaultyDisk` does. Reading
+    and listing are not included, since they change nothing. Thread-safe.
     """
 
     def mkdir(self, path: str) -> None:
         os.mkdir(path)
 
     def create(self, path: str) -> int:
-        """A descriptor of a new, empty file. An existing file is never opened."""
+        """Creates an empty file and returns its descriptor. Fails if the file exists."""
         return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
 
     def open_directory(self, path: str) -> int:
-        """A descriptor to sync or lock a directory by."""
+        """Opens a directory in order to sync or lock it; returns the descriptor."""
         return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
     def write(self, fd: int, data: memoryview, offset: int) -> int:
-        """How many bytes of `data` were written, from the first: maybe not all."""
+        """Writes the start of `data`; returns how many bytes were written, which may be fewer."""
         return os.pwrite(fd, data, offset)
 
     def fsync(self, fd: int) -> None:
-        """What was written to a file, or the names in a directory, survives a loss of power.
+        """Makes what was written to a file, or the names in a directory, survive a power loss.
 
-        Once it has failed, nothing is known of the bytes, and a second call may well say that all
-        is well: it must not be tried again.
+        Never retry this after a failure: the bytes may be lost, and the second call may still
+        report success.
         """
-        if _FULL_FSYNC is not None:  # macOS, where fsync leaves the bytes in the drive's cache
+        if _FULL_FSYNC is not None:  # macOS: fsync alone leaves the bytes in the drive's cache
             try:
                 fcntl.fcntl(fd, _FULL_FSYNC)
                 return
             except OSError as error:
-                if error.errno not in _UNSERVED:
+                if error.errno not in _UNSUPPORTED:
                     raise
         os.fsync(fd)
 
     def lock(self, fd: int, shared: bool = False) -> None:
-        """Locks what is open, or raises `BlockingIOError`; given up when the process ends."""
+        """Locks an open file or directory; released at the latest when the process ends.
+
+        Raises:
+            BlockingIOError: Another process holds a lock.
+        """
         fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
 
     def unlock(self, fd: int) -> None:
@@ -67,11 +73,11 @@ class Disk:
         os.close(fd)
 
     def rename(self, old: str, new: str) -> None:
-        """Moves a directory; replaces an empty one, never one that holds something."""
+        """Moves a directory. May replace an empty directory, but never one that is not empty."""
         os.rename(old, new)
 
     def exchange(self, one: str, other: str) -> None:
-        """Swaps what two paths name, in one step: at no instant does either name nothing."""
+        """Swaps two directories in one step, so that both paths exist at every moment."""
         swap = _swap()
         if swap is None:
             raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS), one, None, other)
@@ -87,14 +93,14 @@ class Disk:
 
 
 DISK = Disk()
-"""The real one."""
+"""The real file system."""
 
 
 class Descriptor:
-    """A descriptor that is closed once nothing uses it any more.
+    """A file descriptor that is closed when the last reference to it is gone.
 
-    A save may be given up while threads write: were the descriptor closed under them, its number
-    could be that of another file of the program by the time they write.
+    A save may be abandoned while other threads are writing. If the descriptor were closed under
+    them, the program could have reused its number for another file by the time they write.
     """
 
     fd = -1
@@ -115,7 +121,10 @@ class Descriptor:
 
 @functools.cache
 def _swap() -> Callable[[bytes, bytes], int] | None:
-    """What swaps two paths: renameat2(2) of Linux, renamex_np(2) of macOS; None of an old libc."""
+    """The function that swaps two paths: renameat2(2) on Linux, renamex_np(2) on macOS.
+
+    None if the C library is too old to have it.
+    """
     libc = ctypes.CDLL(None, use_errno=True)
     if sys.platform == "darwin":
         renamex = getattr(libc, "renamex_np", None)
@@ -128,30 +137,37 @@ def _swap() -> Callable[[bytes, bytes], int] | None:
         return None
     path = [ctypes.c_int, ctypes.c_char_p]
     renameat2.argtypes = [*path, *path, ctypes.c_uint]
-    here = -100  # AT_FDCWD
-    return lambda one, other: renameat2(here, one, here, other, 2)  # RENAME_EXCHANGE
+    cwd = -100  # AT_FDCWD
+    return lambda one, other: renameat2(cwd, one, cwd, other, 2)  # RENAME_EXCHANGE
 
 
 def cannot_swap(error: OSError) -> bool:
-    """Whether a failed `exchange` says that the file system has no such operation."""
-    return error.errno in _UNSERVED
+    """Whether the error of `exchange` says that the file system does not support it."""
+    return error.errno in _UNSUPPORTED
 
 
 def try_lock(fd: int, disk: Disk, *, shared: bool = False) -> bool | None:
-    """Locks what is open. True: it is ours now. False: somebody holds it. None: no locks here."""
+    """Tries to lock an open file or directory, without waiting.
+
+    Returns:
+        True if it is locked now, False if another process holds a lock, None if the file system
+        has no locks for it.
+    """
     try:
         disk.lock(fd, shared)
     except BlockingIOError:
         return False
-    except OSError as error:  # NFS wants a file that is open for writing: no directory ever is
-        if error.errno in _UNSERVED or error.errno in (errno.EBADF, errno.ENOLCK):
+    except (
+        OSError
+    ) as error:  # EBADF: NFS only locks what is open for writing, as no directory can be
+        if error.errno in _UNSUPPORTED or error.errno in (errno.EBADF, errno.ENOLCK):
             return None
         raise
     return True
 
 
 def sync_directory(fd: int, disk: Disk) -> None:
-    """Syncs the names in a directory, where the file system has an operation for that."""
+    """Makes the names in a directory durable, if the file system supports that."""
     try:
         disk.fsync(fd)
     except OSError as error:
@@ -178,34 +194,34 @@ _HINTS: dict[int, str] = {
 }
 
 
-def save_error(doing: str, path: str, error: OSError, rest: str = "") -> SaveError:
-    """What the disk refused, as a user can use it.
+def save_error(action: str, path: str, error: OSError, rest: str = "") -> SaveError:
+    """Turns an error of the disk into one that tells the user what failed and what to do.
 
     Args:
-        doing: Verb, such as "write".
-        path: File or directory concerned, if `error` names none.
+        action: What failed, as a verb such as "write".
+        path: The file or directory concerned, unless `error` names one.
         error: As the disk raised it.
-        rest: What became of the save, said behind the reason.
+        rest: What became of the save; appended to the reason.
     """
     reason = os.strerror(error.errno) if error.errno else str(error)
     hint = _HINTS.get(error.errno or 0)
     if error.errno == errno.ENOSPC:
-        free = _free(path)
+        free = _count_free_bytes(path)
         now = "" if free is None else f" ({free} bytes are free now)"
         hint = f"make room{now}, or save elsewhere"
-    named = error.filename2 or error.filename  # of a move, where it went to
+    named = error.filename2 or error.filename  # the destination, for a rename
     file = named if isinstance(named, str) else path
-    return SaveError(f"can't {doing}: {reason}{rest}", file=file, hint=hint)
+    return SaveError(f"can't {action}: {reason}{rest}", file=file, hint=hint)
 
 
-def _free(path: str) -> int | None:
-    """Bytes that may still be written to the file system of `path`, or None if unknown."""
+def _count_free_bytes(path: str) -> int | None:
+    """Bytes still available on the file system of `path`, or None if unknown."""
     while True:
         try:
-            found = os.statvfs(path)
-        except FileNotFoundError:  # what was written there has been removed
+            stats = os.statvfs(path)
+        except FileNotFoundError:  # already removed by the failed save
             path = os.path.dirname(path)
         except OSError:
             return None
         else:
-            return found.f_bavail * found.f_frsize
+            return stats.f_bavail * stats.f_frsize

@@ -1,7 +1,7 @@
-"""What a save is called until it is finished, and what killed ones leave: found and removed.
+"""Temporary names of unfinished saves, and finding and removing what killed saves left behind.
 
 A save is written to `NAME.orbax-checkpoint-tmp-templax-HOST-RANDOM` next to `NAME`. No reader,
-Orbax's included, takes a name with `.orbax-checkpoint-tmp` for a checkpoint.
+Orbax included, treats a name that contains `.orbax-checkpoint-tmp` as a checkpoint.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from .disk import DISK, Descriptor, Disk, save_error, sync_directory, try_lock
 from .local import on_this_machine
 
 TEMPORARY = ".orbax-checkpoint-tmp"
-"""What the name of each save contains that has not finished, whoever writes it."""
+"""Part of the name of every unfinished save, whichever program writes it."""
 
 QUIET_S = 24 * 3600
-"""How long a save whose lock tells nothing must have written nothing until it is given up."""
+"""A save whose lock can't be relied on is abandoned once it has written nothing for this long."""
 
-_OURS = f"{TEMPORARY}-templax-"
+_TEMPLAX_MARK = f"{TEMPORARY}-templax-"
 
 _TOKEN = re.compile(r"(?P<host>[0-9a-f]{8})-[0-9a-f]{16}")
 
@@ -32,35 +32,38 @@ _HOST_BYTES, _RANDOM_BYTES, _DIGEST_BYTES = 8, 16, 16
 
 _TOKEN_BYTES = _HOST_BYTES + 1 + _RANDOM_BYTES
 
-_LONGEST_NAME = 255
+_MAX_NAME_BYTES = 255
 
 
 def absolute_path(path: str | os.PathLike[str]) -> str:
-    """The absolute path of one that a user gave; `~` is expanded, as in `storage.Local`."""
+    """Makes a path that a user gave absolute. `~` is expanded, as in `storage.Local`."""
     text = os.fspath(path)
     try:
         os.fsencode(text)
     except UnicodeEncodeError as error:
-        raise UsageError(f"Expected a path, got {text!r}, which no file can be called") from error
+        raise UsageError(
+            f"Expected a path, got {text!r}, which is not a valid file name"
+        ) from error
     if "\0" in text:
         raise UsageError(f"Expected a path, got {text!r}")
     return os.path.abspath(os.path.expanduser(text))
 
 
 def temporary_path(path: str) -> str:
-    """A fresh name next to `path` and tied to it, for what is not, or no longer, a checkpoint."""
-    return f"{_stem(path)}{_OURS}{_host()}-{os.urandom(_RANDOM_BYTES // 2).hex()}"
+    """A new name next to `path`, for what is not yet, or no longer, the checkpoint of that name."""
+    token = f"{_identify_host()}-{os.urandom(_RANDOM_BYTES // 2).hex()}"
+    return f"{_shorten_name(path)}{_TEMPLAX_MARK}{token}"
 
 
-def _stem(path: str) -> str:
-    """What the temporary names of `path` begin with: `path` itself, unless it is too long."""
+def _shorten_name(path: str) -> str:
+    """The start of all temporary names of `path`: `path` itself, shortened if it is too long."""
     parent, name = os.path.split(path)
     try:
         longest = os.pathconf(parent, "PC_NAME_MAX")
     except (OSError, ValueError):
-        longest = _LONGEST_NAME
+        longest = _MAX_NAME_BYTES
     raw = os.fsencode(name)
-    room = longest - len(_OURS) - _TOKEN_BYTES
+    room = longest - len(_TEMPLAX_MARK) - _TOKEN_BYTES
     if len(raw) <= room:
         return path
     head = raw[: max(0, room - _DIGEST_BYTES - 1)].decode(errors="ignore")
@@ -68,14 +71,17 @@ def _stem(path: str) -> str:
 
 
 def _digest(data: bytes, length: int) -> str:
-    from hashlib import blake2b  # costs 2 ms, which a reader need not pay
+    from hashlib import blake2b  # takes 2 ms, which reading should not cost
 
     return blake2b(data, digest_size=length // 2).hexdigest()
 
 
 @functools.cache
-def _host() -> str:
-    """Tells machines apart, which don't see each other's locks; the same in all its containers."""
+def _identify_host() -> str:
+    """Identifies this machine, since machines don't see each other's locks.
+
+    All containers of a machine get the same value.
+    """
     try:
         with open("/proc/sys/kernel/random/boot_id", "rb") as file:
             name = file.read()
@@ -85,127 +91,135 @@ def _host() -> str:
 
 
 def find_abandoned(path: str | os.PathLike[str], disk: Disk = DISK) -> list[str]:
-    """What killed saves to `path` left behind, templax's own only.
+    """Lists what killed saves to `path` left behind. Only finds saves by templax.
 
-    Each can be given to `remove_directory`.
+    A path in the list holds either what had been written, or a checkpoint that was being removed,
+    after it was replaced or pruned, when the process was killed. Pass it to `remove_directory`.
 
-    It is what had been written, or the replaced or pruned checkpoint if the save or the pruning
-    was killed while it removed that.
-
-    A save in progress holds a lock on its directory. Locks on directories are known to this
-    machine only, and some file systems have none: what another machine writes to a network file
-    system, or a directory that can't be locked or opened, counts as left only when nothing in it
-    was written for a day.
+    A save in progress holds a lock on its directory. But locks on directories are only visible on
+    the same machine, and some file systems have none. So if the directory may be in use by another
+    machine, over a network file system, or can't be locked or opened, it counts as abandoned only
+    when nothing in it has been written for a day.
 
     Raises:
-        SaveError: The directory of `path` can't be listed, or the file system fails.
+        SaveError: The parent of `path` can't be listed, or the file system failed.
     """
-    parent, name = os.path.split(_stem(absolute_path(path)))
-    return _left(parent, name, disk)
+    parent, name = os.path.split(_shorten_name(absolute_path(path)))
+    return _list_abandoned(parent, name, disk)
 
 
 def find_abandoned_in(directory: str | os.PathLike[str], disk: Disk = DISK) -> list[str]:
-    """What `find_abandoned` gives of all there is, or was, in a directory.
+    """Lists what `find_abandoned` finds, for all saves to paths in a directory.
 
     Raises:
         SaveError: See `find_abandoned`.
     """
-    return _left(absolute_path(directory), None, disk)
+    return _list_abandoned(absolute_path(directory), None, disk)
 
 
-def _left(parent: str, name: str | None, disk: Disk) -> list[str]:
-    """Args: name: What temporary names begin with; None for all."""
+def _list_abandoned(parent: str, name: str | None, disk: Disk) -> list[str]:
+    """Lists abandoned saves in `parent`.
+
+    Args:
+        parent: The directory to look in.
+        name: Start of the temporary names to consider; None for all.
+        disk: Takes the locks.
+    """
     try:
         names = os.listdir(parent)
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
         raise save_error("list", parent, error) from error
-    found: list[str] = []
+    candidates: list[str] = []
     for each in names:
-        stem, ours, token = each.rpartition(_OURS)
-        if ours and name in (None, stem) and _TOKEN.fullmatch(token):
-            found.append(os.path.join(parent, each))
+        stem, mark, token = each.rpartition(_TEMPLAX_MARK)
+        if mark and name in (None, stem) and _TOKEN.fullmatch(token):
+            candidates.append(os.path.join(parent, each))
     try:
-        return sorted(path for path in found if _is_left(path, disk))
+        return sorted(path for path in candidates if _is_unused(path, disk))
     except OSError as error:
-        raise save_error("look for what saves left in", parent, error) from error
+        raise save_error("look for abandoned saves", parent, error) from error
 
 
 def is_abandoned(path: str | os.PathLike[str], disk: Disk = DISK) -> bool:
-    """Whether no process writes any more to what a save left, by templax or another program.
+    """Whether no process still writes to the directory of an unfinished save.
+
+    The save may be templax's or another program's.
 
     Raises:
-        SaveError: The file system fails.
+        SaveError: The file system failed.
     """
     path = absolute_path(path)
     if _TOKEN.fullmatch(path, max(len(path) - _TOKEN_BYTES, 0)) is None:
-        return _is_quiet(path)  # others take no locks
+        return _is_quiet(path)  # other programs take no locks
     try:
-        return _is_left(path, disk)
+        return _is_unused(path, disk)
     except OSError as error:
         raise save_error("look at", path, error) from error
 
 
-def _is_left(path: str, disk: Disk) -> bool:
-    """Whether no process writes to a temporary directory of templax any more."""
+def _is_unused(path: str, disk: Disk) -> bool:
+    """Whether no process still writes to a temporary directory of templax."""
     try:
         if not stat.S_ISDIR(os.lstat(path).st_mode):
-            return True  # a link or a file that was to be removed
+            return True  # a link or a file that was being removed
         fd = disk.open_directory(path)
     except (FileNotFoundError, NotADirectoryError):
         return False
     except OSError:
         return _is_quiet(path)
     try:
-        free = try_lock(fd, disk, shared=True)  # two who ask at once must not see each other
+        free = try_lock(fd, disk, shared=True)  # shared: two concurrent checks must not conflict
     finally:
         disk.close(fd)
     if free is False:
         return False
-    return bool(free and _locks_tell(path)) or _is_quiet(path)
+    return bool(free and _are_locks_visible(path)) or _is_quiet(path)
 
 
-def _locks_tell(path: str) -> bool:
-    """Whether a lock would be seen here, whoever holds it."""
+def _are_locks_visible(path: str) -> bool:
+    """Whether a lock on `path` would be visible here, whichever process holds it."""
     token = _TOKEN.fullmatch(path, len(path) - _TOKEN_BYTES)
-    return (token is not None and token["host"] == _host()) or on_this_machine(path)
+    return (token is not None and token["host"] == _identify_host()) or on_this_machine(path)
 
 
 def _is_quiet(path: str) -> bool:
-    """Whether nothing in a tree was written for `QUIET_S`."""
+    """Whether nothing in a tree has been written for `QUIET_S`."""
 
-    def changed(path: str) -> float:
+    def get_mtime(path: str) -> float:
         return os.lstat(path).st_mtime
 
     try:
-        newest = changed(path)
-        for directory, _, files in os.walk(path, onerror=_raise):
-            newest = max(newest, changed(directory))
-            newest = max([newest, *(changed(os.path.join(directory, f)) for f in files)])
+        newest = get_mtime(path)
+        for directory, _, files in os.walk(path, onerror=_raise_error):
+            newest = max(newest, get_mtime(directory))
+            newest = max([newest, *(get_mtime(os.path.join(directory, f)) for f in files)])
     except OSError:
         return False
     return time.time() - newest > QUIET_S
 
 
-def _raise(error: OSError) -> None:
+def _raise_error(error: OSError) -> None:
     raise error
 
 
 def remove_directory(directory: str | os.PathLike[str], disk: Disk = DISK) -> None:
-    """Deletes a tree (or a file, or a link, not what it points to) for good.
+    """Deletes a directory tree, a file or a symbolic link (not its target).
 
-    Killed in the middle, what is left has a temporary name and is removed by another call. Nothing
-    there is no error.
+    If the process is killed midway, the rest has a temporary name, and another call removes it. It
+    is not an error if nothing exists at the path.
 
     Raises:
-        SaveError: A save writes to it, or the file system refuses.
+        SaveError: A process is using it, or the file system refused.
     """
     path = absolute_path(directory)
     parent, name = os.path.split(path)
     if TEMPORARY not in name:
         if not delete_checkpoint(path, disk):
-            raise SaveError("Expected what nobody uses, found a lock on it", file=path)
+            raise SaveError(
+                "Expected a directory that is not in use, found a lock on it", file=path
+            )
         return
     try:
         if not stat.S_ISDIR(os.lstat(path).st_mode):
@@ -216,16 +230,18 @@ def remove_directory(directory: str | os.PathLike[str], disk: Disk = DISK) -> No
             free = try_lock(fd, disk)
             if free is False:
                 raise SaveError(
-                    "Expected what a save left, found one that goes on",
+                    "Expected an abandoned save, found one in progress",
                     file=path,
                     hint="wait for it, or end that process",
                 )
-            if not (free and _locks_tell(path)):
-                # Should somebody write to it after all, he must not find it in its place when he
-                # finishes, cut to pieces.
-                old, path = path, temporary_path(os.path.join(parent, name.partition(_OURS)[0]))
+            if not (free and _are_locks_visible(path)):
+                # Some process may be writing to it after all. Renamed, the directory can no longer
+                # be committed by that process when it is already partly deleted.
+                target = os.path.join(parent, name.partition(_TEMPLAX_MARK)[0])
+                old, path = path, temporary_path(target)
                 disk.rename(old, path)
-            # It may be what a save replaced that was killed before its move was there to stay.
+            # This may be a replaced checkpoint whose save was killed before the move was synced. So
+            # sync the move first: without it, a power loss would leave neither checkpoint.
             sync_names(parent, disk)
             delete_tree(path, disk)
         finally:
@@ -237,32 +253,33 @@ def remove_directory(directory: str | os.PathLike[str], disk: Disk = DISK) -> No
 
 
 def delete_checkpoint(path: str | os.PathLike[str], disk: Disk = DISK) -> bool:
-    """Deletes a checkpoint: first its name, at once and for good, then what was in it.
+    """Deletes a checkpoint: first renames it, in one step and durably, then deletes its contents.
 
-    So half of it is never read, whenever this is killed or the power fails.
+    So a partly deleted checkpoint is never read, even if the process is killed or power is lost.
 
     Returns:
-        Whether it is gone: False, and untouched, if somebody holds a lock on the directory, as who
-        restores a step does.
+        Whether the checkpoint no longer exists. False if it was left untouched because another
+        process holds a lock on the directory, for example while it restores the step.
 
     Raises:
-        SaveError: The file system refuses. Whole or in part it may lie under a temporary name.
+        SaveError: The file system refused. All or some of it may remain under a temporary name.
     """
     path = absolute_path(path)
-    gone = temporary_path(path)
-    held: Descriptor | None = None
+    renamed = temporary_path(path)
+    lock: Descriptor | None = None
     try:
         with suppress(NotADirectoryError):
-            held = Descriptor(disk, disk.open_directory(path))
+            lock = Descriptor(disk, disk.open_directory(path))
         try:
-            if held is not None and try_lock(held.fd, disk) is False:
+            if lock is not None and try_lock(lock.fd, disk) is False:
                 return False
-            disk.rename(path, gone)
+            disk.rename(path, renamed)
             sync_names(os.path.dirname(path), disk)
-            delete_tree(gone, disk)  # under the lock: who waits for it to read is told afterwards
+            # Still locked: a reader that waits for the lock learns about it afterwards.
+            delete_tree(renamed, disk)
         finally:
-            if held is not None:
-                held.close()
+            if lock is not None:
+                lock.close()
     except FileNotFoundError:
         return True
     except OSError as error:
@@ -271,7 +288,7 @@ def delete_checkpoint(path: str | os.PathLike[str], disk: Disk = DISK) -> bool:
 
 
 def sync_names(directory: str, disk: Disk) -> None:
-    """Syncs the names in a directory."""
+    """Makes the names in a directory durable."""
     fd = disk.open_directory(directory)
     try:
         sync_directory(fd, disk)
@@ -280,7 +297,7 @@ def sync_names(directory: str, disk: Disk) -> None:
 
 
 def delete_tree(top: str, disk: Disk) -> None:
-    """Deletes a tree, file or link. Whatever another process deletes meanwhile is not an error."""
+    """Deletes a tree, file or link. What another process deletes meanwhile is not an error."""
     try:
         if not stat.S_ISDIR(os.lstat(top).st_mode):
             disk.unlink(top)
@@ -299,12 +316,12 @@ def delete_tree(top: str, disk: Disk) -> None:
         below = [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
         for entry in entries:
             if not entry.is_dir(follow_symlinks=False):
-                _unless_gone(disk.unlink, entry.path)
+                _remove_if_present(disk.unlink, entry.path)
         if not below:
-            _unless_gone(disk.rmdir, pending.pop())
+            _remove_if_present(disk.rmdir, pending.pop())
         pending += below
 
 
-def _unless_gone(remove: Callable[[str], None], path: str) -> None:
+def _remove_if_present(remove: Callable[[str], None], path: str) -> None:
     with suppress(FileNotFoundError):
         remove(path)

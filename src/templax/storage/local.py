@@ -1,4 +1,4 @@
-"""Files of the local machine (or of anything mounted)."""
+"""A source that reads local files, on any mounted file system."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ _LOCAL = frozenset(
 
 
 def _file_system(path: str) -> str | None:
-    """Type of the file system that holds `path`, as Linux names it, or None if unknown."""
+    """The type of the file system of `path`, by its Linux name such as "ext4"; None if unknown."""
     try:
         with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
             lines = [line.split() for line in file]
     except OSError:
         return None
     types: dict[str, str] = {}
-    for fields in lines:  # proc_pid_mountinfo(5); of two mounts at one place the last counts
+    for fields in lines:  # see proc_pid_mountinfo(5); the last of several mounts at one path wins
         types[re.sub(r"\\(\d{3})", lambda m: chr(int(m[1], 8)), fields[4])] = fields[
             fields.index("-") + 1
         ]
-    holding = [at for at in types if path == at or path.startswith(at.rstrip("/") + "/")]
-    return types[max(holding, key=len)] if holding else None
+    mounts = [at for at in types if path == at or path.startswith(at.rstrip("/") + "/")]
+    return types[max(mounts, key=len)] if mounts else None
 
 
 def on_this_machine(path: str) -> bool:
-    """Whether no other machine shares the file system that holds `path`, as far as is known."""
+    """Whether `path` is on a file system known not to be shared with other machines."""
     return _file_system(os.path.realpath(path)) in _LOCAL
 
 
@@ -53,18 +53,27 @@ def _info(key: str, stat: os.stat_result) -> ObjectInfo:
 
 
 class Local:
-    """A directory, or a single file whose key is `""`.
+    """A source over a directory, or over a single file, whose key is then `""`.
 
     Args:
-        path: Relative or absolute; `~` is expanded. Need not exist.
+        path: Relative or absolute; `~` is expanded. It need not exist.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> root = Path(tempfile.mkdtemp())
+        >>> _ = (root / "data").write_bytes(b"hello")
+        >>> bytes(Local(root).read("data", 1, 4))
+        b'ell'
     """
 
     def __init__(self, path: str | os.PathLike[str]):
         self.url = os.path.expanduser(os.fspath(path))
-        # Absolute now: a later chdir must not change what is read.
+        # Made absolute now, so that a later chdir does not change what is read.
         self._root = os.path.abspath(self.url)
         if os.path.basename(self.url.rstrip("/")) in ("", ".", ".."):
-            self.url = self._root  # its name tells: a step's number, a save that never finished
+            # The name of the directory matters: it may be a step number, or an unfinished save.
+            self.url = self._root
         self._versions: dict[str, Version] = {}
         self._lock = threading.Lock()
         self._mappable: bool | None = None
@@ -79,12 +88,12 @@ class Local:
     def children(self, prefix: str = "") -> Iterator[ObjectInfo]:
         try:
             with os.scandir(self._path(prefix)) as listing:
-                found = sorted(listing, key=lambda e: e.name)
+                entries = sorted(listing, key=lambda e: e.name)
         except (FileNotFoundError, NotADirectoryError):
             return
         except OSError as error:
-            raise self._failed(prefix, error) from error
-        for entry in found:
+            raise self._make_error(prefix, error) from error
+        for entry in entries:
             if entry.is_dir():
                 yield ObjectInfo(f"{prefix}{entry.name}/", 0)
                 continue
@@ -107,7 +116,7 @@ class Local:
                 except FileNotFoundError:  # removed since the listing
                     continue
                 identity = stat.st_dev, stat.st_ino
-                if identity not in above:  # a link to a directory above would never end
+                if identity not in above:  # a link to a parent directory would loop forever
                     pending.append((info.key, above | {identity}))
 
     def stat(self, key: str) -> ObjectInfo | None:
@@ -116,7 +125,7 @@ class Local:
         except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, ValueError) as error:
-            raise self._failed(key, error) from error
+            raise self._make_error(key, error) from error
         if os.path.isdir(self._path(key)):
             return ObjectInfo(f"{key.rstrip('/')}/", 0, modified=stat.st_mtime)
         return _info(key, stat)
@@ -124,8 +133,8 @@ class Local:
     def read(
         self, key: str, start: int = 0, stop: int | None = None, out: memoryview | None = None
     ) -> memoryview:
-        with self._opened(key) as fd:
-            version, stop = self._checked(fd, key, start, stop)
+        with self._open_file(key) as fd:
+            version, stop = self._check_range(fd, key, start, stop)
             if out is None:
                 out = memoryview(np.empty(stop - start, np.uint8))
             view = out.cast("B") if out.ndim != 1 or out.format != "B" else out
@@ -133,39 +142,40 @@ class Local:
             while done < len(view):
                 n = os.preadv(fd, [view[done:]], start + done)
                 if n == 0:
-                    raise SourceError(f"{self._named(key)} was cut while it was read")
+                    raise SourceError(f"{self._describe(key)} was cut while it was read")
                 done += n
             if _version(os.fstat(fd)) != version:
-                raise SourceError(f"{self._named(key)} changed while it was read")
+                raise SourceError(f"{self._describe(key)} changed while it was read")
             return out
 
     @contextmanager
-    def _opened(self, key: str) -> Generator[int, None, None]:
-        """A file's descriptor; what the system says of it becomes an error that names the file."""
+    def _open_file(self, key: str) -> Generator[int, None, None]:
+        """Opens a file; translates OS errors, those of the block included, to ones that name it."""
         try:
-            # Never wait for a file that is not regular, such as a pipe.
+            # O_NONBLOCK, so as not to wait for a special file such as a pipe.
             fd = os.open(self._path(key), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except (FileNotFoundError, NotADirectoryError) as error:
             raise NotFound("Expected a file, found none", file=key or self.url) from error
         except (OSError, ValueError) as error:
-            raise self._failed(key, error) from error
+            raise self._make_error(key, error) from error
         try:
             yield fd
         except SourceError:
             raise
         except OSError as error:
-            raise self._failed(key, error) from error
+            raise self._make_error(key, error) from error
         finally:
             os.close(fd)
 
-    def _checked(self, fd: int, key: str, start: int, stop: int | None) -> tuple[Version, int]:
-        """The version of an open file, if it is the one seen first and has the bytes."""
+    def _check_range(self, fd: int, key: str, start: int, stop: int | None) -> tuple[Version, int]:
+        """Checks that a file is unchanged and long enough; returns its version and `stop`."""
         version = _version(os.fstat(fd))
         with self._lock:
             known = self._versions.setdefault(key, version)
         if known != version:
             raise SourceError(
-                f"{self._named(key)} changed since the checkpoint was opened; hint: open it again"
+                f"{self._describe(key)} changed since the checkpoint was opened; hint: open it "
+                "again"
             )
         size = version[2]
         stop = size if stop is None else stop
@@ -177,34 +187,35 @@ class Local:
     @property
     def maps(self) -> bool:
         if self._mappable is None:
-            # Over a network each fault is a request for 4 KiB.
+            # On a network file system, each page fault would be a request for 4 KiB.
             self._mappable = on_this_machine(self._root)
         return self._mappable
 
     def view(self, key: str, start: int, stop: int) -> memoryview | None:
         if not self.maps:
             return None
-        with self._opened(key) as fd:
-            self._checked(fd, key, start, stop)
+        with self._open_file(key) as fd:
+            self._check_range(fd, key, start, stop)
             with self._lock:
                 mapped = self._maps.get(key)
                 if mapped is None:
-                    # Writable, so that a program that writes to the memory (a donated array)
-                    # changes its own pages, not the file; nothing is set aside for that.
+                    # Private and writable: a program that writes to the memory, such as XLA to a
+                    # donated array, changes its own copy of the pages, not the file. NORESERVE,
+                    # because the kernel need not reserve memory for such copies in advance.
                     flags = mmap.MAP_PRIVATE | getattr(mmap, "MAP_NORESERVE", 0)
                     mapped = mmap.mmap(fd, 0, flags, mmap.PROT_READ | mmap.PROT_WRITE)
                     self._maps[key] = mapped
             if stop > len(mapped):
-                raise SourceError(f"{self._named(key)} was cut while it was read")
+                raise SourceError(f"{self._describe(key)} was cut while it was read")
             return memoryview(mapped)[start:stop]
 
     def at(self, key: str) -> Local:
         return Local(os.path.normpath(os.path.join(self.url, key)))
 
-    def _named(self, key: str) -> str:
+    def _describe(self, key: str) -> str:
         return f"file `{key}` of {self.url}" if key else f"file {self.url}"
 
-    def _failed(self, key: str, error: OSError | ValueError) -> SourceError:
+    def _make_error(self, key: str, error: OSError | ValueError) -> SourceError:
         reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else error
         if isinstance(error, OSError) and error.errno == errno.EISDIR:
             reason = "is a directory, expected a file"

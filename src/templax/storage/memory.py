@@ -1,4 +1,4 @@
-"""Objects in a dict: the reference implementation of a source, and what tests read from."""
+"""A source over a dict: the reference implementation of `Source`, also used by tests."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from .source import ObjectInfo
 
 
 class Memory:
-    """A source over `{key: bytes}`. The mapping is used as it is, not copied.
+    """A source over `{key: bytes}`. The mapping is not copied.
 
-    >>> source = Memory({"a/b": b"hello"})
-    >>> bytes(source.read("a/b", 1, 4))
-    b'ell'
-    >>> [info.key for info in source.children()]
-    ['a/']
+    Example:
+        >>> source = Memory({"a/b": b"hello"})
+        >>> bytes(source.read("a/b", 1, 4))
+        b'ell'
+        >>> [info.key for info in source.children()]
+        ['a/']
     """
 
     maps = True

@@ -1,4 +1,4 @@
-"""Where bytes are, and where they go: a protocol for each, one file per kind of store."""
+"""Finds the source or sink for a path or URL."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from .staging import Staging
 
 
 def open_source(url: str | os.PathLike[str] | Source) -> Source:
-    """The source of a path or URL; a source is returned as it is.
+    """Returns the source for a path or URL; a source is returned unchanged.
 
     Args:
         url: A local path (relative or absolute, `~` is expanded), a `file://` URL, or a `Source`.
 
     Raises:
-        SourceError: A scheme or host that no source serves.
-        UsageError: The empty path: an unset variable must not mean the current directory.
+        SourceError: The scheme or host of the URL is not supported.
+        UsageError: The path is empty, since an unset variable must not mean the current directory.
     """
     if isinstance(url, Source) and not isinstance(url, (str, os.PathLike)):
         return url
@@ -28,17 +28,17 @@ def open_source(url: str | os.PathLike[str] | Source) -> Source:
 
 
 def open_staging(url: str | os.PathLike[str] | Sink, *, overwrite: bool) -> Sink:
-    """Where a checkpoint is written that will be at a path or URL; a sink is returned as it is.
+    """Returns a sink that writes a checkpoint to a path or URL; a sink is returned unchanged.
 
     Args:
-        url: As for `open_source`, or a `Sink`.
+        url: A path or `file://` URL as for `open_source`, or a `Sink`.
         overwrite: Whether an existing checkpoint may be replaced.
 
     Raises:
         AlreadyExists: The path is taken, and `overwrite` is False.
         SaveError: The existing directory can't be replaced, or nothing can be written there.
-        SourceError: A scheme or host that no sink serves.
-        UsageError: The empty path: an unset variable must not mean the current directory.
+        SourceError: The scheme or host of the URL is not supported.
+        UsageError: The path is empty, since an unset variable must not mean the current directory.
     """
     if isinstance(url, Sink) and not isinstance(url, (str, os.PathLike)):
         return url
@@ -47,12 +47,12 @@ def open_staging(url: str | os.PathLike[str] | Sink, *, overwrite: bool) -> Sink
 
 
 def _local_path(url: str | os.PathLike[str], does: str, hint: str) -> str:
-    """The path that a path or a `file://` URL names.
+    """Returns the local path for a path or a `file://` URL.
 
     Args:
-        url: What a user gave.
-        does: What is done to files there, for the messages: "reads".
-        hint: What to do about another scheme.
+        url: As given by the user.
+        does: What templax does to files, for the messages: "reads" or "writes".
+        hint: What to do instead for another scheme.
     """
     path = os.fspath(url)
     if not isinstance(path, str) or "\0" in path:

@@ -1,4 +1,4 @@
-"""What a file is by its first bytes. Only what a signature proves is said."""
+"""Recognises files by their first bytes. Makes no claim that a signature does not prove."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from ..errors import Corrupted, NotFound, UnknownFormat
 from .source import Source
 
 MAX_METADATA = 1 << 28
-"""Bytes of the largest metadata file or decoded index that is read. Orbax's own limit is 100 MB."""
+"""Maximum size of a metadata file or decoded index, in bytes. Orbax's own limit is 100 MB."""
 
 _LFS = b"version https://git-lfs.github.com/spec/"
 
@@ -27,19 +27,19 @@ _SIGNATURES: tuple[tuple[bytes, str, str | None], ...] = (
 
 
 def is_lfs_pointer(head: bytes) -> bool:
-    """Whether a file is the text that Git LFS leaves in place of a file it did not fetch."""
+    """Whether a file is the text that Git LFS leaves in place of a file that was not fetched."""
     return head.startswith(_LFS)
 
 
 def lfs_pointer(file: str) -> UnknownFormat:
-    """The error for a checkpoint whose files were never fetched."""
+    """The error for a checkpoint whose files were not fetched from Git LFS."""
     return UnknownFormat(
         "Expected checkpoint data, got a Git LFS pointer", file=file, hint="run `git lfs pull`"
     )
 
 
 def pointer_instead(source: Source, key: str) -> UnknownFormat | None:
-    """The error for a file that turns out too short, if it is such a text; None if it is none."""
+    """The error for a file that is too short because it is a Git LFS pointer; None if it is not."""
     info = source.stat(key)
     if info is None or info.is_dir or not is_lfs_pointer(read_head(source, key, info.size, 64)):
         return None
@@ -47,16 +47,20 @@ def pointer_instead(source: Source, key: str) -> UnknownFormat | None:
 
 
 def recognise(head: bytes, size: int) -> tuple[str, str | None] | None:
-    """What a file is, and what to do about it; None where no signature proves anything.
+    """Tells what kind of file this is.
 
     Args:
-        head: The first bytes of the file, 512 if it has as many.
-        size: Bytes of the file.
+        head: The first 512 bytes of the file, or all of them if it is shorter.
+        size: Size of the file in bytes.
+
+    Returns:
+        What the file is, such as "a zip archive", and a hint on what to do about it or None. None
+        if no signature matches.
     """
     for signature, what, hint in _SIGNATURES:
         if head.startswith(signature):
             if what == "a zip archive":
-                return _zip(head)
+                return _recognise_zip(head)
             return what, hint
     if head[257:262] == b"ustar":
         return "a tar archive", "unpack it"
@@ -68,7 +72,7 @@ def recognise(head: bytes, size: int) -> tuple[str, str | None] | None:
     return None
 
 
-def _zip(head: bytes) -> tuple[str, str | None]:
+def _recognise_zip(head: bytes) -> tuple[str, str | None]:
     name_length = int.from_bytes(head[26:28], "little")
     name = head[30 : 30 + name_length].decode("utf-8", "replace")
     if name.endswith(".npy"):
@@ -79,17 +83,17 @@ def _zip(head: bytes) -> tuple[str, str | None]:
 
 
 def read_head(source: Source, key: str, size: int, nbytes: int = 512) -> bytes:
-    """The first bytes of a file of `size` bytes, at most `nbytes`."""
+    """Reads the first `nbytes` bytes of a file of `size` bytes, or all of a shorter one."""
     return bytes(source.read(key, 0, min(size, nbytes)))
 
 
 def read_metadata(source: Source, key: str) -> memoryview:
-    """All of a metadata file.
+    """Reads a whole metadata file.
 
     Raises:
-        NotFound: No such file.
-        Corrupted: It is larger than any sound one; nothing was read.
-        UnknownFormat: It is a Git LFS pointer.
+        NotFound: There is no such file.
+        Corrupted: The file is larger than `MAX_METADATA`; nothing was read.
+        UnknownFormat: The file is a Git LFS pointer.
     """
     info = source.stat(key)
     if info is None or info.is_dir:

@@ -36,7 +36,7 @@ def test_a_save_in_progress_is_not_stale(tmp_path: Path) -> None:
         with pytest.raises(tx.SaveError) as caught:
             remove_directory(staging.directory)
         assert str(caught.value) == (
-            f"Expected what a save left, found one that goes on - file `{staging.directory}`; "
+            f"Expected an abandoned save, found one in progress - file `{staging.directory}`; "
             "hint: wait for it, or end that process"
         )
         staging.put("x", b"1")
@@ -163,7 +163,7 @@ def test_looking_for_leftovers_on_a_failing_file_system_is_an_error(tmp_path: Pa
     with pytest.raises(tx.SaveError) as caught:
         find_abandoned(tmp_path / "a", RefusingDisk(lock=errno.EIO))
     assert str(caught.value) == (
-        f"can't look for what saves left in: Input/output error - file `{tmp_path}`; hint: "
+        f"can't look for abandoned saves: Input/output error - file `{tmp_path}`; hint: "
         "the device or the network fails, see the system's log; save elsewhere"
     )
 
@@ -227,7 +227,9 @@ def test_a_locked_checkpoint_is_not_removed(tmp_path: Path) -> None:
     fcntl.flock(fd, fcntl.LOCK_SH)
     disk = FaultyDisk()
     assert delete_checkpoint(tmp_path / "a", disk) is False
-    with pytest.raises(tx.SaveError, match="Expected what nobody uses, found a lock on it - file"):
+    with pytest.raises(
+        tx.SaveError, match="Expected a directory that is not in use, found a lock on it - file"
+    ):
         remove_directory(tmp_path / "a", disk)
     assert "rename" not in {o.name for o in disk.trace}
     os.close(fd)
