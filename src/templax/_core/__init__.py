@@ -1,1 +1,1 @@
-"""Names, boxes, dtypes and other plain values that every stage uses."""
+"""Leaf names, boxes, dtypes and other basics that every stage uses."""

@@ -1,4 +1,4 @@
-"""Types of arguments of public calls, and checks that several calls share."""
+"""Argument types of public functions, and checks that several of them share."""
 
 from __future__ import annotations
 
@@ -8,16 +8,21 @@ from typing import Any
 from ..errors import UsageError
 
 PyTree = Any
-"""Any pytree, as JAX has it."""
+"""Any pytree. JAX does not give them a type either."""
 
 
 def check_int(name: str, value: Any, minimum: int = 1) -> int:
-    """Checks an argument that counts something, and returns it as an int.
+    """Checks an integer argument and returns it as an int.
+
+    Args:
+        name: Name of the argument, for the message.
+        value: What the user passed. numpy integers are accepted, bools are not.
+        minimum: The smallest valid value.
 
     Raises:
-        UsageError: It is not an integer, or is below `minimum`.
+        UsageError: `value` is not an integer, or is less than `minimum`.
     """
-    whole = hasattr(value, "__index__") and not isinstance(value, bool)
-    if not whole or operator.index(value) < minimum:
+    is_integer = hasattr(value, "__index__") and not isinstance(value, bool)
+    if not is_integer or operator.index(value) < minimum:
         raise UsageError(f"Expected {name}= an int of at least {minimum}, got {value!r}")
     return operator.index(value)

@@ -1,4 +1,4 @@
-"""Box arithmetic. A box is a half-open index range per dimension, in array elements."""
+"""Box arithmetic. A box is one half-open index range per dimension, in elements."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Box = tuple[tuple[int, int], ...]
 
 @functools.lru_cache(maxsize=4096)
 def full_box(shape: Shape) -> Box:
-    """The box of all of an array.
+    """The box that covers a whole array.
 
     >>> full_box((2, 3))
     ((0, 2), (0, 3))
@@ -22,14 +22,14 @@ def full_box(shape: Shape) -> Box:
 
 
 def shape_of(box: Box) -> Shape:
+    """The length of a box along each dimension."""
     return tuple(stop - start for start, stop in box)
 
 
 def fits_address_space(shape: Shape, itemsize: int) -> bool:
-    """Whether numpy can make an array of a shape.
+    """Whether numpy can create an array of this shape.
 
-    It counts the bytes of a row even of an empty array.
-
+    numpy multiplies only the dimensions that are not 0, so even an empty array can be too large.
 
     >>> [fits_address_space(shape, 4) for shape in [(0, 2**62), (0, 5), (1,) * 33]]
     [False, True, False]
@@ -38,11 +38,12 @@ def fits_address_space(shape: Shape, itemsize: int) -> bool:
 
 
 def size_of(box: Box) -> int:
+    """The number of elements in a box."""
     return math.prod(stop - start for start, stop in box)
 
 
 def intersect(a: Box, b: Box) -> Box | None:
-    """Where two boxes overlap, or None. Boxes of a 0-d array, `()`, always do.
+    """The overlap of two boxes, or None. Boxes of a 0-d array, `()`, always overlap.
 
     >>> intersect(((0, 4), (2, 8)), ((1, 9), (0, 4)))
     ((1, 4), (2, 4))
@@ -57,21 +58,28 @@ def intersect(a: Box, b: Box) -> Box | None:
 
 
 def relative_box(inner: Box, outer: Box) -> Box:
-    """`inner` in coordinates that start at the corner of `outer`."""
+    """`inner` in coordinates relative to the first corner of `outer`.
+
+    >>> relative_box(((3, 5),), ((2, 8),))
+    ((1, 3),)
+    """
     return tuple((i0 - o0, i1 - o0) for (i0, i1), (o0, _) in zip(inner, outer, strict=True))
 
 
 def box_slices(box: Box) -> tuple[slice, ...]:
+    """A box as an index: `array[box_slices(box)]` is the part of `array` inside the box."""
     return tuple(slice(start, stop) for start, stop in box)
 
 
 def box_from_index(index: Sequence[slice], shape: Shape) -> Box:
-    """A box from slices with step 1, such as a sharding's `devices_indices_map` gives."""
+    """A box from slices with step 1, such as those of a sharding's `devices_indices_map`."""
     return tuple(s.indices(n)[:2] for s, n in zip(index, shape, strict=True))
 
 
 def is_contiguous(box: Box, shape: Shape) -> bool:
-    """Whether the elements of `box` lie back to back in a C-ordered array of `shape`."""
+    """Whether the elements of `box` are contiguous in a C-ordered array of `shape`."""
+    # From the innermost dimension outwards: once a dimension is not covered completely, all those
+    # outside it must have length 1.
     partial = False
     for (start, stop), n in zip(reversed(box), reversed(shape), strict=True):
         if partial and stop - start != 1:
@@ -82,40 +90,40 @@ def is_contiguous(box: Box, shape: Shape) -> bool:
 
 
 def box_around(start: int, stop: int, shape: Shape) -> Box:
-    """The smallest box that holds elements `start` to `stop` of a C-ordered array.
+    """The smallest box that contains elements `start` to `stop` of a C-ordered array.
 
     Args:
-        start, stop: At least one element, within the array.
-        shape: Of the array.
+        start, stop: Half-open range of flat indices, not empty and within the array.
+        shape: Shape of the array.
 
     >>> box_around(8, 20, (4, 2, 4)), box_around(5, 7, (4, 2, 4))
     (((1, 3), (0, 2), (0, 4)), ((0, 1), (1, 2), (1, 3)))
     """
     first, last, size = start, stop - 1, math.prod(shape)
     box: list[tuple[int, int]] = []
-    together = True
+    same_index = True  # the first and last element agree in all dimensions so far
     for n in shape:
         size //= n
-        if not together:
+        if not same_index:
             box.append((0, n))
             continue
         (a, first), (b, last) = divmod(first, size), divmod(last, size)
         box.append((a, b + 1))
-        together = a == b
+        same_index = a == b
     return tuple(box)
 
 
 def span_of(box: Box, shape: Shape, itemsize: int) -> tuple[int, int]:
-    """Bytes of a C-ordered array of `shape` that cover `box`.
+    """The byte range of a C-ordered array that covers `box`.
 
     Args:
-        box: A box that holds at least one element, within `shape`.
-        shape: Of the array.
+        box: A box within `shape` that contains at least one element.
+        shape: Shape of the array.
         itemsize: Bytes per element.
 
     Returns:
-        `(start, stop)` in bytes from the array's first: the smallest single range that holds every
-        element of `box`.
+        `(start, stop)`, relative to the first byte of the array: the smallest single range that
+        contains every element of `box`.
 
     >>> span_of(((1, 2), (0, 3)), (4, 3), 4)
     (12, 24)

@@ -1,4 +1,4 @@
-"""How an array is cut into chunks. Pure."""
+"""How an array is divided into chunks: shapes of chunks, and the cells of a chunk grid."""
 
 from __future__ import annotations
 
@@ -10,22 +10,27 @@ from collections.abc import Iterator
 from .boxes import Box, Shape, full_box, is_contiguous
 
 CHUNK_BYTES = 4 * 1024 * 1024
-"""The most bytes of a chunk, if a row fits. A reader that needs a part of a chunk reads and checks
-all of it; smaller chunks would cost keys in the index. Also what the engine reads whole."""
+"""Maximum size of a chunk, wherever the shape can be divided that finely. A reader that needs part
+of a chunk has to read and check all of it, but smaller chunks mean more keys in the index. A
+restore issues requests of the same size."""
 
 
 @functools.lru_cache(maxsize=4096)
 def chunk_shape(shape: Shape, itemsize: int, *, padded: bool = True) -> Shape:
-    """The shape of the chunks of an array: whole trailing dimensions, cut along the first that has
-    to be, so that in C order they are one range of bytes.
+    """Chooses the shape of the chunks of an array.
 
-    The cuts are where most meshes cut, too: equal chunks, whose number has the largest power of two
-    that fits; else (along the first dimension only) ones of which the last is padded at its end.
+    Each chunk is one contiguous byte range of the array in C order: leading dimensions are cut to
+    length 1 as far as necessary, one dimension is cut into several parts, and those after it stay
+    whole.
+
+    The number of parts is chosen so that cuts coincide with those of most meshes: equal parts, and
+    among the possible numbers one divisible by the largest power of two. If no equal division
+    fits, the parts along the first dimension may be padded: the last one extends past the edge.
 
     Args:
-        shape: Of the array, or of the part of it that a process has.
-        itemsize: Bytes of an element.
-        padded: Whether the last chunk may reach past the edge.
+        shape: Shape of the array, or of the part of it that one process holds.
+        itemsize: Bytes per element.
+        padded: Whether the last chunk may extend past the edge of the array.
 
     >>> chunk_shape((8192, 4096), 4)
     (256, 4096)
@@ -46,17 +51,22 @@ def chunk_shape(shape: Shape, itemsize: int, *, padded: bool = True) -> Shape:
         if row > CHUNK_BYTES:
             chunk[axis] = 1
             continue
-        # Behind a dimension that is cut to 1, padding would lie between two chunks.
-        chunk[axis] = _step(n, -(-n // (CHUNK_BYTES // row)), padded and axis == 0)
+        # After a dimension that is cut to length 1, padding would lie between two chunks.
+        chunk[axis] = _choose_length(n, -(-n // (CHUNK_BYTES // row)), padded and axis == 0)
         break
     return tuple(chunk)
 
 
-def _step(n: int, count: int, padded: bool) -> int:
-    """The length of each of `count` parts of `n`, or of up to twice as many, equal if possible."""
+def _choose_length(n: int, count: int, padded: bool) -> int:
+    """The length of each part when `n` is divided into at least `count` parts.
+
+    The parts are equal if fewer than twice as many suffice for that. Otherwise the last one is
+    padded; or, without padding, there are more parts, or fewer if `n` has no such divisor.
+    """
     equal = [c for c in range(count, 2 * count) if n % c == 0]
     if equal:
-        return n // max(equal, key=lambda c: (c & -c, -c))  # a power of two of them, or nearly
+        # `c & -c` is the largest power of two that divides c; of several such c, the smallest.
+        return n // max(equal, key=lambda c: (c & -c, -c))
     if padded:
         return -(-n // count)
     more = next((c for c in range(2 * count, 16 * count) if n % c == 0), None)
@@ -64,19 +74,19 @@ def _step(n: int, count: int, padded: bool) -> int:
 
 
 def iter_cells(shape: Shape, chunk: Shape) -> Iterator[tuple[Shape, Box]]:
-    """Each cell of the grid in C order, and its box within the array."""
+    """Yields the index of each cell of the grid, in C order, and its box within the array."""
     for cell in cell_indices(shape, chunk):
         yield cell, cell_box(cell, shape, chunk)
 
 
 def cell_indices(shape: Shape, chunk: Shape) -> Iterator[Shape]:
-    """Each cell of the grid in C order."""
+    """Yields the index of each cell of the grid, in C order."""
     return itertools.product(*map(range, grid_shape(shape, chunk)))
 
 
 @functools.lru_cache(maxsize=4096)
 def only_cell(shape: Shape, chunk: Shape) -> Shape | None:
-    """The cell of a grid with a single cell, as most leaves have; else None."""
+    """The index of the only cell if the grid has a single one, as for most leaves; else None."""
     counts = grid_shape(shape, chunk)
     return (0,) * len(counts) if all(n == 1 for n in counts) else None
 
@@ -88,11 +98,11 @@ def grid_shape(shape: Shape, chunk: Shape) -> Shape:
 
 
 def cell_box(cell: Shape, shape: Shape, chunk: Shape) -> Box:
-    """The box of a cell, cut at the edge of the array."""
+    """The box of a cell, clipped to the array."""
     return tuple((i * c, min(i * c + c, n)) for i, c, n in zip(cell, chunk, shape, strict=True))
 
 
 @functools.lru_cache(maxsize=4096)
 def is_row_major(shape: Shape, chunk: Shape) -> bool:
-    """Whether the chunks, one after the other, are the array in C order."""
+    """Whether the chunks, concatenated in C order, give the array in C order."""
     return is_contiguous(full_box(chunk), shape)

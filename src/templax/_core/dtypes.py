@@ -1,4 +1,4 @@
-"""Dtypes: which stored dtype may be cast to which template dtype, and by numpy or by XLA."""
+"""Dtypes: which casts are lossless, which a cast policy allows, and which numpy can do exactly."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ Cast = Literal["float", "widen", "exact"]
 CASTS: tuple[str, ...] = get_args(Cast)
 
 WIDE = frozenset({"int64", "uint64", "float64", "complex128"})
-"""What a `jax.Array` holds only with `jax_enable_x64`."""
+"""Dtypes that a `jax.Array` can have only with `jax_enable_x64`."""
 
 Class = Literal["bool", "int", "float", "complex", "other"]
 
 
 @functools.cache
 def name_of(dtype: np.dtype) -> str:
-    """`dtype.name`, for which numpy takes microseconds."""
+    """`dtype.name`, cached because numpy takes microseconds for it."""
     return dtype.name
 
 
 @functools.cache
 def class_of(dtype: np.dtype) -> Class:
-    """What kind of number a dtype holds, ml_dtypes included.
+    """The kind of number that a dtype holds. Knows the dtypes of ml_dtypes.
 
     >>> class_of(np.dtype("bfloat16")), class_of(np.dtype("int4")), class_of(np.dtype("S3"))
     ('float', 'int', 'other')
     """
     if dtype.kind in "bc":
         return "bool" if dtype.kind == "b" else "complex"
-    if "complex" in dtype.name:  # those of ml_dtypes, which finfo takes for floats
+    if "complex" in dtype.name:  # complex dtypes of ml_dtypes, which finfo treats as floats
         return "other"
     for name, info in (("int", ml_dtypes.iinfo), ("float", ml_dtypes.finfo)):
         try:
@@ -47,9 +47,10 @@ def class_of(dtype: np.dtype) -> Class:
 
 @functools.cache
 def is_lossless(stored: np.dtype, wanted: np.dtype) -> bool:
-    """Whether every value of `stored` is a value of `wanted`.
+    """Whether every value of `stored` can be represented in `wanted`.
 
-    A bool is not a number here. Integers fit floats whose mantissa holds them.
+    Bools are not numbers here. An integer dtype fits a float dtype whose significand is wide enough
+    for all its values.
 
     >>> is_lossless(np.dtype("int8"), np.dtype("bfloat16"))
     True
@@ -65,23 +66,24 @@ def is_lossless(stored: np.dtype, wanted: np.dtype) -> bool:
             return int(b.min) <= int(a.min) and int(a.max) <= int(b.max)
         case ("int", "float"):
             a, f = ml_dtypes.iinfo(stored), ml_dtypes.finfo(wanted)
-            if int(a.min) < 0 and not _signed(wanted):
+            if int(a.min) < 0 and not _has_sign(wanted):
                 return False
-            most = max(abs(int(a.min)), int(a.max))
-            return most <= 2 ** (f.nmant + 1) and most <= float(f.max) and _has_zero(wanted)
+            largest = max(abs(int(a.min)), int(a.max))
+            return largest <= 2 ** (f.nmant + 1) and largest <= float(f.max) and _has_zero(wanted)
         case ("float", "float"):
             return _float_fits(stored, wanted)
         case ("int" | "float", "complex"):
-            return is_lossless(stored, _component(wanted))
+            return is_lossless(stored, _part_dtype(wanted))
         case ("complex", "complex"):
-            return is_lossless(_component(stored), _component(wanted))
+            return is_lossless(_part_dtype(stored), _part_dtype(wanted))
         case _:
             return False
 
 
 def _float_fits(stored: np.dtype, wanted: np.dtype) -> bool:
     a, b = ml_dtypes.finfo(stored), ml_dtypes.finfo(wanted)
-    # The narrowest formats differ in having a sign, a zero, infinities and NaN: compare the values.
+    # The 8-bit formats differ in whether they have a sign, a zero, infinities and NaN. So compare
+    # all their values.
     if stored.itemsize == 1:
         values = np.arange(256, dtype=np.uint8).view(stored)
         with np.errstate(all="ignore"):
@@ -96,19 +98,20 @@ def _float_fits(stored: np.dtype, wanted: np.dtype) -> bool:
     )
 
 
-def _signed(dtype: np.dtype) -> bool:
+def _has_sign(dtype: np.dtype) -> bool:
     return dtype.name != "float8_e8m0fnu"
 
 
-_has_zero = _signed  # float8_e8m0fnu holds powers of two only
+_has_zero = _has_sign  # float8_e8m0fnu has neither: it holds only powers of two
 
 
-def _component(dtype: np.dtype) -> np.dtype:
+def _part_dtype(dtype: np.dtype) -> np.dtype:
+    """The dtype of the real and imaginary part of a complex dtype."""
     return np.dtype(f"f{dtype.itemsize // 2}")
 
 
 def int_fits(dtype: np.dtype, value: int) -> bool:
-    """Whether an integer dtype has `value`.
+    """Whether an integer dtype can represent `value`.
 
     >>> int_fits(np.dtype("uint8"), 255), int_fits(np.dtype("int4"), 8)
     (True, False)
@@ -118,11 +121,11 @@ def int_fits(dtype: np.dtype, value: int) -> bool:
 
 
 def may_cast(stored: np.dtype, wanted: np.dtype, policy: Cast) -> bool:
-    """Whether `policy` lets `stored` become `wanted` (different dtypes).
+    """Whether `policy` allows a cast from `stored` to `wanted`, which are different dtypes.
 
-    `"exact"` allows nothing, `"widen"` what loses nothing, `"float"` also any float to any float
-    and any complex to any complex. Float to int, narrowing of ints, complex to real, and between
-    bool and numbers is allowed by none.
+    `"exact"` allows no cast, `"widen"` allows lossless ones, and `"float"` additionally any float
+    to any float and any complex to any complex. No policy allows float to int, a narrower int,
+    complex to real, or casts between bool and numbers.
 
     >>> may_cast(np.dtype("float32"), np.dtype("bfloat16"), "float")
     True
@@ -137,10 +140,10 @@ def may_cast(stored: np.dtype, wanted: np.dtype, policy: Cast) -> bool:
     return policy == "float" and classes in (("float", "float"), ("complex", "complex"))
 
 
-# Pairs for which numpy's cast equals XLA's on CPU in every bit, NaN payloads and subnormals
+# Pairs for which numpy's cast gives the same bits as XLA's on CPU, NaN payloads and subnormals
 # included (tests/unit/core/test_dtypes.py tries every 8- and 16-bit pattern and many 32-bit ones).
-# Others differ: f16 -> f32 keeps signalling NaNs in numpy and quiets them in XLA, e5m2 and f4 spell
-# NaN differently, and 64-bit ones flush subnormals in XLA.
+# Other pairs differ: for f16 -> f32, numpy keeps signalling NaNs and XLA makes them quiet; for e5m2
+# and f4, NaN is encoded differently; for 64-bit dtypes, XLA flushes subnormals to zero.
 _HOST_EXACT = {
     ("float32", "bfloat16"),
     ("bfloat16", "float32"),
@@ -158,24 +161,27 @@ _HOST_EXACT = {
 
 
 def host_cast_is_exact(stored: np.dtype, wanted: np.dtype) -> bool:
-    """Whether numpy casts to the very bits of `jnp.asarray(x).astype(wanted)` on CPU."""
+    """Whether numpy's cast gives the same bits as `jnp.asarray(x).astype(wanted)` on CPU."""
     if class_of(stored) == "int" and class_of(wanted) == "int":
-        # ml_dtypes casts its narrowest ones to few others.
+        # ml_dtypes can cast its 2-bit integers to few other dtypes.
         return "int2" not in stored.name and "int2" not in wanted.name
     return (stored.name, wanted.name) in _HOST_EXACT
 
 
 def cast_into(out: np.ndarray, values: np.ndarray) -> None:
-    """Cast `values` into `out` (same shape), rounding to nearest even; no warning on overflow."""
+    """Casts `values` into `out`, of the same shape.
+
+    Rounds to nearest, ties to even, and does not warn on overflow.
+    """
     with np.errstate(all="ignore"):
         np.copyto(out, values, casting="unsafe")
 
 
 def parse_dtype(name: str) -> np.dtype:
-    """A dtype by the name numpy and ml_dtypes give it.
+    """Returns the dtype that numpy or ml_dtypes calls `name`.
 
     Raises:
-        TypeError: The dtype does not exist, or it holds Python objects or structures.
+        TypeError: There is no such dtype, or it does not hold numbers.
     """
     try:
         scalar = getattr(ml_dtypes, name, None)
@@ -188,7 +194,7 @@ def parse_dtype(name: str) -> np.dtype:
 
 
 PYTHON_NAMES = {"i": "int", "f": "float", "b": "bool", "c": "complex"}
-"""Python's number types by numpy kind."""
+"""numpy kind → name of Python's number type."""
 
 PYTHON_DTYPES = {
     int: np.dtype("i8"),
@@ -196,6 +202,7 @@ PYTHON_DTYPES = {
     bool: np.dtype("?"),
     complex: np.dtype("c16"),
 }
+"""Python's number type → the dtype of its values."""
 
 NUMPY_NAMES = """bool int8 int16 int32 int64 uint8 uint16 uint32 uint64
 float16 float32 float64 complex64 complex128"""
@@ -208,4 +215,4 @@ DTYPES: Mapping[str, np.dtype] = {
     **{name: np.dtype(name) for name in NUMPY_NAMES.split()},
     **{name: np.dtype(getattr(ml_dtypes, name)) for name in ML_NAMES.split()},
 }
-"""Name → dtype, of every element type that is read. Those of less than a byte take a whole byte."""
+"""Name → dtype of every element type that can be read. Narrower ones are stored one per byte."""

@@ -1,4 +1,4 @@
-"""Aligned memory, and scratch that a thread uses again."""
+"""Aligned memory, and scratch memory that a thread reuses."""
 
 from __future__ import annotations
 
@@ -12,10 +12,13 @@ _MIN_BYTES = 4 * 1024 * 1024
 
 
 class Scratch:
-    """Memory of a thread: touched once, used again for each chunk.
+    """Buffers that one thread allocates once and reuses for each chunk. Not thread-safe.
 
     Args:
-        minimum: Bytes of the smallest allocation.
+        minimum: Size of the smallest allocation, in bytes.
+
+    Attributes:
+        write_s: Seconds that this thread has spent writing. Updated by the caller.
     """
 
     def __init__(self, minimum: int = _MIN_BYTES) -> None:
@@ -25,36 +28,41 @@ class Scratch:
         self.write_s = 0.0
 
     def bytes(self, what: str, nbytes: int) -> memoryview:
+        """Returns the buffer for the purpose `what`, valid until the next call for it."""
         memory = self._memory.get(what)
         if memory is None or len(memory) < nbytes:
-            self._memory.pop(what, None)  # before the larger one is there
+            self._memory.pop(what, None)  # free the old buffer before allocating a larger one
             memory = self._memory[what] = allocate_aligned(max(nbytes, self._minimum))
         return memoryview(memory)[:nbytes]  # pyright: ignore[reportArgumentType]
 
     def compress(self, data: memoryview, level: int | None) -> bytes:
+        """Compresses to one zstd frame. The first call sets the level; None means 1."""
         if self._compressor is None:
             self._compressor = zstandard.ZstdCompressor(level=level or 1, write_content_size=True)
         return self._compressor.compress(data)
 
 
 HUGE_BYTES = 1024 * 1024
-"""Memory of this size or more is mapped on its own, at a page's start: what malloc gives begins a
-few bytes later, and stays with malloc when it is freed (10 MiB more resident with each restore,
-since each has threads of its own)."""
+"""Allocations of at least this size are mapped separately, so they start at a page boundary and are
+returned to the system when freed. Memory from malloc starts a few bytes after the boundary, and
+malloc keeps it: each restore starts new threads, so 10 MiB more stayed resident after each."""
 
 SMALL_BYTES = 64 * 1024
-"""Numpy leaves share arenas only up to this size, since a caller may keep one of them alone."""
+"""Numpy leaves share one allocation only up to this size, since keeping a single one keeps all."""
 
 
 def allocate_aligned(nbytes: int) -> np.ndarray:
-    """Uninitialised bytes at a 64-byte boundary, given back to the system when they are freed."""
+    """Allocates uninitialised bytes at a 64-byte boundary.
+
+    Large ones go back to the system when they are freed; see `HUGE_BYTES`.
+    """
     if nbytes >= HUGE_BYTES:
         try:
             pages = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         except OSError as error:
             raise MemoryError(f"no memory for {nbytes:,} bytes") from error
         if hasattr(mmap, "MADV_HUGEPAGE"):
-            with contextlib.suppress(OSError):  # a kernel without them
+            with contextlib.suppress(OSError):  # the kernel has no huge pages
                 pages.madvise(mmap.MADV_HUGEPAGE)
         return np.frombuffer(pages, np.uint8)
     memory = np.empty(nbytes + ALIGN, np.uint8)
@@ -63,4 +71,4 @@ def allocate_aligned(nbytes: int) -> np.ndarray:
 
 
 ALIGN = 64
-"""Bytes. On CPU, `jax.device_put` takes over a host buffer at this boundary without a copy."""
+"""In bytes. On CPU, `jax.device_put` uses a host buffer with this alignment without a copy."""

@@ -1,7 +1,7 @@
-"""Leaf names: a key path joined by `.`, cut and renamed at element borders only.
+"""Leaf names: key paths joined by `.`, which are only split and renamed between elements.
 
-Joining by `.` is how Orbax keys an array on disk and how safetensors files are written, so a dict,
-a list, a dataclass and a NamedTuple with the same spelling meet.
+Orbax joins keys by `.` on disk, and so do the names in safetensors files. Therefore a dict, a list,
+a dataclass and a NamedTuple match if their keys are spelled alike.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from collections.abc import Callable, Iterable, Mapping
 from ..errors import UsageError
 
 Path = tuple[str | int, ...]
-"""Elements of a key path; an int is an index of a list or tuple."""
+"""The elements of a key path. An int is an index into a list or tuple."""
 
 Rename = Mapping[str, str] | Callable[[str], str]
-"""`{checkpoint prefix: template prefix}`, or a function from name to name."""
+"""`{checkpoint prefix: template prefix}`, or a function from a checkpoint name to a new name."""
 
 
 def join_path(path: Path) -> str:
-    """The name of a leaf.
+    """The name of the leaf at a key path.
 
     >>> join_path(("layers", 0, "kernel"))
     'layers.0.kernel'
@@ -29,15 +29,15 @@ def join_path(path: Path) -> str:
     """
     try:
         return ".".join(path)  # pyright: ignore[reportArgumentType, reportCallIssue]
-    except TypeError:  # an index is among them
+    except TypeError:  # the path contains an index
         return ".".join(map(str, path))
 
 
 def strip_prefix(path: Path, prefix: str) -> Path | None:
-    """The rest of `path` below `prefix`, or None if it is not below it.
+    """The rest of `path` after `prefix`, or None if `path` does not start with it.
 
-    `prefix` ends at an element border. Keys may themselves hold a `.`, so borders are those of
-    `path`, not the dots of `prefix`. The empty prefix is the root.
+    `prefix` must end where an element of `path` ends. A key may itself contain a `.`, so what
+    counts are the elements of `path`, not the dots in `prefix`. The empty prefix is the root.
 
     >>> strip_prefix(("params", "a.b", "w"), "params.a.b")
     ('w',)
@@ -57,7 +57,11 @@ def strip_prefix(path: Path, prefix: str) -> Path | None:
 
 
 def apply_rename(path: Path, rename: Rename | None) -> Path:
-    """`path` under its new name. The longest matching prefix of a mapping wins, once."""
+    """Renames `path`. In a mapping, only the longest matching prefix is applied, and only once.
+
+    Raises:
+        UsageError: A rename function returned something other than a str.
+    """
     if rename is None:
         return path
     if not isinstance(rename, Mapping):
@@ -65,20 +69,23 @@ def apply_rename(path: Path, rename: Rename | None) -> Path:
         new = rename(old)
         if not isinstance(new, str):
             raise UsageError(f"Expected a name (str) from rename({old!r}), got {new!r}")
-        return path if new == old else _split(new)
+        return path if new == old else _split_name(new)
     for i in range(len(path), -1, -1):
         new = rename.get(join_path(path[:i]))
         if new is not None:
-            return _split(new) + path[i:]
+            return _split_name(new) + path[i:]
     return path
 
 
-def _split(name: str) -> Path:
+def _split_name(name: str) -> Path:
     return tuple(name.split(".")) if name else ()
 
 
 def prefixes(path: Path) -> list[str]:
-    """The names of all subtrees that hold `path`, outermost first, without the root."""
+    """The names of all subtrees that contain `path`, outermost first, and of `path` itself.
+
+    The root is not included.
+    """
     return [join_path(path[:i]) for i in range(1, len(path) + 1)]
 
 
@@ -86,13 +93,13 @@ _NUMBERS = re.compile(r"\d+")
 
 
 def find_nearest(name: str, candidates: Iterable[str]) -> str | None:
-    """The candidate that looks most like `name`, or None if none does, or several do equally.
+    """The candidate most similar to `name`; None if there is none, or no single best one.
 
-    A number is part of what a leaf is: `layers_3` is not near `layers_4`.
+    Numbers must be the same, since they tell leaves apart: `layers_3` is not similar to `layers_4`.
     """
-    folded, numbers = normalize(name), _NUMBERS.findall(name)
+    normalized, numbers = normalize(name), _NUMBERS.findall(name)
     pool = [c for c in candidates if _NUMBERS.findall(c) == numbers]
-    same = [c for c in pool if normalize(c) == folded]
+    same = [c for c in pool if normalize(c) == normalized]
     if same:
         return same[0] if len(same) == 1 else None
     close = difflib.get_close_matches(name, pool, n=2, cutoff=0.75)
@@ -104,5 +111,5 @@ def find_nearest(name: str, candidates: Iterable[str]) -> str | None:
 
 
 def normalize(name: str) -> str:
-    """A spelling that ignores case, `_` and `-`."""
+    """Removes differences in case, `_` and `-` from a name."""
     return name.casefold().replace("_", "").replace("-", "")

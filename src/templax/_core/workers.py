@@ -1,4 +1,4 @@
-"""How many threads work, and how much memory they may hold."""
+"""How many threads to use, and how much memory they may use."""
 
 from __future__ import annotations
 
@@ -7,13 +7,17 @@ import os
 from .arguments import check_int
 
 MAX_THREADS = 8
+"""Maximum of the default number of threads."""
 
 MEMORY_BYTES = 2 * 1024 * 1024 * 1024
-"""Default of `memory=`."""
+"""Default for `memory=`, the bytes that all threads together may have in flight."""
 
 
 def choose_threads(threads: int | None) -> int:
-    """The number of workers for an argument `threads=`: by default the cores, at most 8.
+    """The number of threads to start.
+
+    Args:
+        threads: What the user passed as `threads=`. None means one per core, but at most 8.
 
     Raises:
         UsageError: `threads` is not an int of at least 1.
@@ -24,7 +28,7 @@ def choose_threads(threads: int | None) -> int:
 
 
 def count_cores() -> int:
-    """Cores that this process may use; a container often has fewer than the machine."""
+    """The number of cores that this process may use, often fewer than the machine has."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
