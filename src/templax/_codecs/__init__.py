@@ -1,1 +1,1 @@
-"""Decoders and checksums of stored bytes."""
+"""Decoders and checksums for stored bytes."""

@@ -1,4 +1,4 @@
-"""CRC-32C of bytes, and the error when it differs."""
+"""CRC-32C of bytes, and the error for a checksum that differs."""
 
 from __future__ import annotations
 
@@ -11,10 +11,13 @@ def crc32c(data: Bytes, before: int = 0) -> int:
     """CRC-32C (Castagnoli, RFC 3720 appendix B.4) of contiguous bytes.
 
     Args:
-        before: That of the bytes before them.
+        data: The bytes.
+        before: CRC-32C of the bytes before them, to continue a checksum.
 
     >>> f"{crc32c(b'123456789'):08x}"
     'e3069283'
+    >>> crc32c(b"6789", before=crc32c(b"12345")) == crc32c(b"123456789")
+    True
     """
     import crc32c as _crc32c
 
@@ -22,7 +25,11 @@ def crc32c(data: Bytes, before: int = 0) -> int:
 
 
 def compare_crc32c(want: int, got: int, start: int | None = None, stop: int | None = None) -> None:
-    """Raises Corrupted unless two checksums, of bytes `start` to `stop` of a file, are the same."""
+    """Compares the expected and the actual checksum of bytes `start` to `stop` of a file.
+
+    Raises:
+        Corrupted: They differ.
+    """
     if want != got:
         raise wrong_crc32c(want, got, start, stop)
 
@@ -30,5 +37,5 @@ def compare_crc32c(want: int, got: int, start: int | None = None, stop: int | No
 def wrong_crc32c(
     want: int, got: int, start: int | None = None, stop: int | None = None
 ) -> Corrupted:
-    """The error for bytes `start` to `stop` of a file."""
+    """The error for bytes `start` to `stop` of a file whose checksum is not the expected one."""
     return Corrupted(f"Expected crc32c `{want:08x}`, got `{got:08x}`", start=start, stop=stop)

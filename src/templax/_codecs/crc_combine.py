@@ -1,8 +1,9 @@
-"""CRC-32C of bytes that are not there all at once: pieces in any order, from any process.
+"""Computes the CRC-32C of a message from those of its pieces, in any order and from any process.
 
-A CRC is linear over GF(2): that of a message is the sum (XOR) of those of its pieces, each shifted
-by the bytes after it, which is a multiplication by x^(8n) modulo the polynomial (Mark Adler,
-`crc32_combine` of zlib).
+A CRC is linear over GF(2): the CRC of a message is the sum (XOR) of the CRCs of its pieces, each
+shifted by the number of bytes that follow the piece. A shift by n bytes is a multiplication by
+x^(8n) modulo the polynomial (Mark Adler, `crc32_combine` in zlib). What the initial and final XOR
+of CRC-32C add to this is the CRC of as many zero bytes; see `crc_of_zeros`.
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ import numpy as np
 
 _POLYNOMIAL = 0x82F63B78  # Castagnoli, bits reflected
 
-_ONE = 1 << 31  # the polynomial 1
+_ONE = 1 << 31  # the polynomial 1: the highest bit is the coefficient of x^0
 
 
-def _times(a: int, b: int) -> int:
-    """The product of two, modulo the polynomial."""
+def _multiply(a: int, b: int) -> int:
+    """The product of two polynomials over GF(2), modulo the CRC polynomial."""
     product, bit = 0, _ONE
     while True:
         if a & bit:
@@ -32,36 +33,36 @@ def _times(a: int, b: int) -> int:
 
 
 @functools.cache
-def _squares() -> tuple[int, ...]:
-    """x^8, x^16, x^32, ...: the shifts by 1, 2, 4, ... bytes."""
+def _byte_shifts() -> tuple[int, ...]:
+    """x^8, x^16, x^32, ...: the factors that shift by 1, 2, 4, ... bytes."""
     powers = [1 << 23]
     for _ in range(63):
-        powers.append(_times(powers[-1], powers[-1]))
+        powers.append(_multiply(powers[-1], powers[-1]))
     return tuple(powers)
 
 
 @functools.lru_cache(maxsize=1 << 16)
-def _power(nbytes: int) -> int:
-    """x^(8 nbytes)."""
+def _shift_factor(nbytes: int) -> int:
+    """x^(8 nbytes), the factor that shifts a CRC by `nbytes`."""
     power, i = _ONE, 0
     while nbytes:
         if nbytes & 1:
-            power = _times(_squares()[i], power)
+            power = _multiply(_byte_shifts()[i], power)
         nbytes >>= 1
         i += 1
     return power
 
 
 @functools.lru_cache(maxsize=64)
-def _table(nbytes: int) -> tuple[tuple[int, ...], ...]:
-    """For each byte of a CRC and each of its values, what a shift by `nbytes` makes of it."""
-    power = _power(nbytes)
+def _shift_tables(nbytes: int) -> tuple[tuple[int, ...], ...]:
+    """Lookup tables that shift a CRC by `nbytes`: one per byte of the CRC, indexed by its value."""
+    power = _shift_factor(nbytes)
     tables: list[tuple[int, ...]] = []
     for byte in range(4):
         row = np.zeros(256, np.uint32)
         for bit in range(8):
             row[1 << bit : 2 << bit] = row[: 1 << bit] ^ np.uint32(
-                _times(power, 1 << (8 * byte + bit))
+                _multiply(power, 1 << (8 * byte + bit))
             )
         tables.append(tuple(row.tolist()))
     return tuple(tables)
@@ -69,24 +70,25 @@ def _table(nbytes: int) -> tuple[tuple[int, ...], ...]:
 
 @functools.lru_cache(maxsize=1 << 12)
 def crc_of_zeros(nbytes: int) -> int:
-    """The CRC-32C of so many zero bytes.
+    """The CRC-32C of `nbytes` zero bytes.
 
     >>> from templax._codecs.crc32c import crc32c
     >>> crc_of_zeros(100) == crc32c(bytes(100))
     True
     """
-    return _times(_power(nbytes), 0xFFFFFFFF) ^ 0xFFFFFFFF
+    return _multiply(_shift_factor(nbytes), 0xFFFFFFFF) ^ 0xFFFFFFFF
 
 
 def piece_contribution(crc: int, nbytes: int, after: int) -> int:
-    """What a piece adds to the CRC of a message.
+    """What one piece contributes to the CRC of a message.
 
-    The CRC of the message is the XOR of this over all pieces, and of `crc_of_zeros` of its length.
+    The CRC of the message is the XOR of the contributions of all pieces and `crc_of_zeros` of the
+    length of the message. Pieces of zero bytes contribute nothing and can be left out.
 
     Args:
         crc: CRC-32C of the piece.
-        nbytes: Bytes of the piece.
-        after: Bytes of the message after it.
+        nbytes: Length of the piece.
+        after: Number of bytes of the message after the piece.
 
     >>> from templax._codecs.crc32c import crc32c
     >>> first = piece_contribution(crc32c(b"ab"), 2, 3)
@@ -94,17 +96,21 @@ def piece_contribution(crc: int, nbytes: int, after: int) -> int:
     >>> first ^ second ^ crc_of_zeros(5) == crc32c(b"abcde")
     True
     """
-    alone = crc ^ crc_of_zeros(nbytes)
-    return _times(_power(after), alone) if after else alone
+    linear = crc ^ crc_of_zeros(nbytes)
+    return _multiply(_shift_factor(after), linear) if after else linear
 
 
 def combine_crcs(crcs: Sequence[int], block: int, nbytes: int) -> int:
-    """The CRC-32C of a message, from those of its blocks.
+    """The CRC-32C of a message, from those of its consecutive blocks.
 
     Args:
-        crcs: Of each block, in order.
-        block: Bytes of each block except the last.
-        nbytes: Bytes of the message.
+        crcs: CRC-32C of each block, in order.
+        block: Length of each block except the last.
+        nbytes: Length of the message.
+
+    >>> from templax._codecs.crc32c import crc32c
+    >>> combine_crcs([crc32c(b"abc"), crc32c(b"de")], 3, 5) == crc32c(b"abcde")
+    True
     """
     if len(crcs) == 1:
         return crcs[0]
@@ -112,21 +118,21 @@ def combine_crcs(crcs: Sequence[int], block: int, nbytes: int) -> int:
         return 0
     last = nbytes - block * (len(crcs) - 1)
     total = crcs[0]
-    a, b, c, d = _table(block)
+    a, b, c, d = _shift_tables(block)
     for crc in crcs[1:-1]:
         total = a[total & 255] ^ b[total >> 8 & 255] ^ c[total >> 16 & 255] ^ d[total >> 24] ^ crc
-    return _times(_power(last), total) ^ crcs[-1]
+    return _multiply(_shift_factor(last), total) ^ crcs[-1]
 
 
 def strided_contribution(crcs: Iterable[int], nbytes: int, stride: int) -> int:
-    """What equal pieces that lie `stride` bytes apart add to a message that ends with the last.
+    """What pieces at regular distances contribute to a message that ends with the last of them.
 
     Args:
         crcs: CRC-32C of each piece, in order.
-        nbytes: Bytes of each.
-        stride: From the begin of one to that of the next.
+        nbytes: Length of each piece.
+        stride: Distance from the start of one piece to the start of the next, in bytes.
     """
-    a, b, c, d = _table(stride)
+    a, b, c, d = _shift_tables(stride)
     empty = crc_of_zeros(nbytes)
     total = 0
     for crc in crcs:
@@ -139,5 +145,5 @@ def strided_contribution(crcs: Iterable[int], nbytes: int, stride: int) -> int:
 
 
 def shift_contribution(total: int, after: int) -> int:
-    """What pieces add that end `after` bytes before the message does."""
-    return _times(_power(after), total) if after else total
+    """Adapts a contribution to pieces whose message continues for `after` more bytes."""
+    return _multiply(_shift_factor(after), total) if after else total

@@ -1,4 +1,4 @@
-"""Encoded bytes of a chunk → its elements. Nothing is sized by a number that the bytes declare."""
+"""Decodes the stored bytes of a chunk. Never allocates a size taken from untrusted input."""
 
 from __future__ import annotations
 
@@ -17,42 +17,50 @@ def decode(
     *,
     verify: bool = True,
 ) -> memoryview:
-    """The decoded bytes of a chunk.
+    """Decodes the stored bytes of a chunk.
 
     Args:
-        codecs: Decoders in the order in which they are applied. `"zstd"` (at most once): one or
-            more frames; `"crc32c"`: verifies and strips a trailing u32le; `"fill"` (alone):
-            repeats `data`, one element, over the chunk. Empty: `data` is the chunk.
+        codecs: Names of the decoders, in the order in which to apply them:
+
+            - `"zstd"`, at most once: decodes one or more frames.
+            - `"crc32c"`: compares and strips a trailing little-endian 32-bit checksum.
+            - `"fill"`, only on its own: `data` is one element, which fills the whole chunk.
+
+            If empty, `data` is the chunk itself.
         data: The stored bytes, contiguous.
-        nbytes: Bytes of the decoded chunk: the only size that memory is allocated for.
-        out: Writable, contiguous, of exactly `nbytes`; filled and returned.
-        verify: Whether a crc32c is compared, or only stripped.
+        nbytes: Size of the decoded chunk. Memory is only ever allocated for this size.
+        out: Memory to decode into: writable, contiguous and of exactly `nbytes` bytes.
+        verify: Whether to compare a crc32c, or only strip it.
 
     Returns:
-        `nbytes` bytes, format "B": `out`; without it `data` itself if there was nothing to decode,
-        else new memory.
+        The `nbytes` decoded bytes, with format "B". This is `out` if given; otherwise `data` itself
+        if there was nothing to decode, or new memory.
 
     Raises:
-        Corrupted: Too many or too few bytes, a checksum that differs, or no zstd frame.
-        Unsupported: A codec without a decoder, or a window of more than 128 MiB.
+        Corrupted: There are too many or too few bytes, a checksum differs, or the bytes are not
+            valid zstd frames. Also if a frame needs a window of more than 128 MiB.
+        Unsupported: There is no decoder for a codec.
+
+    >>> bytes(decode(("fill",), b"ab", 6))
+    b'ababab'
     """
     view = flat_view(data)
     target = None if out is None else flat_view(out)
     if target is not None and len(target) != nbytes:
         raise ValueError(f"out has {len(target)} bytes, expected {nbytes}")
     for i, codec in enumerate(codecs):
-        # What must be left for the decoders after this one: they can only strip checksums.
+        # The size that this decoder must produce: the ones after it can only strip checksums.
         rest = codecs[i + 1 :]
         size = nbytes + 4 * rest.count("crc32c")
         if codec == "crc32c":
-            view = _check(view, verify)
+            view = _strip_crc32c(view, verify)
         elif codec == "zstd":
             into = (
                 target if target is not None and not rest else memoryview(np.empty(size, np.uint8))
             )
             view = inflate_into(view, into)
         elif codec == "fill":
-            view = _repeat(
+            view = _fill(
                 view, target if target is not None else memoryview(np.empty(size, np.uint8))
             )
         else:
@@ -66,7 +74,7 @@ def decode(
     return out
 
 
-def _check(view: memoryview, verify: bool) -> memoryview:
+def _strip_crc32c(view: memoryview, verify: bool) -> memoryview:
     if len(view) < 4:
         raise Corrupted(f"Expected bytes followed by a crc32c, got {len(view)} bytes in all")
     if verify:
@@ -74,7 +82,7 @@ def _check(view: memoryview, verify: bool) -> memoryview:
     return view[:-4]
 
 
-def _repeat(element: memoryview, out: memoryview) -> memoryview:
+def _fill(element: memoryview, out: memoryview) -> memoryview:
     if len(out):
         if not element or len(out) % len(element):
             raise Corrupted(

@@ -1,4 +1,4 @@
-"""zstd frames, decoded whole, in pieces or many at once."""
+"""Decodes zstd frames: one at once, piece by piece, or many small ones in a single call."""
 
 from __future__ import annotations
 
@@ -15,32 +15,35 @@ from .crc32c import Bytes
 from .zstd_frames import FrameWalk, ends_with_its_block
 
 _MAX_WINDOW = 1 << 27
-"""Bytes of history one zstd frame may ask for: what `zstd -22` needs, and libzstd's own default."""
+"""Maximum window of a zstd frame, in bytes: what `zstd -22` needs, and the default of libzstd."""
 
-_PIECE = 1 << 20
+_PIECE_BYTES = 1 << 20
+"""How much to read or decode at a time."""
 
-_SMALL = 1 << 16
+_ONE_SHOT_BYTES = 1 << 16
+"""Up to this decoded size, a one-shot call plus a copy is faster than a streaming reader."""
 
 Buffers = Any
-"""A sequence of whatever exports its bytes."""
+"""A sequence of objects that export a buffer each."""
 
 _state = threading.local()
 
 
 def inflate(data: Bytes, limit: int) -> bytes:
-    """Decodes zstd frames whose decoded size is not known beforehand.
+    """Decodes zstd frames whose decoded size is not known in advance.
 
     Args:
-        limit: Bytes that may come out. Memory grows with what really does, never past this.
+        data: The frames.
+        limit: Maximum decoded size in bytes. Memory grows as bytes are decoded, up to this limit.
 
     Raises:
-        Corrupted: No zstd frame, or more than `limit` bytes.
+        Corrupted: The bytes are not valid zstd frames, or decode to more than `limit` bytes.
     """
     pieces: list[bytes] = []
     total = 0
     try:
-        reader = _decompressor().stream_reader(data, read_across_frames=True)
-        while piece := reader.read(min(_PIECE, limit + 1 - total)):
+        reader = _get_decompressor().stream_reader(data, read_across_frames=True)
+        while piece := reader.read(min(_PIECE_BYTES, limit + 1 - total)):
             pieces.append(piece)
             total += len(piece)
             if total > limit:
@@ -51,26 +54,32 @@ def inflate(data: Bytes, limit: int) -> bytes:
 
 
 def flat_view(data: Bytes) -> memoryview:
+    """A one-dimensional view of the bytes, with format "B"."""
     view = memoryview(data)
     return view if view.format == "B" and view.ndim == 1 else view.cast("B")
 
 
 def inflate_into(view: memoryview, out: memoryview) -> memoryview:
+    """Decodes zstd frames that must fill `out` exactly; returns `out`.
+
+    Raises:
+        Corrupted: They decode to more or fewer bytes, or are not valid.
+    """
     try:
         declared = zstandard.frame_content_size(view)
         if declared > len(out):
             raise Corrupted(
                 f"Expected {len(out)} decoded bytes, the zstd frame declares {declared}"
             )
-        if declared == len(out) <= _SMALL:
-            # A reader costs more than a copy of so little. It may be one frame of several: if so
-            # the others decode to nothing.
+        if declared == len(out) <= _ONE_SHOT_BYTES:
+            # Fails if further frames follow this one; then the streaming reader below takes over,
+            # and the other frames must decode to nothing.
             with contextlib.suppress(zstandard.ZstdError):
-                out[:] = _decompressor().decompress(view, allow_extra_data=False)
+                out[:] = _get_decompressor().decompress(view, allow_extra_data=False)
                 return out
     except zstandard.ZstdError as error:
         raise _describe_error(error) from error
-    # Across frames: a chunk may be several of them. Single-pass when the size is declared.
+    # The streaming reader handles chunks of several frames, and decodes directly into `out`.
     inflater = Inflater(view)
     inflater.fill(out)
     inflater.finish()
@@ -78,15 +87,16 @@ def inflate_into(view: memoryview, out: memoryview) -> memoryview:
 
 
 def inflate_many(frames: Sequence[Bytes], sizes: Sequence[int]) -> Buffers | None:
-    """Small chunks of codecs `("zstd",)`, decoded in one call that holds no lock of Python.
+    """Decodes many small chunks with codecs `("zstd",)` in one call that releases the GIL.
 
     Args:
-        frames: The stored bytes of each.
-        sizes: Decoded bytes of each; nothing is allocated beyond their sum.
+        frames: The stored bytes of each chunk.
+        sizes: Decoded size of each chunk. No more than their sum is allocated.
 
     Returns:
-        The decoded bytes of each, of those sizes; None if this zstandard can't, or if one of them
-        is damaged or more than a frame of one block: `decode` tells.
+        The decoded bytes of each chunk, of exactly those sizes. None if the installed zstandard
+        can't do this, or if any chunk is damaged or is not a single frame of a single block; then
+        `decode` each chunk, which finds out what is wrong.
     """
     if "multi_decompress_to_buffer" not in zstandard.backend_features:
         return None
@@ -98,7 +108,7 @@ def inflate_many(frames: Sequence[Bytes], sizes: Sequence[int]) -> Buffers | Non
     if not ends_with_its_block(joined, segments[:, 0].astype(np.int64), lengths.astype(np.int64)):
         return None
     try:
-        return _decompressor().multi_decompress_to_buffer(
+        return _get_decompressor().multi_decompress_to_buffer(
             zstandard.BufferWithSegments(joined, segments.tobytes()),
             decompressed_sizes=np.array(sizes, np.uint64).tobytes(),
             threads=1,
@@ -108,19 +118,20 @@ def inflate_many(frames: Sequence[Bytes], sizes: Sequence[int]) -> Buffers | Non
 
 
 class Pieces(Protocol):
-    """Encoded bytes that come piece by piece."""
+    """Encoded bytes that arrive piece by piece."""
 
     def read(self, n: int, /) -> memoryview:
-        """The next `n` bytes, fewer at the end. Valid until the next call."""
+        """Returns the next `n` bytes, or fewer at the end. They are valid until the next call."""
         ...
 
 
 class Inflater:
-    """Zstd frames, decoded into consecutive memory as far as it goes.
+    """Decodes zstd frames into one piece of memory after another.
 
     Args:
-        stored: The frames; of pieces 1 MiB is asked for at a time: as fast as all at once, which
-            would hold them beside what they decode to (256 KiB are 2 % slower).
+        stored: The frames, either all their bytes or `Pieces`. Pieces are read 1 MiB at a time.
+            That is as fast as reading everything at once, but does not hold all the encoded bytes
+            in memory next to the decoded ones. With 256 KiB it is 2 % slower.
     """
 
     def __init__(self, stored: Bytes | Pieces):
@@ -130,16 +141,21 @@ class Inflater:
         if isinstance(stored, (bytes, bytearray, memoryview)):
             self._frames.feed(memoryview(stored))
         else:
-            source = _Walked(stored, self._frames)
-        self._reader = _decompressor().stream_reader(
-            source, read_size=_PIECE, read_across_frames=True
+            source = _TrackedPieces(stored, self._frames)
+        self._reader = _get_decompressor().stream_reader(
+            source, read_size=_PIECE_BYTES, read_across_frames=True
         )
 
     def fill(self, out: memoryview) -> None:
-        """Decodes as many bytes as `out` (writable, contiguous, format "B") has.
+        """Decodes the next bytes until `out` is full.
+
+        Errors of `stored.read` are passed on.
+
+        Args:
+            out: Writable and contiguous, with format "B".
 
         Raises:
-            Corrupted: There are fewer, or the bytes do not decode; also what `stored.read` raises.
+            Corrupted: The frames end before that, or are not valid.
         """
         done = 0
         try:
@@ -153,10 +169,10 @@ class Inflater:
             raise _describe_error(error) from error
 
     def finish(self) -> None:
-        """Lets the last frame end, where its checksum is.
+        """Reads up to the end of the last frame, which may be a checksum of its content.
 
         Raises:
-            Corrupted: There is more, the bytes do not decode, or the last frame is cut.
+            Corrupted: There is more content, the frames are not valid, or the last one is cut.
         """
         try:
             if self._reader.readinto(bytearray(1)):
@@ -167,8 +183,8 @@ class Inflater:
             raise Corrupted("Expected a whole zstd frame, got one that is cut")
 
 
-class _Walked:
-    """Pieces on their way to the decoder."""
+class _TrackedPieces:
+    """Passes pieces on to the decoder, and to a `FrameWalk` that checks where the frames end."""
 
     def __init__(self, pieces: Pieces, frames: FrameWalk):
         self._pieces, self._frames = pieces, frames
@@ -183,8 +199,9 @@ def _describe_error(error: zstandard.ZstdError) -> Corrupted:
     return Corrupted(f"Expected a zstd frame, got bytes that do not decode ({error})")
 
 
-def _decompressor() -> zstandard.ZstdDecompressor:
-    # One per thread: it is not thread-safe, and making one costs more than a small chunk.
+def _get_decompressor() -> zstandard.ZstdDecompressor:
+    # One per thread: decompressors are not thread-safe, and creating one takes longer than decoding
+    # a small chunk.
     try:
         return _state.decompressor
     except AttributeError:
