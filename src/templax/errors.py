@@ -1,4 +1,4 @@
-"""The errors that templax raises on purpose.
+"""The exceptions that templax raises on purpose, and their hierarchy.
 
 TemplaxError
 ├── TemplateError (ValueError)             the checkpoint does not fit the template
@@ -14,10 +14,10 @@ TemplaxError
 │   └── AlreadyExists (FileExistsError)    the path is taken
 └── UsageError (ValueError)                an invalid argument, such as cast="loose"
 
-CastWarning (UserWarning)                  one per call: the leaves that were cast
+CastWarning (UserWarning)                  leaves were cast; one warning per call
 
-`TemplateError` carries a `Match`, so it is defined beside it, in `_match.result`; `templax` exports
-all of them.
+`TemplateError` holds a `Match`, so both are defined in `_match.result`. `templax` exports all of
+these classes.
 """
 
 from __future__ import annotations
@@ -50,13 +50,13 @@ class Mismatch:
     """One way in which a checkpoint does not fit a template.
 
     Attributes:
-        problem: What kind of difference it is.
-        name: The leaf's name: its key path joined by `.`, as the template spells it
-            (for `extra`: as the checkpoint spells it after `at` and `rename`).
+        problem: The kind of difference.
+        name: Name of the leaf, which is its key path joined by `.`, as in the template. For
+            "extra", as in the checkpoint after `at` and `rename` were applied.
         expected: What the template asks for, such as `(4096, 512)` or `bfloat16`.
-        found: What the checkpoint holds, in the same words.
-        hint: What to write instead, or None. Every hint was tried before it is given.
-        note: A fact that helps, such as the nearest name, or None.
+        found: What the checkpoint holds, in the same form.
+        hint: What to write instead, or None. A hint is only given after it was tried.
+        note: Another helpful fact, such as the nearest name, or None.
     """
 
     problem: Problem
@@ -68,7 +68,7 @@ class Mismatch:
 
     @property
     def fact(self) -> str:
-        """The sentence without its hint."""
+        """The message without the hint."""
         match self.problem:
             case "shape" | "dtype":
                 text = f"Expected {self.problem} `{self.expected}`, got `{self.found}`"
@@ -86,19 +86,27 @@ class Mismatch:
 
 
 class TemplaxError(Exception):
-    """The base class of all errors that templax raises on purpose."""
+    """Base class of all errors that templax raises on purpose."""
 
 
 class CheckpointError(TemplaxError):
     """The checkpoint cannot be read.
 
     Attributes:
-        what: What is wrong, without where.
+        what: What is wrong, without the location.
         leaf: Name of the leaf concerned, or None if the error does not concern a single leaf.
-        file: Path of the file concerned, if known.
+        file: Path of the file concerned, or None if unknown.
         start, stop: Half-open byte range in `file`, or None.
-        hint: What to do, or None.
-        box: Half-open index range per dimension of the elements concerned, or None.
+        hint: What to do about it, or None.
+        box: The elements of the leaf concerned, as one half-open index range per dimension, or
+            None.
+
+    Example:
+        >>> error = CheckpointError("Expected 4 bytes, got 3", file="d/0", start=8, stop=12)
+        >>> print(error)
+        Expected 4 bytes, got 3 - file `d/0`, bytes 8-12
+        >>> error.what, error.start
+        ('Expected 4 bytes, got 3', 8)
     """
 
     def __init__(
@@ -135,7 +143,11 @@ class CheckpointError(TemplaxError):
         stop: int | None = None,
         box: tuple[tuple[int, int], ...] | None = None,
     ) -> CheckpointError:
-        """A copy of the error with the places that only an outer stage knows filled in."""
+        """Returns a copy of the error with a more precise location.
+
+        For a stage that catches the error and knows more, such as the leaf. What the error already
+        specifies is kept.
+        """
         return type(self)(
             self.what,
             leaf=self.leaf if self.leaf is not None else leaf,
@@ -154,7 +166,7 @@ class NotFound(CheckpointError, FileNotFoundError):
 
 
 class UnknownFormat(CheckpointError, ValueError):
-    """The path does not hold a checkpoint that templax reads; the text says what it does hold."""
+    """The path does not hold a checkpoint that templax reads. The message says what it holds."""
 
 
 class Unsupported(CheckpointError):
@@ -166,7 +178,7 @@ class Uncommitted(CheckpointError):
 
 
 class Unverified(CheckpointError):
-    """Under `verify="required"`, some bytes have no checksum. Nothing was read."""
+    """Some bytes have no checksum, which `verify="required"` asks for. Nothing was read."""
 
 
 class Corrupted(CheckpointError):
@@ -180,13 +192,15 @@ class SourceError(TemplaxError, OSError):
 
 
 class SaveError(TemplaxError):
-    """A checkpoint could not be saved. Nothing is half-written; an existing one is untouched.
+    """A checkpoint could not be saved.
+
+    No partial checkpoint is visible, and an existing checkpoint at the path is unchanged.
 
     Attributes:
-        what: What is wrong.
+        what: What is wrong, without the location.
         leaf: Name of the leaf concerned, or None.
         file: Path of the file or directory concerned, or None.
-        hint: What to do, or None.
+        hint: What to do about it, or None.
     """
 
     def __init__(
@@ -205,7 +219,7 @@ class SaveError(TemplaxError):
 
 
 class AlreadyExists(SaveError, FileExistsError):
-    """The path is taken, and `overwrite=True` was not given."""
+    """Something exists at the path, and `overwrite=True` was not given."""
 
     __str__ = Exception.__str__
 
@@ -215,4 +229,4 @@ class UsageError(TemplaxError, ValueError):
 
 
 class CastWarning(UserWarning):
-    """Leaves were cast to the template's dtype. Each call issues one warning for all of them."""
+    """Leaves were cast to the template's dtype. A call issues one warning for all its leaves."""

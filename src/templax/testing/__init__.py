@@ -1,12 +1,15 @@
-"""For those who write a source or a format, and for templax's own tests. Needs pytest.
+"""Tests for authors of sources and formats, also used by templax's own tests. Requires pytest.
 
-class TestMyStore(SourceContract):
-    def make(self, objects):
-        return MyStore(objects)
+To test a store, subclass its contract and run pytest:
 
-`Watched` notes and disturbs the reads of a source, `FaultyDisk` the changes of a file system, and
-`assert_durable` says whether they survive a loss of power; `strategies` draws trees, templates
-with one thing wrong, shardings and chunk grids for hypothesis.
+    class TestMyStore(SourceContract):
+        def make(self, objects):
+            return MyStore(objects)
+
+`Watched` records the reads of a source and can make them fail. `FaultyDisk` does the same for
+changes to a file system, and `assert_durable` checks that a recorded save survives a power loss.
+`strategies` provides hypothesis strategies: trees, templates with a single mistake, shardings and
+chunk grids.
 """
 
 from . import strategies

@@ -1,4 +1,4 @@
-"""The contracts of the plug points, as test classes: subclass, fill in the fixture, run pytest."""
+"""The contracts of sources and formats, as test classes to subclass and run with pytest."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ OBJECTS = {
 
 
 class SourceContract:
-    """What every `Source` promises.
-
-    Implement `make`: a source whose root holds exactly the given objects, put there by other means
-    than the source itself.
-    """
+    """Tests that every `Source` must pass. Subclasses implement `make`."""
 
     def make(self, objects: Mapping[str, bytes]) -> Source:
+        """Returns a source whose root holds exactly the given objects.
+
+        Create the objects without using the source, so that the tests are not circular.
+        """
         raise NotImplementedError
 
     @pytest.fixture
@@ -87,7 +87,7 @@ class SourceContract:
     def test_a_read_past_the_end_is_damage_not_a_short_read(self, source: Source) -> None:
         with pytest.raises(Corrupted, match="the file has 11"):
             source.read("a", 0, 12)
-        with pytest.raises(Corrupted):  # refused before memory of that size is asked for
+        with pytest.raises(Corrupted):  # raised before memory of that size is allocated
             source.read("a", 0, 1 << 60)
 
     def test_a_read_of_nothing_is_not_found(self, source: Source) -> None:
@@ -111,16 +111,17 @@ class SourceContract:
 
 
 class FormatContract:
-    """What every `Format` promises of a checkpoint that it opens.
-
-    Implement `open`: the catalog of a checkpoint; and `expected`: name of each array leaf → sha256
-    of its C-order little-endian bytes.
-    """
+    """Tests that every `Format` must pass. Subclasses implement `open` and `expected`."""
 
     def open(self) -> Catalog:
+        """Returns the catalog of a checkpoint in the format."""
         raise NotImplementedError
 
     def expected(self) -> Mapping[str, str]:
+        """Returns, for the name of each array leaf, the sha256 of its bytes.
+
+        The bytes are in C order and little-endian; the digests are in hexadecimal.
+        """
         raise NotImplementedError
 
     def test_it_says_what_it_is_and_why(self) -> None:

@@ -1,4 +1,4 @@
-"""A disk that counts, and fails or kills where it is told to; and what must be synced when."""
+"""A disk that records operations and fails at a chosen one, and a check that a save is durable."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """One call of a method of a `Disk`.
+    """One call of a method of `Disk`.
 
     Attributes:
-        name: The method's.
-        path: The file or directory; of an open one, what it was opened as.
-        to: Of `rename` and `exchange`, the other path.
-        done: Whether it succeeded.
+        name: Name of the method.
+        path: The file or directory. For a method that takes a descriptor, the path it was opened
+            with.
+        to: The second path of `rename` and `exchange`.
+        done: Whether the call succeeded.
     """
 
     name: str
@@ -34,23 +35,26 @@ class Operation:
 
 @dataclass
 class FaultyDisk(Disk):
-    """A disk that remembers what was done, and fails at one operation.
+    """A disk that records its operations and fails at one of them.
 
-    Threads may use it; then the order of operations is theirs.
+    Thread-safe; but if several threads use it, the order of operations is not deterministic.
 
     Attributes:
-        at: Index of the operation that fails. None: none does, to learn how many there are.
-        fault: "kill" ends the process (SIGKILL) before the operation; "half" writes half of what
-            a write was to write, then does so. A number is the `errno` that it raises: nothing was
-            done then, except that a full disk takes half of a write, and `close` closes.
-        lasting: Whether all operations behind that one raise, too.
-        disk: What does the rest.
+        at: Index of the operation that fails. With None no operation fails, which tells how many
+            there are.
+        fault: "kill" ends the process with SIGKILL before the operation; "half" does so after
+            writing half of the data, if the operation is a write. A number is the `errno` of the
+            `OSError` to raise. Then the operation has no effect, except that a full disk accepts
+            half of a write, and that `close` does close the file.
+        lasting: Whether all later operations fail, too.
+        disk: Carries out the operations.
         trace: All operations so far.
 
     Example:
-        >>> import os
+        >>> import tempfile
+        >>> from pathlib import Path
         >>> from templax.storage import Staging
-        >>> root = getfixture("tmp_path")
+        >>> root = Path(tempfile.mkdtemp())
         >>> disk = FaultyDisk()
         >>> with Staging(root / "new", overwrite=False, disk=disk) as staging:
         ...     staging.put("a", b"hello")
@@ -71,7 +75,7 @@ class FaultyDisk(Disk):
         self._paths: dict[int, str] = {}
 
     def mkdir(self, path: str) -> None:
-        self._do("mkdir", path, lambda: self.disk.mkdir(path))
+        self._record("mkdir", path, lambda: self.disk.mkdir(path))
 
     def create(self, path: str) -> int:
         return self._open("create", path, self.disk.create)
@@ -84,39 +88,39 @@ class FaultyDisk(Disk):
             self.disk.write(fd, data[: len(data) // 2], offset)
 
         path = self._paths.get(fd, "")
-        return self._do("write", path, lambda: self.disk.write(fd, data, offset), half=half)
+        return self._record("write", path, lambda: self.disk.write(fd, data, offset), half=half)
 
     def fsync(self, fd: int) -> None:
-        self._do("fsync", self._paths.get(fd, ""), lambda: self.disk.fsync(fd))
+        self._record("fsync", self._paths.get(fd, ""), lambda: self.disk.fsync(fd))
 
     def lock(self, fd: int, shared: bool = False) -> None:
-        self._do("lock", self._paths.get(fd, ""), lambda: self.disk.lock(fd, shared))
+        self._record("lock", self._paths.get(fd, ""), lambda: self.disk.lock(fd, shared))
 
     def unlock(self, fd: int) -> None:
-        self._do("unlock", self._paths.get(fd, ""), lambda: self.disk.unlock(fd))
+        self._record("unlock", self._paths.get(fd, ""), lambda: self.disk.unlock(fd))
 
     def close(self, fd: int) -> None:
-        path = self._paths.pop(fd, "")  # first: its number may be another's when it is closed
-        self._do("close", path, lambda: self.disk.close(fd), half=lambda: self.disk.close(fd))
+        path = self._paths.pop(fd, "")  # before closing: then the number can be reused
+        self._record("close", path, lambda: self.disk.close(fd), half=lambda: self.disk.close(fd))
 
     def rename(self, old: str, new: str) -> None:
-        self._do("rename", old, lambda: self.disk.rename(old, new), new)
+        self._record("rename", old, lambda: self.disk.rename(old, new), new)
 
     def exchange(self, one: str, other: str) -> None:
-        self._do("exchange", one, lambda: self.disk.exchange(one, other), other)
+        self._record("exchange", one, lambda: self.disk.exchange(one, other), other)
 
     def unlink(self, path: str) -> None:
-        self._do("unlink", path, lambda: self.disk.unlink(path))
+        self._record("unlink", path, lambda: self.disk.unlink(path))
 
     def rmdir(self, path: str) -> None:
-        self._do("rmdir", path, lambda: self.disk.rmdir(path))
+        self._record("rmdir", path, lambda: self.disk.rmdir(path))
 
     def _open(self, name: str, path: str, call: Callable[[str], int]) -> int:
-        fd = self._do(name, path, lambda: call(path))
+        fd = self._record(name, path, lambda: call(path))
         self._paths[fd] = path
         return fd
 
-    def _do(
+    def _record(
         self,
         name: str,
         path: str,
@@ -144,19 +148,20 @@ class FaultyDisk(Disk):
 
 
 def assert_durable(trace: Sequence[Operation], path: str | os.PathLike[str]) -> None:
-    """Asserts that a save, as a trace has it, is there whole or not at all if the power fails.
+    """Asserts that after a power loss at any point, a recorded save is complete or invisible.
 
-    A file system may carry out what was not synced in any order, or not at all. So each file must
-    be synced after its last write, and each directory after its last new name, before the
-    checkpoint moves to `path`; the directory of `path` after that, and only then may anything be
-    removed.
+    A file system may apply changes that were not synced in any order, or lose them. Therefore:
+
+    - Before the checkpoint is moved to `path`, each file must be synced after its last write, and
+      each directory after the last name was added to it.
+    - After the move, the parent of `path` must be synced. Only then may anything be removed.
 
     Args:
-        trace: Of one save that succeeded.
-        path: Where the checkpoint went, absolute.
+        trace: The operations of one successful save, from `FaultyDisk.trace`.
+        path: Final location of the checkpoint, absolute.
 
     Raises:
-        AssertionError: Names the file or directory, and what is missing.
+        AssertionError: The message names the file or directory and what is missing.
     """
     final = os.fspath(path)
     moves = [
@@ -168,21 +173,23 @@ def assert_durable(trace: Sequence[Operation], path: str | os.PathLike[str]) -> 
     move = moves[0]
     staging = trace[move].path
 
-    def last(names: Sequence[str], of: Callable[[str], str]) -> dict[str, int]:
-        """Index of the last such operation before the move, by what `of` makes of its path."""
+    def find_last(names: Sequence[str], of: Callable[[str], str]) -> dict[str, int]:
+        """Maps `of(path)` to the index of the last such operation on it before the move."""
         return {of(o.path): i for i, o in enumerate(trace[:move]) if o.done and o.name in names}
 
-    synced = last(["fsync"], str)
-    for file, index in last(["create", "write"], str).items():
+    synced = find_last(["fsync"], str)
+    for file, index in find_last(["create", "write"], str).items():
         assert synced.get(file, -1) > index, f"{file} was not synced after its last write"
-    for directory, index in last(["mkdir", "create"], os.path.dirname).items():
-        if directory != os.path.dirname(final):  # it is synced when all is there
+    for directory, index in find_last(["mkdir", "create"], os.path.dirname).items():
+        if directory != os.path.dirname(final):  # synced after the move
             assert synced.get(directory, -1) > index, f"{directory} was not synced after a new name"
-    behind = [o for o in trace[move + 1 :] if o.done]
-    kept = next(
-        (i for i, o in enumerate(behind) if (o.name, o.path) == ("fsync", os.path.dirname(final))),
+    after = [o for o in trace[move + 1 :] if o.done]
+    synced_at = next(
+        (i for i, o in enumerate(after) if (o.name, o.path) == ("fsync", os.path.dirname(final))),
         None,
     )
-    assert kept is not None, f"{os.path.dirname(final)} was not synced after {staging} was moved"
-    early = [o for o in behind[:kept] if o.name in ("unlink", "rmdir", "rename", "exchange")]
+    assert synced_at is not None, (
+        f"{os.path.dirname(final)} was not synced after {staging} was moved"
+    )
+    early = [o for o in after[:synced_at] if o.name in ("unlink", "rmdir", "rename", "exchange")]
     assert not early, f"{early[0].path} was changed before the move was synced"

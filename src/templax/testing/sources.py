@@ -1,4 +1,4 @@
-"""Sources that watch, and that fail on purpose."""
+"""A source that records reads and fails on purpose."""
 
 from __future__ import annotations
 
@@ -8,17 +8,18 @@ from dataclasses import dataclass, field
 from ..storage.source import ObjectInfo, Source
 
 Fault = Callable[[str, int, int], None]
-"""Called with key, start and stop before each read; raises to make it fail."""
+"""Called with the key, start and stop of each read; raises an exception to make the read fail."""
 
 
 @dataclass
 class Watched:
-    """A source that remembers what was read, and fails where it is told to.
+    """A source that records reads, and can make them fail.
 
     Attributes:
-        source: What is read.
-        fault: Called before each read.
-        reads: Key (below the outermost root), start and stop of each read so far.
+        source: The source to read from.
+        fault: Called before each read; may raise.
+        reads: Key, start and stop of each read so far. Keys are relative to the outermost root.
+        root: The root of this source relative to the outermost one: `""`, or ends in `/`.
 
     Example:
         >>> from templax.storage import Memory

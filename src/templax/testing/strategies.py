@@ -1,6 +1,6 @@
-"""Hypothesis strategies: trees with odd names, arrays of every bit pattern, shardings, box grids.
+"""Hypothesis strategies: trees with unusual names, arrays of random bits, shardings, chunk grids.
 
-Hypothesis and JAX are imported by the functions that need them.
+Only the functions that need Hypothesis or JAX import them.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ DTYPES: tuple[str, ...] = (
     "bool",
     "complex64",
 )
-"""What a `jax.Array` holds while `jax_enable_x64` is off."""
+"""Dtypes that a `jax.Array` can have while `jax_enable_x64` is off."""
 
 
 class Pair(NamedTuple):
@@ -66,7 +66,7 @@ def _register() -> None:
 
 
 def values(shape: Shape, dtype: np.dtype, seed: int) -> np.ndarray:
-    """An array of random bits: of floats every NaN, subnormal and infinity may occur.
+    """An array of random bits. Floats can be any NaN, subnormal or infinity.
 
     >>> values((2, 3), np.dtype("bfloat16"), 0).dtype
     dtype(bfloat16)
@@ -85,7 +85,7 @@ def values(shape: Shape, dtype: np.dtype, seed: int) -> np.ndarray:
 
 
 def shapes(max_side: int = 6, max_rank: int = 3) -> Strategy:
-    """Shapes, 0-d and empty ones among them."""
+    """Shapes, including those of 0-d and empty arrays."""
     from hypothesis import strategies as st
 
     sides = st.sampled_from([0, 1, 2, 3, 4, 5, 6, 8, 16]).filter(lambda n: n <= max_side)
@@ -93,7 +93,7 @@ def shapes(max_side: int = 6, max_rank: int = 3) -> Strategy:
 
 
 def arrays(dtypes: Sequence[str] = DTYPES, max_side: int = 6, max_rank: int = 3) -> Strategy:
-    """Numpy arrays of any of `dtypes` with random bits."""
+    """Numpy arrays of random bits, of any of `dtypes`."""
     from hypothesis import strategies as st
 
     return st.builds(
@@ -105,7 +105,7 @@ def arrays(dtypes: Sequence[str] = DTYPES, max_side: int = 6, max_rank: int = 3)
 
 
 def keys() -> Strategy:
-    """Keys of dicts: words, and words with `/`, `.`, spaces or letters beyond ASCII."""
+    """Keys of dicts: words, some of them with `/`, `.`, spaces or letters outside ASCII."""
     from hypothesis import strategies as st
 
     plain = st.sampled_from(["params", "kernel", "bias", "layers_0", "layers_1", "Dense_0", "w"])
@@ -114,19 +114,20 @@ def keys() -> Strategy:
 
 
 def trees(leaves: Strategy | None = None, max_leaves: int = 8) -> Strategy:
-    """Dicts of nested dicts, lists, tuples, NamedTuples and dataclasses with at least one leaf.
+    """Nested dicts, lists, tuples, NamedTuples and dataclasses; the root is a dict.
 
-    Keys of a dict are all strings or all ints. No two leaves have the same name.
+    There is at least one leaf, and no two leaves have the same name. The keys of a dict are either
+    all strings or all ints.
 
     Args:
-        leaves: What the leaves are. Default: `arrays()`.
-        max_leaves: About how many there are at most.
+        leaves: Strategy for the leaves; `arrays()` by default.
+        max_leaves: The approximate maximum number of leaves.
     """
     from hypothesis import strategies as st
 
     _register()
 
-    def nodes(inner: Strategy) -> Strategy:
+    def extend(inner: Strategy) -> Strategy:
         return st.one_of(
             st.dictionaries(keys(), inner, min_size=1, max_size=3),
             st.dictionaries(st.integers(0, 20), inner, min_size=1, max_size=3),
@@ -136,17 +137,17 @@ def trees(leaves: Strategy | None = None, max_leaves: int = 8) -> Strategy:
             st.builds(Block, inner, inner),
         )
 
-    inner = st.recursive(arrays() if leaves is None else leaves, nodes, max_leaves=max_leaves)
+    inner = st.recursive(arrays() if leaves is None else leaves, extend, max_leaves=max_leaves)
     roots = st.dictionaries(keys(), inner, min_size=1, max_size=3)
-    return roots.filter(lambda tree: _unambiguous(names(tree)))
+    return roots.filter(lambda tree: _are_unique(names(tree)))
 
 
-def _unambiguous(found: Sequence[str]) -> bool:
+def _are_unique(found: Sequence[str]) -> bool:
     return len(set(found)) == len(found) > 0
 
 
 def children(node: PyTree) -> Mapping[Any, PyTree] | None:
-    """What a node of `trees` holds, by key, index or field; None of a leaf."""
+    """The children of a node of `trees` by key, index or field; None for a leaf."""
     if isinstance(node, dict):
         return node
     if isinstance(node, Pair):
@@ -159,19 +160,19 @@ def children(node: PyTree) -> Mapping[Any, PyTree] | None:
 
 
 def walk(node: PyTree, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], PyTree]]:
-    """Every node and leaf of a tree of `trees` with its path, the root first."""
+    """Yields the path and the value of every node and leaf of a tree of `trees`, root first."""
     yield path, node
     for key, child in (children(node) or {}).items():
         yield from walk(child, (*path, key))
 
 
 def names(tree: PyTree) -> list[str]:
-    """The name of every leaf, independent of how templax makes it."""
+    """The name of every leaf, computed independently of templax's own code for that."""
     return [".".join(map(str, path)) for path, node in walk(tree) if children(node) is None]
 
 
 def replace_leaf(tree: PyTree, path: tuple[Any, ...], new: PyTree) -> PyTree:
-    """The tree with another node at `path`."""
+    """Returns a tree with the node at `path` replaced."""
     if not path:
         return new
     inside = children(tree)
@@ -185,12 +186,12 @@ def replace_leaf(tree: PyTree, path: tuple[Any, ...], new: PyTree) -> PyTree:
 
 @dataclasses.dataclass(frozen=True)
 class Perturbation:
-    """A template with one thing wrong.
+    """A template with a single mistake.
 
     Attributes:
-        template: The tree.
-        problem: What was done to it: "shape", "dtype", "kind", "drop", "add", "rename".
-        expected: What must be reported: pairs of problem and name, nothing else.
+        template: The modified tree.
+        problem: What was changed: "shape", "dtype", "kind", "drop", "add" or "rename".
+        expected: The mismatches to be reported, and no others, as pairs of problem and name.
     """
 
     template: PyTree
@@ -199,13 +200,17 @@ class Perturbation:
 
 
 def perturbations(template: PyTree) -> Strategy:
-    """One change, which must be seen, to a template of `jax.ShapeDtypeStruct`s from `trees`."""
+    """Templates that differ from `template` in one way that must be reported.
+
+    Args:
+        template: A tree from `trees` with leaves of type `jax.ShapeDtypeStruct`.
+    """
     from hypothesis import strategies as st
 
-    return st.composite(_perturb)(template)
+    return st.composite(_draw_perturbation)(template)
 
 
-def _perturb(draw: Any, template: PyTree) -> Perturbation:
+def _draw_perturbation(draw: Any, template: PyTree) -> Perturbation:
     import jax
     from hypothesis import strategies as st
 
@@ -222,7 +227,7 @@ def _perturb(draw: Any, template: PyTree) -> Perturbation:
                 shape = tuple(n + (i == axis) for i, n in enumerate(leaf.shape))
             new: Any = jax.ShapeDtypeStruct(shape, leaf.dtype)
         elif what == "dtype":
-            # No policy casts to or from bool, nor a float to an int.
+            # No cast policy allows casts to or from bool.
             other = "bool" if class_of(np.dtype(leaf.dtype)) != "bool" else "float32"
             new = jax.ShapeDtypeStruct(leaf.shape, parse_dtype(other))
         else:
@@ -235,9 +240,9 @@ def _perturb(draw: Any, template: PyTree) -> Perturbation:
     key = draw(st.sampled_from(sorted(node, key=str)))
     prefix = "".join(f"{step}." for step in path)
     fresh = 99 if isinstance(key, int) else "another"
-    below = _below(node[key])
+    below = _names_below(node[key])
 
-    def under(head: Any) -> set[str]:
+    def rename_below(head: Any) -> set[str]:
         return {f"{prefix}{head}{'.' if name else ''}{name}" for name in below}
 
     missing, extra = set[str](), set[str]()
@@ -247,27 +252,27 @@ def _perturb(draw: Any, template: PyTree) -> Perturbation:
         missing = {f"{prefix}{fresh}"}
     else:
         changed = {k: v for k, v in node.items() if k != key}
-        extra = under(key)
+        extra = rename_below(key)
         if what == "rename":
             changed[fresh] = node[key]
-            missing = under(fresh)
+            missing = rename_below(fresh)
     expected = {("missing", n) for n in missing} | {("extra", n) for n in extra}
     return Perturbation(replace_leaf(template, path, changed), what, frozenset(expected))
 
 
-def _below(node: PyTree) -> list[str]:
+def _names_below(node: PyTree) -> list[str]:
     return [".".join(map(str, path)) for path, leaf in walk(node) if children(leaf) is None]
 
 
 def shardings(shape: Shape) -> Strategy:
-    """Shardings of an array of `shape` over the local devices; None (the default) among them."""
+    """Shardings of an array of `shape` over the local devices, including None for the default."""
     import jax
     from hypothesis import strategies as st
 
-    return st.composite(_sharding)(shape, tuple(jax.local_devices()))
+    return st.composite(_draw_sharding)(shape, tuple(jax.local_devices()))
 
 
-def _sharding(draw: Any, shape: Shape, devices: tuple[Any, ...]) -> Any:
+def _draw_sharding(draw: Any, shape: Shape, devices: tuple[Any, ...]) -> Any:
     from hypothesis import strategies as st
     from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
@@ -293,7 +298,7 @@ def _sharding(draw: Any, shape: Shape, devices: tuple[Any, ...]) -> Any:
 
 
 def boxes(shape: Shape) -> Strategy:
-    """Boxes within `shape` that hold at least one element; there must be one."""
+    """Boxes within `shape` that contain at least one element. `shape` must not be empty."""
     from hypothesis import strategies as st
 
     def side(n: int) -> Strategy:
@@ -308,7 +313,7 @@ def boxes(shape: Shape) -> Strategy:
 
 
 def grids(shape: Shape) -> Strategy:
-    """Regular chunk grids: lists of boxes that tile `shape`; those at an edge may reach past it."""
+    """Regular chunk grids: lists of boxes that tile `shape` and may extend past its edge."""
     from hypothesis import strategies as st
 
     return st.tuples(*(st.integers(1, max(1, n)) for n in shape)).map(
@@ -317,7 +322,7 @@ def grids(shape: Shape) -> Strategy:
 
 
 def grid(shape: Shape, chunk: Shape) -> list[Box]:
-    """Boxes of size `chunk` that tile `shape`.
+    """Boxes of size `chunk` that tile `shape`. The last ones may extend past its edge.
 
     >>> grid((3,), (2,))
     [((0, 2),), ((2, 4),)]
