@@ -8,6 +8,17 @@ import mmap
 import numpy as np
 import zstandard
 
+ALIGN = 64
+"""In bytes. On CPU, `jax.device_put` uses a host buffer with this alignment without a copy."""
+
+HUGE_BYTES = 1024 * 1024
+"""Allocations of at least this size are mapped separately, so they start at a page boundary and are
+returned to the system when freed. Memory from malloc starts a few bytes after the boundary, and
+malloc keeps it: each restore starts new threads, so 10 MiB more stayed resident after each."""
+
+SMALL_BYTES = 64 * 1024
+"""Numpy leaves share one allocation only up to this size, since keeping a single one keeps all."""
+
 _MIN_BYTES = 4 * 1024 * 1024
 
 
@@ -42,15 +53,6 @@ class Scratch:
         return self._compressor.compress(data)
 
 
-HUGE_BYTES = 1024 * 1024
-"""Allocations of at least this size are mapped separately, so they start at a page boundary and are
-returned to the system when freed. Memory from malloc starts a few bytes after the boundary, and
-malloc keeps it: each restore starts new threads, so 10 MiB more stayed resident after each."""
-
-SMALL_BYTES = 64 * 1024
-"""Numpy leaves share one allocation only up to this size, since keeping a single one keeps all."""
-
-
 def allocate_aligned(nbytes: int) -> np.ndarray:
     """Allocates uninitialised bytes at a 64-byte boundary.
 
@@ -68,7 +70,3 @@ def allocate_aligned(nbytes: int) -> np.ndarray:
     memory = np.empty(nbytes + ALIGN, np.uint8)
     start = -memory.ctypes.data % ALIGN
     return memory[start : start + nbytes]
-
-
-ALIGN = 64
-"""In bytes. On CPU, `jax.device_put` uses a host buffer with this alignment without a copy."""

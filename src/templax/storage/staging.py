@@ -7,7 +7,6 @@ import os
 import stat
 import threading
 from contextlib import suppress
-from types import TracebackType
 
 from ..errors import AlreadyExists, SaveError, UsageError
 from .attempt import SaveAttempt
@@ -23,7 +22,7 @@ from .leftovers import (
 )
 from .staged_file import StagedFile
 
-_TRIES = 16
+_MAX_TRIES = 16
 """How often to retry while other processes create and remove the same names."""
 
 
@@ -212,17 +211,12 @@ class Staging:
     def __enter__(self) -> Staging:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exc: object) -> None:
         self.discard()
 
     def _create_directory(self, parent: str) -> None:
         """Creates and locks the directory that is written to."""
-        for _ in range(_TRIES):
+        for _ in range(_MAX_TRIES):
             self._make_parents(parent)
             replaces = self._check_target()
             self.directory = temporary_path(self.path)
@@ -311,7 +305,7 @@ class Staging:
             None if nothing was replaced. Otherwise the locked directory that was replaced, which is
             now at `self.directory`.
         """
-        for _ in range(_TRIES):
+        for _ in range(_MAX_TRIES):
             try:
                 self._disk.rename(self.directory, self.path)
             except OSError as error:
