@@ -157,9 +157,8 @@ def try_lock(fd: int, disk: Disk, *, shared: bool = False) -> bool | None:
         disk.lock(fd, shared)
     except BlockingIOError:
         return False
-    except (
-        OSError
-    ) as error:  # EBADF: NFS only locks what is open for writing, as no directory can be
+    except OSError as error:
+        # EBADF: NFS locks only what is open for writing, which a directory can't be.
         if error.errno in _UNSUPPORTED or error.errno in (errno.EBADF, errno.ENOLCK):
             return None
         raise
