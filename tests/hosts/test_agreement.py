@@ -179,9 +179,9 @@ def a_slow_process_is_awaited():
 def one_is_interrupted_in_a_step():
     with join_save(timeout_s=2.0) as job:
         if index == last:
-            def interrupted(what):
+            def interrupt(doing):
                 raise KeyboardInterrupt
-            job._follow = interrupted
+            job._await_verdict = interrupt
         job.tell_all("naming", b"x")
         job.agree("writing")
 

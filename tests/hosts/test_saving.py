@@ -245,7 +245,7 @@ def test_a_failure_of_one_process_fails_all_and_leaves_nothing(
 
 
 KILL = """
-agreement.SILENT_S, agreement.PULSE_S = 3.0, 0.5
+agreement.SILENT_S, agreement.HEARTBEAT_S = 3.0, 0.5
 stage = args[1]
 def dying(name, kind):
     real = getattr(kind, name)

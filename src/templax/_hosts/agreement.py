@@ -1,23 +1,51 @@
-"""JAX. How the processes of one job agree during a save, over the key-value store that comes with
-`jax.distributed`: no device computes, so that the main thread may train on while a save runs.
+"""JAX. How the processes of a job agree during a save.
 
-A save is a sequence of steps that every process takes in the same order. At each step every process
-says its word; process 0 hears all of them and gives the verdict, which all follow: go on, or the
-one error that all raise. A verdict is set once: whoever comes second, such as process 0 after the
-others gave it up, follows the first: no process can think a save good that another does not.
+They communicate over the key-value store that comes with `jax.distributed`. No device takes part,
+so the main thread can train while a background thread saves.
 
-What happens when a process dies (SIGKILL, out of memory, a lost machine; jax 0.10 and 0.12):
+A save is a sequence of steps, `tell_all`, `gather` and `agree`, which every process takes in the
+same order. At each step:
 
-- Any but process 0. Every process gives a sign of life every few seconds of a save. Process 0
-  misses it after `SILENT_S`, and all others raise a `SaveError` that names the process. JAX itself
-  misses it after `heartbeat_timeout_seconds` of `jax.distributed.initialize` (100), and then
-  aborts every process of the job (SIGABRT), whatever it does; not so with the option
-  `jax_enable_recoverability`. With a timeout shorter than ours, JAX aborts first.
-- Process 0, in which the store lives. JAX aborts all others within milliseconds, with any option.
-  What they had begun on disk stays, as after any kill.
+1. Every process sends one message: where it saves, what it does, and its error if it failed.
+2. Process 0 collects the messages and decides: continue, or one error for all.
+3. Process 0 publishes this verdict, for which the others wait. Either all continue, or all raise
+   the same error, after which the save takes no more steps.
 
-A process that lives is waited for, however long it takes to write: it may be slow storage. One that
-has not begun the save at all is waited for `timeout_s`.
+The keys in the store, below `templax/save/NUMBER`:
+
+    alive/PROCESS                 heartbeat: a counter
+    STEP/value/PROCESS/OFFSET     value of a process, in chunks
+    STEP/message/PROCESS          `Message`, set after the value
+    STEP/reply/OFFSET             value of process 0 for all, in chunks
+    STEP/verdict                  `Message`, set after the reply
+    closed                        how many processes have left the save
+
+Invariants:
+
+- A verdict is set once. Any process that tries to publish a second one follows the first instead,
+  process 0 included. So all processes see the same verdict, whatever happens to any of them.
+- A value is stored before the message that announces its size, so a receiver of the message never
+  waits for a process that died in between.
+- Only the clock of the waiting process is used: a heartbeat is a value that must change, not a
+  time.
+
+What happens if a process
+
+- fails between two steps: it sends its error in place of its next message. Process 0 instead
+  publishes it as the verdict.
+- is interrupted after its message: the step may succeed for the others, and the next one fails.
+- makes another save, or is at another step: `path` and `doing` of the messages differ, and all
+  processes raise an error that names it.
+- is slow: it is waited for as long as its heartbeats arrive, since storage may be slow.
+- has not begun the save at all: it is waited for `timeout_s`.
+- dies (SIGKILL, out of memory, a lost machine; as of jax 0.10 and 0.12), and is not process 0:
+  process 0 misses its heartbeats after `SILENT_S`, and all others raise a `SaveError` that names
+  it. JAX misses it after the `heartbeat_timeout_seconds` of `jax.distributed.initialize`, by
+  default 100, and then aborts every process of the job (SIGABRT), unless the option
+  `jax_enable_recoverability` is set. If that timeout is shorter than `SILENT_S`, JAX comes first.
+- dies and is process 0, which holds the store: JAX aborts all others within milliseconds, whatever
+  its options. What they had begun to write stays on the disk, as after any kill.
+- is process 0 and stops sending heartbeats: the others publish the verdict that it was lost.
 """
 
 from __future__ import annotations
@@ -35,74 +63,56 @@ import msgspec
 from jax.errors import JaxRuntimeError
 
 from .._jax.coordination import JobStore
-from ..errors import AlreadyExists, SaveError
+from ..errors import SaveError
+from .messages import Message, RemoteError, describe_disagreement, describe_failure
 
 TIMEOUT_S = 300.0
-"""How long a process that has not begun the save is waited for, unless the caller says."""
+"""Default for how long to wait for a process that has not begun the save."""
 
 SILENT_S = 60.0
-"""How long one that has begun it may give no sign of life: less than JAX's 100 s, after which no
-process is left to raise an error or to clean up."""
+"""How long a process that has begun the save may send no heartbeat. Less than the 100 s after which
+JAX aborts every process, since by then none could raise an error or clean up."""
 
-PULSE_S = 5.0
-"""Between two signs of life: a thousand processes burden the store with 200 calls a second."""
+HEARTBEAT_S = 5.0
+"""Time between two heartbeats: 1,000 processes burden the store with 200 calls a second."""
 
-LOOK_S = 0.25
-"""How often process 0 looks whether another one failed while it waits for the next."""
+POLL_S = 0.25
+"""How long process 0 waits for one message before it looks at the others and at the heartbeats."""
 
 GRACE_S = 1.0
-"""How long a failure waits for others of its kind: a full disk is full for all."""
+"""How long process 0 waits for more errors after the first: a full disk is full for all."""
 
-_SHOWN = 8
-
-_saves = itertools.count()  # equal on all processes that save in the same order
+_save_numbers = itertools.count()  # the same on all processes, which save in the same order
 
 
-class _Problem(msgspec.Struct, frozen=True, array_like=True):
-    """An error on its way to other processes."""
+def join_job(path: str, *, timeout_s: float = TIMEOUT_S) -> Hosts:
+    """The processes of this job, for a save to `path`. Sends and waits for nothing yet.
 
-    what: str
-    leaf: str | None = None
-    file: str | None = None
-    hint: str | None = None
-    exists: bool = False
+    Every process calls this for the same saves in the same order, in the thread that decides to
+    save: the number of the call tells one save from the next.
 
-    @classmethod
-    def of(cls, error: BaseException) -> _Problem:
-        if not isinstance(error, SaveError):
-            return cls(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)
-        exists = isinstance(error, AlreadyExists)
-        return cls(error.what, error.leaf, error.file, error.hint, exists)
+    Args:
+        path: Where the save goes, spelled the same on all processes.
+        timeout_s: How long to wait for a process that has not begun this save.
 
-    def error(self) -> SaveError:
-        kind = AlreadyExists if self.exists else SaveError
-        return kind(self.what, leaf=self.leaf, file=self.file, hint=self.hint)
-
-
-class _Word(msgspec.Struct, frozen=True, array_like=True):
-    """What one process says at a step; from process 0 also the verdict.
-
-    Attributes:
-        path: Where it saves.
-        what: What it does; empty if it gave up before the step.
-        size: Bytes of the value that it left in the store.
-        problem: Why it, or as a verdict the whole save, failed.
+    Raises:
+        SaveError: There are several processes, and no way to communicate with them.
     """
-
-    path: str
-    what: str
-    size: int = 0
-    problem: _Problem | None = None
+    count = jax.process_count()
+    if count == 1:
+        return Hosts(0, 1, path, None, "", timeout_s)
+    prefix = f"templax/save/{next(_save_numbers)}"
+    return Hosts(jax.process_index(), count, path, JobStore(), prefix, timeout_s)
 
 
 class Hosts:
     """The processes of a job, for one save. Made by `join_job`, used by one thread at a time.
 
-    As a context manager it tells the others of an error that leaves it, and cleans up.
+    An exception that leaves its `with` block is sent to the other processes.
 
     Attributes:
-        index: Of this process.
-        count: Of processes. If it is 1, nothing is ever sent.
+        index: The index of this process.
+        count: Number of processes. If it is 1, nothing is ever sent.
     """
 
     def __init__(
@@ -116,72 +126,81 @@ class Hosts:
     ):
         self.index, self.count = index, count
         self._path, self._prefix, self._timeout_s = path, prefix, timeout_s
-        self._next, self._failed = 0, False
+        self._step, self._failed = 0, False
         self._closed = threading.Event()
         if store is None:
             return
         self._store = store
-        self._pulse_s = min(PULSE_S, timeout_s / 4)
-        pulse = (store, f"{prefix}/alive/{index}", self._pulse_s, self._closed)
+        self._heartbeat_s = min(HEARTBEAT_S, timeout_s / 4)  # several beats within any timeout
         self._thread = threading.Thread(
-            target=_pulse, args=pulse, name="templax-pulse", daemon=True
+            target=_send_heartbeats,
+            args=(store, f"{prefix}/alive/{index}", self._heartbeat_s, self._closed),
+            name="templax-heartbeat",
+            daemon=True,
         )
         self._thread.start()
-        weakref.finalize(self, self._closed.set)  # else one never closed would live forever
+        # Ends the thread, which has no reference to this object, if `close` is never called.
+        weakref.finalize(self, self._closed.set)
 
-    def tell_all(self, what: str, value: bytes | None = None) -> bytes:
-        """Process 0's value, on every process.
+    def tell_all(self, doing: str, value: bytes | None = None) -> bytes:
+        """Returns process 0's value on every process.
 
         Args:
-            what: What the processes do, as in "while writing".
-            value: On process 0; of any size. Ignored on others.
+            doing: What the processes do, as the error says it: "writing" for "while writing".
+            value: The value on process 0, of any size. Ignored on others.
 
         Raises:
-            SaveError: On every process: one failed, died or is elsewhere.
+            SaveError: On every process: one of them failed, died, or is at another step.
         """
-        mine = (value or b"") if self.index == 0 else b""
-        return self._step(what, reply=mine)[1]
+        reply = (value or b"") if self.index == 0 else b""
+        return self._take_step(doing, reply=reply)[1]
 
-    def gather(self, what: str, value: bytes) -> list[bytes]:
-        """On process 0 everybody's values in order of process, on others nothing.
-
-        Args, Raises: as `tell_all`.
-        """
-        return self._step(what, value=value)[0]
-
-    def agree(self, what: str, problem: SaveError | None = None) -> None:
-        """Goes on if no process has a problem.
+    def gather(self, doing: str, value: bytes) -> list[bytes]:
+        """Returns the values of all processes in order on process 0, and nothing on others.
 
         Args:
-            what: What was done, as in "while writing".
-            problem: Why it failed on this process, or None.
+            doing: See `tell_all`.
+            value: The value of this process, of any size.
+
+        Raises:
+            SaveError: See `tell_all`.
+        """
+        return self._take_step(doing, value=value)[0]
+
+    def agree(self, doing: str, error: SaveError | None = None) -> None:
+        """Returns if no process has an error.
+
+        Args:
+            doing: See `tell_all`.
+            error: Why this process failed, or None.
 
         Raises:
             SaveError: On every process, the same: it names each process that failed, and why.
-            AlreadyExists: Instead, if that is all that was wrong.
+            AlreadyExists: Instead, if that is the only error of any process.
         """
-        self._step(what, problem=problem)
+        self._take_step(doing, error=error)
 
     def fail(self, error: BaseException) -> None:
         """Tells the others that this process gives up, without waiting for them. Never raises."""
         if self.count == 1 or self._failed or self._closed.is_set():
             return
         self._failed = True
-        word = _Word(self._path, "", problem=_Problem.of(error))
+        message = Message(self._path, "", error=RemoteError.from_exception(error))
         with contextlib.suppress(JaxRuntimeError):
             if self.index == 0:
-                self._publish(_Word(self._path, "", problem=self._failure({0: word}, (), "")))
+                failure = self._describe_failure({0: message}, (), "")
+                self._publish(Message(self._path, "", error=failure))
             else:
-                self._say(word)
+                self._send(message)
 
     def close(self) -> None:
-        """Stops the signs of life; the last process to leave deletes the keys. Never raises."""
+        """Stops the heartbeats. The last process to call this deletes the keys. Never raises."""
         if self.count == 1 or self._closed.is_set():
             return
         self._closed.set()
-        self._thread.join(self._pulse_s)
+        self._thread.join(self._heartbeat_s)
         with contextlib.suppress(JaxRuntimeError):
-            if self._store.add(f"{self._prefix}/left") == self.count:
+            if self._store.add(f"{self._prefix}/closed") == self.count:
                 self._store.delete(self._prefix)
 
     def __enter__(self) -> Hosts:
@@ -197,192 +216,174 @@ class Hosts:
             self.fail(error)
         self.close()
 
-    def _step(
-        self, what: str, *, value: bytes = b"", reply: bytes = b"", problem: SaveError | None = None
+    def _take_step(
+        self,
+        doing: str,
+        *,
+        value: bytes = b"",
+        reply: bytes = b"",
+        error: SaveError | None = None,
     ) -> tuple[list[bytes], bytes]:
-        """One step: the values that process 0 heard, and its reply."""
+        """Takes one step, of any kind.
+
+        Args:
+            doing: See `tell_all`.
+            value: What this process sends to process 0.
+            reply: What process 0 sends to all. Ignored on others.
+            error: Why this process failed, or None.
+
+        Returns:
+            The values of all processes, on process 0 only; and the reply of process 0.
+        """
         if self.count == 1:
-            if problem is not None:
-                raise problem
+            if error is not None:
+                raise error
             return [value], reply
         if self._failed:
             raise SaveError("This save has failed before", file=self._path)
-        key, values = self._key(), list[bytes]()
-        mine = None if problem is None else _Problem.of(problem)
-        word = _Word(self._path, what, len(value), mine)
+        key, values = self._step_key(), list[bytes]()
+        own_error = None if error is None else RemoteError.from_exception(error)
+        message = Message(self._path, doing, len(value), own_error)
         try:
             if self.index == 0:
-                said, wrong = self._hear(word)
-                if wrong is None:
+                messages, failure = self._collect(message)
+                if failure is None:
                     take = self._store.take
                     others = range(1, self.count)
-                    values = [value, *(take(f"{key}/value/{i}", said[i].size) for i in others)]
+                    values = [value, *(take(f"{key}/value/{i}", messages[i].size) for i in others)]
                     self._store.put(f"{key}/reply", reply)
-                verdict = self._publish(_Word(self._path, what, len(reply), wrong))
+                verdict = self._publish(Message(self._path, doing, len(reply), failure))
             else:
                 self._store.put(f"{key}/value/{self.index}", value)
-                self._say(word)
-                verdict = self._follow(what)
-                if verdict.problem is None:
+                self._send(message)
+                verdict = self._await_verdict(doing)
+                if verdict.error is None:
                     reply = self._store.take(f"{key}/reply", verdict.size)
-        except JaxRuntimeError as error:
-            text = f"JAX's coordination service (process 0) failed while {what}: "
-            failed = SaveError(text + str(error).partition("\n")[0], file=self._path)
-            self.fail(failed)
-            raise failed from error
-        self._next += 1
-        if verdict.problem is not None:
+        except JaxRuntimeError as cause:
+            text = f"JAX's coordination service (process 0) failed while {doing}: "
+            unreachable = SaveError(text + str(cause).partition("\n")[0], file=self._path)
+            self.fail(unreachable)
+            raise unreachable from cause
+        self._step += 1
+        if verdict.error is not None:
             self._failed = True
-            raise verdict.problem.error() from problem
+            raise verdict.error.to_exception() from error
         return values, reply
 
-    def _key(self, later: int = 0) -> str:
-        return f"{self._prefix}/{self._next + later}"
+    def _step_key(self, ahead: int = 0) -> str:
+        return f"{self._prefix}/{self._step + ahead}"
 
-    def _say(self, word: _Word) -> None:
-        data = msgspec.msgpack.encode(word)
-        if not self._store.set(f"{self._key()}/said/{self.index}", data):
-            # It was interrupted behind its word: the next step hears that it gave up.
-            self._store.set(f"{self._key(1)}/said/{self.index}", data)
+    def _send(self, message: Message) -> None:
+        """Sends the message of this process for the current step; on other processes than 0."""
+        data = msgspec.msgpack.encode(message)
+        if not self._store.set(f"{self._step_key()}/message/{self.index}", data):
+            # This process was interrupted after it had sent one, and now sends its error. Process 0
+            # may have read the first already, so it reads this one at the next step.
+            self._store.set(f"{self._step_key(1)}/message/{self.index}", data)
 
-    def _publish(self, verdict: _Word) -> _Word:
-        """Process 0's verdict, or the one that was there before."""
-        name = f"{self._key()}/verdict"
-        while not self._store.set(name, msgspec.msgpack.encode(verdict)):
-            found = self._store.get(name, LOOK_S)
-            if found is not None:
-                return msgspec.msgpack.decode(found, type=_Word)
+    def _publish(self, verdict: Message) -> Message:
+        """Publishes a verdict, and returns it; or the earlier one, if there is one."""
+        key = f"{self._step_key()}/verdict"
+        while not self._store.set(key, msgspec.msgpack.encode(verdict)):
+            earlier = self._store.get(key, POLL_S)
+            if earlier is not None:
+                return msgspec.msgpack.decode(earlier, type=Message)
         return verdict
 
-    def _hear(self, mine: _Word) -> tuple[dict[int, _Word], _Problem | None]:
-        """Every word, and what is wrong with them; on process 0."""
-        said, watch = {0: mine}, _Watch(self._timeout_s)
-        heard, give_up = f"{self._key()}/said", None
+    def _collect(self, own: Message) -> tuple[dict[int, Message], RemoteError | None]:
+        """Waits on process 0 for the messages of all, or until it is clear that the save failed.
+
+        Returns:
+            The messages by process, and the error to publish. Without an error none is missing.
+        """
+        messages, liveness = {0: own}, _Liveness(self._timeout_s)
+        key, deadline = f"{self._step_key()}/message", None
         while True:
-            wrong = self._failure(said, (), mine.what) or _disagreement(said, self._path)
-            missing = [i for i in range(self.count) if i not in said]
+            failure = self._describe_failure(messages, (), own.doing)
+            failure = failure or describe_disagreement(messages, self._path)
+            missing = [i for i in range(self.count) if i not in messages]
             if not missing:
                 break
-            if wrong is not None:
-                give_up = give_up or time.monotonic() + GRACE_S
-                if time.monotonic() > give_up:
+            if failure is not None:
+                deadline = deadline or time.monotonic() + GRACE_S
+                if time.monotonic() > deadline:
                     break
-            if self._store.get(f"{heard}/{missing[0]}", LOOK_S) is None:
-                lost = watch.lost(missing, self._store.by_process(f"{self._prefix}/alive"))
+            # Blocks for one message only, but then lists all that have arrived.
+            if self._store.get(f"{key}/{missing[0]}", POLL_S) is None:
+                lost = liveness.find_lost(missing, self._list_heartbeats())
                 if lost:
-                    wrong = self._failure(said, lost, mine.what)
+                    failure = self._describe_failure(messages, lost, own.doing)
                     break
-            for index, word in self._store.by_process(heard).items():
-                said[index] = msgspec.msgpack.decode(word, type=_Word)
-        if self._next > 0 and not missing:  # they have all read the verdict before
-            self._store.delete(self._key(-1))
-        return said, wrong
+            for index, data in self._store.by_process(key).items():
+                messages[index] = msgspec.msgpack.decode(data, type=Message)
+        if self._step > 0 and not missing:
+            # A process that sent a message for this step no longer needs the previous one: it has
+            # read the verdict and the reply, or has given up.
+            self._store.delete(self._step_key(-1))
+        return messages, failure
 
-    def _follow(self, what: str) -> _Word:
-        """The verdict, on others; if process 0 gives no sign of life, this process gives it."""
-        watch = _Watch(self._timeout_s)
-        while True:
-            found = self._store.get(f"{self._key()}/verdict", self._pulse_s)
-            if found is not None:
-                return msgspec.msgpack.decode(found, type=_Word)
-            lost = watch.lost([0], self._store.by_process(f"{self._prefix}/alive"))
-            if lost:
-                wrong = self._failure({}, lost, what)
-                return self._publish(_Word(self._path, what, problem=wrong))
+    def _await_verdict(self, doing: str) -> Message:
+        """Waits for the verdict, on other processes than 0.
 
-    def _failure(
-        self, said: Mapping[int, _Word], lost: Sequence[tuple[int, float]], what: str
-    ) -> _Problem | None:
-        """What processes that failed or were lost have to say to all; None if there are none.
-
-        Args:
-            said: The words by process.
-            lost: Process, and how many seconds it was waited for.
-            what: What was being done; empty for nothing in particular.
+        If process 0 stops sending heartbeats, this process publishes the verdict that it was lost.
+        Others may do the same: the first verdict counts.
         """
-        problems = {i: word.problem for i, word in sorted(said.items()) if word.problem is not None}
-        if problems and not lost and all(problem.exists for problem in problems.values()):
-            return next(iter(problems.values()))
-        doing = f" while {what}" if what else ""
-        if len(problems) == 1 and not lost:
-            ((index, problem),) = problems.items()
-            text = f"Process {index} of {self.count} failed{doing}: {problem.what}"
-            return _Problem(text, problem.leaf, problem.file or self._path, problem.hint)
-        texts = [
-            *(
-                f"process {i} of {self.count} failed{doing}: {p.error()}"
-                for i, p in problems.items()
-            ),
-            *(f"process {i} of {self.count} did not answer within {s:g} s{doing}" for i, s in lost),
-        ]
-        if not texts:
-            return None
-        more = [f"and {len(texts) - _SHOWN} more processes"] if len(texts) > _SHOWN else []
-        text = "; ".join([*texts[:_SHOWN], *more])
-        hint = "the logs of these processes say why" if lost else None
-        return _Problem(text[0].upper() + text[1:], file=self._path, hint=hint)
+        liveness = _Liveness(self._timeout_s)
+        while True:
+            verdict = self._store.get(f"{self._step_key()}/verdict", self._heartbeat_s)
+            if verdict is not None:
+                return msgspec.msgpack.decode(verdict, type=Message)
+            lost = liveness.find_lost([0], self._list_heartbeats())
+            if lost:
+                failure = self._describe_failure({}, lost, doing)
+                return self._publish(Message(self._path, doing, error=failure))
+
+    def _list_heartbeats(self) -> dict[int, bytes]:
+        return self._store.by_process(f"{self._prefix}/alive")
+
+    def _describe_failure(
+        self, messages: Mapping[int, Message], lost: Sequence[tuple[int, float]], doing: str
+    ) -> RemoteError | None:
+        return describe_failure(messages, lost, count=self.count, path=self._path, doing=doing)
 
 
-def _disagreement(said: Mapping[int, _Word], path: str) -> _Problem | None:
-    """How processes are at different saves, or at different steps of one; None if they are not."""
-    for kind, fact in (("path", "to save to"), ("what", "to be")):
-        found: dict[str, list[int]] = {}
-        for index, word in sorted(said.items()):
-            found.setdefault(getattr(word, kind), []).append(index)
-        if len(found) > 1:
-            expected, got, *_ = found
-            who = ", ".join(map(str, found[got][:_SHOWN]))
-            text = f"Expected every process {fact} `{expected}`, got `{got}` on process {who}"
-            hint = "make the same saves in the same order on every process"
-            return _Problem(text, file=path, hint=hint)
-    return None
+class _Liveness:
+    """Tracks, during one step, when the heartbeat of each process last changed.
 
-
-class _Watch:
-    """Since when which process has given no sign of life."""
+    Args:
+        timeout_s: How long to wait for a process that has not begun the save.
+    """
 
     def __init__(self, timeout_s: float):
         self._timeout_s = timeout_s
         self._start = time.monotonic()
-        self._last: dict[int, tuple[bytes, float]] = {}
+        self._last_changes: dict[int, tuple[bytes, float]] = {}
 
-    def lost(self, missing: Iterable[int], signs: Mapping[int, bytes]) -> list[tuple[int, float]]:
-        """Those of `missing` that are given up, and how many seconds they were silent."""
+    def find_lost(
+        self, missing: Iterable[int], heartbeats: Mapping[int, bytes]
+    ) -> list[tuple[int, float]]:
+        """The processes to give up, each with the seconds for which it was silent.
+
+        Args:
+            missing: The processes that are waited for.
+            heartbeats: The latest heartbeat of each process that has begun the save.
+        """
         now, lost = time.monotonic(), list[tuple[int, float]]()
         for index in missing:
-            sign, since = self._last.get(index, (b"", self._start))
-            if signs.get(index, sign) != sign:
-                self._last[index] = signs[index], now
+            last, since = self._last_changes.get(index, (b"", self._start))
+            if heartbeats.get(index, last) != last:
+                self._last_changes[index] = heartbeats[index], now
                 continue
-            limit_s = min(self._timeout_s, SILENT_S) if sign else self._timeout_s
+            limit_s = min(self._timeout_s, SILENT_S) if last else self._timeout_s
             if now - since > limit_s:
                 lost.append((index, limit_s))
         return lost
 
 
-def _pulse(store: JobStore, key: str, every_s: float, closed: threading.Event) -> None:
+def _send_heartbeats(store: JobStore, key: str, every_s: float, closed: threading.Event) -> None:
+    """The body of a thread: changes the value of `key` until `closed` is set."""
     for n in itertools.count():
         with contextlib.suppress(JaxRuntimeError):
-            store.set(key, b"%d" % n, again=True)
+            store.set(key, b"%d" % n, overwrite=True)
         if closed.wait(every_s):
             return
-
-
-def join_job(path: str, *, timeout_s: float = TIMEOUT_S) -> Hosts:
-    """The processes of this job, for a save to `path`. Says and hears nothing yet.
-
-    Every process calls this for the same saves in the same order, in the thread that decides on
-    it: that is how one save is told from the next.
-
-    Args:
-        path: Where the save goes, spelled the same on all processes.
-        timeout_s: How long a process that has not come to this save is waited for.
-
-    Raises:
-        SaveError: There are several processes, and no way to talk to them.
-    """
-    count = jax.process_count()
-    if count == 1:
-        return Hosts(0, 1, path, None, "", timeout_s)
-    prefix = f"templax/save/{next(_saves)}"
-    return Hosts(jax.process_index(), count, path, JobStore(), prefix, timeout_s)

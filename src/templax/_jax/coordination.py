@@ -1,7 +1,7 @@
 """JAX. The key-value store that the processes of a job share: that of JAX's coordination service.
 
-JAX offers no public way to it. This is the one place that calls it, and a JAX without it, or with
-another one, is told from the rest.
+JAX has no public API for it. Only this module calls the private one, and it names a version of JAX
+that lacks it.
 """
 
 from __future__ import annotations
@@ -14,13 +14,18 @@ from jax.errors import JaxRuntimeError
 from ..errors import SaveError
 
 CHUNK_BYTES = 1 << 21
-"""Of a value: what gRPC takes in a message (4 MiB) unless it is told otherwise, as JAX does."""
+"""Values are stored in chunks of this size: gRPC limits a message to 4 MiB, and JAX does not raise
+that."""
 
 
 class JobStore:
-    """JAX's key-value store: the one place that calls it.
+    """JAX's key-value store. Thread-safe.
 
-    Raises `JaxRuntimeError` where the service can't be reached.
+    A key is set once, unless `overwrite` is passed. All methods raise `JaxRuntimeError` if the
+    service can't be reached.
+
+    Raises:
+        SaveError: `jax.distributed` is not initialized, or this version of JAX is not supported.
     """
 
     def __init__(self) -> None:
@@ -40,44 +45,50 @@ class JobStore:
             self._get = client.blocking_key_value_get_bytes
             self._list = client.key_value_dir_get_bytes
             self._add = client.key_value_increment
-            self.delete = client.key_value_delete  # all keys under one, too
+            self.delete = client.key_value_delete  # deletes all keys below one, too
         except AttributeError as error:
             raise _unknown_jax() from error
 
-    def set(self, key: str, value: bytes, *, again: bool = False) -> bool:
-        """False if the key is there already and `again` is not given."""
+    def set(self, key: str, value: bytes, *, overwrite: bool = False) -> bool:
+        """Sets a key. Returns False, and changes nothing, if it is set already.
+
+        Args:
+            key: The key.
+            value: At most `CHUNK_BYTES`.
+            overwrite: Whether to replace an existing value; the result is then always True.
+        """
         try:
-            self._set(key, value, allow_overwrite=again)
+            self._set(key, value, allow_overwrite=overwrite)
         except JaxRuntimeError as error:
-            if _code(error) != "ALREADY_EXISTS":
+            if _status_code(error) != "ALREADY_EXISTS":
                 raise
             return False
         return True
 
     def get(self, key: str, wait_s: float) -> bytes | None:
-        """None if the key is not there in time."""
+        """The value of a key, or None if it is not set within `wait_s` seconds."""
         try:
             return self._get(key, max(1, int(wait_s * 1000)))
         except JaxRuntimeError as error:
-            if _code(error) != "DEADLINE_EXCEEDED":
+            if _status_code(error) != "DEADLINE_EXCEEDED":
                 raise
             return None
 
     def by_process(self, key: str) -> dict[int, bytes]:
-        """What each process has set under `key`."""
+        """The values of the keys `KEY/INDEX`, by process index."""
         return {int(name.rpartition("/")[2]): value for name, value in self._list(f"{key}/")}
 
     def add(self, key: str) -> int:
-        """How many processes have called this with `key`, this one included."""
+        """Adds one to a counter, which starts at 0, and returns the sum."""
         return self._add(key, 1)
 
     def put(self, key: str, value: bytes) -> None:
-        """A value of any size, for `take`."""
+        """Stores a value of any size, to be read by `take`."""
         for start in range(0, len(value), CHUNK_BYTES):
             self.set(f"{key}/{start}", value[start : start + CHUNK_BYTES])
 
     def take(self, key: str, size: int) -> bytes:
-        """A value that was put before the word that tells its size."""
+        """Reads a value of `size` bytes that was stored by `put`. The value stays in the store."""
         chunks = [self._get(f"{key}/{n}", 60_000) for n in range(0, size, CHUNK_BYTES)]
         return b"".join(chunks)
 
@@ -87,5 +98,6 @@ def _unknown_jax() -> SaveError:
     return SaveError(what, hint="save from one process, or with JAX 0.10 to 0.12")
 
 
-def _code(error: Exception) -> str:
+def _status_code(error: Exception) -> str:
+    """The gRPC status code, with which the message of a `JaxRuntimeError` begins."""
     return str(error).partition(":")[0]
