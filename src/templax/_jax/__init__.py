@@ -1,1 +1,1 @@
-"""Everything that touches the inside of JAX."""
+"""Everything that touches the internals of JAX."""

@@ -1,8 +1,9 @@
-"""JAX. The one place where templax calls what JAX does not promise.
+"""JAX. The fast way from host memory to a `jax.Array`, through a private function of JAX.
 
-`jax.device_put` of a list takes 26 µs a leaf and `jax.make_array_from_callback` 12; the call they
-both end in takes 3 (20,000 leaves on one CPU device, jax 0.10.2). It is used where this JAX has it
-and it passes a trial; else `_place` uses the public calls.
+`jax.device_put` of a list takes 26 µs per leaf and `jax.make_array_from_callback` 12; the function
+that both end in takes 3 (20,000 leaves on one CPU device, jax 0.10.2). It is used if this version
+of JAX has it and a trial call gives the right result. Otherwise `_restore/place.py` uses the public
+functions.
 """
 
 from __future__ import annotations
@@ -16,31 +17,35 @@ import numpy as np
 from jax.sharding import SingleDeviceSharding
 
 Put = Callable[[Any, jax.sharding.Sharding, Sequence[np.ndarray], Sequence[Any], bool], jax.Array]
-"""aval, sharding, one host array per device, devices, whether the array is committed."""
+"""Takes the abstract value, the sharding, one host array per device, the devices, and whether the
+result is committed to its devices."""
 
 
 def batched_put() -> Put | None:
-    """JAX's own way from host arrays to an array; None if this JAX has not quite that, or if a
-    transfer guard is set that looks at explicit transfers, of which this would not be one.
+    """JAX's private function that makes an array from host arrays, or None if it must not be used.
+
+    That is so if this version of JAX lacks it, or if a transfer guard is set that logs or disallows
+    explicit transfers: JAX would take a call of it for an implicit one.
     """
     config: Any = jax.config
     guard = config.jax_transfer_guard_host_to_device or config.jax_transfer_guard
     if guard in ("log_explicit", "disallow_explicit"):
         return None
-    put = _tried()
+    put = _find_working_put()
     if put is None or guard in (None, "allow"):
         return put
 
-    def allowed(*args: Any) -> jax.Array:  # as `jax.device_put` is: the caller asked for it
+    def put_allowed(*args: Any) -> jax.Array:
+        # The caller asked for the transfer, so it is allowed, as one by `jax.device_put` would be.
         with jax.transfer_guard_host_to_device("allow"):
             return put(*args)
 
-    return allowed
+    return put_allowed
 
 
 @functools.cache
-def _tried() -> Put | None:
-    """The private call, if a trial of it gives what the public one does."""
+def _find_working_put() -> Put | None:
+    """The private function, if a trial call makes the array that a public one would make."""
     try:
         from jax._src.lib import xla_client  # pyright: ignore
 
@@ -66,12 +71,12 @@ def _tried() -> Put | None:
 
 @functools.lru_cache(maxsize=4096)
 def aval_of(shape: tuple[int, ...], dtype: np.dtype) -> Any:
-    """The abstract value of an array; made once for all leaves that look alike."""
+    """The abstract value of an array, made once for all leaves with this shape and dtype."""
     return jax.core.ShapedArray(shape, dtype)
 
 
 def default_device() -> Any:
-    """Where `jax.device_put` puts what has no sharding; None if only JAX can tell."""
+    """The device for arrays that have no sharding; None if only `jax.device_put` can tell."""
     device: Any = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
     if device is None:
         return jax.local_devices()[0]

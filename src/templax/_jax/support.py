@@ -1,4 +1,4 @@
-"""JAX. What this JAX, as it is configured, can hold; abstract arrays and keys."""
+"""JAX. The dtypes that JAX supports as it is configured, abstract arrays, and PRNG key data."""
 
 from __future__ import annotations
 
@@ -12,31 +12,35 @@ from .._core.boxes import Shape
 
 
 def abstract_array(shape: Shape, dtype: np.dtype) -> jax.ShapeDtypeStruct | np.ndarray:
-    """A template leaf for an array; numpy (of no memory) if no `jax.Array` holds the dtype."""
+    """A template leaf for an array.
+
+    A `jax.ShapeDtypeStruct` or, for a dtype that JAX does not support, a NumPy array that takes no
+    memory.
+    """
     if jax_supports(dtype):
         return jax.ShapeDtypeStruct(shape, dtype)
     return np.broadcast_to(np.zeros((), dtype), shape)
 
 
 def jax_supports(dtype: np.dtype) -> bool:
-    """Whether a `jax.Array` holds `dtype` as it is, in this process as it is configured."""
+    """Whether a `jax.Array` can have `dtype`, as JAX is configured in this process."""
     x64: Any = jax.config.jax_enable_x64  # pyright: ignore[reportAttributeAccessIssue]
     return _jax_supports(dtype, x64)
 
 
 @functools.cache
 def _jax_supports(dtype: np.dtype, x64: bool) -> bool:
-    if dtype.name in ("int1", "uint1"):  # held, but XLA casts them to nothing
+    if dtype.name in ("int1", "uint1"):  # an array can have them, but XLA casts them wrongly
         return False
     try:
         with jax.ensure_compile_time_eval(), jax.transfer_guard("allow"):
             return jax.device_put(np.zeros((), dtype), host_device()).dtype == dtype
     except (TypeError, ValueError):
-        return False  # numpy has dtypes that JAX has not
+        return False  # a dtype of NumPy that JAX lacks
     except RuntimeError as error:
         if "INVALID_ARGUMENT" in str(error) or "PrimitiveType" in str(error):
-            return False  # JAX has dtypes that XLA has not
-        raise  # of the device, not of the dtype; and not remembered
+            return False  # a dtype of JAX that XLA lacks
+        raise  # an error of the device says nothing about the dtype; it is not cached
 
 
 def host_device() -> Any:
@@ -48,12 +52,16 @@ def host_device() -> Any:
 
 
 def key_data_spec(shape: Shape, dtype: Any) -> tuple[Shape, np.dtype, str]:
-    """Of an array of typed PRNG keys: shape and dtype of its key data, and its implementation."""
+    """The shape and dtype of the data of typed PRNG keys, and the name of their implementation.
+
+    Args:
+        shape, dtype: Those of the array of keys.
+    """
     impls: list[str] = []
 
-    def look(keys: jax.Array) -> jax.Array:
+    def get_data(keys: jax.Array) -> jax.Array:
         impls.append(str(jax.random.key_impl(keys)))
         return jax.random.key_data(keys)
 
-    data = jax.eval_shape(look, jax.ShapeDtypeStruct(shape, dtype))
+    data = jax.eval_shape(get_data, jax.ShapeDtypeStruct(shape, dtype))
     return data.shape, np.dtype(data.dtype), impls[0]

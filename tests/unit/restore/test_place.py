@@ -25,7 +25,7 @@ def test_placing_with_private_and_public_calls_of_jax_agrees(
     if not private:
         monkeypatch.setattr(place, "batched_put", lambda: None)
     else:
-        assert put.batched_put() is not None, "this JAX has another private call: see _put.py"
+        assert put.batched_put() is not None, "this JAX has another private call: see _jax/put.py"
     names = [
         "bool",
         "int8",
