@@ -110,7 +110,7 @@ def kill_at(root: Path, action: str, at: int, fault: Literal["kill", "half"]) ->
         "all_temporary": all(TEMPORARY in sibling for sibling in siblings),
         "abandoned": len(abandoned),
         "all_reported": set(abandoned) == siblings,
-        "next_state": name_state(read(path)) if not staging.left else "left",
+        "next_state": name_state(read(path)) if not staging.not_removed else "left",
         "cleared": [p.name for p in path.parent.iterdir()] == ["NAME"]
         and find_abandoned(path) == [],
     }

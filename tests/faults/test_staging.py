@@ -99,7 +99,7 @@ def test_a_refused_operation_leaves_the_target_alone(
             staging = points.save(path, disk, OVERWRITE[action])
             assert points.read(path) == points.NEW, operation
             siblings = {str(p) for p in path.parent.iterdir() if p != path}
-            assert set(staging.left) == siblings == set(find_abandoned(path)), operation
+            assert set(staging.not_removed) == siblings == set(find_abandoned(path)), operation
 
 
 def test_a_disk_that_fails_for_good_keeps_the_old_state(action: str, tmp_path: Path) -> None:

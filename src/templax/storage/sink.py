@@ -59,7 +59,7 @@ class Sink(Protocol):
     path: str
     """Final location of the checkpoint. Only used in messages."""
 
-    left: tuple[str, ...]
+    not_removed: tuple[str, ...]
     """Paths that could not be removed in the end: the replaced checkpoint, or what was written."""
 
     def create(self, key: str) -> SinkFile:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
-import stat
 import threading
 from contextlib import suppress
 
-from ..errors import AlreadyExists, SaveError, UsageError
+from ..errors import SaveError, UsageError
 from .attempt import SaveAttempt
 from .disk import DISK, Descriptor, Disk, cannot_swap, save_error, sync_directory, try_lock
 from .leftovers import (
@@ -21,6 +20,7 @@ from .leftovers import (
     temporary_path,
 )
 from .staged_file import StagedFile
+from .target import check_target
 
 _MAX_TRIES = 16
 """How often to retry while other processes create and remove the same names."""
@@ -49,8 +49,8 @@ class Staging:
     Attributes:
         path: Final location, absolute.
         directory: Where the files are until the commit.
-        left: Paths that could not be removed in the end: the replaced checkpoint, or what was
-            written.
+        not_removed: Paths that could not be removed in the end: the replaced checkpoint, or what
+            was written.
 
     Raises:
         AlreadyExists: Something is at `path`, and `overwrite` is False; or something appeared
@@ -100,7 +100,7 @@ class Staging:
     def _init_state(self, path: str, *, overwrite: bool, disk: Disk) -> None:
         self.path = path
         self.directory = ""
-        self.left: tuple[str, ...] = ()
+        self.not_removed: tuple[str, ...] = ()
         self._overwrite, self._disk = overwrite, disk
         self._guard = threading.RLock()
         self._files: list[StagedFile] = []
@@ -153,9 +153,9 @@ class Staging:
     def commit(self) -> None:
         """Syncs everything, moves it to `path`, and then removes what was replaced.
 
-        If that can't be removed, its path is in `left`; this is not an error. A `Staging` made by
-        `join` only syncs what was written through it; the process that started the save commits
-        afterwards.
+        If that can't be removed, its path is in `not_removed`; this is not an error. A `Staging`
+        made by `join` only syncs what was written through it; the process that started the save
+        commits afterwards.
 
         Raises:
             AlreadyExists: Something appeared at `path` during the save, and `overwrite` is False.
@@ -182,7 +182,8 @@ class Staging:
                     self._move_back(replaced is not None, error)
                     raise
             if self._replaced_in_use:
-                self.left = (self.directory,)  # a process is reading it: a later save removes it
+                # A process is reading it: a later save removes it.
+                self.not_removed = (self.directory,)
             elif replaced is not None:
                 self._delete_directory()
             # Not earlier: after an interrupt, `discard` still has to remove the replaced one.
@@ -218,7 +219,7 @@ class Staging:
         """Creates and locks the directory that is written to."""
         for _ in range(_MAX_TRIES):
             self._make_parents(parent)
-            replaces = self._check_target()
+            replaces = check_target(self.path, overwrite=self._overwrite)
             self.directory = temporary_path(self.path)
             # Until the directory is locked, other processes may consider it abandoned and remove
             # it. And if the parents were created by another save, they vanish if that one fails.
@@ -244,37 +245,6 @@ class Staging:
             with suppress(FileExistsError):  # another save created it
                 self._disk.mkdir(directory)
                 self._parents.append(directory)
-
-    def _check_target(self) -> bool:
-        """Returns whether `path` holds something to replace; raises if it must not be replaced."""
-        try:
-            mode = os.lstat(self.path).st_mode
-        except FileNotFoundError:
-            return False
-        if stat.S_ISDIR(mode):
-            if os.path.ismount(self.path):
-                raise SaveError(
-                    "Expected a directory that can be replaced, found a mount point",
-                    file=self.path,
-                    hint="save below it",
-                )
-            with os.scandir(self.path) as listing:
-                if next(listing, None) is None:
-                    return False
-            if self._overwrite:
-                return True
-            raise AlreadyExists(
-                "Expected nothing or an empty directory, found one that is not empty",
-                file=self.path,
-                hint="overwrite=True replaces a checkpoint; or save under another name",
-            )
-        if stat.S_ISLNK(mode):
-            found = f"a symbolic link to `{os.readlink(self.path)}`"
-            hint = "save to the path that it points to, or under another name"
-        else:
-            found, hint = "a file", "save under another name"
-        error = SaveError if self._overwrite else AlreadyExists
-        raise error(f"Expected nothing or a directory, found {found}", file=self.path, hint=hint)
 
     def _is_in_place(self, fd: int) -> bool:
         return os.path.samestat(os.fstat(fd), os.lstat(self.directory))
@@ -314,7 +284,7 @@ class Staging:
             else:
                 return None
             with suppress(FileNotFoundError):  # removed in the meantime
-                if self._check_target():
+                if check_target(self.path, overwrite=self._overwrite):
                     # Locked because it may have to be moved back: until then no other save may
                     # consider it abandoned.
                     fd = self._disk.open_directory(self.path)
@@ -351,7 +321,7 @@ class Staging:
         except OSError as error:
             # The directory now holds the only copy of the old checkpoint: `discard` must keep it.
             self._attempt.finished = True
-            self.left = (self.directory,) if replaced else ()
+            self.not_removed = (self.directory,) if replaced else ()
             rest = "; it is in place, but a loss of power may undo it"
             rest += f"; what was there before is `{self.directory}`" if replaced else ""
             raise save_error("sync", self.path, cause, rest) from error
@@ -363,10 +333,10 @@ class Staging:
             if moved:
                 sync_names(os.path.dirname(self.path), self._disk)
         except OSError:
-            self.left = (self.directory,)
+            self.not_removed = (self.directory,)
         else:
             if moved and self._replaced_in_use:
-                self.left = (self.directory,)
+                self.not_removed = (self.directory,)
             else:
                 self._delete_directory()
 
@@ -379,7 +349,7 @@ class Staging:
             return True
 
     def _delete_directory(self) -> None:
-        """Deletes `self.directory`; if that fails, records it in `left`."""
+        """Deletes `self.directory`; if that fails, records it in `not_removed`."""
         try:
             delete_tree(self.directory, self._disk)
         except OSError as error:
@@ -388,7 +358,7 @@ class Staging:
                 self._release(lock)  # frees the descriptor that listing the directory needs
                 self._delete_directory()
             else:
-                self.left = (self.directory,)
+                self.not_removed = (self.directory,)
         except BaseException:  # such as an interrupt: half a directory is useless, so finish
             with suppress(OSError):
                 delete_tree(self.directory, self._disk)
@@ -415,4 +385,4 @@ class Staging:
         self.discard()
         if error is not None and error.errno in (errno.ENOSPC, errno.EDQUOT):
             self._remove_abandoned()  # may free the space that the next attempt needs
-        return self.left
+        return self.not_removed

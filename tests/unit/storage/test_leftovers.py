@@ -288,7 +288,7 @@ def test_a_save_succeeds_if_leftovers_cannot_be_removed(
         staging.put("x", b"1")
         staging.commit()
     assert read_files(tmp_path / "a") == {"x": b"1"}
-    assert staging.left == ()
+    assert staging.not_removed == ()
     assert left.exists()
 
 

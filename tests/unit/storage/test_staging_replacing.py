@@ -144,7 +144,7 @@ def test_a_save_succeeds_if_the_old_checkpoint_cannot_be_removed(tmp_path: Path)
         staging.put("new", b"new")
         staging.commit()
     assert read_files(tmp_path / "a") == {"new": b"new"}
-    assert staging.left == (staging.directory,)
+    assert staging.not_removed == (staging.directory,)
     assert read_files(Path(staging.directory)) == {"sub/old": b"old"}
     assert find_abandoned(tmp_path / "a") == [staging.directory]
     remove_directory(staging.directory)

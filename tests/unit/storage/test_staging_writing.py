@@ -29,7 +29,7 @@ def test_commit_makes_all_files_appear_at_once(tmp_path: Path) -> None:
     staging.commit()
     assert read_files(path) == {"d/e/f": b"1", "d/g": b"2"}
     assert list_names(path.parent) == ["7"]
-    assert staging.left == ()
+    assert staging.not_removed == ()
 
 
 def test_threads_write_to_one_file_at_different_offsets(tmp_path: Path) -> None:
