@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .._core.arguments import check_int
-from .._core.workers import MAX_THREADS, MEMORY_BYTES, count_cores
+from .._core.workers import MEMORY_BYTES, choose_threads
 from ..errors import UsageError
 from ..storage.sink import Sink
 
@@ -71,9 +71,7 @@ def make_options(
         overwrite=overwrite,
         level=_parse_level(compression),
         memory=MEMORY_BYTES if memory is None else check_int("memory", memory),
-        threads=(
-            min(MAX_THREADS, count_cores()) if threads is None else check_int("threads", threads)
-        ),
+        threads=choose_threads(threads),
         on_progress=on_progress,
     )
 
