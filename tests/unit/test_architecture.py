@@ -276,7 +276,7 @@ def test_importing_templax_imports_no_library() -> None:
 CLI = "from templax.cli import main\ntry: main({!r})\nexcept SystemExit as end: print(end.code)"
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["la"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["ls", "--help"], ["la"]])
 def test_help_waits_for_no_library_but_click(arguments: list[str]) -> None:
     heavy = ("numpy", "ml_dtypes", "msgspec", "zstandard", "crc32c", "importlib.metadata")
     assert not _loaded_by(CLI.format(arguments), *heavy, "templax.formats", "templax._match.match")

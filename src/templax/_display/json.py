@@ -1,6 +1,7 @@
-"""Results as JSON: what the commands print under `--json`.
+"""Renders JSON documents, as the commands print them for `--json`.
 
-docs/reference/cli.md documents the fields. They are the attributes of the results, by their names.
+The fields are chosen in `json_contents.py` (`ls`, `steps`) and `json_reports.py` (`check`, `plan`,
+`verify`). Most are attributes of the results, under the same names.
 """
 
 from __future__ import annotations
@@ -13,11 +14,14 @@ from typing import Any
 import msgspec
 
 SCHEMA = 1
-"""Version of every document; it changes only when a field is removed or changes its meaning."""
+"""The version of all documents. It changes only when a field is removed or changes its meaning."""
 
 
 def render_json(fields: Mapping[str, Any]) -> str:
-    """A document as strict JSON: NaN and infinities are null, foreign values their text."""
+    """A document as strict JSON.
+
+    NaN and infinities become null. A value of a type that JSON lacks becomes its text.
+    """
     document = msgspec.to_builtins({"schema": SCHEMA, **fields}, enc_hook=str)
     return json.dumps(_drop_nonfinite(document), indent=1)
 
@@ -31,5 +35,5 @@ def _drop_nonfinite(value: Any) -> Any:
 
 
 def select_fields(result: object, *names: str) -> dict[str, Any]:
-    """Attributes of a result by their names."""
+    """The named attributes of a result."""
     return {name: getattr(result, name) for name in names}

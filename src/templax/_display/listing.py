@@ -1,4 +1,7 @@
-"""What `templax ls` shows: a catalog as rows of a tree, as JSON, and as code that restores it."""
+"""The text of `templax ls`: a checkpoint as rows of a tree, and the code that restores it.
+
+`json_contents.py` has the JSON.
+"""
 
 from __future__ import annotations
 
@@ -16,16 +19,25 @@ from .._catalog.entry import LeafEntry
 from .._catalog.fingerprint import recorded_fingerprint
 from .._core.names import Path, join_path
 from .._core.text import format_size
-from .._runs.steps import Run, StepDirectory
-from .json import select_fields
 
-ALIKE = 3
-"""This many numbered siblings with identical subtrees are shown as one."""
+MIN_ALIKE = 3
+"""At least this many consecutive numbered siblings with identical subtrees share one row."""
 
 
 @dataclass(slots=True)
 class Node:
-    """A subtree or a leaf of the listing."""
+    """A subtree or a leaf of the listing.
+
+    Attributes:
+        label: The key, as it is shown.
+        depth: Number of keys in its path.
+        nbytes, leaves: The bytes and the number of all leaves in it.
+        entry: The leaf, if it is one.
+        empty: The kind of an empty container, if it is one.
+        children: The subtrees and leaves directly below, by key.
+        shape_id: A number that subtrees share if they look alike: the same names, dtypes, shapes,
+            saved shardings, and values of strings.
+    """
 
     label: str
     depth: int = 0
@@ -39,16 +51,16 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One line of the tree.
+    """One line of the tree: a leaf, a subtree, an empty container, or several that are alike.
 
     Attributes:
-        depth: Of the line, 0 at the top.
+        depth: Levels of indentation, 0 at the top.
         label: The key, or the range of keys that are alike: `0 … 11`.
-        dtype: Of a leaf.
-        shape: Of a leaf; of a subtree, its number of leaves.
-        nbytes: Of all that the line stands for; None for an empty value.
-        note: Saved sharding, the value of a string, how many are alike.
-        kind: What the line stands for.
+        dtype: The dtype of a leaf, or the kind of an empty container; otherwise "".
+        shape: The shape of a leaf, or the number of leaves of a subtree.
+        nbytes: Bytes of everything that the line stands for; None for an empty container.
+        note: The saved sharding, the value of a string, or how many are alike.
+        kind: "leaf", "subtree" or "empty".
     """
 
     depth: int
@@ -60,14 +72,14 @@ class Row:
     kind: str
 
 
-def select(catalog: Catalog, globs: Sequence[str]) -> list[LeafEntry]:
-    """The leaves whose name matches one of the globs; all, if there are none."""
+def select_leaves(catalog: Catalog, globs: Sequence[str]) -> list[LeafEntry]:
+    """The leaves whose name matches one of the globs, or all leaves if there are no globs."""
     if not globs:
         return list(catalog.entries)
     return [e for e in catalog.entries if any(fnmatch.fnmatchcase(e.name, g) for g in globs)]
 
 
-def rows(
+def build_rows(
     entries: Sequence[LeafEntry],
     empties: Mapping[Path, str] | None = None,
     *,
@@ -79,53 +91,54 @@ def rows(
 
     Args:
         entries: Leaves to show.
-        empties: Empty values to show.
-        depth: Levels to show; what is below is summed up. None: all.
-        collapse: Numbered siblings with identical subtrees become one row.
-        shardings: Whether a leaf's note is its saved sharding.
+        empties: Empty containers to show: key path → kind.
+        depth: Levels to show, or None for all. The row of a subtree on the last level gives the
+            number and size of its leaves.
+        collapse: Whether numbered siblings with identical subtrees share one row.
+        shardings: Whether to show the saved sharding of each leaf.
     """
-    root = _tree(entries, empties or {})
+    root = _build_tree(entries, empties or {})
     if root.entry is not None:  # a checkpoint that is one bare leaf
-        return [_row(root, 1, shardings)]
+        return [_make_row(root, 1, shardings)]
     result: list[Row] = []
-    pending = [(group, 1) for group in reversed(_groups(root, collapse))]
+    pending = [(group, 1) for group in reversed(_group_children(root, collapse))]
     while pending:
         nodes, level = pending.pop()
         first = nodes[0]
-        result.append(_row(first, len(nodes), shardings, nodes[-1].label))
+        result.append(_make_row(first, len(nodes), shardings, nodes[-1].label))
         if depth is None or level < depth:
-            pending += [(group, level + 1) for group in reversed(_groups(first, collapse))]
+            pending += [(group, level + 1) for group in reversed(_group_children(first, collapse))]
     return result
 
 
-def flat_row(entry: LeafEntry, shardings: bool = True) -> Row:
-    """A leaf by its whole name, without the tree."""
-    return _row(Node(entry.name, entry=entry, nbytes=entry.nbytes), 1, shardings)
+def make_flat_row(entry: LeafEntry, shardings: bool = True) -> Row:
+    """The row of a leaf under its whole name, without the tree."""
+    return _make_row(Node(entry.name, entry=entry, nbytes=entry.nbytes), 1, shardings)
 
 
-def _tree(entries: Sequence[LeafEntry], empties: Mapping[Path, str]) -> Node:
+def _build_tree(entries: Sequence[LeafEntry], empties: Mapping[Path, str]) -> Node:
     root = Node("(root)")
     nodes = [root]
     seen: dict[tuple[Any, ...], int] = {}
 
-    def at(path: Path) -> Node:
+    def find_or_add(path: Path) -> Node:
         node = root
         for element in path:
             child = node.children.get(element)
             if child is None:
-                child = Node(_label(element), node.depth + 1)
+                child = Node(_quote_key(element), node.depth + 1)
                 node.children[element] = child
                 nodes.append(child)
             node = child
         return node
 
     for entry in entries:
-        at(entry.path).entry = entry
+        find_or_add(entry.path).entry = entry
     for path, empty in empties.items():
         if path:
-            at(path).empty = empty
-    # A node is listed after its parent: backwards, children are done before it. No recursion, since
-    # the depth is the file's choice.
+            find_or_add(path).empty = empty
+    # `nodes` lists parents before children, so in reverse each node comes after its children. Not
+    # recursive, since a file may contain paths of any depth.
     for node in reversed(nodes):
         facts: tuple[Any, ...] = (node.empty,)
         if node.entry is not None:
@@ -140,8 +153,8 @@ def _tree(entries: Sequence[LeafEntry], empties: Mapping[Path, str]) -> Node:
     return root
 
 
-def _label(element: str | int) -> str:
-    """A key as it is, or quoted where it could be taken for something else."""
+def _quote_key(element: str | int) -> str:
+    """A key as it is, or quoted if it could be mistaken for something else."""
     text = str(element)
     return text if text and not re.search(r"[\s.'\"]", text) and text.isprintable() else repr(text)
 
@@ -149,38 +162,41 @@ def _label(element: str | int) -> str:
 _NUMBER = re.compile(r"(\d+)")
 
 
-def _natural(node: Node) -> list[tuple[int, int, str]]:
-    """Sorts `layer_2` before `layer_10`."""
+def _natural_key(node: Node) -> list[tuple[int, int, str]]:
+    """A sort key that puts `layer_2` before `layer_10`."""
     parts = _NUMBER.split(node.label)
-    # A file may spell a number of thousands of digits, which int() refuses.
+    # A file may contain a number of thousands of digits, which int() refuses.
     return [(0, int(p), p) if i % 2 and len(p) < 19 else (1, 0, p) for i, p in enumerate(parts)]
 
 
 _NUMBERED = re.compile(r"(.*?)(\d{1,18})")
 
 
-def _groups(node: Node, collapse: bool) -> list[list[Node]]:
-    """The children, each in a list; a run of numbered ones that are alike is one list."""
+def _group_children(node: Node, collapse: bool) -> list[list[Node]]:
+    """The children in order, in groups that each share a row.
+
+    A group is a run of consecutively numbered children that are alike, or a single child.
+    """
     result: list[list[Node]] = []
     run: list[Node] = []
     last: tuple[str, int, int] | None = None
-    for child in sorted(node.children.values(), key=_natural):
+    for child in sorted(node.children.values(), key=_natural_key):
         found = _NUMBERED.fullmatch(child.label) if collapse else None
         now = (found[1], int(found[2]), child.shape_id) if found else None
         if last and now and now == (last[0], last[1] + 1, last[2]):
             run.append(child)
         else:
-            result += _closed(run)
+            result += _split_run(run)
             run = [child]
         last = now
-    return result + _closed(run)
+    return result + _split_run(run)
 
 
-def _closed(run: list[Node]) -> list[list[Node]]:
-    return [run] if len(run) >= ALIKE else [[node] for node in run]
+def _split_run(run: list[Node]) -> list[list[Node]]:
+    return [run] if len(run) >= MIN_ALIKE else [[node] for node in run]
 
 
-def _row(node: Node, alike: int, shardings: bool, last: str = "") -> Row:
+def _make_row(node: Node, alike: int, shardings: bool, last: str = "") -> Row:
     label = f"{node.label} … {last}" if alike > 1 else node.label
     notes = [f"{alike} alike, {format_size(node.nbytes)} each"] if alike > 1 else []
     depth = max(node.depth - 1, 0)
@@ -201,7 +217,7 @@ def _row(node: Node, alike: int, shardings: bool, last: str = "") -> Row:
     return Row(depth, label, entry.dtype_name, shape, nbytes, ", ".join(notes), "leaf")
 
 
-def cells(listing: Sequence[Row]) -> Iterator[tuple[Row, tuple[str, str, str, str, str]]]:
+def format_cells(rows: Sequence[Row]) -> Iterator[tuple[Row, tuple[str, str, str, str, str]]]:
     """Each row with its columns as padded text: name, dtype, shape, size, note."""
     table = [
         (
@@ -210,20 +226,20 @@ def cells(listing: Sequence[Row]) -> Iterator[tuple[Row, tuple[str, str, str, st
             row.shape,
             "" if row.nbytes is None else format_size(row.nbytes),
         )
-        for row in listing
+        for row in rows
     ]
     widths = [max((len(line[i]) for line in table), default=0) for i in range(4)]
-    for row, line in zip(listing, table, strict=True):
+    for row, line in zip(rows, table, strict=True):
         name, dtype, shape = (text.ljust(w) for text, w in zip(line[:3], widths, strict=False))
         yield row, (name, dtype, shape, line[3].rjust(widths[3]), row.note)
 
 
-def header(catalog: Catalog, shown: Sequence[LeafEntry]) -> Iterator[tuple[str, str]]:
-    """What is known of the whole checkpoint: label and text."""
+def describe_checkpoint(catalog: Catalog, shown: Sequence[LeafEntry]) -> Iterator[tuple[str, str]]:
+    """Facts about the whole checkpoint, each with its label."""
     yield "format", f"{catalog.format}, recognised by {catalog.evidence}"
     known = dict(catalog.metadata)
     for detail in ("init_timestamp_nsecs", "use_ocdbt", "use_zarr3"):
-        known.pop(detail, None)  # --json has them
+        known.pop(detail, None)  # only --json shows them
     saved = known.pop("commit_timestamp_nsecs", None)
     for name in ("step", "item", "items", *sorted(known)):
         value = known.pop(name, None)
@@ -233,9 +249,9 @@ def header(catalog: Catalog, shown: Sequence[LeafEntry]) -> Iterator[tuple[str, 
     if isinstance(saved, int) and 0 <= saved < 2**63:
         yield "saved", f"{datetime.fromtimestamp(saved // 10**9, UTC):%Y-%m-%d %H:%M:%S} UTC"
     if len(shown) != len(catalog.entries):
-        yield "shown", f"{_count(shown)}, of {_count(catalog.entries)}"
+        yield "shown", f"{_format_total(shown)}, of {_format_total(catalog.entries)}"
     else:
-        yield "total", _count(shown)
+        yield "total", _format_total(shown)
     if catalog.fingerprints is not None and len(shown) == len(catalog.entries):
         yield "fingerprint", str(recorded_fingerprint(catalog))
     sizes: Counter[str] = Counter()
@@ -243,30 +259,32 @@ def header(catalog: Catalog, shown: Sequence[LeafEntry]) -> Iterator[tuple[str, 
         sizes[entry.dtype_name] += entry.nbytes
     if len(sizes) > 1:
         yield "dtypes", ", ".join(f"{name} {format_size(n)}" for name, n in sizes.most_common())
-    sharding = common_sharding(shown)
+    sharding = find_common_sharding(shown)
     if sharding is not None:
-        yield "sharding", f"{sharding}, each array (shown, never obeyed)"
+        yield "sharding", f"{sharding}, each array (informational; not used for placement)"
 
 
-def _count(entries: Sequence[LeafEntry]) -> str:
+def _format_total(entries: Sequence[LeafEntry]) -> str:
     nbytes = sum(entry.nbytes for entry in entries)
     return f"{len(entries):,} {'leaf' if len(entries) == 1 else 'leaves'}, {format_size(nbytes)}"
 
 
-def common_sharding(entries: Sequence[LeafEntry]) -> str | None:
+def find_common_sharding(entries: Sequence[LeafEntry]) -> str | None:
     """The saved sharding, if all leaves that have one share it."""
     shardings = {entry.saved_sharding for entry in entries} - {None}
     return shardings.pop() if len(shardings) == 1 else None
 
 
-def restore_code(catalog: Catalog) -> str:
-    """Python that restores the checkpoint: first as it is, then into a model's own tree."""
+def make_restore_code(catalog: Catalog) -> str:
+    """Python code that restores the checkpoint, both as it is and into the tree of a model."""
     allow = ', uncommitted="allow"' if catalog.uncommitted is not None else ""
-    opened = f"tx.open({_quoted(catalog.url)}{allow})"
-    wrapped = sorted({join_path(e.path[: i + 1]) for e in catalog.entries for i in _params(e.path)})
+    opened = f"tx.open({_quote(catalog.url)}{allow})"
+    wrapped = sorted(
+        {join_path(e.path[: i + 1]) for e in catalog.entries for i in _find_params(e.path)}
+    )
     arguments = "template"
     if len(wrapped) == 1:
-        arguments = f'template["params"], at={_quoted(wrapped[0])}'
+        arguments = f'template["params"], at={_quote(wrapped[0])}'
     return "\n".join(
         [
             "import templax as tx",
@@ -281,51 +299,11 @@ def restore_code(catalog: Catalog) -> str:
     )
 
 
-def _quoted(text: str) -> str:
+def _quote(text: str) -> str:
     return repr(text) if not text.isprintable() or set(text) & {'"', "\\"} else f'"{text}"'
 
 
-def _params(path: Path) -> Iterator[int]:
-    """Where the subtree `params` of a Flax model begins, if it does."""
+def _find_params(path: Path) -> Iterator[int]:
+    """The position of the key `params` of a Flax model in a path, if it has one."""
     if "params" in path[:-1]:
         yield path.index("params")
-
-
-def catalog_fields(catalog: Catalog, shown: Sequence[LeafEntry]) -> dict[str, Any]:
-    """A checkpoint, with the leaves that `templax ls` shows."""
-    prints = None if catalog.fingerprints is None else recorded_fingerprint(catalog)
-    leaves = [
-        {
-            **select_fields(entry, "name", "path", "kind"),
-            "dtype": entry.dtype_name,
-            "shape": entry.user_shape,
-            **select_fields(entry, "nbytes", "saved_sharding"),
-            "fingerprint": None if prints is None else prints.leaves[entry.name],
-        }
-        for entry in shown
-    ]
-    return {
-        **select_fields(catalog, "url", "format", "evidence", "uncommitted", "metadata"),
-        "fingerprint": None if prints is None else str(prints),
-        "leaf_count": len(catalog.entries),
-        "nbytes": catalog.nbytes,
-        "leaves": leaves,
-        "restore": restore_code(catalog),
-    }
-
-
-def run_fields(run: Run) -> dict[str, Any]:
-    """The steps of a run, as `templax steps` prints them."""
-    return {
-        "url": run.url,
-        "format": "orbax",
-        "evidence": run.evidence,
-        "latest": max(run.committed, default=None),
-        "steps": [_step_fields(found) for found in run.steps],
-        "others": [_step_fields(found) for found in run.directories if found.step is None],
-    }
-
-
-def _step_fields(found: StepDirectory) -> dict[str, Any]:
-    names = ("step", "url", "committed", "problem", "items", "metrics", "nbytes", "saved")
-    return select_fields(found, *names)

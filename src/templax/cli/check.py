@@ -12,7 +12,7 @@ import click
 import templax as tx
 
 from .._display.json import render_json
-from .._display.reports import match_fields, plan_fields
+from .._display.json_reports import match_fields, plan_fields
 from .._display.terminal import echo_report
 from .._match.result import Match
 from .._template.json_file import load_template

@@ -3,19 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
 
 import click
-
-from .._catalog.catalog import Catalog
-from .._display import listing
-from .._display.json import render_json
-from .._display.terminal import echo, echo_facts
-from .._runs.steps import read_run
-from ..errors import UnknownFormat
-from ..formats.registry import open_catalog
-from ..storage.open import open_source
-from . import runs
 
 
 @click.command("ls")
@@ -46,49 +35,10 @@ def ls(
     If PATH is the directory of a training run, shows its steps. Reads metadata only. Exits with 1
     if no leaf matches a --match.
     """
-    source = open_source(path)
-    try:
-        catalog = open_catalog(source, uncommitted="allow")
-    except UnknownFormat:
-        run = None if globs else read_run(source, sizes=False)
-        if run is None:
-            raise
-        runs.show(run, as_json=as_json, items=True)
-        return
-    shown = listing.select(catalog, globs)
-    if as_json:
-        click.echo(render_json(listing.catalog_fields(catalog, shown)))
-    else:
-        _print_head(catalog, listing.header(catalog, shown))
-        common = listing.common_sharding(shown)
-        if flat:
-            lines = [listing.flat_row(entry, common is None) for entry in shown]
-        else:
-            lines = listing.rows(
-                shown,
-                None if globs else catalog.empties,
-                depth=depth,
-                collapse=not every,
-                shardings=common is None,
-            )
-        for row, (name, dtype, shape, size, note) in listing.cells(lines):
-            style = {"subtree": "bold", "leaf": "", "empty": "dim"}[row.kind]
-            text = f"{dtype}  {shape}  {size}"
-            if note:
-                echo((name, style), "  ", (text, "cyan"), "  ", (note, "dim"))
-            else:
-                echo((name, style), "  ", (text.rstrip(), "cyan"))
-        echo()
-        echo(("To restore it:", "bold"))
-        echo()
-        for line in listing.restore_code(catalog).splitlines():
-            echo(f"    {line}" if line else "")
-    if globs and not shown:
+    from .contents import print_contents  # here, so that --help does not wait for numpy
+
+    any_shown = print_contents(
+        path, as_json=as_json, depth=depth, globs=globs, flat=flat, collapse=not every
+    )
+    if globs and not any_shown:
         sys.exit(1)
-
-
-def _print_head(catalog: Catalog, facts: Iterable[tuple[str, str]]) -> None:
-    echo((catalog.url, "bold"))
-    if catalog.uncommitted is not None:
-        echo((f"  UNCOMMITTED: {catalog.uncommitted}", "bold red"))
-    echo_facts(facts)

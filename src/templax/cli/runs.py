@@ -16,7 +16,7 @@ import templax as tx
 
 from .._core.text import format_age, format_size
 from .._display.json import render_json
-from .._display.listing import run_fields
+from .._display.json_contents import run_fields
 from .._display.terminal import echo, echo_facts
 from .._runs.prune import delete_directory, find_staying, refuse_mixed_names
 from .._runs.retention import Keep

@@ -10,7 +10,7 @@ import templax as tx
 
 from .._audit.result import format_verification
 from .._display.json import render_json
-from .._display.reports import verification_fields
+from .._display.json_reports import verification_fields
 from .._display.terminal import echo_progress, echo_report
 
 

@@ -30,7 +30,7 @@ orbax-0.12.8-manager/ckpt/10/state
   saved     2026-11-24 04:16:10 UTC
   total     14 leaves, 33.6 KiB
   dtypes    {dtypes}
-  sharding  single device cpu:0, each array (shown, never obeyed)
+  sharding  single device cpu:0, each array (informational; not used for placement)
 
 extra                     2 leaves       16 B
   empty_dict    Dict

@@ -22,17 +22,17 @@ def make_catalog(*entries, url="ckpt", **more):
 def list_rows(*entries, **options):
     return [
         "|".join((*(cell.rstrip() for cell in cells[:3]), cells[3].strip(), cells[4]))
-        for _, cells in listing.cells(listing.rows(entries, **options))
+        for _, cells in listing.format_cells(listing.build_rows(entries, **options))
     ]
 
 
 def test_restore_code_quotes_any_path_and_finds_params_anywhere():
     entries = make_entry("model", "params", "w"), make_entry("step")
-    code = listing.restore_code(make_catalog(*entries, url='a "b"\\c'))
+    code = listing.make_restore_code(make_catalog(*entries, url='a "b"\\c'))
     assert """catalog = tx.open('a "b"\\\\c')""" in code
     assert code.endswith('tree = tx.restore(catalog, template["params"], at="model.params")')
     twice = make_entry("model", "params", "w"), make_entry("ema", "params", "w")
-    assert listing.restore_code(make_catalog(*twice)).endswith("tx.restore(catalog, template)")
+    assert listing.make_restore_code(make_catalog(*twice)).endswith("tx.restore(catalog, template)")
 
 
 def test_numbered_siblings_of_one_shape_share_a_row():
@@ -88,9 +88,9 @@ def test_a_long_string_is_truncated():
 
 def test_deep_paths_long_numbers_and_escape_codes_are_harmless():
     deep = make_entry(*("k" for _ in range(20_000)))
-    assert len(listing.rows([deep])) == 20_000
+    assert len(listing.build_rows([deep])) == 20_000
     numbers = [make_entry("9" * 5000), make_entry("8" * 5000)]
-    assert len(listing.rows(numbers)) == 2
+    assert len(listing.build_rows(numbers)) == 2
     assert printable("a\x1b[31m\x07é") == r"a\x1b[31m\x07é"
 
 

@@ -1,4 +1,7 @@
-"""Comparisons, plans and verifications as the fields of their JSON."""
+"""The fields of the JSON that `templax check`, `templax plan` and `templax verify` print.
+
+docs/reference/cli.md documents them.
+"""
 
 from __future__ import annotations
 

@@ -1,0 +1,93 @@
+"""Prints the contents of a checkpoint, or the steps of a run: the output of `templax ls`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import click
+
+from .._catalog.catalog import Catalog
+from .._display import listing
+from .._display.json import render_json
+from .._display.json_contents import catalog_fields
+from .._display.terminal import echo, echo_facts
+from .._runs.steps import read_run
+from ..errors import UnknownFormat
+from ..formats.registry import open_catalog
+from ..storage.open import open_source
+from . import runs
+
+
+def print_contents(
+    path: str,
+    *,
+    as_json: bool,
+    depth: int | None,
+    globs: Sequence[str],
+    flat: bool,
+    collapse: bool,
+) -> bool:
+    """Prints what is at a path.
+
+    Args:
+        path: A checkpoint or, without `globs`, the directory of a run.
+        as_json: Whether to print JSON, for which the remaining arguments except `globs` do not
+            matter.
+        depth: Levels of the tree to show, or None for all.
+        globs: Show only leaves whose name matches one of these; all if there are none.
+        flat: Whether to print a line per leaf instead of a tree.
+        collapse: Whether identical numbered subtrees share one line.
+
+    Returns:
+        Whether anything was shown: a leaf, or a run.
+    """
+    source = open_source(path)
+    try:
+        catalog = open_catalog(source, uncommitted="allow")
+    except UnknownFormat:
+        run = None if globs else read_run(source, sizes=False)
+        if run is None:
+            raise
+        runs.show(run, as_json=as_json, items=True)
+        return True
+    shown = listing.select_leaves(catalog, globs)
+    if as_json:
+        click.echo(render_json(catalog_fields(catalog, shown)))
+        return bool(shown)
+    _print_head(catalog, listing.describe_checkpoint(catalog, shown))
+    shardings = listing.find_common_sharding(shown) is None
+    if flat:
+        rows = [listing.make_flat_row(entry, shardings) for entry in shown]
+    else:
+        empties = None if globs else catalog.empties
+        rows = listing.build_rows(
+            shown, empties, depth=depth, collapse=collapse, shardings=shardings
+        )
+    _print_rows(rows)
+    _print_code(catalog)
+    return bool(shown)
+
+
+def _print_head(catalog: Catalog, facts: Iterable[tuple[str, str]]) -> None:
+    echo((catalog.url, "bold"))
+    if catalog.uncommitted is not None:
+        echo((f"  UNCOMMITTED: {catalog.uncommitted}", "bold red"))
+    echo_facts(facts)
+
+
+def _print_rows(rows: Sequence[listing.Row]) -> None:
+    for row, (name, dtype, shape, size, note) in listing.format_cells(rows):
+        style = {"subtree": "bold", "leaf": "", "empty": "dim"}[row.kind]
+        text = f"{dtype}  {shape}  {size}"
+        if note:
+            echo((name, style), "  ", (text, "cyan"), "  ", (note, "dim"))
+        else:
+            echo((name, style), "  ", (text.rstrip(), "cyan"))
+    echo()
+
+
+def _print_code(catalog: Catalog) -> None:
+    echo(("To restore it:", "bold"))
+    echo()
+    for line in listing.make_restore_code(catalog).splitlines():
+        echo(f"    {line}" if line else "")
