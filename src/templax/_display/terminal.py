@@ -1,4 +1,4 @@
-"""Text for people: colour on a terminal, the same text plain in a pipe."""
+"""Prints text, in colour on a terminal and plain in a pipe."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TextIO
 import click
 
 Part = str | tuple[str, str]
-"""Text, or text and its style: `bold` or `dim` or neither, and a colour or none: "bold red"."""
+"""Text, or text and its style: "bold" or "dim", a colour, or both, such as "bold red"."""
 
 
 def echo(*parts: Part, err: bool = False) -> None:
@@ -19,15 +19,15 @@ def echo(*parts: Part, err: bool = False) -> None:
 
     Args:
         parts: What to print, back to back.
-        err: To standard error instead of standard output.
+        err: Whether to print to standard error instead of standard output.
     """
     stream = sys.stderr if err else sys.stdout
     styled = _is_styled(stream)
     texts: list[str] = []
     for part in parts:
         text, style = (part, "") if isinstance(part, str) else part
-        text = printable(text)
-        texts.append(_styled(text, style) if styled and text else text)
+        text = escape_controls(text)
+        texts.append(_apply_style(text, style) if styled and text else text)
     stream.write("".join(texts) + "\n")
 
 
@@ -38,7 +38,7 @@ def _is_styled(stream: TextIO) -> bool:
     return terminal or bool(os.environ.get("FORCE_COLOR"))
 
 
-def _styled(text: str, style: str) -> str:
+def _apply_style(text: str, style: str) -> str:
     words = style.split()
     bold, dim = "bold" in words or None, "dim" in words or None
     colour = next((word for word in words if word not in ("bold", "dim")), None)
@@ -46,7 +46,7 @@ def _styled(text: str, style: str) -> str:
 
 
 def echo_facts(facts: Iterable[tuple[str, str]]) -> None:
-    """Print labels and texts, a line each, and an empty one."""
+    """Print a line per label and text, and an empty line."""
     facts = list(facts)
     width = max(len(label) for label, _ in facts)
     for label, text in facts:
@@ -55,7 +55,7 @@ def echo_facts(facts: Iterable[tuple[str, str]]) -> None:
 
 
 def echo_report(text: str, *, prefix: str = "", err: bool = False) -> None:
-    """Print an error or the report of a match, its leaf names and hints marked by colour."""
+    """Print an error or the report of a match, with leaf names and hints in colour."""
     for i, line in enumerate(text.splitlines()):
         echo((prefix if i == 0 else "", "bold red"), *highlight_line(line), err=err)
 
@@ -88,10 +88,10 @@ def highlight_line(line: str) -> list[Part]:
     return parts
 
 
-def printable(text: str) -> str:
-    r"""The text with control characters escaped: a file must not command the terminal.
+def escape_controls(text: str) -> str:
+    r"""The text with control characters escaped, so that no file can control the terminal.
 
-    >>> printable("a\x1b[2Jb") == r"a\x1b[2Jb"
+    >>> escape_controls("a\x1b[2Jb") == r"a\x1b[2Jb"
     True
     """
     if text.isprintable():

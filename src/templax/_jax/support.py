@@ -30,7 +30,7 @@ def jax_supports(dtype: np.dtype) -> bool:
 
 @functools.cache
 def _jax_supports(dtype: np.dtype, x64: bool) -> bool:
-    if dtype.name in ("int1", "uint1"):  # an array can have them, but XLA casts them wrongly
+    if dtype.name in ("int1", "uint1"):  # an array can have them, but XLA can't cast them
         return False
     try:
         with jax.ensure_compile_time_eval(), jax.transfer_guard("allow"):

@@ -184,9 +184,9 @@ class Item:
                 column[rows] = np.frombuffer(part, column.dtype)
             places.file[rows] = len(files)
             files.append(share.file)
-        lost = np.flatnonzero(places.file == NO_FILE)
-        if len(lost):
-            i = int(np.searchsorted(places.first_chunk, lost[0], side="right")) - 1
+        missing = np.flatnonzero(places.file == NO_FILE)
+        if len(missing):
+            i = int(np.searchsorted(places.first_chunk, missing[0], side="right")) - 1
             raise SaveError("No process has the values", leaf=self.leaves[i].name)
         return files
 
@@ -223,8 +223,8 @@ class Item:
         small[checksum_index.INDEX_FILE] = encode_index_file(
             leaves, chunks, places, files, small, self._empties, level is not None, crcs
         )
-        below = {self._prefix + name: data for name, data in small.items()}
-        return below, sum(size for _, size in files), crcs.tolist()
+        by_path = {self._prefix + name: data for name, data in small.items()}
+        return by_path, sum(size for _, size in files), crcs.tolist()
 
 
 def _chunk_shape(leaf: Leaf) -> Shape:

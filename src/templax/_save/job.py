@@ -237,10 +237,10 @@ class Job:
         """Process 0 commits once all have written their share. Returns the same as `_commit`."""
         job, sink = self._hosts, self._sink
         assert sink is not None
-        mine = [item.finish_share() for item in self._items]
+        own_shares = [item.finish_share() for item in self._items]
         if job.index > 0:
             sink.commit()  # brings this process's data files to the disk
-        gathered = job.gather("writing", msgspec.msgpack.encode(mine))
+        gathered = job.gather("writing", msgspec.msgpack.encode(own_shares))
         committed = b""
         if job.index == 0:
             shares = [msgspec.msgpack.decode(data, type=list[Share]) for data in gathered]

@@ -83,13 +83,13 @@ def collect_leaves(tree: PyTree) -> tuple[list[Leaf], list[Empty]]:
                 ready.append(value)
         if wrong:
             raise SaveError(
-                f"This tree can't be saved: {'; '.join(wrong[:20])}{_count_rest(wrong)}"
+                f"This tree can't be saved: {'; '.join(wrong[:20])}{_format_rest(wrong)}"
             )
         jax.block_until_ready(ready)  # a failed computation raises here, before a file is made
     return leaves, empties
 
 
-def _count_rest(wrong: list[str]) -> str:
+def _format_rest(wrong: list[str]) -> str:
     return f"; and {len(wrong) - 20} more" if len(wrong) > 20 else ""
 
 
@@ -107,21 +107,21 @@ def _empty_kind(value: Any) -> str | None:
 def _make_leaf(name: str, path: Path, value: Any) -> Leaf | str:
     """A leaf, or the reason why it cannot be saved, in words that follow its name."""
     if isinstance(value, jax.Array):
-        return _leaf_of_jax(name, path, value)
+        return _make_jax_leaf(name, path, value)
     if isinstance(value, str):
-        return _leaf_of_text(name, path, value)
+        return _make_text_leaf(name, path, value)
     if isinstance(value, np.ma.MaskedArray):
         return "is a masked array, whose mask would be lost"
     if isinstance(value, (np.ndarray, np.generic)):
         scalar = isinstance(value, np.generic)
-        return _leaf_of_numpy(name, path, np.asarray(value), "scalar" if scalar else "np.ndarray")
+        return _make_numpy_leaf(name, path, np.asarray(value), "scalar" if scalar else "np.ndarray")
     number = next((t for t in (bool, int, float, complex) if isinstance(value, t)), None)
     if number is not None:
         try:
             array = np.asarray(value, PYTHON_DTYPES[number])
         except OverflowError:
             return f"is an int that int64 can't hold: {str(value)[:40]}"
-        return _leaf_of_numpy(name, path, array, "scalar")
+        return _make_numpy_leaf(name, path, array, "scalar")
     if isinstance(value, jax.ShapeDtypeStruct):
         return "is abstract: it has a shape and a dtype, but no values"
     if value is ...:
@@ -134,7 +134,7 @@ def _make_leaf(name: str, path: Path, value: Any) -> Leaf | str:
     return f"is a {type(value).__module__}.{type(value).__qualname__}, which holds no array"
 
 
-def _leaf_of_text(name: str, path: Path, value: str) -> Leaf | str:
+def _make_text_leaf(name: str, path: Path, value: str) -> Leaf | str:
     try:
         value.encode()
     except UnicodeEncodeError:
@@ -142,12 +142,12 @@ def _leaf_of_text(name: str, path: Path, value: str) -> Leaf | str:
     return Leaf(name, path, "string", (), np.dtype(str), text=str.__str__(value))
 
 
-def _leaf_of_numpy(name: str, path: Path, value: np.ndarray, value_type: Any) -> Leaf | str:
+def _make_numpy_leaf(name: str, path: Path, value: np.ndarray, value_type: Any) -> Leaf | str:
     native = value.dtype.newbyteorder("=")
     if not _is_supported(native):
         return f"is a numpy array of dtype {value.dtype}"
-    held = np.asarray(value, native)
-    return Leaf(name, path, value_type, held.shape, native, pieces=_whole_piece(held))
+    array = np.asarray(value, native)
+    return Leaf(name, path, value_type, array.shape, native, pieces=_whole_piece(array))
 
 
 @functools.cache
@@ -159,7 +159,7 @@ def _whole_piece(array: np.ndarray) -> tuple[tuple[Box, Callable[[], np.ndarray]
     return ((full_box(array.shape), lambda: array),)
 
 
-def _leaf_of_jax(name: str, path: Path, value: jax.Array) -> Leaf | str:
+def _make_jax_leaf(name: str, path: Path, value: jax.Array) -> Leaf | str:
     if isinstance(value, jax.core.Tracer):
         return "is traced: save outside of jax.jit"
     if value.is_deleted():
@@ -257,15 +257,15 @@ def copy_values(leaves: Sequence[Leaf], threads: int) -> None:
                     size = -(-values.nbytes // ALIGN) * ALIGN
                     if used + size > len(arena):
                         arena, used = allocate_aligned(max(size, min(total, _ARENA_BYTES))), 0
-                    mine = np.ndarray(values.shape, values.dtype, arena, used)
+                    copied = np.ndarray(values.shape, values.dtype, arena, used)
                     used, total = used + size, total - size
                     if size > _SMALL_BYTES:
                         copies += [
-                            pool.submit(np.copyto, *pair) for pair in _split_blocks(mine, values)
+                            pool.submit(np.copyto, *pair) for pair in _split_blocks(copied, values)
                         ]
                     else:
-                        np.copyto(mine, values)
-                    values = mine
+                        np.copyto(copied, values)
+                    values = copied
                 pieces.append((box, functools.partial(np.asarray, values)))
             leaf.pieces, leaf.transient = tuple(pieces), False
         for copy in copies:

@@ -160,8 +160,6 @@ class Writer:
         for thread in self._threads:
             thread.start()
 
-    # --- planning
-
     def _plan(
         self, leaves: Sequence[Leaf], chunks: Sequence[Shape], process: int
     ) -> Iterator[_Job]:
@@ -207,8 +205,6 @@ class Writer:
             for cell in cells:
                 cell.offset = self.end
                 self.end += full
-
-    # --- workers
 
     def _run_thread(self, work: Callable[[], None]) -> None:
         """The body of a thread. `wait` raises the first error of any of them."""
@@ -334,8 +330,6 @@ class Writer:
         begin = time.perf_counter()
         self._file.write(data, offset)
         scratch.write_s += time.perf_counter() - begin
-
-    # --- waiting
 
     def stop(self) -> None:
         """Stops all threads, whatever they have written by then, and waits for them. Idempotent."""

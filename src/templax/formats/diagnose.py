@@ -10,7 +10,7 @@ import re
 from .._core.names import find_nearest
 from ..errors import CheckpointError, NotFound, UnknownFormat
 from ..storage.leftovers import TEMPORARY
-from ..storage.signatures import is_lfs_pointer, lfs_pointer, read_head, recognise
+from ..storage.signatures import is_lfs_pointer, make_lfs_error, read_head, recognise
 from ..storage.source import ObjectInfo, Source
 from .flax.msgpack import Value, read_msgpack
 from .orbax.directory import COMMITTED, STEP_METADATA, basename, examine_directory
@@ -64,7 +64,7 @@ def _file_error(source: Source, info: ObjectInfo) -> UnknownFormat:
     if not head:
         return _unknown_format("an empty file", source)
     if is_lfs_pointer(head):
-        return lfs_pointer(source.url)
+        return make_lfs_error(source.url)
     known = recognise(head, info.size)
     if known is not None:
         return _unknown_format(known[0], source, known[1])
@@ -89,7 +89,7 @@ def _is_flax_msgpack(source: Source, info: ObjectInfo, head: bytes) -> bool:
 def _lfs_error(source: Source, children: list[ObjectInfo]) -> UnknownFormat | None:
     for info in children[:_MAX_PROBES]:
         if not info.is_dir and is_lfs_pointer(read_head(source, info.key, info.size)):
-            return lfs_pointer(info.key)
+            return make_lfs_error(info.key)
     return None
 
 

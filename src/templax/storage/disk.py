@@ -78,7 +78,7 @@ class Disk:
 
     def exchange(self, one: str, other: str) -> None:
         """Swaps two directories in one step, so that both paths exist at every moment."""
-        swap = _swap()
+        swap = _find_swap()
         if swap is None:
             raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS), one, None, other)
         if swap(os.fsencode(one), os.fsencode(other)) != 0:
@@ -120,7 +120,7 @@ class Descriptor:
 
 
 @functools.cache
-def _swap() -> Callable[[bytes, bytes], int] | None:
+def _find_swap() -> Callable[[bytes, bytes], int] | None:
     """The function that swaps two paths: renameat2(2) on Linux, renamex_np(2) on macOS.
 
     None if the C library is too old to have it.

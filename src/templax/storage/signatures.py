@@ -31,19 +31,19 @@ def is_lfs_pointer(head: bytes) -> bool:
     return head.startswith(_LFS)
 
 
-def lfs_pointer(file: str) -> UnknownFormat:
+def make_lfs_error(file: str) -> UnknownFormat:
     """The error for a checkpoint whose files were not fetched from Git LFS."""
     return UnknownFormat(
         "Expected checkpoint data, got a Git LFS pointer", file=file, hint="run `git lfs pull`"
     )
 
 
-def pointer_instead(source: Source, key: str) -> UnknownFormat | None:
+def diagnose_lfs_pointer(source: Source, key: str) -> UnknownFormat | None:
     """The error for a file that is too short because it is a Git LFS pointer; None if it is not."""
     info = source.stat(key)
     if info is None or info.is_dir or not is_lfs_pointer(read_head(source, key, info.size, 64)):
         return None
-    return lfs_pointer(key)
+    return make_lfs_error(key)
 
 
 def recognise(head: bytes, size: int) -> tuple[str, str | None] | None:
@@ -104,5 +104,5 @@ def read_metadata(source: Source, key: str) -> memoryview:
         )
     data = source.read(key)
     if is_lfs_pointer(bytes(data[:64])):
-        raise lfs_pointer(key)
+        raise make_lfs_error(key)
     return data

@@ -10,7 +10,7 @@ from ..errors import UsageError
 from .attempt import SaveAttempt
 from .disk import Descriptor, Disk
 
-PIECE = 1 << 30
+MAX_WRITE_BYTES = 1 << 30
 """Bytes per write call. Linux accepts at most 2 GiB minus a page, macOS 2 GiB minus one byte."""
 
 
@@ -55,7 +55,7 @@ class StagedFile:
                 view = view.cast("B") if view.nbytes else memoryview(b"")
             at = os.fstat(descriptor.fd).st_size if offset is None else offset
             while view:
-                n = self._disk.write(descriptor.fd, view[:PIECE], at)
+                n = self._disk.write(descriptor.fd, view[:MAX_WRITE_BYTES], at)
                 if n == 0:  # otherwise this would loop forever
                     raise OSError(errno.EIO, os.strerror(errno.EIO))
                 view, at = view[n:], at + n

@@ -7,7 +7,7 @@ from templax._catalog.catalog import Catalog
 from templax._catalog.entry import LeafEntry
 from templax._core import text as text_module
 from templax._display import listing
-from templax._display.terminal import printable
+from templax._display.terminal import escape_controls
 from templax.storage import Memory
 
 
@@ -91,7 +91,7 @@ def test_deep_paths_long_numbers_and_escape_codes_are_harmless():
     assert len(listing.build_rows([deep])) == 20_000
     numbers = [make_entry("9" * 5000), make_entry("8" * 5000)]
     assert len(listing.build_rows(numbers)) == 2
-    assert printable("a\x1b[31m\x07é") == r"a\x1b[31m\x07é"
+    assert escape_controls("a\x1b[31m\x07é") == r"a\x1b[31m\x07é"
 
 
 @pytest.mark.parametrize(

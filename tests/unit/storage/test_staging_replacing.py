@@ -214,7 +214,7 @@ def test_a_c_library_without_exchange_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Old C libraries lack `renameat2`."""
-    monkeypatch.setattr(disk_module, "_swap", lambda: None)
+    monkeypatch.setattr(disk_module, "_find_swap", lambda: None)
     make_directory(tmp_path / "a")
     with pytest.raises(tx.SaveError, match="can't swap two directories"):
         Staging(tmp_path / "a", overwrite=True)

@@ -102,8 +102,8 @@ def test_a_write_does_not_copy_the_data(tmp_path: Path) -> None:
 def test_large_writes_are_split_into_pieces(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert staged_file.PIECE <= 2**31 - 4096
-    monkeypatch.setattr(staged_file, "PIECE", 4)
+    assert staged_file.MAX_WRITE_BYTES <= 2**31 - 4096
+    monkeypatch.setattr(staged_file, "MAX_WRITE_BYTES", 4)
     disk = FaultyDisk()
     with Staging(tmp_path / "a", overwrite=False, disk=disk) as staging:
         staging.create("data").write(b"0123456789", 2)

@@ -17,7 +17,7 @@ from ..._codecs.crc32c import crc32c
 from ..._codecs.zstd import inflate
 from ..._core.gc_pause import pause_gc
 from ...errors import CheckpointError, Corrupted, NotFound, Unsupported
-from ...storage.signatures import MAX_METADATA, pointer_instead, read_metadata
+from ...storage.signatures import MAX_METADATA, diagnose_lfs_pointer, read_metadata
 from ...storage.source import Source
 from .cursor import MAX_NAME, Cursor
 
@@ -215,7 +215,7 @@ def _read_node(
             "Expected the file of an index node, found none", file=file, start=start, stop=stop
         ) from error
     except Corrupted as error:
-        raise pointer_instead(source, file) or error from None
+        raise diagnose_lfs_pointer(source, file) or error from None
     try:
         body = Cursor(_open_envelope(data, MAGIC_NODE, "index node", limits.node_bytes))
         found = body.byte()
@@ -223,7 +223,7 @@ def _read_node(
             raise Corrupted(f"Expected an index node of height {height}, got {found}")
     except CheckpointError as error:
         where = type(error)(error.what, file=file, start=start, stop=stop)
-        raise pointer_instead(source, file) or where from error
+        raise diagnose_lfs_pointer(source, file) or where from error
     return body
 
 

@@ -21,7 +21,7 @@ from ..._core.dtypes import DTYPES
 from ..._core.gc_pause import pause_gc
 from ..._core.names import join_path
 from ...errors import CheckpointError, Corrupted, NotFound, Unsupported
-from ...storage.signatures import pointer_instead, read_metadata
+from ...storage.signatures import diagnose_lfs_pointer, read_metadata
 from ...storage.source import Source
 from ..ocdbt.read import MANIFEST, read_database
 from ..zarr.chunks import check_length
@@ -292,6 +292,6 @@ def _check_data_file(source: Source, leaf: str, file: str, nbytes: int) -> None:
     if info is None or info.is_dir:
         raise Corrupted("Expected a data file, found none", leaf=leaf, file=file)
     if info.size != nbytes:
-        raise pointer_instead(source, file) or Corrupted(
+        raise diagnose_lfs_pointer(source, file) or Corrupted(
             f"Expected a file of {nbytes} bytes, got {info.size}", leaf=leaf, file=file
         )

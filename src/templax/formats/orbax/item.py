@@ -19,7 +19,7 @@ from ..._core.boxes import full_box
 from ..._core.gc_pause import pause_gc
 from ..._core.names import Path, join_path
 from ...errors import CheckpointError, Corrupted, NotFound, Uncommitted
-from ...storage.signatures import is_lfs_pointer, lfs_pointer, pointer_instead
+from ...storage.signatures import diagnose_lfs_pointer, is_lfs_pointer, make_lfs_error
 from ...storage.source import Source
 from ..flax.msgpack import Value
 from ..ocdbt.read import MANIFEST, read_database
@@ -203,7 +203,7 @@ def _read_array_metadata(
             array = parsed.get((file, data))
             if array is None:
                 if is_lfs_pointer(data):
-                    raise lfs_pointer(extent.key)
+                    raise make_lfs_error(extent.key)
                 array = parsed[file, data] = parse_metadata(data, file)
             return array
         except NotFound as error:
@@ -284,7 +284,7 @@ def _locate(
             ):
                 key = chunks[0].extent.key
                 sizes[key] = chunks[0].extent.nbytes  # Git LFS replaces all files or none
-                if (pointer := pointer_instead(source, key)) is not None:
+                if (pointer := diagnose_lfs_pointer(source, key)) is not None:
                     raise pointer
         else:
             chunks = ()
@@ -306,7 +306,7 @@ def _check_data_files(
                 raise Corrupted("Expected a data file, found none", leaf=name, file=extent.key)
             size = sizes[extent.key] = info.size
         if extent.stop > size:
-            raise pointer_instead(source, extent.key) or Corrupted(
+            raise diagnose_lfs_pointer(source, extent.key) or Corrupted(
                 f"Expected at least {extent.stop} bytes, the file has {size}",
                 leaf=name,
                 file=extent.key,

@@ -14,7 +14,7 @@ from ..._catalog.entry import Chunk, Extent
 from ..._codecs.crc32c import crc32c
 from ..._core.boxes import Box, Shape
 from ...errors import CheckpointError, Corrupted, NotFound
-from ...storage.signatures import pointer_instead
+from ...storage.signatures import diagnose_lfs_pointer
 from ...storage.source import Source
 from .metadata import Array, Sharding, array_prefix
 
@@ -114,7 +114,7 @@ def locate_arrays(
 def _add_location(
     error: CheckpointError, name: str, extent: Extent, source: Source
 ) -> CheckpointError:
-    pointer = pointer_instead(source, extent.key) if extent.inline is None else None
+    pointer = diagnose_lfs_pointer(source, extent.key) if extent.inline is None else None
     return pointer or error.locate(leaf=name, file=extent.key)
 
 
