@@ -36,11 +36,12 @@ class SourceContract:
 
     Example:
         >>> from templax.storage import Memory
+        >>> from templax.testing import SourceContract
         >>> class TestMemory(SourceContract):
         ...     def make(self, objects):
         ...         return Memory(objects)
-        >>> test = TestMemory()
-        >>> test.test_a_range_is_read_exactly(test.make(OBJECTS))
+        >>> test = TestMemory()  # pytest does this, and runs every test
+        >>> test.test_out_is_filled_and_returned(test.make({"a": b"hello world"}))
     """
 
     def make(self, objects: Mapping[str, bytes]) -> Source:
@@ -149,6 +150,7 @@ class FormatContract:
         >>> import hashlib, pathlib, tempfile
         >>> import numpy as np
         >>> import templax as tx
+        >>> from templax.testing import FormatContract
         >>> path = pathlib.Path(tempfile.mkdtemp(), "ckpt")
         >>> values = np.arange(6, dtype="<f4").reshape(2, 3)
         >>> saved = tx.save(path, {"params": {"w": values}})
@@ -161,7 +163,7 @@ class FormatContract:
     """
 
     def open(self) -> Catalog:
-        """Opens the checkpoint. Called at least once per test.
+        """Opens the checkpoint. Called once per test.
 
         Returns:
             What `templax.open(path)` returns or, for a format that is not in the table of formats

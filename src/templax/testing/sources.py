@@ -26,6 +26,7 @@ class Watched:
 
     Example:
         >>> from templax.storage import Memory
+        >>> from templax.testing import Watched
         >>> watched = Watched(Memory({"a": b"hello"}))
         >>> bytes(watched.read("a", 1, 3))
         b'el'
