@@ -1,0 +1,37 @@
+"""The errors that processes agree on; tests/hosts has those of real jobs."""
+
+from __future__ import annotations
+
+import templax as tx
+from templax._hosts.messages import Message, RemoteError, describe_disagreement, describe_failure
+
+
+def test_an_error_names_at_most_eight_processes() -> None:
+    messages = {i: Message("ckpt", "writing", error=RemoteError("Full")) for i in range(20)}
+    error = describe_failure(messages, [(20, 60.0)], count=21, path="ckpt", doing="writing")
+    assert error is not None
+    named = "; ".join(f"process {i} of 21 failed while writing: Full" for i in range(8))
+    assert error.what == f"P{named[1:]}; and 13 more processes"
+    assert error.hint == "the logs of these processes say why"
+    others = {0: Message("a", "")} | {i: Message("b", "") for i in range(1, 20)}
+    error = describe_disagreement(others, "a")
+    assert error is not None
+    what = "Expected every process to save to `a`, got `b` on process 1, 2, 3, 4, 5, 6, 7, 8"
+    assert error.what == what
+
+
+def test_processes_that_agree_have_no_error() -> None:
+    messages = {i: Message("ckpt", "writing") for i in range(3)}
+    assert describe_failure(messages, [], count=3, path="ckpt", doing="writing") is None
+    assert describe_disagreement(messages, "ckpt") is None
+
+
+def test_an_error_arrives_as_it_was_sent() -> None:
+    for error in (
+        tx.SaveError("Full", leaf="a", file="ckpt/d", hint="make room"),
+        tx.AlreadyExists("Taken", file="ckpt"),
+    ):
+        received = RemoteError.from_exception(error).to_exception()
+        assert type(received) is type(error)
+        assert str(received) == str(error)
+    assert str(RemoteError.from_exception(ValueError("x")).to_exception()) == "ValueError: x"
