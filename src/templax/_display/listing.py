@@ -15,7 +15,7 @@ from .._catalog.catalog import Catalog
 from .._catalog.entry import LeafEntry
 from .._catalog.fingerprint import recorded_fingerprint
 from .._core.names import Path, join_path
-from .._core.text import format_size
+from .._core.text import format_size, quote_text
 from .._runs.steps import Run, StepDirectory
 from .json import select_fields
 
@@ -262,11 +262,11 @@ def common_sharding(entries: Sequence[LeafEntry]) -> str | None:
 def restore_code(catalog: Catalog) -> str:
     """Python that restores the checkpoint: first as it is, then into a model's own tree."""
     allow = ', uncommitted="allow"' if catalog.uncommitted is not None else ""
-    opened = f"tx.open({_quoted(catalog.url)}{allow})"
+    opened = f"tx.open({quote_text(catalog.url)}{allow})"
     wrapped = sorted({join_path(e.path[: i + 1]) for e in catalog.entries for i in _params(e.path)})
     arguments = "template"
     if len(wrapped) == 1:
-        arguments = f'template["params"], at={_quoted(wrapped[0])}'
+        arguments = f'template["params"], at={quote_text(wrapped[0])}'
     return "\n".join(
         [
             "import templax as tx",
@@ -279,10 +279,6 @@ def restore_code(catalog: Catalog) -> str:
             f"tree = tx.restore(catalog, {arguments})",
         ]
     )
-
-
-def _quoted(text: str) -> str:
-    return repr(text) if not text.isprintable() or set(text) & {'"', "\\"} else f'"{text}"'
 
 
 def _params(path: Path) -> Iterator[int]:
