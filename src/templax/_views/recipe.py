@@ -38,7 +38,7 @@ class Recipe:
     leaves that its template asks for, one operation at a time as in a plain call, so their bytes
     are those of `fn(*args, **kwargs)`. There are three limits:
 
-    - The body of a `jax.jit` or `jax.lax.scan` is always computed as a whole.
+    - The body of a `jax.jit` or `jax.lax.scan` is computed as a whole.
     - The few functions that JAX merges into their caller when tracing, such as `jnp.logaddexp2`,
       may round the last bit differently.
     - A function that depends on values can't be traced. It is called, in full, when the recipe is
