@@ -5,7 +5,7 @@ of `tx.restore` overrides them. Each device gets its part of an array straight f
 process reads what its own devices do not hold.
 
 Run it with `python examples/sharded_restore.py`. It makes 8 devices of the CPU, so that it runs
-anywhere; leave the two lines that do so out where there are real ones.
+anywhere; leave out the two lines that do so on a machine with real devices.
 """
 
 import tempfile

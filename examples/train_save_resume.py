@@ -38,7 +38,7 @@ def update(state: dict[str, Any]) -> tuple[dict[str, Any], jax.Array]:
 
 
 def train(directory: str, until: int) -> dict[str, Any]:
-    # The 2 latest steps are kept, and of all the one with the smallest loss.
+    # The 2 latest steps are kept, and the one with the smallest loss of all.
     keep = tx.Keep(last=2, best=1, metric="loss")
     with tx.Manager(directory, keep=keep) as manager:
         key = jax.random.key(0)

@@ -1,6 +1,19 @@
-"""Decodes the stored bytes of a chunk. Never allocates a size taken from untrusted input."""
+"""Decodes the stored bytes of a chunk. Never allocates a size taken from untrusted input.
+
+To add a codec, write its decoder and add it to `COMPRESSIONS` or `CHECKSUMS`, under the name that
+the metadata of a checkpoint gives it: `formats.zarr.metadata` accepts the names in these tables.
+What is left to change elsewhere:
+
+- `_parse_zarr2` and `_parse_codecs` in `formats.zarr.metadata`, if a configuration of the codec
+  changes how bytes are decoded: read it, or refuse it by name;
+- `check_length` in `formats.zarr.chunks`, which says how many stored bytes a chunk may have, and
+  knows only zstd and crc32c;
+- `Plan.decoded_chunks` in `_plan.plan`, which counts chunks compressed with zstd.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import numpy as np
 
@@ -49,22 +62,12 @@ def decode(
     if target is not None and len(target) != nbytes:
         raise ValueError(f"out has {len(target)} bytes, expected {nbytes}")
     for i, codec in enumerate(codecs):
+        if codec not in _DECODERS:
+            raise Unsupported(f"templax has no decoder for codec `{codec}`")
         # The size that this decoder must produce: the ones after it can only strip checksums.
         rest = codecs[i + 1 :]
-        size = nbytes + 4 * rest.count("crc32c")
-        if codec == "crc32c":
-            view = _strip_crc32c(view, verify)
-        elif codec == "zstd":
-            into = (
-                target if target is not None and not rest else memoryview(np.empty(size, np.uint8))
-            )
-            view = inflate_into(view, into)
-        elif codec == "fill":
-            view = _fill(
-                view, target if target is not None else memoryview(np.empty(size, np.uint8))
-            )
-        else:
-            raise Unsupported(f"templax has no decoder for codec `{codec}`")
+        size = nbytes + 4 * sum(name in CHECKSUMS for name in rest)
+        view = _DECODERS[codec](view, size, None if rest else target, verify)
     if len(view) != nbytes:
         raise Corrupted(f"Expected {nbytes} decoded bytes, got {len(view)}")
     if out is None or target is None:
@@ -74,15 +77,21 @@ def decode(
     return out
 
 
-def _strip_crc32c(view: memoryview, verify: bool) -> memoryview:
-    if len(view) < 4:
-        raise Corrupted(f"Expected bytes followed by a crc32c, got {len(view)} bytes in all")
+def _decode_zstd(data: memoryview, size: int, out: memoryview | None, verify: bool) -> memoryview:
+    return inflate_into(data, _allocate(size) if out is None else out)
+
+
+def _strip_crc32c(data: memoryview, size: int, out: memoryview | None, verify: bool) -> memoryview:
+    if len(data) < 4:
+        raise Corrupted(f"Expected bytes followed by a crc32c, got {len(data)} bytes in all")
     if verify:
-        compare_crc32c(int.from_bytes(view[-4:], "little"), crc32c(view[:-4]))
-    return view[:-4]
+        compare_crc32c(int.from_bytes(data[-4:], "little"), crc32c(data[:-4]))
+    return data[:-4]
 
 
-def _fill(element: memoryview, out: memoryview) -> memoryview:
+def _fill(element: memoryview, size: int, out: memoryview | None, verify: bool) -> memoryview:
+    if out is None:
+        out = _allocate(size)
     if len(out):
         if not element or len(out) % len(element):
             raise Corrupted(
@@ -90,3 +99,22 @@ def _fill(element: memoryview, out: memoryview) -> memoryview:
             )
         np.frombuffer(out, np.uint8).reshape(-1, len(element))[:] = np.frombuffer(element, np.uint8)
     return out
+
+
+def _allocate(nbytes: int) -> memoryview:
+    return memoryview(np.empty(nbytes, np.uint8))
+
+
+Decoder = Callable[[memoryview, int, memoryview | None, bool], memoryview]
+"""Called with the stored bytes, the size that decoding must give, memory of that size to decode
+into or None, and whether to compare checksums. Returns the decoded bytes, in that memory or not.
+"""
+
+COMPRESSIONS: dict[str, Decoder] = {"zstd": _decode_zstd}
+"""Decoders of compressed bytes by name. A chunk has at most one: if there were two, the size of
+what lies between them would only be known from the file."""
+
+CHECKSUMS: dict[str, Decoder] = {"crc32c": _strip_crc32c}
+"""Decoders of codecs that append a checksum of 4 bytes, by name. A chunk may have several."""
+
+_DECODERS = {**COMPRESSIONS, **CHECKSUMS, "fill": _fill}

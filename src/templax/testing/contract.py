@@ -25,12 +25,40 @@ OBJECTS = {
 
 
 class SourceContract:
-    """Tests that every `Source` must pass. Subclasses implement `make`."""
+    """Tests that every `Source` must pass. Subclasses implement `make`; pytest runs the rest.
+
+    The tests hold a source to the protocol `templax.storage.Source`, and to two phrases that
+    templax's reports rely on: the `NotFound` of a read names the key, and the `Corrupted` of a read
+    past the end says "the file has 11" for an object of 11 bytes. `view` is not tested.
+
+    Name the subclass `Test...`, so that pytest collects it, and add tests of your own to it, such
+    as that an object that changes between two reads raises `SourceError`.
+
+    Example:
+        >>> from templax.storage import Memory
+        >>> from templax.testing import SourceContract
+        >>> class TestMemory(SourceContract):
+        ...     def make(self, objects):
+        ...         return Memory(objects)
+        >>> test = TestMemory()  # pytest does this, and runs every test
+        >>> test.test_out_is_filled_and_returned(test.make({"a": b"hello world"}))
+    """
 
     def make(self, objects: Mapping[str, bytes]) -> Source:
-        """Returns a source whose root holds exactly the given objects.
+        """Creates a store with the given objects and returns a source of it. Called once per test.
 
-        Create the objects without using the source, so that the tests are not circular.
+        Create the objects by other means than the source, such as the client of the store, so that
+        the tests are not circular. To remove them after a test, request pytest's fixtures in an
+        autouse fixture of the subclass.
+
+        Args:
+            objects: The content of each object by its key. A key is a path relative to the root
+                of the source, separated by `/`; parts may begin with a dot or have spaces and
+                letters outside ASCII. An object may be empty; the largest has 16 KiB.
+
+        Returns:
+            A source whose root holds exactly these objects, and the directories that their keys
+            imply.
         """
         raise NotImplementedError
 
@@ -111,16 +139,48 @@ class SourceContract:
 
 
 class FormatContract:
-    """Tests that every `Format` must pass. Subclasses implement `open` and `expected`."""
+    """Tests that every `Format` must pass. Subclasses implement `open` and `expected`.
+
+    They run on one checkpoint, which the format's own tools should have written, not templax: keep
+    it small, since every leaf is read, and let it have all that the format allows, such as leaves
+    of several chunks, empty arrays and unusual dtypes. To test several checkpoints, parametrise the
+    subclass with pytest. Name it `Test...`, so that pytest collects it.
+
+    Example:
+        >>> import hashlib, pathlib, tempfile
+        >>> import numpy as np
+        >>> import templax as tx
+        >>> from templax.testing import FormatContract
+        >>> path = pathlib.Path(tempfile.mkdtemp(), "ckpt")
+        >>> values = np.arange(6, dtype="<f4").reshape(2, 3)
+        >>> saved = tx.save(path, {"params": {"w": values}})
+        >>> class TestMyFormat(FormatContract):
+        ...     def open(self):
+        ...         return tx.open(path)
+        ...     def expected(self):
+        ...         return {"params.w": hashlib.sha256(values.tobytes()).hexdigest()}
+        >>> TestMyFormat().test_values_are_those_that_were_saved()
+    """
 
     def open(self) -> Catalog:
-        """Returns the catalog of a checkpoint in the format."""
+        """Opens the checkpoint. Called once per test.
+
+        Returns:
+            What `templax.open(path)` returns or, for a format that is not in the table of formats
+            yet, what its `open` returns for `templax.storage.open_source(path)`. The checkpoint is
+            committed and undamaged, so nothing is raised.
+        """
         raise NotImplementedError
 
     def expected(self) -> Mapping[str, str]:
-        """Returns, for the name of each array leaf, the sha256 of its bytes.
+        """The values that a restore must give.
 
-        The bytes are in C order and little-endian; the digests are in hexadecimal.
+        Returns:
+            Leaf name → sha256 of the values of that leaf, as 64 lowercase hexadecimal digits. The
+            name is the key path joined by dots, such as "params.w". The bytes are the decoded
+            elements in C order and little-endian; an element smaller than a byte, such as an int4,
+            takes one byte. List every array and number; strings and typed PRNG keys have no place
+            here. Compute the digests from the arrays that were saved, without templax.
         """
         raise NotImplementedError
 

@@ -54,6 +54,7 @@ class FaultyDisk(Disk):
         >>> import tempfile
         >>> from pathlib import Path
         >>> from templax.storage import Staging
+        >>> from templax.testing import FaultyDisk, assert_durable
         >>> root = Path(tempfile.mkdtemp())
         >>> disk = FaultyDisk()
         >>> with Staging(root / "new", overwrite=False, disk=disk) as staging:

@@ -17,17 +17,30 @@ class Watched:
 
     Attributes:
         source: The source to read from.
-        fault: Called before each read; may raise.
+        fault: Called before each read with key, start and stop, in bytes; None for no faults. To
+            behave as a store does, it raises an error of `Source.read`. Several threads may call it
+            at the same time.
         reads: Key, start and stop of each read so far. Keys are relative to the outermost root.
+            Listings, `stat` and `view` are not recorded.
         root: The root of this source relative to the outermost one: `""`, or ends in `/`.
 
     Example:
         >>> from templax.storage import Memory
+        >>> from templax.testing import Watched
         >>> watched = Watched(Memory({"a": b"hello"}))
         >>> bytes(watched.read("a", 1, 3))
         b'el'
         >>> watched.reads
         [('a', 1, 3)]
+
+        Make every read fail:
+
+        >>> from templax.errors import SourceError
+        >>> def fail(key, start, stop):
+        ...     raise SourceError(f"no answer for {key}")
+        >>> Watched(Memory({"a": b"hello"}), fail).read("a")
+        Traceback (most recent call last):
+        templax.errors.SourceError: no answer for a
     """
 
     source: Source

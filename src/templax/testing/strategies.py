@@ -1,6 +1,22 @@
 """Hypothesis strategies: trees with unusual names, arrays of random bits, shardings, chunk grids.
 
 Only the functions that need Hypothesis or JAX import them.
+
+Example:
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from hypothesis import given, settings
+    >>> import templax as tx
+    >>> from templax.testing import strategies
+    >>> @settings(max_examples=3, derandomize=True, deadline=None)
+    ... @given(tree=strategies.trees())
+    ... def check_that_a_save_restores(tree):
+    ...     with tempfile.TemporaryDirectory() as directory:
+    ...         path = Path(directory, "ckpt")
+    ...         tx.save(path, tree)
+    ...         restored = tx.restore(path, tree)
+    ...     assert tx.fingerprint(restored) == tx.fingerprint(tree)
+    >>> check_that_a_save_restores()
 """
 
 from __future__ import annotations
@@ -68,6 +84,8 @@ def _register() -> None:
 def values(shape: Shape, dtype: np.dtype, seed: int) -> np.ndarray:
     """An array of random bits. Floats can be any NaN, subnormal or infinity.
 
+    The same arguments give the same array. Unlike the strategies, this is an ordinary function.
+
     >>> values((2, 3), np.dtype("bfloat16"), 0).dtype
     dtype(bfloat16)
     """
@@ -85,7 +103,12 @@ def values(shape: Shape, dtype: np.dtype, seed: int) -> np.ndarray:
 
 
 def shapes(max_side: int = 6, max_rank: int = 3) -> Strategy:
-    """Shapes, including those of 0-d and empty arrays."""
+    """Shapes, including those of 0-d and empty arrays.
+
+    Args:
+        max_side: Largest size of a dimension, in elements.
+        max_rank: Largest number of dimensions.
+    """
     from hypothesis import strategies as st
 
     sides = st.sampled_from([0, 1, 2, 3, 4, 5, 6, 8, 16]).filter(lambda n: n <= max_side)
@@ -93,7 +116,13 @@ def shapes(max_side: int = 6, max_rank: int = 3) -> Strategy:
 
 
 def arrays(dtypes: Sequence[str] = DTYPES, max_side: int = 6, max_rank: int = 3) -> Strategy:
-    """Numpy arrays of random bits, of any of `dtypes`."""
+    """Numpy arrays of random bits, of any of `dtypes`.
+
+    Args:
+        dtypes: Names as in numpy and ml_dtypes.
+        max_side: Largest size of a dimension, in elements.
+        max_rank: Largest number of dimensions.
+    """
     from hypothesis import strategies as st
 
     return st.builds(
@@ -265,7 +294,10 @@ def _names_below(node: PyTree) -> list[str]:
 
 
 def shardings(shape: Shape) -> Strategy:
-    """Shardings of an array of `shape` over the local devices, including None for the default."""
+    """Shardings of an array of `shape` over the local devices, including None for the default.
+
+    Every sharding divides the array evenly.
+    """
     import jax
     from hypothesis import strategies as st
 
@@ -298,7 +330,10 @@ def _draw_sharding(draw: Any, shape: Shape, devices: tuple[Any, ...]) -> Any:
 
 
 def boxes(shape: Shape) -> Strategy:
-    """Boxes within `shape` that contain at least one element. `shape` must not be empty."""
+    """Boxes within `shape` that contain at least one element.
+
+    A box is a half-open range `(start, stop)` per dimension. No size in `shape` may be 0.
+    """
     from hypothesis import strategies as st
 
     def side(n: int) -> Strategy:

@@ -1,8 +1,8 @@
 """Metadata of one zarr array: `.zarray` or `zarr.json` → `Array`.
 
 Reads zarr 2 (zarr-specs, docs/v2/v2.0) and zarr 3 (docs/v3/core, codecs/sharding-indexed) as
-TensorStore writes them: raw, zstd and crc32c, little-endian. Anything else raises `Unsupported`
-with its name.
+TensorStore writes them, little-endian and with the codecs that `_codecs.decode` has decoders for.
+Anything else raises `Unsupported` with its name.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any, Literal
 import msgspec
 import numpy as np
 
+from ..._codecs.decode import CHECKSUMS, COMPRESSIONS
 from ..._core.boxes import Box, Shape, fits_address_space, full_box
 from ..._core.dtypes import DTYPES, NUMPY_NAMES
 from ...errors import Corrupted, Unsupported
@@ -51,6 +52,8 @@ _MAX_RANK = 32
 _MAX_BYTES = 2**63 - 1
 
 _MAX_NESTING = 4
+
+_MAX_CODECS = 8
 
 _SMALL_CHUNK = 64 << 20
 
@@ -210,9 +213,10 @@ def _parse_zarr2(meta: _Zarr2) -> Array:
         raise Unsupported(f"templax reads no zarr filters, got {_quote_codec(meta.filters[0])}")
     codecs: tuple[str, ...] = ()
     if meta.compressor is not None:
-        if meta.compressor.get("id") != "zstd":
+        name = meta.compressor.get("id")
+        if not isinstance(name, str) or name not in COMPRESSIONS:
             raise Unsupported(f"templax does not read codec {_quote_codec(meta.compressor)}")
-        codecs = ("zstd",)
+        codecs = (name,)
     dtype = _TYPESTRS.get(str(meta.dtype)) or DTYPES.get(str(meta.dtype))
     if dtype is None:
         raise Unsupported(f"templax does not read dtype `{str(meta.dtype)[:80]}`")
@@ -288,11 +292,17 @@ def _parse_codecs(
     _check_bytes_codec(first, dtype)
     decoders: list[str] = []
     for codec in reversed(rest):
-        if codec.name not in ("zstd", "crc32c"):
+        if codec.name not in COMPRESSIONS and codec.name not in CHECKSUMS:
             raise Unsupported(f"templax does not read codec `{codec.name[:80]}`")
         decoders.append(codec.name)
-    if decoders.count("zstd") > 1 or len(decoders) > 8:
-        raise Unsupported("templax reads chunks compressed once, got several codecs `zstd`")
+    compressions = [name for name in decoders if name in COMPRESSIONS]
+    if len(compressions) > 1:
+        names = ", ".join(f"`{name}`" for name in dict.fromkeys(compressions))
+        raise Unsupported(f"templax reads chunks compressed once, got several codecs {names}")
+    if len(decoders) > _MAX_CODECS:
+        raise Unsupported(
+            f"templax reads chunks of {_MAX_CODECS} codecs at most, got {len(decoders)}"
+        )
     return tuple(decoders), None
 
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from stored_leaves import join_chunks
 from templax._catalog.entry import Extent
 from templax._codecs.crc32c import crc32c
+from templax._codecs.decode import CHECKSUMS, COMPRESSIONS
 from templax.errors import Corrupted, TemplaxError, Unsupported
 from templax.formats.orbax import item
 from templax.formats.zarr.chunks import locate_arrays
@@ -207,6 +208,9 @@ def encode_zarr3(**changes):
     [
         ({"compressor": {"id": "blosc"}}, "templax does not read codec `blosc`"),
         ({"compressor": {"id": "gzip"}}, "templax does not read codec `gzip`"),
+        ({"compressor": {"id": "crc32c"}}, "templax does not read codec `crc32c`"),
+        ({"compressor": {"id": ["zstd"]}}, "templax does not read codec `['zstd']`"),
+        ({"compressor": {}}, "templax does not read codec `None`"),
         ({"filters": [{"id": "delta"}]}, "templax reads no zarr filters, got `delta`"),
         ({"dtype": ">f4"}, "templax does not read dtype `>f4`"),
         ({"dtype": "|O"}, "templax does not read dtype `|O`"),
@@ -235,7 +239,12 @@ def test_unsupported_zarr2_metadata_is_named(changes, message):
             {"codecs": [make_sharding_codec([1], [BYTES]), ZSTD]},
             "does not read codec `zstd` around shards",
         ),
-        ({"codecs": [BYTES, ZSTD, ZSTD]}, "templax reads chunks compressed once"),
+        (
+            {"codecs": [BYTES, ZSTD, ZSTD]},
+            "templax reads chunks compressed once, got several codecs `zstd`",
+        ),
+        ({"codecs": [BYTES, *[CRC] * 9]}, "templax reads chunks of 8 codecs at most, got 9"),
+        ({"codecs": [BYTES, {"name": "fill"}]}, "templax does not read codec `fill`"),
         ({"data_type": "string"}, "templax does not read dtype `string`"),
         ({"chunk_grid": {"name": "rectilinear"}}, "does not read chunk grid `rectilinear`"),
         ({"chunk_key_encoding": {"name": "x"}}, "does not read chunk key encoding `x`"),
@@ -251,6 +260,14 @@ def test_unsupported_zarr3_metadata_is_named(changes, message):
     with pytest.raises(Unsupported) as caught:
         parse_metadata(encode_zarr3(**changes), "zarr.json")
     assert message in str(caught.value)
+
+
+def test_every_codec_with_a_decoder_is_read():
+    for name in COMPRESSIONS:
+        assert parse_metadata(encode_zarr2(compressor={"id": name}), ".zarray").codecs == (name,)
+    for name in (*COMPRESSIONS, *CHECKSUMS):
+        metadata = encode_zarr3(codecs=[BYTES, {"name": name}])
+        assert parse_metadata(metadata, "zarr.json").codecs == (name,)
 
 
 @pytest.mark.parametrize(
