@@ -13,20 +13,20 @@ import pytest
 import templax as tx
 from helpers import checkpoint_like, f32
 from mismatches import mismatched_trees
-from templax._match.result import SHOWN
+from templax._match.result import MAX_SHOWN
 
 A = jax.ShapeDtypeStruct
 
 
 def test_a_template_error_carries_the_match_and_every_mismatch() -> None:
-    checkpoint, template = mismatched_trees(SHOWN + 5)
+    checkpoint, template = mismatched_trees(MAX_SHOWN + 5)
     with pytest.raises(tx.TemplateError) as caught:
         tx.restore(checkpoint_like(checkpoint), template)
     error = caught.value
     assert isinstance(error, tx.TemplaxError)
     assert isinstance(error, ValueError)
     assert error.mismatches == error.match.mismatches
-    assert len(error.mismatches) == SHOWN + 5
+    assert len(error.mismatches) == MAX_SHOWN + 5
     assert not error.match.ok
     assert str(error) == str(error.match) == str(tx.check(checkpoint_like(checkpoint), template))
     assert str(error) in "".join(traceback.format_exception(error))
@@ -48,7 +48,7 @@ def error_cases() -> list[Any]:
         ({"Dense": f32(2)}, {"dense": f32(2)}, {}),
         ({"w": f32(2), "o": f32(2)}, {"w": f32(2)}, {}),
         ({"w": f32(2), "k": 3}, {"w": f32(3), "k": jax.random.key(0), "f": print, "s": ...}, {}),
-        (*mismatched_trees(SHOWN + 9), {}),
+        (*mismatched_trees(MAX_SHOWN + 9), {}),
         ({"w": f32(2)}, {"w": f32(3)}, {"shardings": jax.devices()[1]}),
         ({"w": f32(2)}, {"w": f32(3)}, {"missing": "keep"}),
     ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .._core.text import leaf_noun, list_names
-from .._match.result import SHOWN
+from .._match.result import MAX_SHOWN
 from ..errors import Corrupted
 
 
@@ -23,9 +23,9 @@ def format_verification(verified: Verified, rest: str = "`verified.damages` has 
         where = f" in {len(names):,} of {n:,} {leaf_noun(n)}" if names else ""
         damages = "damage" if count == 1 else "damages"
         lines = [f"{url} is damaged: {count:,} {damages}{where}{took}"]
-        lines += [f"  {damage}" for damage in verified.damages[:SHOWN]]
-        if count > SHOWN:
-            lines.append(f"  and {count - SHOWN:,} more ({rest})")
+        lines += [f"  {damage}" for damage in verified.damages[:MAX_SHOWN]]
+        if count > MAX_SHOWN:
+            lines.append(f"  and {count - MAX_SHOWN:,} more ({rest})")
         lines.append(f"  {checked:,} bytes were compared with their checksum")
     elif verified.unchecked_bytes and not checked:
         what = f"none of its {verified.unchecked_bytes:,} bytes has a checksum"

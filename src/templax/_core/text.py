@@ -19,14 +19,35 @@ def format_size(nbytes: int) -> str:
     return f"{nbytes / 1024**power:.1f} {'KMGTPE'[power - 1]}iB"
 
 
-def list_names(names: Sequence[str]) -> str:
-    """The first three names, and how many more there are.
+def list_names(names: Sequence[str], maximum: int = 3) -> str:
+    """The first few names, and how many more there are.
 
     >>> list_names(["a", "b", "c", "d"])
     '`a`, `b`, `c`, and 1 more'
     """
-    shown = ", ".join(f"`{name}`" for name in names[:3])
-    return f"{shown}, and {len(names) - 3} more" if len(names) > 3 else shown
+    return list_examples([f"`{name}`" for name in names[:maximum]], len(names))
+
+
+def list_examples(examples: Sequence[str], total: int) -> str:
+    """Joins `examples`, and says how many more of `total` there are.
+
+    >>> list_examples(["`a` (json)", "`b` (pytree)"], 5)
+    '`a` (json), `b` (pytree), and 3 more'
+    """
+    shown, more = ", ".join(examples), total - len(examples)
+    return f"{shown}, and {more} more" if more > 0 else shown
+
+
+def quote_text(text: str) -> str:
+    r"""A Python literal of `text` in double quotes.
+
+    >>> print(quote_text("run/ckpt"), quote_text('a "b"'), quote_text("back\\slash"))
+    "run/ckpt" "a \"b\"" "back\\slash"
+    >>> print(quote_text("two\nlines"))
+    "two\nlines"
+    """
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return '"' + "".join(c if c.isprintable() else repr(c)[1:-1] for c in escaped) + '"'
 
 
 def leaf_noun(n: int) -> str:

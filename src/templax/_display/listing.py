@@ -18,7 +18,7 @@ from .._catalog.catalog import Catalog
 from .._catalog.entry import LeafEntry
 from .._catalog.fingerprint import recorded_fingerprint
 from .._core.names import Path, join_path
-from .._core.text import format_size
+from .._core.text import format_size, quote_text
 
 MIN_ALIKE = 3
 """At least this many consecutive numbered siblings with identical subtrees share one row."""
@@ -278,13 +278,13 @@ def find_common_sharding(entries: Sequence[LeafEntry]) -> str | None:
 def make_restore_code(catalog: Catalog) -> str:
     """Python code that restores the checkpoint, both as it is and into the tree of a model."""
     allow = ', uncommitted="allow"' if catalog.uncommitted is not None else ""
-    opened = f"tx.open({_quote(catalog.url)}{allow})"
+    opened = f"tx.open({quote_text(catalog.url)}{allow})"
     wrapped = sorted(
         {join_path(e.path[: i + 1]) for e in catalog.entries for i in _find_params(e.path)}
     )
     arguments = "template"
     if len(wrapped) == 1:
-        arguments = f'template["params"], at={_quote(wrapped[0])}'
+        arguments = f'template["params"], at={quote_text(wrapped[0])}'
     return "\n".join(
         [
             "import templax as tx",
@@ -297,10 +297,6 @@ def make_restore_code(catalog: Catalog) -> str:
             f"tree = tx.restore(catalog, {arguments})",
         ]
     )
-
-
-def _quote(text: str) -> str:
-    return repr(text) if not text.isprintable() or set(text) & {'"', "\\"} else f'"{text}"'
 
 
 def _find_params(path: Path) -> Iterator[int]:

@@ -40,4 +40,4 @@ def broadcast_prefix(prefix: PyTree, tree: PyTree, what: str) -> list[Any]:
         )
         return [box.value for box in jtu.tree_leaves(jax.tree.broadcast(boxed, tree))]
     except ValueError as error:
-        raise UsageError(f"`{what}` is no prefix of the template: {error}") from error
+        raise UsageError(f"`{what}` is not a prefix of the template: {error}") from error

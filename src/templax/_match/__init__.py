@@ -1,1 +1,1 @@
-"""A catalog compared with a template: every pair, every mismatch, and hints."""
+"""Compares a catalog with a template: every pair, every mismatch, and hints."""

@@ -1,14 +1,18 @@
-"""Hints on mismatches. Each is tried, by matching again as the hint says, before it is given."""
+"""Hints that explain a whole tree. Each is tried, by matching again as it says, before it is given.
+
+Hints about single leaves are in `leaf_hints`.
+"""
 
 from __future__ import annotations
 
-import json
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
+from .._catalog.entry import LeafEntry
 from .._core.names import Path, find_nearest, join_path, normalize
-from .._template.template import Template
+from .._core.text import leaf_noun, quote_text
+from .._template.template import Target, Template
 from ..errors import Mismatch
 from .leaf_hints import add_leaf_hints
 from .match import CheckpointView, apply_at_and_rename, fit_leaf
@@ -16,240 +20,300 @@ from .options import MatchOptions
 from .result import Match, format_mismatches
 
 MAX_CANDIDATES = 8
-"""Hints of one sort that are tried; each try costs one match."""
+"""How many values of `at` are tried; each try costs one match."""
 
 MAX_CHOICES = 3
-"""Equally good places that a hint offers."""
+"""How many equally good values of `at` a hint offers."""
 
+MAX_RENAMES = 6
+"""How many entries of a mapping a hint spells out."""
 
-@dataclass(frozen=True, slots=True)
-class _Case:
-    """A failed match and what it takes to try again."""
-
-    result: Match
-    side: CheckpointView
-    options: MatchOptions
-    match: Callable[[MatchOptions, Template], Match]
-
-    def again(self, **changed: object) -> Match:
-        return self.match(replace(self.options, **changed), self.result.template)
-
-    def of(self, *problems: str) -> list[Mismatch]:
-        return [m for m in self.result.mismatches if m.problem in problems]
+MAX_COMPARISONS = 10_000
+"""How many pairs of names are compared for similarity."""
 
 
 def add_hints(
     result: Match,
-    side: CheckpointView,
+    checkpoint: CheckpointView,
     options: MatchOptions,
-    again: Callable[[MatchOptions, Template], Match],
+    match_with: Callable[[MatchOptions, Template], Match],
 ) -> Match:
-    """A failed match, its mismatches with hints where one helps; silent where none does.
+    """Adds hints to the mismatches of a failed match, where a hint helps.
 
     Args:
         result: The match, without hints.
-        side: The checkpoint.
-        options: Of the match.
-        again: Matches the two with other options.
+        checkpoint: The checkpoint.
+        options: The options of the match.
+        match_with: Matches the checkpoint with a template again, with other options.
     """
-    case = _Case(result, side, options, again)
-    for whole_tree in (_at, _wrap, _value_level, _rename, _only_extra):
-        better = whole_tree(case)
-        if better is not None:
-            result = better
+    failure = _Failure(result, checkpoint, options, match_with)
+    for suggest in (
+        _suggest_at,
+        _suggest_wrapping,
+        _suggest_value_level,
+        _suggest_renames,
+        _suggest_ignoring_extras,
+    ):
+        explained = suggest(failure)
+        if explained is not None:
+            result = explained
             break
     if result.summary is not None:
-        return result
-    leaves = {t.name: t for t in result.template.targets}
-    entries = {name: entry for _, name, entry in apply_at_and_rename(side, options)}
-    return replace(result, mismatches=add_leaf_hints(result.mismatches, leaves, entries, options))
+        return result  # one sentence explains all mismatches
+    targets = {t.name: t for t in result.template.targets}
+    entries = {name: entry for _, name, entry in apply_at_and_rename(checkpoint, options)}
+    return replace(result, mismatches=add_leaf_hints(result.mismatches, targets, entries, options))
 
 
-def _explained(case: _Case, hint: str, after: Match, summary: str | None, **more: object) -> Match:
-    """The match with `hint` on each mismatch that it removes."""
-    left = {(m.problem, m.name) for m in after.mismatches}
-    mismatches = tuple(
-        m if (m.problem, m.name) in left else replace(m, hint=hint) for m in case.result.mismatches
-    )
-    text = None
-    if summary is not None:
-        text = f"{summary}; hint: {hint}"
-        n = len(after.mismatches)
-        if n:
-            text += f", which leaves {n} {'mismatch' if n == 1 else 'mismatches'}:\n"
-            text += "\n".join(format_mismatches(after.mismatches))
-    return replace(case.result, mismatches=mismatches, summary=text, **more)
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    """A failed match, and what is needed to match again."""
+
+    result: Match
+    checkpoint: CheckpointView
+    options: MatchOptions
+    match_with: Callable[[MatchOptions, Template], Match]
+
+    def retry(self, **changes: object) -> Match:
+        """Matches again with some options changed."""
+        return self.match_with(replace(self.options, **changes), self.result.template)
+
+    def select(self, problem: str) -> list[Mismatch]:
+        """The mismatches of one kind."""
+        return [m for m in self.result.mismatches if m.problem == problem]
 
 
-def _better(case: _Case, after: Match) -> bool:
-    """Whether most of what was missing is found now, and less is wrong than before."""
-    absent = sum(m.problem == "missing" for m in after.mismatches)
-    fewer = len(after.mismatches) < len(case.result.mismatches)
-    return fewer and 2 * absent < len(case.of("missing"))
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    """A value of `at`, and the match with it."""
+
+    at: str
+    depth: int
+    after: Match
 
 
-def _found(case: _Case) -> str:
-    """`none of 148 leaves found in ckpt/1000`, or however many are."""
-    total = sum(t.has_data for t in case.result.template.targets)
-    found = total - len(case.of("missing"))
-    text = f"{found or 'none'} of {total} {'leaf' if total == 1 else 'leaves'} found in"
-    under = f" under `{case.options.at}`" if case.options.at else ""
-    return f"{text} {case.result.url}{under}"
-
-
-def _quoted(text: str) -> str:
-    """A Python literal of a name, also of one that holds quotes."""
-    return json.dumps(text, ensure_ascii=False)
-
-
-def _at(case: _Case) -> Match | None:
-    """The checkpoint holds the template's tree deeper (or less deep) than `at` says."""
-    if not case.of("missing") or not case.side.entries:
+def _suggest_at(failure: _Failure) -> Match | None:
+    """Tries other values of `at`: the checkpoint may hold the template's tree elsewhere."""
+    if not failure.select("missing") or not failure.checkpoint.entries:
         return None
-    wanted = {t.name for t in case.result.template.targets if t.has_data}
-    votes: Counter[str] = Counter()
-    depth: dict[str, int] = {}
-    for entry in case.side.entries:
-        for i in range(len(entry.path) + 1):
-            if join_path(entry.path[i:]) in wanted:
-                at = join_path(entry.path[:i])
-                votes[at] += 1
-                depth[at] = i
-    candidates = votes.most_common(MAX_CANDIDATES + 1)
-    if len(candidates) > MAX_CANDIDATES and candidates[-1][1] == candidates[0][1]:
-        return None  # more places look alike than are worth trying
-    works: list[tuple[int, int, str, Match]] = []
-    for at, _ in candidates[:MAX_CANDIDATES]:
-        if at != case.options.at:
-            after = case.again(at=at)
-            if _better(case, after):
-                works.append((len(after.mismatches), depth[at], at, after))
-    if not works:
+    working = _try_other_subtrees(failure)
+    if not working:
         return None
-    # The same tree may be there several times: the moments of an optimizer look like parameters.
-    least = min(work[0] for work in works)
-    works = sorted((w for w in works if w[0] == least), key=lambda w: w[1:3])
-    first = [w for w in works if w[1] == works[0][1]]
-    after = first[0][3]
-    if len(first) > MAX_CHOICES or (len(first) > 1 and after.mismatches):
+    # Several subtrees may fit equally well, since the moments of an optimizer have the structure of
+    # the parameters. The parameters are usually less deep, so the hint offers the shallowest.
+    fewest = min(len(candidate.after.mismatches) for candidate in working)
+    best = [candidate for candidate in working if len(candidate.after.mismatches) == fewest]
+    best.sort(key=lambda candidate: (candidate.depth, candidate.at))
+    shallowest = [candidate for candidate in best if candidate.depth == best[0].depth]
+    after = shallowest[0].after
+    if len(shallowest) > MAX_CHOICES or (len(shallowest) > 1 and after.mismatches):
         return None
-    places = " and ".join(f"under `{at}`" if at else "at its root" for _, _, at, _ in first)
-    deeper = [f"`{at}`" for _, _, at, _ in works[len(first) :]]
+    content = "most" if any(m.problem == "missing" for m in after.mismatches) else "the same tree"
+    places = " and ".join(f"under `{c.at}`" if c.at else "at its root" for c in shallowest)
+    deeper = [f"`{candidate.at}`" for candidate in best[len(shallowest) :]]
     also = f" (as well as under {' and '.join(deeper[:MAX_CHOICES])})" if deeper else ""
-    held = "the same tree" if not any(m.problem == "missing" for m in after.mismatches) else "most"
-    summary = f"{_found(case)}; the checkpoint holds {held} {places}{also}"
-    hint = " or ".join(f"at={_quoted(at)}" for _, _, at, _ in first)
-    return _explained(case, hint, after, summary)
+    summary = f"{_count_found(failure)}; the checkpoint holds {content} {places}{also}"
+    hint = " or ".join(f"at={quote_text(candidate.at)}" for candidate in shallowest)
+    return _add_hint(failure, hint, after, summary)
 
 
-def _wrap(case: _Case) -> Match | None:
-    """The template holds the checkpoint's tree under a prefix."""
-    if not case.of("missing") or case.options.rename is not None:
-        return None
-    names = {name for _, name, _ in apply_at_and_rename(case.side, case.options)}
+def _try_other_subtrees(failure: _Failure) -> list[_Candidate]:
+    """Matches with those values of `at` under which most wanted names occur; keeps what helps."""
+    wanted = {t.name for t in failure.result.template.targets if t.has_data}
     votes: Counter[str] = Counter()
-    for target in case.result.template.targets:
+    depths: dict[str, int] = {}
+    for entry in failure.checkpoint.entries:
+        for depth in range(len(entry.path) + 1):
+            if join_path(entry.path[depth:]) in wanted:
+                at = join_path(entry.path[:depth])
+                votes[at] += 1
+                depths[at] = depth
+    ranked = votes.most_common(MAX_CANDIDATES + 1)
+    if len(ranked) > MAX_CANDIDATES and ranked[-1][1] == ranked[0][1]:
+        return []  # too many subtrees look alike
+    working = []
+    for at, _ in ranked[:MAX_CANDIDATES]:
+        if at != failure.options.at:
+            after = failure.retry(at=at)
+            if _is_much_better(failure, after):
+                working.append(_Candidate(at, depths[at], after))
+    return working
+
+
+def _suggest_wrapping(failure: _Failure) -> Match | None:
+    """Tries to put the checkpoint's tree under a prefix, as the template may do."""
+    if not failure.select("missing") or failure.options.rename is not None:
+        return None
+    names = {name for _, name, _ in apply_at_and_rename(failure.checkpoint, failure.options)}
+    votes: Counter[str] = Counter()
+    for target in failure.result.template.targets:
         for i in range(1, len(target.path) + 1):
             if join_path(target.path[i:]) in names:
                 votes[join_path(target.path[:i])] += 1
     for prefix, _ in votes.most_common(1):
         rename = {"": prefix}
-        after = case.again(rename=rename)
-        if _better(case, after):
-            summary = f"{_found(case)}; the template wraps the checkpoint's tree in `{prefix}`"
-            return _explained(case, f"rename={_literal(rename)}", after, summary, rename=rename)
+        after = failure.retry(rename=rename)
+        if _is_much_better(failure, after):
+            found = _count_found(failure)
+            summary = f"{found}; the template wraps the checkpoint's tree in `{prefix}`"
+            hint = f"rename={_format_mapping(rename)}"
+            return _add_hint(failure, hint, after, summary, rename=rename)
     return None
 
 
-_VALUE: tuple[tuple[str, Callable[[str], str]], ...] = (
-    ('rename=lambda name: name.removesuffix(".value")', lambda name: name.removesuffix(".value")),
-    ('rename=lambda name: name + ".value"', lambda name: name + ".value"),
+_VALUE_RENAMES: tuple[tuple[str, str, Callable[[str], str]], ...] = (
+    (
+        "checkpoint",
+        'rename=lambda name: name.removesuffix(".value")',
+        lambda name: name.removesuffix(".value"),
+    ),
+    ("template", 'rename=lambda name: name + ".value"', lambda name: name + ".value"),
 )
+"""The side that has the level `value`, the hint, and the rename that the hint spells out."""
 
 
-def _value_level(case: _Case) -> Match | None:
-    """One side has the extra `value` level of NNX variables and of Flax's boxes."""
-    if not case.of("missing") or case.options.rename is not None:
+def _suggest_value_level(failure: _Failure) -> Match | None:
+    """Tries to add or remove the level `value`, which NNX variables and Flax boxes have."""
+    if not failure.select("missing") or failure.options.rename is not None:
         return None
-    for hint, rename in _VALUE:
-        after = case.again(rename=rename)
-        if _better(case, after):
-            side = "checkpoint" if "removesuffix" in hint else "template"
+    for side, hint, rename in _VALUE_RENAMES:
+        after = failure.retry(rename=rename)
+        if _is_much_better(failure, after):
             summary = (
-                f"{_found(case)}; the {side} has an extra level `value`"
+                f"{_count_found(failure)}; the {side} has an extra level `value`"
                 " (an NNX variable or a Flax box)"
             )
-            return _explained(case, hint, after, summary)
+            return _add_hint(failure, hint, after, summary)
     return None
 
 
-def _rename(case: _Case) -> Match | None:
-    """Leaves of the checkpoint whose names are near the missing ones: another case or spelling."""
-    missing, extra = case.of("missing"), case.of("extra")
-    if not missing or not extra or case.options.rename is not None:
+def _suggest_renames(failure: _Failure) -> Match | None:
+    """Tries to rename extra leaves to missing ones that are spelled almost alike."""
+    if not failure.select("missing") or not failure.select("extra"):
         return None
-    leaves = {t.name: t for t in case.result.template.targets}
-    entries = {
-        name: (path, entry) for path, name, entry in apply_at_and_rename(case.side, case.options)
+    if failure.options.rename is not None:
+        return None
+    targets = {t.name: t for t in failure.result.template.targets}
+    leaves = {
+        name: (path, entry)
+        for path, name, entry in apply_at_and_rename(failure.checkpoint, failure.options)
     }
-    spare = {m.name for m in extra}
-    folded: dict[str, list[str]] = defaultdict(list)
-    for name in spare:
-        folded[normalize(name)].append(name)
-    pairs: dict[str, str] = {}
-    for m in missing:
-        same = folded.get(normalize(m.name), [])
-        near = same[0] if len(same) == 1 else None
-        if near is None and not same and len(missing) * len(spare) <= 10_000:
-            siblings = [n for n in spare if entries[n][0][:-1] == leaves[m.name].path[:-1]]
-            near = find_nearest(m.name, siblings)
-        if (
-            near is not None
-            and not fit_leaf(leaves[m.name], entries[near][1], case.options.cast)[0]
-        ):
-            pairs[m.name] = near
-    if len(set(pairs.values())) != len(pairs) or not pairs:
-        return None  # two leaves want the same one
-    rename = dict(_prefix_pair(entries[old][0], leaves[new].path) for new, old in pairs.items())
-    after = case.again(rename=rename)
-    gone = {(m.problem, m.name) for m in case.result.mismatches} - {
-        (m.problem, m.name) for m in after.mismatches
-    }
-    solved = {("missing", new) for new in pairs} | {("extra", old) for old in pairs.values()}
-    if not solved <= gone or len(after.mismatches) != len(case.result.mismatches) - len(solved):
-        return None
-    noted = [
-        replace(m, note=f"nearest: `{pairs[m.name]}`")
-        if m.problem == "missing" and m.name in pairs
-        else m
-        for m in case.result.mismatches
-    ]
-    case = replace(case, result=replace(case.result, mismatches=tuple(noted)))
-    return _explained(case, f"rename={_literal(rename)}", after, None, rename=rename)
-
-
-def _prefix_pair(old: Path, new: Path) -> tuple[str, str]:
-    """Two paths without the end they share: `a.Dense_0.w`, `a.dense_0.w` → `a.Dense_0`, ..."""
-    o, n = list(map(str, old)), list(map(str, new))
-    while len(o) > 1 and len(n) > 1 and o[-1] == n[-1]:
-        o.pop()
-        n.pop()
-    return ".".join(o), ".".join(n)
-
-
-def _only_extra(case: _Case) -> Match | None:
-    if len(case.of("extra")) != len(case.result.mismatches):
-        return None
-    after = case.again(extra="ignore")
-    return _explained(case, 'extra="ignore"', after, None) if after.ok else None
-
-
-def _literal(rename: Mapping[str, str]) -> str:
-    items = [f"{_quoted(old)}: {_quoted(new)}" for old, new in rename.items()]
-    if len(items) <= 6:
-        return "{" + ", ".join(items) + "}"
-    return (
-        "{"
-        + ", ".join(items[:3])
-        + f", ...}} ({len(items)} entries, whole in `error.match.rename`)"
+    old_names = _pair_similar_names(failure, targets, leaves)
+    if not old_names or len(set(old_names.values())) != len(old_names):
+        return None  # nothing to rename, or two targets want the same leaf
+    rename = dict(
+        _strip_common_end(leaves[old][0], targets[new].path) for new, old in old_names.items()
     )
+    after = failure.retry(rename=rename)
+    # Only a hint that solves exactly what it is printed for: a prefix renames other leaves as well.
+    solved = {("missing", new) for new in old_names} | {("extra", o) for o in old_names.values()}
+    before = failure.result.mismatches
+    removed = _identify(before) - _identify(after.mismatches)
+    if not solved <= removed or len(after.mismatches) != len(before) - len(solved):
+        return None
+    noted = tuple(
+        replace(m, note=f"nearest: `{old_names[m.name]}`")
+        if m.problem == "missing" and m.name in old_names
+        else m
+        for m in before
+    )
+    failure = replace(failure, result=replace(failure.result, mismatches=noted))
+    hint = f"rename={_format_mapping(rename)}"
+    return _add_hint(failure, hint, after, None, rename=rename)
+
+
+def _pair_similar_names(
+    failure: _Failure,
+    targets: Mapping[str, Target],
+    leaves: Mapping[str, tuple[Path, LeafEntry]],
+) -> dict[str, str]:
+    """Finds, for missing leaves, an extra one with a similar name that fits: `{new: old}`."""
+    missing = failure.select("missing")
+    extras = {m.name for m in failure.select("extra")}
+    by_normalized: dict[str, list[str]] = defaultdict(list)
+    for name in extras:
+        by_normalized[normalize(name)].append(name)
+    old_names: dict[str, str] = {}
+    for m in missing:
+        target = targets[m.name]
+        same = by_normalized.get(normalize(m.name), [])
+        near = same[0] if len(same) == 1 else None
+        if near is None and not same and len(missing) * len(extras) <= MAX_COMPARISONS:
+            siblings = [name for name in extras if leaves[name][0][:-1] == target.path[:-1]]
+            near = find_nearest(m.name, siblings)
+        if near is not None:
+            mismatches, _ = fit_leaf(target, leaves[near][1], failure.options.cast)
+            if not mismatches:
+                old_names[m.name] = near
+    return old_names
+
+
+def _strip_common_end(old: Path, new: Path) -> tuple[str, str]:
+    """Two paths without the end that they share: `a.Dense_0.w`, `a.dense_0.w` → `a.Dense_0`, ..."""
+    old_elements, new_elements = list(map(str, old)), list(map(str, new))
+    while len(old_elements) > 1 and len(new_elements) > 1 and old_elements[-1] == new_elements[-1]:
+        old_elements.pop()
+        new_elements.pop()
+    return ".".join(old_elements), ".".join(new_elements)
+
+
+def _suggest_ignoring_extras(failure: _Failure) -> Match | None:
+    """Tries `extra="ignore"` if there are extra leaves and no other mismatches."""
+    if len(failure.select("extra")) != len(failure.result.mismatches):
+        return None
+    after = failure.retry(extra="ignore")
+    return _add_hint(failure, 'extra="ignore"', after, None) if after.ok else None
+
+
+def _is_much_better(failure: _Failure, after: Match) -> bool:
+    """Whether there are fewer mismatches, and more than half of the missing leaves are found."""
+    still_missing = sum(m.problem == "missing" for m in after.mismatches)
+    fewer = len(after.mismatches) < len(failure.result.mismatches)
+    return fewer and 2 * still_missing < len(failure.select("missing"))
+
+
+def _add_hint(
+    failure: _Failure, hint: str, after: Match, summary: str | None, **changes: object
+) -> Match:
+    """The failed match with `hint` at each mismatch that following it removes.
+
+    Args:
+        failure: The failed match.
+        hint: How to call `restore` instead.
+        after: The match that following the hint gives.
+        summary: What is wrong, if one sentence says it for the whole tree.
+        **changes: Other attributes of the result.
+    """
+    remaining = _identify(after.mismatches)
+    mismatches = tuple(
+        m if (m.problem, m.name) in remaining else replace(m, hint=hint)
+        for m in failure.result.mismatches
+    )
+    if summary is not None:
+        summary = f"{summary}; hint: {hint}"
+        n = len(after.mismatches)
+        if n:
+            summary += f", which leaves {n} {'mismatch' if n == 1 else 'mismatches'}:\n"
+            summary += "\n".join(format_mismatches(after.mismatches))
+    return replace(failure.result, mismatches=mismatches, summary=summary, **changes)
+
+
+def _identify(mismatches: Iterable[Mismatch]) -> set[tuple[str, str]]:
+    return {(m.problem, m.name) for m in mismatches}
+
+
+def _count_found(failure: _Failure) -> str:
+    """How many leaves were found: `none of 148 leaves found in ckpt/1000`."""
+    total = sum(t.has_data for t in failure.result.template.targets)
+    found = total - len(failure.select("missing"))
+    under = f" under `{failure.options.at}`" if failure.options.at else ""
+    return f"{found or 'none'} of {total} {leaf_noun(total)} found in {failure.result.url}{under}"
+
+
+def _format_mapping(rename: Mapping[str, str]) -> str:
+    """A mapping as Python source. A long one is shortened, and complete in `Match.rename` only."""
+    items = [f"{quote_text(old)}: {quote_text(new)}" for old, new in rename.items()]
+    if len(items) <= MAX_RENAMES:
+        return "{" + ", ".join(items) + "}"
+    shown = ", ".join(items[:3])
+    return f"{{{shown}, ...}} ({len(items)} entries, whole in `error.match.rename`)"

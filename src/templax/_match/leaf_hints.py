@@ -1,4 +1,7 @@
-"""Hints on single leaves: a transposed or stacked one, a dtype. Each is tried by fitting again."""
+"""Hints about single leaves: a transposed shape, stacked layers, another dtype.
+
+A hint that proposes a cast is tried, by fitting the leaf again, before it is given.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from .._catalog.entry import LeafEntry
-from .._core.dtypes import WIDE, class_of
+from .._core.dtypes import WIDE, Cast, class_of
 from .._core.names import Path, find_nearest, join_path, normalize
 from .._template.template import Target
 from ..errors import Mismatch
@@ -16,158 +19,182 @@ from .match import fit_leaf
 from .options import MatchOptions
 
 MAX_NEAREST = 20
-"""Mismatches that are told a nearest name: as many as a report shows."""
+"""How many missing leaves get a nearest name: as many as a report shows."""
 
 MAX_NAMES = 1000
-"""Names among which a nearest one is looked for; more would take seconds."""
+"""The nearest name is not searched among more names than these, which would take seconds."""
 
-_X64 = 'jax.config.update("jax_enable_x64", True)'
+_ENABLE_X64 = 'jax.config.update("jax_enable_x64", True)'
 
 
 def add_leaf_hints(
     mismatches: Sequence[Mismatch],
-    leaves: Mapping[str, Target],
+    targets: Mapping[str, Target],
     entries: Mapping[str, LeafEntry],
     options: MatchOptions,
 ) -> tuple[Mismatch, ...]:
-    """The mismatches, those without a hint with one where one helps.
+    """Adds hints to the mismatches that have none yet, where a hint helps.
 
     Args:
-        mismatches: Of a match.
-        leaves: The template's, by name.
-        entries: The checkpoint's, by name after `at` and `rename`.
-        options: Of the match.
+        mismatches: The mismatches of a match.
+        targets: The leaves of the template, by name.
+        entries: The leaves of the checkpoint, by name after `at` and `rename`.
+        options: The options of the match.
     """
-    spare = [name for name in entries if name not in leaves]
-    stacked = _stacked(mismatches, leaves, entries)
+    unused_names = [name for name in entries if name not in targets]
+    stack_hints = _make_stack_hints(mismatches, targets, entries)
     hinted: list[Mismatch] = []
     for m in mismatches:
-        target, entry = leaves.get(m.name), entries.get(m.name)
-        if m.hint is not None or m.problem == "extra" or target is None:
-            hint = None
-        elif entry is None:
-            hint = None
-            if m.note is None and len(hinted) < MAX_NEAREST and len(spare) <= MAX_NAMES:
-                near = find_nearest(m.name, spare)
+        target, entry = targets.get(m.name), entries.get(m.name)
+        if m.hint is None and m.problem != "extra" and target is not None:
+            if entry is not None:
+                m = replace(m, hint=_suggest_for_leaf(m, target, entry, options))
+            elif m.note is None and len(hinted) < MAX_NEAREST and len(unused_names) <= MAX_NAMES:
+                near = find_nearest(m.name, unused_names)
                 m = replace(m, note=f"nearest: `{near}`" if near else None)
-        else:
-            hint = _of_leaf(m, target, entry, options)
-        hint = hint or stacked.get(m.name)
-        hinted.append(m if m.hint is not None else replace(m, hint=hint))
+        if m.hint is None:
+            m = replace(m, hint=stack_hints.get(m.name))
+        hinted.append(m)
     return tuple(hinted)
 
 
-def _of_leaf(m: Mismatch, target: Target, entry: LeafEntry, options: MatchOptions) -> str | None:
+def _suggest_for_leaf(
+    m: Mismatch, target: Target, entry: LeafEntry, options: MatchOptions
+) -> str | None:
+    """What would resolve the mismatch of a leaf that both sides hold; None if nothing is known."""
     if m.problem == "shape" and entry.kind != "key":
         shape = entry.shape
-        turned = (*shape[:-2], *reversed(shape[-2:]))
-        if len(shape) >= 2 and turned == target.shape:
+        transposed = (*shape[:-2], *reversed(shape[-2:]))
+        if len(shape) >= 2 and transposed == target.shape:
             return (
                 f"the checkpoint holds the transpose: ask for shape `{shape}` "
                 "and swap the last two axes of the result"
             )
     if m.problem == "dtype" and target.problems:
-        if target.dtype.name not in WIDE or _misfits(target, entry, options.cast):
+        # No `jax.Array` holds the dtype. Enabling 64 bits helps only if nothing else is wrong.
+        if target.dtype.name not in WIDE or not _dtype_fits(target, entry, options.cast):
             return None
-        return _X64 if target.concrete else f"{_X64}, or a numpy array as template leaf"
+        return (
+            _ENABLE_X64 if target.concrete else f"{_ENABLE_X64}, or a numpy array as template leaf"
+        )
     if m.problem == "dtype" and options.cast != "float":
-        if not _misfits(target, entry, "widen"):
+        if _dtype_fits(target, entry, "widen"):
             return 'cast="widen"'
-        if not _misfits(target, entry, "float"):
+        if _dtype_fits(target, entry, "float"):
             return 'cast="float"'
     return None
 
 
-def _misfits(target: Target, entry: LeafEntry, cast: str) -> bool:
-    return any(w.problem == "dtype" for w in fit_leaf(target, entry, cast)[0])  # pyright: ignore[reportArgumentType]
+def _dtype_fits(target: Target, entry: LeafEntry, cast: Cast) -> bool:
+    mismatches, _ = fit_leaf(target, entry, cast)
+    return all(m.problem != "dtype" for m in mismatches)
+
+
+_Leaf = Target | LeafEntry
 
 
 @dataclass(frozen=True, slots=True)
 class _Stack:
-    """Leaves `name_0`, `name_1`, ... of one side that one leaf of the other side holds.
+    """Leaves `name_0`, `name_1`, ... of one side that the other side holds as one leaf.
 
     Attributes:
-        layers: Names of the single ones, in order.
-        stack: Name of the one that holds them.
-        axis: Along which; None if several axes are as long.
+        layers: Names of the separate leaves, in order.
+        stack: Name of the leaf that holds them all.
+        axis: The axis along which it does. None if the shapes fit several axes.
     """
 
     layers: list[str]
     stack: str
     axis: int | None
 
-    @property
-    def along(self) -> str:
+    def describe_axis(self) -> str:
         return "along one axis" if self.axis is None else f"along axis {self.axis}"
 
 
-def _stacked(
-    mismatches: Sequence[Mismatch], leaves: Mapping[str, Target], entries: Mapping[str, LeafEntry]
+def _make_stack_hints(
+    mismatches: Sequence[Mismatch], targets: Mapping[str, Target], entries: Mapping[str, LeafEntry]
 ) -> dict[str, str]:
-    """Hints, by name, where one side stacks (as scan does) layers that the other names singly."""
-    missing = [leaves[m.name] for m in mismatches if m.problem == "missing" and not m.hint]
+    """Makes hints, by leaf name, where one side stacks the layers that the other keeps separate.
+
+    `jax.lax.scan` over layers needs them stacked, so models often exist in both forms.
+    """
+    missing = [targets[m.name] for m in mismatches if m.problem == "missing" and not m.hint]
     extra = [
         entries[m.name]
         for m in mismatches
         if m.problem == "extra" and not m.hint and m.name in entries
     ]
     hints: dict[str, str] = {}
-    for s in _stacks(missing, extra):
+    for found in _find_stacks(layers=missing, stacks=extra):
         hint = (
-            f"the checkpoint stacks these {len(s.layers)} layers {s.along} of `{s.stack}`, as scan"
-            " does: ask for the stacked leaf and split the result"
+            f"the checkpoint stacks these {len(found.layers)} layers {found.describe_axis()}"
+            f" of `{found.stack}`, as scan does: ask for the stacked leaf and split the result"
         )
-        hints |= dict.fromkeys([*s.layers, s.stack], hint)
-    for s in _stacks(extra, missing):
+        hints |= dict.fromkeys([*found.layers, found.stack], hint)
+    for found in _find_stacks(layers=extra, stacks=missing):
         hint = (
-            f"the checkpoint holds `{s.stack}` as {len(s.layers)} layers, `{s.layers[0]}` to"
-            f" `{s.layers[-1]}`: ask for the layers and stack the results {s.along}"
+            f"the checkpoint holds `{found.stack}` as {len(found.layers)} layers,"
+            f" `{found.layers[0]}` to `{found.layers[-1]}`: ask for the layers and stack the"
+            f" results {found.describe_axis()}"
         )
-        hints |= dict.fromkeys([*s.layers, s.stack], hint)
+        hints |= dict.fromkeys([*found.layers, found.stack], hint)
     return hints
 
 
-def _begins(name: str, stem: str) -> bool:
-    """`layers` of `layersstacked`; but `l` is the beginning of too much."""
-    return len(stem) > 3 and name.startswith(stem)
-
-
-_NUMBERED = re.compile(r"(.*?)(\d{1,9})")
-
-
-def _stacks(
-    layers: Sequence[Target | LeafEntry], stacks: Sequence[Target | LeafEntry]
-) -> Iterator[_Stack]:
-    """Groups of equal leaves numbered from 0 that one leaf of `stacks` holds along an axis."""
+def _find_stacks(layers: Sequence[_Leaf], stacks: Sequence[_Leaf]) -> Iterator[_Stack]:
+    """Finds groups of equal leaves, numbered from 0, that one leaf of `stacks` holds together."""
     if not stacks:
         return
-    # `layers_0.kernel` is stacked as `layers.kernel` or, by NNX and others, as `kernel`.
-    at: dict[tuple[Path, Path], list[tuple[str | None, Target | LeafEntry]]] = defaultdict(list)
+    # `layers_0.kernel`, ... are stacked as `layers.kernel` or, by NNX and others, as `kernel`. So
+    # each stack is filed under its path without one of its elements, with that element as the name
+    # that the layers must have, and under its whole path, cut anywhere, with any name (None).
+    candidates: dict[tuple[Path, Path], list[tuple[str | None, _Leaf]]] = defaultdict(list)
     for stack in stacks:
         for i, element in enumerate(stack.path):
-            at[stack.path[:i], stack.path[i + 1 :]].append((normalize(str(element)), stack))
-            at[stack.path[:i], stack.path[i:]].append((None, stack))
-    groups: dict[tuple[Path, str, Path], dict[int, Target | LeafEntry]] = defaultdict(dict)
-    for leaf in layers:
-        for i, element in enumerate(leaf.path):
-            numbered = _NUMBERED.fullmatch(str(element))
-            if numbered:
-                key = leaf.path[:i], normalize(numbered[1]), leaf.path[i + 1 :]
-                groups[key][int(numbered[2])] = leaf
-    for (head, stem, tail), group in groups.items():
+            head = stack.path[:i]
+            candidates[head, stack.path[i + 1 :]].append((normalize(str(element)), stack))
+            candidates[head, stack.path[i:]].append((None, stack))
+    for (head, stem, tail), group in _group_numbered(layers).items():
         n = len(group)
-        if n < 2 or set(group) != set(range(n)):
+        signatures = {(leaf.shape, class_of(leaf.dtype)) for leaf in group.values()}
+        if n < 2 or set(group) != set(range(n)) or len(signatures) != 1:
             continue
-        looks = {(leaf.shape, class_of(leaf.dtype)) for leaf in group.values()}
-        if len(looks) != 1:
-            continue
-        ((shape, numbers),) = looks
-        for name, stack in at.get((head, tail), ()):
-            named = name is None or name in (stem, f"{stem}s") or _begins(name, stem)
-            if not named or class_of(stack.dtype) != numbers:
+        ((shape, dtype_class),) = signatures
+        for name, stack in candidates.get((head, tail), ()):
+            if name is not None and not _is_stack_name(name, stem):
+                continue
+            if class_of(stack.dtype) != dtype_class:
                 continue
             axes = [a for a in range(len(shape) + 1) if stack.shape == (*shape[:a], n, *shape[a:])]
             if axes:
                 names = [join_path(group[i].path) for i in range(n)]
                 yield _Stack(names, join_path(stack.path), axes[0] if len(axes) == 1 else None)
                 break
+
+
+_NUMBERED = re.compile(r"(.*?)(\d{1,9})")
+
+
+def _group_numbered(leaves: Sequence[_Leaf]) -> dict[tuple[Path, str, Path], dict[int, _Leaf]]:
+    """Groups leaves whose paths differ only in the number at the end of one element.
+
+    Returns:
+        The leaves by number. The keys are the path before that element, the element without its
+        number, and the path after it. A leaf with several numbers is in several groups.
+    """
+    groups: dict[tuple[Path, str, Path], dict[int, _Leaf]] = defaultdict(dict)
+    for leaf in leaves:
+        for i, element in enumerate(leaf.path):
+            numbered = _NUMBERED.fullmatch(str(element))
+            if numbered:
+                key = leaf.path[:i], normalize(numbered[1]), leaf.path[i + 1 :]
+                groups[key][int(numbered[2])] = leaf
+    return groups
+
+
+def _is_stack_name(name: str, stem: str) -> bool:
+    """Whether `name` may stand for all layers called `stem` and a number: its plural, or longer.
+
+    `layers_stacked` may stand for `layers_0`, but a stem as short as `l` begins too many names.
+    """
+    return name in (stem, f"{stem}s") or (len(stem) > 3 and name.startswith(stem))

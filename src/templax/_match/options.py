@@ -1,4 +1,4 @@
-"""How two trees are compared."""
+"""The options of a match."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .._core.names import Rename
 
 @dataclass(frozen=True, slots=True)
 class MatchOptions:
-    """How two trees are compared; as `restore` takes them."""
+    """How a checkpoint is compared with a template. See `restore` for each option."""
 
     at: str = ""
     rename: Rename | None = None

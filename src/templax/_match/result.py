@@ -14,12 +14,18 @@ from .._core.text import be_verb, leaf_noun, list_names
 from .._template.template import Target, Template
 from ..errors import Mismatch, TemplaxError
 
-SHOWN = 20
-"""Mismatches written out; the rest are counted."""
+MAX_SHOWN = 20
+"""How many mismatches a report shows; the rest are only counted."""
 
 
 class Pair(msgspec.Struct, frozen=True, gc=False):
-    """A target and the leaf that fills it; `fallback` if that is the second checkpoint's."""
+    """A target and the leaf that fills it.
+
+    Attributes:
+        target: The leaf of the template.
+        entry: The leaf of the checkpoint.
+        fallback: Whether `entry` is of the checkpoint given as `missing=`.
+    """
 
     target: Target
     entry: LeafEntry
@@ -27,7 +33,7 @@ class Pair(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def by_value(self) -> bool:
-        """Whether they fit only if the number stored is one that the target's dtype holds."""
+        """Whether the leaf fits only if its value, an `int`, is within the range of the target."""
         target, entry = self.target, self.entry
         return (
             entry.kind == "scalar"
@@ -42,8 +48,9 @@ class CastNote(msgspec.Struct, frozen=True, gc=False):
 
     Attributes:
         name: The leaf.
-        stored, wanted: Names of the dtypes.
-        nbytes: Bytes of the leaf as stored.
+        stored: Name of the dtype in the checkpoint.
+        wanted: Name of the dtype in the template.
+        nbytes: Size of the leaf as stored.
     """
 
     name: str
@@ -54,20 +61,20 @@ class CastNote(msgspec.Struct, frozen=True, gc=False):
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Match:
-    """A checkpoint compared with a template. `str(match)` is the report.
+    """The comparison of a checkpoint with a template. `str(match)` is the report.
 
     Attributes:
         url: The checkpoint.
-        template: What was wanted.
-        pairs: Each target that a leaf fills, in template order.
+        template: The template.
+        pairs: The targets that a leaf fills, each with its leaf, in template order.
         kept: Names of template leaves that keep the template's own value (`missing="keep"`).
-        skipped: Names of template leaves that carry no data: `...`, functions, static values.
-        ignored: Names of leaves of the checkpoint that nothing asks for (`extra="ignore"`, or
-            under a `...`).
-        mismatches: Every difference, in template order, extras last. Empty if all fits.
-        casts: Every leaf that is cast.
-        summary: A sentence on the whole tree, if one explains all mismatches.
-        rename: The mapping that a `rename=` hint proposes, whole; the text may shorten it.
+        skipped: Names of template leaves without data: `...`, functions, static values.
+        ignored: Names of leaves of the checkpoint that are not restored, because of
+            `extra="ignore"` or because the template has `...` in their place.
+        mismatches: All differences, in template order, extra leaves last. Empty if `ok`.
+        casts: All leaves that are cast.
+        summary: One sentence that explains all mismatches, if there is one.
+        rename: The complete mapping that a `rename=` hint proposes; the text may shorten it.
     """
 
     url: str
@@ -87,16 +94,16 @@ class Match:
         return not self.mismatches
 
     def __bool__(self) -> bool:
-        """`ok`: `assert tx.check(...)` means what it says."""
+        """The same as `ok`, so that `assert tx.check(...)` fails on a mismatch."""
         return self.ok
 
     def __repr__(self) -> str:
         n = len(self.mismatches)
-        said = "ok" if self.ok else f"{n:,} mismatch{'' if n == 1 else 'es'}"
-        return f"Match({self.url!r}, {len(self.pairs):,} leaves matched, {said})"
+        verdict = "ok" if self.ok else f"{n:,} mismatch{'' if n == 1 else 'es'}"
+        return f"Match({self.url!r}, {len(self.pairs):,} leaves matched, {verdict})"
 
     def portable(self) -> Match:
-        """The same report without what only this process can hold: devices, open files."""
+        """The same report without devices and open files, which can't be pickled."""
         targets = tuple(msgspec.structs.replace(t, placement=None) for t in self.template.targets)
         return replace(self, template=Template(targets), pairs=())
 
@@ -105,11 +112,11 @@ class Match:
 
 
 class TemplateError(TemplaxError, ValueError):
-    """The checkpoint does not fit the template. Raised before one array byte is read.
+    """The checkpoint does not match the template. Raised before any array data is read.
 
     Attributes:
         match: The whole comparison.
-        mismatches: Every difference, in template order. The text shows the first 20.
+        mismatches: All differences, in template order. The text shows the first 20.
     """
 
     def __init__(self, match: Match):
@@ -124,21 +131,22 @@ class TemplateError(TemplaxError, ValueError):
 def format_match(match: Match) -> str:
     """The text of `str(match)` and of `TemplateError`.
 
-    Grammar: a sentence on the whole, then one line per mismatch, `what - at `leaf``, with its note
-    and hint; after 20 lines the rest is counted by kind and subtree.
+    One sentence about the whole tree, then a line for each mismatch with the leaf, a note and a
+    hint. After 20 lines, the rest is counted by kind and subtree. A hint that several mismatches
+    share is printed once, at the end.
     """
     if match.ok:
         return "\n".join([_format_verdict(match), *_format_remarks(match)])
     if match.summary is not None:
         return match.summary
     extras = [m.name for m in match.mismatches if m.problem == "extra"]
-    asked = {t.name for t in match.template.targets}
-    others = len({m.name for m in match.mismatches if m.problem != "extra" and m.name in asked})
-    others = others or int(len(extras) < len(match.mismatches))
+    names = {t.name for t in match.template.targets}
+    unmatched = len({m.name for m in match.mismatches if m.problem != "extra" and m.name in names})
+    unmatched = unmatched or int(len(extras) < len(match.mismatches))
     total = sum(t.has_data for t in match.template.targets)
-    if others:
-        verb = "does" if others == 1 else "do"
-        head = f"{others} of {total} {leaf_noun(total)} {verb} not match {match.url}"
+    if unmatched:
+        verb = "does" if unmatched == 1 else "do"
+        head = f"{unmatched} of {total} {leaf_noun(total)} {verb} not match {match.url}"
         if extras:
             head += f", and {len(extras)} of its leaves {be_verb(extras)} not in the template"
     else:
@@ -153,12 +161,17 @@ def format_match(match: Match) -> str:
 
 
 def format_mismatches(mismatches: Sequence[Mismatch], shared: Collection[str] = ()) -> list[str]:
-    """A line per mismatch, its hint left out if it is one of `shared`; the rest counted."""
+    """Formats the first mismatches, one per line, and counts the rest.
+
+    Args:
+        mismatches: The mismatches.
+        shared: Hints to leave out, because the caller prints them once.
+    """
     lines = [
         f"  {m.fact}" if m.hint is None or m.hint in shared else f"  {m}"
-        for m in mismatches[:SHOWN]
+        for m in mismatches[:MAX_SHOWN]
     ]
-    rest = mismatches[SHOWN:]
+    rest = mismatches[MAX_SHOWN:]
     if rest:
         lines.append(
             f"  and {len(rest)} more: {_count_by_problem(rest)} (`error.mismatches` has them all)"
@@ -185,9 +198,9 @@ def _format_remarks(match: Match) -> list[str]:
     for (stored, wanted), n in kinds.items():
         nbytes = sum(c.nbytes for c in match.casts if (c.stored, c.wanted) == (stored, wanted))
         lines.append(f"  {n} cast from {stored} to {wanted} ({nbytes:,} bytes)")
-    spare = sum(pair.fallback for pair in match.pairs)
-    if spare:
-        lines.append(f"  {spare} supplied by the checkpoint given as `missing=`")
+    supplied = sum(pair.fallback for pair in match.pairs)
+    if supplied:
+        lines.append(f"  {supplied} supplied by the checkpoint given as `missing=`")
     for what, names in (
         ("kept from the template", match.kept),
         ("without data, left as in the template", match.skipped),
@@ -209,7 +222,7 @@ def _count_by_problem(mismatches: Sequence[Mismatch]) -> str:
 
 
 def _format_subtrees(names: Sequence[str]) -> str:
-    """`all under `opt_state``, or the three largest subtrees with their counts."""
+    """Says that all names are under `opt_state`, or which subtrees have most of them."""
     if len(names) == 1:
         return f"at `{names[0]}`"
     parts = [name.split(".") for name in names]

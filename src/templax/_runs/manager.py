@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 from .._catalog.catalog import Catalog
 from .._core.arguments import PyTree
+from .._core.text import list_names, quote_text
 from .._restore import api
 from .._restore.options import RestoreKeywords, RestoreOptions
 from ..errors import NotFound, SaveError, TemplaxError, UsageError
@@ -202,8 +203,8 @@ class Manager:
             return "default"
         if len(trees) > 1:
             raise UsageError(
-                f"Expected steps with one tree, found {_quote_names(trees)} in {committed[-1].key};"
-                f' hint: templax.Manager(..., item="{trees[0]}")'
+                f"Expected steps with one tree, found {list_names(trees)} in {committed[-1].key};"
+                f" hint: templax.Manager(..., item={quote_text(trees[0])})"
             )
         return trees[0]
 
@@ -283,12 +284,12 @@ class Manager:
         trees = _list_trees(Local(path))
         if self._item is not None and trees and self._item not in trees:
             raise NotFound(
-                f"Expected the item `{self._item}`, found {_quote_names(trees)}", file=path
+                f"Expected the item `{self._item}`, found {list_names(trees)}", file=path
             )
         if self._item is None and len(trees) > 1 and "default" not in trees:
             raise UsageError(
-                f"Expected a step with one tree, found {_quote_names(trees)} in {path};"
-                f' hint: templax.Manager(..., item="{trees[0]}")'
+                f"Expected a step with one tree, found {list_names(trees)} in {path};"
+                f" hint: templax.Manager(..., item={quote_text(trees[0])})"
             )
         item = self._item or ("default" if "default" in trees else (trees or [""])[0])
         return os.path.join(path, item) if item in trees else path
@@ -362,10 +363,6 @@ def _list_trees(step: Local) -> list[str]:
     """The names of the items of a step that are trees."""
     root = examine_directory(step)
     return root.pytrees if root is not None and root.what == "items" else []
-
-
-def _quote_names(names: Sequence[str]) -> str:
-    return ", ".join(f"`{name}`" for name in names)
 
 
 def _empty_catalog(url: str) -> Catalog:

@@ -1,1 +1,1 @@
-"""What a pytree asks for: its targets."""
+"""The targets of a pytree: what it asks for, leaf by leaf."""

@@ -1,4 +1,4 @@
-"""JAX. Pytree and shardings → Template."""
+"""JAX. Makes the template of a pytree and its shardings."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from .._jax.paths import broadcast_prefix, path_element
 from .._jax.put import default_device
 from .._jax.support import jax_supports, key_data_spec
 from ..errors import Mismatch, UsageError
-from .shardings import (
+from .jax_shardings import (
     describe_sharding,
     device_put_copies,
-    find_sharding_problems,
+    find_jax_sharding_problems,
+    find_local_boxes,
     is_default_memory,
-    local_boxes,
-    requested_sharding,
+    resolve_sharding,
 )
 from .template import Target, Template
 
@@ -40,12 +40,13 @@ class Placement:
     """Where a finished leaf goes.
 
     Attributes:
-        leaf: The template's own leaf: what `...`, statics and kept values come back as.
-        sharding: Of the result; None is JAX's default device, uncommitted.
-        layout: A memory layout asked for by a `Format`, or None.
-        devices: Each device of this process that `sharding` has, and the index of its box in
+        leaf: The template's own leaf, which is returned for `...`, leaves without data and kept
+            values.
+        sharding: Of the result. None is JAX's default device, uncommitted.
+        layout: The memory layout that a `Format` asks for, or None.
+        devices: Each device of this process in `sharding`, with the position of its box in
             `Target.boxes`.
-        usual: The leaf is a `jax.Array` in the usual layout and memory of its devices.
+        usual: The result is a `jax.Array` in the default layout and memory of its devices.
     """
 
     leaf: Any
@@ -56,12 +57,12 @@ class Placement:
 
 
 def as_template(tree: PyTree, shardings: PyTree = None) -> Template:
-    """The template of a pytree.
+    """Makes the template of a pytree.
 
     Args:
-        tree: Leaves as `restore` documents them.
-        shardings: A prefix of `tree` with shardings or devices, which override those of `tree`;
-            None leaves them.
+        tree: See `restore` for the leaves that it may have.
+        shardings: A prefix of `tree` with shardings or devices, which override those of `tree`.
+            Where it holds None, the sharding of the leaf applies.
 
     Raises:
         UsageError: `shardings` is not a prefix of `tree`, or holds something else; `tree` is not a
@@ -69,15 +70,16 @@ def as_template(tree: PyTree, shardings: PyTree = None) -> Template:
     """
     try:
         keyed, treedef = jtu.tree_flatten_with_path(tree)
-    except ValueError as error:  # a dict with keys 0 and "0", which JAX can't sort
+    except ValueError as error:  # for example a dict with keys 0 and "0", which JAX can't sort
         raise UsageError(f"Expected a pytree as template: {error}") from error
     overrides: Sequence[Any] = [None] * len(keyed)
     if shardings is not None:
         overrides = broadcast_prefix(shardings, tree, "shardings")
     modules = _equinox_modules(tree)
-    # Leaves of one shape and sharding share their boxes, and all else that has no name.
+    # Fast path: equal `ShapeDtypeStruct`s with the same override differ only in name and path, so
+    # the remaining fields of their targets are made once. Other leaves share at least their boxes.
     boxes: Boxes = {}
-    alike: defaultdict[int, dict[Any, tuple[Any, ...]]] = defaultdict(dict)
+    shared: defaultdict[int, dict[Any, tuple[Any, ...]]] = defaultdict(dict)
     targets: list[Target] = []
     for (keys, leaf), override in zip(keyed, overrides, strict=True):
         path = tuple(
@@ -87,13 +89,13 @@ def as_template(tree: PyTree, shardings: PyTree = None) -> Template:
             ]
         )
         if type(leaf) is jax.ShapeDtypeStruct:
-            rest = alike[id(override)].get(leaf)
-            if rest is not None:
-                targets.append(Target(join_path(path), path, *rest))
+            fields = shared[id(override)].get(leaf)
+            if fields is not None:
+                targets.append(Target(join_path(path), path, *fields))
                 continue
-        target = _target(path, leaf, override, boxes)
+        target = _make_target(path, leaf, override, boxes)
         if type(leaf) is jax.ShapeDtypeStruct and not target.problems:
-            alike[id(override)][leaf] = structs.astuple(target)[2:]
+            shared[id(override)][leaf] = structs.astuple(target)[2:]
         if modules and target.concrete and target.kind in ("scalar", "string"):
             optional = any(keys[:n] in modules for n in range(len(keys)))
             target = structs.replace(target, optional=optional)
@@ -102,11 +104,11 @@ def as_template(tree: PyTree, shardings: PyTree = None) -> Template:
 
 
 Boxes = dict[Any, tuple[tuple[Box, ...], tuple[tuple[Any, int], ...]]]
-"""Of sharding, layout and shape: what `local_boxes` says."""
+"""The result of `find_local_boxes`, by sharding, layout and shape."""
 
 
 def _equinox_modules(tree: PyTree) -> set[tuple[Any, ...]]:
-    """Key paths of the outermost Equinox modules; of none if Equinox was never imported."""
+    """Key paths of the outermost Equinox modules. Without Equinox imported, there are none."""
     equinox = sys.modules.get("equinox")
     if equinox is None:
         return set()
@@ -118,37 +120,43 @@ def _equinox_modules(tree: PyTree) -> set[tuple[Any, ...]]:
     return {keys for keys, x in keyed if is_module(x)}
 
 
-def _target(path: Path, leaf: Any, override: Any, boxes: Boxes) -> Target:
+def _make_target(path: Path, leaf: Any, override: Any, boxes: Boxes) -> Target:
+    """Makes the target of one leaf, which may be anything that a pytree holds."""
     name = join_path(path)
-    bare = functools.partial(Target, name, path, (), placement=Placement(leaf))
+    make = functools.partial(Target, name, path, (), placement=Placement(leaf))
     if leaf is ...:
-        return bare(np.dtype("V0"), "skip")
+        return make(np.dtype("V0"), "skip")
     if leaf is str or isinstance(leaf, str):
-        return bare(np.dtype(str), "string", host=True, concrete=leaf is not str)
+        return make(np.dtype(str), "string", host=True, concrete=leaf is not str)
     number = _number_type(leaf)
     if number is not None:
         concrete = not isinstance(leaf, type)
-        return bare(PYTHON_DTYPES[number], "scalar", host=True, concrete=concrete, boxes=((),))
+        return make(PYTHON_DTYPES[number], "scalar", host=True, concrete=concrete, boxes=((),))
     if _is_numpy_type(leaf) or isinstance(leaf, type(jnp.float32)):
-        return _array(name, path, leaf, (), np.dtype(leaf), override, boxes)
+        return _make_array_target(name, path, leaf, (), np.dtype(leaf), override, boxes)
     if hasattr(leaf, "shape") and hasattr(leaf, "dtype"):
-        return _array(name, path, leaf, *_shape_and_dtype(name, leaf), override, boxes)
-    return bare(np.dtype("V0"), "static")
+        shape, dtype = _check_shape_and_dtype(name, leaf)
+        return _make_array_target(name, path, leaf, shape, dtype, override, boxes)
+    return make(np.dtype("V0"), "static")
 
 
-def _inconclusive() -> type[Exception]:
-    """What a symbolic dimension raises. JAX takes 20 ms to import it, more than a small restore."""
+def _symbolic_dimension_error() -> type[Exception]:
+    """The exception that a symbolic dimension raises when it is used as a number.
+
+    Imported only when a shape is invalid: the import takes 20 ms, longer than a small restore.
+    """
     from jax.extend.core import InconclusiveDimensionOperation
 
     return InconclusiveDimensionOperation
 
 
-def _shape_and_dtype(name: str, leaf: Any) -> tuple[Shape, Any]:
+def _check_shape_and_dtype(name: str, leaf: Any) -> tuple[Shape, Any]:
+    """The shape and dtype of a leaf, as ints and as a dtype of numpy or JAX."""
     try:
         shape = tuple(operator.index(n) for n in leaf.shape)
         if any(n < 0 for n in shape):
             raise ValueError("negative")
-    except (TypeError, ValueError, _inconclusive()) as error:
+    except (TypeError, ValueError, _symbolic_dimension_error()) as error:
         raise UsageError(f"Expected a shape, got {leaf.shape!r} - at `{name}`") from error
     dtype = leaf.dtype
     if not isinstance(dtype, np.dtype) and not jnp.issubdtype(dtype, jax.dtypes.extended):
@@ -162,12 +170,12 @@ def _shape_and_dtype(name: str, leaf: Any) -> tuple[Shape, Any]:
 
 
 def _number_type(leaf: Any) -> type | None:
-    """The type of a Python number or the type itself: `int` for `int` and for 3; else None."""
+    """The type of a Python number: `int` for 3 and for `int` itself; None for other leaves."""
     if isinstance(leaf, type):
         return leaf if leaf in PYTHON_DTYPES else None
     if isinstance(leaf, np.generic):
         return None
-    # bool first: it is an int, too.
+    # bool comes first, since True is an instance of int.
     return next((t for t in (bool, int, float, complex) if isinstance(leaf, t)), None)
 
 
@@ -175,7 +183,7 @@ def _is_numpy_type(leaf: Any) -> bool:
     return isinstance(leaf, type) and issubclass(leaf, np.generic)
 
 
-def _array(
+def _make_array_target(
     name: str,
     path: Path,
     leaf: Any,
@@ -184,9 +192,10 @@ def _array(
     override: Any,
     boxes: Boxes,
 ) -> Target:
+    """Makes the target of an array or typed PRNG key."""
     numpy = isinstance(leaf, (np.ndarray, np.generic)) or _is_numpy_type(leaf)
     host = numpy and override is None
-    sharding, layout = (None, None) if host else requested_sharding(leaf, override)
+    sharding, layout = (None, None) if host else resolve_sharding(leaf, override)
     if jnp.issubdtype(dtype, jax.dtypes.prng_key):
         data_shape, dtype, impl = key_data_spec(shape, dtype)
         return Target(
@@ -199,23 +208,24 @@ def _array(
             boxes=(full_box(data_shape),),
             concrete=_is_concrete(leaf),
             sharding=describe_sharding(sharding),
-            problems=find_sharding_problems(name, shape, sharding, layout),
+            problems=find_jax_sharding_problems(name, shape, sharding, layout),
             placement=Placement(leaf, sharding),
         )
     dtype = np.dtype(dtype).newbyteorder("=")
-    local, wrong, devices = (full_box(shape),), (), ()
+    local_boxes, problems, devices = (full_box(shape),), (), ()
     if sharding is not None and (sharding, layout, shape) in boxes:
-        local, devices = boxes[sharding, layout, shape]
+        local_boxes, devices = boxes[sharding, layout, shape]
     elif sharding is not None:
-        wrong = find_sharding_problems(name, shape, sharding, layout)
-        if not wrong:
-            local, devices = boxes[sharding, layout, shape] = local_boxes(sharding, shape)
+        problems = find_jax_sharding_problems(name, shape, sharding, layout)
+        if not problems:
+            local_boxes, devices = find_local_boxes(sharding, shape)
+            boxes[sharding, layout, shape] = local_boxes, devices
     if class_of(dtype) == "other":
         what = f"a template leaf of dtype {dtype}"
-        wrong = (*wrong, Mismatch("kind", name, "an array of numbers", what))
+        problems = (*problems, Mismatch("kind", name, "an array of numbers", what))
     elif not host and not jax_supports(dtype):
         why = _X64 if dtype.name in WIDE else "no jax.Array holds this dtype"
-        wrong = (*wrong, Mismatch("dtype", name, dtype.name, "", note=why))
+        problems = (*problems, Mismatch("dtype", name, dtype.name, "", note=why))
     device = devices[0][0] if devices else default_device()
     usual = (
         not host and layout is None and (sharding is None or is_default_memory(sharding, device))
@@ -225,10 +235,10 @@ def _array(
         path,
         shape,
         dtype,
-        boxes=local,
+        boxes=local_boxes,
         host=host,
         concrete=_is_concrete(leaf),
-        problems=wrong,
+        problems=problems,
         sharding=describe_sharding(sharding),
         placement=Placement(leaf, sharding, layout, devices, usual),
         transient=not host and device_put_copies(device, layout, dtype),
@@ -239,7 +249,7 @@ _X64 = "a jax.Array holds no 64-bit numbers while jax_enable_x64 is off"
 
 
 def _is_concrete(leaf: Any) -> bool:
-    """Whether a leaf holds a value: a donated array holds none any more."""
+    """Whether a leaf holds a value. A donated (deleted) array no longer does."""
     if isinstance(leaf, jax.Array):
         return not isinstance(leaf, jax.core.Tracer) and not leaf.is_deleted()
     return isinstance(leaf, (np.ndarray, np.generic))

@@ -10,7 +10,8 @@ from .._core.boxes import full_box
 from .._core.dtypes import PYTHON_DTYPES, parse_dtype
 from .._core.names import join_path, strip_prefix
 from ..errors import Corrupted, UnknownFormat
-from .template import Sharding, Target, TargetKind, Template, sharding_problem
+from .sharding import Sharding, find_sharding_problem
+from .template import Target, TargetKind, Template
 
 
 class _Leaf(msgspec.Struct, omit_defaults=True):
@@ -36,11 +37,11 @@ _NO_DATA: dict[str, np.dtype] = {
     "skip": np.dtype("V0"),
     "static": np.dtype("V0"),
 }
-"""Kinds of leaves whose dtype says nothing."""
+"""Kinds of leaves without a numeric dtype. The file repeats the kind in place of the dtype."""
 
 
 def dump_template(template: Template) -> bytes:
-    """A template as JSON: per leaf its key path, shape, dtype, kind and sharding."""
+    """Encodes a template as JSON: the key path, shape, dtype, kind and sharding of each leaf."""
     leaves = [
         _Leaf(
             path=list(t.path),
@@ -54,22 +55,25 @@ def dump_template(template: Template) -> bytes:
         )
         for t in template.targets
     ]
-    # One leaf per line: a template is kept under version control and read in diffs.
+    # One leaf per line, because templates are kept under version control and read in diffs.
     lines = b",\n  ".join(map(msgspec.json.encode, leaves))
     body = b"\n  " + lines + b"\n " if leaves else b""
     return b'{"templax_template": %d,\n "leaves": [%s]}\n' % (VERSION, body)
 
 
 def load_template(data: bytes, file: str | None = None) -> Template:
-    """The template in a JSON file that `dump` made. It can be checked, not restored into.
+    """Decodes a template file that `dump_template` made.
+
+    The template can be checked against a checkpoint and planned with, but not restored into: the
+    file stores neither the structure of the pytree nor devices.
 
     Args:
         data: The file's bytes.
-        file: Its path, for errors.
+        file: Its path, for error messages.
 
     Raises:
         UnknownFormat: The file is not a template, or was written by a later version.
-        Corrupted: A leaf's dtype or shape is impossible.
+        Corrupted: The shape, dtype or mesh of a leaf is invalid.
     """
     try:
         content = msgspec.json.decode(data, type=_File)
@@ -103,8 +107,8 @@ def load_template(data: bytes, file: str | None = None) -> Template:
             if any(n < 1 for n in leaf.sharding.mesh.values()):
                 what = f"Expected mesh axes of at least 1 device, got {leaf.sharding.mesh}"
                 raise Corrupted(what, leaf=name, file=file)
-            # Of a key the sharding is that of its user's shape.
-            problem = sharding_problem(
+            # The sharding of a key is that of the shape that the user sees.
+            problem = find_sharding_problem(
                 name, shape[:-1] if leaf.kind == "key" else shape, leaf.sharding
             )
         targets.append(
@@ -126,7 +130,12 @@ def load_template(data: bytes, file: str | None = None) -> Template:
 
 
 def template_from_catalog(catalog: Catalog, at: str = "") -> Template:
-    """The template that a checkpoint fits exactly: its own leaves, or those under `at`."""
+    """Makes the template that a checkpoint matches exactly.
+
+    Args:
+        catalog: The checkpoint.
+        at: Only the leaves of this subtree, with their names relative to it.
+    """
     targets = []
     for entry in catalog.entries:
         path = strip_prefix(entry.path, at)

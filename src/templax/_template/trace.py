@@ -1,4 +1,4 @@
-"""JAX. Templates that people start from, and the calls that they are traced from."""
+"""JAX. Traces functions for the shapes and dtypes of their results, without making arrays."""
 
 from __future__ import annotations
 
@@ -24,26 +24,29 @@ def template_of(
     specs: PyTree | Callable[[str, Any], PartitionSpec | None] = None,
     **kwargs: Any,
 ) -> PyTree:
-    """The abstract tree that a function would return, or that a tree of arrays has.
+    """Makes a template: the tree that a function would return, with shapes instead of arrays.
 
-    No array is made: the function is traced as by `jax.eval_shape`, but Python numbers among its
-    arguments stay Python numbers, and what it returns beside arrays (functions, numbers, strings)
-    comes back as it is, so initialisers of Flax, NNX and Equinox all work as they stand.
+    No array is made. The function is traced as by `jax.eval_shape`, except that Python numbers
+    among its arguments stay Python numbers, and that whatever it returns besides arrays (functions,
+    numbers, strings) is returned unchanged. Initializers of Flax, NNX and Equinox therefore work
+    without changes.
 
     Args:
-        init: A function, or a pytree of arrays. An object that is both is a pytree.
-        *args, **kwargs: For the function.
-        mesh: With `specs`: every array leaf gets `NamedSharding(mesh, spec)`. Without `specs`:
-            replicated over the mesh. Default: the mesh set by `jax.set_mesh`.
-        specs: A `PartitionSpec`, a prefix of the tree with such (None leaves a leaf without
-            sharding), or a function of an array leaf's name and its `ShapeDtypeStruct`.
+        init: A function, or a pytree of arrays. An object that is both counts as a pytree.
+        *args: Arguments of the function.
+        mesh: The mesh of the shardings that `specs` asks for; by default the mesh set by
+            `jax.set_mesh`. With `mesh` but no `specs`, every array is replicated over the mesh.
+        specs: Which `PartitionSpec` each array gets: one for all, a prefix of the tree that holds
+            specs (None leaves the arrays below it without a sharding), or a function of the name
+            and the `ShapeDtypeStruct` of an array.
+        **kwargs: Keyword arguments of the function.
 
     Returns:
-        The tree with `jax.ShapeDtypeStruct` leaves. Arrays of a given tree keep a sharding that
-        they are committed to.
+        The tree with `jax.ShapeDtypeStruct` leaves. Committed arrays of a given tree keep their
+        sharding.
 
     Raises:
-        UsageError: `specs` is not a prefix of the tree, or no mesh was given for it.
+        UsageError: `specs` is not a prefix of the tree, or no mesh is given or set.
 
     Example:
         >>> import jax, jax.numpy as jnp, templax as tx
@@ -55,7 +58,7 @@ def template_of(
     elif args or kwargs:
         raise UsageError(f"Expected a function to call with arguments, got {type(init).__name__}")
     else:
-        tree = jtu.tree_map(_abstract, init)
+        tree = jtu.tree_map(_abstract_leaf, init)
     if specs is None and mesh is None:
         return tree
     mesh = mesh if mesh is not None else jax.sharding.get_mesh()
@@ -84,7 +87,8 @@ def template_of(
     return jtu.tree_unflatten(treedef, leaves)
 
 
-def _abstract(leaf: Any) -> Any:
+def _abstract_leaf(leaf: Any) -> Any:
+    """The shape and dtype of an array, and its sharding if committed; other leaves unchanged."""
     if isinstance(leaf, jax.Array):
         sharding = leaf.sharding if leaf.committed else None
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
@@ -92,11 +96,14 @@ def _abstract(leaf: Any) -> Any:
 
 
 class Traced:
-    """A call that can be looked at without being made.
+    """A call that JAX can trace, whatever its arguments and its result hold.
 
-    Only abstract arguments (`jax.ShapeDtypeStruct`) are traced; all others are passed as they are.
-    Leaves of the result that JAX did not make are remembered at tracing and put back: JAX would cut
-    numpy's 64-bit numbers.
+    Only abstract arguments (`jax.ShapeDtypeStruct`) are traced; the others are passed unchanged.
+    Leaves of the result that are not `jax.Array`s are set aside while tracing and put back by
+    `assemble`, because JAX would truncate the 64-bit numbers of numpy.
+
+    Attributes:
+        statics: The leaves that were set aside, by position among all leaves of the result.
     """
 
     def __init__(self, fn: Callable[..., PyTree], args: tuple[Any, ...], kwargs: dict[str, Any]):
@@ -114,7 +121,7 @@ class Traced:
         return [self._leaves[i] for i in self._inputs]
 
     def __call__(self, *inputs: Any) -> list[Any]:
-        """The leaves of the result that are JAX's, in order."""
+        """Calls the function with `inputs` as its abstract arguments; returns its JAX leaves."""
         leaves = list(self._leaves)
         for i, x in zip(self._inputs, inputs, strict=True):
             leaves[i] = x
@@ -124,14 +131,13 @@ class Traced:
         return [x for x in out if isinstance(x, jax.Array)]
 
     def assemble(self, arrays: Sequence[Any]) -> PyTree:
-        """The tree of the result from its JAX leaves. Only after a call."""
-        rest = iter(arrays)
-        n = len(arrays) + len(self.statics)
-        return jtu.tree_unflatten(
-            self._result, [self.statics[i] if i in self.statics else next(rest) for i in range(n)]
-        )
+        """Rebuilds the tree of the result from its JAX leaves. Requires a previous call."""
+        remaining = iter(arrays)
+        total = len(arrays) + len(self.statics)
+        leaves = [self.statics[i] if i in self.statics else next(remaining) for i in range(total)]
+        return jtu.tree_unflatten(self._result, leaves)
 
     def abstract(self) -> PyTree:
-        """The result with `jax.ShapeDtypeStruct` for each array."""
+        """Traces the call; returns its result with a `jax.ShapeDtypeStruct` for each array."""
         tree = self.assemble(jax.eval_shape(self, *self.inputs))
-        return jtu.tree_map(_abstract, tree)
+        return jtu.tree_map(_abstract_leaf, tree)

@@ -1,1 +1,1 @@
-"""What stands in for a checkpoint."""
+"""Objects that can be restored from like a checkpoint."""

@@ -1,4 +1,4 @@
-"""JAX. A deterministic function as a checkpoint: its leaves are computed, not read."""
+"""JAX. Recipes: deterministic functions as checkpoints, whose leaves are computed, not read."""
 
 from __future__ import annotations
 
@@ -22,28 +22,32 @@ from .._template.trace import Traced
 from ..errors import Corrupted, UsageError
 from ..storage.memory import Memory
 
-_LOOKS_AT_VALUES = (
+_UNTRACEABLE_ERRORS = (
     jax.errors.ConcretizationTypeError,
     jax.errors.NonConcreteBooleanIndexError,
     jax.errors.TracerArrayConversionError,
     jax.errors.TracerIntegerConversionError,
 )
-"""What tracing a function raises that needs values, not shapes."""
+"""Errors of tracing a function whose control flow or shapes depend on values."""
 
 
 class Recipe:
-    """A call that stands where a checkpoint stands: `restore(Recipe(model.init, key, x), ...)`.
+    """A call that can be used as a checkpoint: `restore(Recipe(model.init, key, x), ...)`.
 
-    The function is traced once for names, shapes and dtypes. What a restore asks for, and only
-    that, is then computed, operation by operation as a plain call would, so the bytes are those of
-    `fn(*args, **kwargs)`. Where that ends: what is inside a `jax.jit` or `jax.lax.scan` is computed
-    as a whole; the few functions that JAX merges into their caller when it traces (such as
-    `jnp.logaddexp2`) may round otherwise in the last bit; and a function that looks at values can't
-    be traced, so it is called, as soon as the recipe is opened.
+    The function is traced once for names, shapes and dtypes. A restore then computes only the
+    leaves that its template asks for, one operation at a time as in a plain call, so their bytes
+    are those of `fn(*args, **kwargs)`. There are three limits:
+
+    - The body of a `jax.jit` or `jax.lax.scan` is computed as a whole.
+    - The few functions that JAX merges into their caller when tracing, such as `jnp.logaddexp2`,
+      may round the last bit differently.
+    - A function that depends on values can't be traced. It is called, in full, when the recipe is
+      opened.
 
     Args:
-        fn: Deterministic; returns any pytree.
-        *args, **kwargs: For `fn`.
+        fn: A deterministic function that returns any pytree.
+        *args: Its arguments.
+        **kwargs: Its keyword arguments.
 
     Raises:
         UsageError: `fn` is not a function, or an argument is abstract.
@@ -73,17 +77,17 @@ class Recipe:
         return self.url
 
     def catalog(self) -> Catalog:
-        """The leaves that the call would return."""
+        """The leaves that the call returns; they are computed when a restore locates them."""
         values: Sequence[jax.Array] | None = None
         closed: jec.ClosedJaxpr | None = None
         try:
             closed = jax.make_jaxpr(self._call)()
-        except _LOOKS_AT_VALUES:
+        except _UNTRACEABLE_ERRORS:
             values = self._call()
         avals = values if closed is None else closed.out_avals
         tree = self._call.assemble([_Output(i, aval) for i, aval in enumerate(avals or ())])
         keyed, _ = jtu.tree_flatten_with_path(tree)
-        entries = [_entry(tuple(map(path_element, keys)), leaf) for keys, leaf in keyed]
+        entries = [_make_entry(tuple(map(path_element, keys)), leaf) for keys, leaf in keyed]
 
         def locate(
             wanted: Iterable[LeafEntry], damages: list[Corrupted] | None = None
@@ -91,12 +95,13 @@ class Recipe:
             wanted = list(wanted)
             outputs = sorted({e.handle for e in wanted if isinstance(e.handle, int)})
             if closed is not None:
-                with jax.ensure_compile_time_eval():  # a restore inside jit gives constants
-                    results = jec.jaxpr_as_fun(only(closed, outputs))()
+                # Inside a caller's jit, the results must still be arrays, not tracers.
+                with jax.ensure_compile_time_eval():
+                    results = jec.jaxpr_as_fun(prune_jaxpr(closed, outputs))()
                 computed = dict(zip(outputs, results, strict=True))
             else:
                 computed = dict(enumerate(values or ()))
-            return {e.name: (_chunk(e, computed),) for e in wanted if e.kind != "string"}
+            return {e.name: (_make_chunk(e, computed),) for e in wanted if e.kind != "string"}
 
         return Catalog(
             url=self.url,
@@ -109,14 +114,14 @@ class Recipe:
 
 
 class _Output:
-    """A leaf: the `index`-th array that the call returns."""
+    """Stands in the result for the `index`-th array that the call returns."""
 
     def __init__(self, index: int, aval: Any):
         self.index, self.aval = index, aval
 
 
-def _entry(path: Path, leaf: Any) -> LeafEntry | None:
-    """A leaf of the result; None if it is a function or another static value: no data."""
+def _make_entry(path: Path, leaf: Any) -> LeafEntry | None:
+    """The entry of a leaf of the result; None for leaves without data, such as functions."""
     name = join_path(path)
     if isinstance(leaf, _Output):
         shape, dtype = tuple(leaf.aval.shape), leaf.aval.dtype
@@ -131,35 +136,42 @@ def _entry(path: Path, leaf: Any) -> LeafEntry | None:
     value = np.asarray(leaf)
     value = value.astype(value.dtype.newbyteorder("="), copy=False)
     if class_of(value.dtype) == "other":
-        return None  # an int of more than 64 bits, or strings: no template leaf could ask for it
+        return None  # an int of more than 64 bits, or an array of strings: no template holds these
     kind = "array" if isinstance(leaf, np.ndarray) else "scalar"
     return LeafEntry(name, path, value.shape, value.dtype, kind, handle=value)
 
 
-def only(closed: jec.ClosedJaxpr, outputs: Sequence[int]) -> jec.ClosedJaxpr:
-    """The part of a traced function that some of its outputs need, its operations unchanged.
+def prune_jaxpr(closed: jec.ClosedJaxpr, outputs: Sequence[int]) -> jec.ClosedJaxpr:
+    """Keeps the operations of a traced function that some of its outputs need, unchanged.
 
-    Effects (a `jax.debug.print`, say) are kept: whether they matter is not ours to say.
+    Operations with effects, such as `jax.debug.print`, are always kept, since the user may rely on
+    them.
+
+    Args:
+        closed: The traced function.
+        outputs: Positions of the outputs to compute.
     """
     jaxpr = closed.jaxpr
     outvars = [jaxpr.outvars[i] for i in outputs]
-    live = {v for v in outvars if isinstance(v, jec.Var)}
+    needed = {v for v in outvars if isinstance(v, jec.Var)}
     kept = []
     for eqn in reversed(jaxpr.eqns):
-        if eqn.effects or any(v in live for v in eqn.outvars):
+        if eqn.effects or any(v in needed for v in eqn.outvars):
             kept.append(eqn)
-            live |= {v for v in eqn.invars if isinstance(v, jec.Var)}
+            needed |= {v for v in eqn.invars if isinstance(v, jec.Var)}
     kept.reverse()
-    names = jaxpr.debug_info.with_unknown_names()  # those known are of all outputs
+    # The names in debug_info are those of all outputs, so they no longer fit.
+    names = jaxpr.debug_info.with_unknown_names()
     return closed.replace(jaxpr=jaxpr.replace(outvars=outvars, eqns=kept, debug_info=names))
 
 
-def _chunk(entry: LeafEntry, computed: dict[int, Any]) -> Chunk:
+def _make_chunk(entry: LeafEntry, computed: dict[int, Any]) -> Chunk:
+    """A chunk that holds the computed value of a leaf in memory."""
     value = entry.handle if isinstance(entry.handle, np.ndarray) else computed[entry.handle]
     if entry.kind == "key":
         with jax.ensure_compile_time_eval():
             value = jax.random.key_data(value)
-    # A result that is a constant of the traced function is a Python number of no width.
+    # A constant of the traced function may be a Python number, so the dtype has to be given.
     host = np.ascontiguousarray(np.asarray(value, entry.dtype)).reshape(-1).view(np.uint8)
     extent = Extent("", 0, host.nbytes, inline=memoryview(host))
     return Chunk(extent, full_box(entry.shape), checked=True)

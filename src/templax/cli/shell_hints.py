@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import ast
 import re
 import shlex
 from collections.abc import Mapping
@@ -61,7 +61,7 @@ def format_option(hint: str, rename: Mapping[str, str] | None = None) -> str:
     '--rename old=new'
     """
     if _PLACES.fullmatch(hint):
-        return " or ".join(f"--at {shlex.quote(json.loads(at))}" for at in _AT.findall(hint))
+        return " or ".join(f"--at {shlex.quote(ast.literal_eval(at))}" for at in _AT.findall(hint))
     choice = _CHOICE.fullmatch(hint)
     if choice:
         return f"--{choice[1]} {choice[2]}"

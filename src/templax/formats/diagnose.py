@@ -8,13 +8,14 @@ from __future__ import annotations
 import re
 
 from .._core.names import find_nearest
+from .._core.text import list_examples, list_names
 from ..errors import CheckpointError, NotFound, UnknownFormat
 from ..storage.leftovers import TEMPORARY
 from ..storage.signatures import is_lfs_pointer, make_lfs_error, read_head, recognise
 from ..storage.source import ObjectInfo, Source
 from .flax.msgpack import Value, read_msgpack
 from .orbax.directory import COMMITTED, STEP_METADATA, basename, examine_directory
-from .orbax.format import list_examples, list_openable, open_hint, part_of_item_error
+from .orbax.format import MAX_LISTED, list_openable, open_hint, part_of_item_error
 from .orbax.item import missing_dot_file_error
 
 _CHUNK = re.compile(r"[0-9]+(\.[0-9]+)*")
@@ -139,8 +140,7 @@ def _contents_error(source: Source, children: list[ObjectInfo]) -> UnknownFormat
         if not info.is_dir:
             known = recognise(read_head(source, info.key, info.size), info.size)
         named.append(f"`{info.key}`" + (f" ({known[0]})" if known else ""))
-    more = f" and {len(children) - _MAX_SHOWN} more" if len(children) > _MAX_SHOWN else ""
-    return _unknown_format(f"a directory of {', '.join(named)}{more}", source)
+    return _unknown_format(f"a directory of {list_examples(named, len(children))}", source)
 
 
 def _not_found_error(source: Source) -> NotFound:
@@ -164,7 +164,7 @@ def _not_found_error(source: Source) -> NotFound:
                 f"{what}; committed steps of {parent.url}: {listed}", hint=open_hint(latest)
             )
     if root is not None and root.what == "items":
-        what = f"{what}; {parent.url} holds {list_examples([f'`{n}`' for n in root.items])}"
+        what = f"{what}; {parent.url} holds {list_names(list(root.items), MAX_LISTED)}"
     near = find_nearest(name, names)
     hint = open_hint(list_openable(parent.at(near))) if near is not None else None
     return NotFound(what, hint=hint or open_hint(list_openable(parent)))

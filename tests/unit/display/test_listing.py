@@ -29,7 +29,7 @@ def list_rows(*entries, **options):
 def test_restore_code_quotes_any_path_and_finds_params_anywhere():
     entries = make_entry("model", "params", "w"), make_entry("step")
     code = listing.make_restore_code(make_catalog(*entries, url='a "b"\\c'))
-    assert """catalog = tx.open('a "b"\\\\c')""" in code
+    assert r"""catalog = tx.open("a \"b\"\\c")""" in code
     assert code.endswith('tree = tx.restore(catalog, template["params"], at="model.params")')
     twice = make_entry("model", "params", "w"), make_entry("ema", "params", "w")
     assert listing.make_restore_code(make_catalog(*twice)).endswith("tx.restore(catalog, template)")

@@ -118,7 +118,7 @@ def test_a_directory_of_other_files_lists_some_of_them(tmp_path):
     for name in "abcdef":
         (tmp_path / name).write_bytes(b"\x89HDF\r\n\x1a\n" if name == "a" else b"x")
     assert read_refusal(tmp_path).endswith(
-        "got a directory of `a` (an HDF5 file), `b`, `c`, `d` and 2 more"
+        "got a directory of `a` (an HDF5 file), `b`, `c`, `d`, and 2 more"
     )
 
 

@@ -14,7 +14,7 @@ import templax as tx
 from helpers import CHECKPOINT_LIKE_URL as URL
 from helpers import checkpoint_like, f32
 from mismatches import mismatched_trees
-from templax._match.result import SHOWN
+from templax._match.result import MAX_SHOWN
 from templax._template import json_file
 
 A = jax.ShapeDtypeStruct
@@ -240,15 +240,15 @@ def test_prng_keys_are_reported_with_the_shape_that_users_see() -> None:
 
 
 def test_twenty_mismatches_are_all_shown() -> None:
-    lines = report_lines(*mismatched_trees(SHOWN))
-    assert len(lines) == 1 + SHOWN
+    lines = report_lines(*mismatched_trees(MAX_SHOWN))
+    assert len(lines) == 1 + MAX_SHOWN
     assert lines[0] == "20 of 20 leaves do not match CKPT"
     assert lines[-1] == "  Expected shape `(3,)`, got `(2,)` - at `w19`"
 
 
 def test_the_twenty_first_mismatch_is_counted_by_name() -> None:
-    lines = report_lines(*mismatched_trees(SHOWN + 1))
-    assert len(lines) == 2 + SHOWN
+    lines = report_lines(*mismatched_trees(MAX_SHOWN + 1))
+    assert len(lines) == 2 + MAX_SHOWN
     assert lines[-2:] == [
         "  Expected shape `(3,)`, got `(2,)` - at `w19`",
         "  and 1 more: 1 shape at `w20` (`error.mismatches` has them all)",
@@ -256,7 +256,7 @@ def test_the_twenty_first_mismatch_is_counted_by_name() -> None:
 
 
 def test_further_mismatches_are_counted_by_kind_and_subtree() -> None:
-    shown = {f"a{i:02}": f32(2) for i in range(SHOWN)}
+    shown = {f"a{i:02}": f32(2) for i in range(MAX_SHOWN)}
     checkpoint = {
         **shown,
         "dec": {"a": f32(2), "b": f32(2)},
@@ -273,7 +273,7 @@ def test_further_mismatches_are_counted_by_kind_and_subtree() -> None:
     assert lines[0] == (
         "27 of 27 leaves do not match CKPT, and 2 of its leaves are not in the template"
     )
-    assert len(lines) == 2 + SHOWN
+    assert len(lines) == 2 + MAX_SHOWN
     assert lines[-1] == (
         "  and 9 more: 5 shape under `enc` (3), `dec` (2); 1 dtype at `enc.d`;"
         " 1 missing at `enc.gone`; 2 extra all under `opt.mu`"
@@ -282,13 +282,13 @@ def test_further_mismatches_are_counted_by_kind_and_subtree() -> None:
 
 
 def test_further_mismatches_at_the_top_level_are_counted_by_kind_only() -> None:
-    assert report_lines(*mismatched_trees(SHOWN + 5))[-1] == (
+    assert report_lines(*mismatched_trees(MAX_SHOWN + 5))[-1] == (
         "  and 5 more: 5 shape (`error.mismatches` has them all)"
     )
 
 
 def test_a_hint_shared_with_counted_mismatches_is_the_last_line() -> None:
-    names = [f"w{i:02}" for i in range(SHOWN + 5)]
+    names = [f"w{i:02}" for i in range(MAX_SHOWN + 5)]
     lines = report_lines(dict.fromkeys(names, f32(2, 3)), dict.fromkeys(names, f32(3, 2)))
     assert lines[-2].startswith("  and 5 more: 5 shape")
     assert lines[-1].startswith("  hint: the checkpoint holds the transpose")
@@ -296,7 +296,7 @@ def test_a_hint_shared_with_counted_mismatches_is_the_last_line() -> None:
 
 
 def test_a_hint_for_a_counted_mismatch_is_only_on_the_mismatch() -> None:
-    checkpoint, template = mismatched_trees(SHOWN)
+    checkpoint, template = mismatched_trees(MAX_SHOWN)
     checkpoint["zz"], template["zz"] = f32(2, 3), f32(3, 2)
     match = tx.check(checkpoint_like(checkpoint), template)
     assert match.mismatches[-1].hint is not None

@@ -183,7 +183,7 @@ def test_values_that_are_not_shardings_are_refused(shardings: Any, text: str) ->
 
 @pytest.mark.parametrize("shardings", [{"v": None}, [None], {"w": {"x": None}}, {}])
 def test_shardings_that_are_not_a_prefix_are_refused(shardings: Any) -> None:
-    with pytest.raises(tx.UsageError, match=r"^`shardings` is no prefix of the template: "):
+    with pytest.raises(tx.UsageError, match=r"^`shardings` is not a prefix of the template: "):
         tx.restore(checkpoint_with(w=jnp.ones((8, 2))), {"w": W}, shardings=shardings)
 
 
@@ -229,7 +229,7 @@ def test_invalid_arguments_of_template_of_are_refused(call: Any, text: str) -> N
 
 
 def test_specs_that_are_not_a_prefix_are_refused() -> None:
-    with pytest.raises(tx.UsageError, match=r"^`specs` is no prefix of the template: "):
+    with pytest.raises(tx.UsageError, match=r"^`specs` is not a prefix of the template: "):
         tx.template_of({"w": jnp.ones(2)}, mesh=MESH, specs={"v": P()})
 
 

@@ -71,7 +71,7 @@ def test_specs_use_the_mesh_of_set_mesh() -> None:
     [
         (
             lambda: tx.check(checkpoint_of({}), {"w": A((4,), jnp.float32)}, shardings={"v": None}),
-            "`shardings` is no prefix of the template",
+            "`shardings` is not a prefix of the template",
         ),
         (
             lambda: tx.check(

@@ -19,6 +19,7 @@ import templax as tx
 from templax._template import json_file
 from templax._template import template as template_module
 from templax._template.from_pytree import as_template
+from templax._template.sharding import Sharding, find_sharding_problem
 from templax.testing import strategies
 
 A = jax.ShapeDtypeStruct
@@ -147,8 +148,8 @@ def test_a_file_that_is_not_a_template_is_refused(data: bytes, kind: type[Except
 def test_a_sharding_is_checked_against_a_shape_as_in_jax(
     shape: tuple[int, ...], spec: Any, expected: str | None
 ) -> None:
-    data = template_module.Sharding({"data": 4, "model": 2}, spec)
-    problem = template_module.sharding_problem("w", shape, data)
+    data = Sharding({"data": 4, "model": 2}, spec)
+    problem = find_sharding_problem("w", shape, data)
     assert (problem and problem.expected) == expected
     sharding = NamedSharding(make_mesh(), PartitionSpec(*spec))
     if problem is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..._catalog.catalog import Catalog
+from ..._core.text import list_examples, quote_text
 from ...errors import CheckpointError, UnknownFormat
 from ...storage.source import Source
 from ..zarr.metadata import FILES
@@ -67,7 +68,9 @@ class Orbax:
         pytrees = root.pytrees
         if len(pytrees) == 1:
             return _open_item_at(source.at(pytrees[0]))
-        listed = list_examples([f"`{name}` ({kind})" for name, kind in root.items.items()])
+        items = list(root.items.items())
+        examples = [f"`{name}` ({kind})" for name, kind in items[:MAX_LISTED]]
+        listed = list_examples(examples, len(items))
         if not pytrees:
             raise UnknownFormat(f"{source.url} holds no pytree item, only {listed}")
         raise UnknownFormat(
@@ -90,15 +93,9 @@ def list_openable(source: Source) -> list[str]:
     return [source.url] if len(pytrees) == 1 and found else found
 
 
-def list_examples(texts: list[str]) -> str:
-    """The first few of `texts`, joined, and the number of the others."""
-    more = len(texts) - MAX_LISTED
-    return ", ".join(texts[:MAX_LISTED]) + (f" and {more} more" if more > 0 else "")
-
-
 def open_hint(urls: list[str]) -> str | None:
     """A hint to open one of `urls`; None if there are none."""
-    return "open " + " or ".join(f'"{url}"' for url in urls[:MAX_LISTED]) if urls else None
+    return "open " + " or ".join(map(quote_text, urls[:MAX_LISTED])) if urls else None
 
 
 def part_of_item_error(source: Source) -> UnknownFormat | None:

@@ -1,4 +1,7 @@
-"""JAX. What a template says of where a leaf goes: shardings checked, and cut into boxes."""
+"""JAX. The shardings that a pytree asks for: resolves and checks them, and finds local boxes.
+
+`sharding` holds shardings as data, and the check of a shape that needs no JAX.
+"""
 
 from __future__ import annotations
 
@@ -11,15 +14,18 @@ from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec, SingleDevic
 
 from .._core.boxes import Box, Shape, box_from_index, full_box
 from ..errors import Mismatch, UsageError
-from .template import Sharding, sharding_problem
+from .sharding import Sharding, find_sharding_problem
 
 
-def requested_sharding(leaf: Any, override: Any) -> tuple[jax.sharding.Sharding | None, Any]:
-    """The sharding and the memory layout that a template leaf asks for; None for no wish.
+def resolve_sharding(leaf: Any, override: Any) -> tuple[jax.sharding.Sharding | None, Any]:
+    """Finds the sharding and the memory layout that a template leaf asks for.
 
     Args:
-        leaf: Of the template. That of a `jax.Array` counts if the array is committed to it.
-        override: A sharding, `Format` or device that counts instead, or None.
+        leaf: Of the template. The sharding of a `jax.Array` counts only if the array is committed.
+        override: A sharding, `Format` or device to use instead, or None.
+
+    Returns:
+        The sharding and the layout, each None if the leaf does not ask for one.
 
     Raises:
         UsageError: `override` is something else.
@@ -32,13 +38,13 @@ def requested_sharding(leaf: Any, override: Any) -> tuple[jax.sharding.Sharding 
         sharding = getattr(leaf, "sharding", None)
         layout = getattr(getattr(leaf, "format", None), "layout", None)
         if not isinstance(sharding, jax.sharding.Sharding):
-            sharding = None  # what Orbax's metadata tells of the past
+            sharding = None  # Orbax's metadata: how the leaf was sharded when it was saved
     if isinstance(sharding, jax.Device):
         sharding = SingleDeviceSharding(sharding)
     elif isinstance(sharding, Format):
         sharding, layout = sharding.sharding, sharding.layout
     if isinstance(sharding, NamedSharding) and sharding.mesh.empty:
-        sharding = None  # of an aval that was traced without a mesh
+        sharding = None  # JAX puts it on abstract values that were traced without a mesh
     if layout is Layout.AUTO:
         layout = None
     if sharding is not None and not isinstance(sharding, jax.sharding.Sharding):
@@ -51,7 +57,7 @@ def requested_sharding(leaf: Any, override: Any) -> tuple[jax.sharding.Sharding 
 
 
 def describe_sharding(sharding: jax.sharding.Sharding | None) -> Sharding | None:
-    """A `NamedSharding` for people and JSON; None of others."""
+    """A `NamedSharding` as data; None for other shardings, which have no mesh axes."""
     if not isinstance(sharding, NamedSharding):
         return None
     spec = tuple(
@@ -62,15 +68,19 @@ def describe_sharding(sharding: jax.sharding.Sharding | None) -> Sharding | None
 
 
 def _axes(spec: PartitionSpec) -> tuple[Any, ...]:
-    # A spec with unreduced axes refuses to be iterated.
+    # Iterating over a spec with unreduced axes raises.
     partitions = getattr(spec, "partitions", None)
     return tuple(spec if partitions is None else partitions)
 
 
-def find_sharding_problems(
+def find_jax_sharding_problems(
     name: str, shape: Shape, sharding: jax.sharding.Sharding | None, layout: Any
 ) -> tuple[Mismatch, ...]:
-    """Why a sharding and memory layout can't hold a leaf of `shape`; nothing if they can."""
+    """Why a leaf of `shape` can't have this sharding and memory layout; empty if it can.
+
+    Whether the mesh divides the shape is checked by `find_sharding_problem`; this adds what only
+    JAX knows.
+    """
     found: list[Mismatch] = []
     order = getattr(layout, "major_to_minor", None)
     if order is not None and sorted(order) != list(range(len(shape))):
@@ -86,10 +96,10 @@ def find_sharding_problems(
         if partial:
             what = f"one unreduced over {', '.join(f'`{a}`' for a in sorted(map(str, partial)))}"
             found.append(Mismatch("sharding", name, "a sharding of whole values", what))
-        divides = sharding_problem(name, shape, data)
-        if divides is not None:
-            found.append(divides)
-    if sharding is not None and not found:
+        uneven = find_sharding_problem(name, shape, data)
+        if uneven is not None:
+            found.append(uneven)
+    if sharding is not None and not found:  # anything else that JAX objects to
         try:
             sharding.shard_shape(shape)
         except ValueError as error:
@@ -98,31 +108,33 @@ def find_sharding_problems(
     return tuple(found)
 
 
-def local_boxes(
+def find_local_boxes(
     sharding: jax.sharding.Sharding, shape: Shape
 ) -> tuple[tuple[Box, ...], tuple[tuple[Any, int], ...]]:
-    """The distinct boxes of a leaf that this process holds, and the box of each of its devices."""
-    numbers: dict[Box, int] = {}
-    devices = [
-        (device, numbers.setdefault(_box(index, shape), len(numbers)))
-        for device, index in sharding.addressable_devices_indices_map(shape).items()
-    ]
-    return tuple(numbers), tuple(devices)
+    """Finds which boxes of a leaf this process holds.
 
-
-def _box(index: tuple[slice, ...] | None, shape: Shape) -> Box:
-    return full_box(shape) if index is None else box_from_index(index, shape)
+    Returns:
+        The distinct boxes, and each device of this process with the position of its box among
+        them. Devices that hold replicas share a box, which is then read once.
+    """
+    positions: dict[Box, int] = {}
+    devices = []
+    for device, index in sharding.addressable_devices_indices_map(shape).items():
+        box = full_box(shape) if index is None else box_from_index(index, shape)
+        devices.append((device, positions.setdefault(box, len(positions))))
+    return tuple(positions), tuple(devices)
 
 
 def is_default_memory(sharding: jax.sharding.Sharding, device: Any) -> bool:
-    """Whether a sharding is of the memory that a device uses unasked."""
+    """Whether a sharding uses the default memory of `device`."""
     kind = sharding.memory_kind
     return kind is None or (device is not None and kind == device.default_memory().kind)
 
 
 _PACKED = frozenset({"int2", "uint2", "int4", "uint4", "float4_e2m1fn"})
+"""Dtypes of less than a byte. JAX can't use numpy's buffer, which has one byte per element."""
 
 
 def device_put_copies(device: Any, layout: Any, dtype: np.dtype) -> bool:
-    """Whether JAX copies what it is given for such a leaf, instead of taking it over."""
+    """Whether JAX copies the host buffer of such a leaf instead of using it as the array."""
     return device is None or device.platform != "cpu" or layout is not None or dtype.name in _PACKED
