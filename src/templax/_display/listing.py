@@ -18,7 +18,7 @@ from .._catalog.catalog import Catalog
 from .._catalog.entry import LeafEntry
 from .._catalog.fingerprint import recorded_fingerprint
 from .._core.names import Path, join_path
-from .._core.text import format_size, quote_text
+from .._core.text import format_size, leaf_noun, quote_text
 
 MIN_ALIKE = 3
 """At least this many consecutive numbered siblings with identical subtrees share one row."""
@@ -35,8 +35,8 @@ class Node:
         entry: The leaf, if it is one.
         empty: The kind of an empty container, if it is one.
         children: The subtrees and leaves directly below, by key.
-        shape_id: A number that subtrees share if they look alike: the same names, dtypes, shapes,
-            saved shardings, and values of strings.
+        look_id: Equal for subtrees that look alike: the same names, dtypes, shapes, saved
+            shardings, string values and empty containers.
     """
 
     label: str
@@ -46,7 +46,7 @@ class Node:
     entry: LeafEntry | None = None
     empty: str | None = None
     children: dict[str | int, Node] = field(default_factory=dict)
-    shape_id: int = -1
+    look_id: int = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,8 +148,8 @@ def _build_tree(entries: Sequence[LeafEntry], empties: Mapping[Path, str]) -> No
         children = node.children.values()
         node.nbytes += sum(child.nbytes for child in children)
         node.leaves += sum(child.leaves for child in children)
-        below = sorted((child.label, child.shape_id) for child in children)
-        node.shape_id = seen.setdefault((*facts, *below), len(seen))
+        below = sorted((child.label, child.look_id) for child in children)
+        node.look_id = seen.setdefault((*facts, *below), len(seen))
     return root
 
 
@@ -182,7 +182,7 @@ def _group_children(node: Node, collapse: bool) -> list[list[Node]]:
     last: tuple[str, int, int] | None = None
     for child in sorted(node.children.values(), key=_natural_key):
         found = _NUMBERED.fullmatch(child.label) if collapse else None
-        now = (found[1], int(found[2]), child.shape_id) if found else None
+        now = (found[1], int(found[2]), child.look_id) if found else None
         if last and now and now == (last[0], last[1] + 1, last[2]):
             run.append(child)
         else:
@@ -205,7 +205,7 @@ def _make_row(node: Node, alike: int, shardings: bool, last: str = "") -> Row:
     nbytes = node.nbytes * alike
     if node.entry is None:
         leaves = node.leaves * alike
-        text = f"{leaves:,} leaf" if leaves == 1 else f"{leaves:,} leaves"
+        text = f"{leaves:,} {leaf_noun(leaves)}"
         return Row(depth, label, "", text, nbytes, ", ".join(notes), "subtree")
     entry = node.entry
     if entry.value is not None:
@@ -261,12 +261,12 @@ def describe_checkpoint(catalog: Catalog, shown: Sequence[LeafEntry]) -> Iterato
         yield "dtypes", ", ".join(f"{name} {format_size(n)}" for name, n in sizes.most_common())
     sharding = find_common_sharding(shown)
     if sharding is not None:
-        yield "sharding", f"{sharding}, each array (informational; not used for placement)"
+        yield "sharding", f"{sharding} for every array that has one (not used for placement)"
 
 
 def _format_total(entries: Sequence[LeafEntry]) -> str:
     nbytes = sum(entry.nbytes for entry in entries)
-    return f"{len(entries):,} {'leaf' if len(entries) == 1 else 'leaves'}, {format_size(nbytes)}"
+    return f"{len(entries):,} {leaf_noun(len(entries))}, {format_size(nbytes)}"
 
 
 def find_common_sharding(entries: Sequence[LeafEntry]) -> str | None:
@@ -292,7 +292,7 @@ def make_restore_code(catalog: Catalog) -> str:
             f"catalog = {opened}",
             "tree = tx.restore(catalog, catalog.template())",
             "",
-            "# or into the tree of your model, with every leaf held to its shape and dtype:",
+            "# or into the tree of your model, checking the shape and dtype of every leaf:",
             "template = tx.template_of(model.init, key, x)",
             f"tree = tx.restore(catalog, {arguments})",
         ]

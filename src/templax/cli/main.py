@@ -1,4 +1,4 @@
-"""The command `templax`: look into a checkpoint, and hold it to a template, from a shell.
+"""The command `templax`: shows what is in a checkpoint, and compares it with a template.
 
 Exit status: 0 if all is well, 1 if a check found a difference or corruption, 2 if something could
 not be read.
@@ -24,13 +24,10 @@ COMMANDS = {
     "prune": ("runs", "Delete the steps in DIR that no rule keeps."),
     "steps": ("runs", "Show the steps in DIR: sizes, ages and metrics."),
     "template": ("template", "Write the template that the checkpoint at PATH fits."),
-    "verify": (
-        "verify",
-        "Read every byte of the checkpoint at PATH once.",
-    ),
+    "verify": ("verify", "Read every byte of the checkpoint at PATH once, and list all damage."),
 }
-"""Name → module and short help. A module is imported when its command is called: --help waits for
-neither numpy nor the engine."""
+"""Name → module and short help. Each module is imported only when its command is used, so that
+`templax --help` does not wait for numpy."""
 
 
 class _Group(click.Group):
@@ -65,7 +62,7 @@ class _Group(click.Group):
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(tx.__version__, prog_name="templax")
 def main() -> None:
-    """Restore JAX checkpoints through a template; look into them and check them from here.
+    """Inspect and verify JAX checkpoints, and compare them with templates.
 
     Exit status: 0 if all is well, 1 if a check found a difference or corruption, 2 if something
     can't be read.

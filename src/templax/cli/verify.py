@@ -20,7 +20,7 @@ from .._display.terminal import echo_progress, echo_report
 @click.option("--required", is_flag=True, help="Exit with 1 if any byte has no checksum, too.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON (fields: docs/reference/cli.md).")
 def verify(path: str, threads: int | None, required: bool, as_json: bool) -> None:
-    """Read every byte of the checkpoint at PATH once, and list what is corrupted.
+    """Read every byte of the checkpoint at PATH once, and list all damage.
 
     Exits with 0 if nothing is, 1 if something is, 2 if PATH can't be opened. Bytes without a
     checksum are counted.
