@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +12,7 @@ from ..formats.orbax.directory import (
     examine_directory,
     step_metadata,
     step_metrics,
+    step_prefix,
     uncommitted_reason,
 )
 from ..storage.leftovers import TEMPORARY
@@ -106,17 +107,24 @@ class Run:
 def read_run(source: Source, *, sizes: bool = True) -> Run | None:
     """The contents of a directory of steps, or None if it is something else.
 
+    Directories whose names differ by more than their numbers are not the steps of a run.
+
     Args:
         source: The directory.
         sizes: Whether to examine every file, for `nbytes`, and for `saved` where no time of the
             commit is recorded.
     """
     root = examine_directory(source)
-    if root is None or root.what != "steps":
+    if root is None or root.what != "steps" or len(list_prefixes(root.steps)) > 1:
         return None
     entries = [*root.steps, *_find_leftovers(source, root.steps)]
     directories = tuple(_read_directory(source, entry, sizes) for entry in entries)
     return Run(source.url, root.evidence, directories)
+
+
+def list_prefixes(steps: Sequence[Step]) -> list[str]:
+    """What the names of the committed steps have before their numbers; several if it is no run."""
+    return list(dict.fromkeys(step_prefix(step.key) for step in steps if step.committed))
 
 
 def _find_leftovers(source: Source, steps: tuple[Step, ...]) -> Iterator[Leftover]:

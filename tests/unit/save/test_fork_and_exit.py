@@ -47,3 +47,55 @@ except tx.SaveError:
 """
     done = run_python("-c", script, tmp_path / "ckpt")
     assert (done.returncode, done.stderr) == (7, "")
+
+
+FORK = """
+import os, sys, threading, time, numpy as np, templax as tx
+from templax._save import job as job_module
+real = job_module.Job._write_small_files
+begun = threading.Event()
+def slow(job, files):
+    begun.set()
+    time.sleep(1)
+    return real(job, files)
+job_module.Job._write_small_files = slow
+run = sys.argv[1] + '/run'
+manager = tx.Manager(run)
+tree = {'w': np.ones(3)}
+saved = manager.save(1, tree)
+begun.wait()
+child = os.fork()
+if child == 0:
+    for call in (lambda: manager.save(2, tree), manager.wait, manager.latest, saved.wait,
+                 lambda: manager.restore(tree), lambda: tx.Manager(run).save(2, tree)):
+        try:
+            print('did', call(), flush=True)
+        except (tx.UsageError, tx.SaveError) as error:
+            print(str(error), flush=True)
+    manager.close()
+    job_module.Job._write_small_files = real
+    tx.save(sys.argv[1] + '/own', tree, wait=False).wait()
+    os._exit(0)  # as multiprocessing does: JAX may crash when it is shut down in a child
+_, status = os.waitpid(child, 0)
+try:
+    tx.Manager(run).save(3, tree)
+except tx.SaveError as error:
+    print('still locked')
+print(os.waitstatus_to_exitcode(status), manager.latest())
+manager.save(2, tree)
+manager.close()
+print(manager.steps())
+"""
+
+
+def test_a_forked_child_is_told_at_once_that_it_cannot_use_the_save(tmp_path: Path) -> None:
+    done = run_python("-W", "ignore", "-c", FORK, tmp_path, timeout_s=60)
+    lines = done.stdout.splitlines()
+    assert done.returncode == 0, done.stderr
+    assert lines[0].startswith("Expected a manager of this process, got one of process ")
+    for line in lines[1:5]:
+        assert "/run/1 is being saved by process " in line
+        assert line.endswith("this is a child that it forked")
+    assert "Expected to be the only one that saves to" in lines[5]
+    assert lines[6:] == ["still locked", "0 1", "[1, 2]"]
+    assert tx.open(tmp_path / "own").leaves.keys() == {"w"}

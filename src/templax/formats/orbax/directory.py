@@ -32,7 +32,9 @@ METRICS = "metrics/metrics"
 
 ItemKind = Literal["pytree", "json", "other"]
 
-_STEP = re.compile(r"(?:(?P<prefix>.+)_)?(?P<number>[0-9]{1,18})")
+_STEP = re.compile(
+    r"(?P<prefix>(?:.+[_-]|epoch|step|ckpt|checkpoint|iter)?)(?P<number>[0-9]{1,18})"
+)
 
 _MAX_PROBES = 64
 """Most subdirectories that are searched for a bare array."""
@@ -185,8 +187,8 @@ def list_items(source: Source) -> dict[str, ItemKind]:
 def list_steps(source: Source) -> tuple[Step, ...]:
     """The steps in a directory, sorted by number, including those that never committed.
 
-    A step is a directory that contains an item and is named by a number, optionally after a prefix
-    and `_`. Nothing is deleted.
+    A step is a directory that contains an item and is named by a number, which may follow a prefix
+    that ends in `_` or `-`, or is a word such as `epoch`. Nothing is deleted.
     """
     found: list[Step] = []
     for info in source.children():
@@ -223,12 +225,13 @@ def step_name(step: int, found: Sequence[Step]) -> str:
 
 
 def step_prefix(key: str) -> str:
-    """The part of a step's name before the number, including the `_`.
+    """The part of a step's name before the number, including the `_` or `-`.
 
-    >>> step_prefix("ckpt_00000010"), step_prefix("10")
-    ('ckpt_', '')
+    >>> step_prefix("ckpt_00000010"), step_prefix("epoch-12"), step_prefix("10")
+    ('ckpt_', 'epoch-', '')
     """
-    return key[: key.rfind("_") + 1]
+    match = _STEP.fullmatch(key.partition(TEMPORARY)[0])
+    return match["prefix"] if match is not None else ""
 
 
 def step_number(source: Source) -> int | None:

@@ -17,6 +17,7 @@ from .directory import (
     list_items,
     step_metadata,
     step_number,
+    step_prefix,
     uncommitted_reason,
 )
 from .item import open_item
@@ -152,6 +153,14 @@ def _steps_error(source: Source, root: Root) -> UnknownFormat:
     if not committed:
         return UnknownFormat(f"{source.url} holds {count}, none of which was committed")
     latest = committed[-1]
+    last = {step_prefix(step.key): step for step in committed}
+    if len(last) > 1:
+        keys = [step.key for step in root.steps]
+        keys += [k for k, kind in list_items(source).items() if kind == "pytree" and k not in keys]
+        listed = list_examples([f"`{key}`" for key in keys])
+        latest = [source.at(step.key) for step in reversed(last.values())]
+        hint = open_hint([url for child in latest for url in list_openable(child)])
+        return UnknownFormat(f"{source.url} holds several checkpoints: {listed}", hint=hint)
     return UnknownFormat(
         f"{source.url} holds {count}; the latest committed step is {latest.step}",
         hint=open_hint(list_openable(source.at(latest.key))),
