@@ -10,7 +10,7 @@ import stat
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 
-from .._core.text import format_size, list_names
+from .._core.text import format_size, list_examples, list_names
 from ..errors import (
     CheckpointError,
     SaveError,
@@ -20,7 +20,6 @@ from ..errors import (
     UsageError,
 )
 from ..formats.orbax.directory import Step, examine_directory, step_number, step_prefix
-from ..formats.orbax.format import list_examples
 from ..formats.registry import FORMATS, open_catalog
 from ..storage.leftovers import TEMPORARY, is_abandoned
 from ..storage.local import Local
@@ -29,6 +28,9 @@ from .steps import list_prefixes
 
 _MAX_PROBES = 64
 """Most files that are looked at to tell whether a directory holds logs only."""
+
+_MAX_LISTED = 8
+"""Most names in an error."""
 
 _WORD = r"(?:checkpoint|ckpt|model|params|state|train_state|weights|latest|last|best|final)s?"
 
@@ -66,7 +68,7 @@ def read_steps(url: str) -> Sequence[Step]:
     if root.what == "item" or root.handled:
         raise UsageError(f"Expected a directory of steps, got the checkpoint {url}")
     if len(list_prefixes(root.steps)) > 1:
-        listed = list_examples([f"`{step.key}`" for step in root.steps if step.committed])
+        listed = list_names([step.key for step in root.steps if step.committed], _MAX_LISTED)
         raise UsageError(
             f"Expected steps whose names differ by their number only, got {listed} in {url};"
             " hint: move those of one name to a directory of their own"
@@ -114,7 +116,8 @@ def refuse_unread(url: str, steps: Sequence[Step]) -> None:
             found[key], only_unfinished = what, False
     if not found:
         return
-    listed = list_examples([f"`{key}` ({what})" for key, what in sorted(found.items())])
+    examples = [f"`{key}` ({what})" for key, what in sorted(found.items())[:_MAX_LISTED]]
+    listed = list_examples(examples, len(found))
     text = f"Expected a committed step, or nothing like one, in {url}, found {listed}"
     if not only_unfinished:
         raise UnknownFormat(text, hint="move it elsewhere, or use another directory")

@@ -67,7 +67,7 @@ def test_everything_that_looks_like_a_step_is_listed(tmp_path):
         begin_anew(tmp_path)
     assert "`30` (`_CHECKPOINT_METADATA` has no commit time" in str(caught.value)
     assert "`checkpoint_0` (a file of " in str(caught.value)
-    assert "4 more" in str(caught.value)
+    assert "and 2 more" in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["30", "30.orbax-checkpoint-tmp-17", "dead"])
@@ -81,7 +81,7 @@ def test_a_run_does_not_begin_anew_beside_unfinished_saves(tmp_path, name):
     assert f"found `{path.name}` (" in str(caught.value)
     if name == "dead":
         told = f"`templax prune {run} --leftovers --yes`"
-        assert str(caught.value).endswith(f"hint: {told} deletes what it left")
+        assert str(caught.value).endswith(f"hint: {told} deletes what dead saves left")
         run_cli(*told.strip("`").split()[1:])
         assert float(begin_anew(run)["w"][0]) == 0
     else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..._catalog.catalog import Catalog
-from ..._core.text import list_examples, quote_text
+from ..._core.text import list_examples, list_names, quote_text
 from ...errors import CheckpointError, UnknownFormat
 from ...storage.source import Source
 from ..zarr.metadata import FILES
@@ -157,7 +157,7 @@ def _steps_error(source: Source, root: Root) -> UnknownFormat:
     if len(last) > 1:
         keys = [step.key for step in root.steps]
         keys += [k for k, kind in list_items(source).items() if kind == "pytree" and k not in keys]
-        listed = list_examples([f"`{key}`" for key in keys])
+        listed = list_names(keys, MAX_LISTED)
         latest = [source.at(step.key) for step in reversed(last.values())]
         hint = open_hint([url for child in latest for url in list_openable(child)])
         return UnknownFormat(f"{source.url} holds several checkpoints: {listed}", hint=hint)
