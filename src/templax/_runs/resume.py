@@ -82,6 +82,9 @@ class StepRestore:
                 return self._begin_anew()
             number = max(found) if step is None else step
             skipped = tuple(find_later(self._url, steps, number)) if step is None else ()
+            if skipped:
+                later = "; ".join(skipped)
+                _log.warning("step %d of %s is restored, not %s", number, self._url, later)
             try:
                 return self._restore_step(number, found.get(number), skipped)
             except _StepGoneError:

@@ -76,7 +76,9 @@ def _check_every(every: Any) -> int | tuple[int, ...] | None:
 
 def as_keep(keep: Keep | KeepSteps | int | None) -> Keep | KeepSteps | None:
     """A caller's `keep=` as a rule. A number stands for that many of the latest steps."""
-    if keep is None or isinstance(keep, Keep) or callable(keep):
+    if keep is None or isinstance(keep, Keep):
+        return keep
+    if callable(keep) and not isinstance(keep, type):
         return keep
     if not hasattr(keep, "__index__"):
         raise UsageError(

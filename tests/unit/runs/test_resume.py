@@ -177,6 +177,31 @@ def test_later_steps_that_cannot_be_taken_are_named(tmp_path, caplog):
     assert stats.step == 10
     assert [text.partition(" ")[0] for text in stats.skipped] == ["`20`", "`30`"]
     assert "; skipped `20` (" in caplog.messages[-1]
+    (said,) = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert said == f"step 10 of {tmp_path} is restored, not {'; '.join(stats.skipped)}"
+
+
+def test_a_later_step_that_is_empty_is_named(tmp_path):
+    """As a save to an object store leaves it that was killed."""
+    tx.save(tmp_path / "10", TREE)
+    (tmp_path / "20").mkdir()
+    (tmp_path / "version_30").mkdir()
+    tx.Manager(tmp_path).restore(TREE)
+    (skipped,) = tx.last_restore().skipped
+    assert skipped == "`20` (an empty directory)"
+
+
+def test_a_step_that_lost_its_item_is_damaged(tmp_path):
+    with tx.Manager(tmp_path) as manager:
+        for step in (1, 2):
+            manager.save(step, TREE)
+    shutil.rmtree(tmp_path / "2" / "default")
+    with pytest.raises(tx.UnknownFormat) as caught:
+        tx.Manager(tmp_path).restore(TREE)
+    assert str(caught.value).startswith("Step 2 is damaged: Expected a checkpoint")
+    assert str(caught.value).endswith("hint: the previous step is 1: `restore(template, 1)`")
+    tx.Manager(tmp_path).restore(TREE, fallback=True)
+    assert tx.last_restore().step == 1
 
 
 @pytest.fixture

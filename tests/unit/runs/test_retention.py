@@ -149,6 +149,11 @@ def test_a_number_stands_for_the_latest_steps():
         (lambda: tx.Keep(every=[5, 0]), "Expected every= an int of at least 1, got 0"),
         (lambda: tx.Keep(every="5"), "Expected every= an int of at least 1, got '5'"),
         (
+            lambda: as_keep(tx.Keep),
+            "Expected keep= a number of steps, a templax.Keep or a function, got <class"
+            " 'templax._runs.retention.Keep'>",
+        ),
+        (
             lambda: as_keep(2.0),
             "Expected keep= a number of steps, a templax.Keep or a function, got 2.0",
         ),
