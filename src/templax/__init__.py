@@ -21,6 +21,7 @@ _MODULES = {
     "_catalog.catalog": ("Catalog",),
     "_catalog.entry": ("LeafEntry",),
     "_catalog.fingerprint": ("Fingerprint",),
+    "_display.progress": ("show_progress",),
     "_match.result": ("Match", "TemplateError"),
     "_plan.plan": ("Plan",),
     "_restore.api": ("check", "last_restore", "open", "plan", "restore", "run", "save_template"),

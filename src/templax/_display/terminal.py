@@ -60,13 +60,6 @@ def echo_report(text: str, *, prefix: str = "", err: bool = False) -> None:
         echo((prefix if i == 0 else "", "bold red"), *highlight_line(line), err=err)
 
 
-def echo_progress(done: int, total: int) -> None:
-    """Rewrites a line of standard error, which is removed at the end."""
-    text = "" if done == total else f"  {done:,} of {total:,} bytes ({done / total:.0%})"
-    sys.stderr.write(f"\r{text}\x1b[K")
-    sys.stderr.flush()
-
-
 _MARKED = re.compile(r"`[^`]*`|\bhint: .*")
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 from .._catalog.catalog import Catalog
 from .._core.arguments import PyTree
+from .._core.progress import Progress
 from .._core.text import list_names, quote_text
 from .._restore import api
 from .._restore.options import RestoreKeywords, RestoreOptions
@@ -115,7 +116,7 @@ class Manager:
         compression: str | None = None,
         memory: int | None = None,
         threads: int | None = None,
-        on_progress: Callable[[int, int], None] | None = None,
+        on_progress: Progress | None = None,
     ) -> Saved:
         """Saves a step, as `templax.save` does, and then deletes the steps that no rule keeps.
 
@@ -255,7 +256,8 @@ class Manager:
             step: None for the latest committed step. Several processes that restore while one of
                 them saves should agree on a step themselves.
             **options: The keyword arguments of `templax.restore`: `at`, `rename`, `shardings`,
-                `missing`, `extra`, `cast`, `verify`, `memory`, `threads` and `mapped`.
+                `missing`, `extra`, `cast`, `verify`, `memory`, `threads`, `mapped` and
+                `on_progress`.
 
         Raises:
             NotFound: The step does not exist; or there is none at all, and `missing="error"`.
@@ -271,12 +273,14 @@ class Manager:
                         f"{self.url} holds no committed step",
                         hint="missing=templax.Recipe(init, key) begins with initial values",
                     )
-                return api.run_plan(api.make_plan(_empty_catalog(self.url), template, asked))
+                plan = api.make_plan(_empty_catalog(self.url), template, asked)
+                return api.run_plan(plan, asked.on_progress)
             number = max(found) if step is None else step
             path = os.path.join(self.url, found.get(number, str(number)))
             with hold_for_reading(path) as there:
                 if there or number not in found:
-                    return api.run_plan(api.make_plan(self._resolve_item(path), template, asked))
+                    plan = api.make_plan(self._resolve_item(path), template, asked)
+                    return api.run_plan(plan, asked.on_progress)
             # The step was deleted or overwritten after it was listed: list again.
 
     def _resolve_item(self, path: str) -> str:

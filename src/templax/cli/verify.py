@@ -11,7 +11,8 @@ import templax as tx
 from .._audit.result import format_verification
 from .._display.json import render_json
 from .._display.json_reports import verification_fields
-from .._display.terminal import echo_progress, echo_report
+from .._display.progress import show_progress
+from .._display.terminal import echo_report
 
 
 @click.command("verify")
@@ -25,8 +26,7 @@ def verify(path: str, threads: int | None, required: bool, as_json: bool) -> Non
     Exits with 0 if nothing is, 1 if something is, 2 if PATH can't be opened. Bytes without a
     checksum are counted.
     """
-    progress = echo_progress if sys.stderr.isatty() else None
-    verified = tx.verify(path, threads=threads, on_progress=progress)
+    verified = tx.verify(path, threads=threads, on_progress=show_progress)
     if as_json:
         click.echo(render_json(verification_fields(verified)))
     else:
