@@ -52,7 +52,7 @@ def run_fields(run: Run) -> dict[str, Any]:
         "evidence": run.evidence,
         "latest": max(run.committed, default=None),
         "steps": [_step_fields(found) for found in run.steps],
-        "others": [_step_fields(found) for found in run.directories if found.step is None],
+        "others": [_step_fields(found) for found in run.remains],
     }
 
 

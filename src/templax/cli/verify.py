@@ -13,13 +13,15 @@ from .._display.json import render_json
 from .._display.json_reports import verification_fields
 from .._display.progress import show_progress
 from .._display.terminal import echo_report
+from .options import CheckpointPath, color_option, json_option
 
 
 @click.command("verify")
-@click.argument("path")
+@click.argument("path", type=CheckpointPath())
 @click.option("--threads", type=click.IntRange(min=1), help="Workers that read and decode.")
 @click.option("--required", is_flag=True, help="Exit with 1 if any byte has no checksum, too.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON (fields: docs/reference/cli.md).")
+@json_option
+@color_option
 def verify(path: str, threads: int | None, required: bool, as_json: bool) -> None:
     """Read every byte of the checkpoint at PATH once, and list what is corrupted.
 
