@@ -29,7 +29,7 @@ def catalog_fields(catalog: Catalog, shown: Sequence[LeafEntry]) -> dict[str, An
             **select_fields(entry, "name", "path", "kind"),
             "dtype": entry.dtype_name,
             "shape": entry.user_shape,
-            **select_fields(entry, "nbytes", "saved_sharding"),
+            **select_fields(entry, "nbytes", "parameter_count", "saved_sharding"),
             "fingerprint": None if prints is None else prints.leaves[entry.name],
         }
         for entry in shown
@@ -38,7 +38,7 @@ def catalog_fields(catalog: Catalog, shown: Sequence[LeafEntry]) -> dict[str, An
         **select_fields(catalog, "url", "format", "evidence", "uncommitted", "metadata"),
         "fingerprint": None if prints is None else str(prints),
         "leaf_count": len(catalog.entries),
-        "nbytes": catalog.nbytes,
+        **select_fields(catalog, "nbytes", "parameter_count"),
         "leaves": leaves,
         "restore": make_restore_code(catalog),
     }
