@@ -67,6 +67,13 @@ class _Group(click.Group):
         ]
         return [*commands, *click.Command.shell_complete(self, ctx, incomplete)]
 
+    def make_context(self, *arguments: Any, **extra: Any) -> click.Context:
+        try:
+            return super().make_context(*arguments, **extra)
+        except BrokenPipeError:  # --help and --version print here
+            _discard(sys.stdout)
+            sys.exit(PIPE_CLOSED)
+
     def invoke(self, ctx: click.Context) -> Any:
         for stream in (sys.stdout, sys.stderr):
             # A leaf may have a name that the terminal's encoding lacks.

@@ -16,7 +16,7 @@ _JSON = "templax.json"
 """Where a command notes in `click.Context.meta` that it was called with `--json`."""
 
 
-class CheckpointPath(click.ParamType):
+class CheckpointPath(click.ParamType):  # pyright: ignore[reportMissingTypeArgument]
     """A path or URL, as `templax.open` takes it. A shell completes the names of files.
 
     Args:

@@ -142,7 +142,9 @@ def test_a_name_that_the_terminal_cannot_encode_is_escaped():
     assert "\\xe9 " in done.stdout
 
 
-@pytest.mark.parametrize("command", ["ls --flat --all", "ls --json", "template", "verify"])
+@pytest.mark.parametrize(
+    "command", ["ls --flat --all", "ls --json", "template", "verify", "--help", "ls --help"]
+)
 def test_a_closed_pipe_is_quiet_and_has_the_status_of_a_broken_pipe(command):
     """As `git log | true` has; 1 would say that a check has found something."""
     command = f"{sys.executable} -m templax {command} {DEFAULT} | true; exit ${{PIPESTATUS[0]}}"
