@@ -28,8 +28,8 @@ class Node:
         entry: The leaf, if it is one.
         empty: The kind of an empty container, if it is one.
         children: The subtrees and leaves directly below, by key.
-        shape_id: A number that subtrees share if they look alike: the same names, dtypes, shapes,
-            saved shardings, and values of strings.
+        look_id: Equal for subtrees that look alike: the same names, dtypes, shapes, saved
+            shardings, string values and empty containers.
     """
 
     label: str
@@ -40,7 +40,7 @@ class Node:
     entry: LeafEntry | None = None
     empty: str | None = None
     children: dict[str | int, Node] = field(default_factory=dict)
-    shape_id: int = -1
+    look_id: int = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,8 +137,8 @@ def _build_tree(entries: Sequence[LeafEntry], empties: Mapping[Path, str]) -> No
         node.nbytes += sum(child.nbytes for child in children)
         node.leaves += sum(child.leaves for child in children)
         node.parameters += sum(child.parameters for child in children)
-        below = sorted((child.label, child.shape_id) for child in children)
-        node.shape_id = seen.setdefault((*facts, *below), len(seen))
+        below = sorted((child.label, child.look_id) for child in children)
+        node.look_id = seen.setdefault((*facts, *below), len(seen))
     return root
 
 
@@ -171,7 +171,7 @@ def _group_children(node: Node, collapse: bool) -> list[list[Node]]:
     last: tuple[str, int, int] | None = None
     for child in sorted(node.children.values(), key=_natural_key):
         found = _NUMBERED.fullmatch(child.label) if collapse else None
-        now = (found[1], int(found[2]), child.shape_id) if found else None
+        now = (found[1], int(found[2]), child.look_id) if found else None
         if last and now and now == (last[0], last[1] + 1, last[2]):
             run.append(child)
         else:

@@ -23,20 +23,20 @@ def catalog_fields(catalog: Catalog, shown: Sequence[LeafEntry]) -> dict[str, An
         catalog: The checkpoint.
         shown: The leaves to list.
     """
-    prints = None if catalog.fingerprints is None else recorded_fingerprint(catalog)
+    recorded = None if catalog.fingerprints is None else recorded_fingerprint(catalog)
     leaves = [
         {
             **select_fields(entry, "name", "path", "kind"),
             "dtype": entry.dtype_name,
             "shape": entry.user_shape,
             **select_fields(entry, "nbytes", "parameter_count", "saved_sharding"),
-            "fingerprint": None if prints is None else prints.leaves[entry.name],
+            "fingerprint": None if recorded is None else recorded.leaves[entry.name],
         }
         for entry in shown
     ]
     return {
         **select_fields(catalog, "url", "format", "evidence", "uncommitted", "metadata"),
-        "fingerprint": None if prints is None else str(prints),
+        "fingerprint": None if recorded is None else str(recorded),
         "leaf_count": len(catalog.entries),
         **select_fields(catalog, "nbytes", "parameter_count"),
         "leaves": leaves,

@@ -56,7 +56,7 @@ def describe_checkpoint(catalog: Catalog, shown: Sequence[LeafEntry]) -> Iterato
         yield "dtypes", ", ".join(f"{name} {format_size(n)}" for name, n in sizes.most_common())
     sharding = find_common_sharding(shown)
     if sharding is not None:
-        yield "sharding", f"{sharding}, each array (informational; not used for placement)"
+        yield "sharding", f"{sharding} for every array that has one (not used for placement)"
 
 
 def find_common_sharding(entries: Sequence[LeafEntry]) -> str | None:
@@ -82,7 +82,7 @@ def make_restore_code(catalog: Catalog) -> str:
             f"catalog = {opened}",
             "tree = tx.restore(catalog, catalog.template())",
             "",
-            "# or into the tree of your model, with every leaf held to its shape and dtype:",
+            "# or into the tree of your model, checking the shape and dtype of every leaf:",
             "template = tx.template_of(model.init, key, x)",
             f"tree = tx.restore(catalog, {arguments})",
         ]

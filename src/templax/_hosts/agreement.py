@@ -1,7 +1,8 @@
 """JAX. How the processes of a job agree during a save.
 
 They communicate over the key-value store that comes with `jax.distributed`. No device takes part,
-so the main thread can train while a background thread saves.
+so the main thread can train while a background thread saves. Beginning and deleting a step of a run
+work in the same way; below, "save" stands for these, too.
 
 A save is a sequence of steps, `tell_all`, `gather` and `agree`, which every process takes in the
 same order. At each step:
@@ -29,7 +30,7 @@ Invariants:
 - Only the clock of the waiting process is used: a heartbeat is a value that must change, not a
   time.
 
-What happens if a process
+What happens if a process ...
 
 - fails between two steps: it sends its error in place of its next message. Process 0 instead
   publishes it as the verdict.
@@ -38,13 +39,14 @@ What happens if a process
   processes raise an error that names it.
 - is slow: it is waited for as long as its heartbeats arrive, since storage may be slow.
 - has not begun the save at all: it is waited for `timeout_s`.
-- dies (SIGKILL, out of memory, a lost machine; as of jax 0.10 and 0.12), and is not process 0:
-  process 0 misses its heartbeats after `SILENT_S`, and all others raise a `SaveError` that names
-  it. JAX misses it after the `heartbeat_timeout_seconds` of `jax.distributed.initialize`, by
-  default 100, and then aborts every process of the job (SIGABRT), unless the option
-  `jax_enable_recoverability` is set. If that timeout is shorter than `SILENT_S`, JAX comes first.
+- dies (SIGKILL, out of memory, a lost machine) and is not process 0: process 0 misses its
+  heartbeats after `SILENT_S`, and all others raise a `SaveError` that names it. JAX misses it after
+  the `heartbeat_timeout_seconds` of `jax.distributed.initialize`, by default 100, and then aborts
+  every process of the job (SIGABRT), unless the option `jax_enable_recoverability` is set. If that
+  timeout is shorter than `SILENT_S`, JAX comes first.
 - dies and is process 0, which holds the store: JAX aborts all others within milliseconds, whatever
-  its options. What they had begun to write stays on the disk, as after any kill.
+  its options. What they had begun to write stays on the disk, as after any kill. JAX's own
+  behaviour, here and in the item above, is that of 0.10 and 0.12.
 - is process 0 and stops sending heartbeats: the others publish the verdict that it was lost.
 """
 
@@ -86,7 +88,7 @@ _save_numbers = itertools.count()  # the same on all processes, which save in th
 
 
 def join_job(path: str, *, timeout_s: float = TIMEOUT_S) -> Hosts:
-    """The processes of this job, for a save to `path`. Sends and waits for nothing yet.
+    """Joins the processes of this job for a save to `path`. Starts heartbeats, but does not wait.
 
     Every process calls this for the same saves in the same order, in the thread that decides to
     save: the number of the call tells one save from the next.
@@ -156,7 +158,7 @@ class Hosts:
         return self._take_step(doing, reply=reply)[1]
 
     def gather(self, doing: str, value: bytes) -> list[bytes]:
-        """Returns the values of all processes in order on process 0, and nothing on others.
+        """Returns the values of all processes, in order, on process 0, and an empty list on others.
 
         Args:
             doing: See `tell_all`.
@@ -176,7 +178,7 @@ class Hosts:
 
         Raises:
             SaveError: On every process, the same: it names each process that failed, and why.
-            AlreadyExists: Instead, if that is the only error of any process.
+            AlreadyExists: Instead, if every process that failed has that error.
         """
         self._take_step(doing, error=error)
 
@@ -362,7 +364,7 @@ class _Liveness:
     def find_lost(
         self, missing: Iterable[int], heartbeats: Mapping[int, bytes]
     ) -> list[tuple[int, float]]:
-        """The processes to give up, each with the seconds for which it was silent.
+        """The processes that are considered lost, each with the limit in seconds that it exceeded.
 
         Args:
             missing: The processes that are waited for.

@@ -71,7 +71,7 @@ def describe_failure(
 
     Args:
         messages: The messages received at this step, by process.
-        lost: Processes that were given up, each with the seconds they were waited for.
+        lost: Processes that are considered lost, each with the limit in seconds that it exceeded.
         count: Number of processes in the job.
         path: Where the save goes.
         doing: What the processes do in this step; empty if the failure was between two steps.

@@ -1,4 +1,4 @@
-"""Hints that explain a whole tree. Each is tried, by matching again as it says, before it is given.
+"""Hints that explain a whole tree. A hint is given only if matching again with it helps.
 
 Hints about single leaves are in `leaf_hints`.
 """
@@ -141,7 +141,7 @@ def _try_other_subtrees(failure: _Failure) -> list[_Candidate]:
 
 
 def _suggest_wrapping(failure: _Failure) -> Match | None:
-    """Tries to put the checkpoint's tree under a prefix, as the template may do."""
+    """Tries a prefix for all names of the checkpoint: the template may wrap its tree in one."""
     if not failure.select("missing") or failure.options.rename is not None:
         return None
     names = {name for _, name, _ in apply_at_and_rename(failure.checkpoint, failure.options)}
@@ -205,7 +205,7 @@ def _suggest_renames(failure: _Failure) -> Match | None:
         _strip_common_end(leaves[old][0], targets[new].path) for new, old in old_names.items()
     )
     after = failure.retry(rename=rename)
-    # Only a hint that solves exactly what it is printed for: a prefix renames other leaves as well.
+    # The hint must solve exactly these mismatches: a prefix may rename other leaves as well.
     solved = {("missing", new) for new in old_names} | {("extra", o) for o in old_names.values()}
     before = failure.result.mismatches
     removed = _identify(before) - _identify(after.mismatches)

@@ -1,6 +1,6 @@
 """Hints about single leaves: a transposed shape, stacked layers, another dtype.
 
-A hint that proposes a cast is tried, by fitting the leaf again, before it is given.
+A cast is proposed only if the leaf fits with it. The other hints follow from shapes and names.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from .match import fit_leaf
 from .options import MatchOptions
 
 MAX_NEAREST = 20
-"""How many missing leaves get a nearest name: as many as a report shows."""
+"""Only this many mismatches, the first ones, are searched for a nearest name: as many as a report
+shows."""
 
 MAX_NAMES = 1000
 """The nearest name is not searched among more names than these, which would take seconds."""
@@ -145,9 +146,9 @@ def _find_stacks(layers: Sequence[_Leaf], stacks: Sequence[_Leaf]) -> Iterator[_
     """Finds groups of equal leaves, numbered from 0, that one leaf of `stacks` holds together."""
     if not stacks:
         return
-    # `layers_0.kernel`, ... are stacked as `layers.kernel` or, by NNX and others, as `kernel`. So
-    # each stack is filed under its path without one of its elements, with that element as the name
-    # that the layers must have, and under its whole path, cut anywhere, with any name (None).
+    # A stack of `layers_0.kernel`, ... is called `layers.kernel` or, by NNX and others, `kernel`.
+    # Both are filed under the path before and after the numbered element. In the first form, one
+    # element takes its place, and its name must suit the layers; in the second, none does (None).
     candidates: dict[tuple[Path, Path], list[tuple[str | None, _Leaf]]] = defaultdict(list)
     for stack in stacks:
         for i, element in enumerate(stack.path):
@@ -193,8 +194,9 @@ def _group_numbered(leaves: Sequence[_Leaf]) -> dict[tuple[Path, str, Path], dic
 
 
 def _is_stack_name(name: str, stem: str) -> bool:
-    """Whether `name` may stand for all layers called `stem` and a number: its plural, or longer.
+    """Whether a stack called `name` can hold layers called `stem` plus a number.
 
-    `layers_stacked` may stand for `layers_0`, but a stem as short as `l` begins too many names.
+    It can if it is called like the stem or its plural, or begins with the stem: `layers_stacked`.
+    A stem as short as `l` begins too many names.
     """
     return name in (stem, f"{stem}s") or (len(stem) > 3 and name.startswith(stem))

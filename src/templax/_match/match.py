@@ -43,7 +43,7 @@ def match_leaves(
     """Compares a checkpoint with a template.
 
     Args:
-        url: Of the checkpoint, for the report.
+        url: The URL of the checkpoint, for the report.
         checkpoint: The checkpoint.
         template: The template.
         options: `at` applies to both checkpoints, `rename` only to the first.
@@ -69,7 +69,7 @@ def match_leaves(
                 pairs.append(Pair(target, entry))
                 continue
         matching.match_target(target)
-    matching.refuse_if_nothing_is_taken()
+    matching.report_if_nothing_is_taken()
     matching.report_extras()
     return matching.build_result(url)
 
@@ -209,6 +209,7 @@ class _Matching:
             self._match_entry(target, entry, from_fallback=index is self.supplied)
 
     def _keep_or_report_missing(self, target: Target) -> None:
+        """Handles a target that neither checkpoint has."""
         if target.optional or (self.options.missing == "keep" and target.concrete):
             self.kept.append(target.name)
             self.mismatches += _complete_dtype_problems(target, target.dtype_name)
@@ -216,6 +217,7 @@ class _Matching:
             self.mismatches.append(self._describe_missing(target))
 
     def _match_entry(self, target: Target, entry: LeafEntry, from_fallback: bool) -> None:
+        """Pairs a target with the leaf of its name, or reports why the leaf does not fit."""
         mismatches, cast = fit_leaf(target, entry, self.options.cast)
         if target.problems and all(m.problem != "kind" for m in mismatches):
             # If no `jax.Array` holds the target's dtype, say so instead of comparing the dtypes.
@@ -231,7 +233,7 @@ class _Matching:
             if cast is not None:
                 self.casts.append(cast)
 
-    def refuse_if_nothing_is_taken(self) -> None:
+    def report_if_nothing_is_taken(self) -> None:
         """Reports every target as missing if the checkpoint itself would fill none of them.
 
         A restore that takes nothing from a checkpoint is due to a mistake in `at` or in names,
@@ -266,6 +268,7 @@ class _Matching:
                 self.mismatches.append(Mismatch("extra", name, "no leaf", describe_entry(entry)))
 
     def build_result(self, url: str) -> Match:
+        """Returns what was found so far."""
         return Match(
             url,
             self.template,

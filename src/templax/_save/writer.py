@@ -38,7 +38,7 @@ STEP_BYTES = 1024 * 1024
 """The bytes that are checksummed at a time, and then written while they are still in the cache."""
 
 SYNC_BYTES = 64 * 1024 * 1024
-"""After this many bytes the system is asked to bring them to the disk."""
+"""The data file is synced each time about this many more bytes have been written."""
 
 
 class DataFile(Protocol):
@@ -100,8 +100,8 @@ class Writer:
 
     Args:
         leaves, chunks: All leaves of the tree, and the shape of each leaf's chunks.
-        places: The table to fill in.
-        file: The data file, which has the number 0 in `places`.
+        table: The table of chunks to fill in.
+        file: The data file, which has the number 0 in `table`.
         process: The index of this process.
         level: The zstd level; None writes raw, aligned chunks.
         threads: Number of worker threads.
@@ -121,7 +121,7 @@ class Writer:
         self,
         leaves: Sequence[Leaf],
         chunks: Sequence[Shape],
-        places: ChunkTable,
+        table: ChunkTable,
         file: DataFile,
         *,
         process: int,
@@ -130,7 +130,7 @@ class Writer:
         memory: int,
         forget: bool,
     ):
-        self._places, self._file, self._level = places, file, level
+        self._table, self._file, self._level = table, file, level
         self._memory = memory
         self.end = 0
         self._jobs = deque(self._plan(leaves, chunks, process))
@@ -169,7 +169,7 @@ class Writer:
         """
         large: list[tuple[Leaf, Shape, list[_Cell]]] = []
         pack = _Job(packed=self._level is None)
-        for leaf, chunk, first in zip(leaves, chunks, self._places.first_chunk, strict=False):
+        for leaf, chunk, first in zip(leaves, chunks, self._table.first_chunk, strict=False):
             if leaf.value_type == "string" or 0 in leaf.shape or not leaf.pieces:
                 continue
             full = math.prod(chunk) * leaf.dtype.itemsize
@@ -266,7 +266,7 @@ class Writer:
         """Writes a pack of small leaves in one call, with zeros between them."""
         out = scratch.bytes("pack", job.stop - job.start)
         at = 0
-        places = self._places
+        places = self._table
         for (leaf, chunk, (cell,)), pieces in zip(job.work, job.pieces, strict=True):
             assert cell.offset is not None
             data = gather_box(cell.box, leaf, fetch_pieces(pieces), scratch)
@@ -321,7 +321,7 @@ class Writer:
             self._write(stored, offset, scratch)
         if not is_row_major(leaf.shape, chunk):
             plain = crc_contribution(data, cell.box, leaf, plain)
-        places, n = self._places, cell.number
+        places, n = self._table, cell.number
         places.file[n], places.offset[n], places.nbytes[n] = 0, offset, nbytes
         places.crc[n], places.element_crc[n] = crc, plain
 

@@ -42,7 +42,7 @@ class Placement:
     Attributes:
         leaf: The template's own leaf, which is returned for `...`, leaves without data and kept
             values.
-        sharding: Of the result. None is JAX's default device, uncommitted.
+        sharding: The sharding of the result, or None for JAX's default device, uncommitted.
         layout: The memory layout that a `Format` asks for, or None.
         devices: Each device of this process in `sharding`, with the position of its box in
             `Target.boxes`.

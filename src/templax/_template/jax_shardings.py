@@ -21,7 +21,8 @@ def resolve_sharding(leaf: Any, override: Any) -> tuple[jax.sharding.Sharding | 
     """Finds the sharding and the memory layout that a template leaf asks for.
 
     Args:
-        leaf: Of the template. The sharding of a `jax.Array` counts only if the array is committed.
+        leaf: A leaf of the template. The sharding of a `jax.Array` counts only if the array is
+            committed.
         override: A sharding, `Format` or device to use instead, or None.
 
     Returns:
@@ -78,8 +79,8 @@ def find_jax_sharding_problems(
 ) -> tuple[Mismatch, ...]:
     """Why a leaf of `shape` can't have this sharding and memory layout; empty if it can.
 
-    Whether the mesh divides the shape is checked by `find_sharding_problem`; this adds what only
-    JAX knows.
+    Includes the check of `find_sharding_problem` that the mesh divides the shape; the other checks
+    need JAX.
     """
     found: list[Mismatch] = []
     order = getattr(layout, "major_to_minor", None)

@@ -1,6 +1,6 @@
-"""Shardings as data, and whether one divides a shape. No JAX here, so template files can hold them.
+"""Shardings as data, and the check that one divides a shape. Needs no JAX.
 
-`jax_shardings` makes the same `Mismatch` for the live shardings of a pytree.
+`jax_shardings` converts the shardings of JAX to these, and adds the checks that need JAX.
 """
 
 from __future__ import annotations

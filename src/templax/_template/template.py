@@ -31,9 +31,10 @@ class Target(LeafSpec, frozen=True, gc=False):
         concrete: The template leaf holds a value, which `missing="keep"` can keep.
         optional: A Python value of an Equinox module. It is kept if the checkpoint does not hold
             it, since users of Equinox often save only the arrays.
-        problems: Why no checkpoint can satisfy this target: a sharding that does not divide the
-            shape, or a dtype that no `jax.Array` holds. `found` of the latter is empty, since only
-            the match knows what the checkpoint holds.
+        problems: Why no checkpoint can satisfy this target: a sharding or memory layout that does
+            not fit the shape, a dtype that is not numeric ("kind"), or one that no `jax.Array`
+            holds ("dtype"). `found` of the last is empty, since only the match knows what the
+            checkpoint holds.
         sharding: The requested sharding as data, for messages and template files.
         placement: Opaque here; used by `_restore.place`.
         transient: JAX copies the host memory that the leaf is read into, for example to an

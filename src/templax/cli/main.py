@@ -1,4 +1,4 @@
-"""The command `templax`: look into a checkpoint, and hold it to a template, from a shell.
+"""The command `templax`: shows what is in a checkpoint, and compares it with a template.
 
 Exit status: 0 if all is well, 1 if a check found a difference or corruption, 2 if something could
 not be read or written, 130 after Ctrl-C, 141 if the reader of a pipe went away.
@@ -29,13 +29,10 @@ COMMANDS = {
     "prune": ("runs", "Delete the steps in DIR that no rule keeps."),
     "steps": ("runs", "Show the steps in DIR: sizes, ages and metrics."),
     "template": ("template", "Write the template that the checkpoint at PATH fits."),
-    "verify": (
-        "verify",
-        "Read every byte of the checkpoint at PATH once.",
-    ),
+    "verify": ("verify", "Read every byte of the checkpoint at PATH once, and list all damage."),
 }
-"""Name → module and short help. A module is imported when its command is called: --help waits for
-neither numpy nor the engine."""
+"""Name → module and short help. Each module is imported only when its command is used, so that
+`templax --help` does not wait for numpy."""
 
 INTERRUPTED = 130
 """The status of a program that Ctrl-C ended."""
@@ -112,7 +109,7 @@ def _discard(stream: TextIO) -> None:
 @click.version_option(tx.__version__, prog_name="templax")
 @color_option
 def main() -> None:
-    """Restore JAX checkpoints through a template; look into them and check them from here.
+    """Inspect and verify JAX checkpoints, and compare them with templates.
 
     Exit status: 0 if all is well, 1 if a check found a difference or corruption, 2 if something
     can't be read.

@@ -23,7 +23,7 @@ from .options import CheckpointPath, color_option, json_option
 @json_option
 @color_option
 def verify(path: str, threads: int | None, required: bool, as_json: bool) -> None:
-    """Read every byte of the checkpoint at PATH once, and list what is corrupted.
+    """Read every byte of the checkpoint at PATH once, and list all damage.
 
     Exits with 0 if nothing is, 1 if something is, 2 if PATH can't be opened. Bytes without a
     checksum are counted.

@@ -30,9 +30,9 @@ class Staging:
     """A directory that is written next to its final location and then moved there as a whole.
 
     If the process is killed or power is lost, at any moment, `path` holds either what it held
-    before or everything that was written. `find_abandoned` finds what else is left; the next save
-    to `path` removes it, either when it succeeds or when it runs out of space. If anything fails,
-    what was written is removed.
+    before or everything that was written. Anything else that a kill leaves behind is found by
+    `find_abandoned`, and removed by the next save to `path`, either when that succeeds or when it
+    runs out of space. If anything fails, what was written is removed.
 
     `create`, `put`, `discard` and the methods of the files may be called from several threads at
     once; call `commit` when everything is written. Leaving a `with` block discards what was not

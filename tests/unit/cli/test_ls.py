@@ -31,7 +31,7 @@ orbax-0.12.8-manager/ckpt/10/state
   saved     2026-11-24 04:16:10 UTC
   total     14 leaves, 33.6 KiB, 8,650 parameters
   dtypes    {dtypes}
-  sharding  single device cpu:0, each array (informational; not used for placement)
+  sharding  single device cpu:0 for every array that has one (not used for placement)
 
 extra                     2 leaves       16 B  1 parameter
   empty_dict    Dict
@@ -69,7 +69,7 @@ To restore it:
     catalog = tx.open("orbax-0.12.8-manager/ckpt/10/state")
     tree = tx.restore(catalog, catalog.template())
 
-    # or into the tree of your model, with every leaf held to its shape and dtype:
+    # or into the tree of your model, checking the shape and dtype of every leaf:
     template = tx.template_of(model.init, key, x)
     tree = tx.restore(catalog, template["params"], at="state.params")
 """.replace("{dtypes}", f"{dtypes}, uint32 8 B")
