@@ -1,5 +1,15 @@
 """Restore JAX checkpoints through a template.
 
+    restore, check, plan, run    load a checkpoint; compare it first; see what that costs
+    template_of, save_template   make a template; write it to a file
+    open                         list what a checkpoint holds
+    save, verify, fingerprint    write a checkpoint; check every byte; compare values
+    Manager, Keep                the steps of a training run; which of them stay
+    Recipe                       a function in place of a checkpoint
+    show_progress, last_restore  how far a restore is; what it took
+
+Errors are in `templax.errors`, and Orbax's names in `templax.compat.orbax`.
+
     >>> import os, tempfile
     >>> import jax.numpy as jnp
     >>> import templax as tx
@@ -21,6 +31,7 @@ _MODULES = {
     "_catalog.catalog": ("Catalog",),
     "_catalog.entry": ("LeafEntry",),
     "_catalog.fingerprint": ("Fingerprint",),
+    "_display.progress": ("show_progress",),
     "_match.result": ("Match", "TemplateError"),
     "_plan.plan": ("Plan",),
     "_restore.api": ("check", "last_restore", "open", "plan", "restore", "run", "save_template"),

@@ -15,6 +15,10 @@ PAGE = (Path(__file__).parents[2] / "docs" / "reference" / "cli.md").read_text()
 OPTION = re.compile(r"(?<![\w-])--?[a-z][a-z-]*")
 
 
+SHARED = "--color"
+"""The option that every command has, which the page describes once."""
+
+
 def sections() -> dict[str, str]:
     """The text of the page below each heading that is a command."""
     _, *parts = re.split(r"^## `templax ([\w-]+)`\n", PAGE, flags=re.MULTILINE)
@@ -29,10 +33,13 @@ def load_command(name: str) -> click.Command:
 
 
 def options(name: str) -> dict[str, click.Option]:
-    """The options of a command by each of their spellings, such as `-o` and `--output`."""
+    """The options of a command by each of their spellings, such as `-o` and `--output`.
+
+    Without the shared one.
+    """
     parameters = load_command(name).params
     found = [parameter for parameter in parameters if isinstance(parameter, click.Option)]
-    return {spelling: option for option in found for spelling in option.opts}
+    return {spelling: option for option in found for spelling in option.opts if spelling != SHARED}
 
 
 def rows(text: str) -> dict[str, tuple[str, str]]:
@@ -43,6 +50,13 @@ def rows(text: str) -> dict[str, tuple[str, str]]:
 
 def test_every_command_has_a_section() -> None:
     assert sorted(sections()) == sorted(COMMANDS)
+
+
+@pytest.mark.parametrize("command", [main, *map(load_command, COMMANDS)], ids=lambda c: c.name)
+def test_the_shared_option_is_described_for_all_commands(command: click.Command) -> None:
+    (option,) = (parameter for parameter in command.params if SHARED in parameter.opts)
+    assert isinstance(option.type, click.Choice)
+    assert f"`{SHARED} {'|'.join(option.type.choices)}`" in PAGE.partition("\n## ")[0]
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -362,7 +362,15 @@ def test_all_is_exactly_what_is_public() -> None:
     assert set(tx.__all__) <= set(dir(tx))
     public = {name for name in dir(tx) if not name.startswith("_")}
     modules = {name for name in public if isinstance(getattr(tx, name), type(os))}
-    assert public - modules - {"TYPE_CHECKING", "Any"} == set(tx.__all__)
+    assert public - modules == set(tx.__all__)
+
+
+def test_help_begins_with_every_call() -> None:
+    """`help(tx)` lists the private packages right after the docstring."""
+    assert tx.__doc__ is not None
+    overview = tx.__doc__.partition(">>>")[0]
+    calls = {name for name in tx.__all__ if not isinstance(getattr(tx, name), type)}
+    assert calls | {"Manager", "Keep", "Recipe"} <= set(overview.replace(",", " ").split())
 
 
 def test_a_name_that_is_not_there_is_an_attribute_error() -> None:

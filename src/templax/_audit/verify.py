@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 
 import msgspec
@@ -18,6 +18,7 @@ from .._codecs.decode import decode
 from .._codecs.zstd import Inflater
 from .._core.boxes import Box, box_around, full_box, intersect, shape_of, size_of
 from .._core.memory import Scratch
+from .._core.progress import PROGRESS_S, Progress, check_progress
 from .._core.workers import choose_threads
 from .._plan.build import GAP_BYTES
 from .._plan.parts import BLOCK_BYTES, CHECKED_BYTES, LARGE_BYTES, SPLIT_BYTES, is_raw
@@ -26,14 +27,12 @@ from ..formats.registry import Checkpoint, open_checkpoint
 from ..storage.source import Source
 from .result import Verified
 
-_PROGRESS_S = 0.1
-
 
 def verify(
     checkpoint: Checkpoint,
     *,
     threads: int | None = None,
-    on_progress: Callable[[int, int], None] | None = None,
+    on_progress: Progress | None = None,
 ) -> Verified:
     """Reads every byte of a checkpoint once, and lists all damage.
 
@@ -43,7 +42,9 @@ def verify(
     Args:
         checkpoint: See `open`.
         threads: Workers. Default: the cores of this process, at most 8.
-        on_progress: Called with bytes read and bytes in all, at most ten times a second.
+        on_progress: Called as `on_progress(done, total)` with the bytes read so far and the bytes
+            in all, at most ten times a second, by the thread that called `verify`. An exception in
+            it ends the verification.
 
     Returns:
         The result. Damage, including missing and truncated files, is listed there and not raised.
@@ -64,6 +65,7 @@ def verify(
     """
     begin = time.perf_counter()
     threads = choose_threads(threads)
+    check_progress(on_progress)
     catalog = open_checkpoint(checkpoint)
     survey = _Survey(catalog)
     survey.audit()
@@ -221,20 +223,22 @@ class _Workers:
         self._stopped = False
         self._lock = threading.Lock()
 
-    def run(self, threads: int, progress: Callable[[int, int], None] | None) -> None:
+    def run(self, threads: int, progress: Progress | None) -> None:
         """Checks all pieces; raises the first error that is not a damage."""
         with ThreadPoolExecutor(threads, thread_name_prefix="templax") as pool:
             pending = {pool.submit(self._work) for _ in range(min(threads, len(self._groups)))}
             try:
                 while pending:
-                    timeout = None if progress is None else _PROGRESS_S
+                    timeout = None if progress is None else PROGRESS_S
                     done, pending = wait(pending, timeout, FIRST_EXCEPTION)
                     for future in done:
                         future.result()
-                    if progress is not None:
+                    if progress is not None and pending:
                         progress(self._done, self._total)
             finally:
                 self._stopped = True
+        if progress is not None:
+            progress(self._done, self._total)
 
     def _work(self) -> None:
         scratch = Scratch()

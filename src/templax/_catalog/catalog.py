@@ -14,6 +14,10 @@ from .._core.names import Path
 from ..errors import CheckpointError, Corrupted
 from ..storage.source import Source
 from .entry import Chunk, LeafEntry
+from .tree_rows import format_total, format_tree
+
+MAX_ROWS = 40
+"""Rows of the tree that `print(catalog)` shows."""
 
 
 class Locator(Protocol):
@@ -67,6 +71,11 @@ class Catalog:
         ('orbax', 200)
         >>> catalog.leaves["params.w"]
         LeafEntry('params.w', float32(8, 6), array)
+        >>> print(catalog)
+        /.../ckpt (orbax): 2 leaves, 200 B, 48 parameters
+        params           1 leaf  192 B  48 parameters
+          w     float32  (8, 6)  192 B
+        step    int64    ()        8 B
     """
 
     url: str
@@ -84,6 +93,13 @@ class Catalog:
     def __repr__(self) -> str:
         return f"Catalog({self.url!r}, {self.format}, {len(self.entries):,} leaves)"
 
+    def __str__(self) -> str:
+        """The tree, as `templax ls` shows it, in at most `MAX_ROWS` rows."""
+        head = f"{self.url} ({self.format}): {format_total(self.entries)}"
+        if self.uncommitted is not None:
+            head += f"\nUNCOMMITTED: {self.uncommitted}"
+        return "\n".join([head, *format_tree(self.entries, self.empties, MAX_ROWS)])
+
     @functools.cached_property
     def leaves(self) -> Mapping[str, LeafEntry]:
         """Name → leaf. If several leaves share a name, the first; matching reports the conflict."""
@@ -96,6 +112,11 @@ class Catalog:
     def nbytes(self) -> int:
         """Bytes of all leaves, decoded."""
         return sum(entry.nbytes for entry in self.entries)
+
+    @property
+    def parameter_count(self) -> int:
+        """Number of elements of all leaves with a floating-point or complex dtype."""
+        return sum(entry.parameter_count for entry in self.entries)
 
     def locate(
         self, entries: Iterable[LeafEntry], damages: list[Corrupted] | None = None

@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 
 from .._core.boxes import Box, Shape
-from .._core.dtypes import name_of
+from .._core.dtypes import class_of, name_of
 from .._core.names import Path
 
 Kind = Literal["array", "scalar", "string", "key"]
@@ -133,3 +133,11 @@ class LeafEntry(LeafSpec, frozen=True, gc=False):
         if self.value is not None:
             return len(self.value.encode())
         return math.prod(self.shape) * self.dtype.itemsize
+
+    @property
+    def parameter_count(self) -> int:
+        """Number of elements if they are floating-point or complex numbers, else 0.
+
+        What a leaf is for is not stored: the statistics of an optimizer count like the weights.
+        """
+        return math.prod(self.shape) if class_of(self.dtype) in ("float", "complex") else 0

@@ -19,6 +19,26 @@ def format_size(nbytes: int) -> str:
     return f"{nbytes / 1024**power:.1f} {'KMGTPE'[power - 1]}iB"
 
 
+def format_count(n: int) -> str:
+    """A number in a few characters, with three significant digits.
+
+    >>> format_count(768), format_count(8586), format_count(124_439_808), format_count(10**15)
+    ('768', '8.59 K', '124 M', '1000 T')
+    """
+    if n < 1000:
+        return str(n)
+    power = 1
+    while float(f"{n / 1000**power:.3g}") >= 1000 and power < 4:
+        power += 1
+    value = float(f"{n / 1000**power:.3g}")
+    return f"{value:.{0 if value >= 100 else 1 if value >= 10 else 2}f} {'KMBT'[power - 1]}"
+
+
+def parameter_noun(n: int) -> str:
+    """The noun "parameter" or "parameters", depending on the number."""
+    return "parameter" if n == 1 else "parameters"
+
+
 def list_names(names: Sequence[str], maximum: int = 3) -> str:
     """The first few names, and how many more there are.
 

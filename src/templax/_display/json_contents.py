@@ -29,7 +29,7 @@ def catalog_fields(catalog: Catalog, shown: Sequence[LeafEntry]) -> dict[str, An
             **select_fields(entry, "name", "path", "kind"),
             "dtype": entry.dtype_name,
             "shape": entry.user_shape,
-            **select_fields(entry, "nbytes", "saved_sharding"),
+            **select_fields(entry, "nbytes", "parameter_count", "saved_sharding"),
             "fingerprint": None if recorded is None else recorded.leaves[entry.name],
         }
         for entry in shown
@@ -38,7 +38,7 @@ def catalog_fields(catalog: Catalog, shown: Sequence[LeafEntry]) -> dict[str, An
         **select_fields(catalog, "url", "format", "evidence", "uncommitted", "metadata"),
         "fingerprint": None if recorded is None else str(recorded),
         "leaf_count": len(catalog.entries),
-        "nbytes": catalog.nbytes,
+        **select_fields(catalog, "nbytes", "parameter_count"),
         "leaves": leaves,
         "restore": make_restore_code(catalog),
     }
@@ -52,7 +52,7 @@ def run_fields(run: Run) -> dict[str, Any]:
         "evidence": run.evidence,
         "latest": max(run.committed, default=None),
         "steps": [_step_fields(found) for found in run.steps],
-        "others": [_step_fields(found) for found in run.directories if found.step is None],
+        "others": [_step_fields(found) for found in run.remains],
     }
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from typing import TextIO
 
 import click
+from click.globals import resolve_color_default
 
 Part = str | tuple[str, str]
 """Text, or text and its style: "bold" or "dim", a colour, or both, such as "bold red"."""
@@ -32,6 +33,9 @@ def echo(*parts: Part, err: bool = False) -> None:
 
 
 def _is_styled(stream: TextIO) -> bool:
+    asked = resolve_color_default()  # by the option --color
+    if asked is not None:
+        return asked
     if os.environ.get("NO_COLOR"):
         return False
     terminal = stream.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
@@ -60,29 +64,34 @@ def echo_report(text: str, *, prefix: str = "", err: bool = False) -> None:
         echo((prefix if i == 0 else "", "bold red"), *highlight_line(line), err=err)
 
 
-def echo_progress(done: int, total: int) -> None:
-    """Rewrites a line of standard error, which is removed at the end."""
-    text = "" if done == total else f"  {done:,} of {total:,} bytes ({done / total:.0%})"
-    sys.stderr.write(f"\r{text}\x1b[K")
-    sys.stderr.flush()
+_DIFFERENCE = re.compile(
+    r"(\s*Expected )(?P<wanted>.+?)(, (?:got|found) )(?P<found>.+?)(?= - (?:at|file|bytes) |; |$)"
+)
 
-
-_MARKED = re.compile(r"`[^`]*`|\bhint: .*")
+_MARKED = re.compile(r"(?P<hint>\bhint: .*)|(?P<name>`[^`]*`)")
 
 
 def highlight_line(line: str) -> list[Part]:
-    """A line of a report in parts: what is in backticks and what is a hint have a style.
+    """A line of a report in parts: what was expected, what was found, names, and the hint have
+    each a style of their own.
 
-    >>> highlight_line("Expected shape (2,), got (3,) - at `w`; hint: none")
-    ['Expected shape (2,), got (3,) - at ', ('`w`', 'cyan'), '; ', ('hint: none', 'green')]
+    >>> highlight_line("Expected shape (2,), got (3,)")
+    ['Expected ', ('shape (2,)', 'yellow'), ', got ', ('(3,)', 'red')]
+    >>> highlight_line("see `w`; hint: none")
+    ['see ', ('`w`', 'cyan'), '; ', ('hint: none', 'green')]
     """
     parts: list[Part] = []
     end = 0
-    for found in _MARKED.finditer(line):
-        if found.start() > end:
-            parts.append(line[end : found.start()])
-        parts.append((found.group(), "green" if found.group().startswith("hint") else "cyan"))
-        end = found.end()
+    difference = _DIFFERENCE.match(line)
+    if difference is not None:
+        lead, wanted, verb, found = difference.groups()
+        parts += [lead, (wanted, "yellow"), verb, (found, "red")]
+        end = difference.end()
+    for marked in _MARKED.finditer(line, end):
+        if marked.start() > end:
+            parts.append(line[end : marked.start()])
+        parts.append((marked.group(), "green" if marked.lastgroup == "hint" else "cyan"))
+        end = marked.end()
     if end < len(line):
         parts.append(line[end:])
     return parts

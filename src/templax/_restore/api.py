@@ -18,6 +18,7 @@ from .._core.arguments import PyTree
 from .._core.dtypes import Cast
 from .._core.gc_pause import pause_gc
 from .._core.names import Rename
+from .._core.progress import Progress, check_progress
 from .._core.text import list_names
 from .._match.result import Match, TemplateError
 from .._plan.build import build_plan
@@ -27,7 +28,15 @@ from .._template.template import Template
 from ..errors import CastWarning, Unverified, UsageError
 from ..formats.registry import Checkpoint, open_checkpoint
 from .execute import execute_plan
-from .options import CompareKeywords, CompareOptions, RestoreKeywords, RestoreOptions, Verify
+from .meter import ReadMeter
+from .options import (
+    CompareKeywords,
+    CompareOptions,
+    PlanKeywords,
+    PlanOptions,
+    RestoreOptions,
+    Verify,
+)
 from .prepare import locate_chunks, match_checkpoint
 from .stats import Stats, StepChoice
 
@@ -52,6 +61,7 @@ def restore(
     memory: int | None = None,
     threads: int | None = None,
     mapped: bool = False,
+    on_progress: Progress | None = None,
 ) -> PyTree:
     """Loads a checkpoint into the structure, shapes, dtypes and shardings of a template.
 
@@ -96,6 +106,14 @@ def restore(
             checksums, which `verify="off"` leaves out. While such arrays live, the file must not be
             overwritten (the values would change) or truncated (the process would be killed);
             deleting or replacing it is safe.
+        on_progress: Called as `on_progress(done, total)` with the bytes read so far and the bytes
+            to read in all (`Plan.read_bytes`, and those of mapped files that are compared with
+            checksums), at most ten times a second while bytes are read. Once every leaf is in
+            place, it is called a last time, and only then `done` equals `total`; both are 0 if
+            nothing had to be read. The calls are made by the thread that called `restore`, so that
+            a long placement or cast delays them. An exception in it ends the restore and is raised
+            as it is. In a job of several processes each one reports what it reads itself. Try
+            `templax.show_progress`.
 
     Returns:
         The template's pytree, filled. Arrays on CPU own their memory, except with `mapped=True`;
@@ -128,12 +146,13 @@ def restore(
         memory=memory,
         threads=threads,
         mapped=mapped,
+        on_progress=on_progress,
     )
-    return run_plan(make_plan(checkpoint, template, options))
+    return run_plan(make_plan(checkpoint, template, options), on_progress)
 
 
 def plan(
-    checkpoint: Checkpoint, template: PyTree | Template, **options: Unpack[RestoreKeywords]
+    checkpoint: Checkpoint, template: PyTree | Template, **options: Unpack[PlanKeywords]
 ) -> Plan:
     """Plans a restore: every read, decode and copy, and what they cost. Reads no array.
 
@@ -141,7 +160,7 @@ def plan(
         checkpoint: See `restore`.
         template: See `restore`.
         **options: The keyword arguments of `restore`: `at`, `rename`, `shardings`, `missing`,
-            `extra`, `cast`, `verify`, `memory`, `threads` and `mapped`.
+            `extra`, `cast`, `verify`, `memory`, `threads` and `mapped`; `run` takes `on_progress`.
 
     Returns:
         A plan: `print` it, or `run` it.
@@ -161,10 +180,10 @@ def plan(
         >>> tx.run(plan)["w"].shape
         (128, 64)
     """
-    return make_plan(checkpoint, template, RestoreOptions(**options))
+    return make_plan(checkpoint, template, PlanOptions(**options))
 
 
-def make_plan(checkpoint: Checkpoint, template: PyTree | Template, options: RestoreOptions) -> Plan:
+def make_plan(checkpoint: Checkpoint, template: PyTree | Template, options: PlanOptions) -> Plan:
     """`plan` with validated options: opens, matches, locates the chunks, and plans their reads."""
     begin = time.perf_counter()
     with pause_gc():
@@ -199,12 +218,13 @@ def make_plan(checkpoint: Checkpoint, template: PyTree | Template, options: Rest
     return replace(made, prepared=took)
 
 
-def run(plan: Plan) -> PyTree:
+def run(plan: Plan, *, on_progress: Progress | None = None) -> PyTree:
     """Carries out a plan.
 
     Args:
         plan: A plan from `templax.plan`. It can be run more than once; each run reads the bytes
             again.
+        on_progress: See `restore`.
 
     Returns:
         The template's pytree, filled; see `restore`.
@@ -215,13 +235,18 @@ def run(plan: Plan) -> PyTree:
         UsageError: The plan was made for a template from a JSON file, which has no pytree; or
             `jax_enable_x64` was turned off since.
     """
-    return run_plan(plan)
+    check_progress(on_progress)
+    return run_plan(plan, on_progress)
 
 
-def run_plan(plan: Plan, *, choice: StepChoice | None = None) -> PyTree:
+def run_plan(
+    plan: Plan, on_progress: Progress | None = None, *, choice: StepChoice | None = None
+) -> PyTree:
     """`run`, for the public calls: a `CastWarning` points at the code that called templax.
 
     Args:
+        plan: See `run`.
+        on_progress: See `restore`.
         choice: The step that the plan restores, for `last_restore`.
     """
     from .place import place_batches
@@ -233,10 +258,13 @@ def run_plan(plan: Plan, *, choice: StepChoice | None = None) -> PyTree:
         raise UsageError("Expected a plan for a pytree, got one for a template from a file")
     _check_64_bit_types(plan)
     begin = time.perf_counter()
-    with closing(execute_plan(plan, plan.sources)) as finished:
+    meter = None if on_progress is None else ReadMeter(on_progress, plan)
+    with closing(execute_plan(plan, plan.sources, meter)) as finished:
         tree, busy = place_batches(plan.match, finished)
     _last = stats = Stats.of(plan, busy, time.perf_counter() - begin, choice)
     _log.info("%s", stats)
+    if meter is not None:
+        meter.finish()
     if plan.match.casts:
         text = _describe_casts(plan.match, busy.cast_s)
         warnings.warn(CastWarning(text), stacklevel=_count_own_frames() + 1)

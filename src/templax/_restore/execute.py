@@ -15,6 +15,7 @@ from ..storage.source import Source
 from .buffers import HostMemory
 from .fill import fill_buffers
 from .mapping import MappedFiles, check_mapped, map_files
+from .meter import ReadMeter
 from .stats import StageSeconds
 
 
@@ -35,7 +36,9 @@ class FilledBatch:
     busy: StageSeconds
 
 
-def execute_plan(plan: Plan, sources: Sequence[Source]) -> Generator[FilledBatch, None, None]:
+def execute_plan(
+    plan: Plan, sources: Sequence[Source], meter: ReadMeter | None = None
+) -> Generator[FilledBatch, None, None]:
     """Carries out the reads of a plan, and yields its batches in order.
 
     While the consumer has one batch, the next `IN_FLIGHT` are being read. An error is raised when
@@ -45,11 +48,13 @@ def execute_plan(plan: Plan, sources: Sequence[Source]) -> Generator[FilledBatch
     Args:
         plan: What to read, and with how many threads.
         sources: The source of the checkpoint, and of the one given as `missing=`.
+        meter: Counts what is read, and reports it while this waits.
 
     Raises:
         Corrupted: Bytes are missing or altered. Names the leaf, the file and the byte range.
         SourceError: The storage failed, or the checkpoint changed meanwhile.
     """
+    readable = sources if meter is None else [meter.count_reads(source) for source in sources]
     verify = plan.verify != "off"
     summed = verify and plan.summed
     ahead: deque[
@@ -59,20 +64,24 @@ def execute_plan(plan: Plan, sources: Sequence[Source]) -> Generator[FilledBatch
     try:
         for batch in plan.batches:
             if len(ahead) == IN_FLIGHT:
-                yield _finish_batch(*ahead.popleft(), sources)
+                yield _finish_batch(*ahead.popleft(), sources, meter)
             memory = HostMemory(batch)
             jobs = [
-                pool.submit(fill_buffers, op, memory, sources[op.source], verify, summed)
+                pool.submit(fill_buffers, op, memory, readable[op.source], verify, summed)
                 for op in batch.reads
             ]
             mapped = None
             if summed and batch.checks:
                 mapped = pool.submit(map_files, batch, sources)
-                jobs += [pool.submit(check_mapped, job, mapped, sources) for job in batch.checks]
+                checks = [pool.submit(check_mapped, job, mapped, sources) for job in batch.checks]
+                if meter is not None:
+                    for job, check in zip(batch.checks, checks, strict=True):
+                        meter.count_checks(job, check)
+                jobs += checks
             ahead.append((batch, memory, jobs, mapped))
             del memory, jobs, mapped  # only the consumer holds a finished batch
         while ahead:
-            yield _finish_batch(*ahead.popleft(), sources)
+            yield _finish_batch(*ahead.popleft(), sources, meter)
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
@@ -83,9 +92,13 @@ def _finish_batch(
     jobs: list[Future[StageSeconds]],
     mapped: Future[MappedFiles] | None,
     sources: Sequence[Source],
+    meter: ReadMeter | None,
 ) -> FilledBatch:
     """Waits for the reads of a batch, and returns it with its arrays; raises their first error."""
-    wait(jobs, return_when=FIRST_EXCEPTION)
+    if meter is None:
+        wait(jobs, return_when=FIRST_EXCEPTION)
+    else:
+        meter.wait(jobs)
     for job in jobs:  # in plan order, so that of several errors always the same one is raised
         if job.done():
             job.result()

@@ -9,6 +9,7 @@ from typing import Literal, TypedDict
 from .._core.arguments import PyTree, check_int
 from .._core.dtypes import CASTS, Cast
 from .._core.names import Rename
+from .._core.progress import Progress, check_progress
 from .._core.workers import MEMORY_BYTES, choose_threads
 from ..errors import UsageError
 from ..formats.registry import Checkpoint
@@ -27,13 +28,19 @@ class CompareKeywords(TypedDict, total=False):
     cast: Cast
 
 
-class RestoreKeywords(CompareKeywords, total=False):
-    """The keyword arguments of `plan` and `Manager.restore`. `restore` documents each of them."""
+class PlanKeywords(CompareKeywords, total=False):
+    """The keyword arguments of `plan`. `restore` documents each of them."""
 
     verify: Verify
     memory: int | None
     threads: int | None
     mapped: bool
+
+
+class RestoreKeywords(PlanKeywords, total=False):
+    """The keyword arguments of `Manager.restore`. `restore` documents each of them."""
+
+    on_progress: Progress | None
 
 
 @dataclass(frozen=True)
@@ -74,8 +81,8 @@ class CompareOptions:
 
 
 @dataclass(frozen=True)
-class RestoreOptions(CompareOptions):
-    """How a checkpoint is restored: the arguments of `restore`, validated.
+class PlanOptions(CompareOptions):
+    """How a restore is planned: the arguments of `plan`, validated.
 
     Raises:
         UsageError: An argument is invalid.
@@ -107,6 +114,21 @@ class RestoreOptions(CompareOptions):
     def memory_bytes(self) -> int:
         """Host bytes in flight: as asked, or the default."""
         return MEMORY_BYTES if self.memory is None else check_int("memory", self.memory)
+
+
+@dataclass(frozen=True)
+class RestoreOptions(PlanOptions):
+    """How a checkpoint is restored: the arguments of `restore`, validated.
+
+    Raises:
+        UsageError: An argument is invalid.
+    """
+
+    on_progress: Progress | None = None
+
+    def __post_init__(self) -> None:
+        check_progress(self.on_progress)
+        super().__post_init__()
 
 
 def _maps_names(rename: object) -> bool:

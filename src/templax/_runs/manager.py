@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 from .._core.arguments import PyTree
+from .._core.progress import Progress
 from .._core.text import list_names, quote_text
 from .._restore.options import RestoreKeywords, RestoreOptions
 from ..errors import CheckpointError, NotFound, SaveError, TemplaxError, UsageError
@@ -119,7 +120,7 @@ class Manager:
         compression: str | None = None,
         memory: int | None = None,
         threads: int | None = None,
-        on_progress: Callable[[int, int], None] | None = None,
+        on_progress: Progress | None = None,
     ) -> Saved:
         """Saves a step, as `templax.save` does, and then deletes the steps that no rule keeps.
 
@@ -292,7 +293,8 @@ class Manager:
                 is whole. The log has a warning for each step that is skipped. In a JAX job of
                 several processes, each process calls this, and all get the same step.
             **options: The keyword arguments of `templax.restore`: `at`, `rename`, `shardings`,
-                `missing`, `extra`, `cast`, `verify`, `memory`, `threads` and `mapped`.
+                `missing`, `extra`, `cast`, `verify`, `memory`, `threads`, `mapped` and
+                `on_progress`.
 
         Raises:
             NotFound: The step does not exist; or there is none at all, and `missing="error"`.

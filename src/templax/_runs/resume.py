@@ -181,7 +181,7 @@ class StepRestore:
             lambda _entries, _damages=None: {},
         )
         plan = api.make_plan(empty, self._template, self._options)
-        return api.run_plan(plan, choice=StepChoice(None))
+        return api.run_plan(plan, self._options.on_progress, choice=StepChoice(None))
 
     def _restore_step(self, step: int, key: str | None, skipped: tuple[str, ...]) -> PyTree:
         """Restores a step, and keeps it from being deleted meanwhile.
@@ -201,7 +201,7 @@ class StepRestore:
                 raise _StepGoneError
             self._opened = resolve_item(path, self._item)
             plan = api.make_plan(self._opened, self._template, self._options)
-            return api.run_plan(plan, choice=StepChoice(step, skipped))
+            return api.run_plan(plan, self._options.on_progress, choice=StepChoice(step, skipped))
 
     def _concerns_step(self, error: CheckpointError) -> bool:
         """Whether the step is damaged, not the choice of an item or what is given as `missing=`."""

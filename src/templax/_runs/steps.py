@@ -64,6 +64,11 @@ class StepDirectory:
         return self.entry.key
 
     @property
+    def temporary(self) -> bool:
+        """Whether it has the name of a directory that a save writes to before it commits."""
+        return TEMPORARY in self.entry.key
+
+    @property
     def problem(self) -> str | None:
         """Why the directory is not a finished save, or None if it is one."""
         return self.entry.problem
@@ -90,8 +95,13 @@ class Run:
 
     @property
     def steps(self) -> tuple[StepDirectory, ...]:
-        """The directories with a step number, committed or not."""
-        return tuple(d for d in self.directories if d.step is not None)
+        """The directories that have the name of a step, committed or not."""
+        return tuple(d for d in self.directories if d.step is not None and not d.temporary)
+
+    @property
+    def remains(self) -> tuple[StepDirectory, ...]:
+        """The directories that saves have left, or write to, and that no step is named like."""
+        return tuple(d for d in self.directories if d.step is None or d.temporary)
 
     @property
     def committed(self) -> dict[int, StepDirectory]:

@@ -11,12 +11,10 @@ from typing import Any
 
 from .._core.arguments import check_int
 from .._core.dtypes import read_number
+from .._core.progress import Progress, check_progress
 from .._core.workers import MEMORY_BYTES, choose_threads
 from ..errors import UsageError
 from ..storage.sink import Sink
-
-Progress = Callable[[int, int], None]
-"""Called with the bytes written so far and the bytes in all."""
 
 Url = str | os.PathLike[str] | Sink
 
@@ -67,6 +65,7 @@ def make_options(
     """
     if format != "orbax":
         raise UsageError(f'Expected format="orbax", got {format!r}')
+    check_progress(on_progress)
     return SaveOptions(
         metadata=_copy_json(metadata),
         overwrite=overwrite,

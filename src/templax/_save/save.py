@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from .._core.arguments import PyTree
+from .._core.progress import Progress
 from .background import start_save
-from .options import Progress, Url, make_options
+from .options import Url, make_options
 from .result import Saved
 
 
@@ -49,8 +50,10 @@ def save(
         memory: Bytes of host memory for values that were fetched from devices and not yet written;
             default 2 GiB. A leaf larger than this is fetched on its own.
         threads: Number of worker threads. Default: the cores available to this process, at most 8.
-        on_progress: Called with the bytes written and the bytes in all, at most ten times a second;
-            with `wait=False` from another thread.
+        on_progress: Called as `on_progress(done, total)` with the bytes of the values written so
+            far and of all, at most ten times a second, and with `done == total` once all are
+            written, before the commit; with `wait=False` from another thread. An exception in it
+            ends the save. In a job of several processes each one reports what it writes itself.
 
     Returns:
         What was written; with `wait=False`, the handle of the save in progress. The next save and

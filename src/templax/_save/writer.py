@@ -22,6 +22,7 @@ from .._codecs.crc32c import crc32c
 from .._core.boxes import Box, Shape, full_box, shape_of, size_of
 from .._core.chunk_grid import cell_box, grid_shape, is_row_major, iter_cells, only_cell
 from .._core.memory import ALIGN, Scratch
+from .._core.progress import PROGRESS_S, Progress
 from .chunk_bytes import crc_contribution, fetch_pieces, gather_box, pad_chunk
 
 PACK_BYTES = 4 * 1024 * 1024
@@ -35,9 +36,6 @@ RUN_BYTES = 32 * 1024 * 1024
 
 STEP_BYTES = 1024 * 1024
 """The bytes that are checksummed at a time, and then written while they are still in the cache."""
-
-_PROGRESS_S = 0.1
-"""Time between two calls of `progress`."""
 
 SYNC_BYTES = 64 * 1024 * 1024
 """The data file is synced each time about this many more bytes have been written."""
@@ -342,7 +340,7 @@ class Writer:
             if thread.ident is not None:  # it was started
                 thread.join()
 
-    def wait(self, progress: Callable[[int, int], None] | None = None) -> None:
+    def wait(self, progress: Progress | None = None) -> None:
         """Returns once everything is written.
 
         Args:
@@ -358,7 +356,7 @@ class Writer:
                     self._condition.wait_for(lambda: not self._running)
             while progress is not None and self._running:
                 with self._condition:
-                    self._condition.wait_for(lambda: not self._running, _PROGRESS_S)
+                    self._condition.wait_for(lambda: not self._running, PROGRESS_S)
                 if self._running:
                     progress(self.done, self.total)
         except BaseException:

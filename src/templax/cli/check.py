@@ -18,9 +18,10 @@ from .._match.result import Match
 from .._template.json_file import load_template
 from .._template.template import Template
 from . import shell_hints
+from .options import CheckpointPath, color_option, json_option
 
 _COMPARISON = (
-    click.argument("path"),
+    click.argument("path", type=CheckpointPath()),
     click.argument("template", type=click.File("rb"), metavar="TEMPLATE.json"),
     click.option("--at", default="", metavar="NAME", help="Subtree of the checkpoint to compare."),
     click.option(
@@ -33,6 +34,7 @@ _COMPARISON = (
     ),
     click.option(
         "--missing",
+        type=CheckpointPath("error", "keep"),
         default="error",
         metavar="error|keep|PATH",
         show_default=True,
@@ -53,7 +55,8 @@ _COMPARISON = (
         show_default=True,
         help="Which dtypes may become which.",
     ),
-    click.option("--json", "as_json", is_flag=True, help="Print JSON."),
+    json_option,
+    color_option,
 )
 """The arguments and options that `check` and `plan` share, as `restore` has them."""
 

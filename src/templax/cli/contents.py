@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 import click
 
 from .._catalog.catalog import Catalog
+from .._catalog.tree_rows import Row, build_rows, find_depth, format_cells, make_flat_row
 from .._display import listing
 from .._display.json import render_json
 from .._display.json_contents import catalog_fields
@@ -16,6 +17,12 @@ from ..errors import UnknownFormat
 from ..formats.registry import open_catalog
 from ..storage.open import open_source
 from . import runs
+
+MANY_ROWS = 200
+"""More rows than that are followed by a word on how to have fewer."""
+
+FEW_ROWS = 50
+"""Rows that are seen at a glance."""
 
 
 def print_contents(
@@ -57,13 +64,13 @@ def print_contents(
     _print_head(catalog, listing.describe_checkpoint(catalog, shown))
     shardings = listing.find_common_sharding(shown) is None
     if flat:
-        rows = [listing.make_flat_row(entry, shardings) for entry in shown]
+        rows = [make_flat_row(entry, shardings) for entry in shown]
     else:
         empties = None if globs else catalog.empties
-        rows = listing.build_rows(
-            shown, empties, depth=depth, collapse=collapse, shardings=shardings
-        )
+        rows = build_rows(shown, empties, depth=depth, collapse=collapse, shardings=shardings)
     _print_rows(rows)
+    if len(rows) > MANY_ROWS and not flat and depth is None:
+        _print_shorter(rows)
     _print_code(catalog)
     return bool(shown)
 
@@ -75,14 +82,25 @@ def _print_head(catalog: Catalog, facts: Iterable[tuple[str, str]]) -> None:
     echo_facts(facts)
 
 
-def _print_rows(rows: Sequence[listing.Row]) -> None:
-    for row, (name, dtype, shape, size, note) in listing.format_cells(rows):
+def _print_rows(rows: Sequence[Row]) -> None:
+    for row, (name, dtype, shape, size, note) in format_cells(rows):
         style = {"subtree": "bold", "leaf": "", "empty": "dim"}[row.kind]
         text = f"{dtype}  {shape}  {size}"
         if note:
             echo((name, style), "  ", (text, "cyan"), "  ", (note, "dim"))
         else:
             echo((name, style), "  ", (text.rstrip(), "cyan"))
+    echo()
+
+
+def _print_shorter(rows: Sequence[Row]) -> None:
+    """Says how fewer rows can be had. The rows of fewer levels are some of these rows."""
+    depth = find_depth(rows, FEW_ROWS)
+    fewer = sum(row.depth < depth for row in rows)
+    way = f"--depth {depth} shows {fewer:,}"
+    if fewer > MANY_ROWS:
+        way = "--match GLOB shows some"
+    echo((f"{len(rows):,} rows; {way}", "bold"))
     echo()
 
 

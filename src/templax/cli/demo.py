@@ -8,9 +8,11 @@ import click
 
 from .. import demo as program
 from .._display.terminal import echo_report
+from .options import color_option
 
 
 @click.command("demo")
+@color_option
 def demo() -> None:
     """Restore a real Orbax checkpoint, then show four pitfalls and what templax says to them.
 

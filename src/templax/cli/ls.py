@@ -6,10 +6,12 @@ import sys
 
 import click
 
+from .options import CheckpointPath, color_option, json_option
+
 
 @click.command("ls")
-@click.argument("path")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON (fields: docs/reference/cli.md).")
+@click.argument("path", type=CheckpointPath())
+@json_option
 @click.option("--depth", type=click.IntRange(min=1), help="Levels of the tree to show.")
 @click.option(
     "--match",
@@ -22,6 +24,7 @@ import click
 @click.option(
     "--all", "every", is_flag=True, help="Show every one of several identical numbered subtrees."
 )
+@color_option
 def ls(
     path: str,
     as_json: bool,

@@ -1,20 +1,25 @@
 """The command `templax`: shows what is in a checkpoint, and compares it with a template.
 
 Exit status: 0 if all is well, 1 if a check found a difference or corruption, 2 if something could
-not be read.
+not be read or written, 130 after Ctrl-C, 141 if the reader of a pipe went away.
 """
 
 from __future__ import annotations
 
+import os
 import sys
+from contextlib import suppress
 from importlib import import_module
-from typing import Any
+from io import UnsupportedOperation
+from typing import Any, TextIO
 
 import click
+from click.shell_completion import CompletionItem
 
 import templax as tx
 
 from .._display.terminal import echo_report
+from .options import color_option, echo_json_error
 
 COMMANDS = {
     "check": ("check", "Compare the checkpoint at PATH with a template."),
@@ -28,6 +33,12 @@ COMMANDS = {
 }
 """Name → module and short help. Each module is imported only when its command is used, so that
 `templax --help` does not wait for numpy."""
+
+INTERRUPTED = 130
+"""The status of a program that Ctrl-C ended."""
+
+PIPE_CLOSED = 141
+"""The status of a program that wrote to a pipe without a reader, such as `git log | head`."""
 
 
 class _Group(click.Group):
@@ -44,6 +55,22 @@ class _Group(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
 
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        # As the base class does, without importing the modules of all commands.
+        commands = [
+            CompletionItem(name, help=text)
+            for name, (_, text) in COMMANDS.items()
+            if name.startswith(incomplete)
+        ]
+        return [*commands, *click.Command.shell_complete(self, ctx, incomplete)]
+
+    def make_context(self, *arguments: Any, **extra: Any) -> click.Context:
+        try:
+            return super().make_context(*arguments, **extra)
+        except BrokenPipeError:  # --help and --version print here
+            _discard(sys.stdout)
+            sys.exit(PIPE_CLOSED)
+
     def invoke(self, ctx: click.Context) -> Any:
         for stream in (sys.stdout, sys.stderr):
             # A leaf may have a name that the terminal's encoding lacks.
@@ -52,15 +79,35 @@ class _Group(click.Group):
                 reconfigure(errors="backslashreplace")
         try:
             result = super().invoke(ctx)
-            sys.stdout.flush()  # a closed pipe is noticed here, where click handles it
+            sys.stdout.flush()  # a closed pipe and a full disk are noticed here at the latest
             return result
-        except tx.TemplaxError as error:
+        except BrokenPipeError:
+            _discard(sys.stdout)
+            ctx.exit(PIPE_CLOSED)
+        except KeyboardInterrupt:
+            echo_report("interrupted", err=True)
+            ctx.exit(INTERRUPTED)
+        except (tx.TemplaxError, OSError) as error:
             echo_report(str(error), prefix="error: ", err=True)
+            try:
+                echo_json_error(ctx, error)
+                sys.stdout.flush()
+            except OSError:  # nothing can be written there
+                _discard(sys.stdout)
             ctx.exit(2)
+
+
+def _discard(stream: TextIO) -> None:
+    """Sends what is left in the buffer of a stream nowhere: Python would try to write it again."""
+    with suppress(UnsupportedOperation):  # a stream in memory, which a test reads
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, stream.fileno())
+        os.close(null)
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(tx.__version__, prog_name="templax")
+@color_option
 def main() -> None:
     """Inspect and verify JAX checkpoints, and compare them with templates.
 

@@ -24,6 +24,7 @@ from .._runs.steps import Run, StepDirectory, read_run
 from ..formats.orbax.format import list_openable
 from ..formats.registry import open_catalog
 from ..storage.open import open_source
+from .options import CheckpointPath, color_option, json_option
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +39,9 @@ class _Line:
 
 
 @click.command("steps")
-@click.argument("directory", metavar="DIR")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON (fields: docs/reference/cli.md).")
+@click.argument("directory", metavar="DIR", type=CheckpointPath(directory=True))
+@json_option
+@color_option
 def steps(directory: str, as_json: bool) -> None:
     """Show the steps in DIR: sizes, ages and metrics, committed or not.
 
@@ -50,7 +52,7 @@ def steps(directory: str, as_json: bool) -> None:
 
 
 @click.command("prune")
-@click.argument("directory", metavar="DIR")
+@click.argument("directory", metavar="DIR", type=CheckpointPath(directory=True))
 @click.option("--keep", type=click.IntRange(min=1), metavar="N", help="Keep the latest N steps.")
 @click.option(
     "--keep-every",
@@ -77,6 +79,7 @@ def steps(directory: str, as_json: bool) -> None:
     "--leftovers", is_flag=True, help="Delete the remains of saves whose process has died."
 )
 @click.option("--yes", is_flag=True, help="Delete. Without this option, nothing is deleted.")
+@color_option
 def prune(
     directory: str,
     keep: int | None,
@@ -105,7 +108,8 @@ def prune(
     stays = find_staying(run, rule, leftovers)
     echo((run.url, "bold"))
     echo_facts(_header(run))
-    _print_table([_make_line(found, stays) for found in run.directories])
+    _print_table([_make_line(found, stays) for found in run.steps])
+    _print_remains(run, [_make_line(found, stays) for found in run.remains])
     echo()
     going = [found for found in run.directories if found.key not in stays]
     if not yes:
@@ -165,7 +169,19 @@ def show(run: Run, *, as_json: bool, items: bool = False) -> None:
         _print_table([_line(found, (), _items(found)) for found in run.steps])
         _print_next(run)
     else:
-        _print_table([_line(found, _figures(found), _note(found)) for found in run.directories])
+        _print_table([_line(found, _figures(found), _note(found)) for found in run.steps])
+        _print_remains(run, [_Line(each.key, "", "", _figures(each), "") for each in run.remains])
+
+
+def _print_remains(run: Run, lines: Sequence[_Line]) -> None:
+    """Prints the directories of saves that never committed, whose names are long, by themselves."""
+    if not lines:
+        return
+    if run.steps:
+        echo()
+    echo(("Left by saves that never finished, or are in progress:", "bold"))
+    echo()
+    _print_table(lines)
 
 
 def _line(found: StepDirectory, figures: tuple[str, ...], note: str) -> _Line:
@@ -174,13 +190,17 @@ def _line(found: StepDirectory, figures: tuple[str, ...], note: str) -> _Line:
 
 
 def _print_table(lines: Sequence[_Line]) -> None:
+    if not lines:
+        return
     keys = max(len(line.key) for line in lines)
     states = max(len(line.state) for line in lines)
     widths = [max(map(len, column)) for column in zip(*(x.figures for x in lines), strict=True)]
     for line in lines:
         columns = [text.rjust(width) for text, width in zip(line.figures, widths, strict=True)]
-        after = "  ".join([" " * (states - len(line.state)), *columns, line.note]).rstrip()
-        echo((line.key.rjust(keys), "bold"), "  ", (line.state, line.style), (after, "cyan"))
+        after = "".join(f"  {text}" for text in (*columns, line.note))
+        after = (" " * (states - len(line.state)) + after).rstrip()
+        gap = "  " if states else ""
+        echo((line.key.rjust(keys), "bold"), gap, (line.state, line.style), (after, "cyan"))
 
 
 def _items(found: StepDirectory) -> str:
@@ -206,9 +226,18 @@ def _header(run: Run) -> Iterator[tuple[str, str]]:
     yield "format", f"orbax, recognised by {run.evidence}"
     n, committed = len(run.steps), list(run.committed)
     latest = f"the latest committed is {committed[-1]}" if committed else "none was committed"
-    sizes = [found.nbytes for found in run.directories if found.nbytes is not None]
-    total = f"{format_size(sum(sizes))}, " if sizes else ""
-    yield "total", f"{n:,} {'step' if n == 1 else 'steps'}, {total}{latest}"
+    size = f"{size}, " if (size := _total_size(run.steps)) else ""
+    yield "total", f"{n:,} {'step' if n == 1 else 'steps'}, {size}{latest}"
+    if run.remains:
+        n, size = len(run.remains), _total_size(run.remains)
+        count = f"{n:,} {'directory' if n == 1 else 'directories'}"
+        yield "besides", f"{count} of saves that never committed{', ' if size else ''}{size}"
+
+
+def _total_size(directories: Sequence[StepDirectory]) -> str:
+    """The size of all of them; empty if none was measured."""
+    sizes = [found.nbytes for found in directories if found.nbytes is not None]
+    return format_size(sum(sizes)) if sizes else ""
 
 
 def _print_next(run: Run) -> None:

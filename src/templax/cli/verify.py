@@ -11,22 +11,24 @@ import templax as tx
 from .._audit.result import format_verification
 from .._display.json import render_json
 from .._display.json_reports import verification_fields
-from .._display.terminal import echo_progress, echo_report
+from .._display.progress import show_progress
+from .._display.terminal import echo_report
+from .options import CheckpointPath, color_option, json_option
 
 
 @click.command("verify")
-@click.argument("path")
+@click.argument("path", type=CheckpointPath())
 @click.option("--threads", type=click.IntRange(min=1), help="Workers that read and decode.")
 @click.option("--required", is_flag=True, help="Exit with 1 if any byte has no checksum, too.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON (fields: docs/reference/cli.md).")
+@json_option
+@color_option
 def verify(path: str, threads: int | None, required: bool, as_json: bool) -> None:
     """Read every byte of the checkpoint at PATH once, and list all damage.
 
     Exits with 0 if nothing is, 1 if something is, 2 if PATH can't be opened. Bytes without a
     checksum are counted.
     """
-    progress = echo_progress if sys.stderr.isatty() else None
-    verified = tx.verify(path, threads=threads, on_progress=progress)
+    verified = tx.verify(path, threads=threads, on_progress=show_progress)
     if as_json:
         click.echo(render_json(verification_fields(verified)))
     else:

@@ -7,6 +7,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 import templax as tx
 from helpers import run_cli
@@ -28,31 +29,31 @@ orbax-0.12.8-manager/ckpt/10/state
   item      state
   items     {"ema": "pytree", "meta": "json", "state": "pytree"}
   saved     2026-11-24 04:16:10 UTC
-  total     14 leaves, 33.6 KiB
+  total     14 leaves, 33.6 KiB, 8,650 parameters
   dtypes    {dtypes}
   sharding  single device cpu:0 for every array that has one (not used for placement)
 
-extra                     2 leaves       16 B
+extra                     2 leaves       16 B  1 parameter
   empty_dict    Dict
   none          None
   py_float      float64   ()              8 B
   py_int        int64     ()              8 B
-state                     12 leaves  33.6 KiB
-  opt_state               3 leaves      772 B
-    0                     3 leaves      772 B
+state                     12 leaves  33.6 KiB  8.65 K parameters
+  opt_state               3 leaves      772 B  256 parameters
+    0                     3 leaves      772 B  256 parameters
       count     int32     ()              4 B
-      mu                  1 leaf        256 B
+      mu                  1 leaf        256 B  128 parameters
         kernel  bfloat16  (16, 8)       256 B
-      nu                  1 leaf        512 B
+      nu                  1 leaf        512 B  128 parameters
         kernel  float32   (16, 8)       512 B
     1           Dict
-  params                  7 leaves   32.8 KiB
+  params                  7 leaves   32.8 KiB  8.39 K parameters
     big         float32   (128, 64)  32.0 KiB
-    dense                 2 leaves      528 B
+    dense                 2 leaves      528 B  136 parameters
       bias      bfloat16  (8,)           16 B
       kernel    float32   (16, 8)       512 B
-    layers                2 leaves      240 B
-      0                   1 leaf        192 B
+    layers                2 leaves      240 B  48 parameters
+      0                   1 leaf        192 B  48 parameters
         w       float32   (8, 6)        192 B
       1                   1 leaf         48 B
         w       int8      (8, 6)         48 B
@@ -98,15 +99,18 @@ def test_ls_says_what_an_uncommitted_checkpoint_lacks_and_how_to_read_it():
 def test_ls_depth_adds_up_deeper_leaves():
     lines = run_cli("ls", "--depth", 1, DEFAULT).output.splitlines()
     assert [line for line in lines if line.startswith(("extra", "state"))] == [
-        "extra    2 leaves       16 B",
-        "state    12 leaves  33.6 KiB",
+        "extra    2 leaves       16 B  1 parameter",
+        "state    12 leaves  33.6 KiB  8.65 K parameters",
     ]
 
 
 def test_ls_match_shows_some_leaves_and_counts_all():
     result = run_cli("ls", "--match", "*.kernel", "--match", "state.step", "--flat", DEFAULT)
     assert result.exit_code == 0
-    assert "  shown     4 leaves, 1.3 KiB, of 14 leaves, 33.6 KiB\n" in result.output
+    assert (
+        "  shown     4 leaves, 1.3 KiB, 384 parameters, of 14 leaves, 33.6 KiB, 8,650 parameters\n"
+        in result.output
+    )
     assert (
         """
 state.step                   int32     ()         4 B
@@ -117,6 +121,39 @@ state.opt_state.0.nu.kernel  float32   (16, 8)  512 B
 """
         in result.output
     )
+
+
+@pytest.mark.parametrize("name", ["format", "total", "dtypes", "by whom"])
+def test_ls_names_what_a_file_says_of_itself(tmp_path, name):
+    file = tmp_path / "model.safetensors"
+    save_file({"w": np.zeros(3, np.float32)}, file, metadata={name: "pt"})
+    lines = [line.split() for line in run_cli("ls", file).stdout.splitlines()[1:4]]
+    assert lines == [
+        ["format", "safetensors,", "recognised", "by", "its", "header"],
+        ["metadata", *f"`{name}`".split(), "pt"],
+        ["total", "1", "leaf,", "12", "B,", "3", "parameters"],
+    ]
+
+
+def test_ls_of_a_long_tree_says_how_to_have_a_short_one(tmp_path):
+    shapes = {
+        f"{'ab'[i % 2]}{i}": {name: np.zeros(i % 7 + k) for k, name in enumerate("xyz")}
+        for i in range(80)
+    }
+    tx.save(tmp_path / "ckpt", {"model": {"params": shapes}})
+    listed = run_cli("ls", tmp_path / "ckpt").stdout.splitlines()
+    (said,) = [line for line in listed if "--depth" in line]
+    assert said == "322 rows; --depth 2 shows 2"
+    shorter = run_cli("ls", tmp_path / "ckpt", "--depth", 2).stdout
+    tree = shorter.partition("\n\n")[2].partition("\n\nTo restore")[0]
+    assert len(tree.splitlines()) == 2
+    assert "rows;" not in shorter
+    assert "rows;" not in run_cli("ls", "--flat", tmp_path / "ckpt").stdout
+
+
+def test_ls_of_a_long_flat_tree_names_the_option_that_shortens_it(tmp_path):
+    tx.save(tmp_path / "ckpt", {f"w{i}": np.zeros(i) for i in range(300)})
+    assert "\n300 rows; --match GLOB shows some\n" in run_cli("ls", tmp_path / "ckpt").stdout
 
 
 def test_ls_match_without_a_match_exits_with_1():
@@ -137,6 +174,7 @@ def test_ls_json_has_the_documented_fields():
         "fingerprint",
         "leaf_count",
         "nbytes",
+        "parameter_count",
         "leaves",
         "restore",
     ]
@@ -145,6 +183,8 @@ def test_ls_json_has_the_documented_fields():
     catalog = tx.open(DEFAULT)
     assert data["nbytes"] == catalog.nbytes
     assert data["leaf_count"] == len(data["leaves"]) == len(catalog.entries)
+    assert data["parameter_count"] == catalog.parameter_count == 8650
+    assert sum(entry["parameter_count"] for entry in data["leaves"]) == 8650
     (big,) = [
         make_entry for make_entry in data["leaves"] if make_entry["name"] == "state.params.big"
     ]
@@ -155,6 +195,7 @@ def test_ls_json_has_the_documented_fields():
         "dtype": "float32",
         "shape": [128, 64],
         "nbytes": 32768,
+        "parameter_count": 8192,
         "saved_sharding": "single device cpu:0",
         "fingerprint": None,
     }

@@ -1,5 +1,6 @@
 """All commands: unreadable checkpoints, start-up, terminals and pipes."""
 
+import json
 import os
 import re
 import shutil
@@ -7,9 +8,11 @@ import subprocess
 import sys
 
 import pytest
+from click.shell_completion import ShellComplete
 
 import templax as tx
 from helpers import run_cli, run_python
+from templax.cli.main import COMMANDS, main
 
 pytestmark = pytest.mark.usefixtures("in_corpus")
 
@@ -139,12 +142,146 @@ def test_a_name_that_the_terminal_cannot_encode_is_escaped():
     assert "\\xe9 " in done.stdout
 
 
-def test_a_closed_pipe_prints_no_traceback():
-    command = f"{sys.executable} -m templax ls --flat --all {DEFAULT} | true"
+@pytest.mark.parametrize(
+    "command", ["ls --flat --all", "ls --json", "template", "verify", "--help", "ls --help"]
+)
+def test_a_closed_pipe_is_quiet_and_has_the_status_of_a_broken_pipe(command):
+    """As `git log | true` has; 1 would say that a check has found something."""
+    command = f"{sys.executable} -m templax {command} {DEFAULT} | true; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(
         ["bash", "-c", command], capture_output=True, text=True, timeout=120, check=False
     )
-    assert done.stderr == ""
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+@pytest.mark.parametrize("command", ["ls", "template"])
+def test_a_full_disk_is_an_error_and_no_finding(command):
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "templax", command, DEFAULT],
+            stdout=full, stderr=subprocess.PIPE, text=True, timeout=120, check=False,
+        )  # fmt: skip
+    assert (done.returncode, done.stderr) == (2, "error: [Errno 28] No space left on device\n")
+
+
+def test_an_interrupt_has_a_status_of_its_own(monkeypatch):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tx, "verify", interrupt)
+    result = run_cli("verify", DEFAULT)
+    assert (result.exit_code, result.stdout, result.stderr) == (130, "", "interrupted\n")
+
+
+@pytest.mark.parametrize("command", ["ls", "verify", "steps", "check", "plan"])
+def test_an_error_is_json_where_json_is_asked_for(command, template_file, tmp_path):
+    damaged = tmp_path / "model.safetensors"
+    damaged.write_bytes((8).to_bytes(8, "little") + b"{broken}")
+    wanted = [template_file] if command in ("check", "plan") else []
+    for path, kind in ((tmp_path / "none", "NotFound"), (damaged, "Corrupted")):
+        result = run_cli(command, path, *wanted, "--json")
+        assert result.exit_code == 2
+        assert result.stderr.startswith("error: ")
+        document = json.loads(result.stdout)
+        error = document.pop("error")
+        assert document == {"schema": 1, "ok": False}
+        assert list(error) == ["type", "what", "leaf", "file", "start", "stop", "hint"]
+        assert error["type"] == kind
+        assert error["what"] in result.stderr
+    assert "8" in str(error["start"])
+
+
+def test_a_hint_and_other_errors_are_in_the_json():
+    result = run_cli("verify", "--json", "orbax-0.12.8-manager/ckpt")
+    error = json.loads(result.stdout)["error"]
+    assert (error["type"], error["hint"].startswith('open "')) == ("UnknownFormat", True)
+    result = run_cli("ls", "--json", "s3://bucket/ckpt")
+    error = json.loads(result.stdout)["error"]
+    assert (error["type"], result.exit_code) == ("SourceError", 2)
+    assert "`s3://` is not served" in error["what"]
+
+
+@pytest.mark.parametrize(
+    ("options", "environment", "styled"),
+    [
+        (["--color", "always"], {}, True),
+        (["--color", "always"], {"NO_COLOR": "1"}, True),
+        (["--color", "never"], {"FORCE_COLOR": "1"}, False),
+        (["--color", "auto"], {}, False),
+        (["--color", "auto"], {"FORCE_COLOR": "1"}, True),
+    ],
+)
+def test_the_option_for_colour_decides_before_the_environment(
+    options, environment, styled, monkeypatch
+):
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    calls = [("ls", DEFAULT), ("steps", RUN), ("verify", DEFAULT), ("ls", "none")]
+    for command, path in calls:
+        for arguments in ([*options, command, path], [command, path, *options]):
+            result = run_cli(*arguments)
+            coloured = "\x1b[" in result.stdout + result.stderr
+            assert coloured == styled, arguments
+    assert run_cli("--color", "always", "ls", DEFAULT, "--color", "never").stdout == (
+        run_cli("ls", DEFAULT, "--color", "never").stdout
+    )
+
+
+def complete(*words, shell="bash"):
+    """What a shell is offered after these words: kind and text of each."""
+    given, incomplete = list(words[:-1]), words[-1]
+    found = ShellComplete(main, {}, "templax", "_TEMPLAX_COMPLETE").get_completions(
+        given, incomplete
+    )
+    return [(item.type, item.value) for item in found]
+
+
+def test_commands_and_options_are_completed():
+    assert complete("") == [("plain", name) for name in COMMANDS]
+    assert complete("v") == [("plain", "verify")]
+    assert ("plain", "--color") in complete("--")
+    assert complete("ls", "--de") == [("plain", "--depth")]
+    assert complete("check", "a", "b", "--cast", "") == [
+        ("plain", word) for word in ("float", "widen", "exact")
+    ]
+    assert complete("--color", "a") == [("plain", "auto"), ("plain", "always")]
+
+
+@pytest.mark.parametrize("command", ["ls", "verify", "template", "check", "plan"])
+def test_a_path_is_completed_by_files(command):
+    assert complete(command, "") == [("file", "")]
+    assert complete(command, "--color", "never", "run/ck") == [("file", "run/ck")]
+
+
+def test_other_files_and_directories_are_completed():
+    assert complete("check", "ckpt", "wan") == [("file", "wan")]
+    assert complete("template", "ckpt", "-o", "wan") == [("file", "wan")]
+    assert complete("check", "a", "b", "--missing", "k") == [("plain", "keep"), ("file", "k")]
+    for command in ("steps", "prune"):
+        assert complete(command, "ru") == [("dir", "ru")]
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_each_shell_gets_a_script_and_answers(shell):
+    """As the documentation says: `_TEMPLAX_COMPLETE=bash_source templax` and so on."""
+    code = "import sys; sys.argv = ['templax']; from templax.cli import main; main()"
+    script = run_python("-c", code, _TEMPLAX_COMPLETE=f"{shell}_source")
+    assert script.returncode == 0, script.stderr
+    assert f"_TEMPLAX_COMPLETE={shell}_complete" in script.stdout
+    words = {"COMP_WORDS": "templax l", "COMP_CWORD": "l" if shell == "fish" else "1"}
+    answer = run_python("-c", code, _TEMPLAX_COMPLETE=f"{shell}_complete", **words)
+    assert "ls" in re.split(r"[,\s]", answer.stdout)
+    if shell != "bash":
+        assert COMMANDS["ls"][1] in answer.stdout
+
+
+def test_help_shows_each_summary_whole():
+    for width in ("30", "80", "200"):
+        done = run_command("--help", COLUMNS=width)
+        shown = " ".join(done.stdout.split())
+        assert all(text in shown for _, text in COMMANDS.values())
 
 
 def test_version_and_help():

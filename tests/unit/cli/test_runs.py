@@ -14,7 +14,7 @@ from helpers import CORPUS, count_bytes, list_names, run_cli
 from run_directories import write_step
 from templax._core.text import format_size
 from templax._runs.locks import hold_for_reading
-from templax.storage.leftovers import temporary_path
+from templax.storage.leftovers import TEMPORARY, temporary_path
 from templax.storage.staging import Staging
 
 LOST = "is the temporary directory of a save that never finished"
@@ -45,23 +45,53 @@ def test_steps_shows_sizes_ages_metrics_and_leftovers(make_run):
     (stale / "data").write_bytes(bytes(2048))
     result = run_cli("steps", "run")
     assert (result.exit_code, result.stderr) == (0, "")
-    nine, ten, total = (format_size(count_bytes(p)) for p in (path / "9", path / "10", path))
+    nine, ten = (format_size(count_bytes(path / name)) for name in ("9", "10"))
+    total = format_size(count_bytes(path / "9") + count_bytes(path / "10"))
     assert result.stdout == (
         f"""\
 run
-  format  orbax, recognised by the step directory `11.orbax-checkpoint-tmp-templax-0a`
-  total   3 steps, {total}, the latest committed is 10
+  format   orbax, recognised by the step directory `10`
+  total    2 steps, {total}, the latest committed is 10
+  besides  1 directory of saves that never committed, 2.0 KiB
 
-                                 9  committed    {nine}  1 h ago  loss=0.123457, n=3
-                                10  committed    {ten}  1 h ago  loss=nan
-11.orbax-checkpoint-tmp-templax-0a  UNCOMMITTED   2.0 KiB  0 s ago  `{stale.name}` {LOST}
+ 9  committed  {nine}  1 h ago  loss=0.123457, n=3
+10  committed  {ten}  1 h ago  loss=nan
+
+Left by saves that never finished, or are in progress:
+
+11.orbax-checkpoint-tmp-templax-0a  2.0 KiB  0 s ago
 """
     )
+
+
+def test_no_row_of_a_run_is_wider_than_a_terminal_after_a_crash(make_run):
+    path = make_run(s1={"loss": 0.5}, s1000000={"loss": 0.25})
+    for step in ("2000000", "best"):
+        Path(temporary_path(str(path / step))).mkdir()
+    for command in (("steps", "run"), ("ls", "run"), ("prune", "run", "--keep", "1")):
+        result = run_cli(*command)
+        rows = [line for line in result.stdout.splitlines() if TEMPORARY not in line]
+        assert max(map(len, rows)) <= 80
+    listed = run_cli("steps", "run").stdout.splitlines()
+    assert max(map(len, listed)) <= 80
+    assert sum(TEMPORARY in line for line in listed) == 2
+
+
+def test_a_run_with_nothing_but_remains_is_shown(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path(temporary_path("run/5")).mkdir(parents=True)
+    result = run_cli("steps", "run")
+    assert result.exit_code == 0
+    assert "  total    0 steps, none was committed\n" in result.stdout
+    assert result.stdout.splitlines()[-1].startswith("5.orbax-checkpoint-tmp-")
+    assert run_cli("ls", "run").exit_code == 0
+    assert run_cli("prune", "run", "--leftovers").exit_code == 0
 
 
 def test_steps_json_has_the_documented_fields(make_run):
     path = make_run(s9={"loss": 0.5, "by": {"a": math.nan}, "all": [math.inf, 1]})
     (path / "best.orbax-checkpoint-tmp").mkdir()
+    (path / "10.orbax-checkpoint-tmp-7").mkdir()
     result = run_cli("steps", "--json", "run")
     assert result.exit_code == 0
 
@@ -69,6 +99,12 @@ def test_steps_json_has_the_documented_fields(make_run):
         raise AssertionError(constant)
 
     found = json.loads(result.output, parse_constant=refuse)
+    ten = found["others"].pop(0)
+    assert (ten["step"], ten["committed"], ten["url"]) == (
+        10,
+        False,
+        "run/10.orbax-checkpoint-tmp-7",
+    )
     other = found["others"][0]
     assert time.time() - 60 < other.pop("saved") <= time.time()
     saved = found["steps"][0].pop("saved")

@@ -1,5 +1,10 @@
 """`templax template`: writing a template file."""
 
+import errno
+import os
+import threading
+from pathlib import Path
+
 import pytest
 
 from helpers import run_cli
@@ -22,3 +27,47 @@ def test_template_without_leaves_is_refused():
     assert result.stderr == (
         f"error: Expected leaves under `state.parms`, found none - file `{DEFAULT}`\n"
     )
+
+
+def test_a_file_is_replaced_as_a_whole_or_not_at_all(tmp_path, monkeypatch):
+    file = tmp_path / "want.json"
+    file.write_text("old")
+    file.chmod(0o640)
+    assert run_cli("template", "nothing", "-o", file).exit_code == 2
+    assert file.read_text() == "old"
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", _fill_disk)
+        result = run_cli("template", DEFAULT, "-o", file)
+    assert (result.exit_code, result.stderr) == (2, "error: [Errno 28] No space left on device\n")
+    assert [path.name for path in tmp_path.iterdir()] == ["want.json"]
+    assert file.read_text() == "old"
+    assert run_cli("template", DEFAULT, "-o", file).exit_code == 0
+    assert run_cli("check", DEFAULT, file).exit_code == 0
+    assert file.stat().st_mode & 0o777 == 0o640
+
+
+def _fill_disk(file, data):
+    file.touch()
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_link_and_a_pipe_are_written_to_and_stay(tmp_path):
+    target, link, pipe = (tmp_path / name for name in ("target", "link", "pipe"))
+    target.write_text("old")
+    link.symlink_to(target)
+    assert run_cli("template", DEFAULT, "-o", link).exit_code == 0
+    assert link.is_symlink()
+    os.mkfifo(pipe)
+    received = []
+    reader = threading.Thread(target=lambda: received.append(pipe.read_bytes()))
+    reader.start()
+    assert run_cli("template", DEFAULT, "-o", pipe).exit_code == 0
+    reader.join()
+    assert pipe.is_fifo()
+    assert received == [target.read_bytes()] == [run_cli("template", DEFAULT).stdout_bytes]
+
+
+def test_a_place_that_can_not_be_written_to_is_an_error(tmp_path):
+    result = run_cli("template", DEFAULT, "-o", tmp_path / "none" / "want.json")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "No such file or directory" in result.stderr

@@ -131,9 +131,9 @@ def test_a_step_is_locked_while_it_is_restored(tmp_path, monkeypatch):
     seen = []
     restoring = api.run_plan
 
-    def watched(plan, **options):
+    def watched(plan, *args, **options):
         seen.append(delete_checkpoint(tmp_path / "7"))
-        return restoring(plan, **options)
+        return restoring(plan, *args, **options)
 
     monkeypatch.setattr(api, "run_plan", watched)
     tx.Manager(tmp_path).restore(SCALE, **AT)

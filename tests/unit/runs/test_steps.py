@@ -82,7 +82,8 @@ def test_unfinished_saves_are_listed_with_the_reason(make_step, tmp_path):
         "best.orbax-checkpoint-tmp-7": (None, f"`best.orbax-checkpoint-tmp-7` {UNFINISHED}"),
     }
     assert found.leftovers[-1].nbytes == 5
-    assert [d.step for d in found.steps] == [10, 20, 30, 40]
+    assert [d.step for d in found.steps] == [10, 20, 30]
+    assert [d.key.partition(".")[0] for d in found.remains] == ["40", "best"]
 
 
 def test_an_invalid_commit_time_is_replaced_by_that_of_the_files(make_step, tmp_path):

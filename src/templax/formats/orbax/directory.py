@@ -99,7 +99,8 @@ def examine_directory(source: Source) -> Root | None:
     whole = "orbax.checkpoint" in names or isinstance(handlers, dict)
     found = () if whole else list_steps(source)
     if found:
-        return Root("steps", f"the step directory `{found[-1].key}`", steps=found)
+        named = next((step for step in reversed(found) if TEMPORARY not in step.key), found[-1])
+        return Root("steps", f"the step directory `{named.key}`", steps=found)
     held = list_items(source)
     if "pytree" in held.values() or "json" in held.values():
         first = next(name for name, kind in held.items() if kind != "other")

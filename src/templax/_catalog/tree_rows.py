@@ -1,0 +1,260 @@
+"""The leaves of a checkpoint as the rows of a tree, for `print(catalog)` and `templax ls`."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from .._core.names import Path
+from .._core.text import format_count, format_size, leaf_noun, parameter_noun
+from .entry import LeafEntry
+
+MIN_ALIKE = 3
+"""At least this many consecutive numbered siblings with identical subtrees share one row."""
+
+
+@dataclass(slots=True)
+class Node:
+    """A subtree or a leaf of the listing.
+
+    Attributes:
+        label: The key, as it is shown.
+        depth: Number of keys in its path.
+        nbytes, leaves, parameters: The bytes, the number and the `parameter_count` of all leaves in
+            it.
+        entry: The leaf, if it is one.
+        empty: The kind of an empty container, if it is one.
+        children: The subtrees and leaves directly below, by key.
+        look_id: Equal for subtrees that look alike: the same names, dtypes, shapes, saved
+            shardings, string values and empty containers.
+    """
+
+    label: str
+    depth: int = 0
+    nbytes: int = 0
+    leaves: int = 0
+    parameters: int = 0
+    entry: LeafEntry | None = None
+    empty: str | None = None
+    children: dict[str | int, Node] = field(default_factory=dict)
+    look_id: int = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of the tree: a leaf, a subtree, an empty container, or several that are alike.
+
+    Attributes:
+        depth: Levels of indentation, 0 at the top.
+        label: The key, or the range of keys that are alike: `0 … 11`.
+        dtype: The dtype of a leaf, or the kind of an empty container; otherwise "".
+        shape: The shape of a leaf, or the number of leaves of a subtree.
+        nbytes: Bytes of everything that the line stands for; None for an empty container.
+        note: The saved sharding, the value of a string, how many are alike, or the number of
+            parameters of a subtree.
+        kind: "leaf", "subtree" or "empty".
+    """
+
+    depth: int
+    label: str
+    dtype: str
+    shape: str
+    nbytes: int | None
+    note: str
+    kind: str
+
+
+def build_rows(
+    entries: Sequence[LeafEntry],
+    empties: Mapping[Path, str] | None = None,
+    *,
+    depth: int | None = None,
+    collapse: bool = True,
+    shardings: bool = True,
+) -> list[Row]:
+    """The tree, one row per line.
+
+    Args:
+        entries: Leaves to show.
+        empties: Empty containers to show: key path → kind.
+        depth: Levels to show, or None for all. The row of a subtree on the last level gives the
+            number and size of its leaves.
+        collapse: Whether numbered siblings with identical subtrees share one row.
+        shardings: Whether to show the saved sharding of each leaf.
+    """
+    root = _build_tree(entries, empties or {})
+    if root.entry is not None:  # a checkpoint that is one bare leaf
+        return [_make_row(root, 1, shardings)]
+    result: list[Row] = []
+    pending = [(group, 1) for group in reversed(_group_children(root, collapse))]
+    while pending:
+        nodes, level = pending.pop()
+        first = nodes[0]
+        result.append(_make_row(first, len(nodes), shardings, nodes[-1].label))
+        if depth is None or level < depth:
+            pending += [(group, level + 1) for group in reversed(_group_children(first, collapse))]
+    return result
+
+
+def make_flat_row(entry: LeafEntry, shardings: bool = True) -> Row:
+    """The row of a leaf under its whole name, without the tree."""
+    return _make_row(Node(entry.name, entry=entry, nbytes=entry.nbytes), 1, shardings)
+
+
+def _build_tree(entries: Sequence[LeafEntry], empties: Mapping[Path, str]) -> Node:
+    root = Node("(root)")
+    nodes = [root]
+    seen: dict[tuple[Any, ...], int] = {}
+
+    def find_or_add(path: Path) -> Node:
+        node = root
+        for element in path:
+            child = node.children.get(element)
+            if child is None:
+                child = Node(_quote_key(element), node.depth + 1)
+                node.children[element] = child
+                nodes.append(child)
+            node = child
+        return node
+
+    for entry in entries:
+        find_or_add(entry.path).entry = entry
+    for path, empty in empties.items():
+        if path:
+            find_or_add(path).empty = empty
+    # `nodes` lists parents before children, so in reverse each node comes after its children. Not
+    # recursive, since a file may contain paths of any depth.
+    for node in reversed(nodes):
+        facts: tuple[Any, ...] = (node.empty,)
+        if node.entry is not None:
+            e = node.entry
+            node.nbytes, node.leaves, node.parameters = e.nbytes, 1, e.parameter_count
+            facts = (e.dtype_name, e.user_shape, e.value, e.saved_sharding)
+        children = node.children.values()
+        node.nbytes += sum(child.nbytes for child in children)
+        node.leaves += sum(child.leaves for child in children)
+        node.parameters += sum(child.parameters for child in children)
+        below = sorted((child.label, child.look_id) for child in children)
+        node.look_id = seen.setdefault((*facts, *below), len(seen))
+    return root
+
+
+def _quote_key(element: str | int) -> str:
+    """A key as it is, or quoted if it could be mistaken for something else."""
+    text = str(element)
+    return text if text and not re.search(r"[\s.'\"]", text) and text.isprintable() else repr(text)
+
+
+_NUMBER = re.compile(r"(\d+)")
+
+
+def _natural_key(node: Node) -> list[tuple[int, int, str]]:
+    """A sort key that puts `layer_2` before `layer_10`."""
+    parts = _NUMBER.split(node.label)
+    # A file may contain a number of thousands of digits, which int() refuses.
+    return [(0, int(p), p) if i % 2 and len(p) < 19 else (1, 0, p) for i, p in enumerate(parts)]
+
+
+_NUMBERED = re.compile(r"(.*?)(\d{1,18})")
+
+
+def _group_children(node: Node, collapse: bool) -> list[list[Node]]:
+    """The children in order, in groups that each share a row.
+
+    A group is a run of consecutively numbered children that are alike, or a single child.
+    """
+    result: list[list[Node]] = []
+    run: list[Node] = []
+    last: tuple[str, int, int] | None = None
+    for child in sorted(node.children.values(), key=_natural_key):
+        found = _NUMBERED.fullmatch(child.label) if collapse else None
+        now = (found[1], int(found[2]), child.look_id) if found else None
+        if last and now and now == (last[0], last[1] + 1, last[2]):
+            run.append(child)
+        else:
+            result += _split_run(run)
+            run = [child]
+        last = now
+    return result + _split_run(run)
+
+
+def _split_run(run: list[Node]) -> list[list[Node]]:
+    return [run] if len(run) >= MIN_ALIKE else [[node] for node in run]
+
+
+def _make_row(node: Node, alike: int, shardings: bool, last: str = "") -> Row:
+    label = f"{node.label} … {last}" if alike > 1 else node.label
+    notes = [f"{alike} alike, {format_size(node.nbytes)} each"] if alike > 1 else []
+    depth = max(node.depth - 1, 0)
+    if node.entry is None and not node.children:
+        return Row(depth, label, node.empty or "", "", None, "", "empty")
+    nbytes = node.nbytes * alike
+    if node.entry is None:
+        leaves, parameters = node.leaves * alike, node.parameters * alike
+        text = f"{leaves:,} {leaf_noun(leaves)}"
+        if parameters:
+            notes.insert(0, f"{format_count(parameters)} {parameter_noun(parameters)}")
+        return Row(depth, label, "", text, nbytes, ", ".join(notes), "subtree")
+    entry = node.entry
+    if entry.value is not None:
+        value = repr(entry.value)
+        notes.append(value if len(value) <= 60 else f"{value[:57]}...")
+    elif shardings and entry.saved_sharding is not None:
+        notes.append(entry.saved_sharding)
+    shape = "" if entry.kind == "string" else str(entry.user_shape)
+    return Row(depth, label, entry.dtype_name, shape, nbytes, ", ".join(notes), "leaf")
+
+
+def format_cells(rows: Sequence[Row]) -> Iterator[tuple[Row, tuple[str, str, str, str, str]]]:
+    """Each row with its columns as padded text: name, dtype, shape, size, note."""
+    table = [
+        (
+            "  " * row.depth + row.label,
+            row.dtype,
+            row.shape,
+            "" if row.nbytes is None else format_size(row.nbytes),
+        )
+        for row in rows
+    ]
+    widths = [max((len(line[i]) for line in table), default=0) for i in range(4)]
+    for row, line in zip(rows, table, strict=True):
+        name, dtype, shape = (text.ljust(w) for text, w in zip(line[:3], widths, strict=False))
+        yield row, (name, dtype, shape, line[3].rjust(widths[3]), row.note)
+
+
+def find_depth(rows: Sequence[Row], maximum: int) -> int:
+    """The number of levels, at least 1, that take at most `maximum` of these rows."""
+    depth, taken = 1, Counter(row.depth for row in rows)
+    total = taken[0]
+    while depth in taken and total + taken[depth] <= maximum:
+        total += taken[depth]
+        depth += 1
+    return depth
+
+
+def format_tree(
+    entries: Sequence[LeafEntry], empties: Mapping[Path, str], maximum: int
+) -> list[str]:
+    """The tree in at most `maximum` rows and a line that says what is left out."""
+    rows = build_rows(entries, empties, shardings=False)
+    levels, more = max((row.depth for row in rows), default=0) + 1, ""
+    depth = find_depth(rows, maximum)
+    if depth < levels:
+        rows = [row for row in rows if row.depth < depth]
+        more = f"({depth} of {levels} levels; `catalog.leaves` has every leaf)"
+    if len(rows) > maximum:
+        more = f"(and {len(rows) - maximum:,} more; `catalog.leaves` has every leaf)"
+        rows = rows[:maximum]
+    lines = ["  ".join(filter(None, cells)).rstrip() for _, cells in format_cells(rows)]
+    return [*lines, more] if more else lines
+
+
+def format_total(entries: Sequence[LeafEntry]) -> str:
+    """Number of leaves, bytes, and number of parameters if there are any."""
+    nbytes = sum(entry.nbytes for entry in entries)
+    parameters = sum(entry.parameter_count for entry in entries)
+    text = f"{len(entries):,} {leaf_noun(len(entries))}, {format_size(nbytes)}"
+    return f"{text}, {parameters:,} {parameter_noun(parameters)}" if parameters else text

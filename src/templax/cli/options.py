@@ -1,0 +1,77 @@
+"""What several commands share: `--json`, `--color`, and paths that a shell completes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+from click.shell_completion import CompletionItem
+
+from ..errors import TemplaxError
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+_JSON = "templax.json"
+"""Where a command notes in `click.Context.meta` that it was called with `--json`."""
+
+
+class CheckpointPath(click.ParamType):  # pyright: ignore[reportMissingTypeArgument]
+    """A path or URL, as `templax.open` takes it. A shell completes the names of files.
+
+    Args:
+        words: Words that the parameter takes, too.
+        directory: Whether a shell completes directories only.
+    """
+
+    name = "path"
+
+    def __init__(self, *words: str, directory: bool = False):
+        self._words, self._kind = words, "dir" if directory else "file"
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        words = [CompletionItem(word) for word in self._words if word.startswith(incomplete)]
+        return [*words, CompletionItem(incomplete, type=self._kind)]
+
+
+def json_option(command: _Command) -> _Command:
+    """Adds `--json`, which the command gets as `as_json`."""
+
+    def note(ctx: click.Context, _: click.Parameter, value: bool) -> bool:
+        ctx.meta[_JSON] = value
+        return value
+
+    return click.option(
+        "--json", "as_json", is_flag=True, callback=note, help="Print JSON, errors included."
+    )(command)
+
+
+def echo_json_error(ctx: click.Context, error: TemplaxError | OSError) -> None:
+    """Prints an error as JSON, if the command was called with `--json`."""
+    if ctx.meta.get(_JSON):
+        from .._display.json import render_json  # for --json only
+
+        places = ("what", "leaf", "file", "start", "stop", "hint")
+        fields = {name: getattr(error, name, None) for name in places}
+        fields["what"] = fields["what"] or str(error)
+        click.echo(render_json({"ok": False, "error": {"type": type(error).__name__, **fields}}))
+
+
+def color_option(command: _Command) -> _Command:
+    """Adds `--color`, which decides for all that is printed."""
+
+    def apply(ctx: click.Context, _: click.Parameter, value: str | None) -> None:
+        if value is not None:
+            ctx.color = ctx.find_root().color = {"always": True, "never": False}.get(value)
+
+    return click.option(
+        "--color",
+        type=click.Choice(["auto", "always", "never"]),
+        metavar="auto|always|never",
+        callback=apply,
+        expose_value=False,
+        is_eager=True,
+        help="When to use colour. auto: on a terminal, unless NO_COLOR is set.",
+    )(command)
