@@ -9,6 +9,8 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable, Iterable, Mapping
+from fnmatch import fnmatchcase
+from typing import TypeVar
 
 from ..errors import UsageError
 
@@ -75,6 +77,32 @@ def apply_rename(path: Path, rename: Rename | None) -> Path:
         if new is not None:
             return _split_name(new) + path[i:]
     return path
+
+
+_Choice = TypeVar("_Choice")
+
+
+def matches_pattern(name: str, pattern: str) -> bool:
+    """Whether a leaf name is `pattern`, or matches it as in `fnmatch.fnmatchcase`.
+
+    `*` stands for any characters, dots included, `?` for one, `[ab]` for one of these.
+
+    >>> matches_pattern("blocks.0.attn.lora_a", "*.lora_?"), matches_pattern("head", "head.*")
+    (True, False)
+    """
+    return name == pattern or fnmatchcase(name, pattern)
+
+
+def choose_by_pattern(name: str, choices: Mapping[str, _Choice]) -> _Choice | None:
+    """The choice of the first pattern that `name` matches; None if it matches none.
+
+    >>> choose_by_pattern("head.bias", {"*.bias": "keep", "head.*": "error"})
+    'keep'
+    """
+    for pattern, choice in choices.items():
+        if matches_pattern(name, pattern):
+            return choice
+    return None
 
 
 def _split_name(name: str) -> Path:

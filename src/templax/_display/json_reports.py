@@ -21,14 +21,20 @@ def match_fields(match: Match) -> dict[str, Any]:
         "mismatches": [select_fields(m, *mismatch) for m in match.mismatches],
         "casts": match.casts,
         "matched": len(match.pairs),
-        **select_fields(match, "kept", "skipped", "ignored"),
+        **select_fields(match, "supplied", "kept", "skipped", "ignored", "unused_patterns"),
     }
 
 
 def plan_fields(plan: Plan) -> dict[str, Any]:
     """The figures of a plan, as `templax plan` prints them."""
     figures = {name.replace(" ", "_"): figure for name, figure, _ in plan_figures(plan)}
-    return {"ok": True, "url": plan.match.url, **figures, "unverified": plan.unverified}
+    return {
+        "ok": True,
+        "url": plan.match.url,
+        **figures,
+        "unverified": plan.unverified,
+        **select_fields(plan.match, "supplied", "kept", "ignored"),
+    }
 
 
 def verification_fields(verified: Verified) -> dict[str, Any]:

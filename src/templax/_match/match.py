@@ -9,11 +9,21 @@ from dataclasses import dataclass, field, replace
 
 from .._catalog.entry import LeafEntry
 from .._core.dtypes import Cast, class_of, may_cast
-from .._core.names import Path, apply_rename, join_path, prefixes, strip_prefix
+from .._core.names import (
+    Path,
+    apply_rename,
+    join_path,
+    matches_pattern,
+    prefixes,
+    strip_prefix,
+)
 from .._template.template import Target, Template
 from ..errors import Mismatch
 from .options import MatchOptions
 from .result import CastNote, Match, Pair
+
+NOTHING_TO_KEEP = "the template has no value to keep here, only a shape and dtype"
+"""The note of a missing leaf that `missing="keep"` can't keep."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,10 +33,12 @@ class CheckpointView:
     Attributes:
         entries: The leaves.
         empties: Values that are recorded without a leaf, such as an empty dict, by path.
+        url: For the report.
     """
 
     entries: Sequence[LeafEntry]
     empties: Mapping[Path, str] = field(default_factory=dict)
+    url: str = ""
 
 
 RenamedLeaf = tuple[Path, str, LeafEntry]
@@ -34,25 +46,23 @@ RenamedLeaf = tuple[Path, str, LeafEntry]
 
 
 def match_leaves(
-    url: str,
     checkpoint: CheckpointView,
     template: Template,
     options: MatchOptions,
-    fallback: CheckpointView | None = None,
+    suppliers: Sequence[CheckpointView] = (),
 ) -> Match:
     """Compares a checkpoint with a template.
 
     Args:
-        url: The URL of the checkpoint, for the report.
         checkpoint: The checkpoint.
         template: The template.
-        options: `at` applies to both checkpoints, `rename` only to the first.
-        fallback: Another checkpoint, which supplies the leaves that the first does not hold.
+        options: `at` applies to all checkpoints, `rename` only to the first.
+        suppliers: Other checkpoints, from which `options.missing` takes what the first lacks.
 
     Returns:
         All pairs and all mismatches. The mismatches have no hints yet; `hints.add_hints` adds them.
     """
-    matching = _Matching(checkpoint, template, options, fallback)
+    matching = _Matching(checkpoint, template, options, suppliers)
     names_are_unique = not (matching.stored.clashes or matching.ambiguous_targets)
     stored, pairs = matching.stored.by_name, matching.pairs
     for target in template.targets:
@@ -71,7 +81,7 @@ def match_leaves(
         matching.match_target(target)
     matching.report_if_nothing_is_taken()
     matching.report_extras()
-    return matching.build_result(url)
+    return matching.build_result()
 
 
 def apply_at_and_rename(checkpoint: CheckpointView, options: MatchOptions) -> list[RenamedLeaf]:
@@ -158,7 +168,7 @@ class _Matching:
 
     Attributes:
         stored: The leaves of the checkpoint.
-        supplied: The leaves of the fallback.
+        indexes: `stored`, then the leaves of each supplier.
         ambiguous_targets: Names that several targets share, at least one of them with data.
     """
 
@@ -167,20 +177,21 @@ class _Matching:
         checkpoint: CheckpointView,
         template: Template,
         options: MatchOptions,
-        fallback: CheckpointView | None,
+        suppliers: Sequence[CheckpointView],
     ):
         self.checkpoint = checkpoint
         self.template = template
         self.options = options
+        self.suppliers = suppliers
         self.stored = _index_checkpoint(checkpoint, options)
-        self.supplied = _Index()
-        if fallback is not None:
-            self.supplied = _index_checkpoint(fallback, replace(options, rename=None))
+        unrenamed = replace(options, rename=None)
+        self.indexes = [self.stored, *(_index_checkpoint(s, unrenamed) for s in suppliers)]
         self.ambiguous_targets = _find_ambiguous_targets(template)
         self.pairs: list[Pair] = []
         self.kept: list[str] = []
         self.skipped: list[str] = []
         self.ignored: list[str] = []
+        self.unused_patterns: tuple[str, ...] = ()
         self.mismatches: list[Mismatch] = []
         self.casts: list[CastNote] = []
         self._reported_as_ambiguous: set[str] = set()
@@ -198,25 +209,29 @@ class _Matching:
             self.mismatches += [p for p in target.problems if p.problem != "dtype"]
             if any(p.problem == "kind" for p in target.problems):
                 return  # no leaf of any checkpoint could fill it
-        index, entry = self.stored, self.stored.by_name.get(name)
-        if entry is None and name in self.supplied.by_name:
-            index, entry = self.supplied, self.supplied.by_name[name]
-        if name in index.clashes:
-            self._report_ambiguous(name, index.clashes[name], "checkpoint")
+        source, entry = 0, self.stored.by_name.get(name)
+        if entry is None:
+            choice = self.options.choose_for_missing(name)
+            if isinstance(choice, int):
+                source, entry = choice, self.indexes[choice].by_name.get(name)
+        clashes = self.indexes[source].clashes
+        if name in clashes:
+            self._report_ambiguous(name, clashes[name], "checkpoint")
         elif entry is None:
             self._keep_or_report_missing(target)
         else:
-            self._match_entry(target, entry, from_fallback=index is self.supplied)
+            self._match_entry(target, entry, source)
 
     def _keep_or_report_missing(self, target: Target) -> None:
-        """Handles a target that neither checkpoint has."""
-        if target.optional or (self.options.missing == "keep" and target.concrete):
+        """Handles a target that no checkpoint has."""
+        keep = target.concrete and self.options.choose_for_missing(target.name) == "keep"
+        if target.optional or keep:
             self.kept.append(target.name)
             self.mismatches += _complete_dtype_problems(target, target.dtype_name)
         else:
             self.mismatches.append(self._describe_missing(target))
 
-    def _match_entry(self, target: Target, entry: LeafEntry, from_fallback: bool) -> None:
+    def _match_entry(self, target: Target, entry: LeafEntry, source: int) -> None:
         """Pairs a target with the leaf of its name, or reports why the leaf does not fit."""
         mismatches, cast = fit_leaf(target, entry, self.options.cast)
         if target.problems and all(m.problem != "kind" for m in mismatches):
@@ -224,12 +239,12 @@ class _Matching:
             unsupported = _complete_dtype_problems(target, entry.dtype_name)
             if unsupported:
                 mismatches = [m for m in mismatches if m.problem != "dtype"] + unsupported
-        if from_fallback:
-            note = "in the checkpoint given as `missing=`"
+        if source:
+            note = f"in {self.suppliers[source - 1].url}, given as `missing=`"
             mismatches = [replace(m, note=note) for m in mismatches]
         self.mismatches += mismatches
         if not mismatches:
-            self.pairs.append(Pair(target, entry, from_fallback))
+            self.pairs.append(Pair(target, entry, source))
             if cast is not None:
                 self.casts.append(cast)
 
@@ -237,9 +252,9 @@ class _Matching:
         """Reports every target as missing if the checkpoint itself would fill none of them.
 
         A restore that takes nothing from a checkpoint is due to a mistake in `at` or in names,
-        even if every leaf could be kept or comes from the fallback.
+        even if every leaf could be kept or supplied.
         """
-        taken = not all(pair.fallback for pair in self.pairs)
+        taken = not all(pair.source for pair in self.pairs)
         if taken or self.mismatches or not self.checkpoint.entries:
             return
         note = "not one leaf is in the checkpoint itself"
@@ -251,6 +266,13 @@ class _Matching:
 
     def report_extras(self) -> None:
         """Reports the leaves of the checkpoint that no target asks for, or ignores them."""
+        if isinstance(self.options.extra, Mapping):
+            names = self.stored.by_name
+            self.unused_patterns = tuple(
+                pattern
+                for pattern in self.options.extra
+                if not any(matches_pattern(name, pattern) for name in names)
+            )
         targets = self.template.targets
         wanted = {t.name for t in targets if t.kind != "static"}
         skipped_subtrees = {t.name for t in targets if t.kind == "skip"}
@@ -260,24 +282,28 @@ class _Matching:
             if name in wanted and name not in skipped_subtrees:
                 continue
             below_skipped = skipped_subtrees and _is_below_any(path, skipped_subtrees)
-            if self.options.extra == "ignore" or below_skipped:
+            if below_skipped or self.options.choose_for_extra(name) == "ignore":
                 self.ignored.append(name)
             elif name in self.stored.clashes:
                 self._report_ambiguous(name, self.stored.clashes[name], "checkpoint")
             else:
                 self.mismatches.append(Mismatch("extra", name, "no leaf", describe_entry(entry)))
 
-    def build_result(self, url: str) -> Match:
+    def build_result(self) -> Match:
         """Returns what was found so far."""
+        suppliers = self.suppliers
+        supplied = {p.target.name: suppliers[p.source - 1].url for p in self.pairs if p.source}
         return Match(
-            url,
+            self.checkpoint.url,
             self.template,
-            tuple(self.pairs),
-            tuple(self.kept),
-            tuple(self.skipped),
-            tuple(self.ignored),
-            tuple(self.mismatches),
-            tuple(self.casts),
+            pairs=tuple(self.pairs),
+            supplied=supplied,
+            kept=tuple(self.kept),
+            skipped=tuple(self.skipped),
+            ignored=tuple(self.ignored),
+            unused_patterns=self.unused_patterns,
+            mismatches=tuple(self.mismatches),
+            casts=tuple(self.casts),
         )
 
     def _report_ambiguous(self, name: str, paths: Sequence[Path], where: str) -> None:
@@ -290,11 +316,12 @@ class _Matching:
         self.mismatches.append(Mismatch("ambiguous", name, "one leaf of this name", found))
 
     def _describe_missing(self, target: Target) -> Mismatch:
-        note = None
-        if self.options.missing == "keep":
-            note = "the template has no value to keep here, only a shape and dtype"
+        choice = self.options.choose_for_missing(target.name)
+        note = NOTHING_TO_KEEP if choice == "keep" else None
         expected = f"{target.dtype_name}{target.user_shape}"
         found = self._inner_nodes.get(target.name, "none")
+        if isinstance(choice, int) and target.name not in self.indexes[choice].by_name:
+            found += f", and none in {self.suppliers[choice - 1].url}"
         return Mismatch("missing", target.name, expected, found, note=note)
 
     @functools.cached_property

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import msgspec
 
 from .._catalog.entry import LeafEntry
 from .._core.dtypes import class_of, is_lossless
-from .._core.text import be_verb, leaf_noun, list_names
+from .._core.text import be_verb, leaf_noun, list_names, quote_text
 from .._template.template import Target, Template
 from ..errors import Mismatch, TemplaxError
 
@@ -24,12 +24,13 @@ class Pair(msgspec.Struct, frozen=True, gc=False):
     Attributes:
         target: The leaf of the template.
         entry: The leaf of the checkpoint.
-        fallback: Whether `entry` is of the checkpoint given as `missing=`.
+        source: 0 if `entry` is of the checkpoint itself; otherwise the position, counted from 1,
+            of its supplier among the checkpoints given as `missing=`.
     """
 
     target: Target
     entry: LeafEntry
-    fallback: bool = False
+    source: int = 0
 
     @property
     def by_value(self) -> bool:
@@ -67,10 +68,14 @@ class Match:
         url: The checkpoint.
         template: The template.
         pairs: The targets that a leaf fills, each with its leaf, in template order.
-        kept: Names of template leaves that keep the template's own value (`missing="keep"`).
+        supplied: Names of template leaves that the checkpoint lacks, each with the URL of the one
+            given as `missing=` that supplies it.
+        kept: Names of template leaves that keep the template's own value: because of
+            `missing="keep"`, or Python values of an Equinox module that the checkpoint lacks.
         skipped: Names of template leaves without data: `...`, functions, static values.
         ignored: Names of leaves of the checkpoint that are not restored, because of
-            `extra="ignore"` or because the template has `...` in their place.
+            `extra=` or because the template has `...` in their place.
+        unused_patterns: Patterns of `extra=` that match no leaf of the checkpoint.
         mismatches: All differences, in template order, extra leaves last. Empty if `ok`.
         casts: All leaves that are cast.
         summary: One sentence that explains all mismatches, if there is one.
@@ -80,9 +85,11 @@ class Match:
     url: str
     template: Template
     pairs: tuple[Pair, ...] = ()
+    supplied: Mapping[str, str] = field(default_factory=dict)
     kept: tuple[str, ...] = ()
     skipped: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
+    unused_patterns: tuple[str, ...] = ()
     mismatches: tuple[Mismatch, ...] = ()
     casts: tuple[CastNote, ...] = ()
     summary: str | None = None
@@ -156,6 +163,7 @@ def format_match(match: Match) -> str:
     hints = Counter(m.hint for m in match.mismatches if m.hint)
     shared = {hint for hint, n in hints.items() if n > 1}
     lines = [head, *format_mismatches(match.mismatches, shared)]
+    lines += _format_unused_patterns(match)
     lines += [f"  hint: {hint}" for hint in hints if hint in shared]
     return "\n".join(lines)
 
@@ -180,7 +188,7 @@ def format_mismatches(mismatches: Sequence[Mismatch], shared: Collection[str] = 
 
 
 def _format_verdict(match: Match) -> str:
-    n = len(match.pairs)
+    n = len(match.pairs) - len(match.supplied)
     total = sum(t.has_data for t in match.template.targets)
     if n == total:
         return (
@@ -188,8 +196,11 @@ def _format_verdict(match: Match) -> str:
             if total != 1
             else f"the leaf matches {match.url}"
         )
+    fates = ["are supplied"] * bool(match.supplied) + ["keep the template's values"] * bool(
+        match.kept
+    )
     text = f"{n} of {total} {leaf_noun(total)} match {match.url}"
-    return f"{text}, the others keep the template's values"
+    return f"{text}, the others {' or '.join(fates)}"
 
 
 def _format_remarks(match: Match) -> list[str]:
@@ -198,17 +209,36 @@ def _format_remarks(match: Match) -> list[str]:
     for (stored, wanted), n in kinds.items():
         nbytes = sum(c.nbytes for c in match.casts if (c.stored, c.wanted) == (stored, wanted))
         lines.append(f"  {n} cast from {stored} to {wanted} ({nbytes:,} bytes)")
-    supplied = sum(pair.fallback for pair in match.pairs)
-    if supplied:
-        lines.append(f"  {supplied} supplied by the checkpoint given as `missing=`")
-    for what, names in (
-        ("kept from the template", match.kept),
-        ("without data, left as in the template", match.skipped),
-        ("of the checkpoint ignored", match.ignored),
-    ):
-        if names:
-            lines.append(f"  {len(names)} {what}: {list_names(names)}")
-    return lines
+    differences = list_differences(match.supplied, match.kept, match.ignored, match.skipped)
+    lines += [f"  {line}" for line in differences]
+    return lines + _format_unused_patterns(match)
+
+
+def list_differences(
+    supplied: Mapping[str, str],
+    kept: Sequence[str],
+    ignored: Sequence[str],
+    skipped: Sequence[str] = (),
+) -> list[str]:
+    """Names what a restore takes from elsewhere or leaves out: a line for each kind and supplier.
+
+    Args:
+        supplied, kept, ignored, skipped: See `Match`.
+    """
+    by_fate: dict[str, list[str]] = {}
+    for name, url in supplied.items():
+        by_fate.setdefault(f"supplied by {url}", []).append(name)
+    by_fate["kept from the template"] = list(kept)
+    by_fate["without data, left as in the template"] = list(skipped)
+    by_fate["of the checkpoint ignored"] = list(ignored)
+    return [f"{len(n):,} {fate}: {list_names(n)}" for fate, n in by_fate.items() if n]
+
+
+def _format_unused_patterns(match: Match) -> list[str]:
+    return [
+        f"  no leaf of the checkpoint matches the pattern {quote_text(pattern)} of extra="
+        for pattern in match.unused_patterns
+    ]
 
 
 def _count_by_problem(mismatches: Sequence[Mismatch]) -> str:

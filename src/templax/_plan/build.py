@@ -61,7 +61,7 @@ def build_plan(
 
     Args:
         match: Pairs of targets and leaves.
-        chunks: For the checkpoint, and for the one given as `missing=`: name of the entry → the
+        chunks: For the checkpoint, then for each one given as `missing=`: name of the entry → the
             chunks that tile it.
         threads: Most workers to use.
         memory: Bytes in flight beyond the arrays returned. Boxes that need the same bytes are
@@ -78,7 +78,7 @@ def build_plan(
     share = max(1, memory // (2 * (IN_FLIGHT + 1)))
     batches: list[Batch] = []
     buffers: list[Buffer] = []
-    parts: tuple[list[Part], list[Part]] = [], []  # of the checkpoint, and of `missing=`
+    parts: list[list[Part]] = [[] for _ in chunks]  # of each source
     checks: list[Check] = []
     unverified: list[str] = []
     unmapped = Counter[str]()
@@ -89,7 +89,7 @@ def build_plan(
     for pair in match.pairs:
         if pair.target.kind == "string":
             continue
-        source = int(pair.fallback)
+        source = pair.source
         located: Sequence[Chunk] = chunks[source][pair.entry.name]
         if len(located) > 1:
             located = merge_chunks(located)
@@ -106,7 +106,7 @@ def build_plan(
             full = nbytes >= BATCH_BYTES or len(buffers) >= BATCH_LEAVES
             if buffers and (full or transient + passing > share):
                 batches.append(_make_batch(parts, buffers, checks, most))
-                buffers, parts, checks, nbytes, transient = [], ([], []), [], 0, 0
+                buffers, parts, checks, nbytes, transient = [], [[] for _ in chunks], [], 0, 0
             view = "read"
             if mapped and here:
                 view = (

@@ -10,7 +10,7 @@ import msgspec
 
 from .._core.text import leaf_noun, list_names
 from .._core.workers import MEMORY_BYTES
-from .._match.result import Match
+from .._match.result import Match, list_differences
 from .buffers import Buffer
 from .parts import Check, Part, count_useful_bytes
 
@@ -22,7 +22,7 @@ class ReadOp(msgspec.Struct, frozen=True, gc=False):
     """One request, or a group of values that an index held (`start == stop`).
 
     Attributes:
-        source: 0 for the checkpoint, 1 for the one given as `missing=`.
+        source: 0 for the checkpoint, 1 and up for those given as `missing=`.
         key: The object.
         start, stop: Bytes, half open, that cover all parts.
         parts: In order of their start.
@@ -71,7 +71,7 @@ class Plan:
         scratch_bytes: The most memory that one worker needs besides the buffers.
         memory: As asked. A single box and a single worker are accepted even if they exceed it.
         unmapped: With `mapped=True`: reason → number of boxes that are read for this reason.
-        sources: The source of the checkpoint, and of the one given as `missing=`; opaque here.
+        sources: The source of the checkpoint, then of each one given as `missing=`; opaque here.
         prepared: Seconds that each of the earlier stages took.
     """
 
@@ -144,6 +144,8 @@ def explain_plan(plan: Plan) -> str:
     n = len(plan.match.pairs)
     lines = [f"restore of {n:,} {leaf_noun(n)} from {plan.match.url}"]
     lines += [f"  {what:<16}{n:>18,}  {note}".rstrip() for what, n, note in plan_figures(plan)]
+    differences = list_differences(plan.match.supplied, plan.match.kept, plan.match.ignored)
+    lines += [f"  {line}" for line in differences]
     if plan.unmapped:
         reasons = [f"{n:,} {why}" for why, n in plan.unmapped.items()]
         lines.append(f"  not mapped: {', '.join(reasons)}")

@@ -32,6 +32,8 @@ from .meter import ReadMeter
 from .options import (
     CompareKeywords,
     CompareOptions,
+    Extra,
+    Missing,
     PlanKeywords,
     PlanOptions,
     RestoreOptions,
@@ -54,8 +56,8 @@ def restore(
     at: str = "",
     rename: Rename | None = None,
     shardings: PyTree = None,
-    missing: Literal["error", "keep"] | Checkpoint = "error",
-    extra: Literal["error", "ignore"] = "error",
+    missing: Missing = "error",
+    extra: Extra = "error",
     cast: Cast = "float",
     verify: Verify = "available",
     memory: int | None = None,
@@ -87,7 +89,12 @@ def restore(
         missing: What to do about a leaf that the checkpoint lacks: `"error"`; `"keep"` the
             template's own value; or take it from another checkpoint, often a `Recipe`, to which
             `at` applies too. Only the missing leaves of that checkpoint are read or computed.
-        extra: What to do about a leaf of the checkpoint that the template lacks.
+            A mapping `{pattern: one of these}` decides by the name of the leaf in the template, as
+            `fnmatch` does (`*` stands for dots, too): the first pattern that matches decides, and a
+            leaf that none matches is an error, as is a pattern that matches no leaf.
+        extra: What to do about a leaf of the checkpoint that the template lacks: `"error"`, or
+            `"ignore"` it. A mapping `{pattern: one of these}` decides as for `missing`, by the name
+            of the leaf in the checkpoint after `at` and `rename`.
         cast: Which casts are allowed. `"float"`: from any float to any float, from any complex to
             any complex, and every cast that loses nothing. `"widen"`: only casts that lose nothing.
             `"exact"`: none. One `CastWarning` announces all casts.
@@ -295,6 +302,9 @@ def _check_64_bit_types(plan: Plan) -> None:
 def last_restore() -> Stats | None:
     """The figures of the most recently finished restore of this process; None before the first.
 
+    They name, too, what did not come from the checkpoint, and what was left there: `supplied`,
+    `kept` and `ignored`.
+
     Example:
         >>> import os, tempfile
         >>> import jax.numpy as jnp, templax as tx
@@ -320,7 +330,8 @@ def check(
             `shardings`, `missing`, `extra` and `cast`.
 
     Returns:
-        The match: `.ok`, `.mismatches`, `.casts`; `str(match)` is the report.
+        The match: `.ok`, `.mismatches`, `.casts`, and what is `.supplied`, `.kept`, `.skipped` and
+        `.ignored`; `str(match)` is the report.
 
     Raises:
         CheckpointError, SourceError, UsageError: See `restore`. A mismatch does not raise.

@@ -47,7 +47,7 @@ def execute_plan(
 
     Args:
         plan: What to read, and with how many threads.
-        sources: The source of the checkpoint, and of the one given as `missing=`.
+        sources: The source of the checkpoint, then of each one given as `missing=`.
         meter: Counts what is read, and reports it while this waits.
 
     Raises:

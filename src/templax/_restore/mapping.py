@@ -44,7 +44,7 @@ def map_files(batch: Batch, sources: Sequence[Source]) -> MappedFiles:
     spans: dict[tuple[int, str], list[tuple[int, int]]] = {}
     for i, buffer in enumerate(batch.buffers):
         if (view := buffer.view) is not None:
-            place = int(buffer.pair.fallback), view.key
+            place = buffer.pair.source, view.key
             wanted.setdefault(place, []).append((i, buffer, view))
             spans.setdefault(place, []).append((view.start, view.stop))
     for item in (item for job in batch.checks for item in job):

@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, TypedDict
 
+from .._catalog.catalog import Catalog
 from .._core.arguments import PyTree, check_int
 from .._core.dtypes import CASTS, Cast
 from .._core.names import Rename
 from .._core.progress import Progress, check_progress
+from .._core.text import quote_text
 from .._core.workers import MEMORY_BYTES, choose_threads
+from .._match.options import ExtraChoice
 from ..errors import UsageError
-from ..formats.registry import Checkpoint
+from ..formats.registry import Checkpoint, SupportsCatalog
+from ..storage.source import Source
 
 Verify = Literal["available", "required", "off"]
+
+Supply = Literal["error", "keep"] | Checkpoint
+"""What to do about a missing leaf; a checkpoint supplies it."""
+
+Missing = Supply | Mapping[str, Supply]
+"""The argument `missing=`; a mapping has the patterns of leaf names as keys."""
+
+Extra = ExtraChoice | Mapping[str, ExtraChoice]
+"""The argument `extra=`; a mapping has the patterns of leaf names as keys."""
 
 
 class CompareKeywords(TypedDict, total=False):
@@ -23,8 +37,8 @@ class CompareKeywords(TypedDict, total=False):
     at: str
     rename: Rename | None
     shardings: PyTree
-    missing: Literal["error", "keep"] | Checkpoint
-    extra: Literal["error", "ignore"]
+    missing: Missing
+    extra: Extra
     cast: Cast
 
 
@@ -54,15 +68,15 @@ class CompareOptions:
     at: str = ""
     rename: Rename | None = None
     shardings: PyTree = None
-    missing: Literal["error", "keep"] | Checkpoint = "error"
-    extra: Literal["error", "ignore"] = "error"
+    missing: Missing = "error"
+    extra: Extra = "error"
     cast: Cast = "float"
 
     def __post_init__(self) -> None:
         if not isinstance(self.at, str):
             raise UsageError(f"Expected at= the name of a subtree (str), got {self.at!r}")
-        if self.extra not in ("error", "ignore"):
-            raise UsageError(f'Expected extra="error" or "ignore", got {self.extra!r}')
+        _check_missing(self.missing)
+        _check_extra(self.extra)
         if self.cast not in CASTS:
             raise UsageError(f"Expected cast= one of {', '.join(CASTS)}, got {self.cast!r}")
         rename = self.rename
@@ -73,7 +87,9 @@ class CompareOptions:
 
     @property
     def missing_policy(self) -> Literal["error", "keep"] | None:
-        """What to do about a missing leaf; None where another checkpoint supplies it."""
+        """What to do about every missing leaf; None if another checkpoint supplies it, or if that
+        depends on its name.
+        """
         missing = self.missing
         if isinstance(missing, str) and (missing == "error" or missing == "keep"):
             return missing
@@ -129,6 +145,32 @@ class RestoreOptions(PlanOptions):
     def __post_init__(self) -> None:
         check_progress(self.on_progress)
         super().__post_init__()
+
+
+def _check_missing(missing: Missing) -> None:
+    if not isinstance(missing, Mapping):
+        return
+    for pattern, supply in missing.items():
+        known = isinstance(supply, (str, os.PathLike, Source, Catalog, SupportsCatalog))
+        if not isinstance(pattern, str) or not known:
+            raise UsageError(
+                'Expected missing= a mapping of patterns (str) to "error", "keep" or a checkpoint,'
+                f" got {pattern!r}: {type(supply).__name__}"
+                + ("" if known else "; hint: a tree of values is templax.Recipe(lambda: tree)")
+            )
+
+
+def _check_extra(extra: Extra) -> None:
+    choices = extra if isinstance(extra, Mapping) else {"*": extra}
+    for pattern, choice in choices.items():
+        if not isinstance(pattern, str) or choice not in ("error", "ignore"):
+            hint = ""
+            if isinstance(extra, str) and not extra.isidentifier():
+                hint = f'; hint: extra={{{quote_text(extra)}: "ignore"}} ignores what it matches'
+            raise UsageError(
+                'Expected extra="error", "ignore" or a mapping of patterns (str) to one of these,'
+                f" got {extra!r}{hint}"
+            )
 
 
 def _maps_names(rename: object) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import replace
 
@@ -13,17 +13,18 @@ from .._catalog.catalog import Catalog
 from .._catalog.entry import Chunk
 from .._core.dtypes import int_fits
 from .._core.gc_pause import pause_gc
-from .._core.names import find_nearest, prefixes, strip_prefix
+from .._core.names import find_nearest, join_path, matches_pattern, prefixes, strip_prefix
+from .._core.text import quote_text
 from .._match.hints import add_hints
 from .._match.match import CheckpointView, match_leaves
-from .._match.options import MatchOptions
+from .._match.options import MatchOptions, MissingChoice
 from .._match.result import Match
 from .._plan.build import build_plan
 from .._template.template import Template
 from ..errors import Mismatch, NotFound, TemplaxError, UsageError
 from ..formats.registry import Checkpoint, open_checkpoint
 from .execute import execute_plan
-from .options import CompareOptions
+from .options import CompareOptions, Missing, Supply
 
 
 def match_checkpoint(
@@ -32,7 +33,7 @@ def match_checkpoint(
     options: CompareOptions,
     took: dict[str, float] | None = None,
 ) -> tuple[Sequence[Catalog], Match]:
-    """Opens the checkpoint, and the one given as `missing=`, and matches them with a template.
+    """Opens the checkpoint, and those given as `missing=`, and matches them with a template.
 
     Args:
         checkpoint: See `restore`.
@@ -41,11 +42,11 @@ def match_checkpoint(
         took: Receives the seconds of the stages `open` and `match`.
 
     Returns:
-        The catalogs (one, or two with a checkpoint given as `missing=`), and the match, whose
+        The catalogs (of the checkpoint, then of those given as `missing=`), and the match, whose
         mismatches have hints.
     """
     begin = time.perf_counter()
-    at, rename, policy = options.at, options.rename, options.missing_policy
+    at, rename = options.at, options.rename
     catalogs = [open_checkpoint(checkpoint)]
     if isinstance(rename, Mapping):
         _check_rename_used(rename, catalogs[0], at)
@@ -53,14 +54,14 @@ def match_checkpoint(
     if options.extra == "ignore" and targets and all(t.kind == "static" for t in targets):
         leaf = getattr(targets[0].placement, "leaf", None)
         raise UsageError(f"Expected a template with arrays, got {type(leaf).__name__}")
-    if policy is None:
-        catalogs.append(open_missing(options.missing))
+    if isinstance(options.missing, Mapping):
+        _check_patterns_used(options.missing, template)
+    missing = _number_suppliers(open_missing(options.missing), catalogs)
     opened_at = time.perf_counter()
-    sides = [CheckpointView(c.entries, c.empties) for c in catalogs]
-    fallback = sides[1] if len(sides) == 2 else None
+    view, *suppliers = [CheckpointView(c.entries, c.empties, c.url) for c in catalogs]
 
     def match_with(options: MatchOptions, template: Template) -> Match:
-        return match_leaves(catalogs[0].url, sides[0], template, options, fallback)
+        return match_leaves(view, template, options, suppliers)
 
     def try_hint(options: MatchOptions, template: Template) -> Match:
         found = match_with(options, template)
@@ -69,7 +70,7 @@ def match_checkpoint(
         except TemplaxError:  # a hint that is only tried must not raise
             return found
 
-    match_options = MatchOptions(at, rename, policy or "error", options.extra, options.cast)
+    match_options = MatchOptions(at, rename, missing, options.extra, options.cast)
     # A rename function is the caller's code, which may make cycles: it runs with collections on.
     with nullcontext() if callable(rename) else pause_gc():
         first = match_with(match_options, template)
@@ -77,7 +78,7 @@ def match_checkpoint(
     if took is not None:
         took |= {"open": opened_at - begin, "match": time.perf_counter() - opened_at}
     if not result.ok:
-        result = add_hints(result, sides[0], match_options, try_hint)
+        result = add_hints(result, view, match_options, try_hint)
     return catalogs, result
 
 
@@ -95,22 +96,73 @@ def _check_rename_used(rename: Mapping[str, str], catalog: Catalog, at: str) -> 
             )
 
 
-def open_missing(missing: Checkpoint) -> Catalog:
-    """The catalog of the checkpoint that is given as `missing=`.
+def _check_patterns_used(patterns: Iterable[str], template: Template) -> None:
+    """Refuses a pattern that no leaf of the template matches: it is a typo."""
+    paths = [target.path for target in template.targets if target.has_data]
+    names = [join_path(path) for path in paths]
+    for pattern in patterns:
+        if not names or any(matches_pattern(name, pattern) for name in names):
+            continue
+        subtree, stem = f"{pattern}.*", pattern.removesuffix(".*")
+        if any(matches_pattern(name, subtree) for name in names):
+            hint = f"; hint: {quote_text(subtree)} matches the leaves below it"
+        else:
+            near = find_nearest(stem, {prefix for path in paths for prefix in prefixes(path)})
+            hint = f"; nearest: `{near}`" if near else ""
+        raise UsageError(
+            "Expected missing= patterns of leaves of the template, got"
+            f" {quote_text(pattern)}, which matches none{hint}"
+        )
+
+
+def open_missing(missing: Missing) -> Missing:
+    """The argument `missing=` with each checkpoint in it opened, once.
 
     Raises:
-        UsageError: It is neither a checkpoint nor one of the words that `missing=` takes.
+        UsageError: It holds neither a checkpoint nor a choice.
         CheckpointError, SourceError: See `templax.open`.
     """
+    if not isinstance(missing, Mapping):
+        return _open_supplier(missing)
+    opened: dict[int | str, Supply] = {}
+    for supply in missing.values():
+        key = supply if isinstance(supply, str) else id(supply)
+        if key not in opened:
+            opened[key] = _open_supplier(supply)
+    return {p: opened[s if isinstance(s, str) else id(s)] for p, s in missing.items()}
+
+
+def _open_supplier(supply: Supply) -> Supply:
+    if isinstance(supply, str) and supply in ("error", "keep"):
+        return supply
     try:
-        return open_checkpoint(missing)
+        return open_checkpoint(supply)
     except NotFound as error:
-        if isinstance(missing, str) and missing.isidentifier():
+        if isinstance(supply, str) and supply.isidentifier():
             raise UsageError(
-                f'Expected missing="error", "keep" or a checkpoint, got {missing!r},'
+                f'Expected missing="error", "keep" or a checkpoint, got {supply!r},'
                 " where there is nothing"
             ) from error
         raise
+
+
+def _number_suppliers(
+    missing: Missing, catalogs: list[Catalog]
+) -> MissingChoice | Mapping[str, MissingChoice]:
+    """`missing=` for the match. The opened checkpoints in it are appended to `catalogs`."""
+
+    def number(supply: Supply) -> MissingChoice:
+        if not isinstance(supply, Catalog):
+            return "keep" if supply == "keep" else "error"
+        for i, catalog in enumerate(catalogs[1:], 1):
+            if catalog is supply:
+                return i
+        catalogs.append(supply)
+        return len(catalogs) - 1
+
+    if isinstance(missing, Mapping):
+        return {pattern: number(supply) for pattern, supply in missing.items()}
+    return number(missing)
 
 
 def _check_int_values(catalogs: Sequence[Catalog], found: Match) -> Match:
@@ -156,6 +208,6 @@ def locate_chunks(
     """Locates the chunks of every leaf that a match pairs: for each catalog, name → chunks."""
     chunks: list[Mapping[str, tuple[Chunk, ...]]] = []
     for i, catalog in enumerate(catalogs):
-        mine = [pair.entry for pair in found.pairs if pair.fallback == bool(i)]
+        mine = [pair.entry for pair in found.pairs if pair.source == i]
         chunks.append(catalog.locate(entry for entry in mine if entry.kind != "string"))
     return chunks

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from .._match.result import list_differences
 from .._plan.plan import Plan
 
 
@@ -54,6 +55,10 @@ class Stats:
         stages: Wall-clock seconds of each stage: `template`, `open`, `match`, `locate`, `plan` and
             `run`; `place` is a part of `run`.
         busy: Seconds summed over all threads: `read`, `decode` (copies included), `cast`.
+        supplied: Names of leaves that the checkpoint lacks, each with the URL of the one given as
+            `missing=` that supplied it. `leaves` counts them too.
+        kept: Names of template leaves that kept the template's own value.
+        ignored: Names of leaves of the checkpoint that were not restored.
         step: The step that `Manager.restore` restored; None if it began anew, and of other calls.
         began_anew: Whether `Manager.restore` found no step, so that `missing=` gave every leaf.
         skipped: The later steps that `Manager.restore` did not take, each with the reason.
@@ -69,6 +74,9 @@ class Stats:
     seconds: float
     stages: Mapping[str, float]
     busy: Mapping[str, float]
+    supplied: Mapping[str, str] = field(default_factory=dict)
+    kept: tuple[str, ...] = ()
+    ignored: tuple[str, ...] = ()
     step: int | None = None
     began_anew: bool = False
     skipped: tuple[str, ...] = ()
@@ -94,6 +102,9 @@ class Stats:
             seconds=sum(plan.prepared.values()) + run_s,
             stages=stages,
             busy={"read": busy.read_s, "decode": busy.decode_s, "cast": busy.cast_s},
+            supplied=plan.match.supplied,
+            kept=plan.match.kept,
+            ignored=plan.match.ignored,
             step=None if choice is None else choice.step,
             began_anew=choice is not None and choice.step is None,
             skipped=() if choice is None else choice.skipped,
@@ -116,10 +127,11 @@ class Stats:
                 f" {self.placed_bytes:,} bytes"
             )
         skipped = f"; skipped {'; '.join(self.skipped)}" if self.skipped else ""
+        differences = list_differences(self.supplied, self.kept, self.ignored)
         return (
             f"{what} in"
             f" {self.seconds:.3f} s ({self.gb_per_s:.2f} GB/s): {self.requests:,} {requests},"
             f" {self.read_bytes:,} bytes read, {self.mapped_bytes:,} mapped, {self.casts:,} cast;"
             f" seconds by stage: {', '.join(stages)} (place {self.stages['place']:.3f} of it);"
-            f" of all threads: {busy}{skipped}"
+            f" of all threads: {busy}{skipped}{''.join(f'; {line}' for line in differences)}"
         )

@@ -35,18 +35,18 @@ _COMPARISON = (
     click.option(
         "--missing",
         type=CheckpointPath("error", "keep"),
-        default="error",
-        metavar="error|keep|PATH",
-        show_default=True,
-        help="What fills template leaves that the checkpoint lacks. TEMPLATE.json holds no values,"
-        " so that `keep` reports them all the same.",
+        multiple=True,
+        metavar="[PATTERN=]error|keep|PATH",
+        help="What fills template leaves that the checkpoint lacks, or those that PATTERN matches"
+        " (cut at the first =); repeatable.  [default: error]  TEMPLATE.json holds no values, so"
+        " that `keep` reports them all the same.",
     ),
     click.option(
         "--extra",
-        type=click.Choice(["error", "ignore"]),
-        default="error",
-        show_default=True,
-        help="Leaves that the template does not ask for.",
+        multiple=True,
+        metavar="[PATTERN=]error|ignore",
+        help="Leaves that the template does not ask for, or those of them that PATTERN matches;"
+        " repeatable.  [default: error]",
     ),
     click.option(
         "--cast",
@@ -65,7 +65,14 @@ def _add_comparison_options(command: Callable[..., None]) -> Callable[..., None]
     """Gives a command these options, and calls it with a loaded template and a `rename` dict."""
 
     @functools.wraps(command)
-    def run(path: str, template: IO[bytes], renames: tuple[str, ...], **options: Any) -> None:
+    def run(
+        path: str,
+        template: IO[bytes],
+        renames: tuple[str, ...],
+        missing: tuple[str, ...],
+        extra: tuple[str, ...],
+        **options: Any,
+    ) -> None:
         rename: dict[str, str] = {}
         for pair in renames:
             old, equals, new = pair.partition("=")
@@ -73,12 +80,37 @@ def _add_comparison_options(command: Callable[..., None]) -> Callable[..., None]
                 raise click.BadParameter(f"expected OLD=NEW, got {pair!r}", param_hint="--rename")
             rename[old] = new
         wanted = load_template(template.read(), getattr(template, "name", "-"))
+        options["missing"] = _parse_choices(missing, "--missing")
+        options["extra"] = _parse_choices(extra, "--extra")
         command(path, wanted, rename=rename or None, **options)
 
     decorated: Callable[..., None] = run
     for option in reversed(_COMPARISON):
         decorated = option(decorated)
     return decorated
+
+
+def _parse_choices(values: tuple[str, ...], option: str) -> str | dict[str, str]:
+    """`--missing` or `--extra` as `restore` takes it: one choice, or choices by pattern.
+
+    A choice without a pattern is that of the leaves that no pattern matches.
+    """
+    choices: dict[str, str] = {}
+    others: list[str] = []
+    for value in values:
+        pattern, equals, choice = value.partition("=")
+        if equals:
+            choices[pattern] = choice
+        else:
+            others.append(value)
+    if len(others) > 1:
+        text = f"expected one choice without a pattern, got {' and '.join(others)}"
+        raise click.BadParameter(text, param_hint=option)
+    if not choices:
+        return others[0] if others else "error"
+    if others:
+        choices["*"] = others[0]
+    return choices
 
 
 @click.command("check")
@@ -90,9 +122,7 @@ def check(path: str, template: Template, *, as_json: bool, **options: Any) -> No
     standard input. Exits with 0 if a restore would succeed, 1 if it would not, 2 if one of the two
     can't be read.
     """
-    match = tx.check(path, template, **options)
-    if options["missing"] == "keep":
-        match = shell_hints.without_values(match)
+    match = shell_hints.without_values(tx.check(path, template, **options))
     _print_match(match, as_json)
     if not match.ok:
         sys.exit(1)

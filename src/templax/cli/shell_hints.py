@@ -8,6 +8,7 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import replace
 
+from .._match.match import NOTHING_TO_KEEP
 from .._match.result import Match
 
 MAX_RENAMES = 6
@@ -21,12 +22,12 @@ _CHOICE = re.compile(r'(extra|cast)="(\w+)"')
 
 
 def without_values(match: Match) -> Match:
-    """The match under `missing="keep"` with a template file, whose leaves have no values."""
+    """The match with a template file, whose leaves have no values for `missing="keep"` to keep."""
     note = "a template file holds no values, so whether restore would keep one is not known"
     return replace(
         match,
         mismatches=tuple(
-            replace(m, note=note) if m.problem == "missing" else m for m in match.mismatches
+            replace(m, note=note) if m.note == NOTHING_TO_KEEP else m for m in match.mismatches
         ),
     )
 

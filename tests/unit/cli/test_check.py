@@ -73,9 +73,11 @@ def test_check_json_has_the_documented_fields(template_file):
             }
         ],
         "matched": 13,
+        "supplied": {},
         "kept": [],
         "skipped": [],
         "ignored": [],
+        "unused_patterns": [],
     }
 
 
@@ -90,9 +92,22 @@ def test_check_takes_the_options_of_restore(template_file):
     older = "orbax-0.12.8-multi2p/ckpt"  # lacks `extra`
     assert run_cli("check", older, template_file, *rename).exit_code == 1
     assert run_cli("check", older, template_file, *rename, "--missing", DEFAULT).exit_code == 0
+    patterns = ["--missing", f"extra.*={DEFAULT}", "--missing", "state.*=error"]
+    assert run_cli("check", older, template_file, *rename, *patterns).exit_code == 0
+    assert run_cli("check", older, template_file, *rename, "--missing", "*=error").exit_code == 1
     template_file.write_bytes(b'{"templax_template": 1, "leaves": []}')
     assert run_cli("check", DEFAULT, template_file).exit_code == 1
     assert run_cli("check", DEFAULT, template_file, "--extra", "ignore").exit_code == 0
+    for choices, status in (
+        (["state.*=ignore", "extra.*=ignore"], 0),
+        (["state.*=ignore"], 1),
+        (["state.*=error", "ignore"], 1),
+        (["state.*=ignore", "ignore"], 0),
+        (["ignore", "error"], 2),
+        (["state.*=keep"], 2),
+    ):
+        options = [word for choice in choices for word in ("--extra", choice)]
+        assert run_cli("check", DEFAULT, template_file, *options).exit_code == status, choices
 
 
 def move_leaves(file, *, at="", under=""):

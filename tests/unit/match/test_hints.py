@@ -247,11 +247,9 @@ def test_hints_do_not_change_the_mismatches(case: tuple[Any, Any, dict[str, Any]
     checkpoint, template, options = case
     catalog = tx.open(checkpoint_like(checkpoint))
     bare = match_leaves(
-        catalog.url,
-        CheckpointView(catalog.entries),
+        CheckpointView(catalog.entries, url=catalog.url),
         as_template(template),
         MatchOptions(**options),
-        None,
     )
     full = tx.check(catalog, template, **options)
     facts = [(m.problem, m.name, m.expected, m.found) for m in bare.mismatches]

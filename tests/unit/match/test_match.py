@@ -149,7 +149,8 @@ def test_mismatches_with_the_second_checkpoint_say_so() -> None:
         checkpoint_of({"w": jnp.ones(4)}), template, missing=checkpoint_of({"new": jnp.ones(3)})
     )
     assert str(match.mismatches[0]) == (
-        "Expected shape `(2,)`, got `(3,)` - at `new`; in the checkpoint given as `missing=`"
+        "Expected shape `(2,)`, got `(3,)` - at `new`; in"
+        " Recipe(checkpoint_of.<locals>.<lambda>), given as `missing=`"
     )
 
 

@@ -12,7 +12,7 @@ import pytest
 
 import templax as tx
 from helpers import CHECKPOINT_LIKE_URL as URL
-from helpers import checkpoint_like, f32
+from helpers import checkpoint_like, checkpoint_of, f32
 from mismatches import mismatched_trees
 from templax._match.result import MAX_SHOWN
 from templax._template import json_file
@@ -78,12 +78,37 @@ def test_the_first_three_ignored_leaves_are_named() -> None:
     )
 
 
-def test_leaves_supplied_by_another_checkpoint_are_counted() -> None:
+def test_leaves_supplied_by_another_checkpoint_are_named() -> None:
     template = {"w": f32(2), "new": f32(3), "newer": f32(3)}
     other = tx.Recipe(lambda: {"new": jnp.ones(3), "newer": jnp.ones(3)})
     assert report_lines({"w": f32(2)}, template, missing=other) == [
-        "all 3 leaves match CKPT",
-        "  2 supplied by the checkpoint given as `missing=`",
+        "1 of 3 leaves match CKPT, the others are supplied",
+        f"  2 supplied by {other.url}: `new`, `newer`",
+    ]
+
+
+def test_supplied_and_kept_leaves_are_named_by_who_gives_them() -> None:
+    template = {"w": f32(2), "a": f32(3), "b": [f32(3)] * 4, "c": jnp.ones(1)}
+    one = tx.Recipe(lambda: {"a": jnp.ones(3)})
+    two = checkpoint_of({"b": [jnp.ones(3)] * 4})
+    patterns = {"a": one, "b.*": two, "*": "keep"}
+    assert report_lines({"w": f32(2)}, template, missing=patterns) == [
+        "1 of 7 leaves match CKPT, the others are supplied or keep the template's values",
+        f"  1 supplied by {one.url}: `a`",
+        f"  4 supplied by {two.url}: `b.0`, `b.1`, `b.2`, and 1 more",
+        "  1 kept from the template: `c`",
+    ]
+
+
+def test_a_pattern_of_extra_that_matches_no_leaf_is_named() -> None:
+    checkpoint = {"w": f32(2), "opt": [f32(1)] * 2}
+    extra: Any = {"opt_state.*": "ignore", "opt.1": "ignore"}
+    line = '  no leaf of the checkpoint matches the pattern "opt_state.*" of extra='
+    assert report_lines(checkpoint, {"w": f32(2)}, extra=extra)[-1] == line
+    assert report_lines(checkpoint, {"w": f32(2)}, extra=extra | {"opt.*": "ignore"}) == [
+        "the leaf matches CKPT",
+        "  2 of the checkpoint ignored: `opt.0`, `opt.1`",
+        line,
     ]
 
 

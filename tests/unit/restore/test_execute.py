@@ -130,7 +130,7 @@ def test_a_cast_on_which_numpy_and_xla_differ_is_left_to_placing() -> None:
 
 def test_fallback_leaves_come_from_the_second_source() -> None:
     first, second = make_host_pair("a", VALUES), make_host_pair("b", VALUES)
-    second = Pair(second.target, second.entry, fallback=True)
+    second = Pair(second.target, second.entry, source=1)
     match = Match("m", Template((first.target, second.target)), (first, second))
     made = build_plan(match, [{"a": make_chunks(VALUES)}, {"b": make_chunks(VALUES)}])
     sources = [Memory({"f": VALUES.tobytes()}), Memory({"f": (VALUES * 2).tobytes()})]

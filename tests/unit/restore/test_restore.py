@@ -34,7 +34,11 @@ def restore(checkpoint: Any = CKPT, template: Any = SCALE, **options: Any) -> An
     ("options", "text"),
     [
         ({"cast": "any"}, "Expected cast= one of float, widen, exact, got 'any'"),
-        ({"extra": "keep"}, 'Expected extra="error" or "ignore", got \'keep\''),
+        (
+            {"extra": "keep"},
+            'Expected extra="error", "ignore" or a mapping of patterns (str) to one of these,'
+            " got 'keep'",
+        ),
         ({"at": None}, "Expected at= the name of a subtree (str), got None"),
         ({"at": ("state",)}, "Expected at= the name of a subtree (str), got ('state',)"),
         (

@@ -344,9 +344,7 @@ def test_leaves_of_the_second_checkpoint_are_matched() -> None:
         ("shape", "b"),
         ("missing", "c"),
     ]
-    assert "Expected shape `(2,)`, got `(3,)` - at `b`; in the checkpoint given as" in str(
-        caught.value
-    )
+    assert "Expected shape `(2,)`, got `(3,)` - at `b`; in Recipe(" in str(caught.value)
 
 
 def test_the_first_checkpoint_takes_precedence() -> None:
