@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from .._catalog.entry import LeafEntry
@@ -34,11 +34,13 @@ class CheckpointView:
         entries: The leaves.
         empties: Values that are recorded without a leaf, such as an empty dict, by path.
         url: For the report.
+        fingerprints: Returns name → crc32c of the leaf's bytes, if the checkpoint records them.
     """
 
     entries: Sequence[LeafEntry]
     empties: Mapping[Path, str] = field(default_factory=dict)
     url: str = ""
+    fingerprints: Callable[[], Mapping[str, int]] | None = None
 
 
 RenamedLeaf = tuple[Path, str, LeafEntry]
@@ -209,11 +211,11 @@ class _Matching:
             self.mismatches += [p for p in target.problems if p.problem != "dtype"]
             if any(p.problem == "kind" for p in target.problems):
                 return  # no leaf of any checkpoint could fill it
-        source, entry = 0, self.stored.by_name.get(name)
+        source, (name, entry) = 0, _find_entry(self.stored, target)
         if entry is None:
             choice = self.options.choose_for_missing(name)
             if isinstance(choice, int):
-                source, entry = choice, self.indexes[choice].by_name.get(name)
+                source, (name, entry) = choice, _find_entry(self.indexes[choice], target)
         clashes = self.indexes[source].clashes
         if name in clashes:
             self._report_ambiguous(name, clashes[name], "checkpoint")
@@ -265,7 +267,11 @@ class _Matching:
         ]
 
     def report_extras(self) -> None:
-        """Reports the leaves of the checkpoint that no target asks for, or ignores them."""
+        """Reports the leaves of the checkpoint that no target asks for, or ignores them.
+
+        Where a target has several names, the checkpoint may hold a leaf under each. Only one of
+        them is read. The others are no loss if their values are recorded to be the same.
+        """
         if isinstance(self.options.extra, Mapping):
             names = self.stored.by_name
             self.unused_patterns = tuple(
@@ -278,8 +284,13 @@ class _Matching:
         skipped_subtrees = {t.name for t in targets if t.kind == "skip"}
         if not skipped_subtrees and self.stored.by_name.keys() <= wanted:
             return  # fast path: the template asks for every leaf
+        names_of = {alias: t.name for t in targets for alias in t.aliases}
+        read = {p.target.name: p.entry for p in self.pairs if p.target.aliases and not p.source}
         for path, name, entry in apply_at_and_rename(self.checkpoint, self.options):
             if name in wanted and name not in skipped_subtrees:
+                continue
+            original = names_of.get(name)
+            if original in read and self._is_same_leaf(read[original], entry):
                 continue
             below_skipped = skipped_subtrees and _is_below_any(path, skipped_subtrees)
             if below_skipped or self.options.choose_for_extra(name) == "ignore":
@@ -287,7 +298,18 @@ class _Matching:
             elif name in self.stored.clashes:
                 self._report_ambiguous(name, self.stored.clashes[name], "checkpoint")
             else:
-                self.mismatches.append(Mismatch("extra", name, "no leaf", describe_entry(entry)))
+                note = f"in the template it is the object at `{original}`" if original else None
+                found = describe_entry(entry)
+                self.mismatches.append(Mismatch("extra", name, "no leaf", found, note=note))
+
+    def _is_same_leaf(self, a: LeafEntry, b: LeafEntry) -> bool:
+        """Whether two leaves of the checkpoint are one, or are recorded to have equal values."""
+        if a is b or a.kind == b.kind == "string":
+            return a.value == b.value
+        if (a.kind, a.key_impl, a.dtype, a.shape) != (b.kind, b.key_impl, b.dtype, b.shape):
+            return False
+        crcs = {} if self.checkpoint.fingerprints is None else self.checkpoint.fingerprints()
+        return a.name in crcs and crcs[a.name] == crcs.get(b.name)
 
     def build_result(self) -> Match:
         """Returns what was found so far."""
@@ -338,6 +360,14 @@ class _Matching:
             if rest is not None:
                 nodes[join_path(apply_rename(rest, self.options.rename))] = f"`{empty}`"
         return nodes
+
+
+def _find_entry(index: _Index, target: Target) -> tuple[str, LeafEntry | None]:
+    """The leaf for a target, under the first of its names that the checkpoint has."""
+    for name in (target.name, *target.aliases):
+        if name in index.by_name:
+            return name, index.by_name[name]
+    return target.name, None
 
 
 def _index_checkpoint(checkpoint: CheckpointView, options: MatchOptions) -> _Index:

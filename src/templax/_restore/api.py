@@ -77,6 +77,8 @@ def restore(
     - A Python number, a `str`, or one of these types gives such a value.
     - A typed PRNG key gives a typed key.
     - `...` skips a leaf or a subtree and stays `...`.
+    - What a module of Flax NNX holds under several names, such as tied weights, is restored once,
+      by the first of them, and stays one object.
     - Functions and other leaves without data are returned as they are.
 
     Args:

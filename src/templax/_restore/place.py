@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import jax.tree_util as jtu
 import numpy as np
 from jax.experimental.layout import Format
 from jax.sharding import SingleDeviceSharding
@@ -65,7 +64,7 @@ def place_batches(match: Match, finished: Iterable[FilledBatch]) -> tuple[Any, S
         else results[t.name]
         for t in match.template.targets
     ]
-    tree = jtu.tree_unflatten(match.template.treedef, leaves)
+    tree = match.template.treedef.unflatten(leaves)
     busy.place_s += time.perf_counter() - begin
     return tree, busy
 

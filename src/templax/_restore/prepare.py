@@ -58,7 +58,9 @@ def match_checkpoint(
         _check_patterns_used(options.missing, template)
     missing = _number_suppliers(open_missing(options.missing), catalogs)
     opened_at = time.perf_counter()
-    view, *suppliers = [CheckpointView(c.entries, c.empties, c.url) for c in catalogs]
+    view, *suppliers = [
+        CheckpointView(c.entries, c.empties, c.url, c.fingerprints) for c in catalogs
+    ]
 
     def match_with(options: MatchOptions, template: Template) -> Match:
         return match_leaves(view, template, options, suppliers)

@@ -10,7 +10,6 @@ from typing import Any
 
 import jax.core
 import jax.numpy as jnp
-import jax.tree_util as jtu
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
@@ -22,6 +21,7 @@ from .._core.memory import ALIGN, allocate_aligned
 from .._core.names import Path, join_path
 from .._jax.paths import path_element
 from .._jax.support import key_data_spec
+from .._template.flatten import flatten_tree
 from ..errors import SaveError, UsageError
 from .owners import all_boxes, is_local, written_boxes
 
@@ -46,14 +46,15 @@ def collect_leaves(tree: PyTree) -> tuple[list[Leaf], list[Empty]]:
 
     Args:
         tree: A pytree of `jax.Array`s (including typed PRNG keys), NumPy arrays and scalars, Python
-            numbers and strings. Functions and types are left out: templates supply them.
+            numbers and strings. Functions and types are left out: templates supply them. What
+            modules of Flax NNX share is one leaf, under the first of its names.
 
     Raises:
         SaveError: Leaves hold no values that can be saved, or share a name. The message names them.
         UsageError: `tree` is not a pytree.
     """
     try:
-        keyed, _ = jtu.tree_flatten_with_path(tree, is_leaf=lambda x: _empty_kind(x) is not None)
+        keyed = flatten_tree(tree, is_leaf=lambda x: _empty_kind(x) is not None).keyed
     except ValueError as error:  # a dict with keys 0 and "0", which JAX can't sort
         raise UsageError(f"Expected a pytree to save: {error}") from error
     leaves: list[Leaf] = []

@@ -24,6 +24,7 @@ from .._jax.paths import broadcast_prefix, path_element
 from .._jax.put import default_device
 from .._jax.support import jax_supports, key_data_spec
 from ..errors import Mismatch, UsageError
+from .flatten import flatten_tree
 from .jax_shardings import (
     describe_sharding,
     device_put_copies,
@@ -65,23 +66,23 @@ def as_template(tree: PyTree, shardings: PyTree = None) -> Template:
             Where it holds None, the sharding of the leaf applies.
 
     Raises:
-        UsageError: `shardings` is not a prefix of `tree`, or holds something else; `tree` is not a
-            pytree; or a leaf has an invalid shape or dtype.
+        UsageError: `shardings` is not a prefix of `tree`, or holds something else, or two
+            shardings for one leaf; `tree` is not a pytree; or a leaf has an invalid shape or dtype.
     """
     try:
-        keyed, treedef = jtu.tree_flatten_with_path(tree)
+        flat = flatten_tree(tree)
     except ValueError as error:  # for example a dict with keys 0 and "0", which JAX can't sort
         raise UsageError(f"Expected a pytree as template: {error}") from error
-    overrides: Sequence[Any] = [None] * len(keyed)
+    overrides: Sequence[Any] = [None] * len(flat.keyed)
     if shardings is not None:
-        overrides = broadcast_prefix(shardings, tree, "shardings")
+        overrides = flat.select(broadcast_prefix(shardings, tree, "shardings"), "sharding")
     modules = _equinox_modules(tree)
     # Fast path: equal `ShapeDtypeStruct`s with the same override differ only in name and path, so
     # the remaining fields of their targets are made once. Other leaves share at least their boxes.
     boxes: Boxes = {}
     shared: defaultdict[int, dict[Any, tuple[Any, ...]]] = defaultdict(dict)
     targets: list[Target] = []
-    for (keys, leaf), override in zip(keyed, overrides, strict=True):
+    for (keys, leaf), override in zip(flat.keyed, overrides, strict=True):
         path = tuple(
             [
                 key.key if type(key) is jtu.DictKey and type(key.key) is str else path_element(key)
@@ -100,7 +101,10 @@ def as_template(tree: PyTree, shardings: PyTree = None) -> Template:
             optional = any(keys[:n] in modules for n in range(len(keys)))
             target = structs.replace(target, optional=optional)
         targets.append(target)
-    return Template(tuple(targets), treedef)
+    for keys, i in flat.repeats:
+        alias = join_path(tuple(map(path_element, keys)))
+        targets[i] = structs.replace(targets[i], aliases=(*targets[i].aliases, alias))
+    return Template(tuple(targets), flat.treedef)
 
 
 Boxes = dict[Any, tuple[tuple[Box, ...], tuple[tuple[Any, int], ...]]]

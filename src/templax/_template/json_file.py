@@ -23,6 +23,7 @@ class _Leaf(msgspec.Struct, omit_defaults=True):
     host: bool = False
     optional: bool = False
     sharding: Sharding | None = None
+    aliases: list[str] = []
 
 
 class _File(msgspec.Struct):
@@ -52,6 +53,7 @@ def dump_template(template: Template) -> bytes:
             host=t.host,
             optional=t.optional,
             sharding=t.sharding,
+            aliases=list(t.aliases),
         )
         for t in template.targets
     ]
@@ -124,6 +126,7 @@ def load_template(data: bytes, file: str | None = None) -> Template:
                 optional=leaf.optional,
                 sharding=leaf.sharding,
                 problems=() if problem is None else (problem,),
+                aliases=tuple(leaf.aliases),
             )
         )
     return Template(tuple(targets))

@@ -39,6 +39,7 @@ class Target(LeafSpec, frozen=True, gc=False):
         placement: Opaque here; used by `_restore.place`.
         transient: JAX copies the host memory that the leaf is read into, for example to an
             accelerator, so that memory can be reused after placement.
+        aliases: Its other names, if the template holds the same object in several places.
     """
 
     kind: TargetKind = "array"
@@ -50,6 +51,7 @@ class Target(LeafSpec, frozen=True, gc=False):
     sharding: Sharding | None = None
     placement: Any = None
     transient: bool = False
+    aliases: tuple[str, ...] = ()
 
     @property
     def has_data(self) -> bool:
@@ -68,8 +70,8 @@ class Template:
 
     Attributes:
         targets: One per leaf, `...` and leaves without data included.
-        treedef: The structure of the pytree, from which `_restore.place` rebuilds it. None if the
-            template was read from a file.
+        treedef: The structure of the pytree, from which `_restore.place` rebuilds it: a treedef of
+            JAX or a `SharedTree`. None if the template was read from a file.
     """
 
     targets: tuple[Target, ...]

@@ -15,6 +15,7 @@ from .._core.names import join_path
 from .._jax.paths import broadcast_prefix, path_element
 from .._jax.support import abstract_array
 from ..errors import UsageError
+from .flatten import flatten_tree, map_tree
 
 
 def template_of(
@@ -58,24 +59,25 @@ def template_of(
     elif args or kwargs:
         raise UsageError(f"Expected a function to call with arguments, got {type(init).__name__}")
     else:
-        tree = jtu.tree_map(_abstract_leaf, init)
+        tree = map_tree(_abstract_leaf, init)
     if specs is None and mesh is None:
         return tree
     mesh = mesh if mesh is not None else jax.sharding.get_mesh()
     if mesh.empty:
         raise UsageError("`specs` need a mesh; hint: pass mesh=, or call inside jax.set_mesh(mesh)")
-    keyed, treedef = jtu.tree_flatten_with_path(tree)
+    flat = flatten_tree(tree)
     if callable(specs):
-        leaf_specs: list[Any] = [
+        leaf_specs: Sequence[Any] = [
             specs(join_path(tuple(map(path_element, keys))), leaf)
             if isinstance(leaf, jax.ShapeDtypeStruct)
             else None
-            for keys, leaf in keyed
+            for keys, leaf in flat.keyed
         ]
     else:
-        leaf_specs = broadcast_prefix(PartitionSpec() if specs is None else specs, tree, "specs")
+        spread = broadcast_prefix(PartitionSpec() if specs is None else specs, tree, "specs")
+        leaf_specs = flat.select(spread, "spec")
     leaves = []
-    for (_, leaf), spec in zip(keyed, leaf_specs, strict=True):
+    for (_, leaf), spec in zip(flat.keyed, leaf_specs, strict=True):
         if isinstance(leaf, jax.ShapeDtypeStruct) and spec is not None:
             try:
                 sharding = NamedSharding(mesh, spec)
@@ -84,7 +86,7 @@ def template_of(
                 what = f"Expected a PartitionSpec for shape {leaf.shape} on mesh {dict(mesh.shape)}"
                 raise UsageError(f"{what}, got {spec!r}: {error}") from error
         leaves.append(leaf)
-    return jtu.tree_unflatten(treedef, leaves)
+    return flat.treedef.unflatten(leaves)
 
 
 def _abstract_leaf(leaf: Any) -> Any:
@@ -108,7 +110,8 @@ class Traced:
 
     def __init__(self, fn: Callable[..., PyTree], args: tuple[Any, ...], kwargs: dict[str, Any]):
         self._fn = fn
-        self._leaves, self._treedef = jtu.tree_flatten((args, kwargs))
+        flat = flatten_tree((args, kwargs))
+        self._leaves, self._treedef = flat.leaves, flat.treedef
         self._inputs = [
             i for i, x in enumerate(self._leaves) if isinstance(x, jax.ShapeDtypeStruct)
         ]
@@ -125,8 +128,9 @@ class Traced:
         leaves = list(self._leaves)
         for i, x in zip(self._inputs, inputs, strict=True):
             leaves[i] = x
-        args, kwargs = jtu.tree_unflatten(self._treedef, leaves)
-        out, self._result = jtu.tree_flatten(self._fn(*args, **kwargs))
+        args, kwargs = self._treedef.unflatten(leaves)
+        flat = flatten_tree(self._fn(*args, **kwargs))
+        out, self._result = flat.leaves, flat.treedef
         self.statics = {i: x for i, x in enumerate(out) if not isinstance(x, jax.Array)}
         return [x for x in out if isinstance(x, jax.Array)]
 
@@ -135,9 +139,9 @@ class Traced:
         remaining = iter(arrays)
         total = len(arrays) + len(self.statics)
         leaves = [self.statics[i] if i in self.statics else next(remaining) for i in range(total)]
-        return jtu.tree_unflatten(self._result, leaves)
+        return self._result.unflatten(leaves)
 
     def abstract(self) -> PyTree:
         """Traces the call; returns its result with a `jax.ShapeDtypeStruct` for each array."""
         tree = self.assemble(jax.eval_shape(self, *self.inputs))
-        return jtu.tree_map(_abstract_leaf, tree)
+        return map_tree(_abstract_leaf, tree)

@@ -18,6 +18,7 @@ from .._core.dtypes import class_of
 from .._core.names import Path, join_path
 from .._jax.paths import path_element
 from .._jax.support import key_data_spec
+from .._template.flatten import flatten_tree
 from .._template.trace import Traced
 from ..errors import Corrupted, UsageError
 from ..storage.memory import Memory
@@ -86,7 +87,7 @@ class Recipe:
             values = self._call()
         avals = values if closed is None else closed.out_avals
         tree = self._call.assemble([_Output(i, aval) for i, aval in enumerate(avals or ())])
-        keyed, _ = jtu.tree_flatten_with_path(tree)
+        keyed = flatten_tree(tree).keyed
         entries = [_make_entry(tuple(map(path_element, keys)), leaf) for keys, leaf in keyed]
 
         def locate(
