@@ -204,14 +204,27 @@ def _format_verdict(match: Match) -> str:
 
 
 def _format_remarks(match: Match) -> list[str]:
-    lines = []
-    kinds = Counter((c.stored, c.wanted) for c in match.casts)
-    for (stored, wanted), n in kinds.items():
-        nbytes = sum(c.nbytes for c in match.casts if (c.stored, c.wanted) == (stored, wanted))
-        lines.append(f"  {n} cast from {stored} to {wanted} ({nbytes:,} bytes)")
+    lines = [f"  {line}" for line in list_casts(match.casts)]
     differences = list_differences(match.supplied, match.kept, match.ignored, match.skipped)
     lines += [f"  {line}" for line in differences]
     return lines + _format_unused_patterns(match)
+
+
+def group_casts(casts: Sequence[CastNote]) -> dict[tuple[str, str], list[CastNote]]:
+    """Casts by their stored and wanted dtypes."""
+    groups: dict[tuple[str, str], list[CastNote]] = {}
+    for cast in casts:
+        groups.setdefault((cast.stored, cast.wanted), []).append(cast)
+    return groups
+
+
+def list_casts(casts: Sequence[CastNote]) -> list[str]:
+    """Names what is cast: a line for each pair of dtypes."""
+    return [
+        f"{len(group):,} cast from {stored} to {wanted} ({sum(c.nbytes for c in group):,} bytes):"
+        f" {list_names([c.name for c in group])}"
+        for (stored, wanted), group in group_casts(casts).items()
+    ]
 
 
 def list_differences(

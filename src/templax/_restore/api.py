@@ -7,7 +7,6 @@ import logging
 import os
 import time
 import warnings
-from collections import Counter
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +19,7 @@ from .._core.gc_pause import pause_gc
 from .._core.names import Rename
 from .._core.progress import Progress, check_progress
 from .._core.text import list_names
-from .._match.result import Match, TemplateError
+from .._match.result import Match, TemplateError, group_casts
 from .._plan.build import build_plan
 from .._plan.plan import Plan
 from .._template.json_file import dump_template
@@ -304,8 +303,8 @@ def _check_64_bit_types(plan: Plan) -> None:
 def last_restore() -> Stats | None:
     """The figures of the most recently finished restore of this process; None before the first.
 
-    They name, too, what did not come from the checkpoint, and what was left there: `supplied`,
-    `kept` and `ignored`.
+    They name, too, what was cast, what did not come from the checkpoint, and what was left there:
+    `cast_leaves`, `supplied`, `kept` and `ignored`.
 
     Example:
         >>> import os, tempfile
@@ -400,8 +399,11 @@ def _as_template(template: PyTree | Template, shardings: PyTree) -> Template:
 
 
 def _describe_casts(match: Match, cast_s: float) -> str:
-    kinds = Counter((c.stored, c.wanted) for c in match.casts)
-    pairs = ", ".join(f"{a} to {b} ({n})" for (a, b), n in kinds.most_common())
+    groups = sorted(group_casts(match.casts).items(), key=lambda item: -len(item[1]))
+    pairs = ", ".join(
+        f"{a} to {b} ({len(group)}: {list_names([c.name for c in group])})"
+        for (a, b), group in groups
+    )
     nbytes = sum(c.nbytes for c in match.casts)
     n, total = len(match.casts), len(match.pairs)
     return (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from .._match.result import list_differences
+from .._match.result import CastNote, list_casts, list_differences
 from .._plan.plan import Plan
 
 
@@ -46,7 +46,7 @@ class Stats:
     Attributes:
         url: The checkpoint.
         leaves: Number of leaves restored.
-        casts: How many of them were cast.
+        casts: How many of them were cast; `cast_leaves` names them.
         requests: Byte ranges requested from the source.
         read_bytes: Bytes in these ranges.
         placed_bytes: Bytes of the finished leaves on this process, each distinct box counted once.
@@ -55,6 +55,7 @@ class Stats:
         stages: Wall-clock seconds of each stage: `template`, `open`, `match`, `locate`, `plan` and
             `run`; `place` is a part of `run`.
         busy: Seconds summed over all threads: `read`, `decode` (copies included), `cast`.
+        cast_leaves: The leaves that were cast, with their dtypes, as in `Match.casts`.
         supplied: Names of leaves that the checkpoint lacks, each with the URL of the one given as
             `missing=` that supplied it. `leaves` counts them too.
         kept: Names of template leaves that kept the template's own value.
@@ -74,6 +75,7 @@ class Stats:
     seconds: float
     stages: Mapping[str, float]
     busy: Mapping[str, float]
+    cast_leaves: tuple[CastNote, ...] = ()
     supplied: Mapping[str, str] = field(default_factory=dict)
     kept: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
@@ -102,6 +104,7 @@ class Stats:
             seconds=sum(plan.prepared.values()) + run_s,
             stages=stages,
             busy={"read": busy.read_s, "decode": busy.decode_s, "cast": busy.cast_s},
+            cast_leaves=plan.match.casts,
             supplied=plan.match.supplied,
             kept=plan.match.kept,
             ignored=plan.match.ignored,
@@ -127,7 +130,8 @@ class Stats:
                 f" {self.placed_bytes:,} bytes"
             )
         skipped = f"; skipped {'; '.join(self.skipped)}" if self.skipped else ""
-        differences = list_differences(self.supplied, self.kept, self.ignored)
+        differences = list_casts(self.cast_leaves)
+        differences += list_differences(self.supplied, self.kept, self.ignored)
         return (
             f"{what} in"
             f" {self.seconds:.3f} s ({self.gb_per_s:.2f} GB/s): {self.requests:,} {requests},"

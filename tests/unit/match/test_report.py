@@ -45,8 +45,8 @@ def test_casts_are_counted_by_pair_of_dtypes() -> None:
     template = {"a": A((2,), jnp.bfloat16), "b": A((500,), jnp.bfloat16), "c": A((3,), jnp.int32)}
     assert report_lines(checkpoint, template) == [
         "all 3 leaves match CKPT",
-        "  2 cast from float32 to bfloat16 (2,008 bytes)",
-        "  1 cast from int8 to int32 (3 bytes)",
+        "  2 cast from float32 to bfloat16 (2,008 bytes): `a`, `b`",
+        "  1 cast from int8 to int32 (3 bytes): `c`",
     ]
 
 
@@ -352,7 +352,7 @@ def test_the_report_lists_casts_kept_skipped_and_ignored_leaves() -> None:
     assert str(match) == "\n".join(
         [
             f"1 of 2 leaves match {match.url}, the others keep the template's values",
-            "  1 cast from float32 to bfloat16 (16 bytes)",
+            "  1 cast from float32 to bfloat16 (16 bytes): `a`",
             "  1 kept from the template: `new`",
             "  2 without data, left as in the template: `b`, `f`",
             "  2 of the checkpoint ignored: `b`, `c`",

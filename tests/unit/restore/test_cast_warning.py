@@ -37,8 +37,8 @@ def test_one_warning_counts_the_casts_of_a_restore() -> None:
         "same": f32(7),
     }
     assert collect_warnings(checkpoint, template) == [
-        "3 of 4 leaves of CKPT were cast: float32 to bfloat16 (2), int8 to int32 (1);"
-        ' 6,003 bytes, T s; cast="exact" refuses this'
+        "3 of 4 leaves of CKPT were cast: float32 to bfloat16 (2: `a`, `b`),"
+        ' int8 to int32 (1: `c`); 6,003 bytes, T s; cast="exact" refuses this'
     ]
 
 
@@ -47,7 +47,7 @@ def test_each_call_warns_once() -> None:
         said = collect_warnings({"a": f32(2)}, {"a": A((2,), jnp.float16)})
         assert len(said) == 1
         assert said[0].endswith(
-            'cast: float32 to float16 (1); 8 bytes, T s; cast="exact" refuses this'
+            'cast: float32 to float16 (1: `a`); 8 bytes, T s; cast="exact" refuses this'
         )
 
 
@@ -92,4 +92,4 @@ def test_the_warning_for_a_single_leaf_is_in_the_singular() -> None:
     """The dtypes are those of the Python float and of the array."""
     assert [
         s.split(";")[0] for s in collect_warnings({"x": 0.5}, {"x": A((), ml_dtypes.bfloat16)})
-    ] == ["1 of 1 leaf of CKPT was cast: float64 to bfloat16 (1)"]
+    ] == ["1 of 1 leaf of CKPT was cast: float64 to bfloat16 (1: `x`)"]

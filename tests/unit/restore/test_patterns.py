@@ -183,6 +183,37 @@ def test_what_was_supplied_kept_and_ignored_is_named_in_the_log_and_the_statisti
     )
 
 
+def test_casts_are_named_in_the_log_and_the_statistics() -> None:
+    names = [f"w{i}" for i in range(5)]
+    stored = checkpoint_of({name: jnp.ones(2) for name in names})
+    template = {name: jax.ShapeDtypeStruct((2,), jnp.float16) for name in names}
+    with pytest.warns(
+        tx.CastWarning, match=r"float32 to float16 \(5: `w0`, `w1`, `w2`, and 2 more"
+    ):
+        tx.restore(stored, template)
+    stats = tx.last_restore()
+    assert stats is not None
+    assert [cast.name for cast in stats.cast_leaves] == names
+    told = "; 5 cast from float32 to float16 (40 bytes): `w0`, `w1`, `w2`, and 2 more"
+    assert str(stats).endswith(told)
+
+
+def test_a_value_that_an_equinox_module_keeps_is_named() -> None:
+    equinox = pytest.importorskip("equinox")
+
+    class Model(equinox.Module):
+        w: jax.Array
+        rate: float
+
+    stored = checkpoint_of({"w": jnp.ones(2)})
+    got = tx.restore(stored, Model(jnp.zeros(2), 0.5))
+    assert got.rate == 0.5
+    stats = tx.last_restore()
+    assert stats is not None
+    assert stats.kept == ("rate",)
+    assert str(stats).endswith("; 1 kept from the template: `rate`")
+
+
 def test_many_supplied_leaves_are_bounded_in_text_and_complete_as_attributes() -> None:
     names = [f"x{i:03}" for i in range(500)]
     many = tx.Recipe(lambda: {name: jnp.zeros(1) for name in names})
