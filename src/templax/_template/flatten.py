@@ -107,10 +107,27 @@ def flatten_tree(tree: PyTree, is_leaf: IsLeaf | None = None) -> FlatTree:
     return _SharedFlattening(is_module, shared, is_leaf or (lambda _: False)).flatten(tree)
 
 
-def map_tree(change: Callable[[Any], Any], tree: PyTree) -> PyTree:
-    """The tree with each leaf changed. Objects that its modules share stay shared."""
-    flat = flatten_tree(tree)
-    return flat.treedef.unflatten([change(leaf) for leaf in flat.leaves])
+def map_tree(
+    change: Callable[..., Any], tree: PyTree, *others: PyTree, is_leaf: IsLeaf | None = None
+) -> PyTree:
+    """`jax.tree.map`, except that objects which the modules of `tree` share stay shared.
+
+    Args:
+        change: Called with a leaf of `tree` and with what `others` hold in its first place.
+        tree: The pytree.
+        *others: Trees of which `tree` is a prefix.
+        is_leaf: What else counts as a leaf of `tree`.
+    """
+    flat = flatten_tree(tree, is_leaf)
+    columns: list[list[Any]] = [flat.leaves]
+    for other in others:
+        column = jtu.tree_structure(tree, is_leaf).flatten_up_to(other)
+        positions = range(len(column)) if flat.positions is None else flat.positions
+        first: dict[int, Any] = {}
+        for i, value in zip(positions, column, strict=True):
+            first.setdefault(i, value)
+        columns.append(list(first.values()))
+    return flat.treedef.unflatten([change(*values) for values in zip(*columns, strict=True)])
 
 
 def _find_module_types() -> tuple[IsLeaf | None, IsLeaf]:

@@ -110,7 +110,7 @@ def test_a_module_in_two_places_of_a_dict_is_two(tmp_path: Path) -> None:
 
 
 def test_a_state_in_two_places_of_a_dict_is_two(tmp_path: Path) -> None:
-    state = nnx.state(make_tied())
+    state: Any = nnx.state(make_tied())
     average = jax.tree.map(lambda x: x + 1, state)
     tx.save(tmp_path / "c", {"params": state, "ema": average})
     got = tx.restore(tmp_path / "c", {"params": state, "ema": state})
@@ -220,6 +220,22 @@ def test_specs_keep_variables_shared() -> None:
     assert template.head.get_raw_value().sharding.mesh == mesh
     again: Any = tx.template_of(template, mesh=mesh)
     assert again.head is again.embed.embedding
+
+
+def test_orbax_names_keep_variables_shared(tmp_path: Path) -> None:
+    import templax.compat.orbax as ocp
+
+    model = make_tied()
+    save_args = jax.tree.map(lambda _: ocp.SaveArgs(dtype=jnp.bfloat16), model)
+    restore_args = ocp.checkpoint_utils.construct_restore_args(nnx.eval_shape(make_tied))
+    checkpointer = ocp.PyTreeCheckpointer()
+    checkpointer.save(tmp_path / "c", model, save_args=save_args)
+    assert "head.value" not in tx.open(tmp_path / "c").leaves
+    for options in ({}, {"restore_args": restore_args}):
+        with pytest.warns(tx.CastWarning):
+            got: Any = checkpointer.restore(tmp_path / "c", nnx.eval_shape(make_tied), **options)
+        assert got.head is got.embed.embedding
+        assert got.head[...].dtype == jnp.float32
 
 
 def test_missing_supplies_a_shared_variable_once(tmp_path: Path) -> None:

@@ -107,7 +107,7 @@ def test_no_cast_is_silent(save: Any) -> None:
         tx.restore(path, template)
     assert len(caught) == 1
     assert "2 of 3 leaves" in str(caught[0].message)
-    assert "float32 to bfloat16 (2)" in str(caught[0].message)
+    assert "float32 to bfloat16 (2: `" in str(caught[0].message)
     template["n"] = A((1,), jnp.float32)
     assert catch_mismatches(path, template) == [("dtype", "n")]
     assert catch_mismatches(path, template, cast="exact") == [("dtype", n) for n in "mnw"]

@@ -188,7 +188,7 @@ def test_casts_are_named_in_the_log_and_the_statistics() -> None:
     stored = checkpoint_of({name: jnp.ones(2) for name in names})
     template = {name: jax.ShapeDtypeStruct((2,), jnp.float16) for name in names}
     with pytest.warns(
-        tx.CastWarning, match=r"float32 to float16 \(5: `w0`, `w1`, `w2`, and 2 more"
+        tx.CastWarning, match=r"float32 to float16 \(5: `w0`, `w1`, `w2`, and 2 more\)"
     ):
         tx.restore(stored, template)
     stats = tx.last_restore()

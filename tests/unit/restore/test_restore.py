@@ -152,7 +152,8 @@ def test_one_cast_warning_points_to_the_caller() -> None:
     assert warning.filename == __file__
     text = str(warning.message)
     assert text.startswith("3 of 3 leaves of Recipe(")
-    assert "float32 to bfloat16 (1), float32 to float16 (1), int8 to int32 (1); 33 bytes, " in text
+    pairs = "float32 to bfloat16 (1: `a`), float32 to float16 (1: `b`), int8 to int32 (1: `c`)"
+    assert f"{pairs}; 33 bytes, " in text
     assert text.endswith(' s; cast="exact" refuses this')
 
 

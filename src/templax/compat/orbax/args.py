@@ -17,6 +17,7 @@ import templax as tx
 
 from ..._core.arguments import PyTree
 from ..._save.item import Json
+from ..._template.flatten import map_tree
 from ...formats.orbax.directory import ItemKind, list_items
 from ...storage.open import open_source
 from .leaf_args import ArrayRestoreArgs, RestoreArgs, SaveArgs, apply_restore_args, cast_leaf
@@ -54,7 +55,7 @@ class _TreeSave:
             raise tx.UsageError("Expected a tree to save, got None")
         if self.save_args is None:
             return self.item
-        return jax.tree.map(cast_leaf, self.item, self.save_args, is_leaf=lambda x: x is None)
+        return map_tree(cast_leaf, self.item, self.save_args, is_leaf=lambda x: x is None)
 
 
 @dataclass(frozen=True)
@@ -278,7 +279,7 @@ def _restore_tree(directory: str, item: PyTree, restore_args: PyTree, *, partial
         checkpoint = tx.open(directory)
         template = checkpoint.template()
     if restore_args is not None:
-        template = jax.tree.map(apply_restore_args, template, unwrap_tree(restore_args))
+        template = map_tree(apply_restore_args, template, unwrap_tree(restore_args))
     return tx.restore(checkpoint, template, extra="ignore" if partial else "error")
 
 
