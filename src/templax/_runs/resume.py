@@ -17,6 +17,7 @@ import msgspec
 from .._catalog.catalog import Catalog
 from .._core.arguments import PyTree
 from .._core.text import list_names, quote_text
+from .._match.result import TemplateError
 from .._plan.plan import Plan
 from .._restore import api
 from .._restore.options import RestoreOptions
@@ -180,7 +181,17 @@ class StepRestore:
             Memory({}),
             lambda _entries, _damages=None: {},
         )
-        plan = api.make_plan(empty, self._template, self._options)
+        try:
+            plan = api.make_plan(empty, self._template, self._options)
+        except TemplateError as error:
+            names = [m.name for m in error.mismatches if m.problem == "missing"]
+            whole = len(names) == len(error.mismatches)
+            if not whole or not isinstance(self._options.missing, Mapping):
+                raise
+            raise NotFound(
+                f"{self._url} holds no committed step, and missing= does not give"
+                f" {list_names(names)}"
+            ) from error
         return api.run_plan(plan, self._options.on_progress, choice=StepChoice(None))
 
     def _restore_step(self, step: int, key: str | None, skipped: tuple[str, ...]) -> PyTree:

@@ -234,5 +234,5 @@ def test_a_manager_takes_patterns(tmp_path: Path) -> None:
     # A directory without steps lacks every leaf: patterns that name them all begin anew.
     manager = tx.Manager(tmp_path / "new")
     assert float(manager.restore(template, missing={"attn.*": INIT})["attn"]["q"][0, 0]) == 0.0
-    with pytest.raises(tx.TemplateError):
+    with pytest.raises(tx.NotFound, match=r"step, and missing= does not give `attn\.q`$"):
         manager.restore(template, missing={"*lora": INIT})
