@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
-from jax.experimental.layout import Format
 from jax.sharding import SingleDeviceSharding
 
 from .._core.boxes import box_from_index
@@ -19,6 +18,7 @@ from .._core.gc_pause import pause_gc
 from .._core.memory import SMALL_BYTES
 from .._jax.put import Put, aval_of, batched_put, default_device
 from .._jax.support import jax_supports
+from .._jax.versions import Format
 from .._match.result import Match, Pair
 from .._template.from_pytree import Placement
 from .._template.template import Target

@@ -23,6 +23,7 @@ from .._core.names import Path, join_path
 from .._jax.paths import broadcast_prefix, path_element
 from .._jax.put import default_device
 from .._jax.support import jax_supports, key_data_spec
+from .._jax.versions import symbolic_dimension_error
 from ..errors import Mismatch, UsageError
 from .jax_shardings import (
     describe_sharding,
@@ -140,23 +141,13 @@ def _make_target(path: Path, leaf: Any, override: Any, boxes: Boxes) -> Target:
     return make(np.dtype("V0"), "static")
 
 
-def _symbolic_dimension_error() -> type[Exception]:
-    """The exception that a symbolic dimension raises when it is used as a number.
-
-    Imported only when a shape is invalid: the import takes 20 ms, longer than a small restore.
-    """
-    from jax.extend.core import InconclusiveDimensionOperation
-
-    return InconclusiveDimensionOperation
-
-
 def _check_shape_and_dtype(name: str, leaf: Any) -> tuple[Shape, Any]:
     """The shape and dtype of a leaf, as ints and as a dtype of numpy or JAX."""
     try:
         shape = tuple(operator.index(n) for n in leaf.shape)
         if any(n < 0 for n in shape):
             raise ValueError("negative")
-    except (TypeError, ValueError, _symbolic_dimension_error()) as error:
+    except (TypeError, ValueError, symbolic_dimension_error()) as error:
         raise UsageError(f"Expected a shape, got {leaf.shape!r} - at `{name}`") from error
     dtype = leaf.dtype
     if not isinstance(dtype, np.dtype) and not jnp.issubdtype(dtype, jax.dtypes.extended):

@@ -14,6 +14,7 @@ from .._core.arguments import PyTree
 from .._core.names import join_path
 from .._jax.paths import broadcast_prefix, path_element
 from .._jax.support import abstract_array
+from .._jax.versions import SET_MESH, current_mesh
 from ..errors import UsageError
 
 
@@ -61,9 +62,9 @@ def template_of(
         tree = jtu.tree_map(_abstract_leaf, init)
     if specs is None and mesh is None:
         return tree
-    mesh = mesh if mesh is not None else jax.sharding.get_mesh()
-    if mesh.empty:
-        raise UsageError("`specs` need a mesh; hint: pass mesh=, or call inside jax.set_mesh(mesh)")
+    mesh = mesh if mesh is not None else current_mesh()
+    if mesh is None or mesh.empty:
+        raise UsageError(f"`specs` need a mesh; hint: pass mesh=, or call inside {SET_MESH}(mesh)")
     keyed, treedef = jtu.tree_flatten_with_path(tree)
     if callable(specs):
         leaf_specs: list[Any] = [

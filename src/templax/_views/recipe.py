@@ -18,6 +18,7 @@ from .._core.dtypes import class_of
 from .._core.names import Path, join_path
 from .._jax.paths import path_element
 from .._jax.support import key_data_spec
+from .._jax.versions import without_names
 from .._template.trace import Traced
 from ..errors import Corrupted, UsageError
 from ..storage.memory import Memory
@@ -161,7 +162,7 @@ def prune_jaxpr(closed: jec.ClosedJaxpr, outputs: Sequence[int]) -> jec.ClosedJa
             needed |= {v for v in eqn.invars if isinstance(v, jec.Var)}
     kept.reverse()
     # The names in debug_info are those of all outputs, so they no longer fit.
-    names = jaxpr.debug_info.with_unknown_names()
+    names = without_names(jaxpr.debug_info)
     return closed.replace(jaxpr=jaxpr.replace(outvars=outvars, eqns=kept, debug_info=names))
 
 
