@@ -48,6 +48,7 @@ class Placement:
         devices: Each device of this process in `sharding`, with the position of its box in
             `Target.boxes`.
         usual: The result is a `jax.Array` in the default layout and memory of its devices.
+        weak: The result has a weak type, as the template's leaf has.
     """
 
     leaf: Any
@@ -55,6 +56,7 @@ class Placement:
     layout: Any = None
     devices: tuple[tuple[Any, int], ...] = ()
     usual: bool = False
+    weak: bool = False
 
 
 def as_template(tree: PyTree, shardings: PyTree = None) -> Template:
@@ -221,6 +223,7 @@ def _make_array_target(
     usual = (
         not host and layout is None and (sharding is None or is_default_memory(sharding, device))
     )
+    weak = not host and getattr(leaf, "weak_type", False) is True
     return Target(
         name,
         path,
@@ -231,7 +234,7 @@ def _make_array_target(
         concrete=_is_concrete(leaf),
         problems=problems,
         sharding=describe_sharding(sharding),
-        placement=Placement(leaf, sharding, layout, devices, usual),
+        placement=Placement(leaf, sharding, layout, devices, usual, weak),
         transient=not host and device_put_copies(device, layout, dtype),
     )
 
