@@ -28,7 +28,7 @@ MODULES = {
 
 JAX = {
     "_catalog.abstract_tree", "_hosts.agreement", "_jax.coordination", "_jax.paths",
-    "_jax.put", "_jax.support", "_jax.versions", "_restore.place",
+    "_jax.pickling", "_jax.put", "_jax.support", "_jax.versions", "_restore.place",
     "_save.background", "_save.fingerprint", "_save.item", "_save.job", "_save.owners",
     "_save.save", "_save.snapshot", "_template.from_pytree", "_template.jax_shardings",
     "_template.trace", "_views.recipe",

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import functools
 import operator
+import pickle
 import sys
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import jax.core
@@ -21,6 +22,7 @@ from .._core.boxes import Box, Shape, full_box
 from .._core.dtypes import PYTHON_DTYPES, WIDE, class_of
 from .._core.names import Path, join_path
 from .._jax.paths import broadcast_prefix, path_element
+from .._jax.pickling import dump_with_devices
 from .._jax.put import default_device
 from .._jax.support import jax_supports, key_data_spec
 from .._jax.versions import symbolic_dimension_error
@@ -57,6 +59,14 @@ class Placement:
     devices: tuple[tuple[Any, int], ...] = ()
     usual: bool = False
     weak: bool = False
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        values = tuple(getattr(self, field.name) for field in fields(self))
+        return _load_placement, (dump_with_devices(values, "plan"),)
+
+
+def _load_placement(values: bytes) -> Placement:
+    return Placement(*pickle.loads(values))  # noqa: S301, a part of what is being loaded
 
 
 def as_template(tree: PyTree, shardings: PyTree = None) -> Template:

@@ -127,6 +127,11 @@ class Traced:
         """The abstract arguments."""
         return [self._leaves[i] for i in self._inputs]
 
+    @property
+    def parts(self) -> tuple[Callable[..., PyTree], tuple[Any, ...], dict[str, Any]]:
+        """The function and its arguments."""
+        return self._fn, *jtu.tree_unflatten(self._treedef, self._leaves)
+
     def __call__(self, *inputs: Any) -> list[Any]:
         """Calls the function with `inputs` as its abstract arguments; returns its JAX leaves."""
         leaves = list(self._leaves)

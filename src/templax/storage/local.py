@@ -10,6 +10,7 @@ import threading
 import weakref
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 
@@ -97,6 +98,14 @@ class Local:
 
     def __repr__(self) -> str:
         return f"Local({self.url!r})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        with self._lock:  # a copy holds the reader to the versions seen here, and nothing open
+            return {"url": self.url, "_root": self._root, "_versions": dict(self._versions)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["_root"])
+        self.__dict__ |= state
 
     def _path(self, key: str) -> str:
         return os.path.join(self._root, key) if key else self._root

@@ -47,6 +47,16 @@ class Value:
     start: int = 0
     stop: int = 0
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        data = bytes(self.data)  # views can't be pickled
+        return _unpickle_value, (self.dtype, self.shape, self.kind, data, self.start, self.stop)
+
+
+def _unpickle_value(
+    dtype: np.dtype, shape: tuple[int, ...], kind: Kind, data: bytes, start: int, stop: int
+) -> Value:
+    return Value(dtype, shape, kind, memoryview(data), start, stop)
+
 
 @dataclass(frozen=True, slots=True)
 class Empty:
