@@ -110,7 +110,7 @@ def test_unfinished_steps_are_listed_but_never_hinted(tmp_path):
     run = tmp_path / "run"
     shutil.copytree(run / "20", run / "30.orbax-checkpoint-tmp-1795")
     shutil.copytree(run / "20", run / "40")
-    (run / "40" / "commit_success.txt").unlink()
+    (run / "40" / "commit_success.txt").unlink(missing_ok=True)
     metadata = run / "40" / "_CHECKPOINT_METADATA"
     metadata.write_text(
         json.dumps(json.loads(metadata.read_text()) | {"commit_timestamp_nsecs": None})
