@@ -16,8 +16,15 @@ from .._core.text import list_names, quote_text
 from .._restore import api
 from .._restore.options import RestoreKeywords, RestoreOptions
 from ..errors import NotFound, SaveError, TemplaxError, UsageError
-from ..formats.orbax.directory import Step, examine_directory, step_metrics, step_name, step_prefix
-from ..storage.leftovers import TEMPORARY, delete_checkpoint, find_abandoned_in, remove_directory
+from ..formats.orbax.directory import (
+    Step,
+    examine_directory,
+    is_temporary,
+    step_metrics,
+    step_name,
+    step_prefix,
+)
+from ..storage.leftovers import delete_checkpoint, find_abandoned_in, remove_directory
 from ..storage.local import Local
 from ..storage.memory import Memory
 from ..storage.open import open_source
@@ -336,7 +343,7 @@ class Manager:
         return os.path.join(self.url, self._name_step(check_step(step), self._list_steps()))
 
     def _name_step(self, step: int, steps: Sequence[Step]) -> str:
-        existing = [s for s in steps if s.step == step and TEMPORARY not in s.key]
+        existing = [s for s in steps if s.step == step and not is_temporary(s.key)]
         committed = [s for s in existing if s.committed]
         # Several directories may hold the same step, such as `10` and `000010`.
         return [*existing, *committed][-1].key if existing else step_name(step, steps)

@@ -10,11 +10,11 @@ from ..formats.orbax.directory import (
     ItemKind,
     Step,
     examine_directory,
+    is_temporary,
     step_metadata,
     step_metrics,
     uncommitted_reason,
 )
-from ..storage.leftovers import TEMPORARY
 from ..storage.source import Source
 
 
@@ -65,7 +65,7 @@ class StepDirectory:
     @property
     def temporary(self) -> bool:
         """Whether it has the name of a directory that a save writes to before it commits."""
-        return TEMPORARY in self.entry.key
+        return is_temporary(self.entry.key)
 
     @property
     def problem(self) -> str | None:
@@ -134,7 +134,7 @@ def _find_leftovers(source: Source, steps: tuple[Step, ...]) -> Iterator[Leftove
     known = {step.key for step in steps}
     for info in source.children():
         key = info.key.rstrip("/")
-        if info.is_dir and TEMPORARY in key and key not in known:
+        if info.is_dir and is_temporary(key) and key not in known:
             yield Leftover(key, uncommitted_reason(source.at(key)))
 
 

@@ -138,5 +138,6 @@ def test_a_t5x_checkpoint_is_refused_by_name(tmp_path):
     (tmp_path / "checkpoint").write_bytes(msgspec.msgpack.encode({"target": {"w": spec}}))
     assert read_refusal(tmp_path, Unsupported) == (
         "templax does not read T5X's own checkpoints, whose leaves are TensorStore specs"
-        " - at `target.w`, file `checkpoint`"
+        " - at `target.w`, file `checkpoint`; hint: restore from "
+        f'tx.Recipe(lambda: t5x.checkpoints.load_t5x_checkpoint("{tmp_path}"))'
     )
