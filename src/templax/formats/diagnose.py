@@ -22,6 +22,7 @@ from .orbax.directory import (
     basename,
     examine_directory,
     is_temporary,
+    natural_order,
     step_prefix,
 )
 from .orbax.format import (
@@ -140,14 +141,15 @@ def _list_openable_files(source: Source, children: list[ObjectInfo]) -> list[str
 
 
 def _contents_error(source: Source, children: list[ObjectInfo]) -> UnknownFormat:
-    known = [
-        kind
-        for info in children[:_MAX_PROBES]
-        if not info.is_dir and (kind := describe_file(source, info.key, info.size)) is not None
-    ]
-    hints = [hint for _, hint in known if hint not in (None, UNPACK)]
-    named = _name_contents(source, children)
-    return _unknown_format(f"a directory of {named}", source, hints[0] if len(hints) == 1 else None)
+    hints: dict[str, str | None] = {}
+    for info in children[:_MAX_PROBES]:
+        kind = None if info.is_dir else describe_file(source, info.key, info.size)
+        if kind is not None and kind[1] not in (None, UNPACK):
+            hints[info.key] = kind[1]
+    # Of files whose names differ by a number only, such as those of the steps of a run, the last.
+    alike = len({re.sub(r"[0-9]+", "0", key) for key in hints}) == 1
+    hint = hints[max(hints, key=natural_order)] if alike else None
+    return _unknown_format(f"a directory of {_name_contents(source, children)}", source, hint)
 
 
 def _name_contents(source: Source, children: list[ObjectInfo]) -> str:

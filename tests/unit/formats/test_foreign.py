@@ -127,6 +127,27 @@ def test_a_pytorch_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert_equal(got["model"]["weight"], TREE["dense"]["kernel"])
 
 
+def test_t5x(tmp_path: Path) -> None:
+    """With a stand-in for T5X, which is not a dependency of the tests."""
+    import msgspec
+
+    spec = {"driver": "zarr", "dtype": "float32", "kvstore": {"driver": "file", "path": "w"}}
+    (tmp_path / "checkpoint").write_bytes(msgspec.msgpack.encode({"target": {"w": spec}}))
+    asked: list[str] = []
+
+    def load(path: str) -> Any:
+        asked.append(path)
+        return TREE
+
+    t5x: Any = types.SimpleNamespace(checkpoints=types.SimpleNamespace(load_t5x_checkpoint=load))
+    with pytest.raises(tx.Unsupported) as caught:
+        tx.open(tmp_path)
+    code = str(caught.value.hint).removeprefix("restore from ")
+    got = tx.restore(eval(code, {"tx": tx, "t5x": t5x}), abstract(TREE))  # noqa: S307
+    assert_equal(got, TREE)
+    assert asked == [str(tmp_path)]
+
+
 def test_no_loader_is_named_that_would_fail(tmp_path: Path) -> None:
     whole = tmp_path / "whole.npz"
     np.savez(whole, w=np.zeros(3))
@@ -145,13 +166,20 @@ def test_no_loader_is_named_that_would_fail(tmp_path: Path) -> None:
         assert caught.value.hint is None
 
 
-def test_a_directory_of_several_such_files_names_none_of_them(tmp_path: Path) -> None:
-    for step in (10, 20):
-        path = tmp_path / f"checkpoint_{step}"
-        path.write_bytes(flax.serialization.to_bytes(TREE))
+def test_of_files_named_by_their_step_the_last_is_hinted_at(tmp_path: Path) -> None:
+    """As `flax.training.checkpoints` left them before it used Orbax."""
+    for step in (9, 10, 100):
+        tree = TREE | {"scale": np.full((), step, np.float16)}
+        (tmp_path / f"checkpoint_{step}").write_bytes(flax.serialization.to_bytes(tree))
+    assert follow_hint(tmp_path, abstract(TREE))["scale"] == 100
+
+
+def test_of_files_with_different_names_none_is_hinted_at(tmp_path: Path) -> None:
+    for name in ("a.msgpack", "b.msgpack"):
+        (tmp_path / name).write_bytes(flax.serialization.to_bytes(TREE))
     with pytest.raises(tx.UnknownFormat) as caught:
         tx.open(tmp_path)
     assert str(caught.value) == (
         f"Expected a checkpoint that templax reads at {tmp_path}, got a directory of "
-        "`checkpoint_10` (a Flax msgpack file), `checkpoint_20` (a Flax msgpack file)"
+        "`a.msgpack` (a Flax msgpack file), `b.msgpack` (a Flax msgpack file)"
     )

@@ -97,11 +97,11 @@ class Root:
 
     @property
     def prefixes(self) -> list[str]:
-        """What the names of the steps have before their numbers. Several: not the steps of a run.
+        """What the names of the committed steps have before their numbers.
 
-        In the order of their first steps.
+        If there are several, these are not the steps of one run.
         """
-        return list(dict.fromkeys(step_prefix(step.key) for step in self.steps))
+        return list(dict.fromkeys(step_prefix(step.key) for step in self.steps if step.committed))
 
     @property
     def pytrees(self) -> list[str]:
@@ -294,10 +294,18 @@ def uncommitted_reason(source: Source) -> str | None:
     if problem is None and STEP_METADATA not in names:
         # An item of a step: the commit is recorded for the step as a whole.
         parent = source.at("..")
-        problem = _missing_commit_reason(parent, list_names(parent))
-        problem = problem or _missing_file_reason(source, names)
-        problem = problem or _missing_file_reason(parent, list_names(parent))
+        # Only a step is listed: another parent may hold any number of files.
+        known = list_names(parent) if step_number(parent) is not None else _find_marks(parent)
+        problem = (
+            _missing_commit_reason(parent, known)
+            or _missing_file_reason(source, names)
+            or _missing_file_reason(parent, known)
+        )
     return problem
+
+
+def _find_marks(source: Source) -> frozenset[str]:
+    return frozenset(mark for mark in MARKS if source.stat(mark) is not None)
 
 
 def is_committed(source: Source) -> bool:

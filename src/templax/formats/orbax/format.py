@@ -9,7 +9,7 @@ from typing import Any
 
 from ..._catalog.catalog import Catalog
 from ..._core.text import quote_text
-from ...errors import CheckpointError, Uncommitted, UnknownFormat
+from ...errors import CheckpointError, SourceError, Uncommitted, UnknownFormat
 from ...storage.signatures import SAFETENSORS, read_head, recognise
 from ...storage.source import Source
 from ..zarr.metadata import FILES
@@ -211,7 +211,9 @@ def part_of_item_error(source: Source) -> UnknownFormat | None:
         parent = parent.at("..")
         if not basename(parent).strip("."):
             return None  # above the path as it was given, or the root
-        root = examine_directory(parent)
+        root = None
+        with suppress(SourceError):  # a directory that may not be read, beside or above
+            root = examine_directory(parent)
         if root is not None and root.what == "item" and not _is_process_directory(parent):
             what = f"{source.url} is a part of the checkpoint {parent.url}"
             return UnknownFormat(what, hint=open_hint(list_openable(parent)))
