@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import ml_dtypes
 import numpy as np
@@ -43,6 +43,22 @@ def class_of(dtype: np.dtype) -> Class:
             continue
         return "int" if name == "int" else "float"
     return "other"
+
+
+def read_number(value: Any) -> bool | int | float | None:
+    """The number that a NumPy or JAX scalar, or an array of shape (), holds; None if it is none.
+
+    >>> read_number(np.int64(3)), read_number(np.array(0.5)), read_number("3")
+    (3, 0.5, None)
+    """
+    try:
+        array = np.asarray(value)
+    except (TypeError, ValueError):  # a tracer, or a list of lists of different lengths
+        return None
+    kind = class_of(array.dtype) if array.shape == () else "other"
+    if kind == "bool":
+        return bool(array)
+    return int(array) if kind == "int" else float(array) if kind == "float" else None
 
 
 @functools.cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
 import time
@@ -38,9 +39,11 @@ from .options import (
     Verify,
 )
 from .prepare import locate_chunks, match_checkpoint
-from .stats import Stats
+from .stats import Stats, StepChoice
 
 _log = logging.getLogger("templax")
+
+_PACKAGE = __name__.partition(".")[0]
 
 _last: Stats | None = None
 
@@ -237,9 +240,15 @@ def run(plan: Plan, *, on_progress: Progress | None = None) -> PyTree:
     return run_plan(plan, on_progress)
 
 
-def run_plan(plan: Plan, on_progress: Progress | None = None) -> PyTree:
-    """`run`, for the public calls: a `CastWarning` points at the caller of the function that calls
-    this one.
+def run_plan(
+    plan: Plan, on_progress: Progress | None = None, *, choice: StepChoice | None = None
+) -> PyTree:
+    """`run`, for the public calls: a `CastWarning` points at the code that called templax.
+
+    Args:
+        plan: See `run`.
+        on_progress: See `restore`.
+        choice: The step that the plan restores, for `last_restore`.
     """
     from .place import place_batches
 
@@ -253,13 +262,23 @@ def run_plan(plan: Plan, on_progress: Progress | None = None) -> PyTree:
     meter = None if on_progress is None else ReadMeter(on_progress, plan)
     with closing(execute_plan(plan, plan.sources, meter)) as finished:
         tree, busy = place_batches(plan.match, finished)
-    _last = stats = Stats.of(plan, busy, time.perf_counter() - begin)
+    _last = stats = Stats.of(plan, busy, time.perf_counter() - begin, choice)
     _log.info("%s", stats)
     if meter is not None:
         meter.finish()
     if plan.match.casts:
-        warnings.warn(CastWarning(_describe_casts(plan.match, busy.cast_s)), stacklevel=3)
+        text = _describe_casts(plan.match, busy.cast_s)
+        warnings.warn(CastWarning(text), stacklevel=_count_own_frames() + 1)
     return tree
+
+
+def _count_own_frames() -> int:
+    """How many functions of templax, the caller included, stand between it and other code."""
+    frame = inspect.currentframe()
+    count, frame = 0, frame and frame.f_back
+    while frame is not None and str(frame.f_globals.get("__name__")).split(".")[0] == _PACKAGE:
+        count, frame = count + 1, frame.f_back
+    return count
 
 
 def _check_64_bit_types(plan: Plan) -> None:

@@ -54,7 +54,7 @@ def match_checkpoint(
         leaf = getattr(targets[0].placement, "leaf", None)
         raise UsageError(f"Expected a template with arrays, got {type(leaf).__name__}")
     if policy is None:
-        catalogs.append(_open_missing(options.missing))
+        catalogs.append(open_missing(options.missing))
     opened_at = time.perf_counter()
     sides = [CheckpointView(c.entries, c.empties) for c in catalogs]
     fallback = sides[1] if len(sides) == 2 else None
@@ -95,7 +95,13 @@ def _check_rename_used(rename: Mapping[str, str], catalog: Catalog, at: str) -> 
             )
 
 
-def _open_missing(missing: Checkpoint) -> Catalog:
+def open_missing(missing: Checkpoint) -> Catalog:
+    """The catalog of the checkpoint that is given as `missing=`.
+
+    Raises:
+        UsageError: It is neither a checkpoint nor one of the words that `missing=` takes.
+        CheckpointError, SourceError: See `templax.open`.
+    """
     try:
         return open_checkpoint(missing)
     except NotFound as error:

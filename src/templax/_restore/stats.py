@@ -26,6 +26,19 @@ class StageSeconds:
 
 
 @dataclass(frozen=True, slots=True)
+class StepChoice:
+    """Which step of a run is restored.
+
+    Attributes:
+        step: Its number; None if the run holds no step, so that it begins anew.
+        skipped: The later steps that were not taken, each with the reason.
+    """
+
+    step: int | None
+    skipped: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Stats:
     """The figures of one restore. `str(stats)` is the line that is logged.
 
@@ -41,6 +54,9 @@ class Stats:
         stages: Wall-clock seconds of each stage: `template`, `open`, `match`, `locate`, `plan` and
             `run`; `place` is a part of `run`.
         busy: Seconds summed over all threads: `read`, `decode` (copies included), `cast`.
+        step: The step that `Manager.restore` restored; None if it began anew, and of other calls.
+        began_anew: Whether `Manager.restore` found no step, so that `missing=` gave every leaf.
+        skipped: The later steps that `Manager.restore` did not take, each with the reason.
     """
 
     url: str
@@ -53,10 +69,19 @@ class Stats:
     seconds: float
     stages: Mapping[str, float]
     busy: Mapping[str, float]
+    step: int | None = None
+    began_anew: bool = False
+    skipped: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, plan: Plan, busy: StageSeconds, run_s: float) -> Stats:
-        """The figures of a plan whose run took `run_s` seconds."""
+    def of(
+        cls, plan: Plan, busy: StageSeconds, run_s: float, choice: StepChoice | None = None
+    ) -> Stats:
+        """The figures of a plan whose run took `run_s` seconds.
+
+        Args:
+            choice: The step that the plan restores, if it does.
+        """
         stages = {**plan.prepared, "run": run_s, "place": busy.place_s}
         return cls(
             url=plan.match.url,
@@ -69,6 +94,9 @@ class Stats:
             seconds=sum(plan.prepared.values()) + run_s,
             stages=stages,
             busy={"read": busy.read_s, "decode": busy.decode_s, "cast": busy.cast_s},
+            step=None if choice is None else choice.step,
+            began_anew=choice is not None and choice.step is None,
+            skipped=() if choice is None else choice.skipped,
         )
 
     @property
@@ -81,10 +109,17 @@ class Stats:
         busy = ", ".join(f"{name} {s:.3f}" for name, s in self.busy.items())
         leaves = "leaf" if self.leaves == 1 else "leaves"
         requests = "request" if self.requests == 1 else "requests"
+        what = f"restored {self.leaves:,} {leaves}, {self.placed_bytes:,} bytes of {self.url}"
+        if self.began_anew:
+            what = (
+                f"began anew, as {self.url} holds no step: {self.leaves:,} {leaves} from missing=,"
+                f" {self.placed_bytes:,} bytes"
+            )
+        skipped = f"; skipped {'; '.join(self.skipped)}" if self.skipped else ""
         return (
-            f"restored {self.leaves:,} {leaves}, {self.placed_bytes:,} bytes of {self.url} in"
+            f"{what} in"
             f" {self.seconds:.3f} s ({self.gb_per_s:.2f} GB/s): {self.requests:,} {requests},"
             f" {self.read_bytes:,} bytes read, {self.mapped_bytes:,} mapped, {self.casts:,} cast;"
             f" seconds by stage: {', '.join(stages)} (place {self.stages['place']:.3f} of it);"
-            f" of all threads: {busy}"
+            f" of all threads: {busy}{skipped}"
         )

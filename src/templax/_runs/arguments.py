@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from .._core.arguments import check_int
-from .._core.dtypes import class_of
+from .._core.dtypes import read_number
 from ..errors import UsageError
 
 STEP_LIMIT = 10**18
@@ -50,11 +48,7 @@ def _to_number(name: str, value: Any) -> float:
     """A Python, NumPy or JAX number as a Python number."""
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return value
-    try:
-        array = np.asarray(value)
-    except (TypeError, ValueError):  # a tracer, or a list of lists of different lengths
-        array = None
-    kind = class_of(array.dtype) if array is not None and array.shape == () else "other"
-    if array is None or kind not in ("int", "float"):
+    number = read_number(value)
+    if number is None or isinstance(number, bool):
         raise UsageError(f"Expected a number in metrics=, got {value!r} for `{name}`")
-    return int(array) if kind == "int" else float(array)
+    return number

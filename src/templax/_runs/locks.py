@@ -35,7 +35,7 @@ class WriterLock:
 
     def __init__(self, directory: str, disk: Disk = DISK):
         self._directory, self._disk = directory, disk
-        self._held: weakref.finalize[[int, Disk], WriterLock] | None = None
+        self._held: weakref.finalize[[int, Disk, int], WriterLock] | None = None
 
     def acquire(self) -> None:
         """Acquires the lock, unless this object has it already.
@@ -66,7 +66,7 @@ class WriterLock:
                 raise save_error("lock", path, error) from error
             raise
         # A manager that was dropped without being closed must not lock out its successor.
-        self._held = weakref.finalize(self, _release, fd, self._disk)
+        self._held = weakref.finalize(self, _release, fd, self._disk, os.getpid())
 
     def _make_directory(self) -> None:
         """Makes the directory durably: a power loss must not remove it together with its steps."""
@@ -95,9 +95,10 @@ class WriterLock:
             self._held = None
 
 
-def _release(fd: int, disk: Disk) -> None:
-    with suppress(OSError):  # a file system without locks
-        disk.unlock(fd)  # closing is not enough: a forked child may have the file open too
+def _release(fd: int, disk: Disk, process: int) -> None:
+    if os.getpid() == process:  # a forked child shares the lock, which stays with its parent
+        with suppress(OSError):  # a file system without locks
+            disk.unlock(fd)  # closing is not enough: a forked child may have the file open too
     os.close(fd)
 
 

@@ -9,28 +9,29 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, Unpack
 
-from .._catalog.catalog import Catalog
 from .._core.arguments import PyTree
 from .._core.progress import Progress
 from .._core.text import list_names, quote_text
-from .._restore import api
 from .._restore.options import RestoreKeywords, RestoreOptions
-from ..errors import NotFound, SaveError, TemplaxError, UsageError
+from ..errors import CheckpointError, NotFound, SaveError, TemplaxError, UsageError
 from ..formats.orbax.directory import (
     Step,
-    examine_directory,
     is_temporary,
+    list_items,
+    step_metadata,
     step_metrics,
     step_name,
-    step_prefix,
 )
-from ..storage.leftovers import delete_checkpoint, find_abandoned_in, remove_directory
+from ..formats.orbax.json_item import read_json_item
+from ..storage.leftovers import find_abandoned_in, remove_directory
 from ..storage.local import Local
-from ..storage.memory import Memory
 from ..storage.open import open_source
 from .arguments import check_metrics, check_step
-from .locks import WriterLock, hold_for_reading
-from .retention import Keep, as_keep, rank_steps, select_kept
+from .contents import find_committed, read_steps, refuse_unread
+from .locks import WriterLock
+from .prune import delete_unkept
+from .resume import StepRestore, list_trees
+from .retention import Keep, KeepSteps, as_keep, rank_steps
 
 if TYPE_CHECKING:
     from .._save.result import PendingSave, Saved
@@ -52,8 +53,9 @@ class Manager:
 
     Args:
         url: A local path, which need not exist.
-        keep: Which steps stay after another one was saved: a `Keep`, or the number of latest steps
-            to keep. None keeps all. Only committed steps are deleted. A step that a `Manager` is
+        keep: Which steps stay after another one was saved: a `Keep`; the number of latest steps to
+            keep; or a function that gets the list of the steps, ascending, and returns those to
+            keep. None keeps all. Only committed steps are deleted. A step that a `Manager` is
             restoring from at that time is deleted after a later save.
         item: Name of the item that holds the tree in each step. None takes the name of the only
             tree in the existing steps, or "default" in a new directory, as Orbax's
@@ -81,7 +83,7 @@ class Manager:
         self,
         url: str | os.PathLike[str],
         *,
-        keep: Keep | int | None = None,
+        keep: Keep | KeepSteps | int | None = None,
         item: str | None = None,
     ):
         source = open_source(url)
@@ -95,6 +97,8 @@ class Manager:
         self._item, self._keep = item, as_keep(keep)
         self._lock = WriterLock(self.url)
         self._pending: PendingSave | None = None
+        self._own: list[int] = []  # the steps that it saved, in this order
+        self._process, self._warned = os.getpid(), False
 
     def __repr__(self) -> str:
         return f"Manager({self.url!r})"
@@ -129,8 +133,9 @@ class Manager:
 
         Waits for the previous step if that is still being saved. With `wait=False` saving and
         deleting continue in the background, and the values saved are those that the tree has at the
-        time of the call. The step just saved stays at least until the next one is saved, even if it
-        is not the highest. Files that killed programs left in the directory are removed first.
+        time of the call. The step just saved stays at least until the next one is saved, and with
+        `Keep(last=n)` until `n` more are, even if it is not the highest. Files that killed programs
+        left in the directory are removed first.
 
         In a JAX job of several processes, each process calls this, with its own manager of the same
         directory.
@@ -140,7 +145,8 @@ class Manager:
             tree: The pytree to save.
             metrics: Numbers by name, such as `{"loss": 0.3}`, for `Keep` and `best` to compare.
                 Scalar arrays and NaN are accepted.
-            overwrite: Replaces the step if it exists.
+            overwrite: Replaces the step if it exists, and allows a step below the latest one: the
+                run goes on from an earlier step. The later steps stay.
 
         See `templax.save` for the remaining arguments.
 
@@ -148,16 +154,24 @@ class Manager:
             What was written; with `wait=False`, the handle of the save in progress.
 
         Raises:
-            SaveError: See `templax.save`; also raised if the previous save failed, or if another
-                process or another `Manager` is saving to the directory.
+            SaveError: See `templax.save`; also raised if the step is below the latest, if the
+                previous save failed, or if another process or another `Manager` is saving to the
+                directory.
             AlreadyExists: The step exists.
-            UsageError: An argument is invalid, or `url` is itself a checkpoint.
+            UsageError: An argument is invalid; `url` is itself a checkpoint, or holds several whose
+                names differ by more than a number; or this is a forked child of the process that
+                made the manager.
         """
         from .._hosts.agreement import join_job
         from .._save.background import start_save
         from .._save.options import make_options
         from .._save.result import PendingSave
 
+        if os.getpid() != self._process:
+            raise UsageError(
+                f"Expected a manager of this process, got one of process {self._process}, which"
+                " forked it; hint: make another templax.Manager, after that process closed its own"
+            )
         step, numbers = check_step(step), check_metrics(metrics)
         options = make_options(
             metadata=metadata,
@@ -167,21 +181,16 @@ class Manager:
             threads=threads,
             on_progress=on_progress,
         )
-        try:
-            self.wait()
-        except SaveError as error:
-            raise SaveError(
-                f"The previous step was not saved, and step {step} was not begun: {error}",
-                hint="save it again",
-            ) from error
+        self._finish_own_save(f"step {step} was not begun", "save it again")
         with join_job(self.url) as job:  # process 0 locks, names and deletes for the whole job
-            names = self._prepare_step(step) if job.index == 0 else ("", "")
+            names = self._prepare_step(step, overwrite) if job.index == 0 else ("", "")
             agreed = job.tell_all("beginning a step", "/".join(names).encode())
             name, _, item = agreed.decode().partition("/")
 
         def after() -> None:
-            if job.index == 0:
-                self._delete_unkept(step, step_prefix(name))
+            self._own.append(step)
+            if job.index == 0 and self._keep is not None:
+                delete_unkept(self.url, self._keep, self._own)
 
         options = replace(options, metrics=numbers, after=after)
         path = os.path.join(self.url, name)
@@ -189,10 +198,17 @@ class Manager:
         self._pending = PendingSave(saved)
         return saved
 
-    def _prepare_step(self, step: int) -> tuple[str, str]:
+    def _prepare_step(self, step: int, overwrite: bool) -> tuple[str, str]:
         """Locks and cleans the directory; returns the names of the step and of its item."""
         self._lock.acquire()
-        steps = self._list_steps()
+        steps = read_steps(self.url)
+        latest = max(find_committed(steps), default=-1)
+        if step < latest and not overwrite and step not in find_committed(steps):
+            raise SaveError(
+                f"Expected a step after {latest}, the latest in {self.url}, got step {step}",
+                hint="save a new run to a directory of its own, or pass overwrite=True to go on"
+                " from an earlier step",
+            )
         name, item = self._name_step(step, steps), self._item or self._choose_item(steps)
         try:
             # Not only this step's: a step whose deletion was cut short may never be saved again,
@@ -206,7 +222,7 @@ class Manager:
     def _choose_item(self, steps: Sequence[Step]) -> str:
         """The item name for the tree of the next step: the one that the latest step uses."""
         committed = [step for step in steps if step.committed]
-        trees = _list_trees(self._at(committed[-1].key)) if committed else []
+        trees = list_trees(self._at(committed[-1].key)) if committed else []
         if "default" in trees or not trees:
             return "default"
         if len(trees) > 1:
@@ -225,93 +241,89 @@ class Manager:
         if self._pending is not None:
             self._pending.wait()
 
-    def close(self) -> None:
-        """Waits like `wait`, then unlocks the directory, so others can save to it. Idempotent."""
+    def _finish_own_save(
+        self, undone: str = "nothing was read", advice: str = "call this again for what is there"
+    ) -> None:
+        """Waits for the save in progress, so that what is read or saved next follows it.
+
+        In a job this waits for the save's own threads on all processes, and for nothing that
+        another process does in its main thread: it is safe where only some processes read.
+
+        Args:
+            undone: What is not done if the save failed, for the message.
+            advice: The hint.
+        """
+        if self._pending is None or self._pending.is_own_thread():
+            return  # what the save calls, such as its on_progress, finds the steps before it
         try:
-            self.wait()
+            self._pending.wait()
+        except SaveError as error:
+            raise SaveError(
+                f"The previous step was not saved, and {undone}: {error}", hint=advice
+            ) from error
+
+    def close(self) -> None:
+        """Waits like `wait`, then unlocks the directory, so others can save to it. Idempotent.
+
+        In a child that was forked, nothing is waited for and the lock stays with the parent.
+        """
+        try:
+            if os.getpid() == self._process:
+                self.wait()
         finally:
             self._lock.release()
 
-    def _delete_unkept(self, saved: int, prefix: str) -> None:
-        """Deletes the steps with this name prefix that no rule keeps, except the one just saved."""
-        if self._keep is None:
-            return
-        try:
-            steps = self._find_committed(prefix)
-            ranks = self._keep.best is not None
-            metrics = {
-                step: step_metrics(self._at(key)) if ranks else {} for step, key in steps.items()
-            }
-            for step in sorted(set(steps) - set(select_kept(metrics, self._keep)) - {saved}):
-                if not delete_checkpoint(self._at(steps[step]).url):
-                    _log.info("step %d of %s is being read, and stays for now", step, self.url)
-        except TemplaxError as error:
-            # The step is saved, and training must not end because an old one remains: the next
-            # save tries to delete it again.
-            _log.warning("steps of %s that no rule keeps were not deleted: %s", self.url, error)
-
     def restore(
-        self, template: PyTree, step: int | None = None, **options: Unpack[RestoreKeywords]
+        self,
+        template: PyTree,
+        step: int | None = None,
+        *,
+        fallback: bool = False,
+        **options: Unpack[RestoreKeywords],
     ) -> PyTree:
         """Loads a step, by default the latest, as `templax.restore` does.
 
-        A directory without a committed step lacks every leaf, so that `missing=` says where all of
-        them come from: `restore(template, missing=Recipe(init, key))` resumes a run or starts one.
+        Waits for this manager's own save if one is in progress, as all its methods do that look at
+        steps. `templax.last_restore()` and the log say which step it was, and which later ones
+        could not be taken.
+
+        A directory without steps lacks every leaf, so that `missing=` says where all of them come
+        from: `restore(template, missing=Recipe(init, key))` resumes a run or starts one. It does
+        not start one beside anything that looks like a step or opens as a checkpoint, finished or
+        not: that is an error, which lists what is there.
 
         Args:
             template: See `templax.restore`.
             step: None for the latest committed step. Several processes that restore while one of
                 them saves should agree on a step themselves.
+            fallback: Whether to restore an earlier step where this one is damaged: the newest that
+                is whole. The log has a warning for each step that is skipped. In a JAX job of
+                several processes, each process calls this, and all get the same step.
             **options: The keyword arguments of `templax.restore`: `at`, `rename`, `shardings`,
                 `missing`, `extra`, `cast`, `verify`, `memory`, `threads`, `mapped` and
                 `on_progress`.
 
         Raises:
             NotFound: The step does not exist; or there is none at all, and `missing="error"`.
+            UnknownFormat, Uncommitted: No step is committed, but something else is there.
+            Corrupted: The step is damaged, or with `fallback=True` every step. The error names the
+                step and the path, and an earlier step if that one is whole.
+            SaveError: This manager's own save failed; nothing was restored. Raised once.
             TemplateError, CheckpointError, SourceError, UsageError: See `templax.restore`.
         """
         asked = RestoreOptions(**options)
         step = None if step is None else check_step(step)
-        while True:
-            found = self._find_committed()
-            if step is None and not found:
-                if asked.missing_policy == "error":
-                    raise NotFound(
-                        f"{self.url} holds no committed step",
-                        hint="missing=templax.Recipe(init, key) begins with initial values",
-                    )
-                plan = api.make_plan(_empty_catalog(self.url), template, asked)
-                return api.run_plan(plan, asked.on_progress)
-            number = max(found) if step is None else step
-            path = os.path.join(self.url, found.get(number, str(number)))
-            with hold_for_reading(path) as there:
-                if there or number not in found:
-                    plan = api.make_plan(self._resolve_item(path), template, asked)
-                    return api.run_plan(plan, asked.on_progress)
-            # The step was deleted or overwritten after it was listed: list again.
-
-    def _resolve_item(self, path: str) -> str:
-        """The path to open for a step: that of its tree item, or the step itself if it has none."""
-        trees = _list_trees(Local(path))
-        if self._item is not None and trees and self._item not in trees:
-            raise NotFound(
-                f"Expected the item `{self._item}`, found {list_names(trees)}", file=path
-            )
-        if self._item is None and len(trees) > 1 and "default" not in trees:
-            raise UsageError(
-                f"Expected a step with one tree, found {list_names(trees)} in {path};"
-                f" hint: templax.Manager(..., item={quote_text(trees[0])})"
-            )
-        item = self._item or ("default" if "default" in trees else (trees or [""])[0])
-        return os.path.join(path, item) if item in trees else path
+        self._finish_own_save()
+        restoring = StepRestore(self.url, self._item, template, asked)
+        return restoring.restore_newest_whole(step) if fallback else restoring.restore(step)
 
     def steps(self) -> list[int]:
         """The committed steps, ascending. Each call lists the directory again."""
-        return sorted(self._find_committed())
+        return list(self._list_committed())
 
     def latest(self) -> int | None:
         """The highest committed step, or None."""
-        return max(self._find_committed(), default=None)
+        return max(self._list_committed(), default=None)
 
     def best(self, metric: str, mode: Literal["min", "max"] = "min") -> int | None:
         """The step with the lowest (or highest) value of a metric, the later one if several tie.
@@ -323,7 +335,7 @@ class Manager:
         Returns:
             The step number, or None if no committed step has the metric as a number other than NaN.
         """
-        found = self._find_committed()
+        found = self._list_committed()
         metrics = {step: step_metrics(self._at(key)) for step, key in found.items()}
         return next(iter(rank_steps(metrics, metric, mode)), None)
 
@@ -333,14 +345,40 @@ class Manager:
         Raises:
             NotFound: The step does not exist or is not committed.
         """
-        found, step = self._find_committed(), check_step(step)
-        if step not in found:
-            raise NotFound(f"{self.url} holds no committed step {step}")
-        return step_metrics(self._at(found[step]))
+        return step_metrics(self._find_step(step))
+
+    def metadata(self, step: int) -> dict[str, Any]:
+        """The `metadata=` that a step was saved with; empty if it has none.
+
+        Raises:
+            NotFound: The step does not exist or is not committed.
+        """
+        return step_metadata(self._find_step(step)).get("custom_metadata") or {}
+
+    def json(self, step: int, item: str) -> Any:
+        """The value of a JSON item, such as the position of a data iterator that Orbax saved.
+
+        Args:
+            step: The step number.
+            item: The name of the item. `templax steps` does not show it, `templax ls` does.
+
+        Raises:
+            NotFound: The step does not exist or is not committed, or has no such JSON item.
+            Corrupted: The file is not JSON.
+        """
+        found = self._find_step(step)
+        kinds = list_items(found)
+        if kinds.get(item) != "json":
+            listed = ", ".join(f"`{name}` ({kind})" for name, kind in kinds.items())
+            raise NotFound(
+                f"Expected the JSON item `{item}`, found {listed or 'none'}", file=found.url
+            )
+        return read_json_item(found.at(item))
 
     def path(self, step: int) -> str:
         """The directory of a step, or the one that it would be saved to."""
-        return os.path.join(self.url, self._name_step(check_step(step), self._list_steps()))
+        self._finish_own_save()
+        return os.path.join(self.url, self._name_step(check_step(step), read_steps(self.url)))
 
     def _name_step(self, step: int, steps: Sequence[Step]) -> str:
         existing = [s for s in steps if s.step == step and not is_temporary(s.key)]
@@ -348,40 +386,29 @@ class Manager:
         # Several directories may hold the same step, such as `10` and `000010`.
         return [*existing, *committed][-1].key if existing else step_name(step, steps)
 
-    def _find_committed(self, prefix: str | None = None) -> dict[int, str]:
-        """Number → directory name of each committed step, ascending.
+    def _list_committed(self) -> dict[int, str]:
+        """Number → directory name of each committed step, this manager's own save included."""
+        self._finish_own_save()
+        steps = read_steps(self.url)
+        found = find_committed(steps)
+        if not found and not self._warned:
+            self._warn_of_unread(steps)
+        return found
 
-        Args:
-            prefix: Only steps whose names have this prefix, if given.
-        """
-        return {
-            s.step: s.key
-            for s in self._list_steps()
-            if s.committed and prefix in (None, step_prefix(s.key))
-        }
+    def _warn_of_unread(self, steps: Sequence[Step]) -> None:
+        """Logs, once, what a directory without committed steps holds instead."""
+        self._warned = True
+        try:
+            refuse_unread(self.url, steps)
+        except CheckpointError as error:
+            _log.warning("%s", error)
 
-    def _list_steps(self) -> Sequence[Step]:
-        root = examine_directory(Local(self.url))
-        if root is not None and (root.what == "item" or root.handled):
-            raise UsageError(f"Expected a directory of steps, got the checkpoint {self.url}")
-        return root.steps if root is not None else ()
+    def _find_step(self, step: int) -> Local:
+        """The directory of a committed step."""
+        step, found = check_step(step), self._list_committed()
+        if step not in found:
+            raise NotFound(f"{self.url} holds no committed step {step}")
+        return self._at(found[step])
 
     def _at(self, key: str) -> Local:
         return Local(os.path.join(self.url, key))
-
-
-def _list_trees(step: Local) -> list[str]:
-    """The names of the items of a step that are trees."""
-    root = examine_directory(step)
-    return root.pytrees if root is not None and root.what == "items" else []
-
-
-def _empty_catalog(url: str) -> Catalog:
-    return Catalog(
-        url,
-        "orbax",
-        "a directory without steps",
-        (),
-        Memory({}),
-        lambda _entries, _damages=None: {},
-    )

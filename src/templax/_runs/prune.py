@@ -1,29 +1,44 @@
-"""Which directories of a run `templax prune` deletes, and their deletion."""
+"""Which directories of a run are deleted, by a manager or `templax prune`, and their deletion."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+import os
+from collections.abc import Mapping, Sequence
 
-from ..errors import UsageError
-from ..formats.orbax.directory import step_prefix
+from ..errors import TemplaxError
+from ..formats.orbax.directory import step_metrics
 from ..storage.leftovers import delete_checkpoint, is_abandoned, remove_directory
-from .retention import Keep, select_kept
+from ..storage.local import Local
+from .contents import find_committed, read_steps
+from .retention import Keep, KeepSteps, select_kept
 from .steps import Run, StepDirectory
 
+_log = logging.getLogger("templax")
 
-def refuse_mixed_names(run: Run) -> None:
-    """Refuses a run with both `10` and `eval_10`: which of them is step 10 is unknown.
 
-    Raises:
-        UsageError: Committed steps have names that differ by more than their number.
+def delete_unkept(url: str, keep: Keep | KeepSteps, own: Sequence[int]) -> None:
+    """Deletes the steps that no rule keeps, except those that were saved last.
+
+    Args:
+        url: The directory of the run.
+        keep: The rule.
+        own: The steps that the manager saved, in this order. They are not always the highest.
     """
-    keys = {step_prefix(found.key): found.key for found in run.steps if found.committed}
-    if len(keys) > 1:
-        one, other, *_ = keys.values()
-        raise UsageError(
-            f"Expected steps whose names differ by their number only, got `{one}` and `{other}`"
-            f" in {run.url}; hint: move those of one name to a directory of their own"
-        )
+    last = (isinstance(keep, Keep) and keep.last) or 1
+    ranks = isinstance(keep, Keep) and keep.best is not None
+    try:
+        steps = {n: os.path.join(url, key) for n, key in find_committed(read_steps(url)).items()}
+        metrics = {n: step_metrics(Local(path)) if ranks else {} for n, path in steps.items()}
+        for step in sorted(set(steps) - {*select_kept(metrics, keep), *own[-last:]}):
+            if delete_checkpoint(steps[step]):
+                _log.info("step %d of %s is deleted, as no rule keeps it", step, url)
+            else:
+                _log.info("step %d of %s is being read, and stays for now", step, url)
+    except TemplaxError as error:
+        # The step is saved, and training must not end because an old one remains: the next save
+        # tries to delete it again.
+        _log.warning("steps of %s that no rule keeps were not deleted: %s", url, error)
 
 
 def find_staying(run: Run, rule: Keep | None, leftovers: bool) -> Mapping[str, str]:

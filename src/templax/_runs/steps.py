@@ -116,13 +116,15 @@ class Run:
 def read_run(source: Source, *, sizes: bool = True) -> Run | None:
     """The contents of a directory of steps, or None if it is something else.
 
+    Directories whose names differ by more than their numbers are not the steps of a run.
+
     Args:
         source: The directory.
         sizes: Whether to examine every file, for `nbytes`, and for `saved` where no time of the
             commit is recorded.
     """
     root = examine_directory(source)
-    if root is None or root.what != "steps":
+    if root is None or root.what != "steps" or len(root.prefixes) > 1:
         return None
     entries = [*root.steps, *_find_leftovers(source, root.steps)]
     directories = tuple(_read_directory(source, entry, sizes) for entry in entries)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import os
 import sys
 import threading
 from collections.abc import Mapping
@@ -45,7 +46,7 @@ def start_save(
             job.begin(items, background=not wait)
             if not wait:
                 _background_save = job.outcome
-                _background_thread = threading.Thread(
+                job.outcome.thread = _background_thread = threading.Thread(
                     target=_run_claimed, args=(job, claim), name="templax-save"
                 )
                 _background_thread.start()
@@ -75,7 +76,40 @@ def _run_claimed(job: Job, claim: threading.Lock) -> None:
         job.run()
 
 
+class _FailedExit:
+    """Ends the process with exit status 1 once the interpreter has shut down.
+
+    Python ignores what an `atexit` callback raises, and `os._exit` would skip the callbacks of
+    others. The namespace of `sys` is among the last things that the interpreter clears, after files
+    are flushed.
+    """
+
+    def __init__(self) -> None:
+        self._exit = os._exit
+
+    def __del__(self) -> None:
+        self._exit(1)
+
+
 @atexit.register
-def _print_unreported_error() -> None:
-    if _background_save is not None and (error := _background_save.unreported_error) is not None:
+def _report_at_exit() -> None:
+    """Prints the error of a background save that nobody has seen, and fails the process."""
+    if _background_save is None:
+        return
+    error: object = _background_save.unreported_error
+    if not _background_save.has_ended():  # the wait for its thread was interrupted
+        error = "the process ended first"
+    if error is not None:
         sys.stderr.write(f"templax: {_background_save.path} was NOT saved: {error}\n")
+        sys.__dict__["_templax_failed_exit"] = _FailedExit()
+
+
+def _forget_saves_of_parent() -> None:
+    """Lets a forked child save: the threads of its parent, which may hold the lock, are gone."""
+    global _background_save, _background_thread, _save_lock
+    _background_save = _background_thread = None
+    _save_lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_saves_of_parent)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Mapping
 
@@ -21,6 +22,7 @@ class Outcome:
         nbytes, stages, fingerprint: See `Saved`. Valid once the save has succeeded.
         error: Why the save failed, or None.
         error_reported: Whether a caller has seen how the save ended.
+        thread: The thread that saves, if it does so in the background.
     """
 
     def __init__(self, path: str):
@@ -30,6 +32,8 @@ class Outcome:
         self.fingerprint: Fingerprint | None = None
         self.error: BaseException | None = None
         self.error_reported = False
+        self.thread: threading.Thread | None = None
+        self._process = os.getpid()
         self._ended = threading.Event()
 
     def has_ended(self) -> bool:
@@ -37,8 +41,27 @@ class Outcome:
         return self._ended.is_set()
 
     def wait_for_end(self, timeout: float | None = None) -> bool:
-        """Whether the save ended within `timeout` seconds; does not report its error."""
+        """Whether the save ended within `timeout` seconds; does not report its error.
+
+        Raises:
+            UsageError: It can't end while this call waits: the caller is in a forked child, or is a
+                function that the save itself calls.
+        """
+        if not self._ended.is_set():
+            if os.getpid() != self._process:
+                raise UsageError(
+                    f"{self.path} is being saved by process {self._process}, which only that"
+                    " process can wait for: this is a child that it forked"
+                )
+            if self.is_own_thread():
+                raise UsageError(
+                    f"{self.path} is being saved by this thread: its on_progress= can't wait for it"
+                )
         return self._ended.wait(timeout)
+
+    def is_own_thread(self) -> bool:
+        """Whether the caller is a function that the save calls, such as its `on_progress`."""
+        return self.thread is threading.current_thread()
 
     def end(self) -> None:
         """Wakes everybody who waits. `error`, or else the results, must have been set before."""
@@ -101,6 +124,8 @@ class Saved:
         Raises:
             SaveError: The save failed; whatever was at `path` before is unchanged.
             TimeoutError: The save is still in progress.
+            UsageError: The save can't end meanwhile: its own `on_progress` calls this, or a child
+                that was forked while it was in progress.
         """
         outcome = self._outcome
         if not outcome.wait_for_end(timeout):
@@ -156,6 +181,11 @@ class PendingSave:
     def is_in_progress(self) -> bool:
         """Whether the save has not ended yet."""
         return self._saved is not None and not self._saved.done()
+
+    def is_own_thread(self) -> bool:
+        """Whether the caller is a function that the save calls, such as its `on_progress`."""
+        saved = self._saved
+        return saved is not None and saved._outcome.is_own_thread()  # pyright: ignore[reportPrivateUsage]
 
     def has_failed(self) -> bool:
         """Whether the save has ended with an error that `wait` will raise."""

@@ -38,7 +38,8 @@ def save(
         tree: Any pytree of arrays (including typed PRNG keys), numbers, strings and None. Functions
             are left out; the template of a restore supplies them.
         format: The layout of the checkpoint. "orbax" is the only one.
-        metadata: JSON that is stored with the checkpoint; Orbax calls it `custom_metadata`.
+        metadata: JSON that is stored with the checkpoint; Orbax calls it `custom_metadata`. Scalars
+            of NumPy and JAX are stored as numbers.
         overwrite: Replaces an existing checkpoint, atomically.
         wait: With False, returns as soon as the values are safe: the arrays may then be donated or
             overwritten while they are still being written. NumPy arrays are copied and arrays on

@@ -18,7 +18,7 @@ from .._core.text import format_age, format_size
 from .._display.json import render_json
 from .._display.json_contents import run_fields
 from .._display.terminal import echo, echo_facts
-from .._runs.prune import delete_directory, find_staying, refuse_mixed_names
+from .._runs.prune import delete_directory, find_staying
 from .._runs.retention import Keep
 from .._runs.steps import Run, StepDirectory, read_run
 from ..formats.orbax.format import list_openable
@@ -57,8 +57,9 @@ def steps(directory: str, as_json: bool) -> None:
 @click.option(
     "--keep-every",
     type=click.IntRange(min=1),
+    multiple=True,
     metavar="K",
-    help="Keep multiples of K, with 0.",
+    help="Keep multiples of K, with 0; repeatable.",
 )
 @click.option(
     "--keep-best",
@@ -82,7 +83,7 @@ def steps(directory: str, as_json: bool) -> None:
 def prune(
     directory: str,
     keep: int | None,
-    keep_every: int | None,
+    keep_every: tuple[int, ...],
     keep_best: int | None,
     metric: str | None,
     mode: Literal["min", "max"],
@@ -97,14 +98,13 @@ def prune(
     """
     if (keep_best is None) != (metric is None):
         raise click.UsageError("--keep-best and --metric need each other")
-    if keep is None and keep_every is None and keep_best is None:
+    if keep is None and not keep_every and keep_best is None:
         if not leftovers:
             raise click.UsageError("say what stays, by --keep, --keep-every or --keep-best")
         rule = None
     else:
-        rule = Keep(keep, keep_every, keep_best, metric, mode)
+        rule = Keep(keep, keep_every or None, keep_best, metric, mode)
     run = _open_run(directory)
-    refuse_mixed_names(run)
     stays = find_staying(run, rule, leftovers)
     echo((run.url, "bold"))
     echo_facts(_header(run))

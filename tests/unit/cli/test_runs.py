@@ -194,6 +194,24 @@ def test_prune_without_yes_deletes_nothing(make_run):
     assert set(list_names(path)) == set("012345")
 
 
+def test_prune_keeps_multiples_of_several_numbers(make_run):
+    path = make_run(**{f"s{n}": {} for n in (6, 7, 10, 11)})
+    run_cli("prune", "run", "--keep-every", "3", "--keep-every", "5", "--yes")
+    assert set(list_names(path)) == {"6", "10", "11"}
+
+
+def test_steps_are_named_by_a_word_and_sorted_by_number(make_run):
+    path = make_run(s1={})
+    for number in (1, 2, 10, 12):
+        shutil.copytree(path / "1", path.parent / "epochs" / f"epoch-{number}")
+    for command in ("ls", "steps"):
+        result = run_cli(command, "epochs")
+        assert "4 steps" in result.stdout
+        assert "the latest committed is 12" in result.stdout
+        keys = re.findall(r"^ *(epoch-\d+)  ", result.stdout, re.MULTILINE)
+        assert keys == ["epoch-1", "epoch-2", "epoch-10", "epoch-12"]
+
+
 def test_prune_with_yes_deletes_once(make_run):
     path = make_run(**STEPS)
     command = ("prune", "run", "--keep-best", "2", "--metric", "loss", "--mode", "max", "--yes")
@@ -265,9 +283,11 @@ def test_prune_refuses_runs_that_share_a_directory(make_run):
     result = run_cli("prune", "run", "--keep", "1", "--yes")
     assert result.exit_code == 2
     assert result.stderr == (
-        "error: Expected steps whose names differ by their number only, got `2` and `eval_2` in"
-        " run; hint: move those of one name to a directory of their own\n"
+        "error: run holds several checkpoints: `1`, `eval_1`, `2`, `eval_2`; hint: open"
+        ' "run/eval_2" or "run/2"\n'
     )
+    for command in ("ls", "steps"):
+        assert run_cli(command, "run").stderr == result.stderr
     assert set(list_names(path)) == {"1", "2", "eval_1", "eval_2"}
 
 

@@ -11,6 +11,7 @@ import templax as tx
 from helpers import CORPUS
 from run_directories import copy_steps
 from templax._restore import api
+from templax._runs import resume
 from templax.storage.leftovers import delete_checkpoint
 
 TWO_ITEMS = CORPUS / "orbax-0.12.8-manager" / "ckpt"
@@ -79,7 +80,9 @@ def test_an_uncommitted_step_is_refused(tmp_path):
 def test_a_run_without_steps_gives_initial_values_if_asked(tmp_path, there):
     path = tmp_path / "run"
     if there:
-        copy_steps(path, ["30"], "damaged-uncommitted")
+        (path / "logs").mkdir(parents=True)
+        (path / "logs" / "events.out.tfevents.1").write_bytes(b"1")
+        (path / "config.json").write_text("{}")
     manager = tx.Manager(path, keep=2)
     tree = manager.restore(TEMPLATE, missing=RECIPE)
     assert (tree["w"] == init(jax.random.key(0))["w"]).all()
@@ -111,15 +114,15 @@ def test_restore_takes_the_previous_step_if_the_latest_is_deleted_meanwhile(tmp_
     """The latest step is deleted between its listing and its reading."""
     copy_steps(tmp_path, ["7", "20"])
     manager = tx.Manager(tmp_path)
-    listed = manager._find_committed
+    listed = resume.read_steps
 
-    def late():
-        found = listed()
+    def late(url):
+        found = listed(url)
         if (tmp_path / "20").exists():
             shutil.rmtree(tmp_path / "20")
         return found
 
-    monkeypatch.setattr(manager, "_find_committed", late)
+    monkeypatch.setattr(resume, "read_steps", late)
     assert manager.restore(SCALE, **AT)["scale"].shape == ()
 
 
@@ -128,9 +131,9 @@ def test_a_step_is_locked_while_it_is_restored(tmp_path, monkeypatch):
     seen = []
     restoring = api.run_plan
 
-    def watched(plan, on_progress):
+    def watched(plan, *args, **options):
         seen.append(delete_checkpoint(tmp_path / "7"))
-        return restoring(plan, on_progress)
+        return restoring(plan, *args, **options)
 
     monkeypatch.setattr(api, "run_plan", watched)
     tx.Manager(tmp_path).restore(SCALE, **AT)

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 import jax.numpy as jnp
+import pytest
 
 import templax as tx
 from run_directories import copy_steps, list_run
@@ -30,10 +31,95 @@ def test_steps_that_no_rule_keeps_are_deleted(tmp_path):
 def test_the_step_just_saved_is_kept_even_if_it_is_not_the_highest(tmp_path):
     with tx.Manager(tmp_path, keep=1) as manager:
         manager.save(100, TREE)
-        manager.save(50, TREE, wait=True)
+        manager.save(50, TREE, overwrite=True)
         assert manager.steps() == [50, 100]
-        manager.save(60, TREE, wait=True)
+        manager.save(60, TREE, overwrite=True)
         assert manager.steps() == [60, 100]
+
+
+def test_a_step_below_the_latest_is_refused(tmp_path):
+    """A new training in the directory of an old one would be pruned by the old one's numbers."""
+    with tx.Manager(tmp_path, keep=3) as manager:
+        for step in (270, 280, 290):
+            manager.save(step, TREE)
+    with tx.Manager(tmp_path, keep=3) as manager:
+        for step in (0, 285):
+            with pytest.raises(tx.SaveError) as caught:
+                manager.save(step, TREE)
+            assert str(caught.value) == (
+                f"Expected a step after 290, the latest in {tmp_path}, got step {step}; hint: save"
+                " a new run to a directory of its own, or pass overwrite=True to go on from an"
+                " earlier step"
+            )
+        assert manager.steps() == [270, 280, 290]
+        with pytest.raises(tx.AlreadyExists):
+            manager.save(280, TREE)
+        manager.save(290, TREE, overwrite=True)
+        manager.save(291, TREE)
+        assert manager.steps() == [280, 290, 291]
+
+
+def test_as_many_of_its_own_steps_stay_as_of_the_highest(tmp_path):
+    with tx.Manager(tmp_path, keep=2) as manager:
+        for step in (270, 280, 290):
+            manager.save(step, TREE)
+    with tx.Manager(tmp_path, keep=2) as manager:
+        seen = []
+        for step in (0, 10, 20, 30):
+            manager.save(step, TREE, overwrite=True)
+            seen.append(manager.steps())
+    assert seen == [[0, 280, 290], [0, 10, 280, 290], [10, 20, 280, 290], [20, 30, 280, 290]]
+
+
+def test_deleted_steps_are_logged(tmp_path, caplog):
+    caplog.set_level(logging.INFO, "templax")
+    with tx.Manager(tmp_path, keep=1) as manager:
+        manager.save(1, TREE)
+        manager.save(2, TREE)
+    assert f"step 1 of {tmp_path} is deleted, as no rule keeps it" in caplog.messages
+
+
+def test_a_function_says_which_steps_stay(tmp_path):
+    def keep(steps):
+        assert steps == sorted(steps)
+        return [step for step in steps if step % 4 == 0 or step > steps[-1] - 2]
+
+    with tx.Manager(tmp_path, keep=keep) as manager:
+        for step in range(10):
+            manager.save(step, TREE)
+        assert manager.steps() == [0, 4, 8, 9]
+    with tx.Manager(tmp_path, keep=lambda steps: []) as manager:
+        manager.save(10, TREE)
+        assert manager.steps() == [10]  # the latest stays
+
+
+@pytest.mark.parametrize(
+    ("keep", "says"),
+    [
+        (lambda steps: None, "got TypeError: 'NoneType' object is not iterable"),
+        (lambda steps: steps["a"], "got TypeError: list indices must be integers"),
+        (lambda steps: [steps[-1] + 1], "some of the steps that it got, got 3 as well"),
+        (lambda steps: [True], "got UsageError: Expected step= an int of at least 0, got True"),
+    ],
+)
+def test_a_function_that_fails_deletes_nothing(tmp_path, keep, says, caplog):
+    with tx.Manager(tmp_path, keep=keep) as manager:
+        manager.save(1, TREE)
+        manager.save(2, TREE)
+        assert manager.steps() == [1, 2]
+    assert says in caplog.messages[-1]
+    assert caplog.messages[-1].startswith(
+        f"steps of {tmp_path} that no rule keeps were not deleted"
+    )
+
+
+def test_a_function_may_look_at_the_run(tmp_path):
+    """It is called in the thread of the save that the manager otherwise waits for."""
+    manager = tx.Manager(tmp_path, keep=lambda steps: [manager.best("loss")])
+    with manager:
+        for step, loss in enumerate([3, 1, 2, 4]):
+            manager.save(step, TREE, metrics={"loss": loss})
+        assert manager.steps() == [1, 3]
 
 
 def test_a_step_being_read_is_deleted_after_a_later_save(tmp_path, caplog):
@@ -69,8 +155,8 @@ def test_a_step_that_cannot_be_deleted_does_not_fail_the_save(tmp_path, monkeypa
 
 
 def test_uncommitted_steps_and_other_names_are_kept(tmp_path):
-    copy_steps(tmp_path, ["1", "eval_1"])
-    copy_steps(tmp_path, ["2"], "damaged-uncommitted")
+    copy_steps(tmp_path, ["1"])
+    copy_steps(tmp_path, ["2", "eval_1"], "damaged-uncommitted")
     (tmp_path / "logs").mkdir()
     (tmp_path / "5.orbax-checkpoint-tmp").mkdir()
     with tx.Manager(tmp_path, keep=1) as manager:

@@ -67,6 +67,21 @@ def test_every_keeps_multiples(steps, every):
     }
 
 
+@given(STEPS, st.lists(st.integers(1, 9), min_size=1, max_size=3))
+def test_every_keeps_multiples_of_several_numbers(steps, every):
+    each = [set(select_kept(steps, tx.Keep(every=number))) for number in every]
+    assert set(select_kept(steps, tx.Keep(every=every))) == set().union(*each)
+
+
+def test_one_number_in_a_list_is_that_number():
+    assert tx.Keep(every=[5]) == tx.Keep(every=5)
+    assert select_kept({step: {} for step in (6, 7, 10, 11)}, tx.Keep(every=(3, 5))) == {
+        6: "every 3",
+        10: "every 5",
+        11: "the latest",
+    }
+
+
 @given(STEPS, st.integers(1, 9), st.sampled_from(["min", "max"]))
 def test_best_keeps_no_step_worse_than_a_deleted_one(steps, best, mode):
     losses = read_losses(steps)
@@ -130,7 +145,18 @@ def test_a_number_stands_for_the_latest_steps():
         (lambda: tx.Keep(best=2, metric=3), "Expected metric= a name (str), got 3"),
         (lambda: tx.Keep(last=2, mode="low"), 'Expected mode="min" or "max", got \'low\''),
         (lambda: as_keep(0), "Expected keep= an int of at least 1, got 0"),
-        (lambda: as_keep(2.0), "Expected keep= a number of steps or a templax.Keep, got 2.0"),
+        (lambda: tx.Keep(every=[]), "Expected every= a number or several, got none"),
+        (lambda: tx.Keep(every=[5, 0]), "Expected every= an int of at least 1, got 0"),
+        (lambda: tx.Keep(every="5"), "Expected every= an int of at least 1, got '5'"),
+        (
+            lambda: as_keep(tx.Keep),
+            "Expected keep= a number of steps, a templax.Keep or a function, got <class"
+            " 'templax._runs.retention.Keep'>",
+        ),
+        (
+            lambda: as_keep(2.0),
+            "Expected keep= a number of steps, a templax.Keep or a function, got 2.0",
+        ),
         (lambda: rank_steps({}, "loss", "least"), 'Expected mode="min" or "max", got \'least\''),
     ],
 )

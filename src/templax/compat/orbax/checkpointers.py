@@ -149,6 +149,7 @@ class Checkpointer(Saver):
 
     def metadata(self, directory: PathLike) -> StepMetadata:
         """The shapes and dtypes of a checkpoint, without reading any array."""
+        self.wait_until_finished()
         return read_metadata(os.fspath(directory))
 
 

@@ -351,7 +351,6 @@ class CheckpointManager(Saver):
         Returns:
             The tree, or a `Composite` if several items were asked for.
         """
-        self.wait_until_finished()
         path = self._find_step(step, directory)
         if args is None and (items is not None or restore_kwargs):
             if self._handlers:
@@ -400,6 +399,7 @@ class CheckpointManager(Saver):
         return StepMetadata(self.item_metadata(step), custom, directory.step_metrics(source))
 
     def _find_step(self, step: int | None, directory: PathLike | None) -> str:
+        self.wait_until_finished()
         root = self._root if directory is None else os.fspath(directory)
         steps = find_committed(root, self._prefix, own=False)
         if step is None and not steps:

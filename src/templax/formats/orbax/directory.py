@@ -97,11 +97,8 @@ class Root:
 
     @property
     def prefixes(self) -> list[str]:
-        """What the names of the committed steps have before their numbers.
-
-        If there are several, these are not the steps of one run.
-        """
-        return list(dict.fromkeys(step_prefix(step.key) for step in self.steps if step.committed))
+        """See `list_prefixes`."""
+        return list_prefixes(self.steps)
 
     @property
     def pytrees(self) -> list[str]:
@@ -231,6 +228,14 @@ def step_prefix(key: str) -> str:
     """
     match = _STEP.fullmatch(_final_name(key))
     return match["prefix"] if match is not None else ""
+
+
+def list_prefixes(steps: Sequence[Step]) -> list[str]:
+    """What the names of the committed steps have before their numbers.
+
+    If there are several, these are not the steps of one run.
+    """
+    return list(dict.fromkeys(step_prefix(step.key) for step in steps if step.committed))
 
 
 def step_number(source: Source) -> int | None:

@@ -260,7 +260,9 @@ def _steps_error(source: Source, root: Root) -> UnknownFormat:
         return UnknownFormat(f"{source.url} holds {count}, none of which was committed")
     hint = open_hint(list_latest(source, root))
     if len(root.prefixes) > 1:
-        listed = list_ends([f"`{step.key}`" for step in root.steps])
+        keys = [step.key for step in root.steps]
+        keys += [k for k, kind in list_items(source).items() if kind == "pytree" and k not in keys]
+        listed = list_ends([f"`{key}`" for key in keys])
         return UnknownFormat(f"{source.url} holds several checkpoints: {listed}", hint=hint)
     latest = committed[-1]
     return UnknownFormat(
