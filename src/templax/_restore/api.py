@@ -27,6 +27,7 @@ from .._template.json_file import dump_template
 from .._template.template import Template
 from ..errors import CastWarning, Unverified, UsageError
 from ..formats.registry import Checkpoint, open_checkpoint
+from ..storage.open import local_path
 from .execute import execute_plan
 from .meter import ReadMeter
 from .options import (
@@ -371,7 +372,7 @@ def save_template(
 
     Args:
         template: See `restore`. Of arrays, only shapes, dtypes and shardings are kept.
-        file: Overwritten if it exists.
+        file: A local path; overwritten if it exists.
         shardings: See `restore`.
 
     Example:
@@ -379,7 +380,8 @@ def save_template(
         >>> file = os.path.join(tempfile.mkdtemp(), "template.json")
         >>> tx.save_template({"w": jax.ShapeDtypeStruct((2, 3), jnp.bfloat16)}, file)
     """
-    Path(file).write_bytes(dump_template(_as_template(template, shardings)))
+    path = local_path(file, "writes", "write a local file, then copy that")
+    Path(path).write_bytes(dump_template(_as_template(template, shardings)))
 
 
 def _as_template(template: PyTree | Template, shardings: PyTree) -> Template:

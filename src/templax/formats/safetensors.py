@@ -18,7 +18,7 @@ from .._core.boxes import fits_address_space, full_box
 from .._core.dtypes import DTYPES
 from .._core.gc_pause import pause_gc
 from ..errors import Corrupted, Unsupported
-from ..storage.signatures import read_head, recognise
+from ..storage.signatures import SAFETENSORS, read_head, recognise
 from ..storage.source import Source
 
 MAX_HEADER = 100_000_000
@@ -52,7 +52,7 @@ class Safetensors:
         if info is None or info.is_dir:
             return None
         known = recognise(read_head(source, "", info.size), info.size)
-        return "its header" if known is not None and known[0] == "a safetensors file" else None
+        return "its header" if known == SAFETENSORS else None
 
     @pause_gc()
     def open(self, source: Source) -> Catalog:

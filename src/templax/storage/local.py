@@ -119,14 +119,14 @@ class Local:
         except OSError as error:
             raise self._make_error(prefix, error) from error
         for entry in entries:
-            if entry.is_dir():
-                yield ObjectInfo(f"{prefix}{entry.name}/", 0)
-                continue
+            key = f"{prefix}{entry.name}"
             try:
-                stat = entry.stat()
-            except FileNotFoundError:  # a dangling link, or removed since the listing
-                continue
-            yield _info(f"{prefix}{entry.name}", stat)
+                info = ObjectInfo(f"{key}/", 0) if entry.is_dir() else _info(key, entry.stat())
+            except OSError as error:
+                if error.errno in (errno.ENOENT, errno.ELOOP):
+                    continue  # a link to nothing or to itself, or removed since the listing
+                raise self._make_error(key, error) from error
+            yield info
 
     def walk(self, prefix: str = "") -> Iterator[ObjectInfo]:
         pending = [(prefix, frozenset[tuple[int, int]]())]
