@@ -3,7 +3,8 @@
 nox -s lint docs dist   what CI runs, besides the test command of README.md
 nox -s quick            the tests that take seconds
 nox -s tests            all of them, on each supported Python that is installed
-nox -s lowest newest    before a release: the oldest dependencies that are allowed, the newest
+nox -s lowest lowest_demo newest
+                        before a release: the oldest dependencies that are allowed, the newest
 """
 
 from __future__ import annotations
@@ -71,18 +72,46 @@ def quick(session: nox.Session) -> None:
     session.run("pytest", *QUICK, *session.posargs)
 
 
-@nox.session(python=PYTHONS[0])
+# What the tests need of other libraries, in the last versions that run on JAX 0.5.3.
+LOWEST_PEERS = (
+    "equinox==0.11.12",
+    "flax==0.10.6",
+    "optax==0.2.4",
+    "orbax-checkpoint==0.11.10",
+    "tensorstore==0.1.72",
+)
+LOWEST_TESTS = ("tests/unit", "tests/contract", "tests/corpus", "tests/devices", "tests/matrix")
+
+
+@nox.session(python=[PYTHONS[0], PYTHONS[-1]])
 def lowest(session: nox.Session) -> None:
-    """The quick tests with the lowest versions that the dependencies and the demo may have."""
-    session.install(*PINNED, "uv")
-    lowest = Path(session.create_tmp()).resolve() / "lowest.txt"
-    resolve = ("uv", "pip", "compile", "-q", "--resolution", "lowest-direct", "--extra", "demo")
-    session.run(*resolve, "--python-version", PYTHONS[0], "-o", str(lowest), "pyproject.toml")
-    session.install("-c", str(lowest), "-e", ".[test]")
+    """The quick tests of templax itself with the lowest versions that the dependencies may have.
+
+    Those in `tests/peers` compare with Orbax and Flax as the demo asks for them, which need a newer
+    JAX.
+    """
+    tools = ("hypothesis", "pytest", "pytest-xdist", "safetensors")
+    session.install("-c", _resolve_lowest(session), "-e", ".", *tools, *LOWEST_PEERS)
+    session.run("pytest", *QUICK, *LOWEST_TESTS, *session.posargs)
+
+
+@nox.session(python=PYTHONS[0])
+def lowest_demo(session: nox.Session) -> None:
+    """All quick tests with the lowest versions that the dependencies and the demo may have."""
+    session.install("-c", _resolve_lowest(session, "--extra", "demo"), "-e", ".[test]")
     session.run("pytest", *QUICK, *session.posargs)
 
 
-@nox.session
+def _resolve_lowest(session: nox.Session, *options: str) -> str:
+    """A file with the lowest version of each dependency."""
+    session.install(*PINNED, "uv")
+    file = str(Path(session.create_tmp()).resolve() / "lowest.txt")
+    resolve = ("uv", "pip", "compile", "-q", "--resolution", "lowest-direct", *options)
+    session.run(*resolve, "--python-version", str(session.python), "-o", file, "pyproject.toml")
+    return file
+
+
+@nox.session(python=[PYTHONS[0], PYTHONS[-1]])
 def newest(session: nox.Session) -> None:
     """The quick tests with the newest version of everything, whatever `constraints.txt` says."""
     session.install("--upgrade", "-e", ".[test]")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
+import jax.experimental
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -21,6 +22,15 @@ import templax as tx
 
 if TYPE_CHECKING:
     from click.testing import Result
+
+set_mesh = jax.set_mesh if hasattr(jax, "set_mesh") else jax.sharding.use_mesh
+"""Sets a mesh for a block, in every version of JAX."""
+
+SET_MESH = "jax.set_mesh" if hasattr(jax, "set_mesh") else "jax.sharding.use_mesh"
+"""How messages name it."""
+
+enable_x64 = jax.enable_x64 if hasattr(jax, "enable_x64") else jax.experimental.enable_x64
+"""Turns 64-bit types on or off for a block."""
 
 CORPUS = Path(__file__).parent / "corpus"
 CKPT = CORPUS / "orbax-0.12.8-default" / "ckpt"

@@ -2,7 +2,7 @@
 
     restore, check, plan, run    load a checkpoint; compare it first; see what that costs
     template_of, save_template   make a template; write it to a file
-    open                         list what a checkpoint holds
+    open, read_json              list what a checkpoint holds; read a JSON item of it
     save, verify, fingerprint    write a checkpoint; check every byte; compare values
     Manager, Keep                the steps of a training run; which of them stay
     Recipe                       a function in place of a checkpoint
@@ -59,6 +59,7 @@ _MODULES = {
         "Unverified",
         "UsageError",
     ),
+    "formats.registry": ("read_json",),
 }
 """Where each public name is defined. `__init__.pyi` says the same to type checkers."""
 

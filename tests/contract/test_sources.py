@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from templax import SourceError, UsageError
+import templax as tx
+from templax import SourceError, UnknownFormat, UsageError
 from templax.storage import Local, Memory, Source, open_source
 from templax.testing import SourceContract
 
@@ -85,6 +86,15 @@ def test_file_urls_are_decoded(tmp_path: Path) -> None:
         assert bytes(open_source(url).read("x")) == b"1"
     with pytest.raises(SourceError, match="not those of host `far`"):
         open_source(uri.replace("file://", "file://far"))
+
+
+def test_links_to_nothing_and_to_themselves_are_left_out(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"1")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    (tmp_path / "nothing").symlink_to(tmp_path / "nowhere")
+    assert [info.key for info in open_source(tmp_path).children()] == ["a"]
+    with pytest.raises(UnknownFormat, match="got a directory of `a`"):
+        tx.open(tmp_path)
 
 
 def test_the_empty_path_is_not_the_current_directory() -> None:

@@ -63,6 +63,9 @@ AT_DECODE = {
 }
 
 
+LOAD_FLAX = "flax.serialization.msgpack_restore(pathlib.Path({}).read_bytes())"
+
+
 @pytest.mark.parametrize("case", AT_OPEN)
 def test_damaged_metadata_is_refused_when_the_checkpoint_is_opened(corpus, case):
     with pytest.raises(Corrupted) as caught:
@@ -124,22 +127,23 @@ def test_a_save_killed_before_its_merge_is_named(corpus):
 
 
 @pytest.mark.parametrize(
-    ("path", "what"),
+    ("path", "what", "load"),
     [
-        ("npz-stored/params.npz", "a numpy archive (`.npz`)"),
-        ("damaged-npz_pickle/params.npz", "a numpy archive (`.npz`)"),
-        ("flaxmsgpack-plain/state.msgpack", "a Flax msgpack file"),
-        ("flaxmsgpack-chunked/state.msgpack", "a Flax msgpack file"),
-        ("damaged-msgpack_truncated/state.msgpack", "a file of another kind"),
-        ("damaged-st_header_2e60/model.safetensors", "a file of another kind"),
+        ("npz-stored/params.npz", "a numpy archive (`.npz`)", "dict(np.load({}))"),
+        ("damaged-npz_pickle/params.npz", "a numpy archive (`.npz`)", None),
+        ("flaxmsgpack-plain/state.msgpack", "a Flax msgpack file", LOAD_FLAX),
+        ("flaxmsgpack-chunked/state.msgpack", "a Flax msgpack file", LOAD_FLAX),
+        ("damaged-msgpack_truncated/state.msgpack", "a file of another kind", None),
+        ("damaged-st_header_2e60/model.safetensors", "a file of another kind", None),
     ],
 )
-def test_files_of_other_formats_are_recognised(corpus, path, what):
+def test_files_of_other_formats_are_recognised(corpus, path, what, load):
     with pytest.raises(UnknownFormat) as caught:
         open_catalog(Local(corpus / path))
-    assert (
-        str(caught.value)
-        == f"Expected a checkpoint that templax reads at {corpus / path}, got {what}"
+    hint = "" if load is None else f"; hint: restore from tx.Recipe(lambda: {load})"
+    assert str(caught.value) == (
+        f"Expected a checkpoint that templax reads at {corpus / path}, got {what}"
+        + hint.replace("{}", f'"{corpus / path}"')
     )
 
 

@@ -107,6 +107,8 @@ def test_every_hint_works_if_it_is_followed(tree: Any, data: st.DataObject) -> N
 )
 def test_keys_that_tensorstore_normalises_as_paths(tmp_path: Path, key: str) -> None:
     """Orbax restores each of them, so templax has to."""
+    if key in ("", "/") and jax.__version_info__ < (0, 10):
+        pytest.skip("the Orbax for this JAX does not save it")
     for value in ({key: jnp.arange(3.0)}, {"x": {key: jnp.arange(3.0)}}):
         path = save_with_orbax(tmp_path / str("x" in value), value)
         restored = tx.restore(path, tx.template_of(value))

@@ -27,10 +27,11 @@ MODULES = {
 }
 
 JAX = {
-    "_catalog.abstract_tree", "_hosts.agreement", "_jax.coordination", "_jax.paths", "_jax.put",
-    "_jax.support", "_restore.place", "_save.background", "_save.fingerprint", "_save.item",
-    "_save.job", "_save.owners", "_save.save", "_save.snapshot", "_template.from_pytree",
-    "_template.flatten", "_template.jax_shardings", "_template.trace", "_views.recipe",
+    "_catalog.abstract_tree", "_hosts.agreement", "_jax.coordination", "_jax.paths",
+    "_jax.pickling", "_jax.put", "_jax.support", "_jax.versions", "_restore.place",
+    "_save.background", "_save.fingerprint", "_save.item", "_save.job", "_save.owners",
+    "_save.save", "_save.snapshot", "_template.flatten", "_template.from_pytree",
+    "_template.jax_shardings", "_template.trace", "_views.recipe",
     "compat.orbax.__init__", "compat.orbax.args", "compat.orbax.checkpointers",
     "compat.orbax.leaf_args", "compat.orbax.legacy", "compat.orbax.manager",
     "compat.orbax.metadata", "compat.orbax.saver", "compat.orbax.v1",

@@ -56,7 +56,9 @@ class Verified:
         checked_bytes: Stored bytes that were compared with a checksum, now or when the index that
             holds them was read.
         unchecked_bytes: Stored bytes that no checksum covers. They were read, and decoded if they
-            are compressed. That finds bytes that can't be read, but few that were altered.
+            are compressed by a codec that templax reads. That finds bytes that can't be read, but
+            few that were altered. Includes the bytes of leaves whose chunks templax can't find,
+            such as those in a chunk grid of another kind; these were not read.
         unchecked: Names of the leaves that these bytes belong to.
         seconds: Wall-clock time.
     """

@@ -14,7 +14,7 @@ from .._catalog.catalog import Catalog
 from .._catalog.checksums import BlockVerifier
 from .._catalog.entry import Chunk, LeafEntry
 from .._codecs.crc32c import compare_crc32c, crc32c
-from .._codecs.decode import decode
+from .._codecs.decode import CODECS, decode
 from .._codecs.zstd import Inflater
 from .._core.boxes import Box, box_around, full_box, intersect, shape_of, size_of
 from .._core.memory import Scratch
@@ -123,9 +123,17 @@ class _Survey:
         self.pieces: list[_Piece] = []
         self.checked_bytes = self.unchecked_bytes = 0
         self.unheld: set[str] = set()
+        unplaced: list[LeafEntry] = []
         for entry, chunks in self._locate_chunks():
             for chunk in chunks:
                 self._add(entry, chunk)
+            if not chunks and entry.nbytes:
+                unplaced.append(entry)
+        damaged = {damage.leaf for damage in self.damages}
+        for entry in unplaced:  # stored in a way that templax can't follow
+            if entry.name not in damaged:
+                self.unheld.add(entry.name)
+                self.unchecked_bytes += entry.nbytes
         self.damages += [self._missing_bytes(lost) for lost in self._lost.values()]
 
     def audit(self) -> None:
@@ -323,7 +331,7 @@ def _find_damages(
 ) -> Iterator[CheckpointError]:
     """Yields an error for each damage in the bytes of a piece."""
     chunk = piece.chunk
-    if chunk.codecs and not chunk.sums:
+    if chunk.codecs and not chunk.sums and _can_decode(chunk):
         try:
             _decode_chunk(piece, stored, scratch)
         except CheckpointError as error:
@@ -341,6 +349,11 @@ def _find_damages(
         if chunk.sums:
             blocks = BlockVerifier(chunk, start, piece.stop) if blocks is None else blocks
             yield from blocks.compare(data)
+
+
+def _can_decode(chunk: Chunk) -> bool:
+    """Whether there is a decoder for the codecs. Otherwise the bytes are only read."""
+    return chunk.codecs == ("fill",) or CODECS.issuperset(chunk.codecs)
 
 
 def _decode_chunk(piece: _Piece, stored: _StoredBytes, scratch: Scratch) -> None:

@@ -33,6 +33,10 @@ class Extent(msgspec.Struct, frozen=True, gc=False):
     stop: int
     inline: bytes | memoryview | None = None
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        inline = None if self.inline is None else bytes(self.inline)  # views can't be pickled
+        return Extent, (self.key, self.start, self.stop, inline)
+
     @property
     def nbytes(self) -> int:
         return self.stop - self.start

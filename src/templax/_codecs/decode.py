@@ -7,8 +7,7 @@ What is left to change elsewhere:
 - `_parse_zarr2` and `_parse_codecs` in `formats.zarr.metadata`, if a configuration of the codec
   changes how bytes are decoded: read it, or refuse it by name;
 - `check_length` in `formats.zarr.chunks`, which says how many stored bytes a chunk may have, and
-  knows only zstd and crc32c;
-- `Plan.decoded_chunks` in `_plan.plan`, which counts chunks compressed with zstd.
+  knows only zstd, gzip and crc32c.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ import numpy as np
 
 from ..errors import Corrupted, Unsupported
 from .crc32c import Bytes, compare_crc32c, crc32c
+from .gzip import gunzip_into
 from .zstd import flat_view, inflate_into
 
 
@@ -36,6 +36,7 @@ def decode(
         codecs: Names of the decoders, in the order in which to apply them:
 
             - `"zstd"`, at most once: decodes one or more frames.
+            - `"gzip"`, at most once: decodes one or more members, and compares their checksums.
             - `"crc32c"`: compares and strips a trailing little-endian 32-bit checksum.
             - `"fill"`, only on its own: `data` is one element, which fills the whole chunk.
 
@@ -51,7 +52,7 @@ def decode(
 
     Raises:
         Corrupted: There are too many or too few bytes, a checksum differs, or the bytes are not
-            valid zstd frames. Also if a frame needs a window of more than 128 MiB.
+            valid zstd frames or gzip members. Also if a frame needs a window of more than 128 MiB.
         Unsupported: There is no decoder for a codec.
 
     >>> bytes(decode(("fill",), b"ab", 6))
@@ -79,6 +80,10 @@ def decode(
 
 def _decode_zstd(data: memoryview, size: int, out: memoryview | None, verify: bool) -> memoryview:
     return inflate_into(data, _allocate(size) if out is None else out)
+
+
+def _decode_gzip(data: memoryview, size: int, out: memoryview | None, verify: bool) -> memoryview:
+    return gunzip_into(data, _allocate(size) if out is None else out)
 
 
 def _strip_crc32c(data: memoryview, size: int, out: memoryview | None, verify: bool) -> memoryview:
@@ -110,11 +115,14 @@ Decoder = Callable[[memoryview, int, memoryview | None, bool], memoryview]
 into or None, and whether to compare checksums. Returns the decoded bytes, in that memory or not.
 """
 
-COMPRESSIONS: dict[str, Decoder] = {"zstd": _decode_zstd}
+COMPRESSIONS: dict[str, Decoder] = {"gzip": _decode_gzip, "zstd": _decode_zstd}
 """Decoders of compressed bytes by name. A chunk has at most one: if there were two, the size of
 what lies between them would only be known from the file."""
 
 CHECKSUMS: dict[str, Decoder] = {"crc32c": _strip_crc32c}
 """Decoders of codecs that append a checksum of 4 bytes, by name. A chunk may have several."""
+
+CODECS = frozenset((*COMPRESSIONS, *CHECKSUMS))
+"""Names of all codecs that a file may name, and that `decode` reverses."""
 
 _DECODERS = {**COMPRESSIONS, **CHECKSUMS, "fill": _fill}

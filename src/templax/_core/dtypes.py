@@ -229,6 +229,7 @@ float8_e5m2 float8_e5m2fnuz float8_e8m0fnu"""
 
 DTYPES: Mapping[str, np.dtype] = {
     **{name: np.dtype(name) for name in NUMPY_NAMES.split()},
-    **{name: np.dtype(getattr(ml_dtypes, name)) for name in ML_NAMES.split()},
+    **{n: np.dtype(getattr(ml_dtypes, n)) for n in ML_NAMES.split() if hasattr(ml_dtypes, n)},
 }
-"""Name → dtype of every element type that can be read. Narrower ones are stored one per byte."""
+"""Name → dtype of every element type that can be read. Narrower ones are stored one per byte.
+ml_dtypes before 0.5 lacks some."""

@@ -60,7 +60,10 @@ def allocate_aligned(nbytes: int) -> np.ndarray:
     """
     if nbytes >= HUGE_BYTES:
         try:
-            pages = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            if hasattr(mmap, "MAP_ANONYMOUS"):
+                pages = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            else:  # on Windows, where nothing else is possible
+                pages = mmap.mmap(-1, nbytes)
         except OSError as error:
             raise MemoryError(f"no memory for {nbytes:,} bytes") from error
         if hasattr(mmap, "MADV_HUGEPAGE"):

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
 import jax.tree_util as jtu
 from jax.sharding import PartitionSpec
 
 from .._core.arguments import PyTree
 from ..errors import UsageError
+from .versions import broadcast
 
 
 def path_element(key: Any) -> str | int:
@@ -38,6 +38,6 @@ def broadcast_prefix(prefix: PyTree, tree: PyTree, what: str) -> list[Any]:
         boxed = jtu.tree_map(
             _Boxed, prefix, is_leaf=lambda x: x is None or isinstance(x, PartitionSpec)
         )
-        return [box.value for box in jtu.tree_leaves(jax.tree.broadcast(boxed, tree))]
+        return [box.value for box in jtu.tree_leaves(broadcast(boxed, tree))]
     except ValueError as error:
         raise UsageError(f"`{what}` is not a prefix of the template: {error}") from error

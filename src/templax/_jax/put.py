@@ -16,6 +16,8 @@ import jax.core
 import numpy as np
 from jax.sharding import SingleDeviceSharding
 
+from ..errors import UsageError
+
 Put = Callable[[Any, jax.sharding.Sharding, Sequence[np.ndarray], Sequence[Any], bool], jax.Array]
 """Takes the abstract value, the sharding, one host array per device, the devices, and whether the
 result is committed to its devices."""
@@ -27,8 +29,7 @@ def batched_put() -> Put | None:
     That is so if this version of JAX lacks it, or if a transfer guard is set that logs or disallows
     explicit transfers: JAX would take a call of it for an implicit one.
     """
-    config: Any = jax.config
-    guard = config.jax_transfer_guard_host_to_device or config.jax_transfer_guard
+    guard = _guard()
     if guard in ("log_explicit", "disallow_explicit"):
         return None
     put = _find_working_put()
@@ -73,6 +74,41 @@ def _find_working_put() -> Put | None:
 def aval_of(shape: tuple[int, ...], dtype: np.dtype) -> Any:
     """The abstract value of an array, made once for all leaves with this shape and dtype."""
     return jax.core.ShapedArray(shape, dtype)
+
+
+def make_weak(array: jax.Array) -> jax.Array:
+    """The same array with a weak type, which no public call gives to an array that exists.
+
+    Returned unchanged if this JAX builds arrays differently: a jitted function that was called with
+    the weak type then compiles once more.
+    """
+    whole: Any = array
+    try:
+        aval, pieces = whole.aval.update(weak_type=True), [s.data for s in array.addressable_shards]
+        return type(whole)(aval, array.sharding, pieces, committed=array.committed)
+    except (AttributeError, TypeError):
+        return array
+
+
+def check_transfers_allowed() -> None:
+    """Refuses a restore to devices under a guard that forbids even explicit transfers.
+
+    Raises:
+        UsageError: `jax_transfer_guard` or `jax_transfer_guard_host_to_device` is
+            `"disallow_explicit"`.
+    """
+    if _guard() == "disallow_explicit":
+        raise UsageError(
+            "Expected a transfer guard that allows explicit transfers to devices, such as a"
+            ' restore, got "disallow_explicit"; hint: restore inside `with'
+            ' jax.transfer_guard_host_to_device("allow"):`, or with a template of numpy arrays'
+        )
+
+
+def _guard() -> str | None:
+    """The transfer guard that counts for transfers from the host to devices."""
+    config: Any = jax.config
+    return config.jax_transfer_guard_host_to_device or config.jax_transfer_guard
 
 
 def default_device() -> Any:

@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from .._codecs.decode import COMPRESSIONS
 from .._core.text import leaf_noun, list_names
 from .._core.workers import MEMORY_BYTES
 from .._match.result import Match, list_differences
@@ -110,7 +111,9 @@ class Plan:
     def decoded_chunks(self) -> int:
         """Number of chunks to decompress."""
         ops = (op for batch in self.batches for op in batch.reads)
-        return sum("zstd" in part.chunk.codecs for op in ops for part in op.parts)
+        return sum(
+            not COMPRESSIONS.keys().isdisjoint(part.chunk.codecs) for op in ops for part in op.parts
+        )
 
     @property
     def placed_bytes(self) -> int:

@@ -26,6 +26,7 @@ from .._template.json_file import dump_template
 from .._template.template import Template
 from ..errors import CastWarning, Unverified, UsageError
 from ..formats.registry import Checkpoint, open_checkpoint
+from ..storage.open import local_path
 from .execute import execute_plan
 from .meter import ReadMeter
 from .options import (
@@ -70,8 +71,8 @@ def restore(
     type that the template's leaf asks for. How the checkpoint was sharded when it was saved does
     not matter.
 
-    - A `jax.ShapeDtypeStruct` or `jax.Array` gives a `jax.Array` of that shape, dtype and sharding
-      (without a sharding: on JAX's default device).
+    - A `jax.ShapeDtypeStruct` or `jax.Array` gives a `jax.Array` of that shape, dtype, weak type
+      and sharding (without a sharding: on JAX's default device).
     - An `np.ndarray` gives an `np.ndarray`.
     - A Python number, a `str`, or one of these types gives such a value.
     - A typed PRNG key gives a typed key.
@@ -125,14 +126,15 @@ def restore(
 
     Returns:
         The template's pytree, filled. Arrays on CPU own their memory, except with `mapped=True`;
-        those of up to 1 MiB share blocks of 8 MiB. The files may be deleted.
+        those of up to 1 MiB share blocks of up to 8 MiB, but a subtree with 2 MiB of them, such as
+        `params`, shares none with the rest of the tree. The files may be deleted.
 
     Raises:
         TemplateError: The checkpoint does not fit the template. The error lists every mismatch; no
             array byte was read.
         CheckpointError: NotFound, UnknownFormat, Unsupported, Uncommitted, Unverified or Corrupted.
         SourceError: The storage failed, or changed while it was read.
-        UsageError: An argument is invalid.
+        UsageError: An argument is invalid, or a transfer guard forbids explicit transfers.
 
     Example:
         >>> import os, tempfile
@@ -257,6 +259,7 @@ def run_plan(
         on_progress: See `restore`.
         choice: The step that the plan restores, for `last_restore`.
     """
+    from .._jax.put import check_transfers_allowed
     from .place import place_batches
 
     global _last
@@ -265,6 +268,8 @@ def run_plan(
     if plan.match.template.treedef is None:
         raise UsageError("Expected a plan for a pytree, got one for a template from a file")
     _check_64_bit_types(plan)
+    if any(not pair.target.host for pair in plan.match.pairs):
+        check_transfers_allowed()
     begin = time.perf_counter()
     meter = None if on_progress is None else ReadMeter(on_progress, plan)
     with closing(execute_plan(plan, plan.sources, meter)) as finished:
@@ -379,7 +384,7 @@ def save_template(
 
     Args:
         template: See `restore`. Of arrays, only shapes, dtypes and shardings are kept.
-        file: Overwritten if it exists.
+        file: A local path; overwritten if it exists.
         shardings: See `restore`.
 
     Example:
@@ -387,7 +392,8 @@ def save_template(
         >>> file = os.path.join(tempfile.mkdtemp(), "template.json")
         >>> tx.save_template({"w": jax.ShapeDtypeStruct((2, 3), jnp.bfloat16)}, file)
     """
-    Path(file).write_bytes(dump_template(_as_template(template, shardings)))
+    path = local_path(file, "writes", "write a local file, then copy that")
+    Path(path).write_bytes(dump_template(_as_template(template, shardings)))
 
 
 def _as_template(template: PyTree | Template, shardings: PyTree) -> Template:

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from .._core.memory import ALIGN, SMALL_BYTES, allocate_aligned
+from .._core.memory import ALIGN, HUGE_BYTES, SMALL_BYTES, allocate_aligned
+from .._core.names import Path
 from .._plan.parts import Part
 from .._plan.plan import Batch, ReadOp
 
@@ -18,6 +19,10 @@ ARENA_BYTES = 8 * 1024 * 1024
 SHARED_BYTES = 1024 * 1024
 """Buffers of up to this size share arenas: one allocation for many leaves, on huge pages (first
 touched at 0.09 s/GiB instead of 0.48). The price: an arena is freed with its last leaf."""
+
+GROUP_BYTES = 2 * HUGE_BYTES
+"""A subtree with at least this many bytes of small buffers has arenas of its own. So it holds no
+others when it alone is kept, as parameters are when the state of their optimizer is dropped."""
 
 
 class HostMemory:
@@ -48,15 +53,28 @@ class HostMemory:
                         small.append(i)
                     else:
                         self._owner[i] = allocate_aligned(buffer.nbytes)
-        sizes = [-(-batch.buffers[i].nbytes // ALIGN) * ALIGN for i in small]
-        rest = sum(sizes)
-        arena, used = allocate_aligned(0), 0
-        for i, size in zip(small, sizes, strict=True):
+        self._place_small(small)
+
+    def _place_small(self, small: Sequence[int]) -> None:
+        """Places small buffers in the arenas of their groups, in this order."""
+        buffers = self._batch.buffers
+        sizes = [0] * len(buffers)
+        for i in small:
+            sizes[i] = -(-buffers[i].nbytes // ALIGN) * ALIGN
+        groups = find_groups([buffer.pair.target.path for buffer in buffers], sizes)
+        rest = [0] * len(buffers)
+        for group, size in zip(groups, sizes, strict=True):
+            rest[group] += size
+        arenas: dict[int, tuple[np.ndarray, int]] = {}
+        none = allocate_aligned(0), 0
+        for i in small:
+            group, size = groups[i], sizes[i]
+            arena, used = arenas.get(group, none)
             if used + size > len(arena):
-                arena, used = allocate_aligned(max(size, min(rest, ARENA_BYTES))), 0
+                arena, used = allocate_aligned(max(size, min(rest[group], ARENA_BYTES))), 0
             self._owner[i], self._start[i] = arena, used
-            used += size
-            rest -= size
+            arenas[group] = arena, used + size
+            rest[group] -= size
 
     def array(self, i: int) -> np.ndarray:
         """A buffer as an array."""
@@ -127,3 +145,33 @@ class HostMemory:
             ):
                 return False
         return True
+
+
+def find_groups(paths: Sequence[Path], sizes: Sequence[int]) -> list[int]:
+    """The group of each leaf: the smallest subtree around it that has `GROUP_BYTES`, as a number.
+
+    Args:
+        paths: Key paths, in the order of the tree, so that a subtree is a run of them.
+        sizes: Bytes of each that count.
+
+    >>> MiB = 1 << 20
+    >>> find_groups([("opt", "mu"), ("params", "a"), ("params", "b"), ("step",)], [MiB] * 4)
+    [0, 1, 1, 0]
+    """
+    groups, number = [0] * len(paths), 0
+    ends = list(itertools.accumulate(sizes, initial=0))
+    pending = [(0, len(paths), 0)]
+    while pending:
+        start, last, depth = pending.pop()
+        while start < last:
+            stop = start + 1
+            if len(paths[start]) > depth + 1:
+                key = paths[start][depth]
+                while stop < last and paths[stop][depth] == key:
+                    stop += 1
+                if ends[stop] - ends[start] >= GROUP_BYTES:
+                    number += 1
+                    groups[start:stop] = [number] * (stop - start)
+                    pending.append((start, stop, depth + 1))
+            start = stop
+    return groups

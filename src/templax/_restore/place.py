@@ -9,15 +9,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental.layout import Format
 from jax.sharding import SingleDeviceSharding
 
 from .._core.boxes import box_from_index
 from .._core.dtypes import WIDE, cast_into, host_cast_is_exact
 from .._core.gc_pause import pause_gc
 from .._core.memory import SMALL_BYTES
-from .._jax.put import Put, aval_of, batched_put, default_device
+from .._jax.put import Put, aval_of, batched_put, default_device, make_weak
 from .._jax.support import jax_supports
+from .._jax.versions import Format
 from .._match.result import Match, Pair
 from .._template.from_pytree import Placement
 from .._template.template import Target
@@ -51,10 +51,13 @@ def place_batches(match: Match, finished: Iterable[FilledBatch]) -> tuple[Any, S
         del done  # frees its memory before the next batch needs more
     begin = time.perf_counter()
     for pair in match.pairs:
-        if pair.target.kind == "string":
-            results[pair.target.name] = pair.entry.value
-        elif not pair.target.boxes:
-            results[pair.target.name] = _make_remote_array(pair.target)
+        target = pair.target
+        if target.kind == "string":
+            results[target.name] = pair.entry.value
+        elif not target.boxes:
+            results[target.name] = _make_remote_array(target)
+        if target.placement.weak:
+            results[target.name] = make_weak(results[target.name])
     kept = set(match.kept)
     leaves = [
         t.placement.leaf

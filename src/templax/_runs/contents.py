@@ -19,12 +19,18 @@ from ..errors import (
     UnknownFormat,
     UsageError,
 )
-from ..formats.orbax.directory import Step, examine_directory, step_number, step_prefix
+from ..formats.orbax.directory import (
+    Step,
+    examine_directory,
+    is_temporary,
+    list_prefixes,
+    step_number,
+    step_prefix,
+)
 from ..formats.registry import FORMATS, open_catalog
-from ..storage.leftovers import TEMPORARY, is_abandoned
+from ..storage.leftovers import is_abandoned
 from ..storage.local import Local
 from ..storage.source import ObjectInfo
-from .steps import list_prefixes
 
 _MAX_PROBES = 64
 """Most files that are looked at to tell whether a directory holds logs only."""
@@ -67,7 +73,7 @@ def read_steps(url: str) -> Sequence[Step]:
         return ()
     if root.what == "item" or root.handled:
         raise UsageError(f"Expected a directory of steps, got the checkpoint {url}")
-    if len(list_prefixes(root.steps)) > 1:
+    if len(root.prefixes) > 1:
         listed = list_names([step.key for step in root.steps if step.committed], _MAX_LISTED)
         raise UsageError(
             f"Expected steps whose names differ by their number only, got {listed} in {url};"
@@ -177,7 +183,7 @@ def _looks_like_step(child: Local, info: ObjectInfo) -> bool:
     name = info.key.rstrip("/")
     if not info.is_dir:
         return _NUMBERED_FILE.fullmatch(name) is not None
-    if TEMPORARY in name:
+    if is_temporary(name):
         return True
     if _NUMBERED.fullmatch(name) is None:
         return False

@@ -6,7 +6,6 @@ system without locks, every process is assumed to be the only one.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import socket
@@ -16,7 +15,7 @@ from collections.abc import Generator
 from contextlib import contextmanager, suppress
 
 from ..errors import SaveError
-from ..storage.disk import DISK, Disk, save_error, try_lock
+from ..storage.disk import DISK, Disk, check_can_save, save_error, try_lock
 from ..storage.leftovers import sync_names
 
 LOCK = ".templax.lock"
@@ -46,9 +45,10 @@ class WriterLock:
         if self._held is not None:
             return
         path = os.path.join(self._directory, LOCK)
+        check_can_save(self._directory)
         try:
             self._make_directory()
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         except OSError as error:
             raise save_error("save", path, error) from error
         try:
@@ -143,7 +143,7 @@ def hold_for_reading(path: str, disk: Disk = DISK) -> Generator[bool, None, None
         return
     try:
         with suppress(OSError):  # a file system without locks
-            fcntl.flock(fd, fcntl.LOCK_SH)  # waits for a process that is replacing or deleting it
+            disk.lock(fd, shared=True, wait=True)  # a process may be replacing or deleting it
         yield _names_open_file(fd, path)
     finally:
         with suppress(OSError):

@@ -14,9 +14,16 @@ from .._core.progress import Progress
 from .._core.text import list_names, quote_text
 from .._restore.options import RestoreKeywords, RestoreOptions
 from ..errors import CheckpointError, NotFound, SaveError, TemplaxError, UsageError
-from ..formats.orbax.directory import Step, list_items, step_metadata, step_metrics, step_name
+from ..formats.orbax.directory import (
+    Step,
+    is_temporary,
+    list_items,
+    step_metadata,
+    step_metrics,
+    step_name,
+)
 from ..formats.orbax.json_item import read_json_item
-from ..storage.leftovers import TEMPORARY, find_abandoned_in, remove_directory
+from ..storage.leftovers import find_abandoned_in, remove_directory
 from ..storage.local import Local
 from ..storage.open import open_source
 from .arguments import check_metrics, check_step
@@ -375,7 +382,7 @@ class Manager:
         return os.path.join(self.url, self._name_step(check_step(step), read_steps(self.url)))
 
     def _name_step(self, step: int, steps: Sequence[Step]) -> str:
-        existing = [s for s in steps if s.step == step and TEMPORARY not in s.key]
+        existing = [s for s in steps if s.step == step and not is_temporary(s.key)]
         committed = [s for s in existing if s.committed]
         # Several directories may hold the same step, such as `10` and `000010`.
         return [*existing, *committed][-1].key if existing else step_name(step, steps)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,12 +10,11 @@ from ..formats.orbax.directory import (
     ItemKind,
     Step,
     examine_directory,
+    is_temporary,
     step_metadata,
     step_metrics,
-    step_prefix,
     uncommitted_reason,
 )
-from ..storage.leftovers import TEMPORARY
 from ..storage.source import Source
 
 
@@ -66,7 +65,7 @@ class StepDirectory:
     @property
     def temporary(self) -> bool:
         """Whether it has the name of a directory that a save writes to before it commits."""
-        return TEMPORARY in self.entry.key
+        return is_temporary(self.entry.key)
 
     @property
     def problem(self) -> str | None:
@@ -125,16 +124,11 @@ def read_run(source: Source, *, sizes: bool = True) -> Run | None:
             commit is recorded.
     """
     root = examine_directory(source)
-    if root is None or root.what != "steps" or len(list_prefixes(root.steps)) > 1:
+    if root is None or root.what != "steps" or len(root.prefixes) > 1:
         return None
     entries = [*root.steps, *_find_leftovers(source, root.steps)]
     directories = tuple(_read_directory(source, entry, sizes) for entry in entries)
     return Run(source.url, root.evidence, directories)
-
-
-def list_prefixes(steps: Sequence[Step]) -> list[str]:
-    """What the names of the committed steps have before their numbers; several if it is no run."""
-    return list(dict.fromkeys(step_prefix(step.key) for step in steps if step.committed))
 
 
 def _find_leftovers(source: Source, steps: tuple[Step, ...]) -> Iterator[Leftover]:
@@ -142,7 +136,7 @@ def _find_leftovers(source: Source, steps: tuple[Step, ...]) -> Iterator[Leftove
     known = {step.key for step in steps}
     for info in source.children():
         key = info.key.rstrip("/")
-        if info.is_dir and TEMPORARY in key and key not in known:
+        if info.is_dir and is_temporary(key) and key not in known:
             yield Leftover(key, uncommitted_reason(source.at(key)))
 
 

@@ -17,7 +17,8 @@ from .._core.gc_pause import pause_gc
 from .._core.names import join_path
 from .._hosts.agreement import join_job
 from ..errors import SaveError, SourceError, UsageError
-from ..formats.orbax.directory import COMMITTED, describe_extra_content, find_enclosing_item
+from ..formats.orbax.directory import COMMITTED
+from ..formats.orbax.extra_content import describe_extra_content, find_enclosing_item
 from ..formats.orbax.write import JSON, STANDARD, Files, encode_commit_files
 from ..storage.disk import save_error
 from ..storage.open import open_source, open_staging

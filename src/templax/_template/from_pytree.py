@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import functools
 import operator
+import pickle
 import sys
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import jax.core
@@ -21,8 +22,10 @@ from .._core.boxes import Box, Shape, full_box
 from .._core.dtypes import PYTHON_DTYPES, WIDE, class_of
 from .._core.names import Path, join_path
 from .._jax.paths import broadcast_prefix, path_element
+from .._jax.pickling import dump_with_devices
 from .._jax.put import default_device
 from .._jax.support import jax_supports, key_data_spec
+from .._jax.versions import symbolic_dimension_error
 from ..errors import Mismatch, UsageError
 from .flatten import flatten_tree
 from .jax_shardings import (
@@ -48,6 +51,7 @@ class Placement:
         devices: Each device of this process in `sharding`, with the position of its box in
             `Target.boxes`.
         usual: The result is a `jax.Array` in the default layout and memory of its devices.
+        weak: The result has a weak type, as the template's leaf has.
     """
 
     leaf: Any
@@ -55,6 +59,15 @@ class Placement:
     layout: Any = None
     devices: tuple[tuple[Any, int], ...] = ()
     usual: bool = False
+    weak: bool = False
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        values = tuple(getattr(self, field.name) for field in fields(self))
+        return _load_placement, (dump_with_devices(values, "plan"),)
+
+
+def _load_placement(values: bytes) -> Placement:
+    return Placement(*pickle.loads(values))  # noqa: S301, a part of what is being loaded
 
 
 def as_template(tree: PyTree, shardings: PyTree = None) -> Template:
@@ -144,23 +157,13 @@ def _make_target(path: Path, leaf: Any, override: Any, boxes: Boxes) -> Target:
     return make(np.dtype("V0"), "static")
 
 
-def _symbolic_dimension_error() -> type[Exception]:
-    """The exception that a symbolic dimension raises when it is used as a number.
-
-    Imported only when a shape is invalid: the import takes 20 ms, longer than a small restore.
-    """
-    from jax.extend.core import InconclusiveDimensionOperation
-
-    return InconclusiveDimensionOperation
-
-
 def _check_shape_and_dtype(name: str, leaf: Any) -> tuple[Shape, Any]:
     """The shape and dtype of a leaf, as ints and as a dtype of numpy or JAX."""
     try:
         shape = tuple(operator.index(n) for n in leaf.shape)
         if any(n < 0 for n in shape):
             raise ValueError("negative")
-    except (TypeError, ValueError, _symbolic_dimension_error()) as error:
+    except (TypeError, ValueError, symbolic_dimension_error()) as error:
         raise UsageError(f"Expected a shape, got {leaf.shape!r} - at `{name}`") from error
     dtype = leaf.dtype
     if not isinstance(dtype, np.dtype) and not jnp.issubdtype(dtype, jax.dtypes.extended):
@@ -234,6 +237,7 @@ def _make_array_target(
     usual = (
         not host and layout is None and (sharding is None or is_default_memory(sharding, device))
     )
+    weak = not host and getattr(leaf, "weak_type", False) is True
     return Target(
         name,
         path,
@@ -244,7 +248,7 @@ def _make_array_target(
         concrete=_is_concrete(leaf),
         problems=problems,
         sharding=describe_sharding(sharding),
-        placement=Placement(leaf, sharding, layout, devices, usual),
+        placement=Placement(leaf, sharding, layout, devices, usual, weak),
         transient=not host and device_put_copies(device, layout, dtype),
     )
 

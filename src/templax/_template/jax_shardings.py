@@ -9,10 +9,10 @@ from typing import Any
 
 import jax.core
 import numpy as np
-from jax.experimental.layout import Format, Layout
 from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from .._core.boxes import Box, Shape, box_from_index, full_box
+from .._jax.versions import SET_MESH, Format, Layout, current_mesh, format_of, layout_of
 from ..errors import Mismatch, UsageError
 from .sharding import Sharding, find_sharding_problem
 
@@ -32,18 +32,21 @@ def resolve_sharding(leaf: Any, override: Any) -> tuple[jax.sharding.Sharding | 
         UsageError: `override` is something else.
     """
     sharding, layout = override, None
+    format: Any
     if override is None and isinstance(leaf, jax.Array):
         if not isinstance(leaf, jax.core.Tracer) and leaf.committed:
             sharding = leaf.sharding
     elif override is None:
         sharding = getattr(leaf, "sharding", None)
-        layout = getattr(getattr(leaf, "format", None), "layout", None)
+        format = format_of(leaf)
+        layout = None if format is None else layout_of(format)
         if not isinstance(sharding, jax.sharding.Sharding):
             sharding = None  # Orbax's metadata: how the leaf was sharded when it was saved
     if isinstance(sharding, jax.Device):
         sharding = SingleDeviceSharding(sharding)
-    elif isinstance(sharding, Format):
-        sharding, layout = sharding.sharding, sharding.layout
+    elif isinstance(override, Format):
+        format = override
+        sharding, layout = format.sharding, layout_of(format)
     if isinstance(sharding, NamedSharding) and sharding.mesh.empty:
         sharding = None  # JAX puts it on abstract values that were traced without a mesh
     if layout is Layout.AUTO:
@@ -51,8 +54,8 @@ def resolve_sharding(leaf: Any, override: Any) -> tuple[jax.sharding.Sharding | 
     if sharding is not None and not isinstance(sharding, jax.sharding.Sharding):
         raise UsageError(f"Expected a jax.sharding.Sharding or a device, got {sharding!r}")
     if isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, AbstractMesh):
-        mesh = jax.sharding.get_mesh()
-        if mesh.shape == sharding.mesh.shape:
+        mesh = current_mesh()
+        if mesh is not None and mesh.shape == sharding.mesh.shape:
             sharding = NamedSharding(mesh, sharding.spec, memory_kind=sharding.memory_kind)
     return sharding, layout
 
@@ -90,7 +93,7 @@ def find_jax_sharding_problems(
     data = describe_sharding(sharding)
     if isinstance(sharding, NamedSharding) and data is not None:
         if isinstance(sharding.mesh, AbstractMesh):
-            note = "no mesh of its shape is set: `with jax.set_mesh(mesh):`"
+            note = f"no mesh of its shape is set: `with {SET_MESH}(mesh):`"
             what = f"an AbstractMesh, sharding {data}"
             found.append(Mismatch("sharding", name, "a mesh of devices", what, note=note))
         partial = getattr(sharding.spec, "unreduced", None)

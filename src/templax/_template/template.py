@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -76,3 +77,14 @@ class Template:
 
     targets: tuple[Target, ...]
     treedef: Any = field(default=None, repr=False, compare=False)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self.treedef is None:
+            return Template, (self.targets,)
+        from .._jax.pickling import dump_with_devices  # imports JAX
+
+        return _load_template, (self.targets, dump_with_devices(self.treedef, "plan"))
+
+
+def _load_template(targets: tuple[Target, ...], treedef: bytes) -> Template:
+    return Template(targets, pickle.loads(treedef))  # noqa: S301, a part of what is being loaded

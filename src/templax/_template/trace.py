@@ -14,6 +14,7 @@ from .._core.arguments import PyTree
 from .._core.names import join_path
 from .._jax.paths import broadcast_prefix, path_element
 from .._jax.support import abstract_array
+from .._jax.versions import SET_MESH, current_mesh
 from ..errors import UsageError
 from .flatten import flatten_tree, map_tree
 
@@ -62,9 +63,9 @@ def template_of(
         tree = map_tree(_abstract_leaf, init)
     if specs is None and mesh is None:
         return tree
-    mesh = mesh if mesh is not None else jax.sharding.get_mesh()
-    if mesh.empty:
-        raise UsageError("`specs` need a mesh; hint: pass mesh=, or call inside jax.set_mesh(mesh)")
+    mesh = mesh if mesh is not None else current_mesh()
+    if mesh is None or mesh.empty:
+        raise UsageError(f"`specs` need a mesh; hint: pass mesh=, or call inside {SET_MESH}(mesh)")
     flat = flatten_tree(tree)
     if callable(specs):
         leaf_specs: Sequence[Any] = [
@@ -81,7 +82,7 @@ def template_of(
         if isinstance(leaf, jax.ShapeDtypeStruct) and spec is not None:
             try:
                 sharding = NamedSharding(mesh, spec)
-                leaf = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+                leaf = _shaped(leaf, sharding)
             except (AttributeError, TypeError, ValueError) as error:
                 what = f"Expected a PartitionSpec for shape {leaf.shape} on mesh {dict(mesh.shape)}"
                 raise UsageError(f"{what}, got {spec!r}: {error}") from error
@@ -93,8 +94,14 @@ def _abstract_leaf(leaf: Any) -> Any:
     """The shape and dtype of an array, and its sharding if committed; other leaves unchanged."""
     if isinstance(leaf, jax.Array):
         sharding = leaf.sharding if leaf.committed else None
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+        return _shaped(leaf, sharding)
     return abstract_array(leaf.shape, leaf.dtype) if isinstance(leaf, np.ndarray) else leaf
+
+
+def _shaped(leaf: Any, sharding: jax.sharding.Sharding | None) -> jax.ShapeDtypeStruct:
+    """A leaf like `leaf`, weak type included, with this sharding."""
+    weak = getattr(leaf, "weak_type", False)  # typed keys have none
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding, weak_type=weak)
 
 
 class Traced:
@@ -122,6 +129,11 @@ class Traced:
     def inputs(self) -> list[Any]:
         """The abstract arguments."""
         return [self._leaves[i] for i in self._inputs]
+
+    @property
+    def parts(self) -> tuple[Callable[..., PyTree], tuple[Any, ...], dict[str, Any]]:
+        """The function and its arguments."""
+        return self._fn, *jtu.tree_unflatten(self._treedef, self._leaves)
 
     def __call__(self, *inputs: Any) -> list[Any]:
         """Calls the function with `inputs` as its abstract arguments; returns its JAX leaves."""

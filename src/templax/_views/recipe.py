@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -11,13 +12,15 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
 
-from .._catalog.catalog import Catalog
+from .._catalog.catalog import Catalog, Locator
 from .._catalog.entry import Chunk, Extent, LeafEntry
 from .._core.boxes import full_box
 from .._core.dtypes import class_of
 from .._core.names import Path, join_path
 from .._jax.paths import path_element
+from .._jax.pickling import dump_with_devices
 from .._jax.support import key_data_spec
+from .._jax.versions import without_names
 from .._template.flatten import flatten_tree
 from .._template.trace import Traced
 from ..errors import Corrupted, UsageError
@@ -77,6 +80,9 @@ class Recipe:
     def __repr__(self) -> str:
         return self.url
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _load_recipe, (dump_with_devices(self._call.parts, "recipe"),)
+
     def catalog(self) -> Catalog:
         """The leaves that the call returns; they are computed when a restore locates them."""
         values: Sequence[jax.Array] | None = None
@@ -90,28 +96,55 @@ class Recipe:
         keyed = flatten_tree(tree).keyed
         entries = [_make_entry(tuple(map(path_element, keys)), leaf) for keys, leaf in keyed]
 
-        def locate(
-            wanted: Iterable[LeafEntry], damages: list[Corrupted] | None = None
-        ) -> dict[str, tuple[Chunk, ...]]:
-            wanted = list(wanted)
-            outputs = sorted({e.handle for e in wanted if isinstance(e.handle, int)})
-            if closed is not None:
-                # Inside a caller's jit, the results must still be arrays, not tracers.
-                with jax.ensure_compile_time_eval():
-                    results = jec.jaxpr_as_fun(prune_jaxpr(closed, outputs))()
-                computed = dict(zip(outputs, results, strict=True))
-            else:
-                computed = dict(enumerate(values or ()))
-            return {e.name: (_make_chunk(e, computed),) for e in wanted if e.kind != "string"}
-
         return Catalog(
             url=self.url,
             format="recipe",
             evidence="a function, called for what is asked of it",
             entries=tuple(entry for entry in entries if entry is not None),
             source=Memory({}),
-            locator=locate,
+            locator=_Locator(self, closed, values),
         )
+
+
+def _load_recipe(parts: bytes) -> Recipe:
+    fn, args, kwargs = pickle.loads(parts)  # noqa: S301, a part of what is being loaded
+    return Recipe(fn, *args, **kwargs)
+
+
+class _Locator:
+    """Computes leaves.
+
+    Args:
+        recipe: The recipe.
+        closed: Its function, traced; None if it was called instead.
+        values: What that call returned.
+    """
+
+    def __init__(
+        self, recipe: Recipe, closed: jec.ClosedJaxpr | None, values: Sequence[jax.Array] | None
+    ):
+        self._recipe, self._closed, self._values = recipe, closed, values
+
+    def __call__(
+        self, wanted: Iterable[LeafEntry], damages: list[Corrupted] | None = None
+    ) -> dict[str, tuple[Chunk, ...]]:
+        wanted = list(wanted)
+        outputs = sorted({e.handle for e in wanted if isinstance(e.handle, int)})
+        if self._closed is not None:
+            # Inside a caller's jit, the results must still be arrays, not tracers.
+            with jax.ensure_compile_time_eval():
+                results = jec.jaxpr_as_fun(prune_jaxpr(self._closed, outputs))()
+            computed = dict(zip(outputs, results, strict=True))
+        else:
+            computed = dict(enumerate(self._values or ()))
+        return {e.name: (_make_chunk(e, computed),) for e in wanted if e.kind != "string"}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _make_locator, (self._recipe,)
+
+
+def _make_locator(recipe: Recipe) -> Locator:
+    return recipe.catalog().locator  # traces the function again, with the same leaves
 
 
 class _Output:
@@ -162,7 +195,7 @@ def prune_jaxpr(closed: jec.ClosedJaxpr, outputs: Sequence[int]) -> jec.ClosedJa
             needed |= {v for v in eqn.invars if isinstance(v, jec.Var)}
     kept.reverse()
     # The names in debug_info are those of all outputs, so they no longer fit.
-    names = jaxpr.debug_info.with_unknown_names()
+    names = without_names(jaxpr.debug_info)
     return closed.replace(jaxpr=jaxpr.replace(outvars=outvars, eqns=kept, debug_info=names))
 
 

@@ -6,25 +6,40 @@ The errors state only what is certain, and every hint to open something has been
 from __future__ import annotations
 
 import re
+from contextlib import suppress
+from dataclasses import replace
 
 from .._core.names import find_nearest
-from .._core.text import list_examples, list_names
+from .._core.text import list_examples
 from ..errors import CheckpointError, NotFound, UnknownFormat
-from ..storage.leftovers import TEMPORARY
-from ..storage.signatures import is_lfs_pointer, make_lfs_error, read_head, recognise
+from ..storage.signatures import is_lfs_pointer, make_lfs_error, read_head
 from ..storage.source import ObjectInfo, Source
-from .flax.msgpack import Value, read_msgpack
-from .orbax.directory import COMMITTED, STEP_METADATA, basename, examine_directory
-from .orbax.format import MAX_LISTED, list_openable, open_hint, part_of_item_error
+from .foreign import UNPACK, describe_file
+from .orbax.directory import (
+    COMMITTED,
+    STEP_METADATA,
+    Root,
+    basename,
+    examine_directory,
+    is_temporary,
+    natural_order,
+    step_prefix,
+)
+from .orbax.format import (
+    find_below,
+    list_ends,
+    list_openable,
+    open_hint,
+    part_of_item_error,
+)
 from .orbax.item import missing_dot_file_error
+from .safetensors import Safetensors
 
 _CHUNK = re.compile(r"[0-9]+(\.[0-9]+)*")
 
 _ORBAX_REMAINS = (STEP_METADATA, COMMITTED, "_sharding", "_strings.json", "array_metadatas/")
 
 _MAX_PROBES = 64
-
-_MAX_MSGPACK = 1 << 26
 
 _MAX_SHOWN = 4
 
@@ -66,25 +81,8 @@ def _file_error(source: Source, info: ObjectInfo) -> UnknownFormat:
         return _unknown_format("an empty file", source)
     if is_lfs_pointer(head):
         return make_lfs_error(source.url)
-    known = recognise(head, info.size)
-    if known is not None:
-        return _unknown_format(known[0], source, known[1])
-    if _is_flax_msgpack(source, info, head):
-        return _unknown_format("a Flax msgpack file", source)
-    return _unknown_format("a file of another kind", source)
-
-
-def _is_flax_msgpack(source: Source, info: ObjectInfo, head: bytes) -> bool:
-    is_map = 0x80 <= head[0] <= 0x8F or head[0] in (0xDE, 0xDF)
-    if not is_map or info.size > _MAX_MSGPACK:
-        return False
-    try:
-        leaves = read_msgpack(source.read(info.key))
-    except CheckpointError:
-        return False
-    # Any program may write msgpack with numbers and strings; arrays of extension 1 are Flax's.
-    values = (leaf for leaf in leaves.values() if isinstance(leaf, Value))
-    return any(value.kind == "array" for value in values)
+    what, hint = describe_file(source, info.key, info.size) or ("a file of another kind", None)
+    return _unknown_format(what, source, hint)
 
 
 def _lfs_error(source: Source, children: list[ObjectInfo]) -> UnknownFormat | None:
@@ -115,47 +113,71 @@ def _remains_error(source: Source, children: list[ObjectInfo]) -> UnknownFormat 
 
 def _checkpoints_below_error(source: Source, children: list[ObjectInfo]) -> UnknownFormat | None:
     """The error for a directory of checkpoints that are not steps, if `source` is one."""
-    found: list[str] = []
-    for info in children[:_MAX_PROBES]:
-        if info.is_dir and TEMPORARY not in info.key:
-            child = source.at(info.key.rstrip("/"))
-            root = examine_directory(child)
-            if root is not None and root.what == "steps":
-                committed = [step.key for step in root.steps if step.committed]
-                child = child.at(committed[-1]) if committed else child
-            found += list_openable(child)
-        if len(found) >= _MAX_SHOWN:
-            break
-    if not found:
+    files = _list_openable_files(source, children)
+    found = find_below(source, [info.key.rstrip("/") for info in children if info.is_dir])
+    below = [info for name in found for info in found[name]]
+    if not below and not files:
+        # A directory of directories with a file in each.
+        directories = [source.at(info.key.rstrip("/")) for info in children if info.is_dir]
+        for child in directories[:_MAX_PROBES]:
+            below += _list_openable_files(child, list(child.children()))
+    if not below and not files:
         return None
-    return _unknown_format(
-        "a directory that holds checkpoints", source, open_hint(found[:_MAX_SHOWN])
-    )
+    if not below and len(files) == 1:
+        named = _name_contents(source, children)
+        return _unknown_format(f"a directory of {named}", source, open_hint(files))
+    return _unknown_format("a directory that holds checkpoints", source, open_hint(files + below))
+
+
+def _list_openable_files(source: Source, children: list[ObjectInfo]) -> list[str]:
+    """URLs of the safetensors files among the children that were opened successfully."""
+    format, found = Safetensors(), list[str]()
+    for info in children[:_MAX_PROBES]:
+        child = source.at(info.key)
+        if not info.is_dir and format.detect(child) is not None:
+            with suppress(CheckpointError):
+                found.append(format.open(child).url)
+    return found
 
 
 def _contents_error(source: Source, children: list[ObjectInfo]) -> UnknownFormat:
+    hints: dict[str, str | None] = {}
+    for info in children[:_MAX_PROBES]:
+        kind = None if info.is_dir else describe_file(source, info.key, info.size)
+        if kind is not None and kind[1] not in (None, UNPACK):
+            hints[info.key] = kind[1]
+    # Of files whose names differ by a number only, such as those of the steps of a run, the last.
+    alike = len({re.sub(r"[0-9]+", "0", key) for key in hints}) == 1
+    hint = hints[max(hints, key=natural_order)] if alike else None
+    return _unknown_format(f"a directory of {_name_contents(source, children)}", source, hint)
+
+
+def _name_contents(source: Source, children: list[ObjectInfo]) -> str:
     named: list[str] = []
     for info in children[:_MAX_SHOWN]:
-        known = None
-        if not info.is_dir:
-            known = recognise(read_head(source, info.key, info.size), info.size)
-        named.append(f"`{info.key}`" + (f" ({known[0]})" if known else ""))
-    return _unknown_format(f"a directory of {list_examples(named, len(children))}", source)
+        kind = None if info.is_dir else describe_file(source, info.key, info.size)
+        named.append(f"`{info.key}`" + (f" ({kind[0]})" if kind else ""))
+    return list_examples(named, len(children))
 
 
 def _not_found_error(source: Source) -> NotFound:
-    """The error for a missing path, with hints from its closest existing parent directory."""
-    missing, parent = source, source.at("..")
+    """The error for a missing path, with hints from its closest existing parent directory.
+
+    Only what is related to the missing name is hinted at: a step of the same run, an item of the
+    same step, a similar name, or the checkpoint that the path leads into.
+    """
+    missing, parent, rest = source, source.at(".."), list[str]()
     while parent.stat("") is None and parent.url != missing.url:
+        rest.insert(0, basename(missing))
         missing, parent = parent, parent.at("..")
     name = basename(missing)
     what = f"There is nothing at {source.url}"
     names = [info.key.rstrip("/") for info in parent.children()]
-    unfinished = [n for n in names if n.startswith(name + TEMPORARY)]
+    unfinished = [n for n in names if is_temporary(n) and n.startswith(f"{name}.")]
     if unfinished:
         return NotFound(f"{what}; a save of it never committed: `{unfinished[0]}` is beside it")
     root = examine_directory(parent)
-    if root is not None and root.what == "steps":
+    if root is not None and root.what == "steps" and _is_step_like(name, root):
         committed = [step for step in root.steps if step.committed]
         if committed:
             listed = ", ".join(str(step.step) for step in committed[-8:])
@@ -164,7 +186,37 @@ def _not_found_error(source: Source) -> NotFound:
                 f"{what}; committed steps of {parent.url}: {listed}", hint=open_hint(latest)
             )
     if root is not None and root.what == "items":
-        what = f"{what}; {parent.url} holds {list_names(list(root.items), MAX_LISTED)}"
+        what = f"{what}; {parent.url} holds {list_ends([f'`{name}`' for name in root.items])}"
     near = find_nearest(name, names)
-    hint = open_hint(list_openable(parent.at(near))) if near is not None else None
-    return NotFound(what, hint=hint or open_hint(list_openable(parent)))
+    if near is not None:
+        return _similar_error(what, parent.at(near), rest)
+    inside = root is not None and (root.what == "item" or root.handled)
+    return NotFound(what, hint=open_hint(list_openable(parent)) if inside else None)
+
+
+def _is_step_like(name: str, root: Root) -> bool:
+    """Whether a missing name is that of a step of this run, or could be meant as one."""
+    return name.isdigit() or (step_prefix(name) or None) in root.prefixes
+
+
+def _similar_error(what: str, near: Source, rest: list[str]) -> NotFound:
+    """The error for a missing path beside which there is one with a similar name.
+
+    Args:
+        what: The error without hints.
+        near: What has a similar name.
+        rest: The elements of the path after the missing one.
+    """
+    inside = near.at("/".join(rest)) if rest else near
+    for place in (inside, near):
+        info = place.stat("")
+        if info is None:
+            continue
+        parent, name = place.at(".."), basename(place)
+        if info.is_dir:
+            found = find_below(parent, [name]).get(name, [])
+        else:
+            found = _list_openable_files(parent, [replace(info, key=name)])
+        if found:
+            return NotFound(what, hint=open_hint(found))
+    return NotFound(what)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
-from typing import Literal, Protocol, runtime_checkable
+from contextlib import suppress
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from .._catalog.catalog import Catalog
-from ..errors import Uncommitted, UsageError
+from .._core.text import quote_text
+from ..errors import NotFound, TemplaxError, Uncommitted, UsageError
 from ..storage.open import open_source
 from ..storage.source import Source
 from .diagnose import diagnose_source
-from .orbax.format import Orbax
+from .orbax.directory import list_items, uncommitted_reason
+from .orbax.format import Orbax, list_ends
+from .orbax.json_item import read_json_item
 from .protocol import Format
 from .safetensors import Safetensors
 
@@ -30,6 +34,11 @@ def open_catalog(source: Source, *, uncommitted: Literal["error", "allow"] = "er
         Uncommitted: The save never finished, unless `uncommitted="allow"`.
         Corrupted, Unsupported: See `Format.open`.
     """
+    info = source.stat("")
+    if info is not None and info.is_dir and uncommitted == "error":
+        reason = uncommitted_reason(source)  # before the tree is read, which may be incomplete
+        if reason is not None:
+            raise _uncommitted_error(source, reason)
     for format in FORMATS:
         if format.detect(source) is not None:
             catalog = format.open(source)
@@ -37,12 +46,80 @@ def open_catalog(source: Source, *, uncommitted: Literal["error", "allow"] = "er
     else:
         raise diagnose_source(source)
     if catalog.uncommitted is not None and uncommitted == "error":
-        raise Uncommitted(
-            f"{catalog.url} is not a committed checkpoint: {catalog.uncommitted}",
-            hint="to read it all the same, restore from "
-            f'tx.open("{catalog.url}", uncommitted="allow")',
-        )
+        raise _uncommitted_error(catalog.source, catalog.uncommitted)
     return catalog
+
+
+def _uncommitted_error(source: Source, reason: str) -> Uncommitted:
+    """The error for a save that never finished; hints at reading it if everything is there."""
+    hint = None
+    with suppress(TemplaxError):
+        catalog = open_catalog(source, uncommitted="allow")
+        catalog.locate(e for e in catalog.leaves.values() if e.kind != "string")
+        opened = f'tx.open({quote_text(catalog.url)}, uncommitted="allow")'
+        hint = f"to read it all the same, restore from {opened}"
+    return Uncommitted(f"{source.url} is not a committed checkpoint: {reason}", hint=hint)
+
+
+def read_json(
+    checkpoint: str | os.PathLike[str] | Source,
+    item: str | None = None,
+    *,
+    uncommitted: Literal["error", "allow"] = "error",
+) -> Any:
+    """Reads a JSON item: what a program saved beside a tree, such as the position of an iterator.
+
+    Args:
+        checkpoint: The path or URL of the item, or of the step that holds it; or a `Source`.
+        item: Name of the item, such as `"data_iter"`. None for the only JSON item of the step, its
+            metrics aside, or for a path that is the item's.
+        uncommitted: `"allow"` reads from a save that never finished.
+
+    Returns:
+        Dicts, lists, strings, numbers, True, False or None. `NaN` and `Infinity` are accepted.
+
+    Raises:
+        NotFound: There is no such JSON item; the error lists those that are there.
+        Uncommitted: The save never finished.
+        Corrupted: The file is not JSON.
+        SourceError, UsageError: See `templax.open`.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> import templax as tx
+        >>> step = pathlib.Path(tempfile.mkdtemp(), "100")
+        >>> step.joinpath("data_iter").mkdir(parents=True)
+        >>> _ = step.joinpath("data_iter", "metadata").write_text('{"epoch": 3, "index": 512}')
+        >>> tx.read_json(step, "data_iter")
+        {'epoch': 3, 'index': 512}
+    """
+    _check_uncommitted(uncommitted)
+    source = open_source(checkpoint)
+    if source.stat("") is None:
+        raise diagnose_source(source)
+    return read_json_item(_find_json(source, item, uncommitted))
+
+
+def _find_json(source: Source, item: str | None, uncommitted: str) -> Source:
+    """The directory of a JSON item."""
+    reason = uncommitted_reason(source)
+    if reason is not None and uncommitted == "error":
+        raise Uncommitted(
+            f"{source.url} is not a committed checkpoint: {reason}",
+            hint='to read it all the same, uncommitted="allow"',
+        )
+    kinds = list_items(source)
+    jsons = [name for name, kind in kinds.items() if kind == "json"]
+    if item is None and not jsons:
+        return source
+    found = [item] if item is not None else [n for n in jsons if n != "metrics"] or jsons
+    if len(found) == 1 and found[0] in jsons:
+        return source.at(found[0])
+    wanted = "one JSON item" if item is None else f"the JSON item `{item}`"
+    listed = list_ends([f"`{name}` ({kind})" for name, kind in kinds.items()])
+    call = f"templax.read_json({quote_text(source.url)}, {quote_text(jsons[0])})" if jsons else None
+    what = f"Expected {wanted}, found {listed or 'none'}"
+    raise NotFound(what, file=source.url, hint=f"{call} reads one" if call else None)
 
 
 @runtime_checkable
@@ -61,8 +138,7 @@ def open_checkpoint(
     """The catalog of a checkpoint in any form that callers may pass; see `templax.open`."""
     if isinstance(checkpoint, Catalog):
         return checkpoint
-    if uncommitted not in ("error", "allow"):
-        raise UsageError(f'Expected uncommitted="error" or "allow", got {uncommitted!r}')
+    _check_uncommitted(uncommitted)
     if isinstance(checkpoint, (str, os.PathLike, Source)):
         return open_catalog(open_source(checkpoint), uncommitted=uncommitted)
     if isinstance(checkpoint, SupportsCatalog):
@@ -70,3 +146,8 @@ def open_checkpoint(
     raise UsageError(
         f"Expected a path, Source, Catalog or Recipe as checkpoint, got {type(checkpoint).__name__}"
     )
+
+
+def _check_uncommitted(uncommitted: str) -> None:
+    if uncommitted not in ("error", "allow"):
+        raise UsageError(f'Expected uncommitted="error" or "allow", got {uncommitted!r}')

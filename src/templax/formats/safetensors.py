@@ -10,29 +10,29 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-import ml_dtypes
 import msgspec
-import numpy as np
 
 from .._catalog.catalog import Catalog
 from .._catalog.entry import Chunk, Extent, LeafEntry
 from .._core.boxes import fits_address_space, full_box
+from .._core.dtypes import DTYPES
 from .._core.gc_pause import pause_gc
 from ..errors import Corrupted, Unsupported
-from ..storage.signatures import read_head, recognise
+from ..storage.signatures import SAFETENSORS, read_head, recognise
 from ..storage.source import Source
 
 MAX_HEADER = 100_000_000
 """Most bytes of a header, as in the reference implementation."""
 
 _DTYPES = {
-    name: np.dtype(dtype)
-    for name, dtype in {
-        "BOOL": "?", "U8": "u1", "I8": "i1", "U16": "u2", "I16": "i2", "U32": "u4", "I32": "i4",
-        "U64": "u8", "I64": "i8", "F16": "f2", "F32": "f4", "F64": "f8", "C64": "c8",
-        "BF16": ml_dtypes.bfloat16, "F8_E4M3": ml_dtypes.float8_e4m3fn,
-        "F8_E5M2": ml_dtypes.float8_e5m2, "F8_E8M0": ml_dtypes.float8_e8m0fnu,
+    code: DTYPES[name]
+    for code, name in {
+        "BOOL": "bool", "U8": "uint8", "I8": "int8", "U16": "uint16", "I16": "int16",
+        "U32": "uint32", "I32": "int32", "U64": "uint64", "I64": "int64", "F16": "float16",
+        "F32": "float32", "F64": "float64", "C64": "complex64", "BF16": "bfloat16",
+        "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "F8_E8M0": "float8_e8m0fnu",
     }.items()
+    if name in DTYPES
 }  # fmt: skip
 
 
@@ -52,7 +52,7 @@ class Safetensors:
         if info is None or info.is_dir:
             return None
         known = recognise(read_head(source, "", info.size), info.size)
-        return "its header" if known is not None and known[0] == "a safetensors file" else None
+        return "its header" if known == SAFETENSORS else None
 
     @pause_gc()
     def open(self, source: Source) -> Catalog:

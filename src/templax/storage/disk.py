@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import fcntl
 import functools
 import os
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from typing import Any
 
 from ..errors import SaveError
+
+fcntl: Any = None  # None on Windows
+with suppress(ImportError):
+    import fcntl
 
 _FULL_FSYNC: int | None = getattr(fcntl, "F_FULLFSYNC", None)
 
@@ -33,11 +37,14 @@ class Disk:
 
     def create(self, path: str) -> int:
         """Creates an empty file and returns its descriptor. Fails if the file exists."""
-        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
 
     def open_directory(self, path: str) -> int:
-        """Opens a directory in order to sync or lock it; returns the descriptor."""
-        return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        """Opens a directory in order to sync or lock it; returns the descriptor.
+
+        Windows refuses this with a `PermissionError`.
+        """
+        return os.open(path, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0))
 
     def write(self, fd: int, data: memoryview, offset: int) -> int:
         """Writes the start of `data`; returns how many bytes were written, which may be fewer."""
@@ -58,16 +65,20 @@ class Disk:
                     raise
         os.fsync(fd)
 
-    def lock(self, fd: int, shared: bool = False) -> None:
+    def lock(self, fd: int, shared: bool = False, wait: bool = False) -> None:
         """Locks an open file or directory; released at the latest when the process ends.
 
         Raises:
-            BlockingIOError: Another process holds a lock.
+            BlockingIOError: Another process holds a lock, and `wait` is False.
         """
-        fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        if fcntl is None:
+            raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+        how = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+        fcntl.flock(fd, how if wait else how | fcntl.LOCK_NB)
 
     def unlock(self, fd: int) -> None:
-        fcntl.flock(fd, fcntl.LOCK_UN)
+        if fcntl is not None:
+            fcntl.flock(fd, fcntl.LOCK_UN)
 
     def close(self, fd: int) -> None:
         os.close(fd)
@@ -94,6 +105,24 @@ class Disk:
 
 DISK = Disk()
 """The real file system."""
+
+
+def check_can_save(path: str) -> None:
+    """Refuses to change anything on a system that lacks what a safe change needs: Windows.
+
+    Raises:
+        SaveError: Python offers no file locks there, or no writes at a position.
+    """
+    missing = [f"`os.{name}`" for name in ("pwrite", "O_DIRECTORY") if not hasattr(os, name)]
+    if fcntl is None:
+        missing.insert(0, "`fcntl`")
+    if missing:
+        raise SaveError(
+            f"templax can't save or delete on this system (`{sys.platform}`), where Python has no"
+            f" {' and no '.join(missing)}",
+            file=path,
+            hint="save on Linux or macOS, or under WSL; reading works here",
+        )
 
 
 class Descriptor:

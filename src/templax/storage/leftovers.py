@@ -15,7 +15,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from ..errors import SaveError, UsageError
-from .disk import DISK, Descriptor, Disk, save_error, sync_directory, try_lock
+from .disk import DISK, Descriptor, Disk, check_can_save, save_error, sync_directory, try_lock
 from .local import on_this_machine
 
 TEMPORARY = ".orbax-checkpoint-tmp"
@@ -60,7 +60,7 @@ def _shorten_name(path: str) -> str:
     parent, name = os.path.split(path)
     try:
         longest = os.pathconf(parent, "PC_NAME_MAX")
-    except (OSError, ValueError):
+    except (AttributeError, OSError, ValueError):  # the first on Windows
         longest = _MAX_NAME_BYTES
     raw = os.fsencode(name)
     room = longest - len(_TEMPLAX_MARK) - _TOKEN_BYTES
@@ -86,7 +86,9 @@ def _identify_host() -> str:
         with open("/proc/sys/kernel/random/boot_id", "rb") as file:
             name = file.read()
     except OSError:
-        name = os.fsencode(os.uname().nodename)
+        import socket  # not needed on Linux
+
+        name = os.fsencode(socket.gethostname())
     return _digest(name, _HOST_BYTES)
 
 
@@ -214,6 +216,7 @@ def remove_directory(directory: str | os.PathLike[str], disk: Disk = DISK) -> No
         SaveError: A process is using it, or the file system refused.
     """
     path = absolute_path(directory)
+    check_can_save(path)
     parent, name = os.path.split(path)
     if TEMPORARY not in name:
         if not delete_checkpoint(path, disk):
@@ -265,6 +268,7 @@ def delete_checkpoint(path: str | os.PathLike[str], disk: Disk = DISK) -> bool:
         SaveError: The file system refused. All or some of it may remain under a temporary name.
     """
     path = absolute_path(path)
+    check_can_save(path)
     renamed = temporary_path(path)
     lock: Descriptor | None = None
     try:

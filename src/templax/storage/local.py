@@ -10,6 +10,7 @@ import threading
 import weakref
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 
@@ -44,6 +45,20 @@ def on_this_machine(path: str) -> bool:
     return _file_system(os.path.realpath(path)) in _LOCAL
 
 
+# O_NONBLOCK, so as not to wait for a special file such as a pipe. O_BINARY, or Windows would change
+# line ends. Each system has only one of them.
+_READ_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+
+
+def _read_at(fd: int, view: memoryview, start: int) -> int:
+    """Reads into `view` from byte `start` of a file; returns how many bytes, 0 at the end."""
+    if hasattr(os, "preadv"):
+        return os.preadv(fd, [view], start)
+    with open(fd, "rb", buffering=0, closefd=False) as file:  # Windows, and macOS before 11
+        file.seek(start)
+        return file.readinto(view) or 0
+
+
 def _version(stat: os.stat_result) -> Version:
     return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
 
@@ -69,6 +84,8 @@ class Local:
 
     def __init__(self, path: str | os.PathLike[str]):
         self.url = os.path.expanduser(os.fspath(path))
+        if os.sep == "\\":  # on Windows, which accepts both: URLs are separated by slashes
+            self.url = self.url.replace(os.sep, "/")
         # Made absolute now, so that a later chdir does not change what is read.
         self._root = os.path.abspath(self.url)
         if os.path.basename(self.url.rstrip("/")) in ("", ".", ".."):
@@ -82,6 +99,14 @@ class Local:
     def __repr__(self) -> str:
         return f"Local({self.url!r})"
 
+    def __getstate__(self) -> dict[str, Any]:
+        with self._lock:  # a copy holds the reader to the versions seen here, and nothing open
+            return {"url": self.url, "_root": self._root, "_versions": dict(self._versions)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["_root"])
+        self.__dict__ |= state
+
     def _path(self, key: str) -> str:
         return os.path.join(self._root, key) if key else self._root
 
@@ -94,14 +119,14 @@ class Local:
         except OSError as error:
             raise self._make_error(prefix, error) from error
         for entry in entries:
-            if entry.is_dir():
-                yield ObjectInfo(f"{prefix}{entry.name}/", 0)
-                continue
+            key = f"{prefix}{entry.name}"
             try:
-                stat = entry.stat()
-            except FileNotFoundError:  # a dangling link, or removed since the listing
-                continue
-            yield _info(f"{prefix}{entry.name}", stat)
+                info = ObjectInfo(f"{key}/", 0) if entry.is_dir() else _info(key, entry.stat())
+            except OSError as error:
+                if error.errno in (errno.ENOENT, errno.ELOOP):
+                    continue  # a link to nothing or to itself, or removed since the listing
+                raise self._make_error(key, error) from error
+            yield info
 
     def walk(self, prefix: str = "") -> Iterator[ObjectInfo]:
         pending = [(prefix, frozenset[tuple[int, int]]())]
@@ -140,7 +165,7 @@ class Local:
             view = out.cast("B") if out.ndim != 1 or out.format != "B" else out
             done = 0
             while done < len(view):
-                n = os.preadv(fd, [view[done:]], start + done)
+                n = _read_at(fd, view[done:], start + done)
                 if n == 0:
                     raise SourceError(f"{self._describe(key)} was cut while it was read")
                 done += n
@@ -152,8 +177,7 @@ class Local:
     def _open_file(self, key: str) -> Generator[int, None, None]:
         """Opens a file; translates OS errors, those of the block included, to ones that name it."""
         try:
-            # O_NONBLOCK, so as not to wait for a special file such as a pipe.
-            fd = os.open(self._path(key), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+            fd = os.open(self._path(key), _READ_FLAGS)
         except (FileNotFoundError, NotADirectoryError) as error:
             raise NotFound("Expected a file, found none", file=key or self.url) from error
         except (OSError, ValueError) as error:
@@ -187,8 +211,9 @@ class Local:
     @property
     def maps(self) -> bool:
         if self._mappable is None:
-            # On a network file system, each page fault would be a request for 4 KiB.
-            self._mappable = on_this_machine(self._root)
+            # On a network file system, each page fault would be a request for 4 KiB. On Windows, a
+            # file that is mapped can't be deleted or replaced.
+            self._mappable = hasattr(mmap, "MAP_PRIVATE") and on_this_machine(self._root)
         return self._mappable
 
     def view(self, key: str, start: int, stop: int) -> memoryview | None:

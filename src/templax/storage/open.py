@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from urllib.parse import unquote
 
 from ..errors import SourceError, UsageError
@@ -10,6 +11,14 @@ from .local import Local
 from .sink import Sink
 from .source import Source
 from .staging import Staging
+
+_MANGLED_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.*)", re.DOTALL)
+"""A URL after `pathlib.Path`, which joins its two slashes. `C:/` is a drive: a single letter."""
+
+_MANGLED_ABSOLUTE_URL = re.compile(
+    r"(.*/(file|gs|gcs|s3|s3a|r2|oss|az|abfss?|wasbs?|hdfs|https?|ftp):)/+(.*)", re.DOTALL
+)
+"""A URL after `os.path.abspath` or `pathlib.Path.absolute`, which put a directory before it."""
 
 
 def open_source(url: str | os.PathLike[str] | Source) -> Source:
@@ -24,7 +33,7 @@ def open_source(url: str | os.PathLike[str] | Source) -> Source:
     """
     if isinstance(url, Source) and not isinstance(url, (str, os.PathLike)):
         return url
-    return Local(_local_path(url, "reads", "copy the checkpoint to a local directory"))
+    return Local(local_path(url, "reads", "copy the checkpoint to a local directory"))
 
 
 def open_staging(url: str | os.PathLike[str] | Sink, *, overwrite: bool) -> Sink:
@@ -43,31 +52,61 @@ def open_staging(url: str | os.PathLike[str] | Sink, *, overwrite: bool) -> Sink
     if isinstance(url, Sink) and not isinstance(url, (str, os.PathLike)):
         return url
     hint = "save to a local directory, then copy that"
-    return Staging(_local_path(url, "writes", hint), overwrite=overwrite)
+    return Staging(local_path(url, "writes", hint), overwrite=overwrite)
 
 
-def _local_path(url: str | os.PathLike[str], does: str, hint: str) -> str:
+def local_path(url: str | os.PathLike[str], does: str, hint: str) -> str:
     """Returns the local path for a path or a `file://` URL.
 
     Args:
         url: As given by the user.
         does: What templax does to files, for the messages: "reads" or "writes".
         hint: What to do instead for another scheme.
+
+    Raises:
+        SourceError: The scheme or host of the URL is not supported.
+        UsageError: It is empty, or no path.
     """
     path = os.fspath(url)
     if not isinstance(path, str) or "\0" in path:
         raise UsageError(f"Expected a path (str), got {path!r}")
-    scheme, colon, rest = path.partition("://")
-    if colon and scheme.lower() == "file":
-        host, _, path = rest.partition("/")
+    scheme, rest = _split_scheme(path)
+    if scheme.lower() == "file":
+        host, _, rest = rest.partition("/")
         if host not in ("", "localhost"):
             raise SourceError(f"templax {does} local files, not those of host `{host}`")
-        path = unquote(f"/{path}") if path else ""
-        colon = ""
-    if not path:
-        raise UsageError(f'Expected a path, got "{os.fspath(url)}"')
-    if colon:
+        scheme, rest = "", unquote(f"/{rest}") if rest else ""
+    if scheme:
+        if "://" not in path and os.path.lexists(path):
+            hint += f'; the local directory of that name is "{os.path.abspath(path)}"'
         raise SourceError(
             f"templax {does} local files; `{scheme}://` is not served by this version; hint: {hint}"
         )
-    return path
+    if not rest or rest.startswith("://"):
+        raise UsageError(f'Expected a path, got "{path}"')
+    return rest
+
+
+def _split_scheme(path: str) -> tuple[str, str]:
+    """Splits a URL into its scheme and what follows `://`; a path has an empty scheme.
+
+    What `pathlib` or `os.path` made of a URL counts as the URL that it was. With a directory before
+    it, it is a local path if that exists, or begins with `./`.
+
+    >>> _split_scheme("gs://bucket/run"), _split_scheme("gs:/bucket/run"), _split_scheme("C:/run")
+    (('gs', 'bucket/run'), ('gs', 'bucket/run'), ('', 'C:/run'))
+    """
+    scheme, colon, rest = path.partition("://")
+    if colon and scheme:
+        return scheme.rpartition("/")[2] or scheme, rest
+    if found := _MANGLED_URL.fullmatch(path):
+        scheme, rest = found.groups()
+    elif (
+        not path.startswith("./")
+        and (found := _MANGLED_ABSOLUTE_URL.fullmatch(path))
+        and not os.path.lexists(found[1])
+    ):
+        _, scheme, rest = found.groups()
+    else:
+        return "", path
+    return scheme, f"/{rest}" if scheme.lower() == "file" else rest

@@ -10,19 +10,26 @@ MAX_METADATA = 1 << 28
 
 _LFS = b"version https://git-lfs.github.com/spec/"
 
-_SIGNATURES: tuple[tuple[bytes, str, str | None], ...] = (
-    (b"PK\x03\x04", "a zip archive", None),
-    (b"\x93NUMPY", "a numpy array (`.npy`)", None),
-    (b"\x89HDF\r\n\x1a\n", "an HDF5 file", None),
-    (b"\x1f\x8b", "a gzip file", "unpack it"),
-    (b"\x28\xb5\x2f\xfd", "a zstd file", "unpack it"),
-    (b"BZh", "a bzip2 file", "unpack it"),
-    (b"\xfd7zXZ\x00", "an xz file", "unpack it"),
-    (b"\x80\x02", "a Python pickle, which templax never loads", None),
-    (b"\x80\x03", "a Python pickle, which templax never loads", None),
-    (b"\x80\x04", "a Python pickle, which templax never loads", None),
-    (b"\x80\x05", "a Python pickle, which templax never loads", None),
-    (b"\x0c\xdb\x3a\x2a", "the manifest of an OCDBT database", None),
+NPY, NPZ = "a numpy array (`.npy`)", "a numpy archive (`.npz`)"
+
+PICKLE, PYTORCH = "a Python pickle, which templax never loads", "a PyTorch file"
+
+SAFETENSORS = "a safetensors file"
+
+_SIGNATURES: tuple[tuple[bytes, str], ...] = (
+    (b"\x93NUMPY", NPY),
+    (b"\x89HDF\r\n\x1a\n", "an HDF5 file"),
+    (b"\x1f\x8b", "a gzip file"),
+    (b"\x28\xb5\x2f\xfd", "a zstd file"),
+    (b"BZh", "a bzip2 file"),
+    (b"\xfd7zXZ\x00", "an xz file"),
+    (b"\x80\x02", PICKLE),
+    (b"\x80\x03", PICKLE),
+    (b"\x80\x04", PICKLE),
+    (b"\x80\x05", PICKLE),
+    (b"\x0c\xdb\x3a\x2a", "the manifest of an OCDBT database"),
+    (b"model_checkpoint_path:", "the index of a TensorFlow checkpoint"),
+    (b"all_model_checkpoint_paths:", "the index of a TensorFlow checkpoint"),
 )
 
 
@@ -46,40 +53,37 @@ def diagnose_lfs_pointer(source: Source, key: str) -> UnknownFormat | None:
     return make_lfs_error(key)
 
 
-def recognise(head: bytes, size: int) -> tuple[str, str | None] | None:
+def recognise(head: bytes, size: int) -> str | None:
     """Tells what kind of file this is.
+
+    What has a structure goes before signatures of a few bytes, which may be part of a number: two
+    bytes of every pickle are a possible length of a safetensors header.
 
     Args:
         head: The first 512 bytes of the file, or all of them if it is shorter.
         size: Size of the file in bytes.
 
     Returns:
-        What the file is, such as "a zip archive", and a hint on what to do about it or None. None
-        if no signature matches.
+        What the file is, such as "a zip archive"; None if nothing is recognised.
     """
-    for signature, what, hint in _SIGNATURES:
-        if head.startswith(signature):
-            if what == "a zip archive":
-                return _recognise_zip(head)
-            return what, hint
-    if head[257:262] == b"ustar":
-        return "a tar archive", "unpack it"
     length = int.from_bytes(head[:8], "little")
     if len(head) > 9 and head[8:9] == b"{" and 2 <= length <= size - 8:
-        return "a safetensors file", None
-    if head.startswith((b"model_checkpoint_path:", b"all_model_checkpoint_paths:")):
-        return "the index of a TensorFlow checkpoint", None
-    return None
+        return SAFETENSORS
+    if head[257:262] == b"ustar":
+        return "a tar archive"
+    if head.startswith(b"PK\x03\x04"):
+        return _recognise_zip(head)
+    return next((what for signature, what in _SIGNATURES if head.startswith(signature)), None)
 
 
-def _recognise_zip(head: bytes) -> tuple[str, str | None]:
+def _recognise_zip(head: bytes) -> str:
     name_length = int.from_bytes(head[26:28], "little")
     name = head[30 : 30 + name_length].decode("utf-8", "replace")
     if name.endswith(".npy"):
-        return "a numpy archive (`.npz`)", None
+        return NPZ
     if name.endswith(("/data.pkl", "/version", "/byteorder", "/.format_version")):
-        return "a PyTorch file", None
-    return "a zip archive", "unpack it"
+        return PYTORCH
+    return "a zip archive"
 
 
 def read_head(source: Source, key: str, size: int, nbytes: int = 512) -> bytes:

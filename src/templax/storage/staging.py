@@ -9,7 +9,16 @@ from contextlib import suppress
 
 from ..errors import SaveError, UsageError
 from .attempt import SaveAttempt
-from .disk import DISK, Descriptor, Disk, cannot_swap, save_error, sync_directory, try_lock
+from .disk import (
+    DISK,
+    Descriptor,
+    Disk,
+    cannot_swap,
+    check_can_save,
+    save_error,
+    sync_directory,
+    try_lock,
+)
 from .leftovers import (
     TEMPORARY,
     absolute_path,
@@ -70,6 +79,7 @@ class Staging:
 
     def __init__(self, path: str | os.PathLike[str], *, overwrite: bool, disk: Disk = DISK):
         self._init_state(absolute_path(path), overwrite=overwrite, disk=disk)
+        check_can_save(self.path)
         parent, name = os.path.split(self.path)
         if not name:
             raise SaveError("Expected a path with a name, got the root", file=self.path)

@@ -94,8 +94,8 @@ class FaultyDisk(Disk):
     def fsync(self, fd: int) -> None:
         self._record("fsync", self._paths.get(fd, ""), lambda: self.disk.fsync(fd))
 
-    def lock(self, fd: int, shared: bool = False) -> None:
-        self._record("lock", self._paths.get(fd, ""), lambda: self.disk.lock(fd, shared))
+    def lock(self, fd: int, shared: bool = False, wait: bool = False) -> None:
+        self._record("lock", self._paths.get(fd, ""), lambda: self.disk.lock(fd, shared, wait))
 
     def unlock(self, fd: int) -> None:
         self._record("unlock", self._paths.get(fd, ""), lambda: self.disk.unlock(fd))

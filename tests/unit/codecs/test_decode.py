@@ -1,6 +1,7 @@
 """Decoding gives exactly the bytes asked for, or an error; it trusts no declared size."""
 
 import contextlib
+import gzip
 import tracemalloc
 
 import numpy as np
@@ -35,6 +36,9 @@ ENCODE = {
     ("crc32c",): lambda d: d + encode_checksum(d),
     ("crc32c", "zstd"): lambda d: compress_sized(d) + encode_checksum(compress_sized(d)),
     ("zstd", "crc32c"): lambda d: compress_sized(d + encode_checksum(d)),
+    ("gzip",): gzip.compress,
+    ("crc32c", "gzip"): lambda d: (z := gzip.compress(d)) + encode_checksum(z),
+    ("gzip", "crc32c"): lambda d: gzip.compress(d + encode_checksum(d)),
 }
 
 
@@ -92,6 +96,43 @@ def test_a_frame_that_declares_too_much_is_refused_before_decoding():
     with pytest.raises(Corrupted) as caught:
         decode(("zstd",), compress_sized(bytes(1 << 20)), 1000)
     assert str(caught.value) == "Expected 1000 decoded bytes, the zstd frame declares 1048576"
+
+
+def test_a_gzip_bomb_takes_no_memory():
+    bomb = gzip.compress(bytes(64 << 20))
+    tracemalloc.start()
+    try:
+        with pytest.raises(Corrupted) as caught:
+            decode(("gzip",), bomb, 1000)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
+    assert str(caught.value) == "Expected 1000 decoded bytes, got more"
+
+
+def test_a_gzip_chunk_may_have_several_members():
+    stored = gzip.compress(b"a" * 1000) + gzip.compress(b"") + gzip.compress(b"b")
+    assert bytes(decode(("gzip",), stored, 1001)) == b"a" * 1000 + b"b"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: d[:-1], "Expected gzip, got bytes that do not decode (Compressed file ended"),
+        (lambda d: d[: len(d) // 2], "Expected gzip, got bytes that do not decode"),
+        (lambda d: d[:-8] + b"xxxx" + d[-4:], "do not decode (CRC check failed"),
+        (lambda d: d[:-4] + b"xxxx", "do not decode (Incorrect length"),
+        (lambda d: d[:20] + b"\xff" * 20 + d[40:], "Expected gzip, got bytes that do not decode"),
+        (lambda d: d + b"x", "do not decode (Not a gzipped file"),
+        (lambda d: b"", "Expected 10000 decoded bytes, got 0"),
+        (lambda d: b"x" * 100, "do not decode (Not a gzipped file"),
+    ],
+)
+def test_damaged_gzip_is_named(change, message):
+    data = np.random.default_rng(0).bytes(10_000)
+    with pytest.raises(Corrupted) as caught:
+        decode(("gzip",), change(gzip.compress(data)), len(data))
+    assert message in str(caught.value)
 
 
 @pytest.mark.parametrize("compress", [compress_sized, compress_streamed])

@@ -12,6 +12,7 @@ import pytest
 
 import templax as tx
 from templax._core.dtypes import (
+    DTYPES,
     cast_into,
     class_of,
     host_cast_is_exact,
@@ -30,7 +31,8 @@ FLOATS = [
 INTS = ["int2", "int4", "int8", "int16", "int32", "int64", "uint2", "uint4", "uint8", "uint16",
         "uint32", "uint64"]  # fmt: skip
 COMPLEX = ["complex64", "complex128"]
-ALL = [parse_dtype(name) for name in [*FLOATS, *INTS, *COMPLEX, "bool"]]
+NAMES = [*FLOATS, *INTS, *COMPLEX, "bool"]
+ALL = [parse_dtype(name) for name in NAMES if name in DTYPES]  # ml_dtypes before 0.5 lacks some
 PAIRS = [(a, b) for a, b in itertools.product(ALL, ALL) if a != b]
 
 
@@ -117,6 +119,12 @@ def test_lossless_of_wide_dtypes(stored: str, wanted: str, want: bool) -> None:
 
 _JAX = [d for d in ALL if d.itemsize <= 4]
 CASTS = [(a, b) for a, b in itertools.product(_JAX, _JAX) if a != b and may_cast(a, b, "float")]
+if jax.__version_info__ < (0, 10):  # XLA rounds the first twice, and has other NaNs of the second
+    CASTS = [
+        (a, b)
+        for a, b in CASTS
+        if (a.name, b.name) != ("float32", "float8_e4m3fn") and a.name != "float8_e5m2"
+    ]
 
 
 @pytest.mark.parametrize("stored", [d for d in _JAX if class_of(d) != "bool"], ids=lambda d: d.name)
@@ -184,7 +192,7 @@ def dtype_of(name: str) -> np.dtype:
 
 
 JAX_HAS = [
-    n for n in NUMBERS if n in {d.name for d in ALL} or n in ("float6_e2m3fn", "float6_e3m2fn")
+    n for n in NUMBERS if n in {d.name for d in ALL} or (n in DTYPES and n.startswith("float6"))
 ]
 WIDE = [n for n in JAX_HAS if dtype_of(n).itemsize > 2]
 
@@ -275,7 +283,7 @@ def test_lossless_is_transitive() -> None:
 
 
 def test_integers_fit_exactly_within_the_bounds_of_a_dtype() -> None:
-    for name in INTS:
+    for name in [name for name in INTS if name in DTYPES]:
         bits, signed = int(name.lstrip("uint")), not name.startswith("u")
         low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
         dtype = parse_dtype(name)
@@ -292,7 +300,7 @@ def test_integers_fit_exactly_within_the_bounds_of_a_dtype() -> None:
     ("stored", "wanted"),
     [
         (a, b)
-        for a, b in itertools.product(map(parse_dtype, INTS), repeat=2)
+        for a, b in itertools.product([d for d in ALL if d.name in INTS], repeat=2)
         if a != b and may_cast(a, b, "widen")
     ],
     ids=lambda d: d.name,

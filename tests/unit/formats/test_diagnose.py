@@ -1,5 +1,7 @@
 """Files and directories that are not checkpoints: what they are called, and what is hinted."""
 
+import errno
+import os
 import shutil
 
 import msgspec
@@ -138,5 +140,20 @@ def test_a_t5x_checkpoint_is_refused_by_name(tmp_path):
     (tmp_path / "checkpoint").write_bytes(msgspec.msgpack.encode({"target": {"w": spec}}))
     assert read_refusal(tmp_path, Unsupported) == (
         "templax does not read T5X's own checkpoints, whose leaves are TensorStore specs"
-        " - at `target.w`, file `checkpoint`"
+        " - at `target.w`, file `checkpoint`; hint: restore from "
+        f'tx.Recipe(lambda: t5x.checkpoints.load_t5x_checkpoint("{tmp_path}"))'
     )
+
+
+def test_a_directory_beside_it_that_may_not_be_read_does_not_matter(tmp_path, monkeypatch):
+    (tmp_path / "closed").mkdir()
+    (tmp_path / "file").write_bytes(b"hello")
+    scan = os.scandir
+
+    def scan_others(path):
+        if os.fspath(path) == str(tmp_path / "closed"):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", scan_others)
+    assert read_refusal(tmp_path / "file").endswith("got a file of another kind")

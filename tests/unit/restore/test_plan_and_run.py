@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import templax as tx
-from helpers import CKPT, CORPUS, assert_same_tree
+from helpers import CKPT, CORPUS, assert_same_tree, enable_x64
 from stored_leaves import save_leaves
 from templax.storage import Local, Memory
 from templax.testing import Watched
@@ -130,7 +130,7 @@ def test_a_template_without_arrays_is_refused(template: Any) -> None:
 def test_a_plan_made_with_x64_cannot_be_run_without() -> None:
     tree = {"w": np.array([2**40, 2**40 + 1])}
     recipe = Memory({"": encode_safetensors(tree)})
-    with jax.enable_x64(True):
+    with enable_x64(True):
         plan = tx.plan(recipe, {"w": jax.ShapeDtypeStruct((2,), np.dtype("int64"))})
         assert tx.run(plan)["w"].tolist() == [2**40, 2**40 + 1]
     with pytest.raises(tx.UsageError, match="jax_enable_x64 as it was when the plan was made"):

@@ -15,7 +15,7 @@ from jax.sharding import NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
 import templax as tx
-from helpers import CKPT, CORPUS, read_files
+from helpers import CKPT, CORPUS, SET_MESH, read_files
 from templax.storage import Local, Memory
 from templax.testing import Watched
 
@@ -171,7 +171,7 @@ MESH = jax.make_mesh((8,), ("x",))
     ("shardings", "text"),
     [
         ("cpu", "Expected a jax.sharding.Sharding or a device, got 'cpu'"),
-        (P("x"), "Expected a jax.sharding.Sharding or a device, got P('x',)"),
+        (P("x"), f"Expected a jax.sharding.Sharding or a device, got {P('x')!r}"),
         ({"w": 3}, "Expected a jax.sharding.Sharding or a device, got 3"),
     ],
     ids=["str", "spec", "int"],
@@ -218,7 +218,7 @@ def test_shardings_are_a_prefix_and_none_keeps_the_templates_own() -> None:
     [
         (
             lambda: tx.template_of({"w": jnp.ones(2)}, specs=P()),
-            "`specs` need a mesh; hint: pass mesh=, or call inside jax.set_mesh(mesh)",
+            f"`specs` need a mesh; hint: pass mesh=, or call inside {SET_MESH}(mesh)",
         ),
         (
             lambda: tx.template_of({"w": jnp.ones(2)}, 3),

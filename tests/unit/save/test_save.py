@@ -125,6 +125,8 @@ def test_every_dtype_is_restored_bit_for_bit(
 @pytest.mark.parametrize("dtype", ["int4", "uint4", "int2", "float4_e2m1fn"])
 def test_padding_bits_of_small_dtypes_are_cleared(dtype: str, tmp_path: Path) -> None:
     """An element smaller than a byte occupies one; the upper bits are not part of its value."""
+    if not hasattr(ml_dtypes, dtype):
+        pytest.skip("ml_dtypes before 0.5 lacks it")
     dirty = np.arange(256, dtype=np.uint8).view(np.dtype(getattr(ml_dtypes, dtype)))
     clean = (np.arange(256) & (3 if "2" in dtype[-1] else 15)).astype(np.uint8).view(dirty.dtype)
     tx.save(tmp_path / "ckpt", {"x": dirty})

@@ -242,7 +242,7 @@ def test_0d_constants_are_arrays(make: Any) -> None:
 
 def test_the_step_of_a_train_state_is_an_array() -> None:
     def init(key: jax.Array) -> Any:
-        params = Net(4, nnx.Rngs(key)).linear.kernel.get_value()
+        params = Net(4, nnx.Rngs(key)).linear.kernel[...]
         state = TrainState.create(apply_fn=None, params=params, tx=optax.adam(1e-3))
         return state.replace(step=jnp.asarray(0))
 

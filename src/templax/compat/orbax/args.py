@@ -5,13 +5,11 @@ Those that save return the values to save from `content`; those that restore do 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import jax
-import msgspec
 
 import templax as tx
 
@@ -19,6 +17,7 @@ from ..._core.arguments import PyTree
 from ..._save.item import Json
 from ..._template.flatten import map_tree
 from ...formats.orbax.directory import ItemKind, list_items
+from ...formats.orbax.json_item import read_json_item
 from ...storage.open import open_source
 from .leaf_args import ArrayRestoreArgs, RestoreArgs, SaveArgs, apply_restore_args, cast_leaf
 from .metadata import unwrap_tree
@@ -187,13 +186,7 @@ class JsonRestore:
 
     def restore(self, directory: str) -> Any:
         """Reads the item at this path."""
-        source = open_source(directory)
-        files = [entry.key for entry in source.children() if not entry.is_dir]
-        # The file is called "metadata" or like the item; a commit marker may lie beside it.
-        named = [key for key in files if key in ("metadata", os.path.basename(directory))]
-        if not named:
-            raise tx.NotFound("Expected a JSON item, found none", file=directory)
-        return msgspec.json.decode(source.read(named[0]))
+        return read_json_item(open_source(directory))
 
 
 class Composite(Mapping[str, Any]):

@@ -17,7 +17,7 @@ import numpy as np
 from ..._catalog.entry import Kind
 from ..._core.dtypes import DTYPES
 from ..._core.names import Path, join_path
-from ...errors import Corrupted, Unsupported
+from ...errors import CheckpointError, Corrupted, Unsupported
 
 PLACEHOLDER = "PLACEHOLDER://"
 
@@ -46,6 +46,16 @@ class Value:
     data: memoryview
     start: int = 0
     stop: int = 0
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        data = bytes(self.data)  # views can't be pickled
+        return _unpickle_value, (self.dtype, self.shape, self.kind, data, self.start, self.stop)
+
+
+def _unpickle_value(
+    dtype: np.dtype, shape: tuple[int, ...], kind: Kind, data: bytes, start: int, stop: int
+) -> Value:
+    return Value(dtype, shape, kind, memoryview(data), start, stop)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +93,27 @@ def read_msgpack(data: memoryview) -> dict[Path, Leaf]:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Corrupted(f"The msgpack is unreadable: {error}") from error
     return dict(_iter_leaves(tree, ()))
+
+
+def holds_flax_arrays(data: memoryview) -> bool:
+    """Whether data is msgpack that holds an array or number of numpy as Flax writes it.
+
+    Any program may write msgpack with numbers and strings; those extensions are Flax's. The bytes
+    of arrays are not touched.
+    """
+    found = False
+
+    def extension(code: int, payload: memoryview) -> None:
+        nonlocal found
+        if code in (1, 3):
+            _read_extension(code, payload, 0)
+            found = True
+
+    try:
+        msgspec.msgpack.decode(data, ext_hook=extension)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, CheckpointError):
+        return False
+    return found
 
 
 def _memory_address(data: memoryview) -> int:

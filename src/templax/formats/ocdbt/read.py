@@ -252,7 +252,9 @@ def confine_path(path: bytes) -> str:
         text = path.decode()
     except UnicodeDecodeError as error:
         raise Corrupted(f"Expected a file name in UTF-8, got {path[:64]!r}") from error
-    if len(path) > MAX_NAME or "\0" in text or any(p in ("", ".", "..") for p in text.split("/")):
+    # Backslashes and drives such as `C:` lead elsewhere on Windows.
+    outside = any(p in ("", ".", "..") for p in text.split("/")) or "\\" in text or ":" in text
+    if len(path) > MAX_NAME or "\0" in text or outside:
         raise Corrupted(f"Expected a data file inside the checkpoint, got {text[:256]!r}")
     return text
 

@@ -9,13 +9,13 @@ import itertools
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from ...errors import CheckpointError
 from ...storage.leftovers import TEMPORARY
-from ...storage.signatures import is_lfs_pointer, read_head, read_metadata
+from ...storage.signatures import is_lfs_pointer, read_head, read_metadata, recognise
 from ...storage.source import Source
 from ..ocdbt.read import MANIFEST
 from ..zarr.metadata import FILES
@@ -29,6 +29,23 @@ STEP_METADATA = "_CHECKPOINT_METADATA"
 COMMITTED = "commit_success.txt"
 
 METRICS = "metrics/metrics"
+
+DELETION = "_CHECKPOINT_DELETION"
+"""Orbax puts this into a checkpoint before it begins to delete it."""
+
+PARTIAL_SAVE = ".partial_save"
+"""The name of a session of Orbax's partial saves ends like this until it is finalized."""
+
+V1_MARK = "orbax.checkpoint"
+"""An empty file in each checkpoint of Orbax's v1 API."""
+
+MARKS = frozenset((STEP_METADATA, COMMITTED, DELETION, V1_MARK))
+"""Files about a save as a whole."""
+
+_TEMPORARY_INDEX = "ocdbt_tmp_meta"
+
+DATABASE_DIRECTORIES = ("ocdbt_meta", "ocdbt_data", _TEMPORARY_INDEX)
+"""Parts of a database whose index and values are kept apart."""
 
 ItemKind = Literal["pytree", "json", "other"]
 
@@ -79,6 +96,11 @@ class Root:
     handled: frozenset[str] = frozenset()
 
     @property
+    def prefixes(self) -> list[str]:
+        """See `list_prefixes`."""
+        return list_prefixes(self.steps)
+
+    @property
     def pytrees(self) -> list[str]:
         """Names of the pytree items.
 
@@ -91,12 +113,12 @@ class Root:
 
 def examine_directory(source: Source) -> Root | None:
     """Classifies the directory at `source`; None if it isn't a directory, or isn't Orbax's."""
-    names = _list_names(source)
+    names = list_names(source)
     evidence = _item_evidence(source, names)
     if evidence is not None:
         return Root("item", evidence)
     handlers = step_metadata(source).get("item_handlers")
-    whole = "orbax.checkpoint" in names or isinstance(handlers, dict)
+    whole = V1_MARK in names or isinstance(handlers, dict)
     found = () if whole else list_steps(source)
     if found:
         named = next((step for step in reversed(found) if TEMPORARY not in step.key), found[-1])
@@ -106,83 +128,50 @@ def examine_directory(source: Source) -> Root | None:
         first = next(name for name, kind in held.items() if kind != "other")
         handled = frozenset(handlers) if isinstance(handlers, dict) else frozenset[str]()
         return Root("items", f"the item directory `{first}`", items=held, handled=handled)
-    if "metadata" in names:
-        return Root("json", "the JSON file `metadata`")
-    return None
-
-
-_SIDE_FILES = (
-    "_sharding",
-    "_strings.json",
-    "metadata",
-    "metrics",
-    "orbax.checkpoint",
-    "templax.index",
-)
-
-_OWN_FILES = frozenset((TREE, STEP_METADATA, COMMITTED, MANIFEST, LEGACY, *_SIDE_FILES))
-
-_OWN_DIRECTORIES = ("d", "array_metadatas", "descriptor")
-
-_MAX_DEPTH = 4
-"""Most levels of directories in an item."""
-
-
-def describe_extra_content(source: Source) -> str | None:
-    """What a directory contains beyond the result of one save, in words; None if nothing."""
-    root, names = examine_directory(source), _list_names(source)
-    if root is None or (root.what == "json" and not is_committed(source)):
-        return "other files"
-    if root.what == "steps":
-        return f"{len(root.steps)} step{'s' if len(root.steps) > 1 else ''}"
-    if root.what == "items" and not names & {STEP_METADATA, "orbax.checkpoint"}:
-        return "a directory with " + ", ".join(f"`{name}`" for name in sorted(root.items)[:6])
-    for name in sorted(names):
-        if not (
-            name in _OWN_FILES
-            if not name.endswith("/")
-            else _belongs_to_save(source, root, name[:-1])
-        ):
-            return f"`{name.rstrip('/')}` in it"
-    return None
-
-
-def _belongs_to_save(source: Source, root: Root, name: str) -> bool:
-    """Whether a subdirectory was written by the save that wrote its parent."""
-    if root.what == "items":
-        return name in root.handled or (not root.handled and root.items.get(name) != "other")
-    if name in _OWN_DIRECTORIES or name.startswith("ocdbt."):
-        return True
-    # Without a database, each array is a directory, or nested ones if its name has slashes.
-    files = itertools.islice(source.at(name).walk(), _MAX_PROBES)
-    here = (info.key.rpartition("/")[2] for info in files)
-    return source.stat(MANIFEST) is None and any(file in FILES for file in here)
-
-
-def find_enclosing_item(source: Source) -> str | None:
-    """URL of the item that contains `source`, if any."""
-    for _ in range(_MAX_DEPTH):
-        source = source.at("..")
-        if not basename(source).strip("."):
-            return None
-        if any(source.stat(mark) is not None for mark in (TREE, MANIFEST)):
-            return source.url
-    return None
+    file = json_file(source, names)
+    return Root("json", f"the JSON file `{file}`") if file is not None else None
 
 
 def list_items(source: Source) -> dict[str, ItemKind]:
     """Name → kind of every item in a directory of a step, or of another set of items."""
+    handlers = step_metadata(source).get("item_handlers")
     found: dict[str, ItemKind] = {}
     for info in source.children():
         name = info.key.rstrip("/")
-        if info.is_dir and TEMPORARY not in name:
+        if info.is_dir and not is_temporary(name):
             child = source.at(name)
-            names = _list_names(child)
+            names = list_names(child)
+            handler = handlers.get(name) if isinstance(handlers, dict) else None
             if _item_evidence(child, names) is not None:
                 found[name] = "pytree"
             else:
-                found[name] = "json" if names & {"metadata", "metrics"} else "other"
-    return found
+                found[name] = "json" if json_file(child, names, handler) is not None else "other"
+    return dict(sorted(found.items(), key=lambda item: natural_order(item[0])))
+
+
+def json_file(source: Source, names: Set[str], handler: object = None) -> str | None:
+    """The file of a JSON item; None if the directory is none.
+
+    Args:
+        source: The directory.
+        names: Names of its children; directories end in `/`.
+        handler: The handler that wrote it, if the metadata of its step names one.
+    """
+    if "metadata" in names or "metrics" in names:
+        return "metadata" if "metadata" in names else "metrics"
+    files = names - MARKS
+    # Orbax takes any file name; alone, `data.json` may be anybody's, even by its default name.
+    if isinstance(handler, str) and handler.rpartition(".")[2].startswith("Json"):
+        return next(iter(files)) if len(files) == 1 else None
+    if files == {"data.json"} and (names != files or V1_MARK in list_names(source.at(".."))):
+        return "data.json"
+    return None
+
+
+def natural_order(name: str) -> list[tuple[int, int, str]]:
+    """Sorts `ckpt2` before `ckpt10`."""
+    parts = re.split(r"(\d{1,18})", name)
+    return [(0, int(p), p) if i % 2 else (1, 0, p) for i, p in enumerate(parts)]
 
 
 def list_steps(source: Source) -> tuple[Step, ...]:
@@ -191,21 +180,27 @@ def list_steps(source: Source) -> tuple[Step, ...]:
     A step is a directory that contains an item and is named by a number, which may follow a prefix
     that ends in `_` or `-`, or is a word such as `epoch`. Nothing is deleted.
     """
-    found: list[Step] = []
+    found: list[tuple[Step, frozenset[str]]] = []
     for info in source.children():
         key = info.key.rstrip("/")
-        match = _STEP.fullmatch(key.partition(TEMPORARY)[0])
+        match = _STEP.fullmatch(_final_name(key))
         if not info.is_dir or match is None:
             continue
         child = source.at(key)
-        names = _list_names(child)
-        temporary = [name for name in (key, *sorted(names)) if TEMPORARY in name]
-        if temporary or _has_items(child, names):
-            problem = (
-                _unfinished_reason(temporary[0]) if temporary else _missing_commit_reason(child)
-            )
-            found.append(Step(int(match["number"]), key, problem))
-    return tuple(sorted(found, key=lambda s: (s.step, s.key)))
+        names = list_names(child)
+        if is_temporary(key) or _unfinished_items(names) or _has_items(child, names):
+            parts = [key, *_unfinished_items(names)]
+            said = [reason for part in parts if (reason := _unfinished_name_reason(part))]
+            problem = said[0] if said else _missing_commit_reason(child, names)
+            found.append((Step(int(match["number"]), key, problem), names))
+    marked = {step_prefix(step.key) for step, names in found if _has_only_commit_file(names)}
+    steps = [
+        replace(step, problem=_NO_COMMIT_FILE)
+        if step.committed and not names & MARKS and step_prefix(step.key) in marked
+        else step
+        for step, names in found
+    ]
+    return tuple(sorted(steps, key=lambda s: (s.step, s.key)))
 
 
 def step_name(step: int, found: Sequence[Step]) -> str:
@@ -214,7 +209,7 @@ def step_name(step: int, found: Sequence[Step]) -> str:
     >>> step_name(30, [Step(7, "ckpt_007"), Step(20, "ckpt_020")]), step_name(30, [Step(20, "20")])
     ('ckpt_030', '30')
     """
-    named = [s.key for s in found if TEMPORARY not in s.key]
+    named = [s.key for s in found if not is_temporary(s.key)]
     if not named:
         return str(step)
     counts = Counter(map(step_prefix, named))
@@ -231,8 +226,16 @@ def step_prefix(key: str) -> str:
     >>> step_prefix("ckpt_00000010"), step_prefix("epoch-12"), step_prefix("10")
     ('ckpt_', 'epoch-', '')
     """
-    match = _STEP.fullmatch(key.partition(TEMPORARY)[0])
+    match = _STEP.fullmatch(_final_name(key))
     return match["prefix"] if match is not None else ""
+
+
+def list_prefixes(steps: Sequence[Step]) -> list[str]:
+    """What the names of the committed steps have before their numbers.
+
+    If there are several, these are not the steps of one run.
+    """
+    return list(dict.fromkeys(step_prefix(step.key) for step in steps if step.committed))
 
 
 def step_number(source: Source) -> int | None:
@@ -273,27 +276,48 @@ def _read_json_object(source: Source, key: str) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
+def is_temporary(name: str) -> bool:
+    """Whether a save that is to become a checkpoint of another name is, or was, written here."""
+    return TEMPORARY in name or name.endswith(PARTIAL_SAVE)
+
+
+def _final_name(name: str) -> str:
+    return name.partition(TEMPORARY)[0].removesuffix(PARTIAL_SAVE)
+
+
 def uncommitted_reason(source: Source) -> str | None:
     """Why an item or step is not a finished save; None if there is no sign of that.
 
     The absence of `commit_success.txt` alone proves nothing: Orbax before 0.12 writes it on object
-    stores only.
+    stores only. Other steps of the run that have it, from the same time, prove something.
     """
     for part in source.url.split("/"):
-        if TEMPORARY in part:
-            return _unfinished_reason(part)
-    problem = _missing_commit_reason(source)
-    if problem is None and STEP_METADATA not in _list_names(source):
+        if is_temporary(part):
+            return _unfinished_name_reason(part)
+    names = list_names(source)
+    problem = _missing_commit_reason(source, names)
+    if problem is None and STEP_METADATA not in names:
         # An item of a step: the commit is recorded for the step as a whole.
-        problem = _missing_commit_reason(source.at(".."))
+        parent = source.at("..")
+        # Only a step is listed: another parent may hold any number of files.
+        known = list_names(parent) if step_number(parent) is not None else _find_marks(parent)
+        problem = (
+            _missing_commit_reason(parent, known)
+            or _missing_file_reason(source, names)
+            or _missing_file_reason(parent, known)
+        )
     return problem
+
+
+def _find_marks(source: Source) -> frozenset[str]:
+    return frozenset(mark for mark in MARKS if source.stat(mark) is not None)
 
 
 def is_committed(source: Source) -> bool:
     """Whether a file proves that the save of an item, or of the step around it, finished."""
-    if any(TEMPORARY in part for part in source.url.split("/")):
+    if any(is_temporary(part) for part in source.url.split("/")):
         return False
-    places = [source] if STEP_METADATA in _list_names(source) else [source, source.at("..")]
+    places = [source] if STEP_METADATA in list_names(source) else [source, source.at("..")]
     return any(
         place.stat(COMMITTED) is not None
         or isinstance(step_metadata(place).get("commit_timestamp_nsecs"), int)
@@ -301,19 +325,54 @@ def is_committed(source: Source) -> bool:
     )
 
 
-def _unfinished_reason(name: str) -> str:
-    return f"`{name.rstrip('/')}` is the temporary directory of a save that never finished"
+_NO_COMMIT_FILE = f"there is no `{COMMITTED}`, which other steps beside it have"
 
 
-def _missing_commit_reason(source: Source) -> str | None:
-    metadata = step_metadata(source)
-    timestamp = metadata.get("commit_timestamp_nsecs", 0)
-    if timestamp is None and source.stat(COMMITTED) is None:
-        return f"`{STEP_METADATA}` has no commit time and there is no `{COMMITTED}`"
+def _unfinished_name_reason(name: str) -> str | None:
+    if TEMPORARY in name:
+        return f"`{name.rstrip('/')}` is the temporary directory of a save that never finished"
+    if name.endswith(PARTIAL_SAVE):
+        return f"`{name}` holds partial saves that were never finalized"
     return None
 
 
-def _list_names(source: Source) -> frozenset[str]:
+def _unfinished_items(names: frozenset[str]) -> list[str]:
+    """The names of unfinished items. Unfinished steps are something else: they are in a run."""
+    keys = [name.rstrip("/") for name in sorted(names) if name.endswith("/")]
+    return [key for key in keys if is_temporary(key) and not _STEP.fullmatch(_final_name(key))]
+
+
+def _missing_commit_reason(source: Source, names: frozenset[str]) -> str | None:
+    if names & {DELETION, f"{DELETION}/"}:
+        return f"`{DELETION}` in it says that somebody began to delete it"
+    if f"{_TEMPORARY_INDEX}/" in names and MANIFEST not in names:
+        return f"the index of its arrays is still in the temporary `{_TEMPORARY_INDEX}`"
+    asked = STEP_METADATA in names and COMMITTED not in names
+    if asked and step_metadata(source).get("commit_timestamp_nsecs", 0) is None:
+        return f"`{STEP_METADATA}` has no commit time and there is no `{COMMITTED}`"
+    is_step = basename(source).isdigit() or STEP_METADATA in names
+    unfinished = _unfinished_items(names) if is_step else []
+    return _unfinished_name_reason(unfinished[0]) if unfinished else None
+
+
+def _missing_file_reason(source: Source, names: frozenset[str]) -> str | None:
+    """Why a step of an Orbax that wrote nothing but `commit_success.txt` is not committed."""
+    if names & MARKS or step_number(source) is None:
+        return None
+    prefix, parent = step_prefix(basename(source)), source.at("..")
+    for info in itertools.islice(parent.children(), _MAX_PROBES):
+        key = info.key.rstrip("/")
+        alike = info.is_dir and _STEP.fullmatch(key) and step_prefix(key) == prefix
+        if alike and _has_only_commit_file(list_names(parent.at(key))):
+            return _NO_COMMIT_FILE
+    return None
+
+
+def _has_only_commit_file(names: frozenset[str]) -> bool:
+    return COMMITTED in names and STEP_METADATA not in names
+
+
+def list_names(source: Source) -> frozenset[str]:
     """Names directly below `source`; those of directories end in `/`."""
     return frozenset(info.key for info in source.children())
 
@@ -331,7 +390,8 @@ def _item_evidence(source: Source, names: frozenset[str]) -> str | None:
         marks.append(LEGACY)
     if not marks:
         directories = sorted(name for name in names if name.endswith("/"))
-        marks = [n.rstrip("/") for n in directories if n.startswith("ocdbt.process_")][:1]
+        parts = ("ocdbt.process_", *DATABASE_DIRECTORIES)
+        marks = [n.rstrip("/") for n in directories if n.startswith(parts)][:1]
         if not marks:
             marks = _find_bare_array(source, directories)
     return " and ".join(f"`{mark}`" for mark in marks) or None
@@ -340,10 +400,11 @@ def _item_evidence(source: Source, names: frozenset[str]) -> str | None:
 def _is_legacy(source: Source) -> bool:
     # TensorFlow writes a text file with the same name; Orbax's is a msgpack map.
     info = source.stat(LEGACY)
-    head = read_head(source, LEGACY, info.size, 64) if info is not None else b""
-    if not head or is_lfs_pointer(head):
+    head = read_head(source, LEGACY, info.size) if info is not None else b""
+    if info is None or not head or is_lfs_pointer(head):
         return bool(head)
-    return 0x80 <= head[0] <= 0x8F or head[0] in (0xDE, 0xDF)
+    is_map = 0x81 <= head[0] <= 0x8F or head[0] in (0xDE, 0xDF) or head == b"\x80"
+    return is_map and recognise(head, info.size) is None
 
 
 def _find_bare_array(source: Source, directories: list[str]) -> list[str]:

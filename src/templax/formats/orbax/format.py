@@ -2,28 +2,43 @@
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from ..._catalog.catalog import Catalog
-from ..._core.text import list_examples, list_names, quote_text
-from ...errors import CheckpointError, UnknownFormat
+from ..._core.text import quote_text
+from ...errors import CheckpointError, SourceError, Uncommitted, UnknownFormat
+from ...storage.signatures import SAFETENSORS, read_head, recognise
 from ...storage.source import Source
 from ..zarr.metadata import FILES
 from .directory import (
+    DATABASE_DIRECTORIES,
+    MARKS,
     TREE,
     Root,
     basename,
     examine_directory,
+    is_temporary,
     list_items,
+    list_names,
     step_metadata,
     step_number,
     step_prefix,
     uncommitted_reason,
 )
 from .item import open_item
+from .json_item import read_json_item
 
 MAX_LISTED = 6
 """Most items that an error names; a directory may contain hundreds."""
+
+_MAX_PROBES = 64
+"""Most directories that are searched for checkpoints."""
+
+_SEARCH_DEPTH = 3
+"""Most levels that are searched for checkpoints."""
 
 _PART_DEPTH = 4
 """Most levels of an item: `ocdbt.process_0/d/<file>`, or `<array>/c/0/0` for small ranks."""
@@ -61,19 +76,30 @@ class Orbax:
         if root is None:
             raise UnknownFormat(f"{source.url} is no Orbax checkpoint")
         if root.what == "json":
-            raise UnknownFormat(f"{source.url} is a JSON item, not a pytree")
+            raise UnknownFormat(
+                f"{source.url} is a JSON item, not a pytree", hint=_json_hint([source])
+            )
         if root.what == "steps":
             raise _steps_error(source, root)
         if root.what == "item":
             return _open_item_at(source)
         pytrees = root.pytrees
         if len(pytrees) == 1:
+            others = _find_others(source, root)
+            if others:
+                urls = list_openable(source.at(pytrees[0]))
+                raise UnknownFormat(
+                    f"{source.url} holds several checkpoints, in "
+                    + list_ends([f"`{name}`" for name in (*pytrees, *others)]),
+                    hint=open_hint(sum(others.values(), urls)),
+                )
             return _open_item_at(source.at(pytrees[0]))
-        items = list(root.items.items())
-        examples = [f"`{name}` ({kind})" for name, kind in items[:MAX_LISTED]]
-        listed = list_examples(examples, len(items))
+        listed = list_ends([f"`{name}` ({kind})" for name, kind in root.items.items()])
         if not pytrees:
-            raise UnknownFormat(f"{source.url} holds no pytree item, only {listed}")
+            jsons = [source.at(name) for name, kind in root.items.items() if kind == "json"]
+            raise UnknownFormat(
+                f"{source.url} holds no pytree item, only {listed}", hint=_json_hint(jsons)
+            )
         raise UnknownFormat(
             f"{source.url} holds several items: {listed}", hint=open_hint(list_openable(source))
         )
@@ -91,12 +117,82 @@ def list_openable(source: Source) -> list[str]:
         return [source.url] if _can_open(source) else []
     pytrees = [source.at(name) for name in root.pytrees]
     found = [child.url for child in pytrees if _can_open(child)]
-    return [source.url] if len(pytrees) == 1 and found else found
+    alone = len(pytrees) == 1 and found and not _find_others(source, root)
+    return [source.url] if alone else found
 
 
-def open_hint(urls: list[str]) -> str | None:
-    """A hint to open one of `urls`; None if there are none."""
-    return "open " + " or ".join(map(quote_text, urls[:MAX_LISTED])) if urls else None
+def list_latest(source: Source, root: Root) -> list[str]:
+    """What `list_openable` finds in the latest committed step of each name, latest first."""
+    latest = {step_prefix(step.key): step for step in root.steps if step.committed}
+    found: list[str] = []
+    for step in sorted(latest.values(), key=lambda step: -step.step)[:MAX_LISTED]:
+        found += list_openable(source.at(step.key))
+    return found
+
+
+def find_below(source: Source, names: Iterable[str]) -> dict[str, list[str]]:
+    """Checkpoints in some directories of `source`, at most `_SEARCH_DEPTH` levels deep.
+
+    Returns:
+        The name of each directory with what looks like a checkpoint → the URLs that were opened.
+    """
+    found: dict[str, list[str]] = {}
+    pending = deque((name, source.at(name), 1) for name in names if not is_temporary(name))
+    for _ in range(_MAX_PROBES):
+        if not pending or sum(map(len, found.values())) > MAX_LISTED:
+            break
+        name, child, depth = pending.popleft()
+        root = examine_directory(child)
+        if root is not None and root.what == "steps":
+            found.setdefault(name, []).extend(list_latest(child, root))
+        elif root is not None and (root.what == "item" or root.pytrees):
+            found.setdefault(name, []).extend(list_openable(child))
+        elif depth < _SEARCH_DEPTH:
+            below = (info.key.rstrip("/") for info in child.children() if info.is_dir)
+            pending.extend((name, child.at(key), depth + 1) for key in below)
+    return found
+
+
+def _find_others(source: Source, root: Root) -> dict[str, list[str]]:
+    """Other checkpoints in a directory with one tree, if nothing says that a save made it whole.
+
+    Returns:
+        Their names → the URLs that were opened in them.
+    """
+    names = list_names(source)
+    if root.handled or names & MARKS:
+        return {}
+    files = [info for info in source.children() if not info.is_dir][:_MAX_PROBES]
+    tensors = [
+        info.key
+        for info in files
+        if recognise(read_head(source, info.key, info.size), info.size) == SAFETENSORS
+    ]
+    others = [name for name, kind in root.items.items() if kind == "other"]
+    return find_below(source, others) | {key: [] for key in tensors}
+
+
+def list_ends(texts: Sequence[str]) -> str:
+    """Some of `texts`, the first and last among them, and the number of the others."""
+    if len(texts) <= MAX_LISTED:
+        return ", ".join(texts)
+    first, last = texts[: MAX_LISTED - 2], texts[-2:]
+    return ", ".join([*first, f"{len(texts) - MAX_LISTED} more", *last])
+
+
+def open_hint(urls: Sequence[str]) -> str | None:
+    """A hint to open one of `urls`, the last among them; None if there are none."""
+    shown = urls if len(urls) <= MAX_LISTED else [*urls[: MAX_LISTED - 2], *urls[-2:]]
+    return "open " + " or ".join(map(quote_text, shown)) if urls else None
+
+
+def _json_hint(items: Sequence[Source]) -> str | None:
+    """A hint to read one of these JSON items; None if none can be read."""
+    for item in items:
+        with suppress(CheckpointError):
+            read_json_item(item)
+            return f"templax.read_json({quote_text(item.url)}) reads it"
+    return None
 
 
 def part_of_item_error(source: Source) -> UnknownFormat | None:
@@ -105,7 +201,8 @@ def part_of_item_error(source: Source) -> UnknownFormat | None:
     if info is None or not name.strip("."):
         return None
     if info.is_dir:
-        part = name.startswith("ocdbt.process_") or name in ("d", "array_metadatas")
+        parts = ("d", "array_metadatas", *DATABASE_DIRECTORIES)
+        part = name.startswith("ocdbt.process_") or name in parts
         is_array_item = source.stat(TREE) is not None  # an array saved by itself, without OCDBT
         if not part and (is_array_item or all(source.stat(m) is None for m in FILES)):
             return None
@@ -114,7 +211,9 @@ def part_of_item_error(source: Source) -> UnknownFormat | None:
         parent = parent.at("..")
         if not basename(parent).strip("."):
             return None  # above the path as it was given, or the root
-        root = examine_directory(parent)
+        root = None
+        with suppress(SourceError):  # a directory that may not be read, beside or above
+            root = examine_directory(parent)
         if root is not None and root.what == "item" and not _is_process_directory(parent):
             what = f"{source.url} is a part of the checkpoint {parent.url}"
             return UnknownFormat(what, hint=open_hint(list_openable(parent)))
@@ -144,7 +243,14 @@ def _open_item_at(source: Source) -> Catalog:
             about["step"] = step_number(parent)
     for known in (above if "item" in about else {}, own):
         about |= {key: known[key] for key in _REPORTED_METADATA if known.get(key) not in (None, {})}
-    return open_item(source, metadata=about, uncommitted=uncommitted_reason(source))
+    reason = uncommitted_reason(source)
+    try:
+        return open_item(source, metadata=about, uncommitted=reason)
+    except CheckpointError as error:
+        if reason is None or isinstance(error, Uncommitted):
+            raise
+        what = f"{source.url} is not a committed checkpoint: {reason}; what is there is incomplete"
+        raise Uncommitted(f"{what}: {error}") from error
 
 
 def _steps_error(source: Source, root: Root) -> UnknownFormat:
@@ -152,16 +258,13 @@ def _steps_error(source: Source, root: Root) -> UnknownFormat:
     count = f"{len(root.steps)} step{'s' if len(root.steps) > 1 else ''}"
     if not committed:
         return UnknownFormat(f"{source.url} holds {count}, none of which was committed")
-    latest = committed[-1]
-    last = {step_prefix(step.key): step for step in committed}
-    if len(last) > 1:
+    hint = open_hint(list_latest(source, root))
+    if len(root.prefixes) > 1:
         keys = [step.key for step in root.steps]
         keys += [k for k, kind in list_items(source).items() if kind == "pytree" and k not in keys]
-        listed = list_names(keys, MAX_LISTED)
-        latest = [source.at(step.key) for step in reversed(last.values())]
-        hint = open_hint([url for child in latest for url in list_openable(child)])
+        listed = list_ends([f"`{key}`" for key in keys])
         return UnknownFormat(f"{source.url} holds several checkpoints: {listed}", hint=hint)
+    latest = committed[-1]
     return UnknownFormat(
-        f"{source.url} holds {count}; the latest committed step is {latest.step}",
-        hint=open_hint(list_openable(source.at(latest.key))),
+        f"{source.url} holds {count}; the latest committed step is {latest.step}", hint=hint
     )

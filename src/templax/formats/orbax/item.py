@@ -26,14 +26,13 @@ from ..ocdbt.read import MANIFEST, read_database
 from ..zarr.chunks import locate_arrays
 from ..zarr.metadata import FILES, MAX_FILE, Array, array_prefix, parse_metadata
 from .checksum_index import INDEX_FILE
-from .directory import LEGACY, TREE, is_committed
+from .directory import DATABASE_DIRECTORIES, LEGACY, TREE, is_committed
 from .indexed_item import open_indexed_item
 from .leaf_names import (
     NamedLeaf,
     TreeMetadata,
     iter_legacy_leaves,
     iter_metadata_leaves,
-    read_legacy_file,
 )
 from .sidecars import Sidecars, read_json, read_sidecars
 
@@ -86,7 +85,7 @@ def open_item(
         if any(isinstance(n.value, Value) for n in named):
             evidence.append(LEGACY)
     elif LEGACY in present:
-        named = list(iter_legacy_leaves(read_legacy_file(source), empties))
+        named = list(iter_legacy_leaves(source, empties))
         evidence = [LEGACY]
     else:
         named, evidence = [], []
@@ -125,8 +124,9 @@ def open_item(
 def _open_container(source: Source, present: set[str], tree: TreeMetadata | None) -> _Container:
     use_ocdbt = tree.use_ocdbt if tree is not None else None
     processes = sorted(name for name in present if name.startswith("ocdbt.process_"))
+    split = sorted(present & {f"{name}/" for name in DATABASE_DIRECTORIES})
     if use_ocdbt is None:
-        use_ocdbt = MANIFEST in present or bool(processes)
+        use_ocdbt = MANIFEST in present or bool(processes or split)
     if not use_ocdbt:
         return _Container(list_files(source), None)
     if MANIFEST in present:

@@ -8,26 +8,32 @@ from typing import Any
 from ...errors import Corrupted, NotFound
 from ...storage.signatures import read_metadata
 from ...storage.source import Source
-from .directory import basename
+from .directory import basename, json_file, list_names, step_metadata
 
 
 def read_json_item(source: Source) -> Any:
     """The value of a JSON item. `NaN` and `Infinity`, which Python writes, are accepted.
 
     Args:
-        source: The item directory.
+        source: The item directory, as written by Orbax's `JsonCheckpointHandler`, by the JSON
+            handler of its v1 API, or by templax.
 
     Raises:
         NotFound: There is no JSON item.
         Corrupted: The file is not JSON.
     """
-    for file in ("metadata", basename(source)):
-        info = source.stat(file)
-        if info is not None and not info.is_dir:
-            break
-    else:
+    file = find_json_file(source)
+    if file is None:
         raise NotFound("Expected a JSON item, found none", file=source.url)
     try:
         return json.loads(bytes(read_metadata(source, file)))
     except (ValueError, RecursionError) as error:
         raise Corrupted(f"The JSON is unreadable: {error}", file=file) from error
+
+
+def find_json_file(source: Source) -> str | None:
+    """The file that holds the value of a JSON item; None if the directory is none."""
+    names, name = list_names(source), basename(source)
+    handlers = step_metadata(source.at("..")).get("item_handlers")
+    handler = handlers.get(name) if isinstance(handlers, dict) else None
+    return json_file(source, names, handler) or (name if name in names else None)

@@ -13,6 +13,7 @@ import msgspec
 
 from ..._catalog.entry import Kind
 from ..._core.names import Path, join_path
+from ..._core.text import quote_text
 from ...errors import CheckpointError, Corrupted, NotFound, Unsupported
 from ...storage.signatures import read_metadata
 from ...storage.source import Source
@@ -129,20 +130,20 @@ def _index_by_name(leaves: Mapping[Path, Leaf]) -> dict[str, Leaf]:
     return {join_path(path): leaf for path, leaf in leaves.items()}
 
 
-def iter_legacy_leaves(
-    leaves: Mapping[Path, Leaf], empties: dict[Path, str]
-) -> Iterator[NamedLeaf]:
-    """The leaves of a file `checkpoint`. Empty nodes are added to `empties`.
+def iter_legacy_leaves(source: Source, empties: dict[Path, str]) -> Iterator[NamedLeaf]:
+    """The leaves of the file `checkpoint`. Empty nodes are added to `empties`.
 
     Raises:
         Unsupported: A checkpoint of T5X, or a placeholder with another name than its leaf.
     """
-    for path, leaf in leaves.items():
+    for path, leaf in read_legacy_file(source).items():
         if path[-2:] == ("kvstore", "driver"):
+            load = f"t5x.checkpoints.load_t5x_checkpoint({quote_text(source.url)})"
             raise Unsupported(
                 "templax does not read T5X's own checkpoints, whose leaves are TensorStore specs",
                 leaf=join_path(path[:-2]),
                 file=LEGACY,
+                hint=f"restore from tx.Recipe(lambda: {load})",
             )
         if isinstance(leaf, Empty):
             empties[path] = leaf.name

@@ -12,8 +12,9 @@ import numpy as np
 from ..._catalog.catalog import record_damage
 from ..._catalog.entry import Chunk, Extent
 from ..._codecs.crc32c import crc32c
+from ..._codecs.decode import CODECS, COMPRESSIONS
 from ..._core.boxes import Box, Shape
-from ...errors import CheckpointError, Corrupted, NotFound
+from ...errors import CheckpointError, Corrupted, NotFound, Unsupported
 from ...storage.signatures import diagnose_lfs_pointer
 from ...storage.source import Source
 from .metadata import Array, Sharding, array_prefix
@@ -24,6 +25,9 @@ _EMPTY = 2**64 - 1
 
 # A zstd block has at least 4 bytes and decodes to at most 128 KiB (RFC 8878, section 3.1.1.2).
 _ZSTD_BLOCK, _ZSTD_BLOCK_DECODED = 4, 1 << 17
+
+# Two bits of deflate stand for at most 258 bytes (RFC 1951, section 3.2.5).
+_DEFLATE_RATIO = 1032
 
 
 def locate_arrays(
@@ -52,7 +56,13 @@ def locate_arrays(
 
     Raises:
         Corrupted: A chunk is missing or has an impossible length, or a shard's index is altered.
+        Unsupported: The array has a codec or option that templax does not read, and `damages` is
+            None. Otherwise its chunks have codecs that `decode` does not know.
     """
+    if array.unsupported is not None and damages is None:
+        raise Unsupported(array.unsupported, leaf=name)
+    if not array.placed:
+        return ()
     if (sole := array.sole) is not None and array.sharding is None:
         key, box, nbytes = sole
         extent = objects.get(array_prefix(name, files=index is None) + key)
@@ -175,7 +185,9 @@ def _resolve_value(
 
 
 def _make_chunk(extent: Extent, box: Box, codecs: tuple[str, ...], array: Array) -> Chunk:
-    checked = extent.inline is not None or "crc32c" in codecs  # an OCDBT node has a checksum
+    # An OCDBT node has a checksum, and so has a gzip member.
+    summed = array.unsupported is None and not {"crc32c", "gzip"}.isdisjoint(codecs)
+    checked = extent.inline is not None or summed
     return Chunk(extent, box, codecs, array.order, checked)
 
 
@@ -208,14 +220,16 @@ def _read_shard_index(
 def check_length(extent: Extent, nbytes: int, codecs: tuple[str, ...]) -> None:
     """Raises Corrupted for stored bytes that can't decode to `nbytes`.
 
-    Called before anything is allocated for them.
+    Called before anything is allocated for them. Of unknown codecs, nothing is known.
     """
+    if not CODECS.issuperset(codecs):
+        return
     fixed = nbytes + 4 * codecs.count("crc32c")
-    if "zstd" not in codecs:
+    if COMPRESSIONS.keys().isdisjoint(codecs):
         if extent.nbytes == fixed:
             return
         what = f"Expected a chunk of {fixed} bytes, got {extent.nbytes}"
-    elif nbytes > (extent.nbytes // _ZSTD_BLOCK + 1) * _ZSTD_BLOCK_DECODED:
+    elif nbytes > _max_decoded_bytes(extent.nbytes, codecs):
         what = (
             f"Expected a chunk of {nbytes} bytes, got {extent.nbytes} that can't decode to as many"
         )
@@ -230,6 +244,13 @@ def check_length(extent: Extent, nbytes: int, codecs: tuple[str, ...]) -> None:
         start=None if inline else extent.start,
         stop=None if inline else extent.stop,
     )
+
+
+def _max_decoded_bytes(stored: int, codecs: tuple[str, ...]) -> int:
+    """The most bytes that a compressed chunk can decode to."""
+    if "gzip" in codecs:
+        return (stored + 1) * _DEFLATE_RATIO
+    return (stored // _ZSTD_BLOCK + 1) * _ZSTD_BLOCK_DECODED
 
 
 def _encode_fill_value(array: Array, name: str) -> bytes:

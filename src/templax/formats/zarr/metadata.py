@@ -2,20 +2,22 @@
 
 Reads zarr 2 (zarr-specs, docs/v2/v2.0) and zarr 3 (docs/v3/core, codecs/sharding-indexed) as
 TensorStore writes them, little-endian and with the codecs that `_codecs.decode` has decoders for.
-Anything else raises `Unsupported` with its name.
+An array that says anything else about its chunks still has a shape and a dtype;
+`Array.unsupported` then says why it can't be read.
 """
 
 from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import msgspec
 import numpy as np
 
-from ..._codecs.decode import CHECKSUMS, COMPRESSIONS
+from ..._codecs.decode import CODECS, COMPRESSIONS
 from ..._core.boxes import Box, Shape, fits_address_space, full_box
 from ..._core.dtypes import DTYPES, NUMPY_NAMES
 from ...errors import Corrupted, Unsupported
@@ -54,6 +56,9 @@ _MAX_BYTES = 2**63 - 1
 _MAX_NESTING = 4
 
 _MAX_CODECS = 8
+
+UNREADABLE = "unreadable"
+"""Stands for the codecs of an array that templax can't decode. There is no decoder of that name."""
 
 _SMALL_CHUNK = 64 << 20
 
@@ -103,6 +108,8 @@ class Array:
         order: Order of the elements in a chunk.
         fill: Fill value as the file spells it; None if absent chunks have no value.
         sharding: Set if each value is a shard; `codecs` is then empty.
+        unsupported: Why templax can't read the values, such as a codec; None if it can.
+        placed: Whether the keys of the chunks are known all the same.
     """
 
     shape: Shape
@@ -114,6 +121,8 @@ class Array:
     order: Literal["C", "F"] = "C"
     fill: Any = field(default=None, compare=False)
     sharding: Sharding | None = None
+    unsupported: str | None = None
+    placed: bool = True
 
     @functools.cached_property
     def grid(self) -> Shape:
@@ -192,7 +201,7 @@ def parse_metadata(data: bytes | memoryview, metadata: str) -> Array:
 
     Raises:
         Corrupted: The JSON is invalid, or its numbers can't be an array's.
-        Unsupported: A dtype, codec or option that templax does not read; the error names it.
+        Unsupported: A version or dtype that templax does not read; the error names it.
     """
     if len(data) > MAX_FILE:
         raise Corrupted(f"Expected at most {MAX_FILE} bytes in `{metadata}`, got {len(data)}")
@@ -207,19 +216,24 @@ def parse_metadata(data: bytes | memoryview, metadata: str) -> Array:
 def _parse_zarr2(meta: _Zarr2) -> Array:
     if meta.zarr_format != 2:
         raise Unsupported(f"templax reads zarr_format 2 in `.zarray`, got {meta.zarr_format}")
+    text = str(meta.dtype)
+    dtype = _TYPESTRS.get(text) or DTYPES.get(text) or _TYPESTRS.get(text.replace(">", "<", 1))
+    if dtype is None:
+        raise Unsupported(f"templax does not read dtype `{text[:80]}`")
+    unsupported: list[str] = []
+    if text.startswith(">"):
+        unsupported.append(f"templax reads little-endian arrays, got dtype `{text}`")
     if meta.order not in ("C", "F"):
-        raise Unsupported(f"templax reads arrays of order C and F, got `{meta.order}`")
+        unsupported.append(f"templax reads arrays of order C and F, got `{meta.order[:80]}`")
     if meta.filters:
-        raise Unsupported(f"templax reads no zarr filters, got {_quote_codec(meta.filters[0])}")
+        unsupported.append(f"templax reads no zarr filters, got {_quote_codec(meta.filters[0])}")
     codecs: tuple[str, ...] = ()
     if meta.compressor is not None:
         name = meta.compressor.get("id")
-        if not isinstance(name, str) or name not in COMPRESSIONS:
-            raise Unsupported(f"templax does not read codec {_quote_codec(meta.compressor)}")
-        codecs = (name,)
-    dtype = _TYPESTRS.get(str(meta.dtype)) or DTYPES.get(str(meta.dtype))
-    if dtype is None:
-        raise Unsupported(f"templax does not read dtype `{str(meta.dtype)[:80]}`")
+        if isinstance(name, str) and name in COMPRESSIONS:
+            codecs = (name,)
+        else:
+            unsupported.append(f"templax does not read codec {_quote_codec(meta.compressor)}")
     return _validate(
         Array(
             tuple(meta.shape),
@@ -227,9 +241,10 @@ def _parse_zarr2(meta: _Zarr2) -> Array:
             tuple(meta.chunks),
             "",
             meta.dimension_separator,
-            codecs,
+            (UNREADABLE,) if unsupported else codecs,
             "F" if meta.order == "F" else "C",
             meta.fill_value,
+            unsupported=next(iter(unsupported), None),
         )
     )
 
@@ -240,21 +255,29 @@ def _parse_zarr3(meta: _Zarr3) -> Array:
             f"templax reads arrays of zarr_format 3 in `zarr.json`, "
             f"got {meta.node_type[:80]} of {meta.zarr_format}"
         )
-    if meta.storage_transformers:
-        raise Unsupported("templax reads no zarr storage transformers")
     dtype = DTYPES.get(str(meta.data_type))
     if dtype is None:
         raise Unsupported(f"templax does not read dtype `{str(meta.data_type)[:80]}`")
-    if meta.chunk_grid.name != "regular":
-        raise Unsupported(f"templax does not read chunk grid `{meta.chunk_grid.name[:80]}`")
+    grid_name, encoding_name = meta.chunk_grid.name, meta.chunk_key_encoding.name
+    default = {"default": ("c", "/"), "v2": ("", ".")}.get(encoding_name)
+    unplaced = None
+    if meta.storage_transformers:
+        unplaced = "templax reads no zarr storage transformers"
+    elif grid_name != "regular":
+        unplaced = f"templax does not read chunk grid `{grid_name[:80]}`"
+    elif default is None:
+        unplaced = f"templax does not read chunk key encoding `{encoding_name[:80]}`"
+    if unplaced is not None or default is None:
+        shape = tuple(meta.shape)
+        chunk = tuple(max(n, 1) for n in shape)
+        array = Array(shape, dtype, chunk, "", "/", (), unsupported=unplaced, placed=False)
+        return _validate(array)
     grid = msgspec.convert(meta.chunk_grid.configuration, _Regular)
     encoding = msgspec.convert(meta.chunk_key_encoding.configuration, _KeyEncoding)
-    default = {"default": ("c", "/"), "v2": ("", ".")}.get(meta.chunk_key_encoding.name)
-    if default is None:
-        raise Unsupported(
-            f"templax does not read chunk key encoding `{meta.chunk_key_encoding.name[:80]}`"
-        )
-    codecs, sharding = _parse_codecs(meta.codecs, tuple(grid.chunk_shape), dtype, _MAX_NESTING)
+    unsupported: list[str] = []
+    codecs, sharding = _parse_codecs(
+        meta.codecs, tuple(grid.chunk_shape), dtype, _MAX_NESTING, unsupported
+    )
     return _validate(
         Array(
             tuple(meta.shape),
@@ -266,55 +289,73 @@ def _parse_zarr3(meta: _Zarr3) -> Array:
             "C",
             meta.fill_value,
             sharding,
+            next(iter(unsupported), None),
         )
     )
 
 
 def _parse_codecs(
-    listed: list[_Named], chunk_shape: Shape, dtype: np.dtype, nesting: int
+    listed: list[_Named],
+    chunk_shape: Shape,
+    dtype: np.dtype,
+    nesting: int,
+    unsupported: list[str],
 ) -> tuple[tuple[str, ...], Sharding | None]:
     """The decoders of a chunk, and its sharding if it is a shard.
 
     Args:
         listed: Its encoders, in the order in which they were applied.
+        unsupported: What templax can't decode is added here.
     """
     if not listed:
         raise Corrupted("Expected a codec that makes bytes of an array, got none")
     first, *rest = listed
     if first.name == "sharding_indexed":
         if rest:
-            raise Unsupported(f"templax does not read codec `{rest[0].name[:80]}` around shards")
+            name = rest[0].name[:80]
+            unsupported.append(f"templax does not read codec `{name}` around shards")
+            return (UNREADABLE,), None
         if not nesting:
-            raise Unsupported(
+            unsupported.append(
                 f"templax reads shards in shards {_MAX_NESTING} deep, got deeper ones"
             )
-        return (), _parse_sharding(first, chunk_shape, dtype, nesting)
-    _check_bytes_codec(first, dtype)
-    decoders: list[str] = []
-    for codec in reversed(rest):
-        if codec.name not in COMPRESSIONS and codec.name not in CHECKSUMS:
-            raise Unsupported(f"templax does not read codec `{codec.name[:80]}`")
-        decoders.append(codec.name)
+            return (UNREADABLE,), None
+        return _parse_sharding(first, chunk_shape, dtype, nesting, unsupported)
+    decoders = tuple(codec.name for codec in reversed(rest))
+    problem = _find_bytes_problem(first, dtype) or _find_decoder_problem(decoders)
+    if problem is not None:
+        unsupported.append(problem)
+        return (UNREADABLE,), None
+    return decoders, None
+
+
+def _find_decoder_problem(decoders: Sequence[str]) -> str | None:
+    """Why templax can't apply these decoders; None if it can."""
+    unknown = [name for name in decoders if name not in CODECS]
+    if unknown:
+        return f"templax does not read codec `{unknown[-1][:80]}`"
     compressions = [name for name in decoders if name in COMPRESSIONS]
     if len(compressions) > 1:
         names = ", ".join(f"`{name}`" for name in dict.fromkeys(compressions))
-        raise Unsupported(f"templax reads chunks compressed once, got several codecs {names}")
+        return f"templax reads chunks compressed once, got several codecs {names}"
     if len(decoders) > _MAX_CODECS:
-        raise Unsupported(
-            f"templax reads chunks of {_MAX_CODECS} codecs at most, got {len(decoders)}"
-        )
-    return tuple(decoders), None
+        return f"templax reads chunks of {_MAX_CODECS} codecs at most, got {len(decoders)}"
+    return None
 
 
-def _check_bytes_codec(codec: _Named, dtype: np.dtype) -> None:
+def _find_bytes_problem(codec: _Named, dtype: np.dtype) -> str | None:
+    """Why templax can't reverse the codec that makes bytes of an array; None if it can."""
     if codec.name != "bytes":
-        raise Unsupported(f"templax does not read codec `{codec.name[:80]}`")
+        return f"templax does not read codec `{codec.name[:80]}`"
     endian = codec.configuration.get("endian", "little")
     if endian != "little" and dtype.itemsize > 1:
-        raise Unsupported(f"templax reads little-endian arrays, got codec `bytes` with {endian!r}")
+        return f"templax reads little-endian arrays, got codec `bytes` with {str(endian)[:80]!r}"
+    return None
 
 
-def _parse_sharding(codec: _Named, shard: Shape, dtype: np.dtype, nesting: int) -> Sharding:
+def _parse_sharding(
+    codec: _Named, shard: Shape, dtype: np.dtype, nesting: int, unsupported: list[str]
+) -> tuple[tuple[str, ...], Sharding | None]:
     meta = msgspec.convert(codec.configuration, _Sharded)
     inner_shape = tuple(meta.chunk_shape)
     if len(inner_shape) != len(shard) or any(c < 1 for c in inner_shape):
@@ -323,10 +364,15 @@ def _parse_sharding(codec: _Named, shard: Shape, dtype: np.dtype, nesting: int) 
         raise Corrupted(f"Expected inner chunks that divide shards {shard}, got {inner_shape}")
     names = [c.name for c in meta.index_codecs]
     if names not in (["bytes"], ["bytes", "crc32c"]):
-        raise Unsupported(f"templax does not read shard indexes with codecs {names[:8]}")
-    _check_bytes_codec(meta.index_codecs[0], np.dtype(np.uint64))
-    codecs, inner = _parse_codecs(meta.codecs, inner_shape, dtype, nesting - 1)
-    return Sharding(inner_shape, codecs, inner, meta.index_location == "end", len(names) == 2)
+        problem = f"templax does not read shard indexes with codecs {names[:8]}"
+    else:
+        problem = _find_bytes_problem(meta.index_codecs[0], np.dtype(np.uint64))
+    if problem is not None:
+        unsupported.append(problem)
+        return (UNREADABLE,), None
+    codecs, inner = _parse_codecs(meta.codecs, inner_shape, dtype, nesting - 1, unsupported)
+    at_end = meta.index_location == "end"
+    return (), Sharding(inner_shape, codecs, inner, at_end, len(names) == 2)
 
 
 def _quote_codec(codec: Any) -> str:

@@ -7,6 +7,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+import templax as tx
 from helpers import CORPUS, list_names
 from opening import open_local, read_refusal
 from templax.errors import NotFound, Uncommitted
@@ -110,7 +111,7 @@ def test_unfinished_steps_are_listed_but_never_hinted(tmp_path):
     run = tmp_path / "run"
     shutil.copytree(run / "20", run / "30.orbax-checkpoint-tmp-1795")
     shutil.copytree(run / "20", run / "40")
-    (run / "40" / "commit_success.txt").unlink()
+    (run / "40" / "commit_success.txt").unlink(missing_ok=True)
     metadata = run / "40" / "_CHECKPOINT_METADATA"
     metadata.write_text(
         json.dumps(json.loads(metadata.read_text()) | {"commit_timestamp_nsecs": None})
@@ -182,7 +183,10 @@ def test_a_part_of_a_checkpoint_names_the_whole(name, part):
 
 def test_a_json_item_is_not_a_pytree():
     path = MANAGER / "10" / "meta"
-    assert read_refusal(path) == f"{path} is a JSON item, not a pytree"
+    assert read_refusal(path) == (
+        f'{path} is a JSON item, not a pytree; hint: templax.read_json("{path}") reads it'
+    )
+    assert tx.read_json(path) == {"step": 10, "note": "x"}
 
 
 def test_a_missing_path_is_not_found(tmp_path):
@@ -237,7 +241,10 @@ def test_a_step_with_only_json_has_no_pytree(case):
     path = case("orbax-0.12.8-manager")
     for item in ("ema", "state"):
         shutil.rmtree(path / "20" / item)
-    assert read_refusal(path / "20") == f"{path}/20 holds no pytree item, only `meta` (json)"
+    assert read_refusal(path / "20") == (
+        f"{path}/20 holds no pytree item, only `meta` (json); "
+        f'hint: templax.read_json("{path}/20/meta") reads it'
+    )
 
 
 def test_an_item_with_a_number_as_name_is_a_step(case):

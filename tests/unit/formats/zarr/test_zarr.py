@@ -68,7 +68,9 @@ def have_same_bytes(a, b):
 
 @given(
     array=chunked_arrays(),
-    compressor=st.sampled_from([None, {"id": "zstd", "level": 1}]),
+    compressor=st.sampled_from(
+        [None, {"id": "zstd", "level": 1}, {"id": "gzip", "level": 1}, {"id": "gzip", "level": 9}]
+    ),
     order=st.sampled_from(["C", "F"]),
     separator=st.sampled_from([".", "/"]),
 )
@@ -89,6 +91,7 @@ def test_zarr2_is_read_as_tensorstore_reads_it(array, compressor, order, separat
 
 BYTES = {"name": "bytes", "configuration": {"endian": "little"}}
 ZSTD = {"name": "zstd", "configuration": {"level": 1}}
+GZIP = {"name": "gzip", "configuration": {"level": 5}}
 CRC = {"name": "crc32c"}
 
 
@@ -106,7 +109,7 @@ def make_sharding_codec(chunk_shape, codecs, location="end", index=(BYTES, CRC))
 
 @given(
     array=chunked_arrays(),
-    rest=st.sampled_from([[], [ZSTD], [CRC], [ZSTD, CRC], [CRC, ZSTD]]),
+    rest=st.sampled_from([[], [ZSTD], [CRC], [ZSTD, CRC], [CRC, ZSTD], [GZIP], [GZIP, CRC]]),
     location=st.sampled_from([None, "start", "end"]),
     index=st.sampled_from([[BYTES], [BYTES, CRC]]),
     split=st.integers(1, 3),
@@ -207,16 +210,35 @@ def encode_zarr3(**changes):
     ("changes", "message"),
     [
         ({"compressor": {"id": "blosc"}}, "templax does not read codec `blosc`"),
-        ({"compressor": {"id": "gzip"}}, "templax does not read codec `gzip`"),
+        ({"compressor": {"id": "lz4"}}, "templax does not read codec `lz4`"),
         ({"compressor": {"id": "crc32c"}}, "templax does not read codec `crc32c`"),
         ({"compressor": {"id": ["zstd"]}}, "templax does not read codec `['zstd']`"),
         ({"compressor": {}}, "templax does not read codec `None`"),
         ({"filters": [{"id": "delta"}]}, "templax reads no zarr filters, got `delta`"),
-        ({"dtype": ">f4"}, "templax does not read dtype `>f4`"),
+        ({"dtype": ">f4"}, "templax reads little-endian arrays, got dtype `>f4`"),
+        ({"order": "X"}, "templax reads arrays of order C and F, got `X`"),
+    ],
+)
+def test_zarr2_that_cannot_be_decoded_has_a_shape_and_a_reason(changes, message):
+    array = parse_metadata(encode_zarr2(**changes), ".zarray")
+    assert (array.shape, array.dtype) == ((4,), np.dtype(np.float32))
+    assert_values_are_refused(array, message)
+
+
+def assert_values_are_refused(array, message):
+    """The error names the leaf and comes before the chunks are looked up."""
+    with pytest.raises(Unsupported) as caught:
+        locate_arrays(array, "layer.w", {}, Memory({}), absent="error")
+    assert (caught.value.what, caught.value.leaf) == (message, "layer.w")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
         ({"dtype": "|O"}, "templax does not read dtype `|O`"),
+        ({"dtype": ">V2"}, "templax does not read dtype `>V2`"),
         ({"dtype": "<M8[s]"}, "templax does not read dtype `<M8[s]`"),
         ({"dtype": [["a", "<f4"]]}, "templax does not read dtype `[['a', '<f4']]`"),
-        ({"order": "X"}, "templax reads arrays of order C and F, got `X`"),
         ({"zarr_format": 1}, "templax reads zarr_format 2 in `.zarray`, got 1"),
     ],
 )
@@ -229,7 +251,11 @@ def test_unsupported_zarr2_metadata_is_named(changes, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"codecs": [BYTES, {"name": "gzip"}]}, "templax does not read codec `gzip`"),
+        ({"codecs": [BYTES, {"name": "blosc"}]}, "templax does not read codec `blosc`"),
+        (
+            {"codecs": [BYTES, {"name": "a"}, ZSTD, {"name": "b"}]},
+            "templax does not read codec `a`",
+        ),
         ({"codecs": [{"name": "transpose"}, BYTES]}, "templax does not read codec `transpose`"),
         (
             {"codecs": [{"name": "bytes", "configuration": {"endian": "big"}}]},
@@ -237,23 +263,42 @@ def test_unsupported_zarr2_metadata_is_named(changes, message):
         ),
         (
             {"codecs": [make_sharding_codec([1], [BYTES]), ZSTD]},
-            "does not read codec `zstd` around shards",
+            "templax does not read codec `zstd` around shards",
         ),
         (
             {"codecs": [BYTES, ZSTD, ZSTD]},
             "templax reads chunks compressed once, got several codecs `zstd`",
         ),
+        (
+            {"codecs": [make_sharding_codec([1], [BYTES, {"name": "blosc"}])]},
+            "templax does not read codec `blosc`",
+        ),
+        (
+            {"codecs": [BYTES, ZSTD, {"name": "gzip"}]},
+            "templax reads chunks compressed once, got several codecs `gzip`, `zstd`",
+        ),
         ({"codecs": [BYTES, *[CRC] * 9]}, "templax reads chunks of 8 codecs at most, got 9"),
         ({"codecs": [BYTES, {"name": "fill"}]}, "templax does not read codec `fill`"),
-        ({"data_type": "string"}, "templax does not read dtype `string`"),
-        ({"chunk_grid": {"name": "rectilinear"}}, "does not read chunk grid `rectilinear`"),
-        ({"chunk_key_encoding": {"name": "x"}}, "does not read chunk key encoding `x`"),
+        ({"chunk_grid": {"name": "rectilinear"}}, "templax does not read chunk grid `rectilinear`"),
+        ({"chunk_key_encoding": {"name": "x"}}, "templax does not read chunk key encoding `x`"),
         ({"storage_transformers": [{}]}, "templax reads no zarr storage transformers"),
-        ({"node_type": "group"}, "got group of 3"),
         (
             {"codecs": [make_sharding_codec([1], [BYTES], index=[BYTES, ZSTD])]},
-            "does not read shard indexes with codecs ['bytes', 'zstd']",
+            "templax does not read shard indexes with codecs ['bytes', 'zstd']",
         ),
+    ],
+)
+def test_zarr3_that_cannot_be_decoded_has_a_shape_and_a_reason(changes, message):
+    array = parse_metadata(encode_zarr3(**changes), "zarr.json")
+    assert (array.shape, array.dtype) == ((4,), np.dtype(np.float32))
+    assert_values_are_refused(array, message)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data_type": "string"}, "templax does not read dtype `string`"),
+        ({"node_type": "group"}, "got group of 3"),
     ],
 )
 def test_unsupported_zarr3_metadata_is_named(changes, message):
@@ -332,8 +377,8 @@ def test_deeply_nested_shards_are_refused():
     codec = BYTES
     for _ in range(20):
         codec = make_sharding_codec([1], [codec])
-    with pytest.raises(Unsupported, match="templax reads shards in shards 4 deep"):
-        parse_metadata(encode_zarr3(codecs=[codec]), "zarr.json")
+    array = parse_metadata(encode_zarr3(codecs=[codec]), "zarr.json")
+    assert_values_are_refused(array, "templax reads shards in shards 4 deep, got deeper ones")
 
 
 def locate_chunks(data, objects, *, index=None, absent="error", file=".zarray"):

@@ -1,0 +1,70 @@
+"""JAX. What has another name, or is missing, in one of the versions of JAX from 0.5.3 on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.experimental.layout as jax_layout
+import jax.tree_util as jtu
+
+_renamed = hasattr(jax_layout, "Format")  # in JAX 0.7
+
+Format: Any = jax_layout.Format if _renamed else jax_layout.Layout
+"""A memory layout and a sharding."""
+
+Layout: Any = jax_layout.Layout if _renamed else getattr(jax_layout, "DeviceLocalLayout")  # noqa: B009
+"""A memory layout."""
+
+SET_MESH = "jax.set_mesh" if hasattr(jax, "set_mesh") else "jax.sharding.use_mesh"
+"""The context manager that sets a mesh, as messages name it."""
+
+
+def layout_of(format: Any) -> Any:
+    """The memory layout of a `Format`."""
+    return format.layout if hasattr(format, "layout") else format.device_local_layout
+
+
+def format_of(leaf: Any) -> Any:
+    """The `Format` of a `jax.ShapeDtypeStruct`, or None: other leaves have no such attribute."""
+    found = (getattr(leaf, name, None) for name in ("format", "layout"))
+    return next((format for format in found if isinstance(format, Format)), None)
+
+
+def current_mesh() -> Any:
+    """The mesh that the program has set, or None."""
+    if hasattr(jax.sharding, "get_mesh"):
+        mesh = jax.sharding.get_mesh()
+        return None if mesh.empty else mesh
+    from jax._src.mesh import get_concrete_mesh  # pyright: ignore
+
+    return get_concrete_mesh()
+
+
+def symbolic_dimension_error() -> type[Exception]:
+    """The exception that a symbolic dimension raises when it is used as a number.
+
+    Imported only when a shape is invalid: the import takes 20 ms, longer than a small restore.
+    """
+    try:
+        from jax.extend.core import InconclusiveDimensionOperation
+    except ImportError:
+        from jax.core import InconclusiveDimensionOperation  # pyright: ignore
+
+    return InconclusiveDimensionOperation
+
+
+def broadcast(prefix: Any, tree: Any) -> Any:
+    """`tree` with the value of a prefix pytree in place of each leaf.
+
+    Raises:
+        ValueError: `prefix` is not a prefix of `tree`.
+    """
+    if hasattr(jax.tree, "broadcast"):
+        return jax.tree.broadcast(prefix, tree)
+    return jtu.tree_map(lambda value, part: jtu.tree_map(lambda _: value, part), prefix, tree)
+
+
+def without_names(info: Any) -> Any:
+    """The debugging information of a function, for one that returns other outputs."""
+    return info.with_unknown_names() if hasattr(info, "with_unknown_names") else info

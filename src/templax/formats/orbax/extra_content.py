@@ -1,0 +1,83 @@
+"""What a directory contains beyond the result of one save, which a save must not replace."""
+
+from __future__ import annotations
+
+import itertools
+
+from ...storage.source import Source
+from ..ocdbt.read import MANIFEST
+from ..zarr.metadata import FILES
+from .directory import (
+    DATABASE_DIRECTORIES,
+    LEGACY,
+    MARKS,
+    STEP_METADATA,
+    TREE,
+    V1_MARK,
+    Root,
+    basename,
+    examine_directory,
+    is_committed,
+    list_names,
+)
+
+_MAX_PROBES = 64
+"""Most files of a subdirectory that are looked at."""
+
+_SIDE_FILES = (
+    "_sharding",
+    "_strings.json",
+    "data.json",
+    "metadata",
+    "metrics",
+    "templax.index",
+)
+
+_OWN_FILES = frozenset((TREE, MANIFEST, LEGACY, *MARKS, *_SIDE_FILES))
+
+_OWN_DIRECTORIES = ("d", "array_metadatas", "descriptor", *DATABASE_DIRECTORIES)
+
+_MAX_DEPTH = 4
+"""Most levels of directories in an item."""
+
+
+def describe_extra_content(source: Source) -> str | None:
+    """What a directory contains beyond the result of one save, in words; None if nothing."""
+    root, names = examine_directory(source), list_names(source)
+    if root is None or (root.what == "json" and not is_committed(source)):
+        return "other files"
+    if root.what == "steps":
+        return f"{len(root.steps)} step{'s' if len(root.steps) > 1 else ''}"
+    if root.what == "items" and not names & {STEP_METADATA, V1_MARK}:
+        return "a directory with " + ", ".join(f"`{name}`" for name in sorted(root.items)[:6])
+    for name in sorted(names):
+        if not (
+            name in _OWN_FILES
+            if not name.endswith("/")
+            else _belongs_to_save(source, root, name[:-1])
+        ):
+            return f"`{name.rstrip('/')}` in it"
+    return None
+
+
+def _belongs_to_save(source: Source, root: Root, name: str) -> bool:
+    """Whether a subdirectory was written by the save that wrote its parent."""
+    if root.what == "items":
+        return name in root.handled or (not root.handled and root.items.get(name) != "other")
+    if name in _OWN_DIRECTORIES or name.startswith("ocdbt."):
+        return True
+    # Without a database, each array is a directory, or nested ones if its name has slashes.
+    files = itertools.islice(source.at(name).walk(), _MAX_PROBES)
+    here = (info.key.rpartition("/")[2] for info in files)
+    return source.stat(MANIFEST) is None and any(file in FILES for file in here)
+
+
+def find_enclosing_item(source: Source) -> str | None:
+    """URL of the item that contains `source`, if any."""
+    for _ in range(_MAX_DEPTH):
+        source = source.at("..")
+        if not basename(source).strip("."):
+            return None
+        if any(source.stat(mark) is not None for mark in (TREE, MANIFEST)):
+            return source.url
+    return None

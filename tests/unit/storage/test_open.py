@@ -1,0 +1,105 @@
+"""Paths and URLs, and what `pathlib` and `os.path` make of URLs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import templax as tx
+from helpers import CKPT, read_files, run_cli
+from templax.compat import orbax as compat
+from templax.storage import Local, open_source, open_staging
+
+URLS = ["gs://bucket/run", "s3://bucket/a/b", "az://box/x", "https://host/x", "hdfs://n:1/x"]
+TREE = {"w": np.zeros(3, np.float32)}
+
+MANGLE: dict[str, Callable[[str], Any]] = {
+    "as it is": str,
+    "pathlib": Path,
+    "pathlib, text": lambda url: str(Path(url)),
+    "normpath": os.path.normpath,
+    "absolute": lambda url: Path(url).absolute(),
+    "abspath": os.path.abspath,
+    "joined": lambda url: Path("runs") / url,
+}
+
+
+@pytest.mark.parametrize("mangle", MANGLE)
+@pytest.mark.parametrize("url", URLS)
+def test_a_url_stays_a_url(
+    url: str, mangle: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path, scheme = MANGLE[mangle](url), url.partition(":")[0]
+    calls: list[Callable[[], Any]] = [
+        lambda: tx.open(path),
+        lambda: tx.restore(path, TREE),
+        lambda: tx.check(path, TREE),
+        lambda: tx.plan(path, TREE),
+        lambda: tx.verify(path),
+        lambda: tx.read_json(path),
+        lambda: tx.restore(tx.Recipe(lambda: TREE), TREE, missing=path),
+        lambda: tx.save(path, TREE),
+        lambda: tx.save_template(TREE, path),
+        lambda: tx.Manager(path),
+        lambda: open_source(path),
+        lambda: open_staging(path, overwrite=True),
+        lambda: compat.StandardCheckpointer().save(path, TREE),
+        lambda: compat.StandardCheckpointer().restore(path, TREE),
+        lambda: compat.CheckpointManager(path),
+    ]
+    for call in calls:
+        with pytest.raises(tx.SourceError, match=f"`{scheme}://` is not served"):
+            call()
+    assert read_files(tmp_path) == {}
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", ["ls", "steps", "verify", "template"])
+def test_the_command_line_knows_them_too(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for path in ("gs:/bucket/run", tmp_path / "s3:/bucket/run"):
+        result = run_cli(command, path)
+        assert result.exit_code == 2
+        assert "is not served by this version" in result.output
+
+
+@pytest.mark.parametrize("mangle", ["as it is", "pathlib", "absolute"])
+def test_a_file_url_is_its_path(mangle: str) -> None:
+    path = MANGLE[mangle](f"file://{CKPT}")
+    assert tx.open(path).url == str(CKPT)
+
+
+@pytest.mark.parametrize("path", ["C:/run", "C:\\run", "a:b/c", "./gs:/run", "gs:", "lr=0.1:/x"])
+def test_other_paths_with_a_colon_are_local(path: str) -> None:
+    source = open_source(path)
+    assert isinstance(source, Local)
+    assert source.url == path
+
+
+def test_a_local_directory_of_that_name_is_opened_by_its_absolute_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may have been made by a program that took the mangled URL for a path."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "gs:" / "bucket").mkdir(parents=True)
+    local = tmp_path / "gs:" / "bucket" / "run"
+    assert tx.save(local, {"w": jnp.zeros(3)}).path == str(local)
+    with pytest.raises(tx.SourceError) as caught:
+        tx.open(Path("gs://bucket/run"))
+    assert str(caught.value).endswith(f'; the local directory of that name is "{local}"')
+    assert tx.open(local).leaves["w"].shape == (3,)
+
+
+@pytest.mark.parametrize("path", ["", "file://", "://x"])
+def test_an_empty_path_is_a_usage_error(path: str) -> None:
+    with pytest.raises(tx.UsageError, match="Expected a path"):
+        open_source(path)
