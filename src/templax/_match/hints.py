@@ -15,6 +15,7 @@ from .._template.template import Template
 from .failure import Failure, add_hint, count_found, is_much_better
 from .leaf_hints import add_leaf_hints
 from .match import CheckpointView, apply_at_and_rename
+from .missing_hints import suggest_missing
 from .options import MatchOptions
 from .rename_hints import (
     suggest_renames,
@@ -46,6 +47,8 @@ def add_hints(
         match_with: Matches the checkpoint with a template again, with other options.
     """
     failure = Failure(result, checkpoint, options, match_with)
+    if lacks_arrays(result.template):
+        return replace(result, summary=explain_lack_of_arrays(result.template))
     for suggest in (
         _suggest_at,
         suggest_wrapping,
@@ -62,7 +65,25 @@ def add_hints(
         return result  # one sentence explains all mismatches
     targets = {t.name: t for t in result.template.targets}
     entries = {name: entry for _, name, entry in apply_at_and_rename(checkpoint, options)}
-    return replace(result, mismatches=add_leaf_hints(result.mismatches, targets, entries, options))
+    result = replace(
+        result, mismatches=add_leaf_hints(result.mismatches, targets, entries, options)
+    )
+    return suggest_missing(replace(failure, result=result))
+
+
+def lacks_arrays(template: Template) -> bool:
+    """Whether a template neither asks for a leaf nor leaves one out with `...`."""
+    return all(target.kind == "static" for target in template.targets)
+
+
+def explain_lack_of_arrays(template: Template) -> str:
+    """What is wrong with a template without leaves, such as a module instead of its variables."""
+    leaf = getattr(template.targets[0].placement, "leaf", None) if template.targets else None
+    got = "no leaves" if leaf is None else type(leaf).__name__
+    return (
+        f"Expected a template with arrays, got {got}; hint: tx.template_of(model.init, ...) makes"
+        " one of what a function returns, tx.open(checkpoint).template() of what is stored"
+    )
 
 
 @dataclass(frozen=True, slots=True)
