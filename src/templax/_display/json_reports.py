@@ -21,7 +21,7 @@ def match_fields(match: Match) -> dict[str, Any]:
         "mismatches": [select_fields(m, *mismatch) for m in match.mismatches],
         "casts": match.casts,
         "matched": len(match.pairs),
-        **select_fields(match, "kept", "skipped", "ignored"),
+        **select_fields(match, "kept", "skipped", "ignored", "undecidable"),
     }
 
 

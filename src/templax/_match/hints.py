@@ -24,6 +24,7 @@ from .rename_hints import (
     suggest_wrapping,
 )
 from .result import Match
+from .shape_hints import find_undecidable
 
 MAX_CANDIDATES = 8
 """How many values of `at` are tried; each try costs one match."""
@@ -65,9 +66,9 @@ def add_hints(
         return result  # one sentence explains all mismatches
     targets = {t.name: t for t in result.template.targets}
     entries = {name: entry for _, name, entry in apply_at_and_rename(checkpoint, options)}
-    result = replace(
-        result, mismatches=add_leaf_hints(result.mismatches, targets, entries, options)
-    )
+    mismatches = add_leaf_hints(result.mismatches, targets, entries, options)
+    undecidable = find_undecidable(mismatches, result.pairs, targets, entries)
+    result = replace(result, mismatches=mismatches, undecidable=undecidable)
     return suggest_missing(replace(failure, result=result))
 
 

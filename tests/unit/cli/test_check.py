@@ -76,6 +76,7 @@ def test_check_json_has_the_documented_fields(template_file):
         "kept": [],
         "skipped": [],
         "ignored": [],
+        "undecidable": [],
     }
 
 
