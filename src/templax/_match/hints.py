@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from .._core.names import join_path
-from .._core.text import quote_text
+from .._core.text import list_names, quote_text
 from .._template.template import Template
 from .failure import Failure, add_hint, count_found, is_much_better
 from .leaf_hints import add_leaf_hints
@@ -18,6 +18,7 @@ from .match import CheckpointView, apply_at_and_rename
 from .missing_hints import suggest_missing
 from .options import MatchOptions
 from .rename_hints import (
+    suggest_other_word,
     suggest_renames,
     suggest_respelling,
     suggest_setting_aside,
@@ -55,7 +56,9 @@ def add_hints(
         suggest_wrapping,
         suggest_respelling,
         suggest_renames,
+        suggest_other_word,
         suggest_setting_aside,
+        _explain_empty_at,
         _suggest_ignoring_extras,
     ):
         explained = suggest(failure)
@@ -142,6 +145,18 @@ def _try_other_subtrees(failure: Failure) -> list[_Candidate]:
             if is_much_better(failure, after):
                 working.append(_Candidate(at, depths[at], after))
     return working
+
+
+def _explain_empty_at(failure: Failure) -> Match | None:
+    """Says that nothing lies under `at`, and what does lie where it begins."""
+    at = failure.options.at
+    if not at or not failure.select("missing") or failure.leaves_by_name():
+        return None
+    names = list(dict.fromkeys(str(e.path[0]) for e in failure.checkpoint.entries if e.path))
+    if not names:
+        return None
+    summary = f"{count_found(failure)}, where nothing is; the checkpoint holds {list_names(names)}"
+    return replace(failure.result, summary=summary)
 
 
 def _suggest_ignoring_extras(failure: Failure) -> Match | None:

@@ -112,8 +112,34 @@ def _list_respellings(stored: Sequence[Path], wanted: Sequence[Path]) -> Iterato
             )
 
 
+def _list_words(stored: Sequence[Path], wanted: Sequence[Path]) -> Iterator[_Respelling]:
+    for old, new in (("weight", "kernel"), ("kernel", "weight")):
+        if old in map(_last_word, stored) and new in map(_last_word, wanted):
+            yield _Respelling(
+                f"the checkpoint calls `{old}` what the template calls `{new}`",
+                f'name.replace("{old}", "{new}")',
+                lambda name, old=old, new=new: name.replace(old, new),
+            )
+
+
+def _last_word(path: Path) -> str:
+    return join_path(path).rsplit(".", 1)[-1]
+
+
 def suggest_respelling(failure: Failure) -> Match | None:
     """Tries to respell all names: with or without the level `value`, or with another separator."""
+    return _try_respellings(failure, _list_respellings)
+
+
+def suggest_other_word(failure: Failure) -> Match | None:
+    """Tries the words of other libraries, even if the shapes differ: PyTorch's are transposed."""
+    return _try_respellings(failure, _list_words)
+
+
+def _try_respellings(
+    failure: Failure,
+    list_respellings: Callable[[Sequence[Path], Sequence[Path]], Iterator[_Respelling]],
+) -> Match | None:
     if not failure.select("missing") or failure.options.rename is not None:
         return None
     at = failure.options.at
@@ -123,7 +149,7 @@ def suggest_respelling(failure: Failure) -> Match | None:
         at = ""
         leaves = [(e.path, e.name, e) for e in failure.checkpoint.entries]
     targets = list(failure.targets_by_name().values())
-    for respelling in _list_respellings(
+    for respelling in list_respellings(
         [path for path, _, _ in leaves], [target.path for target in targets]
     ):
         names = [respelling.apply(name) for _, name, _ in leaves]
@@ -257,6 +283,8 @@ def _pair_similar_names(
         by_normalized[normalize(name)].append(name)
         by_parent[leaves[name][0][:-1]].append(name)
     old_names: dict[str, str] = {}
+    same_role: dict[str, str] = {}
+    all_fit = True
     for m in missing:
         target = targets[m.name]
 
@@ -268,12 +296,17 @@ def _pair_similar_names(
         near = same[0] if len(same) == 1 else None
         if near is None and not same and len(missing) * len(unused) <= MAX_COMPARISONS:
             near = find_nearest(m.name, siblings)
-        if near is None and not same:
-            alike = [n for n in siblings if _have_one_role(leaves[n][0], target.path) and fits(n)]
-            near = alike[0] if len(alike) == 1 else None
         if near is not None and fits(near):
             old_names[m.name] = near
-    return old_names
+        if near is None and not same:
+            alike = [n for n in siblings if _have_one_role(leaves[n][0], target.path)]
+            fitting = [n for n in alike if fits(n)]
+            if len(fitting) == 1:
+                same_role[m.name] = fitting[0]
+            elif alike and not fitting:
+                all_fit = False
+    # A square kernel beside one that is transposed is not renamed as if it were sure to fit.
+    return {**same_role, **old_names} if all_fit else old_names
 
 
 def _have_one_role(old: Path, new: Path) -> bool:

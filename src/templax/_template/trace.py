@@ -102,7 +102,7 @@ def _call_specs(
     if variable != name and not isinstance(keys[-1], jtu.DictKey) and not _shards(spec):
         try:
             expected = specs(variable, leaf)
-        except Exception:  # noqa: BLE001 - it need not know names that no leaf has
+        except (LookupError, ValueError):  # it need not know names that no leaf has
             return spec
         if _shards(expected):
             raise UsageError(

@@ -161,8 +161,8 @@ def test_another_name_of_the_same_leaf_is_hinted_where_one_fits(stored: str, wan
     ("stored", "wanted"),
     [
         ({"scale": f32(8)}, {"bias": f32(8)}),
-        ({"weight": f32(8, 3)}, {"kernel": f32(3, 8)}),
-        ({"weight": f32(3), "gamma": f32(3)}, {"kernel": f32(3)}),
+        ({"gamma": f32(8, 3)}, {"kernel": f32(3, 8)}),
+        ({"scale": f32(3), "gamma": f32(3)}, {"kernel": f32(3)}),
     ],
 )
 def test_no_other_name_is_hinted_for_another_role_or_shape_or_two(stored: Any, wanted: Any) -> None:
@@ -235,3 +235,18 @@ def test_a_head_of_another_size_is_set_aside(missing: Any) -> None:
 def test_no_head_is_set_aside_unless_something_supplies_and_ignores_it(options: Any) -> None:
     match = tx.check(tx.Recipe(_start_head, 9), _start_head(5), **options)
     assert has_no_hint(match)
+
+
+def test_the_words_of_pytorch_are_respelled_though_its_kernels_are_transposed() -> None:
+    stored = {"fc.weight": f32(10, 8), "fc.bias": f32(10), "square.weight": f32(8, 8)}
+    template = {"fc": {"kernel": f32(8, 10), "bias": f32(10)}, "square": {"kernel": f32(8, 8)}}
+    for wrapped in (template, {"params": template}):
+        match = fail_match(stored, wrapped)
+        assert "the checkpoint calls `weight` what the template calls `kernel`" in str(match)
+        after = follow_hints(match, stored, wrapped)
+        assert [m.problem for m in after.mismatches] == ["shape"]
+        assert [name.split(".")[-2] for name in after.undecidable] == ["square"]
+
+
+def test_the_words_of_pytorch_are_not_respelled_where_that_finds_nothing() -> None:
+    assert has_no_hint(fail_match({"a": {"weight": f32(3, 4)}}, {"b": {"kernel": f32(5, 6)}}))
