@@ -211,10 +211,11 @@ def suggest_renames(failure: Failure) -> Match | None:
         _strip_common_end(leaves[old][0], targets[new].path) for new, old in old_names.items()
     )
     moved = _find_moves(failure, targets, leaves)
+    above_similar = {name for old in similar for name in _list_subtrees(old)}
     apart = {
         old: new
         for old, new in moved.items()
-        if not any(_is_within(old, a) or _is_within(a, old) for a in similar)
+        if old not in above_similar and similar.keys().isdisjoint(_list_subtrees(old))
     }
     for rename, spelled in (({**similar, **apart}, old_names), (moved, {}), (similar, old_names)):
         hinted = _try_renames(failure, rename, spelled, moved)
@@ -234,9 +235,9 @@ def _try_renames(
         return None
     after = failure.retry(rename=rename)
     missing = {m.name for m in failure.select("missing")}
-    new_subtrees = [new for old, new in moved.items() if rename.get(old) == new]
+    new_subtrees = {new for old, new in moved.items() if rename.get(old) == new}
     solved = {("missing", new) for new in old_names} | {
-        ("missing", name) for name in missing if any(_is_within(name, s) for s in new_subtrees)
+        ("missing", name) for name in missing if not new_subtrees.isdisjoint(_list_subtrees(name))
     }
     if not solves_only(failure, after, solved):
         return None
@@ -265,8 +266,9 @@ def _find_moves(
     return {join_path(old): join_path(new) for old, new in moved.items()}
 
 
-def _is_within(name: str, subtree: str) -> bool:
-    return name == subtree or name.startswith(f"{subtree}.")
+def _list_subtrees(name: str) -> list[str]:
+    """A name and those of the subtrees around it: `a.b` → `a`, `a.b`."""
+    return prefixes(tuple(name.split(".")))
 
 
 def _pair_similar_names(
