@@ -21,7 +21,8 @@ def match_fields(match: Match) -> dict[str, Any]:
         "mismatches": [select_fields(m, *mismatch) for m in match.mismatches],
         "casts": match.casts,
         "matched": len(match.pairs),
-        **select_fields(match, "supplied", "kept", "skipped", "ignored", "unused_patterns"),
+        **select_fields(match, "supplied", "kept", "skipped", "ignored", "undecidable"),
+        **select_fields(match, "unused_patterns"),
     }
 
 

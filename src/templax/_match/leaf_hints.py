@@ -1,4 +1,4 @@
-"""Hints about single leaves: a transposed shape, stacked layers, another dtype.
+"""Hints about single leaves: another shape or dtype, a key, stacked layers.
 
 A cast is proposed only if the leaf fits with it. The other hints follow from shapes and names.
 """
@@ -10,13 +10,18 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+from msgspec import structs
+
 from .._catalog.entry import LeafEntry
 from .._core.dtypes import WIDE, Cast, class_of
 from .._core.names import Path, find_nearest, join_path, normalize
+from .._core.text import quote_text
 from .._template.template import Target
 from ..errors import Mismatch
 from .match import fit_leaf
 from .options import MatchOptions
+from .shape_hints import make_shape_hints
 
 MAX_NEAREST = 20
 """Only this many mismatches, the first ones, are searched for a nearest name: as many as a report
@@ -44,12 +49,14 @@ def add_leaf_hints(
     """
     unused_names = [name for name in entries if name not in targets]
     stack_hints = _make_stack_hints(mismatches, targets, entries)
+    shape_hints = make_shape_hints(mismatches, targets, entries, options)
     hinted: list[Mismatch] = []
     for m in mismatches:
         target, entry = targets.get(m.name), entries.get(m.name)
         if m.hint is None and m.problem != "extra" and target is not None:
             if entry is not None:
-                m = replace(m, hint=_suggest_for_leaf(m, target, entry, options))
+                hint = shape_hints.get(m.name) if m.problem == "shape" else None
+                m = replace(m, hint=hint or _suggest_for_leaf(m, target, entry, options))
             elif m.note is None and len(hinted) < MAX_NEAREST and len(unused_names) <= MAX_NAMES:
                 near = find_nearest(m.name, unused_names)
                 m = replace(m, note=f"nearest: `{near}`" if near else None)
@@ -63,14 +70,8 @@ def _suggest_for_leaf(
     m: Mismatch, target: Target, entry: LeafEntry, options: MatchOptions
 ) -> str | None:
     """What would resolve the mismatch of a leaf that both sides hold; None if nothing is known."""
-    if m.problem == "shape" and entry.kind != "key":
-        shape = entry.shape
-        transposed = (*shape[:-2], *reversed(shape[-2:]))
-        if len(shape) >= 2 and transposed == target.shape:
-            return (
-                f"the checkpoint holds the transpose: ask for shape `{shape}` "
-                "and swap the last two axes of the result"
-            )
+    if m.problem == "kind":
+        return _suggest_for_key(target, entry, options.cast)
     if m.problem == "dtype" and target.problems:
         # No `jax.Array` holds the dtype. Enabling 64 bits helps only if nothing else is wrong.
         if target.dtype.name not in WIDE or not _dtype_fits(target, entry, options.cast):
@@ -83,6 +84,51 @@ def _suggest_for_leaf(
             return 'cast="widen"'
         if _dtype_fits(target, entry, "float"):
             return 'cast="float"'
+    if m.problem == "dtype" and m.note is None:
+        return _suggest_for_integer(target, entry)
+    return None
+
+
+def _suggest_for_key(target: Target, entry: LeafEntry, cast: Cast) -> str | None:
+    """How to restore the data of a key where the template has a typed key, or the reverse."""
+    if target.shape != entry.shape:  # both of the key's data
+        return None
+    other = structs.replace(
+        target, kind=entry.kind, dtype=np.dtype("uint32"), key_impl=entry.key_impl
+    )
+    if {target.kind, entry.kind} != {"key", "array"} or fit_leaf(other, entry, cast)[0]:
+        return None
+    if target.kind == "key":
+        return (
+            f"ask for `jax.ShapeDtypeStruct({entry.shape}, jnp.uint32)` and take"
+            f" `jax.random.wrap_key_data(data, impl={quote_text(str(target.key_impl))})`"
+        )
+    if target.dtype != np.dtype("uint32"):
+        return None
+    key = f"jax.random.key(0, impl={quote_text(str(entry.key_impl))})"
+    return (
+        f"ask for `jax.ShapeDtypeStruct({entry.user_shape}, {key}.dtype)` and take"
+        " `jax.random.key_data(key)`"
+    )
+
+
+def _suggest_for_integer(target: Target, entry: LeafEntry) -> str | None:
+    """How to restore integers of another width, whose values the match does not know.
+
+    Narrower ones are most often numpy's 64-bit integers that `jax.eval_shape` has made 32-bit. Of
+    others, only single numbers are explained: an array of them may be quantized.
+    """
+    if {class_of(target.dtype), class_of(entry.dtype)} != {"int"} or target.kind != "array":
+        return None
+    if target.shape != entry.shape:
+        return None
+    if entry.dtype.name in WIDE and target.dtype.itemsize == 4 and not target.host:
+        return (
+            f'a numpy array of dtype "{entry.dtype.name}" as template leaf, as tx.template_of makes'
+            f" it of numpy arrays (jax.eval_shape makes them 32-bit), or {_ENABLE_X64} before it"
+        )
+    if entry.shape == ():
+        return "`int` as template leaf takes an integer of any width"
     return None
 
 

@@ -157,8 +157,8 @@ class _Index:
 
     Attributes:
         by_name: One leaf for each name.
-        clashes: The paths of the leaves that share a name. A dict key may contain a `.`, and a
-            rename may map two leaves to one name.
+        clashes: The stored paths of the leaves that share a name. A dict key may contain a `.`, and
+            a rename may map two leaves to one name.
     """
 
     by_name: Mapping[str, LeafEntry] = field(default_factory=dict)
@@ -379,7 +379,8 @@ def _index_checkpoint(checkpoint: CheckpointView, options: MatchOptions) -> _Ind
     by_name = {name: entry for _, name, entry in leaves}
     if len(by_name) == len(leaves):
         return _Index(by_name)
-    return _Index(by_name, _find_clashes((name, path) for path, name, _ in leaves))
+    # The paths as stored, since those after `rename` are the same.
+    return _Index(by_name, _find_clashes((name, entry.path) for _, name, entry in leaves))
 
 
 def _find_ambiguous_targets(template: Template) -> Mapping[str, Sequence[Path]]:

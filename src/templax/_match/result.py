@@ -80,6 +80,8 @@ class Match:
         casts: All leaves that are cast.
         summary: One sentence that explains all mismatches, if there is one.
         rename: The complete mapping that a `rename=` hint proposes; the text may shorten it.
+        undecidable: Names of square leaves that fit, but are called as others that are transposed.
+            Whether they are transposed, too, their shape can't tell.
     """
 
     url: str
@@ -94,6 +96,7 @@ class Match:
     casts: tuple[CastNote, ...] = ()
     summary: str | None = None
     rename: Mapping[str, str] | None = None
+    undecidable: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -164,6 +167,13 @@ def format_match(match: Match) -> str:
     shared = {hint for hint, n in hints.items() if n > 1}
     lines = [head, *format_mismatches(match.mismatches, shared)]
     lines += _format_unused_patterns(match)
+    lines += [
+        f"  Can't tell by its shape whether it is transposed like the above - at `{name}`"
+        for name in match.undecidable[:MAX_SHOWN]
+    ]
+    if len(match.undecidable) > MAX_SHOWN:
+        rest = len(match.undecidable) - MAX_SHOWN
+        lines.append(f"  and {rest} more of these (`error.match.undecidable` has them all)")
     lines += [f"  hint: {hint}" for hint in hints if hint in shared]
     return "\n".join(lines)
 

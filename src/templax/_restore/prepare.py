@@ -15,7 +15,7 @@ from .._core.dtypes import int_fits
 from .._core.gc_pause import pause_gc
 from .._core.names import find_nearest, join_path, matches_pattern, prefixes, strip_prefix
 from .._core.text import quote_text
-from .._match.hints import add_hints
+from .._match.hints import add_hints, explain_lack_of_arrays, lacks_arrays
 from .._match.match import CheckpointView, match_leaves
 from .._match.options import MatchOptions, MissingChoice
 from .._match.result import Match
@@ -50,10 +50,8 @@ def match_checkpoint(
     catalogs = [open_checkpoint(checkpoint)]
     if isinstance(rename, Mapping):
         _check_rename_used(rename, catalogs[0], at)
-    targets = template.targets
-    if options.extra == "ignore" and targets and all(t.kind == "static" for t in targets):
-        leaf = getattr(targets[0].placement, "leaf", None)
-        raise UsageError(f"Expected a template with arrays, got {type(leaf).__name__}")
+    if options.extra == "ignore" and template.targets and lacks_arrays(template):
+        raise UsageError(explain_lack_of_arrays(template))
     if isinstance(options.missing, Mapping):
         _check_patterns_used(options.missing, template)
     missing = _number_suppliers(open_missing(options.missing), catalogs)

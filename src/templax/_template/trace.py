@@ -40,7 +40,8 @@ def template_of(
             `jax.set_mesh`. With `mesh` but no `specs`, every array is replicated over the mesh.
         specs: Which `PartitionSpec` each array gets: one for all, a prefix of the tree that holds
             specs (None leaves the arrays below it without a sharding), or a function of the name
-            and the `ShapeDtypeStruct` of an array.
+            and the `ShapeDtypeStruct` of an array. The names are those of the template's leaves:
+            `dense.kernel`, but `dense.kernel.value` for a variable of NNX.
         **kwargs: Keyword arguments of the function.
 
     Returns:
@@ -48,7 +49,8 @@ def template_of(
         sharding.
 
     Raises:
-        UsageError: `specs` is not a prefix of the tree, or no mesh is given or set.
+        UsageError: `specs` is not a prefix of the tree, no mesh is given or set, or the function
+            `specs` shards a variable of NNX only if its name lacks the last `value`.
 
     Example:
         >>> import jax, jax.numpy as jnp, templax as tx
@@ -69,9 +71,7 @@ def template_of(
     flat = flatten_tree(tree)
     if callable(specs):
         leaf_specs: Sequence[Any] = [
-            specs(join_path(tuple(map(path_element, keys))), leaf)
-            if isinstance(leaf, jax.ShapeDtypeStruct)
-            else None
+            _call_specs(specs, keys, leaf) if isinstance(leaf, jax.ShapeDtypeStruct) else None
             for keys, leaf in flat.keyed
         ]
     else:
@@ -88,6 +88,40 @@ def template_of(
                 raise UsageError(f"{what}, got {spec!r}: {error}") from error
         leaves.append(leaf)
     return flat.treedef.unflatten(leaves)
+
+
+def _call_specs(
+    specs: Callable[..., Any],
+    keys: tuple[Any, ...],
+    leaf: jax.ShapeDtypeStruct,
+) -> PartitionSpec | None:
+    """Calls a `specs` function, and refuses one that expects an NNX variable without its `value`.
+
+    `name.endswith("kernel")` is false for `dense.kernel.value`, which would be replicated silently.
+    """
+    name = join_path(tuple(map(path_element, keys)))
+    spec = specs(name, leaf)
+    variable = name.removesuffix(".value")
+    if variable != name and not isinstance(keys[-1], jtu.DictKey) and not _shards(spec):
+        try:
+            expected = specs(variable, leaf)
+        except (LookupError, ValueError):  # it need not know names that no leaf has
+            return spec
+        if _shards(expected):
+            raise UsageError(
+                f"Expected a spec for `{name}`, got {spec} although `specs` gives {expected} for"
+                f" `{variable}`; hint: in `specs`, begin with"
+                ' `name = name.removesuffix(".value")`'
+            )
+    return spec
+
+
+def _shards(spec: PartitionSpec | None) -> bool:
+    """Whether a spec puts any dimension on a mesh axis."""
+    if not isinstance(spec, PartitionSpec):
+        return False
+    # Iterating over a spec with unreduced axes raises.
+    return any(axes not in (None, ()) for axes in getattr(spec, "partitions", spec))
 
 
 def _abstract_leaf(leaf: Any) -> Any:

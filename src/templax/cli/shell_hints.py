@@ -66,6 +66,8 @@ def format_option(hint: str, rename: Mapping[str, str] | None = None) -> str:
     choice = _CHOICE.fullmatch(hint)
     if choice:
         return f"--{choice[1]} {choice[2]}"
+    if hint.startswith("missing="):
+        return f"in Python, {hint}"
     if not hint.startswith("rename="):
         return hint
     # `--rename` takes no function, and cuts OLD=NEW at the first `=`.

@@ -27,7 +27,8 @@ def test_a_superset_names_the_missing_leaf(saved, golden_template):
     with pytest.raises(tx.TemplateError) as caught:
         tx.restore(saved.v0, template)
     assert str(caught.value) == (
-        f"1 of 3 leaves does not match {saved.v0}\n  Expected a leaf, found none - at `z`"
+        f"1 of 3 leaves does not match {saved.v0}\n  Expected a leaf, found none - at `z`;"
+        " hint: missing=tx.Recipe(init, ...), where init(...) makes such a tree"
     )
 
 

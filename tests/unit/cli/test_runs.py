@@ -284,7 +284,7 @@ def test_prune_refuses_runs_that_share_a_directory(make_run):
     assert result.exit_code == 2
     assert result.stderr == (
         "error: run holds several checkpoints: `1`, `eval_1`, `2`, `eval_2`; hint: open"
-        ' "run/2" or "run/eval_2"\\n'
+        ' "run/2" or "run/eval_2"\n'
     )
     for command in ("ls", "steps"):
         assert run_cli(command, "run").stderr == result.stderr

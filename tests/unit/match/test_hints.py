@@ -39,9 +39,6 @@ A = jax.ShapeDtypeStruct
             id="a stack of another height",
         ),
         pytest.param(
-            {"w": f32(2)}, {"w": f32(2), "new": f32(3)}, id="a leaf that the checkpoint lacks"
-        ),
-        pytest.param(
             {"encoder": {"w": f32(2)}, "decoder": {"w": f32(2)}},
             {"coder": {"w": f32(2)}},
             id="two subtrees that look the same",

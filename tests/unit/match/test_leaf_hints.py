@@ -294,7 +294,8 @@ def test_missing_keep_without_a_value_to_keep_is_explained() -> None:
     match = fail_match({"a": f32(3)}, {"a": f32(3), "head": f32(2)}, missing="keep")
     assert str(match.mismatches[0]) == (
         "Expected a leaf, found none - at `head`;"
-        " the template has no value to keep here, only a shape and dtype"
+        " the template has no value to keep here, only a shape and dtype;"
+        " hint: missing=tx.Recipe(init, ...), where init(...) makes such a tree"
     )
 
 

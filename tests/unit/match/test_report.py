@@ -186,7 +186,8 @@ def test_missing_and_extra_leaves_are_counted_separately() -> None:
     checkpoint = {"w": f32(2), "v": f32(2), "x": f32(7)}
     assert report_lines(checkpoint, {"w": f32(2), "v": f32(2), "other": f32(8)}) == [
         "1 of 3 leaves does not match CKPT, and 1 of its leaves is not in the template",
-        "  Expected a leaf, found none - at `other`",
+        "  Expected a leaf, found none - at `other`;"
+        " hint: missing=tx.Recipe(init, ...), where init(...) makes such a tree",
         "  Expected no leaf, found `float32(7,)` - at `x`",
     ]
 

@@ -298,3 +298,14 @@ def test_value_level_hints_work_for_nnx_states_and_flax_boxes() -> None:
         for checkpoint, template in ((levelled, pure), (pure, levelled)):
             match = fail_match(checkpoint, tx.template_of(template))
             assert follow_hints(match, checkpoint, tx.template_of(template)).ok
+
+
+def test_an_at_with_nothing_under_it_is_said_so() -> None:
+    """No hint: none of the places that do exist holds the template's leaves."""
+    match = fail_match({"a,x": f32(2), "b": f32(3), "c": f32(4)}, {"w": f32(2)}, at="params")
+    assert str(match) == (
+        f"none of 1 leaf found in {URL} under `params`, where nothing is;"
+        " the checkpoint holds `a,x`, `b`, `c`"
+    )
+    assert has_no_hint(match)
+    assert "where nothing is" not in str(fail_match({"a": {"v": f32(2)}}, {"w": f32(2)}, at="a"))

@@ -325,7 +325,7 @@ def test_a_rename_that_merges_two_leaves_is_ambiguous() -> None:
     for rename in ({"a": "c", "b": "c"}, lambda name: "c"):
         match = tx.check(checkpoint, {"c": A((2,), jnp.float32)}, rename=rename)
         assert [m.fact for m in match.mismatches] == [
-            "Expected one leaf of this name, got 2 in the checkpoint: ('c',) and ('c',) - at `c`"
+            "Expected one leaf of this name, got 2 in the checkpoint: ('a',) and ('b',) - at `c`"
         ]
 
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 from msgspec import structs
 
@@ -234,3 +235,34 @@ def test_targets_of_equal_leaves_differ_only_in_name_and_path() -> None:
     make_host_pair = jax.ShapeDtypeStruct((2,), jnp.float32, sharding=shard_over(2, "x"))
     first, second = as_template({"a": make_host_pair, "b": [make_host_pair]}).targets
     assert second == structs.replace(first, name="b.0", path=("b", 0))
+
+
+@pytest.mark.parametrize(
+    "specs",
+    [
+        lambda name, _: P("x") if name.endswith("kernel") else P(),
+        lambda name, _: P("x", None) if name.split(".")[-1] == "kernel" else None,
+    ],
+)
+def test_a_specs_function_that_overlooks_nnx_variables_is_refused(specs: Any) -> None:
+    """`kernel.value` does not end with `kernel`; it would be replicated without a word."""
+    state = nnx.state(nnx.Linear(8, 8, rngs=nnx.Rngs(0)))
+    with pytest.raises(tx.UsageError, match=r"Expected a spec for `kernel\.value`, got ") as caught:
+        tx.template_of(state, mesh=mesh(), specs=specs)
+    assert "for `kernel`" in str(caught.value)
+    template = tx.template_of(
+        state, mesh=mesh(), specs=lambda name, leaf: specs(name.removesuffix(".value"), leaf)
+    )
+    assert jax.tree.leaves(template["kernel"])[0].sharding.spec[0] == "x"
+
+
+def test_a_specs_function_may_spell_or_overlook_the_value_of_a_variable() -> None:
+    state = nnx.state(nnx.Linear(8, 8, rngs=nnx.Rngs(0)))
+    known = {"kernel.value": P("x"), "bias.value": P()}
+    for specs in (lambda name, _: known[name], lambda name, _: P()):
+        assert jax.tree.leaves(tx.template_of(state, mesh=mesh(), specs=specs))
+    attention = {"attn": {"query": jnp.ones(8), "value": jnp.ones(8)}}
+    template = tx.template_of(
+        attention, mesh=mesh(), specs=lambda name, _: P("x") if name.endswith("attn") else P()
+    )
+    assert template["attn"]["value"].sharding.spec == P()

@@ -1,0 +1,108 @@
+"""A failed match, what is needed to match again, and the hint that a successful try gives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+
+from .._catalog.entry import LeafEntry
+from .._core.names import Path
+from .._core.text import leaf_noun, quote_text
+from .._template.template import Target, Template
+from ..errors import Mismatch
+from .match import CheckpointView, apply_at_and_rename
+from .options import MatchOptions
+from .result import Match, format_mismatches
+
+MAX_RENAMES = 6
+"""How many entries of a mapping a hint spells out."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A failed match, and what is needed to match again."""
+
+    result: Match
+    checkpoint: CheckpointView
+    options: MatchOptions
+    match_with: Callable[[MatchOptions, Template], Match]
+
+    def retry(self, **changes: object) -> Match:
+        """Matches again with some options changed."""
+        return self.match_with(replace(self.options, **changes), self.result.template)
+
+    def select(self, problem: str) -> list[Mismatch]:
+        """The mismatches of one kind."""
+        return [m for m in self.result.mismatches if m.problem == problem]
+
+    def targets_by_name(self) -> dict[str, Target]:
+        """The leaves of the template that hold data."""
+        return {t.name: t for t in self.result.template.targets if t.has_data}
+
+    def leaves_by_name(self) -> dict[str, tuple[Path, LeafEntry]]:
+        """The leaves of the checkpoint, by name after `at` and `rename`."""
+        renamed = apply_at_and_rename(self.checkpoint, self.options)
+        return {name: (path, entry) for path, name, entry in renamed}
+
+
+def is_much_better(failure: Failure, after: Match) -> bool:
+    """Whether there are fewer mismatches, and more than half of the missing leaves are found."""
+    still_missing = sum(m.problem == "missing" for m in after.mismatches)
+    fewer = len(after.mismatches) < len(failure.result.mismatches)
+    return fewer and 2 * still_missing < len(failure.select("missing"))
+
+
+def add_hint(
+    failure: Failure, hint: str, after: Match, summary: str | None, **changes: object
+) -> Match:
+    """The failed match with `hint` at each mismatch that following it removes.
+
+    Args:
+        failure: The failed match.
+        hint: How to call `restore` instead.
+        after: The match that following the hint gives.
+        summary: What is wrong, if one sentence says it for the whole tree.
+        **changes: Other attributes of the result.
+    """
+    remaining = identify_mismatches(after.mismatches)
+    mismatches = tuple(
+        m if (m.problem, m.name) in remaining else replace(m, hint=hint)
+        for m in failure.result.mismatches
+    )
+    if summary is not None:
+        summary = f"{summary}; hint: {hint}"
+        n = len(after.mismatches)
+        if n:
+            summary += f", which leaves {n} {'mismatch' if n == 1 else 'mismatches'}:\n"
+            summary += "\n".join(format_mismatches(after.mismatches))
+    return replace(failure.result, mismatches=mismatches, summary=summary, **changes)
+
+
+def solves_only(failure: Failure, after: Match, solved: set[tuple[str, str]]) -> bool:
+    """Whether `after` lacks the mismatches `solved` and has none that the failed match has not."""
+    before, remaining = (
+        identify_mismatches(failure.result.mismatches),
+        identify_mismatches(after.mismatches),
+    )
+    return bool(solved) and remaining <= before - solved
+
+
+def identify_mismatches(mismatches: Iterable[Mismatch]) -> set[tuple[str, str]]:
+    return {(m.problem, m.name) for m in mismatches}
+
+
+def count_found(failure: Failure) -> str:
+    """How many leaves were found: `none of 148 leaves found in ckpt/1000`."""
+    total = sum(t.has_data for t in failure.result.template.targets)
+    found = total - len(failure.select("missing"))
+    under = f" under `{failure.options.at}`" if failure.options.at else ""
+    return f"{found or 'none'} of {total} {leaf_noun(total)} found in {failure.result.url}{under}"
+
+
+def format_mapping(rename: Mapping[str, str]) -> str:
+    """A mapping as Python source. A long one is shortened, and complete in `Match.rename` only."""
+    items = [f"{quote_text(old)}: {quote_text(new)}" for old, new in rename.items()]
+    if len(items) <= MAX_RENAMES:
+        return "{" + ", ".join(items) + "}"
+    shown = ", ".join(items[:3])
+    return f"{{{shown}, ...}} ({len(items)} entries, whole in `error.match.rename`)"
