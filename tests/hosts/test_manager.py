@@ -132,10 +132,10 @@ from jax.experimental import multihost_utils
 from templax._restore import api
 real = api.run_plan
 
-def run_plan(plan, **options):
+def run_plan(plan, *args, **options):
     if index == 1 and plan.match.url.endswith("/3/default"):
         raise tx.Corrupted("Expected the bytes of this process, found others", leaf="w")
-    return real(plan, **options)
+    return real(plan, *args, **options)
 
 api.run_plan = run_plan
 with tx.Manager(args[0]) as manager:

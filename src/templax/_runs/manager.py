@@ -97,7 +97,7 @@ class Manager:
         self._item, self._keep = item, as_keep(keep)
         self._lock = WriterLock(self.url)
         self._pending: PendingSave | None = None
-        self._own: list[int] = []  # the steps that it saved, in this order
+        self._lower: list[int] = []  # the steps that it saved below the latest, in this order
         self._process, self._warned = os.getpid(), False
 
     def __repr__(self) -> str:
@@ -188,9 +188,8 @@ class Manager:
             name, _, item = agreed.decode().partition("/")
 
         def after() -> None:
-            self._own.append(step)
             if job.index == 0 and self._keep is not None:
-                delete_unkept(self.url, self._keep, self._own)
+                delete_unkept(self.url, self._keep, step, self._lower)
 
         options = replace(options, metrics=numbers, after=after)
         path = os.path.join(self.url, name)
@@ -209,6 +208,8 @@ class Manager:
                 hint="save a new run to a directory of its own, or pass overwrite=True to go on"
                 " from an earlier step",
             )
+        if step < latest:
+            self._lower.append(step)
         name, item = self._name_step(step, steps), self._item or self._choose_item(steps)
         try:
             # Not only this step's: a step whose deletion was cut short may never be saved again,

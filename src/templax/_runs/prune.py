@@ -17,20 +17,22 @@ from .steps import Run, StepDirectory
 _log = logging.getLogger("templax")
 
 
-def delete_unkept(url: str, keep: Keep | KeepSteps, own: Sequence[int]) -> None:
-    """Deletes the steps that no rule keeps, except those that were saved last.
+def delete_unkept(url: str, keep: Keep | KeepSteps, saved: int, lower: Sequence[int]) -> None:
+    """Deletes the steps that no rule keeps, except those that were just saved.
 
     Args:
         url: The directory of the run.
         keep: The rule.
-        own: The steps that the manager saved, in this order. They are not always the highest.
+        saved: The step that the manager saved last.
+        lower: The steps that it saved below the latest, in this order: a run that goes on from an
+            earlier step. As many of them stay as the rule keeps of the highest.
     """
     last = (isinstance(keep, Keep) and keep.last) or 1
     ranks = isinstance(keep, Keep) and keep.best is not None
     try:
         steps = {n: os.path.join(url, key) for n, key in find_committed(read_steps(url)).items()}
         metrics = {n: step_metrics(Local(path)) if ranks else {} for n, path in steps.items()}
-        for step in sorted(set(steps) - {*select_kept(metrics, keep), *own[-last:]}):
+        for step in sorted(set(steps) - {*select_kept(metrics, keep), saved, *lower[-last:]}):
             if delete_checkpoint(steps[step]):
                 _log.info("step %d of %s is deleted, as no rule keeps it", step, url)
             else:
