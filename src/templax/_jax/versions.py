@@ -34,11 +34,12 @@ def format_of(leaf: Any) -> Any:
 def current_mesh() -> Any:
     """The mesh that the program has set, or None."""
     if hasattr(jax.sharding, "get_mesh"):
-        mesh = jax.sharding.get_mesh()
-        return None if mesh.empty else mesh
-    from jax._src.mesh import get_concrete_mesh  # pyright: ignore
+        mesh: Any = jax.sharding.get_mesh()
+    else:
+        from jax._src.mesh import get_concrete_mesh  # pyright: ignore
 
-    return get_concrete_mesh()
+        mesh = get_concrete_mesh()
+    return None if mesh is None or mesh.empty else mesh
 
 
 def symbolic_dimension_error() -> type[Exception]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from .._catalog.entry import LeafEntry
 from .._core.names import Path
-from .._core.text import leaf_noun, quote_text
+from .._core.text import leaf_noun, list_names, quote_text
 from .._template.template import Target, Template
 from ..errors import Mismatch
 from .match import CheckpointView, apply_at_and_rename
@@ -69,13 +69,43 @@ def add_hint(
         m if (m.problem, m.name) in remaining else replace(m, hint=hint)
         for m in failure.result.mismatches
     )
+    undecidable = _list_undecidable(after)
     if summary is not None:
+        if undecidable:
+            summary += (
+                f"; can't tell by its shape whether {list_names(undecidable)} is transposed, as"
+                " PyTorch stores it"
+            )
         summary = f"{summary}; hint: {hint}"
         n = len(after.mismatches)
         if n:
             summary += f", which leaves {n} {'mismatch' if n == 1 else 'mismatches'}:\n"
             summary += "\n".join(format_mismatches(after.mismatches))
-    return replace(failure.result, mismatches=mismatches, summary=summary, **changes)
+    return replace(
+        failure.result,
+        mismatches=mismatches,
+        summary=summary,
+        undecidable=undecidable,
+        **changes,
+    )
+
+
+def _list_undecidable(after: Match) -> tuple[str, ...]:
+    """Square leaves that a hint renames from `weight` to `kernel`, if nothing tells their layout.
+
+    PyTorch stores the transpose of what Flax calls a kernel. A leaf that is not square and fits
+    shows that this checkpoint does not.
+    """
+    renamed = [
+        pair
+        for pair in after.pairs
+        if not pair.source
+        and pair.entry.path[-1:] == ("weight",)
+        and pair.target.path[-1:] == ("kernel",)
+        and len(pair.entry.shape) > 1
+    ]
+    square = [p for p in renamed if p.entry.shape[::-1] == p.entry.shape != (1, 1)]
+    return tuple(p.target.name for p in square) if len(square) == len(renamed) else ()
 
 
 def solves_only(failure: Failure, after: Match, solved: set[tuple[str, str]]) -> bool:

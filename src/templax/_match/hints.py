@@ -71,7 +71,7 @@ def add_hints(
     entries = {name: entry for _, name, entry in apply_at_and_rename(checkpoint, options)}
     mismatches = add_leaf_hints(result.mismatches, targets, entries, options)
     undecidable = find_undecidable(mismatches, result.pairs, targets, entries)
-    result = replace(result, mismatches=mismatches, undecidable=undecidable)
+    result = replace(result, mismatches=mismatches, undecidable=undecidable or result.undecidable)
     return suggest_missing(replace(failure, result=result))
 
 

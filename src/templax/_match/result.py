@@ -80,7 +80,8 @@ class Match:
         casts: All leaves that are cast.
         summary: One sentence that explains all mismatches, if there is one.
         rename: The complete mapping that a `rename=` hint proposes; the text may shorten it.
-        undecidable: Names of square leaves that fit, but are called as others that are transposed.
+        undecidable: Names of square leaves that fit, but may be transposed: others of their name
+            are, or a hint renames them from PyTorch's `weight` to Flax's `kernel`.
             Whether they are transposed, too, their shape can't tell.
     """
 
@@ -167,8 +168,10 @@ def format_match(match: Match) -> str:
     shared = {hint for hint, n in hints.items() if n > 1}
     lines = [head, *format_mismatches(match.mismatches, shared)]
     lines += _format_unused_patterns(match)
+    turned = any(m.problem == "shape" for m in match.mismatches)
+    how = " like the above" if turned else ", as PyTorch stores it"
     lines += [
-        f"  Can't tell by its shape whether it is transposed like the above - at `{name}`"
+        f"  Can't tell by its shape whether it is transposed{how} - at `{name}`"
         for name in match.undecidable[:MAX_SHOWN]
     ]
     if len(match.undecidable) > MAX_SHOWN:

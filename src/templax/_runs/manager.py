@@ -189,7 +189,7 @@ class Manager:
 
         def after() -> None:
             if job.index == 0 and self._keep is not None:
-                delete_unkept(self.url, self._keep, step, self._lower)
+                self._lower = delete_unkept(self.url, self._keep, step, self._lower)
 
         options = replace(options, metrics=numbers, after=after)
         path = os.path.join(self.url, name)
@@ -208,8 +208,6 @@ class Manager:
                 hint="save a new run to a directory of its own, or pass overwrite=True to go on"
                 " from an earlier step",
             )
-        if step < latest:
-            self._lower.append(step)
         name, item = self._name_step(step, steps), self._item or self._choose_item(steps)
         try:
             # Not only this step's: a step whose deletion was cut short may never be saved again,

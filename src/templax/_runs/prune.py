@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 
 from ..errors import TemplaxError
-from ..formats.orbax.directory import step_metrics
+from ..formats.orbax.directory import NO_COMMIT_FILE, step_metrics
 from ..storage.leftovers import delete_checkpoint, is_abandoned, remove_directory
 from ..storage.local import Local
 from .contents import find_committed, read_steps
@@ -17,7 +17,7 @@ from .steps import Run, StepDirectory
 _log = logging.getLogger("templax")
 
 
-def delete_unkept(url: str, keep: Keep | KeepSteps, saved: int, lower: Sequence[int]) -> None:
+def delete_unkept(url: str, keep: Keep | KeepSteps, saved: int, lower: Sequence[int]) -> list[int]:
     """Deletes the steps that no rule keeps, except those that were just saved.
 
     Args:
@@ -26,12 +26,23 @@ def delete_unkept(url: str, keep: Keep | KeepSteps, saved: int, lower: Sequence[
         saved: The step that the manager saved last.
         lower: The steps that it saved below the latest, in this order: a run that goes on from an
             earlier step. As many of them stay as the rule keeps of the highest.
+
+    Returns:
+        `lower` for the next save: with this step, or empty if this step is the latest.
     """
     last = (isinstance(keep, Keep) and keep.last) or 1
     ranks = isinstance(keep, Keep) and keep.best is not None
     try:
         steps = {n: os.path.join(url, key) for n, key in find_committed(read_steps(url)).items()}
+        others = [step for step in lower if step != saved]
+        lower = [*others, saved] if any(step > saved for step in steps) else []
         metrics = {n: step_metrics(Local(path)) if ranks else {} for n, path in steps.items()}
+        metric = keep.metric if isinstance(keep, Keep) else None
+        if metric is not None and not any(metric in found for found in metrics.values()):
+            # A misspelled name would otherwise delete the best steps.
+            text = "no step of %s has the metric `%s`, so that none is deleted"
+            _log.warning(text, url, metric)
+            return list(lower)
         for step in sorted(set(steps) - {*select_kept(metrics, keep), saved, *lower[-last:]}):
             if delete_checkpoint(steps[step]):
                 _log.info("step %d of %s is deleted, as no rule keeps it", step, url)
@@ -41,6 +52,7 @@ def delete_unkept(url: str, keep: Keep | KeepSteps, saved: int, lower: Sequence[
         # The step is saved, and training must not end because an old one remains: the next save
         # tries to delete it again.
         _log.warning("steps of %s that no rule keeps were not deleted: %s", url, error)
+    return list(lower)
 
 
 def find_staying(run: Run, rule: Keep | None, leftovers: bool) -> Mapping[str, str]:
@@ -56,7 +68,9 @@ def find_staying(run: Run, rule: Keep | None, leftovers: bool) -> Mapping[str, s
     by_rule = dict.fromkeys(metrics, "") if rule is None else select_kept(metrics, rule)
     stays = {committed[step].key: why for step, why in by_rule.items()}
     for found in run.directories:
-        if found.problem is not None:
+        if found.problem == NO_COMMIT_FILE:
+            stays[found.key] = f"{found.problem}: it may be whole; delete it by hand"
+        elif found.problem is not None:
             if not is_abandoned(found.url):
                 stays[found.key] = "of a save that is in progress, or wrote something within a day"
             elif not leftovers:

@@ -25,7 +25,8 @@ class Keep:
         every: Steps whose number is a multiple of this, or of one of several numbers, stay,
             including step 0.
         best: How many of the best steps by `metric` stay; the later one if several tie. Steps
-            without the metric, or where it is NaN or not a number, do not count.
+            without the metric, or where it is NaN or not a number, do not count. A manager deletes
+            nothing while no step has the metric, and warns.
         metric: A name in the `metrics=` that steps are saved with.
         mode: Whether the lowest ("min") or the highest ("max") value is best.
 

@@ -167,7 +167,7 @@ class Traced:
     @property
     def parts(self) -> tuple[Callable[..., PyTree], tuple[Any, ...], dict[str, Any]]:
         """The function and its arguments."""
-        return self._fn, *jtu.tree_unflatten(self._treedef, self._leaves)
+        return self._fn, *self._treedef.unflatten(self._leaves)
 
     def __call__(self, *inputs: Any) -> list[Any]:
         """Calls the function with `inputs` as its abstract arguments; returns its JAX leaves."""

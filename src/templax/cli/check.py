@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import sys
 from collections.abc import Callable
 from typing import IO, Any
@@ -99,7 +100,10 @@ def _parse_choices(values: tuple[str, ...], option: str) -> str | dict[str, str]
     others: list[str] = []
     for value in values:
         pattern, equals, choice = value.partition("=")
-        if equals:
+        if equals and not os.path.lexists(value):  # a path may contain `=`
+            if pattern in choices:
+                text = f"expected one choice for `{pattern}`, got {choices[pattern]} and {choice}"
+                raise click.BadParameter(text, param_hint=option)
             choices[pattern] = choice
         else:
             others.append(value)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import tokenize
+import zlib
 from io import BytesIO
 
 import numpy as np
@@ -53,6 +55,12 @@ _NOTES = {
 }
 
 UNPACK = "unpack it"
+
+_UNREADABLE = (
+    OSError, EOFError, ValueError, TypeError, KeyError, SyntaxError, RuntimeError, MemoryError,
+    OverflowError, tokenize.TokenError, zlib.error,
+)  # fmt: skip
+"""What Python and numpy raise for a damaged array header, archive or member."""
 
 _PACKED = frozenset(
     ("a gzip file", "a zstd file", "a bzip2 file", "an xz file", "a tar archive", "a zip archive")
@@ -105,7 +113,7 @@ def _is_loadable(what: str, path: str) -> bool:
             with open(path, "rb") as file:
                 file.seek(-1, os.SEEK_END)
                 return file.read() == b"."  # the last instruction of a pickle
-    except (OSError, ValueError, zipfile.BadZipFile, KeyError, SyntaxError, RecursionError):
+    except (*_UNREADABLE, zipfile.BadZipFile):
         return False
     return True
 
@@ -150,7 +158,7 @@ def _holds_several_arrays(source: Source, key: str, size: int, head: bytes) -> b
     file = BytesIO(head)
     try:
         shape, dtype = _read_array_header(file)
-    except (ValueError, KeyError, SyntaxError, RecursionError):
+    except _UNREADABLE:
         return False
     if dtype.hasobject or any(n < 0 for n in shape):
         return False

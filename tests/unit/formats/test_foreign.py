@@ -155,6 +155,8 @@ def test_no_loader_is_named_that_would_fail(tmp_path: Path) -> None:
         "cut.npz": whole.read_bytes()[:-30],
         "cut.pkl": pickle.dumps(TREE)[:-1],
         "cut.npy": b"\x93NUMPY\x01\x00",
+        "open.npy": b"\x93NUMPY\x01\x00\x10\x00{'descr': '<f4', \n",
+        "list.npy": b"\x93NUMPY\x01\x00\x08\x00{[]: 1}\n",
         "cut.msgpack": flax.serialization.to_bytes(TREE)[:-1],
     }
     np.savez(tmp_path / "objects.npz", w=np.array([{}], object), allow_pickle=True)

@@ -250,3 +250,32 @@ def test_the_words_of_pytorch_are_respelled_though_its_kernels_are_transposed() 
 
 def test_the_words_of_pytorch_are_not_respelled_where_that_finds_nothing() -> None:
     assert has_no_hint(fail_match({"a": {"weight": f32(3, 4)}}, {"b": {"kernel": f32(5, 6)}}))
+
+
+def test_a_square_weight_that_is_renamed_to_kernel_is_named_as_undecidable(tmp_path):
+    path = tmp_path / "ckpt"
+    tx.save(
+        path, {"fc1": {"weight": np.eye(4, dtype="f4")}, "fc2": {"weight": np.eye(5, dtype="f4")}}
+    )
+    f32 = np.dtype("f4")
+    template = {
+        "fc1": {"kernel": jax.ShapeDtypeStruct((4, 4), f32)},
+        "fc2": {"kernel": jax.ShapeDtypeStruct((5, 5), f32)},
+    }
+    match = tx.check(path, template)
+    assert match.undecidable == ("fc1.kernel", "fc2.kernel")
+    assert "an't tell by its shape whether" in str(match)
+    assert "as PyTorch stores it" in str(match)
+
+
+def test_a_leaf_that_is_not_square_tells_the_layout_of_the_square_ones(tmp_path):
+    path = tmp_path / "ckpt"
+    tx.save(
+        path, {"fc1": {"weight": np.eye(4, dtype="f4")}, "fc2": {"weight": np.ones((4, 5), "f4")}}
+    )
+    f32 = np.dtype("f4")
+    template = {
+        "fc1": {"kernel": jax.ShapeDtypeStruct((4, 4), f32)},
+        "fc2": {"kernel": jax.ShapeDtypeStruct((4, 5), f32)},
+    }
+    assert tx.check(path, template).undecidable == ()

@@ -190,3 +190,31 @@ def test_a_leftover_that_cannot_be_removed_does_not_fail_the_save(tmp_path, monk
             f"what killed programs left in {tmp_path} was not removed: can't remove: Permission"
         )
     assert list_run(tmp_path) == {"3", lost.name}
+
+
+def test_nothing_is_deleted_while_no_step_has_the_metric(tmp_path, caplog):
+    with tx.Manager(tmp_path, keep=tx.Keep(best=1, metric="los")) as manager:
+        for step in range(3):
+            manager.save(step, TREE, metrics={"loss": step})
+    assert list_run(tmp_path) == {"0", "1", "2"}
+    assert f"no step of {tmp_path} has the metric `los`, so that none is deleted" in caplog.text
+
+
+def test_a_failed_or_repeated_save_of_a_lower_step_takes_no_place(tmp_path):
+    with tx.Manager(tmp_path, keep=2) as manager:
+        manager.save(100, TREE)
+        manager.save(40, TREE, overwrite=True)
+        manager.save(50, TREE, overwrite=True)
+        for _ in range(3):
+            with pytest.raises(tx.AlreadyExists):
+                manager.save(50, TREE)
+        manager.save(50, TREE, overwrite=True)
+        assert manager.steps() == [40, 50, 100]
+
+
+def test_lower_steps_go_once_the_run_has_passed_the_latest(tmp_path):
+    with tx.Manager(tmp_path, keep=1) as manager:
+        manager.save(100, TREE)
+        manager.save(60, TREE, overwrite=True)
+        manager.save(101, TREE)
+        assert manager.steps() == [101]

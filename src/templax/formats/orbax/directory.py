@@ -195,7 +195,7 @@ def list_steps(source: Source) -> tuple[Step, ...]:
             found.append((Step(int(match["number"]), key, problem), names))
     marked = {step_prefix(step.key) for step, names in found if _has_only_commit_file(names)}
     steps = [
-        replace(step, problem=_NO_COMMIT_FILE)
+        replace(step, problem=NO_COMMIT_FILE)
         if step.committed and not names & MARKS and step_prefix(step.key) in marked
         else step
         for step, names in found
@@ -325,7 +325,8 @@ def is_committed(source: Source) -> bool:
     )
 
 
-_NO_COMMIT_FILE = f"there is no `{COMMITTED}`, which other steps beside it have"
+NO_COMMIT_FILE = f"there is no `{COMMITTED}`, which other steps beside it have"
+"""An inference: such a step may be whole, so that nothing deletes it as the remains of a save."""
 
 
 def _unfinished_name_reason(name: str) -> str | None:
@@ -364,7 +365,7 @@ def _missing_file_reason(source: Source, names: frozenset[str]) -> str | None:
         key = info.key.rstrip("/")
         alike = info.is_dir and _STEP.fullmatch(key) and step_prefix(key) == prefix
         if alike and _has_only_commit_file(list_names(parent.at(key))):
-            return _NO_COMMIT_FILE
+            return NO_COMMIT_FILE
     return None
 
 
