@@ -53,7 +53,7 @@ def decode(
     Raises:
         Corrupted: There are too many or too few bytes, a checksum differs, or the bytes are not
             valid zstd frames or gzip members. Also if a frame needs a window of more than 128 MiB.
-        Unsupported: There is no decoder for a codec.
+        Unsupported: A codec has no decoder here.
 
     >>> bytes(decode(("fill",), b"ab", 6))
     b'ababab'

@@ -197,7 +197,7 @@ def parse_dtype(name: str) -> np.dtype:
     """Returns the dtype that numpy or ml_dtypes calls `name`.
 
     Raises:
-        TypeError: There is no such dtype, or it does not hold numbers.
+        TypeError: The dtype is unknown, or does not hold numbers.
     """
     try:
         scalar = getattr(ml_dtypes, name, None)

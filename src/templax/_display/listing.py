@@ -23,7 +23,7 @@ _FACTS = ("step", "item", "items", "custom_metadata", "metrics")
 
 
 def select_leaves(catalog: Catalog, globs: Sequence[str]) -> list[LeafEntry]:
-    """The leaves whose name matches one of the globs, or all leaves if there are no globs."""
+    """Returns the leaves whose names match any of the globs; without globs, all leaves."""
     if not globs:
         return list(catalog.entries)
     return [e for e in catalog.entries if any(fnmatch.fnmatchcase(e.name, g) for g in globs)]

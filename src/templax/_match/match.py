@@ -270,7 +270,7 @@ class _Matching:
         """Reports the leaves of the checkpoint that no target asks for, or ignores them.
 
         Where a target has several names, the checkpoint may hold a leaf under each. Only one of
-        them is read. The others are no loss if their values are recorded to be the same.
+        them is read. The others are ignored if the recorded checksums show that they are equal.
         """
         if isinstance(self.options.extra, Mapping):
             names = self.stored.by_name

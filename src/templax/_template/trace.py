@@ -82,7 +82,7 @@ def template_of(
         if isinstance(leaf, jax.ShapeDtypeStruct) and spec is not None:
             try:
                 sharding = NamedSharding(mesh, spec)
-                leaf = _shaped(leaf, sharding)
+                leaf = _replace_sharding(leaf, sharding)
             except (AttributeError, TypeError, ValueError) as error:
                 what = f"Expected a PartitionSpec for shape {leaf.shape} on mesh {dict(mesh.shape)}"
                 raise UsageError(f"{what}, got {spec!r}: {error}") from error
@@ -128,11 +128,11 @@ def _abstract_leaf(leaf: Any) -> Any:
     """The shape and dtype of an array, and its sharding if committed; other leaves unchanged."""
     if isinstance(leaf, jax.Array):
         sharding = leaf.sharding if leaf.committed else None
-        return _shaped(leaf, sharding)
+        return _replace_sharding(leaf, sharding)
     return abstract_array(leaf.shape, leaf.dtype) if isinstance(leaf, np.ndarray) else leaf
 
 
-def _shaped(leaf: Any, sharding: jax.sharding.Sharding | None) -> jax.ShapeDtypeStruct:
+def _replace_sharding(leaf: Any, sharding: jax.sharding.Sharding | None) -> jax.ShapeDtypeStruct:
     """A leaf like `leaf`, weak type included, with this sharding."""
     weak = getattr(leaf, "weak_type", False)  # typed keys have none
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding, weak_type=weak)

@@ -6,6 +6,7 @@ The errors state only what is certain, and every hint to open something has been
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 
@@ -17,6 +18,7 @@ from ..storage.source import ObjectInfo, Source
 from .foreign import UNPACK, describe_file
 from .orbax.directory import (
     COMMITTED,
+    MAX_PROBES,
     STEP_METADATA,
     Root,
     basename,
@@ -38,8 +40,6 @@ from .safetensors import Safetensors
 _CHUNK = re.compile(r"[0-9]+(\.[0-9]+)*")
 
 _ORBAX_REMAINS = (STEP_METADATA, COMMITTED, "_sharding", "_strings.json", "array_metadatas/")
-
-_MAX_PROBES = 64
 
 _MAX_SHOWN = 4
 
@@ -86,14 +86,14 @@ def _file_error(source: Source, info: ObjectInfo) -> UnknownFormat:
 
 
 def _lfs_error(source: Source, children: list[ObjectInfo]) -> UnknownFormat | None:
-    for info in children[:_MAX_PROBES]:
+    for info in children[:MAX_PROBES]:
         if not info.is_dir and is_lfs_pointer(read_head(source, info.key, info.size)):
             return make_lfs_error(info.key)
     return None
 
 
 def _dot_files_error(source: Source, children: list[ObjectInfo]) -> CheckpointError | None:
-    for info in children[:_MAX_PROBES]:
+    for info in children[:MAX_PROBES]:
         if info.is_dir:
             files = [c.key for c in source.children(info.key)]
             # Require that all files are chunks: a file named `0` among others proves nothing.
@@ -119,12 +119,12 @@ def _checkpoints_below_error(source: Source, children: list[ObjectInfo]) -> Unkn
     if not below and not files:
         # A directory of directories with a file in each.
         directories = [source.at(info.key.rstrip("/")) for info in children if info.is_dir]
-        for child in directories[:_MAX_PROBES]:
+        for child in directories[:MAX_PROBES]:
             below += _list_openable_files(child, list(child.children()))
     if not below and not files:
         return None
     if not below and len(files) == 1:
-        named = _name_contents(source, children)
+        named = _name_children(children, _describe_files(source, children[:_MAX_SHOWN]))
         return _unknown_format(f"a directory of {named}", source, open_hint(files))
     return _unknown_format("a directory that holds checkpoints", source, open_hint(files + below))
 
@@ -132,7 +132,7 @@ def _checkpoints_below_error(source: Source, children: list[ObjectInfo]) -> Unkn
 def _list_openable_files(source: Source, children: list[ObjectInfo]) -> list[str]:
     """URLs of the safetensors files among the children that were opened successfully."""
     format, found = Safetensors(), list[str]()
-    for info in children[:_MAX_PROBES]:
+    for info in children[:MAX_PROBES]:
         child = source.at(info.key)
         if not info.is_dir and format.detect(child) is not None:
             with suppress(CheckpointError):
@@ -141,22 +141,28 @@ def _list_openable_files(source: Source, children: list[ObjectInfo]) -> list[str
 
 
 def _contents_error(source: Source, children: list[ObjectInfo]) -> UnknownFormat:
-    hints: dict[str, str | None] = {}
-    for info in children[:_MAX_PROBES]:
-        kind = None if info.is_dir else describe_file(source, info.key, info.size)
-        if kind is not None and kind[1] not in (None, UNPACK):
-            hints[info.key] = kind[1]
+    kinds = _describe_files(source, children[:MAX_PROBES])
+    hints = {key: hint for key, (_, hint) in kinds.items() if hint not in (None, UNPACK)}
     # Of files whose names differ by a number only, such as those of the steps of a run, the last.
     alike = len({re.sub(r"[0-9]+", "0", key) for key in hints}) == 1
     hint = hints[max(hints, key=natural_order)] if alike else None
-    return _unknown_format(f"a directory of {_name_contents(source, children)}", source, hint)
+    return _unknown_format(f"a directory of {_name_children(children, kinds)}", source, hint)
 
 
-def _name_contents(source: Source, children: list[ObjectInfo]) -> str:
-    named: list[str] = []
-    for info in children[:_MAX_SHOWN]:
-        kind = None if info.is_dir else describe_file(source, info.key, info.size)
-        named.append(f"`{info.key}`" + (f" ({kind[0]})" if kind else ""))
+def _describe_files(
+    source: Source, children: list[ObjectInfo]
+) -> dict[str, tuple[str, str | None]]:
+    """What `describe_file` says of each file that it recognises."""
+    kinds = {c.key: describe_file(source, c.key, c.size) for c in children if not c.is_dir}
+    return {key: kind for key, kind in kinds.items() if kind is not None}
+
+
+def _name_children(children: list[ObjectInfo], kinds: Mapping[str, tuple[str, str | None]]) -> str:
+    """The first few children, with what they are."""
+    named = [
+        f"`{c.key}` ({kinds[c.key][0]})" if c.key in kinds else f"`{c.key}`"
+        for c in children[:_MAX_SHOWN]
+    ]
     return list_examples(named, len(children))
 
 

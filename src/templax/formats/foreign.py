@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tokenize
 import zlib
 from io import BytesIO
@@ -18,7 +19,13 @@ from ..storage.source import Source
 from .flax.msgpack import holds_flax_arrays
 
 _MAX_MSGPACK = 1 << 26
-"""Most bytes of a msgpack file that are read where it can't be mapped."""
+"""Most bytes of a msgpack file that are decoded. Of a larger one, only the head is looked at."""
+
+_FLAX_ARRAY = re.compile(rb"(?:\xc7.|\xc8..|\xc9....)\x01\x93|__msgpack_chunked_array__", re.DOTALL)
+"""The beginning of an array of Flax: an extension of type 1 with a list of three values."""
+
+_MAX_MEMBERS = 1000
+"""Most members of a numpy archive of which the headers are read."""
 
 _MAX_LINE = 1 << 16
 """Most bytes of a JSON line, and of the header of a numpy array, that are read."""
@@ -103,7 +110,10 @@ def _is_loadable(what: str, path: str) -> bool:
             np.load(path, mmap_mode="r")
         elif what == NPZ:
             with zipfile.ZipFile(path) as archive:
-                for name in archive.namelist():
+                names = archive.namelist()
+                if len(names) > _MAX_MEMBERS:
+                    return False
+                for name in names:
                     with archive.open(name) as file:
                         if _read_array_header(BytesIO(file.read(_MAX_LINE)))[1].hasobject:
                             return False
@@ -136,8 +146,10 @@ def _recognise_file(source: Source, key: str, size: int) -> str | None:
 
 def _is_flax_msgpack(source: Source, key: str, size: int, head: bytes) -> bool:
     is_map = 0x81 <= head[0] <= 0x8F or head[0] in (0xDE, 0xDF)
-    if not is_map or (size > _MAX_MSGPACK and not source.maps):
+    if not is_map:
         return False
+    if size > _MAX_MSGPACK:
+        return _FLAX_ARRAY.search(read_head(source, key, size, _MAX_LINE)) is not None
     try:
         data = source.view(key, 0, size) if source.maps else None
         return holds_flax_arrays(source.read(key) if data is None else data)

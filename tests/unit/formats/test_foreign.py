@@ -21,6 +21,7 @@ import pytest
 
 import templax as tx
 from helpers import abstract
+from templax.formats import foreign
 
 TREE = {
     "dense": {"kernel": np.arange(6, dtype=np.float32).reshape(2, 3), "bias": np.ones(3, "f4")},
@@ -185,3 +186,28 @@ def test_of_files_with_different_names_none_is_hinted_at(tmp_path: Path) -> None
         f"Expected a checkpoint that templax reads at {tmp_path}, got a directory of "
         "`a.msgpack` (a Flax msgpack file), `b.msgpack` (a Flax msgpack file)"
     )
+
+
+def test_a_large_msgpack_file_is_recognised_by_its_head(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(foreign, "_MAX_MSGPACK", 100)
+    (tmp_path / "flax").write_bytes(flax.serialization.to_bytes({"w": np.zeros(100)}))
+    (tmp_path / "other").write_bytes(b"\x81\xa1w\xc4\xc8" + bytes(200))
+    with pytest.raises(tx.UnknownFormat, match="a Flax msgpack file"):
+        tx.open(tmp_path / "flax")
+    with pytest.raises(tx.UnknownFormat) as caught:
+        tx.open(tmp_path / "other")
+    assert "Flax" not in str(caught.value)
+
+
+def test_an_archive_with_very_many_members_gets_no_hint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(foreign, "_MAX_MEMBERS", 2)
+    np.savez(tmp_path / "few.npz", a=np.zeros(1), b=np.zeros(1))
+    np.savez(tmp_path / "many.npz", a=np.zeros(1), b=np.zeros(1), c=np.zeros(1))
+    for name, hinted in (("few.npz", True), ("many.npz", False)):
+        with pytest.raises(tx.UnknownFormat) as caught:
+            tx.open(tmp_path / name)
+        assert (caught.value.hint is not None) == hinted

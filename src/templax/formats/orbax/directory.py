@@ -53,8 +53,8 @@ _STEP = re.compile(
     r"(?P<prefix>(?:.+[_-]|epoch|step|ckpt|checkpoint|iter)?)(?P<number>[0-9]{1,18})"
 )
 
-_MAX_PROBES = 64
-"""Most subdirectories that are searched for a bare array."""
+MAX_PROBES = 64
+"""Most children of a directory that are looked into; it may contain any number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +159,7 @@ def json_file(source: Source, names: Set[str], handler: object = None) -> str | 
     """
     if "metadata" in names or "metrics" in names:
         return "metadata" if "metadata" in names else "metrics"
-    files = names - MARKS
+    files = {name for name in names - MARKS if not name.endswith("/")}
     # Orbax takes any file name; alone, `data.json` may be anybody's, even by its default name.
     if isinstance(handler, str) and handler.rpartition(".")[2].startswith("Json"):
         return next(iter(files)) if len(files) == 1 else None
@@ -361,7 +361,7 @@ def _missing_file_reason(source: Source, names: frozenset[str]) -> str | None:
     if names & MARKS or step_number(source) is None:
         return None
     prefix, parent = step_prefix(basename(source)), source.at("..")
-    for info in itertools.islice(parent.children(), _MAX_PROBES):
+    for info in itertools.islice(parent.children(), MAX_PROBES):
         key = info.key.rstrip("/")
         alike = info.is_dir and _STEP.fullmatch(key) and step_prefix(key) == prefix
         if alike and _has_only_commit_file(list_names(parent.at(key))):
@@ -409,7 +409,7 @@ def _is_legacy(source: Source) -> bool:
 
 
 def _find_bare_array(source: Source, directories: list[str]) -> list[str]:
-    for directory in directories[:_MAX_PROBES]:
+    for directory in directories[:MAX_PROBES]:
         for metadata in FILES:
             if source.stat(directory + metadata) is not None:
                 return [directory + metadata]

@@ -11,6 +11,7 @@ from .directory import (
     DATABASE_DIRECTORIES,
     LEGACY,
     MARKS,
+    MAX_PROBES,
     STEP_METADATA,
     TREE,
     V1_MARK,
@@ -20,9 +21,6 @@ from .directory import (
     is_committed,
     list_names,
 )
-
-_MAX_PROBES = 64
-"""Most files of a subdirectory that are looked at."""
 
 _SIDE_FILES = (
     "_sharding",
@@ -67,7 +65,7 @@ def _belongs_to_save(source: Source, root: Root, name: str) -> bool:
     if name in _OWN_DIRECTORIES or name.startswith("ocdbt."):
         return True
     # Without a database, each array is a directory, or nested ones if its name has slashes.
-    files = itertools.islice(source.at(name).walk(), _MAX_PROBES)
+    files = itertools.islice(source.at(name).walk(), MAX_PROBES)
     here = (info.key.rpartition("/")[2] for info in files)
     return source.stat(MANIFEST) is None and any(file in FILES for file in here)
 

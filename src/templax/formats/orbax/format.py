@@ -16,6 +16,7 @@ from ..zarr.metadata import FILES
 from .directory import (
     DATABASE_DIRECTORIES,
     MARKS,
+    MAX_PROBES,
     TREE,
     Root,
     basename,
@@ -33,9 +34,6 @@ from .json_item import read_json_item
 
 MAX_LISTED = 6
 """Most items that an error names; a directory may contain hundreds."""
-
-_MAX_PROBES = 64
-"""Most directories that are searched for checkpoints."""
 
 _SEARCH_DEPTH = 3
 """Most levels that are searched for checkpoints."""
@@ -138,7 +136,7 @@ def find_below(source: Source, names: Iterable[str]) -> dict[str, list[str]]:
     """
     found: dict[str, list[str]] = {}
     pending = deque((name, source.at(name), 1) for name in names if not is_temporary(name))
-    for _ in range(_MAX_PROBES):
+    for _ in range(MAX_PROBES):
         if not pending or sum(map(len, found.values())) > MAX_LISTED:
             break
         name, child, depth = pending.popleft()
@@ -162,7 +160,7 @@ def _find_others(source: Source, root: Root) -> dict[str, list[str]]:
     names = list_names(source)
     if root.handled or names & MARKS:
         return {}
-    files = [info for info in source.children() if not info.is_dir][:_MAX_PROBES]
+    files = [info for info in source.children() if not info.is_dir][:MAX_PROBES]
     tensors = [
         info.key
         for info in files

@@ -359,12 +359,15 @@ def _parse_sharding(
     meta = msgspec.convert(codec.configuration, _Sharded)
     inner_shape = tuple(meta.chunk_shape)
     if len(inner_shape) != len(shard) or any(c < 1 for c in inner_shape):
-        raise Corrupted(f"Expected inner chunks of {len(shard)} dimensions, got {inner_shape}")
+        got = inner_shape[:_MAX_RANK]
+        raise Corrupted(f"Expected inner chunks of {len(shard)} dimensions, got {got}")
     if any(s % c for s, c in zip(shard, inner_shape, strict=True)):
         raise Corrupted(f"Expected inner chunks that divide shards {shard}, got {inner_shape}")
     names = [c.name for c in meta.index_codecs]
     if names not in (["bytes"], ["bytes", "crc32c"]):
-        problem = f"templax does not read shard indexes with codecs {names[:8]}"
+        problem = (
+            f"templax does not read shard indexes with codecs {[name[:80] for name in names[:8]]}"
+        )
     else:
         problem = _find_bytes_problem(meta.index_codecs[0], np.dtype(np.uint64))
     if problem is not None:
@@ -392,7 +395,8 @@ def _validate(array: Array) -> Array:
     if any(not 0 <= n <= _MAX_BYTES for n in shape):
         raise Corrupted(f"Expected a shape of sizes in 0..2**63-1, got {shape}")
     if len(chunk_shape) != len(shape) or any(not 1 <= c <= _MAX_BYTES for c in chunk_shape):
-        raise Corrupted(f"Expected chunks of {len(shape)} sizes of 1 or more, got {chunk_shape}")
+        got = chunk_shape[:_MAX_RANK]
+        raise Corrupted(f"Expected chunks of {len(shape)} sizes of 1 or more, got {got}")
     nbytes = math.prod(shape) * array.dtype.itemsize
     if nbytes > _MAX_BYTES or not fits_address_space(shape, array.dtype.itemsize):
         raise Corrupted(f"Expected an array of less than 2**63 bytes, got shape {shape}")
