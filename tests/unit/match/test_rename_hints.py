@@ -219,6 +219,13 @@ def test_a_leaf_spelled_almost_alike_is_noted() -> None:
     assert has_no_hint(match)
 
 
+def test_no_moment_is_noted_as_nearest_to_a_weight() -> None:
+    checkpoint = {"net": {"mu": {"w": f32(3)}}, "x": f32(7)}
+    for name in ("w", "nu.w"):
+        match = fail_match(checkpoint, {f"net.{name}": f32(3), "x": f32(7)})
+        assert match.mismatches[0].note is None
+
+
 @pytest.mark.parametrize(
     ("old", "new"),
     [("Kernel", "kernel"), ("pos-embed", "pos_embed"), ("w_01", "w_1"), ("losses", "loss")],
