@@ -18,6 +18,10 @@ MAX_RENAMES = 6
 """How many entries of a mapping a hint spells out."""
 
 
+MAX_COMPARISONS = 100_000
+"""How many pairs of a wanted and an untaken leaf are compared."""
+
+
 @dataclass(frozen=True, slots=True)
 class Failure:
     """A failed match, and what is needed to match again."""
@@ -43,6 +47,24 @@ class Failure:
         """The leaves of the checkpoint, by name after `at` and `rename`."""
         renamed = apply_at_and_rename(self.checkpoint, self.options)
         return {name: (path, entry) for path, name, entry in renamed}
+
+    def find_possible(self, wanted: set[str]) -> set[str]:
+        """Those of some targets that an untaken leaf may be, under another name, perhaps turned.
+
+        All of them, if there are too many to compare.
+        """
+        explained = {m.name for m in self.select("extra") if m.hint is not None}
+        taken = {p.target.name for p in self.result.pairs if not p.source} | explained
+        targets, leaves = self.targets_by_name(), self.leaves_by_name()
+        untaken = [entry for name, (_, entry) in leaves.items() if name not in taken]
+        if len(wanted) * len(untaken) > MAX_COMPARISONS:
+            return wanted
+        return {name for name in wanted if any(_may_be(targets[name], e) for e in untaken)}
+
+
+def _may_be(target: Target, entry: LeafEntry) -> bool:
+    same_kind = target.kind == entry.kind or "scalar" in (target.kind, entry.kind)
+    return same_kind and sorted(target.user_shape) == sorted(entry.user_shape)
 
 
 def is_much_better(failure: Failure, after: Match) -> bool:

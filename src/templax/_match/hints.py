@@ -5,14 +5,13 @@ Hints about single leaves are in `leaf_hints`.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 
-from .._core.names import join_path
-from .._core.text import list_names, quote_text
+from .._core.text import list_names
 from .._template.template import Template
-from .failure import Failure, add_hint, count_found, is_much_better
+from .at_hints import suggest_at
+from .failure import Failure, add_hint, count_found
 from .leaf_hints import add_leaf_hints
 from .match import CheckpointView, apply_at_and_rename
 from .missing_hints import suggest_missing
@@ -26,12 +25,6 @@ from .rename_hints import (
 )
 from .result import Match
 from .shape_hints import find_undecidable
-
-MAX_CANDIDATES = 8
-"""How many values of `at` are tried; each try costs one match."""
-
-MAX_CHOICES = 3
-"""How many equally good values of `at` a hint offers."""
 
 
 def add_hints(
@@ -52,7 +45,7 @@ def add_hints(
     if lacks_arrays(result.template):
         return replace(result, summary=explain_lack_of_arrays(result.template))
     for suggest in (
-        _suggest_at,
+        suggest_at,
         suggest_wrapping,
         suggest_respelling,
         suggest_renames,
@@ -90,63 +83,6 @@ def explain_lack_of_arrays(template: Template) -> str:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Candidate:
-    """A value of `at`, and the match with it."""
-
-    at: str
-    depth: int
-    after: Match
-
-
-def _suggest_at(failure: Failure) -> Match | None:
-    """Tries other values of `at`: the checkpoint may hold the template's tree elsewhere."""
-    if not failure.select("missing") or not failure.checkpoint.entries:
-        return None
-    working = _try_other_subtrees(failure)
-    if not working:
-        return None
-    # Several subtrees may fit equally well, since the moments of an optimizer have the structure of
-    # the parameters. The parameters are usually less deep, so the hint offers the shallowest.
-    fewest = min(len(candidate.after.mismatches) for candidate in working)
-    best = [candidate for candidate in working if len(candidate.after.mismatches) == fewest]
-    best.sort(key=lambda candidate: (candidate.depth, candidate.at))
-    shallowest = [candidate for candidate in best if candidate.depth == best[0].depth]
-    after = shallowest[0].after
-    if len(shallowest) > MAX_CHOICES or (len(shallowest) > 1 and after.mismatches):
-        return None
-    content = "most" if any(m.problem == "missing" for m in after.mismatches) else "the same tree"
-    places = " and ".join(f"under `{c.at}`" if c.at else "at its root" for c in shallowest)
-    deeper = [f"`{candidate.at}`" for candidate in best[len(shallowest) :]]
-    also = f" (as well as under {' and '.join(deeper[:MAX_CHOICES])})" if deeper else ""
-    summary = f"{count_found(failure)}; the checkpoint holds {content} {places}{also}"
-    hint = " or ".join(f"at={quote_text(candidate.at)}" for candidate in shallowest)
-    return add_hint(failure, hint, after, summary)
-
-
-def _try_other_subtrees(failure: Failure) -> list[_Candidate]:
-    """Matches with those values of `at` under which most wanted names occur; keeps what helps."""
-    wanted = {t.name for t in failure.result.template.targets if t.has_data}
-    votes: Counter[str] = Counter()
-    depths: dict[str, int] = {}
-    for entry in failure.checkpoint.entries:
-        for depth in range(len(entry.path) + 1):
-            if join_path(entry.path[depth:]) in wanted:
-                at = join_path(entry.path[:depth])
-                votes[at] += 1
-                depths[at] = depth
-    ranked = votes.most_common(MAX_CANDIDATES + 1)
-    if len(ranked) > MAX_CANDIDATES and ranked[-1][1] == ranked[0][1]:
-        return []  # too many subtrees look alike
-    working = []
-    for at, _ in ranked[:MAX_CANDIDATES]:
-        if at != failure.options.at:
-            after = failure.retry(at=at)
-            if is_much_better(failure, after):
-                working.append(_Candidate(at, depths[at], after))
-    return working
-
-
 def _explain_empty_at(failure: Failure) -> Match | None:
     """Says that nothing lies under `at`, and what does lie where it begins."""
     at = failure.options.at
@@ -160,8 +96,13 @@ def _explain_empty_at(failure: Failure) -> Match | None:
 
 
 def _suggest_ignoring_extras(failure: Failure) -> Match | None:
-    """Tries `extra="ignore"` if there are extra leaves and no other mismatches."""
+    """Tries `extra="ignore"` if there are extra leaves and no other mismatches.
+
+    Silent where the caller has given patterns, which the hint would replace.
+    """
     if len(failure.select("extra")) != len(failure.result.mismatches):
+        return None
+    if isinstance(failure.options.extra, Mapping):
         return None
     after = failure.retry(extra="ignore")
     return add_hint(failure, 'extra="ignore"', after, None) if after.ok else None

@@ -20,6 +20,7 @@ from .._core.text import quote_text
 from .._template.template import Target
 from ..errors import Mismatch
 from .match import fit_leaf
+from .meaning import list_moments
 from .options import MatchOptions
 from .shape_hints import make_shape_hints
 
@@ -58,7 +59,9 @@ def add_leaf_hints(
                 hint = shape_hints.get(m.name) if m.problem == "shape" else None
                 m = replace(m, hint=hint or _suggest_for_leaf(m, target, entry, options))
             elif m.note is None and len(hinted) < MAX_NEAREST and len(unused_names) <= MAX_NAMES:
-                near = find_nearest(m.name, unused_names)
+                moments = list_moments(target.path)
+                alike = [n for n in unused_names if list_moments((*n.split("."),)) == moments]
+                near = find_nearest(m.name, alike)
                 m = replace(m, note=f"nearest: `{near}`" if near else None)
         if m.hint is None:
             m = replace(m, hint=stack_hints.get(m.name))

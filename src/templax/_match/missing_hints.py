@@ -6,21 +6,17 @@ from dataclasses import replace
 
 from .._catalog.entry import LeafEntry
 from .._core.names import join_path
-from .._template.template import Target
 from ..errors import Mismatch
 from .failure import Failure, solves_only
 from .match import CheckpointView, match_leaves
 from .result import Match
-
-MAX_COMPARISONS = 100_000
-"""How many pairs of a missing and an unused leaf are compared."""
 
 
 def suggest_missing(failure: Failure) -> Match:
     """Tries `missing=` for the missing leaves that have no other hint.
 
     Silent where the checkpoint has nothing that the template wants, since `at` or all names are
-    wrong then; for a leaf that an unused leaf of the checkpoint fits, which may have another name;
+    wrong then; for a leaf that an untaken leaf of the checkpoint fits, which may have another name;
     and where the caller has given checkpoints or patterns, which the hint would replace.
 
     Args:
@@ -51,23 +47,15 @@ def suggest_missing(failure: Failure) -> Match:
 
 def _list_new_leaves(failure: Failure) -> set[str]:
     """Names of the missing leaves that are nowhere in the checkpoint, under whatever name."""
-    targets, leaves = failure.targets_by_name(), failure.leaves_by_name()
-    moved = {m.name for m in failure.select("extra") if m.hint is not None}
-    unused = [leaves[name][1] for name in leaves if name not in targets and name not in moved]
-    missing = [m for m in failure.select("missing") if m.name in targets and _is_unexplained(m)]
-    if len(missing) * len(unused) > MAX_COMPARISONS:
-        return set()
-    return {m.name for m in missing if not any(_may_be(targets[m.name], entry) for entry in unused)}
+    targets = failure.targets_by_name()
+    missing = {
+        m.name for m in failure.select("missing") if m.name in targets and _is_unexplained(m)
+    }
+    return missing - failure.find_possible(missing)
 
 
 def _is_unexplained(m: Mismatch) -> bool:
     return m.hint is None and m.found == "none" and "nearest" not in (m.note or "")
-
-
-def _may_be(target: Target, entry: LeafEntry) -> bool:
-    """Whether a leaf may be what the template asks for, under another name and perhaps turned."""
-    same_kind = target.kind == entry.kind or "scalar" in (target.kind, entry.kind)
-    return same_kind and sorted(target.user_shape) == sorted(entry.user_shape)
 
 
 def _match_with_all_supplied(failure: Failure) -> Match:

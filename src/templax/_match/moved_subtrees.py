@@ -5,12 +5,14 @@ An optimizer that was wrapped since it was saved, a renamed layer, layers that a
 
 from __future__ import annotations
 
-from collections import defaultdict
+import re
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 
 from .._catalog.entry import LeafSpec
 from .._core.dtypes import class_of
 from .._core.names import Path, join_path
+from .meaning import is_abbreviation, is_average, list_moments
 
 MAX_LEAVES = 20_000
 """Subtrees are compared in trees of up to so many leaves, which takes less than a second."""
@@ -26,9 +28,11 @@ def find_moved_subtrees(
 ) -> dict[Path, Path]:
     """Pairs subtrees that hold the same leaves by relative name, shape and kind of number.
 
-    A pair is one of siblings that were renamed (`mid`, `middle`), or of subtrees of which one lies
-    levels deeper (`opt_state.0`, `opt_state.1.0`), or any two that nothing else on either side
-    equals. Where several subtrees fit, there is no pair: the layers of a transformer are alike.
+    A pair is one of siblings whose name was abbreviated (`mid`, `middle`), or of several that were
+    numbered anew together (`Dense_0` and `Dense_1`, now `Dense_1` and `Dense_2`), or of subtrees of
+    which one lies levels deeper (`opt_state.0`, `opt_state.1.0`). Equal content is not enough: an
+    encoder may look like a decoder, and a second moment like a first. Where several subtrees fit,
+    there is no pair: the layers of a transformer are alike.
 
     Args:
         stored: The leaves of the checkpoint, with their paths.
@@ -58,7 +62,7 @@ def find_moved_subtrees(
             if source in moved:
                 return {}  # two subtrees want the same one
             moved[source] = path
-    return moved
+    return _drop_lone_shifts(moved, old)
 
 
 class _Subtrees:
@@ -127,11 +131,51 @@ def _choose_source(
             choice = old[0]
         else:
             return None
-    return choice if choice in subtrees.unmatched else None
+    return choice if choice in subtrees.unmatched and _mean_the_same(choice, target) else None
 
 
 def _is_deeper(a: Path, b: Path) -> bool:
-    """Whether one of two paths is the other with levels inserted."""
+    """Whether one of two paths is the other with levels inserted, no moment or average."""
     short, long = sorted((a, b), key=len)
     elements = iter(long)
-    return len(short) < len(long) and all(element in elements for element in short)
+    inserted = len(short) < len(long) and all(element in elements for element in short)
+    return inserted and list_moments(a) == list_moments(b) and is_average(a) == is_average(b)
+
+
+def _mean_the_same(a: Path, b: Path) -> bool:
+    """Whether the paths of two equal subtrees may be of the same one, apart from its number."""
+    if len(a) != len(b):
+        return _is_deeper(a, b)
+    return _find_shift(a, b) is not None or all(map(is_abbreviation, map(str, a), map(str, b)))
+
+
+_NUMBERED = re.compile(r"(.*?)(\d{1,9})")
+
+_Shift = tuple[Path, str, int]
+"""The path around numbered siblings, their common name, and the difference of the numbers."""
+
+
+def _find_shift(a: Path, b: Path) -> _Shift | None:
+    """What two siblings have in common of which only the number differs; None for others."""
+    old, new = _NUMBERED.fullmatch(str(a[-1])), _NUMBERED.fullmatch(str(b[-1]))
+    if a[:-1] != b[:-1] or old is None or new is None or old[1] != new[1]:
+        return None
+    return a[:-1], old[1], int(new[2]) - int(old[2])
+
+
+def _drop_lone_shifts(moved: dict[Path, Path], old: _Subtrees) -> dict[Path, Path]:
+    """Leaves out pairs whose number alone differs, unless several shift by as much.
+
+    `layers_0` may well be another layer than `layers_1`. Only the states of a chain of optax may
+    shift alone, since their moments have names.
+    """
+    shifts = {a: _find_shift(a, b) for a, b in moved.items() if len(a) == len(b)}
+    counts = Counter(shifts.values())
+
+    def keeps(path: Path) -> bool:
+        shift = shifts.get(path)
+        if shift is None or counts[shift] > 1:
+            return True
+        return not shift[1] and any(list_moments(rest[:-1]) for rest, _, _ in old.contents[path])
+
+    return {a: b for a, b in moved.items() if keeps(a)}

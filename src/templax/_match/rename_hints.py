@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from .._catalog.entry import LeafEntry
-from .._core.names import Path, find_nearest, join_path, normalize, prefixes
+from .._core.names import Path, join_path, prefixes
 from .._core.text import quote_text
 from .._template.template import Target
 from .failure import (
@@ -18,20 +18,14 @@ from .failure import (
     is_much_better,
     solves_only,
 )
+from .leaf_hints import add_leaf_hints
 from .match import apply_at_and_rename, fit_leaf
+from .meaning import have_one_role, is_plural, list_moments, spell_plainly
 from .moved_subtrees import find_moved_subtrees
 from .result import Match
 
 MAX_COMPARISONS = 10_000
 """How many pairs of names are compared for similarity."""
-
-_ROLES: Mapping[str, str] = {
-    **dict.fromkeys(("kernel", "weight", "weights", "w", "scale", "gamma", "embedding"), "weight"),
-    **dict.fromkeys(("bias", "biases", "b", "beta"), "bias"),
-    **dict.fromkeys(("mean", "runningmean", "movingmean"), "mean"),
-    **dict.fromkeys(("var", "variance", "runningvar", "movingvariance"), "var"),
-}
-"""What libraries call the same leaf of a layer: its name, without `_` and in lower case, → role."""
 
 
 def suggest_wrapping(failure: Failure) -> Match | None:
@@ -51,7 +45,11 @@ def suggest_wrapping(failure: Failure) -> Match | None:
 
 
 def _find_wrapper(inner: set[str], outer: Sequence[str]) -> str | None:
-    """The prefix that most names of `outer` have before a name of `inner`; None if none does."""
+    """The prefix that most names of `outer` have before a name of `inner`.
+
+    None if there is none, or if several do: `online` and `target` may have the same tree. Moments
+    do not count, which have the tree of the parameters.
+    """
     votes: Counter[str] = Counter()
     for name in outer:
         head, rest = "", name
@@ -62,7 +60,10 @@ def _find_wrapper(inner: set[str], outer: Sequence[str]) -> str | None:
                 votes[head] += 1
         if "" in inner:
             votes[name] += 1
-    return votes.most_common(1)[0][0] if votes else None
+    ranked = [(head, n) for head, n in votes.most_common() if not list_moments((*head.split("."),))]
+    if not ranked or (len(ranked) > 1 and 2 * ranked[1][1] > ranked[0][1]):
+        return None
+    return ranked[0][0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,13 +277,17 @@ def _pair_similar_names(
     targets: Mapping[str, Target],
     leaves: Mapping[str, tuple[Path, LeafEntry]],
 ) -> dict[str, str]:
-    """Finds, for missing leaves, an unused one with a similar name that fits: `{new: old}`."""
+    """Finds, for missing leaves, an unused one whose name means the same and that fits.
+
+    Returns:
+        `{new: old}`. Names that are merely spelled alike are not paired: `w_up` is not `w_out`.
+    """
     missing = [m for m in failure.select("missing") if m.name in targets]
     unused = [name for name in leaves if name not in targets]
-    by_normalized: dict[str, list[str]] = defaultdict(list)
+    by_spelling: dict[tuple[str, ...], list[str]] = defaultdict(list)
     by_parent: dict[Path, list[str]] = defaultdict(list)
     for name in unused:
-        by_normalized[normalize(name)].append(name)
+        by_spelling[spell_plainly(name)].append(name)
         by_parent[leaves[name][0][:-1]].append(name)
     old_names: dict[str, str] = {}
     same_role: dict[str, str] = {}
@@ -293,15 +298,16 @@ def _pair_similar_names(
         def fits(name: str, target: Target = target) -> bool:
             return not fit_leaf(target, leaves[name][1], failure.options.cast)[0]
 
-        same = by_normalized.get(normalize(m.name), [])
+        same = by_spelling.get(spell_plainly(m.name), [])
         siblings = by_parent.get(target.path[:-1], [])
         near = same[0] if len(same) == 1 else None
         if near is None and not same and len(missing) * len(unused) <= MAX_COMPARISONS:
-            near = find_nearest(m.name, siblings)
+            plurals = [n for n in siblings if is_plural(n, m.name)]
+            near = plurals[0] if len(plurals) == 1 else None
         if near is not None and fits(near):
             old_names[m.name] = near
         if near is None and not same:
-            alike = [n for n in siblings if _have_one_role(leaves[n][0], target.path)]
+            alike = [n for n in siblings if have_one_role(leaves[n][0], target.path)]
             fitting = [n for n in alike if fits(n)]
             if len(fitting) == 1:
                 same_role[m.name] = fitting[0]
@@ -309,14 +315,6 @@ def _pair_similar_names(
                 all_fit = False
     # A square kernel beside one that is transposed is not renamed as if it were sure to fit.
     return {**same_role, **old_names} if all_fit else old_names
-
-
-def _have_one_role(old: Path, new: Path) -> bool:
-    """Whether two leaves of a layer are called by two names of the same: `kernel`, `weight`."""
-    if not old or not new:
-        return False
-    role = _ROLES.get(normalize(str(old[-1])))
-    return role is not None and role == _ROLES.get(normalize(str(new[-1])))
 
 
 def _strip_common_end(old: Path, new: Path) -> tuple[str, str]:
@@ -332,13 +330,18 @@ def suggest_setting_aside(failure: Failure) -> Match | None:
     """Tries to rename leaves that do not fit, such as an old head, so that `missing=` applies.
 
     This works where `missing=` fills the gap and `extra="ignore"` leaves out the renamed leaves.
+    Silent where a leaf hint tells how to use them, or where another leaf of the checkpoint may fit.
     """
     if failure.options.rename is not None or failure.select("missing"):
         return None
-    leaves = failure.leaves_by_name()
+    targets, leaves = failure.targets_by_name(), failure.leaves_by_name()
     unfit = {m.name for m in failure.result.mismatches if m.problem in ("shape", "dtype", "kind")}
     if not unfit or not unfit <= leaves.keys() or len(unfit) == len(leaves):
         return None
+    entries = {name: entry for name, (_, entry) in leaves.items()}
+    hinted = add_leaf_hints(failure.result.mismatches, targets, entries, failure.options)
+    if any(m.hint for m in hinted) or failure.find_possible(unfit):
+        return None  # the leaves can be had, so they are not to be begun anew
     fitting = {p for name, (path, _) in leaves.items() if name not in unfit for p in prefixes(path)}
     rename: dict[str, str] = {}
     for name in unfit:

@@ -12,6 +12,7 @@ from .._core.boxes import Shape
 from .._template.template import Target
 from ..errors import Mismatch
 from .match import fit_leaf
+from .meaning import have_one_role
 from .options import MatchOptions
 from .result import Pair
 
@@ -34,7 +35,8 @@ def make_shape_hints(
         options: Of the match.
     """
     leaves = list(_list_reshaped(mismatches, targets, entries))
-    hints = {m.name: hint for m, t, e in leaves if (hint := _suggest_turning(t, e))}
+    turns = _find_turns(leaves, mismatches, targets, entries)
+    hints = {m.name: _describe_turn(turns[m.name], e) for m, _, e in leaves if m.name in turns}
     left = [leaf for leaf in leaves if leaf[0].name not in hints]
     return hints | _suggest_leading_axis(left, targets, options)
 
@@ -51,10 +53,10 @@ def find_undecidable(
     either way.
     """
     turns: defaultdict[str, set[tuple[int, ...]]] = defaultdict(set)
-    for _, target, entry in _list_reshaped(mismatches, targets, entries):
-        axes = _find_turn(target, entry.shape)
-        if axes is not None and target.path:
-            turns[str(target.path[-1])].add(axes)
+    leaves = list(_list_reshaped(mismatches, targets, entries))
+    for name, axes in _find_turns(leaves, mismatches, targets, entries).items():
+        if targets[name].path:
+            turns[str(targets[name].path[-1])].add(axes)
     if not turns:
         return ()
     return tuple(
@@ -82,6 +84,39 @@ def _list_reshaped(
             yield m, targets[m.name], entries[m.name]
 
 
+def _find_turns(
+    leaves: Sequence[_Leaf],
+    mismatches: Sequence[Mismatch],
+    targets: Mapping[str, Target],
+    entries: Mapping[str, LeafEntry],
+) -> dict[str, tuple[int, ...]]:
+    """The order of the stored axes that the template asks for, of the leaves that have one.
+
+    Leaves are left out where they may have changed places with another: where an untaken sibling
+    has the wanted shape as it is, or where the bias of the layer has another size as well.
+    """
+    unmatched = {m.name for m in mismatches}
+    untaken: defaultdict[str, set[Shape]] = defaultdict(set)
+    for name, entry in entries.items():
+        if name in unmatched or name not in targets:
+            untaken[_find_parent(name)].add(entry.shape)
+    resized = {
+        _find_parent(t.name)
+        for _, t, entry in leaves
+        if have_one_role(t.path, ("bias",)) and len(t.shape) == len(entry.shape) == 1
+    }
+    turns: dict[str, tuple[int, ...]] = {}
+    for m, target, entry in leaves:
+        axes, parent = _find_turn(target, entry.shape), _find_parent(m.name)
+        if axes is not None and target.shape not in untaken[parent] and parent not in resized:
+            turns[m.name] = axes
+    return turns
+
+
+def _find_parent(name: str) -> str:
+    return name.rpartition(".")[0]
+
+
 def _find_turn(target: Target, stored: Shape) -> tuple[int, ...] | None:
     """The order of the stored axes that gives the shape of the template; None if none is usual.
 
@@ -98,10 +133,8 @@ def _find_turn(target: Target, stored: Shape) -> tuple[int, ...] | None:
     return fitting[0] if fitting else None
 
 
-def _suggest_turning(target: Target, entry: LeafEntry) -> str | None:
-    axes, shape = _find_turn(target, entry.shape), entry.shape
-    if axes is None:
-        return None
+def _describe_turn(axes: tuple[int, ...], entry: LeafEntry) -> str:
+    shape = entry.shape
     if axes[:-2] == tuple(range(len(shape) - 2)):
         return (
             f"the checkpoint holds the transpose: ask for shape `{shape}` "

@@ -72,6 +72,11 @@ def test_missing_keep_is_hinted_where_the_template_has_the_values() -> None:
             {"w": f32(2), "old": f32(3, 4)}, {"w": f32(2), "new": f32(4, 3)}, id="a turned leaf"
         ),
         pytest.param({"w": f32(2), "x": {"y": f32(1)}}, {"w": f32(2), "x": f32(3)}, id="a subtree"),
+        pytest.param(
+            {"a": f32(3, 8), "b": f32(8, 4)},
+            {"a": f32(3, 8), "b": f32(8, 8), "c": f32(8, 4)},
+            id="an inserted layer",
+        ),
     ],
 )
 def test_missing_is_not_hinted_where_a_name_may_be_wrong(checkpoint: Any, template: Any) -> None:

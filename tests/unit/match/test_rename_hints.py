@@ -103,18 +103,141 @@ def test_layers_that_are_numbered_anew_are_found() -> None:
     assert follow_hints(match, NET, template).ok
 
 
-def test_a_subtree_that_moved_to_another_parent_is_found() -> None:
+def test_a_subtree_that_moved_to_an_inner_level_is_found() -> None:
     checkpoint = {"model": {"enc": DENSE, "head": f32(9)}, "step": f32()}
-    template = {"model": {"head": f32(9)}, "trunk": {"net": DENSE}, "step": f32()}
+    template = {"model": {"head": f32(9), "trunk": {"enc": DENSE}}, "step": f32()}
     match = fail_match(checkpoint, template)
-    assert match.rename == {"model.enc": "trunk.net"}
+    assert match.rename == {"model.enc": "model.trunk.enc"}
     assert follow_hints(match, checkpoint, template).ok
 
 
 def test_moved_subtrees_are_found_where_extra_leaves_are_ignored() -> None:
-    checkpoint, template = {"enc": DENSE, "x": f32(2), "y": f32(2)}, {"body": DENSE, "x": f32(2)}
+    checkpoint = {"enc": DENSE, "x": f32(2), "y": f32(2)}
+    template = {"encoder": DENSE, "x": f32(2)}
     match = fail_match(checkpoint, template, extra="ignore")
     assert follow_hints(match, checkpoint, template, extra="ignore").ok
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("encoder", "decoder"),
+        ("self_attn", "cross_attn"),
+        ("teacher", "student"),
+        ("fwd", "bwd"),
+        ("q1", "q2"),
+        ("mu", "nu"),
+        ("trace", "tracer"),
+        ("layers_0", "layers_1"),
+        ("block1", "block3"),
+        ("block1", "block10"),
+        ("net", "net_target"),
+        ("critic", "criticTarget"),
+        ("policy", "policytarget"),
+        ("model", "model_ema"),
+        ("mid", "top"),
+        ("w", "wo"),
+        ("encoder.net", "decoder.net"),
+        ("model.enc", "trunk.enc"),
+        ("ema.net", "net"),
+        ("mu.net", "net"),
+    ],
+)
+def test_no_subtree_is_renamed_to_one_of_another_meaning(old: str, new: str) -> None:
+    """The content of both is the same, and nothing else has it."""
+
+    def nest(name: str) -> Any:
+        tree: Any = {"kernel": f32(3, 8), "bias": f32(8)}
+        for key in reversed(name.split(".")):
+            tree = {key: tree}
+        return {"x": f32(5), "top_level": {"y": f32(6), **tree}}
+
+    for stored, wanted in ((old, new), (new, old)):
+        assert fail_match(nest(stored), nest(wanted)).rename is None
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [("enc_0", "encoder_0"), ("Dense_0", "dense_00"), ("AttnBlock", "attn_block")]
+)
+def test_a_subtree_of_an_abbreviated_name_is_found(old: str, new: str) -> None:
+    for stored, wanted in ((old, new), (new, old)):
+        checkpoint, template = {stored: DENSE, "x": f32(5)}, {wanted: DENSE, "x": f32(5)}
+        match = fail_match(checkpoint, template)
+        assert match.rename == {stored: wanted}
+        assert follow_hints(match, checkpoint, template).ok
+
+
+@pytest.mark.parametrize(
+    ("stored", "wanted"),
+    [
+        (optax.scale_by_adam(), optax.trace(0.9)),
+        (optax.trace(0.9), optax.scale_by_adam()),
+        (optax.sgd(0.1, 0.9), optax.chain(optax.clip(1.0), optax.adam(1e-3))),
+        (optax.adam(1e-3), optax.chain(optax.clip(1.0), optax.sgd(0.1, 0.9))),
+    ],
+)
+def test_no_moment_is_renamed_to_another(stored: Any, wanted: Any) -> None:
+    assert fail_match(_train_state(stored, NET), _train_state(wanted, NET)).rename is None
+
+
+def test_the_state_of_a_flat_chain_that_got_another_index_is_found() -> None:
+    scale = optax.scale_by_adam()
+    checkpoint = _train_state(optax.chain(scale, optax.scale(-1.0)), NET)
+    template = _train_state(optax.chain(optax.clip(1.0), scale, optax.scale(-1.0)), NET)
+    match = fail_match(checkpoint, template)
+    assert match.rename == {"opt_state.0": "opt_state.1"}
+    assert follow_hints(match, checkpoint, template).ok
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        *[("w_v", "w_o"), ("weight_ih", "weight_hh"), ("Wq", "Wk"), ("wi", "wo"), ("wx", "wh")],
+        *[("k_embed", "q_embed"), ("w_up", "w_out"), ("running_mean", "running_var")],
+        *[("mean", "median"), ("sigma_w", "sigma_b"), ("kernel_re", "kernel_im"), ("mu", "nu")],
+        *[("min_val", "max_val"), ("best_loss", "last_loss"), ("seed", "speed"), ("fwd", "bwd")],
+        *[("scale", "kernel"), ("scale", "embedding"), ("scale", "weight"), ("w_1_2", "w_12")],
+        *[("kernel_1", "kernel_2"), ("q_kernel", "k_kernel"), ("ema_bias", "bias")],
+    ],
+)
+def test_no_leaf_is_renamed_to_one_of_another_meaning(old: str, new: str) -> None:
+    for shape in ((4,), (4, 4)):
+        for stored, wanted in ((old, new), (new, old)):
+            layer = {"other": f32(4), "x": f32(7)}
+            checkpoint = {"layer": {**layer, stored: f32(*shape)}}
+            template = {"layer": {**layer, wanted: f32(*shape)}}
+            match = fail_match(checkpoint, template)
+            assert "rename=" not in str(match)
+            assert match.rename is None
+
+
+def test_a_leaf_spelled_almost_alike_is_noted() -> None:
+    match = fail_match({"l": {"w_up": f32(4), "x": f32(7)}}, {"l": {"w_ups2": f32(4), "x": f32(7)}})
+    assert has_no_hint(match)
+    match = fail_match({"k_embed": f32(4), "x": f32(7)}, {"q_embed": f32(4), "x": f32(7)})
+    assert match.mismatches[0].note == "nearest: `k_embed`"
+    assert has_no_hint(match)
+
+
+def test_no_moment_is_noted_as_nearest_to_a_weight() -> None:
+    checkpoint = {"net": {"mu": {"w": f32(3)}}, "x": f32(7)}
+    for name in ("w", "nu.w"):
+        match = fail_match(checkpoint, {f"net.{name}": f32(3), "x": f32(7)})
+        assert match.mismatches[0].note is None
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [("Kernel", "kernel"), ("pos-embed", "pos_embed"), ("w_01", "w_1"), ("losses", "loss")],
+)
+def test_a_leaf_of_another_case_separator_padding_or_a_plural_is_renamed(
+    old: str, new: str
+) -> None:
+    for stored, wanted in ((old, new), (new, old)):
+        checkpoint, template = {stored: f32(4), "x": f32(7)}, {wanted: f32(4), "x": f32(7)}
+        match = fail_match(checkpoint, template)
+        assert match.rename == {stored: wanted}
+        assert follow_hints(match, checkpoint, template).ok
 
 
 @pytest.mark.parametrize(
@@ -235,6 +358,29 @@ def test_a_head_of_another_size_is_set_aside(missing: Any) -> None:
 def test_no_head_is_set_aside_unless_something_supplies_and_ignores_it(options: Any) -> None:
     match = tx.check(tx.Recipe(_start_head, 9), _start_head(5), **options)
     assert has_no_hint(match)
+
+
+@pytest.mark.parametrize(
+    ("stored", "wanted"),
+    [
+        pytest.param({"w": f32(8, 3)}, {"w": f32(3, 8)}, id="turned"),
+        pytest.param({"w": f32(2, 3), "v": f32(2, 4)}, {"w": f32(3), "v": f32(4)}, id="replicas"),
+        pytest.param({"k": A((2,), jnp.uint32)}, {"k": jax.random.key(0)}, id="a raw key"),
+        pytest.param({"w": f32(3), "old": f32(4)}, {"w": f32(4)}, id="another leaf fits"),
+    ],
+)
+def test_no_leaf_is_set_aside_that_can_be_had(stored: Any, wanted: Any) -> None:
+    def make(tree: Any) -> Any:
+        return jax.tree.map(
+            lambda s: s if isinstance(s, jax.Array) else jnp.zeros(s.shape, s.dtype), tree
+        )
+
+    checkpoint = tx.Recipe(lambda: make({"body": f32(9), "part": stored}))
+    template = make({"body": f32(9), "part": wanted})
+    match = tx.check(checkpoint, template, missing="keep", extra="ignore")
+    assert not match.ok
+    assert match.rename is None
+    assert "old." not in str(match)
 
 
 def test_the_words_of_pytorch_are_respelled_though_its_kernels_are_transposed() -> None:

@@ -35,6 +35,42 @@ def test_the_permutation_of_a_convolution_is_hinted(stored: Any, wanted: Any, ax
     assert jnp.transpose(jnp.zeros(stored), axes).shape == wanted
 
 
+@pytest.mark.parametrize(
+    ("stored", "wanted"),
+    [
+        pytest.param(
+            {"w1": f32(8, 3), "w2": f32(3, 8)}, {"w1": f32(3, 8), "w2": f32(8, 3)}, id="swapped"
+        ),
+        pytest.param(
+            {"up": f32(8, 3), "gate": f32(3, 8)}, {"up": f32(3, 8), "x": f32(5)}, id="renamed"
+        ),
+        pytest.param(
+            {"kernel": f32(8, 3), "bias": f32(3)},
+            {"kernel": f32(3, 8), "bias": f32(8)},
+            id="the bias is that of a layer which is not turned",
+        ),
+        pytest.param(
+            {"kernel": f32(5, 5, 3, 8), "b": f32(8)},
+            {"kernel": f32(8, 3, 5, 5), "b": f32(3)},
+            id="the bias of a convolution has another size",
+        ),
+    ],
+)
+def test_no_transpose_is_hinted_where_leaves_may_have_changed_places(
+    stored: Any, wanted: Any
+) -> None:
+    square = {"other": {"w1": f32(4, 4), "kernel": f32(4, 4)}}
+    match = fail_match({"l": stored, **square}, {"l": wanted, **square})
+    assert "axes" not in str(match)
+    assert match.undecidable == ()
+
+
+def test_transposed_kernels_of_mirrored_layers_are_hinted() -> None:
+    stored = {"a": {"kernel": f32(8, 3), "bias": f32(8)}, "b": {"kernel": f32(3, 8)}}
+    wanted = {"a": {"kernel": f32(3, 8), "bias": f32(8)}, "b": {"kernel": f32(8, 3)}}
+    assert all("transpose" in (m.hint or "") for m in fail_match(stored, wanted).mismatches)
+
+
 def test_no_unusual_permutation_is_hinted() -> None:
     assert has_no_hint(fail_match({"kernel": f32(8, 3, 5, 6)}, {"kernel": f32(6, 8, 3, 5)}))
 

@@ -7,6 +7,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import optax
 import pytest
 from flax import nnx
 
@@ -90,13 +91,22 @@ def test_parameters_are_preferred_to_optimizer_moments_of_the_same_shape() -> No
 
 
 def test_two_equally_good_places_are_both_offered() -> None:
-    checkpoint = {"params": MLP, "ema": MLP}
+    checkpoint = {"actor": MLP, "critic": MLP}
     match = fail_match(checkpoint, MLP)
     assert str(match) == (
-        f"none of 4 leaves found in {URL}; the checkpoint holds the same tree under `ema` and"
-        ' under `params`; hint: at="ema" or at="params"'
+        f"none of 4 leaves found in {URL}; the checkpoint holds the same tree under `actor` and"
+        ' under `critic`; hint: at="actor" or at="critic"'
     )
     assert all(tx.check(checkpoint_like(checkpoint), MLP, at=at).ok for at in checkpoint)
+
+
+def test_weights_are_preferred_to_their_average() -> None:
+    match = fail_match({"params": MLP, "ema": MLP}, MLP)
+    assert str(match) == (
+        f"none of 4 leaves found in {URL}; the checkpoint holds the same tree under `params`"
+        ' (as well as under `ema`); hint: at="params"'
+    )
+    assert fail_match({"ema": MLP, "step": f32()}, MLP).mismatches[0].hint == 'at="ema"'
 
 
 def test_at_is_hinted_despite_a_new_leaf() -> None:
@@ -309,3 +319,118 @@ def test_an_at_with_nothing_under_it_is_said_so() -> None:
     )
     assert has_no_hint(match)
     assert "where nothing is" not in str(fail_match({"a": {"v": f32(2)}}, {"w": f32(2)}, at="a"))
+
+
+def _train_state(params: Any, optimizer: Any, trained: Any = None) -> Any:
+    trained = params if trained is None else trained
+    return {"params": params, "opt_state": jax.eval_shape(optimizer.init, trained)}
+
+
+_LORA = {"q_lora": f32(4, 2), "v_lora": f32(4, 2)}
+_ADAM = optax.adam(1e-3)
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "template"),
+    [
+        pytest.param(
+            _train_state({**_LORA, "base": f32(4, 4)}, _ADAM, _LORA), _LORA, id="adapters"
+        ),
+        pytest.param(
+            _train_state({**MLP, "old": f32(2)}, _ADAM, MLP), MLP, id="a leaf less in the moments"
+        ),
+        pytest.param(
+            _train_state({**MLP, "frozen": DENSE}, optax.sgd(0.1, momentum=0.9), MLP),
+            MLP,
+            id="masked layers",
+        ),
+        pytest.param(
+            {**_train_state(MLP, _ADAM), "params": {**MLP, "Dense_1": {"kernel": f32(8, 4)}}},
+            MLP,
+            id="a bias that the parameters lost",
+        ),
+        pytest.param(
+            {"params": {**MLP, "old": f32(2)}, "a": {"acc_grads": MLP}},
+            MLP,
+            id="accumulated gradients",
+        ),
+    ],
+)
+def test_moments_are_not_offered_as_weights_though_they_fit_better(
+    checkpoint: Any, template: Any
+) -> None:
+    match = fail_match(checkpoint, template)
+    assert match.mismatches[0].hint == 'at="params"'
+    assert not any(f"{name}`" in str(match) for name in ("mu", "nu", "trace", "acc_grads"))
+
+
+def test_moments_are_not_offered_for_weights_of_another_dtype() -> None:
+    params = jax.tree.map(lambda s: A(s.shape, jnp.bfloat16), MLP)
+    checkpoint = _train_state(params, _ADAM, MLP)
+    match = fail_match(checkpoint, MLP, cast="exact")
+    assert match.mismatches[0].hint == 'at="params"'
+    assert "which leaves 4 mismatches" in str(match)
+    assert has_no_hint(fail_match(checkpoint, MLP, cast="exact", extra="ignore"))
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "template", "at"),
+    [
+        pytest.param({"opt": {"mu": MLP, "nu": MLP}}, MLP, "", id="there are only moments"),
+        pytest.param({"params": MLP, "opt": {"nu": MLP}}, MLP, "opt.mu", id="moments are wanted"),
+        pytest.param(
+            {"kernel": f32(3, 8), "opt": {"mu": DENSE}}, DENSE, "", id="half of it is at the root"
+        ),
+        pytest.param(
+            {"Dense_0": DENSE, "target": MLP}, MLP, "", id="a deeper copy has what is missing"
+        ),
+    ],
+)
+def test_no_at_is_hinted_that_leads_to_other_values(
+    checkpoint: Any, template: Any, at: str
+) -> None:
+    assert "at=" not in str(fail_match(checkpoint, template, at=at))
+
+
+def test_weights_restored_as_hinted_are_the_weights() -> None:
+    def checkpoint() -> Any:
+        lora = {"q_lora": jnp.full((4, 2), 5.0), "v_lora": jnp.full((4, 2), 6.0)}
+        params = {**lora, "base": jnp.zeros((4, 4))}
+        return {"params": params, "opt_state": _ADAM.init(lora)}
+
+    match = tx.check(tx.Recipe(checkpoint), _LORA)
+    assert match.mismatches[0].hint == 'at="params"'
+    got = tx.restore(tx.Recipe(checkpoint), _LORA, at="params", extra="ignore")
+    assert (got["q_lora"].max(), got["v_lora"].max()) == (5, 6)
+
+
+@pytest.mark.parametrize("halves", [("online", "target"), ("actor", "critic")])
+def test_no_half_of_a_template_is_chosen_for_the_tree_of_a_checkpoint(halves: Any) -> None:
+    template = {half: {k: {**v} for k, v in MLP.items()} for half in halves}
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), template)
+    for options in ({}, {"missing": tx.Recipe(lambda: zeros)}, {"missing": "keep"}):
+        assert "rename" not in str(fail_match(MLP, zeros, **options))
+    longer = {**zeros, halves[1]: {**zeros[halves[1]], "new": jnp.zeros(2)}}
+    assert "rename" not in str(fail_match(MLP, longer, missing="keep"))
+
+
+def test_weights_are_wrapped_though_the_optimizer_has_their_tree_as_well() -> None:
+    template = jax.tree.map(
+        lambda s: jnp.zeros(s.shape, s.dtype), _train_state(MLP, optax.adam(1e-3))
+    )
+    match = fail_match(MLP, template, missing="keep")
+    assert match.rename == {"": "params"}
+    assert tx.check(checkpoint_like(MLP), template, missing="keep", rename=match.rename).ok
+
+
+def test_a_level_value_below_the_weights_is_not_sought_below_the_moments() -> None:
+    boxed = jax.tree.map(lambda x: {"value": x}, MLP)
+    match = fail_match({"aux": {"mu": MLP}, "params": MLP}, boxed)
+    assert match.mismatches[0].hint == 'rename=lambda name: name + ".value", at="params"'
+
+
+def test_extra_ignore_is_not_hinted_over_patterns() -> None:
+    checkpoint = {"w": f32(2), "a": f32(2), "b": f32(2)}
+    match = fail_match(checkpoint, {"w": f32(2)}, extra={"a": "ignore"})
+    assert [m.name for m in match.mismatches] == ["b"]
+    assert has_no_hint(match)

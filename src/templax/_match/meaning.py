@@ -1,0 +1,141 @@
+"""What names say about the leaves below them: whether two names mean the same, and which copy.
+
+A leaf loaded under a name of another meaning is wrong without anybody noticing, for its shape fits.
+Therefore names that are merely spelled alike (`encoder`, `decoder`) do not mean the same.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from .._core.names import Path, normalize
+
+MIN_ABBREVIATION = 3
+"""A word of fewer letters begins too many others."""
+
+_MOMENTS = frozenset(
+    (
+        "mu",
+        "nu",
+        "nu_max",
+        "trace",
+        "m",
+        "v",
+        "v_row",
+        "v_col",
+        "exp_avg",
+        "exp_avg_sq",
+        "max_exp_avg_sq",
+        "exp_inf",
+        "momentum",
+        "momentum_buffer",
+        "velocity",
+        "moment",
+        "moments",
+        "first_moment",
+        "second_moment",
+        "acc_grads",
+        "grad_acc",
+        "grads",
+        "gradients",
+        "accumulator",
+        "sum_of_squares",
+        "square_avg",
+        "mean_square",
+        "prev_updates",
+        "hessian",
+    )
+)
+"""What optimizers call trees that have the structure of the parameters but are no weights."""
+
+_AVERAGES = frozenset(("ema", "swa", "avg", "average", "averaged", "polyak", "shadow"))
+"""Words in the names of averages of the weights."""
+
+_COPIES = frozenset(("target", "old", "new", "copy", "teacher", "student"))
+"""Words at the end of the names of other networks of the same structure."""
+
+_ROLES: Mapping[str, str] = {
+    **dict.fromkeys(("kernel", "weight", "weights", "w"), "weight"),
+    **dict.fromkeys(("scale", "gamma"), "scale"),
+    **dict.fromkeys(("bias", "biases", "b", "beta"), "bias"),
+    **dict.fromkeys(("mean", "runningmean", "movingmean"), "mean"),
+    **dict.fromkeys(("var", "variance", "runningvar", "movingvariance"), "var"),
+}
+"""What libraries call the same leaf of a layer: its name, without `_` and in lower case, → role."""
+
+_WORDS = re.compile(r"\d+|[A-Z]+(?![a-z])|[A-Z]?[^\W\d_A-Z]+|[^\w-]")
+
+
+def list_moments(path: Path) -> list[str]:
+    """The elements of a path that name moments or gradients of an optimizer: `opt.mu.w` → `mu`."""
+    return [str(element) for element in path if str(element).casefold() in _MOMENTS]
+
+
+def is_average(path: Path) -> bool:
+    """Whether a path leads to averages of weights, such as `ema_params`."""
+    return any(word in _AVERAGES for element in path for word in _split_words(str(element)))
+
+
+def have_one_role(old: Path, new: Path) -> bool:
+    """Whether two leaves of a layer are called by two names of the same: `kernel`, `weight`."""
+    if not old or not new:
+        return False
+    role = _ROLES.get(normalize(str(old[-1])))
+    return role is not None and role == _ROLES.get(normalize(str(new[-1])))
+
+
+def spell_plainly(name: str) -> tuple[str, ...]:
+    """A name without differences of case, separators and the padding of numbers.
+
+    >>> spell_plainly("Dense_01.kernel") == spell_plainly("dense-1.Kernel")
+    True
+    >>> spell_plainly("w_1_2") == spell_plainly("w_12")
+    False
+    """
+    plain: list[str] = []
+    for word in _split_words(name):
+        if plain and not word.isdecimal() and not plain[-1].isdecimal():
+            plain[-1] += word
+        else:
+            plain.append(word)
+    return tuple(plain)
+
+
+def is_plural(a: str, b: str) -> bool:
+    """Whether one of two names is the other with `s` or `es`: `biases`, `bias`."""
+    one, other = sorted((spell_plainly(a), spell_plainly(b)), key=lambda words: len("".join(words)))
+    if not one or one[:-1] != other[:-1] or len(one[-1]) < MIN_ABBREVIATION:
+        return False
+    return other[-1] in (f"{one[-1]}s", f"{one[-1]}es")
+
+
+def is_abbreviation(a: str, b: str) -> bool:
+    """Whether two names have the same words and numbers, or those of one begin the other's.
+
+    >>> is_abbreviation("enc_0", "Encoder_0"), is_abbreviation("enc_0", "encoder_1")
+    (True, False)
+    >>> is_abbreviation("net", "net_target"), is_abbreviation("encoder", "decoder")
+    (False, False)
+    """
+    if spell_plainly(a) == spell_plainly(b):
+        return True
+    if list_moments((a, b)):
+        return False
+    words, others = _split_words(a), _split_words(b)
+    return len(words) == len(others) and all(map(_begins, words, others))
+
+
+def _begins(a: str, b: str) -> bool:
+    short, long = sorted((a, b), key=len)
+    if short == long:
+        return True
+    rest = long[len(short) :]
+    begins = len(short) >= MIN_ABBREVIATION and long.startswith(short) and short.isalpha()
+    return begins and rest not in _AVERAGES | _COPIES
+
+
+def _split_words(name: str) -> list[str]:
+    """The words and numbers of a name, in lower case: `selfAttn_01` → `self`, `attn`, `1`."""
+    found = _WORDS.findall(name)
+    return [str(int(word)) if word.isdecimal() else word.casefold() for word in found]
