@@ -32,7 +32,7 @@ class StepChoice:
 
     Attributes:
         step: Its number; None if the run holds no step, so that it begins anew.
-        skipped: The later steps that were not taken, each with the reason.
+        skipped: The later steps, and those saved later, that were not taken, each with the reason.
     """
 
     step: int | None
@@ -62,7 +62,8 @@ class Stats:
         ignored: Names of leaves of the checkpoint that were not restored.
         step: The step that `Manager.restore` restored; None if it began anew, and of other calls.
         began_anew: Whether `Manager.restore` found no step, so that `missing=` gave every leaf.
-        skipped: The later steps that `Manager.restore` did not take, each with the reason.
+        skipped: The later steps, and those saved later, that `Manager.restore` did not take, each
+            with the reason.
     """
 
     url: str

@@ -16,8 +16,6 @@ from ..storage.signatures import is_lfs_pointer, make_lfs_error, read_head
 from ..storage.source import ObjectInfo, Source
 from .foreign import UNPACK, describe_file
 from .orbax.directory import (
-    COMMITTED,
-    STEP_METADATA,
     Root,
     basename,
     examine_directory,
@@ -33,6 +31,7 @@ from .orbax.format import (
     part_of_item_error,
 )
 from .orbax.item import missing_dot_file_error
+from .orbax.step_metadata import COMMITTED, STEP_METADATA
 from .safetensors import Safetensors
 
 _CHUNK = re.compile(r"[0-9]+(\.[0-9]+)*")
@@ -124,7 +123,7 @@ def _checkpoints_below_error(source: Source, children: list[ObjectInfo]) -> Unkn
     if not below and not files:
         return None
     if not below and len(files) == 1:
-        named = _name_contents(source, children)
+        named = name_contents(source, children)
         return _unknown_format(f"a directory of {named}", source, open_hint(files))
     return _unknown_format("a directory that holds checkpoints", source, open_hint(files + below))
 
@@ -149,10 +148,11 @@ def _contents_error(source: Source, children: list[ObjectInfo]) -> UnknownFormat
     # Of files whose names differ by a number only, such as those of the steps of a run, the last.
     alike = len({re.sub(r"[0-9]+", "0", key) for key in hints}) == 1
     hint = hints[max(hints, key=natural_order)] if alike else None
-    return _unknown_format(f"a directory of {_name_contents(source, children)}", source, hint)
+    return _unknown_format(f"a directory of {name_contents(source, children)}", source, hint)
 
 
-def _name_contents(source: Source, children: list[ObjectInfo]) -> str:
+def name_contents(source: Source, children: list[ObjectInfo]) -> str:
+    """The first names in a directory, each with the kind of the file if it is recognised."""
     named: list[str] = []
     for info in children[:_MAX_SHOWN]:
         kind = None if info.is_dir else describe_file(source, info.key, info.size)

@@ -11,7 +11,6 @@ from .directory import (
     DATABASE_DIRECTORIES,
     LEGACY,
     MARKS,
-    STEP_METADATA,
     TREE,
     V1_MARK,
     Root,
@@ -20,6 +19,7 @@ from .directory import (
     is_committed,
     list_names,
 )
+from .step_metadata import STEP_METADATA
 
 _MAX_PROBES = 64
 """Most files of a subdirectory that are looked at."""
