@@ -189,8 +189,7 @@ class Manager:
                 self._lower = delete_unkept(self.url, self._keep, step, self._lower, self._damaged)
 
         options = replace(options, metrics=numbers, after=after)
-        path = os.path.join(self.url, name)
-        saved = start_save(path, {item: tree}, options, wait=wait)
+        saved = start_save(os.path.join(self.url, name), {item: tree}, options, wait=wait)
         self._pending = PendingSave(saved)
         return saved
 

@@ -335,6 +335,7 @@ def test_prune_keeps_a_step_with_unreadable_metrics(make_run):
     assert read_fates(result)["1"][1].startswith("unreadable metrics: The JSON is unreadable: ")
     assert set(list_names(path)) == set("124")
     assert "unreadable metrics: The JSON is unreadable" in run_cli("steps", "run").stdout
+    assert json.loads(run_cli("steps", "run", "--json").stdout)["steps"][0]["metrics"] is None
     run_cli("prune", "run", "--keep", "1", "--yes")  # does not compare metrics
     assert set(list_names(path)) == {"4"}
 
