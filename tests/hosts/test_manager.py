@@ -146,7 +146,7 @@ with tx.Manager(args[0]) as manager:
         file.unlink()
     multihost_utils.sync_global_devices("torn")
     got = manager.restore(want, fallback=True)
-    said += [values(got), tx.last_restore().step, len(tx.last_restore().skipped)]
+    said += [values(got), tx.last_restore().step, len(tx.last_restore().skipped_steps)]
     try:
         manager.restore({"w": jax.ShapeDtypeStruct((65, 64), np.float32)}, fallback=True)
     except (tx.TemplateError, tx.SourceError) as error:
@@ -154,6 +154,23 @@ with tx.Manager(args[0]) as manager:
     empty = tx.Manager(args[0] + "-new")
     init = tx.Recipe(lambda: {"w": jax.numpy.zeros((64, 64))})
     said.append(values(empty.restore(want, fallback=True, missing=init)))
+    try:  # only process 1 fails to open what is given as missing=
+        empty.restore(want, fallback=True, missing=args[0] + "-none" if index else init)
+    except (tx.NotFound, tx.SourceError) as error:
+        said.append(type(error).__name__)
+    manager.restore(want, fallback=True)
+    manager.save(3, {"w": array(3)}, wait=True)  # replaces what process 1 could not read
+    from templax._runs import resume
+    real_restore = resume.StepRestore._restore_step
+    met = []
+    def restore_step(self, *args):
+        if index == 1 and not met:
+            met.append(args)
+            raise resume._StepGoneError
+        return real_restore(self, *args)
+    resume.StepRestore._restore_step = restore_step
+    said.append(values(manager.restore(want, 0, fallback=True)))
+    said.append(list(tx.last_restore().skipped_steps))
 print(json.dumps(said))
 """
 )
@@ -167,3 +184,6 @@ def test_all_processes_restore_the_same_step_that_is_whole_for_each(run, tmp_pat
     assert [each[:3] for each in said] == [[[2.0], 2, 2]] * 2
     assert all(each[3] in ("TemplateError", "SourceError") for each in said)
     assert [each[4] for each in said] == [[0.0]] * 2
+    assert [each[5] for each in said] == ["SourceError", "NotFound"]
+    # What one process saw deleted, none of them takes, and all list the steps again.
+    assert [each[6:] for each in said] == [[[0.0], []]] * 2

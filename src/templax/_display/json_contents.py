@@ -58,4 +58,4 @@ def run_fields(run: Run) -> dict[str, Any]:
 
 def _step_fields(found: StepDirectory) -> dict[str, Any]:
     names = ("step", "url", "committed", "problem", "items", "metrics", "nbytes", "saved")
-    return select_fields(found, *names)
+    return select_fields(found, *names) | ({"metrics": None} if found.unread is not None else {})

@@ -28,11 +28,11 @@ def find_moved_subtrees(
 ) -> dict[Path, Path]:
     """Pairs subtrees that hold the same leaves by relative name, shape and kind of number.
 
-    A pair is one of siblings whose name was abbreviated (`mid`, `middle`), or of several that were
-    numbered anew together (`Dense_0` and `Dense_1`, now `Dense_1` and `Dense_2`), or of subtrees of
-    which one lies levels deeper (`opt_state.0`, `opt_state.1.0`). Equal content is not enough: an
-    encoder may look like a decoder, and a second moment like a first. Where several subtrees fit,
-    there is no pair: the layers of a transformer are alike.
+    Two subtrees are paired in three cases: they are siblings, and one name abbreviates the other
+    (`mid`, `middle`); several siblings were renumbered together (`Dense_0` and `Dense_1`, now
+    `Dense_1` and `Dense_2`); or one lies some levels deeper (`opt_state.0`, `opt_state.1.0`). Equal
+    content alone is not enough: an encoder may look like a decoder, and a second moment like a
+    first. If several subtrees fit, none is paired, since the layers of a transformer look the same.
 
     Args:
         stored: The leaves of the checkpoint, with their paths.

@@ -32,7 +32,7 @@ class StepChoice:
 
     Attributes:
         step: Its number; None if the run holds no step, so that it begins anew.
-        skipped: The later steps that were not taken, each with the reason.
+        skipped: The later steps, and those saved later, that were not taken, each with the reason.
     """
 
     step: int | None
@@ -62,7 +62,8 @@ class Stats:
         ignored: Names of leaves of the checkpoint that were not restored.
         step: The step that `Manager.restore` restored; None if it began anew, and of other calls.
         began_anew: Whether `Manager.restore` found no step, so that `missing=` gave every leaf.
-        skipped: The later steps that `Manager.restore` did not take, each with the reason.
+        skipped_steps: The later steps, and those saved later, that `Manager.restore` did not take,
+            each with the reason.
     """
 
     url: str
@@ -81,7 +82,7 @@ class Stats:
     ignored: tuple[str, ...] = ()
     step: int | None = None
     began_anew: bool = False
-    skipped: tuple[str, ...] = ()
+    skipped_steps: tuple[str, ...] = ()
 
     @classmethod
     def of(
@@ -110,7 +111,7 @@ class Stats:
             ignored=plan.match.ignored,
             step=None if choice is None else choice.step,
             began_anew=choice is not None and choice.step is None,
-            skipped=() if choice is None else choice.skipped,
+            skipped_steps=() if choice is None else choice.skipped,
         )
 
     @property
@@ -129,7 +130,7 @@ class Stats:
                 f"began anew, as {self.url} holds no step: {self.leaves:,} {leaves} from missing=,"
                 f" {self.placed_bytes:,} bytes"
             )
-        skipped = f"; skipped {'; '.join(self.skipped)}" if self.skipped else ""
+        skipped = f"; skipped {'; '.join(self.skipped_steps)}" if self.skipped_steps else ""
         differences = list_casts(self.cast_leaves)
         differences += list_differences(self.supplied, self.kept, self.ignored)
         return (

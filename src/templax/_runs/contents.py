@@ -7,33 +7,37 @@ import os
 import re
 import shlex
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import suppress
+from typing import Any
 
-from .._core.text import format_size, list_examples, list_names
+from .._core.text import format_size, list_examples, list_names, quote_text
 from ..errors import (
     CheckpointError,
+    NotFound,
     SaveError,
     SourceError,
     Uncommitted,
     UnknownFormat,
     UsageError,
 )
+from ..formats.diagnose import name_contents
+from ..formats.foreign import TREES, describe_file
 from ..formats.orbax.directory import (
+    MAX_PROBES,
     Step,
     examine_directory,
     is_temporary,
     list_prefixes,
     step_number,
     step_prefix,
+    uncommitted_reason,
 )
-from ..formats.registry import FORMATS, open_catalog
+from ..formats.orbax.step_metadata import read_metrics, step_metadata
+from ..formats.registry import FORMATS
 from ..storage.leftovers import is_abandoned
 from ..storage.local import Local
-from ..storage.source import ObjectInfo
-
-_MAX_PROBES = 64
-"""Most files that are looked at to tell whether a directory holds logs only."""
+from ..storage.source import ObjectInfo, Source
 
 _MAX_LISTED = 8
 """Most names in an error."""
@@ -56,7 +60,7 @@ _LOG = re.compile(
     r"|toml|txt|ya?ml)",
     re.IGNORECASE,
 )
-"""Names of files that are no part of a checkpoint."""
+"""Names of files that do not belong to a checkpoint."""
 
 
 def read_steps(url: str) -> Sequence[Step]:
@@ -110,16 +114,17 @@ def refuse_unread(url: str, steps: Sequence[Step]) -> None:
         steps: Its steps, none of them committed.
 
     Raises:
-        UnknownFormat: Something in it looks like a step, or opens as a checkpoint.
+        UnknownFormat: Something in it looks like a step, opens as a checkpoint, or is a file of
+            arrays.
         Uncommitted: Instead, if that is all saves that never finished.
+        SourceError: Something in it can't be read.
     """
-    found = {step.key: str(step.problem) for step in steps}
-    only_unfinished = bool(found)
-    for info in Local(url).children():
-        key = info.key.rstrip("/")
-        what = None if key in found else _describe_checkpoint(Local(url), info)
-        if what is not None:
-            found[key], only_unfinished = what, False
+    run, found = Local(url), {step.key: str(step.problem) for step in steps}
+    for key in found:
+        next(iter(run.at(key).children()), None)  # an error, if it can't be read
+    other = dict(_list_unread(run, found))
+    only_unfinished = bool(found) and not other
+    found |= other
     if not found:
         return
     examples = [f"`{key}` ({what})" for key, what in sorted(found.items())[:_MAX_LISTED]]
@@ -136,47 +141,170 @@ def refuse_unread(url: str, steps: Sequence[Step]) -> None:
     raise Uncommitted(text, hint=hint)
 
 
-def find_later(url: str, steps: Sequence[Step], number: int) -> Iterator[str]:
-    """What looks like a step later than a number and can't be restored, each with the reason."""
+def find_untaken(url: str, steps: Sequence[Step], number: int) -> Iterator[str]:
+    """What is not taken where a step is restored as the latest, each with the reason.
+
+    That is what looks like a later step and can't be restored, another directory of the same step,
+    and a step that was saved after it.
+    """
     known, prefixes = {step.key for step in steps}, list_prefixes(steps)
     yield from (
         f"`{step.key}` ({step.problem})"
         for step in steps
         if step.step > number and not step.committed
     )
-    for info in Local(url).children():
-        key = info.key.rstrip("/")
-        found = step_number(Local(os.path.join(url, key)))
-        later = found is not None and found > number and step_prefix(key) in prefixes
-        if later and key not in known:
-            what = _describe_checkpoint(Local(url), info)
-            if what is not None:
-                yield f"`{key}` ({what})"
+    yield from _find_unread_later(Local(url), known, prefixes, number)
+    committed = find_committed(steps)
+    for other in find_repeated(steps).get(number, ()):
+        if other != committed[number]:
+            yield f"`{other}` (the same step as `{committed[number]}`)"
+    last = find_saved_last(url, committed)
+    if last not in (None, number):
+        yield f"`{committed[last]}` (saved after `{committed[number]}`, though its number is lower)"
 
 
-def _describe_checkpoint(run: Local, info: ObjectInfo) -> str | None:
-    """What a child of a directory is, if it looks like a step or opens as a checkpoint."""
-    name = info.key.rstrip("/")
-    if name.startswith("."):
-        return None
-    child = run.at(name)
-    if not info.is_dir and all(format.detect(child) is None for format in FORMATS):
-        # Not by `open_catalog`: for its error it would search the directories around the run.
-        return f"a file of {format_size(info.size)}" if _looks_like_step(child, info) else None
-    try:
-        catalog = open_catalog(child, uncommitted="allow")
-    except UnknownFormat as error:
-        root = examine_directory(child)
-        if root is not None and root.what == "steps":
-            return "a directory of steps"
-        if root is not None and root.pytrees:
-            return f"checkpoints: {list_names(root.pytrees)}"
-        if not _looks_like_step(child, info):
+def _find_unread_later(
+    run: Local, known: Container[str], prefixes: Sequence[str], number: int
+) -> Iterator[str]:
+    def is_later(name: str) -> bool:
+        found = step_number(run.at(name))
+        return found is not None and found > number and step_prefix(name) in prefixes
+
+    for key, what in _list_unread(run, known, is_later):
+        yield f"`{key}` ({what})"
+
+
+def find_repeated(steps: Sequence[Step]) -> dict[int, list[str]]:
+    """Number → names of the directories, of each committed step that has several."""
+    names: dict[int, list[str]] = {}
+    for step in steps:
+        if step.committed:
+            names.setdefault(step.step, []).append(step.key)
+    return {step: keys for step, keys in names.items() if len(keys) > 1}
+
+
+def find_saved_last(url: str, committed: Mapping[int, str]) -> int | None:
+    """The step with the latest time of commit; None if that is unknown of some of them."""
+    times: dict[int, float] = {}
+    for step, key in committed.items():
+        time = read_commit_time(Local(os.path.join(url, key)))
+        if time is None:
             return None
-        return error.what.rpartition(", got ")[2]
-    except CheckpointError as error:
-        return error.what
-    return catalog.uncommitted or f"a checkpoint of the format {catalog.format}"
+        times[step] = time
+    return max(times, key=lambda step: (times[step], step), default=None)
+
+
+def read_commit_time(step: Source) -> float | None:
+    """When a step was committed, in Unix seconds; None if it does not say."""
+    nanoseconds = step_metadata(step).get("commit_timestamp_nsecs")
+    if isinstance(nanoseconds, int) and 0 < nanoseconds < 2**63:  # the file may hold anything
+        return nanoseconds / 1e9
+    return None
+
+
+def read_all_metrics(
+    url: str, committed: Mapping[int, str]
+) -> tuple[dict[int, dict[str, Any]], dict[int, CheckpointError]]:
+    """The metrics of each step, and the error of each step whose metrics are unreadable."""
+    found: dict[int, dict[str, Any]] = {}
+    errors: dict[int, CheckpointError] = {}
+    for step, key in committed.items():
+        try:
+            found[step] = read_metrics(Local(os.path.join(url, key)))
+        except CheckpointError as error:
+            errors[step] = error
+    return found, errors
+
+
+def choose_tree(step: str, item: str | None) -> str | None:
+    """The name of the item that holds the tree of a step; None if the step has no such item.
+
+    Args:
+        step: The path of the step.
+        item: The name of the item, if the caller gave one.
+
+    Raises:
+        NotFound: The step has trees, and none of that name.
+        UsageError: The step has several trees, and no name was given.
+    """
+    root = examine_directory(Local(step))
+    trees = root.pytrees if root is not None and root.what == "items" else []
+    if item is None:
+        if len(trees) > 1 and "default" not in trees:
+            raise UsageError(
+                f"Expected a step with one tree, found {list_names(trees)} in {step};"
+                f" hint: templax.Manager(..., item={quote_text(trees[0])})"
+            )
+        return "default" if "default" in trees else next(iter(trees), None)
+    if not trees or item in trees:
+        return item if trees else None
+    is_json = root is not None and root.items.get(item) == "json"
+    raise NotFound(
+        f"Expected a tree, got the JSON item `{item}`; the trees are {list_names(trees)}"
+        if is_json
+        else f"Expected the item `{item}`, found {list_names(trees)}",
+        file=step,
+        hint=f"manager.json(step, {quote_text(item)}) reads it" if is_json else None,
+    )
+
+
+def _list_unread(
+    run: Local, known: Container[str], wanted: Callable[[str], bool] = lambda name: True
+) -> Iterator[tuple[str, str]]:
+    """Name and description of what looks like a step or is a checkpoint.
+
+    Args:
+        run: The directory.
+        known: Names that are left out.
+        wanted: Which of the other names to look at.
+    """
+    listed: set[str] = set()
+    for info in run.children():
+        name = info.key.rstrip("/")
+        listed.add(name)
+        if name not in known and not name.startswith(".") and wanted(name):
+            describe = _describe_directory if info.is_dir else _describe_file
+            what = describe(run.at(name), info)
+            if what is not None:
+                yield name, what
+    for name in _list_links(run.url):
+        looks_so = _NUMBERED.fullmatch(name) or _NUMBERED_FILE.fullmatch(name)
+        if name not in listed and looks_so and wanted(name):
+            target = os.readlink(os.path.join(run.url, name))
+            yield name, f"a link to {target}, where there is nothing"
+
+
+def _list_links(url: str) -> list[str]:
+    try:
+        with os.scandir(url) as listing:
+            return sorted(entry.name for entry in listing if entry.is_symlink())
+    except FileNotFoundError:
+        return []
+
+
+def _describe_directory(child: Local, info: ObjectInfo) -> str | None:
+    """What a directory is, if it looks like a step or holds a checkpoint."""
+    root = examine_directory(child)
+    if root is not None and root.what == "steps":
+        return "a directory of steps"
+    if root is not None and root.what == "items" and len(root.pytrees) > 1:
+        return f"checkpoints: {list_names(root.pytrees)}"
+    if root is not None and (root.what == "item" or root.pytrees):
+        return uncommitted_reason(child) or f"a checkpoint: {root.evidence}"
+    if not _looks_like_step(child, info):
+        return None
+    children = list(child.children())
+    return f"a directory of {name_contents(child, children)}" if children else "an empty directory"
+
+
+def _describe_file(child: Local, info: ObjectInfo) -> str | None:
+    """What a file is, if it looks like a step or holds the arrays of a tree."""
+    if any(format.detect(child) is not None for format in FORMATS):
+        return "a checkpoint"
+    what = describe_file(child, "", info.size)
+    if what is not None and what[0] in TREES:
+        return what[0]
+    return f"a file of {format_size(info.size)}" if _looks_like_step(child, info) else None
 
 
 def _looks_like_step(child: Local, info: ObjectInfo) -> bool:
@@ -187,5 +315,5 @@ def _looks_like_step(child: Local, info: ObjectInfo) -> bool:
         return True
     if _NUMBERED.fullmatch(name) is None:
         return False
-    files = [f.key.rpartition("/")[2] for f in itertools.islice(child.walk(), _MAX_PROBES)]
+    files = [f.key.rpartition("/")[2] for f in itertools.islice(child.walk(), MAX_PROBES)]
     return any(not _LOG.fullmatch(file) for file in files) or (not files and name.isdigit())

@@ -11,26 +11,19 @@ from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 from .._core.arguments import PyTree
 from .._core.progress import Progress
-from .._core.text import list_names, quote_text
 from .._restore.options import RestoreKeywords, RestoreOptions
-from ..errors import CheckpointError, NotFound, SaveError, TemplaxError, UsageError
-from ..formats.orbax.directory import (
-    Step,
-    is_temporary,
-    list_items,
-    step_metadata,
-    step_metrics,
-    step_name,
-)
-from ..formats.orbax.json_item import read_json_item
+from ..errors import CheckpointError, NotFound, SaveError, SourceError, TemplaxError, UsageError
+from ..formats.orbax.directory import Step, is_temporary, step_name
+from ..formats.orbax.step_metadata import read_custom_metadata, read_metrics
+from ..formats.registry import read_json
 from ..storage.leftovers import find_abandoned_in, remove_directory
 from ..storage.local import Local
 from ..storage.open import open_source
 from .arguments import check_metrics, check_step
-from .contents import find_committed, read_steps, refuse_unread
+from .contents import choose_tree, find_committed, read_all_metrics, read_steps, refuse_unread
 from .locks import WriterLock
 from .prune import delete_unkept
-from .resume import StepRestore, list_trees
+from .resume import StepRestore
 from .retention import Keep, KeepSteps, as_keep, rank_steps
 
 if TYPE_CHECKING:
@@ -98,6 +91,7 @@ class Manager:
         self._lock = WriterLock(self.url)
         self._pending: PendingSave | None = None
         self._lower: list[int] = []  # the steps that it saved below the latest, in this order
+        self._damaged: frozenset[int] = frozenset()  # what fallback=True skipped, on all processes
         self._process, self._warned = os.getpid(), False
 
     def __repr__(self) -> str:
@@ -146,7 +140,8 @@ class Manager:
             metrics: Numbers by name, such as `{"loss": 0.3}`, for `Keep` and `best` to compare.
                 Scalar arrays and NaN are accepted.
             overwrite: Replaces the step if it exists, and allows a step below the latest one: the
-                run goes on from an earlier step. The later steps stay.
+                run goes on from an earlier step. The later steps stay. Not needed for steps that
+                this manager's `restore(..., fallback=True)` skipped as damaged.
 
         See `templax.save` for the remaining arguments.
 
@@ -173,6 +168,7 @@ class Manager:
                 " forked it; hint: make another templax.Manager, after that process closed its own"
             )
         step, numbers = check_step(step), check_metrics(metrics)
+        overwrite = overwrite or step in self._damaged  # the same on all processes
         options = make_options(
             metadata=metadata,
             overwrite=overwrite,
@@ -188,12 +184,12 @@ class Manager:
             name, _, item = agreed.decode().partition("/")
 
         def after() -> None:
+            self._damaged -= {step}
             if job.index == 0 and self._keep is not None:
-                self._lower = delete_unkept(self.url, self._keep, step, self._lower)
+                self._lower = delete_unkept(self.url, self._keep, step, self._lower, self._damaged)
 
         options = replace(options, metrics=numbers, after=after)
-        path = os.path.join(self.url, name)
-        saved = start_save(path, {item: tree}, options, wait=wait)
+        saved = start_save(os.path.join(self.url, name), {item: tree}, options, wait=wait)
         self._pending = PendingSave(saved)
         return saved
 
@@ -201,14 +197,17 @@ class Manager:
         """Locks and cleans the directory; returns the names of the step and of its item."""
         self._lock.acquire()
         steps = read_steps(self.url)
-        latest = max(find_committed(steps), default=-1)
-        if step < latest and not overwrite and step not in find_committed(steps):
+        committed = find_committed(steps)
+        latest = max(committed.keys() - self._damaged, default=-1)
+        if step < latest and not overwrite and step not in committed:
             raise SaveError(
                 f"Expected a step after {latest}, the latest in {self.url}, got step {step}",
                 hint="save a new run to a directory of its own, or pass overwrite=True to go on"
                 " from an earlier step",
             )
-        name, item = self._name_step(step, steps), self._item or self._choose_item(steps)
+        name, item = self._name_step(step, steps), self._item
+        if item is None and committed:  # the one that the latest step uses
+            item = choose_tree(os.path.join(self.url, committed[max(committed)]), None)
         try:
             # Not only this step's: a step whose deletion was cut short may never be saved again,
             # so nothing else would remove the rest of it.
@@ -216,20 +215,7 @@ class Manager:
                 remove_directory(path)
         except SaveError as error:  # leftovers do not keep the step from being saved
             _log.warning("what killed programs left in %s was not removed: %s", self.url, error)
-        return name, item
-
-    def _choose_item(self, steps: Sequence[Step]) -> str:
-        """The item name for the tree of the next step: the one that the latest step uses."""
-        committed = [step for step in steps if step.committed]
-        trees = list_trees(self._at(committed[-1].key)) if committed else []
-        if "default" in trees or not trees:
-            return "default"
-        if len(trees) > 1:
-            raise UsageError(
-                f"Expected steps with one tree, found {list_names(trees)} in {committed[-1].key};"
-                f" hint: templax.Manager(..., item={quote_text(trees[0])})"
-            )
-        return trees[0]
+        return name, item or "default"
 
     def wait(self) -> None:
         """Returns once the last step is saved and the steps that no rule keeps are deleted.
@@ -296,8 +282,10 @@ class Manager:
             step: None for the latest committed step. Several processes that restore while one of
                 them saves should agree on a step themselves.
             fallback: Whether to restore an earlier step where this one is damaged: the newest that
-                is whole. The log has a warning for each step that is skipped. In a JAX job of
-                several processes, each process calls this, and all get the same step.
+                is whole. The log has a warning for each step that is skipped. This manager then
+                saves from the restored step on: it replaces the damaged steps, no rule of `keep`
+                counts them, and none is deleted. In a JAX job of several processes, each process
+                calls this, and all get the same step.
             **options: The keyword arguments of `templax.restore`: `at`, `rename`, `shardings`,
                 `missing`, `extra`, `cast`, `verify`, `memory`, `threads`, `mapped` and
                 `on_progress`.
@@ -315,7 +303,10 @@ class Manager:
         step = None if step is None else check_step(step)
         self._finish_own_save()
         restoring = StepRestore(self.url, self._item, template, asked)
-        return restoring.restore_newest_whole(step) if fallback else restoring.restore(step)
+        if not fallback:
+            return restoring.restore(step)
+        tree, self._damaged = restoring.restore_newest_whole(step), restoring.damaged
+        return tree
 
     def steps(self) -> list[int]:
         """The committed steps, ascending. Each call lists the directory again."""
@@ -333,10 +324,12 @@ class Manager:
             mode: Whether the lowest ("min") or the highest ("max") value is best.
 
         Returns:
-            The step number, or None if no committed step has the metric as a number other than NaN.
+            The step number, or None if no committed step has the metric as a finite number. The log
+            has a warning for each step whose metrics are unreadable.
         """
-        found = self._list_committed()
-        metrics = {step: step_metrics(self._at(key)) for step, key in found.items()}
+        metrics, errors = read_all_metrics(self.url, self._list_committed())
+        for step, error in errors.items():
+            _log.warning("step %d of %s is not compared with others: %s", step, self.url, error)
         return next(iter(rank_steps(metrics, metric, mode)), None)
 
     def metrics(self, step: int) -> dict[str, Any]:
@@ -344,36 +337,31 @@ class Manager:
 
         Raises:
             NotFound: The step does not exist or is not committed.
+            Corrupted: The file is damaged or lost.
         """
-        return step_metrics(self._find_step(step))
+        return read_metrics(self._find_step(step))
 
     def metadata(self, step: int) -> dict[str, Any]:
         """The `metadata=` that a step was saved with; empty if it has none.
 
         Raises:
             NotFound: The step does not exist or is not committed.
+            Corrupted: The file is damaged.
         """
-        return step_metadata(self._find_step(step)).get("custom_metadata") or {}
+        return read_custom_metadata(self._find_step(step))
 
     def json(self, step: int, item: str) -> Any:
         """The value of a JSON item, such as the position of a data iterator that Orbax saved.
 
         Args:
             step: The step number.
-            item: The name of the item. `templax steps` does not show it, `templax ls` does.
+            item: The name of the item, which `templax ls` shows.
 
         Raises:
-            NotFound: The step does not exist or is not committed, or has no such JSON item.
+            NotFound: There is no such committed step, or no such JSON item in it.
             Corrupted: The file is not JSON.
         """
-        found = self._find_step(step)
-        kinds = list_items(found)
-        if kinds.get(item) != "json":
-            listed = ", ".join(f"`{name}` ({kind})" for name, kind in kinds.items())
-            raise NotFound(
-                f"Expected the JSON item `{item}`, found {listed or 'none'}", file=found.url
-            )
-        return read_json_item(found.at(item))
+        return read_json(self._find_step(step), item)
 
     def path(self, step: int) -> str:
         """The directory of a step, or the one that it would be saved to."""
@@ -400,7 +388,7 @@ class Manager:
         self._warned = True
         try:
             refuse_unread(self.url, steps)
-        except CheckpointError as error:
+        except (CheckpointError, SourceError) as error:
             _log.warning("%s", error)
 
     def _find_step(self, step: int) -> Local:
@@ -408,7 +396,4 @@ class Manager:
         step, found = check_step(step), self._list_committed()
         if step not in found:
             raise NotFound(f"{self.url} holds no committed step {step}")
-        return self._at(found[step])
-
-    def _at(self, key: str) -> Local:
-        return Local(os.path.join(self.url, key))
+        return Local(os.path.join(self.url, found[step]))

@@ -4,21 +4,31 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
-from ..errors import TemplaxError
-from ..formats.orbax.directory import NO_COMMIT_FILE, step_metrics
+from .._core.text import list_names
+from ..errors import TemplaxError, UsageError
+from ..formats.orbax.directory import NO_COMMIT_FILE
 from ..storage.leftovers import delete_checkpoint, is_abandoned, remove_directory
-from ..storage.local import Local
-from .contents import find_committed, read_steps
-from .retention import Keep, KeepSteps, select_kept
+from .contents import find_committed, find_repeated, read_all_metrics, read_steps
+from .retention import Keep, KeepSteps, rank_steps, select_kept
 from .steps import Run, StepDirectory
 
 _log = logging.getLogger("templax")
 
 
-def delete_unkept(url: str, keep: Keep | KeepSteps, saved: int, lower: Sequence[int]) -> list[int]:
+def delete_unkept(
+    url: str,
+    keep: Keep | KeepSteps,
+    saved: int,
+    lower: Sequence[int],
+    damaged: Collection[int] = (),
+) -> list[int]:
     """Deletes the steps that no rule keeps, except those that were just saved.
+
+    A step stays, with a warning, if its metrics are unreadable and the rule compares metrics, or if
+    two directories have its number.
 
     Args:
         url: The directory of the run.
@@ -26,25 +36,37 @@ def delete_unkept(url: str, keep: Keep | KeepSteps, saved: int, lower: Sequence[
         saved: The step that the manager saved last.
         lower: The steps that it saved below the latest, in this order: a run that goes on from an
             earlier step. As many of them stay as the rule keeps of the highest.
+        damaged: Steps that could not be restored. They stay, and the rule does not count them.
 
     Returns:
         `lower` for the next save: with this step, or empty if this step is the latest.
     """
     last = (isinstance(keep, Keep) and keep.last) or 1
-    ranks = isinstance(keep, Keep) and keep.best is not None
     try:
-        steps = {n: os.path.join(url, key) for n, key in find_committed(read_steps(url)).items()}
+        found = read_steps(url)
+        committed = find_committed(found)
+        whole = {step: key for step, key in committed.items() if step not in damaged}
         others = [step for step in lower if step != saved]
-        lower = [*others, saved] if any(step > saved for step in steps) else []
-        metrics = {n: step_metrics(Local(path)) if ranks else {} for n, path in steps.items()}
-        metric = keep.metric if isinstance(keep, Keep) else None
-        if metric is not None and not any(metric in found for found in metrics.values()):
-            # A misspelled name would otherwise delete the best steps.
-            text = "no step of %s has the metric `%s`, so that none is deleted"
-            _log.warning(text, url, metric)
-            return list(lower)
-        for step in sorted(set(steps) - {*select_kept(metrics, keep), saved, *lower[-last:]}):
-            if delete_checkpoint(steps[step]):
+        lower = [*others, saved] if any(step > saved for step in whole) else []
+        metrics: Mapping[int, Mapping[str, Any]] = {step: {} for step in whole}
+        stays = {saved, *lower[-last:], *find_repeated(found)}
+        for step, keys in find_repeated(found).items():
+            text = "step %d of %s has several directories, and none of them is deleted: %s"
+            _log.warning(text, step, url, list_names(keys))
+        if isinstance(keep, Keep) and keep.metric is not None:
+            read, errors = read_all_metrics(url, whole)
+            for step, error in errors.items():
+                _log.warning(
+                    "step %d of %s stays, as its metrics are unreadable: %s", step, url, error
+                )
+            metrics, stays = metrics | read, stays | errors.keys()
+            if not rank_steps(metrics, keep.metric, keep.mode):
+                # A misspelled name would otherwise delete the best steps.
+                text = "no step of %s has the metric `%s`, so that none is deleted"
+                _log.warning(text, url, keep.metric)
+                return list(lower)
+        for step in sorted(set(whole) - {*select_kept(metrics, keep), *stays}):
+            if delete_checkpoint(os.path.join(url, whole[step])):
                 _log.info("step %d of %s is deleted, as no rule keeps it", step, url)
             else:
                 _log.info("step %d of %s is being read, and stays for now", step, url)
@@ -62,11 +84,20 @@ def find_staying(run: Run, rule: Keep | None, leftovers: bool) -> Mapping[str, s
         run: The run.
         rule: Which steps to keep; None keeps all.
         leftovers: Whether to delete the remains of saves whose process has died.
+
+    Raises:
+        UsageError: No step has the metric that the rule compares as a number.
     """
     committed = run.committed
     metrics = {step: found.metrics for step, found in committed.items()}
+    if rule is not None and rule.metric is not None and metrics:
+        _check_metric(metrics, rule, run.url)
     by_rule = dict.fromkeys(metrics, "") if rule is None else select_kept(metrics, rule)
     stays = {committed[step].key: why for step, why in by_rule.items()}
+    times = {step: found.saved for step, found in committed.items() if found.saved is not None}
+    if times:  # a run that goes on from an earlier step saves below the highest
+        last = max(times, key=lambda step: (times[step], step))
+        stays.setdefault(committed[last].key, "saved last")
     for found in run.directories:
         if found.problem == NO_COMMIT_FILE:
             stays[found.key] = f"{found.problem}: it may be whole; delete it by hand"
@@ -76,8 +107,22 @@ def find_staying(run: Run, rule: Keep | None, leftovers: bool) -> Mapping[str, s
             elif not leftovers:
                 stays[found.key] = "left by a dead save; --leftovers deletes it"
         elif found.step is not None and committed[found.step] is not found:
-            stays[found.key] = f"the same step as `{committed[found.step].key}`"
+            other = committed[found.step].key
+            stays[found.key] = f"the same step as `{other}`; delete one of them by hand"
+            stays.setdefault(other, f"the same step as `{found.key}`; delete one of them by hand")
+        elif found.unread is not None and rule is not None and rule.metric is not None:
+            stays.setdefault(found.key, f"unreadable metrics: {found.unread}")
     return stays
+
+
+def _check_metric(metrics: Mapping[int, Mapping[str, Any]], rule: Keep, url: str) -> None:
+    """Refuses a rule about a metric that no step has: a misspelled one would keep no step."""
+    if rule.metric is not None and not rank_steps(metrics, rule.metric, rule.mode):
+        names = sorted({name for found in metrics.values() for name in found})
+        raise UsageError(
+            f"Expected steps with a number as `{rule.metric}` in {url}, found"
+            f" {list_names(names) or 'no metrics'}"
+        )
 
 
 def delete_directory(found: StepDirectory) -> bool:

@@ -6,6 +6,7 @@ where it looks for the newest step that is whole: then all must find the same.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,7 @@ import msgspec
 
 from .._catalog.catalog import Catalog
 from .._core.arguments import PyTree
-from .._core.text import list_names, quote_text
+from .._core.text import list_names
 from .._match.result import TemplateError
 from .._plan.plan import Plan
 from .._restore import api
@@ -31,13 +32,10 @@ from ..errors import (
     SourceError,
     TemplaxError,
     UnknownFormat,
-    UsageError,
 )
-from ..formats.orbax.directory import examine_directory, list_items
 from ..formats.registry import open_checkpoint
-from ..storage.local import Local
 from ..storage.memory import Memory
-from .contents import find_committed, find_later, read_steps, refuse_unread
+from .contents import choose_tree, find_committed, find_untaken, read_steps, refuse_unread
 from .locks import hold_for_reading
 
 if TYPE_CHECKING:
@@ -48,6 +46,8 @@ _TORN = (Corrupted, NotFound, UnknownFormat)
 
 _MAX_TRIED = 8
 """Most steps that are tried to find one to hint at."""
+
+_GONE = "it was deleted meanwhile"
 
 _log = logging.getLogger("templax")
 
@@ -64,17 +64,26 @@ class StepRestore:
         item: Name of the item to restore, if the caller gave one.
         template: The template.
         options: The keyword arguments.
+
+    Attributes:
+        damaged: The steps that `restore_newest_whole` found damaged, the same on all processes.
     """
 
     def __init__(self, url: str, item: str | None, template: PyTree, options: RestoreOptions):
         self._url, self._item, self._template = url, item, template
-        if options.missing_policy is None:  # opened here, so that its errors are not a step's
-            options = replace(options, missing=open_missing(options.missing))
         self._options = options
+        self.damaged: frozenset[int] = frozenset()
         self._opened: str | None = None  # what is restored, once a step and its item are chosen
+
+    def _open_missing(self) -> None:
+        """Opens what is given as `missing=` ahead of the steps: its errors are not a step's."""
+        if self._options.missing_policy is None:
+            missing = open_missing(self._options.missing)
+            self._options = replace(self._options, missing=missing)
 
     def restore(self, step: int | None) -> PyTree:
         """Restores a step, by default the latest; without any, gives initial values."""
+        self._open_missing()
         while True:
             steps = read_steps(self._url)
             found = find_committed(steps)
@@ -82,7 +91,7 @@ class StepRestore:
                 refuse_unread(self._url, steps)
                 return self._begin_anew()
             number = max(found) if step is None else step
-            skipped = tuple(find_later(self._url, steps, number)) if step is None else ()
+            skipped = tuple(find_untaken(self._url, steps, number)) if step is None else ()
             if skipped:
                 later = "; ".join(skipped)
                 _log.warning("step %d of %s is restored, not %s", number, self._url, later)
@@ -105,6 +114,7 @@ class StepRestore:
 
         try:
             with join_job(self._url) as job:
+                self._open_missing()
                 while True:
                     offered, skipped = self._offer_steps(job, newest)
                     if not offered:
@@ -131,7 +141,7 @@ class StepRestore:
                 refuse_unread(self._url, steps)
             offered = [(n, found[n]) for n in reversed(found) if newest is None or n <= newest]
             if offered and newest is None:
-                skipped = list(find_later(self._url, steps, offered[0][0]))
+                skipped = list(find_untaken(self._url, steps, offered[0][0]))
         data = job.tell_all("listing the steps", msgspec.msgpack.encode((offered, skipped)))
         return msgspec.msgpack.decode(data, type=tuple[list[tuple[int, str]], list[str]])
 
@@ -143,27 +153,38 @@ class StepRestore:
         Returns:
             Whether there is one, and the tree. False if the steps were deleted meanwhile.
         """
-        gone = False
+        listed_again = False
         for step, key in offered:
             tree, problem = None, ""
             try:
                 tree = self._restore_step(step, key, tuple(skipped))
             except _StepGoneError:
-                problem, gone = "it was deleted meanwhile", True
+                problem = _GONE
             except _TORN as error:
                 if not self._concerns_step(error):
                     raise
                 problem = str(self._locate(error))
-            # Which process had a problem does not matter: all of them go to the next step.
-            problems = job.gather(f"restoring step {step}", problem.encode())
-            first = next((text for text in problems if text), b"")
-            found = job.tell_all(f"judging step {step}", first).decode()
+            except SourceError as error:
+                if not self._is_disk_damage(error):
+                    raise
+                problem = str(error)
+            # Which process had a problem does not matter: all of them go to the next step. Nor
+            # does what the others found in a step that somebody is deleting.
+            texts = job.gather(f"restoring step {step}", problem.encode())
+            gone = _GONE.encode() in texts
+            first = next((text for text in texts if text), b"")
+            told = job.tell_all(f"judging step {step}", _GONE.encode() if gone else first)
+            found = told.decode()
             if not found:
                 return True, tree
             del tree
+            if found == _GONE:
+                listed_again = True
+            else:
+                self.damaged |= {step}
             skipped.append(f"`{key}` ({found})")
             _log.warning("step %d of %s is skipped: %s", step, self._url, found)
-        if gone:
+        if listed_again:
             return False, None
         raise Corrupted(f"Expected a step that is whole in {self._url}, found {'; '.join(skipped)}")
 
@@ -210,7 +231,7 @@ class StepRestore:
         with hold_for_reading(path) as there:
             if key is not None and not there:
                 raise _StepGoneError
-            self._opened = resolve_item(path, self._item)
+            self._opened = _open_tree(path, self._item)
             plan = api.make_plan(self._opened, self._template, self._options)
             return api.run_plan(plan, self._options.on_progress, choice=StepChoice(step, skipped))
 
@@ -222,6 +243,11 @@ class StepRestore:
             return error.leaf in open_checkpoint(self._opened).leaves
         except TemplaxError:
             return True
+
+    def _is_disk_damage(self, error: SourceError) -> bool:
+        """Whether the disk failed to read a file of the step."""
+        file = str(error.filename or "")
+        return error.errno == errno.EIO and file.startswith(self._opened or self._url)
 
     def _name_step(
         self, error: CheckpointError, step: int, found: Mapping[int, str]
@@ -246,7 +272,7 @@ class StepRestore:
     def _is_whole(self, key: str) -> bool:
         """Whether a step fits the template and has all its bytes. Reads no array."""
         try:
-            path = resolve_item(os.path.join(self._url, key), self._item)
+            path = _open_tree(os.path.join(self._url, key), self._item)
             options = replace(self._options, mapped=False)
             return has_all_bytes(api.make_plan(path, self._template, options))
         except TemplaxError:
@@ -274,37 +300,7 @@ def has_all_bytes(plan: Plan) -> bool:
     return True
 
 
-def list_trees(step: Local) -> list[str]:
-    """The names of the items of a step that are trees."""
-    root = examine_directory(step)
-    return root.pytrees if root is not None and root.what == "items" else []
-
-
-def resolve_item(path: str, item: str | None) -> str:
-    """The path to open for a step: that of its tree item, or the step itself if it has none.
-
-    Args:
-        path: The step.
-        item: The name of the item, if the caller gave one.
-
-    Raises:
-        NotFound: The step has no tree of that name.
-        UsageError: The step has several trees, and no name was given.
-    """
-    trees = list_trees(Local(path))
-    if item is not None and trees and item not in trees:
-        kind = list_items(Local(path)).get(item)
-        raise NotFound(
-            f"Expected the item `{item}`, found {list_names(trees)}"
-            if kind != "json"
-            else f"Expected a tree, got the JSON item `{item}`; the trees are {list_names(trees)}",
-            file=path,
-            hint=f"manager.json(step, {quote_text(item)}) reads it" if kind == "json" else None,
-        )
-    if item is None and len(trees) > 1 and "default" not in trees:
-        raise UsageError(
-            f"Expected a step with one tree, found {list_names(trees)} in {path};"
-            f" hint: templax.Manager(..., item={quote_text(trees[0])})"
-        )
-    item = item or ("default" if "default" in trees else (trees or [""])[0])
-    return os.path.join(path, item) if item in trees else path
+def _open_tree(path: str, item: str | None) -> str:
+    """The path to open for a step: that of its tree item, or the step itself if it has none."""
+    name = choose_tree(path, item)
+    return path if name is None else os.path.join(path, name)

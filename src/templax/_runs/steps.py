@@ -6,16 +6,17 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..errors import CheckpointError
 from ..formats.orbax.directory import (
     ItemKind,
     Step,
     examine_directory,
     is_temporary,
-    step_metadata,
-    step_metrics,
     uncommitted_reason,
 )
+from ..formats.orbax.step_metadata import read_metrics
 from ..storage.source import Source
+from .contents import read_commit_time
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +41,7 @@ class StepDirectory:
         url: The path of the directory.
         items: Name → kind of each item; empty if the step is an item itself.
         metrics: The metrics that the step was saved with.
+        unread: Why these are unreadable; None if they are not.
         nbytes: The bytes of its files, or None if they were not counted.
         saved: The time of its commit, or else of the last change to a file, in Unix seconds. None
             if the files were not examined, or if the store has no times.
@@ -51,6 +53,7 @@ class StepDirectory:
     metrics: Mapping[str, Any] = field(default_factory=dict)
     nbytes: int | None = None
     saved: float | None = None
+    unread: str | None = None
 
     @property
     def step(self) -> int | None:
@@ -144,13 +147,19 @@ def _read_directory(source: Source, entry: Step | Leftover, sizes: bool) -> Step
     child = source.at(entry.key)
     nbytes, changed = _measure_files(child) if sizes else (None, None)
     root = examine_directory(child)
+    metrics, unread = dict[str, Any](), None
+    try:
+        metrics = read_metrics(child)
+    except CheckpointError as error:
+        unread = error.what
     return StepDirectory(
         entry=entry,
         url=child.url,
         items=dict(root.items) if root is not None else {},
-        metrics=step_metrics(child),
+        metrics=metrics,
         nbytes=nbytes,
-        saved=_read_commit_time(child) or changed,
+        saved=read_commit_time(child) or changed,
+        unread=unread,
     )
 
 
@@ -164,10 +173,3 @@ def _measure_files(source: Source) -> tuple[int, float | None]:
         if info.modified is not None:
             times.append(info.modified)
     return nbytes, max(times, default=None)
-
-
-def _read_commit_time(source: Source) -> float | None:
-    nanoseconds = step_metadata(source).get("commit_timestamp_nsecs")
-    if isinstance(nanoseconds, int) and 0 < nanoseconds < 2**63:  # the file may hold anything
-        return nanoseconds / 1e9
-    return None

@@ -93,8 +93,8 @@ def prune(
     """Delete the steps in DIR that no rule keeps; without --yes, only show them.
 
     A step stays if one of the --keep options keeps it. The latest committed step always stays, as
-    does a step that is being restored. Files of a save that may still be in progress are never
-    touched. Exits with 1 if something could not be deleted.
+    do the one saved last and a step that is being restored. Files of a save that may still be in
+    progress are never touched. Exits with 1 if something could not be deleted.
     """
     if (keep_best is None) != (metric is None):
         raise click.UsageError("--keep-best and --metric need each other")
@@ -215,6 +215,8 @@ def _figures(found: StepDirectory) -> tuple[str, str]:
 def _note(found: StepDirectory) -> str:
     if found.problem is not None:
         return found.problem
+    if found.unread is not None:
+        return f"unreadable metrics: {found.unread}"
     return ", ".join(f"{name}={_value(value)}" for name, value in found.metrics.items())
 
 

@@ -17,9 +17,7 @@ from ..storage.signatures import is_lfs_pointer, make_lfs_error, read_head
 from ..storage.source import ObjectInfo, Source
 from .foreign import UNPACK, describe_file
 from .orbax.directory import (
-    COMMITTED,
     MAX_PROBES,
-    STEP_METADATA,
     Root,
     basename,
     examine_directory,
@@ -35,6 +33,7 @@ from .orbax.format import (
     part_of_item_error,
 )
 from .orbax.item import missing_dot_file_error
+from .orbax.step_metadata import COMMITTED, STEP_METADATA
 from .safetensors import Safetensors
 
 _CHUNK = re.compile(r"[0-9]+(\.[0-9]+)*")
@@ -124,7 +123,7 @@ def _checkpoints_below_error(source: Source, children: list[ObjectInfo]) -> Unkn
     if not below and not files:
         return None
     if not below and len(files) == 1:
-        named = _name_children(children, _describe_files(source, children[:_MAX_SHOWN]))
+        named = name_contents(source, children)
         return _unknown_format(f"a directory of {named}", source, open_hint(files))
     return _unknown_format("a directory that holds checkpoints", source, open_hint(files + below))
 
@@ -146,7 +145,7 @@ def _contents_error(source: Source, children: list[ObjectInfo]) -> UnknownFormat
     # Of files whose names differ by a number only, such as those of the steps of a run, the last.
     alike = len({re.sub(r"[0-9]+", "0", key) for key in hints}) == 1
     hint = hints[max(hints, key=natural_order)] if alike else None
-    return _unknown_format(f"a directory of {_name_children(children, kinds)}", source, hint)
+    return _unknown_format(f"a directory of {name_contents(source, children, kinds)}", source, hint)
 
 
 def _describe_files(
@@ -157,8 +156,20 @@ def _describe_files(
     return {key: kind for key, kind in kinds.items() if kind is not None}
 
 
-def _name_children(children: list[ObjectInfo], kinds: Mapping[str, tuple[str, str | None]]) -> str:
-    """The first few children, with what they are."""
+def name_contents(
+    source: Source,
+    children: list[ObjectInfo],
+    kinds: Mapping[str, tuple[str, str | None]] | None = None,
+) -> str:
+    """The first names in a directory, each with the kind of the file if it is recognised.
+
+    Args:
+        source: The directory.
+        children: What is in it.
+        kinds: What `describe_file` says of the files, if that is known already.
+    """
+    if kinds is None:
+        kinds = _describe_files(source, children[:_MAX_SHOWN])
     named = [
         f"`{c.key}` ({kinds[c.key][0]})" if c.key in kinds else f"`{c.key}`"
         for c in children[:_MAX_SHOWN]

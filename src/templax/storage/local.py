@@ -244,4 +244,7 @@ class Local:
         reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else error
         if isinstance(error, OSError) and error.errno == errno.EISDIR:
             reason = "is a directory, expected a file"
-        return SourceError(f"can't read `{self._path(key)}`: {reason}")
+        failed = SourceError(f"can't read `{self._path(key)}`: {reason}")
+        if isinstance(error, OSError):
+            failed.errno, failed.filename = error.errno, self._path(key)
+        return failed

@@ -14,6 +14,8 @@ NPY, NPZ = "a numpy array (`.npy`)", "a numpy archive (`.npz`)"
 
 PICKLE, PYTORCH = "a Python pickle, which templax never loads", "a PyTorch file"
 
+TENSORFLOW = "the index of a TensorFlow checkpoint"
+
 SAFETENSORS = "a safetensors file"
 
 _SIGNATURES: tuple[tuple[bytes, str], ...] = (
@@ -28,8 +30,8 @@ _SIGNATURES: tuple[tuple[bytes, str], ...] = (
     (b"\x80\x04", PICKLE),
     (b"\x80\x05", PICKLE),
     (b"\x0c\xdb\x3a\x2a", "the manifest of an OCDBT database"),
-    (b"model_checkpoint_path:", "the index of a TensorFlow checkpoint"),
-    (b"all_model_checkpoint_paths:", "the index of a TensorFlow checkpoint"),
+    (b"model_checkpoint_path:", TENSORFLOW),
+    (b"all_model_checkpoint_paths:", TENSORFLOW),
 )
 
 

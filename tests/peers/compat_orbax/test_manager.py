@@ -402,3 +402,21 @@ def test_a_manager_lists_a_step_that_is_being_saved(tmp_path, monkeypatch):
         assert [p.name for p in tmp_path.iterdir() if p.name.isdigit()] == ["1"]
         go.set()
     assert [p.name for p in tmp_path.iterdir()] == ["2"]
+
+
+def test_a_step_with_unreadable_metrics_stays(tmp_path, caplog):
+    options = compat.CheckpointManagerOptions(
+        best_fn=lambda m: m["acc"], best_mode="max", max_to_keep=1
+    )
+    with compat.CheckpointManager(tmp_path, options=options) as manager:
+        for step in range(4):
+            args = compat.args.StandardSave({"w": np.full(3, step)})
+            manager.save(step, args=args, metrics={"acc": 1 / (step + 1)})
+            manager.wait_until_finished()
+            if step == 0:
+                (tmp_path / "0" / "metrics" / "metrics").write_text("{")
+        assert 0 in manager.all_steps()
+        assert manager.best_step() == 1
+        assert f"step 0 of {tmp_path} stays, as its metrics are unreadable: " in caplog.text
+        with pytest.raises(tx.Corrupted):
+            manager.metrics(0)

@@ -271,11 +271,12 @@ def test_prune_deletes_leftovers_of_dead_saves_if_asked(make_run):
         assert set(list_names(path)) == {"1", "2", "5.orbax-checkpoint-tmp-9", live}
 
 
-def test_prune_keeps_directories_with_the_number_of_a_kept_step(make_run):
+def test_prune_keeps_both_directories_of_a_step(make_run):
     path = make_run(s1={}, s01={}, s2={}, s3={})
     result = run_cli("prune", "run", "--keep", "1", "--yes")
     assert result.exit_code == 0
-    assert set(list_names(path)) == {"01", "3"}
+    assert set(list_names(path)) == {"1", "01", "3"}
+    assert read_fates(result)["1"] == ("stays", "the same step as `01`; delete one of them by hand")
 
 
 def test_prune_refuses_runs_that_share_a_directory(make_run):
@@ -314,3 +315,33 @@ def test_prune_of_something_else_deletes_nothing(tmp_path):
     result = run_cli("prune", tmp_path / "10", "--keep", "1", "--leftovers", "--yes")
     assert result.exit_code == 2
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("metric", ["nope", "name"])
+def test_prune_refuses_a_metric_that_no_step_has_as_a_number(make_run, metric):
+    path = make_run(s1={"loss": 1, "name": "a"}, s2={"loss": 2}, s3={})
+    result = run_cli("prune", "run", "--keep-best", "1", "--metric", metric, "--yes")
+    assert result.exit_code == 2
+    assert (
+        f"Expected steps with a number as `{metric}` in run, found `loss`, `name`" in result.stderr
+    )
+    assert set(list_names(path)) == set("123")
+
+
+def test_prune_keeps_a_step_with_unreadable_metrics(make_run):
+    path = make_run(s1={"loss": 1}, s2={"loss": 2}, s3={"loss": 3}, s4={"loss": 4})
+    (path / "1" / "metrics" / "metrics").write_text('{"loss"')
+    result = run_cli("prune", "run", "--keep-best", "1", "--metric", "loss", "--yes")
+    assert read_fates(result)["1"][1].startswith("unreadable metrics: The JSON is unreadable: ")
+    assert set(list_names(path)) == set("124")
+    assert "unreadable metrics: The JSON is unreadable" in run_cli("steps", "run").stdout
+    assert json.loads(run_cli("steps", "run", "--json").stdout)["steps"][0]["metrics"] is None
+    run_cli("prune", "run", "--keep", "1", "--yes")  # does not compare metrics
+    assert set(list_names(path)) == {"4"}
+
+
+def test_prune_keeps_the_step_saved_last(make_run):
+    path = make_run(s8={}, s9={}, s10={}, s2={})
+    result = run_cli("prune", "run", "--keep", "1", "--yes")
+    assert read_fates(result)["2"] == ("stays", "saved last")
+    assert set(list_names(path)) == {"2", "10"}

@@ -1,6 +1,7 @@
 """The steps and leftovers that a manager deletes, and those that it keeps."""
 
 import errno
+import json
 import logging
 import math
 import os
@@ -218,3 +219,60 @@ def test_lower_steps_go_once_the_run_has_passed_the_latest(tmp_path):
         manager.save(60, TREE, overwrite=True)
         manager.save(101, TREE)
         assert manager.steps() == [101]
+
+
+def test_a_step_with_unreadable_metrics_is_not_deleted(tmp_path, caplog):
+    keep = tx.Keep(last=1, best=1, metric="loss")
+    with tx.Manager(tmp_path, keep=keep) as manager:
+        manager.save(1, TREE, metrics={"loss": 1.0}, metadata={"by": "me"}, wait=True)
+        (tmp_path / "1" / "metrics" / "metrics").write_bytes(b'{"los')
+        for step in (2, 3, 4):
+            manager.save(step, TREE, metrics={"loss": step}, wait=True)
+        assert manager.steps() == [1, 2, 4]
+        assert f"step 1 of {tmp_path} stays, as its metrics are unreadable: " in caplog.text
+        caplog.clear()
+        assert manager.best("loss") == 2
+        assert f"step 1 of {tmp_path} is not compared with others: " in caplog.text
+        with pytest.raises(tx.Corrupted, match=f"{tmp_path}/1/metrics/metrics"):
+            manager.metrics(1)
+        assert manager.metadata(1) == {"by": "me"}
+
+
+@pytest.mark.parametrize("text", ["", "[1]", "{", '{"custom_metadata": 3}'])
+def test_damaged_metadata_is_not_taken_for_none(tmp_path, text):
+    with tx.Manager(tmp_path) as manager:
+        manager.save(1, TREE, metadata={"by": "me"}, wait=True)
+        (tmp_path / "1" / "_CHECKPOINT_METADATA").write_text(text)
+        with pytest.raises(tx.Corrupted, match=f"{tmp_path}/1/_CHECKPOINT_METADATA"):
+            manager.metadata(1)
+
+
+def test_lost_metrics_are_not_taken_for_none(tmp_path):
+    with tx.Manager(tmp_path) as manager:
+        manager.save(1, TREE, metrics={"loss": 1.0}, wait=True)
+        about = tmp_path / "1" / "_CHECKPOINT_METADATA"
+        about.write_text(json.dumps(json.loads(about.read_text()) | {"metrics": {}}))
+        (tmp_path / "1" / "metrics" / "metrics").unlink()
+        with pytest.raises(tx.Corrupted, match="Expected the metrics, found no file"):
+            manager.metrics(1)
+
+
+def test_infinite_metrics_are_not_the_best(tmp_path):
+    with tx.Manager(tmp_path, keep=tx.Keep(last=1, best=1, metric="loss")) as manager:
+        for step, loss in enumerate([1.0, -math.inf, math.nan, math.inf, 2.0]):
+            manager.save(step, TREE, metrics={"loss": loss}, wait=True)
+        assert (manager.steps(), manager.best("loss"), manager.best("loss", "max")) == (
+            [0, 4],
+            0,
+            4,
+        )
+
+
+def test_neither_directory_of_a_step_is_deleted(tmp_path, caplog):
+    copy_steps(tmp_path, ["10", "000010", "11"])
+    with tx.Manager(tmp_path, keep=1) as manager:
+        manager.save(12, TREE, wait=True)
+        manager.save(13, TREE, wait=True)
+    assert list_run(tmp_path) == {"10", "000010", "000013"}
+    text = f"step 10 of {tmp_path} has several directories, and none of them is deleted"
+    assert f"{text}: `000010`, `10`" in caplog.text

@@ -133,7 +133,7 @@ def test_metadata_and_json_items_of_a_step(tmp_path):
         manager.json(5, "state")
     assert str(caught.value) == (
         "Expected the JSON item `state`, found `data` (json), `state` (pytree) - file"
-        f" `{tmp_path}/5`"
+        f' `{tmp_path}/5`; hint: templax.read_json("{tmp_path}/5", "data") reads one'
     )
     with pytest.raises(tx.NotFound, match="no committed step 6"):
         manager.json(6, "data")

@@ -1,10 +1,14 @@
 """What `Manager.restore` does with a directory without steps, and with a damaged step."""
 
+import errno
 import logging
 import os
+import pickle
 import shutil
+import zipfile
 from pathlib import Path
 
+import equinox as eqx
 import flax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +17,7 @@ import pytest
 import templax as tx
 from helpers import copy_case, flip_bit, run_cli
 from run_directories import copy_steps
+from templax.storage import Local
 from templax.storage.leftovers import temporary_path
 
 TREE = {"w": jnp.ones(3)}
@@ -30,6 +35,15 @@ def write_msgpack(path):
     path.write_bytes(flax.serialization.to_bytes({"w": np.ones(3, "f4")}))
 
 
+def write_pytorch(path):
+    path.parent.mkdir()
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("agent/data.pkl", b"")
+
+
+PAIR = {"b": np.zeros(4, "f4"), "w": np.ones((3, 4), "f4")}
+
+
 FOREIGN = {
     "a msgpack file": lambda run: write_msgpack(run / "checkpoint_10"),
     "a file below a step": lambda run: write_msgpack(run / "10" / "default" / "model.eqx"),
@@ -38,6 +52,13 @@ FOREIGN = {
     "a directory of steps": lambda run: tx.save(run / "checkpoints" / "10", TREE),
     "a file without a number": lambda run: write_msgpack(run / "model.eqx"),
     "an empty step": lambda run: (run / "10").mkdir(parents=True),
+    "an Equinox file": lambda run: (run.mkdir(), eqx.tree_serialise_leaves(run / "d.eqx", PAIR)),
+    "a msgpack file without a number": lambda run: write_msgpack(run / "b.msgpack"),
+    "a Flax checkpoint": lambda run: write_msgpack(run / "b.ckpt"),
+    "a PyTorch file": lambda run: write_pytorch(run / "agent.zip"),
+    "arrays of another name": lambda run: (run.mkdir(), np.savez(run / "policy.npz", w=np.ones(3))),
+    "a link to nothing": lambda run: (run.mkdir(), (run / "10").symlink_to(run / "gone")),
+    "an empty file": lambda run: (run.mkdir(), (run / "12").touch()),
     "an array": lambda run: (run.mkdir(), np.savez(run / "step_3.npz", w=np.ones(3))),
 }
 
@@ -66,7 +87,7 @@ def test_everything_that_looks_like_a_step_is_listed(tmp_path):
     with pytest.raises(tx.UnknownFormat) as caught:
         begin_anew(tmp_path)
     assert "`30` (`_CHECKPOINT_METADATA` has no commit time" in str(caught.value)
-    assert "`checkpoint_0` (a file of " in str(caught.value)
+    assert "`checkpoint_0` (a Flax msgpack file)" in str(caught.value)
     assert "and 2 more" in str(caught.value)
 
 
@@ -102,6 +123,7 @@ def test_a_run_does_not_begin_anew_beside_unfinished_saves(tmp_path, name):
         "metadata/_ROOT_METADATA",
         "config/metadata",
         "plots_2/loss.png",
+        "latest-run.log",
     ],
 )
 def test_a_run_begins_beside_logs_and_the_like(tmp_path, name):
@@ -150,11 +172,11 @@ def test_the_log_and_the_figures_say_that_a_run_began_anew(tmp_path, caplog):
         f"began anew, as {tmp_path} holds no step: 1 leaf from missing=, 12 bytes in "
     )
     stats = tx.last_restore()
-    assert (stats.began_anew, stats.step, stats.skipped) == (True, None, ())
+    assert (stats.began_anew, stats.step, stats.skipped_steps) == (True, None, ())
     tx.save(tmp_path / "4", TREE)
     begin_anew(tmp_path)
     stats = tx.last_restore()
-    assert (stats.began_anew, stats.step, stats.skipped) == (False, 4, ())
+    assert (stats.began_anew, stats.step, stats.skipped_steps) == (False, 4, ())
     assert caplog.messages[-1].startswith(f"restored 1 leaf, 12 bytes of {tmp_path}/4 in ")
 
 
@@ -163,7 +185,7 @@ def test_a_listing_without_steps_warns_once_of_what_is_there(tmp_path, caplog):
     manager = tx.Manager(tmp_path)
     assert (manager.latest(), manager.steps()) == (None, [])
     (text,) = caplog.messages
-    assert "found `checkpoint_10` (a file of " in text
+    assert "found `checkpoint_10` (a Flax msgpack file)" in text
 
 
 def test_later_steps_that_cannot_be_taken_are_named(tmp_path, caplog):
@@ -175,10 +197,10 @@ def test_later_steps_that_cannot_be_taken_are_named(tmp_path, caplog):
     tx.Manager(tmp_path).restore(TREE)
     stats = tx.last_restore()
     assert stats.step == 10
-    assert [text.partition(" ")[0] for text in stats.skipped] == ["`20`", "`30`"]
+    assert [text.partition(" ")[0] for text in stats.skipped_steps] == ["`20`", "`30`"]
     assert "; skipped `20` (" in caplog.messages[-1]
     (said,) = [record.message for record in caplog.records if record.levelname == "WARNING"]
-    assert said == f"step 10 of {tmp_path} is restored, not {'; '.join(stats.skipped)}"
+    assert said == f"step 10 of {tmp_path} is restored, not {'; '.join(stats.skipped_steps)}"
 
 
 def test_a_later_step_that_is_empty_is_named(tmp_path):
@@ -187,7 +209,7 @@ def test_a_later_step_that_is_empty_is_named(tmp_path):
     (tmp_path / "20").mkdir()
     (tmp_path / "version_30").mkdir()
     tx.Manager(tmp_path).restore(TREE)
-    (skipped,) = tx.last_restore().skipped
+    (skipped,) = tx.last_restore().skipped_steps
     assert skipped == "`20` (an empty directory)"
 
 
@@ -279,7 +301,7 @@ def test_fallback_restores_the_newest_step_that_is_whole(torn_run, damage, caplo
     assert float(got["w"][0, 0]) == 2
     stats = tx.last_restore()
     assert stats.step == 2
-    assert [text.partition(" ")[0] for text in stats.skipped] == ["`4`", "`3`"]
+    assert [text.partition(" ")[0] for text in stats.skipped_steps] == ["`4`", "`3`"]
     said = [text.partition(" is skipped: ")[0] for text in caplog.messages]
     assert said == [f"step {step} of {torn_run}" for step in (4, 3)]
     assert float(tx.Manager(torn_run).restore(WANT, 2, fallback=True)["w"][0, 0]) == 2
@@ -355,3 +377,116 @@ def test_a_run_of_epochs_is_continued(tmp_path):
         assert manager.path(13) == str(tmp_path / "epoch-13")
     with pytest.raises(tx.UnknownFormat, match="the latest committed step is 13"):
         tx.open(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["loss.pkl", "histogram.npy"])
+def test_a_run_begins_beside_a_pickle_or_a_single_array(tmp_path, name):
+    (tmp_path / name).write_bytes(pickle.dumps([1, 2]))
+    if name.endswith("npy"):
+        np.save(tmp_path / name, np.ones(3))
+    assert float(begin_anew(tmp_path)["w"][0]) == 0
+
+
+def refuse_listing(monkeypatch, refused):
+    """Tests may run as root, who can read everything."""
+    real = os.scandir
+
+    def scandir(path="."):
+        if os.fspath(path) == str(refused):
+            raise PermissionError(13, os.strerror(13))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+
+
+def test_a_later_link_to_nothing_and_an_unreadable_step_are_named(tmp_path, monkeypatch, caplog):
+    for step in (10, 20):
+        tx.save(tmp_path / str(step), TREE)
+    (tmp_path / "30").symlink_to(tmp_path / "gone")
+    (tmp_path / "5").symlink_to(tmp_path / "gone")
+    refuse_listing(monkeypatch, tmp_path / "20")
+    tx.Manager(tmp_path).restore(TREE)
+    stats = tx.last_restore()
+    assert stats.step == 10
+    assert stats.skipped_steps == (
+        f"`20` (can't read `{tmp_path}/20`: Permission denied)",
+        f"`30` (a link to {tmp_path}/gone, where there is nothing)",
+    )
+    assert all(text in caplog.text for text in stats.skipped_steps)
+
+
+@pytest.mark.parametrize("name", ["10", "logs"])
+def test_a_run_does_not_begin_beside_what_cannot_be_read(tmp_path, monkeypatch, name):
+    (tmp_path / name).mkdir()
+    refuse_listing(monkeypatch, tmp_path / name)
+    with pytest.raises(tx.SourceError, match="Permission denied"):
+        begin_anew(tmp_path)
+
+
+def test_training_goes_on_after_a_fallback(torn_run):
+    tear(torn_run, 3, 4)
+    state = {"w": jnp.full((64, 64), 9.0)}
+    with tx.Manager(torn_run, keep=2) as manager:
+        manager.restore(WANT, fallback=True)
+        with pytest.raises(tx.AlreadyExists):
+            manager.save(2, state)
+        manager.save(3, state, wait=True)
+        assert manager.steps() == [2, 3, 4]  # the damaged 4 does not count
+        manager.save(4, state, wait=True)
+        assert manager.steps() == [3, 4]
+        with pytest.raises(tx.AlreadyExists):
+            manager.save(4, state)
+        manager.save(5, state, wait=True)
+        assert manager.steps() == [4, 5]
+        assert float(manager.restore(WANT)["w"][0, 0]) == 9
+
+
+def test_a_step_between_damaged_ones_can_be_saved_after_a_fallback(torn_run):
+    tear(torn_run, 4)
+    with tx.Manager(torn_run) as manager:
+        manager.save(9, WANT, wait=True)
+        tear(torn_run, 9)
+        manager.restore(WANT, fallback=True)
+        manager.save(7, WANT, wait=True)
+        manager.save(8, WANT, wait=True)
+    with tx.Manager(torn_run) as manager, pytest.raises(tx.SaveError):
+        manager.save(6, WANT)  # another manager knows of no damage
+
+
+def test_a_disk_that_fails_to_read_a_step_damages_it(torn_run, monkeypatch):
+    real = Local._open_file
+    code = errno.EIO
+
+    def failing(self, key):
+        if "/4/" in f"{self.url}/{key}" and "/d/" in f"/{key}":
+            raise self._make_error(key, OSError(code, os.strerror(code)))
+        return real(self, key)
+
+    monkeypatch.setattr(Local, "_open_file", failing)
+    assert float(tx.Manager(torn_run).restore(WANT, fallback=True)["w"][0, 0]) == 3
+    assert "Input/output error" in tx.last_restore().skipped_steps[0]
+    code = errno.EACCES
+    with pytest.raises(tx.SourceError, match="Permission denied"):
+        tx.Manager(torn_run).restore(WANT, fallback=True)
+
+
+def test_a_step_saved_after_the_highest_is_named(tmp_path, caplog):
+    with tx.Manager(tmp_path) as manager:
+        manager.save(100, TREE)
+        manager.save(40, TREE, overwrite=True, wait=True)
+        manager.restore(TREE)
+        said = ("`40` (saved after `100`, though its number is lower)",)
+        assert (tx.last_restore().step, tx.last_restore().skipped_steps) == (100, said)
+        assert caplog.messages == [f"step 100 of {tmp_path} is restored, not {said[0]}"]
+        manager.restore(TREE, fallback=True)
+        assert (tx.last_restore().step, tx.last_restore().skipped_steps) == (100, said)
+        manager.save(101, TREE, wait=True)
+        manager.restore(TREE)
+        assert tx.last_restore().skipped_steps == ()
+
+
+def test_another_directory_of_the_step_is_named(tmp_path):
+    for name in ("10", "000010"):
+        tx.save(tmp_path / name, TREE)
+    tx.Manager(tmp_path).restore(TREE)
+    assert tx.last_restore().skipped_steps == ("`000010` (the same step as `10`)",)

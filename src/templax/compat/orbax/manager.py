@@ -20,7 +20,7 @@ from ..._hosts.agreement import join_job
 from ..._runs.locks import hold_for_reading
 from ..._save.item import Json
 from ..._save.result import PendingSave
-from ...formats.orbax import directory
+from ...formats.orbax.step_metadata import read_metrics, read_step_metadata, step_metadata
 from ...storage.leftovers import delete_checkpoint
 from ...storage.local import Local
 from ...storage.open import open_source
@@ -135,7 +135,13 @@ class CheckpointManager(Saver):
         """The best step by `best_fn`, the later one if several tie. Without it, the latest step."""
         if self._options.best_fn is None:
             return self.latest_step()
-        metrics = {step: self._read_metrics(step, key) for step, key in self._list_steps().items()}
+        metrics: dict[int, Any] = {}
+        for step, key in self._list_steps().items():
+            try:
+                metrics[step] = self._read_metrics(step, key)
+            except tx.CheckpointError as error:
+                text = "step %d of %s is not compared with others: %s"
+                _log.warning(text, step, self._root, error)
         return next(iter(self._options.rank_by_metrics(metrics)), None)
 
     def reload(self) -> None:
@@ -266,17 +272,25 @@ class CheckpointManager(Saver):
     def _select_replaced(self, step: int, key: str, metrics: Any) -> dict[int, str]:
         """Number → name of the steps to delete once a new step is saved, possibly that one too."""
         found = self._find_committed(own=True)
-        facts = {s: self._read_facts(name) for s, name in sorted(found.items())}
+        facts: dict[int, StepFacts] = {}
+        unread = set[int]()
+        for s, name in sorted(found.items()):
+            try:
+                facts[s] = self._read_facts(name)
+            except tx.CheckpointError as error:
+                text = "step %d of %s stays, as its metrics are unreadable: %s"
+                _log.warning(text, s, self._root, error)
+                unread.add(s)
         facts[step] = StepFacts(metrics, time.time())
-        kept = self._options.select_kept(facts)
+        kept = {*self._options.select_kept(facts), *unread}
         return {s: name for s, name in {**found, step: key}.items() if s not in kept}
 
     def _read_facts(self, key: str) -> StepFacts:
         source = Local(os.path.join(self._root, key))
-        metrics = directory.step_metrics(source) if self._options.tracks_metrics else {}
+        metrics = read_metrics(source) if self._options.tracks_metrics else {}
         saved = os.stat(source.url).st_mtime_ns
         if self._options.keep_time_interval is not None:
-            saved = directory.step_metadata(source).get("commit_timestamp_nsecs") or saved
+            saved = step_metadata(source).get("commit_timestamp_nsecs") or saved
         return StepFacts(metrics or None, saved / 1e9)
 
     def _delete_steps(self, steps: Mapping[int, str]) -> None:
@@ -373,7 +387,7 @@ class CheckpointManager(Saver):
     def _read_metrics(self, step: int, key: str) -> Any:
         if self.is_saving_in_progress() and step == self._latest.step:
             return self._latest.metrics
-        return directory.step_metrics(Local(os.path.join(self._root, key))) or None
+        return read_metrics(Local(os.path.join(self._root, key))) or None
 
     def item_metadata(self, step: int) -> Any:
         """The shapes and dtypes of a step; a `Composite` of several items, None for a JSON item."""
@@ -395,8 +409,8 @@ class CheckpointManager(Saver):
             unsaved = self._metadata if self._options.read_only else {}
             return RootMetadata(unsaved if saved is None else saved)
         source = Local(self._find_step(step, None))
-        custom = directory.step_metadata(source).get("custom_metadata")
-        return StepMetadata(self.item_metadata(step), custom, directory.step_metrics(source))
+        custom = read_step_metadata(source).get("custom_metadata")
+        return StepMetadata(self.item_metadata(step), custom, read_metrics(source))
 
     def _find_step(self, step: int | None, directory: PathLike | None) -> str:
         self.wait_until_finished()

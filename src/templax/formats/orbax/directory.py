@@ -6,29 +6,23 @@ This module only lists names and reads small JSON files; `item` opens items.
 from __future__ import annotations
 
 import itertools
-import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Literal
 
-from ...errors import CheckpointError
+from ...errors import SourceError
 from ...storage.leftovers import TEMPORARY
-from ...storage.signatures import is_lfs_pointer, read_head, read_metadata, recognise
+from ...storage.signatures import is_lfs_pointer, read_head, recognise
 from ...storage.source import Source
 from ..ocdbt.read import MANIFEST
 from ..zarr.metadata import FILES
+from .step_metadata import COMMITTED, STEP_METADATA, step_metadata
 
 TREE = "_METADATA"
 
 LEGACY = "checkpoint"
-
-STEP_METADATA = "_CHECKPOINT_METADATA"
-
-COMMITTED = "commit_success.txt"
-
-METRICS = "metrics/metrics"
 
 DELETION = "_CHECKPOINT_DELETION"
 """Orbax puts this into a checkpoint before it begins to delete it."""
@@ -187,12 +181,15 @@ def list_steps(source: Source) -> tuple[Step, ...]:
         if not info.is_dir or match is None:
             continue
         child = source.at(key)
-        names = list_names(child)
-        if is_temporary(key) or _unfinished_items(names) or _has_items(child, names):
-            parts = [key, *_unfinished_items(names)]
-            said = [reason for part in parts if (reason := _unfinished_name_reason(part))]
-            problem = said[0] if said else _missing_commit_reason(child, names)
-            found.append((Step(int(match["number"]), key, problem), names))
+        try:
+            names = list_names(child)
+            if is_temporary(key) or _unfinished_items(names) or _has_items(child, names):
+                parts = [key, *_unfinished_items(names)]
+                said = [reason for part in parts if (reason := _unfinished_name_reason(part))]
+                problem = said[0] if said else _missing_commit_reason(child, names)
+                found.append((Step(int(match["number"]), key, problem), names))
+        except SourceError as error:  # it may be a step, but not one that can be restored
+            found.append((Step(int(match["number"]), key, str(error)), frozenset()))
     marked = {step_prefix(step.key) for step, names in found if _has_only_commit_file(names)}
     steps = [
         replace(step, problem=NO_COMMIT_FILE)
@@ -247,33 +244,6 @@ def step_number(source: Source) -> int | None:
 def basename(source: Source) -> str:
     """The last component of a source's URL."""
     return source.url.rstrip("/").rpartition("/")[2]
-
-
-def step_metadata(source: Source) -> dict[str, Any]:
-    """`_CHECKPOINT_METADATA` of a directory; empty if missing or unreadable: it isn't essential.
-
-    It is read with Python's `json`, which accepts `NaN`: a metric may be one.
-    """
-    return _read_json_object(source, STEP_METADATA)
-
-
-def step_metrics(source: Source) -> dict[str, Any]:
-    """The metrics that a step was saved with, as its JSON has them; empty if there are none."""
-    found = _read_json_object(source, METRICS)
-    if not found:
-        known = step_metadata(source).get("metrics")
-        found = known if isinstance(known, dict) else {}
-    return found
-
-
-def _read_json_object(source: Source, key: str) -> dict[str, Any]:
-    if source.stat(key) is None:
-        return {}
-    try:
-        found = json.loads(bytes(read_metadata(source, key)))
-    except (CheckpointError, ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def is_temporary(name: str) -> bool:

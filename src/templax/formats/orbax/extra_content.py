@@ -12,7 +12,6 @@ from .directory import (
     LEGACY,
     MARKS,
     MAX_PROBES,
-    STEP_METADATA,
     TREE,
     V1_MARK,
     Root,
@@ -21,6 +20,7 @@ from .directory import (
     is_committed,
     list_names,
 )
+from .step_metadata import STEP_METADATA
 
 _SIDE_FILES = (
     "_sharding",

@@ -24,13 +24,13 @@ from .directory import (
     is_temporary,
     list_items,
     list_names,
-    step_metadata,
     step_number,
     step_prefix,
     uncommitted_reason,
 )
 from .item import open_item
 from .json_item import read_json_item
+from .step_metadata import step_metadata
 
 MAX_LISTED = 6
 """Most items that an error names; a directory may contain hundreds."""

@@ -8,7 +8,8 @@ from typing import Any
 from ...errors import Corrupted, NotFound
 from ...storage.signatures import read_metadata
 from ...storage.source import Source
-from .directory import basename, json_file, list_names, step_metadata
+from .directory import basename, json_file, list_names
+from .step_metadata import step_metadata
 
 
 def read_json_item(source: Source) -> Any:

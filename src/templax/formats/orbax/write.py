@@ -24,7 +24,8 @@ from ..._core.names import Path
 from ..ocdbt.write import DataFile, Located, encode_database
 from ..zarr.metadata import array_prefix, typestr
 from .checksum_index import KINDS, Index, encode_index, file_crc
-from .directory import STEP_METADATA, TREE
+from .directory import TREE
+from .step_metadata import STEP_METADATA
 
 _HANDLERS = "orbax.checkpoint._src.handlers."
 
