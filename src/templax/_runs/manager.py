@@ -324,7 +324,7 @@ class Manager:
             mode: Whether the lowest ("min") or the highest ("max") value is best.
 
         Returns:
-            The step number, or None if no committed step has the metric as a finite number. The log
+            The step number, or None if no committed step has the metric as a number. The log
             has a warning for each step whose metrics are unreadable.
         """
         metrics, errors = read_all_metrics(self.url, self._list_committed())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -26,7 +25,7 @@ class Keep:
         every: Steps whose number is a multiple of this, or of one of several numbers, stay,
             including step 0.
         best: How many of the best steps by `metric` stay; the later one if several tie. Steps
-            without the metric, or where it is NaN, infinite or not a number, do not count. A step
+            without the metric, or where it is NaN or not a number, do not count. A step
             whose metrics are unreadable stays. A manager deletes nothing while no step has the
             metric, and warns.
         metric: A name in the `metrics=` that steps are saved with.
@@ -149,10 +148,9 @@ def rank_steps(
 
 
 def is_number(value: Any) -> bool:
-    """Whether a metric can be compared. A bool is not a number; NaN and infinity tell nothing."""
-    if isinstance(value, float):
-        return math.isfinite(value)
-    return isinstance(value, int) and not isinstance(value, bool)
+    """Whether a metric can be compared. NaN cannot, and a bool is not a number."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return number and value == value  # NaN is not equal to itself
 
 
 def check_mode(mode: str) -> None:

@@ -257,17 +257,6 @@ def test_lost_metrics_are_not_taken_for_none(tmp_path):
             manager.metrics(1)
 
 
-def test_infinite_metrics_are_not_the_best(tmp_path):
-    with tx.Manager(tmp_path, keep=tx.Keep(last=1, best=1, metric="loss")) as manager:
-        for step, loss in enumerate([1.0, -math.inf, math.nan, math.inf, 2.0]):
-            manager.save(step, TREE, metrics={"loss": loss}, wait=True)
-        assert (manager.steps(), manager.best("loss"), manager.best("loss", "max")) == (
-            [0, 4],
-            0,
-            4,
-        )
-
-
 def test_neither_directory_of_a_step_is_deleted(tmp_path, caplog):
     copy_steps(tmp_path, ["10", "000010", "11"])
     with tx.Manager(tmp_path, keep=1) as manager:

@@ -121,10 +121,10 @@ def test_kept_steps_come_with_reasons():
     }
 
 
-def test_ties_go_to_the_later_step_and_infinities_are_left_out():
+def test_ties_go_to_the_later_step_and_infinities_are_ranked():
     steps = {1: {"m": 1}, 2: {"m": 1.0}, 3: {"m": -math.inf}, 4: {"m": 10**400}, 5: {"m": "x"}}
-    assert rank_steps(steps, "m", "min") == [2, 1, 4]
-    assert rank_steps(steps, "m", "max") == [4, 2, 1]
+    assert rank_steps(steps, "m", "min") == [3, 2, 1, 4]
+    assert rank_steps(steps, "m", "max") == [4, 2, 1, 3]
 
 
 def test_a_number_stands_for_the_latest_steps():
