@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import logging
 import os
@@ -64,6 +65,8 @@ def restore(
     threads: int | None = None,
     mapped: bool = False,
     on_progress: Progress | None = None,
+    timeout: float | None = None,
+    alone: bool = False,
 ) -> PyTree:
     """Loads a checkpoint into the structure, shapes, dtypes and shardings of a template.
 
@@ -123,6 +126,12 @@ def restore(
             a long placement or cast delays them. An exception in it ends the restore and is raised
             as it is. In a job of several processes each one reports what it reads itself. Try
             `templax.show_progress`.
+        timeout: In a job of several processes, the seconds to wait for one that is alive and has
+            not come to this call. Default: 240, less than the time after which JAX aborts the job.
+        alone: Whether this process restores on its own, whatever the others of its job do. By
+            default, if shardings of the template span several processes, all of them make this
+            call: either all return, or all raise the same error, which names the process that
+            failed.
 
     Returns:
         The template's pytree, filled. Arrays on CPU own their memory, except with `mapped=True`;
@@ -157,8 +166,33 @@ def restore(
         threads=threads,
         mapped=mapped,
         on_progress=on_progress,
+        timeout=timeout,
+        alone=alone,
     )
-    return run_plan(make_plan(checkpoint, template, options), on_progress)
+    begin = time.perf_counter()
+    with pause_gc():
+        wanted = _as_template(template, shardings)
+    took = time.perf_counter() - begin
+    make = functools.partial(make_plan, checkpoint, wanted, options, template_s=took)
+    if alone or not spans_processes(wanted):
+        return run_plan(make(), on_progress)
+    from .together import restore_together
+
+    return restore_together(_describe_source(checkpoint), make, run_plan, on_progress, timeout)
+
+
+def spans_processes(template: Template) -> bool:
+    """Whether a leaf of the template is to lie on devices of several processes."""
+    placements = (target.placement for target in template.targets if not target.host)
+    shardings = {id(p.sharding): p.sharding for p in placements if p is not None}
+    return any(s is not None and not s.is_fully_addressable for s in shardings.values())
+
+
+def _describe_source(checkpoint: Checkpoint) -> str:
+    """The path of a checkpoint, or words for one that has none."""
+    if isinstance(checkpoint, (str, os.PathLike)):
+        return local_path(checkpoint, "reads", "copy the checkpoint to a local directory")
+    return getattr(checkpoint, "url", type(checkpoint).__name__)
 
 
 def plan(
@@ -193,12 +227,24 @@ def plan(
     return make_plan(checkpoint, template, PlanOptions(**options))
 
 
-def make_plan(checkpoint: Checkpoint, template: PyTree | Template, options: PlanOptions) -> Plan:
-    """`plan` with validated options: opens, matches, locates the chunks, and plans their reads."""
+def make_plan(
+    checkpoint: Checkpoint,
+    template: PyTree | Template,
+    options: PlanOptions,
+    *,
+    template_s: float = 0.0,
+) -> Plan:
+    """`plan` with validated options: opens, matches, locates the chunks, and plans their reads.
+
+    Args:
+        checkpoint, template: See `plan`.
+        options: How to plan.
+        template_s: Seconds that were spent on the template before.
+    """
     begin = time.perf_counter()
     with pause_gc():
         wanted = _as_template(template, options.shardings)
-    took = {"template": time.perf_counter() - begin}
+    took = {"template": template_s + time.perf_counter() - begin}
     catalogs, found = match_checkpoint(checkpoint, wanted, options, took)
     if not found.ok:
         raise TemplateError(found)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import time
 import traceback
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import msgspec
 
@@ -15,8 +16,9 @@ from .._catalog.fingerprint import Fingerprint, combine_fingerprints
 from .._core.arguments import PyTree
 from .._core.gc_pause import pause_gc
 from .._core.names import join_path
-from .._hosts.agreement import join_job
-from ..errors import SaveError, SourceError, UsageError
+from .._hosts.agreement import Hosts
+from .._hosts.offers import describe_different_values
+from ..errors import SaveError, SourceError
 from ..formats.orbax.directory import COMMITTED
 from ..formats.orbax.extra_content import describe_extra_content, find_enclosing_item
 from ..formats.orbax.write import JSON, STANDARD, Files, encode_commit_files
@@ -27,60 +29,89 @@ from ..storage.sink import Sink
 from ..storage.source import Source
 from ..storage.staging import Staging
 from .item import Item, Json, Share
+from .local_values import Selected, digest_leaves, digest_small, find_difference, select_large
 from .options import SaveOptions, Url
 from .result import Outcome
 from .snapshot import copy_values
+
+Result = tuple[int, list[list[int]]]
+"""Bytes of all files; and for each item, the crc32c of each leaf."""
+
+SEE_S = 5.0
+"""How long a new directory may take to appear on the other hosts of a network file system."""
+
+_log = logging.getLogger("templax")
+
+
+class Destination(NamedTuple):
+    """Where a save goes, as process 0 decides.
+
+    Attributes:
+        url: The path to save to, or a sink.
+        item: The name of the item that holds the tree; "" if the tree is the checkpoint itself.
+    """
+
+    url: Url
+    item: str = ""
 
 
 class Job:
     """One save: `begin` in the caller's thread, then `run`; `abort` if either is interrupted.
 
     Args:
-        url: The path to save to, or a sink.
+        call: The call that saves, of all processes of the job.
+        path: What is saved to, as far as it is known before `begin`.
         options: How to save.
 
     Attributes:
         outcome: What becomes of the save.
     """
 
-    def __init__(self, url: Url, options: SaveOptions):
-        self._url, self._options, self._background = url, options, False
+    def __init__(self, call: Hosts, path: str, options: SaveOptions):
+        self._hosts, self._options, self._background = call, options, False
         self._begun_ns = time.time_ns()
         self._sink: Sink | None = None
         self._items: list[Item] = []
         self._handlers: dict[str, str] = {}
         self._documents: Files = {}
-        if not isinstance(url, (str, os.PathLike, Sink)):
-            raise UsageError(f"Expected a path to save to, got {url!r}")
-        self.outcome = Outcome(str(url.path if isinstance(url, Sink) else os.fspath(url)))
-        self._hosts = join_job(self.outcome.path)
+        self._large: list[Selected] = []  # of each item, on processes other than 0
+        self._all_written = False
+        self.outcome = Outcome(path)
 
-    def begin(self, items: Mapping[str, PyTree | Json], *, background: bool) -> None:
+    def begin(
+        self,
+        items: Mapping[str, PyTree | Json],
+        decide: Callable[[], Destination],
+        *,
+        background: bool,
+        earlier: SaveError | None = None,
+    ) -> None:
         """Collects the leaves, stages the checkpoint and starts the first writer.
 
         Args:
-            items: Name → tree or `Json`. The name "" stands for the checkpoint itself, and must be
-                the only one.
+            items: Name → tree or `Json`. The name "" stands for the checkpoint itself, or for the
+                item that `decide` names, and must be the only one.
+            decide: Decides where the save goes; called by process 0 once all have come.
             background: Whether the values must be safe from later changes when this returns.
+            earlier: The error of an earlier save that no caller has seen yet.
         """
         begin = time.perf_counter()
         self._background = background
         with pause_gc():
-            for name, item in self._add_metrics(items).items():
+            for name, item in items.items():
                 self._add_item(name, item)
-        self._sink = self._open_sink()
+            self._meet_others(earlier)
+        self._sink = self._open_sink(decide)
+        leaves = [leaf for item in self._items for leaf in item.leaves]
         if background:
-            leaves = [leaf for item in self._items for leaf in item.leaves]
             copy_values(leaves, self._options.threads)
         with pause_gc():
+            if self._hosts.index > 0:
+                self._large = [select_large(item.leaves) for item in self._items]
             self._open_items()
         self.outcome.path = self._sink.path
-        self.outcome.leaves = sum(len(item.leaves) for item in self._items)
+        self.outcome.leaves = len(leaves)
         self._snapshot_s = time.perf_counter() - begin
-
-    def _add_metrics(self, items: Mapping[str, Any]) -> dict[str, Any]:
-        metrics = self._options.metrics
-        return dict(items) | ({} if metrics is None else {"metrics": Json(metrics, "metrics")})
 
     def _add_item(self, name: str, item: PyTree | Json) -> None:
         if isinstance(item, Json):
@@ -91,37 +122,79 @@ class Job:
             self._items.append(Item(name, item))
             self._handlers[name] = STANDARD
 
-    def _open_sink(self) -> Sink:
-        """The sink of this process. Process 0 makes it and tells the others its path."""
-        job, url, options = self._hosts, self._url, self._options
-        if job.index == 0 and not isinstance(url, Sink):
-            _check_destination(open_source(url), replaces=options.overwrite)
+    def _meet_others(self, earlier: SaveError | None) -> None:
+        """Waits until all processes save the same."""
+        job, options = self._hosts, self._options
+        leaves = [leaf for item in self._items for leaf in item.leaves]
+        elsewhere = [leaf.name for leaf in leaves if leaf.tile is not None]
         if job.count == 1:
-            return open_staging(url, overwrite=options.overwrite)
+            if elsewhere:
+                raise SaveError(
+                    "Expected values that this process has all of, got others with alone=True",
+                    leaf=elsewhere[0],
+                )
+            job.join(earlier=earlier)
+            return
+        facts = {
+            "items": ", ".join(f"`{name}`" for name in sorted(self._handlers)) or "none",
+            "metrics=": "no metrics" if options.metrics is None else "metrics",
+            "overwrite=": str(options.overwrite),
+            "compression level": str(options.level),
+            "number of leaves": str(len(leaves)),
+            "tree (leaves, shapes, dtypes, shardings; by their hash)": self._hash_facts(),
+        }
+        notes = {
+            "metrics": repr(options.metrics),
+            "metadata": repr(options.metadata),
+            "JSON items": repr(self._documents),
+        }
+        job.join(
+            facts,
+            notes=notes,
+            values=digest_small(leaves),
+            name_leaf=lambda i: leaves[i].name,
+            earlier=earlier,
+            local=not elsewhere,
+        )
+
+    def _open_sink(self, decide: Callable[[], Destination]) -> Sink:
+        """The sink of this process. Process 0 makes it and tells the others its path."""
+        job, options = self._hosts, self._options
         owners = [item.single_owners for item in self._items]
         if job.index == 0:
-            sink = open_staging(url, overwrite=options.overwrite)
-            self._sink = sink
+            url, name = decide()
+            self._name_item(name)
+            if not isinstance(url, Sink):
+                _check_destination(open_source(url), replaces=options.overwrite)
+            self._sink = sink = open_staging(url, overwrite=options.overwrite)
+            if job.count == 1:
+                return sink
             if not isinstance(sink, Staging):
                 raise SaveError(
                     "Several processes can't save to a sink of your own", file=sink.path
                 )
-            facts = sink.path, sink.directory, self._hash_facts(), owners
+            facts = sink.path, sink.directory, name, owners
             job.tell_all("beginning to save", msgspec.msgpack.encode(facts))
             return sink
-        path, directory, digest, owners = msgspec.msgpack.decode(
+        path, directory, name, owners = msgspec.msgpack.decode(
             job.tell_all("beginning to save"),
             type=tuple[str, str, str, list[list[tuple[int, int]]]],
         )
-        if digest != self._hash_facts():
-            raise SaveError(
-                "Expected the tree that process 0 saves, got other leaves, shapes, dtypes or"
-                f" shardings on process {job.index}",
-                file=path,
-            )
+        self._name_item(name)
         for item, single_owners in zip(self._items, owners, strict=True):
             item.set_owners(single_owners)
+        _await_directory(directory, path, job.index)
         return Staging.join(path, directory)
+
+    def _name_item(self, name: str) -> None:
+        """Names the only item as `Destination` says, and adds the metrics beside it."""
+        if name:
+            self._handlers = {name: self._handlers.pop("")}
+            for item in self._items:
+                item.rename(name)
+        metrics = self._options.metrics
+        if metrics is not None:
+            self._add_item("metrics", Json(metrics, "metrics"))
 
     def _hash_facts(self) -> str:
         """A hash of everything that all processes must agree on."""
@@ -153,12 +226,11 @@ class Job:
         try:
             with self._hosts:
                 self._write_and_commit()
+                self._run_callback()
         except BaseException as error:
             self.abort(error)
             if not isinstance(error, Exception):
                 raise
-        else:
-            self._run_callback()
         finally:
             self._items = []
             self.outcome.end()
@@ -167,7 +239,7 @@ class Job:
         """Calls `SaveOptions.after`. The checkpoint stays committed if that fails."""
         try:
             if self._options.after is not None:
-                self._options.after()
+                self._options.after(self._hosts)
         except BaseException as error:
             self.outcome.error = error
             if not isinstance(error, Exception):
@@ -189,14 +261,17 @@ class Job:
 
     def _write_and_commit(self) -> None:
         begin = time.perf_counter()
-        self._write_data_files()
-        written = time.perf_counter()
-        if self._hosts.count == 1:
-            total, crcs = self._commit([item.data_files for item in self._items])
-        else:
-            total, crcs = self._commit_together()
+        try:
+            self._write_data_files()
+            written = time.perf_counter()
+            result = self._commit()
+        except Exception as error:
+            if self._hosts.index == 0:
+                raise
+            written = time.perf_counter()
+            result = self._find_result_of_others(error)
         ended = time.perf_counter()
-        self.outcome.nbytes = total
+        self.outcome.nbytes, crcs = result
         self.outcome.fingerprint = self._combine_fingerprints(crcs)
         self.outcome.stages = {
             "snapshot": self._snapshot_s,
@@ -205,19 +280,33 @@ class Job:
             "commit": ended - written,
         }
 
+    def _find_result_of_others(self, error: Exception) -> Result:
+        """The result, if process 0 committed although this process failed; else raises the error.
+
+        Process 0 needs nothing of a process that has told it what it wrote.
+        """
+        agreed, committed = self._hosts.settle(error, done=self._all_written)
+        if committed is None:
+            raise agreed
+        _log.warning(
+            "%s is saved; process %d then failed: %s", self.outcome.path, self._hosts.index, error
+        )
+        return msgspec.msgpack.decode(committed, type=Result)
+
     def _write_data_files(self) -> None:
         """Writes the data files, one after the other, each with all threads."""
-        progress, done = self._options.on_progress, 0
+        job, progress, done = self._hosts, self._options.on_progress, 0
         total = sum(item.writer.total for item in self._items)
 
         def report(written: int, _: int) -> None:
-            assert progress is not None
-            progress(done + written, total)
+            job.check()
+            if progress is not None:
+                progress(done + written, total)
 
         for number, item in enumerate(self._items):
             if number > 0:
                 item.writer.start()
-            item.writer.wait(None if progress is None else report)
+            item.writer.wait(None if progress is None and job.count == 1 else report)
             done += item.writer.total
 
     def _combine_fingerprints(self, crcs: list[list[int]]) -> Fingerprint:
@@ -234,27 +323,61 @@ class Job:
             for leaf, crc in zip(item.leaves, leaf_crcs, strict=True)
         )
 
-    def _commit_together(self) -> tuple[int, list[list[int]]]:
-        """Process 0 commits once all have written their share. Returns the same as `_commit`."""
+    def _commit(self) -> Result:
+        """Writes the remaining files, and commits; in a job process 0 does, for all."""
         job, sink = self._hosts, self._sink
         assert sink is not None
+        if job.count == 1:
+            with pause_gc():
+                result = self._write_small_files([item.data_files for item in self._items])
+            sink.commit()
+            return result
         own_shares = [item.finish_share() for item in self._items]
+        for share, large in zip(own_shares, self._large, strict=False):
+            share.values = digest_leaves(large)
         if job.index > 0:
             sink.commit()  # brings this process's data files to the disk
         gathered = job.gather("writing", msgspec.msgpack.encode(own_shares))
-        committed = b""
-        if job.index == 0:
-            shares = [msgspec.msgpack.decode(data, type=list[Share]) for data in gathered]
+        self._all_written = True
+        if job.index > 0:
+            return msgspec.msgpack.decode(job.announce("committing"), type=Result)
+        shares = [msgspec.msgpack.decode(data, type=list[Share]) for data in gathered]
+        with pause_gc():
             files = [
                 item.merge_shares(sink, [share[number] for share in shares])
                 for number, item in enumerate(self._items)
             ]
-            committed = msgspec.msgpack.encode(self._commit(files))
-        committed = job.tell_all("committing", committed)
-        return msgspec.msgpack.decode(committed, type=tuple[int, list[list[int]]])
+            result = self._write_small_files(files)
+        self._compare_values(shares, result[1])
+        late: BaseException | None = None
+        try:
+            sink.commit()
+        except BaseException as error:
+            if not (isinstance(sink, Staging) and sink.committed):
+                raise
+            late = error
+        job.announce("committing", msgspec.msgpack.encode(result))
+        if late is not None and not isinstance(late, Exception):
+            raise late
+        if late is not None:
+            _log.warning("%s is saved; process 0 then failed: %s", sink.path, late)
+        return result
 
-    def _commit(self, files: list[list[tuple[str, int]]]) -> tuple[int, list[list[int]]]:
-        """Writes the remaining files, and commits.
+    def _compare_values(self, shares: list[list[Share]], crcs: list[list[int]]) -> None:
+        """Refuses to commit if a process holds another value of what process 0 has saved.
+
+        Small values were compared before anything was written.
+        """
+        assert self._sink is not None
+        for index, own in enumerate(shares):
+            for item, share, saved in zip(self._items, own, crcs, strict=True):
+                leaf = find_difference(share.values, saved)
+                if leaf is not None:
+                    name, path = item.leaves[leaf].name, self._sink.path
+                    raise describe_different_values(name, index, path).to_exception()
+
+    def _write_small_files(self, files: list[list[tuple[str, int]]]) -> Result:
+        """Writes everything except the arrays, and the file that marks the checkpoint as whole.
 
         Args:
             files: For each item, the path and size of each data file.
@@ -262,14 +385,6 @@ class Job:
         Returns:
             Bytes of all files; and for each item, the crc32c of each leaf.
         """
-        assert self._sink is not None
-        with pause_gc():
-            nbytes, crcs = self._write_small_files(files)
-        self._sink.commit()
-        return nbytes, crcs
-
-    def _write_small_files(self, files: list[list[tuple[str, int]]]) -> tuple[int, list[list[int]]]:
-        """Writes everything except the arrays. See `_commit` for arguments and result."""
         assert self._sink is not None
         about = {
             "custom_metadata": self._options.metadata,
@@ -298,6 +413,24 @@ class Job:
                 )
             self._sink.put(name, data)
         return total + sum(map(len, small.values())), crcs
+
+
+def _await_directory(directory: str, path: str, process: int) -> None:
+    """Waits until this process sees the directory that process 0 has made.
+
+    Raises:
+        SaveError: It does not within `SEE_S`.
+    """
+    deadline = time.monotonic() + SEE_S
+    while not os.path.isdir(directory):
+        if time.monotonic() > deadline:
+            raise SaveError(
+                f"Process {process} does not see `{directory}`, which process 0 has made: it is not"
+                " on a file system that they share",
+                file=path,
+                hint="save to a directory that all processes see",
+            )
+        time.sleep(SEE_S / 100)
 
 
 def _clear_tracebacks(error: BaseException) -> None:

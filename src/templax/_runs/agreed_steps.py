@@ -1,0 +1,86 @@
+"""The steps of a run as all processes of a job see them: as process 0 does.
+
+A manager that saves shares what there is after each save, so that no process finds a step that
+another one does not, nor one that process 0 is deleting. Before its first save, process 0 lists the
+directory whenever it is asked, and the others wait a short while for its answer.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from ..errors import TemplaxError
+
+if TYPE_CHECKING:
+    from .._hosts.agreement import Hosts
+
+_FOLLOW_S = 5.0
+"""How long other processes than 0 wait for it to look at the steps, too."""
+
+_log = logging.getLogger("templax")
+
+
+class AgreedSteps:
+    """The committed steps of a run.
+
+    Args:
+        url: The directory of the run.
+        list_own: Lists them on this process: number → directory name, ascending.
+        alone: Whether no other process is asked.
+    """
+
+    def __init__(self, url: str, list_own: Callable[[], Mapping[int, str]], *, alone: bool = False):
+        self._url, self._list_own, self._alone = url, list_own, alone
+        self._shared: dict[int, str] | None = None
+        self._asked, self._follows = 0, True
+
+    def share(self, call: Hosts) -> None:
+        """Shares the steps that there are after a save, which all processes made."""
+        if call.count == 1:
+            return
+        data = msgspec.msgpack.encode(dict(self._list_own())) if call.index == 0 else None
+        try:
+            told = call.announce("deleting steps", data)
+            self._shared = msgspec.msgpack.decode(told, type=dict[int, str])
+        except TemplaxError as error:  # the step is saved; process 0 was lost afterwards
+            _log.warning("the steps of %s are not known: %s", self._url, error)
+            self._shared = None
+
+    def list_committed(self) -> dict[int, str]:
+        """Number → directory name of each committed step, ascending."""
+        if self._shared is not None:
+            return dict(self._shared)
+        if self._alone or "jax" not in sys.modules:
+            return dict(self._list_own())
+        from .._hosts.link import follow_process_0
+
+        told = follow_process_0(
+            f"steps of {self._url}",
+            self._asked,
+            lambda: msgspec.msgpack.encode(dict(self._list_own())),
+            _FOLLOW_S if self._follows else 0.001,
+        )
+        self._follows = told is not None
+        if told is None:
+            return dict(self._list_own())
+        self._asked += 1
+        return msgspec.msgpack.decode(told, type=dict[int, str])
+
+    def leave(self, error: BaseException) -> None:
+        """Tells the other processes that this one makes no more calls about the run."""
+        if self._alone or "jax" not in sys.modules:
+            return
+        from .._hosts.link import leave_run
+
+        cause = "".join(traceback.format_exception_only(error)).strip()
+        leave_run(self._url, f"left the run by {cause}")
+
+    def forget(self) -> None:
+        """Lets `list_committed` look at the directory again."""
+        self._shared = None
