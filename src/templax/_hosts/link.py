@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable
 
 import jax
@@ -95,12 +96,13 @@ def follow_process_0(
     return value
 
 
-def leave_run(path: str, why: str) -> None:
+def leave_run(path: str, why: str, after_s: float = 0.0) -> None:
     """Tells the other processes that this one makes no more calls about a run. Never raises.
 
     Args:
         path: The run.
         why: As in "process 1 of 2 left: KeyboardInterrupt".
+        after_s: For how long the others wait for it all the same.
     """
     if _link is not None:
-        _link.presence.announce_leaving(why, path)
+        _link.presence.announce_leaving(why, os.path.realpath(path), after_s)

@@ -42,10 +42,12 @@ class Notice(msgspec.Struct, frozen=True, array_like=True):
     Attributes:
         why: As in "process 1 of 2 left: KeyboardInterrupt".
         path: The run that it left; empty if it is everything.
+        after_s: For how long it is waited for all the same: it may open the run once more.
     """
 
     why: str
     path: str = ""
+    after_s: float = 0.0
 
 
 class Presence:
@@ -55,6 +57,7 @@ class Presence:
         self._store, self._index = store, index
         self._seen: dict[int, tuple[bytes, float]] = {}
         self._lost: set[int] = set()
+        self._heard: dict[int, bytes] = {}
         self._left: str | None = None
         thread = threading.Thread(target=self._send_heartbeats, name="templax-heartbeat")
         thread.daemon = True
@@ -69,10 +72,10 @@ class Presence:
                 self._store.set(f"templax/alive/{self._index}", b"%d" % n, overwrite=True)
             time.sleep(HEARTBEAT_S)
 
-    def announce_leaving(self, why: str, path: str = "") -> None:
+    def announce_leaving(self, why: str, path: str = "", after_s: float = 0.0) -> None:
         """Tells the others, now and whenever they ask, that this process left. Never raises."""
         self._left = path
-        notice = msgspec.msgpack.encode(Notice(why, path))
+        notice = msgspec.msgpack.encode(Notice(why, path, after_s))
         with contextlib.suppress(JaxRuntimeError):
             self._store.set(f"templax/left/{self._index}", notice, overwrite=True)
 
@@ -102,14 +105,28 @@ class Presence:
             notices = self._store.by_process("templax/left")
         absent: dict[int, str] = {}
         for index in asked:
-            if index in notices:
-                notice = msgspec.msgpack.decode(notices[index], type=Notice)
-                if notice.path in ("", path):
-                    absent[index] = notice.why
-                    continue
+            why = self._read_notice(index, notices.get(index), path, began)
+            if why is not None:
+                absent[index] = why
+                continue
             if self._is_lost(index, beats.get(index), began, silent_s):
                 absent[index] = f"did not answer for {silent_s:g} s"
         return absent
+
+    def _read_notice(self, index: int, data: bytes | None, path: str, began: float) -> str | None:
+        """Why a process is not waited for, if it has left.
+
+        A process that left a run may come back. So a notice is heard once, after which the process
+        is waited for as any other.
+        """
+        if data is None or self._heard.get(index) == data:
+            return None
+        notice = msgspec.msgpack.decode(data, type=Notice)
+        if notice.path not in ("", path) or time.monotonic() - began < notice.after_s:
+            return None
+        if notice.path:
+            self._heard[index] = data
+        return notice.why
 
     def _peek(self, what: str) -> dict[int, bytes]:
         value = self._store.peek(f"templax/{what}/0")

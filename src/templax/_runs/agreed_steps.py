@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 _FOLLOW_S = 5.0
 """How long other processes than 0 wait for it to look at the steps, too."""
 
+CLOSED_S = 30.0
+"""How long a process that closed its manager of a run is waited for: it may make another."""
+
 _log = logging.getLogger("templax")
 
 
@@ -72,14 +75,21 @@ class AgreedSteps:
         self._asked += 1
         return msgspec.msgpack.decode(told, type=dict[int, str])
 
-    def leave(self, error: BaseException) -> None:
-        """Tells the other processes that this one makes no more calls about the run."""
-        if self._alone or "jax" not in sys.modules:
+    def leave(self, error: BaseException | None) -> None:
+        """Tells the other processes that this one makes no more calls about the run.
+
+        Args:
+            error: What ended its use of the run; None if it was closed.
+        """
+        if self._alone or "jax" not in sys.modules or (error is None and self._shared is None):
             return
         from .._hosts.link import leave_run
 
-        cause = "".join(traceback.format_exception_only(error)).strip()
-        leave_run(self._url, f"left the run by {cause}")
+        if error is None:
+            leave_run(self._url, "closed the run", CLOSED_S)
+        else:
+            cause = "".join(traceback.format_exception_only(error)).strip()
+            leave_run(self._url, f"left the run by {cause}")
 
     def forget(self) -> None:
         """Lets `list_committed` look at the directory again."""

@@ -117,6 +117,7 @@ class Manager:
         _, error, _ = exc
         if isinstance(error, BaseException):
             self._steps.leave(error)  # at once: to close may take as long as a save
+            self._steps.forget()
         try:
             self.close()
         except TemplaxError as failed:
@@ -293,6 +294,7 @@ class Manager:
                 self.wait()
         finally:
             self._lock.release()
+            self._steps.leave(None)
 
     def restore(
         self,
