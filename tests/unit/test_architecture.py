@@ -27,7 +27,8 @@ MODULES = {
 }
 
 JAX = {
-    "_catalog.abstract_tree", "_hosts.agreement", "_jax.coordination", "_jax.paths",
+    "_catalog.abstract_tree", "_hosts.agreement", "_hosts.link", "_hosts.pairing",
+    "_hosts.presence", "_hosts.session", "_jax.coordination", "_jax.paths",
     "_jax.pickling", "_jax.put", "_jax.support", "_jax.versions", "_restore.place",
     "_save.background", "_save.fingerprint", "_save.item", "_save.job", "_save.owners",
     "_save.save", "_save.snapshot", "_template.flatten", "_template.from_pytree",

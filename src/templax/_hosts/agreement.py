@@ -64,15 +64,9 @@ from .._core.arguments import check_company
 from ..errors import SaveError, TemplaxError
 from . import presence
 from .link import Link, connect_job
-from .messages import (
-    Call,
-    Message,
-    RemoteError,
-    describe_disagreement,
-    describe_failure,
-    read_number,
-)
-from .pairing import GRACE_S, LONE_S, POLL_S, Wait
+from .messages import Call, RemoteError, read_number
+from .pairing import LONE_S, POLL_S, Wait
+from .session import Session
 
 TIMEOUT_S = 240.0
 """Default for how long to wait for a process that is alive and has not come to the call. Less than
@@ -134,13 +128,13 @@ class Hosts:
         self.index, self.count = 0, 1
         self._call, self._make_error = call, make_error
         self._joined = self.failed = self._closed = False
-        self._step, self._checked = 0, 0.0
+        self._session: Session | None = None
+        self._checked = 0.0
         if link is None:
             return
         self.index, self.count = jax.process_index(), jax.process_count()
-        self._link, self._store = link, link.store
+        self._link = link
         self._call = link.pairing.count_call(call)
-        self._prefix = ""
         timeout_s = TIMEOUT_S if timeout is None else timeout
         self._silent_s = max(min(timeout_s, presence.SILENT_S), 3 * presence.HEARTBEAT_S)
         self._timeout, self._timeout_s = timeout, timeout_s
@@ -188,7 +182,9 @@ class Hosts:
         try:
             meeting = self._link.pairing.meet(call, wait, name_leaf)
             if meeting.error is None:
-                self._prefix = self._link.open_session(meeting.session, self.count)
+                self._session = Session(
+                    self._link, meeting.session, self._call.path, self._silent_s
+                )
         except JaxRuntimeError as cause:
             raise self._describe_unreachable(cause, self._call.doing) from cause
         if meeting.error is not None:
@@ -258,7 +254,7 @@ class Hosts:
             return
         self._checked = now
         with contextlib.suppress(JaxRuntimeError):
-            error = self._find_failure()
+            error = None if self._session is None else self._session.find_failure()
             if error is not None:
                 self.failed = True
                 raise self._make_error(error)
@@ -277,23 +273,16 @@ class Hosts:
             The error to raise: this one, or that of process 0 if it failed before; and what process
             0 announced, or None if it failed or is not that far.
         """
-        if self.count == 1 or self._closed or self.failed or self.index == 0:
+        if self._session is None or self._closed or self.failed or self.index == 0:
             return error, None
         self.fail(error)
         try:
-            if done:
-                verdict = self._await_verdict("committing")
-                if verdict.error is None:
-                    return error, self._store.take(f"{self._step_key()}/reply", verdict.size)
-            else:
-                data = self._store.get(f"{self._step_key()}/verdict", POLL_S)
-                verdict = None if data is None else msgspec.msgpack.decode(data, type=Message)
+            agreed, announced = self._session.find_end(None if done else POLL_S)
         except JaxRuntimeError:
             return error, None
-        agreed = None if verdict is None else verdict.error
         if agreed is not None and not agreed.what.startswith(f"Process {self.index} of"):
             return self._make_error(agreed), None
-        return error, None
+        return error, announced
 
     def fail(self, error: BaseException) -> None:
         """Tells the others that this process gives up, without waiting for them. Never raises."""
@@ -304,19 +293,17 @@ class Hosts:
         with contextlib.suppress(JaxRuntimeError):
             if not self._joined:
                 self._link.pairing.give_up(self._call, remote)
-            elif self.index == 0:
-                self._publish(Message("", error=self._describe_failure({0: remote}, {}, "")))
-            else:
-                self._send(Message("", error=remote))
+            elif self._session is not None:
+                self._session.give_up(remote)
 
     def close(self) -> None:
         """Leaves the session. Never raises."""
         if self.count == 1 or self._closed:
             return
         self._closed = True
-        if self._prefix:
+        if self._session is not None:
             with contextlib.suppress(JaxRuntimeError):
-                self._store.set(f"{self._prefix}/closed/{self.index}", b"")
+                self._session.close()
 
     @contextlib.contextmanager
     def report_errors(self) -> Generator[None]:
@@ -366,141 +353,24 @@ class Hosts:
             if error is not None:
                 raise error
             return [value], reply
-        if self.failed:
+        if self.failed or self._session is None:
             raise SaveError("This call has failed before", file=self._call.path)
-        key, values = self._step_key(), list[bytes]()
-        own_error = None if error is None else RemoteError.from_exception(error)
-        message = Message(doing, len(value), own_error)
+        own = None if error is None else RemoteError.from_exception(error)
         try:
-            if self.index == 0:
-                messages, failure = {0: message}, None
-                if heed_others:
-                    messages, failure = self._collect(message)
-                if failure is None and heed_others:
-                    take = self._store.take
-                    others = range(1, self.count)
-                    values = [value, *(take(f"{key}/value/{i}", messages[i].size) for i in others)]
-                if failure is None:
-                    self._store.put(f"{key}/reply", reply)
-                verdict = self._publish(Message(doing, len(reply), failure))
-            else:
-                self._store.put(f"{key}/value/{self.index}", value)
-                if heed_others:
-                    self._send(message)
-                verdict = self._await_verdict(doing)
-                if verdict.error is None:
-                    reply = self._store.take(f"{key}/reply", verdict.size)
+            values, reply, failure = self._session.take_step(
+                doing, value=value, reply=reply, error=own, heed_others=heed_others
+            )
         except JaxRuntimeError as cause:
             unreachable = self._describe_unreachable(cause, doing)
             self.fail(unreachable)
             raise unreachable from cause
-        self._step += 1
-        if verdict.error is not None:
+        if failure is not None:
             self.failed = True
-            if error is not None and verdict.error.what == RemoteError.from_exception(error).what:
+            if error is not None and own is not None and failure.what == own.what:
                 raise error  # that of all, or of an existing path
-            raise self._make_error(verdict.error) from error
+            raise self._make_error(failure) from error
         return values, reply
 
     def _describe_unreachable(self, cause: Exception, doing: str) -> SaveError:
         text = f"JAX's coordination service (process 0) failed while {doing}: "
         return SaveError(text + str(cause).partition("\n")[0], file=self._call.path)
-
-    def _step_key(self, ahead: int = 0) -> str:
-        return f"{self._prefix}/{self._step + ahead}"
-
-    def _send(self, message: Message) -> None:
-        """Sends the message of this process for the current step; on other processes than 0."""
-        data = msgspec.msgpack.encode(message)
-        if not self._store.set(f"{self._step_key()}/message/{self.index}", data):
-            # This process was interrupted after it had sent one, and now sends its error. Process 0
-            # may have read the first already, so it reads this one at the next step.
-            self._store.set(f"{self._step_key(1)}/message/{self.index}", data)
-
-    def _publish(self, verdict: Message) -> Message:
-        """Publishes a verdict, and returns it; or the earlier one, if there is one."""
-        key = f"{self._step_key()}/verdict"
-        while not self._store.set(key, msgspec.msgpack.encode(verdict)):
-            earlier = self._store.get(key, POLL_S)
-            if earlier is not None:
-                return msgspec.msgpack.decode(earlier, type=Message)
-        return verdict
-
-    def _collect(self, own: Message) -> tuple[dict[int, Message], RemoteError | None]:
-        """Waits on process 0 for the messages of all, or until it is clear that the step failed.
-
-        Returns:
-            The messages by process, and the error to publish. Without an error none is missing.
-        """
-        messages, began = {0: own}, time.monotonic()
-        key, deadline = f"{self._step_key()}/message", None
-        while True:
-            failure = self._describe_messages(messages, own.doing)
-            failure = failure or describe_disagreement(messages, self._call.path)
-            missing = [i for i in range(self.count) if i not in messages]
-            if not missing:
-                break
-            if failure is not None:
-                deadline = deadline or time.monotonic() + GRACE_S
-                if time.monotonic() > deadline:
-                    break
-            # Blocks for one message only, but then lists all that have arrived.
-            if self._store.get(f"{key}/{missing[0]}", POLL_S) is None:
-                lost = self._find_lost(missing, began)
-                if lost:
-                    failure = self._describe_messages(messages, own.doing, lost)
-                    break
-            messages |= self._read_messages(key)
-        if self._step > 0 and not missing:
-            # A process that sent a message for this step no longer needs the previous one: it has
-            # read the verdict and the reply, or has given up.
-            self._store.delete(self._step_key(-1))
-        return messages, failure
-
-    def _read_messages(self, key: str) -> dict[int, Message]:
-        found = self._store.by_process(key)
-        return {i: msgspec.msgpack.decode(data, type=Message) for i, data in found.items()}
-
-    def _await_verdict(self, doing: str) -> Message:
-        """Waits for the verdict, on other processes than 0.
-
-        If process 0 stops sending heartbeats, this process publishes the verdict that it was lost.
-        Others may do the same: the first verdict counts.
-        """
-        began = time.monotonic()
-        while True:
-            verdict = self._store.get(f"{self._step_key()}/verdict", 4 * POLL_S)
-            if verdict is not None:
-                return msgspec.msgpack.decode(verdict, type=Message)
-            lost = self._find_lost([0], began)
-            if lost:
-                return self._publish(Message(doing, error=self._describe_failure({}, lost, doing)))
-
-    def _find_lost(self, missing: list[int], began: float) -> dict[int, str]:
-        """Those whose heartbeats stopped, or whose program ended, and not those that left a run:
-        a save in the background goes on without the thread that left.
-        """
-        return self._link.presence.find_absent(missing, "", began, self._silent_s)
-
-    def _find_failure(self) -> RemoteError | None:
-        """The verdict on the current step, if there is one and it is an error."""
-        if self.index != 0:
-            data = self._store.peek(f"{self._step_key()}/verdict")
-            return None if data is None else msgspec.msgpack.decode(data, type=Message).error
-        messages = self._read_messages(f"{self._step_key()}/message")
-        failure = self._describe_messages(messages, "")
-        if failure is None:
-            return None
-        return self._publish(Message("", error=failure)).error
-
-    def _describe_messages(
-        self, messages: Mapping[int, Message], doing: str, lost: Mapping[int, str] | None = None
-    ) -> RemoteError | None:
-        failed = {i: message.error for i, message in messages.items() if message.error is not None}
-        return self._describe_failure(failed, lost or {}, doing)
-
-    def _describe_failure(
-        self, failed: Mapping[int, RemoteError], lost: Mapping[int, str], doing: str
-    ) -> RemoteError | None:
-        path = self._call.path
-        return describe_failure(failed, lost, count=self.count, path=path, doing=doing)

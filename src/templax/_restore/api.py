@@ -20,7 +20,7 @@ from .._core.gc_pause import pause_gc
 from .._core.names import Rename
 from .._core.progress import Progress, check_progress
 from .._core.text import list_names
-from .._match.result import Match, TemplateError, group_casts
+from .._match.result import Match, TemplateError
 from .._plan.build import build_plan
 from .._plan.plan import Plan
 from .._template.json_file import dump_template
@@ -41,7 +41,7 @@ from .options import (
     Verify,
 )
 from .prepare import locate_chunks, match_checkpoint
-from .stats import Stats, StepChoice
+from .stats import Stats, StepChoice, describe_casts
 
 _log = logging.getLogger("templax")
 
@@ -174,18 +174,11 @@ def restore(
         wanted = _as_template(template, shardings)
     took = time.perf_counter() - begin
     make = functools.partial(make_plan, checkpoint, wanted, options, template_s=took)
-    if alone or not spans_processes(wanted):
+    if alone or not wanted.spans_processes:
         return run_plan(make(), on_progress)
     from .together import restore_together
 
     return restore_together(_describe_source(checkpoint), make, run_plan, on_progress, timeout)
-
-
-def spans_processes(template: Template) -> bool:
-    """Whether a leaf of the template is to lie on devices of several processes."""
-    placements = (target.placement for target in template.targets if not target.host)
-    shardings = {id(p.sharding): p.sharding for p in placements if p is not None}
-    return any(s is not None and not s.is_fully_addressable for s in shardings.values())
 
 
 def _describe_source(checkpoint: Checkpoint) -> str:
@@ -325,7 +318,7 @@ def run_plan(
     if meter is not None:
         meter.finish()
     if plan.match.casts:
-        text = _describe_casts(plan.match, busy.cast_s)
+        text = describe_casts(plan.match, busy.cast_s)
         warnings.warn(CastWarning(text), stacklevel=_count_own_frames() + 1)
     return tree
 
@@ -448,18 +441,3 @@ def _as_template(template: PyTree | Template, shardings: PyTree) -> Template:
     from .._template.from_pytree import as_template
 
     return as_template(template, shardings)
-
-
-def _describe_casts(match: Match, cast_s: float) -> str:
-    groups = sorted(group_casts(match.casts).items(), key=lambda item: -len(item[1]))
-    pairs = ", ".join(
-        f"{a} to {b} ({len(group)}: {list_names([c.name for c in group])})"
-        for (a, b), group in groups
-    )
-    nbytes = sum(c.nbytes for c in match.casts)
-    n, total = len(match.casts), len(match.pairs)
-    return (
-        f"{n} of {total} {'leaf' if total == 1 else 'leaves'} of {match.url}"
-        f" {'was' if n == 1 else 'were'} cast: {pairs}; {nbytes:,} bytes, {cast_s:.3f} s;"
-        ' cast="exact" refuses this'
-    )

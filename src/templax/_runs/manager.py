@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, Unpack
 
@@ -13,16 +13,15 @@ from .._core.arguments import PyTree, check_company
 from .._core.progress import Progress
 from .._restore.options import RestoreKeywords, RestoreOptions
 from ..errors import CheckpointError, NotFound, SaveError, SourceError, TemplaxError, UsageError
-from ..formats.orbax.directory import Step, is_temporary, step_name
 from ..formats.orbax.step_metadata import read_custom_metadata, read_metrics
 from ..formats.registry import read_json
-from ..storage.leftovers import find_abandoned_in, remove_directory
 from ..storage.local import Local
 from ..storage.open import open_source
 from .agreed_steps import AgreedSteps
 from .arguments import check_metrics, check_step, read_step
-from .contents import choose_tree, find_committed, read_all_metrics, read_steps, refuse_unread
+from .contents import find_committed, read_all_metrics, read_steps, refuse_unread
 from .locks import WriterLock
+from .prepare import name_step, prepare_step
 from .prune import delete_unkept
 from .retention import Keep, KeepSteps, as_keep, rank_steps
 
@@ -175,7 +174,7 @@ class Manager:
         """
         from .._hosts.agreement import open_call
         from .._save.background import start_save
-        from .._save.job import Destination
+        from .._save.destination import Destination
         from .._save.options import make_options
         from .._save.result import PendingSave
 
@@ -203,7 +202,8 @@ class Manager:
                 raise earlier
 
             def decide() -> Destination:
-                name, item = self._prepare_step(step, overwrite)
+                self._lock.acquire()
+                name, item = prepare_step(self.url, step, self._item, self._damaged, overwrite)
                 return Destination(os.path.join(self.url, name), item)
 
             def after(call: Hosts) -> None:
@@ -220,30 +220,6 @@ class Manager:
             )
         self._pending = PendingSave(saved)
         return saved
-
-    def _prepare_step(self, step: int, overwrite: bool) -> tuple[str, str]:
-        """Locks and cleans the directory; returns the names of the step and of its item."""
-        self._lock.acquire()
-        steps = read_steps(self.url)
-        committed = find_committed(steps)
-        latest = max(committed.keys() - self._damaged, default=-1)
-        if step < latest and not overwrite and step not in committed:
-            raise SaveError(
-                f"Expected a step after {latest}, the latest in {self.url}, got step {step}",
-                hint="save a new run to a directory of its own, or pass overwrite=True to go on"
-                " from an earlier step",
-            )
-        name, item = self._name_step(step, steps), self._item
-        if item is None and committed:  # the one that the latest step uses
-            item = choose_tree(os.path.join(self.url, committed[max(committed)]), None)
-        try:
-            # Not only this step's: a step whose deletion was cut short may never be saved again,
-            # so nothing else would remove the rest of it.
-            for path in find_abandoned_in(self.url):
-                remove_directory(path)
-        except SaveError as error:  # leftovers do not keep the step from being saved
-            _log.warning("what killed programs left in %s was not removed: %s", self.url, error)
-        return name, item or "default"
 
     def wait(self) -> None:
         """Returns once the last step is saved and the steps that no rule keeps are deleted.
@@ -415,13 +391,7 @@ class Manager:
     def path(self, step: int) -> str:
         """The directory of a step, or the one that it would be saved to."""
         self._finish_own_save()
-        return os.path.join(self.url, self._name_step(check_step(step), read_steps(self.url)))
-
-    def _name_step(self, step: int, steps: Sequence[Step]) -> str:
-        existing = [s for s in steps if s.step == step and not is_temporary(s.key)]
-        committed = [s for s in existing if s.committed]
-        # Several directories may hold the same step, such as `10` and `000010`.
-        return [*existing, *committed][-1].key if existing else step_name(step, steps)
+        return os.path.join(self.url, name_step(check_step(step), read_steps(self.url)))
 
     def _list_committed(self) -> dict[int, str]:
         """Number → directory name of each committed step, this manager's own save included."""

@@ -11,8 +11,9 @@ from collections.abc import Callable, Mapping
 from .._core.arguments import PyTree
 from .._hosts.agreement import Hosts
 from ..errors import SaveError, UsageError
+from .destination import Destination
 from .item import Json
-from .job import Destination, Job
+from .job import Job
 from .options import SaveOptions
 from .result import Outcome, Saved
 

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
 
 import msgspec
 
@@ -18,41 +16,24 @@ from .._core.gc_pause import pause_gc
 from .._core.names import join_path
 from .._hosts.agreement import Hosts
 from .._hosts.offers import describe_different_values
-from ..errors import SaveError, SourceError
+from ..errors import SaveError
 from ..formats.orbax.directory import COMMITTED
-from ..formats.orbax.extra_content import describe_extra_content, find_enclosing_item
 from ..formats.orbax.write import JSON, STANDARD, Files, encode_commit_files
-from ..storage.disk import save_error
 from ..storage.open import open_source, open_staging
 from ..storage.signatures import MAX_METADATA
 from ..storage.sink import Sink
-from ..storage.source import Source
 from ..storage.staging import Staging
+from .destination import Destination, await_directory, check_destination
 from .item import Item, Json, Share
 from .local_values import Selected, digest_leaves, digest_small, find_difference, select_large
-from .options import SaveOptions, Url
+from .options import SaveOptions
 from .result import Outcome
 from .snapshot import copy_values
 
 Result = tuple[int, list[list[int]]]
 """Bytes of all files; and for each item, the crc32c of each leaf."""
 
-SEE_S = 5.0
-"""How long a new directory may take to appear on the other hosts of a network file system."""
-
 _log = logging.getLogger("templax")
-
-
-class Destination(NamedTuple):
-    """Where a save goes, as process 0 decides.
-
-    Attributes:
-        url: The path to save to, or a sink.
-        item: The name of the item that holds the tree; "" if the tree is the checkpoint itself.
-    """
-
-    url: Url
-    item: str = ""
 
 
 class Job:
@@ -165,7 +146,7 @@ class Job:
             url, name = decide()
             self._name_item(name)
             if not isinstance(url, Sink):
-                _check_destination(open_source(url), replaces=options.overwrite)
+                check_destination(open_source(url), replaces=options.overwrite)
             self._sink = sink = open_staging(url, overwrite=options.overwrite)
             if job.count == 1:
                 return sink
@@ -183,7 +164,7 @@ class Job:
         self._name_item(name)
         for item, single_owners in zip(self._items, owners, strict=True):
             item.set_owners(single_owners)
-        _await_directory(directory, path, job.index)
+        await_directory(directory, path, job.index)
         return Staging.join(path, directory)
 
     def _name_item(self, name: str) -> None:
@@ -415,24 +396,6 @@ class Job:
         return total + sum(map(len, small.values())), crcs
 
 
-def _await_directory(directory: str, path: str, process: int) -> None:
-    """Waits until this process sees the directory that process 0 has made.
-
-    Raises:
-        SaveError: It does not within `SEE_S`.
-    """
-    deadline = time.monotonic() + SEE_S
-    while not os.path.isdir(directory):
-        if time.monotonic() > deadline:
-            raise SaveError(
-                f"Process {process} does not see `{directory}`, which process 0 has made: it is not"
-                " on a file system that they share",
-                file=path,
-                hint="save to a directory that all processes see",
-            )
-        time.sleep(SEE_S / 100)
-
-
 def _clear_tracebacks(error: BaseException) -> None:
     """Frees the locals in the frames of an error, which may be kept for a long time: open files,
     and the copy of a tree.
@@ -441,30 +404,3 @@ def _clear_tracebacks(error: BaseException) -> None:
     while cause is not None:
         traceback.clear_frames(cause.__traceback__)
         cause = cause.__cause__ or cause.__context__
-
-
-def _check_destination(source: Source, *, replaces: bool) -> None:
-    """Refuses to save inside an item, and to replace a directory that holds more than one
-    checkpoint: a run, a home directory, a collection.
-
-    Raises:
-        SaveError: The destination is refused, or cannot be examined.
-    """
-    try:
-        around = find_enclosing_item(source)
-        replaces = replaces and next(source.children(), None) is not None
-        found = describe_extra_content(source) if replaces else None
-    except SourceError as error:
-        cause = error.__cause__
-        if isinstance(cause, OSError):
-            raise save_error("examine the destination", source.url, cause) from error
-        raise SaveError(f"can't examine the destination: {error}", file=source.url) from error
-    if around is not None:
-        what = f"Expected a place of its own, got one inside {around}"
-        raise SaveError(what, file=source.url)
-    if found is not None:
-        raise SaveError(
-            f"overwrite=True replaces one checkpoint, found {found}",
-            file=source.url,
-            hint="save under another name",
-        )

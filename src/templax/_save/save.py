@@ -13,7 +13,7 @@ from .._hosts.agreement import open_call
 from ..errors import UsageError
 from ..storage.sink import Sink
 from .background import start_save
-from .job import Destination
+from .destination import Destination
 from .options import Url, make_options
 from .result import Saved
 

@@ -78,6 +78,13 @@ class Template:
     targets: tuple[Target, ...]
     treedef: Any = field(default=None, repr=False, compare=False)
 
+    @property
+    def spans_processes(self) -> bool:
+        """Whether a leaf is to lie on devices of several processes."""
+        placements = (target.placement for target in self.targets if not target.host)
+        shardings = {id(p.sharding): p.sharding for p in placements if p is not None}
+        return any(s is not None and not s.is_fully_addressable for s in shardings.values())
+
     def __reduce__(self) -> tuple[Any, ...]:
         if self.treedef is None:
             return Template, (self.targets,)

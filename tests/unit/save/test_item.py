@@ -16,8 +16,8 @@ import templax as tx
 from helpers import count_bytes, read_files
 from templax._hosts.agreement import open_call
 from templax._save.background import start_save
+from templax._save.destination import Destination
 from templax._save.item import Json
-from templax._save.job import Destination
 from templax._save.options import make_options
 from templax.formats.orbax.directory import list_items
 from templax.storage import Local, Staging

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import logging
 import os
-import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,11 +27,11 @@ from ..._runs.agreed_steps import AgreedSteps
 from ..._runs.arguments import read_step
 from ..._runs.locks import hold_for_reading
 from ..._save.background import start_save
+from ..._save.destination import Destination
 from ..._save.item import Json
-from ..._save.job import Destination
 from ..._save.options import make_options
 from ..._save.result import PendingSave
-from ...formats.orbax.step_metadata import read_metrics, read_step_metadata, step_metadata
+from ...formats.orbax.step_metadata import read_metrics, read_step_metadata
 from ...storage.leftovers import delete_checkpoint
 from ...storage.local import Local
 from ...storage.open import open_source
@@ -46,11 +45,14 @@ from .args import (
 )
 from .legacy import ONLY_ITEM, Handlers
 from .metadata import RootMetadata, StepMetadata, read_metadata
-from .options import CheckpointManagerOptions, StepFacts
+from .options import CheckpointManagerOptions
 from .run_directory import (
+    delete_steps,
     find_committed,
     read_root_metadata,
+    refuse_existing,
     remove_leftovers,
+    select_replaced,
     write_root_metadata,
 )
 from .saver import PathLike, Saver
@@ -258,15 +260,17 @@ class CheckpointManager(Saver):
                 contents["metrics"] = Json(saved_metrics, "metrics")
             key = self._name_step(step)
             path = os.path.join(self._root, key)
-            replaced = self._select_replaced(step, key, metrics)
+            replaced = select_replaced(
+                self._root, self._options, self._find_committed(own=True), (step, key), metrics
+            )
 
             def decide() -> Destination:  # process 0, for the whole job
-                self._refuse_existing(step)
+                refuse_existing(self._root, self._find_on_disk(own=True), step)
                 return Destination(path)
 
             def after(call: Hosts) -> None:
                 if call.index == 0:
-                    self._delete_steps(replaced)
+                    delete_steps(self._root, replaced)
                 self._share_steps(call)
                 async_options = self._options.async_options
                 if async_options and async_options.post_finalization_callback is not None:
@@ -297,14 +301,6 @@ class CheckpointManager(Saver):
         """The directory name of a new step."""
         return f"{self._prefix}{step:0{self._options.step_format_fixed_length or 0}d}"
 
-    def _refuse_existing(self, step: int) -> None:
-        found = self._find_on_disk(own=True)
-        if step in found:
-            path = os.path.join(self._root, found[step])
-            raise tx.AlreadyExists(
-                f"Step {step} already exists", file=path, hint=f"delete({step}), then save it"
-            )
-
     def _check_args(self, items: Any, save_kwargs: Any, args: Any) -> Any:
         """The args of a save, translated from the older spelling if need be."""
         if isinstance(items, SAVES) or (args is None and items is None):
@@ -316,40 +312,6 @@ class CheckpointManager(Saver):
                 f"Expected args=ocp.args.Composite(...), as items have names here, got {args!r}"
             )
         return args
-
-    def _select_replaced(self, step: int, key: str, metrics: Any) -> dict[int, str]:
-        """Number → name of the steps to delete once a new step is saved, possibly that one too."""
-        found = self._find_committed(own=True)
-        facts: dict[int, StepFacts] = {}
-        unread = set[int]()
-        for s, name in sorted(found.items()):
-            try:
-                facts[s] = self._read_facts(name)
-            except tx.CheckpointError as error:
-                text = "step %d of %s stays, as its metrics are unreadable: %s"
-                _log.warning(text, s, self._root, error)
-                unread.add(s)
-        facts[step] = StepFacts(metrics, time.time())
-        kept = {*self._options.select_kept(facts), *unread}
-        return {s: name for s, name in {**found, step: key}.items() if s not in kept}
-
-    def _read_facts(self, key: str) -> StepFacts:
-        source = Local(os.path.join(self._root, key))
-        metrics = read_metrics(source) if self._options.tracks_metrics else {}
-        saved = os.stat(source.url).st_mtime_ns
-        if self._options.keep_time_interval is not None:
-            saved = step_metadata(source).get("commit_timestamp_nsecs") or saved
-        return StepFacts(metrics or None, saved / 1e9)
-
-    def _delete_steps(self, steps: Mapping[int, str]) -> None:
-        try:
-            for step, key in steps.items():
-                if not delete_checkpoint(os.path.join(self._root, key)):
-                    _log.info("step %d of %s is being read, and stays for now", step, self._root)
-        except tx.TemplaxError as error:
-            # The step is saved, and training must not end because an old one remains: the next
-            # save tries to delete it again.
-            _log.warning("steps of %s were not deleted: %s", self._root, error)
 
     def delete(self, step: int) -> None:
         """Deletes a step.

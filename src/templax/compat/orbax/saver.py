@@ -12,7 +12,7 @@ import templax as tx
 
 from ..._hosts.agreement import open_call
 from ..._save.background import start_save
-from ..._save.job import Destination
+from ..._save.destination import Destination
 from ..._save.options import make_options
 from ..._save.result import PendingSave
 
