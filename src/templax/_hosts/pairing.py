@@ -275,7 +275,13 @@ class Pairing:
                 data = self._store.get(key, 2 * POLL_S)
                 if data is not None:
                     break
-                error = self._find_refusal(call) or self._find_absence(call, [0], began, wait)
+                error = self._find_refusal(call)
+                if error is not None:
+                    data = self._withdraw(key, error)
+                    # Process 0 is past this call, and must not meet the offer in its next one.
+                    self._store.delete(key.replace("/answer/", "/offer/", 1))
+                    break
+                error = self._find_absence(call, [0], began, wait)
                 if error is not None:
                     data = self._withdraw(key, error)
                     break

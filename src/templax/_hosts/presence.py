@@ -110,7 +110,7 @@ class Presence:
                 absent[index] = why
                 continue
             if self._is_lost(index, beats.get(index), began, silent_s):
-                absent[index] = f"did not answer for {silent_s:g} s"
+                absent[index] = f"did not answer within {silent_s:g} s"
         return absent
 
     def _read_notice(self, index: int, data: bytes | None, path: str, began: float) -> str | None:

@@ -31,6 +31,7 @@ class Session:
         self.index, self.count = jax.process_index(), jax.process_count()
         self._store, self._presence = link.store, link.presence
         self._path, self._silent_s, self._step = path, silent_s, 0
+        self._last = ""  # what was done in the step before
         self._prefix = link.open_session(number, self.count)
 
     def take_step(
@@ -55,6 +56,10 @@ class Session:
             The values of all processes, on process 0 only; the reply of process 0; and the error on
             which all agree, or None.
         """
+        if (
+            self.index == 0 and not heed_others and doing == self._last
+        ):  # an interrupt came after it, and the caller makes sure
+            return [], reply, None
         key, values = self._step_key(), list[bytes]()
         message = Message(doing, len(value), error)
         if self.index == 0:
@@ -75,7 +80,7 @@ class Session:
             verdict = self._await_verdict(doing)
             if verdict.error is None:
                 reply = self._store.take(f"{key}/reply", verdict.size)
-        self._step += 1
+        self._step, self._last = self._step + 1, doing
         return values, reply, verdict.error
 
     def give_up(self, error: RemoteError) -> None:

@@ -82,14 +82,20 @@ class Job:
             for name, item in items.items():
                 self._add_item(name, item)
             self._meet_others(earlier)
-        self._sink = self._open_sink(decide)
         leaves = [leaf for item in self._items for leaf in item.leaves]
-        if background:
-            copy_values(leaves, self._options.threads)
-        with pause_gc():
-            if self._hosts.index > 0:
-                self._large = [select_large(item.leaves) for item in self._items]
-            self._open_items()
+        try:
+            self._sink = self._open_sink(decide)
+            if background:
+                copy_values(leaves, self._options.threads)
+            with pause_gc():
+                if self._hosts.index > 0:
+                    self._large = [select_large(item.leaves) for item in self._items]
+                self._open_items()
+        except Exception as error:
+            agreed, _ = self._hosts.settle(error, done=False)
+            if agreed is error:
+                raise
+            raise agreed from error
         self.outcome.path = self._sink.path
         self.outcome.leaves = len(leaves)
         self._snapshot_s = time.perf_counter() - begin
@@ -330,19 +336,28 @@ class Job:
             ]
             result = self._write_small_files(files)
         self._compare_values(shares, result[1])
-        late: BaseException | None = None
-        try:
-            sink.commit()
-        except BaseException as error:
-            if not (isinstance(sink, Staging) and sink.committed):
-                raise
-            late = error
-        job.announce("committing", msgspec.msgpack.encode(result))
-        if late is not None and not isinstance(late, Exception):
-            raise late
-        if late is not None:
-            _log.warning("%s is saved; process 0 then failed: %s", sink.path, late)
+        self._commit_and_tell(sink, msgspec.msgpack.encode(result))
         return result
+
+    def _commit_and_tell(self, sink: Sink, result: bytes) -> None:
+        """Commits on process 0. Once that is done, the others hear it, whatever happens here."""
+        late: BaseException | None = None
+        while True:
+            try:
+                if late is None:
+                    sink.commit()
+                self._hosts.announce("committing", result)
+                break
+            except BaseException as error:
+                committed = isinstance(sink, Staging) and sink.committed
+                if late is not None or not committed:
+                    raise
+                late = error
+        if late is None:
+            return
+        if not isinstance(late, Exception):
+            raise late
+        _log.warning("%s is saved; process 0 then failed: %s", sink.path, late)
 
     def _compare_values(self, shares: list[list[Share]], crcs: list[list[int]]) -> None:
         """Refuses to commit if a process holds another value of what process 0 has saved.
