@@ -65,7 +65,7 @@ from ..errors import SaveError, TemplaxError
 from . import presence
 from .link import Link, connect_job
 from .messages import Call, RemoteError, read_number
-from .pairing import LONE_S, POLL_S, Wait
+from .pairing import LONE_S, POLL_S, Meeting, Wait
 from .session import Session
 
 TIMEOUT_S = 240.0
@@ -179,14 +179,19 @@ class Hosts:
         lone_s = LONE_S if local and self._timeout is None else self._timeout_s
         wait = Wait(self._timeout_s, self._silent_s, lone_s)
         self.failed = True
+        meeting = Meeting()
         try:
             meeting = self._link.pairing.meet(call, wait, name_leaf)
             if meeting.error is None:
-                self._session = Session(
-                    self._link, meeting.session, self._call.path, self._silent_s
-                )
+                path = self._call.path
+                self._session = Session(self._link, meeting.session, path, self._silent_s)
+                self.failed = False
         except JaxRuntimeError as cause:
             raise self._describe_unreachable(cause, self._call.doing) from cause
+        except BaseException as error:
+            if self._session is None:
+                self._link.pairing.fail_session(meeting.session, RemoteError.from_exception(error))
+            raise
         if meeting.error is not None:
             if (
                 earlier is not None
@@ -195,7 +200,6 @@ class Hosts:
             ):
                 raise earlier
             raise self._make_error(meeting.error)
-        self.failed = False
 
     def tell_all(self, doing: str, value: bytes | None = None) -> bytes:
         """Returns process 0's value on every process.

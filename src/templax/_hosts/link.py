@@ -16,6 +16,10 @@ _MAX_TOLD = 8
 """How many answers to the same question the store keeps, for processes that are behind."""
 
 
+_MAX_OPEN = 32
+"""How many sessions ago one is taken for ended, although somebody never left it."""
+
+
 class Link:
     """What connects this process with the others of its job, made once and kept.
 
@@ -35,7 +39,8 @@ class Link:
         """The prefix of the keys of a session. Process 0 deletes those of ended ones."""
         if jax.process_index() == 0:
             for old in list(self._open):
-                if len(self.store.by_process(f"templax/session/{old}/closed")) == count:
+                left = len(self.store.by_process(f"templax/session/{old}/closed"))
+                if left == count or old <= number - _MAX_OPEN:  # somebody died in it
                     self._open.remove(old)
                     self.store.delete(f"templax/session/{old}")
             self._open.append(number)

@@ -23,8 +23,9 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
+import threading
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -61,6 +62,9 @@ LONE_S = 5.0
 
 _MAX_REMEMBERED = 32
 """Calls that failed and are remembered, so that processes that come later hear of it."""
+
+_MAX_COUNTED = 1024
+"""Different calls that are counted: a run has a new one at each step."""
 
 _log = logging.getLogger("templax")
 
@@ -105,18 +109,21 @@ class Pairing:
     def __init__(self, store: JobStore, presence: Presence, index: int, count: int):
         self._store, self._presence = store, presence
         self._index, self._count = index, count
-        self._calls: Counter[Identity] = Counter()
+        self._calls: dict[Identity, int] = {}
         self._numbers, self._sessions = itertools.count(), itertools.count()
         self._answered: dict[int, int] = {}  # by process, the number of its last answered offer
         self._refused: dict[int, deque[Identity]] = {}
         self._failures: dict[Identity, RemoteError] = {}
         self._refusals: list[Refusal] = []
         self._heard: set[bytes] = set()
+        self._lock = threading.RLock()  # a process makes one call at a time
 
     def count_call(self, call: Call) -> Call:
         """The call with its `number`."""
-        number = self._calls[call.identity]
-        self._calls[call.identity] += 1
+        number = self._calls.pop(call.identity, 0)
+        self._calls[call.identity] = number + 1
+        if len(self._calls) > _MAX_COUNTED:
+            del self._calls[next(iter(self._calls))]
         return msgspec.structs.replace(call, number=number)
 
     def give_up(self, call: Call, error: RemoteError) -> None:
@@ -137,10 +144,29 @@ class Pairing:
             wait: How long to wait.
             name_leaf: The name of a leaf whose index is in `Call.values`.
         """
-        self._presence.announce_return(call.path)
-        if self._index == 0:
-            return self._lead(call, wait, name_leaf)
-        return self._follow(call, wait)
+        with self._lock:
+            self._presence.announce_return(call.path)
+            if self._index > 0:
+                return self._follow(call, wait)
+            try:
+                return self._lead(call, wait, name_leaf)
+            except BaseException as error:
+                if not isinstance(error, JaxRuntimeError):
+                    self.give_up(call, RemoteError.from_exception(error))
+                raise
+
+    def fail_session(self, session: int, error: RemoteError) -> None:
+        """Ends a session that this process can't begin: it was interrupted when it was told of it.
+
+        Args:
+            session: The number of the session; if it is -1, nothing is done.
+            error: Why.
+        """
+        if session < 0:
+            return
+        data = msgspec.msgpack.encode(Message("", error=error))
+        end = "verdict" if self._index == 0 else f"message/{self._index}"
+        self._store.set(f"templax/session/{session}/0/{end}", data)
 
     # --- process 0
 
@@ -210,14 +236,18 @@ class Pairing:
     ) -> RemoteError | None:
         """Answers all offers; the error of a process that has withdrawn its own meanwhile."""
         failed: dict[int, RemoteError] = {}
-        for index, offer in offers.items():
-            withdrawn = self._answer(index, offer, Answer(session))
-            if withdrawn is not None:
-                failed[index] = withdrawn
+        try:
+            for index, offer in offers.items():
+                withdrawn = self._answer(index, offer, Answer(session))
+                if withdrawn is not None:
+                    failed[index] = withdrawn
+        except BaseException as error:
+            if not isinstance(error, JaxRuntimeError):
+                self.fail_session(session, RemoteError.from_exception(error))
+            raise
         error = describe_failure(failed, {}, count=self._count, path=call.path, doing=call.doing)
         if error is not None:  # those who have their answer wait for the first verdict
-            verdict = msgspec.msgpack.encode(Message("", error=error))
-            self._store.set(f"templax/session/{session}/0/verdict", verdict)
+            self.fail_session(session, error)
         return error
 
     def _answer(self, index: int, offer: Offer, answer: Answer) -> RemoteError | None:
@@ -287,7 +317,9 @@ class Pairing:
                     break
         except BaseException as error:
             if not isinstance(error, JaxRuntimeError):
-                self._withdraw(key, RemoteError.from_exception(error))
+                remote = RemoteError.from_exception(error)
+                faster = msgspec.msgpack.decode(self._withdraw(key, remote), type=Answer)
+                self.fail_session(faster.session, remote)
             raise
         answer = msgspec.msgpack.decode(data, type=Answer)
         if answer.error is None or not answer.withdrawn:
