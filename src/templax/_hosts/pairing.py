@@ -116,6 +116,8 @@ class Pairing:
         self._failures: dict[Identity, RemoteError] = {}
         self._refusals: list[Refusal] = []
         self._heard: set[bytes] = set()
+        self._stale: list[str] = []  # answers to offers that process 0 will not look at
+        self._broken: list[int] = []  # sessions that ended before they began
         self._lock = threading.RLock()  # a process makes one call at a time
 
     def count_call(self, call: Call) -> Call:
@@ -200,6 +202,9 @@ class Pairing:
             session = next(self._sessions)
             error = self._begin_session(session, call, offers)
             if error is None:
+                for old in self._broken:  # all have come since, and so have heard of it
+                    self._store.delete(f"templax/session/{old}")
+                self._broken.clear()
                 return Meeting(session, {i: offer.call for i, offer in offers.items()})
         for index, offer in offers.items():
             if index not in judged.ahead:
@@ -248,6 +253,7 @@ class Pairing:
         error = describe_failure(failed, {}, count=self._count, path=call.path, doing=call.doing)
         if error is not None:  # those who have their answer wait for the first verdict
             self.fail_session(session, error)
+            self._broken.append(session)
         return error
 
     def _answer(self, index: int, offer: Offer, answer: Answer) -> RemoteError | None:
@@ -308,6 +314,7 @@ class Pairing:
                 error = self._find_refusal(call)
                 if error is not None:
                     data = self._withdraw(key, error)
+                    self._stale.append(key)
                     # Process 0 is past this call, and must not meet the offer in its next one.
                     self._store.delete(key.replace("/answer/", "/offer/", 1))
                     break
@@ -322,8 +329,10 @@ class Pairing:
                 self.fail_session(faster.session, remote)
             raise
         answer = msgspec.msgpack.decode(data, type=Answer)
-        if answer.error is None or not answer.withdrawn:
-            self._store.delete(key)  # of a withdrawn offer process 0 deletes it, when it comes
+        if not answer.withdrawn:  # else process 0 deletes it, when it comes
+            for old in (*self._stale, key):
+                self._store.delete(old)
+            self._stale.clear()
         return Meeting(answer.session, error=answer.error)
 
     def _withdraw(self, key: str, error: RemoteError) -> bytes:
@@ -351,7 +360,8 @@ class Pairing:
     ) -> RemoteError | None:
         """The error for processes that can't be waited for any longer; None if all can."""
         absent = self._presence.find_absent(missing, call.path, began, wait.silent_s)
-        waited = time.monotonic() - began
+        # Process 0 gives up first, so that what it says reaches the others before they do.
+        waited = time.monotonic() - began - (0 if self._index == 0 else 2 * GRACE_S)
         doing = f"process {self._index} is {call}"
         if absent or waited > wait.timeout_s:
             late = dict.fromkeys(missing, f"did not come within {wait.timeout_s:g} s")
