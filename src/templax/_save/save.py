@@ -88,11 +88,12 @@ def save(
         >>> tx.restore(path, {"w": jnp.zeros((2, 3)), "step": 0})["step"]
         7
     """
-    if not isinstance(url, (str, os.PathLike, Sink)):
-        raise UsageError(f"Expected a path to save to, got {url!r}")
-    path = url.path if isinstance(url, Sink) else os.fspath(url)
+    known = isinstance(url, (str, os.PathLike, Sink))
+    path = str(url.path if isinstance(url, Sink) else os.fspath(url) if known else url)
     call = open_call("saving", path, timeout=timeout, alone=alone)
-    with call.report_errors():
+    with call.report_errors():  # arguments included: the others wait for this call
+        if not known:
+            raise UsageError(f"Expected a path to save to, got {url!r}")
         options = make_options(
             format=format,
             metadata=metadata,
@@ -103,4 +104,4 @@ def save(
             on_progress=on_progress,
         )
         decide = functools.partial(Destination, url)
-        return start_save(call, str(path), {"": tree}, options, decide, wait=wait)
+        return start_save(call, path, {"": tree}, options, decide, wait=wait)
