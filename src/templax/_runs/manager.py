@@ -198,8 +198,6 @@ class Manager:
                 on_progress=on_progress,
             )
             earlier = self._find_earlier_failure(f"step {step} was not begun", "save it again")
-            if earlier is not None and call.count == 1:
-                raise earlier
 
             def decide() -> Destination:
                 self._lock.acquire()
@@ -215,9 +213,14 @@ class Manager:
                 self._steps.share(call)
 
             options = replace(options, metrics=numbers, after=after)
-            saved = start_save(
-                call, self.url, {"": tree}, options, decide, wait=wait, earlier=earlier
-            )
+            try:
+                saved = start_save(
+                    call, self.url, {"": tree}, options, decide, wait=wait, earlier=earlier
+                )
+            except SaveError as error:
+                if error is earlier and self._pending is not None:
+                    self._pending.forget()
+                raise
         self._pending = PendingSave(saved)
         return saved
 
@@ -243,22 +246,21 @@ class Manager:
             advice: The hint.
         """
         error = self._find_earlier_failure(undone, advice)
-        if error is not None:
+        if error is not None and self._pending is not None:
+            self._pending.forget()
             raise error
 
     def _find_earlier_failure(self, undone: str, advice: str) -> SaveError | None:
-        """Waits for the save in progress; its error, which is found once only."""
+        """Waits for the save in progress; its error, if no call has raised it."""
         if self._pending is None or self._pending.is_own_thread():
             return None  # what the save calls, such as its on_progress, finds the steps before it
-        try:
-            self._pending.wait()
-        except SaveError as cause:
-            error = SaveError(
-                f"The previous step was not saved, and {undone}: {cause}", hint=advice
-            )
-            error.__cause__ = cause
-            return error
-        return None
+        cause = self._pending.find_error()
+        if not isinstance(cause, SaveError):
+            self._pending.wait()  # raises it as it is
+            return None
+        error = SaveError(f"The previous step was not saved, and {undone}: {cause}", hint=advice)
+        error.__cause__ = cause
+        return error
 
     def close(self) -> None:
         """Waits like `wait`, then unlocks the directory, so others can save to it. Idempotent.

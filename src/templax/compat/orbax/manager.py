@@ -6,7 +6,7 @@ import functools
 import logging
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,8 @@ from .legacy import ONLY_ITEM, Handlers
 from .metadata import RootMetadata, StepMetadata, read_metadata
 from .options import CheckpointManagerOptions
 from .run_directory import (
+    NO_STEP,
+    LatestStep,
     delete_steps,
     find_committed,
     read_root_metadata,
@@ -59,24 +61,6 @@ from .saver import PathLike, Saver
 from .unmapped import unmapped_argument
 
 _log = logging.getLogger("templax")
-
-
-@dataclass(frozen=True)
-class _LatestStep:
-    """The step that this manager saved last, or is saving.
-
-    Attributes:
-        key: The name of its directory.
-        replaced: The steps that are deleted once it is committed. They are not listed any more.
-    """
-
-    step: int
-    key: str
-    metrics: Any
-    replaced: frozenset[int] = frozenset()
-
-
-_NO_STEP = _LatestStep(-1, "", None)
 
 
 class CheckpointManager(Saver):
@@ -120,7 +104,7 @@ class CheckpointManager(Saver):
             named = isinstance(checkpointers, Mapping)
             each_of = checkpointers.values() if named else (checkpointers,)
             self._waits = all(each.waits for each in each_of)
-        self._latest = _NO_STEP
+        self._latest = NO_STEP
         # The latest step for `should_save`, listed only once between two saves.
         self._latest_known, self._latest_listed = False, None
         self._metadata = dict(metadata or {})
@@ -165,8 +149,8 @@ class CheckpointManager(Saver):
     def reload(self) -> None:
         """Lists the directory again, which processes of a job else do only before they save."""
         self._latest_known = False
-        self._own_steps.forget()
-        self._all_steps.forget()
+        for steps in (self._own_steps, self._all_steps):
+            steps.forget()
 
     def _list_steps(self, *, own: bool = False) -> dict[int, str]:
         """Number → name of each step, as they will be once the save in progress is finished."""
@@ -252,8 +236,6 @@ class CheckpointManager(Saver):
             args = self._check_args(items, save_kwargs, args)
             step = check_int("step", step, minimum=0)
             earlier = self._find_earlier_failure()
-            if earlier is not None and call.count == 1:
-                raise earlier
             contents = item_contents(args, ONLY_ITEM)
             saved_metrics = metrics if self._options.tracks_metrics else None
             if saved_metrics is not None:
@@ -277,25 +259,31 @@ class CheckpointManager(Saver):
                     async_options.post_finalization_callback()
 
             options = replace(make_options(metadata=custom_metadata), after=after)
-            saved = start_save(
-                call, path, contents, options, decide, wait=self._waits, earlier=earlier
-            )
+            try:
+                saved = start_save(
+                    call, path, contents, options, decide, wait=self._waits, earlier=earlier
+                )
+            except tx.SaveError as error:
+                if error is earlier and self._pending is not None:
+                    self._pending.forget()
+                raise
         self._pending = PendingSave(saved)
-        self._latest = _LatestStep(step, key, saved_metrics, frozenset(replaced))
+        self._latest = LatestStep(step, key, saved_metrics, frozenset(replaced))
         self._latest_known = False
         return True
 
     def _find_earlier_failure(self) -> tx.SaveError | None:
-        """Waits for the save in progress; its error, which is found once only."""
-        try:
-            self.wait_until_finished()
-        except tx.SaveError as error:
-            return error
-        return None
+        """Waits for the save in progress; its error, if no call has raised it."""
+        error = self._pending and self._pending.find_error()
+        if not isinstance(error, tx.SaveError):
+            self.wait_until_finished()  # raises any other error as it is
+            return None
+        self._latest, self._latest_known = NO_STEP, False
+        return error
 
     def _share_steps(self, call: Hosts) -> None:
-        self._own_steps.share(call)
-        self._all_steps.share(call)
+        for steps in (self._own_steps, self._all_steps):
+            steps.share(call)
 
     def _name_step(self, step: int) -> str:
         """The directory name of a new step."""
@@ -349,7 +337,7 @@ class CheckpointManager(Saver):
         try:
             super().wait_until_finished()
         except BaseException:
-            self._latest, self._latest_known = _NO_STEP, False
+            self._latest, self._latest_known = NO_STEP, False
             raise
 
     # --- restoring

@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,24 @@ from .options import CheckpointManagerOptions, StepFacts
 _ROOT_METADATA = "_ROOT_METADATA"
 
 _log = logging.getLogger("templax")
+
+
+@dataclass(frozen=True)
+class LatestStep:
+    """The step that a manager saved last, or is saving.
+
+    Attributes:
+        key: The name of its directory.
+        replaced: The steps that are deleted once it is committed. They are not listed any more.
+    """
+
+    step: int
+    key: str
+    metrics: Any
+    replaced: frozenset[int] = frozenset()
+
+
+NO_STEP = LatestStep(-1, "", None)
 
 
 def find_committed(root: str, prefix: str, *, own: bool) -> dict[int, str]:
