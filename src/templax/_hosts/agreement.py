@@ -144,6 +144,7 @@ class Hosts:
         facts: Mapping[str, str] | None = None,
         *,
         notes: Mapping[str, str] | None = None,
+        leaves: bytes = b"",
         values: bytes = b"",
         name_leaf: Callable[[int], str] = str,
         earlier: TemplaxError | None = None,
@@ -152,8 +153,8 @@ class Hosts:
         """Waits until all processes have come to this call.
 
         Args:
-            facts, notes, values: See `Call`.
-            name_leaf: The name of a leaf whose index is in `values`.
+            facts, notes, leaves, values: See `Call`.
+            name_leaf: The name of a leaf by its index.
             earlier: The error of an earlier call that no caller has seen yet: it is raised now, on
                 all processes.
             local: Whether the call concerns values that this process alone has all of, so that it
@@ -173,6 +174,7 @@ class Hosts:
             self._call,
             facts=dict(facts or {}),
             notes=dict(notes or {}),
+            leaves=leaves,
             values=values,
             earlier=remote,
         )

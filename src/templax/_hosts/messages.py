@@ -76,6 +76,7 @@ class Call(msgspec.Struct, frozen=True, array_like=True):
         step: The step, or None. Of a checkpoint whose name ends in a number, that number.
         facts: Name → value in words, of everything that must be equal on all processes.
         notes: The same of what may differ, where only the values of process 0 count.
+        leaves: The crc32 of each leaf's name, shape, dtype and sharding, as little-endian uint32.
         values: Index and crc32c, as pairs of little-endian uint32, of each leaf that every process
             holds a copy of.
         number: How many calls with this `identity` the process has made before.
@@ -88,6 +89,7 @@ class Call(msgspec.Struct, frozen=True, array_like=True):
     step: int | None = None
     facts: dict[str, str] = {}
     notes: dict[str, str] = {}
+    leaves: bytes = b""
     values: bytes = b""
     number: int = 0
     earlier: RemoteError | None = None

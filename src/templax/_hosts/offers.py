@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Callable, Container, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -153,6 +153,31 @@ def _find_difference(calls: Mapping[int, Call], count: int) -> RemoteError | Non
         text = f"{error.what} - {name_processes(list(earlier))} of {count} had not heard of it yet"
         return RemoteError(text, error.kind, error.places)
     return None
+
+
+def find_different_leaf(
+    own: Call, other: Call, index: int, name_leaf: Callable[[int], str]
+) -> RemoteError | None:
+    """The error for a process with another tree than process 0; None if they are alike.
+
+    Args:
+        own, other: The calls of process 0 and of the other process.
+        index: The index of the other process.
+        name_leaf: The name of a leaf of process 0 by its index.
+    """
+    if own.leaves == other.leaves:
+        return None
+    mine, theirs = (np.frombuffer(call.leaves, "<u4") for call in (own, other))
+    what = f"Expected the tree that process 0 saves, got another on process {index}"
+    place = {"file": own.path}
+    common = min(len(mine), len(theirs))
+    differing = np.flatnonzero(mine[:common] != theirs[:common])
+    if len(mine) != len(theirs):
+        what += f", with {len(theirs):,} leaves instead of {len(mine):,}"
+    if len(differing):
+        place["leaf"] = name_leaf(int(differing[0]))
+        what += "; the first leaf with another name, shape, dtype or sharding is this one"
+    return RemoteError(what, places=place)
 
 
 def find_different_value(own: Call, other: Call) -> int | None:

@@ -46,6 +46,7 @@ from .offers import (
     Identity,
     Offer,
     describe_different_values,
+    find_different_leaf,
     find_different_value,
     judge_offers,
 )
@@ -136,7 +137,9 @@ class Pairing:
             )
             self._refuse(call, told or error)
         else:
-            self._offer(msgspec.structs.replace(call, error=error, facts={}, values=b""))
+            self._offer(
+                msgspec.structs.replace(call, error=error, facts={}, leaves=b"", values=b"")
+            )
 
     def meet(self, call: Call, wait: Wait, name_leaf: Callable[[int], str]) -> Meeting:
         """Waits until all processes are in the call.
@@ -144,7 +147,7 @@ class Pairing:
         Args:
             call: The call of this process.
             wait: How long to wait.
-            name_leaf: The name of a leaf whose index is in `Call.values`.
+            name_leaf: The name of a leaf by its index.
         """
         with self._lock:
             self._presence.announce_return(call.path)
@@ -186,7 +189,7 @@ class Pairing:
             error = judged.error
             missing = [i for i in range(1, self._count) if i not in offers]
             if not missing:
-                error = error or self._find_different_values(call, offers, name_leaf)
+                error = error or self._find_difference(call, offers, name_leaf)
                 break
             if error is None:
                 error = self._find_absence(call, missing, began, wait)
@@ -223,10 +226,13 @@ class Pairing:
                 offers[index] = Offer(number, msgspec.msgpack.decode(data, type=Call))
         return offers
 
-    def _find_different_values(
+    def _find_difference(
         self, call: Call, offers: Mapping[int, Offer], name_leaf: Callable[[int], str]
     ) -> RemoteError | None:
         for index, (_, other) in offers.items():
+            error = find_different_leaf(call, other, index, name_leaf)
+            if error is not None:
+                return error
             leaf = find_different_value(call, other)
             if leaf is not None:
                 return describe_different_values(name_leaf(leaf), index, call.path)

@@ -102,10 +102,10 @@ class Item:
         self._prefix = f"{name}/" if name else ""
 
     @property
-    def facts(self) -> Any:
-        """Everything about the item that all processes must agree on."""
-        return self.name, [
-            (leaf.name, leaf.value_type, leaf.dtype_name, leaf.shape, chunk)
+    def facts(self) -> list[Any]:
+        """Everything about each leaf, but its values, that all processes must agree on."""
+        return [
+            (self.name, leaf.name, leaf.value_type, leaf.dtype_name, leaf.shape, chunk)
             for leaf, chunk in zip(self.leaves, self._chunks, strict=True)
         ]
 
