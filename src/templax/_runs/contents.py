@@ -122,7 +122,7 @@ def refuse_unread(url: str, steps: Sequence[Step]) -> None:
     run, found = Local(url), {step.key: str(step.problem) for step in steps}
     for key in found:
         next(iter(run.at(key).children()), None)  # an error, if it can't be read
-    other = dict(_list_unread(run, found))
+    other = dict(list_unread(run, found))
     only_unfinished = bool(found) and not other
     found |= other
     if not found:
@@ -170,7 +170,7 @@ def _find_unread_later(
         found = step_number(run.at(name))
         return found is not None and found > number and step_prefix(name) in prefixes
 
-    for key, what in _list_unread(run, known, is_later):
+    for key, what in list_unread(run, known, is_later):
         yield f"`{key}` ({what})"
 
 
@@ -248,7 +248,7 @@ def choose_tree(step: str, item: str | None) -> str | None:
     )
 
 
-def _list_unread(
+def list_unread(
     run: Local, known: Container[str], wanted: Callable[[str], bool] = lambda name: True
 ) -> Iterator[tuple[str, str]]:
     """Name and description of what looks like a step or is a checkpoint.
