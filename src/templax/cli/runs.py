@@ -123,6 +123,7 @@ def prune(
         else:
             echo(_total(going), " would be deleted", "; --yes does it" if going else "")
         return
+    sys.stdout.flush()  # nothing is deleted that could not be listed
     left, refused = _delete(going)
     if as_json:
         click.echo(render_json(prune_fields(run, {**stays, **left}, dry_run=False, ok=not left)))
