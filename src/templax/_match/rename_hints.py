@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -18,13 +18,11 @@ from .failure import (
     solves_only,
 )
 from .leaf_hints import add_leaf_hints
-from .match import apply_at_and_rename, fit_leaf
-from .meaning import have_one_role, is_plural, list_moments, spell_plainly
+from .match import apply_at_and_rename
+from .meaning import list_moments
 from .moved_subtrees import find_moved_subtrees
 from .result import Match
-
-MAX_COMPARISONS = 10_000
-"""How many pairs of names are compared for similarity."""
+from .similar_names import pair_similar_names
 
 
 def suggest_wrapping(failure: Failure) -> Match | None:
@@ -230,7 +228,7 @@ def suggest_renames(failure: Failure) -> Match | None:
     if not failure.select("missing"):
         return None
     targets, leaves = failure.targets_by_name(), failure.leaves_by_name()
-    old_names = _pair_similar_names(failure, targets, leaves)
+    old_names = pair_similar_names(failure, targets, leaves)
     if len(set(old_names.values())) != len(old_names):
         old_names = {}  # two targets want the same leaf
     similar = dict(
@@ -296,51 +294,6 @@ def _find_moves(
 def _list_subtrees(name: str) -> list[str]:
     """A name and those of the subtrees around it: `a.b` → `a`, `a.b`."""
     return prefixes(tuple(name.split(".")))
-
-
-def _pair_similar_names(
-    failure: Failure,
-    targets: Mapping[str, Target],
-    leaves: Mapping[str, tuple[Path, LeafEntry]],
-) -> dict[str, str]:
-    """Finds, for missing leaves, an unused one whose name means the same and that fits.
-
-    Returns:
-        `{new: old}`. Names that are merely spelled alike are not paired: `w_up` is not `w_out`.
-    """
-    missing = [m for m in failure.select("missing") if m.name in targets]
-    unused = [name for name in leaves if name not in targets]
-    by_spelling: dict[tuple[str, ...], list[str]] = defaultdict(list)
-    by_parent: dict[Path, list[str]] = defaultdict(list)
-    for name in unused:
-        by_spelling[spell_plainly(name)].append(name)
-        by_parent[leaves[name][0][:-1]].append(name)
-    old_names: dict[str, str] = {}
-    same_role: dict[str, str] = {}
-    all_fit = True
-    for m in missing:
-        target = targets[m.name]
-
-        def fits(name: str, target: Target = target) -> bool:
-            return not fit_leaf(target, leaves[name][1], failure.options.cast)[0]
-
-        same = by_spelling.get(spell_plainly(m.name), [])
-        siblings = by_parent.get(target.path[:-1], [])
-        near = same[0] if len(same) == 1 else None
-        if near is None and not same and len(missing) * len(unused) <= MAX_COMPARISONS:
-            plurals = [n for n in siblings if is_plural(n, m.name)]
-            near = plurals[0] if len(plurals) == 1 else None
-        if near is not None and fits(near):
-            old_names[m.name] = near
-        if near is None and not same:
-            alike = [n for n in siblings if have_one_role(leaves[n][0], target.path)]
-            fitting = [n for n in alike if fits(n)]
-            if len(fitting) == 1:
-                same_role[m.name] = fitting[0]
-            elif alike and not fitting:
-                all_fit = False
-    # A square kernel beside one that is transposed is not renamed as if it were sure to fit.
-    return {**same_role, **old_names} if all_fit else old_names
 
 
 def _strip_common_end(old: Path, new: Path) -> tuple[str, str]:

@@ -69,7 +69,7 @@ def format_option(hint: str, rename: Mapping[str, str] | None = None) -> str:
     if hint.startswith("missing="):
         return f"in Python, {hint}"
     if not hint.startswith("rename="):
-        return hint
+        return f"in Python, {hint}" if hint.startswith("if the saved model") else hint
     # `--rename` takes no function, and cuts OLD=NEW at the first `=`.
     if not rename or ", at=" in hint or any("=" in old for old in rename):
         return f"in Python, {hint}"
