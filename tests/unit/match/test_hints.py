@@ -199,6 +199,8 @@ def _mismatched_trees(draw: Any) -> tuple[Any, Any, dict[str, Any]]:
     options: dict[str, Any] = {"cast": draw(st.sampled_from(["float", "widen", "exact"]))}
     if draw(st.booleans()):
         options["at"] = draw(st.sampled_from(["params", "state", "opt0", "parms"]))
+    if draw(st.booleans()):
+        options["rename"] = draw(st.sampled_from([str, str.swapcase]))
     return stored, wanted, options
 
 
