@@ -195,11 +195,7 @@ class Hosts:
                 self._link.pairing.fail_session(meeting.session, RemoteError.from_exception(error))
             raise
         if meeting.error is not None:
-            if (
-                earlier is not None
-                and remote is not None
-                and meeting.error.what.startswith(remote.what)
-            ):
+            if earlier is not None and meeting.error.earlier:
                 raise earlier
             raise self._make_error(meeting.error)
 

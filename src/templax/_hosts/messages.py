@@ -26,11 +26,13 @@ class RemoteError(msgspec.Struct, frozen=True, array_like=True):
         what: What is wrong, without the location.
         kind: The name of its class, if that is a `TemplaxError`; else empty.
         places: The location and the hint, as far as its class has them.
+        earlier: Whether it is that of an earlier call, which some process had not heard of.
     """
 
     what: str
     kind: str = ""
     places: dict[str, Any] = {}
+    earlier: bool = False
 
     @classmethod
     def from_exception(cls, error: BaseException) -> RemoteError:

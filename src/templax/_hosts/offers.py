@@ -148,10 +148,10 @@ def _find_difference(calls: Mapping[int, Call], count: int) -> RemoteError | Non
     earlier = {i: call.earlier for i, call in calls.items() if call.earlier is not None}
     if earlier:
         error = next(iter(earlier.values()))
-        if len(earlier) == count:
-            return error
-        text = f"{error.what} - {name_processes(list(earlier))} of {count} had not heard of it yet"
-        return RemoteError(text, error.kind, error.places)
+        text = error.what
+        if len(earlier) < count:
+            text += f" - {name_processes(list(earlier))} of {count} had not heard of it yet"
+        return RemoteError(text, error.kind, error.places, earlier=True)
     return None
 
 

@@ -24,7 +24,7 @@ from .._hosts.agreement import Hosts
 from .._match.result import TemplateError
 from .._plan.plan import Plan
 from .._restore import api
-from .._restore.options import RestoreOptions
+from .._restore.options import Missing, RestoreOptions
 from .._restore.prepare import open_missing
 from .._restore.stats import StepChoice
 from .._restore.together import (
@@ -100,6 +100,7 @@ class StepRestore:
     ):
         self._url, self._item, self._template = url, item, template
         self._options, self._call = options, call
+        self._given = _list_paths(options.missing)
         self.damaged: frozenset[int] = frozenset()
         self._opened: str | None = None  # what is restored, once a step and its item are chosen
 
@@ -137,7 +138,7 @@ class StepRestore:
             if fallback and step is not None and step not in found:
                 raise NotFound(f"{self._url} holds no committed step {step}")
             if not found and step is None:
-                refuse_unread(self._url, steps)
+                refuse_unread(self._url, steps, self._given)
             numbers = [n for n in reversed(found) if step is None or n <= step]
             if not fallback:
                 numbers = numbers[:1] if step is None else [step]
@@ -341,6 +342,13 @@ class StepRestore:
             return has_all_bytes(api.make_plan(path, self._template, options))
         except TemplaxError:
             return False
+
+
+def _list_paths(missing: Missing) -> list[str]:
+    """The paths of checkpoints that are given as `missing=`."""
+    given = missing.values() if isinstance(missing, Mapping) else [missing]
+    paths = [os.fspath(each) for each in given if isinstance(each, (str, os.PathLike))]
+    return [path for path in paths if path not in ("error", "keep")]
 
 
 def _change_error(error: CheckpointError, **changes: Any) -> CheckpointError:
