@@ -108,8 +108,10 @@ OTHER = (
     + """
 pairing.LONE_S = 2.0
 path = args[0]
-attempt("step", lambda: tx.Manager(path + "/run").save(1 + (index == last), tree(1), wait=True))
-meet("a")
+with tx.Manager(path + "/run") as manager:
+    if index < last:
+        attempt("step", lambda: manager.save(1, tree(1), wait=True))
+    attempt("step 2", lambda: manager.save(2, tree(2), wait=True))
 attempt("path", lambda: tx.save(path + ("/x" if index == last else "/y"), tree(1)))
 attempt("overwrite", lambda: tx.save(path + "/z", tree(1), overwrite=index == last))
 metrics = {"loss": 1.0} if index == last else None
@@ -133,6 +135,7 @@ def test_calls_that_differ_are_refused_on_all_and_the_difference_is_named(
         if index < last:
             ahead = f"Process {last} of {count} is ahead: it is saving step 2 of `"
             check_failed(said["step"], ahead, "not saving step 1", within_s=5)
+        assert said["step 2"].kind == "ok", (index, said)
         check_failed(
             said["path"], "every process to be saving `", f"process {last} saving `", within_s=5
         )
@@ -142,7 +145,7 @@ def test_calls_that_differ_are_refused_on_all_and_the_difference_is_named(
         )
         assert said["metrics next"].kind == "ok", said
         assert said["next"].kind == "ok", (index, said)
-    check_run(tmp_path / "run", [])
+    check_run(tmp_path / "run", [2])
     check_run(tmp_path / "metrics", [2])
     check_values(tmp_path / "next", 5)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["metrics", "next", "run"]

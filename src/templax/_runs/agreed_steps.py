@@ -35,11 +35,19 @@ class AgreedSteps:
     Args:
         url: The directory of the run.
         list_own: Lists them on this process: number → directory name, ascending.
+        what: What they are, in words: another one for each list of the same run.
         alone: Whether no other process is asked.
     """
 
-    def __init__(self, url: str, list_own: Callable[[], Mapping[int, str]], *, alone: bool = False):
-        self._url, self._list_own, self._alone = url, list_own, alone
+    def __init__(
+        self,
+        url: str,
+        list_own: Callable[[], Mapping[int, str]],
+        *,
+        what: str = "steps",
+        alone: bool = False,
+    ):
+        self._url, self._list_own, self._what, self._alone = url, list_own, what, alone
         self._shared: dict[int, str] | None = None
         self._asked, self._follows = 0, True
 
@@ -49,7 +57,7 @@ class AgreedSteps:
             return
         data = msgspec.msgpack.encode(dict(self._list_own())) if call.index == 0 else None
         try:
-            told = call.announce("deleting steps", data)
+            told = call.announce(f"listing the {self._what}", data)
             self._shared = msgspec.msgpack.decode(told, type=dict[int, str])
         except TemplaxError as error:  # the step is saved; process 0 was lost afterwards
             _log.warning("the steps of %s are not known: %s", self._url, error)
@@ -64,7 +72,7 @@ class AgreedSteps:
         from .._hosts.link import follow_process_0
 
         told = follow_process_0(
-            f"steps of {self._url}",
+            f"{self._what} of {self._url}",
             self._asked,
             lambda: msgspec.msgpack.encode(dict(self._list_own())),
             _FOLLOW_S if self._follows else 0.001,
