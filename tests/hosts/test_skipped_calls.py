@@ -79,8 +79,8 @@ def test_the_others_hear_at_once_of_a_save_left_out_and_the_next_is_whole(
                 if index != who:
                     assert second
                     texts = {
-                        "argument": [f"Process {who} of {count} failed: Expected metrics"],
-                        "interrupt": [f"Process {who} of {count} failed: KeyboardInterrupt"],
+                        "argument": [f"Process {who} of {count} failed", "Expected a number in metrics="],
+                        "interrupt": [f"Process {who} of {count} failed", "KeyboardInterrupt"],
                     }.get(how, [f"rocess {who} of {count} is ahead", "saving"])
                     kind = "UsageError" if how == "argument" else "SaveError"
                     check_failed(second, *texts, within_s=5, kind=kind)

@@ -50,6 +50,7 @@ class AgreedSteps:
         self._url, self._list_own, self._what, self._alone = url, list_own, what, alone
         self._shared: dict[int, str] | None = None
         self._asked, self._follows = 0, True
+        self._left = False  # by an error: to close the run then says nothing more
 
     def share(self, call: Hosts) -> None:
         """Shares the steps that there are after a save, which all processes made."""
@@ -89,7 +90,9 @@ class AgreedSteps:
         Args:
             error: What ended its use of the run; None if it was closed.
         """
-        if self._alone or "jax" not in sys.modules or (error is None and self._shared is None):
+        left, self._left = self._left, error is not None
+        unknown = error is None and (left or self._shared is None)
+        if self._alone or "jax" not in sys.modules or unknown:
             return
         from .._hosts.link import leave_run
 
