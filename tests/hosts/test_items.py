@@ -14,8 +14,10 @@ import templax as tx
 SCRIPT = """
 import jax.numpy as jnp, numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from templax._save.item import Json
+from templax._hosts.agreement import open_call
 from templax._save.background import start_save
+from templax._save.destination import Destination
+from templax._save.item import Json
 from templax._save.options import make_options
 mesh = Mesh(np.array(jax.devices()), ("x",))
 rows, here = NamedSharding(mesh, PartitionSpec("x")), NamedSharding(mesh, PartitionSpec())
@@ -27,7 +29,9 @@ items = {
     "ema": {"w": array(rows, 100, np.int32), "all": array(here, 200, np.int8)},
     "meta": Json({"process": 0}),
 }
-saved = start_save(args[0], items, make_options(), wait=args[1] == "wait").wait()
+call = open_call("saving", args[0])
+go = lambda: Destination(args[0])
+saved = start_save(call, args[0], items, make_options(), go, wait=args[1] == "wait").wait()
 print(saved.fingerprint, saved.leaves)
 """
 

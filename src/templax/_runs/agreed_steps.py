@@ -35,13 +35,22 @@ class AgreedSteps:
     Args:
         url: The directory of the run.
         list_own: Lists them on this process: number → directory name, ascending.
+        what: What they are, in words: another one for each list of the same run.
         alone: Whether no other process is asked.
     """
 
-    def __init__(self, url: str, list_own: Callable[[], Mapping[int, str]], *, alone: bool = False):
-        self._url, self._list_own, self._alone = url, list_own, alone
+    def __init__(
+        self,
+        url: str,
+        list_own: Callable[[], Mapping[int, str]],
+        *,
+        what: str = "steps",
+        alone: bool = False,
+    ):
+        self._url, self._list_own, self._what, self._alone = url, list_own, what, alone
         self._shared: dict[int, str] | None = None
         self._asked, self._follows = 0, True
+        self._left = False  # by an error: to close the run then says nothing more
 
     def share(self, call: Hosts) -> None:
         """Shares the steps that there are after a save, which all processes made."""
@@ -49,7 +58,7 @@ class AgreedSteps:
             return
         data = msgspec.msgpack.encode(dict(self._list_own())) if call.index == 0 else None
         try:
-            told = call.announce("deleting steps", data)
+            told = call.announce(f"listing the {self._what}", data)
             self._shared = msgspec.msgpack.decode(told, type=dict[int, str])
         except TemplaxError as error:  # the step is saved; process 0 was lost afterwards
             _log.warning("the steps of %s are not known: %s", self._url, error)
@@ -64,7 +73,7 @@ class AgreedSteps:
         from .._hosts.link import follow_process_0
 
         told = follow_process_0(
-            f"steps of {self._url}",
+            f"{self._what} of {self._url}",
             self._asked,
             lambda: msgspec.msgpack.encode(dict(self._list_own())),
             _FOLLOW_S if self._follows else 0.001,
@@ -81,7 +90,9 @@ class AgreedSteps:
         Args:
             error: What ended its use of the run; None if it was closed.
         """
-        if self._alone or "jax" not in sys.modules or (error is None and self._shared is None):
+        left, self._left = self._left, error is not None
+        unknown = error is None and (left or self._shared is None)
+        if self._alone or "jax" not in sys.modules or unknown:
             return
         from .._hosts.link import leave_run
 

@@ -109,8 +109,8 @@ class CheckpointManager(Saver):
         self._latest_known, self._latest_listed = False, None
         self._metadata = dict(metadata or {})
         self._own_steps, self._all_steps = (
-            AgreedSteps(self._root, functools.partial(self._find_on_disk, own=own))
-            for own in (True, False)
+            AgreedSteps(self._root, functools.partial(self._find_on_disk, own=own), what=what)
+            for own, what in ((True, "steps of this manager"), (False, "steps"))
         )
         if not self._options.read_only and jax.process_index() == 0:
             if metadata is not None and self._options.save_root_metadata:
