@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from helpers import mark_slow
+
 PREAMBLE = """
 import hashlib, json, threading, time
 import templax as tx
@@ -424,6 +426,7 @@ def _expect_death(n: int, victim: int, doing: str) -> list[str | None]:
     return _expect_error(what, hint="the logs of these processes say why")
 
 
+@pytest.mark.slow
 def test_a_process_makes_as_many_calls_as_are_tried_below(run: Any, tmp_path: Path) -> None:
     outputs = run(2, SAVE, "1", "1000", str(tmp_path))
     assert [output.code for output in outputs] == [0, 0]
@@ -432,7 +435,9 @@ def test_a_process_makes_as_many_calls_as_are_tried_below(run: Any, tmp_path: Pa
     assert told["calls"] >= CALLS
 
 
-@pytest.mark.parametrize(("at", "doing"), [(0, "naming"), (6, "writing"), (10, "committing")])
+@pytest.mark.parametrize(
+    ("at", "doing"), [(6, "writing"), *mark_slow((0, "naming"), (10, "committing"))]
+)
 def test_a_killed_process_is_named_by_all_others(
     run: Any, tmp_path: Path, at: int, doing: str
 ) -> None:
@@ -455,7 +460,7 @@ def test_all_survivors_of_a_kill_at_any_call_end_the_same(
     assert survivors[0] != "saved" or at > LAST_NEEDED_CALL
 
 
-@pytest.mark.parametrize("at", [0, 2, 5])
+@pytest.mark.parametrize("at", [2, *mark_slow(0, 5)])
 def test_no_process_waits_for_a_killed_process_0(run: Any, tmp_path: Path, at: int) -> None:
     """JAX ends the others, unless they raise before."""
     outputs = run(2, SAVE, "0", str(at), str(tmp_path))

@@ -25,7 +25,7 @@ from flax.core import freeze
 from jax.sharding import NamedSharding, PartitionSpec
 
 import templax as tx
-from helpers import CORPUS, list_mismatches, read_expected
+from helpers import CORPUS, list_mismatches, mark_slow, read_expected
 from templax.storage import Local
 from templax.testing import Watched
 
@@ -340,8 +340,18 @@ def _read_recorded(flavour: str) -> dict[str, Any]:
     return {k[len(prefix) :]: v for k, v in recorded if k.startswith(prefix)}
 
 
-@pytest.mark.parametrize("leaf_kind", LEAVES, ids=lambda f: f.__name__)
-@pytest.mark.parametrize("flavour", FLAVOURS)
+WHOLE = ("orbax-0.12.8-default", "orbax-0.12.8-sharded8")
+"""The quick tests cover these with each kind of leaf, others only with abstract leaves."""
+
+CELLS = [(flavour, leaves) for flavour in FLAVOURS for leaves in LEAVES]
+QUICK = [cell for cell in CELLS if cell[0] in WHOLE or cell[1] is abstract]
+
+
+@pytest.mark.parametrize(
+    ("flavour", "leaf_kind"),
+    [*QUICK, *mark_slow(*(cell for cell in CELLS if cell not in QUICK))],
+    ids=lambda value: value if isinstance(value, str) else value.__name__,
+)
 def test_a_template_is_followed_or_refused(flavour: str, leaf_kind: Callable[[Any], Any]) -> None:
     """Every container × every change, for one checkpoint and one kind of leaf."""
     url = CORPUS / flavour / FLAVOURS[flavour][0]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import templax as tx
-from helpers import run_python
+from helpers import mark_slow, run_python
 
 FAIL = """
 import atexit, sys, numpy as np, templax as tx
@@ -24,8 +24,8 @@ atexit.register(lambda: print('atexit ran', flush=True))
     "save",
     [
         "tx.save(sys.argv[1], {'w': np.ones(3)}, wait=False)",
-        "tx.Manager(sys.argv[1]).save(1, {'w': np.ones(3)})",
         "manager = tx.Manager(sys.argv[1]); manager.save(1, {'w': np.ones(3)})",
+        *mark_slow("tx.Manager(sys.argv[1]).save(1, {'w': np.ones(3)})"),
         "ocp.StandardCheckpointer().save(sys.argv[1], {'w': np.ones(3)})",
     ],
 )
