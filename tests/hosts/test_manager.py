@@ -180,6 +180,7 @@ print(json.dumps(said))
 )
 
 
+@pytest.mark.slow
 def test_all_processes_restore_the_same_step_that_is_whole_for_each(run, tmp_path):
     """Step 4 lacks a file; the part of step 3 that process 1 reads is damaged."""
     outputs = run(2, WHOLE, str(tmp_path / "run"))

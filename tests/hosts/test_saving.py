@@ -283,7 +283,7 @@ except tx.SaveError as error:
 @pytest.mark.parametrize(
     ("count", "stage"),
     [
-        (2, "writing"),
+        pytest.param(2, "writing", marks=pytest.mark.slow),
         pytest.param(2, "snapshot", marks=pytest.mark.slow),
         pytest.param(2, "begun", marks=pytest.mark.slow),
         pytest.param(2, "written", marks=pytest.mark.slow),

@@ -11,7 +11,7 @@ import pytest
 from click.shell_completion import ShellComplete
 
 import templax as tx
-from helpers import run_cli, run_python
+from helpers import mark_slow, run_cli, run_python
 from templax.cli.main import COMMANDS, main
 
 pytestmark = pytest.mark.usefixtures("in_corpus")
@@ -143,7 +143,8 @@ def test_a_name_that_the_terminal_cannot_encode_is_escaped():
 
 
 @pytest.mark.parametrize(
-    "command", ["ls --flat --all", "ls --json", "template", "verify", "--help", "ls --help"]
+    "command",
+    ["ls --json", "--help", *mark_slow("ls --flat --all", "template", "verify", "ls --help")],
 )
 def test_a_closed_pipe_is_quiet_and_has_the_status_of_a_broken_pipe(command):
     """As `git log | true` has; 1 would say that a check has found something."""

@@ -171,6 +171,7 @@ def test_a_node_that_is_its_own_child_is_refused():
     )
 
 
+@pytest.mark.slow
 def test_a_tree_with_exponentially_many_paths_is_refused():
     """Two references per node double the work with each level."""
     leaf = wrap(0x0CDB20DE, encode_node(0, encode_files(), [b"k"], encode_number(0) + b"\0"))
