@@ -460,7 +460,8 @@ def test_all_survivors_of_a_kill_at_any_call_end_the_same(
     assert survivors[0] != "saved" or at > LAST_NEEDED_CALL
 
 
-@pytest.mark.parametrize("at", [2, *mark_slow(0, 5)])
+@pytest.mark.slow
+@pytest.mark.parametrize("at", [0, 2, 5])
 def test_no_process_waits_for_a_killed_process_0(run: Any, tmp_path: Path, at: int) -> None:
     """JAX ends the others, unless they raise before."""
     outputs = run(2, SAVE, "0", str(at), str(tmp_path))

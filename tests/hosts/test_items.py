@@ -11,7 +11,6 @@ import orbax.checkpoint as ocp
 import pytest
 
 import templax as tx
-from helpers import mark_slow
 
 SCRIPT = """
 import jax.numpy as jnp, numpy as np
@@ -34,7 +33,8 @@ print(saved.fingerprint, saved.leaves)
 """
 
 
-@pytest.mark.parametrize("how", ["background", *mark_slow("wait")])
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["wait", "background"])
 def test_each_process_writes_its_share_of_each_item(run: Any, tmp_path: Path, how: str) -> None:
     path = tmp_path / how
     outputs = run(2, SCRIPT, str(path), how)

@@ -38,6 +38,7 @@ print(json.dumps(said))
 """
 
 
+@pytest.mark.slow
 def test_all_processes_save_a_step_and_one_of_them_prunes(run, tmp_path):
     first, second = run(2, TRAIN, str(tmp_path / "run"))
     assert first.code == second.code == 0, first.err + second.err

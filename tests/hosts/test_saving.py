@@ -184,6 +184,7 @@ print(json.dumps([all(same), len(same)]))
 """
 
 
+@pytest.mark.slow
 def test_processes_restore_and_overwrite_what_they_saved(run: Any, tmp_path: Path) -> None:
     said = _parse_output(run(2, TREE + AGAIN, str(tmp_path / "ckpt"), "{}"))
     assert all(same and n > 10 for same, n in said)

@@ -109,6 +109,7 @@ def run(*arguments, **environment):
     return run_python(*arguments, timeout_s=300, **(unset | environment))
 
 
+@pytest.mark.slow
 def test_the_demo_succeeds_and_shows_each_pitfall_in_both_libraries():
     done = run("-m", "templax", "demo")
     assert done.returncode == 0, done.stdout + done.stderr

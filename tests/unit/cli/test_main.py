@@ -77,8 +77,7 @@ def run_command(*arguments, **environment):
         ["check", DEFAULT, "TEMPLATE"],
         ["template", DEFAULT],
         ["verify", DEFAULT],
-        ["steps", RUN],
-        ["prune", RUN, "--keep", "1"],
+        *mark_slow(["steps", RUN], ["prune", RUN, "--keep", "1"]),
     ],
     ids=lambda arguments: arguments[0],
 )
@@ -116,9 +115,11 @@ def test_output_is_coloured_only_if_asked():
         ({}, True),
         ({"TERM": "dumb"}, False),
         ({"NO_COLOR": "1"}, False),
-        ({"NO_COLOR": "1", "FORCE_COLOR": "1"}, False),
-        ({"NO_COLOR": ""}, True),
-        ({"TERM": "dumb", "FORCE_COLOR": "1"}, True),
+        *mark_slow(
+            ({"NO_COLOR": "1", "FORCE_COLOR": "1"}, False),
+            ({"NO_COLOR": ""}, True),
+            ({"TERM": "dumb", "FORCE_COLOR": "1"}, True),
+        ),
     ],
 )
 def test_colour_follows_the_conventions_for_terminals(environment, styled):

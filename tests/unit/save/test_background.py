@@ -229,6 +229,7 @@ def test_a_save_leaves_no_copy_in_the_cache_of_jax() -> None:
     assert packed._npy_value is None  # pyright: ignore
 
 
+@pytest.mark.slow
 def test_a_signal_handler_may_save_during_a_save(tmp_path: Path) -> None:
     """A preemption notice, for example, arrives as a signal."""
     code = (

@@ -136,12 +136,13 @@ def read_here(saved: Path) -> dict[str, str]:
     return here
 
 
-@pytest.mark.parametrize("system", [WINDOWS, MACOS], ids=["windows", "macos"])
+@pytest.mark.parametrize("system", [WINDOWS, *mark_slow(MACOS)], ids=["windows", "macos"])
 def test_checkpoints_are_read_checked_and_verified(system: str, read_here: dict[str, str]) -> None:
     assert json.loads(run(system, READ_ALL, *read_here)) == read_here
 
 
-@pytest.mark.parametrize("system", [WINDOWS, *mark_slow(MACOS)], ids=["windows", "macos"])
+@pytest.mark.slow
+@pytest.mark.parametrize("system", [WINDOWS, MACOS], ids=["windows", "macos"])
 def test_the_shell_commands_that_read_work(system: str, saved: Path, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     os.symlink(saved, tmp_path / "run" / "5")
@@ -167,6 +168,7 @@ def test_the_shell_commands_that_read_work(system: str, saved: Path, tmp_path: P
     assert "bfloat16" in listed
 
 
+@pytest.mark.slow
 def test_a_run_is_read_on_windows(tmp_path: Path) -> None:
     with tx.Manager(tmp_path) as manager:
         for step in (1, 2):
