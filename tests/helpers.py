@@ -51,7 +51,8 @@ def count_examples(number: int) -> settings:
     profile tries if that is more.
     """
     default, chosen = settings.get_profile("default").max_examples, settings().max_examples
-    return settings(max_examples=max(number * min(chosen, default) // default, chosen))
+    scaled = number * chosen // default if chosen <= default else max(number, chosen)
+    return settings(max_examples=max(scaled, 1))
 
 
 def copy_case(case: str, to: Path) -> Path:
