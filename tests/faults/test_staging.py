@@ -78,7 +78,7 @@ def trace_save(action: str, root: Path) -> tuple[list[Operation], int]:
     return disk.trace, synced[-1] + 1
 
 
-@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO, errno.EACCES, errno.EROFS])
+@pytest.mark.parametrize("code", [errno.ENOSPC, *mark_slow(errno.EIO, errno.EACCES, errno.EROFS)])
 def test_a_refused_operation_leaves_the_target_alone(
     action: str, code: int, tmp_path: Path
 ) -> None:

@@ -9,8 +9,6 @@ from typing import Any
 
 import pytest
 
-from helpers import mark_slow
-
 PREAMBLE = """
 import hashlib, json, threading, time
 import templax as tx
@@ -435,9 +433,8 @@ def test_a_process_makes_as_many_calls_as_are_tried_below(run: Any, tmp_path: Pa
     assert told["calls"] >= CALLS
 
 
-@pytest.mark.parametrize(
-    ("at", "doing"), [(6, "writing"), *mark_slow((0, "naming"), (10, "committing"))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("at", "doing"), [(0, "naming"), (6, "writing"), (10, "committing")])
 def test_a_killed_process_is_named_by_all_others(
     run: Any, tmp_path: Path, at: int, doing: str
 ) -> None:

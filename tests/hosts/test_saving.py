@@ -13,7 +13,6 @@ import orbax.checkpoint as ocp
 import pytest
 
 import templax as tx
-from helpers import mark_slow
 from templax.formats.orbax import checksum_index
 from templax.storage.leftovers import find_abandoned
 
@@ -219,16 +218,15 @@ tx.save(args[0], tree(), overwrite=True)
 @pytest.mark.parametrize(
     ("what", "texts"),
     [
+        ("bad leaf", ["Process 1 of 2 failed", "`n` is a builtins.set"]),
+        ("other tree", ["Process 1 of 2 failed", "Expected the tree that process 0 saves"]),
         ("disk", ["Process 1 of 2 failed", "No space is left"]),
-        *mark_slow(
-            ("bad leaf", ["Process 1 of 2 failed", "`n` is a builtins.set"]),
-            ("other tree", ["Process 1 of 2 failed", "Expected the tree that process 0 saves"]),
-            ("paths", ["Expected every process to save to"]),
-            ("exists", ["Expected nothing or an empty directory"]),
-        ),
+        ("paths", ["Expected every process to save to"]),
+        ("exists", ["Expected nothing or an empty directory"]),
     ],
 )
-@pytest.mark.parametrize("wait", ["wait", pytest.param("background", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("wait", ["wait", "background"])
 def test_a_failure_of_one_process_fails_all_and_leaves_nothing(
     run: Any, tmp_path: Path, what: str, texts: list[str], wait: str
 ) -> None:

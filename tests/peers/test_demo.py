@@ -163,7 +163,7 @@ raise SystemExit(demo.main())
     assert "checks failed" in done.stdout
 
 
-@pytest.mark.parametrize("package", ["flax", "orbax"])
+@pytest.mark.parametrize("package", ["orbax", *mark_slow("flax")])
 def test_without_its_extra_the_demo_names_what_to_install(package):
     hidden = f"import sys; sys.modules[{package!r}] = None"
     done = run("-c", f"{hidden}; from templax.cli import main; main(['demo'])")

@@ -41,6 +41,7 @@ def test_host_memory_stays_near_the_size_of_the_tree(save: Any, run_on_one_devic
     assert grown < 1.5 * 96 * mib
 
 
+@pytest.mark.slow
 def test_a_hostile_file_raises_and_does_not_end_the_process(run_on_one_device: Any) -> None:
     """A zstd bomb and a shape of 2**46 elements are refused in bounded memory."""
     code = (

@@ -75,9 +75,8 @@ def run_command(*arguments, **environment):
     [
         ["ls", DEFAULT],
         ["check", DEFAULT, "TEMPLATE"],
-        ["template", DEFAULT],
         ["verify", DEFAULT],
-        *mark_slow(["steps", RUN], ["prune", RUN, "--keep", "1"]),
+        *mark_slow(["template", DEFAULT], ["steps", RUN], ["prune", RUN, "--keep", "1"]),
     ],
     ids=lambda arguments: arguments[0],
 )

@@ -142,6 +142,7 @@ def test_the_process_waits_for_a_save_at_exit(tmp_path: Path) -> None:
     assert tx.open(tmp_path / "ckpt").nbytes == 80_000_000
 
 
+@pytest.mark.slow
 def test_the_process_reports_a_failed_save_at_exit(tmp_path: Path) -> None:
     code = (
         "import sys, numpy as np, templax as tx\n"

@@ -240,6 +240,7 @@ def test_saving_on_windows_says_that_it_can_not_and_writes_nothing(
     assert list_names(place) == ["7"]
 
 
+@pytest.mark.slow
 def test_pruning_on_windows_says_that_it_can_not_and_deletes_nothing(tmp_path: Path) -> None:
     for step in (1, 2):
         tx.save(tmp_path / str(step), {"w": jnp.zeros(3)})
@@ -270,9 +271,8 @@ def test_macos_without_preadv_saves_replaces_and_prunes(tmp_path: Path) -> None:
         assert tree["w"].tolist() == [value] * 3
 
 
-@pytest.mark.parametrize(
-    "name", ["preadv", *mark_slow("O_NONBLOCK", "O_DIRECTORY", "pathconf", "uname")]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["preadv", "O_NONBLOCK", "O_DIRECTORY", "pathconf", "uname"])
 def test_no_single_function_that_is_missing_stops_a_read(name: str, saved: Path) -> None:
     code = """
     import templax as tx
