@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import templax as tx
@@ -21,7 +22,7 @@ def fail_match(checkpoint: Any, template: Any, **options: Any) -> tx.Match:
 def follow_hints(match: tx.Match, checkpoint: Any, template: Any, **options: Any) -> tx.Match:
     """Matches again with the keyword arguments that the hints spell."""
     for hint in {m.hint for m in match.mismatches if m.hint}:
-        options |= eval(f"dict({hint})")  # noqa: S307 - the tests are about hints being valid Python
+        options |= eval(f"dict({hint})", {"re": re})  # noqa: S307 - the tests are about hints being valid Python
     return tx.check(checkpoint_like(checkpoint), template, **options)
 
 

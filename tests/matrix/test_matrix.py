@@ -164,7 +164,10 @@ def states(items: Items) -> Any:
         node = root
         for step in path[:-1]:
             node = node.setdefault(step, {})
-        node[path[-1]] = nnx.Param(leaf)
+        variable = nnx.Param(leaf)
+        # Before Flax 0.11 a variable is no pytree, and a state holds something else.
+        is_tree = jax.tree.structure(variable) != jax.tree.structure(0)
+        node[path[-1]] = variable if is_tree else variable.to_state()
     return nnx.State(root)
 
 

@@ -42,9 +42,10 @@ JAX = {
 PURE = {
     "errors", "_core.arguments", "_core.boxes", "_core.chunk_grid", "_core.dtypes", "_core.names",
     "_core.text", "_codecs.crc_combine", "_catalog.checksums", "_catalog.entry", "_catalog.written",
-    "_match.at_hints", "_match.failure", "_match.hints", "_match.leaf_hints", "_match.match",
+    "_match.at_hints", "_match.collection_hints", "_match.failure", "_match.hints",
+    "_match.leaf_hints", "_match.match", "_match.similar_names",
     "_match.meaning", "_match.missing_hints", "_match.moved_subtrees", "_match.rename_hints",
-    "_match.options", "_match.result", "_match.shape_hints",
+    "_match.rename_text", "_match.options", "_match.result", "_match.shape_hints",
     "_plan.buffers", "_plan.build", "_plan.parts", "_plan.plan", "_runs.retention",
     "_template.sharding", "_template.template",
 }  # fmt: skip

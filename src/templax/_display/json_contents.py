@@ -1,11 +1,11 @@
-"""The fields of the JSON that `templax ls` and `templax steps` print: checkpoints and runs.
+"""The fields of the JSON that `templax ls`, `steps` and `prune` print: checkpoints and runs.
 
 docs/reference/cli.md documents them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .._catalog.catalog import Catalog
@@ -48,11 +48,34 @@ def run_fields(run: Run) -> dict[str, Any]:
     """The steps of a run, as `templax steps` prints them."""
     return {
         "url": run.url,
-        "format": "orbax",
+        "format": None if run.evidence is None else "orbax",
         "evidence": run.evidence,
         "latest": max(run.committed, default=None),
         "steps": [_step_fields(found) for found in run.steps],
         "others": [_step_fields(found) for found in run.remains],
+    }
+
+
+def prune_fields(run: Run, stays: Mapping[str, str], *, dry_run: bool, ok: bool) -> dict[str, Any]:
+    """What `templax prune` did, or would do: the fields of `templax steps`, and each one's fate.
+
+    Args:
+        run: The run before anything was deleted.
+        stays: The name of each directory that stays, and the reason.
+        dry_run: Whether nothing was to be deleted.
+        ok: Whether everything that no rule keeps was, or would be, deleted.
+    """
+    fields = run_fields(run)
+    for shown, directories in ((fields["steps"], run.steps), (fields["others"], run.remains)):
+        for each, found in zip(shown, directories, strict=True):
+            going = found.key not in stays
+            each |= {"stays": stays.get(found.key), "deleted": going and not dry_run}
+    going = [found for found in run.directories if found.key not in stays]
+    return {
+        "ok": ok,
+        "dry_run": dry_run,
+        "freed_nbytes": sum(found.nbytes or 0 for found in going),
+        **fields,
     }
 
 

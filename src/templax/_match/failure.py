@@ -6,17 +6,14 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from .._catalog.entry import LeafEntry
-from .._core.names import Path
-from .._core.text import leaf_noun, list_names, quote_text
+from .._core.names import Path, Rename
+from .._core.text import leaf_noun, list_names
 from .._template.template import Target, Template
 from ..errors import Mismatch
 from .match import CheckpointView, apply_at_and_rename
 from .options import MatchOptions
+from .rename_text import combine_renames, format_rename
 from .result import Match, format_mismatches
-
-MAX_RENAMES = 6
-"""How many entries of a mapping a hint spells out."""
-
 
 MAX_COMPARISONS = 100_000
 """How many pairs of a wanted and an untaken leaf are compared."""
@@ -47,6 +44,25 @@ class Failure:
         """The leaves of the checkpoint, by name after `at` and `rename`."""
         renamed = apply_at_and_rename(self.checkpoint, self.options)
         return {name: (path, entry) for path, name, entry in renamed}
+
+    def extend_rename(self, more: Rename) -> Mapping[str, str] | None:
+        """A mapping for `rename=` that does what the caller's does and then `more`.
+
+        None if there is no such mapping.
+        """
+        given = self.options.rename
+        if given is None and isinstance(more, Mapping):
+            return more
+        return combine_renames(given or {}, more, self._list_stored())
+
+    def format_rename(self, rename: Mapping[str, str]) -> str:
+        """A mapping as an argument of `restore`."""
+        return format_rename(rename, self._list_stored())
+
+    def _list_stored(self) -> list[Path]:
+        """The paths of the leaves of the checkpoint, by `at`, but not renamed."""
+        stored = apply_at_and_rename(self.checkpoint, replace(self.options, rename=None))
+        return [path for path, _, _ in stored]
 
     def find_possible(self, wanted: set[str]) -> set[str]:
         """Those of some targets that an untaken leaf may be, under another name, perhaps turned.
@@ -149,12 +165,3 @@ def count_found(failure: Failure) -> str:
     found = total - len(failure.select("missing"))
     under = f" under `{failure.options.at}`" if failure.options.at else ""
     return f"{found or 'none'} of {total} {leaf_noun(total)} found in {failure.result.url}{under}"
-
-
-def format_mapping(rename: Mapping[str, str]) -> str:
-    """A mapping as Python source. A long one is shortened, and complete in `Match.rename` only."""
-    items = [f"{quote_text(old)}: {quote_text(new)}" for old, new in rename.items()]
-    if len(items) <= MAX_RENAMES:
-        return "{" + ", ".join(items) + "}"
-    shown = ", ".join(items[:3])
-    return f"{{{shown}, ...}} ({len(items)} entries, whole in `error.match.rename`)"

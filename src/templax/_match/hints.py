@@ -11,6 +11,7 @@ from dataclasses import replace
 from .._core.text import list_names
 from .._template.template import Template
 from .at_hints import suggest_at
+from .collection_hints import suggest_collections
 from .failure import Failure, add_hint, count_found
 from .leaf_hints import add_leaf_hints
 from .match import CheckpointView, apply_at_and_rename
@@ -45,6 +46,7 @@ def add_hints(
     if lacks_arrays(result.template):
         return replace(result, summary=explain_lack_of_arrays(result.template))
     for suggest in (
+        suggest_collections,
         suggest_at,
         suggest_wrapping,
         suggest_respelling,

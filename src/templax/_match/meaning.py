@@ -85,6 +85,31 @@ def have_one_role(old: Path, new: Path) -> bool:
     return role is not None and role == _ROLES.get(normalize(str(new[-1])))
 
 
+def scale_a_norm(old: Path, new: Path) -> bool:
+    """Whether the leaves may be one factor of a normalization: PyTorch's `weight`, Flax's `scale`.
+
+    Elsewhere the two differ, so that the caller has to know that the layer is one.
+    """
+    if not old or not new:
+        return False
+    roles = {_ROLES.get(normalize(str(path[-1]))) for path in (old, new)}
+    return roles == {"weight", "scale"}
+
+
+def is_norm(path: Path) -> bool:
+    """Whether a path leads to a normalization, by its name: `LayerNorm_0`, `ln_1`, `norm2`."""
+    if not path:
+        return False
+    words = _split_words(str(path[-1]))
+    return bool(words) and ("norm" in normalize(str(path[-1])) or words[0] in ("ln", "bn", "gn"))
+
+
+def is_embedding(path: Path) -> bool:
+    """Whether a path leads to an embedding, which models share with their last layer."""
+    words = [word for element in path for word in _split_words(str(element))]
+    return any(word.startswith("emb") or word in ("wte", "shared") for word in words)
+
+
 def spell_plainly(name: str) -> tuple[str, ...]:
     """A name without differences of case, separators and the padding of numbers.
 

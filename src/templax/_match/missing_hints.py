@@ -6,9 +6,11 @@ from dataclasses import replace
 
 from .._catalog.entry import LeafEntry
 from .._core.names import join_path
+from .._core.text import list_names
 from ..errors import Mismatch
 from .failure import Failure, solves_only
-from .match import CheckpointView, match_leaves
+from .match import CheckpointView, fit_leaf, match_leaves
+from .meaning import is_average, is_embedding, list_moments
 from .result import Match
 
 
@@ -39,6 +41,9 @@ def suggest_missing(failure: Failure) -> Match:
         hint = "missing=tx.Recipe(init, ...), where init(...) makes such a tree"
     else:
         return result
+    tied = _suggest_tied(failure, names, solved)
+    if tied is not None:
+        hint = f"{tied}; if not, {hint}"
     mismatches = tuple(
         replace(m, hint=hint) if (m.problem, m.name) in solved else m for m in result.mismatches
     )
@@ -52,6 +57,51 @@ def _list_new_leaves(failure: Failure) -> set[str]:
         m.name for m in failure.select("missing") if m.name in targets and _is_unexplained(m)
     }
     return missing - failure.find_possible(missing)
+
+
+def _suggest_tied(failure: Failure, names: set[str], solved: set[tuple[str, str]]) -> str | None:
+    """Tries to take missing leaves from the embeddings that the saved model may have shared.
+
+    A leaf of a checkpoint fills one of a template. Given a second time, as what supplies missing
+    leaves, the checkpoint fills both, as a supplier keeps the names that are renamed in the first.
+    """
+    sources = _find_embeddings(failure, names)
+    if sources is None:
+        return None
+    rename = failure.extend_rename({old: new for new, old in sources.items()})
+    if rename is None:
+        return None
+    options = replace(failure.options, rename=rename, missing=1)
+    after = match_leaves(failure.checkpoint, failure.result.template, options, [failure.checkpoint])
+    if not solves_only(failure, after, solved):
+        return None
+    shared = list_names(list(dict.fromkeys(sources.values())))
+    call = f"{failure.format_rename(rename)}, missing=checkpoint"
+    return f"if the saved model tied it to {shared}: {call} (the same checkpoint once more)"
+
+
+def _find_embeddings(failure: Failure, names: set[str]) -> dict[str, str] | None:
+    """For each missing leaf, the one leaf of its shape that the template takes as an embedding.
+
+    None if one of them has no such leaf, or several.
+    """
+    pairs = [pair for pair in failure.result.pairs if not pair.source]
+    found: dict[str, str] = {}
+    for target in failure.targets_by_name().values():
+        if target.name not in names:
+            continue
+        alike = [
+            pair.target
+            for pair in pairs
+            if pair.target.shape == target.shape
+            and list_moments(pair.target.path) == list_moments(target.path)
+            and is_average(pair.target.path) == is_average(target.path)
+            and not fit_leaf(target, pair.entry, failure.options.cast)[0]
+        ]
+        if len(target.shape) < 2 or len(alike) != 1 or not is_embedding(alike[0].path):
+            return None
+        found[target.name] = alike[0].name
+    return found if len(set(found.values())) == len(found) else None
 
 
 def _is_unexplained(m: Mismatch) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -14,34 +14,33 @@ from .failure import (
     Failure,
     add_hint,
     count_found,
-    format_mapping,
     is_much_better,
     solves_only,
 )
 from .leaf_hints import add_leaf_hints
-from .match import apply_at_and_rename, fit_leaf
-from .meaning import have_one_role, is_plural, list_moments, spell_plainly
+from .match import apply_at_and_rename
+from .meaning import list_moments
 from .moved_subtrees import find_moved_subtrees
 from .result import Match
-
-MAX_COMPARISONS = 10_000
-"""How many pairs of names are compared for similarity."""
+from .similar_names import pair_similar_names
 
 
 def suggest_wrapping(failure: Failure) -> Match | None:
     """Tries to put the checkpoint's tree under a prefix, as the template may do."""
-    if not failure.select("missing") or failure.options.rename is not None:
+    if not failure.select("missing"):
         return None
     names = {name for _, name, _ in apply_at_and_rename(failure.checkpoint, failure.options)}
     prefix = _find_wrapper(names, [t.name for t in failure.result.template.targets])
     if prefix is None:
         return None
-    rename = {"": prefix}
+    rename = failure.extend_rename({"": prefix})
+    if rename is None:
+        return None
     after = failure.retry(rename=rename)
     if not is_much_better(failure, after):
         return None
     summary = f"{count_found(failure)}; the template wraps the checkpoint's tree in `{prefix}`"
-    return add_hint(failure, f"rename={format_mapping(rename)}", after, summary, rename=rename)
+    return add_hint(failure, failure.format_rename(rename), after, summary, rename=rename)
 
 
 def _find_wrapper(inner: set[str], outer: Sequence[str]) -> str | None:
@@ -141,7 +140,7 @@ def _try_respellings(
     failure: Failure,
     list_respellings: Callable[[Sequence[Path], Sequence[Path]], Iterator[_Respelling]],
 ) -> Match | None:
-    if not failure.select("missing") or failure.options.rename is not None:
+    if not failure.select("missing"):
         return None
     at = failure.options.at
     leaves = apply_at_and_rename(failure.checkpoint, failure.options)
@@ -155,15 +154,39 @@ def _try_respellings(
     ):
         names = [respelling.apply(name) for _, name, _ in leaves]
         tries = _place_respelled(respelling, names, [target.name for target in targets], at)
-        for fact, source, rename, new_at in tries:
-            after = failure.retry(rename=rename, at=new_at)
-            if is_much_better(failure, after):
-                hint = f"rename=lambda name: {source}"
-                if new_at != failure.options.at:
-                    hint = f"{hint}, at={quote_text(new_at)}"
-                summary = f"{count_found(failure)}; {fact}"
-                return add_hint(failure, hint, after, summary)
+        for fact, source, function, new_at in tries:
+            hint = f"rename=lambda name: {source}"
+            if new_at != failure.options.at:
+                hint = f"{hint}, at={quote_text(new_at)}"
+            summary = f"{count_found(failure)}; {fact}"
+            hinted = try_function(failure, function, hint, summary, new_at)
+            if hinted is not None:
+                return hinted
     return None
+
+
+def try_function(
+    failure: Failure, function: Callable[[str], str], hint: str, summary: str, at: str
+) -> Match | None:
+    """Tries to rename by a function; where the caller renames already, by a mapping of both.
+
+    Args:
+        failure: The failed match.
+        function: The function.
+        hint: How to call `restore` with the function.
+        summary: What is wrong.
+        at: The subtree to restore with it.
+    """
+    if failure.options.rename is None:
+        after = failure.retry(rename=function, at=at)
+        return add_hint(failure, hint, after, summary) if is_much_better(failure, after) else None
+    rename = failure.extend_rename(function) if at == failure.options.at else None
+    if rename is None:
+        return None
+    after = failure.retry(rename=rename)
+    if not is_much_better(failure, after):
+        return None
+    return add_hint(failure, failure.format_rename(rename), after, summary, rename=rename)
 
 
 def _place_respelled(
@@ -202,10 +225,10 @@ def _place_respelled(
 
 def suggest_renames(failure: Failure) -> Match | None:
     """Tries to rename leaves that are spelled almost alike, and subtrees that moved."""
-    if not failure.select("missing") or failure.options.rename is not None:
+    if not failure.select("missing"):
         return None
     targets, leaves = failure.targets_by_name(), failure.leaves_by_name()
-    old_names = _pair_similar_names(failure, targets, leaves)
+    old_names = pair_similar_names(failure, targets, leaves)
     if len(set(old_names.values())) != len(old_names):
         old_names = {}  # two targets want the same leaf
     similar = dict(
@@ -232,9 +255,10 @@ def _try_renames(
     moved: Mapping[str, str],
 ) -> Match | None:
     """Tries a mapping. Only a hint that solves exactly what it is printed for is given."""
-    if not rename:
+    extended = failure.extend_rename(rename) if rename else None
+    if extended is None:
         return None
-    after = failure.retry(rename=rename)
+    after = failure.retry(rename=extended)
     missing = {m.name for m in failure.select("missing")}
     new_subtrees = {new for old, new in moved.items() if rename.get(old) == new}
     solved = {("missing", new) for new in old_names} | {
@@ -249,7 +273,7 @@ def _try_renames(
         for m in failure.result.mismatches
     )
     failure = replace(failure, result=replace(failure.result, mismatches=noted))
-    return add_hint(failure, f"rename={format_mapping(rename)}", after, None, rename=rename)
+    return add_hint(failure, failure.format_rename(extended), after, None, rename=extended)
 
 
 def _find_moves(
@@ -272,51 +296,6 @@ def _list_subtrees(name: str) -> list[str]:
     return prefixes(tuple(name.split(".")))
 
 
-def _pair_similar_names(
-    failure: Failure,
-    targets: Mapping[str, Target],
-    leaves: Mapping[str, tuple[Path, LeafEntry]],
-) -> dict[str, str]:
-    """Finds, for missing leaves, an unused one whose name means the same and that fits.
-
-    Returns:
-        `{new: old}`. Names that are merely spelled alike are not paired: `w_up` is not `w_out`.
-    """
-    missing = [m for m in failure.select("missing") if m.name in targets]
-    unused = [name for name in leaves if name not in targets]
-    by_spelling: dict[tuple[str, ...], list[str]] = defaultdict(list)
-    by_parent: dict[Path, list[str]] = defaultdict(list)
-    for name in unused:
-        by_spelling[spell_plainly(name)].append(name)
-        by_parent[leaves[name][0][:-1]].append(name)
-    old_names: dict[str, str] = {}
-    same_role: dict[str, str] = {}
-    all_fit = True
-    for m in missing:
-        target = targets[m.name]
-
-        def fits(name: str, target: Target = target) -> bool:
-            return not fit_leaf(target, leaves[name][1], failure.options.cast)[0]
-
-        same = by_spelling.get(spell_plainly(m.name), [])
-        siblings = by_parent.get(target.path[:-1], [])
-        near = same[0] if len(same) == 1 else None
-        if near is None and not same and len(missing) * len(unused) <= MAX_COMPARISONS:
-            plurals = [n for n in siblings if is_plural(n, m.name)]
-            near = plurals[0] if len(plurals) == 1 else None
-        if near is not None and fits(near):
-            old_names[m.name] = near
-        if near is None and not same:
-            alike = [n for n in siblings if have_one_role(leaves[n][0], target.path)]
-            fitting = [n for n in alike if fits(n)]
-            if len(fitting) == 1:
-                same_role[m.name] = fitting[0]
-            elif alike and not fitting:
-                all_fit = False
-    # A square kernel beside one that is transposed is not renamed as if it were sure to fit.
-    return {**same_role, **old_names} if all_fit else old_names
-
-
 def _strip_common_end(old: Path, new: Path) -> tuple[str, str]:
     """Two paths without the end that they share: `a.Dense_0.w`, `a.dense_0.w` → `a.Dense_0`, ..."""
     old_elements, new_elements = list(map(str, old)), list(map(str, new))
@@ -332,7 +311,7 @@ def suggest_setting_aside(failure: Failure) -> Match | None:
     This works where `missing=` fills the gap and `extra="ignore"` leaves out the renamed leaves.
     Silent where a leaf hint tells how to use them, or where another leaf of the checkpoint may fit.
     """
-    if failure.options.rename is not None or failure.select("missing"):
+    if failure.select("missing"):
         return None
     targets, leaves = failure.targets_by_name(), failure.leaves_by_name()
     unfit = {m.name for m in failure.result.mismatches if m.problem in ("shape", "dtype", "kind")}
@@ -348,9 +327,11 @@ def suggest_setting_aside(failure: Failure) -> Match | None:
         # The outermost subtree that holds no leaf that fits.
         outermost = next(p for p in prefixes(leaves[name][0]) if p not in fitting)
         rename[outermost] = f"old.{outermost}"
-    rename = dict(sorted(rename.items()))
-    after = failure.retry(rename=rename)
+    extended = failure.extend_rename(dict(sorted(rename.items())))
+    if extended is None:
+        return None
+    after = failure.retry(rename=extended)
     solved = {(m.problem, m.name) for m in failure.result.mismatches if m.name in unfit}
     if not solves_only(failure, after, solved):
         return None
-    return add_hint(failure, f"rename={format_mapping(rename)}", after, None, rename=rename)
+    return add_hint(failure, failure.format_rename(extended), after, None, rename=extended)

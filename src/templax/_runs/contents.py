@@ -37,6 +37,7 @@ from ..formats.orbax.step_metadata import read_metrics, step_metadata
 from ..formats.registry import FORMATS
 from ..storage.leftovers import is_abandoned
 from ..storage.local import Local
+from ..storage.signatures import HDF5, NPZ, PICKLE
 from ..storage.source import ObjectInfo, Source
 
 _MAX_LISTED = 8
@@ -54,6 +55,22 @@ _NUMBERED_FILE = re.compile(
     re.IGNORECASE,
 )
 """Names that a step may have as a file."""
+
+_MAX_LOOKED_AT = 256
+"""Most files and directories inside the directories of a run that are looked at, as they may hold
+any number; those after them are not seen."""
+
+_MAX_FILES = 8
+"""Most files that are looked at of a directory named like a step inside one of those."""
+
+_SAVED = re.compile(rf"(?:.*[^a-z])?{_WORD}(?![a-z]).*", re.IGNORECASE)
+"""Names of files of arrays that say that these are of a model."""
+
+_STEP_NAME = re.compile(rf"(?:{_WORD}|epoch|step|iter(?:ation)?)[_-]?\d+", re.IGNORECASE)
+"""Names of directories that are of a step wherever they are."""
+
+_MAY_BE_DATA = frozenset((NPZ, HDF5, PICKLE))
+"""Files that as often hold samples or a data set, so that inside a directory their names decide."""
 
 _LOG = re.compile(
     r"events\.out\.tfevents\..*|.*\.(?:csv|gif|html|ipynb|jpg|json|jsonl|log|md|mp4|out|png|py|svg"
@@ -122,7 +139,7 @@ def refuse_unread(url: str, steps: Sequence[Step]) -> None:
     run, found = Local(url), {step.key: str(step.problem) for step in steps}
     for key in found:
         next(iter(run.at(key).children()), None)  # an error, if it can't be read
-    other = dict(_list_unread(run, found))
+    other = dict(list_unread(run, found))
     only_unfinished = bool(found) and not other
     found |= other
     if not found:
@@ -170,7 +187,7 @@ def _find_unread_later(
         found = step_number(run.at(name))
         return found is not None and found > number and step_prefix(name) in prefixes
 
-    for key, what in _list_unread(run, known, is_later):
+    for key, what in list_unread(run, known, is_later):
         yield f"`{key}` ({what})"
 
 
@@ -248,7 +265,7 @@ def choose_tree(step: str, item: str | None) -> str | None:
     )
 
 
-def _list_unread(
+def list_unread(
     run: Local, known: Container[str], wanted: Callable[[str], bool] = lambda name: True
 ) -> Iterator[tuple[str, str]]:
     """Name and description of what looks like a step or is a checkpoint.
@@ -259,12 +276,16 @@ def _list_unread(
         wanted: Which of the other names to look at.
     """
     listed: set[str] = set()
+    budget = iter(range(_MAX_LOOKED_AT))
     for info in run.children():
         name = info.key.rstrip("/")
         listed.add(name)
         if name not in known and not name.startswith(".") and wanted(name):
-            describe = _describe_directory if info.is_dir else _describe_file
-            what = describe(run.at(name), info)
+            child = run.at(name)
+            if info.is_dir:
+                what = _describe_directory(child, info) or _describe_below(child, budget)
+            else:
+                what = _describe_file(child, info)
             if what is not None:
                 yield name, what
     for name in _list_links(run.url):
@@ -297,14 +318,51 @@ def _describe_directory(child: Local, info: ObjectInfo) -> str | None:
     return f"a directory of {name_contents(child, children)}" if children else "an empty directory"
 
 
+def _describe_below(child: Local, budget: Iterator[int]) -> str | None:
+    """What lies in a directory, if that is a checkpoint that somebody has put there.
+
+    Only what a file holds counts, and of files that may hold anything their names as well: in a
+    directory of samples or plots, a number in a name does not mean a step.
+
+    Args:
+        child: The directory.
+        budget: One for each file and directory that may still be looked at.
+    """
+    for _, info in zip(budget, child.children(), strict=False):
+        name = info.key.rstrip("/")
+        if name.startswith("."):
+            continue
+        files = [info]
+        if info.is_dir:
+            if _NUMBERED.fullmatch(name) is None:
+                continue
+            walked = zip(range(_MAX_FILES), budget, child.walk(info.key), strict=False)
+            files = [file for _, _, file in walked]
+        for file in files:
+            what = _recognise_tree(child.at(file.key), file)
+            if what in _MAY_BE_DATA:
+                base = file.key.rpartition("/")[2]
+                named = _SAVED.fullmatch(base) or (info.is_dir and _STEP_NAME.fullmatch(name))
+                what = what if named else None
+            if what is not None:
+                return f"a directory that holds `{file.key}`, {what}"
+    return None
+
+
 def _describe_file(child: Local, info: ObjectInfo) -> str | None:
     """What a file is, if it looks like a step or holds the arrays of a tree."""
+    what = _recognise_tree(child, info)
+    if what is not None and what != PICKLE:
+        return what
+    return f"a file of {format_size(info.size)}" if _looks_like_step(child, info) else None
+
+
+def _recognise_tree(child: Local, info: ObjectInfo) -> str | None:
+    """What a file is, if it holds, or as a pickle may hold, the arrays of a tree."""
     if any(format.detect(child) is not None for format in FORMATS):
         return "a checkpoint"
     what = describe_file(child, "", info.size)
-    if what is not None and what[0] in TREES:
-        return what[0]
-    return f"a file of {format_size(info.size)}" if _looks_like_step(child, info) else None
+    return what[0] if what is not None and what[0] in {*TREES, PICKLE} else None
 
 
 def _looks_like_step(child: Local, info: ObjectInfo) -> bool:

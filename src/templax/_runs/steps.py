@@ -15,8 +15,10 @@ from ..formats.orbax.directory import (
     uncommitted_reason,
 )
 from ..formats.orbax.step_metadata import read_metrics
+from ..storage.local import Local
 from ..storage.source import Source
-from .contents import read_commit_time
+from .contents import list_unread, read_commit_time
+from .locks import LOCK
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,13 +89,16 @@ class Run:
 
     Attributes:
         url: The path of the directory.
-        evidence: How it was recognised as a run, in words.
+        evidence: How it was recognised as a run, in words; None if nothing in it says so, for lack
+            of steps.
         directories: The steps by number, committed or not; then the leftovers.
+        unrelated: If there are no steps, the names of what else is in the directory, such as logs.
     """
 
     url: str
-    evidence: str
+    evidence: str | None
     directories: tuple[StepDirectory, ...]
+    unrelated: tuple[str, ...] = ()
 
     @property
     def steps(self) -> tuple[StepDirectory, ...]:
@@ -132,6 +137,34 @@ def read_run(source: Source, *, sizes: bool = True) -> Run | None:
     entries = [*root.steps, *_find_leftovers(source, root.steps)]
     directories = tuple(_read_directory(source, entry, sizes) for entry in entries)
     return Run(source.url, root.evidence, directories)
+
+
+def read_empty_run(source: Source, *, sizes: bool = True) -> Run | None:
+    """The contents of a directory without steps; None if something in it looks like one.
+
+    A manager begins a run there. Leftovers of saves may be in it, and what a program writes besides
+    its steps.
+
+    Args:
+        source: The directory.
+        sizes: See `read_run`.
+    """
+    info = source.stat("")
+    if info is None or not info.is_dir or not isinstance(source, Local):
+        return None
+    if examine_directory(source) is not None:
+        return None
+    leftovers = tuple(_find_leftovers(source, ()))
+    known = {found.key for found in leftovers}
+    if next(list_unread(source, known), None) is not None:
+        return None
+    names = [child.key for child in source.children()]
+    evidence = f"the lock file `{LOCK}`" if LOCK in names else None
+    if leftovers:
+        evidence = f"the temporary directory `{leftovers[0].key}`"
+    directories = tuple(_read_directory(source, found, sizes) for found in leftovers)
+    unrelated = (name for name in names if name != LOCK and name.rstrip("/") not in known)
+    return Run(source.url, evidence, directories, tuple(unrelated))
 
 
 def _find_leftovers(source: Source, steps: tuple[Step, ...]) -> Iterator[Leftover]:

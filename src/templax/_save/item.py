@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from .._catalog.written import NO_FILE, ChunkTable, Leaf
 from .._core.arguments import PyTree
 from .._core.boxes import Shape, full_box
 from .._core.chunk_grid import chunk_shape
+from .._core.json_text import encode_json
 from .._core.memory import ALIGN
 from ..errors import SaveError
 from ..formats.ocdbt import read
@@ -45,10 +45,10 @@ class Json:
             name: Name of the item, for the error message.
 
         Raises:
-            SaveError: `value` is not JSON.
+            SaveError: `value` is not JSON, or has two keys that are one in JSON.
         """
         try:
-            return json.dumps(self.value).encode()
+            return encode_json(self.value).encode()
         except (TypeError, ValueError, RecursionError) as error:
             where = f" as item `{name}`" if name else ""
             raise SaveError(f"Expected JSON values to save{where}: {error}") from error

@@ -11,6 +11,7 @@ from typing import Any
 
 from .._core.arguments import check_int
 from .._core.dtypes import read_number
+from .._core.json_text import encode_json
 from .._core.progress import Progress, check_progress
 from .._core.workers import MEMORY_BYTES, choose_threads
 from ..errors import UsageError
@@ -92,13 +93,13 @@ def _copy_json(metadata: Mapping[str, Any] | None) -> Mapping[str, Any]:
     """The metadata as JSON will return it; later changes by the caller do not reach the copy."""
     try:
         values = {} if metadata is None else dict(metadata)
-        return json.loads(json.dumps(values, default=_to_json)) or {}
+        return json.loads(encode_json(values, _to_json)) or {}
     except (TypeError, ValueError, RecursionError) as error:
         raise UsageError(f"Expected metadata= a mapping of JSON values: {error}") from error
 
 
 def _to_json(value: Any) -> bool | int | float:
-    """What `json.dumps` calls for a value that is not JSON: a NumPy or JAX scalar is a number."""
+    """What `encode_json` calls for a value that is not JSON: a NumPy or JAX scalar is a number."""
     number = read_number(value)
     if number is None:
         raise TypeError(f"Object of type {type(value).__name__} is not JSON serializable")

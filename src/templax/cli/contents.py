@@ -12,10 +12,11 @@ from .._display import listing
 from .._display.json import render_json
 from .._display.json_contents import catalog_fields
 from .._display.terminal import echo, echo_facts
-from .._runs.steps import read_run
+from .._runs.steps import Run, read_empty_run, read_run
 from ..errors import UnknownFormat
 from ..formats.registry import open_catalog
 from ..storage.open import open_source
+from ..storage.source import Source
 from . import runs
 
 MANY_ROWS = 200
@@ -52,7 +53,7 @@ def print_contents(
     try:
         catalog = open_catalog(source, uncommitted="allow")
     except UnknownFormat:
-        run = None if globs else read_run(source, sizes=False)
+        run = None if globs else _read_run(source)
         if run is None:
             raise
         runs.show(run, as_json=as_json, items=True)
@@ -73,6 +74,12 @@ def print_contents(
         _print_shorter(rows)
     _print_code(catalog)
     return bool(shown)
+
+
+def _read_run(source: Source) -> Run | None:
+    """The run in a directory, if something in it tells that it is one."""
+    run = read_run(source, sizes=False) or read_empty_run(source, sizes=False)
+    return None if run is None or run.evidence is None else run
 
 
 def _print_head(catalog: Catalog, facts: Iterable[tuple[str, str]]) -> None:

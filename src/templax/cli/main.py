@@ -6,11 +6,12 @@ not be read or written, 130 after Ctrl-C, 141 if the reader of a pipe went away.
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from contextlib import suppress
 from importlib import import_module
-from io import UnsupportedOperation
+from io import TextIOBase, UnsupportedOperation
 from typing import Any, TextIO
 
 import click
@@ -64,12 +65,19 @@ class _Group(click.Group):
         ]
         return [*commands, *click.Command.shell_complete(self, ctx, incomplete)]
 
+    def main(self, *arguments: Any, **extra: Any) -> Any:
+        _replace_closed_streams()
+        try:
+            return super().main(*arguments, **extra)
+        except OSError:  # click could not write what is wrong with the arguments
+            _discard(sys.stderr)
+            sys.exit(2)
+
     def make_context(self, *arguments: Any, **extra: Any) -> click.Context:
         try:
             return super().make_context(*arguments, **extra)
-        except BrokenPipeError:  # --help and --version print here
-            _discard(sys.stdout)
-            sys.exit(PIPE_CLOSED)
+        except OSError as error:  # --help and --version print here
+            sys.exit(_end(error))
 
     def invoke(self, ctx: click.Context) -> Any:
         for stream in (sys.stdout, sys.stderr):
@@ -81,20 +89,66 @@ class _Group(click.Group):
             result = super().invoke(ctx)
             sys.stdout.flush()  # a closed pipe and a full disk are noticed here at the latest
             return result
-        except BrokenPipeError:
-            _discard(sys.stdout)
-            ctx.exit(PIPE_CLOSED)
         except KeyboardInterrupt:
-            echo_report("interrupted", err=True)
+            _report("interrupted")
             ctx.exit(INTERRUPTED)
         except (tx.TemplaxError, OSError) as error:
-            echo_report(str(error), prefix="error: ", err=True)
-            try:
-                echo_json_error(ctx, error)
-                sys.stdout.flush()
-            except OSError:  # nothing can be written there
-                _discard(sys.stdout)
-            ctx.exit(2)
+            ctx.exit(_end(error, ctx))
+
+
+def _end(error: tx.TemplaxError | OSError, ctx: click.Context | None = None) -> int:
+    """Reports an error that ends a command.
+
+    Args:
+        error: The error.
+        ctx: The context of the command, for the error as JSON.
+
+    Returns:
+        The exit status.
+    """
+    if isinstance(error, BrokenPipeError):
+        _discard(sys.stdout)
+        return PIPE_CLOSED
+    _report(str(error), prefix="error: ")
+    try:
+        if ctx is not None:
+            echo_json_error(ctx, error)
+        sys.stdout.flush()
+    except OSError:  # nothing can be written there
+        _discard(sys.stdout)
+    return 2
+
+
+def _report(text: str, *, prefix: str = "") -> None:
+    """Prints to standard error, if somebody reads it; the exit status tells in any case."""
+    try:
+        echo_report(text, prefix=prefix, err=True)
+    except OSError:
+        _discard(sys.stderr)
+
+
+class _ClosedOutput(TextIOBase):
+    """Standard output that was closed before the command began, as `>&-` does in a shell."""
+
+    def write(self, s: str, /) -> int:
+        raise OSError(errno.EBADF, "standard output is closed")
+
+
+def _replace_closed_streams() -> None:
+    """Puts something in the place of standard streams that were closed, which Python sets to None.
+
+    Their numbers are taken, so that no file is opened under the number of standard error, where
+    libraries print.
+    """
+    if not (sys.stdin is None or sys.stdout is None or sys.stderr is None):
+        return
+    while (null := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(null)
+    if sys.stdout is None:
+        sys.stdout = _ClosedOutput()
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
 
 
 def _discard(stream: TextIO) -> None:

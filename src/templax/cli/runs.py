@@ -14,13 +14,13 @@ import click
 
 import templax as tx
 
-from .._core.text import format_age, format_size
+from .._core.text import format_age, format_size, list_names
 from .._display.json import render_json
-from .._display.json_contents import run_fields
-from .._display.terminal import echo, echo_facts
+from .._display.json_contents import prune_fields, run_fields
+from .._display.terminal import echo, echo_facts, echo_report
 from .._runs.prune import delete_directory, find_staying
 from .._runs.retention import Keep
-from .._runs.steps import Run, StepDirectory, read_run
+from .._runs.steps import Run, StepDirectory, read_empty_run, read_run
 from ..formats.orbax.format import list_openable
 from ..formats.registry import open_catalog
 from ..storage.open import open_source
@@ -79,6 +79,7 @@ def steps(directory: str, as_json: bool) -> None:
     "--leftovers", is_flag=True, help="Delete the remains of saves whose process has died."
 )
 @click.option("--yes", is_flag=True, help="Delete. Without this option, nothing is deleted.")
+@json_option
 @color_option
 def prune(
     directory: str,
@@ -89,12 +90,14 @@ def prune(
     mode: Literal["min", "max"],
     leftovers: bool,
     yes: bool,
+    as_json: bool,
 ) -> None:
     """Delete the steps in DIR that no rule keeps; without --yes, only show them.
 
     A step stays if one of the --keep options keeps it. The latest committed step always stays, as
     do the one saved last and a step that is being restored. Files of a save that may still be in
-    progress are never touched. Exits with 1 if something could not be deleted.
+    progress are never touched. Exits with 1 if a step stays because it is being read, with 2 if the
+    file system refused.
     """
     if (keep_best is None) != (metric is None):
         raise click.UsageError("--keep-best and --metric need each other")
@@ -106,24 +109,48 @@ def prune(
         rule = Keep(keep, keep_every or None, keep_best, metric, mode)
     run = _open_run(directory)
     stays = find_staying(run, rule, leftovers)
-    echo((run.url, "bold"))
-    echo_facts(_header(run))
-    _print_table([_make_line(found, stays) for found in run.steps])
-    _print_remains(run, [_make_line(found, stays) for found in run.remains])
-    echo()
     going = [found for found in run.directories if found.key not in stays]
+    if not as_json:
+        echo((run.url, "bold"))
+        echo_facts(_header(run))
+        _print_table([_make_line(found, stays) for found in run.steps])
+        _print_remains(run, [_make_line(found, stays) for found in run.remains])
+        if run.directories:
+            echo()
     if not yes:
-        echo(_total(going), " would be deleted", "; --yes does it" if going else "")
-        return
-    gone: list[StepDirectory] = []
-    for found in going:
-        if delete_directory(found):
-            gone.append(found)
+        if as_json:
+            click.echo(render_json(prune_fields(run, stays, dry_run=True, ok=True)))
         else:
-            echo((f"{found.key} is being read, and stays", "bold red"))
-    echo(_total(gone), " deleted")
-    if len(gone) < len(going):
-        sys.exit(1)
+            echo(_total(going), " would be deleted", "; --yes does it" if going else "")
+        return
+    sys.stdout.flush()  # nothing is deleted that could not be listed
+    left, refused = _delete(going)
+    if as_json:
+        click.echo(render_json(prune_fields(run, {**stays, **left}, dry_run=False, ok=not left)))
+    else:
+        for key, why in left.items():
+            echo((f"{key} {why}, and stays", "bold red"))
+        echo(_total([found for found in going if found.key not in left]), " deleted")
+    if left:
+        sys.exit(2 if refused else 1)
+
+
+def _delete(going: Sequence[StepDirectory]) -> tuple[dict[str, str], bool]:
+    """Deletes directories, every one that can be.
+
+    Returns:
+        The names of those that could not be, each with the reason; and whether one reason is an
+        error, which was printed to standard error.
+    """
+    left, refused = dict[str, str](), False
+    for found in going:
+        try:
+            if not delete_directory(found):
+                left[found.key] = "is being read"
+        except tx.SaveError as error:
+            echo_report(str(error), prefix="error: ", err=True)
+            left[found.key], refused = f"could not be deleted: {error.what}", True
+    return left, refused
 
 
 def _make_line(found: StepDirectory, stays: Mapping[str, str]) -> _Line:
@@ -141,7 +168,7 @@ def _total(found: Sequence[StepDirectory]) -> str:
 
 def _open_run(directory: str) -> Run:
     source = open_source(directory)
-    run = read_run(source)
+    run = read_run(source) or read_empty_run(source)
     if run is None:
         # Raises an error that says what it is instead, unless it is a checkpoint.
         catalog = open_catalog(source, uncommitted="allow")
@@ -225,11 +252,14 @@ def _value(value: Any) -> str:
 
 
 def _header(run: Run) -> Iterator[tuple[str, str]]:
-    yield "format", f"orbax, recognised by {run.evidence}"
+    if run.evidence is not None:
+        yield "format", f"orbax, recognised by {run.evidence}"
     n, committed = len(run.steps), list(run.committed)
     latest = f"the latest committed is {committed[-1]}" if committed else "none was committed"
     size = f"{size}, " if (size := _total_size(run.steps)) else ""
     yield "total", f"{n:,} {'step' if n == 1 else 'steps'}, {size}{latest}"
+    if run.unrelated:
+        yield "besides", f"nothing that looks like a step: {list_names(run.unrelated)}"
     if run.remains:
         n, size = len(run.remains), _total_size(run.remains)
         count = f"{n:,} {'directory' if n == 1 else 'directories'}"

@@ -11,7 +11,7 @@ from dataclasses import replace
 from .._match.match import NOTHING_TO_KEEP
 from .._match.result import Match
 
-MAX_RENAMES = 6
+MAX_RENAMES = 100
 """Renames that a hint spells out; `--json` has them all."""
 
 _AT = re.compile(r'at=("(?:[^"\\]|\\.)*")')
@@ -69,14 +69,14 @@ def format_option(hint: str, rename: Mapping[str, str] | None = None) -> str:
     if hint.startswith("missing="):
         return f"in Python, {hint}"
     if not hint.startswith("rename="):
-        return hint
+        return f"in Python, {hint}" if hint.startswith("if the saved model") else hint
     # `--rename` takes no function, and cuts OLD=NEW at the first `=`.
-    if not hint.startswith("rename={") or not rename or any("=" in old for old in rename):
+    if not rename or ", at=" in hint or any("=" in old for old in rename):
         return f"in Python, {hint}"
     options = [f"--rename {_quoted(f'{old}={new}')}" for old, new in rename.items()]
     if len(options) <= MAX_RENAMES:
         return " ".join(options)
-    return f"{' '.join(options[:3])} ... ({len(options)} in all, as `rename` in `--json`)"
+    return f"in Python, rename= with the {len(options)} entries that `--json` has as `rename`"
 
 
 def _quoted(text: str) -> str:

@@ -14,7 +14,16 @@ import numpy as np
 from .._core.text import quote_text
 from ..errors import CheckpointError
 from ..storage.local import Local
-from ..storage.signatures import NPY, NPZ, PICKLE, PYTORCH, TENSORFLOW, read_head, recognise
+from ..storage.signatures import (
+    HDF5,
+    NPY,
+    NPZ,
+    PICKLE,
+    PYTORCH,
+    TENSORFLOW,
+    read_head,
+    recognise,
+)
 from ..storage.source import Source
 from .flax.msgpack import holds_flax_arrays
 
@@ -55,7 +64,7 @@ _LOADERS = {
 }
 """What a file is → an expression that gives its tree."""
 
-TREES = frozenset(_LOADERS) - {NPY, PICKLE} | {"an HDF5 file", TENSORFLOW}
+TREES = frozenset(_LOADERS) - {NPY, PICKLE} | {HDF5, TENSORFLOW}
 """What holds the arrays of a tree. A plot may be a pickle, and a log a single array."""
 
 _NOTES = {

@@ -14,13 +14,15 @@ NPY, NPZ = "a numpy array (`.npy`)", "a numpy archive (`.npz`)"
 
 PICKLE, PYTORCH = "a Python pickle, which templax never loads", "a PyTorch file"
 
+HDF5 = "an HDF5 file"
+
 TENSORFLOW = "the index of a TensorFlow checkpoint"
 
 SAFETENSORS = "a safetensors file"
 
 _SIGNATURES: tuple[tuple[bytes, str], ...] = (
     (b"\x93NUMPY", NPY),
-    (b"\x89HDF\r\n\x1a\n", "an HDF5 file"),
+    (b"\x89HDF\r\n\x1a\n", HDF5),
     (b"\x1f\x8b", "a gzip file"),
     (b"\x28\xb5\x2f\xfd", "a zstd file"),
     (b"BZh", "a bzip2 file"),

@@ -155,8 +155,58 @@ def test_a_closed_pipe_is_quiet_and_has_the_status_of_a_broken_pipe(command):
     assert (done.returncode, done.stderr) == (141, "")
 
 
+def run_in_shell(command, redirected):
+    """Runs a command of the corpus in bash; returns its status and what it wrote."""
+    line = f"{sys.executable} -m templax {command} {redirected}; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(
+        ["bash", "-c", line], capture_output=True, text=True, timeout=120, check=False
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.parametrize(
+    "command",
+    [f"ls {DEFAULT}", f"ls --json {DEFAULT}", f"template {DEFAULT}", f"steps {RUN}", "--help"],
+)
+def test_a_closed_standard_output_is_an_error_and_no_finding(command):
+    """As `git log >&-` and `ls >&-` have it."""
+    error = "error: [Errno 9] standard output is closed\n"
+    assert run_in_shell(command, ">&-") == (2, "", error)
+    assert run_in_shell(command, "<&- >&- 2>&-") == (2, "", "")
+
+
+def test_what_prints_nothing_does_not_need_a_standard_output(tmp_path):
+    path = tmp_path / "want.json"
+    assert run_in_shell(f"template {DEFAULT} -o {path}", ">&-") == (0, "", "")
+    assert json.loads(path.read_text())["templax_template"] == 1
+
+
+@pytest.mark.parametrize("redirected", ["2>&-", "2> >(true)", "2>/dev/full"])
+def test_the_exit_status_does_not_need_a_standard_error(redirected):
+    if "full" in redirected and not os.path.exists("/dev/full"):
+        pytest.skip("needs /dev/full")
+    status, output, error = run_in_shell(f"ls {DEFAULT}", redirected)
+    assert (status, error) == (0, "")
+    assert output.startswith(DEFAULT)
+    assert run_in_shell("ls none", redirected) == (2, "", "")
+    assert run_in_shell("ls --nope", redirected) == (2, "", "")
+    status, output, error = run_in_shell("ls none --json", redirected)
+    assert (status, json.loads(output)["ok"], error) == (2, False, "")
+
+
+def test_nothing_is_pruned_that_could_not_be_listed(tmp_path):
+    shutil.copytree(RUN, tmp_path / "run")
+    steps = sorted(os.listdir(tmp_path / "run"))
+    for redirected in (">&-", ">/dev/full", "| true"):
+        if redirected == ">/dev/full" and not os.path.exists("/dev/full"):
+            continue
+        status, _, _ = run_in_shell(f"prune {tmp_path}/run --keep 1 --yes", redirected)
+        assert status == (141 if "|" in redirected else 2)
+        assert sorted(os.listdir(tmp_path / "run")) == steps
+
+
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
-@pytest.mark.parametrize("command", ["ls", "template"])
+@pytest.mark.parametrize("command", ["ls", "template", "--help"])
 def test_a_full_disk_is_an_error_and_no_finding(command):
     with open("/dev/full", "w") as full:
         done = subprocess.run(

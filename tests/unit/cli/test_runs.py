@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
+import templax as tx
 from helpers import CORPUS, count_bytes, list_names, run_cli
 from run_directories import write_step
 from templax._core.text import format_size
-from templax._runs.locks import hold_for_reading
+from templax._runs.locks import LOCK, hold_for_reading
 from templax.storage.leftovers import TEMPORARY, temporary_path
 from templax.storage.staging import Staging
 
@@ -86,6 +87,65 @@ def test_a_run_with_nothing_but_remains_is_shown(tmp_path, monkeypatch):
     assert result.stdout.splitlines()[-1].startswith("5.orbax-checkpoint-tmp-")
     assert run_cli("ls", "run").exit_code == 0
     assert run_cli("prune", "run", "--leftovers").exit_code == 0
+
+
+EMPTY = {
+    "nothing": lambda run: None,
+    "a lock": lambda run: (run / LOCK).write_text("{}"),
+    "logs": lambda run: (run / "train.log").write_text("begun"),
+    "a directory of logs": lambda run: (
+        (run / "tb").mkdir(),
+        (run / "tb" / "events.out.tfevents.1").touch(),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", EMPTY)
+def test_a_run_without_steps_is_no_error(tmp_path, monkeypatch, case):
+    """As for a manager, which says so of the same directories."""
+    monkeypatch.chdir(tmp_path)
+    run = tmp_path / "run"
+    run.mkdir()
+    EMPTY[case](run)
+    for command in (("steps",), ("prune", "--keep", "1"), ("prune", "--leftovers", "--yes")):
+        result = run_cli(*command, "run")
+        assert (result.exit_code, result.stderr) == (0, "")
+        assert "0 steps, none was committed\n" in result.stdout
+        found = json.loads(run_cli(*command, "run", "--json").stdout)
+        assert (found["latest"], found["steps"], found["others"]) == (None, [], [])
+    names = {name for name in list_names(run) if name != LOCK}
+    steps = run_cli("steps", "run").stdout
+    assert all(f"nothing that looks like a step: `{name}" in steps for name in names)
+    assert tx.Manager(run).steps() == []
+
+
+def test_a_run_whose_only_contents_are_a_lock_or_remains_is_known_by_ls(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / LOCK).touch()
+    assert f"recognised by the lock file `{LOCK}`" in run_cli("ls", "run").stdout
+    (run / "best.orbax-checkpoint-tmp").mkdir()
+    for command in ("ls", "steps"):
+        result = run_cli(command, "run")
+        evidence = "recognised by the temporary directory `best.orbax-checkpoint-tmp`"
+        assert evidence in result.stdout
+        assert "1 directory of saves that never committed" in result.stdout
+    (run / LOCK).unlink()
+    (run / "best.orbax-checkpoint-tmp").rmdir()
+    assert run_cli("ls", "run").exit_code == 2  # nothing says that it is a run
+
+
+@pytest.mark.parametrize("name", ["checkpoint_10", "model.eqx", "10/default/model.eqx", "7/"])
+def test_what_looks_like_a_step_is_no_run_without_steps(tmp_path, name):
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    if name.endswith("/"):
+        (tmp_path / name).mkdir()
+    else:
+        (tmp_path / name).write_bytes(b"arrays")
+    for command in (("steps",), ("prune", "--keep", "1", "--yes")):
+        result = run_cli(*command, tmp_path)
+        assert (result.exit_code, result.stdout) == (2, "")
 
 
 def test_steps_json_has_the_documented_fields(make_run):
@@ -192,6 +252,67 @@ def test_prune_without_yes_deletes_nothing(make_run):
         f"2 directories ({going}) would be deleted; --yes does it"
     )
     assert set(list_names(path)) == set("012345")
+
+
+def test_prune_json_has_the_fields_of_steps_and_the_fate_of_each(make_run):
+    path = make_run(**STEPS)
+    dead = Path(temporary_path(str(path / "6")))
+    dead.mkdir()
+    listed = json.loads(run_cli("steps", "run", "--json").stdout)
+    going = count_bytes(path / "0") + count_bytes(path / "3")
+    rules = ("--keep", "2", "--keep-best", "3", "--metric", "loss")
+    result = run_cli("prune", "run", *rules, "--json")
+    assert (result.exit_code, result.stderr) == (0, "")
+    planned = json.loads(result.stdout)
+    done = json.loads(run_cli("prune", "run", *rules, "--json", "--yes").stdout)
+    for found, dry in ((planned, True), (done, False)):
+        fates = {each["url"]: each.pop("stays") for each in found["steps"] + found["others"]}
+        assert fates == {
+            "run/0": None,
+            "run/1": "best 3 by loss",
+            "run/2": None,
+            "run/3": None,
+            "run/4": "last 2, best 3 by loss",
+            "run/5": "the latest, last 2, best 3 by loss",
+            str(dead.relative_to(path.parent)): "left by a dead save; --leftovers deletes it",
+        }
+        for each in found["steps"] + found["others"]:
+            assert each.pop("deleted") == (fates[each["url"]] is None and not dry)
+        assert found.pop("freed_nbytes") == going + listed["steps"][2]["nbytes"]
+        assert (found.pop("ok"), found.pop("dry_run")) == (True, dry)
+        assert found == listed
+    assert set(list_names(path)) == {"1", "4", "5", dead.name}
+
+
+def test_prune_json_says_what_could_not_be_deleted(make_run, monkeypatch):
+    path = make_run(**STEPS)
+    real = os.rename
+
+    def refuse(old, new, **options):
+        if os.path.basename(os.fspath(old)) == "2":
+            raise PermissionError(13, os.strerror(13), os.fspath(old))
+        return real(old, new, **options)
+
+    monkeypatch.setattr(os, "rename", refuse)
+    with hold_for_reading(str(path / "1")):
+        result = run_cli("prune", "run", "--keep", "2", "--yes", "--json")
+    found = json.loads(result.stdout)
+    assert (result.exit_code, found["ok"]) == (2, False)
+    fates = {each["step"]: (each["stays"], each["deleted"]) for each in found["steps"]}
+    assert [step for step, (_, deleted) in fates.items() if deleted] == [0, 3]
+    assert fates[1] == ("is being read", False)
+    assert fates[2][0].startswith("could not be deleted: can't remove")
+    assert result.stderr.startswith("error: can't remove")
+    result = run_cli("prune", "run", "--keep", "2", "--yes")
+    assert result.exit_code == 2
+    assert set(list_names(path)) == set("245")  # what comes after an error is deleted, too
+    assert "2 could not be deleted: " in result.stdout
+    assert (
+        json.loads(run_cli("prune", "run", "--keep-best", "1", "--metric", "x", "--json").stdout)[
+            "error"
+        ]["type"]
+        == "UsageError"
+    )
 
 
 def test_prune_keeps_multiples_of_several_numbers(make_run):

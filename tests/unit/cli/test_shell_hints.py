@@ -12,10 +12,19 @@ def test_hints_are_spelled_as_shell_options_where_possible():
         ("rename=lambda name: name", None, "in Python, rename=lambda name: name"),
         ("the checkpoint holds the transpose", None, "the checkpoint holds the transpose"),
         (
-            'rename={"layer0": "Layer0", ...}',
+            'rename=lambda name: name.replace("l", "L")',
             many,
-            "--rename layer0=Layer0 --rename layer1=Layer1 --rename layer2=Layer2"
-            " ... (9 in all, as `rename` in `--json`)",
+            " ".join(f"--rename layer{i}=Layer{i}" for i in range(9)),
+        ),
+        (
+            "rename=error.match.rename (200 entries), after ...",
+            {f"layer{i}": f"Layer{i}" for i in range(200)},
+            "in Python, rename= with the 200 entries that `--json` has as `rename`",
+        ),
+        (
+            'rename=lambda name: name + ".value", at="params"',
+            None,
+            'in Python, rename=lambda name: name + ".value", at="params"',
         ),
     ]:
         assert shell_hints.format_option(hint, rename) == text

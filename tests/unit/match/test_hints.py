@@ -79,9 +79,6 @@ def test_names_with_different_numbers_are_not_similar() -> None:
         pytest.param(
             {"a": f32(2)}, {"b": f32(2)}, {"at": "nowhere"}, id="unlike names and a wrong at"
         ),
-        pytest.param(
-            {"Dense": f32(3)}, {"dense": f32(3)}, {"rename": str}, id="a rename was given"
-        ),
         pytest.param({"w": "text"}, {"w": f32(5)}, {}, id="a string in place of an array"),
         pytest.param(
             {"w": A((2,), jnp.complex64)}, {"w": f32(2)}, {"cast": "exact"}, id="complex to real"
@@ -202,6 +199,8 @@ def _mismatched_trees(draw: Any) -> tuple[Any, Any, dict[str, Any]]:
     options: dict[str, Any] = {"cast": draw(st.sampled_from(["float", "widen", "exact"]))}
     if draw(st.booleans()):
         options["at"] = draw(st.sampled_from(["params", "state", "opt0", "parms"]))
+    if draw(st.booleans()):
+        options["rename"] = draw(st.sampled_from([str, str.swapcase]))
     return stored, wanted, options
 
 

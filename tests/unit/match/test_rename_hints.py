@@ -425,3 +425,69 @@ def test_a_leaf_that_is_not_square_tells_the_layout_of_the_square_ones(tmp_path)
         "fc2": {"kernel": jax.ShapeDtypeStruct((4, 5), f32)},
     }
     assert tx.check(path, template).undecidable == ()
+
+
+@pytest.mark.parametrize(
+    ("given", "combined"),
+    [
+        ({"enc": "encoder"}, {"enc": "encoder", "mid": "middle"}),
+        ({"head": "top", "enc": "encoder"}, {"head": "top", "enc": "encoder", "mid": "middle"}),
+        ({"enc": "Encoder"}, {"enc": "encoder", "mid": "middle"}),
+        (
+            lambda name: name.replace("enc", "encoder"),
+            {"enc.b": "encoder.b", "enc.w": "encoder.w", "mid.b": "middle.b", "mid.w": "middle.w"},
+        ),
+    ],
+)
+def test_a_rename_besides_the_callers_is_hinted_together_with_it(
+    given: Any, combined: dict[str, str]
+) -> None:
+    def layer(n: int) -> Any:
+        return {"w": f32(3, n), "b": f32(n)}
+
+    head = "top" if isinstance(given, dict) and "head" in given else "head"
+    checkpoint = {"enc": layer(4), "mid": layer(5), "head": layer(6)}
+    template = {"encoder": layer(4), "middle": layer(5), head: layer(6)}
+    match = fail_match(checkpoint, template, rename=given)
+    assert match.rename == combined
+    assert follow_hints(match, checkpoint, template).ok
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "template", "given"),
+    [
+        pytest.param(
+            {"a": DENSE, "b": f32(4)},
+            {"params": {"x": DENSE, "b": f32(4)}},
+            {"a": "x"},
+            id="wrapped, too",
+        ),
+        pytest.param(
+            {"old": {"enc": {"Dense_0": DENSE}}, "y": f32(4)},
+            {"new": {"encoder": {"Dense_0": DENSE}}, "y": f32(4)},
+            {"old": "new"},
+            id="below what was renamed",
+        ),
+        pytest.param(
+            {"m": {"a": {"value": f32(2)}, "b": {"value": f32(3)}}, "c": {"value": f32(4)}},
+            {"n": {"a": f32(2), "b": f32(3)}, "c": f32(4)},
+            {"m": "n"},
+            id="a level more in all names",
+        ),
+        pytest.param(
+            {"a": {"x": DENSE}, "head": f32(2, 3), "s": f32(6)},
+            {"b": {"x": DENSE}, "head": f32(2, 4), "s": f32(6)},
+            {"a": "b"},
+            id="a head of another size",
+        ),
+    ],
+)
+def test_hints_on_names_hold_where_the_caller_renames(
+    checkpoint: Any, template: Any, given: dict[str, str]
+) -> None:
+    options = {"extra": "ignore", "missing": checkpoint_like(template)}
+    match = fail_match(checkpoint, template, rename=given, extra="ignore")
+    if not match.rename:
+        match = fail_match(checkpoint, template, rename=given, **options)
+    assert match.rename
+    tx.restore(checkpoint_like(checkpoint), template, **{**options, "rename": match.rename})

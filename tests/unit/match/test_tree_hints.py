@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import flax.linen as nn
@@ -164,13 +165,67 @@ def test_a_rename_hint_does_not_replace_the_hint_of_another_mismatch() -> None:
     ]
 
 
-def test_a_long_rename_is_complete_on_the_match() -> None:
-    checkpoint = {f"Layer_{i}": f32(2) for i in range(9)}
-    template = {f"layer_{i}": f32(2) for i in range(9)}
+ZEROS = ("", "0", "00")
+MIXED = (1, 3, 5, 7, 2, 4, 6)  # in the order of their names with these zeros
+
+
+def _follow(hint: str, error: tx.TemplateError) -> dict[str, Any]:
+    """The keyword arguments of a hint as somebody pastes it after `except ... as error:`."""
+    pasted = hint.partition(" (")[0] if "error.match" in hint else hint
+    return eval(f"dict({pasted})", {"re": re, "error": error})  # noqa: S307 - hints are Python
+
+
+@pytest.mark.parametrize(
+    ("names", "hint"),
+    [
+        (
+            {f"Layer_{i}": f"layer_{i}" for i in range(9)},
+            'rename=lambda name: name.replace("Layer", "layer")',
+        ),
+        (
+            {f"Dense_{i}": f"Dense_{i + 2}" for i in range(40)},
+            r"""rename=lambda name: re.sub(r"\bDense_(\d+)", lambda m: f"Dense_{int(m[1]) + 2}","""
+            " name)",
+        ),
+        (
+            {f"Dense_{i + 1}": f"Dense_{i}" for i in range(8)},
+            r"""rename=lambda name: re.sub(r"\bDense_(\d+)", lambda m: f"Dense_{int(m[1]) - 1}","""
+            " name)",
+        ),
+        (
+            {f"Layer_{i}": f"layer_{ZEROS[i % 2]}{i}" for i in MIXED},
+            "rename={" + ", ".join(f'"Layer_{i}": "layer_{ZEROS[i % 2]}{i}"' for i in MIXED) + "}",
+        ),
+        (
+            {f"Layer_{i}": f"layer_{ZEROS[i % 3]}{i}" for i in range(40)},
+            "rename=error.match.rename (40 entries), after `except templax.TemplateError as"
+            " error:`",
+        ),
+    ],
+)
+def test_a_long_rename_can_be_pasted(names: dict[str, str], hint: str) -> None:
+    """Each layer has a shape of its own, or else they could not be told apart."""
+    checkpoint = {old: {"w": f32(2 + i, 3)} for i, old in enumerate(names)}
+    template = {new: {"w": f32(2 + i, 3)} for i, new in enumerate(names.values())}
+    with pytest.raises(tx.TemplateError) as caught:
+        tx.restore(checkpoint_like(checkpoint), template)
+    error = caught.value
+    assert str(error).endswith(f"\n  hint: {hint}")
+    assert {m.hint for m in error.mismatches} == {hint}
+    assert error.match.rename == names
+    tx.restore(checkpoint_like(checkpoint), template, **_follow(hint, error))
+    tx.restore(checkpoint_like(checkpoint), template, rename=error.match.rename)
+
+
+def test_a_function_is_hinted_only_if_it_changes_no_other_leaf() -> None:
+    names = {f"Layer_{i}": f"layer_{i}" for i in range(9)}
+    checkpoint = {**{old: f32(2, 3) for old in names}, "head": {"Layer": f32(5)}}
+    template = {**{new: f32(2, 3) for new in names.values()}, "head": {"Layer": f32(5)}}
     match = fail_match(checkpoint, template)
-    assert "(9 entries, whole in `error.match.rename`)" in str(match)
-    assert match.rename == {f"Layer_{i}": f"layer_{i}" for i in range(9)}
-    assert tx.check(checkpoint_like(checkpoint), template, rename=match.rename).ok
+    assert match.rename == names
+    (hint,) = {m.hint for m in match.mismatches}
+    assert hint == 'rename=lambda name: name.replace("Layer_", "layer_")'
+    assert follow_hints(match, checkpoint, template).ok
 
 
 def test_rename_is_hinted_for_a_value_level_of_the_checkpoint() -> None:

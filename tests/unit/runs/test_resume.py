@@ -13,6 +13,7 @@ import flax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy
 
 import templax as tx
 from helpers import copy_case, flip_bit, run_cli
@@ -377,6 +378,81 @@ def test_a_run_of_epochs_is_continued(tmp_path):
         assert manager.path(13) == str(tmp_path / "epoch-13")
     with pytest.raises(tx.UnknownFormat, match="the latest committed step is 13"):
         tx.open(tmp_path)
+
+
+def write_npz(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.savez(path, w=np.ones(3))
+
+
+def write_pickle(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(pickle.dumps({"w": np.ones(3)}))
+
+
+def write_equinox(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    eqx.tree_serialise_leaves(path, PAIR)
+
+
+def write_safetensors(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    safetensors.numpy.save_file({"w": np.ones(3, "f4")}, path)
+
+
+BELOW = {
+    ("backup", "d.eqx"): (write_equinox, "an Equinox file"),
+    ("old", "step_3/model.eqx"): (write_msgpack, "a Flax msgpack file"),
+    ("old", "7/default/state"): (write_msgpack, "a Flax msgpack file"),
+    ("old", "ckpt_3/arrays.npz"): (write_npz, "a numpy archive (`.npz`)"),
+    ("saved", "params.npz"): (write_npz, "a numpy archive (`.npz`)"),
+    ("saved", "best_model.pkl"): (write_pickle, "a Python pickle, which templax never loads"),
+    ("out", "m.safetensors"): (write_safetensors, "a checkpoint"),
+}
+
+
+@pytest.mark.parametrize("case", BELOW, ids="/".join)
+def test_a_run_does_not_begin_anew_beside_a_directory_of_checkpoints(tmp_path, case):
+    """Somebody has named the directory above that of the run."""
+    name, file = case
+    write, what = BELOW[case]
+    write(tmp_path / name / file)
+    (tmp_path / name / "log.txt").touch()
+    with pytest.raises(tx.UnknownFormat) as caught:
+        begin_anew(tmp_path)
+    assert f"found `{name}` (a directory that holds `{file}`, {what}); hint: " in str(caught.value)
+    assert run_cli("steps", tmp_path).exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [
+        ("data/train-00001.npz", write_npz),
+        ("data/shard_1/x.npz", write_npz),
+        ("samples/step_100.npz", write_npz),
+        ("plots/loss_3.pkl", write_pickle),
+        ("replay/7/buffer.pkl", write_pickle),
+        (".trash/d.eqx", write_equinox),
+    ],
+)
+def test_a_run_begins_beside_data_and_samples(tmp_path, name, write):
+    write(tmp_path / name)
+    assert float(begin_anew(tmp_path)["w"][0]) == 0
+
+
+def test_looking_into_the_directories_of_a_run_costs_little(tmp_path, monkeypatch):
+    for number in range(3):
+        for each in range(200):
+            path = tmp_path / f"data{chr(97 + number)}" / f"{each}.bin"
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(b"x")
+    opened = []
+    real = Local.read
+    monkeypatch.setattr(
+        Local, "read", lambda self, *a, **k: opened.append(0) or real(self, *a, **k)
+    )
+    begin_anew(tmp_path)
+    assert 200 <= len(opened) <= 1024  # a few for each of 256 files
 
 
 @pytest.mark.parametrize("name", ["loss.pkl", "histogram.npy"])

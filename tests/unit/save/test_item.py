@@ -94,6 +94,9 @@ def test_a_value_that_is_not_json_is_refused_before_any_write(
         "Object of type ArrayImpl is not JSON serializable"
     )
     assert not list(tmp_path.iterdir())
+    with pytest.raises(tx.SaveError, match="the keys 1 and '1' are one in JSON"):
+        _save(tmp_path / "s", {"state": state, "meta": Json({"x": {1: 2, "1": 3}})})
+    assert not list(tmp_path.iterdir())
 
 
 def test_values_of_all_items_may_change_once_a_background_save_returns(tmp_path: Path) -> None:

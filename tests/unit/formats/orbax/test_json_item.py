@@ -66,6 +66,7 @@ def test_what_is_there_is_listed_if_the_name_is_missing_or_wrong(step):
         tx.read_json(step / "state")
 
 
+@pytest.mark.skipif(not hasattr(v1, "handlers"), reason="this Orbax has no handlers in v1")
 @pytest.mark.parametrize("name", ["metadata", "cfg"])
 def test_the_json_of_the_v1_api_is_named_and_read(tmp_path, name):
     registry = v1.handlers.local_registry()
@@ -116,7 +117,7 @@ def test_what_is_not_json_is_damage(data):
 def test_a_save_that_never_finished_is_read_only_if_asked(step):
     about = json.loads((step / "_CHECKPOINT_METADATA").read_text())
     (step / "_CHECKPOINT_METADATA").write_text(json.dumps(about | {"commit_timestamp_nsecs": None}))
-    (step / "commit_success.txt").unlink()
+    (step / "commit_success.txt").unlink(missing_ok=True)  # before Orbax 0.12 there is none
     for path, item in ((step, "data_iter"), (step / "data_iter", None)):
         with pytest.raises(Uncommitted, match=r'; hint: .* uncommitted="allow"'):
             tx.read_json(path, item)
