@@ -168,7 +168,7 @@ def find_different_leaf(
     if own.leaves == other.leaves:
         return None
     mine, theirs = (np.frombuffer(call.leaves, "<u4") for call in (own, other))
-    what = f"Expected the tree that process 0 saves, got another on process {index}"
+    what = f"Expected the tree of process 0, got another on process {index}"
     place = {"file": own.path}
     common = min(len(mine), len(theirs))
     differing = np.flatnonzero(mine[:common] != theirs[:common])
