@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from attempts import SETUP, check_failed, check_run, read_attempts
 
 LEAVE = (

@@ -219,7 +219,7 @@ tx.save(args[0], tree(), overwrite=True)
     ("what", "texts"),
     [
         ("bad leaf", ["Process 1 of 2 failed", "`n` is a builtins.set"]),
-        ("other tree", ["Expected the tree that process 0 saves, got another on process 1", "numpy"]),
+        ("other tree", ["Expected the tree of process 0, got another on process 1", "numpy"]),
         ("disk", ["Process 1 of 2 failed", "No space is left"]),
         ("paths", ["Expected every process to be saving `", "ckpt-`, got process 1 saving `"]),
         ("exists", ["Expected nothing or an empty directory"]),

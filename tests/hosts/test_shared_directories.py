@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from attempts import SETUP, check_failed, check_values, read_attempts
 
 import templax as tx
+from attempts import SETUP, check_failed, check_values, read_attempts
 
 
 def _can_mount() -> bool:

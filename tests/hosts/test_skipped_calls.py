@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from attempts import SETUP, check_failed, check_run, check_values, read_attempts
 
 SKIP = (
@@ -79,7 +80,10 @@ def test_the_others_hear_at_once_of_a_save_left_out_and_the_next_is_whole(
                 if index != who:
                     assert second
                     texts = {
-                        "argument": [f"Process {who} of {count} failed", "Expected a number in metrics="],
+                        "argument": [
+                            f"Process {who} of {count} failed",
+                            "Expected a number in metrics=",
+                        ],
                         "interrupt": [f"Process {who} of {count} failed", "KeyboardInterrupt"],
                     }.get(how, [f"rocess {who} of {count} is ahead", "saving"])
                     kind = "UsageError" if how == "argument" else "SaveError"
@@ -106,7 +110,6 @@ def test_the_others_hear_at_once_of_a_save_left_out_and_the_next_is_whole(
 OTHER = (
     SETUP
     + """
-pairing.LONE_S = 2.0
 path = args[0]
 with tx.Manager(path + "/run") as manager:
     if index < last:
@@ -123,9 +126,7 @@ attempt("next", lambda: tx.save(path + "/next", tree(5)))
 )
 
 
-@pytest.mark.parametrize(
-    "count", [2, *(pytest.param(n, marks=pytest.mark.slow) for n in (3, 4))]
-)
+@pytest.mark.parametrize("count", [2, *(pytest.param(n, marks=pytest.mark.slow) for n in (3, 4))])
 def test_calls_that_differ_are_refused_on_all_and_the_difference_is_named(
     run: Any, tmp_path: Path, count: int
 ) -> None:
