@@ -453,6 +453,7 @@ def _expect_late(n: int, victim: int) -> list[str | None]:
     return _expect_error(what, hint="the logs of these processes say why")
 
 
+@pytest.mark.slow
 def test_a_process_makes_as_many_calls_as_are_tried_below(run: Any, tmp_path: Path) -> None:
     outputs = run(2, SAVE, "1", "1000", str(tmp_path))
     assert [output.code for output in outputs] == [0, 0]
@@ -461,6 +462,7 @@ def test_a_process_makes_as_many_calls_as_are_tried_below(run: Any, tmp_path: Pa
     assert told["calls"] >= CALLS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("at", "doing"), [(0, COMING), (6, "writing"), (10, "committing")])
 def test_a_killed_process_is_named_by_all_others(
     run: Any, tmp_path: Path, at: int, doing: str
@@ -486,6 +488,7 @@ def test_all_survivors_of_a_kill_at_any_call_end_the_same(
     assert survivors[0] != "saved" or at > LAST_NEEDED_CALL
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", [0, 2, 5])
 def test_no_process_waits_for_a_killed_process_0(run: Any, tmp_path: Path, at: int) -> None:
     """JAX ends the others, unless they raise before."""

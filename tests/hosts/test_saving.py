@@ -183,6 +183,7 @@ print(json.dumps([all(same), len(same)]))
 """
 
 
+@pytest.mark.slow
 def test_processes_restore_and_overwrite_what_they_saved(run: Any, tmp_path: Path) -> None:
     said = _parse_output(run(2, TREE + AGAIN, str(tmp_path / "ckpt"), "{}"))
     assert all(same and n > 10 for same, n in said)
@@ -225,7 +226,8 @@ tx.save(args[0], tree(), overwrite=True)
         ("exists", ["Expected nothing or an empty directory"]),
     ],
 )
-@pytest.mark.parametrize("wait", ["wait", pytest.param("background", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("wait", ["wait", "background"])
 def test_a_failure_of_one_process_fails_all_and_leaves_nothing(
     run: Any, tmp_path: Path, what: str, texts: list[str], wait: str
 ) -> None:
@@ -279,7 +281,7 @@ except tx.SaveError as error:
 @pytest.mark.parametrize(
     ("count", "stage"),
     [
-        (2, "writing"),
+        pytest.param(2, "writing", marks=pytest.mark.slow),
         pytest.param(2, "snapshot", marks=pytest.mark.slow),
         pytest.param(2, "begun", marks=pytest.mark.slow),
         pytest.param(2, "written", marks=pytest.mark.slow),
