@@ -85,7 +85,8 @@ with tx.Manager(args[0], keep=2) as manager:
 )
 
 
-@pytest.mark.parametrize("count", [2, *(pytest.param(n, marks=pytest.mark.slow) for n in (3, 4))])
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [2, 3, 4])
 def test_the_latest_step_is_the_same_for_all_beside_saves(
     run: Any, tmp_path: Path, count: int
 ) -> None:
@@ -117,6 +118,7 @@ attempt("begun", lambda: bits(manager.restore(template, missing=recipe)["rng"]))
 )
 
 
+@pytest.mark.slow
 def test_typed_keys_are_restored_onto_shardings_across_processes(run: Any, tmp_path: Path) -> None:
     for said in read_attempts(run(2, KEYS, str(tmp_path))):
         saved = said["saved"].result

@@ -279,22 +279,24 @@ except tx.SaveError as error:
 
 
 @pytest.mark.parametrize(
-    ("count", "stage"),
+    ("count", "stage", "wait"),
     [
-        pytest.param(2, "writing", marks=pytest.mark.slow),
-        pytest.param(2, "snapshot", marks=pytest.mark.slow),
-        pytest.param(2, "begun", marks=pytest.mark.slow),
-        pytest.param(2, "written", marks=pytest.mark.slow),
-        pytest.param(2, "committing", marks=pytest.mark.slow),
-        pytest.param(4, "writing", marks=pytest.mark.slow),
+        pytest.param(2, "writing", "wait", marks=pytest.mark.slow),
+        pytest.param(2, "snapshot", "wait", marks=pytest.mark.slow),
+        pytest.param(2, "begun", "wait", marks=pytest.mark.slow),
+        pytest.param(2, "written", "wait", marks=pytest.mark.slow),
+        pytest.param(2, "committing", "wait", marks=pytest.mark.slow),
+        pytest.param(3, "writing", "background", marks=pytest.mark.slow),
+        pytest.param(3, "committing", "background", marks=pytest.mark.slow),
+        pytest.param(4, "writing", "wait", marks=pytest.mark.slow),
     ],
 )
 def test_a_dead_process_fails_all_others_soon_and_is_named(
-    run: Any, tmp_path: Path, count: int, stage: str
+    run: Any, tmp_path: Path, count: int, stage: str, wait: str
 ) -> None:
     """Unless it died after the commit."""
     begin = time.monotonic()
-    *alive, dead = run(count, TREE + KILL, str(tmp_path / "ckpt"), stage)
+    *alive, dead = run(count, TREE + KILL, str(tmp_path / "ckpt"), stage, wait)
     assert dead.code == -9
     for output in alive:
         text, took = json.loads(output.out.splitlines()[-1])
