@@ -286,8 +286,8 @@ except tx.SaveError as error:
         pytest.param(2, "begun", "wait", marks=pytest.mark.slow),
         pytest.param(2, "written", "wait", marks=pytest.mark.slow),
         pytest.param(2, "committing", "wait", marks=pytest.mark.slow),
-        pytest.param(3, "writing", "background", marks=pytest.mark.slow),
-        pytest.param(3, "committing", "background", marks=pytest.mark.slow),
+        pytest.param(4, "writing", "background", marks=pytest.mark.slow),
+        pytest.param(4, "committing", "background", marks=pytest.mark.slow),
         pytest.param(4, "writing", "wait", marks=pytest.mark.slow),
     ],
 )
