@@ -16,7 +16,9 @@ if _FORCE not in os.environ.get("XLA_FLAGS", ""):
 import hypothesis  # noqa: E402
 import pytest  # noqa: E402
 
-pytest.register_assert_rewrite("attempts", "helpers", "mismatches", "opening", "side_by_side", "stored_leaves")
+pytest.register_assert_rewrite(
+    "attempts", "helpers", "mismatches", "opening", "side_by_side", "stored_leaves"
+)
 from helpers import CKPT, CORPUS  # noqa: E402
 
 # No deadline: the first example of a shape pays for a JAX compilation.

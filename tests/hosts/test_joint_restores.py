@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from attempts import SETUP, check_failed, read_attempts
 
 WRONG = (
@@ -33,7 +34,6 @@ for name, who in (("first", 0), ("last", last)):
     attempt(f"path {name}", lambda: read(tx.restore(there, want)))
     api.run_plan = damaged if index == who else real
     attempt(f"damage {name}", lambda: read(tx.restore(path, want)))
-    attempt(f"argument {name}", lambda: tx.restore(path, want, verify="?" if index == who else "off"))
     api.run_plan = real
 attempt("nothing", lambda: read(tx.restore(nothing, want)))
 attempt("next", lambda: read(tx.restore(path, want)))
@@ -63,11 +63,10 @@ def test_what_fails_on_one_process_is_the_same_error_on_all(
             texts = [f"Process {who} of {count} failed"] if index != who else []
             texts.append("Expected the bytes of this process")
             check_failed(said[f"damage {name}"], *texts, kind="Corrupted", within_s=4)
-            assert said[f"argument {name}"].kind == "UsageError", said
-            assert said[f"argument {name}"].seconds < 4
             refused = said[f"path {name}"]
             assert refused.kind in ("SourceError", "NotFound", "SaveError"), refused
-            assert "nothing" in refused.result and refused.seconds < 4, refused
+            assert "nothing" in refused.result, refused
+            assert refused.seconds < 4, refused
         check_failed(said["nothing"], "nothing", kind="NotFound", within_s=4)
         assert said["next"].result == said["after"].result == [7.0], said
     assert told[last]["local"].result == 7 * 24 * 4
@@ -86,7 +85,8 @@ with tx.Manager(args[0], keep=2) as manager:
 )
 
 
-@pytest.mark.parametrize("count", [2, *(pytest.param(n, marks=pytest.mark.slow) for n in (3, 4))])
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [2, 3, 4])
 def test_the_latest_step_is_the_same_for_all_beside_saves(
     run: Any, tmp_path: Path, count: int
 ) -> None:
@@ -103,7 +103,8 @@ state = jax.jit(
 )()
 path = args[0] + "/keys"
 tx.save(path, state)
-bits = lambda key: [np.asarray(jax.random.key_data(key).addressable_data(0)).tolist(), str(key.dtype)]
+data = lambda key: jax.random.key_data(key).addressable_data(0)
+bits = lambda key: [np.asarray(data(key)).tolist(), str(key.dtype)]
 attempt("saved", lambda: bits(state["rng"]))
 attempt("restored", lambda: bits(tx.restore(path, state)["rng"]))
 init = lambda key: {"w": jnp.ones((8, 8)), "rng": key}
@@ -117,9 +118,11 @@ attempt("begun", lambda: bits(manager.restore(template, missing=recipe)["rng"]))
 )
 
 
+@pytest.mark.slow
 def test_typed_keys_are_restored_onto_shardings_across_processes(run: Any, tmp_path: Path) -> None:
     for said in read_attempts(run(2, KEYS, str(tmp_path))):
         saved = said["saved"].result
         for name in ("restored", "template", "begun"):
-            assert said[name].kind == "ok" and said[name].result == saved, said
+            assert said[name].kind == "ok", said
+            assert said[name].result == saved, said
         assert said["check"].result is True

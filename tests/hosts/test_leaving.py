@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from attempts import SETUP, check_failed, check_run, read_attempts
 
 LEAVE = (
@@ -95,25 +96,26 @@ for step in range(1, 5):
         os.kill(os.getpid(), {"SIGTERM": signal.SIGTERM, "SIGKILL": signal.SIGKILL}[args[1]])
         time.sleep(1.0)  # if it goes on
         print(json.dumps(["alive", "ok", None, 0]))
-    attempt(f"{step}", lambda: manager.save(step, tree(step), wait=True))
+    attempt(f"{step}", lambda: manager.save(step, tree(step), wait=args[3] == "wait"))
 """
 )
 
 
 @pytest.mark.parametrize(
-    ("count", "what", "victim"),
+    ("count", "what", "victim", "wait"),
     [
-        (2, "sys.exit", "last"),
-        pytest.param(2, "exception", "first", marks=pytest.mark.slow),
-        pytest.param(3, "sys.exit", "first", marks=pytest.mark.slow),
-        pytest.param(3, "exception", "last", marks=pytest.mark.slow),
-        pytest.param(4, "exception", "last", marks=pytest.mark.slow),
+        pytest.param(2, "sys.exit", "last", "background", marks=pytest.mark.slow),
+        pytest.param(2, "exception", "first", "wait", marks=pytest.mark.slow),
+        pytest.param(3, "sys.exit", "first", "background", marks=pytest.mark.slow),
+        pytest.param(3, "exception", "last", "wait", marks=pytest.mark.slow),
+        pytest.param(4, "exception", "last", "background", marks=pytest.mark.slow),
     ],
 )
 def test_the_others_hear_of_a_program_that_ends(
-    run: Any, tmp_path: Path, count: int, what: str, victim: str
+    run: Any, tmp_path: Path, count: int, what: str, victim: str, wait: str
 ) -> None:
-    outputs = run(count, END, str(tmp_path), what, victim, ends=True)
+    """What was being saved in the background is saved all the same."""
+    outputs = run(count, END, str(tmp_path), what, victim, wait, ends=True)
     told = read_attempts(outputs, alive=False)
     who = 0 if victim == "first" else count - 1
     why = " by RuntimeError: boom in training" if what == "exception" else ""
@@ -133,7 +135,7 @@ def test_the_others_hear_of_a_program_that_ends(
     ("count", "what", "text", "code"),
     [
         (2, "SIGTERM", "left: SIGTERM", -15),
-        (2, "SIGKILL", "did not answer within 3 s", -9),
+        pytest.param(2, "SIGKILL", "did not answer within 3 s", -9, marks=pytest.mark.slow),
         pytest.param(2, "os._exit", "did not answer within 3 s", 3, marks=pytest.mark.slow),
         pytest.param(3, "SIGKILL", "did not answer within 3 s", -9, marks=pytest.mark.slow),
         pytest.param(4, "SIGTERM", "left: SIGTERM", -15, marks=pytest.mark.slow),
@@ -143,7 +145,7 @@ def test_a_process_that_is_ended_is_named_and_not_waited_for_again(
     run: Any, tmp_path: Path, count: int, what: str, text: str, code: int
 ) -> None:
     env = {"JAX_ENABLE_PREEMPTION_SERVICE": "0"}
-    outputs = run(count, END, str(tmp_path), what, "last", env=env)
+    outputs = run(count, END, str(tmp_path), what, "last", "wait", env=env)
     told = read_attempts(outputs[:-1])
     assert outputs[-1].code == code
     named = f"rocess {count - 1} of {count} {text}"
@@ -153,10 +155,11 @@ def test_a_process_that_is_ended_is_named_and_not_waited_for_again(
     check_run(tmp_path, [1, 2])
 
 
+@pytest.mark.slow
 def test_a_process_goes_on_after_a_sigterm_that_jax_catches(run: Any, tmp_path: Path) -> None:
     """The job decides at which step to stop: see `reached_preemption_sync_point`."""
     env = {"JAX_ENABLE_PREEMPTION_SERVICE": "1"}
-    told = read_attempts(run(2, END, str(tmp_path), "SIGTERM", "last", env=env))
+    told = read_attempts(run(2, END, str(tmp_path), "SIGTERM", "last", "wait", env=env))
     assert told[1]["alive"].kind == "ok"
     for said in told:
         assert [said[f"{step}"].kind for step in range(1, 5)] == ["ok"] * 4, said

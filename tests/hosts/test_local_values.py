@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from attempts import SETUP, check_failed, check_run, read_attempts
 
 LOCAL = (
@@ -47,7 +48,7 @@ def test_different_values_of_local_leaves_are_refused_and_named(
         for name, leaf in leaves.items():
             for wait in (True, False):
                 text = f"Expected the same value on every process, got another on process {last}"
-                where = f"extra/{leaf}"
+                where = f"`extra.{leaf}`"
                 check_failed(said[f"{name} {wait}"], text, where, "alone=True", within_s=5)
         assert said["next"].kind == "ok"
         assert said["metrics"].kind == "ok"

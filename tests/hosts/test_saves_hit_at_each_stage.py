@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from attempts import SETUP, check_failed, check_values, read_attempts
 
 HIT = (
@@ -90,7 +91,7 @@ def test_all_have_the_save_or_none_and_the_process_that_failed_is_named(
                 check_failed(said[name], text, f"{error}: boom", within_s=5)
             assert said[f"{name} next"].kind == "ok", (where, said[f"{name} next"])
         if committed and not never and what == "raise":
-            assert f"then failed: boom" in outputs[who].err
+            assert "then failed: boom" in outputs[who].err
         path = tmp_path / f"{stage}-{victim}"
         if committed:
             expected.append(path.name)

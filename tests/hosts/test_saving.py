@@ -220,7 +220,7 @@ tx.save(args[0], tree(), overwrite=True)
     ("what", "texts"),
     [
         ("bad leaf", ["Process 1 of 2 failed", "`n` is a builtins.set"]),
-        ("other tree", ["Expected the tree that process 0 saves, got another on process 1", "numpy"]),
+        ("other tree", ["Expected the tree of process 0, got another on process 1", "numpy"]),
         ("disk", ["Process 1 of 2 failed", "No space is left"]),
         ("paths", ["Expected every process to be saving `", "ckpt-`, got process 1 saving `"]),
         ("exists", ["Expected nothing or an empty directory"]),
@@ -279,22 +279,24 @@ except tx.SaveError as error:
 
 
 @pytest.mark.parametrize(
-    ("count", "stage"),
+    ("count", "stage", "wait"),
     [
-        pytest.param(2, "writing", marks=pytest.mark.slow),
-        pytest.param(2, "snapshot", marks=pytest.mark.slow),
-        pytest.param(2, "begun", marks=pytest.mark.slow),
-        pytest.param(2, "written", marks=pytest.mark.slow),
-        pytest.param(2, "committing", marks=pytest.mark.slow),
-        pytest.param(4, "writing", marks=pytest.mark.slow),
+        pytest.param(2, "writing", "wait", marks=pytest.mark.slow),
+        pytest.param(2, "snapshot", "wait", marks=pytest.mark.slow),
+        pytest.param(2, "begun", "wait", marks=pytest.mark.slow),
+        pytest.param(2, "written", "wait", marks=pytest.mark.slow),
+        pytest.param(2, "committing", "wait", marks=pytest.mark.slow),
+        pytest.param(4, "writing", "background", marks=pytest.mark.slow),
+        pytest.param(4, "committing", "background", marks=pytest.mark.slow),
+        pytest.param(4, "writing", "wait", marks=pytest.mark.slow),
     ],
 )
 def test_a_dead_process_fails_all_others_soon_and_is_named(
-    run: Any, tmp_path: Path, count: int, stage: str
+    run: Any, tmp_path: Path, count: int, stage: str, wait: str
 ) -> None:
     """Unless it died after the commit."""
     begin = time.monotonic()
-    *alive, dead = run(count, TREE + KILL, str(tmp_path / "ckpt"), stage)
+    *alive, dead = run(count, TREE + KILL, str(tmp_path / "ckpt"), stage, wait)
     assert dead.code == -9
     for output in alive:
         text, took = json.loads(output.out.splitlines()[-1])

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from attempts import SETUP, check_failed, check_values, read_attempts
 
 import templax as tx
+from attempts import SETUP, check_failed, check_values, read_attempts
 
 
 def _can_mount() -> bool:
@@ -79,6 +79,7 @@ attempt("next", lambda: read(tx.restore(f"{elsewhere}/there", want)))
 
 
 @needs_mounts
+@pytest.mark.slow
 @pytest.mark.parametrize("sees", ["nothing", "an older copy"])
 def test_a_restore_from_a_directory_that_is_not_shared_fails_on_all(
     run: Any, tmp_path: Path, sees: str
@@ -122,6 +123,7 @@ attempt("next", lambda: tx.save(real + "/f", tree(1)))
 )
 
 
+@pytest.mark.slow
 def test_a_path_may_be_spelled_in_other_ways_but_must_be_one(run: Any, tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "real")

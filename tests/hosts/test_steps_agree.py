@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from attempts import SETUP, read_attempts
 
 AGREE = (
@@ -38,7 +39,8 @@ for lib in ("native", "compat"):
 )
 
 
-@pytest.mark.parametrize("count", [2, *(pytest.param(n, marks=pytest.mark.slow) for n in (3, 4))])
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [2, 3, 4])
 def test_all_processes_see_the_same_steps(run: Any, tmp_path: Path, count: int) -> None:
     first, *others = read_attempts(run(count, AGREE, str(tmp_path)))
     assert len(first) == 4 * 12

@@ -110,7 +110,8 @@ def open_call(
     if link is not None:
         # Spelled the same on all processes, also where one of them goes through a link.
         path = os.path.realpath(path)
-    call = Call(doing, path, read_number(path) if step is None else step)
+    number = read_number(path) if step is None else None
+    call = Call(doing, path, step if number is None else number, in_path=number is not None)
     return Hosts(link, call, timeout, make_error)
 
 

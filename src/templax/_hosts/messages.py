@@ -84,6 +84,7 @@ class Call(msgspec.Struct, frozen=True, array_like=True):
         number: How many calls with this `identity` the process has made before.
         earlier: The error of an earlier save that no caller has seen yet on this process.
         error: Why this process gave up before it met the others.
+        in_path: Whether the step is the number at the end of the path, and not one of a run there.
     """
 
     doing: str
@@ -96,12 +97,13 @@ class Call(msgspec.Struct, frozen=True, array_like=True):
     number: int = 0
     earlier: RemoteError | None = None
     error: RemoteError | None = None
+    in_path: bool = False
 
     @property
     def series(self) -> str:
         """The path, without the number of the step at its end."""
-        found = _NUMBER.fullmatch(self.path) if self.step is not None else None
-        return found[1] if found and int(found[2]) == self.step else self.path
+        found = _NUMBER.fullmatch(self.path) if self.in_path else None
+        return found[1] if found else self.path
 
     @property
     def identity(self) -> tuple[str, str, int | None]:
@@ -109,8 +111,7 @@ class Call(msgspec.Struct, frozen=True, array_like=True):
         return self.doing, self.series, self.step
 
     def __str__(self) -> str:
-        at_end = self.step is not None and self.series != self.path
-        if self.step is None or at_end:
+        if self.step is None or self.in_path:
             return f"{self.doing} `{self.path}`"
         return f"{self.doing} step {self.step} of `{self.path}`"
 
