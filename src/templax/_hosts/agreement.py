@@ -150,7 +150,8 @@ class Hosts:
         name_leaf: Callable[[int], str] = str,
         earlier: TemplaxError | None = None,
         local: bool = False,
-    ) -> None:
+        make_reply: Callable[[], bytes] = bytes,
+    ) -> bytes:
         """Waits until all processes have come to this call.
 
         Args:
@@ -160,6 +161,10 @@ class Hosts:
                 all processes.
             local: Whether the call concerns values that this process alone has all of, so that it
                 may have been meant for this process only.
+            make_reply: Called on process 0 once all have come.
+
+        Returns:
+            What `make_reply` returned on process 0.
 
         Raises:
             TemplaxError: On every process that is in this call: they do not make the same call,
@@ -169,7 +174,7 @@ class Hosts:
         if self.count == 1:
             if earlier is not None:
                 raise earlier
-            return
+            return make_reply()
         remote = None if earlier is None else RemoteError.from_exception(earlier)
         call = msgspec.structs.replace(
             self._call,
@@ -184,7 +189,7 @@ class Hosts:
         self.failed = True
         meeting = Meeting()
         try:
-            meeting = self._link.pairing.meet(call, wait, name_leaf)
+            meeting = self._link.pairing.meet(call, wait, name_leaf, make_reply)
             if meeting.error is None:
                 path = self._call.path
                 self._session = Session(self._link, meeting.session, path, self._silent_s)
@@ -199,6 +204,7 @@ class Hosts:
             if earlier is not None and meeting.error.earlier:
                 raise earlier
             raise self._make_error(meeting.error)
+        return meeting.reply
 
     def tell_all(self, doing: str, value: bytes | None = None) -> bytes:
         """Returns process 0's value on every process.
@@ -238,13 +244,19 @@ class Hosts:
         """
         self._take_step(doing, error=error)
 
-    def announce(self, doing: str, value: bytes | None = None) -> bytes:
+    def announce(self, doing: str, value: bytes | None = None, *, again: bool = False) -> bytes:
         """`tell_all`, but process 0 waits for nobody: what it says is done.
+
+        Args:
+            doing, value: See `tell_all`.
+            again: Whether an interrupt may have come after process 0 said it.
 
         Raises:
             TemplaxError: On the others: process 0 failed, or was lost.
         """
         reply = (value or b"") if self.index == 0 else b""
+        if again and self._session is not None and self._session.last == doing:
+            return reply
         return self._take_step(doing, reply=reply, heed_others=False)[1]
 
     def check(self) -> None:

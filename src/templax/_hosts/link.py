@@ -27,12 +27,14 @@ class Link:
         store: The store that they share.
         presence: Who is there.
         pairing: Which calls belong together.
+        asked: How often this process has asked what process 0 finds.
     """
 
     def __init__(self, store: JobStore, index: int, count: int):
         self.store = store
         self.presence = Presence(store, index)
         self.pairing = Pairing(store, self.presence, index, count)
+        self.asked: dict[str, int] = {}
         self._open: list[int] = []
 
     def open_session(self, number: int, count: int) -> str:
@@ -72,16 +74,14 @@ def connect_job(*, strict: bool) -> Link | None:
     return _link
 
 
-def follow_process_0(
-    what: str, number: int, make: Callable[[], bytes], wait_s: float
-) -> bytes | None:
+def follow_process_0(what: str, make: Callable[[], bytes], wait_s: float) -> bytes | None:
     """What process 0 finds, on every process that asks at the same point of the program.
 
-    Process 0 waits for nobody.
+    Process 0 waits for nobody. The others take its latest answer, and wait for one if they have
+    asked more often than process 0.
 
     Args:
         what: What is asked.
-        number: How often this process has asked it before.
         make: Finds it, on process 0.
         wait_s: How long the others wait for process 0 to ask.
 
@@ -91,14 +91,20 @@ def follow_process_0(
     link = connect_job(strict=False)
     if link is None:
         return None
-    key = f"templax/told/{hashlib.sha256(what.encode()).hexdigest()[:16]}"
-    if jax.process_index() > 0:
-        return link.store.get(f"{key}/{number}", wait_s)
-    value = make()
-    link.store.set(f"{key}/{number}", value, overwrite=True)
-    if number >= _MAX_TOLD:
-        link.store.delete(f"{key}/{number - _MAX_TOLD}")
-    return value
+    store, key = link.store, f"templax/told/{hashlib.sha256(what.encode()).hexdigest()[:16]}"
+    asked = link.asked.get(what, 0)
+    if jax.process_index() == 0:
+        value = make()
+        store.set(f"{key}/value", value, overwrite=True)
+        store.set(f"{key}/{asked}", b"", overwrite=True)
+        store.delete(f"{key}/{asked - _MAX_TOLD}")
+        link.asked[what] = asked + 1
+        return value
+    # A process that is far behind finds no such key any more, but a later one.
+    if store.get(f"{key}/{asked}", wait_s) is None and store.peek(f"{key}/value") is None:
+        return None
+    link.asked[what] = asked + 1
+    return store.peek(f"{key}/value")
 
 
 def leave_run(path: str, why: str, after_s: float = 0.0) -> None:

@@ -129,11 +129,13 @@ class Answer(msgspec.Struct, frozen=True, array_like=True):
         session: The number of the session that begins for all; -1 if there is none.
         error: Why there is none.
         withdrawn: Whether the answer is of the process itself.
+        reply: What process 0 tells all with which the session begins.
     """
 
     session: int = -1
     error: RemoteError | None = None
     withdrawn: bool = False
+    reply: bytes = b""
 
 
 class Refusal(msgspec.Struct, frozen=True, array_like=True):

@@ -68,6 +68,8 @@ def judge_offers(
     present: dict[int, Call] = {0: own}
     for index, (_, call) in sorted(offers.items()):
         where = _compare(own, call, refused.get(index, frozenset()), own_failures.keys())
+        if where == 0 and call.error is not None and call.number < own.number:
+            where = -1  # it failed in an earlier try of this call
         if where < 0:
             past[index] = own_failures.get(call.identity) or _describe_behind(call, own, count)
         elif where > 0:

@@ -89,13 +89,13 @@ class Meeting(NamedTuple):
 
     Attributes:
         session: The number of the session that begins; -1 if there is an error.
-        calls: The calls of the others, on process 0 only.
         error: Why the call fails.
+        reply: What process 0 told all.
     """
 
     session: int = -1
-    calls: Mapping[int, Call] = {}
     error: RemoteError | None = None
+    reply: bytes = b""
 
 
 class Pairing:
@@ -132,29 +132,40 @@ class Pairing:
     def give_up(self, call: Call, error: RemoteError) -> None:
         """Tells the others that this process failed in a call before it met them."""
         if self._index == 0:
-            told = describe_failure(
-                {0: error}, {}, count=self._count, path=call.path, doing=call.doing
-            )
-            self._refuse(call, told or error)
+            for index, offer in self._read_offers().items():
+                if offer.call.identity == call.identity and offer.call.error is not None:
+                    self._answer(index, offer, Answer())  # it failed there, too
+            self._refuse(call, self._describe_own(call, error))
         else:
             self._offer(
                 msgspec.structs.replace(call, error=error, facts={}, leaves=b"", values=b"")
             )
 
-    def meet(self, call: Call, wait: Wait, name_leaf: Callable[[int], str]) -> Meeting:
+    def _describe_own(self, call: Call, error: RemoteError) -> RemoteError:
+        count, path = self._count, call.path
+        return describe_failure({0: error}, {}, count=count, path=path, doing=call.doing) or error
+
+    def meet(
+        self,
+        call: Call,
+        wait: Wait,
+        name_leaf: Callable[[int], str],
+        make_reply: Callable[[], bytes],
+    ) -> Meeting:
         """Waits until all processes are in the call.
 
         Args:
             call: The call of this process.
             wait: How long to wait.
             name_leaf: The name of a leaf by its index.
+            make_reply: Makes what process 0 tells all, once all have come.
         """
         with self._lock:
             self._presence.announce_return(call.path)
             if self._index > 0:
                 return self._follow(call, wait)
             try:
-                return self._lead(call, wait, name_leaf)
+                return self._lead(call, wait, name_leaf, make_reply)
             except BaseException as error:
                 if not isinstance(error, JaxRuntimeError):
                     self.give_up(call, RemoteError.from_exception(error))
@@ -175,7 +186,13 @@ class Pairing:
 
     # --- process 0
 
-    def _lead(self, call: Call, wait: Wait, name_leaf: Callable[[int], str]) -> Meeting:
+    def _lead(
+        self,
+        call: Call,
+        wait: Wait,
+        name_leaf: Callable[[int], str],
+        make_reply: Callable[[], bytes],
+    ) -> Meeting:
         self._retract_refusal(call)
         began, deadline = time.monotonic(), None
         while True:
@@ -202,13 +219,20 @@ class Pairing:
             first = missing[0]
             self._store.get(f"templax/offer/{first}/{self._answered.get(first, -1) + 1}", POLL_S)
         if error is None:
-            session = next(self._sessions)
-            error = self._begin_session(session, call, offers)
+            try:
+                reply = make_reply()
+            except BaseException as failed:
+                error = self._describe_own(call, RemoteError.from_exception(failed))
+                for index, offer in offers.items():
+                    self._answer(index, offer, Answer(error=error))
+                raise
+            answer = Answer(next(self._sessions), reply=reply)
+            error = self._begin_session(answer, call, offers)
             if error is None:
                 for old in self._broken:  # all have come since, and so have heard of it
                     self._store.delete(f"templax/session/{old}")
                 self._broken.clear()
-                return Meeting(session, {i: offer.call for i, offer in offers.items()})
+                return Meeting(answer.session, reply=reply)
         for index, offer in offers.items():
             if index not in judged.ahead:
                 refused = self._refused.setdefault(index, deque(maxlen=_MAX_REMEMBERED))
@@ -243,23 +267,23 @@ class Pairing:
         return None
 
     def _begin_session(
-        self, session: int, call: Call, offers: Mapping[int, Offer]
+        self, answer: Answer, call: Call, offers: Mapping[int, Offer]
     ) -> RemoteError | None:
         """Answers all offers; the error of a process that has withdrawn its own meanwhile."""
         failed: dict[int, RemoteError] = {}
         try:
             for index, offer in offers.items():
-                withdrawn = self._answer(index, offer, Answer(session))
+                withdrawn = self._answer(index, offer, answer)
                 if withdrawn is not None:
                     failed[index] = withdrawn
         except BaseException as error:
             if not isinstance(error, JaxRuntimeError):
-                self.fail_session(session, RemoteError.from_exception(error))
+                self.fail_session(answer.session, RemoteError.from_exception(error))
             raise
         error = describe_failure(failed, {}, count=self._count, path=call.path, doing=call.doing)
         if error is not None:  # those who have their answer wait for the first verdict
-            self.fail_session(session, error)
-            self._broken.append(session)
+            self.fail_session(answer.session, error)
+            self._broken.append(answer.session)
         return error
 
     def _answer(self, index: int, offer: Offer, answer: Answer) -> RemoteError | None:
@@ -310,9 +334,9 @@ class Pairing:
         return f"templax/answer/{self._index}/{number}"
 
     def _follow(self, call: Call, wait: Wait) -> Meeting:
-        began = time.monotonic()
-        key = self._offer(call)
+        began, key = time.monotonic(), ""
         try:
+            key = self._offer(call)
             while True:
                 data = self._store.get(key, 2 * POLL_S)
                 if data is not None:
@@ -329,7 +353,7 @@ class Pairing:
                     data = self._withdraw(key, error)
                     break
         except BaseException as error:
-            if not isinstance(error, JaxRuntimeError):
+            if key and not isinstance(error, JaxRuntimeError):
                 remote = RemoteError.from_exception(error)
                 faster = msgspec.msgpack.decode(self._withdraw(key, remote), type=Answer)
                 self.fail_session(faster.session, remote)
@@ -339,7 +363,7 @@ class Pairing:
             for old in (*self._stale, key):
                 self._store.delete(old)
             self._stale.clear()
-        return Meeting(answer.session, error=answer.error)
+        return Meeting(answer.session, answer.error, answer.reply)
 
     def _withdraw(self, key: str, error: RemoteError) -> bytes:
         """Withdraws an offer, or returns the answer that was faster."""

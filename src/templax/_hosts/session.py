@@ -25,13 +25,16 @@ class Session:
         number: The number of the session.
         path: What the session is about, for errors.
         silent_s: How long a process may send no heartbeat.
+
+    Attributes:
+        last: What was done in the last step that ended.
     """
 
     def __init__(self, link: Link, number: int, path: str, silent_s: float):
         self.index, self.count = jax.process_index(), jax.process_count()
         self._store, self._presence = link.store, link.presence
         self._path, self._silent_s, self._step = path, silent_s, 0
-        self._last = ""  # what was done in the step before
+        self.last = ""
         self._prefix = link.open_session(number, self.count)
 
     def take_step(
@@ -56,10 +59,6 @@ class Session:
             The values of all processes, on process 0 only; the reply of process 0; and the error on
             which all agree, or None.
         """
-        if (
-            self.index == 0 and not heed_others and doing == self._last
-        ):  # an interrupt came after it, and the caller makes sure
-            return [], reply, None
         key, values = self._step_key(), list[bytes]()
         message = Message(doing, len(value), error)
         if self.index == 0:
@@ -80,13 +79,17 @@ class Session:
             verdict = self._await_verdict(doing)
             if verdict.error is None:
                 reply = self._store.take(f"{key}/reply", verdict.size)
-        self._step, self._last = self._step + 1, doing
+        self._step, self.last = self._step + 1, doing
         return values, reply, verdict.error
 
     def give_up(self, error: RemoteError) -> None:
         """Tells the others that this process failed, without waiting for them."""
         if self.index == 0:
-            self._publish(Message("", error=self._describe_failure({0: error}, {}, "")))
+            verdict = Message("", error=self._describe_failure({0: error}, {}, ""))
+            if self._publish(verdict).error is None:
+                # It was interrupted after it had published that the step went well.
+                self._step += 1
+                self._publish(verdict)
         else:
             self._send(Message("", error=error))
 

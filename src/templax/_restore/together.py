@@ -102,8 +102,7 @@ def restore_together(
     if _together.get():
         return run_plan(make_plan(), on_progress)
     with open_restore(path, timeout=timeout) as call:
-        call.join()
-        told = call.tell_all("opening", identify_checkpoint(path) if call.index == 0 else None)
+        told = call.join(make_reply=lambda: identify_checkpoint(path))
 
         def make_seen_plan() -> Plan:
             await_checkpoint(call, path, told)

@@ -49,7 +49,7 @@ class AgreedSteps:
     ):
         self._url, self._list_own, self._what, self._alone = url, list_own, what, alone
         self._shared: dict[int, str] | None = None
-        self._asked, self._follows = 0, True
+        self._follows = True
         self._left = False  # by an error: to close the run then says nothing more
 
     def share(self, call: Hosts) -> None:
@@ -60,9 +60,13 @@ class AgreedSteps:
         try:
             told = call.announce(f"listing the {self._what}", data)
             self._shared = msgspec.msgpack.decode(told, type=dict[int, str])
-        except TemplaxError as error:  # the step is saved; process 0 was lost afterwards
-            _log.warning("the steps of %s are not known: %s", self._url, error)
-            self._shared = None
+        except TemplaxError as error:  # the step is saved; process 0 failed or was lost afterwards
+            _log.warning(
+                "this process lists the steps of %s itself, as process 0 did not tell: %s",
+                self._url,
+                error,
+            )
+            self._shared = dict(self._list_own())
 
     def list_committed(self) -> dict[int, str]:
         """Number → directory name of each committed step, ascending."""
@@ -74,14 +78,12 @@ class AgreedSteps:
 
         told = follow_process_0(
             f"{self._what} of {self._url}",
-            self._asked,
             lambda: msgspec.msgpack.encode(dict(self._list_own())),
             _FOLLOW_S if self._follows else 0.001,
         )
         self._follows = told is not None
         if told is None:
             return dict(self._list_own())
-        self._asked += 1
         return msgspec.msgpack.decode(told, type=dict[int, str])
 
     def leave(self, error: BaseException | None) -> None:

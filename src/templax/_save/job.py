@@ -82,10 +82,11 @@ class Job:
         with pause_gc():
             for name, item in items.items():
                 self._add_item(name, item)
-            self._meet_others(earlier)
+            reply = self._meet_others(earlier, decide)
         leaves = [leaf for item in self._items for leaf in item.leaves]
         try:
-            self._sink = self._open_sink(decide)
+            if self._sink is None:
+                self._sink = self._join_sink(reply)
             if background:
                 copy_values(leaves, self._options.threads)
             with pause_gc():
@@ -110,8 +111,8 @@ class Job:
             self._items.append(Item(name, item))
             self._handlers[name] = STANDARD
 
-    def _meet_others(self, earlier: SaveError | None) -> None:
-        """Waits until all processes save the same."""
+    def _meet_others(self, earlier: SaveError | None, decide: Callable[[], Destination]) -> bytes:
+        """Waits until all processes save the same; returns what process 0 tells of its sink."""
         job, options = self._hosts, self._options
         leaves = [leaf for item in self._items for leaf in item.leaves]
         elsewhere = [leaf.name for leaf in leaves if leaf.tile is not None]
@@ -121,8 +122,7 @@ class Job:
                     "Expected values that this process has all of, got others with alone=True",
                     leaf=elsewhere[0],
                 )
-            job.join(earlier=earlier)
-            return
+            return job.join(earlier=earlier, make_reply=lambda: self._open_sink(decide))
         facts = {
             "items": ", ".join(f"`{name}`" for name in sorted(self._handlers)) or "none",
             "metrics=": "no metrics" if options.metrics is None else "metrics",
@@ -134,7 +134,7 @@ class Job:
             "metadata": repr(options.metadata),
             "JSON items": repr(self._documents),
         }
-        job.join(
+        return job.join(
             facts,
             notes=notes,
             leaves=self._digest_facts(),
@@ -142,35 +142,32 @@ class Job:
             name_leaf=lambda i: leaves[i].name,
             earlier=earlier,
             local=not elsewhere,
+            make_reply=lambda: self._open_sink(decide),
         )
 
-    def _open_sink(self, decide: Callable[[], Destination]) -> Sink:
-        """The sink of this process. Process 0 makes it and tells the others its path."""
+    def _open_sink(self, decide: Callable[[], Destination]) -> bytes:
+        """Makes the sink on process 0. Returns what the others need to add their files."""
         job, options = self._hosts, self._options
         owners = [item.single_owners for item in self._items]
-        if job.index == 0:
-            url, name = decide()
-            self._name_item(name)
-            if not isinstance(url, Sink):
-                check_destination(open_source(url), replaces=options.overwrite)
-            self._sink = sink = open_staging(url, overwrite=options.overwrite)
-            if job.count == 1:
-                return sink
-            if not isinstance(sink, Staging):
-                raise SaveError(
-                    "Several processes can't save to a sink of your own", file=sink.path
-                )
-            facts = sink.path, sink.directory, name, owners
-            job.tell_all("beginning to save", msgspec.msgpack.encode(facts))
-            return sink
-        path, directory, name, owners = msgspec.msgpack.decode(
-            job.tell_all("beginning to save"),
-            type=tuple[str, str, str, list[list[tuple[int, int]]]],
-        )
+        url, name = decide()
+        self._name_item(name)
+        if not isinstance(url, Sink):
+            check_destination(open_source(url), replaces=options.overwrite)
+        self._sink = sink = open_staging(url, overwrite=options.overwrite)
+        if job.count == 1:
+            return b""
+        if not isinstance(sink, Staging):
+            raise SaveError("Several processes can't save to a sink of your own", file=sink.path)
+        return msgspec.msgpack.encode((sink.path, sink.directory, name, owners))
+
+    def _join_sink(self, told: bytes) -> Sink:
+        """The sink of another process than 0."""
+        kind = tuple[str, str, str, list[list[tuple[int, int]]]]
+        path, directory, name, owners = msgspec.msgpack.decode(told, type=kind)
         self._name_item(name)
         for item, single_owners in zip(self._items, owners, strict=True):
             item.set_owners(single_owners)
-        await_directory(directory, path, job.index)
+        await_directory(directory, path, self._hosts.index)
         return Staging.join(path, directory)
 
     def _name_item(self, name: str) -> None:
@@ -229,6 +226,7 @@ class Job:
             if self._options.after is not None:
                 self._options.after(self._hosts)
         except BaseException as error:
+            self._hosts.fail(error)  # the others may wait for what it would have told them
             self.outcome.error = error
             if not isinstance(error, Exception):
                 raise
@@ -347,7 +345,7 @@ class Job:
             try:
                 if late is None:
                     sink.commit()
-                self._hosts.announce("committing", result)
+                self._hosts.announce("committing", result, again=late is not None)
                 break
             except BaseException as error:
                 committed = isinstance(sink, Staging) and sink.committed
