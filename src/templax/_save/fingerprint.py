@@ -20,9 +20,10 @@ from .._codecs.crc_combine import crc_of_zeros
 from .._core.boxes import Box, shape_of
 from .._core.chunk_grid import chunk_shape, iter_cells
 from .._core.memory import Scratch
+from .._core.text import list_names
 from .._hosts.agreement import Hosts, open_call
 from .._jax.coordination import is_connected
-from ..errors import UsageError
+from ..errors import SaveError, UsageError
 from .chunk_bytes import crc_contribution, fetch_pieces, gather_box, leaf_crcs
 from .local_values import digest_small
 from .snapshot import collect_leaves
@@ -64,7 +65,12 @@ def fingerprint(tree: Any, *, timeout: float | None = None) -> Fingerprint:
     if is_connected():
         tree = jax.tree.map(_take_replica, tree)
     leaves, _ = collect_leaves(tree)
-    if all(leaf.tile is None for leaf in leaves):
+    elsewhere = [leaf.name for leaf in leaves if leaf.tile is not None]
+    if all(len({owner for _, owner in leaf.owners}) < 2 for leaf in leaves):
+        # Processes that have all of their leaves wait for nobody, so nobody can wait for them.
+        if elsewhere:
+            what = "Expected arrays of which this process has a part, got others"
+            raise SaveError(f"{what}: {list_names(elsewhere)}")
         crcs: Sequence[int] = list(leaf_crcs(leaves))
     else:
         with open_call("fingerprinting", "a tree", timeout=timeout) as call:

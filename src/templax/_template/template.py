@@ -86,7 +86,13 @@ class Template:
         """Whether a leaf is to lie on devices of several processes."""
         placements = (target.placement for target in self.targets if not target.host)
         shardings = {id(p.sharding): p.sharding for p in placements if p is not None}
-        return any(s is not None and not s.is_fully_addressable for s in shardings.values())
+        # A sharding on one other process does not span any, here as well as there.
+        return any(
+            s is not None
+            and not s.is_fully_addressable
+            and len({device.process_index for device in s.device_set}) > 1
+            for s in shardings.values()
+        )
 
     def __reduce__(self) -> tuple[Any, ...]:
         if self.treedef is None:
