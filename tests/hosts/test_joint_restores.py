@@ -35,6 +35,8 @@ for name, who in (("first", 0), ("last", last)):
     api.run_plan = damaged if index == who else real
     attempt(f"damage {name}", lambda: read(tx.restore(path, want)))
     api.run_plan = real
+    verify = "?" if index == who else "off"
+    attempt(f"argument {name}", lambda: read(tx.restore(path, want, verify=verify)))
 attempt("nothing", lambda: read(tx.restore(nothing, want)))
 attempt("next", lambda: read(tx.restore(path, want)))
 if index == last:  # of local leaves, so it talks to nobody
@@ -63,6 +65,9 @@ def test_what_fails_on_one_process_is_the_same_error_on_all(
             texts = [f"Process {who} of {count} failed"] if index != who else []
             texts.append("Expected the bytes of this process")
             check_failed(said[f"damage {name}"], *texts, kind="Corrupted", within_s=4)
+            texts = [f"Process {who} of {count} failed"] if index != who else []
+            texts.append("Expected verify=")
+            check_failed(said[f"argument {name}"], *texts, kind="UsageError", within_s=4)
             refused = said[f"path {name}"]
             assert refused.kind in ("SourceError", "NotFound", "SaveError"), refused
             assert "nothing" in refused.result, refused
@@ -93,36 +98,3 @@ def test_the_latest_step_is_the_same_for_all_beside_saves(
     told = read_attempts(run(count, RACE, str(tmp_path)))
     for step in range(1, 13):
         assert [said[f"{step}"].result for said in told] == [[step, step]] * count, (step, told)
-
-
-KEYS = (
-    SETUP
-    + """
-state = jax.jit(
-    lambda: {"w": jnp.ones((8, 8)), "rng": jax.random.key(3)}, out_shardings=everywhere
-)()
-path = args[0] + "/keys"
-tx.save(path, state)
-data = lambda key: jax.random.key_data(key).addressable_data(0)
-bits = lambda key: [np.asarray(data(key)).tolist(), str(key.dtype)]
-attempt("saved", lambda: bits(state["rng"]))
-attempt("restored", lambda: bits(tx.restore(path, state)["rng"]))
-init = lambda key: {"w": jnp.ones((8, 8)), "rng": key}
-template = tx.template_of(init, jax.random.key(0), mesh=mesh, specs=P())
-attempt("template", lambda: bits(tx.restore(path, template)["rng"]))
-attempt("check", lambda: tx.check(path, template).ok)
-recipe = tx.Recipe(init, jax.random.key(3))
-manager = tx.Manager(args[0] + "/run")
-attempt("begun", lambda: bits(manager.restore(template, missing=recipe)["rng"]))
-"""
-)
-
-
-@pytest.mark.slow
-def test_typed_keys_are_restored_onto_shardings_across_processes(run: Any, tmp_path: Path) -> None:
-    for said in read_attempts(run(2, KEYS, str(tmp_path))):
-        saved = said["saved"].result
-        for name in ("restored", "template", "begun"):
-            assert said[name].kind == "ok", said
-            assert said[name].result == saved, said
-        assert said["check"].result is True

@@ -164,3 +164,39 @@ def test_a_process_goes_on_after_a_sigterm_that_jax_catches(run: Any, tmp_path: 
     for said in told:
         assert [said[f"{step}"].kind for step in range(1, 5)] == ["ok"] * 4, said
     check_run(tmp_path, [1, 2, 3, 4])
+
+
+STOP = (
+    SETUP
+    + """
+import subprocess
+presence.SILENT_S, presence.HEARTBEAT_S = 3.0, 0.5
+manager = tx.Manager(args[0])
+for step in range(1, 6):
+    if step == 3 and index == last:
+        subprocess.Popen(["bash", "-c", f"sleep 8; kill -CONT {os.getpid()}"])
+        os.kill(os.getpid(), signal.SIGSTOP)
+    if step == 5:
+        meet("awake")
+    attempt(f"{step}", lambda: manager.save(step, tree(step), wait=True))
+attempt("steps", manager.steps)
+"""
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [2, 3])
+def test_a_process_that_stands_still_is_given_up_and_may_come_back(
+    run: Any, tmp_path: Path, count: int
+) -> None:
+    *others, last = read_attempts(run(count, STOP, str(tmp_path)))
+    for said in others:
+        named = f"rocess {count - 1} of {count} did not answer within 3 s"
+        check_failed(said["3"], named, within_s=8)
+        check_failed(said["4"], named, within_s=2)
+    for step in ("3", "4"):  # it hears at once that the others have given up
+        check_failed(last[step], within_s=2)
+    for said in (*others, last):
+        assert said["5"].kind == "ok", said
+        assert said["steps"].result == [1, 2, 5], said
+    check_run(tmp_path, [1, 2, 5])

@@ -154,7 +154,8 @@ def restore(
         >>> tx.restore(path, template, at="params", extra="ignore")
         {'w': Array([0., 1., 2.], dtype=float32)}
     """
-    options = RestoreOptions(
+    make_options = functools.partial(
+        RestoreOptions,
         at=at,
         rename=rename,
         shardings=shardings,
@@ -173,7 +174,10 @@ def restore(
     with pause_gc():
         wanted = _as_template(template, shardings)
     took = time.perf_counter() - begin
-    make = functools.partial(make_plan, checkpoint, wanted, options, template_s=took)
+
+    def make() -> Plan:  # arguments included: other processes may be waiting for this one
+        return make_plan(checkpoint, wanted, make_options(), template_s=took)
+
     if alone or not wanted.spans_processes:
         return run_plan(make(), on_progress)
     from .together import restore_together
