@@ -1,5 +1,6 @@
 """Settings that JAX needs before it is imported, hypothesis profiles, and shared fixtures."""
 
+import gc
 import os
 import threading
 from collections.abc import Iterator
@@ -15,7 +16,9 @@ if _FORCE not in os.environ.get("XLA_FLAGS", ""):
 import hypothesis  # noqa: E402
 import pytest  # noqa: E402
 
-pytest.register_assert_rewrite("helpers", "mismatches", "opening", "side_by_side", "stored_leaves")
+pytest.register_assert_rewrite(
+    "attempts", "helpers", "mismatches", "opening", "side_by_side", "stored_leaves"
+)
 from helpers import CKPT, CORPUS  # noqa: E402
 
 # No deadline: the first example of a shape pays for a JAX compilation.
@@ -31,7 +34,25 @@ hypothesis.settings.register_profile(
 hypothesis.settings.register_profile(
     "thorough", hypothesis.settings.get_profile("default"), max_examples=1000
 )
-hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+hypothesis.settings.register_profile(
+    "quick", hypothesis.settings.get_profile("default"), max_examples=10
+)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Chooses how many examples hypothesis tries; tests are imported later."""
+    quick = config.option.markexpr == "not slow"
+    profile = "quick" if quick else "default"
+    hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", profile))
+
+
+def pytest_collection_finish() -> None:
+    """Hides the imported modules from the garbage collector, which many tests call.
+
+    With JAX, Flax and Orbax, they are a million objects, and each call would look at all of them.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -16,6 +16,7 @@ import jax.experimental
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import settings
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import templax as tx
@@ -35,6 +36,23 @@ enable_x64 = jax.enable_x64 if hasattr(jax, "enable_x64") else jax.experimental.
 CORPUS = Path(__file__).parent / "corpus"
 CKPT = CORPUS / "orbax-0.12.8-default" / "ckpt"
 """The checkpoint for tests that do not care which one they read."""
+
+
+def mark_slow(*cases: Any) -> list[Any]:
+    """Parameters that the quick tests leave out: values, or tuples of several."""
+    rows = (case if isinstance(case, tuple) else (case,) for case in cases)
+    return [pytest.param(*row, marks=pytest.mark.slow) for row in rows]
+
+
+def count_examples(number: int) -> settings:
+    """A setting for hypothesis: this number of examples.
+
+    They are fewer in proportion if the profile tries fewer than the default one, and as many as the
+    profile tries if that is more.
+    """
+    default, chosen = settings.get_profile("default").max_examples, settings().max_examples
+    scaled = number * chosen // default if chosen <= default else max(number, chosen)
+    return settings(max_examples=max(scaled, 1))
 
 
 def copy_case(case: str, to: Path) -> Path:

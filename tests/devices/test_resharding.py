@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import templax as tx
-from helpers import list_mismatches, save_with_orbax
+from helpers import count_examples, list_mismatches, save_with_orbax
 from templax.testing import strategies
 
 # Orbax refuses to save arrays without elements.
@@ -51,7 +51,7 @@ def _make_template(data: st.DataObject, tree: Any) -> Any:
     return jax.tree.map(leaf, tree)
 
 
-@settings(max_examples=40)
+@count_examples(40)
 @given(TREES, st.data())
 def test_a_tree_saved_with_any_shardings_is_restored_with_any_others(
     tree: Any, data: st.DataObject
@@ -69,7 +69,7 @@ def test_a_tree_saved_with_any_shardings_is_restored_with_any_others(
             assert got.sharding == leaf.sharding
 
 
-@settings(max_examples=40)
+@count_examples(40)
 @given(TREES, st.data())
 def test_an_error_in_a_template_is_reported_alone(tree: Any, data: st.DataObject) -> None:
     """A wrong shape, dtype, kind or name, a leaf too many or too few."""

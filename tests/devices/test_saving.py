@@ -10,11 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
 
 import templax as tx
+from helpers import count_examples
 from templax._core import chunk_grid
 from templax.formats.orbax import checksum_index
 from templax.testing import strategies
@@ -41,7 +42,7 @@ def _make_template(data: st.DataObject, tree: Any) -> Any:
     return jax.tree.map(leaf, tree)
 
 
-@settings(max_examples=60)
+@count_examples(60)
 @given(
     TREES,
     st.data(),

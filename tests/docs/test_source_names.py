@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import importlib
 import re
 import tomllib
@@ -60,6 +61,7 @@ def find_paths(block: str) -> dict[str, Path | None]:
     return found
 
 
+@functools.cache
 def defined_names(file: Path) -> set[str]:
     """What a module defines, and the members of its classes: `Job`, `Job.begin`, `begin`."""
     found: set[str] = set()

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 
 import templax as tx
-from helpers import run_python
+from helpers import mark_slow, run_python
 from templax._core import chunk_grid
 from templax._save import snapshot
 from templax.storage.leftovers import find_abandoned_in
@@ -138,10 +138,11 @@ class Refusals:
         self.path = self._prepare()
 
 
-SCENARIOS = ["fresh", "overwrite", "background", "step", "run"]
+MORE = ["fresh", "overwrite", "background", "step"]
+SCENARIOS = [*MORE, "run"]
 
 
-@pytest.mark.parametrize("scenario", SCENARIOS)
+@pytest.mark.parametrize("scenario", ["run", *mark_slow(*MORE)])
 def test_a_refused_operation_is_one_clear_error(scenario: str, tmp_path: Path) -> None:
     """At every operation the old state stays, and no file, thread or descriptor is left."""
     refusals = Refusals(scenario, tmp_path)
@@ -149,7 +150,7 @@ def test_a_refused_operation_is_one_clear_error(scenario: str, tmp_path: Path) -
         refusals.refuse(at, ERRORS[name][at % len(ERRORS[name])])
 
 
-@pytest.mark.parametrize("scenario", SCENARIOS)
+@pytest.mark.parametrize("scenario", ["run", *mark_slow(*MORE)])
 def test_a_disk_that_fails_for_good_keeps_the_old_state(scenario: str, tmp_path: Path) -> None:
     """The error and `stale` name what can't be removed."""
     refusals = Refusals(scenario, tmp_path)
@@ -174,6 +175,7 @@ def test_every_error_at_every_operation(
     record_property("summary", f"saves refused {number:,} times, {ever}: all old, or all new")
 
 
+@pytest.mark.slow
 def test_a_file_that_grows_too_large_is_one_clear_error(tmp_path: Path) -> None:
     code = (
         "import resource, signal, sys, numpy as np, templax as tx\n"
@@ -201,6 +203,7 @@ def test_a_file_that_grows_too_large_is_one_clear_error(tmp_path: Path) -> None:
     assert tx.open(tmp_path / "ckpt").nbytes == 800
 
 
+@pytest.mark.slow
 def test_too_many_open_files_are_one_clear_error(tmp_path: Path) -> None:
     """However many are left: a save gets one more each time, until it has enough."""
     code = (

@@ -66,6 +66,7 @@ def _check(scenario: str, kills: list[dict[str, Any]]) -> Counter[str]:
     return Counter(kill["state"] for kill in kills)
 
 
+@pytest.mark.slow
 def test_a_save_killed_at_some_points_leaves_the_old_state_or_the_new(tmp_path: Path) -> None:
     scenarios = (*points.SCENARIOS, "threads")
     found = {each["scenario"]: each["kills"] for each in _kill_saves(tmp_path, 25, *scenarios)}

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import pytest
 
 import templax as tx
+from helpers import mark_slow
 from templax.storage import Staging
 from templax.storage.disk import Disk
 from templax.storage.leftovers import delete_checkpoint, find_abandoned
@@ -37,7 +38,7 @@ def kill_everywhere(action: str, root: Path) -> tuple[list[str], list[dict]]:
     return found["operations"], found["kills"]
 
 
-@pytest.mark.parametrize("action", ["save", "overwrite", "remove", "withdraw"])
+@pytest.mark.parametrize("action", ["save", *mark_slow("overwrite", "remove", "withdraw")])
 def test_an_action_killed_anywhere_leaves_a_whole_state(action: str, tmp_path: Path) -> None:
     """Before each operation and in each write."""
     operations, kills = kill_everywhere(action, tmp_path)
@@ -77,7 +78,7 @@ def trace_save(action: str, root: Path) -> tuple[list[Operation], int]:
     return disk.trace, synced[-1] + 1
 
 
-@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO, errno.EACCES, errno.EROFS])
+@pytest.mark.parametrize("code", [errno.ENOSPC, *mark_slow(errno.EIO, errno.EACCES, errno.EROFS)])
 def test_a_refused_operation_leaves_the_target_alone(
     action: str, code: int, tmp_path: Path
 ) -> None:

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -34,8 +34,12 @@ jax.distributed.initialize("127.0.0.1:" + port, count, index)
 def die():
     os.kill(os.getpid(), signal.SIGKILL)
 code = 0
+script = compile(sys.stdin.buffer.read(int(args.pop(0))), "script", "exec")
+if "JOB_ENDS_AS_PROGRAMS_DO" in os.environ:
+    exec(script, globals())
+    sys.exit()
 try:
-    exec(compile(sys.stdin.buffer.read(int(args.pop(0))), "script", "exec"), globals())
+    exec(script, globals())
 except BaseException:
     traceback.print_exc()
     code = 1
@@ -66,35 +70,65 @@ class Run(Protocol):
     The script can use `jax`, `index`, `count`, `args` (strings) and `die`, which kills its process.
     No process ends before all have finished or died, and none outlives the call. The test fails if
     one takes longer than `timeout_s`.
+
+    With `ends=True` each process ends as programs do once the script has: with `atexit`, and the
+    exit status of an exception. `env` is set in all processes. Those with an index in `prefixes`
+    are run by the command there.
     """
 
     def __call__(
-        self, n: int, script: str, *args: str, timeout_s: float = 120.0
+        self,
+        n: int,
+        script: str,
+        *args: str,
+        timeout_s: float = 120.0,
+        ends: bool = False,
+        env: Mapping[str, str] | None = None,
+        prefixes: Mapping[int, Sequence[str]] | None = None,
     ) -> list[Output]: ...
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    def call(n: int, script: str, *args: str, timeout_s: float = 120.0) -> list[Output]:
-        return _run(n, script, args, timeout_s, tmp_path_factory.mktemp("job"))
+    def call(
+        n: int,
+        script: str,
+        *args: str,
+        timeout_s: float = 120.0,
+        ends: bool = False,
+        env: Mapping[str, str] | None = None,
+        prefixes: Mapping[int, Sequence[str]] | None = None,
+    ) -> list[Output]:
+        env = {**(env or {}), **({"JOB_ENDS_AS_PROGRAMS_DO": "1"} if ends else {})}
+        logs = tmp_path_factory.mktemp("job")
+        return _run(n, script, args, timeout_s, logs, env, prefixes or {})
 
     return call
 
 
-def _run(n: int, script: str, args: tuple[str, ...], timeout_s: float, logs: Path) -> list[Output]:
+def _run(
+    n: int,
+    script: str,
+    args: tuple[str, ...],
+    timeout_s: float,
+    logs: Path,
+    env: Mapping[str, str],
+    prefixes: Mapping[int, Sequence[str]],
+) -> list[Output]:
     source = script.encode()
     path = os.pathsep.join([str(Path(tx.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
     children: list[subprocess.Popen[bytes]] = []
     with contextlib.ExitStack() as stack:
         port = stack.enter_context(_port())
         for index in range(n):
-            command = [sys.executable, "-c", _CHILD, str(port), str(index), str(n)]
+            python = [*prefixes.get(index, ()), sys.executable]
+            command = [*python, "-c", _CHILD, str(port), str(index), str(n)]
             child = subprocess.Popen(
                 [*command, str(len(source)), *args],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=stack.enter_context((logs / f"{index}.err").open("wb")),
-                env={**os.environ, "PYTHONPATH": path},
+                env={**os.environ, **env, "PYTHONPATH": path},
             )
             stack.callback(_end, child)
             assert child.stdin

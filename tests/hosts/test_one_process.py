@@ -14,7 +14,8 @@ def test_one_process_agrees_with_itself(monkeypatch: pytest.MonkeyPatch) -> None
 
     assert jax.process_count() == 1
     monkeypatch.delattr(distributed, "global_state")
-    with agreement.join_job("ckpt/1") as job:
+    with agreement.open_call("saving", "ckpt/1") as job:
+        job.join()
         assert (job.index, job.count) == (0, 1)
         assert job.tell_all("naming", b"x") == b"x"
         assert job.gather("writing", b"y") == [b"y"]
@@ -30,7 +31,7 @@ def test_processes_that_cannot_communicate_get_a_hint(
 ) -> None:
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     with pytest.raises(tx.SaveError) as caught:
-        agreement.join_job("ckpt/1")
+        agreement.open_call("saving", "ckpt/1")
     assert str(caught.value) == (
         "The processes of this job can't talk to each other; "
         "hint: call jax.distributed.initialize() before anything else of JAX"
@@ -48,7 +49,7 @@ def test_a_jax_without_the_store_is_named(gone: str, monkeypatch: pytest.MonkeyP
     else:
         monkeypatch.setattr(distributed.global_state, "client", object())
     with pytest.raises(tx.SaveError) as caught:
-        agreement.join_job("ckpt/1")
+        agreement.open_call("saving", "ckpt/1")
     assert str(caught.value) == (
         f"JAX {jax.__version__} has no key-value store that templax knows; "
         "hint: save from one process, or with JAX 0.10 to 0.12"

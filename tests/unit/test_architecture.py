@@ -6,6 +6,7 @@ Who may import whom is a contract of import-linter, in pyproject.toml.
 from __future__ import annotations
 
 import ast
+import functools
 import importlib
 import os
 import pickle
@@ -27,7 +28,8 @@ MODULES = {
 }
 
 JAX = {
-    "_catalog.abstract_tree", "_hosts.agreement", "_jax.coordination", "_jax.paths",
+    "_catalog.abstract_tree", "_hosts.agreement", "_hosts.link", "_hosts.pairing",
+    "_hosts.presence", "_hosts.session", "_jax.coordination", "_jax.paths",
     "_jax.pickling", "_jax.put", "_jax.support", "_jax.versions", "_restore.place",
     "_save.background", "_save.fingerprint", "_save.item", "_save.job", "_save.owners",
     "_save.save", "_save.snapshot", "_template.flatten", "_template.from_pytree",
@@ -50,9 +52,14 @@ PURE = {
 }  # fmt: skip
 
 
+@functools.cache
+def _parse(module: str) -> ast.Module:
+    return ast.parse(MODULES[module].read_text())
+
+
 def _imports(module: str, inside_functions: bool = False) -> Iterator[str]:
     """What a module imports, templax's own modules by their short name."""
-    tree = ast.parse(MODULES[module].read_text())
+    tree = _parse(module)
     package = module.split(".")[:-1]
     pending: list[ast.AST] = list(tree.body)
     while pending:
@@ -189,7 +196,7 @@ def test_pure_stages_open_nothing(module: str) -> None:
     """Nor by a builtin: no `open`, no `print`, no `input`, no `exec`."""
     calls = {
         node.func.id
-        for node in ast.walk(ast.parse(MODULES[module].read_text()))
+        for node in ast.walk(_parse(module))
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
     }
     assert not calls & {"open", "print", "input", "exec", "eval", "__import__"}
@@ -201,7 +208,7 @@ def test_no_module_swallows_what_it_does_not_know(module: str) -> None:
 
     Except in the demo, which shows whatever Orbax raises.
     """
-    for node in ast.walk(ast.parse(MODULES[module].read_text())):
+    for node in ast.walk(_parse(module)):
         if not isinstance(node, ast.ExceptHandler):
             continue
         assert node.type is not None, node.lineno
@@ -222,7 +229,7 @@ def test_no_module_reads_the_environment(module: str) -> None:
 
 @pytest.mark.parametrize("module", sorted(MODULES))
 def test_every_module_says_what_it_is_for(module: str) -> None:
-    assert ast.get_docstring(ast.parse(MODULES[module].read_text()))
+    assert ast.get_docstring(_parse(module))
 
 
 def test_no_module_is_called_after_nothing() -> None:

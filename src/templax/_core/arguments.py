@@ -26,3 +26,16 @@ def check_int(name: str, value: Any, minimum: int = 1) -> int:
     if not is_integer or operator.index(value) < minimum:
         raise UsageError(f"Expected {name}= an int of at least {minimum}, got {value!r}")
     return operator.index(value)
+
+
+def check_company(timeout: Any, alone: Any) -> None:
+    """Refuses invalid arguments `timeout=` and `alone=` of a call that a job makes together.
+
+    Raises:
+        UsageError: `timeout` is not a positive number of seconds or None, or `alone` is no bool.
+    """
+    number = isinstance(timeout, (int, float)) and not isinstance(timeout, bool) and timeout > 0
+    if timeout is not None and not number:
+        raise UsageError(f"Expected timeout= a number of seconds above 0, got {timeout!r}")
+    if not isinstance(alone, bool):
+        raise UsageError(f"Expected alone=True or False, got {alone!r}")

@@ -1,25 +1,27 @@
-"""JAX. How the processes of a job agree during a save.
+"""JAX. How the processes of a job agree during a call that concerns all: a save, a restore.
 
 They communicate over the key-value store that comes with `jax.distributed`. No device takes part,
-so the main thread can train while a background thread saves. Beginning and deleting a step of a run
-work in the same way; below, "save" stands for these, too.
+so the main thread can train while a background thread saves.
 
-A save is a sequence of steps, `tell_all`, `gather` and `agree`, which every process takes in the
-same order. At each step:
+A call begins when all processes have come to it (`pairing`). Then they are in a session, which is a
+sequence of steps, `tell_all`, `gather` and `agree`, which every process takes in the same order. At
+each step:
 
-1. Every process sends one message: where it saves, what it does, and its error if it failed.
+1. Every process sends one message: what it does, and its error if it failed.
 2. Process 0 collects the messages and decides: continue, or one error for all.
 3. Process 0 publishes this verdict, for which the others wait. Either all continue, or all raise
-   the same error, after which the save takes no more steps.
+   the same error, after which the session takes no more steps.
 
-The keys in the store, below `templax/save/NUMBER`:
+The last step of a save is `announce`: process 0 has committed, and says so to whoever still
+listens. No process can turn that into an error.
 
-    alive/PROCESS                 heartbeat: a counter
+The keys in the store, below `templax/session/NUMBER`:
+
     STEP/value/PROCESS/OFFSET     value of a process, in chunks
     STEP/message/PROCESS          `Message`, set after the value
     STEP/reply/OFFSET             value of process 0 for all, in chunks
     STEP/verdict                  `Message`, set after the reply
-    closed                        how many processes have left the save
+    closed/PROCESS                the process has left the session
 
 Invariants:
 
@@ -27,20 +29,16 @@ Invariants:
   process 0 included. So all processes see the same verdict, whatever happens to any of them.
 - A value is stored before the message that announces its size, so a receiver of the message never
   waits for a process that died in between.
-- Only the clock of the waiting process is used: a heartbeat is a value that must change, not a
-  time.
 
 What happens if a process ...
 
 - fails between two steps: it sends its error in place of its next message. Process 0 instead
-  publishes it as the verdict.
+  publishes it as the verdict. Who is busy meanwhile hears of it by `check`.
 - is interrupted after its message: the step may succeed for the others, and the next one fails.
-- makes another save, or is at another step: `path` and `doing` of the messages differ, and all
-  processes raise an error that names it.
 - is slow: it is waited for as long as its heartbeats arrive, since storage may be slow.
-- has not begun the save at all: it is waited for `timeout_s`.
+- makes another call, or none: see `pairing`.
 - dies (SIGKILL, out of memory, a lost machine) and is not process 0: process 0 misses its
-  heartbeats after `SILENT_S`, and all others raise a `SaveError` that names it. JAX misses it after
+  heartbeats after `SILENT_S`, and all others raise an error that names it. JAX misses it after
   the `heartbeat_timeout_seconds` of `jax.distributed.initialize`, by default 100, and then aborts
   every process of the job (SIGABRT), unless the option `jax_enable_recoverability` is set. If that
   timeout is shorter than `SILENT_S`, JAX comes first.
@@ -53,96 +51,160 @@ What happens if a process ...
 from __future__ import annotations
 
 import contextlib
-import itertools
-import threading
+import os
 import time
-import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping
 from types import TracebackType
 
 import jax
 import msgspec
 from jax.errors import JaxRuntimeError
 
-from .._jax.coordination import JobStore
-from ..errors import SaveError
-from .messages import Message, RemoteError, describe_disagreement, describe_failure
+from .._core.arguments import check_company
+from ..errors import SaveError, TemplaxError
+from . import presence
+from .link import Link, connect_job
+from .messages import Call, RemoteError, read_number
+from .pairing import LONE_S, POLL_S, Meeting, Wait
+from .session import Session
 
-TIMEOUT_S = 300.0
-"""Default for how long to wait for a process that has not begun the save."""
+TIMEOUT_S = 240.0
+"""Default for how long to wait for a process that is alive and has not come to the call. Less than
+the 300 s after which a process that ends aborts, because the others did not end with it."""
 
-SILENT_S = 60.0
-"""How long a process that has begun the save may send no heartbeat. Less than the 100 s after which
-JAX aborts every process, since by then none could raise an error or clean up."""
+CHECK_S = 0.5
+"""Time between two looks of a busy process at whether the others go on."""
 
-HEARTBEAT_S = 5.0
-"""Time between two heartbeats: 1,000 processes burden the store with 200 calls a second."""
-
-POLL_S = 0.25
-"""How long process 0 waits for one message before it looks at the others and at the heartbeats."""
-
-GRACE_S = 1.0
-"""How long process 0 waits for more errors after the first: a full disk is full for all."""
-
-_save_numbers = itertools.count()  # the same on all processes, which save in the same order
+MakeError = Callable[[RemoteError], TemplaxError]
 
 
-def join_job(path: str, *, timeout_s: float = TIMEOUT_S) -> Hosts:
-    """Joins the processes of this job for a save to `path`. Starts heartbeats, but does not wait.
+def open_call(
+    doing: str,
+    path: str,
+    *,
+    step: int | None = None,
+    timeout: float | None = None,
+    alone: bool = False,
+    strict: bool = True,
+    make_error: MakeError = RemoteError.to_exception,
+) -> Hosts:
+    """Begins a call that all processes of the job make, each in the thread that decides to.
 
-    Every process calls this for the same saves in the same order, in the thread that decides to
-    save: the number of the call tells one save from the next.
+    Nothing is sent yet: `Hosts.join` waits for the others. An error until then is told to them.
 
     Args:
-        path: Where the save goes, spelled the same on all processes.
-        timeout_s: How long to wait for a process that has not begun this save.
+        doing: What the call does, as errors say it: "saving".
+        path: The path concerned.
+        step: The step concerned. By default the number at the end of the path, if it has one.
+        timeout: Seconds to wait for a process that is alive and has not come to the call.
+        alone: Whether to leave the others out, as if this were the only process.
+        strict: Whether the call is refused if there is no way to communicate.
+        make_error: Makes the exception that this process raises for an error of another one.
 
     Raises:
+        UsageError: `timeout` or `alone` is invalid.
         SaveError: There are several processes, and no way to communicate with them.
     """
-    count = jax.process_count()
-    if count == 1:
-        return Hosts(0, 1, path, None, "", timeout_s)
-    prefix = f"templax/save/{next(_save_numbers)}"
-    return Hosts(jax.process_index(), count, path, JobStore(), prefix, timeout_s)
+    check_company(timeout, alone)
+    link = None if alone else connect_job(strict=strict)
+    if link is not None:
+        # Spelled the same on all processes, also where one of them goes through a link.
+        path = os.path.realpath(path)
+    number = read_number(path) if step is None else None
+    call = Call(doing, path, step if number is None else number, in_path=number is not None)
+    return Hosts(link, call, timeout, make_error)
 
 
 class Hosts:
-    """The processes of a job, for one save. Made by `join_job`, used by one thread at a time.
+    """The processes of a job, for one call. Made by `open_call`, used by one thread at a time.
 
     An exception that leaves its `with` block is sent to the other processes.
 
     Attributes:
-        index: The index of this process.
+        index: The index of this process; 0 if it is on its own.
         count: Number of processes. If it is 1, nothing is ever sent.
     """
 
-    def __init__(
-        self,
-        index: int,
-        count: int,
-        path: str,
-        store: JobStore | None,
-        prefix: str,
-        timeout_s: float,
-    ):
-        self.index, self.count = index, count
-        self._path, self._prefix, self._timeout_s = path, prefix, timeout_s
-        self._step, self._failed = 0, False
-        self._closed = threading.Event()
-        if store is None:
+    def __init__(self, link: Link | None, call: Call, timeout: float | None, make_error: MakeError):
+        self.index, self.count = 0, 1
+        self._call, self._make_error = call, make_error
+        self._joined = self.failed = self._closed = False
+        self._session: Session | None = None
+        self._checked = 0.0
+        if link is None:
             return
-        self._store = store
-        self._heartbeat_s = min(HEARTBEAT_S, timeout_s / 4)  # several beats within any timeout
-        self._thread = threading.Thread(
-            target=_send_heartbeats,
-            args=(store, f"{prefix}/alive/{index}", self._heartbeat_s, self._closed),
-            name="templax-heartbeat",
-            daemon=True,
+        self.index, self.count = jax.process_index(), jax.process_count()
+        self._link = link
+        self._call = link.pairing.count_call(call)
+        timeout_s = TIMEOUT_S if timeout is None else timeout
+        self._silent_s = max(min(timeout_s, presence.SILENT_S), 3 * presence.HEARTBEAT_S)
+        self._timeout, self._timeout_s = timeout, timeout_s
+
+    def join(
+        self,
+        facts: Mapping[str, str] | None = None,
+        *,
+        notes: Mapping[str, str] | None = None,
+        leaves: bytes = b"",
+        values: bytes = b"",
+        name_leaf: Callable[[int], str] = str,
+        earlier: TemplaxError | None = None,
+        local: bool = False,
+        make_reply: Callable[[], bytes] = bytes,
+    ) -> bytes:
+        """Waits until all processes have come to this call.
+
+        Args:
+            facts, notes, leaves, values: See `Call`.
+            name_leaf: The name of a leaf by its index.
+            earlier: The error of an earlier call that no caller has seen yet: it is raised now, on
+                all processes.
+            local: Whether the call concerns values that this process alone has all of, so that it
+                may have been meant for this process only.
+            make_reply: Called on process 0 once all have come.
+
+        Returns:
+            What `make_reply` returned on process 0.
+
+        Raises:
+            TemplaxError: On every process that is in this call: they do not make the same call,
+                one of them failed before, or is absent.
+        """
+        self._joined = True
+        if self.count == 1:
+            if earlier is not None:
+                raise earlier
+            return make_reply()
+        remote = None if earlier is None else RemoteError.from_exception(earlier)
+        call = msgspec.structs.replace(
+            self._call,
+            facts=dict(facts or {}),
+            notes=dict(notes or {}),
+            leaves=leaves,
+            values=values,
+            earlier=remote,
         )
-        self._thread.start()
-        # Ends the thread, which has no reference to this object, if `close` is never called.
-        weakref.finalize(self, self._closed.set)
+        lone_s = LONE_S if local and self._timeout is None else self._timeout_s
+        wait = Wait(self._timeout_s, self._silent_s, lone_s)
+        self.failed = True
+        meeting = Meeting()
+        try:
+            meeting = self._link.pairing.meet(call, wait, name_leaf, make_reply)
+            if meeting.error is None:
+                path = self._call.path
+                self._session = Session(self._link, meeting.session, path, self._silent_s)
+                self.failed = False
+        except JaxRuntimeError as cause:
+            raise self._describe_unreachable(cause, self._call.doing) from cause
+        except BaseException as error:
+            if self._session is None:
+                self._link.pairing.fail_session(meeting.session, RemoteError.from_exception(error))
+            raise
+        if meeting.error is not None:
+            if earlier is not None and meeting.error.earlier:
+                raise earlier
+            raise self._make_error(meeting.error)
+        return meeting.reply
 
     def tell_all(self, doing: str, value: bytes | None = None) -> bytes:
         """Returns process 0's value on every process.
@@ -152,7 +214,7 @@ class Hosts:
             value: The value on process 0, of any size. Ignored on others.
 
         Raises:
-            SaveError: On every process: one of them failed, died, or is at another step.
+            TemplaxError: On every process: one of them failed, died, or is at another step.
         """
         reply = (value or b"") if self.index == 0 else b""
         return self._take_step(doing, reply=reply)[1]
@@ -165,11 +227,11 @@ class Hosts:
             value: The value of this process, of any size.
 
         Raises:
-            SaveError: See `tell_all`.
+            TemplaxError: See `tell_all`.
         """
         return self._take_step(doing, value=value)[0]
 
-    def agree(self, doing: str, error: SaveError | None = None) -> None:
+    def agree(self, doing: str, error: TemplaxError | None = None) -> None:
         """Returns if no process has an error.
 
         Args:
@@ -177,33 +239,96 @@ class Hosts:
             error: Why this process failed, or None.
 
         Raises:
-            SaveError: On every process, the same: it names each process that failed, and why.
-            AlreadyExists: Instead, if every process that failed has that error.
+            TemplaxError: On every process: it names each process that failed, and why. One that
+                all have is raised as it is.
         """
         self._take_step(doing, error=error)
 
+    def announce(self, doing: str, value: bytes | None = None, *, again: bool = False) -> bytes:
+        """`tell_all`, but process 0 waits for nobody: what it says is done.
+
+        Args:
+            doing, value: See `tell_all`.
+            again: Whether an interrupt may have come after process 0 said it.
+
+        Raises:
+            TemplaxError: On the others: process 0 failed, or was lost.
+        """
+        reply = (value or b"") if self.index == 0 else b""
+        if again and self._session is not None and self._session.last == doing:
+            return reply
+        return self._take_step(doing, reply=reply, heed_others=False)[1]
+
+    def check(self) -> None:
+        """Raises the error of another process that failed, if there is one; a look, no step.
+
+        For a thread that is busy between two steps. Looks only every `CHECK_S`.
+        """
+        now = time.monotonic()
+        if self.count == 1 or now - self._checked < CHECK_S:
+            return
+        self._checked = now
+        with contextlib.suppress(JaxRuntimeError):
+            error = None if self._session is None else self._session.find_failure()
+            if error is not None:
+                self.failed = True
+                raise self._make_error(error)
+
+    def settle(self, error: Exception, *, done: bool) -> tuple[Exception, bytes | None]:
+        """What becomes of the call after an error of this process.
+
+        If process 0 gives up, it removes what the others write to, and their own errors would only
+        tell of that. If it has all that it needs of this process, the call may succeed without it.
+
+        Args:
+            error: The error.
+            done: Whether this process has told process 0 all, so that only `announce` is to come.
+
+        Returns:
+            The error to raise: this one, or that of process 0 if it failed before; and what process
+            0 announced, or None if it failed or is not that far.
+        """
+        if self._session is None or self._closed or self.failed or self.index == 0:
+            return error, None
+        self.fail(error)
+        try:
+            agreed, announced = self._session.find_end(None if done else POLL_S)
+        except JaxRuntimeError:
+            return error, None
+        if agreed is not None and not agreed.what.startswith(f"Process {self.index} of"):
+            return self._make_error(agreed), None
+        return error, announced
+
     def fail(self, error: BaseException) -> None:
         """Tells the others that this process gives up, without waiting for them. Never raises."""
-        if self.count == 1 or self._failed or self._closed.is_set():
+        if self.count == 1 or self.failed or self._closed:
             return
-        self._failed = True
-        message = Message(self._path, "", error=RemoteError.from_exception(error))
+        self.failed = True
+        remote = RemoteError.from_exception(error)
         with contextlib.suppress(JaxRuntimeError):
-            if self.index == 0:
-                failure = self._describe_failure({0: message}, (), "")
-                self._publish(Message(self._path, "", error=failure))
-            else:
-                self._send(message)
+            if not self._joined:
+                self._link.pairing.give_up(self._call, remote)
+            elif self._session is not None:
+                self._session.give_up(remote)
 
     def close(self) -> None:
-        """Stops the heartbeats. The last process to call this deletes the keys. Never raises."""
-        if self.count == 1 or self._closed.is_set():
+        """Leaves the session. Never raises."""
+        if self.count == 1 or self._closed:
             return
-        self._closed.set()
-        self._thread.join(self._heartbeat_s)
-        with contextlib.suppress(JaxRuntimeError):
-            if self._store.add(f"{self._prefix}/closed") == self.count:
-                self._store.delete(self._prefix)
+        self._closed = True
+        if self._session is not None:
+            with contextlib.suppress(JaxRuntimeError):
+                self._session.close()
+
+    @contextlib.contextmanager
+    def report_errors(self) -> Generator[None]:
+        """Tells the others of an exception that leaves the block; otherwise the call stays open."""
+        try:
+            yield
+        except BaseException as error:
+            self.fail(error)
+            self.close()
+            raise
 
     def __enter__(self) -> Hosts:
         return self
@@ -224,7 +349,8 @@ class Hosts:
         *,
         value: bytes = b"",
         reply: bytes = b"",
-        error: SaveError | None = None,
+        error: TemplaxError | None = None,
+        heed_others: bool = True,
     ) -> tuple[list[bytes], bytes]:
         """Takes one step, of any kind.
 
@@ -233,6 +359,7 @@ class Hosts:
             value: What this process sends to process 0.
             reply: What process 0 sends to all. Ignored on others.
             error: Why this process failed, or None.
+            heed_others: Whether process 0 waits for the messages of all before it decides.
 
         Returns:
             The values of all processes, on process 0 only; and the reply of process 0.
@@ -241,151 +368,24 @@ class Hosts:
             if error is not None:
                 raise error
             return [value], reply
-        if self._failed:
-            raise SaveError("This save has failed before", file=self._path)
-        key, values = self._step_key(), list[bytes]()
-        own_error = None if error is None else RemoteError.from_exception(error)
-        message = Message(self._path, doing, len(value), own_error)
+        if self.failed or self._session is None:
+            raise SaveError("This call has failed before", file=self._call.path)
+        own = None if error is None else RemoteError.from_exception(error)
         try:
-            if self.index == 0:
-                messages, failure = self._collect(message)
-                if failure is None:
-                    take = self._store.take
-                    others = range(1, self.count)
-                    values = [value, *(take(f"{key}/value/{i}", messages[i].size) for i in others)]
-                    self._store.put(f"{key}/reply", reply)
-                verdict = self._publish(Message(self._path, doing, len(reply), failure))
-            else:
-                self._store.put(f"{key}/value/{self.index}", value)
-                self._send(message)
-                verdict = self._await_verdict(doing)
-                if verdict.error is None:
-                    reply = self._store.take(f"{key}/reply", verdict.size)
+            values, reply, failure = self._session.take_step(
+                doing, value=value, reply=reply, error=own, heed_others=heed_others
+            )
         except JaxRuntimeError as cause:
-            text = f"JAX's coordination service (process 0) failed while {doing}: "
-            unreachable = SaveError(text + str(cause).partition("\n")[0], file=self._path)
+            unreachable = self._describe_unreachable(cause, doing)
             self.fail(unreachable)
             raise unreachable from cause
-        self._step += 1
-        if verdict.error is not None:
-            self._failed = True
-            raise verdict.error.to_exception() from error
+        if failure is not None:
+            self.failed = True
+            if error is not None and own is not None and failure.what == own.what:
+                raise error  # that of all, or of an existing path
+            raise self._make_error(failure) from error
         return values, reply
 
-    def _step_key(self, ahead: int = 0) -> str:
-        return f"{self._prefix}/{self._step + ahead}"
-
-    def _send(self, message: Message) -> None:
-        """Sends the message of this process for the current step; on other processes than 0."""
-        data = msgspec.msgpack.encode(message)
-        if not self._store.set(f"{self._step_key()}/message/{self.index}", data):
-            # This process was interrupted after it had sent one, and now sends its error. Process 0
-            # may have read the first already, so it reads this one at the next step.
-            self._store.set(f"{self._step_key(1)}/message/{self.index}", data)
-
-    def _publish(self, verdict: Message) -> Message:
-        """Publishes a verdict, and returns it; or the earlier one, if there is one."""
-        key = f"{self._step_key()}/verdict"
-        while not self._store.set(key, msgspec.msgpack.encode(verdict)):
-            earlier = self._store.get(key, POLL_S)
-            if earlier is not None:
-                return msgspec.msgpack.decode(earlier, type=Message)
-        return verdict
-
-    def _collect(self, own: Message) -> tuple[dict[int, Message], RemoteError | None]:
-        """Waits on process 0 for the messages of all, or until it is clear that the save failed.
-
-        Returns:
-            The messages by process, and the error to publish. Without an error none is missing.
-        """
-        messages, liveness = {0: own}, _Liveness(self._timeout_s)
-        key, deadline = f"{self._step_key()}/message", None
-        while True:
-            failure = self._describe_failure(messages, (), own.doing)
-            failure = failure or describe_disagreement(messages, self._path)
-            missing = [i for i in range(self.count) if i not in messages]
-            if not missing:
-                break
-            if failure is not None:
-                deadline = deadline or time.monotonic() + GRACE_S
-                if time.monotonic() > deadline:
-                    break
-            # Blocks for one message only, but then lists all that have arrived.
-            if self._store.get(f"{key}/{missing[0]}", POLL_S) is None:
-                lost = liveness.find_lost(missing, self._list_heartbeats())
-                if lost:
-                    failure = self._describe_failure(messages, lost, own.doing)
-                    break
-            for index, data in self._store.by_process(key).items():
-                messages[index] = msgspec.msgpack.decode(data, type=Message)
-        if self._step > 0 and not missing:
-            # A process that sent a message for this step no longer needs the previous one: it has
-            # read the verdict and the reply, or has given up.
-            self._store.delete(self._step_key(-1))
-        return messages, failure
-
-    def _await_verdict(self, doing: str) -> Message:
-        """Waits for the verdict, on other processes than 0.
-
-        If process 0 stops sending heartbeats, this process publishes the verdict that it was lost.
-        Others may do the same: the first verdict counts.
-        """
-        liveness = _Liveness(self._timeout_s)
-        while True:
-            verdict = self._store.get(f"{self._step_key()}/verdict", self._heartbeat_s)
-            if verdict is not None:
-                return msgspec.msgpack.decode(verdict, type=Message)
-            lost = liveness.find_lost([0], self._list_heartbeats())
-            if lost:
-                failure = self._describe_failure({}, lost, doing)
-                return self._publish(Message(self._path, doing, error=failure))
-
-    def _list_heartbeats(self) -> dict[int, bytes]:
-        return self._store.by_process(f"{self._prefix}/alive")
-
-    def _describe_failure(
-        self, messages: Mapping[int, Message], lost: Sequence[tuple[int, float]], doing: str
-    ) -> RemoteError | None:
-        return describe_failure(messages, lost, count=self.count, path=self._path, doing=doing)
-
-
-class _Liveness:
-    """Tracks, during one step, when the heartbeat of each process last changed.
-
-    Args:
-        timeout_s: How long to wait for a process that has not begun the save.
-    """
-
-    def __init__(self, timeout_s: float):
-        self._timeout_s = timeout_s
-        self._start = time.monotonic()
-        self._last_changes: dict[int, tuple[bytes, float]] = {}
-
-    def find_lost(
-        self, missing: Iterable[int], heartbeats: Mapping[int, bytes]
-    ) -> list[tuple[int, float]]:
-        """The processes that are considered lost, each with the limit in seconds that it exceeded.
-
-        Args:
-            missing: The processes that are waited for.
-            heartbeats: The latest heartbeat of each process that has begun the save.
-        """
-        now, lost = time.monotonic(), list[tuple[int, float]]()
-        for index in missing:
-            last, since = self._last_changes.get(index, (b"", self._start))
-            if heartbeats.get(index, last) != last:
-                self._last_changes[index] = heartbeats[index], now
-                continue
-            limit_s = min(self._timeout_s, SILENT_S) if last else self._timeout_s
-            if now - since > limit_s:
-                lost.append((index, limit_s))
-        return lost
-
-
-def _send_heartbeats(store: JobStore, key: str, every_s: float, closed: threading.Event) -> None:
-    """The body of a thread: changes the value of `key` until `closed` is set."""
-    for n in itertools.count():
-        with contextlib.suppress(JaxRuntimeError):
-            store.set(key, b"%d" % n, overwrite=True)
-        if closed.wait(every_s):
-            return
+    def _describe_unreachable(self, cause: Exception, doing: str) -> SaveError:
+        text = f"JAX's coordination service (process 0) failed while {doing}: "
+        return SaveError(text + str(cause).partition("\n")[0], file=self._call.path)

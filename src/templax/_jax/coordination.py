@@ -18,11 +18,26 @@ CHUNK_BYTES = 1 << 21
 that."""
 
 
+def is_connected() -> bool:
+    """Whether `jax.distributed` is initialized. Does not initialize JAX's backends."""
+    try:
+        from jax._src import distributed  # pyright: ignore
+
+        return distributed.global_state.client is not None
+    except (ImportError, AttributeError):
+        return False
+
+
 class JobStore:
     """JAX's key-value store. Thread-safe.
 
     A key is set once, unless `overwrite` is passed. All methods raise `JaxRuntimeError` if the
     service can't be reached.
+
+    Attributes:
+        client: JAX's client, of which there is another after `jax.distributed` was shut down and
+            initialized again.
+        catches_sigterm: Whether JAX catches SIGTERM, for its preemption service.
 
     Raises:
         SaveError: `jax.distributed` is not initialized, or this version of JAX is not supported.
@@ -44,8 +59,11 @@ class JobStore:
             self._set = client.key_value_set_bytes
             self._get = client.blocking_key_value_get_bytes
             self._list = client.key_value_dir_get_bytes
-            self._add = client.key_value_increment
             self.delete = client.key_value_delete  # deletes all keys below one, too
+            self._try_get = getattr(client, "key_value_try_get_bytes", None)
+            manager = distributed.global_state.preemption_sync_manager
+            self.client = client
+            self.catches_sigterm = manager is not None
         except AttributeError as error:
             raise _unknown_jax() from error
 
@@ -78,9 +96,24 @@ class JobStore:
         """The values of the keys `KEY/INDEX`, by process index."""
         return {int(name.rpartition("/")[2]): value for name, value in self._list(f"{key}/")}
 
-    def add(self, key: str) -> int:
-        """Adds one to a counter, which starts at 0, and returns the sum."""
-        return self._add(key, 1)
+    def peek(self, key: str) -> bytes | None:
+        """The value of a key, or None if it is not set. Does not wait."""
+        if self._try_get is None:  # before JAX 0.6
+            return self.get(key, 0.001)
+        try:
+            return self._try_get(key)
+        except JaxRuntimeError as error:
+            if _status_code(error) != "NOT_FOUND":
+                raise
+            return None
+
+    def by_process_and_number(self, key: str) -> list[tuple[int, int, bytes]]:
+        """The keys `KEY/INDEX/NUMBER`: process index, number and value."""
+        found: list[tuple[int, int, bytes]] = []
+        for name, value in self._list(f"{key}/"):
+            _, index, number = name.rsplit("/", 2)
+            found.append((int(index), int(number), value))
+        return found
 
     def put(self, key: str, value: bytes) -> None:
         """Stores a value of any size, to be read by `take`."""

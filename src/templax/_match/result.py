@@ -128,15 +128,18 @@ class TemplateError(TemplaxError, ValueError):
     Attributes:
         match: The whole comparison.
         mismatches: All differences, in template order. The text shows the first 20.
+
+    If the checkpoint does not match the template of another process of the job, the text is that of
+    its error, and `match` is the comparison with the template of this process.
     """
 
-    def __init__(self, match: Match):
-        super().__init__(str(match))
+    def __init__(self, match: Match, text: str | None = None):
+        super().__init__(str(match) if text is None else text)
         self.match = match
         self.mismatches: tuple[Mismatch, ...] = match.mismatches
 
-    def __reduce__(self) -> tuple[type[TemplateError], tuple[Match]]:
-        return type(self), (self.match.portable(),)
+    def __reduce__(self) -> tuple[type[TemplateError], tuple[Match, str]]:
+        return type(self), (self.match.portable(), str(self))
 
 
 def format_match(match: Match) -> str:

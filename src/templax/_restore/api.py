@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import logging
 import os
@@ -19,7 +20,7 @@ from .._core.gc_pause import pause_gc
 from .._core.names import Rename
 from .._core.progress import Progress, check_progress
 from .._core.text import list_names
-from .._match.result import Match, TemplateError, group_casts
+from .._match.result import Match, TemplateError
 from .._plan.build import build_plan
 from .._plan.plan import Plan
 from .._template.json_file import dump_template
@@ -40,7 +41,7 @@ from .options import (
     Verify,
 )
 from .prepare import locate_chunks, match_checkpoint
-from .stats import Stats, StepChoice
+from .stats import Stats, StepChoice, describe_casts
 
 _log = logging.getLogger("templax")
 
@@ -64,6 +65,8 @@ def restore(
     threads: int | None = None,
     mapped: bool = False,
     on_progress: Progress | None = None,
+    timeout: float | None = None,
+    alone: bool = False,
 ) -> PyTree:
     """Loads a checkpoint into the structure, shapes, dtypes and shardings of a template.
 
@@ -123,6 +126,12 @@ def restore(
             a long placement or cast delays them. An exception in it ends the restore and is raised
             as it is. In a job of several processes each one reports what it reads itself. Try
             `templax.show_progress`.
+        timeout: In a job of several processes, the seconds to wait for one that is alive and has
+            not come to this call. Default: 240, less than the time after which JAX aborts the job.
+        alone: Whether this process restores on its own, whatever the others of its job do. By
+            default, if shardings of the template span several processes, all of them make this
+            call: either all return, or all raise the same error, which names the process that
+            failed.
 
     Returns:
         The template's pytree, filled. Arrays on CPU own their memory, except with `mapped=True`;
@@ -145,7 +154,8 @@ def restore(
         >>> tx.restore(path, template, at="params", extra="ignore")
         {'w': Array([0., 1., 2.], dtype=float32)}
     """
-    options = RestoreOptions(
+    make_options = functools.partial(
+        RestoreOptions,
         at=at,
         rename=rename,
         shardings=shardings,
@@ -157,8 +167,29 @@ def restore(
         threads=threads,
         mapped=mapped,
         on_progress=on_progress,
+        timeout=timeout,
+        alone=alone,
     )
-    return run_plan(make_plan(checkpoint, template, options), on_progress)
+    begin = time.perf_counter()
+    with pause_gc():
+        wanted = _as_template(template, shardings)
+    took = time.perf_counter() - begin
+
+    def make() -> Plan:  # arguments included: other processes may be waiting for this one
+        return make_plan(checkpoint, wanted, make_options(), template_s=took)
+
+    if alone or not wanted.spans_processes:
+        return run_plan(make(), on_progress)
+    from .together import restore_together
+
+    return restore_together(_describe_source(checkpoint), make, run_plan, on_progress, timeout)
+
+
+def _describe_source(checkpoint: Checkpoint) -> str:
+    """The path of a checkpoint, or words for one that has none."""
+    if isinstance(checkpoint, (str, os.PathLike)):
+        return local_path(checkpoint, "reads", "copy the checkpoint to a local directory")
+    return getattr(checkpoint, "url", type(checkpoint).__name__)
 
 
 def plan(
@@ -193,12 +224,24 @@ def plan(
     return make_plan(checkpoint, template, PlanOptions(**options))
 
 
-def make_plan(checkpoint: Checkpoint, template: PyTree | Template, options: PlanOptions) -> Plan:
-    """`plan` with validated options: opens, matches, locates the chunks, and plans their reads."""
+def make_plan(
+    checkpoint: Checkpoint,
+    template: PyTree | Template,
+    options: PlanOptions,
+    *,
+    template_s: float = 0.0,
+) -> Plan:
+    """`plan` with validated options: opens, matches, locates the chunks, and plans their reads.
+
+    Args:
+        checkpoint, template: See `plan`.
+        options: How to plan.
+        template_s: Seconds that were spent on the template before.
+    """
     begin = time.perf_counter()
     with pause_gc():
         wanted = _as_template(template, options.shardings)
-    took = {"template": time.perf_counter() - begin}
+    took = {"template": template_s + time.perf_counter() - begin}
     catalogs, found = match_checkpoint(checkpoint, wanted, options, took)
     if not found.ok:
         raise TemplateError(found)
@@ -279,7 +322,7 @@ def run_plan(
     if meter is not None:
         meter.finish()
     if plan.match.casts:
-        text = _describe_casts(plan.match, busy.cast_s)
+        text = describe_casts(plan.match, busy.cast_s)
         warnings.warn(CastWarning(text), stacklevel=_count_own_frames() + 1)
     return tree
 
@@ -402,18 +445,3 @@ def _as_template(template: PyTree | Template, shardings: PyTree) -> Template:
     from .._template.from_pytree import as_template
 
     return as_template(template, shardings)
-
-
-def _describe_casts(match: Match, cast_s: float) -> str:
-    groups = sorted(group_casts(match.casts).items(), key=lambda item: -len(item[1]))
-    pairs = ", ".join(
-        f"{a} to {b} ({len(group)}: {list_names([c.name for c in group])})"
-        for (a, b), group in groups
-    )
-    nbytes = sum(c.nbytes for c in match.casts)
-    n, total = len(match.casts), len(match.pairs)
-    return (
-        f"{n} of {total} {'leaf' if total == 1 else 'leaves'} of {match.url}"
-        f" {'was' if n == 1 else 'were'} cast: {pairs}; {nbytes:,} bytes, {cast_s:.3f} s;"
-        ' cast="exact" refuses this'
-    )

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal, TypedDict
 
 from .._catalog.catalog import Catalog
-from .._core.arguments import PyTree, check_int
+from .._core.arguments import PyTree, check_company, check_int
 from .._core.dtypes import CASTS, Cast
 from .._core.names import Rename
 from .._core.progress import Progress, check_progress
@@ -55,6 +55,8 @@ class RestoreKeywords(PlanKeywords, total=False):
     """The keyword arguments of `Manager.restore`. `restore` documents each of them."""
 
     on_progress: Progress | None
+    timeout: float | None
+    alone: bool
 
 
 @dataclass(frozen=True)
@@ -141,9 +143,12 @@ class RestoreOptions(PlanOptions):
     """
 
     on_progress: Progress | None = None
+    timeout: float | None = None
+    alone: bool = False
 
     def __post_init__(self) -> None:
         check_progress(self.on_progress)
+        check_company(self.timeout, self.alone)
         super().__post_init__()
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from .._match.result import CastNote, list_casts, list_differences
+from .._core.text import list_names
+from .._match.result import CastNote, Match, group_casts, list_casts, list_differences
 from .._plan.plan import Plan
 
 
@@ -140,3 +141,19 @@ class Stats:
             f" seconds by stage: {', '.join(stages)} (place {self.stages['place']:.3f} of it);"
             f" of all threads: {busy}{skipped}{''.join(f'; {line}' for line in differences)}"
         )
+
+
+def describe_casts(match: Match, cast_s: float) -> str:
+    """The text of the `CastWarning` of a restore."""
+    groups = sorted(group_casts(match.casts).items(), key=lambda item: -len(item[1]))
+    pairs = ", ".join(
+        f"{a} to {b} ({len(group)}: {list_names([c.name for c in group])})"
+        for (a, b), group in groups
+    )
+    nbytes = sum(c.nbytes for c in match.casts)
+    n, total = len(match.casts), len(match.pairs)
+    return (
+        f"{n} of {total} {'leaf' if total == 1 else 'leaves'} of {match.url}"
+        f" {'was' if n == 1 else 'were'} cast: {pairs}; {nbytes:,} bytes, {cast_s:.3f} s;"
+        ' cast="exact" refuses this'
+    )

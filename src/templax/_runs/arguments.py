@@ -25,6 +25,14 @@ def check_step(step: Any) -> int:
     return number
 
 
+def read_step(step: Any) -> int | None:
+    """A step number as an int; None if it is none, which `check_step` then explains."""
+    try:
+        return check_step(step)
+    except UsageError:
+        return None
+
+
 def check_metrics(metrics: Any) -> dict[str, float] | None:
     """Metrics as JSON stores them: Python numbers by name.
 

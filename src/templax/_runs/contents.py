@@ -7,7 +7,7 @@ import os
 import re
 import shlex
 import stat
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -123,12 +123,13 @@ def _check_directory(url: str) -> None:
         raise SourceError(f"can't read `{url}`: {os.strerror(error.errno or 0)}") from error
 
 
-def refuse_unread(url: str, steps: Sequence[Step]) -> None:
+def refuse_unread(url: str, steps: Sequence[Step], given: Iterable[str] = ()) -> None:
     """Refuses to take a directory without committed steps for an empty one, if it is not.
 
     Args:
         url: The directory.
         steps: Its steps, none of them committed.
+        given: Paths of checkpoints that the caller knows of, since a run is to begin with them.
 
     Raises:
         UnknownFormat: Something in it looks like a step, opens as a checkpoint, or is a file of
@@ -142,6 +143,9 @@ def refuse_unread(url: str, steps: Sequence[Step]) -> None:
     other = dict(list_unread(run, found))
     only_unfinished = bool(found) and not other
     found |= other
+    for path in given:
+        inside = os.path.relpath(os.path.realpath(path), os.path.realpath(url))
+        found.pop(inside.partition(os.sep)[0], None)
     if not found:
         return
     examples = [f"`{key}` ({what})" for key, what in sorted(found.items())[:_MAX_LISTED]]

@@ -5,28 +5,28 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, Unpack
 
-from .._core.arguments import PyTree
+from .._core.arguments import PyTree, check_company
 from .._core.progress import Progress
 from .._restore.options import RestoreKeywords, RestoreOptions
 from ..errors import CheckpointError, NotFound, SaveError, SourceError, TemplaxError, UsageError
-from ..formats.orbax.directory import Step, is_temporary, step_name
 from ..formats.orbax.step_metadata import read_custom_metadata, read_metrics
 from ..formats.registry import read_json
-from ..storage.leftovers import find_abandoned_in, remove_directory
 from ..storage.local import Local
 from ..storage.open import open_source
-from .arguments import check_metrics, check_step
-from .contents import choose_tree, find_committed, read_all_metrics, read_steps, refuse_unread
+from .agreed_steps import AgreedSteps
+from .arguments import check_metrics, check_step, read_step
+from .contents import find_committed, read_all_metrics, read_steps, refuse_unread
 from .locks import WriterLock
+from .prepare import name_step, prepare_step
 from .prune import delete_unkept
-from .resume import StepRestore
 from .retention import Keep, KeepSteps, as_keep, rank_steps
 
 if TYPE_CHECKING:
+    from .._hosts.agreement import Hosts
     from .._save.result import PendingSave, Saved
 
 _ITEM = re.compile(r"[^/.\0][^/\0]*")
@@ -53,6 +53,11 @@ class Manager:
         item: Name of the item that holds the tree in each step. None takes the name of the only
             tree in the existing steps, or "default" in a new directory, as Orbax's
             `CheckpointManager` does (Orbax's v1 API uses "state").
+        timeout: In a job of several processes, the seconds to wait for one that is alive and has
+            not come to a call. Default: 240, less than the time after which JAX aborts the job.
+        alone: Whether this process manages the run on its own, whatever the others of its job do:
+            for a run of each process, or of one. Otherwise all processes make the same calls, each
+            with its own manager of the same directory.
 
     Attributes:
         url: The absolute path.
@@ -78,7 +83,10 @@ class Manager:
         *,
         keep: Keep | KeepSteps | int | None = None,
         item: str | None = None,
+        timeout: float | None = None,
+        alone: bool = False,
     ):
+        check_company(timeout, alone)
         source = open_source(url)
         if not isinstance(source, Local):
             raise UsageError(f"Expected a path, got {type(url).__name__}")
@@ -93,6 +101,10 @@ class Manager:
         self._lower: list[int] = []  # the steps that it saved below the latest, in this order
         self._damaged: frozenset[int] = frozenset()  # what fallback=True skipped, on all processes
         self._process, self._warned = os.getpid(), False
+        self._timeout, self._alone = timeout, alone
+        self._steps = AgreedSteps(
+            self.url, lambda: find_committed(read_steps(self.url)), alone=alone
+        )
 
     def __repr__(self) -> str:
         return f"Manager({self.url!r})"
@@ -102,6 +114,9 @@ class Manager:
 
     def __exit__(self, *exc: object) -> None:
         _, error, _ = exc
+        if isinstance(error, BaseException):
+            self._steps.leave(error)  # at once: to close may take as long as a save
+            self._steps.forget()
         try:
             self.close()
         except TemplaxError as failed:
@@ -157,8 +172,9 @@ class Manager:
                 names differ by more than a number; or this is a forked child of the process that
                 made the manager.
         """
-        from .._hosts.agreement import join_job
+        from .._hosts.agreement import open_call
         from .._save.background import start_save
+        from .._save.destination import Destination
         from .._save.options import make_options
         from .._save.result import PendingSave
 
@@ -167,55 +183,46 @@ class Manager:
                 f"Expected a manager of this process, got one of process {self._process}, which"
                 " forked it; hint: make another templax.Manager, after that process closed its own"
             )
-        step, numbers = check_step(step), check_metrics(metrics)
-        overwrite = overwrite or step in self._damaged  # the same on all processes
-        options = make_options(
-            metadata=metadata,
-            overwrite=overwrite,
-            compression=compression,
-            memory=memory,
-            threads=threads,
-            on_progress=on_progress,
+        call = open_call(
+            "saving", self.url, step=read_step(step), timeout=self._timeout, alone=self._alone
         )
-        self._finish_own_save(f"step {step} was not begun", "save it again")
-        with join_job(self.url) as job:  # process 0 locks, names and deletes for the whole job
-            names = self._prepare_step(step, overwrite) if job.index == 0 else ("", "")
-            agreed = job.tell_all("beginning a step", "/".join(names).encode())
-            name, _, item = agreed.decode().partition("/")
+        with call.report_errors():  # arguments included: the others wait for this step
+            step, numbers = check_step(step), check_metrics(metrics)
+            overwrite = overwrite or step in self._damaged  # the same on all processes
+            options = make_options(
+                metadata=metadata,
+                overwrite=overwrite,
+                compression=compression,
+                memory=memory,
+                threads=threads,
+                on_progress=on_progress,
+            )
+            earlier = self._find_earlier_failure(f"step {step} was not begun", "save it again")
 
-        def after() -> None:
-            self._damaged -= {step}
-            if job.index == 0 and self._keep is not None:
-                self._lower = delete_unkept(self.url, self._keep, step, self._lower, self._damaged)
+            def decide() -> Destination:
+                self._lock.acquire()
+                name, item = prepare_step(self.url, step, self._item, self._damaged, overwrite)
+                return Destination(os.path.join(self.url, name), item)
 
-        options = replace(options, metrics=numbers, after=after)
-        saved = start_save(os.path.join(self.url, name), {item: tree}, options, wait=wait)
+            def after(call: Hosts) -> None:
+                self._damaged -= {step}
+                if call.index == 0 and self._keep is not None:
+                    self._lower = delete_unkept(
+                        self.url, self._keep, step, self._lower, self._damaged
+                    )
+                self._steps.share(call)
+
+            options = replace(options, metrics=numbers, after=after)
+            try:
+                saved = start_save(
+                    call, self.url, {"": tree}, options, decide, wait=wait, earlier=earlier
+                )
+            except SaveError as error:
+                if error is earlier and self._pending is not None:
+                    self._pending.forget()
+                raise
         self._pending = PendingSave(saved)
         return saved
-
-    def _prepare_step(self, step: int, overwrite: bool) -> tuple[str, str]:
-        """Locks and cleans the directory; returns the names of the step and of its item."""
-        self._lock.acquire()
-        steps = read_steps(self.url)
-        committed = find_committed(steps)
-        latest = max(committed.keys() - self._damaged, default=-1)
-        if step < latest and not overwrite and step not in committed:
-            raise SaveError(
-                f"Expected a step after {latest}, the latest in {self.url}, got step {step}",
-                hint="save a new run to a directory of its own, or pass overwrite=True to go on"
-                " from an earlier step",
-            )
-        name, item = self._name_step(step, steps), self._item
-        if item is None and committed:  # the one that the latest step uses
-            item = choose_tree(os.path.join(self.url, committed[max(committed)]), None)
-        try:
-            # Not only this step's: a step whose deletion was cut short may never be saved again,
-            # so nothing else would remove the rest of it.
-            for path in find_abandoned_in(self.url):
-                remove_directory(path)
-        except SaveError as error:  # leftovers do not keep the step from being saved
-            _log.warning("what killed programs left in %s was not removed: %s", self.url, error)
-        return name, item or "default"
 
     def wait(self) -> None:
         """Returns once the last step is saved and the steps that no rule keeps are deleted.
@@ -238,14 +245,22 @@ class Manager:
             undone: What is not done if the save failed, for the message.
             advice: The hint.
         """
+        error = self._find_earlier_failure(undone, advice)
+        if error is not None and self._pending is not None:
+            self._pending.forget()
+            raise error
+
+    def _find_earlier_failure(self, undone: str, advice: str) -> SaveError | None:
+        """Waits for the save in progress; its error, if no call has raised it."""
         if self._pending is None or self._pending.is_own_thread():
-            return  # what the save calls, such as its on_progress, finds the steps before it
-        try:
-            self._pending.wait()
-        except SaveError as error:
-            raise SaveError(
-                f"The previous step was not saved, and {undone}: {error}", hint=advice
-            ) from error
+            return None  # what the save calls, such as its on_progress, finds the steps before it
+        cause = self._pending.find_error()
+        if not isinstance(cause, SaveError):
+            self._pending.wait()  # raises it as it is
+            return None
+        error = SaveError(f"The previous step was not saved, and {undone}: {cause}", hint=advice)
+        error.__cause__ = cause
+        return error
 
     def close(self) -> None:
         """Waits like `wait`, then unlocks the directory, so others can save to it. Idempotent.
@@ -257,6 +272,7 @@ class Manager:
                 self.wait()
         finally:
             self._lock.release()
+            self._steps.leave(None)
 
     def restore(
         self,
@@ -279,16 +295,16 @@ class Manager:
 
         Args:
             template: See `templax.restore`.
-            step: None for the latest committed step. Several processes that restore while one of
-                them saves should agree on a step themselves.
+            step: None for the latest committed step. In a JAX job of several processes, each
+                process calls this, and process 0 chooses: all get the same step, or all raise the
+                same error.
             fallback: Whether to restore an earlier step where this one is damaged: the newest that
                 is whole. The log has a warning for each step that is skipped. This manager then
                 saves from the restored step on: it replaces the damaged steps, no rule of `keep`
-                counts them, and none is deleted. In a JAX job of several processes, each process
-                calls this, and all get the same step.
+                counts them, and none is deleted.
             **options: The keyword arguments of `templax.restore`: `at`, `rename`, `shardings`,
-                `missing`, `extra`, `cast`, `verify`, `memory`, `threads`, `mapped` and
-                `on_progress`.
+                `missing`, `extra`, `cast`, `verify`, `memory`, `threads`, `mapped`, `on_progress`,
+                `timeout` and `alone`.
 
         Raises:
             NotFound: The step does not exist; or there is none at all, and `missing="error"` or its
@@ -299,14 +315,25 @@ class Manager:
             SaveError: This manager's own save failed; nothing was restored. Raised once.
             TemplateError, CheckpointError, SourceError, UsageError: See `templax.restore`.
         """
-        asked = RestoreOptions(**options)
-        step = None if step is None else check_step(step)
-        self._finish_own_save()
-        restoring = StepRestore(self.url, self._item, template, asked)
-        if not fallback:
-            return restoring.restore(step)
-        tree, self._damaged = restoring.restore_newest_whole(step), restoring.damaged
-        return tree
+        from .._restore.together import open_restore
+        from .resume import StepRestore
+
+        alone = self._alone or options.get("alone") is True
+        call = open_restore(
+            self.url,
+            step=read_step(step),
+            timeout=options.get("timeout", self._timeout),
+            alone=alone,
+        )
+        with call:
+            asked = RestoreOptions(**options)
+            step = None if step is None else check_step(step)
+            self._finish_own_save()
+            restoring = StepRestore(self.url, self._item, template, asked, call)
+            tree = restoring.restore(step, fallback=fallback)
+            if fallback:
+                self._damaged = restoring.damaged
+            return tree
 
     def steps(self) -> list[int]:
         """The committed steps, ascending. Each call lists the directory again."""
@@ -366,28 +393,22 @@ class Manager:
     def path(self, step: int) -> str:
         """The directory of a step, or the one that it would be saved to."""
         self._finish_own_save()
-        return os.path.join(self.url, self._name_step(check_step(step), read_steps(self.url)))
-
-    def _name_step(self, step: int, steps: Sequence[Step]) -> str:
-        existing = [s for s in steps if s.step == step and not is_temporary(s.key)]
-        committed = [s for s in existing if s.committed]
-        # Several directories may hold the same step, such as `10` and `000010`.
-        return [*existing, *committed][-1].key if existing else step_name(step, steps)
+        return os.path.join(self.url, name_step(check_step(step), read_steps(self.url)))
 
     def _list_committed(self) -> dict[int, str]:
         """Number → directory name of each committed step, this manager's own save included."""
         self._finish_own_save()
-        steps = read_steps(self.url)
-        found = find_committed(steps)
+        found = self._steps.list_committed()
         if not found and not self._warned:
-            self._warn_of_unread(steps)
+            self._warn_of_unread()
         return found
 
-    def _warn_of_unread(self, steps: Sequence[Step]) -> None:
+    def _warn_of_unread(self) -> None:
         """Logs, once, what a directory without committed steps holds instead."""
-        self._warned = True
+        self._warned, steps = True, read_steps(self.url)
         try:
-            refuse_unread(self.url, steps)
+            if not find_committed(steps):
+                refuse_unread(self.url, steps)
         except (CheckpointError, SourceError) as error:
             _log.warning("%s", error)
 

@@ -1,34 +1,42 @@
-"""Restores a step of a run: the latest, another one, the newest that is whole, or initial values.
+"""JAX. Restores a step of a run: the latest, another, the newest whole one, or initial values.
 
-In a job of several processes each one restores for itself, without a word to the others, except
-where it looks for the newest step that is whole: then all must find the same.
+In a job of several processes, process 0 lists the steps and chooses, and all restore what it chose:
+either all have it, or all raise the same error.
 """
 
 from __future__ import annotations
 
 import errno
+import functools
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
 from .._catalog.catalog import Catalog
 from .._core.arguments import PyTree
 from .._core.text import list_names
+from .._hosts.agreement import Hosts
 from .._match.result import TemplateError
 from .._plan.plan import Plan
 from .._restore import api
-from .._restore.options import RestoreOptions
+from .._restore.options import Missing, RestoreOptions
 from .._restore.prepare import open_missing
 from .._restore.stats import StepChoice
+from .._restore.together import (
+    await_checkpoint,
+    identify_checkpoint,
+    plan_together,
+    run_together,
+)
 from ..errors import (
     CheckpointError,
     Corrupted,
     NotFound,
-    SaveError,
     SourceError,
     TemplaxError,
     UnknownFormat,
@@ -37,9 +45,6 @@ from ..formats.registry import open_checkpoint
 from ..storage.memory import Memory
 from .contents import choose_tree, find_committed, find_untaken, read_steps, refuse_unread
 from .locks import hold_for_reading
-
-if TYPE_CHECKING:
-    from .._hosts.agreement import Hosts
 
 _TORN = (Corrupted, NotFound, UnknownFormat)
 """Errors of a committed step of which something is missing or damaged."""
@@ -50,6 +55,21 @@ _MAX_TRIED = 8
 _GONE = "it was deleted meanwhile"
 
 _log = logging.getLogger("templax")
+
+
+class _Offered(msgspec.Struct, array_like=True):
+    """What process 0 offers to restore.
+
+    Attributes:
+        steps: Number, directory name (None if it was not listed, so that opening it tells why) and
+            digest of each step, in the order in which they are tried.
+        skipped: What could not be taken, each with the reason.
+        committed: Number → directory name of all committed steps.
+    """
+
+    steps: list[tuple[int, str | None, bytes]] = []
+    skipped: list[str] = []
+    committed: dict[int, str] = {}
 
 
 class _StepGoneError(Exception):
@@ -64,14 +84,23 @@ class StepRestore:
         item: Name of the item to restore, if the caller gave one.
         template: The template.
         options: The keyword arguments.
+        call: The call that restores, of all processes of the job.
 
     Attributes:
-        damaged: The steps that `restore_newest_whole` found damaged, the same on all processes.
+        damaged: The steps that were found damaged with `fallback`, the same on all processes.
     """
 
-    def __init__(self, url: str, item: str | None, template: PyTree, options: RestoreOptions):
+    def __init__(
+        self,
+        url: str,
+        item: str | None,
+        template: PyTree,
+        options: RestoreOptions,
+        call: Hosts,
+    ):
         self._url, self._item, self._template = url, item, template
-        self._options = options
+        self._options, self._call = options, call
+        self._given = _list_paths(options.missing)
         self.damaged: frozenset[int] = frozenset()
         self._opened: str | None = None  # what is restored, once a step and its item are chosen
 
@@ -81,83 +110,112 @@ class StepRestore:
             missing = open_missing(self._options.missing)
             self._options = replace(self._options, missing=missing)
 
-    def restore(self, step: int | None) -> PyTree:
-        """Restores a step, by default the latest; without any, gives initial values."""
-        self._open_missing()
-        while True:
-            steps = read_steps(self._url)
-            found = find_committed(steps)
-            if step is None and not found:
-                refuse_unread(self._url, steps)
-                return self._begin_anew()
-            number = max(found) if step is None else step
-            skipped = tuple(find_untaken(self._url, steps, number)) if step is None else ()
-            if skipped:
-                later = "; ".join(skipped)
-                _log.warning("step %d of %s is restored, not %s", number, self._url, later)
-            try:
-                return self._restore_step(number, found.get(number), skipped)
-            except _StepGoneError:
-                continue
-            except _TORN as error:
-                if number not in found or not self._concerns_step(error):
-                    raise
-                raise self._name_step(error, number, found) from error
-
-    def restore_newest_whole(self, newest: int | None) -> PyTree:
-        """Restores the newest step that every process of the job can restore.
+    def restore(self, step: int | None, *, fallback: bool) -> PyTree:
+        """Restores a step; without any, gives initial values.
 
         Args:
-            newest: Steps after this one are left out.
+            step: The step; None for the latest.
+            fallback: Whether to try earlier steps, too: the newest that every process can restore.
         """
-        from .._hosts.agreement import join_job
+        self._open_missing()
+        self._call.join({"fallback=": str(fallback), "item=": str(self._item)})
+        while True:
+            offered = self._offer_steps(step, fallback)
+            if not offered.steps:
+                return self._begin_anew()
+            try:
+                return self._try_steps(offered) if fallback else self._restore_only(offered)
+            except _StepGoneError:
+                continue
 
-        try:
-            with join_job(self._url) as job:
-                self._open_missing()
-                while True:
-                    offered, skipped = self._offer_steps(job, newest)
-                    if not offered:
-                        return self._begin_anew()
-                    found, tree = self._try_steps(job, offered, list(skipped))
-                    if found:
-                        return tree
-        except SaveError as error:
-            text = f"The processes of this job did not agree on a step: {error}"
-            raise SourceError(text) from error
-
-    def _offer_steps(
-        self, job: Hosts, newest: int | None
-    ) -> tuple[list[tuple[int, str]], list[str]]:
-        """The steps to try, newest first, as process 0 lists them; and what it can't restore."""
-        offered: list[tuple[int, str]] = []
-        skipped: list[str] = []
-        if job.index == 0:
+    def _offer_steps(self, step: int | None, fallback: bool) -> _Offered:
+        """The steps to try, as process 0 lists them."""
+        call = self._call
+        offered = _Offered()
+        if call.index == 0:
             steps = read_steps(self._url)
             found = find_committed(steps)
-            if newest is not None and newest not in found:
-                raise NotFound(f"{self._url} holds no committed step {newest}")
-            if not found:
-                refuse_unread(self._url, steps)
-            offered = [(n, found[n]) for n in reversed(found) if newest is None or n <= newest]
-            if offered and newest is None:
-                skipped = list(find_untaken(self._url, steps, offered[0][0]))
-        data = job.tell_all("listing the steps", msgspec.msgpack.encode((offered, skipped)))
-        return msgspec.msgpack.decode(data, type=tuple[list[tuple[int, str]], list[str]])
+            if fallback and step is not None and step not in found:
+                raise NotFound(f"{self._url} holds no committed step {step}")
+            if not found and step is None:
+                refuse_unread(self._url, steps, self._given)
+            numbers = [n for n in reversed(found) if step is None or n <= step]
+            if not fallback:
+                numbers = numbers[:1] if step is None else [step]
+            skipped = find_untaken(self._url, steps, numbers[0]) if step is None and numbers else ()
+            offered = _Offered(
+                [self._offer_step(n, found.get(n)) for n in numbers], list(skipped), found
+            )
+        data = call.tell_all("listing the steps", msgspec.msgpack.encode(offered))
+        return msgspec.msgpack.decode(data, type=_Offered)
 
-    def _try_steps(
-        self, job: Hosts, offered: Sequence[tuple[int, str]], skipped: list[str]
-    ) -> tuple[bool, PyTree]:
+    def _offer_step(self, step: int, key: str | None) -> tuple[int, str | None, bytes]:
+        several = self._call.count > 1 and key is not None
+        identity = identify_checkpoint(os.path.join(self._url, key)) if several and key else b""
+        return step, key, identity
+
+    def _restore_only(self, offered: _Offered) -> PyTree:
+        """Restores the only step that is offered."""
+        ((step, key, identity),) = offered.steps
+        if offered.skipped:
+            later = "; ".join(offered.skipped)
+            _log.warning("step %d of %s is restored, not %s", step, self._url, later)
+
+        def name_step(error: TemplaxError) -> TemplaxError:
+            if isinstance(error, _TORN) and key is not None and self._concerns_step(error):
+                return self._name_step(error, step, offered.committed)
+            return error
+
+        choice = StepChoice(step, tuple(offered.skipped))
+        with self._hold_step(step, key) as path:
+            plan = plan_together(
+                self._call, lambda: self._make_plan(path, identity), explain=name_step
+            )
+            return run_together(
+                self._call,
+                plan,
+                functools.partial(api.run_plan, choice=choice),
+                self._options.on_progress,
+                explain=name_step,
+            )
+
+    @contextmanager
+    def _hold_step(self, step: int, key: str | None) -> Generator[str]:
+        """Keeps a step from being deleted while it is restored; the path of its directory.
+
+        Raises:
+            _StepGoneError: On every process: it was deleted meanwhile on one of them.
+        """
+        path = os.path.join(self._url, str(step) if key is None else key)
+        self._opened = None
+        with hold_for_reading(path) as there:
+            if self._call.count == 1:
+                gone = not there and key is not None
+            else:  # process 0 has it, and the others look until they see it
+                seen = self._call.gather("opening", b"" if there or self._call.index else b"gone")
+                gone = b"gone" in seen
+                gone = bool(self._call.tell_all("opened", b"gone" if gone else b""))
+            if gone:
+                raise _StepGoneError
+            yield path
+
+    def _make_plan(self, path: str, identity: bytes) -> Plan:
+        await_checkpoint(self._call, path, identity)
+        self._opened = _open_tree(path, self._item)
+        return api.make_plan(self._opened, self._template, self._options)
+
+    def _try_steps(self, offered: _Offered) -> PyTree:
         """Restores the first step that every process can restore.
 
-        Returns:
-            Whether there is one, and the tree. False if the steps were deleted meanwhile.
+        Raises:
+            _StepGoneError: There is none, and steps were deleted meanwhile.
         """
+        call, skipped = self._call, list(offered.skipped)
         listed_again = False
-        for step, key in offered:
+        for step, key, identity in offered.steps:
             tree, problem = None, ""
             try:
-                tree = self._restore_step(step, key, tuple(skipped))
+                tree = self._restore_step(step, key, identity, tuple(skipped))
             except _StepGoneError:
                 problem = _GONE
             except _TORN as error:
@@ -170,13 +228,13 @@ class StepRestore:
                 problem = str(error)
             # Which process had a problem does not matter: all of them go to the next step. Nor
             # does what the others found in a step that somebody is deleting.
-            texts = job.gather(f"restoring step {step}", problem.encode())
+            texts = call.gather(f"restoring step {step}", problem.encode())
             gone = _GONE.encode() in texts
             first = next((text for text in texts if text), b"")
-            told = job.tell_all(f"judging step {step}", _GONE.encode() if gone else first)
+            told = call.tell_all(f"judging step {step}", _GONE.encode() if gone else first)
             found = told.decode()
             if not found:
-                return True, tree
+                return tree
             del tree
             if found == _GONE:
                 listed_again = True
@@ -185,7 +243,7 @@ class StepRestore:
             skipped.append(f"`{key}` ({found})")
             _log.warning("step %d of %s is skipped: %s", step, self._url, found)
         if listed_again:
-            return False, None
+            raise _StepGoneError
         raise Corrupted(f"Expected a step that is whole in {self._url}, found {'; '.join(skipped)}")
 
     def _begin_anew(self) -> PyTree:
@@ -202,25 +260,33 @@ class StepRestore:
             Memory({}),
             lambda _entries, _damages=None: {},
         )
-        try:
-            plan = api.make_plan(empty, self._template, self._options)
-        except TemplateError as error:
-            names = [m.name for m in error.mismatches if m.problem == "missing"]
-            whole = len(names) == len(error.mismatches)
-            if not whole or not isinstance(self._options.missing, Mapping):
-                raise
-            raise NotFound(
-                f"{self._url} holds no committed step, and missing= does not give"
-                f" {list_names(names)}"
-            ) from error
-        return api.run_plan(plan, self._options.on_progress, choice=StepChoice(None))
 
-    def _restore_step(self, step: int, key: str | None, skipped: tuple[str, ...]) -> PyTree:
-        """Restores a step, and keeps it from being deleted meanwhile.
+        def make_plan() -> Plan:
+            try:
+                return api.make_plan(empty, self._template, self._options)
+            except TemplateError as error:
+                names = [m.name for m in error.mismatches if m.problem == "missing"]
+                whole = len(names) == len(error.mismatches)
+                if not whole or not isinstance(self._options.missing, Mapping):
+                    raise
+                raise NotFound(
+                    f"{self._url} holds no committed step, and missing= does not give"
+                    f" {list_names(names)}"
+                ) from error
+
+        run = functools.partial(api.run_plan, choice=StepChoice(None))
+        plan = plan_together(self._call, make_plan)
+        return run_together(self._call, plan, run, self._options.on_progress)
+
+    def _restore_step(
+        self, step: int, key: str | None, identity: bytes, skipped: tuple[str, ...]
+    ) -> PyTree:
+        """Restores a step on this process.
 
         Args:
             step: Its number.
-            key: Name of its directory; None if it was not listed, so that opening it tells why.
+            key: Name of its directory.
+            identity: The digest by which process 0 knows it.
             skipped: The later steps that were not taken, each with the reason.
 
         Raises:
@@ -229,10 +295,9 @@ class StepRestore:
         path = os.path.join(self._url, str(step) if key is None else key)
         self._opened = None
         with hold_for_reading(path) as there:
-            if key is not None and not there:
+            if self._call.index == 0 and not there:
                 raise _StepGoneError
-            self._opened = _open_tree(path, self._item)
-            plan = api.make_plan(self._opened, self._template, self._options)
+            plan = self._make_plan(path, identity)
             return api.run_plan(plan, self._options.on_progress, choice=StepChoice(step, skipped))
 
     def _concerns_step(self, error: CheckpointError) -> bool:
@@ -277,6 +342,13 @@ class StepRestore:
             return has_all_bytes(api.make_plan(path, self._template, options))
         except TemplaxError:
             return False
+
+
+def _list_paths(missing: Missing) -> list[str]:
+    """The paths of checkpoints that are given as `missing=`."""
+    given = missing.values() if isinstance(missing, Mapping) else [missing]
+    paths = [os.fspath(each) for each in given if isinstance(each, (str, os.PathLike))]
+    return [path for path in paths if path not in ("error", "keep")]
 
 
 def _change_error(error: CheckpointError, **changes: Any) -> CheckpointError:

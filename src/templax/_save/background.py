@@ -6,13 +6,15 @@ import atexit
 import os
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from .._core.arguments import PyTree
+from .._hosts.agreement import Hosts
 from ..errors import SaveError, UsageError
+from .destination import Destination
 from .item import Json
 from .job import Job
-from .options import SaveOptions, Url
+from .options import SaveOptions
 from .result import Outcome, Saved
 
 _background_save: Outcome | None = None
@@ -24,13 +26,22 @@ _save_lock = threading.RLock()  # re-entrant: a signal handler may save while th
 
 
 def start_save(
-    url: Url, items: Mapping[str, PyTree | Json], options: SaveOptions, *, wait: bool
+    call: Hosts,
+    path: str,
+    items: Mapping[str, PyTree | Json],
+    options: SaveOptions,
+    decide: Callable[[], Destination],
+    *,
+    wait: bool,
+    earlier: SaveError | None = None,
 ) -> Saved:
     """Saves trees, or begins to. One save at a time is in progress in the background.
 
     Args:
-        url, options: See `Job`.
-        items: See `Job.begin`.
+        call: The call that saves, of all processes of the job. It is closed once the save has
+            ended.
+        path, options: See `Job`.
+        items, decide, earlier: See `Job.begin`.
         wait: Whether to return only when the checkpoint is committed.
     """
     global _background_save, _background_thread
@@ -38,12 +49,17 @@ def start_save(
         raise UsageError("Expected no save inside of another: this is called by its on_progress")
     # Whoever gets `claim` owns the job's end: the background thread, which runs it, or this thread,
     # which aborts it when an interrupt arrives before the other thread has begun.
-    job, claim = None, threading.Lock()
+    job, previous, claim = None, None, threading.Lock()
     try:
         with _save_lock:
-            _finish_previous()
-            job = Job(url, options)
-            job.begin(items, background=not wait)
+            previous = _background_save
+            earlier = earlier or _find_earlier_failure()
+            if earlier is not None and call.count == 1:
+                _forget(previous)
+                raise earlier
+            job = Job(call, path, options)
+            job.begin(items, decide, background=not wait, earlier=earlier)
+            _forget(previous)
             if not wait:
                 _background_save = job.outcome
                 job.outcome.thread = _background_thread = threading.Thread(
@@ -57,18 +73,31 @@ def start_save(
         if job is not None and claim.acquire(blocking=False):
             job.outcome.error_reported = True
             job.abort(error)
+        if earlier is error:
+            _forget(previous)
         raise
 
 
-def _finish_previous() -> None:
-    """Waits for the save in the background, and raises its error if no caller has seen it."""
+def _find_earlier_failure() -> SaveError | None:
+    """Waits for the save in the background; its error, if no caller has seen it."""
+    if _background_save is None:
+        return None
+    _background_save.wait_for_end()
+    error = _background_save.unreported_error
+    if error is None:
+        return None
+    failed = SaveError(f"An earlier save failed: {error}", file=_background_save.path)
+    failed.__cause__ = error
+    return failed
+
+
+def _forget(outcome: Outcome | None) -> None:
+    """Reports the error of an ended save to nobody else."""
     global _background_save
-    if _background_save is not None:
-        _background_save.wait_for_end()
-        previous, _background_save = _background_save, None
-        error = previous.unreported_error
-        if error is not None:
-            raise SaveError(f"An earlier save failed: {error}", file=previous.path) from error
+    if outcome is not None:
+        outcome.error_reported = True
+        if _background_save is outcome:
+            _background_save = None
 
 
 def _run_claimed(job: Job, claim: threading.Lock) -> None:

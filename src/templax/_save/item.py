@@ -60,11 +60,14 @@ class Share(msgspec.Struct):
     Attributes:
         rows: Row numbers as little-endian uint64.
         columns: The bytes of these rows in each column of the table.
+        values: The digest of the larger values of which this process holds a copy; see
+            `local_values`.
     """
 
     file: tuple[str, int]
     rows: bytes
     columns: list[bytes]
+    values: bytes = b""
 
 
 class Item:
@@ -89,16 +92,20 @@ class Item:
     writer: Writer
 
     def __init__(self, name: str, tree: PyTree):
-        self.name = name
-        self._prefix = f"{name}/" if name else ""
+        self.rename(name)
         self.leaves, self._empties = collect_leaves(tree)
         self._chunks = [_chunk_shape(leaf) for leaf in self.leaves]
 
+    def rename(self, name: str) -> None:
+        """Gives the item another name, before `open`."""
+        self.name = name
+        self._prefix = f"{name}/" if name else ""
+
     @property
-    def facts(self) -> Any:
-        """Everything about the item that all processes must agree on."""
-        return self.name, [
-            (leaf.name, leaf.value_type, leaf.dtype_name, leaf.shape, chunk)
+    def facts(self) -> list[Any]:
+        """Everything about each leaf, but its values, that all processes must agree on."""
+        return [
+            (self.name, leaf.name, leaf.value_type, leaf.dtype_name, leaf.shape, chunk)
             for leaf, chunk in zip(self.leaves, self._chunks, strict=True)
         ]
 

@@ -2,85 +2,105 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
+import logging
 import time
 import traceback
-from collections.abc import Mapping
-from typing import Any
+import zlib
+from collections.abc import Callable, Mapping
 
 import msgspec
+import numpy as np
 
 from .._catalog.fingerprint import Fingerprint, combine_fingerprints
 from .._core.arguments import PyTree
 from .._core.gc_pause import pause_gc
 from .._core.names import join_path
-from .._hosts.agreement import join_job
-from ..errors import SaveError, SourceError, UsageError
+from .._hosts.agreement import Hosts
+from .._hosts.offers import describe_different_values
+from ..errors import SaveError
 from ..formats.orbax.directory import COMMITTED
-from ..formats.orbax.extra_content import describe_extra_content, find_enclosing_item
 from ..formats.orbax.write import JSON, STANDARD, Files, encode_commit_files
-from ..storage.disk import save_error
 from ..storage.open import open_source, open_staging
 from ..storage.signatures import MAX_METADATA
 from ..storage.sink import Sink
-from ..storage.source import Source
 from ..storage.staging import Staging
+from .destination import Destination, await_directory, check_destination
 from .item import Item, Json, Share
-from .options import SaveOptions, Url
+from .local_values import Selected, digest_leaves, digest_small, find_difference, select_large
+from .options import SaveOptions
 from .result import Outcome
 from .snapshot import copy_values
+
+Result = tuple[int, list[list[int]]]
+"""Bytes of all files; and for each item, the crc32c of each leaf."""
+
+_log = logging.getLogger("templax")
 
 
 class Job:
     """One save: `begin` in the caller's thread, then `run`; `abort` if either is interrupted.
 
     Args:
-        url: The path to save to, or a sink.
+        call: The call that saves, of all processes of the job.
+        path: What is saved to, as far as it is known before `begin`.
         options: How to save.
 
     Attributes:
         outcome: What becomes of the save.
     """
 
-    def __init__(self, url: Url, options: SaveOptions):
-        self._url, self._options, self._background = url, options, False
+    def __init__(self, call: Hosts, path: str, options: SaveOptions):
+        self._hosts, self._options, self._background = call, options, False
         self._begun_ns = time.time_ns()
         self._sink: Sink | None = None
         self._items: list[Item] = []
         self._handlers: dict[str, str] = {}
         self._documents: Files = {}
-        if not isinstance(url, (str, os.PathLike, Sink)):
-            raise UsageError(f"Expected a path to save to, got {url!r}")
-        self.outcome = Outcome(str(url.path if isinstance(url, Sink) else os.fspath(url)))
-        self._hosts = join_job(self.outcome.path)
+        self._large: list[Selected] = []  # of each item, on processes other than 0
+        self._all_written = False
+        self.outcome = Outcome(path)
 
-    def begin(self, items: Mapping[str, PyTree | Json], *, background: bool) -> None:
+    def begin(
+        self,
+        items: Mapping[str, PyTree | Json],
+        decide: Callable[[], Destination],
+        *,
+        background: bool,
+        earlier: SaveError | None = None,
+    ) -> None:
         """Collects the leaves, stages the checkpoint and starts the first writer.
 
         Args:
-            items: Name → tree or `Json`. The name "" stands for the checkpoint itself, and must be
-                the only one.
+            items: Name → tree or `Json`. The name "" stands for the checkpoint itself, or for the
+                item that `decide` names, and must be the only one.
+            decide: Decides where the save goes; called by process 0 once all have come.
             background: Whether the values must be safe from later changes when this returns.
+            earlier: The error of an earlier save that no caller has seen yet.
         """
         begin = time.perf_counter()
         self._background = background
         with pause_gc():
-            for name, item in self._add_metrics(items).items():
+            for name, item in items.items():
                 self._add_item(name, item)
-        self._sink = self._open_sink()
-        if background:
-            leaves = [leaf for item in self._items for leaf in item.leaves]
-            copy_values(leaves, self._options.threads)
-        with pause_gc():
-            self._open_items()
+            reply = self._meet_others(earlier, decide)
+        leaves = [leaf for item in self._items for leaf in item.leaves]
+        try:
+            if self._sink is None:
+                self._sink = self._join_sink(reply)
+            if background:
+                copy_values(leaves, self._options.threads)
+            with pause_gc():
+                if self._hosts.index > 0:
+                    self._large = [select_large(item.leaves) for item in self._items]
+                self._open_items()
+        except Exception as error:
+            agreed, _ = self._hosts.settle(error, done=False)
+            if agreed is error:
+                raise
+            raise agreed from error
         self.outcome.path = self._sink.path
-        self.outcome.leaves = sum(len(item.leaves) for item in self._items)
+        self.outcome.leaves = len(leaves)
         self._snapshot_s = time.perf_counter() - begin
-
-    def _add_metrics(self, items: Mapping[str, Any]) -> dict[str, Any]:
-        metrics = self._options.metrics
-        return dict(items) | ({} if metrics is None else {"metrics": Json(metrics, "metrics")})
 
     def _add_item(self, name: str, item: PyTree | Json) -> None:
         if isinstance(item, Json):
@@ -91,42 +111,80 @@ class Job:
             self._items.append(Item(name, item))
             self._handlers[name] = STANDARD
 
-    def _open_sink(self) -> Sink:
-        """The sink of this process. Process 0 makes it and tells the others its path."""
-        job, url, options = self._hosts, self._url, self._options
-        if job.index == 0 and not isinstance(url, Sink):
-            _check_destination(open_source(url), replaces=options.overwrite)
+    def _meet_others(self, earlier: SaveError | None, decide: Callable[[], Destination]) -> bytes:
+        """Waits until all processes save the same; returns what process 0 tells of its sink."""
+        job, options = self._hosts, self._options
+        leaves = [leaf for item in self._items for leaf in item.leaves]
+        elsewhere = [leaf.name for leaf in leaves if leaf.tile is not None]
         if job.count == 1:
-            return open_staging(url, overwrite=options.overwrite)
-        owners = [item.single_owners for item in self._items]
-        if job.index == 0:
-            sink = open_staging(url, overwrite=options.overwrite)
-            self._sink = sink
-            if not isinstance(sink, Staging):
+            if elsewhere:
                 raise SaveError(
-                    "Several processes can't save to a sink of your own", file=sink.path
+                    "Expected values that this process has all of, got others with alone=True",
+                    leaf=elsewhere[0],
                 )
-            facts = sink.path, sink.directory, self._hash_facts(), owners
-            job.tell_all("beginning to save", msgspec.msgpack.encode(facts))
-            return sink
-        path, directory, digest, owners = msgspec.msgpack.decode(
-            job.tell_all("beginning to save"),
-            type=tuple[str, str, str, list[list[tuple[int, int]]]],
+            return job.join(earlier=earlier, make_reply=lambda: self._open_sink(decide))
+        facts = {
+            "items": ", ".join(f"`{name}`" for name in sorted(self._handlers)) or "none",
+            "metrics=": "no metrics" if options.metrics is None else "metrics",
+            "overwrite=": str(options.overwrite),
+            "compression level": str(options.level),
+        }
+        notes = {
+            "metrics": repr(options.metrics),
+            "metadata": repr(options.metadata),
+            "JSON items": repr(self._documents),
+        }
+        return job.join(
+            facts,
+            notes=notes,
+            leaves=self._digest_facts(),
+            values=digest_small(leaves),
+            name_leaf=lambda i: leaves[i].name,
+            earlier=earlier,
+            local=not elsewhere,
+            make_reply=lambda: self._open_sink(decide),
         )
-        if digest != self._hash_facts():
-            raise SaveError(
-                "Expected the tree that process 0 saves, got other leaves, shapes, dtypes or"
-                f" shardings on process {job.index}",
-                file=path,
-            )
+
+    def _open_sink(self, decide: Callable[[], Destination]) -> bytes:
+        """Makes the sink on process 0. Returns what the others need to add their files."""
+        job, options = self._hosts, self._options
+        owners = [item.single_owners for item in self._items]
+        url, name = decide()
+        self._name_item(name)
+        if not isinstance(url, Sink):
+            check_destination(open_source(url), replaces=options.overwrite)
+        self._sink = sink = open_staging(url, overwrite=options.overwrite)
+        if job.count == 1:
+            return b""
+        if not isinstance(sink, Staging):
+            raise SaveError("Several processes can't save to a sink of your own", file=sink.path)
+        return msgspec.msgpack.encode((sink.path, sink.directory, name, owners))
+
+    def _join_sink(self, told: bytes) -> Sink:
+        """The sink of another process than 0."""
+        kind = tuple[str, str, str, list[list[tuple[int, int]]]]
+        path, directory, name, owners = msgspec.msgpack.decode(told, type=kind)
+        self._name_item(name)
         for item, single_owners in zip(self._items, owners, strict=True):
             item.set_owners(single_owners)
+        await_directory(directory, path, self._hosts.index)
         return Staging.join(path, directory)
 
-    def _hash_facts(self) -> str:
-        """A hash of everything that all processes must agree on."""
-        facts = self._handlers, [item.facts for item in self._items], self._options.level
-        return hashlib.sha256(msgspec.msgpack.encode(facts)).hexdigest()
+    def _name_item(self, name: str) -> None:
+        """Names the only item as `Destination` says, and adds the metrics beside it."""
+        if name:
+            self._handlers = {name: self._handlers.pop("")}
+            for item in self._items:
+                item.rename(name)
+        metrics = self._options.metrics
+        if metrics is not None:
+            self._add_item("metrics", Json(metrics, "metrics"))
+
+    def _digest_facts(self) -> bytes:
+        """See `Call.leaves`."""
+        encode = msgspec.msgpack.Encoder().encode
+        facts = [fact for item in self._items for fact in item.facts]
+        return np.fromiter((zlib.crc32(encode(f)) for f in facts), "<u4", len(facts)).tobytes()
 
     def _open_items(self) -> None:
         """Makes the data files, and starts the threads that write the first of them."""
@@ -153,12 +211,11 @@ class Job:
         try:
             with self._hosts:
                 self._write_and_commit()
+                self._run_callback()
         except BaseException as error:
             self.abort(error)
             if not isinstance(error, Exception):
                 raise
-        else:
-            self._run_callback()
         finally:
             self._items = []
             self.outcome.end()
@@ -167,8 +224,9 @@ class Job:
         """Calls `SaveOptions.after`. The checkpoint stays committed if that fails."""
         try:
             if self._options.after is not None:
-                self._options.after()
+                self._options.after(self._hosts)
         except BaseException as error:
+            self._hosts.fail(error)  # the others may wait for what it would have told them
             self.outcome.error = error
             if not isinstance(error, Exception):
                 raise
@@ -189,14 +247,17 @@ class Job:
 
     def _write_and_commit(self) -> None:
         begin = time.perf_counter()
-        self._write_data_files()
-        written = time.perf_counter()
-        if self._hosts.count == 1:
-            total, crcs = self._commit([item.data_files for item in self._items])
-        else:
-            total, crcs = self._commit_together()
+        try:
+            self._write_data_files()
+            written = time.perf_counter()
+            result = self._commit()
+        except Exception as error:
+            if self._hosts.index == 0:
+                raise
+            written = time.perf_counter()
+            result = self._find_result_of_others(error)
         ended = time.perf_counter()
-        self.outcome.nbytes = total
+        self.outcome.nbytes, crcs = result
         self.outcome.fingerprint = self._combine_fingerprints(crcs)
         self.outcome.stages = {
             "snapshot": self._snapshot_s,
@@ -205,19 +266,33 @@ class Job:
             "commit": ended - written,
         }
 
+    def _find_result_of_others(self, error: Exception) -> Result:
+        """The result, if process 0 committed although this process failed; else raises the error.
+
+        Process 0 needs nothing of a process that has told it what it wrote.
+        """
+        agreed, committed = self._hosts.settle(error, done=self._all_written)
+        if committed is None:
+            raise agreed
+        _log.warning(
+            "%s is saved; process %d then failed: %s", self.outcome.path, self._hosts.index, error
+        )
+        return msgspec.msgpack.decode(committed, type=Result)
+
     def _write_data_files(self) -> None:
         """Writes the data files, one after the other, each with all threads."""
-        progress, done = self._options.on_progress, 0
+        job, progress, done = self._hosts, self._options.on_progress, 0
         total = sum(item.writer.total for item in self._items)
 
         def report(written: int, _: int) -> None:
-            assert progress is not None
-            progress(done + written, total)
+            job.check()
+            if progress is not None:
+                progress(done + written, total)
 
         for number, item in enumerate(self._items):
             if number > 0:
                 item.writer.start()
-            item.writer.wait(None if progress is None else report)
+            item.writer.wait(None if progress is None and job.count == 1 else report)
             done += item.writer.total
 
     def _combine_fingerprints(self, crcs: list[list[int]]) -> Fingerprint:
@@ -234,27 +309,70 @@ class Job:
             for leaf, crc in zip(item.leaves, leaf_crcs, strict=True)
         )
 
-    def _commit_together(self) -> tuple[int, list[list[int]]]:
-        """Process 0 commits once all have written their share. Returns the same as `_commit`."""
+    def _commit(self) -> Result:
+        """Writes the remaining files, and commits; in a job process 0 does, for all."""
         job, sink = self._hosts, self._sink
         assert sink is not None
+        if job.count == 1:
+            with pause_gc():
+                result = self._write_small_files([item.data_files for item in self._items])
+            sink.commit()
+            return result
         own_shares = [item.finish_share() for item in self._items]
+        for share, large in zip(own_shares, self._large, strict=False):
+            share.values = digest_leaves(large)
         if job.index > 0:
             sink.commit()  # brings this process's data files to the disk
         gathered = job.gather("writing", msgspec.msgpack.encode(own_shares))
-        committed = b""
-        if job.index == 0:
-            shares = [msgspec.msgpack.decode(data, type=list[Share]) for data in gathered]
+        self._all_written = True
+        if job.index > 0:
+            return msgspec.msgpack.decode(job.announce("committing"), type=Result)
+        shares = [msgspec.msgpack.decode(data, type=list[Share]) for data in gathered]
+        with pause_gc():
             files = [
                 item.merge_shares(sink, [share[number] for share in shares])
                 for number, item in enumerate(self._items)
             ]
-            committed = msgspec.msgpack.encode(self._commit(files))
-        committed = job.tell_all("committing", committed)
-        return msgspec.msgpack.decode(committed, type=tuple[int, list[list[int]]])
+            result = self._write_small_files(files)
+        self._compare_values(shares, result[1])
+        self._commit_and_tell(sink, msgspec.msgpack.encode(result))
+        return result
 
-    def _commit(self, files: list[list[tuple[str, int]]]) -> tuple[int, list[list[int]]]:
-        """Writes the remaining files, and commits.
+    def _commit_and_tell(self, sink: Sink, result: bytes) -> None:
+        """Commits on process 0. Once that is done, the others hear it, whatever happens here."""
+        late: BaseException | None = None
+        while True:
+            try:
+                if late is None:
+                    sink.commit()
+                self._hosts.announce("committing", result, again=late is not None)
+                break
+            except BaseException as error:
+                committed = isinstance(sink, Staging) and sink.committed
+                if late is not None or not committed:
+                    raise
+                late = error
+        if late is None:
+            return
+        if not isinstance(late, Exception):
+            raise late
+        _log.warning("%s is saved; process 0 then failed: %s", sink.path, late)
+
+    def _compare_values(self, shares: list[list[Share]], crcs: list[list[int]]) -> None:
+        """Refuses to commit if a process holds another value of what process 0 has saved.
+
+        Small values were compared before anything was written.
+        """
+        assert self._sink is not None
+        for index, own in enumerate(shares):
+            for item, share, saved in zip(self._items, own, crcs, strict=True):
+                leaf = find_difference(share.values, saved)
+                if leaf is not None:
+                    name, path = item.leaves[leaf].name, self._sink.path
+                    raise describe_different_values(name, index, path).to_exception()
+
+    def _write_small_files(self, files: list[list[tuple[str, int]]]) -> Result:
+        """Writes everything except the arrays, and the file that marks the checkpoint as whole.
 
         Args:
             files: For each item, the path and size of each data file.
@@ -262,14 +380,6 @@ class Job:
         Returns:
             Bytes of all files; and for each item, the crc32c of each leaf.
         """
-        assert self._sink is not None
-        with pause_gc():
-            nbytes, crcs = self._write_small_files(files)
-        self._sink.commit()
-        return nbytes, crcs
-
-    def _write_small_files(self, files: list[list[tuple[str, int]]]) -> tuple[int, list[list[int]]]:
-        """Writes everything except the arrays. See `_commit` for arguments and result."""
         assert self._sink is not None
         about = {
             "custom_metadata": self._options.metadata,
@@ -308,30 +418,3 @@ def _clear_tracebacks(error: BaseException) -> None:
     while cause is not None:
         traceback.clear_frames(cause.__traceback__)
         cause = cause.__cause__ or cause.__context__
-
-
-def _check_destination(source: Source, *, replaces: bool) -> None:
-    """Refuses to save inside an item, and to replace a directory that holds more than one
-    checkpoint: a run, a home directory, a collection.
-
-    Raises:
-        SaveError: The destination is refused, or cannot be examined.
-    """
-    try:
-        around = find_enclosing_item(source)
-        replaces = replaces and next(source.children(), None) is not None
-        found = describe_extra_content(source) if replaces else None
-    except SourceError as error:
-        cause = error.__cause__
-        if isinstance(cause, OSError):
-            raise save_error("examine the destination", source.url, cause) from error
-        raise SaveError(f"can't examine the destination: {error}", file=source.url) from error
-    if around is not None:
-        what = f"Expected a place of its own, got one inside {around}"
-        raise SaveError(what, file=source.url)
-    if found is not None:
-        raise SaveError(
-            f"overwrite=True replaces one checkpoint, found {found}",
-            file=source.url,
-            hint="save under another name",
-        )

@@ -14,6 +14,7 @@ from .._core.dtypes import read_number
 from .._core.json_text import encode_json
 from .._core.progress import Progress, check_progress
 from .._core.workers import MEMORY_BYTES, choose_threads
+from .._hosts.agreement import Hosts
 from ..errors import UsageError
 from ..storage.sink import Sink
 
@@ -36,7 +37,8 @@ class SaveOptions:
         threads: Number of workers.
         on_progress: Called while the data files are written.
         metrics: The metrics of a step, or None if it has none.
-        after: Called once the checkpoint is committed, in the thread that committed it.
+        after: Called with the call that saves once the checkpoint is committed, on every process,
+            in the thread that saves.
     """
 
     metadata: Mapping[str, Any]
@@ -46,7 +48,7 @@ class SaveOptions:
     threads: int
     on_progress: Progress | None
     metrics: Mapping[str, float] | None = None
-    after: Callable[[], None] | None = None
+    after: Callable[[Hosts], None] | None = None
 
 
 def make_options(

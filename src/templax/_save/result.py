@@ -196,6 +196,20 @@ class PendingSave:
             and self._saved._outcome.error is not None  # pyright: ignore[reportPrivateUsage]
         )
 
+    def find_error(self) -> BaseException | None:
+        """Waits for the end of the save; its error, which stays to be raised, or None."""
+        if self._saved is None:
+            return None
+        outcome = self._saved._outcome  # pyright: ignore[reportPrivateUsage]
+        outcome.wait_for_end()
+        return outcome.error
+
+    def forget(self) -> None:
+        """Drops the save: its error was raised."""
+        if self._saved is not None:
+            self._saved._outcome.error_reported = True  # pyright: ignore[reportPrivateUsage]
+            self._saved = None
+
     def wait(self) -> None:
         """Returns once the save has ended, at once if it was waited for before.
 

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import functools
+import os
 from collections.abc import Mapping
 from typing import Any, Literal
 
 from .._core.arguments import PyTree
 from .._core.progress import Progress
+from .._hosts.agreement import open_call
+from ..errors import UsageError
+from ..storage.sink import Sink
 from .background import start_save
+from .destination import Destination
 from .options import Url, make_options
 from .result import Saved
 
@@ -24,6 +30,8 @@ def save(
     memory: int | None = None,
     threads: int | None = None,
     on_progress: Progress | None = None,
+    timeout: float | None = None,
+    alone: bool = False,
 ) -> Saved:
     """Saves a pytree as a checkpoint, which is either complete or absent.
 
@@ -54,6 +62,11 @@ def save(
             far and of all, at most ten times a second, and with `done == total` once all are
             written, before the commit; with `wait=False` from another thread. An exception in it
             ends the save. In a job of several processes each one reports what it writes itself.
+        timeout: In a job of several processes, the seconds to wait for one that is alive and has
+            not come to this call. Default: 240, less than the time after which JAX aborts the job.
+        alone: Whether this process saves on its own, whatever the others of its job do. It must
+            have all of the values. Otherwise every process of the job makes this call, with the
+            same arguments: see "Several processes" in the documentation.
 
     Returns:
         What was written; with `wait=False`, the handle of the save in progress. The next save and
@@ -75,13 +88,20 @@ def save(
         >>> tx.restore(path, {"w": jnp.zeros((2, 3)), "step": 0})["step"]
         7
     """
-    options = make_options(
-        format=format,
-        metadata=metadata,
-        overwrite=overwrite,
-        compression=compression,
-        memory=memory,
-        threads=threads,
-        on_progress=on_progress,
-    )
-    return start_save(url, {"": tree}, options, wait=wait)
+    known = isinstance(url, (str, os.PathLike, Sink))
+    path = str(url.path if isinstance(url, Sink) else os.fspath(url) if known else url)
+    call = open_call("saving", path, timeout=timeout, alone=alone)
+    with call.report_errors():  # arguments included: the others wait for this call
+        if not known:
+            raise UsageError(f"Expected a path to save to, got {url!r}")
+        options = make_options(
+            format=format,
+            metadata=metadata,
+            overwrite=overwrite,
+            compression=compression,
+            memory=memory,
+            threads=threads,
+            on_progress=on_progress,
+        )
+        decide = functools.partial(Destination, url)
+        return start_save(call, path, {"": tree}, options, decide, wait=wait)

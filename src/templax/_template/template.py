@@ -30,6 +30,8 @@ class Target(LeafSpec, frozen=True, gc=False):
         boxes: The distinct boxes of the leaf that this process must hold.
         host: The result is a numpy array or a Python value, not a `jax.Array`.
         concrete: The template leaf holds a value, which `missing="keep"` can keep.
+        remote: The value that the template leaf holds can't be kept without communication: some
+            process is to hold a part of it that only others have.
         optional: A Python value of an Equinox module. It is kept if the checkpoint does not hold
             it, since users of Equinox often save only the arrays.
         problems: Why no checkpoint can satisfy this target: a sharding or memory layout that does
@@ -47,6 +49,7 @@ class Target(LeafSpec, frozen=True, gc=False):
     boxes: tuple[Box, ...] = ()
     host: bool = False
     concrete: bool = False
+    remote: bool = False
     optional: bool = False
     problems: tuple[Mismatch, ...] = ()
     sharding: Sharding | None = None
@@ -77,6 +80,19 @@ class Template:
 
     targets: tuple[Target, ...]
     treedef: Any = field(default=None, repr=False, compare=False)
+
+    @property
+    def spans_processes(self) -> bool:
+        """Whether a leaf is to lie on devices of several processes."""
+        placements = (target.placement for target in self.targets if not target.host)
+        shardings = {id(p.sharding): p.sharding for p in placements if p is not None}
+        # A sharding on one other process does not span any, here as well as there.
+        return any(
+            s is not None
+            and not s.is_fully_addressable
+            and len({device.process_index for device in s.device_set}) > 1
+            for s in shardings.values()
+        )
 
     def __reduce__(self) -> tuple[Any, ...]:
         if self.treedef is None:

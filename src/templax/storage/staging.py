@@ -58,6 +58,7 @@ class Staging:
     Attributes:
         path: Final location, absolute.
         directory: Where the files are until the commit.
+        committed: Whether the new checkpoint is at `path`, durably.
         not_removed: Paths that could not be removed in the end: the replaced checkpoint, or what
             was written.
 
@@ -111,6 +112,7 @@ class Staging:
         self.path = path
         self.directory = ""
         self.not_removed: tuple[str, ...] = ()
+        self.committed = False
         self._overwrite, self._disk = overwrite, disk
         self._guard = threading.RLock()
         self._files: list[StagedFile] = []
@@ -191,6 +193,7 @@ class Staging:
                 except OSError as error:
                     self._move_back(replaced is not None, error)
                     raise
+                self.committed = True
             if self._replaced_in_use:
                 # A process is reading it: a later save removes it.
                 self.not_removed = (self.directory,)

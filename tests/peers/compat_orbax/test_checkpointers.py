@@ -12,7 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 import templax as tx
 import templax.compat.orbax as compat
-from helpers import abstract
+from helpers import abstract, mark_slow
 from side_by_side import (
     assert_interchangeable,
     assert_same,
@@ -261,7 +261,11 @@ ITEMS = (
 )
 
 
-@pytest.mark.parametrize(("code", "read"), ITEMS, ids=lambda f: f.__name__)
+QUICK_ITEMS = ITEMS[::2]
+MORE_ITEMS = mark_slow(*(item for item in ITEMS if item not in QUICK_ITEMS))
+
+
+@pytest.mark.parametrize(("code", "read"), [*QUICK_ITEMS, *MORE_ITEMS], ids=lambda f: f.__name__)
 def test_saves_are_interchangeable(code, read, tmp_path):
     """After one changed import, the same tree is saved and restored."""
     assert_interchangeable(code, read, tmp_path)

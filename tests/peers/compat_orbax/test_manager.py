@@ -16,7 +16,7 @@ from orbax.checkpoint import checkpoint_manager
 
 import templax as tx
 import templax.compat.orbax as compat
-from helpers import abstract
+from helpers import abstract, mark_slow
 from side_by_side import (
     assert_interchangeable,
     describe_run,
@@ -211,9 +211,11 @@ def run_restores_what_it_is_saving(ocp, path):
 
 
 RUNS = [code for name, code in list(globals().items()) if name.startswith("run_")]
+QUICK_RUNS = RUNS[::3]
+MORE_RUNS = [code for code in RUNS if code not in QUICK_RUNS]
 
 
-@pytest.mark.parametrize("code", RUNS, ids=lambda f: f.__name__)
+@pytest.mark.parametrize("code", [*QUICK_RUNS, *mark_slow(*MORE_RUNS)], ids=lambda f: f.__name__)
 def test_runs_are_interchangeable(code, tmp_path):
     """Both answer the same meanwhile and keep the same steps, which each lists and restores."""
     options = {}

@@ -71,6 +71,7 @@ for call in (pytree, standard, v1):
 """
 
 
+@pytest.mark.slow
 def test_differs_topology(at):
     """Saved on eight devices, restored on one: all six calls fail in Orbax, none in templax."""
     env = os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}

@@ -14,7 +14,7 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
 import templax as tx
-from helpers import abstract, assert_same_tree, restore_as_saved, save_with_orbax
+from helpers import abstract, assert_same_tree, mark_slow, restore_as_saved, save_with_orbax
 
 S = jax.ShapeDtypeStruct
 SPECS = [P(), P("x"), P("y"), P(None, "x"), P("x", "y"), P(("x", "y")), P("y", "x")]
@@ -25,7 +25,7 @@ def device_mesh(*shape: int, names: tuple[str, ...] = ("x", "y"), reverse: bool 
     return Mesh(np.array(devices[::-1] if reverse else devices).reshape(shape), names)
 
 
-@pytest.mark.parametrize("stored", SPECS, ids=str)
+@pytest.mark.parametrize("stored", [*SPECS[-2:], *mark_slow(*SPECS[:-2])], ids=str)
 def test_any_spec_restores_to_any_other(tmp_path, stored):
     """On eight devices, and to a single one."""
     mesh = device_mesh(4, 2)

@@ -23,6 +23,7 @@ KEY = jax.random.key(0)
 X = jnp.ones((1, 8))
 
 
+@pytest.mark.slow
 def test_host_memory_stays_near_the_size_of_the_tree(save: Any, run_on_one_device: Any) -> None:
     """96 MiB in 24 leaves: the peak grows by the tree and the requests in flight."""
     mib = 1 << 20
@@ -40,6 +41,7 @@ def test_host_memory_stays_near_the_size_of_the_tree(save: Any, run_on_one_devic
     assert grown < 1.5 * 96 * mib
 
 
+@pytest.mark.slow
 def test_a_hostile_file_raises_and_does_not_end_the_process(run_on_one_device: Any) -> None:
     """A zstd bomb and a shape of 2**46 elements are refused in bounded memory."""
     code = (
@@ -60,6 +62,7 @@ def test_a_hostile_file_raises_and_does_not_end_the_process(run_on_one_device: A
     assert out.split() == ["state.params.big"] * 2
 
 
+@pytest.mark.slow
 def test_a_restore_imports_neither_orbax_nor_flax(run_on_one_device: Any) -> None:
     """So that an incompatible pair of them can't break it."""
     code = (

@@ -11,7 +11,7 @@ import pytest
 from click.shell_completion import ShellComplete
 
 import templax as tx
-from helpers import run_cli, run_python
+from helpers import mark_slow, run_cli, run_python
 from templax.cli.main import COMMANDS, main
 
 pytestmark = pytest.mark.usefixtures("in_corpus")
@@ -75,10 +75,8 @@ def run_command(*arguments, **environment):
     [
         ["ls", DEFAULT],
         ["check", DEFAULT, "TEMPLATE"],
-        ["template", DEFAULT],
         ["verify", DEFAULT],
-        ["steps", RUN],
-        ["prune", RUN, "--keep", "1"],
+        *mark_slow(["template", DEFAULT], ["steps", RUN], ["prune", RUN, "--keep", "1"]),
     ],
     ids=lambda arguments: arguments[0],
 )
@@ -116,9 +114,11 @@ def test_output_is_coloured_only_if_asked():
         ({}, True),
         ({"TERM": "dumb"}, False),
         ({"NO_COLOR": "1"}, False),
-        ({"NO_COLOR": "1", "FORCE_COLOR": "1"}, False),
-        ({"NO_COLOR": ""}, True),
-        ({"TERM": "dumb", "FORCE_COLOR": "1"}, True),
+        *mark_slow(
+            ({"NO_COLOR": "1", "FORCE_COLOR": "1"}, False),
+            ({"NO_COLOR": ""}, True),
+            ({"TERM": "dumb", "FORCE_COLOR": "1"}, True),
+        ),
     ],
 )
 def test_colour_follows_the_conventions_for_terminals(environment, styled):
@@ -143,7 +143,8 @@ def test_a_name_that_the_terminal_cannot_encode_is_escaped():
 
 
 @pytest.mark.parametrize(
-    "command", ["ls --flat --all", "ls --json", "template", "verify", "--help", "ls --help"]
+    "command",
+    ["ls --json", "--help", *mark_slow("ls --flat --all", "template", "verify", "ls --help")],
 )
 def test_a_closed_pipe_is_quiet_and_has_the_status_of_a_broken_pipe(command):
     """As `git log | true` has; 1 would say that a check has found something."""

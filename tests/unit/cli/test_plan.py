@@ -2,34 +2,32 @@
 
 from __future__ import annotations
 
-import functools
 import json
 from pathlib import Path
 from typing import Any
 
 import templax as tx
-from helpers import CORPUS, run_python
+from helpers import CORPUS, run_cli
 
 RAW = CORPUS / "orbax-0.12.8-uncompressed" / "ckpt"
 
 
 def test_plan_prints_the_plan_and_sets_the_exit_code(tmp_path: Path) -> None:
     file = tmp_path / "t.json"
-    run = functools.partial(run_python, "-m", "templax")
-    run("template", RAW, "-o", file).check_returncode()
-    done = run("plan", RAW, file)
-    done.check_returncode()
+    assert run_cli("template", RAW, "-o", file).exit_code == 0
+    done = run_cli("plan", RAW, file)
+    assert done.exit_code == 0
     assert done.stdout == f"{tx.plan(RAW, load_template(file))}\n"
-    done = run("plan", RAW, file, "--json", "--mapped")
-    done.check_returncode()
+    done = run_cli("plan", RAW, file, "--json", "--mapped")
+    assert done.exit_code == 0
     shown = json.loads(done.stdout)
     assert (shown["ok"], shown["bytes_mapped"], shown["requests"]) == (True, 32768, 0)
     assert shown["unverified"] == ["state.params.big"]
-    done = run("plan", RAW, file, "--at", "state")
-    assert done.returncode == 1
+    done = run_cli("plan", RAW, file, "--at", "state")
+    assert done.exit_code == 1
     assert done.stdout.startswith("none of 14 leaves")
-    done = run("plan", RAW, file, "--verify", "required")
-    assert done.returncode == 2
+    done = run_cli("plan", RAW, file, "--verify", "required")
+    assert done.exit_code == 2
     assert "no checksum covers" in done.stderr
 
 

@@ -6,9 +6,10 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from helpers import count_examples
 from templax._core.boxes import (
     Box,
     Shape,
@@ -29,7 +30,7 @@ SHAPES_AND_BOX = SHAPES.flatmap(lambda s: st.tuples(st.just(s), strategies.boxes
 SHAPES_AND_TWO = SHAPES.flatmap(
     lambda s: st.tuples(st.just(s), strategies.boxes(s), strategies.boxes(s))
 )
-MANY = settings(max_examples=max(80, settings().max_examples))
+MANY = count_examples(80)
 
 
 def make_numbered(shape: Shape) -> np.ndarray:

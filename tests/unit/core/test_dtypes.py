@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import templax as tx
+from helpers import mark_slow
 from templax._core.dtypes import (
     DTYPES,
     cast_into,
@@ -127,7 +128,18 @@ if jax.__version_info__ < (0, 10):  # XLA rounds the first twice, and has other 
     ]
 
 
-@pytest.mark.parametrize("stored", [d for d in _JAX if class_of(d) != "bool"], ids=lambda d: d.name)
+_STORED = [d for d in _JAX if class_of(d) != "bool"]
+_COMMON = ("float32", "bfloat16", "int4")
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [
+        *(d for d in _STORED if d.name in _COMMON),
+        *mark_slow(*(d for d in _STORED if d.name not in _COMMON)),
+    ],
+    ids=lambda d: d.name,
+)
 def test_casts_equal_those_of_jax_bit_for_bit(stored: np.dtype) -> None:
     """Including NaN payloads and subnormals, whether numpy or XLA casts."""
     values = every_value(stored)

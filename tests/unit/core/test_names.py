@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from helpers import count_examples
 from templax._core.names import (
     Path,
     apply_rename,
@@ -18,7 +19,7 @@ from templax._core.names import (
 from templax.errors import UsageError
 from templax.testing import strategies
 
-MANY = settings(max_examples=max(80, settings().max_examples))
+MANY = count_examples(80)
 ELEMENT = st.one_of(strategies.keys(), st.text(max_size=4), st.integers(0, 12))
 PATHS = st.lists(ELEMENT, max_size=5).map(tuple)
 PLAIN = st.lists(

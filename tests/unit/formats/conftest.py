@@ -10,6 +10,14 @@ from helpers import copy_case
 
 
 @pytest.fixture
+def tmp_path(tmp_path: Path) -> Path:
+    """A directory with nothing beside it, nor beside the directories above that errors look at."""
+    path = tmp_path / "alone" / "alone" / "alone" / "alone"
+    path.mkdir(parents=True)
+    return path
+
+
+@pytest.fixture
 def case(tmp_path: Path) -> Callable[..., Path]:
     """Copies a case of the corpus below `tmp_path`."""
     return lambda name, to="ckpt": copy_case(name, tmp_path / to)

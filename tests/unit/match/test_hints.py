@@ -8,11 +8,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 import templax as tx
-from helpers import checkpoint_like, f32
+from helpers import checkpoint_like, count_examples, f32
 from mismatches import DENSE, MLP, fail_match, follow_hints, has_no_hint
 
 A = jax.ShapeDtypeStruct
@@ -213,7 +213,7 @@ def _parse_alternatives(match: tx.Match, hint: str) -> list[dict[str, Any]]:
     return [eval(f"dict({one})") for one in hint.split(" or ")]  # noqa: S307 - hints are Python
 
 
-@settings(max_examples=max(150, settings().max_examples))
+@count_examples(150)
 @given(_mismatched_trees())
 def test_following_any_hint_removes_its_mismatches_and_adds_none(
     case: tuple[Any, Any, dict[str, Any]],
@@ -232,7 +232,7 @@ def test_following_any_hint_removes_its_mismatches_and_adds_none(
             assert len(after.mismatches) < len(match.mismatches), (hint, str(match), str(after))
 
 
-@settings(max_examples=max(50, settings().max_examples))
+@count_examples(50)
 @given(_mismatched_trees())
 def test_hints_do_not_change_the_mismatches(case: tuple[Any, Any, dict[str, Any]]) -> None:
     """With and without hints, the mismatches are the same, in the same order."""

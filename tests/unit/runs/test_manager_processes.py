@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import pytest
 
 import templax as tx
+from helpers import mark_slow
 from run_directories import list_run
 from templax._runs.steps import read_run
 
@@ -82,7 +83,7 @@ def test_another_process_that_saves_is_named_in_the_error(tmp_path):
         process.communicate()
 
 
-@pytest.mark.parametrize("delay_s", [0.0, 0.003, 0.01, 0.03, 0.1])
+@pytest.mark.parametrize("delay_s", [0.01, *mark_slow(0.0, 0.003, 0.03, 0.1)])
 def test_a_run_continues_from_its_latest_step_after_a_kill(tmp_path, delay_s):
     """Listed steps are complete; a leftover is removed when its step is saved again."""
     process = start_training(tmp_path, 10_000)

@@ -1,11 +1,13 @@
 """Manager.restore and what a manager says of a run without changing it."""
 
 import shutil
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy
 
 import templax as tx
 from helpers import CORPUS
@@ -228,3 +230,20 @@ def test_item_is_required_if_a_step_has_several_trees(tmp_path):
     leaf = {"state": {"params": {"scale": np.float32(0)}}}
     got = tx.Manager(tmp_path / "run", item="state").restore(leaf, extra="ignore")
     assert got["state"]["params"]["scale"].dtype == np.float32
+
+
+@pytest.mark.parametrize("place", ["init.safetensors", "pretrained/model.safetensors"])
+def test_a_run_begins_with_a_file_that_lies_in_its_own_directory(
+    tmp_path: Path, place: str
+) -> None:
+    file = tmp_path / "run" / place
+    file.parent.mkdir(parents=True)
+    safetensors.numpy.save_file({"w": np.ones(3, np.float32)}, file)
+    manager, template = tx.Manager(tmp_path / "run"), {"w": np.zeros(3, np.float32)}
+    assert manager.restore(template, missing=file)["w"].tolist() == [1, 1, 1]
+    assert manager.restore(template, missing={"*": file})["w"].tolist() == [1, 1, 1]
+    stats = tx.last_restore()
+    assert stats is not None
+    assert stats.began_anew
+    with pytest.raises(tx.UnknownFormat):
+        manager.restore(template, missing="keep")

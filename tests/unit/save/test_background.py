@@ -142,6 +142,7 @@ def test_the_process_waits_for_a_save_at_exit(tmp_path: Path) -> None:
     assert tx.open(tmp_path / "ckpt").nbytes == 80_000_000
 
 
+@pytest.mark.slow
 def test_the_process_reports_a_failed_save_at_exit(tmp_path: Path) -> None:
     code = (
         "import sys, numpy as np, templax as tx\n"
@@ -229,6 +230,7 @@ def test_a_save_leaves_no_copy_in_the_cache_of_jax() -> None:
     assert packed._npy_value is None  # pyright: ignore
 
 
+@pytest.mark.slow
 def test_a_signal_handler_may_save_during_a_save(tmp_path: Path) -> None:
     """A preemption notice, for example, arrives as a signal."""
     code = (

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import templax as tx
-from helpers import run_python
+from helpers import mark_slow, run_python
 
 FAIL = """
 import atexit, sys, numpy as np, templax as tx
@@ -24,9 +24,11 @@ atexit.register(lambda: print('atexit ran', flush=True))
     "save",
     [
         "tx.save(sys.argv[1], {'w': np.ones(3)}, wait=False)",
-        "tx.Manager(sys.argv[1]).save(1, {'w': np.ones(3)})",
-        "manager = tx.Manager(sys.argv[1]); manager.save(1, {'w': np.ones(3)})",
-        "ocp.StandardCheckpointer().save(sys.argv[1], {'w': np.ones(3)})",
+        *mark_slow(
+            "tx.Manager(sys.argv[1]).save(1, {'w': np.ones(3)})",
+            "manager = tx.Manager(sys.argv[1]); manager.save(1, {'w': np.ones(3)})",
+            "ocp.StandardCheckpointer().save(sys.argv[1], {'w': np.ones(3)})",
+        ),
     ],
 )
 def test_a_background_save_that_fails_at_exit_fails_the_process(save: str, tmp_path: Path) -> None:
@@ -38,6 +40,7 @@ def test_a_background_save_that_fails_at_exit_fails_the_process(save: str, tmp_p
     assert (tmp_path / "ckpt.txt").read_text() == "flushed"
 
 
+@pytest.mark.slow
 def test_a_failure_that_was_handled_leaves_the_exit_status_alone(tmp_path: Path) -> None:
     script = f"""{FAIL}
 try:

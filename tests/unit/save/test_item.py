@@ -14,7 +14,9 @@ import pytest
 
 import templax as tx
 from helpers import count_bytes, read_files
+from templax._hosts.agreement import open_call
 from templax._save.background import start_save
+from templax._save.destination import Destination
 from templax._save.item import Json
 from templax._save.options import make_options
 from templax.formats.orbax.directory import list_items
@@ -23,7 +25,11 @@ from templax.testing import FaultyDisk
 
 
 def _save(path: Any, items: dict[str, Any], *, wait: bool = True, **options: Any) -> tx.Saved:
-    return start_save(path, items, make_options(**options), wait=wait)
+    call = open_call("saving", str(path))
+    destination = Destination(path)
+    return start_save(
+        call, str(path), items, make_options(**options), lambda: destination, wait=wait
+    )
 
 
 @pytest.fixture

@@ -11,11 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
 
 import templax as tx
+from helpers import count_examples
 from templax._template import json_file
 from templax._template import template as template_module
 from templax._template.from_pytree import as_template
@@ -354,14 +355,14 @@ def test_a_hostile_template_is_refused_or_reported(data: bytes) -> None:
         assert match.ok or str(match)
 
 
-@settings(max_examples=max(200, settings().max_examples))
+@count_examples(200)
 @given(st.binary(max_size=40) | st.text(max_size=40).map(str.encode))
 def test_arbitrary_bytes_are_not_a_template(data: bytes) -> None:
     with pytest.raises(tx.UnknownFormat):
         json_file.load_template(data)
 
 
-@settings(max_examples=max(200, settings().max_examples))
+@count_examples(200)
 @given(st.data())
 def test_a_template_with_one_change_is_read_or_refused(data: st.DataObject) -> None:
     """A field of another type or value, or a byte."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
-import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,22 @@ from jax.experimental import multihost_utils
 import templax as tx
 
 from ..._core.arguments import check_int
-from ..._hosts.agreement import join_job
+from ..._hosts.agreement import Hosts, open_call
+from ..._restore.together import (
+    await_checkpoint,
+    do_together,
+    identify_checkpoint,
+    open_restore,
+)
+from ..._runs.agreed_steps import AgreedSteps
+from ..._runs.arguments import read_step
 from ..._runs.locks import hold_for_reading
+from ..._save.background import start_save
+from ..._save.destination import Destination
 from ..._save.item import Json
+from ..._save.options import make_options
 from ..._save.result import PendingSave
-from ...formats.orbax.step_metadata import read_metrics, read_step_metadata, step_metadata
+from ...formats.orbax.step_metadata import read_metrics, read_step_metadata
 from ...storage.leftovers import delete_checkpoint
 from ...storage.local import Local
 from ...storage.open import open_source
@@ -34,35 +45,22 @@ from .args import (
 )
 from .legacy import ONLY_ITEM, Handlers
 from .metadata import RootMetadata, StepMetadata, read_metadata
-from .options import CheckpointManagerOptions, StepFacts
+from .options import CheckpointManagerOptions
 from .run_directory import (
+    NO_STEP,
+    LatestStep,
+    delete_steps,
     find_committed,
     read_root_metadata,
+    refuse_existing,
     remove_leftovers,
+    select_replaced,
     write_root_metadata,
 )
-from .saver import PathLike, Saver, begin_save
+from .saver import PathLike, Saver
 from .unmapped import unmapped_argument
 
 _log = logging.getLogger("templax")
-
-
-@dataclass(frozen=True)
-class _LatestStep:
-    """The step that this manager saved last, or is saving.
-
-    Attributes:
-        key: The name of its directory.
-        replaced: The steps that are deleted once it is committed. They are not listed any more.
-    """
-
-    step: int
-    key: str
-    metrics: Any
-    replaced: frozenset[int] = frozenset()
-
-
-_NO_STEP = _LatestStep(-1, "", None)
 
 
 class CheckpointManager(Saver):
@@ -106,10 +104,14 @@ class CheckpointManager(Saver):
             named = isinstance(checkpointers, Mapping)
             each_of = checkpointers.values() if named else (checkpointers,)
             self._waits = all(each.waits for each in each_of)
-        self._latest = _NO_STEP
+        self._latest = NO_STEP
         # The latest step for `should_save`, listed only once between two saves.
         self._latest_known, self._latest_listed = False, None
         self._metadata = dict(metadata or {})
+        self._own_steps, self._all_steps = (
+            AgreedSteps(self._root, functools.partial(self._find_on_disk, own=own), what=what)
+            for own, what in ((True, "steps of this manager"), (False, "steps"))
+        )
         if not self._options.read_only and jax.process_index() == 0:
             if metadata is not None and self._options.save_root_metadata:
                 write_root_metadata(self._root, self._metadata)
@@ -145,8 +147,10 @@ class CheckpointManager(Saver):
         return next(iter(self._options.rank_by_metrics(metrics)), None)
 
     def reload(self) -> None:
-        """Makes `should_save` list the directory again, as all other methods always do."""
+        """Lists the directory again, which processes of a job else do only before they save."""
         self._latest_known = False
+        for steps in (self._own_steps, self._all_steps):
+            steps.forget()
 
     def _list_steps(self, *, own: bool = False) -> dict[int, str]:
         """Number → name of each step, as they will be once the save in progress is finished."""
@@ -160,6 +164,9 @@ class CheckpointManager(Saver):
         return {step: key for step, key in found.items() if step not in replaced}
 
     def _find_committed(self, *, own: bool = False) -> dict[int, str]:
+        return (self._own_steps if own else self._all_steps).list_committed()
+
+    def _find_on_disk(self, *, own: bool) -> dict[int, str]:
         return find_committed(self._root, self._prefix, own=own)
 
     @property
@@ -219,42 +226,67 @@ class CheckpointManager(Saver):
             AlreadyExists: The step exists.
             SaveError: See `templax.save`; also raised if the previous save failed.
         """
-        args, step = self._check_args(items, save_kwargs, args), check_int("step", step, minimum=0)
-        if self._options.read_only or not (force or self.should_save(step)):
+        number = read_step(step)
+        due = force or number is None or self.should_save(number)
+        if self._options.read_only or not due:
+            self._check_args(items, save_kwargs, args)
             return False
-        self.wait_until_finished()
-        contents = item_contents(args, ONLY_ITEM)
-        saved_metrics = metrics if self._options.tracks_metrics else None
-        if saved_metrics is not None:
-            contents["metrics"] = Json(saved_metrics, "metrics")
-        with join_job(self._root) as job:  # process 0 names and deletes for the whole job
-            key = self._name_step(step) if job.index == 0 else ""
-            key = job.tell_all("beginning a step", key.encode()).decode()
-        replaced = self._select_replaced(step, key, metrics)
-        async_options = self._options.async_options
-        callback = async_options and async_options.post_finalization_callback
+        call = open_call("saving", self._root, step=number)
+        with call.report_errors():  # arguments included: the others wait for this step
+            args = self._check_args(items, save_kwargs, args)
+            step = check_int("step", step, minimum=0)
+            earlier = self._find_earlier_failure()
+            contents = item_contents(args, ONLY_ITEM)
+            saved_metrics = metrics if self._options.tracks_metrics else None
+            if saved_metrics is not None:
+                contents["metrics"] = Json(saved_metrics, "metrics")
+            key = self._name_step(step)
+            path = os.path.join(self._root, key)
+            replaced = select_replaced(
+                self._root, self._options, self._find_committed(own=True), (step, key), metrics
+            )
 
-        def after() -> None:
-            if job.index == 0:
-                self._delete_steps(replaced)
-            if callback is not None:
-                callback()
+            def decide() -> Destination:  # process 0, for the whole job
+                refuse_existing(self._root, self._find_on_disk(own=True), step)
+                return Destination(path)
 
-        path = os.path.join(self._root, key)
-        saved = begin_save(path, contents, self._waits, custom_metadata, after=after)
+            def after(call: Hosts) -> None:
+                if call.index == 0:
+                    delete_steps(self._root, replaced)
+                self._share_steps(call)
+                async_options = self._options.async_options
+                if async_options and async_options.post_finalization_callback is not None:
+                    async_options.post_finalization_callback()
+
+            options = replace(make_options(metadata=custom_metadata), after=after)
+            try:
+                saved = start_save(
+                    call, path, contents, options, decide, wait=self._waits, earlier=earlier
+                )
+            except tx.SaveError as error:
+                if error is earlier and self._pending is not None:
+                    self._pending.forget()
+                raise
         self._pending = PendingSave(saved)
-        self._latest = _LatestStep(step, key, saved_metrics, frozenset(replaced))
+        self._latest = LatestStep(step, key, saved_metrics, frozenset(replaced))
         self._latest_known = False
         return True
 
+    def _find_earlier_failure(self) -> tx.SaveError | None:
+        """Waits for the save in progress; its error, if no call has raised it."""
+        error = self._pending and self._pending.find_error()
+        if not isinstance(error, tx.SaveError):
+            self.wait_until_finished()  # raises any other error as it is
+            return None
+        self._latest, self._latest_known = NO_STEP, False
+        return error
+
+    def _share_steps(self, call: Hosts) -> None:
+        for steps in (self._own_steps, self._all_steps):
+            steps.share(call)
+
     def _name_step(self, step: int) -> str:
-        """The directory name of a new step; refuses one that exists."""
-        found = self._find_committed(own=True)
-        if step in found:
-            path = os.path.join(self._root, found[step])
-            raise tx.AlreadyExists(
-                f"Step {step} already exists", file=path, hint=f"delete({step}), then save it"
-            )
+        """The directory name of a new step."""
         return f"{self._prefix}{step:0{self._options.step_format_fixed_length or 0}d}"
 
     def _check_args(self, items: Any, save_kwargs: Any, args: Any) -> Any:
@@ -269,40 +301,6 @@ class CheckpointManager(Saver):
             )
         return args
 
-    def _select_replaced(self, step: int, key: str, metrics: Any) -> dict[int, str]:
-        """Number → name of the steps to delete once a new step is saved, possibly that one too."""
-        found = self._find_committed(own=True)
-        facts: dict[int, StepFacts] = {}
-        unread = set[int]()
-        for s, name in sorted(found.items()):
-            try:
-                facts[s] = self._read_facts(name)
-            except tx.CheckpointError as error:
-                text = "step %d of %s stays, as its metrics are unreadable: %s"
-                _log.warning(text, s, self._root, error)
-                unread.add(s)
-        facts[step] = StepFacts(metrics, time.time())
-        kept = {*self._options.select_kept(facts), *unread}
-        return {s: name for s, name in {**found, step: key}.items() if s not in kept}
-
-    def _read_facts(self, key: str) -> StepFacts:
-        source = Local(os.path.join(self._root, key))
-        metrics = read_metrics(source) if self._options.tracks_metrics else {}
-        saved = os.stat(source.url).st_mtime_ns
-        if self._options.keep_time_interval is not None:
-            saved = step_metadata(source).get("commit_timestamp_nsecs") or saved
-        return StepFacts(metrics or None, saved / 1e9)
-
-    def _delete_steps(self, steps: Mapping[int, str]) -> None:
-        try:
-            for step, key in steps.items():
-                if not delete_checkpoint(os.path.join(self._root, key)):
-                    _log.info("step %d of %s is being read, and stays for now", step, self._root)
-        except tx.TemplaxError as error:
-            # The step is saved, and training must not end because an old one remains: the next
-            # save tries to delete it again.
-            _log.warning("steps of %s were not deleted: %s", self._root, error)
-
     def delete(self, step: int) -> None:
         """Deletes a step.
 
@@ -313,16 +311,17 @@ class CheckpointManager(Saver):
         self.wait_until_finished()
         if self._options.read_only:
             return
-        with join_job(self._root) as job:
-            job.agree("coming to delete a step")  # waits until no process of this job restores it
-            if job.index == 0:
-                found = self._find_committed()
+        with open_call("deleting", self._root, step=step) as call:
+            call.join()  # waits until no process of this job restores it
+            if call.index == 0:
+                found = self._find_on_disk(own=False)
                 if step not in found:
                     raise tx.NotFound(f"Expected step {step}, found none", file=self._root)
                 path = os.path.join(self._root, found[step])
                 if not delete_checkpoint(path):
                     raise tx.SaveError("Expected a step that nobody is restoring", file=path)
-            job.tell_all("deleting a step")
+            call.tell_all("deleting a step")
+            self._share_steps(call)
         self._latest_known = False
 
     def is_saving_in_progress(self) -> bool:
@@ -338,7 +337,7 @@ class CheckpointManager(Saver):
         try:
             super().wait_until_finished()
         except BaseException:
-            self._latest, self._latest_known = _NO_STEP, False
+            self._latest, self._latest_known = NO_STEP, False
             raise
 
     # --- restoring
@@ -365,7 +364,22 @@ class CheckpointManager(Saver):
         Returns:
             The tree, or a `Composite` if several items were asked for.
         """
-        path = self._find_step(step, directory)
+        root = self._root if directory is None else os.fspath(directory)
+        with open_restore(root, step=step) as call:
+            self.wait_until_finished()
+            call.join()
+            path = self._find_step(step, directory) if call.index == 0 else ""
+            path = call.tell_all("choosing a step", path.encode()).decode()
+            identity = identify_checkpoint(path) if call.index == 0 else b""
+            identity = call.tell_all("opening", identity)
+
+            def restore() -> Any:
+                await_checkpoint(call, path, identity)
+                return self._restore_from(path, items, restore_kwargs, args)
+
+            return do_together(call, "restoring", restore)
+
+    def _restore_from(self, path: str, items: Any, restore_kwargs: Any, args: Any) -> Any:
         if args is None and (items is not None or restore_kwargs):
             if self._handlers:
                 args = self._handlers.translate(

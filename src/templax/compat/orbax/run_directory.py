@@ -3,21 +3,46 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
+import time
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import templax as tx
 
 from ...formats.orbax import directory
-from ...storage.leftovers import TEMPORARY, is_abandoned, remove_directory
+from ...formats.orbax.step_metadata import read_metrics, step_metadata
+from ...storage.leftovers import TEMPORARY, delete_checkpoint, is_abandoned, remove_directory
 from ...storage.local import Local
 from ...storage.open import open_source
 from ...storage.staging import Staging
+from .options import CheckpointManagerOptions, StepFacts
 
 _ROOT_METADATA = "_ROOT_METADATA"
+
+_log = logging.getLogger("templax")
+
+
+@dataclass(frozen=True)
+class LatestStep:
+    """The step that a manager saved last, or is saving.
+
+    Attributes:
+        key: The name of its directory.
+        replaced: The steps that are deleted once it is committed. They are not listed any more.
+    """
+
+    step: int
+    key: str
+    metrics: Any
+    replaced: frozenset[int] = frozenset()
+
+
+NO_STEP = LatestStep(-1, "", None)
 
 
 def find_committed(root: str, prefix: str, *, own: bool) -> dict[int, str]:
@@ -59,3 +84,71 @@ def remove_leftovers(root: str) -> None:
         with suppress(OSError, tx.SaveError):  # leftovers do no harm
             if TEMPORARY in info.key and is_abandoned(path):
                 remove_directory(path)
+
+
+def refuse_existing(root: str, found: Mapping[int, str], step: int) -> None:
+    """Refuses to save a step that exists.
+
+    Args:
+        root: The directory of the run.
+        found: Number → name of the steps that there are.
+        step: The new step.
+    """
+    if step in found:
+        path = os.path.join(root, found[step])
+        raise tx.AlreadyExists(
+            f"Step {step} already exists", file=path, hint=f"delete({step}), then save it"
+        )
+
+
+def select_replaced(
+    root: str,
+    options: CheckpointManagerOptions,
+    found: Mapping[int, str],
+    new: tuple[int, str],
+    metrics: Any,
+) -> dict[int, str]:
+    """Number → name of the steps to delete once a new step is saved, possibly that one too.
+
+    Args:
+        root: The directory of the run.
+        options: Which steps are kept.
+        found: Number → name of the steps that there are.
+        new: Number and name of the new step.
+        metrics: The metrics of the new step.
+    """
+    facts: dict[int, StepFacts] = {}
+    unread = set[int]()
+    for step, name in sorted(found.items()):
+        try:
+            facts[step] = _read_facts(os.path.join(root, name), options)
+        except tx.CheckpointError as error:
+            text = "step %d of %s stays, as its metrics are unreadable: %s"
+            _log.warning(text, step, root, error)
+            unread.add(step)
+    facts[new[0]] = StepFacts(metrics, time.time())
+    kept = {*options.select_kept(facts), *unread}
+    return {s: name for s, name in {**found, new[0]: new[1]}.items() if s not in kept}
+
+
+def _read_facts(path: str, options: CheckpointManagerOptions) -> StepFacts:
+    source = Local(path)
+    metrics = read_metrics(source) if options.tracks_metrics else {}
+    saved = os.stat(path).st_mtime_ns
+    if options.keep_time_interval is not None:
+        saved = step_metadata(source).get("commit_timestamp_nsecs") or saved
+    return StepFacts(metrics or None, saved / 1e9)
+
+
+def delete_steps(root: str, steps: Mapping[int, str]) -> None:
+    """Deletes steps, except those that somebody is reading. An error is logged.
+
+    The new step is saved, and training must not end because an old one remains: the next save tries
+    to delete it again.
+    """
+    try:
+        for step, key in steps.items():
+            if not delete_checkpoint(os.path.join(root, key)):
+                _log.info("step %d of %s is being read, and stays for now", step, root)
+    except tx.TemplaxError as error:
+        _log.warning("steps of %s were not deleted: %s", root, error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -9,7 +10,9 @@ from typing import Any
 
 import templax as tx
 
+from ..._hosts.agreement import open_call
 from ..._save.background import start_save
+from ..._save.destination import Destination
 from ..._save.options import make_options
 from ..._save.result import PendingSave
 
@@ -33,8 +36,12 @@ def begin_save(
         custom_metadata: The `metadata` of `templax.save`.
         after: Called once the checkpoint is committed.
     """
-    options = make_options(metadata=custom_metadata, overwrite=overwrite)
-    return start_save(path, items, replace(options, after=after), wait=wait)
+    call = open_call("saving", path)
+    with call.report_errors():
+        options = make_options(metadata=custom_metadata, overwrite=overwrite)
+        options = replace(options, after=None if after is None else lambda _: after())
+        decide = functools.partial(Destination, path)
+        return start_save(call, path, items, options, decide, wait=wait)
 
 
 class Saver:

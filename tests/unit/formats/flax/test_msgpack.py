@@ -5,9 +5,10 @@ import msgpack
 import numpy as np
 import pytest
 from flax import serialization
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from helpers import count_examples
 from templax.errors import Corrupted, TemplaxError, Unsupported
 from templax.formats.flax.msgpack import Empty, Value, read_msgpack
 
@@ -155,7 +156,7 @@ def test_other_bytes_are_damage(data):
         read_leaves(data)
 
 
-@settings(max_examples=200)
+@count_examples(200)
 @given(data=st.data())
 def test_altered_files_raise_only_errors_of_templax(data):
     changed = bytearray(encode_chunked())

@@ -7,10 +7,10 @@ import tempfile
 import pytest
 import tensorstore as ts
 import zstandard
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from helpers import CKPT, CORPUS, read_files
+from helpers import CKPT, CORPUS, count_examples, read_files
 from templax._codecs.crc32c import crc32c
 from templax.errors import Corrupted, NotFound, TemplaxError, Unsupported
 from templax.formats.ocdbt.read import read_database
@@ -35,7 +35,7 @@ def read_values(source, prefix=""):
     }
 
 
-@settings(max_examples=15)
+@count_examples(15)
 @given(
     values=st.dictionaries(
         st.text(min_size=1, max_size=40), st.binary(max_size=300), min_size=1, max_size=20
@@ -171,6 +171,7 @@ def test_a_node_that_is_its_own_child_is_refused():
     )
 
 
+@pytest.mark.slow
 def test_a_tree_with_exponentially_many_paths_is_refused():
     """Two references per node double the work with each level."""
     leaf = wrap(0x0CDB20DE, encode_node(0, encode_files(), [b"k"], encode_number(0) + b"\0"))
@@ -297,7 +298,7 @@ def test_any_altered_byte_of_a_database_is_noticed(data):
         read_database(Memory(objects | {key: bytes(changed)}))
 
 
-@settings(max_examples=200)
+@count_examples(200)
 @given(data=st.data())
 def test_altered_bodies_with_sound_checksums_raise_only_errors_of_templax(data):
     case = CORPUS / "orbax-handmade-aligned" / "ckpt"

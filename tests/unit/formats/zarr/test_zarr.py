@@ -9,9 +9,10 @@ import ml_dtypes
 import numpy as np
 import pytest
 import tensorstore as ts
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from helpers import count_examples
 from stored_leaves import join_chunks
 from templax._catalog.entry import Extent
 from templax._codecs.crc32c import crc32c
@@ -135,7 +136,7 @@ def test_zarr3_is_read_as_tensorstore_reads_it(array, rest, location, index, spl
         assert have_same_bytes(read_array(Local(directory)), values)
 
 
-@settings(max_examples=15)
+@count_examples(15)
 @given(array=chunked_arrays())
 def test_shards_in_shards_are_read_as_tensorstore_reads_them(array):
     values, inner = array
@@ -518,7 +519,7 @@ def test_a_shard_too_short_for_its_index_is_damage():
         locate_chunks(SHARDED, {"a/c/0": bytes(10)}, file="zarr.json")
 
 
-@settings(max_examples=300)
+@count_examples(300)
 @given(data=st.data())
 def test_altered_metadata_raises_only_errors_of_templax(data):
     file, text = data.draw(

@@ -1,0 +1,233 @@
+"""JAX. Restores that the processes of a job make together: all succeed, or all raise one error.
+
+Otherwise a process that failed would leave the others waiting in the next computation that all make
+together, until JAX aborts the job.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Callable
+from contextvars import ContextVar
+from pathlib import Path
+from typing import TypeVar
+
+from .._core.arguments import PyTree
+from .._core.progress import Progress
+from .._hosts.agreement import Hosts, open_call
+from .._hosts.messages import RemoteError
+from .._match.result import Match, TemplateError
+from .._plan.plan import Plan
+from .._template.template import Template
+from ..errors import NotFound, SourceError, TemplaxError
+
+SEE_S = 5.0
+"""How long a checkpoint may take to appear on the other hosts of a network file system."""
+
+_IDENTIFYING = ("_CHECKPOINT_METADATA", "templax.index", "manifest.ocdbt", "_METADATA")
+"""Small files of which one at least is different in any two checkpoints."""
+
+_MAX_IDENTIFYING_BYTES = 1 << 20
+
+MakePlan = Callable[[], Plan]
+RunPlan = Callable[[Plan, Progress | None], PyTree]
+
+
+Result = TypeVar("Result")
+
+_together: ContextVar[bool] = ContextVar("together", default=False)
+"""Whether the caller is in `do_together`."""
+
+Explain = Callable[[TemplaxError], TemplaxError]
+
+
+def _as_it_is(error: TemplaxError) -> TemplaxError:
+    return error
+
+
+def _explain(error: TemplaxError, explain: Explain) -> TemplaxError:
+    explained = explain(error)
+    if explained is not error:
+        explained.__cause__ = error
+    return explained
+
+
+def open_restore(
+    path: str, *, step: int | None = None, timeout: float | None = None, alone: bool = False
+) -> Hosts:
+    """Begins a call in which all processes of the job restore the same.
+
+    Args:
+        path: The checkpoint, or the run.
+        step: The step of the run that was asked for, or None.
+        timeout, alone: See `restore`.
+    """
+    return open_call(
+        "restoring",
+        path,
+        step=step,
+        timeout=timeout,
+        alone=alone,
+        strict=False,
+        make_error=_make_error,
+    )
+
+
+def _make_error(error: RemoteError) -> TemplaxError:
+    if error.kind == TemplateError.__name__:
+        # What it compares, this process does not know, unless `plan_together` does.
+        return TemplateError(Match(str(error.places.get("file")), Template(())), error.what)
+    return error.to_exception(SourceError)
+
+
+def restore_together(
+    path: str,
+    make_plan: MakePlan,
+    run_plan: RunPlan,
+    on_progress: Progress | None,
+    timeout: float | None,
+) -> PyTree:
+    """Restores a checkpoint on every process.
+
+    Args:
+        path: What is restored: a local path, or words for what has none.
+        make_plan, run_plan: How this process does it.
+        on_progress, timeout: See `restore`.
+
+    Raises:
+        TemplaxError: On every process, the same: it failed on one of them.
+    """
+    if _together.get():
+        return run_plan(make_plan(), on_progress)
+    with open_restore(path, timeout=timeout) as call:
+        told = call.join(make_reply=lambda: identify_checkpoint(path))
+
+        def make_seen_plan() -> Plan:
+            await_checkpoint(call, path, told)
+            return make_plan()
+
+        plan = plan_together(call, make_seen_plan)
+        return run_together(call, plan, run_plan, on_progress)
+
+
+def do_together(call: Hosts, doing: str, work: Callable[[], Result]) -> Result:
+    """Does something on every process, and raises on all what failed on one.
+
+    Restores in it don't wait for each other.
+
+    Args:
+        call: The call, which all processes have joined.
+        doing: What they do, as errors say it.
+        work: What this process does.
+    """
+    result: list[Result] = []
+    error = None
+    token = _together.set(True)
+    try:
+        result.append(work())
+    except TemplaxError as failed:
+        error = failed
+    finally:
+        _together.reset(token)
+    call.agree(doing, error)
+    return result[0]
+
+
+def plan_together(call: Hosts, make_plan: MakePlan, explain: Explain = _as_it_is) -> Plan:
+    """Plans a restore on every process, and raises on all what failed on one.
+
+    Args:
+        call: The call that restores.
+        make_plan: Plans it on this process.
+        explain: Makes the error to raise of one of this process.
+    """
+    plan = error = None
+    try:
+        plan = make_plan()
+    except TemplaxError as failed:
+        error = _explain(failed, explain)
+    try:
+        call.agree("matching", error)
+    except TemplateError as other:
+        if plan is not None:
+            raise TemplateError(plan.match, str(other)) from None
+        raise error if isinstance(error, TemplateError) else other from None
+    assert plan is not None
+    return plan
+
+
+def run_together(
+    call: Hosts,
+    plan: Plan,
+    run_plan: RunPlan,
+    on_progress: Progress | None,
+    explain: Explain = _as_it_is,
+) -> PyTree:
+    """Runs a plan on every process, and raises on all what failed on one.
+
+    Args:
+        call, explain: See `plan_together`.
+        plan, run_plan: The plan, and what runs it.
+        on_progress: See `restore`.
+    """
+    tree = error = None
+
+    def report(done: int, total: int) -> None:
+        call.check()
+        if on_progress is not None:
+            on_progress(done, total)
+
+    try:
+        tree = run_plan(plan, on_progress if call.count == 1 else report)
+    except TemplaxError as failed:
+        if call.failed:  # it is the error of another process, which this one has heard of
+            raise
+        error = _explain(failed, explain)
+    call.agree("reading", error)
+    return tree
+
+
+def identify_checkpoint(path: str) -> bytes:
+    """A digest by which processes tell whether they see the same checkpoint; empty without one."""
+    digest = hashlib.sha256()
+    try:
+        if not os.path.isdir(path):
+            digest.update(b"%d" % os.stat(path).st_size)
+            return digest.digest()
+        with os.scandir(path) as found:
+            entries = sorted((e.name, 0 if e.is_dir() else e.stat().st_size) for e in found)
+        digest.update(repr(entries).encode())
+        for name, size in entries:
+            if name in _IDENTIFYING and size <= _MAX_IDENTIFYING_BYTES:
+                digest.update(Path(path, name).read_bytes())
+    except OSError:
+        return b""
+    return digest.digest()
+
+
+def await_checkpoint(call: Hosts, path: str, identity: bytes) -> None:
+    """Waits until this process sees the checkpoint that process 0 sees.
+
+    Args:
+        call: The call that restores it.
+        path: The checkpoint.
+        identity: Its digest on process 0; if that is empty, opening it tells why.
+
+    Raises:
+        NotFound: It does not within `SEE_S`.
+    """
+    if call.count == 1 or not identity:
+        return
+    deadline = time.monotonic() + SEE_S
+    while identify_checkpoint(path) != identity:
+        if time.monotonic() > deadline:
+            found = "another one" if os.path.lexists(path) else "nothing"
+            raise NotFound(
+                f"Expected the checkpoint that process 0 sees, found {found} on process"
+                f" {call.index}: it is not on a file system that they share",
+                file=path,
+                hint="put it where every process sees it, or a copy at this path on every host",
+            )
+        time.sleep(SEE_S / 100)

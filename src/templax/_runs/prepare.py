@@ -1,0 +1,61 @@
+"""Prepares the directory of a run for another step."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Collection, Sequence
+
+from ..errors import SaveError
+from ..formats.orbax.directory import Step, is_temporary, step_name
+from ..storage.leftovers import find_abandoned_in, remove_directory
+from .contents import choose_tree, find_committed, read_steps
+
+_log = logging.getLogger("templax")
+
+
+def prepare_step(
+    url: str, step: int, item: str | None, damaged: Collection[int], overwrite: bool
+) -> tuple[str, str]:
+    """Cleans the directory of a run, which the caller has locked, for a step to save.
+
+    Args:
+        url: The directory.
+        step: The step.
+        item: The name of its tree; None for the one that the latest step uses.
+        damaged: Steps that could not be restored, which do not count.
+        overwrite: Whether the step may exist, or be below the latest.
+
+    Returns:
+        The names of the step's directory and of its tree.
+
+    Raises:
+        SaveError: The step is below the latest.
+    """
+    steps = read_steps(url)
+    committed = find_committed(steps)
+    latest = max(committed.keys() - damaged, default=-1)
+    if step < latest and not overwrite and step not in committed:
+        raise SaveError(
+            f"Expected a step after {latest}, the latest in {url}, got step {step}",
+            hint="save a new run to a directory of its own, or pass overwrite=True to go on"
+            " from an earlier step",
+        )
+    if item is None and committed:
+        item = choose_tree(os.path.join(url, committed[max(committed)]), None)
+    try:
+        # Not only this step's: a step whose deletion was cut short may never be saved again, so
+        # nothing else would remove the rest of it.
+        for path in find_abandoned_in(url):
+            remove_directory(path)
+    except SaveError as error:  # leftovers do not keep the step from being saved
+        _log.warning("what killed programs left in %s was not removed: %s", url, error)
+    return name_step(step, steps), item or "default"
+
+
+def name_step(step: int, steps: Sequence[Step]) -> str:
+    """The name of the directory of a step, among those that there are."""
+    existing = [s for s in steps if s.step == step and not is_temporary(s.key)]
+    committed = [s for s in existing if s.committed]
+    # Several directories may hold the same step, such as `10` and `000010`.
+    return [*existing, *committed][-1].key if existing else step_name(step, steps)

@@ -1,0 +1,73 @@
+"""Where a save goes, and what is refused there."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import NamedTuple
+
+from ..errors import SaveError, SourceError
+from ..formats.orbax.extra_content import describe_extra_content, find_enclosing_item
+from ..storage.disk import save_error
+from ..storage.source import Source
+from .options import Url
+
+SEE_S = 5.0
+"""How long a new directory may take to appear on the other hosts of a network file system."""
+
+
+class Destination(NamedTuple):
+    """Where a save goes, as process 0 decides.
+
+    Attributes:
+        url: The path to save to, or a sink.
+        item: The name of the item that holds the tree; "" if the tree is the checkpoint itself.
+    """
+
+    url: Url
+    item: str = ""
+
+
+def check_destination(source: Source, *, replaces: bool) -> None:
+    """Refuses to save inside an item, and to replace a directory that holds more than one
+    checkpoint: a run, a home directory, a collection.
+
+    Raises:
+        SaveError: The destination is refused, or cannot be examined.
+    """
+    try:
+        around = find_enclosing_item(source)
+        replaces = replaces and next(source.children(), None) is not None
+        found = describe_extra_content(source) if replaces else None
+    except SourceError as error:
+        cause = error.__cause__
+        if isinstance(cause, OSError):
+            raise save_error("examine the destination", source.url, cause) from error
+        raise SaveError(f"can't examine the destination: {error}", file=source.url) from error
+    if around is not None:
+        what = f"Expected a place of its own, got one inside {around}"
+        raise SaveError(what, file=source.url)
+    if found is not None:
+        raise SaveError(
+            f"overwrite=True replaces one checkpoint, found {found}",
+            file=source.url,
+            hint="save under another name",
+        )
+
+
+def await_directory(directory: str, path: str, process: int) -> None:
+    """Waits until this process sees the directory that process 0 has made.
+
+    Raises:
+        SaveError: It does not within `SEE_S`.
+    """
+    deadline = time.monotonic() + SEE_S
+    while not os.path.isdir(directory):
+        if time.monotonic() > deadline:
+            raise SaveError(
+                f"Process {process} does not see `{directory}`, which process 0 has made: it is not"
+                " on a file system that they share",
+                file=path,
+                hint="save to a directory that all processes see",
+            )
+        time.sleep(SEE_S / 100)
