@@ -57,6 +57,15 @@ def intersect(a: Box, b: Box) -> Box | None:
     return tuple(result)
 
 
+def contains(outer: Box, inner: Box) -> bool:
+    """Whether `inner`, which may be empty, lies in `outer`.
+
+    >>> contains(((0, 4), (2, 8)), ((1, 4), (2, 2))), contains(((0, 4),), ((3, 5),))
+    (True, False)
+    """
+    return all(o0 <= i0 and i1 <= o1 for (i0, i1), (o0, o1) in zip(inner, outer, strict=True))
+
+
 def relative_box(inner: Box, outer: Box) -> Box:
     """`inner` in coordinates relative to the first corner of `outer`.
 

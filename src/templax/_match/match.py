@@ -26,6 +26,13 @@ NOTHING_TO_KEEP = "the template has no value to keep here, only a shape and dtyp
 """The note of a missing leaf that `missing="keep"` can't keep."""
 
 
+KEPT_ELSEWHERE = (
+    "the template's value is on other processes, and a restore moves nothing between them: keep it"
+    " in its own sharding"
+)
+"""The note of a missing leaf whose value `missing="keep"` can't move to the sharding asked for."""
+
+
 @dataclass(frozen=True, slots=True)
 class CheckpointView:
     """What a match needs of a catalog.
@@ -118,6 +125,9 @@ def fit_leaf(
     if target.kind == "key":
         if target.key_impl != entry.key_impl:
             mismatches.append(Mismatch("dtype", name, target.dtype_name, entry.dtype_name))
+        elif (target.shape[-1:], target.dtype) != (entry.shape[-1:], entry.dtype):
+            data = [f"{x.dtype_name} of {x.dtype.name}{x.shape}" for x in (target, entry)]
+            mismatches.append(Mismatch("dtype", name, *data))
     elif both_numeric and entry.dtype != target.dtype and not _is_same_number(target, entry):
         if may_cast(entry.dtype, target.dtype, cast):
             note = CastNote(name, entry.dtype_name, target.dtype_name, entry.nbytes)
@@ -226,8 +236,8 @@ class _Matching:
 
     def _keep_or_report_missing(self, target: Target) -> None:
         """Handles a target that no checkpoint has."""
-        keep = target.concrete and self.options.choose_for_missing(target.name) == "keep"
-        if target.optional or keep:
+        keep = self.options.choose_for_missing(target.name) == "keep"
+        if target.optional or (keep and target.concrete and not target.remote):
             self.kept.append(target.name)
             self.mismatches += _complete_dtype_problems(target, target.dtype_name)
         else:
@@ -339,7 +349,9 @@ class _Matching:
 
     def _describe_missing(self, target: Target) -> Mismatch:
         choice = self.options.choose_for_missing(target.name)
-        note = NOTHING_TO_KEEP if choice == "keep" else None
+        note = None
+        if choice == "keep":
+            note = KEPT_ELSEWHERE if target.concrete and target.remote else NOTHING_TO_KEEP
         expected = f"{target.dtype_name}{target.user_shape}"
         found = self._inner_nodes.get(target.name, "none")
         if isinstance(choice, int) and target.name not in self.indexes[choice].by_name:

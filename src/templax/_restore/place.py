@@ -11,15 +11,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import SingleDeviceSharding
 
-from .._core.boxes import box_from_index
+from .._core.boxes import Box, box_from_index, box_slices, contains, relative_box
 from .._core.dtypes import WIDE, cast_into, host_cast_is_exact
 from .._core.gc_pause import pause_gc
 from .._core.memory import SMALL_BYTES
 from .._jax.put import Put, aval_of, batched_put, default_device, make_weak
 from .._jax.support import jax_supports
 from .._jax.versions import Format
-from .._match.result import Match, Pair
+from .._match.result import Match
 from .._template.from_pytree import Placement
+from .._template.jax_shardings import has_free_axes
 from .._template.template import Target
 from ..errors import Corrupted
 from .execute import FilledBatch, StageSeconds
@@ -62,7 +63,7 @@ def place_batches(match: Match, finished: Iterable[FilledBatch]) -> tuple[Any, S
     leaves = [
         t.placement.leaf
         if t.kind in ("skip", "static")
-        else _keep_value(t.placement)
+        else _keep_value(t)
         if t.name in kept
         else results[t.name]
         for t in match.template.targets
@@ -74,19 +75,52 @@ def place_batches(match: Match, finished: Iterable[FilledBatch]) -> tuple[Any, S
 
 def _make_remote_array(target: Target) -> jax.Array:
     """An array that lies only on devices of other processes."""
+    placement: Placement = target.placement
+    assert placement.sharding is not None
+    dtype = placement.leaf.dtype if target.kind == "key" else target.dtype
     return jax.make_array_from_single_device_arrays(
-        target.shape, target.placement.sharding, [], dtype=target.dtype
+        target.user_shape, placement.sharding, [], dtype=dtype
     )
 
 
-def _keep_value(placement: Placement) -> Any:
-    """The template's own value. What moves to a device is copied first: the caller owns it."""
-    if placement.sharding is None:
-        return placement.leaf
-    value = placement.leaf
-    if isinstance(value, (np.ndarray, np.generic)):
-        value = np.array(value)
-    return jax.device_put(value, _sharding_or_format(placement.sharding, placement.layout))
+def _keep_value(target: Target) -> Any:
+    """The template's own value. What moves to a device is copied first: the caller owns it.
+
+    `jax.device_put` onto devices of several processes compares a value among them, or computes
+    there. So each process places the parts that it needs from what it has.
+    """
+    placement: Placement = target.placement
+    value, sharding, layout = placement.leaf, placement.sharding, placement.layout
+    if sharding is None:
+        return value
+    if isinstance(value, jax.Array):
+        if value.sharding == sharding and layout is None:
+            return value
+        here = value.is_fully_addressable and sharding.is_fully_addressable
+        if here and not has_free_axes(sharding):
+            return jax.device_put(value, _sharding_or_format(sharding, layout))
+    if not target.boxes:
+        made = _make_remote_array(target)
+    else:
+        pieces = {i: _copy_box(value, box) for i, box in enumerate(target.boxes)}
+        made = _make_sharded_array(target, pieces, batched_put())
+    return make_weak(made) if placement.weak else made
+
+
+def _copy_box(value: Any, box: Box) -> np.ndarray:
+    """The part of a value in a box, which this process holds, in memory of its own.
+
+    Of typed keys, `value` and the result are their data.
+    """
+    if isinstance(value, jax.Array):
+        if jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
+            value = jax.random.key_data(value)
+        for shard in value.addressable_shards:
+            outer = box_from_index(shard.index, value.shape)
+            if contains(outer, box):
+                value, box = shard.data, relative_box(box, outer)
+                break
+    return np.array(np.asarray(value)[(*box_slices(box), ...)])
 
 
 def _sharding_or_format(sharding: jax.sharding.Sharding, layout: Any) -> Any:
@@ -119,8 +153,8 @@ def _place_batch(
             results[name] = put(aval, placement.sharding, [array], [device], True)
         elif target.kind == "scalar":
             results[name] = _make_number(target.dtype, array)
-        elif target.kind == "key":
-            results[name] = _make_key(buffer.pair, array, placement)
+        elif target.kind == "key" and placement.sharding is None:
+            results[name] = _wrap_key(target, jax.device_put(array))
         elif target.host:
             results[name] = _make_numpy(placement.leaf, array)
         elif len(target.boxes) > 1:
@@ -165,7 +199,7 @@ def _make_sharded_array(
     if not placement.usual and placement.layout is None:
         # On a single device only device_put keeps the memory space in the array's type.
         if isinstance(sharding, SingleDeviceSharding):
-            return jax.device_put(arrays[0], sharding)
+            return _wrap_key(target, jax.device_put(arrays[0], sharding))
         placed = {box: _put_box(target, box, array) for box, array in arrays.items()}
         return _assemble_boxes(target, placed)
 
@@ -183,12 +217,10 @@ def _put_box(target: Target, box: int, array: np.ndarray) -> list[jax.Array]:
     placement: Placement = target.placement
     kind = placement.sharding.memory_kind if placement.sharding is not None else None
     wanting = [device for device, wanted in placement.devices if wanted == box]
+    places = [SingleDeviceSharding(device, memory_kind=kind) for device in wanting]
     return [
-        jax.device_put(
-            array,
-            _sharding_or_format(SingleDeviceSharding(device, memory_kind=kind), placement.layout),
-        )
-        for device in wanting
+        _wrap_key(target, jax.device_put(array, _sharding_or_format(place, placement.layout)))
+        for place in places
     ]
 
 
@@ -196,11 +228,10 @@ def _assemble_boxes(target: Target, boxes: Mapping[int, list[jax.Array]]) -> jax
     """Assembles a leaf from the arrays that `_put_box` made of its boxes."""
     placement: Placement = target.placement
     assert placement.sharding is not None
-    return jax.make_array_from_single_device_arrays(
-        target.shape,
-        placement.sharding,
-        [array for arrays in boxes.values() for array in arrays],
-    )
+    remaining = {box: iter(arrays) for box, arrays in boxes.items()}
+    # Typed keys have to be in the order of the sharding's devices.
+    arrays = [next(remaining[box]) for _, box in placement.devices]
+    return jax.make_array_from_single_device_arrays(target.user_shape, placement.sharding, arrays)
 
 
 def _make_numpy(leaf: Any, array: np.ndarray) -> Any:
@@ -217,18 +248,17 @@ def _make_number(dtype: np.dtype, array: np.ndarray) -> int | float | bool | com
     return python(array[()])
 
 
-def _make_key(pair: Pair, data: np.ndarray, placement: Placement) -> jax.Array:
+def _wrap_key(target: Target, data: jax.Array) -> jax.Array:
+    """Typed keys from their data on a device; other leaves unchanged."""
+    if target.kind != "key":
+        return data
     try:
-        placed = jax.device_put(
-            data
-        )  # with a mesh set, jnp.asarray would replicate it over the mesh
-        key = jax.random.wrap_key_data(placed, impl=pair.target.key_impl)
+        return jax.random.wrap_key_data(data, impl=target.key_impl)
     except (TypeError, ValueError) as error:
         raise Corrupted(
-            f"Expected key data for PRNG `{pair.target.key_impl}`, got shape {data.shape}",
-            leaf=pair.target.name,
+            f"Expected key data for PRNG `{target.key_impl}`, got shape {data.shape}",
+            leaf=target.name,
         ) from error
-    return key if placement.sharding is None else jax.device_put(key, placement.sharding)
 
 
 def cast_array(values: np.ndarray, dtype: np.dtype) -> np.ndarray:

@@ -32,7 +32,10 @@ from .jax_shardings import (
     describe_sharding,
     device_put_copies,
     find_jax_sharding_problems,
+    find_key_problems,
     find_local_boxes,
+    find_packing_problem,
+    holds_what_is_wanted,
     is_default_memory,
     resolve_sharding,
 )
@@ -204,20 +207,7 @@ def _make_array_target(
     host = numpy and override is None
     sharding, layout = (None, None) if host else resolve_sharding(leaf, override)
     if jnp.issubdtype(dtype, jax.dtypes.prng_key):
-        data_shape, dtype, impl = key_data_spec(shape, dtype)
-        return Target(
-            name,
-            path,
-            data_shape,
-            dtype,
-            "key",
-            key_impl=impl,
-            boxes=(full_box(data_shape),),
-            concrete=_is_concrete(leaf),
-            sharding=describe_sharding(sharding),
-            problems=find_jax_sharding_problems(name, shape, sharding, layout),
-            placement=Placement(leaf, sharding),
-        )
+        return _make_key_target(name, path, leaf, shape, dtype, sharding, layout)
     dtype = np.dtype(dtype).newbyteorder("=")
     local_boxes, problems, devices = (full_box(shape),), (), ()
     if sharding is not None and (sharding, layout, shape) in boxes:
@@ -227,6 +217,7 @@ def _make_array_target(
         if not problems:
             local_boxes, devices = find_local_boxes(sharding, shape)
             boxes[sharding, layout, shape] = local_boxes, devices
+    problems = (*problems, *find_packing_problem(name, dtype, layout))
     if class_of(dtype) == "other":
         what = f"a template leaf of dtype {dtype}"
         problems = (*problems, Mismatch("kind", name, "an array of numbers", what))
@@ -246,10 +237,45 @@ def _make_array_target(
         boxes=local_boxes,
         host=host,
         concrete=_is_concrete(leaf),
+        remote=not problems and _is_remote(leaf, sharding),
         problems=problems,
         sharding=describe_sharding(sharding),
         placement=Placement(leaf, sharding, layout, devices, usual, weak),
         transient=not host and device_put_copies(device, layout, dtype),
+    )
+
+
+def _make_key_target(
+    name: str,
+    path: Path,
+    leaf: Any,
+    shape: Shape,
+    dtype: Any,
+    sharding: jax.sharding.Sharding | None,
+    layout: Any,
+) -> Target:
+    """Makes the target of typed PRNG keys: of their data, whose last dimensions are not sharded."""
+    data_shape, data_dtype, impl = key_data_spec(shape, dtype)
+    problems = find_key_problems(name, shape, data_shape, sharding, layout)
+    local_boxes, devices = (full_box(shape),), ()
+    if sharding is not None and not problems:
+        local_boxes, devices = find_local_boxes(sharding, shape)
+    device = devices[0][0] if devices else default_device()
+    data_box = full_box(data_shape[len(shape) :])
+    return Target(
+        name,
+        path,
+        data_shape,
+        data_dtype,
+        "key",
+        key_impl=impl,
+        boxes=tuple((*box, *data_box) for box in local_boxes),
+        concrete=_is_concrete(leaf),
+        remote=not problems and _is_remote(leaf, sharding),
+        problems=problems,
+        sharding=describe_sharding(sharding),
+        placement=Placement(leaf, sharding, devices=devices),
+        transient=device_put_copies(device, None, data_dtype),
     )
 
 
@@ -261,3 +287,12 @@ def _is_concrete(leaf: Any) -> bool:
     if isinstance(leaf, jax.Array):
         return not isinstance(leaf, jax.core.Tracer) and not leaf.is_deleted()
     return isinstance(leaf, (np.ndarray, np.generic))
+
+
+def _is_remote(leaf: Any, sharding: jax.sharding.Sharding | None) -> bool:
+    """Whether some process is to hold what the leaf's own value has on other processes only."""
+    if not isinstance(leaf, jax.Array) or isinstance(leaf, jax.core.Tracer):
+        return False
+    if sharding is None or leaf.is_fully_addressable or leaf.sharding == sharding:
+        return False
+    return not holds_what_is_wanted(leaf.sharding, sharding, leaf.shape)

@@ -5,13 +5,15 @@
 
 from __future__ import annotations
 
+import functools
+from collections import defaultdict
 from typing import Any
 
 import jax.core
 import numpy as np
 from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
-from .._core.boxes import Box, Shape, box_from_index, full_box
+from .._core.boxes import Box, Shape, box_from_index, contains, full_box
 from .._jax.versions import SET_MESH, Format, Layout, current_mesh, format_of, layout_of
 from ..errors import Mismatch, UsageError
 from .sharding import Sharding, find_sharding_problem
@@ -90,6 +92,48 @@ def find_jax_sharding_problems(
     if order is not None and sorted(order) != list(range(len(shape))):
         what = f"a memory layout of {len(shape)} dimensions"
         found.append(Mismatch("sharding", name, what, f"major_to_minor={tuple(order)}"))
+    return tuple(found + _find_sharding_problems(name, shape, sharding))
+
+
+def find_key_problems(
+    name: str, shape: Shape, data_shape: Shape, sharding: jax.sharding.Sharding | None, layout: Any
+) -> tuple[Mismatch, ...]:
+    """`find_jax_sharding_problems` of an array of typed PRNG keys.
+
+    Args:
+        shape: Of the keys.
+        data_shape: Of their data.
+        name, sharding, layout: See there.
+    """
+    found: list[Mismatch] = []
+    if layout is not None:
+        # JAX lays out keys in C order, whatever is asked of it, and says so of their data.
+        order = tuple(layout.major_to_minor)
+        if order not in (tuple(range(len(shape))), tuple(range(len(data_shape)))) or layout.tiling:
+            what = f"major_to_minor={order}, tiling={layout.tiling}"
+            found.append(Mismatch("sharding", name, "keys in C order", what))
+    reduced = getattr(getattr(sharding, "spec", None), "reduced", None)
+    if reduced:
+        what = f"one reduced over {', '.join(f'`{a}`' for a in sorted(map(str, reduced)))}"
+        found.append(Mismatch("sharding", name, "a sharding that typed keys can have", what))
+    return tuple(found + _find_sharding_problems(name, shape, sharding))
+
+
+def find_packing_problem(name: str, dtype: np.dtype, layout: Any) -> tuple[Mismatch, ...]:
+    """Why JAX can't give elements of less than a byte this memory layout; empty if it can."""
+    if dtype.name not in _PACKED or not getattr(layout, "tiling", None):
+        return ()
+    bits = getattr(layout, "sub_byte_element_size_in_bits", 0)
+    if bits:
+        return ()
+    what = "a tiled memory layout that says sub_byte_element_size_in_bits"
+    return (Mismatch("sharding", name, what, f"tiling={layout.tiling} of `{dtype.name}`"),)
+
+
+def _find_sharding_problems(
+    name: str, shape: Shape, sharding: jax.sharding.Sharding | None
+) -> list[Mismatch]:
+    found: list[Mismatch] = []
     data = describe_sharding(sharding)
     if isinstance(sharding, NamedSharding) and data is not None:
         if isinstance(sharding.mesh, AbstractMesh):
@@ -100,6 +144,10 @@ def find_jax_sharding_problems(
         if partial:
             what = f"one unreduced over {', '.join(f'`{a}`' for a in sorted(map(str, partial)))}"
             found.append(Mismatch("sharding", name, "a sharding of whole values", what))
+        manual = _manual_axes(sharding.mesh)
+        if manual:
+            what = f"{', '.join(f'`{a}`' for a in manual)} of type Manual, sharding {data}"
+            found.append(Mismatch("sharding", name, "mesh axes of type Auto or Explicit", what))
         uneven = find_sharding_problem(name, shape, data)
         if uneven is not None:
             found.append(uneven)
@@ -109,7 +157,22 @@ def find_jax_sharding_problems(
         except ValueError as error:
             what = f"{sharding}: {str(error).splitlines()[0]}"
             found.append(Mismatch("sharding", name, f"a sharding for shape {shape}", what))
-    return tuple(found)
+    return found
+
+
+def has_free_axes(sharding: jax.sharding.Sharding) -> bool:
+    """Whether a sharding leaves a dimension to the compiler, which `jax.device_put` refuses."""
+    return isinstance(sharding, NamedSharding) and PartitionSpec.UNCONSTRAINED in _axes(
+        sharding.spec
+    )
+
+
+def _manual_axes(mesh: Any) -> list[str]:
+    """The axes of a mesh that only the body of `jax.shard_map` can use."""
+    types: Any = getattr(mesh, "axis_types", None)
+    if not isinstance(types, tuple):  # JAX before 0.6 has a dict, or None
+        return [str(a) for kind, a in (types or {}).items() if str(kind).endswith("Manual")]
+    return [str(a) for a, kind in zip(mesh.axis_names, types, strict=True) if "Manual" in str(kind)]
 
 
 def find_local_boxes(
@@ -124,9 +187,30 @@ def find_local_boxes(
     positions: dict[Box, int] = {}
     devices = []
     for device, index in sharding.addressable_devices_indices_map(shape).items():
-        box = full_box(shape) if index is None else box_from_index(index, shape)
+        box = _make_box(index, shape)
         devices.append((device, positions.setdefault(box, len(positions))))
     return tuple(positions), tuple(devices)
+
+
+def _make_box(index: tuple[slice, ...] | None, shape: Shape) -> Box:
+    return full_box(shape) if index is None else box_from_index(index, shape)
+
+
+@functools.lru_cache(maxsize=512)
+def holds_what_is_wanted(
+    held: jax.sharding.Sharding, wanted: jax.sharding.Sharding, shape: Shape
+) -> bool:
+    """Whether each process has what it needs to move an array from one sharding to another.
+
+    All processes of a job get the same answer: it depends on the shardings alone.
+    """
+    boxes: defaultdict[int, set[Box]] = defaultdict(set)
+    for device, index in held.devices_indices_map(shape).items():
+        boxes[device.process_index].add(_make_box(index, shape))
+    needs = {
+        (d.process_index, _make_box(i, shape)) for d, i in wanted.devices_indices_map(shape).items()
+    }
+    return all(any(contains(outer, box) for outer in boxes[p]) for p, box in needs)
 
 
 def is_default_memory(sharding: jax.sharding.Sharding, device: Any) -> bool:

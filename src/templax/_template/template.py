@@ -30,6 +30,8 @@ class Target(LeafSpec, frozen=True, gc=False):
         boxes: The distinct boxes of the leaf that this process must hold.
         host: The result is a numpy array or a Python value, not a `jax.Array`.
         concrete: The template leaf holds a value, which `missing="keep"` can keep.
+        remote: The value that the template leaf holds can't be kept without communication: some
+            process is to hold a part of it that only others have.
         optional: A Python value of an Equinox module. It is kept if the checkpoint does not hold
             it, since users of Equinox often save only the arrays.
         problems: Why no checkpoint can satisfy this target: a sharding or memory layout that does
@@ -47,6 +49,7 @@ class Target(LeafSpec, frozen=True, gc=False):
     boxes: tuple[Box, ...] = ()
     host: bool = False
     concrete: bool = False
+    remote: bool = False
     optional: bool = False
     problems: tuple[Mismatch, ...] = ()
     sharding: Sharding | None = None

@@ -11,6 +11,7 @@ import jax.extend.core as jec
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
+from jax.sharding import AbstractMesh, NamedSharding
 
 from .._catalog.catalog import Catalog, Locator
 from .._catalog.entry import Chunk, Extent, LeafEntry
@@ -20,7 +21,7 @@ from .._core.names import Path, join_path
 from .._jax.paths import path_element
 from .._jax.pickling import dump_with_devices
 from .._jax.support import key_data_spec
-from .._jax.versions import without_names
+from .._jax.versions import current_mesh, without_names
 from .._template.flatten import flatten_tree
 from .._template.trace import Traced
 from ..errors import Corrupted, UsageError
@@ -48,13 +49,17 @@ class Recipe:
     - A function that depends on values can't be traced. It is called, in full, when the recipe is
       opened.
 
+    In a job of several processes, each one computes on its own what its template asks for. So the
+    function must neither use arrays that are sharded over processes nor shard over them itself.
+
     Args:
         fn: A deterministic function that returns any pytree.
         *args: Its arguments.
         **kwargs: Its keyword arguments.
 
     Raises:
-        UsageError: `fn` is not a function, or an argument is abstract.
+        UsageError: `fn` is not a function, or an argument is abstract. Whoever opens the recipe
+            gets one if several processes would have to compute it together.
 
     Example:
         >>> import jax, jax.numpy as jnp, templax as tx
@@ -91,6 +96,10 @@ class Recipe:
             closed = jax.make_jaxpr(self._call)()
         except _UNTRACEABLE_ERRORS:
             values = self._call()
+        else:
+            if jax.process_count() > 1:
+                needed = prune_jaxpr(closed, range(len(closed.jaxpr.outvars)))
+                _check_local(self.url, needed)
         avals = values if closed is None else closed.out_avals
         tree = self._call.assemble([_Output(i, aval) for i, aval in enumerate(avals or ())])
         keyed = flatten_tree(tree).keyed
@@ -137,7 +146,8 @@ class _Locator:
             computed = dict(zip(outputs, results, strict=True))
         else:
             computed = dict(enumerate(self._values or ()))
-        return {e.name: (_make_chunk(e, computed),) for e in wanted if e.kind != "string"}
+        url = self._recipe.url
+        return {e.name: (_make_chunk(e, computed, url),) for e in wanted if e.kind != "string"}
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _make_locator, (self._recipe,)
@@ -199,9 +209,59 @@ def prune_jaxpr(closed: jec.ClosedJaxpr, outputs: Sequence[int]) -> jec.ClosedJa
     return closed.replace(jaxpr=jaxpr.replace(outvars=outvars, eqns=kept, debug_info=names))
 
 
-def _make_chunk(entry: LeafEntry, computed: dict[int, Any]) -> Chunk:
+def _check_local(url: str, closed: jec.ClosedJaxpr) -> None:
+    """Refuses a traced function that other processes would have to compute with this one.
+
+    A restore computes only what its template asks for, and when this process comes to it. What is
+    on other processes, in part, would then wait for them.
+
+    Raises:
+        UsageError: It uses such an array, or shards its results over processes.
+    """
+    used = {v for eqn in closed.jaxpr.eqns for v in eqn.invars if isinstance(v, jec.Var)}
+    used |= {v for v in closed.jaxpr.outvars if isinstance(v, jec.Var)}
+    for var, constant in zip(closed.jaxpr.constvars, closed.consts, strict=True):
+        if var in used and isinstance(constant, jax.Array) and not _is_whole(constant.sharding):
+            raise UsageError(
+                f"Expected a function of arrays of which each process has all, {url} uses one of"
+                f" shape {constant.shape} with {constant.sharding}"
+            )
+    pending = [closed.jaxpr]
+    while pending:
+        for eqn in pending.pop().eqns:
+            for value in jtu.tree_leaves(list(eqn.params.values())):
+                if isinstance(value, jec.ClosedJaxpr):
+                    pending.append(value.jaxpr)
+                elif isinstance(value, jec.Jaxpr):
+                    pending.append(value)
+                elif isinstance(value, jax.sharding.Sharding) and not _is_whole(value):
+                    raise UsageError(
+                        f"Expected a function that each process can compute alone, {url} shards"
+                        f" over processes: {eqn.primitive.name} with {value}; hint: leave that out,"
+                        " since the template's shardings place what the function returns"
+                    )
+
+
+def _is_whole(sharding: jax.sharding.Sharding) -> bool:
+    """Whether this process has all of an array with this sharding."""
+    if isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, AbstractMesh):
+        mesh = current_mesh()
+        if mesh is None or mesh.shape != sharding.mesh.shape:
+            return True
+        sharding = NamedSharding(mesh, sharding.spec)
+    if sharding.is_fully_addressable:
+        return True
+    return sharding.is_fully_replicated and bool(sharding.addressable_devices)
+
+
+def _make_chunk(entry: LeafEntry, computed: dict[int, Any], url: str) -> Chunk:
     """A chunk that holds the computed value of a leaf in memory."""
     value = entry.handle if isinstance(entry.handle, np.ndarray) else computed[entry.handle]
+    if isinstance(value, jax.Array) and not _is_whole(value.sharding):
+        raise UsageError(
+            f"Expected a function that each process can compute alone, {url} gives an array with"
+            f" {value.sharding} - at `{entry.name}`"
+        )
     if entry.kind == "key":
         with jax.ensure_compile_time_eval():
             value = jax.random.key_data(value)
