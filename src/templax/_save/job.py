@@ -167,7 +167,7 @@ class Job:
         self._name_item(name)
         for item, single_owners in zip(self._items, owners, strict=True):
             item.set_owners(single_owners)
-        await_directory(directory, path, self._hosts.index)
+        await_directory(directory, path, self._hosts)
         return Staging.join(path, directory)
 
     def _name_item(self, name: str) -> None:
