@@ -239,8 +239,10 @@ class Job:
             self._sink.discard()
         for item in self._items:
             item.stop()
-        self._hosts.fail(error)
-        self._hosts.close()
+        try:
+            self._hosts.fail(error)
+        finally:
+            self._hosts.close()
         _clear_tracebacks(error)
         self.outcome.error = error
         self.outcome.end()
