@@ -98,7 +98,7 @@ def checkpoint_of(tree: Any) -> tx.Recipe:
     return tx.Recipe(lambda: tree)
 
 
-def shard_over(n: int, *spec: str | None) -> NamedSharding:
+def shard_over(n: int, *spec: Any) -> NamedSharding:
     """A sharding over the first `n` devices; `spec` names their only axis, `x`."""
     return NamedSharding(Mesh(np.array(jax.devices()[:n]), ("x",)), PartitionSpec(*spec))
 

@@ -259,7 +259,7 @@ def dying(name, kind):
     setattr(kind, name, call)
 from templax._save import writer
 if stage == "snapshot":
-    dying("_open_sink", job.Job)
+    dying("_join_sink", job.Job)
 elif stage == "begun":
     dying("_write_data_files", job.Job)
 elif stage == "writing":

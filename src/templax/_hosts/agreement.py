@@ -326,8 +326,10 @@ class Hosts:
         try:
             yield
         except BaseException as error:
-            self.fail(error)
-            self.close()
+            try:
+                self.fail(error)
+            finally:  # which tells the others, too, if telling them why was interrupted
+                self.close()
             raise
 
     def __enter__(self) -> Hosts:
@@ -339,9 +341,11 @@ class Hosts:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if error is not None:
-            self.fail(error)
-        self.close()
+        try:
+            if error is not None:
+                self.fail(error)
+        finally:
+            self.close()
 
     def _take_step(
         self,

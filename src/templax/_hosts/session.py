@@ -192,7 +192,15 @@ class Session:
         """Those whose heartbeats stopped, or whose program ended, and not those that left a run:
         a save in the background goes on without the thread that left.
         """
-        return self._presence.find_absent(missing, "", began, self._silent_s)
+        lost = self._presence.find_absent(missing, "", began, self._silent_s)
+        closed = self._store.by_process(f"{self._prefix}/closed")
+        said = "verdict" if self.index else "message"
+        for i in missing:
+            key = f"{self._step_key()}/{said}" + (f"/{i}" if self.index == 0 else "")
+            if i in closed and self._store.peek(key) is None:
+                # It was interrupted once more when it was about to say that it failed.
+                lost.setdefault(i, "left this call without a word")
+        return lost
 
     def find_failure(self) -> RemoteError | None:
         """The verdict on the current step, if there is one and it is an error."""

@@ -126,7 +126,7 @@ def fit_leaf(
         if target.key_impl != entry.key_impl:
             mismatches.append(Mismatch("dtype", name, target.dtype_name, entry.dtype_name))
         elif (target.shape[-1:], target.dtype) != (entry.shape[-1:], entry.dtype):
-            data = [f"key data {x.dtype.name}{x.shape}" for x in (target, entry)]
+            data = [f"{x.dtype_name} of {x.dtype.name}{x.shape}" for x in (target, entry)]
             mismatches.append(Mismatch("dtype", name, *data))
     elif both_numeric and entry.dtype != target.dtype and not _is_same_number(target, entry):
         if may_cast(entry.dtype, target.dtype, cast):

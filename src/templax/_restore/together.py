@@ -128,6 +128,8 @@ def do_together(call: Hosts, doing: str, work: Callable[[], Result]) -> Result:
     try:
         result.append(work())
     except TemplaxError as failed:
+        if call.failed:
+            raise
         error = failed
     finally:
         _together.reset(token)
@@ -147,6 +149,8 @@ def plan_together(call: Hosts, make_plan: MakePlan, explain: Explain = _as_it_is
     try:
         plan = make_plan()
     except TemplaxError as failed:
+        if call.failed:  # it is the error of another process, which this one has heard of
+            raise
         error = _explain(failed, explain)
     try:
         call.agree("matching", error)
@@ -230,4 +234,5 @@ def await_checkpoint(call: Hosts, path: str, identity: bytes) -> None:
                 file=path,
                 hint="put it where every process sees it, or a copy at this path on every host",
             )
+        call.check()
         time.sleep(SEE_S / 100)

@@ -117,6 +117,22 @@ def crc_contribution(data: memoryview, box: Box, leaf: Leaf, crc: int) -> int:
     return total
 
 
+def pieces_contribution(leaf: Leaf) -> int:
+    """The contribution of the pieces that this process has to the CRC of a leaf."""
+    scratch, pieces, total = Scratch(), fetch_pieces(leaf.pieces), 0
+    for outer, _ in pieces:
+        shape = shape_of(outer)
+        for _, cell in iter_cells(shape, chunk_shape(shape, leaf.dtype.itemsize)):
+            box = tuple(
+                (first + start, first + stop)
+                for (first, _), (start, stop) in zip(outer, cell, strict=True)
+            )
+            data = gather_box(box, leaf, pieces, scratch)
+            if data:
+                total ^= crc_contribution(data, box, leaf, crc32c(data))
+    return total
+
+
 def leaf_crcs(leaves: Iterable[Leaf]) -> Iterator[int]:
     """The crc32c of each leaf's bytes in C order. This process must hold all of each leaf."""
     scratch = Scratch()

@@ -6,6 +6,7 @@ import os
 import time
 from typing import NamedTuple
 
+from .._hosts.agreement import Hosts
 from ..errors import SaveError, SourceError
 from ..formats.orbax.extra_content import describe_extra_content, find_enclosing_item
 from ..storage.disk import save_error
@@ -55,19 +56,20 @@ def check_destination(source: Source, *, replaces: bool) -> None:
         )
 
 
-def await_directory(directory: str, path: str, process: int) -> None:
+def await_directory(directory: str, path: str, call: Hosts) -> None:
     """Waits until this process sees the directory that process 0 has made.
 
     Raises:
-        SaveError: It does not within `SEE_S`.
+        SaveError: It does not within `SEE_S`; or another process failed meanwhile.
     """
     deadline = time.monotonic() + SEE_S
     while not os.path.isdir(directory):
         if time.monotonic() > deadline:
             raise SaveError(
-                f"Process {process} does not see `{directory}`, which process 0 has made: it is not"
-                " on a file system that they share",
+                f"Process {call.index} does not see `{directory}`, which process 0 has made: it is"
+                " not on a file system that they share",
                 file=path,
                 hint="save to a directory that all processes see",
             )
+        call.check()  # process 0 removes it, if it gives up
         time.sleep(SEE_S / 100)

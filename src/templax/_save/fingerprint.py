@@ -7,24 +7,17 @@ import zlib
 from collections.abc import Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import msgspec
 import numpy as np
 
 from .._catalog.catalog import Catalog
 from .._catalog.fingerprint import Fingerprint, combine_fingerprints, recorded_fingerprint
 from .._catalog.written import Leaf
-from .._codecs.crc32c import crc32c
 from .._codecs.crc_combine import crc_of_zeros
-from .._core.boxes import Box, shape_of
-from .._core.chunk_grid import chunk_shape, iter_cells
-from .._core.memory import Scratch
 from .._core.text import list_names
 from .._hosts.agreement import Hosts, open_call
-from .._jax.coordination import is_connected
 from ..errors import SaveError, UsageError
-from .chunk_bytes import crc_contribution, fetch_pieces, gather_box, leaf_crcs
+from .chunk_bytes import leaf_crcs, pieces_contribution
 from .local_values import digest_small
 from .snapshot import collect_leaves
 
@@ -62,9 +55,7 @@ def fingerprint(tree: Any, *, timeout: float | None = None) -> Fingerprint:
         raise UsageError(
             "Expected a tree, got a path; hint: templax.fingerprint(templax.open(path))"
         )
-    if is_connected():
-        tree = jax.tree.map(_take_replica, tree)
-    leaves, _ = collect_leaves(tree)
+    leaves, _ = collect_leaves(tree, replicas=True)
     elsewhere = [leaf.name for leaf in leaves if leaf.tile is not None]
     if all(len({owner for _, owner in leaf.owners}) < 2 for leaf in leaves):
         # Processes that have all of their leaves wait for nobody, so nobody can wait for them.
@@ -81,17 +72,6 @@ def fingerprint(tree: Any, *, timeout: float | None = None) -> Fingerprint:
     )
 
 
-def _take_replica(leaf: Any) -> Any:
-    """An array of which this process has a copy, as an array of this process only."""
-    spans = isinstance(leaf, jax.Array) and not leaf.is_fully_addressable
-    if not spans or not leaf.is_fully_replicated or not leaf.addressable_shards:
-        return leaf
-    if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        return leaf.addressable_data(0)
-    data = jax.random.key_data(leaf).addressable_data(0)
-    return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
-
-
 def _compute_together(call: Hosts, leaves: Sequence[Leaf]) -> list[int]:
     """The crc32c of each leaf, of which all processes together have the values."""
     encode = msgspec.msgpack.Encoder().encode
@@ -101,34 +81,19 @@ def _compute_together(call: Hosts, leaves: Sequence[Leaf]) -> list[int]:
         values=digest_small(leaves),
         name_leaf=lambda i: leaves[i].name,
     )
-    own = np.fromiter(map(_crc_of_own_part, leaves), "<u4", len(leaves))
+    parts = (
+        next(leaf_crcs([leaf])) if leaf.tile is None else pieces_contribution(leaf)
+        for leaf in leaves
+    )
+    own = np.fromiter(parts, "<u4", len(leaves))
     told = call.gather("computing checksums", own.tobytes())
     if call.index == 0:
-        parts = np.array([np.frombuffer(data, "<u4") for data in told])
+        table = np.array([np.frombuffer(data, "<u4") for data in told])
         for i, leaf in enumerate(leaves):
             owners = {owner for _, owner in leaf.owners}
             if len(owners) == 1:  # one process has all of it, to which it looks like its own
-                own[i] = parts[owners.pop(), i]
+                own[i] = table[owners.pop(), i]
             elif owners:
-                own[i] = np.bitwise_xor.reduce(parts[:, i]) ^ crc_of_zeros(leaf.nbytes)
+                own[i] = np.bitwise_xor.reduce(table[:, i]) ^ crc_of_zeros(leaf.nbytes)
     crcs = call.tell_all("telling the checksums", own.tobytes())
     return np.frombuffer(crcs, "<u4").tolist()
-
-
-def _crc_of_own_part(leaf: Leaf) -> int:
-    """The crc32c of a leaf of this process; of another, what the boxes of this one contribute."""
-    if leaf.tile is None:
-        return next(leaf_crcs([leaf]))
-    scratch, pieces, crc = Scratch(), fetch_pieces(leaf.pieces), 0
-    for outer, _ in pieces:
-        shape = shape_of(outer)
-        for _, cell in iter_cells(shape, chunk_shape(shape, leaf.dtype.itemsize)):
-            box = _shift(cell, outer)
-            data = gather_box(box, leaf, pieces, scratch)
-            crc ^= crc_contribution(data, box, leaf, crc32c(data))
-    return crc
-
-
-def _shift(cell: Box, outer: Box) -> Box:
-    """A box within another one, as a box of the leaf."""
-    return tuple((a + start, b + start) for (a, b), (start, _) in zip(cell, outer, strict=True))

@@ -167,7 +167,7 @@ class Job:
         self._name_item(name)
         for item, single_owners in zip(self._items, owners, strict=True):
             item.set_owners(single_owners)
-        await_directory(directory, path, self._hosts.index)
+        await_directory(directory, path, self._hosts)
         return Staging.join(path, directory)
 
     def _name_item(self, name: str) -> None:
@@ -239,8 +239,10 @@ class Job:
             self._sink.discard()
         for item in self._items:
             item.stop()
-        self._hosts.fail(error)
-        self._hosts.close()
+        try:
+            self._hosts.fail(error)
+        finally:
+            self._hosts.close()
         _clear_tracebacks(error)
         self.outcome.error = error
         self.outcome.end()

@@ -24,6 +24,36 @@ def is_local(leaf: Any) -> bool:
     return not isinstance(leaf, jax.Array) or leaf.is_fully_addressable
 
 
+def holds_all(leaf: Any) -> bool:
+    """Whether the devices of this process hold all of a leaf, whatever those of others hold."""
+    if is_local(leaf):
+        return True
+    boxes, own = _held_boxes(leaf.sharding, leaf.shape, jax.process_index())
+    return boxes == own
+
+
+@functools.lru_cache(maxsize=4096)
+def _held_boxes(
+    sharding: jax.sharding.Sharding, shape: Shape, process: int
+) -> tuple[set[Box], set[Box]]:
+    """The distinct boxes of an array, and those that a process holds."""
+    boxes, own = set[Box](), set[Box]()
+    for device, index in sharding.devices_indices_map(shape).items():
+        box = full_box(shape) if index is None else box_from_index(index, shape)
+        boxes.add(box)
+        if device.process_index == process:
+            own.add(box)
+    return boxes, own
+
+
+def held_boxes(leaf: jax.Array) -> list[tuple[Box, jax.Array]]:
+    """The distinct boxes of an array that this process holds, with their values, not copied."""
+    held: dict[Box, jax.Array] = {}
+    for shard in leaf.addressable_shards:
+        held.setdefault(box_from_index(shard.index, leaf.shape), shard.data)
+    return list(held.items())
+
+
 def all_boxes(leaf: Any) -> tuple[tuple[Box, int], ...]:
     """The distinct boxes of a leaf, each with the index of the process that writes it.
 

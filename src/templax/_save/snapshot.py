@@ -23,7 +23,7 @@ from .._jax.paths import path_element
 from .._jax.support import key_data_spec
 from .._template.flatten import flatten_tree
 from ..errors import SaveError, UsageError
-from .owners import all_boxes, is_local, written_boxes
+from .owners import all_boxes, held_boxes, holds_all, is_local, written_boxes
 
 Empty = tuple[Path, str]
 """The key path of a container without leaves, and Orbax's name for its kind."""
@@ -38,7 +38,7 @@ _ARENA_BYTES = 256 * 1024 * 1024
 """The size of the allocations that copies share."""
 
 
-def collect_leaves(tree: PyTree) -> tuple[list[Leaf], list[Empty]]:
+def collect_leaves(tree: PyTree, *, replicas: bool = False) -> tuple[list[Leaf], list[Empty]]:
     """The leaves of a tree, and its containers that have no leaves.
 
     Nothing is copied: arrays on CPU are viewed in place; arrays on other devices are fetched when
@@ -48,6 +48,8 @@ def collect_leaves(tree: PyTree) -> tuple[list[Leaf], list[Empty]]:
         tree: A pytree of `jax.Array`s (including typed PRNG keys), NumPy arrays and scalars, Python
             numbers and strings. Functions and types are left out: templates supply them. What
             modules of Flax NNX share is one leaf, under the first of its names.
+        replicas: Whether a leaf of which this process has all counts as its own, even if it is
+            another process that saves it.
 
     Raises:
         SaveError: Leaves hold no values that can be saved, or share a name. The message names them.
@@ -75,7 +77,7 @@ def collect_leaves(tree: PyTree) -> tuple[list[Leaf], list[Empty]]:
                 wrong.append(f"two leaves are named `{name}`")
                 continue
             names.add(name)
-            leaf = _make_leaf(name, path, value)
+            leaf = _make_leaf(name, path, value, replicas)
             if isinstance(leaf, str):
                 wrong.append(f"`{name}` {leaf}")
                 continue
@@ -105,10 +107,10 @@ def _empty_kind(value: Any) -> str | None:
     return None
 
 
-def _make_leaf(name: str, path: Path, value: Any) -> Leaf | str:
+def _make_leaf(name: str, path: Path, value: Any, replicas: bool) -> Leaf | str:
     """A leaf, or the reason why it cannot be saved, in words that follow its name."""
     if isinstance(value, jax.Array):
-        return _make_jax_leaf(name, path, value)
+        return _make_jax_leaf(name, path, value, replicas)
     if isinstance(value, str):
         return _make_text_leaf(name, path, value)
     if isinstance(value, np.ma.MaskedArray):
@@ -129,7 +131,7 @@ def _make_leaf(name: str, path: Path, value: Any) -> Leaf | str:
         return "is `...`, which was never restored"
     as_array: Callable[[], Any] | None = getattr(value, "__jax_array__", None)
     if as_array is not None:
-        return _make_leaf(name, path, as_array())
+        return _make_leaf(name, path, as_array(), replicas)
     if isinstance(value, (bytes, bytearray)):
         return "holds bytes: save np.frombuffer(value, np.uint8)"
     return f"is a {type(value).__module__}.{type(value).__qualname__}, which holds no array"
@@ -160,7 +162,7 @@ def _whole_piece(array: np.ndarray) -> tuple[tuple[Box, Callable[[], np.ndarray]
     return ((full_box(array.shape), lambda: array),)
 
 
-def _make_jax_leaf(name: str, path: Path, value: jax.Array) -> Leaf | str:
+def _make_jax_leaf(name: str, path: Path, value: jax.Array, replicas: bool) -> Leaf | str:
     if isinstance(value, jax.core.Tracer):
         return "is traced: save outside of jax.jit"
     if value.is_deleted():
@@ -185,11 +187,12 @@ def _make_jax_leaf(name: str, path: Path, value: jax.Array) -> Leaf | str:
     if is_local(value) and value.is_fully_replicated:
         leaf.pieces = ((full_box(shape), _make_fetch(value, leaf.transient)),)
         return leaf
-    leaf.pieces = tuple(
-        (box, _make_fetch(data, leaf.transient))
-        for box, data in written_boxes(value, jax.process_index(), everywhere=False)
+    own = replicas and not is_local(value) and holds_all(value)
+    boxes = (
+        held_boxes(value) if own else written_boxes(value, jax.process_index(), everywhere=False)
     )
-    if not is_local(value):
+    leaf.pieces = tuple((box, _make_fetch(data, leaf.transient)) for box, data in boxes)
+    if not own and not is_local(value):
         leaf.tile, leaf.owners = value.sharding.shard_shape(shape), all_boxes(value)
         first, *others = {process for _, process in leaf.owners}
         if not others:  # one process, not necessarily this one, holds all of it

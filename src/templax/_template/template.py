@@ -86,13 +86,7 @@ class Template:
         """Whether a leaf is to lie on devices of several processes."""
         placements = (target.placement for target in self.targets if not target.host)
         shardings = {id(p.sharding): p.sharding for p in placements if p is not None}
-        # A sharding on one other process does not span any, here as well as there.
-        return any(
-            s is not None
-            and not s.is_fully_addressable
-            and len({device.process_index for device in s.device_set}) > 1
-            for s in shardings.values()
-        )
+        return any(s is not None and _is_on_several_processes(s) for s in shardings.values())
 
     def __reduce__(self) -> tuple[Any, ...]:
         if self.treedef is None:
@@ -100,6 +94,16 @@ class Template:
         from .._jax.pickling import dump_with_devices  # imports JAX
 
         return _load_template, (self.targets, dump_with_devices(self.treedef, "plan"))
+
+
+def _is_on_several_processes(sharding: Any) -> bool:
+    """Whether a sharding has devices of several processes; not if all are of one other process."""
+    try:
+        if sharding.is_fully_addressable:
+            return False
+    except ValueError:  # of an abstract mesh, which the match refuses
+        return False
+    return len({device.process_index for device in sharding.device_set}) > 1
 
 
 def _load_template(targets: tuple[Target, ...], treedef: bytes) -> Template:

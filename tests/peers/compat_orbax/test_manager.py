@@ -422,3 +422,15 @@ def test_a_step_with_unreadable_metrics_stays(tmp_path, caplog):
         assert f"step 0 of {tmp_path} stays, as its metrics are unreadable: " in caplog.text
         with pytest.raises(tx.Corrupted):
             manager.metrics(0)
+
+
+def test_an_item_of_a_handler_of_the_callers_own_is_refused_clearly(tmp_path: Path) -> None:
+    class OwnRestore:
+        pass
+
+    manager = compat.CheckpointManager(tmp_path)
+    manager.save(0, args=compat.args.StandardSave({"w": np.ones(3, np.float32)}))
+    manager.wait_until_finished()
+    for args in (OwnRestore(), compat.args.Composite(default=OwnRestore())):
+        with pytest.raises(tx.UsageError, match=r"Expected args that restore, .* got OwnRestore"):
+            manager.restore(0, args=args)

@@ -7,23 +7,32 @@ from templax._hosts.messages import Message, RemoteError, describe_disagreement,
 
 
 def test_an_error_names_at_most_eight_processes() -> None:
-    messages = {i: Message("ckpt", "writing", error=RemoteError("Full")) for i in range(20)}
-    error = describe_failure(messages, [(20, 60.0)], count=21, path="ckpt", doing="writing")
+    failed = {i: RemoteError(f"Full {i}") for i in range(20)}
+    absent = {20: "did not answer within 60 s"}
+    error = describe_failure(failed, absent, count=21, path="ckpt", doing="writing")
     assert error is not None
-    named = "; ".join(f"process {i} of 21 failed while writing: Full" for i in range(8))
+    named = "; ".join(f"process {i} of 21 failed while writing: Full {i}" for i in range(8))
     assert error.what == f"P{named[1:]}; and 13 more processes"
-    assert error.hint == "the logs of these processes say why"
-    others = {0: Message("a", "")} | {i: Message("b", "") for i in range(1, 20)}
-    error = describe_disagreement(others, "a")
+    assert error.places["hint"] == "the logs of these processes say why"
+    others = {0: Message("a")} | {i: Message("b") for i in range(1, 20)}
+    error = describe_disagreement(others, "ckpt")
     assert error is not None
-    what = "Expected every process to save to `a`, got `b` on process 1, 2, 3, 4, 5, 6, 7, 8"
+    what = (
+        "Expected every process to be `a`, got `b` on processes 1, 2, 3, 4, 5, 6, 7, 8 and 11 more"
+    )
     assert error.what == what
 
 
 def test_processes_that_agree_have_no_error() -> None:
-    messages = {i: Message("ckpt", "writing") for i in range(3)}
-    assert describe_failure(messages, [], count=3, path="ckpt", doing="writing") is None
+    messages = {i: Message("writing") for i in range(3)}
+    assert describe_failure({}, {}, count=3, path="ckpt", doing="writing") is None
     assert describe_disagreement(messages, "ckpt") is None
+
+
+def test_an_error_that_all_processes_have_is_passed_on_as_it_is() -> None:
+    failed = dict.fromkeys(range(3), RemoteError("Full", "SaveError", {"leaf": "w"}))
+    error = describe_failure(failed, {}, count=3, path="ckpt", doing="writing")
+    assert error == failed[0]
 
 
 def test_an_error_arrives_as_it_was_sent() -> None:

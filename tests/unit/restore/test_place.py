@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import SingleDeviceSharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 import templax as tx
-from helpers import CKPT, CORPUS, assert_same_tree, shard_over
+from helpers import CKPT, CORPUS, assert_same_tree, checkpoint_of, shard_over
 from templax._jax import put
 from templax._restore import place
 
@@ -97,3 +97,68 @@ def test_memory_kinds_agree_with_device_put() -> None:
         want = jax.device_put(np.zeros((128, 64), np.float32), where)
         assert array.sharding.memory_kind == memory.kind
         assert jax.typeof(array) == jax.typeof(want)
+
+
+KEYS = {
+    "key": jax.random.key(3),
+    "keys": jax.random.split(jax.random.key(4), 8),
+    "table": jax.random.split(jax.random.key(5, impl="rbg"), (8, 8)),
+}
+
+
+def _list_places() -> dict[str, Any]:
+    n = len(jax.devices())
+    grid = Mesh(np.array(jax.devices()).reshape(2, -1), ("a", "b"))
+    last = jax.devices()[-1]
+    kinds = {memory.kind for memory in last.addressable_memories()}
+    host = "pinned_host" if "pinned_host" in kinds else last.default_memory().kind
+    return {
+        "one": SingleDeviceSharding(last),
+        "host memory of one": SingleDeviceSharding(last, memory_kind=host),
+        "replicated": shard_over(n),
+        "split": shard_over(n, "x"),
+        "columns": NamedSharding(grid, PartitionSpec(None, "b")),
+        "boxes": NamedSharding(grid, PartitionSpec("a", "b")),
+        "replicas": NamedSharding(grid, PartitionSpec("a")),
+        "host memory": NamedSharding(grid, PartitionSpec("a"), memory_kind=host),
+    }
+
+
+@pytest.mark.parametrize("where", _list_places())
+def test_typed_keys_are_placed_as_device_put_places_them(where: str) -> None:
+    sharding = _list_places()[where]
+    for name, keys in KEYS.items():
+        if len(getattr(sharding, "spec", ())) > keys.ndim:
+            continue
+        template = {name: jax.ShapeDtypeStruct(keys.shape, keys.dtype, sharding=sharding)}
+        got = tx.restore(checkpoint_of(KEYS), template, extra="ignore")[name]
+        want = jax.device_put(keys, sharding)
+        assert (got.sharding, got.committed) == (want.sharding, True)
+        assert jax.typeof(got) == jax.typeof(want)
+        assert_same_tree(got, keys)
+        for mine, theirs in zip(got.addressable_shards, want.addressable_shards, strict=True):
+            assert mine.device == theirs.device
+            assert_same_tree(mine.data, theirs.data)
+
+
+def test_each_key_is_read_once_for_all_its_devices() -> None:
+    keys = jax.random.split(jax.random.key(0), 64)
+    devices = np.array(jax.devices()).reshape(2, -1)
+    sharding = NamedSharding(Mesh(devices, ("a", "b")), PartitionSpec("a"))
+    template = {"keys": jax.ShapeDtypeStruct((64,), keys.dtype, sharding=sharding)}
+    plan = tx.plan(checkpoint_of({"keys": keys}), template, memory=1)
+    assert plan.placed_bytes == 64 * 8
+    assert_same_tree(tx.run(plan)["keys"], keys)
+
+
+def test_a_value_is_kept_in_a_sharding_that_leaves_a_dimension_open() -> None:
+    sharding = shard_over(2, PartitionSpec.UNCONSTRAINED)
+    for new in (np.arange(8.0, dtype=np.float32), jnp.arange(8.0), KEYS["keys"]):
+        got = tx.restore(
+            checkpoint_of({"step": 1}),
+            {"step": 0, "new": new},
+            shardings={"step": None, "new": sharding},
+            missing="keep",
+        )
+        assert got["new"].sharding == sharding
+        assert_same_tree(got["new"], new, kinds=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,6 +18,7 @@ from msgspec import structs
 
 import templax as tx
 from helpers import SET_MESH, checkpoint_of, set_mesh, shard_over
+from templax._jax.versions import Format, Layout
 
 A = jax.ShapeDtypeStruct
 P = PartitionSpec
@@ -266,3 +268,47 @@ def test_a_specs_function_may_spell_or_overlook_the_value_of_a_variable() -> Non
         attention, mesh=mesh(), specs=lambda name, _: P("x") if name.endswith("attn") else P()
     )
     assert template["attn"]["value"].sharding.spec == P()
+
+
+@pytest.mark.skipif(not hasattr(jax, "set_mesh"), reason="this JAX has no such axes or layouts")
+def test_shardings_and_layouts_that_jax_refuses_are_mismatches() -> None:
+    keys = jax.random.split(jax.random.key(0), (4, 8))
+    tree = {"w": np.ones((8, 8), np.float32), "i": np.ones((8, 8), ml_dtypes.int4), "k": keys}
+    types = jax.sharding.AxisType
+    manual = jax.make_mesh((8,), ("x",), axis_types=(types.Manual,))
+    explicit = jax.make_mesh((8,), ("x",), axis_types=(types.Explicit,))
+    everywhere = shard_over(8)
+    tiled = Format(Layout((0, 1), tiling=((8, 128),)), everywhere)
+    turned = Format(Layout((1, 0)), everywhere)
+    for name, where, text in (
+        ("w", NamedSharding(manual, P()), "Expected mesh axes of type Auto or Explicit, got `x`"),
+        ("k", NamedSharding(manual, P()), "Expected mesh axes of type Auto or Explicit, got `x`"),
+        ("i", tiled, "Expected a tiled memory layout that says sub_byte_element_size_in_bits"),
+        ("k", tiled, "Expected keys in C order, got major_to_minor=(0, 1), tiling=((8, 128),)"),
+        ("k", turned, "Expected keys in C order, got major_to_minor=(1, 0)"),
+        (
+            "k",
+            NamedSharding(explicit, P(reduced=frozenset({"x"}))),
+            "Expected a sharding that typed keys can have, got one reduced over `x`",
+        ),
+    ):
+        template = {name: A(tree[name].shape, tree[name].dtype)}
+        found = tx.check(checkpoint_of(tree), template, extra="ignore", shardings=where)
+        assert [m.problem for m in found.mismatches] == ["sharding"]
+        assert text in str(found)
+        with pytest.raises(tx.TemplateError):
+            tx.restore(checkpoint_of(tree), template, extra="ignore", shardings=where)
+    for layout in (Layout((0, 1)), Layout((0, 1, 2))):  # what `compile().input_formats` says
+        where = Format(layout, everywhere)
+        got = tx.restore(checkpoint_of(tree), {"k": keys}, extra="ignore", shardings=where)["k"]
+        assert got.sharding.is_equivalent_to(everywhere, 2)
+
+
+def test_keys_whose_data_has_another_length_do_not_fit() -> None:
+    catalog = tx.open(checkpoint_of({"k": jax.random.split(jax.random.key(0), 3)}))
+    (entry,) = catalog.entries
+    longer = structs.replace(entry, shape=(3, 4))
+    found = tx.check(replace(catalog, entries=(longer,)), {"k": A((3,), jax.random.key(0).dtype)})
+    impl = "key<threefry2x32>"
+    text = f"Expected dtype `{impl} of uint32(3, 2)`, got `{impl} of uint32(3, 4)` - at `k`"
+    assert text in str(found)

@@ -232,11 +232,30 @@ class Composite(Mapping[str, Any]):
                 found = ", ".join(f"`{item}`" for item in kinds) or "none"
                 raise KeyError(f"Expected item `{name}` in {directory}, found {found}")
         args = {n: default_args(kinds[n]) if each is None else each for n, each in self.items()}
+        for each in args.values():
+            check_restore_args(each)
         return Composite(**{n: each.restore(f"{directory}/{n}") for n, each in args.items()})
 
 
 SAVES = (StandardSave, PyTreeSave, JsonSave, Composite)
 """The args that save."""
+
+RESTORES = (StandardRestore, PyTreeRestore, JsonRestore, Composite)
+"""The args that restore."""
+
+
+def check_restore_args(args: Any) -> Any:
+    """Refuses args of a handler that is not mapped, such as one of the caller's own.
+
+    Raises:
+        UsageError: They are none of `RESTORES`.
+    """
+    if not isinstance(args, RESTORES):
+        raise tx.UsageError(
+            f"Expected args that restore, such as StandardRestore(template), got"
+            f" {type(args).__name__}"
+        )
+    return args
 
 
 def item_contents(args: Any, name: str) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from .args import (
     PyTreeSave,
     StandardRestore,
     StandardSave,
+    check_restore_args,
     item_contents,
 )
 from .metadata import StepMetadata, read_metadata
@@ -145,7 +146,7 @@ class Checkpointer(Saver):
         self.wait_until_finished()
         if args is None:
             args = self.handler.restore_args(*positional, **named)
-        return args.restore(os.fspath(directory))
+        return check_restore_args(args).restore(os.fspath(directory))
 
     def metadata(self, directory: PathLike) -> StepMetadata:
         """The shapes and dtypes of a checkpoint, without reading any array."""

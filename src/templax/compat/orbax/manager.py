@@ -40,6 +40,7 @@ from .args import (
     Composite,
     PyTreeRestore,
     StandardRestore,
+    check_restore_args,
     item_contents,
     list_item_kinds,
 )
@@ -392,7 +393,7 @@ class CheckpointManager(Saver):
             several = set(kinds) - {ONLY_ITEM, "metrics"}
             args = Composite(**dict.fromkeys(kinds)) if several else StandardRestore()
         with hold_for_reading(path):
-            return args.restore(path)
+            return check_restore_args(args).restore(path)
 
     def metrics(self, step: int) -> Any:
         """The metrics that a step was saved with, or None."""

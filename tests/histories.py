@@ -1,0 +1,297 @@
+"""A job of long-lived processes that live through histories of saves, faults included."""
+
+from __future__ import annotations
+
+import json
+import os
+import selectors
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import templax as tx
+
+LIMIT_S = 4.0
+"""How long a process of such a job waits for one that is alive and does not come."""
+
+LAST = 1000
+"""The step that all processes save at the end of a history."""
+
+_WORKER = r"""
+import json, os, sys, time
+port, index, count = map(int, sys.argv[1:4])
+limit_s = float(sys.argv[4])
+answers = os.fdopen(os.dup(1), "w", buffering=1)
+os.dup2(2, 1)  # native libraries print to stdout, too
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
+import jax
+jax.distributed.initialize(f"127.0.0.1:{port}", count, index)
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec as P
+import templax as tx
+import templax.compat.orbax as ocp
+from templax._hosts import agreement, pairing, session
+from templax._runs import agreed_steps
+from templax._save import job, writer
+
+agreement.TIMEOUT_S = limit_s
+agreed_steps._FOLLOW_S = 0.5
+mesh = jax.make_mesh((2 * count,), ("x",))
+sharding = NamedSharding(mesh, P("x"))
+
+def make_tree(step, fault):
+    values = np.full((4 * count, 3), step, np.float32)
+    rows = jax.make_array_from_callback(values.shape, sharding, lambda box: values[box])
+    tree = {"w": rows, "v": rows + 0, "step": step}
+    if fault == "differs":
+        tree["step"] = step + 5000
+    if fault == "unsavable":
+        tree["step"] = object()
+    return tree
+
+def interrupt(*args, **options):
+    raise KeyboardInterrupt
+
+def full(*args, **options):
+    raise tx.SaveError("No space is left", file="x")
+
+PLACES = {
+    "full": (writer.Writer, "_write", full),
+    "interrupt before the meeting": (job, "digest_small", interrupt),
+    "interrupt in the meeting": (pairing.Pairing, "_find_absence", interrupt),
+    "interrupt after the meeting": (job, "select_large", interrupt),
+    "interrupt while staging": (job.Job, "_open_items", interrupt),
+    "interrupt while writing": (writer.Writer, "wait", interrupt),
+    "interrupt before the commit": (
+        session.Session, "_collect" if index == 0 else "_send", interrupt
+    ),
+    "interrupt while committing": (job.Job, "_write_small_files", interrupt),
+}
+
+def save(api, target, root, op, fault):
+    step = op["step"] + (1 if fault == "another step" else 0)
+    tree, bad = make_tree(step, fault), {"on_progress": 3} if fault == "bad argument" else {}
+    if api == "save":
+        name = "elsewhere" if fault == "another path" else str(step)
+        return tx.save(f"{root}/{name}", tree, wait=op["wait"], **bad)
+    if api == "manager":
+        return target.save(step, tree, wait=op["wait"], **bad)
+    args = None if bad else ocp.args.StandardSave(tree)
+    saved = target.save(step, args=args)
+    if op["wait"]:
+        target.wait_until_finished()
+    return saved
+
+def attempt(call):
+    begin = time.monotonic()
+    try:
+        result, error = call(), None
+    except (tx.TemplaxError, KeyboardInterrupt, TimeoutError) as failed:
+        result, error = None, f"{type(failed).__name__}: {failed}"
+    return result, error, round(time.monotonic() - begin, 2)
+
+def look(api, target, handles):
+    if api == "save":
+        for handle in handles[-1:]:
+            handle.wait()
+    elif api == "manager":
+        target.wait()
+    else:
+        target.check_for_errors()
+
+def live(history):
+    api, root = history["api"], history["root"]
+    target = {"save": lambda: None, "manager": lambda: tx.Manager(root),
+              "compat": lambda: ocp.CheckpointManager(root)}[api]()
+    said, handles = [], []
+    for op in history["ops"]:
+        fault = op["fault"] if op["who"] == index else None
+        if fault == "late":
+            time.sleep(0.6)
+        if fault == "skip":
+            said.append({"step": op["step"], "did": "skip", "error": None, "s": 0})
+            continue
+        owner, name, fake = PLACES.get(fault, (None, None, None))
+        real = getattr(owner, name) if owner else None
+        if owner:
+            setattr(owner, name, fake)
+        try:
+            saved, error, took = attempt(lambda: save(api, target, root, op, fault))
+            if owner and not op["wait"] and error is None:
+                attempt(lambda: look(api, target, [saved]))  # the fault must hit this save
+        finally:
+            if owner:
+                setattr(owner, name, real)
+        if isinstance(saved, tx.Saved):
+            handles.append(saved)
+        said.append({"step": op["step"], "did": fault or "save", "error": error, "s": took,
+                     "handle": len(handles) - 1 if isinstance(saved, tx.Saved) else None})
+        if fault == "look":
+            attempt(lambda: look(api, target, handles))
+        if fault == "leave" and api == "manager":
+            try:
+                with target:
+                    raise RuntimeError("boom")
+            except RuntimeError:
+                target = tx.Manager(root)
+    for each in said:
+        if each.get("handle") is not None and each["error"] is None:
+            each["error"] = attempt(handles[each["handle"]].wait)[1]
+    attempt(lambda: look(api, target, handles) if api != "compat" else target.wait_until_finished())
+    last = []
+    for n in (0, 1):  # the first may hear that a process had left the run
+        op = {"step": history["last"] + n, "wait": True}
+        last.append(attempt(lambda: save(api, target, root, op, None))[1:])
+    steps = None if api == "save" else target.steps() if api == "manager" else target.all_steps()
+    attempt(lambda: target.close() if target else None)
+    return {"ops": said, "last": last, "steps": steps}
+
+for line in sys.stdin:
+    print(json.dumps(live(json.loads(line))), file=answers)
+os._exit(0)
+"""
+
+
+class Job:
+    """`count` processes of one JAX job, which stay for many histories."""
+
+    def __init__(self, count: int):
+        self.count = count
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115, closed by `end`
+        with socket.socket() as held:
+            held.bind(("127.0.0.1", 0))
+            port = held.getsockname()[1]
+        path = os.pathsep.join(
+            [str(Path(tx.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+        )
+        self._processes = [
+            subprocess.Popen(
+                [sys.executable, "-c", _WORKER, str(port), str(i), str(count), str(LIMIT_S)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._log,
+                env={**os.environ, "PYTHONPATH": path},
+            )
+            for i in range(count)
+        ]
+
+    def live(self, history: Mapping[str, Any], timeout_s: float = 90.0) -> list[Any]:
+        """What each process says of a history. Ends the job if one does not answer."""
+        line = json.dumps(history).encode() + b"\n"
+        for process in self._processes:
+            assert process.stdin
+            process.stdin.write(line)
+            process.stdin.flush()
+        answers = [b""] * self.count
+        end = time.monotonic() + timeout_s
+        with selectors.DefaultSelector() as selector:
+            for i, process in enumerate(self._processes):
+                assert process.stdout
+                selector.register(process.stdout, selectors.EVENT_READ, i)
+            while not all(answer.endswith(b"\n") for answer in answers):
+                ready = selector.select(max(0.0, end - time.monotonic()))
+                if not ready:
+                    break
+                for key, _ in ready:
+                    data = os.read(key.fd, 1 << 16)
+                    answers[key.data] += data
+                    if not data:
+                        end = 0.0
+                        selector.unregister(key.fileobj)
+        if not all(answer.endswith(b"\n") for answer in answers):
+            self._log.seek(0)
+            text = self._log.read().decode(errors="replace")[-4000:]
+            self.end()
+            silent = [i for i, answer in enumerate(answers) if not answer.endswith(b"\n")]
+            raise AssertionError(f"processes {silent} did not end {history}\n{text}")
+        return [json.loads(answer) for answer in answers]
+
+    def end(self) -> None:
+        """Kills the processes."""
+        for process in self._processes:
+            process.kill()
+        for process in self._processes:
+            process.wait()
+            for stream in (process.stdin, process.stdout):
+                if stream:
+                    stream.close()
+        self._processes = []
+        self._log.close()
+
+    @property
+    def ended(self) -> bool:
+        """Whether the job has to be started again."""
+        return not self._processes
+
+
+def read_values(path: str) -> tuple[set[float], int]:
+    """All numbers of a checkpoint's arrays, and its leaf `step`. The checkpoint must be whole."""
+    assert tx.verify(path).ok
+    catalog = tx.open(path)
+    names = {name.rpartition(".")[2]: leaf for name, leaf in catalog.leaves.items()}
+    import numpy as np
+
+    template: dict[str, Any] = {
+        name: np.zeros(leaf.shape, np.float32) if name in "wv" else 0
+        for name, leaf in names.items()
+    }
+    tree = tx.restore(path, template)
+    return {float(x) for name in "wv" for x in np.ravel(tree[name])}, tree["step"]
+
+
+def find_committed(root: str, api: str) -> dict[str, str]:
+    """Name → path of the tree of each committed checkpoint of a history."""
+    found: dict[str, str] = {}
+    for entry in sorted(os.listdir(root)):
+        path = os.path.join(root, entry)
+        if os.path.isdir(path) and "tmp" not in entry:
+            found[entry] = path if api == "save" else os.path.join(path, "default")
+    return found
+
+
+def check_history(
+    history: Mapping[str, Any], answers: Sequence[Any], found: Mapping[str, str]
+) -> None:
+    """Asserts what holds after any history.
+
+    Args:
+        history: What the processes were told.
+        answers: What each said.
+        found: See `find_committed`.
+    """
+    whole = {name: read_values(path) for name, path in found.items()}
+    for name, (values, step) in whole.items():
+        assert values == {float(step)}, (name, values, step)
+        assert name in (str(step), "elsewhere"), (name, step)
+    for n, op in enumerate(history["ops"]):
+        said = [answer["ops"][n] for answer in answers]
+        named = [str(op["step"])] * len(said)
+        if op["fault"] in ("another step", "another path"):
+            moved = str(op["step"] + 1) if op["fault"] == "another step" else "elsewhere"
+            named[op["who"]] = moved if history["api"] == "save" or moved != "elsewhere" else "?"
+        hit = op["who"] if op["fault"] not in (None, "late", "look", "leave") else None
+        if history["api"] == "compat" and not op["wait"]:
+            continue  # it gives no handle that would tell how this save ended
+        saved = [each["error"] is None and each["did"] != "skip" for each in said]
+        others = {saved[i] for i in range(len(said)) if i != hit}
+        assert len(others) <= 1, (op, said)
+        for name, each in zip(named, saved, strict=True):
+            assert not each or name == "?" or name in whole, (op, said, sorted(whole))
+        if not any(saved) and op["fault"] not in ("another step", "another path"):
+            assert str(op["step"]) not in whole, (op, said)
+        for each in said:
+            assert each["s"] < LIMIT_S + 6, (op, said)
+    left = any(op["fault"] == "leave" for op in history["ops"])
+    for answer in answers:
+        (first, took), (second, took_again) = answer["last"]
+        assert first is None or left, (history, answers)
+        assert second is None, (history, answers)
+        assert max(took, took_again) < LIMIT_S + 6, answers
+        assert answer["steps"] == answers[0]["steps"], answers
+    assert str(history["last"] + 1) in whole, (history, answers)

@@ -1,0 +1,96 @@
+"""Whatever happens to a process in a save, no step mixes values, all processes agree, and the job
+goes on.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from histories import LAST, Job, check_history, find_committed
+
+FAULTS = [
+    "skip",
+    "bad argument",
+    "unsavable",
+    "differs",
+    "full",
+    "late",
+    "look",
+    "leave",
+    "another step",
+    "another path",
+    "interrupt before the meeting",
+    "interrupt in the meeting",
+    "interrupt after the meeting",
+    "interrupt while staging",
+    "interrupt while writing",
+    "interrupt before the commit",
+    "interrupt while committing",
+]
+
+
+def make_histories(count: int) -> st.SearchStrategy[tuple[str, list[Any]]]:
+    """Histories of a job: the calls that save, and for each save who is hit by what."""
+    hit = st.one_of(st.none(), st.tuples(st.integers(0, count - 1), st.sampled_from(FAULTS)))
+    return st.tuples(
+        st.sampled_from(["save", "manager", "compat"]),
+        st.lists(st.tuples(hit, st.booleans()), min_size=1, max_size=5),
+    )
+
+
+@pytest.fixture(scope="module")
+def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[int, str, Any], None]]:
+    jobs: dict[int, Job] = {}
+    numbers = itertools.count()
+
+    def call(count: int, api: str, saves: Any) -> None:
+        if count not in jobs or jobs[count].ended:
+            jobs[count] = Job(count)
+        root = tmp_path_factory.mktemp("history") / f"run-{next(numbers)}x"
+        Path(root).mkdir()
+        ops = [
+            {
+                "step": 10 * n,
+                "wait": wait,
+                "who": hit[0] if hit else -1,
+                "fault": hit[1] if hit else None,
+            }
+            for n, (hit, wait) in enumerate(saves, 1)
+        ]
+        history = {"api": api, "root": str(root), "ops": ops, "last": LAST}
+        answers = jobs[count].live(history)
+        try:
+            check_history(history, answers, find_committed(str(root), api))
+        except AssertionError:
+            jobs[count].end()  # the next history must not suffer from this one
+            raise
+
+    yield call
+    for job in jobs.values():
+        job.end()
+
+
+@pytest.mark.parametrize("examples", [20, pytest.param(150, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [2, pytest.param(3, marks=pytest.mark.slow)])
+def test_no_history_of_faults_mixes_steps_or_divides_the_job(
+    live: Callable[[int, str, Any], None], count: int, examples: int
+) -> None:
+    @settings(
+        max_examples=examples,
+        deadline=None,
+        derandomize=True,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(history=make_histories(count))
+    def live_through(history: tuple[str, list[Any]]) -> None:
+        live(count, *history)
+
+    live_through()
