@@ -37,6 +37,8 @@ def main() -> int:
     names = options.targets or list(TARGETS)
     if options.input:
         return _run_again(names[0], options.input)
+    if options.at_most is not None:
+        options.seconds = min(options.seconds, options.at_most * options.jobs / len(names))
     options.engine = options.engine or ("atheris" if has_atheris() else "hypothesis")
     with ThreadPoolExecutor(options.jobs) as pool:
         tallies = list(pool.map(lambda name: _run_target(name, options), names))
@@ -48,6 +50,7 @@ def _parse() -> argparse.Namespace:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("targets", nargs="*", help="all, if none is named")
     parser.add_argument("--seconds", type=float, default=20, help="for each target (%(default)s)")
+    parser.add_argument("--at-most", type=float, help="seconds for all targets together")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="targets at a time")
     parser.add_argument("--engine", choices=ENGINES, help="default: atheris if it is installed")
     parser.add_argument(

@@ -11,7 +11,6 @@ import json
 import os
 import pkgutil
 import random
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -190,7 +189,7 @@ def _list_modules() -> Iterator[str]:
 
 
 def has_atheris() -> bool:
-    """Whether atheris is installed, for this Python."""
+    """Whether atheris is installed."""
     from importlib.util import find_spec
 
-    return sys.version_info < (3, 13) and find_spec("atheris") is not None
+    return find_spec("atheris") is not None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import checkpoints, containers, documents
+from . import checkpoints, containers, documents, saves
 from .targets import TARGETS
 
-__all__ = ["TARGETS", "checkpoints", "containers", "documents"]
+__all__ = ["TARGETS", "checkpoints", "containers", "documents", "saves"]
