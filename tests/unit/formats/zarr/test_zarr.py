@@ -20,7 +20,6 @@ from templax._catalog.entry import Extent
 from templax._codecs.crc32c import crc32c
 from templax._codecs.decode import CHECKSUMS, COMPRESSIONS
 from templax.errors import Corrupted, TemplaxError, Unsupported
-from templax.formats.orbax import item
 from templax.formats.zarr.chunks import locate_arrays
 from templax.formats.zarr.metadata import parse_metadata
 from templax.storage import Local, Memory
@@ -30,7 +29,7 @@ BFLOAT16, INT4 = np.dtype(ml_dtypes.bfloat16), np.dtype(ml_dtypes.int4)
 
 def read_array(source, name="a", absent="error"):
     """The values of an array, decoded without the engine."""
-    objects = item.list_files(source)
+    objects = {i.key: Extent(i.key, 0, i.size) for i in source.walk()}
     file = next(f for f in (".zarray", "zarr.json") if f"{name}/{f}" in objects)
     array = parse_metadata(source.read(f"{name}/{file}"), file)
     chunks = locate_arrays(array, name, objects, source, absent=absent)
