@@ -31,7 +31,7 @@ _ABSENT = 2**64 - 1
 
 _MAX_NODE_ENTRIES = 1 << 20
 
-_MAX_ENTRIES = 1 << 22
+MAX_ENTRIES = 1 << 22
 
 _MAX_NODES = 1 << 14
 
@@ -97,7 +97,7 @@ def read_database(source: Source, prefix: str = "") -> Mapping[str, Extent]:
                     keys, extents = _read_leaf(body, reference, prefix)
                 total += len(keys)
                 nbytes += len(keys) * len(inherited)
-                if nbytes > _MAX_BYTES or total > _MAX_ENTRIES:
+                if nbytes > _MAX_BYTES or total > MAX_ENTRIES:
                     raise _too_large(prefix)
                 if inherited:
                     keys = [inherited + key for key in keys]
@@ -115,7 +115,7 @@ def read_database(source: Source, prefix: str = "") -> Mapping[str, Extent]:
 
 def _too_large(prefix: str) -> Unsupported:
     return Unsupported(
-        f"templax reads indexes of up to {_MAX_ENTRIES} keys, {_MAX_NODES} nodes and {_MAX_BYTES} "
+        f"templax reads indexes of up to {MAX_ENTRIES} keys, {_MAX_NODES} nodes and {_MAX_BYTES} "
         f"bytes, this one has more",
         file=prefix + MANIFEST,
     )
