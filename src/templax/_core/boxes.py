@@ -6,6 +6,8 @@ import functools
 import math
 from collections.abc import Sequence
 
+from .limits import MAX_RANK
+
 Shape = tuple[int, ...]
 
 Box = tuple[tuple[int, int], ...]
@@ -34,7 +36,7 @@ def fits_address_space(shape: Shape, itemsize: int) -> bool:
     >>> [fits_address_space(shape, 4) for shape in [(0, 2**62), (0, 5), (1,) * 33]]
     [False, True, False]
     """
-    return len(shape) <= 32 and math.prod([n for n in shape if n]) * itemsize < 2**63
+    return len(shape) <= MAX_RANK and math.prod([n for n in shape if n]) * itemsize < 2**63
 
 
 def size_of(box: Box) -> int:

@@ -70,6 +70,19 @@ def quote_text(text: str) -> str:
     return '"' + "".join(c if c.isprintable() else repr(c)[1:-1] for c in escaped) + '"'
 
 
+def is_unicode(text: str) -> bool:
+    r"""Whether UTF-8 can encode a text; it can't encode half of a surrogate pair.
+
+    >>> is_unicode("é"), is_unicode("\udc80")
+    (True, False)
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def leaf_noun(n: int) -> str:
     """The noun "leaf" or "leaves", depending on the number."""
     return "leaf" if n == 1 else "leaves"

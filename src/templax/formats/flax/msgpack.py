@@ -16,14 +16,11 @@ import numpy as np
 
 from ..._catalog.entry import Kind
 from ..._core.dtypes import DTYPES
+from ..._core.limits import MAX_DEPTH, MAX_RANK
 from ..._core.names import Path, join_path
 from ...errors import CheckpointError, Corrupted, Unsupported
 
 PLACEHOLDER = "PLACEHOLDER://"
-
-_MAX_DEPTH = 256
-
-_MAX_RANK = 32
 
 _CHUNKED = "__msgpack_chunked_array__"
 
@@ -132,7 +129,7 @@ def _read_extension(code: int, payload: memoryview, base: int) -> Value:
     if dtype is None:
         raise Unsupported(f"templax does not read dtype `{name[:80]}`")
     if not _has_nbytes(shape, dtype, len(data)):
-        raise Corrupted(f"Expected the bytes of {name}{shape[:_MAX_RANK]}, got {len(data)}")
+        raise Corrupted(f"Expected the bytes of {name}{shape[:MAX_RANK]}, got {len(data)}")
     start = _memory_address(data) - base if len(data) else 0
     kind: Kind = "scalar" if code == 3 else "array"
     return Value(dtype, tuple(shape), kind, data, start, start + len(data))
@@ -140,7 +137,7 @@ def _read_extension(code: int, payload: memoryview, base: int) -> Value:
 
 def _has_nbytes(shape: Sequence[int], dtype: np.dtype, nbytes: int) -> bool:
     """Whether an array has `nbytes`. The rank is checked first, so that the product stays small."""
-    if len(shape) > _MAX_RANK or any(n < 0 for n in shape):
+    if len(shape) > MAX_RANK or any(n < 0 for n in shape):
         return False
     return math.prod(shape) * dtype.itemsize == nbytes
 
@@ -153,8 +150,8 @@ def _decode_payload(payload: memoryview, type: Any) -> Any:
 
 
 def _iter_leaves(tree: Any, path: Path) -> Iterator[tuple[Path, Leaf]]:
-    if len(path) > _MAX_DEPTH:
-        raise Corrupted(f"Expected a tree at most {_MAX_DEPTH} deep, got a deeper one")
+    if len(path) > MAX_DEPTH:
+        raise Corrupted(f"Expected a tree at most {MAX_DEPTH} deep, got a deeper one")
     if isinstance(tree, dict):
         if _CHUNKED in tree:
             yield path, _join_pieces(tree, path)
@@ -203,7 +200,7 @@ def _join_pieces(tree: dict[Any, Any], path: Path) -> Value:
     nbytes = sum(len(piece.data) for piece in pieces)
     if not _has_nbytes(shape, dtype, nbytes):
         raise Corrupted(
-            f"Expected the bytes of {dtype.name}{list(shape[:_MAX_RANK])}, got {nbytes}",
+            f"Expected the bytes of {dtype.name}{list(shape[:MAX_RANK])}, got {nbytes}",
             leaf=join_path(path),
         )
     data = memoryview(b"".join(piece.data for piece in pieces))

@@ -24,7 +24,7 @@ _ENTRIES = 1 << 18, 0.5
 
 _MAX_NODES = 1 << 14
 
-_MAX_ENTRIES = 1 << 22
+MAX_ENTRIES = 1 << 22
 
 _MAX_BYTES = 1 << 30
 
@@ -95,7 +95,7 @@ class Budget:
             Unsupported: There are too many.
         """
         self._entries += n
-        maximum = self._limit(_ENTRIES, _MAX_ENTRIES)
+        maximum = self._limit(_ENTRIES, MAX_ENTRIES)
         if self._entries > maximum:
             raise self._make_error(f"{maximum} keys in {self._stored} stored bytes")
 

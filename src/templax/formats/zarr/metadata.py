@@ -20,6 +20,7 @@ import numpy as np
 from ..._codecs.decode import CODECS, COMPRESSIONS
 from ..._core.boxes import Box, Shape, fits_address_space, full_box
 from ..._core.dtypes import DTYPES, NUMPY_NAMES
+from ..._core.limits import MAX_RANK
 from ...errors import Corrupted, Unsupported
 
 FILES = (".zarray", "zarr.json")
@@ -48,8 +49,6 @@ def array_prefix(name: str, *, files: bool = False) -> str:
         return ""
     return name if name.endswith("/") else f"{name}/"
 
-
-_MAX_RANK = 32
 
 _MAX_BYTES = 2**63 - 1
 
@@ -359,7 +358,7 @@ def _parse_sharding(
     meta = msgspec.convert(codec.configuration, _Sharded)
     inner_shape = tuple(meta.chunk_shape)
     if len(inner_shape) != len(shard) or any(c < 1 for c in inner_shape):
-        got = inner_shape[:_MAX_RANK]
+        got = inner_shape[:MAX_RANK]
         raise Corrupted(f"Expected inner chunks of {len(shard)} dimensions, got {got}")
     if any(s % c for s, c in zip(shard, inner_shape, strict=True)):
         raise Corrupted(f"Expected inner chunks that divide shards {shard}, got {inner_shape}")
@@ -390,12 +389,12 @@ def _validate(array: Array) -> Array:
         Corrupted: A shape or chunk that no array of addressable size has.
     """
     shape, chunk_shape = array.shape, array.chunk_shape
-    if len(shape) > _MAX_RANK:
-        raise Corrupted(f"Expected at most {_MAX_RANK} dimensions, got {len(shape)}")
+    if len(shape) > MAX_RANK:
+        raise Corrupted(f"Expected at most {MAX_RANK} dimensions, got {len(shape)}")
     if any(not 0 <= n <= _MAX_BYTES for n in shape):
         raise Corrupted(f"Expected a shape of sizes in 0..2**63-1, got {shape}")
     if len(chunk_shape) != len(shape) or any(not 1 <= c <= _MAX_BYTES for c in chunk_shape):
-        got = chunk_shape[:_MAX_RANK]
+        got = chunk_shape[:MAX_RANK]
         raise Corrupted(f"Expected chunks of {len(shape)} sizes of 1 or more, got {got}")
     nbytes = math.prod(shape) * array.dtype.itemsize
     if nbytes > _MAX_BYTES or not fits_address_space(shape, array.dtype.itemsize):
