@@ -5,6 +5,7 @@ Each function writes a checkpoint to a directory and returns what to open there.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -186,10 +187,16 @@ def _leaf_body(keys: list[bytes], values: list[bytes]) -> bytes:
 
 
 def _front_code(keys: list[bytes], commons: list[int] | None = None) -> bytes:
-    shared = [len(os.path.commonprefix([a, b])) for a, b in zip(keys, keys[1:], strict=False)]
+    shared = [_count_shared(a, b) for a, b in itertools.pairwise(keys)]
     suffixes = [key[n:] for key, n in zip(keys, [0, *shared], strict=True)]
     lengths = varints([len(suffix) for suffix in suffixes])
     return varints(shared) + lengths + varints(commons or []) + b"".join(suffixes)
+
+
+def _count_shared(a: bytes, b: bytes) -> int:
+    n = min(len(a), len(b))
+    differ = int.from_bytes(a[:n], "big") ^ int.from_bytes(b[:n], "big")
+    return n - (differ.bit_length() + 7) // 8
 
 
 def _interior_body(height: int, keys: list[bytes], commons: list[int], length: int) -> bytes:

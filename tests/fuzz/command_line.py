@@ -1,4 +1,4 @@
-"""Runs many commands of templax, each in a process of its own that is forked from one that is ready.
+"""Runs many commands of templax, each in a process of its own, forked from one that is ready.
 
 `python command_line.py nobody` reads lines of JSON, each a directory and arguments, and writes a
 line for each: the exit status (negative for a signal), standard output and standard error.
@@ -122,7 +122,7 @@ def _become_command(directory: str, arguments: list[str], out: int, err: int) ->
     except SystemExit as error:
         code = error.code
         status = code if isinstance(code, int) else int(code is not None)
-    except BaseException:
+    except BaseException:  # noqa: BLE001 (a traceback is looked for)
         traceback.print_exc()
     finally:
         sys.stdout.flush()

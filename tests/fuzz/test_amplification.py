@@ -44,7 +44,8 @@ limit("str", lambda: str(tx.open(path)))
 """
 
 TEMPLATE = """{"templax_template": 1, "leaves": [
- {"path": ["w"], "shape": [4], "dtype": "float32"}, {"path": ["a"], "shape": [4], "dtype": "float32"}
+ {"path": ["w"], "shape": [4], "dtype": "float32"},
+ {"path": ["a"], "shape": [4], "dtype": "float32"}
 ]}"""
 
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..._catalog.catalog import Catalog
+from ..._catalog.catalog import Catalog, record_damage
 from ..._catalog.entry import Chunk, Extent, LeafEntry
 from ..._core.boxes import full_box
 from ..._core.gc_pause import pause_gc

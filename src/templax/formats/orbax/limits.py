@@ -18,8 +18,8 @@ from ..._core.limits import MAX_DEPTH, MAX_RANK
 from ..._core.names import Path, join_path
 from ..._core.text import is_unicode
 from ...storage.signatures import MAX_METADATA
-from ..ocdbt.cursor import MAX_NAME
 from ..ocdbt.budget import MAX_ENTRIES
+from ..ocdbt.cursor import MAX_NAME
 from ..zarr.metadata import array_prefix
 from .checksum_index import INDEX_FILE
 from .directory import DATABASE_DIRECTORIES, MARKS, is_temporary
