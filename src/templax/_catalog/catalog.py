@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from .._core.names import Path
+from .._core.names import Path, check_depths, check_names
 from ..errors import CheckpointError, Corrupted
 from ..storage.source import Source
 from .entry import Chunk, LeafEntry
@@ -89,6 +89,11 @@ class Catalog:
     uncommitted: str | None = None
     audit: Callable[[], Iterable[Corrupted]] | None = None
     fingerprints: Callable[[], Mapping[str, int]] | None = None
+
+    def __post_init__(self) -> None:
+        check_depths([entry.path for entry in self.entries])
+        check_depths(self.empties.keys())
+        check_names([entry.name for entry in self.entries])
 
     def __repr__(self) -> str:
         return f"Catalog({self.url!r}, {self.format}, {len(self.entries):,} leaves)"

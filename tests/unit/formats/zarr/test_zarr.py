@@ -598,7 +598,7 @@ def test_many_shards_of_tiny_chunks_take_little_time_and_memory(tmp_path):
 
     found = run_limited("tx.verify('.')", cwd=tmp_path)
 
-    assert (found.error or "").startswith("Unsupported: templax reads 14")
+    assert (found.error or "").startswith("Unsupported: templax reads 1")
 
 
 @pytest.mark.parametrize("present", [0, 1])
