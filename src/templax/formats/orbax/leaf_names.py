@@ -52,20 +52,12 @@ class TreeMetadata(msgspec.Struct):
 
 
 def count_keys(tree: TreeMetadata) -> Mapping[str, int]:
-    """How often the keys of `_METADATA` occur in it, for `read_json`."""
+    """How often keys of `_METADATA` occur in it, for `read_json`: those that decide on leaves."""
+    if tree.custom_metadata is not None:
+        return {"key": -1}  # what a caller saved has any keys: they are always looked at
     n = len(tree.tree_metadata)
     levels = sum([len(parameter.key_metadata) for parameter in tree.tree_metadata.values()])
-    counts = {
-        "tree_metadata": 1,
-        "key_metadata": n,
-        "key": levels,
-        "key_type": levels,
-        **dict.fromkeys(("value_metadata", "value_type", "skip_deserialize"), n),
-    }
-    for name in ("use_ocdbt", "use_zarr3", "store_array_data_equal_to_fill_value"):
-        counts[name] = int(getattr(tree, name) is not None)
-    # What a caller saved there has any keys: ask for a number that makes sure that it is checked.
-    return counts if tree.custom_metadata is None else {"tree_metadata": -1}
+    return {"key_metadata": n, "key": levels, "value_type": n}
 
 
 class NamedLeaf(msgspec.Struct, frozen=True, gc=False):

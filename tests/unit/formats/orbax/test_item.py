@@ -154,7 +154,6 @@ def test_a_committed_checkpoint_without_its_index_is_damaged_not_uncommitted(cas
 @pytest.mark.parametrize(
     ("file", "old", "new", "said"),
     [
-        ("_METADATA", '"tree_metadata": {', '"tree_metadata": {}, "tree_metadata": {', "tree_meta"),
         ("_METADATA", '"value_type":', '"value_type": "scalar", "value_type":', "value_type"),
         ("_METADATA", '"custom_metadata": null', '"custom_metadata": {"a": 1, "a": 2}', "a"),
         ("_strings.json", "{", '{"text": "no", ', "text"),
