@@ -165,6 +165,9 @@ class _Zarr2(msgspec.Struct):
     dimension_separator: Literal[".", "/"] = "."
 
 
+_ZARR2_KEYS = [f'"{key}"'.encode() for key in _Zarr2.__struct_fields__]
+
+
 class _Named(msgspec.Struct):
     name: str
     configuration: dict[str, Any] = {}
@@ -211,7 +214,9 @@ def parse_metadata(data: bytes | memoryview, metadata: str) -> Array:
     if len(data) > MAX_FILE:
         raise Corrupted(f"Expected at most {MAX_FILE} bytes in `{metadata}`, got {len(data)}")
     try:
-        decode_json(data)  # refuses a key that occurs twice
+        text = bytes(data)
+        if metadata != ".zarray" or b"\\" in text or any(text.count(k) > 1 for k in _ZARR2_KEYS):
+            decode_json(text)  # refuses a key that occurs twice; slower than all the rest
         if metadata == ".zarray":
             return _parse_zarr2(msgspec.json.decode(data, type=_Zarr2))
         return _parse_zarr3(msgspec.json.decode(data, type=_Zarr3))
