@@ -19,7 +19,7 @@ _DECODED = 48 << 20, 48
 _NAMES = 32 << 20, 64
 """Bytes of keys, with the prefixes that they inherit, and of paths of data files."""
 
-_ENTRIES = 1 << 18, 0.5
+_ENTRIES = 1 << 17, 0.5
 """Keys and references to nodes."""
 
 _MAX_NODES = 1 << 14

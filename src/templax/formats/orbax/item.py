@@ -32,6 +32,7 @@ from .indexed_item import open_indexed_item
 from .leaf_names import (
     NamedLeaf,
     TreeMetadata,
+    count_keys,
     iter_legacy_leaves,
     iter_metadata_leaves,
 )
@@ -91,7 +92,7 @@ def open_item(
     empties: dict[Path, str] = {}
     tree: TreeMetadata | None = None
     if TREE in present:
-        tree = read_json(source, TREE, TreeMetadata)
+        tree = read_json(source, TREE, TreeMetadata, count_keys)
         named = list(iter_metadata_leaves(source, tree, empties))
         evidence = [TREE]
         if any(isinstance(n.value, Value) for n in named):

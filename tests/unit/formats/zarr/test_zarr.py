@@ -597,7 +597,7 @@ def test_many_shards_of_tiny_chunks_take_little_time_and_memory(tmp_path):
 
     found = run_limited("tx.verify('.')", cwd=tmp_path)
 
-    assert (found.error or "").startswith("Unsupported: templax reads 14")
+    assert (found.error or "").startswith("Unsupported: templax reads 1")
 
 
 @pytest.mark.parametrize("present", [0, 1])
@@ -620,3 +620,18 @@ def test_many_grids_of_absent_chunks_take_little_time_and_memory(tmp_path, prese
 
     assert found.error is None
     assert (int(found.stdout) == 0) == (not present and not written)
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "old", "new", "key"),
+    [
+        (".zarray", encode_zarr2(), b'"shape": [4]', b'"shape": [4], "shape": [2]', "shape"),
+        (".zarray", encode_zarr2(), b'"order"', b'"\\u006frder": "F", "order"', "order"),
+        ("zarr.json", encode_zarr3(), b'"shape": [4]', b'"shape": [4], "shape": [2]', "shape"),
+        ("zarr.json", SHARDED, b'"endian"', b'"endian": "big", "endian"', "endian"),
+    ],
+)
+def test_a_key_that_occurs_twice_is_named(file, text, old, new, key):
+    assert old in text
+    with pytest.raises(Corrupted, match=f"`{file}` is unreadable: the key '{key}' occurs twice"):
+        parse_metadata(text.replace(old, new, 1), file)
