@@ -61,9 +61,7 @@ def read_sidecars(source: Source, present: set[str]) -> Sidecars:
     if _SHARDING in present:
         for name, text in _read_json_or(source, _SHARDING, dict[str, Any], {}).items():
             try:
-                shardings[binascii.a2b_base64(name, strict_mode=True).decode()] = sharding_text(
-                    text
-                )
+                shardings[_decode_name(name)] = sharding_text(text)
             except (ValueError, KeyError, TypeError, RecursionError):
                 continue
     if _ARRAY_METADATAS in present:
@@ -76,6 +74,12 @@ def read_sidecars(source: Source, present: set[str]) -> Sidecars:
                     if isinstance(impl, str):
                         impls[array.param_name] = impl
     return Sidecars(shardings, impls)
+
+
+def _decode_name(name: str) -> str:
+    """The leaf name that a key of `_sharding` stands for, in base64 of the URL-safe alphabet."""
+    standard = name.replace("-", "+").replace("_", "/")
+    return binascii.a2b_base64(standard, strict_mode=True).decode()
 
 
 @functools.lru_cache(maxsize=256)  # the leaves of a checkpoint share a few

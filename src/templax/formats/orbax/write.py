@@ -147,7 +147,7 @@ def encode_tree_files(
         if leaf.value_type == "jax.Array"
     ]
     shardings = {
-        base64.b64encode(leaf.name.encode()).decode(): leaf.sharding
+        base64.urlsafe_b64encode(leaf.name.encode()).decode(): leaf.sharding
         for leaf, _ in arrays
         if leaf.sharding is not None
     }
