@@ -72,7 +72,7 @@ def checkpoint(tmp_path):
     tx.save(tmp_path / "c", tree)
     for step in (1, 2):
         tx.save(tmp_path / "run" / str(step), tree)
-    tx.save_template(tmp_path / "t.json", tree)
+    tx.save_template(tree, tmp_path / "t.json")
     return tmp_path
 
 
