@@ -133,6 +133,9 @@ W = np.ones(2, np.float32)
         ),
         ({"a": {"\udc80": W}}, r"`a.\udc80` is a name that is not valid Unicode"),
         ({"a": {"\udc80": None}}, r"`a.\udc80` is a name that is not valid Unicode"),
+        ({"a~": "text"}, "`a~` is a string, and has a `~` in its name: rename it"),
+        ({"a/b/c": "x", "a": "y"}, "`a/b/c` would be stored in the string `a`"),
+        ({"a/" * 300: "x"}, f"`{'a/' * 20}…` is a string with over 255 `/`"),
         ({"\udc80": "text"}, r"`\udc80` is a name that is not valid Unicode"),
     ],
 )
@@ -158,6 +161,7 @@ def test_what_could_not_be_read_again_is_refused_by_name(
         {"n" * 65527: W},
         {"n" * 70000: "text", "m" * 70000: None, "w": W},
         {"a": "text", "a/": W, "a//": W},
+        {"a/b": "x", "a/c/": "y", "/": "z", "b~1": "u", "b~0~1/": "v", "a": W, "b~": W},
     ],
 )
 def test_what_is_just_within_the_limits_is_saved(tree: Any, tmp_path: Path) -> None:

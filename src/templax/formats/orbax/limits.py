@@ -23,6 +23,7 @@ from ..ocdbt.read import MAX_ENTRIES
 from ..zarr.metadata import array_prefix
 from .checksum_index import INDEX_FILE
 from .directory import DATABASE_DIRECTORIES, MARKS, is_temporary
+from .strings import find_unplaced_strings
 from .write import Empty, encode_index_file, encode_tree_files
 
 _MAX_FILE_NAME = 255
@@ -54,6 +55,7 @@ def find_unreadable_leaves(
         *_find_unaddressable(arrays, {shape for shape, _ in counts}),
         *_find_clashes([leaf.name for leaf, _ in arrays]),
         *_find_long_keys(arrays),
+        *find_unplaced_strings({leaf.name: None for leaf in leaves if leaf.text is not None}),
     ]
     chunked = {pair: math.prod(grid_shape(*pair)) for pair in counts if not problems}
     keys = sum(n * (chunked[pair] + 1) for pair, n in counts.items() if pair in chunked)
