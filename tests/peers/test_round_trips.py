@@ -133,7 +133,7 @@ def trees(draw: Any) -> Any:
     tree = draw(st.recursive(leaves(), extend, max_leaves=6))
     rare = draw(st.integers(0, 19))
     if rare == 0:
-        levels = draw(st.sampled_from([20, 200, 250, 256, 257, 300]))
+        levels = draw(st.sampled_from([20, 200, 250, 296, 300, 310]))
         tree = nest(tree, levels, draw(st.sampled_from(["", "a", "a/", "."])))
     if rare == 1:
         empty = draw(st.sampled_from([None, {}, [], ()]))

@@ -10,11 +10,14 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from .._core.names import Path
-from ..errors import CheckpointError, Corrupted
+from .._core.names import Path, check_depths, check_names
+from ..errors import CheckpointError, Corrupted, Unsupported
 from ..storage.source import Source
 from .entry import Chunk, LeafEntry
 from .tree_rows import format_total, format_tree
+
+_MAX_EMPTIES, _LEAF_EMPTIES = 1 << 16, 16
+"""Most empty nodes of any tree, and more of them for each leaf."""
 
 MAX_ROWS = 40
 """Rows of the tree that `print(catalog)` shows."""
@@ -89,6 +92,17 @@ class Catalog:
     uncommitted: str | None = None
     audit: Callable[[], Iterable[Corrupted]] | None = None
     fingerprints: Callable[[], Mapping[str, int]] | None = None
+
+    def __post_init__(self) -> None:
+        check_depths([entry.path for entry in self.entries])
+        check_depths(self.empties.keys())
+        maximum = _MAX_EMPTIES + _LEAF_EMPTIES * len(self.entries)
+        if len(self.empties) > maximum:
+            raise Unsupported(
+                f"templax reads {maximum} empty nodes in trees of {len(self.entries)} leaves, got"
+                f" {len(self.empties)}"
+            )
+        check_names([entry.name for entry in self.entries])
 
     def __repr__(self) -> str:
         return f"Catalog({self.url!r}, {self.format}, {len(self.entries):,} leaves)"

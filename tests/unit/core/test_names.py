@@ -237,3 +237,15 @@ def test_case_is_ignored(name: str) -> None:
 )
 def test_nearest_names_one_or_none(name: str, candidates: list[str], near: str | None) -> None:
     assert find_nearest(name, candidates) == near
+
+
+def test_names_too_long_to_compare_are_similar_to_none():
+    assert find_nearest("x" * 2000, ["x" * 2000]) is None
+    assert find_nearest("kernel", [f"kernel{'x' * i}" for i in range(1000)] * 10) is None
+
+
+def test_a_mapping_renames_the_longest_prefix_of_a_path_of_numbers_and_names():
+    path = ("a", 0, "b.c", 12)
+    assert apply_rename(path, {"a": "x", "a.0.b.c": "y.z"}) == ("y", "z", 12)
+    assert apply_rename(path, {"a.0.b": "no", "": "top"}) == ("top", *path)
+    assert apply_rename((), {"": "top"}) == ("top",)

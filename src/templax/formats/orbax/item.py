@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..._catalog.catalog import Catalog, record_damage
+from ..._catalog.catalog import Catalog
 from ..._catalog.entry import Chunk, Extent, LeafEntry
 from ..._core.boxes import full_box
 from ..._core.gc_pause import pause_gc
@@ -23,6 +23,7 @@ from ...storage.signatures import diagnose_lfs_pointer, is_lfs_pointer, make_lfs
 from ...storage.source import Source
 from ..flax.msgpack import Value
 from ..ocdbt.read import MANIFEST, read_database
+from ..zarr.budget import ChunkBudget
 from ..zarr.chunks import locate_arrays
 from ..zarr.metadata import FILES, MAX_FILE, Array, array_prefix, parse_metadata
 from .checksum_index import INDEX_FILE
@@ -31,16 +32,13 @@ from .indexed_item import open_indexed_item
 from .leaf_names import (
     NamedLeaf,
     TreeMetadata,
+    count_keys,
     iter_legacy_leaves,
     iter_metadata_leaves,
 )
 from .sidecars import Sidecars, read_json, read_sidecars
 
 _POINTER_BYTES = 256
-
-_MAX_FILLED = 1 << 20
-"""Most absent chunks that one call replaces by the fill value. Each takes memory but no bytes of
-the file, so a small file could declare any number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +77,7 @@ def open_item(
     empties: dict[Path, str] = {}
     tree: TreeMetadata | None = None
     if TREE in present:
-        tree = read_json(source, TREE, TreeMetadata)
+        tree = read_json(source, TREE, TreeMetadata, count_keys)
         named = list(iter_metadata_leaves(source, tree, empties))
         evidence = [TREE]
         if any(isinstance(n.value, Value) for n in named):
@@ -252,7 +250,7 @@ def _locate(
     """
     sizes: dict[str, int] = {}
     located: dict[str, tuple[Chunk, ...]] = {}
-    filled = 0
+    budget = ChunkBudget(container.objects)
     for entry in entries:
         handle = entry.handle
         if isinstance(handle, Value):
@@ -267,13 +265,8 @@ def _locate(
                 absent=absent,
                 index=container.index,
                 damages=damages,
+                budget=budget,
             )
-            if absent == "fill":
-                filled += sum(chunk.codecs == ("fill",) for chunk in chunks)
-                if filled > _MAX_FILLED:
-                    what = f"Expected at most {_MAX_FILLED} absent chunks, got more"
-                    record_damage(Corrupted(what, leaf=entry.name), damages)
-                    chunks = ()
             if container.index is not None and damages is None:
                 _check_data_files(source, entry.name, chunks, sizes)
             elif (

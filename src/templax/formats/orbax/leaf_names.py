@@ -50,6 +50,15 @@ class TreeMetadata(msgspec.Struct):
     custom_metadata: Any = None
 
 
+def count_keys(tree: TreeMetadata) -> Mapping[str, int]:
+    """How often keys of `_METADATA` occur in it, for `read_json`: those that decide on leaves."""
+    if tree.custom_metadata is not None:
+        return {"key": -1}  # what a caller saved has any keys: they are always looked at
+    n = len(tree.tree_metadata)
+    levels = sum([len(parameter.key_metadata) for parameter in tree.tree_metadata.values()])
+    return {"key_metadata": n, "key": levels, "value_type": n}
+
+
 class NamedLeaf(msgspec.Struct, frozen=True, gc=False):
     """A leaf whose array has not been looked up yet.
 

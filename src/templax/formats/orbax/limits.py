@@ -7,19 +7,19 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import numpy as np
 
 from ..._catalog.written import ChunkTable, Leaf
-from ..._core.boxes import Shape
+from ..._core.boxes import MAX_RANK, Shape
 from ..._core.chunk_grid import grid_shape
-from ..._core.limits import MAX_DEPTH, MAX_RANK
-from ..._core.names import Path, join_path
+from ..._core.names import MAX_DEPTH, Path, check_depths, join_path
 from ..._core.text import is_unicode
+from ...errors import Unsupported
 from ...storage.signatures import MAX_METADATA
+from ..ocdbt.budget import MAX_ENTRIES, NAMES
 from ..ocdbt.cursor import MAX_NAME
-from ..ocdbt.read import MAX_ENTRIES
 from ..zarr.metadata import array_prefix
 from .checksum_index import INDEX_FILE
 from .directory import DATABASE_DIRECTORIES, MARKS, is_temporary
@@ -31,6 +31,10 @@ _MAX_FILE_NAME = 255
 
 _MAX_LENGTH = 2**62 - 1
 """Longest dimension, of an empty array: TensorStore takes a longer one for an unbounded one."""
+
+_NAME_BYTES = 4 * NAMES[1]
+"""Most bytes of a key on average, beyond the first `NAMES[0]`: each key takes more than four bytes
+in a node, for each of which the reader allows `NAMES[1]`."""
 
 _OVERHEAD = 1 << 20
 """Bytes of a metadata file that its leaves do not account for, such as the names of data files."""
@@ -65,6 +69,8 @@ def find_unreadable_leaves(
             f"`{name}` is cut into {count:,} chunks, and all arrays together make {keys:,} keys,"
             f" more than {MAX_ENTRIES:,}"
         )
+    if not problems and max((len(leaf.name) for leaf, _ in arrays), default=0) * 4 > _NAME_BYTES:
+        problems += _find_many_names(arrays, chunked, keys)
     return problems or list(_find_large_files(leaves, chunks, empties, keys))
 
 
@@ -76,6 +82,10 @@ def _find_misplaced(paths: Sequence[Path]) -> Iterator[str]:
     for path in paths:
         if len(path) > MAX_DEPTH:
             yield f"`{join_path(path)[:40]}…` is {len(path):,} levels deep, more than {MAX_DEPTH}"
+    try:
+        check_depths([path for path in paths if len(path) <= MAX_DEPTH])
+    except Unsupported as error:
+        yield f"the tree has too many levels: {error.what}"
     known = set(paths)
     if len(known) < len(paths):
         for path, n in Counter(paths).items():
@@ -125,6 +135,20 @@ def _find_long_keys(arrays: Sequence[tuple[Leaf, Shape]]) -> Iterator[str]:
                     f"`{leaf.name[:40]}…` has a name of {name:,} bytes, which makes keys of"
                     f" {length:,}, more than {MAX_NAME:,}"
                 )
+
+
+def _find_many_names(
+    arrays: Sequence[tuple[Leaf, Shape]], chunked: Mapping[tuple[Shape, Shape], int], keys: int
+) -> Iterator[str]:
+    sizes = [(len(leaf.name.encode()), leaf.name) for leaf, _ in arrays]
+    counts = [chunked[leaf.shape, chunk] + 1 for leaf, chunk in arrays]
+    total = sum(size * n for (size, _), n in zip(sizes, counts, strict=True))
+    maximum = NAMES[0] + _NAME_BYTES * keys
+    if total > maximum:
+        yield (
+            f"`{max(sizes)[1][:40]}…` and the other names make keys of {total:,} bytes, more than"
+            f" {maximum:,}"
+        )
 
 
 def _find_large_files(

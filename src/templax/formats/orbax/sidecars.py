@@ -5,12 +5,13 @@ from __future__ import annotations
 import binascii
 import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import msgspec
 
+from ..._core.json_text import check_repeated_keys, decode_json
 from ...errors import CheckpointError, Corrupted
 from ...storage.signatures import read_metadata
 from ...storage.source import Source
@@ -105,26 +106,46 @@ def _axes_text(entry: Any) -> str:
 
 def _read_json_or(source: Source, file: str, type: type[_T], otherwise: _T) -> _T:
     try:
-        return read_json(source, file, type)
+        return read_json(source, file, type, lambda _: {})
     except CheckpointError:
         return otherwise
 
 
-def read_json(source: Source, file: str, type: type[_T]) -> _T:
+def read_json(
+    source: Source,
+    file: str,
+    type: type[_T],
+    count_keys: Callable[[_T], Mapping[str, int]] | None = None,
+) -> _T:
     """Reads a JSON file as `type`.
+
+    Args:
+        source: Where it is.
+        file: Its path.
+        type: What it has to contain.
+        count_keys: For large files, a function of the content that returns the argument of
+            `check_repeated_keys`; its result may be empty to skip that check.
 
     Raises:
         NotFound: It does not exist.
-        Corrupted: It is not JSON, or not of that type.
+        Corrupted: It is not JSON, or not of that type, or an object in it has a key twice.
     """
     data = read_metadata(source, file)
     try:
         try:
-            return msgspec.json.decode(data, type=type)
+            found = msgspec.json.decode(data, type=type)
         except msgspec.ValidationError:
             raise
         except msgspec.DecodeError:
-            # Python writes `NaN`, which JSON does not allow; custom metadata may contain one.
-            return msgspec.convert(json.loads(bytes(data)), type)
+            # Python writes `NaN`, which JSON does not allow; custom metadata may contain one. It
+            # also writes halves of surrogate pairs, which are no text.
+            value = decode_json(data)
+            json.dumps(value, ensure_ascii=False).encode()
+            return msgspec.convert(value, type)
+        if count_keys is None:
+            decode_json(data)
+        else:
+            check_repeated_keys(data, count_keys(found))
+        return found
     except (ValueError, msgspec.MsgspecError, RecursionError) as error:
         raise Corrupted(f"The JSON is unreadable: {error}", file=file) from error

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from ..._core.limits import MAX_DEPTH
+from ..._core.names import MAX_DEPTH
 
 STRINGS = "_strings.json"
 
