@@ -6,6 +6,7 @@ Trees are drawn at the limits that the readers have: odd keys, many dimensions a
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import warnings
@@ -26,6 +27,21 @@ import templax as tx
 from helpers import assert_same_tree, count_examples, run_cli
 from templax._core.dtypes import DTYPES
 from templax.testing.strategies import values
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.usefixtures("collect_garbage_of_orbax"),
+]
+
+
+@pytest.fixture(scope="module")
+def collect_garbage_of_orbax() -> Iterator[None]:
+    """Collects what Orbax leaves open while its warnings are ignored."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+        gc.collect()
+
 
 UNKNOWN_TO_ORBAX = {"uint2", "uint4", "float6_e2m3fn", "float6_e3m2fn", "float8_e4m3"}
 """Dtypes that Orbax can't save either; see `docs/reference/orbax-differences.md`."""
