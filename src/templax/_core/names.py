@@ -93,6 +93,11 @@ def apply_rename(path: Path, rename: Rename | None) -> Path:
     return path if new is None else split_name(new) + path
 
 
+_MAX_REPEATED = 64
+"""A key may contain a dot, so that two paths may have one name. Such leaves are looked at one after
+the other."""
+
+
 def check_depths(paths: Collection[Path]) -> None:
     """Checks that key paths from a file can be worked with.
 
@@ -119,13 +124,19 @@ def check_names(names: Sequence[str]) -> None:
 
     Raises:
         Unsupported: One of them contains half of a surrogate pair, as Python has it for bytes that
-            are no UTF-8.
+            are no UTF-8. Or many are the same.
     """
     try:
         "".join(names).encode()
     except UnicodeEncodeError:
         wrong = next(name for name in names if name.encode("utf-8", "replace").decode() != name)
         raise Unsupported(f"templax reads names that are text, got {wrong[:80]!a}") from None
+    repeated = len(names) - len(set(names))
+    if repeated > _MAX_REPEATED:
+        raise Unsupported(
+            f"templax reads trees in which {_MAX_REPEATED} leaves have the name of another, got"
+            f" {repeated}"
+        )
 
 
 _Choice = TypeVar("_Choice")

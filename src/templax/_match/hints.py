@@ -29,7 +29,7 @@ from .shape_hints import find_undecidable
 
 _MAX_LEAVES, _MAX_STEPS = 30_000, 2_000_000
 """Most leaves of both trees for which hints are looked for, and most steps: for each leaf, the
-square of its levels, as hints look at each subtree that it is in."""
+square of its levels (or dots), as hints look at each subtree that it is in."""
 
 
 def add_hints(
@@ -84,8 +84,9 @@ def _find_reason_against(checkpoint: CheckpointView, template: Template) -> str 
     n = len(checkpoint.entries) + len(template.targets)
     if n > _MAX_LEAVES:
         return f"no hints are looked for among more than {_MAX_LEAVES:,} leaves"
-    steps = sum(len(e.path) ** 2 for e in checkpoint.entries)
-    steps += sum(len(t.path) ** 2 for t in template.targets)
+    leaves = (*checkpoint.entries, *template.targets)
+    # A key may contain dots, which hints on renames take for levels.
+    steps = sum((leaf.name.count(".") + 1) ** 2 for leaf in leaves)
     return "no hints are looked for in so deep a tree" if steps > _MAX_STEPS else None
 
 

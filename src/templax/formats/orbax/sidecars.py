@@ -20,6 +20,8 @@ _SHARDING = "_sharding"
 
 _ARRAY_METADATAS = "array_metadatas/"
 
+_MAX_TEXT = 500
+
 _T = TypeVar("_T")
 
 
@@ -86,10 +88,16 @@ def _decode_name(name: str) -> str:
 def sharding_text(text: str) -> str:
     """A short description, such as `P('x', None) over x=8`, of a sharding that Orbax serialised.
 
+    Any number of leaves may share one, so a long one is cut.
+
     Raises:
         ValueError, KeyError, TypeError: The text is not a serialised sharding.
     """
-    saved = json.loads(text)
+    described = _describe_sharding(json.loads(text))
+    return described if len(described) <= _MAX_TEXT else f"{described[: _MAX_TEXT - 3]}..."
+
+
+def _describe_sharding(saved: Any) -> str:
     kind = saved["sharding_type"]
     if kind == "SingleDeviceSharding":
         return f"single device {saved['device_str']}"
