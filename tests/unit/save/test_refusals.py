@@ -140,6 +140,10 @@ W = np.ones(2, np.float32)
         ({"a": {"\udc80": None}}, r"`a.\udc80` is a name that is not valid Unicode"),
         ({"a~": "text"}, "`a~` is a string, and has a `~` in its name: rename it"),
         ({"a/b/c": "x", "a": "y"}, "`a/b/c` would be stored in the string `a`"),
+        (
+            {"w": W, "e": [None] * 65553},
+            "`e.0` is one of 65,553 empty containers, more than 65,552",
+        ),
         ({"a/" * 300: "x"}, f"`{'a/' * 20}…` is a string with over 299 `/`"),
         ({"\udc80": "text"}, r"`\udc80` is a name that is not valid Unicode"),
     ],

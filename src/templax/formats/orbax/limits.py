@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import numpy as np
 
+from ..._catalog.catalog import LEAF_EMPTIES, MAX_EMPTIES
 from ..._catalog.written import ChunkTable, Leaf
 from ..._core.boxes import MAX_RANK, Shape
 from ..._core.chunk_grid import grid_shape
@@ -51,11 +52,17 @@ def find_unreadable_leaves(
         empties: Containers without leaves.
     """
     paths = [*(leaf.path for leaf in leaves), *(path for path, _ in empties)]
+    maximum = MAX_EMPTIES + LEAF_EMPTIES * len(leaves)
+    if len(empties) > maximum:
+        name = join_path(empties[0][0])
+        return [f"`{name}` is one of {len(empties):,} empty containers, more than {maximum:,}"]
     pairs = zip(leaves, chunks, strict=True)
     arrays = [(leaf, chunk) for leaf, chunk in pairs if leaf.value_type != "string"]
     counts = Counter((leaf.shape, chunk) for leaf, chunk in arrays)
     problems = [
         *_find_misplaced(paths),
+        *_find_many_levels(paths[: len(leaves)]),
+        *_find_many_levels(paths[len(leaves) :]),
         *_find_unaddressable(arrays, {shape for shape, _ in counts}),
         *_find_clashes([leaf.name for leaf, _ in arrays]),
         *_find_long_keys(arrays),
@@ -82,10 +89,6 @@ def _find_misplaced(paths: Sequence[Path]) -> Iterator[str]:
     for path in paths:
         if len(path) > MAX_DEPTH:
             yield f"`{join_path(path)[:40]}…` is {len(path):,} levels deep, more than {MAX_DEPTH}"
-    try:
-        check_depths([path for path in paths if len(path) <= MAX_DEPTH])
-    except Unsupported as error:
-        yield f"the tree has too many levels: {error.what}"
     known = set(paths)
     if len(known) < len(paths):
         for path, n in Counter(paths).items():
@@ -97,6 +100,13 @@ def _find_misplaced(paths: Sequence[Path]) -> Iterator[str]:
             parents.add(parent)
     for path in known & parents:
         yield f"`{join_path(path)}` holds a value and has others below it"
+
+
+def _find_many_levels(paths: Sequence[Path]) -> Iterator[str]:
+    try:
+        check_depths([path for path in paths if len(path) <= MAX_DEPTH])
+    except Unsupported as error:
+        yield f"`{join_path(max(paths, key=len))[:40]}…` is in too deep a tree: {error.what}"
 
 
 def _find_unaddressable(
