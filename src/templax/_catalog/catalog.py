@@ -16,7 +16,7 @@ from ..storage.source import Source
 from .entry import Chunk, LeafEntry
 from .tree_rows import format_total, format_tree
 
-_MAX_EMPTIES, _LEAF_EMPTIES = 1 << 16, 16
+MAX_EMPTIES, LEAF_EMPTIES = 1 << 16, 16
 """Most empty nodes of any tree, and more of them for each leaf."""
 
 MAX_ROWS = 40
@@ -96,7 +96,7 @@ class Catalog:
     def __post_init__(self) -> None:
         check_depths([entry.path for entry in self.entries])
         check_depths(self.empties.keys())
-        maximum = _MAX_EMPTIES + _LEAF_EMPTIES * len(self.entries)
+        maximum = MAX_EMPTIES + LEAF_EMPTIES * len(self.entries)
         if len(self.empties) > maximum:
             raise Unsupported(
                 f"templax reads {maximum} empty nodes in trees of {len(self.entries)} leaves, got"

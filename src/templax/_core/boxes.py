@@ -6,8 +6,6 @@ import functools
 import math
 from collections.abc import Sequence
 
-from .limits import MAX_RANK
-
 Shape = tuple[int, ...]
 
 Box = tuple[tuple[int, int], ...]
@@ -27,6 +25,9 @@ def shape_of(box: Box) -> Shape:
     """The length of a box along each dimension."""
     return tuple(stop - start for start, stop in box)
 
+
+MAX_RANK = 32
+"""Most dimensions of an array, as numpy 1 and JAX have it."""
 
 MAX_NBYTES = 2**63 - 1
 """Most bytes of an array."""

@@ -7,8 +7,11 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from .limits import MAX_DEPTH
 from .text import is_unicode
+
+MAX_LEVELS = 256
+"""Most levels of a value: Python's JSON module recurses, and fails at about 1,000 frames, of which
+a program may have used most when it reads the value again."""
 
 MAX_JSON = 1 << 26
 """Most bytes of a value's JSON text. The file that holds metadata and metrics of a checkpoint is
@@ -29,7 +32,7 @@ def encode_json(value: Any, default: Callable[[Any], Any] | None = None) -> str:
 
     Raises:
         ValueError: Two keys of a dict are one in JSON, such as `1` and `"1"`; a string is not valid
-            Unicode; an integer has 4,300 digits; or `value` has more than `MAX_DEPTH` levels or
+            Unicode; an integer has 4,300 digits; or `value` has more than `MAX_LEVELS` levels or
             `MAX_JSON` bytes.
         TypeError, ValueError, RecursionError: See `json.dumps`.
     """
@@ -48,8 +51,8 @@ def _check_value(value: Any, depth: int) -> None:
         if abs(value) >= _MAX_INTEGER:
             raise ValueError("it has an integer of 4,300 digits")
     elif isinstance(value, (dict, list, tuple)):
-        if depth == MAX_DEPTH:
-            raise ValueError(f"it has more than {MAX_DEPTH} levels")
+        if depth == MAX_LEVELS:
+            raise ValueError(f"it has more than {MAX_LEVELS} levels")
         if isinstance(value, dict):
             _check_keys(value)
         for inner in value.values() if isinstance(value, dict) else value:

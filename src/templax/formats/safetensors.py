@@ -14,11 +14,10 @@ import msgspec
 
 from .._catalog.catalog import Catalog
 from .._catalog.entry import Chunk, Extent, LeafEntry
-from .._core.boxes import fits_address_space, format_number, format_shape, full_box
+from .._core.boxes import MAX_RANK, fits_address_space, format_number, format_shape, full_box
 from .._core.dtypes import DTYPES
 from .._core.gc_pause import pause_gc
 from .._core.json_text import decode_json
-from .._core.limits import MAX_RANK
 from ..errors import Corrupted, Unsupported
 from ..storage.signatures import SAFETENSORS, read_head, recognise
 from ..storage.source import Source

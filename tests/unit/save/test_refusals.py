@@ -126,6 +126,11 @@ W = np.ones(2, np.float32)
             f"`{'é' * 40}…` has a name of 65,528 bytes, which makes keys of 65,536, more than"
             " 65,535",
         ),
+        (
+            {f"{'n' * 65000}{i}": W for i in range(300)},
+            f"`{'n' * 40}…` and the other names make keys of 39,001,580 bytes, more than"
+            " 33,708,032",
+        ),
         ({"a": W, "a/": W}, "`a/` would be stored where `a` is: rename one of them"),
         (
             {"": W, "/": W},
@@ -133,6 +138,13 @@ W = np.ones(2, np.float32)
         ),
         ({"a": {"\udc80": W}}, r"`a.\udc80` is a name that is not valid Unicode"),
         ({"a": {"\udc80": None}}, r"`a.\udc80` is a name that is not valid Unicode"),
+        ({"a~": "text"}, "`a~` is a string, and has a `~` in its name: rename it"),
+        ({"a/b/c": "x", "a": "y"}, "`a/b/c` would be stored in the string `a`"),
+        (
+            {"w": W, "e": [None] * 65553},
+            "`e.0` is one of 65,553 empty containers, more than 65,552",
+        ),
+        ({"a/" * 300: "x"}, f"`{'a/' * 20}…` is a string with over 299 `/`"),
         ({"\udc80": "text"}, r"`\udc80` is a name that is not valid Unicode"),
     ],
 )
@@ -158,6 +170,7 @@ def test_what_could_not_be_read_again_is_refused_by_name(
         {"n" * 65527: W},
         {"n" * 70000: "text", "m" * 70000: None, "w": W},
         {"a": "text", "a/": W, "a//": W},
+        {"a/b": "x", "a/c/": "y", "/": "z", "b~1": "u", "b~0~1/": "v", "a": W, "b~": W},
     ],
 )
 def test_what_is_just_within_the_limits_is_saved(tree: Any, tmp_path: Path) -> None:
@@ -174,10 +187,10 @@ def nest(levels: int) -> Any:
 
 
 def test_a_tree_of_many_levels_is_refused(tmp_path: Path) -> None:
-    tx.save(tmp_path / "ckpt", nest(256))
-    assert_same_tree(tx.restore(tmp_path / "ckpt", nest(256)), nest(256))
-    with pytest.raises(tx.SaveError, match=r"`a\.a.*…` is 257 levels deep, more than 256"):
-        tx.save(tmp_path / "deep", nest(257))
+    tx.save(tmp_path / "ckpt", nest(300))
+    assert_same_tree(tx.restore(tmp_path / "ckpt", nest(300)), nest(300))
+    with pytest.raises(tx.SaveError, match=r"`a\.a.*…` is 301 levels deep, more than 300"):
+        tx.save(tmp_path / "deep", nest(301))
 
 
 @jax.tree_util.register_pytree_with_keys_class

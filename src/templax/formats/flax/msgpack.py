@@ -17,8 +17,7 @@ import numpy as np
 from ..._catalog.entry import Kind
 from ..._core.boxes import fits_address_space, format_shape
 from ..._core.dtypes import DTYPES
-from ..._core.limits import MAX_DEPTH
-from ..._core.names import Path, join_path
+from ..._core.names import MAX_DEPTH, Path, join_path
 from ...errors import CheckpointError, Corrupted, Unsupported
 from .keys import find_repeated_key
 

@@ -16,7 +16,7 @@ from ...storage.source import Source
 _DECODED = 48 << 20, 48
 """Bytes of decoded nodes."""
 
-_NAMES = 32 << 20, 64
+NAMES = 32 << 20, 64
 """Bytes of keys, with the prefixes that they inherit, and of paths of data files."""
 
 _ENTRIES = 1 << 17, 0.5
@@ -84,7 +84,7 @@ class Budget:
             Unsupported: There are too many.
         """
         self._names += nbytes
-        maximum = self._limit(_NAMES, _MAX_BYTES)
+        maximum = self._limit(NAMES, _MAX_BYTES)
         if self._names > maximum:
             raise self._make_error(f"{maximum} bytes of names in {self._stored} stored bytes")
 

@@ -7,22 +7,24 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import numpy as np
 
+from ..._catalog.catalog import LEAF_EMPTIES, MAX_EMPTIES
 from ..._catalog.written import ChunkTable, Leaf
-from ..._core.boxes import Shape
+from ..._core.boxes import MAX_RANK, Shape
 from ..._core.chunk_grid import grid_shape
-from ..._core.limits import MAX_DEPTH, MAX_RANK
-from ..._core.names import Path, join_path
+from ..._core.names import MAX_DEPTH, Path, check_depths, join_path
 from ..._core.text import is_unicode
+from ...errors import Unsupported
 from ...storage.signatures import MAX_METADATA
-from ..ocdbt.budget import MAX_ENTRIES
+from ..ocdbt.budget import MAX_ENTRIES, NAMES
 from ..ocdbt.cursor import MAX_NAME
 from ..zarr.metadata import array_prefix
 from .checksum_index import INDEX_FILE
 from .directory import DATABASE_DIRECTORIES, MARKS, is_temporary
+from .strings import find_unplaced_strings
 from .write import Empty, encode_index_file, encode_tree_files
 
 _MAX_FILE_NAME = 255
@@ -30,6 +32,10 @@ _MAX_FILE_NAME = 255
 
 _MAX_LENGTH = 2**62 - 1
 """Longest dimension, of an empty array: TensorStore takes a longer one for an unbounded one."""
+
+_NAME_BYTES = 4 * NAMES[1]
+"""Most bytes of a key on average, beyond the first `NAMES[0]`: each key takes more than four bytes
+in a node, for each of which the reader allows `NAMES[1]`."""
 
 _OVERHEAD = 1 << 20
 """Bytes of a metadata file that its leaves do not account for, such as the names of data files."""
@@ -46,14 +52,21 @@ def find_unreadable_leaves(
         empties: Containers without leaves.
     """
     paths = [*(leaf.path for leaf in leaves), *(path for path, _ in empties)]
+    maximum = MAX_EMPTIES + LEAF_EMPTIES * len(leaves)
+    if len(empties) > maximum:
+        name = join_path(empties[0][0])
+        return [f"`{name}` is one of {len(empties):,} empty containers, more than {maximum:,}"]
     pairs = zip(leaves, chunks, strict=True)
     arrays = [(leaf, chunk) for leaf, chunk in pairs if leaf.value_type != "string"]
     counts = Counter((leaf.shape, chunk) for leaf, chunk in arrays)
     problems = [
         *_find_misplaced(paths),
+        *_find_many_levels(paths[: len(leaves)]),
+        *_find_many_levels(paths[len(leaves) :]),
         *_find_unaddressable(arrays, {shape for shape, _ in counts}),
         *_find_clashes([leaf.name for leaf, _ in arrays]),
         *_find_long_keys(arrays),
+        *find_unplaced_strings({leaf.name: None for leaf in leaves if leaf.text is not None}),
     ]
     chunked = {pair: math.prod(grid_shape(*pair)) for pair in counts if not problems}
     keys = sum(n * (chunked[pair] + 1) for pair, n in counts.items() if pair in chunked)
@@ -63,6 +76,8 @@ def find_unreadable_leaves(
             f"`{name}` is cut into {count:,} chunks, and all arrays together make {keys:,} keys,"
             f" more than {MAX_ENTRIES:,}"
         )
+    if not problems and max((len(leaf.name) for leaf, _ in arrays), default=0) * 4 > _NAME_BYTES:
+        problems += _find_many_names(arrays, chunked, keys)
     return problems or list(_find_large_files(leaves, chunks, empties, keys))
 
 
@@ -85,6 +100,13 @@ def _find_misplaced(paths: Sequence[Path]) -> Iterator[str]:
             parents.add(parent)
     for path in known & parents:
         yield f"`{join_path(path)}` holds a value and has others below it"
+
+
+def _find_many_levels(paths: Sequence[Path]) -> Iterator[str]:
+    try:
+        check_depths([path for path in paths if len(path) <= MAX_DEPTH])
+    except Unsupported as error:
+        yield f"`{join_path(max(paths, key=len))[:40]}…` is in too deep a tree: {error.what}"
 
 
 def _find_unaddressable(
@@ -123,6 +145,20 @@ def _find_long_keys(arrays: Sequence[tuple[Leaf, Shape]]) -> Iterator[str]:
                     f"`{leaf.name[:40]}…` has a name of {name:,} bytes, which makes keys of"
                     f" {length:,}, more than {MAX_NAME:,}"
                 )
+
+
+def _find_many_names(
+    arrays: Sequence[tuple[Leaf, Shape]], chunked: Mapping[tuple[Shape, Shape], int], keys: int
+) -> Iterator[str]:
+    sizes = [(len(leaf.name.encode()), leaf.name) for leaf, _ in arrays]
+    counts = [chunked[leaf.shape, chunk] + 1 for leaf, chunk in arrays]
+    total = sum(size * n for (size, _), n in zip(sizes, counts, strict=True))
+    maximum = NAMES[0] + _NAME_BYTES * keys
+    if total > maximum:
+        yield (
+            f"`{max(sizes)[1][:40]}…` and the other names make keys of {total:,} bytes, more than"
+            f" {maximum:,}"
+        )
 
 
 def _find_large_files(

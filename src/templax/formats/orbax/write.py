@@ -26,6 +26,7 @@ from ..zarr.metadata import array_prefix, typestr
 from .checksum_index import KINDS, Index, encode_index, file_crc
 from .directory import TREE
 from .step_metadata import STEP_METADATA
+from .strings import STRINGS, nest_strings
 
 _HANDLERS = "orbax.checkpoint._src.handlers."
 
@@ -168,7 +169,7 @@ def encode_tree_files(
         files["array_metadatas/process_0"] = msgspec.json.encode({"array_metadatas": listed})
     texts = {leaf.name: leaf.text for leaf in leaves if leaf.text is not None}
     if texts:
-        files["_strings.json"] = msgspec.json.encode(texts)
+        files[STRINGS] = msgspec.json.encode(nest_strings(texts))
     return files
 
 

@@ -20,6 +20,7 @@ import numpy as np
 from ..._codecs.decode import CODECS, COMPRESSIONS
 from ..._core.boxes import (
     MAX_NBYTES,
+    MAX_RANK,
     Box,
     Shape,
     fits_address_space,
@@ -28,7 +29,6 @@ from ..._core.boxes import (
 )
 from ..._core.dtypes import DTYPES, NUMPY_NAMES
 from ..._core.json_text import decode_json
-from ..._core.limits import MAX_RANK
 from ...errors import Corrupted, Unsupported
 
 FILES = (".zarray", "zarr.json")
