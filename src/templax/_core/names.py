@@ -104,7 +104,7 @@ def check_depths(paths: Collection[Path]) -> None:
     Raises:
         Unsupported: One of them has more than `MAX_DEPTH` elements, or all together have too many.
     """
-    depths = [len(path) for path in paths]
+    depths = list(map(len, paths))
     deepest = max(depths, default=0)
     if deepest > MAX_DEPTH:
         start = join_path(next(path for path in paths if len(path) == deepest)[:8])
