@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import msgspec
 import numpy as np
 
@@ -60,7 +62,10 @@ def dump_template(template: Template) -> bytes:
     # One leaf per line, because templates are kept under version control and read in diffs.
     lines = b",\n  ".join(map(msgspec.json.encode, leaves))
     body = b"\n  " + lines + b"\n " if leaves else b""
-    return b'{"templax_template": %d,\n "leaves": [%s]}\n' % (VERSION, body)
+    text = (b'{"templax_template": %d,\n "leaves": [%s]}\n' % (VERSION, body)).decode()
+    # Names are from files, and this may be printed on a terminal.
+    escaped = (c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text)
+    return (text if text.replace("\n", "").isprintable() else "".join(escaped)).encode()
 
 
 def load_template(data: bytes, file: str | None = None) -> Template:
