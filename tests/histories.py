@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-import selectors
 import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import templax as tx
+from job_processes import read_outputs
 
 LIMIT_S = 4.0
 """How long a process of such a job waits for one that is alive and does not come."""
@@ -22,10 +21,13 @@ LIMIT_S = 4.0
 LAST = 1000
 """The step that all processes save at the end of a history."""
 
+SILENT_S = 3.0
+"""How long a process of such a job may send no heartbeat."""
+
 _WORKER = r"""
 import json, os, sys, time
 port, index, count = map(int, sys.argv[1:4])
-limit_s = float(sys.argv[4])
+limit_s, SILENT_S = map(float, sys.argv[4:6])
 answers = os.fdopen(os.dup(1), "w", buffering=1)
 os.dup2(2, 1)  # native libraries print to stdout, too
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -36,11 +38,12 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec as P
 import templax as tx
 import templax.compat.orbax as ocp
-from templax._hosts import agreement, pairing, session
+from templax._hosts import agreement, pairing, presence, session
 from templax._runs import agreed_steps
 from templax._save import job, writer
 
 agreement.TIMEOUT_S = limit_s
+presence.SILENT_S, presence.HEARTBEAT_S = SILENT_S, 0.5
 agreed_steps._FOLLOW_S = 0.5
 mesh = jax.make_mesh((2 * count,), ("x",))
 sharding = NamedSharding(mesh, P("x"))
@@ -61,6 +64,9 @@ def interrupt(*args, **options):
 def full(*args, **options):
     raise tx.SaveError("No space is left", file="x")
 
+def kill(*args, **options):
+    os.kill(os.getpid(), 9)
+
 PLACES = {
     "full": (writer.Writer, "_write", full),
     "interrupt before the meeting": (job, "digest_small", interrupt),
@@ -72,6 +78,11 @@ PLACES = {
         session.Session, "_collect" if index == 0 else "_send", interrupt
     ),
     "interrupt while committing": (job.Job, "_write_small_files", interrupt),
+    "kill before the meeting": (job, "digest_small", kill),
+    "kill while staging": (job.Job, "_open_items", kill),
+    "kill while writing": (writer.Writer, "wait", kill),
+    "kill before the commit": (session.Session, "_send", kill),
+    "kill while committing": (agreement.Hosts, "announce", kill),
 }
 
 def save(api, target, root, op, fault):
@@ -87,6 +98,20 @@ def save(api, target, root, op, fault):
     if op["wait"]:
         target.wait_until_finished()
     return saved
+
+def restore(api, target, fault):
+    shape = (4 * count + (fault == "another shape"), 3)
+    rows = jax.ShapeDtypeStruct((4 * count, 3), np.float32, sharding=sharding)
+    template = {"w": rows, "v": jax.ShapeDtypeStruct(shape, np.float32), "step": 0}
+    if fault != "another shape":
+        template["v"] = rows
+    if api == "manager":
+        tree = target.restore(template)
+    else:
+        tree = target.restore(args=ocp.args.StandardRestore(template))
+    found = {float(x) for s in tree["w"].addressable_shards for x in np.ravel(s.data)}
+    assert found == {float(tree["step"])}, (found, tree["step"])
+    return tree["step"]
 
 def attempt(call):
     begin = time.monotonic()
@@ -115,7 +140,11 @@ def live(history):
         if fault == "late":
             time.sleep(0.6)
         if fault == "skip":
-            said.append({"step": op["step"], "did": "skip", "error": None, "s": 0})
+            said.append({"did": "skip", "error": None, "s": 0, "found": None})
+            continue
+        if op["kind"] == "restore":
+            step, error, took = attempt(lambda: restore(api, target, fault))
+            said.append({"did": fault or "restore", "error": error, "s": took, "found": step})
             continue
         owner, name, fake = PLACES.get(fault, (None, None, None))
         real = getattr(owner, name) if owner else None
@@ -130,7 +159,7 @@ def live(history):
                 setattr(owner, name, real)
         if isinstance(saved, tx.Saved):
             handles.append(saved)
-        said.append({"step": op["step"], "did": fault or "save", "error": error, "s": took,
+        said.append({"did": fault or "save", "error": error, "s": took,
                      "handle": len(handles) - 1 if isinstance(saved, tx.Saved) else None})
         if fault == "look":
             attempt(lambda: look(api, target, handles))
@@ -145,7 +174,7 @@ def live(history):
             each["error"] = attempt(handles[each["handle"]].wait)[1]
     attempt(lambda: look(api, target, handles) if api != "compat" else target.wait_until_finished())
     last = []
-    for n in (0, 1):  # the first may hear that a process had left the run
+    for n in (0, 1):  # the first may be refused, see `check_history`
         op = {"step": history["last"] + n, "wait": True}
         last.append(attempt(lambda: save(api, target, root, op, None))[1:])
     steps = None if api == "save" else target.steps() if api == "manager" else target.all_steps()
@@ -172,7 +201,15 @@ class Job:
         )
         self._processes = [
             subprocess.Popen(
-                [sys.executable, "-c", _WORKER, str(port), str(i), str(count), str(LIMIT_S)],
+                [
+                    sys.executable,
+                    "-c",
+                    _WORKER,
+                    str(port),
+                    str(i),
+                    str(count),
+                    *map(str, (LIMIT_S, SILENT_S)),
+                ],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._log,
@@ -182,35 +219,28 @@ class Job:
         ]
 
     def live(self, history: Mapping[str, Any], timeout_s: float = 90.0) -> list[Any]:
-        """What each process says of a history. Ends the job if one does not answer."""
+        """What each process says of a history; None of one that is killed in it.
+
+        The job has ended after a history in which a process is killed.
+        """
         line = json.dumps(history).encode() + b"\n"
         for process in self._processes:
             assert process.stdin
             process.stdin.write(line)
             process.stdin.flush()
-        answers = [b""] * self.count
-        end = time.monotonic() + timeout_s
-        with selectors.DefaultSelector() as selector:
-            for i, process in enumerate(self._processes):
-                assert process.stdout
-                selector.register(process.stdout, selectors.EVENT_READ, i)
-            while not all(answer.endswith(b"\n") for answer in answers):
-                ready = selector.select(max(0.0, end - time.monotonic()))
-                if not ready:
-                    break
-                for key, _ in ready:
-                    data = os.read(key.fd, 1 << 16)
-                    answers[key.data] += data
-                    if not data:
-                        end = 0.0
-                        selector.unregister(key.fileobj)
-        if not all(answer.endswith(b"\n") for answer in answers):
+        killed = {op["who"] for op in history["ops"] if str(op["fault"]).startswith("kill")}
+        pipes = [process.stdout for process in self._processes]
+        _, answers = read_outputs(pipes, timeout_s, lambda data: data.endswith(b"\n"))
+        # A call that fails before the place where its process is to be killed kills nobody.
+        silent = {i for i, answer in enumerate(answers) if not answer.endswith(b"\n")}
+        if not silent <= killed:
             self._log.seek(0)
             text = self._log.read().decode(errors="replace")[-4000:]
             self.end()
-            silent = [i for i, answer in enumerate(answers) if not answer.endswith(b"\n")]
-            raise AssertionError(f"processes {silent} did not end {history}\n{text}")
-        return [json.loads(answer) for answer in answers]
+            raise AssertionError(f"processes {sorted(silent)} did not answer: {history}\n{text}")
+        if silent:
+            self.end()
+        return [None if i in silent else json.loads(answer) for i, answer in enumerate(answers)]
 
     def end(self) -> None:
         """Kills the processes."""
@@ -269,28 +299,47 @@ def check_history(
     for name, (values, step) in whole.items():
         assert values == {float(step)}, (name, values, step)
         assert name in (str(step), "elsewhere"), (name, step)
+    alive = [i for i, answer in enumerate(answers) if answer is not None]
+    dead_since = None
+    aligned = True  # until a process skips a restore: from then on it is a call ahead
     for n, op in enumerate(history["ops"]):
-        said = [answer["ops"][n] for answer in answers]
-        named = [str(op["step"])] * len(said)
-        if op["fault"] in ("another step", "another path"):
-            moved = str(op["step"] + 1) if op["fault"] == "another step" else "elsewhere"
-            named[op["who"]] = moved if history["api"] == "save" or moved != "elsewhere" else "?"
+        said = {i: answers[i]["ops"][n] for i in alive}
         hit = op["who"] if op["fault"] not in (None, "late", "look", "leave") else None
+        others = [i for i in alive if i != hit]
+        for each in said.values():
+            assert each["s"] < LIMIT_S + 6, (op, said)
+        if dead_since is not None:  # it is not waited for again
+            called = [each for each in said.values() if each["did"] != "skip"]
+            assert all(each["error"] and each["s"] < 2 for each in called), (op, said)
+        if op["kind"] == "restore":
+            aligned = aligned and op["fault"] != "skip"
+            found_steps = {(said[i]["error"] is None, said[i]["found"]) for i in others}
+            assert len(found_steps) <= 1 or not aligned, (op, said)
+            if op["fault"] == "another shape":
+                assert all(each["error"] for each in said.values()), (op, said)
+            continue
+        if str(op["fault"]).startswith("kill") and op["who"] not in alive:
+            dead_since = n
         if history["api"] == "compat" and not op["wait"]:
             continue  # it gives no handle that would tell how this save ended
-        saved = [each["error"] is None and each["did"] != "skip" for each in said]
-        others = {saved[i] for i in range(len(said)) if i != hit}
-        assert len(others) <= 1, (op, said)
-        for name, each in zip(named, saved, strict=True):
-            assert not each or name == "?" or name in whole, (op, said, sorted(whole))
-        if not any(saved) and op["fault"] not in ("another step", "another path"):
+        named = dict.fromkeys(alive, str(op["step"]))
+        moved = {"another step": str(op["step"] + 1), "another path": "elsewhere"}
+        if op["fault"] == "another step" or (
+            op["fault"] == "another path" and history["api"] == "save"
+        ):
+            named[op["who"]] = moved[op["fault"]]
+        saved = {i: said[i]["error"] is None and said[i]["did"] != "skip" for i in alive}
+        assert len({saved[i] for i in others}) <= 1 or not aligned, (op, said)
+        for i in alive:
+            assert not saved[i] or named[i] in whole, (op, said, sorted(whole))
+        if not any(saved.values()) and op["fault"] not in moved:
             assert str(op["step"]) not in whole, (op, said)
-        for each in said:
-            assert each["s"] < LIMIT_S + 6, (op, said)
+    if dead_since is not None:
+        return
     left = any(op["fault"] == "leave" for op in history["ops"])
     for answer in answers:
         (first, took), (second, took_again) = answer["last"]
-        assert first is None or left, (history, answers)
+        assert first is None or left or not aligned, (history, answers)
         assert second is None, (history, answers)
         assert max(took, took_again) < LIMIT_S + 6, answers
         assert answer["steps"] == answers[0]["steps"], answers

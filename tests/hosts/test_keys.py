@@ -265,7 +265,7 @@ refused = []
 
 def refuse(recipe):
     texts = set()
-    for call in (tx.check, tx.plan, tx.restore):
+    for call in (tx.check, tx.plan, restore_alone):
         try:
             call(recipe, {"w": template["w"]}, extra="ignore")
         except tx.UsageError as error:

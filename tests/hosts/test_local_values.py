@@ -54,6 +54,6 @@ def test_different_values_of_local_leaves_are_refused_and_named(
         assert said["metrics"].kind == "ok"
         assert said["saved metrics"].result == [{"loss": 1.0}, {"host": 0}]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["next", "run"]
-    warning = f"process {last} has other metrics and metadata than process 0, whose are taken"
+    warning = f"process {last} passed other metrics and metadata than process 0, whose are taken"
     assert warning in outputs[0].err
     check_run(tmp_path / "run", [1])

@@ -51,3 +51,27 @@ def test_all_processes_see_the_same_steps(run: Any, tmp_path: Path, count: int) 
     for step in range(1, 11):
         assert first[f"native True {step}"].result[1] == step
         assert first[f"native False {step}"].result[1] == step
+
+
+POLL = (
+    SETUP
+    + """
+manager = tx.Manager(f"{args[0]}/run")
+attempt("with process 0", lambda: manager.latest())
+if index == 0:
+    tx.save(f"{args[0]}/run/7", {"w": np.ones(2, np.float32)}, alone=True)
+meet("saved")
+if index == 1:
+    for n in range(3):
+        attempt(f"alone {n}", lambda: manager.latest())
+"""
+)
+
+
+@pytest.mark.slow
+def test_a_process_that_polls_alone_is_told_no_old_answer(run: Any, tmp_path: Path) -> None:
+    zero, one = read_attempts(run(2, POLL, str(tmp_path)))
+    assert zero["with process 0"].result is one["with process 0"].result is None
+    assert [one[f"alone {n}"].result for n in range(3)] == [7, 7, 7]
+    assert one["alone 0"].seconds > 4  # it waits for process 0 once
+    assert max(one[f"alone {n}"].seconds for n in (1, 2)) < 1

@@ -32,7 +32,7 @@ def check_company(timeout: Any, alone: Any) -> None:
     """Refuses invalid arguments `timeout=` and `alone=` of a call that a job makes together.
 
     Raises:
-        UsageError: `timeout` is not a positive number of seconds or None, or `alone` is no bool.
+        UsageError: `timeout` is neither None nor a positive number; or `alone` is not a bool.
     """
     number = isinstance(timeout, (int, float)) and not isinstance(timeout, bool) and timeout > 0
     if timeout is not None and not number:

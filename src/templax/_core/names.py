@@ -35,6 +35,11 @@ def join_path(path: Path) -> str:
         return ".".join(map(str, path))
 
 
+def split_name(name: str) -> Path:
+    """The elements of a name, of which none contains a `.`; none of the empty name."""
+    return tuple(name.split(".")) if name else ()
+
+
 def strip_prefix(path: Path, prefix: str) -> Path | None:
     """The rest of `path` after `prefix`, or None if `path` does not start with it.
 
@@ -71,11 +76,11 @@ def apply_rename(path: Path, rename: Rename | None) -> Path:
         new = rename(old)
         if not isinstance(new, str):
             raise UsageError(f"Expected a name (str) from rename({old!r}), got {new!r}")
-        return path if new == old else _split_name(new)
+        return path if new == old else split_name(new)
     for i in range(len(path), -1, -1):
         new = rename.get(join_path(path[:i]))
         if new is not None:
-            return _split_name(new) + path[i:]
+            return split_name(new) + path[i:]
     return path
 
 
@@ -103,10 +108,6 @@ def choose_by_pattern(name: str, choices: Mapping[str, _Choice]) -> _Choice | No
         if matches_pattern(name, pattern):
             return choice
     return None
-
-
-def _split_name(name: str) -> Path:
-    return tuple(name.split(".")) if name else ()
 
 
 def prefixes(path: Path) -> list[str]:

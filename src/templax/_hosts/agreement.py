@@ -56,7 +56,6 @@ import time
 from collections.abc import Callable, Generator, Mapping
 from types import TracebackType
 
-import jax
 import msgspec
 from jax.errors import JaxRuntimeError
 
@@ -98,12 +97,13 @@ def open_call(
         step: The step concerned. By default the number at the end of the path, if it has one.
         timeout: Seconds to wait for a process that is alive and has not come to the call.
         alone: Whether to leave the others out, as if this were the only process.
-        strict: Whether the call is refused if there is no way to communicate.
+        strict: Whether to raise if `jax.distributed` does not connect the processes; otherwise this
+            one is then on its own.
         make_error: Makes the exception that this process raises for an error of another one.
 
     Raises:
         UsageError: `timeout` or `alone` is invalid.
-        SaveError: There are several processes, and no way to communicate with them.
+        SaveError: There are several processes, and `jax.distributed` does not connect them.
     """
     check_company(timeout, alone)
     link = None if alone else connect_job(strict=strict)
@@ -123,6 +123,7 @@ class Hosts:
     Attributes:
         index: The index of this process; 0 if it is on its own.
         count: Number of processes. If it is 1, nothing is ever sent.
+        failed: Whether the call has failed, on this process or another.
     """
 
     def __init__(self, link: Link | None, call: Call, timeout: float | None, make_error: MakeError):
@@ -133,8 +134,7 @@ class Hosts:
         self._checked = 0.0
         if link is None:
             return
-        self.index, self.count = jax.process_index(), jax.process_count()
-        self._link = link
+        self.index, self.count, self._link = link.index, link.count, link
         self._call = link.pairing.count_call(call)
         timeout_s = TIMEOUT_S if timeout is None else timeout
         self._silent_s = max(min(timeout_s, presence.SILENT_S), 3 * presence.HEARTBEAT_S)
@@ -189,9 +189,12 @@ class Hosts:
         self.failed = True
         meeting = Meeting()
         try:
-            meeting = self._link.pairing.meet(call, wait, name_leaf, make_reply)
+            pairing, path = self._link.pairing, self._call.path
+            if self.index == 0:
+                meeting = pairing.lead(call, wait, name_leaf, make_reply)
+            else:
+                meeting = pairing.follow(call, wait)
             if meeting.error is None:
-                path = self._call.path
                 self._session = Session(self._link, meeting.session, path, self._silent_s)
                 self.failed = False
         except JaxRuntimeError as cause:
@@ -295,7 +298,7 @@ class Hosts:
             agreed, announced = self._session.find_end(None if done else POLL_S)
         except JaxRuntimeError:
             return error, None
-        if agreed is not None and not agreed.what.startswith(f"Process {self.index} of"):
+        if agreed is not None and agreed.process != self.index:
             return self._make_error(agreed), None
         return error, announced
 
@@ -316,9 +319,11 @@ class Hosts:
         if self.count == 1 or self._closed:
             return
         self._closed = True
-        if self._session is not None:
-            with contextlib.suppress(JaxRuntimeError):
-                self._session.close()
+        with contextlib.suppress(JaxRuntimeError):
+            if self._session is None:
+                self._link.pairing.delete_used_keys()
+            else:
+                self._link.leave_session(self._session.number)
 
     @contextlib.contextmanager
     def report_errors(self) -> Generator[None]:

@@ -7,17 +7,17 @@ import os
 from collections.abc import Callable
 
 import jax
+import msgspec
 
 from .._jax.coordination import JobStore, is_connected
 from .pairing import Pairing
 from .presence import Presence
 
 _MAX_TOLD = 8
-"""How many answers to the same question the store keeps, for processes that are behind."""
-
+"""How many of its last questions the store remembers that process 0 has asked."""
 
 _MAX_OPEN = 32
-"""How many sessions ago one is taken for ended, although somebody never left it."""
+"""A session that began this many sessions ago has ended, even if a process never left it."""
 
 
 class Link:
@@ -25,28 +25,31 @@ class Link:
 
     Attributes:
         store: The store that they share.
+        index, count: The index of this process, and the number of processes.
         presence: Who is there.
         pairing: Which calls belong together.
         asked: How often this process has asked what process 0 finds.
     """
 
     def __init__(self, store: JobStore, index: int, count: int):
-        self.store = store
+        self.store, self.index, self.count = store, index, count
         self.presence = Presence(store, index)
         self.pairing = Pairing(store, self.presence, index, count)
         self.asked: dict[str, int] = {}
-        self._open: list[int] = []
+        self._left: list[int] = []
 
-    def open_session(self, number: int, count: int) -> str:
-        """The prefix of the keys of a session. Process 0 deletes those of ended ones."""
-        if jax.process_index() == 0:
-            for old in list(self._open):
-                left = len(self.store.by_process(f"templax/session/{old}/closed"))
-                if left == count or old <= number - _MAX_OPEN:  # somebody died in it
-                    self._open.remove(old)
-                    self.store.delete(f"templax/session/{old}")
-            self._open.append(number)
-        return f"templax/session/{number}"
+    def leave_session(self, number: int) -> None:
+        """Says that this process has left a session. Process 0 deletes those that all have left."""
+        self.store.set(f"templax/session/{number}/closed/{self.index}", b"")
+        self.pairing.delete_used_keys()
+        if self.index > 0:
+            return
+        for old in list(self._left):
+            left = len(self.store.by_process(f"templax/session/{old}/closed"))
+            if left == self.count or old <= number - _MAX_OPEN:  # a process died in it
+                self._left.remove(old)
+                self.store.delete(f"templax/session/{old}")
+        self._left.append(number)
 
 
 _link: Link | None = None
@@ -56,11 +59,11 @@ def connect_job(*, strict: bool) -> Link | None:
     """The connection with the other processes of the job; None if there are none.
 
     Args:
-        strict: Whether to raise if there are several processes and no way to communicate. Only then
-            JAX is asked how many there are, which initializes its backends.
+        strict: Whether to raise if there are several processes but `jax.distributed` does not
+            connect them. Only then is JAX asked how many there are, which initializes its backends.
 
     Raises:
-        SaveError: There is no way to communicate.
+        SaveError: `jax.distributed` does not connect the processes.
     """
     global _link
     if not is_connected() and not (strict and jax.process_count() > 1):
@@ -77,34 +80,38 @@ def connect_job(*, strict: bool) -> Link | None:
 def follow_process_0(what: str, make: Callable[[], bytes], wait_s: float) -> bytes | None:
     """What process 0 finds, on every process that asks at the same point of the program.
 
-    Process 0 waits for nobody. The others take its latest answer, and wait for one if they have
-    asked more often than process 0.
+    Process 0 waits for nobody. The others take its latest answer, but wait for one if they have
+    asked as often as process 0 has.
 
     Args:
-        what: What is asked.
-        make: Finds it, on process 0.
+        what: The question.
+        make: Finds the answer, on process 0.
         wait_s: How long the others wait for process 0 to ask.
 
     Returns:
-        None if there are no other processes, or if process 0 does not ask.
+        The answer; None if this is the only process, or if process 0 does not ask.
     """
     link = connect_job(strict=False)
     if link is None:
         return None
     store, key = link.store, f"templax/told/{hashlib.sha256(what.encode()).hexdigest()[:16]}"
     asked = link.asked.get(what, 0)
-    if jax.process_index() == 0:
+    if link.index == 0:
         value = make()
-        store.set(f"{key}/value", value, overwrite=True)
+        store.set(f"{key}/last", msgspec.msgpack.encode((asked, value)), overwrite=True)
         store.set(f"{key}/{asked}", b"", overwrite=True)
         store.delete(f"{key}/{asked - _MAX_TOLD}")
         link.asked[what] = asked + 1
         return value
-    # A process that is far behind finds no such key any more, but a later one.
-    if store.get(f"{key}/{asked}", wait_s) is None and store.peek(f"{key}/value") is None:
+    last = store.peek(f"{key}/last")
+    if last is None or msgspec.msgpack.decode(last, type=tuple[int, bytes])[0] < asked:
+        if store.get(f"{key}/{asked}", wait_s) is None:
+            return None
+        last = store.peek(f"{key}/last")
+    if last is None:
         return None
     link.asked[what] = asked + 1
-    return store.peek(f"{key}/value")
+    return msgspec.msgpack.decode(last, type=tuple[int, bytes])[1]
 
 
 def leave_run(path: str, why: str, after_s: float = 0.0) -> None:

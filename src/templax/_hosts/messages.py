@@ -27,12 +27,14 @@ class RemoteError(msgspec.Struct, frozen=True, array_like=True):
         kind: The name of its class, if that is a `TemplaxError`; else empty.
         places: The location and the hint, as far as its class has them.
         earlier: Whether it is that of an earlier call, which some process had not heard of.
+        process: The index of the only process that failed; -1 if it is not known, or several did.
     """
 
     what: str
     kind: str = ""
     places: dict[str, Any] = {}
     earlier: bool = False
+    process: int = -1
 
     @classmethod
     def from_exception(cls, error: BaseException) -> RemoteError:
@@ -77,10 +79,10 @@ class Call(msgspec.Struct, frozen=True, array_like=True):
         path: The path concerned: of a checkpoint, or of a run.
         step: The step, or None. Of a checkpoint whose name ends in a number, that number.
         facts: Name → value in words, of everything that must be equal on all processes.
-        notes: The same of what may differ, where only the values of process 0 count.
+        notes: Name → a digest, of arguments that may differ: those of process 0 are taken.
         leaves: The crc32 of each leaf's name, shape, dtype and sharding, as little-endian uint32.
-        values: Index and crc32c, as pairs of little-endian uint32, of each leaf that every process
-            holds a copy of.
+        values: Index and crc32c, as pairs of little-endian uint32, of each leaf of which every
+            process holds a copy.
         number: How many calls with this `identity` the process has made before.
         earlier: The error of an earlier save that no caller has seen yet on this process.
         error: Why this process gave up before it met the others.
@@ -117,7 +119,7 @@ class Call(msgspec.Struct, frozen=True, array_like=True):
 
 
 def read_number(path: str) -> int | None:
-    """The number at the end of a path, by which checkpoints are ordered; None if there is none."""
+    """The number at the end of a path, by which checkpoints are ordered; None without one."""
     found = _NUMBER.fullmatch(path)
     return int(found[2]) if found else None
 
@@ -128,7 +130,7 @@ class Answer(msgspec.Struct, frozen=True, array_like=True):
     Attributes:
         session: The number of the session that begins for all; -1 if there is none.
         error: Why there is none.
-        withdrawn: Whether the answer is of the process itself.
+        withdrawn: Whether the process itself set the answer.
         reply: What process 0 tells all with which the session begins.
     """
 
@@ -195,7 +197,7 @@ def describe_failure(
     if len(errors) == 1 and not absent:
         ((index, error),) = errors.items()
         text = f"Process {index} of {count} failed{during}: {error.what}"
-        return RemoteError(text, error.kind, {"file": path} | error.places)
+        return RemoteError(text, error.kind, {"file": path} | error.places, process=index)
     texts = [
         *(
             f"process {i} of {count} failed{during}: {error.to_exception()}"

@@ -44,7 +44,7 @@ def judge_offers(
     own: Call,
     offers: Mapping[int, Offer],
     count: int,
-    refused: Mapping[int, frozenset[Identity]],
+    refused: Mapping[int, Container[Identity]],
     own_failures: Mapping[Identity, RemoteError],
 ) -> Judgement:
     """Compares the call of process 0 with the offers of the others.
@@ -67,7 +67,7 @@ def judge_offers(
     failed: dict[int, RemoteError] = {}
     present: dict[int, Call] = {0: own}
     for index, (_, call) in sorted(offers.items()):
-        where = _compare(own, call, refused.get(index, frozenset()), own_failures.keys())
+        where = _compare(own, call, refused.get(index, ()), own_failures.keys())
         if where == 0 and call.error is not None and call.number < own.number:
             where = -1  # it failed in an earlier try of this call
         if where < 0:

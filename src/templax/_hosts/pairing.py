@@ -14,8 +14,11 @@ The keys in the store:
     templax/answer/PROCESS/NUMBER    `Answer`, set once
     templax/refused                  the last `Refusal`s of process 0
 
-Whoever sets an answer first decides: process 0, or the process itself, which withdraws its offer
-in that way. So no process can begin a session that another one has given up.
+The first to set an answer decides: process 0, or the process itself, which withdraws its offer by
+doing so. So no process can begin a session that another one has given up.
+
+Keys that nobody needs any more are deleted by `delete_used_keys` once the call has ended: until
+then others may be waiting.
 """
 
 from __future__ import annotations
@@ -114,11 +117,11 @@ class Pairing:
         self._numbers, self._sessions = itertools.count(), itertools.count()
         self._answered: dict[int, int] = {}  # by process, the number of its last answered offer
         self._refused: dict[int, deque[Identity]] = {}
-        self._failures: dict[Identity, RemoteError] = {}
         self._refusals: list[Refusal] = []
-        self._heard: set[bytes] = set()
+        self._heard: set[tuple[Identity, int]] = set()
         self._stale: list[str] = []  # answers to offers that process 0 will not look at
-        self._broken: list[int] = []  # sessions that ended before they began
+        self._broken: list[str] = []  # sessions that ended before they began
+        self._used: list[str] = []  # keys to delete
         self._lock = threading.RLock()  # a process makes one call at a time
 
     def count_call(self, call: Call) -> Call:
@@ -131,48 +134,16 @@ class Pairing:
 
     def give_up(self, call: Call, error: RemoteError) -> None:
         """Tells the others that this process failed in a call before it met them."""
-        if self._index == 0:
-            for index, offer in self._read_offers().items():
-                if offer.call.identity == call.identity and offer.call.error is not None:
-                    self._answer(index, offer, Answer())  # it failed there, too
-            self._refuse(call, self._describe_own(call, error))
-        else:
-            self._offer(
-                msgspec.structs.replace(call, error=error, facts={}, leaves=b"", values=b"")
-            )
-
-    def _describe_own(self, call: Call, error: RemoteError) -> RemoteError:
-        count, path = self._count, call.path
-        return describe_failure({0: error}, {}, count=count, path=path, doing=call.doing) or error
-
-    def meet(
-        self,
-        call: Call,
-        wait: Wait,
-        name_leaf: Callable[[int], str],
-        make_reply: Callable[[], bytes],
-    ) -> Meeting:
-        """Waits until all processes are in the call.
-
-        Args:
-            call: The call of this process.
-            wait: How long to wait.
-            name_leaf: The name of a leaf by its index.
-            make_reply: Makes what process 0 tells all, once all have come.
-        """
-        with self._lock:
-            self._presence.announce_return(call.path)
-            if self._index > 0:
-                return self._follow(call, wait)
-            try:
-                return self._lead(call, wait, name_leaf, make_reply)
-            except BaseException as error:
-                if not isinstance(error, JaxRuntimeError):
-                    self.give_up(call, RemoteError.from_exception(error))
-                raise
+        if self._index > 0:
+            self._offer(msgspec.structs.replace(call, error=error, leaves=b"", values=b""))
+            return
+        for index, offer in self._read_offers().items():
+            if offer.call.identity == call.identity and offer.call.error is not None:
+                self._answer(index, offer, Answer())  # it failed there, too
+        self._refuse(call, self._describe({0: error}, call) or error)
 
     def fail_session(self, session: int, error: RemoteError) -> None:
-        """Ends a session that this process can't begin: it was interrupted when it was told of it.
+        """Ends a session that this process can't begin, since it was interrupted.
 
         Args:
             session: The number of the session; if it is -1, nothing is done.
@@ -184,62 +155,81 @@ class Pairing:
         end = "verdict" if self._index == 0 else f"message/{self._index}"
         self._store.set(f"templax/session/{session}/0/{end}", data)
 
+    def delete_used_keys(self) -> None:
+        """Deletes the offers and answers that nobody needs any more."""
+        used, self._used = self._used, []
+        for key in used:
+            self._store.delete(key)
+
     # --- process 0
 
-    def _lead(
+    def lead(
         self,
         call: Call,
         wait: Wait,
         name_leaf: Callable[[int], str],
         make_reply: Callable[[], bytes],
     ) -> Meeting:
-        self._retract_refusal(call)
+        """Waits on process 0 until all processes are in the call.
+
+        Args:
+            call: The call of this process.
+            wait: How long to wait.
+            name_leaf: The name of a leaf by its index.
+            make_reply: Makes what process 0 tells all, once all have come.
+        """
+        with self._lock:
+            try:
+                self._presence.announce_return(call.path)
+                self._retract_refusal(call)
+                offers, ahead, error = self._await_offers(call, wait)
+                error = error or self._find_difference(call, offers, name_leaf)
+                if error is None:
+                    answer = self._make_answer(call, offers, make_reply)
+                    error = self._begin_session(answer, call, offers)
+                    if error is None:
+                        return Meeting(answer.session, reply=answer.reply)
+            except BaseException as failed:
+                if not isinstance(failed, JaxRuntimeError):
+                    self.give_up(call, RemoteError.from_exception(failed))
+                raise
+            for index, offer in offers.items():
+                if index not in ahead:
+                    refused = self._refused.setdefault(index, deque(maxlen=_MAX_REMEMBERED))
+                    refused.append(offer.call.identity)
+                    self._answer(index, offer, Answer(error=error))
+            self._refuse(call, error)
+            return Meeting(error=error)
+
+    def _await_offers(
+        self, call: Call, wait: Wait
+    ) -> tuple[dict[int, Offer], frozenset[int], RemoteError | None]:
+        """Waits for the offers of all processes, or until it is clear that the call fails.
+
+        Returns:
+            The offers that there are, the processes that are ahead, and why the call fails.
+        """
         began, deadline = time.monotonic(), None
         while True:
             offers = self._read_offers()
-            known = {i: frozenset(calls) for i, calls in self._refused.items()}
-            judged = judge_offers(call, offers, self._count, known, self._failures)
+            failures = {refusal.identity: refusal.error for refusal in self._refusals}
+            judged = judge_offers(call, offers, self._count, self._refused, failures)
             for index, past in judged.past.items():
                 self._answer(index, offers[index], Answer(error=past))
             if judged.past:
                 continue
-            error = judged.error
             missing = [i for i in range(1, self._count) if i not in offers]
-            if not missing:
-                error = error or self._find_difference(call, offers, name_leaf)
-                break
-            if error is None:
-                error = self._find_absence(call, missing, began, wait)
-                if error is not None:
-                    break
-            else:
+            if not missing or judged.at_once:
+                return offers, judged.ahead, judged.error
+            if judged.error is not None:
                 deadline = deadline or time.monotonic() + GRACE_S
-                if judged.at_once or time.monotonic() > deadline:
-                    break
-            first = missing[0]
-            self._store.get(f"templax/offer/{first}/{self._answered.get(first, -1) + 1}", POLL_S)
-        if error is None:
-            try:
-                reply = make_reply()
-            except BaseException as failed:
-                error = self._describe_own(call, RemoteError.from_exception(failed))
-                for index, offer in offers.items():
-                    self._answer(index, offer, Answer(error=error))
-                raise
-            answer = Answer(next(self._sessions), reply=reply)
-            error = self._begin_session(answer, call, offers)
-            if error is None:
-                for old in self._broken:  # all have come since, and so have heard of it
-                    self._store.delete(f"templax/session/{old}")
-                self._broken.clear()
-                return Meeting(answer.session, reply=reply)
-        for index, offer in offers.items():
-            if index not in judged.ahead:
-                refused = self._refused.setdefault(index, deque(maxlen=_MAX_REMEMBERED))
-                refused.append(offer.call.identity)
-                self._answer(index, offer, Answer(error=error))
-        self._refuse(call, error)
-        return Meeting(error=error)
+                if time.monotonic() > deadline:
+                    return offers, judged.ahead, judged.error
+            following = _offer_key(missing[0], self._answered.get(missing[0], -1) + 1)
+            if self._store.get(following, POLL_S) is None and judged.error is None:
+                absence = self._find_absence(call, missing, began, wait)
+                if absence is not None:
+                    return offers, judged.ahead, absence
 
     def _read_offers(self) -> dict[int, Offer]:
         """The first offer of each process that was not answered yet."""
@@ -262,9 +252,20 @@ class Pairing:
                 return describe_different_values(name_leaf(leaf), index, call.path)
             notes = [name for name, note in call.notes.items() if other.notes.get(name) != note]
             if notes:
-                text = "process %d has other %s than process 0, whose are taken, %s"
+                text = "process %d passed other %s than process 0, whose are taken, when %s"
                 _log.warning(text, index, " and ".join(notes), call)
         return None
+
+    def _make_answer(
+        self, call: Call, offers: Mapping[int, Offer], make_reply: Callable[[], bytes]
+    ) -> Answer:
+        try:
+            return Answer(next(self._sessions), reply=make_reply())
+        except BaseException as failed:
+            error = self._describe({0: RemoteError.from_exception(failed)}, call)
+            for index, offer in offers.items():
+                self._answer(index, offer, Answer(error=error))
+            raise
 
     def _begin_session(
         self, answer: Answer, call: Call, offers: Mapping[int, Offer]
@@ -280,103 +281,112 @@ class Pairing:
             if not isinstance(error, JaxRuntimeError):
                 self.fail_session(answer.session, RemoteError.from_exception(error))
             raise
-        error = describe_failure(failed, {}, count=self._count, path=call.path, doing=call.doing)
+        error = self._describe(failed, call)
         if error is not None:  # those who have their answer wait for the first verdict
             self.fail_session(answer.session, error)
-            self._broken.append(answer.session)
-        return error
+            self._broken.append(f"templax/session/{answer.session}")
+            return error
+        self._used += self._broken  # all have come since, and so have heard of it
+        self._broken.clear()
+        return None
 
     def _answer(self, index: int, offer: Offer, answer: Answer) -> RemoteError | None:
         """Answers an offer, unless it is withdrawn: then the error of that process."""
         if self._answered.get(index, -1) >= offer.number:
             return None
         self._answered[index] = offer.number
-        self._store.delete(f"templax/offer/{index}/{offer.number}")
+        self._used.append(_offer_key(index, offer.number))
         if offer.call.error is not None:  # nobody waits for the answer
             return None
-        key = f"templax/answer/{index}/{offer.number}"
+        key = _answer_key(index, offer.number)
         if self._store.set(key, msgspec.msgpack.encode(answer)):
             return None
         found = self._store.get(key, POLL_S)
-        self._store.delete(key)
+        self._used.append(key)
         withdrawn = Answer() if found is None else msgspec.msgpack.decode(found, type=Answer)
         return withdrawn.error or RemoteError("it gave up")
 
     def _refuse(self, call: Call, error: RemoteError) -> None:
         """Lets processes that come to the call later hear why process 0 gave it up."""
-        self._failures.pop(call.identity, None)
-        self._failures[call.identity] = error
-        if len(self._failures) > _MAX_REMEMBERED:
-            del self._failures[next(iter(self._failures))]
-        self._refusals.append(Refusal(call.identity, call.number, error))
-        self._store_refusals()
+        refusal = Refusal(call.identity, call.number, error)
+        self._publish_refusals([*self._refusals_of_others(call), refusal])
 
     def _retract_refusal(self, call: Call) -> None:
         """Takes back what process 0 said of an earlier try of the call: it tries again."""
-        self._failures.pop(call.identity, None)
-        kept = [refusal for refusal in self._refusals if refusal.identity != call.identity]
+        kept = self._refusals_of_others(call)
         if len(kept) < len(self._refusals):
-            self._refusals = kept
-            self._store_refusals()
+            self._publish_refusals(kept)
 
-    def _store_refusals(self) -> None:
-        self._refusals = self._refusals[-_MAX_REMEMBERED:]
+    def _refusals_of_others(self, call: Call) -> list[Refusal]:
+        return [refusal for refusal in self._refusals if refusal.identity != call.identity]
+
+    def _publish_refusals(self, refusals: list[Refusal]) -> None:
+        self._refusals = refusals[-_MAX_REMEMBERED:]
         with contextlib.suppress(JaxRuntimeError):
             data = msgspec.msgpack.encode(self._refusals)
             self._store.set("templax/refused", data, overwrite=True)
 
     # --- the other processes
 
-    def _offer(self, call: Call) -> str:
-        """Offers a call; returns the key of the answer."""
+    def follow(self, call: Call, wait: Wait) -> Meeting:
+        """Waits on another process than 0 until all are in the call.
+
+        Args:
+            call: The call of this process.
+            wait: How long to wait.
+        """
+        with self._lock:
+            self._presence.announce_return(call.path)
+            began, number = time.monotonic(), -1
+            try:
+                number = self._offer(call)
+                answer = self._await_answer(call, number, began, wait)
+            except BaseException as error:
+                if number >= 0 and not isinstance(error, JaxRuntimeError):
+                    remote = RemoteError.from_exception(error)
+                    self.fail_session(self._withdraw(number, remote).session, remote)
+                raise
+            if not answer.withdrawn:  # else process 0 deletes it, when it comes
+                self._used += [*self._stale, _answer_key(self._index, number)]
+                self._stale.clear()
+            return Meeting(answer.session, answer.error, answer.reply)
+
+    def _offer(self, call: Call) -> int:
+        """Offers a call; returns the number of the offer."""
         number = next(self._numbers)
-        self._store.set(f"templax/offer/{self._index}/{number}", msgspec.msgpack.encode(call))
-        return f"templax/answer/{self._index}/{number}"
+        self._store.set(_offer_key(self._index, number), msgspec.msgpack.encode(call))
+        return number
 
-    def _follow(self, call: Call, wait: Wait) -> Meeting:
-        began, key = time.monotonic(), ""
-        try:
-            key = self._offer(call)
-            while True:
-                data = self._store.get(key, 2 * POLL_S)
-                if data is not None:
-                    break
-                error = self._find_refusal(call)
-                if error is not None:
-                    data = self._withdraw(key, error)
-                    self._stale.append(key)
-                    # Process 0 is past this call, and must not meet the offer in its next one.
-                    self._store.delete(key.replace("/answer/", "/offer/", 1))
-                    break
-                error = self._find_absence(call, [0], began, wait)
-                if error is not None:
-                    data = self._withdraw(key, error)
-                    break
-        except BaseException as error:
-            if key and not isinstance(error, JaxRuntimeError):
-                remote = RemoteError.from_exception(error)
-                faster = msgspec.msgpack.decode(self._withdraw(key, remote), type=Answer)
-                self.fail_session(faster.session, remote)
-            raise
-        answer = msgspec.msgpack.decode(data, type=Answer)
-        if not answer.withdrawn:  # else process 0 deletes it, when it comes
-            for old in (*self._stale, key):
-                self._store.delete(old)
-            self._stale.clear()
-        return Meeting(answer.session, answer.error, answer.reply)
+    def _await_answer(self, call: Call, number: int, began: float, wait: Wait) -> Answer:
+        """The answer of process 0; or that of this process itself, if it can't wait any longer."""
+        while True:
+            data = self._store.get(_answer_key(self._index, number), 2 * POLL_S)
+            if data is not None:
+                return msgspec.msgpack.decode(data, type=Answer)
+            error = self._find_refusal(call)
+            if error is not None:
+                answer = self._withdraw(number, error)
+                # Process 0 is past this call, and must not meet the offer in its next one.
+                self._store.delete(_offer_key(self._index, number))
+                self._stale.append(_answer_key(self._index, number))
+                return answer
+            error = self._find_absence(call, [0], began, wait)
+            if error is not None:
+                return self._withdraw(number, error)
 
-    def _withdraw(self, key: str, error: RemoteError) -> bytes:
+    def _withdraw(self, number: int, error: RemoteError) -> Answer:
         """Withdraws an offer, or returns the answer that was faster."""
-        data = msgspec.msgpack.encode(Answer(error=error, withdrawn=True))
-        if self._store.set(key, data):
-            return data
-        return self._store.get(key, POLL_S) or data
+        key, answer = _answer_key(self._index, number), Answer(error=error, withdrawn=True)
+        if self._store.set(key, msgspec.msgpack.encode(answer)):
+            return answer
+        data = self._store.get(key, POLL_S)
+        return answer if data is None else msgspec.msgpack.decode(data, type=Answer)
 
     def _find_refusal(self, call: Call) -> RemoteError | None:
         """What process 0 said of this call before it went on, unless this process heard it."""
         data = self._store.peek("templax/refused")
         for refusal in msgspec.msgpack.decode(data, type=list[Refusal]) if data else ():
-            mark = msgspec.msgpack.encode((refusal.identity, refusal.number))
+            mark = refusal.identity, refusal.number
             applies = refusal.identity == call.identity and call.number <= refusal.number
             if applies and mark not in self._heard:
                 self._heard.add(mark)
@@ -384,6 +394,9 @@ class Pairing:
         return None
 
     # --- both
+
+    def _describe(self, failed: Mapping[int, RemoteError], call: Call) -> RemoteError | None:
+        return describe_failure(failed, {}, count=self._count, path=call.path, doing=call.doing)
 
     def _find_absence(
         self, call: Call, missing: list[int], began: float, wait: Wait
@@ -409,3 +422,11 @@ class Pairing:
                 },
             )
         return None
+
+
+def _offer_key(index: int, number: int) -> str:
+    return f"templax/offer/{index}/{number}"
+
+
+def _answer_key(index: int, number: int) -> str:
+    return f"templax/answer/{index}/{number}"

@@ -37,12 +37,12 @@ HEARTBEAT_S = 5.0
 
 
 class Notice(msgspec.Struct, frozen=True, array_like=True):
-    """Why a process takes part in nothing any more.
+    """Why a process takes no further part.
 
     Attributes:
         why: As in "process 1 of 2 left: KeyboardInterrupt".
         path: The run that it left; empty if it is everything.
-        after_s: For how long it is waited for all the same: it may open the run once more.
+        after_s: Seconds for which the others wait anyway, since it may open the run again.
     """
 
     why: str
@@ -158,10 +158,10 @@ class Presence:
         self.announce_leaving(f"left: its program ended{cause}".rstrip())
 
     def _catch_sigterm(self) -> None:
-        """Announces a SIGTERM that would end the process without a word.
+        """Makes a SIGTERM that kills this process announce so to the others.
 
-        JAX catches the signal itself, for its preemption service, and the process goes on: then,
-        and where the program has a handler of its own, nothing is done here.
+        Does nothing if the program has its own handler, or if JAX catches the signal for its
+        preemption service: SIGTERM does not kill the process then.
         """
         in_main = threading.current_thread() is threading.main_thread()
         unhandled = in_main and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL

@@ -8,7 +8,6 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 
-import jax
 import msgspec
 
 from .link import Link
@@ -27,15 +26,17 @@ class Session:
         silent_s: How long a process may send no heartbeat.
 
     Attributes:
+        index, count: The index of this process, and the number of processes.
+        number: The number of the session.
         last: What was done in the last step that ended.
     """
 
     def __init__(self, link: Link, number: int, path: str, silent_s: float):
-        self.index, self.count = jax.process_index(), jax.process_count()
+        self.index, self.count = link.index, link.count
         self._store, self._presence = link.store, link.presence
         self._path, self._silent_s, self._step = path, silent_s, 0
-        self.last = ""
-        self._prefix = link.open_session(number, self.count)
+        self.number, self.last = number, ""
+        self._prefix = f"templax/session/{number}"
 
     def take_step(
         self,
@@ -113,10 +114,6 @@ class Session:
         if verdict.error is not None:
             return verdict.error, None
         return None, self._store.take(f"{self._step_key()}/reply", verdict.size)
-
-    def close(self) -> None:
-        """Leaves the session. Process 0 deletes its keys once all have left."""
-        self._store.set(f"{self._prefix}/closed/{self.index}", b"")
 
     def _step_key(self, ahead: int = 0) -> str:
         return f"{self._prefix}/{self._step + ahead}"

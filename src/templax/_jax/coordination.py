@@ -98,7 +98,7 @@ class JobStore:
 
     def peek(self, key: str) -> bytes | None:
         """The value of a key, or None if it is not set. Does not wait."""
-        if self._try_get is None:  # before JAX 0.6
+        if self._try_get is None:  # older versions of JAX
             return self.get(key, 0.001)
         try:
             return self._try_get(key)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .._core.names import Path, join_path
+from .._core.names import Path, join_path, split_name
 from .._core.text import quote_text
 from .failure import Failure, add_hint, count_found, is_much_better
 from .meaning import is_average, list_moments
@@ -49,7 +49,7 @@ def suggest_at(failure: Failure) -> Match | None:
     never offered while a less deep one holds half of the wanted leaves, an average of weights only
     if there is nothing else, and moments never.
     """
-    if not failure.select("missing") or list_moments((*failure.options.at.split("."),)):
+    if not failure.select("missing") or list_moments(split_name(failure.options.at)):
         return None  # nothing is missing, or the caller wants moments, which weights are not
     places = _list_places(failure)
     wanted = len(failure.targets_by_name())

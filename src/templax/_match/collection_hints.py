@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from .._core.names import Rename
-from .failure import Failure, add_hint, count_found
+from .failure import Failure, add_hint, add_rename_hint, count_found
 from .match import apply_at_and_rename
 from .result import Match
 
@@ -16,7 +16,8 @@ _VALUE = ".value"
 """The level below each variable of NNX."""
 
 _Try = tuple[str, str, Rename]
-"""What differs, and what to rename by: a mapping, or a function after its result as source."""
+"""What differs, and what to rename by: a mapping, or a function, with the source of its result in
+between."""
 
 
 def suggest_collections(failure: Failure) -> Match | None:
@@ -41,8 +42,7 @@ def suggest_collections(failure: Failure) -> Match | None:
             continue
         summary = f"{count_found(failure)}; {fact}"
         if isinstance(rename, Mapping):
-            hint = failure.format_rename(rename)
-            return add_hint(failure, hint, after, summary, rename=rename)
+            return add_rename_hint(failure, rename, after, summary)
         return add_hint(failure, f"rename=lambda name: {source}", after, summary)
     return None
 

@@ -91,9 +91,14 @@ def is_much_better(failure: Failure, after: Match) -> bool:
     return fewer and 2 * still_missing < len(failure.select("missing"))
 
 
-def add_hint(
-    failure: Failure, hint: str, after: Match, summary: str | None, **changes: object
+def add_rename_hint(
+    failure: Failure, rename: Mapping[str, str], after: Match, summary: str | None
 ) -> Match:
+    """`add_hint` of a mapping for `rename=`."""
+    return replace(add_hint(failure, failure.format_rename(rename), after, summary), rename=rename)
+
+
+def add_hint(failure: Failure, hint: str, after: Match, summary: str | None) -> Match:
     """The failed match with `hint` at each mismatch that following it removes.
 
     Args:
@@ -101,7 +106,6 @@ def add_hint(
         hint: How to call `restore` instead.
         after: The match that following the hint gives.
         summary: What is wrong, if one sentence says it for the whole tree.
-        **changes: Other attributes of the result.
     """
     remaining = identify_mismatches(after.mismatches)
     mismatches = tuple(
@@ -120,13 +124,7 @@ def add_hint(
         if n:
             summary += f", which leaves {n} {'mismatch' if n == 1 else 'mismatches'}:\n"
             summary += "\n".join(format_mismatches(after.mismatches))
-    return replace(
-        failure.result,
-        mismatches=mismatches,
-        summary=summary,
-        undecidable=undecidable,
-        **changes,
-    )
+    return replace(failure.result, mismatches=mismatches, summary=summary, undecidable=undecidable)
 
 
 def _list_undecidable(after: Match) -> tuple[str, ...]:
@@ -148,12 +146,9 @@ def _list_undecidable(after: Match) -> tuple[str, ...]:
 
 
 def solves_only(failure: Failure, after: Match, solved: set[tuple[str, str]]) -> bool:
-    """Whether `after` lacks the mismatches `solved` and has none that the failed match has not."""
-    before, remaining = (
-        identify_mismatches(failure.result.mismatches),
-        identify_mismatches(after.mismatches),
-    )
-    return bool(solved) and remaining <= before - solved
+    """Whether `after` has none of the mismatches `solved`, and none that are new."""
+    before = identify_mismatches(failure.result.mismatches)
+    return bool(solved) and identify_mismatches(after.mismatches) <= before - solved
 
 
 def identify_mismatches(mismatches: Iterable[Mismatch]) -> set[tuple[str, str]]:

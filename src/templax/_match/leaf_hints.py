@@ -15,7 +15,7 @@ from msgspec import structs
 
 from .._catalog.entry import LeafEntry
 from .._core.dtypes import WIDE, Cast, class_of
-from .._core.names import Path, find_nearest, join_path, normalize
+from .._core.names import Path, find_nearest, join_path, normalize, split_name
 from .._core.text import quote_text
 from .._template.template import Target
 from ..errors import Mismatch
@@ -60,7 +60,7 @@ def add_leaf_hints(
                 m = replace(m, hint=hint or _suggest_for_leaf(m, target, entry, options))
             elif m.note is None and len(hinted) < MAX_NEAREST and len(unused_names) <= MAX_NAMES:
                 moments = list_moments(target.path)
-                alike = [n for n in unused_names if list_moments((*n.split("."),)) == moments]
+                alike = [n for n in unused_names if list_moments(split_name(n)) == moments]
                 near = find_nearest(m.name, alike)
                 m = replace(m, note=f"nearest: `{near}`" if near else None)
         if m.hint is None:

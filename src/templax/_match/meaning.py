@@ -77,23 +77,12 @@ def is_average(path: Path) -> bool:
     return any(word in _AVERAGES for element in path for word in _split_words(str(element)))
 
 
-def have_one_role(old: Path, new: Path) -> bool:
-    """Whether two leaves of a layer are called by two names of the same: `kernel`, `weight`."""
-    if not old or not new:
-        return False
-    role = _ROLES.get(normalize(str(old[-1])))
-    return role is not None and role == _ROLES.get(normalize(str(new[-1])))
+def find_role(path: Path) -> str | None:
+    """What a leaf is to its layer, by its name: "weight" for `kernel` as for `w`; None if unknown.
 
-
-def scale_a_norm(old: Path, new: Path) -> bool:
-    """Whether the leaves may be one factor of a normalization: PyTorch's `weight`, Flax's `scale`.
-
-    Elsewhere the two differ, so that the caller has to know that the layer is one.
+    A "scale" may be the factor of a normalization that another library calls its weight.
     """
-    if not old or not new:
-        return False
-    roles = {_ROLES.get(normalize(str(path[-1]))) for path in (old, new)}
-    return roles == {"weight", "scale"}
+    return _ROLES.get(normalize(str(path[-1]))) if path else None
 
 
 def is_norm(path: Path) -> bool:
@@ -127,12 +116,19 @@ def spell_plainly(name: str) -> tuple[str, ...]:
     return tuple(plain)
 
 
-def is_plural(a: str, b: str) -> bool:
-    """Whether one of two names is the other with `s` or `es`: `biases`, `bias`."""
-    one, other = sorted((spell_plainly(a), spell_plainly(b)), key=lambda words: len("".join(words)))
-    if not one or one[:-1] != other[:-1] or len(one[-1]) < MIN_ABBREVIATION:
-        return False
-    return other[-1] in (f"{one[-1]}s", f"{one[-1]}es")
+def list_plurals(words: tuple[str, ...]) -> list[tuple[str, ...]]:
+    """The plurals of a plainly spelled name, and the names whose plural it may be.
+
+    >>> list_plurals(("dense", "0", "biases"))[2:]
+    [('dense', '0', 'biase'), ('dense', '0', 'bias')]
+    """
+    if not words:
+        return []
+    *first, last = words
+    plurals = [f"{last}s", f"{last}es"] if len(last) >= MIN_ABBREVIATION else []
+    singulars = [last.removesuffix(end) for end in ("s", "es") if last.endswith(end)]
+    singulars = [word for word in singulars if len(word) >= MIN_ABBREVIATION]
+    return [(*first, word) for word in plurals + singulars]
 
 
 def is_abbreviation(a: str, b: str) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from .._catalog.entry import LeafEntry
-from .._core.names import join_path
+from .._core.names import join_path, split_name
 from .._core.text import list_names
 from ..errors import Mismatch
 from .failure import Failure, solves_only
@@ -111,7 +111,7 @@ def _is_unexplained(m: Mismatch) -> bool:
 def _match_with_all_supplied(failure: Failure) -> Match:
     """The match if `missing=` were a checkpoint with every leaf of the template."""
     result, options = failure.result, failure.options
-    at = tuple(options.at.split(".")) if options.at else ()
+    at = split_name(options.at)
     supplied: list[LeafEntry] = []
     for t in failure.targets_by_name().values():
         if t.kind != "skip" and t.kind != "static":

@@ -7,12 +7,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from .._catalog.entry import LeafEntry
-from .._core.names import Path, join_path, prefixes
+from .._core.names import Path, Rename, join_path, prefixes, split_name
 from .._core.text import quote_text
 from .._template.template import Target
 from .failure import (
     Failure,
     add_hint,
+    add_rename_hint,
     count_found,
     is_much_better,
     solves_only,
@@ -33,14 +34,8 @@ def suggest_wrapping(failure: Failure) -> Match | None:
     prefix = _find_wrapper(names, [t.name for t in failure.result.template.targets])
     if prefix is None:
         return None
-    rename = failure.extend_rename({"": prefix})
-    if rename is None:
-        return None
-    after = failure.retry(rename=rename)
-    if not is_much_better(failure, after):
-        return None
     summary = f"{count_found(failure)}; the template wraps the checkpoint's tree in `{prefix}`"
-    return add_hint(failure, failure.format_rename(rename), after, summary, rename=rename)
+    return _try_mapping(failure, {"": prefix}, summary)
 
 
 def _find_wrapper(inner: set[str], outer: Sequence[str]) -> str | None:
@@ -59,7 +54,7 @@ def _find_wrapper(inner: set[str], outer: Sequence[str]) -> str | None:
                 votes[head] += 1
         if "" in inner:
             votes[name] += 1
-    ranked = [(head, n) for head, n in votes.most_common() if not list_moments((*head.split("."),))]
+    ranked = [(head, n) for head, n in votes.most_common() if not list_moments(split_name(head))]
     if not ranked or (len(ranked) > 1 and 2 * ranked[1][1] > ranked[0][1]):
         return None
     return ranked[0][0]
@@ -159,13 +154,13 @@ def _try_respellings(
             if new_at != failure.options.at:
                 hint = f"{hint}, at={quote_text(new_at)}"
             summary = f"{count_found(failure)}; {fact}"
-            hinted = try_function(failure, function, hint, summary, new_at)
+            hinted = _try_function(failure, function, hint, summary, new_at)
             if hinted is not None:
                 return hinted
     return None
 
 
-def try_function(
+def _try_function(
     failure: Failure, function: Callable[[str], str], hint: str, summary: str, at: str
 ) -> Match | None:
     """Tries to rename by a function; where the caller renames already, by a mapping of both.
@@ -180,13 +175,18 @@ def try_function(
     if failure.options.rename is None:
         after = failure.retry(rename=function, at=at)
         return add_hint(failure, hint, after, summary) if is_much_better(failure, after) else None
-    rename = failure.extend_rename(function) if at == failure.options.at else None
+    return _try_mapping(failure, function, summary) if at == failure.options.at else None
+
+
+def _try_mapping(failure: Failure, more: Rename, summary: str) -> Match | None:
+    """Tries a mapping that does what the caller's `rename` does and then `more`."""
+    rename = failure.extend_rename(more)
     if rename is None:
         return None
     after = failure.retry(rename=rename)
-    if not is_much_better(failure, after):
-        return None
-    return add_hint(failure, failure.format_rename(rename), after, summary, rename=rename)
+    return (
+        add_rename_hint(failure, rename, after, summary) if is_much_better(failure, after) else None
+    )
 
 
 def _place_respelled(
@@ -273,7 +273,7 @@ def _try_renames(
         for m in failure.result.mismatches
     )
     failure = replace(failure, result=replace(failure.result, mismatches=noted))
-    return add_hint(failure, failure.format_rename(extended), after, None, rename=extended)
+    return add_rename_hint(failure, extended, after, None)
 
 
 def _find_moves(
@@ -293,7 +293,7 @@ def _find_moves(
 
 def _list_subtrees(name: str) -> list[str]:
     """A name and those of the subtrees around it: `a.b` → `a`, `a.b`."""
-    return prefixes(tuple(name.split(".")))
+    return prefixes(split_name(name))
 
 
 def _strip_common_end(old: Path, new: Path) -> tuple[str, str]:
@@ -332,6 +332,8 @@ def suggest_setting_aside(failure: Failure) -> Match | None:
         return None
     after = failure.retry(rename=extended)
     solved = {(m.problem, m.name) for m in failure.result.mismatches if m.name in unfit}
-    if not solves_only(failure, after, solved):
-        return None
-    return add_hint(failure, failure.format_rename(extended), after, None, rename=extended)
+    return (
+        add_rename_hint(failure, extended, after, None)
+        if solves_only(failure, after, solved)
+        else None
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from .._core.names import Path, Rename, apply_rename, join_path
+from .._core.names import Path, Rename, apply_rename, join_path, split_name
 from .._core.text import quote_text
 
 MAX_SHORT = 6
@@ -54,7 +54,7 @@ def _combine_mappings(
             old = join_path(path[:i])
             if old in given:
                 renamed, depth = apply_rename(path, given), i
-                combined[old] = join_path(apply_rename(_split(given[old]), more))
+                combined[old] = join_path(apply_rename(split_name(given[old]), more))
                 break
         for i in range(len(renamed), -1, -1):
             prefix = join_path(renamed[:i])
@@ -64,10 +64,6 @@ def _combine_mappings(
                     combined[join_path(path[:kept])] = more[prefix]
                 break
     return combined
-
-
-def _split(name: str) -> Path:
-    return tuple(name.split(".")) if name else ()
 
 
 def format_rename(rename: Mapping[str, str], paths: Sequence[Path]) -> str:

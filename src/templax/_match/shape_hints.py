@@ -12,7 +12,7 @@ from .._core.boxes import Shape
 from .._template.template import Target
 from ..errors import Mismatch
 from .match import fit_leaf
-from .meaning import have_one_role
+from .meaning import find_role
 from .options import MatchOptions
 from .result import Pair
 
@@ -103,7 +103,7 @@ def _find_turns(
     resized = {
         _find_parent(t.name)
         for _, t, entry in leaves
-        if have_one_role(t.path, ("bias",)) and len(t.shape) == len(entry.shape) == 1
+        if find_role(t.path) == "bias" and len(t.shape) == len(entry.shape) == 1
     }
     turns: dict[str, tuple[int, ...]] = {}
     for m, target, entry in leaves:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from .._catalog.entry import LeafEntry
 from .._core.names import Path
 from .._template.template import Target
 from .failure import Failure
 from .match import fit_leaf
-from .meaning import have_one_role, is_norm, is_plural, scale_a_norm, spell_plainly
+from .meaning import find_role, is_norm, list_plurals, spell_plainly
 
-MAX_COMPARISONS = 10_000
-"""How many pairs of names are compared for similarity."""
+_ByRole = Mapping[tuple[Path, str | None], Sequence[str]]
+"""Names of leaves of the checkpoint by the path of their layer and their role in it."""
 
 
 def pair_similar_names(
@@ -26,40 +26,45 @@ def pair_similar_names(
     Returns:
         `{new: old}`. Names that are merely spelled alike are not paired: `w_up` is not `w_out`.
     """
-    missing = [m for m in failure.select("missing") if m.name in targets]
-    unused = [name for name in leaves if name not in targets]
     by_spelling: dict[tuple[str, ...], list[str]] = defaultdict(list)
-    by_parent: dict[Path, list[str]] = defaultdict(list)
-    for name in unused:
-        by_spelling[spell_plainly(name)].append(name)
-        by_parent[leaves[name][0][:-1]].append(name)
+    by_role: dict[tuple[Path, str | None], list[str]] = defaultdict(list)
+    for name, (path, _) in leaves.items():
+        by_role[path[:-1], find_role(path)].append(name)
+        if name not in targets:
+            by_spelling[spell_plainly(name)].append(name)
     old_names: dict[str, str] = {}
     same_role: dict[str, str] = {}
     norms: dict[str, str] = {}
     all_fit = True
-    for m in missing:
-        target = targets[m.name]
+    for m in failure.select("missing"):
+        target = targets.get(m.name)
+        if target is None:
+            continue
+        parent, role = target.path[:-1], find_role(target.path)
 
         def fits(name: str, target: Target = target) -> bool:
             return not fit_leaf(target, leaves[name][1], failure.options.cast)[0]
 
-        same = by_spelling.get(spell_plainly(m.name), [])
-        siblings = by_parent.get(target.path[:-1], [])
-        near = same[0] if len(same) == 1 else None
-        if near is None and not same and len(missing) * len(unused) <= MAX_COMPARISONS:
-            plurals = [n for n in siblings if is_plural(n, m.name)]
-            near = plurals[0] if len(plurals) == 1 else None
-        if near is not None and fits(near):
-            old_names[m.name] = near
-        if near is None and not same:
-            alike = [n for n in siblings if have_one_role(leaves[n][0], target.path)]
+        words = spell_plainly(m.name)
+        same = by_spelling.get(words, [])
+        if not same:
+            spelled = [n for other in list_plurals(words) for n in by_spelling.get(other, ())]
+            plurals = [n for n in spelled if leaves[n][0][:-1] == parent]
+            same = plurals if len(plurals) == 1 else []
+        if len(same) == 1 and fits(same[0]):
+            old_names[m.name] = same[0]
+        if not same and role is not None:
+            alike = [n for n in by_role.get((parent, role), ()) if n not in targets]
             fitting = [n for n in alike if fits(n)]
             if len(fitting) == 1:
                 same_role[m.name] = fitting[0]
             elif alike and not fitting:
                 all_fit = False
-            scales = [n for n in siblings if scale_a_norm(leaves[n][0], target.path) and fits(n)]
-            if len(scales) == 1 and _is_of_norm(target, targets, leaves):
+            # PyTorch calls the `weight` of a normalization what Flax calls its `scale`.
+            other = {"weight": "scale", "scale": "weight"}.get(role, "")
+            scales = by_role.get((parent, other), ())
+            scales = [n for n in scales if n not in targets and fits(n)]
+            if len(scales) == 1 and _is_of_norm(target, targets, leaves, by_role):
                 norms[m.name] = scales[0]
     # A square kernel beside one that is transposed is not renamed as if it were sure to fit.
     return {**norms, **(same_role if all_fit else {}), **old_names}
@@ -69,6 +74,7 @@ def _is_of_norm(
     target: Target,
     targets: Mapping[str, Target],
     leaves: Mapping[str, tuple[Path, LeafEntry]],
+    by_role: _ByRole,
 ) -> bool:
     """Whether a vector is of a normalization: by the layer's name, or by a bias of its shape.
 
@@ -77,11 +83,7 @@ def _is_of_norm(
     if len(target.shape) != 1:
         return False
     parent = target.path[:-1]
-    biases = [
-        name
-        for name, (path, entry) in leaves.items()
-        if path[:-1] == parent and have_one_role(path, ("bias",)) and entry.shape == target.shape
-    ]
     return is_norm(parent) or any(
-        name in targets and targets[name].shape == target.shape for name in biases
+        name in targets and targets[name].shape == leaves[name][1].shape == target.shape
+        for name in by_role.get((parent, "bias"), ())
     )

@@ -10,8 +10,8 @@ import errno
 import functools
 import logging
 import os
-from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
@@ -118,45 +118,72 @@ class StepRestore:
             fallback: Whether to try earlier steps, too: the newest that every process can restore.
         """
         self._open_missing()
-        self._call.join({"fallback=": str(fallback), "item=": str(self._item)})
-        while True:
-            offered = self._offer_steps(step, fallback)
-            if not offered.steps:
-                return self._begin_anew()
-            try:
-                return self._try_steps(offered) if fallback else self._restore_only(offered)
-            except _StepGoneError:
-                continue
+        call, facts = self._call, {"fallback=": str(fallback), "item=": str(self._item)}
+        with ExitStack() as held:
 
-    def _offer_steps(self, step: int | None, fallback: bool) -> _Offered:
-        """The steps to try, as process 0 lists them."""
-        call = self._call
-        offered = _Offered()
-        if call.index == 0:
+            def offer_steps() -> bytes:
+                return msgspec.msgpack.encode(self._offer_steps(step, fallback, held))
+
+            told = call.join(facts, make_reply=offer_steps)
+            while True:
+                offered = msgspec.msgpack.decode(told, type=_Offered)
+                if not offered.steps:
+                    return self._begin_anew()
+                if not fallback:
+                    return self._restore_only(offered, held)
+                try:
+                    return self._try_steps(offered)
+                except _StepGoneError:
+                    told = call.tell_all(
+                        "listing the steps", offer_steps() if call.index == 0 else None
+                    )
+
+    def _offer_steps(self, step: int | None, fallback: bool, held: ExitStack) -> _Offered:
+        """The steps to try, as process 0 lists them.
+
+        Args:
+            step, fallback: See `restore`.
+            held: If only one step is tried, keeps it from being deleted.
+        """
+        while True:
             steps = read_steps(self._url)
             found = find_committed(steps)
-            if fallback and step is not None and step not in found:
-                raise NotFound(f"{self._url} holds no committed step {step}")
             if not found and step is None:
                 refuse_unread(self._url, steps, self._given)
+            if fallback and step is not None and step not in found:
+                raise NotFound(f"{self._url} holds no committed step {step}")
             numbers = [n for n in reversed(found) if step is None or n <= step]
             if not fallback:
                 numbers = numbers[:1] if step is None else [step]
-            skipped = find_untaken(self._url, steps, numbers[0]) if step is None and numbers else ()
-            offered = _Offered(
-                [self._offer_step(n, found.get(n)) for n in numbers], list(skipped), found
-            )
-        data = call.tell_all("listing the steps", msgspec.msgpack.encode(offered))
-        return msgspec.msgpack.decode(data, type=_Offered)
+            if fallback or not numbers:
+                break
+            only = numbers[0]
+            there = held.enter_context(hold_for_reading(self._find_path(only, found.get(only))))
+            if there or only not in found:  # else it was deleted after it was listed
+                break
+        skipped = find_untaken(self._url, steps, numbers[0]) if step is None and numbers else ()
+        offers = [self._offer_step(n, found.get(n)) for n in numbers]
+        return _Offered(offers, list(skipped), found)
+
+    def _find_path(self, step: int, key: str | None) -> str:
+        return os.path.join(self._url, str(step) if key is None else key)
 
     def _offer_step(self, step: int, key: str | None) -> tuple[int, str | None, bytes]:
         several = self._call.count > 1 and key is not None
         identity = identify_checkpoint(os.path.join(self._url, key)) if several and key else b""
         return step, key, identity
 
-    def _restore_only(self, offered: _Offered) -> PyTree:
-        """Restores the only step that is offered."""
+    def _restore_only(self, offered: _Offered, held: ExitStack) -> PyTree:
+        """Restores the only step that is offered.
+
+        Args:
+            offered: The step. Process 0 keeps it from being deleted.
+            held: Lets the others do so, too.
+        """
         ((step, key, identity),) = offered.steps
+        path = self._find_path(step, key)
+        if self._call.index > 0:
+            held.enter_context(hold_for_reading(path))
         if offered.skipped:
             later = "; ".join(offered.skipped)
             _log.warning("step %d of %s is restored, not %s", step, self._url, later)
@@ -167,37 +194,14 @@ class StepRestore:
             return error
 
         choice = StepChoice(step, tuple(offered.skipped))
-        with self._hold_step(step, key) as path:
-            plan = plan_together(
-                self._call, lambda: self._make_plan(path, identity), explain=name_step
-            )
-            return run_together(
-                self._call,
-                plan,
-                functools.partial(api.run_plan, choice=choice),
-                self._options.on_progress,
-                explain=name_step,
-            )
-
-    @contextmanager
-    def _hold_step(self, step: int, key: str | None) -> Generator[str]:
-        """Keeps a step from being deleted while it is restored; the path of its directory.
-
-        Raises:
-            _StepGoneError: On every process: it was deleted meanwhile on one of them.
-        """
-        path = os.path.join(self._url, str(step) if key is None else key)
-        self._opened = None
-        with hold_for_reading(path) as there:
-            if self._call.count == 1:
-                gone = not there and key is not None
-            else:  # process 0 has it, and the others look until they see it
-                seen = self._call.gather("opening", b"" if there or self._call.index else b"gone")
-                gone = b"gone" in seen
-                gone = bool(self._call.tell_all("opened", b"gone" if gone else b""))
-            if gone:
-                raise _StepGoneError
-            yield path
+        plan = plan_together(self._call, lambda: self._make_plan(path, identity), explain=name_step)
+        return run_together(
+            self._call,
+            plan,
+            functools.partial(api.run_plan, choice=choice),
+            self._options.on_progress,
+            explain=name_step,
+        )
 
     def _make_plan(self, path: str, identity: bytes) -> Plan:
         await_checkpoint(self._call, path, identity)
@@ -292,7 +296,7 @@ class StepRestore:
         Raises:
             _StepGoneError: It was listed and is not there.
         """
-        path = os.path.join(self._url, str(step) if key is None else key)
+        path = self._find_path(step, key)
         self._opened = None
         with hold_for_reading(path) as there:
             if self._call.index == 0 and not there:

@@ -129,11 +129,12 @@ class Job:
             "overwrite=": str(options.overwrite),
             "compression level": str(options.level),
         }
-        notes = {
-            "metrics": repr(options.metrics),
-            "metadata": repr(options.metadata),
-            "JSON items": repr(self._documents),
+        noted = {
+            "metrics": options.metrics,
+            "metadata": options.metadata,
+            "JSON items": self._documents,
         }
+        notes = {name: f"{zlib.crc32(repr(value).encode()):08x}" for name, value in noted.items()}
         return job.join(
             facts,
             notes=notes,

@@ -14,6 +14,7 @@ import templax as tx
 from helpers import CHECKPOINT_LIKE_URL as URL
 from helpers import checkpoint_like, f32
 from mismatches import DENSE, MLP, fail_match, follow_hints, has_no_hint
+from templax._match import meaning
 
 A = jax.ShapeDtypeStruct
 
@@ -238,6 +239,18 @@ def test_a_leaf_of_another_case_separator_padding_or_a_plural_is_renamed(
         match = fail_match(checkpoint, template)
         assert match.rename == {stored: wanted}
         assert follow_hints(match, checkpoint, template).ok
+
+
+def test_looking_for_other_names_of_many_leaves_costs_little(monkeypatch: Any) -> None:
+    """As of a flat dict whose keys are whole names."""
+    names = []
+    real = meaning.normalize
+    monkeypatch.setattr(meaning, "normalize", lambda name: names.append(name) or real(name))
+    checkpoint = {"losses": f32(4), **{f"old{i}": f32(2) for i in range(200)}}
+    template = {"loss": f32(4), **{f"new{i}": f32(3) for i in range(200)}}
+    match = fail_match(checkpoint, template)
+    assert match.rename == {"losses": "loss"}
+    assert 400 <= len(names) <= 4000  # a few for each of 402 leaves
 
 
 @pytest.mark.parametrize(

@@ -37,12 +37,29 @@ def write_msgpack(path):
 
 
 def write_pytorch(path):
-    path.parent.mkdir()
+    path.parent.mkdir(parents=True, exist_ok=True)
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("agent/data.pkl", b"")
 
 
-PAIR = {"b": np.zeros(4, "f4"), "w": np.ones((3, 4), "f4")}
+def write_npz(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.savez(path, w=np.ones(3))
+
+
+def write_pickle(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(pickle.dumps({"w": np.ones(3)}))
+
+
+def write_equinox(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    eqx.tree_serialise_leaves(path, {"b": np.zeros(4, "f4"), "w": np.ones((3, 4), "f4")})
+
+
+def write_safetensors(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    safetensors.numpy.save_file({"w": np.ones(3, "f4")}, path)
 
 
 FOREIGN = {
@@ -53,14 +70,14 @@ FOREIGN = {
     "a directory of steps": lambda run: tx.save(run / "checkpoints" / "10", TREE),
     "a file without a number": lambda run: write_msgpack(run / "model.eqx"),
     "an empty step": lambda run: (run / "10").mkdir(parents=True),
-    "an Equinox file": lambda run: (run.mkdir(), eqx.tree_serialise_leaves(run / "d.eqx", PAIR)),
+    "an Equinox file": lambda run: write_equinox(run / "d.eqx"),
     "a msgpack file without a number": lambda run: write_msgpack(run / "b.msgpack"),
     "a Flax checkpoint": lambda run: write_msgpack(run / "b.ckpt"),
     "a PyTorch file": lambda run: write_pytorch(run / "agent.zip"),
-    "arrays of another name": lambda run: (run.mkdir(), np.savez(run / "policy.npz", w=np.ones(3))),
+    "arrays of another name": lambda run: write_npz(run / "policy.npz"),
     "a link to nothing": lambda run: (run.mkdir(), (run / "10").symlink_to(run / "gone")),
     "an empty file": lambda run: (run.mkdir(), (run / "12").touch()),
-    "an array": lambda run: (run.mkdir(), np.savez(run / "step_3.npz", w=np.ones(3))),
+    "an array": lambda run: write_npz(run / "step_3.npz"),
 }
 
 
@@ -152,16 +169,20 @@ def test_a_file_is_not_a_run(tmp_path):
         begin_anew(tmp_path / "file" / "run")
 
 
-def test_a_directory_that_cannot_be_read_is_not_empty(tmp_path, monkeypatch):
+def refuse_listing(monkeypatch, refused):
     """Tests may run as root, who can read everything."""
     real = os.scandir
 
-    def refuse(path="."):
-        if os.fspath(path) == str(tmp_path):
+    def scandir(path="."):
+        if os.fspath(path) == str(refused):
             raise PermissionError(13, os.strerror(13))
         return real(path)
 
-    monkeypatch.setattr(os, "scandir", refuse)
+    monkeypatch.setattr(os, "scandir", scandir)
+
+
+def test_a_directory_that_cannot_be_read_is_not_empty(tmp_path, monkeypatch):
+    refuse_listing(monkeypatch, tmp_path)
     with pytest.raises(tx.SourceError, match="Permission denied"):
         begin_anew(tmp_path)
 
@@ -380,26 +401,6 @@ def test_a_run_of_epochs_is_continued(tmp_path):
         tx.open(tmp_path)
 
 
-def write_npz(path):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    np.savez(path, w=np.ones(3))
-
-
-def write_pickle(path):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(pickle.dumps({"w": np.ones(3)}))
-
-
-def write_equinox(path):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    eqx.tree_serialise_leaves(path, PAIR)
-
-
-def write_safetensors(path):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    safetensors.numpy.save_file({"w": np.ones(3, "f4")}, path)
-
-
 BELOW = {
     ("backup", "d.eqx"): (write_equinox, "an Equinox file"),
     ("old", "step_3/model.eqx"): (write_msgpack, "a Flax msgpack file"),
@@ -433,6 +434,8 @@ def test_a_run_does_not_begin_anew_beside_a_directory_of_checkpoints(tmp_path, c
         ("plots/loss_3.pkl", write_pickle),
         ("replay/7/buffer.pkl", write_pickle),
         (".trash/d.eqx", write_equinox),
+        ("loss.pkl", write_pickle),
+        ("histogram.npy", lambda path: np.save(path, np.ones(3))),
     ],
 )
 def test_a_run_begins_beside_data_and_samples(tmp_path, name, write):
@@ -453,26 +456,6 @@ def test_looking_into_the_directories_of_a_run_costs_little(tmp_path, monkeypatc
     )
     begin_anew(tmp_path)
     assert 200 <= len(opened) <= 1024  # a few for each of 256 files
-
-
-@pytest.mark.parametrize("name", ["loss.pkl", "histogram.npy"])
-def test_a_run_begins_beside_a_pickle_or_a_single_array(tmp_path, name):
-    (tmp_path / name).write_bytes(pickle.dumps([1, 2]))
-    if name.endswith("npy"):
-        np.save(tmp_path / name, np.ones(3))
-    assert float(begin_anew(tmp_path)["w"][0]) == 0
-
-
-def refuse_listing(monkeypatch, refused):
-    """Tests may run as root, who can read everything."""
-    real = os.scandir
-
-    def scandir(path="."):
-        if os.fspath(path) == str(refused):
-            raise PermissionError(13, os.strerror(13))
-        return real(path)
-
-    monkeypatch.setattr(os, "scandir", scandir)
 
 
 def test_a_later_link_to_nothing_and_an_unreadable_step_are_named(tmp_path, monkeypatch, caplog):

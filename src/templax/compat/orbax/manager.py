@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import msgspec
 from jax.experimental import multihost_utils
 
 import templax as tx
@@ -368,11 +369,14 @@ class CheckpointManager(Saver):
         root = self._root if directory is None else os.fspath(directory)
         with open_restore(root, step=step) as call:
             self.wait_until_finished()
-            call.join()
-            path = self._find_step(step, directory) if call.index == 0 else ""
-            path = call.tell_all("choosing a step", path.encode()).decode()
-            identity = identify_checkpoint(path) if call.index == 0 else b""
-            identity = call.tell_all("opening", identity)
+
+            def choose() -> bytes:
+                path = self._find_step(step, directory)
+                identity = identify_checkpoint(path) if call.count > 1 else b""
+                return msgspec.msgpack.encode((path, identity))
+
+            chosen = call.join(make_reply=choose)
+            path, identity = msgspec.msgpack.decode(chosen, type=tuple[str, bytes])
 
             def restore() -> Any:
                 await_checkpoint(call, path, identity)
