@@ -11,7 +11,7 @@ from .._catalog.catalog import Catalog
 from .._core.boxes import full_box
 from .._core.dtypes import PYTHON_DTYPES, parse_dtype
 from .._core.names import join_path, strip_prefix
-from ..errors import Corrupted, UnknownFormat
+from ..errors import Corrupted, UnknownFormat, UsageError
 from .sharding import Sharding, find_sharding_problem
 from .template import Target, TargetKind, Template
 
@@ -44,7 +44,11 @@ _NO_DATA: dict[str, np.dtype] = {
 
 
 def dump_template(template: Template) -> bytes:
-    """Encodes a template as JSON: the key path, shape, dtype, kind and sharding of each leaf."""
+    """Encodes a template as JSON: the key path, shape, dtype, kind and sharding of each leaf.
+
+    Raises:
+        UsageError: A name has lone surrogates, which UTF-8 can't encode.
+    """
     leaves = [
         _Leaf(
             path=list(t.path),
@@ -60,7 +64,10 @@ def dump_template(template: Template) -> bytes:
         for t in template.targets
     ]
     # One leaf per line, because templates are kept under version control and read in diffs.
-    lines = b",\n  ".join(map(msgspec.json.encode, leaves))
+    try:
+        lines = b",\n  ".join(map(msgspec.json.encode, leaves))
+    except UnicodeEncodeError as error:
+        raise UsageError(f"Expected names that UTF-8 can encode, got {error.object!r}") from error
     body = b"\n  " + lines + b"\n " if leaves else b""
     text = (b'{"templax_template": %d,\n "leaves": [%s]}\n' % (VERSION, body)).decode()
     # Names are from files, and this may be printed on a terminal.
