@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from .._core.names import Path, check_depths, check_names
+from .._escape import join_lines
 from ..errors import CheckpointError, Corrupted, Unsupported
 from ..storage.source import Source
 from .entry import Chunk, LeafEntry
@@ -109,10 +110,10 @@ class Catalog:
 
     def __str__(self) -> str:
         """The tree, as `templax ls` shows it, in at most `MAX_ROWS` rows."""
-        head = f"{self.url} ({self.format}): {format_total(self.entries)}"
+        lines = [f"{self.url} ({self.format}): {format_total(self.entries)}"]
         if self.uncommitted is not None:
-            head += f"\nUNCOMMITTED: {self.uncommitted}"
-        return "\n".join([head, *format_tree(self.entries, self.empties, MAX_ROWS)])
+            lines.append(f"UNCOMMITTED: {self.uncommitted}")
+        return join_lines([*lines, *format_tree(self.entries, self.empties, MAX_ROWS)])
 
     @functools.cached_property
     def leaves(self) -> Mapping[str, LeafEntry]:

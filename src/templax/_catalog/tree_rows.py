@@ -10,6 +10,7 @@ from typing import Any
 
 from .._core.names import Path, join_path
 from .._core.text import format_count, format_size, leaf_noun, parameter_noun
+from .._escape import escape_text
 from .entry import LeafEntry
 
 _MAX_NODES, _LEAF_NODES = 1 << 16, 4
@@ -232,8 +233,8 @@ def format_cells(rows: Sequence[Row]) -> Iterator[tuple[Row, tuple[str, str, str
     """Each row with its columns as padded text: name, dtype, shape, size, note."""
     table = [
         (
-            "  " * row.depth + row.label,
-            row.dtype,
+            "  " * row.depth + escape_text(row.label),
+            escape_text(row.dtype),
             row.shape,
             "" if row.nbytes is None else format_size(row.nbytes),
         )
@@ -242,7 +243,7 @@ def format_cells(rows: Sequence[Row]) -> Iterator[tuple[Row, tuple[str, str, str
     widths = [min(max((len(line[i]) for line in table), default=0), _MAX_WIDTH) for i in range(4)]
     for row, line in zip(rows, table, strict=True):
         name, dtype, shape = (text.ljust(w) for text, w in zip(line[:3], widths, strict=False))
-        yield row, (name, dtype, shape, line[3].rjust(widths[3]), row.note)
+        yield row, (name, dtype, shape, line[3].rjust(widths[3]), escape_text(row.note))
 
 
 def find_depth(rows: Sequence[Row], maximum: int) -> int:

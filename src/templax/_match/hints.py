@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from .._core.text import list_names
+from .._escape import escape_text
 from .._template.template import Template
 from .at_hints import suggest_at
 from .collection_hints import suggest_collections
@@ -47,7 +48,7 @@ def add_hints(
         match_with: Matches the checkpoint with a template again, with other options.
     """
     if lacks_arrays(result.template):
-        return replace(result, summary=explain_lack_of_arrays(result.template))
+        return replace(result, summary=escape_text(explain_lack_of_arrays(result.template)))
     unsearched = _find_reason_against(checkpoint, result.template)
     if unsearched is not None:
         first, *others = result.mismatches
@@ -114,7 +115,7 @@ def _explain_empty_at(failure: Failure) -> Match | None:
     if not names:
         return None
     summary = f"{count_found(failure)}, where nothing is; the checkpoint holds {list_names(names)}"
-    return replace(failure.result, summary=summary)
+    return replace(failure.result, summary=escape_text(summary))
 
 
 def _suggest_ignoring_extras(failure: Failure) -> Match | None:

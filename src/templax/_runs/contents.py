@@ -12,6 +12,7 @@ from contextlib import suppress
 from typing import Any
 
 from .._core.text import format_size, list_examples, list_names, quote_text
+from .._escape import escape_text
 from ..errors import (
     CheckpointError,
     NotFound,
@@ -169,6 +170,10 @@ def find_untaken(url: str, steps: Sequence[Step], number: int) -> Iterator[str]:
     That is what looks like a later step and can't be restored, another directory of the same step,
     and a step that was saved after it.
     """
+    return map(escape_text, _find_untaken(url, steps, number))
+
+
+def _find_untaken(url: str, steps: Sequence[Step], number: int) -> Iterator[str]:
     known, prefixes = {step.key for step in steps}, list_prefixes(steps)
     yield from (
         f"`{step.key}` ({step.problem})"

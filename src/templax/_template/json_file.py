@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import msgspec
 import numpy as np
 
@@ -10,7 +12,7 @@ from .._core.boxes import fits_address_space, format_shape, full_box
 from .._core.dtypes import PYTHON_DTYPES, parse_dtype
 from .._core.json_text import decode_json
 from .._core.names import check_depths, join_path, strip_prefix
-from ..errors import Corrupted, UnknownFormat, Unsupported
+from ..errors import Corrupted, UnknownFormat, Unsupported, UsageError
 from .sharding import Sharding, find_sharding_problem
 from .template import Target, TargetKind, Template
 
@@ -45,7 +47,11 @@ _NO_DATA: dict[str, np.dtype] = {
 
 
 def dump_template(template: Template) -> bytes:
-    """Encodes a template as JSON: the key path, shape, dtype, kind and sharding of each leaf."""
+    """Encodes a template as JSON: the key path, shape, dtype, kind and sharding of each leaf.
+
+    Raises:
+        UsageError: A name has lone surrogates, which UTF-8 can't encode.
+    """
     leaves = [
         _Leaf(
             path=list(t.path),
@@ -61,9 +67,15 @@ def dump_template(template: Template) -> bytes:
         for t in template.targets
     ]
     # One leaf per line, because templates are kept under version control and read in diffs.
-    lines = b",\n  ".join(map(msgspec.json.encode, leaves))
+    try:
+        lines = b",\n  ".join(map(msgspec.json.encode, leaves))
+    except UnicodeEncodeError as error:
+        raise UsageError(f"Expected names that UTF-8 can encode, got {error.object!r}") from error
     body = b"\n  " + lines + b"\n " if leaves else b""
-    return b'{"templax_template": %d,\n "leaves": [%s]}\n' % (VERSION, body)
+    text = (b'{"templax_template": %d,\n "leaves": [%s]}\n' % (VERSION, body)).decode()
+    # Names are from files, and this may be printed on a terminal.
+    escaped = (c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text)
+    return (text if text.replace("\n", "").isprintable() else "".join(escaped)).encode()
 
 
 def load_template(data: bytes, file: str | None = None) -> Template:

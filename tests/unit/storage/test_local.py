@@ -6,6 +6,7 @@ import copy
 import errno
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -206,3 +207,21 @@ def test_a_relative_path_in_a_directory_that_is_gone_is_refused(
         tx.open("ckpt")
     with pytest.raises(tx.UsageError, match="working directory that no longer exists"):
         tx.save("ckpt", {"a": np.ones(2)})
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: tx.Manager("\ud800"),
+        lambda: tx.save("\ud800", {"a": np.ones(2)}),
+        lambda: tx.save_template({"\ud800": np.ones(2, np.float32)}, "t.json"),
+    ],
+    ids=["manager", "save", "template"],
+)
+def test_lone_surrogates_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(tx.UsageError, match="got '"):
+        call()
+    assert list(tmp_path.iterdir()) == []

@@ -337,6 +337,7 @@ def _check_data_files(
             )
 
 
+@pause_gc()
 def _list_files(source: Source) -> _Container:
     """The whole of each file below `source`."""
     objects: dict[str, Extent] = {}
