@@ -301,7 +301,7 @@ def check_history(
         assert name in (str(step), "elsewhere"), (name, step)
     alive = [i for i, answer in enumerate(answers) if answer is not None]
     dead, known_dead = False, False
-    # Until a process skips a restore, or raises in one what became of its own last save and restores
+    # Until a process skips a restore, or raises in one what became of its own save and restores
     # again before the others have come: they join its second call. Then it is a call ahead.
     aligned = True
     hit_unseen = False
