@@ -13,7 +13,7 @@ from templax._catalog.tree_rows import build_rows, format_cells
 from templax._display import listing
 from templax._display.json import render_json
 from templax._display.json_contents import catalog_fields
-from templax._display.terminal import escape_controls
+from templax._escape import escape_text
 from templax._template.json_file import dump_template, load_template, template_from_catalog
 from templax.errors import Corrupted
 
@@ -39,10 +39,10 @@ def inspect(catalog: Catalog) -> None:
 def list_contents(catalog: Catalog) -> None:
     """What `templax ls` computes: the facts, the tree, the code, and the JSON."""
     for label, text in listing.describe_checkpoint(catalog, list(catalog.entries)):
-        check_line(escape_controls(label + text).replace("\n", ""))
+        check_line(escape_text(label + text).replace("\n", ""))
     rows = build_rows(catalog.entries, catalog.empties)
     for _, cells in format_cells(rows):
-        check_line(escape_controls("".join(cells)))
+        check_line(escape_text("".join(cells)))
     check_code(listing.make_restore_code(catalog))
     if (text := str(catalog)) and _ASCII_CONTROLS.search(text):
         raise Wrong(f"str(catalog) has control characters: {text[:400]!r}")

@@ -40,7 +40,8 @@ def check(results, allowed=(0, 1, 2)):
         assert re.sub(r"[\n]", "", text).isprintable(), f"{where}: {text[:1000]!r}"
         if result.status == 2 and not result.stderr.startswith("Usage"):
             assert result.stderr.startswith("error: "), where
-            assert result.stderr.count("error: ") == 1, where
+            lines = result.stderr.splitlines()
+            assert sum(line.startswith("error: ") for line in lines) == 1, where
 
 
 def read_all(*paths):

@@ -181,10 +181,9 @@ class Local:
                 else:
                     links += 1
                     real = os.path.realpath(self._path(key))
-                    here = os.path.realpath(self._path(directory))
                     if links > _MAX_LINKS:
                         what = f"is one of more than {_MAX_LINKS} links to directories"
-                    elif real in above or _is_within(here, real):
+                    elif real in above:
                         what = "is a link to a directory around it"
                     else:
                         pending.append((info.key, above | {real}))
@@ -231,6 +230,11 @@ class Local:
             return ObjectInfo(key, 0, problem=NotFound(what, file=key))
         problem = self._find_way_out(key)
         if stat.S_ISDIR(status.st_mode):
+            path = self._path(key)
+            if _is_within(os.path.realpath(os.path.dirname(path)), os.path.realpath(path)):
+                # Listed as no directory: nobody who descends should come back here.
+                what = f"can't read `{path}`: it is a link to a directory around it"
+                return ObjectInfo(key, 0, problem=SourceError(what))
             return ObjectInfo(f"{key}/", 0, problem=problem)
         return replace(_info(key, status), problem=problem)
 
