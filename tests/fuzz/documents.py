@@ -19,6 +19,7 @@ import templax as tx
 from templax._runs.locks import _describe_holder
 from templax._runs.steps import read_run
 from templax._template.json_file import dump_template, load_template
+from templax.errors import SaveError
 from templax.formats.diagnose import diagnose_source
 from templax.formats.flax.msgpack import holds_flax_arrays, read_msgpack
 from templax.formats.orbax.directory import examine_directory, list_items, list_steps, step_name
@@ -340,5 +341,5 @@ def read_names(data: bytes) -> None:
 )  # fmt: skip
 def read_texts(data: bytes) -> None:
     """The content of a lock file, and paths as users give them."""
-    check_line(_describe_holder(data))
+    check_line(str(SaveError(_describe_holder(data))))
     local_path(data.decode("utf-8", "surrogateescape"), "reads", "copy it")
