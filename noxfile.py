@@ -3,6 +3,7 @@
 nox -s lint docs dist   what CI runs, besides the test command of README.md
 nox -s quick            the tests that take seconds
 nox -s tests            all of them, on each supported Python that is installed
+nox -s fuzz             every fuzzing target for a few seconds; what follows `--` goes to tests.fuzz
 nox -s lowest lowest_demo newest
                         before a release: the oldest dependencies that are allowed, the newest
 """
@@ -70,6 +71,13 @@ def quick(session: nox.Session) -> None:
     """The tests that are not marked slow."""
     session.install(*PINNED, "-e", ".[test]")
     session.run("pytest", *QUICK, *session.posargs)
+
+
+@nox.session(python=PYTHONS[0])
+def fuzz(session: nox.Session) -> None:
+    """Runs the targets of `tests/fuzz`, for 20 s each or as the arguments after `--` say."""
+    session.install(*PINNED, "-e", ".[fuzz]")
+    session.run("python", "-m", "tests.fuzz", *session.posargs)
 
 
 # What the tests need of other libraries, in the last versions that run on JAX 0.5.3.

@@ -18,12 +18,17 @@ CastWarning (UserWarning)                  leaves were cast; one warning per cal
 
 `TemplateError` holds a `Match`, so both are defined in `_match.result`. `templax` exports all of
 these classes.
+
+Messages contain names from files, so each is escaped: it has no control characters, and one line,
+except that of a `TemplateError`. Attributes such as `leaf` and `file` are as they are.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
+
+from ._escape import escape_text
 
 __all__ = [
     "AlreadyExists",
@@ -79,14 +84,17 @@ class Mismatch:
             case _:
                 text = f"Expected {self.expected}, got {self.found}"
         text = f"{text} - at `{self.name}`" if self.name else f"{text} - at the leaf itself"
-        return f"{text}; {self.note}" if self.note else text
+        return escape_text(f"{text}; {self.note}" if self.note else text)
 
     def __str__(self) -> str:
-        return f"{self.fact}; hint: {self.hint}" if self.hint else self.fact
+        return escape_text(f"{self.fact}; hint: {self.hint}") if self.hint else self.fact
 
 
 class TemplaxError(Exception):
     """Base class of all errors that templax raises on purpose."""
+
+    def __init__(self, *arguments: object):
+        super().__init__(*[escape_text(a) if isinstance(a, str) else a for a in arguments])
 
 
 class CheckpointError(TemplaxError):
@@ -131,7 +139,7 @@ class CheckpointError(TemplaxError):
             places.append(f"bytes {start}-{stop}")
         text = f"{what} - {', '.join(places)}" if places else what
         super().__init__(f"{text}; hint: {hint}" if hint else text)
-        self.what, self.leaf, self.file = what, leaf, file
+        self.what, self.leaf, self.file = escape_text(what), leaf, file
         self.start, self.stop, self.hint, self.box = start, stop, hint, box
 
     def locate(
@@ -215,7 +223,7 @@ class SaveError(TemplaxError):
         places += [] if file is None else [f"file `{file}`"]
         text = f"{what} - {', '.join(places)}" if places else what
         super().__init__(f"{text}; hint: {hint}" if hint else text)
-        self.what, self.leaf, self.file, self.hint = what, leaf, file, hint
+        self.what, self.leaf, self.file, self.hint = escape_text(what), leaf, file, hint
 
 
 class AlreadyExists(SaveError, FileExistsError):

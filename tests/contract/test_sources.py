@@ -61,11 +61,13 @@ class TestLocal(SourceContract):
         assert {i.key for i in source.walk()} >= {"a/x"}
         assert len(list(source.walk())) < 10
 
-    def test_links_to_files_elsewhere_are_followed(self, tmp_path: Path) -> None:
+    def test_links_to_files_elsewhere_are_followed_if_asked_for(self, tmp_path: Path) -> None:
         source = self.make({"a": b"1"})
         (tmp_path / "blob").write_bytes(b"far")
         (self.root / "link").symlink_to(tmp_path / "blob")
-        assert bytes(source.read("link")) == b"far"
+        with pytest.raises(SourceError, match="a link that leads out"):
+            source.read("link")
+        assert bytes(Local(self.root, follow_links=True).read("link")) == b"far"
 
 
 def test_paths_and_file_urls_are_local(tmp_path: Path) -> None:

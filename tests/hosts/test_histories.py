@@ -100,10 +100,10 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[int, st
         answers = jobs[count].live(history)
         try:
             check_history(history, answers, find_committed(str(root), api))
-        except AssertionError:
+        except AssertionError as error:
             if not jobs[count].ended:
                 jobs[count].end()  # the next history must not suffer from this one
-            raise
+            raise AssertionError(f"{history}\n{answers}") from error
 
     yield call
     for job in jobs.values():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .._core.text import leaf_noun, list_names
+from .._escape import escape_text, join_lines
 from .._match.result import MAX_SHOWN
 from ..errors import Corrupted
 
@@ -29,19 +30,19 @@ def format_verification(verified: Verified, rest: str = "`verified.damages` has 
         lines.append(f"  {checked:,} bytes were compared with their checksum")
     elif verified.unchecked_bytes and not checked:
         what = f"none of its {verified.unchecked_bytes:,} bytes has a checksum"
-        return f"{url} shows no damage, but {what}{took}"
+        return escape_text(f"{url} shows no damage, but {what}{took}")
     elif verified.unchecked_bytes:
         lines = [f"{url} shows no damage: {checked:,} bytes agree with their checksum{took}"]
     else:
         what = f"all {checked:,} bytes of {n:,} {leaf_noun(n)} agree with their checksum"
-        return f"{url} is sound: {what}{took}"
+        return escape_text(f"{url} is sound: {what}{took}")
     if verified.unchecked_bytes:
         names = verified.unchecked
         lines.append(
             f"  {verified.unchecked_bytes:,} bytes of {len(names):,} {leaf_noun(len(names))} have"
             f" none: {list_names(names)}"
         )
-    return "\n".join(lines)
+    return join_lines(lines)
 
 
 @dataclass(frozen=True, slots=True)

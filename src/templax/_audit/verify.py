@@ -14,8 +14,9 @@ from .._catalog.catalog import Catalog
 from .._catalog.checksums import BlockVerifier
 from .._catalog.entry import Chunk, LeafEntry
 from .._codecs.crc32c import compare_crc32c, crc32c
-from .._codecs.decode import CODECS, decode
-from .._codecs.zstd import Inflater
+from .._codecs.decode import CHECKSUMS, CODECS, decode
+from .._codecs.gzip import iter_gunzipped
+from .._codecs.zstd import Inflater, Pieces
 from .._core.boxes import Box, box_around, full_box, intersect, shape_of, size_of
 from .._core.memory import Scratch
 from .._core.progress import PROGRESS_S, Progress, check_progress
@@ -366,12 +367,26 @@ def _decode_chunk(piece: _Piece, stored: _StoredBytes, scratch: Scratch) -> None
             crc = crc32c(stored.read(min(left - 4, CHECKED_BYTES)), crc)
         compare_crc32c(int.from_bytes(stored.read(4), "little"), crc)
     elif chunk.codecs == ("zstd",):
-        inflater = Inflater(stored)
-        for first in range(0, nbytes, BLOCK_BYTES):
-            inflater.fill(scratch.bytes("decoded", min(BLOCK_BYTES, nbytes - first)))
-        inflater.finish()
+        _inflate(stored, nbytes, scratch)
     else:
-        decode(chunk.codecs, stored.read(stored.left), nbytes)
+        codecs, data = chunk.codecs, stored.read(stored.left)
+        while codecs and codecs[0] in CHECKSUMS:  # of the compressed bytes
+            data, codecs = decode(codecs[:1], data, len(data) - 4), codecs[1:]
+        if codecs == ("zstd",):
+            _inflate(data, nbytes, scratch)
+        elif codecs == ("gzip",):
+            for _ in iter_gunzipped(data, nbytes):
+                pass
+        else:
+            decode(codecs, data, nbytes)
+
+
+def _inflate(stored: Pieces | memoryview, nbytes: int, scratch: Scratch) -> None:
+    """Decodes zstd frames, a block at a time: a few bytes may decode to more than memory holds."""
+    inflater = Inflater(stored)
+    for first in range(0, nbytes, BLOCK_BYTES):
+        inflater.fill(scratch.bytes("decoded", min(BLOCK_BYTES, nbytes - first)))
+    inflater.finish()
 
 
 def _locate_error(piece: _Piece, error: CheckpointError, source: Source) -> Corrupted:

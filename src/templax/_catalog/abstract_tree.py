@@ -9,7 +9,7 @@ import jax
 
 from .._core.arguments import PyTree
 from .._core.dtypes import PYTHON_DTYPES
-from .._core.names import Path, join_path
+from .._core.names import MAX_DEPTH, Path, join_path
 from .._jax.support import abstract_array
 from ..errors import Corrupted
 from .entry import LeafEntry
@@ -59,8 +59,6 @@ _EMPTY: dict[str, Callable[[], Any]] = {
     "NamedTuple": tuple,
 }
 
-_MAX_DEPTH = 300
-
 
 def _conflict_error(path: Path) -> Corrupted:
     return Corrupted(f"Expected one leaf or one subtree at `{join_path(path)}`, found several")
@@ -70,8 +68,8 @@ def _finish_node(node: Any, depth: int) -> Any:
     """Turns nodes into dicts, and those whose keys are 0, 1, ... into lists."""
     if not isinstance(node, _Node):
         return node
-    if depth > _MAX_DEPTH:
-        raise Corrupted(f"Expected a tree of at most {_MAX_DEPTH} levels")
+    if depth > MAX_DEPTH:
+        raise Corrupted(f"Expected a tree of at most {MAX_DEPTH} levels")
     built = {k: _finish_node(v, depth + 1) for k, v in node.items()}
     if all(isinstance(k, int) for k in built) and set(built) == set(range(len(built))):
         return [built[i] for i in range(len(built))]

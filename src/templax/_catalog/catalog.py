@@ -10,11 +10,15 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from .._core.names import Path
-from ..errors import CheckpointError, Corrupted
+from .._core.names import Path, check_depths, check_names
+from .._escape import join_lines
+from ..errors import CheckpointError, Corrupted, Unsupported
 from ..storage.source import Source
 from .entry import Chunk, LeafEntry
 from .tree_rows import format_total, format_tree
+
+MAX_EMPTIES, LEAF_EMPTIES = 1 << 16, 16
+"""Most empty nodes of any tree, and more of them for each leaf."""
 
 MAX_ROWS = 40
 """Rows of the tree that `print(catalog)` shows."""
@@ -90,15 +94,26 @@ class Catalog:
     audit: Callable[[], Iterable[Corrupted]] | None = None
     fingerprints: Callable[[], Mapping[str, int]] | None = None
 
+    def __post_init__(self) -> None:
+        check_depths([entry.path for entry in self.entries])
+        check_depths(self.empties.keys())
+        maximum = MAX_EMPTIES + LEAF_EMPTIES * len(self.entries)
+        if len(self.empties) > maximum:
+            raise Unsupported(
+                f"templax reads {maximum} empty nodes in trees of {len(self.entries)} leaves, got"
+                f" {len(self.empties)}"
+            )
+        check_names([entry.name for entry in self.entries])
+
     def __repr__(self) -> str:
         return f"Catalog({self.url!r}, {self.format}, {len(self.entries):,} leaves)"
 
     def __str__(self) -> str:
         """The tree, as `templax ls` shows it, in at most `MAX_ROWS` rows."""
-        head = f"{self.url} ({self.format}): {format_total(self.entries)}"
+        lines = [f"{self.url} ({self.format}): {format_total(self.entries)}"]
         if self.uncommitted is not None:
-            head += f"\nUNCOMMITTED: {self.uncommitted}"
-        return "\n".join([head, *format_tree(self.entries, self.empties, MAX_ROWS)])
+            lines.append(f"UNCOMMITTED: {self.uncommitted}")
+        return join_lines([*lines, *format_tree(self.entries, self.empties, MAX_ROWS)])
 
     @functools.cached_property
     def leaves(self) -> Mapping[str, LeafEntry]:

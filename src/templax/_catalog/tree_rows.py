@@ -8,9 +8,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from .._core.names import Path
+from .._core.names import Path, join_path
 from .._core.text import format_count, format_size, leaf_noun, parameter_noun
+from .._escape import escape_text
 from .entry import LeafEntry
+
+_MAX_NODES, _LEAF_NODES = 1 << 16, 4
+"""Most nodes of any tree that is shown as one, and more of them for each leaf. A file may declare a
+node with a single byte."""
+
+_MAX_WIDTH = 200
+"""Columns are aligned up to this width. Otherwise one long name would widen every line."""
 
 MIN_ALIKE = 3
 """At least this many consecutive numbered siblings with identical subtrees share one row."""
@@ -81,11 +89,16 @@ def build_rows(
         entries: Leaves to show.
         empties: Empty containers to show: key path → kind.
         depth: Levels to show, or None for all. The row of a subtree on the last level gives the
-            number and size of its leaves.
+            number and size of its leaves. In a tree of far more nodes than leaves, each leaf has a
+            row of its own instead, with its whole name.
         collapse: Whether numbered siblings with identical subtrees share one row.
         shardings: Whether to show the saved sharding of each leaf.
     """
     root = _build_tree(entries, empties or {})
+    if root is None:
+        rows = [make_flat_row(entry, shardings) for entry in entries]
+        names = ((join_path(path), empty) for path, empty in (empties or {}).items())
+        return rows + [Row(0, name, empty, "", None, "", "empty") for name, empty in names]
     if root.entry is not None:  # a checkpoint that is one bare leaf
         return [_make_row(root, 1, shardings)]
     result: list[Row] = []
@@ -104,12 +117,16 @@ def make_flat_row(entry: LeafEntry, shardings: bool = True) -> Row:
     return _make_row(Node(entry.name, entry=entry, nbytes=entry.nbytes), 1, shardings)
 
 
-def _build_tree(entries: Sequence[LeafEntry], empties: Mapping[Path, str]) -> Node:
+def _build_tree(entries: Sequence[LeafEntry], empties: Mapping[Path, str]) -> Node | None:
+    """The root of the tree; None if it has too many nodes to be shown as one."""
+    maximum = _MAX_NODES + _LEAF_NODES * (len(entries) + len(empties))
     root = Node("(root)")
     nodes = [root]
     seen: dict[tuple[Any, ...], int] = {}
 
-    def find_or_add(path: Path) -> Node:
+    def find_or_add(path: Path) -> Node | None:
+        if len(nodes) > maximum:
+            return None
         node = root
         for element in path:
             child = node.children.get(element)
@@ -121,10 +138,14 @@ def _build_tree(entries: Sequence[LeafEntry], empties: Mapping[Path, str]) -> No
         return node
 
     for entry in entries:
-        find_or_add(entry.path).entry = entry
+        if (node := find_or_add(entry.path)) is None:
+            return None
+        node.entry = entry
     for path, empty in empties.items():
         if path:
-            find_or_add(path).empty = empty
+            if (node := find_or_add(path)) is None:
+                return None
+            node.empty = empty
     # `nodes` lists parents before children, so in reverse each node comes after its children. Not
     # recursive, since a file may contain paths of any depth.
     for node in reversed(nodes):
@@ -212,17 +233,17 @@ def format_cells(rows: Sequence[Row]) -> Iterator[tuple[Row, tuple[str, str, str
     """Each row with its columns as padded text: name, dtype, shape, size, note."""
     table = [
         (
-            "  " * row.depth + row.label,
-            row.dtype,
+            "  " * row.depth + escape_text(row.label),
+            escape_text(row.dtype),
             row.shape,
             "" if row.nbytes is None else format_size(row.nbytes),
         )
         for row in rows
     ]
-    widths = [max((len(line[i]) for line in table), default=0) for i in range(4)]
+    widths = [min(max((len(line[i]) for line in table), default=0), _MAX_WIDTH) for i in range(4)]
     for row, line in zip(rows, table, strict=True):
         name, dtype, shape = (text.ljust(w) for text, w in zip(line[:3], widths, strict=False))
-        yield row, (name, dtype, shape, line[3].rjust(widths[3]), row.note)
+        yield row, (name, dtype, shape, line[3].rjust(widths[3]), escape_text(row.note))
 
 
 def find_depth(rows: Sequence[Row], maximum: int) -> int:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Iterator
 
 from ..errors import Corrupted
 
 _PIECE = 1 << 20
 """Bytes that are decoded at a time, besides the memory that they are decoded into."""
+
+_FIRST_PIECE = 1 << 12
+"""The same for the beginning of a member. What it does not need is copied again for the next one,
+and a file may have any number of tiny members."""
 
 _GZIP = 16 + zlib.MAX_WBITS
 
@@ -15,7 +20,20 @@ _GZIP = 16 + zlib.MAX_WBITS
 def gunzip_into(view: memoryview, out: memoryview) -> memoryview:
     """Decodes gzip members that must fill `out` exactly; returns `out`.
 
-    No more than `out` and one byte is ever decoded, with a MiB of memory besides.
+    Raises:
+        Corrupted: See `iter_gunzipped`.
+    """
+    done = 0
+    for piece in iter_gunzipped(view, len(out)):
+        out[done : done + len(piece)] = piece
+        done += len(piece)
+    return out
+
+
+def iter_gunzipped(view: memoryview, nbytes: int) -> Iterator[bytes]:
+    """Decodes gzip members that must give exactly `nbytes`, piece by piece.
+
+    No more than these and one byte is ever decoded, with a MiB of memory at a time.
 
     Raises:
         Corrupted: They decode to more or fewer bytes, are not valid, or have another checksum.
@@ -23,26 +41,26 @@ def gunzip_into(view: memoryview, out: memoryview) -> memoryview:
     done, rest = 0, view
     while rest:
         decoder = zlib.decompressobj(_GZIP)
-        start, pending = 0, b""
+        start, pending, step = 0, b"", _FIRST_PIECE
         while not decoder.eof:
             if not pending and start < len(rest):
-                pending = bytes(rest[start : start + _PIECE])
+                pending = bytes(rest[start : start + step])
                 start += len(pending)
-            room = min(_PIECE, len(out) - done)
+                step = min(2 * step, _PIECE)
+            room = min(_PIECE, nbytes - done)
             try:
                 # One byte more than there is room for tells whether there is more.
                 data = decoder.decompress(pending, room or 1)
             except zlib.error as error:
                 what = f"Expected gzip, got bytes that do not decode ({error})"
                 raise Corrupted(what) from error
-            if len(data) > len(out) - done:
-                raise Corrupted(f"Expected {len(out)} decoded bytes, got more")
-            out[done : done + len(data)] = data
+            if len(data) > nbytes - done:
+                raise Corrupted(f"Expected {nbytes} decoded bytes, got more")
             done += len(data)
+            yield data
             pending = decoder.unconsumed_tail
             if not decoder.eof and not data and not pending and start == len(rest):
                 raise Corrupted("Expected gzip, got bytes that do not decode (they end too early)")
         rest = rest[start - len(decoder.unused_data) :]
-    if done < len(out):
-        raise Corrupted(f"Expected {len(out)} decoded bytes, got {done}")
-    return out
+    if done < nbytes:
+        raise Corrupted(f"Expected {nbytes} decoded bytes, got {done}")

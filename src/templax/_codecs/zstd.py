@@ -95,10 +95,11 @@ def inflate_many(frames: Sequence[Bytes], sizes: Sequence[int]) -> Buffers | Non
 
     Returns:
         The decoded bytes of each chunk, of exactly those sizes. None if the installed zstandard
-        can't do this, or if any chunk is damaged or is not a single frame of a single block; then
-        `decode` each chunk, which finds out what is wrong.
+        can't do this, or if any chunk is empty, is damaged, or is not a single frame of a single
+        block; then `decode` each chunk, which finds out what is wrong.
     """
-    if "multi_decompress_to_buffer" not in zstandard.backend_features:
+    # For a size of 0, the library would take the size that the frame declares.
+    if "multi_decompress_to_buffer" not in zstandard.backend_features or 0 in sizes:
         return None
     lengths = np.array([len(frame) for frame in frames], np.uint64)
     segments = np.empty((len(frames), 2), np.uint64)

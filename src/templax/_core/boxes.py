@@ -26,15 +26,42 @@ def shape_of(box: Box) -> Shape:
     return tuple(stop - start for start, stop in box)
 
 
+MAX_RANK = 32
+"""Most dimensions of an array, as numpy 1 and JAX have it."""
+
+MAX_NBYTES = 2**63 - 1
+"""Most bytes of an array."""
+
+
 def fits_address_space(shape: Shape, itemsize: int) -> bool:
-    """Whether numpy can create an array of this shape.
+    """Whether numpy can create an array of this shape. Computes nothing large if not.
 
     numpy multiplies only the dimensions that are not 0, so even an empty array can be too large.
 
     >>> [fits_address_space(shape, 4) for shape in [(0, 2**62), (0, 5), (1,) * 33]]
     [False, True, False]
     """
-    return len(shape) <= 32 and math.prod([n for n in shape if n]) * itemsize < 2**63
+    if len(shape) > MAX_RANK or not all(0 <= n <= MAX_NBYTES for n in shape):
+        return False
+    return math.prod([n for n in shape if n]) * itemsize <= MAX_NBYTES
+
+
+def format_number(n: int) -> str:
+    """A number from a file, for an error: Python refuses to print one of thousands of digits."""
+    return str(n) if abs(n) < 10**30 else "over 10**30" if n > 0 else "under -10**30"
+
+
+def format_shape(shape: Sequence[int]) -> str:
+    """A shape from a file, for an error: it may have any number of dimensions, of any size.
+
+    >>> format_shape((2, 3)), format_shape([7] * 10**6)
+    ('(2, 3)', '(7, 7, 7, 7, ... 999996 more)')
+    """
+    shown = shape if len(shape) <= MAX_RANK else shape[:4]
+    sizes = [format_number(n) for n in shown]
+    if len(shown) < len(shape):
+        sizes.append(f"... {len(shape) - len(shown)} more")
+    return f"({sizes[0]},)" if len(sizes) == 1 else f"({', '.join(sizes)})"
 
 
 def size_of(box: Box) -> int:

@@ -193,12 +193,17 @@ def cast_into(out: np.ndarray, values: np.ndarray) -> None:
         np.copyto(out, values, casting="unsafe")
 
 
+_MAX_NAME = 64
+
+
 def parse_dtype(name: str) -> np.dtype:
     """Returns the dtype that numpy or ml_dtypes calls `name`.
 
     Raises:
         TypeError: The dtype is unknown, or does not hold numbers.
     """
+    if len(name) > _MAX_NAME:
+        raise TypeError("no dtype has so long a name")  # numpy would build a structure of many
     try:
         scalar = getattr(ml_dtypes, name, None)
         dtype = np.dtype(scalar if isinstance(scalar, type) else name)

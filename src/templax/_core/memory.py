@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import mmap
+import os
+import sys
 
 import numpy as np
 import zstandard
@@ -51,6 +54,15 @@ class Scratch:
         if self._compressor is None:
             self._compressor = zstandard.ZstdCompressor(level=level or 1, write_content_size=True)
         return self._compressor.compress(data)
+
+
+@functools.cache
+def count_memory() -> int:
+    """The bytes of memory that this machine has; a number above all sizes if that is unknown."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # on Windows, or another system
+        return sys.maxsize
 
 
 def allocate_aligned(nbytes: int) -> np.ndarray:

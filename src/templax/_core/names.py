@@ -8,14 +8,22 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import TypeVar
 
-from ..errors import UsageError
+from ..errors import Unsupported, UsageError
 
 Path = tuple[str | int, ...]
 """The elements of a key path. An int is an index into a list or tuple."""
+
+MAX_DEPTH = 300
+"""Most elements of a key path in a file. What is done for each prefix of a path takes time by the
+square of its depth, and trees are built recursively."""
+
+_MAX_ELEMENTS = 1 << 19, 16
+"""Most elements of all key paths of a file together: a number that any file may reach, and a number
+for each path. Each may take a node of a tree, which is larger than its byte or two in the file."""
 
 Rename = Mapping[str, str] | Callable[[str], str]
 """`{checkpoint prefix: template prefix}`, or a function from a checkpoint name to a new name."""
@@ -77,11 +85,58 @@ def apply_rename(path: Path, rename: Rename | None) -> Path:
         if not isinstance(new, str):
             raise UsageError(f"Expected a name (str) from rename({old!r}), got {new!r}")
         return path if new == old else split_name(new)
-    for i in range(len(path), -1, -1):
-        new = rename.get(join_path(path[:i]))
+    for i, prefix in zip(range(len(path), 0, -1), reversed(prefixes(path)), strict=True):
+        new = rename.get(prefix)
         if new is not None:
             return split_name(new) + path[i:]
-    return path
+    new = rename.get("")
+    return path if new is None else split_name(new) + path
+
+
+_MAX_REPEATED = 64
+"""A key may contain a dot, so that two paths may have one name. Such leaves are looked at one after
+the other."""
+
+
+def check_depths(paths: Collection[Path]) -> None:
+    """Checks that key paths from a file can be worked with.
+
+    Raises:
+        Unsupported: One of them has more than `MAX_DEPTH` elements, or all together have too many.
+    """
+    depths = list(map(len, paths))
+    deepest = max(depths, default=0)
+    if deepest > MAX_DEPTH:
+        start = join_path(next(path for path in paths if len(path) == deepest)[:8])
+        raise Unsupported(
+            f"templax reads trees of at most {MAX_DEPTH} levels, got {deepest} below `{start[:80]}`"
+        )
+    least, per_path = _MAX_ELEMENTS
+    if sum(depths) > least + per_path * len(depths):
+        raise Unsupported(
+            f"templax reads key paths of {least + per_path * len(depths)} elements in"
+            f" {len(depths)} leaves, got {sum(depths)}"
+        )
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Checks that names from a file are text, which can be printed and encoded.
+
+    Raises:
+        Unsupported: One of them contains half of a surrogate pair, as Python has it for bytes that
+            are no UTF-8. Or many are the same.
+    """
+    try:
+        "".join(names).encode()
+    except UnicodeEncodeError:
+        wrong = next(name for name in names if name.encode("utf-8", "replace").decode() != name)
+        raise Unsupported(f"templax reads names that are text, got {wrong[:80]!a}") from None
+    repeated = len(names) - len(set(names))
+    if repeated > _MAX_REPEATED:
+        raise Unsupported(
+            f"templax reads trees in which {_MAX_REPEATED} leaves have the name of another, got"
+            f" {repeated}"
+        )
 
 
 _Choice = TypeVar("_Choice")
@@ -114,20 +169,37 @@ def prefixes(path: Path) -> list[str]:
     """The names of all subtrees that contain `path`, outermost first, and of `path` itself.
 
     The root is not included.
+
+    >>> prefixes(("layers", 0, "kernel"))
+    ['layers', 'layers.0', 'layers.0.kernel']
     """
-    return [join_path(path[:i]) for i in range(1, len(path) + 1)]
+    name, stop, found = join_path(path), -1, list[str]()
+    for element in path:
+        stop += 1 + len(element if isinstance(element, str) else str(element))
+        found.append(name[:stop])
+    return found
 
 
 _NUMBERS = re.compile(r"\d+")
+
+_MAX_COMPARED = 1 << 10
+"""Longer names are not compared for similarity, which takes time by the square of their length."""
+
+_MAX_POOL = 1 << 19
+"""Most characters of all names that a name is compared with."""
 
 
 def find_nearest(name: str, candidates: Iterable[str]) -> str | None:
     """The candidate most similar to `name`; None if there is none, or no single best one.
 
+    None also if there is too much to compare.
+
     Numbers must be the same, since they tell leaves apart: `layers_3` is not similar to `layers_4`.
     """
     normalized, numbers = normalize(name), _NUMBERS.findall(name)
-    pool = [c for c in candidates if _NUMBERS.findall(c) == numbers]
+    pool = [c for c in candidates if len(c) <= _MAX_COMPARED and _NUMBERS.findall(c) == numbers]
+    if len(name) > _MAX_COMPARED or sum(map(len, pool)) > _MAX_POOL:
+        return None
     same = [c for c in pool if normalize(c) == normalized]
     if same:
         return same[0] if len(same) == 1 else None

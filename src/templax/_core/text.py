@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from .._escape import escape_text
+
 
 def format_size(nbytes: int) -> str:
     """A number of bytes in a few characters.
@@ -54,7 +56,7 @@ def list_examples(examples: Sequence[str], total: int) -> str:
     >>> list_examples(["`a` (json)", "`b` (pytree)"], 5)
     '`a` (json), `b` (pytree), and 3 more'
     """
-    shown, more = ", ".join(examples), total - len(examples)
+    shown, more = escape_text(", ".join(examples)), total - len(examples)
     return f"{shown}, and {more} more" if more > 0 else shown
 
 
@@ -67,7 +69,20 @@ def quote_text(text: str) -> str:
     "two\nlines"
     """
     escaped = text.replace("\\", "\\\\").replace('"', '\\"')
-    return '"' + "".join(c if c.isprintable() else repr(c)[1:-1] for c in escaped) + '"'
+    return f'"{escape_text(escaped)}"'
+
+
+def is_unicode(text: str) -> bool:
+    r"""Whether UTF-8 can encode a text; it can't encode half of a surrogate pair.
+
+    >>> is_unicode("é"), is_unicode("\udc80")
+    (True, False)
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def leaf_noun(n: int) -> str:

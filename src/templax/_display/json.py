@@ -23,7 +23,7 @@ def render_json(fields: Mapping[str, Any]) -> str:
     NaN and infinities become null. A value of a type that JSON lacks becomes its text.
     """
     document = msgspec.to_builtins({"schema": SCHEMA, **fields}, enc_hook=str)
-    return json.dumps(_drop_nonfinite(document), indent=1)
+    return json.dumps(_drop_nonfinite(document), indent=1, allow_nan=False)
 
 
 def _drop_nonfinite(value: Any) -> Any:

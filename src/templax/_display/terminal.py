@@ -11,12 +11,14 @@ from typing import TextIO
 import click
 from click.globals import resolve_color_default
 
+from .._escape import escape_text
+
 Part = str | tuple[str, str]
 """Text, or text and its style: "bold" or "dim", a colour, or both, such as "bold red"."""
 
 
 def echo(*parts: Part, err: bool = False) -> None:
-    """Print a line (or several) made of parts.
+    """Print a line made of parts.
 
     Args:
         parts: What to print, back to back.
@@ -27,7 +29,7 @@ def echo(*parts: Part, err: bool = False) -> None:
     texts: list[str] = []
     for part in parts:
         text, style = (part, "") if isinstance(part, str) else part
-        text = escape_controls(text)
+        text = escape_text(text)
         texts.append(_apply_style(text, style) if styled and text else text)
     stream.write("".join(texts) + "\n")
 
@@ -60,7 +62,7 @@ def echo_facts(facts: Iterable[tuple[str, str]]) -> None:
 
 def echo_report(text: str, *, prefix: str = "", err: bool = False) -> None:
     """Print an error or the report of a match, with leaf names and hints in colour."""
-    for i, line in enumerate(text.splitlines()):
+    for i, line in enumerate(text.split("\n")):
         echo((prefix if i == 0 else "", "bold red"), *highlight_line(line), err=err)
 
 
@@ -95,14 +97,3 @@ def highlight_line(line: str) -> list[Part]:
     if end < len(line):
         parts.append(line[end:])
     return parts
-
-
-def escape_controls(text: str) -> str:
-    r"""The text with control characters escaped, so that no file can control the terminal.
-
-    >>> escape_controls("a\x1b[2Jb") == r"a\x1b[2Jb"
-    True
-    """
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from .._catalog.entry import LeafEntry
 from .._core.names import Path, Rename
 from .._core.text import leaf_noun, list_names
+from .._escape import escape_text
 from .._template.template import Target, Template
 from ..errors import Mismatch
 from .match import CheckpointView, apply_at_and_rename
@@ -118,7 +119,7 @@ def add_hint(failure: Failure, hint: str, after: Match, summary: str | None) -> 
                 f"; can't tell by its shape whether {list_names(undecidable)} is transposed, as"
                 " PyTorch stores it"
             )
-        summary = f"{summary}; hint: {hint}"
+        summary = escape_text(f"{summary}; hint: {hint}")
         n = len(after.mismatches)
         if n:
             summary += f", which leaves {n} {'mismatch' if n == 1 else 'mismatches'}:\n"

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from .._core.text import list_names
+from .._escape import escape_text
 from .._template.template import Template
 from .at_hints import suggest_at
 from .collection_hints import suggest_collections
@@ -27,6 +28,10 @@ from .rename_hints import (
 from .result import Match
 from .shape_hints import find_undecidable
 
+_MAX_LEAVES, _MAX_STEPS = 30_000, 2_000_000
+"""Most leaves of both trees for which hints are looked for, and most steps: for each leaf, the
+square of its levels (or dots), as hints look at each subtree that it is in."""
+
 
 def add_hints(
     result: Match,
@@ -42,9 +47,14 @@ def add_hints(
         options: The options of the match.
         match_with: Matches the checkpoint with a template again, with other options.
     """
-    failure = Failure(result, checkpoint, options, match_with)
     if lacks_arrays(result.template):
-        return replace(result, summary=explain_lack_of_arrays(result.template))
+        return replace(result, summary=escape_text(explain_lack_of_arrays(result.template)))
+    unsearched = _find_reason_against(checkpoint, result.template)
+    if unsearched is not None:
+        first, *others = result.mismatches
+        note = "; ".join(filter(None, (first.note, unsearched)))
+        return replace(result, mismatches=(replace(first, note=note), *others))
+    failure = Failure(result, checkpoint, options, match_with)
     for suggest in (
         suggest_collections,
         suggest_at,
@@ -68,6 +78,17 @@ def add_hints(
     undecidable = find_undecidable(mismatches, result.pairs, targets, entries)
     result = replace(result, mismatches=mismatches, undecidable=undecidable or result.undecidable)
     return suggest_missing(replace(failure, result=result))
+
+
+def _find_reason_against(checkpoint: CheckpointView, template: Template) -> str | None:
+    """Why no hints are looked for, or None: there is too much to look at."""
+    n = len(checkpoint.entries) + len(template.targets)
+    if n > _MAX_LEAVES:
+        return f"no hints are looked for among more than {_MAX_LEAVES:,} leaves"
+    leaves = (*checkpoint.entries, *template.targets)
+    # A key may contain dots, which hints on renames take for levels.
+    steps = sum((leaf.name.count(".") + 1) ** 2 for leaf in leaves)
+    return "no hints are looked for in so deep a tree" if steps > _MAX_STEPS else None
 
 
 def lacks_arrays(template: Template) -> bool:
@@ -94,7 +115,7 @@ def _explain_empty_at(failure: Failure) -> Match | None:
     if not names:
         return None
     summary = f"{count_found(failure)}, where nothing is; the checkpoint holds {list_names(names)}"
-    return replace(failure.result, summary=summary)
+    return replace(failure.result, summary=escape_text(summary))
 
 
 def _suggest_ignoring_extras(failure: Failure) -> Match | None:

@@ -361,11 +361,11 @@ class _Matching:
     @functools.cached_property
     def _inner_nodes(self) -> dict[str, str]:
         """What the checkpoint holds at names that are not leaves: a subtree or an empty value."""
-        sizes = Counter(
-            prefix
-            for path, _, _ in apply_at_and_rename(self.checkpoint, self.options)
-            for prefix in prefixes(path)[:-1]
-        )
+        wanted = {target.name for target in self.template.targets}
+        leaves = apply_at_and_rename(self.checkpoint, self.options)
+        sizes: Counter[str] = Counter()
+        for parent, n in Counter(path[:-1] for path, _, _ in leaves).items():
+            sizes.update({prefix: n for prefix in prefixes(parent) if prefix in wanted})
         nodes = {name: f"a subtree of {n} leaves" for name, n in sizes.items()}
         for path, empty in self.checkpoint.empties.items():
             rest = strip_prefix(path, self.options.at)

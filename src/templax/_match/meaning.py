@@ -159,4 +159,7 @@ def _begins(a: str, b: str) -> bool:
 def _split_words(name: str) -> list[str]:
     """The words and numbers of a name, in lower case: `selfAttn_01` → `self`, `attn`, `1`."""
     found = _WORDS.findall(name)
-    return [str(int(word)) if word.isdecimal() else word.casefold() for word in found]
+    # A file may contain a number of thousands of digits, which int() refuses.
+    return [
+        str(int(word)) if word.isdecimal() and len(word) < 19 else word.casefold() for word in found
+    ]

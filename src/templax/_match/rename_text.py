@@ -102,7 +102,7 @@ def _list_functions(rename: Mapping[str, str]) -> Iterator[tuple[str, Callable[[
         sign = f"+ {by}" if by > 0 else f"- {-by}"
         yield (
             f're.sub(r"{pattern}", lambda m: f"{stem}{{int(m[1]) {sign}}}", name)',
-            lambda name: re.sub(pattern, lambda m: f"{stem}{int(m[1]) + by}", name),
+            lambda name: re.sub(pattern, lambda m: f"{stem}{_shift_number(m[1], by)}", name),
         )
 
 
@@ -144,3 +144,8 @@ def _find_shift(rename: Mapping[str, str]) -> tuple[str, int] | None:
             return None
         shifts.add((one["stem"], int(other["number"]) - int(one["number"])))
     return shifts.pop() if len(shifts) == 1 else None
+
+
+def _shift_number(digits: str, by: int) -> str:
+    # A file may contain a number of thousands of digits, which int() refuses.
+    return str(int(digits) + by) if len(digits) < 19 else digits

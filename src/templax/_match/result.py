@@ -11,6 +11,7 @@ import msgspec
 from .._catalog.entry import LeafEntry
 from .._core.dtypes import class_of, is_lossless
 from .._core.text import be_verb, leaf_noun, list_names, quote_text
+from .._escape import join_lines
 from .._template.template import Target, Template
 from ..errors import Mismatch, TemplaxError
 
@@ -78,7 +79,8 @@ class Match:
         unused_patterns: Patterns of `extra=` that match no leaf of the checkpoint.
         mismatches: All differences, in template order, extra leaves last. Empty if `ok`.
         casts: All leaves that are cast.
-        summary: One sentence that explains all mismatches, if there is one.
+        summary: One sentence that explains all mismatches, if there is one. Without control
+            characters, as it may hold names.
         rename: The complete mapping that a `rename=` hint proposes; the text may shorten it.
         undecidable: Names of square leaves that fit, but may be transposed: others of their name
             are, or a hint renames them from PyTorch's `weight` to Flax's `kernel`.
@@ -134,7 +136,7 @@ class TemplateError(TemplaxError, ValueError):
     """
 
     def __init__(self, match: Match, text: str | None = None):
-        super().__init__(str(match) if text is None else text)
+        ValueError.__init__(self, str(match) if text is None else text)  # of escaped lines
         self.match = match
         self.mismatches: tuple[Mismatch, ...] = match.mismatches
 
@@ -150,9 +152,9 @@ def format_match(match: Match) -> str:
     share is printed once, at the end.
     """
     if match.ok:
-        return "\n".join([_format_verdict(match), *_format_remarks(match)])
+        return join_lines([_format_verdict(match), *_format_remarks(match)])
     if match.summary is not None:
-        return match.summary
+        return join_lines(match.summary.split("\n"))
     extras = [m.name for m in match.mismatches if m.problem == "extra"]
     names = {t.name for t in match.template.targets}
     unmatched = len({m.name for m in match.mismatches if m.problem != "extra" and m.name in names})
@@ -181,7 +183,7 @@ def format_match(match: Match) -> str:
         rest = len(match.undecidable) - MAX_SHOWN
         lines.append(f"  and {rest} more of these (`error.match.undecidable` has them all)")
     lines += [f"  hint: {hint}" for hint in hints if hint in shared]
-    return "\n".join(lines)
+    return join_lines(lines)
 
 
 def format_mismatches(mismatches: Sequence[Mismatch], shared: Collection[str] = ()) -> list[str]:

@@ -11,6 +11,7 @@ import msgspec
 from .._codecs.decode import COMPRESSIONS
 from .._core.text import leaf_noun, list_names
 from .._core.workers import MEMORY_BYTES
+from .._escape import join_lines
 from .._match.result import Match, list_differences
 from .buffers import Buffer
 from .parts import Check, Part, count_useful_bytes
@@ -154,7 +155,7 @@ def explain_plan(plan: Plan) -> str:
         lines.append(f"  not mapped: {', '.join(reasons)}")
     if plan.unverified:
         lines.append(f"  not verifiable: {list_names(plan.unverified)}")
-    return "\n".join(lines)
+    return join_lines(lines)
 
 
 def plan_figures(plan: Plan) -> list[tuple[str, int, str]]:

@@ -10,7 +10,6 @@ import time
 import warnings
 from contextlib import closing
 from dataclasses import replace
-from pathlib import Path
 from typing import Literal, Unpack
 
 from .._catalog.catalog import Catalog
@@ -27,6 +26,7 @@ from .._template.json_file import dump_template
 from .._template.template import Template
 from ..errors import CastWarning, Unverified, UsageError
 from ..formats.registry import Checkpoint, open_checkpoint
+from ..storage.file import write_file
 from ..storage.open import local_path
 from .execute import execute_plan
 from .meter import ReadMeter
@@ -430,13 +430,16 @@ def save_template(
         file: A local path; overwritten if it exists.
         shardings: See `restore`.
 
+    Raises:
+        SaveError: The file can't be written; one that exists is unchanged.
+
     Example:
         >>> import jax, jax.numpy as jnp, templax as tx, tempfile, os
         >>> file = os.path.join(tempfile.mkdtemp(), "template.json")
         >>> tx.save_template({"w": jax.ShapeDtypeStruct((2, 3), jnp.bfloat16)}, file)
     """
     path = local_path(file, "writes", "write a local file, then copy that")
-    Path(path).write_bytes(dump_template(_as_template(template, shardings)))
+    write_file(path, dump_template(_as_template(template, shardings)))
 
 
 def _as_template(template: PyTree | Template, shardings: PyTree) -> Template:

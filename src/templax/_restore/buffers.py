@@ -8,10 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from .._core.memory import ALIGN, HUGE_BYTES, SMALL_BYTES, allocate_aligned
+from .._core.memory import ALIGN, HUGE_BYTES, SMALL_BYTES, allocate_aligned, count_memory
 from .._core.names import Path
+from .._core.text import format_size
+from .._plan.buffers import Buffer
 from .._plan.parts import Part
 from .._plan.plan import Batch, ReadOp
+from ..errors import Unsupported
 
 ARENA_BYTES = 8 * 1024 * 1024
 """Size of an arena."""
@@ -52,7 +55,7 @@ class HostMemory:
                     if buffer.nbytes <= (SMALL_BYTES if host else SHARED_BYTES):
                         small.append(i)
                     else:
-                        self._owner[i] = allocate_aligned(buffer.nbytes)
+                        self._owner[i] = _allocate(buffer)
         self._place_small(small)
 
     def _place_small(self, small: Sequence[int]) -> None:
@@ -145,6 +148,24 @@ class HostMemory:
             ):
                 return False
         return True
+
+
+def _allocate(buffer: Buffer) -> np.ndarray:
+    """Memory for a large buffer.
+
+    Raises:
+        Unsupported: There is less memory in all. A few bytes may declare any number of elements
+            that have the fill value, and some systems hand out memory that they don't have.
+    """
+    if buffer.nbytes <= count_memory():
+        try:
+            return allocate_aligned(buffer.nbytes)
+        except MemoryError:
+            pass
+    raise Unsupported(
+        f"Expected a leaf that fits into memory, got {format_size(buffer.nbytes)}",
+        leaf=buffer.pair.target.name,
+    )
 
 
 def find_groups(paths: Sequence[Path], sizes: Sequence[int]) -> list[int]:

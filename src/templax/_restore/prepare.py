@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing, nullcontext
@@ -13,7 +14,7 @@ from .._catalog.catalog import Catalog
 from .._catalog.entry import Chunk
 from .._core.dtypes import int_fits
 from .._core.gc_pause import pause_gc
-from .._core.names import find_nearest, join_path, matches_pattern, prefixes, strip_prefix
+from .._core.names import Path, find_nearest, join_path, matches_pattern, prefixes, strip_prefix
 from .._core.text import quote_text
 from .._match.hints import add_hints, explain_lack_of_arrays, lacks_arrays
 from .._match.match import CheckpointView, match_leaves
@@ -25,6 +26,9 @@ from ..errors import Mismatch, NotFound, TemplaxError, Unsupported, UsageError
 from ..formats.registry import Checkpoint, open_checkpoint
 from .execute import execute_plan
 from .options import CompareOptions, Missing, Supply
+
+_MAX_SUBTREES = 1 << 16
+"""Most names that a mistyped one is compared with."""
 
 
 def match_checkpoint(
@@ -85,15 +89,23 @@ def match_checkpoint(
 def _check_rename_used(rename: Mapping[str, str], catalog: Catalog, at: str) -> None:
     """Refuses a prefix that no leaf has: it is a typo, which `missing=` would otherwise hide."""
     paths = [path for e in catalog.entries if (path := strip_prefix(e.path, at)) is not None]
-    known = {"", *(prefix for path in paths for prefix in prefixes(path))}
+    if not paths:
+        return
+    found = {"", *(prefix for path in paths for prefix in prefixes(path) if prefix in rename)}
     for old in rename:
-        if paths and old not in known:
-            near = find_nearest(old, known)
+        if old not in found:
+            near = find_nearest(old, _list_subtrees(paths))
             where = f" under `{at}`" if at else ""
             raise UsageError(
                 f"Expected rename= of what {catalog.url} has{where}, got `{old}`"
                 + (f"; nearest: `{near}`" if near else "")
             )
+
+
+def _list_subtrees(paths: Iterable[Path]) -> set[str]:
+    """The names of all leaves and subtrees; only of some if there are very many."""
+    names = (prefix for path in paths for prefix in prefixes(path))
+    return set(itertools.islice(names, _MAX_SUBTREES))
 
 
 def _check_patterns_used(patterns: Iterable[str], template: Template) -> None:
@@ -107,7 +119,7 @@ def _check_patterns_used(patterns: Iterable[str], template: Template) -> None:
         if any(matches_pattern(name, subtree) for name in names):
             hint = f"; hint: {quote_text(subtree)} matches the leaves below it"
         else:
-            near = find_nearest(stem, {prefix for path in paths for prefix in prefixes(path)})
+            near = find_nearest(stem, _list_subtrees(paths))
             hint = f"; nearest: `{near}`" if near else ""
         raise UsageError(
             "Expected missing= patterns of leaves of the template, got"

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from .._core.text import list_names
+from .._escape import escape_text
 from .._match.result import CastNote, Match, group_casts, list_casts, list_differences
 from .._plan.plan import Plan
 
@@ -134,7 +135,7 @@ class Stats:
         skipped = f"; skipped {'; '.join(self.skipped_steps)}" if self.skipped_steps else ""
         differences = list_casts(self.cast_leaves)
         differences += list_differences(self.supplied, self.kept, self.ignored)
-        return (
+        return escape_text(
             f"{what} in"
             f" {self.seconds:.3f} s ({self.gb_per_s:.2f} GB/s): {self.requests:,} {requests},"
             f" {self.read_bytes:,} bytes read, {self.mapped_bytes:,} mapped, {self.casts:,} cast;"

@@ -7,6 +7,7 @@ from typing import Any
 
 from .._core.arguments import check_int
 from .._core.dtypes import read_number
+from .._core.json_text import encode_json
 from ..errors import UsageError
 
 STEP_LIMIT = 10**18
@@ -37,13 +38,19 @@ def check_metrics(metrics: Any) -> dict[str, float] | None:
     """Metrics as JSON stores them: Python numbers by name.
 
     Raises:
-        UsageError: They are not a mapping of names to numbers or scalar arrays.
+        UsageError: They are not a mapping of names to numbers or scalar arrays, or JSON can't hold
+            them.
     """
     if metrics is None:
         return None
     if not isinstance(metrics, Mapping):
         raise UsageError(f"Expected metrics= a dict of numbers, got {metrics!r}")
-    return {_check_name(name): _to_number(name, value) for name, value in metrics.items()}
+    numbers = {_check_name(name): _to_number(name, value) for name, value in metrics.items()}
+    try:
+        encode_json(numbers)
+    except ValueError as error:
+        raise UsageError(f"Expected metrics= that JSON can hold: {error}") from error
+    return numbers
 
 
 def _check_name(name: Any) -> str:

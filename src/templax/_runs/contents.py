@@ -12,6 +12,7 @@ from contextlib import suppress
 from typing import Any
 
 from .._core.text import format_size, list_examples, list_names, quote_text
+from .._escape import escape_text
 from ..errors import (
     CheckpointError,
     NotFound,
@@ -33,6 +34,7 @@ from ..formats.orbax.directory import (
     step_prefix,
     uncommitted_reason,
 )
+from ..formats.orbax.format import enter_item
 from ..formats.orbax.step_metadata import read_metrics, step_metadata
 from ..formats.registry import FORMATS
 from ..storage.leftovers import is_abandoned
@@ -168,6 +170,10 @@ def find_untaken(url: str, steps: Sequence[Step], number: int) -> Iterator[str]:
     That is what looks like a later step and can't be restored, another directory of the same step,
     and a step that was saved after it.
     """
+    return map(escape_text, _find_untaken(url, steps, number))
+
+
+def _find_untaken(url: str, steps: Sequence[Step], number: int) -> Iterator[str]:
     known, prefixes = {step.key for step in steps}, list_prefixes(steps)
     yield from (
         f"`{step.key}` ({step.problem})"
@@ -246,6 +252,7 @@ def choose_tree(step: str, item: str | None) -> str | None:
 
     Raises:
         NotFound: The step has trees, and none of that name.
+        SourceError: The item is a link that leads out of the step.
         UsageError: The step has several trees, and no name was given.
     """
     root = examine_directory(Local(step))
@@ -256,9 +263,12 @@ def choose_tree(step: str, item: str | None) -> str | None:
                 f"Expected a step with one tree, found {list_names(trees)} in {step};"
                 f" hint: templax.Manager(..., item={quote_text(trees[0])})"
             )
-        return "default" if "default" in trees else next(iter(trees), None)
-    if not trees or item in trees:
-        return item if trees else None
+        item = "default" if "default" in trees else next(iter(trees), "")
+    if not trees:
+        return None
+    if item in trees:
+        enter_item(Local(step), item)  # an error, if it is a link that leads out of the step
+        return item
     is_json = root is not None and root.items.get(item) == "json"
     raise NotFound(
         f"Expected a tree, got the JSON item `{item}`; the trees are {list_names(trees)}"
@@ -305,6 +315,8 @@ def _list_links(url: str) -> list[str]:
             return sorted(entry.name for entry in listing if entry.is_symlink())
     except FileNotFoundError:
         return []
+    except OSError as error:
+        raise SourceError(f"can't read `{url}`: {os.strerror(error.errno or 0)}") from error
 
 
 def _describe_directory(child: Local, info: ObjectInfo) -> str | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import stat
 import time
 import weakref
 from collections.abc import Generator
@@ -48,7 +49,7 @@ class WriterLock:
         check_can_save(self._directory)
         try:
             self._make_directory()
-            fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+            fd = _open_lock_file(path)
         except OSError as error:
             raise save_error("save", path, error) from error
         try:
@@ -59,6 +60,9 @@ class WriterLock:
                     file=path,
                     hint="close that templax.Manager, or wait until its process ends",
                 )
+            if not _names_open_file(fd, path, follow_symlinks=False):
+                what = "Another program replaced the lock file meanwhile"
+                raise SaveError(what, file=path, hint="save again")
             _write_holder(fd)
         except BaseException as error:
             os.close(fd)
@@ -93,6 +97,40 @@ class WriterLock:
         if self._held is not None:
             self._held()
             self._held = None
+
+
+def _open_lock_file(path: str) -> int:
+    """Opens a lock file, creates it if there is none, and returns its descriptor.
+
+    What it holds is overwritten. So it must be nothing else that somebody has put there, such as a
+    link to another file.
+
+    Raises:
+        SaveError: It is no regular file, or has other names.
+        OSError: The file system refuses.
+    """
+    try:
+        found = os.lstat(path).st_mode
+        if not stat.S_ISREG(found):
+            kind = "a link" if stat.S_ISLNK(found) else "something else"
+            raise _not_a_lock_error(path, kind)
+    except FileNotFoundError:
+        pass
+    # Whatever appears there in between: no link is followed, and no pipe or device waited for.
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+    status = os.fstat(fd)
+    if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
+        os.close(fd)
+        raise _not_a_lock_error(path, "a file that has another name, too")
+    return fd
+
+
+def _not_a_lock_error(path: str, found: str) -> SaveError:
+    return SaveError(
+        f"Expected the lock file of this run, found {found}",
+        file=path,
+        hint="remove it, unless a process saves there",
+    )
 
 
 def _release(fd: int, disk: Disk, process: int) -> None:
@@ -151,9 +189,9 @@ def hold_for_reading(path: str, disk: Disk = DISK) -> Generator[bool, None, None
         disk.close(fd)
 
 
-def _names_open_file(fd: int, path: str) -> bool:
+def _names_open_file(fd: int, path: str, follow_symlinks: bool = True) -> bool:
     """Whether a path still names the file that is open."""
     try:
-        return os.path.samestat(os.fstat(fd), os.stat(path))
+        return os.path.samestat(os.fstat(fd), os.stat(path, follow_symlinks=follow_symlinks))
     except FileNotFoundError:
         return False

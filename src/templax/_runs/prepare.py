@@ -6,8 +6,9 @@ import logging
 import os
 from collections.abc import Collection, Sequence
 
-from ..errors import SaveError
+from ..errors import SaveError, UsageError
 from ..formats.orbax.directory import Step, is_temporary, step_name
+from ..formats.orbax.limits import find_item_problem
 from ..storage.leftovers import find_abandoned_in, remove_directory
 from .contents import choose_tree, find_committed, read_steps
 
@@ -31,7 +32,16 @@ def prepare_step(
 
     Raises:
         SaveError: The step is below the latest.
+        UsageError: No directory of an item can have the name `item`.
     """
+    if item is not None:
+        problem = find_item_problem(item)
+        if item.casefold() == "metrics":
+            problem = "is one with `metrics` where case is ignored"
+        if problem is not None:
+            raise UsageError(
+                f"Expected item= the name of a directory, got {item!r}, which {problem}"
+            )
     steps = read_steps(url)
     committed = find_committed(steps)
     latest = max(committed.keys() - damaged, default=-1)

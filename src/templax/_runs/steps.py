@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, SourceError
 from ..formats.orbax.directory import (
     ItemKind,
     Step,
@@ -44,7 +44,7 @@ class StepDirectory:
         items: Name → kind of each item; empty if the step is an item itself.
         metrics: The metrics that the step was saved with.
         unread: Why these are unreadable; None if they are not.
-        nbytes: The bytes of its files, or None if they were not counted.
+        nbytes: The bytes of its files, or None if they were not, or could not be, counted.
         saved: The time of its commit, or else of the last change to a file, in Unix seconds. None
             if the files were not examined, or if the store has no times.
     """
@@ -173,36 +173,49 @@ def _find_leftovers(source: Source, steps: tuple[Step, ...]) -> Iterator[Leftove
     for info in source.children():
         key = info.key.rstrip("/")
         if info.is_dir and is_temporary(key) and key not in known:
-            yield Leftover(key, uncommitted_reason(source.at(key)))
+            try:
+                problem = uncommitted_reason(source.at(key))
+            except SourceError as error:
+                problem = str(error)
+            yield Leftover(key, problem)
 
 
 def _read_directory(source: Source, entry: Step | Leftover, sizes: bool) -> StepDirectory:
     child = source.at(entry.key)
-    nbytes, changed = _measure_files(child) if sizes else (None, None)
-    root = examine_directory(child)
-    metrics, unread = dict[str, Any](), None
+    nbytes = changed = root = saved = unread = None
+    metrics = dict[str, Any]()
     try:
+        nbytes, changed = _measure_files(child) if sizes else (None, None)
+        root = examine_directory(child)
+        saved = read_commit_time(child)
         metrics = read_metrics(child)
     except CheckpointError as error:
         unread = error.what
+    except SourceError as error:
+        unread = str(error)
     return StepDirectory(
         entry=entry,
         url=child.url,
         items=dict(root.items) if root is not None else {},
         metrics=metrics,
         nbytes=nbytes,
-        saved=read_commit_time(child) or changed,
+        saved=saved or changed,
         unread=unread,
     )
 
 
-def _measure_files(source: Source) -> tuple[int, float | None]:
-    """The bytes of all files, and the time of the last change to one or to the directory."""
+def _measure_files(source: Source) -> tuple[int | None, float | None]:
+    """The bytes of all files, and the time of the last change to one or to the directory.
+
+    What a link that is not followed leads to is not counted. None for the bytes, if the file system
+    does not tell them all.
+    """
     nbytes, times = 0, []
     root = source.stat("")
     infos = list(source.walk())
+    unread = any(isinstance(i.problem, SourceError) and i.problem.errno for i in infos)
     for info in infos if root is None else [root, *infos]:
         nbytes += info.size
         if info.modified is not None:
             times.append(info.modified)
-    return nbytes, max(times, default=None)
+    return None if unread else nbytes, max(times, default=None)

@@ -6,6 +6,7 @@ import os
 import time
 from typing import NamedTuple
 
+from .._core.text import is_unicode
 from .._hosts.agreement import Hosts
 from ..errors import SaveError, SourceError
 from ..formats.orbax.extra_content import describe_extra_content, find_enclosing_item
@@ -36,6 +37,7 @@ def check_destination(source: Source, *, replaces: bool) -> None:
     Raises:
         SaveError: The destination is refused, or cannot be examined.
     """
+    check_path(source.url)
     try:
         around = find_enclosing_item(source)
         replaces = replaces and next(source.children(), None) is not None
@@ -54,6 +56,17 @@ def check_destination(source: Source, *, replaces: bool) -> None:
             file=source.url,
             hint="save under another name",
         )
+
+
+def check_path(path: str) -> None:
+    """Refuses a path that the files of a checkpoint can't name, and Orbax can't open.
+
+    Raises:
+        SaveError: The path is not valid Unicode.
+    """
+    if not is_unicode(path):
+        shown = path.encode(errors="backslashreplace").decode()
+        raise SaveError("Expected a path in UTF-8, got other bytes", file=shown)
 
 
 def await_directory(directory: str, path: str, call: Hosts) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,13 +17,14 @@ from .._core.boxes import Shape, full_box
 from .._core.chunk_grid import chunk_shape
 from .._core.json_text import encode_json
 from .._core.memory import ALIGN
-from ..errors import SaveError
+from ..errors import SaveError, UsageError
 from ..formats.ocdbt import read
 from ..formats.ocdbt.write import DataFile
 from ..formats.orbax import checksum_index
+from ..formats.orbax.limits import find_item_problem, find_unreadable_leaves
 from ..formats.orbax.write import Files, build_database, encode_index_file, encode_tree_files
 from ..storage.sink import Sink, SinkFile
-from .snapshot import collect_leaves
+from .snapshot import collect_leaves, refuse_leaves
 from .writer import Writer
 
 
@@ -86,7 +88,8 @@ class Item:
         writer: Writes the data file; exists after `open`.
 
     Raises:
-        SaveError, UsageError: See `collect_leaves`.
+        SaveError: A leaf could not be read again, by templax or by Orbax; or see `collect_leaves`.
+        UsageError: See `collect_leaves`.
     """
 
     writer: Writer
@@ -95,6 +98,7 @@ class Item:
         self.rename(name)
         self.leaves, self._empties = collect_leaves(tree)
         self._chunks = [_chunk_shape(leaf) for leaf in self.leaves]
+        refuse_leaves(find_unreadable_leaves(self.leaves, self._chunks, self._empties))
 
     def rename(self, name: str) -> None:
         """Gives the item another name, before `open`."""
@@ -232,6 +236,28 @@ class Item:
         )
         by_path = {self._prefix + name: data for name, data in small.items()}
         return by_path, sum(size for _, size in files), crcs.tolist()
+
+
+def check_item_names(names: Iterable[str]) -> None:
+    """Refuses names that the directories of items can't have.
+
+    Raises:
+        UsageError: A name is not that of one directory, or is one that a checkpoint gives to other
+            files; or two names are one on a file system that ignores case, such as that of macOS.
+    """
+    folded: dict[str, str] = {}
+    for name in names:
+        problem = find_item_problem(name)
+        if problem is None:
+            same = unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+            other = folded.setdefault(same, name)
+            problem = None if other == name else f"is one with {other!r} where case is ignored"
+        if problem is not None:
+            raise UsageError(
+                f"Expected names of directories for the items, got {name!r}, which {problem}"
+            )
+    if "" in folded and len(folded) > 1:
+        raise UsageError("Expected a name for each of several items, got one without")
 
 
 def _chunk_shape(leaf: Leaf) -> Shape:

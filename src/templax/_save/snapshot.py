@@ -19,6 +19,7 @@ from .._core.boxes import Box, full_box
 from .._core.dtypes import DTYPES, PYTHON_DTYPES
 from .._core.memory import ALIGN, allocate_aligned
 from .._core.names import Path, join_path
+from .._core.text import is_unicode
 from .._jax.paths import path_element
 from .._jax.support import key_data_spec
 from .._template.flatten import flatten_tree
@@ -84,16 +85,28 @@ def collect_leaves(tree: PyTree, *, replicas: bool = False) -> tuple[list[Leaf],
             leaves.append(leaf)
             if isinstance(value, jax.Array):
                 ready.append(value)
-        if wrong:
-            raise SaveError(
-                f"This tree can't be saved: {'; '.join(wrong[:20])}{_format_rest(wrong)}"
-            )
+        found = [*names, *(join_path(path) for path, _ in empties)]
+        if not is_unicode("".join(found)):
+            wrong += [
+                f"`{name}` is a name that is not valid Unicode"
+                for name in found
+                if not is_unicode(name)
+            ]
+        refuse_leaves(wrong)
         jax.block_until_ready(ready)  # a failed computation raises here, before a file is made
     return leaves, empties
 
 
-def _format_rest(wrong: list[str]) -> str:
-    return f"; and {len(wrong) - 20} more" if len(wrong) > 20 else ""
+def refuse_leaves(wrong: Sequence[str]) -> None:
+    """Raises SaveError if there is anything that keeps a tree from being saved.
+
+    Args:
+        wrong: What is wrong, each in words that begin with the name of a leaf.
+    """
+    if wrong:
+        rest = f"; and {len(wrong) - 20} more" if len(wrong) > 20 else ""
+        text = f"This tree can't be saved: {'; '.join(wrong[:20])}{rest}"
+        raise SaveError(text.encode(errors="backslashreplace").decode())
 
 
 def _empty_kind(value: Any) -> str | None:

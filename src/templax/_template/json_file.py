@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
+
 import msgspec
 import numpy as np
 
 from .._catalog.catalog import Catalog
-from .._core.boxes import full_box
+from .._core.boxes import fits_address_space, format_shape, full_box
 from .._core.dtypes import PYTHON_DTYPES, parse_dtype
-from .._core.names import join_path, strip_prefix
-from ..errors import Corrupted, UnknownFormat
+from .._core.json_text import decode_json
+from .._core.names import check_depths, join_path, strip_prefix
+from ..errors import Corrupted, UnknownFormat, Unsupported, UsageError
 from .sharding import Sharding, find_sharding_problem
 from .template import Target, TargetKind, Template
 
@@ -33,6 +36,8 @@ class _File(msgspec.Struct):
 
 VERSION = 1
 
+_MAX_DEVICES = 2**31
+
 _NO_DATA: dict[str, np.dtype] = {
     "string": np.dtype(str),
     "skip": np.dtype("V0"),
@@ -42,7 +47,11 @@ _NO_DATA: dict[str, np.dtype] = {
 
 
 def dump_template(template: Template) -> bytes:
-    """Encodes a template as JSON: the key path, shape, dtype, kind and sharding of each leaf."""
+    """Encodes a template as JSON: the key path, shape, dtype, kind and sharding of each leaf.
+
+    Raises:
+        UsageError: A name has lone surrogates, which UTF-8 can't encode.
+    """
     leaves = [
         _Leaf(
             path=list(t.path),
@@ -58,9 +67,15 @@ def dump_template(template: Template) -> bytes:
         for t in template.targets
     ]
     # One leaf per line, because templates are kept under version control and read in diffs.
-    lines = b",\n  ".join(map(msgspec.json.encode, leaves))
+    try:
+        lines = b",\n  ".join(map(msgspec.json.encode, leaves))
+    except UnicodeEncodeError as error:
+        raise UsageError(f"Expected names that UTF-8 can encode, got {error.object!r}") from error
     body = b"\n  " + lines + b"\n " if leaves else b""
-    return b'{"templax_template": %d,\n "leaves": [%s]}\n' % (VERSION, body)
+    text = (b'{"templax_template": %d,\n "leaves": [%s]}\n' % (VERSION, body)).decode()
+    # Names are from files, and this may be printed on a terminal.
+    escaped = (c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text)
+    return (text if text.replace("\n", "").isprintable() else "".join(escaped)).encode()
 
 
 def load_template(data: bytes, file: str | None = None) -> Template:
@@ -76,10 +91,12 @@ def load_template(data: bytes, file: str | None = None) -> Template:
     Raises:
         UnknownFormat: The file is not a template, or was written by a later version.
         Corrupted: The shape, dtype or mesh of a leaf is invalid.
+        Unsupported: Its key paths are too deep.
     """
     try:
         content = msgspec.json.decode(data, type=_File)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        decode_json(data)  # refuses a key that occurs twice
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise UnknownFormat(
             f"Expected a template file, {error}",
             file=file,
@@ -89,25 +106,36 @@ def load_template(data: bytes, file: str | None = None) -> Template:
         raise UnknownFormat(
             f"Expected template version {VERSION}, got {content.templax_template}", file=file
         )
+    try:
+        check_depths([tuple(leaf.path) for leaf in content.leaves])
+    except Unsupported as error:
+        raise error.locate(file=file) from error
     targets = []
     for leaf in content.leaves:
         path, shape = tuple(leaf.path), tuple(leaf.shape)
         name = join_path(path)
         if any(n < 0 for n in shape):
-            raise Corrupted(f"Expected sizes of at least 0, got {shape}", leaf=name, file=file)
+            what = f"Expected sizes of at least 0, got {format_shape(shape)}"
+            raise Corrupted(what, leaf=name, file=file)
         try:
             dtype = _NO_DATA[leaf.kind] if leaf.kind in _NO_DATA else parse_dtype(leaf.dtype)
         except TypeError as error:
             raise Corrupted(
-                f"Expected a dtype, got `{leaf.dtype}`", leaf=name, file=file
+                f"Expected a dtype, got `{leaf.dtype[:80]}`", leaf=name, file=file
             ) from error
         if leaf.kind == "scalar" and dtype not in PYTHON_DTYPES.values():
             what = f"Expected the dtype of a Python number, got `{leaf.dtype}`"
             raise Corrupted(what, leaf=name, file=file)
+        if not fits_address_space(shape, max(dtype.itemsize, 1)):
+            what = f"Expected a shape that memory can hold, got {format_shape(shape)}"
+            raise Corrupted(what, leaf=name, file=file)
+        if leaf.kind == "key" and not shape:
+            what = "Expected the shape of a key's data, got ()"
+            raise Corrupted(what, leaf=name, file=file)
         problem = None
         if leaf.sharding is not None:
-            if any(n < 1 for n in leaf.sharding.mesh.values()):
-                what = f"Expected mesh axes of at least 1 device, got {leaf.sharding.mesh}"
+            what = _find_impossible(leaf.sharding)
+            if what is not None:
                 raise Corrupted(what, leaf=name, file=file)
             # The sharding of a key is that of the shape that the user sees.
             problem = find_sharding_problem(
@@ -130,6 +158,21 @@ def load_template(data: bytes, file: str | None = None) -> Template:
             )
         )
     return Template(tuple(targets))
+
+
+def _find_impossible(sharding: Sharding) -> str | None:
+    """Why no mesh or sharding is like this; None if one may be."""
+    if any(n < 1 for n in sharding.mesh.values()):
+        return f"Expected mesh axes of at least 1 device, got {sharding.mesh}"
+    devices = 1
+    for n in sharding.mesh.values():
+        devices *= n
+        if devices > _MAX_DEVICES:
+            return f"Expected a mesh of at most {_MAX_DEVICES} devices, got more"
+    axes = [a for dim in sharding.spec for a in ((dim,) if isinstance(dim, str) else dim or ())]
+    if len(set(axes)) < len(axes):
+        return "Expected each mesh axis in one dimension, got one in several"
+    return None
 
 
 def template_from_catalog(catalog: Catalog, at: str = "") -> Template:

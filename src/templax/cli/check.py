@@ -6,7 +6,7 @@ import functools
 import os
 import sys
 from collections.abc import Callable
-from typing import IO, Any
+from typing import Any
 
 import click
 
@@ -18,12 +18,13 @@ from .._display.terminal import echo_report
 from .._match.result import Match
 from .._template.json_file import load_template
 from .._template.template import Template
+from ..storage.file import read_file
 from . import shell_hints
 from .options import CheckpointPath, color_option, json_option
 
 _COMPARISON = (
     click.argument("path", type=CheckpointPath()),
-    click.argument("template", type=click.File("rb"), metavar="TEMPLATE.json"),
+    click.argument("template", type=CheckpointPath(), metavar="TEMPLATE.json"),
     click.option("--at", default="", metavar="NAME", help="Subtree of the checkpoint to compare."),
     click.option(
         "--rename",
@@ -68,7 +69,7 @@ def _add_comparison_options(command: Callable[..., None]) -> Callable[..., None]
     @functools.wraps(command)
     def run(
         path: str,
-        template: IO[bytes],
+        template: str,
         renames: tuple[str, ...],
         missing: tuple[str, ...],
         extra: tuple[str, ...],
@@ -80,7 +81,7 @@ def _add_comparison_options(command: Callable[..., None]) -> Callable[..., None]
             if not equals:
                 raise click.BadParameter(f"expected OLD=NEW, got {pair!r}", param_hint="--rename")
             rename[old] = new
-        wanted = load_template(template.read(), getattr(template, "name", "-"))
+        wanted = load_template(read_file(template, "a template file"), template)
         options["missing"] = _parse_choices(missing, "--missing")
         options["extra"] = _parse_choices(extra, "--extra")
         command(path, wanted, rename=rename or None, **options)

@@ -114,5 +114,5 @@ def _print_shorter(rows: Sequence[Row]) -> None:
 def _print_code(catalog: Catalog) -> None:
     echo(("To restore it:", "bold"))
     echo()
-    for line in listing.make_restore_code(catalog).splitlines():
+    for line in listing.make_restore_code(catalog).split("\n"):
         echo(f"    {line}" if line else "")

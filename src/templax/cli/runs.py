@@ -236,7 +236,7 @@ def _items(found: StepDirectory) -> str:
 
 def _figures(found: StepDirectory) -> tuple[str, str]:
     when = "" if found.saved is None else f"{format_age(time.time() - found.saved)} ago"
-    return format_size(found.nbytes or 0), when
+    return "?" if found.nbytes is None else format_size(found.nbytes), when
 
 
 def _note(found: StepDirectory) -> str:

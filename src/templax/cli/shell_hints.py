@@ -62,7 +62,10 @@ def format_option(hint: str, rename: Mapping[str, str] | None = None) -> str:
     '--rename old=new'
     """
     if _PLACES.fullmatch(hint):
-        return " or ".join(f"--at {shlex.quote(ast.literal_eval(at))}" for at in _AT.findall(hint))
+        places = [ast.literal_eval(at) for at in _AT.findall(hint)]
+        if not all(map(str.isprintable, places)):
+            return f"in Python, {hint}"
+        return " or ".join(f"--at {shlex.quote(at)}" for at in places)
     choice = _CHOICE.fullmatch(hint)
     if choice:
         return f"--{choice[1]} {choice[2]}"
@@ -74,6 +77,8 @@ def format_option(hint: str, rename: Mapping[str, str] | None = None) -> str:
     if not rename or ", at=" in hint or any("=" in old for old in rename):
         return f"in Python, {hint}"
     options = [f"--rename {_quoted(f'{old}={new}')}" for old, new in rename.items()]
+    if not all(map(str.isprintable, options)):
+        return f"in Python, {hint}"
     if len(options) <= MAX_RENAMES:
         return " ".join(options)
     return f"in Python, rename= with the {len(options)} entries that `--json` has as `rename`"

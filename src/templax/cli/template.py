@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-from pathlib import Path
-
 import click
 
 import templax as tx
 
 from .._template.json_file import dump_template, template_from_catalog
+from ..storage.file import write_file
 from .options import CheckpointPath, color_option
 
 
@@ -38,22 +35,4 @@ def template(path: str, output: str, at: str) -> None:
     if output == "-":
         click.echo(data, nl=False)
     else:
-        _write_file(Path(output), data)
-
-
-def _write_file(file: Path, data: bytes) -> None:
-    """Writes a file at once, so that one that exists is replaced as a whole or not at all.
-
-    A device, a pipe or a link is written to and stays what it is.
-    """
-    if file.is_symlink() or (file.exists() and not file.is_file()):
-        file.write_bytes(data)
-        return
-    partial = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        partial.write_bytes(data)
-        if file.exists():
-            shutil.copymode(file, partial)
-        partial.replace(file)
-    finally:
-        partial.unlink(missing_ok=True)
+        write_file(output, data)

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from .._core.names import find_nearest
 from .._core.text import list_examples
-from ..errors import CheckpointError, NotFound, UnknownFormat
+from ..errors import CheckpointError, NotFound, SourceError, UnknownFormat
 from ..storage.signatures import is_lfs_pointer, make_lfs_error, read_head
 from ..storage.source import ObjectInfo, Source
 from .foreign import UNPACK, describe_file
@@ -86,15 +86,18 @@ def _file_error(source: Source, info: ObjectInfo) -> UnknownFormat:
 
 def _lfs_error(source: Source, children: list[ObjectInfo]) -> UnknownFormat | None:
     for info in children[:MAX_PROBES]:
-        if not info.is_dir and is_lfs_pointer(read_head(source, info.key, info.size)):
-            return make_lfs_error(info.key)
+        with suppress(SourceError):
+            if not info.is_dir and is_lfs_pointer(read_head(source, info.key, info.size)):
+                return make_lfs_error(info.key)
     return None
 
 
 def _dot_files_error(source: Source, children: list[ObjectInfo]) -> CheckpointError | None:
     for info in children[:MAX_PROBES]:
+        files: list[str] = []
         if info.is_dir:
-            files = [c.key for c in source.children(info.key)]
+            with suppress(SourceError):
+                files = [c.key for c in source.children(info.key)]
             # Require that all files are chunks: a file named `0` among others proves nothing.
             if files and all(_CHUNK.fullmatch(f[len(info.key) :]) for f in files):
                 return missing_dot_file_error(info.key.rstrip("/"), files[0])
@@ -119,7 +122,8 @@ def _checkpoints_below_error(source: Source, children: list[ObjectInfo]) -> Unkn
         # A directory of directories with a file in each.
         directories = [source.at(info.key.rstrip("/")) for info in children if info.is_dir]
         for child in directories[:MAX_PROBES]:
-            below += _list_openable_files(child, list(child.children()))
+            with suppress(SourceError):
+                below += _list_openable_files(child, list(child.children()))
     if not below and not files:
         return None
     if not below and len(files) == 1:
@@ -133,8 +137,8 @@ def _list_openable_files(source: Source, children: list[ObjectInfo]) -> list[str
     format, found = Safetensors(), list[str]()
     for info in children[:MAX_PROBES]:
         child = source.at(info.key)
-        if not info.is_dir and format.detect(child) is not None:
-            with suppress(CheckpointError):
+        with suppress(CheckpointError, SourceError):
+            if not info.is_dir and format.detect(child) is not None:
                 found.append(format.open(child).url)
     return found
 
@@ -152,8 +156,13 @@ def _describe_files(
     source: Source, children: list[ObjectInfo]
 ) -> dict[str, tuple[str, str | None]]:
     """What `describe_file` says of each file that it recognises."""
-    kinds = {c.key: describe_file(source, c.key, c.size) for c in children if not c.is_dir}
-    return {key: kind for key, kind in kinds.items() if kind is not None}
+    kinds: dict[str, tuple[str, str | None]] = {}
+    for child in children:
+        with suppress(SourceError):
+            kind = None if child.is_dir else describe_file(source, child.key, child.size)
+            if kind is not None:
+                kinds[child.key] = kind
+    return kinds
 
 
 def name_contents(
@@ -189,7 +198,10 @@ def _not_found_error(source: Source) -> NotFound:
         missing, parent = parent, parent.at("..")
     name = basename(missing)
     what = f"There is nothing at {source.url}"
-    names = [info.key.rstrip("/") for info in parent.children()]
+    try:
+        names = [info.key.rstrip("/") for info in parent.children()]
+    except SourceError:  # a directory that may be passed, but not listed
+        return NotFound(what)
     unfinished = [n for n in names if is_temporary(n) and n.startswith(f"{name}.")]
     if unfinished:
         return NotFound(f"{what}; a save of it never committed: `{unfinished[0]}` is beside it")

@@ -13,7 +13,7 @@ from ..storage.open import open_source
 from ..storage.source import Source
 from .diagnose import diagnose_source
 from .orbax.directory import list_items, uncommitted_reason
-from .orbax.format import Orbax, list_ends
+from .orbax.format import Orbax, enter_item, list_ends
 from .orbax.json_item import read_json_item
 from .protocol import Format
 from .safetensors import Safetensors
@@ -114,7 +114,7 @@ def _find_json(source: Source, item: str | None, uncommitted: str) -> Source:
         return source
     found = [item] if item is not None else [n for n in jsons if n != "metrics"] or jsons
     if len(found) == 1 and found[0] in jsons:
-        return source.at(found[0])
+        return enter_item(source, found[0])
     wanted = "one JSON item" if item is None else f"the JSON item `{item}`"
     listed = list_ends([f"`{name}` ({kind})" for name, kind in kinds.items()])
     call = f"templax.read_json({quote_text(source.url)}, {quote_text(jsons[0])})" if jsons else None

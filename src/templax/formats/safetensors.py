@@ -14,9 +14,10 @@ import msgspec
 
 from .._catalog.catalog import Catalog
 from .._catalog.entry import Chunk, Extent, LeafEntry
-from .._core.boxes import fits_address_space, full_box
+from .._core.boxes import MAX_RANK, fits_address_space, format_number, format_shape, full_box
 from .._core.dtypes import DTYPES
 from .._core.gc_pause import pause_gc
+from .._core.json_text import decode_json
 from ..errors import Corrupted, Unsupported
 from ..storage.signatures import SAFETENSORS, read_head, recognise
 from ..storage.source import Source
@@ -72,19 +73,25 @@ class Safetensors:
             if dtype is None:
                 raise Unsupported(f"templax does not read dtype `{tensor.dtype[:80]}`", leaf=name)
             start, end = tensor.data_offsets
-            nbytes = math.prod(tensor.shape) * dtype.itemsize
-            if end - start != nbytes or min(tensor.shape, default=0) < 0:
+            shape = tensor.shape
+            # The length of the file bounds the dimensions of an array that has elements, unless
+            # there are so many that their product takes long, or a negative one.
+            nbytes = math.prod(shape) * dtype.itemsize if len(shape) <= MAX_RANK else 0
+            if min(shape, default=0) < 0 or (nbytes and end - start != nbytes):
                 raise Corrupted(
-                    f"Expected {nbytes} bytes for {dtype.name}{tensor.shape}, got {end - start}",
+                    f"Expected {format_number(nbytes)} bytes for {dtype.name}{format_shape(shape)},"
+                    f" got {format_number(end - start)}",
                     leaf=name,
                 )
-            unbounded = not nbytes or len(tensor.shape) > 8  # the file's length bounds all others
-            if unbounded and not fits_address_space(tensor.shape, dtype.itemsize):
-                raise Unsupported(f"templax reads no arrays of shape {tensor.shape}", leaf=name)
+            if (not nbytes or len(shape) > 8) and not fits_address_space(shape, dtype.itemsize):
+                what = f"templax reads no arrays of shape {format_shape(shape)}"
+                raise Unsupported(what, leaf=name)
+            if end - start != nbytes:
+                raise Corrupted(f"Expected 0 bytes for {dtype.name}{shape}", leaf=name)
             if begin + start != stop:
                 raise Corrupted(
-                    f"Expected tensors without holes or overlaps, got one at byte {begin + start}"
-                    f" after {stop}",
+                    "Expected tensors without holes or overlaps, got one at byte"
+                    f" {format_number(begin + start)} after {stop}",
                     leaf=name,
                 )
             stop = begin + end
@@ -110,12 +117,21 @@ def _read_header(source: Source, size: int) -> tuple[dict[str, _Tensor], dict[st
     if not 2 <= length <= maximum:
         raise Corrupted(f"Expected a header of 2 to {maximum} bytes, got {length}", start=0, stop=8)
     try:
-        fields = msgspec.json.decode(source.read("", 8, 8 + length), type=dict[str, msgspec.Raw])
+        text = source.read("", 8, 8 + length)
+        fields = msgspec.json.decode(text, type=dict[str, msgspec.Raw])
         about = fields.pop("__metadata__", None)
         metadata = {} if about is None else msgspec.json.decode(about, type=dict[str, str])
+        if about is not None:
+            decode_json(about)  # refuses a key that occurs twice
         decode = msgspec.json.Decoder(_Tensor).decode
         tensors = {name: decode(raw) for name, raw in fields.items()}
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        # The name of a tensor, the names of its three fields and its dtype are ten quotes. Another
+        # number may be due to a key that occurs twice, which is slower to find.
+        quotes = 10 * len(tensors) + (0 if about is None else 2 + bytes(about).count(b'"'))
+        data = bytes(text)
+        if data.count(b'"') != quotes or b"\\" in data:
+            decode_json(data)
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise Corrupted(f"The header is unreadable: {error}", start=8, stop=8 + length) from error
     return tensors, metadata, 8 + length
 

@@ -16,7 +16,7 @@ from contextlib import suppress
 
 from ..errors import SaveError, UsageError
 from .disk import DISK, Descriptor, Disk, check_can_save, save_error, sync_directory, try_lock
-from .local import on_this_machine
+from .local import make_absolute, on_this_machine
 
 TEMPORARY = ".orbax-checkpoint-tmp"
 """Part of the name of every unfinished save, whichever program writes it."""
@@ -46,7 +46,7 @@ def absolute_path(path: str | os.PathLike[str]) -> str:
         ) from error
     if "\0" in text:
         raise UsageError(f"Expected a path, got {text!r}")
-    return os.path.abspath(os.path.expanduser(text))
+    return make_absolute(os.path.expanduser(text))
 
 
 def temporary_path(path: str) -> str:

@@ -6,15 +6,17 @@ import errno
 import mmap
 import os
 import re
+import stat
 import threading
 import weakref
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from ..errors import Corrupted, NotFound, SourceError
+from ..errors import Corrupted, NotFound, SourceError, UsageError
 from .source import ObjectInfo
 
 Version = tuple[int, int, int, int]
@@ -49,6 +51,16 @@ def on_this_machine(path: str) -> bool:
 # line ends. Each system has only one of them.
 _READ_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 
+_NO_LINK: int = getattr(os, "O_NOFOLLOW", 0)
+"""Makes opening a link an error, which costs nothing where there is none. 0 on Windows."""
+
+_MAX_LINKS = 256
+"""Most links to directories that `walk` follows, as a few of them could lead to each other in any
+number of ways."""
+
+_SNAPSHOT = re.compile(r"(.+)/snapshots/[^/]+(?:/.*)?", re.DOTALL)
+"""A path in a cache of Hugging Face. Its files are links to `blobs`, beside `snapshots`."""
+
 
 def _read_at(fd: int, view: memoryview, start: int) -> int:
     """Reads into `view` from byte `start` of a file; returns how many bytes, 0 at the end."""
@@ -67,11 +79,36 @@ def _info(key: str, stat: os.stat_result) -> ObjectInfo:
     return ObjectInfo(key, stat.st_size, _version(stat), stat.st_mtime)
 
 
+def _is_within(path: str, directory: str) -> bool:
+    """Whether one real path is another, or below it."""
+    return path == directory or path.startswith(directory.rstrip(os.sep) + os.sep)
+
+
+def make_absolute(path: str) -> str:
+    """`os.path.abspath`, which fails if the working directory was deleted.
+
+    Raises:
+        UsageError: It was, and the path is relative.
+    """
+    try:
+        return os.path.abspath(path)
+    except OSError as error:
+        reason = "which is relative to a working directory that no longer exists"
+        raise UsageError(f"Expected a path, got {path!r}, {reason}") from error
+
+
 class Local:
     """A source over a directory, or over a single file, whose key is then `""`.
 
+    The path may be a symbolic link or lead through some. Below it, a link may lead to anything that
+    is below it, too; in a cache of Hugging Face (`snapshots/<revision>`), also to the `blobs`
+    beside `snapshots`. Any other link is a `SourceError` when it is read: a checkpoint from a
+    stranger must not read files that are not its own. `at` makes a path of its own, so that a link
+    it names may lead anywhere.
+
     Args:
         path: Relative or absolute; `~` is expanded. It need not exist.
+        follow_links: Whether links below the path may lead out of it.
 
     Example:
         >>> import tempfile
@@ -82,15 +119,18 @@ class Local:
         b'ell'
     """
 
-    def __init__(self, path: str | os.PathLike[str]):
+    def __init__(self, path: str | os.PathLike[str], *, follow_links: bool = False):
         self.url = os.path.expanduser(os.fspath(path))
         if os.sep == "\\":  # on Windows, which accepts both: URLs are separated by slashes
             self.url = self.url.replace(os.sep, "/")
         # Made absolute now, so that a later chdir does not change what is read.
-        self._root = os.path.abspath(self.url)
+        self._root = make_absolute(self.url)
         if os.path.basename(self.url.rstrip("/")) in ("", ".", ".."):
             # The name of the directory matters: it may be a step number, or an unfinished save.
             self.url = self._root
+        self._follow_links = follow_links
+        self._checked: set[str] = set()  # directories and links that do not lead out
+        self._boundaries: tuple[str, ...] = ()
         self._versions: dict[str, Version] = {}
         self._lock = threading.Lock()
         self._mappable: bool | None = None
@@ -101,7 +141,9 @@ class Local:
 
     def __getstate__(self) -> dict[str, Any]:
         with self._lock:  # a copy holds the reader to the versions seen here, and nothing open
-            return {"url": self.url, "_root": self._root, "_versions": dict(self._versions)}
+            kept = ("url", "_root", "_follow_links")
+            state = {name: self.__dict__[name] for name in kept}
+            return {**state, "_versions": dict(self._versions)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["_root"])
@@ -111,49 +153,146 @@ class Local:
         return os.path.join(self._root, key) if key else self._root
 
     def children(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        for info, _ in self._list(prefix):
+            if not isinstance(info.problem, NotFound):  # a link to nothing
+                yield info
+
+    def walk(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        pending, links = [(prefix, frozenset[str]())], 0
+        while pending:
+            directory, above = pending.pop()
+            try:
+                listed = self._list(directory)
+            except SourceError as error:
+                if directory == prefix:
+                    raise
+                yield ObjectInfo(directory.rstrip("/"), 0, problem=error)
+                continue
+            for info, is_link in listed:
+                key = info.key.rstrip("/")
+                if not info.is_dir:
+                    yield info
+                elif info.problem is not None:
+                    yield replace(info, key=key)
+                elif not is_link:
+                    if not directory or directory[:-1] in self._checked:
+                        self._checked.add(key)
+                    pending.append((info.key, above))
+                else:
+                    links += 1
+                    real = os.path.realpath(self._path(key))
+                    if links > _MAX_LINKS:
+                        what = f"is one of more than {_MAX_LINKS} links to directories"
+                    elif real in above:
+                        what = "is a link to a directory around it"
+                    else:
+                        pending.append((info.key, above | {real}))
+                        continue
+                    error = SourceError(f"can't read `{self._path(key)}`: it {what}")
+                    yield ObjectInfo(key, 0, problem=error)
+
+    def _list(self, prefix: str) -> list[tuple[ObjectInfo, bool]]:
+        """What is directly below `prefix`, and whether it is a link; with links to nothing."""
+        found: list[tuple[ObjectInfo, bool]] = []
+        self._check_links(prefix.rstrip("/"))
         try:
             with os.scandir(self._path(prefix)) as listing:
                 entries = sorted(listing, key=lambda e: e.name)
         except (FileNotFoundError, NotADirectoryError):
-            return
-        except OSError as error:
+            return found
+        except (OSError, ValueError) as error:
             raise self._make_error(prefix, error) from error
         for entry in entries:
-            key = f"{prefix}{entry.name}"
+            key, is_link = f"{prefix}{entry.name}", False
             try:
-                info = ObjectInfo(f"{key}/", 0) if entry.is_dir() else _info(key, entry.stat())
+                is_link = entry.is_symlink()
+                if is_link:
+                    info = self._describe_link(key, entry)
+                elif entry.is_dir(follow_symlinks=False):
+                    info = ObjectInfo(f"{key}/", 0)
+                else:
+                    info = _info(key, entry.stat(follow_symlinks=False))
             except OSError as error:
-                if error.errno in (errno.ENOENT, errno.ELOOP):
-                    continue  # a link to nothing or to itself, or removed since the listing
-                raise self._make_error(key, error) from error
-            yield info
+                if error.errno == errno.ENOENT:  # removed since the listing
+                    continue
+                info = ObjectInfo(key, 0, problem=self._make_error(key, error))
+            found.append((info, is_link))
+        return found
 
-    def walk(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        pending = [(prefix, frozenset[tuple[int, int]]())]
-        while pending:
-            directory, above = pending.pop()
-            for info in self.children(directory):
-                if not info.is_dir:
-                    yield info
-                    continue
-                try:
-                    stat = os.stat(self._path(info.key))
-                except FileNotFoundError:  # removed since the listing
-                    continue
-                identity = stat.st_dev, stat.st_ino
-                if identity not in above:  # a link to a parent directory would loop forever
-                    pending.append((info.key, above | {identity}))
+    def _describe_link(self, key: str, entry: os.DirEntry[str]) -> ObjectInfo:
+        try:
+            status = entry.stat()
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ELOOP):
+                raise
+            target = os.readlink(self._path(key))
+            what = f"Expected a file, found a link to `{target}`, where there is nothing"
+            return ObjectInfo(key, 0, problem=NotFound(what, file=key))
+        problem = self._find_way_out(key)
+        if stat.S_ISDIR(status.st_mode):
+            path = self._path(key)
+            if _is_within(os.path.realpath(os.path.dirname(path)), os.path.realpath(path)):
+                # Listed as no directory: nobody who descends should come back here.
+                what = f"can't read `{path}`: it is a link to a directory around it"
+                return ObjectInfo(key, 0, problem=SourceError(what))
+            return ObjectInfo(f"{key}/", 0, problem=problem)
+        return replace(_info(key, status), problem=problem)
+
+    def _check_links(self, key: str) -> None:
+        """Raises a `SourceError` if a link on the way to `key`, or at `key`, leads out."""
+        at = key.find("/")
+        while at >= 0:
+            self._check_link(key[:at])
+            at = key.find("/", at + 1)
+        if key:
+            self._check_link(key)
+
+    def _check_link(self, key: str) -> None:
+        if key in self._checked or self._follow_links:
+            return
+        try:
+            status = os.lstat(self._path(key))
+        except (OSError, ValueError):  # whatever reads it reports that
+            return
+        if stat.S_ISLNK(status.st_mode):
+            problem = self._find_way_out(key)
+            if problem is not None:
+                raise problem
+        elif not stat.S_ISDIR(status.st_mode):
+            return
+        self._checked.add(key)
+
+    def _find_way_out(self, key: str) -> SourceError | None:
+        """The error for a link that leads out of the root; None if it does not, or to nothing."""
+        if self._follow_links:
+            return None
+        if not self._boundaries:
+            root = os.path.realpath(self._root)
+            snapshot = _SNAPSHOT.fullmatch(root.replace(os.sep, "/"))
+            blobs = () if snapshot is None else (os.path.normpath(f"{snapshot[1]}/blobs"),)
+            self._boundaries = (root, *blobs)
+        real = os.path.realpath(self._path(key))
+        if any(_is_within(real, directory) for directory in self._boundaries):
+            return None
+        if not os.path.exists(self._path(key)):
+            return None
+        return SourceError(
+            f"can't read `{self._path(key)}`: it is a link that leads out of {self.url}, to"
+            f" `{real}`; hint: if you trust it, copy {self.url} with `cp -rL`, or open"
+            f" templax.storage.Local({self.url!r}, follow_links=True)"
+        )
 
     def stat(self, key: str) -> ObjectInfo | None:
+        self._check_links(key.rstrip("/"))
         try:
-            stat = os.stat(self._path(key))
+            status = os.stat(self._path(key))
         except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, ValueError) as error:
             raise self._make_error(key, error) from error
-        if os.path.isdir(self._path(key)):
-            return ObjectInfo(f"{key.rstrip('/')}/", 0, modified=stat.st_mtime)
-        return _info(key, stat)
+        if stat.S_ISDIR(status.st_mode):
+            return ObjectInfo(f"{key.rstrip('/')}/", 0, modified=status.st_mtime)
+        return _info(key, status)
 
     def read(
         self, key: str, start: int = 0, stop: int | None = None, out: memoryview | None = None
@@ -177,7 +316,9 @@ class Local:
     def _open_file(self, key: str) -> Generator[int, None, None]:
         """Opens a file; translates OS errors, those of the block included, to ones that name it."""
         try:
-            fd = os.open(self._path(key), _READ_FLAGS)
+            fd = self._open(key)
+        except SourceError:
+            raise
         except (FileNotFoundError, NotADirectoryError) as error:
             raise NotFound("Expected a file, found none", file=key or self.url) from error
         except (OSError, ValueError) as error:
@@ -190,6 +331,19 @@ class Local:
             raise self._make_error(key, error) from error
         finally:
             os.close(fd)
+
+    def _open(self, key: str) -> int:
+        directory, _, name = key.rpartition("/")
+        if directory not in self._checked:
+            self._check_links(directory)
+        if name and _NO_LINK and not self._follow_links and key not in self._checked:
+            try:
+                return os.open(self._path(key), _READ_FLAGS | _NO_LINK)
+            except OSError as error:
+                if error.errno not in (errno.ELOOP, errno.EMLINK):
+                    raise
+        self._check_links(key)
+        return os.open(self._path(key), _READ_FLAGS)
 
     def _check_range(self, fd: int, key: str, start: int, stop: int | None) -> tuple[Version, int]:
         """Checks that a file is unchanged and long enough; returns its version and `stop`."""
@@ -235,7 +389,8 @@ class Local:
             return memoryview(mapped)[start:stop]
 
     def at(self, key: str) -> Local:
-        return Local(os.path.normpath(os.path.join(self.url, key)))
+        url = os.path.normpath(os.path.join(self.url, key))
+        return Local(url, follow_links=self._follow_links)
 
     def _describe(self, key: str) -> str:
         return f"file `{key}` of {self.url}" if key else f"file {self.url}"

@@ -70,6 +70,11 @@ def local_path(url: str | os.PathLike[str], does: str, hint: str) -> str:
     path = os.fspath(url)
     if not isinstance(path, str) or "\0" in path:
         raise UsageError(f"Expected a path (str), got {path!r}")
+    try:
+        os.fsencode(path)
+    except UnicodeEncodeError as error:
+        what = f"Expected a path, got {path!r}, which is not a valid file name"
+        raise UsageError(what) from error
     scheme, rest = _split_scheme(path)
     if scheme.lower() == "file":
         host, _, rest = rest.partition("/")

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+from ..errors import CheckpointError, SourceError
+
 
 @dataclass(frozen=True, slots=True)
 class ObjectInfo:
@@ -17,12 +19,15 @@ class ObjectInfo:
         version: A value that changes whenever the bytes do, as far as the store can tell.
         modified: Time of the last change in Unix seconds. None if the store does not report it,
             and for a directory in a listing.
+        problem: The error that reading it would raise, as far as a listing tells; None if it tells
+            of none.
     """
 
     key: str
     size: int
     version: object = None
     modified: float | None = None
+    problem: CheckpointError | SourceError | None = None
 
     @property
     def is_dir(self) -> bool:
@@ -48,7 +53,7 @@ class Source(Protocol):
         """Yields the objects and directories directly below `prefix`, sorted by key.
 
         Keys are relative to the root, so they start with `prefix`. Yields nothing if there is no
-        such directory.
+        such directory. What can't be read does not end a listing: it has a `problem`.
 
         Args:
             prefix: `""` for the root, or a directory that ends in `/`.
@@ -56,7 +61,11 @@ class Source(Protocol):
         ...
 
     def walk(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        """Yields every object below `prefix` at any depth, but no directories."""
+        """Yields every object below `prefix` at any depth, but no directories.
+
+        What is not listed completely, such as a directory that may not be read or a link that is
+        not followed, is yielded with its `problem` as if it were an object, and a key without `/`.
+        """
         ...
 
     def stat(self, key: str) -> ObjectInfo | None:

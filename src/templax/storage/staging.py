@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import threading
 from contextlib import suppress
 
@@ -144,8 +145,12 @@ class Staging:
             for part in parts[:-1]:
                 path = os.path.join(path, part)
                 if path not in self._directories:
-                    with suppress(FileExistsError):  # another process of the job created it
+                    try:
                         self._disk.mkdir(path)
+                    except FileExistsError:
+                        if not stat.S_ISDIR(os.lstat(path).st_mode):  # such as a link elsewhere
+                            raise
+                        # Another process of the job created it.
                     self._directories[path] = None
             path = os.path.join(path, parts[-1])
             file = StagedFile(self._attempt, self._disk, path, self._disk.create(path))

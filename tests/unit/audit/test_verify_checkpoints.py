@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import gzip
+import json
+import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import zstandard
 from msgspec import structs
 
 import templax as tx
 from helpers import CORPUS, flip_bit
+from limits import run_limited
+from templax._codecs.crc32c import crc32c
 
 SOUND = [
     path
@@ -197,3 +203,53 @@ def test_an_impossible_chunk_size_in_the_index_is_listed(tmp_path: Path) -> None
     assert [(d.leaf, d.what) for d in damages] == [
         ("w", "Expected 4000 bytes compressed, got 1048576")
     ]
+
+
+def write_zarr3(path: Path, codecs: list[dict[str, Any]], nbytes: int, data: bytes) -> None:
+    """A checkpoint of one array of bytes, in one chunk."""
+    grid = {"name": "regular", "configuration": {"chunk_shape": [nbytes]}}
+    meta = {
+        "zarr_format": 3,
+        "node_type": "array",
+        "shape": [nbytes],
+        "data_type": "uint8",
+        "chunk_grid": grid,
+        "chunk_key_encoding": {"name": "default"},
+        "codecs": [{"name": "bytes"}, *codecs],
+        "fill_value": 0,
+    }
+    path.joinpath("a", "c").mkdir(parents=True)
+    path.joinpath("a", "zarr.json").write_text(json.dumps(meta))
+    path.joinpath("a", "c", "0").write_bytes(data)
+
+
+ZSTD = {"name": "zstd", "configuration": {"level": 1, "checksum": False}}
+GZIP = {"name": "gzip", "configuration": {"level": 1}}
+CRC = {"name": "crc32c"}
+
+
+@pytest.mark.parametrize("codecs", [[ZSTD], [ZSTD, CRC], [GZIP], [GZIP, CRC], [GZIP, CRC, CRC]])
+def test_a_chunk_larger_than_memory_is_decoded_a_block_at_a_time(
+    tmp_path: Path, codecs: list[dict[str, Any]]
+) -> None:
+    nbytes = 600 << 20
+    pieces = zlib.compressobj(1, wbits=31) if GZIP in codecs else zstandard.ZstdCompressor()
+    packer = pieces if GZIP in codecs else pieces.compressobj(size=nbytes)  # pyright: ignore
+    data = b"".join(packer.compress(bytes(1 << 20)) for _ in range(600)) + packer.flush()
+    for _ in range(codecs.count(CRC)):
+        data += crc32c(data).to_bytes(4, "little")
+    write_zarr3(tmp_path, codecs, nbytes, data)
+
+    found = run_limited("print(tx.verify('.').ok)", seconds=8, megabytes=100, cwd=tmp_path)
+
+    assert found.stdout == "True\n"
+
+
+def test_many_tiny_gzip_members_take_little_time(tmp_path: Path) -> None:
+    data = gzip.compress(b"") * 45_000
+    assert len(data) < 10**6
+    write_zarr3(tmp_path, [GZIP], 10**6, data + gzip.compress(bytes(10**6)))
+
+    found = run_limited("print(tx.verify('.').ok)", cwd=tmp_path)
+
+    assert found.stdout == "True\n"

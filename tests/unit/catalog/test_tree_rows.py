@@ -137,8 +137,8 @@ def test_a_catalog_prints_its_tree_and_its_repr_is_one_line():
             "(and 960 more; `catalog.leaves` has every leaf)",
         ),
         (
-            [make_entry(*("k" for _ in range(5000)))],
-            "(40 of 5000 levels; `catalog.leaves` has every leaf)",
+            [make_entry(*("k" for _ in range(300)))],
+            "(40 of 300 levels; `catalog.leaves` has every leaf)",
         ),
     ],
     ids=["irregular", "flat", "deep"],
@@ -159,3 +159,16 @@ def test_the_rows_of_fewer_levels_are_known_beforehand(maximum):
     assert len(shown) == sum(row.depth < depth for row in rows)
     assert len(shown) <= maximum
     assert depth == 3 or len(build_rows(entries, depth=depth + 1)) > maximum
+
+
+def test_one_long_name_does_not_widen_every_line():
+    rows = build_rows([make_entry("x" * 5000), *(make_entry(f"n{i}") for i in range(10))])
+    _, *others = sorted((len(cells[0]) for _, cells in format_cells(rows)), reverse=True)
+    assert set(others) == {200}
+
+
+def test_a_tree_of_far_more_nodes_than_leaves_is_a_row_per_leaf():
+    entries = [make_entry(str(i), *"a" * 250) for i in range(300)]
+    rows = build_rows(entries, {("e",): "Dict"})
+    assert [row.label for row in rows] == [*(entry.name for entry in entries), "e"]
+    assert build_rows(entries[:200])[1].label == "a"

@@ -3,7 +3,6 @@
 import errno
 import os
 import threading
-from pathlib import Path
 
 import pytest
 
@@ -36,9 +35,10 @@ def test_a_file_is_replaced_as_a_whole_or_not_at_all(tmp_path, monkeypatch):
     assert run_cli("template", "nothing", "-o", file).exit_code == 2
     assert file.read_text() == "old"
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "write_bytes", _fill_disk)
+        patch.setattr(os, "replace", _fill_disk)
         result = run_cli("template", DEFAULT, "-o", file)
-    assert (result.exit_code, result.stderr) == (2, "error: [Errno 28] No space left on device\n")
+    text = f"error: can't write: No space left on device - file `{file}`\n"
+    assert (result.exit_code, result.stderr) == (2, text)
     assert [path.name for path in tmp_path.iterdir()] == ["want.json"]
     assert file.read_text() == "old"
     assert run_cli("template", DEFAULT, "-o", file).exit_code == 0
@@ -46,8 +46,7 @@ def test_a_file_is_replaced_as_a_whole_or_not_at_all(tmp_path, monkeypatch):
     assert file.stat().st_mode & 0o777 == 0o640
 
 
-def _fill_disk(file, data):
-    file.touch()
+def _fill_disk(partial, file):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
@@ -70,4 +69,7 @@ def test_a_link_and_a_pipe_are_written_to_and_stay(tmp_path):
 def test_a_place_that_can_not_be_written_to_is_an_error(tmp_path):
     result = run_cli("template", DEFAULT, "-o", tmp_path / "none" / "want.json")
     assert (result.exit_code, result.stdout) == (2, "")
-    assert "No such file or directory" in result.stderr
+    assert result.stderr == (
+        f"error: can't write: No such file or directory - file `{tmp_path / 'none' / 'want.json'}`;"
+        " hint: make its directory first\n"
+    )

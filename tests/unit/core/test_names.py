@@ -10,13 +10,14 @@ from helpers import count_examples
 from templax._core.names import (
     Path,
     apply_rename,
+    check_names,
     find_nearest,
     join_path,
     normalize,
     prefixes,
     strip_prefix,
 )
-from templax.errors import UsageError
+from templax.errors import Unsupported, UsageError
 from templax.testing import strategies
 
 MANY = count_examples(80)
@@ -237,3 +238,29 @@ def test_case_is_ignored(name: str) -> None:
 )
 def test_nearest_names_one_or_none(name: str, candidates: list[str], near: str | None) -> None:
     assert find_nearest(name, candidates) == near
+
+
+def test_names_too_long_to_compare_are_similar_to_none():
+    assert find_nearest("x" * 2000, ["x" * 2000]) is None
+    assert find_nearest("kernel", [f"kernel{'x' * i}" for i in range(1000)] * 10) is None
+
+
+def test_a_mapping_renames_the_longest_prefix_of_a_path_of_numbers_and_names():
+    path = ("a", 0, "b.c", 12)
+    assert apply_rename(path, {"a": "x", "a.0.b.c": "y.z"}) == ("y", "z", 12)
+    assert apply_rename(path, {"a.0.b": "no", "": "top"}) == ("top", *path)
+    assert apply_rename((), {"": "top"}) == ("top",)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["a"] * 66, "templax reads trees in which 64 leaves have the name of another, got 65"),
+        (["a", "b\ud800"], r"templax reads names that are text, got 'b\ud800'"),
+    ],
+)
+def test_names_that_no_tree_has_are_refused(names: list[str], message: str) -> None:
+    check_names(["é", *["a"] * 65])
+    with pytest.raises(Unsupported) as caught:
+        check_names(names)
+    assert str(caught.value) == message

@@ -7,7 +7,7 @@ from templax._catalog.catalog import Catalog
 from templax._catalog.entry import LeafEntry
 from templax._core import text as text_module
 from templax._display import listing
-from templax._display.terminal import escape_controls
+from templax._escape import escape_text
 from templax.storage import Memory
 
 
@@ -43,7 +43,7 @@ def test_sizes_have_binary_units(nbytes, text):
 
 
 def test_escape_codes_are_harmless():
-    assert escape_controls("a\x1b[31m\x07é") == r"a\x1b[31m\x07é"
+    assert escape_text("a\x1b[31m\x07é") == r"a\x1b[31m\x07é"
 
 
 def test_counts_have_three_significant_digits():

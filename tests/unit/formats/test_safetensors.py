@@ -15,6 +15,7 @@ from safetensors.numpy import load as load_with_safetensors
 
 import templax as tx
 from helpers import CORPUS
+from limits import run_limited
 from templax.storage import Memory
 
 
@@ -137,3 +138,83 @@ def test_tensors_out_of_order_are_restored() -> None:
     restored = tx.restore(make_file(tensors, bytes(range(5))), tree)
     assert restored["a"].tolist() == [0, 1, 2]
     assert restored["b"].tolist() == [3, 4]
+
+
+def write_header(path: Path, header: bytes) -> str:
+    path.write_bytes(len(header).to_bytes(8, "little") + header)
+    return repr(path.name)
+
+
+EMPTY = {"dtype": "U8", "shape": [0], "data_offsets": [0, 0]}
+
+WANTED = "{f'want_{i}': {'w': np.zeros(4, np.float32)} for i in range(1000)}"
+
+
+@pytest.mark.parametrize("command", ["open", "ls", "check", "restore"])
+@pytest.mark.parametrize(
+    "names",
+    [
+        lambda: [".".join("a" * 20_000)],
+        lambda: [f"{i:03}" + ".a" * 280 for i in range(1500)],
+        lambda: [f"{i:03}" + ".a" * 60 for i in range(5000)],
+        lambda: ["x" * 400_000, *(f"n{i}" for i in range(8000))],
+        lambda: [f"layers.{i}.w" for i in range(13_000)],
+    ],
+    ids=["one deep", "deep", "less deep", "one long", "many"],
+)
+def test_a_megabyte_of_names_takes_little_time_and_memory(
+    tmp_path: Path, names: Any, command: str
+) -> None:
+    header = json.dumps(dict.fromkeys(names(), EMPTY)).encode()
+    path = write_header(tmp_path / "m.safetensors", header)
+    assert len(header) < 10**6
+    code = {
+        "open": f"str(tx.open({path}))",
+        "ls": f"from templax.cli.main import main; main(['ls', {path}])",
+        "check": f"str(tx.check({path}, {WANTED}, extra='ignore'))",
+        "restore": f"tx.restore({path}, {WANTED})",
+    }[command]
+
+    found = run_limited(code, prepare="import jax", cwd=tmp_path)
+
+    assert len(found.stdout) < 20_000_000
+    if len(names()) == 1 and command != "ls":
+        assert found.error == (
+            "Unsupported: templax reads trees of at most 300 levels, got 20000 below"
+            " `a.a.a.a.a.a.a.a`"
+        )
+
+
+@pytest.mark.parametrize(
+    ("shape", "said"),
+    [
+        ([2**62] * 300_000, "no arrays of shape"),
+        ([2**60] * 300, "no arrays of shape"),
+        ([10**200] * 30, "Expected over 10**30 bytes for uint8"),
+        ([0, *[2**60] * 30], "no arrays of shape"),
+    ],
+)
+def test_a_shape_is_bounded_before_its_product(tmp_path: Path, shape: list[int], said: str) -> None:
+    tensor = {"dtype": "U8", "shape": shape, "data_offsets": [0, 0]}
+    path = write_header(tmp_path / "m.safetensors", json.dumps({"a": tensor}).encode())
+    found = run_limited(f"tx.open({path})", cwd=tmp_path)
+    assert found.error is not None
+    assert said in found.error
+    assert len(found.error) < 2000
+
+
+@pytest.mark.parametrize(
+    ("header", "key"),
+    [
+        ('{"a": %s, "a": %s}', "a"),
+        ('{"a": %s, "\\u0061": %s}', "a"),
+        ('{"a": %s, "b": {"dtype": "U8", "dtype": "I8", "shape": [0], "data_offsets": [0, 0]}}', 0),
+        ('{"a": %s, "__metadata__": {"x": "1", "x": "2"}}', "x"),
+        ('{"a": %s, "__metadata__": {"x": "1"}, "__metadata__": {}}', "__metadata__"),
+    ],
+)
+def test_a_key_that_occurs_twice_is_named(header: str, key: str | int) -> None:
+    text = header.replace("%s", json.dumps(EMPTY)).encode()
+    with pytest.raises(tx.Corrupted) as caught:
+        tx.open(Memory({"": len(text).to_bytes(8, "little") + text}))
+    assert f"unreadable: the key '{key or 'dtype'}' occurs twice" in str(caught.value)

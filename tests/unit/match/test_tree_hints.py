@@ -8,13 +8,14 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 from flax import nnx
 
 import templax as tx
 from helpers import CHECKPOINT_LIKE_URL as URL
-from helpers import checkpoint_like, f32
+from helpers import checkpoint_like, checkpoint_of, f32
 from mismatches import DENSE, MLP, fail_match, follow_hints, has_no_hint
 
 A = jax.ShapeDtypeStruct
@@ -489,3 +490,16 @@ def test_extra_ignore_is_not_hinted_over_patterns() -> None:
     match = fail_match(checkpoint, {"w": f32(2)}, extra={"a": "ignore"})
     assert [m.name for m in match.mismatches] == ["b"]
     assert has_no_hint(match)
+
+
+def test_numbers_of_any_length_in_names_get_hints():
+    """Python refuses to convert numbers of more than 4300 digits."""
+    names = [f"a{'9' * 5000}{i}" for i in range(3)]
+    found = tx.check(checkpoint_of(dict.fromkeys(names, np.ones(2))), {"w": np.ones(2)})
+    assert [m.problem for m in found.mismatches] == ["missing", *["extra"] * 3]
+
+
+def test_a_report_says_that_no_hints_were_looked_for():
+    deep = checkpoint_of({f"{i}.{'a.' * 250}b": np.ones(1) for i in range(40)})
+    found = tx.check(deep, {"w": np.ones(2)})
+    assert found.mismatches[0].note == "no hints are looked for in so deep a tree"

@@ -118,7 +118,7 @@ def test_nothing_open_is_pickled(tmp_path: Path) -> None:
     source = Local(path)
     view = source.view("", 0, 64)
     state = source.__getstate__()
-    assert set(state) == {"url", "_root", "_versions"}
+    assert set(state) == {"url", "_root", "_follow_links", "_versions"}
     copy = reload(source)
     assert not copy._maps
     assert isinstance(copy._lock, type(threading.Lock()))

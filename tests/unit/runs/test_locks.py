@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 
+import numpy as np
 import pytest
 
 import templax as tx
@@ -195,3 +196,39 @@ def test_a_reader_waits_for_a_deletion_and_gets_nothing(tmp_path):
     assert delete_checkpoint(step, Watched())
     thread.join()
     assert told == [False]
+
+
+@pytest.mark.parametrize("kind", ["a link", "a link to nothing", "another name", "a pipe"])
+def test_a_lock_file_that_is_something_else_is_refused_and_not_written_to(tmp_path, kind):
+    run, precious = tmp_path / "run", tmp_path / "precious"
+    run.mkdir()
+    precious.write_text("p" * 99)
+    if kind == "another name":
+        os.link(precious, run / LOCK)
+    elif kind == "a pipe":
+        os.mkfifo(run / LOCK)
+    else:
+        (run / LOCK).symlink_to("../precious" if kind == "a link" else "../created")
+    with pytest.raises(tx.SaveError) as caught:
+        tx.Manager(run).save(1, {"a": np.ones(2, np.float32)})
+    found = {"another name": "a file that has another name, too", "a pipe": "something else"}
+    assert str(caught.value) == (
+        f"Expected the lock file of this run, found {found.get(kind, 'a link')} - file"
+        f" `{run / LOCK}`; hint: remove it, unless a process saves there"
+    )
+    assert precious.read_text() == "p" * 99
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["precious", "run"]
+    (run / LOCK).unlink()  # as the hint says
+    with tx.Manager(run) as manager:
+        manager.save(1, {"a": np.ones(2, np.float32)})
+
+
+def test_a_lock_file_that_is_replaced_while_it_is_locked_is_not_held(tmp_path):
+    class Replacing(Disk):
+        def lock(self, fd, shared=False, wait=False):
+            super().lock(fd, shared, wait)
+            (tmp_path / LOCK).unlink()
+            (tmp_path / LOCK).touch()
+
+    with pytest.raises(tx.SaveError, match="Another program replaced the lock file"):
+        WriterLock(str(tmp_path), Replacing()).acquire()

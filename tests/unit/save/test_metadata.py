@@ -54,3 +54,82 @@ def test_metadata_may_have_other_keys_than_strings(tmp_path):
     tx.save(tmp_path / "ckpt", {"w": np.zeros(3)}, metadata={1: {2.5: "a", None: "b"}, "2": "c"})
     found = tx.open(tmp_path / "ckpt").metadata["custom_metadata"]
     assert found == {"1": {"2.5": "a", "null": "b"}, "2": "c"}
+
+
+def nest(levels):
+    value = 1
+    for _ in range(levels):
+        value = [value]
+    return value
+
+
+@pytest.mark.parametrize(
+    ("value", "why"),
+    [
+        ("\ud800", r"the string '\ud800' is not valid Unicode"),
+        ([{"\udc80": 1}], r"the key '\udc80' is not valid Unicode"),
+        (nest(256), "it has more than 256 levels"),
+        ("x" * (1 << 26), "it would take 67,108,873 bytes, more than 67,108,864"),
+        ([-(10**4299)], "it has an integer of 4,300 digits"),
+        ([10**4300], "Exceeds the limit (4300 digits) for integer string conversion"),
+    ],
+)
+def test_metadata_that_could_not_be_read_again_is_refused(tmp_path, value, why):
+    with pytest.raises(tx.UsageError) as caught:
+        tx.save(tmp_path / "ckpt", {"w": np.zeros(3)}, metadata={"n": value})
+    text = f"Expected metadata= a mapping of JSON values: {why}"
+    assert str(caught.value).startswith(text)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        float("nan"),
+        float("-inf"),
+        2**70,
+        [1 - 10**4299],
+        nest(255),
+        "\0\n\u2028\U000e0001",
+        {"": {}},
+    ],
+)
+def test_metadata_is_read_back_as_it_was_saved(tmp_path, value):
+    tx.save(tmp_path / "ckpt", {"w": np.zeros(3)}, metadata={"n": value})
+    assert repr(tx.open(tmp_path / "ckpt").metadata["custom_metadata"]["n"]) == repr(value)
+    with tx.Manager(tmp_path / "run") as manager:
+        manager.save(1, {"w": np.zeros(3)}, metadata={"n": value}, wait=True)
+        assert repr(manager.metadata(1)["n"]) == repr(value)
+
+
+@pytest.mark.parametrize(
+    ("metrics", "why"),
+    [
+        ({"\udc80": 1.0}, r"the key '\udc80' is not valid Unicode"),
+        ({"loss": 10**4300}, "Exceeds the limit (4300 digits) for integer string conversion"),
+    ],
+)
+def test_metrics_that_could_not_be_read_again_are_refused(tmp_path, metrics, why):
+    with tx.Manager(tmp_path / "run") as manager, pytest.raises(tx.UsageError) as caught:
+        manager.save(1, {"w": np.zeros(3)}, metrics=metrics)
+    assert str(caught.value).startswith(f"Expected metrics= that JSON can hold: {why}")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("item", "why"),
+    [
+        ("\udc80", "is not valid Unicode"),
+        ("a\\b", "is not the name of one directory"),
+        ("é" * 128, "has 256 bytes, more than 255"),
+        ("commit_success.txt", "is that of a part of a checkpoint"),
+        ("ocdbt.process_0", "is that of a part of a checkpoint"),
+        ("state.orbax-checkpoint-tmp-1", "is that of an unfinished save"),
+        ("Metrics", "is one with `metrics` where case is ignored"),
+    ],
+)
+def test_an_item_is_not_saved_under_a_name_that_cannot_be_read_again(tmp_path, item, why):
+    with tx.Manager(tmp_path, item=item) as manager, pytest.raises(tx.UsageError) as caught:
+        manager.save(1, {"w": np.zeros(3)}, wait=True)
+    assert str(caught.value) == f"Expected item= the name of a directory, got {item!r}, which {why}"
+    assert [path.name for path in tmp_path.iterdir()] == [".templax.lock"]

@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 
 import templax as tx
+from helpers import assert_same_tree
 from templax._save import job
+from templax.formats.orbax import limits
 
 
 def make_donated() -> jax.Array:
@@ -96,3 +98,160 @@ def test_text_beyond_the_limit_of_restore_is_refused(
     with pytest.raises(tx.SaveError, match="which a restore would refuse"):
         tx.save(tmp_path / "ckpt", {"s": "a" * 10_001})
     assert os.listdir(tmp_path) == []
+
+
+W = np.ones(2, np.float32)
+
+
+@pytest.mark.parametrize(
+    ("tree", "why"),
+    [
+        ({"a": np.ones((1,) * 33, np.float32)}, "`a` has 33 dimensions, more than 32"),
+        ({"a": jnp.ones((1,) * 33)}, "`a` has 33 dimensions, more than 32"),
+        (
+            {"a": jax.random.key(0).reshape((1,) * 32)},
+            "`a` has 33 dimensions with those of its key data, more than 32",
+        ),
+        (
+            {"a": np.zeros((0, 2**62), np.int8)},
+            "`a` has shape (0, 4611686018427387904), more than 2**62-1 in a dimension",
+        ),
+        (
+            {"n" * 65528: W},
+            f"`{'n' * 40}…` has a name of 65,528 bytes, which makes keys of 65,536, more than"
+            " 65,535",
+        ),
+        (
+            {"é" * 32764: W},
+            f"`{'é' * 40}…` has a name of 65,528 bytes, which makes keys of 65,536, more than"
+            " 65,535",
+        ),
+        (
+            {f"{'n' * 65000}{i}": W for i in range(300)},
+            f"`{'n' * 40}…` and the other names make keys of 39,001,580 bytes, more than"
+            " 33,708,032",
+        ),
+        ({"a": W, "a/": W}, "`a/` would be stored where `a` is: rename one of them"),
+        (
+            {"": W, "/": W},
+            "`/` would be stored where the leaf without a name is: rename one of them",
+        ),
+        ({"a": {"\udc80": W}}, r"`a.\udc80` is a name that is not valid Unicode"),
+        ({"a": {"\udc80": None}}, r"`a.\udc80` is a name that is not valid Unicode"),
+        ({"a~": "text"}, "`a~` is a string, and has a `~` in its name: rename it"),
+        ({"a/b/c": "x", "a": "y"}, "`a/b/c` would be stored in the string `a`"),
+        (
+            {"w": W, "e": [None] * 65553},
+            "`e.0` is one of 65,553 empty containers, more than 65,552",
+        ),
+        ({"a/" * 300: "x"}, f"`{'a/' * 20}…` is a string with over 299 `/`"),
+        ({"\udc80": "text"}, r"`\udc80` is a name that is not valid Unicode"),
+    ],
+)
+def test_what_could_not_be_read_again_is_refused_by_name(
+    tree: Any, why: str, tmp_path: Path
+) -> None:
+    with pytest.raises(tx.SaveError) as caught:
+        tx.save(tmp_path / "ckpt", tree)
+    assert str(caught.value) == f"This tree can't be saved: {why}"
+    assert os.listdir(tmp_path) == []
+    with tx.Manager(tmp_path / "run") as manager, pytest.raises(tx.SaveError) as caught:
+        manager.save(1, tree, wait=True)
+    assert str(caught.value) == f"This tree can't be saved: {why}"
+    assert not (tmp_path / "run" / "1").exists()
+
+
+@pytest.mark.parametrize(
+    "tree",
+    [
+        {"a": np.ones((1,) * 32, np.float32)},
+        {"a": jax.random.key(0).reshape((1,) * 31)},
+        {"a": np.zeros((0, 2**62 - 1), np.int8)},
+        {"n" * 65527: W},
+        {"n" * 70000: "text", "m" * 70000: None, "w": W},
+        {"a": "text", "a/": W, "a//": W},
+        {"a/b": "x", "a/c/": "y", "/": "z", "b~1": "u", "b~0~1/": "v", "a": W, "b~": W},
+    ],
+)
+def test_what_is_just_within_the_limits_is_saved(tree: Any, tmp_path: Path) -> None:
+    tx.save(tmp_path / "ckpt", tree)
+    assert tx.verify(tmp_path / "ckpt").damages == ()
+    assert_same_tree(tx.restore(tmp_path / "ckpt", tree), tree)
+
+
+def nest(levels: int) -> Any:
+    tree: Any = W
+    for _ in range(levels):
+        tree = {"a": tree}
+    return tree
+
+
+def test_a_tree_of_many_levels_is_refused(tmp_path: Path) -> None:
+    tx.save(tmp_path / "ckpt", nest(300))
+    assert_same_tree(tx.restore(tmp_path / "ckpt", nest(300)), nest(300))
+    with pytest.raises(tx.SaveError, match=r"`a\.a.*…` is 301 levels deep, more than 300"):
+        tx.save(tmp_path / "deep", nest(301))
+
+
+@jax.tree_util.register_pytree_with_keys_class
+class Pair:
+    """A node whose children have the same key."""
+
+    def __init__(self, *children: Any):
+        self.children = children
+
+    def tree_flatten_with_keys(self) -> Any:
+        return [(jax.tree_util.DictKey("a"), child) for child in self.children], None
+
+    @classmethod
+    def tree_unflatten(cls, _: None, children: Any) -> Any:
+        return cls(*children)
+
+
+@pytest.mark.parametrize(
+    ("tree", "why"),
+    [
+        (Pair(None, {}), "`a` is there 2 times"),
+        (Pair(W, {"b": W}), "`a` holds a value and has others below it"),
+        (Pair(None, {"b": {"c": W}}), "`a` holds a value and has others below it"),
+    ],
+)
+def test_children_that_share_a_key_are_refused(tree: Any, why: str, tmp_path: Path) -> None:
+    with pytest.raises(tx.SaveError) as caught:
+        tx.save(tmp_path / "ckpt", tree)
+    assert str(caught.value) == f"This tree can't be saved: {why}"
+
+
+def test_a_path_that_is_not_unicode_is_refused(tmp_path: Path) -> None:
+    for save in (
+        lambda path: tx.save(path, {"w": W}),
+        lambda path: tx.Manager(path).save(1, {"w": W}, wait=True),
+    ):
+        with pytest.raises(
+            tx.SaveError, match=r"Expected a path in UTF-8, got other bytes.*\\udc80"
+        ):
+            save(f"{tmp_path}/\udc80")
+
+
+@pytest.mark.parametrize("text", ["a" * 10_001, "\x01" * 2_000])
+def test_metadata_files_beyond_what_a_restore_reads_are_refused_before_a_file_is_made(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "_OVERHEAD", 0)
+    monkeypatch.setattr(limits, "MAX_METADATA", 10_000)
+    monkeypatch.setattr(job, "open_staging", None)
+    with pytest.raises(tx.SaveError, match=r"`s` has the largest part of `_strings\.json`, which"):
+        tx.save(tmp_path / "ckpt", {"s": text, "other": W})
+
+
+def test_more_chunks_than_an_index_holds_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "MAX_ENTRIES", 6)
+    tx.save(tmp_path / "a", {"a": W, "b": W, "c": W})
+    with pytest.raises(tx.SaveError) as caught:
+        tx.save(tmp_path / "b", {"a": W, "b": np.zeros(4 << 20, np.float32)})
+    assert str(caught.value) == (
+        "This tree can't be saved: `b` is cut into 4 chunks, and all arrays together make 7 keys,"
+        " more than 6"
+    )

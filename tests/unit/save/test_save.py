@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import enum
 import json
 from pathlib import Path
@@ -81,6 +82,18 @@ def test_a_cpu_is_recorded_under_the_name_that_orbax_looks_up(tmp_path: Path) ->
     tx.save(tmp_path / "ckpt", {"w": jax.device_put(1.0, jax.devices()[3])})
     (sharding,) = json.loads((tmp_path / "ckpt" / "_sharding").read_text()).values()
     assert json.loads(sharding)["device_str"] == "TFRT_CPU_3"
+
+
+@pytest.mark.parametrize("name", ["ab~", "ab?", "\x83Û\U000e7593"])
+def test_shardings_are_recorded_under_the_names_that_orbax_looks_up(
+    name: str, tmp_path: Path
+) -> None:
+    tx.save(tmp_path / "ckpt", {name: jax.device_put(1.0, jax.devices()[3])})
+    (found,) = json.loads((tmp_path / "ckpt" / "_sharding").read_text())
+    assert found == base64.urlsafe_b64encode(name.encode()).decode()
+    assert found != base64.b64encode(name.encode()).decode()
+    (tmp_path / "ckpt" / checksum_index.INDEX_FILE).unlink()
+    assert tx.open(tmp_path / "ckpt").entries[0].saved_sharding == "single device TFRT_CPU_3"
 
 
 def test_the_index_agrees_with_the_files_of_orbax(tree: Any, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 import templax as tx
 from helpers import count_examples
+from limits import run_limited
 from templax._template import json_file
 from templax._template import template as template_module
 from templax._template.from_pytree import as_template
@@ -382,3 +383,61 @@ def test_a_template_with_one_change_is_read_or_refused(data: st.DataObject) -> N
     except (tx.UnknownFormat, tx.Corrupted):
         return
     str(tx.check(STORED, template))
+
+
+LEAF = {"path": ["a"], "shape": [2], "dtype": "float32"}
+
+KEY = {"dtype": "uint32", "kind": "key", "key_impl": "threefry2x32"}
+
+
+def shard(mesh: dict[str, int], *spec: Any) -> dict[str, Any]:
+    return {"sharding": {"mesh": mesh, "spec": list(spec)}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (KEY | {"shape": []}, "Expected the shape of a key's data, got () - at `a`, file `t.json`"),
+        (
+            shard({str(i): 2**62 for i in range(300)}, [str(i) for i in range(300)]),
+            "Expected a mesh of at most 2147483648 devices, got more - at `a`, file `t.json`",
+        ),
+        (shard({"x": 2}, "x", "x"), "Expected each mesh axis in one dimension, got one in several"),
+        (shard({"x": 2}, ["x"] * 10_000), "Expected each mesh axis in one dimension"),
+        ({"shape": [2**60] * 300}, "Expected a shape that memory can hold, got (1152921504606846"),
+        ({"shape": [2**62] * 100_000}, "Expected a shape that memory can hold, got (4611686018427"),
+        ({"shape": [2**62, 0, 8]}, "Expected a shape that memory can hold, got (46116860184273879"),
+        ({"shape": [1] * 33}, "Expected a shape that memory can hold, got (1, 1, 1, 1, ... 29"),
+        ({"dtype": "f4," * 100_000}, "Expected a dtype, got `f4,f4,"),
+        (
+            {"path": ["a"] * 100_000},
+            "templax reads trees of at most 300 levels, got 100000 below `a.a.a.a.a.a.a.a`",
+        ),
+    ],
+)
+def test_a_leaf_that_no_template_has_is_refused(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    path = tmp_path / "t.json"
+    path.write_text(json.dumps({"templax_template": 1, "leaves": [LEAF | changes]}))
+    code = "from templax._template.json_file import load_template as load\n"
+
+    found = run_limited(f"{code}load(open('t.json', 'rb').read(), 't.json')", cwd=tmp_path)
+
+    assert found.error is not None
+    assert found.error.partition(": ")[2].startswith(message)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"templax_template": 1, "leaves": [], "leaves": []}',
+        '{"templax_template": 1, "leaves": [{"path": ["a"], "path": ["b"], "shape": [],'
+        ' "dtype": "int8"}]}',
+        '{"templax_template": 1, "leaves": [{"path": ["a"], "shape": [], "dtype": "int8",'
+        ' "sharding": {"mesh": {"x": 1, "x": 2}, "spec": []}}]}',
+    ],
+)
+def test_a_key_that_occurs_twice_is_named(text: str) -> None:
+    with pytest.raises(tx.UnknownFormat, match=r"Expected a template file, the key '\w+' occurs"):
+        json_file.load_template(text.encode())

@@ -29,7 +29,7 @@ from ..._runs.arguments import read_step
 from ..._runs.locks import hold_for_reading
 from ..._save.background import start_save
 from ..._save.destination import Destination
-from ..._save.item import Json
+from ..._save.item import Json, check_item_names
 from ..._save.options import make_options
 from ..._save.result import PendingSave
 from ...formats.orbax.step_metadata import read_metrics, read_step_metadata
@@ -240,7 +240,12 @@ class CheckpointManager(Saver):
             earlier = self._find_earlier_failure()
             contents = item_contents(args, ONLY_ITEM)
             saved_metrics = metrics if self._options.tracks_metrics else None
+            check_item_names(contents)
             if saved_metrics is not None:
+                if any(name.casefold() == "metrics" for name in contents):
+                    raise tx.UsageError(
+                        "Expected items of other names than `metrics`, got metrics="
+                    )
                 contents["metrics"] = Json(saved_metrics, "metrics")
             key = self._name_step(step)
             path = os.path.join(self._root, key)

@@ -9,12 +9,12 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import templax as tx
 
 from ...formats.orbax import directory
+from ...formats.orbax.sidecars import read_json
 from ...formats.orbax.step_metadata import read_metrics, step_metadata
 from ...storage.leftovers import TEMPORARY, delete_checkpoint, is_abandoned, remove_directory
 from ...storage.local import Local
@@ -70,11 +70,16 @@ def write_root_metadata(root: str, metadata: Mapping[str, Any]) -> None:
 
 
 def read_root_metadata(root: str) -> Any:
-    """The metadata of a run, or None if no manager has written any."""
-    path = os.path.join(root, "metadata", _ROOT_METADATA)
-    if not os.path.exists(path):
+    """The metadata of a run, or None if no manager has written any.
+
+    Raises:
+        Corrupted: The file is damaged.
+        SourceError: It can't be read.
+    """
+    source = Local(os.path.join(root, "metadata"))
+    if source.stat(_ROOT_METADATA) is None:
         return None
-    return json.loads(Path(path).read_bytes()).get("custom_metadata") or {}
+    return read_json(source, _ROOT_METADATA, dict[str, Any]).get("custom_metadata") or {}
 
 
 def remove_leftovers(root: str) -> None:

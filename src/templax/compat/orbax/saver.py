@@ -13,6 +13,7 @@ import templax as tx
 from ..._hosts.agreement import open_call
 from ..._save.background import start_save
 from ..._save.destination import Destination
+from ..._save.item import check_item_names
 from ..._save.options import make_options
 from ..._save.result import PendingSave
 
@@ -38,6 +39,7 @@ def begin_save(
     """
     call = open_call("saving", path)
     with call.report_errors():
+        check_item_names(items)
         options = make_options(metadata=custom_metadata, overwrite=overwrite)
         options = replace(options, after=None if after is None else lambda _: after())
         decide = functools.partial(Destination, path)

@@ -15,15 +15,13 @@ import msgspec
 import numpy as np
 
 from ..._catalog.entry import Kind
+from ..._core.boxes import fits_address_space, format_shape
 from ..._core.dtypes import DTYPES
-from ..._core.names import Path, join_path
+from ..._core.names import MAX_DEPTH, Path, join_path
 from ...errors import CheckpointError, Corrupted, Unsupported
+from .keys import find_repeated_key
 
 PLACEHOLDER = "PLACEHOLDER://"
-
-_MAX_DEPTH = 256
-
-_MAX_RANK = 32
 
 _CHUNKED = "__msgpack_chunked_array__"
 
@@ -79,8 +77,8 @@ def read_msgpack(data: memoryview) -> dict[Path, Leaf]:
         data: The whole file. Values are views of it.
 
     Raises:
-        Corrupted: The data is not msgpack, is nested too deep, or has an array whose size
-            contradicts its shape.
+        Corrupted: The data is not msgpack, is nested too deep, has a map with a key twice, or an
+            array whose size contradicts its shape.
         Unsupported: A value or dtype that templax does not read.
     """
     base = _memory_address(data)
@@ -90,9 +88,17 @@ def read_msgpack(data: memoryview) -> dict[Path, Leaf]:
 
     try:
         tree = msgspec.msgpack.decode(data, ext_hook=extension)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, ValueError, TypeError, RecursionError) as error:
         raise Corrupted(f"The msgpack is unreadable: {error}") from error
-    return dict(_iter_leaves(tree, ()))
+    repeated = find_repeated_key(data)
+    if repeated is not None:
+        raise Corrupted(f"Expected each key of a map once, got {repeated[:80]!r} again")
+    leaves: dict[Path, Leaf] = {}
+    for path, leaf in _iter_leaves(tree, ()):
+        if path in leaves:  # the keys 1 and "1"
+            raise Corrupted("Expected one leaf, got two of this name", leaf=join_path(path))
+        leaves[path] = leaf
+    return leaves
 
 
 def holds_flax_arrays(data: memoryview) -> bool:
@@ -111,7 +117,7 @@ def holds_flax_arrays(data: memoryview) -> bool:
 
     try:
         msgspec.msgpack.decode(data, ext_hook=extension)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, CheckpointError):
+    except (msgspec.DecodeError, ValueError, TypeError, RecursionError, CheckpointError):
         return False
     return found
 
@@ -132,7 +138,7 @@ def _read_extension(code: int, payload: memoryview, base: int) -> Value:
     if dtype is None:
         raise Unsupported(f"templax does not read dtype `{name[:80]}`")
     if not _has_nbytes(shape, dtype, len(data)):
-        raise Corrupted(f"Expected the bytes of {name}{shape[:_MAX_RANK]}, got {len(data)}")
+        raise Corrupted(f"Expected the bytes of {name}{format_shape(shape)}, got {len(data)}")
     start = _memory_address(data) - base if len(data) else 0
     kind: Kind = "scalar" if code == 3 else "array"
     return Value(dtype, tuple(shape), kind, data, start, start + len(data))
@@ -140,7 +146,7 @@ def _read_extension(code: int, payload: memoryview, base: int) -> Value:
 
 def _has_nbytes(shape: Sequence[int], dtype: np.dtype, nbytes: int) -> bool:
     """Whether an array has `nbytes`. The rank is checked first, so that the product stays small."""
-    if len(shape) > _MAX_RANK or any(n < 0 for n in shape):
+    if not fits_address_space(tuple(shape), dtype.itemsize):
         return False
     return math.prod(shape) * dtype.itemsize == nbytes
 
@@ -153,8 +159,8 @@ def _decode_payload(payload: memoryview, type: Any) -> Any:
 
 
 def _iter_leaves(tree: Any, path: Path) -> Iterator[tuple[Path, Leaf]]:
-    if len(path) > _MAX_DEPTH:
-        raise Corrupted(f"Expected a tree at most {_MAX_DEPTH} deep, got a deeper one")
+    if len(path) > MAX_DEPTH:
+        raise Corrupted(f"Expected a tree at most {MAX_DEPTH} deep, got a deeper one")
     if isinstance(tree, dict):
         if _CHUNKED in tree:
             yield path, _join_pieces(tree, path)
@@ -162,6 +168,11 @@ def _iter_leaves(tree: Any, path: Path) -> Iterator[tuple[Path, Leaf]]:
             yield path, Empty("Dict")
         else:
             for key, child in tree.items():
+                if not isinstance(key, (str, int)):
+                    raise Unsupported(
+                        f"templax reads msgpack maps with keys of text, got {type(key).__name__}",
+                        leaf=join_path(path),
+                    )
                 yield from _iter_leaves(child, (*path, str(key)))
     elif isinstance(tree, list):
         if not tree:
@@ -203,7 +214,7 @@ def _join_pieces(tree: dict[Any, Any], path: Path) -> Value:
     nbytes = sum(len(piece.data) for piece in pieces)
     if not _has_nbytes(shape, dtype, nbytes):
         raise Corrupted(
-            f"Expected the bytes of {dtype.name}{list(shape[:_MAX_RANK])}, got {nbytes}",
+            f"Expected the bytes of {dtype.name}{format_shape(shape)}, got {nbytes}",
             leaf=join_path(path),
         )
     data = memoryview(b"".join(piece.data for piece in pieces))

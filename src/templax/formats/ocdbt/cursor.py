@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import Corrupted
-from ...storage.signatures import MAX_METADATA
+from .budget import Budget
 
 MAX_NAME = 65535
 
@@ -14,20 +14,26 @@ MAX_NAME = 65535
 class Cursor:
     """Reads the fields of a decoded manifest or node, in order.
 
-    Every count is checked against the bytes that are left before anything is allocated for it.
+    Every count is checked against the bytes that are left before anything is allocated for it, and
+    the lengths of names against `budget`.
     """
 
-    def __init__(self, data: bytes):
-        self.data = data
+    def __init__(self, data: bytes, budget: Budget):
+        self.data, self.budget = data, budget
         self._array = np.frombuffer(data, np.uint8)
         self._at = 0
 
     def raw(self, n: int) -> bytes:
         """The next `n` bytes."""
+        start = self.skip(n)
+        return self.data[start : self._at]
+
+    def skip(self, n: int) -> int:
+        """Skips the next `n` bytes; returns the position of the first."""
         if not 0 <= n <= len(self.data) - self._at:
             raise Corrupted(f"Expected {n} more bytes, got {len(self.data) - self._at}")
         self._at += n
-        return self.data[self._at - n : self._at]
+        return self._at - n
 
     def byte(self) -> int:
         """The next byte, as a number."""
@@ -59,7 +65,9 @@ class Cursor:
         self._at += int(ends[-1]) + 1
         return values
 
-    def names(self, n: int, tails: bool = False) -> tuple[list[bytes], list[int]]:
+    def names(
+        self, n: int, tails: bool = False, inherited: int = 0
+    ) -> tuple[list[bytes], list[int]]:
         """A column of `n` front-coded names: each omits the prefix shared with the previous.
 
         Both keys and paths are stored this way: the lengths of the shared prefixes (none for the
@@ -68,6 +76,7 @@ class Cursor:
 
         Args:
             tails: Whether the further number is present.
+            inherited: Length of the prefix that is still to come before each name.
 
         Returns:
             The names and the further numbers (zeros if they are not present).
@@ -77,13 +86,12 @@ class Cursor:
         shared = [0, *self.numbers(n - 1).tolist()]
         own = self.numbers(n).tolist()
         third = self.numbers(n).tolist() if tails else [0] * n
-        if sum(shared) + sum(own) > MAX_METADATA:
-            raise Corrupted(f"Expected at most {MAX_METADATA} bytes of names, got more")
+        self.budget.add_names(sum(shared) + sum(own))
         suffixes = self.raw(sum(own))
         names: list[bytes] = []
         last, at = b"", 0
         for prefix, suffix in zip(shared, own, strict=True):
-            if prefix > len(last) or prefix + suffix > MAX_NAME:
+            if prefix > len(last) or inherited + prefix + suffix > MAX_NAME:
                 raise Corrupted(
                     f"Expected a name that shares at most {len(last)} bytes, got {prefix}"
                 )

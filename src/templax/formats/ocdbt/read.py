@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import operator
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ..._catalog.entry import Extent
@@ -19,6 +19,7 @@ from ..._core.gc_pause import pause_gc
 from ...errors import CheckpointError, Corrupted, NotFound, Unsupported
 from ...storage.signatures import MAX_METADATA, diagnose_lfs_pointer, read_metadata
 from ...storage.source import Source
+from .budget import Budget
 from .cursor import MAX_NAME, Cursor
 
 MANIFEST = "manifest.ocdbt"
@@ -31,12 +32,11 @@ _ABSENT = 2**64 - 1
 
 _MAX_NODE_ENTRIES = 1 << 20
 
-_MAX_ENTRIES = 1 << 22
+_MAX_MANIFEST = 1 << 22
+"""Most bytes that a manifest decodes to: it lists the newest few versions, and their files."""
 
-_MAX_NODES = 1 << 14
-
-_MAX_BYTES = 1 << 30
-"""Limit for all decoded nodes and keys of one version together."""
+_MAX_INLINE = 1 << 20
+"""Most bytes of a value in a node, as in TensorStore."""
 
 _NUMBERED = re.compile(r"manifest\.[0-9a-f]{16}")
 
@@ -75,30 +75,25 @@ def read_database(source: Source, prefix: str = "") -> Mapping[str, Extent]:
             a file outside the database.
         Unsupported: A version or compression that templax does not read, or too many keys.
     """
-    root, height, limits = _read_newest_root(source, prefix)
+    budget = Budget(source, prefix + MANIFEST)
+    root, height, limits = _read_newest_root(source, prefix, budget)
     entries: dict[str, Extent] = {}
     if root is None:
         return entries
-    total = nodes = nbytes = 0
     # Depth is bounded by the height, a byte, which must fall by one at each level: no cycles.
     pending = [(root, height, b"")]
     while pending:
         reference, height, inherited = pending.pop()
-        nodes += 1
-        body = _read_node(source, prefix, reference, height, limits)
-        nbytes += len(body.data)
+        body = _read_node(source, prefix, reference, height, limits, budget)
         try:
             if height:
-                children = list(_read_children(body, reference.base))
-                for child, common in reversed(children):
-                    pending.append((child, height - 1, inherited + common))
+                children = _read_children(body, reference.base, len(inherited))
+                pending += [
+                    (child, height - 1, inherited + common) for child, common in reversed(children)
+                ]
             else:
                 with pause_gc():
-                    keys, extents = _read_leaf(body, reference, prefix)
-                total += len(keys)
-                nbytes += len(keys) * len(inherited)
-                if nbytes > _MAX_BYTES or total > _MAX_ENTRIES:
-                    raise _too_large(prefix)
+                    keys, extents = _read_leaf(body, reference, prefix, len(inherited))
                 if inherited:
                     keys = [inherited + key for key in keys]
                 entries.update(zip(map(bytes.decode, keys), extents, strict=True))
@@ -108,24 +103,16 @@ def read_database(source: Source, prefix: str = "") -> Mapping[str, Extent]:
             ) from error
         except CheckpointError as error:
             raise error.locate(file=prefix + reference.file) from error
-        if nbytes > _MAX_BYTES or nodes + len(pending) > _MAX_NODES:
-            raise _too_large(prefix)
     return entries
 
 
-def _too_large(prefix: str) -> Unsupported:
-    return Unsupported(
-        f"templax reads indexes of up to {_MAX_ENTRIES} keys, {_MAX_NODES} nodes and {_MAX_BYTES} "
-        f"bytes, this one has more",
-        file=prefix + MANIFEST,
-    )
-
-
-def _read_newest_root(source: Source, prefix: str) -> tuple[_Reference | None, int, _Limits]:
+def _read_newest_root(
+    source: Source, prefix: str, budget: Budget
+) -> tuple[_Reference | None, int, _Limits]:
     """Root of the newest version (None if the tree is empty), its height, and its nodes' limits."""
     file = prefix + MANIFEST
     data = read_metadata(source, file)
-    kind, body, limits = _read_manifest_head(data, file)
+    kind, body, limits = _read_manifest_head(data, file, budget)
     if kind == 1:
         numbered = [
             info.key
@@ -137,25 +124,25 @@ def _read_newest_root(source: Source, prefix: str) -> tuple[_Reference | None, i
                 "Expected a file `manifest.<16 hex digits>` beside it, found none", file=file
             )
         file = max(numbered)
-        kind, body, limits = _read_manifest_head(read_metadata(source, file), file)
+        kind, body, limits = _read_manifest_head(read_metadata(source, file), file, budget)
     if kind != 0:
         raise Unsupported(f"templax reads manifests of kinds 0 and 1, got kind {kind}", file=file)
     try:
         files = _read_file_table(body, b"")
         n = body.number()
+        budget.add_entries(n)
         body.numbers(n)  # generations
         heights = body.raw(n)
-        roots = _read_references(body, files, n)
-        if not roots:
+        if not n:
             raise Corrupted("Expected at least one version, got none")
-        return roots[-1], heights[-1], limits
+        return _read_references(body, files, n, newest=True)[0], heights[-1], limits
     except CheckpointError as error:
         raise error.locate(file=file) from error
 
 
-def _read_manifest_head(data: memoryview, file: str) -> tuple[int, Cursor, _Limits]:
+def _read_manifest_head(data: memoryview, file: str, budget: Budget) -> tuple[int, Cursor, _Limits]:
     try:
-        body = Cursor(_open_envelope(data, MAGIC_MANIFEST, "manifest", MAX_METADATA))
+        body = Cursor(_open_envelope(data, MAGIC_MANIFEST, "manifest", _MAX_MANIFEST), budget)
         body.raw(16)  # uuid
         kind = body.number()
         body.number()  # max_inline_value_bytes
@@ -194,7 +181,12 @@ def _open_envelope(data: memoryview, magic: int, what: str, limit: int) -> bytes
 
 
 def _read_node(
-    source: Source, prefix: str, reference: _Reference, height: int, limits: _Limits
+    source: Source,
+    prefix: str,
+    reference: _Reference,
+    height: int,
+    limits: _Limits,
+    budget: Budget,
 ) -> Cursor:
     file, start, stop = (
         prefix + reference.file,
@@ -208,6 +200,7 @@ def _read_node(
             start=start,
             stop=stop,
         )
+    budget.add_node(file, start, stop)
     try:
         data = source.read(file, start, stop)
     except NotFound as error:
@@ -217,7 +210,9 @@ def _read_node(
     except Corrupted as error:
         raise diagnose_lfs_pointer(source, file) or error from None
     try:
-        body = Cursor(_open_envelope(data, MAGIC_NODE, "index node", limits.node_bytes))
+        limit = min(limits.node_bytes, budget.decodable)
+        body = Cursor(_open_envelope(data, MAGIC_NODE, "index node", limit), budget)
+        budget.add_decoded(len(body.data))
         found = body.byte()
         if found != height:
             raise Corrupted(f"Expected an index node of height {height}, got {found}")
@@ -232,6 +227,8 @@ def _read_file_table(body: Cursor, base: bytes) -> list[tuple[bytes, str]]:
     n = body.number()
     if not n:
         return []
+    body.budget.add_entries(n)
+    body.budget.add_names(n * len(base))
     paths, base_lengths = body.names(n, tails=True)
     result = []
     for path, base_length in zip(paths, base_lengths, strict=True):
@@ -260,11 +257,11 @@ def confine_path(path: bytes) -> str:
 
 
 def _read_references(
-    body: Cursor, files: list[tuple[bytes, str]], n: int
+    body: Cursor, files: list[tuple[bytes, str]], n: int, *, newest: bool = False
 ) -> list[_Reference | None]:
-    ids = body.numbers(n).tolist()
-    offsets = body.numbers(n).tolist()
-    lengths = body.numbers(n).tolist()
+    """`n` references, or only the last of them."""
+    first = n - 1 if newest else 0
+    ids, offsets, lengths = (body.numbers(n)[first:].tolist() for _ in range(3))
     result: list[_Reference | None] = []
     for file, offset, length in zip(ids, offsets, lengths, strict=True):
         if offset == length == _ABSENT:
@@ -285,11 +282,14 @@ def _check_reference(
     return files[number]
 
 
-def _read_keys(body: Cursor, interior: bool) -> tuple[list[bytes], list[int]]:
+def _read_keys(body: Cursor, interior: bool, inherited: int) -> tuple[list[bytes], list[int]]:
+    """The keys of a node, without the prefix of `inherited` bytes that each of them has."""
     n = body.number()
     if not 0 < n <= _MAX_NODE_ENTRIES:
         raise Corrupted(f"Expected 1 to {_MAX_NODE_ENTRIES} entries, got {n}")
-    keys, commons = body.names(n, tails=interior)
+    body.budget.add_entries(n)
+    body.budget.add_names(n * inherited)
+    keys, commons = body.names(n, tails=interior, inherited=inherited)
     if not all(map(operator.lt, keys, itertools.islice(keys, 1, None))):
         last, key = next((a, b) for a, b in itertools.pairwise(keys) if not a < b)
         raise Corrupted(f"Expected keys in order, got {key[:256]!r} after {last[:256]!r}")
@@ -299,26 +299,28 @@ def _read_keys(body: Cursor, interior: bool) -> tuple[list[bytes], list[int]]:
     return keys, commons
 
 
-def _read_children(body: Cursor, base: bytes) -> Iterator[tuple[_Reference, bytes]]:
+def _read_children(body: Cursor, base: bytes, inherited: int) -> list[tuple[_Reference, bytes]]:
     """The children of an interior node, each with the prefix that its keys are relative to."""
     files = _read_file_table(body, base)
-    keys, commons = _read_keys(body, interior=True)
+    keys, commons = _read_keys(body, True, inherited)
     children = _read_references(body, files, len(keys))
     for _ in range(3):  # num_keys, num_tree_bytes, num_indirect_value_bytes
         body.numbers(len(keys))
     body.finish()
+    found: list[tuple[_Reference, bytes]] = []
     for child, key, common in zip(children, keys, commons, strict=True):
         if child is None:
             raise Corrupted("Expected a child node, got an absent one")
-        yield child, key[:common]
+        found.append((child, key[:common]))
+    return found
 
 
 def _read_leaf(
-    body: Cursor, reference: _Reference, prefix: str
+    body: Cursor, reference: _Reference, prefix: str, inherited: int
 ) -> tuple[list[bytes], list[Extent]]:
     """The keys of a leaf node, relative to the prefix that it inherits, and their extents."""
     files = _read_file_table(body, reference.base)
-    keys, _ = _read_keys(body, interior=False)
+    keys, _ = _read_keys(body, False, inherited)
     lengths = body.numbers(len(keys)).tolist()
     kinds = body.raw(len(keys))
     outside = kinds.count(1)
@@ -328,11 +330,11 @@ def _read_leaf(
     offsets = iter(body.numbers(outside).tolist())
     node = prefix + reference.file
     paths = [prefix + path for _, path in files]
-    values = body.raw(
-        sum([length for length, kind in zip(lengths, kinds, strict=True) if not kind])
-    )
+    inline = [length for length, kind in zip(lengths, kinds, strict=True) if not kind]
+    if max(inline, default=0) > _MAX_INLINE:
+        raise Corrupted(f"Expected values of at most {_MAX_INLINE} bytes, got {max(inline)}")
+    at, data = body.skip(sum(inline)), body.data
     extents: list[Extent] = []
-    at = 0
     for length, kind in zip(lengths, kinds, strict=True):
         if kind:
             number, offset = next(ids), next(offsets)
@@ -340,7 +342,7 @@ def _read_leaf(
                 _check_reference(files, number, offset, length)  # raises
             extents.append(Extent(paths[number], offset, offset + length))
         else:
-            extents.append(Extent(node, 0, length, values[at : at + length]))
+            extents.append(Extent(node, 0, length, data[at : at + length]))
             at += length
     body.finish()
     return keys, extents

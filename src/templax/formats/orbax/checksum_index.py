@@ -25,6 +25,9 @@ _VERSION = 1
 
 _HEAD_BYTES = 24
 
+_MAX_FILES = 1 << 14
+"""Most files beside one for each chunk: a few of each process of a save."""
+
 KINDS: tuple[Kind, ...] = ("array", "scalar", "string", "key")
 
 REMOVAL_HINT = f"delete `{INDEX_FILE}` to read the checkpoint as Orbax does, without checksums"
@@ -152,6 +155,11 @@ class Columns:
             _decode_column(index.sharding, "<u4", n) if index.sharding else [NO_FILE] * n
         )
         total = sum(self.counts)
+        if len(index.others) + len(index.files) > _MAX_FILES + total:  # `verify` looks at each
+            raise Unsupported(
+                f"templax reads indexes of up to {_MAX_FILES + total} files in {total} chunks, got"
+                f" {len(index.others) + len(index.files)}"
+            )
         if max(self.kinds, default=0) >= len(KINDS) or max(self.codecs, default=0) > 1:
             raise Corrupted("Expected known kinds and codecs, got others", hint=REMOVAL_HINT)
         self._chunks = [

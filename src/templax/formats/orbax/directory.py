@@ -9,6 +9,7 @@ import itertools
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence, Set
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -127,20 +128,31 @@ def examine_directory(source: Source) -> Root | None:
 
 
 def list_items(source: Source) -> dict[str, ItemKind]:
-    """Name → kind of every item in a directory of a step, or of another set of items."""
+    """Name → kind of every item in a directory of a step, or of another set of items.
+
+    Raises:
+        SourceError: The directory can't be read, or that of an item which its metadata lists.
+    """
     handlers = step_metadata(source).get("item_handlers")
+    handlers = handlers if isinstance(handlers, dict) else {}
     found: dict[str, ItemKind] = {}
     for info in source.children():
         name = info.key.rstrip("/")
         if info.is_dir and not is_temporary(name):
-            child = source.at(name)
-            names = list_names(child)
-            handler = handlers.get(name) if isinstance(handlers, dict) else None
-            if _item_evidence(child, names) is not None:
-                found[name] = "pytree"
-            else:
-                found[name] = "json" if json_file(child, names, handler) is not None else "other"
+            try:
+                found[name] = _item_kind(source.at(name), handlers.get(name))
+            except SourceError:
+                if name in handlers:
+                    raise
+                found[name] = "other"
     return dict(sorted(found.items(), key=lambda item: natural_order(item[0])))
+
+
+def _item_kind(source: Source, handler: object) -> ItemKind:
+    names = list_names(source)
+    if _item_evidence(source, names) is not None:
+        return "pytree"
+    return "json" if json_file(source, names, handler) is not None else "other"
 
 
 def json_file(source: Source, names: Set[str], handler: object = None) -> str | None:
@@ -269,8 +281,7 @@ def uncommitted_reason(source: Source) -> str | None:
     if problem is None and STEP_METADATA not in names:
         # An item of a step: the commit is recorded for the step as a whole.
         parent = source.at("..")
-        # Only a step is listed: another parent may hold any number of files.
-        known = list_names(parent) if step_number(parent) is not None else _find_marks(parent)
+        known = _list_around(parent)
         problem = (
             _missing_commit_reason(parent, known)
             or _missing_file_reason(source, names)
@@ -279,7 +290,11 @@ def uncommitted_reason(source: Source) -> str | None:
     return problem
 
 
-def _find_marks(source: Source) -> frozenset[str]:
+def _list_around(source: Source) -> frozenset[str]:
+    """The names in the directory around an item, those of `MARKS` at least."""
+    if step_number(source) is not None:  # another directory may hold any number of files
+        with suppress(SourceError):  # it may be one that may be passed, but not listed
+            return list_names(source)
     return frozenset(mark for mark in MARKS if source.stat(mark) is not None)
 
 
@@ -331,11 +346,13 @@ def _missing_file_reason(source: Source, names: frozenset[str]) -> str | None:
     if names & MARKS or step_number(source) is None:
         return None
     prefix, parent = step_prefix(basename(source)), source.at("..")
-    for info in itertools.islice(parent.children(), MAX_PROBES):
-        key = info.key.rstrip("/")
-        alike = info.is_dir and _STEP.fullmatch(key) and step_prefix(key) == prefix
-        if alike and _has_only_commit_file(list_names(parent.at(key))):
-            return NO_COMMIT_FILE
+    with suppress(SourceError):  # what may not be listed tells nothing
+        for info in itertools.islice(parent.children(), MAX_PROBES):
+            key = info.key.rstrip("/")
+            alike = info.is_dir and _STEP.fullmatch(key) and step_prefix(key) == prefix
+            with suppress(SourceError):
+                if alike and _has_only_commit_file(list_names(parent.at(key))):
+                    return NO_COMMIT_FILE
     return None
 
 
@@ -381,6 +398,12 @@ def _is_legacy(source: Source) -> bool:
 def _find_bare_array(source: Source, directories: list[str]) -> list[str]:
     for directory in directories[:MAX_PROBES]:
         for metadata in FILES:
-            if source.stat(directory + metadata) is not None:
-                return [directory + metadata]
+            key = directory + metadata
+            try:
+                found = source.stat(key)
+            except SourceError as error:
+                # Either a directory of somebody else, or a link that leads out, which `open` names.
+                found = source.at(key).stat("") if error.errno is None else None
+            if found is not None:
+                return [key]
     return []

@@ -91,9 +91,12 @@ class Orbax:
                     + list_ends([f"`{name}`" for name in (*pytrees, *others)]),
                     hint=open_hint(sum(others.values(), urls)),
                 )
-            return _open_item_at(source.at(pytrees[0]))
+            return _open_item_at(enter_item(source, pytrees[0]))
         listed = list_ends([f"`{name}` ({kind})" for name, kind in root.items.items()])
         if not pytrees:
+            for name, kind in root.items.items():
+                if kind == "other":  # an error, if it can't be read: it may be the tree
+                    next(iter(source.at(name).children()), None)
             jsons = [source.at(name) for name, kind in root.items.items() if kind == "json"]
             raise UnknownFormat(
                 f"{source.url} holds no pytree item, only {listed}", hint=_json_hint(jsons)
@@ -116,7 +119,7 @@ def list_openable(source: Source) -> list[str]:
     pytrees = [source.at(name) for name in root.pytrees]
     found = [child.url for child in pytrees if _can_open(child)]
     alone = len(pytrees) == 1 and found and not _find_others(source, root)
-    return [source.url] if alone else found
+    return [source.url] if alone and _can_enter(source, root.pytrees[0]) else found
 
 
 def list_latest(source: Source, root: Root) -> list[str]:
@@ -140,7 +143,10 @@ def find_below(source: Source, names: Iterable[str]) -> dict[str, list[str]]:
         if not pending or sum(map(len, found.values())) > MAX_LISTED:
             break
         name, child, depth = pending.popleft()
-        root = examine_directory(child)
+        try:
+            root = examine_directory(child)
+        except SourceError:  # of no use to whoever looks for a checkpoint
+            continue
         if root is not None and root.what == "steps":
             found.setdefault(name, []).extend(list_latest(child, root))
         elif root is not None and (root.what == "item" or root.pytrees):
@@ -187,7 +193,7 @@ def open_hint(urls: Sequence[str]) -> str | None:
 def _json_hint(items: Sequence[Source]) -> str | None:
     """A hint to read one of these JSON items; None if none can be read."""
     for item in items:
-        with suppress(CheckpointError):
+        with suppress(CheckpointError, SourceError):
             read_json_item(item)
             return f"templax.read_json({quote_text(item.url)}) reads it"
     return None
@@ -225,8 +231,26 @@ def _is_process_directory(source: Source) -> bool:
 def _can_open(source: Source) -> bool:
     try:
         return _open_item_at(source).uncommitted is None
-    except CheckpointError:
+    except (CheckpointError, SourceError):
         return False
+
+
+def enter_item(source: Source, name: str) -> Source:
+    """The directory of an item that the caller has not named, and that must be in its step.
+
+    Raises:
+        SourceError: It is a link that leads out.
+    """
+    source.stat(name)
+    return source.at(name)
+
+
+def _can_enter(source: Source, name: str) -> bool:
+    try:
+        enter_item(source, name)
+    except SourceError:
+        return False
+    return True
 
 
 def _open_item_at(source: Source) -> Catalog:
@@ -236,7 +260,9 @@ def _open_item_at(source: Source) -> Catalog:
     if name.isdigit():
         about["step"] = step_number(source)
     elif isinstance(above.get("item_handlers"), dict) or basename(parent).isdigit():
-        about |= {"item": name, "items": list_items(parent)}
+        about["item"] = name
+        with suppress(SourceError):  # a directory that may not be listed
+            about["items"] = list_items(parent)
         if step_number(parent) is not None:
             about["step"] = step_number(parent)
     for known in (above if "item" in about else {}, own):

@@ -15,7 +15,7 @@ import numpy as np
 
 from ..._catalog.catalog import Catalog, record_damage
 from ..._catalog.entry import Chunk, Extent, LeafEntry
-from ..._core.boxes import Shape, fits_address_space, full_box, size_of
+from ..._core.boxes import Shape, fits_address_space, format_shape, full_box, size_of
 from ..._core.chunk_grid import grid_shape, is_row_major, iter_cells
 from ..._core.dtypes import DTYPES
 from ..._core.gc_pause import pause_gc
@@ -186,12 +186,13 @@ def _parse_dtype(name: str) -> np.dtype:
 
 @functools.lru_cache(maxsize=4096)
 def _grid_problem(shape: Shape, chunk: Shape, dtype: np.dtype, count: int) -> str | None:
+    shown = format_shape(shape), format_shape(chunk)
     if min(shape, default=0) < 0 or min(chunk, default=1) < 1 or len(chunk) != len(shape):
-        return f"Expected a shape and chunks of one, got {shape} and {chunk}"
+        return f"Expected a shape and chunks of one, got {shown[0]} and {shown[1]}"
     if not fits_address_space(shape, dtype.itemsize) or not fits_address_space(
         chunk, dtype.itemsize
     ):
-        return f"Expected a shape that memory can hold, got {shape} in chunks of {chunk}"
+        return f"Expected a shape that memory can hold, got {shown[0]} in chunks of {shown[1]}"
     if count != math.prod(grid_shape(shape, chunk)):
         return f"Expected {math.prod(grid_shape(shape, chunk))} chunks, got {count}"
     return None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -18,11 +18,12 @@ from ..._catalog.entry import Chunk, Extent, LeafEntry
 from ..._core.boxes import full_box
 from ..._core.gc_pause import pause_gc
 from ..._core.names import Path, join_path
-from ...errors import CheckpointError, Corrupted, NotFound, Uncommitted
+from ...errors import CheckpointError, Corrupted, NotFound, SourceError, Uncommitted
 from ...storage.signatures import diagnose_lfs_pointer, is_lfs_pointer, make_lfs_error
 from ...storage.source import Source
 from ..flax.msgpack import Value
 from ..ocdbt.read import MANIFEST, read_database
+from ..zarr.budget import ChunkBudget
 from ..zarr.chunks import locate_arrays
 from ..zarr.metadata import FILES, MAX_FILE, Array, array_prefix, parse_metadata
 from .checksum_index import INDEX_FILE
@@ -31,16 +32,13 @@ from .indexed_item import open_indexed_item
 from .leaf_names import (
     NamedLeaf,
     TreeMetadata,
+    count_keys,
     iter_legacy_leaves,
     iter_metadata_leaves,
 )
 from .sidecars import Sidecars, read_json, read_sidecars
 
 _POINTER_BYTES = 256
-
-_MAX_FILLED = 1 << 20
-"""Most absent chunks that one call replaces by the fill value. Each takes memory but no bytes of
-the file, so a small file could declare any number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +48,25 @@ class _Container:
     Attributes:
         objects: Key → extent of each file or value.
         index: File that lists them; None if they are files themselves.
+        unread: Key → problem of each file or directory that could not be listed. An array may be
+            there, or a part of one.
     """
 
     objects: Mapping[str, Extent]
     index: str | None
+    unread: Mapping[str, CheckpointError | SourceError] = field(default_factory=dict)
+
+    def check_listing(self, name: str, damages: list[Corrupted] | None = None) -> None:
+        """Raises, or adds to `damages`, the problem of what could not be listed of an array.
+
+        What is absent may mean the fill value, which must not stand for what is there.
+        """
+        prefix = array_prefix(name, files=True)
+        for key, problem in self.unread.items():
+            if key.startswith(prefix) or prefix.startswith(f"{key}/"):
+                if isinstance(problem, SourceError):
+                    raise problem
+                record_damage(Corrupted(problem.what, leaf=name, file=key), damages, problem)
 
 
 def open_item(
@@ -79,7 +92,7 @@ def open_item(
     empties: dict[Path, str] = {}
     tree: TreeMetadata | None = None
     if TREE in present:
-        tree = read_json(source, TREE, TreeMetadata)
+        tree = read_json(source, TREE, TreeMetadata, count_keys)
         named = list(iter_metadata_leaves(source, tree, empties))
         evidence = [TREE]
         if any(isinstance(n.value, Value) for n in named):
@@ -95,6 +108,7 @@ def open_item(
         if container.index is not None:
             evidence.append(container.index)
     if not evidence or evidence == [MANIFEST]:
+        _check_all_listed(source, container)
         named = [NamedLeaf(tuple(name.split(".")), "array") for name in _array_names(container)]
         evidence.append("the keys of its arrays, as `_METADATA` is missing")
     sidecars = read_sidecars(source, present)
@@ -128,7 +142,7 @@ def _open_container(source: Source, present: set[str], tree: TreeMetadata | None
     if use_ocdbt is None:
         use_ocdbt = MANIFEST in present or bool(processes or split)
     if not use_ocdbt:
-        return _Container(list_files(source), None)
+        return _list_files(source)
     if MANIFEST in present:
         return _Container(read_database(source), MANIFEST)
     if processes and is_committed(source):
@@ -142,6 +156,16 @@ def _open_container(source: Source, present: set[str], tree: TreeMetadata | None
             f"(`{processes[0].rstrip('/')}`) were not merged into a `{MANIFEST}`"
         )
     raise Corrupted("Expected the index of the arrays, found none", file=MANIFEST)
+
+
+def _check_all_listed(source: Source, container: _Container) -> None:
+    """Raises if there may be arrays that the listing lacks, where no other file names them."""
+    for key, problem in container.unread.items():
+        if not isinstance(problem, SourceError):
+            continue
+        places = [key] if key.endswith(FILES) else [f"{key}/{file}" for file in FILES]
+        if problem.errno or any(source.at(place).stat("") is not None for place in places):
+            raise problem
 
 
 def _array_names(container: _Container) -> list[str]:
@@ -214,6 +238,7 @@ def _read_array_metadata(
             raise error.locate(leaf=name, file=extent.key) from error
     if container.index is not None:
         raise Corrupted(f"Expected an array, `{container.index}` has none", leaf=name)
+    container.check_listing(name)
     chunk = next((key for key in container.objects if key.startswith(f"{name}/")), None)
     if chunk is None:
         raise Corrupted("Expected a directory with an array, found none", leaf=name, file=name)
@@ -252,13 +277,15 @@ def _locate(
     """
     sizes: dict[str, int] = {}
     located: dict[str, tuple[Chunk, ...]] = {}
-    filled = 0
+    budget = ChunkBudget(container.objects)
     for entry in entries:
         handle = entry.handle
         if isinstance(handle, Value):
             extent = Extent(LEGACY, handle.start, handle.stop, handle.data)
             chunks = (Chunk(extent, full_box(entry.shape)),) if len(handle.data) else ()
         elif isinstance(handle, Array):
+            if container.unread:
+                container.check_listing(entry.name, damages)
             chunks = locate_arrays(
                 handle,
                 entry.name,
@@ -267,13 +294,8 @@ def _locate(
                 absent=absent,
                 index=container.index,
                 damages=damages,
+                budget=budget,
             )
-            if absent == "fill":
-                filled += sum(chunk.codecs == ("fill",) for chunk in chunks)
-                if filled > _MAX_FILLED:
-                    what = f"Expected at most {_MAX_FILLED} absent chunks, got more"
-                    record_damage(Corrupted(what, leaf=entry.name), damages)
-                    chunks = ()
             if container.index is not None and damages is None:
                 _check_data_files(source, entry.name, chunks, sizes)
             elif (
@@ -315,6 +337,14 @@ def _check_data_files(
             )
 
 
-def list_files(source: Source, prefix: str = "") -> Mapping[str, Extent]:
-    """Every file below `prefix` ("" or ending in `/`), by its name relative to `prefix`."""
-    return {info.key[len(prefix) :]: Extent(info.key, 0, info.size) for info in source.walk(prefix)}
+@pause_gc()
+def _list_files(source: Source) -> _Container:
+    """The whole of each file below `source`."""
+    objects: dict[str, Extent] = {}
+    unread: dict[str, CheckpointError | SourceError] = {}
+    for info in source.walk():
+        if info.problem is None:
+            objects[info.key] = Extent(info.key, 0, info.size)
+        else:
+            unread[info.key] = info.problem
+    return _Container(objects, None, unread)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
+from ..._core.json_text import decode_json
 from ...errors import Corrupted, NotFound
 from ...storage.signatures import read_metadata
 from ...storage.source import Source
@@ -21,13 +21,13 @@ def read_json_item(source: Source) -> Any:
 
     Raises:
         NotFound: There is no JSON item.
-        Corrupted: The file is not JSON.
+        Corrupted: The file is not JSON, or an object in it has a key twice.
     """
     file = find_json_file(source)
     if file is None:
         raise NotFound("Expected a JSON item, found none", file=source.url)
     try:
-        return json.loads(bytes(read_metadata(source, file)))
+        return decode_json(read_metadata(source, file))
     except (ValueError, RecursionError) as error:
         raise Corrupted(f"The JSON is unreadable: {error}", file=file) from error
 

@@ -20,10 +20,9 @@ from ...storage.source import Source
 from ..flax.msgpack import PLACEHOLDER, Empty, Leaf, Value, read_msgpack
 from .directory import LEGACY
 from .sidecars import read_json
+from .strings import STRINGS, find_string
 
 _EMPTY_TYPES = ("None", "Dict", "List", "Tuple", "NamedTuple")
-
-_STRINGS = "_strings.json"
 
 
 class _Key(msgspec.Struct, gc=False):
@@ -51,6 +50,15 @@ class TreeMetadata(msgspec.Struct):
     custom_metadata: Any = None
 
 
+def count_keys(tree: TreeMetadata) -> Mapping[str, int]:
+    """How often keys of `_METADATA` occur in it, for `read_json`: those that decide on leaves."""
+    if tree.custom_metadata is not None:
+        return {"key": -1}  # what a caller saved has any keys: they are always looked at
+    n = len(tree.tree_metadata)
+    levels = sum([len(parameter.key_metadata) for parameter in tree.tree_metadata.values()])
+    return {"key_metadata": n, "key": levels, "value_type": n}
+
+
 class NamedLeaf(msgspec.Struct, frozen=True, gc=False):
     """A leaf whose array has not been looked up yet.
 
@@ -73,7 +81,7 @@ def iter_metadata_leaves(
     Raises:
         Corrupted: A value or string that another file must contain is missing there.
     """
-    strings: Mapping[str, str] | None = None
+    strings: Mapping[str, Any] | None = None
     legacy: Mapping[str, Leaf] | None = None
     for parameter in tree.tree_metadata.values():
         path = tuple(_parse_key(key) for key in parameter.key_metadata)
@@ -91,11 +99,10 @@ def iter_metadata_leaves(
         elif type == "string":
             if strings is None:
                 strings = _read_strings(source)
-            if join_path(path) not in strings:
-                raise Corrupted(
-                    "Expected a string, found none", leaf=join_path(path), file=_STRINGS
-                )
-            yield NamedLeaf(path, "string", strings[join_path(path)])
+            text = find_string(strings, join_path(path))
+            if text is None:
+                raise Corrupted("Expected a string, found none", leaf=join_path(path), file=STRINGS)
+            yield NamedLeaf(path, "string", text)
         else:
             yield NamedLeaf(path, "scalar" if type == "scalar" else "array")
 
@@ -109,9 +116,9 @@ def _parse_key(key: _Key) -> str | int:
     return str(key.key)
 
 
-def _read_strings(source: Source) -> dict[str, str]:
+def _read_strings(source: Source) -> dict[str, Any]:
     try:
-        return read_json(source, _STRINGS, dict[str, str])
+        return read_json(source, STRINGS, dict[str, Any])
     except NotFound:
         return {}
 

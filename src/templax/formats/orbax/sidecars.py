@@ -5,12 +5,13 @@ from __future__ import annotations
 import binascii
 import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import msgspec
 
+from ..._core.json_text import check_repeated_keys, decode_json
 from ...errors import CheckpointError, Corrupted
 from ...storage.signatures import read_metadata
 from ...storage.source import Source
@@ -18,6 +19,8 @@ from ...storage.source import Source
 _SHARDING = "_sharding"
 
 _ARRAY_METADATAS = "array_metadatas/"
+
+_MAX_TEXT = 500
 
 _T = TypeVar("_T")
 
@@ -60,9 +63,7 @@ def read_sidecars(source: Source, present: set[str]) -> Sidecars:
     if _SHARDING in present:
         for name, text in _read_json_or(source, _SHARDING, dict[str, Any], {}).items():
             try:
-                shardings[binascii.a2b_base64(name, strict_mode=True).decode()] = sharding_text(
-                    text
-                )
+                shardings[_decode_name(name)] = sharding_text(text)
             except (ValueError, KeyError, TypeError, RecursionError):
                 continue
     if _ARRAY_METADATAS in present:
@@ -77,14 +78,26 @@ def read_sidecars(source: Source, present: set[str]) -> Sidecars:
     return Sidecars(shardings, impls)
 
 
+def _decode_name(name: str) -> str:
+    """The leaf name that a key of `_sharding` stands for, in base64 of the URL-safe alphabet."""
+    standard = name.replace("-", "+").replace("_", "/")
+    return binascii.a2b_base64(standard, strict_mode=True).decode()
+
+
 @functools.lru_cache(maxsize=256)  # the leaves of a checkpoint share a few
 def sharding_text(text: str) -> str:
     """A short description, such as `P('x', None) over x=8`, of a sharding that Orbax serialised.
 
+    Any number of leaves may share one, so a long one is cut.
+
     Raises:
         ValueError, KeyError, TypeError: The text is not a serialised sharding.
     """
-    saved = json.loads(text)
+    described = _describe_sharding(json.loads(text))
+    return described if len(described) <= _MAX_TEXT else f"{described[: _MAX_TEXT - 3]}..."
+
+
+def _describe_sharding(saved: Any) -> str:
     kind = saved["sharding_type"]
     if kind == "SingleDeviceSharding":
         return f"single device {saved['device_str']}"
@@ -101,26 +114,46 @@ def _axes_text(entry: Any) -> str:
 
 def _read_json_or(source: Source, file: str, type: type[_T], otherwise: _T) -> _T:
     try:
-        return read_json(source, file, type)
+        return read_json(source, file, type, lambda _: {})
     except CheckpointError:
         return otherwise
 
 
-def read_json(source: Source, file: str, type: type[_T]) -> _T:
+def read_json(
+    source: Source,
+    file: str,
+    type: type[_T],
+    count_keys: Callable[[_T], Mapping[str, int]] | None = None,
+) -> _T:
     """Reads a JSON file as `type`.
+
+    Args:
+        source: Where it is.
+        file: Its path.
+        type: What it has to contain.
+        count_keys: For large files, a function of the content that returns the argument of
+            `check_repeated_keys`; its result may be empty to skip that check.
 
     Raises:
         NotFound: It does not exist.
-        Corrupted: It is not JSON, or not of that type.
+        Corrupted: It is not JSON, or not of that type, or an object in it has a key twice.
     """
     data = read_metadata(source, file)
     try:
         try:
-            return msgspec.json.decode(data, type=type)
+            found = msgspec.json.decode(data, type=type)
         except msgspec.ValidationError:
             raise
         except msgspec.DecodeError:
-            # Python writes `NaN`, which JSON does not allow; custom metadata may contain one.
-            return msgspec.convert(json.loads(bytes(data)), type)
+            # Python writes `NaN`, which JSON does not allow; custom metadata may contain one. It
+            # also writes halves of surrogate pairs, which are no text.
+            value = decode_json(data)
+            json.dumps(value, ensure_ascii=False).encode()
+            return msgspec.convert(value, type)
+        if count_keys is None:
+            decode_json(data)
+        else:
+            check_repeated_keys(data, count_keys(found))
+        return found
     except (ValueError, msgspec.MsgspecError, RecursionError) as error:
         raise Corrupted(f"The JSON is unreadable: {error}", file=file) from error

@@ -26,6 +26,7 @@ from ..zarr.metadata import array_prefix, typestr
 from .checksum_index import KINDS, Index, encode_index, file_crc
 from .directory import TREE
 from .step_metadata import STEP_METADATA
+from .strings import STRINGS, nest_strings
 
 _HANDLERS = "orbax.checkpoint._src.handlers."
 
@@ -147,7 +148,7 @@ def encode_tree_files(
         if leaf.value_type == "jax.Array"
     ]
     shardings = {
-        base64.b64encode(leaf.name.encode()).decode(): leaf.sharding
+        base64.urlsafe_b64encode(leaf.name.encode()).decode(): leaf.sharding
         for leaf, _ in arrays
         if leaf.sharding is not None
     }
@@ -168,7 +169,7 @@ def encode_tree_files(
         files["array_metadatas/process_0"] = msgspec.json.encode({"array_metadatas": listed})
     texts = {leaf.name: leaf.text for leaf in leaves if leaf.text is not None}
     if texts:
-        files["_strings.json"] = msgspec.json.encode(texts)
+        files[STRINGS] = msgspec.json.encode(nest_strings(texts))
     return files
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -17,9 +17,8 @@ from ..._core.boxes import Box, Shape
 from ...errors import CheckpointError, Corrupted, NotFound, Unsupported
 from ...storage.signatures import diagnose_lfs_pointer
 from ...storage.source import Source
-from .metadata import Array, Sharding, array_prefix
-
-_MAX_MISSING = 1 << 16
+from .budget import ChunkBudget
+from .metadata import FILES, Array, Sharding, array_prefix
 
 _EMPTY = 2**64 - 1
 
@@ -39,6 +38,7 @@ def locate_arrays(
     absent: Literal["error", "fill"],
     index: str | None = None,
     damages: list[Corrupted] | None = None,
+    budget: ChunkBudget | None = None,
 ) -> tuple[Chunk, ...]:
     """The chunks of an array.
 
@@ -50,6 +50,7 @@ def locate_arrays(
         absent: Meaning of an absent chunk: "error" for lost data, "fill" for the fill value.
         index: File that lists `objects`; None if `objects` are files themselves.
         damages: See `Catalog.locate`.
+        budget: Counts the chunks of all arrays of a call. Default: one for this array alone.
 
     Returns:
         Chunks that tile the array; none if it has no elements.
@@ -57,7 +58,8 @@ def locate_arrays(
     Raises:
         Corrupted: A chunk is missing or has an impossible length, or a shard's index is altered.
         Unsupported: The array has a codec or option that templax does not read, and `damages` is
-            None. Otherwise its chunks have codecs that `decode` does not know.
+            None. Otherwise its chunks have codecs that `decode` does not know. Also if its shards
+            have too many inner chunks.
     """
     if array.unsupported is not None and damages is None:
         raise Unsupported(array.unsupported, leaf=name)
@@ -79,13 +81,20 @@ def locate_arrays(
         absent = "error"
     count = math.prod(array.grid)
     prefix = array_prefix(name, files=index is None)
-    if count > len(objects) + _MAX_MISSING:
-        # Don't iterate over a grid only because the metadata declares it: there can't be enough
-        # chunks for it. Find one that is missing.
-        cells: Iterator[Shape] = _iter_cells(array.grid)
-        lost = next(key for key in (prefix + array.key(c) for c in cells) if key not in objects)
-        record_damage(_missing_chunk_error(lost, name, index), damages)
-        return ()
+    budget = budget or ChunkBudget(objects)
+    present = budget.count_keys(prefix)
+    if count > present:
+        present -= sum(prefix + file in objects for file in FILES)
+        if not present and absent == "fill":
+            whole: Box = tuple((0, n) for n in array.shape)
+            return _fill_boxes([whole], array, name, prefix, index, damages)
+        if not budget.may_list_absent(count - present, lost=absent == "error"):
+            # Don't iterate over a grid only because the metadata declares it: there can't be enough
+            # chunks for it. Find one that is missing.
+            cells: Iterator[Shape] = _iter_cells(array.grid)
+            lost = next(key for key in (prefix + array.key(c) for c in cells) if key not in objects)
+            record_damage(_missing_chunk_error(lost, name, index), damages)
+            return ()
     chunks: list[Chunk] = []
     missing: list[Box] = []
     for cell in itertools.product(*map(range, array.grid)):
@@ -95,7 +104,7 @@ def locate_arrays(
         if extent is not None:
             try:
                 chunks += _resolve_value(
-                    extent, box, array, array.codecs, array.sharding, source, missing
+                    extent, box, array, array.codecs, array.sharding, source, missing, budget
                 )
             except NotFound as error:
                 what = "Expected a data file, found none"
@@ -107,18 +116,28 @@ def locate_arrays(
         if missing and absent == "error":
             record_damage(_missing_chunk_error(key, name, index), damages)
             missing.clear()
-    if missing:
-        try:
-            element = _encode_fill_value(array, name)
-        except Corrupted as error:
-            record_damage(error, damages, error.__cause__)
-            return tuple(chunks)
-        if not chunks:
-            missing = [tuple((0, n) for n in array.shape)]
-        extent = Extent(index or prefix.rstrip("/"), 0, len(element), element)
-        checked = index is not None  # the metadata with the fill value comes from the index
-        chunks += [Chunk(extent, box, ("fill",), "C", checked) for box in missing]
-    return tuple(chunks)
+    return (*chunks, *_fill_boxes(missing, array, name, prefix, index, damages))
+
+
+def _fill_boxes(
+    missing: Sequence[Box],
+    array: Array,
+    name: str,
+    prefix: str,
+    index: str | None,
+    damages: list[Corrupted] | None,
+) -> tuple[Chunk, ...]:
+    """Chunks of the fill value in place of those that are absent."""
+    if not missing:
+        return ()
+    try:
+        element = _encode_fill_value(array, name)
+    except Corrupted as error:
+        record_damage(error, damages, error.__cause__)
+        return ()
+    extent = Extent(index or prefix.rstrip("/"), 0, len(element), element)
+    checked = index is not None  # the metadata with the fill value comes from the index
+    return tuple([Chunk(extent, box, ("fill",), "C", checked) for box in missing])
 
 
 def _add_location(
@@ -152,6 +171,7 @@ def _resolve_value(
     sharding: Sharding | None,
     source: Source,
     missing: list[Box],
+    budget: ChunkBudget,
 ) -> Iterator[Chunk]:
     """The chunks in one value. Boxes of inner chunks that a shard lacks are added to `missing`."""
     if sharding is None:
@@ -160,7 +180,10 @@ def _resolve_value(
         return
     corner = tuple(a for a, _ in box)
     grid = tuple((b - a) // c for (a, b), c in zip(box, sharding.chunk_shape, strict=True))
-    index = _read_shard_index(extent, math.prod(grid), sharding, source)
+    index = _read_shard_index(extent, math.prod(grid), sharding, source, budget)
+    if index is None:
+        missing.append(box)
+        return
     for cell, (offset, nbytes) in zip(itertools.product(*map(range, grid)), index, strict=True):
         inner = tuple(
             (a + i * c, a + i * c + c)
@@ -180,7 +203,7 @@ def _resolve_value(
         if extent.inline is not None:
             part = Extent(extent.key, 0, nbytes, extent.inline[offset : offset + nbytes])
         yield from _resolve_value(
-            part, inner, array, sharding.codecs, sharding.inner, source, missing
+            part, inner, array, sharding.codecs, sharding.inner, source, missing, budget
         )
 
 
@@ -192,14 +215,15 @@ def _make_chunk(extent: Extent, box: Box, codecs: tuple[str, ...], array: Array)
 
 
 def _read_shard_index(
-    extent: Extent, count: int, sharding: Sharding, source: Source
-) -> list[tuple[int, int]]:
-    """Offset and length of each inner chunk of a shard, in C order."""
+    extent: Extent, count: int, sharding: Sharding, source: Source, budget: ChunkBudget
+) -> list[tuple[int, int]] | None:
+    """Offset and length of each inner chunk of a shard, in C order; None if it has none of them."""
     length = 16 * count + 4 * sharding.checked
     if length > extent.nbytes:
         raise Corrupted(
             f"Expected a shard with an index of {length} bytes, got {extent.nbytes} bytes"
         )
+    budget.add_shard(extent, count)
     start = extent.nbytes - length if sharding.index_at_end else 0
     if extent.inline is not None:
         data = memoryview(extent.inline)[start : start + length]
@@ -214,6 +238,8 @@ def _read_shard_index(
                 stop=extent.start + start + length,
             )
     numbers = np.frombuffer(data, "<u8", 2 * count).reshape(-1, 2)
+    if (numbers == _EMPTY).all():
+        return None
     return [(int(offset), int(nbytes)) for offset, nbytes in numbers.tolist()]
 
 

@@ -18,8 +18,17 @@ import msgspec
 import numpy as np
 
 from ..._codecs.decode import CODECS, COMPRESSIONS
-from ..._core.boxes import Box, Shape, fits_address_space, full_box
+from ..._core.boxes import (
+    MAX_NBYTES,
+    MAX_RANK,
+    Box,
+    Shape,
+    fits_address_space,
+    format_shape,
+    full_box,
+)
 from ..._core.dtypes import DTYPES, NUMPY_NAMES
+from ..._core.json_text import decode_json
 from ...errors import Corrupted, Unsupported
 
 FILES = (".zarray", "zarr.json")
@@ -48,10 +57,6 @@ def array_prefix(name: str, *, files: bool = False) -> str:
         return ""
     return name if name.endswith("/") else f"{name}/"
 
-
-_MAX_RANK = 32
-
-_MAX_BYTES = 2**63 - 1
 
 _MAX_NESTING = 4
 
@@ -160,6 +165,9 @@ class _Zarr2(msgspec.Struct):
     dimension_separator: Literal[".", "/"] = "."
 
 
+_ZARR2_KEYS = [f'"{key}"'.encode() for key in _Zarr2.__struct_fields__]
+
+
 class _Named(msgspec.Struct):
     name: str
     configuration: dict[str, Any] = {}
@@ -206,10 +214,13 @@ def parse_metadata(data: bytes | memoryview, metadata: str) -> Array:
     if len(data) > MAX_FILE:
         raise Corrupted(f"Expected at most {MAX_FILE} bytes in `{metadata}`, got {len(data)}")
     try:
+        text = bytes(data)
+        if metadata != ".zarray" or b"\\" in text or any(text.count(k) > 1 for k in _ZARR2_KEYS):
+            decode_json(text)  # refuses a key that occurs twice; slower than all the rest
         if metadata == ".zarray":
             return _parse_zarr2(msgspec.json.decode(data, type=_Zarr2))
         return _parse_zarr3(msgspec.json.decode(data, type=_Zarr3))
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise Corrupted(f"`{metadata}` is unreadable: {error}") from error
 
 
@@ -359,10 +370,13 @@ def _parse_sharding(
     meta = msgspec.convert(codec.configuration, _Sharded)
     inner_shape = tuple(meta.chunk_shape)
     if len(inner_shape) != len(shard) or any(c < 1 for c in inner_shape):
-        got = inner_shape[:_MAX_RANK]
+        got = format_shape(inner_shape)
         raise Corrupted(f"Expected inner chunks of {len(shard)} dimensions, got {got}")
     if any(s % c for s, c in zip(shard, inner_shape, strict=True)):
-        raise Corrupted(f"Expected inner chunks that divide shards {shard}, got {inner_shape}")
+        got = format_shape(inner_shape)
+        raise Corrupted(
+            f"Expected inner chunks that divide shards {format_shape(shard)}, got {got}"
+        )
     names = [c.name for c in meta.index_codecs]
     if names not in (["bytes"], ["bytes", "crc32c"]):
         problem = (
@@ -390,16 +404,16 @@ def _validate(array: Array) -> Array:
         Corrupted: A shape or chunk that no array of addressable size has.
     """
     shape, chunk_shape = array.shape, array.chunk_shape
-    if len(shape) > _MAX_RANK:
-        raise Corrupted(f"Expected at most {_MAX_RANK} dimensions, got {len(shape)}")
-    if any(not 0 <= n <= _MAX_BYTES for n in shape):
-        raise Corrupted(f"Expected a shape of sizes in 0..2**63-1, got {shape}")
-    if len(chunk_shape) != len(shape) or any(not 1 <= c <= _MAX_BYTES for c in chunk_shape):
-        got = chunk_shape[:_MAX_RANK]
+    if len(shape) > MAX_RANK:
+        raise Corrupted(f"Expected at most {MAX_RANK} dimensions, got {len(shape)}")
+    if any(not 0 <= n <= MAX_NBYTES for n in shape):
+        raise Corrupted(f"Expected a shape of sizes in 0..2**63-1, got {format_shape(shape)}")
+    if len(chunk_shape) != len(shape) or any(not 1 <= c <= MAX_NBYTES for c in chunk_shape):
+        got = format_shape(chunk_shape)
         raise Corrupted(f"Expected chunks of {len(shape)} sizes of 1 or more, got {got}")
-    nbytes = math.prod(shape) * array.dtype.itemsize
-    if nbytes > _MAX_BYTES or not fits_address_space(shape, array.dtype.itemsize):
+    if not fits_address_space(shape, array.dtype.itemsize):
         raise Corrupted(f"Expected an array of less than 2**63 bytes, got shape {shape}")
+    nbytes = math.prod(shape) * array.dtype.itemsize
     chunk_nbytes = math.prod(chunk_shape) * array.dtype.itemsize
     if nbytes and chunk_nbytes > max(_SMALL_CHUNK, 4 * nbytes):
         raise Corrupted(f"Expected chunks in proportion to shape {shape}, got {chunk_shape}")

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from helpers import count_examples
+from limits import run_limited
 from templax.errors import Corrupted, TemplaxError, Unsupported
 from templax.formats.flax.msgpack import Empty, Value, read_msgpack
 
@@ -86,8 +87,8 @@ def encode_chunked(**changes):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"shape": {"0": 5}}, "Expected the bytes of int8[5], got 4 - at `a`"),
-        ({"shape": {"0": -4}}, "Expected the bytes of int8[-4], got 4 - at `a`"),
+        ({"shape": {"0": 5}}, "Expected the bytes of int8(5,), got 4 - at `a`"),
+        ({"shape": {"0": -4}}, "Expected the bytes of int8(-4,), got 4 - at `a`"),
         ({"shape": {"1": 4}}, "Expected item '0' of a chunked array, found none - at `a`"),
         ({"chunks": {}}, "Expected chunks that are arrays, got others - at `a`"),
         ({"chunks": {"0": 1}}, "Expected chunks that are arrays, got others - at `a`"),
@@ -116,8 +117,8 @@ def test_invalid_chunks_of_an_array_are_damage(changes, message):
 @pytest.mark.parametrize(
     ("array", "message"),
     [
-        (encode_array([3], "int8", b"ab"), "Expected the bytes of int8[3], got 2"),
-        (encode_array([-2], "int8", b"ab"), "Expected the bytes of int8[-2], got 2"),
+        (encode_array([3], "int8", b"ab"), "Expected the bytes of int8(3,), got 2"),
+        (encode_array([-2], "int8", b"ab"), "Expected the bytes of int8(-2,), got 2"),
         (encode_array([2**40, 2**40, 0], "int8", b"ab"), "Expected the bytes of int8"),
         (encode_array([2] * 100_000, "int8", b"ab"), "Expected the bytes of int8"),
         (msgpack.ExtType(1, b"\x93"), "A msgpack extension is unreadable"),
@@ -144,9 +145,9 @@ def test_unsupported_msgpack_values_are_named(value, message):
     assert str(caught.value) == message
 
 
-@pytest.mark.parametrize("depth", [300, 100_000])
+@pytest.mark.parametrize("depth", [301, 100_000])
 def test_a_tree_nested_too_deeply_is_damage(depth):
-    with pytest.raises(Corrupted, match=r"256 deep|recursion"):
+    with pytest.raises(Corrupted, match=r"301 deep|300 deep|recursion"):
         read_leaves(b"\x91" * depth + b"\xc0")
 
 
@@ -174,3 +175,66 @@ def test_arbitrary_bytes_raise_only_errors_of_templax(junk):
         assert isinstance(read_leaves(junk), dict)
     except TemplaxError:
         return
+
+
+@pytest.mark.parametrize(
+    ("data", "key"),
+    [
+        (b"\x82\xa1a\x01\xa1a\x02", "a"),
+        (b"\x82\xa1a\x01\xd9\x01a\x02", "a"),
+        (b"\x82\x01\x01\xcc\x01\x02", "1"),
+        (b"\x82\xa1b\x82\xa1a\x93\x01\x02\x80\xa1a\x01\xa1c\x02", "a"),
+    ],
+)
+def test_a_key_that_occurs_twice_is_named(data, key):
+    with pytest.raises(Corrupted) as caught:
+        read_leaves(data)
+    assert str(caught.value) == f"Expected each key of a map once, got '{key}' again"
+
+
+def test_keys_of_one_name_are_refused():
+    with pytest.raises(Corrupted, match="Expected one leaf, got two of this name - at `1`"):
+        read_leaves(msgpack.packb({1: 2, "1": 3}))
+
+
+ARRAY_KEY = msgpack.packb(
+    {msgpack.ExtType(1, msgpack.packb(([1], "int8", b"a"))): 1}, strict_types=True
+)
+
+
+@pytest.mark.parametrize(
+    ("data", "error", "message"),
+    [
+        (ARRAY_KEY, Unsupported, "templax reads msgpack maps with keys of text, got Value"),
+        (bytearray(ARRAY_KEY), Corrupted, "The msgpack is unreadable: cannot hash"),
+        (b"\x81\xc7\x01\x02a\x01", Corrupted, "A msgpack extension is unreadable"),
+        (b"\x81\xc7\x01\x05a\x01", Unsupported, "templax does not read msgpack extension 5"),
+        (b"\x81\x91\x01\x02", Unsupported, "templax reads msgpack maps with keys of text"),
+        (b"\x81\xc4\x01a\x02", Unsupported, "templax reads msgpack maps with keys of text"),
+    ],
+)
+def test_keys_that_are_no_text_are_refused(data, error, message):
+    with pytest.raises(error, match=message):
+        read_leaves(data)
+
+
+def test_an_array_without_elements_that_numpy_cannot_make_is_damage():
+    with pytest.raises(Corrupted, match="Expected the bytes of int8"):
+        read_leaves(msgpack.packb({"a": encode_array([2**40, 2**40, 0], "int8", b"")}))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\xdd\x00\x0f\x00\x00" + b"\xc0" * 0xF0000,
+        b"\x82\xa1a\xdd\x00\x0f\x00\x00" + b"\x80" * 0xF0000 + b"\xa1a\x01",
+        b"\xdd\x00\x04\x00\x00" + b"\x81\xa1a\x01" * 0x40000,
+    ],
+)
+def test_a_megabyte_of_tiny_values_takes_little_time_and_memory(tmp_path, data):
+    tmp_path.joinpath("checkpoint").write_bytes(data)
+    code = "from templax.formats.flax.msgpack import read_msgpack as read\n"
+    code += "read(memoryview(open('checkpoint', 'rb').read()))"
+    found = run_limited(code, cwd=tmp_path)
+    assert found.error is not None
+    assert found.error.startswith("Unsupported: templax reads 2")

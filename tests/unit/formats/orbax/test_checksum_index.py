@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 import templax as tx
 from helpers import read_files
+from limits import run_limited
 from templax.formats.orbax import checksum_index
 from templax.storage import Memory
 
@@ -205,3 +206,34 @@ def test_a_copied_checkpoint_can_be_restored(tmp_path: Path) -> None:
     shutil.copytree(tmp_path / "a", tmp_path / "b")
     shutil.rmtree(tmp_path / "a")
     np.testing.assert_array_equal(tx.restore(tmp_path / "b", TREE)["w"], TREE["w"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"empties": [((i,), "") for i in range(140_000)]},
+            "templax reads 65600 empty nodes in trees of 4 leaves, got 140000",
+        ),
+        (
+            {"empties": [((i, *[0] * 200), "None") for i in range(4500)]},
+            "templax reads key paths of 596288 elements in 4500 leaves, got 904500",
+        ),
+        (
+            {"others": {str(i): (1, 1) for i in range(100_000)}},
+            "templax reads indexes of up to 16387 files in 3 chunks, got 100001",
+        ),
+        ({"shapes": [(1,) * 900_000] * 4}, "Expected a shape that memory can hold, got (1, 1, 1"),
+    ],
+)
+def test_a_megabyte_of_index_takes_little_time_and_memory(
+    files: dict[str, bytes], tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    source = replace_fields(files, **changes)
+    for name in ("templax.index", "manifest.ocdbt", "_METADATA"):
+        tmp_path.joinpath(name).write_bytes(source.read(name))
+
+    for command in ("str(tx.open('.'))", "tx.verify('.')"):
+        found = run_limited(command, cwd=tmp_path)
+        assert found.error is not None
+        assert message in found.error

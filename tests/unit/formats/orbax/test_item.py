@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from helpers import CORPUS, read_files
+from limits import run_limited
 from opening import open_local, read_refusal
 from templax.errors import CheckpointError, Corrupted
 from templax.formats import open_catalog
@@ -148,3 +149,49 @@ def test_a_committed_checkpoint_without_its_index_is_damaged_not_uncommitted(cas
         "The save was committed, but `manifest.ocdbt`, the index of its arrays, is missing"
         " - file `manifest.ocdbt`"
     )
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "said"),
+    [
+        ("_METADATA", '"value_type":', '"value_type": "scalar", "value_type":', "value_type"),
+        ("_METADATA", '"custom_metadata": null', '"custom_metadata": {"a": 1, "a": 2}', "a"),
+        ("_strings.json", "{", '{"text": "no", ', "text"),
+    ],
+)
+def test_a_key_that_occurs_twice_is_named(case, file, old, new, said):
+    path = case("orbax-0.12.8-special")
+    text = (path / file).read_text()
+    assert old in text
+    (path / file).write_text(text.replace(old, new, 1))
+    refusal = read_refusal(path, Corrupted)
+    assert refusal.startswith(f"The JSON is unreadable: the key '{said}")
+    assert refusal.endswith(f"occurs twice - file `{file}`")
+
+
+def test_a_string_that_is_no_text_is_damage(case):
+    path = case("orbax-0.12.8-special")
+    (path / "_strings.json").write_text('{"text": "\\ud800"}')
+    assert read_refusal(path, Corrupted).startswith("The JSON is unreadable: 'utf-8' codec can't")
+
+
+def test_a_name_that_is_no_text_is_refused(case):
+    path = case("orbax-0.12.8-default")
+    text = (path / "_METADATA").read_text().replace('"key": "scale"', '"key": "\\ud800", "n": NaN')
+    (path / "_METADATA").write_text(text)
+    assert read_refusal(path, Corrupted).startswith("The JSON is unreadable: 'utf-8' codec can't")
+
+
+def test_an_array_of_absent_chunks_that_memory_cannot_hold_is_refused(tmp_path):
+    tmp_path.joinpath("a").mkdir()
+    meta = {"zarr_format": 2, "shape": [2**40], "chunks": [2**40], "dtype": "|u1", "order": "C"}
+    text = json.dumps(meta | {"compressor": None, "filters": None, "fill_value": 0})
+    tmp_path.joinpath("a", ".zarray").write_text(text)
+
+    found = run_limited(
+        "tx.restore('.', {'a': jax.ShapeDtypeStruct((2**40,), np.uint8)})",
+        prepare="import jax; jax.devices()",
+        cwd=tmp_path,
+    )
+
+    assert found.error == "Unsupported: Expected a leaf that fits into memory, got 1.0 TiB - at `a`"

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+import os
 import tempfile
 
 import ml_dtypes
@@ -13,12 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from helpers import count_examples
+from limits import run_limited
 from stored_leaves import join_chunks
 from templax._catalog.entry import Extent
 from templax._codecs.crc32c import crc32c
 from templax._codecs.decode import CHECKSUMS, COMPRESSIONS
 from templax.errors import Corrupted, TemplaxError, Unsupported
-from templax.formats.orbax import item
 from templax.formats.zarr.chunks import locate_arrays
 from templax.formats.zarr.metadata import parse_metadata
 from templax.storage import Local, Memory
@@ -28,7 +29,7 @@ BFLOAT16, INT4 = np.dtype(ml_dtypes.bfloat16), np.dtype(ml_dtypes.int4)
 
 def read_array(source, name="a", absent="error"):
     """The values of an array, decoded without the engine."""
-    objects = item.list_files(source)
+    objects = {i.key: Extent(i.key, 0, i.size) for i in source.walk()}
     file = next(f for f in (".zarray", "zarr.json") if f"{name}/{f}" in objects)
     array = parse_metadata(source.read(f"{name}/{file}"), file)
     chunks = locate_arrays(array, name, objects, source, absent=absent)
@@ -537,3 +538,100 @@ def test_altered_metadata_raises_only_errors_of_templax(data):
         locate_chunks(
             bytes(changed), objects, file=file, absent=data.draw(st.sampled_from(["error", "fill"]))
         )
+
+
+def make_shard_directory(path, shards, *, arrays=1, nbytes=None, inner=1):
+    """Arrays of one byte per inner chunk, each in one shard of as many."""
+    for i in range(arrays):
+        directory = path / f"a{i}"
+        directory.joinpath("c").mkdir(parents=True)
+        n = shards
+        codec = make_sharding_codec([inner], [BYTES], index=(BYTES,))
+        meta = encode_zarr3(shape=[n], data_type="uint8", codecs=[codec], chunk_grid=make_grid([n]))
+        directory.joinpath("zarr.json").write_bytes(meta)
+        with directory.joinpath("c", "0").open("wb") as file:
+            file.truncate(nbytes or 16 * n)
+
+
+def make_grid(shape):
+    return {"name": "regular", "configuration": {"chunk_shape": shape}}
+
+
+@pytest.mark.parametrize("command", ["tx.verify('.')", "tx.restore('.', tx.open('.').template())"])
+def test_a_sparse_shard_takes_little_time_and_memory(tmp_path, command):
+    make_shard_directory(tmp_path, 1 << 26)
+    make_tree_metadata(tmp_path, ["a0"])
+
+    found = run_limited(command, prepare="import jax", cwd=tmp_path)
+
+    assert (found.error or "").startswith(
+        "Unsupported: templax reads shards of 1048576 inner chunks, got 67108864 - at `a0`"
+    )
+
+
+def make_tree_metadata(path, names):
+    tree = {
+        name: {
+            "key_metadata": [{"key": name, "key_type": 2}],
+            "value_metadata": {"value_type": "np.ndarray", "skip_deserialize": False},
+        }
+        for name in names
+    }
+    text = json.dumps({"tree_metadata": tree, "use_ocdbt": False, "use_zarr3": True})
+    path.joinpath("_METADATA").write_text(text)
+
+
+def test_many_shards_of_tiny_chunks_take_little_time_and_memory(tmp_path):
+    """Links stand for what a database can do as well: many arrays in the same bytes."""
+    n = 50_000
+    make_shard_directory(tmp_path, n)
+    index = np.stack([np.zeros(n, "<u8"), np.ones(n, "<u8")], 1)
+    shard = tmp_path / "a0" / "c" / "0"
+    shard.write_bytes(index.tobytes())
+    names = [f"a{i}" for i in range(50)]
+    for name in names[1:]:
+        tmp_path.joinpath(name, "c").mkdir(parents=True)
+        os.link(tmp_path / "a0" / "zarr.json", tmp_path / name / "zarr.json")
+        os.link(shard, tmp_path / name / "c" / "0")
+    make_tree_metadata(tmp_path, names)
+
+    found = run_limited("tx.verify('.')", cwd=tmp_path)
+
+    assert (found.error or "").startswith("Unsupported: templax reads 1")
+
+
+@pytest.mark.parametrize("present", [0, 1])
+@pytest.mark.parametrize("written", [False, True])
+def test_many_grids_of_absent_chunks_take_little_time_and_memory(tmp_path, present, written):
+    names = [f"a{i:04}" for i in range(2000)]
+    for name in names:
+        tmp_path.joinpath(name).mkdir()
+        meta = encode_zarr2(shape=[60_000], chunks=[1], fill_value=0, dtype="|u1")
+        tmp_path.joinpath(name, ".zarray").write_bytes(meta)
+        for i in range(present):
+            tmp_path.joinpath(name, str(i)).write_bytes(b"x")
+    make_tree_metadata(tmp_path, names)
+    if written:
+        text = tmp_path.joinpath("_METADATA").read_text()
+        text = text.replace("{", '{"store_array_data_equal_to_fill_value": true, ', 1)
+        tmp_path.joinpath("_METADATA").write_text(text)
+
+    found = run_limited("print(len(tx.verify('.').damages))", cwd=tmp_path)
+
+    assert found.error is None
+    assert (int(found.stdout) == 0) == (not present and not written)
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "old", "new", "key"),
+    [
+        (".zarray", encode_zarr2(), b'"shape": [4]', b'"shape": [4], "shape": [2]', "shape"),
+        (".zarray", encode_zarr2(), b'"order"', b'"\\u006frder": "F", "order"', "order"),
+        ("zarr.json", encode_zarr3(), b'"shape": [4]', b'"shape": [4], "shape": [2]', "shape"),
+        ("zarr.json", SHARDED, b'"endian"', b'"endian": "big", "endian"', "endian"),
+    ],
+)
+def test_a_key_that_occurs_twice_is_named(file, text, old, new, key):
+    assert old in text
+    with pytest.raises(Corrupted, match=f"`{file}` is unreadable: the key '{key}' occurs twice"):
+        parse_metadata(text.replace(old, new, 1), file)

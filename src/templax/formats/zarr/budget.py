@@ -1,0 +1,94 @@
+"""How many chunks one call may list: limits in proportion to the bytes and keys that exist.
+
+The metadata of an array may declare any grid of chunks, and a shard any number of inner chunks. An
+absent one takes no bytes, and several keys may lead to the same bytes.
+"""
+
+from __future__ import annotations
+
+import bisect
+import functools
+from collections.abc import Mapping
+
+from ..._catalog.entry import Extent
+from ...errors import Unsupported
+
+_MAX_ABSENT = 1 << 17
+"""Absent chunks of all arrays that one call lists, beside as many as the container has keys."""
+
+_MAX_ABSENT_HERE = 1 << 16
+"""Absent chunks of one array that are listed."""
+
+_MAX_LOST = 1 << 14
+"""Absent chunks that are reported one by one where each of them is damage."""
+
+_MAX_INNER = 1 << 17
+"""Inner chunks of all shards that one call lists, beside one for each `_INNER_BYTES` of files."""
+
+_INNER_BYTES = 64
+"""Inner chunks are smaller than this on average only in small arrays."""
+
+_MAX_INNER_HERE = 1 << 20
+"""Inner chunks of one shard, whose index has 16 bytes for each."""
+
+_SHARD_COST = 8
+"""The index of a shard takes about as long to read as this many inner chunks to list."""
+
+
+class ChunkBudget:
+    """Counts the chunks that one call of a locator lists, before it lists them.
+
+    Args:
+        objects: Every key of the container.
+    """
+
+    def __init__(self, objects: Mapping[str, Extent]):
+        self._objects = objects
+        self._absent = self._lost = self._inner = self._nbytes = 0
+        self._reach: dict[str, int] = {}  # the last byte of each file that is known of
+
+    @functools.cached_property
+    def _keys(self) -> list[str]:
+        return sorted(self._objects)
+
+    def count_keys(self, prefix: str) -> int:
+        """The number of keys that begin with `prefix`."""
+        if not prefix:
+            return len(self._keys)
+        after = prefix[:-1] + chr(ord(prefix[-1]) + 1)
+        return bisect.bisect_left(self._keys, after) - bisect.bisect_left(self._keys, prefix)
+
+    def may_list_absent(self, n: int, *, lost: bool) -> bool:
+        """Whether `n` more absent chunks of one array may be listed. Counts them if so.
+
+        Args:
+            n: At least as many as are absent.
+            lost: Whether each of them is damage.
+        """
+        if lost:
+            fits = self._lost + n <= _MAX_LOST
+            self._lost += n if fits else 0
+        else:
+            fits = self._absent + n <= _MAX_ABSENT + len(self._objects)
+            self._absent += n if fits else 0
+        return fits and n <= _MAX_ABSENT_HERE
+
+    def add_shard(self, extent: Extent, n: int) -> None:
+        """Counts the inner chunks of a shard.
+
+        Raises:
+            Unsupported: There are too many.
+        """
+        if extent.inline is not None:
+            self._nbytes += extent.nbytes
+        elif extent.stop > (reach := self._reach.get(extent.key, 0)):
+            self._reach[extent.key] = extent.stop
+            self._nbytes += extent.stop - reach
+        if n > _MAX_INNER_HERE:
+            raise Unsupported(f"templax reads shards of {_MAX_INNER_HERE} inner chunks, got {n}")
+        self._inner += n + _SHARD_COST
+        maximum = _MAX_INNER + self._nbytes // _INNER_BYTES
+        if self._inner > maximum:
+            raise Unsupported(
+                f"templax reads {maximum} inner chunks of shards in {self._nbytes} bytes, got more"
+            )

@@ -1,0 +1,1 @@
+"""Fuzzing: one target per parser, whole checkpoints, and saves. See CONTRIBUTING.md."""

@@ -1,0 +1,8 @@
+"""All targets by name. Importing this registers them."""
+
+from __future__ import annotations
+
+from . import checkpoints, containers, documents, saves
+from .targets import TARGETS
+
+__all__ = ["TARGETS", "checkpoints", "containers", "documents", "saves"]

@@ -1,0 +1,68 @@
+"""No file of a megabyte takes more than 2 s or 300 MB, in any command."""
+
+import pytest
+
+from fuzz.amplifications import CASES
+from fuzz.templates import HOSTILE_TEMPLATES
+from limits import run_limited
+
+STAGES = """
+import contextlib, io, time
+
+def limit(name, run):
+    begin = time.process_time()
+    try:
+        run()
+    except tx.TemplaxError:
+        pass
+    except SystemExit as error:
+        assert error.code in (None, 0, 1, 2), (name, error.code)
+    took = time.process_time() - begin
+    assert took <= 2, f"{name} took {took:.1f} s"
+
+def command(*arguments):
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        limit(arguments[0], lambda: main(list(arguments)))
+    assert "Traceback" not in err.getvalue(), err.getvalue()[-2000:]
+    size = len(out.getvalue()) + len(err.getvalue())
+    assert size < 16 << 20, f"{arguments[0]} printed {size} bytes"
+"""
+
+COMMANDS = """
+command("ls", path)
+command("ls", "--json", path)
+command("ls", "--flat", path)
+command("verify", path)
+command("steps", path)
+command("check", path, "template.json")
+command("plan", path, "template.json")
+command("template", path, "-o", "made.json")
+limit("restore", lambda: tx.restore(path, {"w": np.zeros(4, np.float32)}))
+limit("restore", lambda: tx.restore(path, {"w": np.zeros(4, np.float32)}, extra="ignore"))
+limit("str", lambda: str(tx.open(path)))
+"""
+
+TEMPLATE = """{"templax_template": 1, "leaves": [
+ {"path": ["w"], "shape": [4], "dtype": "float32"},
+ {"path": ["a"], "shape": [4], "dtype": "float32"}
+]}"""
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_small_checkpoint_takes_little(case, tmp_path):
+    path = CASES[case](tmp_path)
+    (tmp_path / "template.json").write_text(TEMPLATE)
+    code = f"path = {path!r}\n{COMMANDS}"
+    run_limited(code, prepare=_PREPARE, seconds=20, cwd=tmp_path)
+
+
+@pytest.mark.parametrize("case", HOSTILE_TEMPLATES)
+def test_a_small_template_takes_little(case, tmp_path):
+    (tmp_path / "template.json").write_bytes(HOSTILE_TEMPLATES[case]())
+    code = 'command("check", "c", "template.json"); command("plan", "c", "template.json")'
+    save = 'tx.save("c", {f"layers.{i}.w{j}": np.zeros(1) for i in range(20) for j in range(10)})'
+    run_limited(code, prepare=f"{_PREPARE}\n{save}", seconds=8, cwd=tmp_path)
+
+
+_PREPARE = f"import jax\nfrom templax.cli.main import main\n{STAGES}"

@@ -1,0 +1,149 @@
+"""No file can make templax run code: what the source never does, and where it does something near.
+
+docs/explanation/security.md promises it.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import templax as tx
+
+SRC = Path(tx.__file__).parent
+MODULES = {
+    ".".join(file.relative_to(SRC).with_suffix("").parts): file for file in SRC.rglob("*.py")
+}
+
+BUILTINS = {"eval", "exec", "compile", "__import__", "input", "breakpoint"}
+
+LIBRARIES = {
+    *("pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib", "torch", "yaml"),
+    *("importlib", "imp", "runpy", "pkgutil", "code", "codeop", "zipimport"),
+    *("subprocess", "multiprocessing", "pty", "commands", "ctypes", "cffi"),
+    *("xmlrpc", "urllib", "http", "requests", "socket", "webbrowser"),
+}
+"""Libraries that load or run code, start programs or open connections."""
+
+CALLS = {
+    *("os.system", "os.popen", "os.startfile", "os.fork", "os.forkpty"),
+    *("asyncio.create_subprocess_shell", "asyncio.create_subprocess_exec"),
+    *("np.load", "numpy.load", "np.fromfile", "sys.path.append", "sys.path.insert"),
+    *("builtins.eval", "builtins.exec", "jax.export.deserialize"),
+}
+PREFIXES = ("os.exec", "os.spawn", "os.posix_spawn")
+
+ALLOWED = {
+    ("__init__", "importlib"): "public names are imported when they are first used: a fixed table",
+    ("cli.main", "importlib"): "commands are imported when they are called: a fixed table",
+    ("demo", "importlib"): "asks whether the libraries of the demo are there: constants",
+    ("demo", "subprocess"): "a child that is killed while it saves: this Python, fixed arguments",
+    ("storage.disk", "ctypes"): "exchanges two directories by a call of the C library",
+    ("_jax.pickling", "pickle"): "lets a plan or template be pickled by its owner: writes only",
+    ("_template.from_pytree", "pickle"): "loads a part of what the owner is already unpickling",
+    ("_template.template", "pickle"): "loads a part of what the owner is already unpickling",
+    ("_views.recipe", "pickle"): "loads a part of what the owner is already unpickling",
+    ("formats.foreign", "np.load"): "tells whether a file is an array; without `allow_pickle`",
+    ("storage.open", "urllib"): "decodes `%20` in a path; opens no connection",
+    ("storage.leftovers", "socket"): "the name of this machine",
+    ("_runs.locks", "socket"): "the name of this machine",
+    ("_core.dtypes", "getattr(ml_dtypes, …)"): "a dtype by its name; only a type of numbers counts",
+}
+"""What comes near, with the reason why no file decides what it does."""
+
+
+@functools.cache
+def parse(module: str) -> ast.Module:
+    return ast.parse(MODULES[module].read_text(encoding="utf-8"))
+
+
+def find_uses(module: str) -> Iterator[str]:
+    """What a module does that could run code."""
+    tree, modules = parse(module), set[str]()
+    for node in ast.walk(tree):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+            modules |= {alias.asname or alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            names = [node.module or ""]
+        yield from (top for name in names if (top := name.partition(".")[0]) in LIBRARIES)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name) and node.id in BUILTINS:
+            yield node.id
+        if isinstance(node, ast.Attribute):
+            text = ast.unparse(node)
+            if text in CALLS or text.startswith(PREFIXES):
+                yield text
+        if isinstance(node, ast.Call):
+            yield from (f"{k.arg}=" for k in node.keywords if k.arg in ("shell", "allow_pickle"))
+            if isinstance(node.func, ast.Name) and node.func.id == "getattr":
+                owner, name, *_ = node.args
+                known = isinstance(name, ast.Constant)
+                if isinstance(owner, ast.Name) and owner.id in modules and not known:
+                    yield f"getattr({owner.id}, …)"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_no_module_can_run_code_from_a_file(module: str) -> None:
+    allowed = {what for where, what in ALLOWED if where == module}
+    assert set(find_uses(module)) - allowed == set()
+
+
+def test_every_exception_is_still_needed() -> None:
+    used = {(module, what) for module in MODULES for what in find_uses(module)}
+    assert set(ALLOWED) <= used
+
+
+def test_pickles_are_loaded_only_inside_of_the_unpickling_of_their_owner() -> None:
+    """A function that loads one is named by a `__reduce__`, and called by nobody."""
+    loading = Counter[str]()
+    for module in MODULES:
+        tree = parse(module)
+        parents = {child: node for node in ast.walk(tree) for child in ast.iter_child_nodes(node)}
+        loaders = {find_function(parents, node) for node in ast.walk(tree) if is_load(node)}
+        loading[module] = len(loaders)
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Name) and node.id in loaders:
+                assert find_function(parents, node) == "__reduce__", (module, node.id)
+    assert +loading == {"_template.from_pytree": 1, "_template.template": 1, "_views.recipe": 1}
+
+
+def is_load(node: ast.AST) -> bool:
+    named = isinstance(node, ast.Attribute) and ast.unparse(node.value) == "pickle"
+    return named and node.attr.lower() in ("load", "loads", "unpickler")
+
+
+def find_function(parents: dict[ast.AST, ast.AST], node: ast.AST) -> str:
+    while not isinstance(node, ast.FunctionDef):
+        node = parents[node]
+    return node.name
+
+
+@pytest.mark.parametrize(
+    ("source", "uses"),
+    [
+        ("import pickle as p", {"pickle"}),
+        ("from torch import load", {"torch"}),
+        ("eval(text)", {"eval"}),
+        ("f = exec", {"exec"}),
+        ("re.compile(text)", set()),
+        ("import os\nos.system(text)", {"os.system"}),
+        ("os.execvp(a, b)", {"os.execvp"}),
+        ("run(text, shell=True)", {"shell="}),
+        ("np.load(file, allow_pickle=True)", {"np.load", "allow_pickle="}),
+        ("import optax\ngetattr(optax, name)", {"getattr(optax, …)"}),
+        ("import optax\ngetattr(optax, 'adam')", set()),
+    ],
+)
+def test_the_search_finds_what_it_looks_for(
+    source: str, uses: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "module.py").write_text(source)
+    monkeypatch.setitem(MODULES, source, tmp_path / "module.py")
+    assert set(find_uses(source)) == uses
