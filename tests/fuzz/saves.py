@@ -25,6 +25,7 @@ def _property() -> Callable[[bytes], object]:
         sys.path.insert(0, tests)
     from hypothesis import HealthCheck, given, settings
     from hypothesis import strategies as st
+
     from peers.test_round_trips import METADATA, check_round_trip, trees
 
     @settings(database=None, deadline=None, suppress_health_check=list(HealthCheck))
