@@ -51,6 +51,10 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("targets", nargs="*", help="all, if none is named")
     parser.add_argument("--seconds", type=float, default=20, help="for each target (%(default)s)")
     parser.add_argument("--at-most", type=float, help="seconds for all targets together")
+    parser.add_argument("--slow", type=float, default=2, help="seconds that are too many for one")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of atheris; 0 is another one each time"
+    )
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="targets at a time")
     parser.add_argument("--engine", choices=ENGINES, help="default: atheris if it is installed")
     parser.add_argument(
@@ -71,6 +75,7 @@ def _run_target(name: str, options: argparse.Namespace) -> dict:
         tally.unlink(missing_ok=True)
         command = [sys.executable, "-m", "tests.fuzz", "--child", name, "--engine", options.engine]
         command += ["--seconds", str(left), "--state", str(options.state)]
+        command += ["--slow", str(options.slow), "--seed", str(options.seed)]
         log = options.state / f"{name}.log"
         options.state.mkdir(parents=True, exist_ok=True)
         with log.open("wb") as file:
@@ -117,18 +122,17 @@ def _run_child(options: argparse.Namespace) -> int:
         from . import engines
 
         engines.instrument()
-    from . import engines
+    from . import engines, targets
     from .registry import TARGETS
-    from .targets import limit_recursion
 
-    target = TARGETS[name]
-    limit_recursion()
+    target, targets.MAX_SECONDS = TARGETS[name], options.slow
+    targets.limit_recursion()
     options.state.mkdir(parents=True, exist_ok=True)
     recorder = engines.Recorder(target, options.engine, options.state / "failed")
     tally = options.state / f"{name}.tally"
     if options.engine == "atheris":
         grown = options.state / "corpus" / name
-        engines.run_atheris(target, recorder, tally, options.seconds, grown)
+        engines.run_atheris(target, recorder, tally, options.seconds, grown, options.seed)
     else:
         engines.run_hypothesis(target, recorder, tally, options.seconds)
     return 0

@@ -119,12 +119,13 @@ def run_hypothesis(target: Target, recorder: Recorder, tally: Path, seconds: flo
 
 
 def run_atheris(
-    target: Target, recorder: Recorder, tally: Path, seconds: float, grown: Path
+    target: Target, recorder: Recorder, tally: Path, seconds: float, grown: Path, seed: int
 ) -> None:
     """Lets libFuzzer choose inputs by coverage. Never returns: libFuzzer ends the process.
 
     Args:
         grown: Where inputs that reach new code are kept, to begin with next time.
+        seed: Of its random choices; 0 is another one each time.
     """
     import atheris
 
@@ -148,6 +149,7 @@ def run_atheris(
         grown.mkdir(parents=True, exist_ok=True)
         options = [
             "fuzz",
+            f"-seed={seed}",
             f"-max_total_time={int(seconds)}",
             f"-max_len={target.max_bytes}",
             "-timeout=60",

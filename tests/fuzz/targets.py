@@ -17,7 +17,7 @@ import templax as tx
 from .mutators import mutate_bytes
 
 MAX_SECONDS = 2.0
-"""Most processor time that one input may take."""
+"""Most processor time that one input may take. `python -m tests.fuzz --slow` gives another."""
 
 MAX_GROWTH = 300 << 20
 """Most bytes that one input may take, beyond what the process had before."""

@@ -71,9 +71,9 @@ def inflate_into(view: memoryview, out: memoryview) -> memoryview:
             raise Corrupted(
                 f"Expected {len(out)} decoded bytes, the zstd frame declares {declared}"
             )
-        if declared == len(out) <= _ONE_SHOT_BYTES:
+        if 0 < declared == len(out) <= _ONE_SHOT_BYTES:
             # Fails if further frames follow this one; then the streaming reader below takes over,
-            # and the other frames must decode to nothing.
+            # and the other frames must decode to nothing. For a size of 0 it would not fail.
             with contextlib.suppress(zstandard.ZstdError):
                 out[:] = _get_decompressor().decompress(view, allow_extra_data=False)
                 return out

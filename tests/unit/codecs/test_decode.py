@@ -74,6 +74,13 @@ def test_raw_bytes_are_not_copied():
     assert bytes(view) == b"xbcd"
 
 
+def test_frames_after_an_empty_one_count_as_well():
+    compress = zstandard.ZstdCompressor().compress
+    assert bytes(decode(("zstd",), compress(b""), 0)) == b""
+    with pytest.raises(Corrupted, match="Expected 0 decoded bytes, got more"):
+        decode(("zstd",), compress(b"") + compress(b"abc"), 0)
+
+
 def test_a_chunk_may_have_several_frames():
     stored = compress_sized(b"a" * 1000) + compress_streamed(b"b" * 500) + compress_sized(b"c")
     assert bytes(decode(("zstd",), stored, 1501)) == b"a" * 1000 + b"b" * 500 + b"c"
