@@ -117,7 +117,7 @@ def assert_same_tree(got: Any, want: Any, *, kinds: bool = True) -> None:
         where = jax.tree_util.keystr(path)
         if not isinstance(b, (jax.Array, np.ndarray, np.generic)):
             assert type(a) is type(b), where
-            assert a is b or a == b, where
+            assert a is b or a == b or (a != a and b != b), where  # NaN
             continue
         assert not kinds or isinstance(a, jax.Array) == isinstance(b, jax.Array), where
         assert (a.dtype, a.shape) == (b.dtype, b.shape), where

@@ -372,21 +372,49 @@ def _decode_chunk(piece: _Piece, stored: _StoredBytes, scratch: Scratch) -> None
         codecs, data = chunk.codecs, stored.read(stored.left)
         while codecs and codecs[0] in CHECKSUMS:  # of the compressed bytes
             data, codecs = decode(codecs[:1], data, len(data) - 4), codecs[1:]
-        if codecs == ("zstd",):
-            _inflate(data, nbytes, scratch)
-        elif codecs == ("gzip",):
-            for _ in iter_gunzipped(data, nbytes):
-                pass
+        count = len(codecs) - 1  # of checksums that are compressed with the bytes
+        if codecs[:1] == ("zstd",):
+            _compare_sums(_iter_inflated(data, nbytes + 4 * count, scratch), nbytes, count)
+        elif codecs[:1] == ("gzip",):
+            _compare_sums(iter_gunzipped(data, nbytes + 4 * count), nbytes, count)
         else:
             decode(codecs, data, nbytes)
 
 
 def _inflate(stored: Pieces | memoryview, nbytes: int, scratch: Scratch) -> None:
+    for _ in _iter_inflated(stored, nbytes, scratch):
+        pass
+
+
+def _iter_inflated(
+    stored: Pieces | memoryview, nbytes: int, scratch: Scratch
+) -> Iterator[memoryview]:
     """Decodes zstd frames, a block at a time: a few bytes may decode to more than memory holds."""
     inflater = Inflater(stored)
     for first in range(0, nbytes, BLOCK_BYTES):
-        inflater.fill(scratch.bytes("decoded", min(BLOCK_BYTES, nbytes - first)))
+        block = scratch.bytes("decoded", min(BLOCK_BYTES, nbytes - first))
+        inflater.fill(block)
+        yield block
     inflater.finish()
+
+
+def _compare_sums(pieces: Iterable[memoryview | bytes], nbytes: int, count: int) -> None:
+    """Compares each crc32c that follows decoded bytes, of which a piece is held at a time.
+
+    Args:
+        pieces: The decoded bytes, and after them the checksums.
+        nbytes: Number of bytes before the checksums.
+        count: Number of checksums. Each covers the bytes, and the checksums before it.
+    """
+    crc, left, sums = 0, nbytes, bytearray()
+    for piece in pieces:
+        body = piece[:left]
+        crc = crc32c(body, crc)
+        left -= len(body)
+        sums += piece[len(body) :]
+    for at in range(0, 4 * count, 4):
+        compare_crc32c(int.from_bytes(sums[at : at + 4], "little"), crc)
+        crc = crc32c(bytes(sums[at : at + 4]), crc)
 
 
 def _locate_error(piece: _Piece, error: CheckpointError, source: Source) -> Corrupted:

@@ -167,6 +167,11 @@ class Message(msgspec.Struct, frozen=True, array_like=True):
     error: RemoteError | None = None
 
 
+def _describe(error: RemoteError) -> str:
+    """The text with its places; a report of mismatches has several lines and no places."""
+    return error.what if error.kind == "TemplateError" else str(error.to_exception())
+
+
 def describe_failure(
     failed: Mapping[int, RemoteError],
     absent: Mapping[int, str],
@@ -200,7 +205,7 @@ def describe_failure(
         return RemoteError(text, error.kind, {"file": path} | error.places, process=index)
     texts = [
         *(
-            f"process {i} of {count} failed{during}: {error.to_exception()}"
+            f"process {i} of {count} failed{during}: {_describe(error)}"
             for i, error in errors.items()
         ),
         *(f"process {i} of {count} {why}{during}" for i, why in sorted(absent.items())),

@@ -296,10 +296,13 @@ def list_unread(
         listed.add(name)
         if name not in known and not name.startswith(".") and wanted(name):
             child = run.at(name)
-            if info.is_dir:
-                what = _describe_directory(child, info) or _describe_below(child, budget)
-            else:
-                what = _describe_file(child, info)
+            try:
+                if info.is_dir:
+                    what = _describe_directory(child, info) or _describe_below(child, budget)
+                else:
+                    what = _describe_file(child, info)
+            except SourceError as error:  # a socket, or what nobody may read
+                what = str(error)
             if what is not None:
                 yield name, what
     for name in _list_links(run.url):

@@ -119,10 +119,20 @@ def _open_lock_file(path: str) -> int:
     # Whatever appears there in between: no link is followed, and no pipe or device waited for.
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
     status = os.fstat(fd)
-    if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
+    # A copy of the run by hard links, as backups make them, shares the lock file of templax.
+    if not stat.S_ISREG(status.st_mode) or (status.st_nlink > 1 and not _holds_lock_text(fd)):
         os.close(fd)
         raise _not_a_lock_error(path, "a file that has another name, too")
     return fd
+
+
+def _holds_lock_text(fd: int) -> bool:
+    """Whether a file is empty, or holds what `_write_holder` writes and nothing else."""
+    text = os.pread(fd, _MAX_HOLDER_BYTES, 0)
+    try:
+        return not text or set(json.loads(text)) == {"pid", "host", "since"}
+    except (ValueError, TypeError, RecursionError):
+        return False
 
 
 def _not_a_lock_error(path: str, found: str) -> SaveError:

@@ -138,7 +138,7 @@ def _list_openable_files(source: Source, children: list[ObjectInfo]) -> list[str
     for info in children[:MAX_PROBES]:
         child = source.at(info.key)
         with suppress(CheckpointError, SourceError):
-            if not info.is_dir and format.detect(child) is not None:
+            if not info.is_dir and info.problem is None and format.detect(child) is not None:
                 found.append(format.open(child).url)
     return found
 

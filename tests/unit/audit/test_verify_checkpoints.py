@@ -253,3 +253,24 @@ def test_many_tiny_gzip_members_take_little_time(tmp_path: Path) -> None:
     found = run_limited("print(tx.verify('.').ok)", cwd=tmp_path)
 
     assert found.stdout == "True\n"
+
+
+@pytest.mark.parametrize("packer", [ZSTD, GZIP], ids=["zstd", "gzip"])
+@pytest.mark.parametrize("count", [1, 2])
+def test_checksums_inside_compressed_bytes_are_compared_piece_by_piece(
+    tmp_path: Path, packer: dict[str, Any], count: int
+) -> None:
+    nbytes = 1 << 26
+    content = bytearray(nbytes)
+    for _ in range(count):
+        content += crc32c(content).to_bytes(4, "little")
+    pack = zstandard.compress if packer is ZSTD else gzip.compress
+    write_zarr3(tmp_path, [*[CRC] * count, packer], nbytes, pack(bytes(content)))
+
+    found = run_limited("print(tx.verify('.').ok)", seconds=8, megabytes=40, cwd=tmp_path)
+
+    assert found.stdout == "True\n"
+    content[-1] ^= 1
+    tmp_path.joinpath("a", "c", "0").write_bytes(pack(bytes(content)))
+    (damage,) = tx.verify(tmp_path).damages
+    assert "Expected crc32c" in str(damage)

@@ -44,3 +44,13 @@ def test_an_error_arrives_as_it_was_sent() -> None:
         assert type(received) is type(error)
         assert str(received) == str(error)
     assert str(RemoteError.from_exception(ValueError("x")).to_exception()) == "ValueError: x"
+
+
+def test_reports_of_several_processes_keep_their_lines() -> None:
+    reports = {i: RemoteError(f"1 leaf\n  at `w{i}`", "TemplateError") for i in (0, 2)}
+    error = describe_failure(reports, {}, count=3, path="ckpt", doing="matching")
+    assert error is not None
+    assert error.what == (
+        "Process 0 of 3 failed while matching: 1 leaf\n  at `w0`;"
+        " process 2 of 3 failed while matching: 1 leaf\n  at `w2`"
+    )

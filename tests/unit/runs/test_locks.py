@@ -232,3 +232,14 @@ def test_a_lock_file_that_is_replaced_while_it_is_locked_is_not_held(tmp_path):
 
     with pytest.raises(tx.SaveError, match="Another program replaced the lock file"):
         WriterLock(str(tmp_path), Replacing()).acquire()
+
+
+def test_a_copy_of_a_run_by_hard_links_does_not_keep_it_from_saving(tmp_path):
+    run, copy = tmp_path / "run", tmp_path / "copy"
+    with tx.Manager(run) as manager:
+        manager.save(1, {"a": np.ones(2, np.float32)})
+    copy.mkdir()
+    os.link(run / LOCK, copy / LOCK)
+    with tx.Manager(run) as manager:
+        manager.save(2, {"a": np.ones(2, np.float32)})
+        assert list(manager.steps()) == [1, 2]

@@ -10,8 +10,8 @@ from ...errors import Corrupted, Unsupported
 from ...storage.source import Source
 
 # Each limit is a number that any database may reach, and a number for each stored byte. The first
-# is reached by the most regular trees, of 100,000 arrays of zeros, which compress to a few
-# kilobytes; the second is several times what positions in data files leave room for.
+# is reached by the most regular trees, of 65,000 arrays of zeros with two keys each, which take a
+# few kilobytes; the second is several times what positions in data files leave room for.
 
 _DECODED = 48 << 20, 48
 """Bytes of decoded nodes."""

@@ -30,7 +30,7 @@ from .directory import (
 )
 from .item import open_item
 from .json_item import read_json_item
-from .step_metadata import step_metadata
+from .step_metadata import metadata_around, step_metadata
 
 MAX_LISTED = 6
 """Most items that an error names; a directory may contain hundreds."""
@@ -255,7 +255,7 @@ def _can_enter(source: Source, name: str) -> bool:
 
 def _open_item_at(source: Source) -> Catalog:
     parent, name = source.at(".."), basename(source)
-    own, above = step_metadata(source), step_metadata(parent)
+    own, above = step_metadata(source), metadata_around(source)
     about: dict[str, Any] = {}
     if name.isdigit():
         about["step"] = step_number(source)

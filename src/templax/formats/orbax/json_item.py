@@ -9,7 +9,7 @@ from ...errors import Corrupted, NotFound
 from ...storage.signatures import read_metadata
 from ...storage.source import Source
 from .directory import basename, json_file, list_names
-from .step_metadata import step_metadata
+from .step_metadata import metadata_around
 
 
 def read_json_item(source: Source) -> Any:
@@ -35,6 +35,6 @@ def read_json_item(source: Source) -> Any:
 def find_json_file(source: Source) -> str | None:
     """The file that holds the value of a JSON item; None if the directory is none."""
     names, name = list_names(source), basename(source)
-    handlers = step_metadata(source.at("..")).get("item_handlers")
+    handlers = metadata_around(source).get("item_handlers")
     handler = handlers.get(name) if isinstance(handlers, dict) else None
     return json_file(source, names, handler) or (name if name in names else None)

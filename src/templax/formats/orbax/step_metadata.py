@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
-from ...errors import CheckpointError, Corrupted, NotFound
+from ...errors import CheckpointError, Corrupted, NotFound, SourceError
 from ...storage.source import Source
 from .sidecars import read_json
 
@@ -26,6 +27,13 @@ def step_metadata(source: Source) -> dict[str, Any]:
         return read_step_metadata(source)
     except CheckpointError:
         return {}
+
+
+def metadata_around(source: Source) -> dict[str, Any]:
+    """`_CHECKPOINT_METADATA` beside a directory; empty if missing or unreadable, for any reason."""
+    with suppress(SourceError):
+        return step_metadata(source.at(".."))
+    return {}
 
 
 def read_step_metadata(source: Source) -> dict[str, Any]:

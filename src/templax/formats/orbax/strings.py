@@ -60,6 +60,8 @@ def find_string(strings: Mapping[str, Any], name: str) -> str | None:
     found: Any = strings
     for token in _split_pointer(name):
         found = found.get(token) if isinstance(found, dict) else None
+    if not isinstance(found, str):
+        found = strings.get(name)  # as templax wrote it at first
     return found if isinstance(found, str) else None
 
 

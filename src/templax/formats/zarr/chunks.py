@@ -91,6 +91,11 @@ def locate_arrays(
         if not budget.may_list_absent(count - present, lost=absent == "error"):
             # Don't iterate over a grid only because the metadata declares it: there can't be enough
             # chunks for it. Find one that is missing.
+            if absent == "fill" and present and damages is None:
+                raise Unsupported(
+                    f"templax does not fill in {count - present} absent chunks of an array",
+                    leaf=name,
+                )
             cells: Iterator[Shape] = _iter_cells(array.grid)
             lost = next(key for key in (prefix + array.key(c) for c in cells) if key not in objects)
             record_damage(_missing_chunk_error(lost, name, index), damages)

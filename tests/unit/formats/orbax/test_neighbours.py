@@ -197,3 +197,11 @@ def test_a_directory_with_several_readable_files_names_them(tmp_path):
     (tmp_path / "model.safetensors.index.json").write_text("{}")
     paths[0].with_name("cut.safetensors").write_bytes(paths[0].read_bytes()[:-1])
     assert follow(read_refusal(tmp_path)) == [str(path) for path in paths]
+
+
+@pytest.mark.parametrize("target", ["../elsewhere", "_CHECKPOINT_METADATA"])
+def test_a_link_beside_a_checkpoint_does_not_keep_it_from_being_read(tmp_path, target):
+    (tmp_path / "elsewhere").write_text("{}")
+    tx.save(tmp_path / "all" / "ckpt", {"a": np.ones(2, np.float32)})
+    (tmp_path / "all" / "_CHECKPOINT_METADATA").symlink_to(target)
+    assert list(tx.open(tmp_path / "all" / "ckpt").leaves) == ["a"]
