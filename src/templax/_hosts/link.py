@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
 from collections.abc import Callable
 
 import jax
@@ -37,6 +38,7 @@ class Link:
         self.pairing = Pairing(store, self.presence, index, count)
         self.asked: dict[str, int] = {}
         self._left: list[int] = []
+        self._lock = threading.Lock()  # saves in the background leave sessions, too
 
     def leave_session(self, number: int) -> None:
         """Says that this process has left a session. Process 0 deletes those that all have left."""
@@ -44,12 +46,13 @@ class Link:
         self.pairing.delete_used_keys()
         if self.index > 0:
             return
-        for old in list(self._left):
-            left = len(self.store.by_process(f"templax/session/{old}/closed"))
-            if left == self.count or old <= number - _MAX_OPEN:  # a process died in it
-                self._left.remove(old)
-                self.store.delete(f"templax/session/{old}")
-        self._left.append(number)
+        with self._lock:
+            for old in list(self._left):
+                left = len(self.store.by_process(f"templax/session/{old}/closed"))
+                if left == self.count or old <= number - _MAX_OPEN:  # a process died in it
+                    self._left.remove(old)
+                    self.store.delete(f"templax/session/{old}")
+            self._left.append(number)
 
 
 _link: Link | None = None

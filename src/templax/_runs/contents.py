@@ -296,13 +296,13 @@ def list_unread(
         listed.add(name)
         if name not in known and not name.startswith(".") and wanted(name):
             child = run.at(name)
-            try:
-                if info.is_dir:
-                    what = _describe_directory(child, info) or _describe_below(child, budget)
-                else:
+            if info.is_dir:
+                what = _describe_directory(child, info) or _describe_below(child, budget)
+            else:
+                try:
                     what = _describe_file(child, info)
-            except SourceError as error:  # a socket, or what nobody may read
-                what = str(error)
+                except SourceError as error:  # a socket
+                    what = str(error)
             if what is not None:
                 yield name, what
     for name in _list_links(run.url):
