@@ -111,8 +111,14 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[int, st
             job.end()
 
 
-@pytest.mark.parametrize("examples", [8, pytest.param(150, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("count", [2, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("count", "examples"),
+    [
+        (2, 8),
+        pytest.param(2, 150, marks=pytest.mark.slow),
+        pytest.param(3, 75, marks=pytest.mark.slow),
+    ],
+)
 def test_no_history_of_faults_mixes_steps_or_divides_the_job(
     live: Callable[[int, str, Any], None], count: int, examples: int
 ) -> None:
