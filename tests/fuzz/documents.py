@@ -334,7 +334,7 @@ def read_names(data: bytes) -> None:
     "texts",
     seeds=lambda: [
         b'{"pid": 1, "host": "h", "since": "2026-01-01 00:00:00 UTC"}',
-        b"gs://bucket/run", b"gs:/bucket/run", b"file:///tmp/x%20y", b"/home/u/gs:/bucket", b"C:/x",
+        b"gs://bucket/run", b"gs:/bucket/run", b"file:///tmp/x%20y", b"/data/gs:/bucket", b"C:/x",
     ],
     mutate=lambda data, rng: (mutate_json if data[:1] == b"{" else mutate_bytes)(data, rng),
     tokens=(b"://", b"file://localhost/", b"s3:/", b"%00", b'"pid"'),

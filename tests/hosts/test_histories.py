@@ -115,7 +115,7 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[int, st
     ("count", "examples"),
     [
         (2, 8),
-        pytest.param(2, 150, marks=pytest.mark.slow),
+        pytest.param(2, 225, marks=pytest.mark.slow),
         pytest.param(3, 75, marks=pytest.mark.slow),
     ],
 )

@@ -367,7 +367,8 @@ def _decode_chunk(piece: _Piece, stored: _StoredBytes, scratch: Scratch) -> None
             crc = crc32c(stored.read(min(left - 4, CHECKED_BYTES)), crc)
         compare_crc32c(int.from_bytes(stored.read(4), "little"), crc)
     elif chunk.codecs == ("zstd",):
-        _inflate(stored, nbytes, scratch)
+        for _ in _iter_inflated(stored, nbytes, scratch):
+            pass
     else:
         codecs, data = chunk.codecs, stored.read(stored.left)
         while codecs and codecs[0] in CHECKSUMS:  # of the compressed bytes
@@ -379,11 +380,6 @@ def _decode_chunk(piece: _Piece, stored: _StoredBytes, scratch: Scratch) -> None
             _compare_sums(iter_gunzipped(data, nbytes + 4 * count), nbytes, count)
         else:
             decode(codecs, data, nbytes)
-
-
-def _inflate(stored: Pieces | memoryview, nbytes: int, scratch: Scratch) -> None:
-    for _ in _iter_inflated(stored, nbytes, scratch):
-        pass
 
 
 def _iter_inflated(

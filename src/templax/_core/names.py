@@ -123,8 +123,8 @@ def check_names(names: Sequence[str]) -> None:
     """Checks that names from a file are text, which can be printed and encoded.
 
     Raises:
-        Unsupported: One of them contains half of a surrogate pair, as Python has it for bytes that
-            are no UTF-8. Or many are the same.
+        Unsupported: A name contains half of a surrogate pair, which is how Python represents bytes
+            that are not valid UTF-8; or too many leaves have the same name.
     """
     try:
         "".join(names).encode()

@@ -106,7 +106,8 @@ def _open_lock_file(path: str) -> int:
     link to another file.
 
     Raises:
-        SaveError: It is no regular file, or has other names.
+        SaveError: It is not a regular file; or it has another name, too, and was not written by
+            templax.
         OSError: The file system refuses.
     """
     try:
@@ -119,7 +120,7 @@ def _open_lock_file(path: str) -> int:
     # Whatever appears there in between: no link is followed, and no pipe or device waited for.
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
     status = os.fstat(fd)
-    # A copy of the run by hard links, as backups make them, shares the lock file of templax.
+    # Backups that copy a run by hard links share its lock file.
     if not stat.S_ISREG(status.st_mode) or (status.st_nlink > 1 and not _holds_lock_text(fd)):
         os.close(fd)
         raise _not_a_lock_error(path, "a file that has another name, too")

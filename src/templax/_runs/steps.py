@@ -207,13 +207,12 @@ def _read_directory(source: Source, entry: Step | Leftover, sizes: bool) -> Step
 def _measure_files(source: Source) -> tuple[int | None, float | None]:
     """The bytes of all files, and the time of the last change to one or to the directory.
 
-    What a link that is not followed leads to is not counted. None for the bytes, if the file system
-    does not tell them all.
+    None for the bytes if some can't be read, or are behind a link that is not followed.
     """
     nbytes, times = 0, []
     root = source.stat("")
     infos = list(source.walk())
-    unread = any(isinstance(i.problem, SourceError) and i.problem.errno for i in infos)
+    unread = any(isinstance(info.problem, SourceError) for info in infos)
     for info in infos if root is None else [root, *infos]:
         nbytes += info.size
         if info.modified is not None:

@@ -12,7 +12,7 @@ from .._core.boxes import fits_address_space, format_shape, full_box
 from .._core.dtypes import PYTHON_DTYPES, parse_dtype
 from .._core.json_text import decode_json
 from .._core.names import check_depths, join_path, strip_prefix
-from ..errors import Corrupted, UnknownFormat, Unsupported, UsageError
+from ..errors import CheckpointError, Corrupted, UnknownFormat, Unsupported, UsageError
 from .sharding import Sharding, find_sharding_problem
 from .template import Target, TargetKind, Template
 
@@ -50,7 +50,7 @@ def dump_template(template: Template) -> bytes:
     """Encodes a template as JSON: the key path, shape, dtype, kind and sharding of each leaf.
 
     Raises:
-        UsageError: A name has lone surrogates, which UTF-8 can't encode.
+        UsageError: `load_template` would refuse it, such as a tree that is too deep.
     """
     leaves = [
         _Leaf(
@@ -75,7 +75,12 @@ def dump_template(template: Template) -> bytes:
     text = (b'{"templax_template": %d,\n "leaves": [%s]}\n' % (VERSION, body)).decode()
     # Names are from files, and this may be printed on a terminal.
     escaped = (c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text)
-    return (text if text.replace("\n", "").isprintable() else "".join(escaped)).encode()
+    data = (text if text.replace("\n", "").isprintable() else "".join(escaped)).encode()
+    try:
+        load_template(data)
+    except CheckpointError as error:
+        raise UsageError(f"This template could not be read again: {error}") from error
+    return data
 
 
 def load_template(data: bytes, file: str | None = None) -> Template:

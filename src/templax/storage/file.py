@@ -52,7 +52,7 @@ def _open_now(path: str, flags: int) -> int:
 
 def _read_to_end(file: IO[bytes], path: str, what: str) -> bytes:
     pipe, found = False, None
-    with suppress(UnsupportedOperation):  # standard input that is no file, as a test sets it
+    with suppress(UnsupportedOperation):  # a test may replace standard input by an object in memory
         status = os.fstat(file.fileno())
         mode, pipe = status.st_mode, stat.S_ISFIFO(status.st_mode) and path != "-"
         if (stat.S_ISCHR(mode) or stat.S_ISBLK(mode)) and not file.isatty():

@@ -58,8 +58,8 @@ _MAX_LINKS = 256
 """Most links to directories that `walk` follows, as a few of them could lead to each other in any
 number of ways."""
 
-_SNAPSHOT = re.compile(r"(.+)/snapshots/[^/]+(?:/.*)?", re.DOTALL)
-"""A path in a cache of Hugging Face. Its files are links to `blobs`, beside `snapshots`."""
+_FOLLOW_LINKS = "TEMPLAX_FOLLOW_LINKS"
+"""The environment variable that is `1` to follow all links, on the command line as in programs."""
 
 
 def _read_at(fd: int, view: memoryview, start: int) -> int:
@@ -82,6 +82,18 @@ def _info(key: str, stat: os.stat_result) -> ObjectInfo:
 def _is_within(path: str, directory: str) -> bool:
     """Whether one real path is another, or below it."""
     return path == directory or path.startswith(directory.rstrip(os.sep) + os.sep)
+
+
+def _list_blobs(root: str) -> Iterator[str]:
+    """The directories of which a cache of Hugging Face has links in `snapshots/REVISION`.
+
+    >>> list(_list_blobs("/hub/models--a/snapshots/0f1e/onnx"))
+    ['/hub/models--a/blobs']
+    """
+    while (parent := os.path.dirname(root)) != root:
+        if os.path.basename(parent) == "snapshots":
+            yield os.path.join(os.path.dirname(parent), "blobs")
+        root = parent
 
 
 def make_absolute(path: str) -> str:
@@ -108,7 +120,8 @@ class Local:
 
     Args:
         path: Relative or absolute; `~` is expanded. It need not exist.
-        follow_links: Whether links below the path may lead out of it.
+        follow_links: Whether links below the path may lead out of it. By default, only if the
+            environment variable `TEMPLAX_FOLLOW_LINKS` is `1`.
 
     Example:
         >>> import tempfile
@@ -119,7 +132,7 @@ class Local:
         b'ell'
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, follow_links: bool = False):
+    def __init__(self, path: str | os.PathLike[str], *, follow_links: bool | None = None):
         self.url = os.path.expanduser(os.fspath(path))
         if os.sep == "\\":  # on Windows, which accepts both: URLs are separated by slashes
             self.url = self.url.replace(os.sep, "/")
@@ -128,7 +141,8 @@ class Local:
         if os.path.basename(self.url.rstrip("/")) in ("", ".", ".."):
             # The name of the directory matters: it may be a step number, or an unfinished save.
             self.url = self._root
-        self._follow_links = follow_links
+        asked = os.environ.get(_FOLLOW_LINKS) == "1" if follow_links is None else follow_links
+        self._follow_links = asked
         self._checked: set[str] = set()  # directories and links that do not lead out
         self._boundaries: tuple[str, ...] = ()
         self._versions: dict[str, Version] = {}
@@ -268,9 +282,7 @@ class Local:
             return None
         if not self._boundaries:
             root = os.path.realpath(self._root)
-            snapshot = _SNAPSHOT.fullmatch(root.replace(os.sep, "/"))
-            blobs = () if snapshot is None else (os.path.normpath(f"{snapshot[1]}/blobs"),)
-            self._boundaries = (root, *blobs)
+            self._boundaries = (root, *_list_blobs(root))
         real = os.path.realpath(self._path(key))
         if any(_is_within(real, directory) for directory in self._boundaries):
             return None
@@ -278,7 +290,7 @@ class Local:
             return None
         return SourceError(
             f"can't read `{self._path(key)}`: it is a link that leads out of {self.url}, to"
-            f" `{real}`; hint: if you trust it, copy {self.url} with `cp -rL`, or open"
+            f" `{real}`; hint: if you trust it, set {_FOLLOW_LINKS}=1, or open"
             f" templax.storage.Local({self.url!r}, follow_links=True)"
         )
 

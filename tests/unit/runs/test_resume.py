@@ -5,6 +5,7 @@ import logging
 import os
 import pickle
 import shutil
+import socket
 import zipfile
 from pathlib import Path
 
@@ -549,3 +550,11 @@ def test_another_directory_of_the_step_is_named(tmp_path):
         tx.save(tmp_path / name, TREE)
     tx.Manager(tmp_path).restore(TREE)
     assert tx.last_restore().skipped_steps == ("`000010` (the same step as `10`)",)
+
+
+def test_a_socket_that_is_called_like_a_step_is_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # the path of a socket must be short
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind("8")
+        with pytest.raises(tx.UnknownFormat, match=r"found `8` \(can't read `.*8`: No such device"):
+            begin_anew(tmp_path)

@@ -441,3 +441,12 @@ def test_a_leaf_that_no_template_has_is_refused(
 def test_a_key_that_occurs_twice_is_named(text: str) -> None:
     with pytest.raises(tx.UnknownFormat, match=r"Expected a template file, the key '\w+' occurs"):
         json_file.load_template(text.encode())
+
+
+def test_a_template_that_could_not_be_read_again_is_refused(tmp_path: Path) -> None:
+    tree: Any = A((2,), jnp.int8)
+    for _ in range(301):
+        tree = {"a": tree}
+    with pytest.raises(tx.UsageError, match="at most 300 levels, got 301"):
+        tx.save_template(tree, tmp_path / "t.json")
+    assert not list(tmp_path.iterdir())

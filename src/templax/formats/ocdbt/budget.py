@@ -84,9 +84,7 @@ class Budget:
             Unsupported: There are too many.
         """
         self._names += nbytes
-        maximum = self._limit(NAMES, _MAX_BYTES)
-        if self._names > maximum:
-            raise self._make_error(f"{maximum} bytes of names in {self._stored} stored bytes")
+        self._check(self._names, self._limit(NAMES, _MAX_BYTES), "bytes of names")
 
     def add_entries(self, n: int) -> None:
         """Counts keys, or references to nodes.
@@ -95,13 +93,15 @@ class Budget:
             Unsupported: There are too many.
         """
         self._entries += n
-        maximum = self._limit(_ENTRIES, MAX_ENTRIES)
-        if self._entries > maximum:
-            raise self._make_error(f"{maximum} keys in {self._stored} stored bytes")
+        self._check(self._entries, self._limit(_ENTRIES, MAX_ENTRIES), "keys")
 
     def _limit(self, rule: tuple[int, float], maximum: int) -> int:
         least, per_byte = rule
         return min(least + int(per_byte * self._stored), maximum)
+
+    def _check(self, n: int, maximum: int, unit: str) -> None:
+        if n > maximum:
+            raise self._make_error(f"{maximum} {unit} in {self._stored} stored bytes")
 
     def _make_error(self, limit: str) -> Unsupported:
         return Unsupported(

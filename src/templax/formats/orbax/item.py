@@ -59,7 +59,8 @@ class _Container:
     def check_listing(self, name: str, damages: list[Corrupted] | None = None) -> None:
         """Raises, or adds to `damages`, the problem of what could not be listed of an array.
 
-        What is absent may mean the fill value, which must not stand for what is there.
+        An absent chunk may mean the fill value. A chunk that exists but could not be listed would
+        be replaced by it without a word.
         """
         prefix = array_prefix(name, files=True)
         for key, problem in self.unread.items():

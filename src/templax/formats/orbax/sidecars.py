@@ -145,8 +145,8 @@ def read_json(
         except msgspec.ValidationError:
             raise
         except msgspec.DecodeError:
-            # Python writes `NaN`, which JSON does not allow; custom metadata may contain one. It
-            # also writes halves of surrogate pairs, which are no text.
+            # Custom metadata may contain `NaN`, which Python writes although it is not JSON. Python
+            # also writes halves of surrogate pairs; to encode them fails.
             value = decode_json(data)
             json.dumps(value, ensure_ascii=False).encode()
             return msgspec.convert(value, type)

@@ -6,9 +6,11 @@ import shutil
 import numpy as np
 import pytest
 
+import templax as tx
 from helpers import CORPUS, read_files
 from limits import run_limited
 from opening import open_local, read_refusal
+from templax._core import json_text
 from templax.errors import CheckpointError, Corrupted
 from templax.formats import open_catalog
 from templax.storage import Memory
@@ -195,3 +197,18 @@ def test_an_array_of_absent_chunks_that_memory_cannot_hold_is_refused(tmp_path):
     )
 
     assert found.error == "Unsupported: Expected a leaf that fits into memory, got 1.0 TiB - at `a`"
+
+
+def test_leaves_called_as_the_fields_of_metadata_are_decoded_once(tmp_path, monkeypatch):
+    tree = {"key": {"key": np.ones(2)}, "value_type": np.ones(2), "key_metadata": np.ones(2)}
+    tx.save(tmp_path / "ckpt", tree)
+    (tmp_path / "ckpt" / "templax.index").unlink()
+    monkeypatch.setattr(json_text, "decode_json", None)  # slow; only for what may be repeated
+    assert len(tx.open(tmp_path / "ckpt").leaves) == 3
+
+
+def test_strings_that_templax_stored_flat_are_read(tmp_path):
+    tx.save(tmp_path / "ckpt", {"a/b": "text", "w": np.ones(2)})
+    (tmp_path / "ckpt" / "templax.index").unlink()
+    (tmp_path / "ckpt" / "_strings.json").write_text('{"a/b": "text"}')
+    assert tx.open(tmp_path / "ckpt").leaves["a/b"].value == "text"
