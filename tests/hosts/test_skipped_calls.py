@@ -151,3 +151,23 @@ def test_calls_that_differ_are_refused_on_all_and_the_difference_is_named(
     check_run(tmp_path / "metrics", [2])
     check_values(tmp_path / "next", 5)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["metrics", "next", "run"]
+
+
+RETRY = (
+    SETUP
+    + """
+path = f"{args[0]}/ckpt"
+if index == 0:
+    attempt("invalid", lambda: tx.save(path, tree(1), on_progress=3))
+meet("tried")
+time.sleep(index)  # process 1 waits for process 2, and does not hear of the first try
+attempt("save", lambda: tx.save(path, tree(1)))
+"""
+)
+
+
+@pytest.mark.slow
+def test_process_0_may_correct_a_call_before_the_others_come(run: Any, tmp_path: Path) -> None:
+    told = read_attempts(run(3, RETRY, str(tmp_path)))
+    assert told[0]["invalid"].kind == "UsageError"
+    assert [said["save"].kind for said in told] == ["ok"] * 3
