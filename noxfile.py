@@ -1,9 +1,9 @@
 """The checks of templax, each in an environment of its own.
 
-nox -s lint docs dist   what CI runs, besides the test command of README.md
+nox -s lint docs dist   what CI runs, besides `fuzz` and the test command of README.md
 nox -s quick            the tests that take seconds
 nox -s tests            all of them, on each supported Python that is installed
-nox -s fuzz             every fuzzing target for a few seconds; what follows `--` goes to tests.fuzz
+nox -s fuzz             every fuzzing target for 20 s; arguments after `--` go to tests.fuzz
 nox -s lowest lowest_demo newest
                         before a release: the oldest dependencies that are allowed, the newest
 """

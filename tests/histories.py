@@ -22,7 +22,7 @@ LAST = 1000
 """The step that all processes save at the end of a history."""
 
 SILENT_S = 3.0
-"""How long a process of such a job may send no heartbeat."""
+"""How long a process of such a job may go without a heartbeat."""
 
 _WORKER = r"""
 import json, os, sys, time
@@ -220,7 +220,7 @@ class Job:
         ]
 
     def live(self, history: Mapping[str, Any], timeout_s: float = 90.0) -> list[Any]:
-        """What each process says of a history; None of one that is killed in it.
+        """What each process reports about a history; None for a process that is killed in it.
 
         The job has ended after a history in which a process is killed.
         """
@@ -232,7 +232,7 @@ class Job:
         killed = {op["who"] for op in history["ops"] if str(op["fault"]).startswith("kill")}
         pipes = [process.stdout for process in self._processes]
         _, answers = read_outputs(pipes, timeout_s, lambda data: data.endswith(b"\n"))
-        # A call that fails before the place where its process is to be killed kills nobody.
+        # If a call fails before it reaches the place where its process is to be killed, none dies.
         silent = {i for i, answer in enumerate(answers) if not answer.endswith(b"\n")}
         if not silent <= killed:
             self._log.seek(0)
@@ -302,8 +302,8 @@ def check_history(
         assert name in (str(step), "elsewhere"), (name, step)
     alive = [i for i, answer in enumerate(answers) if answer is not None]
     dead, known_dead = False, False
-    # Until a process skips a restore, or raises in one what became of its own save and restores
-    # again before the others have come: they join its second call. Then it is a call ahead.
+    # Until a process skips a restore, or a restore raises the error of its own earlier save and it
+    # restores again before the others come, who join that second call: then it is a call ahead.
     aligned = True
     hit_unseen = False
     for n, op in enumerate(history["ops"]):
@@ -315,7 +315,7 @@ def check_history(
         if known_dead:  # it is not waited for again
             called = [each for each in said.values() if each["did"] != "skip"]
             assert all(each["error"] and each["s"] < 2 for each in called), (op, said)
-        # Who dies when it has written all is missed by the next call.
+        # A process that dies after it has written everything is missed by the next call.
         dead = dead or (str(op["fault"]).startswith("kill") and op["who"] not in alive)
         errors = [str(each["error"]) for each in said.values()]
         known_dead = known_dead or (dead and any("did not answer" in text for text in errors))

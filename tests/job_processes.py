@@ -168,9 +168,9 @@ def _run_forked(output: Connection, released: Connection, errors: str, *script: 
 
 
 def _start_fork_server() -> None:
-    """Starts the server, unless it runs."""
+    """Starts the server, unless it is running."""
     given = dict(os.environ)
-    # OpenBLAS would start threads, of which a forked process has none.
+    # OpenBLAS would start threads, which a forked process does not inherit.
     os.environ.update(_ENVIRONMENT, OPENBLAS_NUM_THREADS="1")
     forkserver.set_forkserver_preload(["jax.numpy", "templax.compat.orbax", "pytest"])
     try:
@@ -185,7 +185,7 @@ def read_outputs(
     timeout_s: float,
     is_whole: Callable[[bytes], bool] = lambda data: False,
 ) -> tuple[set[int], list[bytes]]:
-    """Reads each pipe until it is closed or what it gave is whole.
+    """Reads each pipe until it is closed or its message is complete.
 
     Returns:
         The pipes that were still open after `timeout_s`, by index, and what each gave.

@@ -1,7 +1,7 @@
 """Runs code in a process of its own and fails the test if it takes too much time or memory.
 
-Kilobytes of a hostile file must not take minutes or gigabytes. Such tests can't run in the process
-of pytest: what they look for would take it down.
+A few kilobytes of a hostile file must not take minutes or gigabytes. Such tests can't run in the
+process of pytest: a failure would take it down.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The one function through which text from files goes into messages and onto a terminal."""
+"""Escapes text from files before it goes into a message or onto a terminal."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Iterable
 
 
 def escape_text(text: str) -> str:
-    r"""The text on one line, with everything escaped that is not printable.
+    r"""Returns the text as one line, with every unprintable character escaped.
 
     Names and metadata come from files, and a file could otherwise forge whole lines of a report or
-    control the terminal: by line breaks of any kind, escape sequences, or characters that change
-    the direction of what follows. Escaping a second time changes nothing.
+    control the terminal, with line breaks of any kind, escape sequences, or characters that change
+    the direction of the text after them. Escaping a second time changes nothing.
 
     >>> print(escape_text("w\nerror: none\x1b[2J\u2028\u202e"))
     w\nerror: none\x1b[2J\u2028\u202e
@@ -21,5 +21,5 @@ def escape_text(text: str) -> str:
 
 
 def join_lines(lines: Iterable[str]) -> str:
-    """A text of several lines, each of them escaped."""
+    """Joins lines into one text, and escapes each of them."""
     return "\n".join(map(escape_text, lines))

@@ -19,8 +19,8 @@ CastWarning (UserWarning)                  leaves were cast; one warning per cal
 `TemplateError` holds a `Match`, so both are defined in `_match.result`. `templax` exports all of
 these classes.
 
-Messages contain names from files, so each is escaped: it has no control characters, and one line,
-except that of a `TemplateError`. Attributes such as `leaf` and `file` are as they are.
+Messages contain names from files, so they are escaped: they have no control characters, and a
+single line except in a `TemplateError`. Attributes such as `leaf` and `file` are not escaped.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@
     python -m tests.fuzz zarr2 zarr3 --seconds 3600   some of them, for an hour each
     python -m tests.fuzz zarr2 --input FILE           one input again, with its traceback
 
-Exits with 1 if an input failed. What failed lies in `--state`, with a text beside each input that
-says why; copy the input to `tests/fuzz/corpus/<target>/` when the code is mended.
+Exits with 1 if an input failed. Inputs that failed are kept in `--state`, each beside a text that
+says why. Once the code is fixed, copy the input to `tests/fuzz/corpus/<target>/`.
 """
 
 from __future__ import annotations
@@ -48,25 +48,23 @@ def main() -> int:
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("targets", nargs="*", help="all, if none is named")
+    parser.add_argument("targets", nargs="*", help="default: all")
     parser.add_argument("--seconds", type=float, default=20, help="for each target (%(default)s)")
     parser.add_argument("--at-most", type=float, help="seconds for all targets together")
-    parser.add_argument("--slow", type=float, default=2, help="seconds that are too many for one")
+    parser.add_argument("--slow", type=float, default=2, help="fail inputs that take more seconds")
     parser.add_argument(
-        "--seed", type=int, default=0, help="of atheris; 0 is another one each time"
+        "--seed", type=int, default=0, help="seed of atheris; 0 for a new one each time"
     )
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="targets at a time")
     parser.add_argument("--engine", choices=ENGINES, help="default: atheris if it is installed")
-    parser.add_argument(
-        "--state", type=Path, default=Path(".fuzz"), help="what failed, and what was learned"
-    )
+    parser.add_argument("--state", type=Path, default=Path(".fuzz"), help="where inputs are kept")
     parser.add_argument("--input", type=Path, help="run this input only")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
 def _run_target(name: str, options: argparse.Namespace) -> dict:
-    """Runs a target until its time is over; a process that dies is a failure, and starts again."""
+    """Runs a target until its time is up. A process that dies is a failure, and is restarted."""
     total = {"target": name, "engine": options.engine, "executions": 0, "seconds": 0.0}
     total |= {"slowest": 0.0, "failures": {}}
     begin, deaths = time.monotonic(), 0

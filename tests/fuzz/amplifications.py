@@ -1,4 +1,4 @@
-"""Small files that declare, or imply, very much: at most a megabyte each.
+"""Small files, of at most a megabyte each, that declare or imply something huge.
 
 Each function writes a checkpoint to a directory and returns what to open there.
 """
@@ -214,7 +214,7 @@ def _interior_body(height: int, keys: list[bytes], commons: list[int], length: i
 
 
 def _database(bodies: list[bytes]) -> dict[str, bytes]:
-    """A database of nodes, root first; compressed. The first file is `d/0`, the last node's."""
+    """A database of nodes, root first, each compressed. The last node is the file `d/0`."""
     sealed = [_seal(body) for body in bodies]
     files = {f"d/{i}": node for i, node in enumerate(reversed(sealed))}
     names = [[0, f"d/{len(bodies) - 1}", 0]]

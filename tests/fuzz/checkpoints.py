@@ -29,7 +29,7 @@ from .writes import only_writing_to
 Files = dict[str, bytes]
 
 _MAX_RESTORED = 16 << 20
-"""Most bytes of a checkpoint that is restored: arrays of any size may be what a file declares."""
+"""Checkpoints of more bytes are not restored: a file may declare arrays of any size."""
 
 _JSON = (".zarray", "zarr.json", "_METADATA", "_sharding", "_strings.json", "_CHECKPOINT_METADATA")
 

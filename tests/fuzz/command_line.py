@@ -1,4 +1,4 @@
-"""Runs many commands of templax, each in a process of its own, forked from one that is ready.
+"""Runs many templax commands, each in a process forked from one that has imported everything.
 
 `python command_line.py nobody` reads lines of JSON, each a directory and arguments, and writes a
 line for each: the exit status (negative for a signal), standard output and standard error.
@@ -42,7 +42,7 @@ def run_commands(
     Args:
         directory: Where they run.
         commands: The arguments of each. A path may have bytes that are not UTF-8 (surrogates).
-        nobody: Whether to run as the user `nobody`, whom modes of files concern.
+        nobody: Whether to run as the user `nobody`, whom file modes restrict, unlike root.
     """
     lines = "".join(json.dumps([str(directory), list(command)]) + "\n" for command in commands)
     package = Path(sys.modules["templax"].__file__ or "").parents[1]
@@ -71,7 +71,7 @@ def _serve() -> None:
 
 
 def _warm_up() -> None:
-    """Runs the commands once, so that what they import is there in every process forked later."""
+    """Runs the commands once, so that processes forked later have what they import."""
     from templax.cli.main import main
 
     with (

@@ -41,7 +41,7 @@ from .mutators import mutate_json
 from .targets import Wrong, add_target
 
 _DECODED = 1 << 20
-"""Most bytes of chunks that a target decodes."""
+"""Maximum size of the chunks that a target decodes, in bytes."""
 
 
 def _check_extents(found: Mapping[str, Extent]) -> None:
@@ -179,7 +179,7 @@ def read_zarr3(data: bytes) -> None:
 
 
 def _locate(array: Array, file: str) -> None:
-    """Looks for the chunks of an array of which none, or one, is there."""
+    """Locates the chunks of an array when none of them exists, and when only the first does."""
     first = array_prefix("a", files=True) + array.key((0,) * len(array.shape))
     nbytes = min(math.prod(array.chunk_shape) * array.dtype.itemsize, 4096)
     some = Memory({first: bytes(nbytes)})
@@ -300,7 +300,7 @@ _ZSTD_CODECS = ((("zstd",)), ("crc32c", "zstd"), ("zstd", "crc32c"), ("crc32c", 
 
 @add_target("zstd", seeds=lambda: [bytes([i % 4, 0, 0]) + f for f in _frames() for i in (0, 1)])
 def read_zstd(data: bytes) -> None:
-    """A byte that chooses the codecs, two of how the size differs, then zstd frames."""
+    """A byte that chooses the codecs, two for how much the size differs, then zstd frames."""
     if len(data) < 3:
         return
     codecs, frames = _ZSTD_CODECS[data[0] & 3], data[3:]
@@ -322,7 +322,7 @@ def read_zstd(data: bytes) -> None:
 
 
 def _check_walk(frames: bytes) -> None:
-    """Frames that arrive in pieces end where those end that arrive at once."""
+    """Checks that frames that arrive in pieces end where they end if they arrive at once."""
     whole, pieces = FrameWalk(), FrameWalk()
     whole.feed(memoryview(frames))
     for at in range(0, min(len(frames), 512), 3):
@@ -344,7 +344,7 @@ def _members() -> list[bytes]:
 
 @add_target("gzip", seeds=_members)
 def read_gzip(data: bytes) -> None:
-    """A byte that says whether deflated bytes follow, to be sealed, or gzip; two of the size."""
+    """A byte that chooses deflated bytes, to be sealed, or gzip; two for the size; then those."""
     if len(data) < 3:
         return
     body = seal_gzip(data[3:]) if data[0] & 1 else data[3:]

@@ -43,7 +43,7 @@ def seal_gzip(body: bytes) -> bytes:
 
 
 def varint(n: int) -> bytes:
-    """An unsigned LEB128 number; of more than 64 bits, if it is larger."""
+    """An unsigned LEB128 number, even one of more than 64 bits."""
     n = abs(int(n))
     out = bytearray()
     while n > 0x7F:

@@ -1,6 +1,6 @@
 """Two engines that run a target: atheris, guided by coverage, and hypothesis, which runs anywhere.
 
-Both go on after a failure: it is kept, once for each cause, and counted at the end.
+Both continue after a failure: one input is kept per cause, and failures are counted at the end.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 from .targets import Failure, Judge, Target
 
 UNCOVERED = ("templax.demo", "templax.compat", "templax.__main__", "templax.testing")
-"""Modules that read no checkpoints themselves: not instrumented, since they import much."""
+"""Modules that read no checkpoints themselves: not instrumented, because they import a lot."""
 
 
 @dataclass
@@ -43,7 +43,7 @@ class Tally:
 
     @property
     def rate(self) -> float:
-        """Executions a minute."""
+        """Executions per minute."""
         return 60 * self.executions / self.seconds if self.seconds else 0.0
 
 
@@ -70,7 +70,7 @@ class Recorder:
         return failure
 
     def write(self, path: Path, *, every_s: float = 0.0) -> None:
-        """Writes the tally to a file, at most once in `every_s` seconds."""
+        """Writes the tally to a file, at most once every `every_s` seconds."""
         now = time.monotonic()
         if now - self._written >= every_s:
             self._written = now
@@ -81,7 +81,7 @@ class Recorder:
 
 
 def run_hypothesis(target: Target, recorder: Recorder, tally: Path, seconds: float) -> None:
-    """Mutates seeds as hypothesis draws them, until the time is over."""
+    """Mutates seeds as hypothesis draws them, until the time is up."""
     from hypothesis import HealthCheck, Phase, given, seed, settings
     from hypothesis import strategies as st
 
@@ -125,7 +125,7 @@ def run_atheris(
 
     Args:
         grown: Where inputs that reach new code are kept, to begin with next time.
-        seed: Of its random choices; 0 is another one each time.
+        seed: The seed of its random choices; 0 for a new one each time.
     """
     import atheris
 

@@ -50,18 +50,18 @@ def list_contents(catalog: Catalog) -> None:
 
 
 def check_own_template(catalog: Catalog) -> None:
-    """A checkpoint fits its own template, also after this was a file."""
+    """Checks that a checkpoint fits its own template, also after that was written and read."""
     template = template_from_catalog(catalog)
     match = tx.check(catalog, template)
     if any(problem.problem != "ambiguous" for problem in match.mismatches):
         raise Wrong(f"a checkpoint does not fit its own template: {match}"[:2000])
     again = load_template(dump_template(template))
     if [(t.name, t.shape) for t in again.targets] != [(t.name, t.shape) for t in template.targets]:
-        raise Wrong("a template differs after it was a file")
+        raise Wrong("a template differs after it was written and read")
 
 
 def check_line(text: str) -> None:
-    """Text that is to be one line of output."""
+    """Checks text that must be one line of output."""
     if not text.isprintable():
         raise Wrong(f"unprintable text: {text[:400]!r}")
 
@@ -73,7 +73,7 @@ def check_code(code: str) -> None:
 
 
 def check_json(text: str) -> Any:
-    """JSON as other programs read it: without NaN and Infinity."""
+    """Parses JSON as other programs do: without NaN and Infinity."""
     return json.loads(text, parse_constant=_refuse)
 
 

@@ -1,7 +1,7 @@
 """Mutations that keep the structure of a document: JSON, msgpack, several documents in one input.
 
-Those of an engine change bytes, and most of what comes out of them is no JSON any more. These
-change one value of a document and encode it again.
+The mutations of an engine change bytes, and most of their results are no longer JSON. These change
+one to three values of a document and encode it again.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ STRINGS = (
 )  # fmt: skip
 
 MAX_BYTES = 1 << 20
-"""Longest output of a mutation."""
+"""Maximum length of a mutation's output."""
 
 
 def mutate_tree(tree: Any, rng: random.Random) -> Any:
@@ -199,7 +199,7 @@ def mutate_json(data: bytes, rng: random.Random) -> bytes:
 
 
 def mutate_msgpack(data: bytes, rng: random.Random) -> bytes:
-    """A msgpack document with some values changed. Of an extension, the content is changed."""
+    """A msgpack document with some values changed. In an extension, the content is changed."""
     try:
         return msgspec.msgpack.encode(mutate_tree(msgspec.msgpack.decode(data), rng))[:MAX_BYTES]
     except (msgspec.MsgspecError, ValueError, TypeError, OverflowError, RecursionError):

@@ -17,7 +17,7 @@ _MAX_SEED = 1 << 14
 
 @functools.cache
 def corpus_files() -> tuple[tuple[str, bytes], ...]:
-    """The files of all checkpoints, by their names, without those that are equal."""
+    """The files of all checkpoints, with their names, without duplicates."""
     found: dict[bytes, str] = {}
     for path in sorted(CORPUS.rglob("*")):
         if path.is_file() and len(path.relative_to(CORPUS).parts) > 1:

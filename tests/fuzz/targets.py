@@ -17,14 +17,14 @@ import templax as tx
 from .mutators import mutate_bytes
 
 MAX_SECONDS = 2.0
-"""Most processor time that one input may take. `python -m tests.fuzz --slow` gives another."""
+"""Maximum processor time of one input, in seconds. `python -m tests.fuzz --slow` sets another."""
 
 MAX_GROWTH = 300 << 20
-"""Most bytes that one input may take, beyond what the process had before."""
+"""Maximum growth of the process's peak memory from one input, in bytes."""
 
 _PACKAGE = f"{Path(tx.__file__).parent}/"
 
-_LINES = (tx.TemplateError, tx.UnknownFormat)
+_LINES = (tx.TemplateError,)
 """Errors whose message may have several lines."""
 
 
@@ -80,11 +80,11 @@ def add_target(
 
 @dataclass(frozen=True)
 class Failure:
-    """What an input did that it must not.
+    """Something that an input did and must not do.
 
     Attributes:
         kind: Equal for failures with the same cause: the exception and where it came from.
-        text: The whole of it.
+        text: The whole message.
     """
 
     kind: str
@@ -133,7 +133,7 @@ def _peak_bytes() -> int:
 
 
 def judge_message(error: tx.TemplaxError) -> Failure | None:
-    """A failure if the text of an error could forge a line, or change a terminal."""
+    """A failure if the text of an error could forge a line or control the terminal."""
     text = str(error)
     if isinstance(error, _LINES):
         text = text.replace("\n", "")
@@ -145,7 +145,7 @@ def judge_message(error: tx.TemplaxError) -> Failure | None:
 
 
 def describe(error: Exception) -> Failure:
-    """The failure that an exception is."""
+    """The failure that stands for an exception."""
     return Failure(f"{type(error).__name__} {_last_frame(error)}", _trace(error))
 
 

@@ -1,4 +1,4 @@
-"""Template files of at most a megabyte that ask for very much."""
+"""Template files, of at most a megabyte each, that ask for something huge."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from fuzz.targets import Judge
 from helpers import count_examples
 
 SLOW = {"checkpoint": 150, "foreign": 100, "orbax-sidecars": 150, "save": 3}
-"""How often targets are run that take milliseconds, instead of 400 times."""
+"""How often targets that take milliseconds are run, instead of 400 times."""
 
 CORPUS = Path(__file__).parent / "corpus"
 

@@ -27,7 +27,7 @@ _installed = False
 
 @contextmanager
 def only_writing_to(directory: str | os.PathLike[str] | None) -> Iterator[None]:
-    """Fails if anything outside the directory is written meanwhile; without one, anything at all.
+    """Fails if anything outside the directory is written meanwhile; with None, if anything is.
 
     Writes through the descriptors of files that are already open are not seen.
     """

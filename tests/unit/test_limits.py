@@ -1,4 +1,4 @@
-"""`limits` notices what it is there for."""
+"""`limits` catches what it is meant to catch."""
 
 import pytest
 

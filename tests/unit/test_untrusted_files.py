@@ -1,6 +1,6 @@
-"""No file can make templax run code: what the source never does, and where it does something near.
+"""No file can make templax run code, as docs/explanation/security.md promises.
 
-docs/explanation/security.md promises it.
+The source never does what could run code, and each place that comes near it is listed here.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ ALLOWED = {
     ("_runs.locks", "socket"): "the name of this machine",
     ("_core.dtypes", "getattr(ml_dtypes, …)"): "a dtype by its name; only a type of numbers counts",
 }
-"""What comes near, with the reason why no file decides what it does."""
+"""What comes near, and why no file decides what it does."""
 
 
 @functools.cache
@@ -101,7 +101,7 @@ def test_every_exception_is_still_needed() -> None:
 
 
 def test_pickles_are_loaded_only_inside_of_the_unpickling_of_their_owner() -> None:
-    """A function that loads one is named by a `__reduce__`, and called by nobody."""
+    """A function that loads one is named in a `__reduce__`, and nothing calls it."""
     loading = Counter[str]()
     for module in MODULES:
         tree = parse(module)

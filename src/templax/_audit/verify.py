@@ -371,9 +371,9 @@ def _decode_chunk(piece: _Piece, stored: _StoredBytes, scratch: Scratch) -> None
             pass
     else:
         codecs, data = chunk.codecs, stored.read(stored.left)
-        while codecs and codecs[0] in CHECKSUMS:  # of the compressed bytes
+        while codecs and codecs[0] in CHECKSUMS:  # over the compressed bytes
             data, codecs = decode(codecs[:1], data, len(data) - 4), codecs[1:]
-        count = len(codecs) - 1  # of checksums that are compressed with the bytes
+        count = len(codecs) - 1  # checksums that were compressed with the bytes
         if codecs[:1] == ("zstd",):
             _compare_sums(_iter_inflated(data, nbytes + 4 * count, scratch), nbytes, count)
         elif codecs[:1] == ("gzip",):
@@ -395,7 +395,7 @@ def _iter_inflated(
 
 
 def _compare_sums(pieces: Iterable[memoryview | bytes], nbytes: int, count: int) -> None:
-    """Compares each crc32c that follows decoded bytes, of which a piece is held at a time.
+    """Compares each crc32c that follows the decoded bytes, holding one piece of them at a time.
 
     Args:
         pieces: The decoded bytes, and after them the checksums.

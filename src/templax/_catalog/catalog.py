@@ -18,7 +18,7 @@ from .entry import Chunk, LeafEntry
 from .tree_rows import format_total, format_tree
 
 MAX_EMPTIES, LEAF_EMPTIES = 1 << 16, 16
-"""Most empty nodes of any tree, and more of them for each leaf."""
+"""Maximum number of empty nodes in a tree: a fixed allowance, and this many more per leaf."""
 
 MAX_ROWS = 40
 """Rows of the tree that `print(catalog)` shows."""

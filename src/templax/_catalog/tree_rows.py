@@ -14,8 +14,8 @@ from .._escape import escape_text
 from .entry import LeafEntry
 
 _MAX_NODES, _LEAF_NODES = 1 << 16, 4
-"""Most nodes of any tree that is shown as one, and more of them for each leaf. A file may declare a
-node with a single byte."""
+"""Maximum number of nodes in a tree that is shown as a tree: a fixed allowance, and this many more
+per leaf or empty container. A file may declare a node with a single byte."""
 
 _MAX_WIDTH = 200
 """Columns are aligned up to this width. Otherwise one long name would widen every line."""

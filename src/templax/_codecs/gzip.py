@@ -11,8 +11,8 @@ _PIECE = 1 << 20
 """Bytes that are decoded at a time, besides the memory that they are decoded into."""
 
 _FIRST_PIECE = 1 << 12
-"""The same for the beginning of a member. What it does not need is copied again for the next one,
-and a file may have any number of tiny members."""
+"""The same at the start of a member. Input that a member does not use is copied again for the
+next one, and a file may contain any number of tiny members."""
 
 _GZIP = 16 + zlib.MAX_WBITS
 
@@ -33,7 +33,7 @@ def gunzip_into(view: memoryview, out: memoryview) -> memoryview:
 def iter_gunzipped(view: memoryview, nbytes: int) -> Iterator[bytes]:
     """Decodes gzip members that must give exactly `nbytes`, piece by piece.
 
-    No more than these and one byte is ever decoded, with a MiB of memory at a time.
+    Decodes at most 1 MiB at a time, and never more than one byte beyond `nbytes`.
 
     Raises:
         Corrupted: They decode to more or fewer bytes, are not valid, or have another checksum.

@@ -73,7 +73,7 @@ def inflate_into(view: memoryview, out: memoryview) -> memoryview:
             )
         if 0 < declared == len(out) <= _ONE_SHOT_BYTES:
             # Fails if further frames follow this one; then the streaming reader below takes over,
-            # and the other frames must decode to nothing. For a size of 0 it would not fail.
+            # and the other frames must decode to nothing. It would not fail for a size of 0.
             with contextlib.suppress(zstandard.ZstdError):
                 out[:] = _get_decompressor().decompress(view, allow_extra_data=False)
                 return out
@@ -98,7 +98,7 @@ def inflate_many(frames: Sequence[Bytes], sizes: Sequence[int]) -> Buffers | Non
         can't do this, or if any chunk is empty, is damaged, or is not a single frame of a single
         block; then `decode` each chunk, which finds out what is wrong.
     """
-    # For a size of 0, the library would take the size that the frame declares.
+    # For a size of 0, the library would use the size that the frame declares.
     if "multi_decompress_to_buffer" not in zstandard.backend_features or 0 in sizes:
         return None
     lengths = np.array([len(frame) for frame in frames], np.uint64)

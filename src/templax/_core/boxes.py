@@ -27,14 +27,14 @@ def shape_of(box: Box) -> Shape:
 
 
 MAX_RANK = 32
-"""Most dimensions of an array, as numpy 1 and JAX have it."""
+"""Maximum number of dimensions of an array: the limit of numpy 1 and TensorStore."""
 
 MAX_NBYTES = 2**63 - 1
-"""Most bytes of an array."""
+"""Maximum size of an array, in bytes."""
 
 
 def fits_address_space(shape: Shape, itemsize: int) -> bool:
-    """Whether numpy can create an array of this shape. Computes nothing large if not.
+    """Whether numpy can create an array of this shape. Cheap even if the shape is absurd.
 
     numpy multiplies only the dimensions that are not 0, so even an empty array can be too large.
 
@@ -47,12 +47,12 @@ def fits_address_space(shape: Shape, itemsize: int) -> bool:
 
 
 def format_number(n: int) -> str:
-    """A number from a file, for an error: Python refuses to print one of thousands of digits."""
-    return str(n) if abs(n) < 10**30 else "over 10**30" if n > 0 else "under -10**30"
+    """Formats a number from a file for an error: Python refuses to print thousands of digits."""
+    return str(n) if abs(n) <= 10**30 else "over 10**30" if n > 0 else "under -10**30"
 
 
 def format_shape(shape: Sequence[int]) -> str:
-    """A shape from a file, for an error: it may have any number of dimensions, of any size.
+    """Formats a shape from a file for an error: it may have any number of dimensions of any size.
 
     >>> format_shape((2, 3)), format_shape([7] * 10**6)
     ('(2, 3)', '(7, 7, 7, 7, ... 999996 more)')

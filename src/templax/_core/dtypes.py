@@ -203,7 +203,7 @@ def parse_dtype(name: str) -> np.dtype:
         TypeError: The dtype is unknown, or does not hold numbers.
     """
     if len(name) > _MAX_NAME:
-        raise TypeError("no dtype has so long a name")  # numpy would build a structure of many
+        raise TypeError("no dtype has so long a name")  # numpy might build a huge structured dtype
     try:
         scalar = getattr(ml_dtypes, name, None)
         dtype = np.dtype(scalar if isinstance(scalar, type) else name)

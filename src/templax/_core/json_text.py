@@ -1,4 +1,4 @@
-"""JSON text: of values that callers pass, and of files in which a key must not occur twice."""
+"""Encodes values that callers pass as JSON, and decodes JSON files, which must not repeat a key."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from typing import Any
 from .text import is_unicode
 
 MAX_LEVELS = 256
-"""Most levels of a value: Python's JSON module recurses, and fails at about 1,000 frames, of which
-a program may have used most when it reads the value again."""
+"""Maximum nesting depth of a value. Python's `json` recurses and fails at about 1,000 frames, and
+the program that reads the value may already have used most of them."""
 
 MAX_JSON = 1 << 26
-"""Most bytes of a value's JSON text. The file that holds metadata and metrics of a checkpoint is
-then far smaller than what a restore reads, `MAX_METADATA`."""
+"""Maximum size of a value's JSON text, in bytes. It keeps the file with a checkpoint's metadata and
+metrics far below `MAX_METADATA`, the most that a restore reads."""
 
 _MAX_INTEGER = 10**4299
-"""Integers are below it: readers, Python's own included, take at most 4,300 digits and signs."""
+"""Integers must be smaller: Python parses at most 4,300 digits, and a reader may count the sign."""
 
 
 def encode_json(value: Any, default: Callable[[Any], Any] | None = None) -> str:
-    """JSON text from which every reader gets all that `value` says.
+    """Encodes `value` as JSON text that loses nothing.
 
     NaN and infinities are written as Python writes and reads them.
 
@@ -31,14 +31,14 @@ def encode_json(value: Any, default: Callable[[Any], Any] | None = None) -> str:
         default: See `json.dumps`.
 
     Raises:
-        ValueError: Two keys of a dict are one in JSON, such as `1` and `"1"`; a string is not valid
-            Unicode; an integer has 4,300 digits; or `value` has more than `MAX_LEVELS` levels or
-            `MAX_JSON` bytes.
+        ValueError: Two keys of a dict are the same in JSON, such as `1` and `"1"`; a string is not
+            valid Unicode; an integer has 4,300 or more digits; or `value` has more than
+            `MAX_LEVELS` levels or `MAX_JSON` bytes.
         TypeError, ValueError, RecursionError: See `json.dumps`.
     """
     text = json.dumps(value, default=default)
     _check_value(value, 0)
-    if len(text) > MAX_JSON:  # ASCII, as Python writes it
+    if len(text) > MAX_JSON:  # `json.dumps` writes ASCII: one byte per character
         raise ValueError(f"it would take {len(text):,} bytes, more than {MAX_JSON:,}")
     return text
 
@@ -71,11 +71,11 @@ def _check_keys(value: dict[Any, Any]) -> None:
 
 
 def decode_json(text: bytes | memoryview) -> Any:
-    """The value of JSON text. As Python does, it takes `NaN` and `Infinity` as numbers.
+    """Decodes JSON text. Like Python's `json`, it accepts `NaN` and `Infinity`.
 
     Raises:
-        ValueError: It is not JSON, or an object has a key twice: one of its values would be lost.
-        RecursionError: It is nested too deep.
+        ValueError: It is not JSON, or an object repeats a key: one of the values would be lost.
+        RecursionError: It is nested too deeply.
 
     >>> decode_json(b'{"a": 1, "a": 2}')
     Traceback (most recent call last):
@@ -85,12 +85,12 @@ def decode_json(text: bytes | memoryview) -> Any:
 
 
 def check_repeated_keys(text: bytes | memoryview, counts: Mapping[str, int]) -> None:
-    """Checks that no object has a key twice, without decoding a large text again if it is sound.
+    """Checks that no object repeats a key, without decoding a large sound text a second time.
 
     Args:
         text: JSON text that has been decoded without an error.
-        counts: How often each key must occur in it. If it does, no object has one of these twice,
-            nor an object that has to contain them.
+        counts: How often each key must occur in it. If the counts agree, none of these keys is
+            repeated, nor is any key whose value has to contain one of them.
 
     Raises:
         ValueError: A key occurs twice.
@@ -101,7 +101,7 @@ def check_repeated_keys(text: bytes | memoryview, counts: Mapping[str, int]) -> 
 
 
 def _count_key(data: bytes, key: bytes) -> int:
-    """How often a key occurs in JSON text as writers lay it out; a value of that name is none."""
+    """How often a key occurs in JSON text, as common writers format it. Values do not count."""
     return data.count(b'"%s":' % key) + data.count(b'"%s" :' % key)
 
 

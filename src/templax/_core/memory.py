@@ -58,10 +58,10 @@ class Scratch:
 
 @functools.cache
 def count_memory() -> int:
-    """The bytes of memory that this machine has; a number above all sizes if that is unknown."""
+    """The physical memory of this machine, in bytes; `sys.maxsize` if it is unknown."""
     try:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):  # on Windows, or another system
+    except (AttributeError, ValueError, OSError):  # Windows and some other systems can't tell
         return sys.maxsize
 
 

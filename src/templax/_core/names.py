@@ -18,12 +18,12 @@ Path = tuple[str | int, ...]
 """The elements of a key path. An int is an index into a list or tuple."""
 
 MAX_DEPTH = 300
-"""Most elements of a key path in a file. What is done for each prefix of a path takes time by the
-square of its depth, and trees are built recursively."""
+"""Maximum number of elements in a key path of a file. Work on each prefix of a path takes time
+quadratic in its depth, and trees are built recursively."""
 
 _MAX_ELEMENTS = 1 << 19, 16
-"""Most elements of all key paths of a file together: a number that any file may reach, and a number
-for each path. Each may take a node of a tree, which is larger than its byte or two in the file."""
+"""Maximum number of elements in all key paths of a file together: a fixed allowance, and this many
+more per path. An element may take a byte or two in the file, but a whole tree node in memory."""
 
 Rename = Mapping[str, str] | Callable[[str], str]
 """`{checkpoint prefix: template prefix}`, or a function from a checkpoint name to a new name."""
@@ -44,7 +44,7 @@ def join_path(path: Path) -> str:
 
 
 def split_name(name: str) -> Path:
-    """The elements of a name, of which none contains a `.`; none of the empty name."""
+    """Splits a name at its dots: `a.b` → `("a", "b")`, and the empty name → `()`."""
     return tuple(name.split(".")) if name else ()
 
 
@@ -94,12 +94,12 @@ def apply_rename(path: Path, rename: Rename | None) -> Path:
 
 
 _MAX_REPEATED = 64
-"""A key may contain a dot, so that two paths may have one name. Such leaves are looked at one after
-the other."""
+"""Maximum number of leaves that share the name of another. Keys may contain dots, so two paths may
+have the same name; such leaves are compared one by one."""
 
 
 def check_depths(paths: Collection[Path]) -> None:
-    """Checks that key paths from a file can be worked with.
+    """Checks that key paths from a file are not too deep, and not too large together.
 
     Raises:
         Unsupported: One of them has more than `MAX_DEPTH` elements, or all together have too many.
@@ -120,7 +120,7 @@ def check_depths(paths: Collection[Path]) -> None:
 
 
 def check_names(names: Sequence[str]) -> None:
-    """Checks that names from a file are text, which can be printed and encoded.
+    """Checks that names from a file are valid Unicode, so that they can be printed and encoded.
 
     Raises:
         Unsupported: A name contains half of a surrogate pair, which is how Python represents bytes
@@ -183,16 +183,16 @@ def prefixes(path: Path) -> list[str]:
 _NUMBERS = re.compile(r"\d+")
 
 _MAX_COMPARED = 1 << 10
-"""Longer names are not compared for similarity, which takes time by the square of their length."""
+"""Longer names are not compared for similarity, which takes time quadratic in their length."""
 
 _MAX_POOL = 1 << 19
-"""Most characters of all names that a name is compared with."""
+"""Maximum total length of the names that a name is compared with, in characters."""
 
 
 def find_nearest(name: str, candidates: Iterable[str]) -> str | None:
     """The candidate most similar to `name`; None if there is none, or no single best one.
 
-    None also if there is too much to compare.
+    Also None if there is too much to compare.
 
     Numbers must be the same, since they tell leaves apart: `layers_3` is not similar to `layers_4`.
     """

@@ -73,7 +73,7 @@ def quote_text(text: str) -> str:
 
 
 def is_unicode(text: str) -> bool:
-    r"""Whether UTF-8 can encode a text; it can't encode half of a surrogate pair.
+    r"""Whether UTF-8 can encode a text. It can't encode lone surrogates.
 
     >>> is_unicode("é"), is_unicode("\udc80")
     (True, False)

@@ -97,8 +97,8 @@ def open_call(
         step: The step concerned. By default the number at the end of the path, if it has one.
         timeout: Seconds to wait for a process that is alive and has not come to the call.
         alone: Whether to leave the others out, as if this were the only process.
-        strict: Whether to raise if `jax.distributed` does not connect the processes; otherwise this
-            one is then on its own.
+        strict: Whether to raise if `jax.distributed` does not connect the processes. If not, this
+            process then makes the call on its own.
         make_error: Makes the exception that this process raises for an error of another one.
 
     Raises:

@@ -15,10 +15,10 @@ from .pairing import Pairing
 from .presence import Presence
 
 _MAX_TOLD = 8
-"""How many of its last questions the store remembers that process 0 has asked."""
+"""How many of the latest questions that process 0 asked are kept in the store."""
 
 _MAX_OPEN = 32
-"""A session that began this many sessions ago has ended, even if a process never left it."""
+"""A session that began this many sessions ago counts as ended, even if a process never left it."""
 
 
 class Link:
@@ -38,10 +38,10 @@ class Link:
         self.pairing = Pairing(store, self.presence, index, count)
         self.asked: dict[str, int] = {}
         self._left: list[int] = []
-        self._lock = threading.Lock()  # saves in the background leave sessions, too
+        self._lock = threading.Lock()  # background saves leave sessions, too
 
     def leave_session(self, number: int) -> None:
-        """Says that this process has left a session. Process 0 deletes those that all have left."""
+        """Announces that this process left a session. Process 0 deletes sessions that all left."""
         self.store.set(f"templax/session/{number}/closed/{self.index}", b"")
         self.pairing.delete_used_keys()
         if self.index > 0:
@@ -83,8 +83,8 @@ def connect_job(*, strict: bool) -> Link | None:
 def follow_process_0(what: str, make: Callable[[], bytes], wait_s: float) -> bytes | None:
     """What process 0 finds, on every process that asks at the same point of the program.
 
-    Process 0 waits for nobody. The others take its latest answer, but wait for one if they have
-    asked as often as process 0 has.
+    Process 0 never waits. The others use its latest answer, but wait for a new one if they have
+    already asked as often as process 0 has.
 
     Args:
         what: The question.

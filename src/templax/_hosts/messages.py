@@ -27,7 +27,7 @@ class RemoteError(msgspec.Struct, frozen=True, array_like=True):
         kind: The name of its class, if that is a `TemplaxError`; else empty.
         places: The location and the hint, as far as its class has them.
         earlier: Whether it is that of an earlier call, which some process had not heard of.
-        process: The index of the only process that failed; -1 if it is not known, or several did.
+        process: The index of the process that failed; -1 if that is unknown or several failed.
     """
 
     what: str
@@ -79,10 +79,10 @@ class Call(msgspec.Struct, frozen=True, array_like=True):
         path: The path concerned: of a checkpoint, or of a run.
         step: The step, or None. Of a checkpoint whose name ends in a number, that number.
         facts: Name → value in words, of everything that must be equal on all processes.
-        notes: Name → a digest, of arguments that may differ: those of process 0 are taken.
+        notes: Name → digest of each argument that may differ: those of process 0 are used.
         leaves: The crc32 of each leaf's name, shape, dtype and sharding, as little-endian uint32.
-        values: Index and crc32c, as pairs of little-endian uint32, of each leaf of which every
-            process holds a copy.
+        values: The index and crc32c of each leaf that every process holds a copy of, as pairs of
+            little-endian uint32.
         number: How many calls with this `identity` the process has made before.
         earlier: The error of an earlier save that no caller has seen yet on this process.
         error: Why this process gave up before it met the others.
@@ -119,7 +119,7 @@ class Call(msgspec.Struct, frozen=True, array_like=True):
 
 
 def read_number(path: str) -> int | None:
-    """The number at the end of a path, by which checkpoints are ordered; None without one."""
+    """The number that ends a path and orders checkpoints; None if there is none."""
     found = _NUMBER.fullmatch(path)
     return int(found[2]) if found else None
 
@@ -130,7 +130,7 @@ class Answer(msgspec.Struct, frozen=True, array_like=True):
     Attributes:
         session: The number of the session that begins for all; -1 if there is none.
         error: Why there is none.
-        withdrawn: Whether the process itself set the answer.
+        withdrawn: Whether the process that made the offer set the answer, to withdraw its offer.
         reply: What process 0 tells all with which the session begins.
     """
 
@@ -168,7 +168,7 @@ class Message(msgspec.Struct, frozen=True, array_like=True):
 
 
 def _describe(error: RemoteError) -> str:
-    """The text with its places; a report of mismatches has several lines and no places."""
+    """The error's text with its `places`; a report of mismatches has several lines and none."""
     return error.what if error.kind == "TemplateError" else str(error.to_exception())
 
 

@@ -14,11 +14,11 @@ The keys in the store:
     templax/answer/PROCESS/NUMBER    `Answer`, set once
     templax/refused                  the last `Refusal`s of process 0
 
-The first to set an answer decides: process 0, or the process itself, which withdraws its offer by
-doing so. So no process can begin a session that another one has given up.
+Whoever sets an answer first decides: process 0, or the process that made the offer, which thereby
+withdraws it. So no process can begin a session that another one has given up.
 
-Keys that nobody needs any more are deleted by `delete_used_keys` once the call has ended: until
-then others may be waiting.
+`delete_used_keys` deletes the keys that are no longer needed, once the call has ended: until then,
+other processes may be waiting for them.
 """
 
 from __future__ import annotations
@@ -143,7 +143,7 @@ class Pairing:
         self._refuse(call, self._describe({0: error}, call) or error)
 
     def fail_session(self, session: int, error: RemoteError) -> None:
-        """Ends a session that this process can't begin, since it was interrupted.
+        """Ends a session that this process can't begin because it was interrupted.
 
         Args:
             session: The number of the session; if it is -1, nothing is done.
@@ -170,13 +170,13 @@ class Pairing:
         name_leaf: Callable[[int], str],
         make_reply: Callable[[], bytes],
     ) -> Meeting:
-        """Waits on process 0 until all processes are in the call.
+        """On process 0, waits until all processes are in the call.
 
         Args:
             call: The call of this process.
             wait: How long to wait.
-            name_leaf: The name of a leaf by its index.
-            make_reply: Makes what process 0 tells all, once all have come.
+            name_leaf: Returns the name of a leaf, given its index.
+            make_reply: Makes what process 0 tells the others, once all have come.
         """
         with self._lock:
             try:
@@ -207,7 +207,7 @@ class Pairing:
         """Waits for the offers of all processes, or until it is clear that the call fails.
 
         Returns:
-            The offers that there are, the processes that are ahead, and why the call fails.
+            The offers so far, the processes that are ahead, and the error if the call fails.
         """
         began, deadline = time.monotonic(), None
         while True:
@@ -329,7 +329,7 @@ class Pairing:
     # --- the other processes
 
     def follow(self, call: Call, wait: Wait) -> Meeting:
-        """Waits on another process than 0 until all are in the call.
+        """On a process other than 0, waits until all processes are in the call.
 
         Args:
             call: The call of this process.
@@ -366,7 +366,7 @@ class Pairing:
             error = self._find_refusal(call)
             if error is not None:
                 answer = self._withdraw(number, error)
-                # Process 0 is past this call, and must not meet the offer in its next one.
+                # Process 0 is past this call, and must not find the offer in its next call.
                 self._store.delete(_offer_key(self._index, number))
                 self._stale.append(_answer_key(self._index, number))
                 return answer

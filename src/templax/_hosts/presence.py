@@ -158,7 +158,7 @@ class Presence:
         self.announce_leaving(f"left: its program ended{cause}".rstrip())
 
     def _catch_sigterm(self) -> None:
-        """Makes a SIGTERM that kills this process announce so to the others.
+        """Makes this process tell the others when SIGTERM kills it.
 
         Does nothing if the program has its own handler, or if JAX catches the signal for its
         preemption service: SIGTERM does not kill the process then.

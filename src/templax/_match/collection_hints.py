@@ -16,8 +16,8 @@ _VALUE = ".value"
 """The level below each variable of NNX."""
 
 _Try = tuple[str, str, Rename]
-"""What differs, and what to rename by: a mapping, or a function, with the source of its result in
-between."""
+"""What differs, the source of the function's result, and the `rename=` itself: a mapping or that
+function."""
 
 
 def suggest_collections(failure: Failure) -> Match | None:

@@ -94,7 +94,7 @@ def is_much_better(failure: Failure, after: Match) -> bool:
 def add_rename_hint(
     failure: Failure, rename: Mapping[str, str], after: Match, summary: str | None
 ) -> Match:
-    """`add_hint` of a mapping for `rename=`."""
+    """`add_hint` for a `rename=` that is a mapping."""
     return replace(add_hint(failure, failure.format_rename(rename), after, summary), rename=rename)
 
 
@@ -146,7 +146,7 @@ def _list_undecidable(after: Match) -> tuple[str, ...]:
 
 
 def solves_only(failure: Failure, after: Match, solved: set[tuple[str, str]]) -> bool:
-    """Whether `after` has none of the mismatches `solved`, and none that are new."""
+    """Whether `after` has none of the mismatches in `solved`, and no new ones."""
     before = identify_mismatches(failure.result.mismatches)
     return bool(solved) and identify_mismatches(after.mismatches) <= before - solved
 

@@ -29,8 +29,8 @@ from .result import Match
 from .shape_hints import find_undecidable
 
 _MAX_LEAVES, _MAX_STEPS = 30_000, 2_000_000
-"""Most leaves of both trees for which hints are looked for, and most steps: for each leaf, the
-square of its levels (or dots), as hints look at each subtree that it is in."""
+"""Hints are looked for among up to this many leaves of both trees together, and in up to this many
+steps: the sum of the squared depths of the leaves, as hints look at each subtree around a leaf."""
 
 
 def add_hints(
@@ -81,12 +81,12 @@ def add_hints(
 
 
 def _find_reason_against(checkpoint: CheckpointView, template: Template) -> str | None:
-    """Why no hints are looked for, or None: there is too much to look at."""
+    """Why there is too much to look for hints in; None if there is not."""
     n = len(checkpoint.entries) + len(template.targets)
     if n > _MAX_LEAVES:
         return f"no hints are looked for among more than {_MAX_LEAVES:,} leaves"
     leaves = (*checkpoint.entries, *template.targets)
-    # A key may contain dots, which hints on renames take for levels.
+    # A key may contain dots, which rename hints treat as levels.
     steps = sum((leaf.name.count(".") + 1) ** 2 for leaf in leaves)
     return "no hints are looked for in so deep a tree" if steps > _MAX_STEPS else None
 

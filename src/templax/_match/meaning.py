@@ -78,7 +78,7 @@ def is_average(path: Path) -> bool:
 
 
 def find_role(path: Path) -> str | None:
-    """What a leaf is to its layer, by its name: "weight" for `kernel` as for `w`; None if unknown.
+    """A leaf's role in its layer, by its name: "weight" for `kernel` and `w`; None if unknown.
 
     A "scale" may be the factor of a normalization that another library calls its weight.
     """
@@ -159,7 +159,7 @@ def _begins(a: str, b: str) -> bool:
 def _split_words(name: str) -> list[str]:
     """The words and numbers of a name, in lower case: `selfAttn_01` → `self`, `attn`, `1`."""
     found = _WORDS.findall(name)
-    # A file may contain a number of thousands of digits, which int() refuses.
+    # A file may contain a number with thousands of digits, which int() refuses.
     return [
         str(int(word)) if word.isdecimal() and len(word) < 19 else word.casefold() for word in found
     ]

@@ -147,5 +147,5 @@ def _find_shift(rename: Mapping[str, str]) -> tuple[str, int] | None:
 
 
 def _shift_number(digits: str, by: int) -> str:
-    # A file may contain a number of thousands of digits, which int() refuses.
+    # A file may contain a number with thousands of digits, which int() refuses.
     return str(int(digits) + by) if len(digits) < 19 else digits

@@ -79,8 +79,8 @@ class Match:
         unused_patterns: Patterns of `extra=` that match no leaf of the checkpoint.
         mismatches: All differences, in template order, extra leaves last. Empty if `ok`.
         casts: All leaves that are cast.
-        summary: One sentence that explains all mismatches, if there is one. Without control
-            characters, as it may hold names.
+        summary: One sentence that explains all mismatches, if there is one. Control
+            characters are escaped, as it may contain names.
         rename: The complete mapping that a `rename=` hint proposes; the text may shorten it.
         undecidable: Names of square leaves that fit, but may be transposed: others of their name
             are, or a hint renames them from PyTorch's `weight` to Flax's `kernel`.
@@ -136,7 +136,7 @@ class TemplateError(TemplaxError, ValueError):
     """
 
     def __init__(self, match: Match, text: str | None = None):
-        ValueError.__init__(self, str(match) if text is None else text)  # of escaped lines
+        ValueError.__init__(self, str(match) if text is None else text)  # already escaped
         self.match = match
         self.mismatches: tuple[Mismatch, ...] = match.mismatches
 

@@ -13,7 +13,7 @@ from .match import fit_leaf
 from .meaning import find_role, is_norm, list_plurals, spell_plainly
 
 _ByRole = Mapping[tuple[Path, str | None], Sequence[str]]
-"""Names of leaves of the checkpoint by the path of their layer and their role in it."""
+"""Names of the checkpoint's leaves, by the path of their layer and their role in it."""
 
 
 def pair_similar_names(

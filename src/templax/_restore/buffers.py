@@ -151,11 +151,11 @@ class HostMemory:
 
 
 def _allocate(buffer: Buffer) -> np.ndarray:
-    """Memory for a large buffer.
+    """Allocates memory for a large buffer.
 
     Raises:
-        Unsupported: There is less memory in all. A few bytes may declare any number of elements
-            that have the fill value, and some systems hand out memory that they don't have.
+        Unsupported: The machine does not have that much memory. A few bytes of a file may declare
+            any number of elements with the fill value, and some systems overcommit memory.
     """
     if buffer.nbytes <= count_memory():
         try:

@@ -28,7 +28,7 @@ from .execute import execute_plan
 from .options import CompareOptions, Missing, Supply
 
 _MAX_SUBTREES = 1 << 16
-"""Most names that a mistyped one is compared with."""
+"""Maximum number of names that a mistyped one is compared with."""
 
 
 def match_checkpoint(
@@ -103,7 +103,7 @@ def _check_rename_used(rename: Mapping[str, str], catalog: Catalog, at: str) -> 
 
 
 def _list_subtrees(paths: Iterable[Path]) -> set[str]:
-    """The names of all leaves and subtrees; only of some if there are very many."""
+    """The names of all leaves and subtrees; only some of them if there are very many."""
     names = (prefix for path in paths for prefix in prefixes(path))
     return set(itertools.islice(names, _MAX_SUBTREES))
 

@@ -267,7 +267,7 @@ def choose_tree(step: str, item: str | None) -> str | None:
     if not trees:
         return None
     if item in trees:
-        enter_item(Local(step), item)  # an error, if it is a link that leads out of the step
+        enter_item(Local(step), item)  # raises if it is a link that leads out of the step
         return item
     is_json = root is not None and root.items.get(item) == "json"
     raise NotFound(

@@ -102,12 +102,12 @@ class WriterLock:
 def _open_lock_file(path: str) -> int:
     """Opens a lock file, creates it if there is none, and returns its descriptor.
 
-    What it holds is overwritten. So it must be nothing else that somebody has put there, such as a
-    link to another file.
+    Its content is overwritten, so it must not be something else that somebody has put there, such
+    as a link to another file.
 
     Raises:
-        SaveError: It is not a regular file; or it has another name, too, and was not written by
-            templax.
+        SaveError: It is not a regular file; or it has another name (a hard link) and was not
+            written by templax.
         OSError: The file system refuses.
     """
     try:
@@ -117,7 +117,7 @@ def _open_lock_file(path: str) -> int:
             raise _not_a_lock_error(path, kind)
     except FileNotFoundError:
         pass
-    # Whatever appears there in between: no link is followed, and no pipe or device waited for.
+    # Something else may appear there in between: follow no link, wait for no pipe or device.
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
     status = os.fstat(fd)
     # Backups that copy a run by hard links share its lock file.

@@ -32,7 +32,7 @@ def prepare_step(
 
     Raises:
         SaveError: The step is below the latest.
-        UsageError: No directory of an item can have the name `item`.
+        UsageError: `item` can't be the name of an item's directory.
     """
     if item is not None:
         problem = find_item_problem(item)

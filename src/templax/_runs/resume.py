@@ -143,7 +143,7 @@ class StepRestore:
 
         Args:
             step, fallback: See `restore`.
-            held: If only one step is tried, keeps it from being deleted.
+            held: Keeps the step from being deleted while it is read, if only one is tried.
         """
         while True:
             steps = read_steps(self._url)
@@ -178,7 +178,7 @@ class StepRestore:
 
         Args:
             offered: The step. Process 0 keeps it from being deleted.
-            held: Lets the others do so, too.
+            held: Keeps it from being deleted on the other processes, too.
         """
         ((step, key, identity),) = offered.steps
         path = self._find_path(step, key)

@@ -44,7 +44,7 @@ class StepDirectory:
         items: Name → kind of each item; empty if the step is an item itself.
         metrics: The metrics that the step was saved with.
         unread: Why these are unreadable; None if they are not.
-        nbytes: The bytes of its files, or None if they were not, or could not be, counted.
+        nbytes: The total size of its files; None if it was not or could not be measured.
         saved: The time of its commit, or else of the last change to a file, in Unix seconds. None
             if the files were not examined, or if the store has no times.
     """

@@ -59,7 +59,7 @@ def check_destination(source: Source, *, replaces: bool) -> None:
 
 
 def check_path(path: str) -> None:
-    """Refuses a path that the files of a checkpoint can't name, and Orbax can't open.
+    """Refuses a path that the files of a checkpoint can't contain, and that Orbax can't open.
 
     Raises:
         SaveError: The path is not valid Unicode.

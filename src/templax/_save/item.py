@@ -88,7 +88,7 @@ class Item:
         writer: Writes the data file; exists after `open`.
 
     Raises:
-        SaveError: A leaf could not be read again, by templax or by Orbax; or see `collect_leaves`.
+        SaveError: A leaf could not be read again by templax or Orbax; or see `collect_leaves`.
         UsageError: See `collect_leaves`.
     """
 
@@ -242,8 +242,9 @@ def check_item_names(names: Iterable[str]) -> None:
     """Refuses names that the directories of items can't have.
 
     Raises:
-        UsageError: A name is not that of one directory, or is one that a checkpoint gives to other
-            files; or two names are one on a file system that ignores case, such as that of macOS.
+        UsageError: A name is not that of a single directory, or a checkpoint uses it for other
+            files; or two names are the same on a file system that ignores case and Unicode
+            normalization, such as that of macOS.
     """
     folded: dict[str, str] = {}
     for name in names:

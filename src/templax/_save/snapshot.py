@@ -101,7 +101,7 @@ def refuse_leaves(wrong: Sequence[str]) -> None:
     """Raises SaveError if there is anything that keeps a tree from being saved.
 
     Args:
-        wrong: What is wrong, each in words that begin with the name of a leaf.
+        wrong: What is wrong, as sentences that each begin with the name of a leaf.
     """
     if wrong:
         rest = f"; and {len(wrong) - 20} more" if len(wrong) > 20 else ""

@@ -50,7 +50,7 @@ def dump_template(template: Template) -> bytes:
     """Encodes a template as JSON: the key path, shape, dtype, kind and sharding of each leaf.
 
     Raises:
-        UsageError: `load_template` would refuse it, such as a tree that is too deep.
+        UsageError: `load_template` would refuse the file, for example a tree that is too deep.
     """
     leaves = [
         _Leaf(
@@ -73,7 +73,7 @@ def dump_template(template: Template) -> bytes:
         raise UsageError(f"Expected names that UTF-8 can encode, got {error.object!r}") from error
     body = b"\n  " + lines + b"\n " if leaves else b""
     text = (b'{"templax_template": %d,\n "leaves": [%s]}\n' % (VERSION, body)).decode()
-    # Names are from files, and this may be printed on a terminal.
+    # Names come from files, and this may be printed on a terminal.
     escaped = (c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text)
     data = (text if text.replace("\n", "").isprintable() else "".join(escaped)).encode()
     try:
@@ -166,7 +166,7 @@ def load_template(data: bytes, file: str | None = None) -> Template:
 
 
 def _find_impossible(sharding: Sharding) -> str | None:
-    """Why no mesh or sharding is like this; None if one may be."""
+    """Why a sharding is impossible on any mesh; None if it is not."""
     if any(n < 1 for n in sharding.mesh.values()):
         return f"Expected mesh axes of at least 1 device, got {sharding.mesh}"
     devices = 1

@@ -97,11 +97,11 @@ class Template:
 
 
 def _is_on_several_processes(sharding: Any) -> bool:
-    """Whether a sharding has devices of several processes; not if all are of one other process."""
+    """Whether a sharding spans several processes. False if all devices are on one other process."""
     try:
         if sharding.is_fully_addressable:
             return False
-    except ValueError:  # of an abstract mesh, which the match refuses
+    except ValueError:  # an abstract mesh, which the match refuses
         return False
     return len({device.process_index for device in sharding.device_set}) > 1
 

@@ -200,7 +200,7 @@ def _not_found_error(source: Source) -> NotFound:
     what = f"There is nothing at {source.url}"
     try:
         names = [info.key.rstrip("/") for info in parent.children()]
-    except SourceError:  # a directory that may be passed, but not listed
+    except SourceError:  # a directory that may be entered, but not listed
         return NotFound(what)
     unfinished = [n for n in names if is_temporary(n) and n.startswith(f"{name}.")]
     if unfinished:

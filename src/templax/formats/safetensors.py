@@ -75,7 +75,7 @@ class Safetensors:
             start, end = tensor.data_offsets
             shape = tensor.shape
             # The length of the file bounds the dimensions of an array that has elements, unless
-            # there are so many that their product takes long, or a negative one.
+            # there are so many that their product takes long to compute, or one is negative.
             nbytes = math.prod(shape) * dtype.itemsize if len(shape) <= MAX_RANK else 0
             if min(shape, default=0) < 0 or (nbytes and end - start != nbytes):
                 raise Corrupted(
@@ -125,8 +125,8 @@ def _read_header(source: Source, size: int) -> tuple[dict[str, _Tensor], dict[st
             decode_json(about)  # refuses a key that occurs twice
         decode = msgspec.json.Decoder(_Tensor).decode
         tensors = {name: decode(raw) for name, raw in fields.items()}
-        # The name of a tensor, the names of its three fields and its dtype are ten quotes. Another
-        # number may be due to a key that occurs twice, which is slower to find.
+        # Each tensor has ten quotes: around its name, the names of its three fields, and its dtype.
+        # Any other number may mean that a key is repeated, which is slower to find.
         quotes = 10 * len(tensors) + (0 if about is None else 2 + bytes(about).count(b'"'))
         data = bytes(text)
         if data.count(b'"') != quotes or b"\\" in data:

@@ -14,7 +14,7 @@ from typing import IO
 from ..errors import NotFound, SaveError, SourceError
 
 MAX_BYTES = 1 << 28
-"""Most bytes of a file that is read whole."""
+"""Maximum size of a file that is read whole, in bytes."""
 
 _BLOCK_BYTES = 1 << 20
 
@@ -27,9 +27,9 @@ def read_file(path: str, what: str) -> bytes:
         what: What it should hold, for the errors: "a template file".
 
     Raises:
-        NotFound: There is nothing.
+        NotFound: It does not exist.
         SourceError: It can't be read; it is a directory, a device or too large; or it is a named
-            pipe to which nobody writes.
+            pipe without a writer.
     """
     try:
         if path == "-":
@@ -46,7 +46,7 @@ def read_file(path: str, what: str) -> bytes:
 
 
 def _open_now(path: str, flags: int) -> int:
-    """Opens a file; does not wait for somebody who opens a pipe to write."""
+    """Opens a file, without waiting for a writer if it is a named pipe."""
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
@@ -64,7 +64,7 @@ def _read_to_end(file: IO[bytes], path: str, what: str) -> bytes:
     while found is None:
         block: bytes | None = file.read(_BLOCK_BYTES)
         if block is None:
-            os.set_blocking(file.fileno(), True)  # somebody writes to the pipe, and will end
+            os.set_blocking(file.fileno(), True)  # the pipe has a writer, which will close it
             continue
         total += len(block)
         if total > MAX_BYTES:
@@ -79,7 +79,7 @@ def _read_to_end(file: IO[bytes], path: str, what: str) -> bytes:
 
 
 def write_file(path: str, data: bytes) -> None:
-    """Writes a file at once, so that one that exists is replaced as a whole or not at all.
+    """Writes a file atomically: one that exists is replaced as a whole or not at all.
 
     A device, a pipe or a link is written to and stays what it is.
 
@@ -105,7 +105,7 @@ def _replace_file(path: str, data: bytes) -> None:
     parent, name = os.path.split(path)
     if not name:
         raise OSError(errno.EISDIR, os.strerror(errno.EISDIR), path)
-    # A name that nobody can know beforehand, in a directory where others may write.
+    # An unpredictable name, since others may be able to write to the directory.
     partial = os.path.join(parent, f".{os.urandom(8).hex()}.templax")
     try:
         with open(partial, "xb") as file:

@@ -52,14 +52,14 @@ def on_this_machine(path: str) -> bool:
 _READ_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 
 _NO_LINK: int = getattr(os, "O_NOFOLLOW", 0)
-"""Makes opening a link an error, which costs nothing where there is none. 0 on Windows."""
+"""Makes opening a link fail, and costs nothing where there is none. 0 on Windows."""
 
 _MAX_LINKS = 256
-"""Most links to directories that `walk` follows, as a few of them could lead to each other in any
-number of ways."""
+"""Maximum number of links to directories that `walk` follows: a few that lead to each other can be
+followed in any number of ways."""
 
 _FOLLOW_LINKS = "TEMPLAX_FOLLOW_LINKS"
-"""The environment variable that is `1` to follow all links, on the command line as in programs."""
+"""If this environment variable is `1`, programs and the command line follow all links."""
 
 
 def _read_at(fd: int, view: memoryview, start: int) -> int:
@@ -80,12 +80,12 @@ def _info(key: str, stat: os.stat_result) -> ObjectInfo:
 
 
 def _is_within(path: str, directory: str) -> bool:
-    """Whether one real path is another, or below it."""
+    """Whether `path` is `directory` or below it. Both are real paths."""
     return path == directory or path.startswith(directory.rstrip(os.sep) + os.sep)
 
 
 def _list_blobs(root: str) -> Iterator[str]:
-    """The directories of which a cache of Hugging Face has links in `snapshots/REVISION`.
+    """The directories that links in `snapshots/REVISION` of a Hugging Face cache may lead to.
 
     >>> list(_list_blobs("/hub/models--a/snapshots/0f1e/onnx"))
     ['/hub/models--a/blobs']
@@ -97,10 +97,10 @@ def _list_blobs(root: str) -> Iterator[str]:
 
 
 def make_absolute(path: str) -> str:
-    """`os.path.abspath`, which fails if the working directory was deleted.
+    """Makes a path absolute, as `os.path.abspath` does.
 
     Raises:
-        UsageError: It was, and the path is relative.
+        UsageError: The path is relative, and the working directory was deleted.
     """
     try:
         return os.path.abspath(path)
@@ -113,10 +113,10 @@ class Local:
     """A source over a directory, or over a single file, whose key is then `""`.
 
     The path may be a symbolic link or lead through some. Below it, a link may lead to anything that
-    is below it, too; in a cache of Hugging Face (`snapshots/<revision>`), also to the `blobs`
-    beside `snapshots`. Any other link is a `SourceError` when it is read: a checkpoint from a
-    stranger must not read files that are not its own. `at` makes a path of its own, so that a link
-    it names may lead anywhere.
+    is below it, too; in a Hugging Face cache (`snapshots/<revision>`), also to the `blobs` beside
+    `snapshots`. Any other link is a `SourceError` when it is read: a checkpoint from a stranger
+    must not lead to files that are not its own. `at` returns a source with a path of its own: if
+    that is a link, it may lead anywhere.
 
     Args:
         path: Relative or absolute; `~` is expanded. It need not exist.
@@ -168,7 +168,7 @@ class Local:
 
     def children(self, prefix: str = "") -> Iterator[ObjectInfo]:
         for info, _ in self._list(prefix):
-            if not isinstance(info.problem, NotFound):  # a link to nothing
+            if not isinstance(info.problem, NotFound):  # a dangling link
                 yield info
 
     def walk(self, prefix: str = "") -> Iterator[ObjectInfo]:
@@ -206,7 +206,7 @@ class Local:
                     yield ObjectInfo(key, 0, problem=error)
 
     def _list(self, prefix: str) -> list[tuple[ObjectInfo, bool]]:
-        """What is directly below `prefix`, and whether it is a link; with links to nothing."""
+        """What is directly below `prefix`, dangling links included, and whether each is a link."""
         found: list[tuple[ObjectInfo, bool]] = []
         self._check_links(prefix.rstrip("/"))
         try:
@@ -246,7 +246,7 @@ class Local:
         if stat.S_ISDIR(status.st_mode):
             path = self._path(key)
             if _is_within(os.path.realpath(os.path.dirname(path)), os.path.realpath(path)):
-                # Listed as no directory: nobody who descends should come back here.
+                # Not listed as a directory, so that nobody descends into it and comes back here.
                 what = f"can't read `{path}`: it is a link to a directory around it"
                 return ObjectInfo(key, 0, problem=SourceError(what))
             return ObjectInfo(f"{key}/", 0, problem=problem)
@@ -266,7 +266,7 @@ class Local:
             return
         try:
             status = os.lstat(self._path(key))
-        except (OSError, ValueError):  # whatever reads it reports that
+        except (OSError, ValueError):  # the read that follows reports it
             return
         if stat.S_ISLNK(status.st_mode):
             problem = self._find_way_out(key)
@@ -277,7 +277,7 @@ class Local:
         self._checked.add(key)
 
     def _find_way_out(self, key: str) -> SourceError | None:
-        """The error for a link that leads out of the root; None if it does not, or to nothing."""
+        """The error for a link that leads out of the root; None if it does not, or is dangling."""
         if self._follow_links:
             return None
         if not self._boundaries:

@@ -19,8 +19,8 @@ class ObjectInfo:
         version: A value that changes whenever the bytes do, as far as the store can tell.
         modified: Time of the last change in Unix seconds. None if the store does not report it,
             and for a directory in a listing.
-        problem: The error that reading it would raise, as far as a listing tells; None if it tells
-            of none.
+        problem: The error that reading it would raise, as far as a listing can tell; None if it
+            finds none.
     """
 
     key: str
@@ -64,7 +64,8 @@ class Source(Protocol):
         """Yields every object below `prefix` at any depth, but no directories.
 
         What is not listed completely, such as a directory that may not be read or a link that is
-        not followed, is yielded with its `problem` as if it were an object, and a key without `/`.
+        not followed, is yielded like an object, with its `problem` and a key that does not end in
+        `/`.
         """
         ...
 

@@ -242,7 +242,7 @@ def test_a_leaf_of_another_case_separator_padding_or_a_plural_is_renamed(
 
 
 def test_looking_for_other_names_of_many_leaves_costs_little(monkeypatch: Any) -> None:
-    """As of a flat dict whose keys are whole names."""
+    """Like those of a flat dict whose keys are whole names."""
     names = []
     real = meaning.normalize
     monkeypatch.setattr(meaning, "normalize", lambda name: names.append(name) or real(name))

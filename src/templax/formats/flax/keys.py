@@ -1,4 +1,4 @@
-"""Finds keys that a msgpack map has twice: decoders keep the last value and drop the first."""
+"""Finds repeated keys in msgpack maps: decoders keep the last value and drop the others."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import msgspec
 
 from ...errors import Unsupported
 
-# The bytes of a value after the first one, by its first byte (msgpack, "Formats"): of fixed length,
-# or a length of 1, 2 or 4 bytes and that many bytes more. Extensions have another byte, their type.
+# How many bytes follow the first byte of a value, by that byte (msgpack specification, "Formats"):
+# a fixed number, or a length of 1, 2 or 4 bytes and that many more. An extension has one more byte,
+# its type.
 _FIXED = {
     **dict.fromkeys((*range(0x80), 0xC0, 0xC2, 0xC3, *range(0xE0, 0x100)), 0),
     **{0xA0 + n: n for n in range(32)},
@@ -32,23 +33,23 @@ _ARRAYS, _MAPS = {0xDC: 2, 0xDD: 4}, {0xDE: 2, 0xDF: 4}
 _STRINGS = frozenset((*range(0xA0, 0xC0), 0xD9, 0xDA, 0xDB))
 
 _MAX_VALUES, _VALUE_BYTES = 1 << 16, 6
-"""Most values of any file, and the bytes for which it may have one more: a name or an array takes
-more, so that only files of tiny values reach this."""
+"""Maximum number of values in a file: a fixed allowance, and one more per this many bytes. A name
+or an array takes more bytes, so only files of tiny values reach this."""
 
 
 def find_repeated_key(data: memoryview) -> str | None:
-    """The first key that a map has twice, or None.
+    """The first key that a map repeats, or None.
 
     Args:
         data: Valid msgpack: a decoder has read it without an error.
 
     Raises:
-        Unsupported: It has more values than leaves of a tree take.
+        Unsupported: It has more values than the leaves of any real tree need.
     """
     at = total = 0
     maximum = _MAX_VALUES + len(data) // _VALUE_BYTES
-    # What is open: how many values are still to come, and the keys so far, or None of an array.
-    # Values of a map with an even number to come are keys.
+    # Open maps and arrays: how many values are still to come, and the keys so far (None for an
+    # array). In a map, the next value is a key if an even number of values is still to come.
     open_: list[tuple[int, set[object] | None]] = []
     while at < len(data):
         total += 1
@@ -84,7 +85,7 @@ def find_repeated_key(data: memoryview) -> str | None:
 
 
 def _read_key(data: memoryview, first: int, start: int, stop: int) -> object:
-    if first in _STRINGS:  # the length of one text may be stored in several widths
+    if first in _STRINGS:  # equal strings may differ in how their length is stored
         return bytes(data[start:stop]).decode()
     # Others are rare; those that are not numbers are refused later.
     return msgspec.msgpack.decode(data[start - 1 : stop]) if first in _FIXED else start

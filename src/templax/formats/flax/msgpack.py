@@ -77,8 +77,8 @@ def read_msgpack(data: memoryview) -> dict[Path, Leaf]:
         data: The whole file. Values are views of it.
 
     Raises:
-        Corrupted: The data is not msgpack, is nested too deep, has a map with a key twice, or an
-            array whose size contradicts its shape.
+        Corrupted: The data is not msgpack, is nested too deeply, has a map that repeats a key, or
+            has an array whose size contradicts its shape.
         Unsupported: A value or dtype that templax does not read.
     """
     base = _memory_address(data)

@@ -1,7 +1,7 @@
-"""How much one OCDBT database may take: limits in proportion to the bytes that store it.
+"""Limits for reading one OCDBT database, in proportion to the bytes that store it.
 
-Nodes are compressed, names in them are stored without what they share with the previous one, and
-several references may lead to one node. Without limits, a few kilobytes could declare gigabytes.
+Nodes are compressed, names omit the prefix that they share with the previous one, and several
+references may lead to one node. Without limits, a few kilobytes could declare gigabytes.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from __future__ import annotations
 from ...errors import Corrupted, Unsupported
 from ...storage.source import Source
 
-# Each limit is a number that any database may reach, and a number for each stored byte. The first
-# is reached by the most regular trees, of 65,000 arrays of zeros with two keys each, which take a
-# few kilobytes; the second is several times what positions in data files leave room for.
+# Each limit is a fixed allowance, and this much more per stored byte. The first covers the most
+# regular trees: 65,000 arrays of zeros, with two keys each, take a few kilobytes. The second is
+# several times what a node can reach that stores positions in data files.
 
 _DECODED = 48 << 20, 48
 """Bytes of decoded nodes."""
@@ -30,7 +30,7 @@ _MAX_BYTES = 1 << 30
 
 
 class Budget:
-    """Counts what the nodes of a database take, before anything is allocated for it.
+    """Counts what the nodes of a database take, before anything is allocated for them.
 
     Args:
         source: Source of the files.
@@ -47,7 +47,7 @@ class Budget:
         """Counts the stored bytes of a node before they are read.
 
         Raises:
-            Corrupted: The nodes of the file are longer than it, so some are the same or overlap.
+            Corrupted: The nodes in a file are longer than the file together, so some overlap.
             Unsupported: There are too many nodes.
         """
         self._nodes += 1
@@ -58,7 +58,7 @@ class Budget:
             info = self._source.stat(file)
             self._sizes[file] = self._unread[file] = 0 if info is None else info.size
         if stop > self._sizes[file]:
-            return  # reading it says what is wrong
+            return  # reading the node reports what is wrong
         self._unread[file] -= stop - start
         if self._unread[file] < 0:
             raise Corrupted(
@@ -105,5 +105,5 @@ class Budget:
 
     def _make_error(self, limit: str) -> Unsupported:
         return Unsupported(
-            f"templax reads indexes of up to {limit}, this one has more", file=self._manifest
+            f"templax reads indexes of up to {limit}; this one has more", file=self._manifest
         )

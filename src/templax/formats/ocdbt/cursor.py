@@ -76,7 +76,7 @@ class Cursor:
 
         Args:
             tails: Whether the further number is present.
-            inherited: Length of the prefix that is still to come before each name.
+            inherited: Length of the prefix that will be put before each name.
 
         Returns:
             The names and the further numbers (zeros if they are not present).

@@ -33,10 +33,10 @@ _ABSENT = 2**64 - 1
 _MAX_NODE_ENTRIES = 1 << 20
 
 _MAX_MANIFEST = 1 << 22
-"""Most bytes that a manifest decodes to: it lists the newest few versions, and their files."""
+"""Maximum decoded size of a manifest, in bytes: it lists a few of the newest versions."""
 
 _MAX_INLINE = 1 << 20
-"""Most bytes of a value in a node, as in TensorStore."""
+"""Maximum size of a value in a node, in bytes: the limit of TensorStore."""
 
 _NUMBERED = re.compile(r"manifest\.[0-9a-f]{16}")
 

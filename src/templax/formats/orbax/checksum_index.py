@@ -26,7 +26,7 @@ _VERSION = 1
 _HEAD_BYTES = 24
 
 _MAX_FILES = 1 << 14
-"""Most files beside one for each chunk: a few of each process of a save."""
+"""How many files an index may list beyond one per chunk: each process of a save writes a few."""
 
 KINDS: tuple[Kind, ...] = ("array", "scalar", "string", "key")
 

@@ -131,7 +131,7 @@ def list_items(source: Source) -> dict[str, ItemKind]:
     """Name → kind of every item in a directory of a step, or of another set of items.
 
     Raises:
-        SourceError: The directory can't be read, or that of an item which its metadata lists.
+        SourceError: The directory can't be read, or that of an item that its metadata lists can't.
     """
     handlers = step_metadata(source).get("item_handlers")
     handlers = handlers if isinstance(handlers, dict) else {}
@@ -291,9 +291,9 @@ def uncommitted_reason(source: Source) -> str | None:
 
 
 def _list_around(source: Source) -> frozenset[str]:
-    """The names in the directory around an item, those of `MARKS` at least."""
+    """The names in the directory around an item, or at least those in `MARKS`."""
     if step_number(source) is not None:  # another directory may hold any number of files
-        with suppress(SourceError):  # it may be one that may be passed, but not listed
+        with suppress(SourceError):  # it may allow entering, but not listing
             return list_names(source)
     return frozenset(mark for mark in MARKS if source.stat(mark) is not None)
 
@@ -346,7 +346,7 @@ def _missing_file_reason(source: Source, names: frozenset[str]) -> str | None:
     if names & MARKS or step_number(source) is None:
         return None
     prefix, parent = step_prefix(basename(source)), source.at("..")
-    with suppress(SourceError):  # what may not be listed tells nothing
+    with suppress(SourceError):  # a directory that can't be listed tells nothing
         for info in itertools.islice(parent.children(), MAX_PROBES):
             key = info.key.rstrip("/")
             alike = info.is_dir and _STEP.fullmatch(key) and step_prefix(key) == prefix
@@ -402,7 +402,7 @@ def _find_bare_array(source: Source, directories: list[str]) -> list[str]:
             try:
                 found = source.stat(key)
             except SourceError as error:
-                # Either a directory of somebody else, or a link that leads out, which `open` names.
+                # Either somebody else's directory, or a link that leads out, which `open` reports.
                 found = source.at(key).stat("") if error.errno is None else None
             if found is not None:
                 return [key]

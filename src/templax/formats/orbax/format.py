@@ -95,7 +95,7 @@ class Orbax:
         listed = list_ends([f"`{name}` ({kind})" for name, kind in root.items.items()])
         if not pytrees:
             for name, kind in root.items.items():
-                if kind == "other":  # an error, if it can't be read: it may be the tree
+                if kind == "other":  # raise if it can't be read: it may be the tree
                     next(iter(source.at(name).children()), None)
             jsons = [source.at(name) for name, kind in root.items.items() if kind == "json"]
             raise UnknownFormat(
@@ -236,7 +236,7 @@ def _can_open(source: Source) -> bool:
 
 
 def enter_item(source: Source, name: str) -> Source:
-    """The directory of an item that the caller has not named, and that must be in its step.
+    """The directory of an item that the caller did not name by its path: it must be in its step.
 
     Raises:
         SourceError: It is a link that leads out.

@@ -188,7 +188,7 @@ def _parse_dtype(name: str) -> np.dtype:
 def _grid_problem(shape: Shape, chunk: Shape, dtype: np.dtype, count: int) -> str | None:
     shown = format_shape(shape), format_shape(chunk)
     if min(shape, default=0) < 0 or min(chunk, default=1) < 1 or len(chunk) != len(shape):
-        return f"Expected a shape and chunks of one, got {shown[0]} and {shown[1]}"
+        return f"Expected a shape and a shape of chunks, got {shown[0]} and {shown[1]}"
     if not fits_address_space(shape, dtype.itemsize) or not fits_address_space(
         chunk, dtype.itemsize
     ):

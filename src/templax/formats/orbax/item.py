@@ -48,8 +48,8 @@ class _Container:
     Attributes:
         objects: Key → extent of each file or value.
         index: File that lists them; None if they are files themselves.
-        unread: Key → problem of each file or directory that could not be listed. An array may be
-            there, or a part of one.
+        unread: Key → problem of each file or directory that could not be listed. An array, or a
+            part of one, may be there.
     """
 
     objects: Mapping[str, Extent]
@@ -57,10 +57,10 @@ class _Container:
     unread: Mapping[str, CheckpointError | SourceError] = field(default_factory=dict)
 
     def check_listing(self, name: str, damages: list[Corrupted] | None = None) -> None:
-        """Raises, or adds to `damages`, the problem of what could not be listed of an array.
+        """Raises, or adds to `damages`, the problem with any part of an array that was not listed.
 
         An absent chunk may mean the fill value. A chunk that exists but could not be listed would
-        be replaced by it without a word.
+        silently be replaced by it.
         """
         prefix = array_prefix(name, files=True)
         for key, problem in self.unread.items():
@@ -160,7 +160,7 @@ def _open_container(source: Source, present: set[str], tree: TreeMetadata | None
 
 
 def _check_all_listed(source: Source, container: _Container) -> None:
-    """Raises if there may be arrays that the listing lacks, where no other file names them."""
+    """Raises if the listing may lack arrays. No other file names them."""
     for key, problem in container.unread.items():
         if not isinstance(problem, SourceError):
             continue
@@ -340,7 +340,7 @@ def _check_data_files(
 
 @pause_gc()
 def _list_files(source: Source) -> _Container:
-    """The whole of each file below `source`."""
+    """Lists the files below `source`, each as one extent."""
     objects: dict[str, Extent] = {}
     unread: dict[str, CheckpointError | SourceError] = {}
     for info in source.walk():

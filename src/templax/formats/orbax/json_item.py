@@ -21,7 +21,7 @@ def read_json_item(source: Source) -> Any:
 
     Raises:
         NotFound: There is no JSON item.
-        Corrupted: The file is not JSON, or an object in it has a key twice.
+        Corrupted: The file is not JSON, or has an object that repeats a key.
     """
     file = find_json_file(source)
     if file is None:

@@ -51,9 +51,9 @@ class TreeMetadata(msgspec.Struct):
 
 
 def count_keys(tree: TreeMetadata) -> Mapping[str, int]:
-    """How often keys of `_METADATA` occur in it, for `read_json`: those that decide on leaves."""
+    """How often the keys that describe leaves must occur in `_METADATA`, for `read_json`."""
     if tree.custom_metadata is not None:
-        return {"key": -1}  # what a caller saved has any keys: they are always looked at
+        return {"key": -1}  # a caller's metadata may have any keys: check all of them
     n = len(tree.tree_metadata)
     levels = sum([len(parameter.key_metadata) for parameter in tree.tree_metadata.values()])
     return {"key_metadata": n, "key": levels, "value_type": n}

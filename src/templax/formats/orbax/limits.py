@@ -1,6 +1,6 @@
-"""What a save must keep to so that its readers, templax and Orbax, can read it again.
+"""The limits that a save must stay within, so that templax and Orbax can read it again.
 
-Each limit is stated where the reader of that container checks it; here the writer is held to it.
+Most are defined where a reader checks them; here the writer is held to them.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from .strings import find_unplaced_strings
 from .write import Empty, encode_index_file, encode_tree_files
 
 _MAX_FILE_NAME = 255
-"""Most bytes of a file name on the usual file systems."""
+"""Maximum length of a file name on common file systems, in bytes."""
 
 _MAX_LENGTH = 2**62 - 1
-"""Longest dimension, of an empty array: TensorStore takes a longer one for an unbounded one."""
+"""Maximum size of a dimension of an empty array: TensorStore treats larger ones as unbounded."""
 
 _NAME_BYTES = 4 * NAMES[1]
-"""Most bytes of a key on average, beyond the first `NAMES[0]`: each key takes more than four bytes
-in a node, for each of which the reader allows `NAMES[1]`."""
+"""Maximum average length of a key in bytes, beyond the first `NAMES[0]`: each key takes more than
+four bytes in a node, and the reader allows `NAMES[1]` for each of those."""
 
 _OVERHEAD = 1 << 20
 """Bytes of a metadata file that its leaves do not account for, such as the names of data files."""
@@ -44,7 +44,7 @@ _OVERHEAD = 1 << 20
 def find_unreadable_leaves(
     leaves: Sequence[Leaf], chunks: Sequence[Shape], empties: Sequence[Empty]
 ) -> list[str]:
-    """What could not be read again, in words that begin with the name of a leaf.
+    """What could not be read again, as sentences that begin with the name of a leaf.
 
     Args:
         leaves: All leaves of an item; no two have the same name.
@@ -84,7 +84,7 @@ def find_unreadable_leaves(
 def _find_misplaced(paths: Sequence[Path]) -> Iterator[str]:
     """Paths that are too deep, that occur twice, or that hold a value and have others below them.
 
-    Only a class of the caller's own, whose children share a key, has any of the last two kinds.
+    The last two occur only if the children of a node class of the caller's share a key.
     """
     for path in paths:
         if len(path) > MAX_DEPTH:
@@ -124,7 +124,7 @@ def _find_unaddressable(
 
 
 def _find_clashes(names: Sequence[str]) -> Iterator[str]:
-    """Arrays whose keys have the same prefix, which needs a name without a part at its end."""
+    """Arrays whose keys have the same prefix, which takes an empty name or one that ends in `/`."""
     if any(name.endswith("/") or not name for name in names):
         owners: dict[str, str] = {}
         for name in names:
@@ -134,7 +134,7 @@ def _find_clashes(names: Sequence[str]) -> Iterator[str]:
 
 
 def _find_long_keys(arrays: Sequence[tuple[Leaf, Shape]]) -> Iterator[str]:
-    longest = MAX_NAME - 24 * MAX_RANK  # of a name after which any key of an array fits
+    longest = MAX_NAME - 24 * MAX_RANK  # any key of an array fits after such a name
     if max((len(leaf.name) for leaf, _ in arrays), default=0) * 4 > longest:
         for leaf, chunk in arrays:
             last = ".".join(str(max(n - 1, 0)) for n in grid_shape(leaf.shape, chunk))
@@ -182,11 +182,11 @@ def _find_large_files(
 
 
 def _bound_metadata(leaves: Sequence[Leaf], empties: Sequence[Empty], keys: int) -> int:
-    """Bytes that the metadata files do not exceed, together."""
+    """An upper bound on the size of all metadata files together, in bytes."""
     names = "".join([*(leaf.name for leaf in leaves), *(join_path(path) for path, _ in empties)])
     elements = sum(len(leaf.path) for leaf in leaves) + sum(len(path) for path, _ in empties)
-    # `_METADATA` has each name as a literal in a JSON string and in JSON strings, the other files
-    # have it in a JSON string each: an unprintable character takes up to 11 and 6 bytes.
+    # `_METADATA` has each name as a Python literal inside a JSON string, where an unprintable
+    # character takes up to 11 bytes. All files have it in JSON strings, where it takes up to 6.
     length = len(names) * (12 if names.isascii() and names.isprintable() else 40)
     text = sum(map(_count_text, leaves))
     ranks = sum(len(leaf.shape) for leaf in leaves)

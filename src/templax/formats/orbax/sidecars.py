@@ -79,7 +79,7 @@ def read_sidecars(source: Source, present: set[str]) -> Sidecars:
 
 
 def _decode_name(name: str) -> str:
-    """The leaf name that a key of `_sharding` stands for, in base64 of the URL-safe alphabet."""
+    """The leaf name that a key of `_sharding` encodes, in URL-safe or standard base64."""
     standard = name.replace("-", "+").replace("_", "/")
     return binascii.a2b_base64(standard, strict_mode=True).decode()
 
@@ -88,7 +88,7 @@ def _decode_name(name: str) -> str:
 def sharding_text(text: str) -> str:
     """A short description, such as `P('x', None) over x=8`, of a sharding that Orbax serialised.
 
-    Any number of leaves may share one, so a long one is cut.
+    Any number of leaves may share one, so a long one is truncated.
 
     Raises:
         ValueError, KeyError, TypeError: The text is not a serialised sharding.
@@ -131,12 +131,12 @@ def read_json(
         source: Where it is.
         file: Its path.
         type: What it has to contain.
-        count_keys: For large files, a function of the content that returns the argument of
-            `check_repeated_keys`; its result may be empty to skip that check.
+        count_keys: For large files, a function from the content to the `counts` of
+            `check_repeated_keys`. If they are empty, only files with Unicode escapes are checked.
 
     Raises:
         NotFound: It does not exist.
-        Corrupted: It is not JSON, or not of that type, or an object in it has a key twice.
+        Corrupted: It is not JSON, is not of that type, or has an object that repeats a key.
     """
     data = read_metadata(source, file)
     try:
@@ -146,7 +146,7 @@ def read_json(
             raise
         except msgspec.DecodeError:
             # Custom metadata may contain `NaN`, which Python writes although it is not JSON. Python
-            # also writes halves of surrogate pairs; to encode them fails.
+            # also writes lone surrogates, which can't be encoded.
             value = decode_json(data)
             json.dumps(value, ensure_ascii=False).encode()
             return msgspec.convert(value, type)

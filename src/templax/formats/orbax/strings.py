@@ -18,7 +18,7 @@ def nest_strings(texts: Mapping[str, str]) -> dict[str, Any]:
     """The content of the file.
 
     Args:
-        texts: Strings by leaf name, of which none is in `find_unplaced_strings`.
+        texts: Strings by leaf name, for which `find_unplaced_strings` finds no problem.
 
     >>> nest_strings({"a": "x", "b/c": "y"})
     {'a': 'x', 'b': {'c': 'y'}}
@@ -34,7 +34,7 @@ def nest_strings(texts: Mapping[str, str]) -> dict[str, Any]:
 
 
 def find_unplaced_strings(names: Mapping[str, Any]) -> list[str]:
-    """Names under which Orbax could not look strings up, and why, in words that begin with them."""
+    """Why Orbax could not look up some strings, as sentences that begin with their names."""
     problems: list[str] = []
     odd = [name for name in names if "/" in name or "~" in name]
     if odd:
@@ -61,7 +61,7 @@ def find_string(strings: Mapping[str, Any], name: str) -> str | None:
     for token in _split_pointer(name):
         found = found.get(token) if isinstance(found, dict) else None
     if not isinstance(found, str):
-        found = strings.get(name)  # as templax wrote it at first
+        found = strings.get(name)  # as templax used to write it
     return found if isinstance(found, str) else None
 
 

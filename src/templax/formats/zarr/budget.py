@@ -14,22 +14,22 @@ from ..._catalog.entry import Extent
 from ...errors import Unsupported
 
 _MAX_ABSENT = 1 << 17
-"""Absent chunks of all arrays that one call lists, beside as many as the container has keys."""
+"""One call lists at most this many absent chunks of all arrays, and one more per existing key."""
 
 _MAX_ABSENT_HERE = 1 << 16
-"""Absent chunks of one array that are listed."""
+"""Maximum number of absent chunks of one array that are listed."""
 
 _MAX_LOST = 1 << 14
-"""Absent chunks that are reported one by one where each of them is damage."""
+"""Maximum number of absent chunks that are reported one by one, where each of them is damage."""
 
 _MAX_INNER = 1 << 17
-"""Inner chunks of all shards that one call lists, beside one for each `_INNER_BYTES` of files."""
+"""One call lists at most this many inner chunks of all shards, and one more per `_INNER_BYTES`."""
 
 _INNER_BYTES = 64
 """Inner chunks are smaller than this on average only in small arrays."""
 
 _MAX_INNER_HERE = 1 << 20
-"""Inner chunks of one shard, whose index has 16 bytes for each."""
+"""Maximum number of inner chunks of one shard, whose index has 16 bytes for each."""
 
 _SHARD_COST = 8
 """The index of a shard takes about as long to read as this many inner chunks to list."""
@@ -45,7 +45,7 @@ class ChunkBudget:
     def __init__(self, objects: Mapping[str, Extent]):
         self._objects = objects
         self._absent = self._lost = self._inner = self._nbytes = 0
-        self._reach: dict[str, int] = {}  # the last byte of each file that is known of
+        self._reach: dict[str, int] = {}  # where the counted part of each file ends
 
     @functools.cached_property
     def _keys(self) -> list[str]:
@@ -62,7 +62,7 @@ class ChunkBudget:
         """Whether `n` more absent chunks of one array may be listed. Counts them if so.
 
         Args:
-            n: At least as many as are absent.
+            n: A lower bound on how many are absent.
             lost: Whether each of them is damage.
         """
         if lost:

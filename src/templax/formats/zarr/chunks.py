@@ -58,8 +58,8 @@ def locate_arrays(
     Raises:
         Corrupted: A chunk is missing or has an impossible length, or a shard's index is altered.
         Unsupported: The array has a codec or option that templax does not read, and `damages` is
-            None. Otherwise its chunks have codecs that `decode` does not know. Also if its shards
-            have too many inner chunks.
+            None. Otherwise its chunks have codecs that `decode` does not know. Also if too
+            many chunks are absent, or its shards have too many inner chunks.
     """
     if array.unsupported is not None and damages is None:
         raise Unsupported(array.unsupported, leaf=name)
@@ -132,7 +132,7 @@ def _fill_boxes(
     index: str | None,
     damages: list[Corrupted] | None,
 ) -> tuple[Chunk, ...]:
-    """Chunks of the fill value in place of those that are absent."""
+    """Makes chunks of the fill value in place of those that are absent."""
     if not missing:
         return ()
     try:
@@ -222,7 +222,7 @@ def _make_chunk(extent: Extent, box: Box, codecs: tuple[str, ...], array: Array)
 def _read_shard_index(
     extent: Extent, count: int, sharding: Sharding, source: Source, budget: ChunkBudget
 ) -> list[tuple[int, int]] | None:
-    """Offset and length of each inner chunk of a shard, in C order; None if it has none of them."""
+    """Offset and length of each inner chunk of a shard, in C order; None if all are absent."""
     length = 16 * count + 4 * sharding.checked
     if length > extent.nbytes:
         raise Corrupted(

@@ -334,7 +334,7 @@ def test_arbitrary_bytes_raise_only_errors_of_templax(junk):
 
 
 def encode_front_coded(keys, tails=False):
-    """Keys as a node stores them: without what each shares with the one before it."""
+    """Keys as a node stores them: without the prefix that each shares with the previous one."""
     pairs = [(b"", keys[0]), *itertools.pairwise(keys)]
     shared = [len(os.path.commonprefix(pair)) for pair in pairs]  # noqa: RUF071 (of bytes)
     own = [len(key) - n for key, n in zip(keys, shared, strict=True)]

@@ -65,7 +65,7 @@ def test_a_data_file_linked_from_elsewhere_is_refused_by_name(tmp_path):
 
 
 def test_a_link_to_nothing_is_not_an_absent_chunk(tmp_path):
-    """Which would be filled: the links of git-annex, say, before their files were fetched."""
+    """An absent chunk would be filled. git-annex has such links until their files are fetched."""
     path = write_zarr(tmp_path / "z")
     (path / "w" / "1").unlink()
     (path / "w" / "1").symlink_to("../../annex/1")
