@@ -19,8 +19,9 @@ from .._match.result import Match
 from .._template.json_file import load_template
 from .._template.template import Template
 from ..storage.file import read_file
+from ..storage.source import Source
 from . import shell_hints
-from .options import CheckpointPath, color_option, json_option
+from .options import CheckpointPath, color_option, follow_links_option, json_option
 
 _COMPARISON = (
     click.argument("path", type=CheckpointPath()),
@@ -57,6 +58,7 @@ _COMPARISON = (
         show_default=True,
         help="Which dtypes may become which.",
     ),
+    follow_links_option,
     json_option,
     color_option,
 )
@@ -68,7 +70,7 @@ def _add_comparison_options(command: Callable[..., None]) -> Callable[..., None]
 
     @functools.wraps(command)
     def run(
-        path: str,
+        path: str | Source,
         template: str,
         renames: tuple[str, ...],
         missing: tuple[str, ...],
@@ -120,7 +122,7 @@ def _parse_choices(values: tuple[str, ...], option: str) -> str | dict[str, str]
 
 @click.command("check")
 @_add_comparison_options
-def check(path: str, template: Template, *, as_json: bool, **options: Any) -> None:
+def check(path: str | Source, template: Template, *, as_json: bool, **options: Any) -> None:
     """Compare the checkpoint at PATH with a template, as `restore` would.
 
     Reads metadata only. `templax template` and `tx.save_template` write TEMPLATE.json; `-` is
@@ -157,7 +159,7 @@ def _print_match(match: Match, as_json: bool) -> None:
 )
 @click.option("--threads", type=click.IntRange(min=1), help="Workers that read and decode.")
 @click.option("--mapped", is_flag=True, help="Map raw, aligned leaves instead of reading them.")
-def plan(path: str, template: Template, *, as_json: bool, **options: Any) -> None:
+def plan(path: str | Source, template: Template, *, as_json: bool, **options: Any) -> None:
     """Show what a restore would read, decode and copy, without reading an array.
 
     Every leaf of TEMPLATE.json is planned whole, for one CPU device. Exits with 0 if a restore from

@@ -27,7 +27,7 @@ FEW_ROWS = 50
 
 
 def print_contents(
-    path: str,
+    path: str | Source,
     *,
     as_json: bool,
     depth: int | None,

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import sys
+from typing import TYPE_CHECKING
 
 import click
 
-from .options import CheckpointPath, color_option, json_option
+from .options import CheckpointPath, color_option, follow_links_option, json_option
+
+if TYPE_CHECKING:
+    from ..storage.source import Source
 
 
 @click.command("ls")
 @click.argument("path", type=CheckpointPath())
+@follow_links_option
 @json_option
 @click.option("--depth", type=click.IntRange(min=1), help="Levels of the tree to show.")
 @click.option(
@@ -26,7 +31,7 @@ from .options import CheckpointPath, color_option, json_option
 )
 @color_option
 def ls(
-    path: str,
+    path: str | Source,
     as_json: bool,
     depth: int | None,
     globs: tuple[str, ...],

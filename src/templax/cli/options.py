@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -34,6 +35,26 @@ class CheckpointPath(click.ParamType):  # pyright: ignore[reportMissingTypeArgum
     ) -> list[CompletionItem]:
         words = [CompletionItem(word) for word in self._words if word.startswith(incomplete)]
         return [*words, CompletionItem(incomplete, type=self._kind)]
+
+
+def follow_links_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds `--follow-links`, with which the command gets a source in place of its path."""
+
+    @click.option(
+        "--follow-links", is_flag=True, help="Follow symbolic links that lead out of PATH."
+    )
+    @functools.wraps(command)
+    def run(*args: Any, path: str, follow_links: bool, **options: Any) -> Any:
+        if not follow_links:
+            return command(*args, path=path, **options)
+        from ..storage.local import Local  # here, so that --help does not wait for numpy
+        from ..storage.open import open_source
+
+        source = open_source(path)
+        asked = Local(source.url, follow_links=True) if isinstance(source, Local) else source
+        return command(*args, path=asked, **options)
+
+    return run
 
 
 def json_option(command: _Command) -> _Command:

@@ -8,11 +8,13 @@ import templax as tx
 
 from .._template.json_file import dump_template, template_from_catalog
 from ..storage.file import write_file
-from .options import CheckpointPath, color_option
+from ..storage.source import Source
+from .options import CheckpointPath, color_option, follow_links_option
 
 
 @click.command("template")
 @click.argument("path", type=CheckpointPath())
+@follow_links_option
 @click.option(
     "-o",
     "--output",
@@ -25,7 +27,7 @@ from .options import CheckpointPath, color_option
     "--at", default="", metavar="NAME", help="Only this subtree, as `check --at` cuts it."
 )
 @color_option
-def template(path: str, output: str, at: str) -> None:
+def template(path: str | Source, output: str, at: str) -> None:
     """Write the template that the checkpoint at PATH fits exactly, as JSON for `templax check`."""
     catalog = tx.open(path)
     result = template_from_catalog(catalog, at)

@@ -13,16 +13,18 @@ from .._display.json import render_json
 from .._display.json_reports import verification_fields
 from .._display.progress import show_progress
 from .._display.terminal import echo_report
-from .options import CheckpointPath, color_option, json_option
+from ..storage.source import Source
+from .options import CheckpointPath, color_option, follow_links_option, json_option
 
 
 @click.command("verify")
 @click.argument("path", type=CheckpointPath())
+@follow_links_option
 @click.option("--threads", type=click.IntRange(min=1), help="Workers that read and decode.")
 @click.option("--required", is_flag=True, help="Exit with 1 if any byte has no checksum, too.")
 @json_option
 @color_option
-def verify(path: str, threads: int | None, required: bool, as_json: bool) -> None:
+def verify(path: str | Source, threads: int | None, required: bool, as_json: bool) -> None:
     """Read every byte of the checkpoint at PATH once, and list all damage.
 
     Exits with 0 if nothing is, 1 if something is, 2 if PATH can't be opened. Bytes without a

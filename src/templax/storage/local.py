@@ -58,9 +58,6 @@ _MAX_LINKS = 256
 """Maximum number of links to directories that `walk` follows: a few that lead to each other can be
 followed in any number of ways."""
 
-_FOLLOW_LINKS = "TEMPLAX_FOLLOW_LINKS"
-"""If this environment variable is `1`, programs and the command line follow all links."""
-
 
 def _read_at(fd: int, view: memoryview, start: int) -> int:
     """Reads into `view` from byte `start` of a file; returns how many bytes, 0 at the end."""
@@ -120,8 +117,7 @@ class Local:
 
     Args:
         path: Relative or absolute; `~` is expanded. It need not exist.
-        follow_links: Whether links below the path may lead out of it. By default, only if the
-            environment variable `TEMPLAX_FOLLOW_LINKS` is `1`.
+        follow_links: Whether links below the path may lead out of it.
 
     Example:
         >>> import tempfile
@@ -132,7 +128,7 @@ class Local:
         b'ell'
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, follow_links: bool | None = None):
+    def __init__(self, path: str | os.PathLike[str], *, follow_links: bool = False):
         self.url = os.path.expanduser(os.fspath(path))
         if os.sep == "\\":  # on Windows, which accepts both: URLs are separated by slashes
             self.url = self.url.replace(os.sep, "/")
@@ -141,8 +137,7 @@ class Local:
         if os.path.basename(self.url.rstrip("/")) in ("", ".", ".."):
             # The name of the directory matters: it may be a step number, or an unfinished save.
             self.url = self._root
-        asked = os.environ.get(_FOLLOW_LINKS) == "1" if follow_links is None else follow_links
-        self._follow_links = asked
+        self._follow_links = follow_links
         self._checked: set[str] = set()  # directories and links that do not lead out
         self._boundaries: tuple[str, ...] = ()
         self._versions: dict[str, Version] = {}
@@ -290,8 +285,9 @@ class Local:
             return None
         return SourceError(
             f"can't read `{self._path(key)}`: it is a link that leads out of {self.url}, to"
-            f" `{real}`; hint: if you trust it, set {_FOLLOW_LINKS}=1, or open"
-            f" templax.storage.Local({self.url!r}, follow_links=True)"
+            f" `{real}`; hint: if you trust it, open"
+            f" templax.storage.Local({self.url!r}, follow_links=True), or give the command"
+            " --follow-links"
         )
 
     def stat(self, key: str) -> ObjectInfo | None:

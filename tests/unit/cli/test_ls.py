@@ -326,3 +326,18 @@ def test_ls_match_on_a_run_is_refused():
     result = run_cli("ls", "orbax-0.12.8-manager/ckpt", "--match", "*.kernel")
     assert result.exit_code == 2
     assert "holds 2 steps" in result.stderr
+
+
+def test_links_out_of_a_checkpoint_are_followed_if_asked_for(tmp_path):
+    path, template = tmp_path / "ckpt", tmp_path / "template.json"
+    tx.save(path, {"w": np.ones(2, np.float32)})
+    (path / "templax.index").rename(tmp_path / "elsewhere")
+    (path / "templax.index").symlink_to("../elsewhere")
+    tx.save_template({"w": np.zeros(2, np.float32)}, template)
+    commands = [("ls",), ("verify",), ("template", "-o", str(tmp_path / "made"))]
+    for command, *rest in [*commands, ("check", str(template)), ("plan", str(template))]:
+        places = [str(path), *rest]
+        refused = run_cli(command, *places)
+        assert refused.exit_code == 2, refused.output
+        assert "give the command --follow-links" in refused.output
+        assert run_cli(command, "--follow-links", *places).exit_code == 0
