@@ -59,6 +59,7 @@ class Presence:
         self._lost: set[int] = set()
         self._heard: dict[int, bytes] = {}
         self._left: str | None = None
+        self._send_heartbeat(0)  # before any offer, or a death soon after could not be noticed
         thread = threading.Thread(target=self._send_heartbeats, name="templax-heartbeat")
         thread.daemon = True
         thread.start()
@@ -67,10 +68,13 @@ class Presence:
         self._catch_sigterm()
 
     def _send_heartbeats(self) -> None:
-        for n in itertools.count():
-            with contextlib.suppress(JaxRuntimeError):
-                self._store.set(f"templax/alive/{self._index}", b"%d" % n, overwrite=True)
+        for n in itertools.count(1):
             time.sleep(HEARTBEAT_S)
+            self._send_heartbeat(n)
+
+    def _send_heartbeat(self, n: int) -> None:
+        with contextlib.suppress(JaxRuntimeError):
+            self._store.set(f"templax/alive/{self._index}", b"%d" % n, overwrite=True)
 
     def announce_leaving(self, why: str, path: str = "", after_s: float = 0.0) -> None:
         """Tells the others, now and whenever they ask, that this process left. Never raises."""
