@@ -174,7 +174,7 @@ def _change(files: Files, key: str, op: str, rng: random.Random) -> None:
             files[key] = mutate_json(files.get(key, b"{}"), rng)
     elif op == "delete":
         files.pop(key, None)
-    elif op == "copy":
+    elif op == "copy" and files:
         files[rng.choice(sorted(files)) if rng.random() < 0.5 else f"{key}x"] = data
     elif op == "swap" and files:
         other = rng.choice(sorted(files))

@@ -13,6 +13,9 @@ MAX_LEVELS = 256
 """Maximum nesting depth of a value. Python's `json` recurses and fails at about 1,000 frames, and
 the program that reads the value may already have used most of them."""
 
+_MAX_FILE_LEVELS = MAX_LEVELS + 4
+"""Maximum nesting depth of a file, which has such values a few levels down."""
+
 MAX_JSON = 1 << 26
 """Maximum size of a value's JSON text, in bytes. It keeps the file with a checkpoint's metadata and
 metrics far below `MAX_METADATA`, the most that a restore reads."""
@@ -74,14 +77,31 @@ def decode_json(text: bytes | memoryview) -> Any:
     """Decodes JSON text. Like Python's `json`, it accepts `NaN` and `Infinity`.
 
     Raises:
-        ValueError: It is not JSON, or an object repeats a key: one of the values would be lost.
-        RecursionError: It is nested too deeply.
+        ValueError: It is not JSON, an object repeats a key, so that one of the values would be
+            lost, or it is nested too deeply.
+        RecursionError: It has so many levels that Python can't decode it.
 
     >>> decode_json(b'{"a": 1, "a": 2}')
     Traceback (most recent call last):
     ValueError: the key 'a' occurs twice
     """
-    return json.loads(bytes(text), object_pairs_hook=_make_object)
+    value = json.loads(bytes(text), object_pairs_hook=_make_object)
+    _check_levels(value)
+    return value
+
+
+def _check_levels(value: Any) -> None:
+    level = [value]
+    for _ in range(_MAX_FILE_LEVELS + 1):
+        containers = [value for value in level if isinstance(value, (dict, list))]
+        if not containers:
+            return
+        level = [
+            inner
+            for value in containers
+            for inner in (value.values() if isinstance(value, dict) else value)
+        ]
+    raise ValueError(f"it has more than {_MAX_FILE_LEVELS} levels")
 
 
 def check_repeated_keys(text: bytes | memoryview, counts: Mapping[str, int]) -> None:

@@ -28,6 +28,8 @@ _VARIABLE = {
     0xDB: (4, 0),
 }
 
+_EXTENSIONS = range(0xD4, 0xD9)
+
 _ARRAYS, _MAPS = {0xDC: 2, 0xDD: 4}, {0xDE: 2, 0xDF: 4}
 
 _STRINGS = frozenset((*range(0xA0, 0xC0), 0xD9, 0xDA, 0xDB))
@@ -88,4 +90,5 @@ def _read_key(data: memoryview, first: int, start: int, stop: int) -> object:
     if first in _STRINGS:  # equal strings may differ in how their length is stored
         return bytes(data[start:stop]).decode()
     # Others are rare; those that are not numbers are refused later.
-    return msgspec.msgpack.decode(data[start - 1 : stop]) if first in _FIXED else start
+    is_number = first in _FIXED and first not in _EXTENSIONS
+    return msgspec.msgpack.decode(data[start - 1 : stop]) if is_number else start

@@ -138,7 +138,8 @@ def list_items(source: Source) -> dict[str, ItemKind]:
     found: dict[str, ItemKind] = {}
     for info in source.children():
         name = info.key.rstrip("/")
-        if info.is_dir and not is_temporary(name):
+        # Keys of an object store may contain `..`, which leads out of the directory.
+        if info.is_dir and name.strip(".") and not is_temporary(name):
             try:
                 found[name] = _item_kind(source.at(name), handlers.get(name))
             except SourceError:

@@ -153,7 +153,7 @@ def find_below(source: Source, names: Iterable[str]) -> dict[str, list[str]]:
             found.setdefault(name, []).extend(list_openable(child))
         elif depth < _SEARCH_DEPTH:
             below = (info.key.rstrip("/") for info in child.children() if info.is_dir)
-            pending.extend((name, child.at(key), depth + 1) for key in below)
+            pending.extend((name, child.at(key), depth + 1) for key in below if key.strip("."))
     return found
 
 

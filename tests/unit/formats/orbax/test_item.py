@@ -53,6 +53,18 @@ def test_custom_metadata_may_hold_nan(case):
     assert loss != loss
 
 
+def test_custom_metadata_may_have_256_levels(case):
+    path = case("orbax-0.12.8-default")
+    content = json.loads((path / "_METADATA").read_bytes())
+    for levels in (256, 300):
+        content["custom_metadata"] = json.loads("[" * levels + "]" * levels)
+        (path / "_METADATA").write_text(json.dumps(content))
+        if levels == 256:
+            assert open_local(path).metadata["custom_metadata"] == content["custom_metadata"]
+        else:
+            assert "it has more than 260 levels" in read_refusal(path, Corrupted)
+
+
 def test_without_metadata_names_come_from_the_keys_of_arrays(case):
     for name, index in [
         ("orbax-0.12.8-default", "`manifest.ocdbt` and "),
