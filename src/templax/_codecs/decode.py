@@ -18,6 +18,7 @@ import numpy as np
 
 from ..errors import Corrupted, Unsupported
 from .crc32c import Bytes, compare_crc32c, crc32c
+from .deflate import inflate_npy_into
 from .gzip import gunzip_into
 from .zstd import flat_view, inflate_into
 
@@ -38,6 +39,8 @@ def decode(
             - `"zstd"`, at most once: decodes one or more frames.
             - `"gzip"`, at most once: decodes one or more members, and compares their checksums.
             - `"crc32c"`: compares and strips a trailing little-endian 32-bit checksum.
+            - `"npy-deflate"`, only on its own: decodes a deflated array in numpy's format, and
+              drops its header.
             - `"fill"`, only on its own: `data` is one element, which fills the whole chunk.
 
             If empty, `data` is the chunk itself.
@@ -86,6 +89,10 @@ def _decode_gzip(data: memoryview, size: int, out: memoryview | None, verify: bo
     return gunzip_into(data, _allocate(size) if out is None else out)
 
 
+def _decode_npy(data: memoryview, size: int, out: memoryview | None, verify: bool) -> memoryview:
+    return inflate_npy_into(data, _allocate(size) if out is None else out)
+
+
 def _strip_crc32c(data: memoryview, size: int, out: memoryview | None, verify: bool) -> memoryview:
     if len(data) < 4:
         raise Corrupted(f"Expected bytes followed by a crc32c, got {len(data)} bytes in all")
@@ -125,4 +132,4 @@ CHECKSUMS: dict[str, Decoder] = {"crc32c": _strip_crc32c}
 CODECS = frozenset((*COMPRESSIONS, *CHECKSUMS))
 """Names of all codecs that a file may name, and that `decode` reverses."""
 
-_DECODERS = {**COMPRESSIONS, **CHECKSUMS, "fill": _fill}
+_DECODERS = {**COMPRESSIONS, **CHECKSUMS, "npy-deflate": _decode_npy, "fill": _fill}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 Shape = tuple[int, ...]
 
@@ -147,6 +147,38 @@ def box_around(start: int, stop: int, shape: Shape) -> Box:
         box.append((a, b + 1))
         same_index = a == b
     return tuple(box)
+
+
+def split_range(start: int, stop: int, shape: Shape) -> Iterator[Box]:
+    """Splits a range of a C-ordered array into boxes, each of which is contiguous in it.
+
+    Args:
+        start, stop: Half-open range of flat indices, not empty and within the array.
+        shape: Shape of the array.
+
+    Returns:
+        The boxes in the order of their elements: at most two for each dimension, and one more.
+
+    >>> list(split_range(3, 11, (3, 4)))
+    [((0, 1), (3, 4)), ((1, 2), (0, 4)), ((2, 3), (0, 3))]
+    """
+    if not shape:
+        yield ()
+        return
+    row = math.prod(shape[1:])
+    (first, head), (last, tail) = divmod(start, row), divmod(stop, row)
+    if head:
+        end = tail if first == last else row
+        for box in split_range(head, end, shape[1:]):
+            yield ((first, first + 1), *box)
+        if first == last:
+            return
+        first += 1
+    if first < last:
+        yield ((first, last), *full_box(shape[1:]))
+    if tail:
+        for box in split_range(0, tail, shape[1:]):
+            yield ((last, last + 1), *box)
 
 
 def span_of(box: Box, shape: Shape, itemsize: int) -> tuple[int, int]:

@@ -15,6 +15,7 @@ from .._core.text import list_examples
 from ..errors import CheckpointError, NotFound, SourceError, UnknownFormat
 from ..storage.signatures import is_lfs_pointer, make_lfs_error, read_head
 from ..storage.source import ObjectInfo, Source
+from .files import FILE_FORMATS
 from .foreign import UNPACK, describe_file
 from .orbax.directory import (
     MAX_PROBES,
@@ -34,7 +35,6 @@ from .orbax.format import (
 )
 from .orbax.item import missing_dot_file_error
 from .orbax.step_metadata import COMMITTED, STEP_METADATA
-from .safetensors import Safetensors
 
 _CHUNK = re.compile(r"[0-9]+(\.[0-9]+)*")
 
@@ -133,12 +133,15 @@ def _checkpoints_below_error(source: Source, children: list[ObjectInfo]) -> Unkn
 
 
 def _list_openable_files(source: Source, children: list[ObjectInfo]) -> list[str]:
-    """URLs of the safetensors files among the children that were opened successfully."""
-    format, found = Safetensors(), list[str]()
+    """URLs of the files among the children that were opened successfully."""
+    found = list[str]()
     for info in children[:MAX_PROBES]:
+        if info.is_dir or info.problem is not None:
+            continue
         child = source.at(info.key)
         with suppress(CheckpointError, SourceError):
-            if not info.is_dir and info.problem is None and format.detect(child) is not None:
+            format = next((f for f in FILE_FORMATS if f.detect(child) is not None), None)
+            if format is not None:
                 found.append(format.open(child).url)
     return found
 

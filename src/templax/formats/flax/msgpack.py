@@ -9,13 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
 
-from ..._catalog.entry import Kind
-from ..._core.boxes import fits_address_space, format_shape
+from ..._catalog.entry import Chunk, Extent, Kind
+from ..._core.boxes import fits_address_space, format_shape, size_of, split_range
 from ..._core.dtypes import DTYPES
 from ..._core.names import MAX_DEPTH, Path, join_path
 from ...errors import CheckpointError, Corrupted, Unsupported
@@ -26,6 +26,26 @@ PLACEHOLDER = "PLACEHOLDER://"
 _CHUNKED = "__msgpack_chunked_array__"
 
 
+class Piece(NamedTuple):
+    """The bytes of an array, or of one piece of it.
+
+    Attributes:
+        data: A view of the file's content, or what was made of it.
+        start, stop: Position of these bytes in the file; both 0 if they are not in it as such.
+    """
+
+    data: memoryview
+    start: int = 0
+    stop: int = 0
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _unpickle_piece, (bytes(self.data), self.start, self.stop)  # views can't be pickled
+
+
+def _unpickle_piece(data: bytes, start: int, stop: int) -> Piece:
+    return Piece(memoryview(data), start, stop)
+
+
 @dataclass(frozen=True, slots=True)
 class Value:
     """An array or number stored in the file.
@@ -33,27 +53,14 @@ class Value:
     Attributes:
         dtype, shape: Of the array; the shape of a number is `()`.
         kind: "array" or "scalar".
-        data: Its bytes, in C order and little-endian: a view of the file's content, or a copy if
-            they are in several pieces there.
-        start, stop: Position of these bytes in the file.
+        pieces: Its bytes, in C order and little-endian. Flax splits an array of more than 2**30
+            bytes into flat pieces; others have one.
     """
 
     dtype: np.dtype
     shape: tuple[int, ...]
     kind: Kind
-    data: memoryview
-    start: int = 0
-    stop: int = 0
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        data = bytes(self.data)  # views can't be pickled
-        return _unpickle_value, (self.dtype, self.shape, self.kind, data, self.start, self.stop)
-
-
-def _unpickle_value(
-    dtype: np.dtype, shape: tuple[int, ...], kind: Kind, data: bytes, start: int, stop: int
-) -> Value:
-    return Value(dtype, shape, kind, memoryview(data), start, stop)
+    pieces: tuple[Piece, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +137,7 @@ def _read_extension(code: int, payload: memoryview, base: int) -> Value:
     if code == 2:
         real, imaginary = _decode_payload(payload, tuple[float, float])
         value = memoryview(np.complex128(complex(real, imaginary)).tobytes())
-        return Value(np.dtype(np.complex128), (), "scalar", value, _memory_address(payload) - base)
+        return Value(np.dtype(np.complex128), (), "scalar", (Piece(value),))
     if code not in (1, 3):
         raise Unsupported(f"templax does not read msgpack extension {code}")
     shape, name, data = _decode_payload(payload, tuple[list[int], str, memoryview])
@@ -141,7 +148,7 @@ def _read_extension(code: int, payload: memoryview, base: int) -> Value:
         raise Corrupted(f"Expected the bytes of {name}{format_shape(shape)}, got {len(data)}")
     start = _memory_address(data) - base if len(data) else 0
     kind: Kind = "scalar" if code == 3 else "array"
-    return Value(dtype, tuple(shape), kind, data, start, start + len(data))
+    return Value(dtype, tuple(shape), kind, (Piece(data, start, start + len(data)),))
 
 
 def _has_nbytes(shape: Sequence[int], dtype: np.dtype, nbytes: int) -> bool:
@@ -185,6 +192,8 @@ def _iter_leaves(tree: Any, path: Path) -> Iterator[tuple[Path, Leaf]]:
         yield path, tree
     elif isinstance(tree, (bool, int, float)):
         yield path, _make_scalar(tree)
+    elif isinstance(tree, bytes):
+        yield path, Value(DTYPES["uint8"], (len(tree),), "array", (Piece(memoryview(tree)),))
     else:
         raise Unsupported(
             f"templax does not read msgpack values of type `{type(tree).__name__}`",
@@ -195,7 +204,7 @@ def _iter_leaves(tree: Any, path: Path) -> Iterator[tuple[Path, Leaf]]:
 def _make_scalar(number: bool | int | float) -> Value:
     # At most 64 bits: msgpack has no larger numbers.
     value = np.asarray(number)
-    return Value(value.dtype, (), "scalar", memoryview(value.tobytes()))
+    return Value(value.dtype, (), "scalar", (Piece(memoryview(value.tobytes())),))
 
 
 def _join_pieces(tree: dict[Any, Any], path: Path) -> Value:
@@ -204,21 +213,21 @@ def _join_pieces(tree: dict[Any, Any], path: Path) -> Value:
         chunked = msgspec.convert(tree, _Chunked)
     except msgspec.ValidationError as error:
         raise Corrupted(f"Expected an array in chunks: {error}", leaf=join_path(path)) from error
-    pieces = _in_numeric_order(chunked.chunks, path)
+    arrays = _in_numeric_order(chunked.chunks, path)
     shape = tuple(_in_numeric_order(chunked.shape, path))
-    if not pieces or any(not isinstance(piece, Value) for piece in pieces):
+    if not arrays or any(not isinstance(array, Value) for array in arrays):
         raise Corrupted("Expected chunks that are arrays, got others", leaf=join_path(path))
-    dtype = pieces[0].dtype
-    if any(piece.dtype != dtype for piece in pieces):
+    dtype = arrays[0].dtype
+    if any(array.dtype != dtype for array in arrays):
         raise Corrupted("Expected chunks of one dtype, got several", leaf=join_path(path))
+    pieces = tuple(piece for array in arrays for piece in array.pieces)
     nbytes = sum(len(piece.data) for piece in pieces)
     if not _has_nbytes(shape, dtype, nbytes):
         raise Corrupted(
             f"Expected the bytes of {dtype.name}{format_shape(shape)}, got {nbytes}",
             leaf=join_path(path),
         )
-    data = memoryview(b"".join(piece.data for piece in pieces))
-    return Value(dtype, shape, "array", data, pieces[0].start, pieces[-1].stop)
+    return Value(dtype, shape, "array", pieces)
 
 
 class _Chunked(msgspec.Struct):
@@ -234,3 +243,26 @@ def _in_numeric_order(items: dict[str, Any], path: Path) -> list[Any]:
         raise Corrupted(
             f"Expected item {error} of a chunked array, found none", leaf=join_path(path)
         ) from error
+
+
+def locate_value(value: Value, key: str, *, inline: bool) -> tuple[Chunk, ...]:
+    """The chunks of a value.
+
+    Args:
+        value: The value.
+        key: The file that was read.
+        inline: Whether chunks hold the bytes that were read, rather than their place in the file.
+    """
+    chunks: list[Chunk] = []
+    first = 0
+    for piece in value.pieces:
+        last, at = first + len(piece.data) // value.dtype.itemsize, 0
+        for box in split_range(first, last, value.shape) if last > first else ():
+            nbytes = size_of(box) * value.dtype.itemsize
+            data = piece.data[at : at + nbytes] if inline or not piece.stop else None
+            start = piece.start + at if piece.stop else 0
+            stop = start + nbytes if piece.stop else 0
+            chunks.append(Chunk(Extent(key, start, stop, data), box))
+            at += nbytes
+        first = last
+    return tuple(chunks)

@@ -15,13 +15,12 @@ import numpy as np
 
 from ..._catalog.catalog import Catalog, record_damage
 from ..._catalog.entry import Chunk, Extent, LeafEntry
-from ..._core.boxes import full_box
 from ..._core.gc_pause import pause_gc
 from ..._core.names import Path, join_path
 from ...errors import CheckpointError, Corrupted, NotFound, SourceError, Uncommitted
 from ...storage.signatures import diagnose_lfs_pointer, is_lfs_pointer, make_lfs_error
 from ...storage.source import Source
-from ..flax.msgpack import Value
+from ..flax.msgpack import Value, locate_value
 from ..ocdbt.read import MANIFEST, read_database
 from ..zarr.budget import ChunkBudget
 from ..zarr.chunks import locate_arrays
@@ -282,8 +281,7 @@ def _locate(
     for entry in entries:
         handle = entry.handle
         if isinstance(handle, Value):
-            extent = Extent(LEGACY, handle.start, handle.stop, handle.data)
-            chunks = (Chunk(extent, full_box(entry.shape)),) if len(handle.data) else ()
+            chunks = locate_value(handle, LEGACY, inline=True)
         elif isinstance(handle, Array):
             if container.unread:
                 container.check_listing(entry.name, damages)

@@ -1,0 +1,10 @@
+"""The formats of single files, apart from what tells that none of them opens one."""
+
+from __future__ import annotations
+
+from .flax.file import FlaxMsgpack
+from .numpy_files import NumpyArchive, NumpyArray
+from .protocol import Format
+from .safetensors import Safetensors
+
+FILE_FORMATS: tuple[Format, ...] = (Safetensors(), FlaxMsgpack(), NumpyArchive(), NumpyArray())

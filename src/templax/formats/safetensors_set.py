@@ -1,0 +1,164 @@
+"""Opens directories of safetensors files: several under an index, or the only one.
+
+Hugging Face's libraries split a model that exceeds a size: `model-00001-of-00002.safetensors` and
+so on, with `model.safetensors.index.json`, whose `weight_map` names the file of each tensor.
+"""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import msgspec
+from msgspec import structs
+
+from .._catalog.catalog import Catalog
+from .._catalog.entry import Chunk, Extent, LeafEntry
+from .._core.boxes import full_box
+from .._core.gc_pause import pause_gc
+from .._core.text import list_examples
+from ..errors import CheckpointError, Corrupted, NotFound
+from ..storage.signatures import read_head, read_metadata
+from ..storage.source import Source
+from .safetensors import Safetensors
+
+INDEX = ".safetensors.index.json"
+
+_SUFFIX = ".safetensors"
+
+
+class _Index(msgspec.Struct):
+    weight_map: dict[str, str]
+    metadata: dict[str, Any] = {}
+
+
+class SafetensorsSet:
+    """A directory with one index of safetensors files, or with a single one; or such an index."""
+
+    name = "safetensors"
+
+    def detect(self, source: Source) -> str | None:
+        found = _find(source)
+        return None if found is None else f"`{found[1]}`"
+
+    @pause_gc()
+    def open(self, source: Source) -> Catalog:
+        """Opens the files. Leaves are in the order of the files, and of the data in each.
+
+        Raises:
+            Corrupted: The index or a file is unreadable; a file that the index names does not
+                exist, or lacks a tensor; or two files have a tensor that the index does not name.
+            Unsupported: A dtype that templax does not read; the error names it.
+        """
+        found = _find(source)
+        if found is None:
+            raise NotFound("Expected safetensors files, found none", file=source.url)
+        root, name = found
+        if name.endswith(_SUFFIX):
+            index, files = _Index({}), [name]
+        else:
+            index = _read_index(root, name)
+            files = sorted(set(index.weight_map.values()))
+        entries: dict[str, LeafEntry] = {}
+        abouts: list[Mapping[str, Any]] = []
+        for file in files:
+            catalog = _open_file(root, file, name)
+            abouts.append(catalog.metadata)
+            for entry in catalog.entries:
+                if index.weight_map.get(entry.name, file) != file:
+                    continue  # another file's is the one that the index names
+                if entry.name in entries:
+                    raise Corrupted(
+                        f"Expected one tensor of a name, found it in `{file}` and"
+                        f" `{entries[entry.name].handle[0]}`",
+                        leaf=entry.name,
+                        file=name,
+                    )
+                entries[entry.name] = structs.replace(entry, handle=(file, *entry.handle))
+        absent = [tensor for tensor in index.weight_map if tensor not in entries]
+        if absent:
+            raise Corrupted(
+                f"Expected the tensors of the index in its files, {len(absent)} are missing:"
+                f" {list_examples(absent[:4], len(absent))}",
+                leaf=absent[0],
+                file=index.weight_map[absent[0]],
+            )
+        return Catalog(
+            url=source.url,
+            format=self.name,
+            evidence=f"`{name}`",
+            entries=tuple(entries.values()),
+            source=root,
+            locator=_locate,
+            metadata=_join_metadata(index.metadata, abouts),
+        )
+
+
+def _find(source: Source) -> tuple[Source, str] | None:
+    """The directory, and in it the index or the only safetensors file."""
+    info = source.stat("")
+    if info is None:
+        return None
+    if not info.is_dir:
+        name = posixpath.basename(source.url.rstrip("/"))
+        is_index = name.endswith(INDEX) and read_head(source, "", info.size, 1)[:1] == b"{"
+        return (source.at(".."), name) if is_index else None
+    names = [child.key for child in source.children() if not child.is_dir]
+    indexes = [name for name in names if name.endswith(INDEX)]
+    files = [name for name in names if name.endswith(_SUFFIX)]
+    if len(indexes) == 1:
+        named = set(_read_index(source, indexes[0]).weight_map.values())
+        return (source, indexes[0]) if named.issuperset(files) else None
+    if indexes or len(files) != 1 or Safetensors().detect(source.at(files[0])) is None:
+        return None
+    return source, files[0]
+
+
+def _read_index(root: Source, name: str) -> _Index:
+    try:
+        index = msgspec.json.decode(read_metadata(root, name), type=_Index)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise Corrupted(f"The index is unreadable: {error}", file=name) from error
+    for tensor, file in index.weight_map.items():
+        if not file or file.startswith("/") or "\0" in file or ".." in file.split("/"):
+            raise Corrupted(
+                f"Expected a file of this directory, got `{file[:200]}`", leaf=tensor, file=name
+            )
+    return index
+
+
+def _open_file(root: Source, file: str, name: str) -> Catalog:
+    place = root.at(file)
+    info = place.stat("")
+    if info is None or info.is_dir:
+        raise Corrupted(f"Expected the file that `{name}` names, found none", file=file)
+    try:
+        return Safetensors().open(place)
+    except CheckpointError as error:
+        raise error.locate(file=file) from error
+
+
+def _join_metadata(
+    about: Mapping[str, Any], abouts: Iterable[Mapping[str, Any]]
+) -> Mapping[str, Any]:
+    """What the index and the files say. Of values that differ between files, all, in a list."""
+    joined: dict[str, list[Any]] = {}
+    for each in (about, *abouts):
+        for key, value in each.items():
+            values = joined.setdefault(key, [])
+            if value not in values:
+                values.append(value)
+    return {key: values[0] if len(values) == 1 else values for key, values in joined.items()}
+
+
+@pause_gc()
+def _locate(
+    entries: Iterable[LeafEntry], damages: list[Corrupted] | None = None
+) -> dict[str, tuple[Chunk, ...]]:
+    located: dict[str, tuple[Chunk, ...]] = {}
+    for entry in entries:
+        file, start, stop = entry.handle
+        chunk = Chunk(Extent(file, start, stop), full_box(entry.shape))
+        located[entry.name] = () if start == stop else (chunk,)
+    return located

@@ -1,0 +1,166 @@
+"""The members of a zip archive, as byte ranges of its file.
+
+The central directory is read by `zipfile`. What it says is not trusted: members must lie in the
+file, apart from each other, and the size that a stored one declares is that of its bytes.
+"""
+
+from __future__ import annotations
+
+import io
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from ..errors import Corrupted, Unsupported
+from ..storage.source import Source
+
+_PIECE = 1 << 20
+
+_MAX_DIRECTORY = 1 << 28
+"""Most bytes of a central directory that are read."""
+
+_WINDOW = 1 << 16
+
+_ENCRYPTED = 0x1
+
+_METHODS = {9: "deflate64", 12: "bzip2", 14: "lzma", 93: "zstd"}
+
+
+class Member(NamedTuple):
+    """A file in an archive.
+
+    Attributes:
+        name: Its name.
+        start, stop: Position of its bytes in the archive.
+        nbytes: Size of the decoded bytes, as the archive declares it.
+        deflated: Whether its bytes are deflated; otherwise they are stored as they are.
+        crc32: The CRC-32 of the decoded bytes.
+    """
+
+    name: str
+    start: int
+    stop: int
+    nbytes: int
+    deflated: bool
+    crc32: int
+
+
+def list_members(source: Source) -> list[Member]:
+    """The members of the archive at the root of a source, in the order of its directory.
+
+    Raises:
+        Corrupted: The directory is unreadable, or members overlap or lie outside of the file.
+        Unsupported: A member is encrypted, or compressed by other means than deflate.
+    """
+    info = source.stat("")
+    size = 0 if info is None else info.size
+    try:
+        with zipfile.ZipFile(io.BufferedReader(_Reader(source, size), _WINDOW)) as archive:
+            infos = [info for info in archive.infolist() if not info.is_dir()]
+    except (zipfile.BadZipFile, ValueError, NotImplementedError, OverflowError, EOFError) as error:
+        raise Corrupted(f"The directory of the zip archive is unreadable: {error}") from error
+    members: list[Member] = []
+    for info in infos:
+        if info.flag_bits & _ENCRYPTED:
+            raise Unsupported("templax reads no encrypted members", leaf=info.filename)
+        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            name = _METHODS.get(info.compress_type, f"method {info.compress_type}")
+            raise Unsupported(f"templax does not decode `{name}` members", leaf=info.filename)
+        start = _find_data(source, size, info)
+        stop = start + info.compress_size
+        deflated = info.compress_type == zipfile.ZIP_DEFLATED
+        if stop > size or (not deflated and info.compress_size != info.file_size):
+            raise Corrupted(
+                f"Expected {info.file_size} bytes of a member from byte {start} of {size}",
+                leaf=info.filename,
+            )
+        members.append(Member(info.filename, start, stop, info.file_size, deflated, info.CRC))
+    _check_apart(members)
+    return members
+
+
+def _find_data(source: Source, size: int, info: zipfile.ZipInfo) -> int:
+    """The position of a member's bytes, after its own header of 30 bytes, its name and extras."""
+    at = info.header_offset
+    if not 0 <= at <= size - 30:
+        raise Corrupted(f"Expected a member below byte {size}, got {at}", leaf=info.filename)
+    head = source.read("", at, at + 30)
+    if head[:4] != b"PK\x03\x04":
+        raise Corrupted("Expected the header of a member", leaf=info.filename, start=at)
+    return at + 30 + int.from_bytes(head[26:28], "little") + int.from_bytes(head[28:30], "little")
+
+
+def _check_apart(members: Iterable[Member]) -> None:
+    names = set[str]()
+    end = 0
+    for member in sorted(members, key=lambda m: (m.start, m.stop)):
+        if member.name in names:
+            raise Corrupted("Expected one member of a name, got two", leaf=member.name)
+        names.add(member.name)
+        if member.start < end:
+            raise Corrupted(
+                f"Expected members that do not overlap, got one at byte {member.start}"
+                f" before {end}",
+                leaf=member.name,
+            )
+        end = member.stop
+
+
+def check_members(source: Source, members: Iterable[Member]) -> Iterator[Corrupted]:
+    """Compares the checksum of each member; yields the damage."""
+    for member in members:
+        crc = nbytes = 0
+        decoder = zlib.decompressobj(-zlib.MAX_WBITS) if member.deflated else None
+        try:
+            for at in range(member.start, member.stop, _PIECE):
+                data = source.read("", at, min(at + _PIECE, member.stop))
+                while len(data) and nbytes <= member.nbytes:
+                    piece = data if decoder is None else decoder.decompress(data, _PIECE)
+                    data = b"" if decoder is None else decoder.unconsumed_tail
+                    crc = zlib.crc32(piece, crc)
+                    nbytes += len(piece)
+        except zlib.error as error:
+            yield Corrupted(f"The member does not decode: {error}", leaf=member.name)
+            continue
+        if (crc, nbytes) != (member.crc32, member.nbytes):
+            yield Corrupted(
+                f"Expected {member.nbytes} bytes with CRC-32 {member.crc32:08x}, got {nbytes} with"
+                f" {crc:08x}",
+                leaf=member.name,
+                start=member.start,
+                stop=member.stop,
+            )
+
+
+class _Reader(io.RawIOBase):
+    """The file at the root of a source, as `zipfile` reads it."""
+
+    def __init__(self, source: Source, size: int):
+        self._source, self._size, self._at = source, size, 0
+        self._left = _MAX_DIRECTORY
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        self._at = max(0, base + offset)
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def readinto(self, buffer: memoryview, /) -> int:  # pyright: ignore[reportIncompatibleMethodOverride]
+        stop = min(self._at + len(buffer), self._size)
+        n = max(0, stop - self._at)
+        self._left -= n
+        if self._left < 0:
+            raise zipfile.BadZipFile(f"it has more than {_MAX_DIRECTORY} bytes")
+        if n:
+            self._source.read("", self._at, stop, memoryview(buffer)[:n])
+        self._at += n
+        return n
