@@ -39,6 +39,38 @@ class TestSafetensors(FormatContract):
         return {name: leaf["sha256"] for name, leaf in read_expected(self.case).items()}
 
 
+NUMPY = {
+    "npz-stored": "params.npz",
+    "npz-deflated": "params.npz",
+    "npy-fortran": "array.npy",
+    "equinox-plain": "model.eqx",
+    "equinox-header": "model.eqx",
+}
+"""The cases of numpy and Equinox: case → file."""
+
+HAIKU = {
+    "mlp/~/linear_0/w": "mlp/~/linear_0.w",
+    "mlp/~/linear_0/b": "mlp/~/linear_0.b",
+    "mlp/~/linear_1/w": "mlp/~/linear_1.w",
+}
+
+
+@pytest.mark.parametrize("case", NUMPY)
+class TestNumpy(FormatContract):
+    @pytest.fixture(autouse=True)
+    def _case(self, case: str) -> None:
+        self.case = case
+
+    def open(self) -> tx.Catalog:
+        return tx.open(CORPUS / self.case / NUMPY[self.case])
+
+    def expected(self) -> Mapping[str, str]:
+        return {
+            HAIKU.get(name, name.replace("/", ".")): leaf["sha256"]
+            for name, leaf in read_expected(self.case).items()
+        }
+
+
 @pytest.mark.parametrize("case", CASES)
 class TestOrbax(FormatContract):
     @pytest.fixture(autouse=True)
