@@ -9,6 +9,7 @@ import pytest
 from templax.errors import Corrupted
 from templax.errors import Uncommitted
 from templax.errors import UnknownFormat
+from templax.errors import Unsupported
 from templax.formats import open_catalog
 from templax.storage import Local
 
@@ -129,8 +130,6 @@ def test_a_save_killed_before_its_merge_is_named(corpus):
 @pytest.mark.parametrize(
     ("path", "what", "load"),
     [
-        ("npz-stored/params.npz", "a numpy archive (`.npz`)", "dict(np.load({}))"),
-        ("damaged-npz_pickle/params.npz", "a numpy archive (`.npz`)", None),
         ("flaxmsgpack-plain/state.msgpack", "a Flax msgpack file", LOAD_FLAX),
         ("flaxmsgpack-chunked/state.msgpack", "a Flax msgpack file", LOAD_FLAX),
         ("damaged-msgpack_truncated/state.msgpack", "a file of another kind", None),
@@ -145,6 +144,11 @@ def test_files_of_other_formats_are_recognised(corpus, path, what, load):
         f"Expected a checkpoint that templax reads at {corpus / path}, got {what}"
         + hint.replace("{}", f'"{corpus / path}"')
     )
+
+
+def test_pickled_arrays_are_refused_by_name(corpus):
+    with pytest.raises(Unsupported, match=r"no pickled objects.* - at `a`, bytes"):
+        open_catalog(Local(corpus / "damaged-npz_pickle" / "params.npz"))
 
 
 _BOUNDED = """

@@ -33,12 +33,12 @@ class Equinox:
         if info is None or info.is_dir:
             return None
         head = read_head(source, "", info.size)
+        if head.startswith((b"{", b"[")):
+            found = _find_line(source, info.size) is not None
+            return "arrays after a line of JSON" if found else None
+        if not head.startswith(MAGIC):
+            return None
         try:
-            if head.startswith((b"{", b"[")):
-                found = _read_line(source, info.size) is not None
-                return "arrays after a line of JSON" if found else None
-            if not head.startswith(MAGIC):
-                return None
             stop = read_header(open_ranges(source, "", info.size), 0, info.size).stop
         except CheckpointError:
             return None
@@ -55,9 +55,11 @@ class Equinox:
         """
         info = source.stat("")
         size = 0 if info is None else info.size
-        line = None if _begins_at(source, 0) else _read_line(source, size)
-        evidence = "arrays one after the other" if line is None else "arrays after a line of JSON"
-        metadata, at = ({}, 0) if line is None else ({"hyperparameters": line[0]}, line[1])
+        line = None if _begins_at(source, 0) else _find_line(source, size)
+        evidence, metadata, at = "arrays one after the other", {}, 0
+        if line is not None:
+            evidence, at = "arrays after a line of JSON", len(line) + 1
+            metadata = {"hyperparameters": _read_line(line)}
         read = open_ranges(source, "", size)
         entries: list[LeafEntry] = []
         while at < size:
@@ -91,22 +93,19 @@ def _begins_at(source: Source, at: int) -> bool:
     return bytes(source.read("", at, at + len(MAGIC))) == MAGIC
 
 
-def _read_line(source: Source, size: int) -> tuple[Any, int] | None:
-    """What the JSON before the arrays holds, and where they begin; None if there is no such line.
-
-    Raises:
-        Corrupted: The line is not JSON.
-    """
+def _find_line(source: Source, size: int) -> bytes | None:
+    """The line before the arrays, without its end; None if there is no such line."""
     for nbytes in (1 << 12, _MAX_LINE):
         head = read_head(source, "", size, nbytes)
         line, newline, rest = head.partition(b"\n")
         if newline and len(rest) >= len(MAGIC):
-            break
-    else:
-        return None
-    if not rest.startswith(MAGIC):
-        return None
+            return line if rest.startswith(MAGIC) else None
+    return None
+
+
+def _read_line(line: bytes) -> Any:
     try:
-        return decode_json(line), len(line) + 1
+        return decode_json(line)
     except (ValueError, RecursionError) as error:
-        raise Corrupted(f"The line before the arrays is not JSON: {error}") from error
+        what = f"The line before the arrays is not JSON: {error}"
+        raise Corrupted(what, start=0, stop=len(line)) from error

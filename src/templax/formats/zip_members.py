@@ -143,9 +143,7 @@ def check_members(source: Source, members: Iterable[Member]) -> Iterator[Corrupt
                 if nbytes > member.nbytes:
                     break
         except Corrupted as error:
-            yield Corrupted(
-                error.what, leaf=member.name, start=member.start, stop=member.stop
-            )
+            yield Corrupted(error.what, leaf=member.name, start=member.start, stop=member.stop)
             continue
         if (crc, nbytes) != (member.crc32, member.nbytes):
             yield Corrupted(
