@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import zipfile
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -44,7 +45,8 @@ def _arrays() -> list[np.ndarray]:
 def _archives() -> list[bytes]:
     stored, deflated, bare = io.BytesIO(), io.BytesIO(), io.BytesIO()
     np.savez(stored, *_arrays())
-    np.savez_compressed(deflated, **{f"a/~/b{i}/w": a for i, a in enumerate(_arrays())})
+    named: dict[str, Any] = {f"a/~/b{i}/w": array for i, array in enumerate(_arrays())}
+    np.savez_compressed(deflated, **named)
     with zipfile.ZipFile(bare, "w") as writer:
         writer.writestr("x.npy", _save(np.zeros(2, "u1")))
     return [*(file.getvalue() for file in (stored, deflated, bare)), *seeds.files_ending(".npz")]
