@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import tokenize
 import zlib
 from io import BytesIO
@@ -12,7 +11,6 @@ from io import BytesIO
 import numpy as np
 
 from .._core.text import quote_text
-from ..errors import CheckpointError
 from ..storage.local import Local
 from ..storage.signatures import (
     HDF5,
@@ -25,13 +23,7 @@ from ..storage.signatures import (
     recognise,
 )
 from ..storage.source import Source
-from .flax.msgpack import holds_flax_arrays
-
-_MAX_MSGPACK = 1 << 26
-"""Most bytes of a msgpack file that are decoded. Of a larger one, only the head is looked at."""
-
-_FLAX_ARRAY = re.compile(rb"(?:\xc7.|\xc8..|\xc9....)\x01\x93|__msgpack_chunked_array__", re.DOTALL)
-"""The beginning of an array of Flax: an extension of type 1 with a list of three values."""
+from .flax.scan import holds_flax_arrays
 
 _MAX_MEMBERS = 1000
 """Most members of a numpy archive of which the headers are read."""
@@ -55,7 +47,6 @@ _LOADERS = {
         "jax.tree.map(lambda x: x.numpy() if isinstance(x, torch.Tensor) else x, "
         'torch.load({path}, map_location="cpu", weights_only=True))'
     ),
-    _FLAX: "flax.serialization.msgpack_restore(pathlib.Path({path}).read_bytes())",
     _EQUINOX: "eqx.tree_deserialise_leaves({path}, model)",
     _EQUINOX_JSON: (
         "eqx.tree_deserialise_leaves("
@@ -64,7 +55,7 @@ _LOADERS = {
 }
 """What a file is → an expression that gives its tree."""
 
-TREES = frozenset(_LOADERS) - {NPY, PICKLE} | {HDF5, TENSORFLOW}
+TREES = frozenset(_LOADERS) - {NPY, PICKLE} | {_FLAX, HDF5, TENSORFLOW}
 """What holds the arrays of a tree. A plot may be a pickle, and a log a single array."""
 
 _NOTES = {
@@ -144,7 +135,7 @@ def _recognise_file(source: Source, key: str, size: int) -> str | None:
     head = read_head(source, key, size)
     if not head:
         return None
-    if _is_flax_msgpack(source, key, size, head):
+    if holds_flax_arrays(source, key, size):
         return _FLAX
     if head.startswith((_MAGIC, b"{", b"[")):
         text = read_head(source, key, size, _MAX_LINE)
@@ -154,19 +145,6 @@ def _recognise_file(source: Source, key: str, size: int) -> str | None:
         if head.startswith(_MAGIC) and _holds_several_arrays(source, key, size, text):
             return _EQUINOX
     return recognise(head, size)
-
-
-def _is_flax_msgpack(source: Source, key: str, size: int, head: bytes) -> bool:
-    is_map = 0x81 <= head[0] <= 0x8F or head[0] in (0xDE, 0xDF)
-    if not is_map:
-        return False
-    if size > _MAX_MSGPACK:
-        return _FLAX_ARRAY.search(read_head(source, key, size, _MAX_LINE)) is not None
-    try:
-        data = source.view(key, 0, size) if source.maps else None
-        return holds_flax_arrays(source.read(key) if data is None else data)
-    except CheckpointError:
-        return False
 
 
 def _is_json(line: bytes) -> bool:

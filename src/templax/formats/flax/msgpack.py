@@ -1,4 +1,4 @@
-"""Reads a Flax state dict in msgpack, such as the `checkpoint` file of Orbax before 0.6.
+"""Reads a Flax state dict in msgpack, which is also the `checkpoint` file of Orbax before 0.6.
 
 Written by `flax.serialization.msgpack_serialize`, which defines extension types 1 (ndarray),
 2 (native complex) and 3 (numpy scalar).
@@ -18,10 +18,12 @@ from ..._catalog.entry import Chunk, Extent, Kind
 from ..._core.boxes import fits_address_space, format_shape, size_of, split_range
 from ..._core.dtypes import DTYPES
 from ..._core.names import MAX_DEPTH, Path, join_path
+from ..._core.text import quote_text
 from ...errors import CheckpointError, Corrupted, Unsupported
 from .keys import find_repeated_key
 
 PLACEHOLDER = "PLACEHOLDER://"
+"""What a string begins with that Orbax wrote in place of an array."""
 
 _CHUNKED = "__msgpack_chunked_array__"
 
@@ -78,7 +80,8 @@ def read_msgpack(data: memoryview) -> dict[Path, Leaf]:
     """Reads every leaf of a state dict, in the order of the file.
 
     Flax stores a list as a map with the keys "0", "1", ...; such maps stay maps, because the names
-    of leaves are the same either way. Lists in the msgpack itself stay lists.
+    of leaves are the same either way. Lists in the msgpack itself stay lists. Raw bytes are an
+    array of uint8.
 
     Args:
         data: The whole file. Values are views of it.
@@ -88,10 +91,15 @@ def read_msgpack(data: memoryview) -> dict[Path, Leaf]:
             has an array whose size contradicts its shape.
         Unsupported: A value or dtype that templax does not read.
     """
-    base = _memory_address(data)
+    base, first = _memory_address(data), list[CheckpointError]()
 
-    def extension(code: int, payload: memoryview) -> Value:
-        return _read_extension(code, payload, base)
+    def extension(code: int, payload: memoryview) -> Value | CheckpointError:
+        try:
+            return _read_extension(code, payload, base)
+        except CheckpointError as error:  # raised where its leaf is known; the first comes first
+            if not first:
+                first.append(error)
+            return first[0]
 
     try:
         tree = msgspec.msgpack.decode(data, ext_hook=extension)
@@ -108,25 +116,21 @@ def read_msgpack(data: memoryview) -> dict[Path, Leaf]:
     return leaves
 
 
-def holds_flax_arrays(data: memoryview) -> bool:
-    """Whether data is msgpack that holds an array or number of numpy as Flax writes it.
+def make_specs_error(path: Path, leaf: Leaf, directory: str) -> Unsupported | None:
+    """The error for a leaf of T5X, which is a TensorStore spec; None if it is another's.
 
-    Any program may write msgpack with numbers and strings; those extensions are Flax's. The bytes
-    of arrays are not touched.
+    Args:
+        path, leaf: What `read_msgpack` gives.
+        directory: The directory of the checkpoint.
     """
-    found = False
-
-    def extension(code: int, payload: memoryview) -> None:
-        nonlocal found
-        if code in (1, 3):
-            _read_extension(code, payload, 0)
-            found = True
-
-    try:
-        msgspec.msgpack.decode(data, ext_hook=extension)
-    except (msgspec.DecodeError, ValueError, TypeError, RecursionError, CheckpointError):
-        return False
-    return found
+    if path[-2:] != ("kvstore", "driver") or not isinstance(leaf, str):
+        return None
+    load = f"t5x.checkpoints.load_t5x_checkpoint({quote_text(directory)})"
+    return Unsupported(
+        "templax does not read T5X's own checkpoints, whose leaves are TensorStore specs",
+        leaf=join_path(path[:-2]),
+        hint=f"restore from tx.Recipe(lambda: {load})",
+    )
 
 
 def _memory_address(data: memoryview) -> int:
@@ -175,6 +179,8 @@ def _iter_leaves(tree: Any, path: Path) -> Iterator[tuple[Path, Leaf]]:
             yield path, Empty("Dict")
         else:
             for key, child in tree.items():
+                if isinstance(key, CheckpointError):
+                    raise key
                 if not isinstance(key, (str, int)):
                     raise Unsupported(
                         f"templax reads msgpack maps with keys of text, got {type(key).__name__}",
@@ -188,6 +194,8 @@ def _iter_leaves(tree: Any, path: Path) -> Iterator[tuple[Path, Leaf]]:
             yield from _iter_leaves(child, (*path, i))
     elif tree is None:
         yield path, Empty("None")
+    elif isinstance(tree, CheckpointError):
+        raise tree.locate(leaf=join_path(path))
     elif isinstance(tree, (Value, str)):
         yield path, tree
     elif isinstance(tree, (bool, int, float)):
@@ -214,6 +222,9 @@ def _join_pieces(tree: dict[Any, Any], path: Path) -> Value:
     except msgspec.ValidationError as error:
         raise Corrupted(f"Expected an array in chunks: {error}", leaf=join_path(path)) from error
     arrays = _in_numeric_order(chunked.chunks, path)
+    broken = next((array for array in arrays if isinstance(array, CheckpointError)), None)
+    if broken is not None:
+        raise broken.locate(leaf=join_path(path))
     shape = tuple(_in_numeric_order(chunked.shape, path))
     if not arrays or any(not isinstance(array, Value) for array in arrays):
         raise Corrupted("Expected chunks that are arrays, got others", leaf=join_path(path))
