@@ -1,4 +1,4 @@
-"""Reads only what lies between the arrays of a Flax msgpack file, which also tells that it is one."""
+"""Reads what lies between the arrays of a Flax msgpack file, and tells by it that it is one."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def read_between_arrays(source: Source, size: int) -> memoryview:
     at, left, stop, window = 0, 1, 0, _WINDOW // 2  # the bytes before `stop` are read, or skipped
     while left > 0 and at < size:
         if at + _HEAD > stop and stop < size:
-            window = min(2 * window, _MAX_WINDOW) if at <= stop else _WINDOW
+            window = min(2 * window, _MAX_WINDOW) if at <= stop + window else _WINDOW
             start, stop = max(at, stop), min(size, max(at, stop) + window)
             source.read("", start, stop, out[start:stop])
         _, end, count = measure_value(out, at)
