@@ -60,20 +60,20 @@ class FlaxMsgpack:
         info = source.stat("")
         entries: list[LeafEntry] = []
         empties: dict[Path, str] = {}
-        for path, leaf in read_msgpack(_read(source, 0 if info is None else info.size)).items():
+        data = _read(source, 0 if info is None else info.size)
+        for path, leaf in read_msgpack(data, keep=False).items():
             if isinstance(leaf, Empty):
                 empties[path] = leaf.name
                 continue
-            name, chunks, value = join_path(path), (), None
+            name = join_path(path)
             if isinstance(leaf, Value):
-                shape, dtype, kind = leaf.shape, leaf.dtype, leaf.kind
-                chunks = locate_value(leaf, "", inline=False)
+                entry = LeafEntry(name, path, leaf.shape, leaf.dtype, leaf.kind, handle=leaf)
             else:
                 outside = _find_outside(source, path, leaf)
                 if outside is not None:
                     raise outside
-                shape, dtype, kind, value = (), np.dtype(str), "string", leaf
-            entries.append(LeafEntry(name, path, shape, dtype, kind, value=value, handle=chunks))
+                entry = LeafEntry(name, path, (), np.dtype(str), "string", value=leaf)
+            entries.append(entry)
         base = _basename(source)
         step = _STEP.fullmatch(base)
         unfinished = f"`{base}` is the temporary file of a save of Flax that never finished"
@@ -136,10 +136,14 @@ def _unread_arrays_error(what: str, leaf: str | None = None) -> Unsupported:
     )
 
 
+@pause_gc()
 def _locate(
     entries: Iterable[LeafEntry], damages: list[Corrupted] | None = None
 ) -> dict[str, tuple[Chunk, ...]]:
-    return {entry.name: entry.handle for entry in entries}
+    return {
+        entry.name: locate_value(entry.handle, "", inline=False) if entry.handle is not None else ()
+        for entry in entries
+    }
 
 
 def _basename(source: Source) -> str:

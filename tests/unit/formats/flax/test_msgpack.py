@@ -1,5 +1,7 @@
 """Msgpack files of Flax, which are also the structure files of old Orbax versions."""
 
+import itertools
+
 import ml_dtypes
 import msgpack
 import numpy as np
@@ -91,15 +93,28 @@ def test_chunks_of_pieces_tile_the_array(cuts, shape):
     array = np.arange(24, dtype=np.int16).reshape(shape)
     bounds = [0, *sorted(cuts), 24]
     flat = array.reshape(-1)
-    pieces = tuple(
-        Piece(memoryview(flat[a:b].tobytes())) for a, b in zip(bounds, bounds[1:], strict=False)
-    )
+    pieces = tuple(Piece(memoryview(flat[a:b].tobytes())) for a, b in itertools.pairwise(bounds))
     got = np.full(shape, -1, np.int16)
     for chunk in locate_value(Value(array.dtype, array.shape, "array", pieces), "", inline=True):
         box = tuple(slice(*bounds) for bounds in chunk.box)
         assert (got[box] == -1).all()
         got[box] = np.frombuffer(chunk.extent.inline, np.int16).reshape(got[box].shape)
     assert (got == array).all()
+
+
+def test_very_many_pieces_are_refused():
+    piece = encode_array([6], "int8", b"abcdef")
+    chunked = {
+        "__msgpack_chunked_array__": True,
+        "shape": {str(i): n for i, n in enumerate((1,) * 28 + (24, 1000))},
+        "chunks": {str(i): piece for i in range(4000)},
+    }
+    assert len(read_leaves(msgpack.packb({"a": chunked}))["a",].pieces) == 4000
+    with pytest.raises(Unsupported) as caught:
+        read_leaves(msgpack.packb({"a": chunked, "b": chunked}))
+    assert str(caught.value) == (
+        "templax reads 131072 dimensions of pieces of arrays, got more - at `b`"
+    )
 
 
 def encode_chunked(**changes):
