@@ -101,8 +101,8 @@ class _Remote(Memory):
 
     maps = False
 
-    def view(self, key: str, start: int, stop: int) -> None:
-        return None
+    def view(self, key: str, start: int, stop: int) -> memoryview:
+        raise Wrong("mapped")
 
 
 @add_target("flax-msgpack", seeds=_flax_files, mutate=mutate_msgpack)

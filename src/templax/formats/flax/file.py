@@ -18,6 +18,10 @@ from .scan import holds_flax_arrays, read_between_arrays
 
 _EVIDENCE = "msgpack with arrays of Flax"
 
+_MAX_LEAVES, _LEAF_BYTES = 1 << 14, 64
+"""Maximum number of leaves in a file: a fixed allowance, and one more per this many bytes. An array
+takes about 20, apart from its name and its values."""
+
 _STEP = re.compile(r"checkpoint_([0-9]{1,18})")
 
 _TEMPORARY = "checkpoint_tmp"
@@ -58,10 +62,15 @@ class FlaxMsgpack:
                 the file; the error names it.
         """
         info = source.stat("")
+        size = 0 if info is None else info.size
+        maximum = _MAX_LEAVES + size // _LEAF_BYTES
+        leaves = read_msgpack(_read(source, size), keep=False)
+        if len(leaves) > maximum:
+            what = f"templax reads {maximum} leaves in {size} bytes, got {len(leaves)}"
+            raise Unsupported(what)
         entries: list[LeafEntry] = []
         empties: dict[Path, str] = {}
-        data = _read(source, 0 if info is None else info.size)
-        for path, leaf in read_msgpack(data, keep=False).items():
+        for path, leaf in leaves.items():
             if isinstance(leaf, Empty):
                 empties[path] = leaf.name
                 continue

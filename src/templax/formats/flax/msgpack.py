@@ -125,9 +125,7 @@ def read_msgpack(data: memoryview, *, keep: bool = True) -> dict[Path, Leaf]:
         if isinstance(leaf, Value) and len(leaf.pieces) > 1:
             pieces += len(leaf.pieces) * len(leaf.shape)
             if pieces > _MAX_PIECES:
-                what = (
-                    f"templax reads {_MAX_PIECES} pieces of arrays and their dimensions, got more"
-                )
+                what = f"templax reads {_MAX_PIECES} dimensions of pieces of arrays, got more"
                 raise Unsupported(what, leaf=join_path(path))
         if path in leaves:  # the keys 1 and "1"
             raise Corrupted("Expected one leaf, got two of this name", leaf=join_path(path))

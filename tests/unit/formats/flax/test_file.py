@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import pickle
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -42,8 +42,8 @@ class Remote(Memory):
     maps = False
     nbytes = 0
 
-    def view(self, key: str, start: int, stop: int) -> None:
-        return None
+    def view(self, key: str, start: int, stop: int) -> memoryview:
+        raise AssertionError("nothing is mapped")
 
     def read(self, *args: Any, **options: Any) -> memoryview:
         found = super().read(*args, **options)
@@ -198,6 +198,15 @@ def test_chunked_arrays_are_read_in_pieces(tmp_path: Path, monkeypatch: pytest.M
     assert_equal(tx.restore(path, abstract(tree, columns)), tree)
 
 
+def test_a_file_of_very_many_tiny_leaves_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "state", {str(i): np.int8(1) for i in range(30_000)})
+    size = path.stat().st_size
+    with pytest.raises(tx.Unsupported) as caught:
+        tx.open(path)
+    maximum = (1 << 14) + size // 64
+    assert str(caught.value) == f"templax reads {maximum} leaves in {size} bytes, got 30000"
+
+
 def test_a_plan_can_be_pickled(tmp_path: Path) -> None:
     path = write(tmp_path / "state", {"step": 3, **TREE})
     plan = tx.plan(path, {"step": 0, **abstract(TREE)})
@@ -227,7 +236,7 @@ def test_the_file_of_an_unfinished_save_is_not_opened_as_a_checkpoint(tmp_path: 
 
 
 @contextmanager
-def saving(*, orbax: bool) -> Iterator[None]:
+def saving(*, orbax: bool) -> Generator[None]:
     """Whether `flax.training.checkpoints` saves by Orbax, as it does by default."""
     before = config.flax_use_orbax_checkpointing
     config.update("flax_use_orbax_checkpointing", orbax)
