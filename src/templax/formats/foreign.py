@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import re
 
 from .._core.text import quote_text
-from ..errors import CheckpointError
 from ..storage.local import Local
 from ..storage.signatures import (
     HDF5,
@@ -19,13 +17,7 @@ from ..storage.signatures import (
 )
 from ..storage.source import Source
 from .equinox import Equinox
-from .flax.msgpack import holds_flax_arrays
-
-_MAX_MSGPACK = 1 << 26
-"""Most bytes of a msgpack file that are decoded. Of a larger one, only the head is looked at."""
-
-_FLAX_ARRAY = re.compile(rb"(?:\xc7.|\xc8..|\xc9....)\x01\x93|__msgpack_chunked_array__", re.DOTALL)
-"""The beginning of an array of Flax: an extension of type 1 with a list of three values."""
+from .flax.scan import holds_flax_arrays
 
 _FLAX = "a Flax msgpack file"
 
@@ -37,7 +29,6 @@ _LOADERS = {
         "jax.tree.map(lambda x: x.numpy() if isinstance(x, torch.Tensor) else x, "
         'torch.load({path}, map_location="cpu", weights_only=True))'
     ),
-    _FLAX: "flax.serialization.msgpack_restore(pathlib.Path({path}).read_bytes())",
 }
 """What a file is → an expression that gives its tree."""
 
@@ -96,21 +87,8 @@ def _recognise_file(source: Source, key: str, size: int) -> str | None:
     head = read_head(source, key, size)
     if not head:
         return None
-    if _is_flax_msgpack(source, key, size, head):
+    if holds_flax_arrays(source, key, size):
         return _FLAX
     if Equinox().detect(source.at(key) if key else source) is not None:
         return _EQUINOX
     return recognise(head, size)
-
-
-def _is_flax_msgpack(source: Source, key: str, size: int, head: bytes) -> bool:
-    is_map = 0x81 <= head[0] <= 0x8F or head[0] in (0xDE, 0xDF)
-    if not is_map:
-        return False
-    if size > _MAX_MSGPACK:
-        return _FLAX_ARRAY.search(read_head(source, key, size, 1 << 16)) is not None
-    try:
-        data = source.view(key, 0, size) if source.maps else None
-        return holds_flax_arrays(source.read(key) if data is None else data)
-    except CheckpointError:
-        return False

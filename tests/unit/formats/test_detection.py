@@ -13,7 +13,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import equinox as eqx
-import flax.serialization
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -100,7 +99,6 @@ def write_zip(member: str) -> bytes:
 
 
 VALID: dict[str, Callable[[], bytes]] = {
-    "a Flax msgpack file": lambda: flax.serialization.to_bytes(TREE),
     "a Python pickle, which templax never loads": lambda: pickle.dumps(TREE),
     "a PyTorch file": lambda: write_zip("archive/data.pkl"),
     "a zip archive": lambda: write_zip("notes.txt"),
@@ -150,14 +148,6 @@ def test_a_safetensors_file_called_checkpoint_is_opened_by_its_name(tmp_path: Pa
         tx.open(tmp_path)
     assert caught.value.hint == f'open "{path}"'
     assert list(tx.open(path).leaves) == ["w"]
-
-
-@pytest.mark.parametrize("first", [b"\x00" * 9, {"inner": b"x" * 3000}, [b"a"]])
-def test_flax_msgpack_may_start_with_bytes(first: object, tmp_path: Path) -> None:
-    path = tmp_path / "state.msgpack"
-    path.write_bytes(flax.serialization.msgpack_serialize({"a": first, **TREE}))
-    with pytest.raises(UnknownFormat, match="a Flax msgpack file"):
-        tx.open(path)
 
 
 @pytest.mark.parametrize(
