@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
+from pathlib import Path
 
+import flax.serialization
+import flax.traverse_util
+import ml_dtypes  # noqa: F401 - names its dtypes for numpy
+import numpy as np
 import pytest
 
 import templax as tx
@@ -37,6 +43,107 @@ class TestSafetensors(FormatContract):
 
     def expected(self) -> Mapping[str, str]:
         return {name: leaf["sha256"] for name, leaf in read_expected(self.case).items()}
+
+
+NUMPY = {
+    "npz-stored": "params.npz",
+    "npz-deflated": "params.npz",
+    "npy-fortran": "array.npy",
+    "equinox-plain": "model.eqx",
+    "equinox-header": "model.eqx",
+}
+"""The cases of numpy and Equinox: case → file."""
+
+HAIKU = {
+    "mlp/~/linear_0/w": "mlp/~/linear_0.w",
+    "mlp/~/linear_0/b": "mlp/~/linear_0.b",
+    "mlp/~/linear_1/w": "mlp/~/linear_1.w",
+}
+
+
+@pytest.mark.parametrize("case", NUMPY)
+class TestNumpy(FormatContract):
+    @pytest.fixture(autouse=True)
+    def _case(self, case: str) -> None:
+        self.case = case
+
+    def open(self) -> tx.Catalog:
+        return tx.open(CORPUS / self.case / NUMPY[self.case])
+
+    def expected(self) -> Mapping[str, str]:
+        return {
+            HAIKU.get(name, name.replace("/", ".")): leaf["sha256"]
+            for name, leaf in read_expected(self.case).items()
+        }
+
+
+@pytest.mark.parametrize("case", ["flaxmsgpack-plain", "flaxmsgpack-chunked"])
+class TestFlax(FormatContract):
+    @pytest.fixture(autouse=True)
+    def _case(self, case: str) -> None:
+        self.case = case
+
+    def open(self) -> tx.Catalog:
+        return tx.open(CORPUS / self.case / "state.msgpack")
+
+    def expected(self) -> Mapping[str, str]:
+        return {
+            path.replace("/", "."): leaf["sha256"]
+            for path, leaf in read_expected(self.case).items()
+            if leaf["kind"] == "array"
+        }
+
+    def test_everything_else_is_what_was_recorded(self) -> None:
+        catalog = self.open()
+        recorded = {
+            path.replace("/", "."): leaf["kind"]
+            for path, leaf in read_expected(self.case).items()
+            if leaf["kind"] != "array"
+        }
+        names = {"None": "none", "Dict": "empty:dict"}
+        found = {".".join(map(str, p)): names[kind] for p, kind in catalog.empties.items()}
+        numbers = {name for name, kind in recorded.items() if kind == "int"}
+        assert recorded == found | dict.fromkeys(numbers, "int")
+        assert all(catalog.leaves[name].kind == "scalar" for name in numbers)
+
+
+FLAX_TREE = {
+    "first": b"raw",
+    "layers": [np.arange(12, dtype="f2").reshape(3, 4), np.ones((2, 3), np.complex64)],
+    **{
+        name: np.arange(4).astype(name)
+        for name in ("bfloat16", "float8_e4m3fn", "int4", "bool", "int8", "uint64", "float64")
+    },
+    "chunked": np.arange(200, dtype=np.int32).reshape(4, 5, 10),
+    "fortran": np.asfortranarray(np.arange(6.0).reshape(2, 3)),
+    "empty": np.zeros((0, 3), np.float32),
+    "zero": np.zeros((), np.int32),
+    "scalar": np.float32(2.5),
+    "complex": 1 + 2j,
+    "numbers": {"i": 7, "f": 0.5, "b": True, "big": 2**64 - 1, "low": -(2**63)},
+}
+
+
+class TestFlaxOfThisMachine(FormatContract):
+    """All kinds of leaves, written by the Flax that is installed."""
+
+    @pytest.fixture(autouse=True)
+    def _write(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(flax.serialization, "MAX_CHUNK_SIZE", 300)
+        self.path = tmp_path / "state.msgpack"
+        self.path.write_bytes(flax.serialization.to_bytes(FLAX_TREE))
+
+    def open(self) -> tx.Catalog:
+        return tx.open(self.path)
+
+    def expected(self) -> Mapping[str, str]:
+        flat = flax.traverse_util.flatten_dict(flax.serialization.to_state_dict(FLAX_TREE))
+        arrays = {
+            ".".join(path): np.frombuffer(leaf, np.uint8) if isinstance(leaf, bytes) else leaf
+            for path, leaf in flat.items()
+        }
+        digest = {name: np.asarray(leaf).tobytes("C") for name, leaf in arrays.items()}
+        return {name: hashlib.sha256(data).hexdigest() for name, data in digest.items()}
 
 
 @pytest.mark.parametrize("case", CASES)

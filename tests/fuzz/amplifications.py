@@ -360,6 +360,39 @@ def a_msgpack_of_wide_branches(directory: Path) -> str:
     return _write(directory, {"checkpoint": msgspec.msgpack.encode(inner)})
 
 
+def _flax_array(shape: list[int], data: bytes) -> msgspec.msgpack.Ext:
+    return msgspec.msgpack.Ext(1, msgspec.msgpack.encode([shape, "int8", data]))
+
+
+@_add
+def a_flax_file_of_tiny_arrays(directory: Path) -> str:
+    array = _flax_array([15], b"x" * 15)
+    tree = {format(i, "x"): array for i in range(31_000)}  # close to the limit
+    directory.joinpath("state").write_bytes(msgspec.msgpack.encode(tree))
+    return "state"
+
+
+@_add
+def a_flax_file_of_arrays_of_many_dimensions(directory: Path) -> str:
+    array = _flax_array([1] * 32, b"x")
+    tree = {format(i, "x"): array for i in range(18_000)}
+    directory.joinpath("state").write_bytes(msgspec.msgpack.encode(tree))
+    return "state"
+
+
+@_add
+def a_flax_file_of_arrays_in_many_pieces(directory: Path) -> str:
+    piece, shape = _flax_array([6], b"abcdef"), (1,) * 26 + (2, 2, 2, 3, 4, 125)
+    chunked = {
+        "__msgpack_chunked_array__": True,
+        "shape": {str(i): n for i, n in enumerate(shape)},
+        "chunks": {str(i): piece for i in range(2000)},
+    }
+    tree = {"a": chunked, "b": chunked}
+    directory.joinpath("state").write_bytes(msgspec.msgpack.encode(tree))
+    return "state"
+
+
 @_add
 def metadata_of_deep_lists(directory: Path) -> str:
     deep = b"[" * 400_000 + b"]" * 400_000

@@ -21,7 +21,6 @@ from templax._runs.steps import read_run
 from templax._template.json_file import dump_template, load_template
 from templax.errors import SaveError
 from templax.formats.diagnose import diagnose_source
-from templax.formats.flax.msgpack import holds_flax_arrays, read_msgpack
 from templax.formats.orbax.directory import examine_directory, list_items, list_steps, step_name
 from templax.formats.orbax.step_metadata import read_custom_metadata, read_metrics
 from templax.formats.registry import open_catalog
@@ -82,15 +81,48 @@ def _msgpacks() -> list[bytes]:
     return [*seeds.files_ending(".msgpack"), *seeds.files_named("checkpoint", most=6)]
 
 
-@add_target("flax-msgpack", seeds=_msgpacks, mutate=mutate_msgpack)
+def _flax_files() -> list[bytes]:
+    """Files of Flax, with each kind of leaf, and what else may be first."""
+    array = msgspec.msgpack.Ext(1, msgspec.msgpack.encode([[2, 3], "int8", b"abcdef"]))
+    number = msgspec.msgpack.Ext(3, msgspec.msgpack.encode([[], "float32", b"abcd"]))
+    complex_ = msgspec.msgpack.Ext(2, msgspec.msgpack.encode([1.0, 2.0]))
+    chunked = {
+        "__msgpack_chunked_array__": True,
+        "shape": {"0": 3, "1": 4},
+        "chunks": {"0": array, "1": array},
+    }
+    leaves = {"b": b"raw", "t": "text", "i": 1 << 63, "f": 0.5, "n": None, "e": {}, "l": [True]}
+    trees = [array, number, leaves | {"w": array, "s": number}, {"c": chunked}, {"z": complex_}]
+    return [*_msgpacks(), *map(msgspec.msgpack.encode, trees)]
+
+
+class _Remote(Memory):
+    """A store that does not map files, so that only what is between arrays is read."""
+
+    maps = False
+
+    def view(self, key: str, start: int, stop: int) -> memoryview:
+        raise Wrong("mapped")
+
+
+@add_target("flax-msgpack", seeds=_flax_files, mutate=mutate_msgpack)
 def read_flax(data: bytes) -> None:
-    """A state dict of Flax."""
-    view = memoryview(data)
-    holds = holds_flax_arrays(view)
-    for path, leaf in read_msgpack(view).items():
-        nbytes = getattr(leaf, "data", b"")
-        if len(path) > 300 or len(nbytes) > len(data) + 16:
-            raise Wrong(f"{len(nbytes)} bytes at a path of {len(path)} keys, holds {holds}")
+    """A state dict of Flax: a file, in a store that maps files and in one that does not."""
+    found: list[object] = []
+    for kind in (Memory, _Remote):
+        try:
+            catalog = open_catalog(kind({"": data}), uncommitted="allow")
+        except tx.TemplaxError as error:
+            found.append(str(error))
+            continue
+        found.append(catalog.entries)
+        inspect(catalog)
+        entries = [entry for entry in catalog.entries if entry.kind != "string"]
+        for name, chunks in catalog.locate(entries).items():
+            if any(not 0 <= c.extent.start <= c.extent.stop <= len(data) for c in chunks):
+                raise Wrong(f"an extent outside the file, of {name!r}")
+    if found[0] != found[1]:
+        raise Wrong(f"a store that maps files gives {found[0]}, another {found[1]}"[:2000])
 
 
 @add_target("orbax-msgpack", seeds=_msgpacks, mutate=mutate_msgpack)

@@ -48,7 +48,6 @@ ALLOWED = {
     ("_template.from_pytree", "pickle"): "loads a part of what the owner is already unpickling",
     ("_template.template", "pickle"): "loads a part of what the owner is already unpickling",
     ("_views.recipe", "pickle"): "loads a part of what the owner is already unpickling",
-    ("formats.foreign", "np.load"): "tells whether a file is an array; without `allow_pickle`",
     ("storage.open", "urllib"): "decodes `%20` in a path; opens no connection",
     ("storage.leftovers", "socket"): "the name of this machine",
     ("_runs.locks", "socket"): "the name of this machine",

@@ -6,9 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 from .._core.arguments import PyTree
-from .._core.dtypes import PYTHON_DTYPES
+from .._core.dtypes import PYTHON_DTYPES, UNNAMED_BYTE
 from .._core.names import MAX_DEPTH, Path, join_path
 from .._jax.support import abstract_array
 from ..errors import Corrupted
@@ -92,4 +93,6 @@ def abstract_leaf(entry: LeafEntry) -> Any:
         for python, dtype in PYTHON_DTYPES.items():
             if entry.dtype == dtype:
                 return python
+    if entry.dtype == UNNAMED_BYTE:
+        return abstract_array(entry.shape, np.dtype(np.uint8))
     return abstract_array(entry.shape, entry.dtype)

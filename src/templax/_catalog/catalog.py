@@ -60,8 +60,11 @@ class Catalog:
         uncommitted: Why this is not a finished save; None if it is one.
         audit: Yields the damage that `verify` looks for outside the chunks of leaves, such as in
             small files with a checksum. None if opening the checkpoint has checked everything.
+        audits_values: Whether `audit` compares a checksum of all stored bytes of the leaves.
         fingerprints: Returns name → crc32c of the leaf's bytes in C order. None if the checkpoint
             does not record them.
+        positional: Whether the leaves have no names but `0`, `1`, ...: their order is that of the
+            leaves of the tree that was saved, and of the template that they are restored with.
 
     Example:
         >>> import pathlib, tempfile
@@ -92,7 +95,9 @@ class Catalog:
     empties: Mapping[Path, str] = field(default_factory=dict)
     uncommitted: str | None = None
     audit: Callable[[], Iterable[Corrupted]] | None = None
+    audits_values: bool = False
     fingerprints: Callable[[], Mapping[str, int]] | None = None
+    positional: bool = False
 
     def __post_init__(self) -> None:
         check_depths([entry.path for entry in self.entries])

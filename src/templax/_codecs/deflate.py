@@ -9,6 +9,10 @@ from ..errors import Corrupted
 _PIECE = 1 << 20
 """Bytes that are decoded at a time, besides the memory that they are decoded into."""
 
+MAX_DEFLATE_RATIO = 1032
+"""The most bytes that a deflated byte decodes to: two bits stand for at most 258 bytes (RFC 1951,
+section 3.2.5)."""
+
 _MAX_HEADER = 1 << 16
 """Maximum size of the header of an array, in bytes."""
 

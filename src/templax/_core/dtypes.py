@@ -238,3 +238,17 @@ DTYPES: Mapping[str, np.dtype] = {
 }
 """Name → dtype of every element type that can be read. Narrower ones are stored one per byte.
 ml_dtypes before 0.5 lacks some."""
+
+UNNAMED_BYTE = np.dtype("V1")
+"""Elements of one byte of which the file does not say what they are: numpy does not write the names
+of the dtypes of ml_dtypes. They are read as what the template says."""
+
+
+@functools.cache
+def names_byte(dtype: np.dtype) -> bool:
+    """Whether elements of `UNNAMED_BYTE` can be read as this dtype.
+
+    >>> names_byte(np.dtype("uint8")), names_byte(np.dtype("int8"))
+    (True, False)
+    """
+    return dtype.itemsize == 1 and (dtype.name in ML_NAMES.split() or dtype == np.uint8)

@@ -7,8 +7,10 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from msgspec import structs
+
 from .._catalog.entry import LeafEntry
-from .._core.dtypes import Cast, class_of, may_cast
+from .._core.dtypes import UNNAMED_BYTE, Cast, class_of, may_cast, names_byte
 from .._core.names import (
     Path,
     apply_rename,
@@ -129,7 +131,9 @@ def fit_leaf(
             data = [f"{x.dtype_name} of {x.dtype.name}{x.shape}" for x in (target, entry)]
             mismatches.append(Mismatch("dtype", name, *data))
     elif both_numeric and entry.dtype != target.dtype and not _is_same_number(target, entry):
-        if may_cast(entry.dtype, target.dtype, cast):
+        if entry.dtype == UNNAMED_BYTE and names_byte(target.dtype):
+            pass  # the template says what the bytes are
+        elif may_cast(entry.dtype, target.dtype, cast):
             note = CastNote(name, entry.dtype_name, target.dtype_name, entry.nbytes)
         else:
             mismatches.append(Mismatch("dtype", name, target.dtype_name, entry.dtype_name))
@@ -206,6 +210,7 @@ class _Matching:
         self.unused_patterns: tuple[str, ...] = ()
         self.mismatches: list[Mismatch] = []
         self.casts: list[CastNote] = []
+        self.viewed: dict[str, str] = {}
         self._reported_as_ambiguous: set[str] = set()
 
     def match_target(self, target: Target) -> None:
@@ -256,6 +261,9 @@ class _Matching:
             mismatches = [replace(m, note=note) for m in mismatches]
         self.mismatches += mismatches
         if not mismatches:
+            if entry.dtype == UNNAMED_BYTE:
+                entry = structs.replace(entry, dtype=target.dtype)
+                self.viewed[target.name] = target.dtype_name
             self.pairs.append(Pair(target, entry, source))
             if cast is not None:
                 self.casts.append(cast)
@@ -336,6 +344,7 @@ class _Matching:
             unused_patterns=self.unused_patterns,
             mismatches=tuple(self.mismatches),
             casts=tuple(self.casts),
+            viewed=self.viewed,
         )
 
     def _report_ambiguous(self, name: str, paths: Sequence[Path], where: str) -> None:

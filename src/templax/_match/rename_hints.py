@@ -105,6 +105,12 @@ def _list_respellings(stored: Sequence[Path], wanted: Sequence[Path]) -> Iterato
                 f'name.replace(".", "{sep}")',
                 lambda name, sep=sep: name.replace(".", sep),
             )
+    if any("/" in str(element) for path in wanted for element in path[:-1]):
+        yield _Respelling(
+            "the template joins the names of modules by `/`, as Haiku does",
+            'name.replace(".", "/", name.count(".") - 1)',
+            lambda name: name.replace(".", "/", name.count(".") - 1),
+        )
 
 
 def _list_words(stored: Sequence[Path], wanted: Sequence[Path]) -> Iterator[_Respelling]:

@@ -79,6 +79,8 @@ class Match:
         unused_patterns: Patterns of `extra=` that match no leaf of the checkpoint.
         mismatches: All differences, in template order, extra leaves last. Empty if `ok`.
         casts: All leaves that are cast.
+        viewed: Names of template leaves of which the checkpoint does not say the dtype, only that
+            an element has one byte, each with the dtype that it is read as.
         summary: One sentence that explains all mismatches, if there is one. Control
             characters are escaped, as it may contain names.
         rename: The complete mapping that a `rename=` hint proposes; the text may shorten it.
@@ -97,6 +99,7 @@ class Match:
     unused_patterns: tuple[str, ...] = ()
     mismatches: tuple[Mismatch, ...] = ()
     casts: tuple[CastNote, ...] = ()
+    viewed: Mapping[str, str] = field(default_factory=dict)
     summary: str | None = None
     rename: Mapping[str, str] | None = None
     undecidable: tuple[str, ...] = ()
@@ -223,6 +226,10 @@ def _format_verdict(match: Match) -> str:
 
 def _format_remarks(match: Match) -> list[str]:
     lines = [f"  {line}" for line in list_casts(match.casts)]
+    for dtype in dict.fromkeys(match.viewed.values()):
+        names = [name for name, viewed in match.viewed.items() if viewed == dtype]
+        fate = f"{len(names):,} stored without a dtype, read as {dtype}"
+        lines.append(f"  {fate}: {list_names(names)}")
     differences = list_differences(match.supplied, match.kept, match.ignored, match.skipped)
     lines += [f"  {line}" for line in differences]
     return lines + _format_unused_patterns(match)

@@ -19,6 +19,7 @@ from .._core.text import quote_text
 from .._match.hints import add_hints, explain_lack_of_arrays, lacks_arrays
 from .._match.match import CheckpointView, match_leaves
 from .._match.options import MatchOptions, MissingChoice
+from .._match.positions import align_leaves, note_positions
 from .._match.result import Match
 from .._plan.build import build_plan
 from .._template.template import Template
@@ -60,8 +61,17 @@ def match_checkpoint(
         _check_patterns_used(options.missing, template)
     missing = _number_suppliers(open_missing(options.missing), catalogs)
     opened_at = time.perf_counter()
+    # Names that the caller writes are those of the file; without any, its leaves get those of the
+    # template.
+    aligned = [c.positional and not at and (i or rename is None) for i, c in enumerate(catalogs)]
     view, *suppliers = [
-        CheckpointView(c.entries, c.empties, c.url, c.fingerprints) for c in catalogs
+        CheckpointView(
+            align_leaves(c.entries, template) if by_position else c.entries,
+            c.empties,
+            c.url,
+            c.fingerprints,
+        )
+        for c, by_position in zip(catalogs, aligned, strict=True)
     ]
 
     def match_with(options: MatchOptions, template: Template) -> Match:
@@ -81,7 +91,9 @@ def match_checkpoint(
     result = _check_int_values(catalogs, first)
     if took is not None:
         took |= {"open": opened_at - begin, "match": time.perf_counter() - opened_at}
-    if not result.ok:
+    if not result.ok and aligned[0]:
+        result = note_positions(result, len(view.entries))
+    elif not result.ok:
         result = add_hints(result, view, match_options, try_hint)
     return catalogs, result
 

@@ -22,7 +22,7 @@ from ..errors import (
     UnknownFormat,
     UsageError,
 )
-from ..formats.diagnose import name_contents
+from ..formats.diagnose import list_openable_files, name_contents
 from ..formats.foreign import TREES, describe_file
 from ..formats.orbax.directory import (
     MAX_PROBES,
@@ -30,16 +30,16 @@ from ..formats.orbax.directory import (
     examine_directory,
     is_temporary,
     list_prefixes,
+    natural_order,
     step_number,
     step_prefix,
     uncommitted_reason,
 )
 from ..formats.orbax.format import enter_item
 from ..formats.orbax.step_metadata import read_metrics, step_metadata
-from ..formats.registry import FORMATS
 from ..storage.leftovers import is_abandoned
 from ..storage.local import Local
-from ..storage.signatures import HDF5, NPZ, PICKLE
+from ..storage.signatures import HDF5, NPZ, PICKLE, SAFETENSORS
 from ..storage.source import ObjectInfo, Source
 
 _MAX_LISTED = 8
@@ -150,11 +150,16 @@ def refuse_unread(url: str, steps: Sequence[Step], given: Iterable[str] = ()) ->
         found.pop(inside.partition(os.sep)[0], None)
     if not found:
         return
-    examples = [f"`{key}` ({what})" for key, what in sorted(found.items())[:_MAX_LISTED]]
+    keys = sorted(found, key=natural_order)[:_MAX_LISTED]
+    examples = [f"`{key}` ({found[key]})" for key in keys]
     listed = list_examples(examples, len(found))
     text = f"Expected a committed step, or nothing like one, in {url}, found {listed}"
     if not only_unfinished:
-        raise UnknownFormat(text, hint="move it elsewhere, or use another directory")
+        files = [info for info in run.children() if info.key in found]
+        opened = list_openable_files(run, files)
+        first = f"to restore from it, open {quote_text(opened[0])}; otherwise " if opened else ""
+        hint = f"{first}move it elsewhere, or use another directory"
+        raise UnknownFormat(text, hint=hint)
     hint = "wait for the save that is in progress, or move what it left elsewhere"
     with suppress(SaveError):
         if all(is_abandoned(os.path.join(url, key)) for key in found):
@@ -378,9 +383,9 @@ def _describe_file(child: Local, info: ObjectInfo) -> str | None:
 
 def _recognise_tree(child: Local, info: ObjectInfo) -> str | None:
     """What a file is, if it holds, or as a pickle may hold, the arrays of a tree."""
-    if any(format.detect(child) is not None for format in FORMATS):
-        return "a checkpoint"
     what = describe_file(child, "", info.size)
+    if what is not None and what[0] == SAFETENSORS:
+        return "a checkpoint"
     return what[0] if what is not None and what[0] in {*TREES, PICKLE} else None
 
 

@@ -42,6 +42,11 @@ _ORBAX_REMAINS = (STEP_METADATA, COMMITTED, "_sharding", "_strings.json", "array
 
 _MAX_SHOWN = 4
 
+_NUMBERED = re.compile(
+    r"(?P<before>.*?)(?P<number>(?:(?<=_)-)?\d{1,18}(?:\.\d{1,18})?(?:e[+-]?\d{1,3})?)(?P<after>(?:\.[a-z]\w*)*)"
+)
+"""The name of a file that a run may have saved at a step, such as `checkpoint_10`."""
+
 
 def diagnose_source(source: Source) -> CheckpointError:
     """The error for a source that no format recognises, which says what was found instead.
@@ -115,7 +120,7 @@ def _remains_error(source: Source, children: list[ObjectInfo]) -> UnknownFormat 
 
 def _checkpoints_below_error(source: Source, children: list[ObjectInfo]) -> UnknownFormat | None:
     """The error for a directory of checkpoints that are not steps, if `source` is one."""
-    files = _list_openable_files(source, children)
+    files = list_openable_files(source, children)
     found = find_below(source, [info.key.rstrip("/") for info in children if info.is_dir])
     below = [info for name in found for info in found[name]]
     if not below and not files:
@@ -123,27 +128,55 @@ def _checkpoints_below_error(source: Source, children: list[ObjectInfo]) -> Unkn
         directories = [source.at(info.key.rstrip("/")) for info in children if info.is_dir]
         for child in directories[:MAX_PROBES]:
             with suppress(SourceError):
-                below += _list_openable_files(child, list(child.children()))
+                below += list_openable_files(child, list(child.children()))
     if not below and not files:
         return None
     if not below and len(files) == 1:
         named = name_contents(source, children)
         return _unknown_format(f"a directory of {named}", source, open_hint(files))
+    names = [url.rpartition("/")[2] for url in files]
+    if not below and len({_split_number(name)[0] for name in names}) == 1:
+        listed = list_ends([f"`{name}`" for name in names])
+        what = f"a directory of checkpoints, the highest number first: {listed}"
+        return _unknown_format(what, source, open_hint(files[:1]))
     return _unknown_format("a directory that holds checkpoints", source, open_hint(files + below))
 
 
-def _list_openable_files(source: Source, children: list[ObjectInfo]) -> list[str]:
-    """URLs of the files among the children that were opened successfully."""
+def list_openable_files(source: Source, children: list[ObjectInfo]) -> list[str]:
+    """URLs of the files among the children that were opened successfully as finished checkpoints.
+
+    Of files whose names differ by a number only, the highest comes first.
+    """
+    files = [info for info in children if not info.is_dir and info.problem is None]
+    alike: dict[tuple[str, ...], list[ObjectInfo]] = {}
+    for info in files:
+        alike.setdefault(_split_number(info.key)[0], []).append(info)
+    ordered = [
+        info
+        for group in alike.values()
+        for info in sorted(group, key=lambda info: _split_number(info.key)[1], reverse=True)
+    ]
     found = list[str]()
-    for info in children[:MAX_PROBES]:
-        if info.is_dir or info.problem is not None:
-            continue
+    for info in ordered[:MAX_PROBES]:
         child = source.at(info.key)
         with suppress(CheckpointError, SourceError):
             format = next((f for f in FILE_FORMATS if f.detect(child) is not None), None)
-            if format is not None:
-                found.append(format.open(child).url)
+            catalog = None if format is None else format.open(child)
+            if catalog is not None and catalog.uncommitted is None:
+                found.append(catalog.url)
     return found
+
+
+def _split_number(name: str) -> tuple[tuple[str, ...], float]:
+    """What is around the number that a file's name ends in, apart from extensions; and the number.
+
+    >>> _split_number("checkpoint_10"), _split_number("b.npz")
+    ((('checkpoint_', ''), 10.0), (('b.npz',), 0.0))
+    """
+    match = _NUMBERED.fullmatch(name)
+    if match is None:
+        return (name,), 0.0
+    return (match["before"], match["after"]), float(match["number"])
 
 
 def _contents_error(source: Source, children: list[ObjectInfo]) -> UnknownFormat:
@@ -248,7 +281,7 @@ def _similar_error(what: str, near: Source, rest: list[str]) -> NotFound:
         if info.is_dir:
             found = find_below(parent, [name]).get(name, [])
         else:
-            found = _list_openable_files(parent, [replace(info, key=name)])
+            found = list_openable_files(parent, [replace(info, key=name)])
         if found:
             return NotFound(what, hint=open_hint(found))
     return NotFound(what)

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from .equinox import Equinox
 from .flax.file import FlaxMsgpack
 from .numpy_files import NumpyArchive, NumpyArray
 from .protocol import Format
 from .safetensors import Safetensors
 
-FILE_FORMATS: tuple[Format, ...] = (Safetensors(), FlaxMsgpack(), NumpyArchive(), NumpyArray())
+FILE_FORMATS: tuple[Format, ...] = (
+    Safetensors(),
+    FlaxMsgpack(),
+    NumpyArchive(),
+    Equinox(),
+    NumpyArray(),  # after Equinox, whose files begin with an array
+)

@@ -1,104 +1,25 @@
 """Opens arrays in numpy's own formats: `.npy`, and archives of them (`.npz`).
 
-See numpy's `lib.format`: a header that names dtype, order and shape, then the bytes. An archive is
-a zip of such files, each stored as it is (`np.savez`) or deflated (`np.savez_compressed`). Pickled
-objects are refused: nothing is ever loaded by `pickle`.
+An archive is a zip of `.npy` files, each stored as it is (`np.savez`) or deflated
+(`np.savez_compressed`). Pickled objects are refused: nothing is ever loaded by `pickle`.
 """
 
 from __future__ import annotations
 
 import functools
-import math
-from collections.abc import Iterable
-from io import BytesIO
-from typing import Literal, NamedTuple
-
-import numpy as np
+from collections.abc import Iterable, Sequence
 
 from .._catalog.catalog import Catalog
 from .._catalog.entry import Chunk, Extent, LeafEntry
 from .._codecs.deflate import InflateStream, read_npy_header
-from .._core.boxes import MAX_RANK, Shape, fits_address_space, full_box
-from .._core.dtypes import DTYPES
+from .._core.boxes import full_box
 from .._core.gc_pause import pause_gc
-from ..errors import CheckpointError, Corrupted, Unsupported
+from .._core.names import Path, join_path
+from ..errors import CheckpointError, Corrupted
 from ..storage.signatures import NPY, NPZ, read_head, recognise
-from ..storage.source import Source
-from .zip_members import Member, check_members, list_members
-
-_HEAD = 1 << 12
-"""Bytes that are read for the header of an array. Those that numpy writes have 64 to 256."""
-
-_MAX_HEAD = (1 << 16) + 12
-"""Most bytes of a magic, version, length and header."""
-
-
-class ArrayHeader(NamedTuple):
-    """What the header of an array says.
-
-    Attributes:
-        dtype: In little-endian byte order.
-        shape: In elements.
-        order: "C" or "F".
-        nbytes: Size of the header, with all that goes before the values.
-    """
-
-    dtype: np.dtype
-    shape: Shape
-    order: Literal["C", "F"]
-    nbytes: int
-
-
-def parse_header(head: bytes) -> ArrayHeader:
-    """Reads the header at the beginning of `head`.
-
-    Raises:
-        Corrupted: It is not one, or contradicts itself.
-        Unsupported: The array holds Python objects, records or strings, is big-endian or has a
-            dtype that templax does not read.
-    """
-    import tokenize
-
-    file = BytesIO(head)
-    try:
-        version = np.lib.format.read_magic(file)
-        read = {
-            (1, 0): np.lib.format.read_array_header_1_0,
-            (2, 0): np.lib.format.read_array_header_2_0,
-        }.get(version)
-        if read is None:
-            raise Unsupported(f"templax does not read version {version} of numpy's format")
-        shape, fortran, dtype = read(file)
-    except (ValueError, TypeError, SyntaxError, KeyError, MemoryError, RecursionError) as error:
-        raise Corrupted(f"The header of the array is unreadable: {error}") from error
-    except (tokenize.TokenError, OverflowError, EOFError) as error:
-        raise Corrupted(f"The header of the array is unreadable: {error}") from error
-    if dtype.hasobject:
-        raise Unsupported("templax reads no pickled objects", hint="save arrays of numbers")
-    if len(shape) > MAX_RANK or any(type(n) is not int or n < 0 for n in shape):
-        raise Corrupted(f"Expected a shape of at most {MAX_RANK} sizes, got one of {len(shape)}")
-    known = _read_dtype(dtype)
-    if not fits_address_space(shape, known.itemsize):
-        raise Unsupported("templax reads no array that exceeds the address space")
-    order = "F" if fortran and len(shape) > 1 else "C"
-    return ArrayHeader(known, shape, order, file.tell())
-
-
-def _read_dtype(dtype: np.dtype) -> np.dtype:
-    if dtype.kind == "V" and dtype.fields is None and dtype.subdtype is None:
-        if dtype.itemsize == 2:
-            return DTYPES["bfloat16"]  # numpy writes dtypes of ml_dtypes without their names
-        if dtype.itemsize == 1:
-            raise Unsupported(
-                "numpy did not store which dtype of one byte this is",
-                hint="save it as uint8, and view what is restored as its dtype",
-            )
-    known = DTYPES.get(dtype.name)
-    if known is None:
-        raise Unsupported(f"templax does not read dtype `{dtype.name[:80]}`")
-    if dtype.byteorder == ">":
-        raise Unsupported(f"templax reads no big-endian arrays, got `{dtype.str}`")
-    return known
+from ..storage.source import Source, open_ranges
+from .numpy_header import HEAD, MAX_HEAD, ArrayHeader, header_size, parse_header
+from .zip_members import Member, ReadRange, check_members, list_members
 
 
 class NumpyArray:
@@ -110,36 +31,50 @@ class NumpyArray:
         info = source.stat("")
         if info is None or info.is_dir:
             return None
-        head = read_head(source, "", info.size, _HEAD)
-        if recognise(head[:512], info.size) != NPY:
-            return None
-        try:
-            header = parse_header(head)
-        except Unsupported:
-            return "its header"
-        except CheckpointError:
-            return None
-        stop = header.nbytes + math.prod(header.shape) * header.dtype.itemsize
-        return "its header" if stop == info.size else None  # otherwise Equinox's, or damaged
+        known = recognise(read_head(source, "", info.size), info.size)
+        return "the header of an array" if known == NPY else None
 
     def open(self, source: Source) -> Catalog:
+        """Opens a file. The name of its only leaf is empty: the array is the whole tree.
+
+        Raises:
+            Corrupted: The header is unreadable, or the file has another size than it says.
+            Unsupported: The values are not numbers, or of a dtype that templax does not read.
+        """
         info = source.stat("")
-        header = parse_header(read_head(source, "", 0 if info is None else info.size, _MAX_HEAD))
-        stop = header.nbytes + math.prod(header.shape) * header.dtype.itemsize
-        handle = (header.nbytes, stop, header.order, False)
+        size = 0 if info is None else info.size
+        header = read_header(open_ranges(source, "", size), 0, size)
+        if header.stop != size:
+            raise Corrupted(
+                f"Expected a file of {header.stop} bytes, with an array of"
+                f" {header.dtype.name}{header.shape}, got {size}"
+            )
+        handle = (header.start, header.stop, header.order, False)
         entry = LeafEntry("", (), header.shape, header.dtype, handle=handle)
         return Catalog(
             url=source.url,
             format=self.name,
-            evidence="its header",
+            evidence="the header of an array",
             entries=(entry,),
             source=source,
-            locator=_locate,
+            locator=locate_arrays,
         )
 
 
+def read_header(read: ReadRange, start: int, stop: int) -> ArrayHeader:
+    """Reads the header of the array that begins at byte `start` of the file and ends by `stop`.
+
+    Raises:
+        Corrupted, Unsupported: See `parse_header`.
+    """
+    head = bytes(read(start, min(stop, start + HEAD)))
+    if header_size(head) > len(head):
+        head = bytes(read(start, min(stop, start + MAX_HEAD)))
+    return parse_header(head)
+
+
 class NumpyArchive:
-    """A `.npz` file: arrays by name. A name with a `.` is a path, as in safetensors."""
+    """A `.npz` file: arrays by name. `split_names` says how a name becomes a key path."""
 
     name = "npz"
 
@@ -159,49 +94,90 @@ class NumpyArchive:
             Unsupported: A member is no array of numbers; the error names it.
         """
         members = list_members(source)
+        paths = _split_members(members)
+        info = source.stat("")
+        read = open_ranges(source, "", 0 if info is None else info.size)
+        entries = [
+            _read_member(read, member, path) for member, path in zip(members, paths, strict=True)
+        ]
+        named = [m._replace(name=e.name) for m, e in zip(members, entries, strict=True)]
         return Catalog(
             url=source.url,
             format=self.name,
             evidence="a zip of `.npy` files",
-            entries=tuple(_read_entry(source, member) for member in members),
+            entries=tuple(entries),
             source=source,
-            locator=_locate,
-            audit=functools.partial(check_members, source, members),
+            locator=locate_arrays,
+            audit=functools.partial(check_members, source, named),
+            audits_values=True,
         )
 
 
-def _read_entry(source: Source, member: Member) -> LeafEntry:
-    name = member.name.removesuffix(".npy")
-    if name == member.name:
-        raise Unsupported("templax reads only `.npy` members of an archive", leaf=name)
+def split_names(names: Sequence[str]) -> list[Path]:
+    """The key paths of the arrays in an archive.
+
+    A name is split where it has a `/`, or, if it has none, where it has a `.`. Haiku keeps `/` in
+    the names of modules and has only two levels, modules and parameters, so names in its spelling
+    are split once: at `//`, as AlphaFold writes it, or at the last `/` if there is a `~` between
+    two `/` in any name of the archive.
+
+    >>> split_names(["encoder/layer_0/kernel", "opt.mu"])
+    [('encoder', 'layer_0', 'kernel'), ('opt', 'mu')]
+    >>> split_names(["mlp/~/linear_0/w", "head/linear/b"])
+    [('mlp/~/linear_0', 'w'), ('head/linear', 'b')]
+    >>> split_names(["evoformer/attention//query_w"])
+    [('evoformer/attention', 'query_w')]
+    """
+    haiku = any("/~/" in f"/{name}" for name in names)
+
+    def split(name: str) -> Path:
+        if "//" in name:
+            return tuple(name.rsplit("//", 1))
+        if "/" in name:
+            return tuple(name.rsplit("/", 1) if haiku else name.split("/"))
+        return tuple(name.split("."))
+
+    return [split(name) for name in names]
+
+
+def _split_members(members: Sequence[Member]) -> list[Path]:
+    names = [member.name.removesuffix(".npy") for member in members]
+    seen = set[str]()
+    for name in names:
+        if name in seen:
+            raise Corrupted("Expected one array of a name, got two", leaf=name)
+        seen.add(name)
+    return split_names(names)
+
+
+def _read_member(read: ReadRange, member: Member, path: Path) -> LeafEntry:
+    name = join_path(path)
     try:
-        if member.deflated:
-            stored = source.read("", member.start, min(member.stop, member.start + _MAX_HEAD))
-            header = parse_header(read_npy_header(InflateStream(stored)))
-        else:
-            stop = min(member.stop, member.start + _HEAD)
-            head = bytes(source.read("", member.start, stop))
-            if int.from_bytes(head[8:10], "little") + 12 > len(head):
-                stop = min(member.stop, member.start + _MAX_HEAD)
-                head = bytes(source.read("", member.start, stop))
-            header = parse_header(head)
-        nbytes = math.prod(header.shape) * header.dtype.itemsize
-        if header.nbytes + nbytes != member.nbytes:
+        header = _read_member_header(read, member)
+        if header.stop != member.nbytes:
             raise Corrupted(
-                f"Expected {member.nbytes - header.nbytes} bytes, got"
+                f"Expected {member.nbytes - header.start} bytes, got"
                 f" {header.dtype.name}{header.shape}"
             )
     except CheckpointError as error:
         raise error.locate(leaf=name, start=member.start, stop=member.stop) from error
-    start = member.start if member.deflated else member.start + header.nbytes
+    start = member.start if member.deflated else member.start + header.start
     handle = (start, member.stop, header.order, member.deflated)
-    return LeafEntry(name, tuple(name.split(".")), header.shape, header.dtype, handle=handle)
+    return LeafEntry(name, path, header.shape, header.dtype, handle=handle)
+
+
+def _read_member_header(read: ReadRange, member: Member) -> ArrayHeader:
+    if not member.deflated:
+        return read_header(read, member.start, member.stop)
+    stop = min(member.stop, member.start + MAX_HEAD)
+    return parse_header(read_npy_header(InflateStream(read(member.start, stop))))
 
 
 @pause_gc()
-def _locate(
+def locate_arrays(
     entries: Iterable[LeafEntry], damages: list[Corrupted] | None = None
 ) -> dict[str, tuple[Chunk, ...]]:
+    """Locates arrays of which the handle is (start, stop, order, whether they are deflated)."""
     located: dict[str, tuple[Chunk, ...]] = {}
     for entry in entries:
         start, stop, order, deflated = entry.handle

@@ -13,13 +13,14 @@ from ..storage.open import open_source
 from ..storage.source import Source
 from .diagnose import diagnose_source
 from .files import FILE_FORMATS
+from .flax.file import FlaxArrays
 from .orbax.directory import list_items, uncommitted_reason
 from .orbax.format import Orbax, enter_item, list_ends
 from .orbax.json_item import read_json_item
 from .protocol import Format
 from .safetensors_set import SafetensorsSet
 
-FORMATS: tuple[Format, ...] = (*FILE_FORMATS, Orbax(), SafetensorsSet())
+FORMATS: tuple[Format, ...] = (*FILE_FORMATS, FlaxArrays(), Orbax(), SafetensorsSet())
 
 
 def open_catalog(source: Source, *, uncommitted: Literal["error", "allow"] = "error") -> Catalog:

@@ -7,24 +7,37 @@ file, apart from each other, and the size that a stored one declares is that of 
 from __future__ import annotations
 
 import io
-import zipfile
+import struct
 import zlib
-from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, NamedTuple
 
+from .._codecs.deflate import MAX_DEFLATE_RATIO, InflateStream
 from ..errors import Corrupted, Unsupported
-from ..storage.source import Source
+from ..storage.source import Source, open_ranges
+
+if TYPE_CHECKING:
+    import zipfile
 
 _PIECE = 1 << 20
 
 _MAX_DIRECTORY = 1 << 28
 """Most bytes of a central directory that are read."""
 
+_SMALL, _MAX_DECODED = 1 << 20, 1 << 29
+"""Most decoded bytes of an archive of at most `_SMALL` bytes, so that it takes little time."""
+
 _WINDOW = 1 << 16
 
 _ENCRYPTED = 0x1
 
+_UNREADABLE = (ValueError, NotImplementedError, OverflowError, EOFError)
+"""What `zipfile` raises for a damaged directory, besides its own error."""
+
 _METHODS = {9: "deflate64", 12: "bzip2", 14: "lzma", 93: "zstd"}
+
+
+ReadRange = Callable[[int, int], memoryview]
 
 
 class Member(NamedTuple):
@@ -53,13 +66,16 @@ def list_members(source: Source) -> list[Member]:
         Corrupted: The directory is unreadable, or members overlap or lie outside of the file.
         Unsupported: A member is encrypted, or compressed by other means than deflate.
     """
+    import zipfile  # takes some ms
+
     info = source.stat("")
     size = 0 if info is None else info.size
     try:
         with zipfile.ZipFile(io.BufferedReader(_Reader(source, size), _WINDOW)) as archive:
-            infos = [info for info in archive.infolist() if not info.is_dir()]
-    except (zipfile.BadZipFile, ValueError, NotImplementedError, OverflowError, EOFError) as error:
+            infos = [info for info in archive.infolist() if not info.filename.endswith("/")]
+    except (zipfile.BadZipFile, struct.error, *_UNREADABLE) as error:
         raise Corrupted(f"The directory of the zip archive is unreadable: {error}") from error
+    read = open_ranges(source, "", size)
     members: list[Member] = []
     for info in infos:
         if info.flag_bits & _ENCRYPTED:
@@ -67,25 +83,32 @@ def list_members(source: Source) -> list[Member]:
         if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             name = _METHODS.get(info.compress_type, f"method {info.compress_type}")
             raise Unsupported(f"templax does not decode `{name}` members", leaf=info.filename)
-        start = _find_data(source, size, info)
+        start = _find_data(read, size, info)
         stop = start + info.compress_size
         deflated = info.compress_type == zipfile.ZIP_DEFLATED
-        if stop > size or (not deflated and info.compress_size != info.file_size):
+        most = MAX_DEFLATE_RATIO * (info.compress_size + 1) if deflated else info.compress_size
+        if stop > size or info.file_size > most or (not deflated and info.file_size < most):
             raise Corrupted(
                 f"Expected {info.file_size} bytes of a member from byte {start} of {size}",
                 leaf=info.filename,
             )
         members.append(Member(info.filename, start, stop, info.file_size, deflated, info.CRC))
     _check_apart(members)
+    total = sum(member.nbytes for member in members)
+    most = _MAX_DECODED + MAX_DEFLATE_RATIO * max(0, size - _SMALL)
+    if total > most:
+        raise Unsupported(
+            f"templax reads {most} decoded bytes of an archive of {size}, got {total}"
+        )
     return members
 
 
-def _find_data(source: Source, size: int, info: zipfile.ZipInfo) -> int:
+def _find_data(read: ReadRange, size: int, info: zipfile.ZipInfo) -> int:
     """The position of a member's bytes, after its own header of 30 bytes, its name and extras."""
     at = info.header_offset
     if not 0 <= at <= size - 30:
         raise Corrupted(f"Expected a member below byte {size}, got {at}", leaf=info.filename)
-    head = source.read("", at, at + 30)
+    head = bytes(read(at, at + 30))
     if head[:4] != b"PK\x03\x04":
         raise Corrupted("Expected the header of a member", leaf=info.filename, start=at)
     return at + 30 + int.from_bytes(head[26:28], "little") + int.from_bytes(head[28:30], "little")
@@ -109,19 +132,18 @@ def _check_apart(members: Iterable[Member]) -> None:
 
 def check_members(source: Source, members: Iterable[Member]) -> Iterator[Corrupted]:
     """Compares the checksum of each member; yields the damage."""
+    info = source.stat("")
+    read = open_ranges(source, "", 0 if info is None else info.size)
     for member in members:
         crc = nbytes = 0
-        decoder = zlib.decompressobj(-zlib.MAX_WBITS) if member.deflated else None
         try:
-            for at in range(member.start, member.stop, _PIECE):
-                data = source.read("", at, min(at + _PIECE, member.stop))
-                while len(data) and nbytes <= member.nbytes:
-                    piece = data if decoder is None else decoder.decompress(data, _PIECE)
-                    data = b"" if decoder is None else decoder.unconsumed_tail
-                    crc = zlib.crc32(piece, crc)
-                    nbytes += len(piece)
-        except zlib.error as error:
-            yield Corrupted(f"The member does not decode: {error}", leaf=member.name)
+            for piece in _decode_pieces(read, member):
+                crc = zlib.crc32(piece, crc)
+                nbytes += len(piece)
+                if nbytes > member.nbytes:
+                    break
+        except Corrupted as error:
+            yield Corrupted(error.what, leaf=member.name, start=member.start, stop=member.stop)
             continue
         if (crc, nbytes) != (member.crc32, member.nbytes):
             yield Corrupted(
@@ -131,6 +153,15 @@ def check_members(source: Source, members: Iterable[Member]) -> Iterator[Corrupt
                 start=member.start,
                 stop=member.stop,
             )
+
+
+def _decode_pieces(read: ReadRange, member: Member) -> Iterator[bytes | memoryview]:
+    if member.deflated:
+        stream = InflateStream(read(member.start, member.stop))
+        yield from iter(lambda: stream.read(_PIECE), b"")
+    else:
+        for at in range(member.start, member.stop, _PIECE):
+            yield read(at, min(at + _PIECE, member.stop))
 
 
 class _Reader(io.RawIOBase):
@@ -159,7 +190,7 @@ class _Reader(io.RawIOBase):
         n = max(0, stop - self._at)
         self._left -= n
         if self._left < 0:
-            raise zipfile.BadZipFile(f"it has more than {_MAX_DIRECTORY} bytes")
+            raise ValueError(f"it has more than {_MAX_DIRECTORY} bytes")
         if n:
             self._source.read("", self._at, stop, memoryview(buffer)[:n])
         self._at += n

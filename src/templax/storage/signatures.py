@@ -32,6 +32,7 @@ _SIGNATURES: tuple[tuple[bytes, str], ...] = (
     (b"\x80\x04", PICKLE),
     (b"\x80\x05", PICKLE),
     (b"\x0c\xdb\x3a\x2a", "the manifest of an OCDBT database"),
+    (b"PK\x05\x06", "an empty zip archive"),
     (b"model_checkpoint_path:", TENSORFLOW),
     (b"all_model_checkpoint_paths:", TENSORFLOW),
 )
@@ -83,7 +84,8 @@ def recognise(head: bytes, size: int) -> str | None:
 def _recognise_zip(head: bytes) -> str:
     name_length = int.from_bytes(head[26:28], "little")
     name = head[30 : 30 + name_length].decode("utf-8", "replace")
-    if name.endswith(".npy"):
+    data = head[30 + name_length + int.from_bytes(head[28:30], "little") :]
+    if name.endswith(".npy") or data.startswith(b"\x93NUMPY"):
         return NPZ
     if name.endswith(("/data.pkl", "/version", "/byteorder", "/.format_version")):
         return PYTORCH

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -108,3 +108,17 @@ class Source(Protocol):
     def at(self, key: str) -> Source:
         """Returns the same store rooted at `key`, relative to this root. `".."` is the parent."""
         ...
+
+
+def open_ranges(source: Source, key: str, size: int) -> Callable[[int, int], memoryview]:
+    """A function that reads many small ranges of an object: from a mapping, where there are any.
+
+    Args:
+        source: Where the object is.
+        key: The object.
+        size: Its size. Ranges end there.
+    """
+    view = source.view(key, 0, size) if source.maps and size else None
+    if view is not None:
+        return lambda start, stop: view[start:stop]
+    return lambda start, stop: source.read(key, min(start, size), min(stop, size))

@@ -89,7 +89,7 @@ def test_missing_dot_files_without_any_metadata_are_named():
         (b"\x28\xb5\x2f\xfd", "a zstd file; hint: unpack it"),
         (bytes(257) + b"ustar", "a tar archive; hint: unpack it"),
         (b"\x89HDF\r\n\x1a\n", "an HDF5 file"),
-        (b"\x93NUMPY\x01", "a numpy array (`.npy`)"),
+        (b"PK\x05\x06" + bytes(18), "an empty zip archive"),
         (b"\x80\x04\x95", "a Python pickle, which templax never loads"),
         (b"model_checkpoint_path: 'x'", "the index of a TensorFlow checkpoint"),
         (b"hello", "a file of another kind"),
@@ -106,7 +106,6 @@ def test_zip_archives_are_distinguished_by_their_first_member(tmp_path):
     import zipfile
 
     for member, what in [
-        ("a.npy", "numpy archive"),
         ("archive/data.pkl", "PyTorch"),
         ("x", "unpack"),
     ]:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import equinox as eqx
 import flax
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -82,6 +83,13 @@ FOREIGN = {
 }
 
 
+def safely_open(path):
+    try:
+        return tx.open(path)
+    except tx.TemplaxError as error:
+        return error
+
+
 @pytest.mark.parametrize("policy", ["recipe", "keep", "error"])
 @pytest.mark.parametrize("case", FOREIGN)
 def test_a_run_does_not_begin_anew_beside_what_it_cannot_read(tmp_path, case, policy):
@@ -94,7 +102,13 @@ def test_a_run_does_not_begin_anew_beside_what_it_cannot_read(tmp_path, case, po
     (name,) = os.listdir(run)
     start = f"Expected a committed step, or nothing like one, in {run}, found `{name}` ("
     assert text.startswith(start)
-    assert text.endswith("); hint: move it elsewhere, or use another directory")
+    assert text.endswith("move it elsewhere, or use another directory")
+    _, _, path = text.rpartition("); hint: ")[2].partition('to restore from it, open "')
+    files = [Path(path.partition('"')[0])] if path else []
+    restored = [tx.restore(file, tx.open(file).template()) for file in files]
+    assert all(np.ravel(jax.tree.leaves(tree)[-1])[0] == 1 for tree in restored)
+    opens = isinstance(safely_open(run / name), tx.Catalog) and (run / name).is_file()
+    assert files == ([run / name] if opens else [])
     shutil.rmtree(run)
     assert float(begin_anew(run)["w"][0]) == 0
 

@@ -11,25 +11,34 @@ from ..._catalog.catalog import Catalog
 from ..._catalog.entry import Chunk, LeafEntry
 from ..._core.gc_pause import pause_gc
 from ..._core.names import Path, join_path
-from ...errors import CheckpointError, Corrupted
-from ...storage.signatures import read_head
+from ...errors import CheckpointError, Corrupted, Unsupported
 from ...storage.source import Source
-from .msgpack import Empty, Value, holds_flax_arrays, locate_value, read_msgpack
+from .msgpack import PLACEHOLDER, Empty, Leaf, Value, locate_value, make_specs_error, read_msgpack
+from .scan import holds_flax_arrays, read_between_arrays
 
-_MAX_DECODED = 1 << 26
-"""Most bytes of a file that are decoded to tell what it is. Of a larger one, the head must tell."""
+_EVIDENCE = "msgpack with arrays of Flax"
 
-_HEAD = 1 << 16
+_MAX_LEAVES, _LEAF_BYTES = 1 << 14, 64
+"""Maximum number of leaves in a file: a fixed allowance, and one more per this many bytes. An array
+takes about 20, apart from its name and its values."""
 
-_ARRAY = re.compile(rb"(?:\xc7.|\xc8..|\xc9....)\x01\x93|__msgpack_chunked_array__", re.DOTALL)
-"""The beginning of an array of Flax: an extension of type 1 with a list of three values."""
+_STEP = re.compile(r"checkpoint_([0-9]{1,18})")
+
+_TEMPORARY = "checkpoint_tmp"
+"""The file that `flax.training.checkpoints` writes, and renames when it is whole."""
+
+ARRAYS = "_gda"
+"""What the name of a directory ends in that holds the arrays of several processes."""
+
+_ARRAY_PLACEHOLDER = "//GDAPlaceholder:"
+"""What a string begins with that stands for one of them."""
 
 
 class FlaxMsgpack:
     """A file with the state dict of a tree in msgpack, arrays as extensions of Flax's own.
 
-    Where the source maps files, the arrays are read lazily: opening touches only what is between
-    them. From other stores the whole file is read when it is opened.
+    Arrays are read lazily: opening reads only what is between them. From stores that do not map
+    files, arrays of less than 64 KiB may be read as well, and at most the whole file.
     """
 
     name = "flax"
@@ -38,59 +47,118 @@ class FlaxMsgpack:
         info = source.stat("")
         if info is None or info.is_dir:
             return None
-        head = read_head(source, "", info.size)
-        is_map = bool(head) and (0x81 <= head[0] <= 0x8F or head[0] in (0xDE, 0xDF))
-        if not is_map:
-            return None
-        if info.size > _MAX_DECODED:
-            found = _ARRAY.search(read_head(source, "", info.size, _HEAD)) is not None
-        else:
-            try:
-                found = holds_flax_arrays(_read_all(source, info.size))
-            except CheckpointError:
-                found = False
-        return "msgpack with arrays of Flax" if found else None
+        return _EVIDENCE if holds_flax_arrays(source, "", info.size) else None
 
     @pause_gc()
     def open(self, source: Source) -> Catalog:
         """Opens a file. Leaves are in the order of the file; a list has the names `0`, `1`, ...
 
+        Python's numbers are scalars of 64 bits, None and empty dicts are recorded without a leaf,
+        and raw bytes are an array of uint8.
+
         Raises:
             Corrupted: The msgpack is unreadable, or contradicts itself.
-            Unsupported: A value or dtype that templax does not read; the error names it.
+            Unsupported: A value or dtype that templax does not read, or an array that is not in
+                the file; the error names it.
         """
         info = source.stat("")
+        size = 0 if info is None else info.size
+        maximum = _MAX_LEAVES + size // _LEAF_BYTES
+        leaves = read_msgpack(_read(source, size), keep=False)
+        if len(leaves) > maximum:
+            what = f"templax reads {maximum} leaves in {size} bytes, got {len(leaves)}"
+            raise Unsupported(what)
         entries: list[LeafEntry] = []
         empties: dict[Path, str] = {}
-        for path, leaf in read_msgpack(_read_all(source, 0 if info is None else info.size)).items():
-            name = join_path(path)
+        for path, leaf in leaves.items():
             if isinstance(leaf, Empty):
                 empties[path] = leaf.name
-            elif isinstance(leaf, Value):
-                chunks = locate_value(leaf, "", inline=not source.maps)
-                entries.append(
-                    LeafEntry(name, path, leaf.shape, leaf.dtype, leaf.kind, handle=chunks)
-                )
+                continue
+            name = join_path(path)
+            if isinstance(leaf, Value):
+                entry = LeafEntry(name, path, leaf.shape, leaf.dtype, leaf.kind, handle=leaf)
             else:
-                entries.append(LeafEntry(name, path, (), np.dtype(str), "string", value=leaf))
-
+                outside = _find_outside(source, path, leaf)
+                if outside is not None:
+                    raise outside
+                entry = LeafEntry(name, path, (), np.dtype(str), "string", value=leaf)
+            entries.append(entry)
+        base = _basename(source)
+        step = _STEP.fullmatch(base)
+        unfinished = f"`{base}` is the temporary file of a save of Flax that never finished"
         return Catalog(
             url=source.url,
             format=self.name,
-            evidence="msgpack with arrays of Flax",
+            evidence=_EVIDENCE,
             entries=tuple(entries),
             source=source,
             locator=_locate,
+            metadata={} if step is None else {"step": int(step[1])},
             empties=empties,
+            uncommitted=unfinished if base == _TEMPORARY else None,
         )
 
 
+class FlaxArrays:
+    """A directory of the arrays that several processes saved beside a Flax msgpack file.
+
+    `flax.training.checkpoints.save_checkpoint_multiprocess` writes it. Alone, it is a part of a
+    tree, which would look like a tree of its own.
+    """
+
+    name = "flax"
+
+    def detect(self, source: Source) -> str | None:
+        base = _basename(source)
+        main = base.removesuffix(ARRAYS)
+        if main in ("", base):
+            return None
+        info, beside = source.stat(""), source.at("..").stat(main)
+        is_part = info is not None and info.is_dir and beside is not None and not beside.is_dir
+        return f"the file `{main}` beside it" if is_part else None
+
+    def open(self, source: Source) -> Catalog:
+        main = _basename(source).removesuffix(ARRAYS)
+        raise _unread_arrays_error(f"{source.url} holds arrays of the file `{main}` beside it")
+
+
+def _find_outside(source: Source, path: Path, leaf: Leaf) -> CheckpointError | None:
+    """The error for a string that stands for an array outside the file; None for other strings."""
+    specs = make_specs_error(path, leaf, source.at("..").url)
+    if specs is not None:
+        return specs
+    text, leaf_name = str(leaf), join_path(path)
+    if text.startswith(PLACEHOLDER):
+        what = "Expected the array in the file, Orbax stored it in the directory of the file"
+        return Unsupported(f"{what}: `{text[:200]}`", leaf=leaf_name)
+    if text.startswith(_ARRAY_PLACEHOLDER):
+        what = f"Expected the array in the file, it is in the directory `{_basename(source)}_gda`"
+        return _unread_arrays_error(what, leaf_name)
+    return None
+
+
+def _unread_arrays_error(what: str, leaf: str | None = None) -> Unsupported:
+    return Unsupported(
+        f"{what}, as `flax.training.checkpoints` saves the arrays of several processes, which"
+        " templax does not read",
+        leaf=leaf,
+    )
+
+
+@pause_gc()
 def _locate(
     entries: Iterable[LeafEntry], damages: list[Corrupted] | None = None
 ) -> dict[str, tuple[Chunk, ...]]:
-    return {entry.name: entry.handle or () for entry in entries}
+    return {
+        entry.name: locate_value(entry.handle, "", inline=False) if entry.handle is not None else ()
+        for entry in entries
+    }
 
 
-def _read_all(source: Source, size: int) -> memoryview:
-    data = source.view("", 0, size) if source.maps else None
-    return source.read("", 0, size) if data is None else data
+def _basename(source: Source) -> str:
+    return source.url.rstrip("/").rpartition("/")[2]
+
+
+def _read(source: Source, size: int) -> memoryview:
+    data = source.view("", 0, size) if source.maps and size else None
+    return read_between_arrays(source, size) if data is None else data

@@ -1,4 +1,4 @@
-"""Reads a Flax state dict in msgpack, such as the `checkpoint` file of Orbax before 0.6.
+"""Reads a Flax state dict in msgpack, which is also the `checkpoint` file of Orbax before 0.6.
 
 Written by `flax.serialization.msgpack_serialize`, which defines extension types 1 (ndarray),
 2 (native complex) and 3 (numpy scalar).
@@ -8,46 +8,58 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 import numpy as np
 
 from ..._catalog.entry import Chunk, Extent, Kind
-from ..._core.boxes import fits_address_space, format_shape, size_of, split_range
+from ..._core.boxes import (
+    MAX_RANK,
+    fits_address_space,
+    format_shape,
+    full_box,
+    size_of,
+    split_range,
+)
 from ..._core.dtypes import DTYPES
 from ..._core.names import MAX_DEPTH, Path, join_path
+from ..._core.text import quote_text
 from ...errors import CheckpointError, Corrupted, Unsupported
-from .keys import find_repeated_key
+from .keys import scan_values
 
 PLACEHOLDER = "PLACEHOLDER://"
+"""What a string begins with that Orbax wrote in place of an array."""
 
 _CHUNKED = "__msgpack_chunked_array__"
 
+_MAX_PIECES = 1 << 17
+"""Most pieces of split arrays, each counted once for each dimension of its array. Flax makes pieces
+of 2**30 bytes, but they may have a single one, and each becomes a few boxes."""
 
-class Piece(NamedTuple):
+
+class Piece(msgspec.Struct, frozen=True, gc=False):
     """The bytes of an array, or of one piece of it.
 
     Attributes:
-        data: A view of the file's content, or what was made of it.
+        data: A view of the file's content, or what was made of it; None if only its place is kept.
         start, stop: Position of these bytes in the file; both 0 if they are not in it as such.
     """
 
-    data: memoryview
+    data: bytes | memoryview | None
     start: int = 0
     stop: int = 0
 
+    @property
+    def nbytes(self) -> int:
+        return self.stop - self.start if self.data is None else len(self.data)
+
     def __reduce__(self) -> tuple[Any, ...]:
-        return _unpickle_piece, (bytes(self.data), self.start, self.stop)  # views can't be pickled
+        data = None if self.data is None else bytes(self.data)  # views can't be pickled
+        return Piece, (data, self.start, self.stop)
 
 
-def _unpickle_piece(data: bytes, start: int, stop: int) -> Piece:
-    return Piece(memoryview(data), start, stop)
-
-
-@dataclass(frozen=True, slots=True)
-class Value:
+class Value(msgspec.Struct, frozen=True, gc=False):
     """An array or number stored in the file.
 
     Attributes:
@@ -63,8 +75,7 @@ class Value:
     pieces: tuple[Piece, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Empty:
+class Empty(msgspec.Struct, frozen=True, gc=False):
     """A node without leaves. `name` is what is recorded there: `None`, `Dict` or `List`."""
 
     name: str
@@ -74,93 +85,106 @@ Leaf = Value | Empty | str
 """A string that starts with `PLACEHOLDER` refers to an array stored beside the file."""
 
 
-def read_msgpack(data: memoryview) -> dict[Path, Leaf]:
+def read_msgpack(data: memoryview, *, keep: bool = True) -> dict[Path, Leaf]:
     """Reads every leaf of a state dict, in the order of the file.
 
     Flax stores a list as a map with the keys "0", "1", ...; such maps stay maps, because the names
-    of leaves are the same either way. Lists in the msgpack itself stay lists.
+    of leaves are the same either way. Lists in the msgpack itself stay lists. Raw bytes are an
+    array of uint8.
 
     Args:
-        data: The whole file. Values are views of it.
+        data: The whole file. The bytes of arrays are not touched.
+        keep: Whether arrays hold views of it. Otherwise they only have their place.
 
     Raises:
         Corrupted: The data is not msgpack, is nested too deeply, has a map that repeats a key, or
             has an array whose size contradicts its shape.
         Unsupported: A value or dtype that templax does not read.
     """
-    base = _memory_address(data)
+    problem, found = scan_values(data)
+    places, broken = iter(found), list[CheckpointError]()
 
-    def extension(code: int, payload: memoryview) -> Value:
-        return _read_extension(code, payload, base)
+    def extension(code: int, payload: memoryview) -> Value | CheckpointError:
+        _, stop = next(places, (0, 0))
+        try:
+            return _read_extension(code, payload, stop, keep)
+        except CheckpointError as error:  # raised where its leaf is known; the first comes first
+            broken.append(error)
+            del broken[1:]
+            return broken[0]
 
     try:
         tree = msgspec.msgpack.decode(data, ext_hook=extension)
     except (msgspec.DecodeError, ValueError, TypeError, RecursionError) as error:
         raise Corrupted(f"The msgpack is unreadable: {error}") from error
-    repeated = find_repeated_key(data)
-    if repeated is not None:
-        raise Corrupted(f"Expected each key of a map once, got {repeated[:80]!r} again")
+    if problem is not None:
+        raise problem
     leaves: dict[Path, Leaf] = {}
+    pieces = 0
     for path, leaf in _iter_leaves(tree, ()):
+        if isinstance(leaf, Value) and len(leaf.pieces) > 1:
+            pieces += len(leaf.pieces) * len(leaf.shape)
+            if pieces > _MAX_PIECES:
+                what = f"templax reads {_MAX_PIECES} dimensions of pieces of arrays, got more"
+                raise Unsupported(what, leaf=join_path(path))
         if path in leaves:  # the keys 1 and "1"
             raise Corrupted("Expected one leaf, got two of this name", leaf=join_path(path))
         leaves[path] = leaf
     return leaves
 
 
-def holds_flax_arrays(data: memoryview) -> bool:
-    """Whether data is msgpack that holds an array or number of numpy as Flax writes it.
+def make_specs_error(path: Path, leaf: Leaf, directory: str) -> Unsupported | None:
+    """The error for a leaf of T5X, which is a TensorStore spec; None if it is another's.
 
-    Any program may write msgpack with numbers and strings; those extensions are Flax's. The bytes
-    of arrays are not touched.
+    Args:
+        path, leaf: What `read_msgpack` gives.
+        directory: The directory of the checkpoint.
     """
-    found = False
-
-    def extension(code: int, payload: memoryview) -> None:
-        nonlocal found
-        if code in (1, 3):
-            _read_extension(code, payload, 0)
-            found = True
-
-    try:
-        msgspec.msgpack.decode(data, ext_hook=extension)
-    except (msgspec.DecodeError, ValueError, TypeError, RecursionError, CheckpointError):
-        return False
-    return found
+    if path[-2:] != ("kvstore", "driver") or not isinstance(leaf, str):
+        return None
+    load = f"t5x.checkpoints.load_t5x_checkpoint({quote_text(directory)})"
+    return Unsupported(
+        "templax does not read T5X's own checkpoints, whose leaves are TensorStore specs",
+        leaf=join_path(path[:-2]),
+        hint=f"restore from tx.Recipe(lambda: {load})",
+    )
 
 
-def _memory_address(data: memoryview) -> int:
-    return np.frombuffer(data, np.uint8).ctypes.data if len(data) else 0
-
-
-def _read_extension(code: int, payload: memoryview, base: int) -> Value:
+def _read_extension(code: int, payload: memoryview, stop: int, keep: bool) -> Value:
+    """The array or number in an extension, whose payload ends at `stop` in the file."""
     if code == 2:
-        real, imaginary = _decode_payload(payload, tuple[float, float])
+        real, imaginary = _decode_payload(payload, _COMPLEX)
         value = memoryview(np.complex128(complex(real, imaginary)).tobytes())
         return Value(np.dtype(np.complex128), (), "scalar", (Piece(value),))
     if code not in (1, 3):
         raise Unsupported(f"templax does not read msgpack extension {code}")
-    shape, name, data = _decode_payload(payload, tuple[list[int], str, memoryview])
+    shape, name, data = _decode_payload(payload, _ARRAY)
     dtype = DTYPES.get(name)
     if dtype is None:
         raise Unsupported(f"templax does not read dtype `{name[:80]}`")
-    if not _has_nbytes(shape, dtype, len(data)):
-        raise Corrupted(f"Expected the bytes of {name}{format_shape(shape)}, got {len(data)}")
-    start = _memory_address(data) - base if len(data) else 0
-    kind: Kind = "scalar" if code == 3 else "array"
-    return Value(dtype, tuple(shape), kind, (Piece(data, start, start + len(data)),))
+    nbytes = len(data)
+    if not _has_nbytes(shape, dtype, nbytes):
+        raise Corrupted(f"Expected the bytes of {name}{format_shape(shape)}, got {nbytes}")
+    piece = Piece(data if keep else None, stop - nbytes, stop)  # the bytes are the last of the list
+    return Value(dtype, tuple(shape), "scalar" if code == 3 else "array", (piece,))
 
 
 def _has_nbytes(shape: Sequence[int], dtype: np.dtype, nbytes: int) -> bool:
     """Whether an array has `nbytes`. The rank is checked first, so that the product stays small."""
-    if not fits_address_space(tuple(shape), dtype.itemsize):
-        return False
-    return math.prod(shape) * dtype.itemsize == nbytes
+    found = math.prod(shape) * dtype.itemsize if len(shape) <= MAX_RANK else -1
+    if found == nbytes and min(shape, default=1) > 0:
+        return True
+    return found == nbytes and fits_address_space(tuple(shape), dtype.itemsize)
 
 
-def _decode_payload(payload: memoryview, type: Any) -> Any:
+_ARRAY = msgspec.msgpack.Decoder(tuple[list[int], str, memoryview])
+
+_COMPLEX = msgspec.msgpack.Decoder(tuple[float, float])
+
+
+def _decode_payload(payload: memoryview, decoder: msgspec.msgpack.Decoder[Any]) -> Any:
     try:
-        return msgspec.msgpack.decode(payload, type=type)
+        return decoder.decode(payload)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Corrupted(f"A msgpack extension is unreadable: {error}") from error
 
@@ -175,6 +199,8 @@ def _iter_leaves(tree: Any, path: Path) -> Iterator[tuple[Path, Leaf]]:
             yield path, Empty("Dict")
         else:
             for key, child in tree.items():
+                if isinstance(key, CheckpointError):
+                    raise key
                 if not isinstance(key, (str, int)):
                     raise Unsupported(
                         f"templax reads msgpack maps with keys of text, got {type(key).__name__}",
@@ -188,6 +214,8 @@ def _iter_leaves(tree: Any, path: Path) -> Iterator[tuple[Path, Leaf]]:
             yield from _iter_leaves(child, (*path, i))
     elif tree is None:
         yield path, Empty("None")
+    elif isinstance(tree, CheckpointError):
+        raise tree.locate(leaf=join_path(path))
     elif isinstance(tree, (Value, str)):
         yield path, tree
     elif isinstance(tree, (bool, int, float)):
@@ -214,6 +242,9 @@ def _join_pieces(tree: dict[Any, Any], path: Path) -> Value:
     except msgspec.ValidationError as error:
         raise Corrupted(f"Expected an array in chunks: {error}", leaf=join_path(path)) from error
     arrays = _in_numeric_order(chunked.chunks, path)
+    broken = next((array for array in arrays if isinstance(array, CheckpointError)), None)
+    if broken is not None:
+        raise broken.locate(leaf=join_path(path))
     shape = tuple(_in_numeric_order(chunked.shape, path))
     if not arrays or any(not isinstance(array, Value) for array in arrays):
         raise Corrupted("Expected chunks that are arrays, got others", leaf=join_path(path))
@@ -221,7 +252,7 @@ def _join_pieces(tree: dict[Any, Any], path: Path) -> Value:
     if any(array.dtype != dtype for array in arrays):
         raise Corrupted("Expected chunks of one dtype, got several", leaf=join_path(path))
     pieces = tuple(piece for array in arrays for piece in array.pieces)
-    nbytes = sum(len(piece.data) for piece in pieces)
+    nbytes = sum(piece.nbytes for piece in pieces)
     if not _has_nbytes(shape, dtype, nbytes):
         raise Corrupted(
             f"Expected the bytes of {dtype.name}{format_shape(shape)}, got {nbytes}",
@@ -253,16 +284,25 @@ def locate_value(value: Value, key: str, *, inline: bool) -> tuple[Chunk, ...]:
         key: The file that was read.
         inline: Whether chunks hold the bytes that were read, rather than their place in the file.
     """
+    itemsize = value.dtype.itemsize
+    if len(value.pieces) == 1:
+        (piece,) = value.pieces
+        extent = Extent(key, piece.start, piece.stop, _take_inline(piece, 0, piece.nbytes, inline))
+        return (Chunk(extent, full_box(value.shape)),) if piece.nbytes else ()
     chunks: list[Chunk] = []
     first = 0
     for piece in value.pieces:
-        last, at = first + len(piece.data) // value.dtype.itemsize, 0
+        last, at = first + piece.nbytes // itemsize, 0
         for box in split_range(first, last, value.shape) if last > first else ():
-            nbytes = size_of(box) * value.dtype.itemsize
-            data = piece.data[at : at + nbytes] if inline or not piece.stop else None
+            nbytes = size_of(box) * itemsize
+            data = _take_inline(piece, at, at + nbytes, inline)
             start = piece.start + at if piece.stop else 0
             stop = start + nbytes if piece.stop else 0
             chunks.append(Chunk(Extent(key, start, stop, data), box))
             at += nbytes
         first = last
     return tuple(chunks)
+
+
+def _take_inline(piece: Piece, start: int, stop: int, inline: bool) -> bytes | memoryview | None:
+    return piece.data[start:stop] if piece.data is not None and (inline or not piece.stop) else None

@@ -13,11 +13,10 @@ import msgspec
 
 from ..._catalog.entry import Kind
 from ..._core.names import Path, join_path
-from ..._core.text import quote_text
 from ...errors import CheckpointError, Corrupted, NotFound, Unsupported
 from ...storage.signatures import read_metadata
 from ...storage.source import Source
-from ..flax.msgpack import PLACEHOLDER, Empty, Leaf, Value, read_msgpack
+from ..flax.msgpack import PLACEHOLDER, Empty, Leaf, Value, make_specs_error, read_msgpack
 from .directory import LEGACY
 from .sidecars import read_json
 from .strings import STRINGS, find_string
@@ -144,14 +143,9 @@ def iter_legacy_leaves(source: Source, empties: dict[Path, str]) -> Iterator[Nam
         Unsupported: A checkpoint of T5X, or a placeholder with another name than its leaf.
     """
     for path, leaf in read_legacy_file(source).items():
-        if path[-2:] == ("kvstore", "driver"):
-            load = f"t5x.checkpoints.load_t5x_checkpoint({quote_text(source.url)})"
-            raise Unsupported(
-                "templax does not read T5X's own checkpoints, whose leaves are TensorStore specs",
-                leaf=join_path(path[:-2]),
-                file=LEGACY,
-                hint=f"restore from tx.Recipe(lambda: {load})",
-            )
+        specs = make_specs_error(path, leaf, source.url)
+        if specs is not None:
+            raise specs.locate(file=LEGACY)
         if isinstance(leaf, Empty):
             empties[path] = leaf.name
         elif isinstance(leaf, Value):

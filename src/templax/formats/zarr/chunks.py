@@ -13,6 +13,7 @@ from ..._catalog.catalog import record_damage
 from ..._catalog.entry import Chunk, Extent
 from ..._codecs.crc32c import crc32c
 from ..._codecs.decode import CODECS, COMPRESSIONS
+from ..._codecs.deflate import MAX_DEFLATE_RATIO
 from ..._core.boxes import Box, Shape
 from ...errors import CheckpointError, Corrupted, NotFound, Unsupported
 from ...storage.signatures import diagnose_lfs_pointer
@@ -24,9 +25,6 @@ _EMPTY = 2**64 - 1
 
 # A zstd block has at least 4 bytes and decodes to at most 128 KiB (RFC 8878, section 3.1.1.2).
 _ZSTD_BLOCK, _ZSTD_BLOCK_DECODED = 4, 1 << 17
-
-# Two bits of deflate stand for at most 258 bytes (RFC 1951, section 3.2.5).
-_DEFLATE_RATIO = 1032
 
 
 def locate_arrays(
@@ -280,7 +278,7 @@ def check_length(extent: Extent, nbytes: int, codecs: tuple[str, ...]) -> None:
 def _max_decoded_bytes(stored: int, codecs: tuple[str, ...]) -> int:
     """The most bytes that a compressed chunk can decode to."""
     if "gzip" in codecs:
-        return (stored + 1) * _DEFLATE_RATIO
+        return (stored + 1) * MAX_DEFLATE_RATIO
     return (stored // _ZSTD_BLOCK + 1) * _ZSTD_BLOCK_DECODED
 
 

@@ -1,5 +1,7 @@
 """Msgpack files of Flax, which are also the structure files of old Orbax versions."""
 
+import itertools
+
 import ml_dtypes
 import msgpack
 import numpy as np
@@ -11,7 +13,7 @@ from hypothesis import strategies as st
 from helpers import count_examples
 from limits import run_limited
 from templax.errors import Corrupted, TemplaxError, Unsupported
-from templax.formats.flax.msgpack import Empty, Value, read_msgpack
+from templax.formats.flax.msgpack import Empty, Piece, Value, locate_value, read_msgpack
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
@@ -22,10 +24,14 @@ def read_leaves(data):
 
 def read_values(data):
     return {
-        path: np.frombuffer(leaf.data, np.uint8).view(leaf.dtype).reshape(leaf.shape)
+        path: np.frombuffer(join_pieces(leaf), leaf.dtype).reshape(leaf.shape)
         for path, leaf in read_leaves(data).items()
         if isinstance(leaf, Value)
     }
+
+
+def join_pieces(leaf):
+    return b"".join(piece.data for piece in leaf.pieces)
 
 
 def encode_array(shape, dtype, data, code=1):
@@ -42,6 +48,7 @@ def test_every_kind_of_leaf_of_flax_is_read():
         "none": None,
         "empty": {},
         "text": "hello",
+        "raw": b"\x00\xff",
     }
     data = serialization.msgpack_serialize(tree)
     leaves, values = read_leaves(data), read_values(data)
@@ -54,6 +61,8 @@ def test_every_kind_of_leaf_of_flax_is_read():
     assert leaves["none",] == Empty("None")
     assert leaves["empty",] == Empty("Dict")
     assert leaves["text",] == "hello"
+    assert (leaves["raw",].kind, values["raw",].dtype) == ("array", np.uint8)
+    assert values["raw",].tolist() == [0, 255]
 
 
 def test_an_empty_list_is_empty():
@@ -63,7 +72,8 @@ def test_an_empty_list_is_empty():
 def test_values_know_their_place_in_the_file():
     data = serialization.msgpack_serialize({"a": np.arange(100), "b": np.ones(3, np.uint8)})
     for leaf in read_leaves(data).values():
-        assert bytes(leaf.data) == data[leaf.start : leaf.stop]
+        (piece,) = leaf.pieces
+        assert bytes(piece.data) == data[piece.start : piece.stop]
 
 
 def test_chunked_arrays_are_joined(monkeypatch):
@@ -72,6 +82,39 @@ def test_chunked_arrays_are_joined(monkeypatch):
     data = serialization.msgpack_serialize({"a": array})
     assert b"__msgpack_chunked_array__" in data
     assert read_values(data)["a",].tolist() == array.tolist()
+    pieces = read_leaves(data)["a",].pieces
+    assert len(pieces) == 9
+    assert [data[piece.start : piece.stop] for piece in pieces] == [p.data for p in pieces]
+
+
+@given(cuts=st.lists(st.integers(0, 24), max_size=6), shape=st.permutations([2, 3, 4]))
+def test_chunks_of_pieces_tile_the_array(cuts, shape):
+    """Pieces may end anywhere in a row, and may be empty."""
+    array = np.arange(24, dtype=np.int16).reshape(shape)
+    bounds = [0, *sorted(cuts), 24]
+    flat = array.reshape(-1)
+    pieces = tuple(Piece(memoryview(flat[a:b].tobytes())) for a, b in itertools.pairwise(bounds))
+    got = np.full(shape, -1, np.int16)
+    for chunk in locate_value(Value(array.dtype, array.shape, "array", pieces), "", inline=True):
+        box = tuple(slice(*bounds) for bounds in chunk.box)
+        assert (got[box] == -1).all()
+        got[box] = np.frombuffer(chunk.extent.inline, np.int16).reshape(got[box].shape)
+    assert (got == array).all()
+
+
+def test_very_many_pieces_are_refused():
+    piece = encode_array([6], "int8", b"abcdef")
+    chunked = {
+        "__msgpack_chunked_array__": True,
+        "shape": {str(i): n for i, n in enumerate((1,) * 28 + (24, 1000))},
+        "chunks": {str(i): piece for i in range(4000)},
+    }
+    assert len(read_leaves(msgpack.packb({"a": chunked}))["a",].pieces) == 4000
+    with pytest.raises(Unsupported) as caught:
+        read_leaves(msgpack.packb({"a": chunked, "b": chunked}))
+    assert str(caught.value) == (
+        "templax reads 131072 dimensions of pieces of arrays, got more - at `b`"
+    )
 
 
 def encode_chunked(**changes):
@@ -100,6 +143,10 @@ def encode_chunked(**changes):
                 }
             },
             "Expected chunks of one dtype, got several - at `a`",
+        ),
+        (
+            {"chunks": {"0": encode_array([2], "int8", b"abc")}},
+            "Expected the bytes of int8(2,), got 3 - at `a`",
         ),
         (
             {"chunks": 3},
@@ -134,14 +181,18 @@ def test_contradictory_arrays_are_damage(array, message):
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        (encode_array([1], "object", b"ab"), "templax does not read dtype `object`"),
-        (msgpack.ExtType(9, b""), "templax does not read msgpack extension 9"),
-        (b"bytes", "templax does not read msgpack values of type `bytes` - at `a`"),
+        (encode_array([1], "object", b"ab"), "templax does not read dtype `object` - at `b.0`"),
+        (encode_array([1], "str32", b"abcd"), "templax does not read dtype `str32` - at `b.0`"),
+        (msgpack.ExtType(9, b""), "templax does not read msgpack extension 9 - at `b.0`"),
+        (
+            msgpack.Timestamp(1),
+            "templax does not read msgpack values of type `datetime` - at `b.0`",
+        ),
     ],
 )
 def test_unsupported_msgpack_values_are_named(value, message):
     with pytest.raises(Unsupported) as caught:
-        read_leaves(msgpack.packb({"a": value}))
+        read_leaves(msgpack.packb({"a": 1, "b": [value], "c": value}))
     assert str(caught.value) == message
 
 

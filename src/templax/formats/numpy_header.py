@@ -1,0 +1,156 @@
+"""Reads the header of an array in numpy's own format (numpy's `lib.format`).
+
+6 bytes of magic, 2 of the version, 2 or (since version 2) 4 of the length of the header, then the
+header: a Python dict of `descr`, `fortran_order` and `shape`. It is matched by a pattern, and never
+evaluated.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import re
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from .._core.boxes import MAX_RANK, Shape, fits_address_space
+from .._core.dtypes import DTYPES, UNNAMED_BYTE
+from ..errors import Corrupted, Unsupported
+
+MAGIC = b"\x93NUMPY"
+
+HEAD = 1 << 12
+"""Bytes that are read for a header. Those that numpy writes have 64 to 256."""
+
+MAX_HEAD = (1 << 16) + 12
+"""Most bytes of a magic, version, length and header."""
+
+_FIELDS = {
+    "descr": re.compile(
+        r"""\s*['"]descr['"]\s*:\s*(?:'([^'\\]*)'|"([^"\\]*)"|([\[(].*))\s*""", re.S
+    ),
+    "order": re.compile(r"""\s*['"]fortran_order['"]\s*:\s*(True|False)\s*"""),
+    "shape": re.compile(r"""\s*['"]shape['"]\s*:\s*\(([\dL,\s]*)\)\s*"""),
+}
+
+_CODES = {
+    **{d.str[1:]: d for d in DTYPES.values() if d.kind in "biufc" and d.type.__module__ == "numpy"},
+    "f1": DTYPES["float8_e5m2"],  # which numpy writes, but does not read
+    "V2": DTYPES["bfloat16"],  # the only dtype of two bytes that numpy has no name for
+    "V1": UNNAMED_BYTE,
+}
+"""What follows the byte order in a dtype of the header → dtype."""
+
+
+class ArrayHeader(NamedTuple):
+    """What the header of an array says.
+
+    Attributes:
+        dtype: In little-endian byte order.
+        shape: In elements.
+        order: "C" or "F".
+        start: Where the values begin, from the beginning of the magic.
+    """
+
+    dtype: np.dtype
+    shape: Shape
+    order: Literal["C", "F"]
+    start: int
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the values."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    @property
+    def stop(self) -> int:
+        """Where the values end, from the beginning of the magic."""
+        return self.start + self.nbytes
+
+
+def header_size(head: bytes) -> int:
+    """Where the header that `head` begins with ends, of which the first 12 bytes tell."""
+    width = 2 if head[6:7] < b"\x02" else 4
+    return 8 + width + int.from_bytes(head[8 : 8 + width], "little")
+
+
+def parse_header(head: bytes) -> ArrayHeader:
+    """Reads the header at the beginning of `head`.
+
+    Raises:
+        Corrupted: It is not one, is longer than `head`, or contradicts itself.
+        Unsupported: The array holds Python objects, records, strings or dates, is big-endian, or
+            has a dtype that templax does not read.
+    """
+    if not head.startswith(MAGIC) or len(head) < 12:
+        raise Corrupted("Expected an array in numpy's format, got other bytes")
+    if head[6] not in (1, 2, 3):
+        raise Unsupported(f"templax reads versions 1 to 3 of numpy's format, got {head[6]}")
+    start = header_size(head)
+    if start > min(len(head), MAX_HEAD):
+        raise Corrupted(
+            f"Expected a header of at most {min(len(head), MAX_HEAD)} bytes, got {start}"
+        )
+    return _parse_text(head[10 if head[6] == 1 else 12 : start].decode("latin-1"), start)
+
+
+@functools.lru_cache(1024)
+def _parse_text(text: str, start: int) -> ArrayHeader:
+    body = text.strip()
+    if len(body) < 2 or body[0] != "{" or body[-1] != "}":
+        raise _unreadable_error(body)
+    found: dict[str, re.Match[str]] = {}
+    at, stop = 1, len(body) - 1
+    while at < stop and not body[at:stop].isspace():
+        matches = {name: pattern.match(body, at, stop) for name, pattern in _FIELDS.items()}
+        name, match = next(((n, m) for n, m in matches.items() if m is not None), ("", None))
+        if match is None or name in found:
+            raise _unreadable_error(body)
+        if name == "descr" and match[3] is not None:
+            raise Unsupported(f"templax reads no records, got an array of `{match[3][:80]}`")
+        found[name], at = match, match.end() + 1
+        if at <= stop and body[at - 1] != ",":
+            raise _unreadable_error(body)
+    if len(found) < len(_FIELDS):
+        raise _unreadable_error(body)
+    dtype = _find_dtype(found["descr"][1] if found["descr"][2] is None else found["descr"][2])
+    shape = _parse_shape(found["shape"][1])
+    if not fits_address_space(shape, dtype.itemsize):
+        raise Unsupported("templax reads no array that exceeds the address space")
+    order = "F" if found["order"][1] == "True" and len(shape) > 1 else "C"
+    return ArrayHeader(dtype, shape, order, start)
+
+
+def _parse_shape(text: str) -> Shape:
+    numbers = [number.strip().removesuffix("L") for number in text.split(",")]  # Python 2 wrote 3L
+    if not numbers[-1]:
+        numbers.pop()
+    if len(numbers) > MAX_RANK:
+        raise Unsupported(f"templax reads arrays of {MAX_RANK} dimensions, got {len(numbers)}")
+    if not all(number.isdecimal() for number in numbers):
+        raise Corrupted(f"Expected the shape of an array, got `({text[:80]})`")
+    if any(len(number) > 20 for number in numbers):  # Python refuses to parse thousands of digits
+        raise Unsupported("templax reads no array that exceeds the address space")
+    return tuple(map(int, numbers))
+
+
+def _unreadable_error(text: str) -> Corrupted:
+    return Corrupted(f"The header of the array is unreadable: {text[:80]!r}")
+
+
+def _find_dtype(descr: str) -> np.dtype:
+    order, code = (descr[:1], descr[1:]) if descr[:1] in ("<", ">", "|", "=") else ("", descr)
+    if code.startswith("O"):
+        raise Unsupported(
+            "templax reads no pickled objects, got an array of them", hint="save arrays of numbers"
+        )
+    dtype = _CODES.get(code)
+    if dtype is None:
+        raise Unsupported(f"templax does not read dtype `{descr[:80]}`")
+    if order == ">" and dtype.itemsize > 1:
+        raise Unsupported(
+            f"templax reads no big-endian arrays, got `{descr}`",
+            hint=f'save `array.astype("<{code}")`' if code[0] != "V" else None,
+        )
+    return dtype
