@@ -6,5 +6,14 @@ from .flax.file import FlaxMsgpack
 from .numpy_files import NumpyArchive, NumpyArray
 from .protocol import Format
 from .safetensors import Safetensors
+from .torch.legacy import TorchLegacy
+from .torch.zip_file import TorchZip
 
-FILE_FORMATS: tuple[Format, ...] = (Safetensors(), FlaxMsgpack(), NumpyArchive(), NumpyArray())
+FILE_FORMATS: tuple[Format, ...] = (
+    Safetensors(),
+    FlaxMsgpack(),
+    NumpyArchive(),
+    NumpyArray(),
+    TorchZip(),
+    TorchLegacy(),
+)
