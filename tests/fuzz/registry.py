@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import checkpoints, containers, documents, saves
+from . import checkpoints, containers, documents, pytorch, saves
 from .targets import TARGETS
 
-__all__ = ["TARGETS", "checkpoints", "containers", "documents", "saves"]
+__all__ = ["TARGETS", "checkpoints", "containers", "documents", "pytorch", "saves"]

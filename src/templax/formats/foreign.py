@@ -51,10 +51,6 @@ _LOADERS = {
     NPY: "np.load({path})",
     NPZ: "dict(np.load({path}))",
     PICKLE: "pickle.loads(pathlib.Path({path}).read_bytes())",
-    PYTORCH: (
-        "jax.tree.map(lambda x: x.numpy() if isinstance(x, torch.Tensor) else x, "
-        'torch.load({path}, map_location="cpu", weights_only=True))'
-    ),
     _FLAX: "flax.serialization.msgpack_restore(pathlib.Path({path}).read_bytes())",
     _EQUINOX: "eqx.tree_deserialise_leaves({path}, model)",
     _EQUINOX_JSON: (
@@ -64,7 +60,7 @@ _LOADERS = {
 }
 """What a file is → an expression that gives its tree."""
 
-TREES = frozenset(_LOADERS) - {NPY, PICKLE} | {HDF5, TENSORFLOW}
+TREES = frozenset(_LOADERS) - {NPY, PICKLE} | {HDF5, PYTORCH, TENSORFLOW}
 """What holds the arrays of a tree. A plot may be a pickle, and a log a single array."""
 
 _NOTES = {
@@ -129,8 +125,6 @@ def _is_loadable(what: str, path: str) -> bool:
                     with archive.open(name) as file:
                         if _read_array_header(BytesIO(file.read(_MAX_LINE)))[1].hasobject:
                             return False
-        elif what == PYTORCH:
-            return zipfile.is_zipfile(path)
         elif what == PICKLE:
             with open(path, "rb") as file:
                 file.seek(-1, os.SEEK_END)

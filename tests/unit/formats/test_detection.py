@@ -106,7 +106,6 @@ VALID: dict[str, Callable[[], bytes]] = {
     "an Equinox file after a line of JSON": lambda: write_equinox(b'{"width": 8}\n'),
     "a Flax msgpack file": lambda: flax.serialization.to_bytes(TREE),
     "a Python pickle, which templax never loads": lambda: pickle.dumps(TREE),
-    "a PyTorch file": lambda: write_zip("archive/data.pkl"),
     "a zip archive": lambda: write_zip("notes.txt"),
     "a tar archive": write_tar,
     "a gzip file": lambda: gzip.compress(b"x"),

@@ -8,24 +8,17 @@ for each key, the number of elements as 8 bytes, and the elements.
 from __future__ import annotations
 
 import functools
-import re
 from collections.abc import Iterator
 from typing import Any
 
 from ..._catalog.catalog import Catalog
 from ..._core.gc_pause import pause_gc
 from ...errors import Corrupted, Unsupported
-from ...storage.signatures import MAX_METADATA, read_head
+from ...storage.signatures import MAX_METADATA, is_old_pytorch, read_head
 from ...storage.source import Source
 from .tree import Tree
 from .unpickler import Pickle, Truncated, read_pickle
 from .zip_file import locate_tensors
-
-_MAGIC = 0x1950A86A20F9469CFC6C
-
-_HEAD = re.compile(
-    rb"\x80[\x02-\x05](?:\x95.{8})?\x8a\x0a" + re.escape(_MAGIC.to_bytes(10, "little")), re.DOTALL
-)
 
 _PROTOCOL = 1001
 
@@ -44,7 +37,7 @@ class TorchLegacy:
         info = source.stat("")
         if info is None or info.is_dir:
             return None
-        return _EVIDENCE if is_legacy(read_head(source, "", info.size)) else None
+        return _EVIDENCE if is_old_pytorch(read_head(source, "", info.size)) else None
 
     @pause_gc()
     def open(self, source: Source) -> Catalog:
@@ -73,11 +66,6 @@ class TorchLegacy:
             metadata=tree.metadata,
             empties=tree.empties,
         )
-
-
-def is_legacy(head: bytes) -> bool:
-    """Whether a file begins with the pickle of the magic number."""
-    return _HEAD.match(head) is not None
 
 
 def _read_pickles(source: Source, size: int) -> list[Pickle]:

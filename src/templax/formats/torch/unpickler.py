@@ -79,6 +79,8 @@ def read_pickle(data: bytes, start: int = 0) -> Pickle:
     except EOFError as error:
         raise Truncated("The pickle is unreadable: it has no end") from error
     except (IndexError, KeyError, ValueError, TypeError, struct.error) as error:
+        if machine.at + 8 > len(data):  # the longest number that an instruction has
+            raise Truncated("The pickle is unreadable: it has no end") from error
         raise Corrupted(f"The pickle is unreadable near its byte {machine.at - start}") from error
     if len(machine.stack) != 1 or machine.marks:
         raise Corrupted("The pickle is unreadable: it ends too early")
@@ -100,20 +102,41 @@ class _Machine:
         self.storages: dict[str, Storage] = {}
 
     def run(self) -> None:
-        data, operations = self.data, _OPERATIONS
-        while True:
-            try:
-                code = data[self.at]
-            except IndexError:
-                raise EOFError from None
-            self.at += 1
-            if code == _STOP:
-                return
-            operation = operations.get(code)
-            if operation is None:
-                name = f"{chr(code)!r}" if 32 < code < 127 else f"0x{code:02x}"
-                raise Unsupported(f"templax reads no pickles with instruction {name}")
-            operation(self)
+        """Runs to the end of the pickle. Python's limits on indices raise what is wrong with it."""
+        data, at, operations = self.data, self.at, _OPERATIONS
+        stack, marks, memo = self.stack, self.marks, self.memo
+        try:
+            while True:
+                code = data[at]
+                at += 1
+                # Nine of ten instructions are one of these.
+                if code == 0x72:  # LONG_BINPUT
+                    memo[int.from_bytes(data[at : at + 4], "little")] = stack[-1]
+                    at += 4
+                elif code == 0x68:  # BINGET
+                    stack.append(memo[data[at]])
+                    at += 1
+                elif code == 0x4B:  # BININT1
+                    stack.append(data[at])
+                    at += 1
+                elif code == 0x28:  # MARK
+                    marks.append(len(stack))
+                elif code == 0x74:  # TUPLE
+                    stack.append(tuple(self.pop_marked()))
+                elif code == 0x85:  # TUPLE1
+                    stack[-1] = (stack[-1],)
+                elif code == _STOP:
+                    return
+                else:
+                    operation = operations.get(code)
+                    if operation is None:
+                        name = f"{chr(code)!r}" if 32 < code < 127 else f"0x{code:02x}"
+                        raise Unsupported(f"templax reads no pickles with instruction {name}")
+                    self.at = at
+                    operation(self)
+                    at = self.at
+        finally:
+            self.at = at
 
     # What instructions are made of.
 
@@ -158,9 +181,6 @@ class _Machine:
         protocol = self.take_number(1)
         if protocol > _HIGHEST_PROTOCOL:
             raise Unsupported(f"templax reads no pickles of protocol {protocol}")
-
-    def mark(self) -> None:
-        self.marks.append(len(self.stack))
 
     def pop(self) -> None:
         if self.marks and self.marks[-1] == len(self.stack):
@@ -302,7 +322,6 @@ _OPERATIONS: dict[int, Callable[[_Machine], Any]] = {
     for code, operation in {
         "\x80": _Machine.check_protocol,
         "\x95": lambda p: p.skip(8),  # the size of a frame, which only helps to read ahead
-        "(": _Machine.mark,
         "0": _Machine.pop,
         "1": _Machine.pop_marked,
         "2": lambda p: p.push(p.stack[-1]),
@@ -311,7 +330,6 @@ _OPERATIONS: dict[int, Callable[[_Machine], Any]] = {
         "\x89": lambda p: p.push(False),
         "I": _Machine.push_digits,
         "J": lambda p: p.push(struct.unpack("<i", p.take(4))[0]),
-        "K": lambda p: p.push(p.take_number(1)),
         "M": lambda p: p.push(p.take_number(2)),
         "\x8a": lambda p: p.push_integer(p.take_number(1)),
         "\x8b": lambda p: p.push_integer(p.take_number(4)),
@@ -330,8 +348,6 @@ _OPERATIONS: dict[int, Callable[[_Machine], Any]] = {
         "\x8f": lambda p: p.push_refused("builtins.set"),
         "d": _Machine.push_dict,
         "l": lambda p: p.push(p.pop_marked()),
-        "t": lambda p: p.push(tuple(p.pop_marked())),
-        "\x85": _make_tuple(1),
         "\x86": _make_tuple(2),
         "\x87": _make_tuple(3),
         "\x91": _Machine.push_set,
@@ -347,10 +363,8 @@ _OPERATIONS: dict[int, Callable[[_Machine], Any]] = {
         "\x81": _Machine.call,
         "\x92": _Machine.call_with_names,
         "b": _Machine.build_state,
-        "h": lambda p: p.get(p.take_number(1)),
         "j": lambda p: p.get(p.take_number(4)),
         "q": lambda p: p.put(p.take_number(1)),
-        "r": lambda p: p.put(p.take_number(4)),
         "\x94": lambda p: p.put(len(p.memo)),
         "i": _refuse("INST, which creates an object of a class of the file's choice"),
         "o": _refuse("OBJ, which creates an object of a class of the file's choice"),
@@ -362,5 +376,5 @@ _OPERATIONS: dict[int, Callable[[_Machine], Any]] = {
         "\x98": _refuse("buffers outside of it"),
     }.items()
 }
-"""The first byte of an instruction → what it does. What is absent is written by protocol 0 alone,
-or by no version of PyTorch."""
+"""The first byte of an instruction → what it does, except for those in `_Machine.run`. What is
+absent is written by protocol 0 alone, or by no version of PyTorch."""

@@ -14,7 +14,7 @@ from ..._catalog.catalog import Catalog
 from ..._catalog.entry import Chunk, LeafEntry
 from ..._core.gc_pause import pause_gc
 from ...errors import Corrupted, Unsupported
-from ...storage.signatures import MAX_METADATA, PYTORCH, read_head, recognise
+from ...storage.signatures import MAX_METADATA, PYTORCH, is_old_pytorch, read_head, recognise
 from ...storage.source import Source
 from ..zip_members import Member, check_members, list_members
 from .extents import Pieces
@@ -34,8 +34,9 @@ class TorchZip:
         info = source.stat("")
         if info is None or info.is_dir:
             return None
-        known = recognise(read_head(source, "", info.size), info.size)
-        return "a zip with a pickle of PyTorch" if known == PYTORCH else None
+        head = read_head(source, "", info.size)
+        is_zip = recognise(head, info.size) == PYTORCH and not is_old_pytorch(head)
+        return "a zip with a pickle of PyTorch" if is_zip else None
 
     @pause_gc()
     def open(self, source: Source) -> Catalog:
