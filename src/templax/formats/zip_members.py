@@ -57,7 +57,7 @@ def list_members(source: Source) -> list[Member]:
     size = 0 if info is None else info.size
     try:
         with zipfile.ZipFile(io.BufferedReader(_Reader(source, size), _WINDOW)) as archive:
-            infos = [info for info in archive.infolist() if not info.is_dir()]
+            infos = [info for info in archive.infolist() if not info.filename.endswith("/")]
     except (zipfile.BadZipFile, ValueError, NotImplementedError, OverflowError, EOFError) as error:
         raise Corrupted(f"The directory of the zip archive is unreadable: {error}") from error
     members: list[Member] = []
