@@ -63,10 +63,10 @@ def read_safetensors(data: bytes) -> None:
             stop = max(t["data_offsets"][1] for t in tensors if "data_offsets" in t)
     body = bytes(stop if isinstance(stop, int) and 0 <= stop < 1 << 20 else 64)
     source = Memory({"": len(header).to_bytes(8, "little") + header + body})
-    inspect(open_catalog(_OneFile(source)))
+    inspect(open_catalog(OneFile(source)))
 
 
-class _OneFile(Memory):
+class OneFile(Memory):
     """A source whose root is a file."""
 
     def __init__(self, source: Memory):

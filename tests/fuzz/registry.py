@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import arrays, checkpoints, containers, documents, saves
+from . import arrays, checkpoints, containers, documents, pytorch, saves
 from .targets import TARGETS
 
-__all__ = ["TARGETS", "arrays", "checkpoints", "containers", "documents", "saves"]
+__all__ = ["TARGETS", "arrays", "checkpoints", "containers", "documents", "pytorch", "saves"]

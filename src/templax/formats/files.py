@@ -7,6 +7,8 @@ from .flax.file import FlaxMsgpack
 from .numpy_files import NumpyArchive, NumpyArray
 from .protocol import Format
 from .safetensors import Safetensors
+from .torch.legacy import TorchLegacy
+from .torch.zip_file import TorchZip
 
 FILE_FORMATS: tuple[Format, ...] = (
     Safetensors(),
@@ -14,4 +16,6 @@ FILE_FORMATS: tuple[Format, ...] = (
     NumpyArchive(),
     Equinox(),
     NumpyArray(),  # after Equinox, whose files begin with an array
+    TorchZip(),
+    TorchLegacy(),
 )

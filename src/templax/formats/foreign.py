@@ -25,10 +25,6 @@ _EQUINOX = "an Equinox file"
 
 _LOADERS = {
     PICKLE: "pickle.loads(pathlib.Path({path}).read_bytes())",
-    PYTORCH: (
-        "jax.tree.map(lambda x: x.numpy() if isinstance(x, torch.Tensor) else x, "
-        'torch.load({path}, map_location="cpu", weights_only=True))'
-    ),
 }
 """What a file is → an expression that gives its tree."""
 
@@ -70,10 +66,6 @@ def describe_file(source: Source, key: str, size: int) -> tuple[str, str | None]
 def _is_loadable(what: str, path: str) -> bool:
     """Whether the loader of this kind of file can be expected to succeed. Loads no array."""
     try:
-        if what == PYTORCH:
-            import zipfile  # takes some ms, which reading should not cost
-
-            return zipfile.is_zipfile(path)
         if what == PICKLE:
             with open(path, "rb") as file:
                 file.seek(-1, os.SEEK_END)

@@ -19,8 +19,15 @@ from .orbax.format import Orbax, enter_item, list_ends
 from .orbax.json_item import read_json_item
 from .protocol import Format
 from .safetensors_set import SafetensorsSet
+from .torch.dcp import DistributedCheckpoint
 
-FORMATS: tuple[Format, ...] = (*FILE_FORMATS, FlaxArrays(), Orbax(), SafetensorsSet())
+FORMATS: tuple[Format, ...] = (
+    *FILE_FORMATS,
+    FlaxArrays(),
+    Orbax(),
+    SafetensorsSet(),
+    DistributedCheckpoint(),
+)
 
 
 def open_catalog(source: Source, *, uncommitted: Literal["error", "allow"] = "error") -> Catalog:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from ..errors import Corrupted, NotFound, UnknownFormat
 from .source import Source
 
@@ -36,6 +38,19 @@ _SIGNATURES: tuple[tuple[bytes, str], ...] = (
     (b"model_checkpoint_path:", TENSORFLOW),
     (b"all_model_checkpoint_paths:", TENSORFLOW),
 )
+
+
+_OLD_PYTORCH = re.compile(
+    rb"\x80[\x02-\x05](?:\x95.{8})?\x8a\x0a"
+    + re.escape((0x1950A86A20F9469CFC6C).to_bytes(10, "little")),
+    re.DOTALL,
+)
+"""The pickle of a magic number, with which `torch.save` began a file before PyTorch 1.6."""
+
+
+def is_old_pytorch(head: bytes) -> bool:
+    """Whether a file is one of PyTorch before 1.6, which is no zip archive."""
+    return _OLD_PYTORCH.match(head) is not None
 
 
 def is_lfs_pointer(head: bytes) -> bool:
@@ -78,6 +93,8 @@ def recognise(head: bytes, size: int) -> str | None:
         return "a tar archive"
     if head.startswith(b"PK\x03\x04"):
         return _recognise_zip(head)
+    if is_old_pytorch(head):
+        return PYTORCH
     return next((what for signature, what in _SIGNATURES if head.startswith(signature)), None)
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import io
 import pathlib
 import pickle
-import sys
 import types
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -51,30 +51,17 @@ def test_a_pickle_is_never_loaded_by_templax(tmp_path: Path) -> None:
     assert_equal(follow_hint(path, abstract(TREE)), TREE)
 
 
-def test_a_pytorch_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a stand-in for PyTorch, which is not a dependency of the tests."""
-    import zipfile
-
-    class Tensor:
-        def numpy(self) -> np.ndarray:
-            return TREE["dense"]["kernel"]
-
-    def load(path: str, *, map_location: str, weights_only: bool) -> Any:
-        assert map_location == "cpu"
-        assert weights_only
-        assert zipfile.ZipFile(path).namelist() == ["archive/data.pkl"]
-        return {"epoch": 3, "model": {"weight": Tensor()}}
-
-    torch: Any = types.ModuleType("torch")
-    torch.load, torch.Tensor = load, Tensor
-    monkeypatch.setitem(sys.modules, "torch", torch)
+def test_a_pytorch_file_that_is_refused_names_no_loader(tmp_path: Path) -> None:
+    """PyTorch's own call would refuse it too, or run what the file says."""
     path = tmp_path / "model.pt"
     with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("archive/data.pkl", b"")
-    want = {"epoch": 0, "model": {"weight": abstract(TREE["dense"]["kernel"])}}
-    got = follow_hint(path, want, torch=torch)
-    assert got["epoch"] == 3
-    assert_equal(got["model"]["weight"], TREE["dense"]["kernel"])
+        archive.writestr("archive/data.pkl", pickle.dumps({"args": Path("x")}))
+    with pytest.raises(tx.Unsupported, match=r"no `pathlib\.\w+` in a pickle") as caught:
+        tx.open(path)
+    assert caught.value.leaf == "args"
+    assert "restore from" not in str(caught.value)
+    with pytest.raises(tx.UnknownFormat, match=r"`model\.pt` \(a PyTorch file\)"):
+        tx.open(tmp_path)
 
 
 def test_t5x(tmp_path: Path) -> None:

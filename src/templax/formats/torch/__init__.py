@@ -1,0 +1,1 @@
+"""Files of PyTorch: `torch.save` of all versions, and distributed checkpoints."""

@@ -1,0 +1,324 @@
+"""Opens the directories of `torch.distributed.checkpoint`, written by any number of processes.
+
+`.metadata` is a pickle that says, for each tensor, its shape, dtype and chunks, and for each chunk
+a byte range of a `.distcp` file, in which it is a file of `torch.save` of its own. Whatever is not
+a tensor is such a range too.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from itertools import pairwise
+from typing import Any
+
+import msgspec
+import numpy as np
+from msgspec import structs
+
+from ..._catalog.catalog import Catalog, record_damage
+from ..._catalog.entry import Chunk, LeafEntry
+from ..._core.boxes import Box, Shape, contains, full_box, intersect, size_of
+from ..._core.gc_pause import pause_gc
+from ..._core.names import Path, join_path
+from ...errors import CheckpointError, Corrupted, Unsupported
+from ...storage.signatures import read_head, read_metadata
+from ...storage.source import Source
+from .extents import Pieces
+from .objects import Record, Refused, Tensor, dtype_of
+from .section import Section
+from .tree import Tree
+from .unpickler import read_pickle
+from .zip_file import read_archive
+
+METADATA = ".metadata"
+
+_MODULE = b"torch.distributed.checkpoint.metadata"
+
+_CLASSES = f"{_MODULE.decode()}."
+
+_MAX_OBJECT = 1 << 20
+"""Most bytes of an object that is not a tensor and is read when the checkpoint is opened."""
+
+_MAX_COMPARED = 512
+"""Most chunks of a tensor that are compared one by one because they form no grid."""
+
+NOT_READ = "not read"
+"""Key of `Catalog.metadata`: name → why an object of the checkpoint is not among its leaves."""
+
+
+class _Place(msgspec.Struct, frozen=True, gc=False):
+    """A byte range of a file of the checkpoint."""
+
+    file: str
+    start: int
+    stop: int
+
+
+class _Shard(msgspec.Struct, frozen=True, gc=False):
+    """A chunk of a tensor, and where the file of `torch.save` that holds it is."""
+
+    box: Box
+    place: _Place
+
+
+class DistributedCheckpoint:
+    """A directory of `torch.distributed.checkpoint`."""
+
+    name = "dcp"
+
+    def detect(self, source: Source) -> str | None:
+        info = source.stat(METADATA)
+        if info is None or info.is_dir:
+            return None
+        found = _MODULE in read_head(source, METADATA, info.size)
+        return f"`{METADATA}` of torch.distributed.checkpoint" if found else None
+
+    @pause_gc()
+    def open(self, source: Source) -> Catalog:
+        """Opens a directory. Leaves are in the order of the metadata, and keys are split at dots.
+
+        Objects other than tensors are read now. Those that can't be are listed in the metadata of
+        the catalog under "not read".
+
+        Raises:
+            Corrupted: The metadata is unreadable, contradicts itself, or names a file outside of
+                the directory.
+            Unsupported: The metadata has something that templax does not read, such as chunks that
+                were compressed; the error names it.
+        """
+        data = bytes(read_metadata(source, METADATA))
+        try:
+            pickle = read_pickle(data)
+            pickle.require_known()
+            return _make_catalog(source, pickle.value, len(data))
+        except CheckpointError as error:
+            raise error.locate(file=METADATA) from error
+
+
+def _make_catalog(source: Source, value: Any, nbytes: int) -> Catalog:
+    fields = _read_fields(value, "Metadata")
+    stored = _read_dict(fields, "state_dict_metadata")
+    paths = fields.get("planner_data")
+    places = _read_places(_read_dict(fields, "storage_data"))
+    sizes = _measure_files(source, {place.file for place in places.values()})
+    total = sum(sizes.values())
+    tree = Tree(nbytes + total, nbytes + total)
+    not_read: dict[str, str] = {}
+    for name, about in stored.items():
+        if type(name) is not str:
+            raise Corrupted("Expected names of text in the metadata, got another value")
+        path = _find_path(name, paths)
+        if isinstance(about, Record) and about.name == f"{_CLASSES}BytesStorageMetadata":
+            place = places.get((name, None))
+            if place is None:
+                raise Corrupted("Expected a place of this object in the metadata", leaf=name)
+            reason = _add_object(tree, source, place, sizes, path)
+            if reason is not None:
+                not_read[name] = reason
+        else:
+            try:
+                tree.add_array(path, *_read_tensor(name, about, places))
+            except CheckpointError as error:
+                raise error.locate(leaf=name) from None
+    metadata = dict(tree.metadata)
+    if not_read:
+        metadata[NOT_READ] = not_read
+    return Catalog(
+        url=source.url,
+        format=DistributedCheckpoint.name,
+        evidence=f"`{METADATA}` of torch.distributed.checkpoint",
+        entries=tuple(tree.entries),
+        source=source,
+        locator=functools.partial(_locate, source),
+        metadata=metadata,
+        empties=tree.empties,
+    )
+
+
+def _read_fields(value: Any, name: str) -> dict[str, Any]:
+    """The fields of an object of a class of the metadata."""
+    is_record = isinstance(value, Record) and value.name.rpartition(".")[2] == name
+    if not is_record or type(value.state) is not dict:
+        raise Corrupted(f"Expected a `{name}` in the metadata, got another value")
+    return value.state
+
+
+def _read_dict(fields: dict[str, Any], name: str) -> dict[Any, Any]:
+    value = fields.get(name)
+    if type(value) is not dict:
+        raise Corrupted(f"Expected a dict `{name}` in the metadata, got another value")
+    return value
+
+
+def _read_sizes(value: Any) -> Shape:
+    if type(value) is not tuple or any(type(n) is not int or n < 0 for n in value):
+        raise Corrupted("Expected a size of whole numbers in the metadata, got another value")
+    return value
+
+
+def _find_path(name: str, paths: Any) -> Path:
+    """The key path of a leaf: the metadata has it if a nested tree was saved."""
+    found = paths.get(name) if type(paths) is dict else None
+    keys = found if type(found) is tuple and found else (name,)
+    path: list[str | int] = []
+    for key in keys:
+        if type(key) is int and key >= 0:
+            path.append(key)
+        elif type(key) is str:
+            path += key.split(".")
+        else:
+            raise Corrupted("Expected a path of text and indices in the metadata", leaf=name)
+    return tuple(path)
+
+
+def _read_places(stored: dict[Any, Any]) -> dict[tuple[str, Shape | None], _Place]:
+    """Name and offset of each chunk (None for an object) → where it is."""
+    places: dict[tuple[str, Shape | None], _Place] = {}
+    for index, info in stored.items():
+        about = _read_fields(index, "MetadataIndex")
+        where = _read_fields(info, "_StorageInfo")
+        name, offset = about.get("fqn"), about.get("offset")
+        file, start, length = (where.get(key) for key in ("relative_path", "offset", "length"))
+        if type(name) is not str or type(file) is not str:
+            raise Corrupted("Expected names of text in the metadata, got another value")
+        if not file or file.startswith("/") or {"\0", "\\"} & {*file} or ".." in file.split("/"):
+            raise Corrupted(f"Expected a file of this directory, got `{file[:200]}`", leaf=name)
+        if where.get("transform_descriptors"):
+            raise Unsupported("templax reads no chunks that were compressed", leaf=name)
+        start, length = _read_sizes((start, length))
+        key = (name, None if offset is None else _read_sizes(offset))
+        if places.setdefault(key, place := _Place(file, start, start + length)) is not place:
+            raise Corrupted("Expected one place of each chunk in the metadata", leaf=name)
+    end: dict[str, int] = defaultdict(int)
+    for (name, _), place in sorted(places.items(), key=lambda p: (p[1].start, p[1].stop)):
+        if place.start < end[place.file]:
+            raise Corrupted(f"Expected chunks of `{place.file}` that do not overlap", leaf=name)
+        end[place.file] = place.stop
+    return places
+
+
+def _measure_files(source: Source, files: Iterable[str]) -> dict[str, int]:
+    """The sizes of those files that exist."""
+    infos = {file: source.stat(file) for file in sorted(files)}
+    return {f: info.size for f, info in infos.items() if info is not None and not info.is_dir}
+
+
+def _read_tensor(
+    name: str, about: Any, places: dict[tuple[str, Shape | None], _Place]
+) -> tuple[Shape, np.dtype, tuple[_Shard, ...]]:
+    fields = _read_fields(about, "TensorStorageMetadata")
+    shape, chunks = _read_sizes(fields.get("size")), fields.get("chunks")
+    properties = fields.get("properties")
+    described = properties.state if isinstance(properties, Record) else None
+    if type(described) is not tuple or len(described) < 2 or type(chunks) is not list:
+        raise Corrupted("Expected properties and chunks of a tensor in the metadata")
+    for each in described[:2]:
+        if isinstance(each, Refused):
+            raise Unsupported(f"templax reads no tensors of `{each.name[:80]}`")
+    dtype = dtype_of(described[0])
+    if dtype is None:
+        raise Corrupted("Expected a dtype in the metadata, got another value")
+    shards: list[_Shard] = []
+    for chunk in chunks:
+        where = _read_fields(chunk, "ChunkStorageMetadata")
+        offsets, sizes = _read_sizes(where.get("offsets")), _read_sizes(where.get("sizes"))
+        if len(offsets) != len(shape) or len(sizes) != len(shape):
+            raise Corrupted(f"Expected chunks of {len(shape)} dimensions, got another one")
+        place = places.get((name, offsets))
+        if place is None:
+            raise Corrupted(f"Expected a place of the chunk at {offsets}, found none")
+        box = tuple((at, at + n) for at, n in zip(offsets, sizes, strict=True))
+        if size_of(box):
+            shards.append(_Shard(box, place))
+    _check_tiling([shard.box for shard in shards], shape)
+    return shape, dtype, tuple(shards)
+
+
+def _check_tiling(boxes: list[Box], shape: Shape) -> None:
+    """Checks that boxes cover an array once."""
+    everything = full_box(shape)
+    if sum(map(size_of, boxes)) != size_of(everything):
+        raise Corrupted(f"Expected chunks that cover {shape} once, got others")
+    axes = [sorted({box[i] for box in boxes}) for i in range(len(shape))]
+    in_order = all(a[1] == b[0] for axis in axes for a, b in pairwise(axis))
+    if in_order and len(set(boxes)) == len(boxes) == math.prod(map(len, axes)):
+        return  # a grid
+    if len(boxes) > _MAX_COMPARED:
+        raise Unsupported(f"templax reads at most {_MAX_COMPARED} chunks that form no grid")
+    apart = all(intersect(a, b) is None for i, a in enumerate(boxes) for b in boxes[:i])
+    if not apart or not all(contains(everything, box) for box in boxes):
+        raise Corrupted(f"Expected chunks that cover {shape} once, got others")
+
+
+def _open_section(source: Source, place: _Place, sizes: dict[str, int] | None = None) -> Section:
+    info = source.stat(place.file) if sizes is None else None
+    size = sizes.get(place.file) if sizes is not None else None if info is None else info.size
+    if size is None or place.stop > size:
+        found = "none" if size is None else f"one of {size}"
+        raise Corrupted(f"Expected a file of {place.stop} bytes, found {found}", file=place.file)
+    return Section(source, place.file, place.start, place.stop)
+
+
+def _add_object(
+    tree: Tree, source: Source, place: _Place, sizes: dict[str, int], path: Path
+) -> str | None:
+    """Adds the leaves of an object that is not a tensor. Returns why it can't be, if so."""
+    nbytes = place.stop - place.start
+    if nbytes > _MAX_OBJECT:
+        return f"it has {nbytes} bytes"
+    try:
+        section = _open_section(source, place, sizes)
+        archive = read_archive(section)
+        Tree(nbytes, nbytes).add(archive.pickle.value, path)
+        archive.pickle.require_known()
+    except Unsupported as error:
+        return error.args[0] if error.args else str(error)
+    except Corrupted as error:
+        raise error.locate(leaf=join_path(path), file=place.file) from None
+    first, pieces = len(tree.entries), Pieces()
+    tree.add(archive.pickle.value, path)
+    for i, entry in enumerate(tree.entries[first:], first):
+        if isinstance(entry.handle, Tensor):
+            start = place.start + archive.starts[entry.handle.storage.key]
+            chunks = pieces.locate(entry.handle, place.file, start)
+            tree.entries[i] = structs.replace(entry, handle=chunks)
+    return None
+
+
+@pause_gc()
+def _locate(
+    source: Source, entries: Iterable[LeafEntry], damages: list[Corrupted] | None = None
+) -> dict[str, tuple[Chunk, ...]]:
+    pieces = Pieces()
+    located: dict[str, tuple[Chunk, ...]] = {}
+    for entry in entries:
+        chunks: list[Chunk] = []
+        for part in entry.handle or ():
+            if isinstance(part, Chunk):
+                chunks.append(part)
+                continue
+            try:
+                chunks += _locate_shard(source, part, entry.dtype, pieces)
+            except CheckpointError as error:
+                record_damage(error.locate(leaf=entry.name, file=part.place.file), damages, error)
+        located[entry.name] = tuple(chunks)
+    return located
+
+
+def _locate_shard(
+    source: Source, shard: _Shard, dtype: np.dtype, pieces: Pieces
+) -> Iterator[Chunk]:
+    archive = read_archive(_open_section(source, shard.place))
+    tensor = archive.pickle.value
+    if isinstance(tensor, Refused):
+        archive.pickle.require_known()
+    shape = tuple(stop - start for start, stop in shard.box)
+    if not isinstance(tensor, Tensor) or (tensor.shape, tensor.dtype) != (shape, dtype):
+        raise Corrupted(f"Expected a tensor of {dtype.name}{shape}, got another value")
+    start = shard.place.start + archive.starts[tensor.storage.key]
+    for chunk in pieces.locate(tensor, shard.place.file, start):
+        box = tuple((a + at, b + at) for (a, b), (at, _) in zip(chunk.box, shard.box, strict=True))
+        yield structs.replace(chunk, box=box)

@@ -1,0 +1,84 @@
+"""The byte ranges of tensors, which may view a storage with any strides."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from typing import Literal
+
+from ..._catalog.entry import Chunk, Extent
+from ..._core.boxes import Shape, full_box
+from ...errors import Unsupported
+from .objects import Tensor
+
+_MAX_PIECES = 1 << 14
+"""Most pieces of a tensor that is not contiguous."""
+
+_MAX_ALL_PIECES = 1 << 17
+"""Most pieces of all such tensors, of a call."""
+
+
+class Pieces:
+    """Splits tensors into chunks, and counts them."""
+
+    def __init__(self) -> None:
+        self._left = _MAX_ALL_PIECES
+
+    def locate(self, tensor: Tensor, key: str, start: int) -> tuple[Chunk, ...]:
+        """The chunks of a tensor.
+
+        Args:
+            tensor: Any tensor whose elements lie within its storage.
+            key: The object that has the storage.
+            start: Where the storage begins in it.
+
+        Raises:
+            Unsupported: The tensor has too many pieces.
+        """
+        shape, itemsize = tensor.shape, tensor.dtype.itemsize
+        if 0 in shape:
+            return ()
+        inner, order = _find_run(shape, tensor.strides)
+        outer = [i for i in range(len(shape)) if i not in inner and shape[i] > 1]
+        count = math.prod(shape[i] for i in outer)
+        self._left -= count if outer else 0
+        if count > _MAX_PIECES or self._left < 0:
+            raise Unsupported(
+                f"templax reads strided tensors of at most {_MAX_PIECES} pieces, and"
+                f" {_MAX_ALL_PIECES} of all, got one of {count}",
+                hint="save `tensor.contiguous()`",
+            )
+        nbytes = math.prod(shape[i] for i in inner) * itemsize
+        chunks: list[Chunk] = []
+        for index in itertools.product(*(range(shape[i]) for i in outer)):
+            box = list(full_box(shape))
+            at = tensor.offset
+            for i, n in zip(outer, index, strict=True):
+                box[i] = (n, n + 1)
+                at += n * tensor.strides[i]
+            first = start + at * itemsize
+            chunks.append(Chunk(Extent(key, first, first + nbytes), tuple(box), (), order))
+        return tuple(chunks)
+
+
+def _find_run(shape: Shape, strides: Shape) -> tuple[list[int], Literal["C", "F"]]:
+    """The most dimensions that lie in the storage without gaps, in C or F order."""
+    run: list[int] = []
+    size = 1
+    for i in sorted(_iter_long(shape), key=lambda i: strides[i]):
+        if strides[i] == size:
+            run.append(i)
+            size *= shape[i]
+    if len(run) > 1 and run[0] < run[1]:
+        return _take_monotonic(run, 1), "F"
+    return _take_monotonic(run, -1), "C"
+
+
+def _take_monotonic(run: list[int], step: int) -> list[int]:
+    n = next((k for k in range(1, len(run)) if (run[k] - run[k - 1]) * step < 0), len(run))
+    return run[:n]
+
+
+def _iter_long(shape: Shape) -> Iterator[int]:
+    return (i for i, n in enumerate(shape) if n > 1)

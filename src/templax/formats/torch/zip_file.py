@@ -1,0 +1,146 @@
+"""Opens what `torch.save` writes since PyTorch 1.6: a zip of a pickle and of storages.
+
+The archive has one directory. In it, `data.pkl` is the pickle, and `data/KEY` the bytes of the
+storage `KEY`, stored as they are (see `torch/serialization.py`, `_save`).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from ..._catalog.catalog import Catalog
+from ..._catalog.entry import Chunk, LeafEntry
+from ..._core.gc_pause import pause_gc
+from ...errors import Corrupted, Unsupported
+from ...storage.signatures import MAX_METADATA, PYTORCH, is_old_pytorch, read_head, recognise
+from ...storage.source import Source
+from ..zip_members import Member, check_members, list_members
+from .extents import Pieces
+from .objects import Tensor
+from .tree import Tree
+from .unpickler import Pickle, read_pickle
+
+_PICKLE = "data.pkl"
+
+
+class TorchZip:
+    """A file of `torch.save`."""
+
+    name = "torch"
+
+    def detect(self, source: Source) -> str | None:
+        info = source.stat("")
+        if info is None or info.is_dir:
+            return None
+        head = read_head(source, "", info.size)
+        is_zip = recognise(head, info.size) == PYTORCH and not is_old_pytorch(head)
+        return "a zip with a pickle of PyTorch" if is_zip else None
+
+    @pause_gc()
+    def open(self, source: Source) -> Catalog:
+        """Opens a file. Leaves are in the order of the pickle, and keys are split at dots.
+
+        Raises:
+            Corrupted: The archive or its pickle is unreadable, or contradicts itself.
+            Unsupported: It holds something other than containers of tensors, numbers and text,
+                big-endian tensors, or a program of TorchScript; the error names it.
+        """
+        archive = read_archive(source)
+        info = source.stat("")
+        tree = Tree(archive.nbytes, 0 if info is None else info.size)
+        tree.add(archive.pickle.value)
+        archive.pickle.require_known()
+        # `torch.serialization.set_crc32_options(False)` leaves 0 in place of every checksum.
+        summed = [member for member in archive.members if member.crc32]
+        return Catalog(
+            url=source.url,
+            format=self.name,
+            evidence="a zip with a pickle of PyTorch",
+            entries=tuple(tree.entries),
+            source=source,
+            locator=functools.partial(locate_tensors, archive.starts),
+            metadata=tree.metadata,
+            empties=tree.empties,
+            audit=functools.partial(check_members, source, summed),
+        )
+
+
+class Archive(NamedTuple):
+    """A file of `torch.save`, read except for its storages.
+
+    Attributes:
+        pickle: What it holds.
+        nbytes: Size of the pickle.
+        starts: Key of a storage → where its bytes begin.
+        members: The members of the zip.
+    """
+
+    pickle: Pickle
+    nbytes: int
+    starts: dict[str, int]
+    members: list[Member]
+
+
+def read_archive(source: Source) -> Archive:
+    """Reads the directory and the pickle of the archive at the root of a source."""
+    members = list_members(source)
+    found = {member.name: member for member in members}
+    pickles = [m for m in members if m.name.partition("/")[2] == _PICKLE]
+    if len(pickles) != 1:
+        raise Corrupted(f"Expected one `{_PICKLE}` in the archive, got {len(pickles)}")
+    root = pickles[0].name.removesuffix(_PICKLE)
+    if f"{root}constants.pkl" in found or any(name.startswith(f"{root}code/") for name in found):
+        raise Unsupported(
+            "templax reads no programs of TorchScript", hint="save the `state_dict()` of the module"
+        )
+    order = found.get(f"{root}byteorder")
+    if order is not None and _read_member(source, order, 16) != b"little":
+        raise Unsupported("templax reads no big-endian PyTorch files")
+    data = _read_member(source, pickles[0], MAX_METADATA)
+    pickle = read_pickle(data)
+    starts: dict[str, int] = {}
+    for key, storage in pickle.storages.items():
+        member = found.get(f"{root}data/{key}")
+        if member is None:
+            raise Corrupted(f"Expected the storage `{key[:80]}` in the archive, found none")
+        if member.deflated:
+            raise Unsupported(f"templax reads no deflated storages, got `{key[:80]}`")
+        if member.nbytes != storage.nbytes:
+            raise Corrupted(
+                f"Expected {storage.nbytes} bytes of storage `{key[:80]}`, got {member.nbytes}"
+            )
+        starts[key] = member.start
+    return Archive(pickle, len(data), starts, members)
+
+
+def _read_member(source: Source, member: Member, maximum: int) -> bytes:
+    if member.deflated:
+        raise Unsupported("templax reads no deflated PyTorch files", leaf=member.name)
+    if member.nbytes > maximum:
+        raise Corrupted(
+            f"Expected at most {maximum} bytes of `{member.name[:80]}`, got {member.nbytes}"
+        )
+    return bytes(source.read("", member.start, member.stop))
+
+
+@pause_gc()
+def locate_tensors(
+    starts: dict[str, int],
+    entries: Iterable[LeafEntry],
+    damages: list[Corrupted] | None = None,
+) -> dict[str, tuple[Chunk, ...]]:
+    """The chunks of leaves, given where the storages begin."""
+    pieces = Pieces()
+    located: dict[str, tuple[Chunk, ...]] = {}
+    for entry in entries:
+        handle = entry.handle
+        if isinstance(handle, Tensor):
+            try:
+                located[entry.name] = pieces.locate(handle, "", starts[handle.storage.key])
+            except Unsupported as error:
+                raise error.locate(leaf=entry.name) from None
+        else:
+            located[entry.name] = handle or ()
+    return located

@@ -1,0 +1,382 @@
+"""Files of PyTorch: leaves, strides, damage, refusals. The values are in the contract tests."""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+import shutil
+import struct
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+import templax as tx
+from helpers import CORPUS
+from templax.errors import Corrupted, Unsupported
+from templax.formats.torch.dcp import NOT_READ
+from templax.storage import Memory
+
+WRITTEN = CORPUS / "torch-2.14.1"
+
+
+def test_what_each_file_is_called() -> None:
+    formats = {name: tx.open(WRITTEN / name).format for name in ("leaves.pt", "leaves-legacy.pt")}
+    formats["dcp-2"] = tx.open(WRITTEN / "dcp-2").format
+    assert formats == {"leaves.pt": "torch", "leaves-legacy.pt": "torch-legacy", "dcp-2": "dcp"}
+
+
+@pytest.mark.parametrize("name", ["checkpoint.pt", "checkpoint-legacy.pt"])
+def test_a_training_checkpoint(name: str) -> None:
+    catalog = tx.open(WRITTEN / name)
+    leaves = catalog.leaves
+    assert {k: (leaves[k].kind, leaves[k].dtype.name) for k in ("epoch", "best", "done")} == {
+        "epoch": ("scalar", "int64"), "best": ("scalar", "float64"), "done": ("scalar", "bool"),
+    }  # fmt: skip
+    assert leaves["name"].value == "run ü"
+    assert leaves["model.0.weight"].path == ("model", "0", "weight")
+    assert leaves["optimizer.state.0.exp_avg"].path == ("optimizer", "state", "0", "exp_avg")
+    assert leaves["optimizer.param_groups.0.lr"].path == ("optimizer", "param_groups", 0, "lr")
+    assert leaves["size.1"].path == ("size", 1)
+    assert catalog.empties[("nothing",)] == "None"
+    assert [catalog.empties["empties", i] for i in range(3)] == ["Dict", "List", "Tuple"]
+    assert catalog.metadata["model._metadata"]["1"] == {"version": 2}
+    wanted = {"epoch": 0, "best": 0.0, "done": True, "name": "", "raw": np.zeros(3, np.uint8)}
+    template = {**wanted, "size": (0, 0), "list": [..., 0], "model": ..., "optimizer": ...}
+    got = tx.restore(catalog, template)
+    assert (got["epoch"], got["best"], got["done"], got["name"]) == (3, 0.5, False, "run ü")
+    assert (got["raw"].tolist(), got["size"], got["list"][1]) == ([0, 1, 2], (2, 3), 7)
+
+
+def test_contiguous_and_transposed_tensors_are_one_range() -> None:
+    catalog = tx.open(WRITTEN / "leaves.pt")
+    chunks = catalog.locate(catalog.entries)
+    assert {name: len(found) for name, found in chunks.items() if len(found) != 1} == {
+        "block": 2, "channels_last": 4, "column": 4, "empty": 0, "expanded": 2, "middle_axes": 2,
+    }  # fmt: skip
+    assert chunks["transposed"][0].order == "F"
+    assert chunks["tied.one"] == chunks["tied.two"]
+    assert list(catalog.audit()) == []
+
+
+def test_both_shards_of_two_processes_are_found() -> None:
+    catalog = tx.open(WRITTEN / "dcp-2")
+    chunks = catalog.locate(catalog.entries)["model.rows.weight"]
+    assert [(c.extent.key, c.box) for c in chunks] == [
+        ("__0_0.distcp", ((0, 3), (0, 6))),
+        ("__1_0.distcp", ((3, 5), (0, 6))),
+    ]
+    leaves = catalog.leaves
+    assert leaves["layers.0"].path == ("layers", 0)
+    assert (leaves["step"].kind, leaves["name"].value) == ("scalar", "run")
+    got = tx.restore(catalog, {"step": 0, "betas": (0.0, 0.0), "lr": 0.0, "name": "",
+                               "model": ..., "layers": ...})  # fmt: skip
+    assert (got["step"], got["betas"], got["lr"], got["name"]) == (12, (0.9, 0.99), 0.5, "run")
+
+
+# Files made by hand.
+
+
+def text(value: str) -> bytes:
+    return b"X" + struct.pack("<I", len(value.encode())) + value.encode()
+
+
+def number(value: int) -> bytes:
+    return b"\x8a\x08" + value.to_bytes(8, "little", signed=True)
+
+
+def numbers(values: tuple[int, ...]) -> bytes:
+    return b"(" + b"".join(map(number, values)) + b"t"
+
+
+def tensor(
+    shape: tuple[int, ...],
+    strides: tuple[int, ...],
+    offset: int = 0,
+    numel: int = 12,
+    key: str = "0",
+    kind: str = "Float",
+    more: bytes = b"",
+) -> bytes:
+    storage = b"(" + text("storage") + f"ctorch\n{kind}Storage\n".encode() + text(key)
+    storage += text("cpu") + number(numel) + b"tQ"
+    shapes = numbers(shape) + numbers(strides)
+    hooks = b"\x89ccollections\nOrderedDict\n)R"
+    return (
+        b"ctorch._utils\n_rebuild_tensor_v2\n("
+        + storage
+        + number(offset)
+        + shapes
+        + hooks
+        + (more + b"tR")
+    )
+
+
+def write_zip(
+    path: Path, value: bytes, storages: Mapping[str, bytes], more: Mapping[str, bytes] = {}
+) -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", b"\x80\x02" + value + b".")
+        for key, data in storages.items():
+            archive.writestr(f"archive/data/{key}", data)
+        for name, data in more.items():
+            archive.writestr(f"archive/{name}", data)
+    return path
+
+
+VALUES = np.arange(12, dtype=np.float32)
+
+
+@pytest.mark.parametrize(
+    ("shape", "strides", "offset"),
+    [
+        ((12,), (1,), 0), ((3, 4), (4, 1), 0), ((4, 3), (1, 4), 0), ((2, 2), (4, 1), 3),
+        ((), (), 7), ((3,), (4,), 1), ((2, 3, 2), (6, 2, 1), 0), ((2, 3, 2), (1, 2, 6), 0),
+        ((3, 2, 2), (2, 1, 6), 0), ((2, 2, 3), (1, 6, 2), 0), ((3, 4), (0, 1), 2),
+        ((3, 4), (1, 0), 2), ((3, 4), (1, 1), 0), ((1, 12), (99, 1), 0), ((5, 1, 2), (2, 7, 1), 1),
+        ((2, 2, 2), (0, 0, 0), 5), ((0, 3), (3, 1), 0), ((2, 1, 3), (3, 0, 1), 6),
+    ],
+)  # fmt: skip
+def test_any_strides(
+    tmp_path: Path, shape: tuple[int, ...], strides: tuple[int, ...], offset: int
+) -> None:
+    path = write_zip(tmp_path / "m.pt", tensor(shape, strides, offset), {"0": VALUES.tobytes()})
+    steps = tuple(4 * n for n in strides)
+    want = np.lib.stride_tricks.as_strided(VALUES[offset:], shape, steps)
+    got = tx.restore(path, np.broadcast_to(np.float32(0), shape))
+    np.testing.assert_array_equal(np.asarray(got), want)
+
+
+def test_a_tensor_of_too_many_pieces_is_listed_but_not_read(tmp_path: Path) -> None:
+    data = np.zeros(1 << 16, np.float32)
+    value = b"}" + text("w") + tensor((1 << 15,), (2,), numel=1 << 16) + b"s"
+    path = write_zip(tmp_path / "m.pt", value, {"0": data.tobytes()})
+    assert tx.open(path).leaves["w"].shape == (1 << 15,)
+    with pytest.raises(Unsupported, match="strided tensors of at most 16384 pieces") as caught:
+        tx.restore(path, {"w": np.broadcast_to(np.float32(0), (1 << 15,))})
+    assert caught.value.leaf == "w"
+
+
+def test_storages_of_bytes_have_the_dtype_of_the_tensor(tmp_path: Path) -> None:
+    base = tensor((4,), (1,), numel=4, kind="Byte").replace(b"_v2", b"_v3")
+    base = base.replace(b"ctorch\nByteStorage", b"ctorch.storage\nUntypedStorage")
+    for name in ("float8_e4m3fn", "float8_e5m2fnuz"):
+        value = base.removesuffix(b"tR") + f"ctorch\n{name}\ntR".encode()
+        path = write_zip(tmp_path / "m.pt", value, {"0": b"\x38\x40\xc0\x00"})
+        dtype = np.dtype(getattr(ml_dtypes, name))
+        got = tx.restore(path, np.zeros(4, dtype))
+        assert np.asarray(got).tobytes() == b"\x38\x40\xc0\x00"
+    value = base.removesuffix(b"tR") + b"ctorch\nbits8\ntR"
+    path = write_zip(tmp_path / "m.pt", value, {"0": bytes(4)})
+    with pytest.raises(Unsupported, match=r"torch\.bits8"):
+        tx.open(path)
+
+
+@pytest.mark.parametrize(
+    ("value", "what"),
+    [
+        (tensor((3, 4), (4, 1), 1), "beyond it"),
+        (tensor((2,), (2**62,)), "beyond it"),
+        (tensor((-1,), (1,)), "whole numbers"),
+        (tensor((3,), (-1,), 3), "whole numbers"),
+        (tensor((3,), (1, 1)), "as many strides"),
+        (tensor((1,) * 33, (1,) * 33), "32 dimensions"),
+        (tensor((2**40, 2**40, 0), (1, 1, 1)), "as many strides"),
+        (tensor((3,), (1,), numel=11), "Expected 44 bytes of storage `0`, got 48"),
+        (tensor((3,), (1,), key="1"), "storage `1` in the archive, found none"),
+        (b"(" + tensor((1,), (1,)) + tensor((1,), (1,), numel=6, kind="Double") + b"t", "two of"),
+    ],
+)
+def test_tensors_that_contradict_their_storage_are_damage(
+    tmp_path: Path, value: bytes, what: str
+) -> None:
+    path = write_zip(tmp_path / "m.pt", value, {"0": VALUES.tobytes()})
+    with pytest.raises(Corrupted) as caught:
+        tx.open(path)
+    assert what in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("value", "what"),
+    [
+        (b"ctorch._utils\n_rebuild_qtensor\n)R", "torch._utils._rebuild_qtensor"),
+        (b"ctorch._utils\n_rebuild_sparse_tensor\n)R", "torch._utils._rebuild_sparse_tensor"),
+        (tensor((1,), (1,), kind="QInt8"), "torch.QInt8Storage"),
+        (tensor((1,), (1,), more=b"}" + text("conj") + b"\x88s"), "conjugated"),
+        (b"ctorch.serialization\n_get_layout\n" + text("torch.sparse") + b"\x85R", "torch.sparse"),
+        (b"ctorch._tensor\n_rebuild_from_type_v2\n)R", "_rebuild_from_type_v2"),
+    ],
+)  # fmt: skip
+def test_other_tensors_are_refused_by_name(tmp_path: Path, value: bytes, what: str) -> None:
+    path = write_zip(tmp_path / "m.pt", b"}" + text("w") + value + b"s", {"0": VALUES.tobytes()})
+    with pytest.raises(Unsupported) as caught:
+        tx.open(path)
+    assert what in str(caught.value)
+
+
+def test_other_archives_are_refused_by_name(tmp_path: Path) -> None:
+    value, storages = tensor((12,), (1,)), {"0": VALUES.tobytes()}
+    cases = (
+        ({"byteorder": b"big"}, "big-endian"), ({"constants.pkl": b""}, "TorchScript"),
+        ({"code/__torch__.py": b""}, "TorchScript"),
+    )  # fmt: skip
+    for more, what in cases:
+        path = write_zip(tmp_path / "m.pt", value, storages, more)
+        with pytest.raises(Unsupported, match=what):
+            tx.open(path)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", b"\x80\x02N." + bytes(1000))
+    with pytest.raises(Unsupported, match="deflated"):
+        tx.open(path)
+
+
+def test_shared_bytes_do_not_multiply_without_bound(tmp_path: Path) -> None:
+    value = tensor((1 << 18,), (1,), numel=1 << 18) + b"q\x000](" + b"h\x00" * 2000 + b"e"
+    path = write_zip(tmp_path / "m.pt", value, {"0": bytes(1 << 20)})
+    with pytest.raises(Unsupported, match="many share the same bytes"):
+        tx.open(path)
+
+
+def test_a_flipped_bit_is_found_by_verify(tmp_path: Path) -> None:
+    path = write_zip(tmp_path / "m.pt", tensor((12,), (1,)), {"0": VALUES.tobytes()})
+    data = bytearray(path.read_bytes())
+    data[data.index(VALUES.tobytes()) + 5] ^= 1
+    path.write_bytes(data)
+    (damage,) = tx.open(path).audit()
+    assert damage.leaf == "archive/data/0"
+
+
+def test_checksums_that_pytorch_did_not_compute_are_not_compared(tmp_path: Path) -> None:
+    path = write_zip(tmp_path / "m.pt", tensor((12,), (1,)), {"0": VALUES.tobytes()})
+    with zipfile.ZipFile(path) as archive:
+        infos = archive.infolist()
+    data = path.read_bytes()
+    for info in infos:
+        data = data.replace(struct.pack("<I", info.CRC), bytes(4))
+    path.write_bytes(data)
+    assert list(tx.open(path).audit()) == []
+
+
+@pytest.mark.parametrize("name", ["checkpoint.pt", "checkpoint-legacy.pt"])
+def test_every_cut_of_a_file_is_an_error(name: str, tmp_path: Path) -> None:
+    data = (WRITTEN / name).read_bytes()
+    for stop in range(1, len(data), 41):
+        (tmp_path / "cut").write_bytes(data[:stop])
+        with pytest.raises(tx.TemplaxError):
+            tx.open(tmp_path / "cut")
+
+
+def test_legacy_files_must_have_their_storages(tmp_path: Path) -> None:
+    data = (WRITTEN / "checkpoint-legacy.pt").read_bytes()
+    path = tmp_path / "m.pt"
+    for damaged, error, what in (
+        (data + b"x", Corrupted, "Expected a file of"),
+        (
+            data.replace(b"little_endian\x71\x02\x88", b"little_endian\x71\x02\x89"),
+            Unsupported,
+            "big",
+        ),
+        (data.replace(b"M\xe9\x03.", b"M\xea\x03.", 1), Unsupported, "version 1001"),
+    ):
+        assert damaged != data
+        path.write_bytes(damaged)
+        with pytest.raises(error, match=what):
+            tx.open(path)
+
+
+def test_the_pickles_of_a_legacy_file_may_be_long(tmp_path: Path) -> None:
+    facts = {"protocol_version": 1001, "little_endian": True}
+    value = {"text": "x" * (5 << 20), "n": 1}
+    objects = (0x1950A86A20F9469CFC6C, 1001, facts, value, [])
+    path = tmp_path / "m.pt"
+    path.write_bytes(b"".join(pickle.dumps(each, 2) for each in objects))
+    assert tx.restore(path, {"text": "", "n": 0}) == value
+
+
+# Distributed checkpoints.
+
+
+def read_directory() -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (WRITTEN / "dcp-2").iterdir()}
+
+
+def open_directory(files: Mapping[str, bytes]) -> tx.Catalog:
+    catalog = tx.open(Memory(files))
+    catalog.locate([e for e in catalog.entries if e.kind != "string"])
+    return catalog
+
+
+def test_a_directory_without_one_of_its_files_is_damage() -> None:
+    files = read_directory()
+    assert len(open_directory(files).entries) == 10
+    for name in ("__0_0.distcp", "__1_0.distcp"):
+        with pytest.raises(Corrupted, match="found none") as caught:
+            open_directory({key: data for key, data in files.items() if key != name})
+        assert caught.value.file == name
+
+
+def test_a_file_that_is_cut_is_damage() -> None:
+    files = read_directory()
+    files["__0_0.distcp"] = files["__0_0.distcp"][:-1]
+    with pytest.raises(Corrupted) as caught:
+        open_directory(files)
+    assert caught.value.leaf == "model.columns.weight"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "what"),
+    [
+        (b"__0_0.distcp", b"../../outside", "a file of this directory"),
+        (b"__0_0.distcp", b"/etc/passwd\x00", "a file of this directory"),
+        (b"K\x05K\x06\x86", b"K\x07K\x06\x86", "cover (7, 6) once"),
+        (b"\x8c\x07float32", b"\x8c\x07qint999", "torch.qint999"),
+        (b"_MEM_FORMAT_ENCODING", b"_MEM_FORMAT_ENCODINg", "_MEM_FORMAT_ENCODINg"),
+        (b"ChunkStorageMetadata", b"ChunkStorageMetadatA", "ChunkStorageMetadatA"),
+    ],
+)
+def test_metadata_that_is_wrong_is_refused(old: bytes, new: bytes, what: str) -> None:
+    files = read_directory()
+    assert old in files[".metadata"]
+    files[".metadata"] = (
+        files[".metadata"]
+        .replace(bytes([len(old)]) + old, bytes([len(new)]) + new)
+        .replace(old, new)
+    )
+    with pytest.raises((Corrupted, Unsupported)) as caught:
+        open_directory(files)
+    assert what in str(caught.value)
+    assert caught.value.file == ".metadata"
+
+
+def test_an_object_that_is_not_read_is_listed_by_name(tmp_path: Path) -> None:
+    files = read_directory()
+    place = tx.open(Memory(files)).leaves["step"]
+    assert place.kind == "scalar"
+    name = "__1_0.distcp"
+    begin = files[name].index(b"\x80\x02K\x0c.")  # the pickle of 12
+    changed = bytearray(files[name])
+    changed[begin : begin + 5] = b"\x80\x02\x8f.."  # a set, which is not read
+    catalog = tx.open(Memory(files | {name: bytes(changed)}))
+    assert "step" not in catalog.leaves
+    assert list(catalog.metadata[NOT_READ]) == ["step"]
+    assert "builtins.set" in catalog.metadata[NOT_READ]["step"]
+    with pytest.raises(tx.TemplateError):
+        tx.restore(
+            catalog, {"step": 0, "model": ..., "layers": ..., "betas": ..., "lr": ..., "name": ...}
+        )
+
+
+def test_the_directory_is_copied_without_its_metadata(tmp_path: Path) -> None:
+    shutil.copytree(WRITTEN / "dcp-2", tmp_path / "dcp")
+    (tmp_path / "dcp" / ".metadata").unlink()
+    with pytest.raises(tx.UnknownFormat):
+        tx.open(tmp_path / "dcp")
+
+
+def test_the_recorded_digests_are_of_this_version() -> None:
+    assert json.loads((WRITTEN / "expected.json").read_text())["torch"].startswith("2.14.1")
+    assert "2.14.1" in io.StringIO((WRITTEN / "write.py").read_text()).read()
