@@ -35,6 +35,7 @@ from .orbax.format import (
 )
 from .orbax.item import missing_dot_file_error
 from .orbax.step_metadata import COMMITTED, STEP_METADATA
+from .safetensors_set import SafetensorsSet
 
 _CHUNK = re.compile(r"[0-9]+(\.[0-9]+)*")
 
@@ -140,7 +141,8 @@ def _list_openable_files(source: Source, children: list[ObjectInfo]) -> list[str
             continue
         child = source.at(info.key)
         with suppress(CheckpointError, SourceError):
-            format = next((f for f in FILE_FORMATS if f.detect(child) is not None), None)
+            formats = (*FILE_FORMATS, SafetensorsSet())  # the latter for an index
+            format = next((f for f in formats if f.detect(child) is not None), None)
             if format is not None:
                 found.append(format.open(child).url)
     return found

@@ -1,4 +1,4 @@
-"""Opens a safetensors file as a catalog. (Several files under an index are not supported yet.)
+"""Opens a safetensors file as a catalog. `safetensors_set` opens several under an index.
 
 The format (huggingface/safetensors, README, "Format"): the length of the header as u64,
 little-endian; a JSON header, name → dtype, shape and offsets; then the tensors, little-endian and
@@ -25,16 +25,19 @@ from ..storage.source import Source
 MAX_HEADER = 100_000_000
 """Most bytes of a header, as in the reference implementation."""
 
-_DTYPES = {
-    code: DTYPES[name]
-    for code, name in {
-        "BOOL": "bool", "U8": "uint8", "I8": "int8", "U16": "uint16", "I16": "int16",
-        "U32": "uint32", "I32": "int32", "U64": "uint64", "I64": "int64", "F16": "float16",
-        "F32": "float32", "F64": "float64", "C64": "complex64", "BF16": "bfloat16",
-        "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "F8_E8M0": "float8_e8m0fnu",
-    }.items()
-    if name in DTYPES
+CODES = {
+    "BOOL": "bool", "U8": "uint8", "I8": "int8", "F8_E5M2": "float8_e5m2",
+    "F8_E4M3": "float8_e4m3fn", "F8_E8M0": "float8_e8m0fnu", "F8_E4M3FNUZ": "float8_e4m3fnuz",
+    "F8_E5M2FNUZ": "float8_e5m2fnuz", "I16": "int16", "U16": "uint16", "F16": "float16",
+    "BF16": "bfloat16", "I32": "int32", "U32": "uint32", "F32": "float32", "C64": "complex64",
+    "F64": "float64", "I64": "int64", "U64": "uint64",
 }  # fmt: skip
+"""The dtypes of whole bytes, as a header names them → as numpy and ml_dtypes do."""
+
+_PACKED = ("F4", "F6_E2M3", "F6_E3M2")
+"""The other dtypes. Their elements share bytes, in an order that the format does not define."""
+
+_DTYPES = {code: DTYPES[name] for code, name in CODES.items() if name in DTYPES}
 
 
 class _Tensor(msgspec.Struct, gc=False):
@@ -71,7 +74,7 @@ class Safetensors:
         for name, tensor in sorted(tensors.items(), key=lambda item: item[1].data_offsets):
             dtype = _DTYPES.get(tensor.dtype)
             if dtype is None:
-                raise Unsupported(f"templax does not read dtype `{tensor.dtype[:80]}`", leaf=name)
+                raise _unsupported_error(tensor.dtype, name)
             start, end = tensor.data_offsets
             shape = tensor.shape
             # The length of the file bounds the dimensions of an array that has elements, unless
@@ -110,6 +113,15 @@ class Safetensors:
         )
 
 
+def _unsupported_error(code: str, name: str) -> Unsupported:
+    what = f"templax does not read dtype `{code[:80]}`"
+    if code in _PACKED:
+        what += ": its elements share bytes, in an order that safetensors does not define"
+    elif code in CODES:
+        what += f": this version of ml_dtypes has no {CODES[code]}"
+    return Unsupported(what, leaf=name)
+
+
 def _read_header(source: Source, size: int) -> tuple[dict[str, _Tensor], dict[str, str], int]:
     """The tensors and metadata of a file, and the position of its data."""
     length = int.from_bytes(source.read("", 0, min(8, size)), "little")
@@ -120,7 +132,8 @@ def _read_header(source: Source, size: int) -> tuple[dict[str, _Tensor], dict[st
         text = source.read("", 8, 8 + length)
         fields = msgspec.json.decode(text, type=dict[str, msgspec.Raw])
         about = fields.pop("__metadata__", None)
-        metadata = {} if about is None else msgspec.json.decode(about, type=dict[str, str])
+        kind = dict[str, str] | None
+        metadata = None if about is None else msgspec.json.decode(about, type=kind)
         if about is not None:
             decode_json(about)  # refuses a key that occurs twice
         decode = msgspec.json.Decoder(_Tensor).decode
@@ -133,7 +146,7 @@ def _read_header(source: Source, size: int) -> tuple[dict[str, _Tensor], dict[st
             decode_json(data)
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise Corrupted(f"The header is unreadable: {error}", start=8, stop=8 + length) from error
-    return tensors, metadata, 8 + length
+    return tensors, metadata or {}, 8 + length
 
 
 @pause_gc()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -17,8 +18,9 @@ from .._catalog.catalog import Catalog
 from .._catalog.entry import Chunk, Extent, LeafEntry
 from .._core.boxes import full_box
 from .._core.gc_pause import pause_gc
+from .._core.json_text import decode_json
 from .._core.text import list_examples
-from ..errors import CheckpointError, Corrupted, NotFound
+from ..errors import CheckpointError, Corrupted, NotFound, SourceError
 from ..storage.signatures import read_head, read_metadata
 from ..storage.source import Source
 from .safetensors import Safetensors
@@ -107,21 +109,36 @@ def _find(source: Source) -> tuple[Source, str] | None:
     names = [child.key for child in source.children() if not child.is_dir]
     indexes = [name for name in names if name.endswith(INDEX)]
     files = [name for name in names if name.endswith(_SUFFIX)]
-    if len(indexes) == 1:
-        named = set(_read_index(source, indexes[0]).weight_map.values())
-        return (source, indexes[0]) if named.issuperset(files) else None
-    if indexes or len(files) != 1 or Safetensors().detect(source.at(files[0])) is None:
-        return None
-    return source, files[0]
+    if len(indexes) == 1 and _names_all(source, indexes[0], files):
+        return source, indexes[0]
+    if not indexes and len(files) == 1 and _is_file(source, files[0]):
+        return source, files[0]
+    return None
+
+
+def _names_all(source: Source, index: str, files: list[str]) -> bool:
+    """Whether an index can be read, and names all of these files."""
+    with suppress(CheckpointError, SourceError):
+        named = set(_read_index(source, index).weight_map.values())
+        return bool(named) and named.issuperset(files)
+    return False
+
+
+def _is_file(source: Source, name: str) -> bool:
+    with suppress(CheckpointError, SourceError):
+        return Safetensors().detect(source.at(name)) is not None
+    return False
 
 
 def _read_index(root: Source, name: str) -> _Index:
     try:
-        index = msgspec.json.decode(read_metadata(root, name), type=_Index)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        text = read_metadata(root, name)
+        index = msgspec.json.decode(text, type=_Index)
+        decode_json(text)  # refuses a key that occurs twice
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise Corrupted(f"The index is unreadable: {error}", file=name) from error
     for tensor, file in index.weight_map.items():
-        if not file or file.startswith("/") or "\0" in file or ".." in file.split("/"):
+        if "\0" in file or any(part in ("", ".", "..") for part in file.split("/")):
             raise Corrupted(
                 f"Expected a file of this directory, got `{file[:200]}`", leaf=tensor, file=name
             )
