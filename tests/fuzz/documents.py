@@ -46,14 +46,27 @@ def _headers() -> list[bytes]:
         length = int.from_bytes(data[:8], "little")
         if length <= len(data) - 8:
             found.append(b"\1" + data[8 : 8 + length])
-    return found
+    tensors = {
+        "a": {"dtype": "U8", "shape": [3], "data_offsets": [0, 3]},
+        "b": {"dtype": "U8", "shape": [0], "data_offsets": [3, 3]},
+        "__metadata__": {"x": "1", "templax.crc32c": "2:00000000f16177d2,"},
+    }
+    return [*found, b"\1" + json.dumps(tensors).encode()]
 
 
 @add_target(
     "safetensors",
     seeds=_headers,
     mutate=lambda data, rng: data[:1] + mutate_json(data[1:], rng),
-    tokens=(b'"dtype"', b'"shape"', b'"data_offsets"', b'"__metadata__"', b'"F32"', b'"BF16"'),
+    tokens=(
+        b'"templax.crc32c"',
+        b'"dtype"',
+        b'"shape"',
+        b'"data_offsets"',
+        b'"__metadata__"',
+        b'"F32"',
+        b'"BF16"',
+    ),
 )
 def read_safetensors(data: bytes) -> None:
     """A byte that says whether the data is as long as the header asks for, then the header."""
@@ -106,9 +119,10 @@ def _sets() -> list[bytes]:
 )
 def read_safetensors_set(data: bytes) -> None:
     """The index, and the header of each file, by its name: each gets data that is long enough."""
-    found = json.loads(data) if data[:1] == b"{" else {}
-    objects: dict[str, bytes] = {}
-    for name, content in list(found.items())[:16]:
+    found, objects = {}, dict[str, bytes]()
+    with suppress(ValueError, RecursionError):
+        found = json.loads(data)
+    for name, content in list(found.items())[:16] if isinstance(found, dict) else []:
         text = json.dumps(content).encode()
         if name == "index":
             objects["m.safetensors.index.json"] = text

@@ -6,8 +6,9 @@ so on, with `model.safetensors.index.json`, whose `weight_map` names the file of
 
 from __future__ import annotations
 
+import functools
 import posixpath
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -15,15 +16,14 @@ import msgspec
 from msgspec import structs
 
 from .._catalog.catalog import Catalog
-from .._catalog.entry import Chunk, Extent, LeafEntry
-from .._core.boxes import full_box
+from .._catalog.entry import Chunk, LeafEntry
 from .._core.gc_pause import pause_gc
 from .._core.json_text import decode_json
 from .._core.text import list_examples
 from ..errors import CheckpointError, Corrupted, NotFound, SourceError
 from ..storage.signatures import read_head, read_metadata
 from ..storage.source import Source
-from .safetensors import Safetensors
+from .safetensors import Safetensors, make_chunks
 
 INDEX = ".safetensors.index.json"
 
@@ -64,9 +64,11 @@ class SafetensorsSet:
             files = sorted(set(index.weight_map.values()))
         entries: dict[str, LeafEntry] = {}
         abouts: list[Mapping[str, Any]] = []
+        recorded: list[Callable[[], Mapping[str, int]] | None] = []
         for file in files:
             catalog = _open_file(root, file, name)
             abouts.append(catalog.metadata)
+            recorded.append(catalog.fingerprints)
             for entry in catalog.entries:
                 if index.weight_map.get(entry.name, file) != file:
                     continue  # another file's is the one that the index names
@@ -94,7 +96,18 @@ class SafetensorsSet:
             source=root,
             locator=_locate,
             metadata=_join_metadata(index.metadata, abouts),
+            fingerprints=None if None in recorded else functools.partial(_join_sums, recorded),
         )
+
+
+def is_only_safetensors(source: Source) -> bool:
+    """Whether a directory holds the files of one set, or one file, and nothing else."""
+    found = _find(source)
+    if found is None:
+        return False
+    name = found[1]
+    files = set() if name.endswith(_SUFFIX) else set(_read_index(*found).weight_map.values())
+    return {child.key for child in source.children()} == {name, *files}
 
 
 def _find(source: Source) -> tuple[Source, str] | None:
@@ -156,6 +169,10 @@ def _open_file(root: Source, file: str, name: str) -> Catalog:
         raise error.locate(file=file) from error
 
 
+def _join_sums(recorded: Sequence[Callable[[], Mapping[str, int]] | None]) -> Mapping[str, int]:
+    return {name: crc for read in recorded if read is not None for name, crc in read().items()}
+
+
 def _join_metadata(
     about: Mapping[str, Any], abouts: Iterable[Mapping[str, Any]]
 ) -> Mapping[str, Any]:
@@ -173,9 +190,4 @@ def _join_metadata(
 def _locate(
     entries: Iterable[LeafEntry], damages: list[Corrupted] | None = None
 ) -> dict[str, tuple[Chunk, ...]]:
-    located: dict[str, tuple[Chunk, ...]] = {}
-    for entry in entries:
-        file, start, stop = entry.handle
-        chunk = Chunk(Extent(file, start, stop), full_box(entry.shape))
-        located[entry.name] = () if start == stop else (chunk,)
-    return located
+    return {entry.name: make_chunks(entry, entry.handle[0], *entry.handle[1:]) for entry in entries}
