@@ -45,6 +45,20 @@ class TestSafetensors(FormatContract):
         return {name: leaf["sha256"] for name, leaf in read_expected(self.case).items()}
 
 
+@pytest.mark.parametrize("name", ["", "model.safetensors.index.json"])
+class TestSafetensorsSet(FormatContract):
+    @pytest.fixture(autouse=True)
+    def _name(self, name: str) -> None:
+        self.name = name
+
+    def open(self) -> tx.Catalog:
+        return tx.open(CORPUS / "safetensors-sharded" / self.name)
+
+    def expected(self) -> Mapping[str, str]:
+        found = read_expected("safetensors-sharded")
+        return {name: leaf["sha256"] for name, leaf in found.items()}
+
+
 NUMPY = {
     "npz-stored": "params.npz",
     "npz-deflated": "params.npz",

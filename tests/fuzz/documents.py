@@ -24,6 +24,7 @@ from templax.formats.diagnose import diagnose_source
 from templax.formats.orbax.directory import examine_directory, list_items, list_steps, step_name
 from templax.formats.orbax.step_metadata import read_custom_metadata, read_metrics
 from templax.formats.registry import open_catalog
+from templax.formats.safetensors_set import SafetensorsSet
 from templax.storage import Memory
 from templax.storage.open import local_path
 
@@ -44,14 +45,27 @@ def _headers() -> list[bytes]:
         length = int.from_bytes(data[:8], "little")
         if length <= len(data) - 8:
             found.append(b"\1" + data[8 : 8 + length])
-    return found
+    tensors = {
+        "a": {"dtype": "U8", "shape": [3], "data_offsets": [0, 3]},
+        "b": {"dtype": "U8", "shape": [0], "data_offsets": [3, 3]},
+        "__metadata__": {"x": "1", "templax.crc32c": "2:00000000f16177d2,"},
+    }
+    return [*found, b"\1" + json.dumps(tensors).encode()]
 
 
 @add_target(
     "safetensors",
     seeds=_headers,
     mutate=lambda data, rng: data[:1] + mutate_json(data[1:], rng),
-    tokens=(b'"dtype"', b'"shape"', b'"data_offsets"', b'"__metadata__"', b'"F32"', b'"BF16"'),
+    tokens=(
+        b'"templax.crc32c"',
+        b'"dtype"',
+        b'"shape"',
+        b'"data_offsets"',
+        b'"__metadata__"',
+        b'"F32"',
+        b'"BF16"',
+    ),
 )
 def read_safetensors(data: bytes) -> None:
     """A byte that says whether the data is as long as the header asks for, then the header."""
@@ -75,6 +89,54 @@ class OneFile(Memory):
 
     def at(self, key: str) -> Memory:
         return Memory({}) if key == ".." else self
+
+
+_SET = {
+    "index": {
+        "metadata": {"total_size": 12},
+        "weight_map": {"a.w": "m-1.safetensors", "b": "m-2.safetensors"},
+    },
+    "m-1.safetensors": {"a.w": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}},
+    "m-2.safetensors": {
+        "__metadata__": {"format": "pt"},
+        "b": {"dtype": "U8", "shape": [4], "data_offsets": [0, 4]},
+    },
+}
+
+
+def _sets() -> list[bytes]:
+    alone = {"m.safetensors": _SET["m-1.safetensors"]}
+    more = {**_SET, "c.safetensors": _SET["m-2.safetensors"]}
+    return [json.dumps(files).encode() for files in (_SET, alone, more)]
+
+
+@add_target(
+    "safetensors-set",
+    seeds=_sets,
+    mutate=mutate_json,
+    tokens=(b'"weight_map"', b'"metadata"', b'"m-1.safetensors"', b'".."', b'"./"'),
+)
+def read_safetensors_set(data: bytes) -> None:
+    """The index, and the header of each file, by its name: each gets data that is long enough."""
+    found, objects = {}, dict[str, bytes]()
+    with suppress(ValueError, RecursionError):
+        found = json.loads(data)
+    for name, content in list(found.items())[:16] if isinstance(found, dict) else []:
+        text = json.dumps(content).encode()
+        if name == "index":
+            objects["m.safetensors.index.json"] = text
+            continue
+        body = 0
+        with suppress(ValueError, TypeError, LookupError, AttributeError):
+            body = max(t["data_offsets"][1] for t in content.values() if "data_offsets" in t)
+        nbytes = body if isinstance(body, int) and 0 <= body < 1 << 20 else 64
+        objects[name] = len(text).to_bytes(8, "little") + text + bytes(nbytes)
+    source = Memory(objects)
+    for place in (source, source.at("m.safetensors.index.json")):
+        format = SafetensorsSet()
+        if format.detect(place) is not None:
+            inspect(format.open(place))
+    diagnose_source(source)
 
 
 def _msgpacks() -> list[bytes]:

@@ -97,7 +97,7 @@ class Item:
     def __init__(self, name: str, tree: PyTree):
         self.rename(name)
         self.leaves, self._empties = collect_leaves(tree)
-        self._chunks = [_chunk_shape(leaf) for leaf in self.leaves]
+        self._chunks = [choose_chunk(leaf) for leaf in self.leaves]
         refuse_leaves(find_unreadable_leaves(self.leaves, self._chunks, self._empties))
 
     def rename(self, name: str) -> None:
@@ -261,7 +261,8 @@ def check_item_names(names: Iterable[str]) -> None:
         raise UsageError("Expected a name for each of several items, got one without")
 
 
-def _chunk_shape(leaf: Leaf) -> Shape:
+def choose_chunk(leaf: Leaf) -> Shape:
+    """The shape of the chunks in which a leaf is written."""
     if leaf.value_type == "string":
         return ()
     tile = leaf.shape if leaf.tile is None else leaf.tile

@@ -29,6 +29,7 @@ from .item import Item, Json, Share
 from .local_values import Selected, digest_leaves, digest_small, find_difference, select_large
 from .options import SaveOptions
 from .result import Outcome
+from .safetensors_item import SafetensorsItem
 from .snapshot import copy_values
 
 Result = tuple[int, list[list[int]]]
@@ -108,8 +109,15 @@ class Job:
             self._documents[directory + item.file] = item.encode(name)
             self._handlers[name] = JSON
         else:
-            self._items.append(Item(name, item))
+            self._items.append(self._make_item(name, item))
             self._handlers[name] = STANDARD
+
+    def _make_item(self, name: str, tree: PyTree) -> Item:
+        options = self._options
+        if options.format == "safetensors":
+            metadata = {key: str(value) for key, value in options.metadata.items()}
+            return SafetensorsItem(tree, metadata, options.shard_size)
+        return Item(name, tree)
 
     def _meet_others(self, earlier: SaveError | None, decide: Callable[[], Destination]) -> bytes:
         """Waits until all processes save the same; returns what process 0 tells of its sink."""
@@ -384,6 +392,10 @@ class Job:
             Bytes of all files; and for each item, the crc32c of each leaf.
         """
         assert self._sink is not None
+        if self._options.format == "safetensors":
+            (item,) = self._items
+            small, total, leaf_crcs = item.describe(files[0], {})
+            return total + self._put_files(small), [leaf_crcs]
         about = {
             "custom_metadata": self._options.metadata,
             "metrics": self._options.metrics,
@@ -402,7 +414,12 @@ class Job:
         for name in self._handlers:
             small[f"{name}/{COMMITTED}" if name else COMMITTED] = marker
         small[COMMITTED] = small.pop(COMMITTED, marker)  # written after all other files
-        for name, data in small.items():
+        return total + self._put_files(small), crcs
+
+    def _put_files(self, files: Files) -> int:
+        """Writes small files in this order; returns their size."""
+        assert self._sink is not None
+        for name, data in files.items():
             if len(data) > MAX_METADATA:
                 raise SaveError(
                     f"Expected at most {MAX_METADATA:,} bytes of `{name}`, which a restore would"
@@ -410,7 +427,7 @@ class Job:
                     file=self._sink.path,
                 )
             self._sink.put(name, data)
-        return total + sum(map(len, small.values())), crcs
+        return sum(map(len, files.values()))
 
 
 def _clear_tracebacks(error: BaseException) -> None:

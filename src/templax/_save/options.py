@@ -16,9 +16,13 @@ from .._core.progress import Progress, check_progress
 from .._core.workers import MEMORY_BYTES, choose_threads
 from .._hosts.agreement import Hosts
 from ..errors import UsageError
+from ..formats.safetensors_write import SUMS
 from ..storage.sink import Sink
 
 Url = str | os.PathLike[str] | Sink
+
+SHARD_BYTES = 5_000_000_000
+"""Bytes of data from which a tree takes several files of safetensors, by default."""
 
 _DEFAULT_LEVEL = 1
 
@@ -30,23 +34,27 @@ class SaveOptions:
     """The options of a save, after `make_options` has checked them and filled in the defaults.
 
     Attributes:
-        metadata: JSON that is saved with the checkpoint.
+        format: "orbax" or "safetensors".
+        metadata: JSON that is saved with the checkpoint; strings if it is safetensors.
         overwrite: Whether an existing checkpoint is replaced.
         level: The zstd level, or None for raw chunks.
         memory: Bytes that may be fetched from devices and not yet written.
         threads: Number of workers.
         on_progress: Called while the data files are written.
+        shard_size: Bytes of data from which a tree takes several files of safetensors.
         metrics: The metrics of a step, or None if it has none.
         after: Called with the call that saves once the checkpoint is committed, on every process,
             in the thread that saves.
     """
 
+    format: str
     metadata: Mapping[str, Any]
     overwrite: bool
     level: int | None
     memory: int
     threads: int
     on_progress: Progress | None
+    shard_size: int
     metrics: Mapping[str, float] | None = None
     after: Callable[[Hosts], None] | None = None
 
@@ -60,23 +68,44 @@ def make_options(
     memory: int | None = None,
     threads: int | None = None,
     on_progress: Progress | None = None,
+    shard_size: int | None = None,
 ) -> SaveOptions:
     """Checks the options that `templax.save` takes, which documents them.
 
     Raises:
         UsageError: An option is invalid.
     """
-    if format != "orbax":
-        raise UsageError(f'Expected format="orbax", got {format!r}')
+    if format not in ("orbax", "safetensors"):
+        raise UsageError(f'Expected format="orbax" or "safetensors", got {format!r}')
     check_progress(on_progress)
+    saved = _copy_json(metadata)
+    if format == "safetensors":
+        if compression is not None:
+            raise UsageError(f"safetensors has no compression, got compression={compression!r}")
+        _check_strings(saved)
+    elif shard_size is not None:
+        raise UsageError(f'shard_size= is for format="safetensors", got format={format!r}')
     return SaveOptions(
-        metadata=_copy_json(metadata),
+        format=format,
+        metadata=saved,
         overwrite=overwrite,
         level=_parse_level(compression),
         memory=MEMORY_BYTES if memory is None else check_int("memory", memory),
         threads=choose_threads(threads),
         on_progress=on_progress,
+        shard_size=SHARD_BYTES if shard_size is None else check_int("shard_size", shard_size),
     )
+
+
+def _check_strings(metadata: Mapping[str, Any]) -> None:
+    for key, value in metadata.items():
+        if not isinstance(value, str):
+            raise UsageError(
+                f"Expected metadata= of strings, as safetensors stores it, got {value!r:.80} for"
+                f" {key!r:.80}"
+            )
+        if key == SUMS:
+            raise UsageError(f"Expected metadata= without {key!r}, which templax adds itself")
 
 
 def _parse_level(compression: str | None) -> int | None:

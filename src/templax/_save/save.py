@@ -22,7 +22,7 @@ def save(
     url: Url,
     tree: PyTree,
     *,
-    format: Literal["orbax"] = "orbax",
+    format: Literal["orbax", "safetensors"] = "orbax",
     metadata: Mapping[str, Any] | None = None,
     overwrite: bool = False,
     wait: bool = True,
@@ -32,6 +32,7 @@ def save(
     on_progress: Progress | None = None,
     timeout: float | None = None,
     alone: bool = False,
+    shard_size: int | None = None,
 ) -> Saved:
     """Saves a pytree as a checkpoint, which is either complete or absent.
 
@@ -45,9 +46,13 @@ def save(
         url: A local path that does not exist yet, or an empty directory. Parents are created.
         tree: Any pytree of arrays (including typed PRNG keys), numbers, strings and None. Functions
             are left out; the template of a restore supplies them.
-        format: The layout of the checkpoint. "orbax" is the only one.
+        format: The layout of the checkpoint. "orbax", or "safetensors": a directory with
+            `model.safetensors`, or with several such files and their index, as Hugging Face's
+            libraries load them. A tensor's name is the key path joined by dots. The format stores
+            neither strings, typed PRNG keys and dtypes such as int4, which are refused, nor None
+            and empty containers, which are left out.
         metadata: JSON that is stored with the checkpoint; Orbax calls it `custom_metadata`. Scalars
-            of NumPy and JAX are stored as numbers.
+            of NumPy and JAX are stored as numbers. For safetensors, a dict of strings.
         overwrite: Replaces an existing checkpoint, atomically.
         wait: With False, returns as soon as the values are safe: the arrays may then be donated or
             overwritten while they are still being written. NumPy arrays are copied and arrays on
@@ -66,7 +71,10 @@ def save(
             not come to this call. Default: 240, less than the time after which JAX aborts the job.
         alone: Whether this process saves on its own, whatever the others of its job do. It must
             have all of the values. Otherwise every process of the job makes this call, with the
-            same arguments: see "Several processes" in the documentation.
+            same arguments: see "Several processes" in the documentation. Safetensors are written by
+            one process: in a job of several, with True.
+        shard_size: Only for safetensors: bytes of data from which a tree is divided among several
+            files, each of at most this size unless it holds a single tensor. Default: 5 GB.
 
     Returns:
         What was written; with `wait=False`, the handle of the save in progress. The next save and
@@ -102,6 +110,23 @@ def save(
             memory=memory,
             threads=threads,
             on_progress=on_progress,
+            shard_size=shard_size,
         )
+        if options.format == "safetensors":
+            _check_safetensors(path, call.count)
         decide = functools.partial(Destination, url)
         return start_save(call, path, {"": tree}, options, decide, wait=wait)
+
+
+def _check_safetensors(path: str, count: int) -> None:
+    if count > 1:
+        raise UsageError(
+            f"safetensors are written by one process, got {count}; hint: gather the values with"
+            " jax.experimental.multihost_utils.process_allgather, and save on one process with"
+            " alone=True"
+        )
+    if path.endswith(".safetensors"):
+        raise UsageError(
+            f"Expected the path of a directory, for `model.safetensors` in it, got {path}; hint:"
+            " leave `.safetensors` out"
+        )

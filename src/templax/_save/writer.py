@@ -7,6 +7,7 @@ records them in the `ChunkTable`. Another thread keeps the disk busy with `sync`
 
 from __future__ import annotations
 
+import itertools
 import math
 import threading
 import time
@@ -108,6 +109,8 @@ class Writer:
         memory: Bytes that may be fetched from devices and not yet written. A single larger leaf is
             fetched on its own.
         forget: Whether leaves give up their values as they are written, to free memory.
+        offsets: Where each leaf begins in the file. None to place leaves in the order in which they
+            are written, each at a multiple of `ALIGN`.
 
     Attributes:
         end: The size of the file so far.
@@ -129,11 +132,12 @@ class Writer:
         threads: int,
         memory: int,
         forget: bool,
+        offsets: Sequence[int] | None = None,
     ):
         self._table, self._file, self._level = table, file, level
         self._memory = memory
         self.end = 0
-        self._jobs = deque(self._plan(leaves, chunks, process))
+        self._jobs = deque(self._plan(leaves, chunks, process, offsets))
         self.total = sum(job.nbytes for job in self._jobs)
         self.done = 0
         self.encode_s = self.write_s = 0.0
@@ -160,35 +164,43 @@ class Writer:
             thread.start()
 
     def _plan(
-        self, leaves: Sequence[Leaf], chunks: Sequence[Shape], process: int
+        self,
+        leaves: Sequence[Leaf],
+        chunks: Sequence[Shape],
+        process: int,
+        offsets: Sequence[int] | None,
     ) -> Iterator[_Job]:
         """The jobs in the order of the file.
 
         Small leaves come first and lie next to each other, so that few writes store them and few
         reads fetch them.
         """
-        large: list[tuple[Leaf, Shape, list[_Cell]]] = []
+        large: list[tuple[Leaf, Shape, list[_Cell], int | None]] = []
         pack = _Job(packed=self._level is None)
-        for leaf, chunk, first in zip(leaves, chunks, self._table.first_chunk, strict=False):
+        places = itertools.repeat(None) if offsets is None else offsets
+        rows = self._table.first_chunk
+        for leaf, chunk, first, at in zip(leaves, chunks, rows, places, strict=False):
             if leaf.value_type == "string" or 0 in leaf.shape or not leaf.pieces:
                 continue
             full = math.prod(chunk) * leaf.dtype.itemsize
             for box in _owned_boxes(leaf, process):
                 cells = list(_cells_in(box, leaf.shape, chunk, first))
                 if len(cells) > 1 or full > SMALL_BYTES or leaf.transient:
-                    large.append((leaf, chunk, cells))
+                    large.append((leaf, chunk, cells, at))
                     continue
-                if pack.nbytes + full + ALIGN * len(pack.work) > PACK_BYTES:
-                    yield pack
-                    pack = _Job(packed=pack.packed, start=self.end)
-                self._assign_offsets(cells, full)
+                apart = at is not None and at != self.end
+                if apart or pack.nbytes + full + ALIGN * len(pack.work) > PACK_BYTES:
+                    if pack.work:
+                        yield pack
+                    pack = _Job(packed=pack.packed, start=self.end if at is None else at)
+                self._assign_offsets(cells, full, at)
                 pack.add(leaf, chunk, cells)
                 pack.stop = self.end
         if pack.work:
             yield pack
-        for leaf, chunk, cells in large:
+        for leaf, chunk, cells, at in large:
             full = math.prod(chunk) * leaf.dtype.itemsize
-            self._assign_offsets(cells, full)
+            self._assign_offsets(cells, full, at)
             # A leaf on a device is one job: each job fetches the whole of its leaf.
             step = len(cells) if leaf.transient else max(1, RUN_BYTES // full)
             for i in range(0, len(cells), step):
@@ -197,10 +209,10 @@ class Writer:
                 job.transient = job.nbytes if leaf.transient else 0
                 yield job
 
-    def _assign_offsets(self, cells: list[_Cell], full: int) -> None:
-        """Places raw chunks back to back, starting at a multiple of `ALIGN` bytes."""
+    def _assign_offsets(self, cells: list[_Cell], full: int, at: int | None) -> None:
+        """Places raw chunks back to back, starting at `at` or at a multiple of `ALIGN` bytes."""
         if self._level is None:
-            self.end = -(-self.end // ALIGN) * ALIGN
+            self.end = -(-self.end // ALIGN) * ALIGN if at is None else at
             for cell in cells:
                 cell.offset = self.end
                 self.end += full

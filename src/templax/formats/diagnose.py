@@ -35,6 +35,7 @@ from .orbax.format import (
 )
 from .orbax.item import missing_dot_file_error
 from .orbax.step_metadata import COMMITTED, STEP_METADATA
+from .safetensors_set import SafetensorsSet
 
 _CHUNK = re.compile(r"[0-9]+(\.[0-9]+)*")
 
@@ -160,7 +161,8 @@ def list_openable_files(source: Source, children: list[ObjectInfo]) -> list[str]
     for info in ordered[:MAX_PROBES]:
         child = source.at(info.key)
         with suppress(CheckpointError, SourceError):
-            format = next((f for f in FILE_FORMATS if f.detect(child) is not None), None)
+            formats = (*FILE_FORMATS, SafetensorsSet())  # the latter for an index
+            format = next((f for f in formats if f.detect(child) is not None), None)
             catalog = None if format is None else format.open(child)
             if catalog is not None and catalog.uncommitted is None:
                 found.append(catalog.url)

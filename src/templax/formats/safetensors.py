@@ -1,4 +1,4 @@
-"""Opens a safetensors file as a catalog. (Several files under an index are not supported yet.)
+"""Opens a safetensors file as a catalog. `safetensors_set` opens several under an index.
 
 The format (huggingface/safetensors, README, "Format"): the length of the header as u64,
 little-endian; a JSON header, name → dtype, shape and offsets; then the tensors, little-endian and
@@ -7,13 +7,16 @@ in C order, which tile the rest of the file without holes.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable
 
 import msgspec
+from msgspec import structs
 
 from .._catalog.catalog import Catalog
 from .._catalog.entry import Chunk, Extent, LeafEntry
+from .._codecs.crc_combine import combine_crcs
 from .._core.boxes import MAX_RANK, fits_address_space, format_number, format_shape, full_box
 from .._core.dtypes import DTYPES
 from .._core.gc_pause import pause_gc
@@ -21,20 +24,15 @@ from .._core.json_text import decode_json
 from ..errors import Corrupted, Unsupported
 from ..storage.signatures import SAFETENSORS, read_head, recognise
 from ..storage.source import Source
+from .safetensors_write import CODES, METADATA, SUMS, parse_sums
 
 MAX_HEADER = 100_000_000
 """Most bytes of a header, as in the reference implementation."""
 
-_DTYPES = {
-    code: DTYPES[name]
-    for code, name in {
-        "BOOL": "bool", "U8": "uint8", "I8": "int8", "U16": "uint16", "I16": "int16",
-        "U32": "uint32", "I32": "int32", "U64": "uint64", "I64": "int64", "F16": "float16",
-        "F32": "float32", "F64": "float64", "C64": "complex64", "BF16": "bfloat16",
-        "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "F8_E8M0": "float8_e8m0fnu",
-    }.items()
-    if name in DTYPES
-}  # fmt: skip
+_PACKED = ("F4", "F6_E2M3", "F6_E3M2")
+"""The other dtypes. Their elements share bytes, in an order that the format does not define."""
+
+_DTYPES = {code: DTYPES[name] for code, name in CODES.items() if name in DTYPES}
 
 
 class _Tensor(msgspec.Struct, gc=False):
@@ -65,13 +63,13 @@ class Safetensors:
         """
         info = source.stat("")
         size = 0 if info is None else info.size
-        tensors, metadata, begin = _read_header(source, size)
+        tensors, metadata, sums, begin = _read_header(source, size)
         entries: list[LeafEntry] = []
         stop = begin
         for name, tensor in sorted(tensors.items(), key=lambda item: item[1].data_offsets):
             dtype = _DTYPES.get(tensor.dtype)
             if dtype is None:
-                raise Unsupported(f"templax does not read dtype `{tensor.dtype[:80]}`", leaf=name)
+                raise _unsupported_error(tensor.dtype, name)
             start, end = tensor.data_offsets
             shape = tensor.shape
             # The length of the file bounds the dimensions of an array that has elements, unless
@@ -96,9 +94,16 @@ class Safetensors:
                 )
             stop = begin + end
             path = tuple(name.split("."))
-            entries.append(LeafEntry(name, path, tensor.shape, dtype, handle=(begin + start, stop)))
+            place = (begin + start, stop, 0, ())
+            entries.append(LeafEntry(name, path, tensor.shape, dtype, handle=place))
         if stop != size:
             raise Corrupted(f"Expected a file of {stop} bytes, got {size}")
+        if sums is not None:
+            found = parse_sums(sums, [entry.handle[1] - entry.handle[0] for entry in entries])
+            entries = [
+                structs.replace(entry, handle=(*entry.handle[:2], *summed))
+                for entry, summed in zip(entries, found, strict=True)
+            ]
         return Catalog(
             url=source.url,
             format=self.name,
@@ -107,11 +112,23 @@ class Safetensors:
             source=source,
             locator=_locate,
             metadata=metadata,
+            fingerprints=None if sums is None else functools.partial(_combine_sums, entries),
         )
 
 
-def _read_header(source: Source, size: int) -> tuple[dict[str, _Tensor], dict[str, str], int]:
-    """The tensors and metadata of a file, and the position of its data."""
+def _unsupported_error(code: str, name: str) -> Unsupported:
+    what = f"templax does not read dtype `{code[:80]}`"
+    if code in _PACKED:
+        what += ": its elements share bytes, in an order that safetensors does not define"
+    elif code in CODES:
+        what += f": this version of ml_dtypes has no {CODES[code]}"
+    return Unsupported(what, leaf=name)
+
+
+def _read_header(
+    source: Source, size: int
+) -> tuple[dict[str, _Tensor], dict[str, str], str | None, int]:
+    """The tensors and metadata of a file, its checksums or None, and where its data begins."""
     length = int.from_bytes(source.read("", 0, min(8, size)), "little")
     maximum = min(MAX_HEADER, size - 8)
     if not 2 <= length <= maximum:
@@ -119,8 +136,9 @@ def _read_header(source: Source, size: int) -> tuple[dict[str, _Tensor], dict[st
     try:
         text = source.read("", 8, 8 + length)
         fields = msgspec.json.decode(text, type=dict[str, msgspec.Raw])
-        about = fields.pop("__metadata__", None)
-        metadata = {} if about is None else msgspec.json.decode(about, type=dict[str, str])
+        about = fields.pop(METADATA, None)
+        kind = dict[str, str] | None
+        metadata = None if about is None else msgspec.json.decode(about, type=kind)
         if about is not None:
             decode_json(about)  # refuses a key that occurs twice
         decode = msgspec.json.Decoder(_Tensor).decode
@@ -133,17 +151,41 @@ def _read_header(source: Source, size: int) -> tuple[dict[str, _Tensor], dict[st
             decode_json(data)
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise Corrupted(f"The header is unreadable: {error}", start=8, stop=8 + length) from error
-    return tensors, metadata, 8 + length
+    metadata, sums = metadata or {}, None
+    if SUMS in metadata and data.rstrip().endswith(bytes(about or b"") + b"}"):
+        sums = metadata.pop(SUMS)
+    return tensors, metadata, sums, 8 + length
 
 
 @pause_gc()
 def _locate(
     entries: Iterable[LeafEntry], damages: list[Corrupted] | None = None
 ) -> dict[str, tuple[Chunk, ...]]:
-    located: dict[str, tuple[Chunk, ...]] = {}
+    return {entry.name: make_chunks(entry, "", *entry.handle) for entry in entries}
+
+
+def make_chunks(
+    entry: LeafEntry, file: str, start: int, stop: int, block: int, sums: tuple[int, ...]
+) -> tuple[Chunk, ...]:
+    """The chunks of a tensor: one, or none if it is empty.
+
+    Args:
+        entry: The tensor.
+        file: Its file, a key of the source.
+        start, stop: Its bytes in the file.
+        block, sums: See `Chunk`.
+    """
+    if start == stop:
+        return ()
+    checked = len(sums) > 0
+    extent, box = Extent(file, start, stop), full_box(entry.shape)
+    return (Chunk(extent, box, checked=checked, sums=sums, block=block),)
+
+
+def _combine_sums(entries: Iterable[LeafEntry]) -> dict[str, int]:
+    """The crc32c of each tensor, from those of its blocks."""
+    found: dict[str, int] = {}
     for entry in entries:
-        start, stop = entry.handle
-        empty = start == stop
-        chunk = Chunk(Extent("", start, stop), full_box(entry.shape))
-        located[entry.name] = () if empty else (chunk,)
-    return located
+        start, stop, block, sums = entry.handle
+        found[entry.name] = combine_crcs(sums, block, stop - start) if sums else 0
+    return found

@@ -6,22 +6,24 @@ so on, with `model.safetensors.index.json`, whose `weight_map` names the file of
 
 from __future__ import annotations
 
+import functools
 import posixpath
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import msgspec
 from msgspec import structs
 
 from .._catalog.catalog import Catalog
-from .._catalog.entry import Chunk, Extent, LeafEntry
-from .._core.boxes import full_box
+from .._catalog.entry import Chunk, LeafEntry
 from .._core.gc_pause import pause_gc
+from .._core.json_text import decode_json
 from .._core.text import list_examples
-from ..errors import CheckpointError, Corrupted, NotFound
+from ..errors import CheckpointError, Corrupted, NotFound, SourceError
 from ..storage.signatures import read_head, read_metadata
 from ..storage.source import Source
-from .safetensors import Safetensors
+from .safetensors import Safetensors, make_chunks
 
 INDEX = ".safetensors.index.json"
 
@@ -62,9 +64,11 @@ class SafetensorsSet:
             files = sorted(set(index.weight_map.values()))
         entries: dict[str, LeafEntry] = {}
         abouts: list[Mapping[str, Any]] = []
+        recorded: list[Callable[[], Mapping[str, int]] | None] = []
         for file in files:
             catalog = _open_file(root, file, name)
             abouts.append(catalog.metadata)
+            recorded.append(catalog.fingerprints)
             for entry in catalog.entries:
                 if index.weight_map.get(entry.name, file) != file:
                     continue  # another file's is the one that the index names
@@ -92,7 +96,18 @@ class SafetensorsSet:
             source=root,
             locator=_locate,
             metadata=_join_metadata(index.metadata, abouts),
+            fingerprints=None if None in recorded else functools.partial(_join_sums, recorded),
         )
+
+
+def is_only_safetensors(source: Source) -> bool:
+    """Whether a directory holds the files of one set, or one file, and nothing else."""
+    found = _find(source)
+    if found is None:
+        return False
+    name = found[1]
+    files = set() if name.endswith(_SUFFIX) else set(_read_index(*found).weight_map.values())
+    return {child.key for child in source.children()} == {name, *files}
 
 
 def _find(source: Source) -> tuple[Source, str] | None:
@@ -107,21 +122,36 @@ def _find(source: Source) -> tuple[Source, str] | None:
     names = [child.key for child in source.children() if not child.is_dir]
     indexes = [name for name in names if name.endswith(INDEX)]
     files = [name for name in names if name.endswith(_SUFFIX)]
-    if len(indexes) == 1:
-        named = set(_read_index(source, indexes[0]).weight_map.values())
-        return (source, indexes[0]) if named.issuperset(files) else None
-    if indexes or len(files) != 1 or Safetensors().detect(source.at(files[0])) is None:
-        return None
-    return source, files[0]
+    if len(indexes) == 1 and _names_all(source, indexes[0], files):
+        return source, indexes[0]
+    if not indexes and len(files) == 1 and _is_file(source, files[0]):
+        return source, files[0]
+    return None
+
+
+def _names_all(source: Source, index: str, files: list[str]) -> bool:
+    """Whether an index can be read, and names all of these files."""
+    with suppress(CheckpointError, SourceError):
+        named = set(_read_index(source, index).weight_map.values())
+        return bool(named) and named.issuperset(files)
+    return False
+
+
+def _is_file(source: Source, name: str) -> bool:
+    with suppress(CheckpointError, SourceError):
+        return Safetensors().detect(source.at(name)) is not None
+    return False
 
 
 def _read_index(root: Source, name: str) -> _Index:
     try:
-        index = msgspec.json.decode(read_metadata(root, name), type=_Index)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        text = read_metadata(root, name)
+        index = msgspec.json.decode(text, type=_Index)
+        decode_json(text)  # refuses a key that occurs twice
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise Corrupted(f"The index is unreadable: {error}", file=name) from error
     for tensor, file in index.weight_map.items():
-        if not file or file.startswith("/") or "\0" in file or ".." in file.split("/"):
+        if "\0" in file or any(part in ("", ".", "..") for part in file.split("/")):
             raise Corrupted(
                 f"Expected a file of this directory, got `{file[:200]}`", leaf=tensor, file=name
             )
@@ -137,6 +167,10 @@ def _open_file(root: Source, file: str, name: str) -> Catalog:
         return Safetensors().open(place)
     except CheckpointError as error:
         raise error.locate(file=file) from error
+
+
+def _join_sums(recorded: Sequence[Callable[[], Mapping[str, int]] | None]) -> Mapping[str, int]:
+    return {name: crc for read in recorded if read is not None for name, crc in read().items()}
 
 
 def _join_metadata(
@@ -156,9 +190,4 @@ def _join_metadata(
 def _locate(
     entries: Iterable[LeafEntry], damages: list[Corrupted] | None = None
 ) -> dict[str, tuple[Chunk, ...]]:
-    located: dict[str, tuple[Chunk, ...]] = {}
-    for entry in entries:
-        file, start, stop = entry.handle
-        chunk = Chunk(Extent(file, start, stop), full_box(entry.shape))
-        located[entry.name] = () if start == stop else (chunk,)
-    return located
+    return {entry.name: make_chunks(entry, entry.handle[0], *entry.handle[1:]) for entry in entries}

@@ -217,9 +217,10 @@ def test_steps_of_something_else_is_refused_by_what_it_is():
         f"error: Expected a directory of steps, got the checkpoint {checkpoint};"
         f" hint: templax ls {checkpoint}\n"
     )
-    result = run_cli("steps", CORPUS / "safetensors-plain")
+    model = CORPUS / "safetensors-plain"  # a directory with one file
+    result = run_cli("steps", model)
     assert result.exit_code == 2
-    assert "(a safetensors file)" in result.stderr
+    assert f"Expected a directory of steps, got the checkpoint {model};" in result.stderr
     assert run_cli("steps", CORPUS / "nothing").exit_code == 2
 
 

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors import SafetensorError, deserialize
 from safetensors.flax import save
 from safetensors.numpy import load as load_with_safetensors
 
@@ -79,7 +80,8 @@ def test_a_file_with_a_header_longer_than_itself_is_not_safetensors() -> None:
 @pytest.mark.parametrize(
     ("tensors", "said"),
     [
-        ({"w": {"dtype": "F4", "shape": [2], "data_offsets": [0, 1]}}, "dtype `F4` - at `w`"),
+        ({"w": {"dtype": "F4", "shape": [2], "data_offsets": [0, 1]}}, "dtype `F4`: its elements"),
+        ({"w": {"dtype": "C128", "shape": [1], "data_offsets": [0, 8]}}, "dtype `C128` - at `w`"),
         ({"w": {"dtype": "F32", "shape": [-2, -1], "data_offsets": [0, 8]}}, "Expected 8 bytes"),
         ({"w": {"dtype": "F32", "shape": "x", "data_offsets": [0, 8]}}, "header is unreadable"),
         ({"w": {"dtype": "F32", "shape": [2]}}, "header is unreadable"),
@@ -218,3 +220,106 @@ def test_a_key_that_occurs_twice_is_named(header: str, key: str | int) -> None:
     with pytest.raises(tx.Corrupted) as caught:
         tx.open(Memory({"": len(text).to_bytes(8, "little") + text}))
     assert f"unreadable: the key '{key or 'dtype'}' occurs twice" in str(caught.value)
+
+
+def split_file(source: Memory) -> bytes:
+    return bytes(source.read(""))
+
+
+WHOLE = {
+    "BOOL": 1, "U8": 1, "I8": 1, "F8_E5M2": 1, "F8_E4M3": 1, "F8_E8M0": 1, "F8_E4M3FNUZ": 1,
+    "F8_E5M2FNUZ": 1, "I16": 2, "U16": 2, "F16": 2, "BF16": 2, "I32": 4, "U32": 4, "F32": 4,
+    "C64": 8, "F64": 8, "I64": 8, "U64": 8,
+}  # fmt: skip
+"""The dtypes of the reference library with elements of whole bytes → their size."""
+
+
+@pytest.mark.parametrize("code", WHOLE)
+def test_every_dtype_of_whole_bytes_gives_the_stored_bits(code: str) -> None:
+    nbytes = 256 * WHOLE[code]
+    data = bytes(i % (2 if code == "BOOL" else 256) for i in range(nbytes))
+    source = make_file({"w": {"dtype": code, "shape": [256], "data_offsets": [0, nbytes]}}, data)
+    assert deserialize(split_file(source))[0][1]["dtype"] == code
+    catalog = tx.open(source)
+    (entry,) = catalog.entries
+    restored = tx.restore(catalog, {"w": np.zeros(256, entry.dtype)})
+    assert restored["w"].tobytes() == data
+
+
+@pytest.mark.parametrize(("code", "bits"), [("F4", 4), ("F6_E2M3", 6), ("F6_E3M2", 6)])
+def test_dtypes_whose_elements_share_bytes_are_unsupported_by_name(code: str, bits: int) -> None:
+    tensor = {"dtype": code, "shape": [8], "data_offsets": [0, bits]}
+    source = make_file({"w": tensor}, bytes(bits))
+    assert deserialize(split_file(source))[0][1]["dtype"] == code
+    with pytest.raises(tx.Unsupported, match=f"dtype `{code}`: its elements share bytes.* `w`"):
+        tx.open(source)
+
+
+def test_the_reference_library_has_no_other_dtypes() -> None:
+    source = make_file({"w": {"dtype": "X", "shape": [], "data_offsets": [0, 1]}}, b"a")
+    with pytest.raises(SafetensorError) as caught:
+        deserialize(split_file(source))
+    named = set(str(caught.value).split("`")[1::2]) - {"X"}
+    assert named == {*WHOLE, "F4", "F6_E2M3", "F6_E3M2"}
+
+
+ONE = '"w": {"dtype": "U8", "shape": [2], "data_offsets": [0, 2]}'
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "{%s, }",
+        "{%s}x",
+        "{%s}\0",
+        '{%s, "__metadata__": {"n": 1}}',
+        '{%s, "__metadata__": []}',
+        '{%s, "v": {"dtype": "U8", "shape": [1], "data_offsets": [1, 2]}}',
+        '{%s, "v": {"dtype": "U8", "shape": [1], "data_offsets": [3, 4]}}',
+        '{%s, "v": {"dtype": "U8", "shape": [0], "data_offsets": [2, 1]}}',
+        '{%s, "v": {"dtype": "U8", "shape": [0], "data_offsets": [1, 1]}}',
+        '{%s, "v": {"dtype": "U8", "shape": [9223372036854775807, 4], "data_offsets": [2, 2]}}',
+        '{%s, "v": {"dtype": "U8", "shape": [1.0], "data_offsets": [2, 2]}}',
+        '{%s, "v": {"dtype": "U8", "shape": [0], "data_offsets": [2, 2, 2]}}',
+        '{%s, "v": {"dtype": "U8", "shape": [0], "data_offsets": [-1, 2]}}',
+        '{%s, "v": {"dtype": "u8", "shape": [0], "data_offsets": [2, 2]}}',
+        '{%s, "v": {"dtype": "U8", "shape": [0]}}',
+        '{%s, "v": null}',
+        '{%s, "\xff": {"dtype": "U8", "shape": [0], "data_offsets": [2, 2]}}',
+        '{%s, "v": {"dtype": "U8", "shape": [0], "data_offsets": [2, 2], "x": "\xff"}}',
+        '{%s, "\\ud800": {"dtype": "U8", "shape": [0], "data_offsets": [2, 2]}}',
+    ],
+)
+def test_headers_that_the_reference_library_refuses_are_refused(header: str) -> None:
+    text = header.replace("%s", ONE).encode("latin-1")
+    data = len(text).to_bytes(8, "little") + text + b"ab"
+    with pytest.raises(SafetensorError):
+        deserialize(data)
+    with pytest.raises((tx.Corrupted, tx.Unsupported)):
+        tx.open(Memory({"": data}))
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "{%s}",
+        "{%s}  \n",
+        '{%s, "__metadata__": null}',
+        '{"__metadata__": {"format": "pt"}, %s}',
+        '{%s, "v": {"dtype": "U8", "shape": [0], "data_offsets": [0, 0]}}',
+        '{%s, "v": {"dtype": "U8", "shape": [0], "data_offsets": [2, 2], "x": 1}}',
+        '{%s, "": {"dtype": "U8", "shape": [0], "data_offsets": [2, 2]}}',
+        '{%s, "\\u00fc": {"dtype": "U8", "shape": [0], "data_offsets": [2, 2]}}',
+    ],
+)
+def test_headers_that_the_reference_library_accepts_are_read(header: str) -> None:
+    text = header.replace("%s", ONE).encode()
+    data = len(text).to_bytes(8, "little") + text + b"ab"
+    assert {name for name, _ in deserialize(data)} == set(tx.open(Memory({"": data})).leaves)
+
+
+def test_metadata_is_shown_apart_from_the_format() -> None:
+    text = ('{"__metadata__": {"format": "pt", "url": "x"}, ' + ONE + "}").encode()
+    catalog = tx.open(Memory({"": len(text).to_bytes(8, "little") + text + b"ab"}))
+    assert catalog.format == "safetensors"
+    assert catalog.metadata == {"format": "pt", "url": "x"}

@@ -177,16 +177,13 @@ def test_a_path_into_a_checkpoint_hints_at_the_checkpoint():
 # --- one readable file
 
 
-def test_a_directory_with_one_readable_file_names_it(tmp_path):
+def test_a_directory_with_one_safetensors_file_is_opened(tmp_path):
     directory = tmp_path / "hub" / "model"
     directory.mkdir(parents=True)
     path = directory / "model.safetensors"
     save_file({"w": np.zeros(3, np.float32)}, path)
     (directory / "config.json").write_text("{}")
-    message = read_refusal(directory)
-    what = "got a directory of `config.json`, `model.safetensors` (a safetensors file); hint: open"
-    assert what in message
-    assert follow(message) == [str(path)]
+    assert list(open_local(directory).leaves) == ["w"]
     assert follow(read_refusal(tmp_path / "hub")) == [str(path)]
 
 
