@@ -13,7 +13,7 @@ from .._core.dtypes import DTYPES, class_of, is_lossless, name_of
 
 PIECE = 1 << 13
 """Elements that are compared at a time. What is computed of them stays in cache, and in memory that
-malloc keeps: it gives larger arrays back, and mapping them anew each time takes most of the time."""
+malloc keeps: larger arrays go back to the system, and mapping them anew takes most of the time."""
 
 _COMMON = tuple(
     dtype
@@ -188,11 +188,12 @@ class ValueComparer:
             return
         diff, larger = np.abs(x - y), np.maximum(np.abs(x), np.abs(y))
         sums.max_abs = float(diff.max())
+        larger[larger == 0] = 1
         if math.isfinite(sums.max_abs):
             relative = diff / larger
         else:  # the difference of two large numbers is beyond the largest one
             relative = 2 * (np.abs(x / 2 - y / 2) / larger)
-        sums.max_rel = float(np.max(relative, where=larger > 0, initial=0.0))
+        sums.max_rel = float(relative.max())
         _add_norms(x, y, diff, sums)
         if self._bits is not None:
             sums.max_ulps = self._bits.find_max_ulps(a, b)
@@ -206,7 +207,8 @@ def _add_integers(x: np.ndarray, y: np.ndarray, sums: Sums) -> None:
     sums.max_abs = int(diff.max())
     x, y, diff = x.astype(np.float64), y.astype(np.float64), diff.astype(np.float64)
     larger = np.maximum(np.abs(x), np.abs(y))
-    sums.max_rel = float(np.max(diff / larger, where=larger > 0, initial=0.0))
+    larger[larger == 0] = 1
+    sums.max_rel = float((diff / larger).max())
     _add_norms(x, y, diff, sums)
 
 
@@ -252,13 +254,18 @@ class _Bits:
 
     def find_max_ulps(self, a: np.ndarray, b: np.ndarray) -> int:
         """The most numbers that lie from an element to the other. Neither may be NaN."""
-        u, v = self._view(a).astype(np.uint64), self._view(b).astype(np.uint64)
+        u, v = self._view(a), self._view(b)
         if not self._sign:
             return int((np.maximum(u, v) - np.minimum(u, v)).max())
-        sign = np.uint64(self._sign)
-        m, n = u & (sign - np.uint64(1)), v & (sign - np.uint64(1))
+        sign = u.dtype.type(self._sign)
+        m, n = u & (sign - u.dtype.type(1)), v & (sign - u.dtype.type(1))
+        apart = np.maximum(m, n) - np.minimum(m, n)
         opposite = ((u ^ v) & sign) != 0
-        return int(np.where(opposite, m + n, np.maximum(m, n) - np.minimum(m, n)).max())
+        if not opposite.any():
+            return int(apart.max())
+        apart[opposite] = 0
+        over_zero = m[opposite].astype(np.uint64) + n[opposite].astype(np.uint64)
+        return max(int(apart.max()), int(over_zero.max()))
 
 
 def summarise(sums: Sums, a: np.dtype, b: np.dtype, elements: int) -> ValueDiff:

@@ -116,7 +116,7 @@ def test_equal_fingerprints_spare_reading(tmp_path: Path) -> None:
     tree = {"same": np.arange(1000.0), "other": np.arange(1000.0)}
     tx.save(tmp_path / "a", tree)
     tx.save(tmp_path / "b", {**tree, "other": np.zeros(1000)})
-    watched = [Watched(tx.storage.Local(str(tmp_path / name))) for name in "ab"]
+    watched: list[Any] = [Watched(tx.storage.Local(str(tmp_path / name))) for name in "ab"]
     catalogs = [tx.open(source) for source in watched]
     found = tx.diff(*catalogs)
     assert (found.by_fingerprint, found.by_reading) == (1, 1)
@@ -231,9 +231,7 @@ def test_names_are_mapped_as_in_a_restore(tmp_path: Path) -> None:
     w = np.ones((2, 2), np.float32)
     tx.save(tmp_path / "a", {"state": {"params": {"layers": [{"w": w}]}, "step": 3}})
     b = save_safetensors(tmp_path / "b", {"model.blocks.0.w": w, "head": w})
-    found = tx.diff(
-        tmp_path / "a", b, at="state.params", at_b="model", rename={"layers": "blocks"}
-    )
+    found = tx.diff(tmp_path / "a", b, at="state.params", at_b="model", rename={"layers": "blocks"})
     assert found.identical
     assert [(leaf.name, leaf.a and leaf.a.name) for leaf in found.leaves] == [
         ("blocks.0.w", "state.params.layers.0.w")

@@ -19,7 +19,14 @@ from templax._audit import diff_blocks
 from templax._audit.diff_blocks import cut_box
 from templax._catalog.catalog import Catalog
 from templax._catalog.entry import Chunk, Extent, LeafEntry
-from templax._core.boxes import Box, box_slices, full_box, intersect, relative_box, shape_of, size_of
+from templax._core.boxes import (
+    Box,
+    box_slices,
+    full_box,
+    intersect,
+    relative_box,
+    shape_of,
+)
 from templax.storage import Memory
 from templax.testing import strategies
 
@@ -54,7 +61,7 @@ def store(values: np.ndarray, grid: Sequence[Box], packed: bool) -> tuple[bytes,
 @given(restores(), st.data())
 def test_any_two_layouts_are_compared_element_by_element(restore: Restore, data: Any) -> None:
     named = {leaf.pair.entry.name: leaf for leaf in restore.leaves}
-    a = make_catalog(restore.objects, {n: (l.values, l.chunks) for n, l in named.items()})
+    a = make_catalog(restore.objects, {n: (x.values, x.chunks) for n, x in named.items()})
     name = data.draw(st.sampled_from(sorted(named)))
     values = named[name].values.copy()
     changed = data.draw(st.sets(st.integers(0, values.size - 1)))
@@ -118,7 +125,9 @@ def test_a_leaf_that_only_claims_to_be_huge_is_refused() -> None:
     shape = (1 << 58,)
     entry = LeafEntry("w", ("w",), shape, np.dtype("u1"))
     fill = Chunk(Extent("x", 0, 1, b"\0"), full_box(shape), ("fill",))
-    made = Catalog("here", "made", "a test", (entry,), Memory({}), lambda es, _=None: {"w": (fill,)})
+    made = Catalog(
+        "here", "made", "a test", (entry,), Memory({}), lambda es, _=None: {"w": (fill,)}
+    )
     with pytest.raises(tx.Unsupported, match=r"fits into memory, got 256\.0 PiB in A, here - at"):
         tx.diff(made, made)
 
@@ -137,7 +146,7 @@ tx.save(path + "/b", tree) if {second!r} == "orbax" else np.savez(path + "/b", *
 del tree
 import templax._audit.diff, templax._restore.execute
 """
-    code = f"""
+    code = """
 import glob
 found = tx.diff(path + "/a.safetensors", glob.glob(path + "/b*")[0], threads=2)
 print([leaf.name for leaf in found.differing], found.leaves[0].values.differing)

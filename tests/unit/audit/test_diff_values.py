@@ -154,8 +154,8 @@ def test_statistics_are_those_of_exact_arithmetic(data: Any) -> None:
         arrays.append(bits.view(dtype))
     if a == b:
         same = data.draw(npst.arrays(bool, n))
-        arrays[1] = np.where(same, arrays[0].view(f"u{a.itemsize}"), arrays[1].view(f"u{a.itemsize}"))
-        arrays[1] = arrays[1].view(a)
+        one, other = (array.view(f"u{a.itemsize}") for array in arrays)
+        arrays[1] = np.where(same, one, other).view(a)
     piece = diff_values.PIECE
     diff_values.PIECE = data.draw(st.integers(1, 12))
     try:
