@@ -1,6 +1,10 @@
 from . import errors as errors
 from . import formats as formats
 from . import storage as storage
+from ._audit.diff import diff as diff
+from ._audit.diff_result import Diff as Diff
+from ._audit.diff_result import LeafDiff as LeafDiff
+from ._audit.diff_values import ValueDiff as ValueDiff
 from ._audit.result import Verified as Verified
 from ._audit.verify import verify as verify
 from ._catalog.catalog import Catalog as Catalog

@@ -1,7 +1,7 @@
 """Renders JSON documents, as the commands print them for `--json`.
 
 The fields are chosen in `json_contents.py` (`ls`, `steps`) and `json_reports.py` (`check`, `plan`,
-`verify`). Most are attributes of the results, under the same names.
+`diff`, `verify`). Most are attributes of the results, under the same names.
 """
 
 from __future__ import annotations

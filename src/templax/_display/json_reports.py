@@ -1,4 +1,4 @@
-"""The fields of the JSON that `templax check`, `templax plan` and `templax verify` print.
+"""The fields of the JSON that `templax check`, `plan`, `diff` and `verify` print.
 
 docs/reference/cli.md documents them.
 """
@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from .._audit.diff_result import Diff, LeafDiff
 from .._audit.result import Verified
+from .._catalog.entry import LeafEntry
 from .._match.result import Match
 from .._plan.plan import Plan, plan_figures
 from .json import select_fields
@@ -45,4 +47,37 @@ def verification_fields(verified: Verified) -> dict[str, Any]:
         **select_fields(verified, "ok", "url", "leaves"),
         "damages": [select_fields(error, *damage) for error in verified.damages],
         **select_fields(verified, "checked_bytes", "unchecked_bytes", "unchecked", "seconds"),
+    }
+
+
+def diff_fields(diff: Diff) -> dict[str, Any]:
+    """A comparison of two checkpoints, as `templax diff` prints it."""
+    return {
+        "ok": not diff.differs,
+        "identical": diff.identical,
+        "a": {"url": diff.a, "format": diff.format_a},
+        "b": {"url": diff.b, "format": diff.format_b},
+        "differing": len(diff.differing),
+        **select_fields(diff, "by_fingerprint", "by_reading"),
+        "leaves": [_leaf_fields(leaf) for leaf in diff.leaves],
+        **select_fields(diff, "shardings", "empties", "seconds"),
+    }
+
+
+def _leaf_fields(leaf: LeafDiff) -> dict[str, Any]:
+    return {
+        **select_fields(leaf, "name", "differences", "basis", "values", "note"),
+        "a": _entry_fields(leaf.a),
+        "b": _entry_fields(leaf.b),
+    }
+
+
+def _entry_fields(entry: LeafEntry | None) -> dict[str, Any] | None:
+    if entry is None:
+        return None
+    return {
+        **select_fields(entry, "name", "kind"),
+        "dtype": entry.dtype_name,
+        "shape": entry.user_shape,
+        **select_fields(entry, "nbytes", "saved_sharding", "value"),
     }

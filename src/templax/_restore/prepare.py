@@ -54,7 +54,7 @@ def match_checkpoint(
     at, rename = options.at, options.rename
     catalogs = [open_checkpoint(checkpoint)]
     if isinstance(rename, Mapping):
-        _check_rename_used(rename, catalogs[0], at)
+        check_rename_used(rename, catalogs[0], at)
     if options.extra == "ignore" and template.targets and lacks_arrays(template):
         raise UsageError(explain_lack_of_arrays(template))
     if isinstance(options.missing, Mapping):
@@ -98,7 +98,7 @@ def match_checkpoint(
     return catalogs, result
 
 
-def _check_rename_used(rename: Mapping[str, str], catalog: Catalog, at: str) -> None:
+def check_rename_used(rename: Mapping[str, str], catalog: Catalog, at: str) -> None:
     """Refuses a prefix that no leaf has: it is a typo, which `missing=` would otherwise hide."""
     paths = [path for e in catalog.entries if (path := strip_prefix(e.path, at)) is not None]
     if not paths:
@@ -106,7 +106,7 @@ def _check_rename_used(rename: Mapping[str, str], catalog: Catalog, at: str) -> 
     found = {"", *(prefix for path in paths for prefix in prefixes(path) if prefix in rename)}
     for old in rename:
         if old not in found:
-            near = find_nearest(old, _list_subtrees(paths))
+            near = find_nearest(old, list_subtrees(paths))
             where = f" under `{at}`" if at else ""
             raise UsageError(
                 f"Expected rename= of what {catalog.url} has{where}, got `{old}`"
@@ -114,7 +114,7 @@ def _check_rename_used(rename: Mapping[str, str], catalog: Catalog, at: str) -> 
             )
 
 
-def _list_subtrees(paths: Iterable[Path]) -> set[str]:
+def list_subtrees(paths: Iterable[Path]) -> set[str]:
     """The names of all leaves and subtrees; only some of them if there are very many."""
     names = (prefix for path in paths for prefix in prefixes(path))
     return set(itertools.islice(names, _MAX_SUBTREES))
@@ -131,7 +131,7 @@ def _check_patterns_used(patterns: Iterable[str], template: Template) -> None:
         if any(matches_pattern(name, subtree) for name in names):
             hint = f"; hint: {quote_text(subtree)} matches the leaves below it"
         else:
-            near = find_nearest(stem, _list_subtrees(paths))
+            near = find_nearest(stem, list_subtrees(paths))
             hint = f"; nearest: `{near}`" if near else ""
         raise UsageError(
             "Expected missing= patterns of leaves of the template, got"

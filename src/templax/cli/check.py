@@ -21,7 +21,7 @@ from .._template.template import Template
 from ..storage.file import read_file
 from ..storage.source import Source
 from . import shell_hints
-from .options import CheckpointPath, color_option, follow_links_option, json_option
+from .options import CheckpointPath, color_option, follow_links_option, json_option, parse_renames
 
 _COMPARISON = (
     click.argument("path", type=CheckpointPath()),
@@ -77,16 +77,11 @@ def _add_comparison_options(command: Callable[..., None]) -> Callable[..., None]
         extra: tuple[str, ...],
         **options: Any,
     ) -> None:
-        rename: dict[str, str] = {}
-        for pair in renames:
-            old, equals, new = pair.partition("=")
-            if not equals:
-                raise click.BadParameter(f"expected OLD=NEW, got {pair!r}", param_hint="--rename")
-            rename[old] = new
+        rename = parse_renames(renames)
         wanted = load_template(read_file(template, "a template file"), template)
         options["missing"] = _parse_choices(missing, "--missing")
         options["extra"] = _parse_choices(extra, "--extra")
-        command(path, wanted, rename=rename or None, **options)
+        command(path, wanted, rename=rename, **options)
 
     decorated: Callable[..., None] = run
     for option in reversed(_COMPARISON):

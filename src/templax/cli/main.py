@@ -25,6 +25,7 @@ from .options import color_option, echo_json_error
 COMMANDS = {
     "check": ("check", "Compare the checkpoint at PATH with a template."),
     "demo": ("demo", "Restore a real Orbax checkpoint, then show four pitfalls."),
+    "diff": ("diff", "Show how the checkpoints at A and B differ."),
     "ls": ("ls", "Show the contents of the checkpoint at PATH."),
     "plan": ("check", "Show what a restore would read, decode and copy."),
     "prune": ("runs", "Delete the steps in DIR that no rule keeps."),
@@ -163,7 +164,7 @@ def _discard(stream: TextIO) -> None:
 @click.version_option(tx.__version__, prog_name="templax")
 @color_option
 def main() -> None:
-    """Inspect and verify JAX checkpoints, and compare them with templates.
+    """Inspect, compare and verify JAX checkpoints, and compare them with templates.
 
     Exit status: 0 if all is well, 1 if a check found a difference or corruption, 2 if something
     can't be read.

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 from click.shell_completion import CompletionItem
 
 from ..errors import TemplaxError
+
+if TYPE_CHECKING:
+    from ..storage.source import Source
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -45,16 +48,29 @@ def follow_links_option(command: Callable[..., Any]) -> Callable[..., Any]:
     )
     @functools.wraps(command)
     def run(*args: Any, path: str, follow_links: bool, **options: Any) -> Any:
-        if not follow_links:
-            return command(*args, path=path, **options)
-        from ..storage.local import Local  # here, so that --help does not wait for numpy
-        from ..storage.open import open_source
-
-        source = open_source(path)
-        asked = Local(source.url, follow_links=True) if isinstance(source, Local) else source
-        return command(*args, path=asked, **options)
+        return command(*args, path=follow_path(path) if follow_links else path, **options)
 
     return run
+
+
+def follow_path(path: str) -> Source:
+    """The source at a path, which follows links that lead out of it."""
+    from ..storage.local import Local  # here, so that --help does not wait for numpy
+    from ..storage.open import open_source
+
+    source = open_source(path)
+    return Local(source.url, follow_links=True) if isinstance(source, Local) else source
+
+
+def parse_renames(renames: tuple[str, ...]) -> dict[str, str] | None:
+    """The values of `--rename` as the argument `rename=`."""
+    found: dict[str, str] = {}
+    for pair in renames:
+        old, equals, new = pair.partition("=")
+        if not equals:
+            raise click.BadParameter(f"expected OLD=NEW, got {pair!r}", param_hint="--rename")
+        found[old] = new
+    return found or None
 
 
 def json_option(command: _Command) -> _Command:
