@@ -5,18 +5,41 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import templax as tx
 from templax import SourceError, UnknownFormat, UsageError
 from templax.storage import Local, Memory, Source, open_source
+from templax.storage.head import KeptHead
 from templax.testing import SourceContract
 
 
 class TestMemory(SourceContract):
     def make(self, objects: Mapping[str, bytes]) -> Source:
         return Memory(objects)
+
+
+class TestKeptHead(SourceContract):
+    def make(self, objects: Mapping[str, bytes]) -> Source:
+        return KeptHead(Memory(objects))
+
+    def test_the_head_of_a_file_is_read_once(self) -> None:
+        data = bytes(range(256)) * 32
+        memory = Memory({"": data})
+        reads: list[tuple[int, int | None]] = []
+        read = memory.read
+
+        def record(key: str, start: int = 0, stop: int | None = None, out: Any = None) -> Any:
+            reads.append((start, stop))
+            return read(key, start, stop, out)
+
+        memory.read = record  # pyright: ignore[reportAttributeAccessIssue]
+        source = KeptHead(memory)
+        for start, stop in [(0, 8), (0, 4096), (100, 512), (4000, 4100), (8000, 8192)]:
+            assert source.read("", start, stop) == data[start:stop]
+        assert reads == [(0, 4096), (4000, 4100), (8000, 8192)]
 
 
 class TestLocal(SourceContract):

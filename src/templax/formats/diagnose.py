@@ -13,6 +13,7 @@ from dataclasses import replace
 from .._core.names import find_nearest
 from .._core.text import list_examples
 from ..errors import CheckpointError, NotFound, SourceError, UnknownFormat
+from ..storage.head import KeptHead
 from ..storage.signatures import is_lfs_pointer, make_lfs_error, read_head
 from ..storage.source import ObjectInfo, Source
 from .files import FILE_FORMATS
@@ -162,7 +163,8 @@ def list_openable_files(source: Source, children: list[ObjectInfo]) -> list[str]
         child = source.at(info.key)
         with suppress(CheckpointError, SourceError):
             formats = (*FILE_FORMATS, SafetensorsSet())  # the latter for an index
-            format = next((f for f in formats if f.detect(child) is not None), None)
+            looked_at = KeptHead(child)
+            format = next((f for f in formats if f.detect(looked_at) is not None), None)
             catalog = None if format is None else format.open(child)
             if catalog is not None and catalog.uncommitted is None:
                 found.append(catalog.url)

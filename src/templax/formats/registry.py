@@ -9,6 +9,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 from .._catalog.catalog import Catalog
 from .._core.text import quote_text
 from ..errors import NotFound, TemplaxError, Uncommitted, UsageError
+from ..storage.head import KeptHead
 from ..storage.open import open_source
 from ..storage.source import Source
 from .diagnose import diagnose_source
@@ -48,12 +49,11 @@ def open_catalog(source: Source, *, uncommitted: Literal["error", "allow"] = "er
         reason = uncommitted_reason(source)  # before the tree is read, which may be incomplete
         if reason is not None:
             raise _uncommitted_error(source, reason)
-    for format in FORMATS:
-        if format.detect(source) is not None:
-            catalog = format.open(source)
-            break
-    else:
+    looked_at = KeptHead(source)
+    format = next((each for each in FORMATS if each.detect(looked_at) is not None), None)
+    if format is None:
         raise diagnose_source(source)
+    catalog = format.open(source)
     if catalog.uncommitted is not None and uncommitted == "error":
         raise _uncommitted_error(catalog.source, catalog.uncommitted)
     return catalog

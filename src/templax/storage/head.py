@@ -1,0 +1,54 @@
+"""A source whose file is looked at by many: the beginning is read once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from .source import ObjectInfo, Source
+
+_HEAD = 1 << 12
+"""Bytes of the beginning that are kept: what most formats need to recognise a file."""
+
+
+class KeptHead:
+    """Another source, of which the root is asked for, and its first bytes are read, only once.
+
+    Formats detect a file one after the other. In an object store, each read is a request.
+
+    Args:
+        source: The other source.
+    """
+
+    def __init__(self, source: Source):
+        self._source, self.url = source, source.url
+        self._info = source.stat("")
+        self._head: memoryview | None = None
+
+    @property
+    def maps(self) -> bool:
+        return self._source.maps
+
+    def children(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        return self._source.children(prefix)
+
+    def walk(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        return self._source.walk(prefix)
+
+    def stat(self, key: str) -> ObjectInfo | None:
+        return self._info if key == "" else self._source.stat(key)
+
+    def read(
+        self, key: str, start: int = 0, stop: int | None = None, out: memoryview | None = None
+    ) -> memoryview:
+        size = 0 if self._info is None or self._info.is_dir else self._info.size
+        if key or out is not None or stop is None or not start <= stop <= min(size, _HEAD):
+            return self._source.read(key, start, stop, out)
+        if self._head is None:
+            self._head = self._source.read("", 0, min(size, _HEAD))
+        return self._head[start:stop]
+
+    def view(self, key: str, start: int, stop: int) -> memoryview | None:
+        return self._source.view(key, start, stop)
+
+    def at(self, key: str) -> Source:
+        return self._source.at(key)
