@@ -367,7 +367,7 @@ def _flax_array(shape: list[int], data: bytes) -> msgspec.msgpack.Ext:
 @_add
 def a_flax_file_of_tiny_arrays(directory: Path) -> str:
     array = _flax_array([15], b"x" * 15)
-    tree = {format(i, "x"): array for i in range(31_000)}  # close to the limit
+    tree = {format(i, "x"): array for i in range(15_000)}  # close to the limit
     directory.joinpath("state").write_bytes(msgspec.msgpack.encode(tree))
     return "state"
 

@@ -1,4 +1,4 @@
-"""`diff`: the differences of two checkpoints, of whichever formats."""
+"""`diff`: the differences of two checkpoints, in any formats."""
 
 from __future__ import annotations
 
@@ -139,6 +139,8 @@ def _pair_leaves(
         view = CheckpointView(catalog.entries, catalog.empties, catalog.url)
         renamed = apply_at_and_rename(view, chosen)
         named.append({name: entry for _, name, entry in renamed})
+        stored = Counter(entry.name for _, _, entry in renamed)  # as they are looked up
+        repeated |= {name for _, name, entry in renamed if stored[entry.name] > 1}
         if len(named[-1]) < len(renamed):
             counts = Counter(name for _, name, _ in renamed)
             repeated |= {name for name, count in counts.items() if count > 1}

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from .._catalog.entry import LeafEntry
+from .._core.dtypes import UNNAMED_BYTE
 from .._core.text import be_verb, leaf_noun, list_names, quote_text
 from .._escape import join_lines
 from .._match.result import MAX_SHOWN
@@ -240,11 +241,15 @@ def _describe_values(values: ValueDiff, widened: bool) -> list[str]:
         return facts
     if values.unequal < values.differing:
         facts[0] += f", {values.differing - values.unequal:,} of them in bits only"
+    if values.compared_as == UNNAMED_BYTE.name:
+        return [f"{facts[0]}, compared as bytes, since the files do not say their dtype"]
     parts = [f"max abs {_format(values.max_abs)}", f"max rel {_format(values.max_rel)}"]
     if values.max_ulps is not None:
         parts.append(f"max ULPs {values.max_ulps:,}")
     if values.cosine is not None:
         parts.append(f"cosine {values.cosine:.6f}")
+    if any((values.nan_a, values.nan_b, values.inf_a, values.inf_b)):
+        parts[-1] += " (of the elements that are finite in both)"
     facts.append(", ".join(parts))
     counts = (("NaN", values.nan_a, values.nan_b), ("Inf", values.inf_a, values.inf_b))
     facts += [f"{what} {x:,} in A, {y:,} in B" for what, x, y in counts if x or y]

@@ -252,3 +252,19 @@ def names_byte(dtype: np.dtype) -> bool:
     (True, False)
     """
     return dtype.itemsize == 1 and (dtype.name in ML_NAMES.split() or dtype == np.uint8)
+
+
+@functools.cache
+def count_bits(dtype: np.dtype) -> int:
+    """How many bits of an element hold its value: fewer than its bytes have for narrow numbers.
+
+    >>> count_bits(np.dtype("int4")), count_bits(np.dtype("float32"))
+    (4, 32)
+    """
+    match class_of(dtype):
+        case "int":
+            return ml_dtypes.iinfo(dtype).bits
+        case "float":
+            return ml_dtypes.finfo(dtype).bits
+        case _:
+            return 8 * dtype.itemsize

@@ -81,6 +81,7 @@ class Match:
         casts: All leaves that are cast.
         viewed: Names of template leaves of which the checkpoint does not say the dtype, only that
             an element has one byte, each with the dtype that it is read as.
+        aligned: Whether the file has no names, so that its leaves are the template's in order.
         summary: One sentence that explains all mismatches, if there is one. Control
             characters are escaped, as it may contain names.
         rename: The complete mapping that a `rename=` hint proposes; the text may shorten it.
@@ -100,6 +101,7 @@ class Match:
     mismatches: tuple[Mismatch, ...] = ()
     casts: tuple[CastNote, ...] = ()
     viewed: Mapping[str, str] = field(default_factory=dict)
+    aligned: bool = False
     summary: str | None = None
     rename: Mapping[str, str] | None = None
     undecidable: tuple[str, ...] = ()
@@ -226,6 +228,8 @@ def _format_verdict(match: Match) -> str:
 
 def _format_remarks(match: Match) -> list[str]:
     lines = [f"  {line}" for line in list_casts(match.casts)]
+    if match.aligned:
+        lines.append("  the file has no names: its leaves are taken in the order of the template's")
     for dtype in dict.fromkeys(match.viewed.values()):
         names = [name for name, viewed in match.viewed.items() if viewed == dtype]
         fate = f"{len(names):,} stored without a dtype, read as {dtype}"

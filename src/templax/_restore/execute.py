@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .._core.dtypes import count_bits
 from .._plan.plan import IN_FLIGHT, Batch, Plan
 from ..errors import Corrupted
 from ..storage.source import Source
@@ -112,4 +113,17 @@ def _finish_batch(
         if buffer.dtype.kind == "b" and array.size and array.view(np.uint8).max() > 1:
             name = buffer.pair.target.name
             raise Corrupted("Expected booleans of bytes 0 and 1, got another byte", leaf=name)
+        if count_bits(buffer.dtype) < 8:
+            _check_narrow_values(buffer.dtype, array, buffer.pair.target.name)
     return FilledBatch(batch, arrays, busy)
+
+
+def _check_narrow_values(dtype: np.dtype, array: np.ndarray, name: str) -> None:
+    """Checks that each byte is an element of a dtype like int4: numpy ignores its other bits."""
+    values, bits = array.view(np.uint8), count_bits(dtype)
+    invalid = values >= 1 << bits
+    if dtype.name.startswith("int"):  # programs disagree about the bits above a negative number
+        invalid &= values < 256 - (1 << (bits - 1))
+    if invalid.any():
+        byte = int(values[invalid][0])
+        raise Corrupted(f"Expected {dtype.name}, one per byte, got the byte {byte}", leaf=name)

@@ -91,6 +91,8 @@ def match_checkpoint(
     result = _check_int_values(catalogs, first)
     if took is not None:
         took |= {"open": opened_at - begin, "match": time.perf_counter() - opened_at}
+    if aligned[0]:
+        result = replace(result, aligned=True)
     if not result.ok and aligned[0]:
         result = note_positions(result, len(view.entries))
     elif not result.ok:
@@ -235,5 +237,13 @@ def locate_chunks(
     chunks: list[Mapping[str, tuple[Chunk, ...]]] = []
     for i, catalog in enumerate(catalogs):
         mine = [pair.entry for pair in found.pairs if pair.source == i]
+        paths: dict[str, Path] = {}
+        for entry in mine:
+            if paths.setdefault(entry.name, entry.path) != entry.path:
+                raise Unsupported(
+                    "templax restores one leaf of a name at a time, got two that only their key"
+                    " paths tell apart",
+                    leaf=entry.name,
+                )
         chunks.append(catalog.locate(entry for entry in mine if entry.kind != "string"))
     return chunks

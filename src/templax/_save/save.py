@@ -48,9 +48,9 @@ def save(
             are left out; the template of a restore supplies them.
         format: The layout of the checkpoint. "orbax", or "safetensors": a directory with
             `model.safetensors`, or with several such files and their index, as Hugging Face's
-            libraries load them. A tensor's name is the key path joined by dots. The format stores
-            neither strings, typed PRNG keys and dtypes such as int4, which are refused, nor None
-            and empty containers, which are left out.
+            libraries load them. A tensor's name is the key path joined by dots. The format can't
+            store strings, typed PRNG keys or dtypes such as int4, which are refused; None and empty
+            containers are left out.
         metadata: JSON that is stored with the checkpoint; Orbax calls it `custom_metadata`. Scalars
             of NumPy and JAX are stored as numbers. For safetensors, a dict of strings.
         overwrite: Replaces an existing checkpoint, atomically.

@@ -9,7 +9,7 @@ import numpy as np
 
 from .._catalog.catalog import Catalog
 from .._core.boxes import fits_address_space, format_shape, full_box
-from .._core.dtypes import PYTHON_DTYPES, parse_dtype
+from .._core.dtypes import PYTHON_DTYPES, UNNAMED_BYTE, parse_dtype
 from .._core.json_text import decode_json
 from .._core.names import check_depths, join_path, strip_prefix
 from ..errors import CheckpointError, Corrupted, UnknownFormat, Unsupported, UsageError
@@ -198,7 +198,7 @@ def template_from_catalog(catalog: Catalog, at: str = "") -> Template:
                 name=join_path(path),
                 path=path,
                 shape=entry.shape,
-                dtype=entry.dtype,
+                dtype=np.dtype(np.uint8) if entry.dtype == UNNAMED_BYTE else entry.dtype,
                 kind="array" if entry.kind == "scalar" and not python else entry.kind,
                 key_impl=entry.key_impl,
                 boxes=(full_box(entry.shape),),

@@ -164,7 +164,7 @@ def _discard(stream: TextIO) -> None:
 @click.version_option(tx.__version__, prog_name="templax")
 @color_option
 def main() -> None:
-    """Inspect, compare and verify JAX checkpoints, and compare them with templates.
+    """Inspect, verify and compare JAX checkpoints, and check them against templates.
 
     Exit status: 0 if all is well, 1 if a check found a difference or corruption, 2 if something
     can't be read.

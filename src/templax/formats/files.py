@@ -1,4 +1,4 @@
-"""The formats of single files, apart from what tells that none of them opens one."""
+"""The formats of single files, here because `diagnose` and `registry` both need them."""
 
 from __future__ import annotations
 

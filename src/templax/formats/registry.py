@@ -26,8 +26,8 @@ FORMATS: tuple[Format, ...] = (
     *FILE_FORMATS,
     FlaxArrays(),
     Orbax(),
-    SafetensorsSet(),
     DistributedCheckpoint(),
+    SafetensorsSet(),  # last: a directory may have such a file beside its checkpoint
 )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import posixpath
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -23,7 +23,7 @@ from .._core.text import list_examples
 from ..errors import CheckpointError, Corrupted, NotFound, SourceError
 from ..storage.signatures import read_head, read_metadata
 from ..storage.source import Source
-from .safetensors import Safetensors, make_chunks
+from .safetensors import Safetensors, combine_sums, make_chunks
 
 INDEX = ".safetensors.index.json"
 
@@ -64,11 +64,11 @@ class SafetensorsSet:
             files = sorted(set(index.weight_map.values()))
         entries: dict[str, LeafEntry] = {}
         abouts: list[Mapping[str, Any]] = []
-        recorded: list[Callable[[], Mapping[str, int]] | None] = []
+        summed = True
         for file in files:
             catalog = _open_file(root, file, name)
             abouts.append(catalog.metadata)
-            recorded.append(catalog.fingerprints)
+            summed = summed and catalog.fingerprints is not None
             for entry in catalog.entries:
                 if index.weight_map.get(entry.name, file) != file:
                     continue  # another file's is the one that the index names
@@ -96,7 +96,9 @@ class SafetensorsSet:
             source=root,
             locator=_locate,
             metadata=_join_metadata(index.metadata, abouts),
-            fingerprints=None if None in recorded else functools.partial(_join_sums, recorded),
+            fingerprints=functools.partial(combine_sums, tuple(entries.values()))
+            if summed
+            else None,
         )
 
 
@@ -167,10 +169,6 @@ def _open_file(root: Source, file: str, name: str) -> Catalog:
         return Safetensors().open(place)
     except CheckpointError as error:
         raise error.locate(file=file) from error
-
-
-def _join_sums(recorded: Sequence[Callable[[], Mapping[str, int]] | None]) -> Mapping[str, int]:
-    return {name: crc for read in recorded if read is not None for name, crc in read().items()}
 
 
 def _join_metadata(

@@ -75,6 +75,13 @@ def list_members(source: Source) -> list[Member]:
             infos = [info for info in archive.infolist() if not info.filename.endswith("/")]
     except (zipfile.BadZipFile, struct.error, *_UNREADABLE) as error:
         raise Corrupted(f"The directory of the zip archive is unreadable: {error}") from error
+    first = min((info.header_offset for info in infos), default=0)
+    if first:  # Python's `zipfile` would silently read the last of several archives
+        raise Corrupted(
+            f"Expected the first member at byte 0, got byte {first}: these may be several archives"
+            " in one file, as in the `.distcp` files of a distributed checkpoint",
+            hint="open the directory with the file `.metadata`, if there is one",
+        )
     read = open_ranges(source, "", size)
     members: list[Member] = []
     for info in infos:
@@ -143,13 +150,15 @@ def check_members(source: Source, members: Iterable[Member]) -> Iterator[Corrupt
                 if nbytes > member.nbytes:
                     break
         except Corrupted as error:
-            yield Corrupted(error.what, leaf=member.name, start=member.start, stop=member.stop)
+            yield Corrupted(
+                error.what, leaf=member.name or None, start=member.start, stop=member.stop
+            )
             continue
         if (crc, nbytes) != (member.crc32, member.nbytes):
             yield Corrupted(
                 f"Expected {member.nbytes} bytes with CRC-32 {member.crc32:08x}, got {nbytes} with"
                 f" {crc:08x}",
-                leaf=member.name,
+                leaf=member.name or None,
                 start=member.start,
                 stop=member.stop,
             )

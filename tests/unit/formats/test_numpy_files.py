@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 import templax as tx
+from helpers import run_cli
 from templax.formats import zip_members
 from templax.formats.numpy_files import split_names
 from templax.storage import Memory
@@ -303,3 +304,20 @@ def test_a_single_array_of_another_size_is_damage() -> None:
     for wrong in (data[:-1], data + b"\0"):
         with pytest.raises(tx.Corrupted, match=f"Expected a file of {len(data)} bytes"):
             open_bytes(wrong)
+
+
+@pytest.mark.parametrize("name", ["int4", "uint4", "int2", "float4_e2m1fn"])
+def test_bytes_that_a_narrow_dtype_cannot_have_are_refused(tmp_path: Path, name: str) -> None:
+    dtype = np.dtype(getattr(ml_dtypes, name))
+    np.savez(tmp_path / "a.npz", w=np.array([1, 200], np.uint8).view("V1"))
+    with pytest.raises(tx.Corrupted, match=f"Expected {name}, one per byte, got the byte 200"):
+        tx.restore(tmp_path / "a.npz", {"w": jax.ShapeDtypeStruct((2,), dtype)})
+
+
+def test_a_template_that_is_written_for_bytes_without_a_dtype_asks_for_the_bytes(
+    tmp_path: Path,
+) -> None:
+    np.savez(tmp_path / "a.npz", w=np.zeros(3, ml_dtypes.float8_e4m3fn))
+    made = run_cli("template", tmp_path / "a.npz", "-o", tmp_path / "t.json")
+    assert made.exit_code == 0, made.output
+    assert run_cli("check", tmp_path / "a.npz", tmp_path / "t.json").exit_code == 0

@@ -140,3 +140,18 @@ def test_an_index_that_names_very_many_files_takes_little_time(tmp_path: Path) -
     found = run_limited(f"tx.open({str(path / INDEX)!r})", cwd=tmp_path)
     assert found.error is not None
     assert found.error.startswith("Corrupted: ")
+
+
+def test_a_fingerprint_is_that_of_the_file_that_the_index_names(tmp_path: Path) -> None:
+    for step in (7, 9):
+        tx.save(tmp_path / str(step), {"t": np.full(4, step, "f4")}, format="safetensors")
+    path = tmp_path / "set"
+    path.mkdir()
+    for step, name in ((7, FIRST), (9, SECOND)):
+        shutil.copy(tmp_path / str(step) / "model.safetensors", path / name)
+    (path / INDEX).write_text(json.dumps({"weight_map": {"t": FIRST, "u": SECOND}}))
+    tx.save(tmp_path / "9u", {"t": np.full(4, 9, "f4"), "u": np.ones(2)}, format="safetensors")
+    shutil.copy(tmp_path / "9u" / "model.safetensors", path / SECOND)
+    (differing,) = tx.diff(path, tmp_path / "9u").differing
+    assert (differing.name, differing.basis) == ("t", "read")
+    assert tx.diff(path, tmp_path / "9u").by_fingerprint == 1

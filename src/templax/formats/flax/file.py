@@ -18,7 +18,7 @@ from .scan import holds_flax_arrays, read_between_arrays
 
 _EVIDENCE = "msgpack with arrays of Flax"
 
-_MAX_LEAVES, _LEAF_BYTES = 1 << 14, 64
+_MAX_LEAVES, _LEAF_BYTES = 1 << 13, 64
 """Maximum number of leaves in a file: a fixed allowance, and one more per this many bytes. An array
 takes about 20, apart from its name and its values."""
 

@@ -166,7 +166,7 @@ def _read_extension(code: int, payload: memoryview, stop: int, keep: bool) -> Va
     if not _has_nbytes(shape, dtype, nbytes):
         raise Corrupted(f"Expected the bytes of {name}{format_shape(shape)}, got {nbytes}")
     piece = Piece(data if keep else None, stop - nbytes, stop)  # the bytes are the last of the list
-    return Value(dtype, tuple(shape), "scalar" if code == 3 else "array", (piece,))
+    return Value(dtype, tuple(shape), "scalar" if code == 3 and not shape else "array", (piece,))
 
 
 def _has_nbytes(shape: Sequence[int], dtype: np.dtype, nbytes: int) -> bool:
@@ -261,7 +261,8 @@ def _join_pieces(tree: dict[Any, Any], path: Path) -> Value:
     return Value(dtype, shape, "array", pieces)
 
 
-class _Chunked(msgspec.Struct):
+class _Chunked(msgspec.Struct, forbid_unknown_fields=True):
+    marker: bool = msgspec.field(name=_CHUNKED)
     shape: dict[str, int]
     chunks: dict[str, Any]
 

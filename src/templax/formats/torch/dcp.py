@@ -272,8 +272,12 @@ def _add_object(
     try:
         section = _open_section(source, place, sizes)
         archive = read_archive(section)
-        Tree(nbytes, nbytes).add(archive.pickle.value, path)
+        trial = Tree(nbytes, nbytes)
+        trial.add(archive.pickle.value, path)
         archive.pickle.require_known()
+        for entry in trial.entries:
+            if isinstance(entry.handle, Tensor):
+                Pieces().locate(entry.handle, place.file, 0)
     except Unsupported as error:
         return error.args[0] if error.args else str(error)
     except Corrupted as error:
@@ -312,9 +316,8 @@ def _locate_shard(
     source: Source, shard: _Shard, dtype: np.dtype, pieces: Pieces
 ) -> Iterator[Chunk]:
     archive = read_archive(_open_section(source, shard.place))
+    archive.pickle.require_known()
     tensor = archive.pickle.value
-    if isinstance(tensor, Refused):
-        archive.pickle.require_known()
     shape = tuple(stop - start for start, stop in shard.box)
     if not isinstance(tensor, Tensor) or (tensor.shape, tensor.dtype) != (shape, dtype):
         raise Corrupted(f"Expected a tensor of {dtype.name}{shape}, got another value")

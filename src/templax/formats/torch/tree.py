@@ -39,7 +39,6 @@ class Tree:
     """The leaves of an object.
 
     Args:
-        value: What a pickle stands for.
         nbytes: Size of the pickle.
         stored: Size of what it was read from, tensors included.
 
@@ -149,7 +148,10 @@ class Tree:
                 self._spend_text(len(value))
             return value
         if type(value) in (dict, StateDict):
-            return {str(key): self._copy_metadata(v, depth + 1) for key, v in value.items()}
+            if any(type(key) is not str for key in value):
+                raise Unsupported("templax reads no `_metadata` with keys that are not text")
+            self._spend_text(sum(map(len, value)))
+            return {key: self._copy_metadata(v, depth + 1) for key, v in value.items()}
         if type(value) in (list, tuple):
             return [self._copy_metadata(v, depth + 1) for v in value]
         raise Unsupported(f"templax reads no `_metadata` with values of `{type(value).__name__}`")

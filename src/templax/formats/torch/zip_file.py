@@ -53,7 +53,16 @@ class TorchZip:
         tree.add(archive.pickle.value)
         archive.pickle.require_known()
         # `torch.serialization.set_crc32_options(False)` leaves 0 in place of every checksum.
-        summed = [member for member in archive.members if member.crc32]
+        names = {
+            archive.starts[entry.handle.storage.key]: entry.name
+            for entry in reversed(tree.entries)
+            if isinstance(entry.handle, Tensor) and entry.nbytes
+        }
+        summed = [
+            member._replace(name=names.get(member.start, ""))
+            for member in archive.members
+            if member.crc32
+        ]
         return Catalog(
             url=source.url,
             format=self.name,
@@ -64,6 +73,7 @@ class TorchZip:
             metadata=tree.metadata,
             empties=tree.empties,
             audit=functools.partial(check_members, source, summed),
+            audits_values=all(member.crc32 for member in archive.members if member.nbytes),
         )
 
 

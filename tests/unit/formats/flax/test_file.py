@@ -203,7 +203,7 @@ def test_a_file_of_very_many_tiny_leaves_is_refused(tmp_path: Path) -> None:
     size = path.stat().st_size
     with pytest.raises(tx.Unsupported) as caught:
         tx.open(path)
-    maximum = (1 << 14) + size // 64
+    maximum = (1 << 13) + size // 64
     assert str(caught.value) == f"templax reads {maximum} leaves in {size} bytes, got 30000"
 
 
@@ -344,3 +344,15 @@ def test_references_to_arrays_outside_the_file_are_named(tmp_path: Path) -> None
         "templax does not read T5X's own checkpoints, whose leaves are TensorStore specs - at"
         f" `target.w`; hint: restore from tx.Recipe(lambda: {load})"
     )
+
+
+def test_two_leaves_that_only_their_paths_tell_apart_are_not_mixed_up(tmp_path: Path) -> None:
+    tree = {"a.b": np.ones(2, np.float32), "a": {"b": np.full(2, 2, np.float32)}}
+    (tmp_path / "state.msgpack").write_bytes(flax.serialization.to_bytes(tree))
+    template = {"a.b": np.zeros(2, np.float32), "c": {"b": np.zeros(2, np.float32)}}
+    with pytest.raises(tx.TemplaxError, match=r"a\.b"):
+        tx.restore(tmp_path / "state.msgpack", template, rename={"a": "c"})
+    other = {"a.b": np.ones(2, np.float32), "c": {"b": np.full(2, 2, np.float32)}}
+    (tmp_path / "other.msgpack").write_bytes(flax.serialization.to_bytes(other))
+    found = tx.diff(tmp_path / "state.msgpack", tmp_path / "other.msgpack", rename={"a": "c"})
+    assert {leaf.differences for leaf in found.leaves} == {("ambiguous",)}

@@ -247,7 +247,7 @@ def test_a_flipped_bit_is_found_by_verify(tmp_path: Path) -> None:
     data[data.index(VALUES.tobytes()) + 5] ^= 1
     path.write_bytes(data)
     (damage,) = tx.open(path).audit()
-    assert damage.leaf == "archive/data/0"
+    assert damage.leaf is None  # the tensor is the whole tree
 
 
 def test_checksums_that_pytorch_did_not_compute_are_not_compared(tmp_path: Path) -> None:
@@ -380,3 +380,30 @@ def test_the_directory_is_copied_without_its_metadata(tmp_path: Path) -> None:
 def test_the_recorded_digests_are_of_this_version() -> None:
     assert json.loads((WRITTEN / "expected.json").read_text())["torch"].startswith("2.14.1")
     assert "2.14.1" in io.StringIO((WRITTEN / "write.py").read_text()).read()
+
+
+def test_verify_compares_the_checksums_of_the_archive(tmp_path: Path) -> None:
+    sound = tx.verify(WRITTEN / "leaves.pt")
+    assert sound.ok
+    assert "has a checksum" not in str(sound)
+    data = bytearray((WRITTEN / "leaves.pt").read_bytes())
+    entry = next(e for e in tx.open(WRITTEN / "leaves.pt").entries if e.nbytes > 8)
+    (chunk, *_) = tx.open(WRITTEN / "leaves.pt").locate([entry])[entry.name]
+    data[chunk.extent.start] ^= 1
+    (tmp_path / "damaged.pt").write_bytes(data)
+    (damage,) = tx.verify(tmp_path / "damaged.pt").damages
+    assert damage.leaf in tx.open(WRITTEN / "leaves.pt").leaves
+
+
+def test_several_archives_in_one_file_are_refused(tmp_path: Path) -> None:
+    names = ("leaves.pt", "checkpoint.pt")
+    (tmp_path / "two").write_bytes(b"".join((WRITTEN / name).read_bytes() for name in names))
+    with pytest.raises(Corrupted, match="these may be several archives in one file"):
+        tx.open(tmp_path / "two")
+
+
+def test_a_directory_of_pytorch_stays_one_beside_a_safetensors_file(tmp_path: Path) -> None:
+    shutil.copytree(WRITTEN / "dcp-2", tmp_path / "dcp")
+    tx.save(tmp_path / "st", {"step": np.int64(99)}, format="safetensors")
+    shutil.copy(tmp_path / "st" / "model.safetensors", tmp_path / "dcp")
+    assert tx.open(tmp_path / "dcp").format == "dcp"

@@ -291,3 +291,14 @@ def test_a_global_of_pickle_itself_is_not_resolved_by_python() -> None:
     pickle.Pickler(buffer, 2).dump(pickle.Unpickler)
     (name,) = read_pickle(buffer.getvalue()).refused
     assert name in ("pickle.Unpickler", "_pickle.Unpickler")
+
+
+def test_keys_of_metadata_are_text_and_are_counted() -> None:
+    state: Any = collections.OrderedDict()
+    state._metadata = {1: {}}
+    with pytest.raises(Unsupported, match="keys that are not text"):
+        read_tree(pickle.dumps(state, 2))
+    shared = {"k" * 400_000: 1}
+    state._metadata = {str(i): shared for i in range(20_000)}
+    with pytest.raises(Unsupported, match="refers to the same text so often"):
+        read_tree(pickle.dumps(state, 2))
