@@ -6,7 +6,7 @@ The errors state only what is certain, and every hint to open something has been
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
@@ -16,7 +16,7 @@ from ..errors import CheckpointError, NotFound, SourceError, UnknownFormat
 from ..storage.head import KeptHead
 from ..storage.signatures import is_lfs_pointer, make_lfs_error, read_head
 from ..storage.source import ObjectInfo, Source
-from .files import FILE_FORMATS
+from .files import FILE_FORMATS, SET_FORMATS
 from .foreign import UNPACK, describe_file
 from .orbax.directory import (
     MAX_PROBES,
@@ -36,7 +36,7 @@ from .orbax.format import (
 )
 from .orbax.item import missing_dot_file_error
 from .orbax.step_metadata import COMMITTED, STEP_METADATA
-from .safetensors_set import SafetensorsSet
+from .protocol import Format
 
 _CHUNK = re.compile(r"[0-9]+(\.[0-9]+)*")
 
@@ -126,11 +126,12 @@ def _checkpoints_below_error(source: Source, children: list[ObjectInfo]) -> Unkn
     found = find_below(source, [info.key.rstrip("/") for info in children if info.is_dir])
     below = [info for name in found for info in found[name]]
     if not below and not files:
-        # A directory of directories with a file in each.
+        # A directory of directories with a file in each, or the files of one checkpoint.
         directories = [source.at(info.key.rstrip("/")) for info in children if info.is_dir]
         for child in directories[:MAX_PROBES]:
             with suppress(SourceError):
-                below += list_openable_files(child, list(child.children()))
+                whole = _open_with(SET_FORMATS, child)
+                below += [whole] if whole else list_openable_files(child, list(child.children()))
     if not below and not files:
         return None
     if not below and len(files) == 1:
@@ -160,15 +161,20 @@ def list_openable_files(source: Source, children: list[ObjectInfo]) -> list[str]
     ]
     found = list[str]()
     for info in ordered[:MAX_PROBES]:
-        child = source.at(info.key)
-        with suppress(CheckpointError, SourceError):
-            formats = (*FILE_FORMATS, SafetensorsSet())  # the latter for an index
-            looked_at = KeptHead(child)
-            format = next((f for f in formats if f.detect(looked_at) is not None), None)
-            catalog = None if format is None else format.open(child)
-            if catalog is not None and catalog.uncommitted is None:
-                found.append(catalog.url)
+        url = _open_with((*FILE_FORMATS, *SET_FORMATS), source.at(info.key))  # or an index
+        found += [url] if url else []
     return found
+
+
+def _open_with(formats: Sequence[Format], source: Source) -> str | None:
+    """The URL of a source that one of these formats opened as a finished checkpoint."""
+    with suppress(CheckpointError, SourceError):
+        looked_at = KeptHead(source)
+        format = next((f for f in formats if f.detect(looked_at) is not None), None)
+        catalog = None if format is None else format.open(source)
+        if catalog is not None and catalog.uncommitted is None:
+            return catalog.url
+    return None
 
 
 def _split_number(name: str) -> tuple[tuple[str, ...], float]:

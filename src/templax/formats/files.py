@@ -1,4 +1,4 @@
-"""The formats of single files, here because `diagnose` and `registry` both need them."""
+"""The formats of files and of sets of files: `diagnose` and `registry` both need them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from .flax.file import FlaxMsgpack
 from .numpy_files import NumpyArchive, NumpyArray
 from .protocol import Format
 from .safetensors import Safetensors
+from .safetensors_set import SafetensorsSet
+from .torch.dcp import DistributedCheckpoint
 from .torch.legacy import TorchLegacy
 from .torch.zip_file import TorchZip
 
@@ -19,3 +21,9 @@ FILE_FORMATS: tuple[Format, ...] = (
     TorchZip(),
     TorchLegacy(),
 )
+
+SET_FORMATS: tuple[Format, ...] = (
+    DistributedCheckpoint(),
+    SafetensorsSet(),  # last: a directory may have such a file beside its checkpoint
+)
+"""Directories whose files are parts of one checkpoint."""

@@ -23,11 +23,6 @@ _FLAX = "a Flax msgpack file"
 
 _EQUINOX = "an Equinox file"
 
-_LOADERS = {
-    PICKLE: "pickle.loads(pathlib.Path({path}).read_bytes())",
-}
-"""What a file is → an expression that gives its tree."""
-
 TREES = frozenset((NPZ, PYTORCH, _FLAX, _EQUINOX, HDF5, TENSORFLOW))
 """What holds the arrays of a tree. A plot may be a pickle, and a log a single array."""
 
@@ -56,23 +51,20 @@ def describe_file(source: Source, key: str, size: int) -> tuple[str, str | None]
     if what in _PACKED:
         return what, UNPACK
     place = source.at(key) if key else source
-    if what not in _LOADERS or not isinstance(place, Local) or not _is_loadable(what, place.url):
+    if what != PICKLE or not isinstance(place, Local) or not _ends_pickle(place.url):
         return what, None
-    load = _LOADERS[what].replace("{path}", quote_text(place.url))
-    trusted = "if you trust the file, " if what == PICKLE else ""
-    return what, f"{trusted}restore from tx.Recipe(lambda: {load})"
+    load = f"pickle.loads(pathlib.Path({quote_text(place.url)}).read_bytes())"
+    return what, f"if you trust the file, restore from tx.Recipe(lambda: {load})"
 
 
-def _is_loadable(what: str, path: str) -> bool:
-    """Whether the loader of this kind of file can be expected to succeed. Loads no array."""
+def _ends_pickle(path: str) -> bool:
+    """Whether a file ends with the last instruction of a pickle."""
     try:
-        if what == PICKLE:
-            with open(path, "rb") as file:
-                file.seek(-1, os.SEEK_END)
-                return file.read() == b"."  # the last instruction of a pickle
+        with open(path, "rb") as file:
+            file.seek(-1, os.SEEK_END)
+            return file.read() == b"."
     except OSError:
         return False
-    return True
 
 
 def _recognise_file(source: Source, key: str, size: int) -> str | None:

@@ -13,22 +13,14 @@ from ..storage.head import KeptHead
 from ..storage.open import open_source
 from ..storage.source import Source
 from .diagnose import diagnose_source
-from .files import FILE_FORMATS
+from .files import FILE_FORMATS, SET_FORMATS
 from .flax.file import FlaxArrays
 from .orbax.directory import list_items, uncommitted_reason
 from .orbax.format import Orbax, enter_item, list_ends
 from .orbax.json_item import read_json_item
 from .protocol import Format
-from .safetensors_set import SafetensorsSet
-from .torch.dcp import DistributedCheckpoint
 
-FORMATS: tuple[Format, ...] = (
-    *FILE_FORMATS,
-    FlaxArrays(),
-    Orbax(),
-    DistributedCheckpoint(),
-    SafetensorsSet(),  # last: a directory may have such a file beside its checkpoint
-)
+FORMATS: tuple[Format, ...] = (*FILE_FORMATS, FlaxArrays(), Orbax(), *SET_FORMATS)
 
 
 def open_catalog(source: Source, *, uncommitted: Literal["error", "allow"] = "error") -> Catalog:

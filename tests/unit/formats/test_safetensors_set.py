@@ -155,3 +155,10 @@ def test_a_fingerprint_is_that_of_the_file_that_the_index_names(tmp_path: Path) 
     (differing,) = tx.diff(path, tmp_path / "9u").differing
     assert (differing.name, differing.basis) == ("t", "read")
     assert tx.diff(path, tmp_path / "9u").by_fingerprint == 1
+
+
+def test_of_a_set_in_a_directory_the_whole_is_named_rather_than_its_files(tmp_path: Path) -> None:
+    path = write_set(tmp_path / "model")
+    with pytest.raises(tx.UnknownFormat) as caught:
+        tx.open(tmp_path)
+    assert caught.value.hint == f'open "{path}"'

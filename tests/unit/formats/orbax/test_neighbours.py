@@ -184,7 +184,7 @@ def test_a_directory_with_one_safetensors_file_is_opened(tmp_path):
     save_file({"w": np.zeros(3, np.float32)}, path)
     (directory / "config.json").write_text("{}")
     assert list(open_local(directory).leaves) == ["w"]
-    assert follow(read_refusal(tmp_path / "hub")) == [str(path)]
+    assert follow(read_refusal(tmp_path / "hub")) == [str(directory)]
 
 
 def test_a_directory_with_several_readable_files_names_them(tmp_path):
