@@ -222,6 +222,16 @@ WORKLOADS = {
             _SAFETENSORS,
             _make_transformer,
         ),
+        *(
+            Workload(
+                f"tree-{kind}",
+                f"the same tree in one file of {writer}",
+                kind,
+                ("templax", "templax-mapped", kind, *RAW_LIMITS),
+                _make_transformer,
+            )
+            for kind, writer in (("msgpack", "Flax"), ("npz", "numpy"), ("equinox", "Equinox"))
+        ),
         Workload(
             "small",
             "leaves of 256 float32, saved by Orbax",

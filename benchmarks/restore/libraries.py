@@ -186,7 +186,10 @@ def _place(job: Job, arrays: Mapping[str, Any]) -> PyTree:
 
 
 _SAVED_BY_TEMPLAX = ("templax", "templax-zstd")
-_READ_BY_TEMPLAX = ("orbax", "orbax-raw", *_SAVED_BY_TEMPLAX, "safetensors", "msgpack", "npz")
+_READ_BY_TEMPLAX = (
+    *("orbax", "orbax-raw", *_SAVED_BY_TEMPLAX),
+    *("safetensors", "msgpack", "npz", "equinox"),
+)
 
 LIBRARIES: dict[str, Library] = {
     "templax": Library(open_templax, reads=_READ_BY_TEMPLAX),
