@@ -25,7 +25,7 @@ from ..formats.orbax.limits import find_item_problem, find_unreadable_leaves
 from ..formats.orbax.write import Files, build_database, encode_index_file, encode_tree_files
 from ..storage.sink import Sink, SinkFile
 from .snapshot import collect_leaves, refuse_leaves
-from .writer import Writer
+from .writer import WriteOptions, Writer
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,40 +127,20 @@ class Item:
             leaf = self.leaves[i]
             leaf.tile, leaf.owners = leaf.shape, ((full_box(leaf.shape), owner),)
 
-    def open(
-        self,
-        sink: Sink,
-        *,
-        process: int,
-        only_process: bool,
-        level: int | None,
-        threads: int,
-        memory: int,
-        forget: bool,
-    ) -> None:
+    def open(self, sink: Sink, options: WriteOptions, *, only_process: bool) -> None:
         """Makes the data file and the writer, without starting it.
 
         Args:
+            sink: Where the checkpoint is written.
+            options: How to write.
             only_process: Whether no other process takes part in the save.
-
-        See `Writer` for the remaining arguments.
         """
         name = f"d/{secrets.token_hex(16)}"
-        self._data = name if only_process else f"ocdbt.process_{process}/{name}"
+        self._data = name if only_process else f"ocdbt.process_{options.process}/{name}"
         self._file: SinkFile = sink.create(self._prefix + self._data)
-        self._level = level
+        self._level = options.level
         self._places = ChunkTable(self.leaves, self._chunks)
-        self.writer = Writer(
-            self.leaves,
-            self._chunks,
-            self._places,
-            self._file,
-            process=process,
-            level=level,
-            threads=threads,
-            memory=memory,
-            forget=forget,
-        )
+        self.writer = Writer(self.leaves, self._chunks, self._places, self._file, options)
 
     def stop(self) -> None:
         """Stops the threads of the writer, if they were started."""

@@ -31,6 +31,7 @@ from .options import SaveOptions
 from .result import Outcome
 from .safetensors_item import SafetensorsItem
 from .snapshot import copy_values
+from .writer import WriteOptions
 
 Result = tuple[int, list[list[int]]]
 """Bytes of all files; and for each item, the crc32c of each leaf."""
@@ -199,16 +200,11 @@ class Job:
         """Makes the data files, and starts the threads that write the first of them."""
         assert self._sink is not None
         job, options = self._hosts, self._options
+        written = WriteOptions(
+            job.index, options.level, options.threads, options.memory, forget=self._background
+        )
         for item in self._items:
-            item.open(
-                self._sink,
-                process=job.index,
-                only_process=job.count == 1,
-                level=options.level,
-                threads=options.threads,
-                memory=options.memory,
-                forget=self._background,
-            )
+            item.open(self._sink, written, only_process=job.count == 1)
         for item in self._items[:1]:
             item.writer.start()
 

@@ -28,7 +28,7 @@ from ..formats.safetensors_write import (
 from ..storage.sink import Sink, SinkFile
 from .item import Item, choose_chunk
 from .snapshot import collect_leaves, refuse_leaves
-from .writer import Writer
+from .writer import WriteOptions, Writer
 
 
 class _JoinedFiles:
@@ -72,17 +72,7 @@ class SafetensorsItem(Item):
         self.leaves = list(itertools.chain.from_iterable(self._shards))
         self._chunks = [choose_chunk(leaf) for leaf in self.leaves]
 
-    def open(
-        self,
-        sink: Sink,
-        *,
-        process: int,
-        only_process: bool,
-        level: int | None,
-        threads: int,
-        memory: int,
-        forget: bool,
-    ) -> None:
+    def open(self, sink: Sink, options: WriteOptions, *, only_process: bool) -> None:
         self._places = ChunkTable(self.leaves, self._chunks)
         starts, offsets, end = list[int](), list[int](), 0
         # The headers get their checksums, which don't change their size, once those are known.
@@ -100,17 +90,9 @@ class SafetensorsItem(Item):
                 end += leaf.nbytes
         count = len(self._shards)
         self._files = [sink.create(name_file(i, count)) for i in range(count)]
+        joined = _JoinedFiles(self._files, starts)
         self.writer = Writer(
-            self.leaves,
-            self._chunks,
-            self._places,
-            _JoinedFiles(self._files, starts),
-            offsets=offsets,
-            process=process,
-            level=level,
-            threads=threads,
-            memory=memory,
-            forget=forget,
+            self.leaves, self._chunks, self._places, joined, options, offsets=offsets
         )
 
     def _encode_headers(self) -> list[bytes]:

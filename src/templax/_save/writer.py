@@ -14,7 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -96,6 +96,25 @@ class _Job:
         self.nbytes += sum(size_of(cell.box) for cell in cells) * leaf.dtype.itemsize
 
 
+class WriteOptions(NamedTuple):
+    """How a process writes its share of a save.
+
+    Attributes:
+        process: The index of this process.
+        level: The zstd level; None writes raw, aligned chunks.
+        threads: Number of worker threads.
+        memory: Bytes that may be fetched from devices and not yet written. A single larger leaf is
+            fetched on its own.
+        forget: Whether leaves give up their values as they are written, to free memory.
+    """
+
+    process: int
+    level: int | None
+    threads: int
+    memory: int
+    forget: bool
+
+
 class Writer:
     """Writes this process's share of the chunks, with threads of its own, once it is started.
 
@@ -103,12 +122,7 @@ class Writer:
         leaves, chunks: All leaves of the tree, and the shape of each leaf's chunks.
         table: The table of chunks to fill in.
         file: The data file, which has the number 0 in `table`.
-        process: The index of this process.
-        level: The zstd level; None writes raw, aligned chunks.
-        threads: Number of worker threads.
-        memory: Bytes that may be fetched from devices and not yet written. A single larger leaf is
-            fetched on its own.
-        forget: Whether leaves give up their values as they are written, to free memory.
+        options: How to write.
         offsets: Where each leaf begins in the file. None to place leaves in the order in which they
             are written, each at a multiple of `ALIGN`.
 
@@ -126,33 +140,29 @@ class Writer:
         chunks: Sequence[Shape],
         table: ChunkTable,
         file: DataFile,
+        options: WriteOptions,
         *,
-        process: int,
-        level: int | None,
-        threads: int,
-        memory: int,
-        forget: bool,
         offsets: Sequence[int] | None = None,
     ):
-        self._table, self._file, self._level = table, file, level
-        self._memory = memory
+        self._table, self._file, self._level = table, file, options.level
+        self._memory = options.memory
         self.end = 0
-        self._jobs = deque(self._plan(leaves, chunks, process, offsets))
+        self._jobs = deque(self._plan(leaves, chunks, options.process, offsets))
         self.total = sum(job.nbytes for job in self._jobs)
         self.done = 0
         self.encode_s = self.write_s = 0.0
-        if forget:
+        if options.forget:
             for leaf in leaves:
                 leaf.pieces = ()
         self._condition = threading.Condition()
         self._in_flight = 0
         self._unsynced = 0
-        self._running = threads
+        self._running = options.threads
         self._error: BaseException | None = None
         self._stop = False
         self._threads = [
             threading.Thread(target=self._run_thread, args=(self._work,), name=f"templax-save-{i}")
-            for i in range(threads)
+            for i in range(options.threads)
         ]
         self._threads.append(
             threading.Thread(target=self._run_thread, args=(self._sync,), name="templax-sync")
