@@ -8,10 +8,10 @@ a tensor is such a range too.
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
-from itertools import pairwise
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import msgspec
@@ -243,7 +243,7 @@ def _check_tiling(boxes: list[Box], shape: Shape) -> None:
     if sum(map(size_of, boxes)) != size_of(everything):
         raise Corrupted(f"Expected chunks that cover {shape} once, got others")
     axes = [sorted({box[i] for box in boxes}) for i in range(len(shape))]
-    in_order = all(a[1] == b[0] for axis in axes for a, b in pairwise(axis))
+    in_order = all(a[1] == b[0] for axis in axes for a, b in itertools.pairwise(axis))
     if in_order and len(set(boxes)) == len(boxes) == math.prod(map(len, axes)):
         return  # a grid
     if len(boxes) > _MAX_COMPARED:
@@ -253,9 +253,8 @@ def _check_tiling(boxes: list[Box], shape: Shape) -> None:
         raise Corrupted(f"Expected chunks that cover {shape} once, got others")
 
 
-def _open_section(source: Source, place: _Place, sizes: dict[str, int] | None = None) -> Section:
-    info = source.stat(place.file) if sizes is None else None
-    size = sizes.get(place.file) if sizes is not None else None if info is None else info.size
+def _open_section(source: Source, place: _Place, sizes: Mapping[str, int]) -> Section:
+    size = sizes.get(place.file)
     if size is None or place.stop > size:
         found = "none" if size is None else f"one of {size}"
         raise Corrupted(f"Expected a file of {place.stop} bytes, found {found}", file=place.file)
@@ -272,23 +271,24 @@ def _add_object(
     try:
         section = _open_section(source, place, sizes)
         archive = read_archive(section)
-        trial = Tree(nbytes, nbytes)
+        trial, pieces = Tree(nbytes, nbytes), Pieces()
         trial.add(archive.pickle.value, path)
         archive.pickle.require_known()
-        for entry in trial.entries:
-            if isinstance(entry.handle, Tensor):
-                Pieces().locate(entry.handle, place.file, 0)
+        starts = {key: place.start + start for key, start in archive.starts.items()}
+        located = {
+            entry.name: pieces.locate(entry.handle, place.file, starts[entry.handle.storage.key])
+            for entry in trial.entries
+            if isinstance(entry.handle, Tensor)
+        }
     except Unsupported as error:
         return error.args[0] if error.args else str(error)
     except Corrupted as error:
         raise error.locate(leaf=join_path(path), file=place.file) from None
-    first, pieces = len(tree.entries), Pieces()
+    first = len(tree.entries)
     tree.add(archive.pickle.value, path)
     for i, entry in enumerate(tree.entries[first:], first):
-        if isinstance(entry.handle, Tensor):
-            start = place.start + archive.starts[entry.handle.storage.key]
-            chunks = pieces.locate(entry.handle, place.file, start)
-            tree.entries[i] = structs.replace(entry, handle=chunks)
+        if entry.name in located:
+            tree.entries[i] = structs.replace(entry, handle=located[entry.name])
     return None
 
 
@@ -296,7 +296,9 @@ def _add_object(
 def _locate(
     source: Source, entries: Iterable[LeafEntry], damages: list[Corrupted] | None = None
 ) -> dict[str, tuple[Chunk, ...]]:
-    pieces = Pieces()
+    pieces, entries = Pieces(), list(entries)
+    parts = itertools.chain.from_iterable(entry.handle or () for entry in entries)
+    sizes = _measure_files(source, {p.place.file for p in parts if isinstance(p, _Shard)})
     located: dict[str, tuple[Chunk, ...]] = {}
     for entry in entries:
         chunks: list[Chunk] = []
@@ -305,7 +307,7 @@ def _locate(
                 chunks.append(part)
                 continue
             try:
-                chunks += _locate_shard(source, part, entry.dtype, pieces)
+                chunks += _locate_shard(source, part, sizes, entry.dtype, pieces)
             except CheckpointError as error:
                 record_damage(error.locate(leaf=entry.name, file=part.place.file), damages, error)
         located[entry.name] = tuple(chunks)
@@ -313,9 +315,9 @@ def _locate(
 
 
 def _locate_shard(
-    source: Source, shard: _Shard, dtype: np.dtype, pieces: Pieces
+    source: Source, shard: _Shard, sizes: Mapping[str, int], dtype: np.dtype, pieces: Pieces
 ) -> Iterator[Chunk]:
-    archive = read_archive(_open_section(source, shard.place))
+    archive = read_archive(_open_section(source, shard.place, sizes))
     archive.pickle.require_known()
     tensor = archive.pickle.value
     shape = tuple(stop - start for start, stop in shard.box)
