@@ -71,10 +71,10 @@ class Diff:
         leaves: One per leaf name. Those that differ come first, the most different ones at the top:
             what only one has, kinds, shapes and dtypes, then values, by `distance`; then the others
             in the order of A.
-        shardings: Names of the leaves that were saved with different shardings. That is no
-            difference of the leaves.
+        shardings: Names of the leaves that were saved with different shardings. This does not count
+            as a difference, either.
         empties: Names at which only one records an empty value, such as `{}` or None, or each
-            another. Many formats record none, so that is no difference, either.
+            another. Many formats record none, so this does not count as a difference.
         seconds: Wall-clock time.
     """
 

@@ -13,8 +13,23 @@ MAX_DEFLATE_RATIO = 1032
 """The most bytes that a deflated byte decodes to: two bits stand for at most 258 bytes (RFC 1951,
 section 3.2.5)."""
 
-_MAX_HEADER = 1 << 16
-"""Maximum size of the header of an array, in bytes."""
+NPY_MAGIC = b"\x93NUMPY"
+
+MAX_NPY_HEAD = (1 << 16) + 12
+"""Maximum size of the magic, the version and the header of an array, in bytes."""
+
+
+def npy_head_size(head: bytes) -> int:
+    """The size of what precedes the values of an array in numpy's format (numpy's `lib.format`).
+
+    6 bytes of magic, 2 of the version, 2 or (since version 2) 4 of the length of the header, and
+    the header.
+
+    Args:
+        head: The first 12 bytes, or more.
+    """
+    width = 2 if head[6:7] < b"\x02" else 4
+    return 8 + width + int.from_bytes(head[8 : 8 + width], "little")
 
 
 class InflateStream:
@@ -71,24 +86,18 @@ class InflateStream:
             raise Corrupted(f"Expected {len(out)} decoded bytes, got more")
 
 
-def read_npy_header(read: InflateStream) -> bytes:
-    """The magic, the version and the header of an array in numpy's format.
-
-    See numpy's `lib.format`: 6 bytes of magic, 2 of the version, 2 or (since version 2) 4 of the
-    length of the header, and the header.
-    """
-    head = read.read_exactly(10)
-    if not head.startswith(b"\x93NUMPY") or len(head) < 10:
+def read_npy_head(stream: InflateStream) -> bytes:
+    """Reads what precedes the values of an array in numpy's format."""
+    head = stream.read_exactly(12)
+    if not head.startswith(NPY_MAGIC) or len(head) < 12:
         raise Corrupted("Expected an array in numpy's format, got other bytes")
-    if head[6] >= 2:
-        head += read.read_exactly(2)
-    length = int.from_bytes(head[8:], "little")
-    if length > _MAX_HEADER:
-        raise Corrupted(f"Expected a header of at most {_MAX_HEADER} bytes, got {length}")
-    text = read.read_exactly(length)
-    if len(text) < length:
-        raise Corrupted(f"Expected a header of {length} bytes, got {len(text)}")
-    return head + text
+    size = npy_head_size(head)
+    if size > MAX_NPY_HEAD:
+        raise Corrupted(f"Expected a header of at most {MAX_NPY_HEAD} bytes, got {size}")
+    head += stream.read_exactly(size - 12)
+    if len(head) < size:
+        raise Corrupted(f"Expected a header of {size} bytes, got {len(head)}")
+    return head
 
 
 def inflate_npy_into(view: memoryview, out: memoryview) -> memoryview:
@@ -98,6 +107,6 @@ def inflate_npy_into(view: memoryview, out: memoryview) -> memoryview:
         Corrupted: The bytes do not decode, or have another size.
     """
     stream = InflateStream(view)
-    read_npy_header(stream)
+    read_npy_head(stream)
     stream.fill(out)
     return out

@@ -17,8 +17,8 @@ The keys in the store:
 Whoever sets an answer first decides: process 0, or the process that made the offer, which thereby
 withdraws it. So no process can begin a session that another one has given up.
 
-`delete_used_keys` deletes the keys that are no longer needed, once the call has ended: until then,
-other processes may be waiting for them.
+`delete_used_keys` deletes keys after the call has ended. Before that, other processes may be
+waiting for them.
 """
 
 from __future__ import annotations

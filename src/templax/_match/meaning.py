@@ -47,7 +47,7 @@ _MOMENTS = frozenset(
         "hessian",
     )
 )
-"""What optimizers call trees that have the structure of the parameters but are no weights."""
+"""Optimizers' names for trees with the structure of the parameters that do not hold weights."""
 
 _AVERAGES = frozenset(("ema", "swa", "avg", "average", "averaged", "polyak", "shadow"))
 """Words in the names of averages of the weights."""

@@ -11,13 +11,13 @@ from typing import Any
 
 from .._catalog.catalog import Catalog
 from .._catalog.entry import LeafEntry
+from .._codecs.deflate import NPY_MAGIC
 from .._core.gc_pause import pause_gc
 from .._core.json_text import decode_json
 from ..errors import CheckpointError, Corrupted
-from ..storage.signatures import read_head
-from ..storage.source import Source, open_ranges
+from ..storage.signatures import read_head, read_root
+from ..storage.source import Source, open_ranges, root_size
 from .numpy_files import locate_arrays, read_header
-from .numpy_header import MAGIC
 
 _MAX_LINE = 1 << 20
 """Most bytes of the line before the arrays."""
@@ -29,20 +29,18 @@ class Equinox:
     name = "equinox"
 
     def detect(self, source: Source) -> str | None:
-        info = source.stat("")
-        if info is None or info.is_dir:
-            return None
-        head = read_head(source, "", info.size)
+        size = root_size(source)
+        head = read_root(source)
         if head.startswith((b"{", b"[")):
-            found = _find_line(source, info.size) is not None
+            found = _find_line(source, size) is not None
             return "arrays after a line of JSON" if found else None
-        if not head.startswith(MAGIC):
+        if not head.startswith(NPY_MAGIC):
             return None
         try:
-            stop = read_header(open_ranges(source, "", info.size), 0, info.size).stop
+            stop = read_header(open_ranges(source, "", size), 0, size).stop
         except CheckpointError:
             return None
-        follows = stop + len(MAGIC) <= info.size and _begins_at(source, stop)
+        follows = stop + len(NPY_MAGIC) <= size and _begins_at(source, stop)
         return "arrays one after the other" if follows else None
 
     @pause_gc()
@@ -53,8 +51,7 @@ class Equinox:
             Corrupted: A header is unreadable, an array is incomplete, or other bytes follow one.
             Unsupported: An array is not of numbers, or of a dtype that templax does not read.
         """
-        info = source.stat("")
-        size = 0 if info is None else info.size
+        size = root_size(source)
         line = None if _begins_at(source, 0) else _find_line(source, size)
         evidence, metadata, at = "arrays one after the other", {}, 0
         if line is not None:
@@ -90,16 +87,16 @@ class Equinox:
 
 
 def _begins_at(source: Source, at: int) -> bool:
-    return bytes(source.read("", at, at + len(MAGIC))) == MAGIC
+    return bytes(source.read("", at, at + len(NPY_MAGIC))) == NPY_MAGIC
 
 
 def _find_line(source: Source, size: int) -> bytes | None:
-    """The line before the arrays, without its end; None if there is no such line."""
+    """Returns the line before the arrays, without its newline, or None."""
     for nbytes in (1 << 12, _MAX_LINE):
         head = read_head(source, "", size, nbytes)
         line, newline, rest = head.partition(b"\n")
-        if newline and len(rest) >= len(MAGIC):
-            return line if rest.startswith(MAGIC) else None
+        if newline and len(rest) >= len(NPY_MAGIC):
+            return line if rest.startswith(NPY_MAGIC) else None
     return None
 
 

@@ -11,14 +11,14 @@ from collections.abc import Iterable, Sequence
 
 from .._catalog.catalog import Catalog
 from .._catalog.entry import Chunk, Extent, LeafEntry
-from .._codecs.deflate import InflateStream, read_npy_header
+from .._codecs.deflate import MAX_NPY_HEAD, InflateStream, npy_head_size, read_npy_head
 from .._core.boxes import full_box
 from .._core.gc_pause import pause_gc
 from .._core.names import Path, join_path
 from ..errors import CheckpointError, Corrupted
-from ..storage.signatures import NPY, NPZ, read_head, recognise
-from ..storage.source import Source, open_ranges
-from .numpy_header import HEAD, MAX_HEAD, ArrayHeader, header_size, parse_header
+from ..storage.signatures import NPY, NPZ, recognise_root
+from ..storage.source import Source, open_ranges, root_size
+from .numpy_header import HEAD, ArrayHeader, parse_header
 from .zip_members import Member, ReadRange, check_members, list_members
 
 
@@ -28,10 +28,7 @@ class NumpyArray:
     name = "npy"
 
     def detect(self, source: Source) -> str | None:
-        info = source.stat("")
-        if info is None or info.is_dir:
-            return None
-        known = recognise(read_head(source, "", info.size), info.size)
+        known = recognise_root(source)
         return "the header of an array" if known == NPY else None
 
     def open(self, source: Source) -> Catalog:
@@ -41,8 +38,7 @@ class NumpyArray:
             Corrupted: The header is unreadable, or the file has another size than it says.
             Unsupported: The values are not numbers, or of a dtype that templax does not read.
         """
-        info = source.stat("")
-        size = 0 if info is None else info.size
+        size = root_size(source)
         header = read_header(open_ranges(source, "", size), 0, size)
         if header.stop != size:
             raise Corrupted(
@@ -68,8 +64,8 @@ def read_header(read: ReadRange, start: int, stop: int) -> ArrayHeader:
         Corrupted, Unsupported: See `parse_header`.
     """
     head = bytes(read(start, min(stop, start + HEAD)))
-    if header_size(head) > len(head):
-        head = bytes(read(start, min(stop, start + MAX_HEAD)))
+    if npy_head_size(head) > len(head):
+        head = bytes(read(start, min(stop, start + MAX_NPY_HEAD)))
     return parse_header(head)
 
 
@@ -79,10 +75,7 @@ class NumpyArchive:
     name = "npz"
 
     def detect(self, source: Source) -> str | None:
-        info = source.stat("")
-        if info is None or info.is_dir:
-            return None
-        known = recognise(read_head(source, "", info.size), info.size)
+        known = recognise_root(source)
         return "a zip of `.npy` files" if known == NPZ else None
 
     @pause_gc()
@@ -91,12 +84,11 @@ class NumpyArchive:
 
         Raises:
             Corrupted: The archive or a header is unreadable, or contradicts itself.
-            Unsupported: A member is no array of numbers; the error names it.
+            Unsupported: A member is not an array of numbers; the error names it.
         """
         members = list_members(source)
         paths = _split_members(members)
-        info = source.stat("")
-        read = open_ranges(source, "", 0 if info is None else info.size)
+        read = open_ranges(source, "", root_size(source))
         entries = [
             _read_member(read, member, path) for member, path in zip(members, paths, strict=True)
         ]
@@ -169,8 +161,8 @@ def _read_member(read: ReadRange, member: Member, path: Path) -> LeafEntry:
 def _read_member_header(read: ReadRange, member: Member) -> ArrayHeader:
     if not member.deflated:
         return read_header(read, member.start, member.stop)
-    stop = min(member.stop, member.start + MAX_HEAD)
-    return parse_header(read_npy_header(InflateStream(read(member.start, stop))))
+    stop = min(member.stop, member.start + MAX_NPY_HEAD)
+    return parse_header(read_npy_head(InflateStream(read(member.start, stop))))
 
 
 @pause_gc()

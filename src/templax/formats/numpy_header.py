@@ -1,8 +1,7 @@
 """Reads the header of an array in numpy's own format (numpy's `lib.format`).
 
-6 bytes of magic, 2 of the version, 2 or (since version 2) 4 of the length of the header, then the
-header: a Python dict of `descr`, `fortran_order` and `shape`. It is matched by a pattern, and never
-evaluated.
+It is the text of a Python dict of `descr`, `fortran_order` and `shape`, which is matched by
+patterns and never evaluated.
 """
 
 from __future__ import annotations
@@ -14,17 +13,13 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from .._codecs.deflate import MAX_NPY_HEAD, NPY_MAGIC, npy_head_size
 from .._core.boxes import MAX_RANK, Shape, fits_address_space
 from .._core.dtypes import DTYPES, UNNAMED_BYTE
 from ..errors import Corrupted, Unsupported
 
-MAGIC = b"\x93NUMPY"
-
 HEAD = 1 << 12
 """Bytes that are read for a header. Those that numpy writes have 64 to 256."""
-
-MAX_HEAD = (1 << 16) + 12
-"""Most bytes of a magic, version, length and header."""
 
 _FIELDS = {
     "descr": re.compile(
@@ -69,12 +64,6 @@ class ArrayHeader(NamedTuple):
         return self.start + self.nbytes
 
 
-def header_size(head: bytes) -> int:
-    """Where the header that `head` begins with ends, of which the first 12 bytes tell."""
-    width = 2 if head[6:7] < b"\x02" else 4
-    return 8 + width + int.from_bytes(head[8 : 8 + width], "little")
-
-
 def parse_header(head: bytes) -> ArrayHeader:
     """Reads the header at the beginning of `head`.
 
@@ -83,14 +72,14 @@ def parse_header(head: bytes) -> ArrayHeader:
         Unsupported: The array holds Python objects, records, strings or dates, is big-endian, or
             has a dtype that templax does not read.
     """
-    if not head.startswith(MAGIC) or len(head) < 12:
+    if not head.startswith(NPY_MAGIC) or len(head) < 12:
         raise Corrupted("Expected an array in numpy's format, got other bytes")
     if head[6] not in (1, 2, 3):
         raise Unsupported(f"templax reads versions 1 to 3 of numpy's format, got {head[6]}")
-    start = header_size(head)
-    if start > min(len(head), MAX_HEAD):
+    start = npy_head_size(head)
+    if start > min(len(head), MAX_NPY_HEAD):
         raise Corrupted(
-            f"Expected a header of at most {min(len(head), MAX_HEAD)} bytes, got {start}"
+            f"Expected a header of at most {min(len(head), MAX_NPY_HEAD)} bytes, got {start}"
         )
     return _parse_text(head[10 if head[6] == 1 else 12 : start].decode("latin-1"), start)
 

@@ -22,8 +22,8 @@ from .._core.dtypes import DTYPES
 from .._core.gc_pause import pause_gc
 from .._core.json_text import decode_json
 from ..errors import Corrupted, Unsupported
-from ..storage.signatures import SAFETENSORS, read_head, recognise
-from ..storage.source import Source
+from ..storage.signatures import SAFETENSORS, recognise_root
+from ..storage.source import Source, root_size
 from .safetensors_write import CODES, METADATA, SUMS, parse_sums
 
 MAX_HEADER = 100_000_000
@@ -47,10 +47,7 @@ class Safetensors:
     name = "safetensors"
 
     def detect(self, source: Source) -> str | None:
-        info = source.stat("")
-        if info is None or info.is_dir:
-            return None
-        known = recognise(read_head(source, "", info.size), info.size)
+        known = recognise_root(source)
         return "its header" if known == SAFETENSORS else None
 
     @pause_gc()
@@ -61,8 +58,7 @@ class Safetensors:
             Corrupted: The header is unreadable, or its tensors do not tile the file.
             Unsupported: A dtype that templax does not read; the error names it.
         """
-        info = source.stat("")
-        size = 0 if info is None else info.size
+        size = root_size(source)
         tensors, metadata, sums, begin = _read_header(source, size)
         entries: list[LeafEntry] = []
         stop = begin

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from .._codecs.deflate import MAX_DEFLATE_RATIO, InflateStream
 from ..errors import Corrupted, Unsupported
-from ..storage.source import Source, open_ranges
+from ..storage.source import Source, open_ranges, root_size
 
 if TYPE_CHECKING:
     import zipfile
@@ -68,8 +68,7 @@ def list_members(source: Source) -> list[Member]:
     """
     import zipfile  # takes some ms
 
-    info = source.stat("")
-    size = 0 if info is None else info.size
+    size = root_size(source)
     try:
         with zipfile.ZipFile(io.BufferedReader(_Reader(source, size), _WINDOW)) as archive:
             infos = [info for info in archive.infolist() if not info.filename.endswith("/")]
@@ -139,8 +138,7 @@ def _check_apart(members: Iterable[Member]) -> None:
 
 def check_members(source: Source, members: Iterable[Member]) -> Iterator[Corrupted]:
     """Compares the checksum of each member; yields the damage."""
-    info = source.stat("")
-    read = open_ranges(source, "", 0 if info is None else info.size)
+    read = open_ranges(source, "", root_size(source))
     for member in members:
         crc = nbytes = 0
         try:

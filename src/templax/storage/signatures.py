@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from ..errors import Corrupted, NotFound, UnknownFormat
-from .source import Source
+from .source import Source, root_size
 
 MAX_METADATA = 1 << 28
 """Maximum size of a metadata file or decoded index, in bytes. Orbax's own limit is 100 MB."""
@@ -49,7 +49,7 @@ _OLD_PYTORCH = re.compile(
 
 
 def is_old_pytorch(head: bytes) -> bool:
-    """Whether a file is one of PyTorch before 1.6, which is no zip archive."""
+    """Whether a file is in the format of PyTorch before 1.6, which was not a zip archive."""
     return _OLD_PYTORCH.match(head) is not None
 
 
@@ -112,6 +112,17 @@ def _recognise_zip(head: bytes) -> str:
 def read_head(source: Source, key: str, size: int, nbytes: int = 512) -> bytes:
     """Reads the first `nbytes` bytes of a file of `size` bytes, or all of a shorter one."""
     return bytes(source.read(key, 0, min(size, nbytes)))
+
+
+def read_root(source: Source) -> bytes:
+    """Reads the head of the file at the root of a source; empty if there is no file."""
+    size = root_size(source)
+    return read_head(source, "", size) if size else b""
+
+
+def recognise_root(source: Source) -> str | None:
+    """What the file at the root of a source is, by its head; see `recognise`."""
+    return recognise(read_root(source), root_size(source))
 
 
 def read_metadata(source: Source, key: str) -> memoryview:

@@ -110,6 +110,12 @@ class Source(Protocol):
         ...
 
 
+def root_size(source: Source) -> int:
+    """Bytes of the file at the root of a source; 0 if there is a directory, or nothing."""
+    info = source.stat("")
+    return 0 if info is None or info.is_dir else info.size
+
+
 def open_ranges(source: Source, key: str, size: int) -> Callable[[int, int], memoryview]:
     """A function that reads many small ranges of an object: from a mapping, where there are any.
 

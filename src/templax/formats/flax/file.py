@@ -12,7 +12,7 @@ from ..._catalog.entry import Chunk, LeafEntry
 from ..._core.gc_pause import pause_gc
 from ..._core.names import Path, join_path
 from ...errors import CheckpointError, Corrupted, Unsupported
-from ...storage.source import Source
+from ...storage.source import Source, root_size
 from .msgpack import PLACEHOLDER, Empty, Leaf, Value, locate_value, make_specs_error, read_msgpack
 from .scan import holds_flax_arrays, read_between_arrays
 
@@ -27,7 +27,7 @@ _STEP = re.compile(r"checkpoint_([0-9]{1,18})")
 _TEMPORARY = "checkpoint_tmp"
 """The file that `flax.training.checkpoints` writes, and renames when it is whole."""
 
-ARRAYS = "_gda"
+_ARRAYS = "_gda"
 """What the name of a directory ends in that holds the arrays of several processes."""
 
 _ARRAY_PLACEHOLDER = "//GDAPlaceholder:"
@@ -44,10 +44,7 @@ class FlaxMsgpack:
     name = "flax"
 
     def detect(self, source: Source) -> str | None:
-        info = source.stat("")
-        if info is None or info.is_dir:
-            return None
-        return _EVIDENCE if holds_flax_arrays(source, "", info.size) else None
+        return _EVIDENCE if holds_flax_arrays(source, "", root_size(source)) else None
 
     @pause_gc()
     def open(self, source: Source) -> Catalog:
@@ -61,8 +58,7 @@ class FlaxMsgpack:
             Unsupported: A value or dtype that templax does not read, or an array that is not in
                 the file; the error names it.
         """
-        info = source.stat("")
-        size = 0 if info is None else info.size
+        size = root_size(source)
         maximum = _MAX_LEAVES + size // _LEAF_BYTES
         leaves = read_msgpack(_read(source, size), keep=False)
         if len(leaves) > maximum:
@@ -110,7 +106,7 @@ class FlaxArrays:
 
     def detect(self, source: Source) -> str | None:
         base = _basename(source)
-        main = base.removesuffix(ARRAYS)
+        main = base.removesuffix(_ARRAYS)
         if main in ("", base):
             return None
         info, beside = source.stat(""), source.at("..").stat(main)
@@ -118,7 +114,7 @@ class FlaxArrays:
         return f"the file `{main}` beside it" if is_part else None
 
     def open(self, source: Source) -> Catalog:
-        main = _basename(source).removesuffix(ARRAYS)
+        main = _basename(source).removesuffix(_ARRAYS)
         raise _unread_arrays_error(f"{source.url} holds arrays of the file `{main}` beside it")
 
 
@@ -132,7 +128,8 @@ def _find_outside(source: Source, path: Path, leaf: Leaf) -> CheckpointError | N
         what = "Expected the array in the file, Orbax stored it in the directory of the file"
         return Unsupported(f"{what}: `{text[:200]}`", leaf=leaf_name)
     if text.startswith(_ARRAY_PLACEHOLDER):
-        what = f"Expected the array in the file, it is in the directory `{_basename(source)}_gda`"
+        directory = f"{_basename(source)}{_ARRAYS}"
+        what = f"Expected the array in the file, it is in the directory `{directory}`"
         return _unread_arrays_error(what, leaf_name)
     return None
 

@@ -16,7 +16,7 @@ def scan_values(data: memoryview) -> tuple[CheckpointError | None, list[tuple[in
     """Walks through the values of a file without decoding them.
 
     Args:
-        data: The file. If it is not valid msgpack, the result means nothing.
+        data: The file, which must be valid msgpack for the result to be right.
 
     Returns:
         `Corrupted` if a map repeats a key, `Unsupported` if there are more values than the leaves

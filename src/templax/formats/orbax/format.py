@@ -72,7 +72,7 @@ class Orbax:
             raise inside
         root = examine_directory(source)
         if root is None:
-            raise UnknownFormat(f"{source.url} is no Orbax checkpoint")
+            raise UnknownFormat(f"{source.url} is not an Orbax checkpoint")
         if root.what == "json":
             raise UnknownFormat(
                 f"{source.url} is a JSON item, not a pytree", hint=_json_hint([source])

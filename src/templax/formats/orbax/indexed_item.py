@@ -104,7 +104,7 @@ def _audit(source: Source, index: Index) -> Iterator[Corrupted]:
 def _check_belongs(source: Source, index: Index) -> None:
     """Raises Corrupted if the index and the manifest beside it come from different saves.
 
-    A missing or damaged manifest is no obstacle, because the index contains all of its facts.
+    The manifest may be missing or damaged, because the index contains everything in it.
     """
     try:
         data = read_metadata(source, MANIFEST)

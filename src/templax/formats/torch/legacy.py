@@ -14,8 +14,8 @@ from typing import Any
 from ..._catalog.catalog import Catalog
 from ..._core.gc_pause import pause_gc
 from ...errors import Corrupted, Unsupported
-from ...storage.signatures import MAX_METADATA, is_old_pytorch, read_head
-from ...storage.source import Source
+from ...storage.signatures import MAX_METADATA, is_old_pytorch, read_head, read_root
+from ...storage.source import Source, root_size
 from .tree import Tree
 from .unpickler import Pickle, Truncated, read_pickle
 from .zip_file import locate_tensors
@@ -34,10 +34,7 @@ class TorchLegacy:
     name = "torch-legacy"
 
     def detect(self, source: Source) -> str | None:
-        info = source.stat("")
-        if info is None or info.is_dir:
-            return None
-        return _EVIDENCE if is_old_pytorch(read_head(source, "", info.size)) else None
+        return _EVIDENCE if is_old_pytorch(read_root(source)) else None
 
     @pause_gc()
     def open(self, source: Source) -> Catalog:
@@ -48,8 +45,7 @@ class TorchLegacy:
             Unsupported: It holds something other than containers of tensors, numbers and text, or
                 big-endian tensors; the error names it.
         """
-        info = source.stat("")
-        size = 0 if info is None else info.size
+        size = root_size(source)
         pickles = _read_pickles(source, size)
         _check_machine(pickles[1].value, pickles[2].value)
         tree = Tree(pickles[3].stop, size)

@@ -70,7 +70,7 @@ def read_pickle(data: bytes, start: int = 0) -> Pickle:
 
     Raises:
         Truncated: It has no end.
-        Corrupted: It is no pickle, or contradicts itself.
+        Corrupted: It is not a pickle, or contradicts itself.
         Unsupported: It has instructions or values that templax does not read.
     """
     machine = _Machine(data, start)

@@ -14,8 +14,14 @@ from ..._catalog.catalog import Catalog
 from ..._catalog.entry import Chunk, LeafEntry
 from ..._core.gc_pause import pause_gc
 from ...errors import Corrupted, Unsupported
-from ...storage.signatures import MAX_METADATA, PYTORCH, is_old_pytorch, read_head, recognise
-from ...storage.source import Source
+from ...storage.signatures import (
+    MAX_METADATA,
+    PYTORCH,
+    is_old_pytorch,
+    read_root,
+    recognise_root,
+)
+from ...storage.source import Source, root_size
 from ..zip_members import Member, check_members, list_members
 from .extents import Pieces
 from .objects import Tensor
@@ -31,11 +37,7 @@ class TorchZip:
     name = "torch"
 
     def detect(self, source: Source) -> str | None:
-        info = source.stat("")
-        if info is None or info.is_dir:
-            return None
-        head = read_head(source, "", info.size)
-        is_zip = recognise(head, info.size) == PYTORCH and not is_old_pytorch(head)
+        is_zip = recognise_root(source) == PYTORCH and not is_old_pytorch(read_root(source))
         return "a zip with a pickle of PyTorch" if is_zip else None
 
     @pause_gc()
@@ -48,16 +50,15 @@ class TorchZip:
                 big-endian tensors, or a program of TorchScript; the error names it.
         """
         archive = read_archive(source)
-        info = source.stat("")
-        tree = Tree(archive.nbytes, 0 if info is None else info.size)
+        tree = Tree(archive.nbytes, root_size(source))
         tree.add(archive.pickle.value)
         archive.pickle.require_known()
-        # `torch.serialization.set_crc32_options(False)` leaves 0 in place of every checksum.
         names = {
             archive.starts[entry.handle.storage.key]: entry.name
             for entry in reversed(tree.entries)
             if isinstance(entry.handle, Tensor) and entry.nbytes
         }
+        # `torch.serialization.set_crc32_options(False)` leaves 0 in place of every checksum.
         summed = [
             member._replace(name=names.get(member.start, ""))
             for member in archive.members
