@@ -45,6 +45,12 @@ def _write_safetensors(path: Path, tree: PyTree) -> None:
     save_file(name_leaves(tree), path)
 
 
+def _write_safetensors_set(path: Path, tree: PyTree) -> None:
+    import templax as tx
+
+    tx.save(path, tree, format="safetensors")
+
+
 def _write_msgpack(path: Path, tree: PyTree) -> None:
     import jax
     import numpy as np
@@ -74,6 +80,7 @@ WRITERS: dict[str, Callable[[Path, PyTree], None]] = {
     "orbax": _write_orbax,
     "orbax-raw": _write_orbax_raw,
     "safetensors": _write_safetensors,
+    "safetensors-set": _write_safetensors_set,
     "msgpack": _write_msgpack,
     "equinox": _write_equinox,
     "npz": _write_npz,

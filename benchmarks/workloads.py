@@ -22,7 +22,7 @@ MAPPED = ("templax-mapped", "templax-touched")
 RAW_LIMITS = ("limit-pread", "limit-put")
 LIMITS = ("limit-pread", "limit-decode", "limit-put")
 _COMPRESSED = ("templax", *ORBAX, *LIMITS)
-_SAFETENSORS = ("templax", *MAPPED, "safetensors", *RAW_LIMITS)
+_SAFETENSORS = ("templax", *MAPPED, "safetensors", "safetensors-pread", *RAW_LIMITS)
 _OWN = (
     *("templax", "templax-mapped", *ORBAX, "orbax-standard-ours"),
     *("safetensors", *RAW_LIMITS),

@@ -104,7 +104,8 @@ def _list_chunks(job: Job) -> list[tuple[Any, int]]:
 
     wanted = name_leaves(job.template)
     catalog = tx.open(job.path)
-    entries = [entry for entry in catalog.entries if entry.name in wanted]
+    # A file whose leaves are positions is restored whole.
+    entries = [e for e in catalog.entries if catalog.positional or e.name in wanted]
     found = catalog.locate(entries)
     return [(chunk, e.dtype.itemsize) for e in entries for chunk in found[e.name]]
 

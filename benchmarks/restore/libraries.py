@@ -126,6 +126,18 @@ def open_safetensors(job: Job) -> Restore:
     return restore
 
 
+def open_safetensors_pread(job: Job) -> Restore:
+    from safetensors.flax import load_file
+
+    _refuse_partial(job)
+
+    def restore() -> PyTree:
+        arrays = load_file(job.path, backend="pread")
+        return arrays if job.is_plain else _place(job, arrays)
+
+    return restore
+
+
 def open_msgpack(job: Job) -> Restore:
     import jax
     from flax.serialization import msgpack_restore
@@ -201,6 +213,7 @@ LIBRARIES: dict[str, Library] = {
     "orbax-standard-ours": Library(open_orbax_standard, reads=_SAVED_BY_TEMPLAX),
     "orbax-v1": Library(open_orbax_v1),
     "safetensors": Library(open_safetensors, reads=("safetensors",)),
+    "safetensors-pread": Library(open_safetensors_pread, reads=("safetensors",)),
     "msgpack": Library(open_msgpack, reads=("msgpack",)),
     "equinox": Library(open_equinox, reads=("equinox",)),
     "npz": Library(open_npz, reads=("npz",)),

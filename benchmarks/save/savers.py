@@ -95,6 +95,7 @@ SAVERS: dict[str, Saver] = {
     "templax": _make_saver("templax", "templax"),
     "templax-zstd": _make_saver("templax-zstd", "templax"),
     "templax-nowait": Saver(open_templax_nowait, "templax", "templax"),
+    "templax-safetensors": _make_saver("safetensors-set", "templax"),
     "orbax-standard": Saver(open_orbax_standard, "orbax", "orbax-standard"),
     "orbax-pytree": Saver(open_orbax_pytree, "orbax", "orbax-pytree"),
     "orbax-async": Saver(open_orbax_async, "orbax", "orbax-pytree"),
