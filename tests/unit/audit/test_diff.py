@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given
@@ -307,3 +308,19 @@ def test_a_result_is_data() -> None:
     assert leaf.values is not None
     assert asdict(leaf.values)["differing"] == 1
     assert repr(found).endswith("1 of 14 leaves differ)")
+
+
+def test_bytes_without_a_dtype_have_no_magnitudes(tmp_path: Path) -> None:
+    for name, value in (("a", 1), ("b", 2)):
+        np.savez(tmp_path / f"{name}.npz", w=np.full(3, value, ml_dtypes.float8_e4m3fn))
+    text = str(tx.diff(tmp_path / "a.npz", tmp_path / "b.npz"))
+    assert "3 of 3 elements differ, compared as bytes" in text
+    assert "max abs" not in text
+
+
+def test_maxima_are_said_to_be_those_of_finite_elements(tmp_path: Path) -> None:
+    for name, value in (("a", np.inf), ("b", -np.inf)):
+        np.savez(tmp_path / f"{name}.npz", w=np.array([1, value]))
+    text = str(tx.diff(tmp_path / "a.npz", tmp_path / "b.npz"))
+    assert "1 of 2 elements differ" in text
+    assert "(of the elements that are finite in both)" in text

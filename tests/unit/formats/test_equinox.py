@@ -171,3 +171,10 @@ def test_what_only_looks_like_one_is_none(before: bytes) -> None:
             tx.open(source)
     else:
         assert tx.open(source).format == "npy"
+
+
+def test_the_report_says_that_leaves_are_taken_in_order(tmp_path: Path) -> None:
+    with (tmp_path / "m.eqx").open("wb") as file:
+        eqx.tree_serialise_leaves(file, (np.ones(3), np.zeros(3)))
+    report = str(tx.check(tmp_path / "m.eqx", {"b": np.zeros(3), "w": np.zeros(3)}))
+    assert "its leaves are taken in the order of the template's" in report

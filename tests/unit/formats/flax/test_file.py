@@ -356,3 +356,22 @@ def test_two_leaves_that_only_their_paths_tell_apart_are_not_mixed_up(tmp_path: 
     (tmp_path / "other.msgpack").write_bytes(flax.serialization.to_bytes(other))
     found = tx.diff(tmp_path / "state.msgpack", tmp_path / "other.msgpack", rename={"a": "c"})
     assert {leaf.differences for leaf in found.leaves} == {("ambiguous",)}
+
+
+def test_an_extension_of_a_number_with_a_shape_is_an_array(tmp_path: Path) -> None:
+    payload = msgpack.packb(((3,), "int8", b"abc"))
+    (tmp_path / "state").write_bytes(msgpack.packb({"a": msgpack.ExtType(3, payload)}))
+    (entry,) = tx.open(tmp_path / "state").entries
+    assert (entry.kind, entry.shape) == ("array", (3,))
+
+
+def test_what_a_split_array_has_besides_its_pieces_is_not_dropped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flax.serialization, "MAX_CHUNK_SIZE", 8)
+    data = flax.serialization.msgpack_serialize({"a": np.arange(8, dtype=np.int32)})
+    tree = msgpack.unpackb(data, ext_hook=msgpack.ExtType)
+    tree["a"]["extra"] = 1
+    (tmp_path / "state").write_bytes(msgpack.packb(tree))
+    with pytest.raises(tx.Corrupted, match="unknown field `extra` - at `a`"):
+        tx.open(tmp_path / "state")
