@@ -22,6 +22,9 @@ _ARRAY_METADATAS = "array_metadatas/"
 
 _MAX_TEXT = 500
 
+_STANDARD = str.maketrans("-_", "+/")
+"""Turns URL-safe base64 into standard base64: the keys of `_sharding` are in either."""
+
 _T = TypeVar("_T")
 
 
@@ -63,7 +66,9 @@ def read_sidecars(source: Source, present: set[str]) -> Sidecars:
     if _SHARDING in present:
         for name, text in _read_json_or(source, _SHARDING, dict[str, Any], {}).items():
             try:
-                shardings[_decode_name(name)] = sharding_text(text)
+                encoded = name.translate(_STANDARD) if "-" in name or "_" in name else name
+                leaf = binascii.a2b_base64(encoded, strict_mode=True).decode()
+                shardings[leaf] = sharding_text(text)
             except (ValueError, KeyError, TypeError, RecursionError):
                 continue
     if _ARRAY_METADATAS in present:
@@ -76,12 +81,6 @@ def read_sidecars(source: Source, present: set[str]) -> Sidecars:
                     if isinstance(impl, str):
                         impls[array.param_name] = impl
     return Sidecars(shardings, impls)
-
-
-def _decode_name(name: str) -> str:
-    """The leaf name that a key of `_sharding` encodes, in URL-safe or standard base64."""
-    standard = name.replace("-", "+").replace("_", "/")
-    return binascii.a2b_base64(standard, strict_mode=True).decode()
 
 
 @functools.lru_cache(maxsize=256)  # the leaves of a checkpoint share a few
