@@ -190,7 +190,11 @@ def cast_into(out: np.ndarray, values: np.ndarray) -> None:
     Rounds to nearest, ties to even, and does not warn on overflow.
     """
     with np.errstate(all="ignore"):
-        np.copyto(out, values, casting="unsafe")
+        try:
+            np.copyto(out, values, casting="unsafe")
+        except TypeError:  # between some of its dtypes, ml_dtypes casts by no direct way
+            wider = np.int8 if class_of(values.dtype) == "int" else np.float32
+            np.copyto(out, values.astype(wider), casting="unsafe")
 
 
 _MAX_NAME = 64

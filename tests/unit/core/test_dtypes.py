@@ -22,7 +22,7 @@ from templax._core.dtypes import (
     may_cast,
     parse_dtype,
 )
-from templax._restore.place import cast_array
+from templax._restore.cast import cast_array
 
 FLOATS = [
     "float8_e4m3fn", "float8_e5m2", "float8_e4m3", "float8_e3m4", "float8_e4m3b11fnuz",
