@@ -243,6 +243,13 @@ DTYPES: Mapping[str, np.dtype] = {
 """Name → dtype of every element type that can be read. Narrower ones are stored one per byte.
 ml_dtypes before 0.5 lacks some."""
 
+
+@functools.cache
+def is_known(dtype: np.dtype) -> bool:
+    """Whether a dtype is one of `DTYPES`."""
+    return DTYPES.get(dtype.name) == dtype
+
+
 UNNAMED_BYTE = np.dtype("V1")
 """Elements of one byte of which the file does not say what they are: numpy does not write the names
 of the dtypes of ml_dtypes. They are read as what the template says."""

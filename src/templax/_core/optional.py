@@ -18,11 +18,12 @@ def can_import_jax() -> bool:
     return _import_jax() is None
 
 
-def require_jax(what: str) -> None:
+def require_jax(what: str, otherwise: str = "") -> None:
     """Imports JAX, for a call that can't do without it.
 
     Args:
         what: What needs it, as the error begins: "templax.Recipe".
+        otherwise: What to do instead of installing it, if anything.
 
     Raises:
         MissingPackage: JAX is not installed.
@@ -30,9 +31,8 @@ def require_jax(what: str) -> None:
     error = _import_jax()
     if error is not None:
         why = "is not installed" if error.name == "jax" else f"can't be imported ({error})"
-        raise MissingPackage(
-            f"{what} needs JAX, which {why}", name="jax", hint='pip install "templax[jax]"'
-        ) from error
+        hint = 'pip install "templax[jax]"' + (f", or {otherwise}" if otherwise else "")
+        raise MissingPackage(f"{what} needs JAX, which {why}", name="jax", hint=hint) from error
 
 
 def _import_jax() -> ImportError | None:

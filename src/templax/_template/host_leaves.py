@@ -42,7 +42,8 @@ def make_host_target(path: Path, leaf: Any) -> Target | None:
     if is_numpy(leaf):
         return _make_numpy_target(name, path, leaf)
     if isinstance(leaf, KeysWithoutJax):
-        require_jax(f"`{name}` holds typed PRNG keys: restoring them")
+        what = f"`{name}` holds typed PRNG keys, whose restore"
+        require_jax(what, "put `...` there to skip them")
     if asks_for_array(leaf):
         return None
     return make(np.dtype("V0"), "static")

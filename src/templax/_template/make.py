@@ -43,7 +43,7 @@ def make_template(tree: PyTree | Template, shardings: PyTree = None) -> Template
 
 
 def _make_plain_template(tree: PyTree) -> Template | None:
-    """The template of a tree of a program without JAX; None if JAX, which is installed, makes it."""
+    """The template of a tree without anything of JAX; None if JAX, which is installed, makes it."""
     try:
         keyed, structure = flatten_plain(tree)
     except ValueError as error:
@@ -65,4 +65,4 @@ def _require_jax_for(path: Path, leaf: Any) -> None:
     except TypeError as error:
         raise UsageError(f"Expected a shape, got {leaf.shape!r} - at `{name}`") from error
     kind = f"{type(leaf).__module__}.{type(leaf).__qualname__}"
-    require_jax(f"A jax.Array for the template's `{name}`, a {kind},")
+    require_jax(f"A jax.Array for the template's `{name}`, a {kind},", "ask for a numpy array")
