@@ -15,11 +15,12 @@ from .restore.first import time_first_restore
 from .restore.fresh_worker import start_worker
 from .restore.libraries import LIBRARIES
 from .restore.worker import drop_cache
-from .workloads import WORKLOADS, Workload
+from .workloads import OPTIONAL, WORKLOADS, Workload
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = make_parser("benchmarks", __doc__, WORKLOADS, LIBRARIES)
+    default = [name for name in WORKLOADS if name not in OPTIONAL]
+    parser = make_parser("benchmarks", __doc__, WORKLOADS, LIBRARIES, default)
     parser.add_argument(
         "--cold", action="store_true", help="drop the files from the page cache before each sample"
     )

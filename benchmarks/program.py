@@ -25,7 +25,7 @@ from .workloads import WORKLOADS, Workload
 GIB = 1 << 30
 PACKAGES = (
     *("jax", "jaxlib", "numpy", "zstandard", "orbax-checkpoint", "tensorstore"),
-    *("safetensors", "flax", "equinox", "numcodecs"),
+    *("safetensors", "flax", "equinox", "numcodecs", "torch"),
 )
 
 Measure = Callable[[Workload, Path, argparse.Namespace], Outcome]

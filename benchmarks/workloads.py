@@ -230,7 +230,12 @@ WORKLOADS = {
                 ("templax", "templax-mapped", kind, *RAW_LIMITS),
                 _make_transformer,
             )
-            for kind, writer in (("msgpack", "Flax"), ("npz", "numpy"), ("equinox", "Equinox"))
+            for kind, writer in (
+                ("msgpack", "Flax"),
+                ("npz", "numpy"),
+                ("equinox", "Equinox"),
+                ("torch", "PyTorch"),
+            )
         ),
         Workload(
             "small",
@@ -295,3 +300,6 @@ WORKLOADS = {
         ),
     )
 }
+
+OPTIONAL = ("tree-torch",)
+"""Workloads that need what the extras don't install. They run if they are named."""
