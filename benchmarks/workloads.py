@@ -19,7 +19,7 @@ PyTree = Any
 
 ORBAX = ("orbax-pytree", "orbax-standard", "orbax-v1")
 MAPPED = ("templax-mapped", "templax-touched")
-RAW_LIMITS = ("limit-pread", "limit-put")
+RAW_LIMITS = ("limit-pread", "limit-pread-fresh", "limit-put")
 LIMITS = ("limit-pread", "limit-decode", "limit-put")
 _COMPRESSED = ("templax", *ORBAX, *LIMITS)
 _SAFETENSORS = ("templax", *MAPPED, "safetensors", "safetensors-pread", *RAW_LIMITS)

@@ -237,6 +237,7 @@ LIBRARIES: dict[str, Library] = {
     "npz": Library(open_npz, reads=("npz",)),
     "torch": Library(open_torch, reads=("torch",)),
     "limit-pread": Library(limits.open_pread, reads=(), limit=True),
+    "limit-pread-fresh": Library(limits.open_pread_fresh, reads=(), limit=True),
     "limit-decode": Library(limits.open_decode, reads=(), limit=True),
     "limit-put": Library(limits.open_put, reads=(), limit=True),
     "floor": Library(limits.open_floor, reads=(), limit=True),
