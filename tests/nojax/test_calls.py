@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-
 import templax as tx
 from templax._core.names import join_path
 from templax._template.plain_tree import flatten_plain
