@@ -46,18 +46,20 @@ def locate_arrays(
     index: str | None = None,
     damages: list[Corrupted] | None = None,
     budget: ChunkBudget | None = None,
+    prefix: str | None = None,
 ) -> tuple[Chunk, ...]:
     """The chunks of an array.
 
     Args:
         array: Its metadata.
-        name: The array's key in `objects`; its chunks are at `<name>/<chunk key>`.
+        name: Name of the leaf.
         objects: Every key of the container.
         source: Source that the indexes of shards are read from.
         absent: Meaning of an absent chunk: "error" for lost data, "fill" for the fill value.
         index: File that lists `objects`; None if `objects` are files themselves.
         damages: See `Catalog.locate`.
         budget: Counts the chunks of all arrays of a call. Default: one for this array alone.
+        prefix: What the array's keys begin with. Default: `array_prefix(name)`.
 
     Returns:
         Chunks that tile the array; none if it has no elements.
@@ -77,9 +79,11 @@ def locate_arrays(
         if damages is None:
             raise make_missing_error(missing_codec).locate(leaf=name)
         array = _make_unreadable(array)
+    if prefix is None:
+        prefix = array_prefix(name, files=index is None)
     if (sole := array.sole) is not None and array.sharding is None:
         key, box, nbytes = sole
-        extent = objects.get(array_prefix(name, files=index is None) + key)
+        extent = objects.get(prefix + key)
         if extent is not None:  # fast path: the common case, an array of one chunk
             try:
                 check_length(extent, nbytes, array.codecs)
@@ -92,7 +96,6 @@ def locate_arrays(
     if array.fill is None:
         absent = "error"
     count = math.prod(array.grid)
-    prefix = array_prefix(name, files=index is None)
     budget = budget or ChunkBudget(objects)
     present = budget.count_keys(prefix)
     if count > present:
