@@ -24,6 +24,7 @@ from templax.errors import Corrupted
 from templax.formats.ocdbt.read import read_database
 from templax.formats.zarr.chunks import locate_arrays
 from templax.formats.zarr.metadata import Array, array_prefix, parse_metadata
+from templax.formats.zarr_tree import ZarrTree
 from templax.storage import Memory
 
 from . import seeds
@@ -280,6 +281,52 @@ def read_shard(data: bytes) -> None:
             array, "a", objects, source, absent="fill", index=index_file, damages=damages
         )
         _decode_chunks(chunks, array, source)
+
+
+_GROUP = {"zarr_format": 3, "node_type": "group", "attributes": {"a": 1}}
+
+
+def _tree_seeds() -> list[bytes]:
+    two, three = json.loads(_ZARR2) | {"fill_value": 0}, json.loads(_ZARR3)
+    both = {"metadata": {"g/w/.zarray": two, "gone/.zarray": two}}
+    group = _GROUP | {"consolidated_metadata": {"metadata": {"w": three, "g": _GROUP}}}
+    trees = (
+        {".zgroup": {"zarr_format": 2}, "g/.zgroup": {"zarr_format": 2}, "g/w/.zarray": two,
+         "g/w/0.0": "x", "g/w/.zattrs": {"unit": "m"}, "notes": "n", ".zmetadata": both},
+        {"zarr.json": group, "w/zarr.json": three, "g/zarr.json": _GROUP, "g/c/zarr.json": three},
+        {"zarr.json": three, "c/0/0": "x"},
+        {".zarray": two, ".zattrs": {}},
+    )  # fmt: skip
+    return [json.dumps({"files": tree, "database": n}).encode() for tree in trees for n in (0, 1)]
+
+
+@add_target("zarr-tree", seeds=_tree_seeds, mutate=mutate_json, tokens=_ZARR_TOKENS)
+def read_zarr_tree(data: bytes) -> None:
+    """A description of a tree in JSON: key → JSON or text; and whether a database holds it."""
+    spec = _load_object(data)
+    files = spec.get("files")
+    objects = {
+        key: value.encode(errors="replace")
+        if isinstance(value, str)
+        else json.dumps(value).encode()
+        for key, value in (files.items() if isinstance(files, dict) else ())
+    }
+    if spec.get("database") == 1:
+        keys = sorted(objects)
+        rows = [[0, key] for key in keys]
+        values = [objects[key].decode() for key in keys]
+        node = seal(NODE, leaf_node({"keys": rows, "values": values}))
+        root = manifest([[0, "d/x", 0]], [[0, 0, len(node)]], 0)
+        objects = {"manifest.ocdbt": seal(MANIFEST, root), "d/x": node}
+    source = Memory({key: value for key, value in objects.items() if key})
+    if ZarrTree().detect(source) is None:
+        return
+    catalog = ZarrTree().open(source)
+    str(catalog)
+    json.dumps(catalog.metadata)
+    damages: list[Corrupted] = []
+    first = {entry.name: entry for entry in catalog.entries}
+    catalog.locate(first.values(), damages)
 
 
 def _frames() -> list[bytes]:

@@ -255,7 +255,7 @@ def _parse_zarr2(meta: _Zarr2) -> Array:
         Array(
             tuple(meta.shape),
             dtype,
-            tuple(meta.chunks),
+            _read_chunks(meta.chunks, meta.shape),
             "",
             meta.dimension_separator,
             (UNREADABLE,) if unsupported else codecs,
@@ -292,14 +292,15 @@ def _parse_zarr3(meta: _Zarr3) -> Array:
     grid = msgspec.convert(meta.chunk_grid.configuration, _Regular)
     encoding = msgspec.convert(meta.chunk_key_encoding.configuration, _KeyEncoding)
     unsupported: list[str] = []
+    chunk_shape = _read_chunks(grid.chunk_shape, meta.shape)
     codecs, order, sharding = _parse_codecs(
-        meta.codecs, tuple(grid.chunk_shape), dtype, _MAX_NESTING, unsupported
+        meta.codecs, chunk_shape, dtype, _MAX_NESTING, unsupported
     )
     return _validate(
         Array(
             tuple(meta.shape),
             dtype,
-            tuple(grid.chunk_shape),
+            chunk_shape,
             default[0],
             encoding.separator or default[1],
             codecs,
@@ -309,6 +310,13 @@ def _parse_zarr3(meta: _Zarr3) -> Array:
             next(iter(unsupported), None),
         )
     )
+
+
+def _read_chunks(chunks: Sequence[int], shape: Sequence[int]) -> Shape:
+    """The shape of a chunk. zarr-python writes 0 along dimensions without elements."""
+    if len(chunks) != len(shape):
+        return tuple(chunks)
+    return tuple(c or int(not n) for c, n in zip(chunks, shape, strict=True))
 
 
 _Parsed = tuple[tuple[str, ...], Literal["C", "F"], Sharding | None]
