@@ -35,6 +35,7 @@ from .leaf_names import (
     iter_legacy_leaves,
     iter_metadata_leaves,
 )
+from .regions import describe_item
 from .sidecars import Sidecars, read_json, read_sidecars
 
 _POINTER_BYTES = 256
@@ -132,6 +133,9 @@ def open_item(
         metadata=about,
         empties=empties,
         uncommitted=uncommitted,
+        regions=functools.partial(
+            describe_item, source, container.objects, container.index is not None, entries
+        ),
     )
 
 
