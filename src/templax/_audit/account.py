@@ -24,7 +24,7 @@ _VALUES, _ALIGNED, _UNKNOWN, _FILE = (
 )
 
 
-class _Span(NamedTuple):
+class Span(NamedTuple):
     """A byte range of a file and what it is for; the lowest `rank` counts."""
 
     start: int
@@ -71,7 +71,7 @@ def account_bytes(checkpoint: Checkpoint) -> ByteAccount:
 @pause_gc()
 def _make_account(catalog: Catalog, located: Mapping[str, Sequence[Chunk]]) -> ByteAccount:
     sizes, unread = _measure_files(catalog.source)
-    spans: defaultdict[str, list[_Span]] = defaultdict(list)
+    spans: defaultdict[str, list[Span]] = defaultdict(list)
     inline: Counter[str] = Counter()
     number = 0
     for name, chunks in located.items():
@@ -81,17 +81,17 @@ def _make_account(catalog: Catalog, located: Mapping[str, Sequence[Chunk]]) -> B
                 inline[name] += len(extent.inline)
             elif extent.inline is None:
                 number += 1
-                spans[extent.key].append(_Span(extent.start, extent.stop, 0, number, _VALUES, name))
-    shared = [group for key in spans for group in _find_shared(spans[key])]
+                spans[extent.key].append(Span(extent.start, extent.stop, 0, number, _VALUES, name))
+    shared = [group for key in spans for group in find_shared(spans[key])]
     for region in catalog.regions() if catalog.regions is not None else ():
         number += 1
         stop = sizes.get(region.file, 0) if region.stop is None else region.stop
         rank = BYTE_KINDS.index(region.kind)
         if rank == 0:
             inline.pop(region.what, None)  # the values are in an index, but their place is known
-            span = _Span(region.start, stop, 0, number, _VALUES, region.what)
+            span = Span(region.start, stop, 0, number, _VALUES, region.what)
         else:
-            span = _Span(region.start, stop, rank, number, region.what, None)
+            span = Span(region.start, stop, rank, number, region.what, None)
         spans[region.file].append(span)
     parts: Counter[tuple[ByteKind, str]] = Counter()
     stored: Counter[str] = Counter()
@@ -137,7 +137,7 @@ def _measure_files(source: Source) -> tuple[dict[str, int], dict[str, str]]:
 
 
 def _attribute(
-    source: Source, file: str, size: int, spans: Mapping[str, list[_Span]]
+    source: Source, file: str, size: int, spans: Mapping[str, list[Span]]
 ) -> Iterator[tuple[int, int, ByteKind, str, str | None]]:
     """Splits a file into ranges of one purpose: start, stop, kind, what it is, and its leaf."""
     if file not in spans:
@@ -145,7 +145,7 @@ def _attribute(
             yield 0, size, "orphan", _FILE, None
         return
     read = open_ranges(source, file, size)
-    for start, stop, span in _cover(spans[file], size):
+    for start, stop, span in cover_bytes(spans[file], size):
         if span is not None:
             yield start, stop, BYTE_KINDS[span.rank], span.what, span.leaf
         elif stop - start < ALIGN and stop % ALIGN == 0 and not any(read(start, stop)):
@@ -154,16 +154,16 @@ def _attribute(
             yield start, stop, "gap", _UNKNOWN, None
 
 
-def _cover(spans: Iterable[_Span], size: int) -> Iterator[tuple[int, int, _Span | None]]:
+def cover_bytes(spans: Iterable[Span], size: int) -> Iterator[tuple[int, int, Span | None]]:
     """Splits `size` bytes into ranges, each with the span of the lowest rank that covers it.
 
     Ranges next to each other with the same span are one. Takes time in proportion to the number of
     spans and its logarithm, however they overlap.
     """
     ordered = sorted(span for span in spans if span.start < min(span.stop, size))
-    active: list[tuple[int, int, _Span]] = []
+    active: list[tuple[int, int, Span]] = []
     at = first = i = 0
-    last: _Span | None = None
+    last: Span | None = None
     while at < size:
         while i < len(ordered) and ordered[i].start <= at:
             heapq.heappush(active, (ordered[i].rank, ordered[i].order, ordered[i]))
@@ -180,7 +180,7 @@ def _cover(spans: Iterable[_Span], size: int) -> Iterator[tuple[int, int, _Span 
         yield first, size, last
 
 
-def _find_shared(spans: Iterable[_Span]) -> Iterator[tuple[str, str, int]]:
+def find_shared(spans: Iterable[Span]) -> Iterator[tuple[str, str, int]]:
     """Pairs of leaves with ranges that overlap, and the bytes that were not in a pair before."""
     reach, owner, counted = 0, "", 0
     for span in sorted(spans):

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 import templax as tx
 from helpers import CORPUS, copy_case, count_bytes, count_examples
-from templax._audit.account import _cover, _find_shared, _Span
+from templax._audit.account import Span, cover_bytes, find_shared
 from templax._audit.account_result import ByteAccount, Gap
 from templax.testing.strategies import arrays, trees
 
@@ -120,13 +120,13 @@ def test_no_byte_of_what_templax_writes_is_unknown(options: dict[str, Any], tree
 def test_each_byte_has_the_span_of_the_lowest_rank_that_covers_it(
     spans: list[tuple[int, int, int]], size: int
 ):
-    made = [_Span(a, b, rank, i, str(i), None) for i, (a, b, rank) in enumerate(spans)]
+    made = [Span(a, b, rank, i, str(i), None) for i, (a, b, rank) in enumerate(spans)]
     want = [
         min((s for s in made if s.start <= at < s.stop), key=lambda s: s[2:4], default=None)
         for at in range(size)
     ]
-    got: list[_Span | None] = []
-    for start, stop, span in _cover(made, size):
+    got: list[Span | None] = []
+    for start, stop, span in cover_bytes(made, size):
         assert start == len(got) < stop
         got += [span] * (stop - start)
     assert got == want
@@ -134,9 +134,9 @@ def test_each_byte_has_the_span_of_the_lowest_rank_that_covers_it(
 
 def test_ranges_that_all_overlap_take_time_in_proportion_to_their_number():
     n = 50_000
-    nested = [_Span(i, 2 * n - i, 4 - i % 5, i, "", str(i)) for i in range(n)]
-    assert sum(stop - start for start, stop, _ in _cover(nested, 2 * n)) == 2 * n
-    assert len(list(_find_shared(nested))) == n - 1
+    nested = [Span(i, 2 * n - i, 4 - i % 5, i, "", str(i)) for i in range(n)]
+    assert sum(stop - start for start, stop, _ in cover_bytes(nested, 2 * n)) == 2 * n
+    assert len(list(find_shared(nested))) == n - 1
 
 
 def test_what_is_put_into_a_checkpoint_of_orbax_is_named(tmp_path: Path):
