@@ -54,7 +54,7 @@ def test_a_small_checkpoint_takes_little(case, tmp_path):
     path = CASES[case](tmp_path)
     (tmp_path / "template.json").write_text(TEMPLATE)
     code = f"path = {path!r}\n{COMMANDS}"
-    run_limited(code, prepare=_PREPARE, seconds=20, cwd=tmp_path)
+    run_limited(code, preload=_PRELOAD, seconds=20, cwd=tmp_path)
 
 
 @pytest.mark.parametrize("case", HOSTILE_TEMPLATES)
@@ -62,7 +62,7 @@ def test_a_small_template_takes_little(case, tmp_path):
     (tmp_path / "template.json").write_bytes(HOSTILE_TEMPLATES[case]())
     code = 'command("check", "c", "template.json"); command("plan", "c", "template.json")'
     save = 'tx.save("c", {f"layers.{i}.w{j}": np.zeros(1) for i in range(20) for j in range(10)})'
-    run_limited(code, prepare=f"{_PREPARE}\n{save}", seconds=8, cwd=tmp_path)
+    run_limited(code, preload=_PRELOAD, prepare=save, seconds=8, cwd=tmp_path)
 
 
-_PREPARE = f"import jax\nfrom templax.cli.main import main\n{STAGES}"
+_PRELOAD = f"import jax\nfrom templax.cli.main import main\n{STAGES}"

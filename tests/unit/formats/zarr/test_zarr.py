@@ -563,7 +563,7 @@ def test_a_sparse_shard_takes_little_time_and_memory(tmp_path, command):
     make_shard_directory(tmp_path, 1 << 26)
     make_tree_metadata(tmp_path, ["a0"])
 
-    found = run_limited(command, prepare="import jax", cwd=tmp_path)
+    found = run_limited(command, preload="import jax", cwd=tmp_path)
 
     assert (found.error or "").startswith(
         "Unsupported: templax reads shards of 1048576 inner chunks, got 67108864 - at `a0`"
