@@ -1,4 +1,4 @@
-"""JAX. A tree that is saved as safetensors: one file, or several under an index."""
+"""A tree that is saved as safetensors: one file, or several under an index."""
 
 from __future__ import annotations
 
