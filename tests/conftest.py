@@ -56,6 +56,30 @@ def pytest_xdist_auto_num_workers() -> int:
     return cores * 3 // 2
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Spreads the jobs of several processes over the run, the longest first.
+
+    They mostly wait, so that workers of xdist, which take file after file, should not all be there
+    at once.
+    """
+    files: dict[Path, list[pytest.Item]] = {}
+    for item in items:
+        files.setdefault(item.path, []).append(item)
+    jobs = sorted((path for path in files if path.parent.name == "hosts"), key=_is_short)
+    rest = [path for path in files if path.parent.name != "hosts"]
+    every = max(len(rest) // max(len(jobs), 1), 1)
+    order = []
+    for number, path in enumerate(rest):
+        if number % every == 0 and jobs:
+            order.append(jobs.pop(0))
+        order.append(path)
+    items[:] = [item for path in [*order, *jobs] for item in files[path]]
+
+
+def _is_short(path: Path) -> bool:
+    return path.name != "test_histories.py"
+
+
 def pytest_collection_finish() -> None:
     """Hides the imported modules from the garbage collector, which many tests call.
 

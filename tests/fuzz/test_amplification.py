@@ -4,6 +4,7 @@ import pytest
 
 from fuzz.amplifications import CASES
 from fuzz.templates import HOSTILE_TEMPLATES
+from helpers import mark_slow
 from limits import run_limited
 
 STAGES = """
@@ -49,7 +50,19 @@ TEMPLATE = """{"templax_template": 1, "leaves": [
 ]}"""
 
 
-@pytest.mark.parametrize("case", CASES)
+SLOW = {
+    "a_flax_file_of_arrays_of_many_dimensions",
+    "a_flax_file_of_tiny_arrays",
+    "a_msgpack_of_deep_maps",
+    "a_msgpack_of_empty_lists",
+    "many_names_that_look_alike",
+}
+"""Those that take over 5 s of processor time in all commands together."""
+
+
+@pytest.mark.parametrize(
+    "case", [*(case for case in CASES if case not in SLOW), *mark_slow(*sorted(SLOW))]
+)
 def test_a_small_checkpoint_takes_little(case, tmp_path):
     path = CASES[case](tmp_path)
     (tmp_path / "template.json").write_text(TEMPLATE)

@@ -13,7 +13,7 @@ import tensorstore as ts
 from hypothesis import given
 from hypothesis import strategies as st
 
-from helpers import count_examples
+from helpers import count_examples, mark_slow
 from limits import run_limited
 from stored_leaves import join_chunks
 from templax._catalog.entry import Extent
@@ -601,7 +601,7 @@ def test_many_shards_of_tiny_chunks_take_little_time_and_memory(tmp_path):
     assert (found.error or "").startswith("Unsupported: templax reads 1")
 
 
-@pytest.mark.parametrize("present", [0, 1])
+@pytest.mark.parametrize("present", [0, *mark_slow(1)])
 @pytest.mark.parametrize("written", [False, True])
 def test_many_grids_of_absent_chunks_take_little_time_and_memory(tmp_path, present, written):
     names = [f"a{i:04}" for i in range(2000)]
