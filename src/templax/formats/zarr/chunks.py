@@ -21,7 +21,8 @@ from ...errors import CheckpointError, Corrupted, NotFound, Unsupported
 from ...storage.signatures import diagnose_lfs_pointer
 from ...storage.source import Source
 from .budget import WHOLE_RATIO, ChunkBudget
-from .metadata import FILES, UNREADABLE, Array, Sharding, array_prefix
+from .codecs import UNREADABLE, Sharding
+from .metadata import FILES, Array, array_prefix
 
 _EMPTY = 2**64 - 1
 
