@@ -173,7 +173,7 @@ def test_errors_name_this_package_and_share_one_base() -> None:
 
 def test_the_walk_sees_imports_in_every_form() -> None:
     """Relative, absolute, aliased, under `if` and `try`; not under `TYPE_CHECKING`."""
-    assert {"_core.boxes", "_match.result"} <= _own("_restore.place")
+    assert {"_core.boxes", "_template.template"} <= _own("_restore.devices")
     assert "_catalog.abstract_tree" in set(_imports("_catalog.catalog", inside_functions=True))
     assert "_catalog.abstract_tree" not in _own("_catalog.catalog")
     assert "hypothesis" not in set(_imports("testing.strategies"))  # `if TYPE_CHECKING` only
