@@ -39,6 +39,7 @@ from .leaf_names import (
     iter_legacy_leaves,
     iter_metadata_leaves,
 )
+from .regions import describe_item
 from .sidecars import Sidecars, read_json, read_sidecars
 
 
@@ -105,6 +106,9 @@ def open_item(
         metadata=about,
         empties=empties,
         uncommitted=uncommitted,
+        regions=functools.partial(
+            describe_item, source, container.objects, container.index is not None, entries
+        ),
     )
 
 

@@ -13,7 +13,7 @@ import tensorstore as ts
 from hypothesis import given
 from hypothesis import strategies as st
 
-from helpers import count_examples
+from helpers import count_examples, mark_slow
 from limits import run_limited
 from stored_leaves import join_chunks
 from templax._catalog.entry import Extent
@@ -668,7 +668,7 @@ def test_a_sparse_shard_takes_little_time_and_memory(tmp_path, command):
     make_shard_directory(tmp_path, 1 << 26)
     make_tree_metadata(tmp_path, ["a0"])
 
-    found = run_limited(command, prepare="import jax", cwd=tmp_path)
+    found = run_limited(command, preload="import jax", cwd=tmp_path)
 
     assert (found.error or "").startswith(
         "Unsupported: templax reads shards of 1048576 inner chunks, got 67108864 - at `a0`"
@@ -706,7 +706,7 @@ def test_many_shards_of_tiny_chunks_take_little_time_and_memory(tmp_path):
     assert (found.error or "").startswith("Unsupported: templax reads 1")
 
 
-@pytest.mark.parametrize("present", [0, 1])
+@pytest.mark.parametrize("present", [0, *mark_slow(1)])
 @pytest.mark.parametrize("written", [False, True])
 def test_many_grids_of_absent_chunks_take_little_time_and_memory(tmp_path, present, written):
     names = [f"a{i:04}" for i in range(2000)]
