@@ -26,6 +26,8 @@ CASES = (
     "orbax-0.12.8-zarr3",
     "orbax-0.6.4-zarr3",
     "orbax-0.4.4-aggregate",
+    "orbax-0.4.4-aggregate_some",
+    "orbax-0.4.4-aggregate_ocdbt",
     "orbax-0.2.3-aggregate",
     "orbax-0.2.3-default",
     "orbax-handmade-aligned",
