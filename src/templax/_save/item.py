@@ -1,4 +1,4 @@
-"""JAX. The items of a checkpoint: each is a tree or a JSON value, saved under a name."""
+"""The items of a checkpoint: each is a tree or a JSON value, saved under a name. No JAX."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from .._catalog.written import NO_FILE, ChunkTable, Leaf
-from .._core.arguments import PyTree
+from .._catalog.written import NO_FILE, ChunkTable, Leaf, refuse_leaves
 from .._core.boxes import Shape, full_box
 from .._core.chunk_grid import chunk_shape
 from .._core.json_text import encode_json
@@ -22,9 +21,14 @@ from ..formats.ocdbt import read
 from ..formats.ocdbt.write import DataFile
 from ..formats.orbax import checksum_index
 from ..formats.orbax.limits import find_item_problem, find_unreadable_leaves
-from ..formats.orbax.write import Files, build_database, encode_index_file, encode_tree_files
+from ..formats.orbax.write import (
+    Empty,
+    Files,
+    build_database,
+    encode_index_file,
+    encode_tree_files,
+)
 from ..storage.sink import Sink, SinkFile
-from .snapshot import collect_leaves, refuse_leaves
 from .writer import WriteOptions, Writer
 
 
@@ -81,22 +85,22 @@ class Item:
 
     Args:
         name: The item's directory, or "" if the item is the checkpoint itself.
-        tree: The pytree; see `templax.save`.
+        leaves: The leaves that have values.
+        empties: The containers without leaves.
 
     Attributes:
-        leaves: The leaves that have values.
+        leaves: As given.
         writer: Writes the data file; exists after `open`.
 
     Raises:
-        SaveError: A leaf could not be read again by templax or Orbax; or see `collect_leaves`.
-        UsageError: See `collect_leaves`.
+        SaveError: A leaf could not be read again by templax or Orbax.
     """
 
     writer: Writer
 
-    def __init__(self, name: str, tree: PyTree):
+    def __init__(self, name: str, leaves: list[Leaf], empties: Sequence[Empty]):
         self.rename(name)
-        self.leaves, self._empties = collect_leaves(tree)
+        self.leaves, self._empties = leaves, empties
         self._chunks = [choose_chunk(leaf) for leaf in self.leaves]
         refuse_leaves(find_unreadable_leaves(self.leaves, self._chunks, self._empties))
 

@@ -30,7 +30,7 @@ from .local_values import Selected, digest_leaves, digest_small, find_difference
 from .options import SaveOptions
 from .result import Outcome
 from .safetensors_item import SafetensorsItem
-from .snapshot import copy_values
+from .snapshot import collect_leaves, copy_values
 from .writer import WriteOptions
 
 Result = tuple[int, list[list[int]]]
@@ -115,10 +115,11 @@ class Job:
 
     def _make_item(self, name: str, tree: PyTree) -> Item:
         options = self._options
+        leaves, empties = collect_leaves(tree)
         if options.format == "safetensors":
             metadata = {key: str(value) for key, value in options.metadata.items()}
-            return SafetensorsItem(tree, metadata, options.shard_size)
-        return Item(name, tree)
+            return SafetensorsItem(leaves, metadata, options.shard_size)
+        return Item(name, leaves, empties)
 
     def _meet_others(self, earlier: SaveError | None, decide: Callable[[], Destination]) -> bytes:
         """Waits until all processes save the same; returns what process 0 tells of its sink."""

@@ -1,4 +1,4 @@
-"""JAX. A tree that is saved as safetensors: one file, or several under an index."""
+"""A tree that is saved as safetensors: one file, or several under an index. No JAX."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from .._catalog.written import ChunkTable
-from .._core.arguments import PyTree
+from .._catalog.written import ChunkTable, Leaf, refuse_leaves
 from .._core.names import check_depths
 from ..errors import SaveError, Unsupported
 from ..formats.orbax.write import Files
@@ -27,7 +26,6 @@ from ..formats.safetensors_write import (
 )
 from ..storage.sink import Sink, SinkFile
 from .item import Item, choose_chunk
-from .snapshot import collect_leaves, refuse_leaves
 from .writer import WriteOptions, Writer
 
 
@@ -50,18 +48,16 @@ class SafetensorsItem(Item):
     """A tree that one process saves as safetensors; see `Item`.
 
     Args:
-        tree: The pytree; see `templax.save`.
+        leaves: The leaves that have values.
         metadata: What is stored in each file.
         shard_size: See `templax.save`.
 
     Raises:
-        SaveError: A leaf can't be stored in the format, or see `collect_leaves`.
-        UsageError: See `collect_leaves`.
+        SaveError: A leaf can't be stored in the format.
     """
 
-    def __init__(self, tree: PyTree, metadata: Mapping[str, str], shard_size: int):
+    def __init__(self, leaves: Sequence[Leaf], metadata: Mapping[str, str], shard_size: int):
         self.rename("")
-        leaves, _ = collect_leaves(tree)
         refuse_leaves(list(find_unwritable_leaves(leaves)))
         try:
             check_depths([tuple(leaf.name.split(".")) for leaf in leaves])
