@@ -29,7 +29,8 @@ from ..formats.orbax.write import (
     encode_tree_files,
 )
 from ..storage.sink import Sink, SinkFile
-from .writer import WriteOptions, Writer
+from .jobs import WriteOptions
+from .writer import Writer
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +88,7 @@ class Item:
         name: The item's directory, or "" if the item is the checkpoint itself.
         leaves: The leaves that have values.
         empties: The containers without leaves.
+        chunk_bytes: Most bytes of a chunk, where the shape can be divided that finely.
 
     Attributes:
         leaves: As given.
@@ -98,10 +100,16 @@ class Item:
 
     writer: Writer
 
-    def __init__(self, name: str, leaves: list[Leaf], empties: Sequence[Empty]):
+    def __init__(
+        self,
+        name: str,
+        leaves: list[Leaf],
+        empties: Sequence[Empty],
+        chunk_bytes: int | None = None,
+    ):
         self.rename(name)
         self.leaves, self._empties = leaves, empties
-        self._chunks = [choose_chunk(leaf) for leaf in self.leaves]
+        self._chunks = [choose_chunk(leaf, chunk_bytes) for leaf in self.leaves]
         refuse_leaves(find_unreadable_leaves(self.leaves, self._chunks, self._empties))
 
     def rename(self, name: str) -> None:
@@ -139,7 +147,7 @@ class Item:
             options: How to write.
             only_process: Whether no other process takes part in the save.
         """
-        name = f"d/{secrets.token_hex(16)}"
+        name = f"d/{options.data or secrets.token_hex(16)}"
         self._data = name if only_process else f"ocdbt.process_{options.process}/{name}"
         self._file: SinkFile = sink.create(self._prefix + self._data)
         self._level = options.level
@@ -205,7 +213,8 @@ class Item:
         """
         leaves, chunks, places, level = self.leaves, self._chunks, self._places, self._level
         (name, end), *rest = files
-        nodes_at = -(-end // ALIGN) * ALIGN
+        # A save that is resumed finds the nodes that an earlier process may have written.
+        nodes_at = -(-max(end, self._file.size) // ALIGN) * ALIGN
         data_files = [DataFile(path, path.find("/d/") + 1) for path, _ in files]
         nodes, manifest = build_database(leaves, chunks, places, data_files, nodes_at, level)
         self._file.write(nodes, nodes_at)
@@ -245,9 +254,9 @@ def check_item_names(names: Iterable[str]) -> None:
         raise UsageError("Expected a name for each of several items, got one without")
 
 
-def choose_chunk(leaf: Leaf) -> Shape:
-    """The shape of the chunks in which a leaf is written."""
+def choose_chunk(leaf: Leaf, most: int | None = None) -> Shape:
+    """The shape of the chunks in which a leaf is written, of about `most` bytes."""
     if leaf.value_type == "string":
         return ()
     tile = leaf.shape if leaf.tile is None else leaf.tile
-    return chunk_shape(tile, leaf.dtype.itemsize, padded=tile == leaf.shape)
+    return chunk_shape(tile, leaf.dtype.itemsize, most, padded=tile == leaf.shape)

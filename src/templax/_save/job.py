@@ -26,12 +26,12 @@ from ..storage.sink import Sink
 from ..storage.staging import Staging
 from .destination import Destination, await_directory, check_destination
 from .item import Item, Json, Share
+from .jobs import WriteOptions
 from .local_values import Selected, digest_leaves, digest_small, find_difference, select_large
 from .options import SaveOptions
 from .result import Outcome
 from .safetensors_item import SafetensorsItem
 from .snapshot import collect_leaves, copy_values
-from .writer import WriteOptions
 
 Result = tuple[int, list[list[int]]]
 """Bytes of all files; and for each item, the crc32c of each leaf."""

@@ -26,7 +26,8 @@ from ..formats.safetensors_write import (
 )
 from ..storage.sink import Sink, SinkFile
 from .item import Item, choose_chunk
-from .writer import WriteOptions, Writer
+from .jobs import WriteOptions
+from .writer import Writer
 
 
 class _JoinedFiles:

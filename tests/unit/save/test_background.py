@@ -14,8 +14,8 @@ import pytest
 
 import templax as tx
 from helpers import run_python
-from templax._save import snapshot, writer
 from templax._save import job as job_module
+from templax._save import snapshot, writer
 
 
 def test_values_may_change_once_a_background_save_returns(tmp_path: Path) -> None:
