@@ -28,6 +28,7 @@ from ..formats.orbax.write import (
     encode_index_file,
     encode_tree_files,
 )
+from ..storage.signatures import MAX_METADATA
 from ..storage.sink import Sink, SinkFile
 from .jobs import WriteOptions
 from .writer import Writer
@@ -130,6 +131,11 @@ class Item:
         """The arrays that one process holds alone: index of the leaf, index of the process."""
         return [(i, x.owners[0][1]) for i, x in enumerate(self.leaves) if len(x.owners) == 1]
 
+    @property
+    def first_rows(self) -> list[int]:
+        """The row in the `ChunkTable` of the first chunk of each leaf. Valid after `open`."""
+        return self._places.first_chunk[:-1]
+
     def set_owners(self, single_owners: Sequence[tuple[int, int]]) -> None:
         """Sets the owners of arrays that process 0 knows to be on one process alone.
 
@@ -229,6 +235,23 @@ class Item:
         )
         by_path = {self._prefix + name: data for name, data in small.items()}
         return by_path, sum(size for _, size in files), crcs.tolist()
+
+
+def put_files(sink: Sink, files: Files) -> int:
+    """Writes small files in this order; returns their size.
+
+    Raises:
+        SaveError: One is larger than what a restore reads, or the store refused.
+    """
+    for name, data in files.items():
+        if len(data) > MAX_METADATA:
+            raise SaveError(
+                f"Expected at most {MAX_METADATA:,} bytes of `{name}`, which a restore would"
+                f" refuse, got {len(data):,}",
+                file=sink.path,
+            )
+        sink.put(name, data)
+    return sum(map(len, files.values()))
 
 
 def check_item_names(names: Iterable[str]) -> None:

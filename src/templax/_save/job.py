@@ -21,11 +21,10 @@ from ..errors import SaveError
 from ..formats.orbax.directory import COMMITTED
 from ..formats.orbax.write import JSON, STANDARD, Files, encode_commit_files
 from ..storage.open import open_source, open_staging
-from ..storage.signatures import MAX_METADATA
 from ..storage.sink import Sink
 from ..storage.staging import Staging
 from .destination import Destination, await_directory, check_destination
-from .item import Item, Json, Share
+from .item import Item, Json, Share, put_files
 from .jobs import WriteOptions
 from .local_values import Selected, digest_leaves, digest_small, find_difference, select_large
 from .options import SaveOptions
@@ -392,7 +391,7 @@ class Job:
         if self._options.format == "safetensors":
             (item,) = self._items
             small, total, leaf_crcs = item.describe(files[0], {})
-            return total + self._put_files(small), [leaf_crcs]
+            return total + put_files(self._sink, small), [leaf_crcs]
         about = {
             "custom_metadata": self._options.metadata,
             "metrics": self._options.metrics,
@@ -411,20 +410,7 @@ class Job:
         for name in self._handlers:
             small[f"{name}/{COMMITTED}" if name else COMMITTED] = marker
         small[COMMITTED] = small.pop(COMMITTED, marker)  # written after all other files
-        return total + self._put_files(small), crcs
-
-    def _put_files(self, files: Files) -> int:
-        """Writes small files in this order; returns their size."""
-        assert self._sink is not None
-        for name, data in files.items():
-            if len(data) > MAX_METADATA:
-                raise SaveError(
-                    f"Expected at most {MAX_METADATA:,} bytes of `{name}`, which a restore would"
-                    f" refuse, got {len(data):,}",
-                    file=self._sink.path,
-                )
-            self._sink.put(name, data)
-        return sum(map(len, files.values()))
+        return total + put_files(self._sink, small), crcs
 
 
 def _clear_tracebacks(error: BaseException) -> None:

@@ -7,17 +7,19 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .._core.arguments import check_int
 from .._core.dtypes import read_number
 from .._core.json_text import encode_json
 from .._core.progress import Progress, check_progress
 from .._core.workers import MEMORY_BYTES, choose_threads
-from .._hosts.agreement import Hosts
 from ..errors import UsageError
 from ..formats.safetensors_write import SUMS
 from ..storage.sink import Sink
+
+if TYPE_CHECKING:
+    from .._hosts.agreement import Hosts  # imports JAX
 
 Url = str | os.PathLike[str] | Sink
 
