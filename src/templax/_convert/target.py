@@ -51,7 +51,7 @@ def make_item(wanted: Wanted) -> Item:
             return SafetensorsItem(leaves, metadata, options.shard_size)
         return Item("", leaves, empties, options.chunk_size)
     except SaveError as error:
-        hint = "skip= leaves leaves out, rename= gives them other names"
+        hint = "skip= leaves leaves out"
         raise SaveError(error.what, leaf=error.leaf, file=error.file, hint=hint) from error
 
 
