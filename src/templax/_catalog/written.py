@@ -38,6 +38,7 @@ class Leaf:
         pieces: Pairs of a box and a function that returns its values in host memory, C-contiguous
             or not. The pieces of all processes together tile the leaf.
         transient: Whether calling a piece copies it from a device.
+        is_python: Whether the leaf is a number of Python, rather than one of NumPy.
         tile: If several processes hold the leaf, the shape of each of their boxes.
         owners: If several processes hold the leaf, each box and the process that writes it.
     """
@@ -52,6 +53,7 @@ class Leaf:
     sharding: str | None = None
     pieces: tuple[tuple[Box, Callable[[], np.ndarray]], ...] = ()
     transient: bool = False
+    is_python: bool = False
     tile: Shape | None = None
     owners: tuple[tuple[Box, int], ...] = ()
 

@@ -24,12 +24,12 @@ from ..storage.open import open_source, open_staging
 from ..storage.sink import Sink
 from ..storage.staging import Staging
 from .destination import Destination, await_directory, check_destination
+from .file_formats import make_item
 from .item import Item, Json, Share, put_files
 from .jobs import WriteOptions
 from .local_values import Selected, digest_leaves, digest_small, find_difference, select_large
 from .options import SaveOptions
 from .result import Outcome
-from .safetensors_item import SafetensorsItem
 from .snapshot import collect_leaves, copy_values
 
 Result = tuple[int, list[list[int]]]
@@ -109,16 +109,9 @@ class Job:
             self._documents[directory + item.file] = item.encode(name)
             self._handlers[name] = JSON
         else:
-            self._items.append(self._make_item(name, item))
+            leaves, empties = collect_leaves(item)
+            self._items.append(make_item(name, leaves, empties, self._options, tree=item))
             self._handlers[name] = STANDARD
-
-    def _make_item(self, name: str, tree: PyTree) -> Item:
-        options = self._options
-        leaves, empties = collect_leaves(tree)
-        if options.format == "safetensors":
-            metadata = {key: str(value) for key, value in options.metadata.items()}
-            return SafetensorsItem(leaves, metadata, options.shard_size)
-        return Item(name, leaves, empties)
 
     def _meet_others(self, earlier: SaveError | None, decide: Callable[[], Destination]) -> bytes:
         """Waits until all processes save the same; returns what process 0 tells of its sink."""
@@ -162,8 +155,9 @@ class Job:
         url, name = decide()
         self._name_item(name)
         if not isinstance(url, Sink):
-            check_destination(open_source(url), replaces=options.overwrite)
-        self._sink = sink = open_staging(url, overwrite=options.overwrite)
+            replaces = options.overwrite and not options.single
+            check_destination(open_source(url), replaces=replaces)
+        self._sink = sink = open_staging(url, overwrite=options.overwrite, single=options.single)
         if job.count == 1:
             return b""
         if not isinstance(sink, Staging):
@@ -388,7 +382,7 @@ class Job:
             Bytes of all files; and for each item, the crc32c of each leaf.
         """
         assert self._sink is not None
-        if self._options.format == "safetensors":
+        if self._options.format != "orbax":
             (item,) = self._items
             small, total, leaf_crcs = item.describe(files[0], {})
             return total + put_files(self._sink, small), [leaf_crcs]

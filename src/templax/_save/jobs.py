@@ -22,6 +22,9 @@ from .._core.memory import ALIGN
 PACK_BYTES = 4 * 1024 * 1024
 """Small leaves are packed into writes of up to this size."""
 
+GAP_BYTES = 4096
+"""Two leaves are in one pack only if at most this lies between them."""
+
 SMALL_BYTES = 128 * 1024
 """Leaves of one chunk up to this size are small."""
 
@@ -187,7 +190,7 @@ class JobPlan:
         reads fetch them.
         """
         large: list[tuple[Leaf, Shape, list[Cell], int | None]] = []
-        pack = Job(packed=self._level is None)
+        pack, whole = Job(packed=self._level is None), True
         places = itertools.repeat(None) if offsets is None else offsets
         rows = self._table.first_chunk
         for leaf, chunk, first, at in zip(leaves, chunks, rows, places, strict=False):
@@ -200,11 +203,14 @@ class JobPlan:
                 cells = list(_cells_in(box, leaf.shape, chunk, first))
                 if len(cells) > 1 or full > SMALL_BYTES or leaf.transient:
                     large.append((leaf, chunk, cells, at))
+                    whole = False  # a pack must not span it
                     continue
-                apart = at is not None and at != self.end
-                if apart or pack.nbytes + full + ALIGN * len(pack.work) > PACK_BYTES:
+                span = pack.nbytes + ALIGN * len(pack.work) if at is None else at - pack.start
+                near = at is None or (pack.work and whole and 0 <= at - self.end <= GAP_BYTES)
+                if not near or span + full > PACK_BYTES:
                     yield from self._leave_out_written(pack)
                     pack = Job(packed=pack.packed, start=self.end if at is None else at)
+                whole = True
                 self._assign_offsets(cells, full, at)
                 pack.add(leaf, chunk, cells, None if self._reader is None else box)
                 pack.stop = self.end

@@ -22,7 +22,7 @@ def save(
     url: Url,
     tree: PyTree,
     *,
-    format: Literal["orbax", "safetensors"] = "orbax",
+    format: Literal["orbax", "safetensors", "npz", "msgpack"] | None = None,
     metadata: Mapping[str, Any] | None = None,
     overwrite: bool = False,
     wait: bool = True,
@@ -104,6 +104,7 @@ def save(
             raise UsageError(f"Expected a path to save to, got {url!r}")
         options = make_options(
             format=format,
+            path="" if isinstance(url, Sink) else path,
             metadata=metadata,
             overwrite=overwrite,
             compression=compression,
@@ -112,21 +113,16 @@ def save(
             on_progress=on_progress,
             shard_size=shard_size,
         )
-        if options.format == "safetensors":
-            _check_safetensors(path, call.count)
+        if options.format != "orbax":
+            _check_alone(options.format, call.count)
         decide = functools.partial(Destination, url)
         return start_save(call, path, {"": tree}, options, decide, wait=wait)
 
 
-def _check_safetensors(path: str, count: int) -> None:
+def _check_alone(format: str, count: int) -> None:
     if count > 1:
         raise UsageError(
-            f"safetensors are written by one process, got {count}; hint: gather the values with"
+            f"{format} is written by one process, got {count}; hint: gather the values with"
             " jax.experimental.multihost_utils.process_allgather, and save on one process with"
             " alone=True"
-        )
-    if path.endswith(".safetensors"):
-        raise UsageError(
-            f"Expected the path of a directory, for `model.safetensors` in it, got {path}; hint:"
-            " leave `.safetensors` out"
         )

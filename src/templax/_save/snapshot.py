@@ -125,7 +125,10 @@ def _make_leaf(name: str, path: Path, value: Any, replicas: bool) -> Leaf | str:
             array = np.asarray(value, PYTHON_DTYPES[number])
         except OverflowError:
             return f"is an int that int64 can't hold: {str(value)[:40]}"
-        return _make_numpy_leaf(name, path, array, "scalar")
+        leaf = _make_numpy_leaf(name, path, array, "scalar")
+        if isinstance(leaf, Leaf):
+            leaf.is_python = True
+        return leaf
     if isinstance(value, jax.ShapeDtypeStruct):
         return "is abstract: it has a shape and a dtype, but no values"
     if value is ...:

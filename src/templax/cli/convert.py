@@ -27,7 +27,11 @@ from .options import (
 @click.command("convert")
 @click.argument("src", type=CheckpointPath())
 @click.argument("dst", type=click.Path())
-@click.option("--to", type=click.Choice(FORMATS), required=True, help="The format to write.")
+@click.option(
+    "--to",
+    type=click.Choice(FORMATS),
+    help="The format to write. Default: that of the file that DST names, such as m.safetensors.",
+)
 @click.option("--at", default="", metavar="NAME", help="Subtree of SRC to convert.")
 @click.option(
     "--rename",
@@ -44,7 +48,7 @@ from .options import (
     "casts",
     multiple=True,
     metavar="[NAME=]DTYPE",
-    help="Cast the floating-point leaves of that name or below it, or all; repeatable.",
+    help="Cast the floating-point arrays of that name or below it, or all; repeatable.",
 )
 @click.option("--flat", is_flag=True, help="orbax: keep names such as `a.b` as single keys.")
 @click.option("--compression", metavar="zstd[:LEVEL]", help="orbax: compress the chunks.")

@@ -7,6 +7,7 @@ import re
 from urllib.parse import unquote
 
 from ..errors import SourceError, UsageError
+from .file_staging import FileStaging
 from .local import Local
 from .sink import Sink
 from .source import Source
@@ -37,13 +38,18 @@ def open_source(url: str | os.PathLike[str] | Source) -> Source:
 
 
 def open_staging(
-    url: str | os.PathLike[str] | Sink, *, overwrite: bool, leftover: Leftover | None = None
+    url: str | os.PathLike[str] | Sink,
+    *,
+    overwrite: bool,
+    single: bool = False,
+    leftover: Leftover | None = None,
 ) -> Sink:
     """Returns a sink that writes a checkpoint to a path or URL; a sink is returned unchanged.
 
     Args:
         url: A path or `file://` URL as for `open_source`, or a `Sink`.
         overwrite: Whether an existing checkpoint may be replaced.
+        single: Whether the checkpoint is a single file at the path, rather than a directory.
         leftover: See `Staging`.
 
     Raises:
@@ -55,7 +61,8 @@ def open_staging(
     if isinstance(url, Sink) and not isinstance(url, (str, os.PathLike)):
         return url
     hint = "save to a local directory, then copy that"
-    return Staging(local_path(url, "writes", hint), overwrite=overwrite, leftover=leftover)
+    make = FileStaging if single else Staging
+    return make(local_path(url, "writes", hint), overwrite=overwrite, leftover=leftover)
 
 
 def local_path(url: str | os.PathLike[str], does: str, hint: str) -> str:

@@ -33,7 +33,7 @@ from .leftovers import (
 from .staged_file import StagedFile
 from .target import check_target
 
-_MAX_TRIES = 16
+MAX_TRIES = 16
 """How often to retry while other processes create and remove the same names."""
 
 
@@ -235,11 +235,7 @@ class Staging:
                     self._move_back(replaced is not None, error)
                     raise
                 self.committed = True
-            if self._replaced_in_use:
-                # A process is reading it: a later save removes it.
-                self.not_removed = (self.directory,)
-            elif replaced is not None:
-                self._delete_directory()
+            self._remove_replaced(replaced is not None)
             # Not earlier: after an interrupt, `discard` still has to remove the replaced one.
             self._attempt.finished = True
             self._remove_abandoned()
@@ -271,9 +267,9 @@ class Staging:
 
     def _create_directory(self, parent: str) -> None:
         """Creates and locks the directory that is written to."""
-        for _ in range(_MAX_TRIES):
+        for _ in range(MAX_TRIES):
             self._make_parents(parent)
-            replaces = check_target(self.path, overwrite=self._overwrite)
+            replaces = self._check_target()
             self.directory = temporary_path(self.path)
             # Until the directory is locked, other processes may consider it abandoned and remove
             # it. And if the parents were created by another save, they vanish if that one fails.
@@ -290,9 +286,13 @@ class Staging:
         if replaces:
             self._try_exchange()
 
+    def _check_target(self) -> bool:
+        """Whether the commit will replace something."""
+        return check_target(self.path, overwrite=self._overwrite)
+
     def _take_over(self, leftover: Leftover) -> None:
         """Locks a directory that a killed save left behind, and removes what is not kept."""
-        check_target(self.path, overwrite=self._overwrite)
+        self._check_target()
         self.directory = leftover.directory
         lock = Descriptor(self._disk, self._disk.open_directory(self.directory))
         try:
@@ -347,7 +347,7 @@ class Staging:
             None if nothing was replaced. Otherwise the locked directory that was replaced, which is
             now at `self.directory`.
         """
-        for _ in range(_MAX_TRIES):
+        for _ in range(MAX_TRIES):
             try:
                 self._disk.rename(self.directory, self.path)
             except OSError as error:
@@ -356,7 +356,7 @@ class Staging:
             else:
                 return None
             with suppress(FileNotFoundError):  # removed in the meantime
-                if check_target(self.path, overwrite=self._overwrite):
+                if self._check_target():
                     # Locked because it may have to be moved back: until then no other save may
                     # consider it abandoned.
                     fd = self._disk.open_directory(self.path)
@@ -397,6 +397,14 @@ class Staging:
             rest = "; it is in place, but a loss of power may undo it"
             rest += f"; what was there before is `{self.directory}`" if replaced else ""
             raise save_error("sync", self.path, cause, rest) from error
+
+    def _remove_replaced(self, replaced: bool) -> None:
+        """Removes what is left beside the new checkpoint once that is durably in place."""
+        if self._replaced_in_use:
+            # A process is reading it: a later save removes it.
+            self.not_removed = (self.directory,)
+        elif replaced:
+            self._delete_directory()
 
     def _remove_written(self) -> None:
         """Removes what was written, or what was replaced if an interrupt followed the move."""
