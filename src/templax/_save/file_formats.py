@@ -1,4 +1,4 @@
-"""The formats that a tree can be saved in, and the item that writes each. No JAX."""
+"""The formats that a tree can be saved in, and the item that writes each."""
 
 from __future__ import annotations
 

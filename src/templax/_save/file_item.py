@@ -1,4 +1,4 @@
-"""A tree that one process saves as files of another format than Orbax's. No JAX."""
+"""A tree that one process saves as files of another format than Orbax's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A tree that is saved as Flax's msgpack. No JAX."""
+"""A tree that is saved as Flax's msgpack."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A tree that is saved as an archive of numpy, with the CRC-32 of each array. No JAX."""
+"""A tree that is saved as an archive of numpy, with the CRC-32 of each array."""
 
 from __future__ import annotations
 
