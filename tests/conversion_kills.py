@@ -42,7 +42,7 @@ def die(*_: Any) -> Any:
 def main(source: str, path: str, to: str, when: str, compression: str | None = None) -> None:
     shrink()
     if when.isdigit():
-        left, writers = int(when), cast(Any, writer.Writer)
+        left, writers = int(when), cast("Any", writer.Writer)
         real = writers._write
 
         def write(self: Any, *arguments: Any) -> None:
