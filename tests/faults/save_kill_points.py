@@ -27,7 +27,7 @@ import numpy as np
 import templax as tx
 from templax._core import chunk_grid
 from templax._runs import steps as steps_module
-from templax._save import writer
+from templax._save import jobs, writer
 from templax.storage import open_source
 from templax.storage.disk import DISK, Disk
 from templax.storage.leftovers import TEMPORARY, find_abandoned, temporary_path
@@ -48,9 +48,9 @@ of a `Manager` again, and `run` another step, after which the first is deleted.
 STEP = 7
 SMALL = {
     (chunk_grid, "CHUNK_BYTES"): 256,
-    (writer, "SMALL_BYTES"): 64,
-    (writer, "PACK_BYTES"): 256,
-    (writer, "RUN_BYTES"): 512,
+    (jobs, "SMALL_BYTES"): 64,
+    (jobs, "PACK_BYTES"): 256,
+    (jobs, "RUN_BYTES"): 512,
     (writer, "STEP_BYTES"): 128,
 }
 """Sizes that make a small tree take many small writes."""

@@ -15,6 +15,7 @@ from .._core.boxes import Box, Shape
 from .._core.chunk_grid import grid_shape, is_row_major
 from .._core.dtypes import name_of
 from .._core.names import Path
+from ..errors import SaveError
 
 NO_FILE = 0xFFFFFFFF
 """In a column of indices into a table: no entry."""
@@ -121,3 +122,15 @@ class ChunkTable:
             if leaf.text is not None:
                 found[i] = crc32c(leaf.text.encode())
         return found
+
+
+def refuse_leaves(wrong: Sequence[str]) -> None:
+    """Raises SaveError if there is anything that keeps a tree from being saved.
+
+    Args:
+        wrong: What is wrong, as sentences that each begin with the name of a leaf.
+    """
+    if wrong:
+        rest = f"; and {len(wrong) - 20} more" if len(wrong) > 20 else ""
+        text = f"This tree can't be saved: {'; '.join(wrong[:20])}{rest}"
+        raise SaveError(text.encode(errors="backslashreplace").decode())

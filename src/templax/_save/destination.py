@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 import time
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from .._core.text import is_unicode
-from .._hosts.agreement import Hosts
 from ..errors import SaveError, SourceError
 from ..formats.one_file import find_only_file
 from ..formats.orbax.extra_content import describe_extra_content, find_enclosing_item
@@ -15,6 +14,9 @@ from ..formats.safetensors_set import is_only_safetensors
 from ..storage.disk import save_error
 from ..storage.source import Source
 from .options import Url
+
+if TYPE_CHECKING:
+    from .._hosts.agreement import Hosts  # imports JAX
 
 SEE_S = 5.0
 """How long a new directory may take to appear on the other hosts of a network file system."""

@@ -1,53 +1,80 @@
-"""JAX. The formats that a tree can be saved in, and the item that writes each."""
+"""The items that write the formats of other libraries. No JAX."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from .._catalog.written import Leaf
-from .._core.arguments import PyTree
 from .._core.names import Path
-from .item import Item
+from .._core.text import list_names
+from ..errors import UsageError
+from .file_item import FileItem
 from .msgpack_item import MsgpackItem
 from .npz_item import NpzItem
-from .options import SaveOptions
 from .safetensors_item import SafetensorsItem
-from .snapshot import collect_leaves
+
+FILE_FORMATS = {"safetensors": ".safetensors", "npz": ".npz", "msgpack": ".msgpack"}
+"""The formats that a single file can have → what the names of such files end in."""
 
 
-def make_item(name: str, tree: PyTree, options: SaveOptions) -> Item:
-    """The item that writes a tree in the format of the options.
+def choose_format(format: str | None, path: str) -> tuple[str, bool]:
+    """The format of a save, and whether its destination is a single file.
+
+    A path that ends in `.safetensors`, `.npz` or `.msgpack` is a file of that format.
 
     Args:
-        name: Name of the item; "" for all formats but Orbax's.
-        tree: The pytree; see `templax.save`.
-        options: How to save.
+        format: As the caller gave it; None to choose by the path.
+        path: The destination; "" if it is a directory whatever its name.
 
     Raises:
-        SaveError, UsageError: See `collect_leaves` and the classes of items.
+        UsageError: There is no such format, or the path is that of a file of another one.
+
+    >>> choose_format(None, "run/model.npz"), choose_format("npz", "run/model")
+    (('npz', True), ('npz', False))
+    >>> choose_format(None, "run/model"), choose_format("orbax", "run/model.npz")
+    (('orbax', False), ('orbax', False))
     """
-    if options.format == "orbax":
-        return Item(name, tree)
-    leaves, empties = collect_leaves(tree)
-    return make_file_item(leaves, empties, options, tree)
+    known = ("orbax", *FILE_FORMATS)
+    if format is not None and format not in known:
+        raise UsageError(f"Expected format= one of {list_names(known)}, got {format!r}")
+    found = next((name for name, suffix in FILE_FORMATS.items() if path.endswith(suffix)), None)
+    if found is None or format == "orbax":
+        return format or "orbax", False
+    if format not in (None, found):
+        raise UsageError(
+            f'Expected a path that ends in `{FILE_FORMATS[format]}`, or format="{found}", got'
+            f' format="{format}" and {path}'
+        )
+    return found, True
 
 
 def make_file_item(
+    format: str,
     leaves: Sequence[Leaf],
     empties: Sequence[tuple[Path, str]],
-    options: SaveOptions,
-    tree: PyTree = None,
-) -> Item:
-    """The item that writes leaves in a format other than Orbax's.
+    *,
+    metadata: Mapping[str, str],
+    shard_size: int,
+    single: bool,
+    tree: Any = None,
+) -> FileItem:
+    """The item that writes leaves in a format of `FILE_FORMATS`.
 
     Args:
-        leaves, empties: See `collect_leaves`.
-        options: How to save.
-        tree: The tree that they come from, if there is one.
+        format: The format.
+        leaves, empties: See `Item`.
+        metadata: For safetensors, what is stored with the tree.
+        shard_size: For safetensors, the bytes of data from which it takes several files.
+        single: Whether there must be one file.
+        tree: The tree that the leaves come from, if there is one.
+
+    Raises:
+        SaveError: A leaf can't be stored in the format, or could not be read again.
+        UsageError: The tree is too large for a single file.
     """
-    if options.format == "npz":
+    if format == "npz":
         return NpzItem(leaves)
-    if options.format == "msgpack":
+    if format == "msgpack":
         return MsgpackItem(leaves, empties, tree)
-    metadata = {key: str(value) for key, value in options.metadata.items()}
-    return SafetensorsItem(leaves, metadata, options.shard_size, options.single)
+    return SafetensorsItem(leaves, metadata, shard_size, single)

@@ -1,4 +1,4 @@
-"""JAX. A tree that one process saves as files of another format than Orbax's."""
+"""A tree that one process saves as files of another format than Orbax's."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from ..formats.layout import Layout
 from ..formats.orbax.write import Files
 from ..storage.sink import Sink, SinkFile
 from .item import Item, choose_chunk
-from .writer import GAP_BYTES, WriteOptions, Writer
+from .jobs import GAP_BYTES, WriteOptions
+from .writer import Writer
 
 
 class LaidOutFile:

@@ -21,17 +21,16 @@ from ..errors import SaveError
 from ..formats.orbax.directory import COMMITTED
 from ..formats.orbax.write import JSON, STANDARD, Files, encode_commit_files
 from ..storage.open import open_source, open_staging
-from ..storage.signatures import MAX_METADATA
 from ..storage.sink import Sink
 from ..storage.staging import Staging
 from .destination import Destination, await_directory, check_destination
-from .file_formats import make_item
-from .item import Item, Json, Share
+from .file_formats import make_file_item
+from .item import Item, Json, Share, put_files
+from .jobs import WriteOptions
 from .local_values import Selected, digest_leaves, digest_small, find_difference, select_large
 from .options import SaveOptions
 from .result import Outcome
-from .snapshot import copy_values
-from .writer import WriteOptions
+from .snapshot import collect_leaves, copy_values
 
 Result = tuple[int, list[list[int]]]
 """Bytes of all files; and for each item, the crc32c of each leaf."""
@@ -110,8 +109,23 @@ class Job:
             self._documents[directory + item.file] = item.encode(name)
             self._handlers[name] = JSON
         else:
-            self._items.append(make_item(name, item, self._options))
+            self._items.append(self._make_item(name, item))
             self._handlers[name] = STANDARD
+
+    def _make_item(self, name: str, tree: PyTree) -> Item:
+        leaves, empties = collect_leaves(tree)
+        options = self._options
+        if options.format == "orbax":
+            return Item(name, leaves, empties)
+        return make_file_item(
+            options.format,
+            leaves,
+            empties,
+            metadata={key: str(value) for key, value in options.metadata.items()},
+            shard_size=options.shard_size,
+            single=options.single,
+            tree=tree,
+        )
 
     def _meet_others(self, earlier: SaveError | None, decide: Callable[[], Destination]) -> bytes:
         """Waits until all processes save the same; returns what process 0 tells of its sink."""
@@ -385,7 +399,7 @@ class Job:
         if self._options.format != "orbax":
             (item,) = self._items
             small, total, leaf_crcs = item.describe(files[0], {})
-            return total + self._put_files(small), [leaf_crcs]
+            return total + put_files(self._sink, small), [leaf_crcs]
         about = {
             "custom_metadata": self._options.metadata,
             "metrics": self._options.metrics,
@@ -404,20 +418,7 @@ class Job:
         for name in self._handlers:
             small[f"{name}/{COMMITTED}" if name else COMMITTED] = marker
         small[COMMITTED] = small.pop(COMMITTED, marker)  # written after all other files
-        return total + self._put_files(small), crcs
-
-    def _put_files(self, files: Files) -> int:
-        """Writes small files in this order; returns their size."""
-        assert self._sink is not None
-        for name, data in files.items():
-            if len(data) > MAX_METADATA:
-                raise SaveError(
-                    f"Expected at most {MAX_METADATA:,} bytes of `{name}`, which a restore would"
-                    f" refuse, got {len(data):,}",
-                    file=self._sink.path,
-                )
-            self._sink.put(name, data)
-        return sum(map(len, files.values()))
+        return total + put_files(self._sink, small), crcs
 
 
 def _clear_tracebacks(error: BaseException) -> None:

@@ -1,4 +1,4 @@
-"""JAX. A tree that is saved as Flax's msgpack."""
+"""A tree that is saved as Flax's msgpack."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from .._catalog.catalog import LEAF_EMPTIES, MAX_EMPTIES
-from .._catalog.written import Leaf
+from .._catalog.written import Leaf, refuse_leaves
 from .._codecs.crc32c import crc32c
 from .._core.names import Path, check_depths
 from ..errors import SaveError, Unsupported
@@ -14,7 +14,6 @@ from ..formats.flax.write import find_unwritable_leaves, lay_out, nest, sort_lik
 from ..formats.one_file import MSGPACK
 from ..formats.orbax.write import Files
 from .file_item import FileItem
-from .snapshot import refuse_leaves
 
 
 class MsgpackItem(FileItem):
@@ -42,12 +41,21 @@ class MsgpackItem(FileItem):
                 f"This tree can't be saved: templax would not read {len(empties):,} empty"
                 f" containers in a tree of {len(leaves):,} leaves"
             )
-        layout, problem = lay_out(sort_like(nest(leaves, empties), tree), leaves)
+        tree_order, layout, problem = lay_out(sort_like(nest(leaves, empties), tree))
         if problem is not None:
             raise SaveError(f"This tree can't be saved: templax would not read {problem}")
-        super().__init__(leaves, [(MSGPACK, layout)])
+        super().__init__(tree_order, [(MSGPACK, layout)])
         stored = {leaf.name for leaf in self._stored}
         self._between = {leaf.name: _crc_of(leaf) for leaf in leaves if leaf.name not in stored}
+
+    @property
+    def first_rows(self) -> list[int]:
+        rows = iter(self._places.first_chunk)
+        row, found = next(rows), list[int]()
+        for leaf in self.leaves:
+            found.append(row)
+            row = row if leaf.name in self._between else next(rows)
+        return found
 
     def describe(
         self, files: Sequence[tuple[str, int]], others: Files

@@ -1,4 +1,4 @@
-"""JAX. A tree that is saved as an archive of numpy, with the CRC-32 of each array."""
+"""A tree that is saved as an archive of numpy, with the CRC-32 of each array."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Sequence
 from typing import Any
 
-from .._catalog.written import Leaf
+from .._catalog.written import Leaf, refuse_leaves
 from .._codecs.crc_combine import join_crc32
 from .._core.names import check_depths
 from ..errors import SaveError, Unsupported
@@ -25,8 +25,10 @@ from ..formats.one_file import ARCHIVE
 from ..formats.orbax.write import Files
 from ..storage.signatures import NPZ, recognise
 from ..storage.sink import SinkFile
+from ..storage.staged_file import StagedFile
 from .file_item import FileItem, LaidOutFile, list_blocks
-from .snapshot import refuse_leaves
+
+_PIECE = 1 << 20
 
 
 class _Archive(LaidOutFile):
@@ -62,7 +64,21 @@ class _Archive(LaidOutFile):
         crc = self._crcs[i]
         if crc is None:
             pieces = [(crc, nbytes) for _, nbytes, crc in sorted(self._pieces[i])]
-            crc = self._crcs[i] = join_crc32(self._begin_crc(i), pieces)
+            if sum(nbytes for _, nbytes in pieces) == self.layout.leaves[i].nbytes:
+                crc = join_crc32(self._begin_crc(i), pieces)
+            else:
+                crc = self._read_crc(i)
+            self._crcs[i] = crc
+        return crc
+
+    def _read_crc(self, i: int) -> int:
+        """The CRC-32 of a member of which an earlier process has written a part."""
+        assert isinstance(self.file, StagedFile), "others are not gone on with"
+        crc, left = self._begin_crc(i), self.layout.leaves[i].nbytes
+        with open(self.file.path, "rb") as file:
+            file.seek(self.layout.starts[i])
+            while left and (piece := file.read(min(left, _PIECE))):
+                crc, left = zlib.crc32(piece, crc), left - len(piece)
         return crc
 
     def make_head(self, i: int) -> bytes:

@@ -1,11 +1,11 @@
-"""JAX. A tree that is saved as safetensors: one file, or several under an index."""
+"""A tree that is saved as safetensors: one file, or several under an index. No JAX."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
 
-from .._catalog.written import Leaf
+from .._catalog.written import Leaf, refuse_leaves
 from .._core.names import check_depths
 from ..errors import SaveError, Unsupported, UsageError
 from ..formats.orbax.write import Files
@@ -20,7 +20,6 @@ from ..formats.safetensors_write import (
     name_file,
 )
 from .file_item import FileItem, list_blocks
-from .snapshot import refuse_leaves
 
 
 class SafetensorsItem(FileItem):

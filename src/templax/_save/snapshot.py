@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
-from .._catalog.written import Leaf
+from .._catalog.written import Leaf, refuse_leaves
 from .._core.arguments import PyTree
 from .._core.boxes import Box, full_box
 from .._core.dtypes import DTYPES, PYTHON_DTYPES
@@ -23,7 +23,7 @@ from .._core.text import is_unicode
 from .._jax.paths import path_element
 from .._jax.support import key_data_spec
 from .._template.flatten import flatten_tree
-from ..errors import SaveError, UsageError
+from ..errors import UsageError
 from .owners import all_boxes, held_boxes, holds_all, is_local, written_boxes
 
 Empty = tuple[Path, str]
@@ -95,18 +95,6 @@ def collect_leaves(tree: PyTree, *, replicas: bool = False) -> tuple[list[Leaf],
         refuse_leaves(wrong)
         jax.block_until_ready(ready)  # a failed computation raises here, before a file is made
     return leaves, empties
-
-
-def refuse_leaves(wrong: Sequence[str]) -> None:
-    """Raises SaveError if there is anything that keeps a tree from being saved.
-
-    Args:
-        wrong: What is wrong, as sentences that each begin with the name of a leaf.
-    """
-    if wrong:
-        rest = f"; and {len(wrong) - 20} more" if len(wrong) > 20 else ""
-        text = f"This tree can't be saved: {'; '.join(wrong[:20])}{rest}"
-        raise SaveError(text.encode(errors="backslashreplace").decode())
 
 
 def _empty_kind(value: Any) -> str | None:

@@ -11,7 +11,7 @@ from .file_staging import FileStaging
 from .local import Local
 from .sink import Sink
 from .source import Source
-from .staging import Staging
+from .staging import Leftover, Staging
 
 _MANGLED_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.*)", re.DOTALL)
 """A URL after `pathlib.Path`, which joins its two slashes. `C:/` is a drive: a single letter."""
@@ -38,7 +38,11 @@ def open_source(url: str | os.PathLike[str] | Source) -> Source:
 
 
 def open_staging(
-    url: str | os.PathLike[str] | Sink, *, overwrite: bool, single: bool = False
+    url: str | os.PathLike[str] | Sink,
+    *,
+    overwrite: bool,
+    single: bool = False,
+    leftover: Leftover | None = None,
 ) -> Sink:
     """Returns a sink that writes a checkpoint to a path or URL; a sink is returned unchanged.
 
@@ -46,6 +50,7 @@ def open_staging(
         url: A path or `file://` URL as for `open_source`, or a `Sink`.
         overwrite: Whether an existing checkpoint may be replaced.
         single: Whether the checkpoint is a single file at the path, rather than a directory.
+        leftover: See `Staging`.
 
     Raises:
         AlreadyExists: The path is taken, and `overwrite` is False.
@@ -57,7 +62,7 @@ def open_staging(
         return url
     hint = "save to a local directory, then copy that"
     make = FileStaging if single else Staging
-    return make(local_path(url, "writes", hint), overwrite=overwrite)
+    return make(local_path(url, "writes", hint), overwrite=overwrite, leftover=leftover)
 
 
 def local_path(url: str | os.PathLike[str], does: str, hint: str) -> str:

@@ -9,7 +9,7 @@ pieces.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import msgspec
@@ -92,7 +92,7 @@ class _Encoder:
     """Walks through a tree and notes where everything comes to lie."""
 
     def __init__(self) -> None:
-        self.leaves, self.starts = list[Leaf](), list[int]()
+        self.all, self.leaves, self.starts = list[Leaf](), list[Leaf](), list[int]()
         self.heads, self.jumps = list[tuple[int, bytes]](), list[tuple[int, bytes]]()
         self.size = self.values = self.pieces = 0
         self._text = bytearray()
@@ -111,6 +111,7 @@ class _Encoder:
                 self.add(child)
 
     def _add_leaf(self, leaf: Leaf) -> None:
+        self.all.append(leaf)
         if leaf.text is not None:
             self._text += _encode(leaf.text)
         elif leaf.is_python:
@@ -165,12 +166,9 @@ class _Encoder:
         )
 
 
-def lay_out(tree: Node, leaves: Sequence[Leaf]) -> tuple[Layout, str | None]:
-    """Where everything lies, and why templax would refuse to read the file, or None.
-
-    Args:
-        tree: What `nest` gives.
-        leaves: Its leaves.
+def lay_out(tree: Node) -> tuple[list[Leaf], Layout, str | None]:
+    """The order of all leaves in the file, where everything lies in it, and why templax would
+    refuse to read it, or None.
     """
     encoder = _Encoder()
     encoder.add(tree)
@@ -180,13 +178,13 @@ def lay_out(tree: Node, leaves: Sequence[Leaf]) -> tuple[Layout, str | None]:
     problem = None
     if not holds_flax_arrays(Memory({"": begin + bytes(512)}), "", len(begin) + 512):
         problem = "no array or number of numpy near its beginning, by which a file is recognised"
-    elif len(leaves) > max_leaves(size):
-        problem = f"{len(leaves):,} leaves in {size:,} bytes, more than {max_leaves(size):,}"
+    elif len(encoder.all) > max_leaves(size):
+        problem = f"{len(encoder.all):,} leaves in {size:,} bytes, more than {max_leaves(size):,}"
     elif encoder.values > max_values(size):
         problem = f"{encoder.values:,} values in {size:,} bytes, more than {max_values(size):,}"
     elif encoder.pieces > MAX_PIECES:
         problem = f"{encoder.pieces:,} dimensions of pieces of arrays, more than {MAX_PIECES:,}"
-    return layout, problem
+    return encoder.all, layout, problem
 
 
 def encode_number(leaf: Leaf) -> bytes:
