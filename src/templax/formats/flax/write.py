@@ -8,6 +8,7 @@ pieces.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -231,7 +232,8 @@ def _encode_length(length: int, small: int, large: int) -> bytes:
 
 
 def sort_like(node: Node, tree: Any) -> Node:
-    """Puts the keys of dicts in the order of the caller's tree; JAX sorts them, Flax does not.
+    """Puts keys in the order of the caller's tree. JAX sorts those of dicts, and `nest` puts empty
+    containers last; Flax does neither.
 
     Args:
         node: What `nest` gives.
@@ -239,12 +241,15 @@ def sort_like(node: Node, tree: Any) -> Node:
     """
     if not isinstance(node, dict):
         return node
+    children: dict[str, Any]
     if isinstance(tree, Mapping):
-        children: dict[str, Any] = {str(key): child for key, child in tree.items()}
-        known = {key: node[key] for key in children if key in node}
-        node = {**known, **node}
-    elif isinstance(tree, (list, tuple)) and not hasattr(tree, "_fields"):
-        children = {str(i): child for i, child in enumerate(tree)}
+        children = {str(key): child for key, child in tree.items()}
+    elif isinstance(tree, (list, tuple)):
+        names = getattr(tree, "_fields", range(len(tree)))
+        children = {str(name): child for name, child in zip(names, tree, strict=False)}
+    elif dataclasses.is_dataclass(tree):
+        children = {each.name: getattr(tree, each.name, None) for each in dataclasses.fields(tree)}
     else:
         children = {key: getattr(tree, key, None) for key in node}
-    return {key: sort_like(child, children.get(key)) for key, child in node.items()}
+    keys = dict.fromkeys((*(key for key in children if key in node), *node))
+    return {key: sort_like(node[key], children.get(key)) for key in keys}
