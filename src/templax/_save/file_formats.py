@@ -7,7 +7,6 @@ from typing import Any
 
 from .._catalog.written import Leaf
 from .._core.names import Path
-from .._core.text import list_names
 from ..errors import UsageError
 from .file_item import FileItem
 from .msgpack_item import MsgpackItem
@@ -37,7 +36,9 @@ def choose_format(format: str | None, path: str) -> tuple[str, bool]:
     """
     known = ("orbax", *FILE_FORMATS)
     if format is not None and format not in known:
-        raise UsageError(f"Expected format= one of {list_names(known)}, got {format!r}")
+        raise UsageError(
+            f"Expected format= one of {', '.join(f'`{name}`' for name in known)}, got {format!r}"
+        )
     found = next((name for name, suffix in FILE_FORMATS.items() if path.endswith(suffix)), None)
     if found is None or format == "orbax":
         return format or "orbax", False
