@@ -36,6 +36,7 @@ from .errors import CastWarning as CastWarning
 from .errors import CheckpointError as CheckpointError
 from .errors import Corrupted as Corrupted
 from .errors import Mismatch as Mismatch
+from .errors import MissingPackage as MissingPackage
 from .errors import NotFound as NotFound
 from .errors import SaveError as SaveError
 from .errors import SourceError as SourceError

@@ -15,7 +15,7 @@ from .._escape import join_lines
 from ..errors import CheckpointError, Corrupted, Unsupported
 from ..storage.source import Source
 from .entry import Chunk, LeafEntry
-from .tree_rows import format_total, format_tree
+from .tree_rows import format_total, format_tree, measure_leaves
 
 MAX_EMPTIES, LEAF_EMPTIES = 1 << 16, 16
 """Maximum number of empty nodes in a tree: a fixed allowance, and this many more per leaf."""
@@ -115,7 +115,7 @@ class Catalog:
 
     def __str__(self) -> str:
         """The tree, as `templax ls` shows it, in at most `MAX_ROWS` rows."""
-        lines = [f"{self.url} ({self.format}): {format_total(self.entries)}"]
+        lines = [f"{self.url} ({self.format}): {format_total(measure_leaves(self.entries))}"]
         if self.uncommitted is not None:
             lines.append(f"UNCOMMITTED: {self.uncommitted}")
         return join_lines([*lines, *format_tree(self.entries, self.empties, MAX_ROWS)])
@@ -165,8 +165,9 @@ class Catalog:
             Nested dicts and lists of `jax.ShapeDtypeStruct` without sharding. Python numbers and
             strings are represented by their types. 64-bit arrays are abstract numpy arrays, which
             take no memory, unless JAX has 64-bit types enabled, because a `jax.Array` could not
-            hold them. If a name is both a leaf and a subtree, which safetensors allows, the result
-            is one flat dict of all names.
+            hold them. Where JAX is not installed, all arrays are, and only typed PRNG keys can't
+            be restored. If a name is both a leaf and a subtree, which safetensors allows, the
+            result is one flat dict of all names.
 
         Example:
             >>> import pathlib, tempfile
@@ -180,6 +181,6 @@ class Catalog:
             >>> tree["layers"][0]["w"].shape
             (8, 6)
         """
-        from .abstract_tree import build_abstract_tree  # imports JAX
+        from .abstract_tree import build_abstract_tree  # imports JAX, if it is installed
 
         return build_abstract_tree(self.entries, self.empties)

@@ -1,4 +1,4 @@
-"""The items that write the formats of other libraries. No JAX."""
+"""The items that write the formats of other libraries."""
 
 from __future__ import annotations
 

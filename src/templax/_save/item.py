@@ -1,4 +1,4 @@
-"""The items of a checkpoint: each is a tree or a JSON value, saved under a name. No JAX."""
+"""The items of a checkpoint: each is a tree or a JSON value, saved under a name."""
 
 from __future__ import annotations
 

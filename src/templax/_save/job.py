@@ -1,4 +1,4 @@
-"""JAX. One save from its snapshot to its commit, by one process or by all of a job."""
+"""One save from its snapshot to its commit, by one process or by all of a job."""
 
 from __future__ import annotations
 

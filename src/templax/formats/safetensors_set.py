@@ -13,17 +13,16 @@ from contextlib import suppress
 from typing import Any
 
 import msgspec
-from msgspec import structs
 
 from .._catalog.catalog import Catalog
-from .._catalog.entry import Chunk, LeafEntry
+from .._catalog.entry import LeafEntry
 from .._core.gc_pause import pause_gc
 from .._core.json_text import decode_json
 from .._core.text import list_examples
 from ..errors import CheckpointError, Corrupted, NotFound, SourceError
 from ..storage.signatures import read_head, read_metadata
 from ..storage.source import Source
-from .safetensors import Safetensors, combine_sums, make_chunks
+from .safetensors import Safetensors, combine_sums, locate_tensors, read_tensors
 
 INDEX = ".safetensors.index.json"
 
@@ -66,10 +65,10 @@ class SafetensorsSet:
         abouts: list[Mapping[str, Any]] = []
         summed = True
         for file in files:
-            catalog = _open_file(root, file, name)
-            abouts.append(catalog.metadata)
-            summed = summed and catalog.fingerprints is not None
-            for entry in catalog.entries:
+            tensors, about, has_sums = _read_file(root, file, name)
+            abouts.append(about)
+            summed = summed and has_sums
+            for entry in tensors:
                 if index.weight_map.get(entry.name, file) != file:
                     continue  # another file's is the one that the index names
                 if entry.name in entries:
@@ -79,7 +78,7 @@ class SafetensorsSet:
                         leaf=entry.name,
                         file=name,
                     )
-                entries[entry.name] = structs.replace(entry, handle=(file, *entry.handle))
+                entries[entry.name] = entry
         absent = [tensor for tensor in index.weight_map if tensor not in entries]
         if absent:
             raise Corrupted(
@@ -94,7 +93,7 @@ class SafetensorsSet:
             evidence=f"`{name}`",
             entries=tuple(entries.values()),
             source=root,
-            locator=_locate,
+            locator=locate_tensors,
             metadata=_join_metadata(index.metadata, abouts),
             fingerprints=functools.partial(combine_sums, tuple(entries.values()))
             if summed
@@ -160,13 +159,15 @@ def _read_index(root: Source, name: str) -> _Index:
     return index
 
 
-def _open_file(root: Source, file: str, name: str) -> Catalog:
+def _read_file(
+    root: Source, file: str, name: str
+) -> tuple[tuple[LeafEntry, ...], dict[str, str], bool]:
     place = root.at(file)
     info = place.stat("")
     if info is None or info.is_dir:
         raise Corrupted(f"Expected the file that `{name}` names, found none", file=file)
     try:
-        return Safetensors().open(place)
+        return read_tensors(place, file)
     except CheckpointError as error:
         raise error.locate(file=file) from error
 
@@ -182,10 +183,3 @@ def _join_metadata(
             if value not in values:
                 values.append(value)
     return {key: values[0] if len(values) == 1 else values for key, values in joined.items()}
-
-
-@pause_gc()
-def _locate(
-    entries: Iterable[LeafEntry], damages: list[Corrupted] | None = None
-) -> dict[str, tuple[Chunk, ...]]:
-    return {entry.name: make_chunks(entry, entry.handle[0], *entry.handle[1:]) for entry in entries}
