@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from typing import Any
+from typing import Any, cast
 
 import templax as tx
 from templax._convert import cut, target
@@ -42,16 +42,17 @@ def die(*_: Any) -> Any:
 def main(source: str, path: str, to: str, when: str, compression: str | None = None) -> None:
     shrink()
     if when.isdigit():
-        left, real = int(when), writer.Writer._write
+        left, writers = int(when), cast("Any", writer.Writer)
+        real = writers._write
 
-        def write(self: writer.Writer, *arguments: Any) -> None:
+        def write(self: Any, *arguments: Any) -> None:
             nonlocal left
             if left == 0:
                 die()
             left -= 1
             real(self, *arguments)
 
-        writer.Writer._write = write
+        writers._write = write
     else:
         setattr(target.Target, when, die)
     how: Any = to

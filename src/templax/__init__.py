@@ -37,7 +37,7 @@ _MODULES = {
     "_catalog.entry": ("LeafEntry",),
     "_catalog.fingerprint": ("Fingerprint",),
     "_convert.api": ("convert",),
-    "_convert.result": ("Converted",),
+    "_convert.result": ("Converted", "LeafCast"),
     "_display.progress": ("show_progress",),
     "_match.result": ("Match", "TemplateError"),
     "_plan.plan": ("Plan",),

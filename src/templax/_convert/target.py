@@ -14,8 +14,9 @@ from .._save.jobs import WriteOptions
 from ..errors import SaveError
 from ..formats.orbax.directory import COMMITTED
 from ..formats.orbax.write import STANDARD, encode_commit_files
+from ..storage.leftovers import Leftover
 from ..storage.open import open_staging
-from ..storage.staging import Leftover, Staging
+from ..storage.staging import Staging
 from .journal import Head, Journal
 from .leftovers import digest, find_leftover
 from .options import ConvertOptions

@@ -96,14 +96,14 @@ def test_a_large_chunk_is_decoded_once_piece_by_piece(monkeypatch: pytest.Monkey
 def test_a_streamed_chunk_is_checked_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cut_module, "BLOCK_BYTES", 64)
     values = np.arange(256, dtype=np.uint16).reshape(16, 16)
-    for change, message in ((slice(0, -9), "zstd frame"), (slice(0, 3), "zstd")):
+    for change in (slice(0, -9), slice(0, 3)):
         file, chunks = store(values, [full_box((16, 16))], ["zstd"])
         cut = file[change]
         chunks = (Chunk(Extent("x", 0, len(cut)), chunks[0].box, ("zstd",)),)
         reader = make_reader(values, chunks, cut)
         leaf = Leaf("w", ("w",), "np.ndarray", (16, 16), values.dtype)
         ((boxes, _),) = list(reader.cut(leaf, (1, 16)))
-        with pytest.raises(Corrupted, match=message) as caught:
+        with pytest.raises(Corrupted, match="decoded bytes") as caught:
             list(reader.read([Block(leaf, box, 0) for box in boxes]))
         assert caught.value.leaf == "w"
 
