@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from .._catalog.written import ChunkTable, Leaf
-from .._core.chunk_grid import grid_shape
+from .._core import chunk_grid
 from ..formats.layout import Layout
 from ..formats.orbax.write import Files
 from ..storage.sink import Sink, SinkFile
@@ -96,9 +96,12 @@ def list_blocks(leaves: Iterable[Leaf]) -> list[tuple[int, int, int]]:
     """
     found, row = list[tuple[int, int, int]](), 0
     for leaf in leaves:
-        chunk = choose_chunk(leaf)
-        end = row + (1 if chunk == leaf.shape else math.prod(grid_shape(leaf.shape, chunk)))
-        found.append((math.prod(chunk) * leaf.dtype.itemsize, row, end))
+        block, end = leaf.nbytes, row + 1
+        if block > chunk_grid.CHUNK_BYTES or not block:
+            chunk = choose_chunk(leaf)
+            block = math.prod(chunk) * leaf.dtype.itemsize
+            end = row + math.prod(chunk_grid.grid_shape(leaf.shape, chunk))
+        found.append((block, row, end))
         row = end
     return found
 
@@ -117,7 +120,8 @@ class FileItem(Item):
         self._chunks = [choose_chunk(leaf) for leaf in self.leaves]
         self._layouts = layouts
         self._stored = [leaf for _, layout in layouts for leaf in layout.leaves]
-        self._shapes = [choose_chunk(leaf) for leaf in self._stored]
+        chunks = dict(zip(map(id, self.leaves), self._chunks, strict=True))
+        self._shapes = [chunks[id(leaf)] for leaf in self._stored]
 
     def open(self, sink: Sink, options: WriteOptions, *, only_process: bool) -> None:
         self._places = ChunkTable(self._stored, self._shapes)

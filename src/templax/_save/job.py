@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
 import traceback
@@ -12,6 +13,7 @@ import msgspec
 import numpy as np
 
 from .._catalog.fingerprint import Fingerprint, combine_fingerprints
+from .._catalog.written import Leaf
 from .._core.arguments import PyTree
 from .._core.gc_pause import pause_gc
 from .._core.names import join_path
@@ -259,7 +261,7 @@ class Job:
             result = self._find_result_of_others(error)
         ended = time.perf_counter()
         self.outcome.nbytes, crcs = result
-        self.outcome.fingerprint = self._combine_fingerprints(crcs)
+        self.outcome.combine = self._prepare_fingerprint(crcs)
         self.outcome.stages = {
             "snapshot": self._snapshot_s,
             "encode": sum(item.writer.encode_s for item in self._items),
@@ -296,19 +298,16 @@ class Job:
             item.writer.wait(None if progress is None and job.count == 1 else report)
             done += item.writer.total
 
-    def _combine_fingerprints(self, crcs: list[list[int]]) -> Fingerprint:
-        """The fingerprint of the tree; of several items, that of the dict of their trees."""
+    def _prepare_fingerprint(self, crcs: list[list[int]]) -> Callable[[], Fingerprint]:
+        """What makes the fingerprint of the tree; of several items, that of the dict of their
+        trees. It holds the leaves, but not their values.
+        """
         several = len(self._items) > 1
-        return combine_fingerprints(
-            (
-                join_path((item.name, *leaf.path)) if several else leaf.name,
-                leaf.dtype_name,
-                leaf.user_shape,
-                crc,
-            )
-            for item, leaf_crcs in zip(self._items, crcs, strict=True)
-            for leaf, crc in zip(item.leaves, leaf_crcs, strict=True)
-        )
+        saved = [(item.name if several else None, item.leaves) for item in self._items]
+        for _, leaves in saved:
+            for leaf in leaves:
+                leaf.pieces = ()
+        return functools.partial(_combine_fingerprints, saved, crcs)
 
     def _commit(self) -> Result:
         """Writes the remaining files, and commits; in a job process 0 does, for all."""
@@ -405,6 +404,21 @@ class Job:
             small[f"{name}/{COMMITTED}" if name else COMMITTED] = marker
         small[COMMITTED] = small.pop(COMMITTED, marker)  # written after all other files
         return total + put_files(self._sink, small), crcs
+
+
+def _combine_fingerprints(
+    saved: list[tuple[str | None, list[Leaf]]], crcs: list[list[int]]
+) -> Fingerprint:
+    return combine_fingerprints(
+        (
+            leaf.name if name is None else join_path((name, *leaf.path)),
+            leaf.dtype_name,
+            leaf.user_shape,
+            crc,
+        )
+        for (name, leaves), leaf_crcs in zip(saved, crcs, strict=True)
+        for leaf, crc in zip(leaves, leaf_crcs, strict=True)
+    )
 
 
 def _clear_tracebacks(error: BaseException) -> None:

@@ -125,7 +125,11 @@ class Job:
     def add(self, leaf: Leaf, chunk: Shape, cells: list[Cell], box: Box | None = None) -> None:
         self.work.append((leaf, chunk, cells))
         self.pieces.append(leaf.pieces)
-        self.nbytes += sum(size_of(cell.box) for cell in cells) * leaf.dtype.itemsize
+        if len(cells) == 1:
+            size = size_of(cells[0].box)
+        else:
+            size = sum(size_of(cell.box) for cell in cells)
+        self.nbytes += size * leaf.dtype.itemsize
         if box is not None:
             self.blocks.append(Block(leaf, box, cells[0].number))
 

@@ -41,10 +41,10 @@ class MsgpackItem(FileItem):
                 f"This tree can't be saved: templax would not read {len(empties):,} empty"
                 f" containers in a tree of {len(leaves):,} leaves"
             )
-        layout, problem = lay_out(sort_like(nest(leaves, empties), tree), leaves)
+        tree_order, layout, problem = lay_out(sort_like(nest(leaves, empties), tree))
         if problem is not None:
             raise SaveError(f"This tree can't be saved: templax would not read {problem}")
-        super().__init__(leaves, [(MSGPACK, layout)])
+        super().__init__(tree_order, [(MSGPACK, layout)])
         stored = {leaf.name for leaf in self._stored}
         self._between = {leaf.name: _crc_of(leaf) for leaf in leaves if leaf.name not in stored}
 

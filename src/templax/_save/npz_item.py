@@ -25,7 +25,10 @@ from ..formats.one_file import ARCHIVE
 from ..formats.orbax.write import Files
 from ..storage.signatures import NPZ, recognise
 from ..storage.sink import SinkFile
+from ..storage.staged_file import StagedFile
 from .file_item import FileItem, LaidOutFile, list_blocks
+
+_PIECE = 1 << 20
 
 
 class _Archive(LaidOutFile):
@@ -61,7 +64,21 @@ class _Archive(LaidOutFile):
         crc = self._crcs[i]
         if crc is None:
             pieces = [(crc, nbytes) for _, nbytes, crc in sorted(self._pieces[i])]
-            crc = self._crcs[i] = join_crc32(self._begin_crc(i), pieces)
+            if sum(nbytes for _, nbytes in pieces) == self.layout.leaves[i].nbytes:
+                crc = join_crc32(self._begin_crc(i), pieces)
+            else:
+                crc = self._read_crc(i)
+            self._crcs[i] = crc
+        return crc
+
+    def _read_crc(self, i: int) -> int:
+        """The CRC-32 of a member of which an earlier process has written a part."""
+        assert isinstance(self.file, StagedFile), "others are not gone on with"
+        crc, left = self._begin_crc(i), self.layout.leaves[i].nbytes
+        with open(self.file.path, "rb") as file:
+            file.seek(self.layout.starts[i])
+            while left and (piece := file.read(min(left, _PIECE))):
+                crc, left = zlib.crc32(piece, crc), left - len(piece)
         return crc
 
     def make_head(self, i: int) -> bytes:

@@ -14,7 +14,6 @@ from .._core.arguments import check_int
 from .._core.dtypes import read_number
 from .._core.json_text import encode_json
 from .._core.progress import Progress, check_progress
-from .._core.text import list_names
 from .._core.workers import MEMORY_BYTES, choose_threads
 from ..errors import UsageError
 from ..formats.safetensors_write import SUMS
@@ -130,7 +129,8 @@ def choose_format(format: str | None, path: str) -> tuple[str, bool]:
     """
     known = ("orbax", *SUFFIXES)
     if format is not None and format not in known:
-        raise UsageError(f"Expected format= one of {list_names(known)}, got {format!r}")
+        listed = ", ".join(f"`{name}`" for name in known)
+        raise UsageError(f"Expected format= one of {listed}, got {format!r}")
     found = next((name for name, suffix in SUFFIXES.items() if path.endswith(suffix)), None)
     if found is None or format == "orbax":
         return format or "orbax", False

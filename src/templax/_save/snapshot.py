@@ -55,9 +55,10 @@ def collect_leaves(tree: PyTree, *, replicas: bool = False) -> tuple[list[Leaf],
         UsageError: `tree` is not a pytree.
     """
     if is_jax_loaded():
-        from .jax_leaves import allow_transfers, flatten_with_paths
+        from .jax_leaves import allow_transfers, flatten_with_paths, make_jax_leaf
     else:
         allow_transfers, flatten_with_paths = nullcontext, _flatten_plain
+        make_jax_leaf = None
     try:
         found = flatten_with_paths(tree, lambda x: _empty_kind(x) is not None)
     except (TypeError, ValueError) as error:  # such as a dict with keys 0 and "0", for JAX to sort
@@ -79,7 +80,7 @@ def collect_leaves(tree: PyTree, *, replicas: bool = False) -> tuple[list[Leaf],
                 wrong.append(f"two leaves are named `{name}`")
                 continue
             names.add(name)
-            leaf = _make_leaf(name, path, value, replicas)
+            leaf = _make_leaf(name, path, value, replicas, make_jax_leaf)
             if isinstance(leaf, str):
                 wrong.append(f"`{name}` {leaf}")
                 continue
@@ -116,15 +117,18 @@ def _empty_kind(value: Any) -> str | None:
     return None
 
 
-def _make_leaf(name: str, path: Path, value: Any, replicas: bool) -> Leaf | str:
+def _make_leaf(
+    name: str,
+    path: Path,
+    value: Any,
+    replicas: bool,
+    make_jax_leaf: Callable[[str, Path, Any, bool], Leaf | str | None] | None,
+) -> Leaf | str:
     """A leaf, or the reason why it cannot be saved, in words that follow its name."""
-    if is_jax_loaded():
-        from .jax_leaves import is_abstract, is_array, make_jax_leaf
-
-        if is_array(value):
-            return make_jax_leaf(name, path, value, replicas)
-        if is_abstract(value):
-            return "is abstract: it has a shape and a dtype, but no values"
+    if make_jax_leaf is not None:
+        leaf = make_jax_leaf(name, path, value, replicas)
+        if leaf is not None:
+            return leaf
     if isinstance(value, str):
         return _make_text_leaf(name, path, value)
     if isinstance(value, np.ma.MaskedArray):
@@ -146,7 +150,7 @@ def _make_leaf(name: str, path: Path, value: Any, replicas: bool) -> Leaf | str:
         return "is `...`, which was never restored"
     as_array: Callable[[], Any] | None = getattr(value, "__jax_array__", None)
     if as_array is not None:
-        return _make_leaf(name, path, as_array(), replicas)
+        return _make_leaf(name, path, as_array(), replicas, make_jax_leaf)
     if isinstance(value, (bytes, bytearray)):
         return "holds bytes: save np.frombuffer(value, np.uint8)"
     return f"is a {type(value).__module__}.{type(value).__qualname__}, which holds no array"

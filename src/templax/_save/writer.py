@@ -175,7 +175,8 @@ class Writer:
         """Writes a pack of small leaves in one call, with zeros between them."""
         out = scratch.bytes("pack", job.stop - job.start)
         at = 0
-        places = self._table
+        offsets, sizes = list[int](), list[int]()
+        crcs, element_crcs = list[int](), list[int]()
         for (leaf, chunk, (cell,)), values in zip(job.work, self._fetch(job), strict=True):
             assert cell.offset is not None
             data = gather_box(cell.box, leaf, values, scratch)
@@ -185,16 +186,17 @@ class Writer:
             at = start + len(data)
             out[start:at] = data
             crc = crc32c(data)
-            places.file[cell.number] = 0
-            places.offset[cell.number] = cell.offset
-            places.nbytes[cell.number] = len(data)
-            places.crc[cell.number] = crc
-            places.element_crc[cell.number] = (
-                crc
-                if is_row_major(leaf.shape, chunk)
-                else crc_contribution(data, cell.box, leaf, crc)
-            )
+            offsets.append(cell.offset)
+            sizes.append(len(data))
+            crcs.append(crc)
+            element_crcs.append(crc)
+            if not is_row_major(leaf.shape, chunk):
+                element_crcs[-1] = crc_contribution(data, cell.box, leaf, crc)
         out[at:] = bytes(len(out) - at)
+        places, rows = self._table, job.rows
+        places.file[rows] = 0
+        places.offset[rows], places.nbytes[rows] = offsets, sizes
+        places.crc[rows], places.element_crc[rows] = crcs, element_crcs
         self._write(out, job.start, scratch)
 
     def _fetch(self, job: Job) -> Iterator[list[tuple[Box, np.ndarray]]]:

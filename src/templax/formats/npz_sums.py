@@ -9,8 +9,12 @@ changes a member, and carries the field on, changes that.
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterable
 
 import numpy as np
+
+from .._catalog.entry import LeafEntry
+from .._codecs.crc_combine import combine_crcs
 
 _ID = 0x7874  # "tx"
 
@@ -56,3 +60,12 @@ def parse_sums(extra: bytes, crc: int, nbytes: int) -> tuple[int, tuple[int, ...
         if known == crc and block and size - _HEAD.size == 4 * -(-nbytes // block):
             return block, tuple(np.frombuffer(field, "<u4", offset=_HEAD.size).tolist())
     return None
+
+
+def combine_sums(entries: Iterable[LeafEntry]) -> dict[str, int]:
+    """The crc32c of each array, from those of its blocks, which end its handle."""
+    found: dict[str, int] = {}
+    for entry in entries:
+        block, sums = entry.handle[-2:]
+        found[entry.name] = combine_crcs(sums, block, entry.nbytes) if sums else 0
+    return found

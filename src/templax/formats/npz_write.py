@@ -34,6 +34,9 @@ _MAX_NAME = 0xFFFF
 
 _U16, _U32 = 0xFFFF, 0xFFFFFFFF
 
+_MAX16, _MAX32 = _U16, _U32
+"""Numbers from here on are in the fields of zip64; `_U16` or `_U32` is in their place."""
+
 _DATE = (1 << 5) | 1  # 1 January 1980, as numpy writes it: the same values make the same file
 
 _UTF8 = 0x0800
@@ -137,7 +140,7 @@ def _encode_name(name: str) -> tuple[bytes, int]:
 @functools.lru_cache(4096)
 def _encode_sizes(nbytes: int) -> tuple[bytes, bytes, int]:
     """Both sizes of a member, its extra field for zip64 or nothing, and the version it needs."""
-    if nbytes < _U32:
+    if nbytes < _MAX32:
         return struct.pack("<2I", nbytes, nbytes), b"", 20
     extra = struct.pack("<2H2Q", _EXTRA_ZIP64, 16, nbytes, nbytes)
     return struct.pack("<2I", _U32, _U32), extra, 45
@@ -172,7 +175,7 @@ def encode_directory(
         key, flags = _encode_name(name)
         sizes, extra, version = _encode_sizes(nbytes)
         place = begin
-        if begin >= _U32:
+        if begin >= _MAX32:
             large = struct.pack("<2Q", nbytes, nbytes) if extra else b""
             extra = struct.pack("<2H", _EXTRA_ZIP64, len(large) + 8) + large
             extra, place, version = extra + struct.pack("<Q", begin), _U32, 45
@@ -182,10 +185,10 @@ def encode_directory(
         out += struct.pack("<5H2I", len(key), len(extra), 0, 0, 0, 0o600 << 16, place)
         out += key + extra
     count, nbytes, at = len(names), len(out), layout.size
-    if count >= _U16 or at >= _U32 or nbytes >= _U32:
+    if count >= _MAX16 or at >= _MAX32 or nbytes >= _MAX32:
         out += struct.pack("<4sQ2H2I", b"PK\6\6", 44, 3 << 8 | 45, 45, 0, 0)
         out += struct.pack("<4Q", count, count, nbytes, at)
         out += struct.pack("<4sIQI", b"PK\6\7", 0, at + nbytes, 1)
-    count, nbytes, at = min(count, _U16), min(nbytes, _U32), min(at, _U32)
+        count, nbytes, at = _U16, _U32, _U32
     out += struct.pack("<4s4H2IH", b"PK\5\6", 0, 0, count, count, nbytes, at, 0)
     return bytes(out)

@@ -18,9 +18,8 @@ from .._core.names import Path, join_path
 from ..errors import CheckpointError, Corrupted
 from ..storage.signatures import NPY, NPZ, recognise_root
 from ..storage.source import Source, open_ranges, root_size
-from .npz_sums import parse_sums
+from .npz_sums import combine_sums, parse_sums
 from .numpy_header import HEAD, ArrayHeader, parse_header
-from .safetensors import combine_sums
 from .zip_members import Member, ReadRange, check_members, list_members
 
 

@@ -199,6 +199,6 @@ def combine_sums(entries: Iterable[LeafEntry]) -> dict[str, int]:
     """The crc32c of each tensor, from those of its blocks."""
     found: dict[str, int] = {}
     for entry in entries:
-        block, sums = entry.handle[-2:]
-        found[entry.name] = combine_crcs(sums, block, entry.nbytes) if sums else 0
+        _, start, stop, block, sums = entry.handle
+        found[entry.name] = combine_crcs(sums, block, stop - start) if sums else 0
     return found

@@ -17,6 +17,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from operator import itemgetter
 
 import msgspec
 import numpy as np
@@ -77,17 +78,18 @@ def divide_leaves(leaves: Iterable[Leaf], shard_size: int) -> list[list[Leaf]]:
     Leaves go to files in the order of the tree. A file takes leaves until the next one would make
     its data larger than `shard_size` bytes; a leaf larger than that has a file of its own.
     """
-    files: list[list[Leaf]] = [[]]
+    files: list[list[tuple[bool, int, str, Leaf]]] = [[]]
     total = 0
     for leaf in leaves:
-        if files[-1] and total + leaf.nbytes > shard_size:
+        nbytes = leaf.nbytes
+        if files[-1] and total + nbytes > shard_size:
             files.append([])
             total = 0
-        files[-1].append(leaf)
-        total += leaf.nbytes
+        files[-1].append((nbytes % ALIGN > 0, -leaf.dtype.itemsize, leaf.name, leaf))
+        total += nbytes
     for file in files:
-        file.sort(key=lambda leaf: (leaf.nbytes % ALIGN > 0, -leaf.dtype.itemsize, leaf.name))
-    return files
+        file.sort(key=itemgetter(0, 1, 2))
+    return [[leaf for *_, leaf in file] for file in files]
 
 
 def name_file(number: int, count: int) -> str:

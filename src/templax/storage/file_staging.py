@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from contextlib import suppress
 
@@ -43,14 +44,26 @@ class FileStaging(Staging):
                 if replaces:
                     self._replace(file.path)
                 else:
-                    self._disk.link(file.path, self.path)
-                    self._moved_by = "link"
+                    self._link(file.path)
             except (FileExistsError, FileNotFoundError):  # appeared or vanished just now
                 if not os.path.lexists(file.path):
                     raise
             else:
                 return None
         raise SaveError("Other programs keep replacing this path", file=self.path)
+
+    def _link(self, path: str) -> None:
+        try:
+            self._disk.link(path, self.path)
+            self._moved_by = "link"
+        except OSError as error:
+            if error.errno != errno.EPERM and not cannot_swap(error):
+                raise
+            raise SaveError(
+                "The file system has no hard links, by which a new file never replaces another",
+                file=self.path,
+                hint="save to a directory: leave the suffix out",
+            ) from error
 
     def _replace(self, path: str) -> None:
         try:

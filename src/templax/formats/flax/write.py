@@ -8,8 +8,9 @@ pieces.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import msgspec
@@ -92,7 +93,7 @@ class _Encoder:
     """Walks through a tree and notes where everything comes to lie."""
 
     def __init__(self) -> None:
-        self.leaves, self.starts = list[Leaf](), list[int]()
+        self.all, self.leaves, self.starts = list[Leaf](), list[Leaf](), list[int]()
         self.heads, self.jumps = list[tuple[int, bytes]](), list[tuple[int, bytes]]()
         self.size = self.values = self.pieces = 0
         self._text = bytearray()
@@ -111,6 +112,7 @@ class _Encoder:
                 self.add(child)
 
     def _add_leaf(self, leaf: Leaf) -> None:
+        self.all.append(leaf)
         if leaf.text is not None:
             self._text += _encode(leaf.text)
         elif leaf.is_python:
@@ -165,12 +167,9 @@ class _Encoder:
         )
 
 
-def lay_out(tree: Node, leaves: Sequence[Leaf]) -> tuple[Layout, str | None]:
-    """Where everything lies, and why templax would refuse to read the file, or None.
-
-    Args:
-        tree: What `nest` gives.
-        leaves: Its leaves.
+def lay_out(tree: Node) -> tuple[list[Leaf], Layout, str | None]:
+    """The order of all leaves in the file, where everything lies in it, and why templax would
+    refuse to read it, or None.
     """
     encoder = _Encoder()
     encoder.add(tree)
@@ -180,13 +179,13 @@ def lay_out(tree: Node, leaves: Sequence[Leaf]) -> tuple[Layout, str | None]:
     problem = None
     if not holds_flax_arrays(Memory({"": begin + bytes(512)}), "", len(begin) + 512):
         problem = "no array or number of numpy near its beginning, by which a file is recognised"
-    elif len(leaves) > max_leaves(size):
-        problem = f"{len(leaves):,} leaves in {size:,} bytes, more than {max_leaves(size):,}"
+    elif len(encoder.all) > max_leaves(size):
+        problem = f"{len(encoder.all):,} leaves in {size:,} bytes, more than {max_leaves(size):,}"
     elif encoder.values > max_values(size):
         problem = f"{encoder.values:,} values in {size:,} bytes, more than {max_values(size):,}"
     elif encoder.pieces > MAX_PIECES:
         problem = f"{encoder.pieces:,} dimensions of pieces of arrays, more than {MAX_PIECES:,}"
-    return layout, problem
+    return encoder.all, layout, problem
 
 
 def encode_number(leaf: Leaf) -> bytes:
@@ -233,7 +232,8 @@ def _encode_length(length: int, small: int, large: int) -> bytes:
 
 
 def sort_like(node: Node, tree: Any) -> Node:
-    """Puts the keys of dicts in the order of the caller's tree; JAX sorts them, Flax does not.
+    """Puts keys in the order of the caller's tree. JAX sorts those of dicts, and `nest` puts empty
+    containers last; Flax does neither.
 
     Args:
         node: What `nest` gives.
@@ -241,12 +241,15 @@ def sort_like(node: Node, tree: Any) -> Node:
     """
     if not isinstance(node, dict):
         return node
+    children: dict[str, Any]
     if isinstance(tree, Mapping):
-        children: dict[str, Any] = {str(key): child for key, child in tree.items()}
-        known = {key: node[key] for key in children if key in node}
-        node = {**known, **node}
-    elif isinstance(tree, (list, tuple)) and not hasattr(tree, "_fields"):
-        children = {str(i): child for i, child in enumerate(tree)}
+        children = {str(key): child for key, child in tree.items()}
+    elif isinstance(tree, (list, tuple)):
+        names = getattr(tree, "_fields", range(len(tree)))
+        children = {str(name): child for name, child in zip(names, tree, strict=False)}
+    elif dataclasses.is_dataclass(tree):
+        children = {each.name: getattr(tree, each.name, None) for each in dataclasses.fields(tree)}
     else:
         children = {key: getattr(tree, key, None) for key in node}
-    return {key: sort_like(child, children.get(key)) for key, child in node.items()}
+    keys = dict.fromkeys((*(key for key in children if key in node), *node))
+    return {key: sort_like(node[key], children.get(key)) for key in keys}
