@@ -4,7 +4,8 @@
     template_of, save_template   make a template; write it to a file
     open, read_json              list what a checkpoint holds; read a JSON item of it
     save, verify, fingerprint    write a checkpoint; check every byte; compare values
-    diff, account_bytes          how two checkpoints differ; what every byte of one is for
+    convert, diff                write a checkpoint in another format; how two checkpoints differ
+    account_bytes                what every byte of a checkpoint's files is for
     Manager, Keep                the steps of a training run; which of them stay
     Recipe                       a function in place of a checkpoint
     show_progress, last_restore  how far a restore is; what it took
@@ -38,6 +39,8 @@ _MODULES = {
     "_catalog.catalog": ("Catalog",),
     "_catalog.entry": ("LeafEntry",),
     "_catalog.fingerprint": ("Fingerprint",),
+    "_convert.api": ("convert",),
+    "_convert.result": ("Converted", "LeafCast"),
     "_display.progress": ("show_progress",),
     "_match.result": ("Match", "TemplateError"),
     "_plan.plan": ("Plan",),

@@ -39,42 +39,33 @@ def allow_transfers() -> AbstractContextManager[Any]:
     return jax.transfer_guard("allow")
 
 
-def is_array(value: Any) -> bool:
-    """Whether a leaf is a `jax.Array`, traced ones included."""
-    return isinstance(value, jax.Array)
-
-
-def is_abstract(value: Any) -> bool:
-    """Whether a leaf has a shape and a dtype only."""
-    return isinstance(value, jax.ShapeDtypeStruct)
-
-
 def await_arrays(arrays: Sequence[jax.Array]) -> None:
     """Waits for the computations of arrays; one that failed raises here."""
     jax.block_until_ready(arrays)
 
 
-def make_jax_leaf(name: str, path: Path, value: jax.Array, replicas: bool) -> Leaf | str:
+def make_jax_leaf(name: str, path: Path, value: Any, replicas: bool) -> Leaf | str | None:
+    """A leaf, or the reason why it cannot be saved; None if the value is not JAX's."""
+    if not isinstance(value, jax.Array):
+        is_abstract = isinstance(value, jax.ShapeDtypeStruct)
+        return "is abstract: it has a shape and a dtype, but no values" if is_abstract else None
     if isinstance(value, jax.core.Tracer):
         return "is traced: save outside of jax.jit"
     if value.is_deleted():
         return "was deleted or donated"
-    shape, impl = value.shape, None
-    if jnp.issubdtype(value.dtype, jax.dtypes.extended):
+    shape, sharding, dtype, impl = value.shape, value.sharding, _find_dtype(value.dtype), None
+    saved, one_cpu, transient = _examine_sharding(sharding)
+    if dtype is None:
         if not jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
             return f"is an array of dtype {value.dtype}"
         shape, _, impl = key_data_spec(shape, value.dtype)
-        sharding = value.sharding
         value = jax.random.key_data(value)
-    else:
-        sharding = value.sharding
-        if not is_known(np.dtype(value.dtype)):
-            return f"is an array of dtype {value.dtype}"
-    leaf = Leaf(name, path, "jax.Array", shape, np.dtype(value.dtype), impl)
-    leaf.sharding = _serialize_sharding(sharding)
-    one_cpu, leaf.transient = _classify_devices(value.sharding)
+        dtype = np.dtype(value.dtype)
+        one_cpu, transient = _classify_devices(value.sharding)
+    leaf = Leaf(name, path, "jax.Array", shape, dtype, impl, sharding=saved, transient=transient)
     if one_cpu:
-        leaf.pieces = ((full_box(shape), _make_fetch(value, False)),)
+        array = np.asarray(value) if dtype.itemsize > 1 else _to_host(value)
+        leaf.pieces = ((full_box(shape), lambda: array),)
         return leaf
     if is_local(value) and value.is_fully_replicated:
         leaf.pieces = ((full_box(shape), _make_fetch(value, leaf.transient)),)
@@ -90,6 +81,21 @@ def make_jax_leaf(name: str, path: Path, value: jax.Array, replicas: bool) -> Le
         if not others:  # one process, not necessarily this one, holds all of it
             leaf.tile, leaf.owners = shape, ((full_box(shape), first),)
     return leaf
+
+
+@functools.cache
+def _find_dtype(dtype: Any) -> np.dtype | None:
+    """The dtype of NumPy, or None if it is one of JAX's own, or of no kind that can be saved."""
+    if jnp.issubdtype(dtype, jax.dtypes.extended):
+        return None
+    found = np.dtype(dtype)
+    return found if is_known(found) else None
+
+
+@functools.lru_cache(maxsize=512)
+def _examine_sharding(sharding: jax.sharding.Sharding) -> tuple[str | None, bool, bool]:
+    """A sharding as Orbax serialises it, and what `_classify_devices` tells of it."""
+    return _serialize_sharding(sharding), *_classify_devices(sharding)
 
 
 def _make_fetch(value: jax.Array, transient: bool) -> Callable[[], np.ndarray]:
@@ -143,7 +149,6 @@ def views_hold_memory() -> bool:
     return True
 
 
-@functools.lru_cache(maxsize=512)
 def _serialize_sharding(sharding: jax.sharding.Sharding) -> str | None:
     """A sharding as Orbax 0.12 serialises it (`metadata/sharding.py`); None if Orbax cannot."""
     if isinstance(sharding, SingleDeviceSharding):

@@ -5,24 +5,30 @@ from __future__ import annotations
 import json
 import os
 import re
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .._core.arguments import check_int
 from .._core.dtypes import read_number
 from .._core.json_text import encode_json
 from .._core.progress import Progress, check_progress
 from .._core.workers import MEMORY_BYTES, choose_threads
-from .._hosts.agreement import Hosts
 from ..errors import UsageError
 from ..formats.safetensors_write import SUMS
 from ..storage.sink import Sink
+
+if TYPE_CHECKING:
+    from .._hosts.agreement import Hosts  # imports JAX
 
 Url = str | os.PathLike[str] | Sink
 
 SHARD_BYTES = 5_000_000_000
 """Bytes of data from which a tree takes several files of safetensors, by default."""
+
+SUFFIXES = {"safetensors": ".safetensors", "npz": ".npz", "msgpack": ".msgpack"}
+"""The formats that a single file can have → what the names of such files end in."""
 
 _DEFAULT_LEVEL = 1
 
@@ -34,7 +40,8 @@ class SaveOptions:
     """The options of a save, after `make_options` has checked them and filled in the defaults.
 
     Attributes:
-        format: "orbax" or "safetensors".
+        format: "orbax", or one of `SUFFIXES`.
+        single: Whether the destination is a file, rather than a directory.
         metadata: JSON that is saved with the checkpoint; strings if it is safetensors.
         overwrite: Whether an existing checkpoint is replaced.
         level: The zstd level, or None for raw chunks.
@@ -48,6 +55,7 @@ class SaveOptions:
     """
 
     format: str
+    single: bool
     metadata: Mapping[str, Any]
     overwrite: bool
     level: int | None
@@ -61,7 +69,8 @@ class SaveOptions:
 
 def make_options(
     *,
-    format: str = "orbax",
+    format: str | None = None,
+    path: str = "",
     metadata: Mapping[str, Any] | None = None,
     overwrite: bool = False,
     compression: str | None = None,
@@ -75,26 +84,62 @@ def make_options(
     Raises:
         UsageError: An option is invalid.
     """
-    if format not in ("orbax", "safetensors"):
-        raise UsageError(f'Expected format="orbax" or "safetensors", got {format!r}')
+    format, single = choose_format(format, path)
     check_progress(on_progress)
     saved = _copy_json(metadata)
+    if format != "orbax" and compression is not None:
+        raise UsageError(f"{format} has no compression, got compression={compression!r}")
     if format == "safetensors":
-        if compression is not None:
-            raise UsageError(f"safetensors has no compression, got compression={compression!r}")
         _check_strings(saved)
-    elif shard_size is not None:
-        raise UsageError(f'shard_size= is for format="safetensors", got format={format!r}')
+    elif format != "orbax" and saved:
+        raise UsageError(f"{format} has no place for metadata, got metadata=")
+    if format != "safetensors" and shard_size is not None:
+        raise UsageError(f'shard_size= is for format="safetensors", got format="{format}"')
+    if shard_size is None:
+        shard_size = sys.maxsize if single else SHARD_BYTES
     return SaveOptions(
         format=format,
+        single=single,
         metadata=saved,
         overwrite=overwrite,
         level=_parse_level(compression),
         memory=MEMORY_BYTES if memory is None else check_int("memory", memory),
         threads=choose_threads(threads),
         on_progress=on_progress,
-        shard_size=SHARD_BYTES if shard_size is None else check_int("shard_size", shard_size),
+        shard_size=check_int("shard_size", shard_size),
     )
+
+
+def choose_format(format: str | None, path: str) -> tuple[str, bool]:
+    """The format of a save, and whether its destination is a single file.
+
+    A path that ends in `.safetensors`, `.npz` or `.msgpack` is a file of that format.
+
+    Args:
+        format: As the caller gave it; None to choose by the path.
+        path: The destination; "" if it is a directory whatever its name.
+
+    Raises:
+        UsageError: There is no such format, or the path is that of a file of another one.
+
+    >>> choose_format(None, "run/model.npz"), choose_format("npz", "run/model")
+    (('npz', True), ('npz', False))
+    >>> choose_format(None, "run/model"), choose_format("orbax", "run/model.npz")
+    (('orbax', False), ('orbax', False))
+    """
+    known = ("orbax", *SUFFIXES)
+    if format is not None and format not in known:
+        listed = ", ".join(f"`{name}`" for name in known)
+        raise UsageError(f"Expected format= one of {listed}, got {format!r}")
+    found = next((name for name, suffix in SUFFIXES.items() if path.endswith(suffix)), None)
+    if found is None or format == "orbax":
+        return format or "orbax", False
+    if format not in (None, found):
+        raise UsageError(
+            f'Expected a path that ends in `{SUFFIXES[format]}`, or format="{found}", got'
+            f' format="{format}" and {path}'
+        )
+    return found, True
 
 
 def _check_strings(metadata: Mapping[str, Any]) -> None:

@@ -9,12 +9,11 @@ import functools
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from .._catalog.written import Leaf
+from .._catalog.written import Leaf, refuse_leaves
 from .._core.arguments import PyTree
 from .._core.boxes import Box, full_box
 from .._core.dtypes import PYTHON_DTYPES, is_known
@@ -23,7 +22,7 @@ from .._core.names import Path, join_path
 from .._core.optional import is_jax_loaded
 from .._core.text import is_unicode
 from .._template.plain_tree import flatten_plain
-from ..errors import SaveError, UsageError
+from ..errors import UsageError
 
 Empty = tuple[Path, str]
 """The key path of a container without leaves, and Orbax's name for its kind."""
@@ -55,10 +54,13 @@ def collect_leaves(tree: PyTree, *, replicas: bool = False) -> tuple[list[Leaf],
         SaveError: Leaves hold no values that can be saved, or share a name. The message names them.
         UsageError: `tree` is not a pytree.
     """
-    of_jax = _find_jax_leaves()
+    if is_jax_loaded():
+        from .jax_leaves import allow_transfers, flatten_with_paths, make_jax_leaf
+    else:
+        allow_transfers, flatten_with_paths = nullcontext, _flatten_plain
+        make_jax_leaf = None
     try:
-        flatten = _flatten_plain if of_jax is None else of_jax.flatten_with_paths
-        found = flatten(tree, lambda x: _empty_kind(x) is not None)
+        found = flatten_with_paths(tree, lambda x: _empty_kind(x) is not None)
     except (TypeError, ValueError) as error:  # such as a dict with keys 0 and "0", for JAX to sort
         raise UsageError(f"Expected a pytree to save: {error}") from error
     leaves: list[Leaf] = []
@@ -66,8 +68,7 @@ def collect_leaves(tree: PyTree, *, replicas: bool = False) -> tuple[list[Leaf],
     wrong: list[str] = []
     names: set[str] = set()
     ready: list[Any] = []
-    # Saving is what the caller asked for.
-    with nullcontext() if of_jax is None else of_jax.allow_transfers():
+    with allow_transfers():  # saving is what the caller asked for
         for path, value in found:
             if (kind := _empty_kind(value)) is not None:
                 empties.append((path, kind))
@@ -79,7 +80,7 @@ def collect_leaves(tree: PyTree, *, replicas: bool = False) -> tuple[list[Leaf],
                 wrong.append(f"two leaves are named `{name}`")
                 continue
             names.add(name)
-            leaf = _make_leaf(name, path, value, replicas, of_jax)
+            leaf = _make_leaf(name, path, value, replicas, make_jax_leaf)
             if isinstance(leaf, str):
                 wrong.append(f"`{name}` {leaf}")
                 continue
@@ -94,34 +95,15 @@ def collect_leaves(tree: PyTree, *, replicas: bool = False) -> tuple[list[Leaf],
                 if not is_unicode(name)
             ]
         refuse_leaves(wrong)
-        if of_jax is not None:
-            of_jax.await_arrays(ready)  # a failed computation raises here, before a file is made
+        if ready:
+            from .jax_leaves import await_arrays
+
+            await_arrays(ready)  # a failed computation raises here, before a file is made
     return leaves, empties
-
-
-def _find_jax_leaves() -> ModuleType | None:
-    """`jax_leaves`, if the program has loaded JAX: otherwise no tree has such leaves."""
-    if not is_jax_loaded():
-        return None
-    from . import jax_leaves
-
-    return jax_leaves
 
 
 def _flatten_plain(tree: PyTree, is_leaf: Callable[[Any], bool]) -> list[tuple[Path, Any]]:
     return flatten_plain(tree, is_leaf)[0]
-
-
-def refuse_leaves(wrong: Sequence[str]) -> None:
-    """Raises SaveError if there is anything that keeps a tree from being saved.
-
-    Args:
-        wrong: What is wrong, as sentences that each begin with the name of a leaf.
-    """
-    if wrong:
-        rest = f"; and {len(wrong) - 20} more" if len(wrong) > 20 else ""
-        text = f"This tree can't be saved: {'; '.join(wrong[:20])}{rest}"
-        raise SaveError(text.encode(errors="backslashreplace").decode())
 
 
 def _empty_kind(value: Any) -> str | None:
@@ -136,11 +118,17 @@ def _empty_kind(value: Any) -> str | None:
 
 
 def _make_leaf(
-    name: str, path: Path, value: Any, replicas: bool, of_jax: ModuleType | None
+    name: str,
+    path: Path,
+    value: Any,
+    replicas: bool,
+    make_jax_leaf: Callable[[str, Path, Any, bool], Leaf | str | None] | None,
 ) -> Leaf | str:
     """A leaf, or the reason why it cannot be saved, in words that follow its name."""
-    if of_jax is not None and of_jax.is_array(value):
-        return of_jax.make_jax_leaf(name, path, value, replicas)
+    if make_jax_leaf is not None:
+        leaf = make_jax_leaf(name, path, value, replicas)
+        if leaf is not None:
+            return leaf
     if isinstance(value, str):
         return _make_text_leaf(name, path, value)
     if isinstance(value, np.ma.MaskedArray):
@@ -154,14 +142,15 @@ def _make_leaf(
             array = np.asarray(value, PYTHON_DTYPES[number])
         except OverflowError:
             return f"is an int that int64 can't hold: {str(value)[:40]}"
-        return _make_numpy_leaf(name, path, array, "scalar")
-    if of_jax is not None and of_jax.is_abstract(value):
-        return "is abstract: it has a shape and a dtype, but no values"
+        leaf = _make_numpy_leaf(name, path, array, "scalar")
+        if isinstance(leaf, Leaf):
+            leaf.is_python = True
+        return leaf
     if value is ...:
         return "is `...`, which was never restored"
     as_array: Callable[[], Any] | None = getattr(value, "__jax_array__", None)
     if as_array is not None:
-        return _make_leaf(name, path, as_array(), replicas, _find_jax_leaves())
+        return _make_leaf(name, path, as_array(), replicas, make_jax_leaf)
     if isinstance(value, (bytes, bytearray)):
         return "holds bytes: save np.frombuffer(value, np.uint8)"
     return f"is a {type(value).__module__}.{type(value).__qualname__}, which holds no array"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from .equinox import Equinox
 from .flax.file import FlaxMsgpack
 from .numpy_files import NumpyArchive, NumpyArray
+from .one_file import OneFile
 from .protocol import Format
 from .safetensors import Safetensors
 from .safetensors_set import SafetensorsSet
@@ -25,6 +26,7 @@ FILE_FORMATS: tuple[Format, ...] = (
 
 SET_FORMATS: tuple[Format, ...] = (
     ZarrTree(),
+    OneFile(),
     DistributedCheckpoint(),
     SafetensorsSet(),  # last: a directory may have such a file beside its checkpoint
 )

@@ -13,6 +13,7 @@ import stat
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from typing import NamedTuple
 
 from ..errors import SaveError, UsageError
 from .disk import DISK, Descriptor, Disk, check_can_save, save_error, sync_directory, try_lock
@@ -33,6 +34,20 @@ _HOST_BYTES, _RANDOM_BYTES, _DIGEST_BYTES = 8, 16, 16
 _TOKEN_BYTES = _HOST_BYTES + 1 + _RANDOM_BYTES
 
 _MAX_NAME_BYTES = 255
+
+
+class Leftover(NamedTuple):
+    """What a killed save left behind, for a later one to go on with.
+
+    Attributes:
+        directory: One that `find_abandoned` lists.
+        files: Paths below it of the files that are kept as they are. All others are removed.
+        journal: The path below it of a file that is kept, and that is not one of the checkpoint.
+    """
+
+    directory: str
+    files: tuple[str, ...]
+    journal: str
 
 
 def absolute_path(path: str | os.PathLike[str]) -> str:
@@ -110,6 +125,17 @@ def find_abandoned(path: str | os.PathLike[str], disk: Disk = DISK) -> list[str]
     return _list_abandoned(parent, name, disk)
 
 
+def find_unfinished(path: str | os.PathLike[str]) -> list[str]:
+    """Lists the directories of all saves to `path` by templax that have not finished, whether a
+    process still writes to them or not.
+
+    Raises:
+        SaveError: The parent of `path` can't be listed.
+    """
+    parent, name = os.path.split(_shorten_name(absolute_path(path)))
+    return _list_temporary(parent, name)
+
+
 def find_abandoned_in(directory: str | os.PathLike[str], disk: Disk = DISK) -> list[str]:
     """Lists what `find_abandoned` finds, for all saves to paths in a directory.
 
@@ -128,6 +154,14 @@ def _list_abandoned(parent: str, name: str | None, disk: Disk) -> list[str]:
         disk: Takes the locks.
     """
     try:
+        return [path for path in _list_temporary(parent, name) if _is_unused(path, disk)]
+    except OSError as error:
+        raise save_error("look for abandoned saves", parent, error) from error
+
+
+def _list_temporary(parent: str, name: str | None) -> list[str]:
+    """The temporary names of templax in `parent`, sorted; see `_list_abandoned`."""
+    try:
         names = os.listdir(parent)
     except (FileNotFoundError, NotADirectoryError):
         return []
@@ -138,10 +172,7 @@ def _list_abandoned(parent: str, name: str | None, disk: Disk) -> list[str]:
         stem, mark, token = each.rpartition(_TEMPLAX_MARK)
         if mark and name in (None, stem) and _TOKEN.fullmatch(token):
             candidates.append(os.path.join(parent, each))
-    try:
-        return sorted(path for path in candidates if _is_unused(path, disk))
-    except OSError as error:
-        raise save_error("look for abandoned saves", parent, error) from error
+    return sorted(candidates)
 
 
 def is_abandoned(path: str | os.PathLike[str], disk: Disk = DISK) -> bool:
@@ -253,6 +284,20 @@ def remove_directory(directory: str | os.PathLike[str], disk: Disk = DISK) -> No
         return
     except OSError as error:
         raise save_error("remove", path, error) from error
+
+
+def remove_others(leftover: Leftover, disk: Disk = DISK) -> None:
+    """Removes the files of a leftover that are not kept.
+
+    Raises:
+        OSError: The file system refused.
+    """
+    directory, files, journal = leftover
+    kept = {os.path.join(directory, name) for name in (*files, journal)}
+    for parent, _, names in os.walk(directory):
+        for path in (os.path.join(parent, name) for name in names):
+            if path not in kept:
+                disk.unlink(path)
 
 
 def delete_checkpoint(path: str | os.PathLike[str], disk: Disk = DISK) -> bool:

@@ -13,7 +13,7 @@ import pytest
 
 import templax as tx
 from helpers import assert_same_tree
-from templax._save import job
+from templax._save import item, job
 from templax.formats.orbax import limits
 
 
@@ -69,7 +69,7 @@ def test_two_leaves_with_the_same_name_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"format": "npz"},
+        {"format": "pickle"},
         {"compression": "gzip"},
         {"compression": "zstd:0"},
         {"compression": "zstd:23"},
@@ -94,7 +94,7 @@ def test_a_value_that_is_not_a_path_is_refused(url: Any) -> None:
 def test_text_beyond_the_limit_of_restore_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(job, "MAX_METADATA", 10_000)
+    monkeypatch.setattr(item, "MAX_METADATA", 10_000)
     with pytest.raises(tx.SaveError, match="which a restore would refuse"):
         tx.save(tmp_path / "ckpt", {"s": "a" * 10_001})
     assert os.listdir(tmp_path) == []

@@ -34,7 +34,7 @@ _TEMPORARY = "checkpoint_tmp"
 _ARRAYS = "_gda"
 """What the name of a directory ends in that holds the arrays of several processes."""
 
-_ARRAY_PLACEHOLDER = "//GDAPlaceholder:"
+ARRAY_PLACEHOLDER = "//GDAPlaceholder:"
 """What a string begins with that stands for one of them."""
 
 
@@ -63,7 +63,7 @@ class FlaxMsgpack:
                 the file; the error names it.
         """
         size = root_size(source)
-        maximum = _MAX_LEAVES + size // _LEAF_BYTES
+        maximum = max_leaves(size)
         leaves = read_msgpack(_read(source, size), keep=False)
         if len(leaves) > maximum:
             what = f"templax reads {maximum} leaves in {size} bytes, got {len(leaves)}"
@@ -100,6 +100,11 @@ class FlaxMsgpack:
         )
 
 
+def max_leaves(size: int) -> int:
+    """Most leaves that templax reads in a file of `size` bytes."""
+    return _MAX_LEAVES + size // _LEAF_BYTES
+
+
 class FlaxArrays:
     """A directory of the arrays that several processes saved beside a Flax msgpack file.
 
@@ -132,7 +137,7 @@ def _find_outside(source: Source, path: Path, leaf: Leaf) -> CheckpointError | N
     if text.startswith(PLACEHOLDER):
         what = "Expected the array in the file, Orbax stored it in the directory of the file"
         return Unsupported(f"{what}: `{text[:200]}`", leaf=leaf_name)
-    if text.startswith(_ARRAY_PLACEHOLDER):
+    if text.startswith(ARRAY_PLACEHOLDER):
         directory = f"{_basename(source)}{_ARRAYS}"
         what = f"Expected the array in the file, it is in the directory `{directory}`"
         return _unread_arrays_error(what, leaf_name)
