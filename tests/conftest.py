@@ -2,6 +2,7 @@
 
 import gc
 import os
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,8 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 _FORCE = "--xla_force_host_platform_device_count=8"
 if _FORCE not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FORCE}".strip()
+# What is compiled here runs once: making it fast would take longer than it saves.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import hypothesis  # noqa: E402
 import pytest  # noqa: E402
@@ -44,6 +47,37 @@ def pytest_configure(config: pytest.Config) -> None:
     quick = config.option.markexpr == "not slow"
     profile = "quick" if quick else "default"
     hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", profile))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """Starts three workers for two cores: many tests wait for disks, processes or timeouts."""
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    return cores * 3 // 2
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Spreads the jobs of several processes over the run, the longest first.
+
+    They mostly wait, so that workers of xdist, which take file after file, should not all be there
+    at once.
+    """
+    files: dict[Path, list[pytest.Item]] = {}
+    for item in items:
+        files.setdefault(item.path, []).append(item)
+    jobs = sorted((path for path in files if path.parent.name == "hosts"), key=_is_short)
+    rest = [path for path in files if path.parent.name != "hosts"]
+    every = max(len(rest) // max(len(jobs), 1), 1)
+    order = []
+    for number, path in enumerate(rest):
+        if number % every == 0 and jobs:
+            order.append(jobs.pop(0))
+        order.append(path)
+    items[:] = [item for path in [*order, *jobs] for item in files[path]]
+
+
+def _is_short(path: Path) -> bool:
+    return path.name != "test_histories.py"
 
 
 def pytest_collection_finish() -> None:

@@ -5,15 +5,13 @@ from __future__ import annotations
 import json
 import os
 import socket
-import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import templax as tx
-from job_processes import read_outputs
+from job_processes import ForkedProcess, read_outputs
 
 LIMIT_S = 4.0
 """How long a process of such a job waits for one that is alive and does not come."""
@@ -26,12 +24,8 @@ SILENT_S = 3.0
 
 _WORKER = r"""
 import json, os, sys, time
-port, index, count = map(int, sys.argv[1:4])
-limit_s, SILENT_S = map(float, sys.argv[4:6])
 answers = os.fdopen(os.dup(1), "w", buffering=1)
 os.dup2(2, 1)  # native libraries print to stdout, too
-os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
 import jax
 jax.distributed.initialize(f"127.0.0.1:{port}", count, index)
 import numpy as np
@@ -182,10 +176,16 @@ def live(history):
     attempt(lambda: target.close() if target else None)
     return {"ops": said, "last": last, "steps": steps}
 
-for line in sys.stdin:
+for line in os.fdopen(os.dup(0)):
     print(json.dumps(live(json.loads(line))), file=answers)
 os._exit(0)
 """
+
+
+def _run_worker(port: int, index: int, count: int) -> int:
+    names = {"port": port, "index": index, "count": count}
+    exec(compile(_WORKER, "worker", "exec"), {**names, "limit_s": LIMIT_S, "SILENT_S": SILENT_S})
+    return 0
 
 
 class Job:
@@ -193,29 +193,12 @@ class Job:
 
     def __init__(self, count: int):
         self.count = count
-        self._log = tempfile.TemporaryFile()  # noqa: SIM115, closed by `end`
+        self._log = tempfile.NamedTemporaryFile()  # noqa: SIM115, closed by `end`
         with socket.socket() as held:
             held.bind(("127.0.0.1", 0))
             port = held.getsockname()[1]
-        path = os.pathsep.join(
-            [str(Path(tx.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
-        )
         self._processes = [
-            subprocess.Popen(
-                [
-                    sys.executable,
-                    "-c",
-                    _WORKER,
-                    str(port),
-                    str(i),
-                    str(count),
-                    *map(str, (LIMIT_S, SILENT_S)),
-                ],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=self._log,
-                env={**os.environ, "PYTHONPATH": path},
-            )
+            ForkedProcess(Path(self._log.name), port, i, count, program=_run_worker)
             for i in range(count)
         ]
 
@@ -226,9 +209,7 @@ class Job:
         """
         line = json.dumps(history).encode() + b"\n"
         for process in self._processes:
-            assert process.stdin
-            process.stdin.write(line)
-            process.stdin.flush()
+            process.write(line)
         killed = {op["who"] for op in history["ops"] if str(op["fault"]).startswith("kill")}
         pipes = [process.stdout for process in self._processes]
         _, answers = read_outputs(pipes, timeout_s, lambda data: data.endswith(b"\n"))
@@ -246,12 +227,7 @@ class Job:
     def end(self) -> None:
         """Kills the processes."""
         for process in self._processes:
-            process.kill()
-        for process in self._processes:
-            process.wait()
-            for stream in (process.stdin, process.stdout):
-                if stream:
-                    stream.close()
+            process.end()
         self._processes = []
         self._log.close()
 

@@ -126,19 +126,30 @@ def run_program() -> None:
 
 
 class ForkedProcess:
-    """The same, forked from a server that has imported JAX and templax: it starts sooner."""
+    """The same, forked from a server that has imported JAX and templax: it starts sooner.
 
-    def __init__(self, errors: Path, *script: Any):
+    Args:
+        errors: The file for its error output.
+        script: The arguments of `program`.
+        program: What runs instead of `run_script`; it returns the exit status. Its standard input
+            is what `write` is given, until `release`.
+    """
+
+    def __init__(self, errors: Path, *script: Any, program: Callable[..., int] = run_script):
         _start_fork_server()
         context = mp.get_context("forkserver")
         self.stdout, output = context.Pipe(duplex=False)
         released, self._release = context.Pipe(duplex=False)
         self._process = context.Process(
-            target=_run_forked, args=(output, released, str(errors), *script), daemon=True
+            target=_run_forked, args=(output, released, str(errors), program, *script), daemon=True
         )
         self._process.start()
         output.close()
         released.close()
+
+    def write(self, data: bytes) -> None:
+        """Writes to its standard input; less than a pipe holds."""
+        os.write(self._release.fileno(), data)
 
     def release(self) -> None:
         """Lets the process end."""
@@ -158,11 +169,18 @@ class ForkedProcess:
         self._release.close()
 
 
-def _run_forked(output: Connection, released: Connection, errors: str, *script: Any) -> None:
+def _run_forked(
+    output: Connection,
+    released: Connection,
+    errors: str,
+    program: Callable[..., int],
+    *script: Any,
+) -> None:
     os.dup2(os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
     os.dup2(output.fileno(), 1)
+    os.dup2(released.fileno(), 0)
     output.close()
-    code = run_script(*script)
+    code = program(*script)
     released.poll(None)
     os._exit(code)
 

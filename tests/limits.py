@@ -6,73 +6,26 @@ process of pytest: a failure would take it down.
 
 from __future__ import annotations
 
+import atexit
+import functools
 import json
+import os
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-_LINUX = sys.platform == "linux"
+_SERVER = Path(__file__).with_name("limits_server.py")
 
 _FENCE_MB = 512
 """A child that exceeds its limit by this much is stopped by the kernel, for the machine's sake."""
 
 _WALL_FACTOR = 15
 """A child is killed after this many times its seconds: it waits, or the machine is very busy."""
-
-# Imports come first, so that only the work of `code` is measured. Memory is what became resident;
-# address space also counts stacks and arenas that nothing touches.
-_CHILD = """
-import contextlib, json, os, resource, sys, time, traceback
-import msgspec, numpy as np
-import templax as tx
-from templax.errors import TemplaxError
-
-def resident_kb(field):
-    with open("/proc/self/status") as file:
-        return next(int(line.split()[1]) for line in file if line.startswith(field))
-
-code, prepare, seconds, megabytes, fence, linux, report = json.loads(sys.argv[1])
-sys.path.insert(0, os.getcwd())
-import tempfile
-from templax.storage import Memory
-with tempfile.TemporaryDirectory() as path:
-    tx.save(os.path.join(path, "c"), {"a": np.ones(2, np.float32)})
-    tx.verify(os.path.join(path, "c"))
-import templax.cli.main, templax.cli.ls, templax.cli.check, templax.cli.verify
-import templax.cli.template, templax.cli.runs
-globals_ = {"json": json, "os": os, "sys": sys, "np": np, "msgspec": msgspec, "tx": tx}
-exec(compile(prepare, "<prepare>", "exec"), globals_)
-
-if linux:
-    with contextlib.suppress(OSError), open("/proc/self/clear_refs", "w") as file:
-        file.write("5")  # forget the peak so far
-    before = resident_kb("VmRSS:")
-    data = resident_kb("VmData:") * 1024 + (megabytes + fence) * 2**20
-    resource.setrlimit(resource.RLIMIT_DATA, (data, data))
-cpu = int(time.process_time() + seconds) + 2
-resource.setrlimit(resource.RLIMIT_CPU, (cpu, cpu + 1))
-start = time.process_time()
-failed = False
-error, status = None, None
-try:
-    exec(compile(code, "<code>", "exec"), globals_)
-except TemplaxError as caught:
-    error = f"{type(caught).__name__}: {caught}"
-except SystemExit as caught:
-    status = 0 if caught.code is None else caught.code
-except BaseException:
-    traceback.print_exc()
-    failed = True
-taken = time.process_time() - start
-peak = max(resident_kb("VmHWM:") - before, 0) / 1024 if linux else 0
-sys.stdout.flush()
-with open(report, "w") as file:
-    json.dump([taken, peak, error, status], file)
-os._exit(int(failed))
-"""
 
 
 @dataclass(frozen=True)
@@ -98,6 +51,7 @@ class Outcome:
 def run_limited(
     code: str,
     *,
+    preload: str = "",
     prepare: str = "",
     seconds: float = 2,
     megabytes: float = 300,
@@ -109,8 +63,10 @@ def run_limited(
 
     Args:
         code: Python source. It finds the names `json`, `os`, `sys`, `np`, `msgspec` and `tx`.
-        prepare: Python source that runs first, without limits and with the same names: what makes
-            the hostile file, or imports what is not to be measured, such as JAX.
+        preload: Python source that runs before, without limits and with the same names, once for
+            all calls that give it: imports that are not to be measured, such as that of JAX.
+        prepare: Python source that runs before in the same process, without limits and with the
+            same names: what makes the hostile file.
         seconds: Limit of processor time. Time that other processes take does not count.
         megabytes: Limit of memory that becomes resident (in MiB; on Linux only).
         cwd: Directory to run in.
@@ -119,34 +75,65 @@ def run_limited(
     'templax\\n'
     """
     pytest.importorskip("resource")
-    import tempfile
-
     with tempfile.TemporaryDirectory() as directory:
-        report = Path(directory, "report")
-        arguments = [code, prepare, seconds, megabytes, _FENCE_MB, _LINUX, str(report)]
-        try:
-            process = subprocess.run(
-                [sys.executable, "-c", _CHILD, json.dumps(arguments)],
-                cwd=cwd,
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                timeout=60 + _WALL_FACTOR * seconds,
-                check=False,
-            )
-        except subprocess.TimeoutExpired:
-            raise AssertionError(f"It neither ended nor used its {seconds} s:\n{code}") from None
-        stdout, stderr = (s.decode(errors="replace") for s in (process.stdout, process.stderr))
-        if process.returncode < 0:
+        ended = _ask_server(
+            preload,
+            code=code,
+            prepare=prepare,
+            seconds=seconds,
+            megabytes=megabytes,
+            fence=_FENCE_MB,
+            directory=directory,
+            cwd=str(cwd or Path.cwd()),
+            wall_seconds=60 + _WALL_FACTOR * seconds,
+        )
+        stdout, stderr = (
+            Path(directory, name).read_text(errors="replace") for name in ("stdout", "stderr")
+        )
+        if ended is None:
+            raise AssertionError(f"It neither ended nor used its {seconds} s:\n{code}")
+        if ended < 0:
             raise AssertionError(
-                f"It was stopped by signal {-process.returncode}, at {seconds} s "
+                f"It was stopped by signal {-ended}, at {seconds} s "
                 f"and more:\n{code}\n{stderr[-4000:]}"
             )
-        if process.returncode:
+        if ended:
             raise AssertionError(f"It failed:\n{code}\n{stderr[-4000:]}")
-        taken, peak, error, status = json.loads(report.read_text())
+        taken, peak, error, status = json.loads(Path(directory, "report").read_text())
     assert taken <= seconds, f"It took {taken:.1f} s of {seconds} s:\n{code}\n{error}"
     assert peak <= megabytes, f"It took {peak:.0f} MiB of {megabytes} MiB:\n{code}\n{error}"
     return Outcome(stdout, stderr, error, status, taken, peak)
+
+
+@functools.cache
+def _start_server(preload: str) -> subprocess.Popen[str]:
+    """A server that ends with this process."""
+    server = subprocess.Popen(
+        [sys.executable, str(_SERVER), preload],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        # OpenBLAS would start threads, which a forked process does not inherit.
+        env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
+        text=True,
+    )
+    atexit.register(_stop_server, server)
+    return server
+
+
+def _stop_server(server: subprocess.Popen[str]) -> None:
+    server.communicate()
+
+
+def _ask_server(preload: str, **arguments: Any) -> int | None:
+    """How the process ended that ran with these arguments; None if it took too long."""
+    server = _start_server(preload)
+    assert server.stdin
+    assert server.stdout
+    server.stdin.write(json.dumps(arguments) + "\n")
+    server.stdin.flush()
+    answer = server.stdout.readline()
+    assert answer, f"the server ended: {server.wait()}"
+    return json.loads(answer)
 
 
 def run_cli_limited(

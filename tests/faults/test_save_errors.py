@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 
 import templax as tx
-from helpers import mark_slow, run_python
+from helpers import run_python
 from templax._core import chunk_grid
 from templax._save import snapshot
 from templax.storage.leftovers import find_abandoned_in
@@ -138,22 +138,19 @@ class Refusals:
         self.path = self._prepare()
 
 
-MORE = ["fresh", "overwrite", "background", "step"]
-SCENARIOS = [*MORE, "run"]
+SCENARIOS = ["fresh", "overwrite", "background", "step", "run"]
 
 
-@pytest.mark.parametrize("scenario", ["run", *mark_slow(*MORE)])
-def test_a_refused_operation_is_one_clear_error(scenario: str, tmp_path: Path) -> None:
+def test_a_refused_operation_is_one_clear_error(tmp_path: Path) -> None:
     """At every operation the old state stays, and no file, thread or descriptor is left."""
-    refusals = Refusals(scenario, tmp_path)
+    refusals = Refusals("run", tmp_path)
     for at, name in enumerate(refusals.names):
         refusals.refuse(at, ERRORS[name][at % len(ERRORS[name])])
 
 
-@pytest.mark.parametrize("scenario", ["run", *mark_slow(*MORE)])
-def test_a_disk_that_fails_for_good_keeps_the_old_state(scenario: str, tmp_path: Path) -> None:
+def test_a_disk_that_fails_for_good_keeps_the_old_state(tmp_path: Path) -> None:
     """The error and `stale` name what can't be removed."""
-    refusals = Refusals(scenario, tmp_path)
+    refusals = Refusals("run", tmp_path)
     for at, name in list(enumerate(refusals.names))[::3]:
         refusals.refuse_for_good(at, ERRORS[name][at % len(ERRORS[name])])
 
@@ -163,6 +160,7 @@ def test_a_disk_that_fails_for_good_keeps_the_old_state(scenario: str, tmp_path:
 def test_every_error_at_every_operation(
     lasting: bool, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
+    """The same as above in every scenario and with every error."""
     number = 0
     for scenario in SCENARIOS:
         refusals = Refusals(scenario, tmp_path / scenario)

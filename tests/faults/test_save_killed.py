@@ -67,16 +67,6 @@ def _check(scenario: str, kills: list[dict[str, Any]]) -> Counter[str]:
 
 
 @pytest.mark.slow
-def test_a_save_killed_at_some_points_leaves_the_old_state_or_the_new(tmp_path: Path) -> None:
-    scenarios = (*points.SCENARIOS, "threads")
-    found = {each["scenario"]: each["kills"] for each in _kill_saves(tmp_path, 25, *scenarios)}
-    assert set(found) == set(scenarios)
-    total = sum((_check(scenario, kills) for scenario, kills in found.items()), Counter[str]())
-    assert total.total() > 50
-    assert min(total["old"], total["none"]) > 0
-
-
-@pytest.mark.slow
 def test_a_save_killed_at_every_point_leaves_the_old_state_or_the_new(
     tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:

@@ -4,6 +4,7 @@ import pytest
 
 from fuzz.amplifications import CASES
 from fuzz.templates import HOSTILE_TEMPLATES
+from helpers import mark_slow
 from limits import run_limited
 
 STAGES = """
@@ -49,12 +50,24 @@ TEMPLATE = """{"templax_template": 1, "leaves": [
 ]}"""
 
 
-@pytest.mark.parametrize("case", CASES)
+SLOW = {
+    "a_flax_file_of_arrays_of_many_dimensions",
+    "a_flax_file_of_tiny_arrays",
+    "a_msgpack_of_deep_maps",
+    "a_msgpack_of_empty_lists",
+    "many_names_that_look_alike",
+}
+"""Those that take over 5 s of processor time in all commands together."""
+
+
+@pytest.mark.parametrize(
+    "case", [*(case for case in CASES if case not in SLOW), *mark_slow(*sorted(SLOW))]
+)
 def test_a_small_checkpoint_takes_little(case, tmp_path):
     path = CASES[case](tmp_path)
     (tmp_path / "template.json").write_text(TEMPLATE)
     code = f"path = {path!r}\n{COMMANDS}"
-    run_limited(code, prepare=_PREPARE, seconds=20, cwd=tmp_path)
+    run_limited(code, preload=_PRELOAD, seconds=20, cwd=tmp_path)
 
 
 @pytest.mark.parametrize("case", HOSTILE_TEMPLATES)
@@ -62,7 +75,7 @@ def test_a_small_template_takes_little(case, tmp_path):
     (tmp_path / "template.json").write_bytes(HOSTILE_TEMPLATES[case]())
     code = 'command("check", "c", "template.json"); command("plan", "c", "template.json")'
     save = 'tx.save("c", {f"layers.{i}.w{j}": np.zeros(1) for i in range(20) for j in range(10)})'
-    run_limited(code, prepare=f"{_PREPARE}\n{save}", seconds=8, cwd=tmp_path)
+    run_limited(code, preload=_PRELOAD, prepare=save, seconds=8, cwd=tmp_path)
 
 
-_PREPARE = f"import jax\nfrom templax.cli.main import main\n{STAGES}"
+_PRELOAD = f"import jax\nfrom templax.cli.main import main\n{STAGES}"

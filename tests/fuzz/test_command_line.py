@@ -216,6 +216,7 @@ def test_names(checkpoint):
     check(run_commands(checkpoint, tests))
 
 
+@pytest.mark.slow
 def test_deep_directories(checkpoint):
     here = os.open(checkpoint, os.O_RDONLY)
     for name in ("deep", *["d"] * 1500):

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import templax as tx
+from helpers import mark_slow
 from limits import run_limited
 from stored_leaves import Restore, restores, small_sizes
 from templax._audit import diff_blocks
@@ -133,7 +134,7 @@ def test_a_leaf_that_only_claims_to_be_huge_is_refused() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is measured on Linux only")
-@pytest.mark.parametrize("second", ["npz", "orbax"])
+@pytest.mark.parametrize("second", ["npz", *mark_slow("orbax")])
 def test_large_leaves_take_little_memory(tmp_path: Any, second: str) -> None:
     """Two trees of 256 MiB: raw files, and files of chunks that are decoded whole."""
     prepare = f"""

@@ -14,7 +14,7 @@ import zstandard
 from msgspec import structs
 
 import templax as tx
-from helpers import CORPUS, flip_bit
+from helpers import CORPUS, flip_bit, mark_slow
 from limits import run_limited
 from templax._codecs.crc32c import crc32c
 
@@ -228,7 +228,9 @@ GZIP = {"name": "gzip", "configuration": {"level": 1}}
 CRC = {"name": "crc32c"}
 
 
-@pytest.mark.parametrize("codecs", [[ZSTD], [ZSTD, CRC], [GZIP], [GZIP, CRC], [GZIP, CRC, CRC]])
+@pytest.mark.parametrize(
+    "codecs", [[ZSTD], [GZIP, CRC], *mark_slow([ZSTD, CRC], [GZIP], [GZIP, CRC, CRC])]
+)
 def test_a_chunk_larger_than_memory_is_decoded_a_block_at_a_time(
     tmp_path: Path, codecs: list[dict[str, Any]]
 ) -> None:
@@ -256,7 +258,7 @@ def test_many_tiny_gzip_members_take_little_time(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("packer", [ZSTD, GZIP], ids=["zstd", "gzip"])
-@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("count", [1, *mark_slow(2)])
 def test_checksums_inside_compressed_bytes_are_compared_piece_by_piece(
     tmp_path: Path, packer: dict[str, Any], count: int
 ) -> None:

@@ -166,7 +166,11 @@ def run_in_shell(command, redirected):
 
 @pytest.mark.parametrize(
     "command",
-    [f"ls {DEFAULT}", f"ls --json {DEFAULT}", f"template {DEFAULT}", f"steps {RUN}", "--help"],
+    [
+        f"ls {DEFAULT}",
+        "--help",
+        *mark_slow(f"ls --json {DEFAULT}", f"template {DEFAULT}", f"steps {RUN}"),
+    ],
 )
 def test_a_closed_standard_output_is_an_error_and_no_finding(command):
     """As `git log >&-` and `ls >&-` have it."""
@@ -181,7 +185,7 @@ def test_what_prints_nothing_does_not_need_a_standard_output(tmp_path):
     assert json.loads(path.read_text())["templax_template"] == 1
 
 
-@pytest.mark.parametrize("redirected", ["2>&-", "2> >(true)", "2>/dev/full"])
+@pytest.mark.parametrize("redirected", ["2>&-", *mark_slow("2> >(true)", "2>/dev/full")])
 def test_the_exit_status_does_not_need_a_standard_error(redirected):
     if "full" in redirected and not os.path.exists("/dev/full"):
         pytest.skip("needs /dev/full")
@@ -314,7 +318,7 @@ def test_other_files_and_directories_are_completed():
         assert complete(command, "ru") == [("dir", "ru")]
 
 
-@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+@pytest.mark.parametrize("shell", ["bash", *mark_slow("zsh", "fish")])
 def test_each_shell_gets_a_script_and_answers(shell):
     """As the documentation says: `_TEMPLAX_COMPLETE=bash_source templax` and so on."""
     code = "import sys; sys.argv = ['templax']; from templax.cli import main; main()"

@@ -177,7 +177,7 @@ def test_a_megabyte_of_names_takes_little_time_and_memory(
         "restore": f"tx.restore({path}, {WANTED})",
     }[command]
 
-    found = run_limited(code, prepare="import jax", cwd=tmp_path)
+    found = run_limited(code, preload="import jax", cwd=tmp_path)
 
     assert len(found.stdout) < 20_000_000
     if len(names()) == 1 and command != "ls":
