@@ -41,7 +41,6 @@ FILES = (
 
 DIRECTORIES = (
     *sorted(f"{path.name}/ckpt" for path in CORPUS.glob("orbax-*") if "crash" not in path.name),
-    "ocdbt-deep/db",
     "zarr-2.18.7/tree.zarr",
     "zarr-3.1.6/tree.zarr",
     "zarr-array/tree.zarr",
@@ -91,7 +90,7 @@ def test_the_sum_is_the_size_of_all_files_below_a_directory(case: str):
         account = tx.account_bytes(catalog)
         check_account(account, count_bytes(Path(account.url)))
         # Beside them are expectations of these tests, arrays of strings, or many versions.
-        known = ("safetensors", "ocdbt-deep", "dcp", "zarr-2", "zarr-3", "zarr-ocdbt")
+        known = ("safetensors", "dcp", "zarr-2", "zarr-3", "zarr-ocdbt")
         if not any(name in case for name in known):
             assert account.kinds["orphan"] == 0
 
