@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -43,6 +42,8 @@ def combine_fingerprints(leaves: Iterable[tuple[str, str, Shape, int]]) -> Finge
     Args:
         leaves: Name, dtype as `LeafEntry.dtype_name` spells it, shape, and crc32c of the bytes.
     """
+    import hashlib  # takes some ms
+
     found = sorted([(name, dtype, shape, f"{crc:08x}") for name, dtype, shape, crc in leaves])
     digest = hashlib.sha256(msgspec.json.encode(found)).hexdigest()
     return Fingerprint(digest[:32], {name: crc for name, _, _, crc in found})

@@ -9,15 +9,11 @@ import click
 from .._catalog.catalog import Catalog
 from .._catalog.tree_rows import Row, build_rows, find_depth, format_cells, make_flat_row
 from .._display import listing
-from .._display.json import render_json
-from .._display.json_contents import catalog_fields
 from .._display.terminal import Part, echo, echo_facts, echo_lines
-from .._runs.steps import Run, read_empty_run, read_run
 from ..errors import UnknownFormat
 from ..formats.registry import open_catalog
 from ..storage.open import open_source
 from ..storage.source import Source
-from . import runs
 
 MANY_ROWS = 200
 """More rows than that are followed by a word on how to have fewer."""
@@ -53,13 +49,14 @@ def print_contents(
     try:
         catalog = open_catalog(source, uncommitted="allow")
     except UnknownFormat:
-        run = None if globs else _read_run(source)
-        if run is None:
+        if globs or not _print_run(source, as_json):
             raise
-        runs.show(run, as_json=as_json, items=True)
         return True
     shown = listing.select_leaves(catalog, globs)
     if as_json:
+        from .._display.json import render_json
+        from .._display.json_contents import catalog_fields
+
         click.echo(render_json(catalog_fields(catalog, shown)))
         return bool(shown)
     _print_head(catalog, listing.describe_checkpoint(catalog, shown))
@@ -76,10 +73,16 @@ def print_contents(
     return bool(shown)
 
 
-def _read_run(source: Source) -> Run | None:
-    """The run in a directory, if something in it tells that it is one."""
+def _print_run(source: Source, as_json: bool) -> bool:
+    """Prints the run in a directory, if something in it tells that it is one."""
+    from .._runs.steps import read_empty_run, read_run  # takes time, and is rarely needed
+    from . import runs
+
     run = read_run(source, sizes=False) or read_empty_run(source, sizes=False)
-    return None if run is None or run.evidence is None else run
+    if run is None or run.evidence is None:
+        return False
+    runs.show(run, as_json=as_json, items=True)
+    return True
 
 
 def _print_head(catalog: Catalog, facts: Iterable[tuple[str, str]]) -> None:

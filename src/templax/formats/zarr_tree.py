@@ -10,12 +10,13 @@ import bisect
 import functools
 import itertools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from .._catalog.catalog import Catalog
 from .._catalog.entry import Chunk, Extent, LeafEntry
+from .._catalog.regions import Region
 from .._core.gc_pause import pause_gc
 from .._core.names import MAX_DEPTH, Path, join_path
 from .._core.text import list_names
@@ -25,6 +26,7 @@ from ..storage.source import Source
 from .ocdbt.read import MANIFEST, read_database
 from .orbax.directory import has_orbax_files
 from .orbax.format import part_of_item_error
+from .orbax.regions import describe_arrays, describe_database
 from .zarr.container import ArrayLocator, Container, list_files, missing_dot_file_error, read_extent
 from .zarr.metadata import MAX_FILE, Array, parse_metadata
 from .zarr.nodes import (
@@ -117,7 +119,26 @@ class ZarrTree:
             locator=functools.partial(_locate, source, container),
             metadata=tree.describe(),
             empties=tree.find_empties(),
+            regions=functools.partial(_describe_tree, source, container, tuple(tree.entries)),
         )
+
+
+_NODE_FILES = (".zarray", ".zgroup", ".zattrs", ".zmetadata", "zarr.json")
+
+
+def _describe_tree(
+    source: Source, container: Container, entries: tuple[LeafEntry, ...]
+) -> Iterator[Region]:
+    """The bytes of a tree that hold no values of leaves."""
+    in_database = container.index is not None
+    if in_database:
+        files = [info.key for info in source.walk() if info.problem is None]
+        yield from describe_database(source, files)
+    for key, extent in container.objects.items():
+        if extent.inline is None and key.rpartition("/")[2] in _NODE_FILES:
+            yield Region(extent.key, extent.start, extent.stop, "index", "metadata of arrays")
+    arrays = [(entry.handle.array, entry.handle.prefix) for entry in entries]
+    yield from describe_arrays(container.objects, in_database, arrays)
 
 
 @dataclass

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
-from numpy.typing import NDArray
 
 from ...errors import Corrupted
 from .budget import Budget
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 MAX_NAME = 65535
 

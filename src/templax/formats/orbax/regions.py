@@ -52,7 +52,12 @@ def describe_item(
     yield from _describe_legacy(entries)
     if in_database:
         yield from describe_database(source, files)
-    yield from _describe_arrays(objects, in_database, entries)
+    arrays = [
+        (entry.handle, array_prefix(entry.name, files=not in_database))
+        for entry in entries
+        if isinstance(entry.handle, Array)
+    ]
+    yield from describe_arrays(objects, in_database, arrays)
 
 
 def describe_metadata(files: Iterable[str]) -> Iterator[Region]:
@@ -93,16 +98,17 @@ def _describe_legacy(entries: Iterable[LeafEntry]) -> Iterator[Region]:
                     yield Region(LEGACY, piece.start, piece.stop, "leaf", entry.name)
 
 
-def _describe_arrays(
-    objects: Mapping[str, Extent], in_database: bool, entries: Iterable[LeafEntry]
+def describe_arrays(
+    objects: Mapping[str, Extent], in_database: bool, arrays: Iterable[tuple[Array, str]]
 ) -> Iterator[Region]:
-    """The metadata of arrays, the indexes in their shards, and values that no leaf names."""
+    """The metadata of arrays, the indexes in their shards, and values that no leaf names.
+
+    Args:
+        objects, in_database: See `describe_item`.
+        arrays: Each array with the prefix of its keys.
+    """
     left = 2 * len(objects) + (1 << 10)
-    for entry in entries:
-        array = entry.handle
-        if not isinstance(array, Array):
-            continue
-        prefix = array_prefix(entry.name, files=not in_database)
+    for array, prefix in arrays:
         for file in FILES:
             yield from _describe_object(objects, prefix + file, "metadata of arrays")
         if array.sharding is None:
