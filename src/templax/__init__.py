@@ -4,7 +4,7 @@
     template_of, save_template   make a template; write it to a file
     open, read_json              list what a checkpoint holds; read a JSON item of it
     save, verify, fingerprint    write a checkpoint; check every byte; compare values
-    diff                         how two checkpoints differ
+    diff, account_bytes          how two checkpoints differ; what every byte of one is for
     Manager, Keep                the steps of a training run; which of them stay
     Recipe                       a function in place of a checkpoint
     show_progress, last_restore  how far a restore is; what it took
@@ -28,6 +28,8 @@ template of numpy arrays is restored into numpy arrays.
 __version__ = "0.1.0"
 
 _MODULES = {
+    "_audit.account": ("account_bytes",),
+    "_audit.account_result": ("ByteAccount",),
     "_audit.diff": ("diff",),
     "_audit.diff_result": ("Diff", "LeafDiff"),
     "_audit.diff_values": ("ValueDiff",),

@@ -1,6 +1,8 @@
 from . import errors as errors
 from . import formats as formats
 from . import storage as storage
+from ._audit.account import account_bytes as account_bytes
+from ._audit.account_result import ByteAccount as ByteAccount
 from ._audit.diff import diff as diff
 from ._audit.diff_result import Diff as Diff
 from ._audit.diff_result import LeafDiff as LeafDiff

@@ -12,7 +12,7 @@ from templax._catalog.catalog import Catalog
 from templax._catalog.tree_rows import build_rows, format_cells
 from templax._display import listing
 from templax._display.json import render_json
-from templax._display.json_contents import catalog_fields
+from templax._display.json_contents import account_fields, catalog_fields
 from templax._escape import escape_text
 from templax._template.json_file import dump_template, load_template, template_from_catalog
 from templax.errors import Corrupted
@@ -23,7 +23,10 @@ _ASCII_CONTROLS = re.compile(r"[\x00-\x09\x0b-\x1f\x7f]")
 
 
 def inspect(catalog: Catalog) -> None:
-    """Lists a checkpoint, as a tree and in JSON, finds its chunks, and checks its own template."""
+    """Lists a checkpoint, as a tree and in JSON, finds its chunks, and checks its own template.
+
+    Also counts the bytes of its files.
+    """
     list_contents(catalog)
     damages: list[Corrupted] = []
     entries = [entry for entry in catalog.entries if entry.kind != "string"]
@@ -34,6 +37,23 @@ def inspect(catalog: Catalog) -> None:
     for damage in damages:
         check_line(str(damage))
     check_own_template(catalog)
+    with suppress(tx.CheckpointError, tx.SourceError):
+        count_bytes(catalog)
+
+
+def count_bytes(catalog: Catalog) -> None:
+    """Checks that each byte of the files is counted once, as `templax ls --bytes` does."""
+    account = tx.account_bytes(catalog)
+    views = (
+        account.kinds.values(),
+        [file.nbytes for file in account.files],
+        [part.nbytes for part in account.parts],
+    )
+    if any(sum(view) != account.nbytes for view in views):
+        raise Wrong(f"the bytes of a checkpoint do not add up: {account}"[:2000])
+    for line in str(account).split("\n"):
+        check_line(line)
+    check_json(render_json(account_fields(account)))
 
 
 def list_contents(catalog: Catalog) -> None:

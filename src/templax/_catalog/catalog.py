@@ -15,6 +15,7 @@ from .._escape import join_lines
 from ..errors import CheckpointError, Corrupted, Unsupported
 from ..storage.source import Source
 from .entry import Chunk, LeafEntry
+from .regions import Region
 from .tree_rows import format_total, format_tree, measure_leaves
 
 MAX_EMPTIES, LEAF_EMPTIES = 1 << 16, 16
@@ -65,6 +66,8 @@ class Catalog:
             does not record them.
         positional: Whether the leaves have no names but `0`, `1`, ...: their order is that of the
             leaves of the tree that was saved, and of the template that they are restored with.
+        regions: Yields what the bytes are that hold no values of leaves, for `account_bytes`: the
+            headers, indexes and metadata of the files. None if there are none.
 
     Example:
         >>> import pathlib, tempfile
@@ -98,6 +101,7 @@ class Catalog:
     audits_values: bool = False
     fingerprints: Callable[[], Mapping[str, int]] | None = None
     positional: bool = False
+    regions: Callable[[], Iterable[Region]] | None = None
 
     def __post_init__(self) -> None:
         check_depths([entry.path for entry in self.entries])

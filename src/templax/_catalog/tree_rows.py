@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -289,12 +290,18 @@ class Totals(NamedTuple):
     Attributes:
         leaves, nbytes, parameters: Number, decoded bytes and parameters of all of them.
         sizes: Name of a dtype → decoded bytes of the leaves that have it.
+        narrow: Name of an integer dtype of at most 8 bits → elements of the arrays that have it.
+            These may be quantised weights, which are not among the parameters.
     """
 
     leaves: int
     nbytes: int
     parameters: int
     sizes: Counter[str]
+    narrow: Counter[str]
+
+
+_NARROW = ("int8", "uint8", "int4", "uint4", "int2", "uint2")
 
 
 def measure_leaves(entries: Sequence[LeafEntry]) -> Totals:
@@ -302,11 +309,14 @@ def measure_leaves(entries: Sequence[LeafEntry]) -> Totals:
     known: dict[tuple[Any, ...], _Measure] = {}
     found = Counter([_measure_leaf(entry, known) for entry in entries])
     sizes: Counter[str] = Counter()
+    narrow: Counter[str] = Counter()
     parameters = 0
-    for (nbytes, count, dtype, _), n in found.items():
+    for (nbytes, count, dtype, shape), n in found.items():
         sizes[dtype] += nbytes * n
         parameters += count * n
-    return Totals(len(entries), sizes.total(), parameters, sizes)
+        if dtype in _NARROW and shape:
+            narrow[dtype] += math.prod(shape) * n
+    return Totals(len(entries), sizes.total(), parameters, sizes, narrow)
 
 
 _Measure = tuple[int, int, str, Shape]
@@ -327,6 +337,6 @@ def _measure_leaf(entry: LeafEntry, known: dict[tuple[Any, ...], _Measure]) -> _
 
 def format_total(totals: Totals) -> str:
     """Number of leaves, bytes, and number of parameters if there are any."""
-    leaves, nbytes, parameters, _ = totals
+    leaves, nbytes, parameters = totals[:3]
     text = f"{leaves:,} {leaf_noun(leaves)}, {format_size(nbytes)}"
     return f"{text}, {parameters:,} {parameter_noun(parameters)}" if parameters else text

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from .._audit.account_result import ByteAccount
 from .._catalog.catalog import Catalog
 from .._catalog.entry import LeafEntry
 from .._catalog.fingerprint import recorded_fingerprint
@@ -41,6 +42,21 @@ def catalog_fields(catalog: Catalog, shown: Sequence[LeafEntry]) -> dict[str, An
         **select_fields(catalog, "nbytes", "parameter_count"),
         "leaves": leaves,
         "restore": make_restore_code(catalog),
+    }
+
+
+def account_fields(account: ByteAccount) -> dict[str, Any]:
+    """What the bytes of a checkpoint are for, as `templax ls --bytes` prints it."""
+    return {
+        **select_fields(account, "url", "format", "nbytes", "decoded", "kinds"),
+        "files": [select_fields(file, "file", "nbytes", "kinds") for file in account.files],
+        "parts": [select_fields(part, "kind", "what", "nbytes") for part in account.parts],
+        "leaves": [
+            select_fields(leaf, "name", "stored", "inline", "nbytes") for leaf in account.leaves
+        ],
+        "shared": [select_fields(shared, "leaves", "nbytes") for shared in account.shared],
+        "gaps": [select_fields(gap, "file", "start", "stop", "what") for gap in account.gaps],
+        "unread": account.unread,
     }
 
 

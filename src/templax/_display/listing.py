@@ -21,6 +21,10 @@ _FACTS = ("step", "item", "items", "custom_metadata", "metrics")
 """Metadata whose meaning is known. What else a file says of itself is shown as its own words."""
 
 
+_FEW = 100
+"""Elements of narrow integers are told of if there is more than one for so many parameters."""
+
+
 def select_leaves(catalog: Catalog, globs: Sequence[str]) -> list[LeafEntry]:
     """Returns the leaves whose names match any of the globs; without globs, all leaves."""
     if not globs:
@@ -53,6 +57,9 @@ def describe_checkpoint(catalog: Catalog, shown: Sequence[LeafEntry]) -> Iterato
     if len(totals.sizes) > 1:
         sizes = totals.sizes.most_common()
         yield "dtypes", ", ".join(f"{name} {format_size(n)}" for name, n in sizes)
+    if totals.narrow.total() * _FEW > totals.parameters:
+        counts = ", ".join(f"{n:,} of {name}" for name, n in totals.narrow.most_common())
+        yield "not counted", f"elements of arrays that may be quantised weights: {counts}"
     sharding = find_common_sharding(shown)
     if sharding is not None:
         yield "sharding", f"{sharding} for every array that has one (not used for placement)"

@@ -145,6 +145,7 @@ def restore(
         CheckpointError: NotFound, UnknownFormat, Unsupported, Uncommitted, Unverified or Corrupted.
         SourceError: The storage failed, or changed while it was read.
         UsageError: An argument is invalid, or a transfer guard forbids explicit transfers.
+        MissingPackage: The template asks for a `jax.Array`, and JAX is not installed.
 
     Example:
         >>> import os, tempfile

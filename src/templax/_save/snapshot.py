@@ -9,6 +9,7 @@ import functools
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -54,12 +55,10 @@ def collect_leaves(tree: PyTree, *, replicas: bool = False) -> tuple[list[Leaf],
         SaveError: Leaves hold no values that can be saved, or share a name. The message names them.
         UsageError: `tree` is not a pytree.
     """
-    if is_jax_loaded():
-        from .jax_leaves import allow_transfers, flatten_with_paths
-    else:
-        allow_transfers, flatten_with_paths = nullcontext, _flatten_plain
+    of_jax = _find_jax_leaves()
     try:
-        found = flatten_with_paths(tree, lambda x: _empty_kind(x) is not None)
+        flatten = _flatten_plain if of_jax is None else of_jax.flatten_with_paths
+        found = flatten(tree, lambda x: _empty_kind(x) is not None)
     except (TypeError, ValueError) as error:  # such as a dict with keys 0 and "0", for JAX to sort
         raise UsageError(f"Expected a pytree to save: {error}") from error
     leaves: list[Leaf] = []
@@ -67,7 +66,8 @@ def collect_leaves(tree: PyTree, *, replicas: bool = False) -> tuple[list[Leaf],
     wrong: list[str] = []
     names: set[str] = set()
     ready: list[Any] = []
-    with allow_transfers():  # saving is what the caller asked for
+    # Saving is what the caller asked for.
+    with nullcontext() if of_jax is None else of_jax.allow_transfers():
         for path, value in found:
             if (kind := _empty_kind(value)) is not None:
                 empties.append((path, kind))
@@ -79,7 +79,7 @@ def collect_leaves(tree: PyTree, *, replicas: bool = False) -> tuple[list[Leaf],
                 wrong.append(f"two leaves are named `{name}`")
                 continue
             names.add(name)
-            leaf = _make_leaf(name, path, value, replicas)
+            leaf = _make_leaf(name, path, value, replicas, of_jax)
             if isinstance(leaf, str):
                 wrong.append(f"`{name}` {leaf}")
                 continue
@@ -94,11 +94,18 @@ def collect_leaves(tree: PyTree, *, replicas: bool = False) -> tuple[list[Leaf],
                 if not is_unicode(name)
             ]
         refuse_leaves(wrong)
-        if ready:
-            from .jax_leaves import await_arrays
-
-            await_arrays(ready)  # a failed computation raises here, before a file is made
+        if of_jax is not None:
+            of_jax.await_arrays(ready)  # a failed computation raises here, before a file is made
     return leaves, empties
+
+
+def _find_jax_leaves() -> ModuleType | None:
+    """`jax_leaves`, if the program has loaded JAX: otherwise no tree has such leaves."""
+    if not is_jax_loaded():
+        return None
+    from . import jax_leaves
+
+    return jax_leaves
 
 
 def _flatten_plain(tree: PyTree, is_leaf: Callable[[Any], bool]) -> list[tuple[Path, Any]]:
@@ -128,15 +135,12 @@ def _empty_kind(value: Any) -> str | None:
     return None
 
 
-def _make_leaf(name: str, path: Path, value: Any, replicas: bool) -> Leaf | str:
+def _make_leaf(
+    name: str, path: Path, value: Any, replicas: bool, of_jax: ModuleType | None
+) -> Leaf | str:
     """A leaf, or the reason why it cannot be saved, in words that follow its name."""
-    if is_jax_loaded():
-        from .jax_leaves import is_abstract, is_array, make_jax_leaf
-
-        if is_array(value):
-            return make_jax_leaf(name, path, value, replicas)
-        if is_abstract(value):
-            return "is abstract: it has a shape and a dtype, but no values"
+    if of_jax is not None and of_jax.is_array(value):
+        return of_jax.make_jax_leaf(name, path, value, replicas)
     if isinstance(value, str):
         return _make_text_leaf(name, path, value)
     if isinstance(value, np.ma.MaskedArray):
@@ -151,11 +155,13 @@ def _make_leaf(name: str, path: Path, value: Any, replicas: bool) -> Leaf | str:
         except OverflowError:
             return f"is an int that int64 can't hold: {str(value)[:40]}"
         return _make_numpy_leaf(name, path, array, "scalar")
+    if of_jax is not None and of_jax.is_abstract(value):
+        return "is abstract: it has a shape and a dtype, but no values"
     if value is ...:
         return "is `...`, which was never restored"
     as_array: Callable[[], Any] | None = getattr(value, "__jax_array__", None)
     if as_array is not None:
-        return _make_leaf(name, path, as_array(), replicas)
+        return _make_leaf(name, path, as_array(), replicas, _find_jax_leaves())
     if isinstance(value, (bytes, bytearray)):
         return "holds bytes: save np.frombuffer(value, np.uint8)"
     return f"is a {type(value).__module__}.{type(value).__qualname__}, which holds no array"

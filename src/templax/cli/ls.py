@@ -29,6 +29,12 @@ if TYPE_CHECKING:
 @click.option(
     "--all", "every", is_flag=True, help="Show every one of several identical numbered subtrees."
 )
+@click.option(
+    "--bytes",
+    "count",
+    is_flag=True,
+    help="What every byte of the files is for, in place of the tree.",
+)
 @color_option
 def ls(
     path: str | Source,
@@ -37,13 +43,22 @@ def ls(
     globs: tuple[str, ...],
     flat: bool,
     every: bool,
+    count: bool,
 ) -> None:
     """Show the contents of the checkpoint at PATH, and the code that restores it.
 
     If PATH is the directory of a training run, shows its steps. Reads metadata only. Exits with 1
     if no leaf matches a --match.
     """
-    from .contents import print_contents  # here, so that --help does not wait for numpy
+    # Imported here, so that --help does not wait for numpy.
+    if count:
+        if depth is not None or globs or every:
+            raise click.UsageError("--bytes counts all bytes: leave --depth, --match and --all out")
+        from .byte_account import print_account
+
+        print_account(path, as_json=as_json, whole=flat)
+        return
+    from .contents import print_contents
 
     any_shown = print_contents(
         path, as_json=as_json, depth=depth, globs=globs, flat=flat, collapse=not every

@@ -7,10 +7,12 @@ Equinox's documentation.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from .._catalog.catalog import Catalog
 from .._catalog.entry import LeafEntry
+from .._catalog.regions import Region
 from .._codecs.deflate import NPY_MAGIC
 from .._core.gc_pause import pause_gc
 from .._core.json_text import decode_json
@@ -83,6 +85,7 @@ class Equinox:
             locator=locate_arrays,
             metadata=metadata,
             positional=True,
+            regions=functools.partial(iter, (Region("", 0, None, "index", "headers of arrays"),)),
         )
 
 

@@ -11,6 +11,7 @@ from .safetensors_set import SafetensorsSet
 from .torch.dcp import DistributedCheckpoint
 from .torch.legacy import TorchLegacy
 from .torch.zip_file import TorchZip
+from .zarr_tree import ZarrTree
 
 FILE_FORMATS: tuple[Format, ...] = (
     Safetensors(),
@@ -23,6 +24,7 @@ FILE_FORMATS: tuple[Format, ...] = (
 )
 
 SET_FORMATS: tuple[Format, ...] = (
+    ZarrTree(),
     DistributedCheckpoint(),
     SafetensorsSet(),  # last: a directory may have such a file beside its checkpoint
 )

@@ -7,10 +7,11 @@ An archive is a zip of `.npy` files, each stored as it is (`np.savez`) or deflat
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from .._catalog.catalog import Catalog
 from .._catalog.entry import Chunk, Extent, LeafEntry
+from .._catalog.regions import Region
 from .._codecs.deflate import MAX_NPY_HEAD, InflateStream, npy_head_size, read_npy_head
 from .._core.boxes import full_box
 from .._core.gc_pause import pause_gc
@@ -19,7 +20,7 @@ from ..errors import CheckpointError, Corrupted
 from ..storage.signatures import NPY, NPZ, recognise_root
 from ..storage.source import Source, open_ranges, root_size
 from .numpy_header import HEAD, ArrayHeader, parse_header
-from .zip_members import Member, ReadRange, check_members, list_members
+from .zip_members import Member, ReadRange, check_members, describe_archive, list_members
 
 
 class NumpyArray:
@@ -54,6 +55,7 @@ class NumpyArray:
             entries=(entry,),
             source=source,
             locator=locate_arrays,
+            regions=functools.partial(iter, (Region("", 0, header.start, "index", "header"),)),
         )
 
 
@@ -102,7 +104,15 @@ class NumpyArchive:
             locator=locate_arrays,
             audit=functools.partial(check_members, source, named),
             audits_values=True,
+            regions=functools.partial(_describe_archive, source),
         )
+
+
+def _describe_archive(source: Source) -> Iterator[Region]:
+    """The bytes that hold no values: between members, and the headers of the arrays in them."""
+    yield from describe_archive(source)
+    for member in list_members(source):
+        yield Region("", member.start, member.stop, "index", "headers of arrays")
 
 
 def split_names(names: Sequence[str]) -> list[Path]:

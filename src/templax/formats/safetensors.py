@@ -10,13 +10,14 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import msgspec
 import numpy as np
 
 from .._catalog.catalog import Catalog
 from .._catalog.entry import Chunk, Extent, LeafEntry
+from .._catalog.regions import Region
 from .._codecs.crc_combine import combine_crcs
 from .._core.boxes import MAX_RANK, fits_address_space, format_number, format_shape, full_box
 from .._core.dtypes import DTYPES
@@ -69,6 +70,7 @@ class Safetensors:
             locator=locate_tensors,
             metadata=metadata,
             fingerprints=functools.partial(combine_sums, entries) if summed else None,
+            regions=functools.partial(describe_header, source),
         )
 
 
@@ -126,6 +128,15 @@ def read_tensors(
         for (name, shape, dtype, start, end), sum in zip(rows, summed, strict=True)
     ]
     return tuple(entries), metadata, sums is not None
+
+
+def describe_header(source: Source, file: str = "") -> Iterator[Region]:
+    """The bytes of the file at the root of a source that hold no tensors; see `read_tensors`."""
+    stop = 8 + int.from_bytes(source.read("", 0, 8), "little")
+    text = bytes(source.read("", 8, stop))
+    padded = stop - len(text) + len(text.rstrip(b" "))
+    yield Region(file, 0, padded, "index", "header")
+    yield Region(file, padded, stop, "padding", "spaces after the header")
 
 
 def _unsupported_error(code: str, name: str) -> Unsupported:

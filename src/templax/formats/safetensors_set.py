@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import posixpath
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -16,13 +16,20 @@ import msgspec
 
 from .._catalog.catalog import Catalog
 from .._catalog.entry import LeafEntry
+from .._catalog.regions import Region
 from .._core.gc_pause import pause_gc
 from .._core.json_text import decode_json
 from .._core.text import list_examples
 from ..errors import CheckpointError, Corrupted, NotFound, SourceError
 from ..storage.signatures import read_head, read_metadata
 from ..storage.source import Source
-from .safetensors import Safetensors, combine_sums, locate_tensors, read_tensors
+from .safetensors import (
+    Safetensors,
+    combine_sums,
+    describe_header,
+    locate_tensors,
+    read_tensors,
+)
 
 INDEX = ".safetensors.index.json"
 
@@ -98,7 +105,16 @@ class SafetensorsSet:
             fingerprints=functools.partial(combine_sums, tuple(entries.values()))
             if summed
             else None,
+            regions=functools.partial(_describe_files, root, name, files),
         )
+
+
+def _describe_files(root: Source, name: str, files: list[str]) -> Iterator[Region]:
+    """The bytes that hold no tensors."""
+    if name not in files:
+        yield Region(name, 0, None, "index", "index of the set")
+    for file in files:
+        yield from describe_header(root.at(file), file)
 
 
 def is_only_safetensors(source: Source) -> bool:

@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
+from .._catalog.regions import ByteKind, Region
 from .._codecs.deflate import MAX_DEFLATE_RATIO, InflateStream
 from ..errors import Corrupted, Unsupported
 from ..storage.source import Source, open_ranges, root_size
@@ -29,7 +30,7 @@ _SMALL, _MAX_DECODED = 1 << 20, 1 << 29
 
 _WINDOW = 1 << 16
 
-_ENCRYPTED = 0x1
+_ENCRYPTED, _DESCRIBED = 0x1, 0x8
 
 _UNREADABLE = (ValueError, NotImplementedError, OverflowError, EOFError)
 """What `zipfile` raises for a damaged directory, besides its own error."""
@@ -69,11 +70,7 @@ def list_members(source: Source) -> list[Member]:
     import zipfile  # takes some ms
 
     size = root_size(source)
-    try:
-        with zipfile.ZipFile(io.BufferedReader(_Reader(source, size), _WINDOW)) as archive:
-            infos = [info for info in archive.infolist() if not info.filename.endswith("/")]
-    except (zipfile.BadZipFile, struct.error, *_UNREADABLE) as error:
-        raise Corrupted(f"The directory of the zip archive is unreadable: {error}") from error
+    infos = [i for i in _read_directory(source, size)[0] if not i.filename.endswith("/")]
     first = min((info.header_offset for info in infos), default=0)
     if first:  # Python's `zipfile` would silently read the last of several archives
         raise Corrupted(
@@ -107,6 +104,52 @@ def list_members(source: Source) -> list[Member]:
             f"templax reads {most} decoded bytes of an archive of {size}, got {total}"
         )
     return members
+
+
+def _read_directory(source: Source, size: int) -> tuple[list[zipfile.ZipInfo], int]:
+    """What the directory of an archive lists, and where it begins."""
+    import zipfile
+
+    try:
+        with zipfile.ZipFile(io.BufferedReader(_Reader(source, size), _WINDOW)) as archive:
+            return archive.infolist(), archive.start_dir
+    except (zipfile.BadZipFile, struct.error, *_UNREADABLE) as error:
+        raise Corrupted(f"The directory of the zip archive is unreadable: {error}") from error
+
+
+def describe_archive(source: Source) -> Iterator[Region]:
+    """The bytes of the archive at the root of a source that are not in a member."""
+    size = root_size(source)
+    read = open_ranges(source, "", size)
+    infos, directory = _read_directory(source, size)
+    for info in infos:
+        at, data = info.header_offset, _find_data(read, size, info)
+        extra = at + 30 + int.from_bytes(read(at + 26, at + 28), "little")
+        yield Region("", at, extra, "index", "headers of zip members")
+        stop = data + info.compress_size
+        # PyTorch's "FB" and Android's 0xd935 fill the header up, so that the data is aligned.
+        filled = bytes(read(extra, min(extra + 2, data))) in (b"FB", b"\x35\xd9")
+        kind, what = ("padding", "fill in front of zip members") if filled else _HEADERS
+        yield Region("", extra, data, kind, what)
+        if info.flag_bits & _DESCRIBED:
+            after = stop + _measure_descriptor(bytes(read(stop, min(stop + 24, size))), info)
+            yield Region("", stop, after, *_HEADERS)
+    yield Region("", directory, size, "index", "directory of the zip archive")
+
+
+_HEADERS: tuple[ByteKind, str] = ("index", "headers of zip members")
+
+
+def _measure_descriptor(data: bytes, info: zipfile.ZipInfo) -> int:
+    """Size of what repeats the checksum and the sizes of a member after its data."""
+    for magic in (b"PK\x07\x08", b""):
+        for layout in ("<IQQ", "<III"):
+            nbytes = len(magic) + struct.calcsize(layout)
+            if len(data) >= nbytes and data.startswith(magic):
+                found = struct.unpack_from(layout, data, len(magic))
+                if found == (info.CRC, info.compress_size, info.file_size):
+                    return nbytes
+    return 0
 
 
 def _find_data(read: ReadRange, size: int, info: zipfile.ZipInfo) -> int:

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
+from .._audit.account import account_bytes
 from .._catalog.catalog import Catalog
 from .._core.boxes import full_box, intersect, size_of
 from .._restore.api import restore
@@ -222,6 +223,12 @@ class FormatContract:
                     info = catalog.source.stat(extent.key)
                     assert info is not None
                     assert 0 <= extent.start <= extent.stop <= info.size
+
+    def test_every_byte_of_the_files_is_counted_once(self) -> None:
+        account = account_bytes(self.open())
+        assert sum(file.nbytes for file in account.files) == account.nbytes
+        assert sum(account.kinds.values()) == account.nbytes
+        assert sum(leaf.stored for leaf in account.leaves) == account.kinds["leaf"]
 
     def test_values_are_those_that_were_saved(self) -> None:
         catalog = self.open()

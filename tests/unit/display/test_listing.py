@@ -51,3 +51,20 @@ def test_counts_have_three_significant_digits():
     assert [text_module.format_count(n) for n in counts] == [
         *("0", "999", "1.00 K", "12.3 K", "999 K", "1.00 M", "6.74 B", "20000 T")
     ]
+
+
+def test_integers_that_may_be_quantised_weights_are_named():
+    catalog = make_catalog(
+        make_entry("w", dtype="i1"),
+        make_entry("packed", shape=(2, 3), dtype="u1"),
+        make_entry("scale", shape=(4,)),
+        make_entry("count", shape=(5,), dtype="i4"),
+        make_entry("flag", shape=(), dtype="i1"),
+    )
+    facts = dict(listing.describe_checkpoint(catalog, catalog.entries))
+    assert facts["total"].endswith(" 4 parameters")
+    assert facts["not counted"] == (
+        "elements of arrays that may be quantised weights: 32 of int8, 6 of uint8"
+    )
+    shown = listing.select_leaves(catalog, ["scale", "count"])
+    assert "not counted" not in dict(listing.describe_checkpoint(catalog, shown))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterable
 
@@ -9,12 +10,15 @@ import numpy as np
 
 from ..._catalog.catalog import Catalog
 from ..._catalog.entry import Chunk, LeafEntry
+from ..._catalog.regions import Region
 from ..._core.gc_pause import pause_gc
 from ..._core.names import Path, join_path
 from ...errors import CheckpointError, Corrupted, Unsupported
 from ...storage.source import Source, root_size
 from .msgpack import PLACEHOLDER, Empty, Leaf, Value, locate_value, make_specs_error, read_msgpack
 from .scan import holds_flax_arrays, read_between_arrays
+
+_AROUND = Region("", 0, None, "index", "msgpack around the arrays")
 
 _EVIDENCE = "msgpack with arrays of Flax"
 
@@ -92,6 +96,7 @@ class FlaxMsgpack:
             metadata={} if step is None else {"step": int(step[1])},
             empties=empties,
             uncommitted=unfinished if base == _TEMPORARY else None,
+            regions=functools.partial(iter, (_AROUND,)),
         )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import operator
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from ..._catalog.entry import Extent
@@ -58,12 +58,15 @@ class _Limits:
     node_bytes: int
 
 
-def read_database(source: Source, prefix: str = "") -> Mapping[str, Extent]:
+def read_database(
+    source: Source, prefix: str = "", nodes: list[Extent] | None = None
+) -> Mapping[str, Extent]:
     """Every key of the newest version of a database.
 
     Args:
         source: Source of the database's files.
         prefix: Directory of the database: "" or ending in `/`.
+        nodes: The places of the nodes that are read are added to it.
 
     Returns:
         Key → extent of its value, in the order of the keys. If a value is stored in an index node,
@@ -85,6 +88,9 @@ def read_database(source: Source, prefix: str = "") -> Mapping[str, Extent]:
     while pending:
         reference, height, inherited = pending.pop()
         body = _read_node(source, prefix, reference, height, limits, budget)
+        if nodes is not None:
+            start, stop = reference.offset, reference.offset + reference.length
+            nodes.append(Extent(prefix + reference.file, start, stop))
         try:
             if height:
                 children = _read_children(body, reference.base, len(inherited))
@@ -110,6 +116,14 @@ def _read_newest_root(
     source: Source, prefix: str, budget: Budget
 ) -> tuple[_Reference | None, int, _Limits]:
     """Root of the newest version (None if the tree is empty), its height, and its nodes' limits."""
+    roots, heights, limits = _read_roots(source, prefix, budget, newest=True)
+    return roots[-1], heights[-1], limits
+
+
+def _read_roots(
+    source: Source, prefix: str, budget: Budget, *, newest: bool
+) -> tuple[list[_Reference | None], bytes, _Limits]:
+    """Roots of the versions in the manifest, or of the newest; heights of all; limits of nodes."""
     file = prefix + MANIFEST
     data = read_metadata(source, file)
     kind, body, limits = _read_manifest_head(data, file, budget)
@@ -135,7 +149,7 @@ def _read_newest_root(
         heights = body.raw(n)
         if not n:
             raise Corrupted("Expected at least one version, got none")
-        return _read_references(body, files, n, newest=True)[0], heights[-1], limits
+        return _read_references(body, files, n, newest=newest), heights, limits
     except CheckpointError as error:
         raise error.locate(file=file) from error
 
@@ -346,3 +360,37 @@ def _read_leaf(
             at += length
     body.finish()
     return keys, extents
+
+
+def list_old_places(source: Source, prefix: str, nodes: Iterable[Extent]) -> Iterator[Extent]:
+    """The places of the nodes and values of the older versions that a manifest lists.
+
+    The versions that it keeps in nodes of their own, since they are many, are left out.
+
+    Args:
+        source, prefix: See `read_database`.
+        nodes: What `read_database` added to its `nodes`. They are left out.
+
+    Raises:
+        Corrupted, Unsupported: See `read_database`.
+    """
+    budget = Budget(source, prefix + MANIFEST)
+    roots, heights, limits = _read_roots(source, prefix, budget, newest=False)
+    seen = {(node.key, node.start, node.stop) for node in nodes}
+    pending = [*zip(roots, heights, itertools.repeat(0))]
+    while pending:
+        reference, height, inherited = pending.pop()
+        if reference is None:
+            continue
+        node = (prefix + reference.file, reference.offset, reference.offset + reference.length)
+        if node in seen:
+            continue
+        seen.add(node)
+        body = _read_node(source, prefix, reference, height, limits, budget)
+        yield Extent(*node)
+        if height:
+            children = _read_children(body, reference.base, inherited)
+            pending += [(child, height - 1, inherited + len(key)) for child, key in children]
+        else:
+            extents = _read_leaf(body, reference, prefix, inherited)[1]
+            yield from (extent for extent in extents if extent.inline is None)

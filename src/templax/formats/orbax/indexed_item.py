@@ -15,6 +15,7 @@ import numpy as np
 
 from ..._catalog.catalog import Catalog, record_damage
 from ..._catalog.entry import Chunk, Extent, LeafEntry
+from ..._catalog.regions import Region
 from ..._core.boxes import Shape, fits_address_space, format_shape, full_box, size_of
 from ..._core.chunk_grid import grid_shape, is_row_major, iter_cells
 from ..._core.dtypes import DTYPES
@@ -25,6 +26,7 @@ from ...storage.signatures import diagnose_lfs_pointer, read_metadata
 from ...storage.source import Source
 from ..ocdbt.read import MANIFEST, read_database
 from ..zarr.chunks import check_length
+from ..zarr.metadata import FILES
 from .checksum_index import (
     INDEX_FILE,
     KINDS,
@@ -34,6 +36,7 @@ from .checksum_index import (
     decode_index,
     file_crc,
 )
+from .regions import describe_database, describe_metadata
 from .sidecars import sharding_text
 
 
@@ -71,6 +74,7 @@ def open_indexed_item(
         audit=functools.partial(_audit, source, index),
         fingerprints=functools.partial(_fingerprints_by_name, columns, entries),
         uncommitted=uncommitted,
+        regions=functools.partial(_describe_files, source, index),
     )
 
 
@@ -99,6 +103,24 @@ def _audit(source: Source, index: Index) -> Iterator[Corrupted]:
             read_database(source)
         except Corrupted as error:
             yield error
+
+
+def _describe_files(source: Source, index: Index) -> Iterator[Region]:
+    """The bytes that hold no values of leaves."""
+    files = [info.key for info in source.walk() if info.problem is None]
+    yield Region(INDEX_FILE, 0, None, "index", "index of templax")
+    yield from describe_metadata([*files, *index.others])
+    if MANIFEST not in files:
+        return
+    yield from describe_database(source, files)
+    for key, extent in read_database(source).items():
+        if extent.inline is not None:
+            continue
+        if key.endswith(FILES):
+            yield Region(extent.key, extent.start, extent.stop, "index", "metadata of arrays")
+        else:  # the index of templax leaves out how chunks are completed
+            what = "completes chunks at an edge"
+            yield Region(extent.key, extent.start, extent.stop, "padding", what)
 
 
 def _check_belongs(source: Source, index: Index) -> None:

@@ -16,9 +16,9 @@ from ...errors import CheckpointError, Corrupted
 from ...storage.signatures import read_metadata
 from ...storage.source import Source
 
-_SHARDING = "_sharding"
+SHARDING = "_sharding"
 
-_ARRAY_METADATAS = "array_metadatas/"
+ARRAY_METADATAS = "array_metadatas/"
 
 _MAX_TEXT = 500
 
@@ -63,16 +63,16 @@ def read_sidecars(source: Source, present: set[str]) -> Sidecars:
     """
     shardings: dict[str, str] = {}
     impls: dict[str, str] = {}
-    if _SHARDING in present:
-        for name, text in _read_json_or(source, _SHARDING, dict[str, Any], {}).items():
+    if SHARDING in present:
+        for name, text in _read_json_or(source, SHARDING, dict[str, Any], {}).items():
             try:
                 encoded = name.translate(_STANDARD) if "-" in name or "_" in name else name
                 leaf = binascii.a2b_base64(encoded, strict_mode=True).decode()
                 shardings[leaf] = sharding_text(text)
             except (ValueError, KeyError, TypeError, RecursionError):
                 continue
-    if _ARRAY_METADATAS in present:
-        for info in source.children(_ARRAY_METADATAS):
+    if ARRAY_METADATAS in present:
+        for info in source.children(ARRAY_METADATAS):
             if not info.is_dir:
                 found = _read_json_or(source, info.key, _ArrayMetadatas, _ArrayMetadatas([]))
                 for listed in found.array_metadatas:

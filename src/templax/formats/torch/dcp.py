@@ -20,6 +20,7 @@ from msgspec import structs
 
 from ..._catalog.catalog import Catalog, record_damage
 from ..._catalog.entry import Chunk, LeafEntry
+from ..._catalog.regions import Region
 from ..._core.boxes import Box, Shape, contains, full_box, intersect, size_of
 from ..._core.gc_pause import pause_gc
 from ..._core.names import Path, join_path
@@ -135,7 +136,16 @@ def _make_catalog(source: Source, value: Any, nbytes: int) -> Catalog:
         locator=functools.partial(_locate, source),
         metadata=metadata,
         empties=tree.empties,
+        regions=functools.partial(_describe_files, tuple(places.values())),
     )
+
+
+def _describe_files(places: Iterable[_Place]) -> Iterator[Region]:
+    """The bytes that are not of tensors: the metadata, and what is around them in their places."""
+    yield Region(METADATA, 0, None, "index", "metadata")
+    for place in places:
+        what = "files of torch.save around the tensors"
+        yield Region(place.file, place.start, place.stop, "index", what)
 
 
 def _read_fields(value: Any, name: str) -> dict[str, Any]:

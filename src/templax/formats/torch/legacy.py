@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ..._catalog.catalog import Catalog
+from ..._catalog.regions import Region
 from ..._core.gc_pause import pause_gc
 from ...errors import Corrupted, Unsupported
 from ...storage.signatures import MAX_METADATA, is_old_pytorch, read_head, read_root
@@ -52,16 +53,26 @@ class TorchLegacy:
         tree.add(pickles[3].value)
         for pickle in pickles:
             pickle.require_known()
+        starts = dict(_find_storages(source, size, pickles))
         return Catalog(
             url=source.url,
             format=self.name,
             evidence=_EVIDENCE,
             entries=tuple(tree.entries),
             source=source,
-            locator=functools.partial(locate_tensors, dict(_find_storages(source, size, pickles))),
+            locator=functools.partial(locate_tensors, starts),
             metadata=tree.metadata,
             empties=tree.empties,
+            regions=functools.partial(_describe_file, pickles[4].stop, starts),
         )
+
+
+def _describe_file(stop: int, starts: dict[str, int]) -> Iterator[Region]:
+    """The bytes that are not of storages: the pickles, and the size in front of each storage."""
+    yield Region("", 0, stop, "index", "pickles")
+    for start in starts.values():
+        yield Region("", start - 8, start, "index", "sizes of storages")
+    yield Region("", 0, None, "gap", "in a storage, but in no tensor")
 
 
 def _read_pickles(source: Source, size: int) -> list[Pickle]:

@@ -7,11 +7,12 @@ storage `KEY`, stored as they are (see `torch/serialization.py`, `_save`).
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from ..._catalog.catalog import Catalog
 from ..._catalog.entry import Chunk, LeafEntry
+from ..._catalog.regions import Region
 from ..._core.gc_pause import pause_gc
 from ...errors import Corrupted, Unsupported
 from ...storage.signatures import (
@@ -22,7 +23,7 @@ from ...storage.signatures import (
     recognise_root,
 )
 from ...storage.source import Source, root_size
-from ..zip_members import Member, check_members, list_members
+from ..zip_members import Member, check_members, describe_archive, list_members
 from .extents import Pieces
 from .objects import Tensor
 from .tree import Tree
@@ -75,7 +76,22 @@ class TorchZip:
             empties=tree.empties,
             audit=functools.partial(check_members, source, summed),
             audits_values=all(member.crc32 for member in archive.members if member.nbytes),
+            regions=functools.partial(_describe_file, source, archive),
         )
+
+
+def _describe_file(source: Source, archive: Archive) -> Iterator[Region]:
+    """The bytes that hold no values of tensors."""
+    yield from describe_archive(source)
+    storages = set(archive.starts.values())
+    for member in archive.members:
+        start, stop = member.start, member.stop
+        if member.start in storages and member.nbytes:
+            yield Region("", start, stop, "gap", "in a storage, but in no tensor")
+        elif "/data/" in member.name:
+            yield Region("", start, stop, "gap", "a storage that the pickle does not name")
+        else:
+            yield Region("", start, stop, "index", "pickle and other records of PyTorch")
 
 
 class Archive(NamedTuple):

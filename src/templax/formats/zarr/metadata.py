@@ -1,7 +1,7 @@
 """Metadata of one zarr array: `.zarray` or `zarr.json` → `Array`.
 
 Reads zarr 2 (zarr-specs, docs/v2/v2.0) and zarr 3 (docs/v3/core, codecs/sharding-indexed) as
-TensorStore writes them, little-endian and with the codecs that `_codecs.decode` has decoders for.
+TensorStore and zarr-python write them, with the codecs that `_codecs.decode` has decoders for.
 An array that says anything else about its chunks still has a shape and a dtype;
 `Array.unsupported` then says why it can't be read.
 """
@@ -17,7 +17,7 @@ from typing import Any, Literal
 import msgspec
 import numpy as np
 
-from ..._codecs.decode import CODECS, COMPRESSIONS
+from ..._codecs.decode import COMPRESSIONS
 from ..._core.boxes import (
     MAX_NBYTES,
     MAX_RANK,
@@ -30,6 +30,7 @@ from ..._core.boxes import (
 from ..._core.dtypes import DTYPES, NUMPY_NAMES
 from ..._core.json_text import decode_json
 from ...errors import Corrupted, Unsupported
+from .codecs import UNREADABLE, Named, Sharding, find_swap, parse_codecs
 
 FILES = (".zarray", "zarr.json")
 
@@ -58,13 +59,6 @@ def array_prefix(name: str, *, files: bool = False) -> str:
     return name if name.endswith("/") else f"{name}/"
 
 
-_MAX_NESTING = 4
-
-_MAX_CODECS = 8
-
-UNREADABLE = "unreadable"
-"""Stands for the codecs of an array that templax can't decode. There is no decoder of that name."""
-
 _SMALL_CHUNK = 64 << 20
 
 # Type strings of the zarr 2 spec, such as `<f4`. One-byte types have no byte order: `|i1`.
@@ -78,25 +72,6 @@ def typestr(dtype: np.dtype) -> str:
     ('<f4', 'float8_e5m2')
     """
     return dtype.str if dtype.str in _TYPESTRS else dtype.name
-
-
-@dataclass(frozen=True, slots=True)
-class Sharding:
-    """How values are divided if each is a shard: inner chunks and an index of them.
-
-    Attributes:
-        chunk_shape: Shape of an inner chunk.
-        codecs: Decoders of an inner chunk.
-        inner: Set if the inner chunks are shards themselves.
-        index_at_end: Whether the index is at the end of the shard, not at its start.
-        checked: Whether a crc32c follows the index.
-    """
-
-    chunk_shape: Shape
-    codecs: tuple[str, ...]
-    inner: Sharding | None
-    index_at_end: bool
-    checked: bool
 
 
 @dataclass(frozen=True)
@@ -168,32 +143,20 @@ class _Zarr2(msgspec.Struct):
 _ZARR2_KEYS = [f'"{key}"'.encode() for key in _Zarr2.__struct_fields__]
 
 
-class _Named(msgspec.Struct):
-    name: str
-    configuration: dict[str, Any] = {}
-
-
 class _Zarr3(msgspec.Struct):
     zarr_format: int
     node_type: str
     shape: list[int]
     data_type: Any
-    chunk_grid: _Named
-    chunk_key_encoding: _Named
-    codecs: list[_Named]
+    chunk_grid: Named
+    chunk_key_encoding: Named
+    codecs: list[Named]
     fill_value: Any = None
     storage_transformers: list[Any] = []
 
 
 class _Regular(msgspec.Struct):
     chunk_shape: list[int]
-
-
-class _Sharded(msgspec.Struct):
-    chunk_shape: list[int]
-    codecs: list[_Named]
-    index_codecs: list[_Named]
-    index_location: Literal["start", "end"] = "end"
 
 
 class _KeyEncoding(msgspec.Struct):
@@ -232,8 +195,6 @@ def _parse_zarr2(meta: _Zarr2) -> Array:
     if dtype is None:
         raise Unsupported(f"templax does not read dtype `{text[:80]}`")
     unsupported: list[str] = []
-    if text.startswith(">"):
-        unsupported.append(f"templax reads little-endian arrays, got dtype `{text}`")
     if meta.order not in ("C", "F"):
         unsupported.append(f"templax reads arrays of order C and F, got `{meta.order[:80]}`")
     if meta.filters:
@@ -245,15 +206,17 @@ def _parse_zarr2(meta: _Zarr2) -> Array:
             codecs = (name,)
         else:
             unsupported.append(f"templax does not read codec {_quote_codec(meta.compressor)}")
+    if text.startswith(">"):
+        codecs += find_swap(dtype)
     return _validate(
         Array(
             tuple(meta.shape),
             dtype,
-            tuple(meta.chunks),
+            _read_chunks(meta.chunks, meta.shape),
             "",
             meta.dimension_separator,
             (UNREADABLE,) if unsupported else codecs,
-            "F" if meta.order == "F" else "C",
+            "F" if meta.order == "F" and len(meta.shape) > 1 else "C",
             meta.fill_value,
             unsupported=next(iter(unsupported), None),
         )
@@ -286,18 +249,17 @@ def _parse_zarr3(meta: _Zarr3) -> Array:
     grid = msgspec.convert(meta.chunk_grid.configuration, _Regular)
     encoding = msgspec.convert(meta.chunk_key_encoding.configuration, _KeyEncoding)
     unsupported: list[str] = []
-    codecs, sharding = _parse_codecs(
-        meta.codecs, tuple(grid.chunk_shape), dtype, _MAX_NESTING, unsupported
-    )
+    chunk_shape = _read_chunks(grid.chunk_shape, meta.shape)
+    codecs, order, sharding = parse_codecs(meta.codecs, chunk_shape, dtype, unsupported)
     return _validate(
         Array(
             tuple(meta.shape),
             dtype,
-            tuple(grid.chunk_shape),
+            chunk_shape,
             default[0],
             encoding.separator or default[1],
             codecs,
-            "C",
+            order,
             meta.fill_value,
             sharding,
             next(iter(unsupported), None),
@@ -305,91 +267,11 @@ def _parse_zarr3(meta: _Zarr3) -> Array:
     )
 
 
-def _parse_codecs(
-    listed: list[_Named],
-    chunk_shape: Shape,
-    dtype: np.dtype,
-    nesting: int,
-    unsupported: list[str],
-) -> tuple[tuple[str, ...], Sharding | None]:
-    """The decoders of a chunk, and its sharding if it is a shard.
-
-    Args:
-        listed: Its encoders, in the order in which they were applied.
-        unsupported: What templax can't decode is added here.
-    """
-    if not listed:
-        raise Corrupted("Expected a codec that makes bytes of an array, got none")
-    first, *rest = listed
-    if first.name == "sharding_indexed":
-        if rest:
-            name = rest[0].name[:80]
-            unsupported.append(f"templax does not read codec `{name}` around shards")
-            return (UNREADABLE,), None
-        if not nesting:
-            unsupported.append(
-                f"templax reads shards in shards {_MAX_NESTING} deep, got deeper ones"
-            )
-            return (UNREADABLE,), None
-        return _parse_sharding(first, chunk_shape, dtype, nesting, unsupported)
-    decoders = tuple(codec.name for codec in reversed(rest))
-    problem = _find_bytes_problem(first, dtype) or _find_decoder_problem(decoders)
-    if problem is not None:
-        unsupported.append(problem)
-        return (UNREADABLE,), None
-    return decoders, None
-
-
-def _find_decoder_problem(decoders: Sequence[str]) -> str | None:
-    """Why templax can't apply these decoders; None if it can."""
-    unknown = [name for name in decoders if name not in CODECS]
-    if unknown:
-        return f"templax does not read codec `{unknown[-1][:80]}`"
-    compressions = [name for name in decoders if name in COMPRESSIONS]
-    if len(compressions) > 1:
-        names = ", ".join(f"`{name}`" for name in dict.fromkeys(compressions))
-        return f"templax reads chunks compressed once, got several codecs {names}"
-    if len(decoders) > _MAX_CODECS:
-        return f"templax reads chunks of {_MAX_CODECS} codecs at most, got {len(decoders)}"
-    return None
-
-
-def _find_bytes_problem(codec: _Named, dtype: np.dtype) -> str | None:
-    """Why templax can't reverse the codec that makes bytes of an array; None if it can."""
-    if codec.name != "bytes":
-        return f"templax does not read codec `{codec.name[:80]}`"
-    endian = codec.configuration.get("endian", "little")
-    if endian != "little" and dtype.itemsize > 1:
-        return f"templax reads little-endian arrays, got codec `bytes` with {str(endian)[:80]!r}"
-    return None
-
-
-def _parse_sharding(
-    codec: _Named, shard: Shape, dtype: np.dtype, nesting: int, unsupported: list[str]
-) -> tuple[tuple[str, ...], Sharding | None]:
-    meta = msgspec.convert(codec.configuration, _Sharded)
-    inner_shape = tuple(meta.chunk_shape)
-    if len(inner_shape) != len(shard) or any(c < 1 for c in inner_shape):
-        got = format_shape(inner_shape)
-        raise Corrupted(f"Expected inner chunks of {len(shard)} dimensions, got {got}")
-    if any(s % c for s, c in zip(shard, inner_shape, strict=True)):
-        got = format_shape(inner_shape)
-        raise Corrupted(
-            f"Expected inner chunks that divide shards {format_shape(shard)}, got {got}"
-        )
-    names = [c.name for c in meta.index_codecs]
-    if names not in (["bytes"], ["bytes", "crc32c"]):
-        problem = (
-            f"templax does not read shard indexes with codecs {[name[:80] for name in names[:8]]}"
-        )
-    else:
-        problem = _find_bytes_problem(meta.index_codecs[0], np.dtype(np.uint64))
-    if problem is not None:
-        unsupported.append(problem)
-        return (UNREADABLE,), None
-    codecs, inner = _parse_codecs(meta.codecs, inner_shape, dtype, nesting - 1, unsupported)
-    at_end = meta.index_location == "end"
-    return (), Sharding(inner_shape, codecs, inner, at_end, len(names) == 2)
+def _read_chunks(chunks: Sequence[int], shape: Sequence[int]) -> Shape:
+    """The shape of a chunk. zarr-python writes 0 along dimensions without elements."""
+    if len(chunks) != len(shape):
+        return tuple(chunks)
+    return tuple(c or int(not n) for c, n in zip(chunks, shape, strict=True))
 
 
 def _quote_codec(codec: Any) -> str:
