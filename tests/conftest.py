@@ -38,7 +38,7 @@ hypothesis.settings.register_profile(
     "thorough", hypothesis.settings.get_profile("default"), max_examples=1000
 )
 hypothesis.settings.register_profile(
-    "quick", hypothesis.settings.get_profile("default"), max_examples=10
+    "quick", hypothesis.settings.get_profile("default"), max_examples=5
 )
 
 
@@ -54,6 +54,20 @@ def pytest_xdist_auto_num_workers() -> int:
     """Starts three workers for two cores: many tests wait for disks, processes or timeouts."""
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
     return cores * 3 // 2
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Gives all tests of a file to one worker, which makes what they share; in order of files.
+
+    `--dist` can say otherwise.
+    """
+    if config.option.dist != "load":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    config.option.loadscopereorder = False  # it would put files of few tests, which take long, last
+    return LoadFileScheduling(config, log)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -55,9 +55,14 @@ SLOW = {
     "a_flax_file_of_tiny_arrays",
     "a_msgpack_of_deep_maps",
     "a_msgpack_of_empty_lists",
+    "a_msgpack_of_small_numbers",
+    "a_node_of_a_million_keys",
+    "an_index_of_deep_paths",
+    "an_index_with_one_long_sharding_for_all",
+    "children_of_long_prefixes",
     "many_names_that_look_alike",
 }
-"""Those that take over 5 s of processor time in all commands together."""
+"""Those that take over 2 s of processor time to be made and in all commands together."""
 
 
 @pytest.mark.parametrize(

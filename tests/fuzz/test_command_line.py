@@ -49,12 +49,14 @@ def read_all(*paths):
     return [[command[0], *command[1:], str(path)] for path in paths for command in READING]
 
 
-@pytest.mark.parametrize("part", [0, *mark_slow(1, 2, 3)], ids=lambda part: f"part {part + 1} of 4")
+@pytest.mark.parametrize(
+    "part", [0, *mark_slow(*range(1, 8))], ids=lambda part: f"part {part + 1} of 8"
+)
 def test_the_whole_corpus(part, tmp_path):
     cases = sorted(path for path in CORPUS.iterdir() if path.is_dir() and path.name[0] != "_")
     paths = [
         path
-        for case in cases[part::4]
+        for case in cases[part::8]
         for path in case.iterdir()
         if path.name not in ("HOW.json", "expected.json")
     ]

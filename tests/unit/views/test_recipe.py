@@ -64,9 +64,9 @@ def test_a_recipe_gives_the_bytes_of_a_plain_call(fn: Any, args: Any) -> None:
     "draw",
     [
         jax.random.normal,
-        jax.random.permutation,
-        jax.nn.initializers.lecun_normal(),
         *mark_slow(
+            jax.random.permutation,
+            jax.nn.initializers.lecun_normal(),
             jax.random.uniform,
             jax.random.truncated_normal,
             jax.random.orthogonal,
@@ -276,7 +276,7 @@ def test_results_do_not_share_memory_with_arguments(size: int) -> None:
         assert np.array_equal(value, before)
 
 
-@pytest.mark.parametrize("impl", ["threefry2x32", "rbg", "unsafe_rbg"])
+@pytest.mark.parametrize("impl", ["threefry2x32", *mark_slow("rbg", "unsafe_rbg")])
 def test_typed_prng_keys_are_computed(impl: str) -> None:
     def init(key: jax.Array) -> Any:
         return {"one": key, "many": jax.random.split(key, 8)}

@@ -12,7 +12,7 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from helpers import CKPT, CORPUS, count_examples, read_files
+from helpers import CKPT, CORPUS, count_examples, mark_slow, read_files
 from limits import run_limited
 from templax._codecs.crc32c import crc32c
 from templax.errors import Corrupted, NotFound, TemplaxError, Unsupported
@@ -385,11 +385,8 @@ def make_empty_arrays(n):
         (lambda: make_leaf_database(bytes(250 << 20)), "Corrupted: Expected at most 5"),
         (lambda: make_empty_arrays(400_000), "Unsupported: templax reads indexes of up to 13"),
         (lambda: make_empty_arrays(65_000), None),
-        (
-            lambda: make_leaf_database(
-                encode_inline_leaf([b"%07d" % i for i in range(10**6)], b"")
-            ),
-            "Unsupported: templax reads indexes of up to",
+        *mark_slow(
+            (lambda: make_many_keys(10**6), "Unsupported: templax reads indexes of up to"),
         ),
     ],
     ids=["inherited prefixes", "one node", "arrays", "fewer arrays", "keys"],
