@@ -10,7 +10,7 @@ from .._core.text import is_unicode
 from .._hosts.agreement import Hosts
 from ..errors import SaveError, SourceError
 from ..formats.orbax.extra_content import describe_extra_content, find_enclosing_item
-from ..formats.safetensors_set import is_only_safetensors
+from ..formats.safetensors_set import SafetensorsSet
 from ..storage.disk import save_error
 from ..storage.source import Source
 from .options import Url
@@ -42,7 +42,7 @@ def check_destination(source: Source, *, replaces: bool) -> None:
     try:
         around = find_enclosing_item(source)
         replaces = replaces and next(source.children(), None) is not None
-        replaces = replaces and not is_only_safetensors(source)
+        replaces = replaces and not SafetensorsSet().is_only(source)
         found = describe_extra_content(source) if replaces else None
     except SourceError as error:
         cause = error.__cause__

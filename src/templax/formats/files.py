@@ -9,6 +9,7 @@ from .protocol import Format
 from .safetensors import Safetensors
 from .safetensors_set import SafetensorsSet
 from .torch.dcp import DistributedCheckpoint
+from .torch.file_set import TorchSet
 from .torch.legacy import TorchLegacy
 from .torch.zip_file import TorchZip
 
@@ -24,6 +25,7 @@ FILE_FORMATS: tuple[Format, ...] = (
 
 SET_FORMATS: tuple[Format, ...] = (
     DistributedCheckpoint(),
-    SafetensorsSet(),  # last: a directory may have such a file beside its checkpoint
+    SafetensorsSet(),  # late: a directory may have such a file beside its checkpoint
+    TorchSet(),  # after safetensors: Hugging Face's repositories have the same weights as both
 )
 """Directories whose files are parts of one checkpoint."""

@@ -1,4 +1,4 @@
-"""Opens a safetensors file as a catalog. `safetensors_set` opens several under an index.
+"""Opens a safetensors file as a catalog.
 
 The format (huggingface/safetensors, README, "Format"): the length of the header as u64,
 little-endian; a JSON header, name → dtype, shape and offsets; then the tensors, little-endian and
@@ -108,7 +108,7 @@ class Safetensors:
             source=source,
             locator=_locate,
             metadata=metadata,
-            fingerprints=None if sums is None else functools.partial(combine_sums, entries),
+            fingerprints=None if sums is None else functools.partial(_combine_sums, entries),
         )
 
 
@@ -157,31 +157,24 @@ def _read_header(
 def _locate(
     entries: Iterable[LeafEntry], damages: list[Corrupted] | None = None
 ) -> dict[str, tuple[Chunk, ...]]:
-    return {entry.name: make_chunks(entry, "", *entry.handle) for entry in entries}
+    return {entry.name: _make_chunks(entry, *entry.handle) for entry in entries}
 
 
-def make_chunks(
-    entry: LeafEntry, file: str, start: int, stop: int, block: int, sums: tuple[int, ...]
+def _make_chunks(
+    entry: LeafEntry, start: int, stop: int, block: int, sums: tuple[int, ...]
 ) -> tuple[Chunk, ...]:
-    """The chunks of a tensor: one, or none if it is empty.
-
-    Args:
-        entry: The tensor.
-        file: Its file, a key of the source.
-        start, stop: Its bytes in the file.
-        block, sums: See `Chunk`.
-    """
+    """The chunks of a tensor: one, or none if it is empty."""
     if start == stop:
         return ()
     checked = len(sums) > 0
-    extent, box = Extent(file, start, stop), full_box(entry.shape)
+    extent, box = Extent("", start, stop), full_box(entry.shape)
     return (Chunk(extent, box, checked=checked, sums=sums, block=block),)
 
 
-def combine_sums(entries: Iterable[LeafEntry]) -> dict[str, int]:
+def _combine_sums(entries: Iterable[LeafEntry]) -> dict[str, int]:
     """The crc32c of each tensor, from those of its blocks."""
     found: dict[str, int] = {}
     for entry in entries:
-        start, stop, block, sums = entry.handle[-4:]  # in a set, after the file
+        start, stop, block, sums = entry.handle
         found[entry.name] = combine_crcs(sums, block, stop - start) if sums else 0
     return found
