@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -175,3 +176,27 @@ class TestOrbax(FormatContract):
             for path, leaf in read_expected(self.case).items()
             if leaf["kind"] == "array"
         }
+
+
+GGUF: dict[str, dict[str, str]] = json.loads((CORPUS / "gguf" / "expected.json").read_text())[
+    "sha256"
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [*((name, name) for name in GGUF if name != "not-read.gguf"),
+     ("split/model-00002-of-00003.gguf", "split")],
+)  # fmt: skip
+class TestGguf(FormatContract):
+    """What `write.py` beside them wrote with GGML's own library; it dequantised them, too."""
+
+    @pytest.fixture(autouse=True)
+    def _name(self, name: str, values: str) -> None:
+        self.name, self.values = name, values
+
+    def open(self) -> tx.Catalog:
+        return tx.open(CORPUS / "gguf" / self.name)
+
+    def expected(self) -> Mapping[str, str]:
+        return GGUF[self.values]

@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from . import arrays, checkpoints, containers, documents, pytorch, saves
+from . import arrays, checkpoints, containers, documents, gguf_files, pytorch, saves
 from .targets import TARGETS
 
-__all__ = ["TARGETS", "arrays", "checkpoints", "containers", "documents", "pytorch", "saves"]
+__all__ = [
+    "TARGETS",
+    "arrays",
+    "checkpoints",
+    "containers",
+    "documents",
+    "gguf_files",
+    "pytorch",
+    "saves",
+]

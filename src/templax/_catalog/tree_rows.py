@@ -37,7 +37,7 @@ class Node:
         empty: The kind of an empty container, if it is one.
         children: The subtrees and leaves directly below, by key.
         look_id: Equal for subtrees that look alike: the same names, dtypes, shapes, saved
-            shardings, string values and empty containers.
+            shardings, string values, quantisations and empty containers.
     """
 
     label: str
@@ -153,7 +153,7 @@ def _build_tree(entries: Sequence[LeafEntry], empties: Mapping[Path, str]) -> No
         if node.entry is not None:
             e = node.entry
             node.nbytes, node.leaves, node.parameters = e.nbytes, 1, e.parameter_count
-            facts = (e.dtype_name, e.user_shape, e.value, e.saved_sharding)
+            facts = (e.dtype_name, e.user_shape, e.value, e.saved_sharding, e.quantisation)
         children = node.children.values()
         node.nbytes += sum(child.nbytes for child in children)
         node.leaves += sum(child.leaves for child in children)
@@ -225,6 +225,8 @@ def _make_row(node: Node, alike: int, shardings: bool, last: str = "") -> Row:
         notes.append(value if len(value) <= 60 else f"{value[:57]}...")
     elif shardings and entry.saved_sharding is not None:
         notes.append(entry.saved_sharding)
+    if entry.quantisation is not None:
+        notes.append(f"from {entry.quantisation}")
     shape = "" if entry.kind == "string" else str(entry.user_shape)
     return Row(depth, label, entry.dtype_name, shape, nbytes, ", ".join(notes), "leaf")
 

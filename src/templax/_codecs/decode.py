@@ -12,6 +12,7 @@ What is left to change elsewhere:
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import numpy as np
@@ -19,6 +20,7 @@ import numpy as np
 from ..errors import Corrupted, Unsupported
 from .crc32c import Bytes, compare_crc32c, crc32c
 from .deflate import inflate_npy_into
+from .ggml import PREFIX, QUANTISATIONS, dequantise_into
 from .gzip import gunzip_into
 from .zstd import flat_view, inflate_into
 
@@ -41,6 +43,8 @@ def decode(
             - `"crc32c"`: compares and strips a trailing little-endian 32-bit checksum.
             - `"npy-deflate"`, only on its own: decodes a deflated array in numpy's format, and
               drops its header.
+            - `"ggml-Q4_0"` and the like, only on its own: computes float32 numbers of the blocks of
+              that quantisation.
             - `"fill"`, only on its own: `data` is one element, which fills the whole chunk.
 
             If empty, `data` is the chunk itself.
@@ -93,6 +97,12 @@ def _decode_npy(data: memoryview, size: int, out: memoryview | None, verify: boo
     return inflate_npy_into(data, _allocate(size) if out is None else out)
 
 
+def _dequantise(
+    name: str, data: memoryview, size: int, out: memoryview | None, verify: bool
+) -> memoryview:
+    return dequantise_into(name, data, _allocate(size) if out is None else out)
+
+
 def _strip_crc32c(data: memoryview, size: int, out: memoryview | None, verify: bool) -> memoryview:
     if len(data) < 4:
         raise Corrupted(f"Expected bytes followed by a crc32c, got {len(data)} bytes in all")
@@ -132,4 +142,10 @@ CHECKSUMS: dict[str, Decoder] = {"crc32c": _strip_crc32c}
 CODECS = frozenset((*COMPRESSIONS, *CHECKSUMS))
 """Names of all codecs that a file may name, and that `decode` reverses."""
 
-_DECODERS = {**COMPRESSIONS, **CHECKSUMS, "npy-deflate": _decode_npy, "fill": _fill}
+_DECODERS = {
+    **COMPRESSIONS,
+    **CHECKSUMS,
+    "npy-deflate": _decode_npy,
+    "fill": _fill,
+    **{PREFIX + name: functools.partial(_dequantise, name) for name in QUANTISATIONS},
+}

@@ -30,7 +30,9 @@ INDEX_SUFFIX = ".index.json"
 """What the name of an index ends in, after the suffix of the files."""
 
 
-class _Index(msgspec.Struct):
+class Index(msgspec.Struct):
+    """Which file of a set has which tensor, and what is said of all."""
+
     weight_map: dict[str, str]
     metadata: dict[str, Any] = {}
 
@@ -70,11 +72,7 @@ class FileSet:
         if found is None:
             raise NotFound(f"Expected files `*{self.suffix}`, found none", file=source.url)
         root, name = found
-        if name.endswith(self.suffix):
-            index, files = _Index({}), [name]
-        else:
-            index = _read_index(root, name)
-            files = sorted(set(index.weight_map.values()))
+        index, files = self._list_files(root, name)
         catalogs: dict[str, Catalog] = {}
         entries: dict[str, LeafEntry] = {}
         for file in files:
@@ -118,11 +116,8 @@ class FileSet:
         found = self._find(source)
         if found is None:
             return False
-        name = found[1]
-        files = (
-            set() if name.endswith(self.suffix) else set(_read_index(*found).weight_map.values())
-        )
-        return {child.key for child in source.children()} == {name, *files}
+        _, files = self._list_files(*found)
+        return {child.key for child in source.children()} == {found[1], *files}
 
     def _find(self, source: Source) -> tuple[Source, str] | None:
         """The directory, and in it the index or the only file."""
@@ -142,6 +137,13 @@ class FileSet:
         if not indexes and len(files) == 1 and self._is_file(source, files[0]):
             return source, files[0]
         return None
+
+    def _list_files(self, root: Source, name: str) -> tuple[Index, list[str]]:
+        """The index that `_find` found, or an empty one for a single file; and the files."""
+        if name.endswith(self.suffix):
+            return Index({}), [name]
+        index = _read_index(root, name)
+        return index, sorted(set(index.weight_map.values()))
 
     def _is_file(self, source: Source, name: str) -> bool:
         with suppress(CheckpointError, SourceError):
@@ -169,10 +171,10 @@ def _names_all(source: Source, index: str, files: list[str]) -> bool:
     return False
 
 
-def _read_index(root: Source, name: str) -> _Index:
+def _read_index(root: Source, name: str) -> Index:
     try:
         text = read_metadata(root, name)
-        index = msgspec.json.decode(text, type=_Index)
+        index = msgspec.json.decode(text, type=Index)
         decode_json(text)  # refuses a key that occurs twice
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise Corrupted(f"The index is unreadable: {error}", file=name) from error

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from .equinox import Equinox
 from .flax.file import FlaxMsgpack
+from .gguf.file import Gguf
+from .gguf.file_set import GgufSet
 from .numpy_files import NumpyArchive, NumpyArray
 from .protocol import Format
 from .safetensors import Safetensors
@@ -21,11 +23,13 @@ FILE_FORMATS: tuple[Format, ...] = (
     NumpyArray(),  # after Equinox, whose files begin with an array
     TorchZip(),
     TorchLegacy(),
+    Gguf(),
 )
 
 SET_FORMATS: tuple[Format, ...] = (
     DistributedCheckpoint(),
     SafetensorsSet(),  # late: a directory may have such a file beside its checkpoint
+    GgufSet(),
     TorchSet(),  # after safetensors: Hugging Face's repositories have the same weights as both
 )
 """Directories whose files are parts of one checkpoint."""
