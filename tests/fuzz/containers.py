@@ -1,4 +1,4 @@
-"""Targets for containers and codecs: OCDBT, zarr, shards, zstd, gzip."""
+"""Targets for containers and codecs: OCDBT, zarr, shards, zstd, gzip, blosc, lz4."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import zstandard
+from numcodecs import LZ4, Blosc
 
 import templax as tx
 from templax._catalog.entry import Chunk, Extent
@@ -357,3 +358,41 @@ def read_gzip(data: bytes) -> None:
     out = decode(("gzip",), body, nbytes)
     if content is not None and bytes(out) != content:
         raise Wrong(f"decoded {len(out)} bytes that differ from those of the members")
+
+
+_COMPRESSORS = (
+    Blosc("lz4", 5, Blosc.SHUFFLE),
+    Blosc("blosclz", 9, Blosc.NOSHUFFLE, 64),
+    Blosc("zstd", 1, Blosc.BITSHUFFLE, 128),
+    Blosc("zlib", 1, Blosc.SHUFFLE),
+    LZ4(),
+)
+
+
+def _chunks() -> list[bytes]:
+    body = b"templax " * 40 + bytes(range(256))
+    codecs = ("lz4" if isinstance(each, LZ4) else "blosc" for each in _COMPRESSORS)
+    return [
+        bytes([codec == "lz4", sealed, 0, 0]) + bytes(each.encode(text))
+        for codec, each in zip(codecs, _COMPRESSORS, strict=True)
+        for text in (b"a", body, bytes(5000))
+        for sealed in (0, 1)
+    ]
+
+
+@add_target("blosc", seeds=_chunks)
+def read_blosc(data: bytes) -> None:
+    """A byte that chooses lz4, one that has the sizes corrected, two for the size; then a chunk."""
+    if len(data) < 4:
+        return
+    lz4, body = bool(data[0] & 1), bytearray(data[4:])
+    first = 0 if lz4 else 4
+    declared = int.from_bytes(body[first : first + 4], "little")
+    nbytes = max(0, min(declared, _DECODED) + int.from_bytes(data[2:4], "little", signed=True))
+    if data[1] & 1 and len(body) >= first + 4:
+        body[first : first + 4] = nbytes.to_bytes(4, "little")
+        if not lz4 and len(body) >= 16:
+            body[12:16] = len(body).to_bytes(4, "little")
+    out = decode(("lz4",) if lz4 else ("blosc",), bytes(body), nbytes)
+    if len(out) != nbytes:
+        raise Wrong(f"decoded {len(out)} bytes, asked for {nbytes}")

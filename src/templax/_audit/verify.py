@@ -14,8 +14,8 @@ from .._catalog.catalog import Catalog
 from .._catalog.checksums import BlockVerifier
 from .._catalog.entry import Chunk, LeafEntry
 from .._codecs.crc32c import compare_crc32c, crc32c
-from .._codecs.decode import CHECKSUMS, CODECS, decode
-from .._codecs.gzip import iter_gunzipped
+from .._codecs.decode import CHECKSUMS, DECODABLE, SWAPS, decode
+from .._codecs.gzip import WRAPPERS, iter_gunzipped
 from .._codecs.zstd import Inflater, Pieces
 from .._core.boxes import Box, box_around, full_box, intersect, shape_of, size_of
 from .._core.memory import Scratch
@@ -357,30 +357,32 @@ def _find_damages(
 
 def _can_decode(chunk: Chunk) -> bool:
     """Whether there is a decoder for the codecs. Otherwise the bytes are only read."""
-    return chunk.codecs == ("fill",) or CODECS.issuperset(chunk.codecs)
+    return chunk.codecs == ("fill",) or DECODABLE.issuperset(chunk.codecs)
 
 
 def _decode_chunk(piece: _Piece, stored: _StoredBytes, scratch: Scratch) -> None:
     """Decodes a chunk, and raises what restoring it would raise."""
     chunk, itemsize = piece.chunk, piece.entry.dtype.itemsize
     nbytes = size_of(chunk.box) * itemsize
-    if chunk.codecs == ("crc32c",) and stored.left > 4:
+    codecs = tuple(name for name in chunk.codecs if name not in SWAPS)
+    if codecs == ("crc32c",) and stored.left > 4:
         crc = 0
         while (left := stored.left) > 4:
             crc = crc32c(stored.read(min(left - 4, CHECKED_BYTES)), crc)
         compare_crc32c(int.from_bytes(stored.read(4), "little"), crc)
-    elif chunk.codecs == ("zstd",):
+    elif codecs == ("zstd",):
         for _ in _iter_inflated(stored, nbytes, scratch):
             pass
     else:
-        codecs, data = chunk.codecs, stored.read(stored.left)
+        data = stored.read(stored.left)
         while codecs and codecs[0] in CHECKSUMS:  # over the compressed bytes
             data, codecs = decode(codecs[:1], data, len(data) - 4), codecs[1:]
         count = len(codecs) - 1  # checksums that were compressed with the bytes
         if codecs[:1] == ("zstd",):
             _compare_sums(_iter_inflated(data, nbytes + 4 * count, scratch), nbytes, count)
-        elif codecs[:1] == ("gzip",):
-            _compare_sums(iter_gunzipped(data, nbytes + 4 * count), nbytes, count)
+        elif codecs and codecs[0] in WRAPPERS:
+            pieces = iter_gunzipped(data, nbytes + 4 * count, codecs[0])
+            _compare_sums(pieces, nbytes, count)
         else:
             decode(codecs, data, nbytes)
 

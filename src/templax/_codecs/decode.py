@@ -6,18 +6,19 @@ What is left to change elsewhere:
 
 - `_parse_zarr2` and `_parse_codecs` in `formats.zarr.metadata`, if a configuration of the codec
   changes how bytes are decoded: read it, or refuse it by name;
-- `check_length` in `formats.zarr.chunks`, which says how many stored bytes a chunk may have, and
-  knows only zstd, gzip and crc32c.
+- `check_length` in `formats.zarr.chunks`, which says how many stored bytes a chunk may have;
+- `_decode_chunk` in `_audit.verify`, if the codec can be decoded piece by piece.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
 from ..errors import Corrupted, Unsupported
+from .blosc import NUMCODECS, has_numcodecs, unblosc_into, unlz4_into
 from .crc32c import Bytes, compare_crc32c, crc32c
 from .deflate import inflate_npy_into
 from .ggml import PREFIX, QUANTISATIONS, dequantise_into
@@ -39,8 +40,11 @@ def decode(
         codecs: Names of the decoders, in the order in which to apply them:
 
             - `"zstd"`, at most once: decodes one or more frames.
-            - `"gzip"`, at most once: decodes one or more members, and compares their checksums.
+            - `"gzip"` and `"zlib"`, at most once: decode one or more members, and compare their
+              checksums.
+            - `"blosc"` and `"lz4"`, at most once: decode one chunk of numcodecs.
             - `"crc32c"`: compares and strips a trailing little-endian 32-bit checksum.
+            - `"big-endian-2"`, `-4` and `-8`, last: reverse the bytes of each number of that size.
             - `"npy-deflate"`, only on its own: decodes a deflated array in numpy's format, and
               drops its header.
             - `"ggml-Q4_0"` and the like, only on its own: computes float32 numbers of the blocks of
@@ -59,8 +63,8 @@ def decode(
 
     Raises:
         Corrupted: There are too many or too few bytes, a checksum differs, or the bytes are not
-            valid zstd frames or gzip members. Also if a frame needs a window of more than 128 MiB.
-        Unsupported: A codec has no decoder here.
+            valid for their codec. Also if a zstd frame needs a window of more than 128 MiB.
+        Unsupported: A codec has no decoder here, or needs numcodecs, which is not installed.
 
     >>> bytes(decode(("fill",), b"ab", 6))
     b'ababab'
@@ -75,7 +79,8 @@ def decode(
         # The size that this decoder must produce: the ones after it can only strip checksums.
         rest = codecs[i + 1 :]
         size = nbytes + 4 * sum(name in CHECKSUMS for name in rest)
-        view = _DECODERS[codec](view, size, None if rest else target, verify)
+        in_place = SWAPS.keys() >= set(rest)
+        view = _DECODERS[codec](view, size, target if in_place else None, verify)
     if len(view) != nbytes:
         raise Corrupted(f"Expected {nbytes} decoded bytes, got {len(view)}")
     if out is None or target is None:
@@ -91,6 +96,18 @@ def _decode_zstd(data: memoryview, size: int, out: memoryview | None, verify: bo
 
 def _decode_gzip(data: memoryview, size: int, out: memoryview | None, verify: bool) -> memoryview:
     return gunzip_into(data, _allocate(size) if out is None else out)
+
+
+def _decode_zlib(data: memoryview, size: int, out: memoryview | None, verify: bool) -> memoryview:
+    return gunzip_into(data, _allocate(size) if out is None else out, "zlib")
+
+
+def _decode_blosc(data: memoryview, size: int, out: memoryview | None, verify: bool) -> memoryview:
+    return unblosc_into(data, _allocate(size) if out is None else out)
+
+
+def _decode_lz4(data: memoryview, size: int, out: memoryview | None, verify: bool) -> memoryview:
+    return unlz4_into(data, _allocate(size) if out is None else out)
 
 
 def _decode_npy(data: memoryview, size: int, out: memoryview | None, verify: bool) -> memoryview:
@@ -109,6 +126,20 @@ def _strip_crc32c(data: memoryview, size: int, out: memoryview | None, verify: b
     if verify:
         compare_crc32c(int.from_bytes(data[-4:], "little"), crc32c(data[:-4]))
     return data[:-4]
+
+
+def _swap(
+    width: int, data: memoryview, size: int, out: memoryview | None, verify: bool
+) -> memoryview:
+    if len(data) != size or size % width:
+        raise Corrupted(f"Expected {size} decoded bytes, got {len(data)}")
+    if out is not None and out is data:
+        np.frombuffer(out, f"<u{width}").byteswap(inplace=True)
+        return out
+    if out is None:
+        out = _allocate(size)
+    np.frombuffer(out, f"<u{width}")[:] = np.frombuffer(data, f">u{width}")
+    return out
 
 
 def _fill(element: memoryview, size: int, out: memoryview | None, verify: bool) -> memoryview:
@@ -132,7 +163,13 @@ Decoder = Callable[[memoryview, int, memoryview | None, bool], memoryview]
 into or None, and whether to compare checksums. Returns the decoded bytes, in that memory or not.
 """
 
-COMPRESSIONS: dict[str, Decoder] = {"gzip": _decode_gzip, "zstd": _decode_zstd}
+COMPRESSIONS: dict[str, Decoder] = {
+    "gzip": _decode_gzip,
+    "zlib": _decode_zlib,
+    "zstd": _decode_zstd,
+    "blosc": _decode_blosc,
+    "lz4": _decode_lz4,
+}
 """Decoders of compressed bytes by name. A chunk has at most one: if there were two, the size of
 what lies between them would only be known from the file."""
 
@@ -142,9 +179,25 @@ CHECKSUMS: dict[str, Decoder] = {"crc32c": _strip_crc32c}
 CODECS = frozenset((*COMPRESSIONS, *CHECKSUMS))
 """Names of all codecs that a file may name, and that `decode` reverses."""
 
+SWAPS: dict[str, Decoder] = {
+    f"big-endian-{width}": functools.partial(_swap, width) for width in (2, 4, 8)
+}
+"""Decoders of big-endian numbers, by name. What is in a file under such a name is not one."""
+
+DECODABLE = CODECS | SWAPS.keys()
+"""Codecs of a chunk in a container. Other formats have codecs of their own."""
+
+
+def find_missing(codecs: Iterable[str]) -> str | None:
+    """The first of these codecs that needs a library which is not installed; None if none does."""
+    needed = (codec for codec in codecs if codec in NUMCODECS)
+    return next((codec for codec in needed if not has_numcodecs()), None)
+
+
 _DECODERS = {
     **COMPRESSIONS,
     **CHECKSUMS,
+    **SWAPS,
     "npy-deflate": _decode_npy,
     "fill": _fill,
     **{PREFIX + name: functools.partial(_dequantise, name) for name in QUANTISATIONS},

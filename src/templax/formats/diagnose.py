@@ -34,9 +34,9 @@ from .orbax.format import (
     open_hint,
     part_of_item_error,
 )
-from .orbax.item import missing_dot_file_error
 from .orbax.step_metadata import COMMITTED, STEP_METADATA
 from .protocol import Format
+from .zarr.container import missing_dot_file_error
 
 _CHUNK = re.compile(r"[0-9]+(\.[0-9]+)*")
 

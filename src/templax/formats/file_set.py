@@ -17,7 +17,7 @@ import msgspec
 from msgspec import structs
 
 from .._catalog.catalog import Catalog
-from .._catalog.entry import Chunk, Extent, LeafEntry
+from .._catalog.entry import Chunk, LeafEntry
 from .._core.gc_pause import pause_gc
 from .._core.json_text import decode_json
 from .._core.text import list_examples
@@ -254,13 +254,4 @@ def _locate(
 
 def _move_chunk(chunk: Chunk, file: str) -> Chunk:
     """A chunk of a file, as a chunk of the directory that the file is in."""
-    extent = chunk.extent
-    return Chunk(
-        Extent(file, extent.start, extent.stop, extent.inline),
-        chunk.box,
-        chunk.codecs,
-        chunk.order,
-        chunk.checked,
-        chunk.sums,
-        chunk.block,
-    )
+    return structs.replace(chunk, extent=structs.replace(chunk.extent, key=file))

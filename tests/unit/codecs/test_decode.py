@@ -3,12 +3,14 @@
 import contextlib
 import gzip
 import tracemalloc
+import zlib
 
 import numpy as np
 import pytest
 import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
+from numcodecs import LZ4, Blosc
 
 from templax._codecs.crc32c import crc32c
 from templax._codecs.decode import decode
@@ -39,7 +41,17 @@ ENCODE = {
     ("gzip",): gzip.compress,
     ("crc32c", "gzip"): lambda d: (z := gzip.compress(d)) + encode_checksum(z),
     ("gzip", "crc32c"): lambda d: gzip.compress(d + encode_checksum(d)),
+    ("zlib",): zlib.compress,
+    ("blosc",): lambda d: Blosc("zstd", 5, Blosc.BITSHUFFLE).encode(d),
+    ("crc32c", "blosc"): lambda d: (z := Blosc("lz4").encode(d)) + encode_checksum(z),
+    ("lz4",): lambda d: LZ4().encode(d) if d else bytes(5),
 }
+
+
+def seal_blosc(*, flags=1, nbytes=64, blocksize=64, stored=20):
+    """A blosc chunk with four bytes of data that are nothing."""
+    sizes = b"".join(n.to_bytes(4, "little") for n in (nbytes, blocksize, stored))
+    return bytes([2, 1, flags, 1]) + sizes + bytes(4)
 
 
 @pytest.mark.parametrize("codecs", ENCODE)
@@ -65,6 +77,46 @@ def test_a_wrong_length_is_damage(codecs, off):
 def test_arbitrary_bytes_raise_only_errors_of_templax(codecs, junk, nbytes):
     with contextlib.suppress(TemplaxError):
         assert len(decode(codecs, junk, nbytes)) == nbytes
+
+
+@pytest.mark.parametrize(
+    ("dtype", "codec"),
+    [(">u2", "big-endian-2"), (">f4", "big-endian-4"), (">f8", "big-endian-8")],
+)
+@pytest.mark.parametrize("compression", [(), ("zstd",), ("blosc",), ("zstd", "crc32c")])
+def test_big_endian_numbers_are_turned_in_place_where_they_are_decoded(dtype, codec, compression):
+    values = np.arange(7).astype(dtype)
+    stored = ENCODE[compression](values.tobytes())
+    kept = bytes(stored)
+    want = values.astype(values.dtype.newbyteorder("<")).tobytes()
+    assert bytes(decode((*compression, codec), stored, len(want))) == want
+    out = memoryview(bytearray(len(want)))
+    assert decode((*compression, codec), memoryview(stored), len(want), out) is out
+    assert (bytes(out), stored) == (want, kept)
+    with pytest.raises(Corrupted):
+        decode((codec,), b"123", 3)
+
+
+@pytest.mark.parametrize(
+    ("codec", "stored", "message"),
+    [
+        ("blosc", b"x" * 15, "Expected a blosc chunk, got 15 bytes"),
+        ("blosc", seal_blosc(nbytes=1 << 30), "the blosc chunk declares 1073741824"),
+        ("blosc", seal_blosc(stored=21), "Expected a blosc chunk of 21 bytes, got 20"),
+        ("blosc", seal_blosc(blocksize=1 << 30), "Expected blosc, got bytes that do not decode"),
+        ("lz4", (1 << 30).to_bytes(4, "little") + bytes(8), "lz4 chunk declares 1073741824"),
+        ("lz4", (64).to_bytes(4, "little") + b"\xff" * 8, "Expected lz4, got bytes"),
+        ("lz4", b"1234", "Expected a size and an lz4 block, got 4 bytes"),
+    ],
+)
+def test_what_numcodecs_decodes_is_checked_before_it_is_called(codec, stored, message):
+    with pytest.raises(Corrupted, match=message):
+        decode((codec,), stored, 64)
+
+
+def test_blosc_with_snappy_is_refused_by_name():
+    with pytest.raises(Unsupported, match="codec `blosc` with snappy"):
+        decode(("blosc",), seal_blosc(flags=2 << 5), 64)
 
 
 def test_raw_bytes_are_not_copied():
@@ -189,8 +241,8 @@ def test_the_fill_codec_repeats_one_element():
 
 
 def test_a_codec_without_a_decoder_is_named():
-    with pytest.raises(Unsupported, match="no decoder for codec `blosc`"):
-        decode(("blosc",), b"", 0)
+    with pytest.raises(Unsupported, match="no decoder for codec `bz2`"):
+        decode(("bz2",), b"", 0)
 
 
 def test_a_buffer_of_the_wrong_size_is_a_value_error():

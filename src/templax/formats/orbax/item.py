@@ -8,23 +8,27 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 
-from ..._catalog.catalog import Catalog, record_damage
-from ..._catalog.entry import Chunk, Extent, LeafEntry
+from ..._catalog.catalog import Catalog
+from ..._catalog.entry import Chunk, LeafEntry
 from ..._core.gc_pause import pause_gc
 from ..._core.names import Path, join_path
-from ...errors import CheckpointError, Corrupted, NotFound, SourceError, Uncommitted
-from ...storage.signatures import diagnose_lfs_pointer, is_lfs_pointer, make_lfs_error
+from ...errors import Corrupted, Uncommitted
 from ...storage.source import Source
 from ..flax.msgpack import Value, locate_value
 from ..ocdbt.read import MANIFEST, read_database
-from ..zarr.budget import ChunkBudget
-from ..zarr.chunks import locate_arrays
-from ..zarr.metadata import FILES, MAX_FILE, Array, array_prefix, parse_metadata
+from ..zarr.container import (
+    ArrayLocator,
+    Container,
+    Parsed,
+    list_files,
+    missing_dot_file_error,
+    read_array,
+)
+from ..zarr.metadata import FILES, Array
 from .checksum_index import INDEX_FILE
 from .directory import DATABASE_DIRECTORIES, LEGACY, TREE, is_committed
 from .indexed_item import open_indexed_item
@@ -36,37 +40,6 @@ from .leaf_names import (
     iter_metadata_leaves,
 )
 from .sidecars import Sidecars, read_json, read_sidecars
-
-_POINTER_BYTES = 256
-
-
-@dataclass(frozen=True, slots=True)
-class _Container:
-    """The arrays of an item.
-
-    Attributes:
-        objects: Key → extent of each file or value.
-        index: File that lists them; None if they are files themselves.
-        unread: Key → problem of each file or directory that could not be listed. An array, or a
-            part of one, may be there.
-    """
-
-    objects: Mapping[str, Extent]
-    index: str | None
-    unread: Mapping[str, CheckpointError | SourceError] = field(default_factory=dict)
-
-    def check_listing(self, name: str, damages: list[Corrupted] | None = None) -> None:
-        """Raises, or adds to `damages`, the problem with any part of an array that was not listed.
-
-        An absent chunk may mean the fill value. A chunk that exists but could not be listed would
-        silently be replaced by it.
-        """
-        prefix = array_prefix(name, files=True)
-        for key, problem in self.unread.items():
-            if key.startswith(prefix) or prefix.startswith(f"{key}/"):
-                if isinstance(problem, SourceError):
-                    raise problem
-                record_damage(Corrupted(problem.what, leaf=name, file=key), damages, problem)
 
 
 def open_item(
@@ -102,13 +75,13 @@ def open_item(
         evidence = [LEGACY]
     else:
         named, evidence = [], []
-    container = _Container({}, None)
+    container = Container({}, None)
     if tree is None or any(n.value is None for n in named):
         container = _open_container(source, present, tree)
         if container.index is not None:
             evidence.append(container.index)
     if not evidence or evidence == [MANIFEST]:
-        _check_all_listed(source, container)
+        container.check_all_listed(source)
         named = [NamedLeaf(tuple(name.split(".")), "array") for name in _array_names(container)]
         evidence.append("the keys of its arrays, as `_METADATA` is missing")
     sidecars = read_sidecars(source, present)
@@ -135,16 +108,16 @@ def open_item(
     )
 
 
-def _open_container(source: Source, present: set[str], tree: TreeMetadata | None) -> _Container:
+def _open_container(source: Source, present: set[str], tree: TreeMetadata | None) -> Container:
     use_ocdbt = tree.use_ocdbt if tree is not None else None
     processes = sorted(name for name in present if name.startswith("ocdbt.process_"))
     split = sorted(present & {f"{name}/" for name in DATABASE_DIRECTORIES})
     if use_ocdbt is None:
         use_ocdbt = MANIFEST in present or bool(processes or split)
     if not use_ocdbt:
-        return _list_files(source)
+        return list_files(source)
     if MANIFEST in present:
-        return _Container(read_database(source), MANIFEST)
+        return Container(read_database(source), MANIFEST)
     if processes and is_committed(source):
         raise Corrupted(
             f"The save was committed, but `{MANIFEST}`, the index of its arrays, is missing",
@@ -158,17 +131,7 @@ def _open_container(source: Source, present: set[str], tree: TreeMetadata | None
     raise Corrupted("Expected the index of the arrays, found none", file=MANIFEST)
 
 
-def _check_all_listed(source: Source, container: _Container) -> None:
-    """Raises if the listing may lack arrays. No other file names them."""
-    for key, problem in container.unread.items():
-        if not isinstance(problem, SourceError):
-            continue
-        places = [key] if key.endswith(FILES) else [f"{key}/{file}" for file in FILES]
-        if problem.errno or any(source.at(place).stat("") is not None for place in places):
-            raise problem
-
-
-def _array_names(container: _Container) -> list[str]:
+def _array_names(container: Container) -> list[str]:
     names: dict[str, None] = {}
     for key in container.objects:
         name, slash, last = key.rpartition("/")
@@ -180,9 +143,9 @@ def _array_names(container: _Container) -> list[str]:
 
 
 def _build_entries(
-    source: Source, named: list[NamedLeaf], container: _Container, sidecars: Sidecars
+    source: Source, named: list[NamedLeaf], container: Container, sidecars: Sidecars
 ) -> tuple[LeafEntry, ...]:
-    parsed: dict[tuple[str, bytes], Array] = {}
+    parsed: Parsed = {}
     entries: list[LeafEntry] = []
     for leaf in named:
         name = join_path(leaf.path)
@@ -210,32 +173,13 @@ def _build_entries(
 def _read_array_metadata(
     source: Source,
     name: str,
-    container: _Container,
-    parsed: dict[tuple[str, bytes], Array],
+    container: Container,
+    parsed: Parsed,
 ) -> Array:
-    """The metadata of a leaf's array.
-
-    Layers of a model often have equal metadata, so equal bytes are parsed once (`parsed`).
-    """
-    for file in FILES:
-        inside = array_prefix(name, files=container.index is None)
-        extent = container.objects.get(inside + file)
-        if extent is None:
-            continue
-        try:
-            data = _read_extent(source, extent)
-            array = parsed.get((file, data))
-            if array is None:
-                if is_lfs_pointer(data):
-                    raise make_lfs_error(extent.key)
-                array = parsed[file, data] = parse_metadata(data, file)
-            return array
-        except NotFound as error:
-            raise Corrupted(
-                "Expected a data file, found none", leaf=name, file=extent.key
-            ) from error
-        except CheckpointError as error:
-            raise error.locate(leaf=name, file=extent.key) from error
+    """The metadata of a leaf's array."""
+    array = read_array(source, name, container, parsed)
+    if array is not None:
+        return array
     if container.index is not None:
         raise Corrupted(f"Expected an array, `{container.index}` has none", leaf=name)
     container.check_listing(name)
@@ -245,105 +189,24 @@ def _read_array_metadata(
     raise missing_dot_file_error(name, chunk)
 
 
-def missing_dot_file_error(name: str, chunk: str) -> Corrupted:
-    """The error for chunks without the `.zarray` that describes them: some tools skip dot files."""
-    return Corrupted(
-        f"Expected `.zarray` beside `{chunk}`, found none",
-        leaf=name,
-        file=f"{name}/.zarray",
-        hint="copy the checkpoint again, with the files whose names start with a dot",
-    )
-
-
-def _read_extent(source: Source, extent: Extent) -> bytes:
-    if extent.inline is not None:
-        return bytes(extent.inline)
-    if extent.nbytes > MAX_FILE:
-        raise Corrupted(f"Expected at most {MAX_FILE} bytes, got {extent.nbytes}")
-    return bytes(source.read(extent.key, extent.start, extent.stop))
-
-
 @pause_gc()
 def _locate(
     source: Source,
-    container: _Container,
+    container: Container,
     absent: Literal["error", "fill"],
     entries: Iterable[LeafEntry],
     damages: list[Corrupted] | None = None,
 ) -> dict[str, tuple[Chunk, ...]]:
-    """The locator of the catalog.
-
-    Unless `damages` is given, it checks that the chunks lie within existing files.
-    """
-    sizes: dict[str, int] = {}
+    """The locator of the catalog."""
+    arrays = ArrayLocator(source, container, absent, damages)
     located: dict[str, tuple[Chunk, ...]] = {}
-    budget = ChunkBudget(container.objects)
     for entry in entries:
         handle = entry.handle
         if isinstance(handle, Value):
             chunks = locate_value(handle, LEGACY, inline=True)
         elif isinstance(handle, Array):
-            if container.unread:
-                container.check_listing(entry.name, damages)
-            chunks = locate_arrays(
-                handle,
-                entry.name,
-                container.objects,
-                source,
-                absent=absent,
-                index=container.index,
-                damages=damages,
-                budget=budget,
-            )
-            if container.index is not None and damages is None:
-                _check_data_files(source, entry.name, chunks, sizes)
-            elif (
-                container.index is None
-                and not sizes
-                and chunks
-                and chunks[0].extent.nbytes <= _POINTER_BYTES
-            ):
-                key = chunks[0].extent.key
-                sizes[key] = chunks[0].extent.nbytes  # Git LFS replaces all files or none
-                if (pointer := diagnose_lfs_pointer(source, key)) is not None:
-                    raise pointer
+            chunks = arrays.locate(handle, entry.name)
         else:
             chunks = ()
         located[entry.name] = chunks
     return located
-
-
-def _check_data_files(
-    source: Source, name: str, chunks: tuple[Chunk, ...], sizes: dict[str, int]
-) -> None:
-    for chunk in chunks:
-        extent = chunk.extent
-        if extent.inline is not None:
-            continue
-        size = sizes.get(extent.key)
-        if size is None:
-            info = source.stat(extent.key)
-            if info is None or info.is_dir:
-                raise Corrupted("Expected a data file, found none", leaf=name, file=extent.key)
-            size = sizes[extent.key] = info.size
-        if extent.stop > size:
-            raise diagnose_lfs_pointer(source, extent.key) or Corrupted(
-                f"Expected at least {extent.stop} bytes, the file has {size}",
-                leaf=name,
-                file=extent.key,
-                start=extent.start,
-                stop=extent.stop,
-            )
-
-
-@pause_gc()
-def _list_files(source: Source) -> _Container:
-    """Lists the files below `source`, each as one extent."""
-    objects: dict[str, Extent] = {}
-    unread: dict[str, CheckpointError | SourceError] = {}
-    for info in source.walk():
-        if info.problem is None:
-            objects[info.key] = Extent(info.key, 0, info.size)
-        else:
-            unread[info.key] = info.problem
-    return _Container(objects, None, unread)

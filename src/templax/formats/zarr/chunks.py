@@ -5,26 +5,35 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
 from ..._catalog.catalog import record_damage
 from ..._catalog.entry import Chunk, Extent
+from ..._codecs.blosc import NUMCODECS, make_missing_error
 from ..._codecs.crc32c import crc32c
-from ..._codecs.decode import CODECS, COMPRESSIONS
+from ..._codecs.decode import COMPRESSIONS, DECODABLE, find_missing
 from ..._codecs.deflate import MAX_DEFLATE_RATIO
 from ..._core.boxes import Box, Shape
 from ...errors import CheckpointError, Corrupted, NotFound, Unsupported
 from ...storage.signatures import diagnose_lfs_pointer
 from ...storage.source import Source
 from .budget import ChunkBudget
-from .metadata import FILES, Array, Sharding, array_prefix
+from .metadata import FILES, UNREADABLE, Array, Sharding, array_prefix
 
 _EMPTY = 2**64 - 1
 
 # A zstd block has at least 4 bytes and decodes to at most 128 KiB (RFC 8878, section 3.1.1.2).
 _ZSTD_BLOCK, _ZSTD_BLOCK_DECODED = 4, 1 << 17
+
+_LZ4_RATIO = 255
+"""The most bytes that a byte of an lz4 block decodes to, but for the first few."""
+
+_WHOLE_BYTES = 1 << 26
+"""Chunks that numcodecs decodes, which it does whole, are small or have few times the stored bytes.
+blosc with zstd makes 18,000 of one in a chunk of equal values."""
 
 
 def locate_arrays(
@@ -37,18 +46,20 @@ def locate_arrays(
     index: str | None = None,
     damages: list[Corrupted] | None = None,
     budget: ChunkBudget | None = None,
+    prefix: str | None = None,
 ) -> tuple[Chunk, ...]:
     """The chunks of an array.
 
     Args:
         array: Its metadata.
-        name: The array's key in `objects`; its chunks are at `<name>/<chunk key>`.
+        name: Name of the leaf.
         objects: Every key of the container.
         source: Source that the indexes of shards are read from.
         absent: Meaning of an absent chunk: "error" for lost data, "fill" for the fill value.
         index: File that lists `objects`; None if `objects` are files themselves.
         damages: See `Catalog.locate`.
         budget: Counts the chunks of all arrays of a call. Default: one for this array alone.
+        prefix: What the array's keys begin with. Default: `array_prefix(name)`.
 
     Returns:
         Chunks that tile the array; none if it has no elements.
@@ -63,22 +74,28 @@ def locate_arrays(
         raise Unsupported(array.unsupported, leaf=name)
     if not array.placed:
         return ()
+    missing_codec = find_missing(_list_codecs(array))
+    if missing_codec is not None:
+        if damages is None:
+            raise make_missing_error(missing_codec).locate(leaf=name)
+        array = _make_unreadable(array)
+    if prefix is None:
+        prefix = array_prefix(name, files=index is None)
     if (sole := array.sole) is not None and array.sharding is None:
         key, box, nbytes = sole
-        extent = objects.get(array_prefix(name, files=index is None) + key)
+        extent = objects.get(prefix + key)
         if extent is not None:  # fast path: the common case, an array of one chunk
             try:
                 check_length(extent, nbytes, array.codecs)
             except CheckpointError as error:
                 record_damage(_add_location(error, name, extent, source), damages, error)
                 return ()
-            return (_make_chunk(extent, box, array.codecs, array),)
+            return (_make_chunk(extent, box, array, array),)
     if 0 in array.shape:
         return ()
     if array.fill is None:
         absent = "error"
     count = math.prod(array.grid)
-    prefix = array_prefix(name, files=index is None)
     budget = budget or ChunkBudget(objects)
     present = budget.count_keys(prefix)
     if count > present:
@@ -106,9 +123,7 @@ def locate_arrays(
         extent = objects.get(key)
         if extent is not None:
             try:
-                chunks += _resolve_value(
-                    extent, box, array, array.codecs, array.sharding, source, missing, budget
-                )
+                chunks += _resolve_value(extent, box, array, array, source, missing, budget)
             except NotFound as error:
                 what = "Expected a data file, found none"
                 record_damage(Corrupted(what, leaf=name, file=extent.key), damages, error)
@@ -170,16 +185,24 @@ def _resolve_value(
     extent: Extent,
     box: Box,
     array: Array,
-    codecs: tuple[str, ...],
-    sharding: Sharding | None,
+    how: Array | Sharding,
     source: Source,
     missing: list[Box],
     budget: ChunkBudget,
 ) -> Iterator[Chunk]:
-    """The chunks in one value. Boxes of inner chunks that a shard lacks are added to `missing`."""
+    """The chunks in one value. Boxes of inner chunks that a shard lacks are added to `missing`.
+
+    Args:
+        extent: The value.
+        box: What it holds.
+        array: The array.
+        how: What says how the value is encoded: the array, or the sharding of an inner chunk.
+        source, missing, budget: See `locate_arrays`.
+    """
+    sharding = how.sharding
     if sharding is None:
-        check_length(extent, math.prod(b - a for a, b in box) * array.dtype.itemsize, codecs)
-        yield _make_chunk(extent, box, codecs, array)
+        check_length(extent, math.prod(b - a for a, b in box) * array.dtype.itemsize, how.codecs)
+        yield _make_chunk(extent, box, how, array)
         return
     corner = tuple(a for a, _ in box)
     grid = tuple((b - a) // c for (a, b), c in zip(box, sharding.chunk_shape, strict=True))
@@ -205,16 +228,29 @@ def _resolve_value(
         part = Extent(extent.key, extent.start + offset, extent.start + offset + nbytes)
         if extent.inline is not None:
             part = Extent(extent.key, 0, nbytes, extent.inline[offset : offset + nbytes])
-        yield from _resolve_value(
-            part, inner, array, sharding.codecs, sharding.inner, source, missing, budget
-        )
+        yield from _resolve_value(part, inner, array, sharding, source, missing, budget)
 
 
-def _make_chunk(extent: Extent, box: Box, codecs: tuple[str, ...], array: Array) -> Chunk:
-    # An OCDBT node has a checksum, and so has a gzip member.
-    summed = array.unsupported is None and not {"crc32c", "gzip"}.isdisjoint(codecs)
-    checked = extent.inline is not None or summed
-    return Chunk(extent, box, codecs, array.order, checked)
+def _make_chunk(extent: Extent, box: Box, how: Array | Sharding, array: Array) -> Chunk:
+    # An OCDBT node has a checksum, and so has a member of gzip or zlib.
+    summed = array.unsupported is None and not {"crc32c", "gzip", "zlib"}.isdisjoint(how.codecs)
+    return Chunk(extent, box, how.codecs, how.order, extent.inline is not None or summed)
+
+
+def _list_codecs(how: Array | Sharding | None) -> Iterator[str]:
+    """The codecs of an array's chunks, and of those in its shards."""
+    while how is not None:
+        yield from how.codecs
+        how = how.sharding
+
+
+_How = TypeVar("_How", Array, Sharding)
+
+
+def _make_unreadable(how: _How) -> _How:
+    """The same with a codec that has no decoder, in place of one that is not installed."""
+    sharding = None if how.sharding is None else _make_unreadable(how.sharding)
+    return replace(how, codecs=() if sharding else (UNREADABLE,), sharding=sharding)
 
 
 def _read_shard_index(
@@ -251,9 +287,18 @@ def check_length(extent: Extent, nbytes: int, codecs: tuple[str, ...]) -> None:
 
     Called before anything is allocated for them. Of unknown codecs, nothing is known.
     """
-    if not CODECS.issuperset(codecs):
+    if not DECODABLE.issuperset(codecs):
         return
     fixed = nbytes + 4 * codecs.count("crc32c")
+    if (
+        not NUMCODECS.isdisjoint(codecs)
+        and nbytes > max(_WHOLE_BYTES, _LZ4_RATIO * extent.nbytes)
+        and nbytes <= _max_decoded_bytes(extent.nbytes, codecs)
+    ):
+        raise Unsupported(
+            f"templax reads chunks of blosc and lz4 of up to {_WHOLE_BYTES} bytes, and larger ones"
+            f" of {_LZ4_RATIO} times their stored bytes, got {nbytes} in {extent.nbytes}"
+        )
     if COMPRESSIONS.keys().isdisjoint(codecs):
         if extent.nbytes == fixed:
             return
@@ -277,8 +322,10 @@ def check_length(extent: Extent, nbytes: int, codecs: tuple[str, ...]) -> None:
 
 def _max_decoded_bytes(stored: int, codecs: tuple[str, ...]) -> int:
     """The most bytes that a compressed chunk can decode to."""
-    if "gzip" in codecs:
+    if "gzip" in codecs or "zlib" in codecs:
         return (stored + 1) * MAX_DEFLATE_RATIO
+    if "lz4" in codecs:
+        return (stored + 1) * _LZ4_RATIO
     return (stored // _ZSTD_BLOCK + 1) * _ZSTD_BLOCK_DECODED
 
 

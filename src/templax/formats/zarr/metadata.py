@@ -1,7 +1,7 @@
 """Metadata of one zarr array: `.zarray` or `zarr.json` → `Array`.
 
 Reads zarr 2 (zarr-specs, docs/v2/v2.0) and zarr 3 (docs/v3/core, codecs/sharding-indexed) as
-TensorStore writes them, little-endian and with the codecs that `_codecs.decode` has decoders for.
+TensorStore and zarr-python write them, with the codecs that `_codecs.decode` has decoders for.
 An array that says anything else about its chunks still has a shape and a dtype;
 `Array.unsupported` then says why it can't be read.
 """
@@ -17,7 +17,7 @@ from typing import Any, Literal
 import msgspec
 import numpy as np
 
-from ..._codecs.decode import CODECS, COMPRESSIONS
+from ..._codecs.decode import CODECS, COMPRESSIONS, SWAPS
 from ..._core.boxes import (
     MAX_NBYTES,
     MAX_RANK,
@@ -87,14 +87,16 @@ class Sharding:
     Attributes:
         chunk_shape: Shape of an inner chunk.
         codecs: Decoders of an inner chunk.
-        inner: Set if the inner chunks are shards themselves.
+        order: Order of the elements in an inner chunk.
+        sharding: Set if the inner chunks are shards themselves.
         index_at_end: Whether the index is at the end of the shard, not at its start.
         checked: Whether a crc32c follows the index.
     """
 
     chunk_shape: Shape
     codecs: tuple[str, ...]
-    inner: Sharding | None
+    order: Literal["C", "F"]
+    sharding: Sharding | None
     index_at_end: bool
     checked: bool
 
@@ -185,6 +187,10 @@ class _Zarr3(msgspec.Struct):
     storage_transformers: list[Any] = []
 
 
+class _Transpose(msgspec.Struct):
+    order: list[int] | Literal["C", "F"]
+
+
 class _Regular(msgspec.Struct):
     chunk_shape: list[int]
 
@@ -232,8 +238,6 @@ def _parse_zarr2(meta: _Zarr2) -> Array:
     if dtype is None:
         raise Unsupported(f"templax does not read dtype `{text[:80]}`")
     unsupported: list[str] = []
-    if text.startswith(">"):
-        unsupported.append(f"templax reads little-endian arrays, got dtype `{text}`")
     if meta.order not in ("C", "F"):
         unsupported.append(f"templax reads arrays of order C and F, got `{meta.order[:80]}`")
     if meta.filters:
@@ -245,6 +249,8 @@ def _parse_zarr2(meta: _Zarr2) -> Array:
             codecs = (name,)
         else:
             unsupported.append(f"templax does not read codec {_quote_codec(meta.compressor)}")
+    if text.startswith(">"):
+        codecs += _find_swap(dtype)
     return _validate(
         Array(
             tuple(meta.shape),
@@ -253,7 +259,7 @@ def _parse_zarr2(meta: _Zarr2) -> Array:
             "",
             meta.dimension_separator,
             (UNREADABLE,) if unsupported else codecs,
-            "F" if meta.order == "F" else "C",
+            "F" if meta.order == "F" and len(meta.shape) > 1 else "C",
             meta.fill_value,
             unsupported=next(iter(unsupported), None),
         )
@@ -286,7 +292,7 @@ def _parse_zarr3(meta: _Zarr3) -> Array:
     grid = msgspec.convert(meta.chunk_grid.configuration, _Regular)
     encoding = msgspec.convert(meta.chunk_key_encoding.configuration, _KeyEncoding)
     unsupported: list[str] = []
-    codecs, sharding = _parse_codecs(
+    codecs, order, sharding = _parse_codecs(
         meta.codecs, tuple(grid.chunk_shape), dtype, _MAX_NESTING, unsupported
     )
     return _validate(
@@ -297,12 +303,18 @@ def _parse_zarr3(meta: _Zarr3) -> Array:
             default[0],
             encoding.separator or default[1],
             codecs,
-            "C",
+            order,
             meta.fill_value,
             sharding,
             next(iter(unsupported), None),
         )
     )
+
+
+_Parsed = tuple[tuple[str, ...], Literal["C", "F"], Sharding | None]
+"""The decoders of a chunk, the order of its elements, and its sharding if it is a shard."""
+
+_UNREADABLE: _Parsed = (UNREADABLE,), "C", None
 
 
 def _parse_codecs(
@@ -311,33 +323,59 @@ def _parse_codecs(
     dtype: np.dtype,
     nesting: int,
     unsupported: list[str],
-) -> tuple[tuple[str, ...], Sharding | None]:
-    """The decoders of a chunk, and its sharding if it is a shard.
+) -> _Parsed:
+    """How to decode a chunk.
 
     Args:
         listed: Its encoders, in the order in which they were applied.
         unsupported: What templax can't decode is added here.
     """
-    if not listed:
+    n = next((i for i, codec in enumerate(listed) if codec.name != "transpose"), len(listed))
+    order = _parse_transposes(listed[:n], len(chunk_shape))
+    if n == len(listed):
         raise Corrupted("Expected a codec that makes bytes of an array, got none")
-    first, *rest = listed
+    first, *rest = listed[n:]
     if first.name == "sharding_indexed":
-        if rest:
-            name = rest[0].name[:80]
-            unsupported.append(f"templax does not read codec `{name}` around shards")
-            return (UNREADABLE,), None
+        if rest or n:
+            name = listed[0].name if n else rest[0].name
+            unsupported.append(f"templax does not read codec `{name[:80]}` around shards")
+            return _UNREADABLE
         if not nesting:
             unsupported.append(
                 f"templax reads shards in shards {_MAX_NESTING} deep, got deeper ones"
             )
-            return (UNREADABLE,), None
+            return _UNREADABLE
         return _parse_sharding(first, chunk_shape, dtype, nesting, unsupported)
-    decoders = tuple(codec.name for codec in reversed(rest))
+    decoders = tuple(codec.name.removeprefix("numcodecs.") for codec in reversed(rest))
     problem = _find_bytes_problem(first, dtype) or _find_decoder_problem(decoders)
-    if problem is not None:
-        unsupported.append(problem)
-        return (UNREADABLE,), None
-    return decoders, None
+    if order is None:
+        problem = problem or "templax reads transposed chunks whose axes are in reverse order"
+    if problem is not None or order is None:
+        unsupported.append(str(problem))
+        return _UNREADABLE
+    big = first.configuration.get("endian") == "big"
+    return decoders + (_find_swap(dtype) if big else ()), order, None
+
+
+def _parse_transposes(codecs: list[_Named], rank: int) -> Literal["C", "F"] | None:
+    """The order of the elements in a chunk that was transposed; None if it is another one."""
+    axes = list(range(rank))
+    for codec in codecs[:_MAX_CODECS]:
+        order = msgspec.convert(codec.configuration, _Transpose).order
+        if isinstance(order, str):
+            order = list(range(rank)) if order == "C" else list(range(rank))[::-1]
+        if sorted(order) != list(range(rank)):
+            raise Corrupted(f"Expected a permutation of {rank} axes, got {str(order)[:80]}")
+        axes = [axes[i] for i in order]
+    if axes == list(range(rank)):
+        return "C"
+    return "F" if axes == list(range(rank))[::-1] else None
+
+
+def _find_swap(dtype: np.dtype) -> tuple[str, ...]:
+    """The decoders of big-endian elements: none for those of one byte."""
+    width = dtype.itemsize // (2 if dtype.kind == "c" else 1)
+    return tuple(name for name in SWAPS if name.endswith(f"-{width}"))
 
 
 def _find_decoder_problem(decoders: Sequence[str]) -> str | None:
@@ -359,14 +397,14 @@ def _find_bytes_problem(codec: _Named, dtype: np.dtype) -> str | None:
     if codec.name != "bytes":
         return f"templax does not read codec `{codec.name[:80]}`"
     endian = codec.configuration.get("endian", "little")
-    if endian != "little" and dtype.itemsize > 1:
-        return f"templax reads little-endian arrays, got codec `bytes` with {str(endian)[:80]!r}"
+    if endian not in ("little", "big") and dtype.itemsize > 1:
+        return f"templax does not read codec `bytes` with {str(endian)[:80]!r}"
     return None
 
 
 def _parse_sharding(
     codec: _Named, shard: Shape, dtype: np.dtype, nesting: int, unsupported: list[str]
-) -> tuple[tuple[str, ...], Sharding | None]:
+) -> _Parsed:
     meta = msgspec.convert(codec.configuration, _Sharded)
     inner_shape = tuple(meta.chunk_shape)
     if len(inner_shape) != len(shard) or any(c < 1 for c in inner_shape):
@@ -384,12 +422,14 @@ def _parse_sharding(
         )
     else:
         problem = _find_bytes_problem(meta.index_codecs[0], np.dtype(np.uint64))
+        if meta.index_codecs[0].configuration.get("endian") == "big":
+            problem = "templax does not read big-endian shard indexes"
     if problem is not None:
         unsupported.append(problem)
-        return (UNREADABLE,), None
-    codecs, inner = _parse_codecs(meta.codecs, inner_shape, dtype, nesting - 1, unsupported)
+        return _UNREADABLE
+    codecs, order, inner = _parse_codecs(meta.codecs, inner_shape, dtype, nesting - 1, unsupported)
     at_end = meta.index_location == "end"
-    return (), Sharding(inner_shape, codecs, inner, at_end, len(names) == 2)
+    return (), "C", Sharding(inner_shape, codecs, order, inner, at_end, len(names) == 2)
 
 
 def _quote_codec(codec: Any) -> str:

@@ -20,7 +20,7 @@ from templax._catalog.entry import Extent
 from templax._codecs.crc32c import crc32c
 from templax._codecs.decode import CHECKSUMS, COMPRESSIONS
 from templax.errors import Corrupted, TemplaxError, Unsupported
-from templax.formats.zarr.chunks import locate_arrays
+from templax.formats.zarr.chunks import check_length, locate_arrays
 from templax.formats.zarr.metadata import parse_metadata
 from templax.storage import Local, Memory
 
@@ -71,12 +71,22 @@ def have_same_bytes(a, b):
 @given(
     array=chunked_arrays(),
     compressor=st.sampled_from(
-        [None, {"id": "zstd", "level": 1}, {"id": "gzip", "level": 1}, {"id": "gzip", "level": 9}]
+        [
+            None,
+            {"id": "zstd", "level": 1},
+            {"id": "gzip", "level": 1},
+            {"id": "gzip", "level": 9},
+            {"id": "zlib", "level": 1},
+            {"id": "blosc", "cname": "lz4", "clevel": 5, "shuffle": 1},
+            {"id": "blosc", "cname": "blosclz", "clevel": 9, "shuffle": 2},
+            {"id": "blosc", "cname": "zstd", "clevel": 1, "shuffle": 0},
+        ]
     ),
     order=st.sampled_from(["C", "F"]),
     separator=st.sampled_from([".", "/"]),
+    big=st.booleans(),
 )
-def test_zarr2_is_read_as_tensorstore_reads_it(array, compressor, order, separator):
+def test_zarr2_is_read_as_tensorstore_reads_it(array, compressor, order, separator, big):
     values, chunks = array
     metadata = {
         "chunks": chunks,
@@ -84,6 +94,8 @@ def test_zarr2_is_read_as_tensorstore_reads_it(array, compressor, order, separat
         "order": order if len(chunks) > 1 else "C",  # TensorStore refuses to open its own "F"
         "dimension_separator": separator,
     }
+    if big and values.dtype.kind in "uifc" and values.dtype.itemsize > 1:
+        metadata["dtype"] = values.dtype.newbyteorder(">").str
     with tempfile.TemporaryDirectory() as directory:
         write_with_tensorstore(
             directory, "zarr", metadata, values, store_data_equal_to_fill_value=True
@@ -92,9 +104,17 @@ def test_zarr2_is_read_as_tensorstore_reads_it(array, compressor, order, separat
 
 
 BYTES = {"name": "bytes", "configuration": {"endian": "little"}}
+BIG = {"name": "bytes", "configuration": {"endian": "big"}}
+BLOSC = {
+    "name": "blosc",
+    "configuration": {
+        "cname": "lz4", "clevel": 5, "shuffle": "shuffle", "typesize": 4, "blocksize": 0,
+    },
+}  # fmt: skip
 ZSTD = {"name": "zstd", "configuration": {"level": 1}}
 GZIP = {"name": "gzip", "configuration": {"level": 5}}
 CRC = {"name": "crc32c"}
+REVERSED = {"name": "transpose", "configuration": {"order": [0]}}
 
 
 def make_sharding_codec(chunk_shape, codecs, location="end", index=(BYTES, CRC)):
@@ -111,17 +131,26 @@ def make_sharding_codec(chunk_shape, codecs, location="end", index=(BYTES, CRC))
 
 @given(
     array=chunked_arrays(),
-    rest=st.sampled_from([[], [ZSTD], [CRC], [ZSTD, CRC], [CRC, ZSTD], [GZIP], [GZIP, CRC]]),
+    rest=st.sampled_from(
+        [[], [ZSTD], [CRC], [ZSTD, CRC], [CRC, ZSTD], [GZIP], [GZIP, CRC], [BLOSC], [BLOSC, CRC]]
+    ),
     location=st.sampled_from([None, "start", "end"]),
     index=st.sampled_from([[BYTES], [BYTES, CRC]]),
     split=st.integers(1, 3),
     encoding=st.sampled_from(
         [("default", "/"), ("default", "."), ("v2", "."), ("v2", "/")],
     ),
+    endian=st.sampled_from([BYTES, BIG]),
+    reverse=st.booleans(),
 )
-def test_zarr3_is_read_as_tensorstore_reads_it(array, rest, location, index, split, encoding):
+def test_zarr3_is_read_as_tensorstore_reads_it(
+    array, rest, location, index, split, encoding, endian, reverse
+):
     values, inner = array
-    codecs, shard = [BYTES, *rest], inner
+    codecs, shard = [endian, *rest], inner
+    if reverse:
+        axes = list(range(values.ndim))[::-1]
+        codecs = [{"name": "transpose", "configuration": {"order": axes}}, *codecs]
     if location is not None:
         codecs = [make_sharding_codec(inner, codecs, location, index)]
         shard = tuple(c * split for c in inner)
@@ -211,13 +240,12 @@ def encode_zarr3(**changes):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"compressor": {"id": "blosc"}}, "templax does not read codec `blosc`"),
-        ({"compressor": {"id": "lz4"}}, "templax does not read codec `lz4`"),
+        ({"compressor": {"id": "bz2"}}, "templax does not read codec `bz2`"),
+        ({"compressor": {"id": "lzma"}}, "templax does not read codec `lzma`"),
         ({"compressor": {"id": "crc32c"}}, "templax does not read codec `crc32c`"),
         ({"compressor": {"id": ["zstd"]}}, "templax does not read codec `['zstd']`"),
         ({"compressor": {}}, "templax does not read codec `None`"),
         ({"filters": [{"id": "delta"}]}, "templax reads no zarr filters, got `delta`"),
-        ({"dtype": ">f4"}, "templax reads little-endian arrays, got dtype `>f4`"),
         ({"order": "X"}, "templax reads arrays of order C and F, got `X`"),
     ],
 )
@@ -253,15 +281,30 @@ def test_unsupported_zarr2_metadata_is_named(changes, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"codecs": [BYTES, {"name": "blosc"}]}, "templax does not read codec `blosc`"),
+        ({"codecs": [BYTES, {"name": "bz2"}]}, "templax does not read codec `bz2`"),
+        (
+            {"codecs": [BYTES, {"name": "numcodecs.delta"}]},
+            "templax does not read codec `delta`",
+        ),
         (
             {"codecs": [BYTES, {"name": "a"}, ZSTD, {"name": "b"}]},
             "templax does not read codec `a`",
         ),
-        ({"codecs": [{"name": "transpose"}, BYTES]}, "templax does not read codec `transpose`"),
         (
-            {"codecs": [{"name": "bytes", "configuration": {"endian": "big"}}]},
-            "templax reads little-endian arrays, got codec `bytes` with 'big'",
+            {"codecs": [{"name": "bytes", "configuration": {"endian": "middle"}}]},
+            "templax does not read codec `bytes` with 'middle'",
+        ),
+        (
+            {"codecs": [REVERSED, make_sharding_codec([1], [BYTES])]},
+            "templax does not read codec `transpose` around shards",
+        ),
+        (
+            {"codecs": [BYTES, {"name": "big-endian-4"}]},
+            "templax does not read codec `big-endian-4`",
+        ),
+        (
+            {"codecs": [make_sharding_codec([1], [BYTES], index=[BIG, CRC])]},
+            "templax does not read big-endian shard indexes",
         ),
         (
             {"codecs": [make_sharding_codec([1], [BYTES]), ZSTD]},
@@ -272,8 +315,8 @@ def test_unsupported_zarr2_metadata_is_named(changes, message):
             "templax reads chunks compressed once, got several codecs `zstd`",
         ),
         (
-            {"codecs": [make_sharding_codec([1], [BYTES, {"name": "blosc"}])]},
-            "templax does not read codec `blosc`",
+            {"codecs": [make_sharding_codec([1], [BYTES, {"name": "lzma"}])]},
+            "templax does not read codec `lzma`",
         ),
         (
             {"codecs": [BYTES, ZSTD, {"name": "gzip"}]},
@@ -307,6 +350,66 @@ def test_unsupported_zarr3_metadata_is_named(changes, message):
     with pytest.raises(Unsupported) as caught:
         parse_metadata(encode_zarr3(**changes), "zarr.json")
     assert message in str(caught.value)
+
+
+def test_axes_in_another_order_than_the_reverse_are_refused_by_name():
+    for order, refused in (([2, 0, 1], True), ([2, 1, 0], False), ("F", False), ("C", False)):
+        transpose = {"name": "transpose", "configuration": {"order": order}}
+        grid = {"name": "regular", "configuration": {"chunk_shape": [2, 2, 2]}}
+        text = encode_zarr3(shape=[2, 2, 2], chunk_grid=grid, codecs=[transpose, BYTES])
+        array = parse_metadata(text, "zarr.json")
+        if refused:
+            message = "templax reads transposed chunks whose axes are in reverse order"
+            assert_values_are_refused(array, message)
+        else:
+            assert (array.unsupported, array.order) == (None, "C" if order == "C" else "F")
+
+
+def test_two_transposes_are_one():
+    turn = {"name": "transpose", "configuration": {"order": [1, 2, 0]}}
+    grid = {"name": "regular", "configuration": {"chunk_shape": [2, 2, 2]}}
+    for n, unsupported in ((1, True), (2, True), (3, False)):
+        text = encode_zarr3(shape=[2, 2, 2], chunk_grid=grid, codecs=[turn] * n + [BYTES])
+        array = parse_metadata(text, "zarr.json")
+        assert (array.unsupported is not None) is unsupported
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        parse_metadata(encode_zarr2(compressor={"id": "blosc"}), ".zarray"),
+        parse_metadata(
+            encode_zarr3(codecs=[make_sharding_codec([1], [BYTES, BLOSC])]), "zarr.json"
+        ),
+    ],
+    ids=["zarr 2", "in shards"],
+)
+def test_without_numcodecs_the_error_names_the_extra(array, monkeypatch):
+    monkeypatch.setattr("templax._codecs.decode.has_numcodecs", lambda: False)
+    with pytest.raises(Unsupported) as caught:
+        locate_arrays(array, "layer.w", {}, Memory({}), absent="error")
+    assert str(caught.value) == (
+        "templax reads codec `blosc` with numcodecs, which is not installed - at `layer.w`;"
+        ' hint: pip install "templax[codecs]"'
+    )
+    index = b"".join(n.to_bytes(8, "little") for n in (0, 4, 4, 4))
+    shard = bytes(8) + index + crc32c(index).to_bytes(4, "little")
+    objects = {f"a/{array.key((i,))}": shard for i in (0, 1)}
+    extents = {key: Extent(key, 0, len(shard)) for key in objects}
+    source = Memory(objects)
+    chunks = locate_arrays(array, "a", extents, source, absent="error", damages=[])
+    assert {chunk.codecs for chunk in chunks} == {("unreadable",)}
+
+
+@pytest.mark.parametrize(("nbytes", "stored", "right"), [
+    (1 << 26, 1 << 13, True),  # equal values, compressed by blosc with zstd
+    (1 << 26, 1 << 10, False),
+    (1 << 28, 1 << 21, True),
+    (1 << 28, 1 << 14, False),
+])  # fmt: skip
+def test_blosc_chunks_of_too_few_bytes_are_refused_before_memory_is_taken(nbytes, stored, right):
+    with contextlib.nullcontext() if right else pytest.raises((Corrupted, Unsupported)):
+        check_length(Extent("a", 0, stored), nbytes, ("blosc",))
 
 
 def test_every_codec_with_a_decoder_is_read():
