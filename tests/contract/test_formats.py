@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import flax.serialization
 import flax.traverse_util
@@ -161,6 +162,40 @@ class TestFlaxOfThisMachine(FormatContract):
         return {name: hashlib.sha256(data).hexdigest() for name, data in digest.items()}
 
 
+def read_digests(case: str) -> dict[str, Any]:
+    return json.loads((CORPUS / case / "expected.json").read_text())["sha256"]
+
+
+@pytest.mark.parametrize("name", ["checkpoint_7", "checkpoint_8"])
+class TestFlaxOfSeveralProcesses(FormatContract):
+    """What `write.py` beside them wrote, with arrays in directories beside the files."""
+
+    @pytest.fixture(autouse=True)
+    def _name(self, name: str) -> None:
+        self.name = name
+
+    def open(self) -> tx.Catalog:
+        return tx.open(CORPUS / "flax-gda" / self.name)
+
+    def expected(self) -> Mapping[str, str]:
+        return read_digests("flax-gda")[self.name]
+
+
+@pytest.mark.parametrize("name", ["", "checkpoint"])
+class TestT5X(FormatContract):
+    """What `write.py` beside it wrote, as T5X does."""
+
+    @pytest.fixture(autouse=True)
+    def _name(self, name: str) -> None:
+        self.name = name
+
+    def open(self) -> tx.Catalog:
+        return tx.open(CORPUS / "t5x" / "checkpoint_1000" / self.name)
+
+    def expected(self) -> Mapping[str, str]:
+        return read_digests("t5x")
+
+
 @pytest.mark.parametrize("case", CASES)
 class TestOrbax(FormatContract):
     @pytest.fixture(autouse=True)
@@ -178,9 +213,7 @@ class TestOrbax(FormatContract):
         }
 
 
-GGUF: dict[str, dict[str, str]] = json.loads((CORPUS / "gguf" / "expected.json").read_text())[
-    "sha256"
-]
+GGUF: dict[str, dict[str, str]] = read_digests("gguf")
 
 
 @pytest.mark.parametrize(
