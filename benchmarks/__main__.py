@@ -11,16 +11,25 @@ from .files import locate_checkpoint
 from .measure.prepare import prepare_workload
 from .program import list_libraries, make_parser, run_each, run_workloads, take_turns
 from .report.outcomes import Outcome, Row
+from .restore.first import time_first_restore
 from .restore.fresh_worker import start_worker
 from .restore.libraries import LIBRARIES
 from .restore.worker import drop_cache
-from .workloads import WORKLOADS, Workload
+from .workloads import OPTIONAL, WORKLOADS, Workload
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = make_parser("benchmarks", __doc__, WORKLOADS, LIBRARIES)
+    default = [name for name in WORKLOADS if name not in OPTIONAL]
+    parser = make_parser("benchmarks", __doc__, WORKLOADS, LIBRARIES, default)
     parser.add_argument(
         "--cold", action="store_true", help="drop the files from the page cache before each sample"
+    )
+    parser.add_argument(
+        "--firsts",
+        metavar="COUNT",
+        type=int,
+        default=3,
+        help="first restores of new processes to time per library; default: 3",
     )
     options = parser.parse_args(argv)
     cache = "cold" if options.cold else "warm"
@@ -67,6 +76,14 @@ def _measure_restores(workload: Workload, directory: Path, options: argparse.Nam
         run_each(rows, directory, check)
         run_each(take_turns(rows, options.pairs), directory, time)
         run_each(rows, directory, check)
+
+    def time_first(row: Row) -> None:
+        drop_cache_if_cold(row)
+        row.first_s.append(time_first_restore(directory, workload, options.scale, row.library))
+
+    if not workload.fresh:  # else all samples are
+        peers = [row for row in rows if not LIBRARIES[row.library].limit]
+        run_each(take_turns(peers, options.firsts), directory, time_first)
     return Outcome(workload.name, workload.about, workload.fresh, leaves, nbytes, rows)
 
 

@@ -74,6 +74,20 @@ def _write_npz(path: Path, tree: PyTree) -> None:
         np.savez(file, **arrays)
 
 
+def _write_torch(path: Path, tree: PyTree) -> None:
+    """A state dict, as models are published: a zip file."""
+    import numpy as np
+    import torch
+
+    def to_tensor(leaf: Any) -> torch.Tensor:
+        array = np.array(leaf)  # a copy, because tensors are writable
+        if array.dtype.name == "bfloat16":
+            return torch.from_numpy(array.view(np.uint16)).view(torch.bfloat16)
+        return torch.from_numpy(array)
+
+    torch.save({name: to_tensor(leaf) for name, leaf in name_leaves(tree).items()}, path)
+
+
 WRITERS: dict[str, Callable[[Path, PyTree], None]] = {
     "templax": _write_templax,
     "templax-zstd": _write_templax_zstd,
@@ -84,6 +98,7 @@ WRITERS: dict[str, Callable[[Path, PyTree], None]] = {
     "msgpack": _write_msgpack,
     "equinox": _write_equinox,
     "npz": _write_npz,
+    "torch": _write_torch,
 }
 """Kind of file, which is also its extension → the function that writes a tree to it."""
 

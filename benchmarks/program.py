@@ -25,7 +25,7 @@ from .workloads import WORKLOADS, Workload
 GIB = 1 << 30
 PACKAGES = (
     *("jax", "jaxlib", "numpy", "zstandard", "orbax-checkpoint", "tensorstore"),
-    *("safetensors", "flax", "equinox", "numcodecs"),
+    *("safetensors", "flax", "equinox", "numcodecs", "torch"),
 )
 
 Measure = Callable[[Workload, Path, argparse.Namespace], Outcome]
@@ -176,6 +176,7 @@ def _describe_run(conditions: str, scale: float) -> dict[str, str]:
         "conditions": f"{os.environ['JAX_PLATFORMS']} backend, {conditions},"
         f" one process per library, interleaved, limits with {count_threads()} threads,"
         f" scale {scale:g}",
+        **({"bytecode": "templax is compiled in each process"} if sys.dont_write_bytecode else {}),
         "versions": ", ".join(_list_versions()),
     }
 

@@ -19,7 +19,7 @@ PyTree = Any
 
 ORBAX = ("orbax-pytree", "orbax-standard", "orbax-v1")
 MAPPED = ("templax-mapped", "templax-touched")
-RAW_LIMITS = ("limit-pread", "limit-put")
+RAW_LIMITS = ("limit-pread", "limit-pread-fresh", "limit-put")
 LIMITS = ("limit-pread", "limit-decode", "limit-put")
 _COMPRESSED = ("templax", *ORBAX, *LIMITS)
 _SAFETENSORS = ("templax", *MAPPED, "safetensors", "safetensors-pread", *RAW_LIMITS)
@@ -230,7 +230,12 @@ WORKLOADS = {
                 ("templax", "templax-mapped", kind, *RAW_LIMITS),
                 _make_transformer,
             )
-            for kind, writer in (("msgpack", "Flax"), ("npz", "numpy"), ("equinox", "Equinox"))
+            for kind, writer in (
+                ("msgpack", "Flax"),
+                ("npz", "numpy"),
+                ("equinox", "Equinox"),
+                ("torch", "PyTorch"),
+            )
         ),
         Workload(
             "small",
@@ -295,3 +300,6 @@ WORKLOADS = {
         ),
     )
 }
+
+OPTIONAL = ("tree-torch",)
+"""Workloads that need what the extras don't install. They run if they are named."""

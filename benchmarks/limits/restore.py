@@ -1,7 +1,7 @@
 """Parts of a restore. Each is opened for a job, untimed, and returns the call that is timed.
 
-They write to memory that has been touched: page faults cost a library that allocates, but a library
-might do without.
+All but one write to memory that has been touched: page faults cost a library that allocates, but a
+library might do without.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 from ..files import list_files
 from ..jobs import Job
 from ..workloads import name_leaves
-from .threads import PIECE, allocate_touched, share_tasks
+from .threads import PIECE, allocate_fresh, allocate_touched, share_tasks
 
 _MAX_GAP = 64 << 10
 """Up to so many unneeded bytes are read where this joins two ranges into one."""
@@ -25,21 +25,36 @@ _MAX_GAP = 64 << 10
 
 def open_pread(job: Job) -> Callable[[], None]:
     """Reads the bytes that every restore needs, in pieces, with all threads."""
-    ranges = [(os.open(file, os.O_RDONLY), start, stop) for file, start, stop in _list_ranges(job)]
-    buffer = memoryview(allocate_touched(sum(stop - start for _, start, stop in ranges)))
-    pieces, at = [], 0
-    for fd, start, stop in ranges:
+    pieces, nbytes = _list_pieces(job)
+    buffer = memoryview(allocate_touched(nbytes))
+    return lambda: _read_pieces(pieces, buffer)
+
+
+def open_pread_fresh(job: Job) -> Callable[[], None]:
+    """The same into memory that each call allocates, on huge pages where the system has them."""
+    pieces, nbytes = _list_pieces(job)
+    return lambda: _read_pieces(pieces, memoryview(allocate_fresh(nbytes)))
+
+
+def _list_pieces(job: Job) -> tuple[list[tuple[int, int, int, int]], int]:
+    """File descriptor, offset, place in memory and size of each piece; and the size of all."""
+    pieces, at = list[tuple[int, int, int, int]](), 0
+    for file, start, stop in _list_ranges(job):
+        fd = os.open(file, os.O_RDONLY)
         for offset in range(start, stop, PIECE):
             nbytes = min(PIECE, stop - offset)
-            pieces.append((fd, offset, buffer[at : at + nbytes]))
+            pieces.append((fd, offset, at, nbytes))
             at += nbytes
+    return pieces, at
 
-    def read(todo: Iterator[tuple[int, int, memoryview]]) -> None:
-        for fd, offset, into in todo:
-            if os.preadv(fd, [into], offset) != len(into):
-                raise EOFError(f"Expected {len(into)} bytes at {offset}, got fewer")
 
-    return share_tasks(read, pieces)
+def _read_pieces(pieces: list[tuple[int, int, int, int]], buffer: memoryview) -> None:
+    def read(todo: Iterator[tuple[int, int, int, int]]) -> None:
+        for fd, offset, at, nbytes in todo:
+            if os.preadv(fd, [buffer[at : at + nbytes]], offset) != nbytes:
+                raise EOFError(f"Expected {nbytes} bytes at {offset}, got fewer")
+
+    share_tasks(read, pieces)()
 
 
 def open_decode(job: Job) -> Callable[[], None]:

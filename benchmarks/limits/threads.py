@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import mmap
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +25,13 @@ def allocate_touched(nbytes: int) -> Any:
     buffer = np.empty(nbytes, np.uint8)
     buffer.fill(1)
     return buffer
+
+
+def allocate_fresh(nbytes: int) -> Any:
+    """Bytes whose pages are mapped when they are first written, if possible 2 MiB at a time."""
+    memory = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory.madvise(mmap.MADV_HUGEPAGE)
+    return memory
 
 
 def share_tasks(work: Callable[[Iterator[Any]], None], tasks: list[Any]) -> Callable[[], None]:

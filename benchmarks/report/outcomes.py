@@ -32,6 +32,7 @@ class Row:
         files: Number of files in the checkpoint.
         file_bytes: Their total size.
         timed: One sample per round. A slow saver sits out the last rounds.
+        first_s: Seconds of first restores, each in a new process.
         untimed: The samples before and after, whose results were compared.
         trouble: `"failed: …"` or `"wrong: …"`, or empty.
         notes: What the library says about its run.
@@ -44,6 +45,7 @@ class Row:
     files: int = 0
     file_bytes: int = 0
     timed: list[Sample] = field(default_factory=list)
+    first_s: list[float] = field(default_factory=list)
     untimed: list[Sample] = field(default_factory=list)
     trouble: str = ""
     notes: list[str] = field(default_factory=list)
@@ -109,6 +111,11 @@ class Outcome:
         pairs = zip(row.timed, first.timed, strict=False)
         return summarize([theirs.seconds / ours.seconds for theirs, ours in pairs])
 
+    def first_ratio(self, row: Row) -> Summary | None:
+        """As `ratio`, for first restores of new processes. None if they were not timed."""
+        pairs = list(zip(row.first_s, self.rows[0].first_s, strict=False))
+        return summarize([theirs / ours for theirs, ours in pairs]) if pairs else None
+
     @property
     def first_to_stall(self) -> Row | None:
         """The first library that saves in the background, whose stalls divide the others."""
@@ -158,6 +165,7 @@ def _collect_row_facts(outcome: Outcome, row: Row) -> dict[str, Any]:
         "bytes": row.nbytes,
         "notes": row.notes,
         "samples": [asdict(sample) for sample in row.timed],
+        "first_s": row.first_s,
         "untimed": [asdict(sample) for sample in row.untimed],
     }
     if row.trouble:
@@ -171,6 +179,7 @@ def _collect_row_facts(outcome: Outcome, row: Row) -> dict[str, Any]:
         "ratio": to_dict(outcome.ratio(row)),
         "stall_s": to_dict(row.stall_s),
         "stall_ratio": to_dict(outcome.stall_ratio(row)),
+        "first_ratio": to_dict(outcome.first_ratio(row)),
         "cpu_s": row.cpu_s._asdict(),
         "peak_rss_bytes": row.peak_rss_bytes,
         "peak_anon_bytes": row.peak_anon_bytes,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from .outcomes import Outcome, Row, Summary
+from .outcomes import Outcome, Row, Summary, summarize
 
 MIB = 1 << 20
 
@@ -80,7 +80,14 @@ def _make_restore_columns(outcome: Outcome) -> dict[str, Callable[[Row], str]]:
     def share(nbytes: float | None, row: Row) -> str:
         return format_size(nbytes or 0) if outcome.fresh else _format_share(nbytes or 0, row)
 
+    def format_first(row: Row) -> str:
+        ratio = outcome.first_ratio(row)
+        if ratio is None:
+            return "–"
+        return f"{summarize(row.first_s).median:.3g} s, {ratio.median:.2f}"
+
     return {
+        f"first: median, ÷ {outcome.rows[0].library}": format_first,
         "cpu s": lambda row: f"{row.cpu_s.median:.3f}",
         "peak RSS": lambda row: share(row.peak_rss_bytes, row),
         "peak anon": lambda row: share(row.peak_anon_bytes, row),

@@ -178,6 +178,24 @@ def open_npz(job: Job) -> Restore:
     return restore
 
 
+def open_torch(job: Job) -> Restore:
+    """Maps the file and copies each tensor from there, which is as few copies as torch can make."""
+    import numpy as np
+    import torch
+
+    stored = name_leaves(job.stored)
+
+    def restore() -> PyTree:
+        tensors = torch.load(job.path, mmap=True, weights_only=True)
+        arrays = {
+            name: np.array(tensors[name].view(torch.uint8).numpy()).view(stored[name].dtype)
+            for name in name_leaves(job.template)
+        }
+        return _place(job, arrays)
+
+    return restore
+
+
 def _refuse_partial(job: Job) -> None:
     if job.workload.partial:
         raise NotImplementedError("restores whole trees only")
@@ -200,7 +218,7 @@ def _place(job: Job, arrays: Mapping[str, Any]) -> PyTree:
 _SAVED_BY_TEMPLAX = ("templax", "templax-zstd")
 _READ_BY_TEMPLAX = (
     *("orbax", "orbax-raw", *_SAVED_BY_TEMPLAX),
-    *("safetensors", "msgpack", "npz", "equinox"),
+    *("safetensors", "msgpack", "npz", "equinox", "torch"),
 )
 
 LIBRARIES: dict[str, Library] = {
@@ -217,7 +235,9 @@ LIBRARIES: dict[str, Library] = {
     "msgpack": Library(open_msgpack, reads=("msgpack",)),
     "equinox": Library(open_equinox, reads=("equinox",)),
     "npz": Library(open_npz, reads=("npz",)),
+    "torch": Library(open_torch, reads=("torch",)),
     "limit-pread": Library(limits.open_pread, reads=(), limit=True),
+    "limit-pread-fresh": Library(limits.open_pread_fresh, reads=(), limit=True),
     "limit-decode": Library(limits.open_decode, reads=(), limit=True),
     "limit-put": Library(limits.open_put, reads=(), limit=True),
     "floor": Library(limits.open_floor, reads=(), limit=True),

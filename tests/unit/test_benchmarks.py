@@ -91,6 +91,7 @@ def test_report_holds_every_workload_library_and_sample(tmp_path):
     chart = tmp_path / "out.svg"
     done, report = run(
         *(tmp_path, "-m", "benchmarks", "tree", "small", "--lib", "templax,orbax-standard"),
+        *("--firsts", "1"),
         *("--svg", str(chart), "--markdown", str(tmp_path / "out.md")),
     )
     assert done.returncode == 0, done.stderr
@@ -106,6 +107,8 @@ def test_report_holds_every_workload_library_and_sample(tmp_path):
             assert row["peak_anon_bytes"] > found["bytes"] / 2
             assert [sample["peak_anon_bytes"] for sample in row["samples"]] == [None]
             assert len(row["untimed"]) == 2
+            (first_s,) = row["first_s"]
+            assert first_s > row["samples"][0]["seconds"]  # it has imported the library
     assert ET.parse(chart).getroot().tag.endswith("svg")
     assert "| `orbax-standard` | orbax |" in (tmp_path / "out.md").read_text()
     assert list(tmp_path.glob("templax-bench-*")) == []
@@ -114,7 +117,9 @@ def test_report_holds_every_workload_library_and_sample(tmp_path):
 @pytest.mark.slow
 def test_what_templax_saved_is_restored_beside_what_peers_save(tmp_path):
     libraries = "templax,templax-mapped,orbax-standard,orbax-standard-ours,safetensors"
-    done, report = run(tmp_path, "-m", "benchmarks", "small-own", "--lib", libraries)
+    done, report = run(
+        tmp_path, "-m", "benchmarks", "small-own", "--lib", libraries, "--firsts", "0"
+    )
     assert done.returncode == 0, done.stderr
     rows = report["workloads"][0]["libraries"]
     assert {name: (row["file"], row["own_file"]) for name, row in rows.items()} == {
@@ -131,7 +136,9 @@ def test_what_templax_saved_is_restored_beside_what_peers_save(tmp_path):
 def test_wrong_result_ends_in_an_error_and_a_failure_in_its_row(tmp_path):
     script = tmp_path / "liar.py"
     script.write_text(LIAR)
-    done, report = run(tmp_path, str(script), "small", "--lib", "templax,liar,quitter")
+    done, report = run(
+        tmp_path, str(script), "small", "--lib", "templax,liar,quitter", "--firsts", "0"
+    )
     rows = report["workloads"][0]["libraries"]
     assert done.stderr.endswith("A result differs from what was saved\n")
     assert done.returncode == 1
@@ -207,13 +214,15 @@ def test_ratios_are_those_of_rounds():
     theirs.timed = [Sample(seconds, 1.0, 8, 4, 0) for seconds in (2.0, 6.0, 10.0)]
     for row in (ours, theirs):
         row.untimed = [Sample(1.0, 1.0, 8, 4, 0, peak_anon_bytes=6)]
+    ours.first_s, theirs.first_s = [1.0, 4.0], [3.0, 6.0]
     outcome = Outcome("w", "about", False, 1, 4, [ours, theirs, Row("x", "npz", True)])
     outcome.rows[2].trouble = "failed: no"
     assert outcome.ratio(theirs) == (2.0, 1.5, 2.5, 1.0)
     assert outcome.ratio(outcome.rows[2]) is None
     peer, failed = format_table(outcome).splitlines()[3:]
     assert " ".join(peer.split()) == (
-        "peer npz (own) 6.000 [4.000–8.000] 2.000 2.00 [1.50–2.50] 1.00 1.000 2.00x 1.50x 1.00x"
+        "peer npz (own) 6.000 [4.000–8.000] 2.000 2.00 [1.50–2.50] 1.00 4.5 s, 2.25"
+        " 1.000 2.00x 1.50x 1.00x"
     )
     assert failed.split("  ")[-1] == "failed: no"
 
