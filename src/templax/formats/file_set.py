@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import posixpath
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -74,21 +74,22 @@ class FileSet:
         root, name = found
         index, files = self._list_files(root, name)
         catalogs: dict[str, Catalog] = {}
-        entries: dict[str, LeafEntry] = {}
+        entries: list[LeafEntry] = []
+        places: dict[str, str] = {}  # name of a leaf → its file
         for file in files:
             catalogs[file] = self._open_file(root, file, name)
             for entry in catalogs[file].entries:
                 if index.weight_map.get(entry.name, file) != file:
                     continue  # another file's is the one that the index names
-                if entry.name in entries:
+                if places.setdefault(entry.name, file) != file:
                     raise Corrupted(
                         f"Expected one tensor of a name, found it in `{file}` and"
-                        f" `{entries[entry.name].handle[0]}`",
+                        f" `{places[entry.name]}`",
                         leaf=entry.name,
                         file=name,
                     )
-                entries[entry.name] = structs.replace(entry, handle=(file, entry))
-        absent = [tensor for tensor in index.weight_map if tensor not in entries]
+                entries.append(entry)
+        absent = [tensor for tensor in index.weight_map if tensor not in places]
         if absent:
             raise Corrupted(
                 f"Expected the tensors of the index in its files, {len(absent)} are missing:"
@@ -101,14 +102,18 @@ class FileSet:
             url=source.url,
             format=self.name,
             evidence=f"`{name}`",
-            entries=tuple(entries.values()),
+            entries=tuple(entries),
             source=root,
-            locator=functools.partial(_locate, catalogs),
+            locator=functools.partial(_locate, catalogs, places),
             metadata=_join_metadata([index.metadata, *(part.metadata for part in parts)]),
             empties={path: what for part in parts for path, what in part.empties.items()},
-            audit=_join_audits(catalogs),
+            audit=functools.partial(_audit_all, catalogs)
+            if any(part.audit is not None for part in parts)
+            else None,
             audits_values=all(part.audits_values for part in parts),
-            fingerprints=_join_fingerprints(catalogs, tuple(entries.values())),
+            fingerprints=functools.partial(_join_fingerprints, catalogs, places)
+            if all(part.fingerprints is not None for part in parts)
+            else None,
         )
 
     def is_only(self, source: Source) -> bool:
@@ -198,28 +203,16 @@ def _join_metadata(abouts: Iterable[Mapping[str, Any]]) -> Mapping[str, Any]:
 
 
 def _join_fingerprints(
-    catalogs: Mapping[str, Catalog], entries: tuple[LeafEntry, ...]
-) -> Callable[[], Mapping[str, int]] | None:
-    parts = {file: catalog.fingerprints for file, catalog in catalogs.items()}
-    if not all(parts.values()):
-        return None
-
-    def join() -> Mapping[str, int]:
-        found = {file: part() for file, part in parts.items() if part is not None}
-        return {entry.name: found[entry.handle[0]][entry.name] for entry in entries}
-
-    return join
+    catalogs: Mapping[str, Catalog], places: Mapping[str, str]
+) -> dict[str, int]:
+    parts = {file: each.fingerprints() for file, each in catalogs.items() if each.fingerprints}
+    return {name: parts[file][name] for name, file in places.items()}
 
 
-def _join_audits(catalogs: Mapping[str, Catalog]) -> Callable[[], Iterator[Corrupted]] | None:
-    audits = {f: catalog.audit for f, catalog in catalogs.items() if catalog.audit is not None}
-
-    def run() -> Iterator[Corrupted]:
-        for file, audit in audits.items():
-            for damage in audit():
-                yield _name_file(damage, file)
-
-    return run if audits else None
+def _audit_all(catalogs: Mapping[str, Catalog]) -> Iterator[Corrupted]:
+    for file, catalog in catalogs.items():
+        for damage in catalog.audit() if catalog.audit is not None else ():
+            yield _name_file(damage, file)
 
 
 def _name_file(damage: Corrupted, file: str) -> Corrupted:
@@ -230,15 +223,15 @@ def _name_file(damage: Corrupted, file: str) -> Corrupted:
 @pause_gc()
 def _locate(
     catalogs: Mapping[str, Catalog],
+    places: Mapping[str, str],
     entries: Iterable[LeafEntry],
     damages: list[Corrupted] | None = None,
 ) -> dict[str, tuple[Chunk, ...]]:
-    entries = list(entries)
+    located: dict[str, tuple[Chunk, ...]] = {}
     inside: dict[str, list[LeafEntry]] = {}
     for entry in entries:
-        file, own = entry.handle
-        inside.setdefault(file, []).append(own)
-    located: dict[str, tuple[Chunk, ...]] = {entry.name: () for entry in entries}
+        located[entry.name] = ()
+        inside.setdefault(places[entry.name], []).append(entry)
     for file, own in inside.items():
         found: list[Corrupted] = []
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
 import zipfile
 from pathlib import Path
@@ -149,3 +150,13 @@ def test_verify_of_a_set_of_zip_files_compares_all_values(model: Path) -> None:
     (model / INDEX).write_text(json.dumps(text))
     (model / SECOND).unlink()
     assert tx.open(model).audits_values
+
+
+def test_a_set_can_be_pickled(model: Path) -> None:
+    catalog = pickle.loads(pickle.dumps(tx.open(model)))  # noqa: S301 (our own)
+    template = {"decoder": {"0": {"mask": np.zeros(3, bool)}}}
+    assert tx.restore(catalog, template, extra="ignore")["decoder"]["0"]["mask"].tolist() == [
+        True,
+        False,
+        True,
+    ]
