@@ -15,7 +15,7 @@ from .._escape import join_lines
 from ..errors import CheckpointError, Corrupted, Unsupported
 from ..storage.source import Source
 from .entry import Chunk, LeafEntry
-from .tree_rows import format_total, format_tree
+from .tree_rows import format_total, format_tree, measure_leaves
 
 MAX_EMPTIES, LEAF_EMPTIES = 1 << 16, 16
 """Maximum number of empty nodes in a tree: a fixed allowance, and this many more per leaf."""
@@ -115,7 +115,7 @@ class Catalog:
 
     def __str__(self) -> str:
         """The tree, as `templax ls` shows it, in at most `MAX_ROWS` rows."""
-        lines = [f"{self.url} ({self.format}): {format_total(self.entries)}"]
+        lines = [f"{self.url} ({self.format}): {format_total(measure_leaves(self.entries))}"]
         if self.uncommitted is not None:
             lines.append(f"UNCOMMITTED: {self.uncommitted}")
         return join_lines([*lines, *format_tree(self.entries, self.empties, MAX_ROWS)])

@@ -43,7 +43,7 @@ def combine_fingerprints(leaves: Iterable[tuple[str, str, Shape, int]]) -> Finge
     Args:
         leaves: Name, dtype as `LeafEntry.dtype_name` spells it, shape, and crc32c of the bytes.
     """
-    found = sorted((name, dtype, list(shape), f"{crc:08x}") for name, dtype, shape, crc in leaves)
+    found = sorted([(name, dtype, shape, f"{crc:08x}") for name, dtype, shape, crc in leaves])
     digest = hashlib.sha256(msgspec.json.encode(found)).hexdigest()
     return Fingerprint(digest[:32], {name: crc for name, _, _, crc in found})
 

@@ -6,8 +6,9 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
+from .._core.boxes import Shape
 from .._core.names import Path, join_path
 from .._core.text import format_count, format_size, leaf_noun, parameter_noun
 from .._escape import escape_text
@@ -122,19 +123,25 @@ def _build_tree(entries: Sequence[LeafEntry], empties: Mapping[Path, str]) -> No
     maximum = _MAX_NODES + _LEAF_NODES * (len(entries) + len(empties))
     root = Node("(root)")
     nodes = [root]
+    parents: dict[Path, Node] = {}
+    labels: dict[str | int, str] = {}
     seen: dict[tuple[Any, ...], int] = {}
 
     def find_or_add(path: Path) -> Node | None:
         if len(nodes) > maximum:
             return None
-        node = root
-        for element in path:
+        parent = node = parents.get(path[:-1], root)
+        for element in path if node is root else path[-1:]:
             child = node.children.get(element)
             if child is None:
-                child = Node(_quote_key(element), node.depth + 1)
+                label = labels.get(element)
+                if label is None:
+                    label = labels[element] = _quote_key(element)
+                child = Node(label, node.depth + 1)
                 node.children[element] = child
                 nodes.append(child)
-            node = child
+            parent, node = node, child
+        parents[path[:-1]] = parent
         return node
 
     for entry in entries:
@@ -146,20 +153,23 @@ def _build_tree(entries: Sequence[LeafEntry], empties: Mapping[Path, str]) -> No
             if (node := find_or_add(path)) is None:
                 return None
             node.empty = empty
+    known: dict[tuple[Any, ...], _Measure] = {}
     # `nodes` lists parents before children, so in reverse each node comes after its children. Not
     # recursive, since a file may contain paths of any depth.
     for node in reversed(nodes):
         facts: tuple[Any, ...] = (node.empty,)
         if node.entry is not None:
             e = node.entry
-            node.nbytes, node.leaves, node.parameters = e.nbytes, 1, e.parameter_count
-            facts = (e.dtype_name, e.user_shape, e.value, e.saved_sharding, e.quantisation)
-        children = node.children.values()
-        node.nbytes += sum(child.nbytes for child in children)
-        node.leaves += sum(child.leaves for child in children)
-        node.parameters += sum(child.parameters for child in children)
-        below = sorted((child.label, child.look_id) for child in children)
-        node.look_id = seen.setdefault((*facts, *below), len(seen))
+            measured = _measure_leaf(e, known)
+            node.nbytes, node.parameters, node.leaves = *measured[:2], 1
+            facts = (measured, e.value, e.saved_sharding, e.quantisation)
+        if node.children:
+            children = node.children.values()
+            node.nbytes += sum([child.nbytes for child in children])
+            node.leaves += sum([child.leaves for child in children])
+            node.parameters += sum([child.parameters for child in children])
+            facts = (*facts, *sorted([(child.label, child.look_id) for child in children]))
+        node.look_id = seen.setdefault(facts, len(seen))
     return root
 
 
@@ -275,9 +285,50 @@ def format_tree(
     return [*lines, more] if more else lines
 
 
-def format_total(entries: Sequence[LeafEntry]) -> str:
+class Totals(NamedTuple):
+    """Leaves as a whole.
+
+    Attributes:
+        leaves, nbytes, parameters: Number, decoded bytes and parameters of all of them.
+        sizes: Name of a dtype → decoded bytes of the leaves that have it.
+    """
+
+    leaves: int
+    nbytes: int
+    parameters: int
+    sizes: Counter[str]
+
+
+def measure_leaves(entries: Sequence[LeafEntry]) -> Totals:
+    """Adds up leaves."""
+    known: dict[tuple[Any, ...], _Measure] = {}
+    found = Counter([_measure_leaf(entry, known) for entry in entries])
+    sizes: Counter[str] = Counter()
+    parameters = 0
+    for (nbytes, count, dtype, _), n in found.items():
+        sizes[dtype] += nbytes * n
+        parameters += count * n
+    return Totals(len(entries), sizes.total(), parameters, sizes)
+
+
+_Measure = tuple[int, int, str, Shape]
+"""Bytes, number of parameters, name of the dtype, and shape of a leaf."""
+
+
+def _measure_leaf(entry: LeafEntry, known: dict[tuple[Any, ...], _Measure]) -> _Measure:
+    """Measures a leaf, unless one of the same shape and dtype is `known`."""
+    if entry.value is not None:
+        return entry.nbytes, 0, "str", ()
+    key = (entry.shape, entry.dtype, entry.kind, entry.key_impl)
+    found = known.get(key)
+    if found is None:
+        measured = (entry.nbytes, entry.parameter_count, entry.dtype_name, entry.user_shape)
+        found = known[key] = measured
+    return found
+
+
+def format_total(totals: Totals) -> str:
     """Number of leaves, bytes, and number of parameters if there are any."""
-    nbytes = sum(entry.nbytes for entry in entries)
-    parameters = sum(entry.parameter_count for entry in entries)
-    text = f"{len(entries):,} {leaf_noun(len(entries))}, {format_size(nbytes)}"
+    leaves, nbytes, parameters, _ = totals
+    text = f"{leaves:,} {leaf_noun(leaves)}, {format_size(nbytes)}"
     return f"{text}, {parameters:,} {parameter_noun(parameters)}" if parameters else text

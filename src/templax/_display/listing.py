@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import fnmatch
 import json
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 
 from .._catalog.catalog import Catalog
 from .._catalog.entry import LeafEntry
 from .._catalog.fingerprint import recorded_fingerprint
-from .._catalog.tree_rows import format_total
+from .._catalog.tree_rows import format_total, measure_leaves
 from .._core.names import Path, join_path
 from .._core.text import format_size, quote_text
 
@@ -43,17 +42,17 @@ def describe_checkpoint(catalog: Catalog, shown: Sequence[LeafEntry]) -> Iterato
             yield name.replace("_", " ") if name in _FACTS else f"metadata `{name}`", text
     if isinstance(saved, int) and 0 <= saved < 2**63:
         yield "saved", f"{datetime.fromtimestamp(saved // 10**9, UTC):%Y-%m-%d %H:%M:%S} UTC"
+    totals = measure_leaves(shown)
     if len(shown) != len(catalog.entries):
-        yield "shown", f"{format_total(shown)}, of {format_total(catalog.entries)}"
+        whole = format_total(measure_leaves(catalog.entries))
+        yield "shown", f"{format_total(totals)}, of {whole}"
     else:
-        yield "total", format_total(shown)
+        yield "total", format_total(totals)
     if catalog.fingerprints is not None and len(shown) == len(catalog.entries):
         yield "fingerprint", str(recorded_fingerprint(catalog))
-    sizes: Counter[str] = Counter()
-    for entry in shown:
-        sizes[entry.dtype_name] += entry.nbytes
-    if len(sizes) > 1:
-        yield "dtypes", ", ".join(f"{name} {format_size(n)}" for name, n in sizes.most_common())
+    if len(totals.sizes) > 1:
+        sizes = totals.sizes.most_common()
+        yield "dtypes", ", ".join(f"{name} {format_size(n)}" for name, n in sizes)
     sharding = find_common_sharding(shown)
     if sharding is not None:
         yield "sharding", f"{sharding} for every array that has one (not used for placement)"
@@ -69,9 +68,8 @@ def make_restore_code(catalog: Catalog) -> str:
     """Python code that restores the checkpoint, both as it is and into the tree of a model."""
     allow = ', uncommitted="allow"' if catalog.uncommitted is not None else ""
     opened = f"tx.open({quote_text(catalog.url)}{allow})"
-    wrapped = sorted(
-        {join_path(e.path[: i + 1]) for e in catalog.entries for i in _find_params(e.path)}
-    )
+    paths = {e.path[: i + 1] for e in catalog.entries for i in _find_params(e.path)}
+    wrapped = sorted({join_path(path) for path in paths})
     arguments = "template"
     if len(wrapped) == 1:
         arguments = f'template["params"], at={quote_text(wrapped[0])}'

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TextIO
 
 import click
@@ -24,14 +24,21 @@ def echo(*parts: Part, err: bool = False) -> None:
         parts: What to print, back to back.
         err: Whether to print to standard error instead of standard output.
     """
+    echo_lines([parts], err=err)
+
+
+def echo_lines(lines: Iterable[Sequence[Part]], *, err: bool = False) -> None:
+    """Print lines; see `echo`."""
     stream = sys.stderr if err else sys.stdout
     styled = _is_styled(stream)
     texts: list[str] = []
-    for part in parts:
-        text, style = (part, "") if isinstance(part, str) else part
-        text = escape_text(text)
-        texts.append(_apply_style(text, style) if styled and text else text)
-    stream.write("".join(texts) + "\n")
+    for parts in lines:
+        for part in parts:
+            text, style = (part, "") if isinstance(part, str) else part
+            text = escape_text(text)
+            texts.append(_apply_style(text, style) if styled and text else text)
+        texts.append("\n")
+    stream.write("".join(texts))
 
 
 def _is_styled(stream: TextIO) -> bool:

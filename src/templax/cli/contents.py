@@ -11,7 +11,7 @@ from .._catalog.tree_rows import Row, build_rows, find_depth, format_cells, make
 from .._display import listing
 from .._display.json import render_json
 from .._display.json_contents import catalog_fields
-from .._display.terminal import echo, echo_facts
+from .._display.terminal import Part, echo, echo_facts, echo_lines
 from .._runs.steps import Run, read_empty_run, read_run
 from ..errors import UnknownFormat
 from ..formats.registry import open_catalog
@@ -90,13 +90,15 @@ def _print_head(catalog: Catalog, facts: Iterable[tuple[str, str]]) -> None:
 
 
 def _print_rows(rows: Sequence[Row]) -> None:
+    styles = {"subtree": "bold", "leaf": "", "empty": "dim"}
+    lines: list[tuple[Part, ...]] = []
     for row, (name, dtype, shape, size, note) in format_cells(rows):
-        style = {"subtree": "bold", "leaf": "", "empty": "dim"}[row.kind]
         text = f"{dtype}  {shape}  {size}"
         if note:
-            echo((name, style), "  ", (text, "cyan"), "  ", (note, "dim"))
+            lines.append(((name, styles[row.kind]), "  ", (text, "cyan"), "  ", (note, "dim")))
         else:
-            echo((name, style), "  ", (text.rstrip(), "cyan"))
+            lines.append(((name, styles[row.kind]), "  ", (text.rstrip(), "cyan")))
+    echo_lines(lines)
     echo()
 
 

@@ -8,11 +8,12 @@ in C order, which tile the rest of the file without holes.
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Iterable
 
 import msgspec
-from msgspec import structs
+import numpy as np
 
 from .._catalog.catalog import Catalog
 from .._catalog.entry import Chunk, Extent, LeafEntry
@@ -58,58 +59,67 @@ class Safetensors:
             Corrupted: The header is unreadable, or its tensors do not tile the file.
             Unsupported: A dtype that templax does not read; the error names it.
         """
-        size = root_size(source)
-        tensors, metadata, sums, begin = _read_header(source, size)
-        entries: list[LeafEntry] = []
-        stop = begin
-        for name, tensor in sorted(tensors.items(), key=lambda item: item[1].data_offsets):
-            dtype = _DTYPES.get(tensor.dtype)
-            if dtype is None:
-                raise _unsupported_error(tensor.dtype, name)
-            start, end = tensor.data_offsets
-            shape = tensor.shape
-            # The length of the file bounds the dimensions of an array that has elements, unless
-            # there are so many that their product takes long to compute, or one is negative.
-            nbytes = math.prod(shape) * dtype.itemsize if len(shape) <= MAX_RANK else 0
-            if min(shape, default=0) < 0 or (nbytes and end - start != nbytes):
-                raise Corrupted(
-                    f"Expected {format_number(nbytes)} bytes for {dtype.name}{format_shape(shape)},"
-                    f" got {format_number(end - start)}",
-                    leaf=name,
-                )
-            if (not nbytes or len(shape) > 8) and not fits_address_space(shape, dtype.itemsize):
-                what = f"templax reads no arrays of shape {format_shape(shape)}"
-                raise Unsupported(what, leaf=name)
-            if end - start != nbytes:
-                raise Corrupted(f"Expected 0 bytes for {dtype.name}{shape}", leaf=name)
-            if begin + start != stop:
-                raise Corrupted(
-                    "Expected tensors without holes or overlaps, got one at byte"
-                    f" {format_number(begin + start)} after {stop}",
-                    leaf=name,
-                )
-            stop = begin + end
-            path = tuple(name.split("."))
-            place = (begin + start, stop, 0, ())
-            entries.append(LeafEntry(name, path, tensor.shape, dtype, handle=place))
-        if stop != size:
-            raise Corrupted(f"Expected a file of {stop} bytes, got {size}")
-        if sums is not None:
-            found = parse_sums(sums, [entry.handle[1] - entry.handle[0] for entry in entries])
-            entries = [
-                structs.replace(entry, handle=(*entry.handle[:2], *summed))
-                for entry, summed in zip(entries, found, strict=True)
-            ]
+        entries, metadata, summed = _read_tensors(source)
         return Catalog(
             url=source.url,
             format=self.name,
             evidence="its header",
-            entries=tuple(entries),
+            entries=entries,
             source=source,
             locator=_locate,
             metadata=metadata,
-            fingerprints=None if sums is None else functools.partial(_combine_sums, entries),
+            fingerprints=functools.partial(_combine_sums, entries) if summed else None,
         )
+
+
+def _read_tensors(source: Source) -> tuple[tuple[LeafEntry, ...], dict[str, str], bool]:
+    """The tensors of the file at the root of a source, its metadata, and whether it has checksums.
+
+    Raises:
+        Corrupted, Unsupported: See `Safetensors.open`.
+    """
+    size = root_size(source)
+    tensors, metadata, sums, begin = _read_header(source, size)
+    rows: list[tuple[str, tuple[int, ...], np.dtype, int, int]] = []
+    stop = begin
+    for name, tensor in sorted(tensors.items(), key=lambda item: item[1].data_offsets):
+        dtype = _DTYPES.get(tensor.dtype)
+        if dtype is None:
+            raise _unsupported_error(tensor.dtype, name)
+        start, end = tensor.data_offsets
+        shape = tensor.shape
+        # The length of the file bounds the dimensions of an array that has elements, unless
+        # there are so many that their product takes long to compute, or one is negative.
+        nbytes = math.prod(shape) * dtype.itemsize if len(shape) <= MAX_RANK else 0
+        if min(shape, default=0) < 0 or (nbytes and end - start != nbytes):
+            raise Corrupted(
+                f"Expected {format_number(nbytes)} bytes for {dtype.name}{format_shape(shape)},"
+                f" got {format_number(end - start)}",
+                leaf=name,
+            )
+        if (not nbytes or len(shape) > 8) and not fits_address_space(shape, dtype.itemsize):
+            what = f"templax reads no arrays of shape {format_shape(shape)}"
+            raise Unsupported(what, leaf=name)
+        if end - start != nbytes:
+            raise Corrupted(f"Expected 0 bytes for {dtype.name}{shape}", leaf=name)
+        if begin + start != stop:
+            raise Corrupted(
+                "Expected tensors without holes or overlaps, got one at byte"
+                f" {format_number(begin + start)} after {stop}",
+                leaf=name,
+            )
+        stop = begin + end
+        rows.append((name, shape, dtype, begin + start, stop))
+    if stop != size:
+        raise Corrupted(f"Expected a file of {stop} bytes, got {size}")
+    summed: Iterable[tuple[int, tuple[int, ...]]] = itertools.repeat((0, ()), len(rows))
+    if sums is not None:
+        summed = parse_sums(sums, [end - start for *_, start, end in rows])
+    entries = [
+        LeafEntry(name, tuple(name.split(".")), shape, dtype, handle=(start, end, *sum))
+        for (name, shape, dtype, start, end), sum in zip(rows, summed, strict=True)
+    ]
+    return tuple(entries), metadata, sums is not None
 
 
 def _unsupported_error(code: str, name: str) -> Unsupported:
