@@ -4,7 +4,7 @@
     template_of, save_template   make a template; write it to a file
     open, read_json              list what a checkpoint holds; read a JSON item of it
     save, verify, fingerprint    write a checkpoint; check every byte; compare values
-    diff                         how two checkpoints differ
+    convert, diff                write a checkpoint in another format; how two checkpoints differ
     Manager, Keep                the steps of a training run; which of them stay
     Recipe                       a function in place of a checkpoint
     show_progress, last_restore  how far a restore is; what it took
@@ -35,6 +35,8 @@ _MODULES = {
     "_catalog.catalog": ("Catalog",),
     "_catalog.entry": ("LeafEntry",),
     "_catalog.fingerprint": ("Fingerprint",),
+    "_convert.api": ("convert",),
+    "_convert.result": ("Converted",),
     "_display.progress": ("show_progress",),
     "_match.result": ("Match", "TemplateError"),
     "_plan.plan": ("Plan",),

@@ -10,6 +10,8 @@ from ._audit.verify import verify as verify
 from ._catalog.catalog import Catalog as Catalog
 from ._catalog.entry import LeafEntry as LeafEntry
 from ._catalog.fingerprint import Fingerprint as Fingerprint
+from ._convert.api import convert as convert
+from ._convert.result import Converted as Converted
 from ._display.progress import show_progress as show_progress
 from ._match.result import Match as Match
 from ._match.result import TemplateError as TemplateError

@@ -27,7 +27,7 @@ import numpy as np
 import templax as tx
 from templax._core import chunk_grid
 from templax._runs import steps as steps_module
-from templax._save import writer
+from templax._save import jobs, writer
 from templax.storage import open_source
 from templax.storage.disk import DISK, Disk
 from templax.storage.leftovers import TEMPORARY, find_abandoned, temporary_path
@@ -37,20 +37,26 @@ run_in_fork = SimpleNamespace(
     **runpy.run_path(str(Path(__file__).with_name("staging_kill_points.py")))
 ).run_in_fork
 
-SCENARIOS = ("fresh", "overwrite", "background", "exit", "zstd", "many", "left", "step", "run")
+SCENARIOS = (
+    *("fresh", "overwrite", "background", "exit", "zstd", "many", "left", "step", "run"),
+    *("file", "npz"),
+)
 """What is saved, and over what.
 
 `background` waits for a save with `wait=False`, and `exit` ends its program instead. `left`
 replaces a checkpoint that has temporary directories of killed saves beside it. `step` saves a step
-of a `Manager` again, and `run` another step, after which the first is deleted.
+of a `Manager` again, and `run` another step, after which the first is deleted. `file` saves a
+single file, and `npz` replaces one.
 """
+
+PLACES = {"fresh": "made/NAME", "file": "NAME.npz", "npz": "NAME.npz"}
 
 STEP = 7
 SMALL = {
     (chunk_grid, "CHUNK_BYTES"): 256,
-    (writer, "SMALL_BYTES"): 64,
-    (writer, "PACK_BYTES"): 256,
-    (writer, "RUN_BYTES"): 512,
+    (jobs, "SMALL_BYTES"): 64,
+    (jobs, "PACK_BYTES"): 256,
+    (jobs, "RUN_BYTES"): 512,
     (writer, "STEP_BYTES"): 128,
 }
 """Sizes that make a small tree take many small writes."""
@@ -79,13 +85,13 @@ def use_disk(disk: Disk) -> Generator[None, None, None]:
         vars(DISK).clear()
 
 
-def tree(state: int, many: bool = False) -> dict[str, Any]:
+def tree(state: int, scenario: str = "") -> dict[str, Any]:
     """Small leaves and leaves of several chunks; each differs between states."""
-    number, rows = (150, 20) if many else (6, 40)
+    number, rows = (150, 20) if scenario == "many" else (6, 40)
     return {
         "step": state,
         "small": [np.full(5, 1000 * state + i, np.int32) for i in range(number)],
-        "text": f"state {state}",
+        **({} if scenario in ("file", "npz") else {"text": f"state {state}"}),
         **{
             f"w{i}": np.arange(10 * rows, dtype=np.float32).reshape(rows, 10) + state
             for i in range(2)
@@ -95,7 +101,7 @@ def tree(state: int, many: bool = False) -> dict[str, Any]:
 
 def save(scenario: str, path: Path, state: int, threads: int = 1) -> None:
     """Saves state 1, 2 or 3; the last replaces whatever exists."""
-    values = tree(state, scenario == "many")
+    values = tree(state, scenario)
     if scenario in ("step", "run"):
         step = STEP + (scenario == "run" and state > 1)
         with tx.Manager(path, keep=1) as manager:
@@ -103,7 +109,7 @@ def save(scenario: str, path: Path, state: int, threads: int = 1) -> None:
         return
     compression = "zstd" if scenario == "zstd" else None
     in_background = state == 2 and scenario in ("background", "exit")
-    overwrite = scenario != "fresh" or state == 3
+    overwrite = scenario not in ("fresh", "file") or state == 3
     saved = tx.save(
         path,
         values,
@@ -118,10 +124,10 @@ def save(scenario: str, path: Path, state: int, threads: int = 1) -> None:
 
 def prepare(scenario: str, root: Path) -> Path:
     """Creates what exists before the save; returns the path of the checkpoint or the run."""
-    path = root / "at" / ("made/NAME" if scenario == "fresh" else "NAME")
+    path = root / "at" / PLACES.get(scenario, "NAME")
     if not (root / "before").exists():
         (root / "at").mkdir(parents=True)
-        if scenario != "fresh":
+        if scenario not in ("fresh", "file"):
             save(scenario, path, 1)
         if scenario == "left":
             shutil.copytree(path, temporary_path(str(path)))
@@ -158,8 +164,7 @@ def leaf_bytes(found: Any) -> list[tuple[str, bytes]]:
 
 def find_state(scenario: str, path: Path) -> str:
     """The state that is restored bit for bit: "none", "old", "new", "next", or what is wrong."""
-    many = scenario == "many"
-    template = tree(0, many)
+    template = tree(0, scenario)
     options: Any = {"verify": "required", "threads": 1}
     try:
         if scenario in ("step", "run"):
@@ -172,7 +177,8 @@ def find_state(scenario: str, path: Path) -> str:
     if found is None:
         return "none"
     states = {"old": 1, "new": 2, "next": 3}
-    same = [name for name, n in states.items() if leaf_bytes(found) == leaf_bytes(tree(n, many))]
+    leaves = leaf_bytes(found)
+    same = [name for name, n in states.items() if leaves == leaf_bytes(tree(n, scenario))]
     return same[0] if same else "mixed"
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from templax.storage.disk import Disk
+from templax.storage.file_staging import FileStaging
 from templax.storage.leftovers import TEMPORARY, delete_checkpoint, find_abandoned, remove_directory
 from templax.storage.staging import Staging
 from templax.testing.disks import FaultyDisk
@@ -27,6 +28,9 @@ NEW = {
 }
 
 
+NEW_FILE = bytes(range(48))
+
+
 def write(path: Path, content: dict[str, bytes]) -> None:
     """Writes files without templax."""
     for key, data in content.items():
@@ -37,6 +41,8 @@ def write(path: Path, content: dict[str, bytes]) -> None:
 def read(path: Path) -> dict[str, bytes] | None:
     if not os.path.lexists(path):
         return None
+    if path.is_file():
+        return {"": path.read_bytes()}
     return {str(f.relative_to(path)): f.read_bytes() for f in path.rglob("*") if f.is_file()}
 
 
@@ -57,12 +63,26 @@ def save(path: Path, disk: Disk, overwrite: bool) -> Staging:
     return staging
 
 
+def save_file(path: Path, disk: Disk, overwrite: bool) -> Staging:
+    """Saves a single file in several writes."""
+    with FileStaging(path, overwrite=overwrite, disk=disk) as staging:
+        file = staging.create("data")
+        for i in (1, 0, 2):
+            file.write(NEW_FILE[16 * i : 16 * i + 16], 16 * i)
+        file.sync()
+        staging.commit()
+    return staging
+
+
 def prepare(root: Path, action: str) -> Path:
     """Creates what exists before the action; returns the path of the checkpoint."""
     shutil.rmtree(root, ignore_errors=True)
     root.mkdir()
-    if action == "save":
+    if action in ("save", "file"):
         return root / "made" / "NAME"
+    if action == "replace":
+        (root / "NAME").write_bytes(b"old")
+        return root / "NAME"
     write(root / "NAME", OLD)
     if action == "remove":
         run_in_fork(lambda: perform("overwrite", root / "NAME", FaultyDisk(at=30)))
@@ -75,12 +95,15 @@ def perform(action: str, path: Path, disk: Disk) -> None:
     elif action == "remove":
         for left in find_abandoned(path):
             remove_directory(left, disk)
+    elif action in ("file", "replace"):
+        save_file(path, disk, action == "replace")
     else:
         save(path, disk, action == "overwrite")
 
 
 def name_state(content: dict[str, bytes] | None) -> str:
-    found = [n for n, known in (("old", OLD), ("new", NEW), ("none", None)) if content == known]
+    known = (("old", OLD), ("new", NEW), ("none", None), ("old", {"": b"old"}))
+    found = [n for n, k in (*known, ("new", {"": NEW_FILE})) if content == k]
     return found[0] if found else "mixed"
 
 
@@ -100,7 +123,8 @@ def kill_at(root: Path, action: str, at: int, fault: Literal["kill", "half"]) ->
     state = name_state(read(path))
     siblings = {str(p) for p in path.parent.glob("*") if p != path}
     abandoned = find_abandoned(path)
-    staging = save(path, Disk(), overwrite=state != "none")
+    again = save_file if action in ("file", "replace") else save
+    staging = again(path, Disk(), overwrite=state != "none")
     for directory in abandoned:
         remove_directory(directory)
     return {

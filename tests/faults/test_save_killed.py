@@ -47,7 +47,8 @@ def _kill_saves(root: Path, every: int, *scenarios: str) -> list[dict[str, Any]]
 
 
 def _check(scenario: str, kills: list[dict[str, Any]]) -> Counter[str]:
-    before = "none" if scenario == "fresh" else "old"
+    before = "none" if scenario in ("fresh", "file") else "old"
+    name = "NAME.npz" if scenario in ("file", "npz") else "NAME"
     step = {"step": 7, "run": 8}.get(scenario)
     for kill in kills:
         state = kill["state"]
@@ -55,7 +56,7 @@ def _check(scenario: str, kills: list[dict[str, Any]]) -> Counter[str]:
         assert kill["all_temporary"], kill
         assert kill["all_reported"], kill
         assert kill["next_state"] == "next", kill
-        assert kill["cleared"] == [str(step or "NAME")], kill
+        assert kill["cleared"] == [str(step or name)], kill
         listed = [[7]] if step and state == "old" else [[step], [7, step]] if step else [[]]
         assert kill["listed"] in listed, kill
         # With threads, a save may take fewer operations than when they were counted.

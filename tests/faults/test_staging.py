@@ -38,7 +38,9 @@ def kill_everywhere(action: str, root: Path) -> tuple[list[str], list[dict]]:
     return found["operations"], found["kills"]
 
 
-@pytest.mark.parametrize("action", ["save", *mark_slow("overwrite", "remove", "withdraw")])
+@pytest.mark.parametrize(
+    "action", ["save", "file", "replace", *mark_slow("overwrite", "remove", "withdraw")]
+)
 def test_an_action_killed_anywhere_leaves_a_whole_state(action: str, tmp_path: Path) -> None:
     """Before each operation and in each write."""
     operations, kills = kill_everywhere(action, tmp_path)
@@ -46,10 +48,18 @@ def test_an_action_killed_anywhere_leaves_a_whole_state(action: str, tmp_path: P
     before, after = {
         "save": ("none", "new"),
         "overwrite": ("old", "new"),
+        "file": ("none", "new"),
+        "replace": ("old", "new"),
         "remove": ("old", "old"),
         "withdraw": ("old", "none"),
     }[action]
-    step = {"save": "rename", "overwrite": "exchange", "withdraw": "rename"}.get(action)
+    step = {
+        "save": "rename",
+        "overwrite": "exchange",
+        "withdraw": "rename",
+        "file": "link",
+        "replace": "exchange",
+    }.get(action)
     turn = len(operations) - 1 - operations[::-1].index(step) if step else len(operations)
     for kill in kills:
         assert kill["signal"] == 9, kill

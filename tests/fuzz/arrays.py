@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import io
+import tempfile
 import zipfile
+from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
+import templax as tx
 from templax.formats.numpy_header import parse_header
 from templax.formats.registry import open_catalog
 from templax.storage import Memory
@@ -49,7 +52,16 @@ def _archives() -> list[bytes]:
     np.savez_compressed(deflated, **named)
     with zipfile.ZipFile(bare, "w") as writer:
         writer.writestr("x.npy", _save(np.zeros(2, "u1")))
-    return [*(file.getvalue() for file in (stored, deflated, bare)), *seeds.files_ending(".npz")]
+    written = [file.getvalue() for file in (stored, deflated, bare)]
+    return [*written, _save_summed(), *seeds.files_ending(".npz")]
+
+
+def _save_summed() -> bytes:
+    """An archive of templax's own, whose members have checksums."""
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory, "x.npz")
+        tx.save(path, {"w": np.arange(3.0), "n": 2})
+        return path.read_bytes()
 
 
 @add_target("numpy-header", seeds=lambda: [_save(a) for a in _arrays()], tokens=_TOKENS)

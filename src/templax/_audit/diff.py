@@ -92,7 +92,7 @@ def diff(
             raise UsageError(f"Expected {name}=True or False, got {flag!r}")
     sides = Side("A", open_checkpoint(a)), Side("B", open_checkpoint(b))
     for side, option, subtree in zip(sides, ("at", "at_b"), (at, at_b), strict=True):
-        _check_subtree(side.catalog, option, subtree)
+        check_subtree(side.catalog, option, subtree)
     if isinstance(rename, Mapping):
         check_rename_used(rename, sides[0].catalog, at)
     options = MatchOptions(at, rename), MatchOptions(at_b)
@@ -116,7 +116,7 @@ def diff(
     )
 
 
-def _check_subtree(catalog: Catalog, option: str, subtree: str) -> None:
+def check_subtree(catalog: Catalog, option: str, subtree: str) -> None:
     """Refuses a subtree that has no leaf: it is a typo."""
     entries = catalog.entries
     if not entries or any(strip_prefix(entry.path, subtree) is not None for entry in entries):

@@ -182,20 +182,25 @@ def _list_blocks(
             continue
         chunks = located[0][pair[0].name], located[1][pair[1].name]
         for side, entry, mine in zip(sides, pair, chunks, strict=True):
-            _check_size(side, entry, mine)
+            with side.name_errors():
+                check_size(entry, mine)
         itemsize = max(entry.dtype.itemsize for entry in pair)
         for box, here in cut_box(full_box(pair[0].shape), itemsize, chunks):
             yield _Block(number, box, here)
 
 
-def _check_size(side: Side, entry: LeafEntry, chunks: Chunks) -> None:
-    """Refuses a leaf that no machine could hold, of which a small file says that it exists."""
+def check_size(entry: LeafEntry, chunks: Chunks) -> None:
+    """Refuses a leaf that no machine could hold, of which a small file says that it exists.
+
+    Raises:
+        Unsupported: It is larger than the memory, and very much larger than what is stored.
+    """
     if entry.nbytes <= count_memory():
         return
     stored = sum(chunk.extent.nbytes for chunk in chunks)
     if entry.nbytes > _MAX_RATIO * stored:
         what = f"Expected a leaf that fits into memory, got {format_size(entry.nbytes)}"
-        raise side.name_error(Unsupported(what, leaf=entry.name))
+        raise Unsupported(what, leaf=entry.name)
 
 
 def cut_box(
@@ -223,8 +228,8 @@ def cut_box(
     start, stop = box[axis]
     row = nbytes // (stop - start)
     step = max(1, BLOCK_BYTES // row)
-    pinned = max((_find_pinned(mine, axis) for mine in chunks), key=_longest)
-    ahead = [_Overlapping(mine, axis) for mine in chunks]
+    pinned = max((find_pinned(mine, axis) for mine in chunks), key=_longest)
+    ahead = [Overlapping(mine, axis) for mine in chunks]
     at, i = start, 0
     while at < stop:
         end = min(at + step, stop)
@@ -245,7 +250,7 @@ def cut_box(
         at = end
 
 
-def _find_pinned(chunks: Chunks, axis: int) -> list[tuple[int, int]]:
+def find_pinned(chunks: Chunks, axis: int) -> list[tuple[int, int]]:
     """The ranges of a dimension that no cut should divide, in order and disjoint."""
     found: list[tuple[int, int]] = []
     ranges = (each for chunk in chunks for each in _list_pinned(chunk, axis))
@@ -277,7 +282,7 @@ def _longest(ranges: Iterable[tuple[int, int]]) -> int:
     return max((stop - start for start, stop in ranges), default=0)
 
 
-class _Overlapping:
+class Overlapping:
     """The chunks that overlap ranges of a dimension, which are asked for in order."""
 
     def __init__(self, chunks: Chunks, axis: int):

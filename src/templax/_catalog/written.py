@@ -15,6 +15,7 @@ from .._core.boxes import Box, Shape
 from .._core.chunk_grid import grid_shape, is_row_major
 from .._core.dtypes import name_of
 from .._core.names import Path
+from ..errors import SaveError
 
 NO_FILE = 0xFFFFFFFF
 """In a column of indices into a table: no entry."""
@@ -37,6 +38,7 @@ class Leaf:
         pieces: Pairs of a box and a function that returns its values in host memory, C-contiguous
             or not. The pieces of all processes together tile the leaf.
         transient: Whether calling a piece copies it from a device.
+        is_python: Whether the leaf is a number of Python, rather than one of NumPy.
         tile: If several processes hold the leaf, the shape of each of their boxes.
         owners: If several processes hold the leaf, each box and the process that writes it.
     """
@@ -51,6 +53,7 @@ class Leaf:
     sharding: str | None = None
     pieces: tuple[tuple[Box, Callable[[], np.ndarray]], ...] = ()
     transient: bool = False
+    is_python: bool = False
     tile: Shape | None = None
     owners: tuple[tuple[Box, int], ...] = ()
 
@@ -119,3 +122,15 @@ class ChunkTable:
             if leaf.text is not None:
                 found[i] = crc32c(leaf.text.encode())
         return found
+
+
+def refuse_leaves(wrong: Sequence[str]) -> None:
+    """Raises SaveError if there is anything that keeps a tree from being saved.
+
+    Args:
+        wrong: What is wrong, as sentences that each begin with the name of a leaf.
+    """
+    if wrong:
+        rest = f"; and {len(wrong) - 20} more" if len(wrong) > 20 else ""
+        text = f"This tree can't be saved: {'; '.join(wrong[:20])}{rest}"
+        raise SaveError(text.encode(errors="backslashreplace").decode())

@@ -1,4 +1,6 @@
-"""Computes the CRC-32C of a message from those of its pieces, in any order and from any process.
+"""Computes the CRC of a message from those of its pieces, in any order and from any process.
+
+The functions are about CRC-32C, except `join_crc32`.
 
 A CRC is linear over GF(2): the CRC of a message is the sum (XOR) of the CRCs of its pieces, each
 shifted by the number of bytes that follow the piece. A shift by n bytes is a multiplication by
@@ -15,10 +17,12 @@ import numpy as np
 
 _POLYNOMIAL = 0x82F63B78  # Castagnoli, bits reflected
 
+_ZIP_POLYNOMIAL = 0xEDB88320  # that of CRC-32, bits reflected
+
 _ONE = 1 << 31  # the polynomial 1: the highest bit is the coefficient of x^0
 
 
-def _multiply(a: int, b: int) -> int:
+def _multiply(a: int, b: int, polynomial: int = _POLYNOMIAL) -> int:
     """The product of two polynomials over GF(2), modulo the CRC polynomial."""
     product, bit = 0, _ONE
     while True:
@@ -27,27 +31,27 @@ def _multiply(a: int, b: int) -> int:
             if not a & (bit - 1):
                 return product
         bit >>= 1
-        b = b >> 1 ^ _POLYNOMIAL if b & 1 else b >> 1
+        b = b >> 1 ^ polynomial if b & 1 else b >> 1
         if not bit:
             return product
 
 
 @functools.cache
-def _byte_shifts() -> tuple[int, ...]:
+def _byte_shifts(polynomial: int) -> tuple[int, ...]:
     """x^8, x^16, x^32, ...: the factors that shift by 1, 2, 4, ... bytes."""
     powers = [1 << 23]
     for _ in range(63):
-        powers.append(_multiply(powers[-1], powers[-1]))
+        powers.append(_multiply(powers[-1], powers[-1], polynomial))
     return tuple(powers)
 
 
 @functools.lru_cache(maxsize=1 << 16)
-def _shift_factor(nbytes: int) -> int:
+def _shift_factor(nbytes: int, polynomial: int = _POLYNOMIAL) -> int:
     """x^(8 nbytes), the factor that shifts a CRC by `nbytes`."""
     power, i = _ONE, 0
     while nbytes:
         if nbytes & 1:
-            power = _multiply(_byte_shifts()[i], power)
+            power = _multiply(_byte_shifts(polynomial)[i], power, polynomial)
         nbytes >>= 1
         i += 1
     return power
@@ -147,3 +151,20 @@ def strided_contribution(crcs: Iterable[int], nbytes: int, stride: int) -> int:
 def shift_contribution(total: int, after: int) -> int:
     """Adapts a contribution to pieces whose message continues for `after` more bytes."""
     return _multiply(_shift_factor(after), total) if after else total
+
+
+def join_crc32(crc: int, pieces: Iterable[tuple[int, int]]) -> int:
+    """The CRC-32 of a message, as zip archives and `zlib.crc32` compute it.
+
+    Args:
+        crc: CRC-32 of the beginning of the message.
+        pieces: The pieces that follow, in order: the CRC-32 and the length of each.
+
+    >>> import zlib
+    >>> pieces = [(zlib.crc32(b"cde"), 3), (zlib.crc32(b"f"), 1)]
+    >>> join_crc32(zlib.crc32(b"ab"), pieces) == zlib.crc32(b"abcdef")
+    True
+    """
+    for piece, nbytes in pieces:
+        crc = _multiply(_shift_factor(nbytes, _ZIP_POLYNOMIAL), crc, _ZIP_POLYNOMIAL) ^ piece
+    return crc

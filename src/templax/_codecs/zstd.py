@@ -133,9 +133,11 @@ class Inflater:
         stored: The frames, either all their bytes or `Pieces`. Pieces are read 1 MiB at a time.
             That is as fast as reading everything at once, but does not hold all the encoded bytes
             in memory next to the decoded ones. With 256 KiB it is 2 % slower.
+        alone: Whether no other frames are decoded by this thread before it is finished. If not, it
+            has a decompressor of its own.
     """
 
-    def __init__(self, stored: Bytes | Pieces):
+    def __init__(self, stored: Bytes | Pieces, *, alone: bool = True):
         self._frames = FrameWalk()
         self._done = 0
         source: Any = stored
@@ -143,7 +145,8 @@ class Inflater:
             self._frames.feed(memoryview(stored))
         else:
             source = _TrackedPieces(stored, self._frames)
-        self._reader = _get_decompressor().stream_reader(
+        decompressor = _get_decompressor() if alone else _make_decompressor()
+        self._reader = decompressor.stream_reader(
             source, read_size=_PIECE_BYTES, read_across_frames=True
         )
 
@@ -206,5 +209,9 @@ def _get_decompressor() -> zstandard.ZstdDecompressor:
     try:
         return _state.decompressor
     except AttributeError:
-        _state.decompressor = zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW)
+        _state.decompressor = _make_decompressor()
         return _state.decompressor
+
+
+def _make_decompressor() -> zstandard.ZstdDecompressor:
+    return zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW)

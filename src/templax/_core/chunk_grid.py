@@ -16,7 +16,9 @@ restore issues requests of the same size."""
 
 
 @functools.lru_cache(maxsize=4096)
-def chunk_shape(shape: Shape, itemsize: int, *, padded: bool = True) -> Shape:
+def chunk_shape(
+    shape: Shape, itemsize: int, most: int | None = None, *, padded: bool = True
+) -> Shape:
     """Chooses the shape of the chunks of an array.
 
     Each chunk is one contiguous byte range of the array in C order: leading dimensions are cut to
@@ -30,6 +32,8 @@ def chunk_shape(shape: Shape, itemsize: int, *, padded: bool = True) -> Shape:
     Args:
         shape: Shape of the array, or of the part of it that one process holds.
         itemsize: Bytes per element.
+        most: Bytes of a chunk, wherever the shape can be divided that finely; default
+            `CHUNK_BYTES`.
         padded: Whether the last chunk may extend past the edge of the array.
 
     >>> chunk_shape((8192, 4096), 4)
@@ -43,16 +47,17 @@ def chunk_shape(shape: Shape, itemsize: int, *, padded: bool = True) -> Shape:
     """
     if 0 in shape:
         return tuple(max(1, n) for n in shape)
+    most = CHUNK_BYTES if most is None else most
     chunk = list(shape)
     for axis, n in enumerate(shape):
         row = math.prod(shape[axis + 1 :]) * itemsize
-        if n * row <= CHUNK_BYTES:
+        if n * row <= most:
             break
-        if row > CHUNK_BYTES:
+        if row > most:
             chunk[axis] = 1
             continue
         # After a dimension that is cut to length 1, padding would lie between two chunks.
-        chunk[axis] = _choose_length(n, -(-n // (CHUNK_BYTES // row)), padded and axis == 0)
+        chunk[axis] = _choose_length(n, -(-n // (most // row)), padded and axis == 0)
         break
     return tuple(chunk)
 

@@ -109,13 +109,44 @@ def _finish_batch(
     views = (map_files(batch, sources) if mapped is None else mapped.result()).arrays
     arrays = [views[i] if i in views else memory.array(i) for i in range(len(batch.buffers))]
     for buffer, array in zip(batch.buffers, arrays, strict=True):
-        # Programs disagree about whether a byte other than 0 and 1 is true.
-        if buffer.dtype.kind == "b" and array.size and array.view(np.uint8).max() > 1:
-            name = buffer.pair.target.name
-            raise Corrupted("Expected booleans of bytes 0 and 1, got another byte", leaf=name)
-        if count_bits(buffer.dtype) < 8:
-            _check_narrow_values(buffer.dtype, array, buffer.pair.target.name)
+        check_values(buffer.dtype, array, buffer.pair.target.name)
     return FilledBatch(batch, arrays, busy)
+
+
+def read_batch(batch: Batch, plan: Plan, source: Source) -> list[np.ndarray]:
+    """Reads a batch of a plan in the calling thread, for callers that have threads of their own.
+
+    Args:
+        batch: One of `plan.batches`, without mapped buffers.
+        plan: Says which checksums are compared.
+        source: The only source of the plan.
+
+    Returns:
+        As `FilledBatch.arrays`.
+
+    Raises:
+        Corrupted, SourceError: See `execute_plan`.
+    """
+    memory, verify = HostMemory(batch), plan.verify != "off"
+    for op in batch.reads:
+        fill_buffers(op, memory, source, verify, verify and plan.summed)
+    arrays = [memory.array(i) for i in range(len(batch.buffers))]
+    for buffer, array in zip(batch.buffers, arrays, strict=True):
+        check_values(buffer.dtype, array, buffer.pair.target.name)
+    return arrays
+
+
+def check_values(dtype: np.dtype, array: np.ndarray, name: str) -> None:
+    """Checks that the bytes of booleans and of narrow numbers are such values.
+
+    Raises:
+        Corrupted: They are not.
+    """
+    # Programs disagree about whether a byte other than 0 and 1 is true.
+    if dtype.kind == "b" and array.size and array.view(np.uint8).max() > 1:
+        raise Corrupted("Expected booleans of bytes 0 and 1, got another byte", leaf=name)
+    if count_bits(dtype) < 8:
+        _check_narrow_values(dtype, array, name)
 
 
 def _check_narrow_values(dtype: np.dtype, array: np.ndarray, name: str) -> None:

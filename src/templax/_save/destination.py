@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import os
 import time
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from .._core.text import is_unicode
-from .._hosts.agreement import Hosts
 from ..errors import SaveError, SourceError
+from ..formats.one_file import find_only_file
 from ..formats.orbax.extra_content import describe_extra_content, find_enclosing_item
 from ..formats.safetensors_set import SafetensorsSet
 from ..storage.disk import save_error
 from ..storage.source import Source
 from .options import Url
+
+if TYPE_CHECKING:
+    from .._hosts.agreement import Hosts  # imports JAX
 
 SEE_S = 5.0
 """How long a new directory may take to appear on the other hosts of a network file system."""
@@ -42,7 +45,8 @@ def check_destination(source: Source, *, replaces: bool) -> None:
     try:
         around = find_enclosing_item(source)
         replaces = replaces and next(source.children(), None) is not None
-        replaces = replaces and not SafetensorsSet().is_only(source)
+        is_set = SafetensorsSet().is_only(source) or find_only_file(source) is not None
+        replaces = replaces and not is_set
         found = describe_extra_content(source) if replaces else None
     except SourceError as error:
         cause = error.__cause__

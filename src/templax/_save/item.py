@@ -1,4 +1,4 @@
-"""JAX. The items of a checkpoint: each is a tree or a JSON value, saved under a name."""
+"""The items of a checkpoint: each is a tree or a JSON value, saved under a name. No JAX."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from .._catalog.written import NO_FILE, ChunkTable, Leaf
-from .._core.arguments import PyTree
+from .._catalog.written import NO_FILE, ChunkTable, Leaf, refuse_leaves
 from .._core.boxes import Shape, full_box
 from .._core.chunk_grid import chunk_shape
 from .._core.json_text import encode_json
@@ -22,10 +21,17 @@ from ..formats.ocdbt import read
 from ..formats.ocdbt.write import DataFile
 from ..formats.orbax import checksum_index
 from ..formats.orbax.limits import find_item_problem, find_unreadable_leaves
-from ..formats.orbax.write import Files, build_database, encode_index_file, encode_tree_files
+from ..formats.orbax.write import (
+    Empty,
+    Files,
+    build_database,
+    encode_index_file,
+    encode_tree_files,
+)
+from ..storage.signatures import MAX_METADATA
 from ..storage.sink import Sink, SinkFile
-from .snapshot import collect_leaves, refuse_leaves
-from .writer import WriteOptions, Writer
+from .jobs import WriteOptions
+from .writer import Writer
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,23 +87,30 @@ class Item:
 
     Args:
         name: The item's directory, or "" if the item is the checkpoint itself.
-        tree: The pytree; see `templax.save`.
+        leaves: The leaves that have values.
+        empties: The containers without leaves.
+        chunk_bytes: Most bytes of a chunk, where the shape can be divided that finely.
 
     Attributes:
-        leaves: The leaves that have values.
+        leaves: As given.
         writer: Writes the data file; exists after `open`.
 
     Raises:
-        SaveError: A leaf could not be read again by templax or Orbax; or see `collect_leaves`.
-        UsageError: See `collect_leaves`.
+        SaveError: A leaf could not be read again by templax or Orbax.
     """
 
     writer: Writer
 
-    def __init__(self, name: str, tree: PyTree):
+    def __init__(
+        self,
+        name: str,
+        leaves: list[Leaf],
+        empties: Sequence[Empty],
+        chunk_bytes: int | None = None,
+    ):
         self.rename(name)
-        self.leaves, self._empties = collect_leaves(tree)
-        self._chunks = [choose_chunk(leaf) for leaf in self.leaves]
+        self.leaves, self._empties = leaves, empties
+        self._chunks = [choose_chunk(leaf, chunk_bytes) for leaf in self.leaves]
         refuse_leaves(find_unreadable_leaves(self.leaves, self._chunks, self._empties))
 
     def rename(self, name: str) -> None:
@@ -118,6 +131,11 @@ class Item:
         """The arrays that one process holds alone: index of the leaf, index of the process."""
         return [(i, x.owners[0][1]) for i, x in enumerate(self.leaves) if len(x.owners) == 1]
 
+    @property
+    def first_rows(self) -> list[int]:
+        """The row in the `ChunkTable` of the first chunk of each leaf. Valid after `open`."""
+        return self._places.first_chunk[:-1]
+
     def set_owners(self, single_owners: Sequence[tuple[int, int]]) -> None:
         """Sets the owners of arrays that process 0 knows to be on one process alone.
 
@@ -135,7 +153,7 @@ class Item:
             options: How to write.
             only_process: Whether no other process takes part in the save.
         """
-        name = f"d/{secrets.token_hex(16)}"
+        name = f"d/{options.data or secrets.token_hex(16)}"
         self._data = name if only_process else f"ocdbt.process_{options.process}/{name}"
         self._file: SinkFile = sink.create(self._prefix + self._data)
         self._level = options.level
@@ -201,7 +219,8 @@ class Item:
         """
         leaves, chunks, places, level = self.leaves, self._chunks, self._places, self._level
         (name, end), *rest = files
-        nodes_at = -(-end // ALIGN) * ALIGN
+        # A save that is resumed finds the nodes that an earlier process may have written.
+        nodes_at = -(-max(end, self._file.size) // ALIGN) * ALIGN
         data_files = [DataFile(path, path.find("/d/") + 1) for path, _ in files]
         nodes, manifest = build_database(leaves, chunks, places, data_files, nodes_at, level)
         self._file.write(nodes, nodes_at)
@@ -216,6 +235,23 @@ class Item:
         )
         by_path = {self._prefix + name: data for name, data in small.items()}
         return by_path, sum(size for _, size in files), crcs.tolist()
+
+
+def put_files(sink: Sink, files: Files) -> int:
+    """Writes small files in this order; returns their size.
+
+    Raises:
+        SaveError: One is larger than what a restore reads, or the store refused.
+    """
+    for name, data in files.items():
+        if len(data) > MAX_METADATA:
+            raise SaveError(
+                f"Expected at most {MAX_METADATA:,} bytes of `{name}`, which a restore would"
+                f" refuse, got {len(data):,}",
+                file=sink.path,
+            )
+        sink.put(name, data)
+    return sum(map(len, files.values()))
 
 
 def check_item_names(names: Iterable[str]) -> None:
@@ -241,9 +277,9 @@ def check_item_names(names: Iterable[str]) -> None:
         raise UsageError("Expected a name for each of several items, got one without")
 
 
-def choose_chunk(leaf: Leaf) -> Shape:
-    """The shape of the chunks in which a leaf is written."""
+def choose_chunk(leaf: Leaf, most: int | None = None) -> Shape:
+    """The shape of the chunks in which a leaf is written, of about `most` bytes."""
     if leaf.value_type == "string":
         return ()
     tile = leaf.shape if leaf.tile is None else leaf.tile
-    return chunk_shape(tile, leaf.dtype.itemsize, padded=tile == leaf.shape)
+    return chunk_shape(tile, leaf.dtype.itemsize, most, padded=tile == leaf.shape)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
 import traceback
@@ -12,6 +13,7 @@ import msgspec
 import numpy as np
 
 from .._catalog.fingerprint import Fingerprint, combine_fingerprints
+from .._catalog.written import Leaf
 from .._core.arguments import PyTree
 from .._core.gc_pause import pause_gc
 from .._core.names import join_path
@@ -21,17 +23,16 @@ from ..errors import SaveError
 from ..formats.orbax.directory import COMMITTED
 from ..formats.orbax.write import JSON, STANDARD, Files, encode_commit_files
 from ..storage.open import open_source, open_staging
-from ..storage.signatures import MAX_METADATA
 from ..storage.sink import Sink
 from ..storage.staging import Staging
 from .destination import Destination, await_directory, check_destination
-from .item import Item, Json, Share
+from .file_formats import make_file_item
+from .item import Item, Json, Share, put_files
+from .jobs import WriteOptions
 from .local_values import Selected, digest_leaves, digest_small, find_difference, select_large
 from .options import SaveOptions
 from .result import Outcome
-from .safetensors_item import SafetensorsItem
-from .snapshot import copy_values
-from .writer import WriteOptions
+from .snapshot import collect_leaves, copy_values
 
 Result = tuple[int, list[list[int]]]
 """Bytes of all files; and for each item, the crc32c of each leaf."""
@@ -114,11 +115,19 @@ class Job:
             self._handlers[name] = STANDARD
 
     def _make_item(self, name: str, tree: PyTree) -> Item:
+        leaves, empties = collect_leaves(tree)
         options = self._options
-        if options.format == "safetensors":
-            metadata = {key: str(value) for key, value in options.metadata.items()}
-            return SafetensorsItem(tree, metadata, options.shard_size)
-        return Item(name, tree)
+        if options.format == "orbax":
+            return Item(name, leaves, empties)
+        return make_file_item(
+            options.format,
+            leaves,
+            empties,
+            metadata={key: str(value) for key, value in options.metadata.items()},
+            shard_size=options.shard_size,
+            single=options.single,
+            tree=tree,
+        )
 
     def _meet_others(self, earlier: SaveError | None, decide: Callable[[], Destination]) -> bytes:
         """Waits until all processes save the same; returns what process 0 tells of its sink."""
@@ -162,8 +171,9 @@ class Job:
         url, name = decide()
         self._name_item(name)
         if not isinstance(url, Sink):
-            check_destination(open_source(url), replaces=options.overwrite)
-        self._sink = sink = open_staging(url, overwrite=options.overwrite)
+            replaces = options.overwrite and not options.single
+            check_destination(open_source(url), replaces=replaces)
+        self._sink = sink = open_staging(url, overwrite=options.overwrite, single=options.single)
         if job.count == 1:
             return b""
         if not isinstance(sink, Staging):
@@ -265,7 +275,7 @@ class Job:
             result = self._find_result_of_others(error)
         ended = time.perf_counter()
         self.outcome.nbytes, crcs = result
-        self.outcome.fingerprint = self._combine_fingerprints(crcs)
+        self.outcome.combine = self._prepare_fingerprint(crcs)
         self.outcome.stages = {
             "snapshot": self._snapshot_s,
             "encode": sum(item.writer.encode_s for item in self._items),
@@ -302,19 +312,16 @@ class Job:
             item.writer.wait(None if progress is None and job.count == 1 else report)
             done += item.writer.total
 
-    def _combine_fingerprints(self, crcs: list[list[int]]) -> Fingerprint:
-        """The fingerprint of the tree; of several items, that of the dict of their trees."""
+    def _prepare_fingerprint(self, crcs: list[list[int]]) -> Callable[[], Fingerprint]:
+        """What makes the fingerprint of the tree; of several items, that of the dict of their
+        trees. It holds the leaves, but not their values.
+        """
         several = len(self._items) > 1
-        return combine_fingerprints(
-            (
-                join_path((item.name, *leaf.path)) if several else leaf.name,
-                leaf.dtype_name,
-                leaf.user_shape,
-                crc,
-            )
-            for item, leaf_crcs in zip(self._items, crcs, strict=True)
-            for leaf, crc in zip(item.leaves, leaf_crcs, strict=True)
-        )
+        saved = [(item.name if several else None, item.leaves) for item in self._items]
+        for _, leaves in saved:
+            for leaf in leaves:
+                leaf.pieces = ()
+        return functools.partial(_combine_fingerprints, saved, crcs)
 
     def _commit(self) -> Result:
         """Writes the remaining files, and commits; in a job process 0 does, for all."""
@@ -388,10 +395,10 @@ class Job:
             Bytes of all files; and for each item, the crc32c of each leaf.
         """
         assert self._sink is not None
-        if self._options.format == "safetensors":
+        if self._options.format != "orbax":
             (item,) = self._items
             small, total, leaf_crcs = item.describe(files[0], {})
-            return total + self._put_files(small), [leaf_crcs]
+            return total + put_files(self._sink, small), [leaf_crcs]
         about = {
             "custom_metadata": self._options.metadata,
             "metrics": self._options.metrics,
@@ -410,20 +417,22 @@ class Job:
         for name in self._handlers:
             small[f"{name}/{COMMITTED}" if name else COMMITTED] = marker
         small[COMMITTED] = small.pop(COMMITTED, marker)  # written after all other files
-        return total + self._put_files(small), crcs
+        return total + put_files(self._sink, small), crcs
 
-    def _put_files(self, files: Files) -> int:
-        """Writes small files in this order; returns their size."""
-        assert self._sink is not None
-        for name, data in files.items():
-            if len(data) > MAX_METADATA:
-                raise SaveError(
-                    f"Expected at most {MAX_METADATA:,} bytes of `{name}`, which a restore would"
-                    f" refuse, got {len(data):,}",
-                    file=self._sink.path,
-                )
-            self._sink.put(name, data)
-        return sum(map(len, files.values()))
+
+def _combine_fingerprints(
+    saved: list[tuple[str | None, list[Leaf]]], crcs: list[list[int]]
+) -> Fingerprint:
+    return combine_fingerprints(
+        (
+            leaf.name if name is None else join_path((name, *leaf.path)),
+            leaf.dtype_name,
+            leaf.user_shape,
+            crc,
+        )
+        for (name, leaves), leaf_crcs in zip(saved, crcs, strict=True)
+        for leaf, crc in zip(leaves, leaf_crcs, strict=True)
+    )
 
 
 def _clear_tracebacks(error: BaseException) -> None:

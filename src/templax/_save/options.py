@@ -5,19 +5,23 @@ from __future__ import annotations
 import json
 import os
 import re
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .._core.arguments import check_int
 from .._core.dtypes import read_number
 from .._core.json_text import encode_json
 from .._core.progress import Progress, check_progress
 from .._core.workers import MEMORY_BYTES, choose_threads
-from .._hosts.agreement import Hosts
 from ..errors import UsageError
 from ..formats.safetensors_write import SUMS
 from ..storage.sink import Sink
+from .file_formats import choose_format
+
+if TYPE_CHECKING:
+    from .._hosts.agreement import Hosts  # imports JAX
 
 Url = str | os.PathLike[str] | Sink
 
@@ -34,7 +38,8 @@ class SaveOptions:
     """The options of a save, after `make_options` has checked them and filled in the defaults.
 
     Attributes:
-        format: "orbax" or "safetensors".
+        format: "orbax", or one of `FILE_FORMATS`.
+        single: Whether the destination is a file, rather than a directory.
         metadata: JSON that is saved with the checkpoint; strings if it is safetensors.
         overwrite: Whether an existing checkpoint is replaced.
         level: The zstd level, or None for raw chunks.
@@ -48,6 +53,7 @@ class SaveOptions:
     """
 
     format: str
+    single: bool
     metadata: Mapping[str, Any]
     overwrite: bool
     level: int | None
@@ -61,7 +67,8 @@ class SaveOptions:
 
 def make_options(
     *,
-    format: str = "orbax",
+    format: str | None = None,
+    path: str = "",
     metadata: Mapping[str, Any] | None = None,
     overwrite: bool = False,
     compression: str | None = None,
@@ -75,25 +82,29 @@ def make_options(
     Raises:
         UsageError: An option is invalid.
     """
-    if format not in ("orbax", "safetensors"):
-        raise UsageError(f'Expected format="orbax" or "safetensors", got {format!r}')
+    format, single = choose_format(format, path)
     check_progress(on_progress)
     saved = _copy_json(metadata)
+    if format != "orbax" and compression is not None:
+        raise UsageError(f"{format} has no compression, got compression={compression!r}")
     if format == "safetensors":
-        if compression is not None:
-            raise UsageError(f"safetensors has no compression, got compression={compression!r}")
         _check_strings(saved)
-    elif shard_size is not None:
-        raise UsageError(f'shard_size= is for format="safetensors", got format={format!r}')
+    elif format != "orbax" and saved:
+        raise UsageError(f"{format} has no place for metadata, got metadata=")
+    if format != "safetensors" and shard_size is not None:
+        raise UsageError(f'shard_size= is for format="safetensors", got format="{format}"')
+    if shard_size is None:
+        shard_size = sys.maxsize if single else SHARD_BYTES
     return SaveOptions(
         format=format,
+        single=single,
         metadata=saved,
         overwrite=overwrite,
         level=_parse_level(compression),
         memory=MEMORY_BYTES if memory is None else check_int("memory", memory),
         threads=choose_threads(threads),
         on_progress=on_progress,
-        shard_size=SHARD_BYTES if shard_size is None else check_int("shard_size", shard_size),
+        shard_size=check_int("shard_size", shard_size),
     )
 
 

@@ -22,7 +22,7 @@ def save(
     url: Url,
     tree: PyTree,
     *,
-    format: Literal["orbax", "safetensors"] = "orbax",
+    format: Literal["orbax", "safetensors", "npz", "msgpack"] | None = None,
     metadata: Mapping[str, Any] | None = None,
     overwrite: bool = False,
     wait: bool = True,
@@ -43,17 +43,20 @@ def save(
     ever visible under that name.
 
     Args:
-        url: A local path that does not exist yet, or an empty directory. Parents are created.
+        url: A local path that does not exist yet, or an empty directory. Parents are created. One
+            that ends in `.safetensors`, `.npz` or `.msgpack` becomes a single file.
         tree: Any pytree of arrays (including typed PRNG keys), numbers, strings and None. Functions
             are left out; the template of a restore supplies them.
-        format: The layout of the checkpoint. "orbax", or "safetensors": a directory with
-            `model.safetensors`, or with several such files and their index, as Hugging Face's
-            libraries load them. A tensor's name is the key path joined by dots. The format can't
-            store strings, typed PRNG keys or dtypes such as int4, which are refused; None and empty
-            containers are left out.
+        format: The layout of the checkpoint. Default: that of the suffix of `url`, else "orbax".
+            "safetensors", as Hugging Face's libraries load it, "npz" (numpy) and "msgpack" (Flax)
+            are a single file, or a directory with one if `url` has no such suffix; safetensors may
+            be several files with an index there. What a format can't store, such as strings and
+            dtypes that it lacks, is refused by name; safetensors and npz leave out None and empty
+            containers. See "Written" in the documentation.
         metadata: JSON that is stored with the checkpoint; Orbax calls it `custom_metadata`. Scalars
-            of NumPy and JAX are stored as numbers. For safetensors, a dict of strings.
-        overwrite: Replaces an existing checkpoint, atomically.
+            of NumPy and JAX are stored as numbers. For safetensors, a dict of strings; npz and
+            msgpack have no place for it.
+        overwrite: Replaces an existing checkpoint, or any file if `url` becomes one; atomically.
         wait: With False, returns as soon as the values are safe: the arrays may then be donated or
             overwritten while they are still being written. NumPy arrays are copied and arrays on
             accelerators are transferred to the host. Arrays on CPU keep their memory until they are
@@ -71,10 +74,11 @@ def save(
             not come to this call. Default: 240, less than the time after which JAX aborts the job.
         alone: Whether this process saves on its own, whatever the others of its job do. It must
             have all of the values. Otherwise every process of the job makes this call, with the
-            same arguments: see "Several processes" in the documentation. Safetensors are written by
-            one process: in a job of several, with True.
+            same arguments: see "Several processes" in the documentation. Formats other than "orbax"
+            are written by one process: in a job of several, with True.
         shard_size: Only for safetensors: bytes of data from which a tree is divided among several
-            files, each of at most this size unless it holds a single tensor. Default: 5 GB.
+            files, each of at most this size unless it holds a single tensor. Default: 5 GB, and no
+            limit for a single file.
 
     Returns:
         What was written; with `wait=False`, the handle of the save in progress. The next save and
@@ -104,6 +108,7 @@ def save(
             raise UsageError(f"Expected a path to save to, got {url!r}")
         options = make_options(
             format=format,
+            path="" if isinstance(url, Sink) else path,
             metadata=metadata,
             overwrite=overwrite,
             compression=compression,
@@ -112,21 +117,16 @@ def save(
             on_progress=on_progress,
             shard_size=shard_size,
         )
-        if options.format == "safetensors":
-            _check_safetensors(path, call.count)
+        if options.format != "orbax":
+            _check_alone(options.format, call.count)
         decide = functools.partial(Destination, url)
         return start_save(call, path, {"": tree}, options, decide, wait=wait)
 
 
-def _check_safetensors(path: str, count: int) -> None:
+def _check_alone(format: str, count: int) -> None:
     if count > 1:
         raise UsageError(
-            f"safetensors are written by one process, got {count}; hint: gather the values with"
+            f"{format} is written by one process, got {count}; hint: gather the values with"
             " jax.experimental.multihost_utils.process_allgather, and save on one process with"
             " alone=True"
-        )
-    if path.endswith(".safetensors"):
-        raise UsageError(
-            f"Expected the path of a directory, for `model.safetensors` in it, got {path}; hint:"
-            " leave `.safetensors` out"
         )

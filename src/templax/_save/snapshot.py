@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
-from .._catalog.written import Leaf
+from .._catalog.written import Leaf, refuse_leaves
 from .._core.arguments import PyTree
 from .._core.boxes import Box, full_box
 from .._core.dtypes import DTYPES, PYTHON_DTYPES
@@ -23,7 +23,7 @@ from .._core.text import is_unicode
 from .._jax.paths import path_element
 from .._jax.support import key_data_spec
 from .._template.flatten import flatten_tree
-from ..errors import SaveError, UsageError
+from ..errors import UsageError
 from .owners import all_boxes, held_boxes, holds_all, is_local, written_boxes
 
 Empty = tuple[Path, str]
@@ -97,18 +97,6 @@ def collect_leaves(tree: PyTree, *, replicas: bool = False) -> tuple[list[Leaf],
     return leaves, empties
 
 
-def refuse_leaves(wrong: Sequence[str]) -> None:
-    """Raises SaveError if there is anything that keeps a tree from being saved.
-
-    Args:
-        wrong: What is wrong, as sentences that each begin with the name of a leaf.
-    """
-    if wrong:
-        rest = f"; and {len(wrong) - 20} more" if len(wrong) > 20 else ""
-        text = f"This tree can't be saved: {'; '.join(wrong[:20])}{rest}"
-        raise SaveError(text.encode(errors="backslashreplace").decode())
-
-
 def _empty_kind(value: Any) -> str | None:
     """Orbax's name for a container without leaves, or None for any other value."""
     if value is None:
@@ -137,7 +125,10 @@ def _make_leaf(name: str, path: Path, value: Any, replicas: bool) -> Leaf | str:
             array = np.asarray(value, PYTHON_DTYPES[number])
         except OverflowError:
             return f"is an int that int64 can't hold: {str(value)[:40]}"
-        return _make_numpy_leaf(name, path, array, "scalar")
+        leaf = _make_numpy_leaf(name, path, array, "scalar")
+        if isinstance(leaf, Leaf):
+            leaf.is_python = True
+        return leaf
     if isinstance(value, jax.ShapeDtypeStruct):
         return "is abstract: it has a shape and a dtype, but no values"
     if value is ...:

@@ -1,39 +1,28 @@
 """The threads of a save, which write leaves as chunks of a data file. No JAX.
 
-`Writer` plans all jobs when it is made: packs of small leaves first, then runs of chunks of large
-leaves. Worker threads take the jobs in order. Each gathers, checksums and writes its chunks, and
-records them in the `ChunkTable`. Another thread keeps the disk busy with `sync`.
+`Writer` has all jobs planned when it is made. Worker threads take them in order. Each gathers,
+checksums and writes its chunks, and records them in the `ChunkTable`. Another thread keeps the disk
+busy with `sync`.
 """
 
 from __future__ import annotations
 
-import itertools
-import math
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from .._catalog.written import ChunkTable, Leaf
 from .._codecs.crc32c import crc32c
-from .._core.boxes import Box, Shape, full_box, shape_of, size_of
-from .._core.chunk_grid import cell_box, grid_shape, is_row_major, iter_cells, only_cell
-from .._core.memory import ALIGN, Scratch
+from .._core.boxes import Box, Shape
+from .._core.chunk_grid import is_row_major
+from .._core.memory import Scratch
 from .._core.progress import PROGRESS_S, Progress
 from .chunk_bytes import crc_contribution, fetch_pieces, gather_box, pad_chunk
-
-PACK_BYTES = 4 * 1024 * 1024
-"""Small leaves are packed into writes of up to this size."""
-
-SMALL_BYTES = 128 * 1024
-"""Leaves of one chunk up to this size are small."""
-
-RUN_BYTES = 32 * 1024 * 1024
-"""The bytes of a large leaf that one thread takes at a time."""
+from .jobs import Cell, Job, JobPlan, WriteOptions
 
 STEP_BYTES = 1024 * 1024
 """The bytes that are checksummed at a time, and then written while they are still in the cache."""
@@ -54,67 +43,6 @@ class DataFile(Protocol):
         ...
 
 
-@dataclass(slots=True)
-class _Cell:
-    """One chunk to write.
-
-    Attributes:
-        number: Its row in the `ChunkTable`.
-        box: Its elements, as a box of the leaf.
-        offset: Its place in the file; None if it is to be compressed, as its size is not known yet.
-    """
-
-    number: int
-    box: Box
-    offset: int | None
-
-
-@dataclass(slots=True)
-class _Job:
-    """The unit of work of a thread: adjacent small leaves, or a run of chunks of one leaf.
-
-    Attributes:
-        transient: The bytes that the job fetches from devices.
-        packed: Whether the chunks are written by one call.
-        start, stop: The byte range of that call.
-        nbytes: The bytes of the job's values.
-        work: For each leaf, the shape of its chunks and the chunks to write.
-        pieces: For each leaf, its values. The job holds them, so that they are freed with it.
-    """
-
-    transient: int = 0
-    packed: bool = False
-    start: int = 0
-    stop: int = 0
-    nbytes: int = 0
-    work: list[tuple[Leaf, Shape, list[_Cell]]] = field(default_factory=list)
-    pieces: list[Any] = field(default_factory=list)
-
-    def add(self, leaf: Leaf, chunk: Shape, cells: list[_Cell]) -> None:
-        self.work.append((leaf, chunk, cells))
-        self.pieces.append(leaf.pieces)
-        self.nbytes += sum(size_of(cell.box) for cell in cells) * leaf.dtype.itemsize
-
-
-class WriteOptions(NamedTuple):
-    """How a process writes its share of a save.
-
-    Attributes:
-        process: The index of this process.
-        level: The zstd level; None writes raw, aligned chunks.
-        threads: Number of worker threads.
-        memory: Bytes that may be fetched from devices and not yet written. A single larger leaf is
-            fetched on its own.
-        forget: Whether leaves give up their values as they are written, to free memory.
-    """
-
-    process: int
-    level: int | None
-    threads: int
-    memory: int
-    forget: bool
-
-
 class Writer:
     """Writes this process's share of the chunks, with threads of its own, once it is started.
 
@@ -130,6 +58,7 @@ class Writer:
         end: The size of the file so far.
         total: The bytes of all values to write.
         done: The bytes of the values written so far.
+        found: How many of `total` an earlier process had written.
         encode_s: Seconds that all threads together spent on fetching, checksums and compression.
         write_s: Seconds that all threads together spent on writing.
     """
@@ -145,24 +74,29 @@ class Writer:
         offsets: Sequence[int] | None = None,
     ):
         self._table, self._file, self._level = table, file, options.level
-        self._memory = options.memory
-        self.end = 0
-        self._jobs = deque(self._plan(leaves, chunks, options.process, offsets))
-        self.total = sum(job.nbytes for job in self._jobs)
-        self.done = 0
+        self._memory, self._reader, self._journal = options.memory, options.reader, options.journal
+        plan = JobPlan(table, options)
+        self._jobs = deque(plan.list_jobs(leaves, chunks, offsets))
+        self.end, self.found = plan.end, plan.found
+        self.total = self.found + sum(job.nbytes for job in self._jobs)
+        self.done = self.found
+        threads = options.threads
+        if self._reader is not None:
+            most = max((job.transient for job in self._jobs), default=0)
+            threads = max(1, min(threads, self._memory // most if most else threads))
         self.encode_s = self.write_s = 0.0
         if options.forget:
             for leaf in leaves:
                 leaf.pieces = ()
         self._condition = threading.Condition()
         self._in_flight = 0
-        self._unsynced = 0
-        self._running = options.threads
+        self._unsynced, self._unrecorded = 0, list[int]()
+        self._running = threads
         self._error: BaseException | None = None
         self._stop = False
         self._threads = [
             threading.Thread(target=self._run_thread, args=(self._work,), name=f"templax-save-{i}")
-            for i in range(options.threads)
+            for i in range(threads)
         ]
         self._threads.append(
             threading.Thread(target=self._run_thread, args=(self._sync,), name="templax-sync")
@@ -172,60 +106,6 @@ class Writer:
         """Starts the threads."""
         for thread in self._threads:
             thread.start()
-
-    def _plan(
-        self,
-        leaves: Sequence[Leaf],
-        chunks: Sequence[Shape],
-        process: int,
-        offsets: Sequence[int] | None,
-    ) -> Iterator[_Job]:
-        """The jobs in the order of the file.
-
-        Small leaves come first and lie next to each other, so that few writes store them and few
-        reads fetch them.
-        """
-        large: list[tuple[Leaf, Shape, list[_Cell], int | None]] = []
-        pack = _Job(packed=self._level is None)
-        places = itertools.repeat(None) if offsets is None else offsets
-        rows = self._table.first_chunk
-        for leaf, chunk, first, at in zip(leaves, chunks, rows, places, strict=False):
-            if leaf.value_type == "string" or 0 in leaf.shape or not leaf.pieces:
-                continue
-            full = math.prod(chunk) * leaf.dtype.itemsize
-            for box in _owned_boxes(leaf, process):
-                cells = list(_cells_in(box, leaf.shape, chunk, first))
-                if len(cells) > 1 or full > SMALL_BYTES or leaf.transient:
-                    large.append((leaf, chunk, cells, at))
-                    continue
-                apart = at is not None and at != self.end
-                if apart or pack.nbytes + full + ALIGN * len(pack.work) > PACK_BYTES:
-                    if pack.work:
-                        yield pack
-                    pack = _Job(packed=pack.packed, start=self.end if at is None else at)
-                self._assign_offsets(cells, full, at)
-                pack.add(leaf, chunk, cells)
-                pack.stop = self.end
-        if pack.work:
-            yield pack
-        for leaf, chunk, cells, at in large:
-            full = math.prod(chunk) * leaf.dtype.itemsize
-            self._assign_offsets(cells, full, at)
-            # A leaf on a device is one job: each job fetches the whole of its leaf.
-            step = len(cells) if leaf.transient else max(1, RUN_BYTES // full)
-            for i in range(0, len(cells), step):
-                job = _Job()
-                job.add(leaf, chunk, cells[i : i + step])
-                job.transient = job.nbytes if leaf.transient else 0
-                yield job
-
-    def _assign_offsets(self, cells: list[_Cell], full: int, at: int | None) -> None:
-        """Places raw chunks back to back, starting at `at` or at a multiple of `ALIGN` bytes."""
-        if self._level is None:
-            self.end = -(-self.end // ALIGN) * ALIGN if at is None else at
-            for cell in cells:
-                cell.offset = self.end
-                self.end += full
 
     def _run_thread(self, work: Callable[[], None]) -> None:
         """The body of a thread. `wait` raises the first error of any of them."""
@@ -250,8 +130,10 @@ class Writer:
                     self._write_chunks(job, scratch)
                 took, wrote = time.perf_counter() - begin, scratch.write_s - before
                 nbytes, transient = job.nbytes, job.transient
+                rows = [] if self._journal is None or self._stop else job.rows
                 del job  # frees the values, unless somebody else holds them
                 with self._condition:
+                    self._unrecorded += rows
                     self.done += nbytes
                     self._unsynced += nbytes
                     self._in_flight -= transient
@@ -263,7 +145,7 @@ class Writer:
                 self._running -= 1
                 self._condition.notify_all()
 
-    def _take_job(self) -> _Job | None:
+    def _take_job(self) -> Job | None:
         with self._condition:
             while True:
                 if self._stop or not self._jobs:
@@ -279,40 +161,54 @@ class Writer:
         while True:
             with self._condition:
                 self._condition.wait_for(lambda: not self._running or self._unsynced >= SYNC_BYTES)
-                if not self._running:
+                if not self._running and (self._journal is None or self._stop):
                     return  # the remainder is synced before the commit
-                self._unsynced = 0
+                last = not self._running
+                self._unsynced, rows, self._unrecorded = 0, self._unrecorded, []
             self._file.sync()
+            if self._journal is not None:
+                self._journal.record(self._table, rows)
+            if last:
+                return
 
-    def _write_pack(self, job: _Job, scratch: Scratch) -> None:
+    def _write_pack(self, job: Job, scratch: Scratch) -> None:
         """Writes a pack of small leaves in one call, with zeros between them."""
         out = scratch.bytes("pack", job.stop - job.start)
         at = 0
-        places = self._table
-        for (leaf, chunk, (cell,)), pieces in zip(job.work, job.pieces, strict=True):
+        offsets, sizes = list[int](), list[int]()
+        crcs, element_crcs = list[int](), list[int]()
+        for (leaf, chunk, (cell,)), values in zip(job.work, self._fetch(job), strict=True):
             assert cell.offset is not None
-            data = gather_box(cell.box, leaf, fetch_pieces(pieces), scratch)
+            data = gather_box(cell.box, leaf, values, scratch)
             start = cell.offset - job.start
             if start > at:
                 out[at:start] = bytes(start - at)
             at = start + len(data)
             out[start:at] = data
             crc = crc32c(data)
-            places.file[cell.number] = 0
-            places.offset[cell.number] = cell.offset
-            places.nbytes[cell.number] = len(data)
-            places.crc[cell.number] = crc
-            places.element_crc[cell.number] = (
-                crc
-                if is_row_major(leaf.shape, chunk)
-                else crc_contribution(data, cell.box, leaf, crc)
-            )
+            offsets.append(cell.offset)
+            sizes.append(len(data))
+            crcs.append(crc)
+            element_crcs.append(crc)
+            if not is_row_major(leaf.shape, chunk):
+                element_crcs[-1] = crc_contribution(data, cell.box, leaf, crc)
         out[at:] = bytes(len(out) - at)
+        places, rows = self._table, job.rows
+        places.file[rows] = 0
+        places.offset[rows], places.nbytes[rows] = offsets, sizes
+        places.crc[rows], places.element_crc[rows] = crcs, element_crcs
         self._write(out, job.start, scratch)
 
-    def _write_chunks(self, job: _Job, scratch: Scratch) -> None:
-        for (leaf, chunk, cells), pieces in zip(job.work, job.pieces, strict=True):
-            values = fetch_pieces(pieces)
+    def _fetch(self, job: Job) -> Iterator[list[tuple[Box, np.ndarray]]]:
+        """The values of each leaf or block of a job, one after the other."""
+        if self._reader is None:
+            yield from map(fetch_pieces, job.pieces)
+            return
+        for block, values in zip(job.blocks, self._reader.read(job.blocks), strict=True):
+            yield [(block.box, values)]
+
+    def _write_chunks(self, job: Job, scratch: Scratch) -> None:
+        for (leaf, chunk, cells), values in zip(job.work, self._fetch(job), strict=True):
             for cell in cells:
                 if self._stop:
                     return
@@ -322,7 +218,7 @@ class Writer:
         self,
         leaf: Leaf,
         chunk: Shape,
-        cell: _Cell,
+        cell: Cell,
         values: list[tuple[Box, np.ndarray]],
         scratch: Scratch,
     ) -> None:
@@ -390,27 +286,3 @@ class Writer:
             raise self._error
         if progress is not None:
             progress(self.done, self.total)
-
-
-def _owned_boxes(leaf: Leaf, process: int) -> Iterator[Box]:
-    """The boxes of a leaf that a process writes: the whole leaf, or this process's tiles."""
-    if leaf.tile is None:
-        if process == 0:
-            yield full_box(leaf.shape)
-        return
-    yield from (box for box, owner in leaf.owners if owner == process)
-
-
-def _cells_in(box: Box, shape: Shape, chunk: Shape, first: int) -> Iterator[_Cell]:
-    """The chunks in a box, in C order. The box must be a union of whole chunks."""
-    if only_cell(shape, chunk) is not None:
-        yield _Cell(first, box, None)
-        return
-    counts = grid_shape(shape, chunk)
-    corner = tuple(start // c for (start, _), c in zip(box, chunk, strict=True))
-    for cell, _ in iter_cells(shape_of(box), chunk):
-        at = tuple(a + b for a, b in zip(corner, cell, strict=True))
-        number = 0
-        for i, n in zip(at, counts, strict=True):
-            number = number * n + i
-        yield _Cell(first + number, cell_box(at, shape, chunk), None)

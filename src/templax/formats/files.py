@@ -7,6 +7,7 @@ from .flax.file import FlaxMsgpack
 from .gguf.file import Gguf
 from .gguf.file_set import GgufSet
 from .numpy_files import NumpyArchive, NumpyArray
+from .one_file import OneFile
 from .protocol import Format
 from .safetensors import Safetensors
 from .safetensors_set import SafetensorsSet
@@ -27,6 +28,7 @@ FILE_FORMATS: tuple[Format, ...] = (
 )
 
 SET_FORMATS: tuple[Format, ...] = (
+    OneFile(),
     DistributedCheckpoint(),
     SafetensorsSet(),  # late: a directory may have such a file beside its checkpoint
     GgufSet(),

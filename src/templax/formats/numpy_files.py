@@ -7,7 +7,7 @@ An archive is a zip of `.npy` files, each stored as it is (`np.savez`) or deflat
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from .._catalog.catalog import Catalog
 from .._catalog.entry import Chunk, Extent, LeafEntry
@@ -18,6 +18,7 @@ from .._core.names import Path, join_path
 from ..errors import CheckpointError, Corrupted
 from ..storage.signatures import NPY, NPZ, recognise_root
 from ..storage.source import Source, open_ranges, root_size
+from .npz_sums import combine_sums, parse_sums
 from .numpy_header import HEAD, ArrayHeader, parse_header
 from .zip_members import Member, ReadRange, check_members, list_members
 
@@ -45,7 +46,7 @@ class NumpyArray:
                 f"Expected a file of {header.stop} bytes, with an array of"
                 f" {header.dtype.name}{header.shape}, got {size}"
             )
-        handle = (header.start, header.stop, header.order, False)
+        handle = (header.start, header.stop, header.order, False, 0, ())
         entry = LeafEntry("", (), header.shape, header.dtype, handle=handle)
         return Catalog(
             url=source.url,
@@ -102,7 +103,15 @@ class NumpyArchive:
             locator=locate_arrays,
             audit=functools.partial(check_members, source, named),
             audits_values=True,
+            fingerprints=_find_fingerprints(entries),
         )
+
+
+def _find_fingerprints(entries: Sequence[LeafEntry]) -> Callable[[], Mapping[str, int]] | None:
+    """What gives the crc32c of each array, if the archive has the checksums of all."""
+    if not all(entry.handle[-1] for entry in entries if entry.nbytes):
+        return None
+    return functools.partial(combine_sums, entries)
 
 
 def split_names(names: Sequence[str]) -> list[Path]:
@@ -154,7 +163,8 @@ def _read_member(read: ReadRange, member: Member, path: Path) -> LeafEntry:
     except CheckpointError as error:
         raise error.locate(leaf=name, start=member.start, stop=member.stop) from error
     start = member.start if member.deflated else member.start + header.start
-    handle = (start, member.stop, header.order, member.deflated)
+    sums = None if member.deflated else parse_sums(member.extra, member.crc32, header.nbytes)
+    handle = (start, member.stop, header.order, member.deflated, *(sums or (0, ())))
     return LeafEntry(name, path, header.shape, header.dtype, handle=handle)
 
 
@@ -169,11 +179,22 @@ def _read_member_header(read: ReadRange, member: Member) -> ArrayHeader:
 def locate_arrays(
     entries: Iterable[LeafEntry], damages: list[Corrupted] | None = None
 ) -> dict[str, tuple[Chunk, ...]]:
-    """Locates arrays of which the handle is (start, stop, order, whether they are deflated)."""
+    """Locates arrays.
+
+    Their handle is (start, stop, order, whether they are deflated, bytes per checksum, checksums).
+    """
     located: dict[str, tuple[Chunk, ...]] = {}
     for entry in entries:
-        start, stop, order, deflated = entry.handle
+        start, stop, order, deflated, block, sums = entry.handle
         codecs = ("npy-deflate",) if deflated else ()
-        chunk = Chunk(Extent("", start, stop), full_box(entry.shape), codecs, order)
+        chunk = Chunk(
+            Extent("", start, stop),
+            full_box(entry.shape),
+            codecs,
+            order,
+            checked=len(sums) > 0,
+            sums=sums,
+            block=block,
+        )
         located[entry.name] = (chunk,) if entry.nbytes else ()
     return located

@@ -29,7 +29,7 @@ _FIELDS = {
     "shape": re.compile(r"""\s*['"]shape['"]\s*:\s*\(([\dL,\s]*)\)\s*"""),
 }
 
-_CODES = {
+CODES = {
     **{d.str[1:]: d for d in DTYPES.values() if d.kind in "biufc" and d.type.__module__ == "numpy"},
     "f1": DTYPES["float8_e5m2"],  # which numpy writes, but does not read
     "V2": DTYPES["bfloat16"],  # the only dtype of two bytes that numpy has no name for
@@ -134,7 +134,7 @@ def _find_dtype(descr: str) -> np.dtype:
         raise Unsupported(
             "templax reads no pickled objects, got an array of them", hint="save arrays of numbers"
         )
-    dtype = _CODES.get(code)
+    dtype = CODES.get(code)
     if dtype is None:
         raise Unsupported(f"templax does not read dtype `{descr[:80]}`")
     if order == ">" and dtype.itemsize > 1:

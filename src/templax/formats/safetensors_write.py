@@ -14,8 +14,10 @@ puts it first.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from operator import itemgetter
 
 import msgspec
 import numpy as np
@@ -26,6 +28,7 @@ from .._core.dtypes import name_of
 from .._core.memory import ALIGN
 from .._core.names import MAX_DEPTH
 from ..errors import Corrupted
+from .layout import Layout
 
 CODES = {
     "BOOL": "bool", "U8": "uint8", "I8": "int8", "F8_E5M2": "float8_e5m2",
@@ -75,17 +78,18 @@ def divide_leaves(leaves: Iterable[Leaf], shard_size: int) -> list[list[Leaf]]:
     Leaves go to files in the order of the tree. A file takes leaves until the next one would make
     its data larger than `shard_size` bytes; a leaf larger than that has a file of its own.
     """
-    files: list[list[Leaf]] = [[]]
+    files: list[list[tuple[bool, int, str, Leaf]]] = [[]]
     total = 0
     for leaf in leaves:
-        if files[-1] and total + leaf.nbytes > shard_size:
+        nbytes = leaf.nbytes
+        if files[-1] and total + nbytes > shard_size:
             files.append([])
             total = 0
-        files[-1].append(leaf)
-        total += leaf.nbytes
+        files[-1].append((nbytes % ALIGN > 0, -leaf.dtype.itemsize, leaf.name, leaf))
+        total += nbytes
     for file in files:
-        file.sort(key=lambda leaf: (leaf.nbytes % ALIGN > 0, -leaf.dtype.itemsize, leaf.name))
-    return files
+        file.sort(key=itemgetter(0, 1, 2))
+    return [[leaf for *_, leaf in file] for file in files]
 
 
 def name_file(number: int, count: int) -> str:
@@ -97,15 +101,22 @@ def name_file(number: int, count: int) -> str:
     return f"model-{number + 1:05}-of-{count:05}.safetensors" if count > 1 else "model.safetensors"
 
 
-def encode_sums(block: int, crcs: np.ndarray) -> str:
-    """The checksums of one tensor.
+Blocks = tuple[int, int, int]
+"""The bytes that each checksum of a tensor covers, except the last; and the range of its checksums
+among those of all tensors."""
 
-    Args:
-        block: Bytes that each checksum covers; the last may cover fewer.
-        crcs: The crc32c of each block.
-    """
+
+def encode_sums(crcs: np.ndarray, blocks: Iterable[Blocks]) -> str:
+    """The checksums of tensors: the crc32c of each block of each."""
     digits = crcs.astype(">u4").tobytes().hex()
-    return f"{block}:{digits}" if len(crcs) > 1 else digits
+    return ",".join(
+        [
+            digits[8 * first : 8 * last]
+            if last - first < 2
+            else f"{block}:{digits[8 * first : 8 * last]}"
+            for block, first, last in blocks
+        ]
+    )
 
 
 def parse_sums(text: str, sizes: Sequence[int]) -> list[tuple[int, tuple[int, ...]]]:
@@ -131,27 +142,49 @@ def parse_sums(text: str, sizes: Sequence[int]) -> list[tuple[int, tuple[int, ..
     return found
 
 
-def encode_header(
-    leaves: Sequence[Leaf], metadata: Mapping[str, str], sums: Iterable[str]
-) -> bytes:
-    """The header of a file, with its length and padded so that the data begins at a multiple of 64.
+def lay_out(leaves: Sequence[Leaf], begin: int) -> Layout:
+    """Where tensors lie that tile the file from byte `begin` on."""
+    ends = list(itertools.accumulate([leaf.nbytes for leaf in leaves], initial=begin))
+    return Layout(leaves=leaves, starts=ends[:-1], size=ends[-1])
+
+
+class Header:
+    """The header of a file, whose checksums are filled in when they are known.
 
     Args:
         leaves: In the order of the data.
         metadata: The caller's.
-        sums: `encode_sums` of each leaf.
+        blocks: Those of each leaf.
+
+    Attributes:
+        data: The header with its length, padded so that the tensors begin at a multiple of 64; all
+            checksums are zeros.
     """
-    header: dict[str, object] = {}
-    at = 0
-    for leaf in leaves:
-        stop = at + leaf.nbytes
-        code = _CODE_OF[name_of(leaf.dtype)]
-        header[leaf.name] = {"dtype": code, "shape": leaf.shape, "data_offsets": (at, stop)}
-        at = stop
-    header[METADATA] = {**metadata, SUMS: ",".join(sums)}
-    text = msgspec.json.encode(header)
-    text += b" " * (-(8 + len(text)) % ALIGN)
-    return len(text).to_bytes(8, "little") + text
+
+    def __init__(
+        self, leaves: Sequence[Leaf], metadata: Mapping[str, str], blocks: Sequence[Blocks]
+    ):
+        header: dict[str, object] = {}
+        at = 0
+        for leaf in leaves:
+            stop = at + leaf.nbytes
+            code = _CODE_OF[name_of(leaf.dtype)]
+            header[leaf.name] = {"dtype": code, "shape": leaf.shape, "data_offsets": (at, stop)}
+            at = stop
+        self._blocks = blocks
+        sums = encode_sums(np.zeros(blocks[-1][2] if blocks else 0, "<u4"), blocks)
+        header[METADATA] = {**metadata, SUMS: sums}
+        text = msgspec.json.encode(header)
+        stop = 8 + len(text) - len(b'"}}')
+        self._place = slice(stop - len(sums), stop)
+        text += b" " * (-(8 + len(text)) % ALIGN)
+        self.data = len(text).to_bytes(8, "little") + text
+
+    def insert_sums(self, crcs: np.ndarray) -> bytes:
+        """The header with the crc32c of each block of all tensors of the save."""
+        filled = bytearray(self.data)
+        filled[self._place] = encode_sums(crcs, self._blocks).encode()
+        return bytes(filled)
 
 
 def encode_index(files: Sequence[Sequence[Leaf]]) -> bytes:

@@ -49,6 +49,7 @@ class Member(NamedTuple):
         nbytes: Size of the decoded bytes, as the archive declares it.
         deflated: Whether its bytes are deflated; otherwise they are stored as they are.
         crc32: The CRC-32 of the decoded bytes.
+        extra: The extra fields of its entry in the directory.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Member(NamedTuple):
     nbytes: int
     deflated: bool
     crc32: int
+    extra: bytes
 
 
 def list_members(source: Source) -> list[Member]:
@@ -98,7 +100,10 @@ def list_members(source: Source) -> list[Member]:
                 f"Expected {info.file_size} bytes of a member from byte {start} of {size}",
                 leaf=info.filename,
             )
-        members.append(Member(info.filename, start, stop, info.file_size, deflated, info.CRC))
+        member = Member(
+            info.filename, start, stop, info.file_size, deflated, info.CRC, bytes(info.extra)
+        )
+        members.append(member)
     _check_apart(members)
     total = sum(member.nbytes for member in members)
     most = _MAX_DECODED + MAX_DEFLATE_RATIO * max(0, size - _SMALL)

@@ -87,8 +87,12 @@ class Disk:
         """Moves a directory. May replace an empty directory, but never one that is not empty."""
         os.rename(old, new)
 
+    def link(self, old: str, new: str) -> None:
+        """Gives a file a second name. Fails if that exists."""
+        os.link(old, new)
+
     def exchange(self, one: str, other: str) -> None:
-        """Swaps two directories in one step, so that both paths exist at every moment."""
+        """Swaps two directories or files in one step, so that both paths exist at every moment."""
         swap = _find_swap()
         if swap is None:
             raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS), one, None, other)

@@ -110,6 +110,17 @@ def find_abandoned(path: str | os.PathLike[str], disk: Disk = DISK) -> list[str]
     return _list_abandoned(parent, name, disk)
 
 
+def find_unfinished(path: str | os.PathLike[str]) -> list[str]:
+    """Lists the directories of all saves to `path` by templax that have not finished, whether a
+    process still writes to them or not.
+
+    Raises:
+        SaveError: The parent of `path` can't be listed.
+    """
+    parent, name = os.path.split(_shorten_name(absolute_path(path)))
+    return _list_temporary(parent, name)
+
+
 def find_abandoned_in(directory: str | os.PathLike[str], disk: Disk = DISK) -> list[str]:
     """Lists what `find_abandoned` finds, for all saves to paths in a directory.
 
@@ -128,6 +139,14 @@ def _list_abandoned(parent: str, name: str | None, disk: Disk) -> list[str]:
         disk: Takes the locks.
     """
     try:
+        return [path for path in _list_temporary(parent, name) if _is_unused(path, disk)]
+    except OSError as error:
+        raise save_error("look for abandoned saves", parent, error) from error
+
+
+def _list_temporary(parent: str, name: str | None) -> list[str]:
+    """The temporary names of templax in `parent`, sorted; see `_list_abandoned`."""
+    try:
         names = os.listdir(parent)
     except (FileNotFoundError, NotADirectoryError):
         return []
@@ -138,10 +157,7 @@ def _list_abandoned(parent: str, name: str | None, disk: Disk) -> list[str]:
         stem, mark, token = each.rpartition(_TEMPLAX_MARK)
         if mark and name in (None, stem) and _TOKEN.fullmatch(token):
             candidates.append(os.path.join(parent, each))
-    try:
-        return sorted(path for path in candidates if _is_unused(path, disk))
-    except OSError as error:
-        raise save_error("look for abandoned saves", parent, error) from error
+    return sorted(candidates)
 
 
 def is_abandoned(path: str | os.PathLike[str], disk: Disk = DISK) -> bool:

@@ -7,10 +7,11 @@ import re
 from urllib.parse import unquote
 
 from ..errors import SourceError, UsageError
+from .file_staging import FileStaging
 from .local import Local
 from .sink import Sink
 from .source import Source
-from .staging import Staging
+from .staging import Leftover, Staging
 
 _MANGLED_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.*)", re.DOTALL)
 """A URL after `pathlib.Path`, which joins its two slashes. `C:/` is a drive: a single letter."""
@@ -36,12 +37,20 @@ def open_source(url: str | os.PathLike[str] | Source) -> Source:
     return Local(local_path(url, "reads", "copy the checkpoint to a local directory"))
 
 
-def open_staging(url: str | os.PathLike[str] | Sink, *, overwrite: bool) -> Sink:
+def open_staging(
+    url: str | os.PathLike[str] | Sink,
+    *,
+    overwrite: bool,
+    single: bool = False,
+    leftover: Leftover | None = None,
+) -> Sink:
     """Returns a sink that writes a checkpoint to a path or URL; a sink is returned unchanged.
 
     Args:
         url: A path or `file://` URL as for `open_source`, or a `Sink`.
         overwrite: Whether an existing checkpoint may be replaced.
+        single: Whether the checkpoint is a single file at the path, rather than a directory.
+        leftover: See `Staging`.
 
     Raises:
         AlreadyExists: The path is taken, and `overwrite` is False.
@@ -52,7 +61,8 @@ def open_staging(url: str | os.PathLike[str] | Sink, *, overwrite: bool) -> Sink
     if isinstance(url, Sink) and not isinstance(url, (str, os.PathLike)):
         return url
     hint = "save to a local directory, then copy that"
-    return Staging(local_path(url, "writes", hint), overwrite=overwrite)
+    make = FileStaging if single else Staging
+    return make(local_path(url, "writes", hint), overwrite=overwrite, leftover=leftover)
 
 
 def local_path(url: str | os.PathLike[str], does: str, hint: str) -> str:

@@ -7,6 +7,7 @@ import os
 import stat
 import threading
 from contextlib import suppress
+from typing import NamedTuple
 
 from ..errors import SaveError, UsageError
 from .attempt import SaveAttempt
@@ -32,8 +33,22 @@ from .leftovers import (
 from .staged_file import StagedFile
 from .target import check_target
 
-_MAX_TRIES = 16
+MAX_TRIES = 16
 """How often to retry while other processes create and remove the same names."""
+
+
+class Leftover(NamedTuple):
+    """What a killed save left behind, for a later one to go on with.
+
+    Attributes:
+        directory: One that `find_abandoned` lists.
+        files: Paths below it of the files that are kept as they are. All others are removed.
+        journal: The path below it of a file that is kept, and that is not one of the checkpoint.
+    """
+
+    directory: str
+    files: tuple[str, ...]
+    journal: str
 
 
 class Staging:
@@ -54,11 +69,13 @@ class Staging:
             none. Everything is created with the mode that the umask leaves, so a directory that
             is replaced does not pass on its own mode.
         overwrite: Whether an existing directory may be replaced, in one step.
+        leftover: What to go on with, if anything: `create` opens the files of it that are kept.
         disk: Carries out the changes.
 
     Attributes:
         path: Final location, absolute.
         directory: Where the files are until the commit.
+        keys: Paths of the files, in the order in which they were created.
         committed: Whether the new checkpoint is at `path`, durably.
         not_removed: Paths that could not be removed in the end: the replaced checkpoint, or what
             was written.
@@ -66,7 +83,8 @@ class Staging:
     Raises:
         AlreadyExists: Something is at `path`, and `overwrite` is False; or something appeared
             there during the save.
-        SaveError: An existing directory can't be replaced, or the disk refused.
+        SaveError: An existing directory can't be replaced; another process goes on with the
+            leftover; or the disk refused.
 
     Example:
         >>> import tempfile
@@ -79,7 +97,14 @@ class Staging:
         b'12345'
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, overwrite: bool, disk: Disk = DISK):
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        overwrite: bool,
+        leftover: Leftover | None = None,
+        disk: Disk = DISK,
+    ):
         self._init_state(absolute_path(path), overwrite=overwrite, disk=disk)
         check_can_save(self.path)
         parent, name = os.path.split(self.path)
@@ -92,7 +117,10 @@ class Staging:
             )
         try:
             with self._attempt.translate_errors("save", self.path):
-                self._create_directory(parent)
+                if leftover is None:
+                    self._create_directory(parent)
+                else:
+                    self._take_over(leftover)
         except BaseException:  # such as an interrupt: the caller has no object to discard yet
             self.discard()
             raise
@@ -119,6 +147,8 @@ class Staging:
         self._files: list[StagedFile] = []
         self._directories: dict[str, None] = {}  # a set, in creation order
         self._parents: list[str] = []
+        self._kept: tuple[str, ...] = ()
+        self.keys: list[str] = []
         self._own_lock: Descriptor | None = None
         self._joined = self._replaced_in_use = False
         self._attempt = SaveAttempt(path, self._discard_after)
@@ -128,6 +158,9 @@ class Staging:
 
         Args:
             key: Path below `path`, separated by `/`. Missing directories are created.
+
+        Returns:
+            The file, empty unless it is one of those that are kept of a leftover.
 
         Raises:
             SaveError: The disk refused, or the save has already ended.
@@ -153,8 +186,11 @@ class Staging:
                         # Another process of the job created it.
                     self._directories[path] = None
             path = os.path.join(path, parts[-1])
-            file = StagedFile(self._attempt, self._disk, path, self._disk.create(path))
+            kept = key in self._kept and os.path.lexists(path)
+            fd = os.open(path, os.O_WRONLY) if kept else self._disk.create(path)
+            file = StagedFile(self._attempt, self._disk, path, fd)
             self._files.append(file)
+            self.keys.append(key)
             return file
 
     def put(self, key: str, data: bytes | bytearray | memoryview) -> None:
@@ -199,11 +235,7 @@ class Staging:
                     self._move_back(replaced is not None, error)
                     raise
                 self.committed = True
-            if self._replaced_in_use:
-                # A process is reading it: a later save removes it.
-                self.not_removed = (self.directory,)
-            elif replaced is not None:
-                self._delete_directory()
+            self._remove_replaced(replaced is not None)
             # Not earlier: after an interrupt, `discard` still has to remove the replaced one.
             self._attempt.finished = True
             self._remove_abandoned()
@@ -235,9 +267,9 @@ class Staging:
 
     def _create_directory(self, parent: str) -> None:
         """Creates and locks the directory that is written to."""
-        for _ in range(_MAX_TRIES):
+        for _ in range(MAX_TRIES):
             self._make_parents(parent)
-            replaces = check_target(self.path, overwrite=self._overwrite)
+            replaces = self._check_target()
             self.directory = temporary_path(self.path)
             # Until the directory is locked, other processes may consider it abandoned and remove
             # it. And if the parents were created by another save, they vanish if that one fails.
@@ -253,6 +285,28 @@ class Staging:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), parent)
         if replaces:
             self._try_exchange()
+
+    def _check_target(self) -> bool:
+        """Whether the commit will replace something."""
+        return check_target(self.path, overwrite=self._overwrite)
+
+    def _take_over(self, leftover: Leftover) -> None:
+        """Locks a directory that a killed save left behind, and removes what is not kept."""
+        self._check_target()
+        self.directory = leftover.directory
+        lock = Descriptor(self._disk, self._disk.open_directory(self.directory))
+        try:
+            if try_lock(lock.fd, self._disk) is False or not self._is_in_place(lock.fd):
+                raise SaveError("Another process goes on with an earlier save", file=self.path)
+        except (OSError, SaveError):
+            self.directory = ""  # not this process's: `discard` must keep it
+            raise
+        self._own_lock, self._kept = lock, leftover.files
+        kept = {os.path.join(self.directory, name) for name in (*self._kept, leftover.journal)}
+        for directory, _, files in os.walk(self.directory):
+            for path in (os.path.join(directory, name) for name in files):
+                if path not in kept:
+                    self._disk.unlink(path)
 
     def _make_parents(self, parent: str) -> None:
         missing: list[str] = []
@@ -293,7 +347,7 @@ class Staging:
             None if nothing was replaced. Otherwise the locked directory that was replaced, which is
             now at `self.directory`.
         """
-        for _ in range(_MAX_TRIES):
+        for _ in range(MAX_TRIES):
             try:
                 self._disk.rename(self.directory, self.path)
             except OSError as error:
@@ -302,7 +356,7 @@ class Staging:
             else:
                 return None
             with suppress(FileNotFoundError):  # removed in the meantime
-                if check_target(self.path, overwrite=self._overwrite):
+                if self._check_target():
                     # Locked because it may have to be moved back: until then no other save may
                     # consider it abandoned.
                     fd = self._disk.open_directory(self.path)
@@ -343,6 +397,14 @@ class Staging:
             rest = "; it is in place, but a loss of power may undo it"
             rest += f"; what was there before is `{self.directory}`" if replaced else ""
             raise save_error("sync", self.path, cause, rest) from error
+
+    def _remove_replaced(self, replaced: bool) -> None:
+        """Removes what is left beside the new checkpoint once that is durably in place."""
+        if self._replaced_in_use:
+            # A process is reading it: a later save removes it.
+            self.not_removed = (self.directory,)
+        elif replaced:
+            self._delete_directory()
 
     def _remove_written(self) -> None:
         """Removes what was written, or what was replaced if an interrupt followed the move."""

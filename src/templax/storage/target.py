@@ -43,10 +43,37 @@ def check_target(path: str, *, overwrite: bool) -> bool:
             file=path,
             hint="overwrite=True replaces a checkpoint; or save under another name",
         )
+    raise _wrong_kind_error("nothing or a directory", path, mode, overwrite)
+
+
+def check_file(path: str, *, overwrite: bool) -> bool:
+    """Checks that a checkpoint may be saved as a file at `path`; returns whether one is there.
+
+    Raises:
+        AlreadyExists: There is something, and `overwrite` is False.
+        SaveError: `overwrite` is True, and there is something else than a file.
+    """
+    try:
+        mode = os.lstat(path).st_mode
+    except FileNotFoundError:
+        return False
+    if not stat.S_ISREG(mode):
+        raise _wrong_kind_error("nothing or a file", path, mode, overwrite)
+    if overwrite:
+        return True
+    raise AlreadyExists(
+        "Expected nothing, found a file",
+        file=path,
+        hint="overwrite=True replaces it; or save under another name",
+    )
+
+
+def _wrong_kind_error(expected: str, path: str, mode: int, overwrite: bool) -> SaveError:
+    hint = "save under another name"
     if stat.S_ISLNK(mode):
         found = f"a symbolic link to `{os.readlink(path)}`"
         hint = "save to the path that it points to, or under another name"
     else:
-        found, hint = "a file", "save under another name"
+        found = "a directory" if stat.S_ISDIR(mode) else "a file"
     error = SaveError if overwrite else AlreadyExists
-    raise error(f"Expected nothing or a directory, found {found}", file=path, hint=hint)
+    return error(f"Expected {expected}, found {found}", file=path, hint=hint)

@@ -14,6 +14,8 @@ from ..storage.disk import DISK, Disk
 
 T = TypeVar("T")
 
+_MOVES = ("rename", "exchange", "link")
+
 
 @dataclass(frozen=True, slots=True)
 class Operation:
@@ -23,7 +25,7 @@ class Operation:
         name: Name of the method.
         path: The file or directory. For a method that takes a descriptor, the path it was opened
             with.
-        to: The second path of `rename` and `exchange`.
+        to: The second path of `rename`, `link` and `exchange`.
         done: Whether the call succeeded.
     """
 
@@ -107,6 +109,9 @@ class FaultyDisk(Disk):
     def rename(self, old: str, new: str) -> None:
         self._record("rename", old, lambda: self.disk.rename(old, new), new)
 
+    def link(self, old: str, new: str) -> None:
+        self._record("link", old, lambda: self.disk.link(old, new), new)
+
     def exchange(self, one: str, other: str) -> None:
         self._record("exchange", one, lambda: self.disk.exchange(one, other), other)
 
@@ -168,7 +173,7 @@ def assert_durable(trace: Sequence[Operation], path: str | os.PathLike[str]) -> 
     moves = [
         index
         for index, operation in enumerate(trace)
-        if operation.done and operation.name in ("rename", "exchange") and operation.to == final
+        if operation.done and operation.name in _MOVES and operation.to == final
     ]
     assert len(moves) == 1, f"Expected one move to {final}, found {len(moves)}"
     move = moves[0]
@@ -192,5 +197,5 @@ def assert_durable(trace: Sequence[Operation], path: str | os.PathLike[str]) -> 
     assert synced_at is not None, (
         f"{os.path.dirname(final)} was not synced after {staging} was moved"
     )
-    early = [o for o in after[:synced_at] if o.name in ("unlink", "rmdir", "rename", "exchange")]
+    early = [o for o in after[:synced_at] if o.name in ("unlink", "rmdir", *_MOVES)]
     assert not early, f"{early[0].path} was changed before the move was synced"

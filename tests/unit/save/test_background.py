@@ -14,8 +14,8 @@ import pytest
 
 import templax as tx
 from helpers import run_python
-from templax._save import item, snapshot, writer
 from templax._save import job as job_module
+from templax._save import snapshot, writer
 
 
 def test_values_may_change_once_a_background_save_returns(tmp_path: Path) -> None:
@@ -207,7 +207,7 @@ def test_at_most_memory_bytes_are_fetched_from_devices_at_once(
             leaf.transient = True
         return leaves, empties
 
-    monkeypatch.setattr(item, "collect_leaves", leaves_of)
+    monkeypatch.setattr(job_module, "collect_leaves", leaves_of)
     tree = {f"w{i:02}": np.full(leaf_bytes, i, np.uint8) for i in range(20)}
     tx.save(tmp_path / "ckpt", tree, memory=3 * leaf_bytes, threads=8)
     assert leaf_bytes <= most <= 3 * leaf_bytes

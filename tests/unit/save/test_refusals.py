@@ -69,7 +69,7 @@ def test_two_leaves_with_the_same_name_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"format": "npz"},
+        {"format": "pickle"},
         {"compression": "gzip"},
         {"compression": "zstd:0"},
         {"compression": "zstd:23"},

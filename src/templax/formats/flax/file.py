@@ -11,10 +11,9 @@ from ..._core.names import join_path
 from ..._core.text import quote_text
 from ...errors import CheckpointError, SourceError, UnknownFormat, Unsupported
 from ...storage.source import Source, root_size
-from .msgpack import PLACEHOLDER as ORBAX_PLACEHOLDER
-from .msgpack import Leaf, read_msgpack
+from .msgpack import PLACEHOLDER, Leaf, read_msgpack
 from .scan import holds_flax_arrays, read_between_arrays
-from .specs import ARRAYS, FORMAT, PLACEHOLDER, Spec, check_place
+from .specs import ARRAY_PLACEHOLDER, ARRAYS, FORMAT, Spec, check_place
 from .state import make_catalog
 
 _EVIDENCE = "msgpack with arrays of Flax"
@@ -27,8 +26,6 @@ _STEP = re.compile(r"checkpoint_([0-9]{1,18})")
 
 _TEMPORARY = "checkpoint_tmp"
 """The file that `flax.training.checkpoints` writes, and renames when it is whole."""
-
-_OUTSIDE = PLACEHOLDER.decode()
 
 
 class FlaxMsgpack:
@@ -57,7 +54,7 @@ class FlaxMsgpack:
                 elsewhere; the error names it.
         """
         size = root_size(source)
-        maximum = _MAX_LEAVES + size // _LEAF_BYTES
+        maximum = max_leaves(size)
         leaves = read_msgpack(_read(source, size), keep=False)
         if len(leaves) > maximum:
             what = f"templax reads {maximum} leaves in {size} bytes, got {len(leaves)}"
@@ -80,6 +77,11 @@ class FlaxMsgpack:
             uncommitted=unfinished if base == _TEMPORARY else None,
             beside="" if from_t5x else f"{outside}/",
         )
+
+
+def max_leaves(size: int) -> int:
+    """Most leaves that templax reads in a file of `size` bytes."""
+    return _MAX_LEAVES + size // _LEAF_BYTES
 
 
 class FlaxArrays:
@@ -119,12 +121,12 @@ def _resolve(leaf: Leaf, name: str, directory: str) -> Leaf:
     """
     if not isinstance(leaf, str):
         return leaf
-    if leaf.startswith(ORBAX_PLACEHOLDER):
+    if leaf.startswith(PLACEHOLDER):
         what = "Expected the array in the file, Orbax stored it in the directory of the file"
         raise Unsupported(f"{what}: `{leaf[:200]}`", leaf=name)
-    if not leaf.startswith(_OUTSIDE):
+    if not leaf.startswith(ARRAY_PLACEHOLDER):
         return leaf
-    inside = leaf.removeprefix(_OUTSIDE)  # empty if the array is the whole tree
+    inside = leaf.removeprefix(ARRAY_PLACEHOLDER)  # empty if the array is the whole tree
     return Spec(check_place(f"{directory}/{inside}" if inside else directory, name))
 
 

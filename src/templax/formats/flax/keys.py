@@ -25,7 +25,7 @@ def scan_values(data: memoryview) -> tuple[CheckpointError | None, list[tuple[in
     """
     extensions: list[tuple[int, int]] = []
     at = total = 0
-    maximum = _MAX_VALUES + len(data) // _VALUE_BYTES
+    maximum = max_values(len(data))
     # Open maps and arrays: how many values are still to come, and the keys so far (None for an
     # array). In a map, the next value is a key if an even number of values is still to come.
     open_: list[tuple[int, set[object] | None]] = []
@@ -53,6 +53,11 @@ def scan_values(data: memoryview) -> tuple[CheckpointError | None, list[tuple[in
         if count:
             open_.append((count, set[object]() if first in MAPS else None))
     return None, extensions
+
+
+def max_values(size: int) -> int:
+    """Most values that templax reads in a file of `size` bytes."""
+    return _MAX_VALUES + size // _VALUE_BYTES
 
 
 def _read_key(data: memoryview, first: int, start: int, stop: int) -> object:

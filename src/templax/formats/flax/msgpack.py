@@ -31,9 +31,9 @@ from .specs import Spec, is_spec, parse_spec
 PLACEHOLDER = "PLACEHOLDER://"
 """What a string begins with that Orbax wrote in place of an array."""
 
-_CHUNKED = "__msgpack_chunked_array__"
+CHUNKED = "__msgpack_chunked_array__"
 
-_MAX_PIECES = 1 << 17
+MAX_PIECES = 1 << 17
 """Most pieces of split arrays, each counted once for each dimension of its array. Flax makes pieces
 of 2**30 bytes, but they may have a single one, and each becomes a few boxes."""
 
@@ -124,8 +124,8 @@ def read_msgpack(data: memoryview, *, keep: bool = True) -> dict[Path, Leaf]:
     for path, leaf in _iter_leaves(tree, ()):
         if isinstance(leaf, Value) and len(leaf.pieces) > 1:
             pieces += len(leaf.pieces) * len(leaf.shape)
-            if pieces > _MAX_PIECES:
-                what = f"templax reads {_MAX_PIECES} dimensions of pieces of arrays, got more"
+            if pieces > MAX_PIECES:
+                what = f"templax reads {MAX_PIECES} dimensions of pieces of arrays, got more"
                 raise Unsupported(what, leaf=join_path(path))
         if path in leaves:  # the keys 1 and "1"
             raise Corrupted("Expected one leaf, got two of this name", leaf=join_path(path))
@@ -176,7 +176,7 @@ def _iter_leaves(tree: Any, path: Path) -> Iterator[tuple[Path, Leaf]]:
     if len(path) > MAX_DEPTH:
         raise Corrupted(f"Expected a tree at most {MAX_DEPTH} deep, got a deeper one")
     if isinstance(tree, dict):
-        if _CHUNKED in tree:
+        if CHUNKED in tree:
             yield path, _join_pieces(tree, path)
         elif is_spec(tree):
             yield path, parse_spec(tree, path)
@@ -247,7 +247,7 @@ def _join_pieces(tree: dict[Any, Any], path: Path) -> Value:
 
 
 class _Chunked(msgspec.Struct, forbid_unknown_fields=True):
-    marker: bool = msgspec.field(name=_CHUNKED)
+    marker: bool = msgspec.field(name=CHUNKED)
     shape: dict[str, int]
     chunks: dict[str, Any]
 

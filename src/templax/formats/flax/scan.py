@@ -7,7 +7,7 @@ import re
 from contextlib import suppress
 
 from ...storage.source import Source
-from .specs import PLACEHOLDER
+from .specs import ARRAY_PLACEHOLDER
 from .values import CONTAINERS, EXTENSIONS, STRINGS, measure_value
 
 _ARRAY = re.compile(
@@ -17,6 +17,8 @@ _ARRAY = re.compile(
 and bytes."""
 
 _COMPLEX = re.compile(rb"\x02\x92[\xca\xcb]")
+
+_OUTSIDE = ARRAY_PLACEHOLDER.encode()
 
 _HEAD = 400
 """Bytes of a value that tell what it is: room for a shape of 32 sizes of 9 bytes, and a name."""
@@ -60,7 +62,7 @@ def holds_flax_arrays(source: Source, key: str, size: int) -> bool:
         if first == _NEVER or (at == 0 and first not in CONTAINERS | EXTENSIONS | STRINGS):
             return False
         start, stop, count = measure_value(window, at - base)
-        if first in STRINGS and window.startswith(PLACEHOLDER, start):
+        if first in STRINGS and window.startswith(_OUTSIDE, start):
             return True
         if first in EXTENSIONS:
             return any(pattern.match(window, start) is not None for pattern in (_ARRAY, _COMPLEX))

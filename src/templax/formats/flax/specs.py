@@ -25,7 +25,7 @@ _STORES = ("file", "gcs", "gfile")
 ARRAYS = "_gda"
 """What the name of a directory ends in that Flax writes beside a file, for its arrays."""
 
-PLACEHOLDER = b"//GDAPlaceholder:"
+ARRAY_PLACEHOLDER = "//GDAPlaceholder:"
 """What a text begins with that stands for one of these arrays."""
 
 _ELSEWHERE = re.compile(r"(?:/|[A-Za-z]:|[a-z0-9]+://)")

@@ -1,0 +1,1 @@
+"""Conversion of a checkpoint to another format, without a template. No JAX."""

@@ -1,0 +1,241 @@
+"""Which leaves are converted, under which names and dtypes, and what is left behind. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import numpy as np
+
+from .._catalog.catalog import Catalog
+from .._catalog.entry import LeafEntry
+from .._catalog.written import Leaf, ValueType, refuse_leaves
+from .._core.dtypes import DTYPES, class_of, parse_dtype
+from .._core.names import (
+    Path,
+    Rename,
+    apply_rename,
+    find_nearest,
+    join_path,
+    matches_pattern,
+    strip_prefix,
+)
+from .._core.text import quote_text
+from .._match.match import CheckpointView, apply_at_and_rename
+from .._match.options import MatchOptions
+from .._restore.prepare import list_subtrees
+from ..errors import UsageError
+
+Casts = Mapping[str, np.dtype]
+"""Name of a leaf or subtree, or a pattern of names → dtype of its floating-point leaves."""
+
+_Choice = TypeVar("_Choice")
+
+_VALUE_TYPES: dict[str, ValueType] = {
+    "array": "np.ndarray",
+    "scalar": "scalar",
+    "string": "string",
+    "key": "jax.Array",
+}
+
+_OF_THE_FORMAT = (
+    "init_timestamp_nsecs",
+    "commit_timestamp_nsecs",
+    "item",
+    "total_size",
+    "use_ocdbt",
+    "use_zarr3",
+)
+"""Metadata about how and when the source was written, which nobody wants carried over."""
+
+
+@dataclass(slots=True)
+class Selection:
+    """What is converted.
+
+    Attributes:
+        leaves: As they are written, without values.
+        entries: Name of a leaf as it is written → the leaf that is read.
+        empties: Nodes without a leaf, as they are written.
+        metadata: The custom metadata that is written.
+        lost: What the result does not have, in words → the names of what it concerns.
+    """
+
+    leaves: list[Leaf] = field(default_factory=list)
+    entries: dict[str, LeafEntry] = field(default_factory=dict)
+    empties: list[tuple[Path, str]] = field(default_factory=list)
+    metadata: dict[str, Any] = field(default_factory=dict)
+    lost: dict[str, list[str]] = field(default_factory=dict)
+
+    def lose(self, what: str, name: str) -> None:
+        """Notes something that the result does not have."""
+        self.lost.setdefault(what, []).append(name)
+
+
+def parse_casts(cast: object) -> Casts:
+    """Checks the argument `cast=`.
+
+    Args:
+        cast: None, a dtype, or a mapping of names or patterns to dtypes.
+
+    Raises:
+        UsageError: It is none of these, or a dtype is not a floating-point one.
+    """
+    if cast is None:
+        return {}
+    named: Mapping[Any, Any] = cast if isinstance(cast, Mapping) else {"*": cast}
+    found: dict[str, np.dtype] = {}
+    for name, wanted in named.items():
+        try:
+            dtype = parse_dtype(wanted) if isinstance(wanted, str) else np.dtype(wanted)
+        except TypeError as error:
+            raise UsageError(f"Expected cast= a floating-point dtype, got {wanted!r}") from error
+        if not isinstance(name, str) or class_of(dtype) != "float" or dtype.name not in DTYPES:
+            raise UsageError(
+                "Expected cast= a floating-point dtype, or a mapping of names to such, got"
+                f" {name!r}: {wanted!r}"
+            )
+        found[name] = dtype
+    return found
+
+
+def select_leaves(
+    catalog: Catalog,
+    *,
+    to: str,
+    at: str,
+    rename: Rename | None,
+    skip: Sequence[str],
+    casts: Casts,
+    flat: bool,
+) -> Selection:
+    """Chooses the leaves of a checkpoint.
+
+    Args:
+        catalog: The checkpoint.
+        to: The format that is written.
+        at, rename: See `convert`. What they name exists.
+        skip: See `convert`.
+        casts: See `parse_casts`.
+        flat: Whether each name is a single key.
+
+    Raises:
+        SaveError: A leaf can't be written in any format, or two have the same name. Names them all.
+        UsageError: A name in `skip` is that of no leaf, or one in `casts` of no floating-point
+            leaf.
+    """
+    found, wrong, seen = Selection(), list[str](), set[str]()
+    used, floats, all_paths = set[str](), list[Path](), list[Path]()
+    skipping = dict.fromkeys(skip, True)
+    skipped = set[str]()
+    view = CheckpointView(catalog.entries, catalog.empties, catalog.url)
+    stored: dict[str, Path] = {}
+    for path, _, entry in apply_at_and_rename(view, MatchOptions(at, rename)):
+        path = path or entry.path[-1:]  # `at` is the leaf itself
+        name = join_path(path)
+        all_paths.append(path)
+        if _choose(path, skipping, skipped):
+            found.lose("a leaf that skip= names", name)
+            continue
+        if name in seen:
+            wrong.append(f"two leaves are named `{name}`")
+            continue
+        seen.add(name)
+        if stored.setdefault(entry.name, entry.path) != entry.path:
+            wrong.append(f"`{name}` is one of two that only their key paths tell apart")
+            continue
+        dtype = entry.dtype
+        if entry.kind != "string" and DTYPES.get(dtype.name) != dtype:
+            what = "of bytes of which the file does not say what they are"
+            wrong.append(f"`{name}` is an array of dtype {dtype.name}, {what}")
+            continue
+        if class_of(dtype) == "float" and entry.kind in ("array", "scalar"):
+            floats.append(path)
+            dtype = _choose(path, casts, used) or dtype
+        path = (name,) if flat else path
+        value_type = _VALUE_TYPES[entry.kind]
+        leaf = Leaf(name, path, value_type, entry.shape, dtype, entry.key_impl, entry.value)
+        found.leaves.append(leaf)
+        found.entries[name] = entry
+        _note_leaf(found, leaf, entry, to)
+    refuse_leaves(wrong)
+    _check_used("cast", casts, used, floats)
+    _check_used("skip", skipping, skipped, all_paths)
+    _select_empties(found, catalog, to, at, rename, flat)
+    _select_metadata(found, catalog, to)
+    return found
+
+
+def _choose(path: Path, choices: Mapping[str, _Choice], used: set[str]) -> _Choice | None:
+    """The choice of the first key that names the leaf or a subtree around it, or is a pattern."""
+    name = join_path(path)
+    for pattern, choice in choices.items():
+        if strip_prefix(path, pattern) is not None or matches_pattern(name, pattern):
+            used.add(pattern)
+            return choice
+    return None
+
+
+def _check_used(
+    option: str, choices: Mapping[str, object], used: set[str], paths: list[Path]
+) -> None:
+    """Refuses a name that decides about no leaf: it is a typo."""
+    leaves = "floating-point leaves" if option == "cast" else "leaves"
+    for pattern in choices:
+        if pattern in used or pattern == "*":
+            continue
+        near = find_nearest(pattern, list_subtrees(paths))
+        raise UsageError(
+            f"Expected {option}= names of {leaves}, got {quote_text(pattern)}, which is that of"
+            " none, or comes after one that matches the same leaves"
+            + (f"; nearest: `{near}`" if near else "")
+        )
+
+
+def _note_leaf(found: Selection, leaf: Leaf, entry: LeafEntry, to: str) -> None:
+    """Notes what is lost of a leaf beside its values."""
+    if entry.saved_sharding is not None:
+        found.lose("the recorded sharding", leaf.name)
+    if to == "orbax":
+        return
+    if entry.kind == "scalar" and to != "msgpack":
+        found.lose("that it is a number, which becomes an array of shape ()", leaf.name)
+    for i, element in enumerate(leaf.path):
+        if isinstance(element, int):
+            found.lose(
+                "that it is a list or tuple, whose indices become names", join_path(leaf.path[:i])
+            )
+
+
+def _select_empties(
+    found: Selection, catalog: Catalog, to: str, at: str, rename: Rename | None, flat: bool
+) -> None:
+    for path, what in catalog.empties.items():
+        rest = strip_prefix(path, at)
+        if rest is None:
+            continue
+        path = apply_rename(rest, rename)
+        if to in ("orbax", "msgpack") and path:
+            found.empties.append(((join_path(path),) if flat else path, what))
+        else:
+            found.lose("a node without leaves", join_path(path) or "the tree itself")
+
+
+def _select_metadata(found: Selection, catalog: Catalog, to: str) -> None:
+    """Divides the metadata into what the format can hold, and what is lost."""
+    orbax = catalog.format == "orbax"
+    items, item = catalog.metadata.get("items", {}), catalog.metadata.get("item")
+    for name in items if isinstance(items, Mapping) else ():
+        if name != item:
+            found.lose("another item of the step", str(name))
+    hidden = (*_OF_THE_FORMAT, "items")
+    about = {key: value for key, value in catalog.metadata.items() if key not in hidden}
+    custom = about.pop("custom_metadata", {}) if orbax else about
+    for key, value in custom.items() if isinstance(custom, Mapping) else ():
+        if to == "orbax" or (to == "safetensors" and isinstance(value, str)):
+            found.metadata[str(key)] = value
+        else:
+            found.lose("metadata that the format has no place for", str(key))
+    for key in about if orbax else ():
+        found.lose("metadata that the format has no place for", str(key))

@@ -1,0 +1,194 @@
+"""The checkpoint that a conversion writes: from its leaves to the commit."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from .._catalog.written import Leaf
+from .._core.names import Path
+from .._core.progress import Progress
+from .._core.text import format_size
+from .._save.file_formats import make_file_item
+from .._save.item import Item, put_files
+from .._save.jobs import WriteOptions
+from ..errors import SaveError
+from ..formats.orbax.directory import COMMITTED
+from ..formats.orbax.write import STANDARD, encode_commit_files
+from ..storage.open import open_staging
+from ..storage.staging import Leftover, Staging
+from .journal import Head, Journal
+from .leftovers import digest, find_leftover
+from .options import ConvertOptions
+from .read import LeafReader
+
+
+class Wanted(NamedTuple):
+    """What is to be written.
+
+    Attributes:
+        leaves, empties, metadata: See `Selection`.
+        options: How.
+    """
+
+    leaves: list[Leaf]
+    empties: Sequence[tuple[Path, str]]
+    metadata: Mapping[str, Any]
+    options: ConvertOptions
+
+
+def make_item(wanted: Wanted) -> Item:
+    """Plans the files.
+
+    Raises:
+        SaveError: The format can't store some leaves; names them.
+    """
+    leaves, empties, metadata, options = wanted
+    try:
+        if options.to == "orbax":
+            return Item("", leaves, empties, options.chunk_size)
+        return make_file_item(
+            options.to,
+            leaves,
+            empties,
+            metadata=metadata,
+            shard_size=options.shard_size,
+            single=False,
+        )
+    except SaveError as error:
+        hint = "skip= leaves leaves out, rename= gives them other names"
+        raise SaveError(error.what, leaf=error.leaf, file=error.file, hint=hint) from error
+
+
+class Target:
+    """A checkpoint that is being written. Leaving a `with` block discards what is not committed.
+
+    Args:
+        wanted: What is to be written.
+        item: The plan of its files.
+        reader: Reads the values.
+        source: See `Head`; None if a later process can't tell whether it reads the same.
+
+    Attributes:
+        resumed_bytes, restarted: See `Converted`.
+        nbytes: Bytes of all files. Valid after `finish`.
+
+    Raises:
+        AlreadyExists: Something is at the path.
+        SaveError: Another process is converting to this path, the disk is too small or refused.
+    """
+
+    def __init__(self, wanted: Wanted, item: Item, reader: LeafReader, source: str | None):
+        self._wanted, self._item, self._begun_ns = wanted, item, time.time_ns()
+        options = wanted.options
+        self.nbytes, self.restarted = 0, None
+        leftover: Leftover | None = None
+        identity = digest((options.identity, item.facts, wanted.empties, dict(wanted.metadata)))
+        if source is not None:
+            leftover, self.restarted = find_leftover(options.path, source, identity)
+        sink = open_staging(options.path, overwrite=options.overwrite, leftover=leftover)
+        assert isinstance(sink, Staging)
+        self._sink = sink
+        try:
+            self._journal = None
+            if source is not None:
+                resume = leftover is not None
+                self._journal = Journal(sink.directory, reader.overflows, resume=resume)
+            write = WriteOptions(
+                process=0,
+                level=options.level,
+                threads=options.threads,
+                memory=options.memory,
+                forget=False,
+                reader=reader,
+                journal=self._journal,
+                data=digest((source, identity))[:32],
+            )
+            item.open(sink, write, only_process=True)
+            self.resumed_bytes = item.writer.found
+            self._check_space()
+            if self._journal is not None and source is not None:
+                self._journal.begin(Head(source, identity, tuple(sink.keys)))
+        except BaseException:
+            self.discard()
+            raise
+
+    def _check_space(self) -> None:
+        """Refuses what the disk has no room for, before it is written."""
+        needed = self._item.writer.total - self.resumed_bytes
+        if self._wanted.options.level is not None:
+            return
+        try:
+            stats = os.statvfs(self._sink.directory)
+        except OSError:
+            return
+        free = stats.f_bavail * stats.f_frsize
+        if needed > free:
+            raise SaveError(
+                f"Expected room for {format_size(needed)}, found {format_size(free)}",
+                file=self._sink.path,
+                hint="make room, or convert to another disk",
+            )
+
+    @property
+    def location(self) -> str:
+        """Where the checkpoint can be opened before the commit."""
+        sink = self._sink
+        if self._wanted.options.to != "orbax" and len(sink.keys) == 1:
+            return os.path.join(sink.directory, sink.keys[0])
+        return sink.directory
+
+    def write(self, progress: Progress | None) -> None:
+        """Reads and writes all values.
+
+        Raises:
+            CheckpointError, SourceError: A leaf can't be read.
+            SaveError: The disk refused.
+        """
+        self._item.writer.start()
+        self._item.writer.wait(progress)
+
+    def finish(self) -> list[int]:
+        """Writes everything except the values; the crc32c of each leaf.
+
+        Raises:
+            SaveError: The disk refused.
+        """
+        item, sink = self._item, self._sink
+        if self._wanted.options.to != "orbax":
+            small, total, crcs = item.describe(item.data_files, {})
+        else:
+            about = {"custom_metadata": self._wanted.metadata}
+            commit = encode_commit_files(STANDARD, self._begun_ns, time.time_ns(), about)
+            small, total, crcs = item.describe(item.data_files, commit)
+            small |= commit
+            small[COMMITTED] = f"Checkpoint commit was successful to {sink.path}".encode()
+        self.nbytes = total + put_files(sink, small)
+        return crcs
+
+    def commit(self) -> tuple[str, tuple[str, ...]]:
+        """Makes the checkpoint visible. Returns its path, and what could not be removed.
+
+        Raises:
+            AlreadyExists: Something has appeared at the path meanwhile.
+            SaveError: The disk refused.
+        """
+        if self._journal is not None:
+            self._journal.remove()
+        self._sink.commit()
+        return self._sink.path, self._sink.not_removed
+
+    def discard(self) -> None:
+        """Stops the threads, and removes what was written unless it is committed. Idempotent."""
+        self._item.stop()
+        if self._journal is not None:
+            self._journal.close()
+        self._sink.discard()
+
+    def __enter__(self) -> Target:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.discard()
