@@ -75,7 +75,6 @@ class FlaxMsgpack:
             evidence="its TensorStore specs" if from_t5x else _EVIDENCE,
             metadata={} if step is None else {"step": int(step[1])},
             uncommitted=unfinished if base == _TEMPORARY else None,
-            beside="" if from_t5x else f"{outside}/",
         )
 
 

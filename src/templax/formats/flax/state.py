@@ -10,12 +10,12 @@ import msgspec
 import numpy as np
 
 from ..._catalog.catalog import Catalog
-from ..._catalog.entry import Chunk, LeafEntry
+from ..._catalog.entry import Chunk, Extent, LeafEntry
 from ..._core.boxes import format_shape
 from ..._core.dtypes import name_of
 from ..._core.gc_pause import pause_gc
 from ..._core.names import Path, join_path
-from ...errors import CheckpointError, Corrupted
+from ...errors import CheckpointError, Corrupted, SourceError
 from ...storage.source import Source
 from ..zarr.container import (
     ArrayLocator,
@@ -47,7 +47,6 @@ def make_catalog(
     evidence: str,
     metadata: Mapping[str, Any],
     uncommitted: str | None,
-    beside: str = "",
 ) -> Catalog:
     """The catalog of a state dict.
 
@@ -56,16 +55,15 @@ def make_catalog(
         file: The file, a key of the source.
         leaves: What `read_msgpack` found in it. Values have their place in the file.
         url, format, evidence, metadata, uncommitted: Go into the catalog.
-        beside: Prefix of the keys that are listed to find arrays outside of the file.
 
     Raises:
         Corrupted: An array is missing, its metadata is unreadable, or not what the file says; or
             two leaves refer to the same array.
         Unsupported: Its metadata has something that templax does not read.
     """
-    container, parsed = Container({}, None), Parsed()
-    if any(isinstance(leaf, Spec) for leaf in leaves.values()):
-        container = list_files(source, beside)
+    objects: dict[str, Extent] = {}
+    unread: dict[str, CheckpointError | SourceError] = {}
+    container, parsed = Container(objects, None, unread), Parsed()
     entries: list[LeafEntry] = []
     empties: dict[Path, str] = {}
     places = set[str]()
@@ -82,8 +80,12 @@ def make_catalog(
                     what = f"Expected one leaf for each array, got two for `{leaf.place[:200]}`"
                     raise Corrupted(what, leaf=name)
                 places.add(leaf.place)
-                array = _read_outside(source, name, leaf, container, parsed)
-                outside = _Outside(array, array_prefix(leaf.place, files=True))
+                prefix = array_prefix(leaf.place, files=True)
+                found = list_files(source, prefix)  # and nothing else in the directory
+                objects.update(found.objects)
+                unread.update(found.unread)
+                array = _read_outside(source, name, leaf, prefix, container, parsed)
+                outside = _Outside(array, prefix)
                 entry = LeafEntry(name, path, array.shape, array.dtype, handle=outside)
             else:
                 entry = LeafEntry(name, path, (), np.dtype(str), "string", value=leaf)
@@ -102,10 +104,9 @@ def make_catalog(
 
 
 def _read_outside(
-    source: Source, name: str, spec: Spec, container: Container, parsed: Parsed
+    source: Source, name: str, spec: Spec, prefix: str, container: Container, parsed: Parsed
 ) -> Array:
     """The metadata of an array outside of the file, which must be as the file says."""
-    prefix = array_prefix(spec.place, files=True)
     array = read_array(source, name, container, parsed, prefix)
     if array is None:
         container.check_listing(name, prefix)
