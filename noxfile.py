@@ -2,6 +2,7 @@
 
 nox -s lint docs dist   what CI runs, besides `fuzz` and the test command of README.md
 nox -s quick            the tests that take seconds
+nox -s nojax            those of what needs no JAX, where it is not installed
 nox -s tests            all of them, on each supported Python that is installed
 nox -s fuzz             every fuzzing target for 20 s; arguments after `--` go to tests.fuzz
 nox -s lowest lowest_demo newest
@@ -73,6 +74,15 @@ def quick(session: nox.Session) -> None:
     session.run("pytest", *QUICK, *session.posargs)
 
 
+@nox.session
+def nojax(session: nox.Session) -> None:
+    """The tests of what needs no JAX, in an environment without it."""
+    session.install(*PINNED, "-e", ".", "pytest")
+    session.run("python", "-c", "import importlib.util as u; assert u.find_spec('jax') is None")
+    # The settings in tests/conftest.py are for JAX.
+    session.run("pytest", "-q", "--confcutdir", "tests/nojax", "tests/nojax", *session.posargs)
+
+
 @nox.session(python=PYTHONS[0])
 def fuzz(session: nox.Session) -> None:
     """Runs the targets of `tests/fuzz`, for 20 s each or as the arguments after `--` say."""
@@ -99,7 +109,8 @@ def lowest(session: nox.Session) -> None:
     JAX.
     """
     tools = ("hypothesis", "pytest", "pytest-xdist", "safetensors")
-    session.install("-c", _resolve_lowest(session), "-e", ".", *tools, *LOWEST_PEERS)
+    lowest = _resolve_lowest(session, "--extra", "jax")
+    session.install("-c", lowest, "-e", ".[jax]", *tools, *LOWEST_PEERS)
     session.run("pytest", *QUICK, *LOWEST_TESTS, *session.posargs)
 
 

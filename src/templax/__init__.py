@@ -21,7 +21,8 @@ Errors are in `templax.errors`, and Orbax's names in `templax.compat.orbax`.
     (2, 3)
 
 `import templax` imports nothing heavy: each public name is loaded when it is first used, and JAX
-only with the calls that make arrays.
+only with the calls that make arrays of it. Where JAX is not installed, all the rest works: a
+template of numpy arrays is restored into numpy arrays.
 """
 
 __version__ = "0.1.0"
@@ -36,7 +37,7 @@ _MODULES = {
     "_catalog.entry": ("LeafEntry",),
     "_catalog.fingerprint": ("Fingerprint",),
     "_convert.api": ("convert",),
-    "_convert.result": ("Converted",),
+    "_convert.result": ("Converted", "LeafCast"),
     "_display.progress": ("show_progress",),
     "_match.result": ("Match", "TemplateError"),
     "_plan.plan": ("Plan",),
@@ -55,6 +56,7 @@ _MODULES = {
         "CheckpointError",
         "Corrupted",
         "Mismatch",
+        "MissingPackage",
         "NotFound",
         "SaveError",
         "SourceError",
@@ -70,6 +72,7 @@ _MODULES = {
 """Where each public name is defined. `__init__.pyi` says the same to type checkers."""
 
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
+_NEED_JAX = ("Recipe", "template_of")
 _PACKAGES = ("errors", "formats", "storage")
 
 __all__ = sorted(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]
@@ -82,6 +85,10 @@ def __getattr__(name: str) -> object:
         return import_module(f"{__name__}.{name}")
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name in _NEED_JAX:
+        from ._core.optional import require_jax
+
+        require_jax(f"{__name__}.{name}")
     value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
     globals()[name] = value
     return value

@@ -12,6 +12,7 @@ from ._catalog.entry import LeafEntry as LeafEntry
 from ._catalog.fingerprint import Fingerprint as Fingerprint
 from ._convert.api import convert as convert
 from ._convert.result import Converted as Converted
+from ._convert.result import LeafCast as LeafCast
 from ._display.progress import show_progress as show_progress
 from ._match.result import Match as Match
 from ._match.result import TemplateError as TemplateError
@@ -36,6 +37,7 @@ from .errors import CastWarning as CastWarning
 from .errors import CheckpointError as CheckpointError
 from .errors import Corrupted as Corrupted
 from .errors import Mismatch as Mismatch
+from .errors import MissingPackage as MissingPackage
 from .errors import NotFound as NotFound
 from .errors import SaveError as SaveError
 from .errors import SourceError as SourceError

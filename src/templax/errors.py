@@ -12,7 +12,8 @@ TemplaxError
 ├── SourceError (OSError)                  the storage failed, or a file changed while it was read
 ├── SaveError                              nothing was saved; an existing checkpoint is untouched
 │   └── AlreadyExists (FileExistsError)    the path is taken
-└── UsageError (ValueError)                an invalid argument, such as cast="loose"
+├── UsageError (ValueError)                an invalid argument, such as cast="loose"
+└── MissingPackage (ImportError)           a package that this call needs is not installed
 
 CastWarning (UserWarning)                  leaves were cast; one warning per call
 
@@ -36,6 +37,7 @@ __all__ = [
     "CheckpointError",
     "Corrupted",
     "Mismatch",
+    "MissingPackage",
     "NotFound",
     "SaveError",
     "SourceError",
@@ -234,6 +236,21 @@ class AlreadyExists(SaveError, FileExistsError):
 
 class UsageError(TemplaxError, ValueError):
     """An invalid argument."""
+
+
+class MissingPackage(TemplaxError, ImportError):
+    """A package that this call needs is not installed: templax works without it otherwise.
+
+    Attributes:
+        name: The package, such as "jax".
+        hint: The command that installs it.
+    """
+
+    __str__ = Exception.__str__
+
+    def __init__(self, what: str, *, name: str | None = None, hint: str | None = None):
+        super().__init__(f"{what}; hint: {hint}" if hint else what)
+        self.name, self.hint = name, hint
 
 
 class CastWarning(UserWarning):

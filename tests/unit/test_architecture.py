@@ -28,15 +28,12 @@ MODULES = {
 }
 
 JAX = {
-    "_catalog.abstract_tree", "_hosts.agreement", "_hosts.link", "_hosts.pairing",
-    "_hosts.presence", "_hosts.session", "_jax.coordination", "_jax.paths",
-    "_jax.pickling", "_jax.put", "_jax.support", "_jax.versions", "_restore.place",
-    "_save.background", "_save.fingerprint", "_save.item", "_save.job", "_save.owners",
-    "_save.save", "_save.snapshot", "_template.flatten", "_template.from_pytree",
+    "_jax.paths", "_jax.put", "_jax.support", "_jax.versions", "_restore.devices",
+    "_save.jax_leaves", "_save.owners", "_template.flatten", "_template.from_pytree",
     "_template.jax_shardings", "_template.trace", "_views.recipe",
     "compat.orbax.__init__", "compat.orbax.args", "compat.orbax.checkpointers",
     "compat.orbax.leaf_args", "compat.orbax.legacy", "compat.orbax.manager",
-    "compat.orbax.metadata", "compat.orbax.saver", "compat.orbax.v1",
+    "compat.orbax.metadata", "compat.orbax.v1",
 }  # fmt: skip
 """Modules that may import JAX when they are imported themselves."""
 
@@ -48,7 +45,7 @@ PURE = {
     "_match.meaning", "_match.missing_hints", "_match.moved_subtrees", "_match.rename_hints",
     "_match.rename_text", "_match.options", "_match.result", "_match.shape_hints",
     "_plan.buffers", "_plan.build", "_plan.parts", "_plan.plan", "_runs.retention",
-    "_template.sharding", "_template.template",
+    "_template.placement", "_template.plain_tree", "_template.sharding", "_template.template",
 }  # fmt: skip
 
 

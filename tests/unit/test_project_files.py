@@ -30,8 +30,19 @@ def test_every_required_package_is_pinned() -> None:
 def test_every_dependency_has_a_lower_bound() -> None:
     """`nox -s lowest` tests them."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    bounded = [*project["dependencies"], *project["optional-dependencies"]["demo"]]
-    assert all(">=" in requirement for requirement in bounded)
+    extras = project["optional-dependencies"]
+    bounded = [*project["dependencies"], *extras["jax"], *extras["demo"]]
+    assert all(">=" in requirement for requirement in bounded if "templax" not in requirement)
+
+
+def test_jax_comes_with_an_extra_and_with_those_that_need_it() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    assert not [each for each in project["dependencies"] if re.match("jax", each)]
+    assert [re.split("[>=]", each)[0] for each in extras["jax"]] == ["jax"]
+    for name in ("demo", "docs"):
+        assert "templax[jax]" in extras[name]
+    assert "templax[demo]" in extras["test"]
 
 
 def test_changelog_fragments_are_named_for_their_kind() -> None:

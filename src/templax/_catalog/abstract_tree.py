@@ -1,17 +1,21 @@
-"""The abstract tree of a checkpoint: what `Catalog.template` returns. Imports JAX."""
+"""The abstract tree of a checkpoint: what `Catalog.template` returns.
+
+Its arrays are those of JAX where JAX is installed, and numpy's elsewhere.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-import jax
 import numpy as np
 
 from .._core.arguments import PyTree
+from .._core.boxes import Shape
 from .._core.dtypes import PYTHON_DTYPES, UNNAMED_BYTE
 from .._core.names import MAX_DEPTH, Path, join_path
-from .._jax.support import abstract_array
+from .._core.optional import can_import_jax
 from ..errors import Corrupted
 from .entry import LeafEntry
 
@@ -22,17 +26,21 @@ def build_abstract_tree(entries: Sequence[LeafEntry], empties: Mapping[Path, str
     Raises:
         Corrupted: Two leaves share a name, the tree is too deep, or a key's PRNG is unknown.
     """
+    with_jax = can_import_jax()
+    leaves = [_make_leaf(entry, with_jax) for entry in entries]
     try:
-        return _build_tree(entries, empties)
+        return _build_tree(entries, leaves, empties)
     except Corrupted:
         if len({entry.name for entry in entries}) < len(entries):
             raise
         # A name is of a leaf and of a subtree, as safetensors allows: return a flat dict instead.
-        return {entry.name: abstract_leaf(entry) for entry in entries}
+        return {entry.name: leaf for entry, leaf in zip(entries, leaves, strict=True)}
 
 
-def _build_tree(entries: Sequence[LeafEntry], empties: Mapping[Path, str]) -> PyTree:
-    items: list[tuple[Path, Any]] = [(e.path, abstract_leaf(e)) for e in entries]
+def _build_tree(
+    entries: Sequence[LeafEntry], leaves: Sequence[Any], empties: Mapping[Path, str]
+) -> PyTree:
+    items = [(entry.path, leaf) for entry, leaf in zip(entries, leaves, strict=True)]
     items += [(path, _EMPTY[what]()) for path, what in empties.items() if what in _EMPTY]
     root: dict[Any, Any] = {}
     for path, leaf in items:
@@ -77,22 +85,39 @@ def _finish_node(node: Any, depth: int) -> Any:
     return {str(k): v for k, v in built.items()}
 
 
-def abstract_leaf(entry: LeafEntry) -> Any:
+@dataclass(frozen=True, slots=True)
+class KeysWithoutJax:
+    """The template leaf of typed PRNG keys where JAX is not installed. No restore accepts it."""
+
+    shape: Shape
+    impl: str | None
+
+
+def _make_leaf(entry: LeafEntry, with_jax: bool) -> Any:
     """The template leaf that matches a stored leaf exactly."""
     if entry.kind == "string":
         return str
     if entry.kind == "key":
-        try:
-            dtype = jax.eval_shape(lambda: jax.random.key(0, impl=entry.key_impl)).dtype
-        except ValueError as error:
-            raise Corrupted(
-                f"Expected a PRNG that JAX knows, got `{entry.key_impl}`", leaf=entry.name
-            ) from error
-        return jax.ShapeDtypeStruct(entry.user_shape, dtype)
+        return _make_keys(entry) if with_jax else KeysWithoutJax(entry.user_shape, entry.key_impl)
     if entry.kind == "scalar":
         for python, dtype in PYTHON_DTYPES.items():
             if entry.dtype == dtype:
                 return python
-    if entry.dtype == UNNAMED_BYTE:
-        return abstract_array(entry.shape, np.dtype(np.uint8))
-    return abstract_array(entry.shape, entry.dtype)
+    dtype = np.dtype(np.uint8) if entry.dtype == UNNAMED_BYTE else entry.dtype
+    if with_jax:
+        from .._jax.support import abstract_array
+
+        return abstract_array(entry.shape, dtype)
+    return np.broadcast_to(np.zeros((), dtype), entry.shape)
+
+
+def _make_keys(entry: LeafEntry) -> Any:
+    import jax
+
+    try:
+        dtype = jax.eval_shape(lambda: jax.random.key(0, impl=entry.key_impl)).dtype
+    except ValueError as error:
+        raise Corrupted(
+            f"Expected a PRNG that JAX knows, got `{entry.key_impl}`", leaf=entry.name
+        ) from error
+    return jax.ShapeDtypeStruct(entry.user_shape, dtype)

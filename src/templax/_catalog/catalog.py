@@ -165,8 +165,9 @@ class Catalog:
             Nested dicts and lists of `jax.ShapeDtypeStruct` without sharding. Python numbers and
             strings are represented by their types. 64-bit arrays are abstract numpy arrays, which
             take no memory, unless JAX has 64-bit types enabled, because a `jax.Array` could not
-            hold them. If a name is both a leaf and a subtree, which safetensors allows, the result
-            is one flat dict of all names.
+            hold them. Where JAX is not installed, all arrays are, and only typed PRNG keys can't
+            be restored. If a name is both a leaf and a subtree, which safetensors allows, the
+            result is one flat dict of all names.
 
         Example:
             >>> import pathlib, tempfile
@@ -180,6 +181,6 @@ class Catalog:
             >>> tree["layers"][0]["w"].shape
             (8, 6)
         """
-        from .abstract_tree import build_abstract_tree  # imports JAX
+        from .abstract_tree import build_abstract_tree  # imports JAX, if it is installed
 
         return build_abstract_tree(self.entries, self.empties)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -12,7 +13,7 @@ from .._catalog.catalog import Catalog
 from .._catalog.fingerprint import combine_fingerprints
 from .._catalog.written import Leaf
 from .._core.names import Rename
-from .._core.progress import Progress, check_progress
+from .._core.progress import Progress
 from .._restore.options import CompareOptions
 from .._restore.prepare import check_rename_used
 from .._save.destination import check_destination
@@ -26,14 +27,14 @@ from .read import LeafReader
 from .read_back import compare_with_written
 from .result import Converted, LeafCast
 from .select import Selection, select_leaves
-from .target import Target, Wanted, make_item
+from .target import Target, plan_files
 
 
 def convert(
     src: Checkpoint,
     dst: str | os.PathLike[str],
     *,
-    to: Literal["orbax", "safetensors"],
+    to: Literal["orbax", "safetensors", "msgpack", "npz"] | None = None,
     at: str = "",
     rename: Rename | None = None,
     skip: Sequence[str] = (),
@@ -64,8 +65,9 @@ def convert(
     Args:
         src: A checkpoint, in any form that `open` takes.
         dst: A local path that does not exist yet, or an empty directory. Parents are created.
-        to: The format to write: "orbax", or "safetensors" (a directory with `model.safetensors`, or
-            with several files and their index).
+        to: The format to write: "orbax", "safetensors", "msgpack" (Flax) or "npz", as in `save`.
+            By default that of the file that `dst` names: a path that ends in `.safetensors`,
+            `.msgpack` or `.npz` is a single file; any other one is a directory.
         at: Convert only this subtree, as in `restore`.
         rename: What becomes of the names below `at`: a mapping of prefixes or a function, as in
             `restore`.
@@ -74,7 +76,7 @@ def convert(
         flat: Whether each name is a single key. By default a name such as `a.b` in a file without
             nesting becomes a leaf `b` in a dict `a`, as `open` shows it. Only for Orbax: a
             safetensors file has no nesting.
-        cast: The dtype of all floating-point leaves; or a mapping of names of leaves or subtrees,
+        cast: The dtype of all floating-point arrays; or a mapping of names of leaves or subtrees,
             or patterns as in `restore`, to dtypes, of which the first that matches decides.
         compression: Only for Orbax: None, `"zstd"` or `"zstd:LEVEL"`, as in `save`.
         chunk_size: Only for Orbax: most bytes of a chunk, where the shape can be divided that
@@ -126,10 +128,11 @@ def convert(
         shard_size=shard_size,
         memory=memory,
         threads=threads,
+        on_progress=on_progress,
     )
+    save = options.save
     if not isinstance(verify, bool):
         raise UsageError(f"Expected verify=True or False, got {verify!r}")
-    check_progress(on_progress)
     CompareOptions(at=at, rename=rename)
     if isinstance(skip, str) or not all(isinstance(name, str) for name in skip):
         raise UsageError(f"Expected skip= a list of names (str), got {skip!r}")
@@ -140,18 +143,19 @@ def convert(
     _check_apart(catalog, options.path)
     chosen = select_leaves(
         catalog,
-        to=to,
+        to=save.format,
         at=at,
         rename=rename,
         skip=skip,
         casts=options.casts,
-        flat=flat and to == "orbax",
+        flat=flat,
     )
-    wanted = Wanted(chosen.leaves, chosen.empties, chosen.metadata, options)
-    item = make_item(wanted)
-    check_destination(open_source(options.path), replaces=overwrite)
     reader = LeafReader(catalog, chosen.entries)
-    with Target(wanted, item, reader, identify_source(catalog)) as target:
+    if save.format == "msgpack":
+        reader.hold_numbers(chosen.leaves)
+    item = plan_files(chosen, options)
+    check_destination(open_source(options.path), replaces=overwrite and not save.single)
+    with Target(chosen, options, item, reader, identify_source(catalog)) as target:
         meter = _Meter(item.writer.total, verify, on_progress)
         target.write(meter.report_written)
         crcs = target.finish()
@@ -162,8 +166,8 @@ def convert(
                 item.leaves,
                 chosen.empties,
                 crcs,
-                options.threads,
-                options.memory,
+                save.threads,
+                save.memory,
                 meter.report_read,
             )
         path, not_removed = target.commit()
@@ -171,7 +175,7 @@ def convert(
         source=catalog.url,
         source_format=catalog.format,
         path=path,
-        format=to,
+        format=save.format,
         leaves=len(item.leaves),
         value_bytes=sum(leaf.nbytes for leaf in item.leaves),
         nbytes=target.nbytes,
@@ -180,7 +184,7 @@ def convert(
             for leaf, crc in zip(item.leaves, crcs, strict=True)
         ),
         verified=verify,
-        casts=_list_casts(chosen, reader, item.leaves, item.first_rows),
+        casts=_list_casts(chosen, reader, item.first_rows),
         lost={what: tuple(dict.fromkeys(names)) for what, names in chosen.lost.items()},
         shared=tuple(map(tuple, reader.find_shared())),
         resumed_bytes=target.resumed_bytes,
@@ -242,16 +246,18 @@ def _compare_with_recorded(
 
 
 def _list_casts(
-    chosen: Selection, reader: LeafReader, leaves: Sequence[Leaf], rows: Sequence[int]
+    chosen: Selection, reader: LeafReader, rows: Mapping[int, str]
 ) -> tuple[LeafCast, ...]:
-    """The leaves that were cast, in the order of the source."""
-    overflows = dict.fromkeys(chosen.entries, 0)
-    order = sorted(reader.overflows.items())
-    i = 0
-    for row, count in order:
-        while i + 1 < len(leaves) and rows[i + 1] <= row:
-            i += 1
-        overflows[leaves[i].name] += count
+    """The leaves that were cast, in the order of the source.
+
+    Args:
+        chosen: What was written.
+        reader: Knows how many values of each block overflowed.
+        rows: See `Item.first_rows`.
+    """
+    overflows, firsts = dict.fromkeys(chosen.entries, 0), sorted(rows)
+    for row, count in reader.overflows.items():
+        overflows[rows[firsts[bisect.bisect_right(firsts, row) - 1]]] += count
     return tuple(
         LeafCast(
             leaf.name,

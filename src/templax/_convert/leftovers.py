@@ -8,9 +8,8 @@ from typing import Any
 
 from .._catalog.catalog import Catalog
 from ..errors import CheckpointError, SaveError, SourceError
-from ..storage.leftovers import find_abandoned, find_unfinished, remove_directory
+from ..storage.leftovers import Leftover, find_abandoned, find_unfinished, remove_directory
 from ..storage.source import ObjectInfo
-from ..storage.staging import Leftover
 from .journal import NAME, Head, read_head
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import sys
 from collections.abc import Generator, Iterator, Mapping, Sequence
@@ -62,6 +63,15 @@ class LeafReader:
                 places = tuple((extent.key, extent.start, extent.stop) for extent in extents)
                 found.setdefault(places, []).append(name)
         return [names for names in found.values() if len(names) > 1]
+
+    def hold_numbers(self, leaves: Sequence[Leaf]) -> None:
+        """Gives numbers of Python their values, for a format that does not store them as arrays."""
+        numbers = [leaf for leaf in leaves if leaf.is_python]
+        if not numbers:
+            return
+        blocks = [Block(leaf, (), 0) for leaf in numbers]
+        for leaf, values in zip(numbers, self.read(blocks), strict=True):
+            leaf.pieces = (((), functools.partial(np.array, values.copy())),)
 
     def cut(self, leaf: Leaf, chunk: Shape) -> Iterator[tuple[list[Box], int]]:
         """See `BlockReader`."""

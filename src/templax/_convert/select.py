@@ -11,7 +11,7 @@ import numpy as np
 from .._catalog.catalog import Catalog
 from .._catalog.entry import LeafEntry
 from .._catalog.written import Leaf, ValueType, refuse_leaves
-from .._core.dtypes import DTYPES, class_of, parse_dtype
+from .._core.dtypes import DTYPES, PYTHON_DTYPES, class_of, parse_dtype
 from .._core.names import (
     Path,
     Rename,
@@ -150,12 +150,13 @@ def select_leaves(
             what = "of bytes of which the file does not say what they are"
             wrong.append(f"`{name}` is an array of dtype {dtype.name}, {what}")
             continue
-        if class_of(dtype) == "float" and entry.kind in ("array", "scalar"):
+        if class_of(dtype) == "float" and entry.kind == "array":
             floats.append(path)
             dtype = _choose(path, casts, used) or dtype
         path = (name,) if flat else path
         value_type = _VALUE_TYPES[entry.kind]
         leaf = Leaf(name, path, value_type, entry.shape, dtype, entry.key_impl, entry.value)
+        leaf.is_python = entry.kind == "scalar" and dtype in PYTHON_DTYPES.values()
         found.leaves.append(leaf)
         found.entries[name] = entry
         _note_leaf(found, leaf, entry, to)
@@ -181,7 +182,7 @@ def _check_used(
     option: str, choices: Mapping[str, object], used: set[str], paths: list[Path]
 ) -> None:
     """Refuses a name that decides about no leaf: it is a typo."""
-    leaves = "floating-point leaves" if option == "cast" else "leaves"
+    leaves = "floating-point arrays" if option == "cast" else "leaves"
     for pattern in choices:
         if pattern in used or pattern == "*":
             continue
@@ -218,6 +219,8 @@ def _select_empties(
         path = apply_rename(rest, rename)
         if to in ("orbax", "msgpack") and path:
             found.empties.append(((join_path(path),) if flat else path, what))
+            if to == "msgpack" and what not in ("Dict", "None"):
+                found.lose("that it is an empty list or tuple, and not a map", join_path(path))
         else:
             found.lose("a node without leaves", join_path(path) or "the tree itself")
 

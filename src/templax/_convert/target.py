@@ -4,61 +4,38 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from dataclasses import replace
 
-from .._catalog.written import Leaf
-from .._core.names import Path
 from .._core.progress import Progress
 from .._core.text import format_size
-from .._save.file_formats import make_file_item
+from .._save.file_formats import make_item
 from .._save.item import Item, put_files
 from .._save.jobs import WriteOptions
 from ..errors import SaveError
 from ..formats.orbax.directory import COMMITTED
 from ..formats.orbax.write import STANDARD, encode_commit_files
+from ..storage.leftovers import Leftover
 from ..storage.open import open_staging
-from ..storage.staging import Leftover, Staging
+from ..storage.staging import Staging
 from .journal import Head, Journal
 from .leftovers import digest, find_leftover
 from .options import ConvertOptions
 from .read import LeafReader
+from .select import Selection
 
 
-class Wanted(NamedTuple):
-    """What is to be written.
-
-    Attributes:
-        leaves, empties, metadata: See `Selection`.
-        options: How.
-    """
-
-    leaves: list[Leaf]
-    empties: Sequence[tuple[Path, str]]
-    metadata: Mapping[str, Any]
-    options: ConvertOptions
-
-
-def make_item(wanted: Wanted) -> Item:
+def plan_files(chosen: Selection, options: ConvertOptions) -> Item:
     """Plans the files.
 
     Raises:
         SaveError: The format can't store some leaves; names them.
+        UsageError: The leaves don't fit into one file of the size that was asked for.
     """
-    leaves, empties, metadata, options = wanted
+    save = replace(options.save, metadata=chosen.metadata)
     try:
-        if options.to == "orbax":
-            return Item("", leaves, empties, options.chunk_size)
-        return make_file_item(
-            options.to,
-            leaves,
-            empties,
-            metadata=metadata,
-            shard_size=options.shard_size,
-            single=False,
-        )
+        return make_item("", chosen.leaves, chosen.empties, save, chunk_bytes=options.chunk_size)
     except SaveError as error:
-        hint = "skip= leaves leaves out, rename= gives them other names"
+        hint = "skip= leaves them out"
         raise SaveError(error.what, leaf=error.leaf, file=error.file, hint=hint) from error
 
 
@@ -66,8 +43,9 @@ class Target:
     """A checkpoint that is being written. Leaving a `with` block discards what is not committed.
 
     Args:
-        wanted: What is to be written.
-        item: The plan of its files.
+        chosen: What is to be written.
+        options: How.
+        item: The plan of the files.
         reader: Reads the values.
         source: See `Head`; None if a later process can't tell whether it reads the same.
 
@@ -80,15 +58,30 @@ class Target:
         SaveError: Another process is converting to this path, the disk is too small or refused.
     """
 
-    def __init__(self, wanted: Wanted, item: Item, reader: LeafReader, source: str | None):
-        self._wanted, self._item, self._begun_ns = wanted, item, time.time_ns()
-        options = wanted.options
+    def __init__(
+        self,
+        chosen: Selection,
+        options: ConvertOptions,
+        item: Item,
+        reader: LeafReader,
+        source: str | None,
+    ):
+        self._item, self._metadata, self._options = item, chosen.metadata, options.save
+        self._begun_ns = time.time_ns()
         self.nbytes, self.restarted = 0, None
+        save = options.save
         leftover: Leftover | None = None
-        identity = digest((options.identity, item.facts, wanted.empties, dict(wanted.metadata)))
+        read = [(name, entry.name) for name, entry in chosen.entries.items()]
+        identity = digest(
+            (options.identity, item.facts, read, chosen.empties, dict(chosen.metadata))
+        )
+        if save.format == "npz":  # its checksums cover more than a chunk, so it begins anew
+            source = None
         if source is not None:
             leftover, self.restarted = find_leftover(options.path, source, identity)
-        sink = open_staging(options.path, overwrite=options.overwrite, leftover=leftover)
+        sink = open_staging(
+            options.path, overwrite=save.overwrite, single=save.single, leftover=leftover
+        )
         assert isinstance(sink, Staging)
         self._sink = sink
         try:
@@ -98,9 +91,9 @@ class Target:
                 self._journal = Journal(sink.directory, reader.overflows, resume=resume)
             write = WriteOptions(
                 process=0,
-                level=options.level,
-                threads=options.threads,
-                memory=options.memory,
+                level=save.level,
+                threads=save.threads,
+                memory=save.memory,
                 forget=False,
                 reader=reader,
                 journal=self._journal,
@@ -118,7 +111,7 @@ class Target:
     def _check_space(self) -> None:
         """Refuses what the disk has no room for, before it is written."""
         needed = self._item.writer.total - self.resumed_bytes
-        if self._wanted.options.level is not None:
+        if self._options.level is not None:
             return
         try:
             stats = os.statvfs(self._sink.directory)
@@ -136,7 +129,7 @@ class Target:
     def location(self) -> str:
         """Where the checkpoint can be opened before the commit."""
         sink = self._sink
-        if self._wanted.options.to != "orbax" and len(sink.keys) == 1:
+        if self._options.format != "orbax" and len(sink.keys) == 1:
             return os.path.join(sink.directory, sink.keys[0])
         return sink.directory
 
@@ -157,10 +150,10 @@ class Target:
             SaveError: The disk refused.
         """
         item, sink = self._item, self._sink
-        if self._wanted.options.to != "orbax":
+        if self._options.format != "orbax":
             small, total, crcs = item.describe(item.data_files, {})
         else:
-            about = {"custom_metadata": self._wanted.metadata}
+            about = {"custom_metadata": self._metadata}
             commit = encode_commit_files(STANDARD, self._begun_ns, time.time_ns(), about)
             small, total, crcs = item.describe(item.data_files, commit)
             small |= commit

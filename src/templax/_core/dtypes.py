@@ -190,7 +190,11 @@ def cast_into(out: np.ndarray, values: np.ndarray) -> None:
     Rounds to nearest, ties to even, and does not warn on overflow.
     """
     with np.errstate(all="ignore"):
-        np.copyto(out, values, casting="unsafe")
+        try:
+            np.copyto(out, values, casting="unsafe")
+        except TypeError:  # between some of its dtypes, ml_dtypes casts by no direct way
+            wider = np.int8 if class_of(values.dtype) == "int" else np.float32
+            np.copyto(out, values.astype(wider), casting="unsafe")
 
 
 _MAX_NAME = 64
@@ -238,6 +242,13 @@ DTYPES: Mapping[str, np.dtype] = {
 }
 """Name → dtype of every element type that can be read. Narrower ones are stored one per byte.
 ml_dtypes before 0.5 lacks some."""
+
+
+@functools.cache
+def is_known(dtype: np.dtype) -> bool:
+    """Whether a dtype is one of `DTYPES`."""
+    return DTYPES.get(dtype.name) == dtype
+
 
 UNNAMED_BYTE = np.dtype("V1")
 """Elements of one byte of which the file does not say what they are: numpy does not write the names

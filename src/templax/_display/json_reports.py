@@ -1,4 +1,4 @@
-"""The fields of the JSON that `templax check`, `plan`, `diff` and `verify` print.
+"""The fields of the JSON that `templax check`, `convert`, `diff`, `plan` and `verify` print.
 
 docs/reference/cli.md documents them.
 """
@@ -10,6 +10,7 @@ from typing import Any
 from .._audit.diff_result import Diff, LeafDiff
 from .._audit.result import Verified
 from .._catalog.entry import LeafEntry
+from .._convert.result import Converted
 from .._match.result import Match
 from .._plan.plan import Plan, plan_figures
 from .json import select_fields
@@ -47,6 +48,18 @@ def verification_fields(verified: Verified) -> dict[str, Any]:
         **select_fields(verified, "ok", "url", "leaves"),
         "damages": [select_fields(error, *damage) for error in verified.damages],
         **select_fields(verified, "checked_bytes", "unchecked_bytes", "unchecked", "seconds"),
+    }
+
+
+def conversion_fields(converted: Converted) -> dict[str, Any]:
+    """A conversion, as `templax convert` prints it."""
+    return {
+        "ok": True,
+        **select_fields(converted, "source", "source_format", "path", "format", "leaves"),
+        **select_fields(converted, "value_bytes", "nbytes"),
+        "fingerprint": str(converted.fingerprint),
+        **select_fields(converted, "verified", "casts", "overflows", "lost", "shared"),
+        **select_fields(converted, "resumed_bytes", "restarted", "not_removed", "seconds"),
     }
 
 

@@ -1,4 +1,4 @@
-"""JAX. How the processes of a job agree during a call that concerns all: a save, a restore.
+"""How the processes of a job agree during a call that concerns all: a save, a restore.
 
 They communicate over the key-value store that comes with `jax.distributed`. No device takes part,
 so the main thread can train while a background thread saves.
@@ -57,9 +57,9 @@ from collections.abc import Callable, Generator, Mapping
 from types import TracebackType
 
 import msgspec
-from jax.errors import JaxRuntimeError
 
 from .._core.arguments import check_company
+from .._jax.coordination import StoreError
 from ..errors import SaveError, TemplaxError
 from . import presence
 from .link import Link, connect_job
@@ -197,7 +197,7 @@ class Hosts:
             if meeting.error is None:
                 self._session = Session(self._link, meeting.session, path, self._silent_s)
                 self.failed = False
-        except JaxRuntimeError as cause:
+        except StoreError as cause:
             raise self._describe_unreachable(cause, self._call.doing) from cause
         except BaseException as error:
             if self._session is None:
@@ -271,7 +271,7 @@ class Hosts:
         if self.count == 1 or now - self._checked < CHECK_S:
             return
         self._checked = now
-        with contextlib.suppress(JaxRuntimeError):
+        with contextlib.suppress(StoreError):
             error = None if self._session is None else self._session.find_failure()
             if error is not None:
                 self.failed = True
@@ -296,7 +296,7 @@ class Hosts:
         self.fail(error)
         try:
             agreed, announced = self._session.find_end(None if done else POLL_S)
-        except JaxRuntimeError:
+        except StoreError:
             return error, None
         if agreed is not None and agreed.process != self.index:
             return self._make_error(agreed), None
@@ -308,7 +308,7 @@ class Hosts:
             return
         self.failed = True
         remote = RemoteError.from_exception(error)
-        with contextlib.suppress(JaxRuntimeError):
+        with contextlib.suppress(StoreError):
             if not self._joined:
                 self._link.pairing.give_up(self._call, remote)
             elif self._session is not None:
@@ -319,7 +319,7 @@ class Hosts:
         if self.count == 1 or self._closed:
             return
         self._closed = True
-        with contextlib.suppress(JaxRuntimeError):
+        with contextlib.suppress(StoreError):
             if self._session is None:
                 self._link.pairing.delete_used_keys()
             else:
@@ -384,7 +384,7 @@ class Hosts:
             values, reply, failure = self._session.take_step(
                 doing, value=value, reply=reply, error=own, heed_others=heed_others
             )
-        except JaxRuntimeError as cause:
+        except StoreError as cause:
             unreachable = self._describe_unreachable(cause, doing)
             self.fail(unreachable)
             raise unreachable from cause

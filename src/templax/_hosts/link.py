@@ -1,4 +1,4 @@
-"""JAX. What connects the processes of a job: one object, made by the first call of several."""
+"""What connects the processes of a job: one object, made by the first call of several."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ import os
 import threading
 from collections.abc import Callable
 
-import jax
 import msgspec
 
-from .._jax.coordination import JobStore, is_connected
+from .._jax.coordination import JobStore, count_processes, is_connected, process_index
 from .pairing import Pairing
 from .presence import Presence
 
@@ -69,14 +68,14 @@ def connect_job(*, strict: bool) -> Link | None:
         SaveError: `jax.distributed` does not connect the processes.
     """
     global _link
-    if not is_connected() and not (strict and jax.process_count() > 1):
+    if not is_connected() and not (strict and count_processes() > 1):
         return None
     store = JobStore()
-    count = jax.process_count()
+    count = count_processes()
     if count == 1:
         return None
     if _link is None or _link.store.client is not store.client:
-        _link = Link(store, jax.process_index(), count)
+        _link = Link(store, process_index(), count)
     return _link
 
 

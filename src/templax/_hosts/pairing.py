@@ -1,4 +1,4 @@
-"""JAX. How the processes of a job meet: which call of one process belongs to which of another.
+"""How the processes of a job meet: which call of one process belongs to which of another.
 
 Calls are paired by what they are, not by a counter: a process may leave a call out, fail before it
 meets the others, or make another one instead.
@@ -33,9 +33,8 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import msgspec
-from jax.errors import JaxRuntimeError
 
-from .._jax.coordination import JobStore
+from .._jax.coordination import JobStore, StoreError
 from .messages import (
     Answer,
     Call,
@@ -190,7 +189,7 @@ class Pairing:
                     if error is None:
                         return Meeting(answer.session, reply=answer.reply)
             except BaseException as failed:
-                if not isinstance(failed, JaxRuntimeError):
+                if not isinstance(failed, StoreError):
                     self.give_up(call, RemoteError.from_exception(failed))
                 raise
             for index, offer in offers.items():
@@ -278,7 +277,7 @@ class Pairing:
                 if withdrawn is not None:
                     failed[index] = withdrawn
         except BaseException as error:
-            if not isinstance(error, JaxRuntimeError):
+            if not isinstance(error, StoreError):
                 self.fail_session(answer.session, RemoteError.from_exception(error))
             raise
         error = self._describe(failed, call)
@@ -322,7 +321,7 @@ class Pairing:
 
     def _publish_refusals(self, refusals: list[Refusal]) -> None:
         self._refusals = refusals[-_MAX_REMEMBERED:]
-        with contextlib.suppress(JaxRuntimeError):
+        with contextlib.suppress(StoreError):
             data = msgspec.msgpack.encode(self._refusals)
             self._store.set("templax/refused", data, overwrite=True)
 
@@ -342,7 +341,7 @@ class Pairing:
                 number = self._offer(call)
                 answer = self._await_answer(call, number, began, wait)
             except BaseException as error:
-                if number >= 0 and not isinstance(error, JaxRuntimeError):
+                if number >= 0 and not isinstance(error, StoreError):
                     remote = RemoteError.from_exception(error)
                     self.fail_session(self._withdraw(number, remote).session, remote)
                 raise

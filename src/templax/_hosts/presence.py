@@ -1,4 +1,4 @@
-"""JAX. What the processes of a job know of each other: who is alive, and who has left.
+"""What the processes of a job know of each other: who is alive, and who has left.
 
 The keys in the store:
 
@@ -24,9 +24,8 @@ from collections.abc import Iterable
 from types import FrameType
 
 import msgspec
-from jax.errors import JaxRuntimeError
 
-from .._jax.coordination import JobStore
+from .._jax.coordination import JobStore, StoreError
 
 SILENT_S = 60.0
 """How long a process may send no heartbeat before it is given up. Less than the 100 s after which
@@ -73,14 +72,14 @@ class Presence:
             self._send_heartbeat(n)
 
     def _send_heartbeat(self, n: int) -> None:
-        with contextlib.suppress(JaxRuntimeError):
+        with contextlib.suppress(StoreError):
             self._store.set(f"templax/alive/{self._index}", b"%d" % n, overwrite=True)
 
     def announce_leaving(self, why: str, path: str = "", after_s: float = 0.0) -> None:
         """Tells the others, now and whenever they ask, that this process left. Never raises."""
         self._left = path
         notice = msgspec.msgpack.encode(Notice(why, path, after_s))
-        with contextlib.suppress(JaxRuntimeError):
+        with contextlib.suppress(StoreError):
             self._store.set(f"templax/left/{self._index}", notice, overwrite=True)
 
     def announce_return(self, path: str) -> None:

@@ -1,4 +1,4 @@
-"""JAX. The steps that the processes of a job take together, once they have met.
+"""The steps that the processes of a job take together, once they have met.
 
 `agreement` describes the protocol, its keys and its invariants.
 """
@@ -16,7 +16,7 @@ from .pairing import GRACE_S, POLL_S
 
 
 class Session:
-    """The side of one process in one session. All methods raise `JaxRuntimeError` if JAX's
+    """The side of one process in one session. All methods raise `StoreError` if JAX's
     coordination service can't be reached.
 
     Args:

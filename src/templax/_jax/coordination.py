@@ -1,16 +1,17 @@
-"""JAX. The key-value store that the processes of a job share: that of JAX's coordination service.
+"""The key-value store that the processes of a job share: that of JAX's coordination service.
 
 JAX has no public API for it. Only this module calls the private one, and it names a version of JAX
-that lacks it.
+that lacks it. JAX is imported with the first `JobStore`, or to count processes: a program that has
+not loaded it is not in a job.
 """
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
-import jax
-from jax.errors import JaxRuntimeError
-
+from .._core.optional import can_import_jax, is_jax_loaded
 from ..errors import SaveError
 
 CHUNK_BYTES = 1 << 21
@@ -18,8 +19,14 @@ CHUNK_BYTES = 1 << 21
 that."""
 
 
+class StoreError(Exception):
+    """JAX's coordination service can't be reached. The message is that of JAX."""
+
+
 def is_connected() -> bool:
     """Whether `jax.distributed` is initialized. Does not initialize JAX's backends."""
+    if not is_jax_loaded():
+        return False
     try:
         from jax._src import distributed  # pyright: ignore
 
@@ -28,11 +35,27 @@ def is_connected() -> bool:
         return False
 
 
+def count_processes() -> int:
+    """How many processes the job has; 1 without JAX. Initializes JAX's backends."""
+    if not can_import_jax():
+        return 1
+    import jax
+
+    return jax.process_count()
+
+
+def process_index() -> int:
+    """The index of this process in its job. Initializes JAX's backends."""
+    import jax
+
+    return jax.process_index()
+
+
 class JobStore:
     """JAX's key-value store. Thread-safe.
 
-    A key is set once, unless `overwrite` is passed. All methods raise `JaxRuntimeError` if the
-    service can't be reached.
+    A key is set once, unless `overwrite` is passed. All methods raise `StoreError` if the service
+    can't be reached.
 
     Attributes:
         client: JAX's client, of which there is another after `jax.distributed` was shut down and
@@ -56,11 +79,13 @@ class JobStore:
                 hint="call jax.distributed.initialize() before anything else of JAX",
             )
         try:
-            self._set = client.key_value_set_bytes
-            self._get = client.blocking_key_value_get_bytes
-            self._list = client.key_value_dir_get_bytes
-            self.delete = client.key_value_delete  # deletes all keys below one, too
-            self._try_get = getattr(client, "key_value_try_get_bytes", None)
+            self._set = _translate_errors(client.key_value_set_bytes)
+            self._get = _translate_errors(client.blocking_key_value_get_bytes)
+            self._list = _translate_errors(client.key_value_dir_get_bytes)
+            # Deletes all keys below one, too.
+            self.delete = _translate_errors(client.key_value_delete)
+            try_get = getattr(client, "key_value_try_get_bytes", None)
+            self._try_get = None if try_get is None else _translate_errors(try_get)
             manager = distributed.global_state.preemption_sync_manager
             self.client = client
             self.catches_sigterm = manager is not None
@@ -77,7 +102,7 @@ class JobStore:
         """
         try:
             self._set(key, value, allow_overwrite=overwrite)
-        except JaxRuntimeError as error:
+        except StoreError as error:
             if _status_code(error) != "ALREADY_EXISTS":
                 raise
             return False
@@ -87,7 +112,7 @@ class JobStore:
         """The value of a key, or None if it is not set within `wait_s` seconds."""
         try:
             return self._get(key, max(1, int(wait_s * 1000)))
-        except JaxRuntimeError as error:
+        except StoreError as error:
             if _status_code(error) != "DEADLINE_EXCEEDED":
                 raise
             return None
@@ -102,7 +127,7 @@ class JobStore:
             return self.get(key, 0.001)
         try:
             return self._try_get(key)
-        except JaxRuntimeError as error:
+        except StoreError as error:
             if _status_code(error) != "NOT_FOUND":
                 raise
             return None
@@ -126,11 +151,26 @@ class JobStore:
         return b"".join(chunks)
 
 
+def _translate_errors(call: Callable[..., Any]) -> Callable[..., Any]:
+    from jax.errors import JaxRuntimeError
+
+    @functools.wraps(call)
+    def translated(*arguments: Any, **options: Any) -> Any:
+        try:
+            return call(*arguments, **options)
+        except JaxRuntimeError as error:
+            raise StoreError(str(error)) from error
+
+    return translated
+
+
 def _unknown_jax() -> SaveError:
+    import jax
+
     what = f"JAX {jax.__version__} has no key-value store that templax knows"
     return SaveError(what, hint="save from one process, or with JAX 0.10 to 0.12")
 
 
 def _status_code(error: Exception) -> str:
-    """The gRPC status code, with which the message of a `JaxRuntimeError` begins."""
+    """The gRPC status code, with which the message of a `StoreError` begins."""
     return str(error).partition(":")[0]

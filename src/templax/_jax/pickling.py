@@ -1,12 +1,11 @@
-"""JAX. Pickling what refers to devices: JAX does not pickle a `jax.Device`."""
+"""Pickling what refers to devices: JAX does not pickle a `jax.Device`."""
 
 from __future__ import annotations
 
 import io
 import pickle
+import sys
 from typing import Any
-
-import jax
 
 from ..errors import UsageError
 
@@ -33,13 +32,19 @@ def dump_with_devices(value: Any, what: str) -> bytes:
 
 
 class _Pickler(pickle.Pickler):
+    def __init__(self, file: io.BytesIO, protocol: int):
+        super().__init__(file, protocol)
+        self._jax = sys.modules.get("jax")  # without it, there are no devices
+
     def reducer_override(self, obj: Any) -> Any:
-        if isinstance(obj, jax.Device):
+        if self._jax is not None and isinstance(obj, self._jax.Device):
             return _find_device, (obj.platform, obj.id)
         return NotImplemented
 
 
 def _find_device(platform: str, number: int) -> Any:
+    import jax
+
     try:
         return next(device for device in jax.devices(platform) if device.id == number)
     except (RuntimeError, StopIteration):

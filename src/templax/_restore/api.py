@@ -23,6 +23,7 @@ from .._match.result import Match, TemplateError
 from .._plan.build import build_plan
 from .._plan.plan import Plan
 from .._template.json_file import dump_template
+from .._template.make import make_template
 from .._template.template import Template
 from ..errors import CastWarning, Unverified, UsageError
 from ..formats.registry import Checkpoint, open_checkpoint
@@ -172,7 +173,7 @@ def restore(
     )
     begin = time.perf_counter()
     with pause_gc():
-        wanted = _as_template(template, shardings)
+        wanted = make_template(template, shardings)
     took = time.perf_counter() - begin
 
     def make() -> Plan:  # arguments included: other processes may be waiting for this one
@@ -240,7 +241,7 @@ def make_plan(
     """
     begin = time.perf_counter()
     with pause_gc():
-        wanted = _as_template(template, options.shardings)
+        wanted = make_template(template, options.shardings)
     took = {"template": template_s + time.perf_counter() - begin}
     catalogs, found = match_checkpoint(checkpoint, wanted, options, took)
     if not found.ok:
@@ -302,7 +303,6 @@ def run_plan(
         on_progress: See `restore`.
         choice: The step that the plan restores, for `last_restore`.
     """
-    from .._jax.put import check_transfers_allowed
     from .place import place_batches
 
     global _last
@@ -310,9 +310,8 @@ def run_plan(
         raise UsageError(f"Expected a Plan from templax.plan, got {type(plan).__name__}")
     if plan.match.template.treedef is None:
         raise UsageError("Expected a plan for a pytree, got one for a template from a file")
-    _check_64_bit_types(plan)
     if any(not pair.target.host for pair in plan.match.pairs):
-        check_transfers_allowed()
+        _check_jax(plan)
     begin = time.perf_counter()
     meter = None if on_progress is None else ReadMeter(on_progress, plan)
     with closing(execute_plan(plan, plan.sources, meter)) as finished:
@@ -336,8 +335,11 @@ def _count_own_frames() -> int:
     return count
 
 
-def _check_64_bit_types(plan: Plan) -> None:
-    """Refuses a plan that was made with 64-bit types enabled and is run with them disabled."""
+def _check_jax(plan: Plan) -> None:
+    """Refuses a plan that was made with 64-bit types enabled and is run with them disabled, and one
+    that a transfer guard forbids.
+    """
+    from .._jax.put import check_transfers_allowed
     from .._jax.support import jax_supports
 
     for dtype in {pair.target.dtype for pair in plan.match.pairs if not pair.target.host}:
@@ -346,6 +348,7 @@ def _check_64_bit_types(plan: Plan) -> None:
                 f"Expected jax_enable_x64 as it was when the plan was made: no jax.Array holds"
                 f" `{dtype.name}` now"
             )
+    check_transfers_allowed()
 
 
 def last_restore() -> Stats | None:
@@ -395,7 +398,7 @@ def check(
         (False, 'shape')
     """
     asked = CompareOptions(**options)
-    return match_checkpoint(checkpoint, _as_template(template, asked.shardings), asked)[1]
+    return match_checkpoint(checkpoint, make_template(template, asked.shardings), asked)[1]
 
 
 def open(checkpoint: Checkpoint, *, uncommitted: Literal["error", "allow"] = "error") -> Catalog:
@@ -439,12 +442,4 @@ def save_template(
         >>> tx.save_template({"w": jax.ShapeDtypeStruct((2, 3), jnp.bfloat16)}, file)
     """
     path = local_path(file, "writes", "write a local file, then copy that")
-    write_file(path, dump_template(_as_template(template, shardings)))
-
-
-def _as_template(template: PyTree | Template, shardings: PyTree) -> Template:
-    if isinstance(template, Template):
-        return template
-    from .._template.from_pytree import as_template
-
-    return as_template(template, shardings)
+    write_file(path, dump_template(make_template(template, shardings)))

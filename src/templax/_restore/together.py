@@ -1,4 +1,4 @@
-"""JAX. Restores that the processes of a job make together: all succeed, or all raise one error.
+"""Restores that the processes of a job make together: all succeed, or all raise one error.
 
 Otherwise a process that failed would leave the others waiting in the next computation that all make
 together, until JAX aborts the job.

@@ -1,4 +1,4 @@
-"""JAX. Restores a step of a run: the latest, another, the newest whole one, or initial values.
+"""Restores a step of a run: the latest, another, the newest whole one, or initial values.
 
 In a job of several processes, process 0 lists the steps and chooses, and all restore what it chose:
 either all have it, or all raise the same error.

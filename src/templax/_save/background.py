@@ -1,4 +1,4 @@
-"""JAX. Starting a save, and the one save that may be in progress in the background."""
+"""Starting a save, and the one save that may be in progress in the background."""
 
 from __future__ import annotations
 

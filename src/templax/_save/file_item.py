@@ -141,6 +141,10 @@ class FileItem(Item):
         return LaidOutFile(file, layout)
 
     @property
+    def first_rows(self) -> dict[int, str]:
+        return self._map_rows(self._stored)
+
+    @property
     def data_files(self) -> list[tuple[str, int]]:
         return []  # `describe` knows them
 

@@ -1,4 +1,4 @@
-"""JAX. The fingerprint of a tree in memory."""
+"""The fingerprint of a tree in memory."""
 
 from __future__ import annotations
 

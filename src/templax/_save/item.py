@@ -1,7 +1,8 @@
-"""The items of a checkpoint: each is a tree or a JSON value, saved under a name. No JAX."""
+"""The items of a checkpoint: each is a tree or a JSON value, saved under a name."""
 
 from __future__ import annotations
 
+import itertools
 import secrets
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -132,9 +133,14 @@ class Item:
         return [(i, x.owners[0][1]) for i, x in enumerate(self.leaves) if len(x.owners) == 1]
 
     @property
-    def first_rows(self) -> list[int]:
-        """The row in the `ChunkTable` of the first chunk of each leaf. Valid after `open`."""
-        return self._places.first_chunk[:-1]
+    def first_rows(self) -> dict[int, str]:
+        """Row of a first chunk in the `ChunkTable` → name of the leaf. Valid after `open`."""
+        return self._map_rows(self.leaves)
+
+    def _map_rows(self, leaves: Sequence[Leaf]) -> dict[int, str]:
+        rows = itertools.pairwise(self._places.first_chunk)
+        named = zip(rows, leaves, strict=True)
+        return {start: leaf.name for (start, stop), leaf in named if stop > start}
 
     def set_owners(self, single_owners: Sequence[tuple[int, int]]) -> None:
         """Sets the owners of arrays that process 0 knows to be on one process alone.

@@ -1,4 +1,4 @@
-"""JAX. One save from its snapshot to its commit, by one process or by all of a job."""
+"""One save from its snapshot to its commit, by one process or by all of a job."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from ..storage.open import open_source, open_staging
 from ..storage.sink import Sink
 from ..storage.staging import Staging
 from .destination import Destination, await_directory, check_destination
-from .file_formats import make_file_item
+from .file_formats import make_item
 from .item import Item, Json, Share, put_files
 from .jobs import WriteOptions
 from .local_values import Selected, digest_leaves, digest_small, find_difference, select_large
@@ -111,23 +111,9 @@ class Job:
             self._documents[directory + item.file] = item.encode(name)
             self._handlers[name] = JSON
         else:
-            self._items.append(self._make_item(name, item))
+            leaves, empties = collect_leaves(item)
+            self._items.append(make_item(name, leaves, empties, self._options, tree=item))
             self._handlers[name] = STANDARD
-
-    def _make_item(self, name: str, tree: PyTree) -> Item:
-        leaves, empties = collect_leaves(tree)
-        options = self._options
-        if options.format == "orbax":
-            return Item(name, leaves, empties)
-        return make_file_item(
-            options.format,
-            leaves,
-            empties,
-            metadata={key: str(value) for key, value in options.metadata.items()},
-            shard_size=options.shard_size,
-            single=options.single,
-            tree=tree,
-        )
 
     def _meet_others(self, earlier: SaveError | None, decide: Callable[[], Destination]) -> bytes:
         """Waits until all processes save the same; returns what process 0 tells of its sink."""

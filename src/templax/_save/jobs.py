@@ -238,8 +238,10 @@ class JobPlan:
     ) -> Iterator[Job]:
         """The jobs of a large leaf that is read block by block."""
         first = 0
+        # A chunk that is compressed is gathered, padded and compressed as a whole.
+        whole = 0 if self._level is None else 3 * math.prod(chunk) * leaf.dtype.itemsize
         for boxes, transient in reader.cut(leaf, chunk):
-            job = Job(transient=transient)
+            job = Job(transient=transient + whole)
             for box in boxes:
                 last = first + math.prod(grid_shape(shape_of(box), chunk))
                 job.add(leaf, chunk, cells[first:last], box)

@@ -1,4 +1,4 @@
-"""JAX. Digests of the values of which every process of a job holds a copy, to compare them.
+"""Digests of the values of which every process of a job holds a copy, to compare them.
 
 Only the copy of process 0 is saved: another value on another process would be lost in silence.
 

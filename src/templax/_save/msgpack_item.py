@@ -48,15 +48,6 @@ class MsgpackItem(FileItem):
         stored = {leaf.name for leaf in self._stored}
         self._between = {leaf.name: _crc_of(leaf) for leaf in leaves if leaf.name not in stored}
 
-    @property
-    def first_rows(self) -> list[int]:
-        rows = iter(self._places.first_chunk)
-        row, found = next(rows), list[int]()
-        for leaf in self.leaves:
-            found.append(row)
-            row = row if leaf.name in self._between else next(rows)
-        return found
-
     def describe(
         self, files: Sequence[tuple[str, int]], others: Files
     ) -> tuple[Files, int, list[int]]:

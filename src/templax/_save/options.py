@@ -18,7 +18,6 @@ from .._core.workers import MEMORY_BYTES, choose_threads
 from ..errors import UsageError
 from ..formats.safetensors_write import SUMS
 from ..storage.sink import Sink
-from .file_formats import choose_format
 
 if TYPE_CHECKING:
     from .._hosts.agreement import Hosts  # imports JAX
@@ -27,6 +26,9 @@ Url = str | os.PathLike[str] | Sink
 
 SHARD_BYTES = 5_000_000_000
 """Bytes of data from which a tree takes several files of safetensors, by default."""
+
+SUFFIXES = {"safetensors": ".safetensors", "npz": ".npz", "msgpack": ".msgpack"}
+"""The formats that a single file can have → what the names of such files end in."""
 
 _DEFAULT_LEVEL = 1
 
@@ -38,7 +40,7 @@ class SaveOptions:
     """The options of a save, after `make_options` has checked them and filled in the defaults.
 
     Attributes:
-        format: "orbax", or one of `FILE_FORMATS`.
+        format: "orbax", or one of `SUFFIXES`.
         single: Whether the destination is a file, rather than a directory.
         metadata: JSON that is saved with the checkpoint; strings if it is safetensors.
         overwrite: Whether an existing checkpoint is replaced.
@@ -106,6 +108,38 @@ def make_options(
         on_progress=on_progress,
         shard_size=check_int("shard_size", shard_size),
     )
+
+
+def choose_format(format: str | None, path: str) -> tuple[str, bool]:
+    """The format of a save, and whether its destination is a single file.
+
+    A path that ends in `.safetensors`, `.npz` or `.msgpack` is a file of that format.
+
+    Args:
+        format: As the caller gave it; None to choose by the path.
+        path: The destination; "" if it is a directory whatever its name.
+
+    Raises:
+        UsageError: There is no such format, or the path is that of a file of another one.
+
+    >>> choose_format(None, "run/model.npz"), choose_format("npz", "run/model")
+    (('npz', True), ('npz', False))
+    >>> choose_format(None, "run/model"), choose_format("orbax", "run/model.npz")
+    (('orbax', False), ('orbax', False))
+    """
+    known = ("orbax", *SUFFIXES)
+    if format is not None and format not in known:
+        listed = ", ".join(f"`{name}`" for name in known)
+        raise UsageError(f"Expected format= one of {listed}, got {format!r}")
+    found = next((name for name, suffix in SUFFIXES.items() if path.endswith(suffix)), None)
+    if found is None or format == "orbax":
+        return format or "orbax", False
+    if format not in (None, found):
+        raise UsageError(
+            f'Expected a path that ends in `{SUFFIXES[format]}`, or format="{found}", got'
+            f' format="{format}" and {path}'
+        )
+    return found, True
 
 
 def _check_strings(metadata: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""A tree that is saved as safetensors: one file, or several under an index. No JAX."""
+"""A tree that is saved as safetensors: one file, or several under an index."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""JAX. `templax.save`."""
+"""`templax.save`."""
 
 from __future__ import annotations
 

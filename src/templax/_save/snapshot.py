@@ -1,30 +1,28 @@
-"""JAX. The leaves of a tree to save, and the snapshot of their values in host memory."""
+"""The leaves of a tree to save, and the snapshot of their values in host memory.
+
+What concerns `jax.Array`s is in `jax_leaves`, which is imported if the program has loaded JAX.
+"""
 
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from typing import Any
 
-import jax.core
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from .._catalog.written import Leaf, refuse_leaves
 from .._core.arguments import PyTree
 from .._core.boxes import Box, full_box
-from .._core.dtypes import DTYPES, PYTHON_DTYPES
+from .._core.dtypes import PYTHON_DTYPES, is_known
 from .._core.memory import ALIGN, allocate_aligned
 from .._core.names import Path, join_path
+from .._core.optional import is_jax_loaded
 from .._core.text import is_unicode
-from .._jax.paths import path_element
-from .._jax.support import key_data_spec
-from .._template.flatten import flatten_tree
+from .._template.plain_tree import flatten_plain
 from ..errors import UsageError
-from .owners import all_boxes, held_boxes, holds_all, is_local, written_boxes
 
 Empty = tuple[Path, str]
 """The key path of a container without leaves, and Orbax's name for its kind."""
@@ -56,18 +54,22 @@ def collect_leaves(tree: PyTree, *, replicas: bool = False) -> tuple[list[Leaf],
         SaveError: Leaves hold no values that can be saved, or share a name. The message names them.
         UsageError: `tree` is not a pytree.
     """
+    if is_jax_loaded():
+        from .jax_leaves import allow_transfers, flatten_with_paths, make_jax_leaf
+    else:
+        allow_transfers, flatten_with_paths = nullcontext, _flatten_plain
+        make_jax_leaf = None
     try:
-        keyed = flatten_tree(tree, is_leaf=lambda x: _empty_kind(x) is not None).keyed
-    except ValueError as error:  # a dict with keys 0 and "0", which JAX can't sort
+        found = flatten_with_paths(tree, lambda x: _empty_kind(x) is not None)
+    except (TypeError, ValueError) as error:  # such as a dict with keys 0 and "0", for JAX to sort
         raise UsageError(f"Expected a pytree to save: {error}") from error
     leaves: list[Leaf] = []
     empties: list[Empty] = []
     wrong: list[str] = []
     names: set[str] = set()
-    ready: list[jax.Array] = []
-    with jax.transfer_guard("allow"):  # saving is what the caller asked for
-        for keys, value in keyed:
-            path = tuple([path_element(key) for key in keys])
+    ready: list[Any] = []
+    with allow_transfers():  # saving is what the caller asked for
+        for path, value in found:
             if (kind := _empty_kind(value)) is not None:
                 empties.append((path, kind))
                 continue
@@ -78,23 +80,30 @@ def collect_leaves(tree: PyTree, *, replicas: bool = False) -> tuple[list[Leaf],
                 wrong.append(f"two leaves are named `{name}`")
                 continue
             names.add(name)
-            leaf = _make_leaf(name, path, value, replicas)
+            leaf = _make_leaf(name, path, value, replicas, make_jax_leaf)
             if isinstance(leaf, str):
                 wrong.append(f"`{name}` {leaf}")
                 continue
             leaves.append(leaf)
-            if isinstance(value, jax.Array):
+            if leaf.value_type == "jax.Array":
                 ready.append(value)
-        found = [*names, *(join_path(path) for path, _ in empties)]
-        if not is_unicode("".join(found)):
+        every = [*names, *(join_path(path) for path, _ in empties)]
+        if not is_unicode("".join(every)):
             wrong += [
                 f"`{name}` is a name that is not valid Unicode"
-                for name in found
+                for name in every
                 if not is_unicode(name)
             ]
         refuse_leaves(wrong)
-        jax.block_until_ready(ready)  # a failed computation raises here, before a file is made
+        if ready:
+            from .jax_leaves import await_arrays
+
+            await_arrays(ready)  # a failed computation raises here, before a file is made
     return leaves, empties
+
+
+def _flatten_plain(tree: PyTree, is_leaf: Callable[[Any], bool]) -> list[tuple[Path, Any]]:
+    return flatten_plain(tree, is_leaf)[0]
 
 
 def _empty_kind(value: Any) -> str | None:
@@ -108,10 +117,18 @@ def _empty_kind(value: Any) -> str | None:
     return None
 
 
-def _make_leaf(name: str, path: Path, value: Any, replicas: bool) -> Leaf | str:
+def _make_leaf(
+    name: str,
+    path: Path,
+    value: Any,
+    replicas: bool,
+    make_jax_leaf: Callable[[str, Path, Any, bool], Leaf | str | None] | None,
+) -> Leaf | str:
     """A leaf, or the reason why it cannot be saved, in words that follow its name."""
-    if isinstance(value, jax.Array):
-        return _make_jax_leaf(name, path, value, replicas)
+    if make_jax_leaf is not None:
+        leaf = make_jax_leaf(name, path, value, replicas)
+        if leaf is not None:
+            return leaf
     if isinstance(value, str):
         return _make_text_leaf(name, path, value)
     if isinstance(value, np.ma.MaskedArray):
@@ -129,13 +146,11 @@ def _make_leaf(name: str, path: Path, value: Any, replicas: bool) -> Leaf | str:
         if isinstance(leaf, Leaf):
             leaf.is_python = True
         return leaf
-    if isinstance(value, jax.ShapeDtypeStruct):
-        return "is abstract: it has a shape and a dtype, but no values"
     if value is ...:
         return "is `...`, which was never restored"
     as_array: Callable[[], Any] | None = getattr(value, "__jax_array__", None)
     if as_array is not None:
-        return _make_leaf(name, path, as_array(), replicas)
+        return _make_leaf(name, path, as_array(), replicas, make_jax_leaf)
     if isinstance(value, (bytes, bytearray)):
         return "holds bytes: save np.frombuffer(value, np.uint8)"
     return f"is a {type(value).__module__}.{type(value).__qualname__}, which holds no array"
@@ -151,91 +166,14 @@ def _make_text_leaf(name: str, path: Path, value: str) -> Leaf | str:
 
 def _make_numpy_leaf(name: str, path: Path, value: np.ndarray, value_type: Any) -> Leaf | str:
     native = value.dtype.newbyteorder("=")
-    if not _is_supported(native):
+    if not is_known(native):
         return f"is a numpy array of dtype {value.dtype}"
     array = np.asarray(value, native)
     return Leaf(name, path, value_type, array.shape, native, pieces=_whole_piece(array))
 
 
-@functools.cache
-def _is_supported(dtype: np.dtype) -> bool:
-    return DTYPES.get(dtype.name) == dtype
-
-
 def _whole_piece(array: np.ndarray) -> tuple[tuple[Box, Callable[[], np.ndarray]], ...]:
     return ((full_box(array.shape), lambda: array),)
-
-
-def _make_jax_leaf(name: str, path: Path, value: jax.Array, replicas: bool) -> Leaf | str:
-    if isinstance(value, jax.core.Tracer):
-        return "is traced: save outside of jax.jit"
-    if value.is_deleted():
-        return "was deleted or donated"
-    shape, impl = value.shape, None
-    if jnp.issubdtype(value.dtype, jax.dtypes.extended):
-        if not jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
-            return f"is an array of dtype {value.dtype}"
-        shape, _, impl = key_data_spec(shape, value.dtype)
-        sharding = value.sharding
-        value = jax.random.key_data(value)
-    else:
-        sharding = value.sharding
-        if not _is_supported(np.dtype(value.dtype)):
-            return f"is an array of dtype {value.dtype}"
-    leaf = Leaf(name, path, "jax.Array", shape, np.dtype(value.dtype), impl)
-    leaf.sharding = _serialize_sharding(sharding)
-    one_cpu, leaf.transient = _classify_devices(value.sharding)
-    if one_cpu:
-        leaf.pieces = ((full_box(shape), _make_fetch(value, False)),)
-        return leaf
-    if is_local(value) and value.is_fully_replicated:
-        leaf.pieces = ((full_box(shape), _make_fetch(value, leaf.transient)),)
-        return leaf
-    own = replicas and not is_local(value) and holds_all(value)
-    boxes = (
-        held_boxes(value) if own else written_boxes(value, jax.process_index(), everywhere=False)
-    )
-    leaf.pieces = tuple((box, _make_fetch(data, leaf.transient)) for box, data in boxes)
-    if not own and not is_local(value):
-        leaf.tile, leaf.owners = value.sharding.shard_shape(shape), all_boxes(value)
-        first, *others = {process for _, process in leaf.owners}
-        if not others:  # one process, not necessarily this one, holds all of it
-            leaf.tile, leaf.owners = shape, ((full_box(shape), first),)
-    return leaf
-
-
-def _make_fetch(value: jax.Array, transient: bool) -> Callable[[], np.ndarray]:
-    """A callable that returns the values in host memory. An array on CPU is viewed here, once."""
-    if not transient:
-        array = _to_host(value)
-        return lambda: array
-
-    def fetch() -> np.ndarray:
-        with jax.transfer_guard("allow"):  # the guard is set per thread
-            return _to_host(value)
-
-    return fetch
-
-
-def _to_host(value: jax.Array) -> np.ndarray:
-    """The values of an array in host memory.
-
-    JAX caches the host copy that it makes on the array object. The array made here takes that copy,
-    so that the caller's array does not keep it alive.
-    """
-    one_cpu, _ = _classify_devices(value.sharding)
-    if not one_cpu or value.dtype.itemsize == 1:
-        one = value.addressable_data(0)
-        value = jax.make_array_from_single_device_arrays(one.shape, one.sharding, [one])
-    return np.asarray(value)
-
-
-@functools.lru_cache(maxsize=512)
-def _classify_devices(sharding: jax.sharding.Sharding) -> tuple[bool, bool]:
-    """Whether a sharding is one CPU device of this process; and whether it is not on CPU."""
-    first, *others = sharding.device_set
-    cpu = first.platform == "cpu"
-    return cpu and not others and first.process_index == jax.process_index(), not cpu
 
 
 def copy_values(leaves: Sequence[Leaf], threads: int) -> None:
@@ -247,7 +185,11 @@ def copy_values(leaves: Sequence[Leaf], threads: int) -> None:
     copy, and is fastest for large allocations.
     """
     on_cpu = any(leaf.value_type == "jax.Array" and not leaf.transient for leaf in leaves)
-    views_suffice = on_cpu and _views_hold_memory()
+    views_suffice = False
+    if on_cpu:
+        from .jax_leaves import views_hold_memory
+
+        views_suffice = views_hold_memory()
     leaves = [
         leaf
         for leaf in leaves
@@ -280,23 +222,6 @@ def copy_values(leaves: Sequence[Leaf], threads: int) -> None:
             copy.result()
 
 
-@functools.cache
-def _views_hold_memory() -> bool:
-    """Whether this version of JAX leaves the memory of a CPU array alone while NumPy has a view of
-    it, even if the array is donated or deleted. JAX does not promise it, so it is tried out.
-    """
-    with jax.transfer_guard("allow"), jax.default_device(jax.local_devices(backend="cpu")[0]):
-        for spend in (jax.jit(lambda x: x * 2, donate_argnums=0), lambda x: x.delete()):
-            array = jax.block_until_ready(jnp.arange(256, dtype=jnp.float32) + 1)
-            view = np.asarray(array)
-            before = view.copy()
-            spend(array)
-            jax.block_until_ready([jnp.full(256, i, jnp.float32) for i in range(8)])
-            if not np.array_equal(view, before):
-                return False
-    return True
-
-
 def _split_blocks(to: np.ndarray, values: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Pairs of destination and source views, which threads can copy in parallel."""
     if not values.flags.c_contiguous:
@@ -305,38 +230,3 @@ def _split_blocks(to: np.ndarray, values: np.ndarray) -> Iterator[tuple[np.ndarr
     to, values = to.reshape(-1).view(np.uint8), values.reshape(-1).view(np.uint8)
     for i in range(0, len(values), _BLOCK_BYTES):
         yield to[i : i + _BLOCK_BYTES], values[i : i + _BLOCK_BYTES]
-
-
-@functools.lru_cache(maxsize=512)
-def _serialize_sharding(sharding: jax.sharding.Sharding) -> str | None:
-    """A sharding as Orbax 0.12 serialises it (`metadata/sharding.py`); None if Orbax cannot."""
-    if isinstance(sharding, SingleDeviceSharding):
-        (device,) = sharding.device_set
-        # JAX before 0.10 names its CPUs like this. Older versions of Orbax require this text; newer
-        # ones accept either.
-        name = str(device).replace("cpu:", "TFRT_CPU_")
-        return json.dumps({"sharding_type": "SingleDeviceSharding", "device_str": name})
-    if not isinstance(sharding, NamedSharding):
-        return None
-    mesh = sharding.mesh
-    spec: Any = getattr(sharding.spec, "partitions", None) or tuple(sharding.spec)
-    if any(axes is PartitionSpec.UNCONSTRAINED for axes in spec):
-        return None
-    return json.dumps(
-        {
-            "sharding_type": "NamedSharding",
-            "shape": list(mesh.shape.values()),
-            "axis_names": [str(name) for name in mesh.axis_names],
-            "axis_types": [str(kind) for kind in mesh.axis_types],
-            "partition_spec": [
-                axes if isinstance(axes, str) or axes is None else list(axes) for axes in spec
-            ],
-            "device_mesh": {"mesh": _list_ids(mesh.devices)},
-        }
-    )
-
-
-def _list_ids(devices: Any) -> Any:
-    if isinstance(devices, np.ndarray):
-        return [_list_ids(d) for d in devices]
-    return {"id": devices.id}

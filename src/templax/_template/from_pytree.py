@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 import operator
-import pickle
 import sys
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
 from typing import Any
 
 import jax.core
@@ -19,15 +16,15 @@ from msgspec import structs
 
 from .._core.arguments import PyTree
 from .._core.boxes import Box, Shape, full_box
-from .._core.dtypes import PYTHON_DTYPES, WIDE, class_of
+from .._core.dtypes import WIDE
 from .._core.names import Path, join_path
 from .._jax.paths import broadcast_prefix, path_element
-from .._jax.pickling import dump_with_devices
 from .._jax.put import default_device
 from .._jax.support import jax_supports, key_data_spec
 from .._jax.versions import symbolic_dimension_error
 from ..errors import Mismatch, UsageError
 from .flatten import flatten_tree
+from .host_leaves import find_kind_problem, is_numpy, make_host_target
 from .jax_shardings import (
     describe_sharding,
     device_put_copies,
@@ -39,38 +36,8 @@ from .jax_shardings import (
     is_default_memory,
     resolve_sharding,
 )
+from .placement import Placement
 from .template import Target, Template
-
-
-@dataclass(frozen=True, slots=True)
-class Placement:
-    """Where a finished leaf goes.
-
-    Attributes:
-        leaf: The template's own leaf, which is returned for `...`, leaves without data and kept
-            values.
-        sharding: The sharding of the result, or None for JAX's default device, uncommitted.
-        layout: The memory layout that a `Format` asks for, or None.
-        devices: Each device of this process in `sharding`, with the position of its box in
-            `Target.boxes`.
-        usual: The result is a `jax.Array` in the default layout and memory of its devices.
-        weak: The result has a weak type, as the template's leaf has.
-    """
-
-    leaf: Any
-    sharding: jax.sharding.Sharding | None = None
-    layout: Any = None
-    devices: tuple[tuple[Any, int], ...] = ()
-    usual: bool = False
-    weak: bool = False
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        values = tuple(getattr(self, field.name) for field in fields(self))
-        return _load_placement, (dump_with_devices(values, "plan"),)
-
-
-def _load_placement(values: bytes) -> Placement:
-    return Placement(*pickle.loads(values))  # noqa: S301, a part of what is being loaded
 
 
 def as_template(tree: PyTree, shardings: PyTree = None) -> Template:
@@ -87,7 +54,7 @@ def as_template(tree: PyTree, shardings: PyTree = None) -> Template:
     """
     try:
         flat = flatten_tree(tree)
-    except ValueError as error:  # for example a dict with keys 0 and "0", which JAX can't sort
+    except (TypeError, ValueError) as error:  # such as a dict with keys 0 and "0", for JAX to sort
         raise UsageError(f"Expected a pytree as template: {error}") from error
     overrides: Sequence[Any] = [None] * len(flat.keyed)
     if shardings is not None:
@@ -142,22 +109,16 @@ def _equinox_modules(tree: PyTree) -> set[tuple[Any, ...]]:
 
 def _make_target(path: Path, leaf: Any, override: Any, boxes: Boxes) -> Target:
     """Makes the target of one leaf, which may be anything that a pytree holds."""
-    name = join_path(path)
-    make = functools.partial(Target, name, path, (), placement=Placement(leaf))
-    if leaf is ...:
-        return make(np.dtype("V0"), "skip")
-    if leaf is str or isinstance(leaf, str):
-        return make(np.dtype(str), "string", host=True, concrete=leaf is not str)
-    number = _number_type(leaf)
-    if number is not None:
-        concrete = not isinstance(leaf, type)
-        return make(PYTHON_DTYPES[number], "scalar", host=True, concrete=concrete, boxes=((),))
-    if _is_numpy_type(leaf) or isinstance(leaf, type(jnp.float32)):
-        return _make_array_target(name, path, leaf, (), np.dtype(leaf), override, boxes)
-    if hasattr(leaf, "shape") and hasattr(leaf, "dtype"):
-        shape, dtype = _check_shape_and_dtype(name, leaf)
-        return _make_array_target(name, path, leaf, shape, dtype, override, boxes)
-    return make(np.dtype("V0"), "static")
+    if isinstance(leaf, type(jnp.float32)):  # a type of scalars of JAX, which is no numpy type
+        return _make_array_target(path, leaf, (), np.dtype(leaf), override, boxes)
+    if override is None or not is_numpy(leaf):
+        target = make_host_target(path, leaf)
+        if target is not None:
+            return target
+    if isinstance(leaf, type) and is_numpy(leaf):
+        return _make_array_target(path, leaf, (), np.dtype(leaf), override, boxes)
+    shape, dtype = _check_shape_and_dtype(join_path(path), leaf)
+    return _make_array_target(path, leaf, shape, dtype, override, boxes)
 
 
 def _check_shape_and_dtype(name: str, leaf: Any) -> tuple[Shape, Any]:
@@ -179,33 +140,12 @@ def _check_shape_and_dtype(name: str, leaf: Any) -> tuple[Shape, Any]:
     return shape, dtype
 
 
-def _number_type(leaf: Any) -> type | None:
-    """The type of a Python number: `int` for 3 and for `int` itself; None for other leaves."""
-    if isinstance(leaf, type):
-        return leaf if leaf in PYTHON_DTYPES else None
-    if isinstance(leaf, np.generic):
-        return None
-    # bool comes first, since True is an instance of int.
-    return next((t for t in (bool, int, float, complex) if isinstance(leaf, t)), None)
-
-
-def _is_numpy_type(leaf: Any) -> bool:
-    return isinstance(leaf, type) and issubclass(leaf, np.generic)
-
-
 def _make_array_target(
-    name: str,
-    path: Path,
-    leaf: Any,
-    shape: Shape,
-    dtype: Any,
-    override: Any,
-    boxes: Boxes,
+    path: Path, leaf: Any, shape: Shape, dtype: Any, override: Any, boxes: Boxes
 ) -> Target:
-    """Makes the target of an array or typed PRNG key."""
-    numpy = isinstance(leaf, (np.ndarray, np.generic)) or _is_numpy_type(leaf)
-    host = numpy and override is None
-    sharding, layout = (None, None) if host else resolve_sharding(leaf, override)
+    """Makes the target of a `jax.Array`, typed PRNG keys included."""
+    name = join_path(path)
+    sharding, layout = resolve_sharding(leaf, override)
     if jnp.issubdtype(dtype, jax.dtypes.prng_key):
         return _make_key_target(name, path, leaf, shape, dtype, sharding, layout)
     dtype = np.dtype(dtype).newbyteorder("=")
@@ -218,30 +158,26 @@ def _make_array_target(
             local_boxes, devices = find_local_boxes(sharding, shape)
             boxes[sharding, layout, shape] = local_boxes, devices
     problems = (*problems, *find_packing_problem(name, dtype, layout))
-    if class_of(dtype) == "other":
-        what = f"a template leaf of dtype {dtype}"
-        problems = (*problems, Mismatch("kind", name, "an array of numbers", what))
-    elif not host and not jax_supports(dtype):
+    wrong_kind = find_kind_problem(name, dtype)
+    problems = (*problems, *wrong_kind)
+    if not wrong_kind and not jax_supports(dtype):
         why = _X64 if dtype.name in WIDE else "no jax.Array holds this dtype"
         problems = (*problems, Mismatch("dtype", name, dtype.name, "", note=why))
     device = devices[0][0] if devices else default_device()
-    usual = (
-        not host and layout is None and (sharding is None or is_default_memory(sharding, device))
-    )
-    weak = not host and getattr(leaf, "weak_type", False) is True
+    usual = layout is None and (sharding is None or is_default_memory(sharding, device))
+    weak = getattr(leaf, "weak_type", False) is True
     return Target(
         name,
         path,
         shape,
         dtype,
         boxes=local_boxes,
-        host=host,
         concrete=_is_concrete(leaf),
         remote=not problems and _is_remote(leaf, sharding),
         problems=problems,
         sharding=describe_sharding(sharding),
         placement=Placement(leaf, sharding, layout, devices, usual, weak),
-        transient=not host and device_put_copies(device, layout, dtype),
+        transient=device_put_copies(device, layout, dtype),
     )
 
 

@@ -75,7 +75,7 @@ class Template:
     Attributes:
         targets: One per leaf, `...` and leaves without data included.
         treedef: The structure of the pytree, from which `_restore.place` rebuilds it: a treedef of
-            JAX or a `SharedTree`. None if the template was read from a file.
+            JAX, a `SharedTree` or a `PlainTree`. None if the template was read from a file.
     """
 
     targets: tuple[Target, ...]
@@ -91,7 +91,7 @@ class Template:
     def __reduce__(self) -> tuple[Any, ...]:
         if self.treedef is None:
             return Template, (self.targets,)
-        from .._jax.pickling import dump_with_devices  # imports JAX
+        from .._jax.pickling import dump_with_devices
 
         return _load_template, (self.targets, dump_with_devices(self.treedef, "plan"))
 

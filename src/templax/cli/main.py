@@ -24,6 +24,7 @@ from .options import color_option, echo_json_error
 
 COMMANDS = {
     "check": ("check", "Compare the checkpoint at PATH with a template."),
+    "convert": ("convert", "Write the checkpoint at SRC in another format to DST."),
     "demo": ("demo", "Restore a real Orbax checkpoint, then show four pitfalls."),
     "diff": ("diff", "Show how the checkpoints at A and B differ."),
     "ls": ("ls", "Show the contents of the checkpoint at PATH."),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -15,6 +16,10 @@ if TYPE_CHECKING:
     from ..storage.source import Source
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
+
+_SIZE = re.compile(
+    r"(?P<number>[0-9]{1,15}(?:\.[0-9]{1,9})?) *(?P<unit>(?:[kmgt]i?)?)b?", re.IGNORECASE
+)
 
 _JSON = "templax.json"
 """Where a command notes in `click.Context.meta` that it was called with `--json`."""
@@ -60,6 +65,19 @@ def follow_path(path: str) -> Source:
 
     source = open_source(path)
     return Local(source.url, follow_links=True) if isinstance(source, Local) else source
+
+
+def parse_size(text: str) -> int:
+    """A number of bytes, such as `500MB`, `4GiB` or `1048576`."""
+    found = _SIZE.fullmatch(text.strip())
+    if found is None:
+        raise click.BadParameter(f"expected a size such as 500MB or 4GiB, got {text!r}")
+    unit = found["unit"].lower()
+    power = "kmgt".find(unit[:1]) + 1 if unit else 0
+    nbytes = int(float(found["number"]) * (1024 if "i" in unit else 1000) ** power)
+    if nbytes < 1:
+        raise click.BadParameter(f"expected a size of at least one byte, got {text!r}")
+    return nbytes
 
 
 def parse_renames(renames: tuple[str, ...]) -> dict[str, str] | None:

@@ -13,6 +13,7 @@ import stat
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from typing import NamedTuple
 
 from ..errors import SaveError, UsageError
 from .disk import DISK, Descriptor, Disk, check_can_save, save_error, sync_directory, try_lock
@@ -33,6 +34,20 @@ _HOST_BYTES, _RANDOM_BYTES, _DIGEST_BYTES = 8, 16, 16
 _TOKEN_BYTES = _HOST_BYTES + 1 + _RANDOM_BYTES
 
 _MAX_NAME_BYTES = 255
+
+
+class Leftover(NamedTuple):
+    """What a killed save left behind, for a later one to go on with.
+
+    Attributes:
+        directory: One that `find_abandoned` lists.
+        files: Paths below it of the files that are kept as they are. All others are removed.
+        journal: The path below it of a file that is kept, and that is not one of the checkpoint.
+    """
+
+    directory: str
+    files: tuple[str, ...]
+    journal: str
 
 
 def absolute_path(path: str | os.PathLike[str]) -> str:
@@ -269,6 +284,20 @@ def remove_directory(directory: str | os.PathLike[str], disk: Disk = DISK) -> No
         return
     except OSError as error:
         raise save_error("remove", path, error) from error
+
+
+def remove_others(leftover: Leftover, disk: Disk = DISK) -> None:
+    """Removes the files of a leftover that are not kept.
+
+    Raises:
+        OSError: The file system refused.
+    """
+    directory, files, journal = leftover
+    kept = {os.path.join(directory, name) for name in (*files, journal)}
+    for parent, _, names in os.walk(directory):
+        for path in (os.path.join(parent, name) for name in names):
+            if path not in kept:
+                disk.unlink(path)
 
 
 def delete_checkpoint(path: str | os.PathLike[str], disk: Disk = DISK) -> bool:

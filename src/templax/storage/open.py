@@ -8,10 +8,11 @@ from urllib.parse import unquote
 
 from ..errors import SourceError, UsageError
 from .file_staging import FileStaging
+from .leftovers import Leftover
 from .local import Local
 from .sink import Sink
 from .source import Source
-from .staging import Leftover, Staging
+from .staging import Staging
 
 _MANGLED_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.*)", re.DOTALL)
 """A URL after `pathlib.Path`, which joins its two slashes. `C:/` is a drive: a single letter."""

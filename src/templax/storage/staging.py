@@ -7,7 +7,6 @@ import os
 import stat
 import threading
 from contextlib import suppress
-from typing import NamedTuple
 
 from ..errors import SaveError, UsageError
 from .attempt import SaveAttempt
@@ -23,10 +22,12 @@ from .disk import (
 )
 from .leftovers import (
     TEMPORARY,
+    Leftover,
     absolute_path,
     delete_tree,
     find_abandoned,
     remove_directory,
+    remove_others,
     sync_names,
     temporary_path,
 )
@@ -35,20 +36,6 @@ from .target import check_target
 
 MAX_TRIES = 16
 """How often to retry while other processes create and remove the same names."""
-
-
-class Leftover(NamedTuple):
-    """What a killed save left behind, for a later one to go on with.
-
-    Attributes:
-        directory: One that `find_abandoned` lists.
-        files: Paths below it of the files that are kept as they are. All others are removed.
-        journal: The path below it of a file that is kept, and that is not one of the checkpoint.
-    """
-
-    directory: str
-    files: tuple[str, ...]
-    journal: str
 
 
 class Staging:
@@ -83,8 +70,8 @@ class Staging:
     Raises:
         AlreadyExists: Something is at `path`, and `overwrite` is False; or something appeared
             there during the save.
-        SaveError: An existing directory can't be replaced; another process goes on with the
-            leftover; or the disk refused.
+        SaveError: An existing directory can't be replaced, the leftover is in use, or the disk
+            refused.
 
     Example:
         >>> import tempfile
@@ -154,13 +141,10 @@ class Staging:
         self._attempt = SaveAttempt(path, self._discard_after)
 
     def create(self, key: str) -> StagedFile:
-        """Creates a new, empty file.
+        """Creates a new, empty file; or opens one that is kept of a leftover.
 
         Args:
             key: Path below `path`, separated by `/`. Missing directories are created.
-
-        Returns:
-            The file, empty unless it is one of those that are kept of a leftover.
 
         Raises:
             SaveError: The disk refused, or the save has already ended.
@@ -302,11 +286,7 @@ class Staging:
             self.directory = ""  # not this process's: `discard` must keep it
             raise
         self._own_lock, self._kept = lock, leftover.files
-        kept = {os.path.join(self.directory, name) for name in (*self._kept, leftover.journal)}
-        for directory, _, files in os.walk(self.directory):
-            for path in (os.path.join(directory, name) for name in files):
-                if path not in kept:
-                    self._disk.unlink(path)
+        remove_others(leftover, self._disk)
 
     def _make_parents(self, parent: str) -> None:
         missing: list[str] = []

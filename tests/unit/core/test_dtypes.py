@@ -22,7 +22,8 @@ from templax._core.dtypes import (
     may_cast,
     parse_dtype,
 )
-from templax._restore.place import cast_array
+from templax._restore import cast
+from templax._restore.cast import cast_array
 
 FLOATS = [
     "float8_e4m3fn", "float8_e5m2", "float8_e4m3", "float8_e3m4", "float8_e4m3b11fnuz",
@@ -154,6 +155,23 @@ def test_casts_equal_those_of_jax_bit_for_bit(stored: np.dtype) -> None:
             out = np.empty_like(values, dtype=wanted)
             cast_into(out, values)
             assert out.tobytes() == want.tobytes(), wanted
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(cast, "_has_jax", lambda: False)
+            without = cast_array(values, wanted)
+        with np.errstate(invalid="ignore"):
+            numbers = values == values  # not NaN, whose bits XLA chooses itself
+        assert without[numbers].tobytes() == want[numbers].tobytes(), wanted
+
+
+_NARROW = ("float6_e2m3fn", "float6_e3m2fn", "float8_e4m3fn")
+
+
+@pytest.mark.skipif("float8_e8m0fnu" not in DTYPES, reason="ml_dtypes before 0.5")
+@pytest.mark.parametrize("stored", [DTYPES[n] for n in _NARROW if n in DTYPES], ids=str)
+def test_a_cast_that_ml_dtypes_lacks_goes_by_a_wider_dtype(stored: np.dtype) -> None:
+    out = np.empty(3, DTYPES["float8_e8m0fnu"])
+    cast_into(out, np.array([0.5, 1, 4], stored))
+    assert out.astype(np.float32).tolist() == [0.5, 1, 4]
 
 
 def test_float64_is_cast_as_in_jax_without_x64() -> None:

@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceShardin
 import templax as tx
 from helpers import CKPT, CORPUS, assert_same_tree, checkpoint_of, shard_over
 from templax._jax import put
-from templax._restore import place
+from templax._restore import devices
 
 RAW = CORPUS / "orbax-0.12.8-uncompressed" / "ckpt"
 
@@ -23,7 +23,7 @@ def test_placing_with_private_and_public_calls_of_jax_agrees(
     monkeypatch: pytest.MonkeyPatch, private: bool
 ) -> None:
     if not private:
-        monkeypatch.setattr(place, "batched_put", lambda: None)
+        monkeypatch.setattr(devices, "batched_put", lambda: None)
     else:
         assert put.batched_put() is not None, "this JAX has another private call: see _jax/put.py"
     names = [

@@ -1,0 +1,180 @@
+"""The calls that need no JAX, and the errors of those that do."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import templax as tx
+from templax._core.names import join_path
+from templax._template.plain_tree import flatten_plain
+from without_jax import CORPUS, describe, make_numpy_template, run_without_jax
+
+FILES = [
+    "orbax-0.12.8-default/ckpt",
+    "orbax-0.12.8-noocdbt/ckpt",
+    "orbax-0.12.8-special/ckpt",
+    "orbax-0.12.8-zarr3/ckpt",
+    "orbax-0.2.3-aggregate/ckpt",
+    "safetensors-plain/model.safetensors",
+    "safetensors-sharded",
+    "npz-deflated/params.npz",
+    "npy-fortran/array.npy",
+    "flaxmsgpack-chunked/state.msgpack",
+    "equinox-plain/model.eqx",
+    "torch-2.14.1/checkpoint.pt",
+    "torch-2.14.1/dcp-2",
+]
+
+INSTALL = 'needs JAX, which is not installed; hint: pip install "templax[jax]"'
+
+
+def test_a_restore_gives_the_bytes_that_it_gives_with_jax() -> None:
+    """Of every format, with a template of numpy arrays, and with that of the catalog."""
+    code = """
+import json
+import templax as tx
+from templax._core.names import join_path
+from templax._template.plain_tree import flatten_plain
+from without_jax import CORPUS, describe, make_numpy_template
+
+for file in sys.argv[1:]:
+    catalog = tx.open(CORPUS / file)
+    for template in (make_numpy_template(catalog), catalog.template()):
+        leaves, _ = flatten_plain(tx.restore(catalog, template))
+        print(json.dumps({join_path(path): describe(leaf) for path, leaf in leaves}))
+assert not {"jax", "jaxlib"} & set(sys.modules)
+"""
+    printed = iter(run_without_jax(code, *FILES).splitlines())
+    for file in FILES:
+        catalog = tx.open(CORPUS / file)
+        leaves, _ = flatten_plain(tx.restore(catalog, make_numpy_template(catalog)))
+        wanted = {join_path(path): describe(leaf) for path, leaf in leaves}
+        assert wanted.keys() == catalog.leaves.keys()
+        assert json.loads(next(printed)) == wanted, file
+        assert json.loads(next(printed)) == wanted, file
+
+
+def test_typed_keys_need_jax_and_nothing_else_beside_them_does() -> None:
+    code = """
+import templax as tx
+from without_jax import CORPUS, print_error
+
+path = CORPUS / "orbax-0.12.8-prng" / "ckpt"
+template = tx.open(path).template()
+print(template["keys"])
+print_error(lambda: tx.restore(path, template))
+print_error(lambda: tx.check(path, template))
+template |= {"key": ..., "keys": ...}
+tree = tx.restore(path, template)
+print(tree["key"], tree["w"].shape, tx.check(path, template).skipped)
+"""
+    error = (
+        "`key` holds typed PRNG keys, whose restore needs JAX, which is not installed;"
+        ' hint: pip install "templax[jax]", or put `...` there to skip them'
+    )
+    assert run_without_jax(code).splitlines() == [
+        "KeysWithoutJax(shape=(3,), impl='rbg')",
+        error,
+        error,
+        "Ellipsis (4,) ('key', 'keys')",
+    ]
+
+
+def test_what_needs_jax_says_so() -> None:
+    code = """
+import collections
+import numpy as np
+import templax as tx
+from without_jax import CORPUS, print_error
+
+path = CORPUS / "npz-stored" / "params.npz"
+
+class Tensor:
+    shape, dtype = (2, 3), np.dtype("float32")
+
+print_error(lambda: tx.restore(path, {"params": [Tensor()]}))
+print_error(lambda: tx.plan(path, {}, shardings=object()))
+print_error(lambda: tx.Recipe)
+print_error(lambda: tx.template_of)
+print_error(lambda: __import__("templax.compat.orbax"))
+try:
+    from templax import Recipe
+except ImportError as error:
+    print(type(error).__name__, error.name)
+print(hasattr(tx, "nothing"), len(dir(tx)) > 40)
+"""
+    leaf = "A jax.Array for the template's `params.0`, a __main__.Tensor,"
+    assert run_without_jax(code).splitlines() == [
+        f"{leaf} {INSTALL}, or ask for a numpy array",
+        f"shardings= {INSTALL}",
+        f"templax.Recipe {INSTALL}",
+        f"templax.template_of {INSTALL}",
+        f"templax.compat {INSTALL}",
+        "MissingPackage jax",
+        "False True",
+    ]
+
+
+def test_what_is_no_template_is_refused_as_with_jax() -> None:
+    code = """
+import numpy as np
+import templax as tx
+from without_jax import CORPUS
+
+path = CORPUS / "npz-stored" / "params.npz"
+loop = []
+loop.append(loop)
+for wrong in ({0: 1, "0": 2}, loop, {"w": np.ndarray}, {"w": np.zeros(2, object)}):
+    try:
+        print(tx.check(path, wrong, extra="ignore").ok)
+    except tx.UsageError as error:
+        print(str(error).partition(":")[0])
+"""
+    assert run_without_jax(code).splitlines() == [
+        "Expected a pytree as template",
+        "Expected a pytree as template",
+        "Expected a shape, got <attribute 'shape' of 'numpy.ndarray' objects> - at `w`",
+        "False",
+    ]
+
+
+def test_a_run_is_saved_read_and_continued(tmp_path: Path) -> None:
+    """By `save`, `Manager`, `verify`, `diff`, `fingerprint` and a plan that was pickled."""
+    code = """
+import collections, pickle
+import ml_dtypes, numpy as np
+import templax as tx
+
+Pair = collections.namedtuple("Pair", "mean count")
+run = sys.argv[1]
+
+def make(step):
+    return {
+        "w": np.arange(12, dtype=np.float32).reshape(3, 4) + step,
+        "pair": Pair(np.ones(3, ml_dtypes.bfloat16), step),
+        "layers": [{"b": np.float64(0.5)}, None, ()],
+        "rest": collections.OrderedDict([("z", "text"), ("a", 1.5)]),
+    }
+
+manager = tx.Manager(run, keep=tx.Keep(last=2))
+for step in range(3):
+    manager.save(step, make(step))
+manager.close()
+manager = tx.Manager(run)
+tree = manager.restore(make(0))
+pair = tree["pair"]
+print(sorted(manager.steps()), type(pair).__name__, pair.count, *tree["rest"].items())
+path = manager.path(2)
+assert (tree["w"] == make(2)["w"]).all() and type(tree["layers"][0]["b"]) is np.float64
+assert tx.fingerprint(tree) == tx.fingerprint(make(2))
+print(tx.verify(path).ok, tx.diff(path, manager.path(1)).differs)
+plan = pickle.loads(pickle.dumps(tx.plan(path, make(0))))
+assert tx.fingerprint(tx.run(plan)) == tx.fingerprint(tree)
+saved = tx.save(run + "-later", tree, wait=False)
+print(saved.wait().leaves)
+assert not {"jax", "jaxlib"} & set(sys.modules)
+"""
+    printed = run_without_jax(code, tmp_path / "run").splitlines()
+    assert printed[0] == "[1, 2] Pair 2 ('z', 'text') ('a', 1.5)"
+    assert printed[1:] == ["True True", "6"]

@@ -1,0 +1,328 @@
+"""Conversions: every pair of formats, names, casts, refusals, and what is named as not carried."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+import safetensors.numpy
+from click.testing import CliRunner
+
+import templax as tx
+from helpers import run_python
+from limits import run_limited
+from templax.cli.main import main
+from templax.storage import Memory
+
+CORPUS = Path(__file__).parents[2] / "corpus"
+
+SOURCES = (
+    "orbax-0.12.8-default/ckpt",
+    "orbax-0.12.8-sharded8_chunks/ckpt",
+    "orbax-0.12.8-zarr3/ckpt",
+    "orbax-0.6.4-default/ckpt",
+    "flaxmsgpack-chunked/state.msgpack",
+    "npz-stored/params.npz",
+    "npy-fortran/w.npy",
+    "safetensors-sharded",
+    "torch-2.14.1/checkpoint-legacy.pt",
+)
+
+TARGETS = ("orbax", "safetensors", "msgpack", "npz")
+
+
+WITHOUT_JAX = """
+import sys
+
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("jax", "jaxlib"):
+            raise ModuleNotFoundError(name)
+
+sys.meta_path.insert(0, Blocked())
+import templax as tx
+from templax.cli.main import main
+
+source, to = sys.argv[1:]
+for format in ("orbax", "safetensors", "msgpack", "npz"):
+    tx.convert(source, f"{to}/{format}", to=format)
+main(["convert", source, f"{to}/x.npz"], standalone_mode=False)
+assert "jax" not in sys.modules
+"""
+
+
+@pytest.mark.parametrize("to", [*TARGETS, "x.safetensors", "x.msgpack", "x.npz"])
+@pytest.mark.parametrize("name", [s for s in SOURCES if (CORPUS / s).exists()])
+def test_every_format_becomes_every_other(name: str, to: str, tmp_path: Path) -> None:
+    source, path = CORPUS / name, tmp_path / to
+    how: Any = None if "." in to else to
+    catalog = tx.open(source)
+    narrow = [e.name for e in catalog.entries if "float8" in e.dtype_name or e.kind == "string"]
+    skip = narrow if to.endswith(("npz", "safetensors")) else []
+    done = tx.convert(source, path, to=how, skip=skip)
+    assert path.is_file() == ("." in to)
+    found = tx.diff(source, path, fingerprints=False)
+    differing = [leaf for leaf in found.leaves if leaf.differences]
+    assert {leaf.name for leaf in differing} == set(skip), str(found)
+    assert done.verified
+    assert done.leaves == len(catalog.entries) - len(skip)
+    assert done.fingerprint.leaves.keys() == catalog.leaves.keys() - set(skip)
+    if tx.open(path).fingerprints is not None:
+        assert tx.fingerprint(tx.open(path)) == done.fingerprint
+
+
+def test_conversions_need_no_jax(tmp_path: Path) -> None:
+    """Of any format, by the function and the command."""
+    source, to = CORPUS / "orbax-0.12.8-default" / "ckpt", tmp_path
+    done = run_python("-c", WITHOUT_JAX, source, to)
+    assert done.returncode == 0, done.stderr
+    assert len(list(tmp_path.iterdir())) == 5
+
+
+@pytest.fixture
+def ckpt(tmp_path: Path) -> Path:
+    tree = {
+        "params": {
+            "layers": [{"w": np.arange(6, dtype=np.float32).reshape(2, 3)}],
+            "n": np.arange(3),
+        },
+        "rate": 0.5,
+        "none": None,
+    }
+    tx.save(tmp_path / "ckpt", tree, metadata={"run": "a", "seed": 3})
+    return tmp_path / "ckpt"
+
+
+def test_safetensors_are_read_by_their_library(ckpt: Path, tmp_path: Path) -> None:
+    done = tx.convert(ckpt, tmp_path / "m.safetensors")
+    loaded = safetensors.numpy.load_file(tmp_path / "m.safetensors")
+    assert sorted(loaded) == ["params.layers.0.w", "params.n", "rate"]
+    np.testing.assert_array_equal(loaded["params.layers.0.w"], [[0, 1, 2], [3, 4, 5]])
+    assert done.lost == {
+        "that it is a list or tuple, whose indices become names": ("params.layers",),
+        "that it is a number, which becomes an array of shape ()": ("rate",),
+        "a node without leaves": ("none",),
+        "metadata that the format has no place for": ("seed",),
+    }
+    assert tx.open(tmp_path / "m.safetensors").metadata == {"run": "a"}
+    text = str(done)
+    assert "not carried: a node without leaves (1: `none`)" in text
+    assert f"fingerprint {done.fingerprint}, read back and compared" in text
+
+
+def test_a_round_trip_restores_the_tree(ckpt: Path, tmp_path: Path) -> None:
+    tx.convert(ckpt, tmp_path / "m.safetensors", at="params")
+    tx.convert(tmp_path / "m.safetensors", tmp_path / "back", to="orbax")
+    back = tx.open(tmp_path / "back")
+    assert sorted(entry.path for entry in back.entries) == [("layers", "0", "w"), ("n",)]
+    template = {"layers": [{"w": np.zeros((2, 3), np.float32)}], "n": np.zeros(3, np.int64)}
+    tree = tx.restore(tmp_path / "back", template)
+    np.testing.assert_array_equal(tree["layers"][0]["w"], [[0, 1, 2], [3, 4, 5]])
+    flat = tx.convert(tmp_path / "m.safetensors", tmp_path / "flat", to="orbax", flat=True)
+    assert sorted(entry.path for entry in tx.open(flat.path).entries) == [("layers.0.w",), ("n",)]
+
+
+def test_names_are_chosen_as_in_a_restore(ckpt: Path, tmp_path: Path) -> None:
+    done = tx.convert(
+        ckpt, tmp_path / "a", to="npz", at="params", rename={"layers": "blocks"}, skip=["n"]
+    )
+    assert list(done.fingerprint.leaves) == ["blocks.0.w"]
+    assert done.lost["a leaf that skip= names"] == ("n",)
+    one = tx.convert(ckpt, tmp_path / "b", to="npz", at="params.n")
+    assert list(one.fingerprint.leaves) == ["n"]
+
+
+def test_casts_are_named_and_overflows_counted(tmp_path: Path) -> None:
+    w = np.array([1, 1e6, np.inf, -1e6, np.nan], np.float32)
+    tree = {"a": {"w": w}, "b": {"w": w}, "c": w, "n": np.arange(2), "rate": 0.5}
+    tx.save(tmp_path / "ckpt", tree)
+    done = tx.convert(
+        tmp_path / "ckpt", tmp_path / "x", to="orbax", cast={"a": "float16", "*.w": "bfloat16"}
+    )
+    casts = [(cast.name, cast.stored, cast.written, cast.overflows) for cast in done.casts]
+    assert casts == [("a.w", "float32", "float16", 2), ("b.w", "float32", "bfloat16", 0)]
+    assert done.overflows == 2
+    assert "overflow: 2 finite values are not finite any more, of `a.w`" in str(done)
+    template = {"a": {"w": np.zeros(5, np.float16)}, "b": {"w": np.zeros(5, ml_dtypes.bfloat16)}}
+    tree = tx.restore(tmp_path / "x", template, extra="ignore")
+    with np.errstate(over="ignore"):
+        np.testing.assert_array_equal(tree["a"]["w"], w.astype(np.float16))
+    assert tree["b"]["w"].tobytes() == w.astype(ml_dtypes.bfloat16).tobytes()
+    whole = tx.convert(tmp_path / "ckpt", tmp_path / "y", to="safetensors", cast=np.float16)
+    assert [cast.name for cast in whole.casts] == ["a.w", "b.w", "c"]
+    assert tx.open(tmp_path / "y").leaves["rate"].dtype == np.float64  # a number, no array
+
+
+def test_sizes_of_files_and_chunks_are_chosen(tmp_path: Path) -> None:
+    tree = {f"w{i}": np.full((64, 32), i, np.float32) for i in range(4)}
+    tx.save(tmp_path / "ckpt", tree)
+    tx.convert(tmp_path / "ckpt", tmp_path / "set", to="safetensors", shard_size=16384)
+    assert len(list((tmp_path / "set").glob("*.safetensors"))) == 2
+    done = tx.convert(
+        tmp_path / "set", tmp_path / "o", to="orbax", chunk_size=1024, compression="zstd:3"
+    )
+    catalog = tx.open(done.path)
+    chunks = catalog.locate([catalog.leaves["w3"]])["w3"]
+    assert len(chunks) == 8
+    assert all(chunk.codecs == ("zstd",) for chunk in chunks)
+    assert not tx.diff(tmp_path / "ckpt", done.path, fingerprints=False).differs
+
+
+@pytest.mark.parametrize(
+    ("to", "refused"),
+    [
+        ("safetensors", ("`text` is a string", "`dt.int4` has dtype int4")),
+        ("npz", ("`text`", "`dt.int4`", "`dt.float8_e5m2`")),
+    ],
+)
+def test_all_leaves_that_a_format_cannot_store_are_named_at_once(
+    to: Any, refused: tuple[str, ...], tmp_path: Path
+) -> None:
+    with pytest.raises(tx.SaveError, match="skip= leaves them out") as caught:
+        tx.convert(CORPUS / "orbax-0.12.8-special" / "ckpt", tmp_path / "x", to=to)
+    assert all(each in str(caught.value) for each in refused)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_destination_must_be_free_and_apart(ckpt: Path, tmp_path: Path) -> None:
+    for path in (ckpt, ckpt / "inside", tmp_path):
+        with pytest.raises(tx.SaveError, match="apart from the source"):
+            tx.convert(ckpt, path, to="npz", overwrite=True)
+    done = tx.convert(ckpt, tmp_path / "x", to="safetensors")
+    with pytest.raises(tx.AlreadyExists):
+        tx.convert(ckpt, tmp_path / "x", to="safetensors")
+    again = tx.convert(ckpt, tmp_path / "x", to="safetensors", overwrite=True, cast="bfloat16")
+    assert again.fingerprint != done.fingerprint
+    tx.convert(ckpt, tmp_path / "y.npz")
+    with pytest.raises(tx.AlreadyExists):
+        tx.convert(ckpt, tmp_path / "y.npz")
+    tx.convert(ckpt, tmp_path / "y.npz", overwrite=True)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"to": "zarr"},
+        {"to": None},
+        {"to": "orbax", "shard_size": 4},
+        {"to": "npz", "chunk_size": 4},
+        {"to": "npz", "flat": True},
+        {"to": "npz", "compression": "zstd"},
+        {"to": "orbax", "chunk_size": 0},
+        {"to": "orbax", "cast": "int8"},
+        {"to": "orbax", "cast": "no"},
+        {"to": "orbax", "cast": {"nothing": "bfloat16"}},
+        {"to": "orbax", "cast": {"params.n": "bfloat16"}},
+        {"to": "orbax", "skip": "params"},
+        {"to": "orbax", "skip": ["nothing"]},
+        {"to": "orbax", "at": "nothing"},
+        {"to": "orbax", "rename": {"nothing": "x"}},
+        {"to": "orbax", "verify": "yes"},
+        {"to": "orbax", "threads": 0},
+        {"to": "orbax", "on_progress": 3},
+    ],
+)
+def test_wrong_arguments_are_refused(options: dict[str, Any], ckpt: Path, tmp_path: Path) -> None:
+    with pytest.raises(tx.UsageError):
+        tx.convert(ckpt, tmp_path / "x", **options)
+    assert [path.name for path in tmp_path.iterdir()] == ["ckpt"]
+
+
+def test_two_leaves_of_one_name_are_refused(ckpt: Path, tmp_path: Path) -> None:
+    with pytest.raises(tx.SaveError, match="two leaves are named `x`"):
+        tx.convert(ckpt, tmp_path / "x", to="npz", rename=lambda _: "x")
+
+
+def test_without_reading_back_the_result_says_so(ckpt: Path, tmp_path: Path) -> None:
+    calls: list[tuple[int, int]] = []
+    done = tx.convert(
+        ckpt, tmp_path / "x", to="npz", verify=False, on_progress=lambda *n: calls.append(n)
+    )
+    assert not done.verified
+    assert "NOT read back" in str(done)
+    assert calls[-1] == (done.value_bytes, done.value_bytes)
+    calls.clear()
+    tx.convert(ckpt, tmp_path / "y", to="npz", on_progress=lambda *n: calls.append(n))
+    assert calls[-1] == (2 * done.value_bytes, 2 * done.value_bytes)
+
+
+def test_damage_of_the_source_is_found(ckpt: Path, tmp_path: Path) -> None:
+    (file,) = (ckpt / "d").iterdir()
+    data = bytearray(file.read_bytes())
+    at = data.index(np.arange(6, dtype=np.float32).tobytes())
+    data[at] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(tx.Corrupted) as caught:
+        tx.convert(ckpt, tmp_path / "x", to="npz")
+    assert caught.value.leaf == "params.layers.0.w"
+    assert [path.name for path in tmp_path.iterdir()] == ["ckpt"]
+
+
+def test_recorded_fingerprints_are_compared(ckpt: Path, tmp_path: Path) -> None:
+    catalog = tx.open(ckpt)
+    wrong = replace(catalog, fingerprints=lambda: {"params.n": 1})
+    with pytest.raises(tx.Corrupted, match="recorded fingerprint 00000001"):
+        tx.convert(wrong, tmp_path / "x", to="npz")
+
+
+def test_a_source_in_memory_is_converted(ckpt: Path, tmp_path: Path) -> None:
+    files = {str(p.relative_to(ckpt)): p.read_bytes() for p in ckpt.rglob("*") if p.is_file()}
+    done = tx.convert(Memory(files), tmp_path / "x", to="npz")
+    assert done.leaves == 3
+
+
+def test_tied_tensors_are_named(tmp_path: Path) -> None:
+    done = tx.convert(CORPUS / "torch-2.14.1" / "leaves.pt", tmp_path / "x", to="orbax")
+    assert ("tied.one", "tied.two") in done.shared
+    assert "`tied.one`, `tied.two` are the same bytes in the source" in str(done)
+
+
+def test_the_other_items_of_a_step_are_named(tmp_path: Path) -> None:
+    step = CORPUS / "orbax-0.12.8-manager" / "ckpt" / "20" / "state"
+    done = tx.convert(step, tmp_path / "x", to="npz")
+    assert "ema" in done.lost["another item of the step"]
+
+
+def test_the_command_prints_the_result(ckpt: Path, tmp_path: Path) -> None:
+    def run(*arguments: str) -> tuple[int, str]:
+        result = CliRunner().invoke(main, ["convert", *arguments])
+        return result.exit_code, result.stdout
+
+    code, text = run(
+        str(ckpt), str(tmp_path / "m.npz"), "--cast", "params=float16", "--skip", "rate"
+    )
+    assert code == 0, text
+    assert "cast: 1 leaf from float32 to float16: `params.layers.0.w`" in text
+    code, text = run(
+        str(ckpt), str(tmp_path / "s"), "--to", "safetensors", "--shard-size", "1KiB", "--json"
+    )
+    found = json.loads(text)
+    assert (code, found["ok"], found["leaves"], found["verified"]) == (0, True, 3, True)
+    assert run(str(ckpt), str(tmp_path / "m.npz"))[0] == 2
+    assert run(str(ckpt), str(tmp_path / "o"), "--to", "orbax", "--chunk-size", "no")[0] == 2
+    code, text = run(str(ckpt), str(ckpt), "--to", "orbax", "--json")
+    assert (code, json.loads(text)["ok"]) == (2, False)
+
+
+@pytest.mark.slow
+def test_the_memory_does_not_grow_with_the_leaves(tmp_path: Path) -> None:
+    """A leaf of 256 MiB, raw or in one zstd chunk, takes less than 160 MiB."""
+    begin = np.arange(1 << 20, dtype=np.float32)
+    tree = {"w": np.concatenate([begin] * 64).reshape(8192, 8192)}
+    tx.save(tmp_path / "raw", tree)
+    tx.convert(
+        tmp_path / "raw", tmp_path / "packed", to="orbax", compression="zstd", chunk_size=1 << 28
+    )
+    catalog = tx.open(tmp_path / "packed")
+    assert len(catalog.locate(catalog.entries)["w"]) == 1
+    for source in ("raw", "packed"):
+        run_limited(
+            f"path = {str(tmp_path / source)!r}; tx.convert(path, path + '.safetensors')",
+            seconds=60,
+            megabytes=160,
+        )
