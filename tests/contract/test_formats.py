@@ -28,6 +28,8 @@ CASES = (
     "orbax-0.12.8-zarr3",
     "orbax-0.6.4-zarr3",
     "orbax-0.4.4-aggregate",
+    "orbax-0.4.4-aggregate_some",
+    "orbax-0.4.4-aggregate_ocdbt",
     "orbax-0.2.3-aggregate",
     "orbax-0.2.3-default",
     "orbax-handmade-aligned",
@@ -233,3 +235,32 @@ class TestGguf(FormatContract):
 
     def expected(self) -> Mapping[str, str]:
         return GGUF[self.values]
+
+
+ZARR = ("zarr-2.18.7", "zarr-3.1.6", "zarr-array", "zarr-ocdbt")
+
+
+@pytest.mark.parametrize("case", ZARR)
+class TestZarr(FormatContract):
+    @pytest.fixture(autouse=True)
+    def _case(self, case: str) -> None:
+        self.case = case
+
+    def open(self) -> tx.Catalog:
+        return tx.open(CORPUS / self.case / "tree.zarr")
+
+    def expected(self) -> Mapping[str, str]:
+        return {
+            path.replace("/", "."): leaf["sha256"]
+            for path, leaf in read_expected(self.case).items()
+        }
+
+    def test_all_that_was_recorded_is_there_and_nothing_else(self) -> None:
+        catalog, expected = self.open(), read_expected(self.case)
+        assert catalog.format == "zarr"
+        found = {e.name: (e.dtype.name, list(e.shape)) for e in catalog.entries}
+        recorded = {
+            path.replace("/", "."): (leaf["dtype"], leaf["shape"])
+            for path, leaf in expected.items()
+        }
+        assert found == recorded

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from helpers import CORPUS, read_expected
 
+from templax.errors import UnknownFormat
 from templax.formats.ocdbt import read
 from templax.formats import open_catalog
 from templax.storage import Local
@@ -105,15 +106,20 @@ def test_saved_shardings_are_shown_as_jax_code_spells_them(corpus, case, name, s
         ("orbax-0.12.8-noocdbt/ckpt", "`_METADATA`"),
         ("orbax-0.4.4-aggregate/ckpt", "`_METADATA` and `checkpoint`"),
         ("orbax-0.2.3-default/ckpt", "`checkpoint`"),
-        (
-            "ocdbt-deep/db",
-            "`manifest.ocdbt` and the keys of its arrays, as `_METADATA` is missing",
-        ),
+        ("zarr-2.18.7/tree.zarr", "`.zgroup`"),
+        ("zarr-array/tree.zarr", "`zarr.json`"),
+        ("zarr-ocdbt/tree.zarr", "`manifest.ocdbt` without files of Orbax"),
     ],
 )
 def test_evidence_names_the_files_that_identify_the_format(corpus, path, evidence):
     catalog = open_catalog(Local(corpus / path))
-    assert (catalog.format, catalog.evidence) == ("orbax", evidence)
+    format = "zarr" if path.startswith("zarr") else "orbax"
+    assert (catalog.format, catalog.evidence) == (format, evidence)
+
+
+def test_a_database_without_arrays_is_no_checkpoint(corpus):
+    with pytest.raises(UnknownFormat, match="an OCDBT database without zarr arrays, of 979 keys"):
+        open_catalog(Local(corpus / "ocdbt-deep" / "db"))
 
 
 def test_zeros_omitted_by_an_old_writer_are_the_fill_value(corpus, assemble):

@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import zstandard
+from numcodecs import Blosc
 
 from .encodings import MANIFEST, NODE, manifest, seal, seal_index, varint, varints
 
@@ -329,6 +330,46 @@ def shards_in_shards_that_overlap(directory: Path) -> str:
     outer = np.tile(np.array([0, len(inner)], "<u8"), (n, 1)).tobytes()
     _sharded(directory, _zarr3(n * n, n * n, n, 1)).write_bytes(inner + outer)
     return "c"
+
+
+@_add
+def a_shard_of_equal_values_in_blosc(directory: Path) -> str:
+    inner = bytes(Blosc("zstd", 9).encode(np.zeros(1 << 26, np.uint8)))
+    n = 900_000 // len(inner)
+    index = [[i * len(inner), len(inner)] for i in range(n)]
+    metadata = json.loads(_zarr3(n << 26, n << 26, 1 << 26))
+    metadata["codecs"][0]["configuration"]["codecs"].append({"name": "blosc"})
+    shard = inner * n + np.array(index, "<u8").tobytes()
+    return _write(directory, {"zarr.json": json.dumps(metadata).encode(), "c/0": shard})
+
+
+# Trees of zarr
+
+_GROUP = b'{"zarr_format": 2}'
+
+
+@_add
+def a_tree_of_many_levels(directory: Path) -> str:
+    return _write(directory, _database([_leaf_body([b"a/" * 30_000 + b".zarray"], [_zarray()])]))
+
+
+@_add
+def a_group_with_many_names_in_its_consolidated_metadata(directory: Path) -> str:
+    names = {f"{i:05x}/.zarray": {} for i in range(50_000)}
+    text = json.dumps({"metadata": names}).encode()
+    return _write(directory, {".zgroup": _GROUP, ".zmetadata": text})
+
+
+@_add
+def attributes_of_many_levels(directory: Path) -> str:
+    nested = b'{"a":' + b"[" * 200_000 + b"]" * 200_000 + b"}"
+    return _write(directory, {".zgroup": _GROUP, ".zattrs": nested})
+
+
+@_add
+def attributes_of_many_entries(directory: Path) -> str:
+    text = json.dumps({str(i): [] for i in range(70_000)}).encode()
+    return _write(directory, {".zgroup": _GROUP, ".zattrs": text})
 
 
 # Documents

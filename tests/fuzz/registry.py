@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from . import arrays, checkpoints, containers, documents, gguf_files, pytorch, saves
+from . import arrays, checkpoints, codecs, containers, documents, gguf_files, pytorch, saves
 from .targets import TARGETS
 
 __all__ = [
     "TARGETS",
     "arrays",
     "checkpoints",
+    "codecs",
     "containers",
     "documents",
     "gguf_files",

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
-import sys
+import threading
 import warnings
 from typing import Any
 
@@ -77,16 +77,26 @@ def _read_size(view: memoryview, at: int) -> int:
     return int.from_bytes(view[at : at + 4], "little")
 
 
+_modules: dict[str, Any] = {}
+
+_importing = threading.Lock()
+"""Two threads that import different modules of numcodecs at once would make one of them fail."""
+
+
 def _load(codec: str) -> Any:
-    name = f"numcodecs.{codec}"
-    if name in sys.modules:
-        return sys.modules[name]
-    try:
-        # It warns about the library for a checksum that templax does not ask it for.
-        with warnings.catch_warnings(record=True):
-            return importlib.import_module(name)
-    except ImportError as error:
-        raise make_missing_error(codec) from error
+    """The module of numcodecs for a codec."""
+    module = _modules.get(codec)
+    if module is not None:
+        return module
+    with _importing:
+        try:
+            # It warns about the library for a checksum that templax does not ask it for.
+            with warnings.catch_warnings(record=True):
+                module = importlib.import_module(f"numcodecs.{codec}")
+        except ImportError as error:
+            raise make_missing_error(codec) from error
+    _modules[codec] = module
+    return module
 
 
 def _decode(module: Any, codec: str, view: memoryview, out: memoryview) -> memoryview:

@@ -4,8 +4,8 @@ To add a codec, write its decoder and add it to `COMPRESSIONS` or `CHECKSUMS`, u
 the metadata of a checkpoint gives it: `formats.zarr.metadata` accepts the names in these tables.
 What is left to change elsewhere:
 
-- `_parse_zarr2` and `_parse_codecs` in `formats.zarr.metadata`, if a configuration of the codec
-  changes how bytes are decoded: read it, or refuse it by name;
+- `_parse_zarr2` in `formats.zarr.metadata` and `parse_codecs` in `formats.zarr.codecs`, if a
+  configuration of the codec changes how bytes are decoded: read it, or refuse it by name;
 - `check_length` in `formats.zarr.chunks`, which says how many stored bytes a chunk may have;
 - `_decode_chunk` in `_audit.verify`, if the codec can be decoded piece by piece.
 """

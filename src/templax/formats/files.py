@@ -15,6 +15,7 @@ from .torch.dcp import DistributedCheckpoint
 from .torch.file_set import TorchSet
 from .torch.legacy import TorchLegacy
 from .torch.zip_file import TorchZip
+from .zarr_tree import ZarrTree
 
 FILE_FORMATS: tuple[Format, ...] = (
     Safetensors(),
@@ -29,6 +30,7 @@ FILE_FORMATS: tuple[Format, ...] = (
 
 SET_FORMATS: tuple[Format, ...] = (
     OneFile(),
+    ZarrTree(),
     DistributedCheckpoint(),
     SafetensorsSet(),  # late: a directory may have such a file beside its checkpoint
     GgufSet(),

@@ -19,8 +19,15 @@ from .orbax.directory import list_items, uncommitted_reason
 from .orbax.format import Orbax, enter_item, list_ends
 from .orbax.json_item import read_json_item
 from .protocol import Format
+from .zarr_tree import ZarrTree
 
-FORMATS: tuple[Format, ...] = (*FILE_FORMATS, FlaxArrays(), Orbax(), *SET_FORMATS)
+FORMATS: tuple[Format, ...] = (
+    *FILE_FORMATS,
+    FlaxArrays(),
+    ZarrTree(),  # before Orbax, of which a database without its other files may be as well
+    Orbax(),
+    *SET_FORMATS,
+)
 
 
 def open_catalog(source: Source, *, uncommitted: Literal["error", "allow"] = "error") -> Catalog:

@@ -99,10 +99,10 @@ def test_a_gzip_chunk_that_cannot_hold_its_array_is_refused_unread(tmp_path: Pat
 
 
 UNKNOWN: dict[str, dict[str, Any]] = {
-    "templax does not read codec `blosc`": {"compressor": {"id": "blosc", "cname": "lz4"}},
+    "templax does not read codec `lzma`": {"compressor": {"id": "lzma", "preset": 1}},
     "templax does not read codec `bz2`": {"compressor": {"id": "bz2", "level": 1}},
     "templax reads no zarr filters, got `delta`": {"filters": [{"id": "delta", "dtype": "<f4"}]},
-    "templax reads little-endian arrays, got dtype `>f4`": {"dtype": ">f4"},
+    "templax reads arrays of order C and F, got `X`": {"order": "X"},
 }
 
 
@@ -177,8 +177,8 @@ def test_a_python_number_with_an_unknown_codec_does_not_keep_check_from_working(
     path = copy_case("orbax-0.12.8-noocdbt", tmp_path / "ckpt")
     for file in path.rglob(".zarray"):
         about = json.loads(file.read_text())
-        file.write_text(json.dumps(about | {"compressor": {"id": "blosc"}}))
+        file.write_text(json.dumps(about | {"compressor": {"id": "bz2"}}))
     template = tx.open(path).template()
     assert tx.check(path, template).ok
-    with pytest.raises(tx.Unsupported, match="codec `blosc` - at `"):
+    with pytest.raises(tx.Unsupported, match="codec `bz2` - at `"):
         tx.restore(path, template)

@@ -20,6 +20,7 @@ from ...storage.source import Source
 from ..flax.specs import ARRAYS
 from ..ocdbt.read import MANIFEST
 from ..zarr.metadata import FILES
+from ..zarr.nodes import GROUP
 from .step_metadata import COMMITTED, STEP_METADATA, step_metadata
 
 TREE = "_METADATA"
@@ -45,6 +46,11 @@ _TEMPORARY_INDEX = "ocdbt_tmp_meta"
 
 DATABASE_DIRECTORIES = ("ocdbt_meta", "ocdbt_data", _TEMPORARY_INDEX)
 """Parts of a database whose index and values are kept apart."""
+
+_OWN = frozenset((TREE, "_sharding", "_strings.json", "array_metadatas/", *MARKS))
+"""What nobody but Orbax has in an item, besides its databases."""
+
+_DATABASES = ("ocdbt.process_", *DATABASE_DIRECTORIES)
 
 ItemKind = Literal["pytree", "json", "other"]
 
@@ -389,11 +395,24 @@ def _item_evidence(source: Source, names: frozenset[str]) -> str | None:
         marks.append(LEGACY)
     if not marks:
         directories = sorted(name for name in names if name.endswith("/"))
-        parts = ("ocdbt.process_", *DATABASE_DIRECTORIES)
-        marks = [n.rstrip("/") for n in directories if n.startswith(parts)][:1]
-        if not marks:
+        marks = [n.rstrip("/") for n in directories if n.startswith(_DATABASES)][:1]
+        if not marks and names.isdisjoint((GROUP, *FILES)):  # else a tree of zarr
             marks = _find_bare_array(source, names)
     return " and ".join(f"`{mark}`" for mark in marks) or None
+
+
+def has_orbax_files(source: Source, names: Set[str]) -> bool:
+    """Whether a directory with arrays, or with a database, has files of Orbax's own.
+
+    Args:
+        source: The directory.
+        names: Names of its children; directories end in `/`.
+    """
+    if names & _OWN or any(name.startswith(_DATABASES) for name in names):
+        return True
+    if LEGACY in names and _is_legacy(source):
+        return True
+    return MANIFEST in names and source.at("..").stat(STEP_METADATA) is not None
 
 
 def _is_legacy(source: Source) -> bool:

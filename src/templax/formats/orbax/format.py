@@ -21,6 +21,7 @@ from .directory import (
     Root,
     basename,
     examine_directory,
+    has_orbax_files,
     is_temporary,
     list_items,
     list_names,
@@ -204,6 +205,7 @@ def part_of_item_error(source: Source) -> UnknownFormat | None:
     name, info = basename(source), source.stat("")
     if info is None or not name.strip("."):
         return None
+    part = not info.is_dir
     if info.is_dir:
         parts = ("d", "array_metadatas", *DATABASE_DIRECTORIES)
         part = name.startswith("ocdbt.process_") or name in parts
@@ -218,7 +220,10 @@ def part_of_item_error(source: Source) -> UnknownFormat | None:
         root = None
         with suppress(SourceError):  # a directory that may not be read, beside or above
             root = examine_directory(parent)
-        if root is not None and root.what == "item" and not _is_process_directory(parent):
+        if root is None or root.what != "item" or _is_process_directory(parent):
+            continue
+        # An array beside others may be anybody's, and is a tree of its own.
+        if part or has_orbax_files(parent, list_names(parent)):
             what = f"{source.url} is a part of the checkpoint {parent.url}"
             return UnknownFormat(what, hint=open_hint(list_openable(parent)))
     return None

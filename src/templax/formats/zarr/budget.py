@@ -35,6 +35,17 @@ _SHARD_COST = 8
 """The index of a shard takes about as long to read as this many inner chunks to list."""
 
 
+WHOLE_BYTES = 1 << 26
+"""Maximum size of a chunk that numcodecs decodes, which it does whole, besides `WHOLE_RATIO` times
+the stored bytes. blosc with zstd makes 18,000 of one in a chunk of equal values."""
+
+_FILE_BYTES = 1 << 30
+"""The same for all such chunks in one file."""
+
+WHOLE_RATIO = 255
+"""The most bytes that a byte of an lz4 block decodes to, but for the first few."""
+
+
 class ChunkBudget:
     """Counts the chunks that one call of a locator lists, before it lists them.
 
@@ -46,6 +57,7 @@ class ChunkBudget:
         self._objects = objects
         self._absent = self._lost = self._inner = self._nbytes = 0
         self._reach: dict[str, int] = {}  # where the counted part of each file ends
+        self._whole: dict[str, int] = {}
 
     @functools.cached_property
     def _keys(self) -> list[str]:
@@ -72,6 +84,25 @@ class ChunkBudget:
             fits = self._absent + n <= _MAX_ABSENT + len(self._objects)
             self._absent += n if fits else 0
         return fits and n <= _MAX_ABSENT_HERE
+
+    def add_whole(self, extent: Extent, nbytes: int) -> None:
+        """Counts a chunk that numcodecs decodes to `nbytes`.
+
+        Raises:
+            Unsupported: Few stored bytes decode to many.
+        """
+        more = nbytes - WHOLE_RATIO * extent.nbytes
+        if more > WHOLE_BYTES:
+            raise Unsupported(
+                f"templax reads chunks of blosc and lz4 of up to {WHOLE_BYTES} bytes, or"
+                f" {WHOLE_RATIO} times the stored ones, got {nbytes} of {extent.nbytes}"
+            )
+        total = self._whole[extent.key] = self._whole.get(extent.key, 0) + max(more, 0)
+        if total > _FILE_BYTES:
+            raise Unsupported(
+                f"templax reads up to {_FILE_BYTES} bytes of blosc and lz4 in one file, or"
+                f" {WHOLE_RATIO} times the stored ones, got more"
+            )
 
     def add_shard(self, extent: Extent, n: int) -> None:
         """Counts the inner chunks of a shard.

@@ -20,20 +20,14 @@ from ..._core.boxes import Box, Shape
 from ...errors import CheckpointError, Corrupted, NotFound, Unsupported
 from ...storage.signatures import diagnose_lfs_pointer
 from ...storage.source import Source
-from .budget import ChunkBudget
-from .metadata import FILES, UNREADABLE, Array, Sharding, array_prefix
+from .budget import WHOLE_RATIO, ChunkBudget
+from .codecs import UNREADABLE, Sharding
+from .metadata import FILES, Array, array_prefix
 
 _EMPTY = 2**64 - 1
 
 # A zstd block has at least 4 bytes and decodes to at most 128 KiB (RFC 8878, section 3.1.1.2).
 _ZSTD_BLOCK, _ZSTD_BLOCK_DECODED = 4, 1 << 17
-
-_LZ4_RATIO = 255
-"""The most bytes that a byte of an lz4 block decodes to, but for the first few."""
-
-_WHOLE_BYTES = 1 << 26
-"""Chunks that numcodecs decodes, which it does whole, are small or have few times the stored bytes.
-blosc with zstd makes 18,000 of one in a chunk of equal values."""
 
 
 def locate_arrays(
@@ -86,7 +80,7 @@ def locate_arrays(
         extent = objects.get(prefix + key)
         if extent is not None:  # fast path: the common case, an array of one chunk
             try:
-                check_length(extent, nbytes, array.codecs)
+                _check_chunk(extent, nbytes, array.codecs, budget)
             except CheckpointError as error:
                 record_damage(_add_location(error, name, extent, source), damages, error)
                 return ()
@@ -201,7 +195,8 @@ def _resolve_value(
     """
     sharding = how.sharding
     if sharding is None:
-        check_length(extent, math.prod(b - a for a, b in box) * array.dtype.itemsize, how.codecs)
+        nbytes = math.prod(b - a for a, b in box) * array.dtype.itemsize
+        _check_chunk(extent, nbytes, how.codecs, budget)
         yield _make_chunk(extent, box, how, array)
         return
     corner = tuple(a for a, _ in box)
@@ -282,6 +277,14 @@ def _read_shard_index(
     return [(int(offset), int(nbytes)) for offset, nbytes in numbers.tolist()]
 
 
+def _check_chunk(
+    extent: Extent, nbytes: int, codecs: tuple[str, ...], budget: ChunkBudget | None
+) -> None:
+    check_length(extent, nbytes, codecs)
+    if not NUMCODECS.isdisjoint(codecs):
+        (budget or ChunkBudget({})).add_whole(extent, nbytes)
+
+
 def check_length(extent: Extent, nbytes: int, codecs: tuple[str, ...]) -> None:
     """Raises Corrupted for stored bytes that can't decode to `nbytes`.
 
@@ -290,15 +293,6 @@ def check_length(extent: Extent, nbytes: int, codecs: tuple[str, ...]) -> None:
     if not DECODABLE.issuperset(codecs):
         return
     fixed = nbytes + 4 * codecs.count("crc32c")
-    if (
-        not NUMCODECS.isdisjoint(codecs)
-        and nbytes > max(_WHOLE_BYTES, _LZ4_RATIO * extent.nbytes)
-        and nbytes <= _max_decoded_bytes(extent.nbytes, codecs)
-    ):
-        raise Unsupported(
-            f"templax reads chunks of blosc and lz4 of up to {_WHOLE_BYTES} bytes, and larger ones"
-            f" of {_LZ4_RATIO} times their stored bytes, got {nbytes} in {extent.nbytes}"
-        )
     if COMPRESSIONS.keys().isdisjoint(codecs):
         if extent.nbytes == fixed:
             return
@@ -325,7 +319,7 @@ def _max_decoded_bytes(stored: int, codecs: tuple[str, ...]) -> int:
     if "gzip" in codecs or "zlib" in codecs:
         return (stored + 1) * MAX_DEFLATE_RATIO
     if "lz4" in codecs:
-        return (stored + 1) * _LZ4_RATIO
+        return (stored + 1) * WHOLE_RATIO
     return (stored // _ZSTD_BLOCK + 1) * _ZSTD_BLOCK_DECODED
 
 

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import msgspec
 import numpy as np
 
-from ..._codecs.decode import CODECS, COMPRESSIONS, SWAPS
+from ..._codecs.decode import COMPRESSIONS
 from ..._core.boxes import (
     MAX_NBYTES,
     MAX_RANK,
@@ -30,6 +30,7 @@ from ..._core.boxes import (
 from ..._core.dtypes import DTYPES, NUMPY_NAMES
 from ..._core.json_text import decode_json
 from ...errors import Corrupted, Unsupported
+from .codecs import UNREADABLE, Named, Sharding, find_swap, parse_codecs
 
 FILES = (".zarray", "zarr.json")
 
@@ -58,13 +59,6 @@ def array_prefix(name: str, *, files: bool = False) -> str:
     return name if name.endswith("/") else f"{name}/"
 
 
-_MAX_NESTING = 4
-
-_MAX_CODECS = 8
-
-UNREADABLE = "unreadable"
-"""Stands for the codecs of an array that templax can't decode. There is no decoder of that name."""
-
 _SMALL_CHUNK = 64 << 20
 
 # Type strings of the zarr 2 spec, such as `<f4`. One-byte types have no byte order: `|i1`.
@@ -78,27 +72,6 @@ def typestr(dtype: np.dtype) -> str:
     ('<f4', 'float8_e5m2')
     """
     return dtype.str if dtype.str in _TYPESTRS else dtype.name
-
-
-@dataclass(frozen=True, slots=True)
-class Sharding:
-    """How values are divided if each is a shard: inner chunks and an index of them.
-
-    Attributes:
-        chunk_shape: Shape of an inner chunk.
-        codecs: Decoders of an inner chunk.
-        order: Order of the elements in an inner chunk.
-        sharding: Set if the inner chunks are shards themselves.
-        index_at_end: Whether the index is at the end of the shard, not at its start.
-        checked: Whether a crc32c follows the index.
-    """
-
-    chunk_shape: Shape
-    codecs: tuple[str, ...]
-    order: Literal["C", "F"]
-    sharding: Sharding | None
-    index_at_end: bool
-    checked: bool
 
 
 @dataclass(frozen=True)
@@ -170,36 +143,20 @@ class _Zarr2(msgspec.Struct):
 _ZARR2_KEYS = [f'"{key}"'.encode() for key in _Zarr2.__struct_fields__]
 
 
-class _Named(msgspec.Struct):
-    name: str
-    configuration: dict[str, Any] = {}
-
-
 class _Zarr3(msgspec.Struct):
     zarr_format: int
     node_type: str
     shape: list[int]
     data_type: Any
-    chunk_grid: _Named
-    chunk_key_encoding: _Named
-    codecs: list[_Named]
+    chunk_grid: Named
+    chunk_key_encoding: Named
+    codecs: list[Named]
     fill_value: Any = None
     storage_transformers: list[Any] = []
 
 
-class _Transpose(msgspec.Struct):
-    order: list[int] | Literal["C", "F"]
-
-
 class _Regular(msgspec.Struct):
     chunk_shape: list[int]
-
-
-class _Sharded(msgspec.Struct):
-    chunk_shape: list[int]
-    codecs: list[_Named]
-    index_codecs: list[_Named]
-    index_location: Literal["start", "end"] = "end"
 
 
 class _KeyEncoding(msgspec.Struct):
@@ -250,12 +207,12 @@ def _parse_zarr2(meta: _Zarr2) -> Array:
         else:
             unsupported.append(f"templax does not read codec {_quote_codec(meta.compressor)}")
     if text.startswith(">"):
-        codecs += _find_swap(dtype)
+        codecs += find_swap(dtype)
     return _validate(
         Array(
             tuple(meta.shape),
             dtype,
-            tuple(meta.chunks),
+            _read_chunks(meta.chunks, meta.shape),
             "",
             meta.dimension_separator,
             (UNREADABLE,) if unsupported else codecs,
@@ -292,14 +249,13 @@ def _parse_zarr3(meta: _Zarr3) -> Array:
     grid = msgspec.convert(meta.chunk_grid.configuration, _Regular)
     encoding = msgspec.convert(meta.chunk_key_encoding.configuration, _KeyEncoding)
     unsupported: list[str] = []
-    codecs, order, sharding = _parse_codecs(
-        meta.codecs, tuple(grid.chunk_shape), dtype, _MAX_NESTING, unsupported
-    )
+    chunk_shape = _read_chunks(grid.chunk_shape, meta.shape)
+    codecs, order, sharding = parse_codecs(meta.codecs, chunk_shape, dtype, unsupported)
     return _validate(
         Array(
             tuple(meta.shape),
             dtype,
-            tuple(grid.chunk_shape),
+            chunk_shape,
             default[0],
             encoding.separator or default[1],
             codecs,
@@ -311,125 +267,11 @@ def _parse_zarr3(meta: _Zarr3) -> Array:
     )
 
 
-_Parsed = tuple[tuple[str, ...], Literal["C", "F"], Sharding | None]
-"""The decoders of a chunk, the order of its elements, and its sharding if it is a shard."""
-
-_UNREADABLE: _Parsed = (UNREADABLE,), "C", None
-
-
-def _parse_codecs(
-    listed: list[_Named],
-    chunk_shape: Shape,
-    dtype: np.dtype,
-    nesting: int,
-    unsupported: list[str],
-) -> _Parsed:
-    """How to decode a chunk.
-
-    Args:
-        listed: Its encoders, in the order in which they were applied.
-        unsupported: What templax can't decode is added here.
-    """
-    n = next((i for i, codec in enumerate(listed) if codec.name != "transpose"), len(listed))
-    order = _parse_transposes(listed[:n], len(chunk_shape))
-    if n == len(listed):
-        raise Corrupted("Expected a codec that makes bytes of an array, got none")
-    first, *rest = listed[n:]
-    if first.name == "sharding_indexed":
-        if rest or n:
-            name = listed[0].name if n else rest[0].name
-            unsupported.append(f"templax does not read codec `{name[:80]}` around shards")
-            return _UNREADABLE
-        if not nesting:
-            unsupported.append(
-                f"templax reads shards in shards {_MAX_NESTING} deep, got deeper ones"
-            )
-            return _UNREADABLE
-        return _parse_sharding(first, chunk_shape, dtype, nesting, unsupported)
-    decoders = tuple(codec.name.removeprefix("numcodecs.") for codec in reversed(rest))
-    problem = _find_bytes_problem(first, dtype) or _find_decoder_problem(decoders)
-    if order is None:
-        problem = problem or "templax reads transposed chunks whose axes are in reverse order"
-    if problem is not None or order is None:
-        unsupported.append(str(problem))
-        return _UNREADABLE
-    big = first.configuration.get("endian") == "big"
-    return decoders + (_find_swap(dtype) if big else ()), order, None
-
-
-def _parse_transposes(codecs: list[_Named], rank: int) -> Literal["C", "F"] | None:
-    """The order of the elements in a chunk that was transposed; None if it is another one."""
-    axes = list(range(rank))
-    for codec in codecs[:_MAX_CODECS]:
-        order = msgspec.convert(codec.configuration, _Transpose).order
-        if isinstance(order, str):
-            order = list(range(rank)) if order == "C" else list(range(rank))[::-1]
-        if sorted(order) != list(range(rank)):
-            raise Corrupted(f"Expected a permutation of {rank} axes, got {str(order)[:80]}")
-        axes = [axes[i] for i in order]
-    if axes == list(range(rank)):
-        return "C"
-    return "F" if axes == list(range(rank))[::-1] else None
-
-
-def _find_swap(dtype: np.dtype) -> tuple[str, ...]:
-    """The decoders of big-endian elements: none for those of one byte."""
-    width = dtype.itemsize // (2 if dtype.kind == "c" else 1)
-    return tuple(name for name in SWAPS if name.endswith(f"-{width}"))
-
-
-def _find_decoder_problem(decoders: Sequence[str]) -> str | None:
-    """Why templax can't apply these decoders; None if it can."""
-    unknown = [name for name in decoders if name not in CODECS]
-    if unknown:
-        return f"templax does not read codec `{unknown[-1][:80]}`"
-    compressions = [name for name in decoders if name in COMPRESSIONS]
-    if len(compressions) > 1:
-        names = ", ".join(f"`{name}`" for name in dict.fromkeys(compressions))
-        return f"templax reads chunks compressed once, got several codecs {names}"
-    if len(decoders) > _MAX_CODECS:
-        return f"templax reads chunks of {_MAX_CODECS} codecs at most, got {len(decoders)}"
-    return None
-
-
-def _find_bytes_problem(codec: _Named, dtype: np.dtype) -> str | None:
-    """Why templax can't reverse the codec that makes bytes of an array; None if it can."""
-    if codec.name != "bytes":
-        return f"templax does not read codec `{codec.name[:80]}`"
-    endian = codec.configuration.get("endian", "little")
-    if endian not in ("little", "big") and dtype.itemsize > 1:
-        return f"templax does not read codec `bytes` with {str(endian)[:80]!r}"
-    return None
-
-
-def _parse_sharding(
-    codec: _Named, shard: Shape, dtype: np.dtype, nesting: int, unsupported: list[str]
-) -> _Parsed:
-    meta = msgspec.convert(codec.configuration, _Sharded)
-    inner_shape = tuple(meta.chunk_shape)
-    if len(inner_shape) != len(shard) or any(c < 1 for c in inner_shape):
-        got = format_shape(inner_shape)
-        raise Corrupted(f"Expected inner chunks of {len(shard)} dimensions, got {got}")
-    if any(s % c for s, c in zip(shard, inner_shape, strict=True)):
-        got = format_shape(inner_shape)
-        raise Corrupted(
-            f"Expected inner chunks that divide shards {format_shape(shard)}, got {got}"
-        )
-    names = [c.name for c in meta.index_codecs]
-    if names not in (["bytes"], ["bytes", "crc32c"]):
-        problem = (
-            f"templax does not read shard indexes with codecs {[name[:80] for name in names[:8]]}"
-        )
-    else:
-        problem = _find_bytes_problem(meta.index_codecs[0], np.dtype(np.uint64))
-        if meta.index_codecs[0].configuration.get("endian") == "big":
-            problem = "templax does not read big-endian shard indexes"
-    if problem is not None:
-        unsupported.append(problem)
-        return _UNREADABLE
-    codecs, order, inner = _parse_codecs(meta.codecs, inner_shape, dtype, nesting - 1, unsupported)
-    at_end = meta.index_location == "end"
-    return (), "C", Sharding(inner_shape, codecs, order, inner, at_end, len(names) == 2)
+def _read_chunks(chunks: Sequence[int], shape: Sequence[int]) -> Shape:
+    """The shape of a chunk. zarr-python writes 0 along dimensions without elements."""
+    if len(chunks) != len(shape):
+        return tuple(chunks)
+    return tuple(c or int(not n) for c, n in zip(chunks, shape, strict=True))
 
 
 def _quote_codec(codec: Any) -> str:
