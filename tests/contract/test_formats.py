@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import flax.serialization
 import flax.traverse_util
@@ -162,6 +164,40 @@ class TestFlaxOfThisMachine(FormatContract):
         return {name: hashlib.sha256(data).hexdigest() for name, data in digest.items()}
 
 
+def read_digests(case: str) -> dict[str, Any]:
+    return json.loads((CORPUS / case / "expected.json").read_text())["sha256"]
+
+
+@pytest.mark.parametrize("name", ["checkpoint_7", "checkpoint_8"])
+class TestFlaxOfSeveralProcesses(FormatContract):
+    """What `write.py` beside them wrote, with arrays in directories beside the files."""
+
+    @pytest.fixture(autouse=True)
+    def _name(self, name: str) -> None:
+        self.name = name
+
+    def open(self) -> tx.Catalog:
+        return tx.open(CORPUS / "flax-gda" / self.name)
+
+    def expected(self) -> Mapping[str, str]:
+        return read_digests("flax-gda")[self.name]
+
+
+@pytest.mark.parametrize("name", ["", "checkpoint"])
+class TestT5X(FormatContract):
+    """What `write.py` beside it wrote, as T5X does."""
+
+    @pytest.fixture(autouse=True)
+    def _name(self, name: str) -> None:
+        self.name = name
+
+    def open(self) -> tx.Catalog:
+        return tx.open(CORPUS / "t5x" / "checkpoint_1000" / self.name)
+
+    def expected(self) -> Mapping[str, str]:
+        return read_digests("t5x")
+
+
 @pytest.mark.parametrize("case", CASES)
 class TestOrbax(FormatContract):
     @pytest.fixture(autouse=True)
@@ -177,6 +213,28 @@ class TestOrbax(FormatContract):
             for path, leaf in read_expected(self.case).items()
             if leaf["kind"] == "array"
         }
+
+
+GGUF: dict[str, dict[str, str]] = read_digests("gguf")
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [*((name, name) for name in GGUF if name != "not-read.gguf"),
+     ("split/model-00002-of-00003.gguf", "split")],
+)  # fmt: skip
+class TestGguf(FormatContract):
+    """What `write.py` beside them wrote with GGML's own library; it dequantised them, too."""
+
+    @pytest.fixture(autouse=True)
+    def _name(self, name: str, values: str) -> None:
+        self.name, self.values = name, values
+
+    def open(self) -> tx.Catalog:
+        return tx.open(CORPUS / "gguf" / self.name)
+
+    def expected(self) -> Mapping[str, str]:
+        return GGUF[self.values]
 
 
 ZARR = ("zarr-2.18.7", "zarr-3.1.6", "zarr-array", "zarr-ocdbt")

@@ -27,3 +27,19 @@ class TestTorch(FormatContract):
 
     def expected(self) -> Mapping[str, str]:
         return EXPECTED[self.name]
+
+
+SET = CORPUS / "torch-set"
+
+
+@pytest.mark.parametrize("name", ["", "pytorch_model.bin.index.json"])
+class TestTorchSet(FormatContract):
+    @pytest.fixture(autouse=True)
+    def _name(self, name: str) -> None:
+        self.name = name
+
+    def open(self) -> tx.Catalog:
+        return tx.open(SET / self.name)
+
+    def expected(self) -> Mapping[str, str]:
+        return json.loads((SET / "expected.json").read_text())["sha256"]

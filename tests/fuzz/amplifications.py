@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import struct
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -512,3 +513,49 @@ def links_that_go_round(directory: Path) -> str:
         os.symlink("..", root / f"{i}")
     os.symlink("self", root / "self")
     return "c"
+
+
+# GGUF
+
+
+def _gguf(directory: Path, entries: int, tensors: int, body: bytes) -> str:
+    path = directory / "m.gguf"
+    path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, tensors, entries) + body + bytes(64))
+    return path.name
+
+
+@_add
+def gguf_tensors_without_elements(directory: Path) -> str:
+    rest = struct.pack("<IQIQ", 1, 0, 12, 0)
+    names = [f"{i:x}".encode() for i in range(26_000)]
+    return _gguf(directory, 0, len(names), b"".join(_gguf_text(name) + rest for name in names))
+
+
+@_add
+def gguf_metadata_of_many_keys(directory: Path) -> str:
+    names = [f"{i:x}".encode() for i in range(55_000)]
+    value = struct.pack("<IB", 7, 1)
+    return _gguf(directory, len(names), 0, b"".join(_gguf_text(name) + value for name in names))
+
+
+@_add
+def a_gguf_list_of_many_texts(directory: Path) -> str:
+    listed = struct.pack("<IIQ", 9, 8, 120_000) + bytes(8 * 120_000)
+    return _gguf(directory, 1, 0, _gguf_text(b"a") + listed)
+
+
+@_add
+def gguf_tensors_of_many_dimensions(directory: Path) -> str:
+    rest = struct.pack("<I31QQIQ", 32, *([1 << 63] * 31), 0, 0, 0)
+    names = [f"{i:x}".encode() for i in range(3_000)]
+    return _gguf(directory, 0, len(names), b"".join(_gguf_text(name) + rest for name in names))
+
+
+@_add
+def gguf_blocks_of_many_elements(directory: Path) -> str:
+    shape = struct.pack("<IQQIQ", 2, 256, 11_000, 10, 0)  # Q2_K: 84 bytes for 256 elements
+    return _gguf(directory, 0, 1, _gguf_text(b"w") + shape + bytes(11_000 * 84))
+
+
+def _gguf_text(data: bytes) -> bytes:
+    return struct.pack("<Q", len(data)) + data

@@ -205,6 +205,35 @@ _ARRAYS = {
 }
 
 
+def _state_dicts() -> list[bytes]:
+    """State dicts that refer to arrays beside their file, as T5X and Flax write them."""
+    number = msgspec.msgpack.Ext(3, msgspec.msgpack.encode([[], "float32", b"abcd"]))
+    about = {"shape": [2], "chunks": [2], "compressor": {"id": "gzip"}}
+    spec = {"driver": "zarr", "kvstore": {"driver": "file", "path": "a/"}}
+    more = spec | {"dtype": "float32", "metadata": about, "kvstore": {"driver": "gcs"}}
+    trees = [
+        {"n": number, "a": spec, "b": more | {"path": "/old/b.c"}},
+        {"a": "//GDAPlaceholder:a", "b": "//GDAPlaceholder:b/c", "n": number},
+        "//GDAPlaceholder:",
+    ]
+    return [*map(msgspec.msgpack.encode, trees), *seeds.files_named("checkpoint", most=6)]
+
+
+@add_target(
+    "flax-outside",
+    seeds=_state_dicts,
+    mutate=mutate_msgpack,
+    tokens=(b"\xa7kvstore", b"\xa6driver", b"\xa4path", b"//GDAPlaceholder:", b"../"),
+)
+def read_outside(data: bytes) -> None:
+    """The file of a state dict, beside arrays: in the directory of T5X, and alone."""
+    beside = {f"c_gda/{key}": value for key, value in _ARRAYS.items()}
+    source = Memory({"checkpoint": data, "c": data, **_ARRAYS, **beside})
+    for key in ("", "checkpoint", "c", "c_gda"):
+        with suppress(tx.TemplaxError):
+            inspect(open_catalog(source.at(key) if key else source, uncommitted="allow"))
+
+
 def _tree_seeds() -> list[bytes]:
     found = [data + b"\0{}" for data in seeds.files_named("_METADATA", most=6)]
     leaf = {"key_metadata": [{"key": "a", "key_type": 2}], "value_metadata": {"value_type": "x"}}

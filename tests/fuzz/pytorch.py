@@ -10,7 +10,9 @@ from pathlib import Path
 
 import templax as tx
 from templax._core.gc_pause import pause_gc
+from templax.formats.diagnose import diagnose_source
 from templax.formats.registry import open_catalog
+from templax.formats.torch.file_set import TorchSet
 from templax.formats.torch.tree import Tree
 from templax.formats.torch.unpickler import read_pickle
 from templax.storage import Memory
@@ -18,6 +20,7 @@ from templax.storage import Memory
 from . import seeds
 from .documents import OneFile
 from .inspection import inspect
+from .mutators import mutate_json
 from .targets import Wrong, add_target
 
 _TOKENS = (
@@ -112,3 +115,28 @@ def read_torch_dcp(data: bytes) -> None:
     catalog = open_catalog(Memory(files))
     _check_extents(catalog, {name: len(content) for name, content in files.items()} | {"": 0})
     inspect(catalog)
+
+
+_SET = seeds.CORPUS / "torch-set"
+
+_INDEX = "pytorch_model.bin.index.json"
+
+
+@add_target(
+    "torch-set",
+    seeds=lambda: [(_SET / _INDEX).read_bytes(), b'{"weight_map": {"shared.weight": "a.bin"}}'],
+    mutate=mutate_json,
+    tokens=(b'"weight_map"', b'"metadata"', b'"pytorch_model-00001-of-00002.bin"', b'".."'),
+)
+def read_torch_set(data: bytes) -> None:
+    """An index, beside the two files of a set and one that is not PyTorch's."""
+    files = {path.name: path.read_bytes() for path in _SET.glob("*.bin")}
+    source = Memory({**files, "a.bin": b"words", _INDEX: data})
+    sizes = {name: len(content) for name, content in files.items()}
+    for place in (source, source.at(_INDEX)):
+        format = TorchSet()
+        if format.detect(place) is not None:
+            catalog = format.open(place)
+            _check_extents(catalog, sizes)
+            inspect(catalog)
+    diagnose_source(source)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import arrays, checkpoints, codecs, containers, documents, pytorch, saves
+from . import arrays, checkpoints, codecs, containers, documents, gguf_files, pytorch, saves
 from .targets import TARGETS
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "codecs",
     "containers",
     "documents",
+    "gguf_files",
     "pytorch",
     "saves",
 ]

@@ -113,6 +113,8 @@ class LeafEntry(LeafSpec, frozen=True, gc=False):
         saved_sharding: Sharding that the leaf was saved with. Informational; never used for
             placement.
         handle: Private to the format that made the entry.
+        quantisation: How the values are stored, such as "Q4_K", if they must be computed from
+            fewer bits. `dtype` is then that of the result.
 
     Example:
         >>> import numpy as np
@@ -127,6 +129,7 @@ class LeafEntry(LeafSpec, frozen=True, gc=False):
     value: str | None = None
     saved_sharding: str | None = None
     handle: Any = None
+    quantisation: str | None = None
 
     def __repr__(self) -> str:
         return f"LeafEntry({self.name!r}, {self.dtype_name}{self.user_shape}, {self.kind})"

@@ -39,7 +39,7 @@ class Node:
         empty: The kind of an empty container, if it is one.
         children: The subtrees and leaves directly below, by key.
         look_id: Equal for subtrees that look alike: the same names, dtypes, shapes, saved
-            shardings, string values and empty containers.
+            shardings, string values, quantisations and empty containers.
     """
 
     label: str
@@ -163,7 +163,7 @@ def _build_tree(entries: Sequence[LeafEntry], empties: Mapping[Path, str]) -> No
             e = node.entry
             measured = _measure_leaf(e, known)
             node.nbytes, node.parameters, node.leaves = *measured[:2], 1
-            facts = (measured, e.value, e.saved_sharding)
+            facts = (measured, e.value, e.saved_sharding, e.quantisation)
         if node.children:
             children = node.children.values()
             node.nbytes += sum([child.nbytes for child in children])
@@ -236,6 +236,8 @@ def _make_row(node: Node, alike: int, shardings: bool, last: str = "") -> Row:
         notes.append(value if len(value) <= 60 else f"{value[:57]}...")
     elif shardings and entry.saved_sharding is not None:
         notes.append(entry.saved_sharding)
+    if entry.quantisation is not None:
+        notes.append(f"from {entry.quantisation}")
     shape = "" if entry.kind == "string" else str(entry.user_shape)
     return Row(depth, label, entry.dtype_name, shape, nbytes, ", ".join(notes), "leaf")
 

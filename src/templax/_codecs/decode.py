@@ -21,6 +21,7 @@ from ..errors import Corrupted, Unsupported
 from .blosc import NUMCODECS, has_numcodecs, unblosc_into, unlz4_into
 from .crc32c import Bytes, compare_crc32c, crc32c
 from .deflate import inflate_npy_into
+from .ggml import PREFIX, QUANTISATIONS, dequantise_into
 from .gzip import gunzip_into
 from .zstd import flat_view, inflate_into
 
@@ -46,6 +47,8 @@ def decode(
             - `"big-endian-2"`, `-4` and `-8`, last: reverse the bytes of each number of that size.
             - `"npy-deflate"`, only on its own: decodes a deflated array in numpy's format, and
               drops its header.
+            - `"ggml-Q4_0"` and the like, only on its own: computes float32 numbers of the blocks of
+              that quantisation.
             - `"fill"`, only on its own: `data` is one element, which fills the whole chunk.
 
             If empty, `data` is the chunk itself.
@@ -109,6 +112,12 @@ def _decode_lz4(data: memoryview, size: int, out: memoryview | None, verify: boo
 
 def _decode_npy(data: memoryview, size: int, out: memoryview | None, verify: bool) -> memoryview:
     return inflate_npy_into(data, _allocate(size) if out is None else out)
+
+
+def _dequantise(
+    name: str, data: memoryview, size: int, out: memoryview | None, verify: bool
+) -> memoryview:
+    return dequantise_into(name, data, _allocate(size) if out is None else out)
 
 
 def _strip_crc32c(data: memoryview, size: int, out: memoryview | None, verify: bool) -> memoryview:
@@ -185,4 +194,11 @@ def find_missing(codecs: Iterable[str]) -> str | None:
     return next((codec for codec in needed if not has_numcodecs()), None)
 
 
-_DECODERS = {**COMPRESSIONS, **CHECKSUMS, **SWAPS, "npy-deflate": _decode_npy, "fill": _fill}
+_DECODERS = {
+    **COMPRESSIONS,
+    **CHECKSUMS,
+    **SWAPS,
+    "npy-deflate": _decode_npy,
+    "fill": _fill,
+    **{PREFIX + name: functools.partial(_dequantise, name) for name in QUANTISATIONS},
+}

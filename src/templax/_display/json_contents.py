@@ -30,7 +30,7 @@ def catalog_fields(catalog: Catalog, shown: Sequence[LeafEntry]) -> dict[str, An
             **select_fields(entry, "name", "path", "kind"),
             "dtype": entry.dtype_name,
             "shape": entry.user_shape,
-            **select_fields(entry, "nbytes", "parameter_count", "saved_sharding"),
+            **select_fields(entry, "nbytes", "parameter_count", "saved_sharding", "quantisation"),
             "fingerprint": None if recorded is None else recorded.leaves[entry.name],
         }
         for entry in shown

@@ -10,7 +10,7 @@ from .._core.text import is_unicode
 from ..errors import SaveError, SourceError
 from ..formats.one_file import find_only_file
 from ..formats.orbax.extra_content import describe_extra_content, find_enclosing_item
-from ..formats.safetensors_set import is_only_safetensors
+from ..formats.safetensors_set import SafetensorsSet
 from ..storage.disk import save_error
 from ..storage.source import Source
 from .options import Url
@@ -45,7 +45,8 @@ def check_destination(source: Source, *, replaces: bool) -> None:
     try:
         around = find_enclosing_item(source)
         replaces = replaces and next(source.children(), None) is not None
-        replaces = replaces and not is_only_safetensors(source) and find_only_file(source) is None
+        is_set = SafetensorsSet().is_only(source) or find_only_file(source) is not None
+        replaces = replaces and not is_set
         found = describe_extra_content(source) if replaces else None
     except SourceError as error:
         cause = error.__cause__

@@ -17,6 +17,7 @@ from ..storage.head import KeptHead
 from ..storage.signatures import is_lfs_pointer, make_lfs_error, read_head
 from ..storage.source import ObjectInfo, Source
 from .files import FILE_FORMATS, SET_FORMATS
+from .flax.file import FlaxArrays
 from .foreign import UNPACK, describe_file
 from .orbax.directory import (
     MAX_PROBES,
@@ -123,7 +124,9 @@ def _remains_error(source: Source, children: list[ObjectInfo]) -> UnknownFormat 
 def _checkpoints_below_error(source: Source, children: list[ObjectInfo]) -> UnknownFormat | None:
     """The error for a directory of checkpoints that are not steps, if `source` is one."""
     files = list_openable_files(source, children)
-    found = find_below(source, [info.key.rstrip("/") for info in children if info.is_dir])
+    names = [info.key.rstrip("/") for info in children if info.is_dir]
+    # The arrays of a file of Flax, beside it, are a part of what the file is.
+    found = find_below(source, [n for n in names if FlaxArrays().detect(source.at(n)) is None])
     below = [info for name in found for info in found[name]]
     if not below and not files:
         # A directory of directories with a file in each, or the files of one checkpoint.

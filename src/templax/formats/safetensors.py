@@ -1,4 +1,4 @@
-"""Opens a safetensors file as a catalog. `safetensors_set` opens several under an index.
+"""Opens a safetensors file as a catalog.
 
 The format (huggingface/safetensors, README, "Format"): the length of the header as u64,
 little-endian; a JSON header, name → dtype, shape and offsets; then the tensors, little-endian and
@@ -60,28 +60,22 @@ class Safetensors:
             Corrupted: The header is unreadable, or its tensors do not tile the file.
             Unsupported: A dtype that templax does not read; the error names it.
         """
-        entries, metadata, summed = read_tensors(source)
+        entries, metadata, summed = _read_tensors(source)
         return Catalog(
             url=source.url,
             format=self.name,
             evidence="its header",
             entries=entries,
             source=source,
-            locator=locate_tensors,
+            locator=_locate,
             metadata=metadata,
-            fingerprints=functools.partial(combine_sums, entries) if summed else None,
-            regions=functools.partial(describe_header, source),
+            fingerprints=functools.partial(_combine_sums, entries) if summed else None,
+            regions=functools.partial(_describe_header, source),
         )
 
 
-def read_tensors(
-    source: Source, file: str = ""
-) -> tuple[tuple[LeafEntry, ...], dict[str, str], bool]:
+def _read_tensors(source: Source) -> tuple[tuple[LeafEntry, ...], dict[str, str], bool]:
     """The tensors of the file at the root of a source, its metadata, and whether it has checksums.
-
-    Args:
-        source: The file.
-        file: The key under which `locate_tensors` finds it.
 
     Raises:
         Corrupted, Unsupported: See `Safetensors.open`.
@@ -124,19 +118,19 @@ def read_tensors(
     if sums is not None:
         summed = parse_sums(sums, [end - start for *_, start, end in rows])
     entries = [
-        LeafEntry(name, tuple(name.split(".")), shape, dtype, handle=(file, start, end, *sum))
+        LeafEntry(name, tuple(name.split(".")), shape, dtype, handle=(start, end, *sum))
         for (name, shape, dtype, start, end), sum in zip(rows, summed, strict=True)
     ]
     return tuple(entries), metadata, sums is not None
 
 
-def describe_header(source: Source, file: str = "") -> Iterator[Region]:
-    """The bytes of the file at the root of a source that hold no tensors; see `read_tensors`."""
+def _describe_header(source: Source) -> Iterator[Region]:
+    """The bytes that hold no tensors."""
     stop = 8 + int.from_bytes(source.read("", 0, 8), "little")
     text = bytes(source.read("", 8, stop))
     padded = stop - len(text) + len(text.rstrip(b" "))
-    yield Region(file, 0, padded, "index", "header")
-    yield Region(file, padded, stop, "padding", "spaces after the header")
+    yield Region("", 0, padded, "index", "header")
+    yield Region("", padded, stop, "padding", "spaces after the header")
 
 
 def _unsupported_error(code: str, name: str) -> Unsupported:
@@ -181,35 +175,27 @@ def _read_header(
 
 
 @pause_gc()
-def locate_tensors(
+def _locate(
     entries: Iterable[LeafEntry], damages: list[Corrupted] | None = None
 ) -> dict[str, tuple[Chunk, ...]]:
-    """Locates tensors of which the handle is (file, start, stop, block, sums)."""
     return {entry.name: _make_chunks(entry, *entry.handle) for entry in entries}
 
 
 def _make_chunks(
-    entry: LeafEntry, file: str, start: int, stop: int, block: int, sums: tuple[int, ...]
+    entry: LeafEntry, start: int, stop: int, block: int, sums: tuple[int, ...]
 ) -> tuple[Chunk, ...]:
-    """The chunks of a tensor: one, or none if it is empty.
-
-    Args:
-        entry: The tensor.
-        file: Its file, a key of the source.
-        start, stop: Its bytes in the file.
-        block, sums: See `Chunk`.
-    """
+    """The chunks of a tensor: one, or none if it is empty."""
     if start == stop:
         return ()
     checked = len(sums) > 0
-    extent, box = Extent(file, start, stop), full_box(entry.shape)
+    extent, box = Extent("", start, stop), full_box(entry.shape)
     return (Chunk(extent, box, checked=checked, sums=sums, block=block),)
 
 
-def combine_sums(entries: Iterable[LeafEntry]) -> dict[str, int]:
+def _combine_sums(entries: Iterable[LeafEntry]) -> dict[str, int]:
     """The crc32c of each tensor, from those of its blocks."""
     found: dict[str, int] = {}
     for entry in entries:
-        _, start, stop, block, sums = entry.handle
+        start, stop, block, sums = entry.handle
         found[entry.name] = combine_crcs(sums, block, stop - start) if sums else 0
     return found

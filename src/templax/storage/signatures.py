@@ -22,6 +22,8 @@ TENSORFLOW = "the index of a TensorFlow checkpoint"
 
 SAFETENSORS = "a safetensors file"
 
+GGUF = "a GGUF file"
+
 _SIGNATURES: tuple[tuple[bytes, str], ...] = (
     (b"\x93NUMPY", NPY),
     (b"\x89HDF\r\n\x1a\n", HDF5),
@@ -86,6 +88,8 @@ def recognise(head: bytes, size: int) -> str | None:
     Returns:
         What the file is, such as "a zip archive"; None if nothing is recognised.
     """
+    if head.startswith(b"GGUF"):  # as the length of a safetensors header, it exceeds the limit
+        return GGUF
     length = int.from_bytes(head[:8], "little")
     if len(head) > 9 and head[8:9] == b"{" and 2 <= length <= size - 8:
         return SAFETENSORS

@@ -197,6 +197,7 @@ def test_ls_json_has_the_documented_fields():
         "nbytes": 32768,
         "parameter_count": 8192,
         "saved_sharding": "single device cpu:0",
+        "quantisation": None,
         "fingerprint": None,
     }
     assert data["fingerprint"] is None  # Orbax records none

@@ -4,11 +4,10 @@ import errno
 import os
 import shutil
 
-import msgspec
 import pytest
 
 from opening import open_local, read_refusal
-from templax.errors import Corrupted, UnknownFormat, Unsupported
+from templax.errors import Corrupted, UnknownFormat
 from templax.formats import open_catalog
 from templax.storage import Memory
 
@@ -130,16 +129,6 @@ def test_the_rest_of_a_checkpoint_is_named(case):
         shutil.rmtree(path / name)
     assert read_refusal(path).endswith(
         "got `_CHECKPOINT_METADATA` of an Orbax checkpoint without its `_METADATA` or arrays"
-    )
-
-
-def test_a_t5x_checkpoint_is_refused_by_name(tmp_path):
-    spec = {"driver": "zarr", "dtype": "float32", "kvstore": {"driver": "file", "path": "w"}}
-    (tmp_path / "checkpoint").write_bytes(msgspec.msgpack.encode({"target": {"w": spec}}))
-    assert read_refusal(tmp_path, Unsupported) == (
-        "templax does not read T5X's own checkpoints, whose leaves are TensorStore specs"
-        " - at `target.w`, file `checkpoint`; hint: restore from "
-        f'tx.Recipe(lambda: t5x.checkpoints.load_t5x_checkpoint("{tmp_path}"))'
     )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import pathlib
 import pickle
-import types
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -62,27 +61,6 @@ def test_a_pytorch_file_that_is_refused_names_no_loader(tmp_path: Path) -> None:
     assert "restore from" not in str(caught.value)
     with pytest.raises(tx.UnknownFormat, match=r"`model\.pt` \(a PyTorch file\)"):
         tx.open(tmp_path)
-
-
-def test_t5x(tmp_path: Path) -> None:
-    """With a stand-in for T5X, which is not a dependency of the tests."""
-    import msgspec
-
-    spec = {"driver": "zarr", "dtype": "float32", "kvstore": {"driver": "file", "path": "w"}}
-    (tmp_path / "checkpoint").write_bytes(msgspec.msgpack.encode({"target": {"w": spec}}))
-    asked: list[str] = []
-
-    def load(path: str) -> Any:
-        asked.append(path)
-        return TREE
-
-    t5x: Any = types.SimpleNamespace(checkpoints=types.SimpleNamespace(load_t5x_checkpoint=load))
-    with pytest.raises(tx.Unsupported) as caught:
-        tx.open(tmp_path)
-    code = str(caught.value.hint).removeprefix("restore from ")
-    got = tx.restore(eval(code, {"tx": tx, "t5x": t5x}), abstract(TREE))  # noqa: S307
-    assert_equal(got, TREE)
-    assert asked == [str(tmp_path)]
 
 
 def test_no_loader_is_named_that_would_fail(tmp_path: Path) -> None:

@@ -1,1 +1,1 @@
-"""Formats of Flax."""
+"""Formats of Flax, and of T5X, which extends it."""

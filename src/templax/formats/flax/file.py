@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import functools
 import re
-from collections.abc import Iterable
-
-import numpy as np
+from contextlib import suppress
 
 from ..._catalog.catalog import Catalog
-from ..._catalog.entry import Chunk, LeafEntry
-from ..._catalog.regions import Region
 from ..._core.gc_pause import pause_gc
-from ..._core.names import Path, join_path
-from ...errors import CheckpointError, Corrupted, Unsupported
+from ..._core.names import join_path
+from ..._core.text import quote_text
+from ...errors import CheckpointError, SourceError, UnknownFormat, Unsupported
 from ...storage.source import Source, root_size
-from .msgpack import PLACEHOLDER, Empty, Leaf, Value, locate_value, make_specs_error, read_msgpack
+from .msgpack import PLACEHOLDER, Leaf, read_msgpack
 from .scan import holds_flax_arrays, read_between_arrays
-
-_AROUND = Region("", 0, None, "index", "msgpack around the arrays")
+from .specs import ARRAY_PLACEHOLDER, ARRAYS, FORMAT, Spec, check_place
+from .state import make_catalog
 
 _EVIDENCE = "msgpack with arrays of Flax"
 
@@ -31,18 +27,13 @@ _STEP = re.compile(r"checkpoint_([0-9]{1,18})")
 _TEMPORARY = "checkpoint_tmp"
 """The file that `flax.training.checkpoints` writes, and renames when it is whole."""
 
-_ARRAYS = "_gda"
-"""What the name of a directory ends in that holds the arrays of several processes."""
-
-ARRAY_PLACEHOLDER = "//GDAPlaceholder:"
-"""What a string begins with that stands for one of them."""
-
 
 class FlaxMsgpack:
     """A file with the state dict of a tree in msgpack, arrays as extensions of Flax's own.
 
     Arrays are read lazily: opening reads only what is between them. From stores that do not map
-    files, arrays of less than 64 KiB may be read as well, and at most the whole file.
+    files, arrays of less than 64 KiB may be read as well, and at most the whole file. Arrays that
+    the file only refers to are read from the directories beside it.
     """
 
     name = "flax"
@@ -59,8 +50,8 @@ class FlaxMsgpack:
 
         Raises:
             Corrupted: The msgpack is unreadable, or contradicts itself.
-            Unsupported: A value or dtype that templax does not read, or an array that is not in
-                the file; the error names it.
+            Unsupported: A value or dtype that templax does not read, or an array that Orbax stored
+                elsewhere; the error names it.
         """
         size = root_size(source)
         maximum = max_leaves(size)
@@ -68,35 +59,22 @@ class FlaxMsgpack:
         if len(leaves) > maximum:
             what = f"templax reads {maximum} leaves in {size} bytes, got {len(leaves)}"
             raise Unsupported(what)
-        entries: list[LeafEntry] = []
-        empties: dict[Path, str] = {}
-        for path, leaf in leaves.items():
-            if isinstance(leaf, Empty):
-                empties[path] = leaf.name
-                continue
-            name = join_path(path)
-            if isinstance(leaf, Value):
-                entry = LeafEntry(name, path, leaf.shape, leaf.dtype, leaf.kind, handle=leaf)
-            else:
-                outside = _find_outside(source, path, leaf)
-                if outside is not None:
-                    raise outside
-                entry = LeafEntry(name, path, (), np.dtype(str), "string", value=leaf)
-            entries.append(entry)
         base = _basename(source)
+        outside = f"{base}{ARRAYS}"
+        leaves = {path: _resolve(leaf, join_path(path), outside) for path, leaf in leaves.items()}
         step = _STEP.fullmatch(base)
         unfinished = f"`{base}` is the temporary file of a save of Flax that never finished"
-        return Catalog(
+        specs = [leaf for leaf in leaves.values() if isinstance(leaf, Spec)]
+        from_t5x = any(spec.shape is not None for spec in specs)
+        return make_catalog(
+            source.at("..") if specs else source,
+            base if specs else "",
+            leaves,
             url=source.url,
-            format=self.name,
-            evidence=_EVIDENCE,
-            entries=tuple(entries),
-            source=source,
-            locator=_locate,
+            format=FORMAT if from_t5x else self.name,
+            evidence="its TensorStore specs" if from_t5x else _EVIDENCE,
             metadata={} if step is None else {"step": int(step[1])},
-            empties=empties,
             uncommitted=unfinished if base == _TEMPORARY else None,
-            regions=functools.partial(iter, (_AROUND,)),
         )
 
 
@@ -116,7 +94,7 @@ class FlaxArrays:
 
     def detect(self, source: Source) -> str | None:
         base = _basename(source)
-        main = base.removesuffix(_ARRAYS)
+        main = base.removesuffix(ARRAYS)
         if main in ("", base):
             return None
         info, beside = source.stat(""), source.at("..").stat(main)
@@ -124,42 +102,31 @@ class FlaxArrays:
         return f"the file `{main}` beside it" if is_part else None
 
     def open(self, source: Source) -> Catalog:
-        main = _basename(source).removesuffix(_ARRAYS)
-        raise _unread_arrays_error(f"{source.url} holds arrays of the file `{main}` beside it")
+        main = _basename(source).removesuffix(ARRAYS)
+        beside = source.at("..").at(main)
+        hint = None
+        with suppress(CheckpointError, SourceError):
+            hint = f"open {quote_text(FlaxMsgpack().open(beside).url)}"
+        what = f"{source.url} holds arrays of the file `{main}` beside it, which names them"
+        raise UnknownFormat(what, hint=hint)
 
 
-def _find_outside(source: Source, path: Path, leaf: Leaf) -> CheckpointError | None:
-    """The error for a string that stands for an array outside the file; None for other strings."""
-    specs = make_specs_error(path, leaf, source.at("..").url)
-    if specs is not None:
-        return specs
-    text, leaf_name = str(leaf), join_path(path)
-    if text.startswith(PLACEHOLDER):
+def _resolve(leaf: Leaf, name: str, directory: str) -> Leaf:
+    """A leaf; a reference in place of the string that stands for an array in `directory`.
+
+    Raises:
+        Corrupted: The array would be outside of the directory.
+        Unsupported: It is one of Orbax, which is in the directory of the file.
+    """
+    if not isinstance(leaf, str):
+        return leaf
+    if leaf.startswith(PLACEHOLDER):
         what = "Expected the array in the file, Orbax stored it in the directory of the file"
-        return Unsupported(f"{what}: `{text[:200]}`", leaf=leaf_name)
-    if text.startswith(ARRAY_PLACEHOLDER):
-        directory = f"{_basename(source)}{_ARRAYS}"
-        what = f"Expected the array in the file, it is in the directory `{directory}`"
-        return _unread_arrays_error(what, leaf_name)
-    return None
-
-
-def _unread_arrays_error(what: str, leaf: str | None = None) -> Unsupported:
-    return Unsupported(
-        f"{what}, as `flax.training.checkpoints` saves the arrays of several processes, which"
-        " templax does not read",
-        leaf=leaf,
-    )
-
-
-@pause_gc()
-def _locate(
-    entries: Iterable[LeafEntry], damages: list[Corrupted] | None = None
-) -> dict[str, tuple[Chunk, ...]]:
-    return {
-        entry.name: locate_value(entry.handle, "", inline=False) if entry.handle is not None else ()
-        for entry in entries
-    }
+        raise Unsupported(f"{what}: `{leaf[:200]}`", leaf=name)
+    if not leaf.startswith(ARRAY_PLACEHOLDER):
+        return leaf
+    inside = leaf.removeprefix(ARRAY_PLACEHOLDER)  # empty if the array is the whole tree
+    return Spec(check_place(f"{directory}/{inside}" if inside else directory, name))
 
 
 def _basename(source: Source) -> str:

@@ -24,9 +24,9 @@ from ..._core.boxes import (
 )
 from ..._core.dtypes import DTYPES
 from ..._core.names import MAX_DEPTH, Path, join_path
-from ..._core.text import quote_text
 from ...errors import CheckpointError, Corrupted, Unsupported
 from .keys import scan_values
+from .specs import Spec, is_spec, parse_spec
 
 PLACEHOLDER = "PLACEHOLDER://"
 """What a string begins with that Orbax wrote in place of an array."""
@@ -81,7 +81,7 @@ class Empty(msgspec.Struct, frozen=True, gc=False):
     name: str
 
 
-Leaf = Value | Empty | str
+Leaf = Value | Empty | Spec | str
 """A string that starts with `PLACEHOLDER` refers to an array stored beside the file."""
 
 
@@ -133,23 +133,6 @@ def read_msgpack(data: memoryview, *, keep: bool = True) -> dict[Path, Leaf]:
     return leaves
 
 
-def make_specs_error(path: Path, leaf: Leaf, directory: str) -> Unsupported | None:
-    """The error for a leaf of T5X, which is a TensorStore spec; None if it is another's.
-
-    Args:
-        path, leaf: What `read_msgpack` gives.
-        directory: The directory of the checkpoint.
-    """
-    if path[-2:] != ("kvstore", "driver") or not isinstance(leaf, str):
-        return None
-    load = f"t5x.checkpoints.load_t5x_checkpoint({quote_text(directory)})"
-    return Unsupported(
-        "templax does not read T5X's own checkpoints, whose leaves are TensorStore specs",
-        leaf=join_path(path[:-2]),
-        hint=f"restore from tx.Recipe(lambda: {load})",
-    )
-
-
 def _read_extension(code: int, payload: memoryview, stop: int, keep: bool) -> Value:
     """The array or number in an extension, whose payload ends at `stop` in the file."""
     if code == 2:
@@ -195,6 +178,8 @@ def _iter_leaves(tree: Any, path: Path) -> Iterator[tuple[Path, Leaf]]:
     if isinstance(tree, dict):
         if CHUNKED in tree:
             yield path, _join_pieces(tree, path)
+        elif is_spec(tree):
+            yield path, parse_spec(tree, path)
         elif not tree:
             yield path, Empty("Dict")
         else:

@@ -7,7 +7,8 @@ import re
 from contextlib import suppress
 
 from ...storage.source import Source
-from .values import CONTAINERS, EXTENSIONS, measure_value
+from .specs import ARRAY_PLACEHOLDER
+from .values import CONTAINERS, EXTENSIONS, STRINGS, measure_value
 
 _ARRAY = re.compile(
     rb"[\x01\x03]\x93[\x90-\x9f\xdc][\x00-\xff]{0,290}?[\xa2-\xbf][\w\[\]]{2,31}[\xc4-\xc6]"
@@ -16,6 +17,8 @@ _ARRAY = re.compile(
 and bytes."""
 
 _COMPLEX = re.compile(rb"\x02\x92[\xca\xcb]")
+
+_OUTSIDE = ARRAY_PLACEHOLDER.encode()
 
 _HEAD = 400
 """Bytes of a value that tell what it is: room for a shape of 32 sizes of 9 bytes, and a name."""
@@ -35,9 +38,10 @@ _NEVER = 0xC1
 def holds_flax_arrays(source: Source, key: str, size: int) -> bool:
     """Whether a file is msgpack with an array or number of numpy as Flax writes it.
 
-    Any program may write msgpack with numbers and strings; these extensions are Flax's. Looks at
-    the values in front of the first array, and skips what is in them. Whether the rest of the file
-    is sound is not looked at.
+    Any program may write msgpack with numbers and strings; these extensions are Flax's, and so is
+    the text that stands for an array in a directory beside the file. Looks at the values in front
+    of the first of either, and skips what is in them. Whether the rest of the file is sound is not
+    looked at.
 
     Args:
         source: Where the file is.
@@ -55,9 +59,11 @@ def holds_flax_arrays(source: Source, key: str, size: int) -> bool:
                 return False
             window, base = bytes(source.read(key, at, min(size, at + _WINDOW))), at
         first = window[at - base]
-        if first == _NEVER or (at == 0 and first not in CONTAINERS | EXTENSIONS):
+        if first == _NEVER or (at == 0 and first not in CONTAINERS | EXTENSIONS | STRINGS):
             return False
         start, stop, count = measure_value(window, at - base)
+        if first in STRINGS and window.startswith(_OUTSIDE, start):
+            return True
         if first in EXTENSIONS:
             return any(pattern.match(window, start) is not None for pattern in (_ARRAY, _COMPLEX))
         at, left = base + stop, left - 1 + count

@@ -23,10 +23,11 @@ from ..._core.names import MAX_DEPTH, Path, join_path
 from ...errors import SaveError
 from ...storage.memory import Memory
 from ..layout import Layout
-from .file import ARRAY_PLACEHOLDER, max_leaves
+from .file import max_leaves
 from .keys import max_values
 from .msgpack import CHUNKED, MAX_PIECES, PLACEHOLDER
 from .scan import holds_flax_arrays
+from .specs import ARRAY_PLACEHOLDER
 
 PIECE_BYTES = 1 << 30
 """Most bytes of an array that are written as one extension: `MAX_CHUNK_SIZE` of Flax."""

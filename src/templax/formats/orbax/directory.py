@@ -17,6 +17,7 @@ from ...errors import SourceError
 from ...storage.leftovers import TEMPORARY
 from ...storage.signatures import is_lfs_pointer, read_head, recognise
 from ...storage.source import Source
+from ..flax.specs import ARRAYS
 from ..ocdbt.read import MANIFEST
 from ..zarr.metadata import FILES
 from ..zarr.nodes import GROUP
@@ -37,6 +38,9 @@ V1_MARK = "orbax.checkpoint"
 
 MARKS = frozenset((STEP_METADATA, COMMITTED, DELETION, V1_MARK))
 """Files about a save as a whole."""
+
+_T5X_TEMPORARY = re.compile(r"(checkpoint_[0-9]+)\.tmp-[0-9]+")
+"""The name of a directory to which T5X writes, before it renames it."""
 
 _TEMPORARY_INDEX = "ocdbt_tmp_meta"
 
@@ -142,8 +146,12 @@ def list_items(source: Source) -> dict[str, ItemKind]:
     handlers = step_metadata(source).get("item_handlers")
     handlers = handlers if isinstance(handlers, dict) else {}
     found: dict[str, ItemKind] = {}
-    for info in source.children():
+    children = list(source.children())
+    parts = _list_flax_arrays({info.key for info in children})
+    for info in children:
         name = info.key.rstrip("/")
+        if info.key in parts:
+            continue
         # Keys of an object store may contain `..`, which leads out of the directory.
         if info.is_dir and name.strip(".") and not is_temporary(name):
             try:
@@ -267,11 +275,13 @@ def basename(source: Source) -> str:
 
 def is_temporary(name: str) -> bool:
     """Whether a save that is to become a checkpoint of another name is, or was, written here."""
-    return TEMPORARY in name or name.endswith(PARTIAL_SAVE)
+    is_t5x = _T5X_TEMPORARY.fullmatch(name.rstrip("/")) is not None
+    return is_t5x or TEMPORARY in name or name.endswith(PARTIAL_SAVE)
 
 
 def _final_name(name: str) -> str:
-    return name.partition(TEMPORARY)[0].removesuffix(PARTIAL_SAVE)
+    found = _T5X_TEMPORARY.fullmatch(name.rstrip("/"))
+    return found[1] if found else name.partition(TEMPORARY)[0].removesuffix(PARTIAL_SAVE)
 
 
 def uncommitted_reason(source: Source) -> str | None:
@@ -322,7 +332,7 @@ NO_COMMIT_FILE = f"there is no `{COMMITTED}`, which other steps beside it have"
 
 
 def _unfinished_name_reason(name: str) -> str | None:
-    if TEMPORARY in name:
+    if TEMPORARY in name or _T5X_TEMPORARY.fullmatch(name.rstrip("/")):
         return f"`{name.rstrip('/')}` is the temporary directory of a save that never finished"
     if name.endswith(PARTIAL_SAVE):
         return f"`{name}` holds partial saves that were never finalized"
@@ -387,7 +397,7 @@ def _item_evidence(source: Source, names: frozenset[str]) -> str | None:
         directories = sorted(name for name in names if name.endswith("/"))
         marks = [n.rstrip("/") for n in directories if n.startswith(_DATABASES)][:1]
         if not marks and names.isdisjoint((GROUP, *FILES)):  # else a tree of zarr
-            marks = _find_bare_array(source, directories)
+            marks = _find_bare_array(source, names)
     return " and ".join(f"`{mark}`" for mark in marks) or None
 
 
@@ -415,7 +425,14 @@ def _is_legacy(source: Source) -> bool:
     return is_map and recognise(head, info.size) is None
 
 
-def _find_bare_array(source: Source, directories: list[str]) -> list[str]:
+def _list_flax_arrays(names: Set[str]) -> set[str]:
+    """The directories among these names that belong to a file of Flax beside them."""
+    ending = f"{ARRAYS}/"
+    return {name for name in names if name.endswith(ending) and name.removesuffix(ending) in names}
+
+
+def _find_bare_array(source: Source, names: frozenset[str]) -> list[str]:
+    directories = sorted(name for name in names - _list_flax_arrays(names) if name.endswith("/"))
     for directory in directories[:MAX_PROBES]:
         for metadata in FILES:
             key = directory + metadata

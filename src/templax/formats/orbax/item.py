@@ -16,9 +16,11 @@ from ..._catalog.catalog import Catalog
 from ..._catalog.entry import Chunk, LeafEntry
 from ..._core.gc_pause import pause_gc
 from ..._core.names import Path, join_path
-from ...errors import Corrupted, Uncommitted
+from ...errors import CheckpointError, Corrupted, Uncommitted
 from ...storage.source import Source
-from ..flax.msgpack import Value, locate_value
+from ..flax.msgpack import Leaf, Value, locate_value
+from ..flax.specs import FORMAT, Spec
+from ..flax.state import make_catalog
 from ..ocdbt.read import MANIFEST, read_database
 from ..zarr.container import (
     ArrayLocator,
@@ -38,6 +40,7 @@ from .leaf_names import (
     count_keys,
     iter_legacy_leaves,
     iter_metadata_leaves,
+    read_legacy_file,
 )
 from .regions import describe_item
 from .sidecars import Sidecars, read_json, read_sidecars
@@ -72,7 +75,11 @@ def open_item(
         if any(isinstance(n.value, Value) for n in named):
             evidence.append(LEGACY)
     elif LEGACY in present:
-        named = list(iter_legacy_leaves(source, empties))
+        leaves = read_legacy_file(source)
+        known = {path: leaf for path, leaf in leaves.items() if not isinstance(leaf, Spec)}
+        if len(known) < len(leaves):
+            return _open_specs(source, leaves, about, uncommitted)
+        named = list(iter_legacy_leaves(known, empties))
         evidence = [LEGACY]
     else:
         named, evidence = [], []
@@ -110,6 +117,25 @@ def open_item(
             describe_item, source, container.objects, container.index is not None, entries
         ),
     )
+
+
+def _open_specs(
+    source: Source, leaves: Mapping[Path, Leaf], about: dict[str, Any], uncommitted: str | None
+) -> Catalog:
+    """The catalog of a checkpoint of T5X, whose layout is that of the first versions of Orbax."""
+    try:
+        return make_catalog(
+            source,
+            LEGACY,
+            leaves,
+            url=source.url,
+            format=FORMAT,
+            evidence=f"the TensorStore specs in `{LEGACY}`",
+            metadata=about,
+            uncommitted=uncommitted,
+        )
+    except CheckpointError as error:
+        raise error.locate(file=LEGACY) from error
 
 
 def _open_container(source: Source, present: set[str], tree: TreeMetadata | None) -> Container:

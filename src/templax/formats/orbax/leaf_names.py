@@ -16,7 +16,7 @@ from ..._core.names import Path, join_path
 from ...errors import CheckpointError, Corrupted, NotFound, Unsupported
 from ...storage.signatures import read_metadata
 from ...storage.source import Source
-from ..flax.msgpack import PLACEHOLDER, Empty, Leaf, Value, make_specs_error, read_msgpack
+from ..flax.msgpack import PLACEHOLDER, Empty, Leaf, Value, read_msgpack
 from .directory import LEGACY
 from .sidecars import read_json
 from .strings import STRINGS, find_string
@@ -136,16 +136,15 @@ def _index_by_name(leaves: Mapping[Path, Leaf]) -> dict[str, Leaf]:
     return {join_path(path): leaf for path, leaf in leaves.items()}
 
 
-def iter_legacy_leaves(source: Source, empties: dict[Path, str]) -> Iterator[NamedLeaf]:
+def iter_legacy_leaves(
+    leaves: Mapping[Path, Value | Empty | str], empties: dict[Path, str]
+) -> Iterator[NamedLeaf]:
     """The leaves of the file `checkpoint`. Empty nodes are added to `empties`.
 
     Raises:
-        Unsupported: A checkpoint of T5X, or a placeholder with another name than its leaf.
+        Unsupported: A placeholder with another name than its leaf.
     """
-    for path, leaf in read_legacy_file(source).items():
-        specs = make_specs_error(path, leaf, source.url)
-        if specs is not None:
-            raise specs.locate(file=LEGACY)
+    for path, leaf in leaves.items():
         if isinstance(leaf, Empty):
             empties[path] = leaf.name
         elif isinstance(leaf, Value):

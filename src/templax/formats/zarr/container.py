@@ -65,11 +65,11 @@ class Container:
 
 
 @pause_gc()
-def list_files(source: Source) -> Container:
-    """Lists the files below `source`, each as one extent."""
+def list_files(source: Source, prefix: str = "") -> Container:
+    """Lists the files below a prefix of `source`, each as one extent."""
     objects: dict[str, Extent] = {}
     unread: dict[str, CheckpointError | SourceError] = {}
-    for info in source.walk():
+    for info in source.walk(prefix):
         if info.problem is None:
             objects[info.key] = Extent(info.key, 0, info.size)
         else:
@@ -81,22 +81,27 @@ Parsed = dict[tuple[str, bytes], Array]
 """Name and bytes of a metadata file → what it says."""
 
 
-def read_array(source: Source, name: str, container: Container, parsed: Parsed) -> Array | None:
-    """The metadata of the array `name`; None if there is none.
+def read_array(
+    source: Source, name: str, container: Container, parsed: Parsed, prefix: str | None = None
+) -> Array | None:
+    """The metadata of an array; None if there is none.
 
     Args:
         source: Where the container is.
-        name: Name of the array.
+        name: Name of the leaf.
         container: The container.
         parsed: What was parsed so far. Layers of a model often have equal metadata, so that equal
             bytes are parsed once.
+        prefix: What the array's keys begin with. Default: `array_prefix(name)`.
 
     Raises:
         Corrupted, Unsupported: See `parse_metadata`.
         UnknownFormat: The file is a Git LFS pointer.
     """
+    if prefix is None:
+        prefix = array_prefix(name, files=container.index is None)
     for file in FILES:
-        extent = container.objects.get(array_prefix(name, files=container.index is None) + file)
+        extent = container.objects.get(prefix + file)
         if extent is None:
             continue
         try:

@@ -1,0 +1,1 @@
+"""The format of GGML's programs, such as llama.cpp."""
