@@ -57,9 +57,11 @@ SLOW = {
     "a_msgpack_of_empty_lists",
     "a_msgpack_of_small_numbers",
     "a_node_of_a_million_keys",
+    "a_shard_of_equal_values_in_blosc",
     "an_index_of_deep_paths",
     "an_index_with_one_long_sharding_for_all",
     "children_of_long_prefixes",
+    "gguf_tensors_without_elements",
     "many_names_that_look_alike",
 }
 """Those that take over 2 s of processor time to be made and in all commands together."""
