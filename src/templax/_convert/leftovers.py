@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
 from typing import Any
 
 from .._catalog.catalog import Catalog
 from ..errors import CheckpointError, SaveError, SourceError
 from ..storage.leftovers import Leftover, find_abandoned, find_unfinished, remove_directory
-from ..storage.source import ObjectInfo
+from ..storage.local import Local
+from ..storage.source import ObjectInfo, Source
 from .journal import NAME, Head, read_head
 
 
@@ -25,12 +27,24 @@ def identify_source(catalog: Catalog) -> str | None:
         if info is None:
             return None
         found: Sequence[ObjectInfo] = list(source.walk()) if info.is_dir else [info]
-    except (CheckpointError, SourceError):
+        if any(each.version is None and each.problem is None for each in found):
+            return None
+        files = [(each.key, each.size, each.version, _find_change(source, each)) for each in found]
+    except (CheckpointError, SourceError, OSError):
         return None
-    if any(each.version is None and each.problem is None for each in found):
-        return None
-    files = [(each.key, each.size, each.version) for each in found]
     return digest((source.url, catalog.url, files))
+
+
+def _find_change(source: Source, info: ObjectInfo) -> int | None:
+    """When the inode of a local file last changed, which no program can set.
+
+    Of another file, the size, the time of the last write, and the inode may be the same, such as
+    one out of an archive that has no times.
+    """
+    if not isinstance(source, Local) or info.problem is not None:
+        return None
+    path = os.path.join(source.url, info.key) if info.key else source.url
+    return os.stat(path).st_ctime_ns
 
 
 def digest(value: Any) -> str:
@@ -64,16 +78,24 @@ def find_leftover(path: str, source: str, options: str) -> tuple[Leftover | None
                 file=path,
                 hint="wait for it, or end it",
             )
-    chosen = next((d for d, h in heads.items() if (h.source, h.options) == (source, options)), None)
+    same = [d for d, h in heads.items() if (h.source, h.options) == (source, options)]
+    chosen = next((d for d in same if _has_files(d, heads[d])), None)
     reason = None
     for directory, head in heads.items():
         if directory == chosen:
             continue
         remove_directory(directory)
-        if head.source != source:
+        if (head.source, head.options) == (source, options):
+            reason = "what an earlier conversion to this path had written is not whole"
+        elif head.source != source:
             reason = "an earlier conversion to this path read another source, or one that changed"
         else:
             reason = "an earlier conversion to this path had other options"
     if chosen is None:
         return None, reason
     return Leftover(chosen, heads[chosen].files, NAME), None
+
+
+def _has_files(directory: str, head: Head) -> bool:
+    """Whether the files of which the journal tells are there: a new one would be empty."""
+    return all(os.path.isfile(os.path.join(directory, name)) for name in head.files)

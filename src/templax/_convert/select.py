@@ -162,8 +162,9 @@ def select_leaves(
         _note_leaf(found, leaf, entry, to)
     refuse_leaves(wrong)
     _check_used("cast", casts, used, floats)
+    _select_empties(found, catalog, to, at, rename, flat, skipping, skipped)
+    all_paths += [rest for path in catalog.empties if (rest := strip_prefix(path, at))]
     _check_used("skip", skipping, skipped, all_paths)
-    _select_empties(found, catalog, to, at, rename, flat)
     _select_metadata(found, catalog, to)
     return found
 
@@ -210,14 +211,23 @@ def _note_leaf(found: Selection, leaf: Leaf, entry: LeafEntry, to: str) -> None:
 
 
 def _select_empties(
-    found: Selection, catalog: Catalog, to: str, at: str, rename: Rename | None, flat: bool
+    found: Selection,
+    catalog: Catalog,
+    to: str,
+    at: str,
+    rename: Rename | None,
+    flat: bool,
+    skipping: Mapping[str, bool],
+    skipped: set[str],
 ) -> None:
     for path, what in catalog.empties.items():
         rest = strip_prefix(path, at)
         if rest is None:
             continue
         path = apply_rename(rest, rename)
-        if to in ("orbax", "msgpack") and path:
+        if path and _choose(path, skipping, skipped):
+            found.lose("a node without leaves that skip= names", join_path(path))
+        elif to in ("orbax", "msgpack") and path:
             found.empties.append(((join_path(path),) if flat else path, what))
             if to == "msgpack" and what not in ("Dict", "None"):
                 found.lose("that it is an empty list or tuple, and not a map", join_path(path))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import suppress
 from dataclasses import replace
 
 from .._core.progress import Progress
@@ -14,7 +15,7 @@ from .._save.jobs import WriteOptions
 from ..errors import SaveError
 from ..formats.orbax.directory import COMMITTED
 from ..formats.orbax.write import STANDARD, encode_commit_files
-from ..storage.leftovers import Leftover
+from ..storage.leftovers import Leftover, find_abandoned, remove_directory
 from ..storage.open import open_staging
 from ..storage.staging import Staging
 from .journal import Head, Journal
@@ -22,6 +23,9 @@ from .leftovers import digest, find_leftover
 from .options import ConvertOptions
 from .read import LeafReader
 from .select import Selection
+
+_ADVICE_ON_SAVES = (": pass it in metadata=", ": save jax.random.key_data")
+"""Parts of errors of `save`, that `convert` has no use for."""
 
 
 def plan_files(chosen: Selection, options: ConvertOptions) -> Item:
@@ -35,8 +39,13 @@ def plan_files(chosen: Selection, options: ConvertOptions) -> Item:
     try:
         return make_item("", chosen.leaves, chosen.empties, save, chunk_bytes=options.chunk_size)
     except SaveError as error:
-        hint = "skip= leaves them out"
-        raise SaveError(error.what, leaf=error.leaf, file=error.file, hint=hint) from error
+        what = error.what
+        for advice in _ADVICE_ON_SAVES:
+            what = what.replace(advice, "")
+        # Leaving leaves out does not help against what is wrong with the whole tree.
+        is_of_leaves = error.leaf is not None or what.startswith("This tree can't be saved: `")
+        hint = "skip= leaves them out" if is_of_leaves else error.hint
+        raise SaveError(what, leaf=error.leaf, file=error.file, hint=hint) from error
 
 
 class Target:
@@ -103,6 +112,7 @@ class Target:
             self.resumed_bytes = item.writer.found
             self._check_space()
             if self._journal is not None and source is not None:
+                sink.sync_names()  # a journal without these files would be believed
                 self._journal.begin(Head(source, identity, tuple(sink.keys)))
         except BaseException:
             self.discard()
@@ -113,12 +123,13 @@ class Target:
         needed = self._item.writer.total - self.resumed_bytes
         if self._options.level is not None:
             return
-        try:
-            stats = os.statvfs(self._sink.directory)
-        except OSError:
-            return
-        free = stats.f_bavail * stats.f_frsize
-        if needed > free:
+        free = _find_room(self._sink.directory)
+        if free is not None and needed > free:  # killed saves may take the room
+            with suppress(SaveError):
+                for abandoned in find_abandoned(self._sink.path):
+                    remove_directory(abandoned)
+            free = _find_room(self._sink.directory)
+        if free is not None and needed > free:
             raise SaveError(
                 f"Expected room for {format_size(needed)}, found {format_size(free)}",
                 file=self._sink.path,
@@ -185,3 +196,12 @@ class Target:
 
     def __exit__(self, *exc: object) -> None:
         self.discard()
+
+
+def _find_room(directory: str) -> int | None:
+    """Bytes that can be written to a disk; None if it does not say."""
+    try:
+        stats = os.statvfs(directory)
+    except OSError:
+        return None
+    return stats.f_bavail * stats.f_frsize

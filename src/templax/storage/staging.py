@@ -187,6 +187,16 @@ class Staging:
         file.write(data)
         file.close()
 
+    def sync_names(self) -> None:
+        """Makes the names of the files that were created survive a power loss, but not their bytes.
+
+        Raises:
+            SaveError: The disk refused.
+        """
+        with self._attempt.translate_errors("sync", self.directory), self._guard:
+            self._attempt.check()
+            self._sync_directories()
+
     def commit(self) -> None:
         """Syncs everything, moves it to `path`, and then removes what was replaced.
 
@@ -315,10 +325,13 @@ class Staging:
         for file in self._files:
             if os.lstat(file.path).st_size != file.size:
                 raise SaveError("Another program changed what was written", file=file.path)
-        for directory in (*reversed(self._directories), self.directory):
-            sync_names(directory, self._disk)
+        self._sync_directories()
         for parent in self._parents:
             sync_names(os.path.dirname(parent), self._disk)
+
+    def _sync_directories(self) -> None:
+        for directory in (*reversed(self._directories), self.directory):
+            sync_names(directory, self._disk)
 
     def _move_into_place(self) -> Descriptor | None:
         """Moves the directory to its final location.

@@ -326,3 +326,34 @@ def test_the_memory_does_not_grow_with_the_leaves(tmp_path: Path) -> None:
             seconds=60,
             megabytes=160,
         )
+
+
+def test_skipped_subtrees_leave_no_empty_nodes(tmp_path: Path) -> None:
+    ones = np.ones(3, np.float32)
+    tree = {"opt": {"m": ones, "none": {}}, "w": ones, "aux": {"none": {}}}
+    tx.save(tmp_path / "source", tree)
+    done = tx.convert(
+        tmp_path / "source", tmp_path / "converted", to="orbax", skip=["opt", "aux.none"]
+    )
+    left_out = done.lost["a node without leaves that skip= names"]
+    assert sorted(left_out) == ["aux.none", "opt.none"]
+    written = tx.open(tmp_path / "converted")
+    assert (list(written.leaves), dict(written.empties)) == (["w"], {})
+
+
+def test_hints_are_those_of_a_conversion(tmp_path: Path) -> None:
+    import jax
+
+    tx.save(tmp_path / "source", {"key": jax.random.key(0), "text": "a"})
+    for to in ("safetensors", "npz"):
+        with pytest.raises(tx.SaveError) as caught:
+            tx.convert(tmp_path / "source", tmp_path / "converted", to=to)
+        text = str(caught.value)
+        assert "metadata=" not in text
+        assert "key_data" not in text
+        assert text.endswith("hint: skip= leaves them out")
+    done = tx.convert(tmp_path / "source", tmp_path / "none", to="safetensors", skip=["*"])
+    assert done.leaves == 0
+    with pytest.raises(tx.SaveError, match="no reader can tell an empty npz") as caught:
+        tx.convert(tmp_path / "none", tmp_path / "converted", to="npz")
+    assert caught.value.hint is None

@@ -15,8 +15,9 @@ import pytest
 
 import conversion_kills
 import templax as tx
-from templax._convert import journal
+from templax._convert import journal, target
 from templax._core import chunk_grid
+from templax.storage import staging
 from templax.storage.leftovers import find_abandoned, find_unfinished, remove_directory
 
 PROGRAM = Path(conversion_kills.__file__)
@@ -201,3 +202,72 @@ def test_leftovers_are_removed_like_those_of_saves(source: Path, tmp_path: Path)
     kill(source, path, "orbax", "9")
     tx.save(path, {"x": 1})
     assert find_unfinished(path) == []
+
+
+@pytest.mark.usefixtures("small")
+def test_a_source_of_the_same_size_and_times_is_another(source: Path, tmp_path: Path) -> None:
+    """Such as the next checkpoint out of an archive whose files all have the same time."""
+    npz, path = tmp_path / "source.npz", tmp_path / "converted"
+    np.savez(npz, w=np.zeros(1000, np.float32))
+    os.utime(npz, ns=(0, 0))
+    kill(npz, path, "safetensors", "finish")
+    with npz.open("r+b") as file:
+        np.savez(file, w=np.ones(1000, np.float32))
+    os.utime(npz, ns=(0, 0))
+    done = tx.convert(npz, path, to="safetensors", verify=False)
+    assert done.restarted is not None
+    check(npz, path)
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("verify", [False, True])
+def test_a_journal_without_its_file_is_not_believed(
+    source: Path, tmp_path: Path, verify: bool
+) -> None:
+    path = tmp_path / "converted"
+    kill(source, path, "safetensors", "finish")
+    (directory,) = find_abandoned(path)
+    Path(directory, "model.safetensors").unlink()
+    done = tx.convert(source, path, to="safetensors", verify=verify)
+    assert (done.resumed_bytes, done.restarted) == (
+        0,
+        "what an earlier conversion to this path had written is not whole",
+    )
+    check(source, path)
+
+
+@pytest.mark.usefixtures("small")
+def test_the_names_of_files_are_on_the_disk_before_the_journal(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = list[str]()
+    sync, begin = staging.Staging.sync_names, journal.Journal.begin
+
+    def note_sync(self: Any) -> None:
+        sync(self)
+        calls.append("names")
+
+    def note_begin(self: Any, head: Any) -> None:
+        calls.append("journal")
+        begin(self, head)
+
+    monkeypatch.setattr(staging.Staging, "sync_names", note_sync)
+    monkeypatch.setattr(journal.Journal, "begin", note_begin)
+    tx.convert(source, tmp_path / "converted", to="orbax")
+    assert calls == ["names", "journal"]
+
+
+@pytest.mark.usefixtures("small")
+def test_what_was_killed_makes_room(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An npz begins anew, for which the disk may have no room beside what was left behind."""
+    path = tmp_path / "converted.npz"
+    kill(source, path, "npz", "finish")
+
+    def find_room(directory: str) -> int:
+        return 0 if find_abandoned(path) else 1 << 40
+
+    monkeypatch.setattr(target, "_find_room", find_room)
+    tx.convert(source, path)
+    check(source, path)
