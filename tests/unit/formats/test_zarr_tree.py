@@ -247,3 +247,9 @@ def test_numcodecs_is_imported_once_by_threads_that_need_it_at_once() -> None:
         assert not failed, failed
     """
     subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True)
+
+
+def test_chunks_of_arrays_with_equal_metadata_are_parts_of_them() -> None:
+    three = {"w/zarr.json": zarr3(), "w/c/0": HALF, "w/c/1": HALF}
+    arrays = three | {key.replace("w", "v", 1): data for key, data in three.items()}
+    assert "not read" not in open_files({"zarr.json": GROUP3, **arrays}).metadata
