@@ -10,6 +10,7 @@ from typing import NamedTuple
 from .._catalog.catalog import Catalog
 from .._catalog.entry import Chunk
 from .._catalog.regions import BYTE_KINDS, ByteKind
+from .._codecs.decode import FILL
 from .._core.gc_pause import pause_gc
 from .._core.memory import ALIGN
 from ..formats.registry import Checkpoint, open_checkpoint
@@ -76,7 +77,7 @@ def _make_account(catalog: Catalog, located: Mapping[str, Sequence[Chunk]]) -> B
     for name, chunks in located.items():
         for chunk in chunks:
             extent = chunk.extent
-            if extent.inline is not None and chunk.codecs != ("fill",):
+            if extent.inline is not None and chunk.codecs != FILL:
                 inline[name] += len(extent.inline)
             elif extent.inline is None:
                 number += 1
@@ -84,7 +85,7 @@ def _make_account(catalog: Catalog, located: Mapping[str, Sequence[Chunk]]) -> B
     shared = [group for key in spans for group in find_shared(spans[key])]
     regions = list(catalog.regions()) if catalog.regions is not None else []
     # A file that was opened alone, or with those it names, may have other checkpoints beside it.
-    beside = catalog.url.startswith(catalog.source.url.rstrip("/") + "/")
+    beside = _is_file_of(catalog.source, catalog.url)
     if beside:
         used = {*spans, *(region.file for region in regions)}
         sizes, unread = _measure_some(catalog.source, used), dict[str, str]()
@@ -141,6 +142,15 @@ def _measure_files(source: Source) -> tuple[dict[str, int], dict[str, str]]:
     found = list(source.walk())
     sizes = {info.key: info.size for info in found if info.problem is None}
     return sizes, {info.key: str(info.problem) for info in found if info.problem is not None}
+
+
+def _is_file_of(source: Source, url: str) -> bool:
+    """Whether a checkpoint at `url` is a file in the directory of its source."""
+    name = url.rstrip("/").rpartition("/")[2]
+    if not name.strip(".") or name == source.url.rstrip("/").rpartition("/")[2]:
+        return False
+    info = source.stat(name)
+    return info is not None and not info.is_dir
 
 
 def _measure_some(source: Source, files: Iterable[str]) -> dict[str, int]:

@@ -160,8 +160,12 @@ def test_the_header_and_the_padding_of_gguf_files_are_named(tmp_path: Path):
     assert account.kinds["gap"] == len(data) - account.gaps[0].start < 32
 
 
-def test_the_arrays_beside_a_file_are_accounted_for_and_other_checkpoints_are_not():
+def test_the_arrays_beside_a_file_are_accounted_for_and_other_checkpoints_are_not(
+    monkeypatch: pytest.MonkeyPatch,
+):
     account = tx.account_bytes(CORPUS / "flax-gda" / "checkpoint_8")
+    monkeypatch.chdir(CORPUS / "flax-gda")
+    assert tx.account_bytes("checkpoint_8").kinds == account.kinds
     files = [CORPUS / "flax-gda" / "checkpoint_8"]
     files += [p for p in (CORPUS / "flax-gda" / "checkpoint_8_gda").rglob("*") if p.is_file()]
     check_account(account, sum(path.stat().st_size for path in files))
