@@ -10,6 +10,7 @@ from typing import NamedTuple
 from .._catalog.catalog import Catalog
 from .._catalog.entry import Chunk
 from .._catalog.regions import BYTE_KINDS, ByteKind
+from .._codecs.decode import FILL
 from .._core.gc_pause import pause_gc
 from .._core.memory import ALIGN
 from ..formats.registry import Checkpoint, open_checkpoint
@@ -40,7 +41,7 @@ def account_bytes(checkpoint: Checkpoint) -> ByteAccount:
 
     Reads indexes and, where nothing refers to a few bytes, those bytes; never the values of leaves.
     The files are those at and below the path that is opened as the checkpoint: for a step of one
-    item, the item's.
+    item, the item's. For a file that names others beside it, they are that file and those in use.
 
     Args:
         checkpoint: See `open`.
@@ -70,20 +71,27 @@ def account_bytes(checkpoint: Checkpoint) -> ByteAccount:
 
 @pause_gc()
 def _make_account(catalog: Catalog, located: Mapping[str, Sequence[Chunk]]) -> ByteAccount:
-    sizes, unread = _measure_files(catalog.source)
     spans: defaultdict[str, list[Span]] = defaultdict(list)
     inline: Counter[str] = Counter()
     number = 0
     for name, chunks in located.items():
         for chunk in chunks:
             extent = chunk.extent
-            if extent.inline is not None and chunk.codecs != ("fill",):
+            if extent.inline is not None and chunk.codecs != FILL:
                 inline[name] += len(extent.inline)
             elif extent.inline is None:
                 number += 1
                 spans[extent.key].append(Span(extent.start, extent.stop, 0, number, _VALUES, name))
     shared = [group for key in spans for group in find_shared(spans[key])]
-    for region in catalog.regions() if catalog.regions is not None else ():
+    regions = list(catalog.regions()) if catalog.regions is not None else []
+    # A file that was opened alone, or with those it names, may have other checkpoints beside it.
+    beside = _is_file_of(catalog.source, catalog.url)
+    if beside:
+        used = {*spans, *(region.file for region in regions)}
+        sizes, unread = _measure_some(catalog.source, used), dict[str, str]()
+    else:
+        sizes, unread = _measure_files(catalog.source)
+    for region in regions:
         number += 1
         stop = sizes.get(region.file, 0) if region.stop is None else region.stop
         rank = BYTE_KINDS.index(region.kind)
@@ -112,7 +120,7 @@ def _make_account(catalog: Catalog, located: Mapping[str, Sequence[Chunk]]) -> B
         for name, entry in catalog.leaves.items()
     ]
     return ByteAccount(
-        url=catalog.source.url,
+        url=catalog.url if beside else catalog.source.url,
         format=catalog.format,
         nbytes=sum(sizes.values()),
         decoded=catalog.nbytes,
@@ -134,6 +142,21 @@ def _measure_files(source: Source) -> tuple[dict[str, int], dict[str, str]]:
     found = list(source.walk())
     sizes = {info.key: info.size for info in found if info.problem is None}
     return sizes, {info.key: str(info.problem) for info in found if info.problem is not None}
+
+
+def _is_file_of(source: Source, url: str) -> bool:
+    """Whether a checkpoint at `url` is a file in the directory of its source."""
+    name = url.rstrip("/").rpartition("/")[2]
+    if not name.strip(".") or name == source.url.rstrip("/").rpartition("/")[2]:
+        return False
+    info = source.stat(name)
+    return info is not None and not info.is_dir
+
+
+def _measure_some(source: Source, files: Iterable[str]) -> dict[str, int]:
+    """The size of each of these files that exists."""
+    found = [(file, source.stat(file)) for file in sorted(files)]
+    return {file: info.size for file, info in found if info is not None and not info.is_dir}
 
 
 def _attribute(

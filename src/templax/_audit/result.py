@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .._core.text import leaf_noun, list_names
-from .._escape import escape_text, join_lines
+from .._core.text import leaf_noun, list_filled, list_names
+from .._escape import join_lines
 from .._match.result import MAX_SHOWN
 from ..errors import Corrupted
 
@@ -30,19 +30,21 @@ def format_verification(verified: Verified, rest: str = "`verified.damages` has 
         lines.append(f"  {checked:,} bytes were compared with their checksum")
     elif verified.unchecked_bytes and not checked:
         what = f"none of its {verified.unchecked_bytes:,} bytes has a checksum"
-        return escape_text(f"{url} shows no damage, but {what}{took}")
+        lines = [f"{url} shows no damage, but {what}{took}"]
+        return join_lines([*lines, *list_filled(verified.filled)])
     elif verified.unchecked_bytes:
         lines = [f"{url} shows no damage: {checked:,} bytes agree with their checksum{took}"]
     else:
         what = f"all {checked:,} bytes of {n:,} {leaf_noun(n)} agree with their checksum"
-        return escape_text(f"{url} is sound: {what}{took}")
+        lines = [f"{url} is sound: {what}{took}"]
+        return join_lines([*lines, *list_filled(verified.filled)])
     if verified.unchecked_bytes:
         names = verified.unchecked
         lines.append(
             f"  {verified.unchecked_bytes:,} bytes of {len(names):,} {leaf_noun(len(names))} have"
             f" none: {list_names(names)}"
         )
-    return join_lines(lines)
+    return join_lines([*lines, *list_filled(verified.filled)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +64,8 @@ class Verified:
             such as those in a chunk grid of another kind; these were not read.
         unchecked: Names of the leaves that these bytes belong to.
         seconds: Wall-clock time.
+        filled: Names of the leaves with chunks that are absent, which means the fill value in zarr.
+            A copy that was cut short looks the same.
     """
 
     url: str
@@ -71,6 +75,7 @@ class Verified:
     unchecked_bytes: int
     unchecked: tuple[str, ...]
     seconds: float
+    filled: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:

@@ -14,7 +14,7 @@ from .._catalog.catalog import Catalog
 from .._catalog.checksums import BlockVerifier
 from .._catalog.entry import Chunk, LeafEntry
 from .._codecs.crc32c import compare_crc32c, crc32c
-from .._codecs.decode import CHECKSUMS, DECODABLE, SWAPS, decode
+from .._codecs.decode import CHECKSUMS, DECODABLE, FILL, SWAPS, decode
 from .._codecs.gzip import WRAPPERS, iter_gunzipped
 from .._codecs.zstd import Inflater, Pieces
 from .._core.boxes import Box, box_around, full_box, intersect, shape_of, size_of
@@ -86,6 +86,7 @@ def verify(
         survey.unchecked_bytes,
         tuple(name for name in order if name in unchecked),
         time.perf_counter() - begin,
+        tuple(name for name in order if name in survey.filled),
     )
 
 
@@ -114,6 +115,7 @@ class _Survey:
         pieces: Pieces of all leaves to read: those that files hold.
         checked_bytes, unchecked_bytes: See `Verified`.
         unheld: Names of leaves with unchecked bytes that an index holds.
+        filled: Names of leaves with chunks that are absent, which means the fill value.
     """
 
     def __init__(self, catalog: Catalog):
@@ -124,10 +126,13 @@ class _Survey:
         self.pieces: list[_Piece] = []
         self.checked_bytes = self.unchecked_bytes = 0
         self.unheld: set[str] = set()
+        self.filled: set[str] = set()
         unplaced: list[LeafEntry] = []
         for entry, chunks in self._locate_chunks():
             for chunk in chunks:
                 self._add(entry, chunk)
+                if chunk.codecs == FILL:
+                    self.filled.add(entry.name)
             if not chunks and entry.nbytes:
                 unplaced.append(entry)
         damaged = {damage.leaf for damage in self.damages}
@@ -357,7 +362,7 @@ def _find_damages(
 
 def _can_decode(chunk: Chunk) -> bool:
     """Whether there is a decoder for the codecs. Otherwise the bytes are only read."""
-    return chunk.codecs == ("fill",) or DECODABLE.issuperset(chunk.codecs)
+    return chunk.codecs == FILL or DECODABLE.issuperset(chunk.codecs)
 
 
 def _decode_chunk(piece: _Piece, stored: _StoredBytes, scratch: Scratch) -> None:

@@ -184,6 +184,9 @@ SWAPS: dict[str, Decoder] = {
 }
 """Decoders of big-endian numbers, by name. What is in a file under such a name is not one."""
 
+FILL = ("fill",)
+"""Codecs of a chunk that is absent: one element stands for all."""
+
 DECODABLE = CODECS | SWAPS.keys()
 """Codecs of a chunk in a container. Other formats have codecs of their own."""
 

@@ -90,6 +90,17 @@ def leaf_noun(n: int) -> str:
     return "leaf" if n == 1 else "leaves"
 
 
+def list_filled(names: Sequence[str]) -> list[str]:
+    """Names leaves with chunks that are absent, in a line; none if there are no such leaves.
+
+    >>> list_filled(["w"])
+    ['  chunks of 1 leaf are absent, which means the fill value: `w`']
+    """
+    n = len(names)
+    what = f"chunks of {n:,} {leaf_noun(n)} are absent, which means the fill value"
+    return [f"  {what}: {list_names(names)}"] if n else []
+
+
 def be_verb(names: Sequence[str]) -> str:
     """The verb "is" or "are", depending on the number of names."""
     return "is" if len(names) == 1 else "are"

@@ -37,6 +37,7 @@ def plan_fields(plan: Plan) -> dict[str, Any]:
         "url": plan.match.url,
         **figures,
         "unverified": plan.unverified,
+        "filled": plan.filled,
         **select_fields(plan.match, "supplied", "kept", "ignored"),
     }
 
@@ -47,7 +48,9 @@ def verification_fields(verified: Verified) -> dict[str, Any]:
     return {
         **select_fields(verified, "ok", "url", "leaves"),
         "damages": [select_fields(error, *damage) for error in verified.damages],
-        **select_fields(verified, "checked_bytes", "unchecked_bytes", "unchecked", "seconds"),
+        **select_fields(
+            verified, "checked_bytes", "unchecked_bytes", "unchecked", "filled", "seconds"
+        ),
     }
 
 

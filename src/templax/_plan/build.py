@@ -15,6 +15,7 @@ import msgspec
 
 from .._catalog.checksums import align_to_blocks, covers_whole_blocks
 from .._catalog.entry import Chunk
+from .._codecs.decode import FILL
 from .._core.boxes import intersect, relative_box, shape_of, span_of
 from .._core.workers import MEMORY_BYTES
 from .._match.result import Match
@@ -81,6 +82,7 @@ def build_plan(
     parts: list[list[Part]] = [[] for _ in chunks]  # of each source
     checks: list[Check] = []
     unverified: list[str] = []
+    filled: list[str] = []
     unmapped = Counter[str]()
     required, any_sums = verify == "required", False
     nbytes = transient = 0
@@ -93,12 +95,14 @@ def build_plan(
         located: Sequence[Chunk] = chunks[source][pair.entry.name]
         if len(located) > 1:
             located = merge_chunks(located)
-        covered, summed = True, False
+        covered, summed, absent = True, False, False
         for chunk in located:
             if not chunk.checked:
                 covered = False
             elif chunk.sums:
                 any_sums = summed = True
+            if chunk.codecs == FILL:
+                absent = True
         boxes = make_buffers(pair, measures)
         for mine in (boxes,) if len(boxes) == 1 else _group_buffers(boxes, located, share):
             here = mine[0].nbytes if len(mine) == 1 else sum([b.nbytes for b in mine])
@@ -137,6 +141,8 @@ def build_plan(
             transient += passing
         if not covered:
             unverified.append(pair.target.name)
+        if absent:
+            filled.append(pair.target.name)
     if buffers:
         batches.append(_make_batch(parts, buffers, checks, most))
     scratch = _max_scratch(op for batch in batches for op in batch.reads)
@@ -152,6 +158,7 @@ def build_plan(
         memory,
         unmapped,
         sources,
+        filled=tuple(filled),
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from .._codecs.decode import COMPRESSIONS
-from .._core.text import leaf_noun, list_names
+from .._core.text import leaf_noun, list_filled, list_names
 from .._core.workers import MEMORY_BYTES
 from .._escape import join_lines
 from .._match.result import Match, list_differences
@@ -75,6 +75,7 @@ class Plan:
         unmapped: With `mapped=True`: reason → number of boxes that are read for this reason.
         sources: The source of the checkpoint, then of each one given as `missing=`; opaque here.
         prepared: Seconds that each of the earlier stages took.
+        filled: Names of leaves with chunks that are absent, which means the fill value in zarr.
     """
 
     match: Match
@@ -88,6 +89,7 @@ class Plan:
     unmapped: Mapping[str, int] = field(default_factory=dict)
     sources: Sequence[Any] = field(default=(), compare=False)
     prepared: Mapping[str, float] = field(default_factory=dict, compare=False)
+    filled: tuple[str, ...] = ()
 
     @property
     def _reads(self) -> Iterator[ReadOp]:
@@ -155,6 +157,7 @@ def explain_plan(plan: Plan) -> str:
         lines.append(f"  not mapped: {', '.join(reasons)}")
     if plan.unverified:
         lines.append(f"  not verifiable: {list_names(plan.unverified)}")
+    lines += list_filled(plan.filled)
     return join_lines(lines)
 
 

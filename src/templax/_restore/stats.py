@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from .._core.text import list_names
+from .._core.text import list_filled, list_names
 from .._escape import escape_text
 from .._match.result import CastNote, Match, group_casts, list_casts, list_differences
 from .._plan.plan import Plan
@@ -66,6 +66,7 @@ class Stats:
         began_anew: Whether `Manager.restore` found no step, so that `missing=` gave every leaf.
         skipped_steps: The later steps, and those saved later, that `Manager.restore` did not take,
             each with the reason.
+        filled: Names of leaves with chunks that are absent, which means the fill value in zarr.
     """
 
     url: str
@@ -85,6 +86,7 @@ class Stats:
     step: int | None = None
     began_anew: bool = False
     skipped_steps: tuple[str, ...] = ()
+    filled: tuple[str, ...] = ()
 
     @classmethod
     def of(
@@ -114,6 +116,7 @@ class Stats:
             step=None if choice is None else choice.step,
             began_anew=choice is not None and choice.step is None,
             skipped_steps=() if choice is None else choice.skipped,
+            filled=plan.filled,
         )
 
     @property
@@ -135,6 +138,7 @@ class Stats:
         skipped = f"; skipped {'; '.join(self.skipped_steps)}" if self.skipped_steps else ""
         differences = list_casts(self.cast_leaves)
         differences += list_differences(self.supplied, self.kept, self.ignored)
+        differences += [line.strip() for line in list_filled(self.filled)]
         return escape_text(
             f"{what} in"
             f" {self.seconds:.3f} s ({self.gb_per_s:.2f} GB/s): {self.requests:,} {requests},"

@@ -158,8 +158,7 @@ class FileSet:
         return False
 
     def _open_file(self, root: Source, file: str, name: str) -> Catalog:
-        place = root.at(file)
-        info = place.stat("")
+        place, info = root.at(file), root.stat(file)  # of the directory: refuses a link out of it
         if info is None or info.is_dir:
             raise Corrupted(f"Expected the file that `{name}` names, found none", file=file)
         formats = (format for format in self.formats if format.detect(place) is not None)

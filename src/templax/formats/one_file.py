@@ -32,6 +32,7 @@ class OneFile:
         """Opens the file; see its format."""
         name = find_only_file(source)
         assert name is not None, "`detect` has found it"
+        source.stat(name)  # refuses a link that leads out of the directory
         try:
             return _FORMATS[name].open(source.at(name))
         except CheckpointError as error:

@@ -198,7 +198,9 @@ class _Tree:
         name = prefix.removesuffix("/")
         data = read_extent(self.source, extent, MAX_FILE if prefix else MAX_METADATA)
         array = parsed.get(data)
-        if array is None:
+        if array is not None:
+            self.arrays.append(prefix)
+        else:
             attributes: Mapping[str, Any] = {}
             if file == NODE:
                 node = parse_node(data)

@@ -28,6 +28,8 @@ FILES = (
     "equinox-plain/model.eqx",
     "flaxmsgpack-chunked/state.msgpack",
     "flaxmsgpack-plain/state.msgpack",
+    "gguf/plain.gguf",
+    "gguf/quantised.gguf",
     "npy-fortran/array.npy",
     "npz-deflated/params.npz",
     "npz-stored/params.npz",
@@ -45,7 +47,9 @@ DIRECTORIES = (
     "zarr-3.1.6/tree.zarr",
     "zarr-array/tree.zarr",
     "zarr-ocdbt/tree.zarr",
+    "gguf/split",
     "safetensors-sharded",
+    "t5x/checkpoint_1000",
     "torch-2.14.1/dcp-1",
     "torch-2.14.1/dcp-2",
 )
@@ -141,6 +145,36 @@ def test_ranges_that_all_overlap_take_time_in_proportion_to_their_number():
     nested = [Span(i, 2 * n - i, 4 - i % 5, i, "", str(i)) for i in range(n)]
     assert sum(stop - start for start, stop, _ in cover_bytes(nested, 2 * n)) == 2 * n
     assert len(list(find_shared(nested))) == n - 1
+
+
+def test_the_header_and_the_padding_of_gguf_files_are_named(tmp_path: Path):
+    data = bytearray((CORPUS / "gguf" / "plain.gguf").read_bytes())
+    parts = {part.what: part for part in tx.account_bytes(CORPUS / "gguf" / "plain.gguf").parts}
+    padding = parts["zeros up to a multiple of 32"]
+    assert (parts["header"].kind, padding.kind) == ("index", "padding")
+    assert parts["header"].nbytes + padding.nbytes + parts["values of leaves"].nbytes == len(data)
+    data[-1] = 1  # no zero, so that something else may be there
+    (tmp_path / "altered.gguf").write_bytes(data)
+    account = tx.account_bytes(tmp_path / "altered.gguf")
+    check_account(account, len(data))
+    assert account.kinds["gap"] == len(data) - account.gaps[0].start < 32
+
+
+def test_the_arrays_beside_a_file_are_accounted_for_and_other_checkpoints_are_not(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    account = tx.account_bytes(CORPUS / "flax-gda" / "checkpoint_8")
+    monkeypatch.chdir(CORPUS / "flax-gda")
+    assert tx.account_bytes("checkpoint_8").kinds == account.kinds
+    files = [CORPUS / "flax-gda" / "checkpoint_8"]
+    files += [p for p in (CORPUS / "flax-gda" / "checkpoint_8_gda").rglob("*") if p.is_file()]
+    check_account(account, sum(path.stat().st_size for path in files))
+    assert (account.kinds["gap"], account.kinds["orphan"]) == (0, 0)
+    assert account.url == str(files[0])
+    assert {part.what for part in account.parts if part.kind == "index"} == {
+        "msgpack around the arrays",
+        "metadata of arrays",
+    }
 
 
 def test_what_is_put_into_a_checkpoint_of_orbax_is_named(tmp_path: Path):

@@ -65,6 +65,7 @@ def test_verify_json_has_the_documented_fields():
         "checked_bytes": 1636,
         "unchecked_bytes": 16384,
         "unchecked": ["state.params.big"],
+        "filled": [],
     }
 
 

@@ -162,3 +162,16 @@ def test_of_a_set_in_a_directory_the_whole_is_named_rather_than_its_files(tmp_pa
     with pytest.raises(tx.UnknownFormat) as caught:
         tx.open(tmp_path)
     assert caught.value.hint == f'open "{path}"'
+
+
+@pytest.mark.parametrize("format", ["safetensors", "npz", "msgpack"])
+def test_a_file_of_a_directory_that_is_a_link_out_of_it_is_refused(tmp_path: Path, format: Any):
+    tree = {"a": np.ones(3, np.float32)}
+    tx.save(tmp_path / "ckpt", tree, format=format)
+    (file,) = (tmp_path / "ckpt").iterdir()
+    file.rename(tmp_path / file.name)
+    file.symlink_to(tmp_path / file.name)
+    with pytest.raises(tx.errors.SourceError, match="a link that leads out of"):
+        tx.open(tmp_path / "ckpt")
+    trusted = tx.storage.Local(tmp_path / "ckpt", follow_links=True)
+    np.testing.assert_array_equal(tx.restore(trusted, tree)["a"], tree["a"])

@@ -247,3 +247,37 @@ def test_numcodecs_is_imported_once_by_threads_that_need_it_at_once() -> None:
         assert not failed, failed
     """
     subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True)
+
+
+def test_chunks_of_arrays_with_equal_metadata_are_parts_of_them() -> None:
+    three = {"w/zarr.json": zarr3(), "w/c/0": HALF, "w/c/1": HALF}
+    arrays = three | {key.replace("w", "v", 1): data for key, data in three.items()}
+    assert "not read" not in open_files({"zarr.json": GROUP3, **arrays}).metadata
+
+
+def test_a_restore_and_a_verification_name_leaves_with_absent_chunks() -> None:
+    source = tree_of(**{"v__.zarray": zarray(fill_value=7.0), "v__0": HALF})
+    said = "chunks of 1 leaf are absent, which means the fill value: `v`"
+    template = {"v": ONES, "w": ONES}
+    plan = tx.plan(source, template)
+    assert plan.filled == ("v",)
+    assert f"\n  {said}" in str(plan)
+    tx.restore(source, template)
+    stats = tx.last_restore()
+    assert stats is not None
+    assert stats.filled == ("v",)
+    assert str(stats).endswith(f"; {said}")
+    verified = tx.verify(source)
+    assert verified.filled == ("v",)
+    assert str(verified).endswith(f"\n  {said}")
+    assert tx.verify(tree_of()).filled == ()
+    assert tx.plan(source, {"v": ..., "w": ONES}).filled == ()
+
+
+def test_arrays_below_flat_ones_without_a_group_are_named_as_not_read(tmp_path: Path) -> None:
+    for name in ("a", "deep/b", "deep/er/c"):
+        (tmp_path / "x" / name).mkdir(parents=True)
+        (tmp_path / "x" / name / ".zarray").write_bytes(zarray())
+    catalog = tx.open(tmp_path / "x")
+    assert (catalog.format, list(catalog.leaves)) == ("orbax", ["a"])
+    assert catalog.metadata == {"not read": {"deeper arrays": "2: `deep/b`, `deep/er/c`"}}

@@ -14,7 +14,7 @@ from ..._core.boxes import fits_address_space, format_shape, full_box, size_of, 
 from ..._core.gc_pause import pause_gc
 from ...errors import Corrupted, Unsupported
 from ...storage.signatures import GGUF, recognise_root
-from ...storage.source import Source, root_size
+from ...storage.source import Source, open_ranges, root_size
 from .header import Header, Tensor, read_header
 
 SPLIT_COUNT, SPLIT_TENSORS = "split.count", "split.tensors.count"
@@ -26,6 +26,9 @@ SPLIT_NAME = re.compile(r"(.*)-([0-9]{5})-of-([0-9]{5})\.gguf")
 _CHUNK = 1 << 20
 """Most elements of a quantised tensor in one chunk, unless a row has more: a chunk is decoded whole
 even if only a part of it is wanted."""
+
+_MAX_PADDING = 1 << 12
+"""Most bytes between two tensors that are read to see whether they are padding."""
 
 
 class Gguf:
@@ -89,8 +92,19 @@ def make_catalog(source: Source, header: Header) -> Catalog:
         source=source,
         locator=_locate,
         metadata=header.metadata,
-        regions=functools.partial(iter, (Region("", 0, header.nbytes, "index", "header"),)),
+        regions=functools.partial(_describe_file, source, header),
     )
+
+
+def _describe_file(source: Source, header: Header) -> Iterator[Region]:
+    """The bytes that hold no values: the header, and the zeros in front of and after tensors."""
+    yield Region("", 0, header.nbytes, "index", "header")
+    size, alignment = root_size(source), header.alignment
+    read = open_ranges(source, "", size)
+    for start in (header.nbytes, *(tensor.stop for tensor in header.tensors)):
+        stop = min(start + -start % alignment, size)
+        if 0 < stop - start <= _MAX_PADDING and not any(read(start, stop)):
+            yield Region("", start, stop, "padding", f"zeros up to a multiple of {alignment}")
 
 
 @pause_gc()

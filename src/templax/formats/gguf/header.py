@@ -70,11 +70,13 @@ class Header(NamedTuple):
             the tokens of a language model has a hundred thousand.
         tensors: The tensors, in the order of the file.
         nbytes: Its size, without the padding before the first tensor.
+        alignment: Zeros fill the file up to a multiple of it after the header and each tensor.
     """
 
     metadata: dict[str, Any]
     tensors: list[Tensor]
     nbytes: int
+    alignment: int
 
 
 class _Truncated(Corrupted):
@@ -138,7 +140,7 @@ class _Parser:
             raise Corrupted(f"Expected an alignment that is a power of two, got {alignment!r:.80}")
         begin = self._at + -self._at % alignment
         placed = _place_tensors(tensors, begin, alignment, self._size)
-        return Header(metadata, placed, self._at)
+        return Header(metadata, placed, self._at, alignment)
 
     def _take(self, nbytes: int) -> memoryview:
         start, self._at = self._at, self._at + nbytes

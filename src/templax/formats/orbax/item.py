@@ -7,7 +7,7 @@ in files or in an OCDBT database.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -16,6 +16,7 @@ from ..._catalog.catalog import Catalog
 from ..._catalog.entry import Chunk, LeafEntry
 from ..._core.gc_pause import pause_gc
 from ..._core.names import Path, join_path
+from ..._core.text import list_names
 from ...errors import CheckpointError, Corrupted, Uncommitted
 from ...storage.source import Source
 from ..flax.msgpack import Leaf, Value, locate_value
@@ -44,6 +45,11 @@ from .leaf_names import (
 )
 from .regions import describe_item
 from .sidecars import Sidecars, read_json, read_sidecars
+
+_ARRAY_FILES = tuple(f"/{file}" for file in FILES)
+
+_MAX_LISTED = 8
+"""Most arrays that the metadata names as not read."""
 
 
 def open_item(
@@ -90,7 +96,13 @@ def open_item(
             evidence.append(container.index)
     if not evidence or evidence == [MANIFEST]:
         container.check_all_listed(source)
-        named = [NamedLeaf(tuple(name.split(".")), "array") for name in _array_names(container)]
+        found = _array_names(container)
+        named = [NamedLeaf(tuple(name.split(".")), "array") for name in found]
+        deeper = _list_deeper(container, found)
+        if deeper:
+            about["not read"] = {
+                "deeper arrays": f"{len(deeper)}: {list_names(deeper, _MAX_LISTED)}"
+            }
         evidence.append("the keys of its arrays, as `_METADATA` is missing")
     sidecars = read_sidecars(source, present)
     with pause_gc():
@@ -170,6 +182,12 @@ def _array_names(container: Container) -> list[str]:
         if slash and here and last in FILES:
             names[name] = None
     return list(names)
+
+
+def _list_deeper(container: Container, names: Collection[str]) -> list[str]:
+    """The arrays that `_array_names` leaves out."""
+    heads = {key.rpartition("/")[0] for key in container.objects if key.endswith(_ARRAY_FILES)}
+    return sorted(heads.difference(names) - {""})
 
 
 def _build_entries(
