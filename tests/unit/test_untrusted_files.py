@@ -42,11 +42,12 @@ ALLOWED = {
     ("__init__", "importlib"): "public names are imported when they are first used: a fixed table",
     ("cli.main", "importlib"): "commands are imported when they are called: a fixed table",
     ("_codecs.blosc", "importlib"): "imports two modules of numcodecs: constants",
+    ("_core.optional", "importlib"): "imports JAX, or asks whether it is there: a constant",
     ("demo", "importlib"): "asks whether the libraries of the demo are there: constants",
     ("demo", "subprocess"): "a child that is killed while it saves: this Python, fixed arguments",
     ("storage.disk", "ctypes"): "exchanges two directories by a call of the C library",
     ("_jax.pickling", "pickle"): "lets a plan or template be pickled by its owner: writes only",
-    ("_template.from_pytree", "pickle"): "loads a part of what the owner is already unpickling",
+    ("_template.placement", "pickle"): "loads a part of what the owner is already unpickling",
     ("_template.template", "pickle"): "loads a part of what the owner is already unpickling",
     ("_views.recipe", "pickle"): "loads a part of what the owner is already unpickling",
     ("storage.open", "urllib"): "decodes `%20` in a path; opens no connection",
@@ -111,7 +112,7 @@ def test_pickles_are_loaded_only_inside_of_the_unpickling_of_their_owner() -> No
         for node in ast.walk(tree):
             if isinstance(node, ast.Name) and node.id in loaders:
                 assert find_function(parents, node) == "__reduce__", (module, node.id)
-    assert +loading == {"_template.from_pytree": 1, "_template.template": 1, "_views.recipe": 1}
+    assert +loading == {"_template.placement": 1, "_template.template": 1, "_views.recipe": 1}
 
 
 def is_load(node: ast.AST) -> bool:
