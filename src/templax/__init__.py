@@ -22,8 +22,9 @@ Errors are in `templax.errors`, and Orbax's names in `templax.compat.orbax`.
     (2, 3)
 
 `import templax` imports nothing heavy: each public name is loaded when it is first used, and JAX
-only with the calls that make arrays of it. Where JAX is not installed, all the rest works: a
-template of numpy arrays is restored into numpy arrays.
+only by calls that make arrays of it or ask it whether this process is one of several, as `save`
+does. Everything else works where JAX is not installed: a template of numpy arrays is restored into
+numpy arrays.
 """
 
 __version__ = "0.1.0"

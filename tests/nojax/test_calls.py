@@ -271,3 +271,29 @@ restored = tx.restore(path, {"w": np.zeros(5, np.float32)})["w"]
 print("jax" in sys.modules, restored.tobytes() == values.astype(np.float32).tobytes())
 """
     assert run_without_jax(code).splitlines() == ["False True"]
+
+
+def test_a_tree_that_is_no_pytree_is_named_with_a_hint_that_works_here(tmp_path: Path) -> None:
+    code = """
+import dataclasses
+import templax as tx
+from without_jax import CORPUS
+
+@dataclasses.dataclass
+class Params:
+    w: float
+
+for call in (
+    lambda: tx.restore(CORPUS / "npz-stored" / "params.npz", Params(1.0)),
+    lambda: tx.save(sys.argv[1], Params(1.0)),
+):
+    try:
+        call()
+    except tx.TemplaxError as error:
+        print(error)
+"""
+    assert run_without_jax(code, tmp_path / "saved").splitlines() == [
+        "Expected a template with arrays, got Params; hint: tx.open(checkpoint).template() makes"
+        " one of what is stored",
+        "This tree can't be saved: it is a __main__.Params, which holds no array",
+    ]
