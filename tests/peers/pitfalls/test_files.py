@@ -26,7 +26,7 @@ def test_every_layout_is_restored_by_the_same_call() -> None:
     for case in sorted(CORPUS.glob("orbax-*")):
         if "crash" in case.name or "handmade" in case.name or "manager" in case.name:
             continue
-        if case.name.endswith(("prng", "special")):
+        if case.name.endswith(("prng", "special", "aggregate_some", "aggregate_ocdbt")):
             continue
         got = tx.restore(case / "ckpt", template, at="state.params.layers.0", extra="ignore")
         assert jax.tree.structure(got) == jax.tree.structure(template)
@@ -48,7 +48,8 @@ def test_every_generation_gives_the_same_values(sha256_of_big: Any) -> None:
     """One template and the same bits from Orbax 0.2 to 0.12."""
     template = {"params": {"big": A((128, 64), jnp.float32), "scale": A((), jnp.float32)}}
     for case in sorted(CORPUS.glob("orbax-*")):
-        if case.name.endswith(("prng", "special", "crash_merge", "aligned")):
+        others = ("prng", "special", "crash_merge", "aligned", "aggregate_some", "aggregate_ocdbt")
+        if case.name.endswith(others):  # have other trees
             continue
         path = case / "ckpt"
         if case.name.endswith("manager"):
