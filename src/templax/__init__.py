@@ -22,8 +22,9 @@ Errors are in `templax.errors`, and Orbax's names in `templax.compat.orbax`.
     (2, 3)
 
 `import templax` imports nothing heavy: each public name is loaded when it is first used, and JAX
-only with the calls that make arrays of it. Where JAX is not installed, all the rest works: a
-template of numpy arrays is restored into numpy arrays.
+only by calls that make arrays of it or ask it whether this process is one of several, as `save`
+does. Everything else works where JAX is not installed: a template of numpy arrays is restored into
+numpy arrays.
 """
 
 __version__ = "0.1.0"
@@ -78,12 +79,12 @@ _HOME = {name: module for module, names in _MODULES.items() for name in names}
 _NEED_JAX = ("Recipe", "template_of")
 _PACKAGES = ("errors", "formats", "storage")
 
-__all__ = sorted(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]
-
 
 def __getattr__(name: str) -> object:
     from importlib import import_module
 
+    if name == "__all__":
+        return _list_names()
     if name in _PACKAGES:
         return import_module(f"{__name__}.{name}")
     if name not in _HOME:
@@ -98,4 +99,14 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    return sorted({*__all__, *_PACKAGES})
+    return sorted({*_list_names(), *_PACKAGES})
+
+
+def _list_names() -> list[str]:
+    """The public names, without those that raise an error because JAX is not installed: `help` and
+    `import *` get every name that there is.
+    """
+    from ._core.optional import is_jax_installed
+
+    missing = () if is_jax_installed() else _NEED_JAX
+    return sorted(name for name in _HOME if name not in missing)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
 
 import templax as tx
@@ -33,6 +34,7 @@ def test_a_restore_gives_the_bytes_that_it_gives_with_jax() -> None:
     """Of every format, with a template of numpy arrays, and with that of the catalog."""
     code = """
 import json
+import pickle
 import templax as tx
 from templax._core.names import join_path
 from templax._template.plain_tree import flatten_plain
@@ -178,3 +180,120 @@ assert not {"jax", "jaxlib"} & set(sys.modules)
     printed = run_without_jax(code, tmp_path / "run").splitlines()
     assert printed[0] == "[1, 2] Pair 2 ('z', 'text') ('a', 1.5)"
     assert printed[1:] == ["True True", "6"]
+
+
+def test_help_and_a_star_import_leave_out_what_needs_jax() -> None:
+    code = """
+import inspect, pydoc
+import templax as tx
+
+print({"Recipe", "template_of"} & {*dir(tx), *tx.__all__, *(n for n, _ in inspect.getmembers(tx))})
+print("Restore JAX checkpoints through a template" in pydoc.plain(pydoc.render_doc(tx)))
+from templax import *
+print(restore is tx.restore)
+"""
+    assert run_without_jax(code).splitlines() == ["set()", "True", "True"]
+    assert {"Recipe", "template_of"} < {*dir(tx)}
+
+
+BROKEN = 'raise RuntimeError("jaxlib is version 0.4, but this version of jax needs 0.9")'
+
+USE_NUMPY = """
+import numpy as np
+import templax as tx
+from without_jax import CORPUS, print_error
+
+path = CORPUS / "npz-stored" / "params.npz"
+tree = tx.restore(path, tx.open(path).template())
+print(type(tree["params"]["w"]).__name__, tx.save(sys.argv[1], tree).leaves)
+print_error(lambda: tx.Recipe)
+"""
+
+
+def test_a_directory_called_jax_is_not_taken_for_jax(tmp_path: Path) -> None:
+    code = "import types\nsys.modules['jax'] = types.ModuleType('jax')" + USE_NUMPY
+    assert run_without_jax(code, tmp_path / "saved").splitlines() == [
+        "ndarray 8",
+        f"templax.Recipe {INSTALL}",
+    ]
+
+
+def test_where_jax_is_broken_the_rest_works(tmp_path: Path) -> None:
+    (tmp_path / "jax.py").write_text(BROKEN)
+    code = "sys.meta_path.pop(0)\nsys.path.insert(0, sys.argv[2])" + USE_NUMPY
+    assert run_without_jax(code, tmp_path / "saved", tmp_path).splitlines() == [
+        "ndarray 8",
+        "templax.Recipe needs JAX, which can't be imported (jaxlib is version 0.4, but this version"
+        ' of jax needs 0.9); hint: pip install "templax[jax]"',
+    ]
+
+
+def test_what_was_pickled_with_jax_says_that_it_needs_it(tmp_path: Path) -> None:
+    import jax
+
+    catalog = tx.open(CORPUS / "npz-stored" / "params.npz")
+    for i, pickled in enumerate(
+        (
+            tx.plan(catalog, make_numpy_template(catalog)),
+            tx.plan(catalog, catalog.template()),
+            tx.Recipe(jax.numpy.zeros, 3),
+        )
+    ):
+        (tmp_path / str(i)).write_bytes(pickle.dumps(pickled))
+    code = """
+import pathlib, pickle
+from without_jax import print_error
+
+for i in range(3):
+    print_error(lambda: pickle.loads(pathlib.Path(sys.argv[1], str(i)).read_bytes()))
+"""
+    plan = f"This plan, which was made with JAX, {INSTALL}, or make it in this process"
+    assert run_without_jax(code, tmp_path).splitlines() == [
+        plan,
+        plan,
+        f"templax.Recipe {INSTALL}",
+    ]
+
+
+def test_a_cast_into_numpy_does_not_import_jax_where_it_is_installed() -> None:
+    """XLA's cast from float16 differs in NaNs: a program that has loaded JAX gets that one."""
+    code = """
+sys.meta_path.pop(0)
+import tempfile, warnings
+import numpy as np
+import templax as tx
+
+warnings.simplefilter("ignore", tx.CastWarning)
+path = tempfile.mkdtemp() + "/half.npz"
+values = np.array([1.5, -0.0, 6e-8, 65504, np.inf], np.float16)
+np.savez(path, w=values)
+restored = tx.restore(path, {"w": np.zeros(5, np.float32)})["w"]
+print("jax" in sys.modules, restored.tobytes() == values.astype(np.float32).tobytes())
+"""
+    assert run_without_jax(code).splitlines() == ["False True"]
+
+
+def test_a_tree_that_is_no_pytree_is_named_with_a_hint_that_works_here(tmp_path: Path) -> None:
+    code = """
+import dataclasses
+import templax as tx
+from without_jax import CORPUS
+
+@dataclasses.dataclass
+class Params:
+    w: float
+
+for call in (
+    lambda: tx.restore(CORPUS / "npz-stored" / "params.npz", Params(1.0)),
+    lambda: tx.save(sys.argv[1], Params(1.0)),
+):
+    try:
+        call()
+    except tx.TemplaxError as error:
+        print(error)
+"""
+    assert run_without_jax(code, tmp_path / "saved").splitlines() == [
+        "Expected a template with arrays, got Params; hint: tx.open(checkpoint).template() makes"
+        " one of what is stored",
+        "This tree can't be saved: it is a __main__.Params, which holds no array",
+    ]

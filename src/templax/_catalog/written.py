@@ -132,5 +132,6 @@ def refuse_leaves(wrong: Sequence[str]) -> None:
     """
     if wrong:
         rest = f"; and {len(wrong) - 20} more" if len(wrong) > 20 else ""
-        text = f"This tree can't be saved: {'; '.join(wrong[:20])}{rest}"
+        named = [f"it{text[2:]}" if text.startswith("`` ") else text for text in wrong[:20]]
+        text = f"This tree can't be saved: {'; '.join(named)}{rest}"
         raise SaveError(text.encode(errors="backslashreplace").decode())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from contextlib import suppress
 from dataclasses import replace
 
 from .._core.progress import Progress
@@ -15,7 +14,7 @@ from .._save.jobs import WriteOptions
 from ..errors import SaveError
 from ..formats.orbax.directory import COMMITTED
 from ..formats.orbax.write import STANDARD, encode_commit_files
-from ..storage.leftovers import Leftover, find_abandoned, remove_directory
+from ..storage.leftovers import Leftover, remove_abandoned
 from ..storage.open import open_staging
 from ..storage.staging import Staging
 from .journal import Head, Journal
@@ -125,9 +124,7 @@ class Target:
             return
         free = _find_room(self._sink.directory)
         if free is not None and needed > free:  # killed saves may take the room
-            with suppress(SaveError):
-                for abandoned in find_abandoned(self._sink.path):
-                    remove_directory(abandoned)
+            remove_abandoned(self._sink.path)
             free = _find_room(self._sink.directory)
         if free is not None and needed > free:
             raise SaveError(

@@ -5,8 +5,11 @@ from __future__ import annotations
 import io
 import pickle
 import sys
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import Any
 
+from .._core.optional import require_jax
 from ..errors import UsageError
 
 
@@ -29,6 +32,21 @@ def dump_with_devices(value: Any, what: str) -> bytes:
             " and restore from that in each process with a template made there"
         ) from error
     return file.getvalue()
+
+
+@contextmanager
+def name_missing_jax(what: str) -> Generator[None]:
+    """A context in which a pickle that was made with JAX is loaded.
+
+    Raises:
+        MissingPackage: It holds something of JAX, which is not installed.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] in ("jax", "jaxlib"):
+            require_jax(f"This {what}, which was made with JAX,", "make it in this process")
+        raise
 
 
 class _Pickler(pickle.Pickler):

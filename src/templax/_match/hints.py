@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
+from .._core.optional import is_jax_installed
 from .._core.text import list_names
 from .._escape import escape_text
 from .._template.template import Template
@@ -100,10 +101,13 @@ def explain_lack_of_arrays(template: Template) -> str:
     """What is wrong with a template without leaves, such as a module instead of its variables."""
     leaf = getattr(template.targets[0].placement, "leaf", None) if template.targets else None
     got = "no leaves" if leaf is None else type(leaf).__name__
-    return (
-        f"Expected a template with arrays, got {got}; hint: tx.template_of(model.init, ...) makes"
-        " one of what a function returns, tx.open(checkpoint).template() of what is stored"
-    )
+    hint = "tx.open(checkpoint).template() makes one of what is stored"
+    if is_jax_installed():
+        hint = (
+            "tx.template_of(model.init, ...) makes one of what a function returns,"
+            " tx.open(checkpoint).template() of what is stored"
+        )
+    return f"Expected a template with arrays, got {got}; hint: {hint}"
 
 
 def _explain_empty_at(failure: Failure) -> Match | None:

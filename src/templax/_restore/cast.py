@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import functools
-
 import numpy as np
 
 from .._core.dtypes import WIDE, cast_into, host_cast_is_exact
-from .._core.optional import can_import_jax
+from .._core.optional import is_jax_loaded
 
 CAST_BLOCK = 1 << 20
 """Elements per cast by XLA. Casting each leaf in its own shape would compile once per shape."""
-
-_has_jax = functools.cache(can_import_jax)  # looking for a package takes longer than a small cast
 
 
 def cast_array(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
     """`jnp.asarray(values).astype(dtype)` on the host, bit for bit, NaNs included.
 
-    XLA casts block by block. Dtypes that a `jax.Array` can't have are cast by numpy, as are all
-    where JAX is not installed: a NaN may then get another sign or payload.
+    XLA casts block by block. numpy casts what a `jax.Array` can't hold, and everything in a program
+    that has not loaded JAX: a NaN may then get another sign or payload.
     """
     out = np.empty(values.shape, dtype)
-    if host_cast_is_exact(values.dtype, dtype) or not _has_jax():
+    if host_cast_is_exact(values.dtype, dtype) or not is_jax_loaded():
         cast_into(out, values)
         return out
     import jax

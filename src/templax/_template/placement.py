@@ -40,4 +40,7 @@ class Placement:
 
 
 def _load_placement(values: bytes) -> Placement:
-    return Placement(*pickle.loads(values))  # noqa: S301, a part of what is being loaded
+    from .._jax.pickling import name_missing_jax
+
+    with name_missing_jax("plan"):
+        return Placement(*pickle.loads(values))  # noqa: S301, a part of what is being loaded

@@ -107,4 +107,7 @@ def _is_on_several_processes(sharding: Any) -> bool:
 
 
 def _load_template(targets: tuple[Target, ...], treedef: bytes) -> Template:
-    return Template(targets, pickle.loads(treedef))  # noqa: S301, a part of what is being loaded
+    from .._jax.pickling import name_missing_jax
+
+    with name_missing_jax("plan"):
+        return Template(targets, pickle.loads(treedef))  # noqa: S301, a part of what is being loaded

@@ -152,6 +152,16 @@ class Descriptor:
                 self.close()
 
 
+def unlock(descriptor: Descriptor | None, disk: Disk = DISK) -> None:
+    """Unlocks and closes what is open."""
+    if descriptor is not None and descriptor.fd >= 0:
+        # Unlock explicitly: a forked child shares the lock, so closing would not release it.
+        with suppress(OSError):
+            disk.unlock(descriptor.fd)
+        with suppress(OSError):
+            descriptor.close()
+
+
 @functools.cache
 def _find_swap() -> Callable[[bytes, bytes], int] | None:
     """The function that swaps two paths: renameat2(2) on Linux, renamex_np(2) on macOS.

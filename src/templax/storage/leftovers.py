@@ -237,6 +237,14 @@ def _raise_error(error: OSError) -> None:
     raise error
 
 
+def remove_abandoned(path: str, disk: Disk = DISK) -> None:
+    """Removes what killed saves to a path left behind, as far as possible."""
+    with suppress(SaveError):
+        for abandoned in find_abandoned(path, disk):
+            with suppress(SaveError):
+                remove_directory(abandoned, disk)
+
+
 def remove_directory(directory: str | os.PathLike[str], disk: Disk = DISK) -> None:
     """Deletes a directory tree, a file or a symbolic link (not its target).
 

@@ -19,14 +19,14 @@ from .disk import (
     save_error,
     sync_directory,
     try_lock,
+    unlock,
 )
 from .leftovers import (
     TEMPORARY,
     Leftover,
     absolute_path,
     delete_tree,
-    find_abandoned,
-    remove_directory,
+    remove_abandoned,
     remove_others,
     sync_names,
     temporary_path,
@@ -232,11 +232,11 @@ class Staging:
             self._remove_replaced(replaced is not None)
             # Not earlier: after an interrupt, `discard` still has to remove the replaced one.
             self._attempt.finished = True
-            self._remove_abandoned()
+            remove_abandoned(self.path, self._disk)
         finally:
             own_lock = self._own_lock if self._attempt.finished else None
             for descriptor in (replaced, parent, own_lock):
-                self._release(descriptor)
+                unlock(descriptor, self._disk)
 
     def discard(self) -> None:
         """Removes all that was written, unless it was committed. Never raises; idempotent."""
@@ -251,7 +251,7 @@ class Staging:
             for parent in reversed(self._parents):
                 with suppress(OSError):
                     self._disk.rmdir(parent)
-            self._release(self._own_lock)
+            unlock(self._own_lock, self._disk)
 
     def __enter__(self) -> Staging:
         return self
@@ -274,7 +274,7 @@ class Staging:
                 if free is not False and self._is_in_place(self._own_lock.fd):
                     break
             self._delete_directory()
-            self._release(self._own_lock)
+            unlock(self._own_lock, self._disk)
         else:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), parent)
         if replaces:
@@ -358,7 +358,7 @@ class Staging:
                         self._replaced_in_use = try_lock(fd, self._disk) is False
                         self._exchange(self.directory, self.path)
                     except BaseException:
-                        self._release(replaced)
+                        unlock(replaced, self._disk)
                         raise
                     return replaced
         raise SaveError("Other programs keep replacing this path", file=self.path)
@@ -428,7 +428,7 @@ class Staging:
         except OSError as error:
             lock = self._own_lock
             if error.errno in (errno.EMFILE, errno.ENFILE) and lock is not None and lock.fd >= 0:
-                self._release(lock)  # frees the descriptor that listing the directory needs
+                unlock(lock, self._disk)  # frees the descriptor that listing the directory needs
                 self._delete_directory()
             else:
                 self.not_removed = (self.directory,)
@@ -437,25 +437,10 @@ class Staging:
                 delete_tree(self.directory, self._disk)
             raise
 
-    def _remove_abandoned(self) -> None:
-        """Removes what killed saves to this path left behind, as far as possible."""
-        with suppress(SaveError):
-            for abandoned in find_abandoned(self.path, self._disk):
-                with suppress(SaveError):
-                    remove_directory(abandoned, self._disk)
-
-    def _release(self, descriptor: Descriptor | None) -> None:
-        """Unlocks and closes a directory."""
-        if descriptor is not None and descriptor.fd >= 0:
-            # Unlock explicitly: a forked child shares the lock, so closing would not release it.
-            with suppress(OSError):
-                self._disk.unlock(descriptor.fd)
-            with suppress(OSError):
-                descriptor.close()
-
     def _discard_after(self, error: OSError | None) -> tuple[str, ...]:
         """Discards the save after an error; see `SaveAttempt`."""
         self.discard()
         if error is not None and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            self._remove_abandoned()  # may free the space that the next attempt needs
+            # This may free the space that the next attempt needs.
+            remove_abandoned(self.path, self._disk)
         return self.not_removed

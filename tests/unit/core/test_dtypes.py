@@ -156,7 +156,7 @@ def test_casts_equal_those_of_jax_bit_for_bit(stored: np.dtype) -> None:
             cast_into(out, values)
             assert out.tobytes() == want.tobytes(), wanted
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(cast, "_has_jax", lambda: False)
+            patch.setattr(cast, "is_jax_loaded", lambda: False)
             without = cast_array(values, wanted)
         with np.errstate(invalid="ignore"):
             numbers = values == values  # not NaN, whose bits XLA chooses itself
