@@ -83,8 +83,6 @@ class Target:
         identity = digest(
             (options.identity, item.facts, read, chosen.empties, dict(chosen.metadata))
         )
-        if save.format == "npz":  # its checksums cover more than a chunk, so it begins anew
-            source = None
         if source is not None:
             leftover, self.restarted = find_leftover(options.path, source, identity)
         sink = open_staging(

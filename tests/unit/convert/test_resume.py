@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,7 @@ def check(source: Path, path: Path) -> None:
 
 
 @pytest.mark.usefixtures("small")
-@pytest.mark.parametrize("to", ["orbax", "safetensors", "msgpack"])
+@pytest.mark.parametrize("to", ["orbax", "safetensors", "msgpack", "npz"])
 def test_a_killed_conversion_is_resumed(source: Path, tmp_path: Path, to: Any) -> None:
     """Killed while it writes, then while it goes on, then at each later stage."""
     path = tmp_path / "converted"
@@ -84,7 +85,7 @@ def test_a_killed_conversion_is_resumed(source: Path, tmp_path: Path, to: Any) -
 @pytest.mark.usefixtures("small")
 @pytest.mark.slow
 @pytest.mark.parametrize("when", [str(i) for i in range(0, 36, 3)])
-@pytest.mark.parametrize("to", ["orbax", "safetensors"])
+@pytest.mark.parametrize("to", ["orbax", "safetensors", "npz"])
 def test_a_conversion_killed_after_any_write_is_resumed(
     source: Path, tmp_path: Path, to: Any, when: str
 ) -> None:
@@ -105,12 +106,16 @@ def test_compressed_chunks_are_kept(source: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("small")
-def test_npz_begins_anew(source: Path, tmp_path: Path) -> None:
-    path = tmp_path / "converted"
-    kill(source, path, "npz", "9")
+def test_numpy_finds_the_checksums_of_a_resumed_archive_right(source: Path, tmp_path: Path) -> None:
+    """They cover what was written before a kill and after it."""
+    path = tmp_path / "converted.npz"
+    kill(source, path, "npz", "12")
+    kill(source, path, "npz", "finish")
     done = tx.convert(source, path, to="npz")
-    assert done.resumed_bytes == 0
+    assert done.resumed_bytes > 0
     check(source, path)
+    with zipfile.ZipFile(path) as archive:
+        assert archive.testzip() is None
 
 
 @pytest.mark.usefixtures("small")
@@ -261,7 +266,7 @@ def test_the_names_of_files_are_on_the_disk_before_the_journal(
 def test_what_was_killed_makes_room(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An npz begins anew, for which the disk may have no room beside what was left behind."""
+    """Other options begin anew, for which the disk may have no room beside what was left behind."""
     path = tmp_path / "converted.npz"
     kill(source, path, "npz", "finish")
 
