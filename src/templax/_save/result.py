@@ -131,7 +131,7 @@ class Saved:
             timeout: Seconds after which to stop waiting; the save itself continues.
 
         Raises:
-            SaveError: The save failed; whatever was at `path` before is unchanged.
+            SaveError: The save failed; what the path held before is unchanged.
             TimeoutError: The save is still in progress.
             UsageError: The save can't end meanwhile: its own `on_progress` calls this, or a child
                 that was forked while it was in progress.
