@@ -75,10 +75,29 @@ def _literal(match: re.Match[str]) -> str:
     return f"``{match[1]}``" + ("\\ " if match[2] else "")
 
 
+def split_shared_attributes(
+    app: Sphinx, what: str, name: str, obj: object, options: Any, lines: list[str]
+) -> None:
+    """Describes each of several attributes, `start, stop: Bytes, half open`, on its own, in place.
+
+    As with arguments; of attributes, napoleon takes the first name for the type of the second.
+    """
+    if "Attributes:" not in lines:
+        return
+    start = lines.index("Attributes:") + 1
+    stop = next((i for i in range(start, len(lines)) if lines[i][:1].strip()), len(lines))
+    section = "\n".join(lines[start:stop])
+    shared = r"^    (\w+(?:, \w+)+)(:.*(?:\n     .*)*)"
+    section = re.sub(shared, _repeat_description, section, flags=re.MULTILINE)
+    lines[start:stop] = section.split("\n")
+
+
+def _repeat_description(match: re.Match[str]) -> str:
+    return "\n".join(f"    {name}{match[2]}" for name in match[1].split(", "))
+
+
 def setup(app: Sphinx) -> None:
     app.connect("doctree-read", unlink_repository_files)
     # Before napoleon, which has the default priority of 500.
     app.connect("autodoc-process-docstring", read_inline_code_as_markdown, priority=400)
-
-# Attributes of several classes are called `path`: a reference to one of them is plain text.
-suppress_warnings = ["ref.python"]
+    app.connect("autodoc-process-docstring", split_shared_attributes, priority=400)
