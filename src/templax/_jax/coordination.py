@@ -7,8 +7,8 @@ not loaded it is not in a job.
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import Any
 
 from .._core.optional import can_import_jax, is_jax_loaded
@@ -79,13 +79,11 @@ class JobStore:
                 hint="call jax.distributed.initialize() before anything else of JAX",
             )
         try:
-            self._set = _translate_errors(client.key_value_set_bytes)
-            self._get = _translate_errors(client.blocking_key_value_get_bytes)
-            self._list = _translate_errors(client.key_value_dir_get_bytes)
-            # Deletes all keys below one, too.
-            self.delete = _translate_errors(client.key_value_delete)
-            try_get = getattr(client, "key_value_try_get_bytes", None)
-            self._try_get = None if try_get is None else _translate_errors(try_get)
+            self._set = client.key_value_set_bytes
+            self._get = client.blocking_key_value_get_bytes
+            self._list = client.key_value_dir_get_bytes
+            self._delete = client.key_value_delete
+            self._try_get = getattr(client, "key_value_try_get_bytes", None)
             manager = distributed.global_state.preemption_sync_manager
             self.client = client
             self.catches_sigterm = manager is not None
@@ -101,7 +99,8 @@ class JobStore:
             overwrite: Whether to replace an existing value; the result is then always True.
         """
         try:
-            self._set(key, value, allow_overwrite=overwrite)
+            with _translate_errors():
+                self._set(key, value, allow_overwrite=overwrite)
         except StoreError as error:
             if _status_code(error) != "ALREADY_EXISTS":
                 raise
@@ -111,22 +110,29 @@ class JobStore:
     def get(self, key: str, wait_s: float) -> bytes | None:
         """The value of a key, or None if it is not set within `wait_s` seconds."""
         try:
-            return self._get(key, max(1, int(wait_s * 1000)))
+            with _translate_errors():
+                return self._get(key, max(1, int(wait_s * 1000)))
         except StoreError as error:
             if _status_code(error) != "DEADLINE_EXCEEDED":
                 raise
             return None
 
+    def delete(self, key: str) -> None:
+        """Deletes a key and all keys below it."""
+        with _translate_errors():
+            self._delete(key)
+
     def by_process(self, key: str) -> dict[int, bytes]:
         """The values of the keys `KEY/INDEX`, by process index."""
-        return {int(name.rpartition("/")[2]): value for name, value in self._list(f"{key}/")}
+        return {int(name.rpartition("/")[2]): value for name, value in self._list_below(key)}
 
     def peek(self, key: str) -> bytes | None:
         """The value of a key, or None if it is not set. Does not wait."""
         if self._try_get is None:  # older versions of JAX
             return self.get(key, 0.001)
         try:
-            return self._try_get(key)
+            with _translate_errors():
+                return self._try_get(key)
         except StoreError as error:
             if _status_code(error) != "NOT_FOUND":
                 raise
@@ -135,10 +141,14 @@ class JobStore:
     def by_process_and_number(self, key: str) -> list[tuple[int, int, bytes]]:
         """The keys `KEY/INDEX/NUMBER`: process index, number and value."""
         found: list[tuple[int, int, bytes]] = []
-        for name, value in self._list(f"{key}/"):
+        for name, value in self._list_below(key):
             _, index, number = name.rsplit("/", 2)
             found.append((int(index), int(number), value))
         return found
+
+    def _list_below(self, key: str) -> list[tuple[str, bytes]]:
+        with _translate_errors():
+            return self._list(f"{key}/")
 
     def put(self, key: str, value: bytes) -> None:
         """Stores a value of any size, to be read by `take`."""
@@ -147,21 +157,20 @@ class JobStore:
 
     def take(self, key: str, size: int) -> bytes:
         """Reads a value of `size` bytes that was stored by `put`. The value stays in the store."""
-        chunks = [self._get(f"{key}/{n}", 60_000) for n in range(0, size, CHUNK_BYTES)]
+        with _translate_errors():
+            chunks = [self._get(f"{key}/{n}", 60_000) for n in range(0, size, CHUNK_BYTES)]
         return b"".join(chunks)
 
 
-def _translate_errors(call: Callable[..., Any]) -> Callable[..., Any]:
+@contextmanager
+def _translate_errors() -> Generator[None]:
+    """Turns the errors of JAX's client into `StoreError`s."""
     from jax.errors import JaxRuntimeError
 
-    @functools.wraps(call)
-    def translated(*arguments: Any, **options: Any) -> Any:
-        try:
-            return call(*arguments, **options)
-        except JaxRuntimeError as error:
-            raise StoreError(str(error)) from error
-
-    return translated
+    try:
+        yield
+    except JaxRuntimeError as error:
+        raise StoreError(str(error)) from error
 
 
 def _unknown_jax() -> SaveError:
