@@ -109,16 +109,17 @@ def _equinox_modules(tree: PyTree) -> set[tuple[Any, ...]]:
 
 def _make_target(path: Path, leaf: Any, override: Any, boxes: Boxes) -> Target:
     """Makes the target of one leaf, which may be anything that a pytree holds."""
-    if isinstance(leaf, type(jnp.float32)):  # a type of scalars of JAX, which is no numpy type
-        return _make_array_target(path, leaf, (), np.dtype(leaf), override, boxes)
+    name = join_path(path)
+    if isinstance(leaf, type(jnp.float32)):  # a type of scalars of JAX, which is not one of numpy
+        return _make_array_target(name, path, leaf, (), np.dtype(leaf), override, boxes)
     if override is None or not is_numpy(leaf):
-        target = make_host_target(path, leaf)
+        target = make_host_target(name, path, leaf)
         if target is not None:
             return target
     if isinstance(leaf, type) and is_numpy(leaf):
-        return _make_array_target(path, leaf, (), np.dtype(leaf), override, boxes)
-    shape, dtype = _check_shape_and_dtype(join_path(path), leaf)
-    return _make_array_target(path, leaf, shape, dtype, override, boxes)
+        return _make_array_target(name, path, leaf, (), np.dtype(leaf), override, boxes)
+    shape, dtype = _check_shape_and_dtype(name, leaf)
+    return _make_array_target(name, path, leaf, shape, dtype, override, boxes)
 
 
 def _check_shape_and_dtype(name: str, leaf: Any) -> tuple[Shape, Any]:
@@ -141,10 +142,15 @@ def _check_shape_and_dtype(name: str, leaf: Any) -> tuple[Shape, Any]:
 
 
 def _make_array_target(
-    path: Path, leaf: Any, shape: Shape, dtype: Any, override: Any, boxes: Boxes
+    name: str,
+    path: Path,
+    leaf: Any,
+    shape: Shape,
+    dtype: Any,
+    override: Any,
+    boxes: Boxes,
 ) -> Target:
     """Makes the target of a `jax.Array`, typed PRNG keys included."""
-    name = join_path(path)
     sharding, layout = resolve_sharding(leaf, override)
     if jnp.issubdtype(dtype, jax.dtypes.prng_key):
         return _make_key_target(name, path, leaf, shape, dtype, sharding, layout)

@@ -11,17 +11,18 @@ import numpy as np
 from .._catalog.abstract_tree import KeysWithoutJax
 from .._core.boxes import Shape, full_box
 from .._core.dtypes import PYTHON_DTYPES, class_of
-from .._core.names import Path, join_path
+from .._core.names import Path
 from .._core.optional import require_jax
 from ..errors import Mismatch
 from .placement import Placement
 from .template import Target
 
 
-def make_host_target(path: Path, leaf: Any) -> Target | None:
+def make_host_target(name: str, path: Path, leaf: Any) -> Target | None:
     """The target of a leaf that asks for no `jax.Array`; None if it asks for one.
 
     Args:
+        name: Its name.
         path: Its key path.
         leaf: Anything that a pytree holds.
 
@@ -29,7 +30,6 @@ def make_host_target(path: Path, leaf: Any) -> Target | None:
         MissingPackage: The leaf stands for typed PRNG keys, in a template that
             `Catalog.template` made where JAX is not installed.
     """
-    name = join_path(path)
     make = functools.partial(Target, name, path, (), placement=Placement(leaf))
     if leaf is ...:
         return make(np.dtype("V0"), "skip")
@@ -44,14 +44,9 @@ def make_host_target(path: Path, leaf: Any) -> Target | None:
     if isinstance(leaf, KeysWithoutJax):
         what = f"`{name}` holds typed PRNG keys, whose restore"
         require_jax(what, "put `...` there to skip them")
-    if asks_for_array(leaf):
+    if hasattr(leaf, "shape") and hasattr(leaf, "dtype"):
         return None
     return make(np.dtype("V0"), "static")
-
-
-def asks_for_array(leaf: Any) -> bool:
-    """Whether a leaf that is no number has the shape and the dtype of an array."""
-    return is_numpy(leaf) or (hasattr(leaf, "shape") and hasattr(leaf, "dtype"))
 
 
 def is_numpy(leaf: Any) -> bool:

@@ -6,7 +6,7 @@ import operator
 from typing import Any
 
 from .._core.arguments import PyTree
-from .._core.names import Path, join_path
+from .._core.names import join_path
 from .._core.optional import is_jax_loaded, require_jax
 from ..errors import UsageError
 from .host_leaves import make_host_target
@@ -17,8 +17,8 @@ from .template import Target, Template
 def make_template(tree: PyTree | Template, shardings: PyTree = None) -> Template:
     """Makes the template of a pytree.
 
-    A program that has not loaded JAX has no leaves of it. Its tree needs JAX only if a leaf that is
-    no numpy array asks for an array, or if there are `shardings`.
+    A program that has not loaded JAX has no leaves of it. Its tree needs JAX only if a leaf other
+    than a numpy array asks for an array, or if there are `shardings`.
 
     Args:
         tree: See `restore` for the leaves that it may have. A template is returned as it is.
@@ -50,16 +50,16 @@ def _make_plain_template(tree: PyTree) -> Template | None:
         raise UsageError(f"Expected a pytree as template: {error}") from error
     targets: list[Target] = []
     for path, leaf in keyed:
-        target = make_host_target(path, leaf)
+        name = join_path(path)
+        target = make_host_target(name, path, leaf)
         if target is None:
-            _require_jax_for(path, leaf)
+            _require_jax_for(name, leaf)
             return None
         targets.append(target)
     return Template(tuple(targets), structure)
 
 
-def _require_jax_for(path: Path, leaf: Any) -> None:
-    name = join_path(path)
+def _require_jax_for(name: str, leaf: Any) -> None:
     try:
         _ = [operator.index(n) for n in leaf.shape]
     except TypeError as error:
