@@ -80,5 +80,6 @@ def setup(app: Sphinx) -> None:
     # Before napoleon, which has the default priority of 500.
     app.connect("autodoc-process-docstring", read_inline_code_as_markdown, priority=400)
 
+
 # Attributes of several classes are called `path`: a reference to one of them is plain text.
 suppress_warnings = ["ref.python"]

@@ -155,13 +155,13 @@ def _translate_errors(call: Callable[..., Any]) -> Callable[..., Any]:
     from jax.errors import JaxRuntimeError
 
     @functools.wraps(call)
-    def translated(*arguments: Any, **options: Any) -> Any:
+    def call_store(*arguments: Any, **options: Any) -> Any:
         try:
             return call(*arguments, **options)
         except JaxRuntimeError as error:
             raise StoreError(str(error)) from error
 
-    return translated
+    return call_store
 
 
 def _unknown_jax() -> SaveError:

@@ -50,7 +50,7 @@ def make_host_target(path: Path, leaf: Any) -> Target | None:
 
 
 def asks_for_array(leaf: Any) -> bool:
-    """Whether a leaf that is no number has the shape and the dtype of an array."""
+    """Whether a leaf, other than a number, has the shape and dtype of an array."""
     return is_numpy(leaf) or (hasattr(leaf, "shape") and hasattr(leaf, "dtype"))
 
 
