@@ -58,9 +58,9 @@ def convert(
     All checksums that the source has are compared. Once everything is written, and before it
     becomes visible, it is opened and read back, and the crc32c of each leaf is compared with that
     of the values that were read from the source. `dst` holds the whole new checkpoint, or what it
-    held before. If the process is killed, the same call goes on where it stopped: chunks that were
-    on the disk are not written again, and what is read back includes them. An error or an interrupt
-    removes what was written.
+    held before. If the process is killed, repeating the call resumes it: chunks that are already
+    on the disk are not written again, but they are read back with the others. An error or an
+    interrupt removes what was written.
 
     Args:
         src: A checkpoint, in any form that `open` takes.

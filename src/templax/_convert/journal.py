@@ -56,7 +56,7 @@ class Journal:
     Args:
         directory: Where the checkpoint is written until the commit.
         overflows: As `LeafReader.overflows`; what an earlier process counted is added.
-        resume: Whether there is a journal to go on with.
+        resume: Whether to continue the journal that is there.
 
     Raises:
         SaveError: The disk refused, or the journal is damaged.
@@ -73,7 +73,7 @@ class Journal:
                 os.lseek(self._fd, length, os.SEEK_SET)
 
     def begin(self, head: Head) -> None:
-        """Creates the file, unless there is one to go on with."""
+        """Creates the file, unless an earlier one is continued."""
         if self._fd >= 0:
             return
         data = msgspec.json.encode(head)

@@ -60,7 +60,8 @@ def find_leftover(path: str, source: str, options: str) -> tuple[Leftover | None
         source, options: See `Head`.
 
     Returns:
-        The leftover, if there is one; otherwise why what is there is of no use, if anything is.
+        The leftover to resume from, or None; and why an earlier attempt that was found can't be
+        resumed, or None.
 
     Raises:
         SaveError: Another process is converting to this path, or the disk refused.

@@ -43,8 +43,8 @@ class Converted:
             that it concerns.
         shared: Groups of leaves that are the same bytes of the source, and that are written once
             for each.
-        resumed_bytes: Bytes of values that an earlier call had written, which was killed.
-        restarted: Why what an earlier call had written was of no use, or None.
+        resumed_bytes: Bytes of values that an earlier, killed call had already written.
+        restarted: Why the conversion of an earlier call could not be resumed, or None.
         not_removed: Paths that could not be removed in the end, such as the replaced checkpoint.
         seconds: Wall-clock time.
     """
@@ -88,9 +88,9 @@ def format_conversion(converted: Converted) -> str:
     ]
     if converted.resumed_bytes:
         there, whole = format_size(converted.resumed_bytes), format_size(size)
-        lines.append(f"  resumed: {there} of {whole} were there")
+        lines.append(f"  resumed: {there} of {whole} had been written")
     if converted.restarted is not None:
-        lines.append(f"  begun anew: {converted.restarted}")
+        lines.append(f"  started over: {converted.restarted}")
     lines += [f"  {line}" for line in _describe_casts(converted.casts)]
     for what, names in converted.lost.items():
         lines.append(f"  not carried: {what} ({len(names):,}: {list_names(names)})")
@@ -114,7 +114,7 @@ def _describe_casts(casts: tuple[LeafCast, ...]) -> list[str]:
         if over:
             count = sum(cast.overflows for cast in over)
             lines.append(
-                f"overflow: {count:,} finite values are not finite any more, of"
+                f"overflow: {count:,} finite values became infinite or NaN, of"
                 f" {list_names([cast.name for cast in over])}"
             )
     return lines

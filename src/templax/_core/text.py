@@ -91,7 +91,7 @@ def leaf_noun(n: int) -> str:
 
 
 def list_filled(names: Sequence[str]) -> list[str]:
-    """Names leaves with chunks that are absent, in a line; none if there are no such leaves.
+    """A line that names the leaves with absent chunks; no line if there are none.
 
     >>> list_filled(["w"])
     ['  chunks of 1 leaf are absent, which means the fill value: `w`']

@@ -52,7 +52,7 @@ def name_missing_jax(what: str) -> Generator[None]:
 class _Pickler(pickle.Pickler):
     def __init__(self, file: io.BytesIO, protocol: int):
         super().__init__(file, protocol)
-        self._jax = sys.modules.get("jax")  # without it, there are no devices
+        self._jax = sys.modules.get("jax")  # None if JAX is not loaded: then there are no devices
 
     def reducer_override(self, obj: Any) -> Any:
         if self._jax is not None and isinstance(obj, self._jax.Device):

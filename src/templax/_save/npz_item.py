@@ -73,7 +73,7 @@ class _Archive(LaidOutFile):
 
     def _read_crc(self, i: int) -> int:
         """The CRC-32 of a member of which an earlier process has written a part."""
-        assert isinstance(self.file, StagedFile), "others are not gone on with"
+        assert isinstance(self.file, StagedFile), "only files on a disk are resumed"
         crc, left = self._begin_crc(i), self.layout.leaves[i].nbytes
         with open(self.file.path, "rb") as file:
             file.seek(self.layout.starts[i])

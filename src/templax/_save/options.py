@@ -120,7 +120,7 @@ def choose_format(format: str | None, path: str) -> tuple[str, bool]:
         path: The destination; "" if it is a directory whatever its name.
 
     Raises:
-        UsageError: There is no such format, or the path is that of a file of another one.
+        UsageError: The format does not exist, or the suffix of the path belongs to another one.
 
     >>> choose_format(None, "run/model.npz"), choose_format("npz", "run/model")
     (('npz', True), ('npz', False))

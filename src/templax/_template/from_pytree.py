@@ -110,7 +110,7 @@ def _equinox_modules(tree: PyTree) -> set[tuple[Any, ...]]:
 def _make_target(path: Path, leaf: Any, override: Any, boxes: Boxes) -> Target:
     """Makes the target of one leaf, which may be anything that a pytree holds."""
     name = join_path(path)
-    if isinstance(leaf, type(jnp.float32)):  # a type of scalars of JAX, which is not one of numpy
+    if isinstance(leaf, type(jnp.float32)):  # such as `jnp.float32`, which is not a numpy type
         return _make_array_target(name, path, leaf, (), np.dtype(leaf), override, boxes)
     if override is None or not is_numpy(leaf):
         target = make_host_target(name, path, leaf)

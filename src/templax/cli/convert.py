@@ -76,8 +76,8 @@ def convert(
     """Write the checkpoint at SRC in another format to DST.
 
     The values are streamed, so that the size of a checkpoint does not matter. What was written is
-    read back before it appears at DST. If the command is killed, the same command goes on where it
-    stopped. Exits with 0 once DST is there, 2 if anything kept it from being written.
+    read back before it appears at DST. If the command is killed, run it again to resume.
+    Exits with 0 once DST is there, 2 if anything kept it from being written.
     """
     done = tx.convert(
         follow_path(src) if follow_links else src,

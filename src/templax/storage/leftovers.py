@@ -37,7 +37,7 @@ _MAX_NAME_BYTES = 255
 
 
 class Leftover(NamedTuple):
-    """What a killed save left behind, for a later one to go on with.
+    """What a killed save left behind, from which a later one can resume.
 
     Attributes:
         directory: One that `find_abandoned` lists.

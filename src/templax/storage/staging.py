@@ -56,7 +56,7 @@ class Staging:
             none. Everything is created with the mode that the umask leaves, so a directory that
             is replaced does not pass on its own mode.
         overwrite: Whether an existing directory may be replaced, in one step.
-        leftover: What to go on with, if anything: `create` opens the files of it that are kept.
+        leftover: What to resume from, or None: `create` opens the files of it that are kept.
         disk: Carries out the changes.
 
     Attributes:
@@ -291,7 +291,7 @@ class Staging:
         lock = Descriptor(self._disk, self._disk.open_directory(self.directory))
         try:
             if try_lock(lock.fd, self._disk) is False or not self._is_in_place(lock.fd):
-                raise SaveError("Another process goes on with an earlier save", file=self.path)
+                raise SaveError("Another process is resuming an earlier save", file=self.path)
         except (OSError, SaveError):
             self.directory = ""  # not this process's: `discard` must keep it
             raise

@@ -147,7 +147,7 @@ def test_casts_are_named_and_overflows_counted(tmp_path: Path) -> None:
     casts = [(cast.name, cast.stored, cast.written, cast.overflows) for cast in done.casts]
     assert casts == [("a.w", "float32", "float16", 2), ("b.w", "float32", "bfloat16", 0)]
     assert done.overflows == 2
-    assert "overflow: 2 finite values are not finite any more, of `a.w`" in str(done)
+    assert "overflow: 2 finite values became infinite or NaN, of `a.w`" in str(done)
     template = {"a": {"w": np.zeros(5, np.float16)}, "b": {"w": np.zeros(5, ml_dtypes.bfloat16)}}
     tree = tx.restore(tmp_path / "x", template, extra="ignore")
     with np.errstate(over="ignore"):

@@ -125,7 +125,7 @@ def test_another_source_or_other_options_begin_anew(source: Path, tmp_path: Path
     done = tx.convert(source, path, to="safetensors", cast="bfloat16", overwrite=True)
     assert done.resumed_bytes == 0
     assert done.restarted == "an earlier conversion to this path had other options"
-    assert "begun anew: an earlier conversion" in str(done)
+    assert "started over: an earlier conversion" in str(done)
     tx.convert(source, path, to="safetensors", overwrite=True)
 
     other = tmp_path / "other"

@@ -63,7 +63,7 @@ def parse_spec(tree: dict[Any, Any], path: Path) -> Spec:
 
     Raises:
         Corrupted: It has no path, or one that leads out of the directory.
-        Unsupported: The array is no zarr 2, or in a store that T5X does not know.
+        Unsupported: The array is not in zarr 2, or in a store that T5X does not know.
     """
     name, store = join_path(path), tree["kvstore"]
     if tree["driver"] != "zarr":
