@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
+import templax as tx
 from helpers import run_cli
+from templax._display.json_contents import account_fields
 
 pytestmark = pytest.mark.usefixtures("in_corpus")
 
@@ -51,6 +54,12 @@ def test_json_has_the_documented_fields():
     }
     assert found["kinds"] == {"leaf": 1144, "index": 1996, "padding": 0, "gap": 0, "orphan": 0}
     assert (found["shared"], found["gaps"], found["unread"]) == ([], [], {})
+
+
+def test_json_says_what_could_not_be_measured():
+    account = tx.account_bytes(tx.open("npz-stored/params.npz"))
+    account = replace(account, unread={"locked": "Permission denied"})
+    assert account_fields(account)["unread"] == {"locked": "Permission denied"}
 
 
 @pytest.mark.parametrize("option", [("--depth", "1"), ("--match", "*"), ("--all",)])

@@ -31,6 +31,13 @@ def test_plan_prints_the_plan_and_sets_the_exit_code(tmp_path: Path) -> None:
     assert "no checksum covers" in done.stderr
 
 
+def test_plan_json_names_leaves_with_absent_chunks(tmp_path: Path) -> None:
+    path, file = CORPUS / "zarr-ocdbt" / "tree.zarr", tmp_path / "t.json"
+    assert run_cli("template", path, "-o", file).exit_code == 0
+    shown = json.loads(run_cli("plan", path, file, "--json").stdout)
+    assert shown["filled"] == ["opt.sparse"]
+
+
 def load_template(file: Path) -> Any:
     from templax._template.json_file import load_template
 

@@ -68,3 +68,13 @@ def test_integers_that_may_be_quantised_weights_are_named():
     )
     shown = listing.select_leaves(catalog, ["scale", "count"])
     assert "not counted" not in dict(listing.describe_checkpoint(catalog, shown))
+
+
+@pytest.mark.parametrize(("parameters", "named"), [(3199, True), (3200, False)])
+def test_few_narrow_integers_are_not_named(parameters: int, named: bool):
+    """Named if there is more than one for every 100 parameters."""
+    catalog = make_catalog(
+        make_entry("w", shape=(parameters,)), make_entry("mask", shape=(32,), dtype="i1")
+    )
+    facts = dict(listing.describe_checkpoint(catalog, catalog.entries))
+    assert ("not counted" in facts) == named
