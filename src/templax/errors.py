@@ -246,8 +246,6 @@ class MissingPackage(TemplaxError, ImportError):
         hint: The command that installs it.
     """
 
-    __str__ = Exception.__str__
-
     def __init__(self, what: str, *, name: str | None = None, hint: str | None = None):
         super().__init__(f"{what}; hint: {hint}" if hint else what)
         self.name, self.hint = name, hint
