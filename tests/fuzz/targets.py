@@ -108,16 +108,14 @@ class Judge:
     _peak: int = field(default_factory=lambda: _peak_bytes())
 
     def try_input(self, data: bytes) -> Failure | None:
-        """Runs the target on an input; None if it did as it should."""
-        begin = time.process_time()
-        failure = None
-        try:
-            self.target.run(data)
-        except tx.TemplaxError as error:
-            failure = judge_message(error)
-        except Exception as error:  # noqa: BLE001 (whatever escapes is looked for)
-            failure = describe(error)
-        took = time.process_time() - begin
+        """Runs the target on an input; None if it did as it should.
+
+        An input that seems slow is run again, and its second time counts: what a process runs
+        first also pays for what it imports.
+        """
+        failure, took = self._time_run(data)
+        if failure is None and took > MAX_SECONDS:
+            failure, took = self._time_run(data)
         self.seconds = max(self.seconds, took)
         before, self._peak = self._peak, _peak_bytes()
         if failure is None and took > MAX_SECONDS:
@@ -126,6 +124,18 @@ class Judge:
             grown = (self._peak - before) >> 20
             failure = Failure(f"large {self.target.name}", f"took {grown} MiB")
         return failure
+
+    def _time_run(self, data: bytes) -> tuple[Failure | None, float]:
+        """What went wrong, and the seconds of processor time."""
+        begin = time.process_time()
+        failure = None
+        try:
+            self.target.run(data)
+        except tx.TemplaxError as error:
+            failure = judge_message(error)
+        except Exception as error:  # noqa: BLE001 (whatever escapes is looked for)
+            failure = describe(error)
+        return failure, time.process_time() - begin
 
 
 def _peak_bytes() -> int:
