@@ -21,8 +21,14 @@ from .._core.boxes import Box, box_around, full_box, intersect, shape_of, size_o
 from .._core.memory import Scratch
 from .._core.progress import PROGRESS_S, Progress, check_progress
 from .._core.workers import choose_threads
-from .._plan.build import GAP_BYTES
-from .._plan.parts import BLOCK_BYTES, CHECKED_BYTES, LARGE_BYTES, SPLIT_BYTES, is_raw
+from .._plan.parts import (
+    BLOCK_BYTES,
+    CHECKED_BYTES,
+    GAP_BYTES,
+    LARGE_BYTES,
+    SPLIT_BYTES,
+    is_raw,
+)
 from ..errors import CheckpointError, Corrupted, NotFound, SourceError
 from ..formats.registry import Checkpoint, open_checkpoint
 from ..storage.source import Source
