@@ -65,6 +65,12 @@ class StridedCopy(msgspec.Struct, frozen=True, gc=False):
         return self.shape == () or self.src_strides == self.dst_strides == (1,)
 
 
+def span_copies(copies: Sequence[StridedCopy]) -> tuple[int, int]:
+    """The smallest range of elements of the source that contains those of all copies."""
+    spans = [copy.src_span for copy in copies]
+    return min(start for start, _ in spans), max(stop for _, stop in spans)
+
+
 class IndexMap(msgspec.Struct, frozen=True, gc=False):
     """A set of pairs of elements: of a source, and of a target.
 
@@ -76,7 +82,8 @@ class IndexMap(msgspec.Struct, frozen=True, gc=False):
         source: The constant part of the index in each dimension of the source.
         target: Likewise of the target.
 
-    >>> transpose = IndexMap((MapAxis(2, (0, 1), (1, 1)), MapAxis(3, (1, 1), (0, 1))), (0, 0), (0, 0))
+    >>> axes = MapAxis(2, (0, 1), (1, 1)), MapAxis(3, (1, 1), (0, 1))
+    >>> transpose = IndexMap(axes, (0, 0), (0, 0))
     >>> transpose.split_target(((0, 2), (0, 2)))
     [((0, 2), (0, 2))]
     """

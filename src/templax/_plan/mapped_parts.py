@@ -15,7 +15,7 @@ import msgspec
 from .._catalog.checksums import align_to_blocks
 from .._catalog.entry import Chunk, LeafEntry
 from .._core.boxes import Box, intersect, shape_of, split_range
-from .._core.index_map import StridedCopy, strides_of
+from .._core.index_map import StridedCopy, span_copies, strides_of
 from .buffers import Buffer
 from .parts import GAP_BYTES, SCATTER_BYTES, SPLIT_BYTES, Part, is_raw
 
@@ -44,10 +44,10 @@ def make_mapped_parts(
         extent, nbytes = chunk.extent, pulled.size * pulled.itemsize
         direct = pulled.find_direct(copies, pulled.size)
         yield Part(
-            entry.name, chunk, pulled.dtype, extent.start, extent.stop, direct, nbytes, copies
+            entry.name, chunk, pulled.dtype, extent.start, extent.stop, direct, nbytes, (), copies
         )
         return
-    low, high = _span(copies)
+    low, high = span_copies(copies)
     most = SCATTER_BYTES if pulled.find_direct(copies, high - low) is None else SPLIT_BYTES
     step = pulled.choose_step(most)
     for start in range(low // step * step, high, step):
@@ -135,7 +135,7 @@ class _PulledChunk:
             yield from self.cut(start, middle)
             yield from self.cut(middle, stop)
             return
-        low, high = _span(copies)
+        low, high = span_copies(copies)
         origin, itemsize = self._chunk.extent.start, self.itemsize
         yield Part(
             self._name,
@@ -145,6 +145,7 @@ class _PulledChunk:
             origin + high * itemsize,
             self.find_direct(copies, high - low),
             (high - low) * itemsize,
+            (),
             copies,
         )
 
@@ -154,12 +155,6 @@ class _PulledChunk:
             unit = self._chunk.block // math.gcd(self._chunk.block, self.itemsize)
             middle = middle // unit * unit
         return middle
-
-
-def _span(copies: Sequence[StridedCopy]) -> tuple[int, int]:
-    """The smallest range of elements of a chunk that contains those that are copied."""
-    spans = [copy.src_span for copy in copies]
-    return min(start for start, _ in spans), max(stop for _, stop in spans)
 
 
 def _has_gap(copies: Sequence[StridedCopy], most: int) -> bool:

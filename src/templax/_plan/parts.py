@@ -24,7 +24,7 @@ from .._core.boxes import (
     shape_of,
     span_of,
 )
-from .._core.index_map import StridedCopy
+from .._core.index_map import StridedCopy, span_copies
 from .._match.result import Pair
 from .buffers import Buffer, Measure, Measures
 
@@ -86,7 +86,8 @@ class Part(msgspec.Struct, frozen=True, gc=False):
             in place: there is a single copy, it is contiguous in the buffer, and it is not cast.
             Else None.
         nbytes: Bytes that the chunk decodes to; for a raw chunk, the bytes that are read.
-        copies: At least one. Strided if a mapping makes the leaf (see `mapped_parts`).
+        copies: At least one, unless some are `strided`.
+        strided: In place of `copies`, if a mapping makes the leaf (see `mapped_parts`).
     """
 
     name: str
@@ -96,7 +97,13 @@ class Part(msgspec.Struct, frozen=True, gc=False):
     stop: int
     direct: int | None
     nbytes: int
-    copies: tuple[Copy, ...] | tuple[StridedCopy, ...]
+    copies: tuple[Copy, ...]
+    strided: tuple[StridedCopy, ...] = ()
+
+    @property
+    def buffer(self) -> int:
+        """The buffer that its first copy is for: the only one, if the part is direct."""
+        return (self.strided or self.copies)[0].buffer
 
 
 class Check(msgspec.Struct, frozen=True, gc=False):
@@ -315,10 +322,9 @@ def count_useful_bytes(part: Part) -> int:
     """The bytes that a part reads, without those that only a checksum needs."""
     if not part.chunk.sums or not is_raw(part.chunk):
         return part.stop - part.start
-    if part.chunk.origin is not None:
-        spans = [copy.src_span for copy in part.copies if isinstance(copy, StridedCopy)]
-        elements = max(stop for _, stop in spans) - min(start for start, _ in spans)
-        return elements * part.dtype.itemsize
+    if part.strided:
+        start, stop = span_copies(part.strided)
+        return (stop - start) * part.dtype.itemsize
     start, stop = _span_of_copies(part.chunk, part.copies, part.dtype.itemsize)
     return stop - start
 

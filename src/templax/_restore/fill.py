@@ -277,7 +277,7 @@ def _inflate(part: Part, stored: memoryview | _RequestStream, memory: HostMemory
 def _bytes_to_fill(part: Part, memory: HostMemory) -> memoryview:
     """The bytes of its buffer that a direct part fills."""
     assert part.direct is not None
-    return memory.bytes(part.copies[0].buffer, part.direct, part.nbytes)
+    return memory.bytes(part.buffer, part.direct, part.nbytes)
 
 
 def missing_file(leaf: str, key: str, source: Source) -> Corrupted:

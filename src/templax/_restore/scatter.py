@@ -12,8 +12,7 @@ from msgspec import structs
 from .._codecs.decode import decode
 from .._core.boxes import Box, Shape, box_slices, full_box, shape_of
 from .._core.dtypes import cast_into
-from .._core.index_map import StridedCopy
-from .._plan.parts import BLOCK_BYTES, Copy, Part, find_long_axis
+from .._plan.parts import BLOCK_BYTES, Part, find_long_axis
 from ..errors import Corrupted
 from .buffers import HostMemory
 from .strided import compute_step, copy_strided
@@ -53,8 +52,7 @@ def scatter_strided(part: Part, decoded: memoryview, memory: HostMemory) -> floa
     in_full = chunk.codecs or chunk.extent.inline is not None
     first = 0 if in_full else (part.start - chunk.extent.start) // itemsize
     cast_s = 0.0
-    for copy in part.copies:
-        assert isinstance(copy, StridedCopy)
+    for copy in part.strided:
         low, high = copy.src_span
         if (high - first) * itemsize > len(decoded) or low < first:
             raise Corrupted(f"Expected {part.nbytes} bytes, got {len(decoded)}")
@@ -130,10 +128,9 @@ def scatter_fill(part: Part, element: memoryview, memory: HostMemory) -> float:
     if part.chunk.origin is not None:
         repeated = [
             structs.replace(copy, src=0, src_strides=(0,) * len(copy.shape))
-            for copy in part.copies
-            if isinstance(copy, StridedCopy)
+            for copy in part.strided
         ]
-        return scatter_strided(structs.replace(part, copies=tuple(repeated)), one, memory)
+        return scatter_strided(structs.replace(part, strided=tuple(repeated)), one, memory)
     return sum(
         _copy_piece(wanted, np.broadcast_to(value, wanted.shape))
         for _, wanted in _list_copies(part, memory)
@@ -143,9 +140,7 @@ def scatter_fill(part: Part, element: memoryview, memory: HostMemory) -> float:
 def _list_copies(part: Part, memory: HostMemory) -> list[tuple[Box, np.ndarray]]:
     """For each copy, its box within the chunk and the array to copy it to."""
     return [  # the ellipsis makes them views, of 0-d arrays too
-        (copy.src, memory.array(copy.buffer)[(*box_slices(copy.dst), ...)])
-        for copy in part.copies
-        if isinstance(copy, Copy)
+        (copy.src, memory.array(copy.buffer)[(*box_slices(copy.dst), ...)]) for copy in part.copies
     ]
 
 

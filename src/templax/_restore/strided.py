@@ -12,7 +12,7 @@ from numpy.lib.stride_tricks import as_strided
 from .._core.dtypes import cast_into
 
 TILE_ROWS, TILE_WORDS = 256, 64
-"""A tile has this many rows of so many words of 8 bytes: 128 KiB, which fits into a core's cache."""
+"""A tile has this many rows of so many words of 8 bytes: 128 KiB, which stays in cache."""
 
 _WORD = 8
 

@@ -161,12 +161,11 @@ class PartLayout:
                         raise RuleError(self._describe_length(dim, n, known))
                 elif known and n % known == 0:
                     self.sizes.set(unknown[0], n // known, side)
-                elif known:
-                    if not lenient:
-                        raise RuleError(
-                            f"`{_spell(dim)}` has {n} elements, which {known} does not divide:"
-                            f" check the sizes {self._spell_sizes(dim)}"
-                        )
+                elif known and not lenient:
+                    raise RuleError(
+                        f"`{_spell(dim)}` has {n} elements, which {known} does not divide:"
+                        f" check the sizes {self._spell_sizes(dim)}"
+                    )
 
     def _describe_length(self, dim: Dim, n: int, known: int) -> str:
         return (

@@ -155,6 +155,10 @@ def take_axes(
     return values[tuple(index)]
 
 
+def draw_box(draw: Any, shape: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
+    return tuple(tuple(sorted(draw(st.tuples(*[st.integers(0, n)] * 2)))) for n in shape)
+
+
 def read_boxes(catalog: tx.Catalog, name: str, boxes: list[Any]) -> list[np.ndarray]:
     """Boxes of a leaf, as one process of several would read them."""
     entry = catalog.leaves[name]
@@ -177,11 +181,6 @@ def test_a_view_is_what_numpy_makes_of_whole_arrays(rule, form, data, tmp_path_f
     restored = tx.restore(catalog, template)
     for name, values in rule.made.items():
         np.testing.assert_array_equal(restored[name], values)
-        boxes = [
-            tuple(
-                tuple(sorted(data.draw(st.tuples(*[st.integers(0, n)] * 2)))) for n in values.shape
-            )
-            for _ in range(3)
-        ]
+        boxes = [draw_box(data.draw, values.shape) for _ in range(3)]
         for box, read in zip(boxes, read_boxes(catalog, name, boxes), strict=True):
             np.testing.assert_array_equal(read, values[tuple(slice(*r) for r in box)])
