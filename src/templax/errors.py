@@ -21,11 +21,13 @@ CastWarning (UserWarning)                  leaves were cast; one warning per cal
 these classes.
 
 Messages contain names from files, so they are escaped: they have no control characters, and a
-single line except in a `TemplateError`. Attributes such as `leaf` and `file` are not escaped.
+single line except in a `TemplateError` and a `MappingError`. Attributes such as `leaf` and `file`
+are not escaped.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -36,6 +38,7 @@ __all__ = [
     "CastWarning",
     "CheckpointError",
     "Corrupted",
+    "MappingError",
     "Mismatch",
     "MissingPackage",
     "NotFound",
@@ -48,6 +51,9 @@ __all__ = [
     "Unverified",
     "UsageError",
 ]
+
+_MAX_SHOWN = 20
+"""Maximum number of problems in the text of a `MappingError`."""
 
 Problem = Literal["missing", "extra", "shape", "dtype", "kind", "sharding", "ambiguous"]
 
@@ -232,6 +238,31 @@ class AlreadyExists(SaveError, FileExistsError):
     """Something exists at the path, and `overwrite=True` was not given."""
 
     __str__ = Exception.__str__
+
+
+class MappingError(TemplaxError, ValueError):
+    """A mapping that is not valid, or does not fit its trees. Raised before any array data is read.
+
+    Each problem begins with the rule that has it and ends with what to write instead.
+
+    Attributes:
+        problems: All of them, one line each. The text shows the first 20.
+
+    Example:
+        >>> print(MappingError(["`w`: `h` is on the left only: give select={'h': 0}"]))
+        `w`: `h` is on the left only: give select={'h': 0}
+    """
+
+    def __init__(self, problems: str | Sequence[str]):
+        listed = (problems,) if isinstance(problems, str) else problems
+        self.problems = tuple(map(escape_text, listed))
+        super().__init__(self.problems)
+
+    def __str__(self) -> str:
+        lines = list(self.problems[:_MAX_SHOWN])
+        if len(self.problems) > _MAX_SHOWN:
+            lines.append(f"and {len(self.problems) - _MAX_SHOWN:,} more problems")
+        return "\n".join(lines)
 
 
 class UsageError(TemplaxError, ValueError):
