@@ -56,7 +56,6 @@ _MODULES = {
     "_template.trace": ("template_of",),
     "_views.mapping": ("Mapping",),
     "_views.recipe": ("Recipe",),
-    "_views.view": ("view",),
     "_views.rules": ("Concat", "From"),
     "errors": (
         "AlreadyExists",

@@ -61,14 +61,12 @@ class Expression:
         stack: list[float] = []
         try:
             for step in self._program:
-                if isinstance(step, float):
-                    stack.append(step)
-                elif isinstance(step, _Name):
-                    stack.append(float(sizes[step.name]))
-                else:
+                if isinstance(step, str):
                     right = stack.pop()
                     left = 0.0 if step == "negative" else stack.pop()
                     stack.append(_calculate(step, left, right))
+                else:
+                    stack.append(float(sizes[step.name] if isinstance(step, _Name) else step))
         except KeyError as error:
             raise ValueError(f"`{self.text}` needs the size of `{error.args[0]}`") from None
         except ZeroDivisionError:

@@ -126,8 +126,14 @@ class Mapping:
         Raises:
             MappingError: It is not a mapping, or one that is not valid.
         """
-        rules, options = decode_rules(document)
-        return cls(rules, **options)
+        rules, options, problems = decode_rules(document)
+        try:
+            mapping = cls(rules, **options)
+        except MappingError as error:
+            raise MappingError([*problems, *error.problems]) from None
+        if problems:
+            raise MappingError(problems)
+        return mapping
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes a JSON file, atomically: one that exists is replaced as a whole or not at all.
@@ -205,7 +211,7 @@ def _check_rule(text: Any, rule: Any) -> tuple[list[str], NamePattern | None]:
     except ValueError as error:
         return [str(error)], None
     if text.startswith("$"):
-        return ["names that begin with `$` are options of the JSON form: use rename= for it"], None
+        return ["names with `$` in front are options of the JSON form: map to another name"], None
     if not isinstance(rule, (From, Concat)):
         return [f"Expected a name, a From or a Concat, got {rule!r:.80}"], target
     return find_problems(target, rule), target

@@ -26,11 +26,17 @@ def _encode_rule(rule: Rule) -> dict[str, Any]:
     return {"from": rule.source.text, **axes, **rule.list_options()}
 
 
-def decode_rules(document: object) -> tuple[dict[str, str | Rule], dict[str, Any]]:
-    """The rules of a JSON document, and the arguments `drop=` and `rest=` that it has.
+def decode_rules(
+    document: object,
+) -> tuple[dict[str, str | Rule], dict[str, Any], list[str]]:
+    """Reads a JSON document.
+
+    Returns:
+        The rules, the arguments `drop=` and `rest=` that it has, and the problems of rules that
+        can't be read. What is wrong with a rule that can is left to `Mapping`.
 
     Raises:
-        MappingError: It is not a mapping. What is wrong inside a rule is left to `Mapping`.
+        MappingError: It is not an object, or has too many rules.
     """
     if not isinstance(document, dict):
         raise MappingError(
@@ -48,10 +54,8 @@ def decode_rules(document: object) -> tuple[dict[str, str | Rule], dict[str, Any
         try:
             rules[target] = _decode_rule(rule)
         except (ValueError, TypeError) as error:
-            problems.append(f"`{target}`: {error}")
-    if problems:
-        raise MappingError(problems)
-    return rules, options
+            problems.append(f"`{target!s:.200}`: {error}")
+    return rules, options, problems
 
 
 def _decode_rule(rule: Any) -> str | Rule:

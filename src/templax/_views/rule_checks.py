@@ -55,16 +55,18 @@ def _fits_join(axes: Axes, rule: Concat) -> bool:
 
 
 def _check_target(target: NamePattern, parts: Sequence[From]) -> Iterator[str]:
-    """What concerns the target's own name, whose placeholders get names and sizes from all parts."""
+    """What concerns the target's name, whose placeholders get their names and sizes from parts."""
     names: dict[str, tuple[str, ...]] = {}
     sizes: dict[str, int] = {}
+    for name in target.placeholders:
+        users = [part for part in parts if name in part.source.placeholders] or parts
+        if len({part.names.get(name) for part in users}) > 1:
+            yield f"parts do not agree on the names of `{name}`: give {name}= in each of them"
+        if len({part.sizes[name] for part in parts if name in part.sizes}) > 1:
+            yield f"parts do not agree on the size of `{name}`: give the same in each of them"
     for part in parts:
-        for name, given in part.names.items():
-            if name in target.placeholders and names.setdefault(name, given) != given:
-                yield f"parts give different names for `{name}`: give the same, in the same order"
-        for name, size in part.sizes.items():
-            if name in target.placeholders and sizes.setdefault(name, size) != size:
-                yield f"parts give different sizes of `{name}`: give the same"
+        names |= part.names
+        sizes |= part.sizes
     yield from _check_pattern(target, names, sizes)
 
 
@@ -118,13 +120,13 @@ def _check_whole_leaf(target: NamePattern, part: From) -> Iterator[str]:
     _, stacked, unstacked = _split_placeholders(target, part)
     for name in stacked:
         yield (
-            f"`{{{name}}}` is in the source's name only: write it in the target's, too, or give axes"
-            f" to stack along it, as in `... -> {name} ...`"
+            f"`{{{name}}}` is in the source's name only: write it in the target's, too, or stack"
+            f" along it with axes, as in `... -> {name} ...`"
         )
     for name in unstacked:
         yield (
-            f"`{{{name}}}` is in the target's name only: write it in the source's, too, or give axes"
-            f" to unstack, as in `{name} ... -> ...`"
+            f"`{{{name}}}` is in the target's name only: write it in the source's, too, or unstack"
+            f" it with axes, as in `{name} ... -> ...`"
         )
     options = {
         "select": part.select,
@@ -152,16 +154,16 @@ def _check_placeholders(target: NamePattern, part: From, axes: Axes) -> Iterator
     for name in stacked:
         if name in left or name not in right:
             yield (
-                f"`{{{name}}}` is in the source's name only, so `{name}` must be an axis of the right"
-                f" side of `{axes.text}` and not of the left: write it there to stack along it, or"
-                " in the target's name"
+                f"`{{{name}}}` is in the source's name only, so `{name}` must be an axis of the"
+                f" right side of `{axes.text}` and not of the left: write it there to stack along"
+                " it, or in the target's name"
             )
     for name in unstacked:
         if name not in left or name in right or name in part.select:
             yield (
-                f"`{{{name}}}` is in the target's name only, so `{name}` must be an axis of the left"
-                f" side of `{axes.text}` and neither of the right nor selected: write it there to"
-                " unstack, or in the source's name"
+                f"`{{{name}}}` is in the target's name only, so `{name}` must be an axis of the"
+                f" left side of `{axes.text}`, and neither of the right nor selected: write it"
+                " there to unstack it, or in the source's name"
             )
 
 
@@ -172,8 +174,8 @@ def _check_sides(target: NamePattern, part: From, axes: Axes) -> Iterator[str]:
     for name in left:
         if name not in right and name not in part.select and name not in placeholders:
             yield (
-                f"`{name}` is on the left of `{axes.text}` only: write it on the right, too, or take"
-                f" one index, as in select={{'{name}': 0}}"
+                f"`{name}` is on the left of `{axes.text}` only: write it on the right, too, or"
+                f" take one index, as in select={{'{name}': 0}}"
             )
     for name in right:
         if name not in left and name not in part.sizes and name not in placeholders:

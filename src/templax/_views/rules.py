@@ -1,7 +1,7 @@
 """What a leaf of a target is made of: one source, or several that are joined. Pure.
 
-Neither `From` nor `Concat` knows the name of its rule, so what is wrong with their arguments is kept
-in `problems`, and the `Mapping` that they are put into raises it.
+Neither `From` nor `Concat` knows the name of its rule, so what is wrong with their arguments is
+kept in `problems`, and the `Mapping` that they are put into raises it.
 """
 
 from __future__ import annotations
@@ -41,8 +41,7 @@ _NO_AXES = JoinAxes((), "", "")
 class From:
     """Where a leaf comes from: a name, and how the axes of what is found there are rearranged.
 
-    Without `axes` a leaf is taken as it is. The steps are those of the arguments below, in order:
-    `crop` and `slice`, `select`, `flip`, then the axes are rearranged, padded, and scaled.
+    Without `axes` a leaf is taken as it is.
 
     Args:
         source: Name of the source, with `{placeholders}`. One that the target does not have is an
@@ -71,9 +70,9 @@ class From:
 
     Example:
         >>> import templax as tx
-        >>> query = tx.From("h.{i}.attn.weight", "d (three h k) -> d h k", select={"three": 0}, k=64)
+        >>> query = tx.From("h.{i}.qkv", "d (three h k) -> d h k", select={"three": 0}, k=64)
         >>> query
-        From('h.{i}.attn.weight', 'd (three h k) -> d h k', select={'three': 0}, k=64)
+        From('h.{i}.qkv', 'd (three h k) -> d h k', select={'three': 0}, k=64)
         >>> query.source.placeholders, query.axes.right
         (('i',), (('d',), ('h',), ('k',)))
     """
@@ -107,6 +106,9 @@ class From:
         **sizes: int | Sequence[str],
     ):
         read = _Reader()
+        if "axes" in sizes:
+            del sizes["axes"]
+            read.problems.append("axes= has no name: give it after the source")
         names = {name: size for name, size in sizes.items() if not hasattr(size, "__index__")}
         counts = {name: size for name, size in sizes.items() if name not in names}
         values = {
@@ -167,8 +169,8 @@ class Concat:
 
     Args:
         parts: The sources. One without axes has those of the `Concat`.
-        axes: The axes of the leaf, with the one along which parts are joined in brackets: `"d [f]"`,
-            or `"(h [f]) r"`, which joins them for each `h`.
+        axes: The axes of the leaf, with the one along which parts are joined in brackets:
+            `"d [f]"`, or `"(h [f]) r"`, which joins them for each `h`.
 
     Attributes:
         parts: The sources, each a `From`.
