@@ -57,6 +57,7 @@ _MODULES = {
     "_views.mapping": ("Mapping",),
     "_views.recipe": ("Recipe",),
     "_views.rules": ("Concat", "From"),
+    "_views.view": ("view",),
     "errors": (
         "AlreadyExists",
         "CastWarning",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -19,14 +19,13 @@ from msgspec import structs
 from .._catalog.entry import LeafEntry
 from .._core.boxes import Shape
 from .._core.dtypes import class_of
-from .._core.index_map import IndexMap
 from .._core.names import find_nearest, matches_pattern, split_name
 from .._core.text import list_names
 from ..errors import MappingError
-from .axes import Dim
-from .layout import PartLayout, Piece, RuleError
 from .mapping import Mapping as LeafMapping
 from .names import Binding, NamePattern, parse_name
+from .part_layout import Piece, RuleError
+from .rule_layout import RuleLayout, Stack
 from .rules import Concat, From
 
 Expected = Callable[[str], "tuple[Shape, np.dtype] | None"]
@@ -34,9 +33,6 @@ Expected = Callable[[str], "tuple[Shape, np.dtype] | None"]
 
 Key = tuple[tuple[str, int | str], ...]
 """Values of the placeholders that both names of a rule have: a member of a family."""
-
-Stack = dict[tuple[int, ...], LeafEntry]
-"""The sources of a member by their position along each stacked placeholder."""
 
 
 class Made(msgspec.Struct, frozen=True, gc=False):
@@ -96,7 +92,7 @@ class _Resolver:
         self._problems: list[str] = []
         self._entries: dict[str, LeafEntry] = {}
         self._used: set[str] = set()
-        self._layouts: dict[object, _RuleLayout] = {}
+        self._layouts: dict[object, RuleLayout] = {}
 
     def resolve(self) -> Resolved:
         mapping, dropped = self._mapping, self._find_dropped()
@@ -272,7 +268,7 @@ class _Resolver:
         found: Sequence[Stack],
         expected: tuple[Shape, np.dtype] | None,
         unstacked: Sequence[str],
-    ) -> _RuleLayout:
+    ) -> RuleLayout:
         """The layout of a member; members whose sources look alike share one."""
         shapes: list[Shape] = []
         for sources in found:
@@ -292,7 +288,7 @@ class _Resolver:
                 *_, last = sources
                 stacked = _list_stacked(part, self._mapping.targets[text])
                 counts.append({p: i + 1 for p, i in zip(stacked, last, strict=True)})
-            layout = _RuleLayout(rule, parts, shapes, counts, expected and expected[0], unstacked)
+            layout = RuleLayout(rule, parts, shapes, counts, expected and expected[0], unstacked)
             self._layouts[key] = layout
         return layout
 
@@ -311,141 +307,6 @@ class _Resolver:
             self._problems.append(
                 f"`{rule}` and `{first}` both make `{entry.name}`: make one of them narrower"
             )
-
-
-class _RuleLayout:
-    """The pieces of the leaves that a rule makes of sources of certain shapes.
-
-    Attributes:
-        shape: Of each leaf.
-        counts: Placeholder that only the target's name has → number of leaves along it.
-    """
-
-    def __init__(
-        self,
-        rule: From | Concat,
-        parts: Sequence[From],
-        shapes: Sequence[Shape],
-        counts: Sequence[Mapping[str, int]],
-        expected: Shape | None,
-        unstacked: Sequence[str],
-    ):
-        self._layouts: list[PartLayout] = []
-        self._joined: list[str | None] = []
-        for part, shape, stacked in zip(parts, shapes, counts, strict=True):
-            left, right, joined = _list_dims(rule, part, len(shape))
-            self._layouts.append(PartLayout(part, shape, stacked, unstacked, left, right))
-            self._joined.append(joined)
-        if expected is not None:
-            self._learn(expected)
-        for layout in self._layouts:
-            layout.finish()
-        lengths = [
-            0 if joined is None else layout.sizes.target[joined]
-            for layout, joined in zip(self._layouts, self._joined, strict=True)
-        ]
-        self._offsets = [0, *itertools.accumulate(lengths)]
-        shapes_made = [
-            layout.target_shape(self._total(joined))
-            for layout, joined in zip(self._layouts, self._joined, strict=True)
-        ]
-        self.shape = shapes_made[0]
-        for part, made in zip(parts, shapes_made, strict=True):
-            if made != self.shape:
-                raise RuleError(
-                    f"`{part.source.text}` gives the shape {made}, `{parts[0].source.text}` gives"
-                    f" {self.shape}: parts differ along the joined axis only"
-                )
-        self.counts = {p: self._layouts[0].sizes.source[p] for p in unstacked}
-        self._steps = [_compute_step(layout) for layout in self._layouts]
-        self._maps: dict[object, list[tuple[IndexMap, float | None]]] = {}
-
-    def _total(self, joined: str | None) -> dict[str, int]:
-        return {} if joined is None else {joined: self._offsets[-1]}
-
-    def _learn(self, expected: Shape) -> None:
-        """Works out sizes from the shape that is expected."""
-        if self._joined[0] is None:
-            self._layouts[0].learn_from(expected)
-            return
-        # Along the joined axis only the sum is known: all other dimensions tell sizes, and this
-        # one does if a single part lacks its size.
-        for layout, joined in zip(self._layouts, self._joined, strict=True):
-            layout.learn_from(expected, skip=joined)
-        unknown = [
-            (layout, joined)
-            for layout, joined in zip(self._layouts, self._joined, strict=True)
-            if joined is not None and joined not in layout.sizes.target
-        ]
-        if len(unknown) == 1:
-            layout, joined = unknown[0]
-            known = sum(
-                other.sizes.target[axis]
-                for other, axis in zip(self._layouts, self._joined, strict=True)
-                if axis is not None and other is not layout
-            )
-            layout.learn_joined(expected, joined, known)
-
-    def make_pieces(self, at: Mapping[str, int], found: Sequence[Stack]) -> Iterator[Piece]:
-        """The pieces of a leaf.
-
-        Args:
-            at: The index of the leaf along each placeholder that only the target's name has.
-            found: The sources of each part.
-        """
-        for k, (layout, sources) in enumerate(zip(self._layouts, found, strict=True)):
-            joined, (scale, add) = self._joined[k], self._steps[k]
-            for position, entry in sources.items():
-                key = (k, position, *at.items())
-                maps = self._maps.get(key)
-                if maps is None:
-                    offsets = {} if joined is None else {joined: self._offsets[k]}
-                    maps = self._maps[key] = list(
-                        layout.list_maps(
-                            dict(zip(layout.stacked, position, strict=True)),
-                            at,
-                            offsets,
-                            self._total(joined),
-                        )
-                    )
-                for map, fill in maps:
-                    if fill is None:
-                        yield Piece(map, entry, scale, add)
-                    else:
-                        yield Piece(map, None, fill=fill)
-
-
-def _compute_step(layout: PartLayout) -> tuple[float | None, float | None]:
-    """The factor and the summand of a part."""
-    sizes = {**layout.sizes.source, **layout.sizes.target}
-    part = layout.part
-    try:
-        return (
-            None if part.scale is None else part.scale.evaluate(sizes),
-            None if part.add is None else part.add.evaluate(sizes),
-        )
-    except ValueError as error:
-        raise RuleError(str(error)) from error
-
-
-def _list_dims(
-    rule: From | Concat, part: From, rank: int
-) -> tuple[Sequence[Dim], Sequence[Dim], str | None]:
-    """The dimensions of a part's source and target, as its axes, and the axis that is joined."""
-    if isinstance(rule, From):
-        if part.axes is None:  # computed in place
-            dims = [(f"_{i}",) for i in range(rank)]
-            return dims, dims, None
-        return part.axes.left, part.axes.right, None
-    dims, joined = rule.axes.dims, rule.axes.joined
-    if part.axes is None:
-        return dims, dims, joined
-    mine = [axis for dim in part.axes.right for axis in dim]
-    theirs = [axis for dim in dims for axis in dim]
-    if sorted(mine) == sorted(theirs):
-        return part.axes.left, dims, joined
-    called = dict(zip(theirs, mine, strict=True))
-    return part.axes.left, [tuple(called[axis] for axis in dim) for dim in dims], called[joined]
 
 
 def _order_stack(

@@ -16,8 +16,8 @@ from .._core.gc_pause import pause_gc
 from .._core.index_map import IndexMap, strides_of
 from ..errors import Corrupted, MappingError, UsageError
 from ..formats.registry import Checkpoint, open_checkpoint
-from .layout import Piece
 from .mapping import Mapping as LeafMapping
+from .part_layout import Piece
 from .resolve import Expected, Made, resolve_mapping
 
 

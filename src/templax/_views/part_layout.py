@@ -1,4 +1,4 @@
-"""The axes of a rule × the shapes of its sources → index maps. Pure."""
+"""One `From` of a rule × the shape of its sources → sizes of axes and index maps. Pure."""
 
 from __future__ import annotations
 
@@ -91,12 +91,6 @@ class PartLayout:
         for dim, (start, stop) in part.slice.items():
             if len(dim) == 1:
                 self.sizes.set(dim[0], stop - start, "target")
-        for dim in part.slice:
-            if len(dim) > 1 and dim not in self.left and dim not in self.right:
-                raise RuleError(
-                    f"slice={{'{_spell(dim)}': ...}} cuts no dimension: write one of"
-                    f" {', '.join(map(_spell, (*self.left, *self.right)))}"
-                )
         self._solve(
             [(dim, self._cut_length(dim, n)) for dim, n in zip(self.left, shape, strict=True)],
             "source",
@@ -123,11 +117,7 @@ class PartLayout:
         """
         if len(shape) != len(self.right):
             return
-        known = [
-            (dim, n)
-            for dim, n in zip(self.right, shape, strict=True)
-            if skip not in dim and (len(dim) == 1 or dim not in self._slices or dim in self.left)
-        ]
+        known = [(dim, n) for dim, n in zip(self.right, shape, strict=True) if skip not in dim]
         self._solve(known, "target", lenient=True)
 
     def learn_joined(self, shape: Shape, joined: str, others: int) -> None:
@@ -237,19 +227,8 @@ class PartLayout:
         Args:
             total: The joined axis → its size in the target.
         """
-        shape: list[int] = []
-        for dim in self.right:
-            n = math.prod([total.get(axis, self.sizes.target[axis]) for axis in dim])
-            if len(dim) > 1 and dim in self._slices and dim not in self.left:
-                start, stop = self._slices[dim]
-                if not 0 <= start <= stop <= n:
-                    raise RuleError(
-                        f"slice={{'{_spell(dim)}': ({start}, {stop})}} reaches beyond its {n}"
-                        " elements"
-                    )
-                n = stop - start
-            shape.append(n)
-        return tuple(shape)
+        sizes = {**self.sizes.target, **total}
+        return tuple(math.prod([sizes[axis] for axis in dim]) for dim in self.right)
 
     def list_maps(
         self,
@@ -292,12 +271,6 @@ class PartLayout:
         for axis, index in {**stacked, **offsets}.items():
             d, step = target_step[axis]
             target_start[d] += index * step
-        cut: list[tuple[int, int, int]] = []
-        for d, dim in enumerate(self.right):
-            if len(dim) > 1 and dim in self._slices and dim not in self.left:
-                start, stop = self._slices[dim]
-                target_start[d] -= start
-                cut.append((d, 0, stop - start))
         axes: list[MapAxis] = []
         names: list[str] = []
         for axis, to in target_step.items():
@@ -317,25 +290,9 @@ class PartLayout:
             axes.append(MapAxis(n, by, to))
             names.append(axis)
         whole = IndexMap(tuple(axes), tuple(source_start), tuple(target_start))
-        for made in self._cut_target(whole, cut):
-            if made.size:
-                yield made, None
-        for made, fill in self._list_fills(whole, names):
-            for each in self._cut_target(made, cut):
-                if each.size:
-                    yield each, fill
-
-    def _cut_target(self, map: IndexMap, cut: Sequence[tuple[int, int, int]]) -> Iterator[IndexMap]:
-        """The parts of a map that lie within the ranges that are cut out of the target."""
-        if not cut:
-            yield _drop_units(map)
-            return
-        every = map.bound_target(tuple((0, axis.size) for axis in map.axes))
-        box = list(every)
-        for d, start, stop in cut:
-            box[d] = start, stop
-        for each in map.split_target(tuple(box)):
-            yield _drop_units(map.restrict(each))
+        if whole.size:
+            yield _drop_units(whole), None
+        yield from self._list_fills(whole, names)
 
     def _list_fills(
         self, whole: IndexMap, names: Sequence[str]
@@ -354,8 +311,9 @@ class PartLayout:
             axes = tuple(
                 MapAxis(n, None, axis.target) for n, axis in zip(full, whole.axes, strict=True)
             )
-            grown = IndexMap(axes, (), whole.target)
-            yield grown.restrict(tuple(ranges)), self.part.pad[name]
+            grown = IndexMap(axes, (), whole.target).restrict(tuple(ranges))
+            if grown.size:
+                yield grown, self.part.pad[name]
 
 
 def _drop_units(map: IndexMap) -> IndexMap:
