@@ -29,6 +29,7 @@ from .._plan.parts import (
     SPLIT_BYTES,
     is_raw,
 )
+from .._views.view import select_stored
 from ..errors import CheckpointError, Corrupted, NotFound, SourceError
 from ..formats.registry import Checkpoint, open_checkpoint
 from ..storage.source import Source
@@ -41,7 +42,7 @@ def verify(
     threads: int | None = None,
     on_progress: Progress | None = None,
 ) -> Verified:
-    """Reads every byte of a checkpoint once, and lists all damage.
+    """Reads every byte of a checkpoint once, and lists all damage. Of a view, what it is made of.
 
     It runs at the speed of the disk, with a few MiB of memory per thread (except for a compressed
     chunk that ends in a checksum of its own, which is held whole). It needs no template and no JAX.
@@ -74,6 +75,8 @@ def verify(
     threads = choose_threads(threads)
     check_progress(on_progress)
     catalog = open_checkpoint(checkpoint)
+    if catalog.base is not None:
+        catalog = select_stored(catalog)
     survey = _Survey(catalog)
     survey.audit()
     _Workers(catalog.source, survey).run(threads, on_progress)

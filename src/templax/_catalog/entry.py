@@ -147,6 +147,7 @@ class LeafEntry(LeafSpec, frozen=True, gc=False):
         handle: Private to the format that made the entry.
         quantisation: How the values are stored, such as "Q4_K", if they must be computed from
             fewer bits. `dtype` is then that of the result.
+        made_from: In a view, the stored leaves that it is made of, in words.
 
     Example:
         >>> import numpy as np
@@ -162,6 +163,7 @@ class LeafEntry(LeafSpec, frozen=True, gc=False):
     saved_sharding: str | None = None
     handle: Any = None
     quantisation: str | None = None
+    made_from: str | None = None
 
     def __repr__(self) -> str:
         return f"LeafEntry({self.name!r}, {self.dtype_name}{self.user_shape}, {self.kind})"

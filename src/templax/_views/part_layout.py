@@ -175,6 +175,10 @@ class PartLayout:
                 raise RuleError(
                     f"the new size of `{axis}` is not known without a template: give {axis}=N"
                 )
+        for dim, n in zip(self.left, self.shape, strict=True):
+            taken = math.prod([source.get(axis, 0) for axis in dim])
+            if all(axis in source for axis in dim) and taken != self._cut_length(dim, n):
+                raise RuleError(self._describe_length(dim, self._cut_length(dim, n), taken))
         axes = {axis for dim in (*self.left, *self.right) for axis in dim}
         missing = sorted(
             axis

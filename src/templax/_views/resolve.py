@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -230,8 +230,13 @@ class _Resolver:
         if isinstance(rule, From) and rule.axes is None:
             name = target.format(shared, sizes)
             if rule.scale is None and rule.add is None:
-                made = Made(text, same=first)
-                yield structs.replace(first, name=name, path=split_name(name), handle=made)
+                yield structs.replace(
+                    first,
+                    name=name,
+                    path=split_name(name),
+                    handle=Made(text, same=first),
+                    made_from=first.name,
+                )
                 return
         for entry in itertools.chain.from_iterable(each.values() for each in found):
             if entry.kind in ("string", "key"):
@@ -258,7 +263,14 @@ class _Resolver:
             values: Binding = {p: names[p][i] if p in names else i for p, i in at.items()}
             name = target.format({**shared, **values}, sizes)
             made = Made(text, tuple(layout.make_pieces(at, found)))
-            yield LeafEntry(name, split_name(name), layout.shape, dtype, handle=made)
+            yield LeafEntry(
+                name,
+                split_name(name),
+                layout.shape,
+                dtype,
+                handle=made,
+                made_from=_describe_sources(found, expected and layout.explain(expected[0])),
+            )
 
     def _lay_out(
         self,
@@ -341,6 +353,16 @@ def _order_stack(
 def _list_stacked(part: From, target: NamePattern) -> list[str]:
     """The placeholders along which sources are stacked: those that only their name has."""
     return [p for p in part.source.placeholders if p not in target.placeholders]
+
+
+def _describe_sources(found: Sequence[Stack], advice: str | None) -> str:
+    """The stored leaves that a leaf is made of, and what would help it to fit."""
+    names = [entry.name for sources in found for entry in sources.values()]
+    if len(names) <= 2:
+        text = " and ".join(names)
+    else:
+        text = f"{len(names)} leaves, {names[0]} to {names[-1]}"
+    return f"{text}; {advice}" if advice else text
 
 
 def _format(part: From, binding: Binding) -> str:

@@ -89,6 +89,18 @@ class RuleLayout:
             )
             layout.learn_joined(expected, joined, known)
 
+    def explain(self, expected: Shape) -> str | None:
+        """What to write so that the leaf gets another shape, if that takes a word only."""
+        if self._joined[0] is not None or len(expected) != len(self.shape):
+            return None
+        advice: list[str] = []
+        for dim, n, want in zip(self._layouts[0].right, self.shape, expected, strict=True):
+            if n != want and len(dim) != 1:
+                return None
+            if n != want:
+                advice.append(f'{"pad" if want > n else "crop"}="{dim[0]}"')
+        return f"{', '.join(advice)} in its rule would make it {expected}" if advice else None
+
     def make_pieces(self, at: Mapping[str, int], found: Sequence[Stack]) -> Iterator[Piece]:
         """The pieces of a leaf.
 

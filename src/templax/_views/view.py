@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import hashlib
+import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
@@ -14,7 +16,7 @@ from .._catalog.entry import Chunk, Extent, LeafEntry, Origin
 from .._core.boxes import Box, full_box, shape_of, size_of
 from .._core.gc_pause import pause_gc
 from .._core.index_map import IndexMap, strides_of
-from ..errors import Corrupted, MappingError, UsageError
+from ..errors import Corrupted, MappingError, Unsupported, UsageError
 from ..formats.registry import Checkpoint, open_checkpoint
 from .mapping import Mapping as LeafMapping
 from .part_layout import Piece
@@ -92,30 +94,38 @@ def _open_view(base: Catalog, mapping: LeafMapping, expected: Expected) -> Catal
     except MappingError as error:
         error.add_note(f"in a view of {base.url}")
         raise
+    digest = hashlib.sha256(json.dumps(mapping.to_json()).encode()).hexdigest()[:12]
     fitted = functools.partial(_open_view, base, mapping)
     crcs = base.fingerprints
+    if not all(entry.handle.same for entry in resolved.entries):
+        crcs = None
     return replace(
         base,
-        evidence=f"{base.evidence}; through a mapping of {len(mapping)} rules",
+        evidence=f"{base.evidence}, through a mapping of {len(mapping)} rules ({digest})",
         entries=resolved.entries,
         locator=functools.partial(_locate, base),
         empties=base.empties if mapping.rest == "keep" else {},
         fingerprints=crcs and functools.partial(_list_fingerprints, crcs, resolved.entries),
         positional=False,
+        base=base,
         fit=fitted,
     )
+
+
+def select_stored(catalog: Catalog) -> Catalog:
+    """The checkpoint behind a view, with the leaves that the view is made of."""
+    assert catalog.base is not None
+    used = {source.name for entry in catalog.entries for source in entry.handle.sources}
+    entries = [entry for entry in catalog.base.entries if entry.name in used]
+    return replace(catalog.base, entries=tuple(entries))
 
 
 def _list_fingerprints(
     crcs: Callable[[], Mapping[str, int]], entries: Iterable[LeafEntry]
 ) -> dict[str, int]:
-    """The checksums of leaves that are stored ones under another name."""
-    stored, found = crcs(), dict[str, int]()
-    for entry in entries:
-        same = entry.handle.same
-        if same is not None and same.name in stored:
-            found[entry.name] = stored[same.name]
-    return found
+    """The checksums of leaves that are all stored ones under other names."""
+    stored = crcs()
+    return {entry.name: stored[entry.handle.same.name] for entry in entries}
 
 
 @pause_gc()
@@ -141,7 +151,7 @@ def _locate(
             if piece.source is None:
                 chunks.append(_make_fill(entry, piece))
                 continue
-            for chunk in stored[piece.source.name]:
+            for chunk in stored.get(piece.source.name, ()):
                 carried = _carry_chunk(entry, piece, piece.source, chunk)
                 if carried is not None:
                     chunks.append(carried)
@@ -160,6 +170,10 @@ def _make_fill(entry: LeafEntry, piece: Piece) -> Chunk:
 
 def _carry_chunk(entry: LeafEntry, piece: Piece, source: LeafEntry, chunk: Chunk) -> Chunk | None:
     """A chunk of a stored leaf as one of the leaf made of it; None if it has nothing of that."""
+    if chunk.origin is not None:
+        raise Unsupported(
+            "templax maps a leaf once, got a view of a view: write one mapping", leaf=entry.name
+        )
     map = piece.map
     boxes = map.split_source(chunk.box)
     if not boxes:
