@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
-from .axes import ELLIPSIS, Axes, flatten_dims
+from .axes import ELLIPSIS, Axes, flatten_dims, format_dims
 from .names import Field, NamePattern
 from .rules import Concat, From, Rule
 
@@ -190,13 +190,14 @@ def _check_options(target: NamePattern, part: From, axes: Axes) -> Iterator[str]
     known = left | right
     kept = left & right
     for name in part.select:
-        if name in right or name not in left:
+        if name in right:
+            yield f"select= takes one index of `{name}`: remove it from the right of `{axes.text}`"
+        elif name not in left:
             yield _explain_unknown("select=", name, left - right, "axis of the left side only")
     for dim in part.slice:
         if not any(dim == d[i : i + len(dim)] for d in axes.left for i in range(len(d))):
-            text = " ".join(dim)
-            wanted = "axis of the left side, or several that are side by side in parentheses there"
-            yield _explain_unknown("slice=", text, left, wanted)
+            wanted = "axis of the left side, nor several side by side in parentheses there"
+            yield _explain_unknown("slice=", format_dims((dim,)), left, wanted)
     cut = [name for dim in part.slice for name in dim]
     for name in dict.fromkeys(cut):
         if cut.count(name) > 1:
@@ -238,5 +239,5 @@ def _check_expressions(part: From, known: Collection[str]) -> Iterator[str]:
 def _explain_unknown(option: str, name: str, known: Collection[str], wanted: str) -> str:
     there = set(known) - {ELLIPSIS}
     choices = ", ".join(f"`{axis}`" for axis in sorted(there))
-    instead = f"one of {choices}" if choices else "none is there, so leave it out"
-    return f"{option} has `{name}`, which is no {wanted}: give {instead}"
+    instead = f"give one of {choices}" if choices else "leave it out"
+    return f"{option} has `{name}`, which is no {wanted}: {instead}"
