@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
+from .._core.text import format_value
+
 Dim = tuple[str, ...]
 """The axes that one dimension consists of, outermost first. `()` is a unit axis, and `("...",)` the
 ellipsis, which stands for any number of dimensions."""
@@ -22,7 +24,7 @@ _MAX_LENGTH = 1_000
 _MAX_DIMS = 32
 _MAX_AXES = 64
 
-_TOKEN = re.compile(r"->|\.\.\.|[()\[\]]|[^\s()\[\].>-]+|\S")
+_TOKEN = re.compile(r"->|[()\[\]]|[^\s()\[\]>-]+|\S")
 
 _ASCII_DIGITS = frozenset("0123456789")
 
@@ -159,19 +161,23 @@ def parse_dim(text: str) -> Dim:
 
 
 def find_name_problem(name: str) -> str | None:
-    """Says why `name` can't be the name of an axis or a placeholder; None if it can."""
+    """Says why no axis or placeholder can be called `name`, and what to write; None if one can.
+
+    >>> find_name_problem("_h")
+    'begins or ends with `_`: call it `h`'
+    """
     if not name.isidentifier():
-        return f"`{name}` is not a name: begin it with a letter, and use letters, digits and `_`"
+        return "is not a name: begin it with a letter, and use letters, digits and `_`"
     if name[0] == "_" or name[-1] == "_":
-        return f"`{name}` begins or ends with `_`: call it `{name.strip('_') or 'x'}`"
+        return f"begins or ends with `_`: call it `{name.strip('_') or 'x'}`"
     if name in RESERVED:
-        return f"`{name}` is the name of an option: give the axis another, such as `{name}_axis`"
+        return f"is the name of an option: give the axis another, such as `{name}_axis`"
     return None
 
 
 def _read_tokens(text: str) -> list[_Token]:
     if not isinstance(text, str):
-        raise ValueError(f"Expected axes as text, as in `h k -> k h`, got {text!r:.80}")
+        raise ValueError(f"Expected axes as text, as in `h k -> k h`, got {format_value(text)}")
     if len(text) > _MAX_LENGTH:
         raise ValueError(f"`{text[:80]}…` is longer than {_MAX_LENGTH:,} characters: shorten it")
     return [_Token(match[0], match.start()) for match in _TOKEN.finditer(text)]
@@ -230,7 +236,8 @@ def _check_name(text: str, token: _Token) -> None:
         raise _error_at(text, token, f"`{token.text}`", instead)
     problem = find_name_problem(token.text)
     if problem is not None:
-        raise ValueError(f"{problem}, at character {token.column + 1} of `{text}`")
+        where = f"at character {token.column + 1}"
+        raise ValueError(f"`{text}` has `{token.text}` {where}, which {problem}")
 
 
 def _error_at(text: str, token: _Token, what: str, instead: str) -> ValueError:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, cast
 
+from .._core.text import format_value
 from .axes import find_name_problem
 
 _MAX_LENGTH = 200
@@ -99,7 +100,7 @@ def parse_expression(value: str | float) -> Expression:
     elif isinstance(value, str):
         text = value
     else:
-        raise ValueError(f"Expected a number or an expression of axes, got {value!r:.80}")
+        raise ValueError(f"Expected a number or an expression of axes, got {format_value(value)}")
     if len(text) > _MAX_LENGTH:
         raise ValueError(f"`{text[:80]}…` is longer than {_MAX_LENGTH} characters: shorten it")
     program = _Parser(text).parse()
@@ -188,7 +189,8 @@ class _Parser:
         elif token.kind == "name":
             problem = find_name_problem(token.text)
             if problem is not None:
-                raise ValueError(f"{problem}, at character {token.column + 1} of `{self._text}`")
+                where = f"at character {token.column + 1}"
+                raise ValueError(f"`{self._text}` has `{token.text}` {where}, which {problem}")
             self._program.append(_Name(token.text))
         else:
             self._parse_sum()

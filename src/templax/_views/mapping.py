@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from .._core.json_text import decode_json
+from .._core.text import format_value
 from .._escape import escape_text, join_lines
 from ..errors import MappingError
 from ..storage.file import read_file, write_file
@@ -77,7 +78,9 @@ class Mapping:
         rest: Literal["error", "keep"] = "error",
     ):
         if not isinstance(rules, MappingABC):
-            raise MappingError(f"Expected a dict from targets to sources, got {rules!r:.80}")
+            raise MappingError(
+                f"Expected a dict from targets to sources, got {format_value(rules)}"
+            )
         if len(rules) > MAX_RULES:
             raise MappingError(f"Expected at most {MAX_RULES:,} rules, got {len(rules):,}")
         problems: list[str] = []
@@ -92,7 +95,7 @@ class Mapping:
         patterns = (drop,) if isinstance(drop, str) else drop
         problems += _find_drop_problems(patterns)
         if rest not in ("error", "keep"):
-            problems.append(f'Expected rest="error" or rest="keep", got {rest!r:.80}')
+            problems.append(f'Expected rest="error" or rest="keep", got {format_value(rest)}')
         if problems:
             raise MappingError(problems)
         self.rules: MappingABC[str, Rule] = MappingProxyType(made)
@@ -139,12 +142,19 @@ class Mapping:
         """Writes a JSON file, atomically: one that exists is replaced as a whole or not at all.
 
         Raises:
+            MappingError: The file would be larger than `load` reads.
             SaveError: The file could not be written.
         """
         # A rule per line, because mappings are kept under version control and read in diffs.
         rows = [f"{json.dumps(key)}: {json.dumps(row)}" for key, row in self.to_json().items()]
         body = ",\n  ".join(rows)
-        write_file(os.fspath(path), f"{{\n  {body}\n}}\n".encode() if rows else b"{}\n")
+        data = f"{{\n  {body}\n}}\n".encode() if rows else b"{}\n"
+        if len(data) > _MAX_FILE:
+            raise MappingError(
+                f"Expected a mapping of at most {_MAX_FILE:,} bytes, got {len(data):,}: write"
+                " fewer rules, with placeholders"
+            )
+        write_file(os.fspath(path), data)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Mapping:
@@ -213,13 +223,13 @@ def _check_rule(text: Any, rule: Any) -> tuple[list[str], NamePattern | None]:
     if text.startswith("$"):
         return ["names with `$` in front are options of the JSON form: map to another name"], None
     if not isinstance(rule, (From, Concat)):
-        return [f"Expected a name, a From or a Concat, got {rule!r:.80}"], target
+        return [f"Expected a name, a From or a Concat, got {format_value(rule)}"], target
     return find_problems(target, rule), target
 
 
 def _find_drop_problems(patterns: Any) -> list[str]:
     if not isinstance(patterns, (list, tuple)) or not all(isinstance(p, str) for p in patterns):
-        return [f"Expected drop= a pattern or a list of patterns, got {patterns!r:.80}"]
+        return [f"Expected drop= a pattern or a list of patterns, got {format_value(patterns)}"]
     problems: list[str] = []
     for pattern in patterns:
         if "{" not in pattern:

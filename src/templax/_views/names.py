@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 
+from .._core.text import format_value
 from .axes import ELLIPSIS, find_name_problem
 
 Binding = dict[str, int | str]
@@ -239,7 +240,7 @@ def parse_name(text: str) -> NamePattern:
     'model.layers.0.norm2.weight'
     """
     if not isinstance(text, str):
-        raise ValueError(f"Expected a name as text, got {text!r:.80}")
+        raise ValueError(f"Expected a name as text, got {format_value(text)}")
     if len(text) > _MAX_LENGTH:
         raise ValueError(f"`{text[:80]}…` is longer than {_MAX_LENGTH:,} characters: shorten it")
     segments: list[str | Field] = []
@@ -298,7 +299,7 @@ def _parse_field(text: str, token: str) -> Field:
     for name in names:
         problem = find_name_problem(name)
         if problem is not None:
-            raise ValueError(f"{problem}, in `{token:.80}` of `{text:.200}`")
+            raise ValueError(f"`{text:.200}` has `{name:.80}` in braces, which {problem}")
     if len(set(names)) < len(names):
         raise ValueError(f"`{text:.200}` has a name twice in `{token:.80}`: use another")
     width = 1 if found["width"] is None else int(found["width"])
@@ -338,7 +339,9 @@ def _format_integer(field: Field, binding: Binding, sizes: Mapping[str, int]) ->
         size = sizes[name] if i else None
         if not isinstance(value, int) or value < 0 or (size is not None and value >= size):
             most = "" if size is None else f" and less than {size}"
-            raise ValueError(f"`{field.text}` needs `{name}` at least 0{most}, got {value!r:.80}")
+            raise ValueError(
+                f"`{field.text}` needs `{name}` at least 0{most}, got {format_value(value)}"
+            )
         number = value if size is None else number * size + value
     number += field.offset
     if number < 0:

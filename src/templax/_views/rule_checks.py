@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
-from .axes import ELLIPSIS, Axes, flatten_dims
+from .axes import ELLIPSIS, Axes, flatten_dims, format_dims
 from .names import Field, NamePattern
 from .rules import Concat, From, Rule
 
@@ -46,12 +46,19 @@ def _check_part(target: NamePattern, rule: Rule, part: From) -> Iterator[str]:
 
 
 def _fits_join(axes: Axes, rule: Concat) -> bool:
-    """Whether the axes of a part are those of its `Concat`, by name or else by position."""
-    if set(flatten_dims(axes.right)) == set(flatten_dims(rule.axes.dims)):
+    """Whether the axes of a part are those of its `Concat`: by name, or else by position, be it of
+    axes or of dimensions, so that `d -> 1 d` fits `[n] d`.
+    """
+    mine, wanted = flatten_dims(axes.right), flatten_dims(rule.axes.dims)
+    if set(mine) == set(wanted):
         return True
-    if [dim == (ELLIPSIS,) for dim in axes.right] != [d == (ELLIPSIS,) for d in rule.axes.dims]:
-        return False
-    return [*map(len, axes.right)] == [*map(len, rule.axes.dims)]
+    if [name == ELLIPSIS for name in mine] == [name == ELLIPSIS for name in wanted]:
+        return True
+    pairs = list(zip(axes.right, rule.axes.dims, strict=False))
+    return len(axes.right) == len(rule.axes.dims) and all(
+        one == other if ELLIPSIS in (*one, *other) else len(other) in (1, len(one))
+        for one, other in pairs
+    )
 
 
 def _check_target(target: NamePattern, parts: Sequence[From]) -> Iterator[str]:
@@ -190,13 +197,14 @@ def _check_options(target: NamePattern, part: From, axes: Axes) -> Iterator[str]
     known = left | right
     kept = left & right
     for name in part.select:
-        if name in right or name not in left:
+        if name in right:
+            yield f"select= takes one index of `{name}`: remove it from the right of `{axes.text}`"
+        elif name not in left:
             yield _explain_unknown("select=", name, left - right, "axis of the left side only")
     for dim in part.slice:
         if not any(dim == d[i : i + len(dim)] for d in axes.left for i in range(len(d))):
-            text = " ".join(dim)
-            wanted = "axis of the left side, or several that are side by side in parentheses there"
-            yield _explain_unknown("slice=", text, left, wanted)
+            wanted = "axis of the left side, nor several side by side in parentheses there"
+            yield _explain_unknown("slice=", format_dims((dim,)), left, wanted)
     cut = [name for dim in part.slice for name in dim]
     for name in dict.fromkeys(cut):
         if cut.count(name) > 1:
@@ -238,5 +246,5 @@ def _check_expressions(part: From, known: Collection[str]) -> Iterator[str]:
 def _explain_unknown(option: str, name: str, known: Collection[str], wanted: str) -> str:
     there = set(known) - {ELLIPSIS}
     choices = ", ".join(f"`{axis}`" for axis in sorted(there))
-    instead = f"one of {choices}" if choices else "none is there, so leave it out"
-    return f"{option} has `{name}`, which is no {wanted}: give {instead}"
+    instead = f"give one of {choices}" if choices else "leave it out"
+    return f"{option} has `{name}`, which is no {wanted}: {instead}"

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, fields
 from types import MappingProxyType
 from typing import Any, TypeVar
 
+from .._core.text import format_value
 from ..errors import MappingError
 from .axes import (
     Axes,
@@ -167,6 +168,10 @@ def _make_from(source: str, axes: str | None, options: dict[str, Any]) -> From:
 class Concat:
     """Where a leaf comes from that is made of several, one after the other along an axis.
 
+    The right side of a part has the axes of the `Concat`, in any order. If their names differ, they
+    correspond by position: axis by axis, or else dimension by dimension, as in `"d -> 1 d"` for
+    `"[n] d"`.
+
     Args:
         parts: The sources. One without axes has those of the `Concat`.
         axes: The axes of the leaf, with the one along which parts are joined in brackets:
@@ -191,7 +196,7 @@ class Concat:
         read = _Reader()
         if not isinstance(parts, (list, tuple)) or not 1 <= len(parts) <= _MAX_PARTS:
             read.problems.append(
-                f"Expected a list of 1 to {_MAX_PARTS:,} sources to join, got {parts!r:.80}"
+                f"Expected a list of 1 to {_MAX_PARTS:,} sources to join, got {format_value(parts)}"
             )
             parts = ()
         made = [From(part) if isinstance(part, str) else part for part in parts]
@@ -248,7 +253,7 @@ class _Reader:
         """The parsed items of a dict from axes, without the invalid ones."""
         found: dict[Any, Any] = {}
         if given is not None and not isinstance(given, Mapping):
-            self.problems.append(f"{option} Expected a dict from axes, got {given!r:.80}")
+            self.problems.append(f"{option} Expected a dict from axes, got {format_value(given)}")
             return found
         for key, value in (given or {}).items():
             name = self.parse(option, parse_key, key)
@@ -263,10 +268,10 @@ class _Reader:
 
 def _parse_axis(name: Any) -> str:
     if not isinstance(name, str):
-        raise ValueError(f"Expected the name of an axis, got {name!r:.80}")
+        raise ValueError(f"Expected the name of an axis, got {format_value(name)}")
     problem = find_name_problem(name)
     if problem is not None:
-        raise ValueError(problem)
+        raise ValueError(f"`{name:.80}` {problem}")
     return name
 
 
@@ -275,8 +280,7 @@ def _parse_integer(value: Any, least: int) -> int:
         number = operator.index(value)
         if least <= number <= _MAX_INTEGER:
             return number
-        value = number if abs(number) < 1 << 80 else "a number of many digits"
-    raise ValueError(f"Expected an integer of at least {least}, got {value!r:.80}")
+    raise ValueError(f"Expected an integer of at least {least}, got {format_value(value)}")
 
 
 def _parse_size(value: Any) -> int:
@@ -289,7 +293,7 @@ def _parse_index(value: Any) -> int:
 
 def _parse_range(value: Any) -> tuple[int, int]:
     if not isinstance(value, (list, tuple)) or len(value) != 2:
-        raise ValueError(f"Expected a range as (start, stop), got {value!r:.80}")
+        raise ValueError(f"Expected a range as (start, stop), got {format_value(value)}")
     start, stop = _parse_integer(value[0], 0), _parse_integer(value[1], 0)
     if start >= stop:
         raise ValueError(f"Expected start < stop, got ({start}, {stop})")
@@ -298,9 +302,9 @@ def _parse_range(value: Any) -> tuple[int, int]:
 
 def _parse_names(value: Any) -> tuple[str, ...]:
     if not isinstance(value, (list, tuple)) or not all(isinstance(n, str) and n for n in value):
-        raise ValueError(f"Expected a size, or a list of names, got {value!r:.80}")
+        raise ValueError(f"Expected a size, or a list of names, got {format_value(value)}")
     if not 1 <= len(value) <= MAX_NAMES or len(set(value)) < len(value):
-        raise ValueError(f"Expected 1 to {MAX_NAMES:,} distinct names, got {value!r:.80}")
+        raise ValueError(f"Expected 1 to {MAX_NAMES:,} distinct names, got {format_value(value)}")
     return tuple(value)
 
 
@@ -310,10 +314,10 @@ def _parse_list(value: Any) -> tuple[str, ...]:
         return ()
     names = (value,) if isinstance(value, str) else value
     if not isinstance(names, (list, tuple)):
-        raise ValueError(f"Expected an axis or a list of axes, got {value!r:.80}")
+        raise ValueError(f"Expected an axis or a list of axes, got {format_value(value)}")
     parsed = tuple(map(_parse_axis, names))
     if len(set(parsed)) < len(parsed):
-        raise ValueError(f"Expected distinct axes, got {value!r:.80}")
+        raise ValueError(f"Expected distinct axes, got {format_value(value)}")
     return parsed
 
 
@@ -333,12 +337,12 @@ def _parse_fill(value: Any) -> int | float:
             return number
     elif isinstance(value, float) and not math.isnan(value):
         return float(value)
-    raise ValueError(f"Expected a number to fill with, got {value!r:.80}")
+    raise ValueError(f"Expected a number to fill with, got {format_value(value)}")
 
 
 def _simplify_expression(expression: Expression) -> str | int | float:
     """A number if the expression is one, so that JSON has one too."""
-    for read in (int, float):
+    for read in () if expression.names else (int, float):
         try:
             number = read(expression.text)
         except ValueError:
