@@ -113,8 +113,9 @@ def _open_view(base: Catalog, mapping: LeafMapping, expected: Expected) -> Catal
 
 
 def select_stored(catalog: Catalog) -> Catalog:
-    """The checkpoint behind a view, with the leaves that the view is made of."""
-    assert catalog.base is not None
+    """The checkpoint behind a view, with the leaves that the view is made of; itself if no view."""
+    if catalog.base is None:
+        return catalog
     used = {source.name for entry in catalog.entries for source in entry.handle.sources}
     entries = [entry for entry in catalog.base.entries if entry.name in used]
     return replace(catalog.base, entries=tuple(entries))
