@@ -72,23 +72,20 @@ class View:
 
     def catalog(self) -> Catalog:
         """The leaves of the view, whose sizes follow from the checkpoint and the mapping alone."""
-        return self.catalog_for(_expect_nothing)
+        return self.catalog_for(None)
 
-    def catalog_for(self, expected: Expected) -> Catalog:
+    def catalog_for(self, expected: Expected | None) -> Catalog:
         """The leaves of the view, with the sizes that a template expects where nothing else tells.
 
         Args:
             expected: Name of a leaf of the view → its shape and dtype in the template, or None.
+                None if there is no template.
         """
         return _open_view(open_checkpoint(self.checkpoint), self.mapping, expected)
 
 
-def _expect_nothing(name: str) -> None:
-    del name
-
-
 @pause_gc()
-def _open_view(base: Catalog, mapping: LeafMapping, expected: Expected) -> Catalog:
+def _open_view(base: Catalog, mapping: LeafMapping, expected: Expected | None) -> Catalog:
     try:
         resolved = resolve_mapping(mapping, base.entries, expected)
     except MappingError as error:
@@ -145,7 +142,10 @@ def _locate(
     for entry in wanted:
         made: Made = entry.handle
         if made.same is not None:
-            found[entry.name] = stored.get(made.same.name, ())
+            same = stored.get(made.same.name, ())
+            found[entry.name] = tuple(
+                structs.replace(chunk, stored_as=made.same.name) for chunk in same
+            )
             continue
         chunks: list[Chunk] = []
         for piece in made.pieces:
@@ -164,7 +164,7 @@ def _make_fill(entry: LeafEntry, piece: Piece) -> Chunk:
     """A chunk of one element, which fills what nothing is stored for."""
     value = np.array(piece.fill).astype(entry.dtype)
     box = piece.map.bound_target(_full(piece.map))
-    origin = Origin("", (), entry.dtype, piece.map)
+    origin = Origin((), entry.dtype, piece.map)
     extent = Extent("", 0, entry.dtype.itemsize, value.tobytes())
     return Chunk(extent, box, checked=True, origin=origin)
 
@@ -196,9 +196,9 @@ def _carry_chunk(entry: LeafEntry, piece: Piece, source: LeafEntry, chunk: Chunk
             boxes[0], chunk.box, strides_of(shape_of(chunk.box)), box, strides_of(shape)
         )
         if copy.is_contiguous:  # the same bytes, in another shape
-            return structs.replace(chunk, box=box)
-    origin = Origin(source.name, chunk.box, source.dtype, map, piece.scale, piece.add)
-    return structs.replace(chunk, box=box, origin=origin)
+            return structs.replace(chunk, box=box, stored_as=source.name)
+    origin = Origin(chunk.box, source.dtype, map, piece.scale, piece.add)
+    return structs.replace(chunk, box=box, origin=origin, stored_as=source.name)
 
 
 def _full(map: IndexMap) -> Box:
