@@ -281,9 +281,10 @@ class PartLayout:
             target_start[d] += index * step
         axes: list[MapAxis] = []
         names: list[str] = []
-        for axis, to in target_step.items():
+        for axis in [axis for dim in self.right for axis in dim]:
             if axis in stacked:
                 continue
+            to = target_step[axis]
             n = target[axis]
             by = source_step.get(axis)
             if by is not None:
