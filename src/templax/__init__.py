@@ -8,6 +8,7 @@
     account_bytes                what every byte of a checkpoint's files is for
     Manager, Keep                the steps of a training run; which of them stay
     Recipe                       a function in place of a checkpoint
+    view                         a checkpoint as a mapping shows it, under other names and shapes
     Mapping, From, Concat        where the leaves of a tree come from in another
     show_progress, last_restore  how far a restore is; what it took
 
@@ -57,6 +58,7 @@ _MODULES = {
     "_views.mapping": ("Mapping",),
     "_views.recipe": ("Recipe",),
     "_views.rules": ("Concat", "From"),
+    "_views.view": ("view",),
     "errors": (
         "AlreadyExists",
         "CastWarning",

@@ -25,6 +25,7 @@ from .._plan.plan import Plan
 from .._template.json_file import dump_template
 from .._template.make import make_template
 from .._template.template import Template
+from .._views.view import View
 from ..errors import CastWarning, Unverified, UsageError
 from ..formats.registry import Checkpoint, open_checkpoint
 from ..storage.file import write_file
@@ -189,6 +190,8 @@ def restore(
 
 def _describe_source(checkpoint: Checkpoint) -> str:
     """The path of a checkpoint, or words for one that has none."""
+    if isinstance(checkpoint, View):
+        checkpoint = checkpoint.checkpoint
     if isinstance(checkpoint, (str, os.PathLike)):
         return local_path(checkpoint, "reads", "copy the checkpoint to a local directory")
     return getattr(checkpoint, "url", type(checkpoint).__name__)

@@ -263,7 +263,7 @@ def _inflate(part: Part, stored: memoryview | _RequestStream, memory: HostMemory
     inflater, cast_s = Inflater(stored), 0.0
     if part.direct is not None:
         inflater.fill(_bytes_to_fill(part, memory))
-    elif part.chunk.order == "C":
+    elif part.chunk.order == "C" and part.chunk.origin is None:
         scratch = functools.partial(_worker.scratch.bytes, "decoded")
         cast_s = scatter_blocks(part, inflater.fill, scratch, memory)
     else:
@@ -277,7 +277,7 @@ def _inflate(part: Part, stored: memoryview | _RequestStream, memory: HostMemory
 def _bytes_to_fill(part: Part, memory: HostMemory) -> memoryview:
     """The bytes of its buffer that a direct part fills."""
     assert part.direct is not None
-    return memory.bytes(part.copies[0].buffer, part.direct, part.nbytes)
+    return memory.bytes(part.buffer, part.direct, part.nbytes)
 
 
 def missing_file(leaf: str, key: str, source: Source) -> Corrupted:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .options import CheckpointPath, color_option, follow_links_option, json_option
+from .options import CheckpointPath, color_option, follow_links_option, json_option, map_option
 
 if TYPE_CHECKING:
     from ..storage.source import Source
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 @click.command("ls")
 @click.argument("path", type=CheckpointPath())
 @follow_links_option
+@map_option
 @json_option
 @click.option("--depth", type=click.IntRange(min=1), help="Levels of the tree to show.")
 @click.option(

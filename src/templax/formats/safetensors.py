@@ -8,12 +8,10 @@ in C order, which tile the rest of the file without holes.
 from __future__ import annotations
 
 import functools
-import itertools
 import math
 from collections.abc import Iterable, Iterator
 
 import msgspec
-import numpy as np
 
 from .._catalog.catalog import Catalog
 from .._catalog.entry import Chunk, Extent, LeafEntry
@@ -82,7 +80,8 @@ def _read_tensors(source: Source) -> tuple[tuple[LeafEntry, ...], dict[str, str]
     """
     size = root_size(source)
     tensors, metadata, sums, begin = _read_header(source, size)
-    rows: list[tuple[str, tuple[int, ...], np.dtype, int, int]] = []
+    entries: list[LeafEntry] = []
+    sizes: dict[tuple[int, ...], int] = {}  # of the shapes seen: most tensors share a few
     stop = begin
     for name, tensor in sorted(tensors.items(), key=lambda item: item[1].data_offsets):
         dtype = _DTYPES.get(tensor.dtype)
@@ -92,8 +91,13 @@ def _read_tensors(source: Source) -> tuple[tuple[LeafEntry, ...], dict[str, str]
         shape = tensor.shape
         # The length of the file bounds the dimensions of an array that has elements, unless
         # there are so many that their product takes long to compute, or one is negative.
-        nbytes = math.prod(shape) * dtype.itemsize if len(shape) <= MAX_RANK else 0
-        if min(shape, default=0) < 0 or (nbytes and end - start != nbytes):
+        count = sizes.get(shape)
+        if count is None:
+            count = math.prod(shape) if len(shape) <= MAX_RANK else 0
+            if min(shape, default=0) >= 0:
+                sizes[shape] = count
+        nbytes = count * dtype.itemsize
+        if shape not in sizes or (nbytes and end - start != nbytes):
             raise Corrupted(
                 f"Expected {format_number(nbytes)} bytes for {dtype.name}{format_shape(shape)},"
                 f" got {format_number(end - start)}",
@@ -111,17 +115,21 @@ def _read_tensors(source: Source) -> tuple[tuple[LeafEntry, ...], dict[str, str]
                 leaf=name,
             )
         stop = begin + end
-        rows.append((name, shape, dtype, begin + start, stop))
+        handle = (begin + start, stop, 0, ())
+        entries.append(LeafEntry(name, tuple(name.split(".")), shape, dtype, handle=handle))
     if stop != size:
         raise Corrupted(f"Expected a file of {stop} bytes, got {size}")
-    summed: Iterable[tuple[int, tuple[int, ...]]] = itertools.repeat((0, ()), len(rows))
-    if sums is not None:
-        summed = parse_sums(sums, [end - start for *_, start, end in rows])
-    entries = [
-        LeafEntry(name, tuple(name.split(".")), shape, dtype, handle=(start, end, *sum))
-        for (name, shape, dtype, start, end), sum in zip(rows, summed, strict=True)
-    ]
-    return tuple(entries), metadata, sums is not None
+    if sums is None:
+        return tuple(entries), metadata, False
+    summed = parse_sums(sums, [entry.handle[1] - entry.handle[0] for entry in entries])
+    return (
+        tuple(
+            msgspec.structs.replace(entry, handle=(*entry.handle[:2], *sum))
+            for entry, sum in zip(entries, summed, strict=True)
+        ),
+        metadata,
+        True,
+    )
 
 
 def _describe_header(source: Source) -> Iterator[Region]:

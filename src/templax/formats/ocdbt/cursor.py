@@ -94,8 +94,9 @@ class Cursor:
         suffixes = self.raw(sum(own))
         names: list[bytes] = []
         last, at = b"", 0
+        any_long = inherited + max(shared) + max(own) > MAX_NAME
         for prefix, suffix in zip(shared, own, strict=True):
-            if prefix > len(last) or inherited + prefix + suffix > MAX_NAME:
+            if prefix > len(last) or (any_long and inherited + prefix + suffix > MAX_NAME):
                 raise Corrupted(
                     f"Expected a name that shares at most {len(last)} bytes, got {prefix}"
                 )

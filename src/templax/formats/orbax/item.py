@@ -15,7 +15,7 @@ import numpy as np
 from ..._catalog.catalog import Catalog
 from ..._catalog.entry import Chunk, LeafEntry
 from ..._core.gc_pause import pause_gc
-from ..._core.names import Path, join_path
+from ..._core.names import Path, join_paths
 from ..._core.text import list_names
 from ...errors import CheckpointError, Corrupted, Uncommitted
 from ...storage.source import Source
@@ -195,8 +195,8 @@ def _build_entries(
 ) -> tuple[LeafEntry, ...]:
     parsed: Parsed = {}
     entries: list[LeafEntry] = []
-    for leaf in named:
-        name = join_path(leaf.path)
+    impls, shardings = sidecars.key_impls, sidecars.shardings
+    for leaf, name in zip(named, join_paths([leaf.path for leaf in named]), strict=True):
         kind, impl = leaf.kind, None
         value = None
         if isinstance(leaf.value, str):
@@ -204,37 +204,30 @@ def _build_entries(
         elif leaf.value is not None:
             handle, shape, dtype = leaf.value, leaf.value.shape, leaf.value.dtype
         else:
-            handle = _read_array_metadata(source, name, container, parsed)
+            handle = read_array(source, name, container, parsed)
+            if handle is None:
+                raise _missing_array_error(name, container)
             shape, dtype = handle.shape, handle.dtype
-            impl = sidecars.key_impls.get(name)
+            impl = impls.get(name) if impls else None
             if impl is not None and shape and dtype == np.uint32:
                 kind = "key"
             else:
                 impl = None
-        sharding = sidecars.shardings.get(name)
+        sharding = shardings.get(name) if shardings else None
         entries.append(
             LeafEntry(name, leaf.path, shape, dtype, kind, impl, value, sharding, handle)
         )
     return tuple(entries)
 
 
-def _read_array_metadata(
-    source: Source,
-    name: str,
-    container: Container,
-    parsed: Parsed,
-) -> Array:
-    """The metadata of a leaf's array."""
-    array = read_array(source, name, container, parsed)
-    if array is not None:
-        return array
+def _missing_array_error(name: str, container: Container) -> Corrupted:
     if container.index is not None:
-        raise Corrupted(f"Expected an array, `{container.index}` has none", leaf=name)
+        return Corrupted(f"Expected an array, `{container.index}` has none", leaf=name)
     container.check_listing(name)
     chunk = next((key for key in container.objects if key.startswith(f"{name}/")), None)
     if chunk is None:
-        raise Corrupted("Expected a directory with an array, found none", leaf=name, file=name)
-    raise missing_dot_file_error(name, chunk)
+        return Corrupted("Expected a directory with an array, found none", leaf=name, file=name)
+    return missing_dot_file_error(name, chunk)
 
 
 @pause_gc()

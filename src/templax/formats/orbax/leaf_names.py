@@ -83,8 +83,9 @@ def iter_metadata_leaves(
     strings: Mapping[str, Any] | None = None
     legacy: Mapping[str, Leaf] | None = None
     for parameter in tree.tree_metadata.values():
-        path = tuple(_parse_key(key) for key in parameter.key_metadata)
-        type, skip = parameter.value_metadata.value_type, parameter.value_metadata.skip_deserialize
+        path = tuple(map(_parse_key, parameter.key_metadata))
+        value = parameter.value_metadata
+        type, skip = value.value_type, value.skip_deserialize
         if type in _EMPTY_TYPES:
             empties[path] = type
         elif skip:
@@ -108,11 +109,10 @@ def iter_metadata_leaves(
 
 def _parse_key(key: _Key) -> str | int:
     # key_type 1 is an index of a list or tuple. At most 18 digits keep the number below 2**63.
-    if key.key_type == 1 and (
-        isinstance(key.key, int) or (key.key.isascii() and key.key.isdigit())
-    ):
-        return int(key.key[:18]) if isinstance(key.key, str) else key.key
-    return str(key.key)
+    text = key.key
+    if key.key_type == 1 and (isinstance(text, int) or (text.isascii() and text.isdigit())):
+        return int(text[:18]) if isinstance(text, str) else text
+    return str(text)
 
 
 def _read_strings(source: Source) -> dict[str, Any]:

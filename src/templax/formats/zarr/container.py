@@ -104,8 +104,9 @@ def read_array(
         extent = container.objects.get(prefix + file)
         if extent is None:
             continue
+        inline = extent.inline
         try:
-            data = read_extent(source, extent)
+            data = read_extent(source, extent) if inline is None else bytes(inline)
             array = parsed.get((file, data))
             if array is None:
                 array = parsed[file, data] = parse_metadata(data, file)
