@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Iterable
+from typing import Any
+
 from ..errors import Corrupted
 
 Bytes = bytes | bytearray | memoryview
@@ -19,9 +23,23 @@ def crc32c(data: Bytes, before: int = 0) -> int:
     >>> crc32c(b"6789", before=crc32c(b"12345")) == crc32c(b"123456789")
     True
     """
-    import crc32c as _crc32c
+    return _load()(data, before)
 
-    return _crc32c.crc32c(data, before)
+
+def crc32c_each(buffers: Iterable[Any]) -> list[int]:
+    """The CRC-32C of each of many buffers, which are contiguous but may have any dtype.
+
+    >>> crc32c_each([b"123456789", b""]) == [crc32c(b"123456789"), 0]
+    True
+    """
+    return list(map(_load(), buffers))
+
+
+@functools.cache
+def _load() -> Callable[..., int]:
+    import crc32c as _crc32c  # where nothing has a checksum, it is never loaded
+
+    return _crc32c.crc32c
 
 
 def compare_crc32c(want: int, got: int, start: int | None = None, stop: int | None = None) -> None:
