@@ -113,7 +113,7 @@ among those of all tensors."""
 def encode_sums(crcs: np.ndarray, blocks: Sequence[Blocks]) -> str:
     """The checksums of tensors: the crc32c of each block of each."""
     data = crcs.astype(">u4").tobytes()
-    if len(crcs) == len(blocks) and all([last - first == 1 for _, first, last in blocks]):
+    if len(crcs) == len(blocks) and {last - first for _, first, last in blocks} == {1}:
         return data.hex(",", 4)  # the common case, tensors of one block
     digits = data.hex()
     return ",".join(
