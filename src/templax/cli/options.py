@@ -163,8 +163,10 @@ def echo_json_error(ctx: click.Context, error: TemplaxError | OSError) -> None:
         places = ("what", "leaf", "file", "start", "stop", "hint")
         fields = {name: getattr(error, name, None) for name in places}
         fields["what"] = fields["what"] or str(error)
-        for name in ("what", "hint"):
-            fields[name] = fields[name] and name_flags(fields[name], list_flags(ctx))
+        flags = list_flags(ctx)
+        fields |= {
+            name: name_flags(fields[name], flags) for name in ("what", "hint") if fields[name]
+        }
         click.echo(render_json({"ok": False, "error": {"type": type(error).__name__, **fields}}))
 
 

@@ -158,7 +158,7 @@ def assert_durable(trace: Sequence[Operation], path: str | os.PathLike[str]) -> 
 
     A file system may apply changes that were not synced in any order, or lose them. Therefore:
 
-    - Before the checkpoint is moved to `path`, each file must be synced after its last write, unless
+    - Before the checkpoint is moved to `path`, each file must be synced after its last write unless
       it was removed again, and each directory after the last name was added to it.
     - After the move, the parent of `path` must be synced. Only then may anything be removed.
 
