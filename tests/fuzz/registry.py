@@ -10,6 +10,7 @@ from . import (
     documents,
     gguf_files,
     journals,
+    mappings,
     pytorch,
     saves,
 )
@@ -24,6 +25,7 @@ __all__ = [
     "documents",
     "gguf_files",
     "journals",
+    "mappings",
     "pytorch",
     "saves",
 ]
