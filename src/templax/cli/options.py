@@ -189,12 +189,11 @@ def echo_json_error(ctx: click.Context, error: TemplaxError | OSError) -> None:
         from .._display.json import render_json  # for --json only
 
         places = ("what", "leaf", "stored_as", "file", "start", "stop", "hint")
-        fields = {name: getattr(error, name, None) for name in places}
+        fields: dict[str, Any] = {name: getattr(error, name, None) for name in places}
         fields["what"] = fields["what"] or str(error)
         flags = list_flags(ctx)
-        fields |= {
-            name: name_flags(fields[name], flags) for name in ("what", "hint") if fields[name]
-        }
+        for name in ("what", "hint"):
+            fields[name] = name_flags(fields[name], flags) if fields[name] else None
         click.echo(render_json({"ok": False, "error": {"type": type(error).__name__, **fields}}))
 
 
