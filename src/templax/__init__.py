@@ -8,6 +8,8 @@
     account_bytes                what every byte of a checkpoint's files is for
     Manager, Keep                the steps of a training run; which of them stay
     Recipe                       a function in place of a checkpoint
+    view                         a checkpoint as a mapping shows it, under other names and shapes
+    Mapping, From, Concat        where the leaves of a tree come from in another
     show_progress, last_restore  how far a restore is; what it took
 
 Errors are in `templax.errors`, and Orbax's names in `templax.compat.orbax`.
@@ -53,12 +55,16 @@ _MODULES = {
     "_save.result": ("Saved",),
     "_save.save": ("save",),
     "_template.trace": ("template_of",),
+    "_views.mapping": ("Mapping",),
     "_views.recipe": ("Recipe",),
+    "_views.rules": ("Concat", "From"),
+    "_views.view": ("view",),
     "errors": (
         "AlreadyExists",
         "CastWarning",
         "CheckpointError",
         "Corrupted",
+        "MappingError",
         "Mismatch",
         "MissingPackage",
         "NotFound",

@@ -33,11 +33,16 @@ from ._save.fingerprint import fingerprint as fingerprint
 from ._save.result import Saved as Saved
 from ._save.save import save as save
 from ._template.trace import template_of as template_of
+from ._views.mapping import Mapping as Mapping
 from ._views.recipe import Recipe as Recipe
+from ._views.rules import Concat as Concat
+from ._views.rules import From as From
+from ._views.view import view as view
 from .errors import AlreadyExists as AlreadyExists
 from .errors import CastWarning as CastWarning
 from .errors import CheckpointError as CheckpointError
 from .errors import Corrupted as Corrupted
+from .errors import MappingError as MappingError
 from .errors import Mismatch as Mismatch
 from .errors import MissingPackage as MissingPackage
 from .errors import NotFound as NotFound

@@ -21,11 +21,13 @@ CastWarning (UserWarning)                  leaves were cast; one warning per cal
 these classes.
 
 Messages contain names from files, so they are escaped: they have no control characters, and a
-single line except in a `TemplateError`. Attributes such as `leaf` and `file` are not escaped.
+single line except in a `TemplateError` and a `MappingError`. Attributes such as `leaf` and `file`
+are not escaped.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -36,6 +38,7 @@ __all__ = [
     "CastWarning",
     "CheckpointError",
     "Corrupted",
+    "MappingError",
     "Mismatch",
     "MissingPackage",
     "NotFound",
@@ -48,6 +51,9 @@ __all__ = [
     "Unverified",
     "UsageError",
 ]
+
+_MAX_SHOWN = 20
+"""Maximum number of problems in the text of a `MappingError`."""
 
 Problem = Literal["missing", "extra", "shape", "dtype", "kind", "sharding", "ambiguous"]
 
@@ -110,6 +116,8 @@ class CheckpointError(TemplaxError):
         hint: What to do about it, or None.
         box: The elements of the leaf concerned, as one half-open index range per dimension, or
             None.
+        stored_as: In a view, the name that the leaf, or the part of it concerned, is stored under,
+            or None.
 
     Example:
         >>> error = CheckpointError("Expected 4 bytes, got 3", file="d/0", start=8, stop=12)
@@ -129,10 +137,13 @@ class CheckpointError(TemplaxError):
         stop: int | None = None,
         hint: str | None = None,
         box: tuple[tuple[int, int], ...] | None = None,
+        stored_as: str | None = None,
     ):
         places = []
         if leaf is not None:
             places.append(f"at `{leaf}`")
+        if stored_as not in (None, leaf):
+            places.append(f"stored as `{stored_as}`")
         if box:
             places.append(f"elements [{', '.join(f'{a}:{b}' for a, b in box)}]")
         if file is not None:
@@ -143,6 +154,7 @@ class CheckpointError(TemplaxError):
         super().__init__(f"{text}; hint: {hint}" if hint else text)
         self.what, self.leaf, self.file = escape_text(what), leaf, file
         self.start, self.stop, self.hint, self.box = start, stop, hint, box
+        self.stored_as = stored_as
 
     def locate(
         self,
@@ -152,6 +164,7 @@ class CheckpointError(TemplaxError):
         start: int | None = None,
         stop: int | None = None,
         box: tuple[tuple[int, int], ...] | None = None,
+        stored_as: str | None = None,
     ) -> CheckpointError:
         """Returns a copy of the error with a more precise location.
 
@@ -166,6 +179,7 @@ class CheckpointError(TemplaxError):
             stop=self.stop if self.stop is not None else stop,
             hint=self.hint,
             box=self.box if self.box is not None else box,
+            stored_as=self.stored_as if self.stored_as is not None else stored_as,
         )
 
 
@@ -232,6 +246,31 @@ class AlreadyExists(SaveError, FileExistsError):
     """Something exists at the path, and `overwrite=True` was not given."""
 
     __str__ = Exception.__str__
+
+
+class MappingError(TemplaxError, ValueError):
+    """A mapping that is not valid, or does not fit its trees. Raised before any array data is read.
+
+    Each problem begins with the rule that has it and ends with what to write instead.
+
+    Attributes:
+        problems: All of them, one line each. The text shows the first 20.
+
+    Example:
+        >>> print(MappingError(["`w`: `h` is on the left only: give select={'h': 0}"]))
+        `w`: `h` is on the left only: give select={'h': 0}
+    """
+
+    def __init__(self, problems: str | Sequence[str]):
+        listed = (problems,) if isinstance(problems, str) else problems
+        self.problems = tuple(map(escape_text, listed))
+        super().__init__(self.problems)
+
+    def __str__(self) -> str:
+        lines = list(self.problems[:_MAX_SHOWN])
+        if len(self.problems) > _MAX_SHOWN:
+            lines.append(f"and {len(self.problems) - _MAX_SHOWN:,} more problems")
+        return "\n".join(lines)
 
 
 class UsageError(TemplaxError, ValueError):

@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from . import arrays, checkpoints, codecs, containers, documents, gguf_files, pytorch, saves
+from . import (
+    arrays,
+    checkpoints,
+    codecs,
+    containers,
+    documents,
+    gguf_files,
+    mappings,
+    pytorch,
+    saves,
+)
 from .targets import TARGETS
 
 __all__ = [
@@ -13,6 +23,7 @@ __all__ = [
     "containers",
     "documents",
     "gguf_files",
+    "mappings",
     "pytorch",
     "saves",
 ]

@@ -24,7 +24,7 @@ MAX_GROWTH = 300 << 20
 
 _PACKAGE = f"{Path(tx.__file__).parent}/"
 
-_LINES = (tx.TemplateError,)
+_LINES = (tx.TemplateError, tx.MappingError)
 """Errors whose message may have several lines."""
 
 

@@ -46,6 +46,8 @@ PURE = {
     "_match.rename_text", "_match.options", "_match.result", "_match.shape_hints",
     "_plan.buffers", "_plan.build", "_plan.parts", "_plan.plan", "_runs.retention",
     "_template.placement", "_template.plain_tree", "_template.sharding", "_template.template",
+    "_views.axes", "_views.expressions", "_views.mapping_json", "_views.names",
+    "_views.rule_checks", "_views.rules",
 }  # fmt: skip
 
 

@@ -65,6 +65,7 @@ def account_bytes(checkpoint: Checkpoint) -> ByteAccount:
         (192, 0)
     """
     catalog = open_checkpoint(checkpoint)
+    catalog = catalog if catalog.base is None else catalog.base
     located = catalog.locate(e for e in catalog.leaves.values() if e.kind != "string")
     return _make_account(catalog, located)
 

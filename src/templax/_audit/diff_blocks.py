@@ -29,6 +29,9 @@ from .._template.template import Target, Template
 from ..errors import CheckpointError, SourceError, Unsupported
 from .diff_values import Sums, ValueComparer
 
+SPREAD_BYTES = 128 * 1024 * 1024
+"""Size of a block of a leaf that a mapping transposes, whose elements lie far apart in the file."""
+
 BLOCK_BYTES = 8 * 1024 * 1024
 """Size of a block, of the larger of its two sides. It is larger where a chunk that must be decoded
 whole is larger, and where a single element of the dimension that is cut is."""
@@ -265,7 +268,13 @@ def find_pinned(chunks: Chunks, axis: int) -> list[tuple[int, int]]:
 def _list_pinned(chunk: Chunk, axis: int) -> Iterator[tuple[int, int]]:
     """The ranges of a dimension of which a chunk is decoded, or compared with a checksum, whole."""
     start, stop = chunk.box[axis]
-    if not is_raw(chunk):
+    if chunk.origin is not None and is_raw(chunk):
+        # A block of a transposed leaf is spread over all of the chunk: it is read in large pieces.
+        row = size_of(chunk.box[axis + 1 :]) * chunk.origin.dtype.itemsize
+        step = max(1, SPREAD_BYTES // max(1, row))
+        for first in range(start, stop, step):
+            yield first, min(first + step, stop)
+    elif not is_raw(chunk):
         yield start, stop
     elif chunk.sums and chunk.block > SUMMED_BYTES:
         row = chunk.extent.nbytes // size_of(chunk.box[: axis + 1])

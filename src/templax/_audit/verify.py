@@ -21,8 +21,8 @@ from .._core.boxes import Box, box_around, full_box, intersect, shape_of, size_o
 from .._core.memory import Scratch
 from .._core.progress import PROGRESS_S, Progress, check_progress
 from .._core.workers import choose_threads
-from .._plan.build import GAP_BYTES
-from .._plan.parts import BLOCK_BYTES, CHECKED_BYTES, LARGE_BYTES, SPLIT_BYTES, is_raw
+from .._plan.parts import BLOCK_BYTES, CHECKED_BYTES, GAP_BYTES, LARGE_BYTES, SPLIT_BYTES, is_raw
+from .._views.view import select_stored
 from ..errors import CheckpointError, Corrupted, NotFound, SourceError
 from ..formats.registry import Checkpoint, open_checkpoint
 from ..storage.source import Source
@@ -35,10 +35,10 @@ def verify(
     threads: int | None = None,
     on_progress: Progress | None = None,
 ) -> Verified:
-    """Reads every byte of a checkpoint once, and lists all damage.
+    """Reads every byte of a checkpoint once, and lists all damage. Of a view, what it is made of.
 
     It runs at the speed of the disk, with a few MiB of memory per thread (except for a compressed
-    chunk that ends in a checksum of its own, which is held whole). It needs no template and no JAX.
+    chunk that ends in a checksum of its own, which is held whole), without a template or JAX.
 
     Args:
         checkpoint: See `open`.
@@ -67,7 +67,7 @@ def verify(
     begin = time.perf_counter()
     threads = choose_threads(threads)
     check_progress(on_progress)
-    catalog = open_checkpoint(checkpoint)
+    catalog = select_stored(open_checkpoint(checkpoint))
     survey = _Survey(catalog)
     survey.audit()
     _Workers(catalog.source, survey).run(threads, on_progress)
@@ -314,9 +314,8 @@ class _StoredBytes:
             except Corrupted:
                 if end == stop:
                     raise
-                self._held = self._read_file(
-                    start, stop
-                )  # the damage may be beyond the bytes asked for
+                # The damage may be beyond the bytes asked for.
+                self._held = self._read_file(start, stop)
             self._first = start
         return self._held[start - self._first : stop - self._first]
 

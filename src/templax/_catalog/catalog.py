@@ -10,6 +10,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import numpy as np
+
+from .._core.boxes import Shape
 from .._core.names import Path, check_depths, check_names
 from .._escape import join_lines
 from ..errors import CheckpointError, Corrupted, Unsupported
@@ -68,6 +71,9 @@ class Catalog:
             leaves of the tree that was saved, and of the template that they are restored with.
         regions: Yields what the bytes are that hold no values of leaves, for `account_bytes`: the
             headers, indexes and metadata of the files. None if there are none.
+        base: For a view, the checkpoint that it shows.
+        fit: For a view whose sizes may depend on what it is restored into: opens it again, with
+            the shapes and dtypes that a template expects, by the names of the leaves.
 
     Example:
         >>> import pathlib, tempfile
@@ -102,6 +108,8 @@ class Catalog:
     fingerprints: Callable[[], Mapping[str, int]] | None = None
     positional: bool = False
     regions: Callable[[], Iterable[Region]] | None = None
+    base: Catalog | None = None
+    fit: Callable[[Callable[[str], tuple[Shape, np.dtype] | None]], Catalog] | None = None
 
     def __post_init__(self) -> None:
         check_depths([entry.path for entry in self.entries])

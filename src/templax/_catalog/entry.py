@@ -10,6 +10,7 @@ import numpy as np
 
 from .._core.boxes import Box, Shape
 from .._core.dtypes import class_of, name_of
+from .._core.index_map import IndexMap
 from .._core.names import Path
 
 Kind = Literal["array", "scalar", "string", "key"]
@@ -42,6 +43,27 @@ class Extent(msgspec.Struct, frozen=True, gc=False):
         return self.stop - self.start
 
 
+class Origin(msgspec.Struct, frozen=True, gc=False):
+    """Where a chunk lies in the checkpoint, if its leaf is made of other leaves by a mapping.
+
+    Attributes:
+        box: Range of the stored leaf, in elements.
+        dtype: As stored.
+        map: Which elements of the stored leaf are which of this one.
+        scale, add: If not None, the values are computed: `x.astype(float32) * scale + add`.
+    """
+
+    box: Box
+    dtype: np.dtype
+    map: IndexMap
+    scale: float | None = None
+    add: float | None = None
+
+    @property
+    def is_computed(self) -> bool:
+        return self.scale is not None or self.add is not None
+
+
 class Chunk(msgspec.Struct, frozen=True, gc=False):
     """An extent that decodes to a box of a leaf.
 
@@ -56,6 +78,9 @@ class Chunk(msgspec.Struct, frozen=True, gc=False):
         sums: The crc32c of each `block` stored bytes, in order; the last block may be shorter.
             Empty if no checksum is known.
         block: Number of bytes that each of `sums` covers.
+        origin: Set if a mapping makes the leaf of parts of other leaves. The chunk decodes to
+            `origin.box` of one of them, and `box` is the smallest around what that is in this leaf.
+        stored_as: In a view, the name of the stored leaf, for errors.
     """
 
     extent: Extent
@@ -65,6 +90,13 @@ class Chunk(msgspec.Struct, frozen=True, gc=False):
     checked: bool = False
     sums: tuple[int, ...] = ()
     block: int = 0
+    origin: Origin | None = None
+    stored_as: str | None = None
+
+    @property
+    def stored_box(self) -> Box:
+        """The box of the stored leaf that the extent decodes to."""
+        return self.box if self.origin is None else self.origin.box
 
 
 class LeafSpec(msgspec.Struct, frozen=True, gc=False):
@@ -115,6 +147,7 @@ class LeafEntry(LeafSpec, frozen=True, gc=False):
         handle: Private to the format that made the entry.
         quantisation: How the values are stored, such as "Q4_K", if they must be computed from
             fewer bits. `dtype` is then that of the result.
+        made_from: In a view, the stored leaves that it is made of, in words.
 
     Example:
         >>> import numpy as np
@@ -130,6 +163,7 @@ class LeafEntry(LeafSpec, frozen=True, gc=False):
     saved_sharding: str | None = None
     handle: Any = None
     quantisation: str | None = None
+    made_from: str | None = None
 
     def __repr__(self) -> str:
         return f"LeafEntry({self.name!r}, {self.dtype_name}{self.user_shape}, {self.kind})"

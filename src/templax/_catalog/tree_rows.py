@@ -238,6 +238,8 @@ def _make_row(node: Node, alike: int, shardings: bool, last: str = "") -> Row:
         notes.append(entry.saved_sharding)
     if entry.quantisation is not None:
         notes.append(f"from {entry.quantisation}")
+    if entry.made_from is not None:
+        notes.append(f"from {entry.made_from}" + (" and alike" if alike > 1 else ""))
     shape = "" if entry.kind == "string" else str(entry.user_shape)
     return Row(depth, label, entry.dtype_name, shape, nbytes, ", ".join(notes), "leaf")
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from .._audit.diff_blocks import Overlapping, find_pinned
 from .._catalog.entry import Chunk
-from .._core.boxes import Box, Shape, intersect, shape_of, size_of
+from .._core.boxes import Box, Shape, intersect, size_of
 from .._plan.parts import is_raw
 
 BLOCK_BYTES = 8 * 1024 * 1024
@@ -101,6 +101,7 @@ def _can_stream(chunks: Chunks, axis: int) -> bool:
     return all(
         chunk.codecs in (("zstd",), ("fill",))
         and chunk.order == "C"
+        and chunk.origin is None
         and (chunk.extent.inline is None or chunk.codecs == ("fill",))
         and size_of(chunk.box[:axis]) == 1
         for chunk in chunks
@@ -122,9 +123,9 @@ def count_memory_of_block(cut: Cut, itemsize: int, written: int) -> int:
     size = size_of(cut.box)
     nbytes = size * (itemsize if written == itemsize else itemsize + written)
     encoded = [chunk for chunk in cut.chunks if not is_raw(chunk) and chunk.codecs != ("fill",)]
-    if cut.streamed or all(chunk.codecs == ("zstd",) for chunk in encoded):
+    plain = all(chunk.codecs == ("zstd",) and chunk.origin is None for chunk in encoded)
+    if cut.streamed or plain:
         return nbytes
     return nbytes + max(
-        size_of(tuple((0, n) for n in shape_of(chunk.box))) * itemsize + chunk.extent.nbytes
-        for chunk in encoded
+        size_of(chunk.stored_box) * itemsize + chunk.extent.nbytes for chunk in encoded
     )

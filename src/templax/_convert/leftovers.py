@@ -16,7 +16,8 @@ from .journal import NAME, Head, read_head
 
 
 def identify_source(catalog: Catalog) -> str | None:
-    """A digest of which files a checkpoint consists of, and of their sizes and versions.
+    """A digest of which files a checkpoint consists of, of their sizes and versions, and of the
+    mapping of a view.
 
     Returns:
         None if the store does not tell when an object has changed.
@@ -32,7 +33,7 @@ def identify_source(catalog: Catalog) -> str | None:
         files = [(each.key, each.size, each.version, _find_change(source, each)) for each in found]
     except (CheckpointError, SourceError, OSError):
         return None
-    return digest((source.url, catalog.url, files))
+    return digest((source.url, catalog.url, catalog.evidence, files))
 
 
 def _find_change(source: Source, info: ObjectInfo) -> int | None:

@@ -59,7 +59,12 @@ class LeafReader:
         for name, entry in self._entries.items():
             chunks = self._located.get(entry.name, ())
             extents = [chunk.extent for chunk in chunks]
-            if entry.nbytes and extents and all(extent.inline is None for extent in extents):
+            if (
+                entry.nbytes
+                and extents
+                and all(extent.inline is None for extent in extents)
+                and all(chunk.origin is None for chunk in chunks)  # else parts of the same bytes
+            ):
                 places = tuple((extent.key, extent.start, extent.stop) for extent in extents)
                 found.setdefault(places, []).append(name)
         return [names for names in found.values() if len(names) > 1]

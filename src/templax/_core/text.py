@@ -72,6 +72,21 @@ def quote_text(text: str) -> str:
     return f'"{escape_text(escaped)}"'
 
 
+def format_value(value: object) -> str:
+    """The literal of an argument that is not what it should be, in at most 80 characters.
+
+    >>> format_value("a" * 100)
+    "'aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa…"
+    >>> format_value(10**5000)
+    'a value of type int'
+    """
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # an integer of many digits, or many levels
+        return f"a value of type {type(value).__name__}"
+    return text if len(text) <= 80 else f"{text[:80]}…"
+
+
 def is_unicode(text: str) -> bool:
     r"""Whether UTF-8 can encode a text. It can't encode lone surrogates.
 

@@ -122,7 +122,10 @@ def fit_leaf(
         found = f"{_KINDS[entry.kind]} ({describe_entry(entry)})"
         return [Mismatch("kind", name, _KINDS[target.kind], found)], None
     if target.user_shape != entry.user_shape:
-        mismatches.append(Mismatch("shape", name, str(target.user_shape), str(entry.user_shape)))
+        made = entry.made_from and f"made from {entry.made_from}"
+        mismatches.append(
+            Mismatch("shape", name, str(target.user_shape), str(entry.user_shape), note=made)
+        )
     note = None
     if target.kind == "key":
         if target.key_impl != entry.key_impl:
@@ -161,8 +164,10 @@ _KINDS = {
 
 
 def describe_entry(entry: LeafEntry) -> str:
-    """The dtype and shape of a leaf: `float32(8, 6)`."""
-    return entry.dtype_name if entry.kind == "string" else f"{entry.dtype_name}{entry.user_shape}"
+    """The dtype and shape of a leaf: `float32(8, 6)`; of one of a view, what it is made from."""
+    made = f", made from {entry.made_from}" if entry.made_from else ""
+    shape = "" if entry.kind == "string" else str(entry.user_shape)
+    return f"{entry.dtype_name}{shape}{made}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -90,6 +90,8 @@ def find_view(pair: Pair, buffers: Sequence[Buffer], chunks: Sequence[Chunk]) ->
     extent, itemsize = chunk.extent, buffer.dtype.itemsize
     if pair.target.host:  # the caller may write to these
         return "numpy arrays or Python values"
+    if chunk.origin is not None:
+        return "laid otherwise than in memory"
     if chunk.codecs:
         return f"stored with {', '.join(chunk.codecs)}"
     if extent.inline is not None:

@@ -20,7 +20,9 @@ from .._core.boxes import intersect, relative_box, shape_of, span_of
 from .._core.workers import MEMORY_BYTES
 from .._match.result import Match
 from .buffers import Buffer, Measures, find_view, make_buffers
+from .mapped_parts import make_mapped_parts
 from .parts import (
+    GAP_BYTES,
     IN_PLACE_BYTES,
     LARGE_BYTES,
     REQUEST_BYTES,
@@ -33,10 +35,6 @@ from .parts import (
     merge_chunks,
 )
 from .plan import IN_FLIGHT, Batch, Plan, ReadOp
-
-GAP_BYTES = 64 * 1024
-"""A gap of at most this many bytes between two parts of a file is read and dropped; a wider one
-separates requests."""
 
 BATCH_BYTES = 128 * 1024 * 1024
 """A batch closes once its buffers have this many bytes: it is placed while the next are read."""
@@ -95,14 +93,17 @@ def build_plan(
         located: Sequence[Chunk] = chunks[source][pair.entry.name]
         if len(located) > 1:
             located = merge_chunks(located)
-        covered, summed, absent = True, False, False
+        covered, summed, absent, mapped_chunks = True, False, False, list[Chunk]()
         for chunk in located:
+            if chunk.origin is not None:
+                mapped_chunks.append(chunk)
             if not chunk.checked:
                 covered = False
             elif chunk.sums:
                 any_sums = summed = True
             if chunk.codecs == FILL:
                 absent = True
+        plain_chunks = [c for c in located if c.origin is None] if mapped_chunks else located
         boxes = make_buffers(pair, measures)
         for mine in (boxes,) if len(boxes) == 1 else _group_buffers(boxes, located, share):
             here = mine[0].nbytes if len(mine) == 1 else sum([b.nbytes for b in mine])
@@ -119,7 +120,13 @@ def build_plan(
                 if isinstance(view, str):
                     unmapped[view] += 1
             if isinstance(view, str):
-                made = make_parts(pair, mine, len(buffers), located, measures, required)
+                first = len(buffers)
+                if mapped_chunks:
+                    made = list(make_parts(pair, mine, first, plain_chunks, measures, required))
+                    for chunk in mapped_chunks:
+                        made += make_mapped_parts(pair.entry, mine, first, chunk, required)
+                else:
+                    made = make_parts(pair, mine, first, located, measures, required)
                 if summed:
                     made = list(made)
                     for part in made:
@@ -218,7 +225,9 @@ def _find_needed_ranges(
     shape = shape_of(chunk.box)
     for i, buffer in enumerate(buffers):
         overlap = intersect(chunk.box, buffer.box)
-        if overlap is not None:
+        if overlap is not None and chunk.origin is not None:
+            yield 0, 1, i
+        elif overlap is not None:
             span = span_of(relative_box(overlap, chunk.box), shape, itemsize)
             start, stop = span if is_raw(chunk) else (0, 1)
             yield start, stop, i

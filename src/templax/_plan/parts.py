@@ -24,12 +24,17 @@ from .._core.boxes import (
     shape_of,
     span_of,
 )
+from .._core.index_map import StridedCopy, span_copies
 from .._match.result import Pair
 from .buffers import Buffer, Measure, Measures
 
 IN_PLACE_BYTES = 128 * 1024
 """A raw part of at least this size is a request of its own: it is read in place, at the cost of a
 system call (5 µs) instead of a copy."""
+
+GAP_BYTES = 64 * 1024
+"""A gap of at most this many bytes between two parts of a file is read and dropped; a wider one
+separates requests."""
 
 REQUEST_BYTES = 4 * 1024 * 1024
 """Small parts are joined to requests of at most this size, so that every thread gets work. It also
@@ -81,7 +86,8 @@ class Part(msgspec.Struct, frozen=True, gc=False):
             in place: there is a single copy, it is contiguous in the buffer, and it is not cast.
             Else None.
         nbytes: Bytes that the chunk decodes to; for a raw chunk, the bytes that are read.
-        copies: At least one.
+        copies: At least one, unless some are `strided`.
+        strided: In place of `copies`, if a mapping makes the leaf (see `mapped_parts`).
     """
 
     name: str
@@ -92,6 +98,12 @@ class Part(msgspec.Struct, frozen=True, gc=False):
     direct: int | None
     nbytes: int
     copies: tuple[Copy, ...]
+    strided: tuple[StridedCopy, ...] = ()
+
+    @property
+    def buffer(self) -> int:
+        """The buffer that its first copy is for: the only one, if the part is direct."""
+        return (self.strided or self.copies)[0].buffer
 
 
 class Check(msgspec.Struct, frozen=True, gc=False):
@@ -126,7 +138,7 @@ def merge_chunks(chunks: Sequence[Chunk]) -> Sequence[Chunk]:
     for chunk in chunks:
         extent, box = chunk.extent, chunk.box
         follows = extent.key == key and extent.start == stop and box[0][0] == edge
-        if not follows or box[1:] != rest or not is_raw(chunk):
+        if not follows or box[1:] != rest or not is_raw(chunk) or chunk.origin is not None:
             return chunks
         stop, edge = extent.stop, box[0][1]
     extent, box = Extent(key, first.extent.start, stop), ((first.box[0][0], edge), *rest)
@@ -310,6 +322,9 @@ def count_useful_bytes(part: Part) -> int:
     """The bytes that a part reads, without those that only a checksum needs."""
     if not part.chunk.sums or not is_raw(part.chunk):
         return part.stop - part.start
+    if part.strided:
+        start, stop = span_copies(part.strided)
+        return (stop - start) * part.dtype.itemsize
     start, stop = _span_of_copies(part.chunk, part.copies, part.dtype.itemsize)
     return stop - start
 
@@ -356,7 +371,7 @@ def measure_scratch(part: Part) -> tuple[int, int]:
     decoded = part.nbytes
     if codecs == ("zstd",):
         stored = min(stored, REQUEST_BYTES)
-        if order == "C" and part.chunk.box:
+        if order == "C" and part.chunk.box and part.chunk.origin is None:
             shape = shape_of(part.chunk.box)
             row = math.prod(shape[find_long_axis(shape) + 1 :]) * part.dtype.itemsize
             decoded = min(decoded, max(row, BLOCK_BYTES))

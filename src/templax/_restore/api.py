@@ -25,6 +25,7 @@ from .._plan.plan import Plan
 from .._template.json_file import dump_template
 from .._template.make import make_template
 from .._template.template import Template
+from .._views.view import View
 from ..errors import CastWarning, Unverified, UsageError
 from ..formats.registry import Checkpoint, open_checkpoint
 from ..storage.file import write_file
@@ -86,7 +87,7 @@ def restore(
     - Functions and other leaves without data are returned as they are.
 
     Args:
-        checkpoint: A path or URL, a `Source`, a `Catalog` from `open`, or a `Recipe`.
+        checkpoint: A path or URL, a `Source`, a `Catalog` from `open`, a `view`, or a `Recipe`.
         template: Any pytree.
         at: The subtree of the checkpoint to restore from, by name, such as `"params"`.
         rename: `{checkpoint prefix: template prefix}`, where the longest matching prefix wins; or a
@@ -184,11 +185,15 @@ def restore(
         return run_plan(make(), on_progress)
     from .together import restore_together
 
-    return restore_together(_describe_source(checkpoint), make, run_plan, on_progress, timeout)
+    facts = {"mapping": checkpoint.digest if isinstance(checkpoint, View) else "none"}
+    path = _describe_source(checkpoint)
+    return restore_together(path, make, run_plan, on_progress, timeout, facts)
 
 
 def _describe_source(checkpoint: Checkpoint) -> str:
     """The path of a checkpoint, or words for one that has none."""
+    if isinstance(checkpoint, View):
+        checkpoint = checkpoint.checkpoint
     if isinstance(checkpoint, (str, os.PathLike)):
         return local_path(checkpoint, "reads", "copy the checkpoint to a local directory")
     return getattr(checkpoint, "url", type(checkpoint).__name__)
@@ -287,8 +292,7 @@ def run(plan: Plan, *, on_progress: Progress | None = None) -> PyTree:
     Raises:
         Corrupted, SourceError: See `restore`. It is also checked that the files are still those
             that were planned for.
-        UsageError: The plan was made for a template from a JSON file, which has no pytree; or
-            `jax_enable_x64` was turned off since.
+        UsageError: It is for a template from a file, or `jax_enable_x64` was turned off since.
     """
     check_progress(on_progress)
     return run_plan(plan, on_progress)

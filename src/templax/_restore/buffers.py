@@ -45,7 +45,7 @@ class HostMemory:
         seen = bytearray(n)
         for op in batch.reads:
             for part in op.parts:
-                for copy in part.copies:
+                for copy in part.strided or part.copies:
                     i = copy.buffer
                     if seen[i]:
                         continue
@@ -100,7 +100,7 @@ class HostMemory:
         """Copies decoded bytes to the buffers of their parts, each of which is direct."""
         view, last = memoryview(b""), None
         for part, value in zip(parts, values, strict=True):
-            i, start = part.copies[0].buffer, part.direct
+            i, start = part.buffer, part.direct
             assert start is not None
             start += self._start[i]
             owner = self._owner[i]
@@ -114,7 +114,7 @@ class HostMemory:
         They do if all are raw and direct, in one arena, at the same distances as in the file.
         """
         first = op.parts[0]
-        i = first.copies[0].buffer
+        i = first.buffer
         owner = self._owner[i]
         if owner is None or first.direct is None:
             return None
@@ -122,7 +122,7 @@ class HostMemory:
         for part in op.parts:
             if part.direct is None or part.chunk.codecs:
                 return None
-            j = part.copies[0].buffer
+            j = part.buffer
             if self._owner[j] is not owner or self._start[j] + part.direct - part.start != shift:
                 return None
         # What the file has between two parts must not be written over other buffers.
@@ -144,7 +144,7 @@ class HostMemory:
             if gap and (
                 gap >= ALIGN
                 or following.direct
-                or part.direct != buffers[part.copies[0].buffer].nbytes - part.nbytes
+                or part.direct != buffers[part.buffer].nbytes - part.nbytes
             ):
                 return False
         return True

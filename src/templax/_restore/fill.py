@@ -89,7 +89,11 @@ def fill_buffers(
     except CheckpointError as error:
         extent = part.chunk.extent
         raise error.locate(
-            leaf=part.name, file=op.key or source.url, start=extent.start, stop=extent.stop
+            leaf=part.name,
+            file=op.key or source.url,
+            start=extent.start,
+            stop=extent.stop,
+            stored_as=part.chunk.stored_as,
         ) from error
     except SourceError as error:
         error.add_note(f"while leaf `{part.name}` was read")
@@ -105,7 +109,7 @@ def _read_request(op: ReadOp, source: Source, out: memoryview) -> memoryview:
             try:
                 source.read(op.key, part.start, part.stop)
             except Corrupted as error:
-                raise error.locate(leaf=part.name) from None
+                raise error.locate(leaf=part.name, stored_as=part.chunk.stored_as) from None
         raise
 
 
@@ -263,7 +267,7 @@ def _inflate(part: Part, stored: memoryview | _RequestStream, memory: HostMemory
     inflater, cast_s = Inflater(stored), 0.0
     if part.direct is not None:
         inflater.fill(_bytes_to_fill(part, memory))
-    elif part.chunk.order == "C":
+    elif part.chunk.order == "C" and part.chunk.origin is None:
         scratch = functools.partial(_worker.scratch.bytes, "decoded")
         cast_s = scatter_blocks(part, inflater.fill, scratch, memory)
     else:
@@ -277,7 +281,7 @@ def _inflate(part: Part, stored: memoryview | _RequestStream, memory: HostMemory
 def _bytes_to_fill(part: Part, memory: HostMemory) -> memoryview:
     """The bytes of its buffer that a direct part fills."""
     assert part.direct is not None
-    return memory.bytes(part.copies[0].buffer, part.direct, part.nbytes)
+    return memory.bytes(part.buffer, part.direct, part.nbytes)
 
 
 def missing_file(leaf: str, key: str, source: Source) -> Corrupted:

@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import replace
 
+import numpy as np
 from msgspec import structs
 
 from .._catalog.catalog import Catalog
 from .._catalog.entry import Chunk
+from .._core.boxes import Shape
 from .._core.dtypes import int_fits
 from .._core.gc_pause import pause_gc
-from .._core.names import Path, find_nearest, join_path, matches_pattern, prefixes, strip_prefix
+from .._core.names import (
+    Path,
+    Rename,
+    apply_rename,
+    find_nearest,
+    join_path,
+    matches_pattern,
+    prefixes,
+    split_name,
+    strip_prefix,
+)
 from .._core.text import quote_text
 from .._match.hints import add_hints, explain_lack_of_arrays, lacks_arrays
 from .._match.match import CheckpointView, match_leaves
@@ -22,7 +35,9 @@ from .._match.options import MatchOptions, MissingChoice
 from .._match.positions import align_leaves, note_positions
 from .._match.result import Match
 from .._plan.build import build_plan
-from .._template.template import Template
+from .._template.template import Target, Template
+from .._views.resolve import Expected
+from .._views.view import View
 from ..errors import Mismatch, NotFound, TemplaxError, Unsupported, UsageError
 from ..formats.registry import Checkpoint, open_checkpoint
 from .execute import execute_plan
@@ -52,14 +67,15 @@ def match_checkpoint(
     """
     begin = time.perf_counter()
     at, rename = options.at, options.rename
-    catalogs = [open_checkpoint(checkpoint)]
+    expect = _Expectations(template, at, rename)
+    catalogs = [open_fitting(checkpoint, expect)]
     if isinstance(rename, Mapping):
         check_rename_used(rename, catalogs[0], at)
     if options.extra == "ignore" and template.targets and lacks_arrays(template):
         raise UsageError(explain_lack_of_arrays(template))
     if isinstance(options.missing, Mapping):
         _check_patterns_used(options.missing, template)
-    missing = _number_suppliers(open_missing(options.missing), catalogs)
+    missing = _number_suppliers(open_missing(options.missing, expect), catalogs)
     opened_at = time.perf_counter()
     # Names that the caller writes are those of the file; without any, its leaves get those of the
     # template.
@@ -98,6 +114,41 @@ def match_checkpoint(
     elif not result.ok:
         result = add_hints(result, view, match_options, try_hint)
     return catalogs, result
+
+
+class _Expectations:
+    """The shapes and dtypes that a template expects, by the names of leaves of a checkpoint.
+
+    Args:
+        template: The template.
+        at, rename: See `restore`.
+    """
+
+    def __init__(self, template: Template, at: str, rename: Rename | None):
+        self._template, self._at, self._rename = template, at, rename
+
+    @functools.cached_property
+    def _targets(self) -> dict[str, Target]:
+        return {target.name: target for target in self._template.targets if target.has_data}
+
+    def __call__(self, name: str) -> tuple[Shape, np.dtype] | None:
+        path: Path | None = split_name(name)
+        if self._at:
+            path = strip_prefix(path, self._at)
+        if path is None:
+            return None
+        target = self._targets.get(join_path(apply_rename(path, self._rename)))
+        return None if target is None else (target.shape, target.dtype)
+
+
+def open_fitting(checkpoint: Checkpoint, expected: Expected | None) -> Catalog:
+    """Opens a checkpoint; a view with the sizes that a template expects, if there is one."""
+    if expected is None:
+        return open_checkpoint(checkpoint)
+    if isinstance(checkpoint, View):
+        return checkpoint.catalog_for(expected)
+    catalog = open_checkpoint(checkpoint)
+    return catalog if catalog.fit is None else catalog.fit(expected)
 
 
 def check_rename_used(rename: Mapping[str, str], catalog: Catalog, at: str) -> None:
@@ -141,28 +192,28 @@ def _check_patterns_used(patterns: Iterable[str], template: Template) -> None:
         )
 
 
-def open_missing(missing: Missing) -> Missing:
-    """The argument `missing=` with each checkpoint in it opened, once.
+def open_missing(missing: Missing, expected: Expected | None = None) -> Missing:
+    """The argument `missing=` with each checkpoint in it opened, once; see `open_fitting`.
 
     Raises:
         UsageError: It holds neither a checkpoint nor a choice.
         CheckpointError, SourceError: See `templax.open`.
     """
     if not isinstance(missing, Mapping):
-        return _open_supplier(missing)
+        return _open_supplier(missing, expected)
     opened: dict[int | str, Supply] = {}
     for supply in missing.values():
         key = supply if isinstance(supply, str) else id(supply)
         if key not in opened:
-            opened[key] = _open_supplier(supply)
+            opened[key] = _open_supplier(supply, expected)
     return {p: opened[s if isinstance(s, str) else id(s)] for p, s in missing.items()}
 
 
-def _open_supplier(supply: Supply) -> Supply:
+def _open_supplier(supply: Supply, expected: Expected | None) -> Supply:
     if isinstance(supply, str) and supply in ("error", "keep"):
         return supply
     try:
-        return open_checkpoint(supply)
+        return open_fitting(supply, expected)
     except NotFound as error:
         if isinstance(supply, str) and supply.isidentifier():
             raise UsageError(

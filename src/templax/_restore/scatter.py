@@ -7,13 +7,15 @@ import time
 from collections.abc import Callable, Sequence
 
 import numpy as np
+from msgspec import structs
 
 from .._codecs.decode import decode
-from .._core.boxes import Box, box_slices, full_box, shape_of
+from .._core.boxes import Box, Shape, box_slices, full_box, shape_of
 from .._core.dtypes import cast_into
 from .._plan.parts import BLOCK_BYTES, Part, find_long_axis
 from ..errors import Corrupted
 from .buffers import HostMemory
+from .strided import compute_step, copy_strided
 
 
 def scatter(part: Part, decoded: memoryview, memory: HostMemory) -> float:
@@ -26,6 +28,8 @@ def scatter(part: Part, decoded: memoryview, memory: HostMemory) -> float:
         Corrupted: `decoded` has fewer bytes than the chunk.
     """
     chunk = part.chunk
+    if chunk.origin is not None:
+        return scatter_strided(part, decoded, memory)
     strides = _byte_strides(shape_of(chunk.box), part.dtype.itemsize, chunk.order)
     in_full = chunk.codecs or chunk.extent.inline is not None
     first = 0 if in_full else part.start - chunk.extent.start
@@ -38,6 +42,44 @@ def scatter(part: Part, decoded: memoryview, memory: HostMemory) -> float:
             raise Corrupted(f"Expected {part.nbytes} bytes, got {len(decoded)}") from error
         cast_s += _copy_piece(wanted, piece)
     return cast_s
+
+
+def scatter_strided(part: Part, decoded: memoryview, memory: HostMemory) -> float:
+    """Like `scatter`, for a chunk of a leaf that a mapping makes."""
+    chunk, origin = part.chunk, part.chunk.origin
+    assert origin is not None
+    itemsize = part.dtype.itemsize
+    in_full = chunk.codecs or chunk.extent.inline is not None
+    first = 0 if in_full else (part.start - chunk.extent.start) // itemsize
+    cast_s = 0.0
+    for copy in part.strided:
+        low, high = copy.src_span
+        if (high - first) * itemsize > len(decoded) or low < first:
+            raise Corrupted(f"Expected {part.nbytes} bytes, got {len(decoded)}")
+        piece = _view_strided(decoded, part.dtype, copy.shape, copy.src - first, copy.src_strides)
+        buffer = memory.array(copy.buffer)
+        wanted = _view_strided(buffer, buffer.dtype, copy.shape, copy.dst, copy.dst_strides)
+        if origin.is_computed:
+            begin = time.perf_counter()
+            compute_step(wanted, piece, origin.scale, origin.add)
+            cast_s += time.perf_counter() - begin
+        elif piece.dtype == wanted.dtype:
+            copy_strided(wanted, piece)
+        else:
+            cast_s += _copy_piece(wanted, piece)
+    return cast_s
+
+
+def _view_strided(
+    memory: memoryview | np.ndarray,
+    dtype: np.dtype,
+    shape: Shape,
+    start: int,
+    strides: Shape,
+) -> np.ndarray:
+    """A view of memory as an array. `start` and `strides` are in elements."""
+    size = dtype.itemsize
+    return np.ndarray(shape, dtype, memory, start * size, [step * size for step in strides])  # pyright: ignore[reportArgumentType]
 
 
 def scatter_blocks(
@@ -83,6 +125,12 @@ def scatter_fill(part: Part, element: memoryview, memory: HostMemory) -> float:
     """Like `scatter`, for a chunk of codec `"fill"`: one element stands for all."""
     one = decode(("fill",), element, part.dtype.itemsize)
     value = np.frombuffer(one, part.dtype).reshape(())
+    if part.chunk.origin is not None:
+        repeated = [
+            structs.replace(copy, src=0, src_strides=(0,) * len(copy.shape))
+            for copy in part.strided
+        ]
+        return scatter_strided(structs.replace(part, strided=tuple(repeated)), one, memory)
     return sum(
         _copy_piece(wanted, np.broadcast_to(value, wanted.shape))
         for _, wanted in _list_copies(part, memory)

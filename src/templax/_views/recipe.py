@@ -1,6 +1,11 @@
 """JAX. Recipes: deterministic functions as checkpoints, whose leaves are computed, not read."""
+# ruff: noqa: E402
 
 from __future__ import annotations
+
+from .._core.optional import require_jax
+
+require_jax("templax.Recipe")  # unpickling a recipe imports this module first
 
 import pickle
 from collections.abc import Callable, Iterable, Sequence

@@ -21,7 +21,14 @@ from .._template.template import Template
 from ..storage.file import read_file
 from ..storage.source import Source
 from . import shell_hints
-from .options import CheckpointPath, color_option, follow_links_option, json_option, parse_renames
+from .options import (
+    CheckpointPath,
+    color_option,
+    follow_links_option,
+    json_option,
+    map_option,
+    parse_renames,
+)
 
 _COMPARISON = (
     click.argument("path", type=CheckpointPath()),
@@ -59,6 +66,7 @@ _COMPARISON = (
         help="Which dtypes may become which.",
     ),
     follow_links_option,
+    map_option,
     json_option,
     color_option,
 )

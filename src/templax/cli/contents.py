@@ -10,6 +10,7 @@ from .._catalog.catalog import Catalog
 from .._catalog.tree_rows import Row, build_rows, find_depth, format_cells, make_flat_row
 from .._display import listing
 from .._display.terminal import Part, echo, echo_facts, echo_lines
+from .._views.view import View
 from ..errors import UnknownFormat
 from ..formats.registry import open_catalog
 from ..storage.open import open_source
@@ -23,7 +24,7 @@ FEW_ROWS = 50
 
 
 def print_contents(
-    path: str | Source,
+    path: str | Source | View,
     *,
     as_json: bool,
     depth: int | None,
@@ -45,13 +46,16 @@ def print_contents(
     Returns:
         Whether anything was shown: a leaf, or a run.
     """
-    source = open_source(path)
-    try:
-        catalog = open_catalog(source, uncommitted="allow")
-    except UnknownFormat:
-        if globs or not _print_run(source, as_json):
-            raise
-        return True
+    if isinstance(path, View):
+        catalog = path.catalog()
+    else:
+        source = open_source(path)
+        try:
+            catalog = open_catalog(source, uncommitted="allow")
+        except UnknownFormat:
+            if globs or not _print_run(source, as_json):
+                raise
+            return True
     shown = listing.select_leaves(catalog, globs)
     if as_json:
         from .._display.json import render_json

@@ -19,6 +19,7 @@ from .options import (
     color_option,
     follow_path,
     json_option,
+    map_path,
     parse_renames,
     parse_size,
 )
@@ -58,6 +59,13 @@ from .options import (
 @click.option("--no-verify", is_flag=True, help="Don't read back what was written.")
 @click.option("--threads", type=click.IntRange(min=1), help="Workers that read and write.")
 @click.option("--follow-links", is_flag=True, help="Follow symbolic links that lead out of SRC.")
+@click.option(
+    "--map",
+    "map_file",
+    type=CheckpointPath(),
+    metavar="FILE.json",
+    help="Write SRC as the mapping in this file shows it.",
+)
 @json_option
 @color_option
 def convert(
@@ -70,6 +78,7 @@ def convert(
     shard_size: str | None,
     no_verify: bool,
     follow_links: bool,
+    map_file: str | None,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -80,7 +89,7 @@ def convert(
     Exits with 0 once DST is there, 2 if anything kept it from being written.
     """
     done = tx.convert(
-        follow_path(src) if follow_links else src,
+        map_path(follow_path(src) if follow_links else src, map_file),
         dst,
         rename=parse_renames(renames),
         cast=_parse_casts(casts),

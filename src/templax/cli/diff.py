@@ -15,7 +15,7 @@ from .._display.json_reports import diff_fields
 from .._display.progress import show_progress
 from .._display.terminal import echo_report
 from .._match.result import MAX_SHOWN
-from .options import CheckpointPath, color_option, follow_path, json_option, parse_renames
+from .options import CheckpointPath, color_option, follow_path, json_option, map_path, parse_renames
 
 
 @click.command("diff")
@@ -37,6 +37,13 @@ from .options import CheckpointPath, color_option, follow_path, json_option, par
 @click.option("--all", "every", is_flag=True, help="Show every leaf that differs.")
 @click.option("--threads", type=click.IntRange(min=1), help="Workers that read and decode.")
 @click.option("--follow-links", is_flag=True, help="Follow symbolic links that lead out of A or B.")
+@click.option(
+    "--map",
+    "map_file",
+    type=CheckpointPath(),
+    metavar="FILE.json",
+    help="Compare A as the mapping in this file shows it.",
+)
 @json_option
 @color_option
 def diff(
@@ -48,6 +55,7 @@ def diff(
     no_fingerprints: bool,
     every: bool,
     follow_links: bool,
+    map_file: str | None,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -57,7 +65,7 @@ def diff(
     difference was found, 1 if one was, 2 if something can't be read.
     """
     found = tx.diff(
-        follow_path(a) if follow_links else a,
+        map_path(follow_path(a) if follow_links else a, map_file),
         follow_path(b) if follow_links else b,
         rename=parse_renames(renames),
         values=not no_values,

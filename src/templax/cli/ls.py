@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .options import CheckpointPath, color_option, follow_links_option, json_option
+from .options import CheckpointPath, color_option, follow_links_option, json_option, map_option
 
 if TYPE_CHECKING:
     from ..storage.source import Source
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 @click.command("ls")
 @click.argument("path", type=CheckpointPath())
 @follow_links_option
+@map_option
 @json_option
 @click.option("--depth", type=click.IntRange(min=1), help="Levels of the tree to show.")
 @click.option(
@@ -54,6 +55,10 @@ def ls(
     if count:
         if depth is not None or globs or every:
             raise click.UsageError("--bytes counts all bytes: leave --depth, --match and --all out")
+        from .._views.view import View
+
+        if isinstance(path, View):
+            raise click.UsageError("--bytes counts the bytes of files: leave --map out")
         from .byte_account import print_account
 
         print_account(path, as_json=as_json, whole=flat)

@@ -13,6 +13,7 @@ from click.shell_completion import CompletionItem
 from ..errors import TemplaxError
 
 if TYPE_CHECKING:
+    from .._views.view import View
     from ..storage.source import Source
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -56,6 +57,33 @@ def follow_links_option(command: Callable[..., Any]) -> Callable[..., Any]:
         return command(*args, path=follow_path(path) if follow_links else path, **options)
 
     return run
+
+
+def map_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds `--map`, with which the command gets a view in place of its path."""
+
+    @click.option(
+        "--map",
+        "map_file",
+        type=CheckpointPath(),
+        metavar="FILE.json",
+        help="Show the checkpoint as the mapping in this file says.",
+    )
+    @functools.wraps(command)
+    def run(*args: Any, path: str | Source, map_file: str | None, **options: Any) -> Any:
+        return command(*args, path=map_path(path, map_file), **options)
+
+    return run
+
+
+def map_path(path: str | Source, map_file: str | None) -> str | Source | View:
+    """The view of a checkpoint through the mapping in a file; without a file, its path."""
+    if map_file is None:
+        return path
+    from .._views.mapping import Mapping  # here, so that --help does not wait for numpy
+    from .._views.view import View
+
+    return View(path, Mapping.load(map_file))
 
 
 def follow_path(path: str) -> Source:
@@ -108,7 +136,7 @@ def echo_json_error(ctx: click.Context, error: TemplaxError | OSError) -> None:
     if ctx.meta.get(_JSON):
         from .._display.json import render_json  # for --json only
 
-        places = ("what", "leaf", "file", "start", "stop", "hint")
+        places = ("what", "leaf", "stored_as", "file", "start", "stop", "hint")
         fields = {name: getattr(error, name, None) for name in places}
         fields["what"] = fields["what"] or str(error)
         click.echo(render_json({"ok": False, "error": {"type": type(error).__name__, **fields}}))

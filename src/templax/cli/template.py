@@ -9,12 +9,13 @@ import templax as tx
 from .._template.json_file import dump_template, template_from_catalog
 from ..storage.file import write_file
 from ..storage.source import Source
-from .options import CheckpointPath, color_option, follow_links_option
+from .options import CheckpointPath, color_option, follow_links_option, map_option
 
 
 @click.command("template")
 @click.argument("path", type=CheckpointPath())
 @follow_links_option
+@map_option
 @click.option(
     "-o",
     "--output",

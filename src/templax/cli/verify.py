@@ -14,12 +14,13 @@ from .._display.json_reports import verification_fields
 from .._display.progress import show_progress
 from .._display.terminal import echo_report
 from ..storage.source import Source
-from .options import CheckpointPath, color_option, follow_links_option, json_option
+from .options import CheckpointPath, color_option, follow_links_option, json_option, map_option
 
 
 @click.command("verify")
 @click.argument("path", type=CheckpointPath())
 @follow_links_option
+@map_option
 @click.option("--threads", type=click.IntRange(min=1), help="Workers that read and decode.")
 @click.option("--required", is_flag=True, help="Exit with 1 if any byte has no checksum, too.")
 @json_option

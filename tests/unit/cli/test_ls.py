@@ -198,6 +198,7 @@ def test_ls_json_has_the_documented_fields():
         "parameter_count": 8192,
         "saved_sharding": "single device cpu:0",
         "quantisation": None,
+        "made_from": None,
         "fingerprint": None,
     }
     assert data["fingerprint"] is None  # Orbax records none

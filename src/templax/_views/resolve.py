@@ -1,0 +1,398 @@
+"""A mapping × the leaves of a checkpoint → the leaves of a view. Pure.
+
+Each rule is expanded to its families, the sizes of its axes are worked out from the shapes of the
+sources and, where these do not tell, from those that a template expects. All problems of all rules
+are in one error.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import msgspec
+import numpy as np
+from msgspec import structs
+
+from .._catalog.entry import LeafEntry
+from .._core.boxes import Shape
+from .._core.dtypes import class_of
+from .._core.names import find_nearest, matches_pattern, split_name
+from .._core.text import list_names
+from ..errors import MappingError
+from .mapping import Mapping as LeafMapping
+from .names import Binding, NamePattern, parse_name
+from .part_layout import Piece, RuleError, SizeUnknown
+from .rule_layout import RuleLayout, Stack
+from .rules import Concat, From
+
+Expected = Callable[[str], "tuple[Shape, np.dtype] | None"]
+"""The shape and dtype that a template expects of a leaf, by its name in the view."""
+
+Key = tuple[tuple[str, int | str], ...]
+"""Values of the placeholders that both names of a rule have: a member of a family."""
+
+
+class Made(msgspec.Struct, frozen=True, gc=False):
+    """How a leaf of a view is made.
+
+    Attributes:
+        rule: The rule, as its target's name; None for a leaf that `rest="keep"` passes through.
+        pieces: Where its elements come from; they tile the leaf.
+        same: The stored leaf, if the leaf is exactly that under another name.
+    """
+
+    rule: str | None
+    pieces: tuple[Piece, ...] = ()
+    same: LeafEntry | None = None
+
+    @property
+    def sources(self) -> list[LeafEntry]:
+        """The stored leaves, each once."""
+        if self.same is not None:
+            return [self.same]
+        return list({p.source.name: p.source for p in self.pieces if p.source is not None}.values())
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """What a mapping makes of a checkpoint.
+
+    Attributes:
+        entries: The leaves of the view; the `handle` of each is a `Made`.
+        dropped: Names of the leaves that `drop=` leaves out.
+    """
+
+    entries: tuple[LeafEntry, ...]
+    dropped: tuple[str, ...]
+
+
+def resolve_mapping(
+    mapping: LeafMapping, stored: Sequence[LeafEntry], expected: Expected | None
+) -> Resolved:
+    """Applies a mapping to the leaves of a checkpoint.
+
+    Args:
+        mapping: The rules.
+        stored: All leaves of the checkpoint.
+        expected: What a template expects of a leaf; None if there is no template. Leaves that it
+            does not ask for may then have sizes that nothing tells.
+
+    Raises:
+        MappingError: The mapping does not fit the leaves; lists every problem of every rule.
+    """
+    return _Resolver(mapping, stored, expected).resolve()
+
+
+def _expect_nothing(name: str) -> None:
+    del name
+
+
+class _Resolver:
+    def __init__(
+        self, mapping: LeafMapping, stored: Sequence[LeafEntry], expected: Expected | None
+    ):
+        self._mapping, self._expected = mapping, expected or _expect_nothing
+        self._fits_template = expected is not None
+        self._stored = {entry.name: entry for entry in stored}
+        self._problems: list[str] = []
+        self._entries: dict[str, LeafEntry] = {}
+        self._used: set[str] = set()
+        self._layouts: dict[object, RuleLayout] = {}
+
+    def resolve(self) -> Resolved:
+        mapping, dropped = self._mapping, self._find_dropped()
+        texts = [text for text, target in mapping.targets.items() if not target.has_rest]
+        rests = [text for text, target in mapping.targets.items() if target.has_rest]
+        rests.sort(key=lambda text: mapping.targets[text].specificity, reverse=True)
+        unmatched: list[str] = []
+        for text in texts + rests:
+            target, rule = mapping.targets[text], mapping.rules[text]
+            names = list(self._stored)
+            if target.has_rest:  # a more specific rule wins over `{...}`
+                names = [name for name in names if name not in self._used and name not in dropped]
+            if not self._apply_rule(text, target, rule, names):
+                unmatched.append(text)
+        self._report_unmatched(unmatched)
+        left = [name for name in self._stored if name not in self._used and name not in dropped]
+        if mapping.rest == "keep":
+            for name in left:
+                entry = self._stored[name]
+                self._add(structs.replace(entry, handle=Made(None, same=entry)))
+        elif left and not self._problems:
+            self._report_left(left)
+        wrong: defaultdict[str, list[str]] = defaultdict(list)
+        for name, pattern in dropped.items():
+            if name in self._used:
+                wrong[pattern].append(name)
+        for pattern, names in wrong.items():
+            self._problems.append(
+                f"drop={pattern!r} matches {list_names(names)}, which a rule uses: make it narrower"
+            )
+        if self._problems:
+            raise MappingError(self._problems)
+        return Resolved(tuple(self._entries.values()), tuple(dropped))
+
+    def _find_dropped(self) -> dict[str, str]:
+        """Name of a leaf that is dropped → the pattern."""
+        found: dict[str, str] = {}
+        for pattern in self._mapping.drop:
+            parsed = parse_name(pattern) if "{" in pattern else None
+            mine = [
+                name
+                for name in self._stored
+                if (
+                    matches_pattern(name, pattern)
+                    if parsed is None
+                    else parsed.match(name, {}, {}) is not None
+                )
+            ]
+            if not mine:
+                self._problems.append(f"drop={pattern!r} matches no leaf: leave it out")
+            found |= dict.fromkeys(mine, pattern)
+        return found
+
+    def _report_unmatched(self, unmatched: Sequence[str]) -> None:
+        """Reports rules whose sources the checkpoint lacks."""
+        for text in unmatched:
+            rule, target = self._mapping.rules[text], self._mapping.targets[text]
+            parts = rule.parts if isinstance(rule, Concat) else (rule,)
+            wanted = " and ".join(f"`{part.source.text}`" for part in parts)
+            there = next((n for n in self._stored if _match(target, parts[0], n)), None)
+            if there is not None:
+                hint = f"it has `{there}`, which this rule makes: it seems to be mapped already"
+            else:
+                near = find_nearest(parts[0].source.text, self._stored)
+                hint = f"nearest: `{near}`" if near else "correct the name, or leave the rule out"
+            self._problems.append(f"`{text}`: the checkpoint has no {wanted}; {hint}")
+
+    def _report_left(self, left: Sequence[str]) -> None:
+        """Reports leaves that no rule names."""
+        mapped = [
+            name
+            for name in left
+            if any(_match(t, From("_"), name) for t in self._mapping.targets.values())
+        ]
+        hint = 'write rules for them, or drop=[...], or rest="keep"'
+        if mapped:
+            hint = f"`{mapped[0]}` is what a rule makes: the checkpoint seems to be mapped already"
+        self._problems.append(f"no rule names {list_names(left)}: {hint}")
+
+    def _apply_rule(
+        self, text: str, target: NamePattern, rule: From | Concat, names: Sequence[str]
+    ) -> bool:
+        """Adds the leaves that a rule makes. Returns whether any leaf of the checkpoint matched."""
+        parts = rule.parts if isinstance(rule, Concat) else (rule,)
+        families = [self._find_family(target, part, names) for part in parts]
+        keys = list(dict.fromkeys(key for family in families for key in family))
+        for key in keys:
+            try:
+                found: list[Stack] = []
+                for part, family in zip(parts, families, strict=True):
+                    if key not in family:
+                        raise RuleError(
+                            f"the checkpoint has no {_format(part, dict(key))}, as the other parts"
+                            " of this rule would need"
+                        )
+                    found.append(_order_stack(part, target, family[key]))
+                for entry in self._make_members(text, target, rule, parts, found, dict(key)):
+                    self._add(entry)
+            except RuleError as error:
+                self._problems.append(f"`{text}`: {error}")
+                break  # the other members mostly have the same problem
+        for family in families:
+            for sources in family.values():
+                self._used.update(entry.name for entry in sources.values())
+        return bool(keys)
+
+    def _find_family(
+        self, target: NamePattern, part: From, names: Sequence[str]
+    ) -> dict[Key, dict[tuple[int | str, ...], LeafEntry]]:
+        """The sources of a part: for each member, those along its stacked placeholders."""
+        found: dict[Key, dict[tuple[int | str, ...], LeafEntry]] = {}
+        shared, stacked = [*target.placeholders, "..."], _list_stacked(part, target)
+        for name in names:
+            binding = part.source.match(name, part.names, part.sizes)
+            if binding is None:
+                continue
+            key = tuple((p, binding[p]) for p in shared if p in binding)
+            position = tuple(binding[p] for p in stacked)
+            found.setdefault(key, {})[position] = self._stored[name]
+        return found
+
+    def _make_members(
+        self,
+        text: str,
+        target: NamePattern,
+        rule: From | Concat,
+        parts: Sequence[From],
+        found: Sequence[Stack],
+        shared: Binding,
+    ) -> Iterator[LeafEntry]:
+        """The leaves for one binding of the shared placeholders: one, or those of an axis."""
+        sizes = {k: v for part in parts for k, v in part.sizes.items()}
+        names = {k: v for part in parts for k, v in part.names.items()}
+        first = next(iter(found[0].values()))
+        if isinstance(rule, From) and rule.axes is None:
+            name = target.format(shared, sizes)
+            if rule.scale is None and rule.add is None:
+                yield structs.replace(
+                    first,
+                    name=name,
+                    path=split_name(name),
+                    handle=Made(text, same=first),
+                    made_from=first.name,
+                )
+                return
+        for entry in itertools.chain.from_iterable(each.values() for each in found):
+            if entry.kind in ("string", "key"):
+                raise RuleError(f"`{entry.name}` is a {entry.kind}: take it as it is, without axes")
+            if entry.dtype != first.dtype:
+                raise RuleError(
+                    f"`{first.name}` is {first.dtype_name}, `{entry.name}` is {entry.dtype_name}:"
+                    " one leaf has one dtype"
+                )
+        unstacked = [p for p in target.placeholders if p not in shared]
+        start: Binding = {p: names[p][0] if p in names else 0 for p in unstacked}
+        expected = self._expected(target.format({**shared, **start}, sizes))
+        try:
+            layout = self._lay_out(text, rule, parts, found, expected, unstacked)
+        except SizeUnknown:
+            if expected is not None or not self._fits_template:
+                raise
+            # The template does not ask for this leaf, so that nobody needs its shape.
+            name = target.format({**shared, **start}, sizes)
+            made_from = f"{_describe_sources(found, None)}, in a shape that is not known"
+            yield LeafEntry(
+                name,
+                split_name(name),
+                first.shape,
+                first.dtype,
+                handle=Made(text),
+                made_from=made_from,
+            )
+            return
+        dtype, computed = first.dtype, any(part.scale or part.add for part in parts)
+        if computed:
+            if class_of(dtype) != "float":
+                raise RuleError(
+                    f"scale and add are for floats, `{first.name}` is {first.dtype_name}"
+                )
+            if expected is not None and class_of(expected[1]) == "float":
+                dtype = expected[1]
+        for index in itertools.product(*[range(layout.counts[p]) for p in unstacked]):
+            at = dict(zip(unstacked, index, strict=True))
+            values: Binding = {p: names[p][i] if p in names else i for p, i in at.items()}
+            name = target.format({**shared, **values}, sizes)
+            made = Made(text, tuple(layout.make_pieces(at, found)))
+            yield LeafEntry(
+                name,
+                split_name(name),
+                layout.shape,
+                dtype,
+                handle=made,
+                made_from=_describe_sources(found, expected and layout.explain(expected[0])),
+            )
+
+    def _lay_out(
+        self,
+        text: str,
+        rule: From | Concat,
+        parts: Sequence[From],
+        found: Sequence[Stack],
+        expected: tuple[Shape, np.dtype] | None,
+        unstacked: Sequence[str],
+    ) -> RuleLayout:
+        """The layout of a member; members whose sources look alike share one."""
+        shapes: list[Shape] = []
+        for sources in found:
+            first, *others = sources.values()
+            for entry in others:
+                if entry.shape != first.shape:
+                    raise RuleError(
+                        f"`{first.name}` has shape {first.shape}, `{entry.name}` has"
+                        f" {entry.shape}: what is stacked has one shape"
+                    )
+            shapes.append(first.shape)
+        key = (text, *shapes, *(tuple(each) for each in found), expected and expected[0])
+        layout = self._layouts.get(key)
+        if layout is None:
+            counts: list[dict[str, int]] = []
+            for part, sources in zip(parts, found, strict=True):
+                *_, last = sources
+                stacked = _list_stacked(part, self._mapping.targets[text])
+                counts.append({p: i + 1 for p, i in zip(stacked, last, strict=True)})
+            layout = RuleLayout(rule, parts, shapes, counts, expected and expected[0], unstacked)
+            self._layouts[key] = layout
+        return layout
+
+    def _add(self, entry: LeafEntry) -> None:
+        other = self._entries.get(entry.name)
+        if other is None:
+            self._entries[entry.name] = entry
+            return
+        rule, first = entry.handle.rule, other.handle.rule
+        if rule is None:
+            self._problems.append(
+                f"`{first}` makes `{entry.name}`, which the checkpoint has as well: add the latter"
+                " to drop="
+            )
+        elif not self._mapping.targets[rule].has_rest:
+            self._problems.append(
+                f"`{rule}` and `{first}` both make `{entry.name}`: make one of them narrower"
+            )
+
+
+def _order_stack(
+    part: From, target: NamePattern, sources: Mapping[tuple[int | str, ...], LeafEntry]
+) -> Stack:
+    """The sources of a member by position; there must be one for each combination of positions."""
+    stacked = _list_stacked(part, target)
+    ordered: list[list[int | str]] = []
+    for k, placeholder in enumerate(stacked):
+        values = {position[k] for position in sources}
+        if placeholder in part.names:
+            ordered.append(list(part.names[placeholder]))
+        else:
+            n = max([value for value in values if isinstance(value, int)], default=-1) + 1
+            if n > len(values):  # before as many numbers are listed as a name may say
+                missing = next(i for i in range(n) if i not in values)
+                raise RuleError(
+                    f"`{{{placeholder}}}` in `{part.source.text}` goes up to {n - 1}, but there is"
+                    f" no {missing}: what is stacked has no holes"
+                )
+            ordered.append(list(range(n)))
+    found: Stack = {}
+    for combination in itertools.product(*[enumerate(values) for values in ordered]):
+        values = tuple(value for _, value in combination)
+        if values not in sources:
+            at = dict(zip(stacked, values, strict=True))
+            raise RuleError(f"the checkpoint has no `{part.source.text}` for {at}")
+        found[tuple(i for i, _ in combination)] = sources[values]
+    return found
+
+
+def _list_stacked(part: From, target: NamePattern) -> list[str]:
+    """The placeholders along which sources are stacked: those that only their name has."""
+    return [p for p in part.source.placeholders if p not in target.placeholders]
+
+
+def _describe_sources(found: Sequence[Stack], advice: str | None) -> str:
+    """The stored leaves that a leaf is made of, and what would help it to fit."""
+    names = [entry.name for sources in found for entry in sources.values()]
+    if len(names) <= 2:
+        text = " and ".join(names)
+    else:
+        text = f"{len(names)} leaves, {names[0]} to {names[-1]}"
+    return f"{text}; {advice}" if advice else text
+
+
+def _format(part: From, binding: Binding) -> str:
+    values = ", ".join(f"{name}={value}" for name, value in binding.items())
+    return f"`{part.source.text}`" + (f" for {values}" if values else "")
+
+
+def _match(target: NamePattern, part: From, name: str) -> bool:
+    return target.match(name, part.names, part.sizes) is not None

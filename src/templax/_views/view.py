@@ -1,0 +1,213 @@
+"""Views: a checkpoint as a mapping shows it. A view is a catalog, and nothing of it is stored."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+
+import numpy as np
+from msgspec import structs
+
+from .._catalog.catalog import Catalog
+from .._catalog.entry import Chunk, Extent, LeafEntry, Origin
+from .._core.boxes import Box, full_box, shape_of, size_of
+from .._core.gc_pause import pause_gc
+from .._core.index_map import IndexMap, strides_of
+from ..errors import Corrupted, MappingError, Unsupported, UsageError
+from ..formats.registry import Checkpoint, open_checkpoint
+from .mapping import Mapping as LeafMapping
+from .part_layout import Piece
+from .resolve import Expected, Made, resolve_mapping
+
+
+def view(checkpoint: Checkpoint, mapping: LeafMapping) -> View:
+    """Shows a checkpoint as a mapping says, without reading or writing anything.
+
+    The result takes the place of a checkpoint in every call: `restore`, `check`, `plan`, `open`,
+    `verify`, `diff`, `convert`. A restore reads what its template needs straight into the arrays
+    that it returns: no leaf is loaded as it is stored, and no array is made twice.
+
+    Args:
+        checkpoint: See `open`.
+        mapping: Which leaf comes from where.
+
+    Raises:
+        UsageError: `mapping` is not a `Mapping`.
+        MappingError: By the calls that take the view: the mapping does not fit the checkpoint.
+
+    Example:
+        >>> import os, tempfile
+        >>> import numpy as np
+        >>> import templax as tx
+        >>> path = os.path.join(tempfile.mkdtemp(), "torch.safetensors")
+        >>> _ = tx.save(path, {"linear": {"weight": np.arange(6.0).reshape(2, 3)}})
+        >>> mapping = tx.Mapping({"dense.kernel": tx.From("linear.weight", "o i -> i o")})
+        >>> template = {"dense": {"kernel": np.empty((3, 2))}}
+        >>> tx.restore(tx.view(path, mapping), template)["dense"]["kernel"]
+        array([[0., 3.],
+               [1., 4.],
+               [2., 5.]])
+    """
+    if not isinstance(mapping, LeafMapping):
+        raise UsageError(f"Expected a Mapping, got {type(mapping).__name__}")
+    return View(checkpoint, mapping)
+
+
+class View:
+    """A checkpoint as a mapping shows it; `templax.view` makes one.
+
+    Attributes:
+        checkpoint: The checkpoint.
+        mapping: Which leaf comes from where.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, mapping: LeafMapping):
+        self.checkpoint, self.mapping = checkpoint, mapping
+
+    def __repr__(self) -> str:
+        return f"view({self.checkpoint!r}, {self.mapping!r})"
+
+    @property
+    def digest(self) -> str:
+        """A few characters that tell its mapping from others."""
+        return _digest(self.mapping)
+
+    def catalog(self) -> Catalog:
+        """The leaves of the view, whose sizes follow from the checkpoint and the mapping alone."""
+        return self.catalog_for(None)
+
+    def catalog_for(self, expected: Expected | None) -> Catalog:
+        """The leaves of the view, with the sizes that a template expects where nothing else tells.
+
+        Args:
+            expected: Name of a leaf of the view → its shape and dtype in the template, or None.
+                None if there is no template.
+        """
+        return _open_view(open_checkpoint(self.checkpoint), self.mapping, expected)
+
+
+@pause_gc()
+def _open_view(base: Catalog, mapping: LeafMapping, expected: Expected | None) -> Catalog:
+    try:
+        resolved = resolve_mapping(mapping, base.entries, expected)
+    except MappingError as error:
+        error.add_note(f"in a view of {base.url}")
+        raise
+    fitted = functools.partial(_open_view, base, mapping)
+    crcs = base.fingerprints
+    if not all(entry.handle.same for entry in resolved.entries):
+        crcs = None
+    return replace(
+        base,
+        evidence=f"{base.evidence}, through a mapping of {len(mapping)} rules ({_digest(mapping)})",
+        entries=resolved.entries,
+        locator=functools.partial(_locate, base),
+        empties=base.empties if mapping.rest == "keep" else {},
+        fingerprints=crcs and functools.partial(_list_fingerprints, crcs, resolved.entries),
+        positional=False,
+        base=base,
+        fit=fitted,
+    )
+
+
+def _digest(mapping: LeafMapping) -> str:
+    return hashlib.sha256(json.dumps(mapping.to_json()).encode()).hexdigest()[:12]
+
+
+def select_stored(catalog: Catalog) -> Catalog:
+    """The checkpoint behind a view, with the leaves that the view is made of; itself if no view."""
+    if catalog.base is None:
+        return catalog
+    used = {source.name for entry in catalog.entries for source in entry.handle.sources}
+    entries = [entry for entry in catalog.base.entries if entry.name in used]
+    return replace(catalog.base, entries=tuple(entries))
+
+
+def _list_fingerprints(
+    crcs: Callable[[], Mapping[str, int]], entries: Iterable[LeafEntry]
+) -> dict[str, int]:
+    """The checksums of leaves that are all stored ones under other names."""
+    stored = crcs()
+    return {entry.name: stored[entry.handle.same.name] for entry in entries}
+
+
+@pause_gc()
+def _locate(
+    base: Catalog, entries: Iterable[LeafEntry], damages: list[Corrupted] | None = None
+) -> dict[str, tuple[Chunk, ...]]:
+    """The locator of a view: the chunks of the stored leaves, carried to the leaves of the view."""
+    wanted = list(entries)
+    sources: dict[str, LeafEntry] = {}
+    for entry in wanted:
+        for source in entry.handle.sources:
+            sources[source.name] = source
+    mine = [source for source in sources.values() if source.kind != "string"]
+    stored = base.locate(mine, damages)
+    found: dict[str, tuple[Chunk, ...]] = {}
+    for entry in wanted:
+        made: Made = entry.handle
+        if made.same is not None:
+            same = stored.get(made.same.name, ())
+            found[entry.name] = tuple(
+                structs.replace(chunk, stored_as=made.same.name) for chunk in same
+            )
+            continue
+        chunks: list[Chunk] = []
+        for piece in made.pieces:
+            if piece.source is None:
+                chunks.append(_make_fill(entry, piece))
+                continue
+            for chunk in stored.get(piece.source.name, ()):
+                carried = _carry_chunk(entry, piece, piece.source, chunk)
+                if carried is not None:
+                    chunks.append(carried)
+        found[entry.name] = tuple(chunks)
+    return found
+
+
+def _make_fill(entry: LeafEntry, piece: Piece) -> Chunk:
+    """A chunk of one element, which fills what nothing is stored for."""
+    value = np.array(piece.fill).astype(entry.dtype)
+    box = piece.map.bound_target(_full(piece.map))
+    origin = Origin((), entry.dtype, piece.map)
+    extent = Extent("", 0, entry.dtype.itemsize, value.tobytes())
+    return Chunk(extent, box, checked=True, origin=origin)
+
+
+def _carry_chunk(entry: LeafEntry, piece: Piece, source: LeafEntry, chunk: Chunk) -> Chunk | None:
+    """A chunk of a stored leaf as one of the leaf made of it; None if it has nothing of that."""
+    if chunk.origin is not None:
+        raise Unsupported(
+            "templax maps a leaf once, got a view of a view: write one mapping", leaf=entry.name
+        )
+    map = piece.map
+    boxes = map.split_source(chunk.box)
+    if not boxes:
+        return None
+    bounds = [map.bound_target(box) for box in boxes]
+    box = tuple(
+        (min(low for low, _ in dim), max(high for _, high in dim))
+        for dim in zip(*bounds, strict=True)
+    )
+    if (
+        len(boxes) == 1
+        and piece.scale is piece.add is None
+        and source.dtype == entry.dtype
+        and chunk.order == "C"
+        and size_of(boxes[0]) == size_of(chunk.box) == size_of(box)
+    ):
+        shape = shape_of(box)
+        copy = map.make_copy(
+            boxes[0], chunk.box, strides_of(shape_of(chunk.box)), box, strides_of(shape)
+        )
+        if copy.is_contiguous:  # the same bytes, in another shape
+            return structs.replace(chunk, box=box, stored_as=source.name)
+    origin = Origin(chunk.box, source.dtype, map, piece.scale, piece.add)
+    return structs.replace(chunk, box=box, origin=origin, stored_as=source.name)
+
+
+def _full(map: IndexMap) -> Box:
+    return full_box(tuple(axis.size for axis in map.axes))
