@@ -85,6 +85,9 @@ class PartLayout:
         for axis, n in counts.items():
             self.sizes.set(axis, n, "source")
             self.sizes.set(axis, n, "target")
+        for placeholder in unstacked:
+            if placeholder in part.names:  # a leaf for each name
+                self.sizes.set(placeholder, len(part.names[placeholder]), "source")
         for axis, n in part.sizes.items():
             cut = (axis,) in part.slice
             self.sizes.set(axis, n, "source" if cut else "target")
