@@ -116,6 +116,8 @@ class CheckpointError(TemplaxError):
         hint: What to do about it, or None.
         box: The elements of the leaf concerned, as one half-open index range per dimension, or
             None.
+        stored_as: In a view, the name that the leaf, or the part of it concerned, is stored under,
+            or None.
 
     Example:
         >>> error = CheckpointError("Expected 4 bytes, got 3", file="d/0", start=8, stop=12)
@@ -135,10 +137,13 @@ class CheckpointError(TemplaxError):
         stop: int | None = None,
         hint: str | None = None,
         box: tuple[tuple[int, int], ...] | None = None,
+        stored_as: str | None = None,
     ):
         places = []
         if leaf is not None:
             places.append(f"at `{leaf}`")
+        if stored_as not in (None, leaf):
+            places.append(f"stored as `{stored_as}`")
         if box:
             places.append(f"elements [{', '.join(f'{a}:{b}' for a, b in box)}]")
         if file is not None:
@@ -149,6 +154,7 @@ class CheckpointError(TemplaxError):
         super().__init__(f"{text}; hint: {hint}" if hint else text)
         self.what, self.leaf, self.file = escape_text(what), leaf, file
         self.start, self.stop, self.hint, self.box = start, stop, hint, box
+        self.stored_as = stored_as
 
     def locate(
         self,
@@ -158,6 +164,7 @@ class CheckpointError(TemplaxError):
         start: int | None = None,
         stop: int | None = None,
         box: tuple[tuple[int, int], ...] | None = None,
+        stored_as: str | None = None,
     ) -> CheckpointError:
         """Returns a copy of the error with a more precise location.
 
@@ -172,6 +179,7 @@ class CheckpointError(TemplaxError):
             stop=self.stop if self.stop is not None else stop,
             hint=self.hint,
             box=self.box if self.box is not None else box,
+            stored_as=self.stored_as if self.stored_as is not None else stored_as,
         )
 
 

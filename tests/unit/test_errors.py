@@ -82,6 +82,7 @@ def test_a_template_error_survives_pickle_and_copy(
         tx.Unsupported("codec", leaf="w"),
         tx.SourceError("the store failed"),
         tx.UsageError("Expected"),
+        tx.MappingError(["`a`: wrong", "`b`: wrong, too"]),
         tx.MissingPackage("needs JAX", name="jax", hint="install it"),
     ],
     ids=lambda e: type(e).__name__,

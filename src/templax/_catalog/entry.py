@@ -47,14 +47,12 @@ class Origin(msgspec.Struct, frozen=True, gc=False):
     """Where a chunk lies in the checkpoint, if its leaf is made of other leaves by a mapping.
 
     Attributes:
-        leaf: Name of the leaf that it is stored as.
-        box: Range of that leaf, in elements.
+        box: Range of the stored leaf, in elements.
         dtype: As stored.
         map: Which elements of the stored leaf are which of this one.
         scale, add: If not None, the values are computed: `x.astype(float32) * scale + add`.
     """
 
-    leaf: str
     box: Box
     dtype: np.dtype
     map: IndexMap
@@ -82,6 +80,7 @@ class Chunk(msgspec.Struct, frozen=True, gc=False):
         block: Number of bytes that each of `sums` covers.
         origin: Set if a mapping makes the leaf of parts of other leaves. The chunk decodes to
             `origin.box` of one of them, and `box` is the smallest around what that is in this leaf.
+        stored_as: In a view, the name of the stored leaf, for errors.
     """
 
     extent: Extent
@@ -92,6 +91,7 @@ class Chunk(msgspec.Struct, frozen=True, gc=False):
     sums: tuple[int, ...] = ()
     block: int = 0
     origin: Origin | None = None
+    stored_as: str | None = None
 
     @property
     def stored_box(self) -> Box:

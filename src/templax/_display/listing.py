@@ -74,7 +74,10 @@ def find_common_sharding(entries: Sequence[LeafEntry]) -> str | None:
 def make_restore_code(catalog: Catalog) -> str:
     """Python code that restores the checkpoint, both as it is and into the tree of a model."""
     allow = ', uncommitted="allow"' if catalog.uncommitted is not None else ""
-    opened = f"tx.open({quote_text(catalog.url)}{allow})"
+    shown = quote_text(catalog.url)
+    if catalog.base is not None:
+        shown = f'tx.view({shown}, tx.Mapping.load("FILE.json"))'
+    opened = f"tx.open({shown}{allow})"
     paths = {e.path[: i + 1] for e in catalog.entries for i in _find_params(e.path)}
     wrapped = sorted({join_path(path) for path in paths})
     arguments = "template"

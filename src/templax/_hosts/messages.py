@@ -14,7 +14,7 @@ from ..errors import AlreadyExists, CheckpointError, SaveError, TemplaxError
 _MAX_NAMED = 8
 """An error names at most this many processes."""
 
-_PLACES = ("leaf", "file", "start", "stop", "hint", "box")
+_PLACES = ("leaf", "file", "start", "stop", "hint", "box", "stored_as")
 
 _NUMBER = re.compile(r"(.*?)(\d{1,18})/*")
 

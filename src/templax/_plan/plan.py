@@ -108,7 +108,11 @@ class Plan:
     @property
     def useful_bytes(self) -> int:
         """How many of `read_bytes` belong to the leaves asked for."""
-        return sum(count_useful_bytes(part) for op in self._reads for part in op.parts)
+        # In a view, several leaves may be made of the same bytes of a request.
+        return sum(
+            min(op.stop - op.start, sum([count_useful_bytes(part) for part in op.parts]))
+            for op in self._reads
+        )
 
     @property
     def decoded_chunks(self) -> int:

@@ -89,7 +89,11 @@ def fill_buffers(
     except CheckpointError as error:
         extent = part.chunk.extent
         raise error.locate(
-            leaf=part.name, file=op.key or source.url, start=extent.start, stop=extent.stop
+            leaf=part.name,
+            file=op.key or source.url,
+            start=extent.start,
+            stop=extent.stop,
+            stored_as=part.chunk.stored_as,
         ) from error
     except SourceError as error:
         error.add_note(f"while leaf `{part.name}` was read")
@@ -105,7 +109,7 @@ def _read_request(op: ReadOp, source: Source, out: memoryview) -> memoryview:
             try:
                 source.read(op.key, part.start, part.stop)
             except Corrupted as error:
-                raise error.locate(leaf=part.name) from None
+                raise error.locate(leaf=part.name, stored_as=part.chunk.stored_as) from None
         raise
 
 

@@ -20,6 +20,10 @@ class RuleError(Exception):
     """What is wrong with a rule, and what to write instead."""
 
 
+class SizeUnknown(RuleError):
+    """Nothing tells the size of an axis."""
+
+
 class Piece(msgspec.Struct, frozen=True, gc=False):
     """Elements of a leaf that come from one stored leaf, or that are filled in.
 
@@ -175,7 +179,7 @@ class PartLayout:
         source, target = self.sizes.source, self.sizes.target
         for axis in {*self.part.pad, *self.part.crop}:
             if axis in source and axis not in target:
-                raise RuleError(
+                raise SizeUnknown(
                     f"the new size of `{axis}` is not known without a template: give {axis}=N"
                 )
         for dim, n in zip(self.left, self.shape, strict=True):
@@ -190,7 +194,7 @@ class PartLayout:
             or (axis not in target and axis in self._right_axes)
         )
         if missing:
-            raise RuleError(
+            raise SizeUnknown(
                 f"the shape {self.shape} does not tell the size of"
                 f" {' and '.join(f'`{axis}`' for axis in missing)}: give"
                 f" {' or '.join(f'{axis}=N' for axis in missing)}"
@@ -280,9 +284,10 @@ class PartLayout:
             target_start[d] += index * step
         axes: list[MapAxis] = []
         names: list[str] = []
-        for axis, to in target_step.items():
+        for axis in [axis for dim in self.right for axis in dim]:
             if axis in stacked:
                 continue
+            to = target_step[axis]
             n = target[axis]
             by = source_step.get(axis)
             if by is not None:
@@ -304,14 +309,14 @@ class PartLayout:
     def _list_fills(
         self, whole: IndexMap, names: Sequence[str]
     ) -> Iterator[tuple[IndexMap, float]]:
-        """What is filled in at the ends of axes that grow: boxes that do not overlap."""
+        """What is filled in at the ends of axes that grow, one axis after the other."""
         sizes = [axis.size for axis in whole.axes]
         full = [self.sizes.target[name] for name in names]
         for k, name in enumerate(names):
             if name not in self.part.pad or sizes[k] == full[k]:
                 continue
             ranges = [
-                (0, sizes[i]) if i < k and names[i] in self.part.pad else (0, full[i])
+                (0, sizes[i]) if i > k and names[i] in self.part.pad else (0, full[i])
                 for i in range(len(names))
             ]
             ranges[k] = sizes[k], full[k]

@@ -24,7 +24,7 @@ from .._core.text import list_names
 from ..errors import MappingError
 from .mapping import Mapping as LeafMapping
 from .names import Binding, NamePattern, parse_name
-from .part_layout import Piece, RuleError
+from .part_layout import Piece, RuleError, SizeUnknown
 from .rule_layout import RuleLayout, Stack
 from .rules import Concat, From
 
@@ -70,14 +70,15 @@ class Resolved:
 
 
 def resolve_mapping(
-    mapping: LeafMapping, stored: Sequence[LeafEntry], expected: Expected
+    mapping: LeafMapping, stored: Sequence[LeafEntry], expected: Expected | None
 ) -> Resolved:
     """Applies a mapping to the leaves of a checkpoint.
 
     Args:
         mapping: The rules.
         stored: All leaves of the checkpoint.
-        expected: What a template expects of a leaf; None for nothing.
+        expected: What a template expects of a leaf; None if there is no template. Leaves that it
+            does not ask for may then have sizes that nothing tells.
 
     Raises:
         MappingError: The mapping does not fit the leaves; lists every problem of every rule.
@@ -85,9 +86,16 @@ def resolve_mapping(
     return _Resolver(mapping, stored, expected).resolve()
 
 
+def _expect_nothing(name: str) -> None:
+    del name
+
+
 class _Resolver:
-    def __init__(self, mapping: LeafMapping, stored: Sequence[LeafEntry], expected: Expected):
-        self._mapping, self._expected = mapping, expected
+    def __init__(
+        self, mapping: LeafMapping, stored: Sequence[LeafEntry], expected: Expected | None
+    ):
+        self._mapping, self._expected = mapping, expected or _expect_nothing
+        self._fits_template = expected is not None
         self._stored = {entry.name: entry for entry in stored}
         self._problems: list[str] = []
         self._entries: dict[str, LeafEntry] = {}
@@ -249,7 +257,23 @@ class _Resolver:
         unstacked = [p for p in target.placeholders if p not in shared]
         start: Binding = {p: names[p][0] if p in names else 0 for p in unstacked}
         expected = self._expected(target.format({**shared, **start}, sizes))
-        layout = self._lay_out(text, rule, parts, found, expected, unstacked)
+        try:
+            layout = self._lay_out(text, rule, parts, found, expected, unstacked)
+        except SizeUnknown:
+            if expected is not None or not self._fits_template:
+                raise
+            # The template does not ask for this leaf, so that nobody needs its shape.
+            name = target.format({**shared, **start}, sizes)
+            made_from = f"{_describe_sources(found, None)}, in a shape that is not known"
+            yield LeafEntry(
+                name,
+                split_name(name),
+                first.shape,
+                first.dtype,
+                handle=Made(text),
+                made_from=made_from,
+            )
+            return
         dtype, computed = first.dtype, any(part.scale or part.add for part in parts)
         if computed:
             if class_of(dtype) != "float":

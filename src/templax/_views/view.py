@@ -70,38 +70,39 @@ class View:
     def __repr__(self) -> str:
         return f"view({self.checkpoint!r}, {self.mapping!r})"
 
+    @property
+    def digest(self) -> str:
+        """A few characters that tell its mapping from others."""
+        return _digest(self.mapping)
+
     def catalog(self) -> Catalog:
         """The leaves of the view, whose sizes follow from the checkpoint and the mapping alone."""
-        return self.catalog_for(_expect_nothing)
+        return self.catalog_for(None)
 
-    def catalog_for(self, expected: Expected) -> Catalog:
+    def catalog_for(self, expected: Expected | None) -> Catalog:
         """The leaves of the view, with the sizes that a template expects where nothing else tells.
 
         Args:
             expected: Name of a leaf of the view → its shape and dtype in the template, or None.
+                None if there is no template.
         """
         return _open_view(open_checkpoint(self.checkpoint), self.mapping, expected)
 
 
-def _expect_nothing(name: str) -> None:
-    del name
-
-
 @pause_gc()
-def _open_view(base: Catalog, mapping: LeafMapping, expected: Expected) -> Catalog:
+def _open_view(base: Catalog, mapping: LeafMapping, expected: Expected | None) -> Catalog:
     try:
         resolved = resolve_mapping(mapping, base.entries, expected)
     except MappingError as error:
         error.add_note(f"in a view of {base.url}")
         raise
-    digest = hashlib.sha256(json.dumps(mapping.to_json()).encode()).hexdigest()[:12]
     fitted = functools.partial(_open_view, base, mapping)
     crcs = base.fingerprints
     if not all(entry.handle.same for entry in resolved.entries):
         crcs = None
     return replace(
         base,
-        evidence=f"{base.evidence}, through a mapping of {len(mapping)} rules ({digest})",
+        evidence=f"{base.evidence}, through a mapping of {len(mapping)} rules ({_digest(mapping)})",
         entries=resolved.entries,
         locator=functools.partial(_locate, base),
         empties=base.empties if mapping.rest == "keep" else {},
@@ -110,6 +111,10 @@ def _open_view(base: Catalog, mapping: LeafMapping, expected: Expected) -> Catal
         base=base,
         fit=fitted,
     )
+
+
+def _digest(mapping: LeafMapping) -> str:
+    return hashlib.sha256(json.dumps(mapping.to_json()).encode()).hexdigest()[:12]
 
 
 def select_stored(catalog: Catalog) -> Catalog:
@@ -145,7 +150,10 @@ def _locate(
     for entry in wanted:
         made: Made = entry.handle
         if made.same is not None:
-            found[entry.name] = stored.get(made.same.name, ())
+            same = stored.get(made.same.name, ())
+            found[entry.name] = tuple(
+                structs.replace(chunk, stored_as=made.same.name) for chunk in same
+            )
             continue
         chunks: list[Chunk] = []
         for piece in made.pieces:
@@ -164,7 +172,7 @@ def _make_fill(entry: LeafEntry, piece: Piece) -> Chunk:
     """A chunk of one element, which fills what nothing is stored for."""
     value = np.array(piece.fill).astype(entry.dtype)
     box = piece.map.bound_target(_full(piece.map))
-    origin = Origin("", (), entry.dtype, piece.map)
+    origin = Origin((), entry.dtype, piece.map)
     extent = Extent("", 0, entry.dtype.itemsize, value.tobytes())
     return Chunk(extent, box, checked=True, origin=origin)
 
@@ -196,9 +204,9 @@ def _carry_chunk(entry: LeafEntry, piece: Piece, source: LeafEntry, chunk: Chunk
             boxes[0], chunk.box, strides_of(shape_of(chunk.box)), box, strides_of(shape)
         )
         if copy.is_contiguous:  # the same bytes, in another shape
-            return structs.replace(chunk, box=box)
-    origin = Origin(source.name, chunk.box, source.dtype, map, piece.scale, piece.add)
-    return structs.replace(chunk, box=box, origin=origin)
+            return structs.replace(chunk, box=box, stored_as=source.name)
+    origin = Origin(chunk.box, source.dtype, map, piece.scale, piece.add)
+    return structs.replace(chunk, box=box, origin=origin, stored_as=source.name)
 
 
 def _full(map: IndexMap) -> Box:

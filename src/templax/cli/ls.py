@@ -55,6 +55,10 @@ def ls(
     if count:
         if depth is not None or globs or every:
             raise click.UsageError("--bytes counts all bytes: leave --depth, --match and --all out")
+        from .._views.view import View
+
+        if isinstance(path, View):
+            raise click.UsageError("--bytes counts the bytes of files: leave --map out")
         from .byte_account import print_account
 
         print_account(path, as_json=as_json, whole=flat)

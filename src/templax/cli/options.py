@@ -136,7 +136,7 @@ def echo_json_error(ctx: click.Context, error: TemplaxError | OSError) -> None:
     if ctx.meta.get(_JSON):
         from .._display.json import render_json  # for --json only
 
-        places = ("what", "leaf", "file", "start", "stop", "hint")
+        places = ("what", "leaf", "stored_as", "file", "start", "stop", "hint")
         fields = {name: getattr(error, name, None) for name in places}
         fields["what"] = fields["what"] or str(error)
         click.echo(render_json({"ok": False, "error": {"type": type(error).__name__, **fields}}))

@@ -241,7 +241,7 @@ def test_an_error_is_json_where_json_is_asked_for(command, template_file, tmp_pa
         document = json.loads(result.stdout)
         error = document.pop("error")
         assert document == {"schema": 1, "ok": False}
-        assert list(error) == ["type", "what", "leaf", "file", "start", "stop", "hint"]
+        assert list(error) == ["type", "what", "leaf", "stored_as", "file", "start", "stop", "hint"]
         assert error["type"] == kind
         assert error["what"] in result.stderr
     assert "8" in str(error["start"])

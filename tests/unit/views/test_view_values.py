@@ -111,8 +111,9 @@ def rules(draw: st.DrawFn) -> Rule:
             if kinds[axis] == "repeat":
                 whole = np.repeat(whole[None], sizes[axis], axis=0)
                 order = [axis, *order]
-        for k, axis in enumerate(order):
+        for axis in [a for dim in right_dims for a in dim]:  # one after the other
             if kinds[axis] == "pad":
+                k = order.index(axis)
                 width = [(0, 0)] * whole.ndim
                 width[k] = 0, grown[axis] - sizes[axis]
                 fill = np.array(options["pad"][axis]).astype(dtype)

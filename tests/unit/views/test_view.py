@@ -1,0 +1,303 @@
+"""What a view makes of small checkpoints, and what it says of mappings that do not fit."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import einops
+import ml_dtypes
+import numpy as np
+import pytest
+
+import templax as tx
+from helpers import run_cli
+
+A = np.arange(24, dtype=np.float32).reshape(4, 6)
+B = np.arange(12, dtype=np.float32).reshape(2, 6) + 100
+BF16 = np.random.default_rng(0).standard_normal((6, 4)).astype(ml_dtypes.bfloat16)
+
+
+def make_view(
+    directory: Path, stored: dict[str, Any], rules: dict[str, Any], **options: Any
+) -> Any:
+    path = directory / "model.safetensors"
+    tx.save(path, stored, overwrite=True)
+    return tx.view(path, tx.Mapping(rules, **options))
+
+
+def restore_all(view: Any) -> dict[str, np.ndarray]:
+    """Every leaf of a view, in the shape that follows from the checkpoint alone."""
+    entries = tx.open(view).entries
+    return tx.restore(view, {entry.name: np.empty(entry.shape, entry.dtype) for entry in entries})
+
+
+VALUES: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
+    "joined unequal parts": (
+        {"g": A, "u": B},
+        {"w": tx.Concat([tx.From("g", "f d -> d f"), tx.From("u", "f d -> d f")], "d [f]")},
+        {"w": np.concatenate([A.T, B.T], 1)},
+    ),
+    "joined as they are": (
+        {"g": A, "u": B},
+        {"w": tx.Concat(["g", "u"], "[f] d")},
+        {"w": np.concatenate([A, B])},
+    ),
+    "joined for each head": (
+        {"q": A, "k": B},
+        {"w": tx.Concat([tx.From(n, "(h f) r -> (h f) r", h=2) for n in ("q", "k")], "(h [f]) r")},
+        {"w": np.concatenate([A.reshape(2, 2, 6), B.reshape(2, 1, 6)], 1).reshape(6, 6)},
+    ),
+    "cut for each head": (
+        {"w": A},
+        {"q": tx.From("w", "(h f) r -> (h f) r", slice={"f": (1, 2)}, h=2)},
+        {"q": A.reshape(2, 2, 6)[:, 1:2].reshape(2, 6)},
+    ),
+    "a composite axis that is cut": (
+        {"p": A},
+        {"p": tx.From("p", "a (h w) -> h w a", slice={"(h w)": (1, 5)}, h=2)},
+        {"p": A[:, 1:5].reshape(4, 2, 2).transpose(1, 2, 0)},
+    ),
+    "RoPE halves to pairs": (
+        {"p": A.reshape(8, 3)},
+        {"p": tx.From("p", "(h two k) d -> (h k two) d", two=2, h=2)},
+        {"p": einops.rearrange(A.reshape(8, 3), "(h two k) d -> (h k two) d", two=2, h=2)},
+    ),
+    "every other layer": (
+        {f"l.{i}.w": np.full(2, i, np.float32) for i in range(6)},
+        {"s.{c}.w": tx.From("l.{(g c)}.w", "d -> g d", c=2)},
+        {f"s.{c}.w": np.array([[i, i] for i in range(c, 6, 2)], np.float32) for c in range(2)},
+    ),
+    "experts of layers": (
+        {f"l.{i}.e.{e}.w": A + 10 * i + e for i in range(2) for e in range(3)},
+        {"w": tx.From("l.{i}.e.{e}.w", "f d -> i e d f")},
+        {"w": np.stack([np.stack([(A + 10 * i + e).T for e in range(3)]) for i in range(2)])},
+    ),
+    "one source of two leaves": (
+        {"e": A},
+        {"a": "e", "b": tx.From("e", "v d -> d v")},
+        {"a": A, "b": A.T},
+    ),
+    "a subtree that moved": (
+        {"opt.0.mu.w": A, "step": np.int32(3)},
+        {"opt.1.0.{...}": "opt.0.{...}", "step": "step"},
+        {"opt.1.0.mu.w": A, "step": np.int32(3)},
+    ),
+    "a rule more specific than the rest": (
+        {"m.a": A, "m.b": A},
+        {"n.{...}": "m.{...}", "n.b": tx.From("m.b", "x y -> y x")},
+        {"n.a": A, "n.b": A.T},
+    ),
+    "a factor": ({"p": BF16}, {"p": tx.From("p", scale=-1)}, {"p": -BF16}),
+}
+
+
+@pytest.mark.parametrize("case", VALUES)
+def test_leaves_have_the_values_of_numpy(case, tmp_path):
+    stored, rules, expected = VALUES[case]
+    made = restore_all(make_view(tmp_path, stored, rules))
+    assert made.keys() == expected.keys()
+    for name, values in expected.items():
+        np.testing.assert_array_equal(made[name], values)
+
+
+def test_the_affine_step_rounds_once_to_the_dtype_of_the_template(tmp_path):
+    rule = tx.From("p", "(h k) d -> d h k", scale="k**-0.5", add=1, h=2)
+    made = tx.restore(
+        make_view(tmp_path, {"p": BF16}, {"p": rule}), {"p": np.empty((4, 2, 3), "f2")}
+    )
+    values = BF16.astype(np.float32) * np.float32(3**-0.5) + np.float32(1)
+    expected = values.astype(np.float16).reshape(2, 3, 4).transpose(2, 0, 1)
+    np.testing.assert_array_equal(made["p"].view(np.uint16), np.array(expected).view(np.uint16))
+
+
+@pytest.mark.parametrize(
+    ("rule", "shape", "expected"),
+    [
+        (tx.From("e", "v d -> v d", pad="v"), (6, 6), np.pad(A, [(0, 2), (0, 0)])),
+        (
+            tx.From("e", "v d -> d v", pad={"v": -1}),
+            (6, 5),
+            np.pad(A.T, [(0, 0), (0, 1)], constant_values=-1),
+        ),
+        (tx.From("e", "v d -> v d", crop="v"), (3, 6), A[:3]),
+        (tx.From("e", "v d -> v d", pad="v", crop="v"), (4, 6), A),
+        (tx.From("e", "(h k) d -> d h k"), (6, 2, 2), A.reshape(2, 2, 6).transpose(2, 0, 1)),
+    ],
+)
+def test_sizes_that_the_checkpoint_does_not_tell_come_from_the_template(
+    rule, shape, expected, tmp_path
+):
+    view = make_view(tmp_path, {"e": A}, {"y": rule})
+    made = tx.restore(view, {"y": np.empty(shape, np.float32)})
+    np.testing.assert_array_equal(made["y"], expected)
+    assert tx.check(view, {"y": np.empty(shape, np.float32)}).ok
+
+
+STACK = {"l.0": A, "l.2": A}
+ERRORS: list[tuple[dict[str, Any], dict[str, Any], dict[str, Any], str]] = [
+    ({"e": A}, {"y": tx.From("e", "(h k) d -> d h k")}, {}, "`y`: .* `h` and `k`: give h=N or k=N"),
+    ({"e": A}, {"y": tx.From("e", "(h k) d -> d h k", h=3)}, {}, "3 does not divide: check"),
+    ({"e": A, "f": A, "g": A}, {"y": "e"}, {}, "no rule names `f`, `g`: write rules .* drop="),
+    ({"y": A, "z.0": A}, {"y": "x"}, {}, "no `x`; it has `y`, which this rule makes: .* already"),
+    ({"weights": A}, {"y": "weight"}, {}, "no `weight`; nearest: `weights`"),
+    (STACK, {"y": tx.From("l.{i}", "a b -> i a b")}, {}, "up to 2, but there is no 1: .* no holes"),
+    (
+        {"a": A, "b": B},
+        {"y": tx.From("{p}", "a b -> p a b", p=["a", "b"])},
+        {},
+        r"`a` has shape \(4, 6\), `b` has \(2, 6\)",
+    ),
+    (
+        {"a": A, "b": A.astype(np.float64)},
+        {"y": tx.From("{p}", "a b -> p a b", p=["a", "b"])},
+        {},
+        "`a` is float32, `b` is float64",
+    ),
+    ({"a.0": A, "a.1": A, "b": A}, {"y.{i}": "a.{i}", "y.1": "b"}, {}, "both make `y.1`"),
+    ({"a": A, "b": A}, {"y": "a"}, {"drop": ["b", "c*"]}, "drop='c.*' matches no leaf: leave it"),
+    ({"a": A}, {"y": "a"}, {"drop": "*"}, "drop='.*' matches `a`, which a rule uses"),
+    ({"a": np.arange(3)}, {"y": tx.From("a", scale=2)}, {}, "are for floats, `a` is int64"),
+    ({"a": A}, {"y": tx.From("a", "a b c -> a b c")}, {}, "name 3 dimensions, the source has 2"),
+    ({"a": A, "y": B}, {"y": "a"}, {"rest": "keep"}, "`y` makes `y`, which the checkpoint has as"),
+    ({"g": A}, {"w": tx.Concat(["g", "u"], "[f] d")}, {}, "no `u`, as the other parts"),
+    ({"a": A}, {"y": tx.From("a", "a b -> b", select={"a": 4})}, {}, "beyond its 4 elements"),
+    ({"a": A}, {"y": tx.From("a", "a b -> a b", slice={"a": (2, 5)})}, {}, "beyond its 4 elements"),
+]
+
+
+@pytest.mark.parametrize(("stored", "rules", "options", "said"), ERRORS)
+def test_a_mapping_that_does_not_fit_is_one_error_that_says_what_to_write(
+    stored, rules, options, said, tmp_path
+):
+    view = make_view(tmp_path, stored, rules, **options)
+    with pytest.raises(tx.MappingError, match=said):
+        tx.open(view)
+
+
+def test_all_problems_of_all_rules_are_in_one_error(tmp_path):
+    rules = {"x": "p", "y": tx.From("e", "(h k) d -> d h k"), "z": tx.From("f", "a b c -> c b a")}
+    with pytest.raises(tx.MappingError) as caught:
+        tx.open(make_view(tmp_path, {"e": A, "f": B}, rules))
+    assert [problem.split(":")[0] for problem in caught.value.problems] == ["`y`", "`z`", "`x`"]
+
+
+def test_a_mismatch_names_both_leaves_and_what_would_make_it_fit(tmp_path):
+    view = make_view(tmp_path, {"e": A}, {"y": tx.From("e", "v d -> v d")})
+    with pytest.raises(
+        tx.TemplateError, match=r'at `y`; made from e; pad="v" in its rule'
+    ) as caught:
+        tx.restore(view, {"y": np.empty((5, 6), np.float32)})
+    assert [m.problem for m in caught.value.mismatches] == ["shape"]
+    padded = make_view(tmp_path, {"e": A}, {"y": tx.From("e", "v d -> v d", pad="v")})
+    assert tx.check(padded, {"y": np.empty((5, 6), np.float32)}).ok
+
+
+def test_damage_is_named_by_both_names(tmp_path):
+    view = make_view(tmp_path, {"w": A, "b": B}, {"k": tx.From("w", "a b -> b a")}, drop="b")
+    data = bytearray((tmp_path / "model.safetensors").read_bytes())
+    data[data.index(A.tobytes())] ^= 1
+    (tmp_path / "model.safetensors").write_bytes(data)
+    with pytest.raises(tx.Corrupted, match="at `k`, stored as `w`"):
+        tx.restore(view, {"k": np.empty((6, 4), np.float32)})
+    assert [damage.leaf for damage in tx.verify(view).damages] == ["w"]
+
+
+def test_a_view_that_leaves_the_damaged_leaf_out_is_sound(tmp_path):
+    view = make_view(tmp_path, {"w": A, "b": B}, {"k": "w"}, drop="b")
+    data = bytearray((tmp_path / "model.safetensors").read_bytes())
+    data[data.index(B.tobytes())] ^= 1
+    (tmp_path / "model.safetensors").write_bytes(data)
+    assert tx.verify(view).ok
+    assert not tx.verify(tmp_path / "model.safetensors").ok
+
+
+@pytest.mark.parametrize("to", ["orbax", "safetensors", "msgpack", "npz"])
+def test_a_view_converts_and_is_identical_to_what_was_written(to, tmp_path):
+    rules = {"k": tx.From("w", "(h a) b -> b h a", h=2), "l": tx.From("w", "a b -> a b", flip="a")}
+    view = make_view(tmp_path, {"w": A}, rules)
+    done = tx.convert(view, tmp_path / f"out.{to}", to=to)
+    assert tx.diff(view, done.path).identical
+    assert not tx.diff(make_view(tmp_path, {"w": A + 1}, rules), done.path).identical
+    (tree,) = [tx.restore(done.path, {"k": np.empty((6, 2, 2), "f4"), "l": np.empty((4, 6), "f4")})]
+    np.testing.assert_array_equal(tree["k"], A.reshape(2, 2, 6).transpose(2, 0, 1))
+    np.testing.assert_array_equal(tree["l"], A[::-1])
+    assert done.shared == ()
+
+
+def test_at_rename_missing_and_extra_work_on_the_names_of_the_view(tmp_path):
+    view = make_view(tmp_path, {"w": A, "v": B}, {"p.k": tx.From("w", "a b -> b a"), "p.l": "v"})
+    template = {"q": np.empty((6, 4), np.float32)}
+    options: dict[str, Any] = {"at": "p", "rename": {"k": "q"}, "extra": "ignore"}
+    np.testing.assert_array_equal(tx.restore(view, template, **options)["q"], A.T)
+    tx.save(tmp_path / "base", {"p": {"l": B}})
+    template = {"p": {"l": np.empty((2, 6), np.float32), "k": np.empty((6, 4), np.float32)}}
+    tree = tx.restore(tmp_path / "base", template, missing=view)
+    np.testing.assert_array_equal(tree["p"]["k"], A.T)
+
+
+def test_sizes_of_a_supplier_come_from_the_template(tmp_path):
+    view = make_view(tmp_path, {"w": A}, {"k": tx.From("w", "(h a) b -> b h a")})
+    tx.save(tmp_path / "base", {"l": B})
+    template = {"l": np.empty((2, 6), np.float32), "k": np.empty((6, 2, 2), np.float32)}
+    tree = tx.restore(tmp_path / "base", template, missing=view)
+    np.testing.assert_array_equal(tree["k"], A.reshape(2, 2, 6).transpose(2, 0, 1))
+
+
+def test_a_catalog_of_a_view_can_be_pickled(tmp_path):
+    view = make_view(tmp_path, {"w": A}, {"k": tx.From("w", "a b -> b a")})
+    catalog = pickle.loads(pickle.dumps(tx.open(view)))  # noqa: S301
+    np.testing.assert_array_equal(restore_all(catalog)["k"], A.T)
+
+
+def test_only_what_a_box_needs_is_read(tmp_path):
+    stored = {f"l.{i}": np.full((8, 1 << 18), i, np.float32) for i in range(3)}
+    view = make_view(tmp_path, stored, {"w": tx.From("l.{i}", "(a b) c -> b i a c", a=2)})
+    plan = tx.plan(view, {"w": np.empty((4, 3, 2, 1 << 18), np.float32)})
+    assert plan.read_bytes == 3 * 8 * (1 << 20)
+    one = make_view(
+        tmp_path, stored, {"w": tx.From("l.{i}", "(a b) c -> i a c", a=2, select={"b": 1})}
+    )
+    plan = tx.plan(one, {"w": np.empty((3, 2, 1 << 18), np.float32)}, verify="off")
+    assert plan.read_bytes == 3 * 2 * (1 << 20)
+
+
+def test_the_command_line_takes_a_mapping(tmp_path):
+    view = make_view(tmp_path, {"w": A}, {"k": tx.From("w", "a b -> b a")})
+    view.mapping.save(tmp_path / "map.json")
+    path, options = str(tmp_path / "model.safetensors"), ("--map", str(tmp_path / "map.json"))
+    (leaf,) = json.loads(run_cli("ls", path, *options, "--json").output)["leaves"]
+    assert (leaf["name"], leaf["shape"], leaf["made_from"]) == ("k", [6, 4], "w")
+    assert "from w" in run_cli("ls", path, *options).output
+    template = str(tmp_path / "want.json")
+    assert run_cli("template", path, *options, "-o", template).exit_code == 0
+    assert run_cli("check", path, template, *options).exit_code == 0
+    assert run_cli("check", path, template).exit_code == 1
+    assert run_cli("verify", path, *options).exit_code == 0
+    out = str(tmp_path / "out.npz")
+    assert run_cli("convert", path, out, *options).exit_code == 0
+    assert run_cli("diff", path, out, *options).exit_code == 0
+    assert run_cli("diff", path, out).exit_code == 1
+    assert run_cli("ls", path, *options, "--bytes").exit_code == 2
+
+
+def test_sizes_of_leaves_that_the_template_does_not_ask_for_need_not_be_known(tmp_path):
+    rules = {"y": tx.From("e", "v d -> d v"), "z": tx.From("f", "(h k) d -> d h k")}
+    view = make_view(tmp_path, {"e": A, "f": B}, rules)
+    template = {"y": np.empty((6, 4), np.float32)}
+    np.testing.assert_array_equal(tx.restore(view, template, extra="ignore")["y"], A.T)
+    with pytest.raises(tx.TemplateError, match="made from f, in a shape that is not known"):
+        tx.restore(view, template)
+
+
+def test_what_is_no_mapping_is_refused(tmp_path):
+    with pytest.raises(tx.UsageError, match="Expected a Mapping, got dict"):
+        tx.view(tmp_path, {"a": "b"})  # pyright: ignore[reportArgumentType]
+
+
+def test_a_view_of_a_view_is_refused(tmp_path):
+    view = make_view(tmp_path, {"w": A}, {"k": tx.From("w", "a b -> b a")})
+    with pytest.raises(tx.Unsupported, match="a view of a view: write one mapping"):
+        restore_all(tx.view(view, tx.Mapping({"l": tx.From("k", "b a -> a b")})))
