@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +56,7 @@ def interleave(halves: np.ndarray) -> np.ndarray:
 
 
 def separate(pairs: np.ndarray) -> np.ndarray:
-    """(heads * n, width), in pairs → (width, heads, n), the first of each pair before the others."""
+    """(heads * n, width), in pairs → (width, heads, n), the first of all pairs at the front."""
     by_head = pairs.reshape(2, -1, pairs.shape[-1]).transpose(2, 0, 1)
     return np.concatenate([by_head[..., 0::2], by_head[..., 1::2]], axis=-1)
 
