@@ -59,7 +59,7 @@ class RuleLayout:
                     f"`{part.source.text}` gives the shape {made}, `{parts[0].source.text}` gives"
                     f" {self.shape}: parts differ along the joined axis only"
                 )
-        self.counts = {p: self._layouts[0].sizes.source[p] for p in unstacked}
+        self.counts = {p: self._layouts[0].count_taken(p) for p in unstacked}
         self._steps = [_compute_step(layout) for layout in self._layouts]
         self._maps: dict[object, list[tuple[IndexMap, float | None]]] = {}
 
