@@ -89,9 +89,9 @@ class PartLayout:
         for axis, n in counts.items():
             self.sizes.set(axis, n, "source")
             self.sizes.set(axis, n, "target")
-        for placeholder in unstacked:
-            if placeholder in part.names:  # a leaf for each name
-                self.sizes.set(placeholder, len(part.names[placeholder]), "source")
+        for axis in unstacked:
+            if axis in part.names:
+                self.sizes.set(axis, len(part.names[axis]), "source")
         for axis, n in part.sizes.items():
             cut = (axis,) in part.slice
             self.sizes.set(axis, n, "source" if cut else "target")
