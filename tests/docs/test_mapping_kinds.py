@@ -70,6 +70,17 @@ def take_columns(start: int, stop: int) -> np.ndarray:
     return TWELVE.reshape(2, 6, 3)[:, start:stop].transpose(2, 0, 1)
 
 
+def merge_heads(x: np.ndarray) -> np.ndarray:
+    """(width, heads, n) → (heads * n, width)."""
+    return x.reshape(len(x), -1).T
+
+
+def join_per_head(*parts: np.ndarray) -> np.ndarray:
+    """Parts of (2 * n, width) → (width, 2 * sum of n): all of the first head come first."""
+    return np.concatenate([x.reshape(2, -1, 3) for x in parts], axis=1).reshape(-1, 3).T
+
+
+HEADS = draw(3, 4, 2)
 HALF = np.float32(2**-0.5)
 
 CASES: dict[str, tuple[Leaves, Leaves]] = {
@@ -80,7 +91,7 @@ CASES: dict[str, tuple[Leaves, Leaves]] = {
     "permute": ({"conv.weight": CONV}, {"kernel": CONV.transpose(2, 3, 1, 0)}),
     "unit axes": ({"b": VECTOR.reshape(1, 6, 1)}, {"bias": VECTOR.reshape(1, 6)}),
     "split heads": ({"q.weight": EIGHT}, {"q.kernel": split_heads(EIGHT)}),
-    "merge heads": ({"o.weight": draw(3, 4, 2)}, {"o.kernel": draw(3, 4, 2).reshape(3, 8).T}),
+    "merge heads": ({"o.weight": HEADS}, {"o.kernel": merge_heads(HEADS)}),
     "stack": (name_layers("layers.{}.weight"), {"layers.kernel": stack(*LAYERS)}),
     "stack inside": (name_layers("layers.{}.weight"), {"layers.kernel": stack(*LAYERS, axis=1)}),
     "nested stack": (
@@ -102,6 +113,10 @@ CASES: dict[str, tuple[Leaves, Leaves]] = {
     ),
     "RoPE pairs to halves": ({"q.weight": EIGHT}, {"q.kernel": separate(EIGHT)}),
     "scale": ({"q.weight": EIGHT}, {"q.kernel": split_heads(EIGHT) * HALF}),
+    "scale and RoPE": (
+        {"q.weight": EIGHT},
+        {"q.kernel": separate(EIGHT) * np.float32(2)},
+    ),
     "norm + 1": ({"norm.weight": VECTOR}, {"norm.scale": VECTOR + np.float32(1)}),
     "norm - 1": ({"norm.scale": VECTOR}, {"norm.weight": VECTOR - np.float32(1)}),
     "embedding by √width": ({"embed.weight": X}, {"embedding": X * np.float32(3**0.5)}),
@@ -117,6 +132,7 @@ CASES: dict[str, tuple[Leaves, Leaves]] = {
     ),
     "one part of a fused matrix": ({"qkv.weight": TWELVE}, {"q.kernel": split_heads(TWELVE[:4])}),
     "unequal parts of a fused matrix": ({"qkv": SIX}, {"q": SIX[:4].T, "k": SIX[4:].T}),
+    "one element": ({"scales": VECTOR}, {"scale": VECTOR[1:2]}),
     "even and odd columns": (
         {"gate_up.weight": EIGHT.T},
         {"gate.kernel": EIGHT.T[:, 0::2], "up.kernel": EIGHT.T[:, 1::2]},
@@ -124,6 +140,10 @@ CASES: dict[str, tuple[Leaves, Leaves]] = {
     "interleaved per head": (
         {"qkvz": TWELVE},
         {"q": take_columns(0, 2), "v": take_columns(2, 6)},
+    ),
+    "interleaved per head, some for several heads": (
+        {"qkvz": TWELVE},
+        {"v": take_columns(2, 6).reshape(3, 4, 2)},
     ),
     "join equal parts": (
         {"mlp.gate.weight": X, "mlp.up.weight": Y},
@@ -137,9 +157,14 @@ CASES: dict[str, tuple[Leaves, Leaves]] = {
         {"q.weight": X, "kv.weight": SIX},
         {"qkv": np.concatenate([X, SIX]).T},
     ),
-    "join per head": (
-        {"q.weight": X, "k.weight": SIX},
-        {"qk": np.concatenate([X.reshape(2, 2, 3), SIX.reshape(2, 3, 3)], 1).reshape(10, 3).T},
+    "join per head": ({"q.weight": X, "k.weight": SIX}, {"qk": join_per_head(X, SIX)}),
+    "join heads": (
+        {"q": HEADS, "k": HEADS[:, :2]},
+        {"qkv": np.concatenate([merge_heads(HEADS), merge_heads(HEADS[:, :2])])},
+    ),
+    "join a fused matrix per head": (
+        {"qkv": TWELVE, "z": SIX},
+        {"qkvz": join_per_head(TWELVE[:4], TWELVE[4:], SIX)},
     ),
     "tied": ({"embed.weight": X}, {"embed.embedding": X, "head.kernel": X.T}),
     "drop": ({"embed.weight": X, "layers.0.inv_freq": VECTOR}, {"embed.embedding": X}),
