@@ -37,7 +37,7 @@ class RuleLayout:
         self._joined: list[str | None] = []
         for part, shape, stacked in zip(parts, shapes, counts, strict=True):
             left, right, joined = _list_dims(rule, part, len(shape))
-            self._layouts.append(PartLayout(part, shape, stacked, unstacked, left, right))
+            self._layouts.append(PartLayout(part, shape, stacked, left, right))
             self._joined.append(joined)
         if expected is not None:
             self._learn(expected)
