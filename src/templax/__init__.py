@@ -58,6 +58,7 @@ _MODULES = {
     "_views.mapping": ("Mapping",),
     "_views.recipe": ("Recipe",),
     "_views.rules": ("Concat", "From"),
+    "_views.suggest": ("suggest",),
     "_views.view": ("view",),
     "errors": (
         "AlreadyExists",

@@ -1,0 +1,210 @@
+"""What the names of leaves say, in words that libraries share. Pure.
+
+`model.layers.3.self_attn.q_proj.weight` and `layers_3.attention.query.kernel` both mean the weight
+of "block", "attn", "q". A name that is not known stands for itself.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from .._core.names import normalize
+from .._match.meaning import find_role, is_average, list_moments
+
+_PHRASES: Mapping[str, str] = {
+    "": "model transformer module params batchstats value self backbone bert gpt2 vit llama roberta"
+    " net network proj projection dense densegeneral linear lin",
+    "block": "layers layer h blocks block encoderblock decoderblock transformerblocks resblocks"
+    " encoderlayer decoderlayer resnetblock bottleneckresnetblock basicblock bottleneck",
+    "attn": "attention selfattn selfattention mha multiheadattention multiheaddotproductattention"
+    " attentionblock",
+    "cross attn": "crossattn crossattention encdecattention encoderattn",
+    "q": "qproj query wq queryproj qlin toq",
+    "k": "kproj key wk keyproj klin tok",
+    "v": "vproj value wv valueproj vlin tov",
+    "qkv": "qkvproj cattn inproj wqkv querykeyvalue inprojweight",
+    "out": "o oproj outproj output wo toout cproj outlin",
+    "mlp": "ffn feedforward ff ffwd mlpblock densereludense",
+    "mlp out": "down downproj fc2 linear2 lin2 denseh4hto h fcout w2 wdown dense4htoh",
+    "mlp in": "up upproj cfc fc1 wi intermediate linear1 lin1 fcin densehto4h w3 wup",
+    "mlp gate": "gate gateproj w1 wgate",
+    "norm": "layernorm ln rmsnorm batchnorm bn groupnorm gn",
+    "norm first": "inputlayernorm attentionnorm attnnorm layernormbefore selfattnlayernorm"
+    " preattentionnorm preattnnorm salayernorm",
+    "norm second": "postattentionlayernorm ffnnorm mlpnorm layernormafter finallayernorm"
+    " premlpnorm outputlayernorm",
+    "norm final": "lnf normf finalnorm normfinal encodernorm layernormf finalln",
+    "cross norm": "encoderattnlayernorm",
+    "embed": "embedding embeddings",
+    "embed token": "wte embedtokens wordembeddings tokembeddings tokenembedding tokenembedder embed"
+    " shared tokembed tokenembed wordembed",
+    "embed pos": "wpe positionembeddings positionembedding posembed posembedding embedpositions"
+    " positionalembedding posemb",
+    "embed type": "tokentypeembeddings typeembed typeembedding segmentembedding",
+    "embed patch": "patchembeddings patchembed patchembedding patchify",
+    "cls": "clstoken classtoken",
+    "head": "lmhead classifier logits unembed outputlayer",
+    "conv shortcut": "convproj downsampleconv shortcutconv",
+    "norm shortcut": "normproj",
+    "shortcut": "downsample",
+    "conv": "conv",
+    "pooler": "pooler",
+}
+"""Words → the elements that mean them, without `_`, numbers and case."""
+
+_WORDS = {name: words.split() for words, names in _PHRASES.items() for name in names.split()}
+_WORDS |= {"attn": ["attn"], "mlp": ["mlp"], "norm": ["norm"], "q": ["q"], "k": ["k"], "v": ["v"]}
+_WORDS |= {"qkv": ["qkv"], "out": ["out"], "head": ["head"], "value": []}
+
+_EXCLUSIVE: tuple[frozenset[str], ...] = tuple(
+    map(
+        frozenset,
+        (
+            ("q", "k", "v", "qkv"),
+            ("in", "out", "gate"),
+            ("encoder", "decoder"),
+            ("first", "second", "final"),
+            ("token", "pos", "type", "patch"),
+            ("attn", "mlp", "embed", "head", "cls", "conv"),
+            ("norm", "conv"),
+            ("#0", "#1", "#2", "#3", "#4", "#5", "#6", "#7"),
+        ),
+    )
+)
+"""Words of which no two name the same leaf."""
+
+_OWN_ROLES = frozenset(("embedding", "kernel", "weight", "scale", "gamma", "w", "weights"))
+
+_LIGHT = frozenset(("encoder", "decoder", "embed", "cross"))
+
+_ROLE_NAMES = {"weight": "weight", "scale": "weight", "bias": "bias", "mean": "mean", "var": "var"}
+
+_SPLIT = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[^\W\d_A-Z]+|\d+")
+
+_SPECIFIC = frozenset(("q", "k", "v", "qkv", "in", "gate", "token", "pos", "type", "patch", "cls"))
+_SPECIFIC |= {"head", "first", "second", "final", "shortcut", "pooler"}
+
+
+@dataclass(frozen=True, slots=True)
+class Meaning:
+    """What a name says.
+
+    Attributes:
+        role: Of the leaf in its layer: "weight", "bias", "mean", "var".
+        realm: What the leaf is a copy of, or moments of: `mu`, `average`.
+        words: What its layer is called.
+        last: The last element, as it is.
+    """
+
+    role: str
+    realm: tuple[str, ...]
+    words: frozenset[str]
+    last: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ordinal:
+    """The place of a numbered layer among its siblings: the second of two is `Ordinal(1, 2)`."""
+
+    rank: int
+    count: int
+
+
+def read_name(
+    elements: Sequence[str], ordinals: Mapping[int, Ordinal], numbered: frozenset[int]
+) -> Meaning:
+    """Reads the elements of a name.
+
+    Args:
+        elements: Of the name.
+        ordinals: Position of an element that ends in a number which tells layers of a block apart.
+        numbered: Positions of the elements whose number counts blocks.
+    """
+    path = [e for e in elements if e not in ("params", "batch_stats")]
+    if len(path) > 1 and path[-1] == "value":
+        path = path[:-1]
+    last = path[-1] if path else ""
+    role = _ROLE_NAMES.get(find_role((last,)) or "")
+    inner = list(range(len(elements)))
+    if role is not None or last.casefold() == "embedding":
+        end = len(elements) - 1 - elements[::-1].index(last)
+        inner = inner[:end]
+    words: list[str] = []
+    for i in inner:
+        number = ordinals.get(i)
+        named = _read_element(elements[i])
+        words += named
+        if number is not None and number.count > 1 and not _SPECIFIC & {*named}:
+            words.append(f"#{number.rank}")
+    if last.casefold() == "embedding":
+        words.append("embed")
+    realm = tuple(list_moments(tuple(path)))
+    realm += ("average",) if is_average(tuple(path)) else ()
+    settled = _settle({*words}, ordinals, bool(numbered))
+    return Meaning(role or "weight", realm, frozenset(settled), last)
+
+
+def _read_element(element: str) -> list[str]:
+    """The words of an element."""
+    if element.isdecimal():
+        return []
+    plain = normalize(element)
+    for key in (plain, plain.rstrip("0123456789")):
+        if key in _WORDS:
+            return _WORDS[key]
+    parts = [part.casefold() for part in _SPLIT.findall(element) if not part.isdecimal()]
+    found: list[str] = []
+    for part in parts:
+        found += _WORDS.get(part, [part])
+    return found
+
+
+def _settle(words: set[str], ordinals: Mapping[int, Ordinal], in_block: bool) -> set[str]:
+    """The words, with what their context says: the second norm of a block, the last layer, ..."""
+    pair = next((o for o in reversed(ordinals.values()) if o.count == 2), None)
+    if "norm" in words and "embed" not in words and not words & {"q", "k", "shortcut", "conv"}:
+        if in_block and not words & {"first", "second", "cross"}:
+            if "attn" in words or (pair is not None and pair.rank == 0 and "#0" in words):
+                words.add("first")
+            elif words & {"mlp", "out"} or (pair is not None and "#1" in words):
+                words.add("second")
+        elif not in_block and not words & {"first", "second"} and not _has_number(words):
+            words.add("final")
+        if words & {"first", "second", "final"}:
+            words -= {"attn", "mlp", "out", "in", "#0", "#1"}
+    elif in_block and "attn" not in words and words & {"in", "out", "gate"}:
+        words.add("mlp")
+    elif not in_block and words in ({"fc"}, {"out"}):
+        return {"head"}
+    words.discard("fc")
+    if "attn" in words and "qkv" not in words:
+        words -= {"in"}
+    if "mlp" in words and pair is not None and words & {"#0", "#1"}:
+        words |= {"in" if "#0" in words else "out"}
+        words -= {"#0", "#1"}
+    return words
+
+
+def _has_number(words: set[str]) -> bool:
+    return any(word.startswith("#") for word in words)
+
+
+def compare_meanings(a: Meaning, b: Meaning) -> float:
+    """How much two names have in common, from 0 to 1; 0 if they can't mean the same."""
+    if a.role != b.role or a.realm != b.realm:
+        return 0.0
+    for group in _EXCLUSIVE:
+        mine, other = a.words & group, b.words & group
+        if mine and other and mine.isdisjoint(other):
+            return 0.0
+    common = _weigh(a.words & b.words)
+    total = _weigh(a.words) + _weigh(b.words)
+    # The leaf's own name weighs a little, so that equal names win over equal meanings.
+    own = 0.5 if a.last == b.last else 0.25 if {a.last, b.last} <= _OWN_ROLES else 0.0
+    return (2 * common + 2 * own) / (total + 1.0)
+
+
+def _weigh(words: frozenset[str]) -> float:
+    return sum(0.25 if word in _LIGHT else 0.5 if word[0] == "#" else 1.0 for word in words)

@@ -1,0 +1,213 @@
+"""The rules that pairs of families amount to, and what can't be told about them. Pure."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .._catalog.entry import LeafEntry
+from .._core.text import list_names
+from .._template.template import Target
+from .axis_guesses import Guess
+from .families import Family, group_families
+from .mapping import Mapping as LeafMapping
+from .pair_families import REPLICA, Found, find_pairs
+from .rules import From
+
+_SQUARE_SHOWN = 8
+"""How many undecidable leaves a note names."""
+
+
+@dataclass(frozen=True, slots=True)
+class Suggestion:
+    """A mapping that may fit.
+
+    Attributes:
+        mapping: The mapping.
+        plain: The same without `{...}`.
+        covered: Names of the targets that it fills.
+        notes: What can't be told, in words.
+        undecidable: Names of targets that may be transposed.
+    """
+
+    mapping: LeafMapping
+    plain: LeafMapping
+    covered: frozenset[str]
+    notes: tuple[str, ...]
+    undecidable: tuple[str, ...]
+
+
+_Rule = tuple[str, str, "str | None", Mapping[str, Any]]
+"""The target, the source, the axes, and more arguments of `From`."""
+
+
+def suggest_rules(stored: Sequence[LeafEntry], targets: Sequence[Target]) -> Suggestion | None:
+    """Looks for a mapping from the leaves of a checkpoint to those of a template.
+
+    Args:
+        stored: The leaves of the checkpoint.
+        targets: The leaves of the template that hold data.
+    """
+    if not stored or not targets:
+        return None
+    wanted, there = group_families(targets), group_families(stored)
+    made = _suggest(wanted, there, None)
+    sizes = {entry.shape[:1] for entry in stored}
+    if len(sizes) == 1 and () not in sizes:
+        first = _suggest(wanted, there, sizes.pop()[0])
+        if first is not None and (made is None or len(first.covered) > len(made.covered)):
+            return first
+    return made
+
+
+def _suggest(
+    wanted: Sequence[Family], there: Sequence[Family], replicas: int | None
+) -> Suggestion | None:
+    paired = find_pairs(wanted, there, replicas)
+    if paired is None or not paired.found:
+        return None
+    choices, square, notes = _choose_axes(paired.found)
+    notes += paired.notes
+    rules: list[_Rule] = []
+    for one, guess in zip(paired.found, choices, strict=True):
+        options = {**one.options, **guess.sizes}
+        if replicas is not None:
+            options["select"] = {REPLICA: 0}
+        rules += [(p.target, p.source, guess.text, options) for p in one.pairings]
+        if one.tied:
+            notes.append(
+                f"`{one.target.first.name}` is not stored: `{one.source.first.name}` fills it, too,"
+                " as in models that tie the two"
+            )
+    if replicas is not None:
+        notes.append(f"every leaf has a leading axis of {replicas}: the first of them is taken")
+    for source in {id(o.source): o.source for o in paired.found if "t" in o.options}.values():
+        notes.append(
+            f"`{source.first.name}` is taken for queries, then keys, then values; if it has them"
+            " for each head in turn, `(t h k)` is `(h t k)`"
+        )
+    used = {id(one.source) for one in paired.found}
+    left = [family for family in there if id(family) not in used]
+    keep = replicas is None and any(_is_same(rule) for rule in rules)
+    drop = _list_dropped(left, there)
+    if drop:
+        notes.append(f"left out: {list_names([family.first.name for family in left])}")
+    rest = "keep" if keep else "error"
+    shown = [rule for rule in rules if not (keep and _is_same(rule))]
+    covered = frozenset(leaf.name for one in paired.found for leaf in one.target.members.values())
+    missing = [family for family in wanted if family.first.name not in covered]
+    if missing:
+        names = [family.first.name for family in missing]
+        notes.append(f"no source was found for {list_names(names)}")
+    return Suggestion(
+        LeafMapping(_make_rules(_shorten(shown)), drop=drop, rest=rest),
+        LeafMapping(_make_rules(shown), drop=drop, rest=rest),
+        covered,
+        tuple(notes),
+        tuple(square),
+    )
+
+
+def _is_same(rule: _Rule) -> bool:
+    target, source, axes, options = rule
+    return target == source and axes is None and not options
+
+
+def _make_rules(rules: Sequence[_Rule]) -> dict[str, str | From]:
+    return {
+        target: source if axes is None else From(source, axes, **options)
+        for target, source, axes, options in rules
+    }
+
+
+def _choose_axes(found: Sequence[Found]) -> tuple[list[Guess], list[str], list[str]]:
+    """The axes of each pair, the targets that may be transposed, and what to say about these."""
+    votes: defaultdict[tuple[str, str], Counter[bool]] = defaultdict(Counter)
+    for one in found:
+        turns = {guess.turned for guess in one.guesses}
+        if len(turns) == 1 and _has_kernel(one):
+            votes[_list_last(one)][turns.pop()] += 1
+    choices: list[Guess] = []
+    square: defaultdict[str, list[str]] = defaultdict(list)
+    for one in found:
+        turns = {guess.turned for guess in one.guesses}
+        counted = votes[_list_last(one)]
+        turned = one.guesses[0].turned
+        if len(turns) > 1:
+            source, target = _list_last(one)
+            renamed = {source, target} == {"weight", "kernel"} and _has_kernel(one)
+            turned = counted[True] > counted[False] if counted else renamed
+            if _has_kernel(one) and (counted[True] or renamed):
+                why = "like the others" if len(counted) == 1 else "as the names suggest"
+                how = "taken as transposed" if turned else "taken as it is"
+                square[f"{how}, {why}"].append(one.target.first.name)
+        choices.append(next(guess for guess in one.guesses if guess.turned == turned))
+    notes = [
+        f"can't tell by its shape whether it is transposed ({how}): {list_names(names)}"
+        for how, names in square.items()
+    ]
+    return choices, [name for names in square.values() for name in names], notes
+
+
+def _has_kernel(one: Found) -> bool:
+    words = one.target.meaning.words | one.source.meaning.words
+    if words & {"embed", "pos", "cls", "norm"} and "patch" not in words and "head" not in words:
+        return False
+    return len(one.source.first.shape) > 1 or len(one.target.first.shape) > 1
+
+
+def _list_last(one: Found) -> tuple[str, str]:
+    return one.source.meaning.last, one.target.meaning.last
+
+
+def _shorten(rules: Sequence[_Rule]) -> list[_Rule]:
+    """The rules, with one for all those that only move a subtree."""
+    groups: defaultdict[tuple[str, str, str], list[_Rule]] = defaultdict(list)
+    for rule in rules:
+        if rule[2] is None or rule[2] == f"{REPLICA} ... -> ...":
+            groups[_find_prefixes(rule)].append(rule)
+    short: dict[int, _Rule] = {}
+    gone: set[int] = set()
+    for (target, source, _), members in groups.items():
+        if len(members) < 2:
+            continue
+        prefixes = [f"{prefix}." if prefix else "" for prefix in (target, source)]
+        short[id(members[0])] = (*(f"{p}{{...}}" for p in prefixes), *members[0][2:])  # pyright: ignore
+        gone.update(id(rule) for rule in members[1:])
+    return [short.get(id(rule), rule) for rule in rules if id(rule) not in gone]
+
+
+def _find_prefixes(rule: _Rule) -> tuple[str, str, str]:
+    """What precedes the elements that both names end in, of which at least one is a name."""
+    one, other = rule[0].split("."), rule[1].split(".")
+    n = 0
+    while n < min(len(one), len(other)) and one[-1 - n] == other[-1 - n]:
+        n += 1
+    return ".".join(one[: len(one) - n]), ".".join(other[: len(other) - n]), str(n > 0 or id(rule))
+
+
+def _list_dropped(left: Sequence[Family], there: Sequence[Family]) -> list[str]:
+    """Patterns of the leaves that nothing is made of: subtrees, or families."""
+    counts: Counter[str] = Counter(_find_head(family) for family in there)
+    unused: Counter[str] = Counter(_find_head(family) for family in left)
+    patterns: dict[str, None] = {}
+    for family in left:
+        head = _find_head(family)
+        if unused[head] == counts[head] > 1 and family.first.name != head:
+            patterns[f"{_escape_pattern(head)}.*"] = None
+        elif family.rank:
+            fields = [f"{{{p}}}" for p in ("i", "j", "l", "m", "n", "q", "r", "s")[: family.rank]]
+            patterns[family.write_name(fields)] = None
+        else:
+            patterns[_escape_pattern(family.first.name)] = None
+    return list(patterns)
+
+
+def _find_head(family: Family) -> str:
+    return family.first.name.partition(".")[0]
+
+
+def _escape_pattern(name: str) -> str:
+    return "".join(f"[{c}]" if c in "*?[" else c for c in name)
