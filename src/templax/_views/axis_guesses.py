@@ -92,7 +92,7 @@ def list_guesses(
         solved = [_solve(axes, s, t, extra) for s, t in {*pairs}]
         if all(sizes is not None for sizes in solved):
             found = [sizes for sizes in solved if sizes is not None]
-            yield Guess(_write_axes(axes, before, after), turned, _list_needed(axes, found))
+            yield Guess(_write_axes(axes, before, after), turned, _list_needed(axes, found, extra))
     if usual is _USUAL and source != target and _drop_units(source) == _drop_units(target):
         axes = _drop_unit_axes(source, target)
         if all(s == source and t == target for s, t in pairs):
@@ -127,11 +127,13 @@ def _learn(sizes: dict[str, int], dim: Dim, n: int) -> bool:
     return True
 
 
-def _list_needed(axes: Axes, solved: Sequence[Mapping[str, int]]) -> dict[str, int]:
+def _list_needed(
+    axes: Axes, solved: Sequence[Mapping[str, int]], known: Mapping[str, int]
+) -> dict[str, int]:
     """The sizes to give, so that a source alone tells the shape of its target."""
     needed: dict[str, int] = {}
     for dim in axes.left:
-        for axis in dim[1:]:
+        for axis in [axis for axis in dim if axis not in known][1:]:
             values = {sizes[axis] for sizes in solved}
             if len(values) == 1:
                 needed[axis] = values.pop()

@@ -14,7 +14,7 @@ from .._core.names import normalize
 from .._match.meaning import find_role, is_average, list_moments
 
 _PHRASES: Mapping[str, str] = {
-    "": "model transformer module params batchstats value self backbone bert gpt2 vit llama roberta"
+    "": "model transformer module params batchstats self backbone bert gpt2 vit llama roberta"
     " net network proj projection dense densegeneral linear lin",
     "block": "layers layer h blocks block encoderblock decoderblock transformerblocks resblocks"
     " encoderlayer decoderlayer resnetblock bottleneckresnetblock basicblock bottleneck",
@@ -56,13 +56,13 @@ _PHRASES: Mapping[str, str] = {
 
 _WORDS = {name: words.split() for words, names in _PHRASES.items() for name in names.split()}
 _WORDS |= {"attn": ["attn"], "mlp": ["mlp"], "norm": ["norm"], "q": ["q"], "k": ["k"], "v": ["v"]}
-_WORDS |= {"qkv": ["qkv"], "out": ["out"], "head": ["head"], "value": []}
+_WORDS |= {"qkv": ["qkv"], "out": ["out"], "head": ["head"]}
 
 _EXCLUSIVE: tuple[frozenset[str], ...] = tuple(
     map(
         frozenset,
         (
-            ("q", "k", "v", "qkv"),
+            ("q", "k", "v", "qkv", "out"),
             ("in", "out", "gate"),
             ("encoder", "decoder"),
             ("first", "second", "final"),
@@ -122,15 +122,13 @@ def read_name(
         ordinals: Position of an element that ends in a number which tells layers of a block apart.
         numbered: Positions of the elements whose number counts blocks.
     """
-    path = [e for e in elements if e not in ("params", "batch_stats")]
-    if len(path) > 1 and path[-1] == "value":
-        path = path[:-1]
+    n = len(elements)
+    if n > 1 and elements[-1] == "value":
+        n -= 1  # the level below each variable of NNX
+    path = tuple(elements[:n])
     last = path[-1] if path else ""
     role = _ROLE_NAMES.get(find_role((last,)) or "")
-    inner = list(range(len(elements)))
-    if role is not None or last.casefold() == "embedding":
-        end = len(elements) - 1 - elements[::-1].index(last)
-        inner = inner[:end]
+    inner = range(n if role is None and last.casefold() != "embedding" else n - 1)
     words: list[str] = []
     for i in inner:
         number = ordinals.get(i)
@@ -140,8 +138,10 @@ def read_name(
             words.append(f"#{number.rank}")
     if last.casefold() == "embedding":
         words.append("embed")
-    realm = tuple(list_moments(tuple(path)))
-    realm += ("average",) if is_average(tuple(path)) else ()
+    is_optimizer = any("opt" in element.casefold() for element in path)
+    # `v` is a moment in an optimizer, and the values in an attention.
+    realm = tuple(m for m in list_moments(path) if is_optimizer or len(m) > 1)
+    realm += ("average",) if is_average(path) else ()
     settled = _settle({*words}, ordinals, bool(numbered))
     return Meaning(role or "weight", realm, frozenset(settled), last)
 

@@ -182,6 +182,7 @@ def _explain_open(candidates: Sequence[Found], found: Sequence[Found]) -> list[s
     return [
         f"can't tell by names and shapes which is `{target}`: {list_names(names)}"
         for target, names in rivals.items()
+        if len(names) > 1
     ]
 
 

@@ -11,13 +11,10 @@ from .._catalog.entry import LeafEntry
 from .._core.text import list_names
 from .._template.template import Target
 from .axis_guesses import Guess
-from .families import Family, group_families
+from .families import PLACEHOLDERS, Family, group_families
 from .mapping import Mapping as LeafMapping
 from .pair_families import REPLICA, Found, find_pairs
 from .rules import From
-
-_SQUARE_SHOWN = 8
-"""How many undecidable leaves a note names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,10 +80,11 @@ def _suggest(
             )
     if replicas is not None:
         notes.append(f"every leaf has a leading axis of {replicas}: the first of them is taken")
-    for source in {id(o.source): o.source for o in paired.found if "t" in o.options}.values():
+    fused = {one.pairings[0].source: None for one in paired.found if "t" in one.options}
+    if fused:
         notes.append(
-            f"`{source.first.name}` is taken for queries, then keys, then values; if it has them"
-            " for each head in turn, `(t h k)` is `(h t k)`"
+            f"{list_names(list(fused))} is taken for all queries, then all keys, then all values;"
+            " if it has them head by head, `(t h k)` must be `(h t k)`"
         )
     used = {id(one.source) for one in paired.found}
     left = [family for family in there if id(family) not in used]
@@ -130,7 +128,7 @@ def _choose_axes(found: Sequence[Found]) -> tuple[list[Guess], list[str], list[s
         if len(turns) == 1 and _has_kernel(one):
             votes[_list_last(one)][turns.pop()] += 1
     choices: list[Guess] = []
-    square: defaultdict[str, list[str]] = defaultdict(list)
+    square: defaultdict[str, list[Found]] = defaultdict(list)
     for one in found:
         turns = {guess.turned for guess in one.guesses}
         counted = votes[_list_last(one)]
@@ -142,13 +140,20 @@ def _choose_axes(found: Sequence[Found]) -> tuple[list[Guess], list[str], list[s
             if _has_kernel(one) and (counted[True] or renamed):
                 why = "like the others" if len(counted) == 1 else "as the names suggest"
                 how = "taken as transposed" if turned else "taken as it is"
-                square[f"{how}, {why}"].append(one.target.first.name)
+                square[f"{how}, {why}"].append(one)
         choices.append(next(guess for guess in one.guesses if guess.turned == turned))
     notes = [
-        f"can't tell by its shape whether it is transposed ({how}): {list_names(names)}"
-        for how, names in square.items()
+        f"can't tell by its shape whether it is transposed ({how}):"
+        f" {list_names([one.pairings[0].target for one in group])}"
+        for how, group in square.items()
     ]
-    return choices, [name for names in square.values() for name in names], notes
+    names = [
+        leaf.name
+        for group in square.values()
+        for one in group
+        for leaf in one.target.members.values()
+    ]
+    return choices, names, notes
 
 
 def _has_kernel(one: Found) -> bool:
@@ -164,45 +169,51 @@ def _list_last(one: Found) -> tuple[str, str]:
 
 def _shorten(rules: Sequence[_Rule]) -> list[_Rule]:
     """The rules, with one for all those that only move a subtree."""
-    groups: defaultdict[tuple[str, str, str], list[_Rule]] = defaultdict(list)
+    groups: defaultdict[tuple[str, str], list[_Rule]] = defaultdict(list)
     for rule in rules:
         if rule[2] is None or rule[2] == f"{REPLICA} ... -> ...":
             groups[_find_prefixes(rule)].append(rule)
     short: dict[int, _Rule] = {}
     gone: set[int] = set()
-    for (target, source, _), members in groups.items():
-        if len(members) < 2:
-            continue
-        prefixes = [f"{prefix}." if prefix else "" for prefix in (target, source)]
-        short[id(members[0])] = (*(f"{p}{{...}}" for p in prefixes), *members[0][2:])  # pyright: ignore
-        gone.update(id(rule) for rule in members[1:])
+    for (target, source), members in groups.items():
+        one, other = (f"{prefix}." if prefix else "" for prefix in (target, source))
+        here = sum(rule[0].startswith(one) or rule[1].startswith(other) for rule in rules)
+        if len(members) > 1 and here == len(members):
+            _, _, axes, options = members[0]
+            short[id(members[0])] = f"{one}{{...}}", f"{other}{{...}}", axes, options
+            gone.update(id(rule) for rule in members[1:])
     return [short.get(id(rule), rule) for rule in rules if id(rule) not in gone]
 
 
-def _find_prefixes(rule: _Rule) -> tuple[str, str, str]:
-    """What precedes the elements that both names end in, of which at least one is a name."""
+def _find_prefixes(rule: _Rule) -> tuple[str, str]:
+    """What precedes the elements that both names end in."""
     one, other = rule[0].split("."), rule[1].split(".")
     n = 0
     while n < min(len(one), len(other)) and one[-1 - n] == other[-1 - n]:
         n += 1
-    return ".".join(one[: len(one) - n]), ".".join(other[: len(other) - n]), str(n > 0 or id(rule))
+    return ".".join(one[: len(one) - n]), ".".join(other[: len(other) - n])
 
 
 def _list_dropped(left: Sequence[Family], there: Sequence[Family]) -> list[str]:
     """Patterns of the leaves that nothing is made of: subtrees, or families."""
-    counts: Counter[str] = Counter(_find_head(family) for family in there)
-    unused: Counter[str] = Counter(_find_head(family) for family in left)
+    heads, lasts = (Counter(map(find, there)) for find in (_find_head, _find_last))
+    unused, others = (Counter(map(find, left)) for find in (_find_head, _find_last))
     patterns: dict[str, None] = {}
     for family in left:
-        head = _find_head(family)
-        if unused[head] == counts[head] > 1 and family.first.name != head:
+        head, last = _find_head(family), _find_last(family)
+        if unused[head] == heads[head] > 1 and family.first.name != head:
             patterns[f"{_escape_pattern(head)}.*"] = None
+        elif others[last] == lasts[last] > 1:
+            patterns[f"*.{_escape_pattern(last)}"] = None
         elif family.rank:
-            fields = [f"{{{p}}}" for p in ("i", "j", "l", "m", "n", "q", "r", "s")[: family.rank]]
-            patterns[family.write_name(fields)] = None
+            patterns[family.write_name([f"{{{p}}}" for p in PLACEHOLDERS[: family.rank]])] = None
         else:
             patterns[_escape_pattern(family.first.name)] = None
     return list(patterns)
+
+
+def _find_last(family: Family) -> str:
+    return family.first.name.rpartition(".")[2]
 
 
 def _find_head(family: Family) -> str:
