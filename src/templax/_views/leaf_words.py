@@ -81,6 +81,9 @@ _LIGHT = frozenset(("encoder", "decoder", "embed", "cross"))
 
 _ROLE_NAMES = {"weight": "weight", "scale": "weight", "bias": "bias", "mean": "mean", "var": "var"}
 
+_UNNAMED = 0.2
+"""How much a name has in common with one that says nothing."""
+
 _SPLIT = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[^\W\d_A-Z]+|\d+")
 
 _SPECIFIC = frozenset(("q", "k", "v", "qkv", "in", "gate", "token", "pos", "type", "patch", "cls"))
@@ -201,6 +204,10 @@ def compare_meanings(a: Meaning, b: Meaning) -> float:
             return 0.0
     common = _weigh(a.words & b.words)
     total = _weigh(a.words) + _weigh(b.words)
+    if total and not common:
+        # A name without words of its own, such as `Dense_0`, may be anything but a norm.
+        unnamed = not (a.words and b.words) and "norm" not in a.words | b.words
+        return _UNNAMED if unnamed else 0.0
     # The leaf's own name weighs a little, so that equal names win over equal meanings.
     own = 0.5 if a.last == b.last else 0.25 if {a.last, b.last} <= _OWN_ROLES else 0.0
     return (2 * common + 2 * own) / (total + 1.0)

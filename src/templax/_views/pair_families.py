@@ -8,14 +8,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from .._core.boxes import Shape
-from .._core.dtypes import may_cast
+from .._core.dtypes import class_of, may_cast
 from .._core.text import list_names
 from .axis_guesses import FUSED, Guess, list_guesses
 from .families import Family, Leaf, Pairing, pair_families
 from .leaf_words import compare_meanings
 
-MAX_COMPARISONS = 200_000
-"""Maximum number of pairs of families that are compared."""
+_MAX_COMPARISONS = 20_000
+"""Maximum number of pairs of families of as many elements that are compared."""
 
 REPLICA = "replica"
 """The axis along which replicas are stored."""
@@ -77,15 +77,19 @@ def find_pairs(
         replicas: If not None, the size of a leading axis of every source, of which the first index
             is taken.
     """
-    if len(targets) * len(sources) > MAX_COMPARISONS:
-        return None
     factor = 1 if replicas is None else replicas
     by_size: defaultdict[tuple[int, str], list[Family]] = defaultdict(list)
     for source in sources:
         by_size[_count_elements(source), source.meaning.role].append(source)
+    alike = [
+        (target, by_size.get((_count_elements(target) * factor, target.meaning.role), ()))
+        for target in targets
+    ]
+    if sum(len(group) for _, group in alike) > _MAX_COMPARISONS:
+        return None
     candidates: list[Found] = []
-    for target in targets:
-        for source in by_size[_count_elements(target) * factor, target.meaning.role]:
+    for target, group in alike:
+        for source in group:
             score = compare_meanings(target.meaning, source.meaning)
             if score >= _LEAST_ALONE:
                 candidates += _try_pair(target, source, score, replicas)
@@ -120,6 +124,8 @@ def _may_be_cast(source: Leaf, target: Leaf) -> bool:
         return source.kind == target.kind and source.key_impl == target.key_impl
     if "scalar" in (source.kind, target.kind):
         return source.shape == target.shape
+    if class_of(source.dtype) != class_of(target.dtype):
+        return False  # integers in place of floats are quantised
     return source.dtype == target.dtype or may_cast(source.dtype, target.dtype, "float")
 
 

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from .._catalog.entry import LeafEntry
 from .._core.arguments import PyTree
+from .._core.dtypes import Cast
 from .._core.gc_pause import pause_gc
+from .._core.text import leaf_noun, list_names
+from .._escape import escape_text
 from .._match.match import CheckpointView, match_leaves
 from .._match.options import MatchOptions
+from .._match.result import MAX_SHOWN, Match
 from .._template.make import make_template
 from .._template.template import Template
 from ..errors import MappingError
@@ -18,8 +23,12 @@ from .mapping import Mapping as LeafMapping
 from .resolve import resolve_mapping
 from .suggested_rules import Suggestion, suggest_rules
 
-MAX_LEAVES = 60_000
-"""A mapping is looked for among up to this many leaves of both trees together."""
+_MAX_LEAVES, _MAX_STEPS = 60_000, 4_000_000
+"""A mapping is looked for among up to this many leaves of both trees together, and in up to this
+many steps: the sum of the squared depths of the leaves."""
+
+_LEAST_LEAVES = 4
+"""A mapping is no hint for fewer leaves, whose names and shapes may agree by chance."""
 
 _log = logging.getLogger("templax")
 
@@ -76,20 +85,65 @@ def suggest(
     return made.mapping
 
 
+def hint_at_mapping(found: Match, entries: Sequence[LeafEntry], cast: Cast) -> Match:
+    """A failed match with a mapping as its hint, if one makes it succeed.
+
+    None is looked for where most names are found, where other hints explain most mismatches, or
+    where there are so few leaves that their names and shapes may agree by chance.
+
+    Args:
+        found: The failed match, with all other hints.
+        entries: The leaves of the checkpoint.
+        cast: See `restore`.
+    """
+    total = sum(target.has_data for target in found.template.targets)
+    missing = sum(m.problem == "missing" for m in found.mismatches)
+    hints = [m.hint for m in found.mismatches if m.hint and not m.hint.startswith("missing=")]
+    if total < _LEAST_LEAVES or 2 * missing <= total or 2 * len(hints) >= len(found.mismatches):
+        return found
+    made = find_suggestion(entries, found.template, cast)
+    if made is None or len(made.covered) < total:
+        return found
+    hint = "tx.view(checkpoint, tx.suggest(checkpoint, template))"
+    rows = str(made.mapping).split("\n")
+    shown = rows[: MAX_SHOWN + 1]
+    if len(rows) > len(shown):
+        shown.append(f"and {len(rows) - len(shown)} more lines")
+    summary = (
+        f"{total - missing or 'none'} of {total} {leaf_noun(total)} found in {found.url}; a mapping"
+        f" of {len(made.mapping):,} rules makes all of them"
+    )
+    if made.undecidable:
+        summary += f"; can't tell by its shape whether {list_names(made.undecidable)} is transposed"
+    lines = [escape_text(f"{summary}; hint: {hint}"), *(f"  {row}" for row in shown)]
+    mismatches = tuple(replace(m, hint=hint) for m in found.mismatches)
+    return replace(
+        found,
+        mismatches=mismatches,
+        summary="\n".join(lines),
+        rename=None,
+        undecidable=made.undecidable,
+    )
+
+
 @pause_gc()
-def find_suggestion(entries: Sequence[LeafEntry], template: Template) -> Suggestion | None:
+def find_suggestion(
+    entries: Sequence[LeafEntry], template: Template, cast: Cast = "float"
+) -> Suggestion | None:
     """A mapping that makes the leaves of a checkpoint fit, with what can't be told about it.
 
     None if nothing convincing was found.
     """
     targets = [target for target in template.targets if target.has_data]
-    if not targets or len(entries) + len(targets) > MAX_LEAVES:
+    if not targets or len(entries) + len(targets) > _MAX_LEAVES:
+        return None
+    if sum((leaf.name.count(".") + 1) ** 2 for leaf in (*entries, *targets)) > _MAX_STEPS:
         return None
     made = suggest_rules(entries, targets)
     if made is None or 2 * len(made.covered) < len(targets):
         return None
     for mapping in (made.mapping, made.plain):
-        if _fits(mapping, entries, template, made.covered):
+        if _fits(mapping, entries, template, made.covered, cast):
             return Suggestion(mapping, mapping, made.covered, made.notes, made.undecidable)
     return None
 
@@ -99,6 +153,7 @@ def _fits(
     entries: Sequence[LeafEntry],
     template: Template,
     covered: frozenset[str],
+    cast: Cast,
 ) -> bool:
     """Whether a mapping makes all leaves that it should make, as the template asks for them."""
     shapes = {t.name: (t.shape, t.dtype) for t in template.targets if t.has_data}
@@ -106,6 +161,6 @@ def _fits(
         resolved = resolve_mapping(mapping, entries, shapes.get)
     except MappingError:
         return False
-    found = match_leaves(CheckpointView(resolved.entries), template, MatchOptions())
+    found = match_leaves(CheckpointView(resolved.entries), template, MatchOptions(cast=cast))
     names = {pair.target.name for pair in found.pairs}
     return names == covered and all(m.problem == "missing" for m in found.mismatches)

@@ -431,3 +431,36 @@ def test_a_suggestion_survives_its_file(tmp_path):
     assert mapping is not None
     mapping.save(tmp_path / "map.json")
     assert tx.Mapping.load(tmp_path / "map.json") == mapping
+
+
+def test_check_hints_at_a_mapping_that_makes_all_leaves_fit(tmp_path):
+    path = tmp_path / "llama.safetensors"
+    tx.save(path, llama().stored)
+    found = tx.check(path, make_llama())
+    lines = str(found).split("\n")
+    assert lines[0] == (
+        f"none of 30 leaves found in {path}; a mapping of 12 rules makes all of them; can't tell by"
+        " its shape whether `layers.0.attn.o.kernel`, `layers.1.attn.o.kernel`,"
+        " `layers.2.attn.o.kernel`, and 3 more is transposed; hint: tx.view(checkpoint,"
+        " tx.suggest(checkpoint, template))"
+    )
+    mapping = tx.suggest(path, make_llama(), on_note=print)
+    assert lines[1:] == [f"  {line}" for line in str(mapping).split("\n")]
+    assert {m.hint for m in found.mismatches if m.problem == "missing"} == {
+        "tx.view(checkpoint, tx.suggest(checkpoint, template))"
+    }
+    assert len(found.undecidable) == 2 * L
+
+
+def test_check_does_not_hint_at_a_mapping_that_leaves_a_mismatch(tmp_path):
+    path = tmp_path / "llama.safetensors"
+    tx.save(path, llama().stored)
+    found = tx.check(path, {**make_llama(), "value_head": kernel(D, 7)})
+    assert "tx.suggest" not in str(found)
+
+
+def test_check_of_a_view_does_not_hint_at_another_mapping(tmp_path):
+    path = tmp_path / "llama.safetensors"
+    tx.save(path, llama().stored)
+    found = tx.check(tx.view(path, tx.Mapping({}, rest="keep")), make_llama())
+    assert "tx.suggest" not in str(found)
