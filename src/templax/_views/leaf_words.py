@@ -54,9 +54,10 @@ _PHRASES: Mapping[str, str] = {
 }
 """Words → the elements that mean them, without `_`, numbers and case."""
 
-_WORDS = {name: words.split() for words, names in _PHRASES.items() for name in names.split()}
-_WORDS |= {"attn": ["attn"], "mlp": ["mlp"], "norm": ["norm"], "q": ["q"], "k": ["k"], "v": ["v"]}
-_WORDS |= {"qkv": ["qkv"], "out": ["out"], "head": ["head"]}
+_WORDS: Mapping[str, Sequence[str]] = {
+    name: words.split() for words, names in _PHRASES.items() for name in names.split()
+} | {word: [word] for word in ("attn", "mlp", "norm", "q", "k", "v", "qkv", "out", "head")}
+"""Elements → the words that they mean."""
 
 _EXCLUSIVE: tuple[frozenset[str], ...] = tuple(
     map(
@@ -76,8 +77,10 @@ _EXCLUSIVE: tuple[frozenset[str], ...] = tuple(
 """Words of which no two name the same leaf."""
 
 _OWN_ROLES = frozenset(("embedding", "kernel", "weight", "scale", "gamma", "w", "weights"))
+"""Names of the main array of a layer."""
 
 _LIGHT = frozenset(("encoder", "decoder", "embed", "cross"))
+"""Words that many names have, or leave out."""
 
 _ROLE_NAMES = {"weight": "weight", "scale": "weight", "bias": "bias", "mean": "mean", "var": "var"}
 
@@ -86,8 +89,10 @@ _UNNAMED = 0.2
 
 _SPLIT = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[^\W\d_A-Z]+|\d+")
 
-_SPECIFIC = frozenset(("q", "k", "v", "qkv", "in", "gate", "token", "pos", "type", "patch", "cls"))
-_SPECIFIC |= {"head", "first", "second", "final", "shortcut", "pooler"}
+_SPECIFIC = frozenset(
+    "q k v qkv in gate token pos type patch cls head first second final shortcut pooler".split()
+)
+"""Words beside which the number of an element says nothing more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +154,7 @@ def read_name(
     return Meaning(role or "weight", realm, frozenset(settled), last)
 
 
-def _read_element(element: str) -> list[str]:
+def _read_element(element: str) -> Sequence[str]:
     """The words of an element."""
     if element.isdecimal():
         return []
@@ -166,7 +171,7 @@ def _read_element(element: str) -> list[str]:
 
 def _settle(words: set[str], ordinals: Mapping[int, Ordinal], in_block: bool) -> set[str]:
     """The words, with what their context says: the second norm of a block, the last layer, ..."""
-    pair = next((o for o in reversed(ordinals.values()) if o.count == 2), None)
+    pair = next((o for o in reversed([*ordinals.values()]) if o.count == 2), None)
     if "norm" in words and "embed" not in words and not words & {"q", "k", "shortcut", "conv"}:
         if in_block and not words & {"first", "second", "cross"}:
             if "attn" in words or (pair is not None and pair.rank == 0 and "#0" in words):
