@@ -23,6 +23,9 @@ _NUMBER = re.compile(r"(?P<stem>(?:.*[^0-9])?)(?P<number>0|[1-9][0-9]{0,8})", re
 
 _DIGITS = re.compile(r"[0-9]+")
 
+_MAX_STAGES = 32
+"""Maximum number of stages of blocks, each of which gets rules of its own."""
+
 _ALIKE = 0.6
 """How much blocks of one kind have in common: leaves of the average one / leaves of any of them."""
 
@@ -104,6 +107,11 @@ def group_families(leaves: Sequence[Leaf]) -> list[Family]:
 
 def pair_families(target: Family, source: Family) -> Iterator[list[Pairing]]:
     """The ways in which the members of two families may correspond, each as a list of rules."""
+    if target.rank != source.rank and len(target.members) == len(source.members) == 1:
+        names = (
+            family.first.name.replace("{", "{{").replace("}", "}}") for family in (target, source)
+        )
+        yield [Pairing(*names, [(target.first, source.first)])]
     if target.rank == source.rank:
         shift = _find_shift(target.blocks, source.blocks)
         if shift is None:
@@ -298,6 +306,8 @@ def _pair_counted(target: Family, source: Family) -> Iterator[Pairing]:
     stages: defaultdict[int, list[Index]] = defaultdict(list)
     for index in sorted(staged.members):
         stages[index[0]].append(index)
+    if len(stages) > _MAX_STAGES:
+        return
     for stage, members in stages.items():
         ones = [numbers[order[i]] for i in members]
         if any(one not in flat.members for one in ones):

@@ -15,7 +15,8 @@ from .._match.meaning import find_role, is_average, list_moments
 
 _PHRASES: Mapping[str, str] = {
     "": "model transformer module params batchstats self backbone bert gpt2 vit llama roberta"
-    " net network proj projection dense densegeneral linear lin",
+    " net network dense densegeneral linear lin",
+    "proj": "projection",
     "block": "layers layer h blocks block encoderblock decoderblock transformerblocks resblocks"
     " encoderlayer decoderlayer resnetblock bottleneckresnetblock basicblock bottleneck",
     "attn": "attention selfattn selfattention mha multiheadattention multiheaddotproductattention"
@@ -33,8 +34,9 @@ _PHRASES: Mapping[str, str] = {
     "norm": "layernorm ln rmsnorm batchnorm bn groupnorm gn",
     "norm first": "inputlayernorm attentionnorm attnnorm layernormbefore selfattnlayernorm"
     " preattentionnorm preattnnorm salayernorm",
-    "norm second": "postattentionlayernorm ffnnorm mlpnorm layernormafter finallayernorm"
+    "norm second": "postattentionlayernorm ffnnorm mlpnorm layernormafter"
     " premlpnorm outputlayernorm",
+    "norm last": "finallayernorm",
     "norm final": "lnf normf finalnorm normfinal encodernorm layernormf finalln",
     "cross norm": "encoderattnlayernorm",
     "embed": "embedding embeddings",
@@ -46,6 +48,7 @@ _PHRASES: Mapping[str, str] = {
     "embed patch": "patchembeddings patchembed patchembedding patchify",
     "cls": "clstoken classtoken",
     "head": "lmhead classifier logits unembed outputlayer",
+    "moe": "blocksparsemoe sparsemoe moeblock experts expert",
     "conv shortcut": "convproj downsampleconv shortcutconv",
     "norm shortcut": "normproj",
     "shortcut": "downsample",
@@ -70,7 +73,6 @@ _EXCLUSIVE: tuple[frozenset[str], ...] = tuple(
             ("token", "pos", "type", "patch"),
             ("attn", "mlp", "embed", "head", "cls", "conv"),
             ("norm", "conv"),
-            ("#0", "#1", "#2", "#3", "#4", "#5", "#6", "#7"),
         ),
     )
 )
@@ -90,7 +92,10 @@ _UNNAMED = 0.2
 _SPLIT = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[^\W\d_A-Z]+|\d+")
 
 _SPECIFIC = frozenset(
-    "q k v qkv in gate token pos type patch cls head first second final shortcut pooler".split()
+    (
+        *("q", "k", "v", "qkv", "in", "gate", "token", "pos", "type", "patch", "cls", "head"),
+        *("first", "second", "final", "shortcut", "pooler"),
+    )
 )
 """Words beside which the number of an element says nothing more."""
 
@@ -110,6 +115,11 @@ class Meaning:
     realm: tuple[str, ...]
     words: frozenset[str]
     last: str
+
+    @property
+    def numbers(self) -> frozenset[str]:
+        """Its words that are places among siblings: `#0`, `#1`."""
+        return frozenset(word for word in self.words if word[0] == "#")
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +160,7 @@ def read_name(
     # `v` is a moment in an optimizer, and the values in an attention.
     realm = tuple(m for m in list_moments(path) if is_optimizer or len(m) > 1)
     realm += ("average",) if is_average(path) else ()
-    settled = _settle({*words}, ordinals, bool(numbered))
+    settled = _settle({*words}, [*ordinals.values()], bool(numbered) or "block" in words)
     return Meaning(role or "weight", realm, frozenset(settled), last)
 
 
@@ -169,34 +179,49 @@ def _read_element(element: str) -> Sequence[str]:
     return found
 
 
-def _settle(words: set[str], ordinals: Mapping[int, Ordinal], in_block: bool) -> set[str]:
-    """The words, with what their context says: the second norm of a block, the last layer, ..."""
-    pair = next((o for o in reversed([*ordinals.values()]) if o.count == 2), None)
-    if "norm" in words and "embed" not in words and not words & {"q", "k", "shortcut", "conv"}:
-        if in_block and not words & {"first", "second", "cross"}:
-            if "attn" in words or (pair is not None and pair.rank == 0 and "#0" in words):
-                words.add("first")
-            elif words & {"mlp", "out"} or (pair is not None and "#1" in words):
-                words.add("second")
-        elif not in_block and not words & {"first", "second"} and not _has_number(words):
-            words.add("final")
-        if words & {"first", "second", "final"}:
-            words -= {"attn", "mlp", "out", "in", "#0", "#1"}
-    elif in_block and "attn" not in words and words & {"in", "out", "gate"}:
+def _settle(words: set[str], ordinals: Sequence[Ordinal], in_block: bool) -> set[str]:
+    """The words, with what their context says: the second norm of a block, the last layer, ...
+
+    Args:
+        words: Of a name.
+        ordinals: Of its elements.
+        in_block: Whether it is one of a block.
+    """
+    if "norm" in words:
+        if not words & {"embed", "q", "k", "shortcut", "conv"}:
+            _settle_norm(words, ordinals, in_block)
+        return words - {"proj", "fc", "last"}
+    if in_block and "attn" not in words and words & {"in", "out", "gate"}:
         words.add("mlp")
     elif not in_block and words in ({"fc"}, {"out"}):
         return {"head"}
-    words.discard("fc")
+    if "attn" in words and "proj" in words and not words & {"q", "k", "v", "qkv"}:
+        words.add("out")
     if "attn" in words and "qkv" not in words:
-        words -= {"in"}
-    if "mlp" in words and pair is not None and words & {"#0", "#1"}:
-        words |= {"in" if "#0" in words else "out"}
+        words.discard("in")
+    if "mlp" in words and words & {"#0", "#1"} and any(o.count == 2 for o in ordinals):
+        words.add("in" if "#0" in words else "out")
         words -= {"#0", "#1"}
-    return words
+    return words - {"proj", "fc", "last"}
 
 
-def _has_number(words: set[str]) -> bool:
-    return any(word.startswith("#") for word in words)
+def _settle_norm(words: set[str], ordinals: Sequence[Ordinal], in_block: bool) -> None:
+    """Says which norm it is: the first or second of a block, that of its memory, or the final."""
+    count = max((o.count for o in ordinals), default=1)
+    if words & {"first", "second", "final"}:
+        pass
+    elif not in_block:
+        if not any(word[0] == "#" for word in words):
+            words.add("final")
+    elif "cross" in words or (count == 3 and "decoder" in words and "#1" in words):
+        words.add("cross")
+        words -= {"attn", "out", "#1"}
+    elif "attn" in words or (count in (2, 3) and "#0" in words):
+        words.add("first")
+    elif words & {"mlp", "out", "last"} or "#1" in words or (count == 3 and "#2" in words):
+        words.add("second")
+    if words & {"first", "second", "final"}:
+        words -= {"attn", "mlp", "out", "in", "#0", "#1", "#2"}
 
 
 def compare_meanings(a: Meaning, b: Meaning) -> float:
@@ -207,6 +232,10 @@ def compare_meanings(a: Meaning, b: Meaning) -> float:
         mine, other = a.words & group, b.words & group
         if mine and other and mine.isdisjoint(other):
             return 0.0
+    if "attn" in a.words & b.words and ("cross" in a.words) != ("cross" in b.words):
+        return 0.0
+    if a.numbers and b.numbers and a.numbers.isdisjoint(b.numbers):
+        return 0.0
     common = _weigh(a.words & b.words)
     total = _weigh(a.words) + _weigh(b.words)
     if total and not common:

@@ -139,7 +139,10 @@ def find_suggestion(
         return None
     if sum((leaf.name.count(".") + 1) ** 2 for leaf in (*entries, *targets)) > _MAX_STEPS:
         return None
-    made = suggest_rules(entries, targets)
+    try:
+        made = suggest_rules(entries, targets)
+    except MappingError:  # names that the notation can't spell, such as those that begin with `$`
+        return None
     if made is None or 2 * len(made.covered) < len(targets):
         return None
     for mapping in (made.mapping, made.plain):

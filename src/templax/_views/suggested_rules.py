@@ -16,6 +16,12 @@ from .mapping import Mapping as LeafMapping
 from .pair_families import REPLICA, Found, find_pairs
 from .rules import From
 
+_MAX_STEPS = 3_000_000
+"""Maximum product of the numbers of rules and of leaves, as each rule is tried on each leaf."""
+
+_KEPT = 4
+"""Leaves are kept under their own names, without rules, if one of so many rules would do that."""
+
 
 @dataclass(frozen=True, slots=True)
 class Suggestion:
@@ -78,6 +84,8 @@ def _suggest(
                 f"`{one.target.first.name}` is not stored: `{one.source.first.name}` fills it, too,"
                 " as in models that tie the two"
             )
+    if len(rules) * sum(len(family.members) for family in there) > _MAX_STEPS:
+        return None
     if replicas is not None:
         notes.append(f"every leaf has a leading axis of {replicas}: the first of them is taken")
     fused = {one.pairings[0].source: None for one in paired.found if "t" in one.options}
@@ -88,7 +96,8 @@ def _suggest(
         )
     used = {id(one.source) for one in paired.found}
     left = [family for family in there if id(family) not in used]
-    keep = replicas is None and any(_is_same(rule) for rule in rules)
+    same = sum(map(_is_same, rules))
+    keep = replicas is None and _KEPT * same >= len(rules)
     drop = _list_dropped(left, there)
     if drop:
         notes.append(f"left out: {list_names([family.first.name for family in left])}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import jax
@@ -26,6 +27,9 @@ from model_layouts import (
     vit,
     zeros,
 )
+from templax._catalog.entry import LeafEntry
+from templax._template.template import Target, Template
+from templax._views.suggest import find_suggestion
 
 
 def suggest(tmp_path, stored: Any, template: Any) -> tuple[tx.Mapping | None, list[str]]:
@@ -464,3 +468,112 @@ def test_check_of_a_view_does_not_hint_at_another_mapping(tmp_path):
     tx.save(path, llama().stored)
     found = tx.check(tx.view(path, tx.Mapping({}, rest="keep")), make_llama())
     assert "tx.suggest" not in str(found)
+
+
+def test_experts_are_stacked(tmp_path):
+    layout, width = Layout(), 5
+    for i, e in np.ndindex(L, 4):
+        expert = f"model.layers.{i}.block_sparse_moe.experts.{e}"
+        layout.add(f"{expert}.w1.weight", width, D)
+        layout.add(f"{expert}.w2.weight", D, width)
+        layout.add(f"{expert}.w3.weight", width, D)
+    moe = {
+        "w1": kernel(L, 4, D, width),
+        "w2": kernel(L, 4, width, D),
+        "w3": kernel(L, 4, D, width),
+    }
+    template = {"layers": {"moe": moe}}
+    mapping, _ = suggest(tmp_path, layout, template)
+    assert mapping is not None
+    made = restore(tmp_path, mapping, template)
+    layers = layout.stored["model"]["layers"]
+    for part in ("w1", "w2", "w3"):
+        want = [
+            [
+                layers[str(i)]["block_sparse_moe"]["experts"][str(e)][part]["weight"].T
+                for e in range(4)
+            ]
+            for i in range(L)
+        ]
+        np.testing.assert_array_equal(made["layers"]["moe"][part]["kernel"], want)
+
+
+def make_t5_attention(block: str, layer: int, name: str) -> dict[str, tuple[int, ...]]:
+    return {f"{block}.layer.{layer}.{name}.{p}.weight": (D, D) for p in "qkvo"}
+
+
+def test_the_layers_of_t5_are_told_apart_by_their_numbers(tmp_path):
+    layout = Layout()
+    layout.add("shared.weight", V, D)
+    for side, mlp in (("encoder", 1), ("decoder", 2)):
+        for i in range(L):
+            block = f"{side}.block.{i}"
+            layout.shapes |= make_t5_attention(block, 0, "SelfAttention")
+            if side == "decoder":
+                layout.shapes |= make_t5_attention(block, 1, "EncDecAttention")
+            layout.add(f"{block}.layer.{mlp}.DenseReluDense.wi.weight", F, D)
+            layout.add(f"{block}.layer.{mlp}.DenseReluDense.wo.weight", D, F)
+            for j in range(mlp + 1):
+                layout.add(f"{block}.layer.{j}.layer_norm.weight", D)
+        layout.add(f"{side}.final_layer_norm.weight", D)
+    attention = {p: kernel(D, D) for p in ("query", "key", "value", "out")}
+    scale = {"scale": zeros(D)}
+    layer = {
+        "self_attn": attention,
+        "self_attn_norm": scale,
+        "mlp": {"wi": kernel(D, F), "wo": kernel(F, D)},
+        "mlp_norm": scale,
+    }
+    memory = {"cross_attn": attention, "cross_attn_norm": scale}
+    template = {
+        "embed": {"embedding": zeros(V, D)},
+        "encoder": {**{f"layers_{i}": layer for i in range(L)}, "final_norm": scale},
+        "decoder": {**{f"layers_{i}": layer | memory for i in range(L)}, "final_norm": scale},
+    }
+    mapping, _ = suggest(tmp_path, layout, template)
+    assert mapping is not None
+    made, stored = restore(tmp_path, mapping, template)["decoder"], layout.stored["decoder"]
+    one, source = made["layers_1"], stored["block"]["1"]["layer"]
+    for j, name in enumerate(("self_attn_norm", "cross_attn_norm", "mlp_norm")):
+        want = source[str(j)]["layer_norm"]["weight"]
+        np.testing.assert_array_equal(one[name]["scale"], want)
+    want = source["1"]["EncDecAttention"]["k"]["weight"].T
+    np.testing.assert_array_equal(one["cross_attn"]["key"]["kernel"], want)
+    np.testing.assert_array_equal(made["final_norm"]["scale"], stored["final_layer_norm"]["weight"])
+
+
+@pytest.mark.parametrize("name", ["$drop", "a{b}c", "x*y", "[0]", "{...}", "w\n\x1b", "a..b", ""])
+def test_names_that_are_odd_in_the_notation_are_harmless(name):
+    shape, dtype = (4, 3), np.dtype("f")
+    entries = [LeafEntry(n, (n,), shape, dtype) for n in (f"{name}.weight", name, "fc.weight")]
+    for wanted in (f"{name}.kernel", "fc.kernel", name):
+        target = Target(wanted, (wanted,), shape[::-1], dtype)
+        found = find_suggestion(entries, Template((target,)))
+        if found is not None:
+            assert found.covered == {wanted}
+
+
+def test_a_tree_without_leaves_gets_no_suggestion():
+    entry = LeafEntry("fc.weight", ("fc", "weight"), (4, 3), np.dtype("f"))
+    assert find_suggestion([entry], Template(())) is None
+    target = Target("fc.kernel", ("fc", "kernel"), (3, 4), np.dtype("f"))
+    assert find_suggestion([], Template((target,))) is None
+
+
+@pytest.mark.parametrize(
+    ("stored", "wanted"),
+    [
+        ([f"a.b{i}.c{i % 7}.w.weight" for i in range(20_000)], "x.b{}.c.w.kernel"),
+        ([f"fc{i}.weight" for i in range(20_000)], "fc{}.kernel"),
+        ([f"w{i}x.weight" for i in range(20_000)], "y{}x.kernel"),
+        ([".".join(["0"] * 1_000 + [str(i)]) for i in range(20)], "y{}x.kernel"),
+    ],
+)
+def test_the_search_is_bounded(stored, wanted):
+    dtype = np.dtype("f")
+    entries = [LeafEntry(n, tuple(n.split(".")), (4, 4), dtype) for n in stored]
+    names = [wanted.format(i) for i in range(20_000)]
+    targets = [Target(n, tuple(n.split(".")), (4, 4), dtype) for n in names]
+    before = time.process_time()
+    find_suggestion(entries, Template(tuple(targets)))
+    assert time.process_time() - before < 15
