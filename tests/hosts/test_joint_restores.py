@@ -37,6 +37,12 @@ for name, who in (("first", 0), ("last", last)):
     api.run_plan = real
     verify = "?" if index == who else "off"
     attempt(f"argument {name}", lambda: read(tx.restore(path, want, verify=verify)))
+for name, who in (("first", 0), ("last", last)):
+    rules = {"w": "w" if index == who else tx.From("w", "a b -> a b")}
+    view = tx.view(path, tx.Mapping(rules, rest="keep"))
+    attempt(f"mapping {name}", lambda: read(tx.restore(view, want)))
+    view = tx.view(path, tx.Mapping({}, rest="keep"))
+    attempt(f"view {name}", lambda: read(tx.restore(view, want)))
 attempt("nothing", lambda: read(tx.restore(nothing, want)))
 attempt("next", lambda: read(tx.restore(path, want)))
 if index == last:  # of local leaves, so it talks to nobody
@@ -67,6 +73,10 @@ def test_what_fails_on_one_process_is_the_same_error_on_all(
             check_failed(said[f"damage {name}"], *texts, kind="Corrupted", within_s=4)
             texts = [f"Process {who} of {count} failed"] if index != who else []
             texts.append("Expected verify=")
+            check_failed(
+                said[f"mapping {name}"], "Expected the same mapping", kind="SourceError", within_s=4
+            )
+            assert said[f"view {name}"].result == said["next"].result
             check_failed(said[f"argument {name}"], *texts, kind="UsageError", within_s=4)
             refused = said[f"path {name}"]
             assert refused.kind in ("SourceError", "NotFound", "SaveError"), refused

@@ -87,7 +87,7 @@ def restore(
     - Functions and other leaves without data are returned as they are.
 
     Args:
-        checkpoint: A path or URL, a `Source`, a `Catalog` from `open`, or a `Recipe`.
+        checkpoint: A path or URL, a `Source`, a `Catalog` from `open`, a `view`, or a `Recipe`.
         template: Any pytree.
         at: The subtree of the checkpoint to restore from, by name, such as `"params"`.
         rename: `{checkpoint prefix: template prefix}`, where the longest matching prefix wins; or a
@@ -185,7 +185,9 @@ def restore(
         return run_plan(make(), on_progress)
     from .together import restore_together
 
-    return restore_together(_describe_source(checkpoint), make, run_plan, on_progress, timeout)
+    facts = {"mapping": checkpoint.digest if isinstance(checkpoint, View) else "none"}
+    path = _describe_source(checkpoint)
+    return restore_together(path, make, run_plan, on_progress, timeout, facts)
 
 
 def _describe_source(checkpoint: Checkpoint) -> str:
@@ -290,8 +292,7 @@ def run(plan: Plan, *, on_progress: Progress | None = None) -> PyTree:
     Raises:
         Corrupted, SourceError: See `restore`. It is also checked that the files are still those
             that were planned for.
-        UsageError: The plan was made for a template from a JSON file, which has no pytree; or
-            `jax_enable_x64` was turned off since.
+        UsageError: It is for a template from a file, or `jax_enable_x64` was turned off since.
     """
     check_progress(on_progress)
     return run_plan(plan, on_progress)

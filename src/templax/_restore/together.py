@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from pathlib import Path
 from typing import TypeVar
@@ -88,6 +88,7 @@ def restore_together(
     run_plan: RunPlan,
     on_progress: Progress | None,
     timeout: float | None,
+    facts: Mapping[str, str],
 ) -> PyTree:
     """Restores a checkpoint on every process.
 
@@ -95,6 +96,7 @@ def restore_together(
         path: What is restored: a local path, or words for what has none.
         make_plan, run_plan: How this process does it.
         on_progress, timeout: See `restore`.
+        facts: What must be equal on all processes: name → value, in words.
 
     Raises:
         TemplaxError: On every process, the same: it failed on one of them.
@@ -102,7 +104,7 @@ def restore_together(
     if _together.get():
         return run_plan(make_plan(), on_progress)
     with open_restore(path, timeout=timeout) as call:
-        told = call.join(make_reply=lambda: identify_checkpoint(path))
+        told = call.join(facts, make_reply=lambda: identify_checkpoint(path))
 
         def make_seen_plan() -> Plan:
             await_checkpoint(call, path, told)

@@ -66,7 +66,6 @@ class PartLayout:
         part: The part.
         shape: Shape of each source.
         counts: Stacked placeholder → number of sources along it.
-        unstacked: The placeholders that only the target's name has.
         left, right: Dimensions of the source and of the target, as axes of this part.
     """
 
@@ -75,12 +74,11 @@ class PartLayout:
         part: From,
         shape: Shape,
         counts: Mapping[str, int],
-        unstacked: Sequence[str],
         left: Sequence[Dim],
         right: Sequence[Dim],
     ):
         self.part, self.shape = part, shape
-        self.stacked, self.unstacked = counts, unstacked
+        self.stacked = counts
         self.left, self.right = _expand(left, right, len(shape))
         self._slices = dict(part.slice)
         two = {*part.pad, *part.crop}
@@ -95,10 +93,10 @@ class PartLayout:
         for dim, (start, stop) in part.slice.items():
             if len(dim) == 1:
                 self.sizes.set(dim[0], stop - start, "target")
-        self._solve(
-            [(dim, self._cut_length(dim, n)) for dim, n in zip(self.left, shape, strict=True)],
-            "source",
-        )
+        self._of_source = [
+            (dim, self._cut_length(dim, n)) for dim, n in zip(self.left, shape, strict=True)
+        ]
+        self._solve(self._of_source, "source")
 
     def _cut_length(self, dim: Dim, n: int) -> int:
         """The length of what a rule takes of a dimension of the source."""
@@ -123,6 +121,7 @@ class PartLayout:
             return
         known = [(dim, n) for dim, n in zip(self.right, shape, strict=True) if skip not in dim]
         self._solve(known, "target", lenient=True)
+        self._solve(self._of_source, "source", lenient=True)
 
     def learn_joined(self, shape: Shape, joined: str, others: int) -> None:
         """Works out the size of a joined axis: what the other parts leave of the dimension."""
@@ -138,6 +137,13 @@ class PartLayout:
     def _solve(
         self, equations: Sequence[tuple[Dim, int]], side: str, lenient: bool = False
     ) -> None:
+        """Works out sizes from dimensions of which one axis is not known yet.
+
+        Args:
+            equations: Dimensions and their lengths.
+            side: "source" or "target".
+            lenient: Whether a length that does not fit is left to `finish`, or to the match.
+        """
         pending = list(equations)
         progress = True
         while pending and progress:
@@ -179,10 +185,10 @@ class PartLayout:
                 raise SizeUnknown(
                     f"the new size of `{axis}` is not known without a template: give {axis}=N"
                 )
-        for dim, n in zip(self.left, self.shape, strict=True):
+        for dim, n in self._of_source:
             taken = math.prod([source.get(axis, 0) for axis in dim])
-            if all(axis in source for axis in dim) and taken != self._cut_length(dim, n):
-                raise RuleError(self._describe_length(dim, self._cut_length(dim, n), taken))
+            if all(axis in source for axis in dim) and taken != n:
+                raise RuleError(self._describe_length(dim, n, taken))
         axes = {axis for dim in (*self.left, *self.right) for axis in dim}
         missing = sorted(
             axis
@@ -203,9 +209,10 @@ class PartLayout:
                     f" {source[dim[0]]} elements"
                 )
         for axis, index in self.part.select.items():
-            if not 0 <= index < source[axis]:
+            if not 0 <= index < self.count_taken(axis):
                 raise RuleError(
-                    f"select={{'{axis}': {index}}} reaches beyond its {source[axis]} elements"
+                    f"select={{'{axis}': {index}}} reaches beyond its {self.count_taken(axis)}"
+                    " elements"
                 )
         for axis in self.sizes.two:
             if (axis,) in self.part.slice:
@@ -220,6 +227,17 @@ class PartLayout:
                     f"`{axis}` shrinks from {source[axis]} to {target[axis]}: allow it with"
                     f' crop="{axis}"'
                 )
+
+    def count_taken(self, axis: str) -> int:
+        """The number of elements that a rule takes of an axis of the source."""
+        if (axis,) in self.part.slice:
+            start, stop = self.part.slice[(axis,)]
+            return stop - start
+        return self.sizes.source[axis]
+
+    def _find_start(self, axis: str) -> int:
+        """The first element that a rule takes of an axis of the source."""
+        return self.part.slice[(axis,)][0] if (axis,) in self.part.slice else 0
 
     @property
     def _left_axes(self) -> set[str]:
@@ -268,7 +286,8 @@ class PartLayout:
                 source_start[d] += self._slices[dim][0]
         for axis, index in {**part.select, **unstacked}.items():
             d, step = source_step.pop(axis)
-            source_start[d] += index * step
+            at = self.count_taken(axis) - 1 - index if axis in part.flip else index
+            source_start[d] += (self._find_start(axis) + at) * step
         target_step: dict[str, tuple[int, int]] = {}
         target_start = [0] * len(self.right)
         for d, dim in enumerate(self.right):
@@ -289,7 +308,7 @@ class PartLayout:
             by = source_step.get(axis)
             if by is not None:
                 d, step = by
-                first = part.slice[(axis,)][0] if (axis,) in part.slice else 0
+                first = self._find_start(axis)
                 n = min(n, source[axis] - first)
                 if axis in part.flip:
                     source_start[d] += (first + n - 1) * step

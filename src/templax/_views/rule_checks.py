@@ -46,19 +46,10 @@ def _check_part(target: NamePattern, rule: Rule, part: From) -> Iterator[str]:
 
 
 def _fits_join(axes: Axes, rule: Concat) -> bool:
-    """Whether the axes of a part are those of its `Concat`: by name, or else by position, be it of
-    axes or of dimensions, so that `d -> 1 d` fits `[n] d`.
-    """
+    """Whether the axes of a part are those of its `Concat`, by name or else by position."""
     mine, wanted = flatten_dims(axes.right), flatten_dims(rule.axes.dims)
-    if set(mine) == set(wanted):
-        return True
-    if [name == ELLIPSIS for name in mine] == [name == ELLIPSIS for name in wanted]:
-        return True
-    pairs = list(zip(axes.right, rule.axes.dims, strict=False))
-    return len(axes.right) == len(rule.axes.dims) and all(
-        one == other if ELLIPSIS in (*one, *other) else len(other) in (1, len(one))
-        for one, other in pairs
-    )
+    by_position = [name == ELLIPSIS for name in mine] == [name == ELLIPSIS for name in wanted]
+    return by_position or set(mine) == set(wanted)
 
 
 def _check_target(target: NamePattern, parts: Sequence[From]) -> Iterator[str]:

@@ -37,7 +37,7 @@ class RuleLayout:
         self._joined: list[str | None] = []
         for part, shape, stacked in zip(parts, shapes, counts, strict=True):
             left, right, joined = _list_dims(rule, part, len(shape))
-            self._layouts.append(PartLayout(part, shape, stacked, unstacked, left, right))
+            self._layouts.append(PartLayout(part, shape, stacked, left, right))
             self._joined.append(joined)
         if expected is not None:
             self._learn(expected)
@@ -59,7 +59,7 @@ class RuleLayout:
                     f"`{part.source.text}` gives the shape {made}, `{parts[0].source.text}` gives"
                     f" {self.shape}: parts differ along the joined axis only"
                 )
-        self.counts = {p: self._layouts[0].sizes.source[p] for p in unstacked}
+        self.counts = {p: self._layouts[0].count_taken(p) for p in unstacked}
         self._steps = [_compute_step(layout) for layout in self._layouts]
         self._maps: dict[object, list[tuple[IndexMap, float | None]]] = {}
 

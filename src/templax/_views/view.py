@@ -70,6 +70,11 @@ class View:
     def __repr__(self) -> str:
         return f"view({self.checkpoint!r}, {self.mapping!r})"
 
+    @property
+    def digest(self) -> str:
+        """A few characters that tell its mapping from others."""
+        return _digest(self.mapping)
+
     def catalog(self) -> Catalog:
         """The leaves of the view, whose sizes follow from the checkpoint and the mapping alone."""
         return self.catalog_for(None)
@@ -91,14 +96,13 @@ def _open_view(base: Catalog, mapping: LeafMapping, expected: Expected | None) -
     except MappingError as error:
         error.add_note(f"in a view of {base.url}")
         raise
-    digest = hashlib.sha256(json.dumps(mapping.to_json()).encode()).hexdigest()[:12]
     fitted = functools.partial(_open_view, base, mapping)
     crcs = base.fingerprints
     if not all(entry.handle.same for entry in resolved.entries):
         crcs = None
     return replace(
         base,
-        evidence=f"{base.evidence}, through a mapping of {len(mapping)} rules ({digest})",
+        evidence=f"{base.evidence}, through a mapping of {len(mapping)} rules ({_digest(mapping)})",
         entries=resolved.entries,
         locator=functools.partial(_locate, base),
         empties=base.empties if mapping.rest == "keep" else {},
@@ -107,6 +111,10 @@ def _open_view(base: Catalog, mapping: LeafMapping, expected: Expected | None) -
         base=base,
         fit=fitted,
     )
+
+
+def _digest(mapping: LeafMapping) -> str:
+    return hashlib.sha256(json.dumps(mapping.to_json()).encode()).hexdigest()[:12]
 
 
 def select_stored(catalog: Catalog) -> Catalog:

@@ -77,6 +77,7 @@ WRONG: list[tuple[str, Any, str]] = [
     ("w", Concat(["a", From("b", "x -> ... x")], "d [f]"), r"part 2: .*`x -> ... x`"),
     ("w", Concat(["a", From("b", "x y -> (y x)")], "(d [f]) r"), r"part 2: .*does not have the ax"),
     ("w", Concat(["a", From("b", "x y -> (x y)")], "[d] ..."), r"part 2: .*does not have the ax"),
+    ("w", Concat(["a", From("b", "d -> 1 d")], "[n] d"), "part 2: .*does not have the ax"),
     ("w", Concat(["a", "b.{i}"], "d [f]"), "part 2: `{i}` is in the source's name only"),
     ("w.{i}", Concat(["a.{i}", "b"], "d [f]"), "part 2: `{i}` is in the target's name only"),
     ("w.{...}", Concat(["a.{...}", "b"], "d [f]"), "part 2: `{...}` is in `w.{...}` only"),
@@ -241,10 +242,9 @@ RIGHT: list[Callable[[], Any]] = [
     lambda: ("w", Concat([From("a", "(h x) r -> h x r"), "b"], "(h [f]) r")),
     lambda: ("w", Concat([From("a", "(h f) r -> (h f) r"), "b"], "(h [f]) r")),
     lambda: ("w", Concat([From("a", "f d -> d 1 f")], "d [f]")),
-    lambda: ("w", Concat([From("a.{i}", "d -> i d"), From("b", "d -> 1 d")], "[i] d")),
+    lambda: ("w", Concat([From("a.{i}", "d -> i d"), From("b", "d -> i d", i=1)], "[i] d")),
     lambda: ("w", Concat([From("a", "x ... -> x ...")], "[f] ...")),
-    lambda: ("w", Concat([From("a", "d -> 1 d"), "b"], "[n] d")),
-    lambda: ("w", Concat([From("a", "... -> 1 ..."), "b"], "[n] ...")),
+    lambda: ("w", Concat([From("a", "d -> n d", n=1), "b"], "[n] d")),
     lambda: ("w", Concat([From("a", "x y z -> z (y x)"), "b"], "[n] (d e)")),
 ]
 
