@@ -7,9 +7,12 @@ are in one error.
 
 from __future__ import annotations
 
+import bisect
 import itertools
+import math
+import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -27,12 +30,21 @@ from .names import Binding, NamePattern, parse_name
 from .part_layout import Piece, RuleError, SizeUnknown
 from .rule_layout import RuleLayout, Stack
 from .rules import Concat, From
+from .stacks import list_stacked, order_stack
 
 Expected = Callable[[str], "tuple[Shape, np.dtype] | None"]
 """The shape and dtype that a template expects of a leaf, by its name in the view."""
 
 Key = tuple[tuple[str, int | str], ...]
 """Values of the placeholders that both names of a rule have: a member of a family."""
+
+
+_MAX_UNSTACKED = 1_000_000
+"""Leaves that a mapping may make of others by unstacking: a few bytes may say 10**15 of them."""
+
+
+_MAX_HINTS = 20
+"""Rules without a source for which the nearest name is sought: an error shows no more lines."""
 
 
 class Made(msgspec.Struct, frozen=True, gc=False):
@@ -97,6 +109,9 @@ class _Resolver:
         self._mapping, self._expected = mapping, expected or _expect_nothing
         self._fits_template = expected is not None
         self._stored = {entry.name: entry for entry in stored}
+        self._order = {name: i for i, name in enumerate(self._stored)}
+        self._sorted = sorted(self._stored)
+        self._unstacked = 0
         self._problems: list[str] = []
         self._entries: dict[str, LeafEntry] = {}
         self._used: set[str] = set()
@@ -110,10 +125,9 @@ class _Resolver:
         unmatched: list[str] = []
         for text in texts + rests:
             target, rule = mapping.targets[text], mapping.rules[text]
-            names = list(self._stored)
-            if target.has_rest:  # a more specific rule wins over `{...}`
-                names = [name for name in names if name not in self._used and name not in dropped]
-            if not self._apply_rule(text, target, rule, names):
+            # A more specific rule wins over `{...}`.
+            taken = (self._used, dropped) if target.has_rest else ()
+            if not self._apply_rule(text, target, rule, taken):
                 unmatched.append(text)
         self._report_unmatched(unmatched)
         left = [name for name in self._stored if name not in self._used and name not in dropped]
@@ -142,7 +156,7 @@ class _Resolver:
             parsed = parse_name(pattern) if "{" in pattern else None
             mine = [
                 name
-                for name in self._stored
+                for name in self._list_candidates(_find_prefix(pattern, parsed))
                 if (
                     matches_pattern(name, pattern)
                     if parsed is None
@@ -154,38 +168,66 @@ class _Resolver:
             found |= dict.fromkeys(mine, pattern)
         return found
 
+    def _list_candidates(self, prefix: str) -> list[str]:
+        """The stored names with a prefix, in the order of the checkpoint.
+
+        A mapping may have a rule for each of many leaves: then each looks at its own only.
+        """
+        first = bisect.bisect_left(self._sorted, prefix)
+        last = bisect.bisect_right(
+            self._sorted, prefix, lo=first, key=lambda name: name[: len(prefix)]
+        )
+        if (first, last) == (0, len(self._sorted)):
+            return list(self._stored)
+        return sorted(self._sorted[first:last], key=self._order.__getitem__)
+
     def _report_unmatched(self, unmatched: Sequence[str]) -> None:
         """Reports rules whose sources the checkpoint lacks."""
         for text in unmatched:
             rule, target = self._mapping.rules[text], self._mapping.targets[text]
             parts = rule.parts if isinstance(rule, Concat) else (rule,)
             wanted = " and ".join(f"`{part.source.text}`" for part in parts)
-            there = next((n for n in self._stored if _match(target, parts[0], n)), None)
+            similar = self._list_candidates(target.prefix)
+            there = next((name for name in similar if _match(target, parts[0], name)), None)
             if there is not None:
                 hint = f"it has `{there}`, which this rule makes: it seems to be mapped already"
             else:
-                near = find_nearest(parts[0].source.text, self._stored)
+                few = len(self._problems) < _MAX_HINTS
+                near = find_nearest(parts[0].source.text, self._stored) if few else None
                 hint = f"nearest: `{near}`" if near else "correct the name, or leave the rule out"
             self._problems.append(f"`{text}`: the checkpoint has no {wanted}; {hint}")
 
     def _report_left(self, left: Sequence[str]) -> None:
         """Reports leaves that no rule names."""
-        mapped = [
-            name
-            for name in left
-            if any(_match(t, From("_"), name) for t in self._mapping.targets.values())
-        ]
+        names, part = set(left), From("_")
+        mapped = next(
+            (
+                name
+                for target in self._mapping.targets.values()
+                for name in self._list_candidates(target.prefix)
+                if name in names and _match(target, part, name)
+            ),
+            None,
+        )
         hint = 'write rules for them, or drop=[...], or rest="keep"'
-        if mapped:
-            hint = f"`{mapped[0]}` is what a rule makes: the checkpoint seems to be mapped already"
+        if mapped is not None:
+            hint = f"`{mapped}` is what a rule makes: the checkpoint seems to be mapped already"
         self._problems.append(f"no rule names {list_names(left)}: {hint}")
 
     def _apply_rule(
-        self, text: str, target: NamePattern, rule: From | Concat, names: Sequence[str]
+        self,
+        text: str,
+        target: NamePattern,
+        rule: From | Concat,
+        taken: Sequence[Container[str]],
     ) -> bool:
-        """Adds the leaves that a rule makes. Returns whether any leaf of the checkpoint matched."""
+        """Adds the leaves that a rule makes of all leaves but those that are taken.
+
+        Returns:
+            Whether any leaf of the checkpoint matched.
+        """
         parts = rule.parts if isinstance(rule, Concat) else (rule,)
-        families = [self._find_family(target, part, names) for part in parts]
+        families = [self._find_family(target, part, taken) for part in parts]
         keys = list(dict.fromkeys(key for family in families for key in family))
         for key in keys:
             try:
@@ -196,7 +238,7 @@ class _Resolver:
                             f"the checkpoint has no {_format(part, dict(key))}, as the other parts"
                             " of this rule would need"
                         )
-                    found.append(_order_stack(part, target, family[key]))
+                    found.append(order_stack(part, target, family[key]))
                 for entry in self._make_members(text, target, rule, parts, found, dict(key)):
                     self._add(entry)
             except RuleError as error:
@@ -208,12 +250,14 @@ class _Resolver:
         return bool(keys)
 
     def _find_family(
-        self, target: NamePattern, part: From, names: Sequence[str]
+        self, target: NamePattern, part: From, taken: Sequence[Container[str]]
     ) -> dict[Key, dict[tuple[int | str, ...], LeafEntry]]:
         """The sources of a part: for each member, those along its stacked placeholders."""
         found: dict[Key, dict[tuple[int | str, ...], LeafEntry]] = {}
-        shared, stacked = [*target.placeholders, "..."], _list_stacked(part, target)
-        for name in names:
+        shared, stacked = [*target.placeholders, "..."], list_stacked(part, target)
+        for name in self._list_candidates(part.source.prefix):
+            if any(name in each for each in taken):
+                continue
             binding = part.source.match(name, part.names, part.sizes)
             if binding is None:
                 continue
@@ -236,7 +280,7 @@ class _Resolver:
         names = {k: v for part in parts for k, v in part.names.items()}
         first = next(iter(found[0].values()))
         if isinstance(rule, From) and rule.axes is None:
-            name = target.format(shared, sizes)
+            name = _name_member(target, shared, sizes)
             if rule.scale is None and rule.add is None:
                 yield structs.replace(
                     first,
@@ -256,14 +300,14 @@ class _Resolver:
                 )
         unstacked = [p for p in target.placeholders if p not in shared]
         start: Binding = {p: names[p][0] if p in names else 0 for p in unstacked}
-        expected = self._expected(target.format({**shared, **start}, sizes))
+        expected = self._expected(_name_member(target, {**shared, **start}, sizes))
         try:
             layout = self._lay_out(text, rule, parts, found, expected, unstacked)
         except SizeUnknown:
             if expected is not None or not self._fits_template:
                 raise
             # The template does not ask for this leaf, so that nobody needs its shape.
-            name = target.format({**shared, **start}, sizes)
+            name = _name_member(target, {**shared, **start}, sizes)
             made_from = f"{_describe_sources(found, None)}, in a shape that is not known"
             yield LeafEntry(
                 name,
@@ -282,10 +326,11 @@ class _Resolver:
                 )
             if expected is not None and class_of(expected[1]) == "float":
                 dtype = expected[1]
+        self._check_count(first, {p: layout.counts[p] for p in unstacked})
         for index in itertools.product(*[range(layout.counts[p]) for p in unstacked]):
             at = dict(zip(unstacked, index, strict=True))
             values: Binding = {p: names[p][i] if p in names else i for p, i in at.items()}
-            name = target.format({**shared, **values}, sizes)
+            name = _name_member(target, {**shared, **values}, sizes)
             made = Made(text, tuple(layout.make_pieces(at, found)))
             yield LeafEntry(
                 name,
@@ -294,6 +339,24 @@ class _Resolver:
                 dtype,
                 handle=made,
                 made_from=_describe_sources(found, expected and layout.explain(expected[0])),
+            )
+
+    def _check_count(self, source: LeafEntry, counts: Mapping[str, int]) -> None:
+        """Refuses to unstack a leaf into none, which would drop it, or into too many."""
+        if not counts:
+            return
+        for placeholder, n in counts.items():
+            if not n:
+                raise RuleError(
+                    f"`{source.name}` has no elements along `{placeholder}`, so that no leaf is"
+                    " made of it: add it to drop= instead"
+                )
+        n = math.prod(counts.values())
+        self._unstacked += n
+        if self._unstacked > _MAX_UNSTACKED:
+            raise RuleError(
+                f"`{source.name}` is unstacked into {n:,} leaves: a mapping makes"
+                f" at most {_MAX_UNSTACKED:,} in this way, unstack fewer axes"
             )
 
     def _lay_out(
@@ -322,7 +385,7 @@ class _Resolver:
             counts: list[dict[str, int]] = []
             for part, sources in zip(parts, found, strict=True):
                 *_, last = sources
-                stacked = _list_stacked(part, self._mapping.targets[text])
+                stacked = list_stacked(part, self._mapping.targets[text])
                 counts.append({p: i + 1 for p, i in zip(stacked, last, strict=True)})
             layout = RuleLayout(rule, parts, shapes, counts, expected and expected[0], unstacked)
             self._layouts[key] = layout
@@ -347,40 +410,6 @@ class _Resolver:
             )
 
 
-def _order_stack(
-    part: From, target: NamePattern, sources: Mapping[tuple[int | str, ...], LeafEntry]
-) -> Stack:
-    """The sources of a member by position; there must be one for each combination of positions."""
-    stacked = _list_stacked(part, target)
-    ordered: list[list[int | str]] = []
-    for k, placeholder in enumerate(stacked):
-        values = {position[k] for position in sources}
-        if placeholder in part.names:
-            ordered.append(list(part.names[placeholder]))
-        else:
-            n = max([value for value in values if isinstance(value, int)], default=-1) + 1
-            if n > len(values):  # before as many numbers are listed as a name may say
-                missing = next(i for i in range(n) if i not in values)
-                raise RuleError(
-                    f"`{{{placeholder}}}` in `{part.source.text}` goes up to {n - 1}, but there is"
-                    f" no {missing}: what is stacked has no holes"
-                )
-            ordered.append(list(range(n)))
-    found: Stack = {}
-    for combination in itertools.product(*[enumerate(values) for values in ordered]):
-        values = tuple(value for _, value in combination)
-        if values not in sources:
-            at = dict(zip(stacked, values, strict=True))
-            raise RuleError(f"the checkpoint has no `{part.source.text}` for {at}")
-        found[tuple(i for i, _ in combination)] = sources[values]
-    return found
-
-
-def _list_stacked(part: From, target: NamePattern) -> list[str]:
-    """The placeholders along which sources are stacked: those that only their name has."""
-    return [p for p in part.source.placeholders if p not in target.placeholders]
-
-
 def _describe_sources(found: Sequence[Stack], advice: str | None) -> str:
     """The stored leaves that a leaf is made of, and what would help it to fit."""
     names = [entry.name for sources in found for entry in sources.values()]
@@ -398,3 +427,15 @@ def _format(part: From, binding: Binding) -> str:
 
 def _match(target: NamePattern, part: From, name: str) -> bool:
     return target.match(name, part.names, part.sizes) is not None
+
+
+def _name_member(target: NamePattern, binding: Binding, sizes: Mapping[str, int]) -> str:
+    try:
+        return target.format(binding, sizes)
+    except ValueError as error:  # an integer below 0, or beyond its size
+        raise RuleError(f"{error}: correct the numbers in the names of the rule") from error
+
+
+def _find_prefix(pattern: str, parsed: NamePattern | None) -> str:
+    """What all names begin with that a pattern of drop= matches."""
+    return parsed.prefix if parsed is not None else re.split(r"[*?\[]", pattern, maxsplit=1)[0]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 from flax import nnx
 
 import templax as tx
+from templax._views.names import NamePattern
 
 QKV = np.arange(2 * 12.0).reshape(2, 12)
 
@@ -44,3 +47,51 @@ def test_a_template_tells_sizes_under_each_name_of_a_tied_leaf(name: str, tmp_pa
     mapping = tx.Mapping({f"{name}.value": tx.From("w", "(h k) d -> d h k")})
     model = tx.restore(tx.view(tmp_path / "ckpt", mapping), tx.template_of(Tied))
     np.testing.assert_array_equal(model.head[...], stored.reshape(2, 2, 3).transpose(2, 0, 1))
+
+
+@pytest.mark.parametrize(
+    ("stored", "rules", "problem"),
+    [
+        ({"h.0": np.ones(2)}, {"b.{i-1}": "h.{i}"}, "`{i-1}` would be -1 for i=0"),
+        (
+            {"h.0.5": np.ones(2)},
+            {"b.{(g c)}": tx.From("h.{g}.{c}", c=4)},
+            "needs `c` at least 0 and less than 4, got 5",
+        ),
+        (
+            {"e": np.ones((0, 3))},
+            {"b.{i}": tx.From("e", "i d -> d")},
+            "`e` has no elements along `i`, so that no leaf is made of it",
+        ),
+        (
+            {"e": np.ones((10**15, 0))},
+            {"b.{i}": tx.From("e", "i d -> d")},
+            "`e` is unstacked into 1,000,000,000,000,000 leaves",
+        ),
+    ],
+)
+def test_names_that_cannot_be_made_are_an_error_of_the_rule(
+    stored: dict[str, np.ndarray], rules: dict[str, Any], problem: str, tmp_path: Path
+) -> None:
+    tx.save(tmp_path / "a.safetensors", stored)
+    with pytest.raises(tx.MappingError, match=re.escape(problem)):
+        tx.open(tx.view(tmp_path / "a.safetensors", tx.Mapping(rules)))
+
+
+def test_a_rule_for_each_of_many_leaves_takes_time_linear_in_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    n = 300
+    tx.save(tmp_path / "a.safetensors", {f"q{i:03}": np.zeros(1) for i in range(n + 1)})
+    tried: list[str] = []
+    match = NamePattern.match
+
+    def count(self: NamePattern, name: str, *args: Any) -> Any:
+        tried.append(name)
+        return match(self, name, *args)
+
+    monkeypatch.setattr(NamePattern, "match", count)
+    rules = {f"t{i}": f"q{i:03}" for i in range(n)}
+    view = tx.view(tmp_path / "a.safetensors", tx.Mapping(rules, drop=[f"q{n:03}"]))
+    assert len(tx.open(view).entries) == n
+    assert len(tried) == n

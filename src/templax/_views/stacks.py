@@ -1,0 +1,46 @@
+"""Stored leaves that are stacked: which of them is where along each axis. Pure."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+
+from .._catalog.entry import LeafEntry
+from .names import NamePattern
+from .part_layout import RuleError
+from .rule_layout import Stack
+from .rules import From
+
+
+def order_stack(
+    part: From, target: NamePattern, sources: Mapping[tuple[int | str, ...], LeafEntry]
+) -> Stack:
+    """The sources of a member by position; there must be one for each combination of positions."""
+    stacked = list_stacked(part, target)
+    ordered: list[list[int | str]] = []
+    for k, placeholder in enumerate(stacked):
+        values = {position[k] for position in sources}
+        if placeholder in part.names:
+            ordered.append(list(part.names[placeholder]))
+        else:
+            n = max([value for value in values if isinstance(value, int)], default=-1) + 1
+            if n > len(values):  # before as many numbers are listed as a name may say
+                missing = next(i for i in range(n) if i not in values)
+                raise RuleError(
+                    f"`{{{placeholder}}}` in `{part.source.text}` goes up to {n - 1}, but there is"
+                    f" no {missing}: what is stacked has no holes"
+                )
+            ordered.append(list(range(n)))
+    found: Stack = {}
+    for combination in itertools.product(*[enumerate(values) for values in ordered]):
+        values = tuple(value for _, value in combination)
+        if values not in sources:
+            at = dict(zip(stacked, values, strict=True))
+            raise RuleError(f"the checkpoint has no `{part.source.text}` for {at}")
+        found[tuple(i for i, _ in combination)] = sources[values]
+    return found
+
+
+def list_stacked(part: From, target: NamePattern) -> list[str]:
+    """The placeholders along which sources are stacked: those that only their name has."""
+    return [p for p in part.source.placeholders if p not in target.placeholders]
