@@ -7,10 +7,13 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import ml_dtypes
 import msgspec
+import numpy as np
 
 from .._catalog.entry import LeafEntry
 from .._core.boxes import Shape
+from .._core.dtypes import class_of
 from .._core.index_map import IndexMap, MapAxis
 from .axes import Dim
 from .rules import From
@@ -345,6 +348,23 @@ class PartLayout:
             grown = IndexMap(axes, (), whole.target).restrict(tuple(ranges))
             if grown.size:
                 yield grown, self.part.pad[name]
+
+
+def check_fill(value: float, dtype: np.dtype) -> None:
+    """Refuses a value to fill with that a dtype would wrap, cut off or make infinite."""
+    kind = class_of(dtype)
+    if kind == "int":
+        info = ml_dtypes.iinfo(dtype)
+        fits = int(info.min) <= value <= int(info.max) and value == int(value)
+    elif kind in ("float", "complex"):
+        info = ml_dtypes.finfo(dtype)
+        fits = float(info.min) <= value <= float(info.max)
+        if math.isinf(value):
+            fits = bool(np.isinf(np.array(value).astype(dtype)))
+    else:
+        fits = value in (0, 1)
+    if not fits:
+        raise RuleError(f"pad= fills with {value}, which {dtype.name} can't hold: give another")
 
 
 def _drop_units(map: IndexMap) -> IndexMap:

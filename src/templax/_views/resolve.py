@@ -27,7 +27,7 @@ from .._core.text import list_names
 from ..errors import MappingError
 from .mapping import Mapping as LeafMapping
 from .names import Binding, NamePattern, parse_name
-from .part_layout import Piece, RuleError, SizeUnknown
+from .part_layout import Piece, RuleError, SizeUnknown, check_fill
 from .rule_layout import RuleLayout, Stack
 from .rules import Concat, From
 from .stacks import list_stacked, order_stack
@@ -327,6 +327,8 @@ class _Resolver:
             if expected is not None and class_of(expected[1]) == "float":
                 dtype = expected[1]
         self._check_count(first, {p: layout.counts[p] for p in unstacked})
+        for value in itertools.chain.from_iterable(part.pad.values() for part in parts):
+            check_fill(value, dtype)
         for index in itertools.product(*[range(layout.counts[p]) for p in unstacked]):
             at = dict(zip(unstacked, index, strict=True))
             values: Binding = {p: names[p][i] if p in names else i for p, i in at.items()}

@@ -309,3 +309,35 @@ def test_a_view_of_a_view_is_refused(tmp_path):
     view = make_view(tmp_path, {"w": A}, {"k": tx.From("w", "a b -> b a")})
     with pytest.raises(tx.Unsupported, match="a view of a view: write one mapping"):
         restore_all(tx.view(view, tx.Mapping({"l": tx.From("k", "b a -> a b")})))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "value"),
+    [
+        (np.uint8, -1),
+        (np.uint8, 300),
+        (np.int64, 0.5),
+        (np.int32, float("inf")),
+        (np.bool_, 5),
+        (np.float16, 1e30),
+        (ml_dtypes.int4, 8),
+        (ml_dtypes.float8_e4m3fn, float("-inf")),
+        (np.complex64, 1e300),
+    ],
+)
+def test_a_value_to_fill_with_that_the_dtype_lacks_is_an_error(dtype, value, tmp_path):
+    rules = {"x": tx.From("w", "a -> a", pad={"a": value}, a=3)}
+    tx.save(tmp_path / "a", {"w": np.ones(2, dtype)})
+    with pytest.raises(tx.MappingError, match=f"`x`: pad= fills with .*, which {np.dtype(dtype)}"):
+        tx.open(tx.view(tmp_path / "a", tx.Mapping(rules)))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "value"),
+    [(np.float16, float("-inf")), (np.int64, 2**62 + 1), (np.bool_, 1), (np.complex64, -1.5)],
+)
+def test_what_the_dtype_can_hold_is_filled_in_exactly(dtype, value, tmp_path):
+    rules = {"x": tx.From("w", "a -> a", pad={"a": value}, a=3)}
+    tx.save(tmp_path / "a", {"w": np.ones(2, dtype)})
+    made = restore_all(tx.view(tmp_path / "a", tx.Mapping(rules)))["x"]
+    np.testing.assert_array_equal(made, np.array([1, 1, value], dtype))
