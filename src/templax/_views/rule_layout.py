@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
 
 from .._catalog.entry import LeafEntry
 from .._core.boxes import Shape
 from .._core.index_map import IndexMap
 from .axes import Dim
+from .expressions import Expression
 from .part_layout import PartLayout, Piece, RuleError
 from .rules import Concat, From
 
@@ -134,13 +138,23 @@ def _compute_step(layout: PartLayout) -> tuple[float | None, float | None]:
     """The factor and the summand of a part."""
     sizes = {**layout.sizes.source, **layout.sizes.target}
     part = layout.part
+    return _evaluate(part.scale, sizes), _evaluate(part.add, sizes)
+
+
+def _evaluate(expression: Expression | None, sizes: Mapping[str, int]) -> float | None:
+    if expression is None:
+        return None
     try:
-        return (
-            None if part.scale is None else part.scale.evaluate(sizes),
-            None if part.add is None else part.add.evaluate(sizes),
-        )
+        value = expression.evaluate(sizes)
     except ValueError as error:
         raise RuleError(str(error)) from error
+    with np.errstate(all="ignore"):
+        rounded = float(np.float32(value))
+    if math.isinf(rounded) or (value and not rounded):
+        raise RuleError(
+            f"`{expression.text}` is {value:.6g}, which float32 can't hold: give a number that it can"
+        )
+    return value
 
 
 def _list_dims(

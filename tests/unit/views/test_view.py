@@ -341,3 +341,10 @@ def test_what_the_dtype_can_hold_is_filled_in_exactly(dtype, value, tmp_path):
     tx.save(tmp_path / "a", {"w": np.ones(2, dtype)})
     made = restore_all(tx.view(tmp_path / "a", tx.Mapping(rules)))["x"]
     np.testing.assert_array_equal(made, np.array([1, 1, value], dtype))
+
+
+@pytest.mark.parametrize("option", [{"scale": 1e300}, {"scale": "1e-30 * 1e-30"}, {"add": -1e39}])
+def test_a_step_that_float32_cannot_hold_is_an_error(option, tmp_path):
+    view = make_view(tmp_path, {"w": A}, {"x": tx.From("w", "a b -> b a", **option)})
+    with pytest.raises(tx.MappingError, match=r"`x`: .* is -?1e.*, which float32 can't hold"):
+        tx.open(view)
