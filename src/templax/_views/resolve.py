@@ -40,7 +40,7 @@ Key = tuple[tuple[str, int | str], ...]
 
 
 _MAX_UNSTACKED = 1_000_000
-"""Leaves that a mapping may make of others by unstacking: a few bytes may say 10**15 of them."""
+"""Pieces that a mapping may cut leaves into by unstacking: a few bytes may say 10**15 of them."""
 
 
 _MAX_HINTS = 20
@@ -326,7 +326,7 @@ class _Resolver:
                 )
             if expected is not None and class_of(expected[1]) == "float":
                 dtype = expected[1]
-        self._check_count(first, {p: layout.counts[p] for p in unstacked})
+        self._check_count(found, {p: layout.counts[p] for p in unstacked})
         for value in itertools.chain.from_iterable(part.pad.values() for part in parts):
             check_fill(value, dtype)
         for index in itertools.product(*[range(layout.counts[p]) for p in unstacked]):
@@ -343,22 +343,24 @@ class _Resolver:
                 made_from=_describe_sources(found, expected and layout.explain(expected[0])),
             )
 
-    def _check_count(self, source: LeafEntry, counts: Mapping[str, int]) -> None:
-        """Refuses to unstack a leaf into none, which would drop it, or into too many."""
+    def _check_count(self, found: Sequence[Stack], counts: Mapping[str, int]) -> None:
+        """Refuses to unstack leaves into none, which would drop them, or into too many."""
         if not counts:
             return
+        first, sources = next(iter(found[0].values())), sum(map(len, found))
         for placeholder, n in counts.items():
             if not n:
                 raise RuleError(
-                    f"`{source.name}` has no elements along `{placeholder}`, so that no leaf is"
+                    f"`{first.name}` has no elements along `{placeholder}`, so that no leaf is"
                     " made of it: add it to drop= instead"
                 )
         n = math.prod(counts.values())
-        self._unstacked += n
+        self._unstacked += n * sources
         if self._unstacked > _MAX_UNSTACKED:
+            of = f"`{first.name}` is" if sources == 1 else f"{sources:,} leaves are"
             raise RuleError(
-                f"`{source.name}` is unstacked into {n:,} leaves: a mapping makes"
-                f" at most {_MAX_UNSTACKED:,} in this way, unstack fewer axes"
+                f"{of} unstacked into {n:,} leaves: a mapping takes at most {_MAX_UNSTACKED:,}"
+                " pieces of leaves in this way, unstack fewer axes"
             )
 
     def _lay_out(

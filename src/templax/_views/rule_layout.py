@@ -152,7 +152,7 @@ def _evaluate(expression: Expression | None, sizes: Mapping[str, int]) -> float 
         rounded = float(np.float32(value))
     if math.isinf(rounded) or (value and not rounded):
         raise RuleError(
-            f"`{expression.text}` is {value:.6g}, which float32 can't hold: give a number that it can"
+            f"`{expression.text}` is {value:.6g}, which float32 can't hold: give another"
         )
     return value
 

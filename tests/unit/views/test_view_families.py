@@ -95,3 +95,10 @@ def test_a_rule_for_each_of_many_leaves_takes_time_linear_in_them(
     view = tx.view(tmp_path / "a.safetensors", tx.Mapping(rules, drop=[f"q{n:03}"]))
     assert len(tx.open(view).entries) == n
     assert len(tried) == n
+
+
+def test_stacked_leaves_that_are_unstacked_into_too_many_pieces_are_refused(tmp_path: Path) -> None:
+    tx.save(tmp_path / "a.safetensors", {f"h.{i}": np.zeros(2000, np.int8) for i in range(501)})
+    mapping = tx.Mapping({"x.{k}": tx.From("h.{i}", "k -> i")})
+    with pytest.raises(tx.MappingError, match="501 leaves are unstacked into 2,000 leaves"):
+        tx.open(tx.view(tmp_path / "a.safetensors", mapping))
