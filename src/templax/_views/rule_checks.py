@@ -196,14 +196,16 @@ def _check_options(target: NamePattern, part: From, axes: Axes) -> Iterator[str]
     left, right = set(flatten_dims(axes.left)), set(flatten_dims(axes.right))
     known = left | right
     kept = left & right
+    _, stacked, unstacked = _split_placeholders(target, part)
+    alone = {*stacked, *unstacked}
     for name in part.select:
         if name in right:
             yield f"select= takes one index of `{name}`: remove it from the right of `{axes.text}`"
         elif name not in left:
             yield _explain_unknown("select=", name, left - right, "axis of the left side only")
     for dim in part.slice:
-        if not any(dim == d[i : i + len(dim)] for d in axes.left for i in range(len(d))):
-            wanted = "axis of the left side, nor several side by side in parentheses there"
+        if dim not in axes.left and not (len(dim) == 1 and dim[0] in left):
+            wanted = "axis of the left side, nor all of those in parentheses there"
             yield _explain_unknown("slice=", format_dims((dim,)), left, wanted)
     cut = [name for dim in part.slice for name in dim]
     for name in dict.fromkeys(cut):
@@ -211,8 +213,12 @@ def _check_options(target: NamePattern, part: From, axes: Axes) -> Iterator[str]
             yield f"slice= cuts `{name}` twice: give one range"
         if name in part.select:
             yield f"`{name}` is in slice= and select=: select alone takes one index"
+        if name in alone:
+            yield f"slice= cuts `{name}`, along which leaves are unstacked: each takes one index"
     for name in part.flip:
-        if name not in known:
+        if name in alone:
+            yield f"flip= has `{name}`, along which leaves are stacked or unstacked, in order"
+        elif name not in known:
             yield _explain_unknown("flip=", name, known, "axis")
         elif name in part.select:
             yield f"`{name}` is in flip= and select=: select alone takes one index"
