@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from .mapped import split_layers
 from .workloads import PyTree, Workload, name_leaves
 
 
@@ -43,6 +44,13 @@ def _write_safetensors(path: Path, tree: PyTree) -> None:
     from safetensors.flax import save_file
 
     save_file(name_leaves(tree), path)
+
+
+def _write_layers(path: Path, tree: PyTree) -> None:
+    """A matrix for each layer, transposed, as models of PyTorch are published."""
+    from safetensors.numpy import save_file
+
+    save_file(split_layers(name_leaves(tree)), path)
 
 
 def _write_safetensors_set(path: Path, tree: PyTree) -> None:
@@ -95,6 +103,7 @@ WRITERS: dict[str, Callable[[Path, PyTree], None]] = {
     "orbax-raw": _write_orbax_raw,
     "safetensors": _write_safetensors,
     "safetensors-set": _write_safetensors_set,
+    "layers.safetensors": _write_layers,
     "msgpack": _write_msgpack,
     "equinox": _write_equinox,
     "npz": _write_npz,

@@ -156,6 +156,21 @@ def _make_transformer(scale: float, dtype: str = "bfloat16") -> PyTree:
     return _make_structs(tree, dtype)
 
 
+def _make_scanned_transformer(scale: float) -> PyTree:
+    """The same transformer with its layers stacked, as `jax.lax.scan` takes them."""
+    import jax
+
+    tree = _make_transformer(scale)
+    layers = [tree.pop(f"layer_{i}") for i in range(12)]
+    stacked = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(
+            (len(layers), *leaf.shape), leaf.dtype, sharding=leaf.sharding
+        ),
+        layers[0],
+    )
+    return {**tree, "layers": stacked}
+
+
 def _make_small_leaves(scale: float) -> PyTree:
     blocks = max(1, round(1000 * scale))
     tree = {f"block_{i}": {f"w_{j}": (256,) for j in range(20)} for i in range(blocks)}
@@ -236,6 +251,13 @@ WORKLOADS = {
                 ("equinox", "Equinox"),
                 ("torch", "PyTorch"),
             )
+        ),
+        Workload(
+            "tree-mapped",
+            "the same tree with stacked layers, from a safetensors file of transposed layers",
+            "layers.safetensors",
+            ("templax-view", "templax-plain", "script"),
+            _make_scanned_transformer,
         ),
         Workload(
             "small",

@@ -13,6 +13,7 @@ from typing import Any
 from ..files import locate_checkpoint
 from ..jobs import Job, Restore
 from ..limits import restore as limits
+from ..mapped import make_mapping, stack_layers
 from ..workloads import PyTree, Workload, name_leaves
 
 
@@ -70,6 +71,21 @@ def open_templax_touched(job: Job) -> Restore:
         return tree
 
     return restore
+
+
+def open_templax_view(job: Job) -> Restore:
+    import templax as tx
+
+    view = tx.view(job.path, make_mapping(name_leaves(job.stored)))
+    return lambda: tx.restore(view, job.template)
+
+
+def open_script(job: Job) -> Restore:
+    """What people write: loads all, transposes, stacks, puts it on the device."""
+    from safetensors.numpy import load_file
+
+    shapes = {name: leaf.shape for name, leaf in name_leaves(job.stored).items()}
+    return lambda: _place(job, stack_layers(load_file(job.path), shapes))
 
 
 def open_orbax_pytree(job: Job) -> Restore:
@@ -226,6 +242,9 @@ LIBRARIES: dict[str, Library] = {
     "templax-mapped": Library(open_templax_mapped, reads=_READ_BY_TEMPLAX),
     "templax-touched": Library(open_templax_touched, reads=_READ_BY_TEMPLAX),
     "templax-nocast": Library(open_templax, keep_dtypes=True),
+    "templax-view": Library(open_templax_view, reads=("layers.safetensors",)),
+    "templax-plain": Library(open_templax, reads=("safetensors",)),
+    "script": Library(open_script, reads=("layers.safetensors",)),
     "orbax-pytree": Library(open_orbax_pytree),
     "orbax-standard": Library(open_orbax_standard),
     "orbax-standard-ours": Library(open_orbax_standard, reads=_SAVED_BY_TEMPLAX),

@@ -66,6 +66,7 @@ class TestSafetensorsSet(FormatContract):
 NUMPY = {
     "npz-stored": "params.npz",
     "npz-deflated": "params.npz",
+    "npz-checksums": "model.npz",
     "npy-fortran": "array.npy",
     "equinox-plain": "model.eqx",
     "equinox-header": "model.eqx",
@@ -264,3 +265,17 @@ class TestZarr(FormatContract):
             for path, leaf in expected.items()
         }
         assert found == recorded
+
+
+def test_the_checksums_of_recorded_archives_cover_every_value(tmp_path: Path) -> None:
+    data = bytearray((CORPUS / "npz-checksums" / "model.npz").read_bytes())
+    (tmp_path / "m.npz").write_bytes(data)
+    catalog = tx.open(tmp_path / "m.npz")
+    ((chunk,),) = catalog.locate([catalog.leaves["params.w"]]).values()
+    assert (chunk.block, len(chunk.sums)) == (256, 2)
+    assert tx.verify(tmp_path / "m.npz").ok
+    data[chunk.extent.start + 300] ^= 1
+    (tmp_path / "m.npz").write_bytes(data)
+    template = {"params": {"w": np.zeros((16, 8), np.float32)}}
+    with pytest.raises(tx.Corrupted, match="Expected crc32c"):
+        tx.restore(tmp_path / "m.npz", template, extra="ignore")

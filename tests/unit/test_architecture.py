@@ -310,11 +310,15 @@ def test_a_listing_loads_nothing_that_compares_or_restores(
     assert not _loaded_by(CLI.format(["ls", str(CASE)]), *heavy)
 
 
-def test_only_a_checksum_loads_the_library_for_it() -> None:
+def test_a_checksum_does_not_load_the_package_around_its_function() -> None:
     """It brings `importlib.metadata`, which takes as long as all of templax."""
     bare = CASE.parents[1] / "orbax-0.12.8-noocdbt" / "ckpt"
-    assert not _loaded_by(CLI.format(["ls", str(bare)]), "crc32c", "importlib.metadata")
-    assert _loaded_by(CLI.format(["ls", str(CASE)]), "crc32c")
+    loaded = "\nfrom templax._codecs.crc32c import _load_function as load"
+    count = "\nprint(load.cache_info().currsize)"
+    for path, used in ((bare, 0), (CASE, 1)):
+        code = CLI.format(["ls", str(path)])
+        assert not _loaded_by(code, "crc32c", "importlib.metadata")
+        assert int(_fresh(f"import sys\n{code}{loaded}{count}").splitlines()[-1]) == used
 
 
 def test_a_restore_loads_no_part_of_jax_that_an_application_does_not() -> None:

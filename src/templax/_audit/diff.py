@@ -117,11 +117,11 @@ def diff(
 
 
 def check_subtree(catalog: Catalog, option: str, subtree: str) -> None:
-    """Refuses a subtree that has no leaf: it is a typo."""
-    entries = catalog.entries
-    if not entries or any(strip_prefix(entry.path, subtree) is not None for entry in entries):
+    """Refuses a subtree that has neither leaves nor empty nodes: it is a typo."""
+    paths = [*(entry.path for entry in catalog.entries), *catalog.empties]
+    if not paths or any(strip_prefix(path, subtree) is not None for path in paths):
         return
-    near = find_nearest(subtree, list_subtrees(entry.path for entry in entries))
+    near = find_nearest(subtree, list_subtrees(paths))
     raise UsageError(
         f"Expected {option}= a subtree of {catalog.url}, got `{subtree}`"
         + (f"; nearest: `{near}`" if near else "")

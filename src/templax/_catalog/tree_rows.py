@@ -6,8 +6,10 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
+
+import msgspec
 
 from .._core.boxes import Shape
 from .._core.names import Path, join_path
@@ -26,8 +28,7 @@ MIN_ALIKE = 3
 """At least this many consecutive numbered siblings with identical subtrees share one row."""
 
 
-@dataclass(slots=True)
-class Node:
+class Node(msgspec.Struct, gc=False, eq=False):
     """A subtree or a leaf of the listing.
 
     Attributes:
@@ -49,7 +50,7 @@ class Node:
     parameters: int = 0
     entry: LeafEntry | None = None
     empty: str | None = None
-    children: dict[str | int, Node] = field(default_factory=dict)
+    children: dict[str | int, Node] = msgspec.field(default_factory=dict)
     look_id: int = -1
 
 
@@ -165,11 +166,13 @@ def _build_tree(entries: Sequence[LeafEntry], empties: Mapping[Path, str]) -> No
             node.nbytes, node.parameters, node.leaves = *measured[:2], 1
             facts = (measured, e.value, e.saved_sharding, e.quantisation)
         if node.children:
-            children = node.children.values()
-            node.nbytes += sum([child.nbytes for child in children])
-            node.leaves += sum([child.leaves for child in children])
-            node.parameters += sum([child.parameters for child in children])
-            facts = (*facts, *sorted([(child.label, child.look_id) for child in children]))
+            looks: list[tuple[str, int]] = []
+            for child in node.children.values():
+                node.nbytes += child.nbytes
+                node.leaves += child.leaves
+                node.parameters += child.parameters
+                looks.append((child.label, child.look_id))
+            facts = (*facts, *sorted(looks))
         node.look_id = seen.setdefault(facts, len(seen))
     return root
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Literal
 
+import msgspec
 import numpy as np
 
 from .._codecs.crc32c import crc32c
@@ -23,8 +23,7 @@ NO_FILE = 0xFFFFFFFF
 ValueType = Literal["jax.Array", "np.ndarray", "scalar", "string"]
 
 
-@dataclass(slots=True)
-class Leaf:
+class Leaf(msgspec.Struct, gc=False):
     """One leaf of a tree that is being saved.
 
     Attributes:

@@ -186,6 +186,7 @@ def convert(
         verified=verify,
         casts=_list_casts(chosen, reader, item.first_rows),
         lost={what: tuple(dict.fromkeys(names)) for what, names in chosen.lost.items()},
+        filled=tuple(reader.find_filled()),
         shared=tuple(map(tuple, reader.find_shared())),
         resumed_bytes=target.resumed_bytes,
         restarted=target.restarted,

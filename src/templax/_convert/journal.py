@@ -154,7 +154,7 @@ def _decode_head(data: bytes) -> tuple[Head, int] | None:
         return None
     try:
         return msgspec.json.decode(data[8:end], type=Head), end + 4
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError):  # a key or a string of other bytes
         return None
 
 

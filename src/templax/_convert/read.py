@@ -69,6 +69,14 @@ class LeafReader:
                 found.setdefault(places, []).append(name)
         return [names for names in found.values() if len(names) > 1]
 
+    def find_filled(self) -> list[str]:
+        """The leaves with chunks that are absent, by the names they get."""
+        return [
+            name
+            for name, entry in self._entries.items()
+            if any(chunk.codecs == ("fill",) for chunk in self._located.get(entry.name, ()))
+        ]
+
     def hold_numbers(self, leaves: Sequence[Leaf]) -> None:
         """Gives numbers of Python their values, for a format that does not store them as arrays."""
         numbers = [leaf for leaf in leaves if leaf.is_python]

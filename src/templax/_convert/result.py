@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from .._catalog.fingerprint import Fingerprint
-from .._core.text import format_size, leaf_noun, list_names
+from .._core.text import format_size, leaf_noun, list_filled, list_names
 from .._escape import join_lines
 
 
@@ -41,6 +41,8 @@ class Converted:
         casts: The leaves that were cast.
         lost: What the result does not have, in words → the names of the leaves, nodes or entries
             that it concerns.
+        filled: Names of the leaves, as written, with chunks that are absent in the source, which
+            means the fill value in zarr.
         shared: Groups of leaves that are the same bytes of the source, and that are written once
             for each.
         resumed_bytes: Bytes of values that an earlier, killed call had already written.
@@ -60,6 +62,7 @@ class Converted:
     verified: bool
     casts: tuple[LeafCast, ...]
     lost: Mapping[str, tuple[str, ...]]
+    filled: tuple[str, ...]
     shared: tuple[tuple[str, ...], ...]
     resumed_bytes: int
     restarted: str | None
@@ -92,6 +95,7 @@ def format_conversion(converted: Converted) -> str:
     if converted.restarted is not None:
         lines.append(f"  started over: {converted.restarted}")
     lines += [f"  {line}" for line in _describe_casts(converted.casts)]
+    lines += list_filled(converted.filled)
     for what, names in converted.lost.items():
         lines.append(f"  not carried: {what} ({len(names):,}: {list_names(names)})")
     for names in converted.shared:

@@ -117,9 +117,10 @@ class Target:
 
     def _check_space(self) -> None:
         """Refuses what the disk has no room for, before it is written."""
-        needed = self._item.writer.total - self.resumed_bytes
         if self._options.level is not None:
             return
+        # What a killed call had written has its room, whether its journal tells of it or not.
+        needed = self._item.writer.total - self._sink.count_allocated()
         free = _find_room(self._sink.directory)
         if free is not None and needed > free:  # killed saves may take the room
             remove_abandoned(self._sink.path)

@@ -106,19 +106,27 @@ class IndexMap(msgspec.Struct, frozen=True, gc=False):
         return self._split([axis.target for axis in self.axes], self.target, box)
 
     def _split(self, steps: Sequence[tuple[int, int] | None], starts: Shape, box: Box) -> list[Box]:
-        axes_of: list[list[int]] = [[] for _ in starts]
-        for i, step in enumerate(steps):
+        whole = [(0, axis.size) for axis in self.axes]
+        least, most = list(starts), list(starts)  # what the map reaches in each dimension
+        for axis, step in zip(self.axes, steps, strict=True):
             if step is not None:
-                axes_of[step[0]].append(i)
+                dim, by = step
+                ends = most if by > 0 else least
+                ends[dim] += by * (axis.size - 1)
         choices: list[list[dict[int, tuple[int, int]]]] = []
-        for mine, start, (low, high) in zip(axes_of, starts, box, strict=True):
-            nested = [(i, step[1], self.axes[i].size) for i in mine if (step := steps[i])]
+        for dim, (low, high) in enumerate(box):
+            if low <= least[dim] and most[dim] < high:
+                continue
+            nested = [
+                (i, step[1], self.axes[i].size)
+                for i, step in enumerate(steps)
+                if step is not None and step[0] == dim
+            ]
             nested.sort(key=lambda axis: -abs(axis[1]))
-            found = list(_split_range(nested, low - start, high - start))
+            found = list(_split_range(nested, low - starts[dim], high - starts[dim]))
             if not found:
                 return []
             choices.append(found)
-        whole = [(0, axis.size) for axis in self.axes]
         boxes: list[Box] = []
         for chosen in itertools.product(*choices):
             ranges = list(whole)

@@ -61,7 +61,8 @@ def conversion_fields(converted: Converted) -> dict[str, Any]:
         **select_fields(converted, "source", "source_format", "path", "format", "leaves"),
         **select_fields(converted, "value_bytes", "nbytes"),
         "fingerprint": str(converted.fingerprint),
-        **select_fields(converted, "verified", "casts", "overflows", "lost", "shared"),
+        **select_fields(converted, "verified", "casts", "overflows", "lost"),
+        **select_fields(converted, "filled", "shared"),
         **select_fields(converted, "resumed_bytes", "restarted", "not_removed", "seconds"),
     }
 

@@ -50,8 +50,12 @@ def make_mapped_parts(
     low, high = span_copies(copies)
     most = SCATTER_BYTES if pulled.find_direct(copies, high - low) is None else SPLIT_BYTES
     step = pulled.choose_step(most)
+    if pulled.size <= step:
+        step = pulled.size
     for start in range(low // step * step, high, step):
-        for part in pulled.cut(start, min(start + step, pulled.size)):
+        stop = min(start + step, pulled.size)
+        whole = copies if step == pulled.size else pulled.list_copies(start, stop)
+        for part in pulled.cut(start, stop, whole):
             if whole_blocks and chunk.sums:
                 part = _widen_to_blocks(part)
             yield part
@@ -125,17 +129,18 @@ class _PulledChunk:
         unit = math.lcm(row, unit)
         return max(unit, step // unit * unit)
 
-    def cut(self, start: int, stop: int) -> Iterator[Part]:
+    def cut(self, start: int, stop: int, copies: tuple[StridedCopy, ...]) -> Iterator[Part]:
         """The part for some elements of the chunk, or two if there is a wide gap in between."""
-        copies = self.list_copies(start, stop)
         if not copies:
             return
-        middle = self._find_middle(start, stop)
-        if start < middle < stop and _has_gap(copies, GAP_BYTES // self.itemsize):
-            yield from self.cut(start, middle)
-            yield from self.cut(middle, stop)
-            return
         low, high = span_copies(copies)
+        most = GAP_BYTES // self.itemsize
+        if high - low > most and _has_gap(copies, most):
+            middle = self._find_middle(start, stop)
+            if start < middle < stop:
+                yield from self.cut(start, middle, self.list_copies(start, middle))
+                yield from self.cut(middle, stop, self.list_copies(middle, stop))
+                return
         origin, itemsize = self._chunk.extent.start, self.itemsize
         yield Part(
             self._name,

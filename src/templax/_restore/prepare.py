@@ -152,8 +152,11 @@ def open_fitting(checkpoint: Checkpoint, expected: Expected | None) -> Catalog:
 
 
 def check_rename_used(rename: Mapping[str, str], catalog: Catalog, at: str) -> None:
-    """Refuses a prefix that no leaf has: it is a typo, which `missing=` would otherwise hide."""
-    paths = [path for e in catalog.entries if (path := strip_prefix(e.path, at)) is not None]
+    """Refuses a prefix that neither a leaf nor an empty node has: it is a typo, which `missing=`
+    would otherwise hide.
+    """
+    known = [*(entry.path for entry in catalog.entries), *catalog.empties]
+    paths = [path for each in known if (path := strip_prefix(each, at)) is not None]
     if not paths:
         return
     found = {"", *(prefix for path in paths for prefix in prefixes(path) if prefix in rename)}

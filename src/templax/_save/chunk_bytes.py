@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -30,6 +30,18 @@ def fetch_pieces(
 ) -> list[tuple[Box, np.ndarray]]:
     """The pieces of a leaf with their values, fetched from devices if need be."""
     return [(box, fetch()) for box, fetch in pieces]
+
+
+def view_piece(
+    box: Box, leaf: Leaf, pieces: Sequence[tuple[Box, Callable[[], np.ndarray]]]
+) -> np.ndarray | None:
+    """The values of a box, if the only piece has just these, in C order and without bits to
+    clear; else None.
+    """
+    if len(pieces) > 1 or pieces[0][0] != box or name_of(leaf.dtype) in _MASKS:
+        return None
+    array = pieces[0][1]()
+    return array if array.flags.c_contiguous and array.dtype == leaf.dtype else None
 
 
 def gather_box(

@@ -13,6 +13,7 @@ import msgspec
 import numpy as np
 
 from .._catalog.written import NO_FILE, ChunkTable, Leaf, refuse_leaves
+from .._core import chunk_grid
 from .._core.boxes import Shape, full_box
 from .._core.chunk_grid import chunk_shape
 from .._core.json_text import encode_json
@@ -288,4 +289,6 @@ def choose_chunk(leaf: Leaf, most: int | None = None) -> Shape:
     if leaf.value_type == "string":
         return ()
     tile = leaf.shape if leaf.tile is None else leaf.tile
+    if most is None and tile == leaf.shape and 0 < leaf.nbytes <= chunk_grid.CHUNK_BYTES:
+        return leaf.shape  # the common case
     return chunk_shape(tile, leaf.dtype.itemsize, most, padded=tile == leaf.shape)

@@ -46,11 +46,11 @@ def await_arrays(arrays: Sequence[jax.Array]) -> None:
 
 def make_jax_leaf(name: str, path: Path, value: Any, replicas: bool) -> Leaf | str | None:
     """A leaf, or the reason why it cannot be saved; None if the value is not JAX's."""
-    if not isinstance(value, jax.Array):
+    if not _is_array_type(type(value)):
+        if isinstance(value, jax.core.Tracer):
+            return "is traced: save outside of jax.jit"
         is_abstract = isinstance(value, jax.ShapeDtypeStruct)
         return "is abstract: it has a shape and a dtype, but no values" if is_abstract else None
-    if isinstance(value, jax.core.Tracer):
-        return "is traced: save outside of jax.jit"
     if value.is_deleted():
         return "was deleted or donated"
     shape, sharding, dtype, impl = value.shape, value.sharding, _find_dtype(value.dtype), None
@@ -81,6 +81,12 @@ def make_jax_leaf(name: str, path: Path, value: Any, replicas: bool) -> Leaf | s
         if not others:  # one process, not necessarily this one, holds all of it
             leaf.tile, leaf.owners = shape, ((full_box(shape), first),)
     return leaf
+
+
+@functools.cache
+def _is_array_type(kind: type) -> bool:
+    """Whether values of this type are arrays that exist."""
+    return issubclass(kind, jax.Array) and not issubclass(kind, jax.core.Tracer)
 
 
 @functools.cache

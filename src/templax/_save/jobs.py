@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
+import msgspec
 import numpy as np
 
 from .._catalog.written import NO_FILE, ChunkTable, Leaf
@@ -84,8 +85,7 @@ class Journal(Protocol):
         ...
 
 
-@dataclass(slots=True)
-class Cell:
+class Cell(msgspec.Struct, gc=False):
     """One chunk to write.
 
     Attributes:
@@ -125,10 +125,8 @@ class Job:
     def add(self, leaf: Leaf, chunk: Shape, cells: list[Cell], box: Box | None = None) -> None:
         self.work.append((leaf, chunk, cells))
         self.pieces.append(leaf.pieces)
-        if len(cells) == 1:
-            size = size_of(cells[0].box)
-        else:
-            size = sum(size_of(cell.box) for cell in cells)
+        is_whole = chunk == leaf.shape  # the common case
+        size = math.prod(chunk) if is_whole else sum([size_of(cell.box) for cell in cells])
         self.nbytes += size * leaf.dtype.itemsize
         if box is not None:
             self.blocks.append(Block(leaf, box, cells[0].number))
@@ -204,7 +202,7 @@ class JobPlan:
                 continue
             full = math.prod(chunk) * leaf.dtype.itemsize
             for box in _owned_boxes(leaf, self._process):
-                cells = list(_cells_in(box, leaf.shape, chunk, first))
+                cells = _list_cells(box, leaf.shape, chunk, first)
                 if len(cells) > 1 or full > SMALL_BYTES or leaf.transient:
                     large.append((leaf, chunk, cells, at))
                     whole = False  # a pack must not span it
@@ -265,20 +263,18 @@ class JobPlan:
                 self.end += full
 
 
-def _owned_boxes(leaf: Leaf, process: int) -> Iterator[Box]:
+def _owned_boxes(leaf: Leaf, process: int) -> list[Box]:
     """The boxes of a leaf that a process writes: the whole leaf, or this process's tiles."""
     if leaf.tile is None:
-        if process == 0:
-            yield full_box(leaf.shape)
-        return
-    yield from (box for box, owner in leaf.owners if owner == process)
+        return [full_box(leaf.shape)] if process == 0 else []
+    return [box for box, owner in leaf.owners if owner == process]
 
 
-def _cells_in(box: Box, shape: Shape, chunk: Shape, first: int) -> Iterator[Cell]:
+def _list_cells(box: Box, shape: Shape, chunk: Shape, first: int) -> list[Cell]:
     """The chunks in a box, in C order. The box must be a union of whole chunks."""
     if only_cell(shape, chunk) is not None:
-        yield Cell(first, box, None)
-        return
+        return [Cell(first, box, None)]
+    found = list[Cell]()
     counts = grid_shape(shape, chunk)
     corner = tuple(start // c for (start, _), c in zip(box, chunk, strict=True))
     for cell, _ in iter_cells(shape_of(box), chunk):
@@ -286,4 +282,5 @@ def _cells_in(box: Box, shape: Shape, chunk: Shape, first: int) -> Iterator[Cell
         number = 0
         for i, n in zip(at, counts, strict=True):
             number = number * n + i
-        yield Cell(first + number, cell_box(at, shape, chunk), None)
+        found.append(Cell(first + number, cell_box(at, shape, chunk), None))
+    return found

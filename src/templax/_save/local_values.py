@@ -10,9 +10,9 @@ no digest of it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
+from msgspec import structs
 
 from .._catalog.written import Leaf
 from .chunk_bytes import leaf_crcs
@@ -49,7 +49,9 @@ def select_large(leaves: Sequence[Leaf]) -> Selected:
     """The other local leaves. They keep their values, also when the writer lets go of its own."""
     small = {i for i, _ in _select_small(leaves)}
     return [
-        (i, replace(leaf)) for i, leaf in enumerate(leaves) if leaf.tile is None and i not in small
+        (i, structs.replace(leaf))
+        for i, leaf in enumerate(leaves)
+        if leaf.tile is None and i not in small
     ]
 
 

@@ -18,7 +18,7 @@ from .._core.arguments import PyTree
 from .._core.boxes import Box, full_box
 from .._core.dtypes import PYTHON_DTYPES, is_known
 from .._core.memory import ALIGN, allocate_aligned
-from .._core.names import Path, join_path
+from .._core.names import Path, join_path, join_paths
 from .._core.optional import is_jax_loaded
 from .._core.text import is_unicode
 from .._template.plain_tree import flatten_plain
@@ -60,7 +60,7 @@ def collect_leaves(tree: PyTree, *, replicas: bool = False) -> tuple[list[Leaf],
         allow_transfers, flatten_with_paths = nullcontext, _flatten_plain
         make_jax_leaf = None
     try:
-        found = flatten_with_paths(tree, lambda x: _empty_kind(x) is not None)
+        found = flatten_with_paths(tree, _is_empty)
     except (TypeError, ValueError) as error:  # such as a dict with keys 0 and "0", for JAX to sort
         raise UsageError(f"Expected a pytree to save: {error}") from error
     leaves: list[Leaf] = []
@@ -69,13 +69,12 @@ def collect_leaves(tree: PyTree, *, replicas: bool = False) -> tuple[list[Leaf],
     names: set[str] = set()
     ready: list[Any] = []
     with allow_transfers():  # saving is what the caller asked for
-        for path, value in found:
-            if (kind := _empty_kind(value)) is not None:
-                empties.append((path, kind))
+        for (path, value), name in zip(found, join_paths([path for path, _ in found]), strict=True):
+            if _is_empty(value):
+                empties.append((path, _empty_kind(value)))
                 continue
             if callable(value):
                 continue
-            name = join_path(path)
             if name in names:
                 wrong.append(f"two leaves are named `{name}`")
                 continue
@@ -106,15 +105,18 @@ def _flatten_plain(tree: PyTree, is_leaf: Callable[[Any], bool]) -> list[tuple[P
     return flatten_plain(tree, is_leaf)[0]
 
 
-def _empty_kind(value: Any) -> str | None:
-    """Orbax's name for a container without leaves, or None for any other value."""
+def _is_empty(value: Any) -> bool:
+    """Whether a value is a container without leaves."""
+    return value is None or (isinstance(value, (dict, list, tuple)) and not value)
+
+
+def _empty_kind(value: Any) -> str:
+    """Orbax's name for a container without leaves."""
     if value is None:
         return "None"
-    if isinstance(value, (dict, list, tuple)) and not value:
-        if isinstance(value, tuple):
-            return "NamedTuple" if hasattr(value, "_fields") else "Tuple"
-        return "Dict" if isinstance(value, dict) else "List"
-    return None
+    if isinstance(value, tuple):
+        return "NamedTuple" if hasattr(value, "_fields") else "Tuple"
+    return "Dict" if isinstance(value, dict) else "List"
 
 
 def _make_leaf(
@@ -125,7 +127,7 @@ def _make_leaf(
     make_jax_leaf: Callable[[str, Path, Any, bool], Leaf | str | None] | None,
 ) -> Leaf | str:
     """A leaf, or the reason why it cannot be saved, in words that follow its name."""
-    if make_jax_leaf is not None:
+    if make_jax_leaf is not None and not isinstance(value, np.ndarray):
         leaf = make_jax_leaf(name, path, value, replicas)
         if leaf is not None:
             return leaf
@@ -165,11 +167,18 @@ def _make_text_leaf(name: str, path: Path, value: str) -> Leaf | str:
 
 
 def _make_numpy_leaf(name: str, path: Path, value: np.ndarray, value_type: Any) -> Leaf | str:
-    native = value.dtype.newbyteorder("=")
-    if not is_known(native):
+    native = _find_native(value.dtype)
+    if native is None:
         return f"is a numpy array of dtype {value.dtype}"
     array = np.asarray(value, native)
     return Leaf(name, path, value_type, array.shape, native, pieces=_whole_piece(array))
+
+
+@functools.cache
+def _find_native(dtype: np.dtype) -> np.dtype | None:
+    """The dtype in native byte order, or None if it can't be saved."""
+    native = dtype.newbyteorder("=")
+    return native if is_known(native) else None
 
 
 def _whole_piece(array: np.ndarray) -> tuple[tuple[Box, Callable[[], np.ndarray]], ...]:

@@ -16,12 +16,12 @@ from typing import Any, Protocol
 import numpy as np
 
 from .._catalog.written import ChunkTable, Leaf
-from .._codecs.crc32c import crc32c
+from .._codecs.crc32c import crc32c, crc32c_each
 from .._core.boxes import Box, Shape
 from .._core.chunk_grid import is_row_major
 from .._core.memory import Scratch
 from .._core.progress import PROGRESS_S, Progress
-from .chunk_bytes import crc_contribution, fetch_pieces, gather_box, pad_chunk
+from .chunk_bytes import crc_contribution, fetch_pieces, gather_box, pad_chunk, view_piece
 from .jobs import Cell, Job, JobPlan, WriteOptions
 
 STEP_BYTES = 1024 * 1024
@@ -173,31 +173,41 @@ class Writer:
 
     def _write_pack(self, job: Job, scratch: Scratch) -> None:
         """Writes a pack of small leaves in one call, with zeros between them."""
-        out = scratch.bytes("pack", job.stop - job.start)
-        at = 0
-        offsets, sizes = list[int](), list[int]()
-        crcs, element_crcs = list[int](), list[int]()
-        for (leaf, chunk, (cell,)), values in zip(job.work, self._fetch(job), strict=True):
-            assert cell.offset is not None
-            data = gather_box(cell.box, leaf, values, scratch)
-            start = cell.offset - job.start
-            if start > at:
-                out[at:start] = bytes(start - at)
-            at = start + len(data)
-            out[start:at] = data
-            crc = crc32c(data)
-            offsets.append(cell.offset)
-            sizes.append(len(data))
-            crcs.append(crc)
-            element_crcs.append(crc)
-            if not is_row_major(leaf.shape, chunk):
-                element_crcs[-1] = crc_contribution(data, cell.box, leaf, crc)
-        out[at:] = bytes(len(out) - at)
-        places, rows = self._table, job.rows
+        arrays = self._gather_pack(job, scratch)
+        offsets: list[Any] = [cell.offset for _, _, (cell,) in job.work]
+        sizes = [array.nbytes for array in arrays]
+        parts, at = list[Any](), job.start
+        for offset, nbytes, array in zip(offsets, sizes, arrays, strict=True):
+            if offset > at:
+                parts.append(bytes(offset - at))
+            parts.append(array)
+            at = offset + nbytes
+        parts.append(bytes(job.stop - at))
+        crcs = crc32c_each(arrays)
+        element_crcs = crcs.copy()
+        for i, (leaf, chunk, (cell,)) in enumerate(job.work):
+            if chunk != leaf.shape and not is_row_major(leaf.shape, chunk):
+                data = memoryview(arrays[i].reshape(-1).view(np.uint8))  # pyright: ignore
+                element_crcs[i] = crc_contribution(data, cell.box, leaf, crcs[i])
+        places, rows = self._table, np.array(job.rows)
         places.file[rows] = 0
         places.offset[rows], places.nbytes[rows] = offsets, sizes
         places.crc[rows], places.element_crc[rows] = crcs, element_crcs
-        self._write(out, job.start, scratch)
+        self._write(memoryview(bytearray().join(parts)), job.start, scratch)
+
+    def _gather_pack(self, job: Job, scratch: Scratch) -> list[np.ndarray]:
+        """The bytes of each leaf of a pack in C order: its own memory, or a copy."""
+        arrays = list[np.ndarray]()
+        if self._reader is not None:
+            for (leaf, _, (cell,)), values in zip(job.work, self._fetch(job), strict=True):
+                arrays.append(np.array(gather_box(cell.box, leaf, values, scratch)))
+            return arrays
+        for (leaf, _, (cell,)), pieces in zip(job.work, job.pieces, strict=True):
+            array = view_piece(cell.box, leaf, pieces)
+            if array is None:
+                array = np.array(gather_box(cell.box, leaf, fetch_pieces(pieces), scratch))
+            arrays.append(array)
+        return arrays
 
     def _fetch(self, job: Job) -> Iterator[list[tuple[Box, np.ndarray]]]:
         """The values of each leaf or block of a job, one after the other."""

@@ -190,6 +190,12 @@ def _undo_part(
 ) -> _Share:
     """What a part holds of its source, made of the part of the target that it fills."""
     before, after = flatten_dims(left), flatten_dims(right)
+    for axis in part.flip:
+        if axis in target.placeholders:
+            raise RuleError(
+                f"it unstacks `{axis}` in reverse, and leaves are stacked in the order of their"
+                " names: flip the stack first, in a mapping of its own"
+            )
     given: dict[str, int] = dict(list_name_sizes(target, part))
     select = {a: 0 for a in after if a not in before and a not in part.source.placeholders}
     if isinstance(joined, str):
@@ -242,7 +248,7 @@ def _take_joined(
     share: _Share, sizes: _Sizes, joined: str | int, offset: int, length: int, total: int
 ) -> _Share:
     """A share that is made of a range of the joined axis of its target."""
-    options, left = dict(share.options), list(share.left or ())
+    options, left = dict(share.options), share.left or ()
     if joined in sizes.part.source.placeholders:
         raise RuleError(
             f"`{joined}` stacks leaves inside a Concat: name each of them as a part of its own"
@@ -256,13 +262,9 @@ def _take_joined(
     elif isinstance(joined, str):  # repeated along it
         options["select"] = {**options.get("select", {}), joined: offset}
         options[joined] = total
-    elif left[joined]:
-        options["slice"] = {format_dims([left[joined]]): (offset, offset + length)}
     else:
-        axis = _find_free_name({*flatten_dims(left), *flatten_dims(share.right), *options})
-        left[joined] = (axis,)
-        options["select"] = {**options.get("select", {}), axis: offset}
-    return replace(share, left=left, options=options)
+        options["slice"] = {format_dims([left[joined]]): (offset, offset + length)}
+    return replace(share, options=options)
 
 
 def _choose_shares(name: str, group: Sequence[_Share]) -> list[_Share]:

@@ -93,7 +93,7 @@ class PartLayout:
             self.sizes.set(axis, n, "source")
             self.sizes.set(axis, n, "target")
         for axis in unstacked:
-            if axis in part.names:
+            if axis in part.names and (axis,) not in part.slice:
                 self.sizes.set(axis, len(part.names[axis]), "source")
         for axis, n in part.sizes.items():
             cut = (axis,) in part.slice
@@ -219,9 +219,10 @@ class PartLayout:
                     f" {source[dim[0]]} elements"
                 )
         for axis, index in self.part.select.items():
-            if not 0 <= index < source[axis]:
+            if not 0 <= index < self.count_taken(axis):
                 raise RuleError(
-                    f"select={{'{axis}': {index}}} reaches beyond its {source[axis]} elements"
+                    f"select={{'{axis}': {index}}} reaches beyond its {self.count_taken(axis)}"
+                    " elements"
                 )
         for axis in self.sizes.two:
             if (axis,) in self.part.slice:
@@ -236,6 +237,17 @@ class PartLayout:
                     f"`{axis}` shrinks from {source[axis]} to {target[axis]}: allow it with"
                     f' crop="{axis}"'
                 )
+
+    def count_taken(self, axis: str) -> int:
+        """The number of elements that a rule takes of an axis of the source."""
+        if (axis,) in self.part.slice:
+            start, stop = self.part.slice[(axis,)]
+            return stop - start
+        return self.sizes.source[axis]
+
+    def _find_start(self, axis: str) -> int:
+        """The first element that a rule takes of an axis of the source."""
+        return self.part.slice[(axis,)][0] if (axis,) in self.part.slice else 0
 
     @property
     def _left_axes(self) -> set[str]:
@@ -287,7 +299,8 @@ class PartLayout:
                 source_start[d] += self._slices[dim][0]
         for axis, index in {**part.select, **unstacked}.items():
             d, step = source_step.pop(axis)
-            source_start[d] += index * step
+            at = self.count_taken(axis) - 1 - index if axis in part.flip else index
+            source_start[d] += (self._find_start(axis) + at) * step
         target_step: dict[str, tuple[int, int]] = {}
         target_start = [0] * len(self.right)
         for d, dim in enumerate(self.right):
@@ -295,7 +308,7 @@ class PartLayout:
             for axis in reversed(dim):
                 target_step[axis] = d, step
                 step *= total.get(axis, target[axis])
-        for axis, index in {**stacked, **offsets}.items():
+        for axis, index in [*stacked.items(), *offsets.items()]:  # one axis may be in both
             d, step = target_step[axis] if isinstance(axis, str) else (axis, 1)
             target_start[d] += index * step
         axes: list[MapAxis] = []
@@ -308,7 +321,7 @@ class PartLayout:
             by = source_step.get(axis)
             if by is not None:
                 d, step = by
-                first = part.slice[(axis,)][0] if (axis,) in part.slice else 0
+                first = self._find_start(axis)
                 n = min(n, source[axis] - first)
                 if axis in part.flip:
                     source_start[d] += (first + n - 1) * step

@@ -357,9 +357,11 @@ class _Resolver:
                 f"`{first}` makes `{entry.name}`, which the checkpoint has as well: add the latter"
                 " to drop="
             )
-        elif not self._mapping.targets[rule].has_rest:
+        else:
+            of = " and ".join(f"`{source.name}`" for source in entry.handle.sources[:1])
             self._problems.append(
-                f"`{rule}` and `{first}` both make `{entry.name}`: make one of them narrower"
+                f"`{rule}` and `{first}` both make `{entry.name}`: make one of them narrower, or"
+                f" add {of} to drop="
             )
 
 

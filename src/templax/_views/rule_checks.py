@@ -47,16 +47,17 @@ def _check_part(target: NamePattern, rule: Rule, part: From) -> Iterator[str]:
 
 def _fits_join(axes: Axes, rule: Concat) -> bool:
     """Whether the axes of a part are those of its `Concat`: by name, or else by position, be it of
-    axes or of dimensions, so that `d -> 1 d` fits `[n] d`.
+    axes or of dimensions, so that `h w -> (h w)` fits `[n]`.
     """
     mine, wanted = flatten_dims(axes.right), flatten_dims(rule.axes.dims)
-    if set(mine) == set(wanted):
-        return True
-    if [name == ELLIPSIS for name in mine] == [name == ELLIPSIS for name in wanted]:
+    by_position = [name == ELLIPSIS for name in mine] == [name == ELLIPSIS for name in wanted]
+    if by_position or set(mine) == set(wanted):
         return True
     pairs = list(zip(axes.right, rule.axes.dims, strict=False))
     return len(axes.right) == len(rule.axes.dims) and all(
-        one == other if ELLIPSIS in (*one, *other) else len(other) in (1, len(one))
+        one == other
+        if ELLIPSIS in (*one, *other)
+        else len(one) == len(other) or len(one) > len(other) == 1
         for one, other in pairs
     )
 
@@ -196,8 +197,7 @@ def _check_options(target: NamePattern, part: From, axes: Axes) -> Iterator[str]
     left, right = set(flatten_dims(axes.left)), set(flatten_dims(axes.right))
     known = left | right
     kept = left & right
-    _, stacked, unstacked = _split_placeholders(target, part)
-    alone = {*stacked, *unstacked}
+    _, stacked, _ = _split_placeholders(target, part)
     for name in part.select:
         if name in right:
             yield f"select= takes one index of `{name}`: remove it from the right of `{axes.text}`"
@@ -213,11 +213,9 @@ def _check_options(target: NamePattern, part: From, axes: Axes) -> Iterator[str]
             yield f"slice= cuts `{name}` twice: give one range"
         if name in part.select:
             yield f"`{name}` is in slice= and select=: select alone takes one index"
-        if name in alone:
-            yield f"slice= cuts `{name}`, along which leaves are unstacked: each takes one index"
     for name in part.flip:
-        if name in alone:
-            yield f"flip= has `{name}`, along which leaves are stacked or unstacked, in order"
+        if name in stacked:
+            yield f"flip= has `{name}`, along which leaves are stacked in the order of their names"
         elif name not in known:
             yield _explain_unknown("flip=", name, known, "axis")
         elif name in part.select:

@@ -62,7 +62,7 @@ class RuleLayout:
                     f"`{part.source.text}` gives the shape {made}, `{parts[0].source.text}` gives"
                     f" {self.shape}: parts differ along the joined axis only"
                 )
-        self.counts = {p: self.parts[0].sizes.source[p] for p in unstacked}
+        self.counts = {p: self.parts[0].count_taken(p) for p in unstacked}
         self._steps = [_compute_step(layout) for layout in self.parts]
         self._maps: dict[object, list[tuple[IndexMap, float | None]]] = {}
 
@@ -164,7 +164,7 @@ def list_dims(
     if [axis == ELLIPSIS for axis in mine] == [axis == ELLIPSIS for axis in theirs]:
         called = dict(zip(theirs, mine, strict=True))
         return part.axes.left, [tuple(called[axis] for axis in dim) for dim in dims], called[joined]
-    # Dimension by dimension: that of the joined axis may be a unit, or composite.
+    # Dimension by dimension: that of the joined axis may be composite.
     d, dim = next((d, dim) for d, dim in enumerate(dims) if joined in dim)
     one = part.axes.right[d]
     along = one[dim.index(joined)] if len(one) == len(dim) else d

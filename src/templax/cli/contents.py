@@ -8,11 +8,11 @@ import click
 
 from .._catalog.catalog import Catalog
 from .._catalog.tree_rows import Row, build_rows, find_depth, format_cells, make_flat_row
+from .._core.gc_pause import pause_gc
 from .._display import listing
 from .._display.terminal import Part, echo, echo_facts, echo_lines
-from .._views.view import View
 from ..errors import UnknownFormat
-from ..formats.registry import open_catalog
+from ..formats.registry import SupportsCatalog, open_catalog
 from ..storage.open import open_source
 from ..storage.source import Source
 
@@ -23,8 +23,9 @@ FEW_ROWS = 50
 """Rows that are seen at a glance."""
 
 
+@pause_gc()  # a checkpoint may have a million leaves, and none of what is made of them has cycles
 def print_contents(
-    path: str | Source | View,
+    path: str | Source | SupportsCatalog,
     *,
     as_json: bool,
     depth: int | None,
@@ -46,7 +47,7 @@ def print_contents(
     Returns:
         Whether anything was shown: a leaf, or a run.
     """
-    if isinstance(path, View):
+    if isinstance(path, SupportsCatalog):
         catalog = path.catalog()
     else:
         source = open_source(path)

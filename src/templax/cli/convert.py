@@ -22,6 +22,7 @@ from .options import (
     map_path,
     parse_renames,
     parse_size,
+    rename_option,
 )
 
 
@@ -34,13 +35,7 @@ from .options import (
     help="The format to write. Default: that of the file that DST names, such as m.safetensors.",
 )
 @click.option("--at", default="", metavar="NAME", help="Subtree of SRC to convert.")
-@click.option(
-    "--rename",
-    "renames",
-    multiple=True,
-    metavar="OLD=NEW",
-    help="A prefix of SRC's names and what it becomes (cut at the first =); repeatable.",
-)
+@rename_option("SRC's names", "becomes")
 @click.option(
     "--skip", multiple=True, metavar="NAME", help="Leaves to leave out, by name; repeatable."
 )

@@ -15,7 +15,15 @@ from .._display.json_reports import diff_fields
 from .._display.progress import show_progress
 from .._display.terminal import echo_report
 from .._match.result import MAX_SHOWN
-from .options import CheckpointPath, color_option, follow_path, json_option, map_path, parse_renames
+from .options import (
+    CheckpointPath,
+    color_option,
+    follow_path,
+    json_option,
+    map_path,
+    parse_renames,
+    rename_option,
+)
 
 
 @click.command("diff")
@@ -23,13 +31,7 @@ from .options import CheckpointPath, color_option, follow_path, json_option, map
 @click.argument("b", type=CheckpointPath())
 @click.option("--at", default="", metavar="NAME", help="Subtree of A to compare.")
 @click.option("--at-b", default="", metavar="NAME", help="Subtree of B to compare.")
-@click.option(
-    "--rename",
-    "renames",
-    multiple=True,
-    metavar="OLD=NEW",
-    help="A prefix of A's names and what it is in B (cut at the first =); repeatable.",
-)
+@rename_option("A's names", "is in B")
 @click.option("--no-values", is_flag=True, help="Read metadata only.")
 @click.option(
     "--no-fingerprints", is_flag=True, help="Read values even if recorded fingerprints are equal."

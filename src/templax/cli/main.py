@@ -20,7 +20,7 @@ from click.shell_completion import CompletionItem
 import templax as tx
 
 from .._display.terminal import echo_report
-from .options import color_option, echo_json_error
+from .options import color_option, echo_json_error, list_flags, name_flags
 
 COMMANDS = {
     "check": ("check", "Compare the checkpoint at PATH with a template."),
@@ -111,7 +111,8 @@ def _end(error: tx.TemplaxError | OSError, ctx: click.Context | None = None) -> 
     if isinstance(error, BrokenPipeError):
         _discard(sys.stdout)
         return PIPE_CLOSED
-    _report(str(error), prefix="error: ")
+    flags = [] if ctx is None else list_flags(ctx)
+    _report(name_flags(str(error), flags), prefix="error: ")
     try:
         if ctx is not None:
             echo_json_error(ctx, error)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable
+import shlex
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -21,6 +22,8 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 _SIZE = re.compile(
     r"(?P<number>[0-9]{1,15}(?:\.[0-9]{1,9})?) *(?P<unit>(?:[kmgt]i?)?)b?", re.IGNORECASE
 )
+
+_ARGUMENT = re.compile(r"""(?<![\w.`'"-])(\w+)=(True|False|"[^"]*"|'[^']*'|\d+)?(?!\w)""")
 
 _JSON = "templax.json"
 """Where a command notes in `click.Context.meta` that it was called with `--json`."""
@@ -119,6 +122,21 @@ def parse_renames(renames: tuple[str, ...]) -> dict[str, str] | None:
     return found or None
 
 
+def rename_option(old: str, new: str) -> Callable[[_Command], _Command]:
+    """Adds `--rename`, which the command gets as `renames`; see `parse_renames`.
+
+    Args:
+        old, new: What the names of a pair are, for `--help`.
+    """
+    return click.option(
+        "--rename",
+        "renames",
+        multiple=True,
+        metavar="OLD=NEW",
+        help=f"A prefix of {old} and what it {new} (cut at the first =); repeatable.",
+    )
+
+
 def json_option(command: _Command) -> _Command:
     """Adds `--json`, which the command gets as `as_json`."""
 
@@ -131,14 +149,51 @@ def json_option(command: _Command) -> _Command:
     )(command)
 
 
+def name_flags(text: str, flags: Collection[str]) -> str:
+    """The text of an error with options of the command line in place of arguments of Python.
+
+    Args:
+        text: As the Python API says it.
+        flags: The options of the command, such as `--skip`. Other arguments stay as they are.
+
+    >>> name_flags("skip= leaves them out; overwrite=True replaces it", ["--skip", "--overwrite"])
+    '--skip leaves them out; --overwrite replaces it'
+    >>> name_flags("Expected verify=False, got at=3", ["--no-verify"])
+    'Expected --no-verify, got at=3'
+    """
+
+    def name_flag(found: re.Match[str]) -> str:
+        name, value = found[1].replace("_", "-"), found[2]
+        if value == "False" and f"--no-{name}" in flags:
+            return f"--no-{name}"
+        if f"--{name}" not in flags or value == "False":
+            return found[0]
+        if value in (None, "True"):
+            return f"--{name}"
+        given = value if value.isdecimal() else value[1:-1]
+        return f"--{name} {shlex.quote(given)}"
+
+    return _ARGUMENT.sub(name_flag, text)
+
+
+def list_flags(ctx: click.Context) -> list[str]:
+    """The options of the command that a group has invoked."""
+    group, name = ctx.command, ctx.invoked_subcommand
+    command = group.get_command(ctx, name) if isinstance(group, click.Group) and name else None
+    return [] if command is None else [flag for each in command.params for flag in each.opts]
+
+
 def echo_json_error(ctx: click.Context, error: TemplaxError | OSError) -> None:
     """Prints an error as JSON, if the command was called with `--json`."""
     if ctx.meta.get(_JSON):
         from .._display.json import render_json  # for --json only
 
         places = ("what", "leaf", "stored_as", "file", "start", "stop", "hint")
-        fields = {name: getattr(error, name, None) for name in places}
+        fields: dict[str, Any] = {name: getattr(error, name, None) for name in places}
         fields["what"] = fields["what"] or str(error)
+        flags = list_flags(ctx)
+        for name in ("what", "hint"):
+            fields[name] = name_flags(fields[name], flags) if fields[name] else None
         click.echo(render_json({"ok": False, "error": {"type": type(error).__name__, **fields}}))
 
 

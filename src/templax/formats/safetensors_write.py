@@ -16,8 +16,9 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from operator import itemgetter
+from operator import attrgetter
 
 import msgspec
 import numpy as np
@@ -78,18 +79,21 @@ def divide_leaves(leaves: Iterable[Leaf], shard_size: int) -> list[list[Leaf]]:
     Leaves go to files in the order of the tree. A file takes leaves until the next one would make
     its data larger than `shard_size` bytes; a leaf larger than that has a file of its own.
     """
-    files: list[list[tuple[bool, int, str, Leaf]]] = [[]]
-    total = 0
+    alike = defaultdict[tuple[bool, int], list[Leaf]](list)
+    files, total = [alike], 0
     for leaf in leaves:
         nbytes = leaf.nbytes
-        if files[-1] and total + nbytes > shard_size:
-            files.append([])
+        if alike and total + nbytes > shard_size:
+            alike = defaultdict[tuple[bool, int], list[Leaf]](list)
+            files.append(alike)
             total = 0
-        files[-1].append((nbytes % ALIGN > 0, -leaf.dtype.itemsize, leaf.name, leaf))
+        alike[nbytes % ALIGN > 0, -leaf.dtype.itemsize].append(leaf)
         total += nbytes
-    for file in files:
-        file.sort(key=itemgetter(0, 1, 2))
-    return [[leaf for *_, leaf in file] for file in files]
+    by_name = attrgetter("name")
+    return [
+        [leaf for _, group in sorted(file.items()) for leaf in sorted(group, key=by_name)]
+        for file in files
+    ]
 
 
 def name_file(number: int, count: int) -> str:
@@ -106,9 +110,12 @@ Blocks = tuple[int, int, int]
 among those of all tensors."""
 
 
-def encode_sums(crcs: np.ndarray, blocks: Iterable[Blocks]) -> str:
+def encode_sums(crcs: np.ndarray, blocks: Sequence[Blocks]) -> str:
     """The checksums of tensors: the crc32c of each block of each."""
-    digits = crcs.astype(">u4").tobytes().hex()
+    data = crcs.astype(">u4").tobytes()
+    if len(crcs) == len(blocks) and {last - first for _, first, last in blocks} == {1}:
+        return data.hex(",", 4)  # the common case, tensors of one block
+    digits = data.hex()
     return ",".join(
         [
             digits[8 * first : 8 * last]
@@ -148,6 +155,14 @@ def lay_out(leaves: Sequence[Leaf], begin: int) -> Layout:
     return Layout(leaves=leaves, starts=ends[:-1], size=ends[-1])
 
 
+class _Tensor(msgspec.Struct, gc=False):
+    """What a header says of one tensor."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    data_offsets: tuple[int, int]
+
+
 class Header:
     """The header of a file, whose checksums are filled in when they are known.
 
@@ -168,8 +183,7 @@ class Header:
         at = 0
         for leaf in leaves:
             stop = at + leaf.nbytes
-            code = _CODE_OF[name_of(leaf.dtype)]
-            header[leaf.name] = {"dtype": code, "shape": leaf.shape, "data_offsets": (at, stop)}
+            header[leaf.name] = _Tensor(_CODE_OF[name_of(leaf.dtype)], leaf.shape, (at, stop))
             at = stop
         self._blocks = blocks
         sums = encode_sums(np.zeros(blocks[-1][2] if blocks else 0, "<u4"), blocks)

@@ -33,6 +33,21 @@ class FileStaging(Staging):
     def _check_target(self) -> bool:
         return check_file(self.path, overwrite=self._overwrite)
 
+    def _create_directory(self, parent: str) -> None:
+        super()._create_directory(parent)
+        if not os.path.lexists(self.path):
+            self._try_link()
+
+    def _try_link(self) -> None:
+        """Fails before anything is written if the commit could not link a file."""
+        one, other = (os.path.join(self.directory, name) for name in ("one", "other"))
+        self._disk.close(self._disk.create(one))
+        try:
+            self._link(one, other)
+        finally:
+            self._disk.unlink(one)
+        self._disk.unlink(other)
+
     def _try_exchange(self) -> None:
         """Does nothing: any file system can replace a file in one step."""
 
@@ -44,7 +59,8 @@ class FileStaging(Staging):
                 if replaces:
                     self._replace(file.path)
                 else:
-                    self._link(file.path)
+                    self._link(file.path, self.path)
+                    self._moved_by = "link"
             except (FileExistsError, FileNotFoundError):  # appeared or vanished just now
                 if not os.path.lexists(file.path):
                     raise
@@ -52,10 +68,9 @@ class FileStaging(Staging):
                 return None
         raise SaveError("Other programs keep replacing this path", file=self.path)
 
-    def _link(self, path: str) -> None:
+    def _link(self, old: str, new: str) -> None:
         try:
-            self._disk.link(path, self.path)
-            self._moved_by = "link"
+            self._disk.link(old, new)
         except OSError as error:
             if error.errno != errno.EPERM and not cannot_swap(error):
                 raise

@@ -187,6 +187,10 @@ class Staging:
         file.write(data)
         file.close()
 
+    def count_allocated(self) -> int:
+        """The bytes that the files take on the disk. Those of a leftover may have some at first."""
+        return sum(os.stat(file.path).st_blocks * 512 for file in self._files)
+
     def sync_names(self) -> None:
         """Makes the names of the files that were created survive a power loss, but not their bytes.
 

@@ -158,8 +158,8 @@ def assert_durable(trace: Sequence[Operation], path: str | os.PathLike[str]) -> 
 
     A file system may apply changes that were not synced in any order, or lose them. Therefore:
 
-    - Before the checkpoint is moved to `path`, each file must be synced after its last write, and
-      each directory after the last name was added to it.
+    - Before the checkpoint is moved to `path`, each file must be synced after its last write unless
+      it was removed again, and each directory after the last name was added to it.
     - After the move, the parent of `path` must be synced. Only then may anything be removed.
 
     Args:
@@ -183,9 +183,10 @@ def assert_durable(trace: Sequence[Operation], path: str | os.PathLike[str]) -> 
         """Maps `of(path)` to the index of the last such operation on it before the move."""
         return {of(o.path): i for i, o in enumerate(trace[:move]) if o.done and o.name in names}
 
-    synced = find_last(["fsync"], str)
+    synced, removed = find_last(["fsync"], str), find_last(["unlink"], str)
     for file, index in find_last(["create", "write"], str).items():
-        assert synced.get(file, -1) > index, f"{file} was not synced after its last write"
+        durable = max(synced.get(file, -1), removed.get(file, -1)) > index
+        assert durable, f"{file} was not synced after its last write"
     for directory, index in find_last(["mkdir", "create"], os.path.dirname).items():
         if directory != os.path.dirname(final):  # synced after the move
             assert synced.get(directory, -1) > index, f"{directory} was not synced after a new name"

@@ -357,3 +357,55 @@ def test_hints_are_those_of_a_conversion(tmp_path: Path) -> None:
     with pytest.raises(tx.SaveError, match="no reader can tell an empty npz") as caught:
         tx.convert(tmp_path / "none", tmp_path / "converted", to="npz")
     assert caught.value.hint is None
+
+
+def test_absent_chunks_are_named(tmp_path: Path) -> None:
+    meta = {
+        "zarr_format": 3,
+        "node_type": "array",
+        "shape": [4],
+        "data_type": "uint8",
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [2]}},
+        "chunk_key_encoding": {"name": "default"},
+        "codecs": [{"name": "bytes"}],
+        "fill_value": 7,
+    }
+    (tmp_path / "source" / "a" / "c").mkdir(parents=True)
+    (tmp_path / "source" / "a" / "zarr.json").write_text(json.dumps(meta))
+    (tmp_path / "source" / "a" / "c" / "0").write_bytes(b"\1\2")
+    done = tx.convert(tmp_path / "source", tmp_path / "m.npz", rename={"a": "b"})
+    assert done.filled == ("b",)
+    assert "chunks of 1 leaf are absent, which means the fill value: `b`" in str(done)
+    assert np.load(tmp_path / "m.npz")["b"].tolist() == [1, 2, 7, 7]
+
+
+def test_empty_nodes_can_be_named(tmp_path: Path) -> None:
+    tx.save(tmp_path / "source", {"w": np.ones(3, np.float32), "old": {"none": {}}})
+    done = tx.convert(tmp_path / "source", tmp_path / "a", to="orbax", rename={"old": "new"})
+    assert dict(tx.open(done.path).empties) == {("new", "none"): "Dict"}
+    done = tx.convert(tmp_path / "source", tmp_path / "b", to="orbax", at="old")
+    assert (done.leaves, dict(tx.open(done.path).empties)) == (0, {("none",): "Dict"})
+    assert tx.diff(tmp_path / "source", tmp_path / "b", at="old").identical
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["{source}", "{path}", "--to", "safetensors"], "hint: --skip leaves them out"),
+        (["{source}", "{source}2", "--to", "orbax"], "hint: --overwrite replaces a checkpoint"),
+        (["{source}", "{path}.npz", "--chunk-size", "5"], "--chunk-size is for --to orbax"),
+        (["{source}", "{path}.npz", "--skip", "x"], "Expected --skip names of leaves"),
+        (["{source}", "{path}.npz", "--at", "x"], "Expected --at a subtree of"),
+    ],
+)
+def test_the_command_names_its_own_options(arguments: list[str], said: str, tmp_path: Path) -> None:
+    tx.save(tmp_path / "source", {"w": np.ones(3, np.float32), "text": "a"})
+    tx.save(tmp_path / "source2", {"w": np.ones(3, np.float32)})
+    given = [each.format(source=tmp_path / "source", path=tmp_path / "m") for each in arguments]
+    result = CliRunner().invoke(main, ["convert", *given])
+    assert result.exit_code == 2
+    assert said in result.stderr
+    assert "=" not in result.stderr
+    result = CliRunner().invoke(main, ["convert", *given, "--json"])
+    error = json.loads(result.stdout)["error"]
+    assert said in f"{error['what']}; hint: {error['hint']}"

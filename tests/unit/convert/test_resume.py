@@ -276,3 +276,19 @@ def test_what_was_killed_makes_room(
     monkeypatch.setattr(target, "_find_room", find_room)
     tx.convert(source, path)
     check(source, path)
+
+
+@pytest.mark.usefixtures("small")
+def test_what_was_written_has_its_room_even_if_no_journal_tells_of_it(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "converted"
+    kill(source, path, "orbax", "finish")
+    (directory,) = find_unfinished(str(path))
+    notes = Path(directory, journal.NAME)
+    data = notes.read_bytes()
+    notes.write_bytes(data[: 8 + int.from_bytes(data[:8], "little") + 4])  # the head alone
+    monkeypatch.setattr(target, "_find_room", lambda _: 0)
+    done = tx.convert(source, path, to="orbax")
+    assert (done.resumed_bytes, done.restarted) == (0, None)
+    check(source, path)

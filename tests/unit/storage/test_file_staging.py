@@ -158,3 +158,10 @@ def test_an_error_at_any_operation_leaves_the_old_state_or_the_new(
         assert found == (b"new" * 9 if done else b"old" if overwrite else None), at
         for left in tmp_path.iterdir():
             assert left == path or str(left) in find_abandoned(path), (at, left)
+
+
+def test_a_file_system_without_links_is_found_before_anything_is_written(tmp_path: Path) -> None:
+    disk = RefusingDisk(link=errno.EPERM)
+    with pytest.raises(tx.SaveError, match="no hard links"):
+        FileStaging(tmp_path / "x", overwrite=False, disk=disk)
+    assert list(tmp_path.iterdir()) == []

@@ -117,11 +117,11 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         },
         {"k": count(6, 3), "v": count(2, 2, 3, start=50)},
     ),
-    "a concat by position, of units, repeats, composites and padding": (
+    "a concat by position, of repeats, composites and padding": (
         {
             "w": tx.Concat(
                 [
-                    tx.From("a", "d -> 1 d"),
+                    tx.From("a", "d -> n d", n=1),
                     tx.From("b", "d -> d r", r=1),
                     tx.From("c", "(h k) d -> (h k) d", h=2, flip="h"),
                     tx.From("e", "x d -> x d", pad="x", x=5),
@@ -161,6 +161,13 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
             "old.c": count(5),
         },
     ),
+    "ranges of what is unstacked": (
+        {
+            "low.{i}": tx.From("w", "i d -> d", slice={"i": (0, 2)}),
+            "high.{i}": tx.From("w", "i d -> d", slice={"i": (2, 5)}),
+        },
+        {"w": count(5, 2)},
+    ),
     "names": (
         {"mlp": tx.From("{p}.w", "f d -> d (p f)", p=["up", "gate"])},
         {"up.w": count(2, 3), "gate.w": count(2, 3, start=6)},
@@ -198,7 +205,8 @@ def test_an_inverse_is_a_mapping_that_can_be_read(tmp_path: Path) -> None:
     )
 
 
-NONE = {
+NONE: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "`a.{i}`: it unstacks `i` in reverse": ({"a.{i}": tx.From("b", "i d -> d", flip="i")}, {}),
     "drop='x.*': what is dropped can't be had back": ({}, {"drop": "x.*"}),
     "`a`: scale= has no inverse, as values are rounded": ({"a": tx.From("b", scale=2)}, {}),
     "`a`: add= has no inverse, as values are rounded": (
@@ -254,7 +262,7 @@ NONE = {
     "`w`: `e` stacks leaves inside a Concat: name each of them as a part of its own": (
         {
             "w": tx.Concat(
-                [tx.From("a.{e}", "d -> e d", e=["x", "y"]), tx.From("b", "d -> 1 d")], "[e] d"
+                [tx.From("a.{e}", "d -> e d", e=["x", "y"]), tx.From("b", "d -> e d", e=1)], "[e] d"
             )
         },
         {},

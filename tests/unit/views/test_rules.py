@@ -42,9 +42,7 @@ WRONG: list[tuple[str, Any, str]] = [
     ("w", From("a", "h k -> k h", slice={"(h k)": (0, 1)}), r"slice= has `\(h k\)`"),
     ("w", From("a", "(h k w) -> h k w", slice={"(h w)": (0, 1)}), r"slice= has `\(h w\)`"),
     ("w", From("a", "(a h w) -> a h w", slice={"(h w)": (0, 1)}), r"nor all of those in paren"),
-    ("w.{i}", From("a", "i d -> d", slice={"i": (0, 1)}), "slice= cuts `i`, along which leaves"),
-    ("w.{i}", From("a", "i d -> d", flip="i"), "flip= has `i`, along which leaves are"),
-    ("w", From("a.{i}", "d -> i d", flip="i"), "flip= has `i`, along which leaves are"),
+    ("w", From("a.{i}", "d -> i d", flip="i"), "flip= has `i`, along which leaves are stacked"),
     ("w", From("a", "h -> k h", slice={"k": (0, 1)}, k=2), "slice= has `k`, which is no axis of"),
     (
         "w",
@@ -81,6 +79,7 @@ WRONG: list[tuple[str, Any, str]] = [
     ("w", Concat(["a", From("b", "x -> ... x")], "d [f]"), r"part 2: .*`x -> ... x`"),
     ("w", Concat(["a", From("b", "x y -> (y x)")], "(d [f]) r"), r"part 2: .*does not have the ax"),
     ("w", Concat(["a", From("b", "x y -> (x y)")], "[d] ..."), r"part 2: .*does not have the ax"),
+    ("w", Concat(["a", From("b", "d -> 1 d")], "[n] d"), "part 2: .*does not have the ax"),
     ("w", Concat(["a", "b.{i}"], "d [f]"), "part 2: `{i}` is in the source's name only"),
     ("w.{i}", Concat(["a.{i}", "b"], "d [f]"), "part 2: `{i}` is in the target's name only"),
     ("w.{...}", Concat(["a.{...}", "b"], "d [f]"), "part 2: `{...}` is in `w.{...}` only"),
@@ -244,10 +243,10 @@ RIGHT: list[Callable[[], Any]] = [
     lambda: ("w", Concat([From("a", "(h x) r -> h x r"), "b"], "(h [f]) r")),
     lambda: ("w", Concat([From("a", "(h f) r -> (h f) r"), "b"], "(h [f]) r")),
     lambda: ("w", Concat([From("a", "f d -> d 1 f")], "d [f]")),
-    lambda: ("w", Concat([From("a.{i}", "d -> i d"), From("b", "d -> 1 d")], "[i] d")),
+    lambda: ("w", Concat([From("a.{i}", "d -> i d"), From("b", "d -> i d", i=1)], "[i] d")),
     lambda: ("w", Concat([From("a", "x ... -> x ...")], "[f] ...")),
-    lambda: ("w", Concat([From("a", "d -> 1 d"), "b"], "[n] d")),
-    lambda: ("w", Concat([From("a", "... -> 1 ..."), "b"], "[n] ...")),
+    lambda: ("w", Concat([From("a", "d -> n d", n=1), "b"], "[n] d")),
+    lambda: ("w", Concat([From("a", "h w d -> (h w) d"), "b"], "[n] d")),
     lambda: ("w", Concat([From("a", "x y z -> z (y x)"), "b"], "[n] (d e)")),
 ]
 

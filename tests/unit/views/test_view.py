@@ -80,6 +80,11 @@ VALUES: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
         {"a": "e", "b": tx.From("e", "v d -> d v")},
         {"a": A, "b": A.T},
     ),
+    "some layers, the last one first": (
+        {"w": A},
+        {"l.{i}": tx.From("w", "i d -> d", slice={"i": (1, 4)}, flip="i")},
+        {"l.0": A[3], "l.1": A[2], "l.2": A[1]},
+    ),
     "a subtree that moved": (
         {"opt.0.mu.w": A, "step": np.int32(3)},
         {"opt.1.0.{...}": "opt.0.{...}", "step": "step"},
@@ -157,6 +162,8 @@ ERRORS: list[tuple[dict[str, Any], dict[str, Any], dict[str, Any], str]] = [
         "`a` is float32, `b` is float64",
     ),
     ({"a.0": A, "a.1": A, "b": A}, {"y.{i}": "a.{i}", "y.1": "b"}, {}, "both make `y.1`"),
+    ({"m.a": A, "x": A}, {"n.{...}": "m.{...}", "n.a": "x"}, {}, "both make `n.a`: .* `m.a` to"),
+    ({"m.a": A, "o.n": A}, {"n.{...}": "m.{...}", "{...}.a": "o.{...}"}, {}, "both make `n.a`"),
     ({"a": A, "b": A}, {"y": "a"}, {"drop": ["b", "c*"]}, "drop='c.*' matches no leaf: leave it"),
     ({"a": A}, {"y": "a"}, {"drop": "*"}, "drop='.*' matches `a`, which a rule uses"),
     ({"a": np.arange(3)}, {"y": tx.From("a", scale=2)}, {}, "are for floats, `a` is int64"),

@@ -46,3 +46,23 @@ def test_a_view_is_what_numpy_makes_of_whole_arrays(rule, form, data, tmp_path_f
         boxes = [draw_box(data.draw, values.shape) for _ in range(3)]
         for box, read in zip(boxes, read_boxes(catalog, name, boxes), strict=True):
             np.testing.assert_array_equal(read, values[tuple(slice(*r) for r in box)])
+
+
+def test_stacks_are_joined_one_after_the_other(tmp_path):
+    stored = {f"a.{i}": np.full(2, i) for i in range(2)} | {
+        f"b.{i}": np.full(2, 2 + i) for i in (0, 1)
+    }
+    tx.save(tmp_path / "ckpt", stored)
+    stacks = [tx.From("a.{i}", "d -> i d"), tx.From("b.{i}", "d -> i d")]
+    view = tx.view(tmp_path / "ckpt", tx.Mapping({"w": tx.Concat(stacks, "[i] d")}))
+    restored = tx.restore(view, {"w": np.empty((4, 2), int)})
+    np.testing.assert_array_equal(restored["w"][:, 0], [0, 1, 2, 3])
+
+
+def test_a_part_of_a_concat_may_be_composite(tmp_path):
+    tx.save(tmp_path / "ckpt", {"a": np.arange(8.0).reshape(2, 2, 2), "b": np.ones((1, 2))})
+    parts = [tx.From("b"), tx.From("a", "h w d -> (h w) d")]
+    view = tx.view(tmp_path / "ckpt", tx.Mapping({"w": tx.Concat(parts, "[n] d")}))
+    restored = tx.restore(view, {"w": np.empty((5, 2))})
+    np.testing.assert_array_equal(restored["w"][1:], np.arange(8.0).reshape(4, 2))
+    np.testing.assert_array_equal(restored["w"][0], [1, 1])

@@ -96,16 +96,14 @@ def read_header(source: Source, size: int) -> Header:
         Unsupported: A version, byte order or type that templax does not read.
     """
     data = source.view("", 0, size) if source.maps and size else None
-    if data is not None:
-        return _Parser(data, size).parse()
     window = _WINDOW
     while True:
-        head = memoryview(read_head(source, "", size, window))
+        head = memoryview(read_head(source, "", size, window)) if data is None else data
         try:
             return _Parser(head, size).parse()
         except _Truncated as error:
             if len(head) == size:
-                raise
+                raise Corrupted(error.what, start=error.start) from None
             if window >= MAX_METADATA:
                 raise Corrupted(f"Expected a header of at most {MAX_METADATA} bytes") from error
             window *= 4

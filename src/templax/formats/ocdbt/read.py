@@ -340,8 +340,10 @@ def _read_leaf(
     outside = kinds.count(1)
     if outside + kinds.count(0) != len(keys):
         raise Corrupted(f"Expected values of kinds 0 and 1, got {max(kinds)}")
-    ids = iter(body.numbers(outside).tolist())
-    offsets = iter(body.numbers(outside).tolist())
+    ids, offsets = body.numbers(outside).tolist(), body.numbers(outside).tolist()
+    sound = bool(outside) and max(ids) < len(files) and all(path for _, path in files)
+    sound = sound and max(offsets) + max(lengths) < 2**63  # else look at each reference
+    places = zip(ids, offsets, strict=True)
     node = prefix + reference.file
     paths = [prefix + path for _, path in files]
     inline = [length for length, kind in zip(lengths, kinds, strict=True) if not kind]
@@ -351,9 +353,9 @@ def _read_leaf(
     extents: list[Extent] = []
     for length, kind in zip(lengths, kinds, strict=True):
         if kind:
-            number, offset = next(ids), next(offsets)
-            if number >= len(files) or not files[number][1] or offset + length >= 2**63:
-                _check_reference(files, number, offset, length)  # raises
+            number, offset = next(places)
+            if not sound:
+                _check_reference(files, number, offset, length)
             extents.append(Extent(paths[number], offset, offset + length))
         else:
             extents.append(Extent(node, 0, length, data[at : at + length]))

@@ -26,10 +26,9 @@ from ..ocdbt.read import MANIFEST, read_database
 from ..zarr.container import (
     ArrayLocator,
     Container,
-    Parsed,
     list_files,
     missing_dot_file_error,
-    read_array,
+    read_arrays,
 )
 from ..zarr.metadata import FILES, Array
 from .checksum_index import INDEX_FILE
@@ -193,18 +192,17 @@ def _list_deeper(container: Container, names: Collection[str]) -> list[str]:
 def _build_entries(
     source: Source, named: list[NamedLeaf], container: Container, sidecars: Sidecars
 ) -> tuple[LeafEntry, ...]:
-    parsed: Parsed = {}
+    names = join_paths([leaf.path for leaf in named])
+    pairs = list(zip(named, names, strict=True))
+    stored = [name for leaf, name in pairs if leaf.value is None]
+    arrays = iter(read_arrays(source, stored, container))
     entries: list[LeafEntry] = []
     impls, shardings = sidecars.key_impls, sidecars.shardings
-    for leaf, name in zip(named, join_paths([leaf.path for leaf in named]), strict=True):
+    for leaf, name in pairs:
         kind, impl = leaf.kind, None
-        value = None
-        if isinstance(leaf.value, str):
-            handle, shape, dtype, value = None, (), np.dtype(str), leaf.value
-        elif leaf.value is not None:
-            handle, shape, dtype = leaf.value, leaf.value.shape, leaf.value.dtype
-        else:
-            handle = read_array(source, name, container, parsed)
+        value, handle = None, leaf.value
+        if handle is None:
+            handle = next(arrays)
             if handle is None:
                 raise _missing_array_error(name, container)
             shape, dtype = handle.shape, handle.dtype
@@ -213,6 +211,10 @@ def _build_entries(
                 kind = "key"
             else:
                 impl = None
+        elif isinstance(handle, str):
+            handle, shape, dtype, value = None, (), np.dtype(str), handle
+        else:
+            shape, dtype = handle.shape, handle.dtype
         sharding = shardings.get(name) if shardings else None
         entries.append(
             LeafEntry(name, leaf.path, shape, dtype, kind, impl, value, sharding, handle)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -17,6 +17,8 @@ from .chunks import locate_arrays
 from .metadata import FILES, MAX_FILE, Array, array_prefix, parse_metadata
 
 _POINTER_BYTES = 256
+
+_FIRST = FILES[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +116,36 @@ def read_array(
         except CheckpointError as error:
             raise error.locate(leaf=name, file=extent.key) from error
     return None
+
+
+def read_arrays(source: Source, names: Sequence[str], container: Container) -> list[Array | None]:
+    """The metadata of many arrays, of which most are values in a database, and many are equal.
+
+    Args:
+        source, container: See `read_array`.
+        names: Names of the leaves.
+
+    Returns:
+        In the order of the names, what `read_array` returns.
+
+    Raises:
+        Corrupted, Unsupported, UnknownFormat: See `read_array`.
+    """
+    parsed: Parsed = {}
+    inline: dict[bytes | memoryview, Array] = {}
+    arrays: list[Array | None] = []
+    objects = container.objects
+    for name in names:
+        # Fast path: the metadata are a value in the index, and equal to those of an earlier array.
+        extent = objects.get(f"{name}/{_FIRST}") if name and name[-1] != "/" else None
+        data = extent.inline if extent is not None else None
+        array = inline.get(data) if data is not None else None
+        if array is None:
+            array = read_array(source, name, container, parsed)
+            if array is not None and data is not None:
+                inline[data] = array
+        arrays.append(array)
+    return arrays
 
 
 def read_extent(source: Source, extent: Extent, maximum: int = MAX_FILE) -> bytes:

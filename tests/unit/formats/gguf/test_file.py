@@ -221,8 +221,9 @@ def test_a_file_that_ends_early_is_damage(tmp_path: Path, name: str) -> None:
     data = (WRITTEN / name).read_bytes()
     for size in [4, 8, 20, 24, 25, *range(30, len(data) - 64, 97)]:
         (tmp_path / "m").write_bytes(data[:size])
-        with pytest.raises(tx.Corrupted):
+        with pytest.raises(tx.Corrupted) as caught:
             tx.open(tmp_path / "m")
+        assert type(caught.value) is tx.Corrupted  # whose name is shown in tracebacks
 
 
 def test_a_file_is_recognised_whatever_its_name_and_the_number_of_tensors(tmp_path: Path) -> None:
