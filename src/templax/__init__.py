@@ -83,7 +83,7 @@ _MODULES = {
 
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 _NEED_JAX = ("Recipe", "template_of")
-_PACKAGES = ("errors", "formats", "storage")
+_PACKAGES = ("errors", "formats", "mappings", "storage")
 
 
 def __getattr__(name: str) -> object:

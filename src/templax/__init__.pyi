@@ -1,5 +1,6 @@
 from . import errors as errors
 from . import formats as formats
+from . import mappings as mappings
 from . import storage as storage
 from ._audit.account import account_bytes as account_bytes
 from ._audit.account_result import ByteAccount as ByteAccount
