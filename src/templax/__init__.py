@@ -9,6 +9,7 @@
     Manager, Keep                the steps of a training run; which of them stay
     Recipe                       a function in place of a checkpoint
     view                         a checkpoint as a mapping shows it, under other names and shapes
+    merge                        several checkpoints as one
     Mapping, From, Concat        where the leaves of a tree come from in another
     show_progress, last_restore  how far a restore is; what it took
 
@@ -56,6 +57,7 @@ _MODULES = {
     "_save.save": ("save",),
     "_template.trace": ("template_of",),
     "_views.mapping": ("Mapping",),
+    "_views.merge": ("merge",),
     "_views.recipe": ("Recipe",),
     "_views.rules": ("Concat", "From"),
     "_views.view": ("view",),
