@@ -11,6 +11,7 @@
     view                         a checkpoint as a mapping shows it, under other names and shapes
     merge                        several checkpoints as one
     Mapping, From, Concat        where the leaves of a tree come from in another
+    suggest                      a mapping with which a checkpoint fits a template
     show_progress, last_restore  how far a restore is; what it took
 
 Errors are in `templax.errors`, and Orbax's names in `templax.compat.orbax`.
@@ -60,6 +61,7 @@ _MODULES = {
     "_views.merge": ("merge",),
     "_views.recipe": ("Recipe",),
     "_views.rules": ("Concat", "From"),
+    "_views.suggest": ("suggest",),
     "_views.view": ("view",),
     "errors": (
         "AlreadyExists",

@@ -37,6 +37,7 @@ from .._match.result import Match
 from .._plan.build import build_plan
 from .._template.template import Target, Template
 from .._views.resolve import Expected
+from .._views.suggest import hint_at_mapping
 from .._views.view import View
 from ..errors import Mismatch, NotFound, TemplaxError, Unsupported, UsageError
 from ..formats.registry import Checkpoint, open_checkpoint
@@ -113,6 +114,8 @@ def match_checkpoint(
         result = note_positions(result, len(view.entries))
     elif not result.ok:
         result = add_hints(result, view, match_options, try_hint)
+        if not at and rename is None and catalogs[0].base is None:
+            result = hint_at_mapping(result, view.entries, options.cast)
     return catalogs, result
 
 
@@ -129,7 +132,8 @@ class _Expectations:
 
     @functools.cached_property
     def _targets(self) -> dict[str, Target]:
-        return {target.name: target for target in self._template.targets if target.has_data}
+        targets = [target for target in self._template.targets if target.has_data]
+        return {name: t for t in targets for name in (t.name, *t.aliases)}
 
     def __call__(self, name: str) -> tuple[Shape, np.dtype] | None:
         path: Path | None = split_name(name)

@@ -83,7 +83,7 @@ class PartLayout:
         right: Sequence[Dim],
     ):
         self.part, self.shape = part, shape
-        self.stacked, self.unstacked = counts, unstacked
+        self.stacked = counts
         self.left, self.right = _expand(left, right, len(shape))
         self._slices = dict(part.slice)
         two = {*part.pad, *part.crop}
@@ -101,10 +101,10 @@ class PartLayout:
         for dim, (start, stop) in part.slice.items():
             if len(dim) == 1:
                 self.sizes.set(dim[0], stop - start, "target")
-        self._stored = [
+        self._of_source = [
             (dim, self._cut_length(dim, n)) for dim, n in zip(self.left, shape, strict=True)
         ]
-        self._solve(self._stored, "source")
+        self._solve(self._of_source, "source")
 
     def _cut_length(self, dim: Dim, n: int) -> int:
         """The length of what a rule takes of a dimension of the source."""
@@ -138,7 +138,7 @@ class PartLayout:
             if skip != d and skip not in dim
         ]
         self._solve(known, "target", lenient=True)
-        self._solve(self._stored, "source", lenient=True)  # such as those of leaves to unstack
+        self._solve(self._of_source, "source", lenient=True)
 
     def learn_joined(self, shape: Shape, joined: str, others: int) -> None:
         """Works out the size of a joined axis: what the other parts leave of the dimension."""
@@ -154,6 +154,13 @@ class PartLayout:
     def _solve(
         self, equations: Sequence[tuple[Dim, int]], side: str, lenient: bool = False
     ) -> None:
+        """Works out sizes from dimensions of which one axis is not known yet.
+
+        Args:
+            equations: Dimensions and their lengths.
+            side: "source" or "target".
+            lenient: Whether a length that does not fit is left to `finish`, or to the match.
+        """
         pending = list(equations)
         progress = True
         while pending and progress:
@@ -195,10 +202,10 @@ class PartLayout:
                 raise SizeUnknown(
                     f"the new size of `{axis}` is not known without a template: give {axis}=N"
                 )
-        for dim, n in zip(self.left, self.shape, strict=True):
+        for dim, n in self._of_source:
             taken = math.prod([source.get(axis, 0) for axis in dim])
-            if all(axis in source for axis in dim) and taken != self._cut_length(dim, n):
-                raise RuleError(self._describe_length(dim, self._cut_length(dim, n), taken))
+            if all(axis in source for axis in dim) and taken != n:
+                raise RuleError(self._describe_length(dim, n, taken))
         axes = {axis for dim in (*self.left, *self.right) for axis in dim}
         missing = sorted(
             axis

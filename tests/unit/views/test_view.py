@@ -129,6 +129,7 @@ def test_the_affine_step_rounds_once_to_the_dtype_of_the_template(tmp_path):
         ),
         (tx.From("e", "v d -> v d", crop="v"), (3, 6), A[:3]),
         (tx.From("e", "v d -> v d", pad="v", crop="v"), (4, 6), A),
+        (tx.From("e", "(h k) d -> h (k d)"), (2, 12), A.reshape(2, 12)),
         (tx.From("e", "(h k) d -> d h k"), (6, 2, 2), A.reshape(2, 2, 6).transpose(2, 0, 1)),
     ],
 )
