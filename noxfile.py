@@ -5,6 +5,7 @@ nox -s quick            the tests that take seconds
 nox -s nojax            those of what needs no JAX, where it is not installed
 nox -s tests            all of them, on each supported Python that is installed
 nox -s fuzz             every fuzzing target for 20 s; arguments after `--` go to tests.fuzz
+nox -s mappings         the mappings of `examples/` on models of transformers, which needs torch
 nox -s lowest lowest_demo newest
                         before a release: the oldest dependencies that are allowed, the newest
 """
@@ -88,6 +89,17 @@ def fuzz(session: nox.Session) -> None:
     """Runs the targets of `tests/fuzz`, for 20 s each or as the arguments after `--` say."""
     session.install(*PINNED, "-e", ".[fuzz]")
     session.run("python", "-m", "tests.fuzz", *session.posargs)
+
+
+@nox.session(python=PYTHONS[0])
+def mappings(session: nox.Session) -> None:
+    """Compares small models of transformers with models of Flax that have their weights.
+
+    It installs torch (several GB), and downloads no weights.
+    """
+    session.install(*PINNED, "-e", ".[demo]", "safetensors", "torch", "transformers")
+    script = "examples/mappings/compare_outputs.py"
+    session.run("python", script, env={"JAX_PLATFORMS": "cpu", "HF_HUB_OFFLINE": "1"})
 
 
 # What the tests need of other libraries, in the last versions that run on JAX 0.5.3.

@@ -132,7 +132,8 @@ class _Expectations:
 
     @functools.cached_property
     def _targets(self) -> dict[str, Target]:
-        return {target.name: target for target in self._template.targets if target.has_data}
+        targets = [target for target in self._template.targets if target.has_data]
+        return {name: t for t in targets for name in (t.name, *t.aliases)}
 
     def __call__(self, name: str) -> tuple[Shape, np.dtype] | None:
         path: Path | None = split_name(name)
