@@ -39,9 +39,12 @@ class Attention(nn.Module):
     key_bias: bool = True
     causal: bool = False
     rotate: Callable[[jax.Array], jax.Array] | None = None
+    scale: float | None = None
 
     @nn.compact
-    def __call__(self, x: jax.Array, source: jax.Array | None = None) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, source: jax.Array | None = None, positions: jax.Array | float = 0
+    ) -> jax.Array:
         def project(name: str, heads: int, given: jax.Array) -> jax.Array:
             bias = self.bias and (name != "key" or self.key_bias)
             return nn.DenseGeneral((heads, self.head), use_bias=bias, name=name)(given)
@@ -52,7 +55,8 @@ class Attention(nn.Module):
         if self.rotate is not None:
             query, key = self.rotate(query), self.rotate(key)
         key, value = (jnp.repeat(a, self.heads // self.groups, axis=2) for a in (key, value))
-        logits = jnp.einsum("bqhk,bshk->bhqs", query, key) / self.head**0.5
+        scale = self.head**-0.5 if self.scale is None else self.scale
+        logits = jnp.einsum("bqhk,bshk->bhqs", query, key) * scale + positions
         if self.causal:
             logits = jnp.where(jnp.tri(x.shape[1], dtype=bool), logits, -jnp.inf)
         mixed = jnp.einsum("bhqs,bshk->bqhk", nn.softmax(logits), value)
@@ -327,6 +331,62 @@ class Whisper(nn.Module):
         return WhisperDecoder(name="decoder")(jnp.array([[1, 5, 7, 4]] * len(sound)), encoded)
 
 
+class T5Layer(nn.Module):
+    """A layer of the encoder; of the decoder if it is given what the encoder made."""
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, positions: jax.Array, encoded: jax.Array | None = None
+    ) -> jax.Array:
+        options = {"bias": False, "scale": 1.0}
+        causal = encoded is not None
+        attn = Attention(4, 4, 4, causal=causal, **options, name="self_attention")
+        x += attn(nn.RMSNorm(1e-6, name="self_attention_norm")(x), positions=positions)
+        if encoded is not None:
+            attn = Attention(4, 4, 4, **options, name="cross_attention")
+            x += attn(nn.RMSNorm(1e-6, name="cross_attention_norm")(x), encoded)
+        return x + T5MLP(name="mlp")(nn.RMSNorm(1e-6, name="mlp_norm")(x))
+
+
+class T5MLP(nn.Module):
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        inner = nn.relu(nn.Dense(24, use_bias=False, name="wi")(x))
+        return nn.Dense(x.shape[-1], use_bias=False, name="wo")(inner)
+
+
+class RelativePositions(nn.Module):
+    """A bias for each head and distance, of at most 8 tokens."""
+
+    causal: bool
+
+    @nn.compact
+    def __call__(self, n: int) -> jax.Array:
+        bias = self.param("rel_embedding", nn.initializers.zeros, (4, 32))
+        distance = np.arange(n)[None] - np.arange(n)[:, None]  # of the key from the query
+        assert n <= 8, "T5 puts longer distances into logarithmic buckets"
+        bucket = np.abs(distance) + (0 if self.causal else 16 * (distance > 0))
+        return bias[:, np.where(distance > 0, 0, bucket) if self.causal else bucket]
+
+
+class T5Stack(nn.Module):
+    @nn.compact
+    def __call__(self, x: jax.Array, encoded: jax.Array | None = None) -> jax.Array:
+        positions = RelativePositions(encoded is not None, name="relpos_bias")(x.shape[1])
+        for i in range(2):
+            x = T5Layer(name=f"layers_{i}")(x, positions, encoded)
+        return nn.RMSNorm(1e-6, name="norm")(x)
+
+
+class T5(nn.Module):
+    @nn.compact
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        embed = nn.Embed(31, 16, name="token_embedder")
+        encoded = T5Stack(name="encoder")(embed(tokens))
+        started = jnp.array([[1, 5, 7, 4]] * len(tokens))
+        return embed.attend(T5Stack(name="decoder")(embed(started), encoded) * 16**-0.5)
+
+
 def make_pairs() -> dict[str, tuple[Any, nn.Module]]:
     """Name of a mapping → the model of transformers, and that of Flax."""
     small = {"num_hidden_layers": 2, "hidden_size": 16, "num_attention_heads": 4}
@@ -343,6 +403,8 @@ def make_pairs() -> dict[str, tuple[Any, nn.Module]]:
     whisper |= {"max_target_positions": 12, "decoder_start_token_id": 1, **tokens}
     for side in ("encoder", "decoder"):
         whisper |= {f"{side}_layers": 2, f"{side}_attention_heads": 4, f"{side}_ffn_dim": 24}
+    t5 = {"num_layers": 2, "d_model": 16, "num_heads": 4, "d_kv": 4, "d_ff": 24, "vocab_size": 31}
+    t5 |= {**tokens, "decoder_start_token_id": 1}
     mixtral = t.MixtralConfig(**decoder, **rope, num_local_experts=3, num_experts_per_tok=2)
     return {
         "gpt2": (t.GPT2LMHeadModel(t.GPT2Config(**gpt2, **tokens)), GPT2()),
@@ -356,6 +418,7 @@ def make_pairs() -> dict[str, tuple[Any, nn.Module]]:
             Bert(),
         ),
         "resnet": (t.ResNetForImageClassification(t.ResNetConfig(**resnet)), ResNet()),
+        "t5": (t.T5ForConditionalGeneration(t.T5Config(**t5)), T5()),
         "whisper": (t.WhisperForConditionalGeneration(t.WhisperConfig(**whisper)), Whisper()),
     }
 
@@ -384,9 +447,10 @@ def compare(name: str, theirs: Any, ours: nn.Module, directory: Path) -> float:
     elif name == "whisper":
         inputs = rng.normal(size=(2, 16, 6)).astype(np.float32)
         given = inputs.transpose(0, 2, 1)
-        more["decoder_input_ids"] = torch.tensor([[1, 5, 7, 4]] * 2)
     else:
-        given = inputs = rng.integers(3, 31, size=(2, 9))
+        given = inputs = rng.integers(3, 31, size=(2, 8))
+    if name in ("t5", "whisper"):
+        more["decoder_input_ids"] = torch.tensor([[1, 5, 7, 4]] * 2)
     with torch.no_grad():
         expected = theirs(torch.from_numpy(np.ascontiguousarray(given)), **more).logits.numpy()
     mapping = tx.Mapping.load(Path(__file__).parent / f"{name}.json")
