@@ -2,9 +2,12 @@
 
 import gc
 import os
+import shutil
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,15 @@ if _FORCE not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FORCE}".strip()
 # What is compiled here runs once: making it fast would take longer than it saves.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+# Without them, XLA compiles small programs in half the time. It aborts on flags it does not know.
+if version("jaxlib").startswith("0.10.") and "fusion_emitters" not in os.environ["XLA_FLAGS"]:
+    os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
+# All processes share what one has compiled: those of xdist, of jobs, and of programs.
+_CACHE = "" if "JAX_COMPILATION_CACHE_DIR" in os.environ else tempfile.mkdtemp(prefix="compiled-")
+if _CACHE:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 import hypothesis  # noqa: E402
 import pytest  # noqa: E402
@@ -49,6 +61,12 @@ def pytest_configure(config: pytest.Config) -> None:
     hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", profile))
 
 
+def pytest_unconfigure() -> None:
+    """Removes what was compiled."""
+    if _CACHE:
+        shutil.rmtree(_CACHE, ignore_errors=True)
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
     """Starts three workers for two cores: many tests wait for disks, processes or timeouts."""
@@ -70,17 +88,28 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     return LoadFileScheduling(config, log)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Spreads the jobs of several processes over the run, the longest first.
+_LONG = (
+    "test_save_errors.py",
+    "test_save_killed.py",
+    "test_round_trips.py",
+    "test_save_orbax.py",
+    "test_benchmarks.py",
+)
+"""The files that take more than a minute in the whole suite."""
 
-    They mostly wait, so that workers of xdist, which take file after file, should not all be there
-    at once.
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts long files first, and spreads the jobs of several processes over the run.
+
+    A worker of xdist, which takes file after file, should not begin a long one when the others are
+    about to end. The jobs mostly wait, so that not all workers should be there at once.
     """
     files: dict[Path, list[pytest.Item]] = {}
     for item in items:
         files.setdefault(item.path, []).append(item)
     jobs = sorted((path for path in files if path.parent.name == "hosts"), key=_is_short)
     rest = [path for path in files if path.parent.name != "hosts"]
+    rest.sort(key=lambda path: path.name not in _LONG)
     every = max(len(rest) // max(len(jobs), 1), 1)
     order = []
     for number, path in enumerate(rest):

@@ -10,6 +10,7 @@
     Recipe                       a function in place of a checkpoint
     view                         a checkpoint as a mapping shows it, under other names and shapes
     Mapping, From, Concat        where the leaves of a tree come from in another
+    suggest                      a mapping with which a checkpoint fits a template
     show_progress, last_restore  how far a restore is; what it took
 
 Errors are in `templax.errors`, and Orbax's names in `templax.compat.orbax`.
@@ -58,6 +59,7 @@ _MODULES = {
     "_views.mapping": ("Mapping",),
     "_views.recipe": ("Recipe",),
     "_views.rules": ("Concat", "From"),
+    "_views.suggest": ("suggest",),
     "_views.view": ("view",),
     "errors": (
         "AlreadyExists",

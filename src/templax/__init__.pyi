@@ -37,6 +37,7 @@ from ._views.mapping import Mapping as Mapping
 from ._views.recipe import Recipe as Recipe
 from ._views.rules import Concat as Concat
 from ._views.rules import From as From
+from ._views.suggest import suggest as suggest
 from ._views.view import view as view
 from .errors import AlreadyExists as AlreadyExists
 from .errors import CastWarning as CastWarning

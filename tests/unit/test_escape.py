@@ -44,7 +44,7 @@ ERRORS = [name for name in errors.__all__ if issubclass(getattr(errors, name), e
 @pytest.mark.parametrize("name", ERRORS)
 def test_every_error_is_one_harmless_line(name: str) -> None:
     kind = getattr(errors, name)
-    plain = name in ("TemplaxError", "SourceError", "UsageError", "MissingPackage")
+    plain = name in ("TemplaxError", "SourceError", "UsageError", "MissingPackage", "MappingError")
     error = kind(EVIL) if plain else kind(EVIL, leaf=EVIL, file=EVIL, hint=EVIL)
     assert str(error).isprintable()
     assert plain or (error.what.isprintable() and error.leaf == EVIL)

@@ -42,6 +42,7 @@ ALLOWED = {
     ("__init__", "importlib"): "public names are imported when they are first used: a fixed table",
     ("cli.main", "importlib"): "commands are imported when they are called: a fixed table",
     ("_codecs.blosc", "importlib"): "imports two modules of numcodecs: constants",
+    ("_codecs.crc32c", "importlib"): "finds and imports the module of crc32c: constants",
     ("_core.optional", "importlib"): "imports JAX, or asks whether it is there: a constant",
     ("demo", "importlib"): "asks whether the libraries of the demo are there: constants",
     ("demo", "subprocess"): "a child that is killed while it saves: this Python, fixed arguments",

@@ -37,6 +37,7 @@ from .._match.result import Match
 from .._plan.build import build_plan
 from .._template.template import Target, Template
 from .._views.resolve import Expected
+from .._views.suggest import hint_at_mapping
 from .._views.view import View
 from ..errors import Mismatch, NotFound, TemplaxError, Unsupported, UsageError
 from ..formats.registry import Checkpoint, open_checkpoint
@@ -113,6 +114,8 @@ def match_checkpoint(
         result = note_positions(result, len(view.entries))
     elif not result.ok:
         result = add_hints(result, view, match_options, try_hint)
+        if not at and rename is None and catalogs[0].base is None:
+            result = hint_at_mapping(result, view.entries, options.cast)
     return catalogs, result
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping as MappingABC
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ from .._core.text import format_value
 from .._escape import escape_text, join_lines
 from ..errors import MappingError
 from ..storage.file import read_file, write_file
-from .mapping_json import DROP, MAX_RULES, REST, decode_rules, encode_rules
+from .mapping_json import DROP, MAX_RULES, REST, decode_rules, encode_rules, format_document
 from .names import NamePattern, parse_name
 from .rule_checks import find_problems
 from .rules import Concat, From, Rule
@@ -145,10 +144,7 @@ class Mapping:
             MappingError: The file would be larger than `load` reads.
             SaveError: The file could not be written.
         """
-        # A rule per line, because mappings are kept under version control and read in diffs.
-        rows = [f"{json.dumps(key)}: {json.dumps(row)}" for key, row in self.to_json().items()]
-        body = ",\n  ".join(rows)
-        data = f"{{\n  {body}\n}}\n".encode() if rows else b"{}\n"
+        data = format_document(self.to_json())
         if len(data) > _MAX_FILE:
             raise MappingError(
                 f"Expected a mapping of at most {_MAX_FILE:,} bytes, got {len(data):,}: write"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,6 +25,14 @@ def _encode_rule(rule: Rule) -> dict[str, Any]:
         return {"concat": [_encode_rule(part) for part in rule.parts], "axes": rule.axes.text}
     axes = {} if rule.axes is None else {"axes": rule.axes.text}
     return {"from": rule.source.text, **axes, **rule.list_options()}
+
+
+def format_document(document: Mapping[str, Any]) -> bytes:
+    """The file of a mapping."""
+    # A rule per line, because mappings are kept under version control and read in diffs.
+    rows = [f"{json.dumps(key)}: {json.dumps(row)}" for key, row in document.items()]
+    body = ",\n  ".join(rows)
+    return f"{{\n  {body}\n}}\n".encode() if rows else b"{}\n"
 
 
 def decode_rules(

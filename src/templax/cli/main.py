@@ -31,6 +31,7 @@ COMMANDS = {
     "plan": ("check", "Show what a restore would read, decode and copy."),
     "prune": ("runs", "Delete the steps in DIR that no rule keeps."),
     "steps": ("runs", "Show the steps in DIR: sizes, ages and metrics."),
+    "suggest": ("suggest", "Write a mapping with which the checkpoint at PATH fits a template."),
     "template": ("template", "Write the template that the checkpoint at PATH fits."),
     "verify": ("verify", "Read every byte of the checkpoint at PATH once, and list all damage."),
 }

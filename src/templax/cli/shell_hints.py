@@ -71,6 +71,8 @@ def format_option(hint: str, rename: Mapping[str, str] | None = None) -> str:
         return f"--{choice[1]} {choice[2]}"
     if hint.startswith("missing="):
         return f"in Python, {hint}"
+    if hint.startswith("tx.view("):
+        return "--map map.json, which `templax suggest PATH TEMPLATE.json -o map.json` writes"
     if not hint.startswith("rename="):
         return f"in Python, {hint}" if hint.startswith("if the saved model") else hint
     # `--rename` takes no function, and cuts OLD=NEW at the first `=`.

@@ -1,0 +1,233 @@
+"""The rules that pairs of families amount to, and what can't be told about them. Pure."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .._catalog.entry import LeafEntry
+from .._core.text import list_names
+from .._template.template import Target
+from .axis_guesses import Guess
+from .families import PLACEHOLDERS, Family, group_families
+from .mapping import Mapping as LeafMapping
+from .pair_families import REPLICA, Found, find_pairs
+from .rules import From
+
+_MAX_STEPS = 3_000_000
+"""Maximum product of the numbers of rules and of leaves, as each rule is tried on each leaf."""
+
+_KEPT = 4
+"""Leaves are kept under their own names, without rules, if one of so many rules would do that."""
+
+
+@dataclass(frozen=True, slots=True)
+class Suggestion:
+    """A mapping that may fit.
+
+    Attributes:
+        mapping: The mapping.
+        plain: The same without `{...}`.
+        covered: Names of the targets that it fills.
+        notes: What can't be told, in words.
+        undecidable: Names of targets that may be transposed.
+    """
+
+    mapping: LeafMapping
+    plain: LeafMapping
+    covered: frozenset[str]
+    notes: tuple[str, ...]
+    undecidable: tuple[str, ...]
+
+
+_Rule = tuple[str, str, "str | None", Mapping[str, Any]]
+"""The target, the source, the axes, and more arguments of `From`."""
+
+
+def suggest_rules(stored: Sequence[LeafEntry], targets: Sequence[Target]) -> Suggestion | None:
+    """Looks for a mapping from the leaves of a checkpoint to those of a template.
+
+    Args:
+        stored: The leaves of the checkpoint.
+        targets: The leaves of the template that hold data.
+    """
+    if not stored or not targets:
+        return None
+    wanted, there = group_families(targets), group_families(stored)
+    made = _suggest(wanted, there, None)
+    sizes = {entry.shape[:1] for entry in stored}
+    if len(sizes) == 1 and () not in sizes:
+        first = _suggest(wanted, there, sizes.pop()[0])
+        if first is not None and (made is None or len(first.covered) > len(made.covered)):
+            return first
+    return made
+
+
+def _suggest(
+    wanted: Sequence[Family], there: Sequence[Family], replicas: int | None
+) -> Suggestion | None:
+    paired = find_pairs(wanted, there, replicas)
+    if paired is None or not paired.found:
+        return None
+    choices, square, notes = _choose_axes(paired.found)
+    notes += paired.notes
+    rules: list[_Rule] = []
+    for one, guess in zip(paired.found, choices, strict=True):
+        options = {**one.options, **guess.sizes}
+        if replicas is not None:
+            options["select"] = {REPLICA: 0}
+        rules += [(p.target, p.source, guess.text, options) for p in one.pairings]
+        if one.tied:
+            notes.append(
+                f"`{one.target.first.name}` is not stored: `{one.source.first.name}` fills it, too,"
+                " as in models that tie the two"
+            )
+    if len(rules) * sum(len(family.members) for family in there) > _MAX_STEPS:
+        return None
+    if replicas is not None:
+        notes.append(f"every leaf has a leading axis of {replicas}: the first of them is taken")
+    fused = {one.pairings[0].source: None for one in paired.found if "t" in one.options}
+    if fused:
+        notes.append(
+            f"{list_names(list(fused))} is taken for all queries, then all keys, then all values;"
+            " if it has them head by head, `(t h k)` must be `(h t k)`"
+        )
+    used = {id(one.source) for one in paired.found}
+    left = [family for family in there if id(family) not in used]
+    same = sum(map(_is_same, rules))
+    keep = replicas is None and _KEPT * same >= len(rules)
+    drop = _list_dropped(left, there)
+    if drop:
+        notes.append(f"left out: {list_names([family.first.name for family in left])}")
+    rest = "keep" if keep else "error"
+    shown = [rule for rule in rules if not (keep and _is_same(rule))]
+    covered = frozenset(leaf.name for one in paired.found for leaf in one.target.members.values())
+    missing = [family for family in wanted if family.first.name not in covered]
+    if missing:
+        names = [family.first.name for family in missing]
+        notes.append(f"no source was found for {list_names(names)}")
+    return Suggestion(
+        LeafMapping(_make_rules(_shorten(shown)), drop=drop, rest=rest),
+        LeafMapping(_make_rules(shown), drop=drop, rest=rest),
+        covered,
+        tuple(notes),
+        tuple(square),
+    )
+
+
+def _is_same(rule: _Rule) -> bool:
+    target, source, axes, options = rule
+    return target == source and axes is None and not options
+
+
+def _make_rules(rules: Sequence[_Rule]) -> dict[str, str | From]:
+    return {
+        target: source if axes is None else From(source, axes, **options)
+        for target, source, axes, options in rules
+    }
+
+
+def _choose_axes(found: Sequence[Found]) -> tuple[list[Guess], list[str], list[str]]:
+    """The axes of each pair, the targets that may be transposed, and what to say about these."""
+    votes: defaultdict[tuple[str, str], Counter[bool]] = defaultdict(Counter)
+    for one in found:
+        turns = {guess.turned for guess in one.guesses}
+        if len(turns) == 1 and _has_kernel(one):
+            votes[_list_last(one)][turns.pop()] += 1
+    choices: list[Guess] = []
+    square: defaultdict[str, list[Found]] = defaultdict(list)
+    for one in found:
+        turns = {guess.turned for guess in one.guesses}
+        counted = votes[_list_last(one)]
+        turned = one.guesses[0].turned
+        if len(turns) > 1:
+            source, target = _list_last(one)
+            renamed = {source, target} == {"weight", "kernel"} and _has_kernel(one)
+            turned = counted[True] > counted[False] if counted else renamed
+            if _has_kernel(one) and (counted[True] or renamed):
+                why = "like the others" if len(counted) == 1 else "as the names suggest"
+                how = "taken as transposed" if turned else "taken as it is"
+                square[f"{how}, {why}"].append(one)
+        choices.append(next(guess for guess in one.guesses if guess.turned == turned))
+    notes = [
+        f"can't tell by its shape whether it is transposed ({how}):"
+        f" {list_names([one.pairings[0].target for one in group])}"
+        for how, group in square.items()
+    ]
+    names = [
+        leaf.name
+        for group in square.values()
+        for one in group
+        for leaf in one.target.members.values()
+    ]
+    return choices, names, notes
+
+
+def _has_kernel(one: Found) -> bool:
+    words = one.target.meaning.words | one.source.meaning.words
+    if words & {"embed", "pos", "cls", "norm"} and "patch" not in words and "head" not in words:
+        return False
+    return len(one.source.first.shape) > 1 or len(one.target.first.shape) > 1
+
+
+def _list_last(one: Found) -> tuple[str, str]:
+    return one.source.meaning.last, one.target.meaning.last
+
+
+def _shorten(rules: Sequence[_Rule]) -> list[_Rule]:
+    """The rules, with one for all those that only move a subtree."""
+    groups: defaultdict[tuple[str, str], list[_Rule]] = defaultdict(list)
+    for rule in rules:
+        if rule[2] is None or rule[2] == f"{REPLICA} ... -> ...":
+            groups[_find_prefixes(rule)].append(rule)
+    short: dict[int, _Rule] = {}
+    gone: set[int] = set()
+    for (target, source), members in groups.items():
+        one, other = (f"{prefix}." if prefix else "" for prefix in (target, source))
+        here = sum(rule[0].startswith(one) or rule[1].startswith(other) for rule in rules)
+        if len(members) > 1 and here == len(members):
+            _, _, axes, options = members[0]
+            short[id(members[0])] = f"{one}{{...}}", f"{other}{{...}}", axes, options
+            gone.update(id(rule) for rule in members[1:])
+    return [short.get(id(rule), rule) for rule in rules if id(rule) not in gone]
+
+
+def _find_prefixes(rule: _Rule) -> tuple[str, str]:
+    """What precedes the elements that both names end in."""
+    one, other = rule[0].split("."), rule[1].split(".")
+    n = 0
+    while n < min(len(one), len(other)) and one[-1 - n] == other[-1 - n]:
+        n += 1
+    return ".".join(one[: len(one) - n]), ".".join(other[: len(other) - n])
+
+
+def _list_dropped(left: Sequence[Family], there: Sequence[Family]) -> list[str]:
+    """Patterns of the leaves that nothing is made of: subtrees, or families."""
+    heads, lasts = (Counter(map(find, there)) for find in (_find_head, _find_last))
+    unused, others = (Counter(map(find, left)) for find in (_find_head, _find_last))
+    patterns: dict[str, None] = {}
+    for family in left:
+        head, last = _find_head(family), _find_last(family)
+        if unused[head] == heads[head] > 1 and family.first.name != head:
+            patterns[f"{_escape_pattern(head)}.*"] = None
+        elif others[last] == lasts[last] > 1:
+            patterns[f"*.{_escape_pattern(last)}"] = None
+        elif family.rank:
+            patterns[family.write_name([f"{{{p}}}" for p in PLACEHOLDERS[: family.rank]])] = None
+        else:
+            patterns[_escape_pattern(family.first.name)] = None
+    return list(patterns)
+
+
+def _find_last(family: Family) -> str:
+    return family.first.name.rpartition(".")[2]
+
+
+def _find_head(family: Family) -> str:
+    return family.first.name.partition(".")[0]
+
+
+def _escape_pattern(name: str) -> str:
+    return "".join(f"[{c}]" if c in "*?[" else c for c in name)
