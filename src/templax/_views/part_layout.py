@@ -88,7 +88,7 @@ class PartLayout:
             self.sizes.set(axis, n, "source")
             self.sizes.set(axis, n, "target")
         for axis, names in part.names.items():
-            if axis not in counts and (axis,) not in part.slice:  # a leaf for each name
+            if axis in self._left_axes:  # one leaf for each name
                 self.sizes.set(axis, len(names), "source")
         for axis, n in part.sizes.items():
             cut = (axis,) in part.slice
