@@ -69,7 +69,6 @@ class PartLayout:
         part: The part.
         shape: Shape of each source.
         counts: Stacked placeholder → number of sources along it.
-        unstacked: The placeholders that only the target's name has.
         left, right: Dimensions of the source and of the target, as axes of this part.
     """
 
@@ -78,7 +77,6 @@ class PartLayout:
         part: From,
         shape: Shape,
         counts: Mapping[str, int],
-        unstacked: Sequence[str],
         left: Sequence[Dim],
         right: Sequence[Dim],
     ):
@@ -92,9 +90,9 @@ class PartLayout:
         for axis, n in counts.items():
             self.sizes.set(axis, n, "source")
             self.sizes.set(axis, n, "target")
-        for axis in unstacked:
-            if axis in part.names and (axis,) not in part.slice:
-                self.sizes.set(axis, len(part.names[axis]), "source")
+        for axis, names in part.names.items():
+            if axis in self._left_axes and (axis,) not in part.slice:  # one leaf for each name
+                self.sizes.set(axis, len(names), "source")
         for axis, n in part.sizes.items():
             cut = (axis,) in part.slice
             self.sizes.set(axis, n, "source" if cut else "target")
