@@ -69,7 +69,6 @@ class PartLayout:
         part: The part.
         shape: Shape of each source.
         counts: Stacked placeholder → number of sources along it.
-        unstacked: The placeholders that only the target's name has.
         left, right: Dimensions of the source and of the target, as axes of this part.
     """
 
@@ -78,7 +77,6 @@ class PartLayout:
         part: From,
         shape: Shape,
         counts: Mapping[str, int],
-        unstacked: Sequence[str],
         left: Sequence[Dim],
         right: Sequence[Dim],
     ):

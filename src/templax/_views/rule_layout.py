@@ -40,7 +40,7 @@ class RuleLayout:
         self.joined: list[Joined] = []
         for part, shape, stacked in zip(parts, shapes, counts, strict=True):
             left, right, joined = list_dims(rule, part, len(shape))
-            self.parts.append(PartLayout(part, shape, stacked, unstacked, left, right))
+            self.parts.append(PartLayout(part, shape, stacked, left, right))
             self.joined.append(joined)
         if expected is not None:
             self._learn(expected)
