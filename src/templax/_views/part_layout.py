@@ -87,9 +87,9 @@ class PartLayout:
         for axis, n in counts.items():
             self.sizes.set(axis, n, "source")
             self.sizes.set(axis, n, "target")
-        for axis in unstacked:
-            if axis in part.names:
-                self.sizes.set(axis, len(part.names[axis]), "source")
+        for axis, names in part.names.items():
+            if axis in self._left_axes:  # one leaf for each name
+                self.sizes.set(axis, len(names), "source")
         for axis, n in part.sizes.items():
             cut = (axis,) in part.slice
             self.sizes.set(axis, n, "source" if cut else "target")
