@@ -11,6 +11,7 @@ import itertools
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal, Protocol
 
 import msgspec
 import numpy as np
@@ -22,11 +23,24 @@ from .._core.dtypes import class_of
 from .._core.names import find_nearest, matches_pattern, split_name
 from .._core.text import list_names
 from ..errors import MappingError
-from .mapping import Mapping as LeafMapping
 from .names import Binding, NamePattern, parse_name
 from .part_layout import Piece, RuleError, SizeUnknown
 from .rule_layout import RuleLayout, Stack
 from .rules import Concat, From
+
+
+class RuleSet(Protocol):
+    """What is asked of a mapping."""
+
+    @property
+    def rules(self) -> Mapping[str, From | Concat]: ...
+    @property
+    def targets(self) -> Mapping[str, NamePattern]: ...
+    @property
+    def drop(self) -> tuple[str, ...]: ...
+    @property
+    def rest(self) -> Literal["error", "keep"]: ...
+
 
 Expected = Callable[[str], "tuple[Shape, np.dtype] | None"]
 """The shape and dtype that a template expects of a leaf, by its name in the view."""
@@ -63,14 +77,17 @@ class Resolved:
     Attributes:
         entries: The leaves of the view; the `handle` of each is a `Made`.
         dropped: Names of the leaves that `drop=` leaves out.
+        layouts: Rule, as its target's name → how it is laid out: once for all of its leaves, or for
+            each shape of sources.
     """
 
     entries: tuple[LeafEntry, ...]
     dropped: tuple[str, ...]
+    layouts: Mapping[str, Sequence[RuleLayout]]
 
 
 def resolve_mapping(
-    mapping: LeafMapping, stored: Sequence[LeafEntry], expected: Expected | None
+    mapping: RuleSet, stored: Sequence[LeafEntry], expected: Expected | None
 ) -> Resolved:
     """Applies a mapping to the leaves of a checkpoint.
 
@@ -91,16 +108,14 @@ def _expect_nothing(name: str) -> None:
 
 
 class _Resolver:
-    def __init__(
-        self, mapping: LeafMapping, stored: Sequence[LeafEntry], expected: Expected | None
-    ):
+    def __init__(self, mapping: RuleSet, stored: Sequence[LeafEntry], expected: Expected | None):
         self._mapping, self._expected = mapping, expected or _expect_nothing
         self._fits_template = expected is not None
         self._stored = {entry.name: entry for entry in stored}
         self._problems: list[str] = []
         self._entries: dict[str, LeafEntry] = {}
         self._used: set[str] = set()
-        self._layouts: dict[object, RuleLayout] = {}
+        self._layouts: dict[tuple[str, *tuple[object, ...]], RuleLayout] = {}
 
     def resolve(self) -> Resolved:
         mapping, dropped = self._mapping, self._find_dropped()
@@ -133,7 +148,10 @@ class _Resolver:
             )
         if self._problems:
             raise MappingError(self._problems)
-        return Resolved(tuple(self._entries.values()), tuple(dropped))
+        layouts: defaultdict[str, list[RuleLayout]] = defaultdict(list)
+        for (text, *_), layout in self._layouts.items():
+            layouts[text].append(layout)
+        return Resolved(tuple(self._entries.values()), tuple(dropped), layouts)
 
     def _find_dropped(self) -> dict[str, str]:
         """Name of a leaf that is dropped → the pattern."""
