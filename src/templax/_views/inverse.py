@@ -201,6 +201,13 @@ def _undo_part(
     if isinstance(joined, str):
         select.pop(joined, None)
     cropped = [a for a in part.pad if (a,) not in part.slice and a != joined]
+    for dim in right:
+        both = [a for a in dim if a in cropped]
+        if len(both) > 1:
+            raise RuleError(
+                f"it pads `{both[0]}` and `{both[1]}` of one dimension, of which an inverse could"
+                " not tell both lengths: pad one of them in a mapping of its own"
+            )
     for axis in cropped:
         given |= _as_size(axis, sizes.find_source(axis))
     given |= dict.fromkeys(part.select, 1)

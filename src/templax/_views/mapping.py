@@ -289,6 +289,8 @@ def _find_drop_problems(patterns: Any) -> list[str]:
             problem = parse_name(pattern).find_ambiguity({})
         except ValueError as error:
             problem = str(error)
+        if problem is None and "{(" in pattern:
+            problem = "has a placeholder of several, which only a rule has sizes for: write `{i}`"
         if problem is None and ("*" in pattern or "?" in pattern):
             problem = "has both a placeholder and `*` or `?`: write it with one of them"
         if problem is not None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -125,9 +125,10 @@ class _Resolver:
         unmatched: list[str] = []
         for text in texts + rests:
             target, rule = mapping.targets[text], mapping.rules[text]
-            names = list(self._stored)
+            names: Collection[str] = self._stored
             if target.has_rest:  # a more specific rule wins over `{...}`
-                names = [name for name in names if name not in self._used and name not in dropped]
+                taken = self._used | dropped.keys()
+                names = dict.fromkeys(name for name in names if name not in taken)
             if not self._apply_rule(text, target, rule, names):
                 unmatched.append(text)
         self._report_unmatched(unmatched)
@@ -199,7 +200,7 @@ class _Resolver:
         self._problems.append(f"no rule names {list_names(left)}: {hint}")
 
     def _apply_rule(
-        self, text: str, target: NamePattern, rule: From | Concat, names: Sequence[str]
+        self, text: str, target: NamePattern, rule: From | Concat, names: Collection[str]
     ) -> bool:
         """Adds the leaves that a rule makes. Returns whether any leaf of the checkpoint matched."""
         parts = rule.parts if isinstance(rule, Concat) else (rule,)
@@ -226,11 +227,14 @@ class _Resolver:
         return bool(keys)
 
     def _find_family(
-        self, target: NamePattern, part: From, names: Sequence[str]
+        self, target: NamePattern, part: From, names: Collection[str]
     ) -> dict[Key, dict[tuple[int | str, ...], LeafEntry]]:
         """The sources of a part: for each member, those along its stacked placeholders."""
         found: dict[Key, dict[tuple[int | str, ...], LeafEntry]] = {}
         shared, stacked = [*target.placeholders, "..."], _list_stacked(part, target)
+        if not part.source.placeholders and not part.source.has_rest:  # no need to try all
+            name = part.source.format({}, part.sizes)
+            names = [name] if name in names else []
         for name in names:
             binding = part.source.match(name, part.names, part.sizes)
             if binding is None:
