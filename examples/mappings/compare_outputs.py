@@ -30,26 +30,33 @@ jax.config.update("jax_default_matmul_precision", "highest")
 
 
 class Attention(nn.Module):
-    """Attention of `heads` queries over `groups` of keys and values."""
+    """Attention of `heads` queries over `groups` of keys and values, by default of `x` itself."""
 
     heads: int
     groups: int
     head: int
     bias: bool = True
+    key_bias: bool = True
     causal: bool = False
     rotate: Callable[[jax.Array], jax.Array] | None = None
+    scale: float | None = None
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        def project(name: str, heads: int) -> jax.Array:
-            return nn.DenseGeneral((heads, self.head), use_bias=self.bias, name=name)(x)
+    def __call__(
+        self, x: jax.Array, source: jax.Array | None = None, positions: jax.Array | float = 0
+    ) -> jax.Array:
+        def project(name: str, heads: int, given: jax.Array) -> jax.Array:
+            bias = self.bias and (name != "key" or self.key_bias)
+            return nn.DenseGeneral((heads, self.head), use_bias=bias, name=name)(given)
 
-        query, key = project("query", self.heads), project("key", self.groups)
-        value = project("value", self.groups)
+        source = x if source is None else source
+        query, key = project("query", self.heads, x), project("key", self.groups, source)
+        value = project("value", self.groups, source)
         if self.rotate is not None:
             query, key = self.rotate(query), self.rotate(key)
         key, value = (jnp.repeat(a, self.heads // self.groups, axis=2) for a in (key, value))
-        logits = jnp.einsum("bqhk,bshk->bhqs", query, key) / self.head**0.5
+        scale = self.head**-0.5 if self.scale is None else self.scale
+        logits = jnp.einsum("bqhk,bshk->bhqs", query, key) * scale + positions
         if self.causal:
             logits = jnp.where(jnp.tri(x.shape[1], dtype=bool), logits, -jnp.inf)
         mixed = jnp.einsum("bhqs,bshk->bqhk", nn.softmax(logits), value)
@@ -228,6 +235,158 @@ class BertLayer(nn.Module):
         return nn.LayerNorm(1e-12, name="mlp_norm")(x + MLP(("fc1", "fc2"), 24, name="mlp")(x))
 
 
+class ConvNorm(nn.Module):
+    size: int
+    width: int
+    stride: int = 1
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return convolve(self.size, self.width, self.stride, "conv", "norm", x)
+
+
+def convolve(size: int, width: int, stride: int, conv: str, norm: str, x: jax.Array) -> jax.Array:
+    """A convolution and a BatchNorm in a module that calls them `conv` and `norm`."""
+    options = {"strides": stride, "padding": size // 2, "use_bias": False, "name": conv}
+    x = nn.Conv(width, (size, size), **options)(x)
+    return nn.BatchNorm(use_running_average=True, epsilon=1e-5, name=norm)(x)
+
+
+class Bottleneck(nn.Module):
+    width: int
+    stride: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        shortcut = x
+        if self.stride != 1 or x.shape[-1] != self.width:
+            shortcut = ConvNorm(1, self.width, self.stride, name="shortcut")(x)
+        inner = self.width // 4
+        x = nn.relu(convolve(1, inner, 1, "conv_0", "norm_0", x))
+        x = nn.relu(convolve(3, inner, self.stride, "conv_1", "norm_1", x))
+        return nn.relu(convolve(1, self.width, 1, "conv_2", "norm_2", x) + shortcut)
+
+
+class Stage(nn.Module):
+    width: int
+    stride: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = Bottleneck(self.width, self.stride, name="blocks_0")(x)
+        return Bottleneck(self.width, 1, name="blocks_1")(x)
+
+
+class ResNet(nn.Module):
+    @nn.compact
+    def __call__(self, images: jax.Array) -> jax.Array:
+        x = nn.relu(ConvNorm(7, 8, 2, name="stem")(images))
+        x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+        x = Stage(16, 1, name="stages_0")(x)
+        x = Stage(32, 2, name="stages_1")(x)
+        return nn.Dense(5, name="head")(x.mean((1, 2)))
+
+
+class WhisperLayer(nn.Module):
+    """A layer of the encoder; of the decoder if it is given what the encoder made."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array, encoded: jax.Array | None = None) -> jax.Array:
+        causal = encoded is not None
+        attn = Attention(4, 4, 4, key_bias=False, causal=causal, name="self_attn")
+        x += attn(nn.LayerNorm(1e-5, name="self_attn_norm")(x))
+        if encoded is not None:
+            attn = Attention(4, 4, 4, key_bias=False, name="encoder_attn")
+            x += attn(nn.LayerNorm(1e-5, name="encoder_attn_norm")(x), encoded)
+        inner = nn.Dense(24, name="fc1")(nn.LayerNorm(1e-5, name="final_norm")(x))
+        return x + nn.Dense(16, name="fc2")(nn.gelu(inner, approximate=False))
+
+
+class WhisperEncoder(nn.Module):
+    @nn.compact
+    def __call__(self, sound: jax.Array) -> jax.Array:
+        x = nn.gelu(nn.Conv(16, (3,), padding=1, name="conv1")(sound), approximate=False)
+        x = nn.gelu(nn.Conv(16, (3,), strides=2, padding=1, name="conv2")(x), approximate=False)
+        x += self.param("pos_embedding", nn.initializers.zeros, x.shape[1:])
+        for i in range(2):
+            x = WhisperLayer(name=f"layers_{i}")(x)
+        return nn.LayerNorm(1e-5, name="norm")(x)
+
+
+class WhisperDecoder(nn.Module):
+    @nn.compact
+    def __call__(self, tokens: jax.Array, encoded: jax.Array) -> jax.Array:
+        embed = nn.Embed(31, 16, name="embed")
+        positions = self.param("pos_embedding", nn.initializers.zeros, (12, 16))
+        x = embed(tokens) + positions[: tokens.shape[1]]
+        for i in range(2):
+            x = WhisperLayer(name=f"layers_{i}")(x, encoded)
+        return embed.attend(nn.LayerNorm(1e-5, name="norm")(x))
+
+
+class Whisper(nn.Module):
+    @nn.compact
+    def __call__(self, sound: jax.Array) -> jax.Array:
+        encoded = WhisperEncoder(name="encoder")(sound)
+        return WhisperDecoder(name="decoder")(jnp.array([[1, 5, 7, 4]] * len(sound)), encoded)
+
+
+class T5Layer(nn.Module):
+    """A layer of the encoder; of the decoder if it is given what the encoder made."""
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, positions: jax.Array, encoded: jax.Array | None = None
+    ) -> jax.Array:
+        options = {"bias": False, "scale": 1.0}
+        causal = encoded is not None
+        attn = Attention(4, 4, 4, causal=causal, **options, name="self_attention")
+        x += attn(nn.RMSNorm(1e-6, name="self_attention_norm")(x), positions=positions)
+        if encoded is not None:
+            attn = Attention(4, 4, 4, **options, name="cross_attention")
+            x += attn(nn.RMSNorm(1e-6, name="cross_attention_norm")(x), encoded)
+        return x + T5MLP(name="mlp")(nn.RMSNorm(1e-6, name="mlp_norm")(x))
+
+
+class T5MLP(nn.Module):
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        inner = nn.relu(nn.Dense(24, use_bias=False, name="wi")(x))
+        return nn.Dense(x.shape[-1], use_bias=False, name="wo")(inner)
+
+
+class RelativePositions(nn.Module):
+    """A bias for each head and distance, of at most 8 tokens."""
+
+    causal: bool
+
+    @nn.compact
+    def __call__(self, n: int) -> jax.Array:
+        bias = self.param("rel_embedding", nn.initializers.zeros, (4, 32))
+        distance = np.arange(n)[None] - np.arange(n)[:, None]  # of the key from the query
+        assert n <= 8, "T5 puts longer distances into logarithmic buckets"
+        bucket = np.abs(distance) + (0 if self.causal else 16 * (distance > 0))
+        return bias[:, np.where(distance > 0, 0, bucket) if self.causal else bucket]
+
+
+class T5Stack(nn.Module):
+    @nn.compact
+    def __call__(self, x: jax.Array, encoded: jax.Array | None = None) -> jax.Array:
+        positions = RelativePositions(encoded is not None, name="relpos_bias")(x.shape[1])
+        for i in range(2):
+            x = T5Layer(name=f"layers_{i}")(x, positions, encoded)
+        return nn.RMSNorm(1e-6, name="norm")(x)
+
+
+class T5(nn.Module):
+    @nn.compact
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        embed = nn.Embed(31, 16, name="token_embedder")
+        encoded = T5Stack(name="encoder")(embed(tokens))
+        started = jnp.array([[1, 5, 7, 4]] * len(tokens))
+        return embed.attend(T5Stack(name="decoder")(embed(started), encoded) * 16**-0.5)
+
+
 def make_pairs() -> dict[str, tuple[Any, nn.Module]]:
     """Name of a mapping → the model of transformers, and that of Flax."""
     small = {"num_hidden_layers": 2, "hidden_size": 16, "num_attention_heads": 4}
@@ -239,6 +398,13 @@ def make_pairs() -> dict[str, tuple[Any, nn.Module]]:
     gpt2 = {"n_layer": 2, "n_embd": 16, "n_head": 4, "n_positions": 12, "vocab_size": 31}
     llama = t.LlamaForCausalLM(t.LlamaConfig(**decoder))
     rope = {"rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0}}
+    resnet = {"embedding_size": 8, "hidden_sizes": [16, 32], "depths": [2, 2], "num_labels": 5}
+    whisper = {"d_model": 16, "vocab_size": 31, "num_mel_bins": 6, "max_source_positions": 8}
+    whisper |= {"max_target_positions": 12, "decoder_start_token_id": 1, **tokens}
+    for side in ("encoder", "decoder"):
+        whisper |= {f"{side}_layers": 2, f"{side}_attention_heads": 4, f"{side}_ffn_dim": 24}
+    t5 = {"num_layers": 2, "d_model": 16, "num_heads": 4, "d_kv": 4, "d_ff": 24, "vocab_size": 31}
+    t5 |= {**tokens, "decoder_start_token_id": 1}
     mixtral = t.MixtralConfig(**decoder, **rope, num_local_experts=3, num_experts_per_tok=2)
     return {
         "gpt2": (t.GPT2LMHeadModel(t.GPT2Config(**gpt2, **tokens)), GPT2()),
@@ -251,6 +417,9 @@ def make_pairs() -> dict[str, tuple[Any, nn.Module]]:
             t.BertForMaskedLM(t.BertConfig(**small, max_position_embeddings=12, **tokens)),
             Bert(),
         ),
+        "resnet": (t.ResNetForImageClassification(t.ResNetConfig(**resnet)), ResNet()),
+        "t5": (t.T5ForConditionalGeneration(t.T5Config(**t5)), T5()),
+        "whisper": (t.WhisperForConditionalGeneration(t.WhisperConfig(**whisper)), Whisper()),
     }
 
 
@@ -260,20 +429,30 @@ def compare(name: str, theirs: Any, ours: nn.Module, directory: Path) -> float:
     with torch.no_grad():
         for parameter in theirs.parameters():  # norms and biases too, which begin as 1 and 0
             parameter.add_(torch.randn_like(parameter) * 0.3)
+        for key, buffer in theirs.named_buffers():
+            if "running" in key:
+                buffer.add_(torch.rand_like(buffer))
     theirs.save_pretrained(directory)
     file = directory / "model.safetensors"
     if name == "gpt2":  # as in openai-community/gpt2
         stored = {k.removeprefix("transformer."): v for k, v in load_file(file).items()}
         masks = {f"h.{i}.attn.bias": np.tri(12, dtype=np.float32)[None, None] for i in range(2)}
         save_file(stored | masks, file)
-    if name == "vit":
-        inputs = np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype(np.float32)
-        given = torch.from_numpy(np.ascontiguousarray(inputs.transpose(0, 3, 1, 2)))
+    rng = np.random.default_rng(0)
+    more = {}
+    if name in ("vit", "resnet"):
+        size = 8 if name == "vit" else 32
+        inputs = rng.normal(size=(2, size, size, 3)).astype(np.float32)
+        given = inputs.transpose(0, 3, 1, 2)
+    elif name == "whisper":
+        inputs = rng.normal(size=(2, 16, 6)).astype(np.float32)
+        given = inputs.transpose(0, 2, 1)
     else:
-        inputs = np.random.default_rng(0).integers(3, 31, size=(2, 9))
-        given = torch.from_numpy(inputs)
+        given = inputs = rng.integers(3, 31, size=(2, 8))
+    if name in ("t5", "whisper"):
+        more["decoder_input_ids"] = torch.tensor([[1, 5, 7, 4]] * 2)
     with torch.no_grad():
-        expected = theirs(given).logits.numpy()
+        expected = theirs(torch.from_numpy(np.ascontiguousarray(given)), **more).logits.numpy()
     mapping = tx.Mapping.load(Path(__file__).parent / f"{name}.json")
     template = tx.template_of(ours.init, jax.random.key(0), inputs)
     variables = tx.restore(tx.view(file, mapping), template)

@@ -9,6 +9,7 @@
     Manager, Keep                the steps of a training run; which of them stay
     Recipe                       a function in place of a checkpoint
     view                         a checkpoint as a mapping shows it, under other names and shapes
+    merge                        several checkpoints as one
     Mapping, From, Concat        where the leaves of a tree come from in another
     suggest                      a mapping with which a checkpoint fits a template
     show_progress, last_restore  how far a restore is; what it took
@@ -57,6 +58,7 @@ _MODULES = {
     "_save.save": ("save",),
     "_template.trace": ("template_of",),
     "_views.mapping": ("Mapping",),
+    "_views.merge": ("merge",),
     "_views.recipe": ("Recipe",),
     "_views.rules": ("Concat", "From"),
     "_views.suggest": ("suggest",),
@@ -85,7 +87,7 @@ _MODULES = {
 
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 _NEED_JAX = ("Recipe", "template_of")
-_PACKAGES = ("errors", "formats", "storage")
+_PACKAGES = ("errors", "formats", "mappings", "storage")
 
 
 def __getattr__(name: str) -> object:

@@ -1,5 +1,6 @@
 from . import errors as errors
 from . import formats as formats
+from . import mappings as mappings
 from . import storage as storage
 from ._audit.account import account_bytes as account_bytes
 from ._audit.account_result import ByteAccount as ByteAccount
@@ -34,6 +35,7 @@ from ._save.result import Saved as Saved
 from ._save.save import save as save
 from ._template.trace import template_of as template_of
 from ._views.mapping import Mapping as Mapping
+from ._views.merge import merge as merge
 from ._views.recipe import Recipe as Recipe
 from ._views.rules import Concat as Concat
 from ._views.rules import From as From

@@ -17,6 +17,7 @@ from .._core.progress import Progress
 from .._restore.options import CompareOptions
 from .._restore.prepare import check_rename_used
 from .._save.destination import check_destination
+from .._views.merged_source import MergedSource
 from ..errors import Corrupted, SaveError, UsageError
 from ..formats.registry import Checkpoint, open_checkpoint
 from ..storage.local import Local
@@ -212,15 +213,20 @@ class _Meter:
 
 
 def _check_apart(catalog: Catalog, path: str) -> None:
-    """Refuses a destination that is the source, in it, or around it."""
-    if not isinstance(catalog.source, Local):
-        return
-    source, target = (os.path.realpath(each) for each in (catalog.source.url, path))
+    """Refuses a destination that is the source, in it, or around it; or one of several."""
+    whole = catalog.source
+    for source in whole.parts if isinstance(whole, MergedSource) else (whole,):
+        if isinstance(source, Local):
+            _check_apart_from(source, path)
+
+
+def _check_apart_from(local: Local, path: str) -> None:
+    source, target = (os.path.realpath(each) for each in (local.url, path))
     for inner, outer in ((source, target), (target, source)):
         if inner == outer or inner.startswith(outer.rstrip(os.sep) + os.sep):
             where = "the source itself" if source == target else "a path in it or around it"
             raise SaveError(
-                f"Expected a destination apart from the source, {catalog.source.url}, got {where}",
+                f"Expected a destination apart from the source, {local.url}, got {where}",
                 file=path,
                 hint="convert to another path, then move that",
             )

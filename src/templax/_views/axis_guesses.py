@@ -29,7 +29,7 @@ _USUAL: Mapping[tuple[int, int], Sequence[tuple[str, bool]]] = {
         ("h k d -> d (h k)", _TURNED),
         ("h k d -> (h k) d", _STRAIGHT),
     ],
-    (3, 3): [("o c w -> w c o", _TURNED), ("w c o -> o c w", _TURNED)],
+    (3, 3): [("o c w -> w c o", _TURNED)],
     (4, 4): [("o c h w -> h w c o", _TURNED), ("h w c o -> o c h w", _TURNED)],
     (4, 2): [("o c h w -> (h w c) o", _TURNED)],
     (2, 4): [("(h w c) o -> o c h w", _TURNED)],

@@ -108,10 +108,10 @@ def group_families(leaves: Sequence[Leaf]) -> list[Family]:
 def pair_families(target: Family, source: Family) -> Iterator[list[Pairing]]:
     """The ways in which the members of two families may correspond, each as a list of rules."""
     if target.rank != source.rank and len(target.members) == len(source.members) == 1:
-        to, of = (
+        names = [
             family.first.name.replace("{", "{{").replace("}", "}}") for family in (target, source)
-        )
-        yield [Pairing(to, of, [(target.first, source.first)])]
+        ]
+        yield [Pairing(names[0], names[1], [(target.first, source.first)])]
     if target.rank == source.rank:
         shift = _find_shift(target.blocks, source.blocks)
         if shift is None:

@@ -12,10 +12,14 @@ from .._core.json_text import decode_json
 from .._core.text import format_value
 from .._escape import escape_text, join_lines
 from ..errors import MappingError
+from ..formats.registry import Checkpoint, open_checkpoint
 from ..storage.file import read_file, write_file
+from .inverse import invert_rules
 from .mapping_json import DROP, MAX_RULES, REST, decode_rules, encode_rules, format_document
 from .names import NamePattern, parse_name
+from .resolve import resolve_mapping
 from .rule_checks import find_problems
+from .rule_layout import RuleLayout
 from .rules import Concat, From, Rule
 
 _MAX_FILE = 1 << 24
@@ -101,6 +105,57 @@ class Mapping:
         self.targets: MappingABC[str, NamePattern] = MappingProxyType(targets)
         self.drop: tuple[str, ...] = tuple(patterns)
         self.rest: Literal["error", "keep"] = rest
+
+    def inverse(self, of: Checkpoint | None = None) -> Mapping:
+        """The mapping that undoes this one: applied after it, the bytes are the same.
+
+        Names and axes change sides: what is stacked is unstacked, the parts of a `Concat` are cut
+        out of it, and leaves that are cut out of one, such as q, k and v, are joined. Of a source
+        that fills several targets, as tied weights do, one is taken and the others are dropped.
+
+        Args:
+            of: The checkpoint that the mapping is for, of which names and shapes are read. It
+                settles what only shapes tell: where the parts of a `Concat` end, whether leaves
+                that are cut out of one are all of it, how far an axis was padded, the sizes of
+                composite axes. Without it, a template settles the last two.
+
+        Returns:
+            A mapping like any other, which can be saved.
+
+        Raises:
+            MappingError: There is none, as something is lost or rounded (`drop=`, `crop=`,
+                `scale=`, `add=`, elements that no rule takes), or only `of` tells. The error says
+                for each rule why.
+            TemplaxError: `of` can't be opened; see `open`.
+
+        Example:
+            >>> import templax as tx
+            >>> rules = {
+            ...     f"{name}.kernel": tx.From(
+            ...         "qkv.weight", "(n h k) d -> d h k", select={"n": i}, n=3, k=64
+            ...     )
+            ...     for i, name in enumerate("qkv")
+            ... }
+            >>> print(tx.Mapping(rules | {"norm.{i}": "ln_{i+1}"}).inverse())
+            target      from      axes
+            qkv.weight            ([n] h k) d
+                        q.kernel  d h k -> (n h k) d, n=1
+                        k.kernel  d h k -> (n h k) d, n=1
+                        v.kernel  d h k -> (n h k) d, n=1
+            ln_{i+1}    norm.{i}
+        """
+        layouts: MappingABC[str, Sequence[RuleLayout]] = {}
+        if of is not None:
+            catalog = open_checkpoint(of)
+            try:
+                layouts = resolve_mapping(self, catalog.entries, None).layouts
+            except MappingError as error:
+                error.add_note(f"in {catalog.url}, of which an inverse is wanted")
+                raise
+        rules, drop, problems = invert_rules(self, layouts)
+        if problems:
+            raise MappingError(problems)
+        return Mapping(rules, drop=drop, rest=self.rest)
 
     def to_json(self) -> dict[str, Any]:
         """The mapping as values that JSON has: an object for each rule.
@@ -234,6 +289,8 @@ def _find_drop_problems(patterns: Any) -> list[str]:
             problem = parse_name(pattern).find_ambiguity({})
         except ValueError as error:
             problem = str(error)
+        if problem is None and "{(" in pattern:
+            problem = "has a placeholder of several, which only a rule has sizes for: write `{i}`"
         if problem is None and ("*" in pattern or "?" in pattern):
             problem = "has both a placeholder and `*` or `?`: write it with one of them"
         if problem is not None:

@@ -18,6 +18,9 @@ from .._core.index_map import IndexMap, MapAxis
 from .axes import Dim
 from .rules import From
 
+Joined = str | int | None
+"""What a part is joined along: an axis, or a dimension of the target, by its index."""
+
 
 class RuleError(Exception):
     """What is wrong with a rule, and what to write instead."""
@@ -91,7 +94,7 @@ class PartLayout:
             self.sizes.set(axis, n, "source")
             self.sizes.set(axis, n, "target")
         for axis, names in part.names.items():
-            if axis in self._left_axes:  # one leaf for each name
+            if axis in self._left_axes and (axis,) not in part.slice:  # one leaf for each name
                 self.sizes.set(axis, len(names), "source")
         for axis, n in part.sizes.items():
             cut = (axis,) in part.slice
@@ -116,16 +119,25 @@ class PartLayout:
             )
         return stop - start
 
-    def learn_from(self, shape: Shape, skip: str | None = None) -> None:
+    def measure_joined(self, joined: str | int) -> int:
+        """The length of this part along what parts are joined along."""
+        axes = (joined,) if isinstance(joined, str) else self.right[joined]
+        return math.prod([self.sizes.target[axis] for axis in axes])
+
+    def learn_from(self, shape: Shape, skip: Joined = None) -> None:
         """Works out sizes that the source does not tell from the shape that a template expects.
 
         Args:
             shape: The shape.
-            skip: An axis along which this part is only some of the leaf.
+            skip: An axis, or a dimension, along which this part is only some of the leaf.
         """
         if len(shape) != len(self.right):
             return
-        known = [(dim, n) for dim, n in zip(self.right, shape, strict=True) if skip not in dim]
+        known = [
+            (dim, n)
+            for d, (dim, n) in enumerate(zip(self.right, shape, strict=True))
+            if skip != d and skip not in dim
+        ]
         self._solve(known, "target", lenient=True)
         self._solve(self._of_source, "source", lenient=True)
 
@@ -253,29 +265,32 @@ class PartLayout:
     def _right_axes(self) -> set[str]:
         return {axis for dim in self.right for axis in dim}
 
-    def target_shape(self, total: Mapping[str, int]) -> Shape:
+    def target_shape(self, total: Mapping[str | int, int]) -> Shape:
         """The shape of the target.
 
         Args:
-            total: The joined axis → its size in the target.
+            total: The joined axis or dimension → its size in the target.
         """
         sizes = {**self.sizes.target, **total}
-        return tuple(math.prod([sizes[axis] for axis in dim]) for dim in self.right)
+        return tuple(
+            total.get(d, math.prod([sizes[axis] for axis in dim]))
+            for d, dim in enumerate(self.right)
+        )
 
     def list_maps(
         self,
         stacked: Mapping[str, int],
         unstacked: Mapping[str, int],
-        offsets: Mapping[str, int],
-        total: Mapping[str, int],
+        offsets: Mapping[str | int, int],
+        total: Mapping[str | int, int],
     ) -> Iterator[tuple[IndexMap, float | None]]:
         """The index maps from one source, and what is filled in beside it.
 
         Args:
             stacked: Stacked placeholder → the position of this source.
             unstacked: Placeholder of the target → the index that this target takes.
-            offsets: The joined axis → where this part begins.
-            total: The joined axis → its size in the target.
+            offsets: The joined axis or dimension → where this part begins.
+            total: The joined axis or dimension → its size in the target.
 
         Returns:
             Index maps with None, or with the value to fill with.
@@ -301,8 +316,8 @@ class PartLayout:
             for axis in reversed(dim):
                 target_step[axis] = d, step
                 step *= total.get(axis, target[axis])
-        for axis, index in {**stacked, **offsets}.items():
-            d, step = target_step[axis]
+        for axis, index in [*stacked.items(), *offsets.items()]:  # one axis may be in both
+            d, step = target_step[axis] if isinstance(axis, str) else (axis, 1)
             target_start[d] += index * step
         axes: list[MapAxis] = []
         names: list[str] = []

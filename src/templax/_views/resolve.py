@@ -14,6 +14,7 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal, Protocol
 
 import msgspec
 import numpy as np
@@ -25,12 +26,25 @@ from .._core.dtypes import class_of
 from .._core.names import find_nearest, matches_pattern, split_name
 from .._core.text import list_names
 from ..errors import MappingError
-from .mapping import Mapping as LeafMapping
 from .names import Binding, NamePattern, parse_name
 from .part_layout import Piece, RuleError, SizeUnknown, check_fill
 from .rule_layout import RuleLayout, Stack
 from .rules import Concat, From
-from .stacks import list_stacked, order_stack
+from .stacks import describe_sources, list_stacked, name_member, order_stack
+
+
+class RuleSet(Protocol):
+    """What is asked of a mapping."""
+
+    @property
+    def rules(self) -> Mapping[str, From | Concat]: ...
+    @property
+    def targets(self) -> Mapping[str, NamePattern]: ...
+    @property
+    def drop(self) -> tuple[str, ...]: ...
+    @property
+    def rest(self) -> Literal["error", "keep"]: ...
+
 
 Expected = Callable[[str], "tuple[Shape, np.dtype] | None"]
 """The shape and dtype that a template expects of a leaf, by its name in the view."""
@@ -75,14 +89,17 @@ class Resolved:
     Attributes:
         entries: The leaves of the view; the `handle` of each is a `Made`.
         dropped: Names of the leaves that `drop=` leaves out.
+        layouts: Rule, as its target's name → how it is laid out: once for all of its leaves, or for
+            each shape of sources.
     """
 
     entries: tuple[LeafEntry, ...]
     dropped: tuple[str, ...]
+    layouts: Mapping[str, Sequence[RuleLayout]]
 
 
 def resolve_mapping(
-    mapping: LeafMapping, stored: Sequence[LeafEntry], expected: Expected | None
+    mapping: RuleSet, stored: Sequence[LeafEntry], expected: Expected | None
 ) -> Resolved:
     """Applies a mapping to the leaves of a checkpoint.
 
@@ -103,9 +120,7 @@ def _expect_nothing(name: str) -> None:
 
 
 class _Resolver:
-    def __init__(
-        self, mapping: LeafMapping, stored: Sequence[LeafEntry], expected: Expected | None
-    ):
+    def __init__(self, mapping: RuleSet, stored: Sequence[LeafEntry], expected: Expected | None):
         self._mapping, self._expected = mapping, expected or _expect_nothing
         self._fits_template = expected is not None
         self._stored = {entry.name: entry for entry in stored}
@@ -115,7 +130,7 @@ class _Resolver:
         self._problems: list[str] = []
         self._entries: dict[str, LeafEntry] = {}
         self._used: set[str] = set()
-        self._layouts: dict[object, RuleLayout] = {}
+        self._layouts: dict[tuple[str, *tuple[object, ...]], RuleLayout] = {}
 
     def resolve(self) -> Resolved:
         mapping, dropped = self._mapping, self._find_dropped()
@@ -147,7 +162,10 @@ class _Resolver:
             )
         if self._problems:
             raise MappingError(self._problems)
-        return Resolved(tuple(self._entries.values()), tuple(dropped))
+        layouts: defaultdict[str, list[RuleLayout]] = defaultdict(list)
+        for (text, *_), layout in self._layouts.items():
+            layouts[text].append(layout)
+        return Resolved(tuple(self._entries.values()), tuple(dropped), layouts)
 
     def _find_dropped(self) -> dict[str, str]:
         """Name of a leaf that is dropped → the pattern."""
@@ -280,7 +298,7 @@ class _Resolver:
         names = {k: v for part in parts for k, v in part.names.items()}
         first = next(iter(found[0].values()))
         if isinstance(rule, From) and rule.axes is None:
-            name = _name_member(target, shared, sizes)
+            name = name_member(target, shared, sizes)
             if rule.scale is None and rule.add is None:
                 yield structs.replace(
                     first,
@@ -300,15 +318,15 @@ class _Resolver:
                 )
         unstacked = [p for p in target.placeholders if p not in shared]
         start: Binding = {p: names[p][0] if p in names else 0 for p in unstacked}
-        expected = self._expected(_name_member(target, {**shared, **start}, sizes))
+        expected = self._expected(name_member(target, {**shared, **start}, sizes))
         try:
             layout = self._lay_out(text, rule, parts, found, expected, unstacked)
         except SizeUnknown:
             if expected is not None or not self._fits_template:
                 raise
             # The template does not ask for this leaf, so that nobody needs its shape.
-            name = _name_member(target, {**shared, **start}, sizes)
-            made_from = f"{_describe_sources(found, None)}, in a shape that is not known"
+            name = name_member(target, {**shared, **start}, sizes)
+            made_from = f"{describe_sources(found, None)}, in a shape that is not known"
             yield LeafEntry(
                 name,
                 split_name(name),
@@ -332,7 +350,7 @@ class _Resolver:
         for index in itertools.product(*[range(layout.counts[p]) for p in unstacked]):
             at = dict(zip(unstacked, index, strict=True))
             values: Binding = {p: names[p][i] if p in names else i for p, i in at.items()}
-            name = _name_member(target, {**shared, **values}, sizes)
+            name = name_member(target, {**shared, **values}, sizes)
             made = Made(text, tuple(layout.make_pieces(at, found)))
             yield LeafEntry(
                 name,
@@ -340,7 +358,7 @@ class _Resolver:
                 layout.shape,
                 dtype,
                 handle=made,
-                made_from=_describe_sources(found, expected and layout.explain(expected[0])),
+                made_from=describe_sources(found, expected and layout.explain(expected[0])),
             )
 
     def _check_count(self, found: Sequence[Stack], counts: Mapping[str, int]) -> None:
@@ -414,16 +432,6 @@ class _Resolver:
             )
 
 
-def _describe_sources(found: Sequence[Stack], advice: str | None) -> str:
-    """The stored leaves that a leaf is made of, and what would help it to fit."""
-    names = [entry.name for sources in found for entry in sources.values()]
-    if len(names) <= 2:
-        text = " and ".join(names)
-    else:
-        text = f"{len(names)} leaves, {names[0]} to {names[-1]}"
-    return f"{text}; {advice}" if advice else text
-
-
 def _format(part: From, binding: Binding) -> str:
     values = ", ".join(f"{name}={value}" for name, value in binding.items())
     return f"`{part.source.text}`" + (f" for {values}" if values else "")
@@ -431,13 +439,6 @@ def _format(part: From, binding: Binding) -> str:
 
 def _match(target: NamePattern, part: From, name: str) -> bool:
     return target.match(name, part.names, part.sizes) is not None
-
-
-def _name_member(target: NamePattern, binding: Binding, sizes: Mapping[str, int]) -> str:
-    try:
-        return target.format(binding, sizes)
-    except ValueError as error:  # an integer below 0, or beyond its size
-        raise RuleError(f"{error}: correct the numbers in the names of the rule") from error
 
 
 def _find_prefix(pattern: str, parsed: NamePattern | None) -> str:

@@ -46,10 +46,20 @@ def _check_part(target: NamePattern, rule: Rule, part: From) -> Iterator[str]:
 
 
 def _fits_join(axes: Axes, rule: Concat) -> bool:
-    """Whether the axes of a part are those of its `Concat`, by name or else by position."""
+    """Whether the axes of a part are those of its `Concat`: by name, or else by position, be it of
+    axes or of dimensions, so that `h w -> (h w)` fits `[n]`.
+    """
     mine, wanted = flatten_dims(axes.right), flatten_dims(rule.axes.dims)
     by_position = [name == ELLIPSIS for name in mine] == [name == ELLIPSIS for name in wanted]
-    return by_position or set(mine) == set(wanted)
+    if by_position or set(mine) == set(wanted):
+        return True
+    pairs = list(zip(axes.right, rule.axes.dims, strict=False))
+    return len(axes.right) == len(rule.axes.dims) and all(
+        one == other
+        if ELLIPSIS in (*one, *other)
+        else len(one) == len(other) or len(one) > len(other) == 1
+        for one, other in pairs
+    )
 
 
 def _check_target(target: NamePattern, parts: Sequence[From]) -> Iterator[str]:
@@ -187,14 +197,15 @@ def _check_options(target: NamePattern, part: From, axes: Axes) -> Iterator[str]
     left, right = set(flatten_dims(axes.left)), set(flatten_dims(axes.right))
     known = left | right
     kept = left & right
+    _, stacked, _ = _split_placeholders(target, part)
     for name in part.select:
         if name in right:
             yield f"select= takes one index of `{name}`: remove it from the right of `{axes.text}`"
         elif name not in left:
             yield _explain_unknown("select=", name, left - right, "axis of the left side only")
     for dim in part.slice:
-        if not any(dim == d[i : i + len(dim)] for d in axes.left for i in range(len(d))):
-            wanted = "axis of the left side, nor several side by side in parentheses there"
+        if dim not in axes.left and not (len(dim) == 1 and dim[0] in left):
+            wanted = "axis of the left side, nor all of those in parentheses there"
             yield _explain_unknown("slice=", format_dims((dim,)), left, wanted)
     cut = [name for dim in part.slice for name in dim]
     for name in dict.fromkeys(cut):
@@ -203,7 +214,9 @@ def _check_options(target: NamePattern, part: From, axes: Axes) -> Iterator[str]
         if name in part.select:
             yield f"`{name}` is in slice= and select=: select alone takes one index"
     for name in part.flip:
-        if name not in known:
+        if name in stacked:
+            yield f"flip= has `{name}`, along which leaves are stacked in the order of their names"
+        elif name not in known:
             yield _explain_unknown("flip=", name, known, "axis")
         elif name in part.select:
             yield f"`{name}` is in flip= and select=: select alone takes one index"

@@ -11,9 +11,9 @@ import numpy as np
 from .._catalog.entry import LeafEntry
 from .._core.boxes import Shape
 from .._core.index_map import IndexMap
-from .axes import Dim
+from .axes import ELLIPSIS, Dim, flatten_dims
 from .expressions import Expression
-from .part_layout import PartLayout, Piece, RuleError
+from .part_layout import Joined, PartLayout, Piece, RuleError
 from .rules import Concat, From
 
 Stack = dict[tuple[int, ...], LeafEntry]
@@ -26,6 +26,9 @@ class RuleLayout:
     Attributes:
         shape: Of each leaf.
         counts: Placeholder that only the target's name has → number of leaves along it.
+        parts: The sources, each with the sizes of its axes.
+        joined: What each part is joined along; None if there is only one.
+        offsets: Where each part begins along that, and where the last one ends.
     """
 
     def __init__(
@@ -37,24 +40,24 @@ class RuleLayout:
         expected: Shape | None,
         unstacked: Sequence[str],
     ):
-        self._layouts: list[PartLayout] = []
-        self._joined: list[str | None] = []
+        self.parts: list[PartLayout] = []
+        self.joined: list[Joined] = []
         for part, shape, stacked in zip(parts, shapes, counts, strict=True):
-            left, right, joined = _list_dims(rule, part, len(shape))
-            self._layouts.append(PartLayout(part, shape, stacked, left, right))
-            self._joined.append(joined)
+            left, right, joined = list_dims(rule, part, len(shape))
+            self.parts.append(PartLayout(part, shape, stacked, left, right))
+            self.joined.append(joined)
         if expected is not None:
             self._learn(expected)
-        for layout in self._layouts:
+        for layout in self.parts:
             layout.finish()
         lengths = [
-            0 if joined is None else layout.sizes.target[joined]
-            for layout, joined in zip(self._layouts, self._joined, strict=True)
+            0 if joined is None else layout.measure_joined(joined)
+            for layout, joined in zip(self.parts, self.joined, strict=True)
         ]
-        self._offsets = [0, *itertools.accumulate(lengths)]
+        self.offsets = [0, *itertools.accumulate(lengths)]
         shapes_made = [
             layout.target_shape(self._total(joined))
-            for layout, joined in zip(self._layouts, self._joined, strict=True)
+            for layout, joined in zip(self.parts, self.joined, strict=True)
         ]
         self.shape = shapes_made[0]
         for part, made in zip(parts, shapes_made, strict=True):
@@ -63,42 +66,42 @@ class RuleLayout:
                     f"`{part.source.text}` gives the shape {made}, `{parts[0].source.text}` gives"
                     f" {self.shape}: parts differ along the joined axis only"
                 )
-        self.counts = {p: self._layouts[0].count_taken(p) for p in unstacked}
-        self._steps = [_compute_step(layout) for layout in self._layouts]
+        self.counts = {p: self.parts[0].count_taken(p) for p in unstacked}
+        self._steps = [_compute_step(layout) for layout in self.parts]
         self._maps: dict[object, list[tuple[IndexMap, float | None]]] = {}
 
-    def _total(self, joined: str | None) -> dict[str, int]:
-        return {} if joined is None else {joined: self._offsets[-1]}
+    def _total(self, joined: Joined) -> dict[str | int, int]:
+        return {} if joined is None else {joined: self.offsets[-1]}
 
     def _learn(self, expected: Shape) -> None:
         """Works out sizes from the shape that is expected."""
-        if self._joined[0] is None:
-            self._layouts[0].learn_from(expected)
+        if self.joined[0] is None:
+            self.parts[0].learn_from(expected)
             return
         # Along the joined axis only the sum is known: all other dimensions tell sizes, and this
         # one does if a single part lacks its size.
-        for layout, joined in zip(self._layouts, self._joined, strict=True):
+        for layout, joined in zip(self.parts, self.joined, strict=True):
             layout.learn_from(expected, skip=joined)
         unknown = [
             (layout, joined)
-            for layout, joined in zip(self._layouts, self._joined, strict=True)
-            if joined is not None and joined not in layout.sizes.target
+            for layout, joined in zip(self.parts, self.joined, strict=True)
+            if isinstance(joined, str) and joined not in layout.sizes.target
         ]
         if len(unknown) == 1:
             layout, joined = unknown[0]
             known = sum(
-                other.sizes.target[axis]
-                for other, axis in zip(self._layouts, self._joined, strict=True)
+                other.measure_joined(axis)
+                for other, axis in zip(self.parts, self.joined, strict=True)
                 if axis is not None and other is not layout
             )
             layout.learn_joined(expected, joined, known)
 
     def explain(self, expected: Shape) -> str | None:
         """What to write so that the leaf gets another shape, if that takes a word only."""
-        if self._joined[0] is not None or len(expected) != len(self.shape):
+        if self.joined[0] is not None or len(expected) != len(self.shape):
             return None
         advice: list[str] = []
-        for dim, n, want in zip(self._layouts[0].right, self.shape, expected, strict=True):
+        for dim, n, want in zip(self.parts[0].right, self.shape, expected, strict=True):
             if n != want and len(dim) != 1:
                 return None
             if n != want:
@@ -112,13 +115,13 @@ class RuleLayout:
             at: The index of the leaf along each placeholder that only the target's name has.
             found: The sources of each part.
         """
-        for k, (layout, sources) in enumerate(zip(self._layouts, found, strict=True)):
-            joined, (scale, add) = self._joined[k], self._steps[k]
+        for k, (layout, sources) in enumerate(zip(self.parts, found, strict=True)):
+            joined, (scale, add) = self.joined[k], self._steps[k]
             for position, entry in sources.items():
                 key = (k, position, *at.items())
                 maps = self._maps.get(key)
                 if maps is None:
-                    offsets = {} if joined is None else {joined: self._offsets[k]}
+                    offsets = {} if joined is None else {joined: self.offsets[k]}
                     maps = self._maps[key] = list(
                         layout.list_maps(
                             dict(zip(layout.stacked, position, strict=True)),
@@ -157,10 +160,10 @@ def _evaluate(expression: Expression | None, sizes: Mapping[str, int]) -> float 
     return value
 
 
-def _list_dims(
+def list_dims(
     rule: From | Concat, part: From, rank: int
-) -> tuple[Sequence[Dim], Sequence[Dim], str | None]:
-    """The dimensions of a part's source and target, as its axes, and the axis that is joined."""
+) -> tuple[Sequence[Dim], Sequence[Dim], Joined]:
+    """The dimensions of a part's source and target, as its axes, and what it is joined along."""
     if isinstance(rule, From):
         if part.axes is None:  # computed in place
             dims = [(f"_{i}",) for i in range(rank)]
@@ -169,9 +172,14 @@ def _list_dims(
     dims, joined = rule.axes.dims, rule.axes.joined
     if part.axes is None:
         return dims, dims, joined
-    mine = [axis for dim in part.axes.right for axis in dim]
-    theirs = [axis for dim in dims for axis in dim]
+    mine, theirs = flatten_dims(part.axes.right), flatten_dims(dims)
     if sorted(mine) == sorted(theirs):
         return part.axes.left, dims, joined
-    called = dict(zip(theirs, mine, strict=True))
-    return part.axes.left, [tuple(called[axis] for axis in dim) for dim in dims], called[joined]
+    if [axis == ELLIPSIS for axis in mine] == [axis == ELLIPSIS for axis in theirs]:
+        called = dict(zip(theirs, mine, strict=True))
+        return part.axes.left, [tuple(called[axis] for axis in dim) for dim in dims], called[joined]
+    # Dimension by dimension: that of the joined axis may be composite.
+    d, dim = next((d, dim) for d, dim in enumerate(dims) if joined in dim)
+    one = part.axes.right[d]
+    along = one[dim.index(joined)] if len(one) == len(dim) else d
+    return part.axes.left, part.axes.right, along

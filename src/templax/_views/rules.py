@@ -169,7 +169,8 @@ class Concat:
     """Where a leaf comes from that is made of several, one after the other along an axis.
 
     The right side of a part has the axes of the `Concat`, in any order. If their names differ, they
-    correspond by position.
+    correspond by position: axis by axis, or else dimension by dimension, as in `"h w -> (h w)"` for
+    `"[n]"`.
 
     Args:
         parts: The sources. One without axes has those of the `Concat`.

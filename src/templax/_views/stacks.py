@@ -1,12 +1,12 @@
-"""Stored leaves that are stacked: which of them is where along each axis. Pure."""
+"""The stored leaves that a leaf is made of, stacked or not, and its name. Pure."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from .._catalog.entry import LeafEntry
-from .names import NamePattern
+from .names import Binding, NamePattern
 from .part_layout import RuleError
 from .rule_layout import Stack
 from .rules import From
@@ -44,3 +44,21 @@ def order_stack(
 def list_stacked(part: From, target: NamePattern) -> list[str]:
     """The placeholders along which sources are stacked: those that only their name has."""
     return [p for p in part.source.placeholders if p not in target.placeholders]
+
+
+def describe_sources(found: Sequence[Stack], advice: str | None) -> str:
+    """The stored leaves that a leaf is made of, and what would help it to fit."""
+    names = [entry.name for sources in found for entry in sources.values()]
+    if len(names) <= 2:
+        text = " and ".join(names)
+    else:
+        text = f"{len(names)} leaves, {names[0]} to {names[-1]}"
+    return f"{text}; {advice}" if advice else text
+
+
+def name_member(target: NamePattern, binding: Binding, sizes: Mapping[str, int]) -> str:
+    """The name of a leaf that a rule makes."""
+    try:
+        return target.format(binding, sizes)
+    except ValueError as error:  # an integer below 0, or beyond its size
+        raise RuleError(f"{error}: correct the numbers in the names of the rule") from error

@@ -41,6 +41,8 @@ WRONG: list[tuple[str, Any, str]] = [
     ("w", From("a", "h k -> k h", slice={"x": (0, 1)}), "slice= has `x`, .* give one of `h`, `k`"),
     ("w", From("a", "h k -> k h", slice={"(h k)": (0, 1)}), r"slice= has `\(h k\)`"),
     ("w", From("a", "(h k w) -> h k w", slice={"(h w)": (0, 1)}), r"slice= has `\(h w\)`"),
+    ("w", From("a", "(a h w) -> a h w", slice={"(h w)": (0, 1)}), r"nor all of those in paren"),
+    ("w", From("a.{i}", "d -> i d", flip="i"), "flip= has `i`, along which leaves are stacked"),
     ("w", From("a", "h -> k h", slice={"k": (0, 1)}, k=2), "slice= has `k`, which is no axis of"),
     (
         "w",
@@ -228,7 +230,6 @@ RIGHT: list[Callable[[], Any]] = [
     lambda: ("w", From("a", "(h two k) d -> (h k two) d", two=2)),
     lambda: ("w", From("a", "d (three h k) -> d h k", select={"three": 0}, k=64)),
     lambda: ("w", From("a", "(h w) d -> h w d", slice={"(h w)": (1, 13)}, h=3)),
-    lambda: ("w", From("a", "(a h w b) d -> a h w b d", slice={"(h w)": (1, 13)})),
     lambda: ("w", From("a", "h k -> k h", slice={"h": (0, 1), "k": (1, 2)})),
     lambda: ("w", From("a", "k -> h k", h=4)),
     lambda: ("w", From("a", "r ... -> ...", select={"r": 0})),
@@ -245,6 +246,7 @@ RIGHT: list[Callable[[], Any]] = [
     lambda: ("w", Concat([From("a.{i}", "d -> i d"), From("b", "d -> i d", i=1)], "[i] d")),
     lambda: ("w", Concat([From("a", "x ... -> x ...")], "[f] ...")),
     lambda: ("w", Concat([From("a", "d -> n d", n=1), "b"], "[n] d")),
+    lambda: ("w", Concat([From("a", "h w d -> (h w) d"), "b"], "[n] d")),
     lambda: ("w", Concat([From("a", "x y z -> z (y x)"), "b"], "[n] (d e)")),
 ]
 
