@@ -2,9 +2,7 @@
 
 import gc
 import os
-import shutil
 import sys
-import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,12 +15,6 @@ if _FORCE not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FORCE}".strip()
 # What is compiled here runs once: making it fast would take longer than it saves.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-# All processes share what one has compiled: those of xdist, of jobs, and of programs.
-_CACHE = "" if "JAX_COMPILATION_CACHE_DIR" in os.environ else tempfile.mkdtemp(prefix="compiled-")
-if _CACHE:
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 import hypothesis  # noqa: E402
 import pytest  # noqa: E402
@@ -55,12 +47,6 @@ def pytest_configure(config: pytest.Config) -> None:
     quick = config.option.markexpr == "not slow"
     profile = "quick" if quick else "default"
     hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", profile))
-
-
-def pytest_unconfigure() -> None:
-    """Removes what was compiled."""
-    if _CACHE:
-        shutil.rmtree(_CACHE, ignore_errors=True)
 
 
 @pytest.hookimpl(optionalhook=True)
