@@ -2,12 +2,9 @@
 
 import gc
 import os
-import shutil
 import sys
-import tempfile
 import threading
 from collections.abc import Iterator
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +15,6 @@ if _FORCE not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FORCE}".strip()
 # What is compiled here runs once: making it fast would take longer than it saves.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-# Without them, XLA compiles small programs in half the time. It aborts on flags it does not know.
-if version("jaxlib").startswith("0.10.") and "fusion_emitters" not in os.environ["XLA_FLAGS"]:
-    os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
-# All processes share what one has compiled: those of xdist, of jobs, and of programs.
-_CACHE = "" if "JAX_COMPILATION_CACHE_DIR" in os.environ else tempfile.mkdtemp(prefix="compiled-")
-if _CACHE:
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 import hypothesis  # noqa: E402
 import pytest  # noqa: E402
@@ -59,12 +47,6 @@ def pytest_configure(config: pytest.Config) -> None:
     quick = config.option.markexpr == "not slow"
     profile = "quick" if quick else "default"
     hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", profile))
-
-
-def pytest_unconfigure() -> None:
-    """Removes what was compiled."""
-    if _CACHE:
-        shutil.rmtree(_CACHE, ignore_errors=True)
 
 
 @pytest.hookimpl(optionalhook=True)
