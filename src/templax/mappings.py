@@ -47,12 +47,7 @@ def stack_layers(
         keep the rest
     """
     before = _list_axes(axis)
-    axes = f"{before}... -> {before}i ..."
-    rules = {
-        f"{prefix}{target}.{{...}}": From(f"{prefix}{source}.{{...}}", axes)
-        for prefix in _list_prefixes(under)
-    }
-    return Mapping(rules, rest="keep")
+    return _map_subtrees(source, target, f"{before}... -> {before}i ...", under)
 
 
 def unstack_layers(
@@ -78,12 +73,7 @@ def unstack_layers(
         keep the rest
     """
     before = _list_axes(axis)
-    axes = f"{before}i ... -> {before}..."
-    rules = {
-        f"{prefix}{target}.{{...}}": From(f"{prefix}{source}.{{...}}", axes)
-        for prefix in _list_prefixes(under)
-    }
-    return Mapping(rules, rest="keep")
+    return _map_subtrees(source, target, f"{before}i ... -> {before}...", under)
 
 
 def take_replica(index: int = 0, *, under: str | Sequence[str] = "") -> Mapping:
@@ -200,6 +190,15 @@ def nnx_to_linen(*, batch_stats: Sequence[str] = (), value: bool = False) -> Map
         params.{...}  {...}.value
     """
     return Mapping(dict(_pair_variables(batch_stats, value)))
+
+
+def _map_subtrees(source: str, target: str, axes: str, under: str | Sequence[str]) -> Mapping:
+    """The mapping of a subtree to another one, in each of some subtrees."""
+    rules = {
+        f"{prefix}{target}.{{...}}": From(f"{prefix}{source}.{{...}}", axes)
+        for prefix in _list_prefixes(under)
+    }
+    return Mapping(rules, rest="keep")
 
 
 def _pair_variables(batch_stats: Sequence[str], value: bool) -> Iterator[tuple[str, str]]:

@@ -10,14 +10,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
-import msgspec
-
-from .._catalog.checksums import align_to_blocks
 from .._catalog.entry import Chunk, LeafEntry
 from .._core.boxes import Box, intersect, shape_of, split_range
 from .._core.index_map import StridedCopy, span_copies, strides_of
 from .buffers import Buffer
-from .parts import GAP_BYTES, SCATTER_BYTES, SPLIT_BYTES, Part, is_raw
+from .parts import GAP_BYTES, SCATTER_BYTES, SPLIT_BYTES, Part, is_raw, widen_to_blocks
 
 
 def make_mapped_parts(
@@ -26,8 +23,8 @@ def make_mapped_parts(
     """Makes the parts to read of a chunk with an `origin`; see `make_parts`.
 
     A raw chunk is cut into pieces, so that threads share it and what is scattered is still in
-    cache. They begin and end where checksummed blocks do, and what nobody wants between two of them
-    is not read.
+    cache. Pieces begin and end where blocks with a checksum do. Long ranges that no buffer wants
+    are not read.
     """
     wanted = [
         (i, buffer)
@@ -57,7 +54,7 @@ def make_mapped_parts(
         whole = copies if step == pulled.size else pulled.list_copies(start, stop)
         for part in pulled.cut(start, stop, whole):
             if whole_blocks and chunk.sums:
-                part = _widen_to_blocks(part)
+                part = widen_to_blocks(part)
             yield part
 
 
@@ -177,10 +174,3 @@ def _has_gap(copies: Sequence[StridedCopy], most: int) -> bool:
                 return True
             run += (n - 1) * stride
     return False
-
-
-def _widen_to_blocks(part: Part) -> Part:
-    start, stop = align_to_blocks(part.chunk, part.start, part.stop)
-    if (start, stop) == (part.start, part.stop):
-        return part
-    return msgspec.structs.replace(part, start=start, stop=stop, direct=None, nbytes=stop - start)

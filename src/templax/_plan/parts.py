@@ -241,7 +241,7 @@ def _make_parts_by_chunk(
         if whole_blocks and raw and chunk.sums:
             # Widened pieces go through scratch memory. Small ones keep the others direct.
             most = _max_bytes(part) if covers_whole_blocks(chunk, start, stop) else SCATTER_BYTES
-            yield from map(_widen_to_blocks, _split_part(part, most))
+            yield from map(widen_to_blocks, _split_part(part, most))
         else:
             yield from _split_part(part, _max_bytes(part))
 
@@ -329,7 +329,7 @@ def count_useful_bytes(part: Part) -> int:
     return stop - start
 
 
-def _widen_to_blocks(part: Part) -> Part:
+def widen_to_blocks(part: Part) -> Part:
     """Widens a part of a chunk with `sums` to whole blocks; it is then read to scratch memory."""
     start, stop = align_to_blocks(part.chunk, part.start, part.stop)
     if (start, stop) == (part.start, part.stop):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 from msgspec import structs
@@ -12,6 +12,7 @@ from msgspec import structs
 from .._codecs.decode import decode
 from .._core.boxes import Box, Shape, box_slices, full_box, shape_of
 from .._core.dtypes import cast_into
+from .._core.index_map import strides_of
 from .._plan.parts import BLOCK_BYTES, Part, find_long_axis
 from ..errors import Corrupted
 from .buffers import HostMemory
@@ -30,7 +31,8 @@ def scatter(part: Part, decoded: memoryview, memory: HostMemory) -> float:
     chunk = part.chunk
     if chunk.origin is not None:
         return scatter_strided(part, decoded, memory)
-    strides = _byte_strides(shape_of(chunk.box), part.dtype.itemsize, chunk.order)
+    steps = strides_of(shape_of(chunk.box), chunk.order)
+    strides = [step * part.dtype.itemsize for step in steps]
     in_full = chunk.codecs or chunk.extent.inline is not None
     first = 0 if in_full else part.start - chunk.extent.start
     cast_s = 0.0
@@ -152,11 +154,3 @@ def _copy_piece(wanted: np.ndarray, piece: np.ndarray) -> float:
     begin = time.perf_counter()
     cast_into(wanted, piece)
     return time.perf_counter() - begin
-
-
-def _byte_strides(shape: Sequence[int], itemsize: int, order: str) -> tuple[int, ...]:
-    strides, step = [], itemsize
-    for n in reversed(shape) if order == "C" else shape:
-        strides.append(step)
-        step *= n
-    return tuple(reversed(strides)) if order == "C" else tuple(strides)

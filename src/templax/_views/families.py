@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from .._catalog.entry import LeafEntry
 from .._template.template import Target
 from .leaf_words import Meaning, Ordinal, read_name
+from .names import escape_braces
 
 Index = tuple[int, ...]
 
@@ -57,7 +58,7 @@ class Family:
 
     def write_name(self, fields: Sequence[str]) -> str:
         """The name with texts in place of its numbers."""
-        texts = [part.replace("{", "{{").replace("}", "}}") for part in self.parts]
+        texts = [escape_braces(part) for part in self.parts]
         pieces = itertools.chain.from_iterable(zip(texts, fields, strict=False))
         return "".join((*pieces, texts[-1]))
 
@@ -108,9 +109,7 @@ def group_families(leaves: Sequence[Leaf]) -> list[Family]:
 def pair_families(target: Family, source: Family) -> Iterator[list[Pairing]]:
     """The ways in which the members of two families may correspond, each as a list of rules."""
     if target.rank != source.rank and len(target.members) == len(source.members) == 1:
-        names = [
-            family.first.name.replace("{", "{{").replace("}", "}}") for family in (target, source)
-        ]
+        names = [escape_braces(family.first.name) for family in (target, source)]
         yield [Pairing(names[0], names[1], [(target.first, source.first)])]
     if target.rank == source.rank:
         shift = _find_shift(target.blocks, source.blocks)
@@ -185,7 +184,7 @@ def _rank_siblings(
     numbers: Sequence[Mapping[int, tuple[str, int]]],
     opened: Sequence[Sequence[int]],
 ) -> list[dict[int, Ordinal]]:
-    """For each name, the elements whose numbers are no blocks', each with its place among them."""
+    """For each name: position of an element with a number that does not count blocks → its rank."""
     values: defaultdict[tuple[str, ...], set[int]] = defaultdict(set)
     keys: list[dict[int, tuple[tuple[str, ...], int]]] = []
     for elements, found, blocks in zip(names, numbers, opened, strict=True):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 
-from .names import Field, NamePattern, parse_name
+from .names import Field, NamePattern, escape_braces, parse_name
 from .part_layout import RuleError
 from .rules import Concat, From
 
@@ -59,13 +59,9 @@ def list_drops(target: NamePattern, rule: From | Concat) -> Iterator[str]:
 
 def _spell_segment(segment: str | Field, binding: dict[str, str]) -> str:
     if isinstance(segment, str):
-        return _escape_braces(segment)
+        return escape_braces(segment)
     if segment.names[0] in binding:
-        return _escape_braces(binding[segment.names[0]])
+        return escape_braces(binding[segment.names[0]])
     if len(segment.names) == 1:
         return segment.text
     return Field(("_".join(segment.names),), segment.offset, segment.width).text
-
-
-def _escape_braces(text: str) -> str:
-    return text.replace("{", "{{").replace("}", "}}")

@@ -224,6 +224,15 @@ class NamePattern:
 _DIGITS = frozenset("0123456789")
 
 
+def escape_braces(text: str) -> str:
+    """The pattern that matches one name only: that of a leaf, whose braces are doubled.
+
+    >>> escape_braces("a.{b}")
+    'a.{{b}}'
+    """
+    return text.replace("{", "{{").replace("}", "}}")
+
+
 def parse_name(text: str) -> NamePattern:
     """Parses a name with placeholders.
 

@@ -106,8 +106,8 @@ def resolve_mapping(
     Args:
         mapping: The rules.
         stored: All leaves of the checkpoint.
-        expected: What a template expects of a leaf; None if there is no template. Leaves that it
-            does not ask for may then have sizes that nothing tells.
+        expected: What a template expects of a leaf; without a template, None. With one, the sizes
+            of leaves that it does not ask for may stay unknown.
 
     Raises:
         MappingError: The mapping does not fit the leaves; lists every problem of every rule.

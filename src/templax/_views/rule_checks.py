@@ -202,10 +202,10 @@ def _check_options(target: NamePattern, part: From, axes: Axes) -> Iterator[str]
         if name in right:
             yield f"select= takes one index of `{name}`: remove it from the right of `{axes.text}`"
         elif name not in left:
-            yield _explain_unknown("select=", name, left - right, "axis of the left side only")
+            yield _explain_unknown("select=", name, left - right, "an axis of the left side only")
     for dim in part.slice:
         if dim not in axes.left and not (len(dim) == 1 and dim[0] in left):
-            wanted = "axis of the left side, nor all of those in parentheses there"
+            wanted = "an axis or a whole group in parentheses on the left side"
             yield _explain_unknown("slice=", format_dims((dim,)), left, wanted)
     cut = [name for dim in part.slice for name in dim]
     for name in dict.fromkeys(cut):
@@ -217,13 +217,13 @@ def _check_options(target: NamePattern, part: From, axes: Axes) -> Iterator[str]
         if name in stacked:
             yield f"flip= has `{name}`, along which leaves are stacked in the order of their names"
         elif name not in known:
-            yield _explain_unknown("flip=", name, known, "axis")
+            yield _explain_unknown("flip=", name, known, "an axis")
         elif name in part.select:
             yield f"`{name}` is in flip= and select=: select alone takes one index"
     for option, names in (("pad=", part.pad), ("crop=", part.crop)):
         for name in names:
             if name not in kept:
-                yield _explain_unknown(option, name, kept, "axis of both sides")
+                yield _explain_unknown(option, name, kept, "an axis of both sides")
     yield from _check_sizes(target, part, known)
     yield from _check_expressions(part, known)
 
@@ -238,17 +238,17 @@ def _check_sizes(target: NamePattern, part: From, known: Collection[str]) -> Ite
     counted = {name for f in fields for name in f.names[1:]}
     for name in part.sizes:
         if name not in known and name not in counted:
-            yield _explain_unknown(f"{name}=", name, {*known, *counted}, "axis")
+            yield _explain_unknown(f"{name}=", name, {*known, *counted}, "an axis")
 
 
 def _check_expressions(part: From, known: Collection[str]) -> Iterator[str]:
     for option, expression in (("scale=", part.scale), ("add=", part.add)):
         for name in sorted(expression.names - set(known)) if expression is not None else ():
-            yield _explain_unknown(option, name, known, "axis")
+            yield _explain_unknown(option, name, known, "an axis")
 
 
 def _explain_unknown(option: str, name: str, known: Collection[str], wanted: str) -> str:
     there = set(known) - {ELLIPSIS}
     choices = ", ".join(f"`{axis}`" for axis in sorted(there))
     instead = f"give one of {choices}" if choices else "leave it out"
-    return f"{option} has `{name}`, which is no {wanted}: {instead}"
+    return f"{option} has `{name}`, which is not {wanted}: {instead}"

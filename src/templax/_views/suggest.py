@@ -28,7 +28,7 @@ _MAX_LEAVES, _MAX_STEPS = 60_000, 4_000_000
 many steps: the sum of the squared depths of the leaves."""
 
 _LEAST_LEAVES = 4
-"""A mapping is no hint for fewer leaves, whose names and shapes may agree by chance."""
+"""A mapping is not suggested for fewer leaves: their names and shapes may agree by chance."""
 
 _log = logging.getLogger("templax")
 

@@ -109,7 +109,7 @@ def _suggest(
         names = [family.first.name for family in missing]
         notes.append(f"no source was found for {list_names(names)}")
     return Suggestion(
-        LeafMapping(_make_rules(_shorten(shown)), drop=drop, rest=rest),
+        LeafMapping(_make_rules(_join_moves(shown)), drop=drop, rest=rest),
         LeafMapping(_make_rules(shown), drop=drop, rest=rest),
         covered,
         tuple(notes),
@@ -176,7 +176,7 @@ def _list_last(one: Found) -> tuple[str, str]:
     return one.source.meaning.last, one.target.meaning.last
 
 
-def _shorten(rules: Sequence[_Rule]) -> list[_Rule]:
+def _join_moves(rules: Sequence[_Rule]) -> list[_Rule]:
     """The rules, with one for all those that only move a subtree."""
     groups: defaultdict[tuple[str, str], list[_Rule]] = defaultdict(list)
     for rule in rules:

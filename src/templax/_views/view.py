@@ -83,8 +83,8 @@ class View:
         """The leaves of the view, with the sizes that a template expects where nothing else tells.
 
         Args:
-            expected: Name of a leaf of the view → its shape and dtype in the template, or None.
-                None if there is no template.
+            expected: Given the name of a leaf of the view, returns its shape and dtype in the
+                template, or None if the template has no such leaf. Without a template, None.
         """
         return _open_view(open_checkpoint(self.checkpoint), self.mapping, expected)
 
