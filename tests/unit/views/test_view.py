@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import pickle
 from pathlib import Path
 from typing import Any
@@ -270,6 +271,19 @@ def test_only_what_a_box_needs_is_read(tmp_path):
     )
     plan = tx.plan(one, {"w": np.empty((3, 2, 1 << 18), np.float32)}, verify="off")
     assert plan.read_bytes == 3 * 2 * (1 << 20)
+
+
+def test_a_compressed_chunk_is_decoded_once_and_nothing_but_chunks_is_held(tmp_path):
+    rng = np.random.default_rng(0)
+    stored = {f"l.{i}": rng.standard_normal((512, 4096)).astype(np.float32) for i in range(3)}
+    tx.save(tmp_path / "ckpt", stored, compression="zstd")
+    catalog = tx.open(tmp_path / "ckpt")
+    chunks = [chunk for found in catalog.locate(catalog.entries).values() for chunk in found]
+    view = tx.view(catalog, tx.Mapping({"w": tx.From("l.{i}", "(a b) c -> c i a b", a=8)}))
+    plan = tx.plan(view, {"w": np.empty((4096, 3, 8, 64), np.float32)}, threads=2)
+    assert plan.decoded_chunks == len(chunks) >= 3
+    decoded = max(math.prod(b - a for a, b in chunk.box) * 4 for chunk in chunks)
+    assert plan.peak_bytes <= 2 * (decoded + max(chunk.extent.nbytes for chunk in chunks))
 
 
 def test_the_command_line_takes_a_mapping(tmp_path):
