@@ -30,7 +30,7 @@ from .names import Binding, NamePattern, parse_name
 from .part_layout import Piece, RuleError, SizeUnknown, check_fill
 from .rule_layout import RuleLayout, Stack
 from .rules import Concat, From
-from .stacks import describe_sources, list_stacked, name_member, order_stack
+from .stacks import describe_sources, format_source, list_stacked, name_member, order_stack
 
 
 class RuleSet(Protocol):
@@ -59,6 +59,10 @@ _MAX_UNSTACKED = 1_000_000
 
 _MAX_HINTS = 20
 """Rules without a source for which the nearest name is sought: an error shows no more lines."""
+
+
+_MAX_TRIED = 64
+"""Leaves that are unstacked of which a template may ask for the first."""
 
 
 class Made(msgspec.Struct, frozen=True, gc=False):
@@ -252,10 +256,8 @@ class _Resolver:
                 found: list[Stack] = []
                 for part, family in zip(parts, families, strict=True):
                     if key not in family:
-                        raise RuleError(
-                            f"the checkpoint has no {_format(part, dict(key))}, as the other parts"
-                            " of this rule would need"
-                        )
+                        there = format_source(part, dict(key))
+                        raise RuleError(f"the checkpoint has no {there}, but the other parts")
                     found.append(order_stack(part, target, family[key]))
                 for entry in self._make_members(text, target, rule, parts, found, dict(key)):
                     self._add(entry)
@@ -317,15 +319,20 @@ class _Resolver:
                     " one leaf has one dtype"
                 )
         unstacked = [p for p in target.placeholders if p not in shared]
-        start: Binding = {p: names[p][0] if p in names else 0 for p in unstacked}
-        expected = self._expected(name_member(target, {**shared, **start}, sizes))
+        # A template may ask for some of them only: each tells the shape of all.
+        values = [names.get(p, range(sizes.get(p, _MAX_TRIED))) for p in unstacked]
+        first_names = [
+            name_member(target, {**shared, **dict(zip(unstacked, each, strict=True))}, sizes)
+            for each in itertools.islice(itertools.product(*values), _MAX_TRIED)
+        ]
+        expected = next(filter(None, map(self._expected, first_names)), None)
         try:
             layout = self._lay_out(text, rule, parts, found, expected, unstacked)
         except SizeUnknown:
             if expected is not None or not self._fits_template:
                 raise
             # The template does not ask for this leaf, so that nobody needs its shape.
-            name = name_member(target, {**shared, **start}, sizes)
+            name = first_names[0]
             made_from = f"{describe_sources(found, None)}, in a shape that is not known"
             yield LeafEntry(
                 name,
@@ -349,8 +356,8 @@ class _Resolver:
             check_fill(value, dtype)
         for index in itertools.product(*[range(layout.counts[p]) for p in unstacked]):
             at = dict(zip(unstacked, index, strict=True))
-            values: Binding = {p: names[p][i] if p in names else i for p, i in at.items()}
-            name = name_member(target, {**shared, **values}, sizes)
+            chosen: Binding = {p: names[p][i] if p in names else i for p, i in at.items()}
+            name = name_member(target, {**shared, **chosen}, sizes)
             made = Made(text, tuple(layout.make_pieces(at, found)))
             yield LeafEntry(
                 name,
@@ -430,11 +437,6 @@ class _Resolver:
                 f"`{rule}` and `{first}` both make `{entry.name}`: make one of them narrower, or"
                 f" add {of} to drop="
             )
-
-
-def _format(part: From, binding: Binding) -> str:
-    values = ", ".join(f"{name}={value}" for name, value in binding.items())
-    return f"`{part.source.text}`" + (f" for {values}" if values else "")
 
 
 def _match(target: NamePattern, part: From, name: str) -> bool:

@@ -62,3 +62,9 @@ def name_member(target: NamePattern, binding: Binding, sizes: Mapping[str, int])
         return target.format(binding, sizes)
     except ValueError as error:  # an integer below 0, or beyond its size
         raise RuleError(f"{error}: correct the numbers in the names of the rule") from error
+
+
+def format_source(part: From, binding: Binding) -> str:
+    """The name of a source, and the values that its placeholders have there."""
+    values = ", ".join(f"{name}={value}" for name, value in binding.items())
+    return f"`{part.source.text}`" + (f" for {values}" if values else "")
