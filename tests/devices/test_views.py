@@ -73,3 +73,36 @@ def test_a_shard_reads_only_the_layers_that_it_holds(stored):
         tx.view(paths[None], mapping), {"w": jax.ShapeDtypeStruct(values.shape, jnp.float32)}
     )
     assert whole.read_bytes == values.nbytes
+
+
+def test_a_transposed_leaf_is_not_mapped_and_one_in_another_shape_is(stored):
+    paths, values = stored
+    rules = {
+        "w": tx.From("h.1.weight", "a d -> d a"),
+        "v": tx.From("h.2.weight", "(h k) d -> h k d", k=SIZE),
+    }
+    view = tx.view(paths[None], tx.Mapping(rules, drop=["h.0.*", "h.3.*"]))
+    template = {
+        "w": jax.ShapeDtypeStruct((WIDTH, HEADS * SIZE), jnp.float32),
+        "v": jax.ShapeDtypeStruct((HEADS, SIZE, WIDTH), jnp.float32),
+    }
+    plan = tx.plan(view, template, mapped=True)
+    assert plan.unmapped == {"laid otherwise than in memory": 1}
+    made = tx.run(plan)
+    np.testing.assert_array_equal(made["w"], values[1].reshape(WIDTH, -1))
+    np.testing.assert_array_equal(made["v"], values[2].transpose(1, 2, 0))
+
+
+@pytest.mark.parametrize("compression", [None, "zstd"])
+def test_what_several_boxes_need_is_read_once_however_little_memory_there_is(compression, stored):
+    paths, values = stored
+    mapping = tx.Mapping({"w": tx.From("h.{i}.weight", "(h k) d -> i d h k")})
+    mesh = Mesh(np.array(jax.devices()), ("x",))
+    sharding = NamedSharding(mesh, PartitionSpec(None, "x"))
+    template = {"w": jax.ShapeDtypeStruct(values.shape, jnp.float16, sharding=sharding)}
+    plan = tx.plan(tx.view(paths[compression], mapping), template, memory=1)
+    assert any(buffer.transient for batch in plan.batches for buffer in batch.buffers)
+    if compression is None:
+        assert plan.read_bytes == values.nbytes
+    else:
+        assert plan.decoded_chunks == LAYERS

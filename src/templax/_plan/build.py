@@ -220,17 +220,15 @@ def _find_needed_ranges(
 ) -> Iterator[tuple[int, int, int]]:
     """The decoded bytes of a chunk that each buffer needs: start, stop, index of the buffer.
 
-    A chunk that is decoded whole counts as one byte, which all its buffers need.
+    A chunk that is decoded whole, or mapped, counts as one byte, which all its buffers need.
     """
     shape = shape_of(chunk.box)
     for i, buffer in enumerate(buffers):
         overlap = intersect(chunk.box, buffer.box)
-        if overlap is not None and chunk.origin is not None:
+        if overlap is not None and (chunk.origin is not None or not is_raw(chunk)):
             yield 0, 1, i
         elif overlap is not None:
-            span = span_of(relative_box(overlap, chunk.box), shape, itemsize)
-            start, stop = span if is_raw(chunk) else (0, 1)
-            yield start, stop, i
+            yield *span_of(relative_box(overlap, chunk.box), shape, itemsize), i
 
 
 def _make_requests(parts: Sequence[list[Part]], most: int) -> Iterator[ReadOp]:
