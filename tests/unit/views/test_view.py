@@ -324,6 +324,54 @@ def test_absent_chunks_of_a_mapped_leaf_have_the_fill_value(tmp_path):
     assert tx.verify(view).filled == ("w",)
 
 
+def test_a_chunk_in_fortran_order_keeps_its_order(tmp_path):
+    about = {"zarr_format": 2, "shape": [4, 6], "chunks": [4, 6], "dtype": "<f4", "order": "F"}
+    about |= {"compressor": None, "filters": None, "fill_value": 0.0}
+    (tmp_path / "w").mkdir()
+    (tmp_path / "w" / ".zarray").write_text(json.dumps(about))
+    (tmp_path / "w" / "0.0").write_bytes(A.tobytes(order="F"))
+    rules = {"same": tx.From("w", "(h a) b -> h a b", h=2), "turned": tx.From("w", "a b -> b a")}
+    made = restore_all(tx.view(tmp_path, tx.Mapping(rules)))
+    np.testing.assert_array_equal(made["same"], A.reshape(2, 2, 6))
+    np.testing.assert_array_equal(made["turned"], A.T)
+
+
+def test_a_part_without_a_factor_is_cast_beside_one_with_it(tmp_path):
+    parts = [tx.From("p", "a b -> a b", scale=2), tx.From("q", "a b -> a b")]
+    view = make_view(tmp_path, {"p": BF16, "q": BF16}, {"w": tx.Concat(parts, "[a] b")})
+    made = tx.restore(view, {"w": np.empty((12, 4), np.float16)})["w"]
+    values = np.concatenate([BF16.astype(np.float32) * 2, BF16.astype(np.float32)])
+    np.testing.assert_array_equal(made, values.astype(np.float16))
+
+
+def test_bytes_of_which_several_leaves_are_made_are_useful_once(tmp_path):
+    view = make_view(tmp_path, {"w": A}, {"a": "w", "b": tx.From("w", "a b -> b a")})
+    plan = tx.plan(view, {"a": np.empty((4, 6), "f4"), "b": np.empty((6, 4), "f4")})
+    assert plan.useful_bytes == plan.read_bytes == A.nbytes
+
+
+def test_empty_nodes_and_fingerprints_are_those_of_leaves_that_keep_their_values(tmp_path):
+    tx.save(tmp_path / "ckpt", {"w": A, "v": B, "none": None})
+    kept = tx.open(tx.view(tmp_path / "ckpt", tx.Mapping({"k": "w"}, rest="keep")))
+    assert kept.empties == {("none",): "None"}
+    assert kept.fingerprints is not None
+    stored = tx.open(tmp_path / "ckpt").fingerprints
+    assert stored is not None
+    assert kept.fingerprints() == {"k": stored()["w"], "v": stored()["v"]}
+    rules = {"k": "w", "u": tx.From("v", "a b -> b a")}
+    turned = tx.open(tx.view(tmp_path / "ckpt", tx.Mapping(rules)))
+    assert (turned.empties, turned.fingerprints) == ({}, None)
+
+
+def test_a_catalog_of_a_view_takes_its_sizes_from_each_template(tmp_path):
+    rules = {"k": tx.From("w", "v d -> v d", pad="v", crop="v", v=5)}
+    catalog = tx.open(make_view(tmp_path, {"w": A}, rules))
+    assert catalog.leaves["k"].shape == (5, 6)
+    scaled = tx.open(make_view(tmp_path, {"w": BF16}, {"k": tx.From("w", scale="3")}))
+    made = tx.restore(scaled, {"k": np.empty((6, 4), np.float32)}, cast="exact")["k"]
+    np.testing.assert_array_equal(made, BF16.astype(np.float32) * np.float32(3))
+
+
 def test_the_command_line_takes_a_mapping(tmp_path):
     view = make_view(tmp_path, {"w": A}, {"k": tx.From("w", "a b -> b a")})
     view.mapping.save(tmp_path / "map.json")
