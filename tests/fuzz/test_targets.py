@@ -1,12 +1,14 @@
 """Every target: its seeds, the inputs that failed once, and some mutations of these."""
 
 import random
+import time
 from pathlib import Path
 
 import pytest
 
+from fuzz import targets
 from fuzz.registry import TARGETS
-from fuzz.targets import Judge
+from fuzz.targets import Judge, Target
 from helpers import count_examples
 
 SLOW = {"checkpoint": 150, "foreign": 100, "orbax-sidecars": 150, "save": 3}
@@ -40,3 +42,19 @@ def test_seeds_and_their_mutations_are_right(name):
             data = target.mutate(data, rng)
         failure = judge.try_input(data)
         assert failure is None, f"{data!r}\n{failure.text}"
+
+
+@pytest.mark.parametrize("slow_runs", [1, 2])
+def test_an_input_is_slow_if_it_is_slow_again(slow_runs, monkeypatch):
+    monkeypatch.setattr(targets, "MAX_SECONDS", 0.05)
+    runs: list[bytes] = []
+
+    def run(data: bytes) -> None:
+        runs.append(data)
+        begin = time.process_time()
+        while len(runs) <= slow_runs and time.process_time() < begin + 0.06:
+            pass
+
+    failure = Judge(Target("slow", run, list)).try_input(b"x")
+    assert len(runs) == 2
+    assert (failure is None) == (slow_runs == 1)

@@ -105,13 +105,15 @@ def build_rows(
     if root.entry is not None:  # a checkpoint that is one bare leaf
         return [_make_row(root, 1, shardings)]
     result: list[Row] = []
-    pending = [(group, 1) for group in reversed(_group_children(root, collapse))]
+    pending = [(group, 1, False) for group in reversed(_group_children(root, collapse))]
     while pending:
-        nodes, level = pending.pop()
-        first = nodes[0]
-        result.append(_make_row(first, len(nodes), shardings, nodes[-1].label))
+        nodes, level, stands_for_more = pending.pop()
+        first, stands_for_more = nodes[0], stands_for_more or len(nodes) > 1
+        row = _make_row(first, len(nodes), shardings, nodes[-1].label, stands_for_more)
+        result.append(row)
         if depth is None or level < depth:
-            pending += [(group, level + 1) for group in reversed(_group_children(first, collapse))]
+            groups = reversed(_group_children(first, collapse))
+            pending += [(group, level + 1, stands_for_more) for group in groups]
     return result
 
 
@@ -220,7 +222,18 @@ def _split_run(run: list[Node]) -> list[list[Node]]:
     return [run] if len(run) >= MIN_ALIKE else [[node] for node in run]
 
 
-def _make_row(node: Node, alike: int, shardings: bool, last: str = "") -> Row:
+def _make_row(
+    node: Node, alike: int, shardings: bool, last: str = "", stands_for_more: bool = False
+) -> Row:
+    """The row of a node, or of several that are alike.
+
+    Args:
+        node: The first of them.
+        alike: Their number.
+        shardings: See `build_rows`.
+        last: The label of the last.
+        stands_for_more: Whether there are more than the node: alike, or in subtrees that are.
+    """
     label = f"{node.label} … {last}" if alike > 1 else node.label
     notes = [f"{alike} alike, {format_size(node.nbytes)} each"] if alike > 1 else []
     depth = max(node.depth - 1, 0)
@@ -242,7 +255,7 @@ def _make_row(node: Node, alike: int, shardings: bool, last: str = "") -> Row:
     if entry.quantisation is not None:
         notes.append(f"from {entry.quantisation}")
     if entry.made_from is not None:
-        notes.append(f"from {entry.made_from}" + (" and alike" if alike > 1 else ""))
+        notes.append(f"from {entry.made_from}" + (" and alike" if stands_for_more else ""))
     shape = "" if entry.kind == "string" else str(entry.user_shape)
     return Row(depth, label, entry.dtype_name, shape, nbytes, ", ".join(notes), "leaf")
 

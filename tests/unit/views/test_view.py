@@ -16,7 +16,11 @@ from safetensors.numpy import save_file
 
 import templax as tx
 from helpers import run_cli
+from templax._audit.diff_blocks import SPREAD_BYTES, find_pinned
+from templax._catalog.entry import Chunk, Extent, LeafEntry, Origin
 from templax._convert.leftovers import identify_source
+from templax._core.boxes import full_box
+from templax._core.index_map import IndexMap, MapAxis
 
 A = np.arange(24, dtype=np.float32).reshape(4, 6)
 B = np.arange(12, dtype=np.float32).reshape(2, 6) + 100
@@ -370,6 +374,28 @@ def test_a_catalog_of_a_view_takes_its_sizes_from_each_template(tmp_path):
     scaled = tx.open(make_view(tmp_path, {"w": BF16}, {"k": tx.From("w", scale="3")}))
     made = tx.restore(scaled, {"k": np.empty((6, 4), np.float32)}, cast="exact")["k"]
     np.testing.assert_array_equal(made, BF16.astype(np.float32) * np.float32(3))
+
+
+def test_a_factor_does_not_make_integers_of_floats(tmp_path):
+    view = make_view(tmp_path, {"w": BF16}, {"k": tx.From("w", scale=2)})
+    (mismatch,) = tx.check(view, {"k": np.empty((6, 4), np.int32)}).mismatches
+    assert (mismatch.problem, mismatch.found) == ("dtype", "bfloat16")
+
+
+def test_leaves_that_are_listed_in_one_row_say_so(tmp_path):
+    stored = {f"h.{i}.w": A for i in range(4)}
+    view = make_view(tmp_path, stored, {"l.{i}.k": tx.From("h.{i}.w", "a b -> b a")})
+    assert "from h.0.w and alike" in str(tx.open(view))
+
+
+def test_blocks_of_a_transposed_leaf_are_large():
+    entry = LeafEntry("k", ("k",), (1 << 14, 1 << 14), np.dtype(np.float32))
+    axes = MapAxis(1 << 14, (1, 1), (0, 1)), MapAxis(1 << 14, (0, 1), (1, 1))
+    box = full_box(entry.shape)
+    origin = Origin(box, entry.dtype, IndexMap(axes, (0, 0), (0, 0)))
+    chunk = Chunk(Extent("", 0, 1 << 30), box, origin=origin)
+    step = SPREAD_BYTES >> 16
+    assert find_pinned([chunk], 0) == [(i, i + step) for i in range(0, 1 << 14, step)]
 
 
 def test_the_command_line_takes_a_mapping(tmp_path):

@@ -169,6 +169,8 @@ def test_a_committed_checkpoint_without_its_index_is_damaged_not_uncommitted(cas
     ("file", "old", "new", "said"),
     [
         ("_METADATA", '"value_type":', '"value_type": "scalar", "value_type":', "value_type"),
+        ("_METADATA", '"key":', r'"\u006bey": "other", "key":', "key"),
+        ("_METADATA", '"key":', '"key" \t: "other", "key":', "key"),
         ("_METADATA", '"custom_metadata": null', '"custom_metadata": {"a": 1, "a": 2}', "a"),
         ("_strings.json", "{", '{"text": "no", ', "text"),
     ],
