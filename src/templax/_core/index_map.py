@@ -25,7 +25,7 @@ class MapAxis(msgspec.Struct, frozen=True, gc=False):
         size: Number of its indices.
         source: Dimension of the source and step in it (negative if reversed). None if the same
             elements of the source serve for all indices.
-        target: Dimension of the target and step in it.
+        target: Dimension of the target and step in it, which is positive.
     """
 
     size: int
@@ -148,22 +148,13 @@ class IndexMap(msgspec.Struct, frozen=True, gc=False):
                 axes.append(MapAxis(last - first, axis.source, axis.target))
         return IndexMap(tuple(axes), tuple(source), tuple(target))
 
-    def bound_source(self, box: Box) -> Box:
-        """The smallest box of the source around the pairs of a box of `e`."""
-        return self._bound([axis.source for axis in self.axes], self.source, box)
-
     def bound_target(self, box: Box) -> Box:
         """The smallest box of the target around the pairs of a box of `e`."""
-        return self._bound([axis.target for axis in self.axes], self.target, box)
-
-    def _bound(self, steps: Sequence[tuple[int, int] | None], starts: Shape, box: Box) -> Box:
-        lows, highs = list(starts), [start + 1 for start in starts]
-        for (first, last), step in zip(box, steps, strict=True):
-            if step is not None:
-                dim, by = step
-                ends = sorted((first * by, (last - 1) * by))
-                lows[dim] += ends[0]
-                highs[dim] += ends[1]
+        lows, highs = list(self.target), [start + 1 for start in self.target]
+        for (first, last), axis in zip(box, self.axes, strict=True):
+            dim, step = axis.target
+            lows[dim] += first * step
+            highs[dim] += (last - 1) * step
         return tuple(zip(lows, highs, strict=True))
 
     def make_copy(

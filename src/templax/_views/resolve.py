@@ -92,13 +92,11 @@ class Resolved:
 
     Attributes:
         entries: The leaves of the view; the `handle` of each is a `Made`.
-        dropped: Names of the leaves that `drop=` leaves out.
         layouts: Rule, as its target's name → how it is laid out: once for all of its leaves, or for
             each shape of sources.
     """
 
     entries: tuple[LeafEntry, ...]
-    dropped: tuple[str, ...]
     layouts: Mapping[str, Sequence[RuleLayout]]
 
 
@@ -169,7 +167,7 @@ class _Resolver:
         layouts: defaultdict[str, list[RuleLayout]] = defaultdict(list)
         for (text, *_), layout in self._layouts.items():
             layouts[text].append(layout)
-        return Resolved(tuple(self._entries.values()), tuple(dropped), layouts)
+        return Resolved(tuple(self._entries.values()), layouts)
 
     def _find_dropped(self) -> dict[str, str]:
         """Name of a leaf that is dropped → the pattern."""
