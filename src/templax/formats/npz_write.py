@@ -92,6 +92,11 @@ def name_members(leaves: Sequence[Leaf]) -> tuple[list[str], list[str]]:
     for leaf in leaves:
         if "\0" in leaf.name or not is_unicode(leaf.name) or len(leaf.name) * 4 > _MAX_NAME // 2:
             problems.append(f"`{leaf.name[:200]}` has a name that a zip archive cannot store")
+    taken = set(names)
+    for leaf, name in zip(leaves, names, strict=True):
+        # Of the member `a.npy`, numpy takes both `a` and `a.npy` for the name.
+        if name.endswith(".npy") and name.removesuffix(".npy") in taken:
+            problems.append(f"`{leaf.name[:200]}` has a name by which numpy finds another array")
     return names, problems
 
 
