@@ -6,7 +6,7 @@ import asyncio
 import os
 import threading
 from collections.abc import Coroutine
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, Future
 from typing import Any, TypeVar
 
 from ..errors import SourceError
@@ -38,6 +38,11 @@ def run_request(request: Coroutine[Any, Any, T]) -> T:
         future.cancel()  # does nothing to one that is done
         if group is not None:
             group.discard(future)
+
+
+def start_request(request: Coroutine[Any, Any, T]) -> Future[T]:
+    """Starts a coroutine on the loop, without waiting for it."""
+    return asyncio.run_coroutine_threadsafe(request, _get_loop())
 
 
 def _get_loop() -> asyncio.AbstractEventLoop:

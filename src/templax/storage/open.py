@@ -8,11 +8,11 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
-from ..errors import SourceError, UsageError
+from ..errors import SaveError, SourceError, UsageError
 from .file_staging import FileStaging
 from .leftovers import Leftover
 from .local import Local
-from .sink import Sink
+from .sink import SharedSink, Sink
 from .source import Source
 from .staging import Staging
 
@@ -65,9 +65,23 @@ def name_source(url: str | os.PathLike[str]) -> str:
     return spell_path(local_path(url, "reads", "copy the checkpoint to a local directory"))
 
 
+def name_target(url: str | os.PathLike[str]) -> str:
+    """A path as the caller wrote it, or the URL that it means."""
+    if isinstance(url, str) and "://" not in url and ":/" not in url:
+        return url  # the common case
+    scheme, rest = _split_scheme(path_text(url, given=True))
+    known = scheme not in ("", "file") and _find_kind(scheme) is not None
+    return f"{scheme.lower()}://{rest}" if known else path_text(url, given=True)
+
+
 def spell_path(path: str) -> str:
     """A path without links, or a URL as it is: all processes of a job spell it the same."""
-    return path if "://" in path else os.path.realpath(path)
+    return path if is_remote(path) else os.path.realpath(path)
+
+
+def is_remote(path: str) -> bool:
+    """Whether a path that was spelled out is a URL of an object store."""
+    return "://" in path
 
 
 def is_source(url: object) -> TypeIs[Source]:
@@ -146,6 +160,7 @@ def open_staging(
     overwrite: bool,
     single: bool = False,
     leftover: Leftover | None = None,
+    storage: Store | None = None,
 ) -> Sink:
     """Returns a sink that writes a checkpoint to a path or URL; a sink is returned unchanged.
 
@@ -154,6 +169,7 @@ def open_staging(
         overwrite: Whether an existing checkpoint may be replaced.
         single: Whether the checkpoint is a single file at the path, rather than a directory.
         leftover: See `Staging`.
+        storage: See `open_source`.
 
     Raises:
         AlreadyExists: The path is taken, and `overwrite` is False.
@@ -163,9 +179,31 @@ def open_staging(
     """
     if isinstance(url, Sink) and not isinstance(url, (str, os.PathLike)):
         return url
+    remote = find_remote(url, storage)
+    if remote is not None:
+        from .object_sink import ObjectSink
+
+        if single or leftover is not None:
+            raise SaveError("templax writes single files to local disks only", file=remote[1])
+        return ObjectSink(*remote, overwrite=overwrite)
     hint = "save to a local directory, then copy that"
     make = FileStaging if single else Staging
     return make(local_path(url, "writes", hint), overwrite=overwrite, leftover=leftover)
+
+
+def join_staging(path: str, directory: str, storage: Store | None = None) -> SharedSink:
+    """A sink that adds files to a save that another process has begun with `open_staging`.
+
+    Args:
+        path, directory: The attributes of that process's sink.
+        storage: See `open_source`.
+    """
+    remote = find_remote(path, storage) if is_remote(path) else None
+    if remote is None:
+        return Staging.join(path, directory)
+    from .object_sink import ObjectSink
+
+    return ObjectSink.join(*remote, directory)
 
 
 def local_path(url: str | os.PathLike[str], does: str, hint: str) -> str:

@@ -8,7 +8,8 @@ import random
 import statistics
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
@@ -55,16 +56,19 @@ class Version(NamedTuple):
         etag: The tag that changes with the bytes, or None.
         size: Bytes.
         modified: Unix seconds of the last change.
+        generation: The number of the version, in stores that count them, or None.
     """
 
     etag: str | None
     size: int
     modified: float
+    generation: str | None = None
 
     @classmethod
     def of(cls, meta: Any) -> Version:
         """The version that a description of obstore, an `ObjectMeta`, tells of."""
-        return cls(meta["e_tag"], meta["size"], meta["last_modified"].timestamp())
+        modified = meta["last_modified"].timestamp()
+        return cls(meta["e_tag"], meta["size"], modified, meta["version"])
 
     def is_same(self, other: Version) -> bool:
         """Whether both are of the same bytes, by what both tell of."""
@@ -94,6 +98,20 @@ class Traffic:
 
 class ObjectChanged(SourceError):
     """An object is no longer the version that was seen first."""
+
+
+class PreconditionFailed(SourceError):
+    """An object was not written, as what is there is not what the writer expected."""
+
+
+Condition = dict[str, str]
+"""Identifies a version of an object for a later write: obstore's `UpdateVersion`."""
+
+
+def make_condition(etag: str | None, generation: str | None) -> Condition:
+    """The condition that an object is still the version with this tag, or of this number."""
+    found = {"e_tag": etag, "version": generation}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 class Requests:
@@ -229,17 +247,93 @@ class Requests:
 
         return await self.repeat(get, path)
 
-    async def repeat(self, attempt: Callable[[], Awaitable[T]], path: str) -> T:
+    async def put(self, path: str, data: bytes, mode: Any = "overwrite") -> Condition:
+        """Writes a small object in one request.
+
+        Args:
+            path: The object.
+            data: All of it.
+            mode: "overwrite"; "create" if there must not be one; or the `Condition` that an earlier
+                `put` returned, if it must still be that version.
+
+        Returns:
+            The condition that it is still the version that was written now.
+
+        Raises:
+            PreconditionFailed: `mode` forbids it. If an earlier answer was lost, it may have been
+                written all the same.
+            SourceError: The store failed.
+        """
+
+        async def put_once() -> Condition:
+            found = await self._obstore.put_async(
+                self.store, path, data, mode=mode, use_multipart=False
+            )
+            return make_condition(found["e_tag"], found["version"])
+
+        try:
+            return await self.repeat(put_once, path, "write")
+        except ObjectChanged as error:
+            raise PreconditionFailed(f"object `{self.url}/{path}` is not as expected") from error
+
+    async def upload(
+        self, store: Any, path: str, parts: AsyncIterator[bytes], part_bytes: int, concurrency: int
+    ) -> None:
+        """Writes an object in parts, some of them side by side.
+
+        Args:
+            store: A store that repeats failed requests by itself, as it makes several.
+            path: The object.
+            parts: Its bytes.
+            part_bytes: Size of all parts but the last.
+            concurrency: Number of parts that are sent at the same time.
+        """
+        self.traffic.requests += 2
+
+        async def count() -> AsyncIterator[bytes]:
+            async for part in parts:
+                self.traffic.requests += 1
+                yield part
+
+        await self._obstore.put_async(
+            store,
+            path,
+            count(),
+            use_multipart=True,
+            chunk_size=part_bytes,
+            max_concurrency=concurrency,
+        )
+
+    async def delete(self, paths: Sequence[str]) -> None:
+        """Deletes objects. One that does not exist is no error.
+
+        Raises:
+            SourceError: The store failed.
+        """
+
+        async def delete_one(path: str) -> None:
+            async def delete_once() -> None:
+                await self._obstore.delete_async(self.store, path)
+
+            with suppress(NotFound):
+                await self.repeat(delete_once, path, "delete")
+
+        await asyncio.gather(*map(delete_one, paths))
+
+    async def repeat(
+        self, attempt: Callable[[], Awaitable[T]], path: str, action: str = "read"
+    ) -> T:
         """Makes a request until it succeeds, or fails for good.
 
         Args:
             attempt: Makes the request once.
             path: The object or directory concerned.
+            action: What the request does to it, as errors say it.
 
         Raises:
             NotFound, ObjectChanged, SourceError: See `fetch`.
         """
-        retries = _Retries(self, path)
+        retries = _Retries(self, path, action)
         while True:
             try:
                 async with self._slots:
@@ -336,10 +430,11 @@ class _Retries:
     Args:
         requests: The store.
         path: The object or directory concerned.
+        action: What the request does to it.
     """
 
-    def __init__(self, requests: Requests, path: str):
-        self._requests, self._path = requests, path
+    def __init__(self, requests: Requests, path: str, action: str = "read"):
+        self._requests, self._path, self._action = requests, path, action
         self._failed = self._renewed = 0
         self._progress = time.monotonic()
         self._pause = _BACKOFF_S
@@ -356,7 +451,7 @@ class _Retries:
         where, kind, reason = f"{requests.url}/{path}", classify_error(error), describe_error(error)
         if kind == "missing":
             raise NotFound("Expected an object, found none", file=where) from error
-        if kind == "changed":
+        if kind in ("changed", "exists"):
             raise ObjectChanged(requests.describe_change(path)) from error
         if kind == "ranges":
             raise SourceError(
@@ -370,7 +465,7 @@ class _Retries:
             requests.renew()
         elif kind != "transient" or waited + self._pause > requests.timeout_s:
             times = f"; tried {self._failed} times in {waited:.0f} s" if self._failed > 1 else ""
-            raise SourceError(f"can't read `{where}`: {reason}{times}") from error
+            raise SourceError(f"can't {self._action} `{where}`: {reason}{times}") from error
         requests.traffic.retried += 1
         _log.info("trying `%s` again after %s", where, reason)
         await asyncio.sleep(self._pause * random.uniform(0.5, 1))
