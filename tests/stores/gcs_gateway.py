@@ -1,0 +1,274 @@
+"""The part of the XML API of Google Cloud Storage that fake-gcs-server lacks, in front of it.
+
+`python gcs_gateway.py PORT UPSTREAM_PORT`
+
+fake-gcs-server stores objects, counts generations and answers the JSON API, and GET, HEAD and lists
+of the XML API. Clients that write by the XML API, as obstore, need more: PUT, DELETE, copies,
+multipart uploads, `x-goog-if-generation-match`, If-Match, and the refusal of a body that its
+checksum does not fit. This translates them to the JSON API. Parts of an upload lie here until the
+upload is completed.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import http.client
+import json
+import re
+import sys
+import threading
+import uuid
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import parse_qs, quote, unquote, urlsplit
+from xml.etree import ElementTree
+from xml.sax.saxutils import escape
+
+import crc32c
+
+_PIECE_BYTES = 256 * 1024
+_HOP = {"connection", "host", "transfer-encoding", "keep-alive", "expect"}
+
+
+class _Uploads:
+    """Multipart uploads that were begun and neither completed nor aborted."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.parts: dict[str, dict[int, bytes]] = {}
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    uploads = _Uploads()
+    upstream: int
+
+    def log_message(self, format: str, *args: object) -> None:
+        del format, args
+
+    def setup(self) -> None:
+        super().setup()
+        self._store = http.client.HTTPConnection("127.0.0.1", self.upstream)
+
+    def finish(self) -> None:
+        super().finish()
+        self._store.close()
+
+    def _handle(self) -> None:
+        split = urlsplit(self.path)
+        query = {key: values[0] for key, values in parse_qs(split.query, True).items()}
+        length = int(self.headers.get("Content-Length") or 0)
+        body = self.rfile.read(length) if length else b""
+        name = re.fullmatch(r"/([^/]+)/(.+)", split.path)
+        if re.match(r"/(storage|upload|download|batch)/", split.path) or name is None:
+            self._pass_on(body)
+            return
+        bucket, key = name[1], unquote(name[2])
+        if self.command in ("GET", "HEAD"):
+            self._read()
+        elif self.command == "DELETE" and "uploadId" in query:
+            with self.uploads.lock:
+                self.uploads.parts.pop(query["uploadId"], None)
+            self._answer(204)
+        elif self.command == "DELETE":
+            path = f"/storage/v1/b/{bucket}/o/{quote(key, safe='')}"
+            self._answer(204 if self._ask("DELETE", path)[0] < 300 else 404)
+        elif self.command == "POST" and "uploads" in query:
+            self._begin_upload(bucket, key)
+        elif self.command == "POST" and "uploadId" in query:
+            self._complete_upload(bucket, key, query["uploadId"], body)
+        elif self.command == "PUT" and not self._fits(body):
+            self._refuse(400, "BadDigest", "The body does not have the checksum that was sent.")
+        elif self.command == "PUT" and "uploadId" in query:
+            self._put_part(query, body)
+        elif self.command == "PUT" and "x-goog-copy-source" in self.headers:
+            self._copy(bucket, key)
+        elif self.command == "PUT":
+            self._put(bucket, key, body)
+        else:
+            self._refuse(405, "MethodNotAllowed", self.command)
+
+    do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = do_PATCH = _handle
+
+    def _fits(self, body: bytes) -> bool:
+        sums = {"md5": self.headers.get("Content-MD5")}
+        for given in self.headers.get_all("x-goog-hash", []):
+            for one in given.split(","):
+                algorithm, _, value = one.strip().partition("=")
+                sums[algorithm] = value
+        actual = {
+            "md5": hashlib.md5(body).digest(),
+            "crc32c": crc32c.crc32c(body).to_bytes(4, "big"),
+        }
+        return all(
+            value is None or base64.b64decode(value) == actual[algorithm]
+            for algorithm, value in sums.items()
+        )
+
+    def _read(self) -> None:
+        """Passes on a GET or HEAD, unless a condition on the etag forbids it."""
+        wanted, unwanted = self.headers.get("If-Match"), self.headers.get("If-None-Match")
+        if wanted or unwanted:
+            status, headers, _ = self._ask("HEAD", self.path)
+            etag = headers.get("Etag", "")
+            if status == 200 and wanted and etag not in [one.strip() for one in wanted.split(",")]:
+                self._refuse(412, "PreconditionFailed", "The etag is another.")
+                return
+            if status == 200 and unwanted and etag in [one.strip() for one in unwanted.split(",")]:
+                self._answer(304, {"ETag": etag})
+                return
+        self._pass_on(b"")
+
+    def _pass_on(self, body: bytes) -> None:
+        headers = {key: value for key, value in self.headers.items() if key.lower() not in _HOP}
+        self._store.request(self.command, self.path, body or None, headers)
+        response = self._store.getresponse()
+        self.send_response(response.status)
+        for key, value in response.getheaders():
+            if key.lower() not in (*_HOP, "date"):
+                self.send_header(key, value)
+        if response.getheader("Content-Length") is None:
+            text = response.read()
+            self.send_header("Content-Length", str(len(text)))
+            self.end_headers()
+            self.wfile.write(text)
+            return
+        self.end_headers()
+        while piece := response.read(_PIECE_BYTES):
+            self.wfile.write(piece)
+
+    def _put(self, bucket: str, key: str, body: bytes) -> None:
+        fields = {"name": key, "contentType": self.headers.get("Content-Type")}
+        status, stored = self._insert(bucket, fields, body)
+        self._answer_stored(status, stored)
+
+    def _insert(self, bucket: str, fields: dict[str, str | None], body: bytes) -> tuple[int, bytes]:
+        boundary = uuid.uuid4().hex
+        kind = fields["contentType"] or "application/octet-stream"
+        metadata = json.dumps({key: value for key, value in fields.items() if value}).encode()
+        parts = [
+            f"--{boundary}\r\nContent-Type: application/json\r\n\r\n".encode(),
+            metadata,
+            f"\r\n--{boundary}\r\nContent-Type: {kind}\r\n\r\n".encode(),
+            body,
+            f"\r\n--{boundary}--\r\n".encode(),
+        ]
+        path = f"/upload/storage/v1/b/{bucket}/o?uploadType=multipart"
+        if (generation := self.headers.get("x-goog-if-generation-match")) is not None:
+            path += f"&ifGenerationMatch={generation}"
+        related = {"Content-Type": f"multipart/related; boundary={boundary}"}
+        status, _, answer = self._ask("POST", path, b"".join(parts), related)
+        return status, answer
+
+    def _copy(self, bucket: str, key: str) -> None:
+        source, _, name = unquote(self.headers["x-goog-copy-source"]).lstrip("/").partition("/")
+        path = f"/storage/v1/b/{source}/o/{quote(name, safe='')}?alt=media"
+        status, headers, body = self._ask("GET", path)
+        if status >= 300:
+            self._refuse(404, "NoSuchKey", name)
+            return
+        fields = {"name": key, "contentType": headers.get("Content-Type")}
+        status, stored = self._insert(bucket, fields, body)
+        self._answer_stored(status, stored)
+
+    def _begin_upload(self, bucket: str, key: str) -> None:
+        number = uuid.uuid4().hex
+        with self.uploads.lock:
+            self.uploads.parts[number] = {}
+        self._answer_xml(
+            f"<InitiateMultipartUploadResult><Bucket>{bucket}</Bucket><Key>{escape(key)}</Key>"
+            f"<UploadId>{number}</UploadId></InitiateMultipartUploadResult>"
+        )
+
+    def _put_part(self, query: dict[str, str], body: bytes) -> None:
+        with self.uploads.lock:
+            parts = self.uploads.parts.get(query["uploadId"])
+            if parts is not None:
+                parts[int(query["partNumber"])] = body
+        if parts is None:
+            self._refuse(404, "NoSuchUpload", query["uploadId"])
+            return
+        self._answer(200, {"ETag": _part_etag(body)})
+
+    def _complete_upload(self, bucket: str, key: str, number: str, body: bytes) -> None:
+        with self.uploads.lock:
+            parts = self.uploads.parts.get(number)
+        if parts is None:
+            self._refuse(404, "NoSuchUpload", number)
+            return
+        chosen = []
+        for part in ElementTree.fromstring(body).iter():
+            if part.tag.rpartition("}")[2] != "Part":
+                continue
+            found = {field.tag.rpartition("}")[2]: field.text or "" for field in part}
+            data = parts.get(int(found["PartNumber"]))
+            if data is None or _part_etag(data).strip('"') != found["ETag"].strip('"'):
+                self._refuse(400, "InvalidPart", found["PartNumber"])
+                return
+            chosen.append(data)
+        fields = {"name": key, "contentType": None}
+        status, stored = self._insert(bucket, fields, b"".join(chosen))
+        if status >= 300:
+            self._answer_stored(status, stored)
+            return
+        with self.uploads.lock:
+            self.uploads.parts.pop(number, None)
+        resource = json.loads(stored)
+        self._answer_xml(
+            f"<CompleteMultipartUploadResult><Bucket>{bucket}</Bucket><Key>{escape(key)}</Key>"
+            f'<ETag>"{resource["etag"]}"</ETag></CompleteMultipartUploadResult>',
+            {"x-goog-generation": resource["generation"]},
+        )
+
+    def _answer_stored(self, status: int, stored: bytes) -> None:
+        if status == 412:
+            self._refuse(412, "PreconditionFailed", "The generation is another.")
+        elif status >= 300:
+            self._refuse(404 if status == 404 else status, "NoSuchBucket", stored.decode()[:200])
+        else:
+            resource = json.loads(stored)
+            sums = f"crc32c={resource['crc32c']},md5={resource['md5Hash']}"
+            headers = {"ETag": f'"{resource["etag"]}"', "x-goog-hash": sums}
+            self._answer(200, {**headers, "x-goog-generation": resource["generation"]})
+
+    def _ask(
+        self, method: str, path: str, body: bytes = b"", headers: dict[str, str] | None = None
+    ) -> tuple[int, http.client.HTTPMessage, bytes]:
+        self._store.request(method, path, body or None, headers or {})
+        response = self._store.getresponse()
+        return response.status, response.headers, response.read()
+
+    def _refuse(self, status: int, code: str, message: str) -> None:
+        text = f"<Error><Code>{code}</Code><Message>{escape(message)}</Message></Error>"
+        self._answer_xml(text, status=status)
+
+    def _answer_xml(
+        self, text: str, headers: dict[str, str] | None = None, status: int = 200
+    ) -> None:
+        declared = f'<?xml version="1.0" encoding="UTF-8"?>{text}'.encode()
+        self._answer(status, {"Content-Type": "application/xml", **(headers or {})}, declared)
+
+    def _answer(
+        self, status: int, headers: dict[str, str] | None = None, body: bytes = b""
+    ) -> None:
+        self.send_response(status)
+        for key, value in (headers or {}).items():
+            self.send_header(key, value)
+        if status not in (204, 304):
+            self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+
+def _part_etag(data: bytes) -> str:
+    return f'"{hashlib.md5(data).hexdigest()}"'
+
+
+class _Gateway(ThreadingHTTPServer):
+    request_queue_size = 512
+
+
+if __name__ == "__main__":
+    _Handler.upstream = int(sys.argv[2])
+    _Gateway(("127.0.0.1", int(sys.argv[1])), _Handler).serve_forever()
