@@ -2,9 +2,9 @@
 
 `python gcs_gateway.py PORT UPSTREAM_PORT`
 
-fake-gcs-server stores objects, counts generations and answers the JSON API, and GET, HEAD and lists
-of the XML API. Clients that write by the XML API, as obstore, need more: PUT, DELETE, copies,
-multipart uploads, `x-goog-if-generation-match`, If-Match, and the refusal of a body that its
+fake-gcs-server stores objects, counts generations and answers the JSON API, and GET and HEAD of
+the XML API. Clients that write by the XML API, as obstore, need more: PUT, DELETE, copies, pages of
+lists, multipart uploads, `x-goog-if-generation-match`, If-Match, and the refusal of a body that its
 checksum does not fit. This translates them to the JSON API. Parts of an upload lie here until the
 upload is completed.
 """
@@ -20,13 +20,14 @@ import sys
 import threading
 import uuid
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from urllib.parse import parse_qs, quote, unquote, urlsplit
+from urllib.parse import parse_qs, quote, unquote, urlencode, urlsplit
 from xml.etree import ElementTree
 from xml.sax.saxutils import escape
 
 import crc32c
 
 _PIECE_BYTES = 256 * 1024
+_PAGE = 1000
 _HOP = {"connection", "host", "transfer-encoding", "keep-alive", "expect"}
 
 
@@ -40,6 +41,8 @@ class _Uploads:
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    wbufsize = -1
     uploads = _Uploads()
     upstream: int
 
@@ -60,6 +63,9 @@ class _Handler(BaseHTTPRequestHandler):
         length = int(self.headers.get("Content-Length") or 0)
         body = self.rfile.read(length) if length else b""
         name = re.fullmatch(r"/([^/]+)/(.+)", split.path)
+        if self.command == "GET" and "list-type" in query and split.path.count("/") == 1:
+            self._list(split.path[1:], query)
+            return
         if re.match(r"/(storage|upload|download|batch)/", split.path) or name is None:
             self._pass_on(body)
             return
@@ -119,10 +125,42 @@ class _Handler(BaseHTTPRequestHandler):
                 return
         self._pass_on(b"")
 
+    def _list(self, bucket: str, query: dict[str, str]) -> None:
+        """A page of a list; a token is the last name or prefix of the page before."""
+        after = query.get("continuation-token") or query.get("start-after", "")
+        prefix, delimiter = query.get("prefix", ""), query.get("delimiter", "")
+        wanted = {"prefix": prefix, "delimiter": delimiter, "startOffset": after}
+        entries: dict[str, str] = {}
+        token: str | None = ""
+        while token is not None:
+            asked = urlencode({key: text for key, text in wanted.items() if text})
+            status, _, body = self._ask("GET", f"/storage/v1/b/{bucket}/o?{asked}")
+            if status != 200:
+                self._refuse(404, "NoSuchBucket", bucket)
+                return
+            page = json.loads(body)
+            for found in page.get("items", []):
+                entries[found["name"]] = _describe(found)
+            for name in page.get("prefixes", []):
+                entries[name] = f"<CommonPrefixes><Prefix>{escape(name)}</Prefix></CommonPrefixes>"
+            token = wanted["pageToken"] = page.get("nextPageToken")
+        is_prefix = delimiter and after.endswith(delimiter)
+        names = sorted(name for name in entries if name > after)
+        names = [name for name in names if not (is_prefix and name.startswith(after))]
+        chosen = names[: int(query.get("max-keys", _PAGE))]
+        is_cut = len(chosen) < len(names)
+        more = (
+            f"<NextContinuationToken>{escape(chosen[-1])}</NextContinuationToken>" if is_cut else ""
+        )
+        self._answer_xml(
+            f"<ListBucketResult><Name>{bucket}</Name><Prefix>{escape(prefix)}</Prefix>"
+            f"<IsTruncated>{str(is_cut).lower()}</IsTruncated>{more}"
+            f"{''.join(entries[name] for name in chosen)}</ListBucketResult>"
+        )
+
     def _pass_on(self, body: bytes) -> None:
         headers = {key: value for key, value in self.headers.items() if key.lower() not in _HOP}
-        self._store.request(self.command, self.path, body or None, headers)
-        response = self._store.getresponse()
+        response = self._send(self.command, self.path, body, headers)
         self.send_response(response.status)
         for key, value in response.getheaders():
             if key.lower() not in (*_HOP, "date"):
@@ -234,9 +272,19 @@ class _Handler(BaseHTTPRequestHandler):
     def _ask(
         self, method: str, path: str, body: bytes = b"", headers: dict[str, str] | None = None
     ) -> tuple[int, http.client.HTTPMessage, bytes]:
-        self._store.request(method, path, body or None, headers or {})
-        response = self._store.getresponse()
+        response = self._send(method, path, body, headers or {})
         return response.status, response.headers, response.read()
+
+    def _send(
+        self, method: str, path: str, body: bytes, headers: dict[str, str]
+    ) -> http.client.HTTPResponse:
+        try:
+            self._store.request(method, path, body or None, headers)
+            return self._store.getresponse()
+        except ConnectionError:  # fake-gcs-server ends a connection on which it answered 416
+            self._store.close()
+            self._store.request(method, path, body or None, headers)
+            return self._store.getresponse()
 
     def _refuse(self, status: int, code: str, message: str) -> None:
         text = f"<Error><Code>{code}</Code><Message>{escape(message)}</Message></Error>"
@@ -259,6 +307,14 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(body)
+
+
+def _describe(found: dict[str, str]) -> str:
+    return (
+        f"<Contents><Key>{escape(found['name'])}</Key><Size>{found['size']}</Size>"
+        f'<Generation>{found["generation"]}</Generation><ETag>"{found["etag"]}"</ETag>'
+        f"<LastModified>{found['updated']}</LastModified></Contents>"
+    )
 
 
 def _part_etag(data: bytes) -> str:
