@@ -348,8 +348,8 @@ class _Connection:
             for part in self._shape(piece, self._proxy._down):
                 changed = fault.change_body(position, part)
                 position += len(part)
+                exchange.received_bytes += len(changed)  # before the client can ask for it
                 self._client.send(changed)
-                exchange.received_bytes += len(changed)
                 if len(changed) < len(part):
                     raise DropConnectionError(reset=fault.reset)
             if kept is not None:
