@@ -157,13 +157,13 @@ class Servers:
             "iam": "false",
             "master.telemetry": "false",
             "master.volumeSizeLimitMB": 1024,
-            "volume.max": 100,
+            "volume.max": 10_000,  # each bucket has its own
             "volume.preStopSeconds": 0,
         }
         command = [weed, "-logtostderr", "server"]
         command += [f"-{option}={value}" for option, value in options.items()]
         url = f"http://127.0.0.1:{chosen['s3.port']}"
-        self._run(name, command, url)
+        self._run(name, command, url, WEED_MASTER_VOLUME_GROWTH_COPY_1="1")
         return Server(name, "s3", url, root, checks_signatures=True, checks_checksums=True)
 
     def _start_fake_gcs(self, name: str) -> Server:
