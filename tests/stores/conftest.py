@@ -1,16 +1,17 @@
 """Fixtures: a server, an empty bucket on it, and a proxy before it.
 
 Tests that take `server` or `bucket` run once for each server with ranges. Another choice is
-`@pytest.mark.parametrize("server", WRITABLE, indirect=True)`, with names from `servers.py`.
+`@run_on(*WRITABLE)` or `@run_on("moto")`, with names from `choice.py`.
 """
 
 from collections.abc import Iterator
 
 import pytest
 
+from .choice import WITH_RANGES, choose
 from .proxy import FaultProxy
 from .server import Bucket, Server
-from .servers import WITH_RANGES, MissingServerError, Servers
+from .servers import MissingServerError, Servers
 
 
 @pytest.fixture(scope="session")
@@ -21,7 +22,7 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
     started.stop()
 
 
-@pytest.fixture(params=WITH_RANGES)
+@pytest.fixture(params=choose(WITH_RANGES))
 def server(request: pytest.FixtureRequest, servers: Servers) -> Server:
     """A server that runs; the test is skipped where its program can't be had."""
     try:

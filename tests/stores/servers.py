@@ -30,7 +30,7 @@ from pathlib import Path
 
 from . import azurite
 from .server import ACCESS_KEY, SECRET_KEY, Bucket, Server
-from .signed_requests import answers
+from .signed_requests import find_status
 
 _START_S = 30.0
 
@@ -60,11 +60,12 @@ class _Program:
                 start_new_session=True,
             )
 
-    def wait_for(self, url: str) -> None:
-        """Waits until something answers at `url`."""
+    def wait_for(self, url: str, *, below: int = 600) -> None:
+        """Waits until something answers at `url` with a status below this one."""
         deadline = time.monotonic() + _START_S
         while self._process.poll() is None and time.monotonic() < deadline:
-            if answers(url):
+            status = find_status(url)
+            if status is not None and status < below:
                 return
             time.sleep(0.05)
         self.stop()
@@ -119,11 +120,12 @@ class Servers:
         except MissingServerError as error:
             return error
 
-    def _run(self, name: str, command: list[str], url: str, **environment: str) -> None:
+    def _run(self, name: str, command: list[str], url: str, **environment: str) -> _Program:
         log = self._directory / f"{name}.{len(self._programs)}.log"
         program = _Program(command, log, environment)
         self._programs.append(program)
         program.wait_for(url)
+        return program
 
     def _start_moto(self, name: str) -> Server:
         if importlib.util.find_spec("moto") is None or importlib.util.find_spec("flask") is None:
@@ -163,7 +165,9 @@ class Servers:
         command = [weed, "-logtostderr", "server"]
         command += [f"-{option}={value}" for option, value in options.items()]
         url = f"http://127.0.0.1:{chosen['s3.port']}"
-        self._run(name, command, url, WEED_MASTER_VOLUME_GROWTH_COPY_1="1")
+        program = self._run(name, command, url, WEED_MASTER_VOLUME_GROWTH_COPY_1="1")
+        # The first object would wait for seconds until the parts of it know each other.
+        program.wait_for(f"http://127.0.0.1:{chosen['master.port']}/dir/assign", below=300)
         return Server(name, "s3", url, root, checks_signatures=True, checks_checksums=True)
 
     def _start_fake_gcs(self, name: str) -> Server:
@@ -235,9 +239,6 @@ _STARTS: dict[str, Callable[[Servers, str], Server]] = {
     "caddy": Servers._start_caddy,
     "plain": Servers._start_plain,
 }
-WRITABLE = ("moto", "seaweedfs", "fake-gcs", "azurite")
-WITH_RANGES = (*WRITABLE, "caddy")
-ALL = (*WITH_RANGES, "plain")
 
 
 def _find_program(name: str, package: str) -> str:

@@ -13,13 +13,12 @@ from email.utils import formatdate
 from urllib.parse import urlsplit
 
 
-def answers(url: str) -> bool:
-    """Whether something at `url` answers a request, with whatever status."""
+def find_status(url: str) -> int | None:
+    """The status with which something at `url` answers a GET; None if nothing does."""
     try:
-        _send("GET", url)
+        return _send("GET", url)[0]
     except (OSError, http.client.HTTPException):
-        return False
-    return True
+        return None
 
 
 def make_s3_bucket(url: str, name: str, access_key: str, secret_key: str, region: str) -> None:

@@ -12,6 +12,7 @@ import obstore
 import pytest
 from obstore.exceptions import AlreadyExistsError, GenericError
 
+from .choice import WITH_RANGES, WRITABLE, run_on
 from .faults import (
     Answer,
     Corrupt,
@@ -27,11 +28,10 @@ from .faults import (
 from .messages import Stream
 from .proxy import FaultProxy
 from .server import Bucket
-from .servers import WITH_RANGES, WRITABLE
 
-once = pytest.mark.parametrize("server", ["seaweedfs"], indirect=True)
-everywhere = pytest.mark.parametrize("server", WITH_RANGES, indirect=True)
-writable = pytest.mark.parametrize("server", WRITABLE, indirect=True)
+once = run_on("fake-gcs")
+everywhere = run_on(*WITH_RANGES)
+writable = run_on(*WRITABLE)
 
 DATA = bytes(range(256)) * 4096
 WAITS = {"init_backoff": timedelta(milliseconds=1), "max_backoff": timedelta(milliseconds=2)}
@@ -312,7 +312,7 @@ def test_bandwidth_of_a_connection(bucket: Bucket, proxy: FaultProxy) -> None:
     assert 0.9 * len(DATA) / 10e6 < took < 3.5 * len(DATA) / 10e6
 
 
-@pytest.mark.parametrize("server", ["moto"], indirect=True)
+@run_on("moto")
 def test_a_client_may_wait_to_be_told_to_continue(bucket: Bucket, proxy: FaultProxy) -> None:
     target = urlsplit(proxy.url)
     address = (target.hostname or "", target.port or 0)
@@ -335,7 +335,7 @@ def test_a_client_may_wait_to_be_told_to_continue(bucket: Bucket, proxy: FaultPr
         assert read_status(Stream(connection)) == 503
 
 
-@pytest.mark.parametrize("server", ["caddy"], indirect=True)
+@run_on("caddy")
 def test_connections_are_kept(bucket: Bucket, proxy: FaultProxy) -> None:
     bucket.write("x", DATA)
     connection = http.client.HTTPConnection(urlsplit(proxy.url).netloc)
