@@ -9,6 +9,10 @@ from dataclasses import dataclass, field
 
 from .messages import Head
 
+_ERROR = "<Error><Code>{}</Code><Message>{}</Message><RequestId>INJECTED</RequestId></Error>"
+SLOW_DOWN = _ERROR.format("SlowDown", "Please reduce your request rate.").encode()
+EXPIRED_TOKEN = _ERROR.format("ExpiredToken", "The provided token has expired.").encode()
+
 
 class DropConnectionError(Exception):
     """Ends a connection in place of what was to be sent."""
@@ -85,11 +89,14 @@ class Fault:
 
 @dataclass(frozen=True)
 class Answer(Fault):
-    """A status in place of the server's answer, as of a store that is overloaded."""
+    """A status in place of the server's answer: a store that is overloaded, unless `body` differs.
+
+    The request has the number `INJECTED` in the fields and the body where stores name theirs.
+    """
 
     status: int
     retry_after_seconds: float | None = None
-    body: bytes = b"<Error><Code>SlowDown</Code><Message>Reduce your rate.</Message></Error>"
+    body: bytes = SLOW_DOWN
 
     def answer(self) -> bytes:
         """The whole response."""
@@ -98,6 +105,8 @@ class Answer(Fault):
             "Content-Type: application/xml",
             f"Content-Length: {len(self.body)}",
             "x-amz-request-id: INJECTED",
+            "x-ms-request-id: INJECTED",
+            "x-guploader-uploadid: INJECTED",
         ]
         if self.retry_after_seconds is not None:
             lines.append(f"Retry-After: {self.retry_after_seconds:g}")

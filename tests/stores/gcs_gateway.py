@@ -5,8 +5,9 @@
 fake-gcs-server stores objects, counts generations and answers the JSON API, and GET and HEAD of
 the XML API. Clients that write by the XML API, as obstore, need more: PUT, DELETE, copies, pages of
 lists, multipart uploads, `x-goog-if-generation-match`, If-Match, and the refusal of a body that its
-checksum does not fit. This translates them to the JSON API. Parts of an upload lie here until the
-upload is completed.
+checksum does not fit. This translates them to the JSON API, and passes that on, which TensorStore
+speaks; but for simple uploads with a condition, which fake-gcs-server stores without looking at it.
+Parts of an upload lie here until the upload is completed.
 """
 
 from __future__ import annotations
@@ -65,6 +66,9 @@ class _Handler(BaseHTTPRequestHandler):
         name = re.fullmatch(r"/([^/]+)/(.+)", split.path)
         if self.command == "GET" and "list-type" in query and split.path.count("/") == 1:
             self._list(split.path[1:], query)
+            return
+        if query.get("uploadType") == "media" and "ifGenerationMatch" in query:
+            self._insert_media(split.path, query, body)
             return
         if re.match(r"/(storage|upload|download|batch)/", split.path) or name is None:
             self._pass_on(body)
@@ -180,7 +184,21 @@ class _Handler(BaseHTTPRequestHandler):
         status, stored = self._insert(bucket, fields, body)
         self._answer_stored(status, stored)
 
-    def _insert(self, bucket: str, fields: dict[str, str | None], body: bytes) -> tuple[int, bytes]:
+    def _insert_media(self, path: str, query: dict[str, str], body: bytes) -> None:
+        """An upload by the JSON API, whose condition fake-gcs-server would overlook."""
+        fields = {"name": query["name"], "contentType": self.headers.get("Content-Type")}
+        bucket = path.split("/")[-2]
+        status, answer = self._insert(bucket, fields, body, query["ifGenerationMatch"])
+        self._answer(status, {"Content-Type": "application/json"}, answer)
+
+    def _insert(
+        self,
+        bucket: str,
+        fields: dict[str, str | None],
+        body: bytes,
+        generation: str | None = None,
+    ) -> tuple[int, bytes]:
+        generation = generation or self.headers.get("x-goog-if-generation-match")
         boundary = uuid.uuid4().hex
         kind = fields["contentType"] or "application/octet-stream"
         metadata = json.dumps({key: value for key, value in fields.items() if value}).encode()
@@ -192,7 +210,7 @@ class _Handler(BaseHTTPRequestHandler):
             f"\r\n--{boundary}--\r\n".encode(),
         ]
         path = f"/upload/storage/v1/b/{bucket}/o?uploadType=multipart"
-        if (generation := self.headers.get("x-goog-if-generation-match")) is not None:
+        if generation is not None:
             path += f"&ifGenerationMatch={generation}"
         related = {"Content-Type": f"multipart/related; boundary={boundary}"}
         status, _, answer = self._ask("POST", path, b"".join(parts), related)

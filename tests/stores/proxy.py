@@ -303,7 +303,8 @@ class _Connection:
         return not (response.is_last or request.is_last)
 
     def _die(self) -> None:
-        while self._proxy._kill_silently and not self._proxy._closed:
+        proxy = self._proxy
+        while proxy._kill_silently and proxy._left is not None and not proxy._closed:
             time.sleep(0.01)
         raise DropConnectionError(reset=True)
 

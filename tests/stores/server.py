@@ -68,6 +68,7 @@ class Server:
                 "AWS_ACCESS_KEY_ID": ACCESS_KEY,
                 "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
                 "AWS_ALLOW_HTTP": "true",
+                "AWS_EC2_METADATA_DISABLED": "true",
             }
         if self.scheme == "gs":
             return {
@@ -75,6 +76,7 @@ class Server:
                 "GOOGLE_BASE_URL": self.url,
                 "GOOGLE_BEARER_TOKEN": "token",
                 "TENSORSTORE_GCS_HTTP_URL": self.url,
+                "GOOGLE_AUTH_TOKEN_FOR_TESTING": "token",
             }
         if self.scheme == "az":
             return {

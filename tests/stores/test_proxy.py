@@ -10,10 +10,11 @@ from urllib.parse import urlsplit
 
 import obstore
 import pytest
-from obstore.exceptions import AlreadyExistsError, GenericError
+from obstore.exceptions import AlreadyExistsError, GenericError, PermissionDeniedError
 
 from .choice import WITH_RANGES, WRITABLE, run_on
 from .faults import (
+    EXPIRED_TOKEN,
     Answer,
     Corrupt,
     Cut,
@@ -101,6 +102,17 @@ def test_statuses(bucket: Bucket, proxy: FaultProxy, status: int) -> None:
     assert read(open_store(bucket, proxy, retries=1)) == DATA[:2000]
     assert [exchange.status for exchange in proxy.exchanges] == [status, status, 206]
     assert rule.hits == 2
+
+
+@everywhere
+def test_expired_tokens(bucket: Bucket, proxy: FaultProxy) -> None:
+    bucket.write("x", DATA)
+    proxy.inject(Answer(403, body=EXPIRED_TOKEN))
+    store = open_store(bucket, proxy, retries=3)
+    with pytest.raises(PermissionDeniedError, match=r"ExpiredToken.*INJECTED"):
+        read(store)
+    assert proxy.count() == 1
+    assert read(store) == DATA[:2000]
 
 
 @everywhere

@@ -4,6 +4,7 @@ import concurrent.futures
 
 import obstore
 import pytest
+import tensorstore
 from obstore.exceptions import (
     AlreadyExistsError,
     GenericError,
@@ -88,6 +89,28 @@ def test_one_of_several_writers_creates_an_object(bucket: Bucket) -> None:
         won = list(threads.map(create, range(8)))
     assert won.count(True) == 1
     assert bucket.read("x") == str(won.index(True)).encode()
+
+
+@run_on("moto", "fake-gcs", "seaweedfs")
+def test_tensorstore_reads_and_writes_there(
+    server: Server, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in server.environment.items():
+        monkeypatch.setenv(name, value)
+    place: dict[str, object] = {"driver": "gcs", "bucket": bucket.name, "path": "t/"}
+    if server.scheme == "s3":
+        keys = {"type": "environment"}
+        place |= {"driver": "s3", "endpoint": server.url, "aws_credentials": keys}
+        place["aws_region"] = "us-east-1"
+    store = tensorstore.KvStore.open(place).result()
+    first = store.write("x", b"1").result()
+    assert bytes(store.read("x").result().value) == b"1"
+    assert bucket.read("t/x") == b"1"
+    absent = tensorstore.KvStore.open(place).result().read("y").result().stamp.generation
+    written = [store.write(name, b"2", if_equal=absent).result().generation for name in "xy"]
+    assert [generation == b"" for generation in written] == [True, False]
+    assert store.list().result() == [b"x", b"y"]
+    assert first.generation == store.read("x").result().stamp.generation
 
 
 @writable
