@@ -17,7 +17,7 @@ from .pair_families import REPLICA, Found, find_pairs
 from .rules import From
 
 _MAX_STEPS = 3_000_000
-"""Maximum product of the numbers of rules and of leaves, as each rule is tried on each leaf."""
+"""Maximum product of the numbers of rules and of leaves; bounds the time to join and try them."""
 
 _KEPT = 4
 """Leaves are kept under their own names, without rules, if one of so many rules would do that."""
