@@ -19,6 +19,9 @@ from .names import NamePattern, parse_name
 _FEW = 32
 """So many names are tried rather than looking for a narrower choice."""
 
+_MAX_TRIES = 4
+"""How often as many names as there are may be tried before they are indexed by their elements."""
+
 
 class NameIndex:
     """Names in the order of a checkpoint, by what they begin with, end with and contain.
@@ -31,6 +34,7 @@ class NameIndex:
         self._names = names
         self._order = {name: i for i, name in enumerate(names)}
         self._by_start = sorted(names)
+        self._tries = 0
 
     def list_candidates(self, pattern: NamePattern) -> Sequence[str]:
         """The names that a pattern may match, and perhaps others, in order."""
@@ -56,7 +60,8 @@ class NameIndex:
         if high - low > _FEW and end:
             first, last = _find_range(self._by_end, end[::-1])
         n = min(high - low, last - first)
-        if n > _FEW and elements:
+        self._tries += n
+        if n > _FEW and elements and self._tries > _MAX_TRIES * len(self._names):
             those = min((self._by_element.get(each, []) for each in elements), key=len)
             if len(those) < n:
                 return those

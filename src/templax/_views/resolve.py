@@ -12,6 +12,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Literal, Protocol
 
 import msgspec
@@ -69,20 +70,29 @@ class Made(msgspec.Struct, frozen=True, gc=False):
 
     Attributes:
         rule: The rule, as its target's name; None for a leaf that `rest="keep"` passes through.
-        pieces: Where its elements come from; they tile the leaf.
         same: The stored leaf, if the leaf is exactly that under another name.
+        layout: How the rule is laid out; None if the leaf is a stored one, or has no known shape.
+        at: The index of the leaf along each placeholder that only the target's name has.
+        found: The stored leaves that each part of the rule takes.
     """
 
     rule: str | None
-    pieces: tuple[Piece, ...] = ()
     same: LeafEntry | None = None
+    layout: RuleLayout | None = None
+    at: Mapping[str, int] = MappingProxyType({})
+    found: Sequence[Stack] = ()
+
+    def list_pieces(self) -> Iterator[Piece]:
+        """Where the elements come from; the pieces tile the leaf."""
+        # Made when the leaf is located: a view may have a million leaves of which few are wanted.
+        return iter(()) if self.layout is None else self.layout.make_pieces(self.at, self.found)
 
     @property
     def sources(self) -> list[LeafEntry]:
         """The stored leaves, each once."""
         if self.same is not None:
             return [self.same]
-        return list({p.source.name: p.source for p in self.pieces if p.source is not None}.values())
+        return list({e.name: e for stack in self.found for e in stack.values()}.values())
 
 
 @dataclass(frozen=True)
@@ -328,18 +338,19 @@ class _Resolver:
         self._check_count(found, {p: layout.counts[p] for p in unstacked})
         for value in itertools.chain.from_iterable(part.pad.values() for part in parts):
             check_fill(value, dtype)
+        made_from = describe_sources(found, expected and layout.explain(expected[0]))
         for index in itertools.product(*[range(layout.counts[p]) for p in unstacked]):
             at = dict(zip(unstacked, index, strict=True))
             chosen: Binding = {p: names[p][i] if p in names else i for p, i in at.items()}
             name = name_member(target, {**shared, **chosen}, sizes)
-            made = Made(text, tuple(layout.make_pieces(at, found)))
+            made = Made(text, None, layout, at, found)
             yield LeafEntry(
                 name,
                 split_name(name),
                 layout.shape,
                 dtype,
                 handle=made,
-                made_from=describe_sources(found, expected and layout.explain(expected[0])),
+                made_from=made_from,
             )
 
     def _check_count(self, found: Sequence[Stack], counts: Mapping[str, int]) -> None:

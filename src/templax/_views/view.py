@@ -156,7 +156,7 @@ def _locate(
             )
             continue
         chunks: list[Chunk] = []
-        for piece in made.pieces:
+        for piece in made.list_pieces():
             if piece.source is None:
                 chunks.append(_make_fill(entry, piece))
                 continue
