@@ -486,12 +486,6 @@ def test_what_is_no_mapping_is_refused(tmp_path):
         tx.view(tmp_path, {"a": "b"})  # pyright: ignore[reportArgumentType]
 
 
-def test_a_view_of_a_view_is_refused(tmp_path):
-    view = make_view(tmp_path, {"w": A}, {"k": tx.From("w", "a b -> b a")})
-    with pytest.raises(tx.Unsupported, match="a view of a view: write one mapping"):
-        restore_all(tx.view(view, tx.Mapping({"l": tx.From("k", "b a -> a b")})))
-
-
 @pytest.mark.parametrize(
     ("dtype", "value"),
     [
