@@ -159,20 +159,18 @@ def _join(first: IndexMap, second: IndexMap, matches: Sequence[_Match]) -> Index
         target[dim] += (second.axes[i].size - 1) * step
     axes: list[MapAxis] = []
     for one, other in matches:
+        turned = other is not None and other.axis in flipped
         by: tuple[int, int] | None = None
-        size, turned = 1, False
+        origin = None if one is None else first.axes[one.axis].source
+        if one is not None and origin is not None:
+            dim, stride = origin[0], origin[1] * one.factor
+            source[dim] += origin[1] * one.start + (stride * (one.size - 1) if turned else 0)
+            by = dim, -stride if turned else stride
         if other is not None:
             dim, step = second.axes[other.axis].target
-            size, turned = other.size, other.axis in flipped
-            begin = other.start + (other.factor * (size - 1) if turned else 0)
+            begin = other.start + (other.factor * (other.size - 1) if turned else 0)
             target[dim] += (-begin if turned else begin) * step
-        if one is not None:
-            origin = first.axes[one.axis].source
-            if origin is not None:
-                at, stride = origin[0], origin[1] * one.factor
-                source[at] += origin[1] * one.start + (stride * (one.size - 1) if turned else 0)
-                by = at, -stride if turned else stride
-        if other is not None and size > 1:
-            axes.append(MapAxis(size, by, (dim, step * other.factor)))
+            if other.size > 1:
+                axes.append(MapAxis(other.size, by, (dim, step * other.factor)))
     axes += [axis for axis in second.axes if axis.source is None]
     return IndexMap(tuple(axes), tuple(source), tuple(target))
