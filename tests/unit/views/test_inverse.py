@@ -322,6 +322,16 @@ def test_of_weights_that_were_tied_the_one_that_is_named_is_taken(
     assert back.mapping.drop == (other,)
 
 
+@pytest.mark.parametrize("apart", [False, True])
+def test_both_choices_tell_whether_weights_are_still_tied(apart: bool, tmp_path: Path) -> None:
+    embed = count(4, 3)
+    tx.save(tmp_path / "ckpt", {"embed": embed, "head": embed.T + (count(3, 4) == 5) * apart})
+    views = [tx.view(tmp_path / "ckpt", TIED.inverse(take=name)) for name in ("embed", "head")]
+    found = tx.diff(*views)
+    assert found.identical != apart
+    assert [leaf.name for leaf in found.leaves if leaf.differences] == ["wte"] * apart
+
+
 def test_an_inverse_of_a_family_of_tied_weights_can_not_leave_out_a_rest() -> None:
     mapping = tx.Mapping({"c.{...}": "b.{...}", "a.{...}": "b.{...}"})
     with pytest.raises(tx.MappingError, match=r"`a.{...}`: its source fills other leaves as well"):
