@@ -38,8 +38,10 @@ class NameIndex:
 
     def list_candidates(self, pattern: NamePattern) -> Sequence[str]:
         """The names that a pattern may match, and perhaps others, in order."""
-        first, *_ = pattern.segments or ("",)
-        *_, last = pattern.segments or ("",)
+        first, *others = pattern.segments or ("",)
+        last = others[-1] if others else first
+        if not others and isinstance(first, str):
+            return [first] if first in self._order else []
         start, end = (text if isinstance(text, str) else "" for text in (first, last))
         return self._list_between(start, end, _list_elements(pattern))
 
