@@ -23,8 +23,8 @@ def find_command() -> list[str]:
     """The command that runs Azurite's blob service in memory, after its installation if needed.
 
     Raises:
-        NotInstalledError: There is no node or npm, the cache can't be written, or npm failed or took
-            more than 300 s.
+        NotInstalledError: There is no node or npm, the cache can't be written, or npm failed or
+            took more than 300 s.
     """
     node, npm = shutil.which("node"), shutil.which("npm")
     if node is None or npm is None:
