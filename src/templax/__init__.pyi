@@ -26,13 +26,13 @@ from ._restore.api import open as open
 from ._restore.api import plan as plan
 from ._restore.api import restore as restore
 from ._restore.api import run as run
-from ._restore.api import save_template as save_template
 from ._restore.stats import Stats as Stats
 from ._runs.manager import Manager as Manager
 from ._runs.retention import Keep as Keep
 from ._save.fingerprint import fingerprint as fingerprint
 from ._save.result import Saved as Saved
 from ._save.save import save as save
+from ._template.save import save_template as save_template
 from ._template.trace import template_of as template_of
 from ._views.mapping import Mapping as Mapping
 from ._views.merge import merge as merge

@@ -130,8 +130,8 @@ def test_the_empty_path_is_not_the_current_directory() -> None:
 
 def test_an_unsupported_scheme_is_named() -> None:
     with pytest.raises(SourceError) as error:
-        open_source("s3://bucket/ckpt")
+        open_source("hdfs://bucket/ckpt")
     assert str(error.value) == (
-        "templax reads local files; `s3://` is not served by this version; "
+        "templax reads local files; `hdfs://` is not served by this version; "
         "hint: copy the checkpoint to a local directory"
     )

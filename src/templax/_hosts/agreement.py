@@ -51,7 +51,6 @@ What happens if a process ...
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from collections.abc import Callable, Generator, Mapping
 from types import TracebackType
@@ -61,6 +60,7 @@ import msgspec
 from .._core.arguments import check_company
 from .._jax.coordination import StoreError
 from ..errors import SaveError, TemplaxError
+from ..storage.open import spell_path
 from . import presence
 from .link import Link, connect_job
 from .messages import Call, RemoteError, read_number
@@ -109,7 +109,7 @@ def open_call(
     link = None if alone else connect_job(strict=strict)
     if link is not None:
         # Spelled the same on all processes, also where one of them goes through a link.
-        path = os.path.realpath(path)
+        path = spell_path(path)
     number = read_number(path) if step is None else None
     call = Call(doing, path, step if number is None else number, in_path=number is not None)
     return Hosts(link, call, timeout, make_error)

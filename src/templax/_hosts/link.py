@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import threading
 from collections.abc import Callable
 
 import msgspec
 
 from .._jax.coordination import JobStore, count_processes, is_connected, process_index
+from ..storage.open import spell_path
 from .pairing import Pairing
 from .presence import Presence
 
@@ -125,4 +125,4 @@ def leave_run(path: str, why: str, after_s: float = 0.0) -> None:
         after_s: For how long the others wait for it all the same.
     """
     if _link is not None:
-        _link.presence.announce_leaving(why, os.path.realpath(path), after_s)
+        _link.presence.announce_leaving(why, spell_path(path), after_s)

@@ -22,6 +22,7 @@ from .._match.result import Match
 from .buffers import Buffer, Measures, find_view, make_buffers
 from .mapped_parts import make_mapped_parts
 from .parts import (
+    AHEAD_BYTES,
     GAP_BYTES,
     IN_PLACE_BYTES,
     LARGE_BYTES,
@@ -55,6 +56,7 @@ def build_plan(
     verify: str = "available",
     mapped: Sequence[bool] = (),
     sources: Sequence[Any] = (),
+    gaps: Sequence[int] = (),
 ) -> Plan:
     """Plans the reads of a match without mismatches.
 
@@ -69,6 +71,8 @@ def build_plan(
             where some of them are wanted; otherwise these stay unchecked.
         mapped: For each source, whether its bytes can be mapped; empty for no mapping.
         sources: Stored in the plan.
+        gaps: For each source, the bytes between two parts that are rather read and dropped than
+            left out by a second request; empty, or 0, for local files.
 
     Returns:
         A plan with batches in template order. Its copies tile every buffer: each element is written
@@ -84,7 +88,9 @@ def build_plan(
     unmapped = Counter[str]()
     required, any_sums = verify == "required", False
     nbytes = transient = 0
-    most = max(GAP_BYTES, min(REQUEST_BYTES, memory // (4 * threads)))
+    gaps = gaps or [0] * len(chunks)
+    ahead = AHEAD_BYTES if any(gaps) else REQUEST_BYTES
+    most = max(GAP_BYTES, min(ahead, memory // (4 * threads)))
     measures = Measures()
     for pair in match.pairs:
         if pair.target.kind == "string":
@@ -110,7 +116,7 @@ def build_plan(
             passing = here if mine and mine[0].transient else 0
             full = nbytes >= BATCH_BYTES or len(buffers) >= BATCH_LEAVES
             if buffers and (full or transient + passing > share):
-                batches.append(_make_batch(parts, buffers, checks, most))
+                batches.append(_make_batch(parts, buffers, checks, most, gaps))
                 buffers, parts, checks, nbytes, transient = [], [[] for _ in chunks], [], 0, 0
             view = "read"
             if mapped and here:
@@ -151,8 +157,8 @@ def build_plan(
         if absent:
             filled.append(pair.target.name)
     if buffers:
-        batches.append(_make_batch(parts, buffers, checks, most))
-    scratch = _max_scratch(op for batch in batches for op in batch.reads)
+        batches.append(_make_batch(parts, buffers, checks, most, gaps))
+    scratch = _max_scratch((op for batch in batches for op in batch.reads), ahead)
     threads = max(1, min(threads, memory // (2 * scratch) if scratch else threads))
     return Plan(
         match,
@@ -170,7 +176,11 @@ def build_plan(
 
 
 def _make_batch(
-    parts: Sequence[list[Part]], buffers: Sequence[Buffer], checks: Sequence[Check], most: int
+    parts: Sequence[list[Part]],
+    buffers: Sequence[Buffer],
+    checks: Sequence[Check],
+    most: int,
+    gaps: Sequence[int],
 ) -> Batch:
     """Makes a batch of these buffers; its requests and checks have about `most` bytes at most."""
     jobs: list[list[Check]] = []
@@ -181,7 +191,7 @@ def _make_batch(
             nbytes = 0
         jobs[-1].append(check)
         nbytes += check.stop - check.start
-    return Batch(tuple(_make_requests(parts, most)), tuple(buffers), tuple(map(tuple, jobs)))
+    return Batch(tuple(_make_requests(parts, most, gaps)), tuple(buffers), tuple(map(tuple, jobs)))
 
 
 def _group_buffers(
@@ -231,12 +241,13 @@ def _find_needed_ranges(
             yield *span_of(relative_box(overlap, chunk.box), shape, itemsize), i
 
 
-def _make_requests(parts: Sequence[list[Part]], most: int) -> Iterator[ReadOp]:
+def _make_requests(parts: Sequence[list[Part]], most: int, gaps: Sequence[int]) -> Iterator[ReadOp]:
     """Joins the parts of each source into requests, in the order of its files.
 
     Args:
         parts: The parts of each source.
         most: Small parts are joined while they have at most this many bytes, stored and decoded.
+        gaps: See `build_plan`.
     """
     for source, mine in enumerate(parts):
         files: dict[str, list[Part]] = {}
@@ -248,7 +259,7 @@ def _make_requests(parts: Sequence[list[Part]], most: int) -> Iterator[ReadOp]:
             else:
                 held.append(part)
         for key in sorted(files):
-            yield from _join_parts(source, key, files[key], most)
+            yield from _join_parts(source, key, files[key], most, gaps[source])
         group: list[Part] = []
         decoded = 0
         for part in held:
@@ -261,20 +272,21 @@ def _make_requests(parts: Sequence[list[Part]], most: int) -> Iterator[ReadOp]:
             yield ReadOp(source, group[0].chunk.extent.key, 0, 0, tuple(group))
 
 
-def _join_parts(source: int, key: str, parts: list[Part], most: int) -> Iterator[ReadOp]:
+def _join_parts(source: int, key: str, parts: list[Part], most: int, gap: int) -> Iterator[ReadOp]:
     """Joins the parts of one file to requests: neighbours, unless they are large or far apart."""
+    near, in_place = max(gap, GAP_BYTES), max(gap, IN_PLACE_BYTES)
     parts.sort(key=operator.attrgetter("start"))
     group: list[Part] = []
     begin = stop = decoded = 0
     alone = False
     for part in parts:
         raw = part.direct is not None and not part.chunk.codecs
-        large = part.stop - part.start >= (IN_PLACE_BYTES if raw else LARGE_BYTES)
+        large = part.stop - part.start >= (in_place if raw else max(gap, LARGE_BYTES))
         if (
             group
             and not alone
             and not large
-            and part.start - stop <= GAP_BYTES
+            and part.start - stop <= near
             and part.stop - begin <= most
             and decoded + part.nbytes <= most
         ):
@@ -289,12 +301,12 @@ def _join_parts(source: int, key: str, parts: list[Part], most: int) -> Iterator
         yield ReadOp(source, key, begin, stop, tuple(group))
 
 
-def _max_scratch(ops: Iterable[ReadOp]) -> int:
+def _max_scratch(ops: Iterable[ReadOp], ahead: int) -> int:
     """The most scratch bytes that one worker needs: for stored bytes, and for decoded ones."""
     stored = decoded = 0
     for op in ops:
         if len(op.parts) == 1:
-            here, there = measure_scratch(op.parts[0])
+            here, there = measure_scratch(op.parts[0], ahead)
             stored, decoded = max(stored, here), max(decoded, there)
         else:
             stored = max(stored, op.stop - op.start)

@@ -40,6 +40,11 @@ REQUEST_BYTES = 4 * 1024 * 1024
 """Small parts are joined to requests of at most this size, so that every thread gets work. It also
 limits the stored bytes that a worker holds: a larger zstd chunk is read as it is decoded."""
 
+AHEAD_BYTES = 16 * 1024 * 1024
+"""From an object store, bytes that are checked or decoded as they come are fetched in blocks of
+this size, and small parts are joined to requests of at most this size: each takes as long as the
+network takes to answer."""
+
 LARGE_BYTES = 1024 * 1024
 """An encoded part of at least this size is a request of its own."""
 
@@ -358,8 +363,13 @@ def reads_crc32c_in_place(part: Part) -> bool:
     return stored >= LARGE_BYTES and stored == part.nbytes + 4 and chunk.extent.inline is None
 
 
-def measure_scratch(part: Part) -> tuple[int, int]:
-    """Scratch bytes that a worker needs for a part: for stored bytes, and for decoded ones."""
+def measure_scratch(part: Part, ahead: int = REQUEST_BYTES) -> tuple[int, int]:
+    """Scratch bytes that a worker needs for a part: for stored bytes, and for decoded ones.
+
+    Args:
+        part: The part.
+        ahead: Stored bytes that are held of a part that is decoded as it is read.
+    """
     codecs, order = part.chunk.codecs, part.chunk.order
     stored = 0 if part.chunk.extent.inline is not None else part.stop - part.start
     if part.direct is not None and not codecs and stored >= IN_PLACE_BYTES:
@@ -367,10 +377,10 @@ def measure_scratch(part: Part) -> tuple[int, int]:
     if reads_crc32c_in_place(part):
         return 0, 0
     if codecs in ((), ("fill",)) or (part.direct is not None and codecs == ("zstd",)):
-        return (min(stored, REQUEST_BYTES) if codecs else stored), 0
+        return (min(stored, ahead) if codecs else stored), 0
     decoded = part.nbytes
     if codecs == ("zstd",):
-        stored = min(stored, REQUEST_BYTES)
+        stored = min(stored, ahead)
         if order == "C" and part.chunk.box and part.chunk.origin is None:
             shape = shape_of(part.chunk.box)
             row = math.prod(shape[find_long_axis(shape) + 1 :]) * part.dtype.itemsize

@@ -76,6 +76,8 @@ class Plan:
         sources: The source of the checkpoint, then of each one given as `missing=`; opaque here.
         prepared: Seconds that each of the earlier stages took.
         filled: Names of leaves with chunks that are absent, which means the fill value in zarr.
+        cost: What a request costs, from an object store: parts that lie so close that a second
+            request would take longer are read by one.
     """
 
     match: Match
@@ -90,6 +92,7 @@ class Plan:
     sources: Sequence[Any] = field(default=(), compare=False)
     prepared: Mapping[str, float] = field(default_factory=dict, compare=False)
     filled: tuple[str, ...] = ()
+    cost: str = ""
 
     @property
     def _reads(self) -> Iterator[ReadOp]:
@@ -161,6 +164,8 @@ def explain_plan(plan: Plan) -> str:
         lines.append(f"  not mapped: {', '.join(reasons)}")
     if plan.unverified:
         lines.append(f"  not verifiable: {list_names(plan.unverified)}")
+    if plan.cost:
+        lines.append(f"  cost model: {plan.cost}")
     lines += list_filled(plan.filled)
     return join_lines(lines)
 

@@ -10,7 +10,7 @@ import time
 import warnings
 from contextlib import closing
 from dataclasses import replace
-from typing import Literal, Unpack
+from typing import TYPE_CHECKING, Literal, Unpack
 
 from .._catalog.catalog import Catalog
 from .._core.arguments import PyTree
@@ -22,14 +22,13 @@ from .._core.text import list_names
 from .._match.result import Match, TemplateError
 from .._plan.build import build_plan
 from .._plan.plan import Plan
-from .._template.json_file import dump_template
 from .._template.make import make_template
 from .._template.template import Template
 from .._views.view import View
 from ..errors import CastWarning, Unverified, UsageError
-from ..formats.registry import Checkpoint, open_checkpoint
-from ..storage.file import write_file
-from ..storage.open import local_path
+from ..formats.registry import Checkpoint, open_checkpoint, with_storage
+from ..storage.open import name_source
+from ..storage.source import find_cost
 from .execute import execute_plan
 from .meter import ReadMeter
 from .options import (
@@ -44,6 +43,9 @@ from .options import (
 )
 from .prepare import locate_chunks, match_checkpoint
 from .stats import Stats, StepChoice, describe_casts
+
+if TYPE_CHECKING:
+    from ..storage.stores import Store
 
 _log = logging.getLogger("templax")
 
@@ -69,6 +71,7 @@ def restore(
     on_progress: Progress | None = None,
     timeout: float | None = None,
     alone: bool = False,
+    storage: Store | None = None,
 ) -> PyTree:
     """Loads a checkpoint into the structure, shapes, dtypes and shardings of a template.
 
@@ -134,6 +137,7 @@ def restore(
             default, if shardings of the template span several processes, all of them make this
             call: either all return, or all raise the same error, which names the process that
             failed.
+        storage: See `open`.
 
     Returns:
         The template's pytree, filled. Arrays on CPU own their memory, except with `mapped=True`;
@@ -173,6 +177,7 @@ def restore(
         timeout=timeout,
         alone=alone,
     )
+    checkpoint = with_storage(checkpoint, storage)
     begin = time.perf_counter()
     with pause_gc():
         wanted = make_template(template, shardings)
@@ -195,7 +200,7 @@ def _describe_source(checkpoint: Checkpoint) -> str:
     if isinstance(checkpoint, View):
         checkpoint = checkpoint.checkpoint
     if isinstance(checkpoint, (str, os.PathLike)):
-        return local_path(checkpoint, "reads", "copy the checkpoint to a local directory")
+        return name_source(checkpoint)
     return getattr(checkpoint, "url", type(checkpoint).__name__)
 
 
@@ -257,15 +262,17 @@ def make_plan(
     took["locate"] = time.perf_counter() - begin
     begin = time.perf_counter()
     sources = [catalog.source for catalog in catalogs]
+    costs = [find_cost(source) for source in sources]
     with pause_gc():
         made = build_plan(
             found,
             chunks,
-            threads=options.worker_count,
+            threads=options.count_workers(remote=any(costs)),
             memory=options.memory_bytes,
             verify=options.verify,
             mapped=[source.maps for source in sources] if options.mapped else (),
             sources=sources,
+            gaps=[cost.gap_bytes if cost else 0 for cost in costs],
         )
     if options.verify == "required" and made.unverified:
         names = made.unverified
@@ -275,7 +282,7 @@ def make_plan(
             hint='verify="available" checks those that have one',
         )
     took["plan"] = time.perf_counter() - begin
-    return replace(made, prepared=took)
+    return replace(made, prepared=took, cost="; ".join([str(cost) for cost in costs if cost]))
 
 
 def run(plan: Plan, *, on_progress: Progress | None = None) -> PyTree:
@@ -406,13 +413,20 @@ def check(
     return match_checkpoint(checkpoint, make_template(template, asked.shardings), asked)[1]
 
 
-def open(checkpoint: Checkpoint, *, uncommitted: Literal["error", "allow"] = "error") -> Catalog:
+def open(
+    checkpoint: Checkpoint,
+    *,
+    uncommitted: Literal["error", "allow"] = "error",
+    storage: Store | None = None,
+) -> Catalog:
     """Opens a checkpoint: its leaves and metadata, without reading an array or importing JAX.
 
     Args:
         checkpoint: A path or URL, a `Source`, or a `Recipe`.
         uncommitted: `"allow"` opens a save that never finished. The `Catalog` can be restored from;
             there is no other way to read such a directory.
+        storage: How to reach the object store of a URL, such as `templax.storage.S3(endpoint=…)`;
+            by default as the environment says.
 
     Raises:
         NotFound, UnknownFormat, Unsupported, Uncommitted, Corrupted, SourceError
@@ -425,26 +439,4 @@ def open(checkpoint: Checkpoint, *, uncommitted: Literal["error", "allow"] = "er
         >>> tx.open(path).leaves["params.w"].shape
         (128, 64)
     """
-    return open_checkpoint(checkpoint, uncommitted)
-
-
-def save_template(
-    template: PyTree, file: str | os.PathLike[str], *, shardings: PyTree = None
-) -> None:
-    """Writes a template as JSON, shardings included, for `templax check CHECKPOINT FILE`.
-
-    Args:
-        template: See `restore`. Of arrays, only shapes, dtypes and shardings are kept.
-        file: A local path; overwritten if it exists.
-        shardings: See `restore`.
-
-    Raises:
-        SaveError: The file can't be written; one that exists is unchanged.
-
-    Example:
-        >>> import jax, jax.numpy as jnp, templax as tx, tempfile, os
-        >>> file = os.path.join(tempfile.mkdtemp(), "template.json")
-        >>> tx.save_template({"w": jax.ShapeDtypeStruct((2, 3), jnp.bfloat16)}, file)
-    """
-    path = local_path(file, "writes", "write a local file, then copy that")
-    write_file(path, dump_template(make_template(template, shardings)))
+    return open_checkpoint(with_storage(checkpoint, storage), uncommitted)

@@ -12,6 +12,7 @@ import numpy as np
 from .._core.dtypes import count_bits
 from .._plan.plan import IN_FLIGHT, Batch, Plan
 from ..errors import Corrupted
+from ..storage.request_group import RequestGroup
 from ..storage.source import Source
 from .buffers import HostMemory
 from .fill import fill_buffers
@@ -61,7 +62,8 @@ def execute_plan(
     ahead: deque[
         tuple[Batch, HostMemory, list[Future[StageSeconds]], Future[MappedFiles] | None]
     ] = deque()
-    pool = ThreadPoolExecutor(plan.threads, thread_name_prefix="templax")
+    requests = RequestGroup()
+    pool = ThreadPoolExecutor(plan.threads, thread_name_prefix="templax", initializer=requests.join)
     try:
         for batch in plan.batches:
             if len(ahead) == IN_FLIGHT:
@@ -84,6 +86,7 @@ def execute_plan(
         while ahead:
             yield _finish_batch(*ahead.popleft(), sources, meter)
     finally:
+        requests.cancel()
         pool.shutdown(wait=True, cancel_futures=True)
 
 

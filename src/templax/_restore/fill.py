@@ -20,10 +20,16 @@ from .._codecs.crc32c import compare_crc32c, crc32c
 from .._codecs.decode import decode
 from .._codecs.zstd import Inflater, inflate_many
 from .._core.memory import SMALL_BYTES, Scratch
-from .._plan.parts import CHECKED_BYTES, REQUEST_BYTES, Part, reads_crc32c_in_place
+from .._plan.parts import (
+    AHEAD_BYTES,
+    CHECKED_BYTES,
+    REQUEST_BYTES,
+    Part,
+    reads_crc32c_in_place,
+)
 from .._plan.plan import ReadOp
 from ..errors import CheckpointError, Corrupted, NotFound, SourceError
-from ..storage.source import Source
+from ..storage.source import Source, find_cost
 from .buffers import HostMemory
 from .scatter import scatter, scatter_blocks, scatter_fill
 from .stats import StageSeconds
@@ -168,14 +174,18 @@ def _read_streamed(
 def _read_in_pieces(
     op: ReadOp, source: Source, out: memoryview, busy: StageSeconds
 ) -> Iterator[memoryview]:
-    """Reads the first `len(out)` bytes of a request into `out`; yields each piece as it comes."""
-    for first in range(0, len(out), CHECKED_BYTES):
-        piece = out[first : first + CHECKED_BYTES]
-        begin = time.perf_counter()
-        start = op.start + first
-        source.read(op.key, start, start + len(piece), piece)
+    """Reads the first `len(out)` bytes of a request into `out`; yields each piece as it comes.
+
+    An object store fetches several pieces at a time, since it takes long to answer.
+    """
+    block = CHECKED_BYTES if find_cost(source) is None else AHEAD_BYTES
+    for first in range(0, len(out), block):
+        begin, start = time.perf_counter(), op.start + first
+        ready = out[first : first + block]
+        source.read(op.key, start, start + len(ready), ready)
         busy.read_s += time.perf_counter() - begin
-        yield piece
+        for at in range(0, len(ready), CHECKED_BYTES):
+            yield ready[at : at + CHECKED_BYTES]
 
 
 def _read_checked(
@@ -199,18 +209,24 @@ class _RequestStream:
     ):
         self._op, self._source, self._busy, self._blocks = op, source, busy, blocks
         self._at = op.start
+        self._ahead = 0 if find_cost(source) is None else AHEAD_BYTES
+        self._ready = memoryview(b"")
 
     def read(self, n: int, /) -> memoryview:
-        begin = time.perf_counter()
-        start, stop = self._at, min(self._at + n, self._op.stop)
-        self._at = stop
-        data = self._source.read(
-            self._op.key, start, stop, _worker.scratch.bytes("stored", stop - start)
-        )
-        self._busy.read_s += time.perf_counter() - begin
+        if not self._ready:
+            self._fetch(max(n, self._ahead))
+        data, self._ready = self._ready[:n], self._ready[n:]
+        self._at += len(data)
         if self._blocks is not None:
             self._blocks.feed(data)
         return data
+
+    def _fetch(self, n: int) -> None:
+        begin = time.perf_counter()
+        start, stop = self._at, min(self._at + n, self._op.stop)
+        out = _worker.scratch.bytes("stored", stop - start)
+        self._ready = self._source.read(self._op.key, start, stop, out)
+        self._busy.read_s += time.perf_counter() - begin
 
     def drain(self) -> None:
         """Reads the rest if it has checksums; raises if one of them differs."""

@@ -22,6 +22,7 @@ from .._match.result import Match, TemplateError
 from .._plan.plan import Plan
 from .._template.template import Template
 from ..errors import NotFound, SourceError, TemplaxError
+from ..storage.open import open_source
 
 SEE_S = 5.0
 """How long a checkpoint may take to appear on the other hosts of a network file system."""
@@ -198,6 +199,8 @@ def run_together(
 def identify_checkpoint(path: str) -> bytes:
     """A digest by which processes tell whether they see the same checkpoint; empty without one."""
     digest = hashlib.sha256()
+    if "://" in path:
+        return _identify_remote(path)
     try:
         if not os.path.isdir(path):
             digest.update(b"%d" % os.stat(path).st_size)
@@ -211,6 +214,19 @@ def identify_checkpoint(path: str) -> bytes:
     except OSError:
         return b""
     return digest.digest()
+
+
+def _identify_remote(url: str) -> bytes:
+    """`identify_checkpoint` of a URL: by what a store tells of the versions of its objects."""
+    try:
+        source = open_source(url)
+        info = source.stat("")
+        found = [(each.key, repr(each.version)) for each in source.children()]
+    except TemplaxError:  # opening it tells why
+        return b""
+    if info is None:
+        return b""
+    return hashlib.sha256(repr((info.is_dir or repr(info.version), found)).encode()).digest()
 
 
 def await_checkpoint(call: Hosts, path: str, identity: bytes) -> None:
@@ -229,7 +245,7 @@ def await_checkpoint(call: Hosts, path: str, identity: bytes) -> None:
     deadline = time.monotonic() + SEE_S
     while identify_checkpoint(path) != identity:
         if time.monotonic() > deadline:
-            found = "another one" if os.path.lexists(path) else "nothing"
+            found = "another one" if identify_checkpoint(path) else "nothing"
             raise NotFound(
                 f"Expected the checkpoint that process 0 sees, found {found} on process"
                 f" {call.index}: it is not on a file system that they share",

@@ -22,9 +22,8 @@ from .._hosts.offers import describe_different_values
 from ..errors import SaveError
 from ..formats.orbax.directory import COMMITTED
 from ..formats.orbax.write import JSON, STANDARD, Files, encode_commit_files
-from ..storage.open import open_source, open_staging
-from ..storage.sink import Sink
-from ..storage.staging import Staging
+from ..storage.open import is_remote, join_staging, open_source, open_staging
+from ..storage.sink import SharedSink, Sink
 from .destination import Destination, await_directory, check_destination
 from .file_formats import make_item
 from .item import Item, Json, Share, put_files
@@ -158,11 +157,20 @@ class Job:
         self._name_item(name)
         if not isinstance(url, Sink):
             replaces = options.overwrite and not options.single
-            check_destination(open_source(url), replaces=replaces)
-        self._sink = sink = open_staging(url, overwrite=options.overwrite, single=options.single)
+            check_destination(open_source(url, options.storage), replaces=replaces)
+        self._sink = sink = open_staging(
+            url, overwrite=options.overwrite, single=options.single, storage=options.storage
+        )
+        if options.format != "orbax" and isinstance(sink, SharedSink) and is_remote(sink.path):
+            sink.discard()
+            raise SaveError(
+                f"templax writes {options.format} to local disks only",
+                file=sink.path,
+                hint="leave format= out, or save to a local path and copy the files",
+            )
         if job.count == 1:
             return b""
-        if not isinstance(sink, Staging):
+        if not isinstance(sink, SharedSink):
             raise SaveError("Several processes can't save to a sink of your own", file=sink.path)
         return msgspec.msgpack.encode((sink.path, sink.directory, name, owners))
 
@@ -173,8 +181,9 @@ class Job:
         self._name_item(name)
         for item, single_owners in zip(self._items, owners, strict=True):
             item.set_owners(single_owners)
-        await_directory(directory, path, self._hosts)
-        return Staging.join(path, directory)
+        if not is_remote(path):
+            await_directory(directory, path, self._hosts)
+        return join_staging(path, directory, self._options.storage)
 
     def _name_item(self, name: str) -> None:
         """Names the only item as `Destination` says, and adds the metrics beside it."""
@@ -348,7 +357,7 @@ class Job:
                 self._hosts.announce("committing", result, again=late is not None)
                 break
             except BaseException as error:
-                committed = isinstance(sink, Staging) and sink.committed
+                committed = isinstance(sink, SharedSink) and sink.committed
                 if late is not None or not committed:
                     raise
                 late = error

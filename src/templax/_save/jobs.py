@@ -132,6 +132,11 @@ class Job:
             self.blocks.append(Block(leaf, box, cells[0].number))
 
     @property
+    def first(self) -> int:
+        """Where it writes first; 0 if that is not known before."""
+        return self.work[0][2][0].offset or 0
+
+    @property
     def rows(self) -> list[int]:
         return [cell.number for _, _, cells in self.work for cell in cells]
 

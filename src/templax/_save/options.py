@@ -21,6 +21,7 @@ from ..storage.sink import Sink
 
 if TYPE_CHECKING:
     from .._hosts.agreement import Hosts  # imports JAX
+    from ..storage.stores import Store
 
 Url = str | os.PathLike[str] | Sink
 
@@ -52,6 +53,7 @@ class SaveOptions:
         metrics: The metrics of a step, or None if it has none.
         after: Called with the call that saves once the checkpoint is committed, on every process,
             in the thread that saves.
+        storage: How to reach the object store of the destination, or None.
     """
 
     format: str
@@ -65,6 +67,7 @@ class SaveOptions:
     shard_size: int
     metrics: Mapping[str, float] | None = None
     after: Callable[[Hosts], None] | None = None
+    storage: Store | None = None
 
 
 def make_options(
@@ -78,6 +81,7 @@ def make_options(
     threads: int | None = None,
     on_progress: Progress | None = None,
     shard_size: int | None = None,
+    storage: Store | None = None,
 ) -> SaveOptions:
     """Checks the options that `templax.save` takes, which documents them.
 
@@ -107,6 +111,7 @@ def make_options(
         threads=choose_threads(threads),
         on_progress=on_progress,
         shard_size=check_int("shard_size", shard_size),
+        storage=storage,
     )
 
 

@@ -5,17 +5,21 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from .._core.arguments import PyTree
 from .._core.progress import Progress
 from .._hosts.agreement import open_call
 from ..errors import UsageError
+from ..storage.open import is_fsspec, name_target
 from ..storage.sink import Sink
 from .background import start_save
 from .destination import Destination
 from .options import Url, make_options
 from .result import Saved
+
+if TYPE_CHECKING:
+    from ..storage.stores import Store
 
 
 def save(
@@ -33,6 +37,7 @@ def save(
     timeout: float | None = None,
     alone: bool = False,
     shard_size: int | None = None,
+    storage: Store | None = None,
 ) -> Saved:
     """Saves a pytree as a checkpoint, which is either complete or absent.
 
@@ -43,8 +48,9 @@ def save(
     ever visible under that name.
 
     Args:
-        url: A local path that does not exist yet, or an empty directory. Parents are created. One
-            that ends in `.safetensors`, `.npz` or `.msgpack` becomes a single file.
+        url: A local path that does not exist yet, or an empty directory. Parents are created. A
+            local path that ends in `.safetensors`, `.npz` or `.msgpack` becomes a single file. Or
+            a URL of an object store, such as "gs://bucket/run/100".
         tree: Any pytree of arrays (including typed PRNG keys), numbers, strings and None. Functions
             are left out; the template of a restore supplies them.
         format: The layout of the checkpoint. Default: that of the suffix of `url`, else "orbax".
@@ -79,6 +85,8 @@ def save(
         shard_size: Only for safetensors: bytes of data from which a tree is divided among several
             files, each of at most this size unless it holds a single tensor. Default: 5 GB, and no
             limit for a single file.
+        storage: How to reach the object store of a URL, such as `templax.storage.S3(endpoint=…)`;
+            by default as the environment says.
 
     Returns:
         What was written; with `wait=False`, the handle of the save in progress. The next save and
@@ -100,8 +108,8 @@ def save(
         >>> tx.restore(path, {"w": jnp.zeros((2, 3)), "step": 0})["step"]
         7
     """
-    known = isinstance(url, (str, os.PathLike, Sink))
-    path = str(url.path if isinstance(url, Sink) else os.fspath(url) if known else url)
+    known = isinstance(url, (str, os.PathLike, Sink)) or is_fsspec(url)
+    path = str(url.path if isinstance(url, Sink) else name_target(url) if known else url)
     call = open_call("saving", path, timeout=timeout, alone=alone)
     with call.report_errors():  # arguments included: the others wait for this call
         if not known:
@@ -116,6 +124,7 @@ def save(
             threads=threads,
             on_progress=on_progress,
             shard_size=shard_size,
+            storage=storage,
         )
         if options.format != "orbax":
             _check_alone(options.format, call.count)

@@ -7,6 +7,7 @@ busy with `sync`.
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections import deque
@@ -21,6 +22,7 @@ from .._core.boxes import Box, Shape
 from .._core.chunk_grid import is_row_major
 from .._core.memory import Scratch
 from .._core.progress import PROGRESS_S, Progress
+from ..storage.sink import StreamedFile
 from .chunk_bytes import crc_contribution, fetch_pieces, gather_box, pad_chunk, view_piece
 from .jobs import Cell, Job, JobPlan, WriteOptions
 
@@ -77,9 +79,14 @@ class Writer:
         self._memory, self._reader, self._journal = options.memory, options.reader, options.journal
         plan = JobPlan(table, options)
         self._jobs = deque(plan.list_jobs(leaves, chunks, offsets))
+        self._active: dict[int, int] = {}  # jobs in progress, and where each writes first
+        self._in_order = offsets is None and options.level is None
+        self._stream = file if isinstance(file, StreamedFile) else None
         self.end, self.found = plan.end, plan.found
         self.total = self.found + sum(job.nbytes for job in self._jobs)
         self.done = self.found
+        if self._stream is not None:
+            self._stream.expect(max(self.end, self.total))
         threads = options.threads
         if self._reader is not None:
             most = max((job.transient for job in self._jobs), default=0)
@@ -129,7 +136,7 @@ class Writer:
                 else:
                     self._write_chunks(job, scratch)
                 took, wrote = time.perf_counter() - begin, scratch.write_s - before
-                nbytes, transient = job.nbytes, job.transient
+                nbytes, transient, number = job.nbytes, job.transient, id(job)
                 rows = [] if self._journal is None or self._stop else job.rows
                 del job  # frees the values, unless somebody else holds them
                 with self._condition:
@@ -137,9 +144,13 @@ class Writer:
                     self.done += nbytes
                     self._unsynced += nbytes
                     self._in_flight -= transient
+                    del self._active[number]
+                    settled = self._find_settled()
                     self.encode_s += took - wrote
                     self.write_s += wrote
                     self._condition.notify_all()
+                if settled and self._stream is not None and not self._stop:
+                    self._stream.settle(settled)
         finally:
             with self._condition:
                 self._running -= 1
@@ -153,8 +164,16 @@ class Writer:
                 job = self._jobs[0]
                 if not self._in_flight or self._in_flight + job.transient <= self._memory:
                     self._in_flight += job.transient
+                    self._active[id(job)] = job.first
                     return self._jobs.popleft()
                 self._condition.wait()
+
+    def _find_settled(self) -> int:
+        """The offset before which no job writes any more; 0 if the jobs are not in order."""
+        if not self._in_order:
+            return 0
+        begins = [*self._active.values(), *(job.first for job in itertools.islice(self._jobs, 1))]
+        return min(begins, default=self.end)
 
     def _sync(self) -> None:
         """Brings written bytes to the disk while the workers write more."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from .._catalog.catalog import Catalog
 from .._core.text import quote_text
 from ..errors import NotFound, TemplaxError, Uncommitted, UsageError
 from ..storage.head import KeptHead
-from ..storage.open import open_source
+from ..storage.open import is_fsspec, open_source
 from ..storage.source import Source
 from .diagnose import diagnose_source
 from .files import FILE_FORMATS, SET_FORMATS
@@ -20,6 +20,9 @@ from .orbax.format import Orbax, enter_item, list_ends
 from .orbax.json_item import read_json_item
 from .protocol import Format
 from .zarr_tree import ZarrTree
+
+if TYPE_CHECKING:
+    from ..storage.stores import Store
 
 FORMATS: tuple[Format, ...] = (
     *FILE_FORMATS,
@@ -147,13 +150,26 @@ def open_checkpoint(
     if isinstance(checkpoint, Catalog):
         return checkpoint
     _check_uncommitted(uncommitted)
-    if isinstance(checkpoint, (str, os.PathLike, Source)):
+    if isinstance(checkpoint, (str, os.PathLike, Source)) or is_fsspec(checkpoint):
         return open_catalog(open_source(checkpoint), uncommitted=uncommitted)
     if isinstance(checkpoint, SupportsCatalog):
         return checkpoint.catalog()
     raise UsageError(
         f"Expected a path, Source, Catalog or Recipe as checkpoint, got {type(checkpoint).__name__}"
     )
+
+
+def with_storage(checkpoint: Checkpoint, storage: Store | None) -> Checkpoint:
+    """The source of a URL that is reached as `storage` says; without one, the checkpoint as given.
+
+    Raises:
+        UsageError: The checkpoint is not a URL that such a store serves.
+    """
+    if storage is None:
+        return checkpoint
+    if isinstance(checkpoint, (str, os.PathLike, Source)) or is_fsspec(checkpoint):
+        return open_source(checkpoint, storage)
+    raise UsageError(f"Expected a URL beside storage=, got {type(checkpoint).__name__}")
 
 
 def _check_uncommitted(uncommitted: str) -> None:

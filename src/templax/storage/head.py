@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from .source import ObjectInfo, Source
+from .source import ObjectInfo, Source, StoreCost, find_cost
 
 _HEAD = 1 << 12
 """Bytes of the beginning that are kept: what most formats need to recognise a file."""
@@ -27,6 +27,10 @@ class KeptHead:
     @property
     def maps(self) -> bool:
         return self._source.maps
+
+    @property
+    def cost(self) -> StoreCost | None:
+        return find_cost(self._source)
 
     def children(self, prefix: str = "") -> Iterator[ObjectInfo]:
         return self._source.children(prefix)

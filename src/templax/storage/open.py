@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
-from ..errors import SourceError, UsageError
+from ..errors import SaveError, SourceError, UsageError
 from .file_staging import FileStaging
 from .leftovers import Leftover
 from .local import Local
-from .sink import Sink
+from .sink import SharedSink, Sink
 from .source import Source
 from .staging import Staging
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeIs
+
+    from .stores import Store
 
 _MANGLED_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.*)", re.DOTALL)
 """A URL after `pathlib.Path`, which joins its two slashes. `C:/` is a drive: a single letter."""
@@ -23,19 +30,128 @@ _MANGLED_ABSOLUTE_URL = re.compile(
 """A URL after `os.path.abspath` or `pathlib.Path.absolute`, which put a directory before it."""
 
 
-def open_source(url: str | os.PathLike[str] | Source) -> Source:
+def open_source(url: str | os.PathLike[str] | Source, storage: Store | None = None) -> Source:
     """Returns the source for a path or URL; a source is returned unchanged.
 
     Args:
-        url: A local path (relative or absolute, `~` is expanded), a `file://` URL, or a `Source`.
+        url: A local path (relative or absolute, `~` is expanded), a URL (`file://`, `s3://`,
+            `gs://`, `az://`, `https://` and others), or a `Source`. A path of fsspec, UPath or
+            etils.epath counts as the URL that it names.
+        storage: How to reach an object store; by default as the environment says.
 
     Raises:
+        MissingPackage: The URL needs an extra that is not installed.
         SourceError: The scheme or host of the URL is not supported.
-        UsageError: The path is empty, since an unset variable must not mean the current directory.
+        UsageError: The path is empty, since an unset variable must not mean the current directory;
+            or `storage` does not go with it.
     """
-    if isinstance(url, Source) and not isinstance(url, (str, os.PathLike)):
+    if is_source(url):
+        if storage is not None:
+            raise UsageError("Expected a URL beside storage=, got a Source, which has its own")
         return url
+    found = find_remote(url, storage)
+    if found is not None:
+        from .object_store import ObjectSource  # needs asyncio, which takes 20 ms to import
+
+        return ObjectSource(*found)
     return Local(local_path(url, "reads", "copy the checkpoint to a local directory"))
+
+
+def name_source(url: str | os.PathLike[str]) -> str:
+    """The absolute path or the URL of a checkpoint, the same in all processes of a job."""
+    found = find_remote(url)
+    if found is not None:
+        return found[1].rstrip("/")
+    return spell_path(local_path(url, "reads", "copy the checkpoint to a local directory"))
+
+
+def name_target(url: str | os.PathLike[str]) -> str:
+    """A path as the caller wrote it, or the URL that it means."""
+    if isinstance(url, str) and "://" not in url and ":/" not in url:
+        return url  # the common case
+    scheme, rest = _split_scheme(path_text(url, given=True))
+    known = scheme not in ("", "file") and _find_kind(scheme) is not None
+    return f"{scheme.lower()}://{rest}" if known else path_text(url, given=True)
+
+
+def spell_path(path: str) -> str:
+    """A path without links, or a URL as it is: all processes of a job spell it the same."""
+    return path if is_remote(path) else os.path.realpath(path)
+
+
+def is_remote(path: str) -> bool:
+    """Whether a path that was spelled out is a URL of an object store."""
+    return "://" in path
+
+
+def is_source(url: object) -> TypeIs[Source]:
+    """Whether this is a source itself, rather than a path."""
+    return isinstance(url, Source) and not isinstance(url, (str, os.PathLike))
+
+
+def find_remote(
+    url: str | os.PathLike[str], storage: Store | None = None
+) -> tuple[Store, str] | None:
+    """How to reach a URL of an object store, and the URL as it was meant; None for a local path.
+
+    Raises:
+        SourceError, UsageError: See `open_source`.
+    """
+    path = path_text(url, given=storage is not None)
+    scheme, rest = _split_scheme(path)
+    kind = None if scheme in ("", "file") else _find_kind(scheme)
+    if kind is None:
+        if storage is not None and scheme:
+            raise UsageError(f"storage={storage!r} does not serve `{scheme}://`")
+        if storage is not None:
+            raise UsageError(f'Expected a URL beside storage=, got the path "{path}"')
+        return None
+    if "://" not in path and os.path.lexists(path):
+        raise UsageError(
+            f'"{path}" may be the local directory of that name, or {scheme}://{rest};'
+            f' write "./{path}" or "{scheme}://{rest}"'
+        )
+    return (kind() if storage is None else storage), f"{scheme.lower()}://{rest}"
+
+
+def _find_kind(scheme: str) -> Callable[[], Store] | None:
+    from .stores import find_store
+
+    return find_store(scheme)
+
+
+def is_fsspec(url: object) -> TypeIs[os.PathLike[str]]:
+    """Whether this is a path of UPath, or an open file of fsspec: a file system, and a path.
+
+    Newer ones of UPath are no `os.PathLike`, unless they are local. They are treated as if.
+    """
+    return not isinstance(url, str) and hasattr(url, "fs") and hasattr(url, "path")
+
+
+def path_text(url: object, *, given: bool = False) -> str:
+    """The text of a path or URL, in any form that programs pass.
+
+    Args:
+        url: A `str`, an `os.PathLike`, or an object of fsspec or UPath.
+        given: Whether the caller says how to reach it, so that it need not say so itself.
+
+    Raises:
+        UsageError: It is none, or its settings would be lost.
+    """
+    if is_fsspec(url):
+        fs: Any = getattr(url, "fs")  # noqa: B009
+        options = getattr(fs, "storage_options", None)
+        if options and not given:
+            names = ", ".join(sorted(map(str, options)))
+            raise UsageError(
+                f"Expected a path without settings of its own, got one with {names}; hint: give"
+                " them as storage=, such as templax.storage.S3(…)"
+            )
+        return str(fs.unstrip_protocol(getattr(url, "path")))  # noqa: B009
+    path: object = os.fspath(url) if isinstance(url, (str, os.PathLike)) else url
+    if not isinstance(path, str) or "\0" in path:
+        raise UsageError(f"Expected a path (str), got {path!r}")
+    return path
 
 
 def open_staging(
@@ -44,6 +160,7 @@ def open_staging(
     overwrite: bool,
     single: bool = False,
     leftover: Leftover | None = None,
+    storage: Store | None = None,
 ) -> Sink:
     """Returns a sink that writes a checkpoint to a path or URL; a sink is returned unchanged.
 
@@ -52,6 +169,7 @@ def open_staging(
         overwrite: Whether an existing checkpoint may be replaced.
         single: Whether the checkpoint is a single file at the path, rather than a directory.
         leftover: See `Staging`.
+        storage: See `open_source`.
 
     Raises:
         AlreadyExists: The path is taken, and `overwrite` is False.
@@ -61,9 +179,31 @@ def open_staging(
     """
     if isinstance(url, Sink) and not isinstance(url, (str, os.PathLike)):
         return url
+    remote = find_remote(url, storage)
+    if remote is not None:
+        from .object_sink import ObjectSink
+
+        if single or leftover is not None:
+            raise SaveError("templax writes single files to local disks only", file=remote[1])
+        return ObjectSink(*remote, overwrite=overwrite)
     hint = "save to a local directory, then copy that"
     make = FileStaging if single else Staging
     return make(local_path(url, "writes", hint), overwrite=overwrite, leftover=leftover)
+
+
+def join_staging(path: str, directory: str, storage: Store | None = None) -> SharedSink:
+    """A sink that adds files to a save that another process has begun with `open_staging`.
+
+    Args:
+        path, directory: The attributes of that process's sink.
+        storage: See `open_source`.
+    """
+    remote = find_remote(path, storage) if is_remote(path) else None
+    if remote is None:
+        return Staging.join(path, directory)
+    from .object_sink import ObjectSink
+
+    return ObjectSink.join(*remote, directory)
 
 
 def local_path(url: str | os.PathLike[str], does: str, hint: str) -> str:
@@ -78,9 +218,7 @@ def local_path(url: str | os.PathLike[str], does: str, hint: str) -> str:
         SourceError: The scheme or host of the URL is not supported.
         UsageError: It is empty, or no path.
     """
-    path = os.fspath(url)
-    if not isinstance(path, str) or "\0" in path:
-        raise UsageError(f"Expected a path (str), got {path!r}")
+    path = path_text(url)
     try:
         os.fsencode(path)
     except UnicodeEncodeError as error:

@@ -47,6 +47,19 @@ class SinkFile(Protocol):
 
 
 @runtime_checkable
+class StreamedFile(SinkFile, Protocol):
+    """A file that is sent away in order while it is written, and so wants to know more."""
+
+    def expect(self, nbytes: int) -> None:
+        """Hears how many bytes will be written, about, before the first of them."""
+        ...
+
+    def settle(self, offset: int) -> None:
+        """Hears that nothing before `offset` will be written any more: gaps there are zeros."""
+        ...
+
+
+@runtime_checkable
 class Sink(Protocol):
     """Files that become visible all at once, when `commit` is called, or never. Used only once.
 
@@ -91,3 +104,14 @@ class Sink(Protocol):
     def discard(self) -> None:
         """Removes all that was written, unless it was committed. Never raises; idempotent."""
         ...
+
+
+@runtime_checkable
+class SharedSink(Sink, Protocol):
+    """A sink to which several processes add files. Each has one of its own; process 0 commits."""
+
+    directory: str
+    """What the sinks of the other processes are made from, besides `path`."""
+
+    committed: bool
+    """Whether the checkpoint is at `path`, durably."""

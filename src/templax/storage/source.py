@@ -8,6 +8,8 @@ from typing import Protocol, runtime_checkable
 
 from ..errors import CheckpointError, SourceError
 
+_MIN_GAP, _MAX_GAP = 64 * 1024, 8 * 1024 * 1024
+
 
 @dataclass(frozen=True, slots=True)
 class ObjectInfo:
@@ -108,6 +110,38 @@ class Source(Protocol):
     def at(self, key: str) -> Source:
         """Returns the same store rooted at `key`, relative to this root. `".."` is the parent."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class StoreCost:
+    """What requests to a store cost, as far as it is known.
+
+    Attributes:
+        latency_s: Seconds until the first byte of an answer.
+        bytes_per_s: Bytes a second of one answer.
+        measured: Number of requests that the figures were measured on; 0 if they are assumed.
+    """
+
+    latency_s: float = 0.03
+    bytes_per_s: float = 50e6
+    measured: int = 0
+
+    @property
+    def gap_bytes(self) -> int:
+        """Bytes that take as long as another request: so many are read and dropped instead."""
+        return int(min(max(self.latency_s * self.bytes_per_s, _MIN_GAP), _MAX_GAP))
+
+    def __str__(self) -> str:
+        how = f"measured on {self.measured}" if self.measured else "assumed"
+        return (
+            f"{self.latency_s * 1e3:.0f} ms and {self.bytes_per_s / 1e6:.0f} MB/s a request, {how}"
+        )
+
+
+def find_cost(source: object) -> StoreCost | None:
+    """What a request to a source costs; None if it has none to speak of, as on a local disk."""
+    cost = getattr(source, "cost", None)
+    return cost if isinstance(cost, StoreCost) else None
 
 
 def root_size(source: Source) -> int:

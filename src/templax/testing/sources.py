@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from ..storage.source import ObjectInfo, Source
+from ..storage.source import ObjectInfo, Source, StoreCost, find_cost
 
 Fault = Callable[[str, int, int], None]
 """Called with the key, start and stop of each read; raises an exception to make the read fail."""
@@ -51,6 +51,10 @@ class Watched:
     @property
     def url(self) -> str:
         return self.source.url
+
+    @property
+    def cost(self) -> StoreCost | None:
+        return find_cost(self.source)
 
     def children(self, prefix: str = "") -> Iterator[ObjectInfo]:
         return self.source.children(prefix)

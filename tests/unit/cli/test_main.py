@@ -251,10 +251,10 @@ def test_a_hint_and_other_errors_are_in_the_json():
     result = run_cli("verify", "--json", "orbax-0.12.8-manager/ckpt")
     error = json.loads(result.stdout)["error"]
     assert (error["type"], error["hint"].startswith('open "')) == ("UnknownFormat", True)
-    result = run_cli("ls", "--json", "s3://bucket/ckpt")
+    result = run_cli("ls", "--json", "hdfs://bucket/ckpt")
     error = json.loads(result.stdout)["error"]
     assert (error["type"], result.exit_code) == ("SourceError", 2)
-    assert "`s3://` is not served" in error["what"]
+    assert "`hdfs://` is not served" in error["what"]
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from helpers import CKPT, read_files, run_cli
 from templax.compat import orbax as compat
 from templax.storage import Local, open_source, open_staging
 
-URLS = ["gs://bucket/run", "s3://bucket/a/b", "az://box/x", "https://host/x", "hdfs://n:1/x"]
+URLS = ["hdfs://bucket/run/1200", "ftp://bucket/run/1200", "oss://bucket/run/1200"]
 TREE = {"w": np.zeros(3, np.float32)}
 
 MANGLE: dict[str, Callable[[str], Any]] = {
@@ -66,7 +66,7 @@ def test_the_command_line_knows_them_too(
     command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    for path in ("gs:/bucket/run", tmp_path / "s3:/bucket/run"):
+    for path in ("hdfs:/bucket/run", tmp_path / "oss:/bucket/run"):
         result = run_cli(command, path)
         assert result.exit_code == 2
         assert "is not served by this version" in result.output
@@ -93,9 +93,9 @@ def test_a_local_directory_of_that_name_is_opened_by_its_absolute_path(
     (tmp_path / "gs:" / "bucket").mkdir(parents=True)
     local = tmp_path / "gs:" / "bucket" / "run"
     assert tx.save(local, {"w": jnp.zeros(3)}).path == str(local)
-    with pytest.raises(tx.SourceError) as caught:
+    with pytest.raises(tx.UsageError, match='write "./gs:/bucket/run" or "gs://bucket/run"'):
         tx.open(Path("gs://bucket/run"))
-    assert str(caught.value).endswith(f'; the local directory of that name is "{local}"')
+    assert tx.open(Path("./gs:/bucket/run").absolute()).leaves["w"].shape == (3,)
     assert tx.open(local).leaves["w"].shape == (3,)
 
 

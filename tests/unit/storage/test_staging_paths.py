@@ -157,9 +157,9 @@ def test_a_sink_is_returned_as_it_is(tmp_path: Path) -> None:
 
 def test_a_url_that_cannot_be_written_is_refused_by_name() -> None:
     with pytest.raises(tx.SourceError) as caught:
-        open_staging("s3://bucket/ckpt", overwrite=False)
+        open_staging("hdfs://bucket/ckpt", overwrite=False)
     assert str(caught.value) == (
-        "templax writes local files; `s3://` is not served by this version; "
+        "templax writes local files; `hdfs://` is not served by this version; "
         "hint: save to a local directory, then copy that"
     )
     with pytest.raises(tx.SourceError, match="writes local files, not those of host `far`"):

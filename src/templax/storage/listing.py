@@ -1,0 +1,164 @@
+"""What is known of the objects of a bucket: listings, kept so that nothing is asked for twice."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from typing import Any
+
+from .requests import Requests, Version
+
+PAGE = 1000
+"""Objects in one answer of a listing, in every store."""
+
+MAX_KEPT = 1_000_000
+"""Larger listings are not kept."""
+
+
+class Directory:
+    """What lies directly in a directory.
+
+    Attributes:
+        objects: Path → version.
+        directories: Paths, without a slash at the end.
+    """
+
+    __slots__ = ("directories", "objects")
+
+    def __init__(self) -> None:
+        self.objects: dict[str, Version] = {}
+        self.directories: set[str] = set()
+
+
+class Listings:
+    """The directories of a bucket that have been listed.
+
+    One request lists up to 1,000 objects at any depth, so the first look at a directory asks for
+    all that is below it: a checkpoint of fewer files is known after one request.
+
+    Args:
+        requests: The store.
+    """
+
+    def __init__(self, requests: Requests):
+        self._requests = requests
+        self._known: dict[str, Directory] = {}
+        self._whole: set[str] = set()  # directories of which everything below is known
+        self._single: dict[str, Version | None] = {}  # objects asked for one by one
+
+    def find_directory(self, path: str) -> Directory | None:
+        """What is directly in a directory, if that has been listed."""
+        known = self._known.get(path)
+        if known is None and self._is_whole(path):
+            known = Directory()
+        return known
+
+    def find_object(self, path: str) -> tuple[bool, Version | None]:
+        """Whether it is known what is at a path; and the version of the object, or None."""
+        if path in self._single:
+            return True, self._single[path]
+        parent = path.rpartition("/")[0]
+        known = self.find_directory(parent) if path else None
+        if known is None:
+            return False, None
+        return True, None if path in known.directories else known.objects.get(path)
+
+    def has_listed_below(self, path: str) -> bool:
+        """Whether a directory below this one has been listed."""
+        start = f"{path}/" if path else ""
+        return any(each != path and each.startswith(start) for each in self._known)
+
+    async def load_directory(self, path: str) -> Directory:
+        """Lists a directory, with all that is below it if that is one answer of the store."""
+        known = self.find_directory(path)
+        if known is not None:
+            return known
+        first = await anext(self._requests.list_all(path, PAGE), [])
+        if len(first) < PAGE:
+            self._keep(path, first)
+            return self._known[path]
+        directories, objects = await self._requests.list_level(path)
+        here = self._known.setdefault(path, Directory())
+        here.directories.update(directories)
+        for meta in objects:
+            if meta["path"] not in here.directories and meta["path"] != path:
+                here.objects[meta["path"]] = self._version(meta)
+        return here
+
+    async def load_tree(self, path: str) -> list[tuple[str, Version]]:
+        """Lists all objects below a directory, at any depth, sorted by path."""
+        if self._is_whole(path):
+            return sorted(self.walk_known(path))
+        found: list[Any] = []
+        async for objects in self._requests.list_all(path, PAGE):
+            found += objects
+        if len(found) <= MAX_KEPT:
+            self._keep(path, found)
+            return sorted(self.walk_known(path))
+        return sorted((meta["path"], self._version(meta)) for meta in found)
+
+    async def load_object(self, path: str) -> tuple[Version | None, bool]:
+        """Asks what is at a path: the version of an object, and whether there is a directory."""
+        is_known, version = self.find_object(path)
+        directory = self.find_directory(path)
+        asked: list[Any] = []
+        if not is_known:
+            asked.append(self._requests.describe(path))
+        if directory is None:
+            asked.append(self.load_directory(path))
+        answers = await asyncio.gather(*asked)
+        if directory is None:
+            directory = answers.pop()
+        if not is_known:
+            (version,) = answers
+            self._single[path] = version
+        is_directory = bool(directory.objects or directory.directories)
+        return None if is_directory and version and not version.size else version, is_directory
+
+    def _is_whole(self, path: str) -> bool:
+        while True:
+            if path in self._whole:
+                return True
+            if not path:
+                return False
+            path = path.rpartition("/")[0]
+
+    def walk_known(self, path: str) -> Iterator[tuple[str, Version]]:
+        """Yields the objects below a directory, at any depth, that listings have told of."""
+        pending = [path]
+        while pending:
+            here = self._known.get(pending.pop())
+            if here is not None:
+                yield from here.objects.items()
+                pending += here.directories
+
+    def _keep(self, root: str, objects: list[Any]) -> None:
+        """Remembers a complete listing of what is below a directory."""
+        known: dict[str, Directory] = {root: Directory()}
+        for meta in objects:
+            path = meta["path"]
+            if path == root:
+                continue
+            at = path
+            while True:
+                parent = at.rpartition("/")[0]
+                is_new = parent not in known
+                here = known.setdefault(parent, Directory())
+                if at == path:
+                    here.objects[path] = self._version(meta)
+                else:
+                    here.directories.add(at)
+                if parent == root or not is_new:
+                    break
+                at = parent
+        for here in known.values():  # "a/" is listed like an object `a` by some stores
+            for path in here.directories & here.objects.keys():
+                del here.objects[path]
+        self._known |= known
+        self._whole.add(root)
+
+    def _version(self, meta: Any) -> Version:
+        """The version that a listing tells, unless another one of the object was seen before."""
+        version = Version.of(meta)
+        seen = self._single.get(meta["path"])
+        return version if seen is None else seen

@@ -1,0 +1,193 @@
+"""A file of a checkpoint that is uploaded while it is written."""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import threading
+from collections.abc import AsyncIterator
+from concurrent.futures import CancelledError, Future
+from typing import Any
+
+from ..errors import SaveError, SourceError
+from .event_loop import run_request, start_request
+from .request_errors import describe_error
+from .requests import Requests
+
+PART_BYTES = 16 * 1024 * 1024
+"""A larger file is uploaded in parts of this size, or of more if there would be too many."""
+
+_MAX_PARTS = 9_000
+"""Stores take at most 10,000 parts of an object."""
+
+_CONCURRENCY = 8
+"""Parts of a file that are sent at the same time."""
+
+_QUEUED = 2
+"""Parts that may wait to be sent. A thread that has written more waits, too."""
+
+_ZEROS = bytes(1024 * 1024)
+
+
+class ObjectFile:
+    """One object of a save, which is sent in order while threads write it in any order.
+
+    What is written beyond a gap waits in memory until the gap is filled, or until `settle` says
+    that it never will be. So writers should write about in order.
+
+    Args:
+        store: The store of obstore, which repeats failed requests.
+        requests: The same store, for messages.
+        path: The object.
+    """
+
+    def __init__(self, store: Any, requests: Requests, path: str):
+        self._store, self._requests, self.path = store, requests, path
+        self._lock = threading.RLock()
+        self._waiting: list[tuple[int, int, bytes]] = []  # a heap: offset, order, bytes
+        self._order = 0
+        self._sent = 0  # bytes that were handed on, in order
+        self._size = 0
+        self._part, self._parts = bytearray(), asyncio.Queue[bytes | None](_QUEUED)
+        self._part_bytes = PART_BYTES
+        self._upload: Future[None] | None = None
+        self._ended = False
+
+    @property
+    def size(self) -> int:
+        """See `SinkFile`."""
+        return self._size
+
+    def expect(self, nbytes: int) -> None:
+        """Says how many bytes will be written, about, before the first of them."""
+        self._part_bytes = max(PART_BYTES, -(-nbytes // _MAX_PARTS))
+
+    def write(self, data: bytes | bytearray | memoryview, offset: int | None = None) -> None:
+        """See `SinkFile`. Bytes that were handed on can't be changed any more."""
+        view = memoryview(data).cast("B")
+        with self._lock:
+            self._check()
+            at = self._size if offset is None else offset
+            if at < self._sent and len(view):
+                raise SaveError(
+                    f"Expected writes in order, got one at byte {at} of which {self._sent} are"
+                    " uploaded",
+                    file=self._where,
+                )
+            self._size = max(self._size, at + len(view))
+            if at == self._sent:
+                self._hand_on(view)
+            elif len(view):
+                self._order += 1
+                heapq.heappush(self._waiting, (at, self._order, bytes(view)))
+            self._hand_on_waiting()
+
+    def settle(self, offset: int) -> None:
+        """Says that nothing before `offset` will be written any more: gaps there are zeros."""
+        with self._lock:
+            self._check()
+            while self._waiting and self._waiting[0][0] < offset:
+                self._fill_gap(self._waiting[0][0])
+                self._hand_on_waiting()
+
+    def sync(self) -> None:
+        """Does nothing: `close` waits until the store has everything."""
+
+    def close(self) -> None:
+        """See `SinkFile`."""
+        with self._lock:
+            if self._ended:
+                return
+            while self._waiting:
+                self._fill_gap(self._waiting[0][0])
+                self._hand_on_waiting()
+            self._ended = True
+            last, self._part = bytes(self._part), bytearray()
+        if self._upload is None:
+            try:
+                run_request(self._requests.put(self.path, last))
+            except SourceError as error:
+                raise SaveError(str(error), file=self._where) from error
+            return
+        if last:
+            self._enqueue(last)
+        self._enqueue(None)
+        self._await_upload()
+
+    def abandon(self) -> None:
+        """Ends the upload, without an object. Never raises."""
+        self._ended = True
+        if self._upload is not None:
+            self._upload.cancel()  # a thread that waits for it holds the lock
+        with self._lock:
+            if self._upload is not None:
+                self._upload.cancel()
+            self._waiting, self._part = [], bytearray()
+
+    @property
+    def _where(self) -> str:
+        return f"{self._requests.url}/{self.path}"
+
+    def _check(self) -> None:
+        if self._ended:
+            raise SaveError("The save was already committed or discarded", file=self._where)
+        if self._upload is not None and self._upload.done():
+            self._await_upload()
+
+    def _hand_on_waiting(self) -> None:
+        while self._waiting and self._waiting[0][0] <= self._sent:
+            at, _, data = heapq.heappop(self._waiting)
+            if at < self._sent:
+                raise SaveError("Expected writes that don't overlap", file=self._where)
+            self._hand_on(memoryview(data))
+
+    def _fill_gap(self, stop: int) -> None:
+        while self._sent < stop:
+            self._hand_on(memoryview(_ZEROS)[: stop - self._sent])
+
+    def _hand_on(self, view: memoryview) -> None:
+        """Appends bytes to the parts that are sent, and waits if too many are."""
+        self._sent += len(view)
+        while len(view):
+            room = self._part_bytes - len(self._part)
+            self._part += view[:room]
+            view = view[room:]
+            if len(self._part) == self._part_bytes:
+                part, self._part = bytes(self._part), bytearray()
+                if self._upload is None:
+                    self._upload = start_request(self._send())
+                self._enqueue(part)
+
+    def _enqueue(self, part: bytes | None) -> None:
+        """Hands a part to the upload; raises its error if it has failed."""
+        assert self._upload is not None
+        upload = self._upload
+
+        async def put() -> None:
+            ended = asyncio.wrap_future(upload)
+            placed = asyncio.ensure_future(self._parts.put(part))
+            await asyncio.wait([placed, ended], return_when=asyncio.FIRST_COMPLETED)
+            placed.cancel()
+
+        run_request(put())
+        if upload.done():
+            self._await_upload()
+
+    def _await_upload(self) -> None:
+        assert self._upload is not None
+        try:
+            self._upload.result()
+        except CancelledError:
+            raise SaveError("The save was discarded", file=self._where) from None
+        except self._requests.failures as error:
+            reason = describe_error(error)
+            raise SaveError(f"can't write `{self._where}`: {reason}", file=self._where) from error
+
+    async def _send(self) -> None:
+        await self._requests.upload(
+            self._store, self.path, self._list_parts(), self._part_bytes, _CONCURRENCY
+        )
+
+    async def _list_parts(self) -> AsyncIterator[bytes]:
+        while (part := await self._parts.get()) is not None:
+            yield part

@@ -1,0 +1,276 @@
+"""A checkpoint that is written to an object store."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Generator, Iterable, Mapping
+from contextlib import contextmanager, suppress
+
+from ..errors import (
+    AlreadyExists,
+    CheckpointError,
+    NotFound,
+    SaveError,
+    SourceError,
+    TemplaxError,
+    UsageError,
+)
+from .event_loop import run_request
+from .lease import NAME as LEASE
+from .lease import Lease
+from .object_file import ObjectFile
+from .requests import PreconditionFailed, Version
+from .stores import HTTP, Store
+
+MARKER = "commit_success.txt"
+"""The object that is written last. Orbax expects it in object stores, too."""
+
+_STEP_METADATA = "_CHECKPOINT_METADATA"
+"""Tells readers of the commit as well, so that it is deleted together with the marker."""
+
+
+class ObjectSink:
+    """A checkpoint below a path of an object store, which is whole once its marker is written.
+
+    A store can't move a directory. So data files, whose names are random, are uploaded as they are
+    written. All other files are kept in memory until `commit` writes them, and the marker last,
+    with the condition that there is none. A lease (`lease.py`) keeps other writers away meanwhile.
+
+    To replace a checkpoint, `commit` deletes its marker, writes the new files and the marker, and
+    deletes the old data files. If it fails in between, it puts the old files back. If the process
+    is killed in between, there is no checkpoint; at any other moment, there is one.
+
+    Args:
+        store: How to reach the store.
+        url: Final location, such as "s3://bucket/run/100".
+        overwrite: Whether an existing checkpoint may be replaced.
+
+    Attributes:
+        path: As `url`.
+        directory: What other processes need to add files: the token of the lease.
+        committed: Whether the marker is written.
+        not_removed: URLs of objects that could not be deleted in the end.
+
+    Raises:
+        AlreadyExists: There is a checkpoint, and `overwrite` is False; or another process is
+            saving one.
+        SaveError: The store can't be written to, or refused.
+    """
+
+    def __init__(self, store: Store, url: str, *, overwrite: bool):
+        self._init_state(store, url, overwrite=overwrite)
+        if isinstance(store, HTTP):
+            raise SaveError("templax reads from web servers, but does not write to them", file=url)
+        if not self._root:
+            raise SaveError("Expected a path in the bucket, got the bucket itself", file=url)
+        try:
+            with self._translate_errors("save"):
+                self._check_free(run_request(self._list(most=1)), had_lease=False)
+                self._lease = Lease(self._requests, self._join(LEASE))
+                self.directory = self._lease.token
+                self._old = run_request(self._list())
+                self._check_free(self._old, had_lease=self._lease.took_over)
+        except BaseException:  # such as an interrupt: the caller has no object to discard yet
+            self.discard()
+            raise
+
+    @classmethod
+    def join(cls, store: Store, url: str, directory: str) -> ObjectSink:
+        """Adds files to a save that another process started and that only it commits or discards.
+
+        Args:
+            store: How to reach the store.
+            url, directory: `path` and `directory` of that process's sink.
+        """
+        self = cls.__new__(cls)
+        self._init_state(store, url, overwrite=False)
+        self.directory = directory
+        return self
+
+    def _init_state(self, store: Store, url: str, *, overwrite: bool) -> None:
+        location = store.locate(url)
+        self._requests, self._root = store.connect(location), location.path
+        self._store, self._location, self._uploads = store, location, None
+        self.path = f"{location.url}/{location.path}"
+        self.directory, self.committed = "", False
+        self.not_removed: tuple[str, ...] = ()
+        self._overwrite, self._ended = overwrite, False
+        self._files: list[ObjectFile] = []
+        self._small: dict[str, bytes] = {}  # path → content, in the order of `put`
+        self._old: dict[str, Version] = {}  # what was there before
+        self._taken: dict[str, bytes] = {}  # small files of the old checkpoint, to put back
+        self._lease: Lease | None = None
+        self._guard = threading.RLock()
+
+    def create(self, key: str) -> ObjectFile:
+        """See `Sink`."""
+        path = self._check_key(key)
+        with self._translate_errors("create"), self._guard:
+            if self._uploads is None:
+                self._uploads = self._store.make(self._location, retries=True)
+            file = ObjectFile(self._uploads, self._requests, path)
+            self._files.append(file)
+            return file
+
+    def put(self, key: str, data: bytes | bytearray | memoryview) -> None:
+        """Keeps a small file, which `commit` writes. See `Sink`."""
+        path = self._check_key(key)
+        with self._guard:
+            self._small.pop(path, None)
+            self._small[path] = bytes(data)
+
+    def commit(self) -> None:
+        """See `Sink`. The file that was `put` last is the marker."""
+        with self._translate_errors("finish"):
+            with self._guard:
+                self._check()
+                files = list(self._files)
+            for file in files:
+                file.close()
+            if self._lease is None:
+                self._ended = True
+                return
+            self._lease.check()
+            run_request(self._take_markers_away())
+            *others, marker = self._small
+            run_request(self._put_all({path: self._small[path] for path in others}))
+            self._lease.check()
+            self._put_marker(marker)
+            self.committed = self._ended = True
+        new = {*self._small, *(file.path for file in files), self._join(LEASE)}
+        self.not_removed = run_request(self._delete_all(self._old.keys() - new))
+        self._lease.release()
+
+    def discard(self) -> None:
+        """See `Sink`."""
+        with self._guard:
+            if self._ended:
+                return
+            self._ended = True
+        for file in self._files:
+            file.abandon()
+        written = {file.path for file in self._files} | self._small.keys()
+        if self._lease is None:  # another process has it, or nothing was written yet
+            written = {file.path for file in self._files}
+        try:
+            run_request(self._put_back())
+            gone = written - self._taken.keys()
+            self.not_removed = run_request(self._delete_all(gone - self._old.keys()))
+        except TemplaxError:
+            self.not_removed = (self.path,)
+        if self._lease is not None:
+            self._lease.release()
+
+    def __enter__(self) -> ObjectSink:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.discard()
+
+    def _join(self, key: str) -> str:
+        return f"{self._root}/{key}"
+
+    def _check_key(self, key: str) -> str:
+        self._check()
+        if "\0" in key or any(part in ("", ".", "..") for part in key.split("/")):
+            raise UsageError(f"Expected a path below the checkpoint, got {key!r}")
+        return self._join(key)
+
+    def _check(self) -> None:
+        if self._ended:
+            raise SaveError("The save was already committed or discarded", file=self.path)
+
+    @contextmanager
+    def _translate_errors(self, action: str) -> Generator[None, None, None]:
+        """Discards the save if the block fails, and turns a `SourceError` into a `SaveError`."""
+        try:
+            yield
+        except SaveError:
+            self.discard()
+            raise
+        except (SourceError, CheckpointError) as error:
+            self.discard()
+            rest = "nothing was saved and nothing is left behind"
+            if self.not_removed:
+                rest = f"nothing was saved, but `{self.not_removed[0]}` could not be removed"
+            raise SaveError(f"can't {action}: {error}; {rest}", file=self.path) from error
+
+    async def _list(self, most: int | None = None) -> dict[str, Version]:
+        """The objects below the path, or some of them if there are more than `most` pages."""
+        found: dict[str, Version] = {}
+        pages = 0
+        async for objects in self._requests.list_all(self._root):
+            found |= {meta["path"]: Version.of(meta) for meta in objects}
+            pages += 1
+            if pages == most:
+                break
+        return found
+
+    def _check_free(self, found: Mapping[str, Version], *, had_lease: bool) -> None:
+        """Refuses to write where there is something, unless it may be replaced, or is a leftover.
+
+        Raises:
+            AlreadyExists: There is a checkpoint, or something that no save left behind.
+        """
+        had_lease = had_lease or self._join(LEASE) in found
+        others = [path for path in found if path != self._join(LEASE) and not _is_data(path)]
+        whole = self._join(MARKER) in found or not had_lease
+        if others and whole and not self._overwrite:
+            raise AlreadyExists(
+                f"Expected nothing, found objects such as `{others[0]}`",
+                file=self.path,
+                hint="overwrite=True replaces a checkpoint; or save under another name",
+            )
+
+    async def _take_markers_away(self) -> None:
+        """Keeps the small files of the checkpoint that is replaced, and deletes its markers."""
+        marks = [p for p in self._old if p.rpartition("/")[2] in (MARKER, _STEP_METADATA)]
+        marks.sort(key=lambda path: (path.count("/"), path.endswith(_STEP_METADATA)))
+        for path in {*marks, *self._small.keys()} & self._old.keys():
+            with suppress(NotFound):
+                self._taken[path] = (await self._requests.fetch_whole(path))[1]
+        for path in marks:  # one after the other: a reader believes either
+            await self._requests.delete([path])
+
+    async def _put_all(self, files: Mapping[str, bytes]) -> None:
+        await asyncio.gather(*[self._requests.put(path, data) for path, data in files.items()])
+
+    def _put_marker(self, path: str) -> None:
+        """Writes the marker, if there is none.
+
+        Raises:
+            AlreadyExists: Another process has written one.
+        """
+        data = self._small[path] + f" ({self.directory})".encode()
+        try:
+            run_request(self._requests.put(path, data, "create"))
+        except PreconditionFailed:
+            # Unless it is our own: the answer to an earlier attempt may have been lost.
+            if run_request(self._requests.fetch_whole(path))[1] != data:
+                raise AlreadyExists(
+                    "Another process saved a checkpoint here during the save", file=self.path
+                ) from None
+
+    async def _put_back(self) -> None:
+        """Writes the files of the old checkpoint again, its markers last."""
+        marks = (MARKER, _STEP_METADATA)
+        taken = self._taken.items()
+        await self._put_all({p: d for p, d in taken if p.rpartition("/")[2] not in marks})
+        for path in sorted(self._taken.keys(), key=lambda path: path.endswith(MARKER)):
+            if path.rpartition("/")[2] in marks:
+                await self._requests.put(path, self._taken[path])
+
+    async def _delete_all(self, paths: Iterable[str]) -> tuple[str, ...]:
+        """Deletes objects; returns the URLs of those that could not be deleted."""
+        try:
+            await self._requests.delete(sorted(paths))
+        except SourceError:
+            left = await self._list()
+            return tuple(f"{self._location.url}/{path}" for path in paths if path in left)
+        return ()
+
+
+def _is_data(path: str) -> bool:
+    """Whether this is a data file, which without an index beside it is no checkpoint."""
+    return "d" in path.split("/")[-2:-1]

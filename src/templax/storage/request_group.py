@@ -1,0 +1,50 @@
+"""Ends all requests to object stores that one call waits for. No asyncio at import."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import Future
+from typing import Any
+
+_thread = threading.local()
+
+
+class RequestGroup:
+    """The requests that the threads of one call wait for, so that all can be ended at once.
+
+    Without it, a call that has failed, or that the user interrupts, would wait for the slowest
+    answer of a store.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._pending: set[Future[Any]] = set()
+        self._cancelled = False
+
+    def join(self) -> None:
+        """Makes the requests of the calling thread ones of this group, from now on."""
+        _thread.group = self
+
+    def add(self, request: Future[Any]) -> None:
+        with self._lock:
+            self._pending.add(request)
+            cancelled = self._cancelled
+        if cancelled:
+            request.cancel()
+
+    def discard(self, request: Future[Any]) -> None:
+        with self._lock:
+            self._pending.discard(request)
+
+    def cancel(self) -> None:
+        """Ends all requests: the reads that wait for them raise `SourceError`."""
+        with self._lock:
+            self._cancelled = True
+            pending = list(self._pending)
+        for request in pending:
+            request.cancel()
+
+
+def current_group() -> RequestGroup | None:
+    """The group that the calling thread has joined."""
+    return getattr(_thread, "group", None)

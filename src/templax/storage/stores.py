@@ -1,0 +1,411 @@
+"""The object stores that templax knows: their URLs, their settings, and how obstore opens them."""
+
+from __future__ import annotations
+
+import configparser
+import os
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import timedelta
+from importlib import import_module
+from typing import Any, ClassVar
+from urllib.parse import unquote, urlsplit
+
+from ..errors import MissingPackage, SourceError, UsageError
+from .request_errors import redact
+from .requests import CONCURRENCY, STALL_S, TIMEOUT_S, Requests
+
+_CONNECT_S = 10
+
+
+def require_obstore(what: str) -> Any:
+    """The classes of stores of obstore, for a call that can't do without it.
+
+    Args:
+        what: What needs it, as the error begins.
+
+    Raises:
+        MissingPackage: It is not installed, or can't be imported.
+    """
+    try:
+        return import_module("obstore.store")
+    except ImportError as error:
+        missing = error.name == "obstore"
+        why = "is not installed" if missing else f"can't be imported ({error})"
+        raise MissingPackage(
+            f"{what} needs obstore, which {why}",
+            name="obstore",
+            hint='pip install "templax[remote]"',
+        ) from error
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """What a URL names.
+
+    Attributes:
+        url: The bucket, container or server, without a slash at the end: "s3://bucket".
+        bucket: Its name, as obstore takes it.
+        path: The path of the object or directory in it, without slashes at the ends.
+        options: Settings that the URL itself gives, such as an account.
+    """
+
+    url: str
+    bucket: str
+    path: str
+    options: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Store:
+    """How to reach an object store. What is not given comes from the environment.
+
+    Attributes:
+        timeout: Seconds without a byte of an answer after which a request fails for good. Until
+            then it is repeated, with growing pauses.
+        concurrency: Maximum number of requests under way at the same time.
+        options: Further settings of the store, by the names of obstore's `config`.
+        client_options: Settings of the connection, by the names of obstore's `ClientConfig`.
+    """
+
+    schemes: ClassVar[tuple[str, ...]] = ()
+
+    timeout: float = TIMEOUT_S
+    concurrency: int = CONCURRENCY
+    options: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    client_options: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    def locate(self, url: str) -> Location:
+        """Splits a URL into the bucket and the path in it.
+
+        Raises:
+            UsageError: It is not a URL of this store.
+        """
+        scheme, colon, rest = url.partition("://")
+        if not colon or scheme.lower() not in self.schemes:
+            wanted = " or ".join(f"{scheme}://" for scheme in self.schemes)
+            raise UsageError(f'Expected a URL that begins with {wanted}, got "{redact(url)}"')
+        bucket, _, path = rest.partition("/")
+        if not bucket:
+            raise UsageError(f'Expected the name of a bucket after "{scheme}://", got "{url}"')
+        return Location(f"{scheme.lower()}://{bucket}", bucket, path.strip("/"))
+
+    def connect(self, location: Location) -> Requests:
+        """The requests to the bucket of a location.
+
+        Raises:
+            MissingPackage: obstore is not installed.
+            UsageError: A setting is not one of the store.
+        """
+        require_obstore(f"`{self.schemes[0]}://`")
+        return Requests(
+            lambda: self.make(location),
+            location.url,
+            timeout_s=self.timeout,
+            concurrency=self.concurrency,
+        )
+
+    def make(self, location: Location, *, retries: bool = False) -> Any:
+        """Makes the store of obstore for a bucket.
+
+        Args:
+            location: The bucket.
+            retries: Whether obstore repeats failed requests by itself, as it must where a call of
+                it makes several.
+
+        Raises:
+            UsageError: A setting is not one of the store.
+        """
+        kinds = require_obstore(f"`{self.schemes[0]}://`")
+        client = {
+            "connect_timeout": timedelta(seconds=_CONNECT_S),
+            "read_timeout": timedelta(seconds=min(STALL_S, self.timeout)),
+            "timeout": timedelta(hours=6),  # of a whole answer: `read_timeout` ends slow ones
+            **self.client_options,
+        }
+        wait = timedelta(seconds=self.timeout)
+        again = {"max_retries": 1000 if retries else 0, "retry_timeout": wait}
+        try:
+            return self._make(kinds, location, client, again)
+        except (import_module("obstore.exceptions").BaseError, ValueError, TypeError) as error:
+            reason = redact(str(error).partition("\n\n")[0])
+            raise UsageError(f"can't open `{location.url}`: {reason}") from None
+
+    def _make(
+        self, kinds: Any, location: Location, client: dict[str, Any], again: dict[str, Any]
+    ) -> Any:
+        raise NotImplementedError
+
+
+def _drop_unset(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if value is not None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class S3(Store):
+    """Amazon S3, or another store that speaks its language: MinIO, Cloudflare R2, Ceph and others.
+
+    Attributes:
+        endpoint: Address of the store, such as `http://localhost:9000`; by default Amazon's, or
+            that of `AWS_ENDPOINT_URL_S3` or `AWS_ENDPOINT_URL`.
+        region: By default that of `AWS_REGION`, `AWS_DEFAULT_REGION` or the profile.
+        access_key_id, secret_access_key, session_token: Credentials. By default those of the
+            environment variables of these names (`AWS_ACCESS_KEY_ID` and so on), of the profile
+            `AWS_PROFILE` in the shared credentials file, or of the machine's role.
+        anonymous: Whether requests are not signed, as public buckets allow.
+
+    Example:
+        >>> from templax.storage import S3
+        >>> store = S3(endpoint="http://localhost:9000", secret_access_key="hidden")
+        >>> "hidden" in repr(store)
+        False
+    """
+
+    schemes: ClassVar[tuple[str, ...]] = ("s3", "s3a")
+
+    endpoint: str | None = None
+    region: str | None = None
+    access_key_id: str | None = field(default=None, repr=False)
+    secret_access_key: str | None = field(default=None, repr=False)
+    session_token: str | None = field(default=None, repr=False)
+    anonymous: bool = False
+
+    def _make(
+        self, kinds: Any, location: Location, client: dict[str, Any], again: dict[str, Any]
+    ) -> Any:
+        given = _drop_unset(
+            {
+                "access_key_id": self.access_key_id,
+                "secret_access_key": self.secret_access_key,
+                "session_token": self.session_token,
+                "region": self.region,
+                "skip_signature": True if self.anonymous else None,
+            }
+        )
+        if not self.anonymous and "access_key_id" not in given:
+            given = _read_profile() | given
+        endpoint = (
+            self.endpoint
+            or os.environ.get("AWS_ENDPOINT_URL_S3")
+            or os.environ.get("AWS_ENDPOINT_URL")
+        )
+        if endpoint:
+            given["endpoint"] = endpoint
+            client.setdefault("allow_http", endpoint.lower().startswith("http://"))
+        return kinds.S3Store(
+            location.bucket,
+            config={**given, **self.options},
+            client_options=client,
+            retry_config=again,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class GCS(Store):
+    """Google Cloud Storage.
+
+    Attributes:
+        service_account: Path of the JSON file with the key of an account. By default the
+            application default credentials: `GOOGLE_APPLICATION_CREDENTIALS`, those of the
+            `gcloud` command, or those of the machine.
+        token: An OAuth token.
+        endpoint: Address of the store, by default Google's, or that of `STORAGE_EMULATOR_HOST`.
+        anonymous: Whether requests are not signed, as public buckets allow.
+    """
+
+    schemes: ClassVar[tuple[str, ...]] = ("gs", "gcs")
+
+    service_account: str | None = None
+    token: str | None = field(default=None, repr=False)
+    endpoint: str | None = None
+    anonymous: bool = False
+
+    def _make(
+        self, kinds: Any, location: Location, client: dict[str, Any], again: dict[str, Any]
+    ) -> Any:
+        emulator = os.environ.get("STORAGE_EMULATOR_HOST")
+        if emulator and "://" not in emulator:
+            emulator = f"http://{emulator}"
+        endpoint = self.endpoint or emulator
+        unsigned = self.anonymous or (self.endpoint is None and emulator and not self.token)
+        given = _drop_unset(
+            {
+                "service_account": self.service_account,
+                "bearer_token": self.token,
+                "base_url": endpoint and endpoint.rstrip("/"),
+                "skip_signature": True if unsigned else None,
+            }
+        )
+        if endpoint:
+            client.setdefault("allow_http", endpoint.lower().startswith("http://"))
+        return kinds.GCSStore(
+            location.bucket,
+            config={**given, **self.options},
+            client_options=client,
+            retry_config=again,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Azure(Store):
+    """Azure Blob Storage and Data Lake.
+
+    URLs are `az://container/path`, or `abfss://container@account.dfs.core.windows.net/path`.
+
+    Attributes:
+        account: Name of the account, by default that of `AZURE_STORAGE_ACCOUNT_NAME` or of the URL.
+        key: Its key, by default `AZURE_STORAGE_ACCOUNT_KEY`.
+        sas_token: A signature to use instead, by default `AZURE_STORAGE_SAS_TOKEN`. Without any of
+            these, the identity of the machine or of the `az` command.
+        endpoint: Address of the store, by default Azure's.
+        anonymous: Whether requests are not signed, as public containers allow.
+    """
+
+    schemes: ClassVar[tuple[str, ...]] = ("az", "azure", "abfs", "abfss", "adl")
+
+    account: str | None = None
+    key: str | None = field(default=None, repr=False)
+    sas_token: str | None = field(default=None, repr=False)
+    endpoint: str | None = None
+    anonymous: bool = False
+
+    def locate(self, url: str) -> Location:
+        location = super().locate(url)
+        container, at, host = location.bucket.partition("@")
+        if not at:
+            return location
+        account = host.partition(".")[0]
+        return Location(location.url, container, location.path, {"account_name": account})
+
+    def _make(
+        self, kinds: Any, location: Location, client: dict[str, Any], again: dict[str, Any]
+    ) -> Any:
+        environ = os.environ.get
+        account = self.account or location.options.get("account_name")
+        account = (
+            account or environ("AZURE_STORAGE_ACCOUNT_NAME") or environ("AZURE_STORAGE_ACCOUNT")
+        )
+        given = _drop_unset(
+            {
+                "account_name": account,
+                "account_key": self.key or environ("AZURE_STORAGE_KEY"),
+                "sas_key": self.sas_token or environ("AZURE_STORAGE_SAS_TOKEN"),
+                "endpoint": self.endpoint,
+                "skip_signature": True if self.anonymous else None,
+            }
+        )
+        if self.endpoint:
+            client.setdefault("allow_http", self.endpoint.lower().startswith("http://"))
+        return kinds.AzureStore(
+            container_name=location.bucket,
+            config={**given, **self.options},
+            client_options=client,
+            retry_config=again,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class HTTP(Store):
+    """A web server that answers range requests.
+
+    Attributes:
+        headers: Headers of each request, such as `{"Authorization": "Bearer …"}`.
+    """
+
+    schemes: ClassVar[tuple[str, ...]] = ("https", "http")
+
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+    def locate(self, url: str) -> Location:
+        location = super().locate(url)
+        parts = urlsplit(url)
+        if parts.query or parts.fragment:
+            raise SourceError(
+                f"can't read `{redact(url)}`: templax does not send the part after `?` or `#`;"
+                " hint: if it is a signature, read from the store itself, or download the file"
+            )
+        if "@" in parts.netloc:
+            raise SourceError(
+                f"can't read `{redact(url)}`: credentials don't belong in an address; hint: give"
+                ' storage=templax.storage.HTTP(headers={"Authorization": …})'
+            )
+        return Location(location.url, location.bucket, unquote(location.path))
+
+    def _make(
+        self, kinds: Any, location: Location, client: dict[str, Any], again: dict[str, Any]
+    ) -> Any:
+        client.setdefault("allow_http", location.url.startswith("http://"))
+        if self.headers:
+            client["default_headers"] = {
+                **dict(self.headers),
+                **client.get("default_headers", {}),
+            }
+        return kinds.HTTPStore(location.url, client_options=client, retry_config=again)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProcessMemory(Store):
+    """Objects in the memory of this process, for tests: `memory://name/path`."""
+
+    schemes: ClassVar[tuple[str, ...]] = ("memory",)
+
+    def _make(
+        self, kinds: Any, location: Location, client: dict[str, Any], again: dict[str, Any]
+    ) -> Any:
+        with _memory_lock:
+            if location.bucket not in _memory:
+                _memory[location.bucket] = kinds.MemoryStore()
+            return _memory[location.bucket]
+
+
+_memory: dict[str, Any] = {}
+
+_memory_lock = threading.Lock()
+
+_KINDS: tuple[type[Store], ...] = (S3, GCS, Azure, HTTP, ProcessMemory)
+
+
+def find_store(scheme: str) -> Callable[[], Store] | None:
+    """The kind of store that serves the URLs of a scheme; None if there is none."""
+    return next((kind for kind in _KINDS if scheme.lower() in kind.schemes), None)
+
+
+def list_schemes() -> list[str]:
+    """The schemes of all stores, the most usual of each kind first."""
+    return [scheme for kind in _KINDS for scheme in kind.schemes]
+
+
+def _read_profile() -> dict[str, str]:
+    """The credentials and region of a profile in the files that all tools for AWS share.
+
+    obstore knows the environment variables and the roles of machines, but not these files.
+    Credentials in the environment come first, unless `AWS_PROFILE` is set.
+    """
+    environ = os.environ.get
+    profile = environ("AWS_PROFILE") or environ("AWS_DEFAULT_PROFILE")
+    if environ("AWS_ACCESS_KEY_ID") and profile is None:
+        return {}
+    found: dict[str, str] = {}
+    name = profile or "default"
+    places = (
+        (environ("AWS_CONFIG_FILE") or "~/.aws/config", f"profile {name}"),
+        (environ("AWS_CONFIG_FILE") or "~/.aws/config", name),
+        (environ("AWS_SHARED_CREDENTIALS_FILE") or "~/.aws/credentials", name),
+    )
+    for path, section in places:
+        file = configparser.RawConfigParser()
+        with suppress(OSError, configparser.Error, UnicodeDecodeError):
+            file.read(os.path.expanduser(path), encoding="utf-8")
+            if file.has_section(section):
+                found |= dict(file.items(section))
+    named = {
+        "access_key_id": "aws_access_key_id",
+        "secret_access_key": "aws_secret_access_key",
+        "session_token": "aws_session_token",
+    }
+    settings = {name: found[key] for name, key in named.items() if key in found}
+    if "region" in found and not environ("AWS_REGION") and not environ("AWS_DEFAULT_REGION"):
+        settings["region"] = found["region"]
+    return settings
