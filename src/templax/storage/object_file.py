@@ -165,6 +165,7 @@ class ObjectFile:
 
         async def put() -> None:
             ended = asyncio.wrap_future(upload)
+            ended.add_done_callback(lambda done: done.cancelled() or done.exception())
             placed = asyncio.ensure_future(self._parts.put(part))
             await asyncio.wait([placed, ended], return_when=asyncio.FIRST_COMPLETED)
             placed.cancel()

@@ -230,7 +230,8 @@ class GCS(Store):
         given = _drop_unset(
             {
                 "service_account": self.service_account,
-                "bearer_token": self.token,
+                # Without one, writes would ask for credentials, whatever `skip_signature` says.
+                "bearer_token": self.token or ("none" if unsigned else None),
                 "base_url": endpoint and endpoint.rstrip("/"),
                 "skip_signature": True if unsigned else None,
             }
