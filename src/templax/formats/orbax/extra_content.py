@@ -15,12 +15,12 @@ from .directory import (
     TREE,
     V1_MARK,
     Root,
-    basename,
     examine_directory,
     is_committed,
     list_names,
 )
 from .step_metadata import STEP_METADATA
+from .step_names import basename
 
 _SIDE_FILES = (
     "_sharding",
