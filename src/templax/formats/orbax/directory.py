@@ -16,7 +16,7 @@ from typing import Literal
 from ...errors import SourceError
 from ...storage.leftovers import LEASE, TEMPORARY
 from ...storage.signatures import is_lfs_pointer, read_head, recognise
-from ...storage.source import Source
+from ...storage.source import Source, find_cost
 from ..flax.specs import ARRAYS
 from ..ocdbt.read import MANIFEST
 from ..zarr.metadata import FILES
@@ -213,7 +213,7 @@ def list_steps(source: Source) -> tuple[Step, ...]:
         child = source.at(key)
         try:
             names = list_names(child)
-            if not names & MARKS and _holds_only_data(child):
+            if not names & MARKS and holds_only_data(child):
                 found.append((Step(int(match["number"]), key, _ONLY_DATA), names))
             elif is_temporary(key) or _unfinished_items(names) or _has_items(child, names):
                 parts = [key, *_unfinished_items(names)]
@@ -222,7 +222,7 @@ def list_steps(source: Source) -> tuple[Step, ...]:
                 found.append((Step(int(match["number"]), key, problem), names))
         except SourceError as error:  # it may be a step, but not one that can be restored
             found.append((Step(int(match["number"]), key, str(error)), frozenset()))
-    marked = {step_prefix(step.key) for step, names in found if _has_only_commit_file(names)}
+    marked = {step_prefix(step.key) for step, names in found if _has_proof(source, names)}
     steps = [
         replace(step, problem=NO_COMMIT_FILE)
         if step.committed and not names & MARKS and step_prefix(step.key) in marked
@@ -325,13 +325,19 @@ def _missing_file_reason(source: Source, names: frozenset[str]) -> str | None:
             key = info.key.rstrip("/")
             alike = info.is_dir and STEP_NAME.fullmatch(key) and step_prefix(key) == prefix
             with suppress(SourceError):
-                if alike and _has_only_commit_file(list_names(parent.at(key))):
+                if alike and _has_proof(parent, list_names(parent.at(key))):
                     return NO_COMMIT_FILE
     return None
 
 
-def _has_only_commit_file(names: frozenset[str]) -> bool:
-    return COMMITTED in names and STEP_METADATA not in names
+def _has_proof(run: Source, names: frozenset[str]) -> bool:
+    """Whether a step beside one without any file of `MARKS` proves that it is not committed.
+
+    Every Orbax writes the file to an object store, but to a disk only those that wrote nothing
+    else, and the latest.
+    """
+    everywhere = find_cost(run) is not None
+    return COMMITTED in names and (everywhere or STEP_METADATA not in names)
 
 
 def list_names(source: Source) -> frozenset[str]:
@@ -339,11 +345,11 @@ def list_names(source: Source) -> frozenset[str]:
     return frozenset(info.key for info in source.children())
 
 
-def _holds_only_data(source: Source) -> bool:
-    """Whether there are files of values, and nothing that describes them."""
+def holds_only_data(source: Source) -> bool:
+    """Whether there are files of values or a lease, and nothing that describes them."""
     key = None
     for key in (info.key for info in source.walk()):
-        if _DATA_FILE.fullmatch(key) is None:
+        if _DATA_FILE.fullmatch(key) is None and key != LEASE:
             return False
     return key is not None
 
