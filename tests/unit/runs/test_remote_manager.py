@@ -102,15 +102,20 @@ def test_a_step_is_refused_if_it_exists_or_is_below_the_latest(url):
 
 
 def test_the_names_of_steps_and_items_are_those_of_the_run(url):
-    tx.save(f"{url}/ckpt_0007/state", tree(7))
-    with tx.Manager(url) as manager:
+    tx.save(f"{url}/ckpt_0007", tree(7))
+    with tx.Manager(url, item="state") as manager:
         manager.save(8, tree(8), wait=True)
-    assert manager.steps() == [7, 8]
-    assert {name.split("/")[0] for name in objects(url)[1]} == {"ckpt_0007", "ckpt_0008"}
-    assert "ckpt_0008/state/_METADATA" in objects(url)[1]
-    with tx.Manager(url, item="ema") as other:
+    with tx.Manager(url) as other:
         other.save(9, tree(9), wait=True)
+        assert other.steps() == [7, 8, 9]
         assert other.restore(TEMPLATE)["w"].tolist() == [9.0] * 3
+        assert other.restore(TEMPLATE, 7)["w"].tolist() == [7.0] * 3
+    assert {name.split("/")[0] for name in objects(url)[1]} == {
+        "ckpt_0007",
+        "ckpt_0008",
+        "ckpt_0009",
+    }
+    assert {"ckpt_0007/_METADATA", "ckpt_0009/state/_METADATA"} <= set(objects(url)[1])
     with pytest.raises(tx.NotFound, match="Expected the item `ema`, found `state`"):
         tx.Manager(url, item="ema").restore(TEMPLATE, 8)
 
@@ -175,13 +180,18 @@ def test_a_failure_in_the_background_is_raised_once(url, monkeypatch):
     manager = tx.Manager(url)
     manager.save(1, tree(1), wait=True)
 
-    async def refuse(*args, **options):
+    put = stores.Requests.put
+
+    async def refuse(self, path, *args, **options):
+        if path.endswith("templax.lease"):
+            return await put(self, path, *args, **options)
         raise tx.SourceError("no space in the cloud")
 
     with monkeypatch.context() as patched:
         patched.setattr(stores.Requests, "put", refuse)
+        patched.setattr(stores.Requests, "upload", refuse)
+        manager.save(2, tree(2))
         with pytest.raises(tx.SaveError, match="no space in the cloud"):
-            manager.save(2, tree(2))
             manager.wait()
     manager.close()
     assert manager.steps() == [1]
@@ -293,9 +303,9 @@ def test_old_leftovers_of_any_step_go_with_the_next_save(url, monkeypatch):
 def test_sources_and_web_servers_are_refused(tmp_path):
     with pytest.raises(tx.UsageError, match="Expected a path, got Memory"):
         tx.Manager(tx.storage.Memory({}))
-    with tx.Manager("https://localhost:1/run") as manager:
-        with pytest.raises(tx.SaveError, match="does not write to them"):
-            manager.save(1, tree(1), wait=True)
+    manager = tx.Manager("https://localhost:1/run")
+    with pytest.raises(tx.SaveError, match="does not write to them"):
+        manager.save(1, tree(1), wait=True)
     with pytest.raises(tx.UsageError, match="Expected a URL beside storage="):
         tx.Manager(tmp_path, storage=tx.storage.S3())
 
