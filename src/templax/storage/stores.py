@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import configparser
-import os
 import threading
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from importlib import import_module
@@ -14,6 +11,7 @@ from typing import Any, ClassVar
 from urllib.parse import unquote, urlsplit
 
 from ..errors import MissingPackage, SourceError, UsageError
+from .environment import find_variable, read_aws_profile
 from .request_errors import redact
 from .requests import CONCURRENCY, STALL_S, TIMEOUT_S, Requests
 from .web_listing import WebRequests
@@ -188,12 +186,8 @@ class S3(Store):
             }
         )
         if not self.anonymous and "access_key_id" not in given:
-            given = _read_profile() | given
-        endpoint = (
-            self.endpoint
-            or os.environ.get("AWS_ENDPOINT_URL_S3")
-            or os.environ.get("AWS_ENDPOINT_URL")
-        )
+            given = read_aws_profile() | given
+        endpoint = self.endpoint or find_variable("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
         if endpoint:
             given["endpoint"] = endpoint
             client.setdefault("allow_http", endpoint.lower().startswith("http://"))
@@ -228,7 +222,7 @@ class GCS(Store):
     def _make(
         self, kinds: Any, location: Location, client: dict[str, Any], again: dict[str, Any]
     ) -> Any:
-        emulator = os.environ.get("STORAGE_EMULATOR_HOST")
+        emulator = find_variable("STORAGE_EMULATOR_HOST")
         if emulator and "://" not in emulator:
             emulator = f"http://{emulator}"
         endpoint = self.endpoint or emulator
@@ -285,16 +279,13 @@ class Azure(Store):
     def _make(
         self, kinds: Any, location: Location, client: dict[str, Any], again: dict[str, Any]
     ) -> Any:
-        environ = os.environ.get
         account = self.account or location.options.get("account_name")
-        account = (
-            account or environ("AZURE_STORAGE_ACCOUNT_NAME") or environ("AZURE_STORAGE_ACCOUNT")
-        )
+        account = account or find_variable("AZURE_STORAGE_ACCOUNT_NAME", "AZURE_STORAGE_ACCOUNT")
         given = _drop_unset(
             {
                 "account_name": account,
-                "account_key": self.key or environ("AZURE_STORAGE_KEY"),
-                "sas_key": self.sas_token or environ("AZURE_STORAGE_SAS_TOKEN"),
+                "account_key": self.key or find_variable("AZURE_STORAGE_KEY"),
+                "sas_key": self.sas_token or find_variable("AZURE_STORAGE_SAS_TOKEN"),
                 "endpoint": self.endpoint,
                 "skip_signature": True if self.anonymous else None,
             }
@@ -388,37 +379,3 @@ def find_store(scheme: str) -> Callable[[], Store] | None:
 def list_schemes() -> list[str]:
     """The schemes of all stores, the most usual of each kind first."""
     return [scheme for kind in _KINDS for scheme in kind.schemes]
-
-
-def _read_profile() -> dict[str, str]:
-    """The credentials and region of a profile in the files that all tools for AWS share.
-
-    obstore knows the environment variables and the roles of machines, but not these files.
-    Credentials in the environment come first, unless `AWS_PROFILE` is set.
-    """
-    environ = os.environ.get
-    profile = environ("AWS_PROFILE") or environ("AWS_DEFAULT_PROFILE")
-    if environ("AWS_ACCESS_KEY_ID") and profile is None:
-        return {}
-    found: dict[str, str] = {}
-    name = profile or "default"
-    places = (
-        (environ("AWS_CONFIG_FILE") or "~/.aws/config", f"profile {name}"),
-        (environ("AWS_CONFIG_FILE") or "~/.aws/config", name),
-        (environ("AWS_SHARED_CREDENTIALS_FILE") or "~/.aws/credentials", name),
-    )
-    for path, section in places:
-        file = configparser.RawConfigParser()
-        with suppress(OSError, configparser.Error, UnicodeDecodeError):
-            file.read(os.path.expanduser(path), encoding="utf-8")
-            if file.has_section(section):
-                found |= dict(file.items(section))
-    named = {
-        "access_key_id": "aws_access_key_id",
-        "secret_access_key": "aws_secret_access_key",
-        "session_token": "aws_session_token",
-    }
-    settings = {name: found[key] for name, key in named.items() if key in found}
-    if "region" in found and not environ("AWS_REGION") and not environ("AWS_DEFAULT_REGION"):
-        settings["region"] = found["region"]
-    return settings

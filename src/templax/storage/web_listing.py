@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import quote, unquote, urljoin, urlsplit
 
 from ..errors import SourceError
+from .request_errors import redact
 from .requests import Requests
 
 MAX_LINKS = 10_000
@@ -29,6 +30,20 @@ class WebRequests(Requests):
     """
 
     headers: Mapping[str, str] = {}
+
+    async def describe_meta(self, path: str) -> Any:
+        """See `Requests`. A redirect to the same address with a slash is a directory."""
+        try:
+            return await super().describe_meta(path)
+        except SourceError as error:
+            if "status 3" not in str(error):
+                raise
+            target = await asyncio.to_thread(self._find_target, path)
+            if target is None:
+                return None
+            raise SourceError(
+                f"can't read `{self.url}/{path}`: it is at another address now; hint: open {target}"
+            ) from error
 
     async def list_level(self, prefix: str) -> tuple[list[str], list[Any]]:
         """See `Requests`."""
@@ -51,6 +66,17 @@ class WebRequests(Requests):
                 del batch[:chunk]
         if batch:
             yield batch
+
+    def _find_target(self, path: str) -> str | None:
+        """Where a redirect leads to; None if that is a directory of this name."""
+        url = f"{self.url}/{quote(path)}"
+        request = urllib.request.Request(url, headers=dict(self.headers), method="HEAD")
+        try:
+            with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as answer:
+                target: str = answer.geturl()
+        except OSError as error:
+            raise SourceError(f"can't read `{url}`: {error}") from error
+        return None if target == f"{url}/" else redact(target)
 
     def _read_links(self, prefix: str) -> list[str]:
         """The names that the page of a directory links to; those of directories end in `/`."""
