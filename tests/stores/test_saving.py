@@ -13,6 +13,7 @@ import pytest
 import templax as tx
 from templax.storage import lease as leases
 from templax.storage import object_file, open_staging
+from templax.storage.leftovers import LEASE
 
 from .choice import WRITABLE, run_on
 from .connect import find_storage
@@ -37,7 +38,7 @@ def assert_saved(bucket: Bucket, tree: dict[str, Any], path: str = "run/100") ->
     catalog = tx.open(url, storage=store)
     assert tx.verify(catalog).ok
     names = [name.removeprefix(f"{path}/") for name in bucket.list() if name.startswith(path)]
-    assert leases.NAME not in names
+    assert LEASE not in names
     assert sum(name.startswith("d/") for name in names) == 1
     assert "commit_success.txt" in names
 
@@ -195,8 +196,8 @@ def test_a_killed_process_gives_its_lease_up(
     process = multiprocessing.get_context("spawn").Process(target=_save_and_die, args=(url, store))
     process.start()
     process.join()
-    assert list(bucket.list()) == [f"run/100/{leases.NAME}"]
-    with pytest.raises(tx.NotFound):
+    assert list(bucket.list()) == [f"run/100/{LEASE}"]
+    with pytest.raises(tx.Uncommitted, match="its save or deletion is not finished"):
         tx.restore(url, make_tree(1), storage=store)
     monkeypatch.setattr(leases, "LEASE_S", 1.0)
     tx.save(url, make_tree(1), storage=store)
