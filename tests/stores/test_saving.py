@@ -98,6 +98,7 @@ def test_each_request_may_fail_once(bucket: Bucket, proxy: FaultProxy, fault: An
     assert_saved(bucket, make_tree(2, 3_000_000))
 
 
+@pytest.mark.slow
 @run_on("moto")
 @pytest.mark.parametrize("overwrite", [False, True])
 @pytest.mark.parametrize("lose", [False, True])
