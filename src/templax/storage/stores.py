@@ -185,6 +185,8 @@ class S3(Store):
                 "skip_signature": True if self.anonymous else None,
             }
         )
+        if find_variable("AWS_CHECKSUM_ALGORITHM") is None:  # the store compares it with each part
+            given["checksum_algorithm"] = "SHA256"
         if not self.anonymous and "access_key_id" not in given:
             given = read_aws_profile() | given
         endpoint = self.endpoint or find_variable("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
