@@ -40,6 +40,9 @@ _MIN_HEDGE_S = 0.5
 _HEDGE = 5.0
 """A second request is sent if the first one takes this many times as long as is usual."""
 
+_HEDGED_SHARE = 0.05
+"""Maximum share of requests that are sent twice: a store that is slow as a whole gets no more."""
+
 
 class Version(NamedTuple):
     """What identifies the bytes of an object, as far as its store tells.
@@ -392,8 +395,9 @@ class Requests:
         usual = self.cost
         patience = max(_HEDGE * usual.latency_s, _MIN_HEDGE_S)
         requests = [ask()]
+        allowed = 1 + _HEDGED_SHARE * self.traffic.requests
         try:
-            if usual.measured:
+            if usual.measured and self.traffic.hedged < allowed:
                 await asyncio.wait(requests, timeout=patience)
                 if not requests[0].done():
                     self.traffic.hedged += 1
