@@ -200,6 +200,8 @@ def json_file(source: Source, names: Set[str], handler: object = None) -> str | 
 
 def list_run_ahead(source: Source) -> None:
     """Lists a directory at once, with all that is below it, if most names in it are of steps."""
+    if find_cost(source) is None:
+        return
     keys = [info.key.rstrip("/") for info in source.children()]
     named = [key for key in keys if STEP_NAME.fullmatch(key) and not key.startswith(_DATABASES)]
     if len(named) > max(1, len(keys) // 2):
