@@ -98,6 +98,7 @@ def test_each_request_may_fail_once(bucket: Bucket, proxy: FaultProxy, fault: An
     assert_saved(bucket, make_tree(2, 3_000_000))
 
 
+@pytest.mark.slow
 @run_on("moto")
 @pytest.mark.parametrize("overwrite", [False, True])
 @pytest.mark.parametrize("lose", [False, True])
@@ -202,3 +203,12 @@ def test_a_killed_process_gives_its_lease_up(
     monkeypatch.setattr(leases, "LEASE_S", 1.0)
     tx.save(url, make_tree(1), storage=store)
     assert_saved(bucket, make_tree(1))
+
+
+@run_on("moto", "seaweedfs")
+def test_each_part_is_sent_with_its_checksum(bucket: Bucket, proxy: FaultProxy) -> None:
+    store = find_storage(bucket.at(proxy.url))
+    tx.save(f"{bucket.url}/run/100", make_tree(1, 4_000_000), storage=store)
+    puts = proxy.select("PUT")
+    assert len([e for e in puts if "partNumber" in e.query]) > 2
+    assert all(e.head.find("x-amz-checksum-sha256") for e in puts)

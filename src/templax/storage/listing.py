@@ -140,7 +140,7 @@ class Listings:
 
     async def load_object(self, path: str) -> tuple[Version | None, bool]:
         """Asks what is at a path: the version of an object, and whether there is a directory."""
-        is_known, version = self.find_object(path)
+        is_known, version = self.find_object(path) if path else (True, None)  # a bucket is none
         directory = self.find_directory(path)
         asked: list[Any] = []
         if not is_known:

@@ -75,7 +75,7 @@ class Version(NamedTuple):
         if self.size != other.size:
             return False
         if self.etag is not None and other.etag is not None:
-            return self.etag == other.etag
+            return self.etag.strip('"') == other.etag.strip('"')  # Azure lists them without quotes
         return self.modified == other.modified
 
 
@@ -382,7 +382,8 @@ class Requests:
         """Asks for a range of an object; returns the answer, of which no body has been read."""
         options: dict[str, Any] = {"range": (start, stop)}
         if version.etag is not None and not version.etag.startswith("W/"):  # those never match
-            options["if_match"] = version.etag
+            quoted = version.etag.startswith('"')
+            options["if_match"] = version.etag if quoted else f'"{version.etag}"'
 
         def ask() -> asyncio.Future[Any]:
             self.traffic.requests += 1
