@@ -19,7 +19,8 @@ from contextlib import suppress
 
 from ..errors import AlreadyExists, NotFound, SaveError, SourceError
 from .event_loop import run_request
-from .requests import Condition, PreconditionFailed, Requests, Version, make_condition
+from .request_errors import PreconditionFailed
+from .requests import Condition, Requests, Version, make_condition
 
 LEASE_S = 45.0
 """A lease that has not been renewed for this long is abandoned."""

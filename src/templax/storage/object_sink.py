@@ -21,7 +21,8 @@ from .event_loop import run_request
 from .lease import Lease
 from .leftovers import LEASE
 from .object_file import ObjectFile
-from .requests import PreconditionFailed, Version
+from .request_errors import PreconditionFailed
+from .requests import Version
 from .stores import HTTP, Store
 
 MARKER = "commit_success.txt"
