@@ -174,7 +174,7 @@ class ObjectSource:
     def _check_range(self, path: str, start: int, stop: int | None, size: int) -> int:
         stop = size if stop is None else stop
         if not 0 <= start <= stop <= size:
-            what = f"Expected at least {stop} bytes, the object has {size}"
+            what = f"Expected at least {stop} bytes, the file has {size}"
             raise Corrupted(what, file=self._key(path) or self.url, start=start, stop=stop)
         return stop
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import configparser
 import os
 import threading
+import uuid
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from importlib import import_module
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 from urllib.parse import unquote, urlsplit
 
 from ..errors import MissingPackage, SourceError, UsageError
+from .aws_profile import read_profile
+from .block_cache import CACHE_BYTES, open_cache
+from .cached_requests import CachedRequests
 from .request_errors import redact
 from .requests import CONCURRENCY, STALL_S, TIMEOUT_S, Requests
 
@@ -66,6 +68,9 @@ class Store:
         timeout: Seconds without a byte of an answer after which a request fails for good. Until
             then it is repeated, with growing pauses.
         concurrency: Maximum number of requests under way at the same time.
+        cache: A directory, in which the bytes of objects are kept: other processes that name it,
+            and later ones, read them there. By default nothing is kept.
+        cache_bytes: Bytes that are kept there; of more, those read last.
         options: Further settings of the store, by the names of obstore's `config`.
         client_options: Settings of the connection, by the names of obstore's `ClientConfig`.
     """
@@ -74,6 +79,8 @@ class Store:
 
     timeout: float = TIMEOUT_S
     concurrency: int = CONCURRENCY
+    cache: str | os.PathLike[str] | None = None
+    cache_bytes: int = CACHE_BYTES
     options: Mapping[str, Any] = field(default_factory=dict, repr=False)
     client_options: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
@@ -100,12 +107,40 @@ class Store:
             UsageError: A setting is not one of the store.
         """
         require_obstore(f"`{self.schemes[0]}://`")
-        return Requests(
+        limits: dict[str, Any] = {"timeout_s": self.timeout, "concurrency": self.concurrency}
+        if self.cache is None:
+            return Requests(lambda: self.make(location), location.url, **limits)
+        return CachedRequests(
             lambda: self.make(location),
             location.url,
-            timeout_s=self.timeout,
-            concurrency=self.concurrency,
+            open_cache(self.cache, self.cache_bytes),
+            self._name_bucket(location),
+            **limits,
         )
+
+    @classmethod
+    def from_environment(cls) -> Self:
+        """The settings for a URL that comes without any."""
+        cache = os.environ.get("TEMPLAX_CACHE")
+        if not cache:
+            return cls()
+        text = os.environ.get("TEMPLAX_CACHE_BYTES") or str(CACHE_BYTES)
+        try:
+            return cls(cache=cache, cache_bytes=int(text))
+        except ValueError:
+            raise UsageError(
+                f"Expected TEMPLAX_CACHE_BYTES to be a number of bytes, got {text!r}"
+            ) from None
+
+    def _name_bucket(self, location: Location) -> str:
+        """What tells a bucket from all others: buckets at two endpoints may share their name."""
+        config: Mapping[str, Any] = self.make(location).config
+        named = sorted(
+            (name, str(value))
+            for name, value in config.items()
+            if name.endswith(("endpoint", "base_url", "account_name"))
+        )
+        return repr((location.url, named))
 
     def make(self, location: Location, *, retries: bool = False) -> Any:
         """Makes the store of obstore for a bucket.
@@ -185,7 +220,7 @@ class S3(Store):
             }
         )
         if not self.anonymous and "access_key_id" not in given:
-            given = _read_profile() | given
+            given = read_profile() | given
         endpoint = (
             self.endpoint
             or os.environ.get("AWS_ENDPOINT_URL_S3")
@@ -333,6 +368,9 @@ class HTTP(Store):
             )
         return Location(location.url, location.bucket, unquote(location.path))
 
+    def _name_bucket(self, location: Location) -> str:
+        return location.url
+
     def _make(
         self, kinds: Any, location: Location, client: dict[str, Any], again: dict[str, Any]
     ) -> Any:
@@ -351,6 +389,9 @@ class ProcessMemory(Store):
 
     schemes: ClassVar[tuple[str, ...]] = ("memory",)
 
+    def _name_bucket(self, location: Location) -> str:
+        return f"{location.url} {_memory_name} {os.getpid()}"
+
     def _make(
         self, kinds: Any, location: Location, client: dict[str, Any], again: dict[str, Any]
     ) -> Any:
@@ -362,50 +403,20 @@ class ProcessMemory(Store):
 
 _memory: dict[str, Any] = {}
 
+_memory_name = uuid.uuid4().hex
+"""What tells the memory of this process from that of all others."""
+
 _memory_lock = threading.Lock()
 
 _KINDS: tuple[type[Store], ...] = (S3, GCS, Azure, HTTP, ProcessMemory)
 
 
 def find_store(scheme: str) -> Callable[[], Store] | None:
-    """The kind of store that serves the URLs of a scheme; None if there is none."""
-    return next((kind for kind in _KINDS if scheme.lower() in kind.schemes), None)
+    """Makes the store that serves the URLs of a scheme; None if there is none."""
+    kinds = (kind for kind in _KINDS if scheme.lower() in kind.schemes)
+    return next((kind.from_environment for kind in kinds), None)
 
 
 def list_schemes() -> list[str]:
     """The schemes of all stores, the most usual of each kind first."""
     return [scheme for kind in _KINDS for scheme in kind.schemes]
-
-
-def _read_profile() -> dict[str, str]:
-    """The credentials and region of a profile in the files that all tools for AWS share.
-
-    obstore knows the environment variables and the roles of machines, but not these files.
-    Credentials in the environment come first, unless `AWS_PROFILE` is set.
-    """
-    environ = os.environ.get
-    profile = environ("AWS_PROFILE") or environ("AWS_DEFAULT_PROFILE")
-    if environ("AWS_ACCESS_KEY_ID") and profile is None:
-        return {}
-    found: dict[str, str] = {}
-    name = profile or "default"
-    places = (
-        (environ("AWS_CONFIG_FILE") or "~/.aws/config", f"profile {name}"),
-        (environ("AWS_CONFIG_FILE") or "~/.aws/config", name),
-        (environ("AWS_SHARED_CREDENTIALS_FILE") or "~/.aws/credentials", name),
-    )
-    for path, section in places:
-        file = configparser.RawConfigParser()
-        with suppress(OSError, configparser.Error, UnicodeDecodeError):
-            file.read(os.path.expanduser(path), encoding="utf-8")
-            if file.has_section(section):
-                found |= dict(file.items(section))
-    named = {
-        "access_key_id": "aws_access_key_id",
-        "secret_access_key": "aws_secret_access_key",
-        "session_token": "aws_session_token",
-    }
-    settings = {name: found[key] for name, key in named.items() if key in found}
-    if "region" in found and not environ("AWS_REGION") and not environ("AWS_DEFAULT_REGION"):
-        settings["region"] = found["region"]
-    return settings

@@ -1,0 +1,41 @@
+"""The profiles in the files of settings that all tools for AWS share."""
+
+from __future__ import annotations
+
+import configparser
+import os
+from contextlib import suppress
+
+
+def read_profile() -> dict[str, str]:
+    """The credentials and region of a profile in the files that all tools for AWS share.
+
+    obstore knows the environment variables and the roles of machines, but not these files.
+    Credentials in the environment come first, unless `AWS_PROFILE` is set.
+    """
+    environ = os.environ.get
+    profile = environ("AWS_PROFILE") or environ("AWS_DEFAULT_PROFILE")
+    if environ("AWS_ACCESS_KEY_ID") and profile is None:
+        return {}
+    found: dict[str, str] = {}
+    name = profile or "default"
+    places = (
+        (environ("AWS_CONFIG_FILE") or "~/.aws/config", f"profile {name}"),
+        (environ("AWS_CONFIG_FILE") or "~/.aws/config", name),
+        (environ("AWS_SHARED_CREDENTIALS_FILE") or "~/.aws/credentials", name),
+    )
+    for path, section in places:
+        file = configparser.RawConfigParser()
+        with suppress(OSError, configparser.Error, UnicodeDecodeError):
+            file.read(os.path.expanduser(path), encoding="utf-8")
+            if file.has_section(section):
+                found |= dict(file.items(section))
+    named = {
+        "access_key_id": "aws_access_key_id",
+        "secret_access_key": "aws_secret_access_key",
+        "session_token": "aws_session_token",
+    }
+    settings = {name: found[key] for name, key in named.items() if key in found}
+    if "region" in found and not environ("AWS_REGION") and not environ("AWS_DEFAULT_REGION"):
+        settings["region"] = found["region"]
+    return settings
