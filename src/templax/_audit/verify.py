@@ -13,19 +13,25 @@ import msgspec
 from .._catalog.catalog import Catalog
 from .._catalog.checksums import BlockVerifier
 from .._catalog.entry import Chunk, LeafEntry
-from .._codecs.crc32c import compare_crc32c, crc32c
-from .._codecs.decode import CHECKSUMS, DECODABLE, FILL, SWAPS, decode
-from .._codecs.gzip import WRAPPERS, iter_gunzipped
-from .._codecs.zstd import Inflater, Pieces
-from .._core.boxes import Box, box_around, full_box, intersect, shape_of, size_of
+from .._codecs.decode import FILL
+from .._core.boxes import Box, box_around, full_box, intersect, shape_of
 from .._core.memory import Scratch
 from .._core.progress import PROGRESS_S, Progress, check_progress
 from .._core.workers import choose_threads
-from .._plan.parts import BLOCK_BYTES, CHECKED_BYTES, GAP_BYTES, LARGE_BYTES, SPLIT_BYTES, is_raw
+from .._plan.parts import (
+    AHEAD_BYTES,
+    CHECKED_BYTES,
+    GAP_BYTES,
+    LARGE_BYTES,
+    SPLIT_BYTES,
+    is_raw,
+)
 from .._views.view import select_stored
 from ..errors import CheckpointError, Corrupted, NotFound, SourceError
 from ..formats.registry import Checkpoint, open_checkpoint
-from ..storage.source import Source
+from ..storage.request_group import RequestGroup
+from ..storage.source import Source, find_cost
+from .decode_chunk import can_decode, decode_chunk
 from .result import Verified
 
 
@@ -65,9 +71,10 @@ def verify(
         (True, 0, ())
     """
     begin = time.perf_counter()
-    threads = choose_threads(threads)
+    choose_threads(threads)
     check_progress(on_progress)
     catalog = select_stored(open_checkpoint(checkpoint))
+    threads = choose_threads(threads, remote=find_cost(catalog.source) is not None)
     survey = _Survey(catalog)
     survey.audit()
     _Workers(catalog.source, survey).run(threads, on_progress)
@@ -209,15 +216,21 @@ class _Survey:
         )
 
 
-def _group_pieces(pieces: list[_Piece]) -> list[list[_Piece]]:
-    """Groups pieces, in the order of their files, so that small neighbours are read together."""
+def _group_pieces(pieces: list[_Piece], most: int, gap: int) -> list[list[_Piece]]:
+    """Groups pieces, in the order of their files, so that small neighbours are read together.
+
+    Args:
+        pieces: The pieces.
+        most: Bytes of a group.
+        gap: Bytes between two pieces that are read, too.
+    """
     pieces.sort(key=lambda piece: (piece.chunk.extent.key, piece.start))
     groups: list[list[_Piece]] = []
     key, begin, stop = None, 0, 0
     for piece in pieces:
-        near = piece.chunk.extent.key == key and piece.start - stop <= GAP_BYTES
+        near = piece.chunk.extent.key == key and piece.start - stop <= gap
         small = piece.stop - piece.start <= LARGE_BYTES
-        if groups and near and small and piece.stop - begin <= CHECKED_BYTES:
+        if groups and near and small and piece.stop - begin <= most:
             groups[-1].append(piece)
             stop = max(stop, piece.stop)
         else:
@@ -234,7 +247,10 @@ class _Workers:
 
     def __init__(self, source: Source, survey: _Survey):
         self._source, self._damages = source, survey.damages
-        self._groups = _group_pieces(survey.pieces)
+        cost = find_cost(source)
+        self._ahead = CHECKED_BYTES if cost is None else AHEAD_BYTES
+        gap = GAP_BYTES if cost is None else cost.gap_bytes
+        self._groups = _group_pieces(survey.pieces, self._ahead, gap)
         self._total = sum(piece.stop - piece.start for piece in survey.pieces)
         self._next, self._done = 0, 0
         self._stopped = False
@@ -242,7 +258,8 @@ class _Workers:
 
     def run(self, threads: int, progress: Progress | None) -> None:
         """Checks all pieces; raises the first error that is not a damage."""
-        with ThreadPoolExecutor(threads, thread_name_prefix="templax") as pool:
+        requests = RequestGroup()
+        with ThreadPoolExecutor(threads, "templax", requests.join) as pool:
             pending = {pool.submit(self._work) for _ in range(min(threads, len(self._groups)))}
             try:
                 while pending:
@@ -254,6 +271,7 @@ class _Workers:
                         progress(self._done, self._total)
             finally:
                 self._stopped = True
+                requests.cancel()
         if progress is not None:
             progress(self._done, self._total)
 
@@ -268,7 +286,7 @@ class _Workers:
                 self._damages.append(damage)
 
     def _check_group(self, group: list[_Piece], scratch: Scratch) -> Iterator[Corrupted]:
-        stored = _StoredBytes(self._source, group, scratch)
+        stored = _StoredBytes(self._source, group, scratch, self._ahead)
         for piece in group:
             stored.seek(piece)
             for error in _find_damages(piece, stored, scratch):
@@ -283,8 +301,8 @@ class _StoredBytes:
     Small pieces are read together with their neighbours.
     """
 
-    def __init__(self, source: Source, group: list[_Piece], scratch: Scratch):
-        self._source, self._scratch = source, scratch
+    def __init__(self, source: Source, group: list[_Piece], scratch: Scratch, ahead: int):
+        self._source, self._scratch, self._ahead = source, scratch, ahead
         self._key = group[0].chunk.extent.key
         self._end = max(piece.stop for piece in group)
         self._held, self._first = memoryview(b""), 0
@@ -308,7 +326,7 @@ class _StoredBytes:
         if start == stop:
             return memoryview(b"")
         if not self._first <= start < stop <= self._first + len(self._held):
-            end = max(stop, min(start + CHECKED_BYTES, self._end))
+            end = max(stop, min(start + self._ahead, self._end))
             try:
                 self._held = self._read_file(start, end)
             except Corrupted:
@@ -339,9 +357,9 @@ def _find_damages(
 ) -> Iterator[CheckpointError]:
     """Yields an error for each damage in the bytes of a piece."""
     chunk = piece.chunk
-    if chunk.codecs and not chunk.sums and _can_decode(chunk):
+    if chunk.codecs and not chunk.sums and can_decode(chunk):
         try:
-            _decode_chunk(piece, stored, scratch)
+            decode_chunk(piece.chunk, piece.entry.dtype.itemsize, stored, scratch)
         except CheckpointError as error:
             yield error
         return
@@ -357,69 +375,6 @@ def _find_damages(
         if chunk.sums:
             blocks = BlockVerifier(chunk, start, piece.stop) if blocks is None else blocks
             yield from blocks.compare(data)
-
-
-def _can_decode(chunk: Chunk) -> bool:
-    """Whether there is a decoder for the codecs. Otherwise the bytes are only read."""
-    return chunk.codecs == FILL or DECODABLE.issuperset(chunk.codecs)
-
-
-def _decode_chunk(piece: _Piece, stored: _StoredBytes, scratch: Scratch) -> None:
-    """Decodes a chunk, and raises what restoring it would raise."""
-    chunk, itemsize = piece.chunk, piece.entry.dtype.itemsize
-    nbytes = size_of(chunk.box) * itemsize
-    codecs = tuple(name for name in chunk.codecs if name not in SWAPS)
-    if codecs == ("crc32c",) and stored.left > 4:
-        crc = 0
-        while (left := stored.left) > 4:
-            crc = crc32c(stored.read(min(left - 4, CHECKED_BYTES)), crc)
-        compare_crc32c(int.from_bytes(stored.read(4), "little"), crc)
-    elif codecs == ("zstd",):
-        for _ in _iter_inflated(stored, nbytes, scratch):
-            pass
-    else:
-        data = stored.read(stored.left)
-        while codecs and codecs[0] in CHECKSUMS:  # over the compressed bytes
-            data, codecs = decode(codecs[:1], data, len(data) - 4), codecs[1:]
-        count = len(codecs) - 1  # checksums that were compressed with the bytes
-        if codecs[:1] == ("zstd",):
-            _compare_sums(_iter_inflated(data, nbytes + 4 * count, scratch), nbytes, count)
-        elif codecs and codecs[0] in WRAPPERS:
-            pieces = iter_gunzipped(data, nbytes + 4 * count, codecs[0])
-            _compare_sums(pieces, nbytes, count)
-        else:
-            decode(codecs, data, nbytes)
-
-
-def _iter_inflated(
-    stored: Pieces | memoryview, nbytes: int, scratch: Scratch
-) -> Iterator[memoryview]:
-    """Decodes zstd frames, a block at a time: a few bytes may decode to more than memory holds."""
-    inflater = Inflater(stored)
-    for first in range(0, nbytes, BLOCK_BYTES):
-        block = scratch.bytes("decoded", min(BLOCK_BYTES, nbytes - first))
-        inflater.fill(block)
-        yield block
-    inflater.finish()
-
-
-def _compare_sums(pieces: Iterable[memoryview | bytes], nbytes: int, count: int) -> None:
-    """Compares each crc32c that follows the decoded bytes, holding one piece of them at a time.
-
-    Args:
-        pieces: The decoded bytes, and after them the checksums.
-        nbytes: Number of bytes before the checksums.
-        count: Number of checksums. Each covers the bytes, and the checksums before it.
-    """
-    crc, left, sums = 0, nbytes, bytearray()
-    for piece in pieces:
-        body = piece[:left]
-        crc = crc32c(body, crc)
-        left -= len(body)
-        sums += piece[len(body) :]
-    for at in range(0, 4 * count, 4):
-        compare_crc32c(int.from_bytes(sums[at : at + 4], "little"), crc)
-        crc = crc32c(bytes(sums[at : at + 4]), crc)
 
 
 def _locate_error(piece: _Piece, error: CheckpointError, source: Source) -> Corrupted:

@@ -9,19 +9,25 @@ from .arguments import check_int
 MAX_THREADS = 8
 """Maximum of the default number of threads."""
 
+REMOTE_THREADS = 64
+"""The default where threads wait for an object store most of the time."""
+
 MEMORY_BYTES = 2 * 1024 * 1024 * 1024
 """Default for `memory=`, the bytes that all threads together may have in flight."""
 
 
-def choose_threads(threads: int | None) -> int:
+def choose_threads(threads: int | None, *, remote: bool = False) -> int:
     """The number of threads to start.
 
     Args:
         threads: What the user passed as `threads=`. None means one per core, but at most 8.
+        remote: Whether they read from an object store.
 
     Raises:
         UsageError: `threads` is not an int of at least 1.
     """
+    if threads is None and remote:
+        return REMOTE_THREADS
     if threads is None:
         return min(MAX_THREADS, count_cores())
     return check_int("threads", threads)

@@ -45,9 +45,6 @@ AHEAD_BYTES = 16 * 1024 * 1024
 this size, and small parts are joined to requests of at most this size: each takes as long as the
 network takes to answer."""
 
-REMOTE_THREADS = 32
-"""Workers for an object store, unless the user says: they wait most of the time."""
-
 LARGE_BYTES = 1024 * 1024
 """An encoded part of at least this size is a request of its own."""
 

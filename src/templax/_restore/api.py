@@ -21,7 +21,6 @@ from .._core.progress import Progress, check_progress
 from .._core.text import list_names
 from .._match.result import Match, TemplateError
 from .._plan.build import build_plan
-from .._plan.parts import REMOTE_THREADS
 from .._plan.plan import Plan
 from .._template.make import make_template
 from .._template.template import Template
@@ -264,14 +263,11 @@ def make_plan(
     begin = time.perf_counter()
     sources = [catalog.source for catalog in catalogs]
     costs = [find_cost(source) for source in sources]
-    threads = options.worker_count
-    if options.threads is None and any(costs):
-        threads = REMOTE_THREADS
     with pause_gc():
         made = build_plan(
             found,
             chunks,
-            threads=threads,
+            threads=options.count_workers(remote=any(costs)),
             memory=options.memory_bytes,
             verify=options.verify,
             mapped=[source.maps for source in sources] if options.mapped else (),

@@ -123,10 +123,9 @@ class PlanOptions(CompareOptions):
             raise UsageError(f"Expected mapped=True or False, got {self.mapped!r}")
         super().__post_init__()
 
-    @property
-    def worker_count(self) -> int:
+    def count_workers(self, *, remote: bool) -> int:
         """Threads that read and decode: as asked, or the default."""
-        return choose_threads(self.threads)
+        return choose_threads(self.threads, remote=remote)
 
     @property
     def memory_bytes(self) -> int:

@@ -63,20 +63,20 @@ class Listings:
             return False, None
         return True, None if path in known.directories else known.objects.get(path)
 
-    def note_object(self, path: str, version: Version | None) -> None:
-        """Remembers an object that was seen without a listing."""
-        self._single[path] = version
+    def has_listed_below(self, path: str) -> bool:
+        """Whether a directory below this one has been listed."""
+        start = f"{path}/" if path else ""
+        return any(each != path and each.startswith(start) for each in self._known)
 
     async def load_directory(self, path: str) -> Directory:
         """Lists a directory, with all that is below it if that is one answer of the store."""
         known = self.find_directory(path)
         if known is not None:
             return known
-        async for objects in self._requests.list_all(path, PAGE):
-            if len(objects) < PAGE:
-                self._keep(path, objects)
-                return self._known[path]
-            break
+        first = await anext(self._requests.list_all(path, PAGE), [])
+        if len(first) < PAGE:
+            self._keep(path, first)
+            return self._known[path]
         directories, objects = await self._requests.list_level(path)
         here = self._known.setdefault(path, Directory())
         here.directories.update(directories)

@@ -23,10 +23,19 @@ SMALL_BYTES = 64 * 1024
 _MAX_SMALL = 32
 """So many small objects of a checkpoint are read together, when the first one is."""
 
-_MAX_SMALL_BYTES = 1024 * 1024
+_MAX_SAME = 1024
+"""So many small objects of one name are read together: some formats have one for each array."""
+
+_MAX_TOGETHER_BYTES = 1024 * 1024
+
+_KEPT_BYTES = 64 * 1024 * 1024
+"""Bytes of small objects that are kept."""
 
 _BLOCKS = 8
 """Number of blocks read ahead that are kept."""
+
+_AHEAD_BYTES = 8 * 1024 * 1024
+"""Longer ranges are read by themselves."""
 
 
 class _Kept:
@@ -35,7 +44,9 @@ class _Kept:
     def __init__(self, requests: Requests):
         self.requests, self.listings = requests, Listings(requests)
         self.lock = threading.Lock()
-        self.small: dict[str, bytes] = {}
+        self.small: OrderedDict[str, bytes] = OrderedDict()
+        self.small_bytes = 0
+        self.loading: dict[str, asyncio.Future[bytes]] = {}  # small objects that are being read
         self.gathered: set[str] = set()  # paths below which small objects were read together
         self.blocks: OrderedDict[tuple[str, int], memoryview] = OrderedDict()
 
@@ -98,7 +109,8 @@ class ObjectSource:
     def stat(self, key: str) -> ObjectInfo | None:
         path = self._full_path(key.rstrip("/"))
         listings = self._kept.listings
-        if key and listings.find_directory(self._path) is None:
+        is_new = listings.find_directory(self._path) is None
+        if key and is_new and not listings.has_listed_below(self._path):
             self.children()  # one request that mostly answers all that is asked later
         is_known, version = listings.find_object(path)
         directory = listings.find_directory(path)
@@ -116,11 +128,9 @@ class ObjectSource:
         data = self._kept.small.get(path)
         if data is None:
             version = self._find_version(path)
-            data = self._kept.small.get(path)  # an object of unknown size was read whole
             stop = self._check_range(path, start, stop, version.size)
             if data is None and version.size <= SMALL_BYTES:
-                run_request(self._load_small(path))
-                data = self._kept.small[path]
+                data = run_request(self._load_small(path, alone=out is not None))
             if data is None:
                 return self._read_large(path, start, stop, out, version)
         stop = self._check_range(path, start, stop, len(data))
@@ -182,8 +192,15 @@ class ObjectSource:
         self, path: str, start: int, stop: int, out: memoryview | None, version: Version
     ) -> memoryview:
         requests = self._kept.requests
-        if out is None and stop - start <= SMALL_BYTES:
-            return self._read_ahead(path, start, stop, version)
+        if stop - start <= _AHEAD_BYTES:
+            found = self._find_block(path, start, stop)
+            if found is None and out is None and stop - start <= SMALL_BYTES:
+                found = self._read_ahead(path, start, stop, version)
+            if found is not None:
+                if out is None:
+                    return found
+                out.cast("B")[:] = found
+                return out
         if out is None:
             out = memoryview(np.empty(stop - start, np.uint8))
         view = out.cast("B") if out.ndim != 1 or out.format != "B" else out
@@ -191,54 +208,94 @@ class ObjectSource:
             run_request(requests.fetch(path, start, view, version))
         return out
 
-    def _read_ahead(self, path: str, start: int, stop: int, version: Version) -> memoryview:
-        """Reads a short range and what follows: as much as takes no longer than a request."""
+    def _find_block(self, path: str, start: int, stop: int) -> memoryview | None:
+        """The bytes of a range that was read ahead."""
         kept = self._kept
         with kept.lock:
             for (name, begin), block in reversed(kept.blocks.items()):
                 if name == path and begin <= start and stop <= begin + len(block):
                     kept.blocks.move_to_end((name, begin))
                     return block[start - begin : stop - begin]
-        end = min(version.size, max(stop, start + kept.requests.cost.gap_bytes))
-        block = memoryview(bytearray(end - start))
+        return None
+
+    def _read_ahead(self, path: str, start: int, stop: int, version: Version) -> memoryview:
+        """Reads a short range and what is near it: as much as takes no longer than a request.
+
+        That is what follows or, at the end of an object, what comes before it.
+        """
+        kept = self._kept
+        gap = min(kept.requests.cost.gap_bytes, _AHEAD_BYTES)
+        begin = start if version.size - start > gap // 2 else max(0, min(start, version.size - gap))
+        end = min(version.size, max(stop, begin + gap))
+        block = memoryview(bytearray(end - begin))
         if len(block):
-            run_request(kept.requests.fetch(path, start, block, version))
+            run_request(kept.requests.fetch(path, begin, block, version))
         with kept.lock:
-            kept.blocks[path, start] = block
+            kept.blocks[path, begin] = block
             while len(kept.blocks) > _BLOCKS:
                 kept.blocks.popitem(last=False)
-        return block[: stop - start]
+        return block[start - begin : stop - begin]
 
-    async def _load_small(self, path: str) -> None:
-        """Reads a small object and, the first time, the other small ones of the checkpoint."""
-        others: list[tuple[str, Version]] = []
-        if self._path not in self._kept.gathered:
-            self._kept.gathered.add(self._path)
-            others = self._list_small(besides=path)
+    async def _load_small(self, path: str, *, alone: bool) -> bytes:
+        """Reads a small object and, unless `alone`, others that are probably wanted next."""
         version = self._kept.listings.find_object(path)[1]
         assert version is not None
-        wanted = [self._load_one(each, its) for each, its in others]
+        others = [] if alone else self._choose_others(path)
+        wanted = [self._load_one(*other) for other in others]
         asked = asyncio.gather(*wanted, return_exceptions=True)  # raised when they are asked for
         try:
-            await self._load_one(path, version)
+            return await self._load_one(path, version)
         finally:
             await asked
 
-    async def _load_one(self, path: str, version: Version) -> None:
-        data = bytearray(version.size)
-        if data:
-            await self._kept.requests.fetch(path, 0, memoryview(data), version)
-        self._kept.small[path] = bytes(data)
+    async def _load_one(self, path: str, version: Version) -> bytes:
+        loading = self._kept.loading
+        if path not in loading:
+            loading[path] = asyncio.ensure_future(self._fetch_small(path, version))
+            loading[path].add_done_callback(lambda _: loading.pop(path))
+        return await asyncio.shield(loading[path])
 
-    def _list_small(self, besides: str) -> list[tuple[str, Version]]:
-        """The first small objects below this source that a listing told of, the shallow first."""
-        known = self._kept.listings.walk_known(self._path)
-        small = [item for item in known if item[1].size <= SMALL_BYTES and item[0] != besides]
-        small.sort(key=lambda item: (item[0].count("/"), item[0]))
+    async def _fetch_small(self, path: str, version: Version) -> bytes:
+        kept, data = self._kept, bytearray(version.size)
+        if data:
+            await kept.requests.fetch(path, 0, memoryview(data), version)
+        found = bytes(data)
+        with kept.lock:
+            kept.small_bytes += len(found) - len(kept.small.get(path, b""))
+            kept.small[path] = found
+            while kept.small_bytes > _KEPT_BYTES:
+                kept.small_bytes -= len(kept.small.popitem(last=False)[1])
+        return found
+
+    def _choose_others(self, path: str) -> list[tuple[str, Version]]:
+        """Objects, of which a listing told, to read together with this one.
+
+        The first time these are the shallow ones of the checkpoint that take no longer than a
+        request; later, small ones of the same name in other directories, as of zarr's many arrays.
+        """
+        kept, name = self._kept, path.rpartition("/")[2]
+        is_first = self._path not in kept.gathered
+        kept.gathered.add(self._path)
+        limit = max(SMALL_BYTES, kept.requests.cost.gap_bytes) if is_first else SMALL_BYTES
+        others = [
+            item
+            for item in kept.listings.walk_known(self._path)
+            if item[1].size <= limit
+            and item[0] != path
+            and item[0] not in kept.small
+            and item[0] not in kept.loading
+        ]
+        if is_first:
+            others.sort(key=lambda item: (item[0].count("/"), item[1].size))
+            most, room = _MAX_SMALL, max(_MAX_TOGETHER_BYTES, 2 * limit)
+        else:
+            others = [item for item in others if item[0].rpartition("/")[2] == name]
+            others = sorted(item for item in others if item[0] > path)
+            most, room = _MAX_SAME, _MAX_TOGETHER_BYTES
         found, total = list[tuple[str, Version]](), 0
-        for path, version in small[:_MAX_SMALL]:
-            total += version.size
-            if total > _MAX_SMALL_BYTES:
+        for item in others[:most]:
+            total += item[1].size
+            if total > room:
                 break
-            found.append((path, version))
+            found.append(item)
         return found

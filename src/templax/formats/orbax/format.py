@@ -260,7 +260,7 @@ def _can_enter(source: Source, name: str) -> bool:
 
 def _open_item_at(source: Source) -> Catalog:
     parent, name = source.at(".."), basename(source)
-    own, above = step_metadata(source), metadata_around(source)
+    own, above = step_metadata(source), {} if name.isdigit() else metadata_around(source)
     about: dict[str, Any] = {}
     if name.isdigit():
         about["step"] = step_number(source)

@@ -1,0 +1,1 @@
+"""Real object stores on loopback, and a proxy that makes them fail or slow."""
