@@ -1,7 +1,8 @@
 """Kills a conversion at a chosen moment: a program that a test runs in a process of its own.
 
 Arguments: the source, the destination, the format; the number of writes before the process kills
-itself, or the method of `Target` before which it does; and the compression, if any.
+itself, or the method of `Target` before which it does; the compression, if any; and the file of a
+mapping, if a view is converted.
 """
 
 from __future__ import annotations
@@ -39,7 +40,9 @@ def die(*_: Any) -> Any:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def main(source: str, path: str, to: str, when: str, compression: str | None = None) -> None:
+def main(
+    source: str, path: str, to: str, when: str, compression: str = "", mapping: str = ""
+) -> None:
     shrink()
     if when.isdigit():
         left, writers = int(when), cast("Any", writer.Writer)
@@ -56,7 +59,8 @@ def main(source: str, path: str, to: str, when: str, compression: str | None = N
     else:
         setattr(target.Target, when, die)
     how: Any = to
-    tx.convert(source, path, to=how, threads=1, compression=compression)
+    src = tx.view(source, tx.Mapping.load(mapping)) if mapping else source
+    tx.convert(src, path, to=how, threads=1, compression=compression or None)
 
 
 if __name__ == "__main__":

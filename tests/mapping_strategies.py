@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import hypothesis.strategies as st
@@ -67,7 +68,8 @@ def sources(draw: st.DrawFn, shared: list[str], right: list[str] | None = None) 
     text += write_dims(draw(dims([*axes, *stacked]))) + (" ..." if rest else "")
     options["select"] = {axis: draw(st.integers(0, 3)) for axis in picked}
     flat = st.lists(st.sampled_from(axes), unique=True)
-    options["pad"] = {axis: draw(numbers) for axis in draw(flat)}
+    fills = numbers | st.sampled_from(("inf", "-inf", math.inf))
+    options["pad"] = {axis: draw(fills) for axis in draw(flat)}
     options["crop"] = draw(flat)
     options["flip"] = draw(flat)
     if draw(st.booleans()):

@@ -59,6 +59,22 @@ def test_shards_of_a_view_are_those_of_the_whole_array(spec, compression, dtype,
         np.testing.assert_array_equal(mine.data, theirs.data)
 
 
+@pytest.mark.parametrize("compression", [None, "zstd"])
+@pytest.mark.parametrize("spec", SPECS[2:])
+def test_shards_of_a_view_of_a_view_are_those_of_the_whole_array(spec, compression, stored):
+    paths, values = stored
+    layers = tx.Mapping({"l.{i}.w": tx.From("h.{i}.weight", "(h k) d -> d (k h)", k=SIZE)})
+    scanned = tx.Mapping({"w": tx.From("l.{i}.w", "d (k h) -> i d h k", k=SIZE)})
+    mesh = Mesh(np.array(jax.devices()).reshape(4, 2), ("x", "y"))
+    sharding = NamedSharding(mesh, PartitionSpec(*spec))
+    template = {"w": jax.ShapeDtypeStruct(values.shape, jnp.float32, sharding=sharding)}
+    made = tx.restore(tx.view(tx.view(paths[compression], layers), scanned), template)["w"]
+    expected = jax.device_put(values, sharding)
+    for mine, theirs in zip(made.addressable_shards, expected.addressable_shards, strict=True):
+        assert mine.device == theirs.device
+        np.testing.assert_array_equal(mine.data, theirs.data)
+
+
 def test_a_shard_reads_only_the_layers_that_it_holds(stored):
     paths, values = stored
     mapping = tx.Mapping({"w": tx.From("h.{i}.weight", "(h k) d -> i d h k")})

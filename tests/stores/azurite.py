@@ -23,14 +23,18 @@ def find_command() -> list[str]:
     """The command that runs Azurite's blob service in memory, after its installation if needed.
 
     Raises:
-        NotInstalledError: There is no node or npm, or npm failed or took more than 300 s.
+        NotInstalledError: There is no node or npm, the cache can't be written, or npm failed or
+            took more than 300 s.
     """
     node, npm = shutil.which("node"), shutil.which("npm")
     if node is None or npm is None:
         raise NotInstalledError("Azurite needs node and npm")
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     directory = cache / "templax-tests" / f"azurite-{VERSION}"
-    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise NotInstalledError(f"no place for Azurite: {error}") from error
     program = directory / "node_modules/azurite/dist/src/blob/main.js"
     with (directory / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # other processes of the tests wait for it too
@@ -45,6 +49,7 @@ def find_command() -> list[str]:
 
 def _install(npm: str, directory: Path) -> None:
     options = ["--no-audit", "--no-fund", "--no-progress", "--ignore-scripts", "--omit=dev"]
+    options += ["--fetch-retries=1", "--fetch-timeout=30000"]
     command = [npm, "install", "--prefix", str(directory), *options, f"azurite@{VERSION}"]
     try:
         ran = subprocess.run(

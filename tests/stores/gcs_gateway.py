@@ -38,6 +38,7 @@ class _Uploads:
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.parts: dict[str, dict[int, bytes]] = {}
+        self.names: dict[str, tuple[str, str]] = {}
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -67,13 +68,16 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command == "GET" and "list-type" in query and split.path.count("/") == 1:
             self._list(split.path[1:], query)
             return
+        if self.command == "GET" and "uploads" in query and split.path.count("/") == 1:
+            self._list_uploads(split.path[1:])
+            return
         if query.get("uploadType") == "media" and "ifGenerationMatch" in query:
             self._insert_media(split.path, query, body)
             return
         if re.match(r"/(storage|upload|download|batch)/", split.path) or name is None:
             self._pass_on(body)
             return
-        bucket, key = name[1], unquote(name[2])
+        bucket, key = unquote(name[1]), unquote(name[2])
         if self.command in ("GET", "HEAD"):
             self._read()
         elif self.command == "DELETE" and "uploadId" in query:
@@ -231,10 +235,21 @@ class _Handler(BaseHTTPRequestHandler):
         number = uuid.uuid4().hex
         with self.uploads.lock:
             self.uploads.parts[number] = {}
+            self.uploads.names[number] = bucket, key
         self._answer_xml(
             f"<InitiateMultipartUploadResult><Bucket>{bucket}</Bucket><Key>{escape(key)}</Key>"
             f"<UploadId>{number}</UploadId></InitiateMultipartUploadResult>"
         )
+
+    def _list_uploads(self, bucket: str) -> None:
+        with self.uploads.lock:
+            begun = [(number, *self.uploads.names[number]) for number in self.uploads.parts]
+        found = "".join(
+            f"<Upload><Key>{escape(key)}</Key><UploadId>{number}</UploadId></Upload>"
+            for number, place, key in begun
+            if place == bucket
+        )
+        self._answer_xml(f"<ListMultipartUploadsResult>{found}</ListMultipartUploadsResult>")
 
     def _put_part(self, query: dict[str, str], body: bytes) -> None:
         with self.uploads.lock:

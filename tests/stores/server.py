@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import obstore.store
 
@@ -161,6 +163,35 @@ class Bucket:
             return {file.relative_to(root).as_posix(): file.stat().st_size for file in files}
         pages = obstore.list(self.open_store())
         return {found["path"]: found["size"] for page in pages for found in page}
+
+    def list_uploads(self) -> list[str]:
+        """The names of objects of which a multipart upload was begun and not finished.
+
+        Azure has none: the blocks of a blob that is not committed go by themselves.
+        """
+        if self.server.scheme not in ("s3", "gs"):
+            return []
+        answer = self.request("GET", "?uploads")
+        assert answer[0] == 200, answer
+        found = ElementTree.fromstring(answer[1]).iter()
+        return [field.text or "" for field in found if field.tag.rpartition("}")[2] == "Key"]
+
+    def request(
+        self, method: str, target: str, headers: Mapping[str, str] = {}, body: bytes = b""
+    ) -> tuple[int, bytes]:
+        """Sends a request that obstore has no call for; returns the status and the answer.
+
+        Args:
+            method: The method.
+            target: What follows the bucket: "/a/b", or a query of one field.
+            headers: Further header fields, in lower case.
+            body: What is sent.
+        """
+        url = f"{self.server.url}/{self.name}{target}"
+        if self.server.scheme != "s3":
+            return signed_requests.send(method, url, headers, body)
+        keys = (ACCESS_KEY, SECRET_KEY, REGION)
+        return signed_requests.send_to_s3(method, url, *keys, headers, body)
 
     def read(self, path: str) -> bytes:
         """The whole object."""

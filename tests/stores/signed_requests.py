@@ -1,4 +1,4 @@
-"""The few requests that make buckets, which obstore can't."""
+"""Requests that obstore has no call for: to make buckets, and to look for unfinished uploads."""
 
 from __future__ import annotations
 
@@ -16,24 +16,39 @@ from urllib.parse import urlsplit
 def find_status(url: str) -> int | None:
     """The status with which something at `url` answers a GET; None if nothing does."""
     try:
-        return _send("GET", url)[0]
+        return send("GET", url)[0]
     except (OSError, http.client.HTTPException):
         return None
 
 
 def make_s3_bucket(url: str, name: str, access_key: str, secret_key: str, region: str) -> None:
-    """Makes a bucket, with the signature (version 4) that S3 asks for."""
+    """Makes a bucket."""
+    _check(send_to_s3("PUT", f"{url}/{name}", access_key, secret_key, region))
+
+
+def send_to_s3(
+    method: str,
+    url: str,
+    access_key: str,
+    secret_key: str,
+    region: str,
+    headers: Mapping[str, str] = {},
+    body: bytes = b"",
+) -> tuple[int, bytes]:
+    """Sends a request with the signature (version 4) that S3 asks for.
+
+    The path and the query are as they are to be escaped, and the query has one field at most.
+    """
     now = datetime.now(UTC)
     stamp, day = now.strftime("%Y%m%dT%H%M%SZ"), now.strftime("%Y%m%d")
-    nothing = hashlib.sha256(b"").hexdigest()
-    headers = {
-        "host": urlsplit(url).netloc,
-        "x-amz-content-sha256": nothing,
-        "x-amz-date": stamp,
-    }
-    signed = ";".join(headers)
-    lines = "".join(f"{field}:{value}\n" for field, value in headers.items())
-    request = f"PUT\n/{name}\n\n{lines}\n{signed}\n{nothing}"
+    target, content = urlsplit(url), hashlib.sha256(body).hexdigest()
+    own = {"host": target.netloc, "x-amz-content-sha256": content, "x-amz-date": stamp}
+    amazon = {name: text for name, text in headers.items() if name.startswith("x-amz-")}
+    own = dict(sorted({**own, **amazon}.items()))
+    query = f"{target.query}=" if target.query and "=" not in target.query else target.query
+    signed = ";".join(own)
+    lines = "".join(f"{field}:{value}\n" for field, value in own.items())
+    request = f"{method}\n{target.path}\n{query}\n{lines}\n{signed}\n{content}"
     scope = f"{day}/{region}/s3/aws4_request"
     digest = hashlib.sha256(request.encode()).hexdigest()
     key = f"AWS4{secret_key}".encode()
@@ -41,18 +56,18 @@ def make_s3_bucket(url: str, name: str, access_key: str, secret_key: str, region
         key = hmac.digest(key, part.encode(), "sha256")
     text = f"AWS4-HMAC-SHA256\n{stamp}\n{scope}\n{digest}"
     signature = hmac.digest(key, text.encode(), "sha256").hex()
-    headers["authorization"] = (
+    authorization = (
         f"AWS4-HMAC-SHA256 Credential={access_key}/{scope}, "
         f"SignedHeaders={signed}, Signature={signature}"
     )
-    _check(_send("PUT", f"{url}/{name}", headers))
+    return send(method, url, {**headers, **own, "authorization": authorization}, body)
 
 
 def make_gcs_bucket(url: str, name: str) -> None:
     """Makes a bucket by the JSON API."""
     body = json.dumps({"name": name}).encode()
     headers = {"Content-Type": "application/json"}
-    _check(_send("POST", f"{url}/storage/v1/b?project=templax", headers, body))
+    _check(send("POST", f"{url}/storage/v1/b?project=templax", headers, body))
 
 
 def make_azure_container(url: str, name: str, account: str, key: str) -> None:
@@ -63,12 +78,13 @@ def make_azure_container(url: str, name: str, account: str, key: str) -> None:
     text = "PUT\n" + "\n" * 11 + f"{lines}/{account}{path}\nrestype:container"
     signature = hmac.digest(base64.b64decode(key), text.encode(), "sha256")
     headers["Authorization"] = f"SharedKey {account}:{base64.b64encode(signature).decode()}"
-    _check(_send("PUT", f"{url}/{name}?restype=container", headers))
+    _check(send("PUT", f"{url}/{name}?restype=container", headers))
 
 
-def _send(
+def send(
     method: str, url: str, headers: Mapping[str, str] = {}, body: bytes = b""
 ) -> tuple[int, bytes]:
+    """Sends a request as it is; returns the status and the body of the answer."""
     target = urlsplit(url)
     connection = http.client.HTTPConnection(target.netloc, timeout=10)
     path = target.path or "/"

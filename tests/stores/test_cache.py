@@ -16,7 +16,7 @@ import pytest
 from safetensors.numpy import save
 
 import templax as tx
-from templax.storage.cached_requests import BLOCK_BYTES
+from templax.storage.cached_reads import BLOCK_BYTES
 
 from .choice import WRITABLE, run_on
 from .faults import Exchange

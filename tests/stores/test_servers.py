@@ -1,6 +1,8 @@
 """What clients may rely on from each server; what one lacks is said in its `Server`."""
 
+import base64
 import concurrent.futures
+import time
 
 import obstore
 import pytest
@@ -10,6 +12,7 @@ from obstore.exceptions import (
     GenericError,
     NotModifiedError,
     NotSupportedError,
+    PermissionDeniedError,
     PreconditionError,
 )
 
@@ -147,6 +150,45 @@ def test_multipart_uploads(bucket: Bucket) -> None:
     middle = obstore.get_range(store, "x", start=(5 << 20) - 100, end=(5 << 20) + 100)
     assert bytes(middle) == data[(5 << 20) - 100 : (5 << 20) + 100]
     assert bucket.list() == {"x": len(data)}
+
+
+@run_on("moto", "fake-gcs", "seaweedfs")
+def test_uploads_that_were_not_finished_are_listed(bucket: Bucket) -> None:
+    assert bucket.list_uploads() == []
+    writer = obstore.open_writer(bucket.open_store(), "a/b", buffer_size=5 << 20)
+    writer.write(DATA * 50)
+    writer.flush()
+    deadline = time.monotonic() + 10
+    while bucket.list_uploads() != ["a/b"]:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert bucket.list() == {}
+    writer.close()
+    assert bucket.list_uploads() == []
+    assert bucket.list() == {"a/b": len(DATA) * 50}
+
+
+@run_on("moto", "fake-gcs", "seaweedfs")
+def test_wrong_checksums(bucket: Bucket) -> None:
+    name = "x-amz-checksum-crc32c" if bucket.server.scheme == "s3" else "x-goog-hash"
+    prefix = "" if bucket.server.scheme == "s3" else "crc32c="
+    wrong, right = (base64.b64encode(crc.to_bytes(4, "big")).decode() for crc in (0, 0x9A71BB4C))
+    refused = bucket.request("PUT", "/x", {name: prefix + wrong}, b"hello")[0]
+    assert refused == (400 if bucket.server.checks_checksums else 200)
+    assert bucket.request("PUT", "/y", {name: prefix + right}, b"hello")[0] == 200
+    assert bucket.read("y") == b"hello"
+
+
+@run_on("seaweedfs", "moto")
+def test_wrong_signatures(server: Server, bucket: Bucket) -> None:
+    bucket.write("x", b"1")
+    config = {**server.config, "secret_access_key": "wrong"}
+    store = obstore.store.S3Store(bucket.name, config=config, client_options={"allow_http": True})
+    if not server.checks_signatures:
+        assert bytes(obstore.get(store, "x").bytes()) == b"1"
+        return
+    with pytest.raises(PermissionDeniedError):
+        obstore.get(store, "x")
 
 
 @writable

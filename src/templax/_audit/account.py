@@ -65,7 +65,8 @@ def account_bytes(checkpoint: Checkpoint) -> ByteAccount:
         (192, 0)
     """
     catalog = open_checkpoint(checkpoint)
-    catalog = catalog if catalog.base is None else catalog.base
+    while catalog.base is not None:
+        catalog = catalog.base
     located = catalog.locate(e for e in catalog.leaves.values() if e.kind != "string")
     return _make_account(catalog, located)
 

@@ -33,6 +33,8 @@ from .._restore.together import (
     plan_together,
     run_together,
 )
+from .._views.merge import Merged
+from .._views.view import View
 from ..errors import (
     CheckpointError,
     Corrupted,
@@ -349,9 +351,19 @@ class StepRestore:
 
 
 def _list_paths(missing: Missing) -> list[str]:
-    """The paths of checkpoints that are given as `missing=`."""
-    given = missing.values() if isinstance(missing, Mapping) else [missing]
-    paths = [os.fspath(each) for each in given if isinstance(each, (str, os.PathLike))]
+    """The paths of checkpoints that are given as `missing=`, those that views show included."""
+    given: list[Any] = [*missing.values()] if isinstance(missing, Mapping) else [missing]
+    paths: list[str] = []
+    while given:
+        each = given.pop()
+        if isinstance(each, View):
+            given.append(each.checkpoint)
+        elif isinstance(each, Merged):
+            given += [checkpoint for checkpoint, _ in each.parts]
+        elif isinstance(each, Catalog):
+            paths.append(each.url)
+        elif isinstance(each, (str, os.PathLike)):
+            paths.append(os.fspath(each))
     return [path for path in paths if path not in ("error", "keep")]
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from .._core.text import list_names
 from .axes import ELLIPSIS, Dim, flatten_dims, format_dims
 from .inverse_names import NameKey, ignore_placeholders, key_of_source, list_drops, list_name_sizes
 from .names import NamePattern
@@ -53,7 +55,7 @@ class _Share:
 
 
 def invert_rules(
-    mapping: RuleSet, layouts: Mapping[str, Sequence[RuleLayout]]
+    mapping: RuleSet, layouts: Mapping[str, Sequence[RuleLayout]], take: Sequence[str]
 ) -> tuple[dict[str, From | Concat], list[str], list[str]]:
     """The rules that undo those of a mapping.
 
@@ -61,6 +63,8 @@ def invert_rules(
         mapping: The mapping.
         layouts: How its rules are laid out for a checkpoint, by their targets' names; empty if
             nothing is known but the rules.
+        take: Rules, as their targets' names, that are taken where several hold the same elements:
+            of each source, the first one that serves.
 
     Returns:
         The rules, the patterns of leaves that they do not need, and what can't be undone and why.
@@ -69,10 +73,14 @@ def invert_rules(
         f"drop={pattern!r}: what is dropped can't be had back: write a rule for it"
         for pattern in mapping.drop
     ]
+    problems += [
+        f"take= has {text!r:.200}, which is no rule" for text in take if text not in mapping.rules
+    ]
     groups: defaultdict[NameKey, list[_Share]] = defaultdict(list)
     for text, rule in mapping.rules.items():
         try:
-            for part, share in _list_shares(mapping.targets[text], rule, layouts.get(text, ())):
+            shares = _list_shares(mapping.targets[text], rule, layouts.get(text, ()), text in take)
+            for part, share in shares:
                 groups[key_of_source(part)].append(share)
         except RuleError as error:
             problems.append(f"`{text}`: {error}")
@@ -88,7 +96,13 @@ def invert_rules(
                     f"another rule takes `{spelled[ignore_placeholders(name)]}`, which differs from"
                     f" `{name}` by placeholders or their names only: write both alike"
                 )
-            chosen = _choose_shares(name, group)
+            taken = sorted(
+                (share for share in group if share.target in take),
+                key=lambda share: take.index(share.target),
+            )
+            chosen = _choose_shares(name, taken or group)
+            if len(chosen) < len(group) and not taken:
+                raise RuleError(_explain_copies(name, group, "", chosen))
             rules[name] = _join_shares(name, chosen)
             used.update(share.target for share in chosen)
         except RuleError as error:
@@ -104,7 +118,7 @@ def invert_rules(
 
 
 def _list_shares(
-    target: NamePattern, rule: From | Concat, layouts: Sequence[RuleLayout]
+    target: NamePattern, rule: From | Concat, layouts: Sequence[RuleLayout], taken: bool
 ) -> Iterator[tuple[From, _Share]]:
     """What a rule holds of each of its sources."""
     parts = rule.parts if isinstance(rule, Concat) else (rule,)
@@ -126,12 +140,39 @@ def _list_shares(
     ]
     for k, (part, (left, right, joined)) in enumerate(zip(parts, dims, strict=True)):
         share = _undo_part(target, part, left, right, sizes[k], joined)
+        repeated = _find_repeated(part, left, right, sizes[k])
+        if repeated is not None and not taken:
+            where = f" along `{repeated}`"
+            raise RuleError(_explain_copies(part.source.text, [share], where, [share]))
         if len(parts) > 1 and joined is not None:
             if None in lengths:
                 raise RuleError(f"only shapes tell where its parts begin: {_PASS_OF}")
             known = [n for n in lengths if n is not None]
             share = _take_joined(share, sizes[k], joined, sum(known[:k]), known[k], sum(known))
         yield part, share
+
+
+def _find_repeated(
+    part: From, left: Sequence[Dim], right: Sequence[Dim], sizes: _Sizes
+) -> str | None:
+    """An axis along which a part is repeated, if there is one."""
+    given = {*flatten_dims(left), *part.source.placeholders}
+    added = [axis for axis in flatten_dims(right) if axis not in given]
+    return next((axis for axis in added if sizes.find_target(axis) != 1), None)
+
+
+def _explain_copies(
+    name: str, group: Sequence[_Share], where: str, chosen: Sequence[_Share]
+) -> str:
+    """Says that elements are held several times, which may differ by now, and what to write."""
+    holders = list(dict.fromkeys(share.target for share in group))
+    taken = list(dict.fromkeys(share.target for share in chosen))
+    what = "the first copy" if where or len(holders) == 1 else "this one"
+    return (
+        f"{list_names(holders)} {'holds' if len(holders) == 1 else 'hold'} copies of `{name}`"
+        f"{where}, which may differ by now: pass take={json.dumps(taken)} to take {what} and leave"
+        " the others out"
+    )
 
 
 class _Sizes:

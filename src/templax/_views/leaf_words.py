@@ -26,10 +26,12 @@ _PHRASES: Mapping[str, str] = {
     "k": "kproj key wk keyproj klin tok",
     "v": "vproj value wv valueproj vlin tov",
     "qkv": "qkvproj cattn inproj wqkv querykeyvalue inprojweight",
+    "kv": "kvproj wkv keyvalue tokv",
     "out": "o oproj outproj output wo toout cproj outlin",
     "mlp": "ffn feedforward ff ffwd mlpblock densereludense",
     "mlp out": "down downproj fc2 linear2 lin2 denseh4hto h fcout w2 wdown dense4htoh",
     "mlp in": "up upproj cfc fc1 wi intermediate linear1 lin1 fcin densehto4h w3 wup",
+    "mlp gateup": "gateup gateupproj gateandup gateandupproj wgateup w13",
     "mlp gate": "gate gateproj w1 wgate",
     "norm": "layernorm ln rmsnorm batchnorm bn groupnorm gn",
     "norm first": "inputlayernorm attentionnorm attnnorm layernormbefore selfattnlayernorm"
@@ -59,15 +61,15 @@ _PHRASES: Mapping[str, str] = {
 
 _WORDS: Mapping[str, Sequence[str]] = {
     name: words.split() for words, names in _PHRASES.items() for name in names.split()
-} | {word: [word] for word in ("attn", "mlp", "norm", "q", "k", "v", "qkv", "out", "head")}
+} | {word: [word] for word in ("attn", "mlp", "norm", "q", "k", "v", "qkv", "kv", "out", "head")}
 """Elements → the words that they mean."""
 
 _EXCLUSIVE: tuple[frozenset[str], ...] = tuple(
     map(
         frozenset,
         (
-            ("q", "k", "v", "qkv", "out"),
-            ("in", "out", "gate"),
+            ("q", "k", "v", "qkv", "kv", "out"),
+            ("in", "out", "gate", "gateup"),
             ("encoder", "decoder"),
             ("first", "second", "final"),
             ("token", "pos", "type", "patch"),
@@ -93,7 +95,22 @@ _SPLIT = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[^\W\d_A-Z]+|\d+")
 
 _SPECIFIC = frozenset(
     (
-        *("q", "k", "v", "qkv", "in", "gate", "token", "pos", "type", "patch", "cls", "head"),
+        *(
+            "q",
+            "k",
+            "v",
+            "qkv",
+            "kv",
+            "in",
+            "gate",
+            "gateup",
+            "token",
+            "pos",
+            "type",
+            "patch",
+            "cls",
+            "head",
+        ),
         *("first", "second", "final", "shortcut", "pooler"),
     )
 )
@@ -191,11 +208,11 @@ def _settle(words: set[str], ordinals: Sequence[Ordinal], in_block: bool) -> set
         if not words & {"embed", "q", "k", "shortcut", "conv"}:
             _settle_norm(words, ordinals, in_block)
         return words - {"proj", "fc", "last"}
-    if in_block and "attn" not in words and words & {"in", "out", "gate"}:
+    if in_block and "attn" not in words and words & {"in", "out", "gate", "gateup"}:
         words.add("mlp")
     elif not in_block and words in ({"fc"}, {"out"}):
         return {"head"}
-    if "attn" in words and "proj" in words and not words & {"q", "k", "v", "qkv"}:
+    if "attn" in words and "proj" in words and not words & {"q", "k", "v", "qkv", "kv"}:
         words.add("out")
     if "attn" in words and "qkv" not in words:
         words.discard("in")

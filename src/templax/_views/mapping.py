@@ -106,26 +106,32 @@ class Mapping:
         self.drop: tuple[str, ...] = tuple(patterns)
         self.rest: Literal["error", "keep"] = rest
 
-    def inverse(self, of: Checkpoint | None = None) -> Mapping:
+    def inverse(self, of: Checkpoint | None = None, *, take: str | Sequence[str] = ()) -> Mapping:
         """The mapping that undoes this one: applied after it, the bytes are the same.
 
         Names and axes change sides: what is stacked is unstacked, the parts of a `Concat` are cut
-        out of it, and leaves that are cut out of one, such as q, k and v, are joined. Of a source
-        that fills several targets, as tied weights do, one is taken and the others are dropped.
+        out of it, and leaves that are cut out of one, such as q, k and v, are joined.
+
+        A source that fills several targets, as tied weights do, can be made of any of them, and
+        nothing says that they are still equal: after training they may not be. So `take=` must say
+        which of them is meant, and the others are in `drop` of the inverse. The same goes for a
+        leaf that is repeated along an axis, of which the first copy is taken.
 
         Args:
             of: The checkpoint that the mapping is for, of which names and shapes are read. It
                 settles what only shapes tell: where the parts of a `Concat` end, whether leaves
                 that are cut out of one are all of it, how far an axis was padded, the sizes of
                 composite axes. Without it, a template settles the last two.
+            take: Rules, as the names of their targets, that are taken where several hold the same:
+                of each source, the first one that serves.
 
         Returns:
             A mapping like any other, which can be saved.
 
         Raises:
             MappingError: There is none, as something is lost or rounded (`drop=`, `crop=`,
-                `scale=`, `add=`, elements that no rule takes), or only `of` tells. The error says
-                for each rule why.
+                `scale=`, `add=`, elements that no rule takes), or only `of` or `take` tells. The
+                error says for each rule why.
             TemplaxError: `of` can't be opened; see `open`.
 
         Example:
@@ -143,6 +149,11 @@ class Mapping:
                         k.kernel  d h k -> (n h k) d, n=1
                         v.kernel  d h k -> (n h k) d, n=1
             ln_{i+1}    norm.{i}
+            >>> tied = {"embed": "wte", "head": tx.From("wte", "v d -> d v")}
+            >>> print(tx.Mapping(tied).inverse(take="embed"))
+            target  from   axes
+            wte     embed
+            drop head
         """
         layouts: MappingABC[str, Sequence[RuleLayout]] = {}
         if of is not None:
@@ -152,7 +163,8 @@ class Mapping:
             except MappingError as error:
                 error.add_note(f"in {catalog.url}, of which an inverse is wanted")
                 raise
-        rules, drop, problems = invert_rules(self, layouts)
+        taken = (take,) if isinstance(take, str) else tuple(take)
+        rules, drop, problems = invert_rules(self, layouts, taken)
         if problems:
             raise MappingError(problems)
         return Mapping(rules, drop=drop, rest=self.rest)

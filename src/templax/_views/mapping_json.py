@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -30,7 +31,9 @@ def _encode_rule(rule: Rule) -> dict[str, Any]:
 def format_document(document: Mapping[str, Any]) -> bytes:
     """The file of a mapping."""
     # A rule per line, because mappings are kept under version control and read in diffs.
-    rows = [f"{json.dumps(key)}: {json.dumps(row)}" for key, row in document.items()]
+    rows = [
+        f"{json.dumps(key)}: {json.dumps(row, allow_nan=False)}" for key, row in document.items()
+    ]
     body = ",\n  ".join(rows)
     return f"{{\n  {body}\n}}\n".encode() if rows else b"{}\n"
 
@@ -92,6 +95,14 @@ def _decode_part(rule: Any) -> From:
         found = _list_keys(rule) if isinstance(rule, dict) else type(rule).__name__
         raise ValueError(f"Expected a name or an object with `from`, got {found}")
     options = {key: value for key, value in rule.items() if key not in ("from", "axes")}
+    pad = options.get("pad")
+    for axis, value in pad.items() if isinstance(pad, dict) else ():
+        # Python reads `Infinity`, which is not JSON, and takes a number such as 1e999 for it.
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(
+                f'pad= `{axis!s:.80}`: Expected a number that float64 can hold, or "inf" or "-inf",'
+                f" got {value}"
+            )
     return From(rule["from"], rule.get("axes"), **options)
 
 

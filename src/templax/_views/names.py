@@ -140,12 +140,6 @@ class NamePattern:
                 parts.append(_format_integer(segment, binding, sizes))
         return "".join(parts)
 
-    @property
-    def prefix(self) -> str:
-        """What all names begin with that it matches."""
-        first = self.segments[0] if self.segments else ""
-        return first if isinstance(first, str) else ""
-
     def find_ambiguity(self, names: Mapping[str, Sequence[str]]) -> str | None:
         """Says why it can't be told where a placeholder ends, and what to write; None if it can.
 

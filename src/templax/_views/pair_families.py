@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from .._core.boxes import Shape
-from .._core.dtypes import class_of, may_cast
 from .._core.text import list_names
-from .axis_guesses import FUSED, Guess, list_guesses
-from .families import Family, Leaf, Pairing, pair_families
+from .axis_guesses import Guess, list_guesses
+from .families import Family, Pairing, pair_families
+from .fused_families import find_fused
 from .leaf_words import compare_meanings
+from .paired import LEAST, Found, count_elements, may_be_cast
 
 _MAX_COMPARISONS = 20_000
 """Maximum number of pairs of families of as many elements that are compared."""
@@ -20,38 +20,11 @@ _MAX_COMPARISONS = 20_000
 REPLICA = "replica"
 """The axis along which replicas are stored."""
 
-_LEAST = 0.3
-"""How much two names must have in common."""
-
 _LEAST_ALONE = 0.15
 """How much, if no other leaf has the same number of elements and a name as near."""
 
 _MARGIN = 0.04
 """By how much the best of several names must be nearer than the next."""
-
-_FUSED = ("q", "k", "v")
-
-
-@dataclass(slots=True)
-class Found:
-    """A family of the template, and what it is made of.
-
-    Attributes:
-        target, source: The families.
-        pairings: The names of its rules.
-        guesses: All axes that fit.
-        score: How much the names have in common.
-        options: More arguments of `From`.
-        tied: Whether the source fills another target, too.
-    """
-
-    target: Family
-    source: Family
-    pairings: Sequence[Pairing]
-    guesses: Sequence[Guess]
-    score: float
-    options: Mapping[str, object] = field(default_factory=dict[str, object])
-    tied: bool = False
 
 
 @dataclass(slots=True)
@@ -61,10 +34,12 @@ class Paired:
     Attributes:
         found: At most one for each family.
         notes: What can't be decided, in words.
+        orders: What can't be decided about fused leaves.
     """
 
     found: list[Found]
     notes: list[str]
+    orders: list[str]
 
 
 def find_pairs(
@@ -80,9 +55,9 @@ def find_pairs(
     factor = 1 if replicas is None else replicas
     by_size: defaultdict[tuple[int, str], list[Family]] = defaultdict(list)
     for source in sources:
-        by_size[_count_elements(source), source.meaning.role].append(source)
+        by_size[count_elements(source), source.meaning.role].append(source)
     alike = [
-        (target, by_size.get((_count_elements(target) * factor, target.meaning.role), ()))
+        (target, by_size.get((count_elements(target) * factor, target.meaning.role), ()))
         for target in targets
     ]
     if sum(len(group) for _, group in alike) > _MAX_COMPARISONS:
@@ -95,38 +70,25 @@ def find_pairs(
                 candidates += _try_pair(target, source, score, replicas)
     found = _choose(candidates)
     notes = _explain_open(candidates, found)
+    orders: list[str] = []
     if replicas is None:
-        found += _find_fused(targets, sources, found)
+        fused, orders = find_fused(targets, sources, found)
+        found += fused
         found += _find_tied(targets, found)
     order = {id(target): i for i, target in enumerate(targets)}
-    return Paired(sorted(found, key=lambda f: order[id(f.target)]), notes)
-
-
-def _count_elements(family: Family) -> int:
-    return sum(math.prod(leaf.shape) for leaf in family.members.values())
+    return Paired(sorted(found, key=lambda f: order[id(f.target)]), notes, orders)
 
 
 def _try_pair(
     target: Family, source: Family, score: float, replicas: int | None
 ) -> Iterator[Found]:
-    if not _may_be_cast(source.first, target.first):
+    if not may_be_cast(source.first, target.first):
         return
     for pairings in pair_families(target, source):
         guesses = _guess_axes(pairings, replicas)
         if guesses:
             yield Found(target, source, pairings, guesses, score)
             return
-
-
-def _may_be_cast(source: Leaf, target: Leaf) -> bool:
-    numeric = ("array", "scalar")
-    if source.kind not in numeric or target.kind not in numeric:
-        return source.kind == target.kind and source.key_impl == target.key_impl
-    if "scalar" in (source.kind, target.kind):
-        return source.shape == target.shape
-    if class_of(source.dtype) != class_of(target.dtype):
-        return False  # integers in place of floats are quantised
-    return source.dtype == target.dtype or may_cast(source.dtype, target.dtype, "float")
 
 
 def _guess_axes(pairings: Sequence[Pairing], replicas: int | None) -> list[Guess]:
@@ -173,7 +135,7 @@ def _choose(candidates: Sequence[Found]) -> list[Found]:
 
 
 def _is_best(one: Found, rivals: Sequence[Found]) -> bool:
-    if len(rivals) > 1 and one.score < _LEAST:
+    if len(rivals) > 1 and one.score < LEAST:
         return False
     return all(one is rival or one.score > rival.score + _MARGIN for rival in rivals)
 
@@ -183,45 +145,13 @@ def _explain_open(candidates: Sequence[Found], found: Sequence[Found]) -> list[s
     gone = {id(family) for one in found for family in (one.target, one.source)}
     rivals: defaultdict[str, list[str]] = defaultdict(list)
     for one in candidates:
-        if id(one.target) not in gone and id(one.source) not in gone and one.score >= _LEAST:
+        if id(one.target) not in gone and id(one.source) not in gone and one.score >= LEAST:
             rivals[one.target.first.name].append(one.source.first.name)
     return [
         f"can't tell by names and shapes which is `{target}`: {list_names(names)}"
         for target, names in rivals.items()
         if len(names) > 1
     ]
-
-
-def _find_fused(
-    targets: Sequence[Family], sources: Sequence[Family], found: Sequence[Found]
-) -> list[Found]:
-    """Queries, keys and values that are stored in one leaf."""
-    gone = {id(family) for one in found for family in (one.target, one.source)}
-    made: list[Found] = []
-    for source in sources:
-        if "qkv" not in source.meaning.words or id(source) in gone:
-            continue
-        size = _count_elements(source)
-        thirds: dict[str, Found] = {}
-        for target in targets:
-            part = next(iter(target.meaning.words.intersection(_FUSED)), None)
-            if part is None or id(target) in gone or 3 * _count_elements(target) != size:
-                continue
-            words = target.meaning.words - {part} | {"qkv"}
-            score = compare_meanings(replace(target.meaning, words=words), source.meaning)
-            for pairings in pair_families(target, source) if score >= _LEAST else ():
-                one = pairings[0]
-                if len(pairings) > 1 or one.stacked or one.unstacked:
-                    continue
-                shapes = [(leaf.shape, target.shape) for target, leaf in one.pairs]
-                guesses = list(list_guesses(shapes, [], [], {"t": 3}, FUSED))
-                options = {"select": {"t": _FUSED.index(part)}, "t": 3}
-                if guesses and (part not in thirds or score > thirds[part].score):
-                    thirds[part] = Found(target, source, pairings, guesses, score, options)
-        if len(thirds) == len(_FUSED):
-            made += thirds.values()
-            gone.update(id(one.target) for one in thirds.values())
-    return made
 
 
 def _find_tied(targets: Sequence[Family], found: Sequence[Found]) -> list[Found]:

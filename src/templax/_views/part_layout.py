@@ -253,6 +253,31 @@ class PartLayout:
             return stop - start
         return self.sizes.source[axis]
 
+    def explain_size(self, axis: str, want: int) -> list[tuple[str, str]] | None:
+        """What to write so that an axis of the target has another size; None if nothing does.
+
+        Returns:
+            Arguments of `From`: `pad` and `crop` with this axis, `slice` with its item, others with
+            their values.
+        """
+        part = self.part
+        if axis not in self._left_axes:
+            # The number of leaves that are stacked is what it is.
+            return [(axis, f"{want}")] if want and axis in part.sizes else None
+        there = self.sizes.source[axis]
+        if (axis,) in part.slice:
+            start = self._find_start(axis)
+            fits = want and start + want <= there
+            return [("slice", f"'{axis}': ({start}, {start + want})")] if fits else None
+        changes: list[tuple[str, str]] = []
+        if want > there and axis not in part.pad:
+            changes.append(("pad", axis))
+        if want < there and axis not in part.crop:
+            changes.append(("crop", axis))
+        if axis in part.sizes and want:
+            changes.append((axis, f"{want}"))
+        return changes or None
+
     def _find_start(self, axis: str) -> int:
         """The first element that a rule takes of an axis of the source."""
         return self.part.slice[(axis,)][0] if (axis,) in self.part.slice else 0

@@ -7,13 +7,12 @@ are in one error.
 
 from __future__ import annotations
 
-import bisect
 import itertools
 import math
-import re
 from collections import defaultdict
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Literal, Protocol
 
 import msgspec
@@ -23,10 +22,11 @@ from msgspec import structs
 from .._catalog.entry import LeafEntry
 from .._core.boxes import Shape
 from .._core.dtypes import class_of
-from .._core.names import find_nearest, matches_pattern, split_name
+from .._core.names import find_nearest, split_name
 from .._core.text import list_names
 from ..errors import MappingError
-from .names import Binding, NamePattern, parse_name
+from .name_index import NameIndex
+from .names import Binding, NamePattern
 from .part_layout import Piece, RuleError, SizeUnknown, check_fill
 from .rule_layout import RuleLayout, Stack
 from .rules import Concat, From
@@ -70,20 +70,29 @@ class Made(msgspec.Struct, frozen=True, gc=False):
 
     Attributes:
         rule: The rule, as its target's name; None for a leaf that `rest="keep"` passes through.
-        pieces: Where its elements come from; they tile the leaf.
         same: The stored leaf, if the leaf is exactly that under another name.
+        layout: How the rule is laid out; None if the leaf is a stored one, or has no known shape.
+        at: The index of the leaf along each placeholder that only the target's name has.
+        found: The stored leaves that each part of the rule takes.
     """
 
     rule: str | None
-    pieces: tuple[Piece, ...] = ()
     same: LeafEntry | None = None
+    layout: RuleLayout | None = None
+    at: Mapping[str, int] = MappingProxyType({})
+    found: Sequence[Stack] = ()
+
+    def list_pieces(self) -> Iterator[Piece]:
+        """Where the elements come from; the pieces tile the leaf."""
+        # Made when the leaf is located: a view may have a million leaves of which few are wanted.
+        return iter(()) if self.layout is None else self.layout.make_pieces(self.at, self.found)
 
     @property
     def sources(self) -> list[LeafEntry]:
         """The stored leaves, each once."""
         if self.same is not None:
             return [self.same]
-        return list({p.source.name: p.source for p in self.pieces if p.source is not None}.values())
+        return list({e.name: e for stack in self.found for e in stack.values()}.values())
 
 
 @dataclass(frozen=True)
@@ -126,8 +135,7 @@ class _Resolver:
         self._mapping, self._expected = mapping, expected or _expect_nothing
         self._fits_template = expected is not None
         self._stored = {entry.name: entry for entry in stored}
-        self._order = {name: i for i, name in enumerate(self._stored)}
-        self._sorted = sorted(self._stored)
+        self._names = NameIndex(list(self._stored))
         self._unstacked = 0
         self._problems: list[str] = []
         self._entries: dict[str, LeafEntry] = {}
@@ -173,33 +181,11 @@ class _Resolver:
         """Name of a leaf that is dropped → the pattern."""
         found: dict[str, str] = {}
         for pattern in self._mapping.drop:
-            parsed = parse_name(pattern) if "{" in pattern else None
-            mine = [
-                name
-                for name in self._list_candidates(_find_prefix(pattern, parsed))
-                if (
-                    matches_pattern(name, pattern)
-                    if parsed is None
-                    else parsed.match(name, {}, {}) is not None
-                )
-            ]
+            mine = self._names.match_glob(pattern)
             if not mine:
                 self._problems.append(f"drop={pattern!r} matches no leaf: leave it out")
             found |= dict.fromkeys(mine, pattern)
         return found
-
-    def _list_candidates(self, prefix: str) -> list[str]:
-        """The stored names with a prefix, in the order of the checkpoint.
-
-        A mapping may have a rule for each of many leaves: then each looks at its own only.
-        """
-        first = bisect.bisect_left(self._sorted, prefix)
-        last = bisect.bisect_right(
-            self._sorted, prefix, lo=first, key=lambda name: name[: len(prefix)]
-        )
-        if (first, last) == (0, len(self._sorted)):
-            return list(self._stored)
-        return sorted(self._sorted[first:last], key=self._order.__getitem__)
 
     def _report_unmatched(self, unmatched: Sequence[str]) -> None:
         """Reports rules whose sources the checkpoint lacks."""
@@ -207,7 +193,7 @@ class _Resolver:
             rule, target = self._mapping.rules[text], self._mapping.targets[text]
             parts = rule.parts if isinstance(rule, Concat) else (rule,)
             wanted = " and ".join(f"`{part.source.text}`" for part in parts)
-            similar = self._list_candidates(target.prefix)
+            similar = self._names.list_candidates(target)
             there = next((name for name in similar if _match(target, parts[0], name)), None)
             if there is not None:
                 hint = f"it has `{there}`, which this rule makes: it seems to be mapped already"
@@ -224,7 +210,7 @@ class _Resolver:
             (
                 name
                 for target in self._mapping.targets.values()
-                for name in self._list_candidates(target.prefix)
+                for name in self._names.list_candidates(target)
                 if name in names and _match(target, part, name)
             ),
             None,
@@ -273,7 +259,7 @@ class _Resolver:
         """The sources of a part: for each member, those along its stacked placeholders."""
         found: dict[Key, dict[tuple[int | str, ...], LeafEntry]] = {}
         shared, stacked = [*target.placeholders, "..."], list_stacked(part, target)
-        for name in self._list_candidates(part.source.prefix):
+        for name in self._names.list_candidates(part.source):
             if any(name in each for each in taken):
                 continue
             binding = part.source.match(name, part.names, part.sizes)
@@ -352,18 +338,19 @@ class _Resolver:
         self._check_count(found, {p: layout.counts[p] for p in unstacked})
         for value in itertools.chain.from_iterable(part.pad.values() for part in parts):
             check_fill(value, dtype)
+        made_from = describe_sources(found, expected and layout.explain(expected[0]))
         for index in itertools.product(*[range(layout.counts[p]) for p in unstacked]):
             at = dict(zip(unstacked, index, strict=True))
             chosen: Binding = {p: names[p][i] if p in names else i for p, i in at.items()}
             name = name_member(target, {**shared, **chosen}, sizes)
-            made = Made(text, tuple(layout.make_pieces(at, found)))
+            made = Made(text, None, layout, at, found)
             yield LeafEntry(
                 name,
                 split_name(name),
                 layout.shape,
                 dtype,
                 handle=made,
-                made_from=describe_sources(found, expected and layout.explain(expected[0])),
+                made_from=made_from,
             )
 
     def _check_count(self, found: Sequence[Stack], counts: Mapping[str, int]) -> None:
@@ -439,8 +426,3 @@ class _Resolver:
 
 def _match(target: NamePattern, part: From, name: str) -> bool:
     return target.match(name, part.names, part.sizes) is not None
-
-
-def _find_prefix(pattern: str, parsed: NamePattern | None) -> str:
-    """What all names begin with that a pattern of drop= matches."""
-    return parsed.prefix if parsed is not None else re.split(r"[*?\[]", pattern, maxsplit=1)[0]

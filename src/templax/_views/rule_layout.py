@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -100,13 +101,17 @@ class RuleLayout:
         """What to write so that the leaf gets another shape, if that takes a word only."""
         if self.joined[0] is not None or len(expected) != len(self.shape):
             return None
-        advice: list[str] = []
+        advice: dict[str, list[str]] = {}
         for dim, n, want in zip(self.parts[0].right, self.shape, expected, strict=True):
-            if n != want and len(dim) != 1:
+            if n == want:
+                continue
+            changes = self.parts[0].explain_size(dim[0], want) if len(dim) == 1 else None
+            if changes is None:
                 return None
-            if n != want:
-                advice.append(f'{"pad" if want > n else "crop"}="{dim[0]}"')
-        return f"{', '.join(advice)} in its rule would make it {expected}" if advice else None
+            for option, value in changes:
+                advice.setdefault(option, []).append(value)
+        words = [f"{option}={_spell_advice(option, given)}" for option, given in advice.items()]
+        return f"{', '.join(words)} in its rule would make it {expected}" if words else None
 
     def make_pieces(self, at: Mapping[str, int], found: Sequence[Stack]) -> Iterator[Piece]:
         """The pieces of a leaf.
@@ -135,6 +140,14 @@ class RuleLayout:
                         yield Piece(map, entry, scale, add)
                     else:
                         yield Piece(map, None, fill=fill)
+
+
+def _spell_advice(option: str, given: Sequence[str]) -> str:
+    if option == "slice":
+        return f"{{{', '.join(given)}}}"
+    if option not in ("pad", "crop"):
+        return given[0]
+    return json.dumps(given[0] if len(given) == 1 else given)
 
 
 def _compute_step(layout: PartLayout) -> tuple[float | None, float | None]:

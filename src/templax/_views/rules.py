@@ -34,6 +34,9 @@ MAX_NAMES = 1_000
 _MAX_PARTS = 1_000
 _MAX_INTEGER = (1 << 63) - 1
 
+_INFINITIES = {"inf": math.inf, "-inf": -math.inf}
+"""How infinities are spelled, which JSON does not have."""
+
 _Value = TypeVar("_Value")
 _NO_AXES = JoinAxes((), "", "")
 
@@ -56,7 +59,7 @@ class From:
             multiplied in float32.
         add: A number or an expression that is then added, in float32.
         pad: Axes that may be longer in the target. They are filled with 0 at the end, or with the
-            value given for each: `{"v": -1}`.
+            value given for each: `{"v": -1}`. Infinity may be written `"inf"` or `"-inf"`.
         crop: Axes that may be shorter in the target: what is beyond is left out.
         **sizes: The size of an axis, where the shapes do not tell it; or the names that a
             placeholder stands for, in order: `p=["gate_proj", "up_proj"]`.
@@ -137,7 +140,7 @@ class From:
             "flip": list(self.flip),
             "scale": None if self.scale is None else _simplify_expression(self.scale),
             "add": None if self.add is None else _simplify_expression(self.add),
-            "pad": dict(self.pad),
+            "pad": {axis: _spell_fill(value) for axis, value in self.pad.items()},
             "crop": list(self.crop),
             **self.sizes,
             **{name: list(names) for name, names in self.names.items()},
@@ -337,7 +340,16 @@ def _parse_fill(value: Any) -> int | float:
             return number
     elif isinstance(value, float) and not math.isnan(value):
         return float(value)
-    raise ValueError(f"Expected a number to fill with, got {format_value(value)}")
+    elif isinstance(value, str) and value in _INFINITIES:
+        return _INFINITIES[value]
+    raise ValueError(
+        f'Expected a number to fill with, or "inf" or "-inf", got {format_value(value)}'
+    )
+
+
+def _spell_fill(value: float) -> str | int | float:
+    """The value as `pad=` takes it, in a form that JSON has."""
+    return next((text for text, number in _INFINITIES.items() if number == value), value)
 
 
 def _simplify_expression(expression: Expression) -> str | int | float:

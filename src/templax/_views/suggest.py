@@ -44,9 +44,11 @@ def suggest(
     Nothing is applied or read but metadata: look at the mapping, edit it, and pass it to `view`.
     It is returned only if the leaves that it makes fit the template in shape and dtype. What is not
     certain is told in notes: layers whose weight is square, so that its shape does not tell whether
-    it is transposed; leaves of the template without a source, which `missing=` may fill; leaves of
-    the checkpoint that are left out, which are also in `Mapping.drop`. That names and shapes agree
-    does not prove that the values mean the same: compare the outputs of the models.
+    it is transposed; the order of queries, keys and values in a leaf that holds all of them, of
+    which the usual one is taken; leaves of the template without a source, which `missing=` may
+    fill; leaves of the checkpoint that are left out, which are also in `Mapping.drop`. That names
+    and shapes agree does not prove that the values mean the same: compare the outputs of the
+    models.
 
     Args:
         checkpoint: See `open`.
@@ -115,6 +117,7 @@ def hint_at_mapping(found: Match, entries: Sequence[LeafEntry], cast: Cast) -> M
     )
     if made.undecidable:
         summary += f"; can't tell by its shape whether {list_names(made.undecidable)} is transposed"
+    summary += "".join(f"; {order}" for order in made.orders)
     lines = [escape_text(f"{summary}; hint: {hint}"), *(f"  {row}" for row in shown)]
     mismatches = tuple(replace(m, hint=hint) for m in found.mismatches)
     return replace(
@@ -147,7 +150,7 @@ def find_suggestion(
         return None
     for mapping in (made.mapping, made.plain):
         if _fits(mapping, entries, template, made.covered, cast):
-            return Suggestion(mapping, mapping, made.covered, made.notes, made.undecidable)
+            return replace(made, mapping=mapping)
     return None
 
 

@@ -5,19 +5,21 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from .._catalog.entry import LeafEntry
 from .._core.text import list_names
 from .._template.template import Target
 from .axis_guesses import Guess
 from .families import PLACEHOLDERS, Family, group_families
+from .fused_families import write_cut, write_join
 from .mapping import Mapping as LeafMapping
-from .pair_families import REPLICA, Found, find_pairs
-from .rules import From
+from .pair_families import REPLICA, find_pairs
+from .paired import Found
+from .rules import Concat, From
 
 _MAX_STEPS = 3_000_000
-"""Maximum product of the numbers of rules and of leaves, as each rule is tried on each leaf."""
+"""Maximum product of the numbers of rules and of leaves; bounds the time to join and try them."""
 
 _KEPT = 4
 """Leaves are kept under their own names, without rules, if one of so many rules would do that."""
@@ -33,6 +35,7 @@ class Suggestion:
         covered: Names of the targets that it fills.
         notes: What can't be told, in words.
         undecidable: Names of targets that may be transposed.
+        orders: The notes on leaves that hold several others in an order that can't be told.
     """
 
     mapping: LeafMapping
@@ -40,10 +43,20 @@ class Suggestion:
     covered: frozenset[str]
     notes: tuple[str, ...]
     undecidable: tuple[str, ...]
+    orders: tuple[str, ...]
 
 
-_Rule = tuple[str, str, "str | None", Mapping[str, Any]]
-"""The target, the source, the axes, and more arguments of `From`."""
+class _Rule(NamedTuple):
+    """A rule: the target, the source, the axes, and more arguments of `From`.
+
+    One with parts is a `Concat` of these, whose source is that of the first.
+    """
+
+    target: str
+    source: str
+    axes: str | None
+    options: Mapping[str, Any]
+    parts: Sequence[From] = ()
 
 
 def suggest_rules(stored: Sequence[LeafEntry], targets: Sequence[Target]) -> Suggestion | None:
@@ -72,13 +85,25 @@ def _suggest(
     if paired is None or not paired.found:
         return None
     choices, square, notes = _choose_axes(paired.found)
-    notes += paired.notes
+    notes += [*paired.notes, *paired.orders]
     rules: list[_Rule] = []
+    joined: dict[str, list[From]] = {}
     for one, guess in zip(paired.found, choices, strict=True):
-        options = {**one.options, **guess.sizes}
+        options: dict[str, Any] = {**one.options, **guess.sizes}
         if replicas is not None:
             options["select"] = {REPLICA: 0}
-        rules += [(p.target, p.source, guess.text, options) for p in one.pairings]
+        if one.cut is not None and guess.text is not None and one.is_joined:
+            target, source = one.pairings[0].target, one.pairings[0].source
+            if target not in joined:
+                joined[target] = []
+                rules.append(
+                    _Rule(target, source, write_join(guess.text, one.cut[0]), {}, joined[target])
+                )
+            joined[target].append(From(source, guess.text, **options))
+            continue
+        if one.cut is not None and guess.text is not None:
+            options["slice"] = write_cut(guess.text, one.cut)
+        rules += [_Rule(p.target, p.source, guess.text, options) for p in one.pairings]
         if one.tied:
             notes.append(
                 f"`{one.target.first.name}` is not stored: `{one.source.first.name}` fills it, too,"
@@ -88,12 +113,6 @@ def _suggest(
         return None
     if replicas is not None:
         notes.append(f"every leaf has a leading axis of {replicas}: the first of them is taken")
-    fused = {one.pairings[0].source: None for one in paired.found if "t" in one.options}
-    if fused:
-        notes.append(
-            f"{list_names(list(fused))} is taken for all queries, then all keys, then all values;"
-            " if it has them head by head, `(t h k)` must be `(h t k)`"
-        )
     used = {id(one.source) for one in paired.found}
     left = [family for family in there if id(family) not in used]
     same = sum(map(_is_same, rules))
@@ -113,20 +132,23 @@ def _suggest(
         LeafMapping(_make_rules(shown), drop=drop, rest=rest),
         covered,
         tuple(notes),
-        tuple(square),
+        tuple(dict.fromkeys(square)),
+        tuple(paired.orders),
     )
 
 
 def _is_same(rule: _Rule) -> bool:
-    target, source, axes, options = rule
-    return target == source and axes is None and not options
+    return rule.target == rule.source and rule.axes is None and not rule.options
 
 
-def _make_rules(rules: Sequence[_Rule]) -> dict[str, str | From]:
-    return {
-        target: source if axes is None else From(source, axes, **options)
-        for target, source, axes, options in rules
-    }
+def _make_rules(rules: Sequence[_Rule]) -> dict[str, str | From | Concat]:
+    made: dict[str, str | From | Concat] = {}
+    for target, source, axes, options, parts in rules:
+        if axes is None:
+            made[target] = source
+        else:
+            made[target] = Concat(parts, axes) if parts else From(source, axes, **options)
+    return made
 
 
 def _choose_axes(found: Sequence[Found]) -> tuple[list[Guess], list[str], list[str]]:
@@ -153,7 +175,7 @@ def _choose_axes(found: Sequence[Found]) -> tuple[list[Guess], list[str], list[s
         choices.append(next(guess for guess in one.guesses if guess.turned == turned))
     notes = [
         f"can't tell by its shape whether it is transposed ({how}):"
-        f" {list_names([one.pairings[0].target for one in group])}"
+        f" {list_names(list(dict.fromkeys(one.pairings[0].target for one in group)))}"
         for how, group in square.items()
     ]
     names = [
@@ -188,8 +210,8 @@ def _join_moves(rules: Sequence[_Rule]) -> list[_Rule]:
         one, other = (f"{prefix}." if prefix else "" for prefix in (target, source))
         here = sum(rule[0].startswith(one) or rule[1].startswith(other) for rule in rules)
         if len(members) > 1 and here == len(members):
-            _, _, axes, options = members[0]
-            short[id(members[0])] = f"{one}{{...}}", f"{other}{{...}}", axes, options
+            first = members[0]
+            short[id(first)] = first._replace(target=f"{one}{{...}}", source=f"{other}{{...}}")
             gone.update(id(rule) for rule in members[1:])
     return [short.get(id(rule), rule) for rule in rules if id(rule) not in gone]
 

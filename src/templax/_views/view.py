@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -18,6 +18,7 @@ from .._core.gc_pause import pause_gc
 from .._core.index_map import IndexMap, strides_of
 from ..errors import Corrupted, MappingError, Unsupported, UsageError
 from ..formats.registry import Checkpoint, open_checkpoint
+from .compose import TooManyMapsError, compose_maps
 from .mapping import Mapping as LeafMapping
 from .part_layout import Piece
 from .resolve import Expected, Made, resolve_mapping
@@ -31,12 +32,14 @@ def view(checkpoint: Checkpoint, mapping: LeafMapping) -> View:
     that it returns: no leaf is loaded as it is stored, and no array is made twice.
 
     Args:
-        checkpoint: See `open`.
+        checkpoint: See `open`. It may be a view itself: then `mapping` applies to what that shows.
         mapping: Which leaf comes from where.
 
     Raises:
         UsageError: `mapping` is not a `Mapping`.
         MappingError: By the calls that take the view: the mapping does not fit the checkpoint.
+        Unsupported: By these calls: a leaf of a view of a view is scaled twice, or split in ways
+            that do not fit together.
 
     Example:
         >>> import os, tempfile
@@ -123,7 +126,7 @@ def select_stored(catalog: Catalog) -> Catalog:
         return catalog
     used = {source.name for entry in catalog.entries for source in entry.handle.sources}
     entries = [entry for entry in catalog.base.entries if entry.name in used]
-    return replace(catalog.base, entries=tuple(entries))
+    return select_stored(replace(catalog.base, entries=tuple(entries)))
 
 
 def _list_fingerprints(
@@ -147,23 +150,22 @@ def _locate(
     mine = [source for source in sources.values() if source.kind != "string"]
     stored = base.locate(mine, damages)
     found: dict[str, tuple[Chunk, ...]] = {}
+    composed = _ComposedMaps()
     for entry in wanted:
         made: Made = entry.handle
         if made.same is not None:
-            same = stored.get(made.same.name, ())
             found[entry.name] = tuple(
-                structs.replace(chunk, stored_as=made.same.name) for chunk in same
+                structs.replace(chunk, stored_as=chunk.stored_as or made.same.name)
+                for chunk in stored.get(made.same.name, ())
             )
             continue
         chunks: list[Chunk] = []
-        for piece in made.pieces:
+        for piece in made.list_pieces():
             if piece.source is None:
                 chunks.append(_make_fill(entry, piece))
                 continue
             for chunk in stored.get(piece.source.name, ()):
-                carried = _carry_chunk(entry, piece, piece.source, chunk)
-                if carried is not None:
-                    chunks.append(carried)
+                chunks += _carry_chunk(entry, piece, piece.source, chunk, composed)
         found[entry.name] = tuple(chunks)
     return found
 
@@ -177,16 +179,58 @@ def _make_fill(entry: LeafEntry, piece: Piece) -> Chunk:
     return Chunk(extent, box, checked=True, origin=origin)
 
 
-def _carry_chunk(entry: LeafEntry, piece: Piece, source: LeafEntry, chunk: Chunk) -> Chunk | None:
-    """A chunk of a stored leaf as one of the leaf made of it; None if it has nothing of that."""
-    if chunk.origin is not None:
+class _ComposedMaps:
+    """The maps of a view after those of the view that it shows, each pair composed once."""
+
+    def __init__(self) -> None:
+        # The maps are kept, so that no other gets their identity.
+        self._found: dict[tuple[int, int], tuple[IndexMap, IndexMap, list[IndexMap]]] = {}
+
+    def compose(self, first: IndexMap, second: IndexMap) -> list[IndexMap]:
+        key = id(first), id(second)
+        if key not in self._found:
+            self._found[key] = first, second, compose_maps(first, second)
+        return self._found[key][2]
+
+
+def _carry_chunk(
+    entry: LeafEntry, piece: Piece, source: LeafEntry, chunk: Chunk, composed: _ComposedMaps
+) -> Iterator[Chunk]:
+    """A chunk of a stored leaf, or of one that a view shows, as chunks of the leaf made of it."""
+    if chunk.origin is None:
+        origin = Origin(chunk.box, source.dtype, piece.map, piece.scale, piece.add)
+        yield from _place_chunk(entry, source, chunk, origin)
+        return
+    scale, add = piece.scale, piece.add
+    if chunk.origin.is_computed:
+        if scale is not None or add is not None:
+            raise Unsupported(
+                f"templax computes a leaf once, got scale= or add= of `{source.name}`, which the"
+                " view that is shown computes already: write one mapping",
+                leaf=entry.name,
+            )
+        scale, add = chunk.origin.scale, chunk.origin.add
+    try:
+        maps = composed.compose(chunk.origin.map, piece.map)
+    except TooManyMapsError:
         raise Unsupported(
-            "templax maps a leaf once, got a view of a view: write one mapping", leaf=entry.name
-        )
-    map = piece.map
-    boxes = map.split_source(chunk.box)
+            f"templax can't follow `{source.name}` through both mappings, as it is split into sizes"
+            " that do not divide each other: write one mapping, or convert the view first",
+            leaf=entry.name,
+        ) from None
+    for map in maps:
+        origin = Origin(chunk.origin.box, chunk.origin.dtype, map, scale, add)
+        yield from _place_chunk(entry, source, chunk, origin)
+
+
+def _place_chunk(
+    entry: LeafEntry, source: LeafEntry, chunk: Chunk, origin: Origin
+) -> Iterator[Chunk]:
+    """A chunk with a certain origin, if that has anything of the leaf."""
+    map, name = origin.map, chunk.stored_as or source.name
+    boxes = map.split_source(origin.box)
     if not boxes:
-        return None
+        return
     bounds = [map.bound_target(box) for box in boxes]
     box = tuple(
         (min(low for low, _ in dim), max(high for _, high in dim))
@@ -194,19 +238,19 @@ def _carry_chunk(entry: LeafEntry, piece: Piece, source: LeafEntry, chunk: Chunk
     )
     if (
         len(boxes) == 1
-        and piece.scale is piece.add is None
-        and source.dtype == entry.dtype
+        and not origin.is_computed
+        and origin.dtype == entry.dtype
         and chunk.order == "C"
-        and size_of(boxes[0]) == size_of(chunk.box) == size_of(box)
+        and size_of(boxes[0]) == size_of(origin.box) == size_of(box)
     ):
         shape = shape_of(box)
         copy = map.make_copy(
-            boxes[0], chunk.box, strides_of(shape_of(chunk.box)), box, strides_of(shape)
+            boxes[0], origin.box, strides_of(shape_of(origin.box)), box, strides_of(shape)
         )
         if copy.is_contiguous:  # the same bytes, in another shape
-            return structs.replace(chunk, box=box, stored_as=source.name)
-    origin = Origin(chunk.box, source.dtype, map, piece.scale, piece.add)
-    return structs.replace(chunk, box=box, origin=origin, stored_as=source.name)
+            yield structs.replace(chunk, box=box, origin=None, stored_as=name)
+            return
+    yield structs.replace(chunk, box=box, origin=origin, stored_as=name)
 
 
 def _full(map: IndexMap) -> Box:

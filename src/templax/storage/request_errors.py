@@ -30,8 +30,9 @@ _MESSAGE = re.compile(r"<Message>([^<]{1,500})</Message>")
 _CODE = re.compile(r"<Code>(\w{1,100})</Code>")
 
 _NETWORK = re.compile(
-    r"\b(Connect|Timeout|Interrupted|Unknown|Request|Decode)\b.*|timed out|connection|body|reset",
-    re.DOTALL | re.IGNORECASE,
+    r"invalid list response|\b(connect|timeout|interrupted|unknown|request|decode)\b"
+    r"|timed out|connection|body|reset",
+    re.IGNORECASE,
 )
 
 _PERFORMING = re.compile(r"(Error performing [^\n]*?)+ in \S+(, after \d+ retries[^-]*)? - ")
@@ -64,7 +65,7 @@ def classify_error(error: Exception) -> Kind:
     if name == "AlreadyExistsError":
         return "exists"
     status = find_status(error)
-    if status in (400, 401, 403) and any(word in text for word in _EXPIRED):
+    if status in (400, 401, 403) and (any(word in text for word in _EXPIRED) or _is_bare(text)):
         return "expired"
     if name in ("PermissionDeniedError", "UnauthenticatedError", "ValueError"):
         return "refused"
@@ -79,6 +80,11 @@ def classify_error(error: Exception) -> Kind:
     return "transient" if name == "GenericError" and _NETWORK.search(str(error)) else "refused"
 
 
+def _is_bare(text: str) -> bool:
+    """Whether an answer has no reason: one to HEAD never has, so credentials may have expired."""
+    return "HEAD" in text and _CODE.search(text) is None
+
+
 def describe_error(error: Exception) -> str:
     """The reason that an exception of obstore gives, in one line, without secrets.
 
@@ -91,6 +97,10 @@ def describe_error(error: Exception) -> str:
         words = [f"status {status}"]
         words += [code[1]] if code else []
         reason = " ".join(words) + (f": {message[1]}" if message else "")
+        if status in (400, 401, 403) and _is_bare(text):
+            reason += " without a reason"
+        if status in (401, 403) or "without a reason" in reason:
+            reason += "; hint: check the credentials, or say anonymous=True for a public bucket"
     else:
         reason = re.sub(r"^Generic \w+ error: ", "", text)
         reason = _PERFORMING.sub("", reason)

@@ -160,9 +160,14 @@ class Requests:
 
     async def describe(self, path: str) -> Version | None:
         """The version of an object; None if there is none."""
+        meta = await self.describe_meta(path)
+        return None if meta is None else Version.of(meta)
 
-        async def head() -> Version:
-            return Version.of(await self._obstore.head_async(self.store, path))
+    async def describe_meta(self, path: str) -> Any:
+        """The description of an object by obstore, an `ObjectMeta`; None if there is none."""
+
+        async def head() -> Any:
+            return await self._obstore.head_async(self.store, path)
 
         try:
             return await self.repeat(head, path)

@@ -13,11 +13,11 @@ from typing import Any, ClassVar, Self
 from urllib.parse import unquote, urlsplit
 
 from ..errors import MissingPackage, SourceError, UsageError
-from .aws_profile import read_profile
-from .block_cache import CACHE_BYTES, open_cache
-from .cached_requests import CachedRequests
+from .block_cache import CACHE_BYTES
+from .environment import find_variable, read_aws_profile
 from .request_errors import redact
 from .requests import CONCURRENCY, STALL_S, TIMEOUT_S, Requests
+from .web_listing import WebRequests
 
 _CONNECT_S = 10
 
@@ -77,6 +77,8 @@ class Store:
 
     schemes: ClassVar[tuple[str, ...]] = ()
 
+    _requests_class: ClassVar[type[Requests]] = Requests
+
     timeout: float = TIMEOUT_S
     concurrency: int = CONCURRENCY
     cache: str | os.PathLike[str] | None = None
@@ -107,24 +109,20 @@ class Store:
             UsageError: A setting is not one of the store.
         """
         require_obstore(f"`{self.schemes[0]}://`")
-        limits: dict[str, Any] = {"timeout_s": self.timeout, "concurrency": self.concurrency}
-        if self.cache is None:
-            return Requests(lambda: self.make(location), location.url, **limits)
-        return CachedRequests(
+        return self._requests_class(
             lambda: self.make(location),
             location.url,
-            open_cache(self.cache, self.cache_bytes),
-            self._name_bucket(location),
-            **limits,
+            timeout_s=self.timeout,
+            concurrency=self.concurrency,
         )
 
     @classmethod
     def from_environment(cls) -> Self:
         """The settings for a URL that comes without any."""
-        cache = os.environ.get("TEMPLAX_CACHE")
-        if not cache:
+        cache = find_variable("TEMPLAX_CACHE")
+        if cache is None:
             return cls()
-        text = os.environ.get("TEMPLAX_CACHE_BYTES") or str(CACHE_BYTES)
+        text = find_variable("TEMPLAX_CACHE_BYTES") or str(CACHE_BYTES)
         try:
             return cls(cache=cache, cache_bytes=int(text))
         except ValueError:
@@ -132,7 +130,7 @@ class Store:
                 f"Expected TEMPLAX_CACHE_BYTES to be a number of bytes, got {text!r}"
             ) from None
 
-    def _name_bucket(self, location: Location) -> str:
+    def name_bucket(self, location: Location) -> str:
         """What tells a bucket from all others: buckets at two endpoints may share their name."""
         config: Mapping[str, Any] = self.make(location).config
         named = sorted(
@@ -220,12 +218,8 @@ class S3(Store):
             }
         )
         if not self.anonymous and "access_key_id" not in given:
-            given = read_profile() | given
-        endpoint = (
-            self.endpoint
-            or os.environ.get("AWS_ENDPOINT_URL_S3")
-            or os.environ.get("AWS_ENDPOINT_URL")
-        )
+            given = read_aws_profile() | given
+        endpoint = self.endpoint or find_variable("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
         if endpoint:
             given["endpoint"] = endpoint
             client.setdefault("allow_http", endpoint.lower().startswith("http://"))
@@ -260,7 +254,7 @@ class GCS(Store):
     def _make(
         self, kinds: Any, location: Location, client: dict[str, Any], again: dict[str, Any]
     ) -> Any:
-        emulator = os.environ.get("STORAGE_EMULATOR_HOST")
+        emulator = find_variable("STORAGE_EMULATOR_HOST")
         if emulator and "://" not in emulator:
             emulator = f"http://{emulator}"
         endpoint = self.endpoint or emulator
@@ -317,16 +311,13 @@ class Azure(Store):
     def _make(
         self, kinds: Any, location: Location, client: dict[str, Any], again: dict[str, Any]
     ) -> Any:
-        environ = os.environ.get
         account = self.account or location.options.get("account_name")
-        account = (
-            account or environ("AZURE_STORAGE_ACCOUNT_NAME") or environ("AZURE_STORAGE_ACCOUNT")
-        )
+        account = account or find_variable("AZURE_STORAGE_ACCOUNT_NAME", "AZURE_STORAGE_ACCOUNT")
         given = _drop_unset(
             {
                 "account_name": account,
-                "account_key": self.key or environ("AZURE_STORAGE_KEY"),
-                "sas_key": self.sas_token or environ("AZURE_STORAGE_SAS_TOKEN"),
+                "account_key": self.key or find_variable("AZURE_STORAGE_KEY"),
+                "sas_key": self.sas_token or find_variable("AZURE_STORAGE_SAS_TOKEN"),
                 "endpoint": self.endpoint,
                 "skip_signature": True if self.anonymous else None,
             }
@@ -343,7 +334,9 @@ class Azure(Store):
 
 @dataclass(frozen=True, kw_only=True)
 class HTTP(Store):
-    """A web server that answers range requests.
+    """A web server that answers range requests, for reading.
+
+    A directory can be opened where the server makes pages that list it.
 
     Attributes:
         headers: Headers of each request, such as `{"Authorization": "Bearer …"}`.
@@ -351,7 +344,15 @@ class HTTP(Store):
 
     schemes: ClassVar[tuple[str, ...]] = ("https", "http")
 
+    _requests_class: ClassVar[type[Requests]] = WebRequests
+
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+    def connect(self, location: Location) -> Requests:
+        requests = super().connect(location)
+        assert isinstance(requests, WebRequests)
+        requests.headers = self.headers
+        return requests
 
     def locate(self, url: str) -> Location:
         location = super().locate(url)
@@ -368,7 +369,7 @@ class HTTP(Store):
             )
         return Location(location.url, location.bucket, unquote(location.path))
 
-    def _name_bucket(self, location: Location) -> str:
+    def name_bucket(self, location: Location) -> str:
         return location.url
 
     def _make(
@@ -389,7 +390,7 @@ class ProcessMemory(Store):
 
     schemes: ClassVar[tuple[str, ...]] = ("memory",)
 
-    def _name_bucket(self, location: Location) -> str:
+    def name_bucket(self, location: Location) -> str:
         return f"{location.url} {_memory_name} {os.getpid()}"
 
     def _make(

@@ -93,7 +93,7 @@ def test_a_local_directory_of_that_name_is_opened_by_its_absolute_path(
     (tmp_path / "gs:" / "bucket").mkdir(parents=True)
     local = tmp_path / "gs:" / "bucket" / "run"
     assert tx.save(local, {"w": jnp.zeros(3)}).path == str(local)
-    with pytest.raises(tx.UsageError, match='write "./gs:/bucket/run" or "gs://bucket/run"'):
+    with pytest.raises(tx.UsageError, match=r'write "\./gs:/bucket/run" or "gs://bucket/run"'):
         tx.open(Path("gs://bucket/run"))
     assert tx.open(Path("./gs:/bucket/run").absolute()).leaves["w"].shape == (3,)
     assert tx.open(local).leaves["w"].shape == (3,)

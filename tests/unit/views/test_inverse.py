@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,16 @@ INVERTIBLE = ("plain", "plain", "stack", "unstack", "flip", "repeat", "pad")
 
 
 def assert_inverse(
-    directory: Path, stored: dict[str, Any], mapping: tx.Mapping, settled: bool = True
+    directory: Path,
+    stored: dict[str, Any],
+    mapping: tx.Mapping,
+    settled: bool = True,
+    take: Sequence[str] = (),
 ) -> tx.Mapping:
     """Applies a mapping and its inverse, and compares the bytes. Returns the inverse."""
     path = directory / "stored"
     tx.save(path, stored)
-    inverse = mapping.inverse(of=path) if settled else mapping.inverse()
+    inverse = mapping.inverse(of=path if settled else None, take=take)
     inverse = tx.Mapping.from_json(json.loads(json.dumps(inverse.to_json())))
     view = tx.open(tx.view(path, mapping))
     made = tx.restore(view, {name: np.empty(e.shape, e.dtype) for name, e in view.leaves.items()})
@@ -47,7 +52,7 @@ def assert_inverse(
 def test_the_bytes_of_a_drawn_rule_come_back(rule, tmp_path_factory):
     directory = tmp_path_factory.mktemp("inverse")
     assume(not pads_twice(rule))
-    assert_inverse(directory, rule.stored, tx.Mapping(rule.rules))
+    assert_inverse(directory, rule.stored, tx.Mapping(rule.rules), take=[*rule.rules])
 
 
 def pads_twice(rule: Any) -> bool:
@@ -67,7 +72,9 @@ def test_two_padded_axes_of_a_dimension_have_no_inverse():
 def test_a_template_settles_what_the_rules_do_not_tell(rule, tmp_path_factory):
     directory = tmp_path_factory.mktemp("inverse")
     assume(not pads_twice(rule))
-    assert_inverse(directory, rule.stored, tx.Mapping(rule.rules), settled=False)
+    assert_inverse(
+        directory, rule.stored, tx.Mapping(rule.rules), settled=False, take=[*rule.rules]
+    )
 
 
 QKV = {
@@ -189,10 +196,17 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }
 
 
+TAKEN = {
+    "siblings that overlap": ["a", "c"],
+    "tied weights, strided stacks, renamed families": ["embed", "l.{c}.w"],
+}
+"""Which rules are taken where several hold the same elements."""
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_the_bytes_come_back(case: str, tmp_path: Path) -> None:
     rules, stored = CASES[case]
-    assert_inverse(tmp_path, stored, tx.Mapping(rules, rest="keep"))
+    assert_inverse(tmp_path, stored, tx.Mapping(rules, rest="keep"), take=TAKEN.get(case, ()))
 
 
 def test_an_inverse_keeps_what_no_rule_names(tmp_path: Path) -> None:
@@ -209,7 +223,7 @@ def test_an_inverse_is_a_mapping_that_can_be_read(tmp_path: Path) -> None:
     }
     stored = {"a": count(2, 3), "b": count(4, 2), "c": count(5, 2)}
     tx.save(tmp_path / "ckpt", stored)
-    assert tx.Mapping(rules).inverse(of=tx.open(tmp_path / "ckpt")) == tx.Mapping(
+    assert tx.Mapping(rules).inverse(of=tx.open(tmp_path / "ckpt"), take="v") == tx.Mapping(
         {
             "a": tx.From("w", "d f -> d f", slice={"f": (0, 3)}, f=7),
             "b": tx.From("w", "d f -> f d", slice={"f": (3, 7)}, f=7),
@@ -262,10 +276,6 @@ NONE: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"a.{i}": "b.{i}", "c.{j}": "b.{j}"},
         {},
     ),
-    "`a.{...}`: its source fills other leaves as well": (
-        {"c.{...}": "b.{...}", "a.{...}": "b.{...}"},
-        {},
-    ),
     "`q`: write the axes of `w` alike in all rules that take a part of it": (
         {
             "q": tx.From("w", "n (a b) -> a b", select={"n": 0}, n=2),
@@ -282,6 +292,95 @@ NONE: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {},
     ),
 }
+
+
+TIED = tx.Mapping({"embed": "wte", "head": tx.From("wte", "v d -> d v")})
+
+
+def test_an_inverse_of_tied_weights_wants_to_know_which_is_taken(tmp_path: Path) -> None:
+    tx.save(tmp_path / "ckpt", {"wte": count(4, 3)})
+    for of in (None, tmp_path / "ckpt"):
+        with pytest.raises(tx.MappingError) as caught:
+            TIED.inverse(of)
+        assert caught.value.problems == (
+            "`embed`: `embed`, `head` hold copies of `wte`, which may differ by now: pass"
+            ' take=["embed"] to take this one and leave the others out',
+        )
+
+
+@pytest.mark.parametrize("take", ["embed", "head", ["head"], ("head", "embed")])
+def test_of_weights_that_were_tied_the_one_that_is_named_is_taken(
+    take: Any, tmp_path: Path
+) -> None:
+    embed, head = count(4, 3), count(3, 4, start=90)  # trained apart
+    tx.save(tmp_path / "ckpt", {"embed": embed, "head": head})
+    back = tx.view(tmp_path / "ckpt", TIED.inverse(take=take))
+    expected = embed if take == "embed" else head.T
+    made = tx.restore(back, {"wte": np.empty((4, 3), np.float32)})["wte"]
+    np.testing.assert_array_equal(made, expected)
+    other = "head" if expected is embed else "embed"
+    assert back.mapping.drop == (other,)
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_both_choices_tell_whether_weights_are_still_tied(apart: bool, tmp_path: Path) -> None:
+    embed = count(4, 3)
+    tx.save(tmp_path / "ckpt", {"embed": embed, "head": embed.T + (count(3, 4) == 5) * apart})
+    views = [tx.view(tmp_path / "ckpt", TIED.inverse(take=name)) for name in ("embed", "head")]
+    found = tx.diff(*views)
+    assert found.identical != apart
+    assert [leaf.name for leaf in found.leaves if leaf.differences] == ["wte"] * apart
+
+
+def test_an_inverse_of_a_family_of_tied_weights_can_not_leave_out_a_rest() -> None:
+    mapping = tx.Mapping({"c.{...}": "b.{...}", "a.{...}": "b.{...}"})
+    with pytest.raises(tx.MappingError, match=r"`a.{...}`: its source fills other leaves as well"):
+        mapping.inverse(take="c.{...}")
+
+
+@pytest.mark.parametrize(
+    ("rules", "message"),
+    [
+        (
+            {"y": tx.From("x", "k -> h k", h=4)},
+            "`y`: `y` holds copies of `x` along `h`, which may differ by now: pass"
+            ' take=["y"] to take the first copy and leave the others out',
+        ),
+        (
+            {"y": tx.Concat(["x", tx.From("x", "d -> d")], "[d]")},
+            "`y`: only shapes tell where its parts begin",
+        ),
+        (
+            {"a": tx.Concat(["x", "z"], "[d]"), "b": "x"},
+            "`a`: only shapes tell where its parts begin",
+        ),
+    ],
+)
+def test_an_inverse_of_copies_in_one_leaf_wants_to_know_it_too(
+    rules: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(tx.MappingError) as caught:
+        tx.Mapping(rules).inverse()
+    assert caught.value.problems[0].startswith(message)
+
+
+def test_copies_that_a_concat_holds_are_found_with_shapes(tmp_path: Path) -> None:
+    tx.save(tmp_path / "ckpt", {"x": count(2), "z": count(3)})
+    mapping = tx.Mapping({"y": tx.Concat(["x", "z", "x"], "[d]")})
+    message = r'`y` holds copies of `x`, .* take=\["y"\] to take the first copy'
+    with pytest.raises(tx.MappingError, match=message):
+        mapping.inverse(tmp_path / "ckpt")
+    back = mapping.inverse(tmp_path / "ckpt", take="y")
+    assert dict(back.rules["x"].slice) == {("d",): (0, 2)}
+    both = tx.Mapping({"y": tx.Concat(["x", "z"], "[d]"), "w": "x"})
+    with pytest.raises(tx.MappingError, match=r'`y`, `w` hold copies of `x`, .* take=\["y"\]'):
+        both.inverse(tmp_path / "ckpt")
+    assert both.inverse(tmp_path / "ckpt", take="w").rules["x"] == tx.From("w")
+
+
+def test_an_unknown_rule_to_take_is_refused() -> None:
+    with pytest.raises(tx.MappingError, match="take= has 'wte', which is no rule"):
+        TIED.inverse(take=["embed", "wte"])
 
 
 @pytest.mark.parametrize("message", NONE)

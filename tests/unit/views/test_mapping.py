@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import pickle
 from pathlib import Path
 from typing import Any
 
 import hypothesis.strategies as st
+import numpy as np
 import pytest
 from hypothesis import given
 
@@ -85,7 +87,7 @@ def test_a_document_may_be_written_in_short() -> None:
 
 @given(mappings())
 def test_a_mapping_survives_json_pickle_and_copy(mapping: tx.Mapping) -> None:
-    document = json.loads(json.dumps(mapping.to_json()))
+    document = json.loads(json.dumps(mapping.to_json(), allow_nan=False))
     again = tx.Mapping.from_json(document)
     assert again == mapping
     assert hash(again) == hash(mapping)
@@ -121,6 +123,37 @@ def test_any_mapping_is_loaded_as_it_was_saved(
     path = tmp_path_factory.mktemp("map") / "map.json"
     mapping.save(path)
     assert tx.Mapping.load(path) == mapping
+
+
+def refuse_constant(text: str) -> None:
+    raise AssertionError(f"{text} is not JSON")
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, "-inf"])
+def test_a_leaf_filled_with_infinity_is_saved_as_strict_json(
+    value: float | str, tmp_path: Path
+) -> None:
+    path = tmp_path / "map.json"
+    mapping = tx.Mapping({"x": tx.From("w", "a -> a", pad={"a": value}, a=4)})
+    mapping.save(path)
+    document = json.loads(path.read_text(), parse_constant=refuse_constant)
+    assert document["x"]["pad"] == {"a": "inf" if value == math.inf else "-inf"}
+    loaded = tx.Mapping.load(path)
+    assert loaded == mapping
+    tx.save(tmp_path / "ckpt", {"w": np.ones(3, np.float32)})
+    filled = tx.restore(tx.view(tmp_path / "ckpt", loaded), {"x": np.empty(4, np.float32)})["x"]
+    np.testing.assert_array_equal(filled, np.float32([1, 1, 1, float(value)]))
+
+
+@pytest.mark.parametrize("text", ["-Infinity", "Infinity", "NaN", "1e999", "-1e999"])
+def test_a_file_with_a_number_that_json_or_float64_lacks_is_refused(
+    text: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "map.json"
+    path.write_text(f'{{"x": {{"from": "w", "axes": "a -> a", "pad": {{"a": {text}}}}}}}')
+    message = '`x`: pad= `a`: Expected a number that float64 can hold, or "inf" or "-inf", got '
+    with pytest.raises(tx.MappingError, match=message + repr(float(text))):
+        tx.Mapping.load(path)
 
 
 def test_a_save_that_fails_leaves_the_file_as_it_was(tmp_path: Path) -> None:

@@ -145,7 +145,16 @@ def _bad_options() -> list[Any]:
         ],
         "flip": [3, ["h", "h"], ["h", 3], {"h": 0}, "h k", "(h k)"],
         "crop": [3, ["h", "h"], "h k"],
-        "pad": [3, ["h", 3], {"h": "0"}, {"h": math.nan}, {"h": 1 << 64}, {"h": None}, {"h": True}],
+        "pad": [
+            3,
+            ["h", 3],
+            {"h": math.nan},
+            {"h": 1 << 64},
+            {"h": None},
+            {"h": True},
+            {"h": ["inf"]},
+            *({"h": word} for word in ("0", "nan", "Infinity", "+inf", " inf", "INF", "-Inf", "")),
+        ],
         "scale": ["", "h(", True, math.inf, 10**400],
         "add": [[], "h;k"],
         "h": [0, -1, 2.0, True, None, "hk", [], [""], ["a", "a"], [3], 1 << 63, [10**5000]],
@@ -293,6 +302,7 @@ def test_a_source_has_its_arguments_in_one_form() -> None:
     assert dict(rule.pad) == {"k": 0, "h": 0}
     assert rule.problems == ()
     assert From("a", "v -> v", pad={"v": -math.inf}).pad["v"] == -math.inf
+    assert From("a", "v -> v", pad={"v": "-inf"}) == From("a", "v -> v", pad={"v": -math.inf})
     assert From("a", "v -> v", pad="v") == From("a", "v -> v", pad={"v": 0})
     assert From("a") != From("a", scale=2)
 
@@ -315,6 +325,9 @@ def test_a_rule_is_shown_as_it_is_written() -> None:
     text = repr(rule)
     assert text == (
         "From('a.{p}', 'h s -> h p', select={'s': 1}, scale=0.5, pad={'h': 0}, p=['x'])"
+    )
+    assert repr(From("a", "v -> v", pad={"v": math.inf})) == (
+        "From('a', 'v -> v', pad={'v': 'inf'})"
     )
     assert eval(text, {"From": From}) == rule  # noqa: S307
     both = Concat([rule, "b"], "h [p]")

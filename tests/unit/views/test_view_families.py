@@ -13,6 +13,7 @@ from flax import nnx
 
 import templax as tx
 from templax._views.names import NamePattern
+from templax._views.part_layout import PartLayout
 
 QKV = np.arange(2 * 12.0).reshape(2, 12)
 
@@ -102,3 +103,28 @@ def test_stacked_leaves_that_are_unstacked_into_too_many_pieces_are_refused(tmp_
     mapping = tx.Mapping({"x.{k}": tx.From("h.{i}", "k -> i")})
     with pytest.raises(tx.MappingError, match="501 leaves are unstacked into 2,000 leaves"):
         tx.open(tx.view(tmp_path / "a.safetensors", mapping))
+
+
+@pytest.mark.parametrize("wanted", [[7], [3, 900]])
+def test_members_that_nobody_wants_are_not_laid_out(
+    wanted: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tx.save(tmp_path / "ckpt", {"w": np.arange(3000, dtype=np.float32).reshape(1000, 3)})
+    laid_out: list[dict[str, int]] = []
+    list_maps = PartLayout.list_maps
+
+    def note(self: PartLayout, stacked: Any, unstacked: Any, *others: Any) -> Any:
+        laid_out.append(unstacked)
+        return list_maps(self, stacked, unstacked, *others)
+
+    monkeypatch.setattr(PartLayout, "list_maps", note)
+    mapping = tx.Mapping({"l.{i}.w": tx.From("w", "i d -> d")})
+    view = tx.open(tx.view(tmp_path / "ckpt", mapping))
+    assert len(view.leaves) == 1000
+    assert tx.check(view, view.template()).ok
+    assert laid_out == []
+    template = {f"l.{i}.w": np.empty(3, np.float32) for i in wanted}
+    made = tx.restore(view, template, extra="ignore")
+    for i in wanted:
+        np.testing.assert_array_equal(made[f"l.{i}.w"], np.arange(3 * i, 3 * i + 3))
+    assert laid_out == [{"i": i} for i in wanted]

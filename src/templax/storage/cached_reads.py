@@ -1,4 +1,4 @@
-"""Requests to an object store that are answered by a cache on a local disk, where it can."""
+"""Reads of objects through a cache on a local disk."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import hashlib
 import logging
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
 from .block_cache import BlockCache
-from .requests import CONCURRENCY, TIMEOUT_S, Requests, Version
+from .requests import Requests, Version
 
 T = TypeVar("T")
 
@@ -25,35 +25,27 @@ _PAUSE_S, _MAX_PAUSE_S = 0.005, 0.05
 """How often is looked for a block that another process fetches, at first and later."""
 
 
-class CachedRequests(Requests):
-    """Requests to one bucket; the bytes of objects come from a cache where it holds them.
+class CachedReads:
+    """Reads of the objects of one bucket, from a cache where it holds them.
 
     What a block is found by has the tag of the object's version in it (its generation, or the size
     and time of its change, where there is no tag), so that bytes of another version are never
     found. A block that is missing is fetched whole, by one process of all that want it.
 
     Args:
-        make_store, url, timeout_s, concurrency: See `Requests`.
+        requests: How to fetch what is missing.
         cache: Where blocks are kept.
         bucket: What tells the bucket from all others, wherever they are.
+        concurrency: Maximum number of blocks that are fetched, or waited for, at the same time.
     """
 
-    def __init__(
-        self,
-        make_store: Callable[[], Any],
-        url: str,
-        cache: BlockCache,
-        bucket: str,
-        *,
-        timeout_s: float = TIMEOUT_S,
-        concurrency: int = CONCURRENCY,
-    ):
-        super().__init__(make_store, url, timeout_s=timeout_s, concurrency=concurrency)
-        self._cache, self.bucket = cache, bucket
+    def __init__(self, requests: Requests, cache: BlockCache, bucket: str, concurrency: int):
+        self._requests, self._cache, self._bucket = requests, cache, bucket
         self._filling = asyncio.Semaphore(concurrency)
 
     async def fetch(self, path: str, start: int, out: memoryview, version: Version) -> None:
-        blocks = _cut_blocks(start, out, version.size, name_object(self.bucket, path, version))
+        """Reads a range of an object; see `Requests.fetch`."""
+        blocks = _cut_blocks(start, out, version.size, name_object(self._bucket, path, version))
         found = await self._read(blocks)
         names = {block.name for block in found}
         missing = [block for block in blocks if block.name not in names]
@@ -65,7 +57,13 @@ class CachedRequests(Requests):
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
         cached = sum(len(block.out) for block in found) + sum(waited)
-        _log.debug("read %d bytes of `%s/%s`, %d from the cache", len(out), self.url, path, cached)
+        _log.debug(
+            "read %d bytes of `%s/%s`, %d from the cache",
+            len(out),
+            self._requests.url,
+            path,
+            cached,
+        )
 
     async def _fill(self, path: str, block: _Block, version: Version) -> int:
         """Reads a block that was not in the cache; waits if another process is fetching it.
@@ -76,7 +74,7 @@ class CachedRequests(Requests):
         cache, pause = self._cache, _PAUSE_S
         async with self._filling:
             begin, is_locked = time.monotonic(), False
-            while cache.stores and time.monotonic() - begin < self.timeout_s:
+            while cache.stores and time.monotonic() - begin < self._requests.timeout_s:
                 is_locked = cache.try_lock(block.name)
                 if is_locked:
                     break
@@ -97,10 +95,10 @@ class CachedRequests(Requests):
     async def _fetch_block(self, path: str, block: _Block, version: Version) -> None:
         is_whole = len(block.out) == block.size
         if not (is_whole or self._cache.stores):
-            await super().fetch(path, block.start + block.skip, block.out, version)
+            await self._requests.fetch(path, block.start + block.skip, block.out, version)
             return
         data = block.out if is_whole else memoryview(np.empty(block.size, np.uint8))
-        await super().fetch(path, block.start, data, version)
+        await self._requests.fetch(path, block.start, data, version)
         if not is_whole:
             block.out[:] = data[block.skip : block.skip + len(block.out)]
         await self._in_thread(lambda: self._cache.store(block.name, data))
@@ -113,8 +111,8 @@ class CachedRequests(Requests):
             return [each for each in blocks if read(each.name, each.size, each.skip, each.out)]
 
         found = await self._in_thread(read_all)
-        self.traffic.cached_blocks += len(found)
-        self.traffic.cached_nbytes += sum(len(block.out) for block in found)
+        self._requests.traffic.cached_blocks += len(found)
+        self._requests.traffic.cached_nbytes += sum(len(block.out) for block in found)
         return found
 
     async def _in_thread(self, action: Callable[[], T]) -> T:

@@ -1,4 +1,4 @@
-"""The profiles in the files of settings that all tools for AWS share."""
+"""What the environment says of object stores: the variables and files that all tools share."""
 
 from __future__ import annotations
 
@@ -7,22 +7,26 @@ import os
 from contextlib import suppress
 
 
-def read_profile() -> dict[str, str]:
+def find_variable(*names: str) -> str | None:
+    """The first of these environment variables that is set, and not empty; None if none is."""
+    return next((value for name in names if (value := os.environ.get(name))), None)
+
+
+def read_aws_profile() -> dict[str, str]:
     """The credentials and region of a profile in the files that all tools for AWS share.
 
     obstore knows the environment variables and the roles of machines, but not these files.
     Credentials in the environment come first, unless `AWS_PROFILE` is set.
     """
-    environ = os.environ.get
-    profile = environ("AWS_PROFILE") or environ("AWS_DEFAULT_PROFILE")
-    if environ("AWS_ACCESS_KEY_ID") and profile is None:
+    profile = find_variable("AWS_PROFILE", "AWS_DEFAULT_PROFILE")
+    if find_variable("AWS_ACCESS_KEY_ID") and profile is None:
         return {}
     found: dict[str, str] = {}
     name = profile or "default"
     places = (
-        (environ("AWS_CONFIG_FILE") or "~/.aws/config", f"profile {name}"),
-        (environ("AWS_CONFIG_FILE") or "~/.aws/config", name),
-        (environ("AWS_SHARED_CREDENTIALS_FILE") or "~/.aws/credentials", name),
+        (find_variable("AWS_CONFIG_FILE") or "~/.aws/config", f"profile {name}"),
+        (find_variable("AWS_CONFIG_FILE") or "~/.aws/config", name),
+        (find_variable("AWS_SHARED_CREDENTIALS_FILE") or "~/.aws/credentials", name),
     )
     for path, section in places:
         file = configparser.RawConfigParser()
@@ -36,6 +40,6 @@ def read_profile() -> dict[str, str]:
         "session_token": "aws_session_token",
     }
     settings = {name: found[key] for name, key in named.items() if key in found}
-    if "region" in found and not environ("AWS_REGION") and not environ("AWS_DEFAULT_REGION"):
+    if "region" in found and not find_variable("AWS_REGION", "AWS_DEFAULT_REGION"):
         settings["region"] = found["region"]
     return settings

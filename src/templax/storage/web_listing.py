@@ -1,0 +1,122 @@
+"""The objects of a web server, which has no listings: those that its index pages link to."""
+
+from __future__ import annotations
+
+import asyncio
+import urllib.error
+import urllib.request
+from collections.abc import AsyncIterator, Mapping
+from html.parser import HTMLParser
+from typing import Any
+from urllib.parse import quote, unquote, urljoin, urlsplit
+
+from ..errors import SourceError
+from .request_errors import redact
+from .requests import Requests
+
+MAX_LINKS = 10_000
+"""Pages with more links are refused."""
+
+_MAX_PAGE_BYTES = 1 << 24
+
+_TIMEOUT_S = 30
+
+
+class WebRequests(Requests):
+    """Requests to a web server. Directories are read off the pages that it makes of them.
+
+    nginx, Apache, Caddy and Python's own server have a setting for such pages. Each object that a
+    page links to is asked for its size and version.
+    """
+
+    headers: Mapping[str, str] = {}
+
+    async def describe_meta(self, path: str) -> Any:
+        """See `Requests`. A redirect to the same address with a slash is a directory."""
+        try:
+            return await super().describe_meta(path)
+        except SourceError as error:
+            if "status 3" not in str(error):
+                raise
+            target = await asyncio.to_thread(self._find_target, path)
+            if target is None:
+                return None
+            raise SourceError(
+                f"can't read `{self.url}/{path}`: it is at another address now; hint: open {target}"
+            ) from error
+
+    async def list_level(self, prefix: str) -> tuple[list[str], list[Any]]:
+        """See `Requests`."""
+        links = await asyncio.to_thread(self._read_links, prefix)
+        start = f"{prefix}/" if prefix else ""
+        directories = [start + link[:-1] for link in links if link.endswith("/")]
+        paths = [start + link for link in links if not link.endswith("/")]
+        found = await asyncio.gather(*map(self.describe_meta, paths))
+        return directories, [meta for meta in found if meta is not None]
+
+    async def list_all(self, prefix: str, chunk: int = 1000) -> AsyncIterator[list[Any]]:
+        """See `Requests`."""
+        pending, batch = [prefix], list[Any]()
+        while pending:
+            directories, objects = await self.list_level(pending.pop())
+            pending += directories
+            batch += objects
+            while len(batch) >= chunk:
+                yield batch[:chunk]
+                del batch[:chunk]
+        if batch:
+            yield batch
+
+    def _find_target(self, path: str) -> str | None:
+        """Where a redirect leads to; None if that is a directory of this name."""
+        url = f"{self.url}/{quote(path)}"
+        request = urllib.request.Request(url, headers=dict(self.headers), method="HEAD")
+        try:
+            with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as answer:
+                target: str = answer.geturl()
+        except OSError as error:
+            raise SourceError(f"can't read `{url}`: {error}") from error
+        return None if target == f"{url}/" else redact(target)
+
+    def _read_links(self, prefix: str) -> list[str]:
+        """The names that the page of a directory links to; those of directories end in `/`."""
+        url = f"{self.url}/{quote(prefix)}/" if prefix else f"{self.url}/"
+        request = urllib.request.Request(url, headers={"Accept": "text/html", **self.headers})
+        try:
+            with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as answer:
+                kind = answer.headers.get_content_type()
+                page = answer.read(_MAX_PAGE_BYTES).decode("utf-8", "replace")
+        except urllib.error.HTTPError as error:
+            if error.code in (404, 405, 410):
+                return []
+            raise SourceError(f"can't list `{url}`: status {error.code}") from error
+        except OSError as error:
+            raise SourceError(f"can't list `{url}`: {error}") from error
+        if kind != "text/html":
+            return []
+        links = _Links()
+        links.feed(page)
+        if len(links.found) > MAX_LINKS:
+            raise SourceError(f"can't list `{url}`: its page has more than {MAX_LINKS:,} links")
+        base = urlsplit(url)
+        names: dict[str, None] = {}
+        for link in links.found:
+            parts = urlsplit(urljoin(url, link))
+            inside = parts.path.removeprefix(base.path)
+            if parts.netloc == base.netloc and parts.path != inside and not parts.query:
+                name = unquote(inside)
+                if name.strip("/") and "/" not in name.rstrip("/"):
+                    names[name] = None
+        return sorted(names)
+
+
+class _Links(HTMLParser):
+    """The targets of the links of a page."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag == "a":
+            self.found += [value for name, value in attrs if name == "href" and value]

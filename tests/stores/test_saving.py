@@ -1,0 +1,203 @@
+"""Saves to object stores: whole or absent whatever fails, and one writer at a time."""
+
+from __future__ import annotations
+
+import multiprocessing
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import templax as tx
+from templax.storage import lease as leases
+from templax.storage import object_file, open_staging
+
+from .choice import WRITABLE, run_on
+from .connect import find_storage
+from .faults import Answer, LoseAnswer, Refuse
+from .proxy import FaultProxy
+from .server import Bucket
+
+writable = run_on(*WRITABLE)
+
+
+def make_tree(seed: int, size: int = 100_000) -> dict[str, Any]:
+    values = np.random.default_rng(seed).normal(size=size).astype("f4")
+    return {"w": values, "b": [np.full(3, seed, "i4"), np.zeros((0, 2))], "step": seed}
+
+
+def assert_saved(bucket: Bucket, tree: dict[str, Any], path: str = "run/100") -> None:
+    """The checkpoint holds the tree and nothing else lies below its path."""
+    url, store = f"{bucket.url}/{path}", find_storage(bucket)
+    found = tx.restore(url, tree, storage=store)
+    np.testing.assert_array_equal(found["w"], tree["w"])
+    assert found["step"] == tree["step"]
+    catalog = tx.open(url, storage=store)
+    assert tx.verify(catalog).ok
+    names = [name.removeprefix(f"{path}/") for name in bucket.list() if name.startswith(path)]
+    assert leases.NAME not in names
+    assert sum(name.startswith("d/") for name in names) == 1
+    assert "commit_success.txt" in names
+
+
+@pytest.fixture(autouse=True)
+def _short_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(object_file, "PART_BYTES", 5 * 1024 * 1024)
+
+
+@writable
+@pytest.mark.parametrize("compression", [None, "zstd"])
+def test_a_tree_comes_back(bucket: Bucket, compression: str | None) -> None:
+    tree = make_tree(1, 6_000_000)
+    url, store = f"{bucket.url}/run/100", find_storage(bucket)
+    saved = tx.save(url, tree, compression=compression, storage=store)
+    assert saved.path == url
+    assert saved.nbytes >= sum(bucket.list().values()) - 200
+    assert_saved(bucket, tree)
+    assert tx.fingerprint(tx.open(url, storage=store)) == saved.fingerprint
+    with pytest.raises(tx.AlreadyExists, match="Expected nothing, found objects such as"):
+        tx.save(url, make_tree(2), storage=store)
+    assert_saved(bucket, tree)
+
+
+@writable
+def test_a_checkpoint_is_replaced(bucket: Bucket) -> None:
+    url, store = f"{bucket.url}/run/100", find_storage(bucket)
+    old, new = make_tree(1, 3_000_000), make_tree(2, 3_000_000)
+    tx.save(url, old, storage=store)
+    before = tx.open(url, storage=store)
+    tx.save(url, new, overwrite=True, storage=store)
+    assert_saved(bucket, new)
+    with pytest.raises((tx.SourceError, tx.Corrupted)):  # what it read of is gone
+        tx.restore(before, old)
+
+
+@run_on("moto", "fake-gcs")
+def test_a_save_in_the_background(bucket: Bucket) -> None:
+    url, store = f"{bucket.url}/run/100", find_storage(bucket)
+    tree = make_tree(1)
+    saved = tx.save(url, tree, wait=False, storage=store)
+    expected = {**tree, "w": tree["w"].copy()}
+    tree["w"][:] = 0
+    saved.wait()
+    assert_saved(bucket, expected)
+
+
+@run_on("moto", "azurite")
+@pytest.mark.parametrize("fault", [Answer(503), Refuse(), LoseAnswer()], ids=repr)
+def test_each_request_may_fail_once(bucket: Bucket, proxy: FaultProxy, fault: Any) -> None:
+    """The answer to a conditional write may be lost, so that it seems to be another writer's."""
+    url, store = f"{bucket.url}/run/100", find_storage(bucket.at(proxy.url))
+    proxy.fail_each_once(fault)
+    tree = make_tree(1, 3_000_000)
+    tx.save(url, tree, storage=store)
+    tx.save(url, make_tree(2, 3_000_000), overwrite=True, storage=store)
+    assert_saved(bucket, make_tree(2, 3_000_000))
+
+
+@run_on("moto")
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("lose", [False, True])
+def test_a_save_killed_at_any_request_leaves_all_or_nothing(
+    bucket: Bucket,
+    proxy: FaultProxy,
+    overwrite: bool,
+    lose: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A proxy that stops answering is to the store what the death of the process is."""
+    monkeypatch.setattr(leases, "LEASE_S", 0.4)
+    old, new = make_tree(1, 2_000_000), make_tree(2, 2_000_000)
+    direct, proxied = find_storage(bucket), find_storage(bucket.at(proxy.url), timeout=0.3)
+    outcomes, done, after = set[str](), False, 0
+    while not done:
+        after += 1
+        url = f"{bucket.url}/run/{after}"
+        if overwrite:
+            tx.save(url, old, storage=direct)
+        proxy.clear()
+        proxy.kill_after(after, lose_last_answer=lose)
+        try:
+            tx.save(url, new, overwrite=overwrite, storage=proxied)
+            done = True
+        except (tx.SaveError, tx.SourceError):
+            pass
+        proxy.revive()
+        outcomes.add(_find_outcome(url, direct, old, new))
+        tx.save(url, new, overwrite=True, storage=direct)
+        assert_saved(bucket, new, f"run/{after}")
+    assert after > 10
+    assert outcomes == {"old" if overwrite else "absent", "absent", "new"} | (
+        {"old"} if overwrite else set()
+    )
+
+
+def _find_outcome(url: str, store: Any, old: Any, new: Any) -> str:
+    try:
+        found = tx.restore(url, new, storage=store)
+    except (tx.NotFound, tx.Uncommitted, tx.UnknownFormat):
+        return "absent"
+    for name, tree in (("old", old), ("new", new)):
+        if found["step"] == tree["step"]:
+            np.testing.assert_array_equal(found["w"], tree["w"])
+            return name
+    raise AssertionError(found)
+
+
+@run_on("moto", "fake-gcs")
+def test_of_writers_at_the_same_time_one_wins(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leases, "LEASE_S", 2.0)
+    for number in range(20):
+        url, store = f"{bucket.url}/run/{number}", find_storage(bucket)
+        sinks: list[Any] = [None] * 3
+
+        def write(i: int, url: str = url, sinks: list[Any] = sinks, store: Any = store) -> None:
+            try:
+                with open_staging(url, overwrite=False, storage=store) as sink:
+                    sink.put("a", b"%d" % i)
+                    sink.create("d/x").write(b"%d" % i)
+                    sink.put("commit_success.txt", b"")
+                    sink.commit()
+                    sinks[i] = sink
+            except tx.SaveError as error:
+                sinks[i] = error
+
+        threads = [threading.Thread(target=write, args=(i,)) for i in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        won = [i for i, each in enumerate(sinks) if not isinstance(each, Exception)]
+        assert len(won) == 1, sinks
+        assert all(isinstance(e, (tx.AlreadyExists,)) for i, e in enumerate(sinks) if i not in won)
+        assert bucket.read(f"run/{number}/a") == bucket.read(f"run/{number}/d/x") == b"%d" % won[0]
+        names = {name for name in bucket.list() if name.startswith(f"run/{number}/")}
+        assert {name.rpartition("/")[2] for name in names} == {"a", "x", "commit_success.txt"}
+
+
+def _save_and_die(url: str, store: Any) -> None:
+    import os
+
+    with open_staging(url, overwrite=False, storage=store) as sink:
+        sink.create("d/x").write(b"x" * 100)
+        os._exit(1)
+
+
+@run_on("moto")
+def test_a_killed_process_gives_its_lease_up(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    url, store = f"{bucket.url}/run/100", find_storage(bucket)
+    process = multiprocessing.get_context("spawn").Process(target=_save_and_die, args=(url, store))
+    process.start()
+    process.join()
+    assert list(bucket.list()) == [f"run/100/{leases.NAME}"]
+    with pytest.raises(tx.NotFound):
+        tx.restore(url, make_tree(1), storage=store)
+    monkeypatch.setattr(leases, "LEASE_S", 1.0)
+    tx.save(url, make_tree(1), storage=store)
+    assert_saved(bucket, make_tree(1))
