@@ -98,7 +98,11 @@ class HuggingFace(Store):
             **client.get("default_headers", {}),
         }
         address = hub.hf_hub_url(
-            options["name"], "x", repo_type=options["kind"], revision=options["revision"]
+            options["name"],
+            "x",
+            repo_type=options["kind"],
+            revision=options["revision"],
+            endpoint=hub.constants.ENDPOINT,
         ).removesuffix("/x")
         client.setdefault("allow_http", address.startswith("http://"))
         return kinds.HTTPStore(address, client_options=client, retry_config=again)
@@ -117,7 +121,10 @@ class HubRequests(Requests):
 
     def __init__(self, store: HuggingFace, location: Location):
         require_obstore("`hf://`")
-        self._api: Any = _require_hub().HfApi(token=store.token, library_name="templax")
+        hub = _require_hub()
+        self._api: Any = hub.HfApi(
+            endpoint=hub.constants.ENDPOINT, token=store.token, library_name="templax"
+        )
         self._location, self._options = location, location.options
         self._modified = _commit_times.get(self._options["revision"], 0.0)
         super().__init__(
