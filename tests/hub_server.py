@@ -131,6 +131,12 @@ class Hub:
         if found is None or (found.token is not None and token != found.token and not found.gated):
             self._refuse(handler, 401, "RepoNotFound")
             return
+        if parts == ["auth-check"]:
+            if found.gated and token != found.token:
+                self._refuse(handler, 403, "GatedRepo")
+            else:
+                self._send(handler, 200, b"")
+            return
         action, revision, path = parts[0], parts[1], "/".join(parts[2:])
         sha = found.refs.get(revision, revision)
         files = found.commits.get(sha)
@@ -138,11 +144,20 @@ class Hub:
             self._refuse(handler, 404, "RevisionNotFound")
         elif action == "revision":
             what = {"_id": "1", "id": name, "sha": sha, "lastModified": "2026-01-02T03:04:05.000Z"}
-            self._send_json(handler, {**what, "private": False, "tags": [], "downloads": 0})
+            self._send_json(
+                handler,
+                {
+                    **what,
+                    "private": False,
+                    "gated": found.gated and "manual",
+                    "tags": [],
+                    "downloads": 0,
+                },
+            )
         elif action == "tree":
             self._send_tree(handler, files, path, parse_qs(url.query))
         elif action == "paths-info":
-            wanted = parse_qs(body.decode())["paths"]
+            wanted = parse_qs(body.decode()).get("paths", [])
             self._send_json(handler, [_describe(p, files[p]) for p in wanted if p in files])
         elif found.gated and token != found.token:
             self._refuse(handler, 403, "GatedRepo")

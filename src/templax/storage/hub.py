@@ -86,7 +86,7 @@ class HuggingFace(Store):
     def connect(self, location: Location) -> HubRequests:
         return HubRequests(self, location)
 
-    def _name_bucket(self, location: Location) -> str:
+    def name_bucket(self, location: Location) -> str:
         return f"{_require_hub().constants.ENDPOINT} {location.bucket}"
 
     def _make(
@@ -149,9 +149,12 @@ class HubRequests(Requests):
                 raise HubUnreachable("HF_HUB_OFFLINE is set")
             options = self._options
             try:
-                return self._api.repo_info(
+                found = self._api.repo_info(
                     options["name"], revision=options["revision"], repo_type=options["kind"]
                 )
+                if getattr(found, "gated", None):  # its files may be refused, unlike its listing
+                    self._api.auth_check(options["name"], repo_type=options["kind"])
+                return found
             except (hub.errors.HfHubHTTPError, hub.errors.HFValidationError):
                 raise
             except _find_transport_errors() as error:
@@ -163,6 +166,8 @@ class HubRequests(Requests):
         return found.sha
 
     async def describe_meta(self, path: str) -> Any:
+        if not path:
+            return None  # the root, which is a directory
         options = self._options
         found = await self._ask(
             lambda: self._api.get_paths_info(
@@ -281,7 +286,11 @@ class HubRequests(Requests):
         return SourceError(f"can't read `{self.url}`: {reason}")
 
     def _refuse(self, *, is_gated: bool = False) -> SourceError:
-        why = "its owner grants access to it" if is_gated else "the Hub refuses access"
+        why = (
+            "it is gated, and its owner has not granted access"
+            if is_gated
+            else "the Hub refuses access"
+        )
         page = f"{_require_hub().constants.ENDPOINT}/{self._location.bucket}"
         return SourceError(
             f"can't read `{self.url}`: {why}; hint: ask for access at {page}, then {_LOG_IN}"

@@ -41,6 +41,8 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         monkeypatch.delenv(variable, raising=False)
     with Hub() as started:
         monkeypatch.setattr(constants, "ENDPOINT", started.url)
+        template = started.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
         monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
@@ -94,7 +96,7 @@ def test_a_repository_is_listed_and_read_in_ranges(hub: Hub) -> None:
     ]
     hub.requests.clear()
     hub.received_bytes = 0
-    tree = tx.restore("hf://org/tiny", {"norm": TREE["norm"]}, partial=True)
+    tree = tx.restore("hf://org/tiny", {"norm": TREE["norm"]}, extra="ignore")
     np.testing.assert_array_equal(tree["norm"], TREE["norm"])
     assert all(request.range for request in hub.requests if "/resolve/" in request.path)
     assert hub.received_bytes < len(FILES["model.safetensors"])
@@ -150,6 +152,8 @@ def test_the_token_goes_to_the_hub_but_not_to_where_it_leads(
 def test_errors_say_what_to_do(hub: Hub) -> None:
     hub.repositories["org/gated"] = Repository(token="hf_secret", gated=True)
     hub.repositories["org/gated"].commit(FILES)
+    hub.repositories["org/public"] = Repository()
+    hub.repositories["org/public"].commit(FILES)
     log_in = (
         "log in with `hf auth login`, set HF_TOKEN, or give templax.storage.HuggingFace(token=…)"
     )
@@ -168,11 +172,11 @@ def test_errors_say_what_to_do(hub: Hub) -> None:
     with pytest.raises(tx.SourceError) as gated:
         tx.restore("hf://org/gated", TREE)
     assert (
-        f"the Hub refuses access; hint: ask for access at {hub.url}/org/gated, then {log_in}"
+        f"it is gated, and its owner has not granted access; hint: ask for access at {hub.url}/org/gated, then {log_in}"
         in (str(gated.value))
     )
     with pytest.raises(tx.SaveError, match="reads from the Hub, but does not write to it"):
-        tx.save("hf://org/gated", {"w": np.zeros(3, np.float32)})
+        tx.save("hf://org/public", {"w": np.zeros(3, np.float32)})
     with pytest.raises(tx.UsageError, match="does not serve `hf://`"):
         tx.open("hf://org/gated", storage=tx.storage.S3())
 
