@@ -13,10 +13,11 @@ import pytest
 import templax as tx
 from templax.storage import lease as leases
 from templax.storage import object_file, open_staging
+from templax.storage.leftovers import LEASE
 
 from .choice import WRITABLE, run_on
 from .connect import find_storage
-from .faults import Answer, LoseAnswer, Refuse
+from .faults import Answer, Corrupt, LoseAnswer, Refuse
 from .proxy import FaultProxy
 from .server import Bucket
 
@@ -37,7 +38,7 @@ def assert_saved(bucket: Bucket, tree: dict[str, Any], path: str = "run/100") ->
     catalog = tx.open(url, storage=store)
     assert tx.verify(catalog).ok
     names = [name.removeprefix(f"{path}/") for name in bucket.list() if name.startswith(path)]
-    assert leases.NAME not in names
+    assert LEASE not in names
     assert sum(name.startswith("d/") for name in names) == 1
     assert "commit_success.txt" in names
 
@@ -97,6 +98,7 @@ def test_each_request_may_fail_once(bucket: Bucket, proxy: FaultProxy, fault: An
     assert_saved(bucket, make_tree(2, 3_000_000))
 
 
+@pytest.mark.slow
 @run_on("moto")
 @pytest.mark.parametrize("overwrite", [False, True])
 @pytest.mark.parametrize("lose", [False, True])
@@ -195,9 +197,56 @@ def test_a_killed_process_gives_its_lease_up(
     process = multiprocessing.get_context("spawn").Process(target=_save_and_die, args=(url, store))
     process.start()
     process.join()
-    assert list(bucket.list()) == [f"run/100/{leases.NAME}"]
-    with pytest.raises(tx.NotFound):
+    assert list(bucket.list()) == [f"run/100/{LEASE}"]
+    with pytest.raises(tx.Uncommitted, match="its save or deletion is not finished"):
         tx.restore(url, make_tree(1), storage=store)
     monkeypatch.setattr(leases, "LEASE_S", 1.0)
     tx.save(url, make_tree(1), storage=store)
     assert_saved(bucket, make_tree(1))
+
+
+@run_on("moto", "seaweedfs")
+def test_each_part_is_sent_with_its_checksum(bucket: Bucket, proxy: FaultProxy) -> None:
+    store = find_storage(bucket.at(proxy.url))
+    tx.save(f"{bucket.url}/run/100", make_tree(1, 4_000_000), storage=store)
+    puts = proxy.select("PUT")
+    assert len([e for e in puts if "partNumber" in e.query]) > 2
+    assert all(e.head.find("x-amz-checksum-sha256") for e in puts)
+
+
+@run_on("moto", "fake-gcs")
+@pytest.mark.parametrize("to", ["orbax", "npz"])
+def test_checkpoints_are_converted_from_and_to_stores(
+    bucket: Bucket, tmp_path: Path, to: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree, store = make_tree(1), find_storage(bucket)
+    source = tx.save(tmp_path / "source", tree)
+    url = f"{bucket.url}/copies/1"
+    if to == "npz":
+        with pytest.raises(tx.UsageError, match="writes npz to local disks only"):
+            tx.convert(tmp_path / "source", url, to="npz", storage=store)
+        assert not bucket.list()
+        return
+    done = tx.convert(tmp_path / "source", url, to="orbax", storage=store)
+    assert done.verified
+    assert done.path == url
+    assert_saved(bucket, tree, "copies/1")
+    catalog = tx.open(url, storage=store)
+    assert tx.fingerprint(catalog) == source.fingerprint
+    with pytest.raises(tx.SaveError, match="got the source itself"):
+        tx.convert(catalog, url, to="orbax", overwrite=True, storage=store)
+    back = tx.convert(catalog, tmp_path / "back.safetensors", skip=["b.1"])
+    assert back.verified
+
+
+@run_on("moto")
+def test_a_conversion_reads_back_what_the_store_has(
+    bucket: Bucket, tmp_path: Path, proxy: FaultProxy
+) -> None:
+    tree = make_tree(1, 1_000_000)
+    tx.save(tmp_path / "source", tree)
+    store = find_storage(bucket.at(proxy.url))
+    proxy.inject(Corrupt(at=2_000_000), method="GET", path="*/d/*", times=None)
+    with pytest.raises(tx.SaveError, match="read back"):
+        tx.convert(tmp_path / "source", f"{bucket.url}/x", to="orbax", storage=store)
+    assert not bucket.list()
