@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 
 from ..errors import Corrupted, NotFound, SourceError
+from .block_cache import open_cache
+from .cached_reads import CachedReads
 from .event_loop import run_request
 from .listing import Listings
-from .requests import Requests, Traffic, Version
+from .requests import Traffic, Version
 from .source import ObjectInfo, StoreCost
 from .stores import Location, Store
 
@@ -41,8 +43,12 @@ _AHEAD_BYTES = 8 * 1024 * 1024
 class _Kept:
     """What all sources over one bucket share."""
 
-    def __init__(self, requests: Requests):
-        self.requests, self.listings = requests, Listings(requests)
+    def __init__(self, store: Store, location: Location):
+        requests = store.connect(location)
+        self.requests, self.listings, self.fetch = requests, Listings(requests), requests.fetch
+        if store.cache is not None:
+            cache, bucket = open_cache(store.cache, store.cache_bytes), store.name_bucket(location)
+            self.fetch = CachedReads(requests, cache, bucket, store.concurrency).fetch
         self.lock = threading.Lock()
         self.small: OrderedDict[str, bytes] = OrderedDict()
         self.small_bytes = 0
@@ -67,7 +73,7 @@ class ObjectSource:
 
     def __init__(self, store: Store, url: str):
         location = store.locate(url)
-        self._init(store, location, _Kept(store.connect(location)), location.path)
+        self._init(store, location, _Kept(store, location), location.path)
 
     @classmethod
     def over(cls, requests: Requests, store: Store, location: Location) -> ObjectSource:
@@ -218,7 +224,6 @@ class ObjectSource:
     def _read_large(
         self, path: str, start: int, stop: int, out: memoryview | None, version: Version
     ) -> memoryview:
-        requests = self._kept.requests
         if stop - start <= _AHEAD_BYTES:
             found = self._find_block(path, start, stop)
             if found is None and out is None and stop - start <= SMALL_BYTES:
@@ -232,7 +237,7 @@ class ObjectSource:
             out = memoryview(np.empty(stop - start, np.uint8))
         view = out.cast("B") if out.ndim != 1 or out.format != "B" else out
         if len(view):
-            run_request(requests.fetch(path, start, view, version))
+            run_request(self._kept.fetch(path, start, view, version))
         return out
 
     def _find_block(self, path: str, start: int, stop: int) -> memoryview | None:
@@ -256,7 +261,7 @@ class ObjectSource:
         end = min(version.size, max(stop, begin + gap))
         block = memoryview(bytearray(end - begin))
         if len(block):
-            run_request(kept.requests.fetch(path, begin, block, version))
+            run_request(kept.fetch(path, begin, block, version))
         with kept.lock:
             kept.blocks[path, begin] = block
             while len(kept.blocks) > _BLOCKS:
@@ -289,7 +294,7 @@ class ObjectSource:
     async def _fetch_small(self, path: str, version: Version) -> bytes:
         kept, data = self._kept, bytearray(version.size)
         if data:
-            await kept.requests.fetch(path, 0, memoryview(data), version)
+            await kept.fetch(path, 0, memoryview(data), version)
         found = bytes(data)
         with kept.lock:
             kept.small_bytes += len(found) - len(kept.small.get(path, b""))

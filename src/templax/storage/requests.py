@@ -83,12 +83,16 @@ class Traffic:
         nbytes: Bytes received in bodies of objects.
         retried: Requests made again after a failure.
         hedged: Second requests sent because the first was slow.
+        cached_blocks: Blocks of objects that came from a cache on the disk.
+        cached_nbytes: Bytes that came from there.
     """
 
     requests: int = 0
     nbytes: int = 0
     retried: int = 0
     hedged: int = 0
+    cached_blocks: int = 0
+    cached_nbytes: int = 0
 
 
 Condition = dict[str, str]
