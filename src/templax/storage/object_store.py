@@ -15,7 +15,7 @@ from .block_cache import open_cache
 from .cached_reads import CachedReads
 from .event_loop import run_request
 from .listing import Listings
-from .requests import Traffic, Version
+from .requests import Requests, Traffic, Version
 from .source import ObjectInfo, StoreCost
 from .stores import Location, Store
 
@@ -43,8 +43,7 @@ _AHEAD_BYTES = 8 * 1024 * 1024
 class _Kept:
     """What all sources over one bucket share."""
 
-    def __init__(self, store: Store, location: Location):
-        requests = store.connect(location)
+    def __init__(self, requests: Requests, store: Store, location: Location):
         self.requests, self.listings, self.fetch = requests, Listings(requests), requests.fetch
         if store.cache is not None:
             cache, bucket = open_cache(store.cache, store.cache_bytes), store.name_bucket(location)
@@ -73,7 +72,7 @@ class ObjectSource:
 
     def __init__(self, store: Store, url: str):
         location = store.locate(url)
-        self._init(store, location, _Kept(store, location), location.path)
+        self._init(store, location, _Kept(store.connect(location), store, location), location.path)
 
     @classmethod
     def over(cls, requests: Requests, store: Store, location: Location) -> ObjectSource:
@@ -84,7 +83,7 @@ class ObjectSource:
             store, location: What they were made from; and the path to read below.
         """
         self = cls.__new__(cls)
-        self._init(store, location, _Kept(requests), location.path)
+        self._init(store, location, _Kept(requests, store, location), location.path)
         return self
 
     def _init(self, store: Store, location: Location, kept: _Kept, path: str) -> None:
