@@ -61,7 +61,7 @@ class ObjectSource:
 
     Each object is read as the version that was seen first, in a listing or by a request: the store
     itself is asked to refuse another one. Small objects, and what lies after a short range that is
-    read without `out`, are kept in memory, a few MiB at most.
+    read without `out`, are kept in memory: at most 64 MiB of each.
 
     Args:
         store: How to reach the store.
@@ -145,7 +145,7 @@ class ObjectSource:
         if data is None:
             version = self._find_version(path)
             stop = self._check_range(path, start, stop, version.size)
-            if data is None and version.size <= SMALL_BYTES:
+            if version.size <= SMALL_BYTES:
                 data = run_request(self._load_small(path, alone=out is not None))
             if data is None:
                 return self._read_large(path, start, stop, out, version)
