@@ -86,6 +86,12 @@ class Store:
     options: Mapping[str, Any] = field(default_factory=dict, repr=False)
     client_options: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
+    def __post_init__(self) -> None:
+        if not self.timeout > 0:
+            raise UsageError(f"Expected timeout= more than 0 seconds, got {self.timeout!r}")
+        if self.concurrency < 1:
+            raise UsageError(f"Expected concurrency= of at least 1, got {self.concurrency!r}")
+
     def locate(self, url: str) -> Location:
         """Splits a URL into the bucket and the path in it.
 

@@ -68,7 +68,8 @@ def test_a_save_that_was_taken_over_leaves_the_other_one_alone(
     with begin_save(url, b"next", overwrite=overwrite) as other:
         other.commit()
     saved = read_all(url)
-    assert saved["index"] == b"next" and MARKER in saved
+    assert saved["index"] == b"next"
+    assert MARKER in saved
     if end == "commit":
         with pytest.raises(tx.SaveError, match="taken this save over, or removed its lease"):
             late.commit()
@@ -97,7 +98,8 @@ def test_a_save_that_wakes_up_while_it_writes_its_small_files_does_not_mix_them_
     with pytest.raises(tx.AlreadyExists, match="Another process saved a checkpoint here"):
         late.commit()
     found = read_all(url)
-    assert found.keys() == {"d/next", "index", MARKER} and found["index"] == b"next"
+    assert found.keys() == {"d/next", "index", MARKER}
+    assert found["index"] == b"next"
 
 
 def test_a_save_that_was_late_to_renew_still_puts_the_old_checkpoint_back(
@@ -170,7 +172,8 @@ def test_an_empty_object_that_stands_for_a_directory_is_one_each_time(url: str) 
     source = ObjectSource(STORE, url)
     for _ in range(2):
         found = source.stat("")
-        assert found is not None and found.is_dir
+        assert found is not None
+        assert found.is_dir
 
 
 def test_waiting_for_other_requests_does_not_count_as_a_failure() -> None:
