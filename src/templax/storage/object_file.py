@@ -16,16 +16,16 @@ from .request_errors import describe_error
 from .requests import Requests
 
 PART_BYTES = 16 * 1024 * 1024
-"""A larger file is uploaded in parts of this size, or of more if there would be too many."""
+"""Larger files are uploaded in parts of this size, or of more if there would be too many."""
 
 _MAX_PARTS = 9_000
 """Stores take at most 10,000 parts of an object."""
 
 _CONCURRENCY = 8
-"""Parts of a file that are sent at the same time."""
+"""Maximum number of parts of a file that are sent at the same time."""
 
 _QUEUED = 2
-"""Parts that may wait to be sent. A thread that has written more waits, too."""
+"""Maximum number of parts that wait to be sent. A thread that has more to write blocks."""
 
 _ZEROS = bytes(1024 * 1024)
 
@@ -33,12 +33,12 @@ _ZEROS = bytes(1024 * 1024)
 class ObjectFile:
     """One object of a save, which is sent in order while threads write it in any order.
 
-    What is written beyond a gap waits in memory until the gap is filled, or until `settle` says
-    that it never will be. So writers should write about in order.
+    What is written beyond a gap stays in memory until the gap is filled, or until `settle` says
+    that it never will be. So writers should write roughly in order.
 
     Args:
-        store: The store of obstore, which repeats failed requests.
-        requests: The same store, for messages.
+        store: The obstore store, which retries failed requests.
+        requests: Requests to the same store, for small objects and messages.
         path: The object.
     """
 
@@ -47,7 +47,7 @@ class ObjectFile:
         self._lock = threading.RLock()
         self._waiting: list[tuple[int, int, bytes]] = []  # a heap: offset, order, bytes
         self._order = 0
-        self._sent = 0  # bytes that were handed on, in order
+        self._sent = 0  # bytes handed on so far, in order
         self._size = 0
         self._part, self._parts = bytearray(), asyncio.Queue[bytes | None](_QUEUED)
         self._part_bytes = PART_BYTES
@@ -60,18 +60,18 @@ class ObjectFile:
         return self._size
 
     def expect(self, nbytes: int) -> None:
-        """Says how many bytes will be written, about, before the first of them."""
+        """Announces about how many bytes will be written. Called before the first write."""
         self._part_bytes = max(PART_BYTES, -(-nbytes // _MAX_PARTS))
 
     def write(self, data: bytes | bytearray | memoryview, offset: int | None = None) -> None:
-        """See `SinkFile`. Bytes that were handed on can't be changed any more."""
+        """See `SinkFile`. Bytes that were handed on can no longer be changed."""
         view = memoryview(data).cast("B")
         with self._lock:
             self._check()
             at = self._size if offset is None else offset
             if at < self._sent and len(view):
                 raise SaveError(
-                    f"Expected writes in order, got one at byte {at} of which {self._sent} are"
+                    f"Expected writes in order, got one at byte {at} after {self._sent} bytes were"
                     " uploaded",
                     file=self._where,
                 )
@@ -84,7 +84,7 @@ class ObjectFile:
             self._hand_on_waiting()
 
     def settle(self, offset: int) -> None:
-        """Says that nothing before `offset` will be written any more: gaps there are zeros."""
+        """Announces that nothing more will be written before `offset`: gaps there are zeros."""
         with self._lock:
             self._check()
             while self._waiting and self._waiting[0][0] < offset:
@@ -119,7 +119,7 @@ class ObjectFile:
         """Ends the upload, without an object. Never raises."""
         self._ended = True
         if self._upload is not None:
-            self._upload.cancel()  # a thread that waits for it holds the lock
+            self._upload.cancel()  # before taking the lock, which a thread that waits for it holds
         with self._lock:
             if self._upload is not None:
                 self._upload.cancel()
@@ -147,7 +147,7 @@ class ObjectFile:
             self._hand_on(memoryview(_ZEROS)[: stop - self._sent])
 
     def _hand_on(self, view: memoryview) -> None:
-        """Appends bytes to the parts that are sent, and waits if too many are."""
+        """Adds bytes to the parts to send, and waits if too many are queued."""
         self._sent += len(view)
         while len(view):
             room = self._part_bytes - len(self._part)
