@@ -21,8 +21,9 @@ from templax._runs.steps import read_run
 from templax._template.json_file import dump_template, load_template
 from templax.errors import SaveError
 from templax.formats.diagnose import diagnose_source
-from templax.formats.orbax.directory import examine_directory, list_items, list_steps, step_name
+from templax.formats.orbax.directory import examine_directory, list_items, list_steps
 from templax.formats.orbax.step_metadata import read_custom_metadata, read_metrics
+from templax.formats.orbax.step_names import step_name
 from templax.formats.registry import open_catalog
 from templax.formats.safetensors_set import SafetensorsSet
 from templax.storage import Memory

@@ -13,6 +13,7 @@ import pytest
 import templax as tx
 from templax.storage import lease as leases
 from templax.storage import object_file, open_staging
+from templax.storage.leftovers import LEASE
 
 from .choice import WRITABLE, run_on
 from .connect import find_storage
@@ -37,7 +38,7 @@ def assert_saved(bucket: Bucket, tree: dict[str, Any], path: str = "run/100") ->
     catalog = tx.open(url, storage=store)
     assert tx.verify(catalog).ok
     names = [name.removeprefix(f"{path}/") for name in bucket.list() if name.startswith(path)]
-    assert leases.NAME not in names
+    assert LEASE not in names
     assert sum(name.startswith("d/") for name in names) == 1
     assert "commit_success.txt" in names
 
@@ -97,6 +98,7 @@ def test_each_request_may_fail_once(bucket: Bucket, proxy: FaultProxy, fault: An
     assert_saved(bucket, make_tree(2, 3_000_000))
 
 
+@pytest.mark.slow
 @run_on("moto")
 @pytest.mark.parametrize("overwrite", [False, True])
 @pytest.mark.parametrize("lose", [False, True])
@@ -195,9 +197,18 @@ def test_a_killed_process_gives_its_lease_up(
     process = multiprocessing.get_context("spawn").Process(target=_save_and_die, args=(url, store))
     process.start()
     process.join()
-    assert list(bucket.list()) == [f"run/100/{leases.NAME}"]
-    with pytest.raises(tx.NotFound):
+    assert list(bucket.list()) == [f"run/100/{LEASE}"]
+    with pytest.raises(tx.Uncommitted, match="its save or deletion is not finished"):
         tx.restore(url, make_tree(1), storage=store)
     monkeypatch.setattr(leases, "LEASE_S", 1.0)
     tx.save(url, make_tree(1), storage=store)
     assert_saved(bucket, make_tree(1))
+
+
+@run_on("moto", "seaweedfs")
+def test_each_part_is_sent_with_its_checksum(bucket: Bucket, proxy: FaultProxy) -> None:
+    store = find_storage(bucket.at(proxy.url))
+    tx.save(f"{bucket.url}/run/100", make_tree(1, 4_000_000), storage=store)
+    puts = proxy.select("PUT")
+    assert len([e for e in puts if "partNumber" in e.query]) > 2
+    assert all(e.head.find("x-amz-checksum-sha256") for e in puts)

@@ -192,7 +192,7 @@ def restore(
 
     facts = {"mapping": checkpoint.digest if isinstance(checkpoint, View) else "none"}
     path = _describe_source(checkpoint)
-    return restore_together(path, make, run_plan, on_progress, timeout, facts)
+    return restore_together(path, make, run_plan, on_progress, timeout, facts, storage)
 
 
 def _describe_source(checkpoint: Checkpoint) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from .._core.index_map import strides_of
 from .._plan.parts import BLOCK_BYTES, Part, find_long_axis
 from ..errors import Corrupted
 from .buffers import HostMemory
-from .strided import compute_step, copy_strided
+from .strided import compute_step, copy_strided, fill_strided
 
 
 def scatter(part: Part, decoded: memoryview, memory: HostMemory) -> float:
@@ -63,10 +64,9 @@ def scatter_strided(part: Part, decoded: memoryview, memory: HostMemory) -> floa
         wanted = _view_strided(buffer, buffer.dtype, copy.shape, copy.dst, copy.dst_strides)
         if origin.is_computed:
             begin = time.perf_counter()
-            compute_step(wanted, piece, origin.scale, origin.add)
+            compute = functools.partial(compute_step, scale=origin.scale, add=origin.add)
+            fill_strided(wanted, piece, compute)
             cast_s += time.perf_counter() - begin
-        elif piece.dtype == wanted.dtype:
-            copy_strided(wanted, piece)
         else:
             cast_s += _copy_piece(wanted, piece)
     return cast_s
@@ -149,8 +149,8 @@ def _list_copies(part: Part, memory: HostMemory) -> list[tuple[Box, np.ndarray]]
 def _copy_piece(wanted: np.ndarray, piece: np.ndarray) -> float:
     """Copies a piece, cast if need be; returns the seconds that the cast took."""
     if wanted.dtype == piece.dtype:
-        wanted[...] = piece
+        copy_strided(wanted, piece)
         return 0.0
     begin = time.perf_counter()
-    cast_into(wanted, piece)
+    fill_strided(wanted, piece, cast_into)
     return time.perf_counter() - begin

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from .._core.arguments import PyTree
 from .._core.progress import Progress
@@ -22,7 +22,10 @@ from .._match.result import Match, TemplateError
 from .._plan.plan import Plan
 from .._template.template import Template
 from ..errors import NotFound, SourceError, TemplaxError
-from ..storage.open import open_source
+from ..storage.open import is_remote, open_source
+
+if TYPE_CHECKING:
+    from ..storage.stores import Store
 
 SEE_S = 5.0
 """How long a checkpoint may take to appear on the other hosts of a network file system."""
@@ -90,6 +93,7 @@ def restore_together(
     on_progress: Progress | None,
     timeout: float | None,
     facts: Mapping[str, str],
+    storage: Store | None = None,
 ) -> PyTree:
     """Restores a checkpoint on every process.
 
@@ -98,6 +102,7 @@ def restore_together(
         make_plan, run_plan: How this process does it.
         on_progress, timeout: See `restore`.
         facts: What must be equal on all processes: name → value, in words.
+        storage: How to reach the object store of a URL.
 
     Raises:
         TemplaxError: On every process, the same: it failed on one of them.
@@ -105,10 +110,10 @@ def restore_together(
     if _together.get():
         return run_plan(make_plan(), on_progress)
     with open_restore(path, timeout=timeout) as call:
-        told = call.join(facts, make_reply=lambda: identify_checkpoint(path))
+        told = call.join(facts, make_reply=lambda: identify_checkpoint(path, storage))
 
         def make_seen_plan() -> Plan:
-            await_checkpoint(call, path, told)
+            await_checkpoint(call, path, told, storage)
             return make_plan()
 
         plan = plan_together(call, make_seen_plan)
@@ -196,11 +201,16 @@ def run_together(
     return tree
 
 
-def identify_checkpoint(path: str) -> bytes:
-    """A digest by which processes tell whether they see the same checkpoint; empty without one."""
+def identify_checkpoint(path: str, storage: Store | None = None) -> bytes:
+    """A digest by which processes tell whether they see the same checkpoint; empty without one.
+
+    Args:
+        path: A local path, or a URL.
+        storage: How to reach the object store of a URL.
+    """
     digest = hashlib.sha256()
-    if "://" in path:
-        return _identify_remote(path)
+    if is_remote(path):
+        return _identify_remote(path, storage)
     try:
         if not os.path.isdir(path):
             digest.update(b"%d" % os.stat(path).st_size)
@@ -216,10 +226,10 @@ def identify_checkpoint(path: str) -> bytes:
     return digest.digest()
 
 
-def _identify_remote(url: str) -> bytes:
+def _identify_remote(url: str, storage: Store | None) -> bytes:
     """`identify_checkpoint` of a URL: by what a store tells of the versions of its objects."""
     try:
-        source = open_source(url)
+        source = open_source(url, storage)
         info = source.stat("")
         found = [(each.key, repr(each.version)) for each in source.children()]
     except TemplaxError:  # opening it tells why
@@ -229,13 +239,14 @@ def _identify_remote(url: str) -> bytes:
     return hashlib.sha256(repr((info.is_dir or repr(info.version), found)).encode()).digest()
 
 
-def await_checkpoint(call: Hosts, path: str, identity: bytes) -> None:
+def await_checkpoint(call: Hosts, path: str, identity: bytes, storage: Store | None = None) -> None:
     """Waits until this process sees the checkpoint that process 0 sees.
 
     Args:
         call: The call that restores it.
         path: The checkpoint.
         identity: Its digest on process 0; if that is empty, opening it tells why.
+        storage: See `identify_checkpoint`.
 
     Raises:
         NotFound: It does not within `SEE_S`.
@@ -243,9 +254,9 @@ def await_checkpoint(call: Hosts, path: str, identity: bytes) -> None:
     if call.count == 1 or not identity:
         return
     deadline = time.monotonic() + SEE_S
-    while identify_checkpoint(path) != identity:
+    while identify_checkpoint(path, storage) != identity:
         if time.monotonic() > deadline:
-            found = "another one" if identify_checkpoint(path) else "nothing"
+            found = "another one" if identify_checkpoint(path, storage) else "nothing"
             raise NotFound(
                 f"Expected the checkpoint that process 0 sees, found {found} on process"
                 f" {call.index}: it is not on a file system that they share",

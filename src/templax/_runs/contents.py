@@ -6,15 +6,12 @@ import itertools
 import os
 import re
 import shlex
-import stat
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import suppress
-from typing import Any
 
 from .._core.text import format_size, list_examples, list_names, quote_text
 from .._escape import escape_text
 from ..errors import (
-    CheckpointError,
     NotFound,
     SaveError,
     SourceError,
@@ -24,23 +21,22 @@ from ..errors import (
 )
 from ..formats.diagnose import list_openable_files, name_contents
 from ..formats.foreign import TREES, describe_file
-from ..formats.orbax.directory import (
-    MAX_PROBES,
+from ..formats.orbax.directory import MAX_PROBES, examine_directory, uncommitted_reason
+from ..formats.orbax.format import enter_item
+from ..formats.orbax.step_names import (
     Step,
-    examine_directory,
     is_temporary,
     list_prefixes,
     natural_order,
     step_number,
     step_prefix,
-    uncommitted_reason,
 )
-from ..formats.orbax.format import enter_item
-from ..formats.orbax.step_metadata import read_metrics, step_metadata
-from ..storage.leftovers import is_abandoned
 from ..storage.local import Local
+from ..storage.open import name_source
 from ..storage.signatures import HDF5, NPZ, PICKLE, SAFETENSORS
-from ..storage.source import ObjectInfo, Source
+from ..storage.source import ObjectInfo, Source, list_ahead
+from .run_storage import RunStorage
+from .step_facts import find_saved_last
 
 _MAX_LISTED = 8
 """Most names in an error."""
@@ -82,7 +78,7 @@ _LOG = re.compile(
 """Names of files that do not belong to a checkpoint."""
 
 
-def read_steps(url: str) -> Sequence[Step]:
+def read_steps(run: Source) -> Sequence[Step]:
     """The steps in the directory of a run, committed or not; none if it does not exist.
 
     Raises:
@@ -90,16 +86,19 @@ def read_steps(url: str) -> Sequence[Step]:
             by more than their numbers.
         SourceError: The directory can't be read.
     """
-    _check_directory(url)
-    root = examine_directory(Local(url))
+    list_ahead(run)
+    root = examine_directory(run)
     if root is None:
+        info = run.stat("")
+        if info is not None and not info.is_dir:
+            raise UsageError(f"Expected a directory of steps, got the file {run.url}")
         return ()
     if root.what == "item" or root.handled:
-        raise UsageError(f"Expected a directory of steps, got the checkpoint {url}")
+        raise UsageError(f"Expected a directory of steps, got the checkpoint {run.url}")
     if len(root.prefixes) > 1:
         listed = list_names([step.key for step in root.steps if step.committed], _MAX_LISTED)
         raise UsageError(
-            f"Expected steps whose names differ by their number only, got {listed} in {url};"
+            f"Expected steps whose names differ by their number only, got {listed} in {run.url};"
             " hint: move those of one name to a directory of their own"
         )
     return root.steps
@@ -110,27 +109,18 @@ def find_committed(steps: Sequence[Step]) -> dict[int, str]:
     return {step.step: step.key for step in steps if step.committed}
 
 
-def _check_directory(url: str) -> None:
-    """Refuses what is not a directory, and what only looks as if there were nothing."""
-    try:
-        if not stat.S_ISDIR(os.stat(url).st_mode):
-            raise UsageError(f"Expected a directory of steps, got the file {url}")
-    except FileNotFoundError as error:
-        if os.path.islink(url):
-            raise UsageError(
-                f"Expected a directory of steps, got the link {url} to {os.readlink(url)}, where"
-                " there is nothing"
-            ) from error
-    except OSError as error:
-        raise SourceError(f"can't read `{url}`: {os.strerror(error.errno or 0)}") from error
-
-
-def refuse_unread(url: str, steps: Sequence[Step], given: Iterable[str] = ()) -> None:
+def refuse_unread(
+    run: Source,
+    steps: Sequence[Step],
+    storage: RunStorage,
+    given: Iterable[str] = (),
+) -> None:
     """Refuses to take a directory without committed steps for an empty one, if it is not.
 
     Args:
-        url: The directory.
+        run: The directory.
         steps: Its steps, none of them committed.
+        storage: The same directory, for a look at what is unfinished.
         given: Paths of checkpoints that the caller knows of, since a run is to begin with them.
 
     Raises:
@@ -139,21 +129,20 @@ def refuse_unread(url: str, steps: Sequence[Step], given: Iterable[str] = ()) ->
         Uncommitted: Instead, if that is all saves that never finished.
         SourceError: Something in it can't be read.
     """
-    run, found = Local(url), {step.key: str(step.problem) for step in steps}
+    found = {step.key: str(step.problem) for step in steps}
     for key in found:
         next(iter(run.at(key).children()), None)  # an error, if it can't be read
     other = dict(list_unread(run, found))
     only_unfinished = bool(found) and not other
     found |= other
     for path in given:
-        inside = os.path.relpath(os.path.realpath(path), os.path.realpath(url))
-        found.pop(inside.partition(os.sep)[0], None)
+        found.pop(_find_name_in(run, path), None)
     if not found:
         return
     keys = sorted(found, key=natural_order)[:_MAX_LISTED]
     examples = [f"`{key}` ({found[key]})" for key in keys]
     listed = list_examples(examples, len(found))
-    text = f"Expected a committed step, or nothing like one, in {url}, found {listed}"
+    text = f"Expected a committed step, or nothing like one, in {run.url}, found {listed}"
     if not only_unfinished:
         files = [info for info in run.children() if info.key in found]
         opened = list_openable_files(run, files)
@@ -162,41 +151,47 @@ def refuse_unread(url: str, steps: Sequence[Step], given: Iterable[str] = ()) ->
         raise UnknownFormat(text, hint=hint)
     hint = "wait for the save that is in progress, or move what it left elsewhere"
     with suppress(SaveError):
-        if all(is_abandoned(os.path.join(url, key)) for key in found):
-            hint = (
-                f"`templax prune {shlex.quote(url)} --leftovers --yes` deletes what dead saves left"
-            )
+        if len(storage.find_abandoned(found, watch=False)) == len(found):
+            command = f"templax prune {shlex.quote(run.url)} --leftovers --yes"
+            hint = f"`{command}` deletes what dead saves left"
     raise Uncommitted(text, hint=hint)
 
 
-def find_untaken(url: str, steps: Sequence[Step], number: int) -> Iterator[str]:
+def _find_name_in(run: Source, path: str) -> str:
+    """The name in the directory of a run that a path begins with; "" if it is elsewhere."""
+    outer, inner = (name_source(each).replace(os.sep, "/") for each in (run.url, path))
+    name = inner.removeprefix(f"{outer.rstrip('/')}/").partition("/")[0]
+    return name if inner.startswith(f"{outer.rstrip('/')}/") else ""
+
+
+def find_untaken(run: Source, steps: Sequence[Step], number: int) -> Iterator[str]:
     """What is not taken where a step is restored as the latest, each with the reason.
 
     That is what looks like a later step and can't be restored, another directory of the same step,
     and a step that was saved after it.
     """
-    return map(escape_text, _find_untaken(url, steps, number))
+    return map(escape_text, _find_untaken(run, steps, number))
 
 
-def _find_untaken(url: str, steps: Sequence[Step], number: int) -> Iterator[str]:
+def _find_untaken(run: Source, steps: Sequence[Step], number: int) -> Iterator[str]:
     known, prefixes = {step.key for step in steps}, list_prefixes(steps)
     yield from (
         f"`{step.key}` ({step.problem})"
         for step in steps
         if step.step > number and not step.committed
     )
-    yield from _find_unread_later(Local(url), known, prefixes, number)
+    yield from _find_unread_later(run, known, prefixes, number)
     committed = find_committed(steps)
     for other in find_repeated(steps).get(number, ()):
         if other != committed[number]:
             yield f"`{other}` (the same step as `{committed[number]}`)"
-    last = find_saved_last(url, committed)
+    last = find_saved_last(run, committed)
     if last not in (None, number):
         yield f"`{committed[last]}` (saved after `{committed[number]}`, though its number is lower)"
 
 
 def _find_unread_later(
-    run: Local, known: Container[str], prefixes: Sequence[str], number: int
+    run: Source, known: Container[str], prefixes: Sequence[str], number: int
 ) -> Iterator[str]:
     def is_later(name: str) -> bool:
         found = step_number(run.at(name))
@@ -215,44 +210,11 @@ def find_repeated(steps: Sequence[Step]) -> dict[int, list[str]]:
     return {step: keys for step, keys in names.items() if len(keys) > 1}
 
 
-def find_saved_last(url: str, committed: Mapping[int, str]) -> int | None:
-    """The step with the latest time of commit; None if that is unknown of some of them."""
-    times: dict[int, float] = {}
-    for step, key in committed.items():
-        time = read_commit_time(Local(os.path.join(url, key)))
-        if time is None:
-            return None
-        times[step] = time
-    return max(times, key=lambda step: (times[step], step), default=None)
-
-
-def read_commit_time(step: Source) -> float | None:
-    """When a step was committed, in Unix seconds; None if it does not say."""
-    nanoseconds = step_metadata(step).get("commit_timestamp_nsecs")
-    if isinstance(nanoseconds, int) and 0 < nanoseconds < 2**63:  # the file may hold anything
-        return nanoseconds / 1e9
-    return None
-
-
-def read_all_metrics(
-    url: str, committed: Mapping[int, str]
-) -> tuple[dict[int, dict[str, Any]], dict[int, CheckpointError]]:
-    """The metrics of each step, and the error of each step whose metrics are unreadable."""
-    found: dict[int, dict[str, Any]] = {}
-    errors: dict[int, CheckpointError] = {}
-    for step, key in committed.items():
-        try:
-            found[step] = read_metrics(Local(os.path.join(url, key)))
-        except CheckpointError as error:
-            errors[step] = error
-    return found, errors
-
-
-def choose_tree(step: str, item: str | None) -> str | None:
+def choose_tree(step: Source, item: str | None) -> str | None:
     """The name of the item that holds the tree of a step; None if the step has no such item.
 
     Args:
-        step: The path of the step.
+        step: The directory of the step.
         item: The name of the item, if the caller gave one.
 
     Raises:
@@ -260,32 +222,32 @@ def choose_tree(step: str, item: str | None) -> str | None:
         SourceError: The item is a link that leads out of the step.
         UsageError: The step has several trees, and no name was given.
     """
-    root = examine_directory(Local(step))
+    root = examine_directory(step)
     trees = root.pytrees if root is not None and root.what == "items" else []
     if item is None:
         if len(trees) > 1 and "default" not in trees:
             raise UsageError(
-                f"Expected a step with one tree, found {list_names(trees)} in {step};"
+                f"Expected a step with one tree, found {list_names(trees)} in {step.url};"
                 f" hint: templax.Manager(..., item={quote_text(trees[0])})"
             )
         item = "default" if "default" in trees else next(iter(trees), "")
     if not trees:
         return None
     if item in trees:
-        enter_item(Local(step), item)  # raises if it is a link that leads out of the step
+        enter_item(step, item)  # raises if it is a link that leads out of the step
         return item
     is_json = root is not None and root.items.get(item) == "json"
     raise NotFound(
         f"Expected a tree, got the JSON item `{item}`; the trees are {list_names(trees)}"
         if is_json
         else f"Expected the item `{item}`, found {list_names(trees)}",
-        file=step,
+        file=step.url,
         hint=f"manager.json(step, {quote_text(item)}) reads it" if is_json else None,
     )
 
 
 def list_unread(
-    run: Local, known: Container[str], wanted: Callable[[str], bool] = lambda name: True
+    run: Source, known: Container[str], wanted: Callable[[str], bool] = lambda name: True
 ) -> Iterator[tuple[str, str]]:
     """Name and description of what looks like a step or is a checkpoint.
 
@@ -310,24 +272,27 @@ def list_unread(
                     what = str(error)
             if what is not None:
                 yield name, what
-    for name in _list_links(run.url):
+    for name in _list_links(run):
         looks_so = _NUMBERED.fullmatch(name) or _NUMBERED_FILE.fullmatch(name)
         if name not in listed and looks_so and wanted(name):
             target = os.readlink(os.path.join(run.url, name))
             yield name, f"a link to {target}, where there is nothing"
 
 
-def _list_links(url: str) -> list[str]:
+def _list_links(run: Source) -> list[str]:
+    """The names of the links in a directory; an object store has none."""
+    if not isinstance(run, Local):
+        return []
     try:
-        with os.scandir(url) as listing:
+        with os.scandir(run.url) as listing:
             return sorted(entry.name for entry in listing if entry.is_symlink())
     except FileNotFoundError:
         return []
     except OSError as error:
-        raise SourceError(f"can't read `{url}`: {os.strerror(error.errno or 0)}") from error
+        raise SourceError(f"can't read `{run.url}`: {os.strerror(error.errno or 0)}") from error
 
 
-def _describe_directory(child: Local, info: ObjectInfo) -> str | None:
+def _describe_directory(child: Source, info: ObjectInfo) -> str | None:
     """What a directory is, if it looks like a step or holds a checkpoint."""
     root = examine_directory(child)
     if root is not None and root.what == "steps":
@@ -342,7 +307,7 @@ def _describe_directory(child: Local, info: ObjectInfo) -> str | None:
     return f"a directory of {name_contents(child, children)}" if children else "an empty directory"
 
 
-def _describe_below(child: Local, budget: Iterator[int]) -> str | None:
+def _describe_below(child: Source, budget: Iterator[int]) -> str | None:
     """What lies in a directory, if that is a checkpoint that somebody has put there.
 
     Only what a file holds counts, and of files that may hold anything their names as well: in a
@@ -373,7 +338,7 @@ def _describe_below(child: Local, budget: Iterator[int]) -> str | None:
     return None
 
 
-def _describe_file(child: Local, info: ObjectInfo) -> str | None:
+def _describe_file(child: Source, info: ObjectInfo) -> str | None:
     """What a file is, if it looks like a step or holds the arrays of a tree."""
     what = _recognise_tree(child, info)
     if what is not None and what != PICKLE:
@@ -381,7 +346,7 @@ def _describe_file(child: Local, info: ObjectInfo) -> str | None:
     return f"a file of {format_size(info.size)}" if _looks_like_step(child, info) else None
 
 
-def _recognise_tree(child: Local, info: ObjectInfo) -> str | None:
+def _recognise_tree(child: Source, info: ObjectInfo) -> str | None:
     """What a file is, if it holds, or as a pickle may hold, the arrays of a tree."""
     what = describe_file(child, "", info.size)
     if what is not None and what[0] == SAFETENSORS:
@@ -389,7 +354,7 @@ def _recognise_tree(child: Local, info: ObjectInfo) -> str | None:
     return what[0] if what is not None and what[0] in {*TREES, PICKLE} else None
 
 
-def _looks_like_step(child: Local, info: ObjectInfo) -> bool:
+def _looks_like_step(child: Source, info: ObjectInfo) -> bool:
     name = info.key.rstrip("/")
     if not info.is_dir:
         return _NUMBERED_FILE.fullmatch(name) is not None

@@ -13,21 +13,22 @@ from .._core.arguments import PyTree, check_company
 from .._core.progress import Progress
 from .._restore.options import RestoreKeywords, RestoreOptions
 from ..errors import CheckpointError, NotFound, SaveError, SourceError, TemplaxError, UsageError
-from ..formats.orbax.step_metadata import read_custom_metadata, read_metrics
+from ..formats.orbax.step_metadata import METRICS, read_custom_metadata, read_metrics
 from ..formats.registry import read_json
-from ..storage.local import Local
-from ..storage.open import open_source
+from ..storage.source import Source, read_ahead
 from .agreed_steps import AgreedSteps
 from .arguments import check_metrics, check_step, read_step
-from .contents import find_committed, read_all_metrics, read_steps, refuse_unread
-from .locks import WriterLock
+from .contents import find_committed, read_steps, refuse_unread
 from .prepare import name_step, prepare_step
 from .prune import delete_unkept
 from .retention import Keep, KeepSteps, as_keep, rank_steps
+from .run_storage import open_run
+from .step_facts import read_all_metrics
 
 if TYPE_CHECKING:
     from .._hosts.agreement import Hosts
     from .._save.result import PendingSave, Saved
+    from ..storage.stores import Store
 
 _ITEM = re.compile(r"[^/.\0][^/\0]*")
 """The name of one directory that is not hidden."""
@@ -45,7 +46,8 @@ class Manager:
     manager, or call `close`.
 
     Args:
-        url: A local path, which need not exist.
+        url: A local path, which need not exist, or a URL of an object store, such as
+            "gs://bucket/run".
         keep: Which steps stay after another one was saved: a `Keep`; the number of latest steps to
             keep; or a function that gets the list of the steps, ascending, and returns those to
             keep. None keeps all. Only committed steps are deleted. A step that a `Manager` is
@@ -58,12 +60,19 @@ class Manager:
         alone: Whether this process manages the run on its own, whatever the others of its job do:
             for a run of each process, or of one. Otherwise all processes make the same calls, each
             with its own manager of the same directory.
+        storage: How to reach the object store of a URL, such as `templax.storage.S3(endpoint=…)`;
+            by default as the environment says.
+
+    In an object store nothing keeps a step from being deleted while it is read, and other managers
+    may save to the run: a step that another one saves at this time is refused, and its number has
+    to be above the latest.
 
     Attributes:
-        url: The absolute path.
+        url: The absolute path, or the URL.
 
     Raises:
-        UsageError: `url` is not a local path, or `keep` or `item` is invalid.
+        MissingPackage: The URL needs an extra that is not installed.
+        UsageError: `url` is neither a path nor a URL, or `keep` or `item` is invalid.
 
     Example:
         >>> import jax.numpy as jnp, tempfile, templax as tx
@@ -85,25 +94,22 @@ class Manager:
         item: str | None = None,
         timeout: float | None = None,
         alone: bool = False,
+        storage: Store | None = None,
     ):
         check_company(timeout, alone)
-        source = open_source(url)
-        if not isinstance(source, Local):
-            raise UsageError(f"Expected a path, got {type(url).__name__}")
+        self._run = open_run(url, storage)
         wrong = not isinstance(item, str) or not _ITEM.fullmatch(item) or item == "metrics"
         if item is not None and wrong:
             raise UsageError(f"Expected item= a name (str), and not `metrics`, got {item!r}")
-        # Made absolute now, so that a later chdir does not change the directory that is saved to.
-        self.url = os.path.abspath(source.url)
+        self.url = self._run.url
         self._item, self._keep = item, as_keep(keep)
-        self._lock = WriterLock(self.url)
         self._pending: PendingSave | None = None
         self._lower: list[int] = []  # the steps that it saved below the latest, in this order
         self._damaged: frozenset[int] = frozenset()  # what fallback=True skipped, on all processes
         self._process, self._warned = os.getpid(), False
         self._timeout, self._alone = timeout, alone
         self._steps = AgreedSteps(
-            self.url, lambda: find_committed(read_steps(self.url)), alone=alone
+            self.url, lambda: find_committed(read_steps(self._run.look())), alone=alone
         )
 
     def __repr__(self) -> str:
@@ -196,19 +202,20 @@ class Manager:
                 memory=memory,
                 threads=threads,
                 on_progress=on_progress,
+                storage=self._run.storage,
             )
             earlier = self._find_earlier_failure(f"step {step} was not begun", "save it again")
 
             def decide() -> Destination:
-                self._lock.acquire()
-                name, item = prepare_step(self.url, step, self._item, self._damaged, overwrite)
-                return Destination(os.path.join(self.url, name), item)
+                self._run.acquire()
+                name, item = prepare_step(self._run, step, self._item, self._damaged, overwrite)
+                return Destination(self._run.join(name), item)
 
             def after(call: Hosts) -> None:
                 self._damaged -= {step}
                 if call.index == 0 and self._keep is not None:
                     self._lower = delete_unkept(
-                        self.url, self._keep, step, self._lower, self._damaged
+                        self._run, self._keep, step, self._lower, self._damaged
                     )
                 self._steps.share(call)
 
@@ -271,7 +278,7 @@ class Manager:
             if os.getpid() == self._process:
                 self.wait()
         finally:
-            self._lock.release()
+            self._run.release()
             self._steps.leave(None)
 
     def restore(
@@ -329,7 +336,7 @@ class Manager:
             asked = RestoreOptions(**options)
             step = None if step is None else check_step(step)
             self._finish_own_save()
-            restoring = StepRestore(self.url, self._item, template, asked, call)
+            restoring = StepRestore(self._run, self._item, template, asked, call)
             tree = restoring.restore(step, fallback=fallback)
             if fallback:
                 self._damaged = restoring.damaged
@@ -354,7 +361,8 @@ class Manager:
             The step number, or None if no committed step has the metric as a number. The log
             has a warning for each step whose metrics are unreadable.
         """
-        metrics, errors = read_all_metrics(self.url, self._list_committed())
+        found = self._list_committed()
+        metrics, errors = read_all_metrics(self._run.look(), found)
         for step, error in errors.items():
             _log.warning("step %d of %s is not compared with others: %s", step, self.url, error)
         return next(iter(rank_steps(metrics, metric, mode)), None)
@@ -366,7 +374,9 @@ class Manager:
             NotFound: The step does not exist or is not committed.
             Corrupted: The file is damaged or lost.
         """
-        return read_metrics(self._find_step(step))
+        found = self._find_step(step)
+        read_ahead(found, [METRICS])
+        return read_metrics(found)
 
     def metadata(self, step: int) -> dict[str, Any]:
         """The `metadata=` that a step was saved with; empty if it has none.
@@ -393,7 +403,7 @@ class Manager:
     def path(self, step: int) -> str:
         """The directory of a step, or the one that it would be saved to."""
         self._finish_own_save()
-        return os.path.join(self.url, name_step(check_step(step), read_steps(self.url)))
+        return self._run.join(name_step(check_step(step), read_steps(self._run.look())))
 
     def _list_committed(self) -> dict[int, str]:
         """Number → directory name of each committed step, this manager's own save included."""
@@ -405,16 +415,17 @@ class Manager:
 
     def _warn_of_unread(self) -> None:
         """Logs, once, what a directory without committed steps holds instead."""
-        self._warned, steps = True, read_steps(self.url)
+        self._warned, run = True, self._run.look()
+        steps = read_steps(run)
         try:
             if not find_committed(steps):
-                refuse_unread(self.url, steps)
+                refuse_unread(run, steps, self._run)
         except (CheckpointError, SourceError) as error:
             _log.warning("%s", error)
 
-    def _find_step(self, step: int) -> Local:
+    def _find_step(self, step: int) -> Source:
         """The directory of a committed step."""
         step, found = check_step(step), self._list_committed()
         if step not in found:
             raise NotFound(f"{self.url} holds no committed step {step}")
-        return Local(os.path.join(self.url, found[step]))
+        return self._run.look().at(found[step])

@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Collection, Sequence
 
 from ..errors import SaveError, UsageError
-from ..formats.orbax.directory import Step, is_temporary, step_name
 from ..formats.orbax.limits import find_item_problem
-from ..storage.leftovers import find_abandoned_in, remove_directory
+from ..formats.orbax.step_names import Step, is_temporary, step_name
 from .contents import choose_tree, find_committed, read_steps
+from .run_storage import RunStorage
 
 _log = logging.getLogger("templax")
 
 
 def prepare_step(
-    url: str, step: int, item: str | None, damaged: Collection[int], overwrite: bool
+    run: RunStorage, step: int, item: str | None, damaged: Collection[int], overwrite: bool
 ) -> tuple[str, str]:
     """Cleans the directory of a run, which the caller has locked, for a step to save.
 
     Args:
-        url: The directory.
+        run: The directory.
         step: The step.
         item: The name of its tree; None for the one that the latest step uses.
         damaged: Steps that could not be restored, which do not count.
@@ -42,24 +41,24 @@ def prepare_step(
             raise UsageError(
                 f"Expected item= the name of a directory, got {item!r}, which {problem}"
             )
-    steps = read_steps(url)
+    found = run.look()
+    steps = read_steps(found)
     committed = find_committed(steps)
     latest = max(committed.keys() - damaged, default=-1)
     if step < latest and not overwrite and step not in committed:
         raise SaveError(
-            f"Expected a step after {latest}, the latest in {url}, got step {step}",
+            f"Expected a step after {latest}, the latest in {run.url}, got step {step}",
             hint="save a new run to a directory of its own, or pass overwrite=True to go on"
             " from an earlier step",
         )
     if item is None and committed:
-        item = choose_tree(os.path.join(url, committed[max(committed)]), None)
+        item = choose_tree(found.at(committed[max(committed)]), None)
     try:
         # Not only this step's: a step whose deletion was cut short may never be saved again, so
         # nothing else would remove the rest of it.
-        for path in find_abandoned_in(url):
-            remove_directory(path)
+        run.remove_leftovers([each.key for each in steps if not each.committed])
     except SaveError as error:  # leftovers do not keep the step from being saved
-        _log.warning("what killed programs left in %s was not removed: %s", url, error)
+        _log.warning("what killed programs left in %s was not removed: %s", run.url, error)
     return name_step(step, steps), item or "default"
 
 

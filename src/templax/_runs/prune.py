@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from .._core.text import list_names
 from ..errors import TemplaxError, UsageError
 from ..formats.orbax.directory import NO_COMMIT_FILE
-from ..storage.leftovers import delete_checkpoint, is_abandoned, remove_directory
-from .contents import find_committed, find_repeated, read_all_metrics, read_steps
+from .contents import find_committed, find_repeated, read_steps
 from .retention import Keep, KeepSteps, rank_steps, select_kept
+from .run_storage import RunStorage
+from .step_facts import read_all_metrics
 from .steps import Run, StepDirectory
 
 _log = logging.getLogger("templax")
 
 
 def delete_unkept(
-    url: str,
+    run: RunStorage,
     keep: Keep | KeepSteps,
     saved: int,
     lower: Sequence[int],
@@ -31,7 +31,7 @@ def delete_unkept(
     two directories have its number.
 
     Args:
-        url: The directory of the run.
+        run: The directory of the run.
         keep: The rule.
         saved: The step that the manager saved last.
         lower: The steps that it saved below the latest, in this order: a run that goes on from an
@@ -43,7 +43,8 @@ def delete_unkept(
     """
     last = (isinstance(keep, Keep) and keep.last) or 1
     try:
-        found = read_steps(url)
+        look = run.look()
+        found = read_steps(look)
         committed = find_committed(found)
         whole = {step: key for step, key in committed.items() if step not in damaged}
         others = [step for step in lower if step != saved]
@@ -52,36 +53,39 @@ def delete_unkept(
         stays = {saved, *lower[-last:], *find_repeated(found)}
         for step, keys in find_repeated(found).items():
             text = "step %d of %s has several directories, and none of them is deleted: %s"
-            _log.warning(text, step, url, list_names(keys))
+            _log.warning(text, step, run.url, list_names(keys))
         if isinstance(keep, Keep) and keep.metric is not None:
-            read, errors = read_all_metrics(url, whole)
+            read, errors = read_all_metrics(look, whole)
             for step, error in errors.items():
                 _log.warning(
-                    "step %d of %s stays, as its metrics are unreadable: %s", step, url, error
+                    "step %d of %s stays, as its metrics are unreadable: %s", step, run.url, error
                 )
             metrics, stays = metrics | read, stays | errors.keys()
             if not rank_steps(metrics, keep.metric, keep.mode):
                 # A misspelled name would otherwise delete the best steps.
                 text = "no step of %s has the metric `%s`, so that none is deleted"
-                _log.warning(text, url, keep.metric)
+                _log.warning(text, run.url, keep.metric)
                 return list(lower)
         for step in sorted(set(whole) - {*select_kept(metrics, keep), *stays}):
-            if delete_checkpoint(os.path.join(url, whole[step])):
-                _log.info("step %d of %s is deleted, as no rule keeps it", step, url)
+            if run.delete(whole[step]):
+                _log.info("step %d of %s is deleted, as no rule keeps it", step, run.url)
             else:
-                _log.info("step %d of %s is being read, and stays for now", step, url)
+                _log.info("step %d of %s is being read, and stays for now", step, run.url)
     except TemplaxError as error:
         # The step is saved, and training must not end because an old one remains: the next save
         # tries to delete it again.
-        _log.warning("steps of %s that no rule keeps were not deleted: %s", url, error)
+        _log.warning("steps of %s that no rule keeps were not deleted: %s", run.url, error)
     return list(lower)
 
 
-def find_staying(run: Run, rule: Keep | None, leftovers: bool) -> Mapping[str, str]:
+def find_staying(
+    run: Run, storage: RunStorage, rule: Keep | None, leftovers: bool
+) -> Mapping[str, str]:
     """The name of each directory that stays, and the reason.
 
     Args:
         run: The run.
+        storage: Its directory.
         rule: Which steps to keep; None keeps all.
         leftovers: Whether to delete the remains of saves whose process has died.
 
@@ -98,11 +102,13 @@ def find_staying(run: Run, rule: Keep | None, leftovers: bool) -> Mapping[str, s
     if times:  # a run that goes on from an earlier step saves below the highest
         last = max(times, key=lambda step: (times[step], step))
         stays.setdefault(committed[last].key, "saved last")
+    unfinished = [found.key for found in run.leftovers if found.problem != NO_COMMIT_FILE]
+    abandoned = storage.find_abandoned(unfinished)
     for found in run.directories:
         if found.problem == NO_COMMIT_FILE:
             stays[found.key] = f"{found.problem}: it may be whole; delete it by hand"
         elif found.problem is not None:
-            if not is_abandoned(found.url):
+            if found.key not in abandoned:
                 stays[found.key] = "of a save that is in progress, or wrote something within a day"
             elif not leftovers:
                 stays[found.key] = "left by a dead save; --leftovers deletes it"
@@ -125,13 +131,13 @@ def _check_metric(metrics: Mapping[int, Mapping[str, Any]], rule: Keep, url: str
         )
 
 
-def delete_directory(found: StepDirectory) -> bool:
-    """Deletes a step, or the remains of one.
+def delete_directory(storage: RunStorage, found: StepDirectory) -> bool:
+    """Deletes a step of the run in `storage`, or the remains of one.
 
     Returns:
         Whether it was deleted; False if a process is reading it.
     """
     if found.committed:
-        return delete_checkpoint(found.url)
-    remove_directory(found.url)
+        return storage.delete(found.key)
+    storage.remove_leftover(found.key)
     return True

@@ -45,8 +45,9 @@ from ..errors import (
 )
 from ..formats.registry import open_checkpoint
 from ..storage.memory import Memory
+from ..storage.source import Source
 from .contents import choose_tree, find_committed, find_untaken, read_steps, refuse_unread
-from .locks import hold_for_reading
+from .run_storage import RunStorage
 
 _TORN = (Corrupted, NotFound, UnknownFormat)
 """Errors of a committed step of which something is missing or damaged."""
@@ -82,7 +83,7 @@ class StepRestore:
     """One call of `Manager.restore`, which describes the arguments.
 
     Args:
-        url: The directory of the run.
+        run: The directory of the run.
         item: Name of the item to restore, if the caller gave one.
         template: The template.
         options: The keyword arguments.
@@ -94,17 +95,19 @@ class StepRestore:
 
     def __init__(
         self,
-        url: str,
+        run: RunStorage,
         item: str | None,
         template: PyTree,
         options: RestoreOptions,
         call: Hosts,
     ):
-        self._url, self._item, self._template = url, item, template
+        self._run, self._url, self._item, self._template = run, run.url, item, template
         self._options, self._call = options, call
         self._given = _list_paths(options.missing)
         self.damaged: frozenset[int] = frozenset()
-        self._opened: str | None = None  # what is restored, once a step and its item are chosen
+        self._look: Source | None = None  # the run, as process 0 has listed it
+        self._deleted = False  # the step that was to be restored, by another process
+        self._opened: Source | None = None  # what is restored, once a step and its item are chosen
 
     def _open_missing(self) -> None:
         """Opens what is given as `missing=` ahead of the steps: its errors are not a step's."""
@@ -131,10 +134,14 @@ class StepRestore:
                 offered = msgspec.msgpack.decode(told, type=_Offered)
                 if not offered.steps:
                     return self._begin_anew()
-                if not fallback:
-                    return self._restore_only(offered, held)
                 try:
-                    return self._try_steps(offered)
+                    if fallback:
+                        return self._try_steps(offered)
+                    return self._restore_only(offered, held)
+                except NotFound:
+                    if not self._deleted or step is not None or call.count > 1:
+                        raise
+                    told, self._deleted = offer_steps(), False
                 except _StepGoneError:
                     told = call.tell_all(
                         "listing the steps", offer_steps() if call.index == 0 else None
@@ -148,10 +155,11 @@ class StepRestore:
             held: Keeps the step from being deleted while it is read, if only one is tried.
         """
         while True:
-            steps = read_steps(self._url)
+            self._look = self._run.look()
+            steps = read_steps(self._look)
             found = find_committed(steps)
             if not found and step is None:
-                refuse_unread(self._url, steps, self._given)
+                refuse_unread(self._look, steps, self._run, self._given)
             if fallback and step is not None and step not in found:
                 raise NotFound(f"{self._url} holds no committed step {step}")
             numbers = [n for n in reversed(found) if step is None or n <= step]
@@ -160,20 +168,25 @@ class StepRestore:
             if fallback or not numbers:
                 break
             only = numbers[0]
-            there = held.enter_context(hold_for_reading(self._find_path(only, found.get(only))))
+            key = found.get(only)
+            there = held.enter_context(self._run.hold_for_reading(_choose_name(only, key)))
             if there or only not in found:  # else it was deleted after it was listed
                 break
-        skipped = find_untaken(self._url, steps, numbers[0]) if step is None and numbers else ()
+        skipped = find_untaken(self._look, steps, numbers[0]) if step is None and numbers else ()
         offers = [self._offer_step(n, found.get(n)) for n in numbers]
         return _Offered(offers, list(skipped), found)
 
-    def _find_path(self, step: int, key: str | None) -> str:
-        return os.path.join(self._url, str(step) if key is None else key)
+    def _find_step(self, name: str) -> Source:
+        """The directory of a step: of those that process 0 listed, or else as it is now."""
+        return (self._look or self._run.look()).at(name)
 
     def _offer_step(self, step: int, key: str | None) -> tuple[int, str | None, bytes]:
         several = self._call.count > 1 and key is not None
-        identity = identify_checkpoint(os.path.join(self._url, key)) if several and key else b""
+        identity = self._identify(key) if several and key else b""
         return step, key, identity
+
+    def _identify(self, name: str) -> bytes:
+        return identify_checkpoint(self._run.join(name), self._run.storage)
 
     def _restore_only(self, offered: _Offered, held: ExitStack) -> PyTree:
         """Restores the only step that is offered.
@@ -183,20 +196,23 @@ class StepRestore:
             held: Keeps it from being deleted on the other processes, too.
         """
         ((step, key, identity),) = offered.steps
-        path = self._find_path(step, key)
+        name = _choose_name(step, key)
         if self._call.index > 0:
-            held.enter_context(hold_for_reading(path))
+            held.enter_context(self._run.hold_for_reading(name))
         if offered.skipped:
             later = "; ".join(offered.skipped)
             _log.warning("step %d of %s is restored, not %s", step, self._url, later)
 
         def name_step(error: TemplaxError) -> TemplaxError:
+            self._deleted = self._was_deleted(error, key)
+            if self._deleted:
+                return _describe_deleted(error, self._run.join(name))
             if isinstance(error, _TORN) and key is not None and self._concerns_step(error):
                 return self._name_step(error, step, offered.committed)
             return error
 
         choice = StepChoice(step, tuple(offered.skipped))
-        plan = plan_together(self._call, lambda: self._make_plan(path, identity), explain=name_step)
+        plan = plan_together(self._call, lambda: self._make_plan(name, identity), explain=name_step)
         return run_together(
             self._call,
             plan,
@@ -205,9 +221,22 @@ class StepRestore:
             explain=name_step,
         )
 
-    def _make_plan(self, path: str, identity: bytes) -> Plan:
-        await_checkpoint(self._call, path, identity)
-        self._opened = _open_tree(path, self._item)
+    def _was_deleted(self, error: TemplaxError, key: str | None) -> bool:
+        """Whether a step lacks something because it was deleted after it was listed.
+
+        Nothing keeps another process from that in an object store.
+        """
+        if key is None or not isinstance(error, (*_TORN, SourceError)):
+            return False
+        try:
+            return key not in find_committed(read_steps(self._run.look())).values()
+        except TemplaxError:
+            return False
+
+    def _make_plan(self, name: str, identity: bytes) -> Plan:
+        storage = self._run.storage
+        await_checkpoint(self._call, self._run.join(name), identity, storage)
+        self._opened = _open_tree(self._find_step(name), self._item)
         return api.make_plan(self._opened, self._template, self._options)
 
     def _try_steps(self, offered: _Offered) -> PyTree:
@@ -225,9 +254,12 @@ class StepRestore:
             except _StepGoneError:
                 problem = _GONE
             except _TORN as error:
-                if not self._concerns_step(error):
+                if self._was_deleted(error, key):
+                    problem = _GONE
+                elif not self._concerns_step(error):
                     raise
-                problem = str(self._locate(error))
+                else:
+                    problem = str(self._locate(error))
             except SourceError as error:
                 if not self._is_disk_damage(error):
                     raise
@@ -298,12 +330,12 @@ class StepRestore:
         Raises:
             _StepGoneError: It was listed and is not there.
         """
-        path = self._find_path(step, key)
+        name = _choose_name(step, key)
         self._opened = None
-        with hold_for_reading(path) as there:
+        with self._run.hold_for_reading(name) as there:
             if self._call.index == 0 and not there:
                 raise _StepGoneError
-            plan = self._make_plan(path, identity)
+            plan = self._make_plan(name, identity)
             return api.run_plan(plan, self._options.on_progress, choice=StepChoice(step, skipped))
 
     def _concerns_step(self, error: CheckpointError) -> bool:
@@ -318,7 +350,7 @@ class StepRestore:
     def _is_disk_damage(self, error: SourceError) -> bool:
         """Whether the disk failed to read a file of the step."""
         file = str(error.filename or "")
-        return error.errno == errno.EIO and file.startswith(self._opened or self._url)
+        return error.errno == errno.EIO and file.startswith(self._opened_url)
 
     def _name_step(
         self, error: CheckpointError, step: int, found: Mapping[int, str]
@@ -338,14 +370,18 @@ class StepRestore:
 
     def _locate(self, error: CheckpointError) -> CheckpointError:
         """The error with the path of its file, or else of what was opened, in full."""
-        return _change_error(error, file=os.path.join(self._opened or self._url, error.file or ""))
+        return _change_error(error, file=os.path.join(self._opened_url, error.file or ""))
+
+    @property
+    def _opened_url(self) -> str:
+        return self._url if self._opened is None else self._opened.url
 
     def _is_whole(self, key: str) -> bool:
         """Whether a step fits the template and has all its bytes. Reads no array."""
         try:
-            path = _open_tree(os.path.join(self._url, key), self._item)
+            tree = _open_tree(self._find_step(key), self._item)
             options = replace(self._options, mapped=False)
-            return has_all_bytes(api.make_plan(path, self._template, options))
+            return has_all_bytes(api.make_plan(tree, self._template, options))
         except TemplaxError:
             return False
 
@@ -388,7 +424,19 @@ def has_all_bytes(plan: Plan) -> bool:
     return True
 
 
-def _open_tree(path: str, item: str | None) -> str:
-    """The path to open for a step: that of its tree item, or the step itself if it has none."""
-    name = choose_tree(path, item)
-    return path if name is None else os.path.join(path, name)
+def _open_tree(step: Source, item: str | None) -> Source:
+    """What to open of a step: its tree item, or the step itself if it has none."""
+    name = choose_tree(step, item)
+    return step if name is None else step.at(name)
+
+
+def _choose_name(step: int, key: str | None) -> str:
+    return str(step) if key is None else key
+
+
+def _describe_deleted(error: TemplaxError, place: str) -> NotFound:
+    return NotFound(
+        f"The step was deleted while it was being restored: {error}",
+        file=place,
+        hint="restore again, for the latest step that there is now",
+    )

@@ -9,16 +9,15 @@ from typing import Any
 from ..errors import CheckpointError, SourceError
 from ..formats.orbax.directory import (
     ItemKind,
-    Step,
     examine_directory,
-    is_temporary,
+    list_saved_items,
     uncommitted_reason,
 )
-from ..formats.orbax.step_metadata import read_metrics
-from ..storage.local import Local
-from ..storage.source import Source
-from .contents import list_unread, read_commit_time
+from ..formats.orbax.step_names import Step, is_temporary
+from ..storage.source import Source, list_ahead
+from .contents import list_unread
 from .locks import LOCK
+from .step_facts import read_commit_time, read_metrics_ahead, read_step_metrics
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,10 +130,12 @@ def read_run(source: Source, *, sizes: bool = True) -> Run | None:
         sizes: Whether to examine every file, for `nbytes`, and for `saved` where no time of the
             commit is recorded.
     """
+    list_ahead(source)
     root = examine_directory(source)
     if root is None or root.what != "steps" or len(root.prefixes) > 1:
         return None
     entries = [*root.steps, *_find_leftovers(source, root.steps)]
+    read_metrics_ahead(source, [entry.key for entry in entries])
     directories = tuple(_read_directory(source, entry, sizes) for entry in entries)
     return Run(source.url, root.evidence, directories)
 
@@ -150,7 +151,7 @@ def read_empty_run(source: Source, *, sizes: bool = True) -> Run | None:
         sizes: See `read_run`.
     """
     info = source.stat("")
-    if info is None or not info.is_dir or not isinstance(source, Local):
+    if info is None or not info.is_dir:
         return None
     if examine_directory(source) is not None:
         return None
@@ -182,13 +183,13 @@ def _find_leftovers(source: Source, steps: tuple[Step, ...]) -> Iterator[Leftove
 
 def _read_directory(source: Source, entry: Step | Leftover, sizes: bool) -> StepDirectory:
     child = source.at(entry.key)
-    nbytes = changed = root = saved = unread = None
-    metrics = dict[str, Any]()
+    nbytes = changed = saved = unread = None
+    items, metrics = dict[str, ItemKind](), dict[str, Any]()
     try:
         nbytes, changed = _measure_files(child) if sizes else (None, None)
-        root = examine_directory(child)
+        items = list_saved_items(child)
         saved = read_commit_time(child)
-        metrics = read_metrics(child)
+        metrics = read_step_metrics(child)
     except CheckpointError as error:
         unread = error.what
     except SourceError as error:
@@ -196,7 +197,7 @@ def _read_directory(source: Source, entry: Step | Leftover, sizes: bool) -> Step
     return StepDirectory(
         entry=entry,
         url=child.url,
-        items=dict(root.items) if root is not None else {},
+        items=items,
         metrics=metrics,
         nbytes=nbytes,
         saved=saved or changed,

@@ -20,6 +20,7 @@ from .._display.json_contents import prune_fields, run_fields
 from .._display.terminal import echo, echo_facts, echo_report
 from .._runs.prune import delete_directory, find_staying
 from .._runs.retention import Keep
+from .._runs.run_storage import RunStorage, open_run
 from .._runs.steps import Run, StepDirectory, read_empty_run, read_run
 from ..formats.orbax.format import list_openable
 from ..formats.registry import open_catalog
@@ -108,7 +109,8 @@ def prune(
     else:
         rule = Keep(keep, keep_every or None, keep_best, metric, mode)
     run = _open_run(directory)
-    stays = find_staying(run, rule, leftovers)
+    storage = open_run(directory)
+    stays = find_staying(run, storage, rule, leftovers)
     going = [found for found in run.directories if found.key not in stays]
     if not as_json:
         echo((run.url, "bold"))
@@ -124,7 +126,7 @@ def prune(
             echo(_total(going), " would be deleted", "; --yes does it" if going else "")
         return
     sys.stdout.flush()  # nothing is deleted that could not be listed
-    left, refused = _delete(going)
+    left, refused = _delete(storage, going)
     if as_json:
         click.echo(render_json(prune_fields(run, {**stays, **left}, dry_run=False, ok=not left)))
     else:
@@ -135,7 +137,7 @@ def prune(
         sys.exit(2 if refused else 1)
 
 
-def _delete(going: Sequence[StepDirectory]) -> tuple[dict[str, str], bool]:
+def _delete(storage: RunStorage, going: Sequence[StepDirectory]) -> tuple[dict[str, str], bool]:
     """Deletes directories, every one that can be.
 
     Returns:
@@ -145,7 +147,7 @@ def _delete(going: Sequence[StepDirectory]) -> tuple[dict[str, str], bool]:
     left, refused = dict[str, str](), False
     for found in going:
         try:
-            if not delete_directory(found):
+            if not delete_directory(storage, found):
                 left[found.key] = "is being read"
         except tx.SaveError as error:
             echo_report(str(error), prefix="error: ", err=True)

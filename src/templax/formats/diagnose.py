@@ -19,15 +19,7 @@ from ..storage.source import ObjectInfo, Source
 from .files import FILE_FORMATS, SET_FORMATS
 from .flax.file import FlaxArrays
 from .foreign import UNPACK, describe_file
-from .orbax.directory import (
-    MAX_PROBES,
-    Root,
-    basename,
-    examine_directory,
-    is_temporary,
-    natural_order,
-    step_prefix,
-)
+from .orbax.directory import MAX_PROBES, Root, examine_directory
 from .orbax.format import (
     find_below,
     list_ends,
@@ -36,6 +28,7 @@ from .orbax.format import (
     part_of_item_error,
 )
 from .orbax.step_metadata import COMMITTED, STEP_METADATA
+from .orbax.step_names import basename, is_temporary, natural_order, step_prefix
 from .protocol import Format
 from .zarr.container import missing_dot_file_error
 

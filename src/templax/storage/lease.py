@@ -8,16 +8,19 @@ another writer may replace it. Nobody's clock is compared with another's.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import socket
 import threading
 import time
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
 from ..errors import AlreadyExists, NotFound, SaveError, SourceError
 from .event_loop import run_request
-from .requests import Condition, PreconditionFailed, Requests, make_condition
+from .request_errors import PreconditionFailed
+from .requests import Condition, Requests, Version, make_condition
 
 LEASE_S = 45.0
 """A lease that has not been renewed for this long is abandoned."""
@@ -28,8 +31,39 @@ _RENEWALS = 4
 _LONG_AGO = 20
 """A lease older than this many times its length is abandoned, however clocks may differ."""
 
-NAME = "templax.lease"
-"""The name of the lease in the directory of a checkpoint that is being saved."""
+
+def is_old(lease: Version, lease_s: float | None = None) -> bool:
+    """Whether a lease is abandoned for certain, without watching it: by the clocks' difference."""
+    return time.time() - lease.modified > _LONG_AGO * (LEASE_S if lease_s is None else lease_s)
+
+
+def watch_leases(
+    requests: Requests, leases: Mapping[str, Version], lease_s: float | None = None
+) -> set[str]:
+    """The paths of the leases whose holders are gone. Takes up to `LEASE_S`, unless all are old.
+
+    Args:
+        requests: The store.
+        leases: Path → version, as it was seen some time before.
+        lease_s: See `LEASE_S`.
+    """
+    length = LEASE_S if lease_s is None else lease_s
+    old = {path for path, version in leases.items() if is_old(version, length)}
+    begin, still = time.monotonic(), dict(leases)
+    while still.keys() - old:
+        now = run_request(_describe_all(requests, sorted(still.keys() - old)))
+        for path, version in now.items():
+            if version is None or not version.is_same(still[path]):
+                del still[path]  # it was renewed, or given back
+        if time.monotonic() - begin > length:
+            break
+        time.sleep(length / _RENEWALS)
+    return old | still.keys()
+
+
+async def _describe_all(requests: Requests, paths: Sequence[str]) -> dict[str, Version | None]:
+    found = await asyncio.gather(*map(requests.describe, paths))
+    return dict(zip(paths, found, strict=True))
 
 
 class Lease:
@@ -49,8 +83,9 @@ class Lease:
         SourceError: The store failed.
     """
 
-    def __init__(self, requests: Requests, path: str, lease_s: float = LEASE_S):
-        self._requests, self._path, self._lease_s = requests, path, lease_s
+    def __init__(self, requests: Requests, path: str, lease_s: float | None = None):
+        self._requests, self._path = requests, path
+        self._lease_s = LEASE_S if lease_s is None else lease_s
         self.token = os.urandom(8).hex()
         self.took_over = False
         self._lost: str | None = None
@@ -82,6 +117,11 @@ class Lease:
             with suppress(SourceError):  # it will be taken for abandoned
                 run_request(self._requests.delete([self._path]))
 
+    def abandon(self) -> None:
+        """Stops renewing the lease and leaves it there: a sign that the rest is not whole."""
+        self._done.set()
+        self._thread.join()
+
     def _acquire(self) -> None:
         deadline, seen = 0.0, None
         while True:
@@ -101,7 +141,7 @@ class Lease:
                 )
             if seen is None:
                 seen, deadline = found, now + self._lease_s
-            if now > deadline or time.time() - found.modified > _LONG_AGO * self._lease_s:
+            if now > deadline or is_old(found, self._lease_s):
                 try:
                     self._put(make_condition(found.etag, found.generation))
                     self.took_over = True

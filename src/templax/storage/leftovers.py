@@ -22,6 +22,12 @@ from .local import make_absolute, on_this_machine
 TEMPORARY = ".orbax-checkpoint-tmp"
 """Part of the name of every unfinished save, whichever program writes it."""
 
+LEASE = "templax.lease"
+"""The object that a checkpoint in an object store has while it is saved or deleted; see `lease.py`.
+
+Without the marker of a commit beside it, it is a sign of a save that has not finished.
+"""
+
 QUIET_S = 24 * 3600
 """A save whose lock can't be relied on is abandoned once it has written nothing for this long."""
 

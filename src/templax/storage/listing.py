@@ -14,6 +14,9 @@ PAGE = 1000
 MAX_KEPT = 1_000_000
 """Larger listings are not kept."""
 
+_MIN_PAGES = 8
+"""A run is listed with all that is below its steps for at least so many answers."""
+
 
 class Directory:
     """What lies directly in a directory.
@@ -45,6 +48,7 @@ class Listings:
         self._known: dict[str, Directory] = {}
         self._whole: set[str] = set()  # directories of which everything below is known
         self._single: dict[str, Version | None] = {}  # objects asked for one by one
+        self._runs: set[str] = set()  # directories that `load_run` has listed
 
     def find_directory(self, path: str) -> Directory | None:
         """What is directly in a directory, if that has been listed."""
@@ -63,6 +67,14 @@ class Listings:
             return False, None
         return True, None if path in known.directories else known.objects.get(path)
 
+    def has_directory(self, path: str) -> bool | None:
+        """Whether there is anything below a path; None if that is not known."""
+        here = self.find_directory(path)
+        if here is not None:
+            return bool(here.objects or here.directories)
+        around = self.find_directory(path.rpartition("/")[0]) if path else None
+        return None if around is None else path in around.directories
+
     def has_listed_below(self, path: str) -> bool:
         """Whether a directory below this one has been listed."""
         start = f"{path}/" if path else ""
@@ -77,6 +89,35 @@ class Listings:
         if len(first) < PAGE:
             self._keep(path, first)
             return self._known[path]
+        return await self._load_level(path)
+
+    async def load_run(self, path: str) -> None:
+        """Lists a directory of many checkpoints, so that it is known which of them are whole.
+
+        That is one request for 1,000 objects. If most checkpoints turn out to have more of them,
+        it is one for the directory, and one for each checkpoint, side by side.
+        """
+        if path in self._runs or self._is_whole(path):
+            return
+        self._runs.add(path)
+        found: list[Any] = []
+        below: set[str] = set()
+        pages, start = 0, len(path) + 1 if path else 0
+        async for objects in self._requests.list_all(path, PAGE):
+            found += objects
+            below.update(meta["path"][start:].partition("/")[0] for meta in objects)
+            pages += 1
+            if pages >= _MIN_PAGES and len(below) < pages:
+                break
+        else:
+            if len(found) <= MAX_KEPT:
+                self._keep(path, found)
+                return
+        here = await self._load_level(path)
+        await asyncio.gather(*map(self._load_level, here.directories))
+
+    async def _load_level(self, path: str) -> Directory:
+        """Lists what is directly in a directory."""
         directories, objects = await self._requests.list_level(path)
         here = self._known.setdefault(path, Directory())
         here.directories.update(directories)
@@ -99,7 +140,7 @@ class Listings:
 
     async def load_object(self, path: str) -> tuple[Version | None, bool]:
         """Asks what is at a path: the version of an object, and whether there is a directory."""
-        is_known, version = self.find_object(path)
+        is_known, version = self.find_object(path) if path else (True, None)  # a bucket is none
         directory = self.find_directory(path)
         asked: list[Any] = []
         if not is_known:

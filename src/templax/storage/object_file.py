@@ -7,6 +7,7 @@ import heapq
 import threading
 from collections.abc import AsyncIterator
 from concurrent.futures import CancelledError, Future
+from contextlib import suppress
 from typing import Any
 
 from ..errors import SaveError, SourceError
@@ -165,6 +166,7 @@ class ObjectFile:
 
         async def put() -> None:
             ended = asyncio.wrap_future(upload)
+            ended.add_done_callback(lambda done: done.cancelled() or done.exception())
             placed = asyncio.ensure_future(self._parts.put(part))
             await asyncio.wait([placed, ended], return_when=asyncio.FIRST_COMPLETED)
             placed.cancel()
@@ -180,6 +182,11 @@ class ObjectFile:
         except CancelledError:
             raise SaveError("The save was discarded", file=self._where) from None
         except self._requests.failures as error:
+            # The answer to the last request may have been lost. Nobody else writes this object.
+            with suppress(SourceError):
+                found = run_request(self._requests.describe(self.path)) if self._ended else None
+                if found is not None and found.size == self._size:
+                    return
             reason = describe_error(error)
             raise SaveError(f"can't write `{self._where}`: {reason}", file=self._where) from error
 

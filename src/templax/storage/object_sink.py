@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager, suppress
@@ -17,10 +18,11 @@ from ..errors import (
     UsageError,
 )
 from .event_loop import run_request
-from .lease import NAME as LEASE
 from .lease import Lease
+from .leftovers import LEASE
 from .object_file import ObjectFile
-from .requests import PreconditionFailed, Version
+from .request_errors import PreconditionFailed
+from .requests import Version
 from .stores import HTTP, Store
 
 MARKER = "commit_success.txt"
@@ -66,7 +68,9 @@ class ObjectSink:
             raise SaveError("Expected a path in the bucket, got the bucket itself", file=url)
         try:
             with self._translate_errors("save"):
-                self._check_free(run_request(self._list(most=1)), had_lease=False)
+                found = run_request(self._list(most=1))
+                self._check_free(found, had_lease=False)
+                run_request(self._mark_old(found))
                 self._lease = Lease(self._requests, self._join(LEASE))
                 self.directory = self._lease.token
                 self._old = run_request(self._list())
@@ -160,7 +164,8 @@ class ObjectSink:
         except TemplaxError:
             self.not_removed = (self.path,)
         if self._lease is not None:
-            self._lease.release()
+            # What could not be removed must not be taken for a checkpoint.
+            (self._lease.abandon if self.not_removed else self._lease.release)()
 
     def __enter__(self) -> ObjectSink:
         return self
@@ -223,10 +228,28 @@ class ObjectSink:
                 hint="overwrite=True replaces a checkpoint; or save under another name",
             )
 
+    async def _mark_old(self, found: Mapping[str, Version]) -> None:
+        """Gives the checkpoint that is replaced a marker, if it was copied from a disk without one.
+
+        Otherwise the lease would make it look unfinished while the new one is being written.
+        """
+        others = [path for path in found if not _is_data(path)]
+        if not others or found.keys() & {self._join(MARKER), self._join(LEASE)}:
+            return
+        about = self._join(_STEP_METADATA)
+        if about in found:
+            try:
+                _, data = await self._requests.fetch_whole(about)
+                if json.loads(data)["commit_timestamp_nsecs"] is None:
+                    return
+            except (NotFound, ValueError, KeyError, TypeError):
+                return
+        with suppress(PreconditionFailed):
+            await self._requests.put(self._join(MARKER), b"", "create")
+
     async def _take_markers_away(self) -> None:
         """Keeps the small files of the checkpoint that is replaced, and deletes its markers."""
-        marks = [p for p in self._old if p.rpartition("/")[2] in (MARKER, _STEP_METADATA)]
-        marks.sort(key=lambda path: (path.count("/"), path.endswith(_STEP_METADATA)))
+        marks = list_marks(self._old)
         for path in {*marks, *self._small.keys()} & self._old.keys():
             with suppress(NotFound):
                 self._taken[path] = (await self._requests.fetch_whole(path))[1]
@@ -269,6 +292,12 @@ class ObjectSink:
             left = await self._list()
             return tuple(f"{self._location.url}/{path}" for path in paths if path in left)
         return ()
+
+
+def list_marks(paths: Iterable[str]) -> list[str]:
+    """The objects that tell readers of a commit, in the order in which they are deleted."""
+    marks = [path for path in paths if path.rpartition("/")[2] in (MARKER, _STEP_METADATA)]
+    return sorted(marks, key=lambda path: (path.count("/"), path.endswith(_STEP_METADATA)))
 
 
 def _is_data(path: str) -> bool:

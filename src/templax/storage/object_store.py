@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -69,6 +69,18 @@ class ObjectSource:
         location = store.locate(url)
         self._init(store, location, _Kept(store.connect(location)), location.path)
 
+    @classmethod
+    def over(cls, requests: Requests, store: Store, location: Location) -> ObjectSource:
+        """A source that shares its connection with others, and nothing of what they know.
+
+        Args:
+            requests: The requests to the bucket.
+            store, location: What they were made from; and the path to read below.
+        """
+        self = cls.__new__(cls)
+        self._init(store, location, _Kept(requests), location.path)
+        return self
+
     def _init(self, store: Store, location: Location, kept: _Kept, path: str) -> None:
         self._store, self._location, self._kept, self._path = store, location, kept, path
         self.url = f"{location.url}/{path}" if path else location.url
@@ -113,9 +125,8 @@ class ObjectSource:
         if key and is_new and not listings.has_listed_below(self._path):
             self.children()  # one request that mostly answers all that is asked later
         is_known, version = listings.find_object(path)
-        directory = listings.find_directory(path)
-        is_directory = directory is not None and bool(directory.objects or directory.directories)
-        if not (is_known and (version is not None or directory is not None)):
+        is_directory = listings.has_directory(path)
+        if not is_known or (version is None and is_directory is None):
             version, is_directory = run_request(listings.load_object(path))
         if version is not None:
             return ObjectInfo(key, version.size, version, version.modified)
@@ -142,6 +153,22 @@ class ObjectSource:
 
     def view(self, key: str, start: int, stop: int) -> None:
         return None
+
+    def list_ahead(self) -> None:
+        """See `list_ahead` in `source.py`."""
+        run_request(self._kept.listings.load_run(self._path))
+
+    def read_ahead(self, keys: Iterable[str]) -> None:
+        """See `read_ahead` in `source.py`."""
+        if self._kept.listings.find_directory(self._path) is None:
+            self.children()
+        wanted = dict[str, Version]()
+        for path in map(self._full_path, keys):
+            version = self._kept.listings.find_object(path)[1]
+            if version and version.size <= SMALL_BYTES and path not in self._kept.small:
+                wanted[path] = version
+        if wanted:
+            run_request(self._load_all(wanted.items()))
 
     def at(self, key: str) -> ObjectSource:
         parts = self._path.split("/") if self._path else []
@@ -241,12 +268,16 @@ class ObjectSource:
         version = self._kept.listings.find_object(path)[1]
         assert version is not None
         others = [] if alone else self._choose_others(path)
-        wanted = [self._load_one(*other) for other in others]
-        asked = asyncio.gather(*wanted, return_exceptions=True)  # raised when they are asked for
+        asked = asyncio.ensure_future(self._load_all(others))
         try:
             return await self._load_one(path, version)
         finally:
             await asked
+
+    async def _load_all(self, objects: Iterable[tuple[str, Version]]) -> None:
+        """Reads small objects side by side; errors are raised when they are asked for again."""
+        wanted = [self._load_one(path, version) for path, version in objects]
+        await asyncio.gather(*wanted, return_exceptions=True)
 
     async def _load_one(self, path: str, version: Version) -> bytes:
         loading = self._kept.loading

@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from typing import Literal
 
+from ..errors import SourceError
+
 Kind = Literal["transient", "expired", "missing", "changed", "exists", "refused", "ranges"]
 
 _STATUS = re.compile(r"status code: (\d{3})|\((\d{3}) [A-Z]")
@@ -38,6 +40,14 @@ _NETWORK = re.compile(
 _PERFORMING = re.compile(r"(Error performing [^\n]*?)+ in \S+(, after \d+ retries[^-]*)? - ")
 
 _MAX_TEXT = 400
+
+
+class ObjectChanged(SourceError):
+    """An object is no longer the version that was seen first."""
+
+
+class PreconditionFailed(SourceError):
+    """An object was not written, as what is there is not what the writer expected."""
 
 
 def find_status(error: Exception) -> int | None:

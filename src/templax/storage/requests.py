@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-import random
 import statistics
 import time
 from collections import deque
@@ -13,13 +11,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
-from ..errors import NotFound, SourceError, TemplaxError
-from .request_errors import classify_error, describe_error
+from ..errors import NotFound
+from .request_errors import ObjectChanged, PreconditionFailed
+from .retries import Retries
 from .source import StoreCost
 
 T = TypeVar("T")
-
-_log = logging.getLogger("templax")
 
 PIECE_BYTES = 8 * 1024 * 1024
 """A longer range is fetched in pieces of this size, in parallel."""
@@ -32,11 +29,6 @@ TIMEOUT_S = 120.0
 
 STALL_S = 20.0
 """An answer that has not brought a byte for this long is given up, and asked for again."""
-
-_BACKOFF_S, _MAX_BACKOFF_S = 0.1, 10.0
-
-_MAX_RENEWED = 3
-"""How often expired credentials are looked up again for one request."""
 
 _CHUNK_BYTES = 1024 * 1024
 
@@ -75,7 +67,7 @@ class Version(NamedTuple):
         if self.size != other.size:
             return False
         if self.etag is not None and other.etag is not None:
-            return self.etag == other.etag
+            return self.etag.strip('"') == other.etag.strip('"')  # Azure lists them without quotes
         return self.modified == other.modified
 
 
@@ -94,14 +86,6 @@ class Traffic:
     nbytes: int = 0
     retried: int = 0
     hedged: int = 0
-
-
-class ObjectChanged(SourceError):
-    """An object is no longer the version that was seen first."""
-
-
-class PreconditionFailed(SourceError):
-    """An object was not written, as what is there is not what the writer expected."""
 
 
 Condition = dict[str, str]
@@ -338,7 +322,7 @@ class Requests:
         Raises:
             NotFound, ObjectChanged, SourceError: See `fetch`.
         """
-        retries = _Retries(self, path, action)
+        retries = Retries(self, path, action)
         while True:
             try:
                 async with self._slots:
@@ -352,13 +336,17 @@ class Requests:
         """The exceptions by which requests fail."""
         return (self._obstore.exceptions.BaseError, OSError, ValueError)
 
+    def note_retry(self) -> None:
+        """Counts a request that is made again."""
+        self.traffic.retried += 1
+
     def renew(self) -> None:
         """Makes the store of obstore anew, from the credentials that are there now."""
         self.store = self._make_store()
 
     async def _fetch_piece(self, path: str, start: int, out: memoryview, version: Version) -> None:
         """Reads one piece; after a failure, only what is still missing."""
-        retries, done = _Retries(self, path), 0
+        retries, done = Retries(self, path), 0
         while done < len(out):
             try:
                 async with self._slots:
@@ -382,7 +370,8 @@ class Requests:
         """Asks for a range of an object; returns the answer, of which no body has been read."""
         options: dict[str, Any] = {"range": (start, stop)}
         if version.etag is not None and not version.etag.startswith("W/"):  # those never match
-            options["if_match"] = version.etag
+            quoted = version.etag.startswith('"')
+            options["if_match"] = version.etag if quoted else f'"{version.etag}"'
 
         def ask() -> asyncio.Future[Any]:
             self.traffic.requests += 1
@@ -427,51 +416,3 @@ class Requests:
             f"object `{self.url}/{path}` changed since the checkpoint was opened; hint: open it"
             " again"
         )
-
-
-class _Retries:
-    """How often one request has failed, and whether and when it is made again.
-
-    Args:
-        requests: The store.
-        path: The object or directory concerned.
-        action: What the request does to it.
-    """
-
-    def __init__(self, requests: Requests, path: str, action: str = "read"):
-        self._requests, self._path, self._action = requests, path, action
-        self._failed = self._renewed = 0
-        self._progress = time.monotonic()
-        self._pause = _BACKOFF_S
-
-    def note_progress(self) -> None:
-        """Begins to wait anew: bytes have come."""
-        self._progress, self._pause = time.monotonic(), _BACKOFF_S
-
-    async def wait(self, error: Exception) -> None:
-        """Waits until the request may be made again; raises the error that ends it otherwise."""
-        if isinstance(error, TemplaxError):
-            raise error
-        requests, path = self._requests, self._path
-        where, kind, reason = f"{requests.url}/{path}", classify_error(error), describe_error(error)
-        if kind == "missing":
-            raise NotFound("Expected an object, found none", file=where) from error
-        if kind in ("changed", "exists"):
-            raise ObjectChanged(requests.describe_change(path)) from error
-        if kind == "ranges":
-            raise SourceError(
-                f"can't read `{where}`: the server sends whole files only, not ranges of bytes; "
-                "hint: download it, or serve it from a server that knows range requests"
-            ) from error
-        self._failed += 1
-        waited = time.monotonic() - self._progress
-        if kind == "expired" and self._renewed < _MAX_RENEWED:
-            self._renewed += 1
-            requests.renew()
-        elif kind != "transient" or waited + self._pause > requests.timeout_s:
-            times = f"; tried {self._failed} times in {waited:.0f} s" if self._failed > 1 else ""
-            raise SourceError(f"can't {self._action} `{where}`: {reason}{times}") from error
-        requests.traffic.retried += 1
-        _log.info("trying `%s` again after %s", where, reason)
-        await asyncio.sleep(self._pause * random.uniform(0.5, 1))
-        self._pause = min(2 * self._pause, _MAX_BACKOFF_S)

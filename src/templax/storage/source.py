@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -112,6 +112,19 @@ class Source(Protocol):
         ...
 
 
+@runtime_checkable
+class LoadsAhead(Protocol):
+    """A source where each call is a request, so that it wants to hear what is needed next."""
+
+    def list_ahead(self) -> None:
+        """See the function `list_ahead`."""
+        ...
+
+    def read_ahead(self, keys: Iterable[str]) -> None:
+        """See the function `read_ahead`."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class StoreCost:
     """What requests to a store cost, as far as it is known.
@@ -142,6 +155,21 @@ def find_cost(source: object) -> StoreCost | None:
     """What a request to a source costs; None if it has none to speak of, as on a local disk."""
     cost = getattr(source, "cost", None)
     return cost if isinstance(cost, StoreCost) else None
+
+
+def list_ahead(source: Source) -> None:
+    """Lists a directory of many checkpoints at once, if that takes a store fewer requests."""
+    if isinstance(source, LoadsAhead):
+        source.list_ahead()
+
+
+def read_ahead(source: Source, keys: Iterable[str]) -> None:
+    """Reads small objects that are needed next side by side, if a store gains by that.
+
+    Objects that do not exist are left out; an error is raised by the `read` that asks again.
+    """
+    if isinstance(source, LoadsAhead):
+        source.read_ahead(keys)
 
 
 def root_size(source: Source) -> int:

@@ -185,6 +185,8 @@ class S3(Store):
                 "skip_signature": True if self.anonymous else None,
             }
         )
+        if find_variable("AWS_CHECKSUM_ALGORITHM") is None:  # the store compares it with each part
+            given["checksum_algorithm"] = "SHA256"
         if not self.anonymous and "access_key_id" not in given:
             given = read_aws_profile() | given
         endpoint = self.endpoint or find_variable("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
@@ -225,12 +227,13 @@ class GCS(Store):
         emulator = find_variable("STORAGE_EMULATOR_HOST")
         if emulator and "://" not in emulator:
             emulator = f"http://{emulator}"
-        endpoint = self.endpoint or emulator
+        endpoint = self.endpoint or emulator or find_variable("GOOGLE_BASE_URL")
         unsigned = self.anonymous or (self.endpoint is None and emulator and not self.token)
         given = _drop_unset(
             {
                 "service_account": self.service_account,
-                "bearer_token": self.token,
+                # Without one, writes would ask for credentials, whatever `skip_signature` says.
+                "bearer_token": self.token or ("none" if unsigned else None),
                 "base_url": endpoint and endpoint.rstrip("/"),
                 "skip_signature": True if unsigned else None,
             }
@@ -279,6 +282,7 @@ class Azure(Store):
     def _make(
         self, kinds: Any, location: Location, client: dict[str, Any], again: dict[str, Any]
     ) -> Any:
+        endpoint = self.endpoint or find_variable("AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT")
         account = self.account or location.options.get("account_name")
         account = account or find_variable("AZURE_STORAGE_ACCOUNT_NAME", "AZURE_STORAGE_ACCOUNT")
         given = _drop_unset(
@@ -286,12 +290,12 @@ class Azure(Store):
                 "account_name": account,
                 "account_key": self.key or find_variable("AZURE_STORAGE_KEY"),
                 "sas_key": self.sas_token or find_variable("AZURE_STORAGE_SAS_TOKEN"),
-                "endpoint": self.endpoint,
+                "endpoint": endpoint,
                 "skip_signature": True if self.anonymous else None,
             }
         )
-        if self.endpoint:
-            client.setdefault("allow_http", self.endpoint.lower().startswith("http://"))
+        if endpoint:
+            client.setdefault("allow_http", endpoint.lower().startswith("http://"))
         return kinds.AzureStore(
             container_name=location.bucket,
             config={**given, **self.options},

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 
 import ml_dtypes
 import numpy as np
 import pytest
 
-from templax._restore.strided import TILE_ROWS, compute_step, copy_strided
+from templax._core.dtypes import cast_into
+from templax._restore.strided import TILE_ROWS, compute_step, copy_strided, fill_strided
 
 DTYPES = ("u1", "u2", "u4", "u8", "c16", ml_dtypes.bfloat16)
 
 SHAPES = [
     (TILE_ROWS + 40, 300),  # tiles of all sizes
-    (3, 700, 301),  # rows that end within a word
+    (3, 700, 301),  # rows that end within a cache line
+    (9000, 40),  # columns of several tiles
+    (300, 20, 3, 4),  # rows along several dimensions
     (40, 33),
     (2000, 64),
     (5, 6, 7),
@@ -49,6 +53,22 @@ def test_an_unaligned_array_is_copied():
     out = np.zeros((300, 64), np.uint16)
     copy_strided(out, values.T)
     np.testing.assert_array_equal(out, values.T)
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))), ids=str)
+def test_transposed_arrays_are_cast_and_computed(order):
+    values = np.random.default_rng(0).standard_normal((70, 60, 50)).astype(ml_dtypes.bfloat16)
+    turned = values.transpose(order)
+    step = functools.partial(compute_step, scale=0.3, add=-1.0)
+    for fill, dtype in itertools.product((cast_into, step), (np.float32, ml_dtypes.float8_e4m3fn)):
+        out, expected = np.zeros(turned.shape, dtype), np.zeros(turned.shape, dtype)
+        fill_strided(out, turned, fill)
+        fill(expected, np.ascontiguousarray(turned))
+        assert out.tobytes() == expected.tobytes()
+
+
+def test_an_array_without_elements_is_filled():
+    fill_strided(np.zeros((3, 0), np.float32), np.zeros((0, 3), np.float16).T, cast_into)
 
 
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float32])

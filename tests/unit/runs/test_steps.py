@@ -9,7 +9,7 @@ import pytest
 from helpers import CORPUS, count_bytes, read_files
 from run_directories import write_step
 from templax._runs.steps import read_run
-from templax.formats.orbax.directory import Step, step_name
+from templax.formats.orbax.step_names import Step, step_name
 from templax.storage import Local, Memory
 
 MANAGERS = sorted(case.name for case in CORPUS.glob("*-manager"))

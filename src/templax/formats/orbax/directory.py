@@ -7,21 +7,34 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections import Counter
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Set
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Literal
 
 from ...errors import SourceError
-from ...storage.leftovers import TEMPORARY
+from ...storage.leftovers import LEASE, TEMPORARY
 from ...storage.signatures import is_lfs_pointer, read_head, recognise
-from ...storage.source import Source
+from ...storage.source import Source, find_cost
 from ..flax.specs import ARRAYS
 from ..ocdbt.read import MANIFEST
 from ..zarr.metadata import FILES
 from ..zarr.nodes import GROUP
 from .step_metadata import COMMITTED, STEP_METADATA, step_metadata
+from .step_names import (
+    PARTIAL_SAVE,
+    STEP_NAME,
+    T5X_TEMPORARY,
+    Step,
+    basename,
+    final_name,
+    is_temporary,
+    list_prefixes,
+    natural_order,
+    step_number,
+    step_prefix,
+)
 
 TREE = "_METADATA"
 
@@ -30,17 +43,14 @@ LEGACY = "checkpoint"
 DELETION = "_CHECKPOINT_DELETION"
 """Orbax puts this into a checkpoint before it begins to delete it."""
 
-PARTIAL_SAVE = ".partial_save"
-"""The name of a session of Orbax's partial saves ends like this until it is finalized."""
-
 V1_MARK = "orbax.checkpoint"
 """An empty file in each checkpoint of Orbax's v1 API."""
 
-MARKS = frozenset((STEP_METADATA, COMMITTED, DELETION, V1_MARK))
+MARKS = frozenset((STEP_METADATA, COMMITTED, DELETION, V1_MARK, LEASE))
 """Files about a save as a whole."""
 
-_T5X_TEMPORARY = re.compile(r"(checkpoint_[0-9]+)\.tmp-[0-9]+")
-"""The name of a directory to which T5X writes, before it renames it."""
+_DATA_FILE = re.compile(r"(?:[^/]+/)*d/[0-9a-f]{32}")
+"""The files of a database that hold values, and that are written before all others."""
 
 _TEMPORARY_INDEX = "ocdbt_tmp_meta"
 
@@ -54,31 +64,8 @@ _DATABASES = ("ocdbt.process_", *DATABASE_DIRECTORIES)
 
 ItemKind = Literal["pytree", "json", "other"]
 
-_STEP = re.compile(
-    r"(?P<prefix>(?:.+[_-]|epoch|step|ckpt|checkpoint|iter)?)(?P<number>[0-9]{1,18})"
-)
-
 MAX_PROBES = 64
 """Most children of a directory that are looked into; it may contain any number."""
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One step in a directory of steps.
-
-    Attributes:
-        step: Number of the step.
-        key: Name of its directory, such as `10` or `ckpt_00000010`.
-        problem: Why it is not a finished save; None if there is no sign of that.
-    """
-
-    step: int
-    key: str
-    problem: str | None = None
-
-    @property
-    def committed(self) -> bool:
-        return self.problem is None
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,8 +130,7 @@ def list_items(source: Source) -> dict[str, ItemKind]:
     Raises:
         SourceError: The directory can't be read, or that of an item that its metadata lists can't.
     """
-    handlers = step_metadata(source).get("item_handlers")
-    handlers = handlers if isinstance(handlers, dict) else {}
+    handlers = _Handlers(source)
     found: dict[str, ItemKind] = {}
     children = list(source.children())
     parts = _list_flax_arrays({info.key for info in children})
@@ -155,19 +141,42 @@ def list_items(source: Source) -> dict[str, ItemKind]:
         # Keys of an object store may contain `..`, which leads out of the directory.
         if info.is_dir and name.strip(".") and not is_temporary(name):
             try:
-                found[name] = _item_kind(source.at(name), handlers.get(name))
+                found[name] = _item_kind(source.at(name), name, handlers)
             except SourceError:
-                if name in handlers:
+                if name in handlers.by_item:
                     raise
                 found[name] = "other"
     return dict(sorted(found.items(), key=lambda item: natural_order(item[0])))
 
 
-def _item_kind(source: Source, handler: object) -> ItemKind:
+class _Handlers:
+    """What the metadata of a step says of its items, read once somebody asks."""
+
+    def __init__(self, step: Source):
+        self._step = step
+
+    @cached_property
+    def by_item(self) -> Mapping[str, object]:
+        found = step_metadata(self._step).get("item_handlers")
+        return found if isinstance(found, dict) else {}
+
+
+def _item_kind(source: Source, name: str, handlers: _Handlers) -> ItemKind:
     names = list_names(source)
     if _item_evidence(source, names) is not None:
         return "pytree"
+    if {"metadata", "metrics"} & names:  # those need no handler
+        return "json"
+    handler = handlers.by_item.get(name)
     return "json" if json_file(source, names, handler) is not None else "other"
+
+
+def list_saved_items(source: Source) -> dict[str, ItemKind]:
+    """The items of a step, as `list_items`; empty if it has none, or is an item itself."""
+    if _item_evidence(source, list_names(source)) is not None:
+        return {}
+    found = list_items(source)
+    return found if set(found.values()) - {"other"} else {}
 
 
 def json_file(source: Source, names: Set[str], handler: object = None) -> str | None:
@@ -189,12 +198,6 @@ def json_file(source: Source, names: Set[str], handler: object = None) -> str | 
     return None
 
 
-def natural_order(name: str) -> list[tuple[int, int, str]]:
-    """Sorts `ckpt2` before `ckpt10`."""
-    parts = re.split(r"(\d{1,18})", name)
-    return [(0, int(p), p) if i % 2 else (1, 0, p) for i, p in enumerate(parts)]
-
-
 def list_steps(source: Source) -> tuple[Step, ...]:
     """The steps in a directory, sorted by number, including those that never committed.
 
@@ -204,20 +207,22 @@ def list_steps(source: Source) -> tuple[Step, ...]:
     found: list[tuple[Step, frozenset[str]]] = []
     for info in source.children():
         key = info.key.rstrip("/")
-        match = _STEP.fullmatch(_final_name(key))
+        match = STEP_NAME.fullmatch(final_name(key))
         if not info.is_dir or match is None:
             continue
         child = source.at(key)
         try:
             names = list_names(child)
-            if is_temporary(key) or _unfinished_items(names) or _has_items(child, names):
+            if not names & MARKS and holds_only_data(child):
+                found.append((Step(int(match["number"]), key, _ONLY_DATA), names))
+            elif is_temporary(key) or _unfinished_items(names) or _has_items(child, names):
                 parts = [key, *_unfinished_items(names)]
                 said = [reason for part in parts if (reason := _unfinished_name_reason(part))]
                 problem = said[0] if said else _missing_commit_reason(child, names)
                 found.append((Step(int(match["number"]), key, problem), names))
         except SourceError as error:  # it may be a step, but not one that can be restored
             found.append((Step(int(match["number"]), key, str(error)), frozenset()))
-    marked = {step_prefix(step.key) for step, names in found if _has_only_commit_file(names)}
+    marked = {step_prefix(step.key) for step, names in found if _has_proof(source, names)}
     steps = [
         replace(step, problem=NO_COMMIT_FILE)
         if step.committed and not names & MARKS and step_prefix(step.key) in marked
@@ -225,63 +230,6 @@ def list_steps(source: Source) -> tuple[Step, ...]:
         for step, names in found
     ]
     return tuple(sorted(steps, key=lambda s: (s.step, s.key)))
-
-
-def step_name(step: int, found: Sequence[Step]) -> str:
-    """The name for a new step, with the prefix and padding that most of `found` have.
-
-    >>> step_name(30, [Step(7, "ckpt_007"), Step(20, "ckpt_020")]), step_name(30, [Step(20, "20")])
-    ('ckpt_030', '30')
-    """
-    named = [s.key for s in found if not is_temporary(s.key)]
-    if not named:
-        return str(step)
-    counts = Counter(map(step_prefix, named))
-    prefix = max(map(step_prefix, reversed(named)), key=lambda p: counts[p])
-    # Only a leading zero tells the width: 100 may come from padding to two digits or to three.
-    numbers = [key[len(prefix) :] for key in named if step_prefix(key) == prefix]
-    width = max((len(n) for n in numbers if n.startswith("0") and len(n) > 1), default=0)
-    return f"{prefix}{step:0{width}d}"
-
-
-def step_prefix(key: str) -> str:
-    """The part of a step's name before the number, including the `_` or `-`.
-
-    >>> step_prefix("ckpt_00000010"), step_prefix("epoch-12"), step_prefix("10")
-    ('ckpt_', 'epoch-', '')
-    """
-    match = _STEP.fullmatch(_final_name(key))
-    return match["prefix"] if match is not None else ""
-
-
-def list_prefixes(steps: Sequence[Step]) -> list[str]:
-    """What the names of the committed steps have before their numbers.
-
-    If there are several, these are not the steps of one run.
-    """
-    return list(dict.fromkeys(step_prefix(step.key) for step in steps if step.committed))
-
-
-def step_number(source: Source) -> int | None:
-    """The step number in the name of a directory; None if it isn't the name of a step."""
-    match = _STEP.fullmatch(basename(source))
-    return int(match["number"]) if match else None
-
-
-def basename(source: Source) -> str:
-    """The last component of a source's URL."""
-    return source.url.rstrip("/").rpartition("/")[2]
-
-
-def is_temporary(name: str) -> bool:
-    """Whether a save that is to become a checkpoint of another name is, or was, written here."""
-    is_t5x = _T5X_TEMPORARY.fullmatch(name.rstrip("/")) is not None
-    return is_t5x or TEMPORARY in name or name.endswith(PARTIAL_SAVE)
-
-
-def _final_name(name: str) -> str:
-    found = _T5X_TEMPORARY.fullmatch(name.rstrip("/"))
-    return found[1] if found else name.partition(TEMPORARY)[0].removesuffix(PARTIAL_SAVE)
 
 
 def uncommitted_reason(source: Source) -> str | None:
@@ -320,19 +268,26 @@ def is_committed(source: Source) -> bool:
     if any(is_temporary(part) for part in source.url.split("/")):
         return False
     places = [source] if STEP_METADATA in list_names(source) else [source, source.at("..")]
-    return any(
+    return not any(_lease_without_commit(place) for place in places) and any(
         place.stat(COMMITTED) is not None
         or isinstance(step_metadata(place).get("commit_timestamp_nsecs"), int)
         for place in places
     )
 
 
+def _lease_without_commit(source: Source) -> bool:
+    return source.stat(LEASE) is not None and source.stat(COMMITTED) is None
+
+
 NO_COMMIT_FILE = f"there is no `{COMMITTED}`, which other steps beside it have"
 """An inference: such a step may be whole, so that nothing deletes it as the remains of a save."""
 
 
+_ONLY_DATA = "it holds nothing but values, as a save leaves that never finished"
+
+
 def _unfinished_name_reason(name: str) -> str | None:
-    if TEMPORARY in name or _T5X_TEMPORARY.fullmatch(name.rstrip("/")):
+    if TEMPORARY in name or T5X_TEMPORARY.fullmatch(name.rstrip("/")):
         return f"`{name.rstrip('/')}` is the temporary directory of a save that never finished"
     if name.endswith(PARTIAL_SAVE):
         return f"`{name}` holds partial saves that were never finalized"
@@ -342,7 +297,7 @@ def _unfinished_name_reason(name: str) -> str | None:
 def _unfinished_items(names: frozenset[str]) -> list[str]:
     """The names of unfinished items. Unfinished steps are something else: they are in a run."""
     keys = [name.rstrip("/") for name in sorted(names) if name.endswith("/")]
-    return [key for key in keys if is_temporary(key) and not _STEP.fullmatch(_final_name(key))]
+    return [key for key in keys if is_temporary(key) and not STEP_NAME.fullmatch(final_name(key))]
 
 
 def _missing_commit_reason(source: Source, names: frozenset[str]) -> str | None:
@@ -350,6 +305,8 @@ def _missing_commit_reason(source: Source, names: frozenset[str]) -> str | None:
         return f"`{DELETION}` in it says that somebody began to delete it"
     if f"{_TEMPORARY_INDEX}/" in names and MANIFEST not in names:
         return f"the index of its arrays is still in the temporary `{_TEMPORARY_INDEX}`"
+    if LEASE in names and COMMITTED not in names:
+        return f"`{LEASE}` in it says that its save or deletion is not finished"
     asked = STEP_METADATA in names and COMMITTED not in names
     if asked and step_metadata(source).get("commit_timestamp_nsecs", 0) is None:
         return f"`{STEP_METADATA}` has no commit time and there is no `{COMMITTED}`"
@@ -366,15 +323,21 @@ def _missing_file_reason(source: Source, names: frozenset[str]) -> str | None:
     with suppress(SourceError):  # a directory that can't be listed tells nothing
         for info in itertools.islice(parent.children(), MAX_PROBES):
             key = info.key.rstrip("/")
-            alike = info.is_dir and _STEP.fullmatch(key) and step_prefix(key) == prefix
+            alike = info.is_dir and STEP_NAME.fullmatch(key) and step_prefix(key) == prefix
             with suppress(SourceError):
-                if alike and _has_only_commit_file(list_names(parent.at(key))):
+                if alike and _has_proof(parent, list_names(parent.at(key))):
                     return NO_COMMIT_FILE
     return None
 
 
-def _has_only_commit_file(names: frozenset[str]) -> bool:
-    return COMMITTED in names and STEP_METADATA not in names
+def _has_proof(run: Source, names: frozenset[str]) -> bool:
+    """Whether a step beside one without any file of `MARKS` proves that it is not committed.
+
+    Every Orbax writes the file to an object store, but to a disk only those that wrote nothing
+    else, and the latest.
+    """
+    everywhere = find_cost(run) is not None
+    return COMMITTED in names and (everywhere or STEP_METADATA not in names)
 
 
 def list_names(source: Source) -> frozenset[str]:
@@ -382,8 +345,17 @@ def list_names(source: Source) -> frozenset[str]:
     return frozenset(info.key for info in source.children())
 
 
+def holds_only_data(source: Source) -> bool:
+    """Whether there are files of values or a lease, and nothing that describes them."""
+    key = None
+    for key in (info.key for info in source.walk()):
+        if _DATA_FILE.fullmatch(key) is None and key != LEASE:
+            return False
+    return key is not None
+
+
 def _has_items(source: Source, names: frozenset[str]) -> bool:
-    if STEP_METADATA in names or _item_evidence(source, names) is not None:
+    if names & {STEP_METADATA, LEASE} or _item_evidence(source, names) is not None:
         return True
     return any(kind != "other" for kind in list_items(source).values())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 
+from ...storage.leftovers import LEASE
 from ...storage.source import Source
 from ..ocdbt.read import MANIFEST
 from ..zarr.metadata import FILES
@@ -15,12 +16,13 @@ from .directory import (
     TREE,
     V1_MARK,
     Root,
-    basename,
     examine_directory,
+    holds_only_data,
     is_committed,
     list_names,
 )
 from .step_metadata import STEP_METADATA
+from .step_names import basename
 
 _SIDE_FILES = (
     "_sharding",
@@ -42,11 +44,13 @@ _MAX_DEPTH = 4
 def describe_extra_content(source: Source) -> str | None:
     """What a directory contains beyond the result of one save, in words; None if nothing."""
     root, names = examine_directory(source), list_names(source)
+    if root is None and holds_only_data(source):
+        return None
     if root is None or (root.what == "json" and not is_committed(source)):
         return "other files"
     if root.what == "steps":
         return f"{len(root.steps)} step{'s' if len(root.steps) > 1 else ''}"
-    if root.what == "items" and not names & {STEP_METADATA, V1_MARK}:
+    if root.what == "items" and not names & {STEP_METADATA, V1_MARK, LEASE}:
         return "a directory with " + ", ".join(f"`{name}`" for name in sorted(root.items)[:6])
     for name in sorted(names):
         if not (
@@ -61,7 +65,9 @@ def describe_extra_content(source: Source) -> str | None:
 def _belongs_to_save(source: Source, root: Root, name: str) -> bool:
     """Whether a subdirectory was written by the save that wrote its parent."""
     if root.what == "items":
-        return name in root.handled or (not root.handled and root.items.get(name) != "other")
+        if name in root.handled or (not root.handled and root.items.get(name) != "other"):
+            return True
+        return holds_only_data(source.at(name))  # of a save in an object store that was killed
     if name in _OWN_DIRECTORIES or name.startswith("ocdbt."):
         return True
     # Without a database, each array is a directory, or nested ones if its name has slashes.

@@ -19,19 +19,16 @@ from .directory import (
     MAX_PROBES,
     TREE,
     Root,
-    basename,
     examine_directory,
     has_orbax_files,
-    is_temporary,
     list_items,
     list_names,
-    step_number,
-    step_prefix,
     uncommitted_reason,
 )
 from .item import open_item
 from .json_item import read_json_item
 from .step_metadata import metadata_around, step_metadata
+from .step_names import basename, is_temporary, step_number, step_prefix
 
 MAX_LISTED = 6
 """Most items that an error names; a directory may contain hundreds."""

@@ -8,8 +8,9 @@ from ..._core.json_text import decode_json
 from ...errors import Corrupted, NotFound
 from ...storage.signatures import read_metadata
 from ...storage.source import Source
-from .directory import basename, json_file, list_names
+from .directory import json_file, list_names
 from .step_metadata import metadata_around
+from .step_names import basename
 
 
 def read_json_item(source: Source) -> Any:

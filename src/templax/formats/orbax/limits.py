@@ -23,7 +23,8 @@ from ..ocdbt.budget import MAX_ENTRIES, NAMES
 from ..ocdbt.cursor import MAX_NAME
 from ..zarr.metadata import array_prefix
 from .checksum_index import INDEX_FILE
-from .directory import DATABASE_DIRECTORIES, MARKS, is_temporary
+from .directory import DATABASE_DIRECTORIES, MARKS
+from .step_names import is_temporary
 from .strings import find_unplaced_strings
 from .write import Empty, encode_index_file, encode_tree_files
 

@@ -14,7 +14,7 @@ STEP_METADATA = "_CHECKPOINT_METADATA"
 
 COMMITTED = "commit_success.txt"
 
-_METRICS = "metrics/metrics"
+METRICS = "metrics/metrics"
 
 
 def step_metadata(source: Source) -> dict[str, Any]:
@@ -62,7 +62,7 @@ def read_metrics(source: Source) -> dict[str, Any]:
         Corrupted: The file is damaged or lost.
         UnknownFormat: The file is a Git LFS pointer.
     """
-    found = _read_object(source, _METRICS)
+    found = _read_object(source, METRICS)
     if found:
         return found
     about = read_step_metadata(source)
@@ -72,7 +72,7 @@ def read_metrics(source: Source) -> dict[str, Any]:
     lost = found is None and (listed or source.stat("metrics") is not None)
     # Orbax's v1 API may have put an item of that name there, of other files.
     if lost and not known and all(f.key.endswith(COMMITTED) for f in source.children("metrics/")):
-        raise Corrupted("Expected the metrics, found no file", file=f"{source.url}/{_METRICS}")
+        raise Corrupted("Expected the metrics, found no file", file=f"{source.url}/{METRICS}")
     return known
 
 

@@ -11,7 +11,8 @@ import templax as tx
 from helpers import CORPUS, list_names
 from opening import open_local, read_refusal
 from templax.errors import NotFound, Uncommitted
-from templax.formats.orbax.directory import Step, list_items, list_steps
+from templax.formats.orbax.directory import list_items, list_steps
+from templax.formats.orbax.step_names import Step
 from templax.storage import Local
 
 pytestmark = pytest.mark.usefixtures("own_event_loop")

@@ -12,7 +12,8 @@ import templax as tx
 from helpers import CORPUS, run_cli
 from opening import open_local, read_refusal
 from templax.errors import NotFound
-from templax.formats.orbax.directory import list_steps, step_name, step_prefix
+from templax.formats.orbax.directory import list_steps
+from templax.formats.orbax.step_names import step_name, step_prefix
 from templax.storage import Local
 
 DEFAULT = "orbax-0.12.8-default"

@@ -1,0 +1,148 @@
+"""The directory of a run in an object store: what changes it besides a save."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Generator
+from contextlib import contextmanager
+
+from ..errors import AlreadyExists, SaveError, SourceError
+from .event_loop import run_request
+from .lease import Lease, is_old, watch_leases
+from .leftovers import LEASE, QUIET_S
+from .object_sink import list_marks
+from .object_store import ObjectSource
+from .requests import Traffic, Version
+from .stores import HTTP, Store
+
+
+class ObjectRun:
+    """A directory of steps in an object store.
+
+    Nothing locks it. Each step that is saved or deleted is held by a lease of its own, so two
+    programs never write to the same one, and what both save is whole. A lease of the whole run
+    would have to be renewed as long as the program trains, and the next program would have to wait
+    for its end after each crash. Nor does a reader hold anything, as reading needs no right to
+    write: where a step is deleted while it is read, the read fails.
+
+    Args:
+        store: How to reach the store.
+        url: The URL of the directory, without a slash at the end.
+
+    Attributes:
+        url: As given.
+        storage: As given.
+    """
+
+    def __init__(self, store: Store, url: str):
+        self.url, self.storage = url, store
+        self._location = store.locate(url)
+        self._requests = store.connect(self._location)
+
+    @property
+    def traffic(self) -> Traffic:
+        """The requests made so far."""
+        return self._requests.traffic
+
+    def look(self) -> ObjectSource:
+        """The directory as it is now."""
+        return ObjectSource.over(self._requests, self.storage, self._location)
+
+    def join(self, name: str) -> str:
+        """The URL of what has a name in the directory."""
+        return f"{self.url}/{name}"
+
+    def acquire(self) -> None:
+        """Refuses stores that can't be written to; see `RunStorage`."""
+        if isinstance(self.storage, HTTP):
+            what = "templax reads from web servers, but does not write to them"
+            raise SaveError(what, file=self.url)
+
+    def release(self) -> None:
+        """Does nothing; see `RunStorage`."""
+
+    @contextmanager
+    def hold_for_reading(self, name: str) -> Generator[bool, None, None]:
+        """Holds nothing; see `RunStorage`."""
+        yield True
+
+    def find_abandoned(self, names: Collection[str], *, watch: bool = True) -> set[str]:
+        """See `RunStorage`. A save is in progress as long as its lease is renewed.
+
+        To watch the leases takes up to `LEASE_S`, unless all of them are very old.
+        """
+        leases, quiet = self._find_leases(names)
+        if watch:
+            gone = watch_leases(self._requests, leases)
+        else:
+            gone = {path for path, lease in leases.items() if is_old(lease)}
+        return quiet | {name for name in names if self._path(name) in gone}
+
+    def remove_leftovers(self, names: Collection[str]) -> None:
+        """See `RunStorage`. Other programs than templax have no lease, so theirs stay."""
+        leases, _ = self._find_leases(names)
+        for name in sorted(names):
+            lease = leases.get(self._path(name))
+            if lease is not None and is_old(lease):
+                self.remove_leftover(name)
+
+    def _find_leases(self, names: Collection[str]) -> tuple[dict[str, Version], set[str]]:
+        """The leases at some names; and the names without one where nothing was written lately."""
+        run = self.look()
+        leases, quiet = dict[str, Version](), set[str]()
+        for name in names:
+            found = {info.key: info for info in run.at(name).walk()}
+            if LEASE in found:
+                version = found[LEASE].version
+                assert isinstance(version, Version)
+                leases[self._path(name)] = version
+                continue
+            newest = max((info.modified or 0.0 for info in found.values()), default=0.0)
+            if time.time() - newest > QUIET_S:
+                quiet.add(name)
+        return leases, quiet
+
+    def delete(self, name: str) -> bool:
+        """Deletes a step: first the marker and what else says that it is whole, then the rest.
+
+        Returns:
+            True.
+
+        Raises:
+            AlreadyExists: A process is saving it, or deleting it.
+            SaveError: The store refused. What remains is no step any more, or all of it is there.
+        """
+        place = self.join(name)
+        try:
+            lease = Lease(self._requests, self._path(name))
+            try:
+                run_request(self._delete_below(name))
+            except BaseException:
+                lease.abandon()
+                raise
+            lease.release()
+        except AlreadyExists as error:
+            raise SaveError(error.what, file=place, hint="wait for it") from error
+        except SourceError as error:
+            raise SaveError(f"can't remove: {error}", file=place) from error
+        return True
+
+    def remove_leftover(self, name: str) -> None:
+        """Deletes what a dead save left at a name; raises what `delete` does."""
+        self.delete(name)
+
+    def _path(self, name: str) -> str:
+        """The path of the lease of a step."""
+        path = f"{name}/{LEASE}"
+        return f"{self._location.path}/{path}" if self._location.path else path
+
+    async def _delete_below(self, name: str) -> None:
+        lease = self._path(name)
+        directory = lease.rpartition("/")[0]
+        found: list[str] = []
+        async for objects in self._requests.list_all(directory):
+            found += [meta["path"] for meta in objects]
+        marks = list_marks(found)
+        for path in marks:  # one after the other: a reader believes each of them
+            await self._requests.delete([path])
+        await self._requests.delete(sorted({*found} - {*marks, lease}))
