@@ -146,7 +146,7 @@ def _measure_saves(workload: Workload, directory: Path, options: argparse.Namesp
             row.untimed.append(workers[row.library].run(row.library))
             traffic = store.take_traffic()
             row.requests, row.moved_bytes = traffic.requests, traffic.sent
-            if row.library == "templax":
+            if not row.library.startswith("limit-"):
                 saved = directory / "saved"
                 for key in store.direct.list():
                     if key.startswith(f"{row.library}/"):

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import obstore
 
@@ -48,10 +49,52 @@ class Restorer:
     limit: bool = False
 
 
-def open_templax(job: Job, bucket: Bucket) -> Restore:
+def open_templax(job: Job, bucket: Bucket, **options: Any) -> Restore:
     import templax as tx
 
-    return lambda: tx.restore(f"{bucket.url}/{job.path.name}", job.template)
+    return lambda: tx.restore(f"{bucket.url}/{job.path.name}", job.template, **options)
+
+
+def open_templax_in_little_memory(job: Job, bucket: Bucket) -> Restore:
+    return open_templax(job, bucket, memory=64 * MIB)
+
+
+def open_orbax(job: Job, bucket: Bucket) -> Restore:
+    """Orbax itself, which is told that the arrays of a local checkpoint are in the bucket.
+
+    Its own way to S3 needs libraries that reach Amazon's only. So it reads its metadata from the
+    local file, in no time, which is in its favour.
+    """
+    import orbax.checkpoint as ocp
+    from orbax.checkpoint._src.serialization import tensorstore_utils
+
+    place = _place_in_bucket(job, bucket)
+    checkpointer = ocp.PyTreeCheckpointer()
+
+    def restore() -> PyTree:
+        with (
+            mock.patch.object(tensorstore_utils, "_use_gcs_driver", lambda _: True),
+            mock.patch.object(
+                tensorstore_utils.gcs_utils, "get_kvstore_for_gcs", lambda _: dict(place)
+            ),
+        ):
+            args = ocp.checkpoint_utils.construct_restore_args(job.template)
+            return checkpointer.restore(job.path, item=job.template, restore_args=args)
+
+    return restore
+
+
+def _place_in_bucket(job: Job, bucket: Bucket) -> dict[str, Any]:
+    """What TensorStore calls the place of a checkpoint."""
+    place: dict[str, Any] = {"driver": "gcs", "bucket": bucket.name, "path": f"{job.path.name}/"}
+    if bucket.server.scheme == "s3":
+        place |= {
+            "driver": "s3",
+            "endpoint": bucket.server.url,
+            "aws_region": REGION,
+            "aws_credentials": {"type": "environment"},
+        }
+    return place
 
 
 def open_tensorstore(job: Job, bucket: Bucket) -> Restore:
@@ -59,17 +102,9 @@ def open_tensorstore(job: Job, bucket: Bucket) -> Restore:
     import jax
     import tensorstore as ts
 
-    base: dict[str, Any] = {"driver": "gcs", "bucket": bucket.name, "path": f"{job.path.name}/"}
-    if bucket.server.scheme == "s3":
-        base |= {
-            "driver": "s3",
-            "endpoint": bucket.server.url,
-            "aws_region": REGION,
-            "aws_credentials": {"type": "environment"},
-        }
     store = {
         "driver": "ocdbt",
-        "base": base,
+        "base": _place_in_bucket(job, bucket),
         "cache_pool": "cache_pool#ocdbt",
         "experimental_read_coalescing_threshold_bytes": 1_000_000,
         "experimental_read_coalescing_merged_bytes": 500_000_000_000,
@@ -180,9 +215,12 @@ async def _get_ranges(store: Any, ranges: list[tuple[str, int, int]], concurrenc
 
 RESTORERS: dict[str, Restorer] = {
     "templax": Restorer(open_templax),
+    "templax-64-MiB": Restorer(open_templax_in_little_memory),
     "tensorstore": Restorer(open_tensorstore),
+    "orbax": Restorer(open_orbax),
     "templax-orbax": Restorer(open_templax, kind="orbax"),
     "tensorstore-orbax": Restorer(open_tensorstore, kind="orbax"),
+    "orbax-orbax": Restorer(open_orbax, kind="orbax"),
     "obstore-safetensors": Restorer(open_download, kind="safetensors"),
     "boto3-safetensors": Restorer(open_boto3_download, kind="safetensors"),
     "limit-get": Restorer(open_get, limit=True),

@@ -33,6 +33,12 @@ def open_templax(tree: PyTree, bucket: Bucket, notes: list[str]) -> SaveThere:
     return lambda path: tx.save(f"{bucket.url}/{path}", tree)
 
 
+def open_templax_in_little_memory(tree: PyTree, bucket: Bucket, notes: list[str]) -> SaveThere:
+    import templax as tx
+
+    return lambda path: tx.save(f"{bucket.url}/{path}", tree, memory=64 * MIB)
+
+
 def open_put(tree: PyTree, bucket: Bucket, notes: list[str]) -> SaveThere:
     """Uploads as many bytes in parts side by side, in the best of several ways."""
     import numpy as np
@@ -59,4 +65,8 @@ def open_put(tree: PyTree, bucket: Bucket, notes: list[str]) -> SaveThere:
     return lambda path: put(path, *best)
 
 
-SAVERS: dict[str, OpenSaver] = {"templax": open_templax, "limit-put": open_put}
+SAVERS: dict[str, OpenSaver] = {
+    "templax": open_templax,
+    "templax-64-MiB": open_templax_in_little_memory,
+    "limit-put": open_put,
+}
