@@ -73,9 +73,9 @@ def open_orbax(job: Job, bucket: Bucket) -> Restore:
 
     def restore() -> PyTree:
         with (
-            mock.patch.object(tensorstore_utils, "_use_gcs_driver", lambda _: True),
+            mock.patch.object(tensorstore_utils, "_use_gcs_driver", return_value=True),
             mock.patch.object(
-                tensorstore_utils.gcs_utils, "get_kvstore_for_gcs", lambda _: dict(place)
+                tensorstore_utils.gcs_utils, "get_kvstore_for_gcs", return_value=place
             ),
         ):
             args = ocp.checkpoint_utils.construct_restore_args(job.template)

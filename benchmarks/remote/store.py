@@ -23,7 +23,7 @@ class Traffic(NamedTuple):
         lists: Requests that list names.
         reads: Other requests that read: GET and HEAD.
         writes: PUT and POST; each part of an upload is one, and so are its beginning and its end.
-        deletes: DELETE.
+        deletes: DELETE, and POST of a list of names to delete.
         sent: Bytes of bodies that the client sent.
         received: Bytes of bodies that it received, listings included.
     """
@@ -98,7 +98,7 @@ def _serve_proxy(pipe: Connection, url: str) -> None:
 def _count_traffic(proxy: FaultProxy) -> Traffic:
     exchanges = proxy.select()
     lists = sum(e.is_listing for e in exchanges)
-    methods = [e.method for e in exchanges]
+    methods = ["DELETE" if e.target.endswith("?delete") else e.method for e in exchanges]
     return Traffic(
         lists,
         methods.count("GET") + methods.count("HEAD") - lists,

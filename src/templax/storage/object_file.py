@@ -16,7 +16,11 @@ from .request_errors import describe_error
 from .requests import Requests
 
 PART_BYTES = 16 * 1024 * 1024
-"""A larger file is uploaded in parts of this size, or of more if there would be too many."""
+"""A larger file is uploaded in parts of this size, of less if memory is short, or of more if there
+would be too many."""
+
+_MIN_PART_BYTES = 5 * 1024 * 1024
+"""Stores take no smaller parts, but for the last one."""
 
 _MAX_PARTS = 9_000
 """Stores take at most 10,000 parts of an object."""
@@ -26,6 +30,9 @@ _CONCURRENCY = 8
 
 _QUEUED = 2
 """Parts that may wait to be sent. A thread that has written more waits, too."""
+
+_HELD = _CONCURRENCY + _QUEUED + 2
+"""Parts that are in memory at most: those, the next one, and the copy of it that is queued."""
 
 _ZEROS = bytes(1024 * 1024)
 
@@ -59,9 +66,10 @@ class ObjectFile:
         """See `SinkFile`."""
         return self._size
 
-    def expect(self, nbytes: int) -> None:
-        """Says how many bytes will be written, about, before the first of them."""
-        self._part_bytes = max(PART_BYTES, -(-nbytes // _MAX_PARTS))
+    def expect(self, nbytes: int, memory: int) -> None:
+        """See `StreamedFile`."""
+        fitting = max(_MIN_PART_BYTES, memory // _HELD)
+        self._part_bytes = max(min(PART_BYTES, fitting), -(-nbytes // _MAX_PARTS))
 
     def write(self, data: bytes | bytearray | memoryview, offset: int | None = None) -> None:
         """See `SinkFile`. Bytes that were handed on can't be changed any more."""

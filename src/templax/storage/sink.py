@@ -50,8 +50,13 @@ class SinkFile(Protocol):
 class StreamedFile(SinkFile, Protocol):
     """A file that is sent away in order while it is written, and so wants to know more."""
 
-    def expect(self, nbytes: int) -> None:
-        """Hears how many bytes will be written, about, before the first of them."""
+    def expect(self, nbytes: int, memory: int) -> None:
+        """Hears how many bytes will be written, about, before the first of them.
+
+        Args:
+            nbytes: The bytes.
+            memory: Bytes that may wait in memory to be sent.
+        """
         ...
 
     def settle(self, offset: int) -> None:
