@@ -11,7 +11,7 @@ from orbax.checkpoint import v1
 
 import templax as tx
 from templax._runs.steps import read_run
-from templax.storage import Local
+from templax.storage import Local, open_source, stores
 from templax.storage.leftovers import temporary_path
 
 TREE = {"w": jnp.arange(8.0), "b": jnp.zeros(3, jnp.bfloat16)}
@@ -127,3 +127,46 @@ def test_orbax_ignores_what_a_killed_save_of_a_manager_left(tmp_path):
     shutil.copytree(tmp_path / "run" / "1", temporary_path(str(tmp_path / "run" / "2")))
     with open_with_orbax(tmp_path / "run") as manager:
         assert list(manager.all_steps()) == [1]
+
+
+def copy_to_store(path, url):
+    """Uploads a directory, as `gsutil cp -r` does."""
+    location = stores.ProcessMemory().locate(url)
+    store, prefix = stores.ProcessMemory().make(location), location.path
+    for file in path.rglob("*"):
+        if file.is_file() and not file.name.startswith("."):
+            store.put(f"{prefix}/{file.relative_to(path).as_posix()}", file.read_bytes())
+
+
+def copy_from_store(url, path):
+    """Downloads the objects below a URL."""
+    source = open_source(url)
+    for info in source.walk():
+        (path / info.key).parent.mkdir(parents=True, exist_ok=True)
+        (path / info.key).write_bytes(source.read(info.key))
+
+
+@pytest.mark.parametrize("marked", [False, True])
+def test_a_run_in_a_store_is_continued_after_orbax_and_before_it(tmp_path, marked):
+    """Orbax writes `commit_success.txt` to stores; what it wrote to a disk may lack it."""
+    save_run(tmp_path / "run")
+    for step in (tmp_path / "run").iterdir():
+        for place in (step, step / "default", step / "metrics"):
+            if step.name.isdigit():
+                (place / "commit_success.txt").unlink(missing_ok=True)
+                if marked:
+                    (place / "commit_success.txt").write_text("Checkpoint commit was successful")
+    url = f"memory://{tmp_path.name}-{marked}/run"
+    copy_to_store(tmp_path / "run", url)
+    with tx.Manager(url, keep=tx.Keep(last=3)) as manager:
+        assert manager.steps() == [1, 2, 3]
+        assert (manager.best("loss"), manager.metrics(2)["loss"]) == (3, 1 / 2)
+        assert is_saved_tree(manager.restore(ABSTRACT))
+        manager.save(4, TREE, metrics={"loss": 1 / 4})
+        assert manager.steps() == [2, 3, 4]
+    copy_from_store(url, tmp_path / "back")
+    with open_with_orbax(tmp_path / "back") as manager:
+        assert manager.all_steps() == [2, 3, 4]
+        assert (manager.best_step(), manager.metrics(4)["loss"]) == (4, 1 / 4)
+        for step in (2, 3, 4):
+            assert is_saved_tree(manager.restore(step, args=ocp.args.StandardRestore(ABSTRACT)))

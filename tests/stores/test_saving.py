@@ -17,7 +17,7 @@ from templax.storage.leftovers import LEASE
 
 from .choice import WRITABLE, run_on
 from .connect import find_storage
-from .faults import Answer, LoseAnswer, Refuse
+from .faults import Answer, Corrupt, LoseAnswer, Refuse
 from .proxy import FaultProxy
 from .server import Bucket
 
@@ -212,3 +212,41 @@ def test_each_part_is_sent_with_its_checksum(bucket: Bucket, proxy: FaultProxy) 
     puts = proxy.select("PUT")
     assert len([e for e in puts if "partNumber" in e.query]) > 2
     assert all(e.head.find("x-amz-checksum-sha256") for e in puts)
+
+
+@run_on("moto", "fake-gcs")
+@pytest.mark.parametrize("to", ["orbax", "npz"])
+def test_checkpoints_are_converted_from_and_to_stores(
+    bucket: Bucket, tmp_path: Path, to: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree, store = make_tree(1), find_storage(bucket)
+    source = tx.save(tmp_path / "source", tree)
+    url = f"{bucket.url}/copies/1"
+    if to == "npz":
+        with pytest.raises(tx.UsageError, match="writes npz to local disks only"):
+            tx.convert(tmp_path / "source", url, to="npz", storage=store)
+        assert not bucket.list()
+        return
+    done = tx.convert(tmp_path / "source", url, to="orbax", storage=store)
+    assert done.verified
+    assert done.path == url
+    assert_saved(bucket, tree, "copies/1")
+    catalog = tx.open(url, storage=store)
+    assert tx.fingerprint(catalog) == source.fingerprint
+    with pytest.raises(tx.SaveError, match="got the source itself"):
+        tx.convert(catalog, url, to="orbax", overwrite=True, storage=store)
+    back = tx.convert(catalog, tmp_path / "back.safetensors", skip=["b.1"])
+    assert back.verified
+
+
+@run_on("moto")
+def test_a_conversion_reads_back_what_the_store_has(
+    bucket: Bucket, tmp_path: Path, proxy: FaultProxy
+) -> None:
+    tree = make_tree(1, 1_000_000)
+    tx.save(tmp_path / "source", tree)
+    store = find_storage(bucket.at(proxy.url))
+    proxy.inject(Corrupt(at=2_000_000), method="GET", path="*/d/*", times=None)
+    with pytest.raises(tx.SaveError, match="read back"):
+        tx.convert(tmp_path / "source", f"{bucket.url}/x", to="orbax", storage=store)
+    assert not bucket.list()

@@ -53,6 +53,11 @@ ALLOWED = {
     ("_views.recipe", "pickle"): "loads a part of what the owner is already unpickling",
     ("storage.open", "urllib"): "decodes `%20` in a path; opens no connection",
     ("storage.leftovers", "socket"): "the name of this machine",
+    ("storage.lease", "socket"): "the name of this machine",
+    ("storage.__init__", "importlib"): "classes are imported when first used: a fixed table",
+    ("storage.stores", "importlib"): "imports two modules of obstore: constants",
+    ("storage.stores", "urllib"): "splits a URL that the caller gives",
+    ("storage.web_listing", "urllib"): "asks the web server that the caller names for its pages",
     ("_runs.locks", "socket"): "the name of this machine",
     ("_core.dtypes", "getattr(ml_dtypes, …)"): "a dtype by its name; only a type of numbers counts",
 }

@@ -6,7 +6,7 @@ import bisect
 import os
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from .._audit.diff import check_subtree
 from .._catalog.catalog import Catalog
@@ -21,7 +21,8 @@ from .._views.merged_source import MergedSource
 from ..errors import Corrupted, SaveError, UsageError
 from ..formats.registry import Checkpoint, open_checkpoint
 from ..storage.local import Local
-from ..storage.open import open_source
+from ..storage.open import is_remote, open_source, spell_path
+from ..storage.source import Source
 from .leftovers import identify_source
 from .options import make_options
 from .read import LeafReader
@@ -29,6 +30,9 @@ from .read_back import compare_with_written
 from .result import Converted, LeafCast
 from .select import Selection, select_leaves
 from .target import Target, plan_files
+
+if TYPE_CHECKING:
+    from ..storage.stores import Store
 
 
 def convert(
@@ -49,6 +53,7 @@ def convert(
     memory: int | None = None,
     threads: int | None = None,
     on_progress: Progress | None = None,
+    storage: Store | None = None,
 ) -> Converted:
     """Writes a checkpoint of any format that templax reads as one of another format.
 
@@ -65,7 +70,9 @@ def convert(
 
     Args:
         src: A checkpoint, in any form that `open` takes.
-        dst: A local path that does not exist yet, or an empty directory. Parents are created.
+        dst: A local path that does not exist yet, or an empty directory. Parents are created. Or
+            a URL of an object store, to which only "orbax" is written; there a conversion that is
+            killed begins anew.
         to: The format to write: "orbax", "safetensors", "msgpack" (Flax) or "npz", as in `save`.
             By default that of the file that `dst` names: a path that ends in `.safetensors`,
             `.msgpack` or `.npz` is a single file; any other one is a directory.
@@ -91,6 +98,7 @@ def convert(
         threads: Workers that read, decode and write. Default: the cores of this process, at most 8.
         on_progress: Called as `on_progress(done, total)` with the bytes written and read back so
             far, and in all, at most ten times a second. An exception in it ends the conversion.
+        storage: How to reach the object store of `dst`; see `save`.
 
     Returns:
         A `Converted`: what was written, cast, and not carried over. `print` shows it.
@@ -130,6 +138,7 @@ def convert(
         memory=memory,
         threads=threads,
         on_progress=on_progress,
+        storage=storage,
     )
     save = options.save
     if not isinstance(verify, bool):
@@ -155,7 +164,7 @@ def convert(
     if save.format == "msgpack":
         reader.hold_numbers(chosen.leaves)
     item = plan_files(chosen, options)
-    check_destination(open_source(options.path), replaces=overwrite and not save.single)
+    check_destination(open_source(options.path, storage), replaces=overwrite and not save.single)
     with Target(chosen, options, item, reader, identify_source(catalog)) as target:
         meter = _Meter(item.writer.total, verify, on_progress)
         target.write(meter.report_written)
@@ -163,7 +172,7 @@ def convert(
         _compare_with_recorded(catalog, chosen, item.leaves, crcs)
         if verify:
             compare_with_written(
-                target.location,
+                target.preview(),
                 item.leaves,
                 chosen.empties,
                 crcs,
@@ -216,12 +225,12 @@ def _check_apart(catalog: Catalog, path: str) -> None:
     """Refuses a destination that is the source, in it, or around it; or one of several."""
     whole = catalog.source
     for source in whole.parts if isinstance(whole, MergedSource) else (whole,):
-        if isinstance(source, Local):
+        if isinstance(source, Local) or is_remote(source.url):
             _check_apart_from(source, path)
 
 
-def _check_apart_from(local: Local, path: str) -> None:
-    source, target = (os.path.realpath(each) for each in (local.url, path))
+def _check_apart_from(local: Source, path: str) -> None:
+    source, target = (spell_path(each) for each in (local.url, path))
     for inner, outer in ((source, target), (target, source)):
         if inner == outer or inner.startswith(outer.rstrip(os.sep) + os.sep):
             where = "the source itself" if source == target else "a path in it or around it"

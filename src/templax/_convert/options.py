@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .. import __version__
 from .._core.arguments import check_int
@@ -13,8 +13,11 @@ from .._save import options as save_options
 from .._save.options import SaveOptions
 from ..errors import UsageError
 from ..storage.leftovers import absolute_path
-from ..storage.open import local_path
+from ..storage.open import find_remote, local_path
 from .select import Casts, parse_casts
+
+if TYPE_CHECKING:
+    from ..storage.stores import Store
 
 FORMATS = ("orbax", *save_options.SUFFIXES)
 """The formats that can be written."""
@@ -62,6 +65,7 @@ def make_options(
     memory: int | None,
     threads: int | None,
     on_progress: Progress | None,
+    storage: Store | None = None,
 ) -> ConvertOptions:
     """Checks the options that `convert` takes, which documents them.
 
@@ -71,7 +75,12 @@ def make_options(
     """
     if not isinstance(dst, (str, os.PathLike)):
         raise UsageError(f"Expected a path to convert to, got {dst!r}")
-    path = absolute_path(local_path(dst, "writes", "convert to a local directory, then copy that"))
+    remote = find_remote(dst, storage)
+    if remote is not None:
+        path = remote[1].rstrip("/")
+    else:
+        hint = "convert to a local directory, then copy that"
+        path = absolute_path(local_path(dst, "writes", hint))
     for name, flag in (("overwrite", overwrite), ("flat", flat)):
         if not isinstance(flag, bool):
             raise UsageError(f"Expected {name}=True or False, got {flag!r}")
@@ -87,7 +96,12 @@ def make_options(
         threads=threads,
         on_progress=on_progress,
         shard_size=shard_size,
+        storage=storage,
     )
+    if remote is not None and save.format != "orbax":
+        raise UsageError(
+            f'templax writes {save.format} to local disks only; hint: to="orbax", or a local path'
+        )
     if save.format != "orbax":
         for name, given in (("chunk_size", chunk_size is not None), ("flat", flat)):
             if given:

@@ -16,6 +16,7 @@ from .._save.writer import Writer
 from ..errors import CheckpointError, SaveError
 from ..formats.registry import open_catalog
 from ..storage.open import open_source
+from ..storage.source import Source
 from .read import LeafReader
 
 
@@ -61,7 +62,7 @@ def compute_crcs(
 
 
 def compare_with_written(
-    location: str,
+    written: str | Source,
     leaves: Sequence[Leaf],
     empties: Sequence[tuple[Path, str]],
     crcs: Sequence[int],
@@ -72,7 +73,7 @@ def compare_with_written(
     """Opens what was written as any reader does, and compares its leaves and their values.
 
     Args:
-        location: The path of the checkpoint before the commit.
+        written: The path of the checkpoint before the commit, or a source of it.
         leaves: As they were to be written.
         empties: Nodes without a leaf, as they were to be written.
         crcs: The crc32c of each leaf, as read from the source and cast.
@@ -82,8 +83,10 @@ def compare_with_written(
     Raises:
         SaveError: It differs.
     """
+    source = open_source(written)
+    location = source.url
     try:
-        catalog = open_catalog(open_source(location), uncommitted="allow")
+        catalog = open_catalog(source, uncommitted="allow")
         entries = [catalog.leaves.get(leaf.name) for leaf in leaves]
         if len(catalog.entries) != len(leaves):
             what = f"Expected to read back {len(leaves):,} leaves, got {len(catalog.entries):,}"

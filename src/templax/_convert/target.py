@@ -15,7 +15,9 @@ from ..errors import SaveError
 from ..formats.orbax.directory import COMMITTED
 from ..formats.orbax.write import STANDARD, encode_commit_files
 from ..storage.leftovers import Leftover, remove_abandoned
-from ..storage.open import open_staging
+from ..storage.open import is_remote, open_staging
+from ..storage.sink import PreviewedSink
+from ..storage.source import Source
 from ..storage.staging import Staging
 from .journal import Head, Journal
 from .leftovers import digest, find_leftover
@@ -83,16 +85,19 @@ class Target:
         identity = digest(
             (options.identity, item.facts, read, chosen.empties, dict(chosen.metadata))
         )
-        if source is not None:
+        if source is not None and not is_remote(options.path):
             leftover, self.restarted = find_leftover(options.path, source, identity)
         sink = open_staging(
-            options.path, overwrite=save.overwrite, single=save.single, leftover=leftover
+            options.path,
+            overwrite=save.overwrite,
+            single=save.single,
+            leftover=leftover,
+            storage=save.storage,
         )
-        assert isinstance(sink, Staging)
         self._sink = sink
         try:
             self._journal = None
-            if source is not None:
+            if isinstance(sink, Staging) and source is not None:
                 resume = leftover is not None
                 self._journal = Journal(sink.directory, reader.overflows, resume=resume)
             write = WriteOptions(
@@ -103,12 +108,12 @@ class Target:
                 forget=False,
                 reader=reader,
                 journal=self._journal,
-                data=digest((source, identity))[:32],
+                data=None if is_remote(options.path) else digest((source, identity))[:32],
             )
             item.open(sink, write, only_process=True)
             self.resumed_bytes = item.writer.found
             self._check_space()
-            if self._journal is not None and source is not None:
+            if isinstance(sink, Staging) and self._journal is not None and source is not None:
                 sink.sync_names()  # a journal without these files would be believed
                 self._journal.begin(Head(source, identity, tuple(sink.keys)))
         except BaseException:
@@ -117,7 +122,7 @@ class Target:
 
     def _check_space(self) -> None:
         """Refuses what the disk has no room for, before it is written."""
-        if self._options.level is not None:
+        if self._options.level is not None or not isinstance(self._sink, Staging):
             return
         # What a killed call had written has its room, whether its journal tells of it or not.
         needed = self._item.writer.total - self._sink.count_allocated()
@@ -132,10 +137,12 @@ class Target:
                 hint="make room, or convert to another disk",
             )
 
-    @property
-    def location(self) -> str:
-        """Where the checkpoint can be opened before the commit."""
+    def preview(self) -> str | Source:
+        """What the checkpoint can be opened by before the commit."""
         sink = self._sink
+        if isinstance(sink, PreviewedSink):
+            return sink.preview()
+        assert isinstance(sink, Staging)
         if self._options.format != "orbax" and len(sink.keys) == 1:
             return os.path.join(sink.directory, sink.keys[0])
         return sink.directory

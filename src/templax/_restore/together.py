@@ -22,7 +22,9 @@ from .._match.result import Match, TemplateError
 from .._plan.plan import Plan
 from .._template.template import Template
 from ..errors import NotFound, SourceError, TemplaxError
+from ..storage.local import Local
 from ..storage.open import is_remote, open_source
+from ..storage.source import Source
 
 if TYPE_CHECKING:
     from ..storage.stores import Store
@@ -201,16 +203,31 @@ def run_together(
     return tree
 
 
-def identify_checkpoint(path: str, storage: Store | None = None) -> bytes:
+def identify_checkpoint(checkpoint: str | Source, storage: Store | None = None) -> bytes:
     """A digest by which processes tell whether they see the same checkpoint; empty without one.
 
     Args:
-        path: A local path, or a URL.
+        checkpoint: A local path, a URL, or the source there.
         storage: How to reach the object store of a URL.
     """
+    if isinstance(checkpoint, Local):
+        checkpoint = checkpoint.url
+    if isinstance(checkpoint, str) and not is_remote(checkpoint):
+        return _identify_local(checkpoint)
+    try:
+        source = open_source(checkpoint, storage)
+        info = source.stat("")
+        found = [(each.key, repr(each.version)) for each in source.children()]
+    except TemplaxError:  # opening it tells why
+        return b""
+    if info is None:
+        return b""
+    return hashlib.sha256(repr((info.is_dir or repr(info.version), found)).encode()).digest()
+
+
+def _identify_local(path: str) -> bytes:
+    """`identify_checkpoint` of a path: by sizes, and by what small files hold."""
     digest = hashlib.sha256()
-    if is_remote(path):
-        return _identify_remote(path, storage)
     try:
         if not os.path.isdir(path):
             digest.update(b"%d" % os.stat(path).st_size)
@@ -224,19 +241,6 @@ def identify_checkpoint(path: str, storage: Store | None = None) -> bytes:
     except OSError:
         return b""
     return digest.digest()
-
-
-def _identify_remote(url: str, storage: Store | None) -> bytes:
-    """`identify_checkpoint` of a URL: by what a store tells of the versions of its objects."""
-    try:
-        source = open_source(url, storage)
-        info = source.stat("")
-        found = [(each.key, repr(each.version)) for each in source.children()]
-    except TemplaxError:  # opening it tells why
-        return b""
-    if info is None:
-        return b""
-    return hashlib.sha256(repr((info.is_dir or repr(info.version), found)).encode()).digest()
 
 
 def await_checkpoint(call: Hosts, path: str, identity: bytes, storage: Store | None = None) -> None:

@@ -315,7 +315,8 @@ class Manager:
 
         Raises:
             NotFound: The step does not exist; or there is none at all, and `missing="error"` or its
-                patterns leave out a leaf.
+                patterns leave out a leaf. In an object store, also if a step that was asked for is
+                deleted meanwhile.
             UnknownFormat, Uncommitted: No step is committed, but something else is there.
             Corrupted: The step is damaged, or with `fallback=True` every step. The error names the
                 step and the path, and an earlier step if that one is whole.

@@ -7,7 +7,9 @@ from collections.abc import Collection, Sequence
 
 from ..errors import SaveError, UsageError
 from ..formats.orbax.limits import find_item_problem
+from ..formats.orbax.step_metadata import STEP_METADATA
 from ..formats.orbax.step_names import Step, is_temporary, step_name
+from ..storage.source import read_ahead
 from .contents import choose_tree, find_committed, read_steps
 from .run_storage import RunStorage
 
@@ -52,6 +54,7 @@ def prepare_step(
             " from an earlier step",
         )
     if item is None and committed:
+        read_ahead(found, [f"{committed[max(committed)]}/{STEP_METADATA}"])
         item = choose_tree(found.at(committed[max(committed)]), None)
     try:
         # Not only this step's: a step whose deletion was cut short may never be saved again, so

@@ -182,11 +182,8 @@ class StepRestore:
 
     def _offer_step(self, step: int, key: str | None) -> tuple[int, str | None, bytes]:
         several = self._call.count > 1 and key is not None
-        identity = self._identify(key) if several and key else b""
+        identity = identify_checkpoint(self._find_step(key)) if several and key else b""
         return step, key, identity
-
-    def _identify(self, name: str) -> bytes:
-        return identify_checkpoint(self._run.join(name), self._run.storage)
 
     def _restore_only(self, offered: _Offered, held: ExitStack) -> PyTree:
         """Restores the only step that is offered.

@@ -43,8 +43,10 @@ def check_destination(source: Source, *, replaces: bool) -> None:
     """
     check_path(source.url)
     try:
+        # Listed first: a store is then asked for single files above, rather than for listings.
+        is_empty = next(source.children(), None) is None
         around = find_enclosing_item(source)
-        replaces = replaces and next(source.children(), None) is not None
+        replaces = replaces and not is_empty
         is_set = SafetensorsSet().is_only(source) or find_only_file(source) is not None
         replaces = replaces and not is_set
         found = describe_extra_content(source) if replaces else None

@@ -15,7 +15,7 @@ from ..storage.source import Source
 from .diagnose import diagnose_source
 from .files import FILE_FORMATS, SET_FORMATS
 from .flax.file import FlaxArrays
-from .orbax.directory import list_items, uncommitted_reason
+from .orbax.directory import list_items, list_run_ahead, uncommitted_reason
 from .orbax.format import Orbax, enter_item, list_ends
 from .orbax.json_item import read_json_item
 from .protocol import Format
@@ -51,6 +51,8 @@ def open_catalog(source: Source, *, uncommitted: Literal["error", "allow"] = "er
         reason = uncommitted_reason(source)  # before the tree is read, which may be incomplete
         if reason is not None:
             raise _uncommitted_error(source, reason)
+    if info is not None and info.is_dir:
+        list_run_ahead(source)
     looked_at = KeptHead(source)
     format = next((each for each in FORMATS if each.detect(looked_at) is not None), None)
     if format is None:

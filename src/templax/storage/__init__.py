@@ -1,7 +1,7 @@
 """Where checkpoints are read from and written to: two protocols, and one module per kind of store.
 
-`Source` is the protocol for reading, `Sink` the one for writing. `S3`, `GCS`, `Azure` and `HTTP`
-say how to reach a store.
+`Source` is the protocol for reading, `Sink` the one for writing. `S3`, `GCS`, `Azure`, `HTTP` and
+`HuggingFace` say how to reach a store.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ from .source import ObjectInfo, Source
 from .staging import Staging
 
 if TYPE_CHECKING:
+    from .hub import HuggingFace
     from .object_store import ObjectSource
     from .stores import GCS, HTTP, S3, Azure, Store
 
@@ -21,6 +22,7 @@ _REMOTE = {
     "Azure": "stores",
     "GCS": "stores",
     "HTTP": "stores",
+    "HuggingFace": "hub",
     "ObjectSource": "object_store",
     "S3": "stores",
     "Store": "stores",
@@ -31,6 +33,7 @@ __all__ = [
     "HTTP",
     "S3",
     "Azure",
+    "HuggingFace",
     "Local",
     "Memory",
     "ObjectInfo",

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
-from .source import ObjectInfo, Source, StoreCost, find_cost
+from .source import ObjectInfo, Source, StoreCost, find_cost, list_ahead, read_ahead
 
 _HEAD = 1 << 12
 """Bytes of the beginning that are kept: what most formats need to recognise a file."""
@@ -53,6 +53,14 @@ class KeptHead:
 
     def view(self, key: str, start: int, stop: int) -> memoryview | None:
         return self._source.view(key, start, stop)
+
+    def list_ahead(self) -> None:
+        """See `LoadsAhead`."""
+        list_ahead(self._source)
+
+    def read_ahead(self, keys: Iterable[str]) -> None:
+        """See `LoadsAhead`."""
+        read_ahead(self._source, keys)
 
     def at(self, key: str) -> Source:
         return self._source.at(key)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Collection, Generator
 from contextlib import contextmanager
 
 from ..errors import AlreadyExists, SaveError, SourceError
+from . import lease
 from .event_loop import run_request
 from .lease import Lease, is_old, watch_leases
 from .leftovers import LEASE, QUIET_S
@@ -14,6 +16,8 @@ from .object_sink import list_marks
 from .object_store import ObjectSource
 from .requests import Traffic, Version
 from .stores import HTTP, Store
+
+_log = logging.getLogger("templax")
 
 
 class ObjectRun:
@@ -73,17 +77,21 @@ class ObjectRun:
         """
         leases, quiet = self._find_leases(names)
         if watch:
+            young = [path for path, version in leases.items() if not is_old(version)]
+            if young:
+                text = "watching %d lease%s of %s for up to %.0f s: are they still renewed?"
+                _log.warning(text, len(young), "s" * (len(young) > 1), self.url, lease.LEASE_S)
             gone = watch_leases(self._requests, leases)
         else:
-            gone = {path for path, lease in leases.items() if is_old(lease)}
+            gone = {path for path, version in leases.items() if is_old(version)}
         return quiet | {name for name in names if self._path(name) in gone}
 
     def remove_leftovers(self, names: Collection[str]) -> None:
         """See `RunStorage`. Other programs than templax have no lease, so theirs stay."""
         leases, _ = self._find_leases(names)
         for name in sorted(names):
-            lease = leases.get(self._path(name))
-            if lease is not None and is_old(lease):
+            version = leases.get(self._path(name))
+            if version is not None and is_old(version):
                 self.remove_leftover(name)
 
     def _find_leases(self, names: Collection[str]) -> tuple[dict[str, Version], set[str]]:
@@ -114,13 +122,13 @@ class ObjectRun:
         """
         place = self.join(name)
         try:
-            lease = Lease(self._requests, self._path(name))
+            held = Lease(self._requests, self._path(name))
             try:
                 run_request(self._delete_below(name))
             except BaseException:
-                lease.abandon()
+                held.abandon()
                 raise
-            lease.release()
+            held.release()
         except AlreadyExists as error:
             raise SaveError(error.what, file=place, hint="wait for it") from error
         except SourceError as error:
@@ -137,12 +145,12 @@ class ObjectRun:
         return f"{self._location.path}/{path}" if self._location.path else path
 
     async def _delete_below(self, name: str) -> None:
-        lease = self._path(name)
-        directory = lease.rpartition("/")[0]
+        own = self._path(name)
+        directory = own.rpartition("/")[0]
         found: list[str] = []
         async for objects in self._requests.list_all(directory):
             found += [meta["path"] for meta in objects]
         marks = list_marks(found)
         for path in marks:  # one after the other: a reader believes each of them
             await self._requests.delete([path])
-        await self._requests.delete(sorted({*found} - {*marks, lease}))
+        await self._requests.delete(sorted({*found} - {*marks, own}))

@@ -21,8 +21,11 @@ from .event_loop import run_request
 from .lease import Lease
 from .leftovers import LEASE
 from .object_file import ObjectFile
+from .object_store import ObjectSource
 from .request_errors import PreconditionFailed
 from .requests import Version
+from .source import Source
+from .staged_objects import StagedObjects
 from .stores import HTTP, Store
 
 MARKER = "commit_success.txt"
@@ -123,6 +126,19 @@ class ObjectSink:
         with self._guard:
             self._small.pop(path, None)
             self._small[path] = bytes(data)
+
+    def preview(self) -> Source:
+        """The checkpoint as it will be, for reading it before `commit`. Closes all files.
+
+        Raises:
+            SaveError: See `SinkFile.close`.
+        """
+        for file in list(self._files):
+            file.close()
+        start = len(self._root) + 1
+        small = {path[start:]: data for path, data in self._small.items()}
+        data = {file.path[start:]: file.size for file in self._files}
+        return StagedObjects(small, data, ObjectSource(self._store, self.path))
 
     def commit(self) -> None:
         """See `Sink`. The file that was `put` last is the marker."""

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 
 from ..errors import Corrupted, NotFound, SourceError
+from .block_cache import open_cache
+from .cached_reads import CachedReads
 from .event_loop import run_request
 from .listing import Listings
 from .requests import Requests, Traffic, Version
@@ -41,8 +43,11 @@ _AHEAD_BYTES = 8 * 1024 * 1024
 class _Kept:
     """What all sources over one bucket share."""
 
-    def __init__(self, requests: Requests):
-        self.requests, self.listings = requests, Listings(requests)
+    def __init__(self, requests: Requests, store: Store, location: Location):
+        self.requests, self.listings, self.fetch = requests, Listings(requests), requests.fetch
+        if store.cache is not None:
+            cache, bucket = open_cache(store.cache, store.cache_bytes), store.name_bucket(location)
+            self.fetch = CachedReads(requests, cache, bucket, store.concurrency).fetch
         self.lock = threading.Lock()
         self.small: OrderedDict[str, bytes] = OrderedDict()
         self.small_bytes = 0
@@ -67,7 +72,7 @@ class ObjectSource:
 
     def __init__(self, store: Store, url: str):
         location = store.locate(url)
-        self._init(store, location, _Kept(store.connect(location)), location.path)
+        self._init(store, location, _Kept(store.connect(location), store, location), location.path)
 
     @classmethod
     def over(cls, requests: Requests, store: Store, location: Location) -> ObjectSource:
@@ -78,7 +83,7 @@ class ObjectSource:
             store, location: What they were made from; and the path to read below.
         """
         self = cls.__new__(cls)
-        self._init(store, location, _Kept(requests), location.path)
+        self._init(store, location, _Kept(requests, store, location), location.path)
         return self
 
     def _init(self, store: Store, location: Location, kept: _Kept, path: str) -> None:
@@ -218,7 +223,6 @@ class ObjectSource:
     def _read_large(
         self, path: str, start: int, stop: int, out: memoryview | None, version: Version
     ) -> memoryview:
-        requests = self._kept.requests
         if stop - start <= _AHEAD_BYTES:
             found = self._find_block(path, start, stop)
             if found is None and out is None and stop - start <= SMALL_BYTES:
@@ -232,7 +236,7 @@ class ObjectSource:
             out = memoryview(np.empty(stop - start, np.uint8))
         view = out.cast("B") if out.ndim != 1 or out.format != "B" else out
         if len(view):
-            run_request(requests.fetch(path, start, view, version))
+            run_request(self._kept.fetch(path, start, view, version))
         return out
 
     def _find_block(self, path: str, start: int, stop: int) -> memoryview | None:
@@ -256,7 +260,7 @@ class ObjectSource:
         end = min(version.size, max(stop, begin + gap))
         block = memoryview(bytearray(end - begin))
         if len(block):
-            run_request(kept.requests.fetch(path, begin, block, version))
+            run_request(kept.fetch(path, begin, block, version))
         with kept.lock:
             kept.blocks[path, begin] = block
             while len(kept.blocks) > _BLOCKS:
@@ -289,7 +293,7 @@ class ObjectSource:
     async def _fetch_small(self, path: str, version: Version) -> bytes:
         kept, data = self._kept, bytearray(version.size)
         if data:
-            await kept.requests.fetch(path, 0, memoryview(data), version)
+            await kept.fetch(path, 0, memoryview(data), version)
         found = bytes(data)
         with kept.lock:
             kept.small_bytes += len(found) - len(kept.small.get(path, b""))

@@ -51,6 +51,10 @@ def open_source(url: str | os.PathLike[str] | Source, storage: Store | None = No
         return url
     found = find_remote(url, storage)
     if found is not None:
+        if found[1].startswith("hf://"):
+            from .hub import open_repository
+
+            return open_repository(*found)
         from .object_store import ObjectSource  # needs asyncio, which takes 20 ms to import
 
         return ObjectSource(*found)
@@ -115,6 +119,10 @@ def find_remote(
 
 
 def _find_kind(scheme: str) -> Callable[[], Store] | None:
+    if scheme.lower() == "hf":
+        from .hub import HuggingFace
+
+        return HuggingFace.from_environment
     from .stores import find_store
 
     return find_store(scheme)
@@ -183,6 +191,12 @@ def open_staging(
     if remote is not None:
         from .object_sink import ObjectSink
 
+        if remote[1].startswith("hf://"):
+            raise SaveError(
+                "templax reads from the Hub, but does not write to it; hint: save to a local"
+                " directory, then upload that with `hf upload`",
+                file=remote[1],
+            )
         if single or leftover is not None:
             raise SaveError("templax writes single files to local disks only", file=remote[1])
         return ObjectSink(*remote, overwrite=overwrite)

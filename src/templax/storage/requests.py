@@ -40,6 +40,9 @@ _MIN_HEDGE_S = 0.5
 _HEDGE = 5.0
 """A second request is sent if the first one takes this many times as long as is usual."""
 
+_HEDGED_SHARE = 0.05
+"""Maximum share of requests that are sent twice: a store that is slow as a whole gets no more."""
+
 
 class Version(NamedTuple):
     """What identifies the bytes of an object, as far as its store tells.
@@ -80,12 +83,16 @@ class Traffic:
         nbytes: Bytes received in bodies of objects.
         retried: Requests made again after a failure.
         hedged: Second requests sent because the first was slow.
+        cached_blocks: Blocks of objects that came from a cache on the disk.
+        cached_nbytes: Bytes that came from there.
     """
 
     requests: int = 0
     nbytes: int = 0
     retried: int = 0
     hedged: int = 0
+    cached_blocks: int = 0
+    cached_nbytes: int = 0
 
 
 Condition = dict[str, str]
@@ -392,8 +399,9 @@ class Requests:
         usual = self.cost
         patience = max(_HEDGE * usual.latency_s, _MIN_HEDGE_S)
         requests = [ask()]
+        allowed = 1 + _HEDGED_SHARE * self.traffic.requests
         try:
-            if usual.measured:
+            if usual.measured and self.traffic.hedged < allowed:
                 await asyncio.wait(requests, timeout=patience)
                 if not requests[0].done():
                     self.traffic.hedged += 1

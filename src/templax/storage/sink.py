@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Protocol, runtime_checkable
 
+from .source import Source
+
 
 @runtime_checkable
 class SinkFile(Protocol):
@@ -120,3 +122,16 @@ class SharedSink(Sink, Protocol):
 
     committed: bool
     """Whether the checkpoint is at `path`, durably."""
+
+
+@runtime_checkable
+class PreviewedSink(Sink, Protocol):
+    """A sink of which what was written can be read before the commit."""
+
+    def preview(self) -> Source:
+        """The checkpoint as it will be. Nothing may be written any more.
+
+        Raises:
+            SaveError: The store refused.
+        """
+        ...

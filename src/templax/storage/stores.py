@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import threading
+import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from importlib import import_module
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 from urllib.parse import unquote, urlsplit
 
 from ..errors import MissingPackage, SourceError, UsageError
+from .block_cache import CACHE_BYTES
 from .environment import find_variable, read_aws_profile
 from .request_errors import redact
 from .requests import CONCURRENCY, STALL_S, TIMEOUT_S, Requests
@@ -65,6 +68,9 @@ class Store:
         timeout: Seconds without a byte of an answer after which a request fails for good. Until
             then it is repeated, with growing pauses.
         concurrency: Maximum number of requests under way at the same time.
+        cache: A directory, in which the bytes of objects are kept: other processes that name it,
+            and later ones, read them there. By default nothing is kept.
+        cache_bytes: Bytes that are kept there; of more, those read last.
         options: Further settings of the store, by the names of obstore's `config`.
         client_options: Settings of the connection, by the names of obstore's `ClientConfig`.
     """
@@ -75,6 +81,8 @@ class Store:
 
     timeout: float = TIMEOUT_S
     concurrency: int = CONCURRENCY
+    cache: str | os.PathLike[str] | None = None
+    cache_bytes: int = CACHE_BYTES
     options: Mapping[str, Any] = field(default_factory=dict, repr=False)
     client_options: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
@@ -107,6 +115,30 @@ class Store:
             timeout_s=self.timeout,
             concurrency=self.concurrency,
         )
+
+    @classmethod
+    def from_environment(cls) -> Self:
+        """The settings for a URL that comes without any."""
+        cache = find_variable("TEMPLAX_CACHE")
+        if cache is None:
+            return cls()
+        text = find_variable("TEMPLAX_CACHE_BYTES") or str(CACHE_BYTES)
+        try:
+            return cls(cache=cache, cache_bytes=int(text))
+        except ValueError:
+            raise UsageError(
+                f"Expected TEMPLAX_CACHE_BYTES to be a number of bytes, got {text!r}"
+            ) from None
+
+    def name_bucket(self, location: Location) -> str:
+        """What tells a bucket from all others: buckets at two endpoints may share their name."""
+        config: Mapping[str, Any] = self.make(location).config
+        named = sorted(
+            (name, str(value))
+            for name, value in config.items()
+            if name.endswith(("endpoint", "base_url", "account_name"))
+        )
+        return repr((location.url, named))
 
     def make(self, location: Location, *, retries: bool = False) -> Any:
         """Makes the store of obstore for a bucket.
@@ -341,6 +373,9 @@ class HTTP(Store):
             )
         return Location(location.url, location.bucket, unquote(location.path))
 
+    def name_bucket(self, location: Location) -> str:
+        return location.url
+
     def _make(
         self, kinds: Any, location: Location, client: dict[str, Any], again: dict[str, Any]
     ) -> Any:
@@ -359,6 +394,9 @@ class ProcessMemory(Store):
 
     schemes: ClassVar[tuple[str, ...]] = ("memory",)
 
+    def name_bucket(self, location: Location) -> str:
+        return f"{location.url} {_memory_name} {os.getpid()}"
+
     def _make(
         self, kinds: Any, location: Location, client: dict[str, Any], again: dict[str, Any]
     ) -> Any:
@@ -370,14 +408,18 @@ class ProcessMemory(Store):
 
 _memory: dict[str, Any] = {}
 
+_memory_name = uuid.uuid4().hex
+"""What tells the memory of this process from that of all others."""
+
 _memory_lock = threading.Lock()
 
 _KINDS: tuple[type[Store], ...] = (S3, GCS, Azure, HTTP, ProcessMemory)
 
 
 def find_store(scheme: str) -> Callable[[], Store] | None:
-    """The kind of store that serves the URLs of a scheme; None if there is none."""
-    return next((kind for kind in _KINDS if scheme.lower() in kind.schemes), None)
+    """Makes the store that serves the URLs of a scheme; None if there is none."""
+    kinds = (kind for kind in _KINDS if scheme.lower() in kind.schemes)
+    return next((kind.from_environment for kind in kinds), None)
 
 
 def list_schemes() -> list[str]:

@@ -128,3 +128,14 @@ def test_differs_cleaning_up(tmp_path):
         stays = set() if ocp is orbax else {now, Path(live.directory)}
         assert set(run.iterdir()) == stays | {run / "5"}
         live.discard()
+
+
+def test_the_manager_works_on_local_directories():
+    """For object stores, templax has a manager of its own."""
+    message = (
+        "Expected a local directory, got gs://bucket/run; hint:"
+        ' templax.Manager("gs://bucket/run") works in object stores'
+    )
+    with pytest.raises(tx.UsageError) as error:
+        compat.CheckpointManager("gs://bucket/run")
+    assert str(error.value) == message

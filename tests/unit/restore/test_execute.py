@@ -212,7 +212,9 @@ def test_a_consumer_that_stops_early_ends_the_threads() -> None:
     finished = execute_plan(made, [Memory({"f": VALUES.tobytes()})])
     next(finished)
     finished.close()
-    assert not [t for t in threading.enumerate() if t.name.startswith("templax")]
+    kept = "templax-requests"  # serves the object stores of all calls, once there was one
+    names = [thread.name for thread in threading.enumerate()]
+    assert not [name for name in names if name.startswith("templax") and name != kept]
 
 
 class Shortened(Memory):

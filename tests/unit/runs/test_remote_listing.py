@@ -84,6 +84,13 @@ def test_a_look_at_1000_steps_is_one_request_for_1000_objects(url, requests):
     shown = run_cli("steps", url)
     assert "1,000 steps" in shown.stdout
     assert len(requests) <= pages + 1
+    requests.clear()
+    assert "1,000 steps" in run_cli("ls", url).stdout
+    assert len(requests) <= pages + 5 + 2 * objects  # it looks into the latest step, too
+    requests.clear()
+    with pytest.raises(tx.UnknownFormat, match="step"):
+        tx.open(url)
+    assert len(requests) <= pages + 5 + 2 * objects
 
 
 def test_metrics_of_many_steps_are_one_request_each_side_by_side(url, requests, monkeypatch):

@@ -33,7 +33,7 @@ def start_together(*works):
         gate.wait()
         try:
             results[index] = works[index]()
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001, it is compared
             results[index] = error
 
     threads = [threading.Thread(target=run, args=(index,)) for index in range(len(works))]
@@ -120,7 +120,7 @@ def test_a_step_that_two_programs_replace_is_that_of_one(rounds):
 @pytest.mark.parametrize("rounds", [10, *mark_slow(200)])
 def test_a_step_is_replaced_or_deleted_but_never_in_part(rounds):
     url = f"memory://{uuid.uuid4().hex}/run"
-    for round in range(rounds):
+    for _ in range(rounds):
         if not tx.Manager(url).steps():
             save_as(url, 0, 3)()
         saved, deleted = start_together(

@@ -35,7 +35,6 @@ from ..._save.result import PendingSave
 from ...formats.orbax.step_metadata import read_metrics, read_step_metadata
 from ...storage.leftovers import delete_checkpoint
 from ...storage.local import Local
-from ...storage.open import open_source
 from .args import (
     SAVES,
     Composite,
@@ -53,6 +52,7 @@ from .run_directory import (
     LatestStep,
     delete_steps,
     find_committed,
+    find_root,
     read_root_metadata,
     refuse_existing,
     remove_leftovers,
@@ -95,9 +95,7 @@ class CheckpointManager(Saver):
             raise unmapped_argument(
                 "handler_registry", "args= of save and restore name what each item is"
             )
-        source = open_source(directory)
-        # Made absolute now, so that a later chdir does not change the directory that is saved to.
-        self._root = os.path.abspath(source.url)
+        self._root = find_root(directory)
         self._options = options or CheckpointManagerOptions()
         self._handlers = Handlers(item_handlers if checkpointers is None else checkpointers)
         self._several = self._handlers.by_name or bool(item_names)

@@ -13,14 +13,17 @@ from typing import Any
 
 import templax as tx
 
+from ..._core.text import quote_text
 from ...formats.orbax import directory
 from ...formats.orbax.sidecars import read_json
 from ...formats.orbax.step_metadata import read_metrics, step_metadata
+from ...formats.orbax.step_names import step_prefix
 from ...storage.leftovers import TEMPORARY, delete_checkpoint, is_abandoned, remove_directory
 from ...storage.local import Local
 from ...storage.open import open_source
 from ...storage.staging import Staging
 from .options import CheckpointManagerOptions, StepFacts
+from .saver import PathLike
 
 _ROOT_METADATA = "_ROOT_METADATA"
 
@@ -45,6 +48,22 @@ class LatestStep:
 NO_STEP = LatestStep(-1, "", None)
 
 
+def find_root(path: PathLike) -> str:
+    """The absolute path of the directory of a run.
+
+    Raises:
+        UsageError: It is a URL of an object store.
+    """
+    source = open_source(path)
+    if not isinstance(source, Local):
+        raise tx.UsageError(
+            f"Expected a local directory, got {source.url}; hint:"
+            f" templax.Manager({quote_text(source.url)}) works in object stores"
+        )
+    # Made absolute now, so that a later chdir does not change the directory that is saved to.
+    return os.path.abspath(source.url)
+
+
 def find_committed(root: str, prefix: str, *, own: bool) -> dict[int, str]:
     """Number → name of each committed step of a run; other runs may lie in the directory.
 
@@ -55,9 +74,9 @@ def find_committed(root: str, prefix: str, *, own: bool) -> dict[int, str]:
             without one, those with the prefix of the latest step.
     """
     steps = [step for step in directory.list_steps(open_source(root)) if step.committed]
-    if not (own or prefix or any(directory.step_prefix(s.key) == prefix for s in steps)):
-        prefix = directory.step_prefix(steps[-1].key) if steps else ""
-    return {s.step: s.key for s in steps if directory.step_prefix(s.key) == prefix}
+    if not (own or prefix or any(step_prefix(s.key) == prefix for s in steps)):
+        prefix = step_prefix(steps[-1].key) if steps else ""
+    return {s.step: s.key for s in steps if step_prefix(s.key) == prefix}
 
 
 def write_root_metadata(root: str, metadata: Mapping[str, Any]) -> None:

@@ -16,7 +16,7 @@ from typing import Literal
 from ...errors import SourceError
 from ...storage.leftovers import LEASE, TEMPORARY
 from ...storage.signatures import is_lfs_pointer, read_head, recognise
-from ...storage.source import Source, find_cost
+from ...storage.source import Source, find_cost, list_ahead
 from ..flax.specs import ARRAYS
 from ..ocdbt.read import MANIFEST
 from ..zarr.metadata import FILES
@@ -198,6 +198,16 @@ def json_file(source: Source, names: Set[str], handler: object = None) -> str | 
     return None
 
 
+def list_run_ahead(source: Source) -> None:
+    """Lists a directory at once, with all that is below it, if most names in it are of steps."""
+    if find_cost(source) is None:
+        return
+    keys = [info.key.rstrip("/") for info in source.children()]
+    named = [key for key in keys if STEP_NAME.fullmatch(key) and not key.startswith(_DATABASES)]
+    if len(named) > max(1, len(keys) // 2):
+        list_ahead(source)
+
+
 def list_steps(source: Source) -> tuple[Step, ...]:
     """The steps in a directory, sorted by number, including those that never committed.
 
@@ -205,6 +215,7 @@ def list_steps(source: Source) -> tuple[Step, ...]:
     that ends in `_` or `-`, or is a word such as `epoch`. Nothing is deleted.
     """
     found: list[tuple[Step, frozenset[str]]] = []
+    list_run_ahead(source)
     for info in source.children():
         key = info.key.rstrip("/")
         match = STEP_NAME.fullmatch(final_name(key))

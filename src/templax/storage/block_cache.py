@@ -1,0 +1,327 @@
+"""Blocks of objects on a local disk, shared by all processes that name the same directory."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import struct
+import threading
+import time
+from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from importlib import import_module
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..errors import UsageError
+
+fcntl: Any = None  # None on Windows, where two processes may fetch the same block
+with suppress(ImportError):
+    import fcntl
+
+_log = logging.getLogger("templax")
+
+CACHE_BYTES = 64 * 1024**3
+"""Default for `cache_bytes=`."""
+
+_TRAILER = struct.Struct("<8sQI")
+"""Behind the bytes of a block: a mark, their number, and a crc32c of the block's name and bytes."""
+
+_MARK = b"txblock1"
+
+_THREADS = 8
+
+_LOCKS = ".locks"
+"""The file whose ranges are locked. Its first 8 bytes count the bytes of all blocks."""
+
+_COUNTER, _SWEEP, _FIRST_BLOCK = 0, 1, 16
+"""Offsets of the ranges, one byte each: of the counter, of eviction, and of blocks from here on."""
+
+_KEPT_SHARE = 0.9
+"""Eviction leaves so much of the bound, so that it is not needed again at once."""
+
+_MAX_SWEEP_S = 10.0
+"""So long is waited while somebody else makes room; then a block is not stored."""
+
+_PART = ".part"
+
+_ABANDONED_S = 3600.0
+"""A file that was being written is removed when it is this old."""
+
+
+class BlockCache:
+    """Files that hold one block each, named by a hash of what identifies its bytes.
+
+    A block is written under a temporary name and renamed, so that no process sees half of it. Its
+    checksum is compared on each read. Those read last are kept. Whatever fails is logged once, and
+    the cache does without: no error of its disk becomes one of a restore.
+
+    Locks are those of `fcntl`, of ranges of one file. The system releases them when a process ends.
+    They only save requests: without them, blocks are fetched twice, never wrong. As they belong to
+    the process and end when any descriptor of the file is closed, there is one object for each
+    directory, from `open_cache`, and it never closes that file.
+
+    Args:
+        directory: Created if it does not exist.
+        max_bytes: The bound.
+
+    Attributes:
+        pool: Threads that read and write blocks.
+    """
+
+    def __init__(self, directory: str, max_bytes: int):
+        self.directory, self.max_bytes = directory, max_bytes
+        self.pool = ThreadPoolExecutor(_THREADS, "templax-cache")
+        self._crc32c = import_module("crc32c").crc32c
+        self._mutex = threading.Lock()
+        self._sweeping = threading.Lock()
+        self._held: set[int] = set()
+        self._numbers = itertools.count()
+        self._is_logged = self._reads_badly = False
+        self._fd: int | None = None
+        try:
+            os.makedirs(directory, mode=0o700, exist_ok=True)
+            flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0)
+            self._fd = os.open(os.path.join(directory, _LOCKS), flags, 0o600)
+        except OSError as error:
+            self._stop_storing(error)
+
+    @property
+    def stores(self) -> bool:
+        """Whether blocks are stored; False once that has failed."""
+        return self._fd is not None and not self._is_logged
+
+    def has(self, name: str) -> bool:
+        """Whether there is a file for a block."""
+        return os.path.exists(self._path(name))
+
+    def read(self, name: str, size: int, start: int, out: memoryview) -> bool:
+        """Reads a part of a block.
+
+        Args:
+            name: The block.
+            size: Its number of bytes.
+            start: First byte of the part.
+            out: Where the part is to be; overwritten even if there is no such block.
+
+        Returns:
+            Whether the block was there, whole and undamaged.
+        """
+        path = self._path(name)
+        data = out if len(out) == size else memoryview(np.empty(size, np.uint8))
+        trailer = bytearray(_TRAILER.size + 1)  # one more, to notice a longer file
+        try:
+            with open(path, "rb", buffering=0) as file:
+                nbytes = _read_full(file, data) + _read_full(file, memoryview(trailer))
+                is_whole = nbytes == size + _TRAILER.size and self._matches(name, data, trailer)
+                if is_whole:
+                    with suppress(OSError):  # a read-only disk keeps no order
+                        os.utime(file.fileno() if os.utime in os.supports_fd else path)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except OSError as error:
+            if not self._reads_badly:
+                self._reads_badly = True
+                _log.warning(
+                    "can't read cache file `%s` (%s); bytes are fetched instead",
+                    path,
+                    error.strerror or error,
+                )
+            return False
+        if not is_whole:
+            _log.warning("cache file `%s` is damaged; it is removed, its bytes are fetched", path)
+            with suppress(OSError):
+                os.unlink(path)
+        elif data is not out:
+            out[:] = data[start : start + len(out)]
+        return is_whole
+
+    def store(self, name: str, data: memoryview) -> None:
+        """Stores a block, unless the disk is full or read-only."""
+        length = len(data) + _TRAILER.size
+        if not self.stores or length > self.max_bytes:
+            return
+        path = self._path(name)
+        temporary = f"{path}.{os.getpid()}-{next(self._numbers)}{_PART}"
+        crc = self._crc32c(data, self._crc32c(name.encode()))
+        try:
+            os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+            with open(temporary, "xb") as file:
+                file.truncate(length)  # what is being written counts, too
+                is_room = self._change_used(length) <= self.max_bytes or self._make_room()
+                if is_room:
+                    file.write(data)
+                    file.write(_TRAILER.pack(_MARK, len(data), crc))
+            if is_room:
+                os.replace(temporary, path)
+            else:
+                os.unlink(temporary)
+                self._change_used(-length)
+        except OSError as error:
+            with suppress(OSError):
+                os.unlink(temporary)
+            self._stop_storing(error)
+
+    def try_lock(self, name: str) -> bool:
+        """Takes the right to fetch a block, unless it is taken, by this process or another one."""
+        offset = _FIRST_BLOCK + int(name[:15], 16)
+        with self._mutex:
+            if offset in self._held or not self._lock_range(offset, wait=False):
+                return False
+            self._held.add(offset)
+        return True
+
+    def unlock(self, name: str) -> None:
+        """Gives the right back that `try_lock` took."""
+        offset = _FIRST_BLOCK + int(name[:15], 16)
+        with self._mutex:
+            self._held.discard(offset)
+            self._unlock_range(offset)
+
+    def _path(self, name: str) -> str:
+        return os.path.join(self.directory, name[:2], name)
+
+    def _matches(self, name: str, data: memoryview, trailer: bytearray) -> bool:
+        mark, size, crc = _TRAILER.unpack_from(trailer)
+        if mark != _MARK or size != len(data):
+            return False
+        return crc == self._crc32c(data, self._crc32c(name.encode()))
+
+    def _stop_storing(self, error: OSError) -> None:
+        with self._mutex:
+            is_first, self._is_logged = not self._is_logged, True
+        if is_first:
+            _log.warning(
+                "can't write to the cache `%s` (%s); what it does not hold is fetched without it",
+                self.directory,
+                error.strerror or error,
+            )
+
+    def _lock_range(self, offset: int, *, wait: bool) -> bool:
+        """Locks one byte; a file system without locks has it locked by nobody else."""
+        if fcntl is None or self._fd is None:
+            return True
+        try:
+            fcntl.lockf(self._fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB), 1, offset)
+        except (BlockingIOError, PermissionError):  # EAGAIN or EACCES: locked by another process
+            return False
+        except OSError:
+            return True
+        return True
+
+    def _unlock_range(self, offset: int) -> None:
+        if fcntl is not None and self._fd is not None:
+            with suppress(OSError):
+                fcntl.lockf(self._fd, fcntl.LOCK_UN, 1, offset)
+
+    def _change_used(self, nbytes: int) -> int:
+        """Adds to the counter of the bytes of all blocks; returns what it is then."""
+        assert self._fd is not None
+        with self._mutex:
+            self._lock_range(_COUNTER, wait=True)
+            try:
+                os.lseek(self._fd, 0, os.SEEK_SET)
+                used = max(0, int.from_bytes(os.read(self._fd, 8), "little") + nbytes)
+                os.lseek(self._fd, 0, os.SEEK_SET)
+                os.write(self._fd, used.to_bytes(8, "little"))
+            finally:
+                self._unlock_range(_COUNTER)
+        return used
+
+    def _make_room(self) -> bool:
+        """Removes the blocks that were read longest ago; returns whether the bound holds now.
+
+        Whoever has one open reads on: its bytes stay until the file is closed.
+        """
+        if not self._sweeping.acquire(timeout=_MAX_SWEEP_S):
+            return False
+        try:
+            deadline = time.monotonic() + _MAX_SWEEP_S
+            while not self._lock_range(_SWEEP, wait=False):
+                if time.monotonic() > deadline:
+                    return False
+                time.sleep(0.02)
+            before = self._change_used(0)
+            return before <= self.max_bytes or self._sweep(before) <= self.max_bytes
+        finally:
+            self._unlock_range(_SWEEP)
+            self._sweeping.release()
+
+    def _sweep(self, counted: int) -> int:
+        """Removes blocks, and corrects the counter; returns the bytes of what is left."""
+        blocks, used, removed = list[_File](), 0, 0
+        for file in self._list_files():
+            used += file.size
+            if not file.path.endswith(_PART):
+                blocks.append(file)
+        for file in sorted(blocks):
+            if used <= _KEPT_SHARE * self.max_bytes:
+                break
+            with suppress(FileNotFoundError):
+                os.unlink(file.path)
+            used -= file.size
+            removed += 1
+        self._change_used(used - counted)
+        _log.debug("removed %d blocks from the cache `%s`", removed, self.directory)
+        return used
+
+    def _list_files(self) -> Generator[_File]:
+        """Yields all blocks, and those being written; removes what killed processes left."""
+        with os.scandir(self.directory) as found:
+            directories = [entry.path for entry in found if len(entry.name) == 2]
+        for directory in directories:
+            with suppress(FileNotFoundError, NotADirectoryError), os.scandir(directory) as entries:
+                for entry in entries:
+                    with suppress(FileNotFoundError):
+                        stat = entry.stat()
+                        age = time.time() - stat.st_mtime
+                        if entry.name.endswith(_PART) and age > _ABANDONED_S:
+                            os.unlink(entry.path)
+                        else:
+                            yield _File(stat.st_mtime_ns, stat.st_size, entry.path)
+
+
+class _File(NamedTuple):
+    used_ns: int
+    size: int
+    path: str
+
+
+def _read_full(file: Any, out: memoryview) -> int:
+    """Reads until `out` is full or the file ends; returns the number of bytes."""
+    done = 0
+    while done < len(out) and (nbytes := file.readinto(out[done:])):
+        done += nbytes
+    return done
+
+
+_opened: dict[tuple[str, int], BlockCache] = {}
+
+_opened_lock = threading.Lock()
+
+
+def open_cache(directory: str | os.PathLike[str], max_bytes: int) -> BlockCache:
+    """The cache in a directory, one object for each process: a forked child gets its own.
+
+    Args:
+        directory: `~` is expanded.
+        max_bytes: The bound; if the cache is open already, its new one.
+
+    Raises:
+        UsageError: The directory is no path, or the bound no number of bytes.
+    """
+    text: object = os.fspath(directory) if isinstance(directory, (str, os.PathLike)) else directory
+    if not isinstance(text, str) or not text or "\0" in text:
+        raise UsageError(f"Expected cache= a directory, got {directory!r}")
+    if not isinstance(max_bytes, int) or isinstance(max_bytes, bool) or max_bytes < 1:
+        raise UsageError(f"Expected cache_bytes= an int of at least 1, got {max_bytes!r}")
+    path = os.path.realpath(os.path.expanduser(text))
+    with _opened_lock:
+        found = _opened.get((path, os.getpid()))
+        if found is None:
+            found = _opened[path, os.getpid()] = BlockCache(path, max_bytes)
+        found.max_bytes = max_bytes
+    return found
