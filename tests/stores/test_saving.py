@@ -63,6 +63,24 @@ def test_a_tree_comes_back(bucket: Bucket, compression: str | None) -> None:
     assert_saved(bucket, tree)
 
 
+@run_on("moto")
+def test_parts_are_small_where_memory_is_short(
+    bucket: Bucket, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(object_file, "PART_BYTES", 16 * 1024 * 1024)
+    tree, store = make_tree(1, 6_000_000), find_storage(bucket.at(proxy.url))
+
+    def measure_parts(path: str, memory: int | None) -> list[int]:
+        proxy.clear()
+        tx.save(f"{bucket.url}/{path}", tree, memory=memory, storage=store)
+        assert_saved(bucket, tree, path)
+        sent = [each.sent_bytes for each in proxy.select("PUT") if "partNumber" in each.target]
+        return sorted(sent, reverse=True)
+
+    assert measure_parts("run/1", 32 * 1024 * 1024)[:4] == [5 * 1024 * 1024] * 4
+    assert measure_parts("run/2", None)[0] == 16 * 1024 * 1024
+
+
 @writable
 def test_a_checkpoint_is_replaced(bucket: Bucket) -> None:
     url, store = f"{bucket.url}/run/100", find_storage(bucket)
