@@ -86,7 +86,7 @@ class Writer:
         self.total = self.found + sum(job.nbytes for job in self._jobs)
         self.done = self.found
         if self._stream is not None:
-            self._stream.expect(max(self.end, self.total))
+            self._stream.expect(max(self.end, self.total), self._memory)
         threads = options.threads
         if self._reader is not None:
             most = max((job.transient for job in self._jobs), default=0)

@@ -16,7 +16,11 @@ from .request_errors import describe_error
 from .requests import Requests
 
 PART_BYTES = 16 * 1024 * 1024
-"""Larger files are uploaded in parts of this size, or of more if there would be too many."""
+"""Larger files are uploaded in parts of this size; in smaller ones if memory is short, and in larger
+ones if there would be too many."""
+
+_MIN_PART_BYTES = 5 * 1024 * 1024
+"""Stores accept no smaller parts, except for the last one."""
 
 _MAX_PARTS = 9_000
 """Stores take at most 10,000 parts of an object."""
@@ -26,6 +30,9 @@ _CONCURRENCY = 8
 
 _QUEUED = 2
 """Maximum number of parts that wait to be sent. A thread that has more to write blocks."""
+
+_HELD = _CONCURRENCY + _QUEUED + 2
+"""Maximum number of parts in memory: those above, the next one, and the copy that is queued."""
 
 _ZEROS = bytes(1024 * 1024)
 
@@ -59,9 +66,10 @@ class ObjectFile:
         """See `SinkFile`."""
         return self._size
 
-    def expect(self, nbytes: int) -> None:
-        """Announces about how many bytes will be written. Called before the first write."""
-        self._part_bytes = max(PART_BYTES, -(-nbytes // _MAX_PARTS))
+    def expect(self, nbytes: int, memory: int) -> None:
+        """See `StreamedFile`."""
+        fitting = max(_MIN_PART_BYTES, memory // _HELD)
+        self._part_bytes = max(min(PART_BYTES, fitting), -(-nbytes // _MAX_PARTS))
 
     def write(self, data: bytes | bytearray | memoryview, offset: int | None = None) -> None:
         """See `SinkFile`. Bytes that were handed on can no longer be changed."""

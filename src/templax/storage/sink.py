@@ -52,8 +52,13 @@ class SinkFile(Protocol):
 class StreamedFile(SinkFile, Protocol):
     """A file that is sent in order while it is written, and so needs to know what will come."""
 
-    def expect(self, nbytes: int) -> None:
-        """Announces about how many bytes will be written. Called before the first write."""
+    def expect(self, nbytes: int, memory: int) -> None:
+        """Announces about how many bytes will be written. Called before the first write.
+
+        Args:
+            nbytes: The approximate number of bytes.
+            memory: Bytes that may wait in memory to be sent.
+        """
         ...
 
     def settle(self, offset: int) -> None:
