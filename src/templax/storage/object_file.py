@@ -16,8 +16,8 @@ from .request_errors import describe_error
 from .requests import Requests
 
 PART_BYTES = 16 * 1024 * 1024
-"""Larger files are uploaded in parts of this size; in smaller ones if memory is short, and in larger
-ones if there would be too many."""
+"""Larger files are uploaded in parts of this size; in smaller ones if memory is short, and in
+larger ones if there would be too many."""
 
 _MIN_PART_BYTES = 5 * 1024 * 1024
 """Stores accept no smaller parts, except for the last one."""
