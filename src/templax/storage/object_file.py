@@ -55,6 +55,7 @@ class ObjectFile:
         self._waiting: list[tuple[int, int, bytes]] = []  # a heap: offset, order, bytes
         self._order = 0
         self._sent = 0  # bytes handed on so far, in order
+        self._settled = 0  # nothing more will be written before this offset
         self._size = 0
         self._part, self._parts = bytearray(), asyncio.Queue[bytes | None](_QUEUED)
         self._part_bytes = PART_BYTES
@@ -84,6 +85,8 @@ class ObjectFile:
                     file=self._where,
                 )
             self._size = max(self._size, at + len(view))
+            if len(view) and at <= self._settled:
+                self._fill_gap(at)
             if at == self._sent:
                 self._hand_on(view)
             elif len(view):
@@ -95,7 +98,8 @@ class ObjectFile:
         """Announces that nothing more will be written before `offset`: gaps there are zeros."""
         with self._lock:
             self._check()
-            while self._waiting and self._waiting[0][0] < offset:
+            self._settled = max(self._settled, offset)
+            while self._waiting and self._waiting[0][0] <= self._settled:
                 self._fill_gap(self._waiting[0][0])
                 self._hand_on_waiting()
 
