@@ -33,9 +33,9 @@ def run_request(request: Coroutine[Any, Any, T]) -> T:
     try:
         return future.result()
     except CancelledError:
-        raise SourceError("The request was cancelled, as another one failed") from None
+        raise SourceError("The request was cancelled because another one failed") from None
     finally:
-        future.cancel()  # does nothing to one that is done
+        future.cancel()  # does nothing if it is done
         if group is not None:
             group.discard(future)
 
