@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import os
 import threading
 from collections.abc import Coroutine
 from concurrent.futures import CancelledError, Future
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from ..errors import SourceError
@@ -16,8 +18,11 @@ T = TypeVar("T")
 
 _lock = threading.Lock()
 
-_running: tuple[int, asyncio.AbstractEventLoop] | None = None
-"""The process that started the loop, and the loop: a forked child has none of its threads."""
+_EXIT_S = 2.0
+"""Seconds that the end of the process waits for requests to end."""
+
+_running: tuple[int, asyncio.AbstractEventLoop, threading.Thread] | None = None
+"""The process that started the loop, the loop, and its thread, which a forked child lacks."""
 
 
 def run_request(request: Coroutine[Any, Any, T]) -> T:
@@ -50,6 +55,33 @@ def _get_loop() -> asyncio.AbstractEventLoop:
     with _lock:
         if _running is None or _running[0] != os.getpid():
             loop = asyncio.new_event_loop()
-            threading.Thread(target=loop.run_forever, name="templax-requests", daemon=True).start()
-            _running = os.getpid(), loop
+            thread = threading.Thread(target=loop.run_forever, name="templax-requests", daemon=True)
+            thread.start()
+            if _running is None:
+                atexit.register(_stop_at_exit)
+            _running = os.getpid(), loop, thread
         return _running[1]
+
+
+def _stop_at_exit() -> None:
+    """Ends what is left of requests, and the loop.
+
+    A thread of obstore that calls back into an interpreter that is shutting down aborts the
+    process. Saves in the background have ended by now: their threads are waited for earlier.
+    """
+    global _running
+    with _lock:
+        if _running is None or _running[0] != os.getpid():
+            return
+        (_, loop, thread), _running = _running, None
+
+    async def cancel_all() -> None:
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+
+    with suppress(TimeoutError):
+        asyncio.run_coroutine_threadsafe(cancel_all(), loop).result(_EXIT_S)
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join(_EXIT_S)

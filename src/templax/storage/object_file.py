@@ -60,7 +60,7 @@ class ObjectFile:
         self._part, self._parts = bytearray(), asyncio.Queue[bytes | None](_QUEUED)
         self._part_bytes = PART_BYTES
         self._upload: Future[None] | None = None
-        self._ended = False
+        self._ended = self._whole = False
 
     @property
     def size(self) -> int:
@@ -109,8 +109,9 @@ class ObjectFile:
     def close(self) -> None:
         """See `SinkFile`."""
         with self._lock:
-            if self._ended:
+            if self._whole:
                 return
+            self._check()
             while self._waiting:
                 self._fill_gap(self._waiting[0][0])
                 self._hand_on_waiting()
@@ -121,11 +122,13 @@ class ObjectFile:
                 run_request(self._requests.put(self.path, last))
             except SourceError as error:
                 raise SaveError(str(error), file=self._where) from error
+            self._whole = True
             return
         if last:
             self._enqueue(last)
         self._enqueue(None)
         self._await_upload()
+        self._whole = True
 
     def abandon(self) -> None:
         """Ends the upload, without an object. Never raises."""

@@ -314,13 +314,18 @@ class Azure(Store):
         container, at, host = location.bucket.partition("@")
         if not at:
             return location
-        account = host.partition(".")[0]
-        return Location(location.url, container, location.path, {"account_name": account})
+        account, _, domain = host.partition(".")
+        options = {"account_name": account}
+        kind, _, cloud = domain.partition(".")
+        if kind in ("dfs", "blob") and cloud not in ("core.windows.net", "fabric.microsoft.com"):
+            options["endpoint"] = f"https://{account}.blob.{cloud}"  # another cloud of Azure
+        return Location(location.url, container, location.path, options)
 
     def _make(
         self, kinds: Any, location: Location, client: dict[str, Any], again: dict[str, Any]
     ) -> Any:
-        endpoint = self.endpoint or find_variable("AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT")
+        endpoint = self.endpoint or location.options.get("endpoint")
+        endpoint = endpoint or find_variable("AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT")
         account = self.account or location.options.get("account_name")
         account = account or find_variable("AZURE_STORAGE_ACCOUNT_NAME", "AZURE_STORAGE_ACCOUNT")
         given = _drop_unset(
