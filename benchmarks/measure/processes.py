@@ -86,7 +86,8 @@ class ChildProcess:
 class Worker:
     """A library in a process that imports it once and then runs many commands.
 
-    Subclasses name the function that the process runs, which calls `serve_commands`.
+    Subclasses name the function that the process runs, which calls `serve_commands` and takes the
+    arguments of the constructor, `more` included.
 
     Attributes:
         nbytes: Bytes of the tree; known once open.
@@ -95,8 +96,10 @@ class Worker:
 
     _serve: staticmethod[..., None]
 
-    def __init__(self, directory: Path, workload: Workload, scale: float, library: str) -> None:
-        self._child = ChildProcess(self._serve, directory, workload.name, scale, library)
+    def __init__(
+        self, directory: Path, workload: Workload, scale: float, library: str, *more: object
+    ) -> None:
+        self._child = ChildProcess(self._serve, directory, workload.name, scale, library, *more)
         self.nbytes = 0
         self.notes: list[str] = []
 

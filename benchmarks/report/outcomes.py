@@ -36,6 +36,8 @@ class Row:
         untimed: The samples before and after, whose results were compared.
         trouble: `"failed: …"` or `"wrong: …"`, or empty.
         notes: What the library says about its run.
+        requests, moved_bytes: What passed between it and an object store in one restore or save;
+            None for local files.
     """
 
     library: str
@@ -49,6 +51,8 @@ class Row:
     untimed: list[Sample] = field(default_factory=list)
     trouble: str = ""
     notes: list[str] = field(default_factory=list)
+    requests: int | None = None
+    moved_bytes: int | None = None
 
     def count_files(self, checkpoint: Path) -> None:
         """Records the number and the size of the checkpoint's files."""
@@ -184,4 +188,6 @@ def _collect_row_facts(outcome: Outcome, row: Row) -> dict[str, Any]:
         "peak_rss_bytes": row.peak_rss_bytes,
         "peak_anon_bytes": row.peak_anon_bytes,
         "read_bytes": row.read_bytes,
+        "requests": row.requests,
+        "moved_bytes": row.moved_bytes,
     }

@@ -72,8 +72,14 @@ def _make_columns(outcome: Outcome) -> dict[str, Callable[[Row], str]]:
         f"÷ {outcome.rows[0].library}: median [quartiles] min": lambda row: _format_spread(
             outcome.ratio(row), 2
         ),
-        **(_make_save_columns if outcome.saved else _make_restore_columns)(outcome),
+        **_choose_columns(outcome)(outcome),
     }
+
+
+def _choose_columns(outcome: Outcome) -> Callable[[Outcome], dict[str, Callable[[Row], str]]]:
+    if any(row.requests is not None for row in outcome.rows):
+        return _make_remote_columns
+    return _make_save_columns if outcome.saved else _make_restore_columns
 
 
 def _make_restore_columns(outcome: Outcome) -> dict[str, Callable[[Row], str]]:
@@ -112,6 +118,19 @@ def _make_save_columns(outcome: Outcome) -> dict[str, Callable[[Row], str]]:
         "written": lambda row: share(row.file_bytes, row),
         "files": lambda row: str(row.files),
         "rounds": lambda row: str(len(row.timed)),
+    }
+
+
+def _make_remote_columns(outcome: Outcome) -> dict[str, Callable[[Row], str]]:
+    def format_beyond(row: Row) -> str:
+        returned = 0 if outcome.saved or row.kind == "requests" else row.nbytes
+        return f"{(row.peak_rss_bytes - returned) / MIB:.0f} MiB"
+
+    return {
+        "cpu s": lambda row: f"{row.cpu_s.median:.3f}",
+        "peak beyond the tree": format_beyond,
+        "requests": lambda row: f"{row.requests:,}",
+        "moved": lambda row: _format_share(row.moved_bytes or 0, row),
     }
 
 

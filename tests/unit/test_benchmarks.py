@@ -227,6 +227,24 @@ def test_ratios_are_those_of_rounds():
     assert failed.split("  ")[-1] == "failed: no"
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [(), ("--save",)], ids=["restore", "save"])
+def test_requests_to_a_store_are_counted_and_results_compared(tmp_path, options):
+    pytest.importorskip("moto")
+    done, report = run(
+        *(tmp_path, "-m", "benchmarks.remote", "tree-own", "--server", "moto", "--latency", "1"),
+        *("--lib", f"templax,limit-{'put' if options else 'get'}", *options),
+    )
+    assert done.returncode == 0, done.stderr
+    (found,) = report["workloads"]
+    for row in found["libraries"].values():
+        assert row["ok"], row["trouble"]
+        assert row["requests"] > 0
+        assert found["bytes"] <= row["moved_bytes"] < 1.5 * found["bytes"] + 200_000
+    limit = list(found["libraries"])[1]
+    assert found["libraries"][limit]["notes"][0].startswith(limit)
+
+
 def test_stalls_are_divided_by_the_first_that_goes_on_behind_its_call():
     rows = [Row(name, "k", False, nbytes=1 << 20) for name in ("sync", "ours", "peer", "slow")]
     for row, stalls in zip(

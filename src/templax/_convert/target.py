@@ -138,7 +138,7 @@ class Target:
             )
 
     def preview(self) -> str | Source:
-        """What the checkpoint can be opened by before the commit."""
+        """A source or path by which to open the checkpoint before the commit."""
         sink = self._sink
         if isinstance(sink, PreviewedSink):
             return sink.preview()

@@ -21,7 +21,7 @@ _MIN_TILE_BYTES = 8 * 1024
 """Smaller tiles cost more in calls than they save."""
 
 _LINE_BYTES = 64
-"""What a cache fetches at once."""
+"""Size of a cache line in bytes."""
 
 _BITS = {n: np.dtype(f"u{n}") for n in (1, 2, 4, 8)}
 

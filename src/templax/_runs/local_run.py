@@ -34,7 +34,7 @@ class LocalRun:
         self._lock = WriterLock(url)
 
     def look(self) -> Local:
-        """The directory as it is now. Refuses what only looks as if there were nothing."""
+        """The directory as it is now. Refuses a file or a dangling link at its path."""
         try:
             if not stat.S_ISDIR(os.stat(self.url).st_mode):
                 raise UsageError(f"Expected a directory of steps, got the file {self.url}")
@@ -50,7 +50,7 @@ class LocalRun:
         return Local(self.url)
 
     def join(self, name: str) -> str:
-        """The path of what has a name in the directory."""
+        """The path of a name in the directory."""
         return os.path.join(self.url, name)
 
     def acquire(self) -> None:
@@ -70,7 +70,7 @@ class LocalRun:
         return {name for name in names if is_abandoned(self.join(name))}
 
     def remove_leftovers(self, names: Collection[str]) -> None:
-        """Removes the temporary directories of killed programs, of whichever steps."""
+        """Removes the temporary directories of killed saves, whatever step they are of."""
         for path in find_abandoned_in(self.url):
             remove_directory(path)
 

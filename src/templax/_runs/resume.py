@@ -105,9 +105,9 @@ class StepRestore:
         self._options, self._call = options, call
         self._given = _list_paths(options.missing)
         self.damaged: frozenset[int] = frozenset()
-        self._look: Source | None = None  # the run, as process 0 has listed it
-        self._deleted = False  # the step that was to be restored, by another process
-        self._opened: Source | None = None  # what is restored, once a step and its item are chosen
+        self._look: Source | None = None  # the run, as process 0 listed it
+        self._deleted = False  # whether another process deleted the step to restore
+        self._opened: Source | None = None  # what to restore, once a step and item are chosen
 
     def _open_missing(self) -> None:
         """Opens what is given as `missing=` ahead of the steps: its errors are not a step's."""
@@ -221,7 +221,7 @@ class StepRestore:
     def _was_deleted(self, error: TemplaxError, key: str | None) -> bool:
         """Whether a step lacks something because it was deleted after it was listed.
 
-        Nothing keeps another process from that in an object store.
+        In an object store, nothing keeps another process from deleting it.
         """
         if key is None or not isinstance(error, (*_TORN, SourceError)):
             return False
@@ -384,7 +384,7 @@ class StepRestore:
 
 
 def _list_paths(missing: Missing) -> list[str]:
-    """The paths of checkpoints that are given as `missing=`, those that views show included."""
+    """The paths of checkpoints given as `missing=`, including those that views show."""
     given: list[Any] = [*missing.values()] if isinstance(missing, Mapping) else [missing]
     paths: list[str] = []
     while given:

@@ -1,4 +1,4 @@
-"""The directory of a run, wherever it is: what a manager needs besides reading and saving."""
+"""The directory of a run on a disk or in a store: what a manager needs besides saves and reads."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class RunStorage(Protocol):
-    """A directory of steps, which need not exist."""
+    """A directory of steps. It need not exist."""
 
     @property
     def url(self) -> str:
@@ -27,53 +27,53 @@ class RunStorage(Protocol):
 
     @property
     def storage(self) -> Store | None:
-        """How its object store is reached; None for a local directory."""
+        """How to reach its object store; None for a local directory."""
         ...
 
     def look(self) -> Source:
         """The directory as it is now: to see later changes, look again.
 
         Raises:
-            UsageError, SourceError: There is something else, or it can't be read.
+            UsageError, SourceError: Something else is there, or it can't be read.
         """
         ...
 
     def join(self, name: str) -> str:
-        """The path or URL of what has a name in the directory."""
+        """The path or URL of a name in the directory."""
         ...
 
     def acquire(self) -> None:
-        """Takes the right to save to the run, unless this object has it already.
+        """Takes the right to save to the run, unless this object already has it.
 
         Raises:
-            SaveError: Somebody else has it; or nothing can be saved there.
+            SaveError: Another process has it; or nothing can be saved there.
         """
         ...
 
     def release(self) -> None:
-        """Gives that right back. Does nothing if this object does not have it."""
+        """Gives up the right to save. Does nothing if this object does not have it."""
         ...
 
     def hold_for_reading(self, name: str) -> AbstractContextManager[bool]:
-        """Keeps a step from being deleted while it is read, if the storage has a way to do that.
+        """Keeps a step from being deleted while it is read, if the storage can.
 
         Yields:
-            Whether the step exists, as far as is known: False if it was deleted meanwhile.
+            Whether the step still exists, as far as known: False if it was deleted meanwhile.
         """
         ...
 
     def find_abandoned(self, names: Collection[str], *, watch: bool = True) -> set[str]:
-        """Those of several unfinished saves to which no process writes any more.
+        """Finds those of several unfinished saves to which no process writes any more.
 
         Args:
             names: The names of their directories.
-            watch: Whether to take the time to find out. Without, only those that are certain at
-                once, and of the others none.
+            watch: Whether to take the time to find out. If False, only those that are known at once
+                to be abandoned are returned.
         """
         ...
 
     def remove_leftovers(self, names: Collection[str]) -> None:
-        """Removes what is certain to be the remains of killed saves by templax.
+        """Removes what was certainly left by killed saves of templax.
 
         Args:
             names: The directories of steps that are not committed.
@@ -84,10 +84,10 @@ class RunStorage(Protocol):
         ...
 
     def delete(self, name: str) -> bool:
-        """Deletes a step, so that at no moment a part of it counts as a step.
+        """Deletes a step in such an order that a part of it never counts as a step.
 
         Returns:
-            Whether it no longer exists: False if a process is reading it.
+            Whether the step is gone: False if a process is reading it.
 
         Raises:
             SaveError: The storage refused.

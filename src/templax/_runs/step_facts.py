@@ -1,4 +1,4 @@
-"""What the steps of a run say of themselves: when they were committed, and their metrics."""
+"""Commit times and metrics, as the steps of a run record them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _INDEX = "templax.index"
 
 
 def find_saved_last(run: Source, committed: Mapping[int, str]) -> int | None:
-    """The step that was committed last; None if the time is unknown of some of them.
+    """The step that was committed last; None if the time of any step is unknown.
 
     Args:
         run: The directory of the steps.
@@ -31,8 +31,8 @@ def find_saved_last(run: Source, committed: Mapping[int, str]) -> int | None:
     latest = times.get(max(committed, default=-1))
     if latest is None or find_cost(run) is None:
         return _find_last(times)
-    # The times are those of the markers, which a copy of a run has in any order. Look closer only
-    # if they say that a run went on from an earlier step.
+    # These are the times of the markers, which may have any order in a copy of a run. Read more
+    # only if they suggest that the run went on from an earlier step.
     later = {step: committed[step] for step, time in times.items() if time and time >= latest}
     read_ahead(run, [f"{key}/{STEP_METADATA}" for key in later.values()])
     return _find_last({step: _read_noted_time(run.at(key)) for step, key in later.items()})
@@ -46,10 +46,10 @@ def _find_last(times: Mapping[int, float | None]) -> int | None:
 
 
 def read_commit_time(step: Source) -> float | None:
-    """When a step was committed, in Unix seconds; None if it does not say.
+    """When a step was committed, in Unix seconds; None if that is not recorded.
 
-    In an object store, that is the time at which it got the marker of the commit, which a listing
-    tells: to read what the step has noted would be a request for each.
+    In an object store, this is the time of the commit marker in the listing: to read what each step
+    has recorded would take a request per step.
     """
     marker = step.stat(COMMITTED) if find_cost(step) is not None else None
     if marker is not None and marker.modified is not None:
@@ -67,7 +67,7 @@ def _read_noted_time(step: Source) -> float | None:
 def read_all_metrics(
     run: Source, committed: Mapping[int, str]
 ) -> tuple[dict[int, dict[str, Any]], dict[int, CheckpointError]]:
-    """The metrics of each step, and the error of each step whose metrics are unreadable."""
+    """The metrics of each step, and an error for each step whose metrics are unreadable."""
     read_metrics_ahead(run, committed.values())
     found: dict[int, dict[str, Any]] = {}
     errors: dict[int, CheckpointError] = {}
@@ -80,7 +80,7 @@ def read_all_metrics(
 
 
 def read_metrics_ahead(run: Source, keys: Iterable[str]) -> None:
-    """Reads what `read_step_metrics` needs of several steps side by side, if a store gains."""
+    """Reads what `read_step_metrics` needs of several steps, in parallel if that is faster."""
     if find_cost(run) is not None:
         list_ahead(run)
         wanted = [key for key in keys if not _has_no_metrics(run.at(key))]
@@ -89,16 +89,16 @@ def read_metrics_ahead(run: Source, keys: Iterable[str]) -> None:
 
 
 def read_step_metrics(step: Source) -> dict[str, Any]:
-    """See `read_metrics`. In an object store, nothing is read of a step that has none."""
+    """See `read_metrics`. In an object store, reads nothing from a step without metrics."""
     if find_cost(step) is not None and _has_no_metrics(step):
         return {}
     return read_metrics(step)
 
 
 def _has_no_metrics(step: Source) -> bool:
-    """Whether it is certain without reading anything: templax saves metrics as an item.
+    """Whether a step certainly has no metrics, as far as names tell: templax saves them as an item.
 
-    Orbax may have noted them in the metadata of the step only.
+    Orbax may have recorded them only in the metadata of the step.
     """
     names = list_names(step)
     items = [name for name in names if name.endswith("/")]

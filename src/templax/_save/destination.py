@@ -43,7 +43,7 @@ def check_destination(source: Source, *, replaces: bool) -> None:
     """
     check_path(source.url)
     try:
-        # Listed first: a store is then asked for single files above, rather than for listings.
+        # List first: then a store is asked for single files further up, and not for listings.
         is_empty = next(source.children(), None) is None
         around = find_enclosing_item(source)
         replaces = replaces and not is_empty

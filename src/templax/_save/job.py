@@ -166,7 +166,7 @@ class Job:
             raise SaveError(
                 f"templax writes {options.format} to local disks only",
                 file=sink.path,
-                hint="leave format= out, or save to a local path and copy the files",
+                hint="omit format=, or save to a local path and copy the files",
             )
         if job.count == 1:
             return b""

@@ -133,7 +133,7 @@ class Job:
 
     @property
     def first(self) -> int:
-        """Where it writes first; 0 if that is not known before."""
+        """Offset of its first write; 0 if that is not known in advance."""
         return self.work[0][2][0].offset or 0
 
     @property

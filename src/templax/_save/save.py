@@ -48,9 +48,9 @@ def save(
     ever visible under that name.
 
     Args:
-        url: A local path that does not exist yet, or an empty directory. Parents are created. A
-            local path that ends in `.safetensors`, `.npz` or `.msgpack` becomes a single file. Or
-            a URL of an object store, such as "gs://bucket/run/100".
+        url: A local path that does not exist yet, or an empty directory; or a URL of an object
+            store, such as "gs://bucket/run/100". Parents are created. A local path that ends in
+            `.safetensors`, `.npz` or `.msgpack` becomes a single file.
         tree: Any pytree of arrays (including typed PRNG keys), numbers, strings and None. Functions
             are left out; the template of a restore supplies them.
         format: The layout of the checkpoint. Default: that of the suffix of `url`, else "orbax".

@@ -79,14 +79,14 @@ class Writer:
         self._memory, self._reader, self._journal = options.memory, options.reader, options.journal
         plan = JobPlan(table, options)
         self._jobs = deque(plan.list_jobs(leaves, chunks, offsets))
-        self._active: dict[int, int] = {}  # jobs in progress, and where each writes first
+        self._active: dict[int, int] = {}  # id of a job in progress → offset of its first write
         self._in_order = offsets is None and options.level is None
         self._stream = file if isinstance(file, StreamedFile) else None
         self.end, self.found = plan.end, plan.found
         self.total = self.found + sum(job.nbytes for job in self._jobs)
         self.done = self.found
         if self._stream is not None:
-            self._stream.expect(max(self.end, self.total))
+            self._stream.expect(max(self.end, self.total), self._memory)
         threads = options.threads
         if self._reader is not None:
             most = max((job.transient for job in self._jobs), default=0)
@@ -169,7 +169,7 @@ class Writer:
                 self._condition.wait()
 
     def _find_settled(self) -> int:
-        """The offset before which no job writes any more; 0 if the jobs are not in order."""
+        """The offset before which no job will write; 0 if the jobs are not in order."""
         if not self._in_order:
             return 0
         begins = [*self._active.values(), *(job.first for job in itertools.islice(self._jobs, 1))]

@@ -1,4 +1,4 @@
-"""Two index maps, one after the other, as maps from the first source to the last target. Pure."""
+"""Composes two index maps into maps from the first source to the last target. Pure."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ import msgspec
 from .._core.index_map import IndexMap, MapAxis
 
 _MAX_MAPS = 256
-"""Maximum number of index maps that two may amount to."""
+"""Maximum number of index maps into which two are composed."""
 
 
 class TooManyMapsError(Exception):
-    """The axes of two maps cut a leaf into too many pieces, as sizes of 5 and of 7 do."""
+    """The axes of two maps cut a leaf into too many pieces, for example sizes of 5 and of 7."""
 
 
 class _Digit(msgspec.Struct, frozen=True, gc=False):
     """An axis of a map, or a part of one: its indices are `start + factor * (0 … size - 1)`.
 
     Attributes:
-        axis: Which axis.
+        axis: The number of the axis.
         size: The number of its indices.
-        step: What an index adds to that in the dimension which the maps have in common.
+        step: What each index adds to the position in the dimension that both maps share.
         factor, start: See above.
     """
 
@@ -38,14 +38,14 @@ class _Digit(msgspec.Struct, frozen=True, gc=False):
 
 
 _Match = tuple[_Digit | None, _Digit | None]
-"""Digits of both maps, of one size, that go together; None beside a single index of one of them."""
+"""Digits of both maps that go together, of equal size; None beside a single index of the other."""
 
 
 def compose_maps(first: IndexMap, second: IndexMap) -> list[IndexMap]:
-    """The index maps that are `second` after `first`, whose target is the source of `second`.
+    """The index maps that apply `first` and then `second`, which reads the target of `first`.
 
     Raises:
-        TooManyMapsError: They would be more than `_MAX_MAPS`.
+        TooManyMapsError: There would be more than `_MAX_MAPS`.
 
     >>> halves = IndexMap((MapAxis(2, (0, 3), (1, 1)), MapAxis(3, (0, 1), (0, 1))), (0,), (0, 0))
     >>> turned = IndexMap((MapAxis(3, (0, 1), (1, 1)), MapAxis(2, (1, 1), (0, 1))), (0, 0), (0, 0))
@@ -87,7 +87,7 @@ def compose_maps(first: IndexMap, second: IndexMap) -> list[IndexMap]:
 def _match_digits(
     ones: Sequence[_Digit], others: Sequence[_Digit], delta: int
 ) -> Iterator[list[_Match]]:
-    """The ways in which the sum of some digits is that of others and `delta`.
+    """Yields the ways in which the sum of `ones` equals the sum of `others` plus `delta`.
 
     Args:
         ones, others: Nested digits, the longest step first.
@@ -121,7 +121,7 @@ def _match_digits(
             inner = _Digit(digit.axis, n, digit.step, digit.factor)
             yield from _match_digits(ones, [outer, inner, *smaller], delta)
             return
-    # One index of the longest step at a time: the others reach few of them, or do not divide it.
+    # One index of the longest step at a time: the others reach only a few, or don't divide it.
     begin = max(0, -((_reach(rest) - delta) // head.step))
     for index in range(begin, min(head.size, (delta + other) // head.step + 1)):
         for found in _match_digits(rest, others, delta - index * head.step):
@@ -131,7 +131,7 @@ def _match_digits(
 def _match_heads(
     head: _Digit, rest: Sequence[_Digit], other: _Digit, smaller: Sequence[_Digit], delta: int
 ) -> Iterator[list[_Match]]:
-    """Matches digits of which the first have the same step."""
+    """Matches digits whose first ones have the same step."""
     quotient, remainder = divmod(delta, head.step)
     for carry in (0, 1):  # the smaller digits together reach less than twice the step
         shift = quotient + carry
@@ -149,7 +149,7 @@ def _reach(digits: Sequence[_Digit]) -> int:
 
 
 def _join(first: IndexMap, second: IndexMap, matches: Sequence[_Match]) -> IndexMap:
-    """The map of the pairs in which all digits match."""
+    """The index map of the elements for which all digits match."""
     source, target = list(first.source), list(second.target)
     flipped = {
         i for i, axis in enumerate(second.axes) if axis.source is not None and axis.source[1] < 0

@@ -1,7 +1,7 @@
-"""Pairs families of which one tree holds several in one leaf, such as q, k and v. Pure.
+"""Pairs families that only one of two trees fuses into one leaf, such as q, k and v. Pure.
 
-Shapes tell along which axis they lie one after the other. They can't tell in which order, nor
-whether they alternate head by head: that is said in notes.
+Shapes tell along which axis the parts lie, but not in which order, or whether they alternate head
+by head: notes say so.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from .leaf_words import compare_meanings
 from .paired import LEAST, Found, count_elements, may_be_cast
 
 _MAX_COMPARISONS = 20_000
-"""Maximum number of pairs of a fused family and of one that may be its part."""
+"""Maximum number of pairs of a fused family and a family that may be one of its parts."""
 
 _AXES = "abcdefgh"
-"""Names of axes that are not told apart."""
+"""Names for axes of which nothing is known."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Fusion:
-    """Leaves that some models hold in one.
+    """Parts that some models fuse into one leaf.
 
     Attributes:
-        whole: What the one is called.
-        parts: What they are called, in the order that is the most usual.
+        whole: The word for the fused leaf.
+        parts: The words for its parts, in their most common order.
         order: This order, in words.
-        otherwise: What to write if they alternate.
+        otherwise: What to write if the parts alternate.
     """
 
     whole: str
@@ -68,14 +68,14 @@ _FUSIONS = (
 def find_fused(
     targets: Sequence[Family], sources: Sequence[Family], found: Sequence[Found]
 ) -> tuple[list[Found], list[str]]:
-    """Leaves that one tree holds in one and the other apart.
+    """Pairs the leaves that one tree fuses and the other keeps separate.
 
     Args:
         targets, sources: All families.
-        found: What is found already.
+        found: The pairs found so far.
 
     Returns:
-        For each part a `Found`, and what can't be told about them.
+        A `Found` for each part, and notes on what can't be told.
     """
     gone = {id(family) for one in found for family in (one.target, one.source)}
     made: list[Found] = []
@@ -120,7 +120,7 @@ def _explain_order(fusion: _Fusion, made: Sequence[Found]) -> str:
 def _find_parts(
     fusion: _Fusion, whole: Family, singles: Sequence[Family], splits: bool
 ) -> list[Family] | None:
-    """The families that are parts of a fused one, in order; None if not all are found."""
+    """The families that are the parts of a fused one, in order; None if any is missing."""
     scores: defaultdict[str, list[tuple[float, int]]] = defaultdict(list)
     for i, single in enumerate(singles):
         words = single.meaning.words.intersection(fusion.parts)
@@ -145,7 +145,7 @@ def _find_parts(
 
 
 def _list_fits(whole: Family, parts: Sequence[Family], splits: bool) -> Iterator[list[Found]]:
-    """For each axis along which the parts may lie in the whole, the rules for them."""
+    """Yields the rules for the parts, for each axis of the whole along which they may lie."""
     pairings: list[Pairing] = []
     for part in parts:
         pair = (part, whole) if splits else (whole, part)
@@ -196,7 +196,7 @@ def _split_equally(
     pairings: Sequence[Pairing],
     shapes: Sequence[tuple[Shape, Shape]],
 ) -> Iterator[Found]:
-    """Parts of one shape, each as an index of an axis `t`."""
+    """Yields parts of equal shape, each as an index of an axis `t`."""
     n = len(parts)
     for i, (part, one, pair) in enumerate(zip(parts, pairings, shapes, strict=True)):
         if pair != shapes[0]:
@@ -208,7 +208,7 @@ def _split_equally(
 
 
 def _find_shapes(pairing: Pairing) -> tuple[Shape, Shape] | None:
-    """The shapes of the sources and of the targets without stacked axes, if all members agree."""
+    """The shapes of sources and targets without stacked axes, if all members agree."""
     unstacked, stacked = (*pairing.unstacked.values(),), (*pairing.stacked.values(),)
     shapes = {
         (source.shape, target.shape)
@@ -222,7 +222,7 @@ def _find_shapes(pairing: Pairing) -> tuple[Shape, Shape] | None:
 
 
 def _guess_axes(pairing: Pairing, source: Shape, target: Shape) -> list[Guess]:
-    """Axes for a part, each dimension of which is named."""
+    """Guesses the axes of a part, with a name for each dimension."""
     before, after = [*pairing.unstacked], [*pairing.stacked]
     names = " ".join(_AXES[: len(source)])
     plain = f"{' '.join([*before, names])} -> {' '.join([*after, names])}"
@@ -234,13 +234,13 @@ def _guess_axes(pairing: Pairing, source: Shape, target: Shape) -> list[Guess]:
 
 
 def write_cut(text: str, cut: tuple[int, int, int]) -> Mapping[str, tuple[int, int]]:
-    """The `slice=` of a rule with certain axes."""
+    """The `slice=` of a rule with the given axes."""
     d, start, stop = cut
     return {format_dims((parse_axes(text).left[d],)): (start, stop)}
 
 
 def write_join(text: str, d: int) -> str:
-    """The axes of a `Concat` whose parts have certain axes, along a dimension of the target."""
+    """The axes of a `Concat` along a dimension of the target, from the axes of its parts."""
     right = parse_axes(text).right
     taken = {axis for dim in right if len(dim) == 1 for axis in dim}
     free = iter(name for name in _AXES if name not in taken)

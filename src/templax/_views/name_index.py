@@ -1,8 +1,8 @@
-"""Finds among many names those that a pattern may match, without trying each of them. Pure.
+"""Finds, among many names, those that a pattern may match, without trying each of them. Pure.
 
-A mapping may have a rule for each of many leaves: then each looks at its own only. Which those are
-is told by what all names begin with that a pattern matches, by what they end with, and by whole
-elements between.
+A mapping may have a rule for each of many leaves: then each rule should look only at its own
+leaves. All names that a pattern matches share its beginning, its end and the whole elements between
+them, and are found by these.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from .._core.names import matches_pattern
 from .names import NamePattern, parse_name
 
 _FEW = 32
-"""So many names are tried rather than looking for a narrower choice."""
+"""Up to this many names are tried one by one instead of narrowing the choice."""
 
 _MAX_TRIES = 4
-"""How often as many names as there are may be tried before they are indexed by their elements."""
+"""Names are indexed by elements once this many times their number have been tried."""
 
 
 class NameIndex:
-    """Names in the order of a checkpoint, by what they begin with, end with and contain.
+    """Names in the order of a checkpoint, indexed by their beginning, end and elements.
 
     Args:
         names: The names, each once.
@@ -37,7 +37,7 @@ class NameIndex:
         self._tries = 0
 
     def list_candidates(self, pattern: NamePattern) -> Sequence[str]:
-        """The names that a pattern may match, and perhaps others, in order."""
+        """All names that a pattern matches, and perhaps others, in order."""
         first, *others = pattern.segments or ("",)
         last = others[-1] if others else first
         if not others and isinstance(first, str):
@@ -76,12 +76,12 @@ class NameIndex:
 
     @functools.cached_property
     def _by_end(self) -> list[str]:
-        """The names backwards, sorted."""
+        """The reversed names, sorted."""
         return sorted(name[::-1] for name in self._names)
 
     @functools.cached_property
     def _by_element(self) -> dict[str, list[str]]:
-        """Element of a name → the names that have it."""
+        """Element of a name → the names that contain it."""
         found: defaultdict[str, list[str]] = defaultdict(list)
         for name in self._names:
             for element in {*name.split(".")}:
@@ -99,7 +99,7 @@ def _find_range(names: Sequence[str], start: str) -> tuple[int, int]:
 
 
 def _list_elements(pattern: NamePattern) -> list[str]:
-    """The elements that all names have that a pattern matches."""
-    # A placeholder is written as an element's part that no name has.
+    """The elements that occur in every name that a pattern matches."""
+    # A placeholder becomes "\0", which no name contains.
     text = "".join(s if isinstance(s, str) else "\0" for s in pattern.segments)
     return [element for element in text.split(".") if "\0" not in element]

@@ -35,7 +35,7 @@ _MAX_PARTS = 1_000
 _MAX_INTEGER = (1 << 63) - 1
 
 _INFINITIES = {"inf": math.inf, "-inf": -math.inf}
-"""How infinities are spelled, which JSON does not have."""
+"""Spellings of the infinities, which JSON does not have."""
 
 _Value = TypeVar("_Value")
 _NO_AXES = JoinAxes((), "", "")

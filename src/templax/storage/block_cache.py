@@ -28,7 +28,7 @@ CACHE_BYTES = 64 * 1024**3
 """Default for `cache_bytes=`."""
 
 _TRAILER = struct.Struct("<8sQI")
-"""Behind the bytes of a block: a mark, their number, and a crc32c of the block's name and bytes."""
+"""Follows the bytes of a block: a mark, their number, and a crc32c of its name and bytes."""
 
 _MARK = b"txblock1"
 
@@ -41,28 +41,28 @@ _COUNTER, _SWEEP, _FIRST_BLOCK = 0, 1, 16
 """Offsets of the ranges, one byte each: of the counter, of eviction, and of blocks from here on."""
 
 _KEPT_SHARE = 0.9
-"""Eviction leaves so much of the bound, so that it is not needed again at once."""
+"""Eviction reduces the cache to this share of the bound, so as not to be needed again at once."""
 
 _MAX_SWEEP_S = 10.0
-"""So long is waited while somebody else makes room; then a block is not stored."""
+"""How long to wait while somebody else makes room; after that, the block is not stored."""
 
 _PART = ".part"
 
 _ABANDONED_S = 3600.0
-"""A file that was being written is removed when it is this old."""
+"""A temporary file of this age is removed: whoever wrote it was killed."""
 
 
 class BlockCache:
     """Files that hold one block each, named by a hash of what identifies its bytes.
 
-    A block is written under a temporary name and renamed, so that no process sees half of it. Its
-    checksum is compared on each read. Those read last are kept. Whatever fails is logged once, and
-    the cache does without: no error of its disk becomes one of a restore.
+    A block is written under a temporary name and renamed, so that no process sees half of it. Each
+    read compares its checksum. The least recently read blocks are evicted. A failure of the disk is
+    logged once and the cache goes on without it: a restore never fails because of its cache.
 
-    Locks are those of `fcntl`, of ranges of one file. The system releases them when a process ends.
-    They only save requests: without them, blocks are fetched twice, never wrong. As they belong to
-    the process and end when any descriptor of the file is closed, there is one object for each
-    directory, from `open_cache`, and it never closes that file.
+    Locks are `fcntl` locks on ranges of one file, which the system releases when a process ends.
+    They only save requests: without them, blocks are fetched twice, never wrong. They belong to the
+    process and end when any descriptor of the file is closed. So `open_cache` makes one object per
+    directory, which never closes that file.
 
     Args:
         directory: Created if it does not exist.
@@ -91,7 +91,7 @@ class BlockCache:
 
     @property
     def stores(self) -> bool:
-        """Whether blocks are stored; False once that has failed."""
+        """Whether blocks are stored; False once a write has failed."""
         return self._fd is not None and not self._is_logged
 
     def has(self, name: str) -> bool:
@@ -105,7 +105,7 @@ class BlockCache:
             name: The block.
             size: Its number of bytes.
             start: First byte of the part.
-            out: Where the part is to be; overwritten even if there is no such block.
+            out: Receives the part; may be overwritten even if there is no such block.
 
         Returns:
             Whether the block was there, whole and undamaged.
@@ -118,7 +118,7 @@ class BlockCache:
                 nbytes = _read_full(file, data) + _read_full(file, memoryview(trailer))
                 is_whole = nbytes == size + _TRAILER.size and self._matches(name, data, trailer)
                 if is_whole:
-                    with suppress(OSError):  # a read-only disk keeps no order
+                    with suppress(OSError):  # a read-only disk can't record the read
                         os.utime(file.fileno() if os.utime in os.supports_fd else path)
         except (FileNotFoundError, NotADirectoryError):
             return False
@@ -150,7 +150,7 @@ class BlockCache:
         try:
             os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
             with open(temporary, "xb") as file:
-                file.truncate(length)  # what is being written counts, too
+                file.truncate(length)  # so that a sweep counts this file, too
                 is_room = self._change_used(length) <= self.max_bytes or self._make_room()
                 if is_room:
                     file.write(data)
@@ -175,7 +175,7 @@ class BlockCache:
         return True
 
     def unlock(self, name: str) -> None:
-        """Gives the right back that `try_lock` took."""
+        """Gives back the right that `try_lock` took."""
         offset = _FIRST_BLOCK + int(name[:15], 16)
         with self._mutex:
             self._held.discard(offset)
@@ -201,7 +201,7 @@ class BlockCache:
             )
 
     def _lock_range(self, offset: int, *, wait: bool) -> bool:
-        """Locks one byte; a file system without locks has it locked by nobody else."""
+        """Locks one byte; always succeeds on a file system without locks."""
         if fcntl is None or self._fd is None:
             return True
         try:
@@ -218,7 +218,7 @@ class BlockCache:
                 fcntl.lockf(self._fd, fcntl.LOCK_UN, 1, offset)
 
     def _change_used(self, nbytes: int) -> int:
-        """Adds to the counter of the bytes of all blocks; returns what it is then."""
+        """Adds to the counter of the bytes of all blocks; returns its new value."""
         assert self._fd is not None
         with self._mutex:
             self._lock_range(_COUNTER, wait=True)
@@ -234,7 +234,7 @@ class BlockCache:
     def _make_room(self) -> bool:
         """Removes the blocks that were read longest ago; returns whether the bound holds now.
 
-        Whoever has one open reads on: its bytes stay until the file is closed.
+        A process that has one open can go on reading: the bytes stay until the file is closed.
         """
         if not self._sweeping.acquire(timeout=_MAX_SWEEP_S):
             return False
@@ -308,10 +308,10 @@ def open_cache(directory: str | os.PathLike[str], max_bytes: int) -> BlockCache:
 
     Args:
         directory: `~` is expanded.
-        max_bytes: The bound; if the cache is open already, its new one.
+        max_bytes: The bound. It replaces the one of a cache that is open already.
 
     Raises:
-        UsageError: The directory is no path, or the bound no number of bytes.
+        UsageError: The directory is not a path, or the bound is not a positive int.
     """
     text: object = os.fspath(directory) if isinstance(directory, (str, os.PathLike)) else directory
     if not isinstance(text, str) or not text or "\0" in text:

@@ -22,20 +22,20 @@ BLOCK_BYTES = 4 * 1024 * 1024
 """Objects are fetched and kept in blocks that begin at multiples of this size."""
 
 _PAUSE_S, _MAX_PAUSE_S = 0.005, 0.05
-"""How often is looked for a block that another process fetches, at first and later."""
+"""Pauses between looks for a block that another process fetches, at first and at most."""
 
 
 class CachedReads:
     """Reads of the objects of one bucket, from a cache where it holds them.
 
-    What a block is found by has the tag of the object's version in it (its generation, or the size
-    and time of its change, where there is no tag), so that bytes of another version are never
-    found. A block that is missing is fetched whole, by one process of all that want it.
+    The name of a block depends on the tag of the object's version (without a tag, on its
+    generation, or else on its size and the time of its change), so that bytes of another version
+    are never found. A missing block is fetched whole, by one of the processes that want it.
 
     Args:
         requests: How to fetch what is missing.
         cache: Where blocks are kept.
-        bucket: What tells the bucket from all others, wherever they are.
+        bucket: Identifies the bucket among all others, at any endpoint.
         concurrency: Maximum number of blocks that are fetched, or waited for, at the same time.
     """
 
@@ -69,7 +69,7 @@ class CachedReads:
         """Reads a block that was not in the cache; waits if another process is fetching it.
 
         Returns:
-            Bytes that came from the cache all the same, since another process stored the block.
+            Bytes that came from the cache after all, because another process stored the block.
         """
         cache, pause = self._cache, _PAUSE_S
         async with self._filling:
@@ -123,11 +123,11 @@ class _Block(NamedTuple):
     """A block of an object, and the part of it that is wanted.
 
     Attributes:
-        name: What the cache knows it by.
+        name: Its name in the cache.
         start: Its first byte, in the object.
-        size: Number of its bytes: less than usual at the end of an object.
+        size: Its number of bytes: less than usual at the end of an object.
         skip: First byte that is wanted, in the block.
-        out: Where the wanted bytes are to be.
+        out: Receives the wanted bytes.
     """
 
     name: str
@@ -148,17 +148,17 @@ def name_object(bucket: str, path: str, version: Version) -> bytes:
 
 
 def name_block(of: bytes, number: int) -> str:
-    """What the cache knows a block by.
+    """The name of a block in the cache.
 
     Args:
-        of: Identifies the object.
-        number: How many blocks come before.
+        of: Identifies the object; see `name_object`.
+        number: How many blocks come before it.
     """
     return hashlib.blake2b(b"%d %s" % (number, of), digest_size=20).hexdigest()
 
 
 def _cut_blocks(start: int, out: memoryview, size: int, name: bytes) -> list[_Block]:
-    """Cuts a range of an object along the blocks.
+    """Cuts a range of an object at the boundaries of blocks.
 
     Args:
         start: First byte of the range.

@@ -1,4 +1,4 @@
-"""What the environment says of object stores: the variables and files that all tools share."""
+"""Settings of object stores from the environment: variables and files that all tools share."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ def find_variable(*names: str) -> str | None:
 def read_aws_profile() -> dict[str, str]:
     """The credentials and region of a profile in the files that all tools for AWS share.
 
-    obstore knows the environment variables and the roles of machines, but not these files.
-    Credentials in the environment come first, unless `AWS_PROFILE` is set.
+    obstore reads the environment variables and the roles of machines, but not these files.
+    Credentials in the environment take precedence, unless `AWS_PROFILE` is set.
     """
     profile = find_variable("AWS_PROFILE", "AWS_DEFAULT_PROFILE")
     if find_variable("AWS_ACCESS_KEY_ID") and profile is None:

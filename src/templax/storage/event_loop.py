@@ -34,7 +34,7 @@ def run_request(request: Coroutine[Any, Any, T]) -> T:
     try:
         return future.result()
     except CancelledError:
-        raise SourceError("The request was cancelled, as another one failed") from None
+        raise SourceError("The request was cancelled because another one failed") from None
     except Exception as error:
         if type(error).__name__ != "RustPanic":  # its module can't be imported
             raise
@@ -43,7 +43,7 @@ def run_request(request: Coroutine[Any, Any, T]) -> T:
             " the bucket and the settings of the store, such as its endpoint"
         ) from error
     finally:
-        future.cancel()  # does nothing to one that is done
+        future.cancel()  # does nothing if it is done
         if group is not None:
             group.discard(future)
 

@@ -1,4 +1,4 @@
-"""A source whose file is looked at by many: the beginning is read once."""
+"""A source that reads the beginning of its file only once, for all formats that look at it."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ _HEAD = 1 << 12
 
 
 class KeptHead:
-    """Another source, of which the root is asked for, and its first bytes are read, only once.
+    """Wraps another source, and asks only once about its root and for its first bytes.
 
-    Formats detect a file one after the other. In an object store, each read is a request.
+    Formats try to recognise a file one after the other. In an object store, each read is a request.
 
     Args:
         source: The other source.

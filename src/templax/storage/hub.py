@@ -27,7 +27,7 @@ T = TypeVar("T")
 _log = logging.getLogger("templax")
 
 _KINDS = {"datasets": "dataset", "spaces": "space", "models": "model"}
-"""How a URL names other repositories than those of models."""
+"""First part of a URL → kind of repository; a URL without any of these names a model."""
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -36,11 +36,11 @@ _REFERENCE = re.compile(r"refs/(?:pr|convert)/[^/]+")
 
 _TRANSIENT = frozenset((408, 425, 429, 500, 502, 503, 504))
 
-_LOG_IN = "log in with `hf auth login`, set HF_TOKEN, or give templax.storage.HuggingFace(token=…)"
+_LOG_IN = "log in with `hf auth login`, set HF_TOKEN, or pass templax.storage.HuggingFace(token=…)"
 
 
 class HubUnreachable(SourceError):
-    """The Hub does not answer, or is not to be asked."""
+    """The Hub does not answer, or must not be asked."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,8 +111,8 @@ class HuggingFace(Store):
 class HubRequests(Requests):
     """Requests to one repository: huggingface_hub lists it, obstore reads ranges of its files.
 
-    The version of a file is the hash of its content, so that a cache knows a file again in
-    whatever commit it is.
+    The version of a file is the hash of its content, so that a cache recognises a file in any
+    commit.
 
     Args:
         store: The settings.
@@ -140,7 +140,7 @@ class HubRequests(Requests):
         Raises:
             HubUnreachable: The Hub does not answer at all.
             NotFound: There is no such repository or revision.
-            SourceError: It must not be read.
+            SourceError: Access is refused.
         """
 
         def ask() -> Any:
@@ -152,7 +152,7 @@ class HubRequests(Requests):
                 found = self._api.repo_info(
                     options["name"], revision=options["revision"], repo_type=options["kind"]
                 )
-                if getattr(found, "gated", None):  # its files may be refused, unlike its listing
+                if getattr(found, "gated", None):  # it may refuse its files though it lists them
                     self._api.auth_check(options["name"], repo_type=options["kind"])
                 return found
             except (hub.errors.HfHubHTTPError, hub.errors.HFValidationError):
@@ -240,7 +240,7 @@ class HubRequests(Requests):
         }
 
     async def _ask(self, ask: Callable[[], T], path: str) -> T:
-        """Calls huggingface_hub in a thread, again after failures that may pass."""
+        """Calls huggingface_hub in a thread; repeats the call after transient failures."""
 
         def ask_once() -> T:
             errors = _require_hub().errors
@@ -313,13 +313,13 @@ _commit_times: dict[str, float] = {}
 def open_repository(store: Store, url: str) -> Source:
     """Returns the source for a URL of the Hub, at the commit that its revision has now.
 
-    If the Hub does not answer, or `HF_HUB_OFFLINE` is set, that is the snapshot in the local cache
-    of huggingface_hub, and the log says which commit it is of.
+    If the Hub does not answer, or `HF_HUB_OFFLINE` is set, the source is the snapshot in the local
+    cache of huggingface_hub, and the log names its commit.
 
     Raises:
         MissingPackage: huggingface_hub or obstore is not installed.
         NotFound: There is no such repository or revision.
-        SourceError: It must not be read; or there is neither an answer nor a snapshot.
+        SourceError: Access is refused; or there is neither an answer nor a snapshot.
     """
     location = store.locate(url)
     requests = store.connect(location)
@@ -354,7 +354,7 @@ def _open_snapshot(location: Location, why: HubUnreachable) -> Local:
 
 
 def _find_transport_errors() -> tuple[type[Exception], ...]:
-    """What huggingface_hub raises where no answer came: by its version, of httpx or requests."""
+    """What huggingface_hub raises if no answer came: errors of httpx or, in old ones, requests."""
     return (_require_hub().errors.HfHubHTTPError.__bases__[0], OSError)
 
 

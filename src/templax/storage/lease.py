@@ -29,11 +29,11 @@ _RENEWALS = 4
 """How often a lease is renewed in that time."""
 
 _LONG_AGO = 20
-"""A lease older than this many times its length is abandoned, however clocks may differ."""
+"""A lease older than this many times `LEASE_S` is abandoned, even if clocks differ."""
 
 
 def is_old(lease: Version, lease_s: float | None = None) -> bool:
-    """Whether a lease is abandoned for certain, without watching it: by the clocks' difference."""
+    """Whether a lease is so old that it is certainly abandoned, without watching it."""
     return time.time() - lease.modified > _LONG_AGO * (LEASE_S if lease_s is None else lease_s)
 
 
@@ -44,7 +44,7 @@ def watch_leases(
 
     Args:
         requests: The store.
-        leases: Path → version, as it was seen some time before.
+        leases: Path → version, as seen before this call.
         lease_s: See `LEASE_S`.
     """
     length = LEASE_S if lease_s is None else lease_s
@@ -75,8 +75,8 @@ class Lease:
         lease_s: See `LEASE_S`.
 
     Attributes:
-        token: Tells this holder from others.
-        took_over: Whether there was one, of a process that is gone.
+        token: Identifies this holder.
+        took_over: Whether it replaced the lease of a dead process.
 
     Raises:
         AlreadyExists: Another process holds it.
@@ -114,11 +114,11 @@ class Lease:
         self._done.set()
         self._thread.join()
         if self._lost is None:
-            with suppress(SourceError):  # it will be taken for abandoned
+            with suppress(SourceError):  # then it expires, as after a crash
                 run_request(self._requests.delete([self._path]))
 
     def abandon(self) -> None:
-        """Stops renewing the lease and leaves it there: a sign that the rest is not whole."""
+        """Stops renewing the lease and leaves it there, as a sign that the rest is incomplete."""
         self._done.set()
         self._thread.join()
 
@@ -135,7 +135,7 @@ class Lease:
             if seen is not None and not seen.is_same(found):
                 place = f"{self._requests.url}/{self._path}"
                 raise AlreadyExists(
-                    f"Another process is saving this checkpoint, as it renews `{place}`",
+                    f"Another process is saving this checkpoint: it keeps renewing `{place}`",
                     file=place.rpartition("/")[0],
                     hint="wait for it, or save under another name",
                 )
@@ -155,7 +155,7 @@ class Lease:
         """Writes the lease.
 
         Raises:
-            PreconditionFailed: It is another process's.
+            PreconditionFailed: Another process holds it.
         """
         content = {
             "token": self.token,
@@ -181,7 +181,7 @@ class Lease:
         except (ValueError, KeyError, TypeError):
             token = None
         if token != self.token:
-            raise PreconditionFailed("The lease is another process's")
+            raise PreconditionFailed("Another process holds the lease")
         return make_condition(version.etag, version.generation)
 
     def _keep(self) -> None:

@@ -1,4 +1,4 @@
-"""What is known of the objects of a bucket: listings, kept so that nothing is asked for twice."""
+"""Listings of a bucket, kept so that nothing is asked for twice."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any
 from .requests import Requests, Version
 
 PAGE = 1000
-"""Objects in one answer of a listing, in every store."""
+"""Objects in one page of a listing, in every store."""
 
 MAX_KEPT = 1_000_000
 """Larger listings are not kept."""
 
 _MIN_PAGES = 8
-"""A run is listed with all that is below its steps for at least so many answers."""
+"""A run is listed at full depth for at least this many pages."""
 
 
 class Directory:
@@ -36,8 +36,8 @@ class Directory:
 class Listings:
     """The directories of a bucket that have been listed.
 
-    One request lists up to 1,000 objects at any depth, so the first look at a directory asks for
-    all that is below it: a checkpoint of fewer files is known after one request.
+    One request lists up to 1,000 objects at any depth. So the first look at a directory lists
+    everything below it: one request is enough for a checkpoint of fewer files.
 
     Args:
         requests: The store.
@@ -46,7 +46,7 @@ class Listings:
     def __init__(self, requests: Requests):
         self._requests = requests
         self._known: dict[str, Directory] = {}
-        self._whole: set[str] = set()  # directories of which everything below is known
+        self._whole: set[str] = set()  # directories below which everything is known
         self._single: dict[str, Version | None] = {}  # objects asked for one by one
         self._runs: set[str] = set()  # directories that `load_run` has listed
 
@@ -58,7 +58,7 @@ class Listings:
         return known
 
     def find_object(self, path: str) -> tuple[bool, Version | None]:
-        """Whether it is known what is at a path; and the version of the object, or None."""
+        """Whether what is at a path is known; and the version of the object there, or None."""
         if path in self._single:
             return True, self._single[path]
         parent = path.rpartition("/")[0]
@@ -93,7 +93,7 @@ class Listings:
         return any(each != path and each.startswith(start) for each in self._known)
 
     async def load_directory(self, path: str) -> Directory:
-        """Lists a directory, with all that is below it if that is one answer of the store."""
+        """Lists a directory, with everything below it if that fits in one page."""
         known = self.find_directory(path)
         if known is not None:
             return known
@@ -104,10 +104,10 @@ class Listings:
         return await self._load_level(path)
 
     async def load_run(self, path: str) -> None:
-        """Lists a directory of many checkpoints, so that it is known which of them are whole.
+        """Lists a directory of many checkpoints, to find out which of them are complete.
 
-        That is one request for 1,000 objects. If most checkpoints turn out to have more of them,
-        it is one for the directory, and one for each checkpoint, side by side.
+        This takes one request per 1,000 objects. If most checkpoints turn out to have more objects
+        than that, it takes one for the directory and one for each checkpoint, in parallel.
         """
         if path in self._runs or self._is_whole(path):
             return
@@ -151,8 +151,10 @@ class Listings:
         return sorted((meta["path"], self._version(meta)) for meta in found)
 
     async def load_object(self, path: str) -> tuple[Version | None, bool]:
-        """Asks what is at a path: the version of an object, and whether there is a directory."""
-        is_known, version = self.find_object(path) if path else (True, None)  # a bucket is none
+        """Finds what is at a path: the version of an object, and whether there is a directory."""
+        is_known, version = (
+            self.find_object(path) if path else (True, None)
+        )  # the bucket itself is not an object
         directory = self.find_directory(path)
         asked: list[Any] = []
         if not is_known:
@@ -177,7 +179,7 @@ class Listings:
             path = path.rpartition("/")[0]
 
     def walk_known(self, path: str) -> Iterator[tuple[str, Version]]:
-        """Yields the objects below a directory, at any depth, that listings have told of."""
+        """Yields the objects below a directory, at any depth, that have been listed."""
         pending = [path]
         while pending:
             here = self._known.get(pending.pop())
@@ -211,7 +213,7 @@ class Listings:
         self._whole.add(root)
 
     def _version(self, meta: Any) -> Version:
-        """The version that a listing tells, unless another one of the object was seen before."""
+        """The version of an object that was seen first, or else the one in a listing."""
         version = Version.of(meta)
         seen = self._single.get(meta["path"])
         return version if seen is None else seen

@@ -16,16 +16,23 @@ from .request_errors import describe_error
 from .requests import Requests
 
 PART_BYTES = 16 * 1024 * 1024
-"""A larger file is uploaded in parts of this size, or of more if there would be too many."""
+"""Larger files are uploaded in parts of this size; in smaller ones if memory is short, and in
+larger ones if there would be too many."""
+
+_MIN_PART_BYTES = 5 * 1024 * 1024
+"""Stores accept no smaller parts, except for the last one."""
 
 _MAX_PARTS = 9_000
 """Stores take at most 10,000 parts of an object."""
 
 _CONCURRENCY = 8
-"""Parts of a file that are sent at the same time."""
+"""Maximum number of parts of a file that are sent at the same time."""
 
 _QUEUED = 2
-"""Parts that may wait to be sent. A thread that has written more waits, too."""
+"""Maximum number of parts that wait to be sent. A thread that has more to write blocks."""
+
+_HELD = _CONCURRENCY + _QUEUED + 2
+"""Maximum number of parts in memory: those above, the next one, and the copy that is queued."""
 
 _ZEROS = bytes(1024 * 1024)
 
@@ -33,12 +40,12 @@ _ZEROS = bytes(1024 * 1024)
 class ObjectFile:
     """One object of a save, which is sent in order while threads write it in any order.
 
-    What is written beyond a gap waits in memory until the gap is filled, or until `settle` says
-    that it never will be. So writers should write about in order.
+    What is written beyond a gap stays in memory until the gap is filled, or until `settle` says
+    that it never will be. So writers should write roughly in order.
 
     Args:
-        store: The store of obstore, which repeats failed requests.
-        requests: The same store, for messages.
+        store: The obstore store, which retries failed requests.
+        requests: Requests to the same store, for small objects and messages.
         path: The object.
     """
 
@@ -47,7 +54,8 @@ class ObjectFile:
         self._lock = threading.RLock()
         self._waiting: list[tuple[int, int, bytes]] = []  # a heap: offset, order, bytes
         self._order = 0
-        self._sent = 0  # bytes that were handed on, in order
+        self._sent = 0  # bytes handed on so far, in order
+        self._settled = 0  # nothing more will be written before this offset
         self._size = 0
         self._part, self._parts = bytearray(), asyncio.Queue[bytes | None](_QUEUED)
         self._part_bytes = PART_BYTES
@@ -59,23 +67,26 @@ class ObjectFile:
         """See `SinkFile`."""
         return self._size
 
-    def expect(self, nbytes: int) -> None:
-        """Says how many bytes will be written, about, before the first of them."""
-        self._part_bytes = max(PART_BYTES, -(-nbytes // _MAX_PARTS))
+    def expect(self, nbytes: int, memory: int) -> None:
+        """See `StreamedFile`."""
+        fitting = max(_MIN_PART_BYTES, memory // _HELD)
+        self._part_bytes = max(min(PART_BYTES, fitting), -(-nbytes // _MAX_PARTS))
 
     def write(self, data: bytes | bytearray | memoryview, offset: int | None = None) -> None:
-        """See `SinkFile`. Bytes that were handed on can't be changed any more."""
+        """See `SinkFile`. Bytes that were handed on can no longer be changed."""
         view = memoryview(data).cast("B")
         with self._lock:
             self._check()
             at = self._size if offset is None else offset
             if at < self._sent and len(view):
                 raise SaveError(
-                    f"Expected writes in order, got one at byte {at} of which {self._sent} are"
+                    f"Expected writes in order, got one at byte {at} after {self._sent} bytes were"
                     " uploaded",
                     file=self._where,
                 )
             self._size = max(self._size, at + len(view))
+            if len(view) and at <= self._settled:
+                self._fill_gap(at)
             if at == self._sent:
                 self._hand_on(view)
             elif len(view):
@@ -84,10 +95,11 @@ class ObjectFile:
             self._hand_on_waiting()
 
     def settle(self, offset: int) -> None:
-        """Says that nothing before `offset` will be written any more: gaps there are zeros."""
+        """Announces that nothing more will be written before `offset`: gaps there are zeros."""
         with self._lock:
             self._check()
-            while self._waiting and self._waiting[0][0] < offset:
+            self._settled = max(self._settled, offset)
+            while self._waiting and self._waiting[0][0] <= self._settled:
                 self._fill_gap(self._waiting[0][0])
                 self._hand_on_waiting()
 
@@ -119,7 +131,7 @@ class ObjectFile:
         """Ends the upload, without an object. Never raises."""
         self._ended = True
         if self._upload is not None:
-            self._upload.cancel()  # a thread that waits for it holds the lock
+            self._upload.cancel()  # before taking the lock, which a thread that waits for it holds
         with self._lock:
             if self._upload is not None:
                 self._upload.cancel()
@@ -147,7 +159,7 @@ class ObjectFile:
             self._hand_on(memoryview(_ZEROS)[: stop - self._sent])
 
     def _hand_on(self, view: memoryview) -> None:
-        """Appends bytes to the parts that are sent, and waits if too many are."""
+        """Adds bytes to the parts to send, and waits if too many are queued."""
         self._sent += len(view)
         while len(view):
             room = self._part_bytes - len(self._part)

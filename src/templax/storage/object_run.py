@@ -1,4 +1,4 @@
-"""The directory of a run in an object store: what changes it besides a save."""
+"""The directory of a run in an object store."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ _log = logging.getLogger("templax")
 class ObjectRun:
     """A directory of steps in an object store.
 
-    Nothing locks it. Each step that is saved or deleted is held by a lease of its own, so two
-    programs never write to the same one, and what both save is whole. A lease of the whole run
-    would have to be renewed as long as the program trains, and the next program would have to wait
-    for its end after each crash. Nor does a reader hold anything, as reading needs no right to
-    write: where a step is deleted while it is read, the read fails.
+    The run itself is not locked. Saving or deleting a step takes a lease on that step, so two
+    programs never write to the same one, and what each of them saves is complete. A lease on the
+    whole run would have to be renewed as long as the program trains, and after a crash the next
+    program would have to wait until it expires. Readers take no lease, because reading must not
+    require the right to write: if a step is deleted while it is read, the read fails.
 
     Args:
         store: How to reach the store.
@@ -53,7 +53,7 @@ class ObjectRun:
         return ObjectSource.over(self._requests, self.storage, self._location)
 
     def join(self, name: str) -> str:
-        """The URL of what has a name in the directory."""
+        """The URL of a name in the directory."""
         return f"{self.url}/{name}"
 
     def acquire(self) -> None:
@@ -73,7 +73,7 @@ class ObjectRun:
     def find_abandoned(self, names: Collection[str], *, watch: bool = True) -> set[str]:
         """See `RunStorage`. A save is in progress as long as its lease is renewed.
 
-        To watch the leases takes up to `LEASE_S`, unless all of them are very old.
+        Watching the leases takes up to `LEASE_S`, unless all of them are very old.
         """
         leases, quiet = self._find_leases(names)
         if watch:
@@ -87,7 +87,7 @@ class ObjectRun:
         return quiet | {name for name in names if self._path(name) in gone}
 
     def remove_leftovers(self, names: Collection[str]) -> None:
-        """See `RunStorage`. Other programs than templax have no lease, so theirs stay."""
+        """See `RunStorage`. Other programs write no leases, so what they left stays."""
         leases, _ = self._find_leases(names)
         for name in sorted(names):
             version = leases.get(self._path(name))
@@ -95,7 +95,7 @@ class ObjectRun:
                 self.remove_leftover(name)
 
     def _find_leases(self, names: Collection[str]) -> tuple[dict[str, Version], set[str]]:
-        """The leases at some names; and the names without one where nothing was written lately."""
+        """The leases of some names; and the names without one where nothing was written lately."""
         run = self.look()
         leases, quiet = dict[str, Version](), set[str]()
         for name in names:
@@ -111,14 +111,14 @@ class ObjectRun:
         return leases, quiet
 
     def delete(self, name: str) -> bool:
-        """Deletes a step: first the marker and what else says that it is whole, then the rest.
+        """Deletes a step: first the marker and whatever else marks it as complete, then the rest.
 
         Returns:
             True.
 
         Raises:
-            AlreadyExists: A process is saving it, or deleting it.
-            SaveError: The store refused. What remains is no step any more, or all of it is there.
+            SaveError: A process is saving or deleting it; or the store refused. Then either the
+                whole step remains, or what remains no longer counts as a step.
         """
         place = self.join(name)
         try:
@@ -136,7 +136,7 @@ class ObjectRun:
         return True
 
     def remove_leftover(self, name: str) -> None:
-        """Deletes what a dead save left at a name; raises what `delete` does."""
+        """Deletes what a dead save left at a name. Raises the errors of `delete`."""
         self.delete(name)
 
     def _path(self, name: str) -> str:
@@ -151,6 +151,6 @@ class ObjectRun:
         async for objects in self._requests.list_all(directory):
             found += [meta["path"] for meta in objects]
         marks = list_marks(found)
-        for path in marks:  # one after the other: a reader believes each of them
+        for path in marks:  # one at a time: to a reader, each means that the step is complete
             await self._requests.delete([path])
         await self._requests.delete(sorted({*found} - {*marks, own}))

@@ -32,19 +32,20 @@ MARKER = "commit_success.txt"
 """The object that is written last. Orbax expects it in object stores, too."""
 
 _STEP_METADATA = "_CHECKPOINT_METADATA"
-"""Tells readers of the commit as well, so that it is deleted together with the marker."""
+"""Also tells readers of the commit, so it is deleted together with the marker."""
 
 
 class ObjectSink:
-    """A checkpoint below a path of an object store, which is whole once its marker is written.
+    """A checkpoint below a path of an object store, which is complete once its marker is written.
 
-    A store can't move a directory. So data files, whose names are random, are uploaded as they are
-    written. All other files are kept in memory until `commit` writes them, and the marker last,
-    with the condition that there is none. A lease (`lease.py`) keeps other writers away meanwhile.
+    A store can't move a directory. So data files, which have random names, are uploaded as they are
+    written. All other files are kept in memory until `commit` writes them, and last the marker, on
+    condition that there is none. Meanwhile, a lease (`lease.py`) keeps other writers away.
 
     To replace a checkpoint, `commit` deletes its marker, writes the new files and the marker, and
-    deletes the old data files. If it fails in between, it puts the old files back. If the process
-    is killed in between, there is no checkpoint; at any other moment, there is one.
+    deletes the old data files. If one of these steps fails, it puts the old files back. If the
+    process is killed between deleting the old marker and writing the new one, there is no
+    checkpoint; at any other moment, there is one.
 
     Args:
         store: How to reach the store.
@@ -52,8 +53,8 @@ class ObjectSink:
         overwrite: Whether an existing checkpoint may be replaced.
 
     Attributes:
-        path: As `url`.
-        directory: What other processes need to add files: the token of the lease.
+        path: The same as `url`.
+        directory: The token of the lease, which other processes need to add files.
         committed: Whether the marker is written.
         not_removed: URLs of objects that could not be deleted in the end.
 
@@ -128,7 +129,7 @@ class ObjectSink:
             self._small[path] = bytes(data)
 
     def preview(self) -> Source:
-        """The checkpoint as it will be, for reading it before `commit`. Closes all files.
+        """The checkpoint as it will be, to read before `commit`. Closes all files.
 
         Raises:
             SaveError: See `SinkFile.close`.
@@ -180,7 +181,7 @@ class ObjectSink:
         except TemplaxError:
             self.not_removed = (self.path,)
         if self._lease is not None:
-            # What could not be removed must not be taken for a checkpoint.
+            # The lease marks what could not be removed as unfinished.
             (self._lease.abandon if self.not_removed else self._lease.release)()
 
     def __enter__(self) -> ObjectSink:
@@ -218,7 +219,7 @@ class ObjectSink:
             raise SaveError(f"can't {action}: {error}; {rest}", file=self.path) from error
 
     async def _list(self, most: int | None = None) -> dict[str, Version]:
-        """The objects below the path, or some of them if there are more than `most` pages."""
+        """The objects below the path: all of them, or those in the first `most` pages."""
         found: dict[str, Version] = {}
         pages = 0
         async for objects in self._requests.list_all(self._root):
@@ -229,7 +230,7 @@ class ObjectSink:
         return found
 
     def _check_free(self, found: Mapping[str, Version], *, had_lease: bool) -> None:
-        """Refuses to write where there is something, unless it may be replaced, or is a leftover.
+        """Refuses a path that is taken, unless its contents may be replaced or are a leftover.
 
         Raises:
             AlreadyExists: There is a checkpoint, or something that no save left behind.
@@ -245,7 +246,7 @@ class ObjectSink:
             )
 
     async def _mark_old(self, found: Mapping[str, Version]) -> None:
-        """Gives the checkpoint that is replaced a marker, if it was copied from a disk without one.
+        """Writes a marker for the old checkpoint if it was copied from a disk without one.
 
         Otherwise the lease would make it look unfinished while the new one is being written.
         """
@@ -264,12 +265,12 @@ class ObjectSink:
             await self._requests.put(self._join(MARKER), b"", "create")
 
     async def _take_markers_away(self) -> None:
-        """Keeps the small files of the checkpoint that is replaced, and deletes its markers."""
+        """Keeps the small files of the old checkpoint in memory, and deletes its markers."""
         marks = list_marks(self._old)
         for path in {*marks, *self._small.keys()} & self._old.keys():
             with suppress(NotFound):
                 self._taken[path] = (await self._requests.fetch_whole(path))[1]
-        for path in marks:  # one after the other: a reader believes either
+        for path in marks:  # one at a time: to a reader, either means that it is complete
             await self._requests.delete([path])
 
     async def _put_all(self, files: Mapping[str, bytes]) -> None:
@@ -285,7 +286,7 @@ class ObjectSink:
         try:
             run_request(self._requests.put(path, data, "create"))
         except PreconditionFailed:
-            # Unless it is our own: the answer to an earlier attempt may have been lost.
+            # It may be our own, if the answer to an earlier attempt was lost.
             if run_request(self._requests.fetch_whole(path))[1] != data:
                 raise AlreadyExists(
                     "Another process saved a checkpoint here during the save", file=self.path
@@ -311,11 +312,11 @@ class ObjectSink:
 
 
 def list_marks(paths: Iterable[str]) -> list[str]:
-    """The objects that tell readers of a commit, in the order in which they are deleted."""
+    """The objects that mark a checkpoint as complete, in the order in which to delete them."""
     marks = [path for path in paths if path.rpartition("/")[2] in (MARKER, _STEP_METADATA)]
     return sorted(marks, key=lambda path: (path.count("/"), path.endswith(_STEP_METADATA)))
 
 
 def _is_data(path: str) -> bool:
-    """Whether this is a data file, which without an index beside it is no checkpoint."""
+    """Whether this is a data file, which is not a checkpoint without its index."""
     return "d" in path.split("/")[-2:-1]

@@ -23,10 +23,10 @@ SMALL_BYTES = 64 * 1024
 """Objects of at most this size are read whole and kept."""
 
 _MAX_SMALL = 32
-"""So many small objects of a checkpoint are read together, when the first one is."""
+"""Maximum number of small objects of a checkpoint that are read together with the first one."""
 
 _MAX_SAME = 1024
-"""So many small objects of one name are read together: some formats have one for each array."""
+"""The same for small objects of one name: some formats have one for each array."""
 
 _MAX_TOGETHER_BYTES = 1024 * 1024
 
@@ -37,7 +37,7 @@ _BLOCKS = 8
 """Number of blocks read ahead that are kept."""
 
 _AHEAD_BYTES = 8 * 1024 * 1024
-"""Longer ranges are read by themselves."""
+"""Longer ranges are read without anything around them."""
 
 
 class _Kept:
@@ -60,12 +60,12 @@ class ObjectSource:
     """Objects of a store below a path, or the single object at that path.
 
     Each object is read as the version that was seen first, in a listing or by a request: the store
-    itself is asked to refuse another one. Small objects, and what lies after a short range that is
-    read without `out`, are kept in memory, a few MiB at most.
+    is asked to refuse any other. Small objects (64 MiB at most) are kept in memory, and so is what
+    lies near short ranges that are read without `out`.
 
     Args:
         store: How to reach the store.
-        url: Where, such as "s3://bucket/run/100".
+        url: The path to read below, such as "s3://bucket/run/100".
     """
 
     maps = False
@@ -76,11 +76,11 @@ class ObjectSource:
 
     @classmethod
     def over(cls, requests: Requests, store: Store, location: Location) -> ObjectSource:
-        """A source that shares its connection with others, and nothing of what they know.
+        """A source that shares a connection with others, but none of their listings.
 
         Args:
             requests: The requests to the bucket.
-            store, location: What they were made from; and the path to read below.
+            store, location: What they were made from, with the path to read below.
         """
         self = cls.__new__(cls)
         self._init(store, location, _Kept(requests, store, location), location.path)
@@ -104,12 +104,12 @@ class ObjectSource:
 
     @property
     def cost(self) -> StoreCost:
-        """What a request costs here, by the last ones."""
+        """What a request costs here, measured on the last ones."""
         return self._kept.requests.cost
 
     @property
     def traffic(self) -> Traffic:
-        """The requests made so far, by all sources that `at` returned too."""
+        """The requests made so far, including those of all sources that `at` returned."""
         return self._kept.requests.traffic
 
     def children(self, prefix: str = "") -> Iterator[ObjectInfo]:
@@ -131,7 +131,7 @@ class ObjectSource:
         listings = self._kept.listings
         is_new = listings.find_directory(self._path) is None
         if key and is_new and not listings.has_listed_below(self._path):
-            self.children()  # one request that mostly answers all that is asked later
+            self.children()  # one request, which answers most later questions
         is_known, version = listings.find_object(path)
         is_directory = listings.has_directory(path)
         if not is_known or (version is None and is_directory is None):
@@ -203,14 +203,15 @@ class ObjectSource:
         return ObjectInfo(self._key(path), version.size, version, version.modified)
 
     def _find_version(self, path: str) -> Version:
-        """The version of an object that is to be read; asks for it if need be."""
+        """The version of an object to read; asks the store if it is not known."""
         listings = self._kept.listings
         is_known, version = listings.find_object(path)
         if not is_known:
             version, is_directory = run_request(listings.load_object(path))
             if version is None and is_directory:
                 raise SourceError(
-                    f"can't read `{self._location.url}/{path}`: is a directory, expected an object"
+                    f"can't read `{self._location.url}/{path}`: expected an object, found a"
+                    " directory"
                 )
         if version is None:
             raise NotFound("Expected an object, found none", file=self._key(path) or self.url)
@@ -253,9 +254,9 @@ class ObjectSource:
         return None
 
     def _read_ahead(self, path: str, start: int, stop: int, version: Version) -> memoryview:
-        """Reads a short range and what is near it: as much as takes no longer than a request.
+        """Reads a short range and what is near it, as much as takes no longer than another request.
 
-        That is what follows or, at the end of an object, what comes before it.
+        That is what follows it or, at the end of an object, what comes before it.
         """
         kept = self._kept
         gap = min(kept.requests.cost.gap_bytes, _AHEAD_BYTES)
@@ -271,7 +272,7 @@ class ObjectSource:
         return block[start - begin : stop - begin]
 
     async def _load_small(self, path: str, *, alone: bool) -> bytes:
-        """Reads a small object and, unless `alone`, others that are probably wanted next."""
+        """Reads a small object and, unless `alone`, others that will probably be read next."""
         version = self._kept.listings.find_object(path)[1]
         assert version is not None
         others = [] if alone else self._choose_others(path)
@@ -282,7 +283,7 @@ class ObjectSource:
             await asked
 
     async def _load_all(self, objects: Iterable[tuple[str, Version]]) -> None:
-        """Reads small objects side by side; errors are raised when they are asked for again."""
+        """Reads small objects in parallel; errors are raised when an object is read again."""
         wanted = [self._load_one(path, version) for path, version in objects]
         await asyncio.gather(*wanted, return_exceptions=True)
 
@@ -306,10 +307,11 @@ class ObjectSource:
         return found
 
     def _choose_others(self, path: str) -> list[tuple[str, Version]]:
-        """Objects, of which a listing told, to read together with this one.
+        """Chooses listed objects to read together with this one.
 
-        The first time these are the shallow ones of the checkpoint that take no longer than a
-        request; later, small ones of the same name in other directories, as of zarr's many arrays.
+        The first time, these are objects near the root of the checkpoint that take no longer than a
+        request. Later, they are small objects of the same name in other directories, such as those
+        of zarr's many arrays.
         """
         kept, name = self._kept, path.rpartition("/")[2]
         is_first = self._path not in kept.gathered

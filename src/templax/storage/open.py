@@ -43,11 +43,13 @@ def open_source(url: str | os.PathLike[str] | Source, storage: Store | None = No
         MissingPackage: The URL needs an extra that is not installed.
         SourceError: The scheme or host of the URL is not supported.
         UsageError: The path is empty, since an unset variable must not mean the current directory;
-            or `storage` does not go with it.
+            or `storage` does not serve it.
     """
     if is_source(url):
         if storage is not None:
-            raise UsageError("Expected a URL beside storage=, got a Source, which has its own")
+            raise UsageError(
+                "Expected a URL with storage=, got a Source, which has its own storage"
+            )
         return url
     found = find_remote(url, storage)
     if found is not None:
@@ -70,7 +72,7 @@ def name_source(url: str | os.PathLike[str]) -> str:
 
 
 def name_target(url: str | os.PathLike[str]) -> str:
-    """A path as the caller wrote it, or the URL that it means."""
+    """A path as the caller wrote it, or the URL that it stands for."""
     if isinstance(url, str) and "://" not in url and ":/" not in url:
         return url  # the common case
     scheme, rest = _split_scheme(path_text(url, given=True))
@@ -79,12 +81,12 @@ def name_target(url: str | os.PathLike[str]) -> str:
 
 
 def spell_path(path: str) -> str:
-    """A path without links, or a URL as it is: all processes of a job spell it the same."""
+    """A path with links resolved, or a URL unchanged: the same in all processes of a job."""
     return path if is_remote(path) else os.path.realpath(path)
 
 
 def is_remote(path: str) -> bool:
-    """Whether a path that was spelled out is a URL of an object store."""
+    """Whether a path from `spell_path` is a URL of an object store."""
     return "://" in path
 
 
@@ -96,7 +98,7 @@ def is_source(url: object) -> TypeIs[Source]:
 def find_remote(
     url: str | os.PathLike[str], storage: Store | None = None
 ) -> tuple[Store, str] | None:
-    """How to reach a URL of an object store, and the URL as it was meant; None for a local path.
+    """The store that serves a URL, and the URL with `://` restored; None for a local path.
 
     Raises:
         SourceError, UsageError: See `open_source`.
@@ -113,7 +115,7 @@ def find_remote(
         if storage is not None and scheme:
             raise UsageError(f"storage={storage!r} does not serve `{scheme}://`")
         if storage is not None:
-            raise UsageError(f'Expected a URL beside storage=, got the path "{path}"')
+            raise UsageError(f'Expected a URL with storage=, got the path "{path}"')
         return None
     if "://" not in path and os.path.lexists(path):
         raise UsageError(
@@ -134,22 +136,22 @@ def _find_kind(scheme: str) -> Callable[[], Store] | None:
 
 
 def is_fsspec(url: object) -> TypeIs[os.PathLike[str]]:
-    """Whether this is a path of UPath, or an open file of fsspec: a file system, and a path.
+    """Whether this is a UPath or an open file of fsspec: it has a file system and a path.
 
-    Newer ones of UPath are no `os.PathLike`, unless they are local. They are treated as if.
+    Newer UPaths are `os.PathLike` only if they are local. All are treated as if they were.
     """
     return not isinstance(url, str) and hasattr(url, "fs") and hasattr(url, "path")
 
 
 def path_text(url: object, *, given: bool = False) -> str:
-    """The text of a path or URL, in any form that programs pass.
+    """The text of a path or URL, in any of the forms that callers pass.
 
     Args:
         url: A `str`, an `os.PathLike`, or an object of fsspec or UPath.
-        given: Whether the caller says how to reach it, so that it need not say so itself.
+        given: Whether the caller passes `storage=`, so that settings of its own may be ignored.
 
     Raises:
-        UsageError: It is none, or its settings would be lost.
+        UsageError: It is none of these, or its settings would be lost.
     """
     if is_fsspec(url):
         fs: Any = getattr(url, "fs")  # noqa: B009
@@ -157,7 +159,7 @@ def path_text(url: object, *, given: bool = False) -> str:
         if options and not given:
             names = ", ".join(sorted(map(str, options)))
             raise UsageError(
-                f"Expected a path without settings of its own, got one with {names}; hint: give"
+                f"Expected a path without settings of its own, got one with {names}; hint: pass"
                 " them as storage=, such as templax.storage.S3(…)"
             )
         return str(fs.unstrip_protocol(getattr(url, "path")))  # noqa: B009
@@ -178,7 +180,7 @@ def open_staging(
     """Returns a sink that writes a checkpoint to a path or URL; a sink is returned unchanged.
 
     Args:
-        url: A path or `file://` URL as for `open_source`, or a `Sink`.
+        url: A path or URL as for `open_source`, or a `Sink`.
         overwrite: Whether an existing checkpoint may be replaced.
         single: Whether the checkpoint is a single file at the path, rather than a directory.
         leftover: See `Staging`.
@@ -203,7 +205,11 @@ def open_staging(
                 file=remote[1],
             )
         if single or leftover is not None:
-            raise SaveError("templax writes single files to local disks only", file=remote[1])
+            raise SaveError(
+                "templax writes single files to local disks only",
+                file=remote[1],
+                hint="save to a local path and copy the file",
+            )
         return ObjectSink(*remote, overwrite=overwrite)
     hint = "save to a local directory, then copy that"
     make = FileStaging if single else Staging

@@ -1,7 +1,7 @@
-"""What the errors of obstore mean: may it be tried again, and what does the user read?
+"""What the errors of obstore mean: whether a retry may help, and what to tell the user.
 
 obstore puts the status, the address and the body of an answer into the text of its exceptions.
-Addresses may hold signatures, and settings hold keys: none of them is repeated in an error.
+Addresses may contain signatures and settings contain keys: errors of templax repeat neither.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class ObjectChanged(SourceError):
 
 
 class PreconditionFailed(SourceError):
-    """An object was not written, as what is there is not what the writer expected."""
+    """An object was not written, because what is there is not what the writer expected."""
 
 
 def find_status(error: Exception) -> int | None:
@@ -60,10 +60,10 @@ def classify_error(error: Exception) -> Kind:
     """What an exception of obstore, or one of Python about the network, means.
 
     Returns:
-        "transient": the same request may succeed later. "expired": so it may with new credentials.
-        "missing": there is no such object. "changed": it is not the version that was asked for.
-        "exists": there is one, where none was expected. "ranges": the server sends only whole
-        objects. "refused": anything else, which no repetition changes.
+        "transient": the same request may succeed later. "expired": it may succeed with new
+        credentials. "missing": there is no such object. "changed": it is not the requested version.
+        "exists": there is an object where none was expected. "ranges": the server sends only whole
+        objects. "refused": anything else; a retry does not help.
     """
     name, text = type(error).__name__, _first_part(error)
     if isinstance(error, (TimeoutError, ConnectionError)):
@@ -91,15 +91,15 @@ def classify_error(error: Exception) -> Kind:
 
 
 def _is_bare(text: str) -> bool:
-    """Whether an answer has no reason: one to HEAD never has, so credentials may have expired."""
+    """Whether an answer gives no reason. To HEAD none does, so credentials may have expired."""
     return "HEAD" in text and _CODE.search(text) is None
 
 
 def describe_error(error: Exception) -> str:
     """The reason that an exception of obstore gives, in one line, without secrets.
 
-    The identifier of the request is included where the answer has one: the operators of a store
-    look a failure up by it.
+    It includes the request ID if the answer has one: operators of a store need it to look up a
+    failure.
     """
     text = _first_part(error)
     status, code, message = find_status(error), _CODE.search(text), _MESSAGE.search(text)
@@ -110,7 +110,7 @@ def describe_error(error: Exception) -> str:
         if status in (400, 401, 403) and _is_bare(text):
             reason += " without a reason"
         if status in (401, 403) or "without a reason" in reason:
-            reason += "; hint: check the credentials, or say anonymous=True for a public bucket"
+            reason += "; hint: check the credentials, or pass anonymous=True for a public bucket"
     else:
         reason = re.sub(r"^Generic \w+ error: ", "", text)
         reason = _PERFORMING.sub("", reason)
@@ -124,7 +124,7 @@ def describe_error(error: Exception) -> str:
 
 
 def redact(text: str) -> str:
-    """Removes what addresses may hold of secrets: queries, and names before an `@`."""
+    """Removes what may be secret in addresses: queries, and names before an `@`."""
     return _USER.sub(r"\1", _QUERY.sub(r"\1?…", text))
 
 

@@ -10,10 +10,9 @@ _thread = threading.local()
 
 
 class RequestGroup:
-    """The requests that the threads of one call wait for, so that all can be ended at once.
+    """The requests that the threads of one call wait for, so that all can be cancelled at once.
 
-    Without it, a call that has failed, or that the user interrupts, would wait for the slowest
-    answer of a store.
+    Without it, a call that fails or is interrupted would wait for the slowest answer.
     """
 
     def __init__(self) -> None:
@@ -22,7 +21,7 @@ class RequestGroup:
         self._cancelled = False
 
     def join(self) -> None:
-        """Makes the requests of the calling thread ones of this group, from now on."""
+        """Adds all later requests of the calling thread to this group."""
         _thread.group = self
 
     def add(self, request: Future[Any]) -> None:
@@ -37,7 +36,7 @@ class RequestGroup:
             self._pending.discard(request)
 
     def cancel(self) -> None:
-        """Ends all requests: the reads that wait for them raise `SourceError`."""
+        """Cancels all requests: the reads that wait for them raise `SourceError`."""
         with self._lock:
             self._cancelled = True
             pending = list(self._pending)

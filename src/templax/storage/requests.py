@@ -1,4 +1,4 @@
-"""Requests to one object store: in parallel, repeated after failures, resumed in the middle."""
+"""Requests to one object store: parallel, retried after failures, resumed where they stopped."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ PIECE_BYTES = 8 * 1024 * 1024
 """A longer range is fetched in pieces of this size, in parallel."""
 
 CONCURRENCY = 64
-"""Maximum number of requests to one store that are under way at the same time."""
+"""Maximum number of requests to one store at the same time."""
 
 TIMEOUT_S = 120.0
-"""A request fails for good once this long has passed without a byte of an answer."""
+"""A request fails for good after this long without a byte of an answer."""
 
 STALL_S = 20.0
-"""An answer that has not brought a byte for this long is given up, and asked for again."""
+"""A request is given up and retried after its answer has brought no byte for this long."""
 
 _CHUNK_BYTES = 1024 * 1024
 
 _KEPT = 64
-"""How many of the last requests the measured cost is taken from."""
+"""Number of recent requests from which the cost is measured."""
 
 _MIN_HEDGE_S = 0.5
 
 _HEDGE = 5.0
-"""A second request is sent if the first one takes this many times as long as is usual."""
+"""A second request is sent if the first one takes this many times as long as usual."""
 
 _HEDGED_SHARE = 0.05
-"""Maximum share of requests that are sent twice: a store that is slow as a whole gets no more."""
+"""Maximum share of requests that are sent twice, so as not to burden a store that is slow."""
 
 
 class Version(NamedTuple):
@@ -61,16 +61,16 @@ class Version(NamedTuple):
 
     @classmethod
     def of(cls, meta: Any) -> Version:
-        """The version that a description of obstore, an `ObjectMeta`, tells of."""
+        """The version in obstore's description of an object, an `ObjectMeta`."""
         modified = meta["last_modified"].timestamp()
         return cls(meta["e_tag"], meta["size"], modified, meta["version"])
 
     def is_same(self, other: Version) -> bool:
-        """Whether both are of the same bytes, by what both tell of."""
+        """Whether both have the same bytes, by what is known of both."""
         if self.size != other.size:
             return False
         if self.etag is not None and other.etag is not None:
-            return self.etag.strip('"') == other.etag.strip('"')  # Azure lists them without quotes
+            return self.etag.strip('"') == other.etag.strip('"')  # Azure's listings have no quotes
         return self.modified == other.modified
 
 
@@ -79,9 +79,9 @@ class Traffic:
     """The requests made so far.
 
     Attributes:
-        requests: Number of requests, listings and repetitions included.
+        requests: Number of requests, including listings and retries.
         nbytes: Bytes received in bodies of objects.
-        retried: Requests made again after a failure.
+        retried: Number of retries after a failure.
         hedged: Second requests sent because the first was slow.
         cached_blocks: Blocks of objects that came from a cache on the disk.
         cached_nbytes: Bytes that came from there.
@@ -100,7 +100,7 @@ Condition = dict[str, str]
 
 
 def make_condition(etag: str | None, generation: str | None) -> Condition:
-    """The condition that an object is still the version with this tag, or of this number."""
+    """The condition that an object still is the version with this tag or number."""
     found = {"e_tag": etag, "version": generation}
     return {name: value for name, value in found.items() if value is not None}
 
@@ -111,7 +111,7 @@ class Requests:
     All coroutines run on the loop of `event_loop`.
 
     Args:
-        make_store: Makes the store of obstore; again when credentials have expired.
+        make_store: Makes the obstore store; called again when credentials have expired.
         url: The bucket or server, for messages.
         timeout_s: See `TIMEOUT_S`.
         concurrency: See `CONCURRENCY`.
@@ -136,7 +136,7 @@ class Requests:
 
     @property
     def cost(self) -> StoreCost:
-        """What a request costs, by the last ones."""
+        """What a request costs, measured on the last ones."""
         assumed = StoreCost()
         latencies, rates = list(self._latencies), list(self._rates)
         return StoreCost(
@@ -151,7 +151,7 @@ class Requests:
         return None if meta is None else Version.of(meta)
 
     async def describe_meta(self, path: str) -> Any:
-        """The description of an object by obstore, an `ObjectMeta`; None if there is none."""
+        """The `ObjectMeta` by which obstore describes an object; None if there is no object."""
 
         async def head() -> Any:
             return await self._obstore.head_async(self.store, path)
@@ -162,7 +162,7 @@ class Requests:
             return None
 
     async def list_level(self, prefix: str) -> tuple[list[str], list[Any]]:
-        """Lists one directory: the paths of the directories in it, and descriptions of objects."""
+        """Lists one directory: paths of the directories in it, and descriptions of its objects."""
 
         async def list_once() -> Any:
             return await self._obstore.list_with_delimiter_async(self.store, prefix or None)
@@ -175,7 +175,7 @@ class Requests:
 
         Args:
             prefix: A directory; "" for all objects.
-            chunk: Number of descriptions in each list, but for the last one.
+            chunk: Number of descriptions in each list but the last.
         """
         stream: Any = None
         last: str | None = None
@@ -208,12 +208,12 @@ class Requests:
             raise NotFound("Expected a bucket or container, found none", file=self.url) from error
 
     async def fetch(self, path: str, start: int, out: memoryview, version: Version) -> None:
-        """Reads `len(out)` bytes of an object, from byte `start`, in pieces side by side.
+        """Reads `len(out)` bytes of an object, from byte `start`, in parallel pieces.
 
         Raises:
             NotFound: There is no such object.
-            ObjectChanged: It is another version by now.
-            SourceError: The store failed, for longer than the timeout.
+            ObjectChanged: It is no longer this version.
+            SourceError: The store refused, or failed for longer than the timeout.
         """
         if len(out) <= PIECE_BYTES:
             return await self._fetch_piece(path, start, out, version)
@@ -249,15 +249,15 @@ class Requests:
         Args:
             path: The object.
             data: All of it.
-            mode: "overwrite"; "create" if there must not be one; or the `Condition` that an earlier
-                `put` returned, if it must still be that version.
+            mode: "overwrite"; "create" if the object must not exist; or the `Condition` that an
+                earlier `put` returned, if it must still be that version.
 
         Returns:
-            The condition that it is still the version that was written now.
+            The condition that the object still is the version just written.
 
         Raises:
-            PreconditionFailed: `mode` forbids it. If an earlier answer was lost, it may have been
-                written all the same.
+            PreconditionFailed: `mode` forbids it. The object may have been written all the same, if
+                the answer to an earlier attempt was lost.
             SourceError: The store failed.
         """
 
@@ -275,10 +275,10 @@ class Requests:
     async def upload(
         self, store: Any, path: str, parts: AsyncIterator[bytes], part_bytes: int, concurrency: int
     ) -> None:
-        """Writes an object in parts, some of them side by side.
+        """Writes an object in parts, several at a time.
 
         Args:
-            store: A store that repeats failed requests by itself, as it makes several.
+            store: A store that retries failed requests itself, because one upload makes several.
             path: The object.
             parts: Its bytes.
             part_bytes: Size of all parts but the last.
@@ -301,7 +301,7 @@ class Requests:
         )
 
     async def delete(self, paths: Sequence[str]) -> None:
-        """Deletes objects. One that does not exist is no error.
+        """Deletes objects. It is not an error if one does not exist.
 
         Raises:
             SourceError: The store failed.
@@ -324,7 +324,7 @@ class Requests:
         Args:
             attempt: Makes the request once.
             path: The object or directory concerned.
-            action: What the request does to it, as errors say it.
+            action: What the request does to it: a verb for error messages.
 
         Raises:
             NotFound, ObjectChanged, SourceError: See `fetch`.
@@ -340,7 +340,7 @@ class Requests:
 
     @property
     def failures(self) -> tuple[type[Exception], ...]:
-        """The exceptions by which requests fail."""
+        """The exceptions that a failed request may raise."""
         return (self._obstore.exceptions.BaseError, OSError, ValueError)
 
     def note_retry(self) -> None:
@@ -348,11 +348,11 @@ class Requests:
         self.traffic.retried += 1
 
     def renew(self) -> None:
-        """Makes the store of obstore anew, from the credentials that are there now."""
+        """Makes a new obstore store, with the current credentials."""
         self.store = self._make_store()
 
     async def _fetch_piece(self, path: str, start: int, out: memoryview, version: Version) -> None:
-        """Reads one piece; after a failure, only what is still missing."""
+        """Reads one piece; after a failure, requests only what is still missing."""
         retries, done = Retries(self, path), 0
         while done < len(out):
             try:
@@ -374,7 +374,7 @@ class Requests:
                 await retries.wait(error)
 
     async def _open(self, path: str, start: int, stop: int, version: Version) -> Any:
-        """Asks for a range of an object; returns the answer, of which no body has been read."""
+        """Requests a range of an object; returns the answer before its body is read."""
         options: dict[str, Any] = {"range": (start, stop)}
         if version.etag is not None and not version.etag.startswith("W/"):  # those never match
             quoted = version.etag.startswith('"')
@@ -395,7 +395,7 @@ class Requests:
         return found
 
     async def _hedge(self, ask: Callable[[], asyncio.Future[Any]]) -> Any:
-        """Makes a request, and a second one if the first has no answer after a long time."""
+        """Makes a request, and a second one if the first takes too long to be answered."""
         usual = self.cost
         patience = max(_HEDGE * usual.latency_s, _MIN_HEDGE_S)
         requests = [ask()]
@@ -419,7 +419,7 @@ class Requests:
                     request.cancel()
 
     def describe_change(self, path: str) -> str:
-        """The message for an object that is not the version seen first."""
+        """The message for an object that changed since it was first seen."""
         return (
             f"object `{self.url}/{path}` changed since the checkpoint was opened; hint: open it"
             " again"

@@ -1,4 +1,4 @@
-"""Whether and when a request that has failed is made again."""
+"""Whether and when to retry a failed request."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _MAX_RENEWED = 3
 
 
 class Retried(Protocol):
-    """What makes the requests: `Requests`."""
+    """What makes the requests; implemented by `Requests`."""
 
     url: str
     timeout_s: float
@@ -34,12 +34,12 @@ class Retried(Protocol):
         ...
 
     def describe_change(self, path: str) -> str:
-        """The message for an object that is not the version seen first."""
+        """The message for an object that changed since it was first seen."""
         ...
 
 
 class Retries:
-    """How often one request has failed, and whether and when it is made again.
+    """How often one request has failed, and whether and when to retry it.
 
     Args:
         requests: The store.
@@ -54,11 +54,11 @@ class Retries:
         self._pause = _BACKOFF_S
 
     def note_progress(self) -> None:
-        """Begins to wait anew: bytes have come."""
+        """Starts the timeout and the pauses again, because bytes have arrived."""
         self._progress, self._pause = time.monotonic(), _BACKOFF_S
 
     async def wait(self, error: Exception) -> None:
-        """Waits until the request may be made again; raises the error that ends it otherwise."""
+        """Waits until the request may be retried; raises its final error if it must not be."""
         if isinstance(error, TemplaxError):
             raise error
         requests, path = self._requests, self._path
@@ -70,7 +70,7 @@ class Retries:
         if kind == "ranges":
             raise SourceError(
                 f"can't read `{where}`: the server sends whole files only, not ranges of bytes; "
-                "hint: download it, or serve it from a server that knows range requests"
+                "hint: download it, or use a server that supports range requests"
             ) from error
         self._failed += 1
         waited = time.monotonic() - self._progress

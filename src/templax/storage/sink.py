@@ -50,14 +50,19 @@ class SinkFile(Protocol):
 
 @runtime_checkable
 class StreamedFile(SinkFile, Protocol):
-    """A file that is sent away in order while it is written, and so wants to know more."""
+    """A file that is sent in order while it is written, and so needs to know what will come."""
 
-    def expect(self, nbytes: int) -> None:
-        """Hears how many bytes will be written, about, before the first of them."""
+    def expect(self, nbytes: int, memory: int) -> None:
+        """Announces about how many bytes will be written. Called before the first write.
+
+        Args:
+            nbytes: The approximate number of bytes.
+            memory: Bytes that may wait in memory to be sent.
+        """
         ...
 
     def settle(self, offset: int) -> None:
-        """Hears that nothing before `offset` will be written any more: gaps there are zeros."""
+        """Announces that nothing more will be written before `offset`: gaps there are zeros."""
         ...
 
 
@@ -65,9 +70,9 @@ class StreamedFile(SinkFile, Protocol):
 class Sink(Protocol):
     """Files that become visible all at once, when `commit` is called, or never. Used only once.
 
-    A store that can move a whole directory in one step does so in `commit`. One that cannot, such
-    as an object store, writes last the marker without which no reader treats the rest as a
-    checkpoint. Until then, whatever was at `path` stays as it is. Any failure abandons the save:
+    A store that can move a whole directory in one step does so in `commit`. Any other, such as an
+    object store, writes a marker last, without which no reader treats the rest as a checkpoint.
+    Until then, whatever was at `path` stays as it is. Any failure abandons the save:
     what was written is removed, and every later call raises.
     """
 
@@ -113,7 +118,7 @@ class SharedSink(Sink, Protocol):
     """A sink to which several processes add files. Each has one of its own; process 0 commits."""
 
     directory: str
-    """What the sinks of the other processes are made from, besides `path`."""
+    """What the other processes need to make their sinks, besides `path`."""
 
     committed: bool
     """Whether the checkpoint is at `path`, durably."""
@@ -121,10 +126,10 @@ class SharedSink(Sink, Protocol):
 
 @runtime_checkable
 class PreviewedSink(Sink, Protocol):
-    """A sink of which what was written can be read before the commit."""
+    """A sink whose files can be read before the commit."""
 
     def preview(self) -> Source:
-        """The checkpoint as it will be. Nothing may be written any more.
+        """The checkpoint as it will be. Nothing may be written after this call.
 
         Raises:
             SaveError: The store refused.

@@ -114,7 +114,7 @@ class Source(Protocol):
 
 @runtime_checkable
 class LoadsAhead(Protocol):
-    """A source where each call is a request, so that it wants to hear what is needed next."""
+    """A source where each call is a request, so it helps to announce what is needed next."""
 
     def list_ahead(self) -> None:
         """See the function `list_ahead`."""
@@ -127,12 +127,12 @@ class LoadsAhead(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class StoreCost:
-    """What requests to a store cost, as far as it is known.
+    """What a request to a store costs, as far as known.
 
     Attributes:
         latency_s: Seconds until the first byte of an answer.
         bytes_per_s: Bytes a second of one answer.
-        measured: Number of requests that the figures were measured on; 0 if they are assumed.
+        measured: Number of requests on which this was measured; 0 if the figures are assumed.
     """
 
     latency_s: float = 0.03
@@ -141,7 +141,7 @@ class StoreCost:
 
     @property
     def gap_bytes(self) -> int:
-        """Bytes that take as long as another request: so many are read and dropped instead."""
+        """Largest gap, in bytes, that is faster to read and drop than to make another request."""
         return int(min(max(self.latency_s * self.bytes_per_s, _MIN_GAP), _MAX_GAP))
 
     def __str__(self) -> str:
@@ -152,34 +152,34 @@ class StoreCost:
 
 
 def find_cost(source: object) -> StoreCost | None:
-    """What a request to a source costs; None if it has none to speak of, as on a local disk."""
+    """What a request to a source costs; None if the cost is negligible, as on a local disk."""
     cost = getattr(source, "cost", None)
     return cost if isinstance(cost, StoreCost) else None
 
 
 def list_ahead(source: Source) -> None:
-    """Lists a directory of many checkpoints at once, if that takes a store fewer requests."""
+    """Lists a directory of many checkpoints at once, if the store needs fewer requests so."""
     if isinstance(source, LoadsAhead):
         source.list_ahead()
 
 
 def read_ahead(source: Source, keys: Iterable[str]) -> None:
-    """Reads small objects that are needed next side by side, if a store gains by that.
+    """Reads small objects that are needed next in parallel, if that is faster for the store.
 
-    Objects that do not exist are left out; an error is raised by the `read` that asks again.
+    Skips objects that do not exist. Errors are raised by the `read` that asks for the object.
     """
     if isinstance(source, LoadsAhead):
         source.read_ahead(keys)
 
 
 def root_size(source: Source) -> int:
-    """Bytes of the file at the root of a source; 0 if there is a directory, or nothing."""
+    """Size in bytes of the file at the root of a source; 0 if there is a directory, or nothing."""
     info = source.stat("")
     return 0 if info is None or info.is_dir else info.size
 
 
 def open_ranges(source: Source, key: str, size: int) -> Callable[[int, int], memoryview]:
-    """A function that reads many small ranges of an object: from a mapping, where there are any.
+    """Returns a function that reads small ranges of an object, from a mapping if possible.
 
     Args:
         source: Where the object is.

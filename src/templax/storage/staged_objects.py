@@ -1,4 +1,4 @@
-"""A checkpoint in an object store as it will be once its small files are written."""
+"""A checkpoint in an object store, as it will be after its small files are written."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from .source import ObjectInfo, StoreCost
 
 
 class StagedObjects:
-    """Small files that are still in memory, and data files that the store has.
+    """Small files that are still in memory, and data files that the store already has.
 
     Args:
         small: Key → content.
         data: Key → size.
         source: The store, rooted at the checkpoint.
-        root: The directory of the checkpoint that this source is rooted at.
+        root: The directory in the checkpoint at which this source is rooted.
     """
 
     maps = False
@@ -29,7 +29,7 @@ class StagedObjects:
         root: str = "",
     ):
         self._small, self._data, self._source, self._root = small, data, source, root
-        # Only the names and sizes of data files are asked of this one.
+        # Only used for the names of data files, not for their contents.
         self._names = Memory({**small, **dict.fromkeys(data, b"")}, root)
         self.url = f"{source.url}/{root}".rstrip("/")
 

@@ -23,13 +23,13 @@ _CONNECT_S = 10
 
 
 def require_obstore(what: str) -> Any:
-    """The classes of stores of obstore, for a call that can't do without it.
+    """Imports the module of obstore that has its stores.
 
     Args:
-        what: What needs it, as the error begins.
+        what: What needs it; the error begins with this.
 
     Raises:
-        MissingPackage: It is not installed, or can't be imported.
+        MissingPackage: obstore is not installed, or can't be imported.
     """
     try:
         return import_module("obstore.store")
@@ -49,9 +49,9 @@ class Location:
 
     Attributes:
         url: The bucket, container or server, without a slash at the end: "s3://bucket".
-        bucket: Its name, as obstore takes it.
+        bucket: Its name, in the form that obstore takes.
         path: The path of the object or directory in it, without slashes at the ends.
-        options: Settings that the URL itself gives, such as an account.
+        options: Settings that are part of the URL, such as an account.
     """
 
     url: str
@@ -62,17 +62,17 @@ class Location:
 
 @dataclass(frozen=True, kw_only=True)
 class Store:
-    """How to reach an object store. What is not given comes from the environment.
+    """How to reach an object store. Settings that are not given come from the environment.
 
     Attributes:
         timeout: Seconds without a byte of an answer after which a request fails for good. Until
-            then it is repeated, with growing pauses.
-        concurrency: Maximum number of requests under way at the same time.
-        cache: A directory, in which the bytes of objects are kept: other processes that name it,
-            and later ones, read them there. By default nothing is kept.
-        cache_bytes: Bytes that are kept there; of more, those read last.
-        options: Further settings of the store, by the names of obstore's `config`.
-        client_options: Settings of the connection, by the names of obstore's `ClientConfig`.
+            then it is retried, with growing pauses.
+        concurrency: Maximum number of requests at the same time.
+        cache: A local directory in which to keep the bytes of objects, shared with other and later
+            processes that name it. By default nothing is kept.
+        cache_bytes: Maximum size of the cache in bytes. The least recently read blocks are removed.
+        options: Further settings of the store, with the names of obstore's `config`.
+        client_options: Settings of the connection, with the names of obstore's `ClientConfig`.
     """
 
     schemes: ClassVar[tuple[str, ...]] = ()
@@ -118,7 +118,7 @@ class Store:
 
         Raises:
             MissingPackage: obstore is not installed.
-            UsageError: A setting is not one of the store.
+            UsageError: The store does not accept a setting.
         """
         require_obstore(f"`{self.schemes[0]}://`")
         return self._requests_class(
@@ -130,7 +130,7 @@ class Store:
 
     @classmethod
     def from_environment(cls) -> Self:
-        """The settings for a URL that comes without any."""
+        """The settings for a URL that is opened without `storage=`."""
         cache = find_variable("TEMPLAX_CACHE")
         if cache is None:
             return cls()
@@ -143,7 +143,7 @@ class Store:
             ) from None
 
     def name_bucket(self, location: Location) -> str:
-        """What tells a bucket from all others: buckets at two endpoints may share their name."""
+        """Identifies a bucket among all others: two endpoints may have buckets of one name."""
         config: Mapping[str, Any] = self.make(location).config
         named = sorted(
             (name, str(value))
@@ -153,15 +153,15 @@ class Store:
         return repr((location.url, named))
 
     def make(self, location: Location, *, retries: bool = False) -> Any:
-        """Makes the store of obstore for a bucket.
+        """Makes the obstore store for a bucket.
 
         Args:
             location: The bucket.
-            retries: Whether obstore repeats failed requests by itself, as it must where a call of
-                it makes several.
+            retries: Whether obstore itself retries failed requests, as it must if one of its calls
+                makes several.
 
         Raises:
-            UsageError: A setting is not one of the store.
+            UsageError: The store does not accept a setting.
         """
         kinds = require_obstore(f"`{self.schemes[0]}://`")
         client = {
@@ -195,16 +195,16 @@ def _drop_unset(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class S3(Store):
-    """Amazon S3, or another store that speaks its language: MinIO, Cloudflare R2, Ceph and others.
+    """Amazon S3, or another store with the same API: MinIO, Cloudflare R2, Ceph and others.
 
     Attributes:
         endpoint: Address of the store, such as `http://localhost:9000`; by default Amazon's, or
             that of `AWS_ENDPOINT_URL_S3` or `AWS_ENDPOINT_URL`.
         region: By default that of `AWS_REGION`, `AWS_DEFAULT_REGION` or the profile.
-        access_key_id, secret_access_key, session_token: Credentials. By default those of the
-            environment variables of these names (`AWS_ACCESS_KEY_ID` and so on), of the profile
-            `AWS_PROFILE` in the shared credentials file, or of the machine's role.
-        anonymous: Whether requests are not signed, as public buckets allow.
+        access_key_id, secret_access_key, session_token: Credentials. By default those in the
+            environment (`AWS_ACCESS_KEY_ID` and so on), of the profile `AWS_PROFILE` in the shared
+            credentials file, or of the machine's role.
+        anonymous: Whether to send unsigned requests, for public buckets.
 
     Example:
         >>> from templax.storage import S3
@@ -234,7 +234,7 @@ class S3(Store):
                 "skip_signature": True if self.anonymous else None,
             }
         )
-        if find_variable("AWS_CHECKSUM_ALGORITHM") is None:  # the store compares it with each part
+        if find_variable("AWS_CHECKSUM_ALGORITHM") is None:  # lets the store check each part
             given["checksum_algorithm"] = "SHA256"
         if not self.anonymous and "access_key_id" not in given:
             given = read_aws_profile() | given
@@ -255,12 +255,12 @@ class GCS(Store):
     """Google Cloud Storage.
 
     Attributes:
-        service_account: Path of the JSON file with the key of an account. By default the
+        service_account: Path of the JSON file with the key of a service account. By default the
             application default credentials: `GOOGLE_APPLICATION_CREDENTIALS`, those of the
             `gcloud` command, or those of the machine.
-        token: An OAuth token.
-        endpoint: Address of the store, by default Google's, or that of `STORAGE_EMULATOR_HOST`.
-        anonymous: Whether requests are not signed, as public buckets allow.
+        token: An OAuth token to use instead.
+        endpoint: Address of the store; by default Google's, or that of `STORAGE_EMULATOR_HOST`.
+        anonymous: Whether to send unsigned requests, for public buckets.
     """
 
     schemes: ClassVar[tuple[str, ...]] = ("gs", "gcs")
@@ -304,12 +304,12 @@ class Azure(Store):
     URLs are `az://container/path`, or `abfss://container@account.dfs.core.windows.net/path`.
 
     Attributes:
-        account: Name of the account, by default that of `AZURE_STORAGE_ACCOUNT_NAME` or of the URL.
-        key: Its key, by default `AZURE_STORAGE_ACCOUNT_KEY`.
-        sas_token: A signature to use instead, by default `AZURE_STORAGE_SAS_TOKEN`. Without any of
-            these, the identity of the machine or of the `az` command.
-        endpoint: Address of the store, by default Azure's.
-        anonymous: Whether requests are not signed, as public containers allow.
+        account: Name of the account; by default that in the URL, or `AZURE_STORAGE_ACCOUNT_NAME`.
+        key: Its key; by default `AZURE_STORAGE_ACCOUNT_KEY`.
+        sas_token: A shared access signature to use instead; by default `AZURE_STORAGE_SAS_TOKEN`.
+            Without a key or signature, the identity of the machine or of the `az` command is used.
+        endpoint: Address of the store; by default Azure's.
+        anonymous: Whether to send unsigned requests, for public containers.
     """
 
     schemes: ClassVar[tuple[str, ...]] = ("az", "azure", "abfs", "abfss", "adl")
@@ -355,12 +355,12 @@ class Azure(Store):
 
 @dataclass(frozen=True, kw_only=True)
 class HTTP(Store):
-    """A web server that answers range requests, for reading.
+    """A web server that supports range requests. templax only reads from it.
 
-    A directory can be opened where the server makes pages that list it.
+    A directory can be opened if the server makes an index page of it.
 
     Attributes:
-        headers: Headers of each request, such as `{"Authorization": "Bearer …"}`.
+        headers: Headers to send with each request, such as `{"Authorization": "Bearer …"}`.
     """
 
     schemes: ClassVar[tuple[str, ...]] = ("https", "http")
@@ -388,7 +388,7 @@ class HTTP(Store):
             )
         if "@" in parts.netloc:
             raise SourceError(
-                f"can't read `{redact(url)}`: credentials don't belong in an address; hint: give"
+                f"can't read `{redact(url)}`: credentials don't belong in an address; hint: pass"
                 ' storage=templax.storage.HTTP(headers={"Authorization": …})'
             )
         return Location(location.url, location.bucket, unquote(location.path))
@@ -429,7 +429,7 @@ class ProcessMemory(Store):
 _memory: dict[str, Any] = {}
 
 _memory_name = uuid.uuid4().hex
-"""What tells the memory of this process from that of all others."""
+"""Identifies the memory of this process among those of all others."""
 
 _memory_lock = threading.Lock()
 
@@ -437,11 +437,11 @@ _KINDS: tuple[type[Store], ...] = (S3, GCS, Azure, HTTP, ProcessMemory)
 
 
 def find_store(scheme: str) -> Callable[[], Store] | None:
-    """Makes the store that serves the URLs of a scheme; None if there is none."""
+    """The function that makes the store for URLs of a scheme; None if no store serves them."""
     kinds = (kind for kind in _KINDS if scheme.lower() in kind.schemes)
     return next((kind.from_environment for kind in kinds), None)
 
 
 def list_schemes() -> list[str]:
-    """The schemes of all stores, the most usual of each kind first."""
+    """The schemes of all stores, the most common of each store first."""
     return [scheme for kind in _KINDS for scheme in kind.schemes]

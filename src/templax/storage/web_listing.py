@@ -1,4 +1,4 @@
-"""The objects of a web server, which has no listings: those that its index pages link to."""
+"""The objects that the index pages of a web server link to, as it has no other listings."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ _TIMEOUT_S = 30
 
 
 class WebRequests(Requests):
-    """Requests to a web server. Directories are read off the pages that it makes of them.
+    """Requests to a web server. Directories are listed from its index pages.
 
-    nginx, Apache, Caddy and Python's own server have a setting for such pages. Each object that a
-    page links to is asked for its size and version.
+    nginx, Apache, Caddy and Python's own server can make such pages. A HEAD request finds the size
+    and version of each object that a page links to.
     """
 
     headers: Mapping[str, str] = {}
 
     async def describe_meta(self, path: str) -> Any:
-        """See `Requests`. A redirect to the same address with a slash is a directory."""
+        """See `Requests`. A redirect to the same address with a slash means a directory."""
         try:
             return await super().describe_meta(path)
         except SourceError as error:
@@ -42,7 +42,7 @@ class WebRequests(Requests):
             if target is None:
                 return None
             raise SourceError(
-                f"can't read `{self.url}/{path}`: it is at another address now; hint: open {target}"
+                f"can't read `{self.url}/{path}`: it has moved; hint: open {target}"
             ) from error
 
     async def list_level(self, prefix: str) -> tuple[list[str], list[Any]]:
@@ -79,7 +79,7 @@ class WebRequests(Requests):
         return None if target == f"{url}/" else redact(target)
 
     def _read_links(self, prefix: str) -> list[str]:
-        """The names that the page of a directory links to; those of directories end in `/`."""
+        """The names that the index page of a directory links to; directories end in `/`."""
         url = f"{self.url}/{quote(prefix)}/" if prefix else f"{self.url}/"
         request = urllib.request.Request(url, headers={"Accept": "text/html", **self.headers})
         try:

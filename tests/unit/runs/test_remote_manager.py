@@ -306,7 +306,7 @@ def test_sources_and_web_servers_are_refused(tmp_path):
     manager = tx.Manager("https://localhost:1/run")
     with pytest.raises(tx.SaveError, match="does not write to them"):
         manager.save(1, tree(1), wait=True)
-    with pytest.raises(tx.UsageError, match="Expected a URL beside storage="):
+    with pytest.raises(tx.UsageError, match="Expected a URL with storage="):
         tx.Manager(tmp_path, storage=tx.storage.S3())
 
 

@@ -155,7 +155,7 @@ def test_errors_say_what_to_do(hub: Hub) -> None:
     hub.repositories["org/public"] = Repository()
     hub.repositories["org/public"].commit(FILES)
     log_in = (
-        "log in with `hf auth login`, set HF_TOKEN, or give templax.storage.HuggingFace(token=…)"
+        "log in with `hf auth login`, set HF_TOKEN, or pass templax.storage.HuggingFace(token=…)"
     )
     with pytest.raises(tx.NotFound) as absent:
         tx.open("hf://org/absent")

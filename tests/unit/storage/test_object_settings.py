@@ -55,7 +55,7 @@ def test_an_address_that_can_not_be_one_is_refused(url: str) -> None:
 
 @pytest.mark.parametrize("settings", [{"endpoint": "nonsense"}, {"options": {"endpoint": "x"}}])
 def test_a_panic_of_obstore_is_an_error_of_templax(settings: dict[str, Any]) -> None:
-    store = storage.S3(access_key_id="k", secret_access_key="hidden", timeout=1, **settings)  # noqa: S106
+    store = storage.S3(access_key_id="k", secret_access_key="hidden", timeout=1, **settings)
     with pytest.raises(tx.SourceError, match="check the name of the bucket and the settings"):
         tx.open("s3://bucket/x", storage=store)
 

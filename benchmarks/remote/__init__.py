@@ -1,0 +1,1 @@
+"""Restores from object stores and saves to them, next to other libraries and plain requests."""
