@@ -164,17 +164,18 @@ class Store:
             UsageError: The store does not accept a setting.
         """
         kinds = require_obstore(f"`{self.schemes[0]}://`")
-        client = {
-            "connect_timeout": timedelta(seconds=_CONNECT_S),
-            "read_timeout": timedelta(seconds=min(STALL_S, self.timeout)),
-            "timeout": timedelta(hours=6),  # of a whole answer: `read_timeout` ends slow ones
-            **self.client_options,
-        }
-        wait = timedelta(seconds=self.timeout)
-        again = {"max_retries": 1000 if retries else 0, "retry_timeout": wait}
+        failures = import_module("obstore.exceptions")
         try:
+            client = {
+                "connect_timeout": timedelta(seconds=_CONNECT_S),
+                "read_timeout": timedelta(seconds=min(STALL_S, self.timeout)),
+                "timeout": timedelta(hours=6),  # of a whole answer: `read_timeout` ends slow ones
+                **self.client_options,
+            }
+            wait = timedelta(seconds=self.timeout)
+            again = {"max_retries": 1000 if retries else 0, "retry_timeout": wait}
             return self._make(kinds, location, client, again)
-        except (import_module("obstore.exceptions").BaseError, ValueError, TypeError) as error:
+        except (failures.BaseError, AttributeError, TypeError, ValueError) as error:
             reason = redact(str(error).partition("\n\n")[0])
             raise UsageError(f"can't open `{location.url}`: {reason}") from None
 

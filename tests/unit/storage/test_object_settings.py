@@ -47,6 +47,12 @@ def test_what_is_no_store_is_refused(given: Any) -> None:
             use()
 
 
+@pytest.mark.parametrize("settings", [{"endpoint": 5}, {"client_options": 5}, {"options": 5}])
+def test_settings_of_other_types_are_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises(tx.UsageError, match="can't open `s3://bucket`"):
+        tx.open("s3://bucket/x", storage=storage.S3(**settings))
+
+
 @pytest.mark.parametrize("url", ["s3://a bucket/x", "s3://buc\tket/x", "http://[::1/x"])
 def test_an_address_that_can_not_be_one_is_refused(url: str) -> None:
     with pytest.raises(tx.UsageError, match="Expected"):
