@@ -80,7 +80,7 @@ class BlockCache:
         self._sweeping = threading.Lock()
         self._held: set[int] = set()
         self._numbers = itertools.count()
-        self._is_logged = self._reads_badly = False
+        self._has_failed = self._reads_badly = False
         self._fd: int | None = None
         try:
             os.makedirs(directory, mode=0o700, exist_ok=True)
@@ -92,7 +92,7 @@ class BlockCache:
     @property
     def stores(self) -> bool:
         """Whether blocks are stored; False once a write has failed."""
-        return self._fd is not None and not self._is_logged
+        return self._fd is not None and not self._has_failed
 
     def has(self, name: str) -> bool:
         """Whether there is a file for a block."""
@@ -192,7 +192,7 @@ class BlockCache:
 
     def _stop_storing(self, error: OSError) -> None:
         with self._mutex:
-            is_first, self._is_logged = not self._is_logged, True
+            is_first, self._has_failed = not self._has_failed, True
         if is_first:
             _log.warning(
                 "can't write to the cache `%s` (%s); what it does not hold is fetched without it",

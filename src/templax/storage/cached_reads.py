@@ -12,7 +12,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from .block_cache import BlockCache
-from .requests import Requests, Version
+from .requests import Requests, Version, gather
 
 T = TypeVar("T")
 
@@ -49,13 +49,7 @@ class CachedReads:
         found = await self._read(blocks)
         names = {block.name for block in found}
         missing = [block for block in blocks if block.name not in names]
-        tasks = [asyncio.ensure_future(self._fill(path, block, version)) for block in missing]
-        try:
-            waited = await asyncio.gather(*tasks)
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+        waited = await gather(self._fill(path, block, version) for block in missing)
         cached = sum(len(block.out) for block in found) + sum(waited)
         _log.debug(
             "read %d bytes of `%s/%s`, %d from the cache",
@@ -141,7 +135,7 @@ def name_object(bucket: str, path: str, version: Version) -> bytes:
     """Identifies the bytes of an object, as far as its store tells."""
     tag: tuple[object, ...] = ("modified", version.modified, version.etag)
     if version.etag is not None and not version.etag.startswith("W/"):
-        tag = ("etag", version.etag)
+        tag = ("etag", version.etag.strip('"'))  # Azure lists them without quotes
     elif version.generation is not None:
         tag = ("generation", version.generation)
     return repr((bucket, path, version.size, *tag)).encode()

@@ -18,6 +18,7 @@ from ..errors import MissingPackage, NotFound, SourceError, UsageError
 from .event_loop import run_request
 from .local import Local
 from .object_store import ObjectSource
+from .request_errors import TRANSIENT
 from .requests import Requests, Version
 from .source import Source
 from .stores import Location, Store, require_obstore
@@ -33,8 +34,6 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 _REFERENCE = re.compile(r"refs/(?:pr|convert)/[^/]+")
 """Revisions with slashes that are written as they are; others need %2F."""
-
-_TRANSIENT = frozenset((408, 425, 429, 500, 502, 503, 504))
 
 _LOG_IN = "log in with `hf auth login`, set HF_TOKEN, or pass templax.storage.HuggingFace(token=…)"
 
@@ -278,7 +277,7 @@ class HubRequests(Requests):
                 file=self.url,
                 hint="give a branch, a tag or a commit after @",
             )
-        if status in _TRANSIENT:
+        if status in TRANSIENT:
             return ConnectionError(f"status {status}")
         if status in (401, 403):
             return self._refuse()

@@ -107,6 +107,16 @@ class Lease:
         if self._lost is not None:
             raise SaveError(self._lost, file=f"{self._requests.url}/{self._path}")
 
+    def is_held(self) -> bool:
+        """Renews the lease now, even if it was late; whether no other process has taken it."""
+        with self._renewing:
+            try:
+                self._put(self._mode)
+            except SourceError:
+                return False
+            self._lost = None
+            return True
+
     def release(self) -> None:
         """Gives the lease back, unless another process has it by now. Never raises; idempotent."""
         if self._done.is_set():

@@ -90,7 +90,8 @@ class Listings:
     def has_listed_below(self, path: str) -> bool:
         """Whether a directory below this one has been listed."""
         start = f"{path}/" if path else ""
-        return any(each != path and each.startswith(start) for each in self._known)
+        known = list(self._known)  # other threads add to it
+        return any(each != path and each.startswith(start) for each in known)
 
     async def load_directory(self, path: str) -> Directory:
         """Lists a directory, with everything below it if that fits in one page."""
@@ -131,11 +132,12 @@ class Listings:
     async def _load_level(self, path: str) -> Directory:
         """Lists what is directly in a directory."""
         directories, objects = await self._requests.list_level(path)
-        here = self._known.setdefault(path, Directory())
+        here = Directory()
         here.directories.update(directories)
         for meta in objects:
             if meta["path"] not in here.directories and meta["path"] != path:
                 here.objects[meta["path"]] = self._version(meta)
+        self._known[path] = here  # not earlier, as other threads look there
         return here
 
     async def load_tree(self, path: str) -> list[tuple[str, Version]]:
@@ -164,11 +166,13 @@ class Listings:
         answers = await asyncio.gather(*asked)
         if directory is None:
             directory = answers.pop()
+        is_directory = bool(directory.objects or directory.directories)
         if not is_known:
             (version,) = answers
+            if is_directory and version and not version.size:
+                version = None  # some stores describe a directory like an empty object
             self._single[path] = version
-        is_directory = bool(directory.objects or directory.directories)
-        return None if is_directory and version and not version.size else version, is_directory
+        return version, is_directory
 
     def _is_whole(self, path: str) -> bool:
         while True:
@@ -214,6 +218,8 @@ class Listings:
 
     def _version(self, meta: Any) -> Version:
         """The version of an object that was seen first, or else the one in a listing."""
-        version = Version.of(meta)
-        seen = self._single.get(meta["path"])
-        return version if seen is None else seen
+        path = meta["path"]
+        seen, around = self._single.get(path), self._known.get(path.rpartition("/")[0])
+        if seen is None and around is not None:
+            seen = around.objects.get(path)
+        return Version.of(meta) if seen is None else seen

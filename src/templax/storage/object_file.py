@@ -180,8 +180,10 @@ class ObjectFile:
             ended = asyncio.wrap_future(upload)
             ended.add_done_callback(lambda done: done.cancelled() or done.exception())
             placed = asyncio.ensure_future(self._parts.put(part))
-            await asyncio.wait([placed, ended], return_when=asyncio.FIRST_COMPLETED)
-            placed.cancel()
+            try:
+                await asyncio.wait([placed, ended], return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                placed.cancel()
 
         run_request(put())
         if upload.done():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import threading
 from collections.abc import Generator, Iterable, Mapping
@@ -23,7 +22,7 @@ from .leftovers import LEASE
 from .object_file import ObjectFile
 from .object_store import ObjectSource
 from .request_errors import PreconditionFailed
-from .requests import Version
+from .requests import Condition, Version, gather, make_condition
 from .source import Source
 from .staged_objects import StagedObjects
 from .stores import HTTP, Store
@@ -108,6 +107,8 @@ class ObjectSink:
         self._small: dict[str, bytes] = {}  # path → content, in the order of `put`
         self._old: dict[str, Version] = {}  # what was there before
         self._taken: dict[str, bytes] = {}  # small files of the old checkpoint, to put back
+        self._conditions: dict[str, Condition] = {}  # what is still there of them
+        self._written: set[str] = set()  # small files that `commit` has written, or tried to
         self._lease: Lease | None = None
         self._guard = threading.RLock()
 
@@ -155,9 +156,10 @@ class ObjectSink:
             self._lease.check()
             run_request(self._take_markers_away())
             *others, marker = self._small
-            run_request(self._put_all({path: self._small[path] for path in others}))
+            run_request(gather(self._put_new(path, self._small[path]) for path in others))
             self._lease.check()
-            self._put_marker(marker)
+            marked = self._small[marker] + f" ({self.directory})".encode()
+            run_request(self._put_new(marker, marked))
             self.committed = self._ended = True
         new = {*self._small, *(file.path for file in files), self._join(LEASE)}
         self.not_removed = run_request(self._delete_all(self._old.keys() - new))
@@ -171,18 +173,19 @@ class ObjectSink:
             self._ended = True
         for file in self._files:
             file.abandon()
-        written = {file.path for file in self._files} | self._small.keys()
-        if self._lease is None:  # another process has it, or nothing was written yet
-            written = {file.path for file in self._files}
+        written = {file.path for file in self._files}
         try:
-            run_request(self._put_back())
-            gone = written - self._taken.keys()
-            self.not_removed = run_request(self._delete_all(gone - self._old.keys()))
+            # Where another process has the lease, only data files are certain to be ours.
+            if self._lease is not None and self._lease.is_held():
+                run_request(self._put_back())
+                written |= self._written - self._taken.keys()
+            self.not_removed = run_request(self._delete_all(written - self._old.keys()))
         except TemplaxError:
             self.not_removed = (self.path,)
         if self._lease is not None:
-            # The lease marks what could not be removed as unfinished.
-            (self._lease.abandon if self.not_removed else self._lease.release)()
+            # The lease marks what could not be removed, or another save left, as unfinished.
+            is_left = self._lease.took_over and self._join(MARKER) not in self._old
+            (self._lease.abandon if self.not_removed or is_left else self._lease.release)()
 
     def __enter__(self) -> ObjectSink:
         return self
@@ -269,25 +272,25 @@ class ObjectSink:
         marks = list_marks(self._old)
         for path in {*marks, *self._small.keys()} & self._old.keys():
             with suppress(NotFound):
-                self._taken[path] = (await self._requests.fetch_whole(path))[1]
+                version, self._taken[path] = await self._requests.fetch_whole(path)
+                self._conditions[path] = make_condition(version.etag, version.generation)
         for path in marks:  # one at a time: to a reader, either means that it is complete
             await self._requests.delete([path])
+            self._conditions.pop(path, None)
 
-    async def _put_all(self, files: Mapping[str, bytes]) -> None:
-        await asyncio.gather(*[self._requests.put(path, data) for path, data in files.items()])
-
-    def _put_marker(self, path: str) -> None:
-        """Writes the marker, if there is none.
+    async def _put_new(self, path: str, data: bytes) -> None:
+        """Writes a small file, unless another process has written it meanwhile.
 
         Raises:
-            AlreadyExists: Another process has written one.
+            AlreadyExists: Another process has, so it has taken this save over.
         """
-        data = self._small[path] + f" ({self.directory})".encode()
+        self._written.add(path)
         try:
-            run_request(self._requests.put(path, data, "create"))
+            await self._requests.put(path, data, self._conditions.get(path, "create"))
         except PreconditionFailed:
             # It may be our own, if the answer to an earlier attempt was lost.
-            if run_request(self._requests.fetch_whole(path))[1] != data:
+            if (await self._requests.fetch_whole(path))[1] != data:
+                self._written.discard(path)
                 raise AlreadyExists(
                     "Another process saved a checkpoint here during the save", file=self.path
                 ) from None
@@ -296,7 +299,8 @@ class ObjectSink:
         """Writes the files of the old checkpoint again, its markers last."""
         marks = (MARKER, _STEP_METADATA)
         taken = self._taken.items()
-        await self._put_all({p: d for p, d in taken if p.rpartition("/")[2] not in marks})
+        others = [(path, data) for path, data in taken if path.rpartition("/")[2] not in marks]
+        await gather(self._requests.put(path, data) for path, data in others)
         for path in sorted(self._taken.keys(), key=lambda path: path.endswith(MARKER)):
             if path.rpartition("/")[2] in marks:
                 await self._requests.put(path, self._taken[path])

@@ -148,7 +148,7 @@ class ObjectSource:
         if data is None:
             version = self._find_version(path)
             stop = self._check_range(path, start, stop, version.size)
-            if data is None and version.size <= SMALL_BYTES:
+            if version.size <= SMALL_BYTES:
                 data = run_request(self._load_small(path, alone=out is not None))
             if data is None:
                 return self._read_large(path, start, stop, out, version)

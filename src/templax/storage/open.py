@@ -25,7 +25,8 @@ _MANGLED_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.*)", re.DOTALL)
 """A URL after `pathlib.Path`, which joins its two slashes. `C:/` is a drive: a single letter."""
 
 _MANGLED_ABSOLUTE_URL = re.compile(
-    r"(.*/(file|gs|gcs|s3|s3a|r2|oss|az|abfss?|wasbs?|hdfs|https?|ftp):)/+(.*)", re.DOTALL
+    r"(.*/(file|gs|gcs|s3|s3a|r2|oss|az|azure|abfss?|adl|wasbs?|hdfs|hf|memory|https?|ftp):)/+(.*)",
+    re.DOTALL,
 )
 """A URL after `os.path.abspath` or `pathlib.Path.absolute`, which put a directory before it."""
 

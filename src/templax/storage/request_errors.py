@@ -15,7 +15,8 @@ Kind = Literal["transient", "expired", "missing", "changed", "exists", "refused"
 
 _STATUS = re.compile(r"status code: (\d{3})|\((\d{3}) [A-Z]")
 
-_TRANSIENT = frozenset((408, 425, 429, 500, 502, 503, 504, 509))
+TRANSIENT = frozenset((408, 425, 429, 500, 502, 503, 504, 509))
+"""Statuses of answers after which the same request may succeed."""
 
 _EXPIRED = ("ExpiredToken", "TokenRefreshRequired", "RequestExpired", "InvalidToken", "expired")
 
@@ -86,7 +87,7 @@ def classify_error(error: Exception) -> Kind:
             return "changed"
         if status == 404:
             return "missing"
-        return "transient" if status in _TRANSIENT else "refused"
+        return "transient" if status in TRANSIENT else "refused"
     return "transient" if name == "GenericError" and _NETWORK.search(str(error)) else "refused"
 
 

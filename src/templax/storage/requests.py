@@ -6,7 +6,7 @@ import asyncio
 import statistics
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
@@ -103,6 +103,17 @@ def make_condition(etag: str | None, generation: str | None) -> Condition:
     """The condition that an object still is the version with this tag or number."""
     found = {"e_tag": etag, "version": generation}
     return {name: value for name, value in found.items() if value is not None}
+
+
+async def gather(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """Runs coroutines side by side. None of them goes on after this has returned or raised."""
+    tasks = [asyncio.ensure_future(each) for each in coroutines]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 class Requests:
@@ -215,20 +226,10 @@ class Requests:
             ObjectChanged: It is no longer this version.
             SourceError: The store refused, or failed for longer than the timeout.
         """
-        if len(out) <= PIECE_BYTES:
-            return await self._fetch_piece(path, start, out, version)
-        pieces = [
-            asyncio.ensure_future(
-                self._fetch_piece(path, start + at, out[at : at + PIECE_BYTES], version)
-            )
+        await gather(
+            self._fetch_piece(path, start + at, out[at : at + PIECE_BYTES], version)
             for at in range(0, len(out), PIECE_BYTES)
-        ]
-        try:
-            await asyncio.gather(*pieces)
-        finally:
-            for piece in pieces:
-                piece.cancel()
-            await asyncio.gather(*pieces, return_exceptions=True)
+        )
 
     async def fetch_whole(self, path: str) -> tuple[Version, bytes]:
         """Reads a small object whose version is not known, in one request."""
@@ -314,7 +315,7 @@ class Requests:
             with suppress(NotFound):
                 await self.repeat(delete_once, path, "delete")
 
-        await asyncio.gather(*map(delete_one, paths))
+        await gather(map(delete_one, paths))
 
     async def repeat(
         self, attempt: Callable[[], Awaitable[T]], path: str, action: str = "read"
@@ -333,6 +334,7 @@ class Requests:
         while True:
             try:
                 async with self._slots:
+                    retries.note_start()
                     self.traffic.requests += 1
                     return await attempt()
             except self.failures as error:
@@ -357,6 +359,7 @@ class Requests:
         while done < len(out):
             try:
                 async with self._slots:
+                    retries.note_start()
                     found = await self._open(path, start + done, start + len(out), version)
                     begin, first = time.perf_counter(), done
                     async for chunk in found.stream(min_chunk_size=_CHUNK_BYTES):

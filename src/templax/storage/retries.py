@@ -50,8 +50,12 @@ class Retries:
     def __init__(self, requests: Retried, path: str, action: str = "read"):
         self._requests, self._path, self._action = requests, path, action
         self._failed = self._renewed = 0
-        self._progress = time.monotonic()
+        self._asked = self._progress = time.monotonic()
         self._pause = _BACKOFF_S
+
+    def note_start(self) -> None:
+        """Leaves the time out in which the request had to wait for others to end."""
+        self._progress += time.monotonic() - self._asked
 
     def note_progress(self) -> None:
         """Starts the timeout and the pauses again, because bytes have arrived."""
@@ -84,3 +88,4 @@ class Retries:
         _log.info("trying `%s` again after %s", where, reason)
         await asyncio.sleep(self._pause * random.uniform(0.5, 1))
         self._pause = min(2 * self._pause, _MAX_BACKOFF_S)
+        self._asked = time.monotonic()

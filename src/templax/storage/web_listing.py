@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
 import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator, Mapping
@@ -11,7 +12,7 @@ from typing import Any
 from urllib.parse import quote, unquote, urljoin, urlsplit
 
 from ..errors import SourceError
-from .request_errors import redact
+from .request_errors import TRANSIENT, redact
 from .requests import Requests
 
 MAX_LINKS = 10_000
@@ -47,7 +48,11 @@ class WebRequests(Requests):
 
     async def list_level(self, prefix: str) -> tuple[list[str], list[Any]]:
         """See `Requests`."""
-        links = await asyncio.to_thread(self._read_links, prefix)
+
+        async def read() -> list[str]:
+            return await asyncio.to_thread(self._read_links, prefix)
+
+        links = await self.repeat(read, f"{prefix}/" if prefix else "", "list")
         start = f"{prefix}/" if prefix else ""
         directories = [start + link[:-1] for link in links if link.endswith("/")]
         paths = [start + link for link in links if not link.endswith("/")]
@@ -72,7 +77,7 @@ class WebRequests(Requests):
         url = f"{self.url}/{quote(path)}"
         request = urllib.request.Request(url, headers=dict(self.headers), method="HEAD")
         try:
-            with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as answer:
+            with _opener.open(request, timeout=_TIMEOUT_S) as answer:
                 target: str = answer.geturl()
         except OSError as error:
             raise SourceError(f"can't read `{url}`: {error}") from error
@@ -83,19 +88,32 @@ class WebRequests(Requests):
         url = f"{self.url}/{quote(prefix)}/" if prefix else f"{self.url}/"
         request = urllib.request.Request(url, headers={"Accept": "text/html", **self.headers})
         try:
-            with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as answer:
+            with _opener.open(request, timeout=_TIMEOUT_S) as answer:
                 kind = answer.headers.get_content_type()
-                page = answer.read(_MAX_PAGE_BYTES).decode("utf-8", "replace")
+                data: bytes = answer.read(_MAX_PAGE_BYTES)
+                missing: int = answer.length or 0  # `read` with a size tells of no cut
         except urllib.error.HTTPError as error:
+            error.close()
             if error.code in (404, 405, 410):
                 return []
+            if error.code in TRANSIENT:
+                raise ConnectionError(f"status {error.code}") from error
             raise SourceError(f"can't list `{url}`: status {error.code}") from error
+        except http.client.HTTPException as error:
+            raise ConnectionError(f"the answer is cut: {error}") from error
         except OSError as error:
+            reason = getattr(error, "reason", error)
+            if isinstance(reason, (TimeoutError, ConnectionError)):
+                raise ConnectionError(str(reason)) from error
             raise SourceError(f"can't list `{url}`: {error}") from error
         if kind != "text/html":
             return []
+        if len(data) == _MAX_PAGE_BYTES:
+            raise SourceError(f"can't list `{url}`: its page has more than 16 MiB")
+        if missing:
+            raise ConnectionError(f"the page ended {missing} bytes early")
         links = _Links()
-        links.feed(page)
+        links.feed(data.decode("utf-8", "replace"))
         if len(links.found) > MAX_LINKS:
             raise SourceError(f"can't list `{url}`: its page has more than {MAX_LINKS:,} links")
         base = urlsplit(url)
@@ -108,6 +126,27 @@ class WebRequests(Requests):
                 if name.strip("/") and "/" not in name.rstrip("/"):
                     names[name] = None
         return sorted(names)
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Follows redirects, but shows the headers of the user to no other host."""
+
+    def redirect_request(
+        self,
+        req: urllib.request.Request,
+        fp: Any,
+        code: int,
+        msg: str,
+        headers: Any,
+        newurl: str,
+    ) -> urllib.request.Request | None:
+        request = super().redirect_request(req, fp, code, msg, headers, newurl)
+        if request is not None and urlsplit(newurl)[:2] != urlsplit(req.full_url)[:2]:
+            request.headers = {"Accept": "text/html"}
+        return request
+
+
+_opener = urllib.request.build_opener(_Redirects)
 
 
 class _Links(HTMLParser):

@@ -14,7 +14,8 @@ import pytest
 import templax as tx
 from helpers import CKPT, read_files, run_cli
 from templax.compat import orbax as compat
-from templax.storage import Local, open_source, open_staging
+from templax.storage import S3, Local, open_source, open_staging
+from templax.storage.open import find_remote
 
 URLS = ["hdfs://bucket/run/1200", "ftp://bucket/run/1200", "oss://bucket/run/1200"]
 TREE = {"w": np.zeros(3, np.float32)}
@@ -103,3 +104,16 @@ def test_a_local_directory_of_that_name_is_opened_by_its_absolute_path(
 def test_an_empty_path_is_a_usage_error(path: str) -> None:
     with pytest.raises(tx.UsageError, match="Expected a path"):
         open_source(path)
+
+
+@pytest.mark.parametrize("settings", [{"concurrency": 0}, {"timeout": 0}, {"timeout": -1.0}])
+def test_a_store_that_could_never_answer_is_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises(tx.UsageError, match=f"Expected {next(iter(settings))}="):
+        S3(**settings)
+
+
+@pytest.mark.parametrize("url", ["hf://org/name", "azure://box/run", "memory://name/run"])
+def test_an_absolute_path_made_of_a_url_is_that_url(url: str) -> None:
+    found = find_remote(os.path.abspath(url))
+    assert found is not None
+    assert found[1] == url
