@@ -29,16 +29,24 @@ def run_request(request: Coroutine[Any, Any, T]) -> T:
     """Runs a coroutine on the loop and waits for it; Ctrl-C ends it at once.
 
     Raises:
-        SourceError: The group of the calling thread was cancelled.
+        SourceError: The group of the calling thread was cancelled, obstore panicked, or this
+            process was forked from one that had made requests.
     """
     group = current_group()
-    future = asyncio.run_coroutine_threadsafe(request, _get_loop())
+    future = start_request(request)
     if group is not None:
         group.add(future)
     try:
         return future.result()
     except CancelledError:
         raise SourceError("The request was cancelled because another one failed") from None
+    except Exception as error:
+        if type(error).__name__ != "RustPanic":  # its module can't be imported
+            raise
+        raise SourceError(
+            "obstore stopped at an error of its own, which it has printed; hint: check the name of"
+            " the bucket and the settings of the store, such as its endpoint"
+        ) from error
     finally:
         future.cancel()  # does nothing if it is done
         if group is not None:
@@ -46,14 +54,29 @@ def run_request(request: Coroutine[Any, Any, T]) -> T:
 
 
 def start_request(request: Coroutine[Any, Any, T]) -> Future[T]:
-    """Starts a coroutine on the loop, without waiting for it."""
-    return asyncio.run_coroutine_threadsafe(request, _get_loop())
+    """Starts a coroutine on the loop, without waiting for it.
+
+    Raises:
+        SourceError: This process was forked from one that had made requests.
+    """
+    try:
+        loop = _get_loop()
+    except SourceError:
+        request.close()
+        raise
+    return asyncio.run_coroutine_threadsafe(request, loop)
 
 
 def _get_loop() -> asyncio.AbstractEventLoop:
     global _running
+    if _running is not None and _running[0] != os.getpid():
+        raise SourceError(
+            "can't use an object store in a process that was forked from one that had used it: the"
+            " threads that make the requests, obstore's too, are not there; hint: start processes"
+            ' by the methods "spawn" or "forkserver" of multiprocessing'
+        )
     with _lock:
-        if _running is None or _running[0] != os.getpid():
+        if _running is None:
             loop = asyncio.new_event_loop()
             thread = threading.Thread(target=loop.run_forever, name="templax-requests", daemon=True)
             thread.start()

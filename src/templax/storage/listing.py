@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from .requests import Requests, Version
@@ -66,6 +66,18 @@ class Listings:
         if known is None:
             return False, None
         return True, None if path in known.directories else known.objects.get(path)
+
+    def list_seen(self, path: str) -> dict[str, Version]:
+        """The versions of all known objects at a path and below it."""
+        start = f"{path}/" if path else ""
+        seen = {each: version for each, version in self._single.items() if version is not None}
+        seen = {each: seen[each] for each in seen if each == path or each.startswith(start)}
+        here = self.find_object(path)[1] if path else None
+        return seen | dict(self.walk_known(path)) | ({} if here is None else {path: here})
+
+    def pin(self, seen: Mapping[str, Version]) -> None:
+        """Reads objects as these versions, which another process has seen."""
+        self._single.update(seen)
 
     def has_directory(self, path: str) -> bool | None:
         """Whether there is anything below a path; None if that is not known."""

@@ -94,10 +94,13 @@ class ObjectSource:
         return f"ObjectSource({self._store!r}, {self.url!r})"
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"store": self._store, "url": self.url}
+        # The positions in a pickled catalog or plan are those of the versions that were seen.
+        seen = self._kept.listings.list_seen(self._path)
+        return {"store": self._store, "url": self.url, "seen": seen}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["store"], state["url"])
+        self._kept.listings.pin(state["seen"])
 
     @property
     def cost(self) -> StoreCost:

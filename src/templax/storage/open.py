@@ -104,6 +104,11 @@ def find_remote(
     Raises:
         SourceError, UsageError: See `open_source`.
     """
+    if storage is not None and not callable(getattr(type(storage), "locate", None)):
+        raise UsageError(
+            "Expected storage= to say how to reach a store, such as templax.storage.S3(…), got"
+            f" {type(storage).__name__}"
+        )
     path = path_text(url, given=storage is not None)
     scheme, rest = _split_scheme(path)
     kind = None if scheme in ("", "file") else _find_kind(scheme)

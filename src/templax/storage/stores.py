@@ -87,10 +87,14 @@ class Store:
     client_options: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
-        if not self.timeout > 0:
-            raise UsageError(f"Expected timeout= more than 0 seconds, got {self.timeout!r}")
-        if self.concurrency < 1:
-            raise UsageError(f"Expected concurrency= of at least 1, got {self.concurrency!r}")
+        """Refuses numbers with which requests would never be made, or never end.
+
+        Raises:
+            UsageError: A number is none, or too small.
+        """
+        _check_number("timeout", self.timeout, "a positive number of seconds", (int, float))
+        _check_number("concurrency", self.concurrency, "a positive number of requests", (int,))
+        _check_number("cache_bytes", self.cache_bytes, "a positive number of bytes", (int,))
 
     def locate(self, url: str) -> Location:
         """Splits a URL into the bucket and the path in it.
@@ -105,6 +109,8 @@ class Store:
         bucket, _, path = rest.partition("/")
         if not bucket:
             raise UsageError(f'Expected the name of a bucket after "{scheme}://", got "{url}"')
+        if not bucket.isprintable() or " " in bucket:  # obstore would panic
+            raise UsageError(f"Expected the name of a bucket, got {redact(bucket)!r}")
         return Location(f"{scheme.lower()}://{bucket}", bucket, path.strip("/"))
 
     def connect(self, location: Location) -> Requests:
@@ -158,17 +164,18 @@ class Store:
             UsageError: The store does not accept a setting.
         """
         kinds = require_obstore(f"`{self.schemes[0]}://`")
-        client = {
-            "connect_timeout": timedelta(seconds=_CONNECT_S),
-            "read_timeout": timedelta(seconds=min(STALL_S, self.timeout)),
-            "timeout": timedelta(hours=6),  # of a whole answer: `read_timeout` ends slow ones
-            **self.client_options,
-        }
-        wait = timedelta(seconds=self.timeout)
-        again = {"max_retries": 1000 if retries else 0, "retry_timeout": wait}
+        failures = import_module("obstore.exceptions")
         try:
+            client = {
+                "connect_timeout": timedelta(seconds=_CONNECT_S),
+                "read_timeout": timedelta(seconds=min(STALL_S, self.timeout)),
+                "timeout": timedelta(hours=6),  # of a whole answer: `read_timeout` ends slow ones
+                **self.client_options,
+            }
+            wait = timedelta(seconds=self.timeout)
+            again = {"max_retries": 1000 if retries else 0, "retry_timeout": wait}
             return self._make(kinds, location, client, again)
-        except (import_module("obstore.exceptions").BaseError, ValueError, TypeError) as error:
+        except (failures.BaseError, AttributeError, TypeError, ValueError) as error:
             reason = redact(str(error).partition("\n\n")[0])
             raise UsageError(f"can't open `{location.url}`: {reason}") from None
 
@@ -176,6 +183,11 @@ class Store:
         self, kinds: Any, location: Location, client: dict[str, Any], again: dict[str, Any]
     ) -> Any:
         raise NotImplementedError
+
+
+def _check_number(name: str, value: object, wanted: str, types: tuple[type, ...]) -> None:
+    if isinstance(value, bool) or not isinstance(value, types) or not 0 < value < 2**63:  # type: ignore[operator]
+        raise UsageError(f"Expected {name}= to be {wanted}, got {value!r}")
 
 
 def _drop_unset(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -371,7 +383,10 @@ class HTTP(Store):
 
     def locate(self, url: str) -> Location:
         location = super().locate(url)
-        parts = urlsplit(url)
+        try:
+            parts = urlsplit(url)
+        except ValueError as error:
+            raise UsageError(f"Expected an address, got {redact(url)!r}: {error}") from None
         if parts.query or parts.fragment:
             raise SourceError(
                 f"can't read `{redact(url)}`: templax does not send the part after `?` or `#`;"
