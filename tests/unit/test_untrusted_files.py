@@ -60,6 +60,7 @@ ALLOWED = {
     ("storage.block_cache", "importlib"): "imports the module of crc32c: a constant",
     ("storage.hub", "importlib"): "imports modules of obstore and huggingface_hub: constants",
     ("storage.hub", "urllib"): "decodes `%20` in a URL",
+    ("storage.web_listing", "http"): "the errors of urllib",
     ("storage.web_listing", "urllib"): "asks the web server that the caller names for its pages",
     ("_runs.locks", "socket"): "the name of this machine",
     ("_core.dtypes", "getattr(ml_dtypes, …)"): "a dtype by its name; only a type of numbers counts",

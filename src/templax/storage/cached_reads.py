@@ -28,9 +28,9 @@ _PAUSE_S, _MAX_PAUSE_S = 0.005, 0.05
 class CachedReads:
     """Reads of the objects of one bucket, from a cache where it holds them.
 
-    The name of a block depends on the tag of the object's version (without a tag, on its
-    generation, or else on its size and the time of its change), so that bytes of another version
-    are never found. A missing block is fetched whole, by one of the processes that want it.
+    The name of a block depends on the tag of the object's version, or without one on its
+    generation, so that bytes of another version are never found. An object that has neither is not
+    kept. A missing block is fetched whole, by one of the processes that want it.
 
     Args:
         requests: How to fetch what is missing.
@@ -45,6 +45,9 @@ class CachedReads:
 
     async def fetch(self, path: str, start: int, out: memoryview, version: Version) -> None:
         """Reads a range of an object; see `Requests.fetch`."""
+        if version.etag is None and version.generation is None:
+            # Only the size and a time tell it from another version, and programs set times.
+            return await self._requests.fetch(path, start, out, version)
         blocks = _cut_blocks(start, out, version.size, name_object(self._bucket, path, version))
         found = await self._read(blocks)
         names = {block.name for block in found}
@@ -58,6 +61,7 @@ class CachedReads:
             path,
             cached,
         )
+        return None
 
     async def _fill(self, path: str, block: _Block, version: Version) -> int:
         """Reads a block that was not in the cache; waits if another process is fetching it.

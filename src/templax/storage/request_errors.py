@@ -118,6 +118,8 @@ def describe_error(error: Exception) -> str:
         cause = re.search(r'message: "([^"]{1,200})"', str(error))
         if cause and cause[1] not in reason:
             reason += f": {cause[1]}"
+    if "path segment" in text:
+        reason += "; hint: rename or delete the object of that name"
     found = _REQUEST_ID.search(text)
     if found:
         reason += f" (request {found[1] or found[2]})"

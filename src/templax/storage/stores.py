@@ -134,6 +134,8 @@ class Store:
         cache = find_variable("TEMPLAX_CACHE")
         if cache is None:
             return cls()
+        if "://" in cache:
+            raise UsageError(f"Expected TEMPLAX_CACHE to be a local directory, got {cache!r}")
         text = find_variable("TEMPLAX_CACHE_BYTES") or str(CACHE_BYTES)
         try:
             return cls(cache=cache, cache_bytes=int(text))
@@ -446,8 +448,3 @@ def find_store(scheme: str) -> Callable[[], Store] | None:
     """The function that makes the store for URLs of a scheme; None if no store serves them."""
     kinds = (kind for kind in _KINDS if scheme.lower() in kind.schemes)
     return next((kind.from_environment for kind in kinds), None)
-
-
-def list_schemes() -> list[str]:
-    """The schemes of all stores, the most common of each store first."""
-    return [scheme for kind in _KINDS for scheme in kind.schemes]
