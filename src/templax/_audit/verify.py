@@ -15,6 +15,7 @@ from .._catalog.checksums import BlockVerifier
 from .._catalog.entry import Chunk, LeafEntry
 from .._codecs.decode import FILL
 from .._core.boxes import Box, box_around, full_box, intersect, shape_of
+from .._core.gc_pause import pause_gc
 from .._core.memory import Scratch
 from .._core.progress import PROGRESS_S, Progress, check_progress
 from .._core.workers import choose_threads
@@ -73,7 +74,8 @@ def verify(
     begin = time.perf_counter()
     choose_threads(threads)
     check_progress(on_progress)
-    catalog = select_stored(open_checkpoint(checkpoint))
+    with pause_gc():
+        catalog = select_stored(open_checkpoint(checkpoint))
     threads = choose_threads(threads, remote=find_cost(catalog.source) is not None)
     survey = _Survey(catalog)
     survey.audit()
