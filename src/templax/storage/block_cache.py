@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from typing import Any, NamedTuple
 
@@ -56,8 +56,8 @@ class BlockCache:
     """Files that hold one block each, named by a hash of what identifies its bytes.
 
     A block is written under a temporary name and renamed, so that no process sees half of it. Each
-    read compares its checksum. The least recently read blocks are evicted. A failure of the disk is
-    logged once and the cache goes on without it: a restore never fails because of its cache.
+    read compares its checksum. The least recently read blocks are evicted. If the disk
+    fails, that is logged once, and reads bypass the cache: it never makes a restore fail.
 
     Locks are `fcntl` locks on ranges of one file, which the system releases when a process ends.
     They only save requests: without them, blocks are fetched twice, never wrong. They belong to the
@@ -155,11 +155,12 @@ class BlockCache:
                 if is_room:
                     file.write(data)
                     file.write(_TRAILER.pack(_MARK, len(data), crc))
-            if is_room:
-                os.replace(temporary, path)
-            else:
-                os.unlink(temporary)
-                self._change_used(-length)
+            with self._hold_sweeps():  # one would miss a file that changes its name meanwhile
+                if is_room:
+                    os.replace(temporary, path)
+                else:
+                    os.unlink(temporary)
+                    self._change_used(-length)
         except OSError as error:
             with suppress(OSError):
                 os.unlink(temporary)
@@ -236,18 +237,33 @@ class BlockCache:
 
         A process that has one open can go on reading: the bytes stay until the file is closed.
         """
-        if not self._sweeping.acquire(timeout=_MAX_SWEEP_S):
-            return False
-        try:
-            deadline = time.monotonic() + _MAX_SWEEP_S
-            while not self._lock_range(_SWEEP, wait=False):
-                if time.monotonic() > deadline:
-                    return False
-                time.sleep(0.02)
+        with self._hold_sweeps() as is_held:
+            if not is_held:
+                return False
             before = self._change_used(0)
             return before <= self.max_bytes or self._sweep(before) <= self.max_bytes
+
+    @contextmanager
+    def _hold_sweeps(self) -> Generator[bool]:
+        """Keeps other threads and processes from removing blocks.
+
+        Yields:
+            Whether it could; if not, one of them has not ended in time.
+        """
+        if not self._sweeping.acquire(timeout=_MAX_SWEEP_S):
+            yield False
+            return
+        try:
+            deadline, is_locked = time.monotonic() + _MAX_SWEEP_S, True
+            while is_locked and not self._lock_range(_SWEEP, wait=False):
+                is_locked = time.monotonic() < deadline
+                time.sleep(0.001)
+            try:
+                yield is_locked
+            finally:
+                if is_locked:
+                    self._unlock_range(_SWEEP)
         finally:
-            self._unlock_range(_SWEEP)
             self._sweeping.release()
 
     def _sweep(self, counted: int) -> int:

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -267,3 +268,21 @@ def test_arguments_are_checked(directory: str, max_bytes: int, message: str) -> 
     with pytest.raises(UsageError) as caught:
         open_cache(directory, max_bytes)
     assert str(caught.value) == message
+
+
+def test_threads_that_store_at_the_same_time_keep_to_the_bound(tmp_path: Path) -> None:
+    """A block that changes its name while another thread counts them must not be overlooked."""
+    for round in range(30):
+        directory = tmp_path / str(round)
+        cache = BlockCache(str(directory), 2_000)  # room for one block of 1,000 bytes
+
+        def store(thread: int, cache: BlockCache = cache) -> None:
+            for i in range(8):
+                cache.store(f"{thread:x}{i:x}" + "0" * 20, memoryview(bytes(1_000)))
+
+        threads = [threading.Thread(target=store, args=(i,)) for i in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert sum(path.stat().st_size for path in directory.glob("??/*")) <= 2_000
