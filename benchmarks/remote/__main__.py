@@ -6,7 +6,7 @@ import argparse
 import contextlib
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import obstore
@@ -101,11 +101,6 @@ def _measure_restores(workload: Workload, directory: Path, options: argparse.Nam
             )
             stack.callback(workers[row.library].close)
 
-        def open_worker(row: Row) -> None:
-            worker = workers[row.library]
-            worker.open()
-            row.nbytes, row.notes = worker.nbytes, worker.notes
-
         def check(row: Row) -> None:
             store.take_traffic()
             row.untimed.append(workers[row.library].run("check"))
@@ -115,7 +110,7 @@ def _measure_restores(workload: Workload, directory: Path, options: argparse.Nam
         def time(row: Row) -> None:
             row.timed.append(workers[row.library].run("time"))
 
-        run_each(rows, directory, open_worker)
+        _open_workers(rows, workers, directory)
         run_each(rows, directory, check)
         run_each(take_turns(rows, options.pairs), directory, time)
         run_each(rows, directory, check)
@@ -135,11 +130,6 @@ def _measure_saves(workload: Workload, directory: Path, options: argparse.Namesp
                 directory, workload, options.scale, row.library, store.bucket
             )
             stack.callback(workers[row.library].close)
-
-        def open_worker(row: Row) -> None:
-            worker = workers[row.library]
-            worker.open()
-            row.nbytes, row.notes = worker.nbytes, worker.notes
 
         def check(row: Row) -> None:
             store.take_traffic()
@@ -163,10 +153,21 @@ def _measure_saves(workload: Workload, directory: Path, options: argparse.Namesp
             row.timed.append(workers[row.library].run(row.library))
             _remove(store, row.library)
 
-        run_each(rows, directory, open_worker)
+        _open_workers(rows, workers, directory)
         run_each(rows, directory, check)
         run_each(take_turns(rows, options.pairs), directory, time)
     return Outcome(workload.name, workload.about, False, leaves, nbytes, rows, saved=True)
+
+
+def _open_workers(
+    rows: list[Row], workers: Mapping[str, RestoreWorker | SaveWorker], directory: Path
+) -> None:
+    def open_worker(row: Row) -> None:
+        worker = workers[row.library]
+        worker.open()
+        row.nbytes, row.notes = worker.nbytes, worker.notes
+
+    run_each(rows, directory, open_worker)
 
 
 def _remove(store: RemoteStore, path: str) -> None:

@@ -98,10 +98,6 @@ def make_options(
         shard_size=shard_size,
         storage=storage,
     )
-    if remote is not None and save.format != "orbax":
-        raise UsageError(
-            f'templax writes {save.format} to local disks only; hint: to="orbax", or a local path'
-        )
     if save.format != "orbax":
         for name, given in (("chunk_size", chunk_size is not None), ("flat", flat)):
             if given:

@@ -161,13 +161,6 @@ class Job:
         self._sink = sink = open_staging(
             url, overwrite=options.overwrite, single=options.single, storage=options.storage
         )
-        if options.format != "orbax" and isinstance(sink, SharedSink) and is_remote(sink.path):
-            sink.discard()
-            raise SaveError(
-                f"templax writes {options.format} to local disks only",
-                file=sink.path,
-                hint="omit format=, or save to a local path and copy the files",
-            )
         if job.count == 1:
             return b""
         if not isinstance(sink, SharedSink):

@@ -17,6 +17,7 @@ from .._core.progress import Progress, check_progress
 from .._core.workers import MEMORY_BYTES, choose_threads
 from ..errors import UsageError
 from ..formats.safetensors_write import SUMS
+from ..storage.open import is_remote
 from ..storage.sink import Sink
 
 if TYPE_CHECKING:
@@ -89,6 +90,11 @@ def make_options(
         UsageError: An option is invalid.
     """
     format, single = choose_format(format, path)
+    if format != "orbax" and is_remote(path):
+        raise UsageError(
+            f"templax writes {format} to local disks only; hint: omit the format to save in Orbax's"
+            " layout, or save to a local path and copy the files"
+        )
     check_progress(on_progress)
     saved = _copy_json(metadata)
     if format != "orbax" and compression is not None:

@@ -74,7 +74,9 @@ def invert_rules(
         for pattern in mapping.drop
     ]
     problems += [
-        f"take= has {text!r:.200}, which is no rule" for text in take if text not in mapping.rules
+        f"take= names {text!r:.200}, but there is no such rule"
+        for text in take
+        if text not in mapping.rules
     ]
     groups: defaultdict[NameKey, list[_Share]] = defaultdict(list)
     for text, rule in mapping.rules.items():

@@ -1,10 +1,38 @@
-"""Settings of object stores from the environment: variables and files that all tools share."""
+"""What the environment has for object stores: variables, files that tools share, and packages."""
 
 from __future__ import annotations
 
 import configparser
 import os
 from contextlib import suppress
+from importlib import import_module
+from typing import Any
+
+from ..errors import MissingPackage
+
+
+def import_extra(module: str, what: str, extra: str) -> Any:
+    """Imports a module of a package that comes with an extra of templax.
+
+    Args:
+        module: Its name.
+        what: What needs it; the error begins with this.
+        extra: The name of the extra.
+
+    Raises:
+        MissingPackage: The package is not installed, or can't be imported.
+    """
+    package = module.partition(".")[0]
+    try:
+        return import_module(module)
+    except ImportError as error:
+        missing = error.name == package
+        why = "is not installed" if missing else f"can't be imported ({error})"
+        raise MissingPackage(
+            f"{what} needs {package}, which {why}",
+            name=package,
+            hint=f'pip install "templax[{extra}]"',
+        ) from error
 
 
 def find_variable(*names: str) -> str | None:

@@ -14,7 +14,8 @@ from importlib import import_module
 from typing import Any, ClassVar, TypeVar
 from urllib.parse import unquote
 
-from ..errors import MissingPackage, NotFound, SourceError, UsageError
+from ..errors import NotFound, SourceError, UsageError
+from .environment import import_extra
 from .event_loop import run_request
 from .local import Local
 from .object_store import ObjectSource
@@ -56,6 +57,9 @@ class HuggingFace(Store):
     """
 
     schemes: ClassVar[tuple[str, ...]] = ("hf",)
+
+    refusal: ClassVar[str] = "templax reads from the Hub, but does not write to it"
+    refusal_hint: ClassVar[str] = "save to a local directory, then upload that with `hf upload`"
 
     token: str | None = field(default=None, repr=False)
 
@@ -358,16 +362,6 @@ def _find_transport_errors() -> tuple[type[Exception], ...]:
 
 
 def _require_hub() -> Any:
-    try:
-        hub = import_module("huggingface_hub")
-        for module in ("constants", "errors", "file_download", "utils"):
-            import_module(f"huggingface_hub.{module}")
-    except ImportError as error:
-        is_missing = error.name == "huggingface_hub"
-        why = "is not installed" if is_missing else f"can't be imported ({error})"
-        raise MissingPackage(
-            f"`hf://` needs huggingface_hub, which {why}",
-            name="huggingface_hub",
-            hint='pip install "templax[hf]"',
-        ) from error
-    return hub
+    for module in ("constants", "errors", "file_download", "utils"):
+        import_extra(f"huggingface_hub.{module}", "`hf://`", "hf")
+    return import_extra("huggingface_hub", "`hf://`", "hf")

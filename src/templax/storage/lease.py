@@ -3,7 +3,8 @@
 A store has no locks, but it can refuse to create an object that exists, or to replace one that is
 not the version its writer has seen. A lease is such an object. Its holder replaces it again and
 again; if it stays the same for longer than it takes to do so several times, its holder is dead, and
-another writer may replace it. Nobody's clock is compared with another's.
+another writer may replace it. Clocks are not compared, except that a lease of over 15 minutes ago
+is taken for abandoned at once.
 """
 
 from __future__ import annotations

@@ -28,6 +28,12 @@ LEASE = "templax.lease"
 Without the marker of a commit beside it, it is a sign of a save that has not finished.
 """
 
+COMMITTED = "commit_success.txt"
+"""The object that a save to an object store writes last, as Orbax does."""
+
+STEP_METADATA = "_CHECKPOINT_METADATA"
+"""The file that tells, among other things, when a checkpoint was committed."""
+
 QUIET_S = 24 * 3600
 """A save whose lock can't be relied on is abandoned once it has written nothing for this long."""
 

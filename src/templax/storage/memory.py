@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from ..errors import Corrupted, NotFound
-from .source import ObjectInfo
+from .source import ObjectInfo, join_key
 
 
 class Memory:
@@ -78,10 +78,5 @@ class Memory:
         return self.read(key, start, stop, memoryview(aligned)[first : first + stop - start])
 
     def at(self, key: str) -> Memory:
-        parts = self._root.rstrip("/").split("/") if self._root else []
-        for part in key.strip("/").split("/"):
-            if part == "..":
-                parts = parts[:-1]
-            elif part not in ("", "."):
-                parts.append(part)
-        return Memory(self._objects, "".join(f"{p}/" for p in parts))
+        root = join_key(self._root.rstrip("/"), key)
+        return Memory(self._objects, f"{root}/" if root else "")

@@ -15,7 +15,7 @@ from .leftovers import LEASE, QUIET_S
 from .object_sink import list_marks
 from .object_store import ObjectSource
 from .requests import Traffic, Version
-from .stores import HTTP, Store
+from .stores import Store
 
 _log = logging.getLogger("templax")
 
@@ -58,9 +58,8 @@ class ObjectRun:
 
     def acquire(self) -> None:
         """Refuses stores that can't be written to; see `RunStorage`."""
-        if isinstance(self.storage, HTTP):
-            what = "templax reads from web servers, but does not write to them"
-            raise SaveError(what, file=self.url)
+        if self.storage.refusal:
+            raise SaveError(self.storage.refusal, file=self.url, hint=self.storage.refusal_hint)
 
     def release(self) -> None:
         """Does nothing; see `RunStorage`."""
@@ -124,7 +123,9 @@ class ObjectRun:
         try:
             held = Lease(self._requests, self._path(name))
             try:
-                run_request(self._delete_below(name))
+                found = run_request(self._delete_marks(name))
+                held.check()  # what follows may be the files of a save that took this over
+                run_request(self._requests.delete(found))
             except BaseException:
                 held.abandon()
                 raise
@@ -144,7 +145,8 @@ class ObjectRun:
         path = f"{name}/{LEASE}"
         return f"{self._location.path}/{path}" if self._location.path else path
 
-    async def _delete_below(self, name: str) -> None:
+    async def _delete_marks(self, name: str) -> list[str]:
+        """Deletes what marks a step as complete; returns the paths of its other objects."""
         own = self._path(name)
         directory = own.rpartition("/")[0]
         found: list[str] = []
@@ -153,4 +155,4 @@ class ObjectRun:
         marks = list_marks(found)
         for path in marks:  # one at a time: to a reader, each means that the step is complete
             await self._requests.delete([path])
-        await self._requests.delete(sorted({*found} - {*marks, own}))
+        return sorted({*found} - {*marks, own})

@@ -18,20 +18,17 @@ from ..errors import (
 )
 from .event_loop import run_request
 from .lease import Lease
-from .leftovers import LEASE
+from .leftovers import COMMITTED, LEASE, STEP_METADATA
 from .object_file import ObjectFile
 from .object_store import ObjectSource
 from .request_errors import PreconditionFailed
 from .requests import Condition, Version, gather, make_condition
 from .source import Source
 from .staged_objects import StagedObjects
-from .stores import HTTP, Store
+from .stores import Store
 
-MARKER = "commit_success.txt"
-"""The object that is written last. Orbax expects it in object stores, too."""
-
-_STEP_METADATA = "_CHECKPOINT_METADATA"
-"""Also tells readers of the commit, so it is deleted together with the marker."""
+_MARKS = (COMMITTED, STEP_METADATA)
+"""What tells readers that a checkpoint is complete. The first is the marker, written last."""
 
 
 class ObjectSink:
@@ -65,8 +62,8 @@ class ObjectSink:
 
     def __init__(self, store: Store, url: str, *, overwrite: bool):
         self._init_state(store, url, overwrite=overwrite)
-        if isinstance(store, HTTP):
-            raise SaveError("templax reads from web servers, but does not write to them", file=url)
+        if store.refusal:
+            raise SaveError(store.refusal, file=url, hint=store.refusal_hint)
         if not self._root:
             raise SaveError("Expected a path in the bucket, got the bucket itself", file=url)
         try:
@@ -148,6 +145,8 @@ class ObjectSink:
             with self._guard:
                 self._check()
                 files = list(self._files)
+                if self._lease is not None and not self._small:
+                    raise UsageError("Expected files, of which the last is the marker, got none")
             for file in files:
                 file.close()
             if self._lease is None:
@@ -184,8 +183,11 @@ class ObjectSink:
             self.not_removed = (self.path,)
         if self._lease is not None:
             # The lease marks what could not be removed, or another save left, as unfinished.
-            is_left = self._lease.took_over and self._join(MARKER) not in self._old
-            (self._lease.abandon if self.not_removed or is_left else self._lease.release)()
+            is_left = self._lease.took_over and self._join(COMMITTED) not in self._old
+            if self.not_removed or is_left:
+                self._lease.abandon()
+            else:
+                self._lease.release()
 
     def __enter__(self) -> ObjectSink:
         return self
@@ -240,7 +242,7 @@ class ObjectSink:
         """
         had_lease = had_lease or self._join(LEASE) in found
         others = [path for path in found if path != self._join(LEASE) and not _is_data(path)]
-        whole = self._join(MARKER) in found or not had_lease
+        whole = self._join(COMMITTED) in found or not had_lease
         if others and whole and not self._overwrite:
             raise AlreadyExists(
                 f"Expected nothing, found objects such as `{others[0]}`",
@@ -254,9 +256,9 @@ class ObjectSink:
         Otherwise the lease would make it look unfinished while the new one is being written.
         """
         others = [path for path in found if not _is_data(path)]
-        if not others or found.keys() & {self._join(MARKER), self._join(LEASE)}:
+        if not others or found.keys() & {self._join(COMMITTED), self._join(LEASE)}:
             return
-        about = self._join(_STEP_METADATA)
+        about = self._join(STEP_METADATA)
         if about in found:
             try:
                 _, data = await self._requests.fetch_whole(about)
@@ -265,7 +267,7 @@ class ObjectSink:
             except (NotFound, ValueError, KeyError, TypeError):
                 return
         with suppress(PreconditionFailed):
-            await self._requests.put(self._join(MARKER), b"", "create")
+            await self._requests.put(self._join(COMMITTED), b"", "create")
 
     async def _take_markers_away(self) -> None:
         """Keeps the small files of the old checkpoint in memory, and deletes its markers."""
@@ -297,12 +299,11 @@ class ObjectSink:
 
     async def _put_back(self) -> None:
         """Writes the files of the old checkpoint again, its markers last."""
-        marks = (MARKER, _STEP_METADATA)
         taken = self._taken.items()
-        others = [(path, data) for path, data in taken if path.rpartition("/")[2] not in marks]
+        others = [(path, data) for path, data in taken if path.rpartition("/")[2] not in _MARKS]
         await gather(self._requests.put(path, data) for path, data in others)
-        for path in sorted(self._taken.keys(), key=lambda path: path.endswith(MARKER)):
-            if path.rpartition("/")[2] in marks:
+        for path in sorted(self._taken.keys(), key=lambda path: path.endswith(COMMITTED)):
+            if path.rpartition("/")[2] in _MARKS:
                 await self._requests.put(path, self._taken[path])
 
     async def _delete_all(self, paths: Iterable[str]) -> tuple[str, ...]:
@@ -317,8 +318,8 @@ class ObjectSink:
 
 def list_marks(paths: Iterable[str]) -> list[str]:
     """The objects that mark a checkpoint as complete, in the order in which to delete them."""
-    marks = [path for path in paths if path.rpartition("/")[2] in (MARKER, _STEP_METADATA)]
-    return sorted(marks, key=lambda path: (path.count("/"), path.endswith(_STEP_METADATA)))
+    marks = [path for path in paths if path.rpartition("/")[2] in _MARKS]
+    return sorted(marks, key=lambda path: (path.count("/"), path.endswith(STEP_METADATA)))
 
 
 def _is_data(path: str) -> bool:

@@ -16,7 +16,7 @@ from .cached_reads import CachedReads
 from .event_loop import run_request
 from .listing import Listings
 from .requests import Requests, Traffic, Version
-from .source import ObjectInfo, StoreCost
+from .source import ObjectInfo, StoreCost, join_key
 from .stores import Location, Store
 
 SMALL_BYTES = 64 * 1024
@@ -179,14 +179,8 @@ class ObjectSource:
             run_request(self._load_all(wanted.items()))
 
     def at(self, key: str) -> ObjectSource:
-        parts = self._path.split("/") if self._path else []
-        for part in key.split("/"):
-            if part == "..":
-                del parts[-1:]
-            elif part not in ("", "."):
-                parts.append(part)
         other = object.__new__(ObjectSource)
-        other._init(self._store, self._location, self._kept, "/".join(parts))
+        other._init(self._store, self._location, self._kept, join_key(self._path, key))
         return other
 
     def _full_path(self, key: str) -> str:

@@ -199,12 +199,6 @@ def open_staging(
     if remote is not None:
         from .object_sink import ObjectSink
 
-        if remote[1].startswith("hf://"):
-            raise SaveError(
-                "templax reads from the Hub, but does not write to it; hint: save to a local"
-                " directory, then upload that with `hf upload`",
-                file=remote[1],
-            )
         if single or leftover is not None:
             raise SaveError(
                 "templax writes single files to local disks only",

@@ -172,6 +172,21 @@ def read_ahead(source: Source, keys: Iterable[str]) -> None:
         source.read_ahead(keys)
 
 
+def join_key(root: str, key: str) -> str:
+    """The directory that `Source.at` leads to: a key below a root, in which `..` is the parent.
+
+    >>> join_key("run/100", "../200"), join_key("", ".."), join_key("run", "./100/")
+    ('run/200', '', 'run/100')
+    """
+    parts = root.split("/") if root else []
+    for part in key.split("/"):
+        if part == "..":
+            del parts[-1:]
+        elif part not in ("", "."):
+            parts.append(part)
+    return "/".join(parts)
+
+
 def root_size(source: Source) -> int:
     """Size in bytes of the file at the root of a source; 0 if there is a directory, or nothing."""
     info = source.stat("")

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 
 from .memory import Memory
 from .object_store import ObjectSource
-from .source import ObjectInfo, StoreCost
+from .source import ObjectInfo, StoreCost, join_key
 
 
 class StagedObjects:
@@ -62,11 +62,5 @@ class StagedObjects:
         return None
 
     def at(self, key: str) -> StagedObjects:
-        parts = self._root.rstrip("/").split("/") if self._root else []
-        for part in key.strip("/").split("/"):
-            if part == "..":
-                parts = parts[:-1]
-            elif part not in ("", "."):
-                parts.append(part)
-        root = "".join(f"{part}/" for part in parts)
-        return StagedObjects(self._small, self._data, self._source, root)
+        root = join_key(self._root.rstrip("/"), key)
+        return StagedObjects(self._small, self._data, self._source, f"{root}/" if root else "")

@@ -12,9 +12,9 @@ from importlib import import_module
 from typing import Any, ClassVar, Self
 from urllib.parse import unquote, urlsplit
 
-from ..errors import MissingPackage, SourceError, UsageError
+from ..errors import SourceError, UsageError
 from .block_cache import CACHE_BYTES
-from .environment import find_variable, read_aws_profile
+from .environment import find_variable, import_extra, read_aws_profile
 from .request_errors import redact
 from .requests import CONCURRENCY, STALL_S, TIMEOUT_S, Requests
 from .web_listing import WebRequests
@@ -31,16 +31,7 @@ def require_obstore(what: str) -> Any:
     Raises:
         MissingPackage: obstore is not installed, or can't be imported.
     """
-    try:
-        return import_module("obstore.store")
-    except ImportError as error:
-        missing = error.name == "obstore"
-        why = "is not installed" if missing else f"can't be imported ({error})"
-        raise MissingPackage(
-            f"{what} needs obstore, which {why}",
-            name="obstore",
-            hint='pip install "templax[remote]"',
-        ) from error
+    return import_extra("obstore.store", what, "remote")
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +67,10 @@ class Store:
     """
 
     schemes: ClassVar[tuple[str, ...]] = ()
+
+    refusal: ClassVar[str] = ""
+    refusal_hint: ClassVar[str] = "save to a local directory, then copy that"
+    """Why nothing is saved to such a store, and what to do instead."""
 
     _requests_class: ClassVar[type[Requests]] = Requests
 
@@ -372,6 +367,8 @@ class HTTP(Store):
     """
 
     schemes: ClassVar[tuple[str, ...]] = ("https", "http")
+
+    refusal: ClassVar[str] = "templax reads from web servers, but does not write to them"
 
     _requests_class: ClassVar[type[Requests]] = WebRequests
 

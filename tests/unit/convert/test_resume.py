@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +16,10 @@ import pytest
 import conversion_kills
 import templax as tx
 from templax._convert import journal, target
-from templax._core import chunk_grid
 from templax.storage import staging
 from templax.storage.leftovers import find_abandoned, find_unfinished, remove_directory
 
 PROGRAM = Path(conversion_kills.__file__)
-
-
-@pytest.fixture
-def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    for (module, name), size in conversion_kills.SMALL.items():
-        monkeypatch.setattr(module, name, size)
-    chunk_grid.chunk_shape.cache_clear()
-    yield
-    chunk_grid.chunk_shape.cache_clear()
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ import pytest
 
 import conversion_kills
 import templax as tx
-from templax._core import chunk_grid
 from templax.storage.leftovers import find_unfinished
 
 PROGRAM = Path(conversion_kills.__file__)
@@ -28,15 +26,6 @@ RULES: dict[str, Any] = {
     "part.{i}": tx.From("p", "i d -> d"),
     "step": "step",
 }
-
-
-@pytest.fixture
-def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    for (module, name), size in conversion_kills.SMALL.items():
-        monkeypatch.setattr(module, name, size)
-    chunk_grid.chunk_shape.cache_clear()
-    yield
-    chunk_grid.chunk_shape.cache_clear()
 
 
 @pytest.fixture

@@ -13,7 +13,8 @@ import pytest
 import templax as tx
 from templax.storage import ObjectSource, lease
 from templax.storage.event_loop import run_request
-from templax.storage.object_sink import MARKER, ObjectSink
+from templax.storage.leftovers import COMMITTED
+from templax.storage.object_sink import ObjectSink
 from templax.storage.request_errors import ObjectChanged
 from templax.storage.requests import Requests
 from templax.storage.stores import ProcessMemory
@@ -45,7 +46,7 @@ def begin_save(url: str, text: bytes, *, overwrite: bool = False) -> ObjectSink:
     sink = ObjectSink(STORE, url, overwrite=overwrite)
     sink.create(f"d/{text.decode()}").write(text)
     sink.put("index", text)
-    sink.put(MARKER, text)
+    sink.put(COMMITTED, text)
     return sink
 
 
@@ -62,14 +63,14 @@ def test_a_save_that_was_taken_over_leaves_the_other_one_alone(
     url: str, overwrite: bool, end: str
 ) -> None:
     if overwrite:
-        put(url, {"d/old": b"old", "index": b"old", MARKER: b"old"})
+        put(url, {"d/old": b"old", "index": b"old", COMMITTED: b"old"})
     late = begin_save(url, b"late", overwrite=overwrite)
     stop_renewing(late)
     with begin_save(url, b"next", overwrite=overwrite) as other:
         other.commit()
     saved = read_all(url)
     assert saved["index"] == b"next"
-    assert MARKER in saved
+    assert COMMITTED in saved
     if end == "commit":
         with pytest.raises(tx.SaveError, match="taken this save over, or removed its lease"):
             late.commit()
@@ -98,14 +99,14 @@ def test_a_save_that_wakes_up_while_it_writes_its_small_files_does_not_mix_them_
     with pytest.raises(tx.AlreadyExists, match="Another process saved a checkpoint here"):
         late.commit()
     found = read_all(url)
-    assert found.keys() == {"d/next", "index", MARKER}
+    assert found.keys() == {"d/next", "index", COMMITTED}
     assert found["index"] == b"next"
 
 
 def test_a_save_that_was_late_to_renew_still_puts_the_old_checkpoint_back(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    old = {"d/old": b"old", "index": b"old", MARKER: b"old"}
+    old = {"d/old": b"old", "index": b"old", COMMITTED: b"old"}
     put(url, old)
     sink = begin_save(url, b"new", overwrite=True)
     put_new = ObjectSink._put_new
@@ -135,7 +136,7 @@ def test_no_small_file_is_written_after_another_one_failed(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sink = ObjectSink(STORE, url, overwrite=False)
-    for name in ("slow", "failing", MARKER):
+    for name in ("slow", "failing", COMMITTED):
         sink.put(name, name.encode())
     write = Requests.put
 

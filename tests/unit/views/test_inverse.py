@@ -379,7 +379,7 @@ def test_copies_that_a_concat_holds_are_found_with_shapes(tmp_path: Path) -> Non
 
 
 def test_an_unknown_rule_to_take_is_refused() -> None:
-    with pytest.raises(tx.MappingError, match="take= has 'wte', which is no rule"):
+    with pytest.raises(tx.MappingError, match="take= names 'wte', but there is no such rule"):
         TIED.inverse(take=["embed", "wte"])
 
 

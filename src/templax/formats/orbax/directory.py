@@ -344,8 +344,8 @@ def _missing_file_reason(source: Source, names: frozenset[str]) -> str | None:
 def _has_proof(run: Source, names: frozenset[str]) -> bool:
     """Whether a step beside one without any file of `MARKS` proves that it is not committed.
 
-    Every Orbax writes the file to an object store, but to a disk only those that wrote nothing
-    else, and the latest.
+    To an object store, all versions of Orbax write `commit_success.txt`. To a disk, only the oldest
+    do, which write no other marks, and the latest.
     """
     everywhere = find_cost(run) is not None
     return COMMITTED in names and (everywhere or STEP_METADATA not in names)

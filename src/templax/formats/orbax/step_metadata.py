@@ -7,12 +7,9 @@ from contextlib import suppress
 from typing import Any
 
 from ...errors import CheckpointError, Corrupted, NotFound, SourceError
+from ...storage.leftovers import COMMITTED, STEP_METADATA
 from ...storage.source import Source
 from .sidecars import read_json
-
-STEP_METADATA = "_CHECKPOINT_METADATA"
-
-COMMITTED = "commit_success.txt"
 
 METRICS = "metrics/metrics"
 

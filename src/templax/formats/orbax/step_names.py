@@ -28,7 +28,7 @@ class Step:
     Attributes:
         step: Number of the step.
         key: Name of its directory, such as `10` or `ckpt_00000010`.
-        problem: Why it is not a finished save; None if there is no sign of that.
+        problem: Why the save is not finished; None if it seems to be.
     """
 
     step: int
