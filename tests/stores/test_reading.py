@@ -178,6 +178,9 @@ def test_an_answer_that_stops_is_asked_for_again_from_there(
     asked = [e.head.find("range") for e in proxy.select("GET", "*/x") if not e.is_listing]
     assert asked[0] == "bytes=0-7999999"
     assert asked[1] is not None
+    pinned = {e.head.find("if-match") for e in proxy.select("GET", "*/x") if not e.is_listing}
+    assert len(pinned) == 1
+    assert None not in pinned
     assert int(asked[1].removeprefix("bytes=").partition("-")[0]) > 1_000_000
 
 

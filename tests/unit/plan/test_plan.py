@@ -131,8 +131,8 @@ def test_executing_a_plan_equals_slicing(restore: Any, threads: int) -> None:
     assert done == sum(len(p.target.boxes) for p in made.match.pairs)
 
 
-def plan_spaced_bytes(n: int, gap: int) -> tuple[Plan, Memory]:
-    """`n` leaves of `gap`-spaced bytes in one file."""
+def plan_spaced_bytes(n: int, gap: int, *, near: int = 0) -> tuple[Plan, Memory]:
+    """`n` leaves of `gap`-spaced bytes in one file, whose store reads gaps of up to `near`."""
     pairs, chunks = [], {}
     data = b"".join(bytes([i]) + b"?" * gap for i in range(n))
     for i in range(n):
@@ -142,7 +142,7 @@ def plan_spaced_bytes(n: int, gap: int) -> tuple[Plan, Memory]:
         start = i * (1 + gap)
         chunks[name] = (Chunk(Extent("f", start, start + 1), ((0, 1),)),)
     match = Match("memory", Template(tuple(p.target for p in pairs)), tuple(pairs))
-    return build_plan(match, [chunks]), Memory({"f": data})
+    return build_plan(match, [chunks], gaps=[near]), Memory({"f": data})
 
 
 def test_neighbouring_leaves_are_one_request() -> None:
@@ -153,6 +153,30 @@ def test_neighbouring_leaves_are_one_request() -> None:
 def test_leaves_further_apart_than_the_gap_are_separate_requests() -> None:
     made, _ = plan_spaced_bytes(3, GAP_BYTES + 1)
     assert made.requests == 3
+
+
+def test_a_store_that_answers_slowly_reads_wider_gaps() -> None:
+    made, source = plan_spaced_bytes(3, 500_000, near=500_000)
+    assert made.requests == 1
+    assert made.read_bytes == 1_000_003
+    (finished,) = execute_plan(made, [source])
+    assert [array.tolist() for array in finished.arrays] == [[0], [1], [2]]
+    assert plan_spaced_bytes(3, 500_000, near=499_999)[0].requests == 3
+
+
+def test_a_store_that_answers_slowly_is_asked_for_large_leaves_together() -> None:
+    """A leaf is a request of its own only if it takes longer than another answer."""
+    pairs, chunks = [], {}
+    for i in range(4):
+        name = f"l{i}"
+        target = Target(name, (name,), (200_000,), np.dtype("u1"), boxes=(((0, 200_000),),))
+        pairs.append(Pair(target, LeafEntry(name, (name,), (200_000,), np.dtype("u1"))))
+        extent = Extent("f", i * 200_000, (i + 1) * 200_000)
+        chunks[name] = (Chunk(extent, ((0, 200_000),)),)
+    match = Match("memory", Template(tuple(p.target for p in pairs)), tuple(pairs))
+    assert build_plan(match, [chunks]).requests == 4
+    assert build_plan(match, [chunks], gaps=[1_000_000]).requests == 1
+    assert build_plan(match, [chunks], gaps=[150_000]).requests == 4
 
 
 def test_part_of_a_leaf_reads_only_that_part() -> None:

@@ -1,0 +1,70 @@
+"""Leases: one writer at a time, and nobody waits for a dead one."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from typing import Any
+
+import pytest
+
+import templax as tx
+from templax.storage.event_loop import run_request
+from templax.storage.lease import Lease, watch_leases
+from templax.storage.requests import Requests
+from templax.storage.stores import ProcessMemory
+
+LEASE_S = 0.4
+PATH = "run/1/templax.lease"
+
+
+@pytest.fixture
+def requests() -> Requests:
+    store = ProcessMemory()
+    return store.connect(store.locate(f"memory://{uuid.uuid4().hex}/run"))
+
+
+def describe(requests: Requests) -> Any:
+    return run_request(requests.describe(PATH))
+
+
+def test_a_lease_that_is_renewed_is_refused_to_others(requests: Requests) -> None:
+    held = Lease(requests, PATH, LEASE_S)
+    for _ in range(2):
+        begin = time.monotonic()
+        with pytest.raises(tx.AlreadyExists, match="it keeps renewing `memory://"):
+            Lease(requests, PATH, LEASE_S)
+        assert time.monotonic() - begin < LEASE_S
+    held.check()
+    assert held.is_held()
+    held.release()
+    assert describe(requests) is None
+    again = Lease(requests, PATH, LEASE_S)
+    assert not again.took_over
+    again.release()
+
+
+def test_a_lease_that_is_not_renewed_is_taken_over(requests: Requests) -> None:
+    dead = Lease(requests, PATH, LEASE_S)
+    dead.abandon()
+    begin = time.monotonic()
+    held = Lease(requests, PATH, LEASE_S)
+    assert LEASE_S <= time.monotonic() - begin < 5 * LEASE_S
+    assert held.took_over
+    assert not dead.is_held()
+    with pytest.raises(tx.SaveError, match="Another process has taken this save over"):
+        dead.check()
+    dead.release()
+    held.check()
+    held.release()
+
+
+def test_the_leases_of_living_processes_are_told_from_those_of_dead_ones(
+    requests: Requests,
+) -> None:
+    living = Lease(requests, PATH, LEASE_S)
+    dead = Lease(requests, "run/2/templax.lease", LEASE_S)
+    dead.abandon()
+    leases = {path: run_request(requests.describe(path)) for path in (PATH, "run/2/templax.lease")}
+    assert watch_leases(requests, leases, LEASE_S) == {"run/2/templax.lease"}
+    living.release()
