@@ -45,10 +45,11 @@ def test_an_unmapped_name_is_an_attribute_error():
         _ = compat.PyTreeCheckpointerFactory
     assert str(caught.value) == (
         "templax.compat.orbax has no `PyTreeCheckpointerFactory`; "
-        "hint: templax.save(path, tree) and templax.restore(path, template)"
+        "hint: Checkpointer, CheckpointManager and args.StandardSave, args.StandardRestore of "
+        "templax.compat.orbax; or templax.save(path, tree) and templax.restore(path, template)"
     )
-    assert not hasattr(compat.args, "ArraySave")
-    assert not hasattr(compat.v1, "Context")
+    assert not hasattr(compat.args, "NothingSave")
+    assert not hasattr(compat.v1, "NoContext")
 
 
 @pytest.mark.parametrize(

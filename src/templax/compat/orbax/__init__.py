@@ -11,33 +11,36 @@ effect.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
-import jax
-import numpy as np
-
-from . import args, options, v1
-from .checkpointers import (
-    AsyncCheckpointer,
-    Checkpointer,
-    CompositeCheckpointHandler,
-    JsonCheckpointHandler,
-    PyTreeCheckpointer,
-    PyTreeCheckpointHandler,
-    StandardCheckpointer,
-    StandardCheckpointHandler,
-)
-from .leaf_args import (
-    PLACEHOLDER,
-    ArrayRestoreArgs,
-    RestoreArgs,
-    SaveArgs,
-    construct_restore_args,
-)
-from .manager import CheckpointManager
-from .options import AsyncOptions, CheckpointManagerOptions
 from .unmapped import unmapped_attribute
-from .v1 import load
+
+if TYPE_CHECKING:
+    from . import (
+        args,
+        checkpoint_manager,
+        checkpoint_utils,
+        checkpointers,
+        experimental,
+        options,
+        type_handlers,
+        utils,
+    )
+    from .checkpoint_manager import CheckpointManager
+    from .checkpointers import (
+        AsyncCheckpointer,
+        Checkpointer,
+        CompositeCheckpointHandler,
+        JsonCheckpointHandler,
+        PyTreeCheckpointer,
+        PyTreeCheckpointHandler,
+        StandardCheckpointer,
+        StandardCheckpointHandler,
+    )
+    from .experimental import v1
+    from .experimental.v1 import load
+    from .leaf_args import PLACEHOLDER, ArrayRestoreArgs, RestoreArgs, SaveArgs
+    from .options import AsyncOptions, CheckpointManagerOptions
 
 __all__ = [
     "PLACEHOLDER",
@@ -56,7 +59,10 @@ __all__ = [
     "StandardCheckpointHandler",
     "StandardCheckpointer",
     "args",
+    "checkpoint_manager",
     "checkpoint_utils",
+    "checkpointers",
+    "experimental",
     "load",
     "options",
     "type_handlers",
@@ -64,37 +70,31 @@ __all__ = [
     "v1",
 ]
 
+_MODULES = {
+    "checkpoint_manager": ("CheckpointManager",),
+    "checkpointers": (
+        "AsyncCheckpointer",
+        "Checkpointer",
+        "CompositeCheckpointHandler",
+        "JsonCheckpointHandler",
+        "PyTreeCheckpointHandler",
+        "PyTreeCheckpointer",
+        "StandardCheckpointHandler",
+        "StandardCheckpointer",
+    ),
+    "experimental.v1": ("v1", "load"),
+    "leaf_args": ("PLACEHOLDER", "ArrayRestoreArgs", "RestoreArgs", "SaveArgs"),
+    "options": ("AsyncOptions", "CheckpointManagerOptions"),
+}
+"""Where each name is defined. A module of Orbax is one of the same name here."""
 
-def empty_array(shape: tuple[int, ...], dtype: Any = np.float32) -> jax.ShapeDtypeStruct:
-    """An abstract leaf of a template; it takes no memory.
+_HOMES = {name: module for module, names in _MODULES.items() for name in names}
 
-    Example:
-        >>> import numpy as np
-        >>> from templax.compat import orbax as ocp
-        >>> ocp.utils.empty_array((2, 3), np.float32)
-        ShapeDtypeStruct(shape=(2, 3), dtype=float32)
-    """
-    return jax.ShapeDtypeStruct(shape, dtype)
-
-
-class utils:
-    """`ocp.utils`."""
-
-    empty_array = staticmethod(empty_array)
-
-
-class checkpoint_utils:
-    """`ocp.checkpoint_utils`."""
-
-    construct_restore_args = staticmethod(construct_restore_args)
-
-
-class type_handlers:
-    """`ocp.type_handlers`."""
-
-    SaveArgs = SaveArgs
-    RestoreArgs = RestoreArgs
-    ArrayRestoreArgs = ArrayRestoreArgs
+# Nothing is imported before it is used: the import is a program's first line.
+__getattr__ = unmapped_attribute(
+    homes={name: name for name in __all__ if name[0].islower()} | _HOMES
+)
 
 
-__getattr__ = unmapped_attribute()
+def __dir__() -> list[str]:
+    return sorted(__all__)

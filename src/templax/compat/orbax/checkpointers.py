@@ -23,7 +23,7 @@ from .args import (
 from .metadata import StepMetadata, read_metadata
 from .options import AsyncOptions
 from .saver import PathLike, Saver, begin_save
-from .unmapped import unmapped_argument
+from .unmapped import unmapped_argument, unmapped_attribute
 
 
 class PyTreeCheckpointHandler:
@@ -228,3 +228,6 @@ class StandardCheckpointer(AsyncCheckpointer):
         """Saves a tree. See `Checkpointer.save` for the arguments."""
         args = StandardSave(state, save_args) if args is None else args
         super().save(directory, args=args, force=force, custom_metadata=custom_metadata)
+
+
+__getattr__ = unmapped_attribute("checkpointers.")

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import templax as tx
 
 from ..._runs.retention import rank_steps
-from .unmapped import unmapped_argument
+from .unmapped import unmapped_argument, unmapped_attribute
 
 __all__ = ["AsyncOptions", "CheckpointManagerOptions", "FileOptions", "MultiprocessingOptions"]
 
@@ -189,3 +189,6 @@ _UNMAPPED = {
     "todelete_subdir": "leave it out: a step is gone at once, its files soon after",
     "todelete_full_path": "leave it out: a step is gone at once, its files soon after",
 }
+
+
+__getattr__ = unmapped_attribute("options.")

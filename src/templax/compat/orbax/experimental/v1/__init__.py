@@ -8,11 +8,11 @@ from typing import Any
 
 import templax as tx
 
-from ..._core.arguments import PyTree
-from .args import StandardRestore, StandardSave, item_contents
-from .leaf_args import PLACEHOLDER
-from .saver import PathLike, begin_save
-from .unmapped import unmapped_attribute
+from ....._core.arguments import PyTree
+from ...args import StandardRestore, StandardSave, item_contents
+from ...leaf_args import PLACEHOLDER
+from ...saver import PathLike, begin_save
+from ...unmapped import unmapped_attribute
 
 __all__ = [
     "PLACEHOLDER",

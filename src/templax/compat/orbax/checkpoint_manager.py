@@ -60,7 +60,7 @@ from .run_directory import (
     write_root_metadata,
 )
 from .saver import PathLike, Saver
-from .unmapped import unmapped_argument
+from .unmapped import unmapped_argument, unmapped_attribute
 
 _log = logging.getLogger("templax")
 
@@ -442,3 +442,6 @@ class CheckpointManager(Saver):
             raise tx.NotFound("Expected a committed step, found none", file=root)
         step = max(steps) if step is None else step
         return f"{root}/{steps.get(step, step)}"
+
+
+__getattr__ = unmapped_attribute("checkpoint_manager.")

@@ -1,0 +1,10 @@
+"""Orbax's `experimental`, which holds its v1 API."""
+
+from __future__ import annotations
+
+from ..unmapped import unmapped_attribute
+from . import v1
+
+__all__ = ["v1"]
+
+__getattr__ = unmapped_attribute("experimental.")
