@@ -25,13 +25,13 @@ from ..formats.orbax.write import JSON, STANDARD, Files, encode_commit_files
 from ..storage.open import is_remote, join_staging, open_source, open_staging
 from ..storage.sink import SharedSink, Sink
 from .destination import Destination, await_directory, check_destination
-from .file_formats import make_item
 from .item import Item, Json, Share, put_files
 from .jobs import WriteOptions
 from .local_values import Selected, digest_leaves, digest_small, find_difference, select_large
 from .options import SaveOptions
 from .result import Outcome
 from .snapshot import collect_leaves, copy_values
+from .write_formats import make_item
 
 Result = tuple[int, list[list[int]]]
 """Bytes of all files; and for each item, the crc32c of each leaf."""

@@ -16,7 +16,7 @@ from ..errors import CheckpointError, NotFound, SourceError, UnknownFormat
 from ..storage.head import KeptHead
 from ..storage.signatures import is_lfs_pointer, make_lfs_error, read_head
 from ..storage.source import ObjectInfo, Source
-from .files import FILE_FORMATS, SET_FORMATS
+from .file_formats import FILE_FORMATS, SET_FORMATS
 from .flax.file import FlaxArrays
 from .foreign import UNPACK, describe_file
 from .orbax.directory import MAX_PROBES, Root, examine_directory
