@@ -4,7 +4,7 @@ import gc
 import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import hypothesis  # noqa: E402
 import pytest  # noqa: E402
+from _pytest.doctest import DoctestModule  # noqa: E402
 
 pytest.register_assert_rewrite(
     "attempts", "helpers", "mismatches", "opening", "side_by_side", "stored_leaves"
@@ -105,6 +106,20 @@ def _is_short(path: Path) -> bool:
     return path.name != "test_histories.py"
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_collect_file(
+    file_path: Path,
+) -> Generator[None, list[pytest.Collector], list[pytest.Collector]]:
+    """Looks for doctests only in those files of this directory that have some.
+
+    The search, in each class and function of each file, takes longer than the tests of many.
+    """
+    collectors = yield
+    if file_path.suffix == ".py" and b">>> " not in file_path.read_bytes():
+        return [each for each in collectors if not isinstance(each, DoctestModule)]
+    return collectors
+
+
 def pytest_collection_finish() -> None:
     """Hides the imported modules from the garbage collector, which many tests call.
 
@@ -112,6 +127,16 @@ def pytest_collection_finish() -> None:
     """
     gc.collect()
     gc.freeze()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Collects tests without the garbage collector: what it would look through stays anyway."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
 
 
 @pytest.fixture(scope="session")
