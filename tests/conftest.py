@@ -61,14 +61,19 @@ def pytest_xdist_auto_num_workers() -> int:
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Gives all tests of a file to one worker, which makes what they share; in order of files.
 
-    `--dist` can say otherwise.
+    Those of object stores, which share servers, all go to one. `--dist` can say otherwise.
     """
     if config.option.dist != "load":
         return None
     from xdist.scheduler import LoadFileScheduling
 
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return "tests/stores" if file.startswith("tests/stores/") else file
+
     config.option.loadscopereorder = False  # it would put files of few tests, which take long, last
-    return LoadFileScheduling(config, log)
+    return Scheduling(config, log)
 
 
 _LONG = (
@@ -78,7 +83,7 @@ _LONG = (
     "test_save_orbax.py",
     "test_benchmarks.py",
 )
-"""The files that take more than a minute in the whole suite."""
+"""The files that take more than a minute in the whole suite; those of object stores do together."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -92,7 +97,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         files.setdefault(item.path, []).append(item)
     jobs = sorted((path for path in files if path.parent.name == "hosts"), key=_is_short)
     rest = [path for path in files if path.parent.name != "hosts"]
-    rest.sort(key=lambda path: path.name not in _LONG)
+    rest.sort(key=lambda path: path.name not in _LONG and path.parent.name != "stores")
     every = max(len(rest) // max(len(jobs), 1), 1)
     order = []
     for number, path in enumerate(rest):
