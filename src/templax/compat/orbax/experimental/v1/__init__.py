@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from ...unmapped import unmapped_attribute
 
 if TYPE_CHECKING:
-    from . import arrays, errors, handlers, multihost, options, tree
+    from . import arrays, errors, handlers, multihost, options, partial, tree
     from .checkpointable import (
         AbstractCheckpointable,
         Checkpointable,
@@ -55,6 +55,7 @@ __all__ = [
     "load_pytree_async",
     "multihost",
     "options",
+    "partial",
     "save",
     "save_async",
     "save_checkpointables",
@@ -86,6 +87,7 @@ _MODULES = {
     ),
     "multihost": ("multihost",),
     "options": ("options",),
+    "partial": ("partial",),
     "response": ("AsyncResponse",),
     "saving": (
         "save",

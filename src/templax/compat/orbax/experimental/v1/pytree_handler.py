@@ -78,6 +78,12 @@ class PyTreeHandler:
         return self._restore(str(directory), abstract_checkpointable)
 
     async def _restore(self, path: str, abstract: PyTree) -> PyTree:
+        if open_source(path).stat(TREE) is None:
+            raise tx.NotFound(
+                f"Expected a tree with its `{TREE}`, found none",
+                file=path,
+                hint="templax.restore reads trees that have lost it",
+            )
         partial = self._context.pytree.loading.partial_load
         return load_tree(path, abstract, partial=partial)
 
@@ -129,6 +135,20 @@ def load_tree(path: str, abstract: PyTree, *, partial: bool) -> PyTree:
         return tx.restore(catalog, _restore_types(catalog.template(), catalog, path))
     template = map_tree(make_template_leaf, abstract)
     return tx.restore(path, template, extra="ignore" if partial else "error")
+
+
+def load_tree_on_host(path: str) -> PyTree:
+    """Restores a checkpoint's own tree, without copying its bytes. No other process takes part."""
+    catalog = tx.open(path, uncommitted="allow")
+    host = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
+
+    def place(leaf: Any) -> Any:
+        if not isinstance(leaf, jax.ShapeDtypeStruct):
+            return leaf
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=host)
+
+    template = jax.tree.map(place, _restore_types(catalog.template(), catalog, path))
+    return tx.restore(catalog, template, mapped=True, alone=True)
 
 
 def make_template_leaf(leaf: Any) -> Any:

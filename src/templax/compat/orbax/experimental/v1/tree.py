@@ -54,37 +54,41 @@ class PyTree:
 
 
 def merge(*trees: Any, overwrite: bool = False) -> Any:
-    """Merges nested dicts into a new one.
+    """Merges trees into a new one: dicts by key, lists and tuples of one length by position.
 
     Args:
-        *trees: Trees of dicts. Others are leaves.
+        *trees: The trees.
         overwrite: Whether a later leaf replaces an earlier one of the same name.
 
     Raises:
-        ValueError: Two trees have the same leaf, or one has a leaf where another has a dict.
+        ValueError: Two trees have the same leaf, or one has a leaf where another has a subtree.
 
     Example:
         >>> from templax.compat.orbax import v1 as ocp
         >>> ocp.tree.merge({"a": {"b": 1}}, {"a": {"c": 2}})
         {'a': {'b': 1, 'c': 2}}
     """
-    merged: dict[Any, Any] = {}
-    for tree in trees:
-        _merge_into(merged, tree, (), overwrite)
+    merged: Any = trees[0] if trees else {}
+    for tree in trees[1:]:
+        merged = _merge(merged, tree, (), overwrite)
     return merged
 
 
-def _merge_into(
-    merged: dict[Any, Any], tree: Mapping[Any, Any], path: tuple[Any, ...], overwrite: bool
-) -> None:
-    for key, value in tree.items():
-        known = merged.get(key)
-        if isinstance(value, Mapping) and (key not in merged or isinstance(known, dict)):
-            _merge_into(merged.setdefault(key, {}), value, (*path, key), overwrite)
-        elif key in merged and not overwrite:
-            raise ValueError(f"Expected each leaf in one tree, got {(*path, key)} in several")
-        else:
-            merged[key] = value
+def _merge(old: Any, new: Any, path: tuple[Any, ...], overwrite: bool) -> Any:
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        first: Mapping[Any, Any] = old
+        merged = dict(first)
+        for key, value in new.items():
+            known = key in first
+            merged[key] = _merge(first[key], value, (*path, key), overwrite) if known else value
+        return merged
+    if isinstance(old, (list, tuple)) and type(old) is type(new) and len(old) == len(new):
+        pairs = enumerate(zip(old, new, strict=True))
+        values = [_merge(one, two, (*path, i), overwrite) for i, (one, two) in pairs]
+        return type(old)(*values) if hasattr(old, "_fields") else type(old)(values)
+    if not overwrite:
+        raise ValueError(f"Expected each leaf in one tree only, got that of {path} in several")
+    return new
 
 
 __getattr__ = unmapped_attribute("experimental.v1.tree.")
