@@ -429,7 +429,7 @@ class Job:
             crcs.append(leaf_crcs)
         if not self._options.whole:
             return total + put_files(self._sink, small), crcs
-        small |= commit
+        small |= commit | dict.fromkeys(self._options.marks, b"")
         marker = f"Checkpoint commit was successful to {self._sink.path}".encode()
         for name in (*self._handlers, *self._parts):
             small[f"{name}/{COMMITTED}" if name else COMMITTED] = marker

@@ -56,6 +56,7 @@ class SaveOptions:
             in the thread that saves.
         storage: How to reach the object store of the destination, or None.
         whole: Whether to write the files that mark the checkpoint as finished.
+        marks: Names of empty files in the checkpoint, which say what kind of checkpoint it is.
     """
 
     format: str
@@ -71,6 +72,7 @@ class SaveOptions:
     after: Callable[[Hosts], None] | None = None
     storage: Store | None = None
     whole: bool = True
+    marks: tuple[str, ...] = ()
 
 
 def make_options(

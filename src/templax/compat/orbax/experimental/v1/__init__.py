@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         StatefulCheckpointable,
     )
     from .context import Context
+    from .deletion import delete, delete_async
     from .layout import is_orbax_checkpoint
     from .loading import (
         load,
@@ -44,6 +45,8 @@ __all__ = [
     "Context",
     "StatefulCheckpointable",
     "arrays",
+    "delete",
+    "delete_async",
     "errors",
     "handlers",
     "is_orbax_checkpoint",
@@ -74,6 +77,7 @@ _MODULES = {
         "StatefulCheckpointable",
     ),
     "context": ("Context",),
+    "deletion": ("delete", "delete_async"),
     "errors": ("errors",),
     "handlers": ("handlers",),
     "layout": ("is_orbax_checkpoint",),
