@@ -62,6 +62,8 @@ class PyTreeHandler:
         def cast(path: Any, leaf: Any) -> Any:
             own = None if scoped is None else scoped(path, leaf)
             dtype = default if own is None or own.dtype is None else own.dtype
+            if dtype is not None and isinstance(leaf, (int, float)):
+                return np.asarray(leaf).astype(dtype).item()  # stays a Python number
             return cast_leaf(leaf, SaveArgs(dtype=dtype))
 
         return jax.tree.map_with_path(cast, tree)
