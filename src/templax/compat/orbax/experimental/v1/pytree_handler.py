@@ -1,0 +1,193 @@
+"""JAX. The handler of trees: which leaves it takes, and how they are saved and loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+from typing import Any
+
+import jax
+import numpy as np
+
+import templax as tx
+
+from ....._core.arguments import PyTree
+from ....._template.flatten import map_tree
+from .....formats.orbax.directory import TREE
+from .....formats.orbax.leaf_names import TreeMetadata
+from .....formats.orbax.sidecars import read_json
+from .....storage.open import open_source
+from ...leaf_args import SaveArgs, cast_leaf
+from .context import Context, get_context
+from .tree import PLACEHOLDER, Leaf
+
+
+class PyTreeHandler:
+    """Saves a tree, and loads it.
+
+    `save` and `save_checkpointables` need none to be made; a handler of the caller's own may call
+    one for a part of what it saves.
+
+    Args:
+        context: Whose options count, instead of those of the active context.
+        **options: No effect.
+
+    Example:
+        >>> from templax.compat.orbax import v1 as ocp
+        >>> ocp.handlers.PyTreeHandler().is_handleable({"w": 1.5, "name": object()})
+        False
+    """
+
+    orbax_name = "orbax.checkpoint.experimental.v1._src.handlers.pytree_handler.PyTreeHandler"
+
+    def __init__(self, *, context: Context | None = None, **options: Any) -> None:
+        self._context = get_context() if context is None else context
+
+    def prepare(self, tree: PyTree) -> PyTree:
+        """The tree to save, its leaves cast as the options of the context ask.
+
+        Raises:
+            UsageError: There is nothing in it.
+        """
+        if tree is None:
+            raise tx.UsageError("checkpointable must not be None for saving.")
+        if not jax.tree.leaves(tree):
+            raise tx.UsageError(f"Found empty item: {tree!r:.200}")
+        options = self._context.array.saving
+        scoped, default = options.scoped_storage_options_creator, options.storage_options.dtype
+        if scoped is None and default is None:
+            return tree
+
+        def cast(path: Any, leaf: Any) -> Any:
+            own = None if scoped is None else scoped(path, leaf)
+            dtype = default if own is None or own.dtype is None else own.dtype
+            return cast_leaf(leaf, SaveArgs(dtype=dtype))
+
+        return jax.tree.map_with_path(cast, tree)
+
+    async def save(self, directory: Any, checkpointable: PyTree) -> Awaitable[None]:
+        """See `CheckpointableHandler`. The values are safe from changes once this returns."""
+        tree = jax.tree.map(_copy_leaf, self.prepare(checkpointable))
+
+        async def write() -> None:
+            tx.save(await directory.await_creation(), tree)
+
+        return write()
+
+    async def load(self, directory: Any, abstract_checkpointable: PyTree = None) -> Awaitable[Any]:
+        """See `CheckpointableHandler`."""
+        return self._restore(str(directory), abstract_checkpointable)
+
+    async def _restore(self, path: str, abstract: PyTree) -> PyTree:
+        if open_source(path).stat(TREE) is None:
+            raise tx.NotFound(
+                f"Expected a tree with its `{TREE}`, found none",
+                file=path,
+                hint="templax.restore reads trees that have lost it",
+            )
+        partial = self._context.pytree.loading.partial_load
+        return load_tree(path, abstract, partial=partial)
+
+    async def metadata(self, directory: Any) -> PyTree:
+        """The abstract tree of what was saved to a directory."""
+        return tx.open(str(directory)).template()
+
+    def is_handleable(self, checkpointable: Any) -> bool:
+        """Whether all leaves are of a kind that `templax.save` takes."""
+        return all(is_leaf(leaf) for leaf in jax.tree.leaves(checkpointable))
+
+    def is_abstract_handleable(self, abstract_checkpointable: Any) -> bool | None:
+        """Whether all leaves are abstract leaves."""
+        return all(is_abstract_leaf(leaf) for leaf in jax.tree.leaves(abstract_checkpointable))
+
+
+def is_leaf(value: Any) -> bool:
+    """Whether a leaf can be saved."""
+    return isinstance(value, (Leaf, np.generic))
+
+
+def is_abstract_leaf(value: Any) -> bool:
+    """Whether a leaf tells how to load one: by what it is, or by its shape and dtype."""
+    if value is PLACEHOLDER or is_leaf(value):
+        return True
+    if isinstance(value, type):
+        return issubclass(value, (int, float, bytes, str, np.generic, np.ndarray))
+    return hasattr(value, "shape") and hasattr(value, "dtype")
+
+
+def _copy_leaf(leaf: Any) -> Any:
+    if isinstance(leaf, np.ndarray):
+        return leaf.copy()
+    if isinstance(leaf, jax.Array) and leaf.is_fully_addressable:
+        return leaf.copy()
+    return leaf
+
+
+def load_tree(path: str, abstract: PyTree, *, partial: bool) -> PyTree:
+    """Restores a tree.
+
+    Args:
+        path: The directory of the item.
+        abstract: The abstract tree; None for the checkpoint's own, with the types of its leaves.
+        partial: Whether leaves that `abstract` lacks are left unread.
+    """
+    if abstract is None:
+        catalog = tx.open(path)
+        return tx.restore(catalog, _restore_types(catalog.template(), catalog, path))
+    template = map_tree(make_template_leaf, abstract)
+    return tx.restore(path, template, extra="ignore" if partial else "error")
+
+
+def load_tree_on_host(path: str) -> PyTree:
+    """Restores a checkpoint's own tree, without copying its bytes. No other process takes part."""
+    catalog = tx.open(path, uncommitted="allow")
+    host = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
+
+    def place(leaf: Any) -> Any:
+        if not isinstance(leaf, jax.ShapeDtypeStruct):
+            return leaf
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=host)
+
+    template = jax.tree.map(place, _restore_types(catalog.template(), catalog, path))
+    return tx.restore(catalog, template, mapped=True, alone=True)
+
+
+def make_template_leaf(leaf: Any) -> Any:
+    """The leaf of a template that stands for an abstract leaf of Orbax."""
+    if isinstance(leaf, (jax.ShapeDtypeStruct, jax.Array, np.ndarray, type)):
+        return leaf
+    if leaf is PLACEHOLDER or not (hasattr(leaf, "shape") and hasattr(leaf, "dtype")):
+        return leaf
+    if isinstance(leaf, np.generic):
+        return leaf
+    if hasattr(leaf, "sharding"):
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
+    return make_numpy_leaf(leaf.shape, leaf.dtype)
+
+
+def make_numpy_leaf(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """The template leaf of a numpy array, which takes no memory."""
+    return np.broadcast_to(np.zeros((), dtype), shape)
+
+
+def _restore_types(template: PyTree, catalog: tx.Catalog, path: str) -> PyTree:
+    """The own template of a checkpoint, with numpy arrays where numpy arrays were saved."""
+    source = open_source(path)
+    if source.stat(TREE) is None:
+        return template
+    parameters = read_json(source, TREE, TreeMetadata).tree_metadata.values()
+    saved = {
+        tuple(str(key.key) for key in parameter.key_metadata)
+        for parameter in parameters
+        if parameter.value_metadata.value_type == "np.ndarray"
+    }
+    holder = [template]
+    for entry in catalog.entries:
+        if entry.kind != "array" or tuple(map(str, entry.path)) not in saved:
+            continue
+        node: Any = holder
+        key: Any = 0
+        for step in entry.path:
+            node = node[key]
+            key = step if isinstance(node, list) else str(step)
+        node[key] = make_numpy_leaf(entry.shape, entry.dtype)
+    return holder[0]
