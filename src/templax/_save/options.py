@@ -55,6 +55,8 @@ class SaveOptions:
         after: Called with the call that saves once the checkpoint is committed, on every process,
             in the thread that saves.
         storage: How to reach the object store of the destination, or None.
+        whole: Whether to write the files that mark the checkpoint as finished.
+        marks: Names of empty files in the checkpoint, which say what kind of checkpoint it is.
     """
 
     format: str
@@ -69,6 +71,8 @@ class SaveOptions:
     metrics: Mapping[str, float] | None = None
     after: Callable[[Hosts], None] | None = None
     storage: Store | None = None
+    whole: bool = True
+    marks: tuple[str, ...] = ()
 
 
 def make_options(

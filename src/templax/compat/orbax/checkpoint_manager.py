@@ -299,7 +299,7 @@ class CheckpointManager(Saver):
         if isinstance(items, SAVES) or (args is None and items is None):
             raise tx.UsageError("Expected args=, such as ocp.args.StandardSave(tree), got none")
         if args is None:
-            args = self._handlers.translate(items, save_kwargs, "save_args", several=self._several)
+            args = self._handlers.translate(items, save_kwargs, "save", several=self._several)
         if self._several and not isinstance(args, Composite):
             raise tx.UsageError(
                 f"Expected args=ocp.args.Composite(...), as items have names here, got {args!r}"
@@ -391,7 +391,7 @@ class CheckpointManager(Saver):
         if args is None and (items is not None or restore_kwargs):
             if self._handlers:
                 args = self._handlers.translate(
-                    items, restore_kwargs, "restore_args", several=self._several
+                    items, restore_kwargs, "restore", several=self._several
                 )
             else:
                 args = PyTreeRestore(items, **(restore_kwargs or {}))

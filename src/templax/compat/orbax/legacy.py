@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import templax as tx
 
 from .args import Composite
+from .handlers.calls import Use, take_args
 
 ONLY_ITEM = "default"
 """Name of the item of a step that has a single, unnamed item."""
@@ -34,7 +35,7 @@ class Handlers:
         self,
         items: Any,
         options: Mapping[str, Any] | None,
-        kind: Literal["save_args", "restore_args"],
+        use: Use,
         *,
         several: bool,
     ) -> Any:
@@ -43,7 +44,7 @@ class Handlers:
         Args:
             items: The only item; or item name → item.
             options: Its keyword arguments; or item name → keyword arguments.
-            kind: Which args of the handlers to make.
+            use: Which args of the handlers to make.
             several: Whether `items` are named.
 
         Raises:
@@ -53,13 +54,13 @@ class Handlers:
         if not self._handlers:
             raise tx.UsageError(f"Expected args=, got items={items!r} and no checkpointer for them")
         if not several:
-            return getattr(self._handlers[ONLY_ITEM], kind)(items, **options)
+            return take_args(self._handlers[ONLY_ITEM], use, (items,), dict(options))
         for name in items:
             if name not in self._handlers:
                 raise tx.UsageError(f"Expected an item that has a checkpointer, got `{name}`")
         return Composite(
             **{
-                name: getattr(self._handlers[name], kind)(item, **(options.get(name) or {}))
+                name: take_args(self._handlers[name], use, (item,), options.get(name) or {})
                 for name, item in items.items()
             }
         )

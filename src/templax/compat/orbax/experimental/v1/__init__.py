@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         StatefulCheckpointable,
     )
     from .context import Context
+    from .deletion import delete, delete_async
     from .layout import is_orbax_checkpoint
     from .loading import (
         load,
@@ -54,6 +55,8 @@ __all__ = [
     "StatefulCheckpointable",
     "arrays",
     "checkpointables_metadata",
+    "delete",
+    "delete_async",
     "errors",
     "handlers",
     "is_orbax_checkpoint",
@@ -93,6 +96,7 @@ _MODULES = {
         "StatefulCheckpointable",
     ),
     "context": ("Context",),
+    "deletion": ("delete", "delete_async"),
     "errors": ("errors",),
     "handlers": ("handlers",),
     "layout": ("is_orbax_checkpoint",),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import warnings
 from collections.abc import Mapping
@@ -14,7 +15,7 @@ import templax as tx
 from ....._core.arguments import PyTree
 from ...saver import PathLike
 from ...unmapped import unmapped_argument
-from .checkpointable import await_result, run_sync
+from .checkpointable import run_sync
 from .context import Context, get_context
 from .layout import AUTO, RESERVED, STATE, Layout, find_layout
 from .options import CheckpointLayout
@@ -120,7 +121,7 @@ def load_checkpointables(path: PathLike, abstract_checkpointables: Any = None) -
         )
     registry, saved_by = context.checkpointables.registry, layout.about.get("item_handlers")
     handlers = find_load_handlers(registry, abstract, saved_by)
-    return {name: _load_one(layout, name, handlers[name], abstract[name]) for name in abstract}
+    return run_sync(_run_handlers(layout, handlers, abstract))
 
 
 def load_checkpointables_async(
@@ -164,7 +165,8 @@ def _load_tree(layout: Layout, name: str | None, abstract: PyTree, context: Cont
             entries = tx.open(layout.path).entries
             abstract = {each.name: make_numpy_leaf(each.shape, each.dtype) for each in entries}
         return load_tree(layout.path, abstract, partial=partial)
-    return _run_handler(*find_tree_handler(layout, name, abstract), abstract)
+    handler, path = find_tree_handler(layout, name, abstract)
+    return run_sync(_run_handler(handler, path, abstract))
 
 
 def find_tree_handler(layout: Layout, name: str | None, abstract: PyTree) -> tuple[Any, str]:
@@ -181,24 +183,34 @@ def find_tree_handler(layout: Layout, name: str | None, abstract: PyTree) -> tup
     return find_load_handler(registry, abstract, called, layout.saved_by(name)), path
 
 
-def _run_handler(handler: Any, path: str, abstract: Any) -> Any:
-    directory = get_context().file.path_class(path)
-
-    async def run() -> Any:
-        return await await_result(await handler.load(directory, abstract))
-
-    return run_sync(run())
+async def _run_handler(handler: Any, path: str, abstract: Any) -> Any:
+    return await (await handler.load(get_context().file.path_class(path), abstract))
 
 
-def _load_one(layout: Layout, name: str, handler: Any, abstract: Any) -> Any:
+async def _run_handlers(
+    layout: Layout, handlers: Mapping[str, Any], abstract: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Lets each handler begin, and then waits for one after the other."""
+    path_class, begun = get_context().file.path_class, dict[str, Any]()
     try:
-        return _run_handler(handler, f"{layout.path}/{name}", abstract)
+        for name, handler in handlers.items():
+            directory = path_class(f"{layout.path}/{name}")
+            begun[name] = await handler.load(directory, abstract[name])
+        return {name: await _finish(layout, name, handlers[name], begun[name]) for name in begun}
+    finally:
+        for each in filter(inspect.iscoroutine, begun.values()):
+            each.close()  # those after one that failed
+
+
+async def _finish(layout: Layout, name: str, handler: Any, loading: Any) -> Any:
+    try:
+        return await loading
     except tx.TemplateError:
         raise
     except Exception as error:
         raise NoEntryError(
             f"Failed to load checkpointable: {name} due to incompatible handler:"
-            f" {type(handler)} for abstract checkpointable: {type(abstract)}: {error}",
+            f" {type(handler)}: {error}",
             file=layout.path,
         ) from error
 

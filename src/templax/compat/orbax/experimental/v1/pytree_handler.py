@@ -11,6 +11,8 @@ import numpy as np
 import templax as tx
 
 from ....._core.arguments import PyTree
+from ....._save.contents import Tree
+from ....._save.part import save_part
 from ....._template.flatten import map_tree
 from .....formats.orbax.directory import TREE
 from .....storage.open import open_source
@@ -68,7 +70,9 @@ class PyTreeHandler:
         tree = jax.tree.map(_copy_leaf, self.prepare(checkpointable))
 
         async def write() -> None:
-            tx.save(await directory.await_creation(), tree)
+            save_part(
+                await directory.await_creation(), {"": Tree(tree, self.orbax_name)}, wait=True
+            )
 
         return write()
 

@@ -16,12 +16,14 @@ import templax as tx
 from ....._core.arguments import PyTree
 from ....._hosts.agreement import open_call
 from ....._save.background import start_save
+from ....._save.contents import File, Tree
 from ....._save.destination import Destination
 from ....._save.item import Json, check_item_names
 from ....._save.options import make_options
+from .....formats.orbax.directory import V1_MARK
 from ...saver import PathLike
-from .checkpointable import typestr
 from .context import Context
+from .foreign import HandlerItem
 from .json_handler import JsonHandler
 from .layout import STATE
 from .loading import check_context, refuse_names
@@ -190,7 +192,7 @@ def begin(
             response.complete()
 
         options = make_options(metadata=custom_metadata, overwrite=overwrite)
-        options = replace(options, after=finish)
+        options = replace(options, after=finish, marks=(V1_MARK,))
         decide = decide or functools.partial(Destination, directory)
         response.saved = start_save(call, directory, items, options, decide, wait=wait)
         return response
@@ -200,10 +202,11 @@ def _make_content(name: str, checkpointable: Any, context: Context) -> Any:
     """What `start_save` takes for a checkpointable."""
     handler = find_save_handler(context.checkpointables.registry, checkpointable, name)
     if isinstance(handler, PyTreeHandler):
-        return handler.prepare(checkpointable)
+        return Tree(handler.prepare(checkpointable), PyTreeHandler.orbax_name)
     if isinstance(handler, JsonHandler):
-        return Json(checkpointable, handler.filename)
-    raise NotImplementedError(typestr(type(handler)))
+        data = Json(checkpointable).encode(name)
+        return File(data, handler.filename, type(handler).orbax_name)
+    return HandlerItem(handler, checkpointable, context)
 
 
 def _check_checkpointables(checkpointables: Any) -> None:
