@@ -20,7 +20,7 @@ from .args import (
     check_restore_args,
     item_contents,
 )
-from .metadata import StepMetadata, read_metadata
+from .metadata.checkpoint import StepMetadata, read_metadata
 from .options import AsyncOptions
 from .saver import PathLike, Saver, begin_save
 from .unmapped import unmapped_argument, unmapped_attribute
