@@ -197,7 +197,7 @@ def _read(handler: Any, directory: str) -> Any:
 
     try:
         return run_sync(run())
-    except Exception as error:  # a handler of the caller's own may raise anything
+    except Exception as error:  # noqa: BLE001, whatever a handler of the caller's own raises
         text = "nothing is known of %s, which %s does not read: %s"
         _log.warning(text, directory, type(handler).__name__, error)
         return None

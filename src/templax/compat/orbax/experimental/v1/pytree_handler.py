@@ -16,7 +16,8 @@ from ....._save.part import save_part
 from ....._template.flatten import map_tree
 from .....formats.orbax.directory import TREE
 from .....storage.open import open_source
-from ...leaf_args import SaveArgs, cast_leaf
+from ...leaf_args import SaveArgs
+from ...leaf_templates import cast_leaf
 from .context import Context, get_context
 from .tree import PLACEHOLDER, Leaf
 from .tree_metadata import read_tree_metadata, read_values
