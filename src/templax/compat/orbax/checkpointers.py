@@ -12,7 +12,7 @@ from .args import StandardRestore, StandardSave
 from .handlers.calls import take_args
 from .handlers.composite import CompositeCheckpointHandler, item_content, restore_content
 from .handlers.trees import PyTreeCheckpointHandler, StandardCheckpointHandler
-from .metadata import StepMetadata, read_metadata
+from .metadata.checkpoint import StepMetadata, read_metadata
 from .options import AsyncOptions
 from .saver import PathLike, Saver, begin_save
 from .unmapped import unmapped_attribute

@@ -15,7 +15,7 @@ from ...._save.contents import Content, Tree
 from ....formats.orbax.write import HANDLERS, PYTREE, STANDARD
 from ..args import PyTreeRestore, PyTreeSave, StandardRestore, StandardSave
 from ..checkpoint_args import CheckpointArgs, register_with_handler
-from ..leaf_args import cast_leaf
+from ..leaf_templates import cast_leaf
 from ..metadata import TreeMetadata, read_metadata
 from ..saver import PathLike
 from .built_in import BuiltInHandler, describe_args

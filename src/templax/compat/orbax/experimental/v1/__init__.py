@@ -8,6 +8,13 @@ from ...unmapped import unmapped_attribute
 
 if TYPE_CHECKING:
     from . import arrays, errors, handlers, multihost, options, partial, tree
+    from .checkpoint_metadata import (
+        CheckpointMetadata,
+        PyTreeMetadata,
+        checkpointables_metadata,
+        metadata,
+        pytree_metadata,
+    )
     from .checkpointable import (
         AbstractCheckpointable,
         Checkpointable,
@@ -40,11 +47,14 @@ __all__ = [
     "PLACEHOLDER",
     "AbstractCheckpointable",
     "AsyncResponse",
+    "CheckpointMetadata",
     "Checkpointable",
     "CheckpointableHandler",
     "Context",
+    "PyTreeMetadata",
     "StatefulCheckpointable",
     "arrays",
+    "checkpointables_metadata",
     "delete",
     "delete_async",
     "errors",
@@ -56,9 +66,11 @@ __all__ = [
     "load_checkpointables_async",
     "load_pytree",
     "load_pytree_async",
+    "metadata",
     "multihost",
     "options",
     "partial",
+    "pytree_metadata",
     "save",
     "save_async",
     "save_checkpointables",
@@ -70,6 +82,13 @@ __all__ = [
 
 _MODULES = {
     "arrays": ("arrays",),
+    "checkpoint_metadata": (
+        "CheckpointMetadata",
+        "PyTreeMetadata",
+        "checkpointables_metadata",
+        "metadata",
+        "pytree_metadata",
+    ),
     "checkpointable": (
         "AbstractCheckpointable",
         "Checkpointable",

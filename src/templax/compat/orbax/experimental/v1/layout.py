@@ -64,6 +64,22 @@ class Layout:
         found = sorted(set(self.directories) - RESERVED)
         return sorted(found, key=lambda name: name != STATE)
 
+    def check_named(self) -> None:
+        """Refuses a checkpoint whose items have no names.
+
+        Raises:
+            InvalidLayoutError: It is a single item of the older API.
+            NotImplementedError: It is one of safetensors.
+        """
+        if self.kind == "Safetensors":
+            raise NotImplementedError("safetensors has no checkpointables; hint: load, metadata")
+        if self.kind == "V0" and self.is_direct:
+            raise InvalidLayoutError(
+                f"Checkpoint at {self.path} is a flat (direct) checkpoint with no named"
+                " checkpointables",
+                hint="load, metadata",
+            )
+
     def saved_by(self, name: str | None) -> str | None:
         """The handler that saved a checkpointable, if the checkpoint names it."""
         handlers = self.about.get("item_handlers")

@@ -17,7 +17,7 @@ from ...saver import PathLike
 from ...unmapped import unmapped_argument
 from .checkpointable import run_sync
 from .context import Context, get_context
-from .layout import AUTO, RESERVED, STATE, InvalidLayoutError, Layout, find_layout
+from .layout import AUTO, RESERVED, STATE, Layout, find_layout
 from .options import CheckpointLayout
 from .pytree_handler import is_abstract_leaf, load_tree, make_numpy_leaf
 from .registration import NoEntryError, find_load_handler, find_load_handlers
@@ -62,7 +62,7 @@ def load(
     """
     context = check_context()
     abstract = _resolve(abstract_state)
-    _check_name(checkpointable_name)
+    check_name(checkpointable_name)
     _check_leaves(abstract)
     layout = find_layout(os.fspath(path))
     return _load_tree(layout, layout.find_tree(checkpointable_name), abstract, context)
@@ -110,13 +110,7 @@ def load_checkpointables(path: PathLike, abstract_checkpointables: Any = None) -
     abstract = _resolve(abstract_checkpointables)
     _check_names(abstract)
     layout = find_layout(os.fspath(path))
-    if layout.kind == "Safetensors":
-        raise NotImplementedError("safetensors has no checkpointables; hint: load(path)")
-    if layout.kind == "V0" and layout.is_direct:
-        raise InvalidLayoutError(
-            f"Checkpoint at {path} is a flat (direct) checkpoint with no named checkpointables",
-            hint="load(path)",
-        )
+    layout.check_named()
     if not abstract:
         abstract = dict.fromkeys(layout.names)
     lacking = [name for name in abstract if name not in layout.directories]
@@ -171,11 +165,22 @@ def _load_tree(layout: Layout, name: str | None, abstract: PyTree, context: Cont
             entries = tx.open(layout.path).entries
             abstract = {each.name: make_numpy_leaf(each.shape, each.dtype) for each in entries}
         return load_tree(layout.path, abstract, partial=partial)
+    handler, path = find_tree_handler(layout, name, abstract)
+    return run_sync(_run_handler(handler, path, abstract))
+
+
+def find_tree_handler(layout: Layout, name: str | None, abstract: PyTree) -> tuple[Any, str]:
+    """The handler that loads a tree, and the directory of the tree.
+
+    Args:
+        layout: The checkpoint.
+        name: The name of the tree; None if it is the checkpoint itself.
+        abstract: The abstract tree, or None.
+    """
     path = layout.path if name is None else f"{layout.path}/{name}"
     called = os.path.basename(layout.path.rstrip("/")) if name is None else name
-    registry = context.checkpointables.registry
-    handler = find_load_handler(registry, abstract, called, layout.saved_by(name))
-    return run_sync(_run_handler(handler, path, abstract))
+    registry = get_context().checkpointables.registry
+    return find_load_handler(registry, abstract, called, layout.saved_by(name)), path
 
 
 async def _run_handler(handler: Any, path: str, abstract: Any) -> Any:
@@ -229,7 +234,12 @@ def _resolve(abstract: Any) -> Any:
     return jax.tree.map(use_mesh, abstract)
 
 
-def _check_name(name: str | None) -> None:
+def check_name(name: str | None) -> None:
+    """Refuses a name that no tree has.
+
+    Raises:
+        UsageError: It is empty or reserved.
+    """
     if name == "":
         raise tx.UsageError("Empty string is not supported as a checkpointable name in `load`.")
     if name is not None and name != AUTO and name in RESERVED:

@@ -15,12 +15,12 @@ from ....._save.contents import Tree
 from ....._save.part import save_part
 from ....._template.flatten import map_tree
 from .....formats.orbax.directory import TREE
-from .....formats.orbax.leaf_names import TreeMetadata
-from .....formats.orbax.sidecars import read_json
 from .....storage.open import open_source
-from ...leaf_args import SaveArgs, cast_leaf
+from ...leaf_args import SaveArgs
+from ...leaf_templates import cast_leaf
 from .context import Context, get_context
 from .tree import PLACEHOLDER, Leaf
+from .tree_metadata import read_tree_metadata, read_values
 
 
 class PyTreeHandler:
@@ -95,7 +95,7 @@ class PyTreeHandler:
 
     async def metadata(self, directory: Any) -> PyTree:
         """The abstract tree of what was saved to a directory."""
-        return tx.open(str(directory)).template()
+        return read_tree_metadata(str(directory))
 
     def is_handleable(self, checkpointable: Any) -> bool:
         """Whether all leaves are of a kind that `templax.save` takes."""
@@ -177,15 +177,8 @@ def make_numpy_leaf(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
 
 def _restore_types(template: PyTree, catalog: tx.Catalog, path: str) -> PyTree:
     """The own template of a checkpoint, with numpy arrays where numpy arrays were saved."""
-    source = open_source(path)
-    if source.stat(TREE) is None:
-        return template
-    parameters = read_json(source, TREE, TreeMetadata).tree_metadata.values()
-    saved = {
-        tuple(str(key.key) for key in parameter.key_metadata)
-        for parameter in parameters
-        if parameter.value_metadata.value_type == "np.ndarray"
-    }
+    values = read_values(open_source(path))
+    saved = {keys for keys, value in values.items() if value.value_type == "np.ndarray"}
     holder = [template]
     for entry in catalog.entries:
         if entry.kind != "array" or tuple(map(str, entry.path)) not in saved:
