@@ -19,10 +19,11 @@ from .checkpointable import run_sync
 from .context import Context, get_context
 from .layout import AUTO, RESERVED, STATE, Layout, find_layout
 from .options import CheckpointLayout
-from .pytree_handler import is_abstract_leaf, load_tree, make_numpy_leaf
+from .pytree_handler import is_abstract_leaf
 from .registration import NoEntryError, find_load_handler, find_load_handlers
 from .response import AsyncResponse, run_in_thread
 from .tree import PLACEHOLDER
+from .tree_loading import load_tree, make_numpy_leaf
 
 __all__ = [
     "PLACEHOLDER",

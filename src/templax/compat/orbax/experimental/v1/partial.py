@@ -29,9 +29,9 @@ from ...saver import PathLike
 from ...unmapped import unmapped_argument, unmapped_attribute
 from . import saving
 from .layout import STATE
-from .pytree_handler import load_tree_on_host
 from .response import AsyncResponse, SaveResponse
 from .tree import merge
+from .tree_loading import load_tree_on_host
 
 __all__ = ["finalize", "save", "save_async"]
 

@@ -13,14 +13,14 @@ import templax as tx
 from ....._core.arguments import PyTree
 from ....._save.contents import Tree
 from ....._save.part import save_part
-from ....._template.flatten import map_tree
 from .....formats.orbax.directory import TREE
 from .....storage.open import open_source
 from ...leaf_args import SaveArgs
 from ...leaf_templates import cast_leaf
 from .context import Context, get_context
 from .tree import PLACEHOLDER, Leaf
-from .tree_metadata import read_tree_metadata, read_values
+from .tree_loading import load_tree
+from .tree_metadata import read_tree_metadata
 
 
 class PyTreeHandler:
@@ -126,67 +126,3 @@ def _copy_leaf(leaf: Any) -> Any:
     if isinstance(leaf, jax.Array) and leaf.is_fully_addressable:
         return leaf.copy()
     return leaf
-
-
-def load_tree(path: str, abstract: PyTree, *, partial: bool) -> PyTree:
-    """Restores a tree.
-
-    Args:
-        path: The directory of the item.
-        abstract: The abstract tree; None for the checkpoint's own, with the types of its leaves.
-        partial: Whether leaves that `abstract` lacks are left unread.
-    """
-    if abstract is None:
-        catalog = tx.open(path)
-        return tx.restore(catalog, _restore_types(catalog.template(), catalog, path))
-    template = map_tree(make_template_leaf, abstract)
-    return tx.restore(path, template, extra="ignore" if partial else "error")
-
-
-def load_tree_on_host(path: str) -> PyTree:
-    """Restores a checkpoint's own tree, without copying its bytes. No other process takes part."""
-    catalog = tx.open(path, uncommitted="allow")
-    host = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
-
-    def place(leaf: Any) -> Any:
-        if not isinstance(leaf, jax.ShapeDtypeStruct):
-            return leaf
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=host)
-
-    template = jax.tree.map(place, _restore_types(catalog.template(), catalog, path))
-    return tx.restore(catalog, template, mapped=True, alone=True)
-
-
-def make_template_leaf(leaf: Any) -> Any:
-    """The leaf of a template that stands for an abstract leaf of Orbax."""
-    if isinstance(leaf, (jax.ShapeDtypeStruct, jax.Array, np.ndarray, type)):
-        return leaf
-    if leaf is PLACEHOLDER or not (hasattr(leaf, "shape") and hasattr(leaf, "dtype")):
-        return leaf
-    if isinstance(leaf, np.generic):
-        return leaf
-    if hasattr(leaf, "sharding"):
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
-    return make_numpy_leaf(leaf.shape, leaf.dtype)
-
-
-def make_numpy_leaf(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    """The template leaf of a numpy array, which takes no memory."""
-    return np.broadcast_to(np.zeros((), dtype), shape)
-
-
-def _restore_types(template: PyTree, catalog: tx.Catalog, path: str) -> PyTree:
-    """The own template of a checkpoint, with numpy arrays where numpy arrays were saved."""
-    values = read_values(open_source(path))
-    saved = {keys for keys, value in values.items() if value.value_type == "np.ndarray"}
-    holder = [template]
-    for entry in catalog.entries:
-        if entry.kind != "array" or tuple(map(str, entry.path)) not in saved:
-            continue
-        node: Any = holder
-        key: Any = 0
-        for step in entry.path:
-            node = node[key]
-            key = step if isinstance(node, list) else str(step)
-        node[key] = make_numpy_leaf(entry.shape, entry.dtype)
-    return holder[0]
