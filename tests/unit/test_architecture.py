@@ -36,6 +36,7 @@ JAX = {
     "compat.orbax.experimental.v1.multihost", "compat.orbax.experimental.v1.partial",
     "compat.orbax.experimental.v1.pytree_handler",
     "compat.orbax.experimental.v1.saving", "compat.orbax.experimental.v1.tree",
+    "compat.orbax.experimental.v1.tree_loading",
     "compat.orbax.leaf_args", "compat.orbax.legacy",
     "compat.orbax.metadata", "compat.orbax.utils",
 }  # fmt: skip

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from ...unmapped import unmapped_attribute
 
 if TYPE_CHECKING:
-    from . import arrays, errors, handlers, multihost, options, partial, tree
+    from . import arrays, errors, handlers, multihost, options, partial, path, tree
     from .checkpoint_metadata import (
         CheckpointMetadata,
         PyTreeMetadata,
@@ -70,6 +70,7 @@ __all__ = [
     "multihost",
     "options",
     "partial",
+    "path",
     "pytree_metadata",
     "save",
     "save_async",
@@ -111,6 +112,7 @@ _MODULES = {
     "multihost": ("multihost",),
     "options": ("options",),
     "partial": ("partial",),
+    "path": ("path",),
     "response": ("AsyncResponse",),
     "saving": (
         "save",

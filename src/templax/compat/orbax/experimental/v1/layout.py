@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -172,19 +173,21 @@ def is_orbax_checkpoint(path: Any) -> bool:
         >>> ocp.is_orbax_checkpoint(path), ocp.is_orbax_checkpoint(path + "/state")
         (True, False)
     """
-    return isinstance(_examine_orbax(_spell(path)), Layout)
-
-
-def _spell(path: Any) -> str:
-    return path if isinstance(path, str) else path.__fspath__()
+    spelt = os.fspath(path)
+    return any(isinstance(_examine_orbax(spelt, kind), Layout) for kind in ("V1", "V0"))
 
 
 def _is_tree(source: Source) -> bool:
     return source.stat(TREE) is not None
 
 
-def _examine_orbax(path: str) -> Layout | str:
-    """The checkpoint of Orbax at a path; or why there is none."""
+def _examine_orbax(path: str, kind: Literal["V1", "V0"] | None = None) -> Layout | str:
+    """The checkpoint of Orbax at a path; or why there is none.
+
+    Args:
+        path: The path.
+        kind: The API that is to have written it; None to go by its mark.
+    """
     source = open_source(path)
     root = source.stat("")
     if root is None:
@@ -195,12 +198,13 @@ def _examine_orbax(path: str) -> Layout | str:
         return f"Found incomplete checkpoint at {path}"
     names = list_names(source)
     marked, described = V1_MARK in names, STEP_METADATA in names
-    if marked and not described:
-        return f"it has `{V1_MARK}`, but no `{STEP_METADATA}`"
+    kind = kind or ("V1" if marked else "V0")
+    if kind == "V1" and not (marked and described):
+        return f"it lacks `{STEP_METADATA if marked else V1_MARK}`"
     directories = sorted(name.rstrip("/") for name in names if name.endswith("/"))
     about = read_step_metadata(source) if described else {}
-    found = Layout(path, "V1" if marked else "V0", about, directories, TREE in names)
-    if marked:
+    found = Layout(path, kind, about, directories, TREE in names)
+    if kind == "V1":
         return found
     if source.at("..").stat(STEP_METADATA) is not None:
         return f"it is a part of the checkpoint {source.at('..').url}; load that one"

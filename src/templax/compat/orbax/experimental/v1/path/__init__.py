@@ -1,0 +1,37 @@
+"""Orbax's v1 `path`: the paths that handlers are called with."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, runtime_checkable
+
+from ....unmapped import unmapped_attribute
+from ..options import default_path_class
+
+__all__ = ["Path", "PathAwaitingCreation", "PathLike"]
+
+
+@runtime_checkable
+class PathAwaitingCreation(Protocol):
+    """A directory that a handler saves to, which may not exist yet."""
+
+    def __truediv__(self, other: Any) -> PathAwaitingCreation:
+        """A path below it."""
+        ...
+
+    @property
+    def path(self) -> Any:
+        """The path itself."""
+        ...
+
+    async def await_creation(self) -> Any:
+        """The path, once it exists."""
+        ...
+
+
+_unmapped = unmapped_attribute("experimental.v1.path.")
+
+
+def __getattr__(name: str) -> Any:
+    if name == "Path":  # importing etils takes time
+        return default_path_class()
+    return default_path_class() | str if name == "PathLike" else _unmapped(name)
