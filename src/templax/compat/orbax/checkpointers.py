@@ -8,9 +8,13 @@ from typing import Any
 
 from ..._core.arguments import PyTree
 from ..._save.result import PendingSave
+from ...formats.orbax.step_metadata import read_step_metadata
+from ...storage.open import open_source
 from .args import StandardRestore, StandardSave
-from .handlers.calls import take_args
+from .handlers.built_in import is_replaced
+from .handlers.calls import check_finished, take_args
 from .handlers.composite import CompositeCheckpointHandler, item_content, restore_content
+from .handlers.protocol import as_path
 from .handlers.trees import PyTreeCheckpointHandler, StandardCheckpointHandler
 from .metadata import StepMetadata, read_metadata
 from .options import AsyncOptions
@@ -103,9 +107,27 @@ class Checkpointer(Saver):
         return restore_content(self.handler, os.fspath(directory), given)
 
     def metadata(self, directory: PathLike) -> StepMetadata:
-        """The shapes and dtypes of a checkpoint, without reading any array."""
+        """What is known of a checkpoint without reading any array.
+
+        Raises:
+            CheckpointError: There is no readable checkpoint.
+        """
         self.wait_until_finished()
-        return read_metadata(os.fspath(directory))
+        path = os.fspath(directory)
+        if not is_replaced(self.handler, "metadata"):
+            return read_metadata(path)
+        check_finished(path)
+        find = getattr(self.handler, "metadata", None)
+        found = find(as_path(path)) if callable(find) else None
+        custom = read_step_metadata(open_source(path)).get("custom_metadata")
+        return StepMetadata(found, custom)
+
+    def close(self) -> None:
+        """Waits like `wait_until_finished`, and closes the handler."""
+        super().close()
+        close = getattr(self.handler, "close", None)
+        if callable(close):
+            close()
 
 
 class AsyncCheckpointer(Checkpointer):

@@ -122,6 +122,9 @@ class CompositeCheckpointHandler(BuiltInHandler):
             handler = registry.get(None, args)
             registry.add(name, args, handler)
             return handler
+        if name in known and self._is_elsewhere(known[name], args):
+            registry.add(name, args, known[name])
+            return known[name]
         if name in known or (self._open is not None and name not in self._open):
             handlers = ", ".join(f"{n}: {type(h).__name__}" for n, h in known.items()) or "none"
             raise tx.UsageError(
@@ -132,7 +135,15 @@ class CompositeCheckpointHandler(BuiltInHandler):
         if self._open is not None:
             self._open.discard(name)
         self._add(name, handler)
+        if not registry.has(name, args):
+            registry.add(name, args, handler)
         return handler
+
+    def _is_elsewhere(self, handler: Any, args: Any) -> bool:
+        """Whether args are those of a handler, which another registry knows by its args alone."""
+        if find_args_types(handler) is not None or isinstance(args, PlainArgs):
+            return False
+        return get_registered_handler_cls(args) is type(handler)
 
     # --- saving
 
