@@ -45,7 +45,10 @@ class KeepingStaging(Staging):
         kept, known = list[str](), set[str]()
         if self._check_target():
             known = set(os.listdir(self.path))
-            kept = self._others(Local(self.path))
+            source = Local(self.path)
+            # A link that leads nowhere, for example, is nothing that a source has.
+            unseen = known - {info.key.rstrip("/") for info in source.children()}
+            kept = sorted({*self._others(source), *unseen})
             self._refuse_taken(kept)
             self._link_names(kept, self.path, self.directory)
         replaced = super()._move_into_place()
