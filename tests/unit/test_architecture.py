@@ -32,7 +32,8 @@ JAX = {
     "_save.jax_leaves", "_save.owners", "_template.flatten", "_template.from_pytree",
     "_template.jax_shardings", "_template.trace", "_views.recipe",
     "compat.orbax.args", "compat.orbax.checkpoint_manager", "compat.orbax.checkpointers",
-    "compat.orbax.experimental.v1.__init__", "compat.orbax.leaf_args", "compat.orbax.legacy",
+    "compat.orbax.experimental.v1.__init__", "compat.orbax.handlers.random_keys",
+    "compat.orbax.handlers.trees", "compat.orbax.leaf_args", "compat.orbax.legacy",
     "compat.orbax.metadata", "compat.orbax.utils",
 }  # fmt: skip
 """Modules that may import JAX when they are imported themselves."""
