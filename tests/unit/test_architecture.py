@@ -30,7 +30,7 @@ MODULES = {
 JAX = {
     "_jax.paths", "_jax.put", "_jax.support", "_jax.versions", "_restore.devices",
     "_save.jax_leaves", "_save.owners", "_template.flatten", "_template.from_pytree",
-    "_template.jax_shardings", "_template.trace", "_views.recipe",
+    "_template.jax_shardings", "_template.specs", "_template.trace", "_views.recipe",
     "compat.orbax.args", "compat.orbax.checkpoint_manager", "compat.orbax.checkpointers",
     "compat.orbax.experimental.v1.__init__", "compat.orbax.handlers.random_keys",
     "compat.orbax.handlers.trees", "compat.orbax.leaf_args", "compat.orbax.legacy",
