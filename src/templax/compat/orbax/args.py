@@ -51,8 +51,8 @@ class _TreeSave:
             raise unmapped_argument(
                 "custom_metadata of an item", "that of save(), for the whole checkpoint"
             )
-        if self.item is None:
-            raise tx.UsageError("Found empty item: expected a tree to save, got None")
+        if not jax.tree.leaves(self.item) and not self.item:
+            raise tx.UsageError(f"Found empty item: expected a tree to save, got {self.item}")
         return cast_tree(self.item, self.save_args)
 
 
