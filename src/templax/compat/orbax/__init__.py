@@ -18,6 +18,7 @@ from .unmapped import unmapped_attribute
 if TYPE_CHECKING:
     from . import (
         args,
+        arrays,
         checkpoint_args,
         checkpoint_manager,
         checkpoint_utils,
@@ -25,7 +26,12 @@ if TYPE_CHECKING:
         experimental,
         future,
         handlers,
+        metadata,
+        msgpack_utils,
         options,
+        test_utils,
+        transform_utils,
+        tree,
         type_handlers,
         utils,
     )
@@ -56,6 +62,12 @@ if TYPE_CHECKING:
     )
     from .leaf_args import PLACEHOLDER, ArrayRestoreArgs, RestoreArgs, SaveArgs
     from .options import AsyncOptions, CheckpointManagerOptions
+    from .transform_utils import (
+        RestoreTransform,
+        Transform,
+        apply_transformations,
+        merge_trees,
+    )
 
 __all__ = [
     "PLACEHOLDER",
@@ -80,10 +92,14 @@ __all__ = [
     "PyTreeCheckpointHandler",
     "PyTreeCheckpointer",
     "RestoreArgs",
+    "RestoreTransform",
     "SaveArgs",
     "StandardCheckpointHandler",
     "StandardCheckpointer",
+    "Transform",
+    "apply_transformations",
     "args",
+    "arrays",
     "checkpoint_args",
     "checkpoint_manager",
     "checkpoint_utils",
@@ -92,7 +108,13 @@ __all__ = [
     "future",
     "handlers",
     "load",
+    "merge_trees",
+    "metadata",
+    "msgpack_utils",
     "options",
+    "test_utils",
+    "transform_utils",
+    "tree",
     "type_handlers",
     "utils",
     "v1",
@@ -125,6 +147,7 @@ _MODULES = {
     "experimental.v1": ("v1", "load"),
     "leaf_args": ("PLACEHOLDER", "ArrayRestoreArgs", "RestoreArgs", "SaveArgs"),
     "options": ("AsyncOptions", "CheckpointManagerOptions"),
+    "transform_utils": ("RestoreTransform", "Transform", "apply_transformations", "merge_trees"),
 }
 """Where each name is defined. A module of Orbax is one of the same name here."""
 
@@ -134,6 +157,9 @@ _HOMES = {name: module for module, names in _MODULES.items() for name in names}
 __getattr__ = unmapped_attribute(
     homes={name: name for name in __all__ if name[0].islower()} | _HOMES
 )
+
+__version__ = "0.12.8"
+"""The version of Orbax whose names and behaviour these modules follow."""
 
 
 def __dir__() -> list[str]:

@@ -45,7 +45,7 @@ from .args import (
     list_item_kinds,
 )
 from .legacy import ONLY_ITEM, Handlers
-from .metadata import RootMetadata, StepMetadata, read_metadata
+from .metadata.checkpoint import RootMetadata, make_step_metadata, read_metadata
 from .options import CheckpointManagerOptions
 from .run_directory import (
     NO_STEP,
@@ -429,10 +429,11 @@ class CheckpointManager(Saver):
         if step is None:
             saved = read_root_metadata(self._root)
             unsaved = self._metadata if self._options.read_only else {}
-            return RootMetadata(unsaved if saved is None else saved)
+            return RootMetadata(custom_metadata=unsaved if saved is None else saved)
         source = Local(self._find_step(step, None))
-        custom = read_step_metadata(source).get("custom_metadata")
-        return StepMetadata(self.item_metadata(step), custom, read_metrics(source))
+        found = make_step_metadata(read_step_metadata(source), self.item_metadata(step))
+        found.metrics = read_metrics(source)
+        return found
 
     def _find_step(self, step: int | None, directory: PathLike | None) -> str:
         self.wait_until_finished()
