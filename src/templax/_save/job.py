@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import logging
 import time
-import traceback
 import zlib
 from collections.abc import Callable, Mapping
 
@@ -18,6 +17,7 @@ from .._hosts.agreement import Hosts
 from .._hosts.offers import describe_different_values
 from ..errors import SaveError
 from ..formats.orbax.directory import COMMITTED
+from ..formats.orbax.extra_content import list_extra_content
 from ..formats.orbax.write import JSON, Files, encode_commit_files
 from ..storage.open import is_remote, join_staging, open_source, open_staging
 from ..storage.sink import SharedSink, Sink
@@ -29,7 +29,7 @@ from .item import Item, Json, Share, put_files
 from .jobs import WriteOptions
 from .local_values import Selected, digest_leaves, digest_small, find_difference, select_large
 from .options import SaveOptions
-from .result import Outcome
+from .result import Outcome, clear_tracebacks
 from .snapshot import collect_leaves, copy_values
 from .write_formats import make_item
 
@@ -176,10 +176,14 @@ class Job:
         url, name = decide()
         self._name_item(name)
         if not isinstance(url, Sink):
-            replaces = options.overwrite and not options.single
-            check_destination(open_source(url, options.storage), replaces=replaces)
+            replaces, keeps = options.overwrite and not options.single, options.keeps_others
+            check_destination(open_source(url, options.storage), replaces=replaces, keeps=keeps)
         self._sink = sink = open_staging(
-            url, overwrite=options.overwrite, single=options.single, storage=options.storage
+            url,
+            overwrite=options.overwrite,
+            single=options.single,
+            others=list_extra_content if options.keeps_others else None,
+            storage=options.storage,
         )
         if job.count == 1:
             return b""
@@ -267,7 +271,7 @@ class Job:
             self._hosts.fail(error)
         finally:
             self._hosts.close()
-        _clear_tracebacks(error)
+        clear_tracebacks(error)
         self.outcome.error = error
         self.outcome.end()
 
@@ -435,13 +439,3 @@ class Job:
             small[f"{name}/{COMMITTED}" if name else COMMITTED] = marker
         small[COMMITTED] = small.pop(COMMITTED, marker)  # written after all other files
         return total + put_files(self._sink, small), crcs
-
-
-def _clear_tracebacks(error: BaseException) -> None:
-    """Frees the locals in the frames of an error, which may be kept for a long time: open files,
-    and the copy of a tree.
-    """
-    cause: BaseException | None = error
-    while cause is not None:
-        traceback.clear_frames(cause.__traceback__)
-        cause = cause.__cause__ or cause.__context__

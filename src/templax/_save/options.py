@@ -46,6 +46,8 @@ class SaveOptions:
         single: Whether the destination is a file, rather than a directory.
         metadata: JSON that is saved with the checkpoint; strings if it is safetensors.
         overwrite: Whether an existing checkpoint is replaced.
+        keeps_others: Whether what others put into the directory of a checkpoint that is replaced
+            stays there.
         level: The zstd level, or None for raw chunks.
         memory: Bytes that may be fetched from devices and not yet written.
         threads: Number of workers.
@@ -73,6 +75,7 @@ class SaveOptions:
     storage: Store | None = None
     whole: bool = True
     marks: tuple[str, ...] = ()
+    keeps_others: bool = False
 
 
 def make_options(

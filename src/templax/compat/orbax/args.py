@@ -85,9 +85,10 @@ class _TreeSave:
 
     def content(self) -> Tree:
         """The tree to save, its leaves cast as `save_args` ask."""
-        if self.item is None:
-            raise tx.UsageError("Found empty item: expected a tree to save, got None")
-        return Tree(cast_tree(self.item, self.save_args), self.handler, self.custom_metadata)
+        if not jax.tree.leaves(self.item) and not self.item:
+            raise tx.UsageError(f"Found empty item: expected a tree to save, got {self.item}")
+        tree = cast_tree(self.item, self.save_args)
+        return Tree(tree, self.handler, self.custom_metadata)
 
 
 @dataclass

@@ -8,11 +8,19 @@ from typing import Any
 
 from ..._core.arguments import PyTree
 from ..._save.result import PendingSave
+from ...formats.orbax.step_metadata import read_step_metadata
+from ...storage.open import open_source
 from .args import StandardRestore, StandardSave
-from .handlers.calls import take_args
-from .handlers.composite import CompositeCheckpointHandler, item_content, restore_content
+from .handlers.built_in import is_replaced
+from .handlers.calls import check_finished, take_args
+from .handlers.composite import (
+    CompositeCheckpointHandler,
+    find_metadata,
+    item_content,
+    restore_content,
+)
 from .handlers.trees import PyTreeCheckpointHandler, StandardCheckpointHandler
-from .metadata.checkpoint import StepMetadata, read_metadata
+from .metadata.checkpoint import StepMetadata, make_step_metadata, read_metadata
 from .options import AsyncOptions
 from .saver import PathLike, Saver, begin_save
 from .unmapped import unmapped_attribute
@@ -103,9 +111,27 @@ class Checkpointer(Saver):
         return restore_content(self.handler, os.fspath(directory), given)
 
     def metadata(self, directory: PathLike) -> StepMetadata:
-        """The shapes and dtypes of a checkpoint, without reading any array."""
+        """What is known of a checkpoint without reading any array.
+
+        Raises:
+            CheckpointError: There is no readable checkpoint.
+        """
         self.wait_until_finished()
-        return read_metadata(os.fspath(directory))
+        path = os.fspath(directory)
+        if isinstance(self.handler, CompositeCheckpointHandler):
+            return self.handler.metadata(path)
+        if not is_replaced(self.handler, "metadata"):
+            return read_metadata(path)
+        check_finished(path)
+        about = read_step_metadata(open_source(path))
+        return make_step_metadata(about, find_metadata(self.handler, path))
+
+    def close(self) -> None:
+        """Waits like `wait_until_finished`, and closes the handler."""
+        super().close()
+        close = getattr(self.handler, "close", None)
+        if callable(close):
+            close()
 
 
 class AsyncCheckpointer(Checkpointer):

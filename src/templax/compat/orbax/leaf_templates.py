@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -30,6 +30,11 @@ _log = logging.getLogger("templax")
 _PYTHON = (int, float, complex, bool, str)
 
 _MOST_NAMED = 8
+
+STRUCTURE_ERROR = (
+    "User-provided restore item and on-disk value metadata tree structures do not match"
+)
+"""How Orbax begins its errors about trees that differ: programs look for it."""
 
 
 def make_template(item: PyTree) -> PyTree:
@@ -83,12 +88,12 @@ def is_leaf_args(x: Any) -> bool:
 
 
 def name_leaf_args(tree: PyTree) -> dict[str, Any]:
-    """Name of the leaf → its args.
+    """Name of the leaf → its args, or None where the tree has None.
 
     Args:
         tree: A tree of restore args or of save args.
     """
-    keyed, _ = jtu.tree_flatten_with_path(unwrap_tree(tree))
+    keyed, _ = jtu.tree_flatten_with_path(unwrap_tree(tree), is_leaf=lambda x: x is None)
     return {_name_of(keys): args for keys, args in keyed}
 
 
@@ -117,33 +122,32 @@ def apply_restore_args(
     lacking = [name for name, leaf in rows if name not in asked and leaf is not PLACEHOLDER]
     if lacking:
         raise tx.UsageError(
-            "Expected restore args for each leaf of the item, found none for"
+            f"{STRUCTURE_ERROR}: expected restore args for each leaf of the item, found none for"
             f" {list_names(lacking, _MOST_NAMED)}"
         )
     known = {*names, *[_name_of(keys) for keys, _ in flat.repeats]}
-    idle = [name for name in asked if name not in known and not _is_in_empty_node(name, template)]
+    idle = _find_idle(asked, known, template)
     if idle and not partial:
         raise tx.UsageError(
-            "Expected restore args for leaves of the item only, got some for"
+            f"{STRUCTURE_ERROR}: expected restore args for leaves of the item only, got some for"
             f" {list_names(idle, _MOST_NAMED)}; hint: partial_restore=True"
         )
     return flat.treedef.unflatten(
         [
-            leaf if leaf is PLACEHOLDER else describe_leaf(leaf, asked[name], stored.get(name))
+            describe_leaf(leaf, asked[name], stored.get(name)) if asked.get(name) else leaf
             for name, leaf in rows
         ]
     )
 
 
-def _is_in_empty_node(name: str, template: PyTree) -> bool:
-    keyed, _ = jtu.tree_flatten_with_path(
-        template, is_leaf=lambda x: not jtu.tree_leaves(x) or x is PLACEHOLDER
-    )
-    return any(
-        f"{name}.".startswith(f"{_name_of(keys)}.") or not keys
-        for keys, leaf in keyed
-        if leaf is PLACEHOLDER or not jtu.tree_leaves(leaf)
-    )
+def _find_idle(asked: Mapping[str, Any], known: Container[str], tree: PyTree) -> list[str]:
+    """The names with args that are neither of a leaf nor at or below an empty node."""
+    idle = [name for name, args in asked.items() if name not in known and args is not None]
+    if not idle:
+        return idle
+    keyed, _ = jtu.tree_flatten_with_path(tree, is_leaf=lambda x: not jtu.tree_leaves(x))
+    empty = [f"{_name_of(keys)}." for keys, node in keyed if not jtu.tree_leaves(node)]
+    return [n for n in idle if not any(node == "." or f"{n}.".startswith(node) for node in empty)]
 
 
 def describe_leaf(leaf: Any, asked: Any, stored: LeafEntry | None = None) -> Any:
@@ -226,7 +230,7 @@ def cast_tree(tree: PyTree, save_args: PyTree) -> PyTree:
     names = [_name_of(keys) for keys, _ in flat.keyed]
     known = {*names, *[_name_of(keys) for keys, _ in flat.repeats]}
     lacking = [name for name in names if name not in asked]
-    idle = [name for name in asked if name not in known and not _is_in_empty_node(name, tree)]
+    idle = _find_idle(asked, known, tree)
     if lacking or idle:
         what = f"found none for {list_names(lacking, _MOST_NAMED)}"
         what = what if lacking else f"got some for {list_names(idle, _MOST_NAMED)}"

@@ -7,11 +7,8 @@ from typing import Any
 import templax as tx
 
 from ..._core.arguments import PyTree
-from .leaf_templates import apply_restore_args, make_template
+from .leaf_templates import STRUCTURE_ERROR, apply_restore_args, make_template
 from .metadata.tree import unwrap_tree
-
-_STRUCTURE = "User-provided restore item and on-disk value metadata tree structures do not match"
-"""How Orbax begins its error about trees that differ: programs look for it."""
 
 
 def restore_tree(
@@ -38,5 +35,5 @@ def restore_tree(
         return tx.restore(checkpoint, template, extra="ignore" if partial else "error")
     except tx.TemplateError as error:
         if any(mismatch.problem in ("missing", "extra") for mismatch in error.mismatches):
-            raise tx.TemplateError(error.match, f"{_STRUCTURE}:\n{error}") from error
+            raise tx.TemplateError(error.match, f"{STRUCTURE_ERROR}:\n{error}") from error
         raise

@@ -6,7 +6,7 @@ of Orbax's names say which types a leaf may have.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -136,14 +136,23 @@ def supported_types() -> list[Any]:
     return [ty for handler in _STANDARD for ty in handler.types]
 
 
-def is_supported_type(value: Any) -> bool:
-    """Whether a leaf can be saved, or is an empty node."""
-    return has_type_handler(type(value)) or is_supported_empty_value(value)
+def is_supported_type(value: Any, pytree_metadata_options: Any = None) -> bool:
+    """Whether a value is a leaf that can be saved, or a node as in `is_supported_empty_value`."""
+    known = has_type_handler(type(value))
+    return known or is_supported_empty_value(value, pytree_metadata_options)
 
 
-def is_supported_empty_value(value: Any) -> bool:
-    """Whether a value is a node without children that a checkpoint records."""
-    return value is None or (isinstance(value, (dict, list, tuple)) and not value)
+def is_supported_empty_value(value: Any, pytree_metadata_options: Any = None) -> bool:
+    """Whether a value is a node without children that a checkpoint records.
+
+    Args:
+        value: Any value.
+        pytree_metadata_options: Its attribute `support_rich_types` says whether an empty NamedTuple
+            is such a node; None is without.
+    """
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return bool(getattr(pytree_metadata_options, "support_rich_types", False)) and not value
+    return value is None or (isinstance(value, (Mapping, list, tuple)) and not value)
 
 
 def register_type_handler(
