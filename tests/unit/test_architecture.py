@@ -33,7 +33,8 @@ JAX = {
     "_template.jax_shardings", "_template.trace", "_views.recipe",
     "compat.orbax.args", "compat.orbax.checkpoint_manager", "compat.orbax.checkpointers",
     "compat.orbax.experimental.v1.__init__", "compat.orbax.leaf_args", "compat.orbax.legacy",
-    "compat.orbax.metadata", "compat.orbax.utils",
+    "compat.orbax.metadata", "compat.orbax.multihost", "compat.orbax.run_items",
+    "compat.orbax.utils",
 }  # fmt: skip
 """Modules that may import JAX when they are imported themselves."""
 

@@ -17,15 +17,21 @@ from .unmapped import unmapped_attribute
 
 if TYPE_CHECKING:
     from . import (
+        abstract_checkpoint_manager,
         args,
         checkpoint_manager,
+        checkpoint_managers,
         checkpoint_utils,
         checkpointers,
         experimental,
+        logging,
+        multihost,
         options,
+        path,
         type_handlers,
         utils,
     )
+    from .abstract_checkpoint_manager import AbstractCheckpointManager
     from .checkpoint_manager import CheckpointManager
     from .checkpointers import (
         AsyncCheckpointer,
@@ -41,9 +47,11 @@ if TYPE_CHECKING:
     from .experimental.v1 import load
     from .leaf_args import PLACEHOLDER, ArrayRestoreArgs, RestoreArgs, SaveArgs
     from .options import AsyncOptions, CheckpointManagerOptions
+    from .path import step
 
 __all__ = [
     "PLACEHOLDER",
+    "AbstractCheckpointManager",
     "ArrayRestoreArgs",
     "AsyncCheckpointer",
     "AsyncOptions",
@@ -58,19 +66,26 @@ __all__ = [
     "SaveArgs",
     "StandardCheckpointHandler",
     "StandardCheckpointer",
+    "abstract_checkpoint_manager",
     "args",
     "checkpoint_manager",
+    "checkpoint_managers",
     "checkpoint_utils",
     "checkpointers",
     "experimental",
     "load",
+    "logging",
+    "multihost",
     "options",
+    "path",
+    "step",
     "type_handlers",
     "utils",
     "v1",
 ]
 
 _MODULES = {
+    "abstract_checkpoint_manager": ("AbstractCheckpointManager",),
     "checkpoint_manager": ("CheckpointManager",),
     "checkpointers": (
         "AsyncCheckpointer",
@@ -85,6 +100,7 @@ _MODULES = {
     "experimental.v1": ("v1", "load"),
     "leaf_args": ("PLACEHOLDER", "ArrayRestoreArgs", "RestoreArgs", "SaveArgs"),
     "options": ("AsyncOptions", "CheckpointManagerOptions"),
+    "path.step": ("step",),
 }
 """Where each name is defined. A module of Orbax is one of the same name here."""
 
