@@ -37,7 +37,8 @@ JAX = {
     "compat.orbax.experimental.v1.pytree_handler",
     "compat.orbax.experimental.v1.saving", "compat.orbax.experimental.v1.tree",
     "compat.orbax.leaf_args", "compat.orbax.legacy",
-    "compat.orbax.metadata", "compat.orbax.utils",
+    "compat.orbax.metadata", "compat.orbax.multihost", "compat.orbax.run_items",
+    "compat.orbax.utils",
 }  # fmt: skip
 """Modules that may import JAX when they are imported themselves."""
 
