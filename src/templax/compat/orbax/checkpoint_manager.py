@@ -26,6 +26,7 @@ from ..._restore.together import (
 )
 from ..._runs.arguments import read_step
 from ..._runs.locks import hold_for_reading
+from ..._save.options import SaveOptions, make_options
 from ..._save.result import PendingSave
 from ...formats.orbax.step_metadata import read_metrics, read_step_metadata
 from ...storage.local import Local
@@ -45,7 +46,7 @@ from .run_directory import (
     remove_leftovers,
     write_root_metadata,
 )
-from .run_items import METRICS, RunItems, name_contents, read_item_metadata
+from .run_items import METRICS, RunItems, read_item_metadata
 from .run_steps import RunSteps, StepAlreadyExistsError
 from .save_failure import SaveFailure
 from .saver import PathLike, Saver
@@ -136,14 +137,18 @@ class CheckpointManager(Saver):
         self._failure = SaveFailure()
         self._metadata = dict(metadata or {})
         if not self._options.read_only and jax.process_index() == 0:
-            if metadata is not None and self._options.save_root_metadata:
-                write_root_metadata(self._root, self._metadata)
+            self._maybe_save_root_metadata(metadata)
             if self._options.cleanup_tmp_directories:
                 remove_leftovers(self._root)
         jax.monitoring.record_scalar(
             "/jax/orbax/checkpoint_manager/continuous_checkpointing_enabled",
             int(saves_continuously(self._save_policy)),
         )
+
+    def _maybe_save_root_metadata(self, custom_metadata: Mapping[str, Any] | None) -> None:
+        """Saves the metadata of the run, on process 0; Orbax's name, for subclasses and tests."""
+        if custom_metadata is not None and self._options.save_root_metadata:
+            write_root_metadata(self._root, custom_metadata)
 
     @property
     def directory(self) -> Path:
@@ -286,7 +291,7 @@ class CheckpointManager(Saver):
         metrics: Any,
         args: Any,
         custom_metadata: Mapping[str, Any] | None,
-    ) -> None:
+    ) -> tx.Saved:
         call = open_call("saving", self._root, step=read_step(step))
         with call.report_errors():  # arguments included: the others wait for this step
             args = self._items.read_save_args(items, save_kwargs, args)
@@ -294,7 +299,8 @@ class CheckpointManager(Saver):
             with watch.measure("wait_for_prev"):
                 earlier = self._find_earlier_failure()
             saved_metrics = metrics if self._options.tracks_metrics else None
-            contents = name_contents(args, saved_metrics)
+            contents = self._items.make_contents(args, saved_metrics)
+            options = self._make_save_options(args, custom_metadata)
             key = self._steps.name_step(step)
             info = self._make_info(step, key, metrics)
             with watch.measure("get_old_steps"):
@@ -306,7 +312,7 @@ class CheckpointManager(Saver):
                     info,
                     contents,
                     replaced,
-                    metadata=custom_metadata,
+                    options=options,
                     wait=self._waits,
                     earlier=earlier,
                 )
@@ -314,6 +320,10 @@ class CheckpointManager(Saver):
         self._pending, self._previous = PendingSave(saved), None
         self._latest = LatestStep(step, key, metrics, frozenset(replaced))
         self._steps.infos.add(key, info)
+        return saved
+
+    def _make_save_options(self, args: Any, metadata: Mapping[str, Any] | None) -> SaveOptions:
+        return make_options(metadata=metadata)
 
     def delete(self, step: int) -> None:
         """Deletes a step, or moves it to `todelete_subdir`.

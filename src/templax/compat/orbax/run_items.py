@@ -117,6 +117,24 @@ class RunItems:
             self._named = True
         return args
 
+    def make_contents(self, args: Any, metrics: Any) -> dict[str, Any]:
+        """Item name → what to save under it.
+
+        Args:
+            args: Those of a save, from `read_save_args`.
+            metrics: The metrics to save with it, or None.
+
+        Raises:
+            UsageError: An item can't have its name.
+        """
+        contents = item_contents(args, ONLY_ITEM)
+        check_item_names(contents)
+        if metrics is not None:
+            if any(name.casefold() == METRICS for name in contents):
+                raise tx.UsageError("Expected items of other names than `metrics`, got metrics=")
+            contents[METRICS] = Json(metrics, METRICS)
+        return contents
+
     def _check_mode(self, args: Any) -> None:
         if self._named is None or self._named == isinstance(args, Composite):
             return
@@ -131,25 +149,6 @@ class RunItems:
             " (default) checkpointable object: expected args such as ocp.args.StandardSave(tree),"
             f" got {args!r}"
         )
-
-
-def name_contents(args: Any, metrics: Any) -> dict[str, Any]:
-    """Item name → what to save under it.
-
-    Args:
-        args: Those of a save.
-        metrics: The metrics to save with it, or None.
-
-    Raises:
-        UsageError: An item can't have its name.
-    """
-    contents = item_contents(args, ONLY_ITEM)
-    check_item_names(contents)
-    if metrics is not None:
-        if any(name.casefold() == METRICS for name in contents):
-            raise tx.UsageError("Expected items of other names than `metrics`, got metrics=")
-        contents[METRICS] = Json(metrics, METRICS)
-    return contents
 
 
 def read_item_metadata(path: str) -> Any:

@@ -14,7 +14,7 @@ from ..._hosts.agreement import Hosts
 from ..._runs.agreed_steps import AgreedSteps
 from ..._save.background import start_save
 from ..._save.destination import Destination
-from ..._save.options import make_options
+from ..._save.options import SaveOptions
 from .checkpoint_managers.preservation_policy import PreservationPolicy
 from .options import CheckpointManagerOptions
 from .run_directory import delete_step, delete_steps, find_committed, find_named, refuse_existing
@@ -123,7 +123,7 @@ class RunSteps:
         contents: Mapping[str, Any],
         replaced: Mapping[int, str],
         *,
-        metadata: Mapping[str, Any] | None,
+        options: SaveOptions,
         wait: bool,
         earlier: tx.SaveError | None,
     ) -> tx.Saved:
@@ -134,7 +134,7 @@ class RunSteps:
             info: The step.
             contents: Item name → what to save.
             replaced: Number → name of the steps to delete.
-            metadata: JSON that is stored with the step.
+            options: How to save. With `overwrite`, the step may exist.
             wait: Whether to return only when all is done.
             earlier: See `Hosts.join`.
 
@@ -144,7 +144,10 @@ class RunSteps:
         """
 
         def decide() -> Destination:  # process 0, for the whole job
-            refuse_existing(self._root, self.find_on_disk(own=True), info.step)
+            found = self.find_on_disk(own=True)
+            if options.overwrite and found.get(info.step) == os.path.basename(info.path):
+                return Destination(info.path)
+            refuse_existing(self._root, found, info.step)
             return Destination(info.path)
 
         def after(call: Hosts) -> None:
@@ -154,11 +157,13 @@ class RunSteps:
             async_options = self._options.async_options
             if async_options and async_options.post_finalization_callback is not None:
                 async_options.post_finalization_callback()
+            if options.after is not None:
+                options.after(call)
 
-        options = replace(make_options(metadata=metadata), after=after)
+        complete = replace(options, after=after)
         try:
             return start_save(
-                call, info.path, contents, options, decide, wait=wait, earlier=earlier
+                call, info.path, contents, complete, decide, wait=wait, earlier=earlier
             )
         except tx.AlreadyExists as error:
             raise StepAlreadyExistsError(error.what, file=error.file, hint=error.hint) from error

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from ...unmapped import unmapped_attribute
 
 if TYPE_CHECKING:
-    from . import arrays, errors, handlers, multihost, options, partial, tree
+    from . import arrays, errors, handlers, multihost, options, partial, training, tree
     from .checkpoint_metadata import (
         CheckpointMetadata,
         PyTreeMetadata,
@@ -77,6 +77,7 @@ __all__ = [
     "save_checkpointables_async",
     "save_pytree",
     "save_pytree_async",
+    "training",
     "tree",
 ]
 
@@ -120,6 +121,7 @@ _MODULES = {
         "save_pytree",
         "save_pytree_async",
     ),
+    "training": ("training",),
     "tree": ("PLACEHOLDER", "tree"),
 }
 """Where each name is defined. A module of Orbax is one of the same name here."""
