@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from ...unmapped import unmapped_attribute
 
 if TYPE_CHECKING:
-    from . import arrays, errors, handlers, multihost, options, partial, path, tree
+    from . import arrays, errors, handlers, multihost, options, partial, path, training, tree
     from .checkpoint_metadata import (
         CheckpointMetadata,
         PyTreeMetadata,
@@ -78,6 +78,7 @@ __all__ = [
     "save_checkpointables_async",
     "save_pytree",
     "save_pytree_async",
+    "training",
     "tree",
 ]
 
@@ -122,6 +123,7 @@ _MODULES = {
         "save_pytree",
         "save_pytree_async",
     ),
+    "training": ("training",),
     "tree": ("PLACEHOLDER", "tree"),
 }
 """Where each name is defined. A module of Orbax is one of the same name here."""

@@ -24,6 +24,17 @@ _log = logging.getLogger("templax")
 
 _T = TypeVar("_T")
 
+_UNREADABLE = (
+    tx.TemplaxError,
+    OSError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    NotImplementedError,
+)
+"""What handlers raise about files of others."""
+
 PyTreeMetadata = Any
 """For annotations: a tree whose leaves describe those that were saved."""
 
@@ -197,7 +208,7 @@ def _read(handler: Any, directory: str) -> Any:
 
     try:
         return run_sync(run())
-    except Exception as error:  # noqa: BLE001, whatever a handler of the caller's own raises
+    except _UNREADABLE as error:
         text = "nothing is known of %s, which %s does not read: %s"
         _log.warning(text, directory, type(handler).__name__, error)
         return None

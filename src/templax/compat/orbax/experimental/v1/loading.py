@@ -64,7 +64,7 @@ def load(
     context = check_context()
     abstract = _resolve(abstract_state)
     check_name(checkpointable_name)
-    _check_leaves(abstract)
+    check_abstract_leaves(abstract)
     layout = find_layout(os.fspath(path))
     return _load_tree(layout, layout.find_tree(checkpointable_name), abstract, context)
 
@@ -81,7 +81,7 @@ def load_async(
     if context.checkpoint_layout is not CheckpointLayout.SAFETENSORS:
         raise unmapped_argument("load_async", "load, which reads with several threads")
     abstract = _resolve(abstract_state)
-    _check_leaves(abstract)
+    check_abstract_leaves(abstract)
     layout = find_layout(os.fspath(path))
     return run_in_thread(lambda: _load_tree(layout, None, abstract, context))
 
@@ -271,7 +271,12 @@ def refuse_names(names: Any) -> None:
         raise tx.UsageError(f"Provided reserved checkpointable keys: {reserved}.")
 
 
-def _check_leaves(abstract: PyTree) -> None:
+def check_abstract_leaves(abstract: PyTree) -> None:
+    """Refuses what tells of no leaf how to load it.
+
+    Raises:
+        TypeError: There is such a leaf.
+    """
     for leaf in jax.tree.leaves(abstract):
         if not is_abstract_leaf(leaf):
             raise TypeError(f"Unsupported abstract leaf type for loading: `{type(leaf)}`.")

@@ -40,7 +40,7 @@ _PENDING = ".pending"
 
 _OWN = frozenset((f"{STATE}/", STEP_METADATA, COMMITTED, V1_MARK))
 
-_latest: dict[str, SaveResponse] = {}
+_latest: dict[str, SaveResponse[None]] = {}
 """Session → its latest save."""
 
 
@@ -130,7 +130,7 @@ def _examine(final: str, session: str) -> list[str]:
 
 def _begin(
     path: PathLike, state: PyTree, metadata: Mapping[str, Any] | None, *, wait: bool
-) -> SaveResponse:
+) -> SaveResponse[None]:
     final = _spell(path)
     session = final + PARTIAL_SAVE
     if session in _latest:  # its leaves can't be replaced either

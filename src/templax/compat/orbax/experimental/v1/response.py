@@ -53,8 +53,11 @@ class AsyncResponse(Generic[_T]):
         self._future.add_done_callback(call)
 
 
-class SaveResponse(AsyncResponse[None]):
+class SaveResponse(AsyncResponse[_T]):
     """The handle of a save.
+
+    Args:
+        result: What it returns once the checkpoint is committed.
 
     Attributes:
         saved: What `templax.save` returns; set once the save has begun.
@@ -62,16 +65,18 @@ class SaveResponse(AsyncResponse[None]):
 
     saved: tx.Saved
 
-    def __init__(self) -> None:
+    def __init__(self, result: _T) -> None:
         super().__init__(Future())
+        self._result = result
 
     def complete(self) -> None:
         """Calls the functions that `on_complete` was given: the checkpoint is committed."""
-        self._future.set_result(None)
+        self._future.set_result(self._result)
 
-    def result(self, timeout: float | None = None) -> None:
+    def result(self, timeout: float | None = None) -> _T:
         """See `AsyncResponse`."""
         self.saved.wait(timeout)
+        return self._result
 
 
 def run_in_thread(work: Callable[[], _T]) -> AsyncResponse[_T]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -73,7 +73,7 @@ def save(
         >>> ocp.load(path)["w"].shape
         (3,)
     """
-    _check_leaves(state)
+    check_leaves(state)
     begin(path, {checkpointable_name: state}, overwrite, custom_metadata, wait=True)
 
 
@@ -95,7 +95,7 @@ def save_async(
         >>> os.path.exists(path)
         True
     """
-    _check_leaves(state)
+    check_leaves(state)
     return begin(path, {checkpointable_name: state}, overwrite, custom_metadata, wait=False)
 
 
@@ -158,32 +158,20 @@ def begin(
     custom_metadata: Mapping[str, Any] | None,
     *,
     wait: bool,
-    metrics: Any = None,
-    decide: Callable[[], Destination] | None = None,
-) -> SaveResponse:
+) -> SaveResponse[None]:
     """Saves checkpointables, or begins to.
 
     Args:
         path, overwrite, custom_metadata: See `save`.
         checkpointables: See `save_checkpointables`.
         wait: Whether to return only when the checkpoint is committed.
-        metrics: JSON that is saved as the checkpointable `metrics`.
-        decide: Decides on process 0 where the save goes, if that is not `path` itself.
     """
     directory = os.fspath(path)
     call = open_call("saving", directory)
     with call.report_errors():
         context = check_context()
-        _check_checkpointables(checkpointables)
-        if context.checkpoint_layout is CheckpointLayout.SAFETENSORS:
-            raise NotImplementedError(
-                "Orbax does not save safetensors; hint: templax.save(path, tree,"
-                ' format="safetensors")'
-            )
-        named = dict(checkpointables) | ({"metrics": metrics} if metrics else {})
-        items = {name: _make_content(name, each, context) for name, each in named.items()}
-        check_item_names(items)
-        response = SaveResponse()
+        items = make_contents(checkpointables)
+        response = SaveResponse[None](None)
         after = None if wait else context.asynchronous.post_finalization_callback
 
         def finish(_: Any) -> None:
@@ -193,9 +181,28 @@ def begin(
 
         options = make_options(metadata=custom_metadata, overwrite=overwrite)
         options = replace(options, after=finish, marks=(V1_MARK,))
-        decide = decide or functools.partial(Destination, directory)
+        decide = functools.partial(Destination, directory)
         response.saved = start_save(call, directory, items, options, decide, wait=wait)
         return response
+
+
+def make_contents(checkpointables: Any, metrics: Any = None) -> dict[str, Any]:
+    """Name → what `start_save` takes for a checkpointable.
+
+    Args:
+        checkpointables: See `save_checkpointables`.
+        metrics: JSON that is saved as the checkpointable `metrics`, if there is any.
+    """
+    context = check_context()
+    check_checkpointables(checkpointables)
+    if context.checkpoint_layout is CheckpointLayout.SAFETENSORS:
+        raise NotImplementedError(
+            'Orbax does not save safetensors; hint: templax.save(path, tree, format="safetensors")'
+        )
+    named = dict(checkpointables) | ({"metrics": metrics} if metrics else {})
+    items = {name: _make_content(name, each, context) for name, each in named.items()}
+    check_item_names(items)
+    return items
 
 
 def _make_content(name: str, checkpointable: Any, context: Context) -> Any:
@@ -209,7 +216,12 @@ def _make_content(name: str, checkpointable: Any, context: Context) -> Any:
     return HandlerItem(handler, checkpointable, context)
 
 
-def _check_checkpointables(checkpointables: Any) -> None:
+def check_checkpointables(checkpointables: Any) -> None:
+    """Refuses checkpointables that are none, or whose names can't be used.
+
+    Raises:
+        UsageError: It is so.
+    """
     if not checkpointables or not isinstance(checkpointables, Mapping):
         raise tx.UsageError(
             "`checkpointables` must be a valid dict of checkpointable names to desired"
@@ -218,7 +230,12 @@ def _check_checkpointables(checkpointables: Any) -> None:
     refuse_names(checkpointables)
 
 
-def _check_leaves(state: PyTree) -> None:
+def check_leaves(state: PyTree) -> None:
+    """Refuses what can't be saved.
+
+    Raises:
+        UsageError: There is such a leaf.
+    """
     for leaf in jax.tree.leaves(state):
         if not is_leaf(leaf):
             raise tx.UsageError(
