@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -158,6 +158,7 @@ def begin(
     custom_metadata: Mapping[str, Any] | None,
     *,
     wait: bool,
+    decide: Callable[[], Destination] | None = None,
 ) -> SaveResponse[None]:
     """Saves checkpointables, or begins to.
 
@@ -165,6 +166,7 @@ def begin(
         path, overwrite, custom_metadata: See `save`.
         checkpointables: See `save_checkpointables`.
         wait: Whether to return only when the checkpoint is committed.
+        decide: Decides on process 0 where the save goes, if that is not `path` itself.
     """
     directory = os.fspath(path)
     call = open_call("saving", directory)
@@ -181,7 +183,7 @@ def begin(
 
         options = make_options(metadata=custom_metadata, overwrite=overwrite)
         options = replace(options, after=finish, marks=(V1_MARK,))
-        decide = functools.partial(Destination, directory)
+        decide = decide or functools.partial(Destination, directory)
         response.saved = start_save(call, directory, items, options, decide, wait=wait)
         return response
 

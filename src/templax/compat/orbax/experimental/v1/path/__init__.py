@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from ....unmapped import unmapped_attribute
 from ..options import default_path_class
 
-__all__ = ["Path", "PathAwaitingCreation", "PathLike"]
+if TYPE_CHECKING:
+    from . import step
+
+__all__ = ["Path", "PathAwaitingCreation", "PathLike", "step"]
 
 
 @runtime_checkable
@@ -28,10 +31,10 @@ class PathAwaitingCreation(Protocol):
         ...
 
 
-_unmapped = unmapped_attribute("experimental.v1.path.")
+_load = unmapped_attribute("experimental.v1.path.", {"step": "experimental.v1.path.step"})
 
 
 def __getattr__(name: str) -> Any:
     if name == "Path":  # importing etils takes time
         return default_path_class()
-    return default_path_class() | str if name == "PathLike" else _unmapped(name)
+    return default_path_class() | str if name == "PathLike" else _load(name)
