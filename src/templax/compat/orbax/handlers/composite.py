@@ -20,11 +20,14 @@ from ..checkpoint_args import (
     find_args_types,
     find_handler_type,
     get_registered_handler_cls,
+    handler_name,
     register_with_handler,
 )
+from ..metadata.checkpoint import StepMetadata, make_step_metadata
 from ..saver import PathLike
 from .built_in import BuiltInHandler, is_replaced
 from .calls import HandledItem, PlainArgs, restore_item
+from .protocol import as_path
 from .registration import CheckpointHandlerRegistry, DefaultCheckpointHandlerRegistry
 
 _log = logging.getLogger("templax")

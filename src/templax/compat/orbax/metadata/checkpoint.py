@@ -96,7 +96,6 @@ def read_metadata(directory: PathLike) -> StepMetadata:
     catalog = tx.open(directory)
     found = make_step_metadata(read_step_metadata(open_source(directory)))
     found.item_metadata = read_tree_metadata(catalog)
-    found.custom_metadata = catalog.metadata.get("custom_metadata")
     return found
 
 

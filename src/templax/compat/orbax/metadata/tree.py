@@ -14,6 +14,7 @@ from ...._catalog.entry import LeafEntry
 from ...._core.arguments import PyTree
 from ...._jax.paths import path_element
 from ....formats.orbax.checksum_index import INDEX_FILE
+from ....formats.orbax.leaf_names import read_metadata_of_item
 from ....formats.orbax.sidecars import read_write_shapes
 from ..unmapped import unmapped_attribute
 from .sharding import ShardingMetadata, read_shardings
@@ -121,7 +122,7 @@ def read_tree_metadata(catalog: Catalog) -> TreeMetadata:
     found = [known[".".join(str(path_element(key)) for key in keys)] for keys, _ in keyed]
     return TreeMetadata(
         treedef.unflatten(found),
-        catalog.metadata.get("custom_metadata"),
+        read_metadata_of_item(catalog.source),
         bool(catalog.metadata.get("use_zarr3")),
     )
 
