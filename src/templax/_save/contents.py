@@ -20,11 +20,14 @@ class Tree:
         value: The tree.
         handler: The handler of Orbax that restores it, which the checkpoint names.
         metadata: JSON that is stored with the item, or None.
+        shardings: Name of a leaf → its sharding as Orbax serialises it, instead of those of the
+            values; None if those count.
     """
 
     value: PyTree
     handler: str = STANDARD
     metadata: Any = None
+    shardings: Mapping[str, str] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,6 +59,8 @@ def test_nothing_is_replaced(ocp, again, tmp_path):
     """Neither a leaf, nor a subtree by a leaf, nor a leaf by a subtree. The first part stays."""
     path = tmp_path / "ckpt"
     response = ocp.partial.save_async(path, {"a": 1, "c": {"d": 2}})
+    if ocp is orbax.v1:  # which does not wait for the first part
+        response.result()
     with pytest.raises(Exception, match="does not support REPLACEMENT"):
         ocp.partial.save_async(path, again).result()
     response.result()

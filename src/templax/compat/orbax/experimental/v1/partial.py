@@ -17,9 +17,11 @@ import templax as tx
 from ....._core.arguments import PyTree
 from ....._hosts.agreement import open_call
 from ....._jax.paths import path_element
+from ....._save.contents import Tree
 from ....._save.destination import Destination
 from ....._save.result import PendingSave
 from .....formats.orbax.directory import COMMITTED, STEP_METADATA, V1_MARK
+from .....formats.orbax.sidecars import iter_sharding_texts
 from .....formats.orbax.step_metadata import read_custom_metadata
 from .....formats.orbax.step_names import PARTIAL_SAVE
 from .....storage.disk import DISK
@@ -29,6 +31,7 @@ from ...saver import PathLike
 from ...unmapped import unmapped_argument, unmapped_attribute
 from . import saving
 from .layout import STATE
+from .pytree_handler import PyTreeHandler
 from .response import AsyncResponse, SaveResponse
 from .tree import merge
 from .tree_loading import load_tree_on_host
@@ -106,11 +109,13 @@ def finalize(path: PathLike) -> None:
     parts = msgspec.json.decode(found, type=list[str])
     if not parts:
         return
-    metadata: dict[str, Any] = {}
+    metadata, shardings = dict[str, Any](), dict[str, str]()
     for part in parts:
         metadata |= read_custom_metadata(open_source(part))
-    state = merge(*[load_tree_on_host(f"{part}/{STATE}") for part in parts])
-    saving.save(final, state, custom_metadata=metadata)
+        shardings |= iter_sharding_texts(open_source(f"{part}/{STATE}"))
+    merged = merge(*[load_tree_on_host(f"{part}/{STATE}") for part in parts])
+    state = Tree(merged, PyTreeHandler.orbax_name, shardings=shardings)
+    saving.begin(final, {STATE: state}, False, metadata, wait=True)
     if hosts.index == 0:
         delete_tree(session, DISK)
 

@@ -208,7 +208,9 @@ def make_contents(checkpointables: Any, metrics: Any = None) -> dict[str, Any]:
 
 
 def _make_content(name: str, checkpointable: Any, context: Context) -> Any:
-    """What `start_save` takes for a checkpointable."""
+    """What `start_save` takes for a checkpointable, unless it is that already."""
+    if isinstance(checkpointable, Tree):
+        return checkpointable
     handler = find_save_handler(context.checkpointables.registry, checkpointable, name)
     if isinstance(handler, PyTreeHandler):
         return Tree(handler.prepare(checkpointable), PyTreeHandler.orbax_name)
