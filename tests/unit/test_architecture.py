@@ -32,7 +32,7 @@ JAX = {
     "_save.jax_leaves", "_save.owners", "_template.flatten", "_template.from_pytree",
     "_template.jax_shardings", "_template.trace", "_views.recipe",
     "compat.orbax.args", "compat.orbax.checkpoint_manager", "compat.orbax.checkpointers",
-    "compat.orbax.experimental.v1.__init__", "compat.orbax.leaf_args", "compat.orbax.legacy",
+    "compat.orbax.experimental.v1.__init__", "compat.orbax.leaf_args",
     "compat.orbax.metadata", "compat.orbax.multihost", "compat.orbax.run_items",
     "compat.orbax.utils",
 }  # fmt: skip

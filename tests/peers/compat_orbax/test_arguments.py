@@ -56,18 +56,6 @@ def test_an_unmapped_name_is_an_attribute_error():
     ("code", "message"),
     [
         (
-            lambda: compat.args.StandardSave({}, custom_metadata={"a": 1}).content(),
-            "`custom_metadata of an item`; hint: that of save(), for the whole checkpoint",
-        ),
-        (
-            lambda: compat.args.PyTreeSave({}, custom_metadata={"a": 1}).content(),
-            "`custom_metadata of an item`; hint: that of save(), for the whole checkpoint",
-        ),
-        (
-            lambda: compat.JsonCheckpointHandler("mine.json"),
-            "`filename`; hint: leave it out: Orbax's own is `metadata`",
-        ),
-        (
             lambda: compat.CheckpointManager("run", handler_registry=1),
             "`handler_registry`; hint: args= of save and restore name what each item is",
         ),

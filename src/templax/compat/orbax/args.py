@@ -6,35 +6,70 @@ Those that save return the values to save from `content`; those that restore do 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import jax
 
 import templax as tx
 
 from ..._core.arguments import PyTree
+from ..._save.contents import Tree
 from ..._save.item import Json
 from ..._template.flatten import map_tree
 from ...formats.orbax.directory import ItemKind, list_items
 from ...formats.orbax.json_item import read_json_item
+from ...formats.orbax.write import PYTREE, STANDARD
 from ...storage.open import open_source
+from .checkpoint_args import (
+    CheckpointArgs,
+    get_registered_args_cls,
+    get_registered_handler_cls,
+    has_registered_args,
+    register_with_handler,
+)
 from .leaf_args import ArrayRestoreArgs, RestoreArgs, SaveArgs, apply_restore_args, cast_leaf
 from .metadata import unwrap_tree
 from .unmapped import unmapped_argument, unmapped_attribute
 
+if TYPE_CHECKING:
+    from .handlers.documents import ProtoRestore, ProtoSave
+    from .handlers.random_keys import (
+        JaxRandomKeyRestore,
+        JaxRandomKeySave,
+        NumpyRandomKeyRestore,
+        NumpyRandomKeySave,
+    )
+    from .handlers.trees import ArrayRestore, ArraySave
+
 __all__ = [
+    "ArrayRestore",
     "ArrayRestoreArgs",
+    "ArraySave",
+    "CheckpointArgs",
     "Composite",
+    "JaxRandomKeyRestore",
+    "JaxRandomKeySave",
     "JsonRestore",
     "JsonSave",
+    "NumpyRandomKeyRestore",
+    "NumpyRandomKeySave",
+    "ProtoRestore",
+    "ProtoSave",
     "PyTreeRestore",
     "PyTreeSave",
     "RestoreArgs",
     "SaveArgs",
     "StandardRestore",
     "StandardSave",
+    "get_registered_args_cls",
+    "get_registered_handler_cls",
+    "has_registered_args",
+    "register_with_handler",
 ]
+
+
+_ORBAX = "orbax.checkpoint."
 
 
 class _TreeSave:
@@ -44,45 +79,49 @@ class _TreeSave:
     save_args: PyTree
     custom_metadata: Any
 
-    def content(self) -> PyTree:
+    handler: ClassVar[str]
+    """The handler that a checkpoint names for it."""
+
+    def content(self) -> Tree:
         """The tree to save, its leaves cast as `save_args` ask."""
-        if self.custom_metadata is not None:
-            raise unmapped_argument(
-                "custom_metadata of an item", "that of save(), for the whole checkpoint"
-            )
         if self.item is None:
             raise tx.UsageError("Expected a tree to save, got None")
-        if self.save_args is None:
-            return self.item
-        return map_tree(cast_leaf, self.item, self.save_args, is_leaf=lambda x: x is None)
+        tree = self.item
+        if self.save_args is not None:
+            tree = map_tree(cast_leaf, tree, self.save_args, is_leaf=lambda x: x is None)
+        return Tree(tree, self.handler, self.custom_metadata)
 
 
-@dataclass(frozen=True)
-class StandardSave(_TreeSave):
+@dataclass
+class StandardSave(_TreeSave, CheckpointArgs):
     """`args.StandardSave`: a tree, and how each leaf is saved.
 
     Example:
         >>> import numpy as np
         >>> from templax.compat import orbax as ocp
         >>> save_args = {"w": ocp.SaveArgs(dtype=np.int8)}
-        >>> ocp.args.StandardSave({"w": np.zeros(3)}, save_args).content()
+        >>> ocp.args.StandardSave({"w": np.zeros(3)}, save_args).content().value
         {'w': array([0, 0, 0], dtype=int8)}
     """
+
+    handler = STANDARD
 
     item: PyTree
     save_args: PyTree = None
     custom_metadata: Any = None
 
 
-@dataclass(frozen=True)
-class PyTreeSave(_TreeSave):
+@dataclass
+class PyTreeSave(_TreeSave, CheckpointArgs):
     """`args.PyTreeSave`: a tree, and how each leaf is saved. The file size has no effect.
 
     Example:
         >>> from templax.compat import orbax as ocp
-        >>> ocp.args.PyTreeSave({"w": 1}).content()
+        >>> ocp.args.PyTreeSave({"w": 1}).content().value
         {'w': 1}
     """
+
+    handler = PYTREE
 
     item: PyTree
     save_args: PyTree = None
@@ -90,8 +129,8 @@ class PyTreeSave(_TreeSave):
     custom_metadata: Any = None
 
 
-@dataclass(frozen=True)
-class JsonSave:
+@dataclass
+class JsonSave(CheckpointArgs):
     """`args.JsonSave`: a JSON value.
 
     Example:
@@ -107,8 +146,8 @@ class JsonSave:
         return Json(self.item)
 
 
-@dataclass(frozen=True)
-class StandardRestore:
+@dataclass
+class StandardRestore(CheckpointArgs):
     """`args.StandardRestore`: a template, or None for the checkpoint's own tree.
 
     Example:
@@ -136,8 +175,8 @@ class StandardRestore:
         return _restore_tree(directory, self.item, None, partial=False)
 
 
-@dataclass(frozen=True)
-class PyTreeRestore:
+@dataclass
+class PyTreeRestore(CheckpointArgs):
     """`args.PyTreeRestore`: a template, and per leaf the args that override it.
 
     `partial_restore=True`, or `transforms={}` with an item, leaves the rest of the checkpoint
@@ -172,8 +211,8 @@ class PyTreeRestore:
         return _restore_tree(directory, self.item, self.restore_args, partial=partial)
 
 
-@dataclass(frozen=True)
-class JsonRestore:
+@dataclass
+class JsonRestore(CheckpointArgs):
     """`args.JsonRestore`: an item that holds JSON.
 
     Example:
@@ -189,7 +228,7 @@ class JsonRestore:
         return read_json_item(open_source(directory))
 
 
-class Composite(Mapping[str, Any]):
+class Composite(Mapping[str, Any], CheckpointArgs):
     """`args.Composite`: item name → its args. A restore returns its results in one, too.
 
     Example:
@@ -243,6 +282,32 @@ SAVES = (StandardSave, PyTreeSave, JsonSave, Composite)
 RESTORES = (StandardRestore, PyTreeRestore, JsonRestore, Composite)
 """The args that restore."""
 
+_OWN = {
+    f"{each.__name__}Args": each
+    for each in (StandardSave, PyTreeSave, JsonSave, StandardRestore, PyTreeRestore, JsonRestore)
+}
+"""Name of a class of Orbax → the class of templax that takes its place."""
+
+
+def adopt_args(args: Any) -> Any:
+    """The args of templax for those that were made of Orbax's own classes; others as they are.
+
+    Raises:
+        NotImplementedError: They say something that templax has no place for.
+    """
+    if isinstance(args, CheckpointArgs) or not type(args).__module__.startswith(_ORBAX):
+        return args
+    name = type(args).__name__
+    if name == "CompositeArgs":
+        return Composite(**{item: adopt_args(each) for item, each in args.items()})
+    if name not in _OWN:
+        return args
+    known = {field.name for field in fields(_OWN[name])}
+    for field in fields(args):
+        if field.name not in known and getattr(args, field.name) != field.default:
+            raise unmapped_argument(f"{name}.{field.name}", "leave it out")
+    return _OWN[name](**{each: getattr(args, each) for each in known if hasattr(args, each)})
+
 
 def check_restore_args(args: Any) -> Any:
     """Refuses args of a handler that is not mapped, such as one of the caller's own.
@@ -295,4 +360,16 @@ def _restore_tree(directory: str, item: PyTree, restore_args: PyTree, *, partial
     return tx.restore(checkpoint, template, extra="ignore" if partial else "error")
 
 
-__getattr__ = unmapped_attribute("args.")
+__getattr__ = unmapped_attribute(
+    "args.",
+    {
+        "ArrayRestore": "handlers.trees",
+        "ArraySave": "handlers.trees",
+        "JaxRandomKeyRestore": "handlers.random_keys",
+        "JaxRandomKeySave": "handlers.random_keys",
+        "NumpyRandomKeyRestore": "handlers.random_keys",
+        "NumpyRandomKeySave": "handlers.random_keys",
+        "ProtoRestore": "handlers.documents",
+        "ProtoSave": "handlers.documents",
+    },
+)

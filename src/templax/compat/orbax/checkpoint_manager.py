@@ -30,9 +30,7 @@ from ..._save.result import PendingSave
 from ...formats.orbax.step_metadata import read_metrics, read_step_metadata
 from ...storage.local import Local
 from . import multihost
-from .args import Composite, check_restore_args, list_item_kinds
 from .checkpoint_managers.save_decision_policy import DecisionContext
-from .legacy import ONLY_ITEM
 from .logging.step_statistics import RestoreStepStatistics, SaveStepStatistics
 from .logging.stopwatch import Stopwatch
 from .metadata import RootMetadata, StepMetadata
@@ -45,7 +43,7 @@ from .run_directory import (
     remove_leftovers,
     write_root_metadata,
 )
-from .run_items import METRICS, RunItems, name_contents, read_item_metadata
+from .run_items import METRICS, ONLY_ITEM, RunItems, read_item_metadata
 from .run_steps import RunSteps, StepAlreadyExistsError
 from .save_failure import SaveFailure
 from .saver import PathLike, Saver
@@ -123,9 +121,7 @@ class CheckpointManager(Saver):
         self._items = RunItems(checkpointers, item_names, item_handlers, handler_registry)
         self._waits = not self._options.enable_async_checkpointing
         if checkpointers is not None:
-            named = isinstance(checkpointers, Mapping)
-            each_of = checkpointers.values() if named else (checkpointers,)
-            self._waits = all(each.waits for each in each_of)
+            self._waits = self._items.waits
         self._save_policy = make_save_policy(self._options)
         self._preservation_policy = make_preservation_policy(self._options)
         self._steps = RunSteps(self._root, self._options)
@@ -294,7 +290,8 @@ class CheckpointManager(Saver):
             with watch.measure("wait_for_prev"):
                 earlier = self._find_earlier_failure()
             saved_metrics = metrics if self._options.tracks_metrics else None
-            contents = name_contents(args, saved_metrics)
+            background = not self._waits
+            contents = self._items.contents(args, saved_metrics, background=background)
             key = self._steps.name_step(step)
             info = self._make_info(step, key, metrics)
             with watch.measure("get_old_steps"):
@@ -329,6 +326,13 @@ class CheckpointManager(Saver):
             call.join()  # waits until no process of this job restores it
             self._steps.delete(call, step)
         self._previous = None
+
+    def close(self) -> None:
+        """Waits like `wait_until_finished`, and closes the handlers of the items."""
+        try:
+            super().close()
+        finally:
+            self._items.close()
 
     def is_saving_in_progress(self) -> bool:
         """Whether a save is in progress in the background."""
@@ -407,9 +411,7 @@ class CheckpointManager(Saver):
 
     def _restore_from(self, path: str, items: Any, restore_kwargs: Any, args: Any) -> Any:
         with hold_for_reading(path):
-            args = self._items.read_restore_args(path, items, restore_kwargs, args)
-            single = not isinstance(args, Composite) and ONLY_ITEM in list_item_kinds(path)
-            return check_restore_args(args).restore(f"{path}/{ONLY_ITEM}" if single else path)
+            return self._items.restore(path, items, restore_kwargs, args)
 
     def metrics(self, step: int) -> Any:
         """The metrics that a step was saved with, or None."""

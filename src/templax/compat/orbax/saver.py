@@ -33,7 +33,8 @@ def begin_save(
     Args:
         path: The path of the checkpoint.
         items: Name → tree or `Json`; "" is the checkpoint itself.
-        wait, overwrite: See `templax.save`.
+        wait: See `templax.save`.
+        overwrite: Replaces a checkpoint; what others put into its directory is kept.
         custom_metadata: The `metadata` of `templax.save`.
         after: Called once the checkpoint is committed.
     """
@@ -41,7 +42,9 @@ def begin_save(
     with call.report_errors():
         check_item_names(items)
         options = make_options(metadata=custom_metadata, overwrite=overwrite)
-        options = replace(options, after=None if after is None else lambda _: after())
+        options = replace(
+            options, keeps_others=overwrite, after=None if after is None else lambda _: after()
+        )
         decide = functools.partial(Destination, path)
         return start_save(call, path, items, options, decide, wait=wait)
 

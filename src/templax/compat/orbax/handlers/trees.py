@@ -1,0 +1,182 @@
+"""JAX. The handlers of trees, and of single arrays."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import numpy as np
+
+from ...._core.arguments import PyTree
+from ...._save.contents import Content, Tree
+from ....formats.orbax.write import HANDLERS, PYTREE, STANDARD
+from ..args import PyTreeRestore, PyTreeSave, StandardRestore, StandardSave
+from ..checkpoint_args import CheckpointArgs, register_with_handler
+from ..leaf_args import cast_leaf
+from ..metadata import TreeMetadata, read_metadata
+from ..saver import PathLike
+from .built_in import BuiltInHandler, describe_args
+
+
+class PyTreeCheckpointHandler(BuiltInHandler):
+    """Saves and restores a tree, by `PyTreeSave` and `PyTreeRestore`.
+
+    Args:
+        aggregate_filename: No effect, as are all other options: they describe files and memory.
+
+    Example:
+        >>> import os, tempfile
+        >>> from templax.compat import orbax as ocp
+        >>> path = os.path.join(tempfile.mkdtemp(), "item")
+        >>> handler = ocp.PyTreeCheckpointHandler()
+        >>> handler.save(path, args=ocp.args.PyTreeSave({"step": 7}))
+        >>> handler.restore(path)
+        {'step': 7}
+    """
+
+    name = PYTREE
+
+    def __init__(self, aggregate_filename: str | None = None, **options: Any) -> None:
+        del aggregate_filename, options
+
+    def contents(self, args: Any) -> Mapping[str, Content]:
+        """See `BuiltInHandler.contents`."""
+        if not isinstance(args, (PyTreeSave, StandardSave)):
+            if not hasattr(args, "save_args"):
+                raise describe_args("args that save, such as StandardSave(tree)", args)
+            metadata = getattr(args, "custom_metadata", None)
+            args = PyTreeSave(args.item, args.save_args, custom_metadata=metadata)
+        return {"": replace(args.content(), handler=self.typestr())}
+
+    def restore(self, directory: PathLike, *args: Any, **kwargs: Any) -> PyTree:
+        """Restores the tree in a directory, by `args=` or the arguments of its class."""
+        given = self.take_args("restore", args, kwargs)
+        if not isinstance(given, (PyTreeRestore, StandardRestore, BasePyTreeRestore)):
+            if not hasattr(given, "item") or hasattr(given, "save_args"):
+                raise describe_args("args that restore, such as StandardRestore(template)", given)
+            given = PyTreeRestore(given.item, getattr(given, "restore_args", None))
+        return given.restore(os.fspath(directory))
+
+    def metadata(self, directory: PathLike) -> TreeMetadata:
+        """The leaves of the tree, without reading any array."""
+        return read_metadata(os.fspath(directory)).item_metadata
+
+
+class BasePyTreeCheckpointHandler(PyTreeCheckpointHandler):
+    """`PyTreeCheckpointHandler` under another name, without transforms."""
+
+    name = f"{HANDLERS}base_pytree_checkpoint_handler.BasePyTreeCheckpointHandler"
+
+
+class StandardCheckpointHandler(PyTreeCheckpointHandler):
+    """Saves and restores a tree, by `StandardSave` and `StandardRestore`."""
+
+    name = STANDARD
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+
+
+class ArrayCheckpointHandler(BuiltInHandler):
+    """Saves and restores an array or a number, by `ArraySave` and `ArrayRestore`.
+
+    Args:
+        checkpoint_name: The name of the only leaf of the tree that it is saved as.
+
+    Example:
+        >>> import os, tempfile, numpy as np
+        >>> from templax.compat import orbax as ocp
+        >>> path = os.path.join(tempfile.mkdtemp(), "item")
+        >>> handler = ocp.handlers.ArrayCheckpointHandler()
+        >>> handler.save(path, args=ocp.args.ArraySave(np.arange(3)))
+        >>> restore_args = ocp.RestoreArgs(restore_type=np.ndarray)
+        >>> handler.restore(path, args=ocp.args.ArrayRestore(restore_args=restore_args))
+        array([0, 1, 2])
+    """
+
+    name = f"{HANDLERS}array_checkpoint_handler.ArrayCheckpointHandler"
+
+    def __init__(self, checkpoint_name: str | None = None) -> None:
+        self._leaf = checkpoint_name or "checkpoint"
+
+    def contents(self, args: ArraySave) -> Mapping[str, Content]:
+        """See `BuiltInHandler.contents`.
+
+        Raises:
+            TypeError: It is neither an array nor a number.
+        """
+        item = args.item
+        if not isinstance(item, (jax.Array, np.ndarray, np.generic, int, float, complex)):
+            raise TypeError(f"Expected an array or a number, got {type(item).__name__}")
+        return {"": Tree({self._leaf: cast_leaf(item, args.save_args)}, self.name)}
+
+    def restore(self, directory: PathLike, *args: Any, **kwargs: Any) -> Any:
+        """Restores the array in a directory, by `args=ArrayRestore(...)`."""
+        given = self.take_args("restore", args, kwargs)
+        item = None if given.item is None else {self._leaf: given.item}
+        restore_args = None if given.restore_args is None else {self._leaf: given.restore_args}
+        tree = PyTreeRestore(item, restore_args).restore(os.fspath(directory))
+        return tree[self._leaf]
+
+
+@dataclass
+class ArraySave(CheckpointArgs):
+    """`args.ArraySave`: an array or a number, and how it is saved.
+
+    Example:
+        >>> from templax.compat import orbax as ocp
+        >>> ocp.args.ArraySave(7)
+        ArraySave(item=7, save_args=None)
+    """
+
+    item: Any
+    save_args: Any = None
+
+
+@dataclass
+class ArrayRestore(CheckpointArgs):
+    """`args.ArrayRestore`: an array or a number; a template for it, or how it is restored.
+
+    Example:
+        >>> from templax.compat import orbax as ocp
+        >>> ocp.args.ArrayRestore()
+        ArrayRestore(item=None, restore_args=None)
+    """
+
+    item: Any = None
+    restore_args: Any = None
+
+
+@dataclass
+class BasePyTreeSave(PyTreeSave):
+    """What `BasePyTreeCheckpointHandler` saves: `PyTreeSave` under another name."""
+
+    handler = BasePyTreeCheckpointHandler.name
+
+
+@dataclass
+class BasePyTreeRestore(CheckpointArgs):
+    """What `BasePyTreeCheckpointHandler` restores: `PyTreeRestore` without transforms."""
+
+    item: PyTree = None
+    restore_args: PyTree = None
+    partial_restore: bool = False
+
+    def restore(self, directory: str) -> PyTree:
+        """Restores the item at this path."""
+        partial = self.partial_restore
+        args = PyTreeRestore(self.item, self.restore_args, partial_restore=partial)
+        return args.restore(directory)
+
+
+for _handler, _save, _restore in (
+    (PyTreeCheckpointHandler, PyTreeSave, PyTreeRestore),
+    (BasePyTreeCheckpointHandler, BasePyTreeSave, BasePyTreeRestore),
+    (StandardCheckpointHandler, StandardSave, StandardRestore),
+    (ArrayCheckpointHandler, ArraySave, ArrayRestore),
+):
+    register_with_handler(_handler, for_save=True)(_save)
+    register_with_handler(_handler, for_restore=True)(_restore)
