@@ -12,7 +12,7 @@ from templax._catalog.catalog import Catalog
 from templax._catalog.tree_rows import build_rows, format_cells
 from templax._display import listing
 from templax._display.json import render_json
-from templax._display.json_contents import account_fields, catalog_fields
+from templax._display.json_listing import account_fields, catalog_fields
 from templax._escape import escape_text
 from templax._template.json_file import dump_template, load_template, template_from_catalog
 from templax.errors import Corrupted

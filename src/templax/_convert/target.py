@@ -8,9 +8,9 @@ from dataclasses import replace
 
 from .._core.progress import Progress
 from .._core.text import format_size
-from .._save.file_formats import make_item
 from .._save.item import Item, put_files
 from .._save.jobs import WriteOptions
+from .._save.write_formats import make_item
 from ..errors import SaveError
 from ..formats.orbax.directory import COMMITTED
 from ..formats.orbax.write import STANDARD, encode_commit_files

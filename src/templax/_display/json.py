@@ -1,6 +1,6 @@
 """Renders JSON documents, as the commands print them for `--json`.
 
-The fields are chosen in `json_contents.py` (`ls`, `steps`) and `json_reports.py` (`check`, `plan`,
+The fields are chosen in `json_listing.py` (`ls`, `steps`) and `json_reports.py` (`check`, `plan`,
 `diff`, `verify`). Most are attributes of the results, under the same names.
 """
 

@@ -1,6 +1,6 @@
 """The text of `templax ls` around the tree: facts on a checkpoint, and the code that restores it.
 
-`_catalog/tree_rows.py` has the tree, `json_contents.py` the JSON.
+`_catalog/tree_rows.py` has the tree, `json_listing.py` the JSON.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextvars import ContextVar
 
 from ..errors import SaveError
@@ -23,7 +23,7 @@ def is_inside_save() -> bool:
 
 
 @contextlib.contextmanager
-def _mark_inside() -> Iterator[None]:
+def _mark_inside() -> Generator[None]:
     token = _inside.set(True)
     try:
         yield

@@ -23,7 +23,6 @@ from ..storage.open import is_remote, join_staging, open_source, open_staging
 from ..storage.sink import SharedSink, Sink
 from .contents import Content, File, ForeignItem, Group, Tree
 from .destination import Destination, await_directory, check_destination
-from .file_formats import make_item
 from .fingerprint import combine_saved
 from .foreign_items import ForeignItems
 from .item import Item, Json, Share, put_files
@@ -32,6 +31,7 @@ from .local_values import Selected, digest_leaves, digest_small, find_difference
 from .options import SaveOptions
 from .result import Outcome, clear_tracebacks
 from .snapshot import collect_leaves, copy_values
+from .write_formats import make_item
 
 Result = tuple[int, list[list[int]]]
 """Bytes of all files; and for each item, the crc32c of each leaf."""

@@ -12,18 +12,19 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from .._core.arguments import PyTree
 from .._core.names import join_path
-from .._jax.paths import broadcast_prefix, path_element
+from .._jax.paths import path_element
 from .._jax.support import abstract_array
 from .._jax.versions import SET_MESH, current_mesh
 from ..errors import UsageError
 from .flatten import flatten_tree, map_tree
+from .specs import Rules, choose_specs
 
 
 def template_of(
     init: Callable[..., PyTree] | PyTree,
     *args: Any,
     mesh: Mesh | None = None,
-    specs: PyTree | Callable[[str, Any], PartitionSpec | None] = None,
+    specs: PyTree | Rules | Callable[[str, Any], PartitionSpec | None] = None,
     **kwargs: Any,
 ) -> PyTree:
     """Makes a template: the tree that a function would return, with shapes instead of arrays.
@@ -38,10 +39,19 @@ def template_of(
         *args: Arguments of the function.
         mesh: The mesh of the shardings that `specs` asks for; by default the mesh set by
             `jax.set_mesh`. With `mesh` but no `specs`, every array is replicated over the mesh.
-        specs: Which `PartitionSpec` each array gets: one for all, a prefix of the tree that holds
-            specs (None leaves the arrays below it without a sharding), or a function of the name
-            and the `ShapeDtypeStruct` of an array. The names are those of the template's leaves:
-            `dense.kernel`, but `dense.kernel.value` for a variable of NNX.
+        specs: Which `PartitionSpec` each array gets:
+
+            - one for all;
+            - a prefix of the tree that holds specs, such as `flax.linen.get_partition_spec` and
+              `flax.nnx.get_partition_spec` return; None leaves the arrays below it without a
+              sharding;
+            - rules, `[("*.kernel", P(None, "model")), ("*", P())]`: the first whose pattern the
+              name of an array matches, as in `fnmatch`. Every array of one dimension or more must
+              match a rule, and every rule must give some array its spec;
+            - a function of the name and the `ShapeDtypeStruct` of an array.
+
+            The names are those of the template's leaves: `dense.kernel`, and `dense.kernel.value`
+            for a variable of NNX, whose `value` a rule may leave out.
         **kwargs: Keyword arguments of the function.
 
     Returns:
@@ -49,13 +59,20 @@ def template_of(
         sharding.
 
     Raises:
-        UsageError: `specs` is not a prefix of the tree, no mesh is given or set, or the function
-            `specs` shards a variable of NNX only if its name lacks the last `value`.
+        UsageError: `specs` is not a prefix of the tree; a rule matches no array, or an array no
+            rule; no mesh is given or set; a spec does not fit its array or the mesh; or the
+            function `specs` shards a variable of NNX only if its name lacks the last `value`.
 
     Example:
         >>> import jax, jax.numpy as jnp, templax as tx
         >>> tx.template_of(lambda key: {"w": jax.random.normal(key, (2, 3))}, jax.random.key(0))
         {'w': ShapeDtypeStruct(shape=(2, 3), dtype=float32)}
+        >>> from jax.sharding import PartitionSpec as P
+        >>> mesh = jax.make_mesh((1,), ("model",))
+        >>> tree = {"dense": {"kernel": jnp.ones((4, 8)), "bias": jnp.ones(8)}}
+        >>> rules = [("*.kernel", P(None, "model")), ("*", P())]
+        >>> tuple(tx.template_of(tree, mesh=mesh, specs=rules)["dense"]["kernel"].sharding.spec)
+        (None, 'model')
     """
     if callable(init) and jtu.all_leaves([init]):
         tree = Traced(init, args, kwargs).abstract()
@@ -69,59 +86,19 @@ def template_of(
     if mesh is None or mesh.empty:
         raise UsageError(f"`specs` need a mesh; hint: pass mesh=, or call inside {SET_MESH}(mesh)")
     flat = flatten_tree(tree)
-    if callable(specs):
-        leaf_specs: Sequence[Any] = [
-            _call_specs(specs, keys, leaf) if isinstance(leaf, jax.ShapeDtypeStruct) else None
-            for keys, leaf in flat.keyed
-        ]
-    else:
-        spread = broadcast_prefix(PartitionSpec() if specs is None else specs, tree, "specs")
-        leaf_specs = flat.select(spread, "spec")
-    leaves = []
-    for (_, leaf), spec in zip(flat.keyed, leaf_specs, strict=True):
+    leaves, problems = [], []
+    for (keys, leaf), spec in zip(flat.keyed, choose_specs(specs, tree, flat), strict=True):
         if isinstance(leaf, jax.ShapeDtypeStruct) and spec is not None:
             try:
-                sharding = NamedSharding(mesh, spec)
-                leaf = _replace_sharding(leaf, sharding)
+                leaf = _replace_sharding(leaf, NamedSharding(mesh, spec))
             except (AttributeError, TypeError, ValueError) as error:
                 what = f"Expected a PartitionSpec for shape {leaf.shape} on mesh {dict(mesh.shape)}"
-                raise UsageError(f"{what}, got {spec!r}: {error}") from error
+                name = join_path(tuple(map(path_element, keys)))
+                problems.append(f"{what}, got {spec!r}: {error} - at `{name}`")
         leaves.append(leaf)
+    if problems:
+        raise UsageError("; ".join(problems))
     return flat.treedef.unflatten(leaves)
-
-
-def _call_specs(
-    specs: Callable[..., Any],
-    keys: tuple[Any, ...],
-    leaf: jax.ShapeDtypeStruct,
-) -> PartitionSpec | None:
-    """Calls a `specs` function, and refuses one that expects an NNX variable without its `value`.
-
-    `name.endswith("kernel")` is false for `dense.kernel.value`, which would be replicated silently.
-    """
-    name = join_path(tuple(map(path_element, keys)))
-    spec = specs(name, leaf)
-    variable = name.removesuffix(".value")
-    if variable != name and not isinstance(keys[-1], jtu.DictKey) and not _shards(spec):
-        try:
-            expected = specs(variable, leaf)
-        except (LookupError, ValueError):  # it need not know names that no leaf has
-            return spec
-        if _shards(expected):
-            raise UsageError(
-                f"Expected a spec for `{name}`, got {spec} although `specs` gives {expected} for"
-                f" `{variable}`; hint: in `specs`, begin with"
-                ' `name = name.removesuffix(".value")`'
-            )
-    return spec
-
-
-def _shards(spec: PartitionSpec | None) -> bool:
-    """Whether a spec puts any dimension on a mesh axis."""
-    if not isinstance(spec, PartitionSpec):
-        return False
-    # Iterating over a spec with unreduced axes raises.
-    return any(axes not in (None, ()) for axes in getattr(spec, "partitions", spec))
 
 
 def _abstract_leaf(leaf: Any) -> Any:

@@ -7,7 +7,7 @@ import click
 from .._audit.account import account_bytes
 from .._audit.account_result import MAX_ROWS, format_account
 from .._display.json import render_json
-from .._display.json_contents import account_fields
+from .._display.json_listing import account_fields
 from .._display.terminal import echo_report
 from ..formats.registry import open_catalog
 from ..storage.open import open_source

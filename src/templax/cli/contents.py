@@ -60,7 +60,7 @@ def print_contents(
     shown = listing.select_leaves(catalog, globs)
     if as_json:
         from .._display.json import render_json
-        from .._display.json_contents import catalog_fields
+        from .._display.json_listing import catalog_fields
 
         click.echo(render_json(catalog_fields(catalog, shown)))
         return bool(shown)

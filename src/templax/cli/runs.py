@@ -16,7 +16,7 @@ import templax as tx
 
 from .._core.text import format_age, format_size, list_names
 from .._display.json import render_json
-from .._display.json_contents import prune_fields, run_fields
+from .._display.json_listing import prune_fields, run_fields
 from .._display.terminal import echo, echo_facts, echo_report
 from .._runs.prune import delete_directory, find_staying
 from .._runs.retention import Keep

@@ -13,7 +13,7 @@ from ..storage.head import KeptHead
 from ..storage.open import is_fsspec, open_source
 from ..storage.source import Source
 from .diagnose import diagnose_source
-from .files import FILE_FORMATS, SET_FORMATS
+from .file_formats import FILE_FORMATS, SET_FORMATS
 from .flax.file import FlaxArrays
 from .orbax.directory import list_items, list_run_ahead, uncommitted_reason
 from .orbax.format import Orbax, enter_item, list_ends

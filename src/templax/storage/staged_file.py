@@ -7,8 +7,8 @@ import os
 import threading
 
 from ..errors import UsageError
-from .attempt import SaveAttempt
 from .disk import Descriptor, Disk
+from .save_attempt import SaveAttempt
 
 MAX_WRITE_BYTES = 1 << 30
 """Bytes per write call. Linux accepts at most 2 GiB minus a page, macOS 2 GiB minus one byte."""

@@ -9,7 +9,6 @@ import threading
 from contextlib import suppress
 
 from ..errors import SaveError, UsageError
-from .attempt import SaveAttempt
 from .disk import (
     DISK,
     Descriptor,
@@ -31,6 +30,7 @@ from .leftovers import (
     sync_names,
     temporary_path,
 )
+from .save_attempt import SaveAttempt
 from .staged_file import StagedFile
 from .target import check_target
 

@@ -443,6 +443,7 @@ def test_args_of_orbax_itself_are_obeyed(tmp_path):
         state=orbax.args.PyTreeSave({"a": np.arange(3)}, save_args),
         config=orbax.args.JsonSave([1]),
         data=IteratorSave({"position": 7}),
+        array=orbax.args.ArraySave(np.arange(2)),
     )
     checkpointer.save(tmp_path / "ckpt", items)
     device = jax.devices()[1]
@@ -458,6 +459,23 @@ def test_args_of_orbax_itself_are_obeyed(tmp_path):
     )
     assert got.state["a"].devices() == {device}
     assert (got.config, got.data) == ([1], {"position": 7})
+    assert (tmp_path / "ckpt" / "array" / "templax.index").exists()
+
+
+@pytest.mark.parametrize("ocp", [orbax, compat], ids=["orbax", "compat"])
+def test_composites_are_mappings(ocp):
+    """Items are keys, and attributes where the name is free; they can't be changed."""
+    items = ocp.args.Composite(a=1, keys=2)
+    assert (items.a, items["keys"], items.get("b"), dict(items)) == (1, 2, None, {**items})
+    assert dict(items & ocp.args.Composite(a=3)) == {"a": 1}
+    assert dict(items | {"a": 3}) == {"a": 3, "keys": 2}
+    for code in (lambda: items.b, lambda: items["b"]):
+        with pytest.raises(KeyError):
+            code()
+    with pytest.raises(ValueError):
+        items.a = 3
+    with pytest.raises(ValueError):
+        ocp.args.Composite(__a=1)
 
 
 def test_metadata_of_an_item_is_stored_with_it(tmp_path):
@@ -466,8 +484,34 @@ def test_metadata_of_an_item_is_stored_with_it(tmp_path):
         path, about = tmp_path / name, {"of": name}
         save = getattr(compat.args, name)({"a": np.arange(3)}, custom_metadata=about)
         compat.Checkpointer(getattr(compat, f"{args}CheckpointHandler")()).save(path, args=save)
-        reader = orbax.Checkpointer(getattr(orbax, f"{args}CheckpointHandler")())
-        assert reader.metadata(path).item_metadata.custom_metadata == about
+        for ocp in PEERS.values():
+            reader = ocp.Checkpointer(getattr(ocp, f"{args}CheckpointHandler")())
+            found = reader.metadata(path)
+            assert found.item_metadata.custom_metadata == about
+            assert found.custom_metadata == {}
+
+
+@pytest.mark.parametrize("ocp", [orbax, compat], ids=["orbax", "compat"])
+def test_metadata_of_a_composite_is_by_item(ocp, tmp_path):
+    """Of items whose handlers are known; the names of all handlers are in the checkpoint."""
+    handler, save, _, _ = make_text_handler(ocp)
+    args = ocp.args
+    items = args.Composite(
+        text=save("hello"), state=args.StandardSave({"n": 5}), config=args.JsonSave([1])
+    )
+    checkpointer = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
+    checkpointer.save(tmp_path / "ckpt", items, custom_metadata={"run": 1})
+    found = checkpointer.metadata(tmp_path / "ckpt")
+    assert found.custom_metadata == {"run": 1}
+    assert found.item_metadata["text"] == {"length": 5}
+    assert list(found.item_metadata["state"].tree) == ["n"]
+    assert found.item_metadata["config"] is None
+    assert found.item_handlers["text"] == handler.typestr()
+    assert found.item_handlers["state"] == ocp.StandardCheckpointHandler().typestr()
+    stranger = ocp.Checkpointer(ocp.CompositeCheckpointHandler()).metadata(tmp_path / "ckpt")
+    assert dict(stranger.item_metadata) == {"text": None, "state": None, "config": None}
+    assert stranger.item_handlers == found.item_handlers
+    assert isinstance(found.commit_timestamp_nsecs, int)
 
 
 def test_args_can_be_changed_and_extended(tmp_path):

@@ -9,7 +9,7 @@ import pytest
 
 import templax as tx
 from helpers import run_cli
-from templax._display.json_contents import account_fields
+from templax._display.json_listing import account_fields
 
 pytestmark = pytest.mark.usefixtures("in_corpus")
 

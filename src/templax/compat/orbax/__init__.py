@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from . import (
         abstract_checkpoint_manager,
         args,
+        arrays,
         checkpoint_args,
         checkpoint_manager,
         checkpoint_managers,
@@ -28,9 +29,14 @@ if TYPE_CHECKING:
         future,
         handlers,
         logging,
+        metadata,
+        msgpack_utils,
         multihost,
         options,
         path,
+        test_utils,
+        transform_utils,
+        tree,
         type_handlers,
         utils,
     )
@@ -63,6 +69,12 @@ if TYPE_CHECKING:
     from .leaf_args import PLACEHOLDER, ArrayRestoreArgs, RestoreArgs, SaveArgs
     from .options import AsyncOptions, CheckpointManagerOptions
     from .path import step
+    from .transform_utils import (
+        RestoreTransform,
+        Transform,
+        apply_transformations,
+        merge_trees,
+    )
 
 __all__ = [
     "PLACEHOLDER",
@@ -88,11 +100,15 @@ __all__ = [
     "PyTreeCheckpointHandler",
     "PyTreeCheckpointer",
     "RestoreArgs",
+    "RestoreTransform",
     "SaveArgs",
     "StandardCheckpointHandler",
     "StandardCheckpointer",
+    "Transform",
     "abstract_checkpoint_manager",
+    "apply_transformations",
     "args",
+    "arrays",
     "checkpoint_args",
     "checkpoint_manager",
     "checkpoint_managers",
@@ -103,10 +119,16 @@ __all__ = [
     "handlers",
     "load",
     "logging",
+    "merge_trees",
+    "metadata",
+    "msgpack_utils",
     "multihost",
     "options",
     "path",
     "step",
+    "test_utils",
+    "transform_utils",
+    "tree",
     "type_handlers",
     "utils",
     "v1",
@@ -141,6 +163,7 @@ _MODULES = {
     "leaf_args": ("PLACEHOLDER", "ArrayRestoreArgs", "RestoreArgs", "SaveArgs"),
     "options": ("AsyncOptions", "CheckpointManagerOptions"),
     "path.step": ("step",),
+    "transform_utils": ("RestoreTransform", "Transform", "apply_transformations", "merge_trees"),
 }
 """Where each name is defined. A module of Orbax is one of the same name here."""
 
@@ -150,6 +173,9 @@ _HOMES = {name: module for module, names in _MODULES.items() for name in names}
 __getattr__ = unmapped_attribute(
     homes={name: name for name in __all__ if name[0].islower()} | _HOMES
 )
+
+__version__ = "0.12.8"
+"""The version of Orbax whose names and behaviour these modules follow."""
 
 
 def __dir__() -> list[str]:

@@ -13,10 +13,14 @@ from ...storage.open import open_source
 from .args import StandardRestore, StandardSave
 from .handlers.built_in import is_replaced
 from .handlers.calls import check_finished, take_args
-from .handlers.composite import CompositeCheckpointHandler, item_content, restore_content
-from .handlers.protocol import as_path
+from .handlers.composite import (
+    CompositeCheckpointHandler,
+    find_metadata,
+    item_content,
+    restore_content,
+)
 from .handlers.trees import PyTreeCheckpointHandler, StandardCheckpointHandler
-from .metadata import StepMetadata, read_metadata
+from .metadata.checkpoint import StepMetadata, make_step_metadata, read_metadata
 from .options import AsyncOptions
 from .saver import PathLike, Saver, begin_save
 from .unmapped import unmapped_attribute
@@ -114,13 +118,13 @@ class Checkpointer(Saver):
         """
         self.wait_until_finished()
         path = os.fspath(directory)
+        if isinstance(self.handler, CompositeCheckpointHandler):
+            return self.handler.metadata(path)
         if not is_replaced(self.handler, "metadata"):
             return read_metadata(path)
         check_finished(path)
-        find = getattr(self.handler, "metadata", None)
-        found = find(as_path(path)) if callable(find) else None
-        custom = read_step_metadata(open_source(path)).get("custom_metadata")
-        return StepMetadata(found, custom)
+        about = read_step_metadata(open_source(path))
+        return make_step_metadata(about, find_metadata(self.handler, path))
 
     def close(self) -> None:
         """Waits like `wait_until_finished`, and closes the handler."""

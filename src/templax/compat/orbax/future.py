@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import threading
 import time
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any, Protocol, runtime_checkable
 
 from .unmapped import unmapped_attribute
@@ -106,19 +106,10 @@ class CommitFutureAwaitingContractedSignals:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[Any] | None = None
         self._cancelled = False
-        self._result: Any = None
-        self._error: BaseException | None = None
+        pool = ThreadPoolExecutor(1, thread_name_prefix=name or "templax-commit")
         context = contextvars.copy_context()
-        self._thread = threading.Thread(target=context.run, args=(self._run,), name=name)
-        self._thread.start()
-
-    def _run(self) -> None:
-        try:
-            self._result = asyncio.run(self._await())
-        except asyncio.CancelledError:
-            self._error = CancelledError()
-        except BaseException as error:  # noqa: BLE001 - `result` raises it
-            self._error = error
+        self._future = pool.submit(context.run, asyncio.run, self._await())
+        pool.shutdown(wait=False)
 
     async def _await(self) -> Any:
         self._loop, self._task = asyncio.get_running_loop(), asyncio.current_task()
@@ -133,21 +124,17 @@ class CommitFutureAwaitingContractedSignals:
         Raises:
             TimeoutError: It has not ended after `timeout` seconds.
         """
-        self._thread.join(timeout)
-        if self._thread.is_alive():
-            raise TimeoutError(f"Thread {self._thread.name} has not ended after {timeout} s")
-        if self._error is not None:
-            raise self._error
-        return self._result
+        try:
+            return self._future.result(timeout)
+        except asyncio.CancelledError as error:
+            raise CancelledError from error
 
     def cancel(self) -> None:
         """Cancels the coroutine, unless it has ended."""
         self._cancelled = True
-        if self._loop is not None and self._task is not None and self._thread.is_alive():
-            try:
+        if self._loop is not None and self._task is not None:
+            with suppress(RuntimeError):  # it has ended
                 self._loop.call_soon_threadsafe(self._task.cancel)
-            except RuntimeError:  # it has just ended
-                return
 
 
 def run_coroutine(coro: Coroutine[Any, Any, Any]) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,12 +20,17 @@ from ..checkpoint_args import (
     find_args_types,
     find_handler_type,
     get_registered_handler_cls,
+    handler_name,
     register_with_handler,
 )
+from ..metadata.checkpoint import StepMetadata, make_step_metadata
 from ..saver import PathLike
 from .built_in import BuiltInHandler, is_replaced
 from .calls import HandledItem, PlainArgs, restore_item
+from .protocol import as_path
 from .registration import CheckpointHandlerRegistry, DefaultCheckpointHandlerRegistry
+
+_log = logging.getLogger("templax")
 
 
 @dataclass
@@ -228,6 +234,34 @@ class CompositeCheckpointHandler(BuiltInHandler):
                 f"Expected args of item `{name}`, as {types[1].__name__} takes arguments: {error}"
             ) from error
 
+    def metadata(self, directory: PathLike) -> StepMetadata:
+        """What is known of the items of a checkpoint without reading any array.
+
+        An item whose handler is not known to this one has None.
+
+        Raises:
+            NotFound: There is no directory.
+            UsageError: The directory holds a single item.
+        """
+        path = os.fspath(directory)
+        source, known = open_source(path), self._handlers()
+        items = list_item_directories(path)
+        if source.stat("") is None and not items:
+            raise tx.NotFound("Expected a checkpoint, found nothing", file=path)
+        about = read_step_metadata(source)
+        recorded = about.get("item_handlers") or {}
+        if not isinstance(recorded, dict):
+            raise tx.UsageError(
+                f"StepMetadata.item_handlers must be a dict, as of several items, got {recorded!r}"
+            )
+        named = {name: handler_name(known[name]) if name in known else None for name in items}
+        found = {
+            name: find_metadata(known[name], f"{path}/{name}") if name in known else None
+            for name in items
+        }
+        handlers = {**named, **{name: each for name, each in recorded.items() if each}}
+        return make_step_metadata({**about, "item_handlers": handlers}, Composite(**found))
+
     def close(self) -> None:
         """Closes the handlers of all items."""
         for handler in self._handlers().values():
@@ -249,6 +283,18 @@ def restore_content(handler: Any, directory: str, args: Any) -> Any:
     if isinstance(handler, BuiltInHandler) and not is_replaced(handler, "restore"):
         return handler.restore(directory, args=args)
     return restore_item(handler, directory, args)
+
+
+def find_metadata(handler: Any, directory: str) -> Any:
+    """What a handler tells of an item; None if it can't, which is logged."""
+    find = getattr(handler, "metadata", None)
+    if not callable(find):
+        return None
+    try:
+        return find(as_path(directory))
+    except (FileNotFoundError, NotImplementedError, tx.UnknownFormat) as error:
+        _log.warning("%s has no metadata of %s: %s", type(handler).__name__, directory, error)
+        return None
 
 
 def list_item_directories(path: str) -> list[str]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 import templax as tx
@@ -68,7 +69,7 @@ class JaxRandomKeyCheckpointHandler(_RandomKeyHandler):
         key, kind = args.item, {"typed": False}
         if not isinstance(key, jax.Array):
             raise TypeError(f"Expected a random key of JAX, got {type(key).__name__}")
-        if jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key):
+        if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
             # Orbax reads `typed` alone, and takes JAX's default implementation.
             kind = {"typed": True, "impl": str(jax.random.key_impl(key))}
             key = jax.random.key_data(key)

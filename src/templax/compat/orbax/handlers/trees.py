@@ -15,8 +15,9 @@ from ...._save.contents import Content, Tree
 from ....formats.orbax.write import HANDLERS, PYTREE, STANDARD
 from ..args import PyTreeRestore, PyTreeSave, StandardRestore, StandardSave
 from ..checkpoint_args import CheckpointArgs, register_with_handler
-from ..leaf_args import cast_leaf
-from ..metadata import TreeMetadata, read_metadata
+from ..leaf_templates import cast_tree
+from ..metadata.checkpoint import read_metadata
+from ..metadata.tree import TreeMetadata
 from ..saver import PathLike
 from .built_in import BuiltInHandler, describe_args
 
@@ -111,7 +112,9 @@ class ArrayCheckpointHandler(BuiltInHandler):
         item = args.item
         if not isinstance(item, (jax.Array, np.ndarray, np.generic, int, float, complex)):
             raise TypeError(f"Expected an array or a number, got {type(item).__name__}")
-        return {"": Tree({self._leaf: cast_leaf(item, args.save_args)}, self.name)}
+        save_args = None if args.save_args is None else {self._leaf: args.save_args}
+        tree = cast_tree({self._leaf: item}, save_args)
+        return {"": Tree(tree, self.name)}
 
     def restore(self, directory: PathLike, *args: Any, **kwargs: Any) -> Any:
         """Restores the array in a directory, by `args=ArrayRestore(...)`."""
