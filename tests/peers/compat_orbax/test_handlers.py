@@ -443,6 +443,7 @@ def test_args_of_orbax_itself_are_obeyed(tmp_path):
         state=orbax.args.PyTreeSave({"a": np.arange(3)}, save_args),
         config=orbax.args.JsonSave([1]),
         data=IteratorSave({"position": 7}),
+        array=orbax.args.ArraySave(np.arange(2)),
     )
     checkpointer.save(tmp_path / "ckpt", items)
     device = jax.devices()[1]
@@ -458,6 +459,23 @@ def test_args_of_orbax_itself_are_obeyed(tmp_path):
     )
     assert got.state["a"].devices() == {device}
     assert (got.config, got.data) == ([1], {"position": 7})
+    assert (tmp_path / "ckpt" / "array" / "templax.index").exists()
+
+
+@pytest.mark.parametrize("ocp", [orbax, compat], ids=["orbax", "compat"])
+def test_composites_are_mappings(ocp):
+    """Items are keys, and attributes where the name is free; they can't be changed."""
+    items = ocp.args.Composite(a=1, keys=2)
+    assert (items.a, items["keys"], items.get("b"), dict(items)) == (1, 2, None, {**items})
+    assert dict(items & ocp.args.Composite(a=3)) == {"a": 1}
+    assert dict(items | {"a": 3}) == {"a": 3, "keys": 2}
+    for code in (lambda: items.b, lambda: items["b"]):
+        with pytest.raises(KeyError):
+            code()
+    with pytest.raises(ValueError):
+        items.a = 3
+    with pytest.raises(ValueError):
+        ocp.args.Composite(__a=1)
 
 
 def test_metadata_of_an_item_is_stored_with_it(tmp_path):

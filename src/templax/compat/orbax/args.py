@@ -5,6 +5,7 @@ Those that save return the values to save from `content`; those that restore do 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -233,6 +234,10 @@ class JsonRestore(CheckpointArgs):
         return read_json_item(open_source(directory))
 
 
+class _NoItem(AttributeError, KeyError):
+    """There is no item of that name: as Orbax has it a KeyError, and what `getattr` needs."""
+
+
 class Composite(Mapping[str, Any], CheckpointArgs):
     """`args.Composite`: item name → its args. A restore returns its results in one, too.
 
@@ -245,15 +250,32 @@ class Composite(Mapping[str, Any], CheckpointArgs):
     """
 
     def __init__(self, **items: Any) -> None:
-        self._items = items
+        for name in items:
+            if name.startswith("__"):
+                raise tx.UsageError(f"Expected names of items without `__` in front, got `{name}`")
+        self.__dict__["_items"] = items
 
     def __getitem__(self, name: str) -> Any:
+        if name not in self._items:
+            found = ", ".join(f"`{item}`" for item in self._items) or "none"
+            raise KeyError(f"Expected one of the items {found}, got `{name}`")
         return self._items[name]
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("_") or name not in self._items:
-            raise AttributeError(name)
+        if name == "_items" or name not in self._items:
+            raise _NoItem(name)
         return self._items[name]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise tx.UsageError(f"A Composite can't be changed, got {name}={value!r}")
+
+    def __and__(self, other: Mapping[str, Any]) -> Composite:
+        """The items that both have."""
+        return Composite(**{name: each for name, each in self.items() if name in other})
+
+    def __or__(self, other: Mapping[str, Any]) -> Composite:
+        """The items of both; those of `other` where both have one."""
+        return Composite(**{**self, **other})
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._items)
@@ -287,12 +309,6 @@ SAVES = (StandardSave, PyTreeSave, JsonSave, Composite)
 RESTORES = (StandardRestore, PyTreeRestore, JsonRestore, Composite)
 """The args that restore."""
 
-_OWN = {
-    f"{each.__name__}Args": each
-    for each in (StandardSave, PyTreeSave, JsonSave, StandardRestore, PyTreeRestore, JsonRestore)
-}
-"""Name of a class of Orbax → the class of templax that takes its place."""
-
 
 def adopt_args(args: Any) -> Any:
     """The args of templax for those that were made of Orbax's own classes; others as they are.
@@ -302,16 +318,17 @@ def adopt_args(args: Any) -> Any:
     """
     if isinstance(args, CheckpointArgs) or not type(args).__module__.startswith(_ORBAX):
         return args
-    name = type(args).__name__
-    if name == "CompositeArgs":
+    name = type(args).__name__.removesuffix("Args")
+    if name == Composite.__name__:
         return Composite(**{item: adopt_args(each) for item, each in args.items()})
-    if name not in _OWN:
+    if name not in __all__:
         return args
-    known = {field.name for field in fields(_OWN[name])}
+    own: Any = getattr(sys.modules[__name__], name)
+    known = {field.name for field in fields(own)}
     for field in fields(args):
         if field.name not in known and getattr(args, field.name) != field.default:
             raise unmapped_argument(f"{name}.{field.name}", "leave it out")
-    return _OWN[name](**{each: getattr(args, each) for each in known if hasattr(args, each)})
+    return own(**{each: getattr(args, each) for each in known if hasattr(args, each)})
 
 
 def check_restore_args(args: Any) -> Any:

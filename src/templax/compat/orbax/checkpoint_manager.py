@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import logging
 import os
 import time
 from collections.abc import Iterable, Mapping
@@ -28,15 +27,13 @@ from ..._runs.arguments import read_step
 from ..._runs.locks import hold_for_reading
 from ..._save.options import SaveOptions, make_options
 from ..._save.result import PendingSave
-from ...formats.orbax.step_metadata import read_metrics, read_step_metadata
+from ...formats.orbax.step_metadata import read_metrics
 from ...storage.local import Local
 from . import multihost
-from .args import Composite, check_restore_args, list_item_kinds
 from .checkpoint_managers.save_decision_policy import DecisionContext
-from .legacy import ONLY_ITEM
 from .logging.step_statistics import RestoreStepStatistics, SaveStepStatistics
 from .logging.stopwatch import Stopwatch
-from .metadata.checkpoint import RootMetadata, StepMetadata, make_step_metadata
+from .metadata.checkpoint import RootMetadata, StepMetadata
 from .options import CheckpointManagerOptions, check_processes
 from .run_directory import (
     NO_STEP,
@@ -46,7 +43,7 @@ from .run_directory import (
     remove_leftovers,
     write_root_metadata,
 )
-from .run_items import METRICS, RunItems, read_item_metadata
+from .run_items import METRICS, ONLY_ITEM, RunItems
 from .run_steps import RunSteps, StepAlreadyExistsError
 from .save_failure import SaveFailure
 from .saver import PathLike, Saver
@@ -75,8 +72,6 @@ __all__ = [
     "StepAlreadyExistsError",
     "StepMetadata",
 ]
-
-_log = logging.getLogger("templax")
 
 
 class CheckpointManager(Saver):
@@ -124,9 +119,7 @@ class CheckpointManager(Saver):
         self._items = RunItems(checkpointers, item_names, item_handlers, handler_registry)
         self._waits = not self._options.enable_async_checkpointing
         if checkpointers is not None:
-            named = isinstance(checkpointers, Mapping)
-            each_of = checkpointers.values() if named else (checkpointers,)
-            self._waits = all(each.waits for each in each_of)
+            self._waits = self._items.waits
         self._save_policy = make_save_policy(self._options)
         self._preservation_policy = make_preservation_policy(self._options)
         self._steps = RunSteps(self._root, self._options)
@@ -173,14 +166,7 @@ class CheckpointManager(Saver):
         """The best step by `best_fn`, the later one if several tie. Without it, the latest step."""
         if self._options.best_fn is None:
             return self.latest_step()
-        metrics: dict[int, Any] = {}
-        for step in self._list_steps():
-            try:
-                metrics[step] = self.metrics(step)
-            except tx.CheckpointError as error:
-                text = "step %d of %s is not compared with others: %s"
-                _log.warning(text, step, self._root, error)
-        return find_best(self._options, metrics)
+        return find_best(self._options, self._list_steps(), self.metrics, self._root)
 
     def reload(self) -> None:
         """Lists the directory again, which processes of a job else do only before they save."""
@@ -299,7 +285,8 @@ class CheckpointManager(Saver):
             with watch.measure("wait_for_prev"):
                 earlier = self._find_earlier_failure()
             saved_metrics = metrics if self._options.tracks_metrics else None
-            contents = self._items.make_contents(args, saved_metrics)
+            background = not self._waits
+            contents = self._items.contents(args, saved_metrics, background=background)
             options = self._make_save_options(args, custom_metadata)
             key = self._steps.name_step(step)
             info = self._make_info(step, key, metrics)
@@ -339,6 +326,13 @@ class CheckpointManager(Saver):
             call.join()  # waits until no process of this job restores it
             self._steps.delete(call, step)
         self._previous = None
+
+    def close(self) -> None:
+        """Waits like `wait_until_finished`, and closes the handlers of the items."""
+        try:
+            super().close()
+        finally:
+            self._items.close()
 
     def is_saving_in_progress(self) -> bool:
         """Whether a save is in progress in the background."""
@@ -417,9 +411,7 @@ class CheckpointManager(Saver):
 
     def _restore_from(self, path: str, items: Any, restore_kwargs: Any, args: Any) -> Any:
         with hold_for_reading(path):
-            args = self._items.read_restore_args(path, items, restore_kwargs, args)
-            single = not isinstance(args, Composite) and ONLY_ITEM in list_item_kinds(path)
-            return check_restore_args(args).restore(f"{path}/{ONLY_ITEM}" if single else path)
+            return self._items.restore(path, items, restore_kwargs, args)
 
     def metrics(self, step: int) -> Any:
         """The metrics that a step was saved with, or None."""
@@ -440,9 +432,8 @@ class CheckpointManager(Saver):
             return RootMetadata(custom_metadata=unsaved if saved is None else saved)
         self.wait_until_finished()
         path = self._steps.find_path(step, None)
-        source = Local(path)
-        found = make_step_metadata(read_step_metadata(source), read_item_metadata(path))
-        found.metrics = read_metrics(source)
+        found = self._items.read_metadata(path)
+        found.metrics = read_metrics(Local(path))
         return found
 
 

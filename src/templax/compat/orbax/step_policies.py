@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -209,15 +209,32 @@ def make_preservation_policy(options: CheckpointManagerOptions) -> PreservationP
     return AnyPreservationPolicy(policies)
 
 
-def find_best(options: CheckpointManagerOptions, metrics: Mapping[int, Any]) -> int | None:
+def find_best(
+    options: CheckpointManagerOptions,
+    steps: Iterable[int],
+    read_metrics: Callable[[int], Any],
+    root: str,
+) -> int | None:
     """The best step by `best_fn`, the later one if several tie; None if none has metrics.
+
+    A step whose metrics are unreadable is left out, as the log says.
 
     Args:
         options: Those of the manager.
-        metrics: Number → metrics of each step, or None.
+        steps: The numbers of the steps.
+        read_metrics: Reads the metrics of a step, or None.
+        root: The directory of the run.
     """
     assert options.best_fn is not None
-    values = {s: float(options.best_fn(m)) for s, m in metrics.items() if m is not None}
+    values: dict[int, float] = {}
+    for step in steps:
+        try:
+            metrics = read_metrics(step)
+        except tx.CheckpointError as error:
+            _log.warning("step %d of %s is not compared with others: %s", step, root, error)
+            continue
+        if metrics is not None:
+            values[step] = float(options.best_fn(metrics))
     return next(iter(rank_values(values, reverse=options.best_mode == "min")), None)
 
 
