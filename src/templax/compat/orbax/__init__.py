@@ -17,24 +17,30 @@ from .unmapped import unmapped_attribute
 
 if TYPE_CHECKING:
     from . import (
+        abstract_checkpoint_manager,
         args,
         arrays,
         checkpoint_args,
         checkpoint_manager,
+        checkpoint_managers,
         checkpoint_utils,
         checkpointers,
         experimental,
         future,
         handlers,
+        logging,
         metadata,
         msgpack_utils,
+        multihost,
         options,
+        path,
         test_utils,
         transform_utils,
         tree,
         type_handlers,
         utils,
     )
+    from .abstract_checkpoint_manager import AbstractCheckpointManager
     from .checkpoint_manager import CheckpointManager
     from .checkpointers import (
         AsyncCheckpointer,
@@ -62,6 +68,7 @@ if TYPE_CHECKING:
     )
     from .leaf_args import PLACEHOLDER, ArrayRestoreArgs, RestoreArgs, SaveArgs
     from .options import AsyncOptions, CheckpointManagerOptions
+    from .path import step
     from .transform_utils import (
         RestoreTransform,
         Transform,
@@ -71,6 +78,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "PLACEHOLDER",
+    "AbstractCheckpointManager",
     "ArrayCheckpointHandler",
     "ArrayRestoreArgs",
     "AsyncCheckpointHandler",
@@ -97,21 +105,27 @@ __all__ = [
     "StandardCheckpointHandler",
     "StandardCheckpointer",
     "Transform",
+    "abstract_checkpoint_manager",
     "apply_transformations",
     "args",
     "arrays",
     "checkpoint_args",
     "checkpoint_manager",
+    "checkpoint_managers",
     "checkpoint_utils",
     "checkpointers",
     "experimental",
     "future",
     "handlers",
     "load",
+    "logging",
     "merge_trees",
     "metadata",
     "msgpack_utils",
+    "multihost",
     "options",
+    "path",
+    "step",
     "test_utils",
     "transform_utils",
     "tree",
@@ -121,6 +135,7 @@ __all__ = [
 ]
 
 _MODULES = {
+    "abstract_checkpoint_manager": ("AbstractCheckpointManager",),
     "checkpoint_manager": ("CheckpointManager",),
     "checkpointers": (
         "AsyncCheckpointer",
@@ -148,6 +163,7 @@ _MODULES = {
     "leaf_args": ("PLACEHOLDER", "ArrayRestoreArgs", "RestoreArgs", "SaveArgs"),
     "options": ("AsyncOptions", "CheckpointManagerOptions"),
     "transform_utils": ("RestoreTransform", "Transform", "apply_transformations", "merge_trees"),
+    "path.step": ("step",),
 }
 """Where each name is defined. A module of Orbax is one of the same name here."""
 

@@ -193,7 +193,7 @@ class CompositeCheckpointHandler(BuiltInHandler):
         given = self.take_args("restore", args, kwargs)
         items = list_item_directories(path)
         if not given:
-            given = Composite(**{name: self._default_args(path, name) for name in items})
+            given = Composite(**{name: self.default_args(path, name) for name in items})
         for name in given:
             if name not in items:
                 listed = ", ".join(f"`{each}`" for each in items) or "none"
@@ -201,8 +201,16 @@ class CompositeCheckpointHandler(BuiltInHandler):
         pairs = {n: (self.find_handler(n, a), a) for n, a in sorted(given.items())}
         return Composite(**{n: restore_content(h, f"{path}/{n}", a) for n, (h, a) in pairs.items()})
 
-    def _default_args(self, path: str, name: str) -> Any:
-        """The args that restore an item as it was saved."""
+    def default_args(self, path: str, name: str) -> Any:
+        """The args that restore an item as it was saved.
+
+        Args:
+            path: The checkpoint.
+            name: The item.
+
+        Raises:
+            UsageError: The handler of the item is unknown, or needs more than that.
+        """
         handler = self._handlers().get(name)
         if handler is None and name in (self._open or ()):
             raise tx.UsageError(
