@@ -433,9 +433,8 @@ class CheckpointManager(Saver):
         self.wait_until_finished()
         path = self._steps.find_path(step, None)
         source = Local(path)
-        found = make_step_metadata(read_step_metadata(source), read_item_metadata(path))
-        found.metrics = read_metrics(source)
-        return found
+        about = read_step_metadata(source) | {"metrics": read_metrics(source)}
+        return make_step_metadata(about, read_item_metadata(path))
 
 
 _HOMES = {
