@@ -139,8 +139,8 @@ def apply_restore_args(
         rows = take_stored_shapes(rows, asked, stored)
     return flat.treedef.unflatten(
         [
-            describe_leaf(leaf, asked[name], stored.get(name)) if asked.get(name) else leaf
-            for name, leaf in rows
+            leaf if args is None else describe_leaf(leaf, args, stored.get(name))
+            for (name, leaf), args in zip(rows, map(asked.get, names), strict=True)
         ]
     )
 
@@ -171,9 +171,8 @@ def take_stored_shapes(
     result: list[tuple[str, Any]] = []
     for name, leaf in rows:
         entry, args = stored.get(name), asked.get(name)
-        says_shape = args is None or getattr(args, "global_shape", None) is not None
-        arrays = entry is not None and entry.kind == "array" and hasattr(leaf, "shape")
-        if arrays and not says_shape and tuple(leaf.shape) != entry.shape:
+        says_none = args is not None and getattr(args, "global_shape", None) is None
+        if entry is not None and says_none and _is_array_of_other_shape(leaf, entry):
             changed.append(name)
             leaf = _reshape(leaf, entry.shape)
         result.append((name, leaf))
@@ -181,6 +180,11 @@ def take_stored_shapes(
         text = "restored in the stored shape, and not in that of item=: %s; hint: global_shape="
         _log.warning(text, list_names(changed, _MOST_NAMED))
     return result
+
+
+def _is_array_of_other_shape(leaf: Any, entry: LeafEntry) -> bool:
+    is_array = entry.kind == "array" and hasattr(leaf, "shape")
+    return is_array and tuple(leaf.shape) != entry.shape
 
 
 def _reshape(leaf: Any, shape: tuple[int, ...]) -> Any:
