@@ -12,11 +12,12 @@ from dataclasses import replace
 
 from .._core.names import find_nearest
 from .._core.text import list_examples
-from ..errors import CheckpointError, NotFound, SourceError, UnknownFormat
+from ..errors import CheckpointError, Corrupted, NotFound, SourceError, UnknownFormat
 from ..storage.head import KeptHead
 from ..storage.signatures import is_lfs_pointer, make_lfs_error, read_head
 from ..storage.source import ObjectInfo, Source
 from .file_formats import FILE_FORMATS, SET_FORMATS
+from .file_set import FileSet
 from .flax.file import FlaxArrays
 from .foreign import UNPACK, describe_file
 from .orbax.directory import MAX_PROBES, Root, examine_directory
@@ -64,6 +65,7 @@ def diagnose_source(source: Source) -> CheckpointError:
         _lfs_error(source, children)
         or _dot_files_error(source, children)
         or _remains_error(source, children)
+        or _index_error(source, children)
         or _checkpoints_below_error(source, children)
         or _contents_error(source, children)
     )
@@ -112,6 +114,16 @@ def _remains_error(source: Source, children: list[ObjectInfo]) -> UnknownFormat 
     return _unknown_format(
         f"`{remains[0]}` of an Orbax checkpoint without its `_METADATA` or arrays", source
     )
+
+
+def _index_error(source: Source, children: list[ObjectInfo]) -> Corrupted | None:
+    """The error for a set of files whose index can't be used, if `source` is one."""
+    sets = (format for format in SET_FORMATS if isinstance(format, FileSet))
+    problem = next(filter(None, (format.find_index_problem(source) for format in sets)), None)
+    if problem is None:
+        return None
+    hint = open_hint(list_openable_files(source, children))
+    return Corrupted(problem.what, leaf=problem.leaf, file=problem.file, hint=hint)
 
 
 def _checkpoints_below_error(source: Source, children: list[ObjectInfo]) -> UnknownFormat | None:

@@ -126,6 +126,18 @@ class FileSet:
         _, files = self._list_files(*found)
         return {child.key for child in source.children()} == {found[1], *files}
 
+    def find_index_problem(self, source: Source) -> Corrupted | None:
+        """Why the only index of a directory can't be used; None if it can, or if there is none."""
+        names = [child.key for child in source.children() if not child.is_dir]
+        indexes = [name for name in names if name.endswith(self.suffix + INDEX_SUFFIX)]
+        if len(indexes) != 1:
+            return None
+        try:
+            _read_index(source, indexes[0])
+        except Corrupted as error:
+            return error
+        return None
+
     def _find(self, source: Source) -> tuple[Source, str] | None:
         """The directory, and in it the index or the only file."""
         info = source.stat("")

@@ -100,7 +100,9 @@ def test_an_unreadable_index_is_damage_and_no_evidence(tmp_path: Path, text: str
     with pytest.raises(tx.Corrupted, match="index is unreadable"):
         tx.open(path / INDEX)
     hint = f'open "{path / FIRST}" or "{path / SECOND}"'
-    assert read_refusal(path).endswith(f"got a directory that holds checkpoints; hint: {hint}")
+    said = read_refusal(path, tx.Corrupted)
+    assert said.startswith("The index is unreadable: ")
+    assert said.endswith(f" - file `{INDEX}`; hint: {hint}")
 
 
 def test_a_damaged_file_of_a_set_is_named(tmp_path: Path) -> None:
@@ -175,3 +177,29 @@ def test_a_file_of_a_directory_that_is_a_link_out_of_it_is_refused(tmp_path: Pat
         tx.open(tmp_path / "ckpt")
     trusted = tx.storage.Local(tmp_path / "ckpt", follow_links=True)
     np.testing.assert_array_equal(tx.restore(trusted, tree)["a"], tree["a"])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            b'{"weight_map": {"w": "../x.safetensors"}}',
+            "Expected a file of this directory, got `../x.safetensors` - at `w`",
+        ),
+        (b'{"weight_map": {"w": 1}}', "The index is unreadable: Expected `str`, got `int`"),
+        (b'{"weight_map": ', "The index is unreadable: Input data was truncated"),
+        (b"[" * 100_000, "The index is unreadable: "),
+    ],
+)
+@pytest.mark.parametrize("beside", [False, True])
+def test_an_index_that_cannot_be_used_is_said_to_be_the_problem(
+    tmp_path: Path, text: bytes, message: str, beside: bool
+) -> None:
+    """Instead of a directory of files that are no checkpoint."""
+    (tmp_path / "model.safetensors.index.json").write_bytes(text)
+    if beside:
+        save_file({"w": np.ones(3, np.float32)}, tmp_path / "model.safetensors")
+    with pytest.raises(tx.Corrupted) as caught:
+        tx.open(tmp_path)
+    assert str(caught.value).startswith(message)
+    assert "`model.safetensors.index.json`" in str(caught.value)
