@@ -74,13 +74,16 @@ def test_metadata_is_a_template(at, tmp_path):
     assert_same(got, {"w": tree["w"]})
 
 
-def test_metadata_of_other_devices_is_a_template_for_the_default_one(at, caplog):
-    """The leaves are named."""
+def test_differs_metadata_of_other_devices(at, caplog):
+    """Orbax takes no metadata as a template; templax restores on the default device, and says so."""
     metadata = read(compat, at.sharded_pytree)
     for leaf in (metadata["w"], metadata["key"]):
         leaf.sharding = compat.metadata.SingleDeviceShardingMetadata("TPU_99")
     with pytest.raises(tx.UsageError, match="no TPU_99"):
         metadata["w"].sharding.to_jax_sharding()
+    theirs = read(orbax, at.sharded_standard)
+    with quiet(), pytest.raises(ValueError, match="Unsupported type"):
+        orbax.StandardCheckpointer().restore(at.sharded_standard, theirs.tree)
     got = compat.PyTreeCheckpointer().restore(at.sharded_pytree, item=metadata)
     assert got["w"].sharding.device_set == {jax.devices()[0]}
     assert "restored on the default device: `key`, `w`" in caplog.text

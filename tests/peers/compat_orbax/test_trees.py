@@ -103,6 +103,7 @@ def test_msgpack_is_that_of_flax(monkeypatch):
             compat.msgpack_utils.msgpack_restore(wrong)
 
 
+@pytest.mark.filterwarnings("ignore:jax.experimental.pjit:DeprecationWarning")
 @BOTH
 def test_test_utils(ocp, tmp_path):
     """Directories, trees and assertions for the tests of programs."""
