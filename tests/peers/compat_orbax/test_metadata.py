@@ -75,7 +75,7 @@ def test_metadata_is_a_template(at, tmp_path):
 
 
 def test_differs_metadata_of_other_devices(at, caplog):
-    """Orbax takes no metadata as a template; templax restores on the default device, and says so."""
+    """Orbax takes no metadata as a template; templax restores on the default device and warns."""
     metadata = read(compat, at.sharded_pytree)
     for leaf in (metadata["w"], metadata["key"]):
         leaf.sharding = compat.metadata.SingleDeviceShardingMetadata("TPU_99")

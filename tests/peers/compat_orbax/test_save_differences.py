@@ -25,7 +25,7 @@ S = jax.ShapeDtypeStruct
 
 
 def test_differs_existing_directory(tmp_path):
-    """Both refuse and leave it alone with a `ValueError`; that of templax is a `FileExistsError`."""
+    """Both refuse, with a `ValueError`, and leave it alone; templax's is a `FileExistsError`."""
     for n, ocp in enumerate([orbax, compat]):
         path = tmp_path / str(n)
         ocp.PyTreeCheckpointer().save(path, {"old": 1})
