@@ -44,10 +44,10 @@ def make_template(item: PyTree) -> PyTree:
     to JAX's default device, and a warning names them.
     """
     tree = unwrap_tree(item)
+    if not any(map(leaf_kind, jtu.tree_leaves(tree))):
+        return tree
     elsewhere: list[str] = []
     flat = flatten_tree(tree)
-    if not any(leaf_kind(leaf) for leaf in flat.leaves):
-        return tree
     leaves = [_from_metadata(_name_of(keys), leaf, elsewhere) for keys, leaf in flat.keyed]
     if elsewhere:
         text = "saved on devices that are not there, restored on the default device: %s"
