@@ -63,7 +63,7 @@ class Checkpointer(Saver):
     ) -> None:
         del timeout_secs
         check_tuning(type(self).__name__, options, _TUNING)
-        self.handler = handler
+        self.handler = self._handler = handler  # Flax reads this name of it
         self._after = async_options and async_options.post_finalization_callback
 
     def save(
