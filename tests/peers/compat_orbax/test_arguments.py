@@ -56,10 +56,6 @@ def test_an_unmapped_name_is_an_attribute_error():
     ("code", "message"),
     [
         (
-            lambda: compat.CheckpointManager("run", handler_registry=1),
-            "`handler_registry`; hint: args= of save and restore name what each item is",
-        ),
-        (
             lambda: compat.CheckpointManagerOptions(todelete_full_path="trash/"),
             "`todelete_full_path`; hint: todelete_subdir=",
         ),
