@@ -15,6 +15,7 @@ from ....formats.orbax.write import HANDLERS, JSON
 from ....storage.open import open_source
 from ..args import JsonRestore, JsonSave
 from ..checkpoint_args import CheckpointArgs, register_with_handler
+from ..options import check_tuning
 from ..saver import PathLike
 from .built_in import BuiltInHandler, describe_args
 
@@ -39,7 +40,7 @@ class JsonCheckpointHandler(BuiltInHandler):
     name = JSON
 
     def __init__(self, filename: str | None = None, **options: Any) -> None:
-        del options
+        check_tuning(type(self).__name__, options, ("multiprocessing_options",))
         self._file = filename
 
     def contents(self, args: JsonSave) -> Mapping[str, Content]:
@@ -72,7 +73,7 @@ class ProtoCheckpointHandler(BuiltInHandler):
     name = f"{HANDLERS}proto_checkpoint_handler.ProtoCheckpointHandler"
 
     def __init__(self, filename: str = "proto.pbtxt", **options: Any) -> None:
-        del options
+        check_tuning(type(self).__name__, options, ("multiprocessing_options",))
         self._file = filename
 
     def contents(self, args: ProtoSave) -> Mapping[str, Content]:

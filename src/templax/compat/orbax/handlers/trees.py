@@ -18,8 +18,33 @@ from ..checkpoint_args import CheckpointArgs, register_with_handler
 from ..leaf_templates import cast_tree
 from ..metadata.checkpoint import read_metadata
 from ..metadata.tree import TreeMetadata
+from ..options import check_tuning
 from ..saver import PathLike
 from .built_in import BuiltInHandler, describe_args
+
+_TUNING = frozenset(
+    (
+        "array_metadata_validator",
+        "enable_pinned_host_transfer",
+        "enable_post_merge_validation",
+        "handler_impl",
+        "is_prioritized_key_fn",
+        "memory_limit_options",
+        "multiprocessing_options",
+        "pytree_metadata_options",
+        "restore_concurrent_bytes",
+        "restore_concurrent_gb",
+        "save_concurrent_bytes",
+        "save_concurrent_gb",
+        "save_device_host_concurrent_bytes",
+        "save_device_host_concurrent_gb",
+        "type_handler_registry",
+        "use_compression",
+        "use_ocdbt",
+        "use_zarr3",
+    )
+)
+"""The options of Orbax's handlers of trees."""
 
 
 class PyTreeCheckpointHandler(BuiltInHandler):
@@ -41,7 +66,8 @@ class PyTreeCheckpointHandler(BuiltInHandler):
     name = PYTREE
 
     def __init__(self, aggregate_filename: str | None = None, **options: Any) -> None:
-        del aggregate_filename, options
+        del aggregate_filename
+        check_tuning(type(self).__name__, options, _TUNING)
 
     def contents(self, args: Any) -> Mapping[str, Content]:
         """See `BuiltInHandler.contents`."""
