@@ -27,13 +27,13 @@ from ..._restore.together import (
 from ..._runs.arguments import read_step
 from ..._runs.locks import hold_for_reading
 from ..._save.result import PendingSave
-from ...formats.orbax.step_metadata import read_metrics, read_step_metadata
+from ...formats.orbax.step_metadata import read_metrics
 from ...storage.local import Local
 from . import multihost
 from .checkpoint_managers.save_decision_policy import DecisionContext
 from .logging.step_statistics import RestoreStepStatistics, SaveStepStatistics
 from .logging.stopwatch import Stopwatch
-from .metadata.checkpoint import RootMetadata, StepMetadata, make_step_metadata
+from .metadata.checkpoint import RootMetadata, StepMetadata
 from .options import CheckpointManagerOptions, check_processes
 from .run_directory import (
     NO_STEP,
@@ -43,7 +43,7 @@ from .run_directory import (
     remove_leftovers,
     write_root_metadata,
 )
-from .run_items import METRICS, ONLY_ITEM, RunItems, read_item_metadata
+from .run_items import METRICS, ONLY_ITEM, RunItems
 from .run_steps import RunSteps, StepAlreadyExistsError
 from .save_failure import SaveFailure
 from .saver import PathLike, Saver
@@ -432,9 +432,9 @@ class CheckpointManager(Saver):
             return RootMetadata(custom_metadata=unsaved if saved is None else saved)
         self.wait_until_finished()
         path = self._steps.find_path(step, None)
-        source = Local(path)
-        about = read_step_metadata(source) | {"metrics": read_metrics(source)}
-        return make_step_metadata(about, read_item_metadata(path))
+        found = self._items.read_metadata(path)
+        found.metrics = read_metrics(Local(path))
+        return found
 
 
 _HOMES = {

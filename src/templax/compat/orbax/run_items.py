@@ -10,13 +10,14 @@ import templax as tx
 from ..._save.contents import Content
 from ..._save.item import Json
 from ...formats.orbax.directory import ItemKind, list_items
+from ...formats.orbax.step_metadata import read_step_metadata
 from ...storage.open import open_source
 from .args import Composite, JsonRestore, PyTreeRestore, StandardRestore, adopt_args
 from .checkpoint_args import is_args
 from .handlers.calls import Use, take_args
 from .handlers.composite import CompositeCheckpointHandler, restore_content
 from .handlers.documents import JsonCheckpointHandler
-from .metadata import read_metadata
+from .metadata.checkpoint import StepMetadata, make_step_metadata, read_metadata
 
 ONLY_ITEM = "default"
 """Name of the item of a step that has a single, unnamed item."""
@@ -63,7 +64,9 @@ class RunItems:
         if isinstance(given, Mapping) or names:
             if given is not None and not isinstance(given, Mapping):
                 raise tx.UsageError("Expected a dict as item_handlers= with item_names=, got one")
-            handlers = {name: _get_handler(each) for name, each in (given or {}).items()}
+            handlers: dict[str, Any] = {
+                name: _get_handler(each) for name, each in (given or {}).items()
+            }
             handlers.setdefault(METRICS, metrics)
             self._named = True
             self._handler = CompositeCheckpointHandler(*names, **handlers)
@@ -133,6 +136,24 @@ class RunItems:
         restored = self._handler.restore(path, args=named)
         return restored[ONLY_ITEM] if single else restored
 
+    def read_metadata(self, path: str) -> StepMetadata:
+        """The metadata of a step, and of its items; None for one of which nothing is known."""
+        kinds = list_items(open_source(path))
+        if not set(kinds) - {ONLY_ITEM, METRICS}:
+            path_of_item = f"{path}/{ONLY_ITEM}" if ONLY_ITEM in kinds else path
+            if kinds.get(ONLY_ITEM, "pytree") == "pytree":
+                found = make_step_metadata(read_step_metadata(open_source(path)))
+                found.item_metadata = read_metadata(path_of_item).item_metadata
+                return found
+        found = self._handler.metadata(path)
+        items = dict(found.item_metadata)
+        for name, kind in kinds.items():
+            if kind == "pytree" and items.get(name) is None:  # its handler is unknown
+                items[name] = read_metadata(f"{path}/{name}").item_metadata
+        single = not set(kinds) - {ONLY_ITEM, METRICS}
+        found.item_metadata = items[ONLY_ITEM] if single else Composite(**items)
+        return found
+
     def _read_restore_args(
         self,
         path: str,
@@ -195,19 +216,6 @@ class RunItems:
             given = dict(kwargs.get(name) or {})
             found[name] = take_args(handler, use, (items.get(name),), given)
         return Composite(**found)
-
-
-def read_item_metadata(path: str) -> Any:
-    """The metadata of the items of the step at a path; see `CheckpointManager.item_metadata`."""
-    kinds = list_items(open_source(path))
-    if not set(kinds) - {ONLY_ITEM, METRICS}:
-        return read_metadata(path).item_metadata
-    return Composite(
-        **{
-            name: read_metadata(f"{path}/{name}").item_metadata if kind == "pytree" else None
-            for name, kind in kinds.items()
-        }
-    )
 
 
 def _describe_mode(named: bool, use: Use, args: Any) -> str:
