@@ -39,10 +39,10 @@ JAX = {
     "compat.orbax.experimental.v1.tree", "compat.orbax.experimental.v1.tree_loading",
     "compat.orbax.experimental.v1.tree_metadata",
     "compat.orbax.handlers.random_keys", "compat.orbax.handlers.trees", "compat.orbax.leaf_args",
-    "compat.orbax.leaf_templates", "compat.orbax.metadata.sharding",
-    "compat.orbax.multihost", "compat.orbax.run_items",
-    "compat.orbax.metadata.tree", "compat.orbax.msgpack_utils", "compat.orbax.test_utils",
-    "compat.orbax.transform_utils", "compat.orbax.tree", "compat.orbax.type_handlers",
+    "compat.orbax.leaf_templates", "compat.orbax.metadata.sharding", "compat.orbax.metadata.tree",
+    "compat.orbax.msgpack_utils", "compat.orbax.multihost", "compat.orbax.run_items",
+    "compat.orbax.test_utils", "compat.orbax.transform_utils", "compat.orbax.tree",
+    "compat.orbax.type_handlers",
     "compat.orbax.utils",
 }  # fmt: skip
 """Modules that may import JAX when they are imported themselves."""
