@@ -31,9 +31,19 @@ JAX = {
     "_jax.paths", "_jax.put", "_jax.support", "_jax.versions", "_restore.devices",
     "_save.jax_leaves", "_save.owners", "_template.flatten", "_template.from_pytree",
     "_template.jax_shardings", "_template.specs", "_template.trace", "_views.recipe",
-    "compat.orbax.args", "compat.orbax.checkpoint_manager", "compat.orbax.checkpointers",
-    "compat.orbax.experimental.v1.__init__", "compat.orbax.leaf_args", "compat.orbax.legacy",
-    "compat.orbax.metadata", "compat.orbax.utils",
+    "compat.orbax.args", "compat.orbax.arrays", "compat.orbax.checkpoint_manager",
+    "compat.orbax.checkpointers", "compat.orbax.experimental.v1.arrays",
+    "compat.orbax.experimental.v1.checkpoint_metadata", "compat.orbax.experimental.v1.loading",
+    "compat.orbax.experimental.v1.multihost", "compat.orbax.experimental.v1.partial",
+    "compat.orbax.experimental.v1.pytree_handler", "compat.orbax.experimental.v1.saving",
+    "compat.orbax.experimental.v1.tree", "compat.orbax.experimental.v1.tree_loading",
+    "compat.orbax.experimental.v1.tree_metadata",
+    "compat.orbax.handlers.random_keys", "compat.orbax.handlers.trees", "compat.orbax.leaf_args",
+    "compat.orbax.leaf_templates", "compat.orbax.metadata.sharding", "compat.orbax.metadata.tree",
+    "compat.orbax.msgpack_utils", "compat.orbax.multihost", "compat.orbax.run_items",
+    "compat.orbax.test_utils", "compat.orbax.transform_utils", "compat.orbax.tree",
+    "compat.orbax.type_handlers",
+    "compat.orbax.utils",
 }  # fmt: skip
 """Modules that may import JAX when they are imported themselves."""
 
