@@ -15,6 +15,7 @@ from ...._save.contents import Content, Tree
 from ....formats.orbax.write import HANDLERS, PYTREE, STANDARD
 from ..args import PyTreeRestore, PyTreeSave, StandardRestore, StandardSave
 from ..checkpoint_args import CheckpointArgs, register_with_handler
+from ..item_args import ArrayRestore, ArraySave
 from ..leaf_templates import cast_tree
 from ..metadata.checkpoint import read_metadata
 from ..metadata.tree import TreeMetadata
@@ -149,34 +150,6 @@ class ArrayCheckpointHandler(BuiltInHandler):
         restore_args = None if given.restore_args is None else {self._leaf: given.restore_args}
         tree = PyTreeRestore(item, restore_args).restore(os.fspath(directory))
         return tree[self._leaf]
-
-
-@dataclass
-class ArraySave(CheckpointArgs):
-    """`args.ArraySave`: an array or a number, and how it is saved.
-
-    Example:
-        >>> from templax.compat import orbax as ocp
-        >>> ocp.args.ArraySave(7)
-        ArraySave(item=7, save_args=None)
-    """
-
-    item: Any
-    save_args: Any = None
-
-
-@dataclass
-class ArrayRestore(CheckpointArgs):
-    """`args.ArrayRestore`: an array or a number; a template for it, or how it is restored.
-
-    Example:
-        >>> from templax.compat import orbax as ocp
-        >>> ocp.args.ArrayRestore()
-        ArrayRestore(item=None, restore_args=None)
-    """
-
-    item: Any = None
-    restore_args: Any = None
 
 
 @dataclass
