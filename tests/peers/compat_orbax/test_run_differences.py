@@ -173,7 +173,7 @@ def test_differs_moved_step_of_the_same_number(tmp_path):
             manager.save(3, args=orbax.args.StandardSave(step_state(3)))
             manager.wait_until_finished()
             if moved:
-                with pytest.raises(OSError, match="not empty"):
+                with pytest.raises(OSError, match="Cannot overwrite"):
                     manager.delete(3)
             else:
                 manager.delete(3)
