@@ -9,7 +9,6 @@ from typing import Any
 import templax as tx
 
 from ......_save.options import SaveOptions
-from ......formats.orbax.directory import V1_MARK
 from ....checkpoint_manager import CheckpointManager
 from ....options import CheckpointManagerOptions
 from ....run_items import RunItems
@@ -160,4 +159,4 @@ class StepManager(CheckpointManager):
             args.response.complete()
 
         options = super()._make_save_options(args, metadata)
-        return replace(options, overwrite=args.overwrite, after=finish, marks=(V1_MARK,))
+        return replace(options, overwrite=args.overwrite, after=finish)
