@@ -299,8 +299,9 @@ class Checkpointer:
             KeyError: The step has no such checkpointable.
             TemplateError: The checkpoint does not fit the template; lists every leaf.
         """
-        loading.check_abstract_leaves(abstract_state)
-        loaded = self.load_checkpointables(step, {checkpointable_name: abstract_state})
+        abstract = loading.resolve_abstract(abstract_state)
+        loading.check_abstract_leaves(abstract)
+        loaded = self.load_checkpointables(step, {checkpointable_name: abstract})
         return loaded[checkpointable_name]
 
     def load_checkpointables(
