@@ -13,6 +13,7 @@ import jax
 import templax as tx
 
 from ....._core.arguments import PyTree
+from ....._restore.together import read_together
 from ...saver import PathLike
 from ...unmapped import unmapped_argument
 from .checkpointable import run_sync
@@ -65,8 +66,13 @@ def load(
     abstract = resolve_abstract(abstract_state)
     check_name(checkpointable_name)
     check_abstract_leaves(abstract)
-    layout = find_layout(os.fspath(path))
-    return _load_tree(layout, layout.find_tree(checkpointable_name), abstract, context)
+    spelt = os.fspath(path)
+
+    def work() -> Any:
+        layout = find_layout(spelt)
+        return _load_tree(layout, layout.find_tree(checkpointable_name), abstract, context)
+
+    return read_together(spelt, work)
 
 
 def load_async(
@@ -110,19 +116,8 @@ def load_checkpointables(path: PathLike, abstract_checkpointables: Any = None) -
     context = check_context()
     abstract = resolve_abstract(abstract_checkpointables)
     _check_names(abstract)
-    layout = find_layout(os.fspath(path))
-    layout.check_named()
-    if not abstract:
-        abstract = dict.fromkeys(layout.names)
-    lacking = [name for name in abstract if name not in layout.directories]
-    if lacking:
-        raise KeyError(
-            f"Requested checkpointables: {lacking} for loading were not found in the checkpoint."
-            f" Available checkpointables: {layout.directories}"
-        )
-    registry, saved_by = context.checkpointables.registry, layout.about.get("item_handlers")
-    handlers = find_load_handlers(registry, abstract, saved_by)
-    return run_sync(_run_handlers(layout, handlers, abstract))
+    spelt = os.fspath(path)
+    return read_together(spelt, lambda: _load_named(find_layout(spelt), abstract, context))
 
 
 def load_checkpointables_async(
@@ -157,6 +152,23 @@ def check_context() -> Context:
             "MultiprocessingOptions.active_processes", "leave it out: all processes take part"
         )
     return context
+
+
+def _load_named(
+    layout: Layout, abstract: Mapping[str, Any] | None, context: Context
+) -> dict[str, Any]:
+    layout.check_named()
+    if not abstract:
+        abstract = dict.fromkeys(layout.names)
+    lacking = [name for name in abstract if name not in layout.directories]
+    if lacking:
+        raise KeyError(
+            f"Requested checkpointables: {lacking} for loading were not found in the checkpoint."
+            f" Available checkpointables: {layout.directories}"
+        )
+    registry, saved_by = context.checkpointables.registry, layout.about.get("item_handlers")
+    handlers = find_load_handlers(registry, abstract, saved_by)
+    return run_sync(_run_handlers(layout, handlers, abstract))
 
 
 def _load_tree(layout: Layout, name: str | None, abstract: PyTree, context: Context) -> Any:

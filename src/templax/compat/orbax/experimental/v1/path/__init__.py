@@ -10,6 +10,9 @@ from ..options import default_path_class
 if TYPE_CHECKING:
     from . import step
 
+    Path = Any
+    PathLike = Any
+
 __all__ = ["Path", "PathAwaitingCreation", "PathLike", "step"]
 
 
