@@ -287,17 +287,6 @@ def test_differs_overwrite_that_is_not_saved(tmp_path):
     assert steps == {"orbax": [4], "templax": [2, 4]}
 
 
-def test_differs_overwrite_that_fails(tmp_path):
-    """The old step is still there: they are swapped at the end, in one step."""
-    with make_checkpointer(compat.v1, tmp_path) as checkpointer:
-        checkpointer.save(2, {"w": np.zeros(3)})
-        with pytest.raises(tx.UsageError):
-            checkpointer.save_checkpointables(2, {"metrics": {"w": np.ones(3)}}, overwrite=True)
-        with pytest.raises(KeyError):
-            checkpointer.save_checkpointables(2, {"other": object()}, overwrite=True)
-        assert checkpointer.load(2)["w"].tolist() == [0, 0, 0]
-
-
 class Unwritable:
     """A checkpointable that can't be saved, which only shows in the background."""
 
@@ -309,6 +298,48 @@ class Unwritable:
 
     async def load(self, directory):
         raise NotImplementedError
+
+
+def test_differs_overwrite_that_fails(tmp_path):
+    """Orbax deletes the step first; templax swaps them at the end, in one step."""
+    steps = {}
+    for name, ocp in (("orbax", orbax.v1), ("templax", compat.v1)):
+        with make_checkpointer(ocp, tmp_path / name) as checkpointer:
+            checkpointer.save(2, {"w": np.zeros(3)})
+            with pytest.raises(KeyError):
+                checkpointer.save_checkpointables(2, {"other": object()}, overwrite=True)
+        steps[name] = [p.name for p in (tmp_path / name / "run").iterdir() if p.name.isdigit()]
+    assert steps == {"orbax": [], "templax": ["2"]}
+    with make_checkpointer(compat.v1, tmp_path / "templax") as checkpointer:
+        with pytest.raises(Exception, match="no ink"):
+            checkpointer.save_checkpointables(2, {"it": Unwritable()}, overwrite=True)
+        assert checkpointer.load(2)["w"].tolist() == [0, 0, 0]
+
+
+def test_differs_steps_of_other_trainings(tmp_path):
+    """templax lists the directory when it is asked for the steps."""
+    seen = {}
+    for name, ocp in (("orbax", orbax.v1), ("templax", compat.v1)):
+        with make_checkpointer(ocp, tmp_path / name) as checkpointer:
+            with make_checkpointer(ocp, tmp_path / name) as other:
+                other.save(2, {"w": np.zeros(3)})
+            seen[name] = [each.step for each in checkpointer.checkpoints]
+            checkpointer.reload()
+            assert checkpointer.latest.step == 2
+    assert seen == {"orbax": [], "templax": [2]}
+
+
+def test_differs_metadata_as_a_template_of_a_step(tmp_path):
+    for name, ocp in (("orbax", orbax.v1), ("templax", compat.v1)):
+        with make_checkpointer(ocp, tmp_path / name) as checkpointer:
+            checkpointer.save(2, small_tree())
+            found = checkpointer.metadata(2)
+            assert_same(checkpointer.load(2, found.metadata), small_tree())
+            if ocp is compat.v1:
+                assert_same(checkpointer.load(2, found), small_tree())
+            else:
+                with pytest.raises(TypeError):
+                    checkpointer.load(2, found)
 
 
 def test_an_error_in_the_background_is_raised_where_it_is_asked_for_and_not_again(tmp_path):
