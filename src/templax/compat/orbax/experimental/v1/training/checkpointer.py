@@ -408,4 +408,5 @@ class Checkpointer:
 
 
 def _read_number(step: Step) -> int:
-    return step if isinstance(step, int) else int(getattr(step, "step", step))
+    number: Any = getattr(step, "step", step)  # which may be an array
+    return int(number)
