@@ -10,24 +10,6 @@ from side_by_side import first_device, small_tree
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 
-@pytest.mark.parametrize(
-    ("args", "native"),
-    [
-        ({"transforms": {"x": 1}}, 'templax.restore(path, item, rename={"old": "new"})'),
-        ({"legacy_transform_fn": print}, 'templax.restore(path, item, rename={"old": "new"})'),
-        (
-            {"transforms": {}, "transforms_default_to_original": False},
-            'templax.restore(path, item, missing="keep", extra="ignore")',
-        ),
-    ],
-)
-def test_unmapped_arguments_name_the_native_option(at, args, native):
-    """Nothing is ignored silently."""
-    with pytest.raises(NotImplementedError) as caught:
-        compat.PyTreeCheckpointer().restore(at.small_pytree, item=small_tree(), **args)
-    assert str(caught.value).endswith(f"; hint: {native}")
-
-
 def test_fallback_sharding_names_the_native_option(at):
     """Which is `shardings=`."""
     args = compat.args.StandardRestore(small_tree(), fallback_sharding=first_device())

@@ -210,7 +210,9 @@ class PyTreeRestore(CheckpointArgs):
                 directory, self.item, self.restore_args, self.transforms, not self._keeps_item
             )
         partial = self.partial_restore or self.transforms is not None
-        return restore_tree(directory, self.item, self.restore_args, partial=partial)
+        as_stored = self.transforms is not None
+        args = self.item, self.restore_args
+        return restore_tree(directory, *args, partial=partial, as_stored=as_stored)
 
     @property
     def _keeps_item(self) -> bool:

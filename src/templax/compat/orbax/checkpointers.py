@@ -51,7 +51,7 @@ class Checkpointer(Saver):
         **options: Any,
     ) -> None:
         del timeout_secs, options
-        self.handler = handler
+        self.handler = self._handler = handler  # Flax reads Orbax's name
         self._after = async_options and async_options.post_finalization_callback
 
     def save(

@@ -14,7 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..._core.arguments import PyTree
-from .metadata.sharding import resolve_sharding
 from .metadata.tree import TreeMetadata
 from .metadata.value import leaf_kind
 
@@ -69,7 +68,7 @@ class ArrayRestoreArgs(RestoreArgs):
 
     Attributes:
         mesh, mesh_axes: The two parts of a `NamedSharding`, used if `sharding` is None.
-        sharding: The sharding of the array, or that of a leaf's metadata.
+        sharding: The sharding of the array, or the `ShardingMetadata` of one.
         global_shape, shape: The shape that the array must have, under two names.
         strict: No effect: an array is never padded or truncated to fit.
 
@@ -181,7 +180,7 @@ def _describe_leaf(leaf: Any, sharding: Any, set_global_shape: bool, strict: boo
         is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
         return ArrayRestoreArgs(
             dtype=leaf.dtype,
-            sharding=resolve_sharding(sharding),
+            sharding=sharding,
             global_shape=leaf.shape if set_global_shape and not is_key else None,
             strict=strict,
         )

@@ -44,10 +44,10 @@ def make_template(item: PyTree) -> PyTree:
     to JAX's default device, and a warning names them.
     """
     tree = unwrap_tree(item)
+    if not any(map(leaf_kind, jtu.tree_leaves(tree))):
+        return tree
     elsewhere: list[str] = []
     flat = flatten_tree(tree)
-    if not any(leaf_kind(leaf) for leaf in flat.leaves):
-        return tree
     leaves = [_from_metadata(_name_of(keys), leaf, elsewhere) for keys, leaf in flat.keyed]
     if elsewhere:
         text = "saved on devices that are not there, restored on the default device: %s"
@@ -103,6 +103,7 @@ def apply_restore_args(
     stored: Mapping[str, LeafEntry],
     *,
     partial: bool = False,
+    as_stored: bool = False,
 ) -> PyTree:
     """A template whose leaves are as restore args ask.
 
@@ -111,6 +112,8 @@ def apply_restore_args(
         restore_args: A tree with args at each leaf of `template`.
         stored: Name → leaf of the checkpoint: gives the shape and dtype where neither does.
         partial: Whether there may be args for leaves that `template` lacks.
+        as_stored: Whether arrays whose args say no shape have the stored one, as Orbax's have if
+            there are transforms. A warning names those that have another one in `template`.
 
     Raises:
         UsageError: A leaf has no args, or args have no leaf; or the args contradict themselves.
@@ -132,10 +135,12 @@ def apply_restore_args(
             f"{STRUCTURE_ERROR}: expected restore args for leaves of the item only, got some for"
             f" {list_names(idle, _MOST_NAMED)}; hint: partial_restore=True"
         )
+    if as_stored:
+        rows = take_stored_shapes(rows, asked, stored)
     return flat.treedef.unflatten(
         [
-            describe_leaf(leaf, asked[name], stored.get(name)) if asked.get(name) else leaf
-            for name, leaf in rows
+            leaf if args is None else describe_leaf(leaf, args, stored.get(name))
+            for (name, leaf), args in zip(rows, map(asked.get, names), strict=True)
         ]
     )
 
@@ -148,6 +153,44 @@ def _find_idle(asked: Mapping[str, Any], known: Container[str], tree: PyTree) ->
     keyed, _ = jtu.tree_flatten_with_path(tree, is_leaf=lambda x: not jtu.tree_leaves(x))
     empty = [f"{_name_of(keys)}." for keys, node in keyed if not jtu.tree_leaves(node)]
     return [n for n in idle if not any(node == "." or f"{n}.".startswith(node) for node in empty)]
+
+
+def take_stored_shapes(
+    rows: Iterable[tuple[str, Any]], asked: Mapping[str, Any], stored: Mapping[str, LeafEntry]
+) -> list[tuple[str, Any]]:
+    """Leaves of a template with the shapes of the checkpoint, where their args say none.
+
+    A warning names those that change.
+
+    Args:
+        rows: Names and leaves.
+        asked: Name → restore args.
+        stored: Name → leaf of the checkpoint.
+    """
+    changed: list[str] = []
+    result: list[tuple[str, Any]] = []
+    for name, leaf in rows:
+        entry, args = stored.get(name), asked.get(name)
+        says_none = args is not None and getattr(args, "global_shape", None) is None
+        if entry is not None and says_none and _is_array_of_other_shape(leaf, entry):
+            changed.append(name)
+            leaf = _reshape(leaf, entry.shape)
+        result.append((name, leaf))
+    if changed:
+        text = "restored in the stored shape, and not in that of item=: %s; hint: global_shape="
+        _log.warning(text, list_names(changed, _MOST_NAMED))
+    return result
+
+
+def _is_array_of_other_shape(leaf: Any, entry: LeafEntry) -> bool:
+    is_array = entry.kind == "array" and hasattr(leaf, "shape")
+    return is_array and tuple(leaf.shape) != entry.shape
+
+
+def _reshape(leaf: Any, shape: tuple[int, ...]) -> Any:
+    if isinstance(leaf, np.ndarray):
+        return np.broadcast_to(np.empty((), leaf.dtype), shape)
+    return jax.ShapeDtypeStruct(shape, leaf.dtype, sharding=getattr(leaf, "sharding", None))
 
 
 def describe_leaf(leaf: Any, asked: Any, stored: LeafEntry | None = None) -> Any:

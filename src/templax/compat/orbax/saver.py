@@ -20,6 +20,10 @@ from ..._save.result import PendingSave
 PathLike = str | os.PathLike[str]
 
 
+class PathExists(tx.AlreadyExists, ValueError):
+    """`templax.AlreadyExists` that is a `ValueError` as well: which Orbax raises."""
+
+
 def begin_save(
     path: str,
     items: Mapping[str, Any],
@@ -37,6 +41,10 @@ def begin_save(
         overwrite: Replaces a checkpoint; what others put into its directory is kept.
         custom_metadata: The `metadata` of `templax.save`.
         after: Called once the checkpoint is committed.
+
+    Raises:
+        PathExists: Something exists at `path`.
+        SaveError: See `templax.save`.
     """
     call = open_call("saving", path)
     with call.report_errors():
@@ -46,7 +54,10 @@ def begin_save(
             options, keeps_others=overwrite, after=None if after is None else lambda _: after()
         )
         decide = functools.partial(Destination, path)
-        return start_save(call, path, items, options, decide, wait=wait)
+        try:
+            return start_save(call, path, items, options, decide, wait=wait)
+        except tx.AlreadyExists as error:
+            raise PathExists(error.what, file=error.file, hint=error.hint) from error
 
 
 class Saver:

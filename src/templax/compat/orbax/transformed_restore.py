@@ -15,7 +15,7 @@ from ..._catalog.catalog import Catalog
 from ..._core.arguments import PyTree
 from ..._core.text import list_names
 from .leaf_args import PLACEHOLDER, RestoreArgs
-from .leaf_templates import describe_leaf, make_template
+from .leaf_templates import describe_leaf, make_template, take_stored_shapes
 from .metadata.tree import unwrap_tree
 from .transform_utils import Source, find_sources, is_abstract, is_transform, log_kept
 from .tree import from_flat_dict, to_flat_dict
@@ -46,7 +46,7 @@ class _Reads:
         self.own = catalog.template()
         self.leaves = to_flat_dict(self.own, "/")
         names = to_flat_dict(self.own)
-        self._stored = {"/".join(keys): catalog.leaves.get(".".join(keys)) for keys in names}
+        self.stored = {"/".join(keys): catalog.leaves[".".join(keys)] for keys in names}
         self._forms: dict[str, list[Any]] = {}
 
     def add(self, name: str, leaf: Any, asked: Any) -> tuple[str, int]:
@@ -58,7 +58,7 @@ class _Reads:
             asked: Its restore args, or None.
         """
         leaf = self.leaves[name] if leaf is None else leaf
-        form = leaf if asked is None else describe_leaf(leaf, asked, self._stored[name])
+        form = leaf if asked is None else describe_leaf(leaf, asked, self.stored[name])
         forms = self._forms.setdefault(name, [])
         for number, other in enumerate(forms):
             if _is_same_form(form, other):
@@ -133,10 +133,10 @@ def restore_transformed(
     asked = to_flat_dict(unwrap_tree(restore_args), "/")
     rules = to_flat_dict(transforms, "/", is_leaf=is_transform)
     reads = _Reads(tx.open(directory))
-    plan = [
-        _plan_leaf(source, new[source.key], asked.get(source.key), reads)
-        for source in find_sources(reads.leaves, rules, new, default_to_original)
-    ]
+    sources = list(find_sources(reads.leaves, rules, new, default_to_original))
+    origins = {each.key: reads.stored[each.original] for each in sources if each.original}
+    templates = dict(take_stored_shapes(new.items(), asked, origins))
+    plan = [_plan_leaf(each, templates[each.key], asked.get(each.key), reads) for each in sources]
     _check_kept(plan, new, default_to_original)
     found = reads.read()
     made = {each.source.key: _make_leaf(each, new, asked, reads, found) for each in plan}

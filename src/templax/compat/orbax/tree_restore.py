@@ -12,7 +12,12 @@ from .metadata.tree import unwrap_tree
 
 
 def restore_tree(
-    directory: str, item: PyTree, restore_args: PyTree = None, *, partial: bool = False
+    directory: str,
+    item: PyTree,
+    restore_args: PyTree = None,
+    *,
+    partial: bool = False,
+    as_stored: bool = False,
 ) -> PyTree:
     """Restores the tree at a path.
 
@@ -21,6 +26,7 @@ def restore_tree(
         item: The template, or None for the checkpoint's own tree; metadata of a checkpoint is one.
         restore_args: A tree of args that override its leaves, or None.
         partial: Whether leaves that the template lacks are left unread.
+        as_stored: See `apply_restore_args`.
 
     Raises:
         TemplateError: The checkpoint does not fit the template; lists every leaf.
@@ -30,7 +36,9 @@ def restore_tree(
         checkpoint = tx.open(directory)
     template = checkpoint.template() if unwrap_tree(item) is None else make_template(item)
     if restore_args is not None:
-        template = apply_restore_args(template, restore_args, checkpoint.leaves, partial=partial)
+        template = apply_restore_args(
+            template, restore_args, checkpoint.leaves, partial=partial, as_stored=as_stored
+        )
     try:
         return tx.restore(checkpoint, template, extra="ignore" if partial else "error")
     except tx.TemplateError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -114,7 +115,12 @@ def leaf_kind(leaf: Any) -> Literal["scalar", "array", "string"] | None:
 
     It may be an object of Orbax's own class, by name.
     """
-    return next((_KINDS[c.__name__] for c in type(leaf).__mro__ if c.__name__ in _KINDS), None)
+    return _find_kind(type(leaf))
+
+
+@functools.lru_cache(maxsize=256)  # once for each type, not for each of a million leaves
+def _find_kind(kind: type) -> Literal["scalar", "array", "string"] | None:
+    return next((_KINDS[c.__name__] for c in kind.__mro__ if c.__name__ in _KINDS), None)
 
 
 __getattr__ = unmapped_attribute("metadata.value.")
