@@ -129,8 +129,9 @@ class Job:
             return JSON if is_json else item.handler
         tree = item if isinstance(item, Tree) else Tree(item)
         leaves, empties = collect_leaves(tree.value)
-        for leaf in leaves if tree.shardings is not None else ():
-            leaf.sharding = tree.shardings.get(leaf.name)
+        if tree.shardings is not None:
+            for leaf in leaves:
+                leaf.sharding = tree.shardings.get(leaf.name)
         made = make_item(name, leaves, empties, self._options, tree=tree.value)
         made.metadata = tree.metadata
         self._items.append(made)

@@ -38,10 +38,6 @@ def test_an_unmapped_name_is_an_attribute_error():
     ("code", "message"),
     [
         (
-            lambda: compat.CheckpointManager("run", handler_registry=1),
-            "`handler_registry`; hint: args= of save and restore name what each item is",
-        ),
-        (
             lambda: compat.CheckpointManagerOptions(todelete_full_path="trash/"),
             "`todelete_full_path`; hint: todelete_subdir=",
         ),
@@ -88,3 +84,19 @@ def test_args_for_a_restore_are_refused_by_save(tmp_path):
     assert str(caught.value) == (
         "Expected args that save, such as StandardSave(tree), got StandardRestore"
     )
+
+
+@pytest.mark.parametrize("ocp", [orbax, compat], ids=["orbax", "compat"])
+def test_options_that_do_not_exist_are_refused(ocp):
+    """Those that only tune are accepted."""
+    ocp.PyTreeCheckpointHandler(use_ocdbt=False, save_concurrent_gb=1)
+    ocp.StandardCheckpointer(save_concurrent_gb=1).close()
+    ocp.AsyncCheckpointer(ocp.StandardCheckpointHandler(), timeout_secs=60).close()
+    for make in (
+        lambda: ocp.PyTreeCheckpointHandler(use_ocbdt=True),
+        lambda: ocp.StandardCheckpointer(save_concurent_gb=1),
+        lambda: ocp.Checkpointer(ocp.PyTreeCheckpointHandler(), tmeout=1),
+        lambda: ocp.JsonCheckpointHandler(file_name="x"),
+    ):
+        with pytest.raises(TypeError, match="unexpected keyword argument"):
+            make()

@@ -162,8 +162,8 @@ _MODULES = {
     "experimental.v1": ("v1", "load"),
     "leaf_args": ("PLACEHOLDER", "ArrayRestoreArgs", "RestoreArgs", "SaveArgs"),
     "options": ("AsyncOptions", "CheckpointManagerOptions"),
-    "path.step": ("step",),
     "transform_utils": ("RestoreTransform", "Transform", "apply_transformations", "merge_trees"),
+    "path.step": ("step",),
 }
 """Where each name is defined. A module of Orbax is one of the same name here."""
 

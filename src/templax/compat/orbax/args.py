@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import jax
 
@@ -28,21 +28,21 @@ from .checkpoint_args import (
     has_registered_args,
     register_with_handler,
 )
+from .item_args import (
+    ArrayRestore,
+    ArraySave,
+    JaxRandomKeyRestore,
+    JaxRandomKeySave,
+    NumpyRandomKeyRestore,
+    NumpyRandomKeySave,
+    ProtoRestore,
+    ProtoSave,
+)
 from .leaf_args import ArrayRestoreArgs, RestoreArgs, SaveArgs
 from .leaf_templates import cast_tree
 from .transformed_restore import restore_by_legacy_function, restore_transformed
 from .tree_restore import restore_tree
 from .unmapped import unmapped_argument, unmapped_attribute
-
-if TYPE_CHECKING:
-    from .handlers.documents import ProtoRestore, ProtoSave
-    from .handlers.random_keys import (
-        JaxRandomKeyRestore,
-        JaxRandomKeySave,
-        NumpyRandomKeyRestore,
-        NumpyRandomKeySave,
-    )
-    from .handlers.trees import ArrayRestore, ArraySave
 
 __all__ = [
     "ArrayRestore",
@@ -373,16 +373,4 @@ def default_args(kind: ItemKind) -> StandardRestore | JsonRestore:
     return JsonRestore() if kind == "json" else StandardRestore()
 
 
-__getattr__ = unmapped_attribute(
-    "args.",
-    {
-        "ArrayRestore": "handlers.trees",
-        "ArraySave": "handlers.trees",
-        "JaxRandomKeyRestore": "handlers.random_keys",
-        "JaxRandomKeySave": "handlers.random_keys",
-        "NumpyRandomKeyRestore": "handlers.random_keys",
-        "NumpyRandomKeySave": "handlers.random_keys",
-        "ProtoRestore": "handlers.documents",
-        "ProtoSave": "handlers.documents",
-    },
-)
+__getattr__ = unmapped_attribute("args.")

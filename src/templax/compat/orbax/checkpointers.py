@@ -21,9 +21,20 @@ from .handlers.composite import (
 )
 from .handlers.trees import PyTreeCheckpointHandler, StandardCheckpointHandler
 from .metadata.checkpoint import StepMetadata, make_step_metadata, read_metadata
-from .options import AsyncOptions
+from .options import AsyncOptions, check_tuning
 from .saver import PathLike, Saver, begin_save
 from .unmapped import unmapped_attribute
+
+_TUNING = frozenset(
+    (
+        "atomicity_options",
+        "checkpoint_metadata_store",
+        "file_options",
+        "multiprocessing_options",
+        "temporary_path_class",
+    )
+)
+"""The options of Orbax's checkpointers that have no effect."""
 
 
 class Checkpointer(Saver):
@@ -50,8 +61,9 @@ class Checkpointer(Saver):
         async_options: AsyncOptions | None = None,
         **options: Any,
     ) -> None:
-        del timeout_secs, options
-        self.handler = self._handler = handler  # Flax reads Orbax's name
+        del timeout_secs
+        check_tuning(type(self).__name__, options, _TUNING)
+        self.handler = self._handler = handler  # Flax reads this name of it
         self._after = async_options and async_options.post_finalization_callback
 
     def save(
@@ -193,7 +205,9 @@ class StandardCheckpointer(AsyncCheckpointer):
     """
 
     def __init__(self, *, async_options: AsyncOptions | None = None, **options: Any) -> None:
-        super().__init__(StandardCheckpointHandler(), async_options=async_options)
+        own = {name: value for name, value in options.items() if name in _TUNING}
+        others = {name: value for name, value in options.items() if name not in _TUNING}
+        super().__init__(StandardCheckpointHandler(**others), async_options=async_options, **own)
 
     def save(
         self,

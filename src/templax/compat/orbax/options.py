@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import logging
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Literal
@@ -222,6 +222,24 @@ class CheckpointManagerOptions:
         """Whether metrics are saved with the steps."""
         used = self.best_fn is not None or self.preservation_policy is not None
         return used and not self.prevent_write_metrics
+
+
+def check_tuning(owner: str, options: Mapping[str, Any], known: Container[str]) -> None:
+    """Refuses options that do not exist, and those by which not all processes save.
+
+    Args:
+        owner: What takes the options, as the error says it.
+        options: Name → value.
+        known: The names of those that only tune.
+
+    Raises:
+        TypeError: There is no such option.
+        NotImplementedError: See `check_processes`.
+    """
+    for name in options:
+        if name not in known:
+            raise TypeError(f"{owner} got an unexpected keyword argument '{name}'")
+    check_processes(options.get("multiprocessing_options"))
 
 
 def check_processes(options: Any) -> None:

@@ -64,7 +64,9 @@ class RunItems:
         if isinstance(given, Mapping) or names:
             if given is not None and not isinstance(given, Mapping):
                 raise tx.UsageError("Expected a dict as item_handlers= with item_names=, got one")
-            handlers = {name: _get_handler(each) for name, each in (given or {}).items()}
+            handlers: dict[str, Any] = {
+                name: _get_handler(each) for name, each in (given or {}).items()
+            }
             handlers.setdefault(METRICS, metrics)
             self._named = True
             self._handler = CompositeCheckpointHandler(*names, **handlers)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import templax as tx
@@ -14,7 +13,9 @@ from ....formats.orbax.json_item import read_json_item
 from ....formats.orbax.write import HANDLERS, JSON
 from ....storage.open import open_source
 from ..args import JsonRestore, JsonSave
-from ..checkpoint_args import CheckpointArgs, register_with_handler
+from ..checkpoint_args import register_with_handler
+from ..item_args import ProtoRestore, ProtoSave
+from ..options import check_tuning
 from ..saver import PathLike
 from .built_in import BuiltInHandler, describe_args
 
@@ -39,7 +40,7 @@ class JsonCheckpointHandler(BuiltInHandler):
     name = JSON
 
     def __init__(self, filename: str | None = None, **options: Any) -> None:
-        del options
+        check_tuning(type(self).__name__, options, ("multiprocessing_options",))
         self._file = filename
 
     def contents(self, args: JsonSave) -> Mapping[str, Content]:
@@ -72,7 +73,7 @@ class ProtoCheckpointHandler(BuiltInHandler):
     name = f"{HANDLERS}proto_checkpoint_handler.ProtoCheckpointHandler"
 
     def __init__(self, filename: str = "proto.pbtxt", **options: Any) -> None:
-        del options
+        check_tuning(type(self).__name__, options, ("multiprocessing_options",))
         self._file = filename
 
     def contents(self, args: ProtoSave) -> Mapping[str, Content]:
@@ -98,32 +99,6 @@ def _import_text_format() -> Any:
     except ImportError as error:
         raise tx.MissingPackage("A protocol buffer needs `pip install protobuf`") from error
     return text_format
-
-
-@dataclass
-class ProtoSave(CheckpointArgs):
-    """`args.ProtoSave`: a protocol buffer.
-
-    Example:
-        >>> from templax.compat import orbax as ocp
-        >>> ocp.args.ProtoSave(item=None)
-        ProtoSave(item=None)
-    """
-
-    item: Any
-
-
-@dataclass
-class ProtoRestore(CheckpointArgs):
-    """`args.ProtoRestore`: the class of a protocol buffer.
-
-    Example:
-        >>> from templax.compat import orbax as ocp
-        >>> ocp.args.ProtoRestore(item=None)
-        ProtoRestore(item=None)
-    """
-
-    item: Any
 
 
 for _handler, _save, _restore in (

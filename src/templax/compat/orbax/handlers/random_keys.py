@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -18,10 +17,18 @@ from ...._save.item import Json
 from ....formats.orbax.json_item import read_json_item
 from ....formats.orbax.write import HANDLERS, PYTREE
 from ....storage.open import open_source
-from ..checkpoint_args import CheckpointArgs, register_with_handler
+from ..checkpoint_args import register_with_handler
+from ..item_args import (
+    ArrayRestore,
+    ArraySave,
+    JaxRandomKeyRestore,
+    JaxRandomKeySave,
+    NumpyRandomKeyRestore,
+    NumpyRandomKeySave,
+)
 from ..saver import PathLike
 from .built_in import BuiltInHandler
-from .trees import ArrayCheckpointHandler, ArrayRestore, ArraySave
+from .trees import ArrayCheckpointHandler
 
 
 class _RandomKeyHandler(BuiltInHandler):
@@ -133,57 +140,6 @@ def _as_numpy(leaf: Any) -> Any:
     if not isinstance(leaf, jax.ShapeDtypeStruct):
         return leaf
     return np.broadcast_to(np.empty((), leaf.dtype), leaf.shape)
-
-
-@dataclass
-class JaxRandomKeySave(CheckpointArgs):
-    """`args.JaxRandomKeySave`: a random key of JAX, typed or raw, and how it is saved.
-
-    Example:
-        >>> from templax.compat import orbax as ocp
-        >>> ocp.args.JaxRandomKeySave(item=None)
-        JaxRandomKeySave(item=None, save_args=None)
-    """
-
-    item: Any
-    save_args: Any = None
-
-
-@dataclass
-class JaxRandomKeyRestore(CheckpointArgs):
-    """`args.JaxRandomKeyRestore`: how the data of the key is restored.
-
-    Example:
-        >>> from templax.compat import orbax as ocp
-        >>> ocp.args.JaxRandomKeyRestore()
-        JaxRandomKeyRestore(restore_args=None)
-    """
-
-    restore_args: Any = None
-
-
-@dataclass
-class NumpyRandomKeySave(CheckpointArgs):
-    """`args.NumpyRandomKeySave`: what `np.random.get_state` returned.
-
-    Example:
-        >>> from templax.compat import orbax as ocp
-        >>> ocp.args.NumpyRandomKeySave(("MT19937",)).item
-        ('MT19937',)
-    """
-
-    item: Any
-
-
-@dataclass
-class NumpyRandomKeyRestore(CheckpointArgs):
-    """`args.NumpyRandomKeyRestore`: there is nothing to say.
-
-    Example:
-        >>> from templax.compat import orbax as ocp
-        >>> ocp.args.NumpyRandomKeyRestore()
-        NumpyRandomKeyRestore()
-    """
 
 
 for _handler, _save, _restore in (

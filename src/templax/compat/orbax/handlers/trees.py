@@ -15,11 +15,37 @@ from ...._save.contents import Content, Tree
 from ....formats.orbax.write import HANDLERS, PYTREE, STANDARD
 from ..args import PyTreeRestore, PyTreeSave, StandardRestore, StandardSave
 from ..checkpoint_args import CheckpointArgs, register_with_handler
+from ..item_args import ArrayRestore, ArraySave
 from ..leaf_templates import cast_tree
 from ..metadata.checkpoint import read_metadata
 from ..metadata.tree import TreeMetadata
+from ..options import check_tuning
 from ..saver import PathLike
 from .built_in import BuiltInHandler, describe_args
+
+_TUNING = frozenset(
+    (
+        "array_metadata_validator",
+        "enable_pinned_host_transfer",
+        "enable_post_merge_validation",
+        "handler_impl",
+        "is_prioritized_key_fn",
+        "memory_limit_options",
+        "multiprocessing_options",
+        "pytree_metadata_options",
+        "restore_concurrent_bytes",
+        "restore_concurrent_gb",
+        "save_concurrent_bytes",
+        "save_concurrent_gb",
+        "save_device_host_concurrent_bytes",
+        "save_device_host_concurrent_gb",
+        "type_handler_registry",
+        "use_compression",
+        "use_ocdbt",
+        "use_zarr3",
+    )
+)
+"""The options of Orbax's handlers of trees."""
 
 
 class PyTreeCheckpointHandler(BuiltInHandler):
@@ -41,7 +67,8 @@ class PyTreeCheckpointHandler(BuiltInHandler):
     name = PYTREE
 
     def __init__(self, aggregate_filename: str | None = None, **options: Any) -> None:
-        del aggregate_filename, options
+        del aggregate_filename
+        check_tuning(type(self).__name__, options, _TUNING)
 
     def contents(self, args: Any) -> Mapping[str, Content]:
         """See `BuiltInHandler.contents`."""
@@ -123,34 +150,6 @@ class ArrayCheckpointHandler(BuiltInHandler):
         restore_args = None if given.restore_args is None else {self._leaf: given.restore_args}
         tree = PyTreeRestore(item, restore_args).restore(os.fspath(directory))
         return tree[self._leaf]
-
-
-@dataclass
-class ArraySave(CheckpointArgs):
-    """`args.ArraySave`: an array or a number, and how it is saved.
-
-    Example:
-        >>> from templax.compat import orbax as ocp
-        >>> ocp.args.ArraySave(7)
-        ArraySave(item=7, save_args=None)
-    """
-
-    item: Any
-    save_args: Any = None
-
-
-@dataclass
-class ArrayRestore(CheckpointArgs):
-    """`args.ArrayRestore`: an array or a number; a template for it, or how it is restored.
-
-    Example:
-        >>> from templax.compat import orbax as ocp
-        >>> ocp.args.ArrayRestore()
-        ArrayRestore(item=None, restore_args=None)
-    """
-
-    item: Any = None
-    restore_args: Any = None
 
 
 @dataclass

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import templax as tx
@@ -13,6 +13,7 @@ from ....formats.orbax.directory import STEP_METADATA
 from ....formats.orbax.step_metadata import read_step_metadata
 from ....storage.file_staging import FileStaging
 from ....storage.open import open_source
+from ..logging.step_statistics import SaveStepStatistics
 from .tree import TreeMetadata, read_tree_metadata
 
 PathLike = str | os.PathLike[str]
@@ -35,7 +36,7 @@ class StepMetadata:
     item_handlers: Any = None
     item_metadata: Any = None
     metrics: Any = field(default_factory=dict[str, Any])
-    performance_metrics: Any = field(default_factory=dict[str, Any])
+    performance_metrics: Any = field(default_factory=SaveStepStatistics)
     init_timestamp_nsecs: int | None = None
     commit_timestamp_nsecs: int | None = None
     custom_metadata: Any = field(default_factory=dict[str, Any])
@@ -85,10 +86,15 @@ def make_step_metadata(about: dict[str, Any], item_metadata: Any = None) -> Step
     return StepMetadata(
         item_metadata=item_metadata,
         metrics=about.get("metrics") or {},
-        performance_metrics=about.get("performance_metrics") or {},
+        performance_metrics=_read_statistics(about.get("performance_metrics") or {}),
         custom_metadata=about.get("custom_metadata") or {},
         **{name: about.get(name) for name in known},
     )
+
+
+def _read_statistics(found: dict[str, Any]) -> SaveStepStatistics:
+    names = {each.name for each in fields(SaveStepStatistics)}
+    return SaveStepStatistics(**{name: found[name] for name in names & found.keys()})
 
 
 def read_metadata(directory: PathLike) -> StepMetadata:

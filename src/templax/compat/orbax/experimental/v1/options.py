@@ -7,7 +7,6 @@ mapped raise `NotImplementedError` when they are set.
 from __future__ import annotations
 
 import enum
-import importlib.util
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -122,13 +121,13 @@ class MultiprocessingOptions(Options):
 
 def default_path_class() -> type[Any]:
     """The class of the paths that handlers are called with: `etils.epath.Path`, if installed."""
-    if importlib.util.find_spec("etils") is not None:
+    try:
         from etils import epath
+    except ImportError:
+        from pathlib import Path
 
-        return epath.Path
-    from pathlib import Path
-
-    return Path
+        return Path
+    return epath.Path
 
 
 @dataclass(kw_only=True)
@@ -250,10 +249,13 @@ class ArrayOptions(Options):
     loading: Loading = field(default_factory=Loading)
 
 
-def _read_only_registry() -> Any:
-    from .registration import ReadOnlyRegistry, local_registry
+# Handlers look at the context, which has these options: so these can't import handlers.
+_load_registration = unmapped_attribute(homes={"registration": "experimental.v1.registration"})
 
-    return ReadOnlyRegistry(local_registry())
+
+def _read_only_registry() -> Any:
+    registration: Any = _load_registration("registration")
+    return registration.ReadOnlyRegistry(registration.local_registry())
 
 
 @dataclass(kw_only=True)
