@@ -182,7 +182,7 @@ def checkpointables_metadata(path: PathLike) -> CheckpointMetadata[dict[str, Any
         >>> ocp.save_checkpointables(path, {"state": {"w": np.ones(3)}, "config": {"lr": 0.1}})
         >>> found = ocp.checkpointables_metadata(path).metadata
         >>> found["config"], found["state"]["w"].shape
-        (None, (3,))
+        ({'lr': 0.0}, (3,))
     """
     context = check_context()
     layout = find_layout(os.fspath(path))

@@ -63,7 +63,7 @@ def load(
         (8, 6)
     """
     context = check_context()
-    abstract = _resolve(abstract_state)
+    abstract = resolve_abstract(abstract_state)
     check_name(checkpointable_name)
     check_abstract_leaves(abstract)
     spelt = os.fspath(path)
@@ -86,7 +86,7 @@ def load_async(
     context = check_context()
     if context.checkpoint_layout is not CheckpointLayout.SAFETENSORS:
         raise unmapped_argument("load_async", "load, which reads with several threads")
-    abstract = _resolve(abstract_state)
+    abstract = resolve_abstract(abstract_state)
     check_abstract_leaves(abstract)
     layout = find_layout(os.fspath(path))
     return run_in_thread(lambda: _load_tree(layout, None, abstract, context))
@@ -114,7 +114,7 @@ def load_checkpointables(path: PathLike, abstract_checkpointables: Any = None) -
         {'epoch': 7}
     """
     context = check_context()
-    abstract = _resolve(abstract_checkpointables)
+    abstract = resolve_abstract(abstract_checkpointables)
     _check_names(abstract)
     spelt = os.fspath(path)
     return read_together(spelt, lambda: _load_named(find_layout(spelt), abstract, context))
@@ -228,7 +228,7 @@ async def _finish(layout: Layout, name: str, handler: Any, loading: Any) -> Any:
         ) from error
 
 
-def _resolve(abstract: Any) -> Any:
+def resolve_abstract(abstract: Any) -> Any:
     """An abstract tree without what stands for it: metadata of a checkpoint, an abstract mesh."""
     if not isinstance(abstract, Mapping) and hasattr(abstract, "commit_timestamp_nsecs"):
         return abstract.metadata

@@ -299,8 +299,9 @@ class Checkpointer:
             KeyError: The step has no such checkpointable.
             TemplateError: The checkpoint does not fit the template; lists every leaf.
         """
-        loading.check_abstract_leaves(abstract_state)
-        loaded = self.load_checkpointables(step, {checkpointable_name: abstract_state})
+        abstract = loading.resolve_abstract(abstract_state)
+        loading.check_abstract_leaves(abstract)
+        loaded = self.load_checkpointables(step, {checkpointable_name: abstract})
         return loaded[checkpointable_name]
 
     def load_checkpointables(
@@ -407,4 +408,5 @@ class Checkpointer:
 
 
 def _read_number(step: Step) -> int:
-    return step if isinstance(step, int) else int(getattr(step, "step", step))
+    number: Any = getattr(step, "step", step)  # which may be an array
+    return int(number)

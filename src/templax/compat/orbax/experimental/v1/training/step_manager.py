@@ -9,8 +9,8 @@ from typing import Any
 import templax as tx
 
 from ......_save.options import SaveOptions
-from ......formats.orbax.directory import V1_MARK
 from ....checkpoint_manager import CheckpointManager
+from ....logging.stopwatch import Stopwatch
 from ....options import CheckpointManagerOptions
 from ....run_items import RunItems
 from ....saver import PathLike
@@ -148,9 +148,18 @@ class StepManager(CheckpointManager):
         if not self.is_saving_in_progress() and self._find_failure() is error:
             self._failure.mark_told()
 
-    def _save(self, watch: Any, step: int, *given: Any) -> tx.Saved:
-        saved = super()._save(watch, step, *given)
-        given[-2].response.saved = saved
+    def _save(
+        self,
+        watch: Stopwatch,
+        step: int,
+        items: Any,
+        save_kwargs: Any,
+        metrics: Any,
+        args: Any,
+        custom_metadata: Mapping[str, Any] | None,
+    ) -> tx.Saved:
+        saved = super()._save(watch, step, items, save_kwargs, metrics, args, custom_metadata)
+        args.response.saved = saved
         return saved
 
     def _make_save_options(self, args: Any, metadata: Mapping[str, Any] | None) -> SaveOptions:
@@ -160,4 +169,4 @@ class StepManager(CheckpointManager):
             args.response.complete()
 
         options = super()._make_save_options(args, metadata)
-        return replace(options, overwrite=args.overwrite, after=finish, marks=(V1_MARK,))
+        return replace(options, overwrite=args.overwrite, after=finish)
