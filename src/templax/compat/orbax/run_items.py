@@ -107,10 +107,10 @@ class RunItems:
         Raises:
             UsageError: An item can't have its name, or has no handler for its args.
         """
+        if metrics is not None and any(name.casefold() == METRICS for name in args):
+            raise tx.UsageError("Expected items of other names than `metrics`, got metrics=")
         contents = dict(self._handler.contents(args, background=background))
         if metrics is not None:
-            if any(name.casefold() == METRICS for name in contents):
-                raise tx.UsageError("Expected items of other names than `metrics`, got metrics=")
             contents[METRICS] = Json(metrics, METRICS)
         return contents
 
