@@ -32,7 +32,7 @@ def public_names(module: ModuleType) -> Iterator[tuple[str, Any]]:
     for name in module.__all__:
         value = getattr(module, name)
         if isinstance(value, ModuleType) and "compat.orbax" in value.__name__:
-            continue  # Orbax's modules are many: docs/how-to/come-from-orbax.md lists them
+            continue  # Orbax's modules are many: docs/how-to/from-orbax.md lists them
         if isinstance(value, ModuleType) and hasattr(value, "__all__"):
             yield from public_names(value)
         else:

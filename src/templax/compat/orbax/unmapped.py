@@ -7,12 +7,63 @@ from importlib import import_module
 
 _ROOT = "templax.compat.orbax"
 
+_SAME = {
+    "": {"future": "Future"},
+    "checkpoint_args.": {"handlers.protocol": "CheckpointHandler"},
+    "checkpoint_manager.": {
+        "checkpoint_args": "CheckpointArgs",
+        "handlers": "CheckpointHandler CheckpointHandlerRegistry CompositeCheckpointHandler"
+        " JsonCheckpointHandler ProtoCheckpointHandler",
+    },
+    "handlers.registration.": {
+        "checkpoint_args": "CheckpointArgs",
+        "handlers.protocol": "CheckpointHandler",
+    },
+    "transform_utils.": {"leaf_args": "RestoreArgs"},
+    "utils.": {
+        "multihost": "broadcast_one_to_all is_primary_host reached_preemption"
+        " sync_global_processes",
+        "path.step": "any_checkpoint_step checkpoint_steps checkpoint_steps_paths"
+        " get_save_directory is_checkpoint_finalized is_tmp_checkpoint step_from_checkpoint_name"
+        " tmp_checkpoints",
+    },
+}
+"""Module → names that Orbax has there as well: the module that defines them here → the names."""
+
+_NATIVE = "templax.save(path, tree) and templax.restore(path, template)"
+
+_HANDLER = (
+    "leave it out: templax reads and writes arrays, numbers and strings itself; for other values,"
+    " args.register_with_handler and a CheckpointHandler of your own"
+)
+
+_COMMIT = "leave it out: a checkpoint of templax is whole or absent, and appears by one rename"
+
 _HINTS = {
+    "aggregate_handlers": _HANDLER,
+    "type_handlers.": _HANDLER,
+    "serialization": f"{_NATIVE}, which need no TensorStore",
+    "path.atomicity": _COMMIT,
+    "path.deleter": "CheckpointManager.delete(step), or `templax prune`",
+    "path.format_utils": "templax.open(path).format says what a directory holds",
+    "pathways": "templax does not run on Pathways",
+    "multihost.": "jax.process_index(), jax.process_count() and jax.experimental.multihost_utils",
+    "test_utils.": "pytest, numpy.testing and jax.tree.map",
+    "utils.": "jax.tree_util, and the modules `tree`, `path.step` and `multihost` beside this one",
+    "tree.": "jax.tree_util",
+    "options.MemoryLimitOptions": "leave it out: templax.restore(path, template, memory=...)",
+    "logging.": "leave it out: templax.last_restore() says what a restore took",
+    "metadata.": "metadata.value and metadata.sharding have the classes of leaves",
+    "handlers.registration.": "ValueError, which CheckpointHandlerRegistry raises",
+    "checkpoint_manager.": "CheckpointManager and CheckpointManagerOptions, and metadata()",
+    "checkpoint_utils.": "isinstance(leaf, (jax.Array, numpy.ndarray))",
+    "v1.training.pathways": "templax does not run on Pathways",
+    "v1.errors.": "OSError: what a deletion could not remove is named by templax.SaveError",
     "v1.": "save(path, tree) and load(path, abstract_tree) of templax.compat.orbax.v1",
     "": "Checkpointer, CheckpointManager and args.StandardSave, args.StandardRestore of"
-    " templax.compat.orbax; or templax.save(path, tree) and templax.restore(path, template)",
+    f" {_ROOT}; or {_NATIVE}",
 }
-"""Start of a name below `templax.compat.orbax` → what can be used instead; the longest counts."""
+"""Start of a name below `templax.compat.orbax` → what can be used instead; the first counts."""
 
 
 def unmapped_argument(argument: str, instead: str) -> NotImplementedError:
@@ -34,13 +85,16 @@ def unmapped_attribute(
         prefix: The module below `templax.compat.orbax`, with a dot at the end.
         homes: Name → the module below `templax.compat.orbax` that defines it, which is a dotted
             path; a module stands for itself: `{"args": "args", "Checkpointer": "checkpointers"}`.
+            After a colon, the name that it has there; nothing, for the module itself.
     """
 
     def __getattr__(name: str) -> object:
-        home = (homes or {}).get(name)
+        home = (homes or {}).get(name) or _find_same(prefix, name)
         if home is not None:
-            module = import_module(f"{_ROOT}.{home}")
-            return module if home.rpartition(".")[2] == name else getattr(module, name)
+            path, is_renamed, there = home.partition(":")
+            module = import_module(f"{_ROOT}.{path}")
+            is_module = not there if is_renamed else path.rpartition(".")[2] == name
+            return module if is_module else getattr(module, there or name)
         full = f"{prefix.removeprefix('experimental.')}{name}"
         hint = next(_HINTS[start] for start in _HINTS if full.startswith(start))
         # No AttributeError with a hint about what Python itself looks for.
@@ -48,3 +102,9 @@ def unmapped_attribute(
         raise AttributeError(f"{_ROOT} has no `{prefix}{name}`{more}")
 
     return __getattr__
+
+
+def _find_same(prefix: str, name: str) -> str | None:
+    """The module below `templax.compat.orbax` that defines a name which Orbax has in several."""
+    same = _SAME.get(prefix, {})
+    return next((home for home, names in same.items() if name in names.split()), None)

@@ -60,9 +60,18 @@ _MODULES = {
 }
 """Where each name is defined."""
 
+_ARGS = {
+    f"{kind}{way}Args": f"args:{kind}{way}"
+    for kind in ("Array", "JaxRandomKey", "Json", "NumpyRandomKey", "Proto", "PyTree", "Standard")
+    for way in ("Save", "Restore")
+} | {"CompositeArgs": "args:Composite", "CompositeResults": "args:Composite"}
+"""Orbax's other names of args."""
+
 __getattr__ = unmapped_attribute(
     "handlers.",
-    {name: f"handlers.{module}" for module, names in _MODULES.items() for name in names},
+    {name: f"handlers.{module}" for module, names in _MODULES.items() for name in names}
+    | _ARGS
+    | {"handler_registration": "handlers.registration:"},
 )
 
 

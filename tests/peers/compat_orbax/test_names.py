@@ -1,0 +1,50 @@
+"""Every public name of Orbax is there, or the error about it says what to use instead."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import templax.compat.orbax as compat
+from orbax_names import list_names, make_page, resolve
+
+PAGE = Path(__file__).parents[3] / "docs" / "reference" / "orbax-names.md"
+
+
+def test_a_name_that_is_not_there_says_what_to_use_instead() -> None:
+    missing = 0
+    for space, name in list_names():
+        try:
+            assert resolve(space, name) is not None
+        except AttributeError as error:
+            missing += 1
+            text = str(error)
+            assert text.startswith("templax.compat.orbax has no `"), (space, name)
+            hint = text.partition("; hint: ")[2]
+            assert hint, (space, name)
+    assert missing < 130
+
+
+def test_names_that_orbax_has_in_several_modules_are_one_object() -> None:
+    for first, second in (
+        (("handlers", "ArraySaveArgs"), ("args", "ArraySave")),
+        (("handlers", "CompositeResults"), ("args", "Composite")),
+        (("utils", "checkpoint_steps"), ("step", "checkpoint_steps")),
+        (("utils", "is_primary_host"), ("multihost", "is_primary_host")),
+        (("checkpoint_manager", "CheckpointArgs"), ("checkpoint_args", "CheckpointArgs")),
+        (("handlers.handler_registration", "CheckpointHandler"), ("", "CheckpointHandler")),
+        (("", "Future"), ("future", "Future")),
+    ):
+        assert resolve(*first) is resolve(*second)
+
+
+def test_the_page_lists_the_names_that_are_there() -> None:
+    """`python tests/orbax_names.py > docs/reference/orbax-names.md` writes it again."""
+    assert PAGE.read_text() == make_page()
+
+
+def test_what_python_itself_looks_for_gets_no_hint() -> None:
+    with pytest.raises(AttributeError) as caught:
+        _ = compat.__wrapped__  # pyright: ignore
+    assert "hint" not in str(caught.value)
