@@ -274,23 +274,29 @@ class Requests:
             raise PreconditionFailed(f"object `{self.url}/{path}` is not as expected") from error
 
     async def upload(
-        self, store: Any, path: str, parts: AsyncIterator[bytes], part_bytes: int, concurrency: int
+        self,
+        store: Any,
+        path: str,
+        parts: AsyncIterator[Any],
+        part_bytes: int,
+        concurrency: int,
     ) -> None:
         """Writes an object in parts, several at a time.
 
         Args:
             store: A store that retries failed requests itself, because one upload makes several.
             path: The object.
-            parts: Its bytes.
+            parts: Its bytes, as buffers. They are not copied.
             part_bytes: Size of all parts but the last.
             concurrency: Number of parts that are sent at the same time.
         """
         self.traffic.requests += 2
 
-        async def count() -> AsyncIterator[bytes]:
+        async def count() -> AsyncIterator[Any]:
             async for part in parts:
                 self.traffic.requests += 1
                 yield part
+                del part
 
         await self._obstore.put_async(
             store,
