@@ -33,8 +33,8 @@ _MAX_TOGETHER_BYTES = 1024 * 1024
 _KEPT_BYTES = 64 * 1024 * 1024
 """Bytes of small objects that are kept."""
 
-_BLOCKS = 8
-"""Number of blocks read ahead that are kept."""
+_BLOCKS_BYTES = 16 * 1024 * 1024
+"""Bytes of blocks read ahead that are kept, besides the last one."""
 
 _AHEAD_BYTES = 8 * 1024 * 1024
 """Longer ranges are read without anything around them."""
@@ -261,8 +261,9 @@ class ObjectSource:
             run_request(kept.fetch(path, begin, block, version))
         with kept.lock:
             kept.blocks[path, begin] = block
-            while len(kept.blocks) > _BLOCKS:
-                kept.blocks.popitem(last=False)
+            total = sum([len(each) for each in kept.blocks.values()])
+            while total > _BLOCKS_BYTES and len(kept.blocks) > 1:
+                total -= len(kept.blocks.popitem(last=False)[1])
         return block[start - begin : stop - begin]
 
     async def _load_small(self, path: str, *, alone: bool) -> bytes:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from ..errors import NotFound
 from .request_errors import ObjectChanged, PreconditionFailed
+from .request_group import current_group
 from .retries import Retries
 from .source import StoreCost
 
@@ -30,7 +31,8 @@ TIMEOUT_S = 120.0
 STALL_S = 20.0
 """A request is given up and retried after its answer has brought no byte for this long."""
 
-_CHUNK_BYTES = 1024 * 1024
+_CHUNK_BYTES, _MIN_CHUNK_BYTES = 1024 * 1024, 64 * 1024
+"""The body of an answer comes in pieces of the first size; in smaller ones if memory is short."""
 
 _KEPT = 64
 """Number of recent requests from which the cost is measured."""
@@ -114,6 +116,14 @@ async def gather(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _choose_chunk() -> int:
+    """Bytes of a body that a request holds before it copies them to their place."""
+    group = current_group()
+    if group is None or group.answer_bytes is None:
+        return _CHUNK_BYTES
+    return max(_MIN_CHUNK_BYTES, min(_CHUNK_BYTES, group.answer_bytes // CONCURRENCY))
 
 
 class Requests:
@@ -368,7 +378,7 @@ class Requests:
                     retries.note_start()
                     found = await self._open(path, start + done, start + len(out), version)
                     begin, first = time.perf_counter(), done
-                    async for chunk in found.stream(min_chunk_size=_CHUNK_BYTES):
+                    async for chunk in found.stream(min_chunk_size=_choose_chunk()):
                         room = len(out) - done
                         out[done : done + len(chunk)] = memoryview(chunk)[:room]
                         done += min(len(chunk), room)
