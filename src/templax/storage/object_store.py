@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ import numpy as np
 from ..errors import Corrupted, NotFound, SourceError
 from .block_cache import open_cache
 from .cached_reads import CachedReads
-from .event_loop import run_request
+from .event_loop import begin_request, run_request
 from .listing import Listings
 from .requests import Requests, Traffic, Version
 from .source import ObjectInfo, StoreCost, join_key
@@ -158,6 +158,23 @@ class ObjectSource:
             return found
         out.cast("B")[:] = found
         return out
+
+    def begin_read(
+        self, key: str, start: int, stop: int, out: memoryview
+    ) -> Callable[[], memoryview]:
+        """See `begin_read` in `source.py`."""
+        path = self._full_path(key)
+        version = self._find_version(path)
+        if version.size <= SMALL_BYTES or start == stop:
+            return lambda: self.read(key, start, stop, out)
+        self._check_range(path, start, stop, version.size)
+        finish = begin_request(self._kept.fetch(path, start, out, version))
+
+        def wait() -> memoryview:
+            finish()
+            return out
+
+        return wait
 
     def view(self, key: str, start: int, stop: int) -> None:
         return None

@@ -14,6 +14,7 @@ import pytest
 
 import templax as tx
 from templax.storage import ObjectSource
+from templax.storage.requests import CONCURRENCY
 from templax.storage.stores import ProcessMemory
 
 MIB = 1024 * 1024
@@ -24,7 +25,7 @@ class Answers:
     """Counts the bytes that answers hold at most until they are copied to their place."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.held = self.most = self.requests = self.most_requests = 0
+        self.held = self.most = self.piece_bytes = 0
         self.lock, self.get = threading.Lock(), obstore.get_async
         monkeypatch.setattr(obstore, "get_async", self.get_slowly)
 
@@ -42,8 +43,7 @@ class _Body:
 
     async def stream(self, *, min_chunk_size: int) -> AsyncIterator[memoryview]:
         answers, data = self._answers, memoryview(await self._found.bytes_async())
-        answers.requests += 1
-        answers.most_requests = max(answers.most_requests, answers.requests)
+        answers.piece_bytes = max(answers.piece_bytes, min_chunk_size)
         for at in range(0, len(data), min_chunk_size):
             chunk = data[at : at + min_chunk_size]
             answers.held += len(chunk)
@@ -51,7 +51,6 @@ class _Body:
             answers.most = max(answers.most, answers.held)
             answers.held -= len(chunk)
             yield chunk
-        answers.requests -= 1
 
 
 @pytest.mark.parametrize("compression", [None, "zstd"])
@@ -62,12 +61,12 @@ def test_answers_and_scratch_fit_in_the_memory(
     tree = {f"w{i}": rng.standard_normal((1024, 1024), np.float32) for i in range(24)}
     url = f"memory://{uuid.uuid4().hex}/run"
     tx.save(url, tree, compression=compression)
-    answers = Answers(monkeypatch)
     plan = tx.plan(url, tree, memory=MEMORY)
+    answers = Answers(monkeypatch)
     assert plan.peak_bytes <= MEMORY
     found = tx.run(plan)
     assert all(np.array_equal(found[name], tree[name]) for name in tree)
-    assert answers.most_requests >= 4
+    assert answers.piece_bytes * CONCURRENCY <= MEMORY // 4
     assert 0 < answers.most <= MEMORY // 4
     assert answers.held == 0
 
@@ -80,7 +79,7 @@ def test_pieces_of_answers_are_large_where_memory_is_not_short(
     tx.save(url, tree)
     answers = Answers(monkeypatch)
     tx.restore(url, tree)
-    assert answers.most > MEMORY // 4
+    assert answers.piece_bytes == MIB
 
 
 def test_what_is_read_around_short_ranges_is_bounded() -> None:
