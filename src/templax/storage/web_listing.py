@@ -18,6 +18,9 @@ from .requests import Requests
 MAX_LINKS = 10_000
 """Pages with more links are refused."""
 
+MAX_DEPTH = 64
+"""Directories that lie deeper are refused: a page that links to itself would have no end."""
+
 _MAX_PAGE_BYTES = 1 << 24
 
 _TIMEOUT_S = 30
@@ -63,7 +66,13 @@ class WebRequests(Requests):
         """See `Requests`."""
         pending, batch = [prefix], list[Any]()
         while pending:
-            directories, objects = await self.list_level(pending.pop())
+            directory = pending.pop()
+            if directory.count("/") - prefix.count("/") > MAX_DEPTH:
+                raise SourceError(
+                    f"can't list `{self.url}/{prefix}`: directories lie more than {MAX_DEPTH} deep,"
+                    f" such as `{directory}`; hint: does a page link to itself?"
+                )
+            directories, objects = await self.list_level(directory)
             pending += directories
             batch += objects
             while len(batch) >= chunk:

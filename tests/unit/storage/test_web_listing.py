@@ -99,6 +99,22 @@ def test_a_page_that_is_refused_is_not_asked_for_again(serve: Serve) -> None:
     assert asked == ["/run/"]
 
 
+def test_a_page_that_links_to_itself_is_an_error(serve: Serve) -> None:
+    def answer(handler: BaseHTTPRequestHandler) -> None:
+        page = b'<a href="w">w</a> <a href="again/">again</a>'
+        handler.send_response(200)
+        handler.send_header("Content-Type", "text/html")
+        handler.send_header("Content-Length", str(len(page)))
+        handler.end_headers()
+        handler.wfile.write(page)
+
+    source = ObjectSource(HTTP(), f"{serve(answer)}/run")
+    with pytest.raises(
+        tx.SourceError, match=r"more than 64 deep, such as `run/again/again/.*itself"
+    ):
+        list(source.walk())
+
+
 def test_headers_are_not_sent_to_another_host(serve: Serve) -> None:
     seen: list[str | None] = []
 
