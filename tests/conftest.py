@@ -4,7 +4,7 @@ import gc
 import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import hypothesis  # noqa: E402
 import pytest  # noqa: E402
+from _pytest.doctest import DoctestModule  # noqa: E402
 
 pytest.register_assert_rewrite(
     "attempts", "helpers", "mismatches", "opening", "side_by_side", "stored_leaves"
@@ -60,14 +61,19 @@ def pytest_xdist_auto_num_workers() -> int:
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Gives all tests of a file to one worker, which makes what they share; in order of files.
 
-    `--dist` can say otherwise.
+    Those of object stores, which share servers, all go to one. `--dist` can say otherwise.
     """
     if config.option.dist != "load":
         return None
     from xdist.scheduler import LoadFileScheduling
 
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return "tests/stores" if file.startswith("tests/stores/") else file
+
     config.option.loadscopereorder = False  # it would put files of few tests, which take long, last
-    return LoadFileScheduling(config, log)
+    return Scheduling(config, log)
 
 
 _LONG = (
@@ -77,7 +83,7 @@ _LONG = (
     "test_save_orbax.py",
     "test_benchmarks.py",
 )
-"""The files that take more than a minute in the whole suite."""
+"""The files that take more than a minute in the whole suite; those of object stores do together."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -91,7 +97,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         files.setdefault(item.path, []).append(item)
     jobs = sorted((path for path in files if path.parent.name == "hosts"), key=_is_short)
     rest = [path for path in files if path.parent.name != "hosts"]
-    rest.sort(key=lambda path: path.name not in _LONG)
+    rest.sort(key=lambda path: path.name not in _LONG and path.parent.name != "stores")
     every = max(len(rest) // max(len(jobs), 1), 1)
     order = []
     for number, path in enumerate(rest):
@@ -105,6 +111,20 @@ def _is_short(path: Path) -> bool:
     return path.name != "test_histories.py"
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_collect_file(
+    file_path: Path,
+) -> Generator[None, list[pytest.Collector], list[pytest.Collector]]:
+    """Looks for doctests only in those files of this directory that have some.
+
+    The search, in each class and function of each file, takes longer than the tests of many.
+    """
+    collectors = yield
+    if file_path.suffix == ".py" and b">>> " not in file_path.read_bytes():
+        return [each for each in collectors if not isinstance(each, DoctestModule)]
+    return collectors
+
+
 def pytest_collection_finish() -> None:
     """Hides the imported modules from the garbage collector, which many tests call.
 
@@ -112,6 +132,16 @@ def pytest_collection_finish() -> None:
     """
     gc.collect()
     gc.freeze()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Collects tests without the garbage collector: what it would look through stays anyway."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -96,6 +97,13 @@ CHECKPOINT_LIKE_URL = "Recipe(checkpoint_like.<locals>.checkpoint)"
 def checkpoint_of(tree: Any) -> tx.Recipe:
     """A checkpoint in memory that holds this tree."""
     return tx.Recipe(lambda: tree)
+
+
+def make_keys(*shape: int, impl: str = "threefry2x32") -> jax.Array:
+    """Typed PRNG keys, all different; `jax.random.split` would compile a program for them."""
+    words = {"threefry2x32": 2, "rbg": 4, "unsafe_rbg": 4}[impl]
+    data = np.arange(math.prod(shape) * words, dtype=np.uint32).reshape(*shape, words)
+    return jax.random.wrap_key_data(data, impl=impl)
 
 
 def shard_over(n: int, *spec: Any) -> NamedSharding:

@@ -1,6 +1,7 @@
 """Restore JAX checkpoints through a template.
 
     restore, check, plan, run    load a checkpoint; compare it first; see what that costs
+    Topology                     the hosts of a job that need not exist, for plan
     template_of, save_template   make a template; write it to a file
     open, read_json              list what a checkpoint holds; read a JSON item of it
     save, verify, fingerprint    write a checkpoint; check every byte; compare values
@@ -48,7 +49,9 @@ _MODULES = {
     "_convert.result": ("Converted", "LeafCast"),
     "_display.progress": ("show_progress",),
     "_match.result": ("Match", "TemplateError"),
+    "_plan.job": ("HostPlan", "JobPlan"),
     "_plan.plan": ("Plan",),
+    "_plan.topology": ("Topology",),
     "_restore.api": ("check", "last_restore", "open", "plan", "restore", "run"),
     "_restore.stats": ("Stats",),
     "_runs.manager": ("Manager",),

@@ -19,7 +19,10 @@ from ._convert.result import LeafCast as LeafCast
 from ._display.progress import show_progress as show_progress
 from ._match.result import Match as Match
 from ._match.result import TemplateError as TemplateError
+from ._plan.job import HostPlan as HostPlan
+from ._plan.job import JobPlan as JobPlan
 from ._plan.plan import Plan as Plan
+from ._plan.topology import Topology as Topology
 from ._restore.api import check as check
 from ._restore.api import last_restore as last_restore
 from ._restore.api import open as open

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import ast
+import functools
 import itertools
 import re
 from collections.abc import Iterator
 from pathlib import Path
-
-import pytest
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -58,6 +57,11 @@ def anchors(text: str) -> set[str]:
     return found
 
 
+@functools.cache
+def find_anchors(page: Path) -> set[str]:
+    return anchors(page.read_text())
+
+
 def children(page: Path) -> Iterator[Path]:
     """The pages that a page leads to, by links and by the `toctree` of Sphinx."""
     for file, _ in links(page):
@@ -68,12 +72,12 @@ def children(page: Path) -> Iterator[Path]:
                 yield from page.parent.glob(f"{line.strip()}.md")
 
 
-@pytest.mark.parametrize("page", LINKED, ids=page_id)
-def test_every_relative_link_and_anchor_resolves(page: Path) -> None:
-    for file, anchor in links(page):
-        assert file.exists(), file
+def test_every_relative_link_and_anchor_resolves() -> None:
+    found = [(page, file, anchor) for page in LINKED for file, anchor in links(page)]
+    for page, file, anchor in found:
+        assert file.exists(), (page_id(page), file)
         if anchor:
-            assert anchor in anchors(file.read_text()), (page_id(file), anchor)
+            assert anchor in find_anchors(file), (page_id(page), page_id(file), anchor)
 
 
 def test_the_check_of_links_sees_links_and_anchors() -> None:
@@ -93,22 +97,23 @@ def test_every_page_is_reachable_from_the_readme_or_the_index() -> None:
     assert [page_id(page) for page in PAGES if page not in seen] == []
 
 
-@pytest.mark.parametrize("page", PAGES, ids=page_id)
-def test_every_page_begins_with_its_only_title(page: Path) -> None:
-    text = page.read_text()
-    titles = re.findall(r"^# .+$", prose(text), re.MULTILINE)
-    assert len(titles) == 1
-    assert text.startswith(titles[0])
+def test_every_page_begins_with_its_only_title() -> None:
+    for page in PAGES:
+        text = page.read_text()
+        titles = re.findall(r"^# .+$", prose(text), re.MULTILINE)
+        assert len(titles) == 1, page_id(page)
+        assert text.startswith(titles[0]), page_id(page)
 
 
-@pytest.mark.parametrize("page", [README, *PAGES], ids=page_id)
-def test_python_blocks_that_are_not_doctests_are_python(page: Path) -> None:
+def test_python_blocks_that_are_not_doctests_are_python() -> None:
     """Doctests run; the other blocks, which need a model of yours, are at least parsed."""
-    for indent, block in re.findall(
-        r"^( *)```python\n(.*?)^\1```", page.read_text(), re.MULTILINE | re.DOTALL
-    ):
-        if ">>>" not in block:
-            ast.parse("\n".join(line.removeprefix(indent) for line in block.splitlines()))
+    for page in [README, *PAGES]:
+        for indent, block in re.findall(
+            r"^( *)```python\n(.*?)^\1```", page.read_text(), re.MULTILINE | re.DOTALL
+        ):
+            if ">>>" not in block:
+                lines = [line.removeprefix(indent) for line in block.splitlines()]
+                ast.parse("\n".join(lines), filename=page_id(page))
 
 
 WORDS = [
@@ -119,7 +124,7 @@ WORDS = [
 """What people type into a search box."""
 
 
-@pytest.mark.parametrize("word", WORDS)
-def test_a_word_that_people_look_for_is_in_a_heading(word: str) -> None:
-    pattern = re.compile(rf"\b{re.escape(word)}\b", re.IGNORECASE)
-    assert [h for page in PAGES for h in headings(page.read_text()) if pattern.search(h)]
+def test_a_word_that_people_look_for_is_in_a_heading() -> None:
+    titles = "\n".join(heading for page in PAGES for heading in headings(page.read_text()))
+    for word in WORDS:
+        assert re.search(rf"\b{re.escape(word)}\b", titles, re.IGNORECASE), word

@@ -256,6 +256,7 @@ tx.save(path, old, overwrite=True)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("unshare") is None, reason="no namespaces")
 def test_a_disk_that_is_really_full_is_one_clear_error(tmp_path: Path) -> None:
     """A file system of 1 MiB in memory, mounted in a namespace, which needs no privileges."""

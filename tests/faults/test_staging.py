@@ -39,7 +39,7 @@ def kill_everywhere(action: str, root: Path) -> tuple[list[str], list[dict]]:
 
 
 @pytest.mark.parametrize(
-    "action", ["save", "file", "replace", *mark_slow("overwrite", "remove", "withdraw")]
+    "action", ["replace", *mark_slow("save", "file", "overwrite", "remove", "withdraw")]
 )
 def test_an_action_killed_anywhere_leaves_a_whole_state(action: str, tmp_path: Path) -> None:
     """Before each operation and in each write."""

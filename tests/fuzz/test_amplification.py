@@ -53,18 +53,29 @@ TEMPLATE = """{"templax_template": 1, "leaves": [
 SLOW = {
     "a_flax_file_of_arrays_of_many_dimensions",
     "a_flax_file_of_tiny_arrays",
+    "a_group_with_many_names_in_its_consolidated_metadata",
     "a_msgpack_of_deep_maps",
     "a_msgpack_of_empty_lists",
     "a_msgpack_of_small_numbers",
+    "a_name_of_many_levels",
     "a_node_of_a_million_keys",
+    "a_node_of_many_bytes",
+    "a_node_of_many_empty_arrays",
     "a_shard_of_equal_values_in_blosc",
     "an_index_of_deep_paths",
+    "an_index_of_many_empties",
     "an_index_with_one_long_sharding_for_all",
+    "an_inline_shard_index",
+    "attributes_of_many_entries",
     "children_of_long_prefixes",
+    "gguf_metadata_of_many_keys",
     "gguf_tensors_without_elements",
     "many_names_that_look_alike",
+    "names_of_many_digits",
+    "one_long_name",
+    "the_same_child_many_times",
 }
-"""Those that take over 2 s of processor time to be made and in all commands together."""
+"""Those that take over 1 s of processor time to be made and in all commands together."""
 
 
 @pytest.mark.parametrize(

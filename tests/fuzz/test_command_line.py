@@ -50,13 +50,13 @@ def read_all(*paths):
 
 
 @pytest.mark.parametrize(
-    "part", [0, *mark_slow(*range(1, 8))], ids=lambda part: f"part {part + 1} of 8"
+    "part", [0, *mark_slow(*range(1, 24))], ids=lambda part: f"part {part + 1} of 24"
 )
 def test_the_whole_corpus(part, tmp_path):
     cases = sorted(path for path in CORPUS.iterdir() if path.is_dir() and path.name[0] != "_")
     paths = [
         path
-        for case in cases[part::8]
+        for case in cases[part::24]
         for path in case.iterdir()
         if path.name not in ("HOW.json", "expected.json")
     ]
@@ -177,6 +177,7 @@ def _can_nobody_read(directory: Path) -> bool:
     return True
 
 
+@pytest.mark.slow
 def test_names(checkpoint):
     root = os.fsencode(checkpoint)
     names = [

@@ -114,7 +114,7 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[int, st
 @pytest.mark.parametrize(
     ("count", "examples"),
     [
-        (2, 8),
+        (2, 3),
         pytest.param(2, 225, marks=pytest.mark.slow),
         pytest.param(3, 75, marks=pytest.mark.slow),
     ],

@@ -9,10 +9,9 @@ import pytest
 
 from without_jax import CORPUS, run_command, run_without_jax
 
-FILES = [
-    "orbax-0.12.8-default/ckpt",
+FILES = ["orbax-0.12.8-default/ckpt", "safetensors-plain/model.safetensors"]
+MORE_FILES = [
     "orbax-0.12.8-noocdbt/ckpt",
-    "safetensors-plain/model.safetensors",
     "npz-stored/params.npz",
     "flaxmsgpack-plain/state.msgpack",
     "torch-2.14.1/checkpoint.pt",
@@ -26,7 +25,9 @@ with tx.Manager(sys.argv[1]) as manager:
 """
 
 
-@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize(
+    "file", [*FILES, *(pytest.param(file, marks=pytest.mark.slow) for file in MORE_FILES)]
+)
 def test_a_checkpoint_is_shown_verified_checked_and_compared(file: str, tmp_path: Path) -> None:
     """All in one process, which none of the commands makes import JAX."""
     code = """

@@ -16,6 +16,7 @@ import pytest
 from safetensors.numpy import save
 
 import templax as tx
+from helpers import mark_slow
 from templax.storage.cached_reads import BLOCK_BYTES
 
 from .choice import WRITABLE, run_on
@@ -109,22 +110,26 @@ def test_the_next_restore_fetches_no_byte(use: Callable[[], str], proxy: FaultPr
 
 
 @run_on("moto")
-def test_eight_processes_fetch_each_byte_once(use: Callable[[], str], proxy: FaultProxy) -> None:
+@pytest.mark.parametrize("number", [2, *mark_slow(8)])
+def test_several_processes_fetch_each_byte_once(
+    use: Callable[[], str], proxy: FaultProxy, number: int
+) -> None:
     url = use()
     proxy.shape(latency_ms=5)
-    processes = start(url, 8)
+    processes = start(url, number)
     for process in processes:
         tell(process)
     answers = [process.communicate(timeout=120)[0].strip() for process in processes]
-    assert answers == [digest()] * 8
+    assert answers == [digest()] * number
     bodies = get_bodies(proxy)
     assert sum(exchange.received_bytes for exchange in bodies) == len(FILE)
     assert len(bodies) == -(-len(FILE) // BLOCK_BYTES)
     _, received = proxy.sum_bytes()
-    assert received <= len(FILE) + 8 * 10_000  # and what each asked for of the listing
+    assert received <= len(FILE) + number * 10_000  # and what each asked for of the listing
     print(json.dumps(proxy.count_by_method()), received)
 
 
+@pytest.mark.slow
 @run_on("moto")
 def test_a_process_killed_while_it_fetches_holds_nobody_up(
     use: Callable[[], str], proxy: FaultProxy

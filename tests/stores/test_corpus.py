@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import functools
 from typing import Any
 
 import numpy as np
+import pytest
 
 import templax as tx
-from helpers import CORPUS
+from helpers import CORPUS, mark_slow
 
 from .choice import run_on
 from .connect import find_storage
 from .server import Bucket
 
 CASES = sorted(path.parent.name for path in CORPUS.glob("*/ckpt"))
+QUICK = [
+    *("orbax-0.12.8-default", "orbax-0.4.4-aggregate", "orbax-0.12.8-zarr3"),
+    *("orbax-0.6.4-multi2p", "damaged-data_truncated", "damaged-chunk_missing"),
+]
+
+
+@functools.cache
+def describe_local(case: str) -> list[Any]:
+    local = CORPUS / case / "ckpt"
+    return describe(local, str(local))
 
 
 def describe(checkpoint: Any, root: str) -> list[Any]:
@@ -40,16 +51,17 @@ def describe(checkpoint: Any, root: str) -> list[Any]:
 
 
 @run_on("moto", "fake-gcs")
-def test_the_corpus_is_read_alike(bucket: Bucket, tmp_path: Path) -> None:
+@pytest.mark.parametrize("cases", [QUICK, *mark_slow(CASES)], ids=["some", "all"])
+def test_the_corpus_is_read_alike(bucket: Bucket, cases: list[str]) -> None:
     store, different = find_storage(bucket), dict[str, Any]()
-    for case in CASES:
+    for case in cases:
         local = CORPUS / case / "ckpt"
         if local.is_file():
             bucket.write(f"{case}/ckpt", local.read_bytes())
         else:
             bucket.upload(local, f"{case}/ckpt/")
         url = f"{bucket.url}/{case}/ckpt"
-        want = describe(local, str(local))
+        want = describe_local(case)
         got = describe(tx.storage.open_source(url, store), url)
         if got != want:
             different[case] = [pair for pair in zip(got, want, strict=False) if pair[0] != pair[1]]

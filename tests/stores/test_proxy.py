@@ -30,7 +30,7 @@ from .messages import Stream
 from .proxy import FaultProxy
 from .server import Bucket
 
-once = run_on("fake-gcs")
+once = run_on("fake-gcs", quick=("fake-gcs",))
 everywhere = run_on(*WITH_RANGES)
 writable = run_on(*WRITABLE)
 

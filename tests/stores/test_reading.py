@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import templax as tx
+from helpers import mark_slow
 from templax import storage
 from templax.storage import ObjectSource, Source
 from templax.testing import SourceContract
@@ -148,10 +149,12 @@ FAULTS: dict[str, list[Fault]] = {
     "short": [Cut(at=1_000_000, claim_less=True)],
     "all": [Answer(503), Cut(at=50), LoseAnswer(), Refuse()],
 }
+QUICK = ("503", "short", "all")
+SLOW = [name for name in FAULTS if name not in QUICK]
 
 
 @run_on("moto", "azurite")
-@pytest.mark.parametrize("name", FAULTS)
+@pytest.mark.parametrize("name", [*QUICK, *mark_slow(*SLOW)])
 def test_each_request_may_fail_once(
     bucket: Bucket, proxy: FaultProxy, tmp_path: Path, name: str
 ) -> None:

@@ -30,7 +30,7 @@ def make_tree(step: int) -> dict[str, Any]:
     return {"w": np.full(4, step, np.float32), "step": step}
 
 
-@run_on(*WRITABLE)
+@run_on(*WRITABLE, quick=("moto", "fake-gcs"))
 def test_a_run_is_saved_restored_and_pruned(bucket: Bucket) -> None:
     url, store = f"{bucket.url}/some/run", find_storage(bucket)
     keep = tx.Keep(last=2, best=1, metric="loss")
@@ -101,7 +101,7 @@ def _save_and_die(url: str, store: Any, at: int) -> None:
 
 
 @run_on("moto")
-@pytest.mark.parametrize("at", [2, 9, *mark_slow(4, 6, 11, 13, 15, 18, 20)])
+@pytest.mark.parametrize("at", [2, *mark_slow(4, 6, 9, 11, 13, 15, 18, 20)])
 def test_a_killed_program_leaves_whole_steps(
     bucket: Bucket, at: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import templax as tx
+from helpers import mark_slow
 from templax.storage import lease as leases
 from templax.storage import object_file, open_staging
 from templax.storage.leftovers import LEASE
@@ -50,7 +51,7 @@ def _short_parts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @writable
-@pytest.mark.parametrize("compression", [None, "zstd"])
+@pytest.mark.parametrize("compression", ["zstd", *mark_slow(None)])
 def test_a_tree_comes_back(bucket: Bucket, compression: str | None) -> None:
     tree = make_tree(1, 6_000_000)
     url, store = f"{bucket.url}/run/100", find_storage(bucket)
@@ -106,7 +107,7 @@ def test_a_save_in_the_background(bucket: Bucket) -> None:
 
 
 @run_on("moto", "azurite")
-@pytest.mark.parametrize("fault", [Answer(503), Refuse(), LoseAnswer()], ids=repr)
+@pytest.mark.parametrize("fault", [LoseAnswer(), *mark_slow(Answer(503), Refuse())], ids=repr)
 def test_each_request_may_fail_once(bucket: Bucket, proxy: FaultProxy, fault: Any) -> None:
     """The answer to a conditional write may be lost, so that it seems to be another writer's."""
     url, store = f"{bucket.url}/run/100", find_storage(bucket.at(proxy.url))
@@ -168,11 +169,12 @@ def _find_outcome(url: str, store: Any, old: Any, new: Any) -> str:
 
 
 @run_on("moto", "fake-gcs")
+@pytest.mark.parametrize("rounds", [3, *mark_slow(17)])
 def test_of_writers_at_the_same_time_one_wins(
-    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+    bucket: Bucket, rounds: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(leases, "LEASE_S", 2.0)
-    for number in range(20):
+    for number in range(rounds):
         url, store = f"{bucket.url}/run/{number}", find_storage(bucket)
         sinks: list[Any] = [None] * 3
 

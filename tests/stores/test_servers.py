@@ -127,7 +127,7 @@ def test_an_object_is_replaced_if_it_is_the_one_that_was_seen(bucket: Bucket) ->
     assert bucket.read("x") == b"2"
 
 
-@writable
+@run_on(*WRITABLE, quick=("moto", "fake-gcs"))
 def test_generations(bucket: Bucket) -> None:
     store = bucket.open_store()
     versions = [obstore.put(store, "x", b"same")["version"] for _ in range(2)]

@@ -12,6 +12,7 @@ from .._audit.result import Verified
 from .._catalog.entry import LeafEntry
 from .._convert.result import Converted
 from .._match.result import Match
+from .._plan.job import JobPlan, list_figures
 from .._plan.plan import Plan, plan_figures
 from .json import select_fields
 
@@ -38,6 +39,23 @@ def plan_fields(plan: Plan) -> dict[str, Any]:
         **figures,
         "unverified": plan.unverified,
         "filled": plan.filled,
+        **select_fields(plan.match, "supplied", "kept", "ignored"),
+    }
+
+
+def job_fields(plan: JobPlan) -> dict[str, Any]:
+    """What the hosts of a job would read, as `templax plan --mesh` prints it."""
+    columns: dict[str, dict[str, int]] = {n: {} for n in ("least", "median", "most", "all_hosts")}
+    for what, *values in list_figures(plan):
+        for column, value in zip(columns.values(), values, strict=True):
+            column[what.replace(" ", "_")] = value
+    return {
+        "ok": True,
+        "url": plan.match.url,
+        **select_fields(plan.topology, "hosts", "devices_per_host", "mesh", "platform"),
+        **columns,
+        "worst_hosts": plan.worst.hosts,
+        **select_fields(plan, "distinct_bytes", "repeated_bytes", "whole", "threads"),
         **select_fields(plan.match, "supplied", "kept", "ignored"),
     }
 

@@ -50,7 +50,7 @@ INLINE_PARTS = 512
 
 def build_plan(
     match: Match,
-    chunks: Sequence[Mapping[str, tuple[Chunk, ...]]],
+    chunks: Sequence[Mapping[str, Sequence[Chunk]]],
     *,
     threads: int = 1,
     memory: int = MEMORY_BYTES,
@@ -58,6 +58,7 @@ def build_plan(
     mapped: Sequence[bool] = (),
     sources: Sequence[Any] = (),
     gaps: Sequence[int] = (),
+    merged: bool = False,
 ) -> Plan:
     """Plans the reads of a match without mismatches.
 
@@ -74,6 +75,7 @@ def build_plan(
         sources: Stored in the plan.
         gaps: For each source, the bytes between two parts that are rather read and dropped than
             left out by a second request; empty, or 0, for local files.
+        merged: Whether `chunks` went through `merge_chunks` already.
 
     Returns:
         A plan with batches in template order. Its copies tile every buffer: each element is written
@@ -98,7 +100,7 @@ def build_plan(
             continue
         source = pair.source
         located: Sequence[Chunk] = chunks[source][pair.entry.name]
-        if len(located) > 1:
+        if len(located) > 1 and not merged:
             located = merge_chunks(located)
         covered, summed, absent, mapped_chunks = True, False, False, list[Chunk]()
         for chunk in located:

@@ -9,8 +9,7 @@ import os
 import time
 import warnings
 from contextlib import closing
-from dataclasses import replace
-from typing import TYPE_CHECKING, Literal, Unpack
+from typing import TYPE_CHECKING, Literal, Unpack, overload
 
 from .._catalog.catalog import Catalog
 from .._core.arguments import PyTree
@@ -18,17 +17,16 @@ from .._core.dtypes import Cast
 from .._core.gc_pause import pause_gc
 from .._core.names import Rename
 from .._core.progress import Progress, check_progress
-from .._core.text import list_names
-from .._match.result import Match, TemplateError
-from .._plan.build import build_plan
+from .._match.result import Match
+from .._plan.job import JobPlan
 from .._plan.plan import Plan
+from .._plan.topology import Topology
 from .._template.make import make_template
 from .._template.template import Template
 from .._views.view import View
-from ..errors import CastWarning, Unverified, UsageError
+from ..errors import CastWarning, UsageError
 from ..formats.registry import Checkpoint, open_checkpoint, with_storage
 from ..storage.open import name_source
-from ..storage.source import find_cost
 from .execute import execute_plan
 from .meter import ReadMeter
 from .options import (
@@ -41,7 +39,8 @@ from .options import (
     RestoreOptions,
     Verify,
 )
-from .prepare import locate_chunks, match_checkpoint
+from .planning import make_job_plan, make_plan
+from .prepare import match_checkpoint
 from .stats import Stats, StepChoice, describe_casts
 
 if TYPE_CHECKING:
@@ -204,23 +203,41 @@ def _describe_source(checkpoint: Checkpoint) -> str:
     return getattr(checkpoint, "url", type(checkpoint).__name__)
 
 
+@overload
 def plan(
     checkpoint: Checkpoint, template: PyTree | Template, **options: Unpack[PlanKeywords]
-) -> Plan:
+) -> Plan: ...
+@overload
+def plan(
+    checkpoint: Checkpoint,
+    template: PyTree | Template,
+    *,
+    topology: Topology,
+    **options: Unpack[PlanKeywords],
+) -> JobPlan: ...
+def plan(
+    checkpoint: Checkpoint,
+    template: PyTree | Template,
+    *,
+    topology: Topology | None = None,
+    **options: Unpack[PlanKeywords],
+) -> Plan | JobPlan:
     """Plans a restore: every read, decode and copy, and what they cost. Reads no array.
 
     Args:
         checkpoint: See `restore`.
-        template: See `restore`.
+        template: See `restore`. With `topology`, its shardings are over the mesh of that, which
+            may be a `jax.sharding.AbstractMesh`; a leaf without one is read whole by every host.
+        topology: The hosts of a job, which need not exist: plans what each of them would read.
         **options: The keyword arguments of `restore`: `at`, `rename`, `shardings`, `missing`,
             `extra`, `cast`, `verify`, `memory`, `threads` and `mapped`; `run` takes `on_progress`.
 
     Returns:
-        A plan: `print` it, or `run` it.
+        A plan: `print` it, or `run` it. With `topology`, a `JobPlan`, which can't be run.
 
     Raises:
         TemplateError, CheckpointError, SourceError, UsageError: See `restore`. A checkpoint that
-            does not fit the template has no plan.
+            does not fit the template has no plan, nor does a sharding over another mesh.
 
     Example:
         >>> import os, tempfile
@@ -232,57 +249,17 @@ def plan(
         (1, 32768)
         >>> tx.run(plan)["w"].shape
         (128, 64)
+        >>> from jax.sharding import AbstractMesh, PartitionSpec as P
+        >>> mesh = AbstractMesh((8,), ("data",))
+        >>> template = tx.template_of({"w": jnp.zeros((128, 64))}, mesh=mesh, specs=P("data"))
+        >>> hosts = tx.Topology(hosts=4, devices_per_host=2, mesh={"data": 8})
+        >>> tx.plan(path, template, topology=hosts).host(3).placed_bytes
+        8192
     """
-    return make_plan(checkpoint, template, PlanOptions(**options))
-
-
-def make_plan(
-    checkpoint: Checkpoint,
-    template: PyTree | Template,
-    options: PlanOptions,
-    *,
-    template_s: float = 0.0,
-) -> Plan:
-    """`plan` with validated options: opens, matches, locates the chunks, and plans their reads.
-
-    Args:
-        checkpoint, template: See `plan`.
-        options: How to plan.
-        template_s: Seconds that were spent on the template before.
-    """
-    begin = time.perf_counter()
-    with pause_gc():
-        wanted = make_template(template, options.shardings)
-    took = {"template": template_s + time.perf_counter() - begin}
-    catalogs, found = match_checkpoint(checkpoint, wanted, options, took)
-    if not found.ok:
-        raise TemplateError(found)
-    begin = time.perf_counter()
-    chunks = locate_chunks(catalogs, found)
-    took["locate"] = time.perf_counter() - begin
-    begin = time.perf_counter()
-    sources = [catalog.source for catalog in catalogs]
-    costs = [find_cost(source) for source in sources]
-    with pause_gc():
-        made = build_plan(
-            found,
-            chunks,
-            threads=options.count_workers(remote=any(costs)),
-            memory=options.memory_bytes,
-            verify=options.verify,
-            mapped=[source.maps for source in sources] if options.mapped else (),
-            sources=sources,
-            gaps=[cost.gap_bytes if cost else 0 for cost in costs],
-        )
-    if options.verify == "required" and made.unverified:
-        names = made.unverified
-        raise Unverified(
-            f"{len(names)} of {len(found.pairs)} leaves of {found.url} have bytes that no"
-            f" checksum covers: {list_names(names)}",
-            hint='verify="available" checks those that have one',
-        )
-    took["plan"] = time.perf_counter() - begin
-    return replace(made, prepared=took, cost="; ".join([str(cost) for cost in costs if cost]))
+    made = PlanOptions(**options)
+    if topology is not None:
+        return make_job_plan(checkpoint, template, made, topology)
+    return make_plan(checkpoint, template, made)
 
 
 def run(plan: Plan, *, on_progress: Progress | None = None) -> PyTree:

@@ -147,6 +147,28 @@ def do_together(call: Hosts, doing: str, work: Callable[[], Result]) -> Result:
     return result[0]
 
 
+def read_together(path: str, work: Callable[[], Result]) -> Result:
+    """Reads from a checkpoint on every process, each after it sees what process 0 sees.
+
+    Args:
+        path: The checkpoint.
+        work: What this process does.
+
+    Raises:
+        TemplaxError: On every process, the same: it failed on one of them.
+    """
+    if _together.get():
+        return work()
+    with open_restore(path) as call:
+        told = call.join(make_reply=lambda: identify_checkpoint(path) if call.count > 1 else b"")
+
+        def work_when_seen() -> Result:
+            await_checkpoint(call, path, told)
+            return work()
+
+        return do_together(call, "restoring", work_when_seen)
+
+
 def plan_together(call: Hosts, make_plan: MakePlan, explain: Explain = _as_it_is) -> Plan:
     """Plans a restore on every process, and raises on all what failed on one.
 

@@ -25,6 +25,7 @@ from .._match.result import TemplateError
 from .._plan.plan import Plan
 from .._restore import api
 from .._restore.options import Missing, RestoreOptions
+from .._restore.planning import make_plan
 from .._restore.prepare import open_missing
 from .._restore.stats import StepChoice
 from .._restore.together import (
@@ -234,7 +235,7 @@ class StepRestore:
         storage = self._run.storage
         await_checkpoint(self._call, self._run.join(name), identity, storage)
         self._opened = _open_tree(self._find_step(name), self._item)
-        return api.make_plan(self._opened, self._template, self._options)
+        return make_plan(self._opened, self._template, self._options)
 
     def _try_steps(self, offered: _Offered) -> PyTree:
         """Restores the first step that every process can restore.
@@ -296,9 +297,9 @@ class StepRestore:
             lambda _entries, _damages=None: {},
         )
 
-        def make_plan() -> Plan:
+        def plan_empty() -> Plan:
             try:
-                return api.make_plan(empty, self._template, self._options)
+                return make_plan(empty, self._template, self._options)
             except TemplateError as error:
                 names = [m.name for m in error.mismatches if m.problem == "missing"]
                 whole = len(names) == len(error.mismatches)
@@ -310,7 +311,7 @@ class StepRestore:
                 ) from error
 
         run = functools.partial(api.run_plan, choice=StepChoice(None))
-        plan = plan_together(self._call, make_plan)
+        plan = plan_together(self._call, plan_empty)
         return run_together(self._call, plan, run, self._options.on_progress)
 
     def _restore_step(
@@ -378,7 +379,7 @@ class StepRestore:
         try:
             tree = _open_tree(self._find_step(key), self._item)
             options = replace(self._options, mapped=False)
-            return has_all_bytes(api.make_plan(tree, self._template, options))
+            return has_all_bytes(make_plan(tree, self._template, options))
         except TemplaxError:
             return False
 

@@ -8,11 +8,11 @@ import sys
 import threading
 from collections.abc import Callable, Mapping
 
-from .._core.arguments import PyTree
 from .._hosts.agreement import Hosts
 from ..errors import SaveError, UsageError
+from .contents import Content
 from .destination import Destination
-from .item import Json
+from .foreign_items import is_inside_save
 from .job import Job
 from .options import SaveOptions
 from .result import Outcome, Saved
@@ -28,14 +28,16 @@ _save_lock = threading.RLock()  # re-entrant: a signal handler may save while th
 def start_save(
     call: Hosts,
     path: str,
-    items: Mapping[str, PyTree | Json],
+    items: Mapping[str, Content],
     options: SaveOptions,
     decide: Callable[[], Destination],
     *,
     wait: bool,
     earlier: SaveError | None = None,
 ) -> Saved:
-    """Saves trees, or begins to. One save at a time is in progress in the background.
+    """Saves items, or begins to. One save at a time is in progress in the background.
+
+    A save inside of another, by the code of a `ForeignItem`, takes place at once.
 
     Args:
         call: The call that saves, of all processes of the job. It is closed once the save has
@@ -45,6 +47,8 @@ def start_save(
         wait: Whether to return only when the checkpoint is committed.
     """
     global _background_save, _background_thread
+    if is_inside_save():  # by a thread that the other save may wait for
+        return _save_inside(Job(call, path, options), items, decide)
     if threading.current_thread() is _background_thread:
         raise UsageError("Expected no save inside of another: this is called by its on_progress")
     # Whoever gets `claim` owns the job's end: the background thread, which runs it, or this thread,
@@ -76,6 +80,19 @@ def start_save(
         if earlier is error:
             _forget(previous)
         raise
+
+
+def _save_inside(
+    job: Job, items: Mapping[str, Content], decide: Callable[[], Destination]
+) -> Saved:
+    """A save by the code of a foreign item. It is finished on return."""
+    try:
+        job.begin(items, decide, background=False)
+        job.run()
+    except BaseException as error:
+        job.abort(error)
+        raise
+    return Saved(job.outcome).wait()
 
 
 def _find_earlier_failure() -> SaveError | None:

@@ -9,7 +9,11 @@ from typing import TYPE_CHECKING, NamedTuple
 from .._core.text import is_unicode
 from ..errors import SaveError, SourceError
 from ..formats.one_file import find_only_file
-from ..formats.orbax.extra_content import describe_extra_content, find_enclosing_item
+from ..formats.orbax.extra_content import (
+    describe_extra_content,
+    describe_unkept_content,
+    find_enclosing_item,
+)
 from ..formats.safetensors_set import SafetensorsSet
 from ..storage.disk import save_error
 from ..storage.source import Source
@@ -34,9 +38,14 @@ class Destination(NamedTuple):
     item: str = ""
 
 
-def check_destination(source: Source, *, replaces: bool) -> None:
+def check_destination(source: Source, *, replaces: bool, keeps: bool = False) -> None:
     """Refuses to save inside an item, and to replace a directory that holds more than one
     checkpoint: a run, a home directory, a collection.
+
+    Args:
+        source: The destination.
+        replaces: Whether a checkpoint there is replaced.
+        keeps: Whether what others put beside it is kept.
 
     Raises:
         SaveError: The destination is refused, or cannot be examined.
@@ -48,8 +57,9 @@ def check_destination(source: Source, *, replaces: bool) -> None:
         around = find_enclosing_item(source)
         replaces = replaces and not is_empty
         is_set = SafetensorsSet().is_only(source) or find_only_file(source) is not None
-        replaces = replaces and not is_set
-        found = describe_extra_content(source) if replaces else None
+        replaces = replaces and (keeps or not is_set)
+        describe = describe_unkept_content if keeps else describe_extra_content
+        found = describe(source) if replaces else None
     except SourceError as error:
         cause = error.__cause__
         if isinstance(cause, OSError):

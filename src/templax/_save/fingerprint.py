@@ -14,6 +14,7 @@ from .._catalog.catalog import Catalog
 from .._catalog.fingerprint import Fingerprint, combine_fingerprints, recorded_fingerprint
 from .._catalog.written import Leaf
 from .._codecs.crc_combine import crc_of_zeros
+from .._core.names import join_path
 from .._core.text import list_names
 from .._hosts.agreement import Hosts, open_call
 from ..errors import SaveError, UsageError
@@ -97,3 +98,24 @@ def _compute_together(call: Hosts, leaves: Sequence[Leaf]) -> list[int]:
                 own[i] = np.bitwise_xor.reduce(table[:, i]) ^ crc_of_zeros(leaf.nbytes)
     crcs = call.tell_all("telling the checksums", own.tobytes())
     return np.frombuffer(crcs, "<u4").tolist()
+
+
+def combine_saved(
+    saved: Sequence[tuple[str | None, Sequence[Leaf]]], crcs: Sequence[Sequence[int]]
+) -> Fingerprint:
+    """The fingerprint of what was saved.
+
+    Args:
+        saved: Name of the item, or None if it is the only one, and its leaves.
+        crcs: For each item, the crc32c of each leaf.
+    """
+    return combine_fingerprints(
+        (
+            leaf.name if name is None else join_path((name, *leaf.path)),
+            leaf.dtype_name,
+            leaf.user_shape,
+            crc,
+        )
+        for (name, leaves), leaf_crcs in zip(saved, crcs, strict=True)
+        for leaf, crc in zip(leaves, leaf_crcs, strict=True)
+    )

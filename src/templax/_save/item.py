@@ -95,6 +95,7 @@ class Item:
 
     Attributes:
         leaves: As given.
+        metadata: JSON that is stored with the item, or None.
         writer: Writes the data file; exists after `open`.
 
     Raises:
@@ -102,6 +103,7 @@ class Item:
     """
 
     writer: Writer
+    metadata: Any = None
 
     def __init__(
         self,
@@ -233,9 +235,8 @@ class Item:
         self._file.write(nodes, nodes_at)
         self._file.close()
         files = [(name, nodes_at + len(nodes)), *rest]
-        small = (
-            encode_tree_files(leaves, chunks, self._empties) | {read.MANIFEST: manifest} | others
-        )
+        small = encode_tree_files(leaves, chunks, self._empties, self.metadata)
+        small |= {read.MANIFEST: manifest} | others
         crcs = places.fingerprints(leaves, chunks)
         small[checksum_index.INDEX_FILE] = encode_index_file(
             leaves, chunks, places, files, small, self._empties, level is not None, crcs

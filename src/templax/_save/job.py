@@ -5,31 +5,31 @@ from __future__ import annotations
 import functools
 import logging
 import time
-import traceback
 import zlib
 from collections.abc import Callable, Mapping
 
 import msgspec
 import numpy as np
 
-from .._catalog.fingerprint import Fingerprint, combine_fingerprints
-from .._catalog.written import Leaf
-from .._core.arguments import PyTree
+from .._catalog.fingerprint import Fingerprint
 from .._core.gc_pause import pause_gc
-from .._core.names import join_path
 from .._hosts.agreement import Hosts
 from .._hosts.offers import describe_different_values
 from ..errors import SaveError
 from ..formats.orbax.directory import COMMITTED
-from ..formats.orbax.write import JSON, STANDARD, Files, encode_commit_files
+from ..formats.orbax.extra_content import list_extra_content
+from ..formats.orbax.write import JSON, Files, encode_commit_files
 from ..storage.open import is_remote, join_staging, open_source, open_staging
 from ..storage.sink import SharedSink, Sink
+from .contents import Content, File, ForeignItem, Group, Tree
 from .destination import Destination, await_directory, check_destination
+from .fingerprint import combine_saved
+from .foreign_items import ForeignItems
 from .item import Item, Json, Share, put_files
 from .jobs import WriteOptions
 from .local_values import Selected, digest_leaves, digest_small, find_difference, select_large
 from .options import SaveOptions
-from .result import Outcome
+from .result import Outcome, clear_tracebacks
 from .snapshot import collect_leaves, copy_values
 from .write_formats import make_item
 
@@ -56,7 +56,9 @@ class Job:
         self._begun_ns = time.time_ns()
         self._sink: Sink | None = None
         self._items: list[Item] = []
+        self._foreign = ForeignItems()
         self._handlers: dict[str, str] = {}
+        self._parts: list[str] = []  # the directories in those of items
         self._documents: Files = {}
         self._large: list[Selected] = []  # of each item, on processes other than 0
         self._all_written = False
@@ -64,7 +66,7 @@ class Job:
 
     def begin(
         self,
-        items: Mapping[str, PyTree | Json],
+        items: Mapping[str, Content],
         decide: Callable[[], Destination],
         *,
         background: bool,
@@ -73,7 +75,7 @@ class Job:
         """Collects the leaves, stages the checkpoint and starts the first writer.
 
         Args:
-            items: Name → tree or `Json`. The name "" stands for the checkpoint itself, or for the
+            items: Name → content. The name "" stands for the checkpoint itself, or for the
                 item that `decide` names, and must be the only one.
             decide: Decides where the save goes; called by process 0 once all have come.
             background: Whether the values must be safe from later changes when this returns.
@@ -95,6 +97,7 @@ class Job:
                 if self._hosts.index > 0:
                     self._large = [select_large(item.leaves) for item in self._items]
                 self._open_items()
+            self._foreign.begin(self._sink)
         except Exception as error:
             agreed, _ = self._hosts.settle(error, done=False)
             if agreed is error:
@@ -104,15 +107,35 @@ class Job:
         self.outcome.leaves = len(leaves)
         self._snapshot_s = time.perf_counter() - begin
 
-    def _add_item(self, name: str, item: PyTree | Json) -> None:
-        if isinstance(item, Json):
+    def _add_item(self, name: str, item: Content) -> None:
+        if isinstance(item, Group):
             directory = f"{name}/" if name else ""
-            self._documents[directory + item.file] = item.encode(name)
-            self._handlers[name] = JSON
+            for part, content in item.parts.items():
+                self._add_part(directory + part, content)
+                self._parts.append(directory + part)
+            self._handlers[name] = item.handler
+        elif isinstance(item, ForeignItem):
+            self._foreign.add(name, item)
+            self._handlers[name] = item.handler
         else:
-            leaves, empties = collect_leaves(item)
-            self._items.append(make_item(name, leaves, empties, self._options, tree=item))
-            self._handlers[name] = STANDARD
+            self._handlers[name] = self._add_part(name, item)
+
+    def _add_part(self, name: str, item: Content) -> str:
+        """Adds what one directory holds; returns its handler."""
+        if isinstance(item, (Json, File)):
+            directory = f"{name}/" if name else ""
+            is_json = isinstance(item, Json)
+            self._documents[directory + item.file] = item.encode(name) if is_json else item.data
+            return JSON if is_json else item.handler
+        tree = item if isinstance(item, Tree) else Tree(item)
+        leaves, empties = collect_leaves(tree.value)
+        if tree.shardings is not None:
+            for leaf in leaves:
+                leaf.sharding = tree.shardings.get(leaf.name)
+        made = make_item(name, leaves, empties, self._options, tree=tree.value)
+        made.metadata = tree.metadata
+        self._items.append(made)
+        return tree.handler
 
     def _meet_others(self, earlier: SaveError | None, decide: Callable[[], Destination]) -> bytes:
         """Waits until all processes save the same; returns what process 0 tells of its sink."""
@@ -156,10 +179,14 @@ class Job:
         url, name = decide()
         self._name_item(name)
         if not isinstance(url, Sink):
-            replaces = options.overwrite and not options.single
-            check_destination(open_source(url, options.storage), replaces=replaces)
+            replaces, keeps = options.overwrite and not options.single, options.keeps_others
+            check_destination(open_source(url, options.storage), replaces=replaces, keeps=keeps)
         self._sink = sink = open_staging(
-            url, overwrite=options.overwrite, single=options.single, storage=options.storage
+            url,
+            overwrite=options.overwrite,
+            single=options.single,
+            others=list_extra_content if options.keeps_others else None,
+            storage=options.storage,
         )
         if job.count == 1:
             return b""
@@ -238,6 +265,7 @@ class Job:
         """Discards what was written, stops the threads, and passes the error to all that wait for
         this save, in this process and in the others. Idempotent.
         """
+        self._foreign.stop()  # first: it would write to a directory that is being removed
         if self._sink is not None:
             self._sink.discard()
         for item in self._items:
@@ -246,7 +274,7 @@ class Job:
             self._hosts.fail(error)
         finally:
             self._hosts.close()
-        _clear_tracebacks(error)
+        clear_tracebacks(error)
         self.outcome.error = error
         self.outcome.end()
 
@@ -299,6 +327,7 @@ class Job:
                 item.writer.start()
             item.writer.wait(None if progress is None and job.count == 1 else report)
             done += item.writer.total
+        self._foreign.wait()
 
     def _prepare_fingerprint(self, crcs: list[list[int]]) -> Callable[[], Fingerprint]:
         """What makes the fingerprint of the tree; of several items, that of the dict of their
@@ -309,13 +338,14 @@ class Job:
         for _, leaves in saved:
             for leaf in leaves:
                 leaf.pieces = ()
-        return functools.partial(_combine_fingerprints, saved, crcs)
+        return functools.partial(combine_saved, saved, crcs)
 
     def _commit(self) -> Result:
         """Writes the remaining files, and commits; in a job process 0 does, for all."""
         job, sink = self._hosts, self._sink
         assert sink is not None
         if job.count == 1:
+            self._foreign.finalize()
             with pause_gc():
                 result = self._write_small_files([item.data_files for item in self._items])
             sink.commit()
@@ -330,6 +360,7 @@ class Job:
         if job.index > 0:
             return msgspec.msgpack.decode(job.announce("committing"), type=Result)
         shares = [msgspec.msgpack.decode(data, type=list[Share]) for data in gathered]
+        self._foreign.finalize()
         with pause_gc():
             files = [
                 item.merge_shares(sink, [share[number] for share in shares])
@@ -392,42 +423,22 @@ class Job:
             "metrics": self._options.metrics,
         }
         whole = self._handlers.get("")  # set if the only item is the checkpoint itself
-        commit = encode_commit_files(whole or self._handlers, self._begun_ns, time.time_ns(), about)
+        commit: Files = {}
+        if self._options.whole:
+            ended_ns = time.time_ns()
+            commit = encode_commit_files(whole or self._handlers, self._begun_ns, ended_ns, about)
         small = dict(self._documents)
         total, crcs = 0, list[list[int]]()
         for item, parts in zip(self._items, files, strict=True):
-            described, nbytes, leaf_crcs = item.describe(parts, commit if whole else {})
+            described, nbytes, leaf_crcs = item.describe(parts, {} if item.name else commit)
             small |= described
             total += nbytes
             crcs.append(leaf_crcs)
-        small |= commit
+        if not self._options.whole:
+            return total + put_files(self._sink, small), crcs
+        small |= commit | dict.fromkeys(self._options.marks, b"")
         marker = f"Checkpoint commit was successful to {self._sink.path}".encode()
-        for name in self._handlers:
+        for name in (*self._handlers, *self._parts):
             small[f"{name}/{COMMITTED}" if name else COMMITTED] = marker
         small[COMMITTED] = small.pop(COMMITTED, marker)  # written after all other files
         return total + put_files(self._sink, small), crcs
-
-
-def _combine_fingerprints(
-    saved: list[tuple[str | None, list[Leaf]]], crcs: list[list[int]]
-) -> Fingerprint:
-    return combine_fingerprints(
-        (
-            leaf.name if name is None else join_path((name, *leaf.path)),
-            leaf.dtype_name,
-            leaf.user_shape,
-            crc,
-        )
-        for (name, leaves), leaf_crcs in zip(saved, crcs, strict=True)
-        for leaf, crc in zip(leaves, leaf_crcs, strict=True)
-    )
-
-
-def _clear_tracebacks(error: BaseException) -> None:
-    """Frees the locals in the frames of an error, which may be kept for a long time: open files,
-    and the copy of a tree.
-    """
-    cause: BaseException | None = error
-    while cause is not None:
-        traceback.clear_frames(cause.__traceback__)
-        cause = cause.__cause__ or cause.__context__

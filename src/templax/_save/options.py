@@ -46,6 +46,8 @@ class SaveOptions:
         single: Whether the destination is a file, rather than a directory.
         metadata: JSON that is saved with the checkpoint; strings if it is safetensors.
         overwrite: Whether an existing checkpoint is replaced.
+        keeps_others: Whether what others put into the directory of a checkpoint that is replaced
+            stays there.
         level: The zstd level, or None for raw chunks.
         memory: Bytes that may be fetched from devices and not yet written.
         threads: Number of workers.
@@ -55,6 +57,8 @@ class SaveOptions:
         after: Called with the call that saves once the checkpoint is committed, on every process,
             in the thread that saves.
         storage: How to reach the object store of the destination, or None.
+        whole: Whether to write the files that mark the checkpoint as finished.
+        marks: Names of empty files in the checkpoint, which say what kind of checkpoint it is.
     """
 
     format: str
@@ -69,6 +73,9 @@ class SaveOptions:
     metrics: Mapping[str, float] | None = None
     after: Callable[[Hosts], None] | None = None
     storage: Store | None = None
+    whole: bool = True
+    marks: tuple[str, ...] = ()
+    keeps_others: bool = False
 
 
 def make_options(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import threading
+import traceback
 from collections.abc import Callable, Mapping
 
 from .._catalog.fingerprint import Fingerprint
@@ -230,3 +231,13 @@ class PendingSave:
             finally:
                 if saved.done():  # an interrupt may end the wait before the save
                     self._saved = None
+
+
+def clear_tracebacks(error: BaseException) -> None:
+    """Frees the locals in the frames of an error, which may be kept for a long time: open files,
+    and the copy of a tree.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        traceback.clear_frames(cause.__traceback__)
+        cause = cause.__cause__ or cause.__context__

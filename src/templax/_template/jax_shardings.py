@@ -16,7 +16,7 @@ from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec, SingleDevic
 from .._core.boxes import Box, Shape, box_from_index, contains, full_box
 from .._jax.versions import SET_MESH, Format, Layout, current_mesh, format_of, layout_of
 from ..errors import Mismatch, UsageError
-from .sharding import Sharding, find_sharding_problem
+from .sharding import NO_DEVICES, Sharding, find_sharding_problem
 
 
 def resolve_sharding(leaf: Any, override: Any) -> tuple[jax.sharding.Sharding | None, Any]:
@@ -139,7 +139,7 @@ def _find_sharding_problems(
         if isinstance(sharding.mesh, AbstractMesh):
             note = f"no mesh of its shape is set: `with {SET_MESH}(mesh):`"
             what = f"an AbstractMesh, sharding {data}"
-            found.append(Mismatch("sharding", name, "a mesh of devices", what, note=note))
+            found.append(Mismatch("sharding", name, NO_DEVICES, what, note=note))
         partial = getattr(sharding.spec, "unreduced", None)
         if partial:
             what = f"one unreduced over {', '.join(f'`{a}`' for a in sorted(map(str, partial)))}"

@@ -12,6 +12,9 @@ import msgspec
 from .._core.boxes import Shape
 from ..errors import Mismatch
 
+NO_DEVICES = "a mesh of devices"
+"""What a sharding over an abstract mesh is expected to have; a plan for other hosts does not."""
+
 
 class Sharding(msgspec.Struct, frozen=True):
     """A `NamedSharding` as data.

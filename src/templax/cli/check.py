@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import functools
+import math
 import os
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import click
 
 import templax as tx
 
 from .._display.json import render_json
-from .._display.json_reports import match_fields, plan_fields
+from .._display.json_reports import job_fields, match_fields, plan_fields
 from .._display.terminal import echo_report
 from .._match.result import Match
 from .._template.json_file import load_template
@@ -162,14 +163,44 @@ def _print_match(match: Match, as_json: bool) -> None:
 )
 @click.option("--threads", type=click.IntRange(min=1), help="Workers that read and decode.")
 @click.option("--mapped", is_flag=True, help="Map raw, aligned leaves instead of reading them.")
-def plan(path: str | Source, template: Template, *, as_json: bool, **options: Any) -> None:
+@click.option(
+    "--mesh",
+    metavar="AXIS=SIZE,...",
+    help="The mesh of a job, which need not exist: shows what each of its hosts would read of the"
+    " shardings in TEMPLATE.json.",
+)
+@click.option(
+    "--hosts",
+    type=click.IntRange(min=1),
+    help="The processes of that job, which have equal numbers of the devices.  [default: 1]",
+)
+@click.option(
+    "--platform",
+    type=click.Choice(["cpu", "gpu", "tpu"]),
+    help="The devices of that job.  [default: tpu]",
+)
+def plan(
+    path: str | Source,
+    template: Template,
+    *,
+    as_json: bool,
+    mesh: str | None,
+    hosts: int | None,
+    platform: Literal["cpu", "gpu", "tpu"] | None,
+    **options: Any,
+) -> None:
     """Show what a restore would read, decode and copy, without reading an array.
 
-    Every leaf of TEMPLATE.json is planned whole, for one CPU device. Exits with 0 if a restore from
-    PATH would succeed, 1 if it would not, 2 if one of the two can't be read.
+    Without --mesh, every leaf of TEMPLATE.json is planned whole, for one CPU device. Exits with 0
+    if a restore from PATH would succeed, 1 if it would not, 2 if one of the two can't be read.
     """
+    topology = _parse_topology(mesh, hosts, platform)
     try:
-        made = tx.plan(path, template, **options)
+        made = (
+            tx.plan(path, template, **options)
+            if topology is None
+            else tx.plan(path, template, topology=topology, **options)
+        )
     except tx.Unverified as error:
         raise type(error)(
             error.what, hint="--verify available checks those that have one"
@@ -178,6 +209,30 @@ def plan(path: str | Source, template: Template, *, as_json: bool, **options: An
         _print_match(error.match, as_json)
         sys.exit(1)
     if as_json:
-        click.echo(render_json(plan_fields(made)))
+        fields = plan_fields(made) if isinstance(made, tx.Plan) else job_fields(made)
+        click.echo(render_json(fields))
     else:
         echo_report(str(made))
+
+
+def _parse_topology(
+    mesh: str | None, hosts: int | None, platform: Literal["cpu", "gpu", "tpu"] | None
+) -> tx.Topology | None:
+    if mesh is None:
+        if hosts is not None or platform is not None:
+            raise click.UsageError("--hosts and --platform describe a job, which needs --mesh.")
+        return None
+    sizes: dict[str, int] = {}
+    for axis in mesh.split(","):
+        name, _, size = axis.partition("=")
+        if not name or not size.isascii() or not size.isdecimal() or name in sizes:
+            text = f"expected AXIS=SIZE,... such as data=64,model=32, got {mesh}"
+            raise click.BadParameter(text, param_hint="--mesh")
+        sizes[name] = int(size)
+    devices, hosts = math.prod(sizes.values()), hosts or 1
+    if devices % hosts:
+        text = f"expected a number of which {devices} devices are a multiple, got {hosts}"
+        raise click.BadParameter(text, param_hint="--hosts")
+    return tx.Topology(
+        hosts=hosts, devices_per_host=devices // hosts, mesh=sizes, platform=platform or "tpu"
+    )

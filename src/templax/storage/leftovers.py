@@ -7,6 +7,7 @@ Orbax included, treats a name that contains `.orbax-checkpoint-tmp` as a checkpo
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 import re
 import stat
@@ -333,8 +334,41 @@ def delete_checkpoint(path: str | os.PathLike[str], disk: Disk = DISK) -> bool:
         SaveError: The file system refused. All or some of it may remain under a temporary name.
     """
     path = absolute_path(path)
+    return _withdraw(path, temporary_path(path), disk, delete=True)
+
+
+def move_checkpoint(path: str, directory: str, disk: Disk = DISK) -> bool:
+    """Moves a checkpoint to another directory of the same file system, in one step and durably.
+
+    Args:
+        path: The checkpoint.
+        directory: The directory, made if there is none. If it has something of the same name, the
+            checkpoint gets another one: `3.1`, `3.2`, ...
+        disk: The file system.
+
+    Returns:
+        See `delete_checkpoint`.
+
+    Raises:
+        SaveError: The file system refused.
+    """
+    path, directory = absolute_path(path), absolute_path(directory)
+    try:
+        os.makedirs(directory, exist_ok=True)
+        taken = set(os.listdir(directory))
+    except OSError as error:
+        raise save_error("move", path, error) from error
+    name = os.path.basename(path)
+    names = itertools.chain([name], (f"{name}.{i}" for i in itertools.count(1)))
+    free = next(each for each in names if each not in taken)
+    moved = _withdraw(path, os.path.join(directory, free), disk, delete=False)
+    sync_names(directory, disk)
+    return moved
+
+
+def _withdraw(path: str, renamed: str, disk: Disk, *, delete: bool) -> bool:
+    """Renames a checkpoint, unless it is in use; see `delete_checkpoint`."""
     check_can_save(path)
-    renamed = temporary_path(path)
     lock: Descriptor | None = None
     try:
         with suppress(NotADirectoryError):
@@ -344,15 +378,16 @@ def delete_checkpoint(path: str | os.PathLike[str], disk: Disk = DISK) -> bool:
                 return False
             disk.rename(path, renamed)
             sync_names(os.path.dirname(path), disk)
-            # Still locked: a reader that waits for the lock learns about it afterwards.
-            delete_tree(renamed, disk)
+            if delete:
+                # Still locked: a reader that waits for the lock learns about it afterwards.
+                delete_tree(renamed, disk)
         finally:
             if lock is not None:
                 lock.close()
     except FileNotFoundError:
         return True
     except OSError as error:
-        raise save_error("remove", path, error) from error
+        raise save_error("remove" if delete else "move", path, error) from error
     return True
 
 

@@ -10,6 +10,7 @@ from urllib.parse import unquote
 
 from ..errors import SaveError, SourceError, UsageError
 from .file_staging import FileStaging
+from .keeping import KeepingStaging
 from .leftovers import Leftover
 from .local import Local
 from .sink import SharedSink, Sink
@@ -176,6 +177,7 @@ def open_staging(
     overwrite: bool,
     single: bool = False,
     leftover: Leftover | None = None,
+    others: Callable[[Source], list[str]] | None = None,
     storage: Store | None = None,
 ) -> Sink:
     """Returns a sink that writes a checkpoint to a path or URL; a sink is returned unchanged.
@@ -185,6 +187,7 @@ def open_staging(
         overwrite: Whether an existing checkpoint may be replaced.
         single: Whether the checkpoint is a single file at the path, rather than a directory.
         leftover: See `Staging`.
+        others: See `KeepingStaging`; None to keep nothing of what is replaced.
         storage: See `open_source`.
 
     Raises:
@@ -207,8 +210,11 @@ def open_staging(
             )
         return ObjectSink(*remote, overwrite=overwrite)
     hint = "save to a local directory, then copy that"
+    path = local_path(url, "writes", hint)
+    if others is not None:
+        return KeepingStaging(path, overwrite=overwrite, others=others)
     make = FileStaging if single else Staging
-    return make(local_path(url, "writes", hint), overwrite=overwrite, leftover=leftover)
+    return make(path, overwrite=overwrite, leftover=leftover)
 
 
 def join_staging(path: str, directory: str, storage: Store | None = None) -> SharedSink:

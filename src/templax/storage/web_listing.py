@@ -18,8 +18,8 @@ from .requests import Requests
 MAX_LINKS = 10_000
 """Pages with more links are refused."""
 
-MAX_DEPTH = 64
-"""Directories that lie deeper are refused: a page that links to itself would have no end."""
+_MAX_DEPTH = 64
+"""Directories in directories that are listed; a page that links to itself has no end of them."""
 
 _MAX_PAGE_BYTES = 1 << 24
 
@@ -63,16 +63,16 @@ class WebRequests(Requests):
         return directories, [meta for meta in found if meta is not None]
 
     async def list_all(self, prefix: str, chunk: int = 1000) -> AsyncIterator[list[Any]]:
-        """See `Requests`."""
+        """See `Requests`. Directories more than `_MAX_DEPTH` deep are refused."""
         pending, batch = [prefix], list[Any]()
+        deepest = prefix.count("/") + _MAX_DEPTH
         while pending:
-            directory = pending.pop()
-            if directory.count("/") - prefix.count("/") > MAX_DEPTH:
+            directories, objects = await self.list_level(pending.pop())
+            if directories and directories[0].count("/") > deepest:
                 raise SourceError(
-                    f"can't list `{self.url}/{prefix}`: directories lie more than {MAX_DEPTH} deep,"
-                    f" such as `{directory}`; hint: does a page link to itself?"
+                    f"can't list `{self.url}/{prefix}`: its pages link to directories more than"
+                    f" {_MAX_DEPTH} deep, such as `{directories[0][:200]}`"
                 )
-            directories, objects = await self.list_level(directory)
             pending += directories
             batch += objects
             while len(batch) >= chunk:

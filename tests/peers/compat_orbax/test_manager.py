@@ -26,7 +26,7 @@ from side_by_side import (
     step_state,
 )
 from templax._save import job as job_module
-from templax.compat.orbax.options import StepFacts
+from templax.compat.orbax.step_policies import StepInfo, make_preservation_policy, select_replaced
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
@@ -243,10 +243,14 @@ def test_the_steps_that_stay_are_those_of_orbaxs_policies(data):
     """For any steps, metrics and times, and any combination of options."""
     numbers = data.draw(st.lists(st.integers(0, 40), unique=True, min_size=1, max_size=12))
     losses = st.none() | st.integers(0, 4).map(float)
-    facts = {
-        step: StepFacts(None if (loss := data.draw(losses)) is None else {"loss": loss}, seconds)
+    facts = [
+        (
+            step,
+            datetime.fromtimestamp(seconds, tz=UTC),
+            None if (loss := data.draw(losses)) is None else {"loss": loss},
+        )
         for step, seconds in zip(sorted(numbers), range(0, 10_000, 700), strict=False)
-    }
+    ]
     chosen = {
         "max_to_keep": data.draw(st.none() | st.integers(0, 5)),
         "keep_period": data.draw(st.none() | st.integers(1, 9)),
@@ -260,15 +264,12 @@ def test_the_steps_that_stay_are_those_of_orbaxs_policies(data):
     policy = checkpoint_manager._get_default_preservation_policy(
         orbax.CheckpointManagerOptions(**chosen)
     )
-    infos = [
-        checkpoint_manager.CheckpointInfo(
-            step, datetime.fromtimestamp(each.saved, tz=UTC), each.metrics
-        )
-        for step, each in facts.items()
-    ]
+    infos = [checkpoint_manager.CheckpointInfo(*each) for each in facts]
     kept = policy.should_preserve(infos, context=None)
-    theirs = {info.step for info, stays in zip(infos, kept, strict=True) if stays}
-    assert compat.CheckpointManagerOptions(**chosen).select_kept(facts) == theirs
+    theirs = {info.step for info, stays in zip(infos, kept, strict=True) if not stays}
+    steps = [StepInfo(step, "", time=time, metrics=metrics) for step, time, metrics in facts]
+    ours = make_preservation_policy(compat.CheckpointManagerOptions(**chosen))
+    assert select_replaced(ours, steps) == theirs
 
 
 def several(ocp, path):
@@ -411,12 +412,14 @@ def test_a_step_with_unreadable_metrics_stays(tmp_path, caplog):
         best_fn=lambda m: m["acc"], best_mode="max", max_to_keep=1
     )
     with compat.CheckpointManager(tmp_path, options=options) as manager:
-        for step in range(4):
+        args = compat.args.StandardSave({"w": np.full(3, 0)})
+        manager.save(0, args=args, metrics={"acc": 1.0})
+    (tmp_path / "0" / "metrics" / "metrics").write_text("{")
+    with compat.CheckpointManager(tmp_path, options=options) as manager:
+        for step in range(1, 4):
             args = compat.args.StandardSave({"w": np.full(3, step)})
             manager.save(step, args=args, metrics={"acc": 1 / (step + 1)})
             manager.wait_until_finished()
-            if step == 0:
-                (tmp_path / "0" / "metrics" / "metrics").write_text("{")
         assert 0 in manager.all_steps()
         assert manager.best_step() == 1
         assert f"step 0 of {tmp_path} stays, as its metrics are unreadable: " in caplog.text
@@ -431,6 +434,6 @@ def test_an_item_of_a_handler_of_the_callers_own_is_refused_clearly(tmp_path: Pa
     manager = compat.CheckpointManager(tmp_path)
     manager.save(0, args=compat.args.StandardSave({"w": np.ones(3, np.float32)}))
     manager.wait_until_finished()
-    for args in (OwnRestore(), compat.args.Composite(default=OwnRestore())):
+    for args in (OwnRestore(),):
         with pytest.raises(tx.UsageError, match=r"Expected args that restore, .* got OwnRestore"):
             manager.restore(0, args=args)

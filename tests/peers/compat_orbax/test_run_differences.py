@@ -139,3 +139,41 @@ def test_the_manager_works_on_local_directories():
     with pytest.raises(tx.UsageError) as error:
         compat.CheckpointManager("gs://bucket/run")
     assert str(error.value) == message
+
+
+def test_differs_metrics_of_a_policy(tmp_path):
+    """Metrics that only a policy compares: Orbax forgets them, templax saves them."""
+    told = {}
+    for name, ocp in (("theirs", orbax), ("ours", compat)):
+        policies = ocp.checkpoint_managers
+        best = policies.BestN(get_metric_fn=lambda m: m["acc"], n=1)
+        options = ocp.CheckpointManagerOptions(preservation_policy=best)
+        with ocp.CheckpointManager(tmp_path / name, options=options) as manager:
+            for step, acc in ((1, 0.9), (2, 0.5)):
+                args = ocp.args.StandardSave(step_state(step))
+                manager.save(step, args=args, metrics={"acc": acc})
+            manager.wait_until_finished()
+            assert list(manager.all_steps()) == [1]
+        told[name] = ocp.CheckpointManager(tmp_path / name).metrics(1)
+    assert told == {"theirs": None, "ours": {"acc": 0.9}}
+
+
+def test_differs_moved_step_of_the_same_number(tmp_path):
+    """Orbax refuses to move a step to where one of its number is; templax keeps both."""
+    options = compat.CheckpointManagerOptions(todelete_subdir="old")
+    with compat.CheckpointManager(tmp_path / "ours", options=options) as manager:
+        for _ in range(2):
+            manager.save(3, args=compat.args.StandardSave(step_state(3)))
+            manager.delete(3)
+        assert manager.all_steps() == []
+    assert sorted(os.listdir(tmp_path / "ours" / "old")) == ["3", "3.1"]
+    options = orbax.CheckpointManagerOptions(todelete_subdir="old")
+    with orbax.CheckpointManager(tmp_path / "theirs", options=options) as manager:
+        for moved in range(2):
+            manager.save(3, args=orbax.args.StandardSave(step_state(3)))
+            manager.wait_until_finished()
+            if moved:
+                with pytest.raises(OSError, match="Cannot overwrite"):
+                    manager.delete(3)
+            else:
+                manager.delete(3)

@@ -25,8 +25,8 @@ S = jax.ShapeDtypeStruct
 
 
 def test_differs_existing_directory(tmp_path):
-    """Both refuse and leave it alone: Orbax with `ValueError`, templax with `FileExistsError`."""
-    for n, (ocp, error) in enumerate([(orbax, ValueError), (compat, tx.AlreadyExists)]):
+    """Both refuse, with a `ValueError`, and leave it alone; templax's is a `FileExistsError`."""
+    for n, ocp in enumerate([orbax, compat]):
         path = tmp_path / str(n)
         ocp.PyTreeCheckpointer().save(path, {"old": 1})
         for save in (
@@ -34,8 +34,9 @@ def test_differs_existing_directory(tmp_path):
             ocp.StandardCheckpointer().save,
             ocp.v1.save,
         ):
-            with pytest.raises(error, match=r"already exists|not empty"):
+            with pytest.raises(ValueError, match=r"already exists|not empty") as caught:
                 save(path, small_tree())
+            assert isinstance(caught.value, tx.AlreadyExists) == (ocp is compat)
         assert ocp.PyTreeCheckpointer().restore(path) == {"old": 1}
     assert issubclass(tx.AlreadyExists, FileExistsError)
 
@@ -64,23 +65,60 @@ def test_differs_force_that_fails(tmp_path):
 
 
 def test_differs_force_on_something_else(tmp_path):
-    """`force=True` on a run or on a directory of other files: Orbax deletes it; templax refuses."""
+    """`force=True` on a run, or on directories of something else: Orbax deletes it, and templax
+    refuses.
+    """
     for name, ocp in (("theirs", orbax), ("ours", compat)):
         save_steps(compat, tmp_path / name, (1, 2))
         home = tmp_path / name / "home"
-        home.mkdir()
-        (home / "thesis.tex").write_text("five years")
+        (home / "thesis").mkdir(parents=True)
+        (home / "thesis" / "thesis.tex").write_text("five years")
         if ocp is orbax:
             for path in (tmp_path / name / "run", home):
                 ocp.PyTreeCheckpointer().save(path, small_tree(), force=True)
-            assert not (home / "thesis.tex").exists()
+            assert not (home / "thesis").exists()
             assert not (tmp_path / name / "run/1").exists()
             continue
-        for path, found in ((tmp_path / name / "run", "2 steps"), (home, "other files")):
+        for path, found in (
+            (tmp_path / name / "run", "2 steps"),
+            (home, "a directory `thesis` and no checkpoint"),
+        ):
             with pytest.raises(tx.SaveError, match=f"replaces one checkpoint, found {found}"):
                 ocp.PyTreeCheckpointer().save(path, small_tree(), force=True)
-        assert (home / "thesis.tex").exists()
+        assert (home / "thesis" / "thesis.tex").exists()
         assert (tmp_path / name / "run/1").exists()
+
+
+def test_differs_force_beside_other_files(tmp_path, caplog):
+    """Orbax deletes what others put beside a checkpoint; templax keeps it, and says so."""
+    caplog.set_level("INFO", logger="templax")
+    for name, ocp in (("theirs", orbax), ("ours", compat)):
+        path = tmp_path / name
+        path.mkdir()
+        (path / "config.json").write_text("{}")
+        checkpointer = ocp.PyTreeCheckpointer()
+        checkpointer.save(path, {"n": 1}, force=True)
+        (path / "assets" / "deep").mkdir(parents=True)
+        (path / "assets" / "deep" / "norm.json").write_text("[1]")
+        checkpointer.save(path, {"n": 2}, force=True)
+        assert checkpointer.restore(path) == {"n": 2}
+        if ocp is orbax:
+            assert not (path / "config.json").exists()
+            assert not (path / "assets").exists()
+            continue
+        assert (path / "config.json").read_text() == "{}"
+        assert (path / "assets" / "deep" / "norm.json").read_text() == "[1]"
+        said = [each.message for each in caplog.records if "is replaced" in each.message]
+        assert said == [
+            f"{path} is replaced, and keeps what it did not write: config.json",
+            f"{path} is replaced, and keeps what it did not write: assets, config.json",
+        ]
+        args = ocp.args.Composite(assets=ocp.args.JsonSave([]))
+        composite = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
+        with pytest.raises(tx.SaveError, match="another name than `assets`, which others use"):
+            composite.save(path, args, force=True)
+        assert checkpointer.restore(path) == {"n": 2}
+    assert sorted(os.listdir(tmp_path)) == ["ours", "theirs"]
 
 
 def test_differs_what_a_failed_save_leaves(tmp_path):

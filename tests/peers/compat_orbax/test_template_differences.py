@@ -348,3 +348,47 @@ def test_differs_numpy_leaves_without_a_template(tmp_path):
     assert_same(theirs, tree)
     ours = compat.PyTreeCheckpointer().restore(tmp_path / "numpy")
     assert_same(ours, {"narrow": jnp.arange(3, dtype=jnp.float32), "wide": tree["wide"]})
+
+
+def test_differs_stored_shape_with_transforms(at, caplog):
+    """Orbax ignores the shape of the item; with `transforms={}`, templax does and says so."""
+    item = {"a": jnp.zeros((2, 3)), "b": {"c": jnp.zeros(3, jnp.int32)}}
+    for ocp in (orbax, compat):
+        args = jax.tree.map(lambda _, ocp=ocp: ocp.ArrayRestoreArgs(sharding=first_device()), item)
+        with quiet():
+            got = ocp.PyTreeCheckpointer().restore(
+                at.small_pytree, item=item, restore_args=args, transforms={}
+            )
+        assert_same(got, jax.device_put(small_tree(), first_device()))
+    assert "not in that of item=: `a`" in caplog.text
+    with pytest.raises(tx.TemplateError, match=r"shape `\(2, 3\)`"):
+        compat.PyTreeCheckpointer().restore(at.small_pytree, item=item, restore_args=args)
+
+
+def test_differs_leaf_that_no_transform_gives(at, caplog):
+    """Orbax returns leaves of the item; templax names them, and refuses those without a value."""
+    item = {"a": np.zeros(8, np.float32), "new": np.ones(2, np.float32)}
+    for ocp in (orbax, compat):
+        args = jax.tree.map(lambda _, ocp=ocp: ocp.RestoreArgs(np.ndarray), item)
+        rules = {"a": ocp.Transform(original_key="a")}
+        options = {"restore_args": args, "transforms": rules}
+        with quiet():
+            got = ocp.PyTreeCheckpointer().restore(at.small_pytree, item=item, **options)
+        np.testing.assert_array_equal(got["new"], item["new"])
+    assert "for `new`: kept as in the new tree" in caplog.text
+    without = item | {"new": S((2,), np.float32)}
+    with pytest.raises(tx.UsageError, match="got none for `new`"):
+        compat.PyTreeCheckpointer().restore(at.small_pytree, item=without, **options)
+
+
+def test_differs_mesh_without_axes(at):
+    """Orbax replays the saved sharding; templax refuses half a sharding."""
+    mesh = jax.sharding.Mesh(np.array(jax.devices()), ("x",))
+    for ocp in (orbax, compat):
+        half = jax.tree.map(lambda _, ocp=ocp: ocp.ArrayRestoreArgs(mesh=mesh), small_tree())
+        if ocp is orbax:
+            with quiet():
+                got = ocp.PyTreeCheckpointer().restore(at.small_pytree, restore_args=half)
+            assert got["a"].sharding.device_set == {jax.devices()[0]}
+    with pytest.raises(tx.UsageError, match="mesh_axes="):
+        compat.PyTreeCheckpointer().restore(at.small_pytree, restore_args=half)

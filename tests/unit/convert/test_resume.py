@@ -15,6 +15,7 @@ import pytest
 
 import conversion_kills
 import templax as tx
+from helpers import mark_slow
 from templax._convert import journal, target
 from templax.storage import staging
 from templax.storage.leftovers import find_abandoned, find_unfinished, remove_directory
@@ -57,7 +58,7 @@ def check(source: Path, path: Path) -> None:
 
 
 @pytest.mark.usefixtures("small")
-@pytest.mark.parametrize("to", ["orbax", "safetensors", "msgpack", "npz"])
+@pytest.mark.parametrize("to", ["safetensors", *mark_slow("orbax", "msgpack", "npz")])
 def test_a_killed_conversion_is_resumed(source: Path, tmp_path: Path, to: Any) -> None:
     """Killed while it writes, then while it goes on, then at each later stage."""
     path = tmp_path / "converted"

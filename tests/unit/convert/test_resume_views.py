@@ -14,6 +14,7 @@ import pytest
 
 import conversion_kills
 import templax as tx
+from helpers import mark_slow
 from templax.storage.leftovers import find_unfinished
 
 PROGRAM = Path(conversion_kills.__file__)
@@ -81,7 +82,7 @@ def check(path: Path, stored: dict[str, Any]) -> None:
 
 
 @pytest.mark.usefixtures("small")
-@pytest.mark.parametrize("to", ["orbax", "safetensors", "npz"])
+@pytest.mark.parametrize("to", ["orbax", *mark_slow("safetensors", "npz")])
 def test_a_killed_conversion_of_a_view_is_resumed(
     stored: dict[str, Any], tmp_path: Path, to: Any
 ) -> None:

@@ -11,7 +11,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 import templax as tx
-from helpers import CKPT, CORPUS, assert_same_tree, checkpoint_of, shard_over
+from helpers import CKPT, CORPUS, assert_same_tree, checkpoint_of, make_keys, shard_over
 from templax._jax import put
 from templax._restore import devices
 
@@ -100,9 +100,9 @@ def test_memory_kinds_agree_with_device_put() -> None:
 
 
 KEYS = {
-    "key": jax.random.key(3),
-    "keys": jax.random.split(jax.random.key(4), 8),
-    "table": jax.random.split(jax.random.key(5, impl="rbg"), (8, 8)),
+    "key": make_keys(),
+    "keys": make_keys(8),
+    "table": make_keys(8, 8, impl="rbg"),
 }
 
 

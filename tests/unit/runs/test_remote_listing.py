@@ -60,6 +60,7 @@ def make_run(url, steps, **options):
     return copy_steps(url, 0, range(1, steps))
 
 
+@pytest.mark.slow
 def test_a_look_at_1000_steps_is_one_request_for_1000_objects(url, requests):
     objects = make_run(url, 1000)
     pages = -(-1000 * objects // 1000)

@@ -99,22 +99,6 @@ def test_a_page_that_is_refused_is_not_asked_for_again(serve: Serve) -> None:
     assert asked == ["/run/"]
 
 
-def test_a_page_that_links_to_itself_is_an_error(serve: Serve) -> None:
-    def answer(handler: BaseHTTPRequestHandler) -> None:
-        page = b'<a href="w">w</a> <a href="again/">again</a>'
-        handler.send_response(200)
-        handler.send_header("Content-Type", "text/html")
-        handler.send_header("Content-Length", str(len(page)))
-        handler.end_headers()
-        handler.wfile.write(page)
-
-    source = ObjectSource(HTTP(), f"{serve(answer)}/run")
-    with pytest.raises(
-        tx.SourceError, match=r"more than 64 deep, such as `run/again/again/.*itself"
-    ):
-        list(source.walk())
-
-
 def test_headers_are_not_sent_to_another_host(serve: Serve) -> None:
     seen: list[str | None] = []
 
@@ -135,3 +119,19 @@ def test_headers_are_not_sent_to_another_host(serve: Serve) -> None:
     assert seen
     assert set(seen[::2]) == {"Bearer secret"}
     assert set(seen[1::2]) == {None}
+
+
+def test_pages_that_link_to_directories_without_end_are_refused(serve: Serve) -> None:
+    """As a server makes them of a link to the directory that it is in."""
+
+    def answer(handler: BaseHTTPRequestHandler) -> None:
+        page = b'<a href="again/">again</a>'
+        handler.send_response(200)
+        handler.send_header("Content-Type", "text/html")
+        handler.send_header("Content-Length", str(len(page)))
+        handler.end_headers()
+        handler.wfile.write(page)
+
+    source = ObjectSource(HTTP(), f"{serve(answer)}/run")
+    with pytest.raises(tx.SourceError, match="directories more than 64 deep, such as `run/again/"):
+        list(source.walk())

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
 
 import templax as tx
-from helpers import count_examples
+from helpers import count_examples, make_keys
 from limits import run_limited
 from templax._template import json_file
 from templax._template import template as template_module
@@ -43,7 +43,7 @@ EVERY_KIND = {
     "t": int,
     "s": "text",
     "st": str,
-    "key": jax.random.split(jax.random.key(0), 4),
+    "key": make_keys(4),
     "skip": ...,
     "function": jax.nn.relu,
     "nested": [{"a.b": A((), jnp.int32)}, None, ()],
@@ -226,7 +226,7 @@ def test_each_partition_spec_is_read_back(spec: PartitionSpec) -> None:
 
 def test_a_sharding_of_prng_keys_is_checked_against_the_shape_of_the_keys(tmp_path: Path) -> None:
     """The shape of the key data has one dimension more."""
-    keys = jax.random.split(jax.random.key(0), 4)
+    keys = make_keys(4)
     sharding = NamedSharding(make_mesh(), PartitionSpec("data"))
     tx.save_template({"k": keys}, tmp_path / "t.json", shardings=sharding)
     read = json_file.load_template((tmp_path / "t.json").read_bytes())

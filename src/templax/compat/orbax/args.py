@@ -5,36 +5,73 @@ Those that save return the values to save from `content`; those that restore do 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
 
 import jax
 
 import templax as tx
 
 from ..._core.arguments import PyTree
+from ..._save.contents import Tree
 from ..._save.item import Json
-from ..._template.flatten import map_tree
 from ...formats.orbax.directory import ItemKind, list_items
 from ...formats.orbax.json_item import read_json_item
+from ...formats.orbax.write import PYTREE, STANDARD
 from ...storage.open import open_source
-from .leaf_args import ArrayRestoreArgs, RestoreArgs, SaveArgs, apply_restore_args, cast_leaf
-from .metadata import unwrap_tree
+from .checkpoint_args import (
+    CheckpointArgs,
+    get_registered_args_cls,
+    get_registered_handler_cls,
+    has_registered_args,
+    register_with_handler,
+)
+from .item_args import (
+    ArrayRestore,
+    ArraySave,
+    JaxRandomKeyRestore,
+    JaxRandomKeySave,
+    NumpyRandomKeyRestore,
+    NumpyRandomKeySave,
+    ProtoRestore,
+    ProtoSave,
+)
+from .leaf_args import ArrayRestoreArgs, RestoreArgs, SaveArgs
+from .leaf_templates import cast_tree
+from .transformed_restore import restore_by_legacy_function, restore_transformed
+from .tree_restore import restore_tree
 from .unmapped import unmapped_argument, unmapped_attribute
 
 __all__ = [
+    "ArrayRestore",
     "ArrayRestoreArgs",
+    "ArraySave",
+    "CheckpointArgs",
     "Composite",
+    "JaxRandomKeyRestore",
+    "JaxRandomKeySave",
     "JsonRestore",
     "JsonSave",
+    "NumpyRandomKeyRestore",
+    "NumpyRandomKeySave",
+    "ProtoRestore",
+    "ProtoSave",
     "PyTreeRestore",
     "PyTreeSave",
     "RestoreArgs",
     "SaveArgs",
     "StandardRestore",
     "StandardSave",
+    "get_registered_args_cls",
+    "get_registered_handler_cls",
+    "has_registered_args",
+    "register_with_handler",
 ]
+
+
+_ORBAX = "orbax.checkpoint."
 
 
 class _TreeSave:
@@ -44,45 +81,47 @@ class _TreeSave:
     save_args: PyTree
     custom_metadata: Any
 
-    def content(self) -> PyTree:
+    handler: ClassVar[str]
+    """The handler that a checkpoint names for it."""
+
+    def content(self) -> Tree:
         """The tree to save, its leaves cast as `save_args` ask."""
-        if self.custom_metadata is not None:
-            raise unmapped_argument(
-                "custom_metadata of an item", "that of save(), for the whole checkpoint"
-            )
-        if self.item is None:
-            raise tx.UsageError("Expected a tree to save, got None")
-        if self.save_args is None:
-            return self.item
-        return map_tree(cast_leaf, self.item, self.save_args, is_leaf=lambda x: x is None)
+        if not jax.tree.leaves(self.item) and not self.item:
+            raise tx.UsageError(f"Found empty item: expected a tree to save, got {self.item}")
+        tree = cast_tree(self.item, self.save_args)
+        return Tree(tree, self.handler, self.custom_metadata)
 
 
-@dataclass(frozen=True)
-class StandardSave(_TreeSave):
+@dataclass
+class StandardSave(_TreeSave, CheckpointArgs):
     """`args.StandardSave`: a tree, and how each leaf is saved.
 
     Example:
         >>> import numpy as np
         >>> from templax.compat import orbax as ocp
         >>> save_args = {"w": ocp.SaveArgs(dtype=np.int8)}
-        >>> ocp.args.StandardSave({"w": np.zeros(3)}, save_args).content()
+        >>> ocp.args.StandardSave({"w": np.zeros(3)}, save_args).content().value
         {'w': array([0, 0, 0], dtype=int8)}
     """
+
+    handler = STANDARD
 
     item: PyTree
     save_args: PyTree = None
     custom_metadata: Any = None
 
 
-@dataclass(frozen=True)
-class PyTreeSave(_TreeSave):
+@dataclass
+class PyTreeSave(_TreeSave, CheckpointArgs):
     """`args.PyTreeSave`: a tree, and how each leaf is saved. The file size has no effect.
 
     Example:
         >>> from templax.compat import orbax as ocp
-        >>> ocp.args.PyTreeSave({"w": 1}).content()
+        >>> ocp.args.PyTreeSave({"w": 1}).content().value
         {'w': 1}
     """
+
+    handler = PYTREE
 
     item: PyTree
     save_args: PyTree = None
@@ -90,8 +129,8 @@ class PyTreeSave(_TreeSave):
     custom_metadata: Any = None
 
 
-@dataclass(frozen=True)
-class JsonSave:
+@dataclass
+class JsonSave(CheckpointArgs):
     """`args.JsonSave`: a JSON value.
 
     Example:
@@ -107,8 +146,8 @@ class JsonSave:
         return Json(self.item)
 
 
-@dataclass(frozen=True)
-class StandardRestore:
+@dataclass
+class StandardRestore(CheckpointArgs):
     """`args.StandardRestore`: a template, or None for the checkpoint's own tree.
 
     Example:
@@ -133,15 +172,16 @@ class StandardRestore:
             raise unmapped_argument(
                 "support_layout", "jax.device_put(tree, formats) after the restore"
             )
-        return _restore_tree(directory, self.item, None, partial=False)
+        return restore_tree(directory, self.item)
 
 
-@dataclass(frozen=True)
-class PyTreeRestore:
+@dataclass
+class PyTreeRestore(CheckpointArgs):
     """`args.PyTreeRestore`: a template, and per leaf the args that override it.
 
     `partial_restore=True`, or `transforms={}` with an item, leaves the rest of the checkpoint
-    unread. Other transforms are not mapped: use `templax.restore(..., rename=)`.
+    unread. Other `transforms` make the leaves of `item` of those of the checkpoint; see
+    `transform_utils`. `legacy_transform_fn` is called as Orbax calls it.
 
     Example:
         >>> import jax, numpy as np
@@ -159,21 +199,28 @@ class PyTreeRestore:
 
     def restore(self, directory: str) -> PyTree:
         """Restores the item at this path."""
-        if self.transforms or self.legacy_transform_fn is not None:
-            raise unmapped_argument(
-                "transforms", 'templax.restore(path, item, rename={"old": "new"})'
+        if self.legacy_transform_fn is not None:
+            if self.transforms is not None:
+                raise tx.UsageError("Expected transforms= or legacy_transform_fn=, got both")
+            return restore_by_legacy_function(
+                directory, self.item, self.restore_args, self.legacy_transform_fn
             )
-        if self.transforms is not None and not self.transforms_default_to_original:
-            raise unmapped_argument(
-                "transforms_default_to_original=False",
-                'templax.restore(path, item, missing="keep", extra="ignore")',
+        if self.transforms or (self.transforms is not None and self._keeps_item):
+            return restore_transformed(
+                directory, self.item, self.restore_args, self.transforms, not self._keeps_item
             )
         partial = self.partial_restore or self.transforms is not None
-        return _restore_tree(directory, self.item, self.restore_args, partial=partial)
+        as_stored = self.transforms is not None
+        args = self.item, self.restore_args
+        return restore_tree(directory, *args, partial=partial, as_stored=as_stored)
+
+    @property
+    def _keeps_item(self) -> bool:
+        return not self.transforms_default_to_original
 
 
-@dataclass(frozen=True)
-class JsonRestore:
+@dataclass
+class JsonRestore(CheckpointArgs):
     """`args.JsonRestore`: an item that holds JSON.
 
     Example:
@@ -189,7 +236,11 @@ class JsonRestore:
         return read_json_item(open_source(directory))
 
 
-class Composite(Mapping[str, Any]):
+class _NoItem(AttributeError, KeyError):
+    """There is no item of that name: as Orbax has it a KeyError, and what `getattr` needs."""
+
+
+class Composite(Mapping[str, Any], CheckpointArgs):
     """`args.Composite`: item name → its args. A restore returns its results in one, too.
 
     Example:
@@ -201,15 +252,32 @@ class Composite(Mapping[str, Any]):
     """
 
     def __init__(self, **items: Any) -> None:
-        self._items = items
+        for name in items:
+            if name.startswith("__"):
+                raise tx.UsageError(f"Expected names of items without `__` in front, got `{name}`")
+        self.__dict__["_items"] = items
 
     def __getitem__(self, name: str) -> Any:
+        if name not in self._items:
+            found = ", ".join(f"`{item}`" for item in self._items) or "none"
+            raise KeyError(f"Expected one of the items {found}, got `{name}`")
         return self._items[name]
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("_") or name not in self._items:
-            raise AttributeError(name)
+        if name == "_items" or name not in self._items:
+            raise _NoItem(name)
         return self._items[name]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise tx.UsageError(f"A Composite can't be changed, got {name}={value!r}")
+
+    def __and__(self, other: Mapping[str, Any]) -> Composite:
+        """The items that both have."""
+        return Composite(**{name: each for name, each in self.items() if name in other})
+
+    def __or__(self, other: Mapping[str, Any]) -> Composite:
+        """The items of both; those of `other` where both have one."""
+        return Composite(**{**self, **other})
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._items)
@@ -242,6 +310,27 @@ SAVES = (StandardSave, PyTreeSave, JsonSave, Composite)
 
 RESTORES = (StandardRestore, PyTreeRestore, JsonRestore, Composite)
 """The args that restore."""
+
+
+def adopt_args(args: Any) -> Any:
+    """The args of templax for those that were made of Orbax's own classes; others as they are.
+
+    Raises:
+        NotImplementedError: They say something that templax has no place for.
+    """
+    if isinstance(args, CheckpointArgs) or not type(args).__module__.startswith(_ORBAX):
+        return args
+    name = type(args).__name__.removesuffix("Args")
+    if name == Composite.__name__:
+        return Composite(**{item: adopt_args(each) for item, each in args.items()})
+    if name not in __all__:
+        return args
+    own: Any = getattr(sys.modules[__name__], name)
+    known = {field.name for field in fields(own)}
+    for field in fields(args):
+        if field.name not in known and getattr(args, field.name) != field.default:
+            raise unmapped_argument(f"{name}.{field.name}", "leave it out")
+    return own(**{each: getattr(args, each) for each in known if hasattr(args, each)})
 
 
 def check_restore_args(args: Any) -> Any:
@@ -282,17 +371,6 @@ def list_item_kinds(directory: str) -> dict[str, ItemKind]:
 def default_args(kind: ItemKind) -> StandardRestore | JsonRestore:
     """The args that restore an item of this kind as it was saved."""
     return JsonRestore() if kind == "json" else StandardRestore()
-
-
-def _restore_tree(directory: str, item: PyTree, restore_args: PyTree, *, partial: bool) -> PyTree:
-    checkpoint: Any = directory
-    template = unwrap_tree(item)
-    if template is None:
-        checkpoint = tx.open(directory)
-        template = checkpoint.template()
-    if restore_args is not None:
-        template = map_tree(apply_restore_args, template, unwrap_tree(restore_args))
-    return tx.restore(checkpoint, template, extra="ignore" if partial else "error")
 
 
 __getattr__ = unmapped_attribute("args.")

@@ -2,67 +2,76 @@
 
 from __future__ import annotations
 
-import functools
-import logging
+import datetime
 import os
+import time
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import jax
 import msgspec
-from jax.experimental import multihost_utils
 
 import templax as tx
 
 from ..._core.arguments import check_int
-from ..._hosts.agreement import Hosts, open_call
+from ..._hosts.agreement import open_call
+from ..._hosts.messages import read_number
 from ..._restore.together import (
     await_checkpoint,
     do_together,
     identify_checkpoint,
     open_restore,
 )
-from ..._runs.agreed_steps import AgreedSteps
 from ..._runs.arguments import read_step
 from ..._runs.locks import hold_for_reading
-from ..._save.background import start_save
-from ..._save.destination import Destination
-from ..._save.item import Json, check_item_names
-from ..._save.options import make_options
+from ..._save.options import SaveOptions, make_options
 from ..._save.result import PendingSave
-from ...formats.orbax.step_metadata import read_metrics, read_step_metadata
-from ...storage.leftovers import delete_checkpoint
+from ...formats.orbax.step_metadata import read_metrics
 from ...storage.local import Local
-from .args import (
-    SAVES,
-    Composite,
-    PyTreeRestore,
-    StandardRestore,
-    check_restore_args,
-    item_contents,
-    list_item_kinds,
-)
-from .legacy import ONLY_ITEM, Handlers
-from .metadata import RootMetadata, StepMetadata, read_metadata
-from .options import CheckpointManagerOptions
+from . import multihost
+from .checkpoint_managers.save_decision_policy import DecisionContext
+from .logging.step_statistics import RestoreStepStatistics, SaveStepStatistics
+from .logging.stopwatch import Stopwatch
+from .metadata.checkpoint import RootMetadata, StepMetadata
+from .options import CheckpointManagerOptions, check_processes
 from .run_directory import (
     NO_STEP,
     LatestStep,
-    delete_steps,
-    find_committed,
     find_root,
     read_root_metadata,
-    refuse_existing,
     remove_leftovers,
-    select_replaced,
     write_root_metadata,
 )
+from .run_items import METRICS, ONLY_ITEM, RunItems
+from .run_steps import RunSteps, StepAlreadyExistsError
+from .save_failure import SaveFailure
 from .saver import PathLike, Saver
-from .unmapped import unmapped_argument, unmapped_attribute
+from .step_policies import (
+    StepInfo,
+    find_best,
+    make_preservation_policy,
+    make_save_policy,
+    saves_continuously,
+)
+from .unmapped import unmapped_attribute
 
-_log = logging.getLogger("templax")
+DEFAULT_ITEM_NAME = ONLY_ITEM
+METRIC_ITEM_NAME = METRICS
+METADATA_ITEM_NAME = "metadata"
+RESERVED_ITEM_NAMES: list[str] = []
+
+__all__ = [
+    "DEFAULT_ITEM_NAME",
+    "METADATA_ITEM_NAME",
+    "METRIC_ITEM_NAME",
+    "RESERVED_ITEM_NAMES",
+    "CheckpointManager",
+    "CheckpointManagerOptions",
+    "RootMetadata",
+    "StepAlreadyExistsError",
+    "StepMetadata",
+]
 
 
 class CheckpointManager(Saver):
@@ -91,37 +100,57 @@ class CheckpointManager(Saver):
         logger: Any = None,
         handler_registry: Any = None,
     ) -> None:
-        if handler_registry is not None:
-            raise unmapped_argument(
-                "handler_registry", "args= of save and restore name what each item is"
-            )
+        """Makes a manager; nothing is read or created yet, unless `options` say so.
+
+        Args:
+            directory: The directory of the run.
+            checkpointers, item_handlers, handler_registry: What saves and restores the items.
+            options: See `CheckpointManagerOptions`.
+            metadata: JSON that is stored with the run, unless an earlier manager has stored some.
+            item_names: The names of the items. No others are saved then.
+            logger: Gets an entry of each save and restore; see `logging`.
+
+        Raises:
+            UsageError: Arguments or options contradict each other.
+        """
         self._root = find_root(directory)
         self._options = options or CheckpointManagerOptions()
-        self._handlers = Handlers(item_handlers if checkpointers is None else checkpointers)
-        self._several = self._handlers.by_name or bool(item_names)
+        check_processes(self._options.multiprocessing_options)
+        self._items = RunItems(checkpointers, item_names, item_handlers, handler_registry)
         self._waits = not self._options.enable_async_checkpointing
         if checkpointers is not None:
-            named = isinstance(checkpointers, Mapping)
-            each_of = checkpointers.values() if named else (checkpointers,)
-            self._waits = all(each.waits for each in each_of)
+            self._waits = self._items.waits
+        self._save_policy = make_save_policy(self._options)
+        self._preservation_policy = make_preservation_policy(self._options)
+        self._steps = RunSteps(self._root, self._options)
+        self._logger = logger
         self._latest = NO_STEP
-        # The latest step for `should_save`, listed only once between two saves.
-        self._latest_known, self._latest_listed = False, None
+        # The steps before the next save, listed only once until then.
+        self._previous: list[StepInfo] | None = None
+        self._failure = SaveFailure()
         self._metadata = dict(metadata or {})
-        self._own_steps, self._all_steps = (
-            AgreedSteps(self._root, functools.partial(self._find_on_disk, own=own), what=what)
-            for own, what in ((True, "steps of this manager"), (False, "steps"))
-        )
         if not self._options.read_only and jax.process_index() == 0:
-            if metadata is not None and self._options.save_root_metadata:
-                write_root_metadata(self._root, self._metadata)
+            self._maybe_save_root_metadata(metadata)
             if self._options.cleanup_tmp_directories:
                 remove_leftovers(self._root)
+        jax.monitoring.record_scalar(
+            "/jax/orbax/checkpoint_manager/continuous_checkpointing_enabled",
+            int(saves_continuously(self._save_policy)),
+        )
+
+    def _maybe_save_root_metadata(self, custom_metadata: Mapping[str, Any] | None) -> None:
+        """Saves the metadata of the run, on process 0; Orbax's name, for subclasses and tests."""
+        if custom_metadata is not None and self._options.save_root_metadata:
+            write_root_metadata(self._root, custom_metadata)
 
     @property
     def directory(self) -> Path:
         """The directory of the steps."""
         return Path(self._root)
+
+    @property
+    def _directory(self) -> Path:  # programs ask for it
+        return self.directory
 
     # --- listing
 
@@ -137,25 +166,17 @@ class CheckpointManager(Saver):
         """The best step by `best_fn`, the later one if several tie. Without it, the latest step."""
         if self._options.best_fn is None:
             return self.latest_step()
-        metrics: dict[int, Any] = {}
-        for step, key in self._list_steps().items():
-            try:
-                metrics[step] = self._read_metrics(step, key)
-            except tx.CheckpointError as error:
-                text = "step %d of %s is not compared with others: %s"
-                _log.warning(text, step, self._root, error)
-        return next(iter(self._options.rank_by_metrics(metrics)), None)
+        return find_best(self._options, self._list_steps(), self.metrics, self._root)
 
     def reload(self) -> None:
         """Lists the directory again, which processes of a job else do only before they save."""
-        self._latest_known = False
-        for steps in (self._own_steps, self._all_steps):
-            steps.forget()
+        self._previous = None
+        self._steps.forget()
 
     def _list_steps(self, *, own: bool = False) -> dict[int, str]:
         """Number → name of each step, as they will be once the save in progress is finished."""
         saving, latest = self.is_saving_in_progress(), self._latest
-        found = self._find_committed(own=own or saving)
+        found = self._steps.list_committed(own=own or saving)
         if saving:
             found[latest.step] = latest.key
         failed = self._pending is not None and self._pending.has_failed()
@@ -163,37 +184,42 @@ class CheckpointManager(Saver):
         replaced = frozenset[int]() if failed else latest.replaced
         return {step: key for step, key in found.items() if step not in replaced}
 
-    def _find_committed(self, *, own: bool = False) -> dict[int, str]:
-        return (self._own_steps if own else self._all_steps).list_committed()
-
-    def _find_on_disk(self, *, own: bool) -> dict[int, str]:
-        return find_committed(self._root, self._prefix, own=own)
-
     @property
-    def _prefix(self) -> str:
-        """The part before the number in the names of the steps that this manager saves."""
-        return f"{self._options.step_prefix}_" if self._options.step_prefix else ""
+    def _checkpoints(self) -> list[StepInfo]:
+        """The steps that policies see, ascending."""
+        return self._steps.infos.look_up(self._list_steps(own=True))
 
     # --- saving
 
     def should_save(self, step: int) -> bool:
-        """Whether `save` would save this step: it is due, and higher than all others."""
-        options = self._options
-        if not self._latest_known:
-            self._latest_known, self._latest_listed = (
-                True,
-                max(self._list_steps(own=True), default=None),
-            )
-        if options.read_only or (self._latest_listed is not None and self._latest_listed >= step):
+        """Whether `save` would save this step: it is higher than all others, and due."""
+        if self._options.read_only:
             return False
-        return options.is_due(step, self._latest_listed) or self.reached_preemption(step)
+        if self._previous is None:
+            self._previous = self._checkpoints
+        latest = self._previous[-1].step if self._previous else None
+        if type(self).latest_step is not CheckpointManager.latest_step:
+            latest = self.latest_step()
+        if latest is not None and latest >= step:
+            return False
+        asked = self._options.enable_should_save_is_saving_in_progress_check
+        context = DecisionContext(
+            is_saving_in_progress=asked and self.is_saving_in_progress(),
+            reached_preemption=self.reached_preemption(step),
+            multiprocessing_options=self._options.multiprocessing_options,
+            directory=self._root,
+        )
+        asked_for = self._make_info(step, "", None)
+        policy = self._save_policy
+        return bool(policy.should_save(asked_for, previous_steps=self._previous, context=context))
+
+    def _make_info(self, step: int, key: str, metrics: Any) -> StepInfo:
+        now = datetime.datetime.now(tz=datetime.UTC)
+        return StepInfo(step, os.path.join(self._root, key), time=now, metrics=metrics)
 
     def reached_preemption(self, step: int) -> bool:
         """Whether JAX announces a preemption of this job, at the same step on every process."""
-        try:
-            return bool(multihost_utils.reached_preemption_sync_point(step))
-        except RuntimeError:  # JAX's preemption service is disabled
-            return False
+        return multihost.reached_preemption(step)
 
     def save(
         self,
@@ -214,7 +240,8 @@ class CheckpointManager(Saver):
             step: The step number.
             items, save_kwargs: The older spelling of `args`; by item name if the manager was given
                 a dict of checkpointers.
-            metrics: JSON that `best_fn` compares steps by; saved only if there is a `best_fn`.
+            metrics: JSON that steps are compared by; saved only if there is a `best_fn` or a
+                `preservation_policy`.
             force: Saves regardless of `should_save`, but never over an existing step.
             args: `StandardSave`, `PyTreeSave` or `JsonSave` of the only item, or a `Composite`.
             custom_metadata: JSON that is stored with the step.
@@ -223,91 +250,70 @@ class CheckpointManager(Saver):
             Whether the step was saved, or is being saved.
 
         Raises:
-            AlreadyExists: The step exists.
+            StepAlreadyExistsError: The step exists.
             SaveError: See `templax.save`; also raised if the previous save failed.
         """
         number = read_step(step)
         due = force or number is None or self.should_save(number)
         if self._options.read_only or not due:
-            self._check_args(items, save_kwargs, args)
+            self._items.read_save_args(items, save_kwargs, args)
             return False
-        call = open_call("saving", self._root, step=number)
-        with call.report_errors():  # arguments included: the others wait for this step
-            args = self._check_args(items, save_kwargs, args)
-            step = check_int("step", step, minimum=0)
-            earlier = self._find_earlier_failure()
-            contents = item_contents(args, ONLY_ITEM)
-            saved_metrics = metrics if self._options.tracks_metrics else None
-            check_item_names(contents)
-            if saved_metrics is not None:
-                if any(name.casefold() == "metrics" for name in contents):
-                    raise tx.UsageError(
-                        "Expected items of other names than `metrics`, got metrics="
-                    )
-                contents["metrics"] = Json(saved_metrics, "metrics")
-            key = self._name_step(step)
-            path = os.path.join(self._root, key)
-            replaced = select_replaced(
-                self._root, self._options, self._find_committed(own=True), (step, key), metrics
-            )
-
-            def decide() -> Destination:  # process 0, for the whole job
-                refuse_existing(self._root, self._find_on_disk(own=True), step)
-                return Destination(path)
-
-            def after(call: Hosts) -> None:
-                if call.index == 0:
-                    delete_steps(self._root, replaced)
-                self._share_steps(call)
-                async_options = self._options.async_options
-                if async_options and async_options.post_finalization_callback is not None:
-                    async_options.post_finalization_callback()
-
-            options = replace(make_options(metadata=custom_metadata), after=after)
-            try:
-                saved = start_save(
-                    call, path, contents, options, decide, wait=self._waits, earlier=earlier
-                )
-            except tx.SaveError as error:
-                if error is earlier and self._pending is not None:
-                    self._pending.forget()
-                raise
-        self._pending = PendingSave(saved)
-        self._latest = LatestStep(step, key, saved_metrics, frozenset(replaced))
-        self._latest_known = False
+        watch = Stopwatch(SaveStepStatistics(directory=self._root, synchronous=self._waits))
+        with watch.measure("checkpoint_manager_blocking"):
+            self._save(watch, step, items, save_kwargs, metrics, args, custom_metadata)
+        preempted = self._logger is not None and self.reached_preemption(step)
+        heard = time.time() if preempted else None
+        watch.log(
+            self._logger, step=step, reached_preemption=preempted, preemption_received_at=heard
+        )
         return True
 
-    def _find_earlier_failure(self) -> tx.SaveError | None:
-        """Waits for the save in progress; its error, if no call has raised it."""
-        error = self._pending and self._pending.find_error()
-        if not isinstance(error, tx.SaveError):
-            self.wait_until_finished()  # raises any other error as it is
-            return None
-        self._latest, self._latest_known = NO_STEP, False
-        return error
+    def _save(
+        self,
+        watch: Stopwatch,
+        step: int,
+        items: Any,
+        save_kwargs: Any,
+        metrics: Any,
+        args: Any,
+        custom_metadata: Mapping[str, Any] | None,
+    ) -> tx.Saved:
+        call = open_call("saving", self._root, step=read_step(step))
+        with call.report_errors():  # arguments included: the others wait for this step
+            args = self._items.read_save_args(items, save_kwargs, args)
+            step = check_int("step", step, minimum=0)
+            with watch.measure("wait_for_prev"):
+                earlier = self._find_earlier_failure()
+            saved_metrics = metrics if self._options.tracks_metrics else None
+            background = not self._waits
+            contents = self._items.contents(args, saved_metrics, background=background)
+            options = self._make_save_options(args, custom_metadata)
+            key = self._steps.name_step(step)
+            info = self._make_info(step, key, metrics)
+            with watch.measure("get_old_steps"):
+                policy = self._preservation_policy
+                replaced = self._steps.select_replaced(policy, info, key)
+            with watch.measure("checkpointer_blocking"), self._failure.mark_raised(earlier):
+                saved = self._steps.start_save(
+                    call,
+                    info,
+                    contents,
+                    replaced,
+                    options=options,
+                    wait=self._waits,
+                    earlier=earlier,
+                )
+        self._failure.forget()
+        self._pending, self._previous = PendingSave(saved), None
+        self._latest = LatestStep(step, key, metrics, frozenset(replaced))
+        self._steps.infos.add(key, info)
+        return saved
 
-    def _share_steps(self, call: Hosts) -> None:
-        for steps in (self._own_steps, self._all_steps):
-            steps.share(call)
-
-    def _name_step(self, step: int) -> str:
-        """The directory name of a new step."""
-        return f"{self._prefix}{step:0{self._options.step_format_fixed_length or 0}d}"
-
-    def _check_args(self, items: Any, save_kwargs: Any, args: Any) -> Any:
-        """The args of a save, translated from the older spelling if need be."""
-        if isinstance(items, SAVES) or (args is None and items is None):
-            raise tx.UsageError("Expected args=, such as ocp.args.StandardSave(tree), got none")
-        if args is None:
-            args = self._handlers.translate(items, save_kwargs, "save_args", several=self._several)
-        if self._several and not isinstance(args, Composite):
-            raise tx.UsageError(
-                f"Expected args=ocp.args.Composite(...), as items have names here, got {args!r}"
-            )
-        return args
+    def _make_save_options(self, args: Any, metadata: Mapping[str, Any] | None) -> SaveOptions:
+        return make_options(metadata=metadata)
 
     def delete(self, step: int) -> None:
-        """Deletes a step.
+        """Deletes a step, or moves it to `todelete_subdir`.
 
         Raises:
             NotFound: The step does not exist.
@@ -318,16 +324,15 @@ class CheckpointManager(Saver):
             return
         with open_call("deleting", self._root, step=step) as call:
             call.join()  # waits until no process of this job restores it
-            if call.index == 0:
-                found = self._find_on_disk(own=False)
-                if step not in found:
-                    raise tx.NotFound(f"Expected step {step}, found none", file=self._root)
-                path = os.path.join(self._root, found[step])
-                if not delete_checkpoint(path):
-                    raise tx.SaveError("Expected a step that nobody is restoring", file=path)
-            call.tell_all("deleting a step")
-            self._share_steps(call)
-        self._latest_known = False
+            self._steps.delete(call, step)
+        self._previous = None
+
+    def close(self) -> None:
+        """Waits like `wait_until_finished`, and closes the handlers of the items."""
+        try:
+            super().close()
+        finally:
+            self._items.close()
 
     def is_saving_in_progress(self) -> bool:
         """Whether a save is in progress in the background."""
@@ -337,13 +342,26 @@ class CheckpointManager(Saver):
         """Returns once the latest step is saved and the steps that it replaces are deleted.
 
         Raises:
-            SaveError: The step was not saved. Raised by one call only.
+            SaveError: The step was not saved. Raised once in each thread, until the next save.
         """
-        try:
-            super().wait_until_finished()
-        except BaseException:
-            self._latest, self._latest_known = NO_STEP, False
-            raise
+        error = self._find_failure()
+        if error is not None:
+            self._failure.mark_told()
+            raise error
+
+    def _find_failure(self) -> BaseException | None:
+        """Waits for the save in progress; its error, if this thread has not been told of it."""
+        if self._failure.learn(self._pending):
+            self._latest, self._previous = NO_STEP, None
+        return self._failure.find_untold()
+
+    def _find_earlier_failure(self) -> tx.SaveError | None:
+        """Waits for the save in progress; its error, if no call of this thread has raised it."""
+        error = self._find_failure()
+        if error is None or isinstance(error, tx.SaveError):
+            return error
+        self.wait_until_finished()  # raises any other error as it is
+        return None
 
     # --- restoring
 
@@ -370,11 +388,12 @@ class CheckpointManager(Saver):
             The tree, or a `Composite` if several items were asked for.
         """
         root = self._root if directory is None else os.fspath(directory)
-        with open_restore(root, step=step) as call:
+        watch = Stopwatch(RestoreStepStatistics(directory=root))
+        with watch.measure("checkpoint_manager"), open_restore(root, step=step) as call:
             self.wait_until_finished()
 
             def choose() -> bytes:
-                path = self._find_step(step, directory)
+                path = self._steps.find_path(step, directory)
                 identity = identify_checkpoint(path) if call.count > 1 else b""
                 return msgspec.msgpack.encode((path, identity))
 
@@ -385,63 +404,47 @@ class CheckpointManager(Saver):
                 await_checkpoint(call, path, identity)
                 return self._restore_from(path, items, restore_kwargs, args)
 
-            return do_together(call, "restoring", restore)
+            with watch.measure("checkpointer"):
+                restored = do_together(call, "restoring", restore)
+        watch.log(self._logger, step=read_number(path) if step is None else step)
+        return restored
 
     def _restore_from(self, path: str, items: Any, restore_kwargs: Any, args: Any) -> Any:
-        if args is None and (items is not None or restore_kwargs):
-            if self._handlers:
-                args = self._handlers.translate(
-                    items, restore_kwargs, "restore_args", several=self._several
-                )
-            else:
-                args = PyTreeRestore(items, **(restore_kwargs or {}))
-        elif args is None:
-            kinds = list_item_kinds(path)
-            several = set(kinds) - {ONLY_ITEM, "metrics"}
-            args = Composite(**dict.fromkeys(kinds)) if several else StandardRestore()
         with hold_for_reading(path):
-            return check_restore_args(args).restore(path)
+            return self._items.restore(path, items, restore_kwargs, args)
 
     def metrics(self, step: int) -> Any:
         """The metrics that a step was saved with, or None."""
-        return self._read_metrics(step, self._list_steps().get(step, str(step)))
-
-    def _read_metrics(self, step: int, key: str) -> Any:
         if self.is_saving_in_progress() and step == self._latest.step:
             return self._latest.metrics
+        key = self._list_steps().get(step, str(step))
         return read_metrics(Local(os.path.join(self._root, key))) or None
 
     def item_metadata(self, step: int) -> Any:
         """The shapes and dtypes of a step; a `Composite` of several items, None for a JSON item."""
-        path = self._find_step(step, None)
-        kinds = list_item_kinds(path)
-        if not set(kinds) - {ONLY_ITEM, "metrics"}:
-            return read_metadata(path).item_metadata
-        return Composite(
-            **{
-                name: read_metadata(f"{path}/{name}").item_metadata if kind == "pytree" else None
-                for name, kind in kinds.items()
-            }
-        )
+        return self.metadata(step).item_metadata
 
     def metadata(self, step: int | None = None) -> Any:
         """The metadata of a step; without a step, that of the manager itself."""
         if step is None:
             saved = read_root_metadata(self._root)
             unsaved = self._metadata if self._options.read_only else {}
-            return RootMetadata(unsaved if saved is None else saved)
-        source = Local(self._find_step(step, None))
-        custom = read_step_metadata(source).get("custom_metadata")
-        return StepMetadata(self.item_metadata(step), custom, read_metrics(source))
-
-    def _find_step(self, step: int | None, directory: PathLike | None) -> str:
+            return RootMetadata(custom_metadata=unsaved if saved is None else saved)
         self.wait_until_finished()
-        root = self._root if directory is None else os.fspath(directory)
-        steps = find_committed(root, self._prefix, own=False)
-        if step is None and not steps:
-            raise tx.NotFound("Expected a committed step, found none", file=root)
-        step = max(steps) if step is None else step
-        return f"{root}/{steps.get(step, step)}"
+        path = self._steps.find_path(step, None)
+        found = self._items.read_metadata(path)
+        found.metrics = read_metrics(Local(path))
+        return found
 
 
-__getattr__ = unmapped_attribute("checkpoint_manager.")
+_HOMES = {
+    "AbstractCheckpointManager": "abstract_checkpoint_manager",
+    "AsyncCheckpointer": "checkpointers",
+    "AsyncOptions": "options",
+    "Checkpointer": "checkpointers",
+    "FileOptions": "options",
+    "MultiprocessingOptions": "options",
+}
+"""What Orbax's module holds as well, and where it is defined."""
+
+__getattr__ = unmapped_attribute("checkpoint_manager.", _HOMES)

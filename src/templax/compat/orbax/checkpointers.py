@@ -8,63 +8,33 @@ from typing import Any
 
 from ..._core.arguments import PyTree
 from ..._save.result import PendingSave
-from .args import (
-    SAVES,
-    Composite,
-    JsonRestore,
-    JsonSave,
-    PyTreeRestore,
-    PyTreeSave,
-    StandardRestore,
-    StandardSave,
-    check_restore_args,
-    item_contents,
+from ...formats.orbax.step_metadata import read_step_metadata
+from ...storage.open import open_source
+from .args import StandardRestore, StandardSave
+from .handlers.built_in import is_replaced
+from .handlers.calls import check_finished, take_args
+from .handlers.composite import (
+    CompositeCheckpointHandler,
+    find_metadata,
+    item_content,
+    restore_content,
 )
-from .metadata import StepMetadata, read_metadata
-from .options import AsyncOptions
+from .handlers.trees import PyTreeCheckpointHandler, StandardCheckpointHandler
+from .metadata.checkpoint import StepMetadata, make_step_metadata, read_metadata
+from .options import AsyncOptions, check_tuning
 from .saver import PathLike, Saver, begin_save
-from .unmapped import unmapped_argument, unmapped_attribute
+from .unmapped import unmapped_attribute
 
-
-class PyTreeCheckpointHandler:
-    """Makes a `Checkpointer` save and restore a tree.
-
-    Options have no effect: they describe files.
-    """
-
-    save_args: type[Any] = PyTreeSave
-    restore_args: type[Any] = PyTreeRestore
-
-    def __init__(self, **options: Any) -> None:
-        del options
-
-
-class StandardCheckpointHandler(PyTreeCheckpointHandler):
-    """Makes a `Checkpointer` save and restore a tree, by `StandardSave` and `StandardRestore`."""
-
-    save_args = StandardSave
-    restore_args = StandardRestore
-
-
-class JsonCheckpointHandler(PyTreeCheckpointHandler):
-    """Makes a `Checkpointer` save and restore a JSON value."""
-
-    save_args = JsonSave
-    restore_args = JsonRestore
-
-    def __init__(self, filename: str | None = None, **options: Any) -> None:
-        if filename not in (None, "metadata"):
-            raise unmapped_argument("filename", "leave it out: Orbax's own is `metadata`")
-
-
-class CompositeCheckpointHandler(PyTreeCheckpointHandler):
-    """Makes a `Checkpointer` save and restore several items, whose kinds their args tell."""
-
-    save_args = Composite
-    restore_args = Composite
-
-    def __init__(self, *item_names: str, **handlers: Any) -> None:
-        del item_names, handlers
+_TUNING = frozenset(
+    (
+        "atomicity_options",
+        "checkpoint_metadata_store",
+        "file_options",
+        "multiprocessing_options",
+        "temporary_path_class",
+    )
+)
+"""The options of Orbax's checkpointers that have no effect."""
 
 
 class Checkpointer(Saver):
@@ -85,14 +55,15 @@ class Checkpointer(Saver):
 
     def __init__(
         self,
-        handler: PyTreeCheckpointHandler,
+        handler: Any,
         timeout_secs: int | None = None,
         *,
         async_options: AsyncOptions | None = None,
         **options: Any,
     ) -> None:
-        del timeout_secs, options
-        self.handler = handler
+        del timeout_secs
+        check_tuning(type(self).__name__, options, _TUNING)
+        self.handler = self._handler = handler  # Flax reads this name of it
         self._after = async_options and async_options.post_finalization_callback
 
     def save(
@@ -121,10 +92,13 @@ class Checkpointer(Saver):
             NotImplementedError: An argument is not mapped; the message says what to use instead.
         """
         self.wait_until_finished()
-        given = [each for each in (*positional, *named.values()) if isinstance(each, SAVES)]
-        if args is None:
-            args = given[0] if given else self.handler.save_args(*positional, **named)
-        items = item_contents(args, "")
+        named = named if args is None else {"args": args, **named}
+        given = take_args(self.handler, "save", positional, named)
+        items: Mapping[str, Any]
+        if isinstance(self.handler, CompositeCheckpointHandler):
+            items = self.handler.contents(given)
+        else:
+            items = {"": item_content(self.handler, given, background=not self.waits)}
         self._pending = PendingSave(
             begin_save(os.fspath(directory), items, self.waits, custom_metadata, force, self._after)
         )
@@ -144,14 +118,32 @@ class Checkpointer(Saver):
             NotImplementedError: An argument is not mapped; the message says what to use instead.
         """
         self.wait_until_finished()
-        if args is None:
-            args = self.handler.restore_args(*positional, **named)
-        return check_restore_args(args).restore(os.fspath(directory))
+        named = named if args is None else {"args": args, **named}
+        given = take_args(self.handler, "restore", positional, named)
+        return restore_content(self.handler, os.fspath(directory), given)
 
     def metadata(self, directory: PathLike) -> StepMetadata:
-        """The shapes and dtypes of a checkpoint, without reading any array."""
+        """What is known of a checkpoint without reading any array.
+
+        Raises:
+            CheckpointError: There is no readable checkpoint.
+        """
         self.wait_until_finished()
-        return read_metadata(os.fspath(directory))
+        path = os.fspath(directory)
+        if isinstance(self.handler, CompositeCheckpointHandler):
+            return self.handler.metadata(path)
+        if not is_replaced(self.handler, "metadata"):
+            return read_metadata(path)
+        check_finished(path)
+        about = read_step_metadata(open_source(path))
+        return make_step_metadata(about, find_metadata(self.handler, path))
+
+    def close(self) -> None:
+        """Waits like `wait_until_finished`, and closes the handler."""
+        super().close()
+        close = getattr(self.handler, "close", None)
+        if callable(close):
+            close()
 
 
 class AsyncCheckpointer(Checkpointer):
@@ -213,7 +205,9 @@ class StandardCheckpointer(AsyncCheckpointer):
     """
 
     def __init__(self, *, async_options: AsyncOptions | None = None, **options: Any) -> None:
-        super().__init__(StandardCheckpointHandler(), async_options=async_options)
+        own = {name: value for name, value in options.items() if name in _TUNING}
+        others = {name: value for name, value in options.items() if name not in _TUNING}
+        super().__init__(StandardCheckpointHandler(**others), async_options=async_options, **own)
 
     def save(
         self,
@@ -228,6 +222,28 @@ class StandardCheckpointer(AsyncCheckpointer):
         """Saves a tree. See `Checkpointer.save` for the arguments."""
         args = StandardSave(state, save_args) if args is None else args
         super().save(directory, args=args, force=force, custom_metadata=custom_metadata)
+
+    def restore(
+        self,
+        directory: PathLike,
+        target: PyTree = None,
+        *,
+        args: Any = None,
+        strict: bool = True,
+    ) -> Any:
+        """Restores a tree.
+
+        Args:
+            directory: The path of the checkpoint.
+            target: A template, or None for the checkpoint's own tree.
+            args: `StandardRestore`, instead of the other arguments.
+            strict: No effect: an array is never padded or truncated to fit.
+
+        Raises:
+            TemplateError, CheckpointError: See `Checkpointer.restore`.
+        """
+        args = StandardRestore(target, strict) if args is None else args
+        return super().restore(directory, args=args)
 
 
 __getattr__ = unmapped_attribute("checkpointers.")

@@ -1,4 +1,8 @@
-"""JAX. How one leaf is saved or restored."""
+"""JAX. How one leaf is saved or restored.
+
+The classes are mutable and may be subclassed, as Orbax's. Whoever reads such args does so by
+attribute, because Flax, grain and others make objects of Orbax's own classes.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..._core.arguments import PyTree
-from .metadata import unwrap_tree
+from .metadata.tree import TreeMetadata
+from .metadata.value import leaf_kind
 
 PLACEHOLDER = ...
 """A template leaf or subtree that is not restored."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class SaveArgs:
     """How one leaf is saved.
 
@@ -37,7 +42,7 @@ class SaveArgs:
     shard_axes: tuple[int, ...] = ()
 
 
-@dataclass(frozen=True)
+@dataclass
 class RestoreArgs:
     """How one leaf is restored. It overrides the template's leaf.
 
@@ -57,15 +62,18 @@ class RestoreArgs:
     dtype: Any = None
 
 
-@dataclass(frozen=True)
+@dataclass
 class ArrayRestoreArgs(RestoreArgs):
     """How one `jax.Array` is restored.
 
     Attributes:
         mesh, mesh_axes: The two parts of a `NamedSharding`, used if `sharding` is None.
-        sharding: The sharding of the array.
+        sharding: The sharding of the array, or the `ShardingMetadata` of one.
         global_shape, shape: The shape that the array must have, under two names.
         strict: No effect: an array is never padded or truncated to fit.
+
+    Raises:
+        UsageError: `global_shape` and `shape` differ.
 
     Example:
         >>> import jax
@@ -82,6 +90,34 @@ class ArrayRestoreArgs(RestoreArgs):
     shape: tuple[int, ...] | None = None
     strict: bool = True
 
+    def __post_init__(self) -> None:
+        import templax as tx
+
+        if self.shape is None:
+            self.shape = self.global_shape
+        elif self.global_shape is None:
+            self.global_shape = self.shape
+        elif tuple(self.shape) != tuple(self.global_shape):
+            raise tx.UsageError(
+                f"Expected one shape, got shape={self.shape} and global_shape={self.global_shape}"
+            )
+
+
+@dataclass
+class SingleReplicaArrayRestoreArgs(ArrayRestoreArgs):
+    """`ArrayRestoreArgs` of an array of which one replica reads and the others receive.
+
+    Attributes:
+        single_replica_sharding: No effect. Every process reads what its devices hold.
+
+    Example:
+        >>> from templax.compat import orbax as ocp
+        >>> ocp.type_handlers.SingleReplicaArrayRestoreArgs(shape=(8,)).global_shape
+        (8,)
+    """
+
+    single_replica_sharding: jax.sharding.NamedSharding | None = None
+
 
 def construct_restore_args(
     target: PyTree,
@@ -93,11 +129,16 @@ def construct_restore_args(
     """Restore args that describe the leaves of `target`.
 
     Args:
-        target: A tree of arrays, `ShapeDtypeStruct`s, NumPy arrays and Python values.
+        target: A tree of arrays, `ShapeDtypeStruct`s, NumPy arrays, Python values, placeholders and
+            metadata of leaves.
         sharding_tree: The same tree with a sharding or None per leaf, which replace the shardings
             of `target`.
         set_global_shape: Require arrays to have their shape in `target`.
-        support_layout, strict: No effect.
+        support_layout: Ask for the layouts of `target` as well.
+        strict: Goes into the args.
+
+    Raises:
+        UsageError: A leaf is none of these.
 
     Example:
         >>> import numpy as np
@@ -106,60 +147,47 @@ def construct_restore_args(
         {'w': RestoreArgs(restore_type=<class 'numpy.ndarray'>, dtype=dtype('int8'))}
     """
 
+    def find_sharding(leaf: Any) -> Any:
+        found = getattr(leaf, "format", None) if support_layout else None
+        return getattr(leaf, "sharding", None) if found is None else found
+
     def describe(leaf: Any, sharding: Any) -> RestoreArgs:
-        if isinstance(leaf, (jax.ShapeDtypeStruct, jax.Array)):
-            if isinstance(leaf, jax.ShapeDtypeStruct) and sharding is None:
-                return RestoreArgs(np.ndarray, leaf.dtype)
-            shape = leaf.shape if set_global_shape else None
-            return ArrayRestoreArgs(dtype=leaf.dtype, sharding=sharding, global_shape=shape)
-        if isinstance(leaf, np.ndarray):
+        return _describe_leaf(leaf, sharding, set_global_shape, strict)
+
+    if isinstance(target, TreeMetadata):
+        shardings = getattr(sharding_tree, "tree", sharding_tree)
+        args = (set_global_shape, support_layout, strict)
+        described = construct_restore_args(target.tree, shardings, *args)
+        return TreeMetadata(described, target.custom_metadata)
+    if sharding_tree is None:
+        sharding_tree = jax.tree.map(find_sharding, target)
+    return jax.tree.map(describe, target, getattr(sharding_tree, "tree", sharding_tree))
+
+
+def _describe_leaf(leaf: Any, sharding: Any, set_global_shape: bool, strict: bool) -> RestoreArgs:
+    import templax as tx
+
+    kind = leaf_kind(leaf)
+    if leaf is PLACEHOLDER:
+        return RestoreArgs(type(PLACEHOLDER))
+    if kind == "string" or isinstance(leaf, str):
+        return RestoreArgs(str)
+    if kind == "scalar":
+        return RestoreArgs(type(np.zeros((), leaf.dtype).item()), leaf.dtype)
+    if isinstance(leaf, (jax.ShapeDtypeStruct, jax.Array)) or kind == "array":
+        if sharding is None and not isinstance(leaf, jax.Array):
             return RestoreArgs(np.ndarray, leaf.dtype)
-        return RestoreArgs(leaf if isinstance(leaf, type) else type(leaf))
-
-    tree = unwrap_tree(target)
-    shardings = unwrap_tree(sharding_tree)
-    if shardings is None:
-        shardings = jax.tree.map(lambda leaf: getattr(leaf, "sharding", None), tree)
-    return jax.tree.map(describe, tree, shardings)
-
-
-def cast_leaf(leaf: Any, asked: SaveArgs | None) -> Any:
-    """A leaf in the dtype that its save args ask for."""
-    dtype = None if asked is None else asked.dtype
-    if dtype is None or leaf is None or isinstance(leaf, str):
-        return leaf
-    if isinstance(leaf, jax.Array):
         is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-        return leaf if is_key else leaf.astype(dtype)
+        return ArrayRestoreArgs(
+            dtype=leaf.dtype,
+            sharding=sharding,
+            global_shape=leaf.shape if set_global_shape and not is_key else None,
+            strict=strict,
+        )
     if isinstance(leaf, np.ndarray):
-        return leaf.astype(dtype)
-    if isinstance(leaf, (int, float, complex, np.generic)):
-        return np.dtype(dtype).type(leaf)
-    return leaf  # not a number: the save accepts or refuses it
-
-
-def apply_restore_args(leaf: Any, asked: RestoreArgs) -> Any:
-    """The template leaf that a leaf of `item` and its restore args describe together."""
-    kind, dtype = asked.restore_type, asked.dtype
-    if leaf is PLACEHOLDER or leaf is str or isinstance(leaf, str):
-        return leaf
-    if kind in (int, float, bool, str):
-        return kind
-    if isinstance(leaf, (type, int, float)):
-        if kind is None:
-            return leaf if dtype is None else type(np.zeros((), dtype).item())
-        leaf = np.zeros((), leaf if isinstance(leaf, type) else type(leaf))
-    shape, sharding = leaf.shape, getattr(leaf, "sharding", None)
-    if isinstance(asked, ArrayRestoreArgs):
-        shape = next((s for s in (asked.global_shape, asked.shape) if s is not None), shape)
-        if asked.sharding is not None:
-            sharding = asked.sharding
-        elif asked.mesh is not None and asked.mesh_axes is not None:
-            sharding = jax.sharding.NamedSharding(asked.mesh, asked.mesh_axes)
-    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-    dtype = leaf.dtype if dtype is None else dtype
-    if kind is np.ndarray or (kind is None and isinstance(leaf, np.ndarray)):
-        # Abstract: a broadcast scalar takes no memory.
-        return np.broadcast_to(np.empty((), dtype), shape)
-    return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+        return RestoreArgs(np.ndarray, leaf.dtype)
+    if isinstance(leaf, type):  # in abstract trees of templax, Python's types stand for values
+        return RestoreArgs(leaf)
+    if isinstance(leaf, (int, float, complex, np.number)):
+        return RestoreArgs(type(leaf))
+    raise tx.UsageError(f"Expected an array, a number, a string or `...`, got {leaf!r}")

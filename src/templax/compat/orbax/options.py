@@ -3,34 +3,77 @@
 from __future__ import annotations
 
 import datetime
+import logging
 from collections.abc import Callable, Container, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, Literal
 
 import templax as tx
 
-from ..._runs.retention import rank_steps
 from .unmapped import unmapped_argument, unmapped_attribute
 
-__all__ = ["AsyncOptions", "CheckpointManagerOptions", "FileOptions", "MultiprocessingOptions"]
+if TYPE_CHECKING:
+    from .checkpoint_managers.preservation_policy import PreservationPolicy
+    from .checkpoint_managers.save_decision_policy import SaveDecisionPolicy
+    from .path.step import Metadata, NameFormat
 
+__all__ = [
+    "AsyncOptions",
+    "AtomicityMode",
+    "AtomicityOptions",
+    "CheckpointManagerOptions",
+    "FileOptions",
+    "MultiprocessingOptions",
+]
 
-class Tuning:
-    """Options that do not affect results: accepted, without effect."""
-
-    def __init__(self, **options: Any) -> None:
-        del options
-
-
-class FileOptions(Tuning):
-    """`ocp.options.FileOptions`."""
-
-
-class MultiprocessingOptions(Tuning):
-    """`ocp.options.MultiprocessingOptions`: all processes of the job save, process 0 commits."""
+_log = logging.getLogger("templax")
 
 
 @dataclass(frozen=True)
+class FileOptions:
+    """`ocp.options.FileOptions`.
+
+    Attributes:
+        path_permission_mode: No effect: files get the permissions of the process.
+    """
+
+    path_permission_mode: int | None = None
+
+
+@dataclass
+class MultiprocessingOptions:
+    """`ocp.options.MultiprocessingOptions`.
+
+    Attributes:
+        primary_host: The process that commits: 0. With several processes, a manager refuses others.
+        active_processes: None: all processes of the job save. With several, a manager refuses
+            others.
+        barrier_sync_key_prefix: No effect.
+    """
+
+    primary_host: int | None = 0
+    active_processes: set[int] | None = None
+    barrier_sync_key_prefix: str | None = None
+
+
+class AtomicityMode(StrEnum):
+    """How Orbax commits a checkpoint. No effect: templax writes what all of them look for."""
+
+    AUTO = "auto"
+    COMMIT_FILE = "commit_file"
+    ATOMIC_RENAME = "atomic_rename"
+
+
+@dataclass(frozen=True)
+class AtomicityOptions:
+    """`ocp.options.AtomicityOptions`. No effect."""
+
+    mode: AtomicityMode = AtomicityMode.AUTO
+    allow_legacy_atomic_rename: bool = False
+
+
+@dataclass
 class AsyncOptions:
     """`ocp.AsyncOptions`.
 
@@ -39,23 +82,10 @@ class AsyncOptions:
         timeout_secs, barrier_sync_fn, create_directories_asynchronously: No effect.
     """
 
-    timeout_secs: int | None = None
+    timeout_secs: int = 1200
     barrier_sync_fn: Any = None
     post_finalization_callback: Callable[[], None] | None = None
     create_directories_asynchronously: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class StepFacts:
-    """The facts that decide whether a step stays.
-
-    Attributes:
-        metrics: The metrics that the step was saved with, or None.
-        saved: The time of the save in Unix seconds.
-    """
-
-    metrics: Any
-    saved: float
 
 
 @dataclass
@@ -73,19 +103,29 @@ class CheckpointManagerOptions:
         keep_time_interval: A step also stays if it was saved at least this long after the previous
             step that stays for this reason.
         best_fn: Computes the number to compare from a step's metrics. Metrics are saved only if it
-            is given.
+            or a `preservation_policy` is given.
         best_mode: Whether "max" or "min" is best.
         keep_checkpoints_without_metrics: With `best_fn`, steps without metrics stay.
         step_prefix: Step directories are named `<step_prefix>_<number>`.
         step_format_fixed_length: The number is padded with zeros to this many digits.
+        step_name_format: Names and finds steps, instead of these two; see `path.step`.
+        save_decision_policy: Decides instead of `save_interval_steps`, `save_on_steps` and
+            `should_save_fn`; see `checkpoint_managers`.
+        preservation_policy: Decides instead of `max_to_keep`, `keep_period`, `keep_time_interval`
+            and `best_fn` which steps stay; see `checkpoint_managers`.
+        todelete_subdir: Steps to delete are moved to this directory below that of the run instead.
         cleanup_tmp_directories: Removes what killed saves left behind.
-        read_only: Nothing is saved or deleted.
+        read_only: Nothing is saved or deleted: options that say otherwise are reset.
         enable_async_checkpointing: Whether `save` returns before the step is written.
         save_root_metadata: Whether the manager's own metadata is saved.
         prevent_write_metrics: Whether metrics are left out of the steps.
         async_options: An `AsyncOptions`.
 
-    The remaining options have no effect, or raise `NotImplementedError` if they are set.
+    `todelete_full_path`, which is for object stores, raises `NotImplementedError`. The remaining
+    options have no effect.
+
+    Raises:
+        UsageError: Options contradict each other.
 
     Example:
         >>> from templax.compat import orbax as ocp
@@ -102,7 +142,7 @@ class CheckpointManagerOptions:
     keep_checkpoints_without_metrics: bool = True
     step_prefix: str | None = None
     step_format_fixed_length: int | None = None
-    step_name_format: Any = None
+    step_name_format: NameFormat[Metadata] | None = None
     create: bool = True
     cleanup_tmp_directories: bool = False
     save_on_steps: Container[int] | None = None
@@ -114,81 +154,111 @@ class CheckpointManagerOptions:
     read_only: bool = False
     enable_async_checkpointing: bool = True
     async_options: AsyncOptions | None = None
-    multiprocessing_options: Any = None
+    multiprocessing_options: Any = field(default_factory=MultiprocessingOptions)
     should_save_fn: Callable[[int, int | None], bool] | None = None
-    file_options: Any = None
+    file_options: Any = field(default_factory=FileOptions)
     atomicity_options: Any = None
     save_root_metadata: bool = True
     temporary_path_class: Any = None
-    save_decision_policy: Any = None
-    preservation_policy: Any = None
+    save_decision_policy: SaveDecisionPolicy | None = None
+    preservation_policy: PreservationPolicy | None = None
     prevent_write_metrics: bool = False
     enable_should_save_is_saving_in_progress_check: bool = True
     enable_per_process_directory_creation: bool = False
     lightweight_initialize: bool = False
 
     def __post_init__(self) -> None:
-        for name, native in _UNMAPPED.items():
-            if getattr(self, name) is not None:
-                raise unmapped_argument(name, native)
+        self._check_broadcast()
         if self.best_mode not in ("min", "max"):
             raise tx.UsageError(f'Expected best_mode="min" or "max", got {self.best_mode!r}')
-        if self.max_to_keep is not None and self.max_to_keep < 0:
+        if self.preservation_policy is None and (self.max_to_keep or 0) < 0:
             raise tx.UsageError(f"Expected max_to_keep=None or 0 or more, got {self.max_to_keep}")
+        if self.read_only:
+            self._reset_for_reading()
+        if self.todelete_full_path is not None:
+            if self.todelete_subdir is not None:
+                raise tx.UsageError("Expected todelete_subdir= or todelete_full_path=, got both")
+            raise unmapped_argument("todelete_full_path", "todelete_subdir=")
+        processes = self.multiprocessing_options
+        if self.enable_per_process_directory_creation and processes.primary_host is not None:
+            raise tx.UsageError(
+                "Expected enable_per_process_directory_creation= only with primary_host=None"
+            )
+        self.save_on_steps = self.save_on_steps or frozenset()
+
+    def _check_broadcast(self) -> None:
+        if self.step_name_format is None:
+            return
+        name = "single_host_load_and_broadcast"
+        theirs = bool(getattr(self.step_name_format, name, False))
+        if theirs != bool(self.single_host_load_and_broadcast):
+            raise tx.UsageError(
+                f"Expected the same {name}= of the options and of step_name_format, got"
+                f" {self.single_host_load_and_broadcast} and {theirs}"
+            )
+
+    def _reset_for_reading(self) -> None:
+        reading: dict[str, Any] = {
+            "save_interval_steps": 0,
+            "max_to_keep": None,
+            "keep_time_interval": None,
+            "keep_period": None,
+            "create": False,
+            "cleanup_tmp_directories": False,
+            "save_on_steps": None,
+            "todelete_subdir": None,
+            "todelete_full_path": None,
+            "should_save_fn": None,
+        }
+        defaults = {name: each.default for name, each in self.__dataclass_fields__.items()}
+        for name, value in reading.items():
+            given = getattr(self, name)
+            if given not in (value, defaults[name]):
+                _log.warning("read_only=True: %s=%r has no effect", name, given)
+            setattr(self, name, value)
 
     @property
     def tracks_metrics(self) -> bool:
         """Whether metrics are saved with the steps."""
-        return self.best_fn is not None and not self.prevent_write_metrics
-
-    def is_due(self, step: int, latest: int | None) -> bool:
-        """Whether a step should be saved, given the latest one."""
-        if self.should_save_fn is not None:
-            return bool(self.should_save_fn(step, latest))
-        listed = self.save_on_steps is not None and step in self.save_on_steps
-        return latest is None or listed or step % self.save_interval_steps == 0
-
-    def rank_by_metrics(self, metrics: Mapping[int, Any]) -> list[int]:
-        """The steps that have metrics, best first; the later one first if several tie."""
-        assert self.best_fn is not None
-        values = {s: {"": float(self.best_fn(m))} for s, m in metrics.items() if m is not None}
-        return rank_steps(values, "", self.best_mode)
-
-    def select_kept(self, steps: Mapping[int, StepFacts]) -> set[int]:
-        """The steps that stay.
-
-        Args:
-            steps: The steps in ascending order, followed by the one just saved.
-        """
-        order, n = list(steps), self.max_to_keep
-        if n is None or len(order) <= n:
-            return set(order)
-        kept: set[int] = set()
-        if self.best_fn is None:
-            kept |= set(order[len(order) - n :])
-        elif n > 0:
-            metrics = {step: facts.metrics for step, facts in steps.items()}
-            kept |= set(self.rank_by_metrics(metrics)[:n])
-            if self.keep_checkpoints_without_metrics:
-                kept |= {step for step in order if metrics[step] is None}
-        if self.keep_period is not None:
-            kept |= {step for step in order if step % self.keep_period == 0}
-        if self.keep_time_interval is not None:
-            interval, last = self.keep_time_interval.total_seconds(), None
-            for step in order:
-                if last is None or steps[step].saved - last >= interval:
-                    kept.add(step)
-                    last = steps[step].saved
-        return kept
+        used = self.best_fn is not None or self.preservation_policy is not None
+        return used and not self.prevent_write_metrics
 
 
-_UNMAPPED = {
-    "step_name_format": "step_prefix=, step_format_fixed_length=",
-    "save_decision_policy": "save_interval_steps=, save_on_steps= or should_save_fn=",
-    "preservation_policy": "max_to_keep=, keep_period=, best_fn=; or templax.Manager(path, keep=)",
-    "todelete_subdir": "leave it out: a step is gone at once, its files soon after",
-    "todelete_full_path": "leave it out: a step is gone at once, its files soon after",
-}
+def check_tuning(owner: str, options: Mapping[str, Any], known: Container[str]) -> None:
+    """Refuses options that do not exist, and those by which not all processes save.
+
+    Args:
+        owner: What takes the options, as the error says it.
+        options: Name → value.
+        known: The names of those that only tune.
+
+    Raises:
+        TypeError: There is no such option.
+        NotImplementedError: See `check_processes`.
+    """
+    for name in options:
+        if name not in known:
+            raise TypeError(f"{owner} got an unexpected keyword argument '{name}'")
+    check_processes(options.get("multiprocessing_options"))
+
+
+def check_processes(options: Any) -> None:
+    """Refuses options of a job of several processes of which not all save.
+
+    Args:
+        options: A `MultiprocessingOptions`, or None.
+
+    Raises:
+        NotImplementedError: Process 0 is not the primary one, or not all processes are active.
+    """
+    for name, usual in (("primary_host", 0), ("active_processes", None)):
+        given = getattr(options, name, usual)
+        if given != usual:
+            import jax  # not needed by most
+
+            if jax.process_count() > 1:
+                text = "leave it out: all processes save, and process 0 commits"
+                raise unmapped_argument(f"MultiprocessingOptions({name}={given})", text)
 
 
 __getattr__ = unmapped_attribute("options.")

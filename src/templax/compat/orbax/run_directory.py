@@ -5,27 +5,36 @@ from __future__ import annotations
 import json
 import logging
 import os
-import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, is_dataclass, replace
+from typing import Any, cast
 
 import templax as tx
 
 from ..._core.text import quote_text
 from ...formats.orbax import directory
 from ...formats.orbax.sidecars import read_json
-from ...formats.orbax.step_metadata import read_metrics, step_metadata
 from ...formats.orbax.step_names import step_prefix
-from ...storage.leftovers import TEMPORARY, delete_checkpoint, is_abandoned, remove_directory
+from ...storage.leftovers import (
+    TEMPORARY,
+    delete_checkpoint,
+    is_abandoned,
+    move_checkpoint,
+    remove_directory,
+)
 from ...storage.local import Local
 from ...storage.open import open_source
 from ...storage.staging import Staging
-from .options import CheckpointManagerOptions, StepFacts
+from .path.step import Metadata, NameFormat
 from .saver import PathLike
 
 _ROOT_METADATA = "_ROOT_METADATA"
+
+_OLD_ROOT_METADATA = "metadata"
+"""The file in which older versions of Orbax have the metadata itself."""
+
+_BROADCAST = "single_host_load_and_broadcast"
 
 _log = logging.getLogger("templax")
 
@@ -79,6 +88,26 @@ def find_committed(root: str, prefix: str, *, own: bool) -> dict[int, str]:
     return {s.step: s.key for s in steps if step_prefix(s.key) == prefix}
 
 
+def find_named(root: str, names: NameFormat[Metadata]) -> dict[int, str]:
+    """Number → path below the run of each committed step that a name format finds, ascending.
+
+    Args:
+        root: The directory to list.
+        names: The format, of Orbax itself or not.
+    """
+    if not os.path.isdir(root):
+        return {}
+    if is_dataclass(names) and getattr(names, _BROADCAST, False):
+        # Process 0 lists the steps for all. Orbax's own format would wait for the others.
+        names = cast("NameFormat[Metadata]", replace(names, **{_BROADCAST: False}))
+    found: dict[int, str] = {}
+    for each in names.find_all(root):
+        path = os.fspath(each.path)
+        if directory.uncommitted_reason(Local(path)) is None:
+            found.setdefault(each.step, os.path.relpath(path, root))
+    return dict(sorted(found.items()))
+
+
 def write_root_metadata(root: str, metadata: Mapping[str, Any]) -> None:
     """Writes the metadata of a run, unless an earlier manager of the directory has written its."""
     text = json.dumps({"internal_metadata": {}, "custom_metadata": metadata})
@@ -96,9 +125,11 @@ def read_root_metadata(root: str) -> Any:
         SourceError: It can't be read.
     """
     source = Local(os.path.join(root, "metadata"))
-    if source.stat(_ROOT_METADATA) is None:
-        return None
-    return read_json(source, _ROOT_METADATA, dict[str, Any]).get("custom_metadata") or {}
+    if source.stat(_ROOT_METADATA) is not None:
+        return read_json(source, _ROOT_METADATA, dict[str, Any]).get("custom_metadata") or {}
+    if source.stat(_OLD_ROOT_METADATA) is not None:
+        return read_json(source, _OLD_ROOT_METADATA, dict[str, Any])
+    return None
 
 
 def remove_leftovers(root: str) -> None:
@@ -125,54 +156,40 @@ def refuse_existing(root: str, found: Mapping[int, str], step: int) -> None:
         )
 
 
-def select_replaced(
-    root: str,
-    options: CheckpointManagerOptions,
-    found: Mapping[int, str],
-    new: tuple[int, str],
-    metrics: Any,
-) -> dict[int, str]:
-    """Number → name of the steps to delete once a new step is saved, possibly that one too.
+def delete_step(root: str, key: str, subdirectory: str | None) -> bool:
+    """Deletes a step, or moves it.
 
     Args:
         root: The directory of the run.
-        options: Which steps are kept.
-        found: Number → name of the steps that there are.
-        new: Number and name of the new step.
-        metrics: The metrics of the new step.
+        key: The name of the step.
+        subdirectory: The directory in `root` that it is moved to; None to delete it.
+
+    Returns:
+        Whether it is gone. False if somebody is reading it.
+
+    Raises:
+        SaveError: The file system refused.
     """
-    facts: dict[int, StepFacts] = {}
-    unread = set[int]()
-    for step, name in sorted(found.items()):
-        try:
-            facts[step] = _read_facts(os.path.join(root, name), options)
-        except tx.CheckpointError as error:
-            text = "step %d of %s stays, as its metrics are unreadable: %s"
-            _log.warning(text, step, root, error)
-            unread.add(step)
-    facts[new[0]] = StepFacts(metrics, time.time())
-    kept = {*options.select_kept(facts), *unread}
-    return {s: name for s, name in {**found, new[0]: new[1]}.items() if s not in kept}
+    path = os.path.join(root, key)
+    if subdirectory is None:
+        return delete_checkpoint(path)
+    return move_checkpoint(path, os.path.join(root, subdirectory))
 
 
-def _read_facts(path: str, options: CheckpointManagerOptions) -> StepFacts:
-    source = Local(path)
-    metrics = read_metrics(source) if options.tracks_metrics else {}
-    saved = os.stat(path).st_mtime_ns
-    if options.keep_time_interval is not None:
-        saved = step_metadata(source).get("commit_timestamp_nsecs") or saved
-    return StepFacts(metrics or None, saved / 1e9)
-
-
-def delete_steps(root: str, steps: Mapping[int, str]) -> None:
+def delete_steps(root: str, steps: Mapping[int, str], subdirectory: str | None) -> None:
     """Deletes steps, except those that somebody is reading. An error is logged.
 
     The new step is saved, and training must not end because an old one remains: the next save tries
     to delete it again.
+
+    Args:
+        root: The directory of the run.
+        steps: Number → name of each.
+        subdirectory: See `delete_step`.
     """
     try:
         for step, key in steps.items():
-            if not delete_checkpoint(os.path.join(root, key)):
+            if not delete_step(root, key, subdirectory):
                 _log.info("step %d of %s is being read, and stays for now", step, root)
     except tx.TemplaxError as error:
         _log.warning("steps of %s were not deleted: %s", root, error)

@@ -20,6 +20,10 @@ from ..._save.result import PendingSave
 PathLike = str | os.PathLike[str]
 
 
+class PathExists(tx.AlreadyExists, ValueError):
+    """`templax.AlreadyExists` that is a `ValueError` as well: which Orbax raises."""
+
+
 def begin_save(
     path: str,
     items: Mapping[str, Any],
@@ -33,17 +37,27 @@ def begin_save(
     Args:
         path: The path of the checkpoint.
         items: Name → tree or `Json`; "" is the checkpoint itself.
-        wait, overwrite: See `templax.save`.
+        wait: See `templax.save`.
+        overwrite: Replaces a checkpoint; what others put into its directory is kept.
         custom_metadata: The `metadata` of `templax.save`.
         after: Called once the checkpoint is committed.
+
+    Raises:
+        PathExists: Something exists at `path`.
+        SaveError: See `templax.save`.
     """
     call = open_call("saving", path)
     with call.report_errors():
         check_item_names(items)
         options = make_options(metadata=custom_metadata, overwrite=overwrite)
-        options = replace(options, after=None if after is None else lambda _: after())
+        options = replace(
+            options, keeps_others=overwrite, after=None if after is None else lambda _: after()
+        )
         decide = functools.partial(Destination, path)
-        return start_save(call, path, items, options, decide, wait=wait)
+        try:
+            return start_save(call, path, items, options, decide, wait=wait)
+        except tx.AlreadyExists as error:
+            raise PathExists(error.what, file=error.file, hint=error.hint) from error
 
 
 class Saver:

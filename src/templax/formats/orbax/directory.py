@@ -116,9 +116,10 @@ def examine_directory(source: Source) -> Root | None:
         named = next((step for step in reversed(found) if TEMPORARY not in step.key), found[-1])
         return Root("steps", f"the step directory `{named.key}`", steps=found)
     held = list_items(source)
-    if "pytree" in held.values() or "json" in held.values():
-        first = next(name for name, kind in held.items() if kind != "other")
-        handled = frozenset(handlers) if isinstance(handlers, dict) else frozenset[str]()
+    handled = frozenset(handlers) if isinstance(handlers, dict) else frozenset[str]()
+    # An item that the metadata lists was saved, even if its files are those of other code.
+    first = next((n for n, kind in held.items() if kind != "other" or n in handled), None)
+    if first is not None:
         return Root("items", f"the item directory `{first}`", items=held, handled=handled)
     file = json_file(source, names)
     return Root("json", f"the JSON file `{file}`") if file is not None else None

@@ -43,22 +43,57 @@ _MAX_DEPTH = 4
 
 def describe_extra_content(source: Source) -> str | None:
     """What a directory contains beyond the result of one save, in words; None if nothing."""
-    root, names = examine_directory(source), list_names(source)
-    if root is None and holds_only_data(source):
-        return None
-    if root is None or (root.what == "json" and not is_committed(source)):
-        return "other files"
-    if root.what == "steps":
-        return f"{len(root.steps)} step{'s' if len(root.steps) > 1 else ''}"
-    if root.what == "items" and not names & {STEP_METADATA, V1_MARK, LEASE}:
-        return "a directory with " + ", ".join(f"`{name}`" for name in sorted(root.items)[:6])
-    for name in sorted(names):
+    root = examine_directory(source)
+    crowd = _describe_crowd(source, root)
+    extra = list_extra_content(source)
+    if crowd is not None or not extra:
+        return crowd
+    return "other files" if _is_other(source, root) else f"`{extra[0]}` in it"
+
+
+def describe_unkept_content(source: Source) -> str | None:
+    """What a directory contains that a save can't keep beside it, in words; None if nothing.
+
+    A save keeps what others put into the directory of a checkpoint, and files where there is none.
+    """
+    root = examine_directory(source)
+    crowd = _describe_crowd(source, root)
+    if crowd is not None or not _is_other(source, root):
+        return crowd
+    below = [name for name in sorted(list_names(source)) if name.endswith("/")]
+    return f"a directory `{below[0].rstrip('/')}` and no checkpoint" if below else None
+
+
+def list_extra_content(source: Source) -> list[str]:
+    """The names in a directory that one save did not write."""
+    root, names = examine_directory(source), sorted(list_names(source))
+    if _is_other(source, root):
+        return [] if holds_only_data(source) else [name.rstrip("/") for name in names]
+    assert root is not None
+    return [
+        name.rstrip("/")
+        for name in names
         if not (
             name in _OWN_FILES
             if not name.endswith("/")
             else _belongs_to_save(source, root, name[:-1])
-        ):
-            return f"`{name.rstrip('/')}` in it"
+        )
+    ]
+
+
+def _is_other(source: Source, root: Root | None) -> bool:
+    """Whether a directory is no checkpoint."""
+    return root is None or (root.what == "json" and not is_committed(source))
+
+
+def _describe_crowd(source: Source, root: Root | None) -> str | None:
+    """What a directory of several checkpoints holds, in words; None if it is none."""
+    if root is None:
+        return None
+    if root.what == "steps":
+        return f"{len(root.steps)} step{'s' if len(root.steps) > 1 else ''}"
+    if root.what == "items" and not list_names(source) & {STEP_METADATA, V1_MARK, LEASE}:
+        return "a directory with " + ", ".join(f"`{name}`" for name in sorted(root.items)[:6])
     return None
 
 

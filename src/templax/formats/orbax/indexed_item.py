@@ -75,7 +75,14 @@ def open_indexed_item(
         fingerprints=functools.partial(_fingerprints_by_name, columns, entries),
         uncommitted=uncommitted,
         regions=functools.partial(_describe_files, source, index),
+        chunk_shapes=functools.partial(_list_chunk_shapes, columns, entries),
     )
+
+
+def _list_chunk_shapes(columns: Columns, entries: tuple[LeafEntry, ...]) -> dict[str, Shape]:
+    shapes = columns.index.shapes
+    rows = zip(entries, columns.chunks, strict=True)
+    return {entry.name: shapes[chunk] for entry, chunk in rows if entry.kind != "string"}
 
 
 def _fingerprints_by_name(columns: Columns, entries: tuple[LeafEntry, ...]) -> dict[str, int]:

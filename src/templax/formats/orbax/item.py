@@ -14,6 +14,7 @@ import numpy as np
 
 from ..._catalog.catalog import Catalog
 from ..._catalog.entry import Chunk, LeafEntry
+from ..._core.boxes import Shape
 from ..._core.gc_pause import pause_gc
 from ..._core.names import Path, join_paths
 from ..._core.text import list_names
@@ -127,7 +128,13 @@ def open_item(
         regions=functools.partial(
             describe_item, source, container.objects, container.index is not None, entries
         ),
+        chunk_shapes=functools.partial(_list_chunk_shapes, entries),
     )
+
+
+def _list_chunk_shapes(entries: Iterable[LeafEntry]) -> dict[str, Shape]:
+    arrays = [(entry.name, entry.handle) for entry in entries if isinstance(entry.handle, Array)]
+    return {name: array.chunk_shape for name, array in arrays}
 
 
 def _open_specs(

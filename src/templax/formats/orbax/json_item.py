@@ -13,24 +13,25 @@ from .step_metadata import metadata_around
 from .step_names import basename
 
 
-def read_json_item(source: Source) -> Any:
+def read_json_item(source: Source, file: str | None = None) -> Any:
     """The value of a JSON item. `NaN` and `Infinity`, which Python writes, are accepted.
 
     Args:
         source: The item directory, as written by Orbax's `JsonCheckpointHandler`, by the JSON
             handler of its v1 API, or by templax.
+        file: The name of the file; None to find it.
 
     Raises:
-        NotFound: There is no JSON item.
+        NotFound: There is no JSON item, or no such file.
         Corrupted: The file is not JSON, or has an object that repeats a key.
     """
-    file = find_json_file(source)
-    if file is None:
+    found = file or find_json_file(source)
+    if found is None:
         raise NotFound("Expected a JSON item, found none", file=source.url)
     try:
-        return decode_json(read_metadata(source, file))
+        return decode_json(read_metadata(source, found))
     except (ValueError, RecursionError) as error:
-        raise Corrupted(f"The JSON is unreadable: {error}", file=file) from error
+        raise Corrupted(f"The JSON is unreadable: {error}", file=found) from error
 
 
 def find_json_file(source: Source) -> str | None:

@@ -17,7 +17,7 @@ from ...errors import CheckpointError, Corrupted, NotFound, Unsupported
 from ...storage.signatures import read_metadata
 from ...storage.source import Source
 from ..flax.msgpack import PLACEHOLDER, Empty, Leaf, Value, read_msgpack
-from .directory import LEGACY
+from .directory import LEGACY, TREE
 from .sidecars import read_json
 from .strings import STRINGS, find_string
 
@@ -56,6 +56,17 @@ def count_keys(tree: TreeMetadata) -> Mapping[str, int]:
     n = len(tree.tree_metadata)
     levels = sum([len(parameter.key_metadata) for parameter in tree.tree_metadata.values()])
     return {"key_metadata": n, "key": levels, "value_type": n}
+
+
+def read_metadata_of_item(source: Source) -> Any:
+    """The JSON that was saved with one item, unlike that of the whole checkpoint; or None.
+
+    Raises:
+        Corrupted: The file is damaged.
+    """
+    if source.stat(TREE) is None:
+        return None
+    return read_json(source, TREE, TreeMetadata, count_keys).custom_metadata
 
 
 class NamedLeaf(msgspec.Struct, frozen=True, gc=False):

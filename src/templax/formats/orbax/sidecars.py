@@ -5,7 +5,8 @@ from __future__ import annotations
 import binascii
 import functools
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -30,6 +31,7 @@ _T = TypeVar("_T")
 
 class _ArrayMetadata(msgspec.Struct):
     param_name: str
+    write_shape: Any = None
     ext_metadata: dict[str, Any] | None = None
 
 
@@ -64,23 +66,51 @@ def read_sidecars(source: Source, present: set[str]) -> Sidecars:
     shardings: dict[str, str] = {}
     impls: dict[str, str] = {}
     if SHARDING in present:
-        for name, text in _read_json_or(source, SHARDING, dict[str, Any], {}).items():
+        for leaf, text in iter_sharding_texts(source):
             try:
-                encoded = name.translate(_STANDARD) if "-" in name or "_" in name else name
-                leaf = binascii.a2b_base64(encoded, strict_mode=True).decode()
                 shardings[leaf] = sharding_text(text)
             except (ValueError, KeyError, TypeError, RecursionError):
                 continue
     if ARRAY_METADATAS in present:
-        for info in source.children(ARRAY_METADATAS):
-            if not info.is_dir:
-                found = _read_json_or(source, info.key, _ArrayMetadatas, _ArrayMetadatas([]))
-                for listed in found.array_metadatas:
-                    array = listed.array_metadata
-                    impl = (array.ext_metadata or {}).get("random_key_impl")
-                    if isinstance(impl, str):
-                        impls[array.param_name] = impl
+        for array in _iter_array_metadatas(source):
+            impl = (array.ext_metadata or {}).get("random_key_impl")
+            if isinstance(impl, str):
+                impls[array.param_name] = impl
     return Sidecars(shardings, impls)
+
+
+def iter_sharding_texts(source: Source) -> Iterator[tuple[str, str]]:
+    """Yields the name of each leaf in the file `_sharding`, and its sharding as Orbax writes it.
+
+    A damaged file has none, and the names that can't be decoded are left out.
+
+    Args:
+        source: The item directory.
+    """
+    for name, text in _read_json_or(source, SHARDING, dict[str, Any], {}).items():
+        with suppress(ValueError, TypeError):
+            encoded = name.translate(_STANDARD) if "-" in name or "_" in name else name
+            yield binascii.a2b_base64(encoded, strict_mode=True).decode(), text
+
+
+def read_write_shapes(source: Source) -> dict[str, tuple[int, ...]]:
+    """Leaf name → the shape of the parts that a process wrote, where Orbax has noted it.
+
+    Args:
+        source: The item directory.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+    for array in _iter_array_metadatas(source):
+        if isinstance(array.write_shape, list):
+            shapes[array.param_name] = tuple(array.write_shape)
+    return shapes
+
+
+def _iter_array_metadatas(source: Source) -> Iterator[_ArrayMetadata]:
+    for info in source.children(ARRAY_METADATAS):
+        if not info.is_dir:
+            found = _read_json_or(source, info.key, _ArrayMetadatas, _ArrayMetadatas([]))
+            yield from [listed.array_metadata for listed in found.array_metadatas]
 
 
 @functools.lru_cache(maxsize=256)  # the leaves of a checkpoint share a few

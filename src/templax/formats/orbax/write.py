@@ -28,11 +28,13 @@ from .directory import TREE
 from .step_metadata import STEP_METADATA
 from .strings import STRINGS, nest_strings
 
-_HANDLERS = "orbax.checkpoint._src.handlers."
+HANDLERS = "orbax.checkpoint._src.handlers."
 
-STANDARD = f"{_HANDLERS}standard_checkpoint_handler.StandardCheckpointHandler"
+PYTREE = f"{HANDLERS}pytree_checkpoint_handler.PyTreeCheckpointHandler"
 
-JSON = f"{_HANDLERS}json_checkpoint_handler.JsonCheckpointHandler"
+STANDARD = f"{HANDLERS}standard_checkpoint_handler.StandardCheckpointHandler"
+
+JSON = f"{HANDLERS}json_checkpoint_handler.JsonCheckpointHandler"
 
 _EMPTY_TYPES = {"NamedTuple": "None", "Tuple": "List"}
 """Substitutes for the empty types that Orbax 0.6 doesn't know: it would then restore nothing of the
@@ -111,9 +113,18 @@ def _encode_zarray(shape: Shape, chunk: Shape, dtype: np.dtype, level: int | Non
 
 
 def encode_tree_files(
-    leaves: Sequence[Leaf], chunks: Sequence[Shape], empties: Iterable[Empty]
+    leaves: Sequence[Leaf],
+    chunks: Sequence[Shape],
+    empties: Iterable[Empty],
+    custom_metadata: Any = None,
 ) -> Files:
-    """The JSON files that describe the tree, by name."""
+    """The JSON files that describe the tree, by name.
+
+    Args:
+        leaves, chunks: Each leaf, and the shape of its chunks.
+        empties: The containers without leaves.
+        custom_metadata: JSON that is stored with the tree, or None.
+    """
     tree: dict[str, Any] = {}
     for leaf in leaves:
         scalar = leaf.value_type == "scalar"
@@ -139,7 +150,7 @@ def encode_tree_files(
         "use_ocdbt": True,
         "use_zarr3": False,
         "store_array_data_equal_to_fill_value": True,
-        "custom_metadata": None,
+        "custom_metadata": custom_metadata,
     }
     files = {TREE: msgspec.json.encode(metadata)}
     arrays = [

@@ -10,7 +10,7 @@ from flax import serialization
 from hypothesis import given
 from hypothesis import strategies as st
 
-from helpers import count_examples
+from helpers import count_examples, mark_slow
 from limits import run_limited
 from templax.errors import Corrupted, TemplaxError, Unsupported
 from templax.formats.flax.msgpack import Empty, Piece, Value, locate_value, read_msgpack
@@ -277,9 +277,11 @@ def test_an_array_without_elements_that_numpy_cannot_make_is_damage():
 @pytest.mark.parametrize(
     "data",
     [
-        b"\xdd\x00\x0f\x00\x00" + b"\xc0" * 0xF0000,
         b"\x82\xa1a\xdd\x00\x0f\x00\x00" + b"\x80" * 0xF0000 + b"\xa1a\x01",
-        b"\xdd\x00\x04\x00\x00" + b"\x81\xa1a\x01" * 0x40000,
+        *mark_slow(
+            b"\xdd\x00\x0f\x00\x00" + b"\xc0" * 0xF0000,
+            b"\xdd\x00\x04\x00\x00" + b"\x81\xa1a\x01" * 0x40000,
+        ),
     ],
 )
 def test_a_megabyte_of_tiny_values_takes_little_time_and_memory(tmp_path, data):

@@ -1,0 +1,54 @@
+"""Finds those chunks of a leaf that overlap some boxes, without looking at all of them. Pure."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
+
+from .._catalog.entry import Chunk
+from .._core.boxes import Box, intersect
+
+
+class ChunkLookup:
+    """The chunks of a leaf, found by where they are.
+
+    Args:
+        chunks: They tile the leaf. If they form a grid, as nearly always, the chunks of a box are
+            found from its corners; otherwise all are compared.
+    """
+
+    def __init__(self, chunks: Sequence[Chunk]):
+        self._chunks = chunks
+        self._edges = [sorted({pair[0] for pair in axis}) for axis in _transpose(chunks)]
+        self._grid: dict[tuple[int, ...], int] = {}
+        if len(chunks) > 1 and math.prod(map(len, self._edges)) == len(chunks):
+            self._grid = {tuple(a for a, _ in c.box): i for i, c in enumerate(chunks)}
+            if len(self._grid) != len(chunks):
+                self._grid = {}
+
+    def find(self, boxes: Sequence[Box]) -> Sequence[Chunk]:
+        """The chunks that overlap any of these boxes, in their order."""
+        if len(self._chunks) == 1:
+            return self._chunks
+        if not self._grid:
+            return [c for c in self._chunks if any(_overlap(c.box, box) for box in boxes)]
+        found = set[int]()
+        for box in boxes:
+            if any(start == stop for start, stop in box):
+                continue
+            touched = [
+                edges[max(0, bisect_right(edges, start) - 1) : bisect_left(edges, stop)]
+                for edges, (start, stop) in zip(self._edges, box, strict=True)
+            ]
+            found.update(map(self._grid.__getitem__, itertools.product(*touched)))
+        return [self._chunks[i] for i in sorted(found)]
+
+
+def _transpose(chunks: Sequence[Chunk]) -> list[list[tuple[int, int]]]:
+    return [list(axis) for axis in zip(*(chunk.box for chunk in chunks), strict=True)]
+
+
+def _overlap(a: Box, b: Box) -> bool:
+    return intersect(a, b) is not None

@@ -1,0 +1,297 @@
+"""JAX. Template leaves, of what a leaf of `item`, its restore args and the checkpoint say."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Container, Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+import numpy as np
+
+import templax as tx
+
+from ..._catalog.entry import LeafEntry
+from ..._core.arguments import PyTree
+from ..._core.names import join_path
+from ..._core.text import list_names
+from ..._jax.paths import path_element
+from ..._jax.support import abstract_array
+from ..._template.flatten import flatten_tree
+from .leaf_args import PLACEHOLDER
+from .metadata.sharding import resolve_sharding
+from .metadata.tree import unwrap_tree
+from .metadata.value import leaf_kind
+
+_log = logging.getLogger("templax")
+
+_PYTHON = (int, float, complex, bool, str)
+
+_MOST_NAMED = 8
+
+STRUCTURE_ERROR = (
+    "User-provided restore item and on-disk value metadata tree structures do not match"
+)
+"""How Orbax begins its errors about trees that differ: programs look for it."""
+
+
+def make_template(item: PyTree) -> PyTree:
+    """A tree that `templax.restore` takes, of one that may hold metadata of leaves.
+
+    The sharding that metadata has is used. If the devices of the save are not there, the leaves go
+    to JAX's default device, and a warning names them.
+    """
+    tree = unwrap_tree(item)
+    if not any(map(leaf_kind, jtu.tree_leaves(tree))):
+        return tree
+    elsewhere: list[str] = []
+    flat = flatten_tree(tree)
+    leaves = [_from_metadata(_name_of(keys), leaf, elsewhere) for keys, leaf in flat.keyed]
+    if elsewhere:
+        text = "saved on devices that are not there, restored on the default device: %s"
+        _log.warning(text, list_names(elsewhere, _MOST_NAMED))
+    return flat.treedef.unflatten(leaves)
+
+
+def _name_of(keys: Iterable[Any]) -> str:
+    return join_path(tuple(map(path_element, keys)))
+
+
+def _from_metadata(name: str, leaf: Any, elsewhere: list[str]) -> Any:
+    kind = leaf_kind(leaf)
+    if kind is None:
+        return leaf
+    if kind == "string":
+        return str
+    if kind == "scalar":
+        python = type(np.zeros((), leaf.dtype).item())
+        return python if np.dtype(python) == leaf.dtype else abstract_array((), leaf.dtype)
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        template: Any = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+    else:
+        template = abstract_array(tuple(leaf.shape), np.dtype(leaf.dtype))
+    if leaf.sharding is None or not isinstance(template, jax.ShapeDtypeStruct):
+        return template
+    try:
+        sharding = resolve_sharding(leaf.sharding)
+    except ValueError:
+        elsewhere.append(name)
+        return template
+    return jax.ShapeDtypeStruct(template.shape, template.dtype, sharding=sharding)
+
+
+def is_leaf_args(x: Any) -> bool:
+    """Whether an object says how a leaf is restored, whosever class it is of."""
+    return hasattr(x, "restore_type") and hasattr(x, "dtype")
+
+
+def name_leaf_args(tree: PyTree) -> dict[str, Any]:
+    """Name of the leaf → its args, or None where the tree has None.
+
+    Args:
+        tree: A tree of restore args or of save args.
+    """
+    keyed, _ = jtu.tree_flatten_with_path(unwrap_tree(tree), is_leaf=lambda x: x is None)
+    return {_name_of(keys): args for keys, args in keyed}
+
+
+def apply_restore_args(
+    template: PyTree,
+    restore_args: PyTree,
+    stored: Mapping[str, LeafEntry],
+    *,
+    partial: bool = False,
+    as_stored: bool = False,
+) -> PyTree:
+    """A template whose leaves are as restore args ask.
+
+    Args:
+        template: The tree to restore.
+        restore_args: A tree with args at each leaf of `template`.
+        stored: Name → leaf of the checkpoint: gives the shape and dtype where neither does.
+        partial: Whether there may be args for leaves that `template` lacks.
+        as_stored: Whether arrays whose args say no shape have the stored one, as Orbax's have if
+            there are transforms. A warning names those that have another one in `template`.
+
+    Raises:
+        UsageError: A leaf has no args, or args have no leaf; or the args contradict themselves.
+    """
+    asked = name_leaf_args(restore_args)
+    flat = flatten_tree(template)
+    names = [_name_of(keys) for keys, _ in flat.keyed]
+    rows = list(zip(names, flat.leaves, strict=True))
+    lacking = [name for name, leaf in rows if name not in asked and leaf is not PLACEHOLDER]
+    if lacking:
+        raise tx.UsageError(
+            f"{STRUCTURE_ERROR}: expected restore args for each leaf of the item, found none for"
+            f" {list_names(lacking, _MOST_NAMED)}"
+        )
+    known = {*names, *[_name_of(keys) for keys, _ in flat.repeats]}
+    idle = _find_idle(asked, known, template)
+    if idle and not partial:
+        raise tx.UsageError(
+            f"{STRUCTURE_ERROR}: expected restore args for leaves of the item only, got some for"
+            f" {list_names(idle, _MOST_NAMED)}; hint: partial_restore=True"
+        )
+    if as_stored:
+        rows = take_stored_shapes(rows, asked, stored)
+    return flat.treedef.unflatten(
+        [
+            leaf if args is None else describe_leaf(leaf, args, stored.get(name))
+            for (name, leaf), args in zip(rows, map(asked.get, names), strict=True)
+        ]
+    )
+
+
+def _find_idle(asked: Mapping[str, Any], known: Container[str], tree: PyTree) -> list[str]:
+    """The names with args that are neither of a leaf nor at or below an empty node."""
+    idle = [name for name, args in asked.items() if name not in known and args is not None]
+    if not idle:
+        return idle
+    keyed, _ = jtu.tree_flatten_with_path(tree, is_leaf=lambda x: not jtu.tree_leaves(x))
+    empty = [f"{_name_of(keys)}." for keys, node in keyed if not jtu.tree_leaves(node)]
+    return [n for n in idle if not any(node == "." or f"{n}.".startswith(node) for node in empty)]
+
+
+def take_stored_shapes(
+    rows: Iterable[tuple[str, Any]], asked: Mapping[str, Any], stored: Mapping[str, LeafEntry]
+) -> list[tuple[str, Any]]:
+    """Leaves of a template with the shapes of the checkpoint, where their args say none.
+
+    A warning names those that change.
+
+    Args:
+        rows: Names and leaves.
+        asked: Name → restore args.
+        stored: Name → leaf of the checkpoint.
+    """
+    changed: list[str] = []
+    result: list[tuple[str, Any]] = []
+    for name, leaf in rows:
+        entry, args = stored.get(name), asked.get(name)
+        says_none = args is not None and getattr(args, "global_shape", None) is None
+        if entry is not None and says_none and _is_array_of_other_shape(leaf, entry):
+            changed.append(name)
+            leaf = _reshape(leaf, entry.shape)
+        result.append((name, leaf))
+    if changed:
+        text = "restored in the stored shape, and not in that of item=: %s; hint: global_shape="
+        _log.warning(text, list_names(changed, _MOST_NAMED))
+    return result
+
+
+def _is_array_of_other_shape(leaf: Any, entry: LeafEntry) -> bool:
+    is_array = entry.kind == "array" and hasattr(leaf, "shape")
+    return is_array and tuple(leaf.shape) != entry.shape
+
+
+def _reshape(leaf: Any, shape: tuple[int, ...]) -> Any:
+    if isinstance(leaf, np.ndarray):
+        return np.broadcast_to(np.empty((), leaf.dtype), shape)
+    return jax.ShapeDtypeStruct(shape, leaf.dtype, sharding=getattr(leaf, "sharding", None))
+
+
+def describe_leaf(leaf: Any, asked: Any, stored: LeafEntry | None = None) -> Any:
+    """The template leaf that a leaf of `item` and its restore args describe together.
+
+    Args:
+        leaf: The leaf of `item`.
+        asked: Its restore args, of any class that has their attributes.
+        stored: The leaf of the checkpoint, if it has one.
+    """
+    kind, dtype = asked.restore_type, asked.dtype
+    if leaf is PLACEHOLDER or kind is type(PLACEHOLDER):
+        return PLACEHOLDER
+    if leaf is str or isinstance(leaf, str) or kind in _PYTHON:
+        return kind if kind in _PYTHON else leaf
+    if not hasattr(leaf, "shape") or isinstance(leaf, type):
+        if kind is None:
+            number = isinstance(leaf, (type, int, float))
+            return leaf if dtype is None or not number else type(np.zeros((), dtype).item())
+        stand_in = _stand_in(leaf, stored)
+        if stand_in is None:
+            return leaf  # the restore names what does not fit
+        leaf = stand_in
+    shapes = getattr(asked, "global_shape", None), getattr(asked, "shape", None)
+    shape = next((shape for shape in shapes if shape is not None), leaf.shape)
+    sharding = find_sharding(asked)
+    sharding = getattr(leaf, "sharding", None) if sharding is None else sharding
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+    dtype = leaf.dtype if dtype is None else dtype
+    if kind is np.ndarray or (kind is None and isinstance(leaf, np.ndarray)):
+        # Abstract: a broadcast scalar takes no memory.
+        return np.broadcast_to(np.empty((), dtype), shape)
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+
+def _stand_in(leaf: Any, stored: LeafEntry | None) -> Any:
+    """What has the shape and dtype for a leaf that is only there to name one, such as `0`."""
+    if stored is not None and stored.kind == "string":
+        return None
+    if stored is not None and stored.kind == "key":
+        dtype = jax.eval_shape(lambda: jax.random.key(0, impl=stored.key_impl)).dtype
+        return jax.ShapeDtypeStruct(stored.user_shape, dtype)
+    if stored is not None:
+        return jax.ShapeDtypeStruct(stored.shape, stored.dtype)
+    number = isinstance(leaf, (type, int, float))
+    return np.zeros((), leaf if isinstance(leaf, type) else type(leaf)) if number else None
+
+
+def find_sharding(asked: Any) -> Any:
+    """The sharding that restore args ask for, or None.
+
+    Raises:
+        UsageError: A mesh without axes, or axes without a mesh.
+    """
+    sharding = resolve_sharding(getattr(asked, "sharding", None))
+    mesh, axes = getattr(asked, "mesh", None), getattr(asked, "mesh_axes", None)
+    if sharding is not None or (mesh is None and axes is None):
+        return sharding
+    if mesh is None or axes is None:
+        raise tx.UsageError(f"Expected mesh= and mesh_axes=, got {mesh!r} and {axes!r}")
+    return jax.sharding.NamedSharding(mesh, axes)
+
+
+def cast_tree(tree: PyTree, save_args: PyTree) -> PyTree:
+    """A tree whose leaves have the dtypes that save args ask for.
+
+    Args:
+        tree: The tree to save.
+        save_args: A tree with args at each of its leaves, and maybe at its empty nodes. None casts
+            nothing.
+
+    Raises:
+        UsageError: A leaf has no args, or args have no leaf.
+    """
+    if save_args is None:
+        return tree
+    asked = name_leaf_args(save_args)
+    flat = flatten_tree(tree)
+    names = [_name_of(keys) for keys, _ in flat.keyed]
+    known = {*names, *[_name_of(keys) for keys, _ in flat.repeats]}
+    lacking = [name for name in names if name not in asked]
+    idle = _find_idle(asked, known, tree)
+    if lacking or idle:
+        what = f"found none for {list_names(lacking, _MOST_NAMED)}"
+        what = what if lacking else f"got some for {list_names(idle, _MOST_NAMED)}"
+        raise tx.UsageError(f"Expected save args for each leaf of the tree, {what}")
+    rows = zip(names, flat.leaves, strict=True)
+    return flat.treedef.unflatten([cast_leaf(leaf, asked[name]) for name, leaf in rows])
+
+
+def cast_leaf(leaf: Any, asked: Any) -> Any:
+    """A leaf in the dtype that its save args ask for."""
+    dtype = None if asked is None else asked.dtype
+    if dtype is None or leaf is None or isinstance(leaf, str):
+        return leaf
+    if isinstance(leaf, jax.Array):
+        is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        return leaf if is_key else leaf.astype(dtype)
+    if isinstance(leaf, np.ndarray):
+        return leaf.astype(dtype)
+    if isinstance(leaf, (int, float, complex, np.generic)):
+        return np.dtype(dtype).type(leaf)
+    return leaf  # not a number: the save accepts or refuses it

@@ -1,0 +1,77 @@
+"""JAX. Orbax's `multihost`: the processes of a job."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+from jax.experimental import multihost_utils
+
+from .unmapped import unmapped_argument, unmapped_attribute
+
+__all__ = [
+    "broadcast_one_to_all",
+    "is_primary_host",
+    "process_count",
+    "process_index",
+    "reached_preemption",
+    "sync_global_processes",
+]
+
+
+def process_index() -> int:
+    """The index of this process."""
+    return jax.process_index()
+
+
+def process_count() -> int:
+    """The number of processes of the job."""
+    return jax.process_count()
+
+
+def is_primary_host(primary_host: int | None) -> bool:
+    """Whether this process is the primary one; all are if `primary_host` is None.
+
+    Example:
+        >>> from templax.compat import orbax as ocp
+        >>> ocp.multihost.is_primary_host(0)
+        True
+    """
+    return primary_host is None or primary_host == jax.process_index()
+
+
+def broadcast_one_to_all(in_tree: Any, is_source: bool | None = None) -> Any:
+    """The values of one process on every process; all must call it.
+
+    Args:
+        in_tree: The values: numbers and arrays.
+        is_source: Whether this is the process that they come from; None for process 0.
+    """
+    return multihost_utils.broadcast_one_to_all(in_tree, is_source)
+
+
+def reached_preemption(step: int) -> bool:
+    """Whether JAX announces a preemption of the job, at the same step on every process."""
+    try:
+        return bool(multihost_utils.reached_preemption_sync_point(step))
+    except RuntimeError:  # JAX's preemption service is disabled
+        return False
+
+
+def sync_global_processes(
+    name: str, *, timeout: int | None = None, processes: Any = None, **options: Any
+) -> None:
+    """Returns once all processes of the job have called this.
+
+    Args:
+        name: The same on all processes.
+        processes: None, for all.
+        timeout, options: No effect.
+    """
+    if processes is not None:
+        raise unmapped_argument("processes", "leave it out: all processes take part")
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+__getattr__ = unmapped_attribute("multihost.")

@@ -1,0 +1,47 @@
+"""JAX. How a tree is restored: by a template, restore args, placeholders and transforms."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import templax as tx
+
+from ..._core.arguments import PyTree
+from .leaf_templates import STRUCTURE_ERROR, apply_restore_args, make_template
+from .metadata.tree import unwrap_tree
+
+
+def restore_tree(
+    directory: str,
+    item: PyTree,
+    restore_args: PyTree = None,
+    *,
+    partial: bool = False,
+    as_stored: bool = False,
+) -> PyTree:
+    """Restores the tree at a path.
+
+    Args:
+        directory: The path.
+        item: The template, or None for the checkpoint's own tree; metadata of a checkpoint is one.
+        restore_args: A tree of args that override its leaves, or None.
+        partial: Whether leaves that the template lacks are left unread.
+        as_stored: See `apply_restore_args`.
+
+    Raises:
+        TemplateError: The checkpoint does not fit the template; lists every leaf.
+    """
+    checkpoint: Any = directory
+    if item is None or restore_args is not None:
+        checkpoint = tx.open(directory)
+    template = checkpoint.template() if unwrap_tree(item) is None else make_template(item)
+    if restore_args is not None:
+        template = apply_restore_args(
+            template, restore_args, checkpoint.leaves, partial=partial, as_stored=as_stored
+        )
+    try:
+        return tx.restore(checkpoint, template, extra="ignore" if partial else "error")
+    except tx.TemplateError as error:
+        if any(mismatch.problem in ("missing", "extra") for mismatch in error.mismatches):
+            raise tx.TemplateError(error.match, f"{STRUCTURE_ERROR}:\n{error}") from error
+        raise
