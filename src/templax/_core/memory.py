@@ -49,6 +49,10 @@ class Scratch:
             memory = self._memory[what] = allocate_aligned(max(nbytes, self._minimum))
         return memoryview(memory)[:nbytes]  # pyright: ignore[reportArgumentType]
 
+    def drop(self, what: str) -> None:
+        """Forgets the buffer for a purpose: somebody may still write to it."""
+        self._memory.pop(what, None)
+
     def compress(self, data: memoryview, level: int | None) -> bytes:
         """Compresses to one zstd frame. The first call sets the level; None means 1."""
         if self._compressor is None:

@@ -27,6 +27,7 @@ from .parts import (
     IN_PLACE_BYTES,
     LARGE_BYTES,
     REQUEST_BYTES,
+    STORE_BYTES,
     Check,
     Part,
     is_raw,
@@ -35,7 +36,7 @@ from .parts import (
     measure_scratch,
     merge_chunks,
 )
-from .plan import IN_FLIGHT, Batch, Plan, ReadOp
+from .plan import IN_FLIGHT, Batch, Plan, ReadOp, measure_transient
 
 BATCH_BYTES = 128 * 1024 * 1024
 """A batch closes once its buffers have this many bytes: it is placed while the next are read."""
@@ -161,7 +162,11 @@ def build_plan(
     if buffers:
         batches.append(_make_batch(parts, buffers, checks, most, gaps))
     scratch = _max_scratch((op for batch in batches for op in batch.reads), ahead)
-    threads = max(1, min(threads, memory // (2 * scratch) if scratch else threads))
+    held, room = 0, memory // 2
+    if any(gaps):
+        held = min(STORE_BYTES, memory // 2)
+        room = memory - held - measure_transient(batches)
+    threads = max(1, min(threads, room // scratch if scratch else threads))
     return Plan(
         match,
         tuple(batches),
@@ -174,6 +179,7 @@ def build_plan(
         unmapped,
         sources,
         filled=tuple(filled),
+        held_bytes=held,
     )
 
 

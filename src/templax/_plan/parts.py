@@ -45,6 +45,10 @@ AHEAD_BYTES = 16 * 1024 * 1024
 this size, and small parts are joined to requests of at most this size: each takes as long as the
 network takes to answer."""
 
+STORE_BYTES = 128 * 1024 * 1024
+"""What an object store may hold at most: half of it are pieces of answers, 1 MiB for each request,
+and the rest what was read around short ranges."""
+
 LARGE_BYTES = 1024 * 1024
 """An encoded part of at least this size is a request of its own."""
 

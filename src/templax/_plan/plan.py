@@ -71,6 +71,8 @@ class Plan:
             metadata tells: no checksum covers them, or one that covers more than is read.
         summed: Whether any chunk has `sums`.
         scratch_bytes: The most memory that one worker needs besides the buffers.
+        held_bytes: The most memory that object stores hold themselves: pieces of answers, and what
+            they have read around short ranges.
         memory: As asked. A single box and a single worker are accepted even if they exceed it.
         unmapped: With `mapped=True`: reason → number of boxes that are read for this reason.
         sources: The source of the checkpoint, then of each one given as `missing=`; opaque here.
@@ -92,6 +94,7 @@ class Plan:
     sources: Sequence[Any] = field(default=(), compare=False)
     prepared: Mapping[str, float] = field(default_factory=dict, compare=False)
     filled: tuple[str, ...] = ()
+    held_bytes: int = 0
     cost: str = ""
 
     @property
@@ -139,10 +142,8 @@ class Plan:
     @property
     def peak_bytes(self) -> int:
         """The most host memory in flight beyond the arrays returned, in bytes."""
-        sizes = [batch.transient_bytes for batch in self.batches]
-        window = IN_FLIGHT + 1
-        most = max((sum(sizes[i : i + window]) for i in range(len(sizes))), default=0)
-        return most + self.threads * self.scratch_bytes
+        scratch = self.threads * self.scratch_bytes
+        return measure_transient(self.batches) + scratch + self.held_bytes
 
     def __repr__(self) -> str:
         leaves, nbytes = len(self.match.pairs), self.placed_bytes
@@ -150,6 +151,13 @@ class Plan:
 
     def __str__(self) -> str:
         return explain_plan(self)
+
+
+def measure_transient(batches: Sequence[Batch]) -> int:
+    """The most bytes of transient buffers that batches have while a plan is carried out."""
+    sizes = [batch.transient_bytes for batch in batches]
+    window = IN_FLIGHT + 1
+    return max((sum(sizes[i : i + window]) for i in range(len(sizes))), default=0)
 
 
 def explain_plan(plan: Plan) -> str:

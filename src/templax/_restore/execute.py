@@ -62,7 +62,7 @@ def execute_plan(
     ahead: deque[
         tuple[Batch, HostMemory, list[Future[StageSeconds]], Future[MappedFiles] | None]
     ] = deque()
-    requests = RequestGroup()
+    requests = RequestGroup(plan.held_bytes // 2 or None)
     pool = ThreadPoolExecutor(plan.threads, thread_name_prefix="templax", initializer=requests.join)
     try:
         for batch in plan.batches:

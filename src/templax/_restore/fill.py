@@ -13,7 +13,8 @@ from __future__ import annotations
 import functools
 import threading
 import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 
 from .._catalog.checksums import BlockVerifier, check_blocks
 from .._codecs.crc32c import compare_crc32c, crc32c
@@ -29,7 +30,7 @@ from .._plan.parts import (
 )
 from .._plan.plan import ReadOp
 from ..errors import CheckpointError, Corrupted, NotFound, SourceError
-from ..storage.source import Source, find_cost
+from ..storage.source import Source, begin_read, find_cost
 from .buffers import HostMemory
 from .scatter import scatter, scatter_blocks, scatter_fill
 from .stats import StageSeconds
@@ -43,6 +44,9 @@ class _PerThread(threading.local):
 
 
 _worker = _PerThread()
+
+_AHEAD_BLOCKS = 4
+"""Number of blocks of a request that are fetched, or decoded, at the same time."""
 
 
 def fill_buffers(
@@ -167,6 +171,8 @@ def _read_streamed(
             if error.start is None:
                 stream.drain()  # a checksum that differs is the better error
             raise
+        finally:
+            stream.close()
         return True
     return False
 
@@ -202,19 +208,23 @@ def _read_checked(
 
 
 class _RequestStream:
-    """The bytes of a request as a stream, compared with their checksums as they are read."""
+    """The bytes of a request as a stream, compared with their checksums as they are read.
+
+    From an object store, the next blocks are fetched while one is decoded.
+    """
 
     def __init__(
         self, op: ReadOp, source: Source, busy: StageSeconds, blocks: BlockVerifier | None
     ):
         self._op, self._source, self._busy, self._blocks = op, source, busy, blocks
-        self._at = op.start
-        self._ahead = 0 if find_cost(source) is None else AHEAD_BYTES
+        self._at = self._begun = op.start
+        self._block = 0 if find_cost(source) is None else AHEAD_BYTES // _AHEAD_BLOCKS
+        self._begins: deque[Callable[[], memoryview]] = deque()
         self._ready = memoryview(b"")
 
     def read(self, n: int, /) -> memoryview:
         if not self._ready:
-            self._fetch(max(n, self._ahead))
+            self._fetch(n)
         data, self._ready = self._ready[:n], self._ready[n:]
         self._at += len(data)
         if self._blocks is not None:
@@ -222,11 +232,31 @@ class _RequestStream:
         return data
 
     def _fetch(self, n: int) -> None:
-        begin = time.perf_counter()
-        start, stop = self._at, min(self._at + n, self._op.stop)
-        out = _worker.scratch.bytes("stored", stop - start)
-        self._ready = self._source.read(self._op.key, start, stop, out)
+        begin, key = time.perf_counter(), self._op.key
+        if self._block:
+            self._begin_reads()
+            self._ready = self._begins.popleft()() if self._begins else memoryview(b"")
+        else:
+            start, stop = self._at, min(self._at + n, self._op.stop)
+            out = _worker.scratch.bytes("stored", stop - start)
+            self._ready = self._source.read(key, start, stop, out)
         self._busy.read_s += time.perf_counter() - begin
+
+    def _begin_reads(self) -> None:
+        """Begins to read the next blocks, where the ones that were decoded have been."""
+        scratch = _worker.scratch.bytes("stored", AHEAD_BYTES)
+        while len(self._begins) < _AHEAD_BLOCKS and self._begun < self._op.stop:
+            start, stop = self._begun, min(self._begun + self._block, self._op.stop)
+            at = (start - self._op.start) % AHEAD_BYTES
+            out = scratch[at : at + stop - start]
+            self._begins.append(begin_read(self._source, self._op.key, start, stop, out))
+            self._begun = stop
+
+    def close(self) -> None:
+        """Forgets blocks that were not read to their end, and their memory."""
+        if self._begins:
+            self._begins.clear()
+            _worker.scratch.drop("stored")
 
     def drain(self) -> None:
         """Reads the rest if it has checksums; raises if one of them differs."""

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from typing import Any, cast
 
 from .._core.progress import PROGRESS_S, Progress
 from .._plan.parts import Check
 from .._plan.plan import Plan
-from ..storage.source import Source
+from ..storage.source import Source, begin_read
 from .stats import StageSeconds
 
 
@@ -82,6 +82,18 @@ class _CountedSource:
         data = self._source.read(key, start, stop, out)
         self._meter.add(len(data))
         return data
+
+    def begin_read(
+        self, key: str, start: int, stop: int, out: memoryview
+    ) -> Callable[[], memoryview]:
+        finish = begin_read(self._source, key, start, stop, out)
+
+        def count() -> memoryview:
+            data = finish()
+            self._meter.add(len(data))
+            return data
+
+        return count
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._source, name)

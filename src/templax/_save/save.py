@@ -69,8 +69,10 @@ def save(
             written, so a step that they are donated to allocates its own.
         compression: None, `"zstd"` or `"zstd:LEVEL"` (1 to 22, default 1). Compression makes the
             files smaller, costs CPU time at each restore, and rules out memory-mapping.
-        memory: Bytes of host memory for values that were fetched from devices and not yet written;
-            default 2 GiB. A leaf larger than this is fetched on its own.
+        memory: Bytes of host memory for values that were fetched from devices and not yet written,
+            and for what is being sent to an object store; default 2 GiB. A leaf larger than this is
+            fetched on its own; less than 40 MiB are not enough for a store, which takes parts of 5
+            MiB at least.
         threads: Number of worker threads. Default: the cores available to this process, at most 8.
         on_progress: Called as `on_progress(done, total)` with the bytes of the values written so
             far and of all, at most ten times a second, and with `done == total` once all are

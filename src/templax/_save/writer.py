@@ -8,6 +8,7 @@ busy with `sync`.
 from __future__ import annotations
 
 import itertools
+import math
 import threading
 import time
 from collections import deque
@@ -82,10 +83,13 @@ class Writer:
         self._active: dict[int, int] = {}  # id of a job in progress → offset of its first write
         self._in_order = offsets is None and options.level is None
         self._stream = file if isinstance(file, StreamedFile) else None
+        self._unsettled: list[tuple[int, int]] = []  # jobs done: first offset, bytes they may hold
+        self._appending = threading.Lock()
         self.end, self.found = plan.end, plan.found
         self.total = self.found + sum(job.nbytes for job in self._jobs)
         self.done = self.found
         if self._stream is not None:
+            self._memory //= 2  # the other half is for what is being sent
             self._stream.expect(max(self.end, self.total), self._memory)
         threads = options.threads
         if self._reader is not None:
@@ -136,21 +140,27 @@ class Writer:
                 else:
                     self._write_chunks(job, scratch)
                 took, wrote = time.perf_counter() - begin, scratch.write_s - before
-                nbytes, transient, number = job.nbytes, job.transient, id(job)
+                nbytes, held, number = job.nbytes, self._measure_memory(job), id(job)
+                first = job.first if self._waits_in_stream else 0
                 rows = [] if self._journal is None or self._stop else job.rows
                 del job  # frees the values, unless somebody else holds them
                 with self._condition:
                     self._unrecorded += rows
                     self.done += nbytes
                     self._unsynced += nbytes
-                    self._in_flight -= transient
+                    self._unsettled.append((first, held))
                     del self._active[number]
                     settled = self._find_settled()
+                    if not self._waits_in_stream:
+                        self._release(first + 1)
                     self.encode_s += took - wrote
                     self.write_s += wrote
                     self._condition.notify_all()
                 if settled and self._stream is not None and not self._stop:
                     self._stream.settle(settled)
+                    with self._condition:
+                        self._release(settled)
+                        self._condition.notify_all()
         finally:
             with self._condition:
                 self._running -= 1
@@ -162,11 +172,34 @@ class Writer:
                 if self._stop or not self._jobs:
                     return None
                 job = self._jobs[0]
-                if not self._in_flight or self._in_flight + job.transient <= self._memory:
-                    self._in_flight += job.transient
+                held = self._measure_memory(job)
+                if not self._in_flight or self._in_flight + held <= self._memory:
+                    self._in_flight += held
                     self._active[id(job)] = job.first
                     return self._jobs.popleft()
                 self._condition.wait()
+
+    @property
+    def _waits_in_stream(self) -> bool:
+        """Whether what a job has written stays in memory until all jobs before it are done."""
+        return self._stream is not None and self._in_order
+
+    def _measure_memory(self, job: Job) -> int:
+        """The most bytes of host memory that a job holds beyond the tree."""
+        if self._stream is None:
+            return job.transient
+        if self._in_order:  # a pack is joined before it is written
+            return job.transient + job.nbytes * (2 if job.packed else 1)
+        if self._reader is not None:
+            return job.transient
+        # A chunk that is compressed is gathered, padded and compressed as a whole.
+        largest = max([math.prod(chunk) * leaf.dtype.itemsize for leaf, chunk, _ in job.work])
+        return job.transient + 3 * largest
+
+    def _release(self, settled: int) -> None:
+        """Lets other jobs have the memory of those that are done, up to an offset of the file."""
+        self._in_flight -= sum([held for first, held in self._unsettled if first < settled])
+        self._unsettled = [job for job in self._unsettled if job[0] >= settled]
 
     def _find_settled(self) -> int:
         """The offset before which no job will write; 0 if the jobs are not in order."""
@@ -263,14 +296,24 @@ class Writer:
             plain = crc32c(data)
             stored = scratch.compress(pad_chunk(data, cell.box, chunk, leaf, scratch), self._level)
             nbytes, crc = len(stored), crc32c(stored)
-            with self._condition:
-                offset, self.end = self.end, self.end + nbytes
-            self._write(stored, offset, scratch)
+            if self._stream is None:
+                offset = self._take_place(nbytes)
+                self._write(stored, offset, scratch)
+            else:
+                with self._appending:  # in order, so that nothing waits in memory
+                    offset = self._take_place(nbytes)
+                    self._write(stored, offset, scratch)
         if not is_row_major(leaf.shape, chunk):
             plain = crc_contribution(data, cell.box, leaf, plain)
         places, n = self._table, cell.number
         places.file[n], places.offset[n], places.nbytes[n] = 0, offset, nbytes
         places.crc[n], places.element_crc[n] = crc, plain
+
+    def _take_place(self, nbytes: int) -> int:
+        """The offset of the next bytes whose size was not known in advance."""
+        with self._condition:
+            offset, self.end = self.end, self.end + nbytes
+            return offset
 
     def _write(self, data: Any, offset: int, scratch: Scratch) -> None:
         begin = time.perf_counter()

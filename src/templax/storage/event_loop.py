@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import functools
 import os
 import threading
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from concurrent.futures import CancelledError, Future
 from contextlib import suppress
 from typing import Any, TypeVar
 
 from ..errors import SourceError
-from .request_group import current_group
+from .request_group import RequestGroup, current_group
 
 T = TypeVar("T")
 
@@ -32,10 +33,23 @@ def run_request(request: Coroutine[Any, Any, T]) -> T:
         SourceError: The group of the calling thread was cancelled, obstore panicked, or this
             process was forked from one that had made requests.
     """
+    return begin_request(request)()
+
+
+def begin_request(request: Coroutine[Any, Any, T]) -> Callable[[], T]:
+    """Starts a coroutine on the loop; the function that it returns waits for it.
+
+    Raises:
+        SourceError: See `run_request`; the function raises it, too.
+    """
     group = current_group()
     future = start_request(request)
     if group is not None:
         group.add(future)
+    return functools.partial(_finish_request, future, group)
+
+
+def _finish_request(future: Future[T], group: RequestGroup | None) -> T:
     try:
         return future.result()
     except CancelledError:

@@ -15,13 +15,16 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from contextlib import suppress
+from typing import Any, TypeVar
 
 from ..errors import AlreadyExists, NotFound, SaveError, SourceError
 from .event_loop import run_request
 from .request_errors import PreconditionFailed
 from .requests import Condition, Requests, Version, make_condition
+
+T = TypeVar("T")
 
 LEASE_S = 45.0
 """A lease that has not been renewed for this long is abandoned."""
@@ -107,6 +110,28 @@ class Lease:
         self._renew()
         if self._lost is not None:
             raise SaveError(self._lost, file=f"{self._requests.url}/{self._path}")
+
+    async def hold_during(self, request: Coroutine[Any, Any, T]) -> T:
+        """Runs requests, and cancels them once another process may have taken the lease.
+
+        Without that, requests that the store refuses for a while would be retried for longer than
+        the lease lasts without being renewed.
+
+        Raises:
+            SaveError: The lease was lost, or could not be renewed in time.
+        """
+        task = asyncio.ensure_future(request)
+        try:
+            while not task.done():
+                left = self._renewed + self._lease_s - time.monotonic()
+                if self._lost is not None or left <= 0:
+                    lost = self._lost or "The lease of this save could not be renewed in time"
+                    raise SaveError(lost, file=f"{self._requests.url}/{self._path}")
+                await asyncio.wait([task], timeout=min(left, self._lease_s / _RENEWALS))
+            return task.result()
+        finally:
+            task.cancel()
+            await asyncio.wait([task])
 
     def is_held(self) -> bool:
         """Renews the lease now, even if it was late; whether no other process has taken it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+import mmap
 import threading
 from collections.abc import AsyncIterator
 from concurrent.futures import CancelledError, Future
@@ -28,11 +29,9 @@ _MAX_PARTS = 9_000
 _CONCURRENCY = 8
 """Maximum number of parts of a file that are sent at the same time."""
 
-_QUEUED = 2
-"""Maximum number of parts that wait to be sent. A thread that has more to write blocks."""
-
-_HELD = _CONCURRENCY + _QUEUED + 2
-"""Maximum number of parts in memory: those above, the next one, and the copy that is queued."""
+_OTHERS = 3
+"""Maximum number of other parts in memory: one is being filled, one is queued, and one is with the
+upload until it may be sent. A thread that has more to write blocks."""
 
 _ZEROS = bytes(1024 * 1024)
 
@@ -41,7 +40,8 @@ class ObjectFile:
     """One object of a save, which is sent in order while threads write it in any order.
 
     What is written beyond a gap stays in memory until the gap is filled, or until `settle` says
-    that it never will be. So writers should write roughly in order.
+    that it never will be. So writers should write roughly in order, and those that must not take
+    more than so much memory count what is beyond the offset that they last settled.
 
     Args:
         store: The obstore store, which retries failed requests.
@@ -57,8 +57,10 @@ class ObjectFile:
         self._sent = 0  # bytes handed on so far, in order
         self._settled = 0  # nothing more will be written before this offset
         self._size = 0
-        self._part, self._parts = bytearray(), asyncio.Queue[bytes | None](_QUEUED)
-        self._part_bytes = PART_BYTES
+        self._part: mmap.mmap | None = None  # the part that is being filled, and how far
+        self._filled = 0
+        self._parts = asyncio.Queue[memoryview | None](1)
+        self._part_bytes, self._concurrency = PART_BYTES, _CONCURRENCY
         self._upload: Future[None] | None = None
         self._ended = self._whole = False
 
@@ -69,8 +71,9 @@ class ObjectFile:
 
     def expect(self, nbytes: int, memory: int) -> None:
         """See `StreamedFile`."""
-        fitting = max(_MIN_PART_BYTES, memory // _HELD)
+        fitting = max(_MIN_PART_BYTES, memory // (_CONCURRENCY + _OTHERS))
         self._part_bytes = max(min(PART_BYTES, fitting), -(-nbytes // _MAX_PARTS))
+        self._concurrency = max(1, min(_CONCURRENCY, memory // self._part_bytes - _OTHERS))
 
     def write(self, data: bytes | bytearray | memoryview, offset: int | None = None) -> None:
         """See `SinkFile`. Bytes that were handed on can no longer be changed."""
@@ -116,15 +119,15 @@ class ObjectFile:
                 self._fill_gap(self._waiting[0][0])
                 self._hand_on_waiting()
             self._ended = True
-            last, self._part = bytes(self._part), bytearray()
+            last = self._take_part()
         if self._upload is None:
             try:
-                run_request(self._requests.put(self.path, last))
+                run_request(self._requests.put(self.path, bytes(last)))
             except SourceError as error:
                 raise SaveError(str(error), file=self._where) from error
             self._whole = True
             return
-        if last:
+        if len(last):
             self._enqueue(last)
         self._enqueue(None)
         self._await_upload()
@@ -138,7 +141,7 @@ class ObjectFile:
         with self._lock:
             if self._upload is not None:
                 self._upload.cancel()
-            self._waiting, self._part = [], bytearray()
+            self._waiting, self._part = [], None
 
     @property
     def _where(self) -> str:
@@ -165,16 +168,24 @@ class ObjectFile:
         """Adds bytes to the parts to send, and waits if too many are queued."""
         self._sent += len(view)
         while len(view):
-            room = self._part_bytes - len(self._part)
-            self._part += view[:room]
-            view = view[room:]
-            if len(self._part) == self._part_bytes:
-                part, self._part = bytes(self._part), bytearray()
+            if self._part is None:
+                self._part, self._filled = _allocate(self._part_bytes), 0
+            taken = view[: self._part_bytes - self._filled]
+            self._part[self._filled : self._filled + len(taken)] = taken
+            self._filled += len(taken)
+            view = view[len(taken) :]
+            if self._filled == self._part_bytes:
                 if self._upload is None:
                     self._upload = start_request(self._send())
-                self._enqueue(part)
+                self._enqueue(self._take_part())
 
-    def _enqueue(self, part: bytes | None) -> None:
+    def _take_part(self) -> memoryview:
+        """What is in the part that is being filled; it is forgotten here."""
+        part, filled = self._part, self._filled
+        self._part, self._filled = None, 0
+        return memoryview(b"" if part is None else part)[:filled]
+
+    def _enqueue(self, part: memoryview | None) -> None:
         """Hands a part to the upload; raises its error if it has failed."""
         assert self._upload is not None
         upload = self._upload
@@ -209,9 +220,17 @@ class ObjectFile:
 
     async def _send(self) -> None:
         await self._requests.upload(
-            self._store, self.path, self._list_parts(), self._part_bytes, _CONCURRENCY
+            self._store, self.path, self._list_parts(), self._part_bytes, self._concurrency
         )
 
-    async def _list_parts(self) -> AsyncIterator[bytes]:
+    async def _list_parts(self) -> AsyncIterator[memoryview]:
         while (part := await self._parts.get()) is not None:
             yield part
+            del part  # or else it would stay in memory until the next one comes
+
+
+def _allocate(nbytes: int) -> mmap.mmap:
+    """Memory that goes back to the system as soon as it is freed; malloc might keep it."""
+    if hasattr(mmap, "MAP_ANONYMOUS"):
+        return mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return mmap.mmap(-1, nbytes)  # on Windows, where nothing else is possible

@@ -123,9 +123,9 @@ class ObjectRun:
         try:
             held = Lease(self._requests, self._path(name))
             try:
-                found = run_request(self._delete_marks(name))
+                found = run_request(held.hold_during(self._delete_marks(name)))
                 held.check()  # what follows may be the files of a save that took this over
-                run_request(self._requests.delete(found))
+                run_request(held.hold_during(self._requests.delete(found)))
             except BaseException:
                 held.abandon()
                 raise

@@ -68,7 +68,7 @@ class ObjectSink:
             raise SaveError("Expected a path in the bucket, got the bucket itself", file=url)
         try:
             with self._translate_errors("save"):
-                found = run_request(self._list(most=1))
+                found = run_request(self._list())
                 self._check_free(found, had_lease=False)
                 run_request(self._mark_old(found))
                 self._lease = Lease(self._requests, self._join(LEASE))
@@ -153,12 +153,13 @@ class ObjectSink:
                 self._ended = True
                 return
             self._lease.check()
-            run_request(self._take_markers_away())
+            run_request(self._lease.hold_during(self._take_markers_away()))
             *others, marker = self._small
-            run_request(gather(self._put_new(path, self._small[path]) for path in others))
+            written = gather(self._put_new(path, self._small[path]) for path in others)
+            run_request(self._lease.hold_during(written))
             self._lease.check()
             marked = self._small[marker] + f" ({self.directory})".encode()
-            run_request(self._put_new(marker, marked))
+            run_request(self._lease.hold_during(self._put_new(marker, marked)))
             self.committed = self._ended = True
         new = {*self._small, *(file.path for file in files), self._join(LEASE)}
         self.not_removed = run_request(self._delete_all(self._old.keys() - new))
@@ -223,15 +224,11 @@ class ObjectSink:
                 rest = f"nothing was saved, but `{self.not_removed[0]}` could not be removed"
             raise SaveError(f"can't {action}: {error}; {rest}", file=self.path) from error
 
-    async def _list(self, most: int | None = None) -> dict[str, Version]:
-        """The objects below the path: all of them, or those in the first `most` pages."""
+    async def _list(self) -> dict[str, Version]:
+        """The objects below the path."""
         found: dict[str, Version] = {}
-        pages = 0
         async for objects in self._requests.list_all(self._root):
             found |= {meta["path"]: Version.of(meta) for meta in objects}
-            pages += 1
-            if pages == most:
-                break
         return found
 
     def _check_free(self, found: Mapping[str, Version], *, had_lease: bool) -> None:

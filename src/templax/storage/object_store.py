@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ import numpy as np
 from ..errors import Corrupted, NotFound, SourceError
 from .block_cache import open_cache
 from .cached_reads import CachedReads
-from .event_loop import run_request
+from .event_loop import begin_request, run_request
 from .listing import Listings
 from .requests import Requests, Traffic, Version
 from .source import ObjectInfo, StoreCost, join_key
@@ -33,8 +33,8 @@ _MAX_TOGETHER_BYTES = 1024 * 1024
 _KEPT_BYTES = 64 * 1024 * 1024
 """Bytes of small objects that are kept."""
 
-_BLOCKS = 8
-"""Number of blocks read ahead that are kept."""
+_BLOCKS_BYTES = 16 * 1024 * 1024
+"""Bytes of blocks read ahead that are kept, besides the last one."""
 
 _AHEAD_BYTES = 8 * 1024 * 1024
 """Longer ranges are read without anything around them."""
@@ -159,6 +159,23 @@ class ObjectSource:
         out.cast("B")[:] = found
         return out
 
+    def begin_read(
+        self, key: str, start: int, stop: int, out: memoryview
+    ) -> Callable[[], memoryview]:
+        """See `begin_read` in `source.py`."""
+        path = self._full_path(key)
+        version = self._find_version(path)
+        if version.size <= SMALL_BYTES or start == stop:
+            return lambda: self.read(key, start, stop, out)
+        self._check_range(path, start, stop, version.size)
+        finish = begin_request(self._kept.fetch(path, start, out, version))
+
+        def wait() -> memoryview:
+            finish()
+            return out
+
+        return wait
+
     def view(self, key: str, start: int, stop: int) -> None:
         return None
 
@@ -261,8 +278,9 @@ class ObjectSource:
             run_request(kept.fetch(path, begin, block, version))
         with kept.lock:
             kept.blocks[path, begin] = block
-            while len(kept.blocks) > _BLOCKS:
-                kept.blocks.popitem(last=False)
+            total = sum([len(each) for each in kept.blocks.values()])
+            while total > _BLOCKS_BYTES and len(kept.blocks) > 1:
+                total -= len(kept.blocks.popitem(last=False)[1])
         return block[start - begin : stop - begin]
 
     async def _load_small(self, path: str, *, alone: bool) -> bytes:

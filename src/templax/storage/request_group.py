@@ -4,25 +4,32 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import Future
+from contextvars import ContextVar
 from typing import Any
 
-_thread = threading.local()
+_current: ContextVar[RequestGroup | None] = ContextVar("request_group", default=None)
+"""The group of a thread, and of the requests that it starts, which run in another one."""
 
 
 class RequestGroup:
     """The requests that the threads of one call wait for, so that all can be cancelled at once.
 
     Without it, a call that fails or is interrupted would wait for the slowest answer.
+
+    Args:
+        answer_bytes: Bytes of answers that all of these requests together may hold before they are
+            copied to their place; None for no limit.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, answer_bytes: int | None = None) -> None:
+        self.answer_bytes = answer_bytes
         self._lock = threading.Lock()
         self._pending: set[Future[Any]] = set()
         self._cancelled = False
 
     def join(self) -> None:
         """Adds all later requests of the calling thread to this group."""
-        _thread.group = self
+        _current.set(self)
 
     def add(self, request: Future[Any]) -> None:
         with self._lock:
@@ -45,5 +52,5 @@ class RequestGroup:
 
 
 def current_group() -> RequestGroup | None:
-    """The group that the calling thread has joined."""
-    return getattr(_thread, "group", None)
+    """The group that the calling thread has joined, or the one that started this request."""
+    return _current.get()

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from ..errors import NotFound
 from .request_errors import ObjectChanged, PreconditionFailed
+from .request_group import current_group
 from .retries import Retries
 from .source import StoreCost
 
@@ -30,7 +31,8 @@ TIMEOUT_S = 120.0
 STALL_S = 20.0
 """A request is given up and retried after its answer has brought no byte for this long."""
 
-_CHUNK_BYTES = 1024 * 1024
+_CHUNK_BYTES, _MIN_CHUNK_BYTES = 1024 * 1024, 64 * 1024
+"""The body of an answer comes in pieces of the first size; in smaller ones if memory is short."""
 
 _KEPT = 64
 """Number of recent requests from which the cost is measured."""
@@ -114,6 +116,14 @@ async def gather(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _choose_chunk() -> int:
+    """Bytes of a body that a request holds before it copies them to their place."""
+    group = current_group()
+    if group is None or group.answer_bytes is None:
+        return _CHUNK_BYTES
+    return max(_MIN_CHUNK_BYTES, min(_CHUNK_BYTES, group.answer_bytes // CONCURRENCY))
 
 
 class Requests:
@@ -274,23 +284,29 @@ class Requests:
             raise PreconditionFailed(f"object `{self.url}/{path}` is not as expected") from error
 
     async def upload(
-        self, store: Any, path: str, parts: AsyncIterator[bytes], part_bytes: int, concurrency: int
+        self,
+        store: Any,
+        path: str,
+        parts: AsyncIterator[Any],
+        part_bytes: int,
+        concurrency: int,
     ) -> None:
         """Writes an object in parts, several at a time.
 
         Args:
             store: A store that retries failed requests itself, because one upload makes several.
             path: The object.
-            parts: Its bytes.
+            parts: Its bytes, as buffers. They are not copied.
             part_bytes: Size of all parts but the last.
             concurrency: Number of parts that are sent at the same time.
         """
         self.traffic.requests += 2
 
-        async def count() -> AsyncIterator[bytes]:
+        async def count() -> AsyncIterator[Any]:
             async for part in parts:
                 self.traffic.requests += 1
                 yield part
+                del part
 
         await self._obstore.put_async(
             store,
@@ -362,7 +378,7 @@ class Requests:
                     retries.note_start()
                     found = await self._open(path, start + done, start + len(out), version)
                     begin, first = time.perf_counter(), done
-                    async for chunk in found.stream(min_chunk_size=_CHUNK_BYTES):
+                    async for chunk in found.stream(min_chunk_size=_choose_chunk()):
                         room = len(out) - done
                         out[done : done + len(chunk)] = memoryview(chunk)[:room]
                         done += min(len(chunk), room)

@@ -125,6 +125,17 @@ class LoadsAhead(Protocol):
         ...
 
 
+@runtime_checkable
+class BeginsReads(Protocol):
+    """A source that can read while the caller does something else."""
+
+    def begin_read(
+        self, key: str, start: int, stop: int, out: memoryview
+    ) -> Callable[[], memoryview]:
+        """See the function `begin_read`."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class StoreCost:
     """What a request to a store costs, as far as known.
@@ -170,6 +181,21 @@ def read_ahead(source: Source, keys: Iterable[str]) -> None:
     """
     if isinstance(source, LoadsAhead):
         source.read_ahead(keys)
+
+
+def begin_read(
+    source: Source, key: str, start: int, stop: int, out: memoryview
+) -> Callable[[], memoryview]:
+    """Begins a read if the source can read meanwhile; the function that it returns ends it.
+
+    Args:
+        source: Where to read.
+        key, start, stop, out: See `Source.read`. Until the function has returned, or has been
+            thrown away and the source has noticed, `out` may still be written to.
+    """
+    if isinstance(source, BeginsReads):
+        return source.begin_read(key, start, stop, out)
+    return lambda: source.read(key, start, stop, out)
 
 
 def join_key(root: str, key: str) -> str:

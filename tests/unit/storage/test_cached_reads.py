@@ -291,3 +291,28 @@ def test_the_environment_names_a_cache_for_urls_without_settings(
     with pytest.raises(tx.UsageError) as caught:
         tx.open(url)
     assert str(caught.value) == ("Expected TEMPLAX_CACHE_BYTES to be a number of bytes, got '50GB'")
+
+
+@pytest.mark.parametrize("generation", [None, "7"])
+def test_objects_that_only_a_time_tells_from_another_version_are_not_kept(
+    url: str,
+    cached: ProcessMemory,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    generation: str | None,
+) -> None:
+    """A program may set the time of a file to that of another one of the same size."""
+    describe = Version.of
+
+    def describe_by_time(meta: Any) -> Version:
+        return describe(meta)._replace(etag=None, modified=5.0, generation=generation)
+
+    monkeypatch.setattr(Version, "of", describe_by_time)
+    old, new = RNG.bytes(100_000), RNG.bytes(100_000)
+    put(url, {"x": old})
+    assert ObjectSource(cached, url).read("x") == old
+    assert bool(list_blocks(tmp_path)) == (generation is not None)
+    put(url, {"x": new})
+    again = ObjectSource(cached, url)
+    assert again.read("x") == (new if generation is None else old)
+    assert again.traffic.cached_nbytes == (0 if generation is None else len(old))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
+from typing import Any
 from uuid import uuid4
 
 import obstore
@@ -13,6 +14,7 @@ import pytest
 import templax as tx
 from templax.storage import ObjectSource, lease
 from templax.storage.event_loop import run_request
+from templax.storage.lease import Lease
 from templax.storage.leftovers import COMMITTED
 from templax.storage.object_sink import ObjectSink
 from templax.storage.request_errors import ObjectChanged
@@ -95,7 +97,11 @@ def test_a_save_that_wakes_up_while_it_writes_its_small_files_does_not_mix_them_
         with begin_save(url, b"next") as other:
             other.commit()
 
+    async def sleep_too(self: Lease, request: Coroutine[Any, Any, Any]) -> Any:
+        return await request  # asleep, the process does not notice that its lease is over
+
     monkeypatch.setattr(ObjectSink, "_put_new", sleep_first)
+    monkeypatch.setattr(Lease, "hold_during", sleep_too)
     with pytest.raises(tx.AlreadyExists, match="Another process saved a checkpoint here"):
         late.commit()
     found = read_all(url)
@@ -120,6 +126,38 @@ def test_a_save_that_was_late_to_renew_still_puts_the_old_checkpoint_back(
     with pytest.raises(tx.SaveError, match="could not be renewed"):
         sink.commit()
     assert read_all(url) == old
+
+
+def test_a_save_writes_nothing_after_its_lease_may_have_been_taken(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The store refuses a small file for longer than the lease lasts, and then would take it."""
+    late = begin_save(url, b"late")
+    write, begin = Requests.put, time.monotonic()
+
+    async def refuse_for_a_while(
+        self: Requests, path: str, data: bytes, mode: object = "overwrite"
+    ) -> object:
+        if path.endswith("index"):
+            await asyncio.to_thread(stop_renewing, late)
+            await asyncio.sleep(2.5)
+        return await write(self, path, data, mode)
+
+    monkeypatch.setattr(Requests, "put", refuse_for_a_while)
+    with pytest.raises(tx.SaveError, match="could not be renewed in time"):
+        late.commit()
+    assert time.monotonic() - begin < 2.5
+    time.sleep(2.5)
+    assert read_all(url) == {}
+
+
+def test_the_objects_of_an_old_checkpoint_are_told_from_all_pages_of_its_listing(
+    url: str,
+) -> None:
+    """Its metadata is listed after a thousand data files; without it, the lease would hide it."""
+    put(url, {f"a/d/{i:04}": b"" for i in range(1500)} | {"z": b"old"})
+    with ObjectSink(STORE, url, overwrite=True):
+        assert COMMITTED in read_all(url)
 
 
 def test_a_failed_save_over_leftovers_leaves_them_known_as_such(url: str) -> None:
