@@ -6,13 +6,15 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+import templax as tx
+
 from ..._core.arguments import PyTree
 from ..._save.result import PendingSave
 from ...formats.orbax.step_metadata import read_step_metadata
 from ...storage.open import open_source
 from .args import StandardRestore, StandardSave
 from .handlers.built_in import is_replaced
-from .handlers.calls import check_finished, take_args
+from .handlers.calls import check_finished, limit_time, take_args
 from .handlers.composite import (
     CompositeCheckpointHandler,
     find_metadata,
@@ -61,10 +63,12 @@ class Checkpointer(Saver):
         async_options: AsyncOptions | None = None,
         **options: Any,
     ) -> None:
-        del timeout_secs
         check_tuning(type(self).__name__, options, _TUNING)
         self.handler = self._handler = handler  # Flax reads this name of it
         self._after = async_options and async_options.post_finalization_callback
+        self.timeout_secs = timeout_secs or (async_options or AsyncOptions()).timeout_secs
+        if self.timeout_secs <= 0:
+            raise tx.UsageError(f"Expected timeout_secs= above 0, got {self.timeout_secs}")
 
     def save(
         self,
@@ -99,6 +103,7 @@ class Checkpointer(Saver):
             items = self.handler.contents(given)
         else:
             items = {"": item_content(self.handler, given, background=not self.waits)}
+        limit_time(items, self.timeout_secs)
         self._pending = PendingSave(
             begin_save(os.fspath(directory), items, self.waits, custom_metadata, force, self._after)
         )

@@ -174,7 +174,7 @@ def take_stored_shapes(
         says_none = args is not None and getattr(args, "global_shape", None) is None
         if entry is not None and says_none and _is_array_of_other_shape(leaf, entry):
             changed.append(name)
-            leaf = _reshape(leaf, entry.shape)
+            leaf = _reshape(leaf, entry.shape, entry.dtype)
         result.append((name, leaf))
     if changed:
         text = "restored in the stored shape, and not in that of item=: %s; hint: global_shape="
@@ -183,13 +183,15 @@ def take_stored_shapes(
 
 
 def _is_array_of_other_shape(leaf: Any, entry: LeafEntry) -> bool:
-    is_array = entry.kind == "array" and hasattr(leaf, "shape")
-    return is_array and tuple(leaf.shape) != entry.shape
+    shape = () if isinstance(leaf, (int, float)) else getattr(leaf, "shape", None)
+    return entry.kind == "array" and shape is not None and tuple(shape) != entry.shape
 
 
-def _reshape(leaf: Any, shape: tuple[int, ...]) -> Any:
+def _reshape(leaf: Any, shape: tuple[int, ...], dtype: Any) -> Any:
     if isinstance(leaf, np.ndarray):
         return np.broadcast_to(np.empty((), leaf.dtype), shape)
+    if isinstance(leaf, (int, float)):  # it only names a leaf
+        return jax.ShapeDtypeStruct(shape, dtype)
     return jax.ShapeDtypeStruct(shape, leaf.dtype, sharding=getattr(leaf, "sharding", None))
 
 

@@ -79,7 +79,9 @@ class AsyncOptions:
 
     Attributes:
         post_finalization_callback: Called once a save is committed, in the thread that saved.
-        timeout_secs, barrier_sync_fn, create_directories_asynchronously: No effect.
+        timeout_secs: How many seconds handlers of the caller's own may go on writing in the
+            background. A save of one that takes longer fails with a `TimeoutError`.
+        barrier_sync_fn, create_directories_asynchronously: No effect.
     """
 
     timeout_secs: int = 1200
@@ -240,6 +242,23 @@ def check_tuning(owner: str, options: Mapping[str, Any], known: Container[str]) 
         if name not in known:
             raise TypeError(f"{owner} got an unexpected keyword argument '{name}'")
     check_processes(options.get("multiprocessing_options"))
+
+
+def check_metadata_options(owner: str, options: Any) -> None:
+    """Refuses to record tuples as such: a checkpoint of templax records them as lists.
+
+    Args:
+        owner: What takes the options, as the error says it.
+        options: A `PyTreeMetadataOptions`, or None.
+
+    Raises:
+        NotImplementedError: `support_rich_types` is set.
+    """
+    if getattr(options, "support_rich_types", False):
+        raise unmapped_argument(
+            f"{owner}: pytree_metadata_options.support_rich_types",
+            "leave it out, and restore by a template, which has tuples where it has them",
+        )
 
 
 def check_processes(options: Any) -> None:

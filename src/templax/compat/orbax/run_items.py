@@ -14,10 +14,11 @@ from ...formats.orbax.step_metadata import read_step_metadata
 from ...storage.open import open_source
 from .args import Composite, JsonRestore, PyTreeRestore, StandardRestore, adopt_args
 from .checkpoint_args import is_args
-from .handlers.calls import Use, take_args
+from .handlers.calls import Use, limit_time, take_args
 from .handlers.composite import CompositeCheckpointHandler, restore_content
 from .handlers.documents import JsonCheckpointHandler
 from .metadata.checkpoint import StepMetadata, make_step_metadata, read_metadata
+from .options import AsyncOptions
 
 ONLY_ITEM = "default"
 """Name of the item of a step that has a single, unnamed item."""
@@ -59,6 +60,8 @@ class RunItems:
         named = isinstance(checkpointers, Mapping)
         each_of = checkpointers.values() if named else (checkpointers,)
         self.waits = checkpointers is not None and all(map(_waits, each_of))
+        timeouts = [getattr(each, "timeout_secs", None) or 0 for each in each_of]
+        self._timeout = max(timeouts, default=0) or AsyncOptions().timeout_secs
         metrics = JsonCheckpointHandler(METRICS)
         self._named: bool | None = None
         if isinstance(given, Mapping) or names:
@@ -110,6 +113,7 @@ class RunItems:
         if metrics is not None and any(name.casefold() == METRICS for name in args):
             raise tx.UsageError("Expected items of other names than `metrics`, got metrics=")
         contents = dict(self._handler.contents(args, background=background))
+        limit_time(contents, self._timeout)
         if metrics is not None:
             contents[METRICS] = Json(metrics, METRICS)
         return contents

@@ -16,6 +16,7 @@ from ..._save.background import start_save
 from ..._save.destination import Destination
 from ..._save.options import SaveOptions
 from .checkpoint_managers.preservation_policy import PreservationPolicy
+from .handlers.calls import limit_time
 from .options import CheckpointManagerOptions
 from .run_directory import delete_step, delete_steps, find_committed, find_named, refuse_existing
 from .saver import PathLike
@@ -160,6 +161,8 @@ class RunSteps:
             if options.after is not None:
                 options.after(call)
 
+        if self._options.async_options is not None:
+            limit_time(contents, self._options.async_options.timeout_secs)
         complete = replace(options, after=after)
         try:
             return start_save(

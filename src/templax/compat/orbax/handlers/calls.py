@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import templax as tx
 
 from ...._restore.together import read_together
-from ...._save.contents import ForeignItem
+from ...._save.contents import Content, ForeignItem
 from ....formats.orbax.directory import uncommitted_reason
 from ....storage.open import open_source
 from ..args import adopt_args
@@ -60,6 +62,9 @@ class HandledItem(ForeignItem):
         handler: The handler.
         args: What it gets.
         background: Whether it may go on writing after `begin`.
+
+    Attributes:
+        timeout: For how many seconds from then on; None is without limit.
     """
 
     def __init__(self, handler: Any, args: Any, *, background: bool) -> None:
@@ -67,6 +72,8 @@ class HandledItem(ForeignItem):
         self._handler, self._args = handler, args
         self._background = background and hasattr(handler, "async_save")
         self._futures: list[Future] = []
+        self._end: float | None = None
+        self.timeout: float | None = None
 
     def begin(self, directory: str) -> None:
         """Calls `async_save`, or `save`."""
@@ -74,13 +81,21 @@ class HandledItem(ForeignItem):
         if self._background:
             began = _call(self._handler.async_save, path, self._args)
             self._futures = list_futures(run_coroutine(began))
+            self._end = None if self.timeout is None else time.monotonic() + self.timeout
         else:
             _call(self._handler.save, path, self._args)
 
     def wait(self) -> None:
-        """Waits for all futures."""
+        """Waits for all futures.
+
+        Raises:
+            TimeoutError: They have not ended in time.
+        """
         for future in self._futures:
-            future.result()
+            future.result(timeout=self._find_time_left())
+
+    def _find_time_left(self) -> float | None:
+        return None if self._end is None else max(self._end - time.monotonic(), 0.0)
 
     def finalize(self, directory: str) -> None:
         """Calls `finalize`, if the handler has it."""
@@ -89,14 +104,26 @@ class HandledItem(ForeignItem):
             finalize(as_path(directory))
 
     def stop(self) -> None:
-        """Cancels the futures, and waits until they have ended."""
+        """Cancels the futures, and waits until they have ended, or their time is over."""
         futures, self._futures = self._futures, []
         for future in futures:
             with contextlib.suppress(Exception):
                 cancel_future(future)
         for future in futures:
             with contextlib.suppress(BaseException):
-                future.result()
+                future.result(timeout=self._find_time_left())
+
+
+def limit_time(contents: Mapping[str, Content], timeout: float | None) -> None:
+    """Limits how long the handlers of others may go on writing after their calls.
+
+    Args:
+        contents: Item name → what to save.
+        timeout: Seconds; None is without limit.
+    """
+    for each in contents.values():
+        if isinstance(each, HandledItem):
+            each.timeout = timeout
 
 
 def restore_item(handler: Any, directory: PathLike, args: Any) -> Any:

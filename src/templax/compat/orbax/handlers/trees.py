@@ -19,9 +19,10 @@ from ..item_args import ArrayRestore, ArraySave
 from ..leaf_templates import cast_tree
 from ..metadata.checkpoint import read_metadata
 from ..metadata.tree import TreeMetadata
-from ..options import check_tuning
+from ..options import check_metadata_options, check_tuning
 from ..saver import PathLike
-from .built_in import BuiltInHandler, describe_args
+from ..unmapped import unmapped_argument
+from .built_in import BuiltInHandler, describe_args, is_replaced
 
 _TUNING = frozenset(
     (
@@ -47,12 +48,20 @@ _TUNING = frozenset(
 )
 """The options of Orbax's handlers of trees."""
 
+_USED = ("save", "async_save", "finalize", "contents", "restore", "metadata")
+"""The methods that say what a handler saves and restores."""
+
 
 class PyTreeCheckpointHandler(BuiltInHandler):
     """Saves and restores a tree, by `PyTreeSave` and `PyTreeRestore`.
 
     Args:
-        aggregate_filename: No effect, as are all other options: they describe files and memory.
+        aggregate_filename: No effect, as all other options that describe files and memory.
+        **options: Those of Orbax.
+
+    Raises:
+        NotImplementedError: An option changes what is saved or restored: `type_handler_registry`,
+            a `handler_impl` of the caller's own, or `pytree_metadata_options` with rich types.
 
     Example:
         >>> import os, tempfile
@@ -68,7 +77,21 @@ class PyTreeCheckpointHandler(BuiltInHandler):
 
     def __init__(self, aggregate_filename: str | None = None, **options: Any) -> None:
         del aggregate_filename
-        check_tuning(type(self).__name__, options, _TUNING)
+        owner = type(self).__name__
+        check_tuning(owner, options, _TUNING)
+        check_metadata_options(owner, options.get("pytree_metadata_options"))
+        if options.get("type_handler_registry") is not None:
+            raise unmapped_argument(
+                f"{owner}(type_handler_registry)",
+                "leave it out: convert such leaves before save and after restore, or save them as"
+                " an item with a CheckpointHandler of your own",
+            )
+        inner = options.get("handler_impl")
+        if inner is not None and is_replaced(inner, *_USED):
+            raise unmapped_argument(
+                f"{owner}(handler_impl={type(inner).__name__}())",
+                f"give the checkpointer or manager this handler instead of {owner}",
+            )
 
     def contents(self, args: Any) -> Mapping[str, Content]:
         """See `BuiltInHandler.contents`."""

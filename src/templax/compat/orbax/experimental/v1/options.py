@@ -12,6 +12,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, ClassVar
 
+from ...options import check_metadata_options
 from ...unmapped import unmapped_argument, unmapped_attribute
 
 __all__ = [
@@ -149,9 +150,13 @@ class PyTreeOptions(Options):
 
     @dataclass(kw_only=True)
     class Saving(Options):
-        """No effect: the metadata of a tree has one form."""
+        """No effect: the metadata of a tree has one form, and rich types are refused."""
 
         pytree_metadata_options: Any = None
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            check_metadata_options("PyTreeOptions.Saving", value)
+            super().__setattr__(name, value)
 
     @dataclass(kw_only=True)
     class Loading(Options):

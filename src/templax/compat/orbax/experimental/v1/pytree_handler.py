@@ -17,6 +17,7 @@ from .....formats.orbax.directory import TREE
 from .....storage.open import open_source
 from ...leaf_args import SaveArgs
 from ...leaf_templates import cast_leaf
+from ...unmapped import unmapped_argument
 from .context import Context, get_context
 from .tree import PLACEHOLDER, Leaf
 from .tree_loading import load_tree
@@ -31,7 +32,11 @@ class PyTreeHandler:
 
     Args:
         context: Whose options count, instead of those of the active context.
-        **options: No effect.
+        array_metadata_validator: No effect.
+        leaf_handler_registry, partial_save_mode: Not mapped.
+
+    Raises:
+        NotImplementedError: One that is not mapped is given.
 
     Example:
         >>> from templax.compat.orbax import v1 as ocp
@@ -41,7 +46,23 @@ class PyTreeHandler:
 
     orbax_name = "orbax.checkpoint.experimental.v1._src.handlers.pytree_handler.PyTreeHandler"
 
-    def __init__(self, *, context: Context | None = None, **options: Any) -> None:
+    def __init__(
+        self,
+        *,
+        context: Context | None = None,
+        array_metadata_validator: Any = None,
+        leaf_handler_registry: Any = None,
+        partial_save_mode: bool = False,
+    ) -> None:
+        del array_metadata_validator
+        if leaf_handler_registry is not None:
+            raise unmapped_argument(
+                "PyTreeHandler(leaf_handler_registry)",
+                "leave it out: convert such leaves before save and after load, or write a"
+                " CheckpointableHandler of your own",
+            )
+        if partial_save_mode:
+            raise unmapped_argument("PyTreeHandler(partial_save_mode=True)", "partial.save")
         self._context = get_context() if context is None else context
 
     def prepare(self, tree: PyTree) -> PyTree:
