@@ -54,12 +54,12 @@ def _call(method: Any, path: Any, args: Any) -> Any:
 
 
 class HandledItem(ForeignItem):
-    """An item that a handler of somebody else writes.
+    """An item that a custom handler writes.
 
     Args:
         handler: The handler.
         args: What it gets.
-        background: Whether it may go on writing after `begin`.
+        background: Whether it may continue to write after `begin`.
     """
 
     def __init__(self, handler: Any, args: Any, *, background: bool) -> None:
@@ -99,8 +99,8 @@ class HandledItem(ForeignItem):
                 future.result()
 
 
-def restore_item(handler: Any, directory: PathLike, args: Any) -> Any:
-    """Restores an item by a handler of somebody else, on all processes of the job.
+def call_restore(handler: Any, directory: PathLike, args: Any) -> Any:
+    """Has a custom handler restore an item, on all processes of the job.
 
     Args:
         handler: The handler.
@@ -121,7 +121,7 @@ def restore_item(handler: Any, directory: PathLike, args: Any) -> Any:
 
 
 def check_finished(path: str) -> None:
-    """Refuses a directory that does not exist, or of which the save never finished."""
+    """Refuses a directory that does not exist, or whose save never finished."""
     source = open_source(path)
     if source.stat("") is None and next(source.children(), None) is None:
         raise tx.NotFound("Expected a checkpoint, found nothing", file=path)

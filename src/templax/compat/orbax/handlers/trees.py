@@ -21,7 +21,7 @@ from ..metadata.checkpoint import read_metadata
 from ..metadata.tree import TreeMetadata
 from ..options import check_tuning
 from ..saver import PathLike
-from .built_in import BuiltInHandler, describe_args
+from .built_in import BuiltInHandler, make_args_error
 
 _TUNING = frozenset(
     (
@@ -70,11 +70,11 @@ class PyTreeCheckpointHandler(BuiltInHandler):
         del aggregate_filename
         check_tuning(type(self).__name__, options, _TUNING)
 
-    def contents(self, args: Any) -> Mapping[str, Content]:
-        """See `BuiltInHandler.contents`."""
+    def make_contents(self, args: Any) -> Mapping[str, Content]:
+        """See `BuiltInHandler.make_contents`."""
         if not isinstance(args, (PyTreeSave, StandardSave)):
             if not hasattr(args, "save_args"):
-                raise describe_args("args that save, such as StandardSave(tree)", args)
+                raise make_args_error("args that save, such as StandardSave(tree)", args)
             metadata = getattr(args, "custom_metadata", None)
             args = PyTreeSave(args.item, args.save_args, custom_metadata=metadata)
         return {"": replace(args.content(), handler=self.typestr())}
@@ -84,7 +84,7 @@ class PyTreeCheckpointHandler(BuiltInHandler):
         given = self.take_args("restore", args, kwargs)
         if not isinstance(given, (PyTreeRestore, StandardRestore, BasePyTreeRestore)):
             if not hasattr(given, "item") or hasattr(given, "save_args"):
-                raise describe_args("args that restore, such as StandardRestore(template)", given)
+                raise make_args_error("args that restore, such as StandardRestore(template)", given)
             given = PyTreeRestore(given.item, getattr(given, "restore_args", None))
         return given.restore(os.fspath(directory))
 
@@ -130,11 +130,11 @@ class ArrayCheckpointHandler(BuiltInHandler):
     def __init__(self, checkpoint_name: str | None = None) -> None:
         self._leaf = checkpoint_name or "checkpoint"
 
-    def contents(self, args: ArraySave) -> Mapping[str, Content]:
-        """See `BuiltInHandler.contents`.
+    def make_contents(self, args: ArraySave) -> Mapping[str, Content]:
+        """See `BuiltInHandler.make_contents`.
 
         Raises:
-            TypeError: It is neither an array nor a number.
+            TypeError: The item is neither an array nor a number.
         """
         item = args.item
         if not isinstance(item, (jax.Array, np.ndarray, np.generic, int, float, complex)):

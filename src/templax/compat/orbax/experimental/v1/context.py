@@ -29,9 +29,9 @@ _ALIASES = {
 
 
 class Context:
-    """The options of all calls inside of its `with` block, in this thread or task.
+    """The options of all calls inside its `with` block, in this thread or task.
 
-    Set them before the block: inside of it, they can't be changed.
+    Set them before the block: inside it, they can't be changed.
 
     Args:
         context: Another context, whose options are copied; otherwise they are Orbax's own.
