@@ -233,7 +233,7 @@ class _NoItem(AttributeError, KeyError):
 
 
 class Composite(Mapping[str, Any], CheckpointArgs):
-    """`args.Composite`: item name → its args. A restore returns its results in one, too.
+    """`args.Composite`: item name → its args. A restore returns one of results.
 
     Example:
         >>> from templax.compat import orbax as ocp

@@ -63,7 +63,7 @@ def get_param_names(item: PyTree, *, include_empty_nodes: bool = True) -> PyTree
 
     Args:
         item: The tree.
-        include_empty_nodes: Whether nodes without children get one, too.
+        include_empty_nodes: Whether nodes without children get one as well.
     """
     is_leaf = is_empty_or_leaf if include_empty_nodes else None
     return jtu.tree_map_with_path(lambda keys, _: name_leaf(keys), item, is_leaf=is_leaf)
@@ -187,7 +187,7 @@ def deserialize_tree(serialized: PyTree, target: PyTree, keep_empty_nodes: bool 
     Args:
         serialized: A tree whose keys are those of `target`.
         target: A tree of the wanted structure.
-        keep_empty_nodes: Whether nodes of `target` without children are looked up, too.
+        keep_empty_nodes: Whether nodes of `target` without children are looked up as well.
 
     Raises:
         KeyError: A leaf of `target` is missing.

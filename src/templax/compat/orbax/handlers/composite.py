@@ -240,7 +240,7 @@ class CompositeCheckpointHandler(BuiltInHandler):
         That of an item whose handler is unknown is None.
 
         Raises:
-            NotFound: There is no directory.
+            NotFound: The directory does not exist.
             UsageError: The directory holds a single item.
         """
         path = os.fspath(directory)

@@ -101,7 +101,7 @@ _WHOLE = jax.tree_util.GetAttrKey("tree")
 
 
 def _make_child_test(tree: PyTree) -> Any:
-    # None is a child, too: it has to stay where it is.
+    # None is a child as well: it has to stay where it is.
     return lambda x: x is not tree
 
 

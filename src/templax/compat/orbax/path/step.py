@@ -106,7 +106,7 @@ class NameFormat(Protocol[FoundT]):
     """How a manager names steps and finds them; one of your own needs no base class.
 
     `standard_name_format` and `composite_name_format` make the usual ones. Those of Orbax itself
-    are accepted, too.
+    are accepted as well.
     """
 
     def build_name(self, step: int) -> str:
@@ -257,7 +257,7 @@ def single_host_load_and_broadcast_name_format(
 
 
 def step_prefix_with_underscore(step_prefix: str | None) -> str:
-    """What comes before the number in the names of steps."""
+    """The prefix of step names with `_` after it, or "" for none."""
     return "" if step_prefix is None else f"{step_prefix}_"
 
 

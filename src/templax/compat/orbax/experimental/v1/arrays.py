@@ -57,7 +57,7 @@ def to_shape_dtype_struct(
         arr: An array, something that describes one, or a Python number.
         dtype: Another dtype for an array.
         scalar_dtype: The type of a Python number, such as `int`.
-        support_format: Whether the layout on the device is kept, too.
+        support_format: Whether to keep the layout on the device as well.
 
     Example:
         >>> import numpy as np

@@ -1,4 +1,4 @@
-"""Orbax's v1 `Context`: the options of all calls inside of its `with` block."""
+"""Orbax's v1 `Context`: the options of all calls inside its `with` block."""
 
 from __future__ import annotations
 

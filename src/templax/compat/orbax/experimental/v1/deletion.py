@@ -65,7 +65,7 @@ def delete(
 def delete_async(
     path: PathLike, *, checkpointable_name: str | None = None, missing_ok: bool = False
 ) -> AsyncResponse[bool]:
-    """Like `delete`, but only looks for the checkpoint, and deletes it in the background."""
+    """Like `delete`, but returns once the checkpoint is found; it is deleted in the background."""
     spelt = os.fspath(path)
     target = spelt if is_remote(spelt) else absolute_path(spelt)
     hosts = open_call("deleting", target)

@@ -97,7 +97,7 @@ def finalize(path: PathLike) -> None:
     Raises:
         FileExistsError: Something exists at `path`, or two parts hold foreign files of the same
             name.
-        FileNotFoundError: There are no parts.
+        FileNotFoundError: No part was saved.
         SaveError: See `templax.save`.
     """
     final = _spell(path).removesuffix(PARTIAL_SAVE)
