@@ -42,7 +42,7 @@ JAX = {
     "compat.orbax.leaf_templates", "compat.orbax.metadata.sharding", "compat.orbax.metadata.tree",
     "compat.orbax.msgpack_utils", "compat.orbax.multihost", "compat.orbax.run_items",
     "compat.orbax.test_utils", "compat.orbax.transform_utils", "compat.orbax.tree",
-    "compat.orbax.type_handlers",
+    "compat.orbax.tree_restore", "compat.orbax.type_handlers",
     "compat.orbax.utils",
 }  # fmt: skip
 """Modules that may import JAX when they are imported themselves."""

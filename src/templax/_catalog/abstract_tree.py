@@ -65,7 +65,7 @@ _EMPTY: dict[str, Callable[[], Any]] = {
     "Dict": dict,
     "List": list,
     "Tuple": tuple,
-    "NamedTuple": tuple,
+    "NamedTuple": dict,  # as those with leaves become dicts
 }
 
 

@@ -272,3 +272,15 @@ def test_importing_the_layer_does_not_import_orbax():
     code = "import sys, templax.compat.orbax; print('orbax' in sys.modules)"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize("args", [compat.RestoreArgs, orbax.RestoreArgs])
+def test_restore_args_in_place_of_the_item_are_obeyed(at, args):
+    """Orbax takes them for the item, and restores what is stored."""
+    asked = jax.tree.map(lambda _: args(restore_type=np.ndarray), small_tree())
+    path = at.small_pytree
+    restored = compat.Checkpointer(compat.PyTreeCheckpointHandler()).restore(
+        path, args=compat.args.PyTreeRestore(asked)
+    )
+    assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(restored))
+    assert_same(restored, jax.tree.map(np.asarray, small_tree()))

@@ -7,6 +7,7 @@ import math
 import os
 from pathlib import Path
 
+import numpy as np
 import orbax.checkpoint as orbax
 import pytest
 
@@ -177,3 +178,15 @@ def test_differs_moved_step_of_the_same_number(tmp_path):
                     manager.delete(3)
             else:
                 manager.delete(3)
+
+
+def test_differs_metadata_without_handlers(tmp_path):
+    """Orbax does not know how to read the item before a call has named its kind."""
+    for ocp in (orbax, compat):
+        root = tmp_path / ocp.__name__
+        with ocp.CheckpointManager(root) as manager:
+            manager.save(0, args=ocp.args.StandardSave({"a": np.ones(3, np.float32)}))
+        with ocp.CheckpointManager(root) as manager:
+            found = manager.item_metadata(0)
+        assert (found is None) == (ocp is orbax)
+    assert found["a"].shape == (3,)

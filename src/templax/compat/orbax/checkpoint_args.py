@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
 import templax as tx
 
@@ -172,12 +172,31 @@ def find_args_types(handler: Any) -> tuple[type, type] | None:
     for registry in registries:
         if registry is not None and registry.has_registered_args(cls):
             return registry.get_registered_args_cls(cls)
-    return None
+    return _read_args_types(cls)
+
+
+def _read_args_types(cls: type) -> tuple[type, type] | None:
+    """The args that the `save` and `restore` of a handler say that they take, or None."""
+    found: list[type] = []
+    for name in ("save", "restore"):
+        try:
+            types = get_type_hints(getattr(cls, name, None))
+        except (NameError, TypeError):  # a type that only its module knows, or no function
+            return None
+        args = types.get("args")
+        if not isinstance(args, type) or not _is_args_type(args):
+            return None
+        found.append(args)
+    return found[0], found[1]
 
 
 def is_args(value: object) -> bool:
     """Whether a value is args, of templax or of Orbax itself."""
-    return isinstance(value, CheckpointArgs) or _find_registry(type(value)) is not None
+    return _is_args_type(type(value))
+
+
+def _is_args_type(cls: type) -> bool:
+    return any(base.__name__ == CheckpointArgs.__name__ for base in cls.__mro__)
 
 
 def _find_registry(cls: type) -> Any:

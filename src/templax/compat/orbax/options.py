@@ -24,6 +24,7 @@ __all__ = [
     "AtomicityOptions",
     "CheckpointManagerOptions",
     "FileOptions",
+    "MemoryLimitOptions",
     "MultiprocessingOptions",
 ]
 
@@ -39,6 +40,17 @@ class FileOptions:
     """
 
     path_permission_mode: int | None = None
+
+
+@dataclass(frozen=True)
+class MemoryLimitOptions:
+    """`ocp.options.MemoryLimitOptions`.
+
+    Attributes:
+        max_transfer_concurrent_gb: No effect: a save of templax holds `memory=` bytes at most.
+    """
+
+    max_transfer_concurrent_gb: int | None = None
 
 
 @dataclass

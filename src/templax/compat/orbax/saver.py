@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -54,10 +55,17 @@ def begin_save(
             options, keeps_others=overwrite, after=None if after is None else lambda _: after()
         )
         decide = functools.partial(Destination, path)
-        try:
+        with raise_path_exists():
             return start_save(call, path, items, options, decide, wait=wait)
-        except tx.AlreadyExists as error:
-            raise PathExists(error.what, file=error.file, hint=error.hint) from error
+
+
+@contextlib.contextmanager
+def raise_path_exists() -> Generator[None]:
+    """Raises `PathExists` for a path at which something exists."""
+    try:
+        yield
+    except tx.AlreadyExists as error:
+        raise PathExists(error.what, file=error.file, hint=error.hint) from error
 
 
 class Saver:

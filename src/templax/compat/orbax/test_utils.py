@@ -118,7 +118,13 @@ def replicate_sharded_array(arr: jax.Array) -> jax.Array:
 
 def apply_function(tree: PyTree, function: Callable[[Any], Any]) -> PyTree:
     """The tree with a function, compiled, applied to each array."""
-    return jax.tree.map(jax.jit(function), tree)
+
+    def apply(leaf: jax.Array) -> jax.Array:
+        # Otherwise JAX describes the result on the mesh that is set, which may be another one.
+        same = jax.eval_shape(function, leaf).shape == leaf.shape
+        return jax.jit(function, out_shardings=leaf.sharding if same else None)(leaf)
+
+    return jax.tree.map(apply, tree)
 
 
 def setup_pytree(add: int = 0) -> dict[str, Any]:

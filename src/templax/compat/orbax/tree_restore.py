@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
+
 import templax as tx
 
 from ..._core.arguments import PyTree
-from .leaf_templates import STRUCTURE_ERROR, apply_restore_args, make_template
+from .leaf_templates import STRUCTURE_ERROR, apply_restore_args, is_leaf_args, make_template
 from .metadata.tree import unwrap_tree
 
 
@@ -24,6 +26,7 @@ def restore_tree(
     Args:
         directory: The path.
         item: The template, or None for the checkpoint's own tree; metadata of a checkpoint is one.
+            A tree of restore args, which Orbax takes in its place and ignores, is obeyed.
         restore_args: A tree of args that override its leaves, or None.
         partial: Whether leaves that the template lacks are left unread.
         as_stored: See `apply_restore_args`.
@@ -31,6 +34,8 @@ def restore_tree(
     Raises:
         TemplateError: The checkpoint does not fit the template; lists every leaf.
     """
+    if restore_args is None and _holds_leaf_args(item):
+        item, restore_args = None, item
     checkpoint: Any = directory
     if item is None or restore_args is not None:
         checkpoint = tx.open(directory)
@@ -45,3 +50,8 @@ def restore_tree(
         if any(mismatch.problem in ("missing", "extra") for mismatch in error.mismatches):
             raise tx.TemplateError(error.match, f"{STRUCTURE_ERROR}:\n{error}") from error
         raise
+
+
+def _holds_leaf_args(item: PyTree) -> bool:
+    leaves = jax.tree.leaves(item)
+    return bool(leaves) and all(map(is_leaf_args, leaves))

@@ -51,7 +51,6 @@ _HINTS = {
     "test_utils.": "pytest, numpy.testing and jax.tree.map",
     "utils.": "jax.tree_util, and the modules `tree`, `path.step` and `multihost` beside this one",
     "tree.": "jax.tree_util",
-    "options.MemoryLimitOptions": "leave it out: templax.restore(path, template, memory=...)",
     "logging.": "leave it out: templax.last_restore() says what a restore took",
     "metadata.": "metadata.value and metadata.sharding have the classes of leaves",
     "handlers.registration.": "ValueError, which CheckpointHandlerRegistry raises",

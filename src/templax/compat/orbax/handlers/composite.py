@@ -118,8 +118,8 @@ class CompositeCheckpointHandler(BuiltInHandler):
         if args is None:
             if name not in known:
                 raise tx.UsageError(
-                    f"Expected args of item `{name}`, such as StandardRestore(), got None and no"
-                    " handler"
+                    "Provided `None` for `CheckpointArgs`, and the `CheckpointHandler` for item"
+                    f' "{name}" was not configured. Pass args, such as StandardRestore().'
                 )
             return known[name]
         if registry.has(name, args):

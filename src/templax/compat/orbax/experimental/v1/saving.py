@@ -21,7 +21,7 @@ from ....._save.destination import Destination
 from ....._save.item import Json, check_item_names
 from ....._save.options import make_options
 from .....formats.orbax.directory import V1_MARK
-from ...saver import PathLike
+from ...saver import PathLike, raise_path_exists
 from .context import Context
 from .foreign import HandlerItem
 from .json_handler import JsonHandler
@@ -184,7 +184,8 @@ def begin_save(
         options = make_options(metadata=custom_metadata, overwrite=overwrite)
         options = replace(options, after=finish, marks=(V1_MARK,))
         decide = decide or functools.partial(Destination, directory)
-        response.saved = start_save(call, directory, items, options, decide, wait=wait)
+        with raise_path_exists():
+            response.saved = start_save(call, directory, items, options, decide, wait=wait)
         return response
 
 
