@@ -75,6 +75,11 @@ def _from_metadata(name: str, leaf: Any, elsewhere: list[str]) -> Any:
     return jax.ShapeDtypeStruct(template.shape, template.dtype, sharding=sharding)
 
 
+def is_leaf_args(x: Any) -> bool:
+    """Whether an object says how a leaf is restored, whatever its class."""
+    return hasattr(x, "restore_type") and hasattr(x, "dtype")
+
+
 def name_leaf_args(tree: PyTree) -> dict[str, Any]:
     """Name of the leaf → its args, or None where the tree has None.
 
