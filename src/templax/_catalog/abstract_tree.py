@@ -114,8 +114,10 @@ def _make_leaf(entry: LeafEntry, with_jax: bool) -> Any:
 def _make_keys(entry: LeafEntry) -> Any:
     import jax
 
+    from .._jax.support import find_key_dtype
+
     try:
-        dtype = jax.eval_shape(lambda: jax.random.key(0, impl=entry.key_impl)).dtype
+        dtype = find_key_dtype(entry.key_impl)
     except ValueError as error:
         raise Corrupted(
             f"Expected a PRNG that JAX knows, got `{entry.key_impl}`", leaf=entry.name

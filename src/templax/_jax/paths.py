@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import jax.tree_util as jtu
 from jax.sharding import PartitionSpec
 
 from .._core.arguments import PyTree
+from .._core.names import join_path
 from ..errors import UsageError
 from .versions import broadcast
 
@@ -19,6 +21,11 @@ def path_element(key: Any) -> str | int:
     if isinstance(key, jtu.SequenceKey):
         return key.idx
     return key.name if isinstance(key, jtu.GetAttrKey) else str(key)
+
+
+def name_leaf(keypath: Iterable[Any]) -> str:
+    """The name of the leaf at a key path: its keys, joined by dots."""
+    return join_path(tuple(map(path_element, keypath)))
 
 
 class _Boxed:

@@ -65,3 +65,8 @@ def key_data_spec(shape: Shape, dtype: Any) -> tuple[Shape, np.dtype, str]:
 
     data = jax.eval_shape(get_data, jax.ShapeDtypeStruct(shape, dtype))
     return data.shape, np.dtype(data.dtype), impls[0]
+
+
+def find_key_dtype(impl: str | None) -> Any:
+    """The dtype of typed PRNG keys of an implementation, such as "rbg"; None is JAX's default."""
+    return jax.eval_shape(lambda: jax.random.key(0, impl=impl)).dtype

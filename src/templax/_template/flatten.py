@@ -15,8 +15,7 @@ from typing import Any
 import jax.tree_util as jtu
 
 from .._core.arguments import PyTree
-from .._core.names import join_path
-from .._jax.paths import path_element
+from .._jax.paths import name_leaf
 from ..errors import UsageError
 
 KeyPath = tuple[Any, ...]
@@ -60,7 +59,7 @@ class FlatTree:
             if selected[i] is None:
                 selected[i] = value
             elif value is not None and value != selected[i]:
-                name = join_path(tuple(map(path_element, self.keyed[i][0])))
+                name = name_leaf(self.keyed[i][0])
                 raise UsageError(
                     f"Expected one {what} for `{name}`, which has several names in the template,"
                     f" got {selected[i]!r} and {value!r}"

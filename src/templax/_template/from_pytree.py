@@ -18,7 +18,7 @@ from .._core.arguments import PyTree
 from .._core.boxes import Box, Shape, full_box
 from .._core.dtypes import WIDE
 from .._core.names import Path, join_path
-from .._jax.paths import broadcast_prefix, path_element
+from .._jax.paths import broadcast_prefix, name_leaf, path_element
 from .._jax.put import default_device
 from .._jax.support import jax_supports, key_data_spec
 from .._jax.versions import symbolic_dimension_error
@@ -85,7 +85,7 @@ def as_template(tree: PyTree, shardings: PyTree = None) -> Template:
             target = structs.replace(target, optional=optional)
         targets.append(target)
     for keys, i in flat.repeats:
-        alias = join_path(tuple(map(path_element, keys)))
+        alias = name_leaf(keys)
         targets[i] = structs.replace(targets[i], aliases=(*targets[i].aliases, alias))
     return Template(tuple(targets), flat.treedef)
 

@@ -10,9 +10,9 @@ import jax.tree_util as jtu
 from jax.sharding import PartitionSpec
 
 from .._core.arguments import PyTree
-from .._core.names import join_path, matches_pattern
+from .._core.names import matches_pattern
 from .._core.text import list_names
-from .._jax.paths import broadcast_prefix, path_element
+from .._jax.paths import broadcast_prefix, name_leaf
 from ..errors import UsageError
 from .flatten import FlatTree
 
@@ -101,7 +101,7 @@ def _apply_rules(rules: Rules, flat: FlatTree) -> list[PartitionSpec | None]:
 
 def _find_names(keys: tuple[Any, ...]) -> list[str]:
     """The name of a leaf; and of a variable of NNX, the name without its `value`."""
-    name = join_path(tuple(map(path_element, keys)))
+    name = name_leaf(keys)
     variable = name.removesuffix(".value")
     is_variable = variable != name and not isinstance(keys[-1], jtu.DictKey)
     return [name, variable] if is_variable else [name]

@@ -11,8 +11,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from .._core.arguments import PyTree
-from .._core.names import join_path
-from .._jax.paths import path_element
+from .._jax.paths import name_leaf
 from .._jax.support import abstract_array
 from .._jax.versions import SET_MESH, current_mesh
 from ..errors import UsageError
@@ -93,7 +92,7 @@ def template_of(
                 leaf = _replace_sharding(leaf, NamedSharding(mesh, spec))
             except (AttributeError, TypeError, ValueError) as error:
                 what = f"Expected a PartitionSpec for shape {leaf.shape} on mesh {dict(mesh.shape)}"
-                name = join_path(tuple(map(path_element, keys)))
+                name = name_leaf(keys)
                 problems.append(f"{what}, got {spec!r}: {error} - at `{name}`")
         leaves.append(leaf)
     if problems:

@@ -1,12 +1,12 @@
 """Orbax over templax: existing code that saves and restores changes one import.
 
-`import templax.compat.orbax as ocp` replaces `import orbax.checkpoint as ocp`, and
-`from templax.compat.orbax import v1 as ocp` replaces Orbax's v1 API. Orbax is neither imported nor
+`import templax.compat.orbax as ocp` replaces `import orbax.checkpoint as ocp`, and `from
+templax.compat.orbax import v1 as ocp` replaces Orbax's v1 API. Orbax is neither imported nor
 needed. Names and arguments are mapped onto `templax.save`, whose checkpoints Orbax restores, and
 `templax.restore`, which requires the checkpoint to fit the template. The differences from Orbax are
 listed in `docs/reference/orbax-differences.md`. Arguments that are not mapped raise
-`NotImplementedError`, which names the native way. Options that only tune are accepted and have no
-effect.
+`NotImplementedError`, which names the native way. Options that only tune performance are accepted
+and have no effect.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Orbax's `AbstractCheckpointManager`: what code may ask of any manager."""
+"""Orbax's `AbstractCheckpointManager`: the interface that all managers share."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """JAX. Orbax's `args`: how an item is saved or restored.
 
-Those that save return the values to save from `content`; those that restore do so in `restore`.
+Args of trees carry out what they say: `content` makes what is saved, `restore` restores it.
 """
 
 from __future__ import annotations
@@ -16,11 +16,7 @@ import templax as tx
 
 from ..._core.arguments import PyTree
 from ..._save.contents import Tree
-from ..._save.item import Json
-from ...formats.orbax.directory import ItemKind, list_items
-from ...formats.orbax.json_item import read_json_item
 from ...formats.orbax.write import PYTREE, STANDARD
-from ...storage.open import open_source
 from .checkpoint_args import (
     CheckpointArgs,
     get_registered_args_cls,
@@ -75,17 +71,21 @@ _ORBAX = "orbax.checkpoint."
 
 
 class _TreeSave:
-    """What the args that save a tree share; they differ in their signature alone."""
+    """The base of args that save a tree, which differ in their signatures alone."""
 
     item: PyTree
     save_args: PyTree
     custom_metadata: Any
 
     handler: ClassVar[str]
-    """The handler that a checkpoint names for it."""
+    """The name of the handler that checkpoints record."""
 
     def content(self) -> Tree:
-        """The tree to save, its leaves cast as `save_args` ask."""
+        """The tree to save, its leaves cast as `save_args` say.
+
+        Raises:
+            UsageError: The tree is empty; or `save_args` do not fit it.
+        """
         if not jax.tree.leaves(self.item) and not self.item:
             raise tx.UsageError(f"Found empty item: expected a tree to save, got {self.item}")
         tree = cast_tree(self.item, self.save_args)
@@ -135,15 +135,11 @@ class JsonSave(CheckpointArgs):
 
     Example:
         >>> from templax.compat import orbax as ocp
-        >>> ocp.args.JsonSave({"lr": 0.5}).content().value
-        {'lr': 0.5}
+        >>> ocp.args.JsonSave({"lr": 0.5})
+        JsonSave(item={'lr': 0.5})
     """
 
     item: Any
-
-    def content(self) -> Json:
-        """The value to save."""
-        return Json(self.item)
 
 
 @dataclass
@@ -180,7 +176,7 @@ class PyTreeRestore(CheckpointArgs):
     """`args.PyTreeRestore`: a template, and per leaf the args that override it.
 
     `partial_restore=True`, or `transforms={}` with an item, leaves the rest of the checkpoint
-    unread. Other `transforms` make the leaves of `item` of those of the checkpoint; see
+    unread. Other `transforms` compute the leaves of `item` from those of the checkpoint; see
     `transform_utils`. `legacy_transform_fn` is called as Orbax calls it.
 
     Example:
@@ -231,17 +227,13 @@ class JsonRestore(CheckpointArgs):
 
     item: None = None
 
-    def restore(self, directory: str) -> Any:
-        """Reads the item at this path."""
-        return read_json_item(open_source(directory))
-
 
 class _NoItem(AttributeError, KeyError):
-    """There is no item of that name: as Orbax has it a KeyError, and what `getattr` needs."""
+    """No item has this name. Orbax raises a KeyError; `getattr` needs an AttributeError."""
 
 
 class Composite(Mapping[str, Any], CheckpointArgs):
-    """`args.Composite`: item name → its args. A restore returns its results in one, too.
+    """`args.Composite`: item name → its args. A restore returns one of results.
 
     Example:
         >>> from templax.compat import orbax as ocp
@@ -276,7 +268,7 @@ class Composite(Mapping[str, Any], CheckpointArgs):
         return Composite(**{name: each for name, each in self.items() if name in other})
 
     def __or__(self, other: Mapping[str, Any]) -> Composite:
-        """The items of both; those of `other` where both have one."""
+        """The items of both; where both have one, that of `other`."""
         return Composite(**{**self, **other})
 
     def __iter__(self) -> Iterator[str]:
@@ -288,35 +280,12 @@ class Composite(Mapping[str, Any], CheckpointArgs):
     def __repr__(self) -> str:
         return f"Composite({self._items!r})"
 
-    def restore(self, directory: str) -> Composite:
-        """Restores these items of the checkpoint at this path.
-
-        Raises:
-            KeyError: The checkpoint has no item of that name.
-        """
-        kinds = list_item_kinds(directory)
-        for name in self:
-            if name not in kinds:
-                found = ", ".join(f"`{item}`" for item in kinds) or "none"
-                raise KeyError(f"Expected item `{name}` in {directory}, found {found}")
-        args = {n: default_args(kinds[n]) if each is None else each for n, each in self.items()}
-        for each in args.values():
-            check_restore_args(each)
-        return Composite(**{n: each.restore(f"{directory}/{n}") for n, each in args.items()})
-
-
-SAVES = (StandardSave, PyTreeSave, JsonSave, Composite)
-"""The args that save."""
-
-RESTORES = (StandardRestore, PyTreeRestore, JsonRestore, Composite)
-"""The args that restore."""
-
 
 def adopt_args(args: Any) -> Any:
-    """The args of templax for those that were made of Orbax's own classes; others as they are.
+    """Converts args of Orbax's own classes to those of templax; returns others as they are.
 
     Raises:
-        NotImplementedError: They say something that templax has no place for.
+        NotImplementedError: They set a field that templax does not have.
     """
     if isinstance(args, CheckpointArgs) or not type(args).__module__.startswith(_ORBAX):
         return args
@@ -331,46 +300,6 @@ def adopt_args(args: Any) -> Any:
         if field.name not in known and getattr(args, field.name) != field.default:
             raise unmapped_argument(f"{name}.{field.name}", "leave it out")
     return own(**{each: getattr(args, each) for each in known if hasattr(args, each)})
-
-
-def check_restore_args(args: Any) -> Any:
-    """Refuses args of a handler that is not mapped, such as one of the caller's own.
-
-    Raises:
-        UsageError: They are none of `RESTORES`.
-    """
-    if not isinstance(args, RESTORES):
-        raise tx.UsageError(
-            f"Expected args that restore, such as StandardRestore(template), got"
-            f" {type(args).__name__}"
-        )
-    return args
-
-
-def item_contents(args: Any, name: str) -> dict[str, Any]:
-    """Item name → the tree or `Json` to save under it.
-
-    Args:
-        args: One of `SAVES`.
-        name: The name of the item if `args` is not a `Composite`.
-    """
-    named = args if isinstance(args, Composite) else {name: args}
-    for each in named.values():
-        if not isinstance(each, SAVES[:-1]):
-            raise tx.UsageError(
-                f"Expected args that save, such as StandardSave(tree), got {type(each).__name__}"
-            )
-    return {name: each.content() for name, each in named.items()}
-
-
-def list_item_kinds(directory: str) -> dict[str, ItemKind]:
-    """Name → kind of each item of a step."""
-    return list_items(open_source(directory))
-
-
-def default_args(kind: ItemKind) -> StandardRestore | JsonRestore:
-    """The args that restore an item of this kind as it was saved."""
-    return JsonRestore() if kind == "json" else StandardRestore()
 
 
 __getattr__ = unmapped_attribute("args.")

@@ -63,7 +63,7 @@ def register_with_handler(
 
     Args:
         handler_cls: The class of the handler.
-        for_save, for_restore: What the args are for; at least one of both.
+        for_save, for_restore: What the args are for; at least one of the two.
 
     Raises:
         UsageError: Neither is set; or another class has the name that checkpoints record.
@@ -125,7 +125,7 @@ def get_registered_handler_cls(arg: Any) -> type:
 
     Raises:
         UsageError: They were never registered.
-        TypeError: They are no args.
+        TypeError: `arg` is neither args nor a class of args.
     """
     cls = arg if isinstance(arg, type) else type(arg)
     _register_built_in()
@@ -143,7 +143,7 @@ def get_registered_args_cls(handler: Any) -> tuple[type, type]:
     """The args with which a handler, or a class of handlers, saves and restores.
 
     Raises:
-        UsageError: One of both was never registered.
+        UsageError: Its args to save, or those to restore, were never registered.
     """
     found = find_args_types(handler)
     if found is None:
@@ -191,7 +191,7 @@ def _read_args_types(cls: type) -> tuple[type, type] | None:
 
 
 def is_args(value: object) -> bool:
-    """Whether a value is args: of templax, or of Orbax itself."""
+    """Whether a value is args, of templax or of Orbax itself."""
     return _is_args_type(type(value))
 
 

@@ -107,7 +107,7 @@ class CheckpointManager(Saver):
             checkpointers, item_handlers, handler_registry: What saves and restores the items.
             options: See `CheckpointManagerOptions`.
             metadata: JSON that is stored with the run, unless an earlier manager has stored some.
-            item_names: The names of the items. No others are saved then.
+            item_names: The names of the items. If given, no others are saved.
             logger: Gets an entry of each save and restore; see `logging`.
 
         Raises:
@@ -149,7 +149,7 @@ class CheckpointManager(Saver):
         return Path(self._root)
 
     @property
-    def _directory(self) -> Path:  # programs ask for it
+    def _directory(self) -> Path:  # some programs read the private name
         return self.directory
 
     # --- listing
@@ -169,7 +169,7 @@ class CheckpointManager(Saver):
         return find_best(self._options, self._list_steps(), self.metrics, self._root)
 
     def reload(self) -> None:
-        """Lists the directory again, which processes of a job else do only before they save."""
+        """Lists the directory again. Processes of a job otherwise do so only before a save."""
         self._previous = None
         self._steps.forget()
 
@@ -209,9 +209,9 @@ class CheckpointManager(Saver):
             multiprocessing_options=self._options.multiprocessing_options,
             directory=self._root,
         )
-        asked_for = self._make_info(step, "", None)
+        candidate = self._make_info(step, "", None)
         policy = self._save_policy
-        return bool(policy.should_save(asked_for, previous_steps=self._previous, context=context))
+        return bool(policy.should_save(candidate, previous_steps=self._previous, context=context))
 
     def _make_info(self, step: int, key: str, metrics: Any) -> StepInfo:
         now = datetime.datetime.now(tz=datetime.UTC)
@@ -286,7 +286,7 @@ class CheckpointManager(Saver):
                 earlier = self._find_earlier_failure()
             saved_metrics = metrics if self._options.tracks_metrics else None
             background = not self._waits
-            contents = self._items.contents(args, saved_metrics, background=background)
+            contents = self._items.make_contents(args, saved_metrics, background=background)
             options = self._make_save_options(args, custom_metadata)
             key = self._steps.name_step(step)
             info = self._make_info(step, key, metrics)
@@ -445,6 +445,6 @@ _HOMES = {
     "FileOptions": "options",
     "MultiprocessingOptions": "options",
 }
-"""What Orbax's module holds as well, and where it is defined."""
+"""The other names in Orbax's module, and the modules that define them here."""
 
 __getattr__ = unmapped_attribute("checkpoint_manager.", _HOMES)

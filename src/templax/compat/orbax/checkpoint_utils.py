@@ -1,4 +1,4 @@
-"""Orbax's `checkpoint_utils`: a loop over the steps that a training beside it saves, and more."""
+"""Orbax's `checkpoint_utils`: waits for the steps that a training job saves."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ __all__ = [
 ]
 
 _SNAPSHOTS = "_SNAPSHOTS"
-"""The directory, below that of a run, of the steps that somebody evaluates."""
+"""The directory in that of a run that holds snapshots of the steps being evaluated."""
 
 _log = logging.getLogger("templax")
 
@@ -46,8 +46,11 @@ def get_snapshot_dir_from_step_dir(
         snapshot_dir: The directory of the snapshots; by default `_SNAPSHOTS` in that of the run.
     """
     step = Path(os.fspath(step_dir))
-    above = step.parent / _SNAPSHOTS if snapshot_dir is None else Path(os.fspath(snapshot_dir))
-    return above / step.name
+    return _find_snapshots(step.parent, snapshot_dir) / step.name
+
+
+def _find_snapshots(run: PathLike, given: PathLike | None) -> Path:
+    return Path(os.path.join(run, _SNAPSHOTS) if given is None else os.fspath(given))
 
 
 @contextlib.contextmanager
@@ -68,15 +71,15 @@ def wait_for_new_checkpoint(
     """Waits for a step, and keeps a snapshot of it while the block runs.
 
     The snapshot consists of hard links where the file system has them, so it takes no space, and
-    stays if the step is deleted meanwhile. In a job of several processes all call this, and process
-    0 looks.
+    stays if the step is deleted meanwhile. All processes of a job call this, and process 0
+    watches the directory.
 
     Args:
         checkpoint_dir: The directory of the run, which may not exist yet.
         until_step: Waits for a step of at least this number; None for any.
-        seconds_to_sleep: Seconds between two looks.
+        seconds_to_sleep: Seconds to wait before looking again.
         timeout: Seconds after which to give up; None for never.
-        timeout_fn: Called after that: if it returns False, the wait goes on.
+        timeout_fn: Called after the timeout; if it returns False, the wait continues.
         step_prefix, step_format_fixed_length, step_name_format: How the steps are named; see
             `CheckpointManagerOptions`.
         snapshot_dir: See `get_snapshot_dir_from_step_dir`.
@@ -100,9 +103,7 @@ def wait_for_new_checkpoint(
     names = step_name_format or standard_name_format(
         step_prefix=step_prefix, step_format_fixed_length=step_format_fixed_length
     )
-    snapshots = Path(
-        os.path.join(checkpoint_dir, _SNAPSHOTS) if snapshot_dir is None else snapshot_dir
-    )
+    snapshots = _find_snapshots(checkpoint_dir, snapshot_dir)
 
     def look() -> bytes:
         until = -1 if until_step is None else until_step
@@ -145,14 +146,14 @@ def checkpoints_iterator(
 ) -> Iterator[int]:
     """Yields the latest step whenever there is a newer one, for an evaluation beside training.
 
-    Steps that come and go while the loop's body runs are left out. `wait_for_new_checkpoint` says
-    what is kept of a step meanwhile.
+    Steps that come and go while the loop's body runs are skipped. A snapshot of the step is kept
+    meanwhile, as in `wait_for_new_checkpoint`.
 
     Args:
         checkpoint_dir: The directory of the run, which may not exist yet.
         min_interval_secs: The least number of seconds between two steps.
         timeout: Seconds without a new step after which the iterator ends; None for never.
-        timeout_fn: Called after that: if it returns False, the wait goes on.
+        timeout_fn: Called after the timeout; if it returns False, the wait continues.
         seconds_to_sleep, step_prefix, step_format_fixed_length, step_name_format, snapshot_dir,
             set_immutable, ignore_snapshot_errors: See `wait_for_new_checkpoint`.
 
@@ -166,8 +167,8 @@ def checkpoints_iterator(
         [3]
     """
     root = Path(os.fspath(checkpoint_dir))
-    snapshots = root / _SNAPSHOTS if snapshot_dir is None else Path(os.fspath(snapshot_dir))
-    if snapshots.is_dir():  # of a loop that was killed
+    snapshots = _find_snapshots(root, snapshot_dir)
+    if snapshots.is_dir():  # left by a loop that was killed
         for left in snapshots.iterdir():
             with _warn_if_missing(f"no snapshot {left}", ignore_snapshot_errors):
                 shutil.rmtree(left)

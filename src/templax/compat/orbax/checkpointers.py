@@ -1,4 +1,4 @@
-"""JAX. Orbax's checkpointers and handlers."""
+"""JAX. Orbax's checkpointers."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from .handlers.calls import check_finished, limit_time, take_args
 from .handlers.composite import (
     CompositeCheckpointHandler,
     find_metadata,
-    item_content,
-    restore_content,
+    make_content,
+    restore_item,
 )
 from .handlers.trees import PyTreeCheckpointHandler, StandardCheckpointHandler
 from .metadata.checkpoint import StepMetadata, make_step_metadata, read_metadata
@@ -40,7 +40,7 @@ _TUNING = frozenset(
 
 
 class Checkpointer(Saver):
-    """Saves and restores items of the kind that its handler stands for.
+    """Saves and restores what its handler describes.
 
     Example:
         >>> import os, tempfile, numpy as np
@@ -64,7 +64,7 @@ class Checkpointer(Saver):
         **options: Any,
     ) -> None:
         check_tuning(type(self).__name__, options, _TUNING)
-        self.handler = self._handler = handler  # Flax reads this name of it
+        self.handler = self._handler = handler  # Flax reads the private name
         self._after = async_options and async_options.post_finalization_callback
         self.timeout_secs = timeout_secs or (async_options or AsyncOptions()).timeout_secs
         if self.timeout_secs <= 0:
@@ -100,9 +100,9 @@ class Checkpointer(Saver):
         given = take_args(self.handler, "save", positional, named)
         items: Mapping[str, Any]
         if isinstance(self.handler, CompositeCheckpointHandler):
-            items = self.handler.contents(given)
+            items = self.handler.make_contents(given)
         else:
-            items = {"": item_content(self.handler, given, background=not self.waits)}
+            items = {"": make_content(self.handler, given, background=not self.waits)}
         limit_time(items, self.timeout_secs)
         self._pending = PendingSave(
             begin_save(os.fspath(directory), items, self.waits, custom_metadata, force, self._after)
@@ -125,10 +125,10 @@ class Checkpointer(Saver):
         self.wait_until_finished()
         named = named if args is None else {"args": args, **named}
         given = take_args(self.handler, "restore", positional, named)
-        return restore_content(self.handler, os.fspath(directory), given)
+        return restore_item(self.handler, os.fspath(directory), given)
 
     def metadata(self, directory: PathLike) -> StepMetadata:
-        """What is known of a checkpoint without reading any array.
+        """Returns the metadata of a checkpoint; no array is read.
 
         Raises:
             CheckpointError: There is no readable checkpoint.

@@ -8,14 +8,16 @@ import time
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import suppress
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from .unmapped import unmapped_attribute
+
+_T = TypeVar("_T")
 
 
 @runtime_checkable
 class Future(Protocol):
-    """Something that goes on, and whose end can be waited for."""
+    """An operation in progress that can be waited for."""
 
     def result(self, timeout: float | None = None) -> Any:
         """Returns what it made, once it has ended.
@@ -27,7 +29,7 @@ class Future(Protocol):
 
 
 class NoopFuture:
-    """A future of which there is nothing to wait for."""
+    """A future that has already ended."""
 
     def result(self, timeout: float | None = None) -> Any:
         """Returns None at once."""
@@ -62,7 +64,9 @@ class ChainedFuture:
         for number, each in enumerate(self._futures):
             left = None if end is None else end - time.monotonic()
             if left is not None and left <= 0:
-                raise TimeoutError(f"{number} of {len(self._futures)} futures in {timeout} s")
+                raise TimeoutError(
+                    f"{number} of {len(self._futures)} futures ended within {timeout} s"
+                )
             each.result(timeout=left)
         self._cb()
 
@@ -73,7 +77,7 @@ class ChainedFuture:
 
 
 class CommitFutureAwaitingContractedSignals:
-    """A coroutine that runs in a thread of its own, from the moment that this is made.
+    """A coroutine that runs in a thread of its own, and is started at once.
 
     Orbax's waits for signals first, such as that a directory was made. Here the directory of an
     item exists before its handler is called, so there are none to wait for.
@@ -137,14 +141,15 @@ class CommitFutureAwaitingContractedSignals:
                 self._loop.call_soon_threadsafe(self._task.cancel)
 
 
-def run_coroutine(coro: Coroutine[Any, Any, Any]) -> Any:
-    """Runs a coroutine to its end, also if the caller is itself part of a running event loop."""
+def run_coroutine(coro: Coroutine[Any, Any, _T]) -> _T:
+    """Runs a coroutine to its end, even inside a running event loop, such as that of a notebook."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:
         return asyncio.run(coro)
     with ThreadPoolExecutor(1) as pool:
-        return pool.submit(contextvars.copy_context().run, asyncio.run, coro).result()
+        context: Any = contextvars.copy_context()
+        return pool.submit(context.run, asyncio.run, coro).result()
 
 
 def list_futures(found: object) -> list[Future]:

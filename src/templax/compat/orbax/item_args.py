@@ -1,4 +1,4 @@
-"""The args of items that are no trees: arrays, random keys and protocol buffers."""
+"""The args of items other than trees: arrays, random keys and protocol buffers."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class NumpyRandomKeySave(CheckpointArgs):
 
 @dataclass
 class NumpyRandomKeyRestore(CheckpointArgs):
-    """`args.NumpyRandomKeyRestore`: there is nothing to say.
+    """`args.NumpyRandomKeyRestore`: has no fields.
 
     Example:
         >>> from templax.compat import orbax as ocp

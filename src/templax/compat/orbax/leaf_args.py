@@ -1,7 +1,7 @@
 """JAX. How one leaf is saved or restored.
 
-The classes are mutable and may be subclassed, as Orbax's. Whoever reads such args does so by
-attribute, because Flax, grain and others make objects of Orbax's own classes.
+The classes are mutable and may be subclassed, as Orbax's. Code that reads such args does
+so by attribute, because Flax, Grain and others make objects of Orbax's own classes.
 """
 
 from __future__ import annotations
@@ -20,6 +20,9 @@ from .metadata.value import leaf_kind
 PLACEHOLDER = ...
 """A template leaf or subtree that is not restored."""
 
+MOST_NAMED = 8
+"""The most leaves that a message names."""
+
 
 @dataclass
 class SaveArgs:
@@ -27,7 +30,7 @@ class SaveArgs:
 
     Attributes:
         dtype: The leaf is cast to it first, by JAX or NumPy.
-        aggregate, chunk_byte_size, shard_axes: No effect: they describe files.
+        aggregate, chunk_byte_size, shard_axes: No effect.
 
     Example:
         >>> import numpy as np
@@ -135,7 +138,7 @@ def construct_restore_args(
             of `target`.
         set_global_shape: Require arrays to have their shape in `target`.
         support_layout: Ask for the layouts of `target` as well.
-        strict: Goes into the args.
+        strict: Passed on to the args.
 
     Raises:
         UsageError: A leaf is none of these.

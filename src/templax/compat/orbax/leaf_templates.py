@@ -1,4 +1,4 @@
-"""JAX. Template leaves, of what a leaf of `item`, its restore args and the checkpoint say."""
+"""JAX. Makes template leaves from those of `item`, their restore args and the checkpoint."""
 
 from __future__ import annotations
 
@@ -15,12 +15,11 @@ import templax as tx
 
 from ..._catalog.entry import LeafEntry
 from ..._core.arguments import PyTree
-from ..._core.names import join_path
 from ..._core.text import list_names
-from ..._jax.paths import path_element
-from ..._jax.support import abstract_array
+from ..._jax.paths import name_leaf
+from ..._jax.support import abstract_array, find_key_dtype
 from ..._template.flatten import flatten_tree
-from .leaf_args import PLACEHOLDER
+from .leaf_args import MOST_NAMED, PLACEHOLDER
 from .metadata.sharding import resolve_sharding
 from .metadata.tree import unwrap_tree
 from .metadata.value import leaf_kind
@@ -29,8 +28,6 @@ _log = logging.getLogger("templax")
 
 _PYTHON = (int, float, complex, bool, str)
 
-_MOST_NAMED = 8
-
 STRUCTURE_ERROR = (
     "User-provided restore item and on-disk value metadata tree structures do not match"
 )
@@ -38,9 +35,9 @@ STRUCTURE_ERROR = (
 
 
 def make_template(item: PyTree) -> PyTree:
-    """A tree that `templax.restore` takes, of one that may hold metadata of leaves.
+    """Makes a template for `templax.restore` from a tree that may hold metadata of leaves.
 
-    The sharding that metadata has is used. If the devices of the save are not there, the leaves go
+    Shardings in the metadata are used. If the devices of the save are not there, the leaves go
     to JAX's default device, and a warning names them.
     """
     tree = unwrap_tree(item)
@@ -48,15 +45,11 @@ def make_template(item: PyTree) -> PyTree:
         return tree
     elsewhere: list[str] = []
     flat = flatten_tree(tree)
-    leaves = [_from_metadata(_name_of(keys), leaf, elsewhere) for keys, leaf in flat.keyed]
+    leaves = [_from_metadata(name_leaf(keys), leaf, elsewhere) for keys, leaf in flat.keyed]
     if elsewhere:
         text = "saved on devices that are not there, restored on the default device: %s"
-        _log.warning(text, list_names(elsewhere, _MOST_NAMED))
+        _log.warning(text, list_names(elsewhere, MOST_NAMED))
     return flat.treedef.unflatten(leaves)
-
-
-def _name_of(keys: Iterable[Any]) -> str:
-    return join_path(tuple(map(path_element, keys)))
 
 
 def _from_metadata(name: str, leaf: Any, elsewhere: list[str]) -> Any:
@@ -83,7 +76,7 @@ def _from_metadata(name: str, leaf: Any, elsewhere: list[str]) -> Any:
 
 
 def is_leaf_args(x: Any) -> bool:
-    """Whether an object says how a leaf is restored, whosever class it is of."""
+    """Whether an object says how a leaf is restored, whatever its class."""
     return hasattr(x, "restore_type") and hasattr(x, "dtype")
 
 
@@ -94,7 +87,7 @@ def name_leaf_args(tree: PyTree) -> dict[str, Any]:
         tree: A tree of restore args or of save args.
     """
     keyed, _ = jtu.tree_flatten_with_path(unwrap_tree(tree), is_leaf=lambda x: x is None)
-    return {_name_of(keys): args for keys, args in keyed}
+    return {name_leaf(keys): args for keys, args in keyed}
 
 
 def apply_restore_args(
@@ -105,35 +98,35 @@ def apply_restore_args(
     partial: bool = False,
     as_stored: bool = False,
 ) -> PyTree:
-    """A template whose leaves are as restore args ask.
+    """Makes a template whose leaves are as restore args say.
 
     Args:
         template: The tree to restore.
         restore_args: A tree with args at each leaf of `template`.
         stored: Name → leaf of the checkpoint: gives the shape and dtype where neither does.
         partial: Whether there may be args for leaves that `template` lacks.
-        as_stored: Whether arrays whose args say no shape have the stored one, as Orbax's have if
-            there are transforms. A warning names those that have another one in `template`.
+        as_stored: Whether arrays whose args give no shape get the stored one, as with Orbax if
+            there are transforms. A warning names those whose shape in `template` differs.
 
     Raises:
         UsageError: A leaf has no args, or args have no leaf; or the args contradict themselves.
     """
     asked = name_leaf_args(restore_args)
     flat = flatten_tree(template)
-    names = [_name_of(keys) for keys, _ in flat.keyed]
+    names = [name_leaf(keys) for keys, _ in flat.keyed]
     rows = list(zip(names, flat.leaves, strict=True))
     lacking = [name for name, leaf in rows if name not in asked and leaf is not PLACEHOLDER]
     if lacking:
         raise tx.UsageError(
             f"{STRUCTURE_ERROR}: expected restore args for each leaf of the item, found none for"
-            f" {list_names(lacking, _MOST_NAMED)}"
+            f" {list_names(lacking, MOST_NAMED)}"
         )
-    known = {*names, *[_name_of(keys) for keys, _ in flat.repeats]}
+    known = {*names, *[name_leaf(keys) for keys, _ in flat.repeats]}
     idle = _find_idle(asked, known, template)
     if idle and not partial:
         raise tx.UsageError(
             f"{STRUCTURE_ERROR}: expected restore args for leaves of the item only, got some for"
-            f" {list_names(idle, _MOST_NAMED)}; hint: partial_restore=True"
+            f" {list_names(idle, MOST_NAMED)}; hint: partial_restore=True"
         )
     if as_stored:
         rows = take_stored_shapes(rows, asked, stored)
@@ -146,12 +139,12 @@ def apply_restore_args(
 
 
 def _find_idle(asked: Mapping[str, Any], known: Container[str], tree: PyTree) -> list[str]:
-    """The names with args that are neither of a leaf nor at or below an empty node."""
+    """The names of args that belong neither to a leaf nor to an empty node or anything below it."""
     idle = [name for name, args in asked.items() if name not in known and args is not None]
     if not idle:
         return idle
     keyed, _ = jtu.tree_flatten_with_path(tree, is_leaf=lambda x: not jtu.tree_leaves(x))
-    empty = [f"{_name_of(keys)}." for keys, node in keyed if not jtu.tree_leaves(node)]
+    empty = [f"{name_leaf(keys)}." for keys, node in keyed if not jtu.tree_leaves(node)]
     return [n for n in idle if not any(node == "." or f"{n}.".startswith(node) for node in empty)]
 
 
@@ -178,7 +171,7 @@ def take_stored_shapes(
         result.append((name, leaf))
     if changed:
         text = "restored in the stored shape, and not in that of item=: %s; hint: global_shape="
-        _log.warning(text, list_names(changed, _MOST_NAMED))
+        _log.warning(text, list_names(changed, MOST_NAMED))
     return result
 
 
@@ -189,7 +182,7 @@ def _is_array_of_other_shape(leaf: Any, entry: LeafEntry) -> bool:
 
 def _reshape(leaf: Any, shape: tuple[int, ...], dtype: Any) -> Any:
     if isinstance(leaf, np.ndarray):
-        return np.broadcast_to(np.empty((), leaf.dtype), shape)
+        return make_numpy_leaf(shape, leaf.dtype)
     if isinstance(leaf, (int, float)):  # it only names a leaf
         return jax.ShapeDtypeStruct(shape, dtype)
     return jax.ShapeDtypeStruct(shape, leaf.dtype, sharding=getattr(leaf, "sharding", None))
@@ -212,7 +205,7 @@ def describe_leaf(leaf: Any, asked: Any, stored: LeafEntry | None = None) -> Any
         if kind is None:
             number = isinstance(leaf, (type, int, float))
             return leaf if dtype is None or not number else type(np.zeros((), dtype).item())
-        stand_in = _stand_in(leaf, stored)
+        stand_in = _make_stand_in(leaf, stored)
         if stand_in is None:
             return leaf  # the restore names what does not fit
         leaf = stand_in
@@ -224,22 +217,25 @@ def describe_leaf(leaf: Any, asked: Any, stored: LeafEntry | None = None) -> Any
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
     dtype = leaf.dtype if dtype is None else dtype
     if kind is np.ndarray or (kind is None and isinstance(leaf, np.ndarray)):
-        # Abstract: a broadcast scalar takes no memory.
-        return np.broadcast_to(np.empty((), dtype), shape)
+        return make_numpy_leaf(shape, dtype)
     return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
 
-def _stand_in(leaf: Any, stored: LeafEntry | None) -> Any:
-    """What has the shape and dtype for a leaf that is only there to name one, such as `0`."""
+def _make_stand_in(leaf: Any, stored: LeafEntry | None) -> Any:
+    """Gives a leaf that is only there to name one, such as `0`, a shape and a dtype."""
     if stored is not None and stored.kind == "string":
         return None
     if stored is not None and stored.kind == "key":
-        dtype = jax.eval_shape(lambda: jax.random.key(0, impl=stored.key_impl)).dtype
-        return jax.ShapeDtypeStruct(stored.user_shape, dtype)
+        return jax.ShapeDtypeStruct(stored.user_shape, find_key_dtype(stored.key_impl))
     if stored is not None:
         return jax.ShapeDtypeStruct(stored.shape, stored.dtype)
     number = isinstance(leaf, (type, int, float))
     return np.zeros((), leaf if isinstance(leaf, type) else type(leaf)) if number else None
+
+
+def make_numpy_leaf(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """The template leaf of a NumPy array, which takes no memory."""
+    return np.broadcast_to(np.empty((), dtype), shape)
 
 
 def find_sharding(asked: Any) -> Any:
@@ -272,13 +268,13 @@ def cast_tree(tree: PyTree, save_args: PyTree) -> PyTree:
         return tree
     asked = name_leaf_args(save_args)
     flat = flatten_tree(tree)
-    names = [_name_of(keys) for keys, _ in flat.keyed]
-    known = {*names, *[_name_of(keys) for keys, _ in flat.repeats]}
+    names = [name_leaf(keys) for keys, _ in flat.keyed]
+    known = {*names, *[name_leaf(keys) for keys, _ in flat.repeats]}
     lacking = [name for name in names if name not in asked]
     idle = _find_idle(asked, known, tree)
     if lacking or idle:
-        what = f"found none for {list_names(lacking, _MOST_NAMED)}"
-        what = what if lacking else f"got some for {list_names(idle, _MOST_NAMED)}"
+        what = f"found none for {list_names(lacking, MOST_NAMED)}"
+        what = what if lacking else f"got some for {list_names(idle, MOST_NAMED)}"
         raise tx.UsageError(f"Expected save args for each leaf of the tree, {what}")
     rows = zip(names, flat.leaves, strict=True)
     return flat.treedef.unflatten([cast_leaf(leaf, asked[name]) for name, leaf in rows])

@@ -1,4 +1,4 @@
-"""JAX. Orbax's `msgpack_utils`: trees in one piece of msgpack, as Flax writes them."""
+"""JAX. Orbax's `msgpack_utils`: trees as msgpack, as Flax writes them."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ _ARRAY, _COMPLEX, _NUMBER, _TUPLE = 1, 2, 3, 4
 
 
 def msgpack_serialize(pytree: PyTree, in_place: bool = False) -> bytes:
-    """A tree of dicts, lists, tuples, arrays, numbers, texts and None, as msgpack.
+    """Encodes a tree of dicts, lists, tuples, arrays, numbers, strings and None as msgpack.
 
     Args:
         pytree: The tree.
         in_place: No effect: the tree is never changed.
 
     Raises:
-        UsageError: It holds something else.
+        UsageError: A value is of another type.
 
     Example:
         >>> from templax.compat import orbax as ocp
@@ -62,7 +62,7 @@ def _encode(value: Any) -> Any:
         return msgspec.msgpack.Ext(_COMPLEX, msgspec.msgpack.encode((value.real, value.imag)))
     if isinstance(value, (np.ndarray, jax.Array)):
         return _cut_array(np.asarray(value))
-    raise tx.UsageError(f"Expected arrays, numbers, texts and containers, got {value!r}")
+    raise tx.UsageError(f"Expected arrays, numbers, strings and containers, got {value!r}")
 
 
 def _encode_array(array: np.ndarray) -> bytes:
@@ -87,10 +87,10 @@ def _cut_array(array: np.ndarray) -> Any:
 
 
 def msgpack_restore(encoded_pytree: bytes) -> PyTree:
-    """The tree that `msgpack_serialize`, Orbax or Flax encoded.
+    """Decodes a tree that `msgpack_serialize`, Orbax or Flax encoded.
 
     Raises:
-        UsageError: It is no such tree.
+        UsageError: The bytes are not such a tree.
     """
     try:
         return _join_arrays(msgspec.msgpack.decode(encoded_pytree, ext_hook=_decode))

@@ -239,7 +239,7 @@ class CheckpointManagerOptions:
 
 
 def check_tuning(owner: str, options: Mapping[str, Any], known: Container[str]) -> None:
-    """Refuses options that do not exist, and those by which not all processes save.
+    """Refuses options that do not exist, and those that exclude processes from saving.
 
     Args:
         owner: What takes the options, as the error says it.
@@ -274,7 +274,7 @@ def check_metadata_options(owner: str, options: Any) -> None:
 
 
 def check_processes(options: Any) -> None:
-    """Refuses options of a job of several processes of which not all save.
+    """Refuses options that exclude processes of a job from saving.
 
     Args:
         options: A `MultiprocessingOptions`, or None.

@@ -109,7 +109,7 @@ def find_named(root: str, names: NameFormat[Metadata]) -> dict[int, str]:
 
 
 def write_root_metadata(root: str, metadata: Mapping[str, Any]) -> None:
-    """Writes the metadata of a run, unless an earlier manager of the directory has written its."""
+    """Writes the metadata of a run, unless an earlier manager has written some."""
     text = json.dumps({"internal_metadata": {}, "custom_metadata": metadata})
     path = os.path.join(root, "metadata")
     with suppress(tx.AlreadyExists), Staging(path, overwrite=False) as staging:

@@ -15,7 +15,7 @@ from ...storage.open import open_source
 from .args import Composite, JsonRestore, PyTreeRestore, StandardRestore, adopt_args
 from .checkpoint_args import is_args
 from .handlers.calls import Use, limit_time, take_args
-from .handlers.composite import CompositeCheckpointHandler, restore_content
+from .handlers.composite import CompositeCheckpointHandler, restore_item
 from .handlers.documents import JsonCheckpointHandler
 from .metadata.checkpoint import StepMetadata, make_step_metadata, read_metadata
 from .options import AsyncOptions
@@ -30,13 +30,13 @@ METRICS = "metrics"
 class RunItems:
     """The items of the steps of a run: a single one, or several that have names.
 
-    Which of the two it is, the arguments of the manager say; or else its first save or restore.
+    The arguments of the manager decide which of the two, or else its first save or restore.
 
     Args:
         checkpointers, item_names, item_handlers, handler_registry: Those of the manager.
 
     Attributes:
-        waits: Whether there are checkpointers, all of which save before their call returns.
+        waits: Whether there are checkpointers, and all of them finish a save before they return.
 
     Raises:
         UsageError: They contradict each other.
@@ -66,7 +66,9 @@ class RunItems:
         self._named: bool | None = None
         if isinstance(given, Mapping) or names:
             if given is not None and not isinstance(given, Mapping):
-                raise tx.UsageError("Expected a dict as item_handlers= with item_names=, got one")
+                raise tx.UsageError(
+                    "Expected a dict as item_handlers= with item_names=, got a single handler"
+                )
             handlers: dict[str, Any] = {
                 name: _get_handler(each) for name, each in (given or {}).items()
             }
@@ -99,20 +101,22 @@ class RunItems:
         self._named, named = self._name_args("save", args)
         return named
 
-    def contents(self, args: Composite, metrics: Any, *, background: bool) -> dict[str, Content]:
+    def make_contents(
+        self, args: Composite, metrics: Any, *, background: bool
+    ) -> dict[str, Content]:
         """Item name → what to save under it.
 
         Args:
             args: Those of a save.
             metrics: The metrics to save with it, or None.
-            background: Whether handlers of others may go on writing after the call.
+            background: Whether custom handlers may continue to write after the call.
 
         Raises:
             UsageError: An item can't have its name, or has no handler for its args.
         """
         if metrics is not None and any(name.casefold() == METRICS for name in args):
             raise tx.UsageError("Expected items of other names than `metrics`, got metrics=")
-        contents = dict(self._handler.contents(args, background=background))
+        contents = dict(self._handler.make_contents(args, background=background))
         limit_time(contents, self._timeout)
         if metrics is not None:
             contents[METRICS] = Json(metrics, METRICS)
@@ -136,12 +140,12 @@ class RunItems:
         named, single = self._read_restore_args(path, kinds, items, restore_kwargs, args)
         if single and ONLY_ITEM not in kinds:  # the step is an item itself, or has a named one
             given = named[ONLY_ITEM]
-            return restore_content(self._handler.find_handler(ONLY_ITEM, given), path, given)
+            return restore_item(self._handler.find_handler(ONLY_ITEM, given), path, given)
         restored = self._handler.restore(path, args=named)
         return restored[ONLY_ITEM] if single else restored
 
     def read_metadata(self, path: str) -> StepMetadata:
-        """The metadata of a step, and of its items; None for one of which nothing is known."""
+        """The metadata of a step and of its items; None for an item whose kind is unknown."""
         kinds = list_items(open_source(path))
         if not set(kinds) - {ONLY_ITEM, METRICS}:
             path_of_item = f"{path}/{ONLY_ITEM}" if ONLY_ITEM in kinds else path
@@ -246,7 +250,7 @@ def _waits(checkpointer: Any) -> bool:
 
 
 def _refuse_both(**given: Any) -> None:
-    """Refuses arguments of which one stands for the other."""
+    """Refuses arguments that exclude each other."""
     names = [name for name, value in given.items() if value is not None]
     if len(names) > 1 and names != ["item_names", "item_handlers"]:
         raise tx.UsageError(f"Expected {names[0]}= or {names[1]}=, got both")

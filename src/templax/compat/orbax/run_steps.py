@@ -1,4 +1,4 @@
-"""The steps of a manager's run, under the names that its options say."""
+"""The steps of a manager's run, named as its options say."""
 
 from __future__ import annotations
 
@@ -67,11 +67,11 @@ class RunSteps:
         return find_committed(root, self._prefix, own=own)
 
     def list_committed(self, *, own: bool) -> dict[int, str]:
-        """The same, as all processes of the job see it."""
+        """Number → name of each committed step, as all processes of the job see it."""
         return (self._own if own else self._all).list_committed()
 
     def share(self, call: Hosts) -> None:
-        """Shares with all processes what there is after a call that they made."""
+        """Tells all processes which steps exist after a call that they made."""
         for steps in (self._own, self._all):
             steps.share(call)
 

@@ -17,7 +17,7 @@ class SaveFailure:
         self._told: set[int] = set()
 
     def learn(self, pending: PendingSave | None) -> bool:
-        """Waits for the end of a save, and takes over its error; whether there is a new one."""
+        """Waits for the end of a save, and takes over its error; True if that is a new one."""
         error = None if pending is None else pending.find_error()
         if pending is None or error is None or error is self._error:
             return False
@@ -35,7 +35,7 @@ class SaveFailure:
 
     @contextmanager
     def mark_raised(self, error: BaseException | None) -> Generator[None]:
-        """Does so if this error leaves the block."""
+        """Calls `mark_told` if the error leaves the block."""
         try:
             yield
         except BaseException as raised:

@@ -22,7 +22,7 @@ PathLike = str | os.PathLike[str]
 
 
 class PathExists(tx.AlreadyExists, ValueError):
-    """`templax.AlreadyExists` that is a `ValueError` as well: which Orbax raises."""
+    """An `AlreadyExists` that is also a `ValueError`, which is what Orbax raises."""
 
 
 def begin_save(
@@ -39,8 +39,8 @@ def begin_save(
         path: The path of the checkpoint.
         items: Name → tree or `Json`; "" is the checkpoint itself.
         wait: See `templax.save`.
-        overwrite: Replaces a checkpoint; what others put into its directory is kept.
         custom_metadata: The `metadata` of `templax.save`.
+        overwrite: Replaces a checkpoint; files that others put into its directory are kept.
         after: Called once the checkpoint is committed.
 
     Raises:

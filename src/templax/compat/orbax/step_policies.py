@@ -153,7 +153,7 @@ class _FunctionPolicy:
 
 
 def make_save_policy(options: CheckpointManagerOptions) -> SaveDecisionPolicy:
-    """The policy that options give, or stand for."""
+    """The policy in the options, or the one that their other fields amount to."""
     if options.save_decision_policy is not None:
         return options.save_decision_policy
     if options.should_save_fn is not None:
@@ -178,10 +178,10 @@ def saves_continuously(policy: Any) -> bool:
 
 
 def make_preservation_policy(options: CheckpointManagerOptions) -> PreservationPolicy:
-    """The policy that options give, or stand for.
+    """The policy in the options, or the one that their other fields amount to.
 
     Raises:
-        UsageError: They give a policy and the options that it replaces.
+        UsageError: They have a policy as well as fields that it replaces.
     """
     instead = ("max_to_keep", "keep_period", "keep_time_interval")
     if options.preservation_policy is not None:

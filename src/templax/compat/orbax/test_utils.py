@@ -76,7 +76,7 @@ def print_directory(directory: PathLike, level: int = 0) -> None:
     """Logs the names of all files and directories below a directory.
 
     Raises:
-        ValueError: It is no directory.
+        ValueError: It is not a directory.
     """
     path = Path(directory)
     if not path.is_dir():

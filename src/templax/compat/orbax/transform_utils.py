@@ -1,4 +1,4 @@
-"""JAX. Orbax's `transform_utils`: trees made of other trees, by rules on the names of leaves."""
+"""JAX. Orbax's `transform_utils`: makes trees from other trees by rules on the names of leaves."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import templax as tx
 
 from ..._core.arguments import PyTree
 from ..._core.text import list_names
-from .leaf_args import PLACEHOLDER
+from .leaf_args import MOST_NAMED, PLACEHOLDER
 from .metadata.value import leaf_kind
 from .tree import from_flat_dict, merge_trees, to_flat_dict
 from .unmapped import unmapped_attribute
@@ -29,8 +29,6 @@ __all__ = [
 
 _log = logging.getLogger("templax")
 
-_MOST_NAMED = 8
-
 
 @dataclass
 class Transform:
@@ -42,8 +40,8 @@ class Transform:
         original_key: The name in the original tree, with `/` between keys. It may refer to groups
             of the pattern: `r"\\1old\\2"`.
         use_fallback: Takes the leaf of the tree that is not the default one.
-        value_fn: Makes the new leaf of the original one.
-        multi_value_fn: Makes it of its name and the whole original tree.
+        value_fn: Computes the new leaf from the original one.
+        multi_value_fn: Computes it from its name and the whole original tree.
 
     Raises:
         UsageError: Two of them contradict each other.
@@ -111,7 +109,7 @@ def find_sources(
     new: Mapping[str, Any],
     default: bool,
 ) -> Iterator[Source]:
-    """Yields where each leaf of the new tree comes from; without `original` and rule, from itself.
+    """Yields where each leaf of the new tree comes from; with neither origin nor rule, it stays.
 
     Args:
         original: Name → leaf of the original tree.
@@ -152,7 +150,7 @@ def apply_transformations(
     new_tree: PyTree,
     default_to_original: bool | None = True,
 ) -> PyTree:
-    """A tree of the structure of `new_tree`, of leaves of `original_tree`.
+    """Makes a tree with the structure of `new_tree` from leaves of `original_tree`.
 
     Args:
         original_tree: Where the leaves come from.
@@ -196,7 +194,7 @@ def log_kept(names: list[str]) -> None:
     """Logs which leaves neither a transform nor the original tree gives."""
     if names:
         text = "no transform and no original leaf for %s: kept as in the new tree"
-        _log.warning(text, list_names(names, _MOST_NAMED))
+        _log.warning(text, list_names(names, MOST_NAMED))
 
 
 def is_abstract(leaf: Any) -> bool:

@@ -14,13 +14,11 @@ import templax as tx
 from ..._catalog.catalog import Catalog
 from ..._core.arguments import PyTree
 from ..._core.text import list_names
-from .leaf_args import PLACEHOLDER, RestoreArgs
+from .leaf_args import MOST_NAMED, PLACEHOLDER, RestoreArgs
 from .leaf_templates import describe_leaf, make_template, take_stored_shapes
 from .metadata.tree import unwrap_tree
 from .transform_utils import Source, find_sources, is_abstract, is_transform, log_kept
 from .tree import from_flat_dict, to_flat_dict
-
-_MOST_NAMED = 8
 
 
 @dataclass
@@ -50,7 +48,7 @@ class _Reads:
         self._forms: dict[str, list[Any]] = {}
 
     def add(self, name: str, leaf: Any, asked: Any) -> tuple[str, int]:
-        """Wants a leaf; returns where `read` has it.
+        """Adds a leaf to read; returns its key in what `read` returns.
 
         Args:
             name: The leaf.
@@ -67,7 +65,7 @@ class _Reads:
         return name, len(forms) - 1
 
     def read(self) -> dict[tuple[str, int], Any]:
-        """Reads all leaves; those that are wanted in one form, as nearly all are, in one call."""
+        """Reads all leaves, in one call unless one is wanted in several forms."""
         found: dict[tuple[str, int], Any] = {}
         for number in range(max(map(len, self._forms.values()), default=0)):
             forms = {n: forms[number] for n, forms in self._forms.items() if len(forms) > number}
@@ -108,7 +106,7 @@ def restore_transformed(
     transforms: PyTree,
     default_to_original: bool = True,
 ) -> PyTree:
-    """Restores a tree of the structure of `item`, its leaves made as transforms say.
+    """Restores a tree with the structure of `item`, whose leaves are made as transforms say.
 
     Args:
         directory: The path of the item.
@@ -172,7 +170,7 @@ def _check_kept(plan: list[_Leaf], new: Mapping[str, Any], default: bool) -> Non
     if empty:
         raise tx.UsageError(
             "Expected values in item= for the leaves that neither the checkpoint nor a transform"
-            f" gives, got none for {list_names(empty, _MOST_NAMED)}"
+            f" gives, got none for {list_names(empty, MOST_NAMED)}"
         )
     log_kept([source.key for source in kept if source.transform is None and default])
 
@@ -210,7 +208,7 @@ def restore_by_legacy_function(
         item: The first argument of the function.
         restore_args: A tree with args at each leaf of the result, or None.
         legacy_transform_fn: Called with `item`, the abstract tree of the checkpoint and a tree of
-            `ParamInfo`s; returns the last two as the result shall be. What is not read
+            `ParamInfo`s; returns the last two in the structure of the result. What is not read
             (`skip_deserialize`) stays as in the tree that it returns.
 
     Raises:

@@ -12,7 +12,7 @@ import numpy as np
 import templax as tx
 
 from ..._core.arguments import PyTree
-from ..._jax.paths import path_element
+from ..._jax.paths import name_leaf, path_element
 from .metadata.sharding import resolve_sharding
 from .unmapped import unmapped_attribute
 
@@ -63,12 +63,10 @@ def get_param_names(item: PyTree, *, include_empty_nodes: bool = True) -> PyTree
 
     Args:
         item: The tree.
-        include_empty_nodes: Whether nodes without children get one, too.
+        include_empty_nodes: Whether nodes without children get one as well.
     """
     is_leaf = is_empty_or_leaf if include_empty_nodes else None
-    return jtu.tree_map_with_path(
-        lambda keys, _: ".".join(str_keypath(keys)), item, is_leaf=is_leaf
-    )
+    return jtu.tree_map_with_path(lambda keys, _: name_leaf(keys), item, is_leaf=is_leaf)
 
 
 def to_flat_dict(
@@ -99,7 +97,7 @@ def to_flat_dict(
 def from_flat_dict(
     flat_dict: Any, target: PyTree = None, sep: str | None = None, *, inplace: bool = False
 ) -> PyTree:
-    """The opposite of `to_flat_dict`.
+    """The inverse of `to_flat_dict`.
 
     Args:
         flat_dict: Path → leaf.
@@ -109,7 +107,7 @@ def from_flat_dict(
 
     Raises:
         KeyError: A leaf of `target` is missing.
-        UsageError: A path is that of a leaf and of a node.
+        UsageError: A path is that of a leaf as well as of a node.
     """
     take = flat_dict.pop if inplace else flat_dict.__getitem__
     if target is not None:
@@ -184,12 +182,12 @@ def _finish_lists(node: Any, leaves: set[tuple[Any, ...]], path: tuple[Any, ...]
 
 
 def deserialize_tree(serialized: PyTree, target: PyTree, keep_empty_nodes: bool = False) -> PyTree:
-    """The opposite of `serialize_tree`.
+    """The inverse of `serialize_tree`.
 
     Args:
         serialized: A tree whose keys are those of `target`.
         target: A tree of the wanted structure.
-        keep_empty_nodes: Whether nodes of `target` without children are looked up, too.
+        keep_empty_nodes: Whether nodes of `target` without children are looked up as well.
 
     Raises:
         KeyError: A leaf of `target` is missing.

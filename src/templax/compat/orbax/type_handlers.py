@@ -148,7 +148,7 @@ def is_supported_empty_value(value: Any, pytree_metadata_options: Any = None) ->
     Args:
         value: Any value.
         pytree_metadata_options: Its attribute `support_rich_types` says whether an empty NamedTuple
-            is such a node; None is without.
+            is such a node; with None it is not.
     """
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         return bool(getattr(pytree_metadata_options, "support_rich_types", False)) and not value

@@ -1,4 +1,4 @@
-"""Loads names when they are used, and makes the errors about those that are not mapped."""
+"""Loads names on first use, and makes the errors about names that are not mapped."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def unmapped_attribute(
             return module if is_module else getattr(module, there or name)
         full = f"{prefix.removeprefix('experimental.')}{name}"
         hint = next(_HINTS[start] for start in _HINTS if full.startswith(start))
-        # No AttributeError with a hint about what Python itself looks for.
+        # Python itself looks for such names: no hint about them.
         more = "" if name.startswith("__") else f"; hint: {hint}"
         raise AttributeError(f"{_ROOT} has no `{prefix}{name}`{more}")
 

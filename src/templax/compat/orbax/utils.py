@@ -92,7 +92,7 @@ def name_from_leaf_placeholder(placeholder: str) -> str:
     """The directory that such a leaf names.
 
     Raises:
-        ValueError: It is no placeholder.
+        ValueError: `placeholder` is not one.
 
     Example:
         >>> from templax.compat import orbax as ocp

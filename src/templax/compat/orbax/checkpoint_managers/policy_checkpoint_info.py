@@ -1,4 +1,4 @@
-"""What a policy learns of a step."""
+"""What a policy is told about a step."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Orbax's preservation policies: which steps of a run stay after another one was saved.
+"""Orbax's preservation policies: which steps of a run are kept once another is saved.
 
-A policy gets the steps in the order in which they were saved and answers for each whether it stays.
+A policy gets the steps in the order of their saves, and decides for each whether it stays.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class PreservationContext:
 
 
 class PreservationPolicy(Protocol):
-    """What every policy does; one of your own needs no base class.
+    """The interface of all policies; your own needs no base class.
 
     Example:
         >>> class EvenSteps:
@@ -59,7 +59,7 @@ class PreservationPolicy(Protocol):
 
 @dataclass
 class PreserveAll:
-    """Every step stays."""
+    """Keeps every step."""
 
     def should_preserve(self, checkpoints: Steps, *, context: PreservationContext) -> list[bool]:
         """See `PreservationPolicy`."""
@@ -68,7 +68,7 @@ class PreserveAll:
 
 @dataclass
 class LatestN:
-    """The last `n` steps stay; all if `n` is None.
+    """Keeps the last `n` steps, or all if `n` is None.
 
     Example:
         >>> from templax.compat import orbax as ocp
@@ -87,7 +87,7 @@ class LatestN:
 
 @dataclass
 class EveryNSeconds:
-    """The first step stays, and each one that was saved this long after the last that stays."""
+    """Keeps the first step, and each one saved at least this long after the last one kept."""
 
     interval_secs: float
 
@@ -105,13 +105,13 @@ class EveryNSeconds:
 
 @dataclass
 class EveryNSteps:
-    """Steps at this interval stay.
+    """Keeps steps at an interval.
 
     Attributes:
         interval_steps: The interval, not 0.
-        exact_interval: Whether multiples of the interval stay. If not, the first step stays, and
-            each one at least this far from the last that stays.
-        max_to_keep: How many of them stay at most, the latest; None for all.
+        exact_interval: Whether to keep the multiples of the interval. If not, the first step is
+            kept, and each one at least this far from the last one kept.
+        max_to_keep: The most of them to keep, the latest ones; None keeps all.
     """
 
     interval_steps: int
@@ -134,11 +134,11 @@ class EveryNSteps:
 
 @dataclass
 class EveryNStepsClosest:
-    """Of the steps around each multiple of the interval, the closest stays; and the last step.
+    """Keeps the step closest to each multiple of the interval, and the last step.
 
     Attributes:
         interval_steps: The interval, not 0.
-        max_to_keep: How many of them stay at most, the latest; None for all.
+        max_to_keep: The most of them to keep, the latest ones; None keeps all.
     """
 
     interval_steps: int
@@ -160,7 +160,7 @@ class EveryNStepsClosest:
 
 @dataclass
 class CustomSteps:
-    """The steps of these numbers stay."""
+    """Keeps the steps of these numbers."""
 
     steps: InitVar[Sequence[int]]
     _numbers: frozenset[int] = field(init=False)
@@ -175,7 +175,7 @@ class CustomSteps:
 
 @dataclass
 class AnyPreservationPolicy:
-    """A step stays if one of several policies keeps it."""
+    """Keeps a step if any of its policies does."""
 
     policies: Sequence[PreservationPolicy]
 
@@ -192,13 +192,13 @@ class AnyPreservationPolicy:
 
 @dataclass(kw_only=True)
 class BestN:
-    """The best steps stay.
+    """Keeps the best steps.
 
     Attributes:
         get_metric_fn: Computes the number to compare from a step's metrics.
         reverse: Whether low numbers are better than high ones.
-        n: How many stay; None for all. The later one stays if several tie. NaN is never the best.
-        keep_checkpoints_without_metrics: Whether steps without metrics stay as well.
+        n: How many to keep; None keeps all. Of equal ones the later is kept; NaN is never best.
+        keep_checkpoints_without_metrics: Whether to keep steps without metrics as well.
     """
 
     get_metric_fn: Callable[[Any], float]
@@ -221,7 +221,7 @@ class BestN:
 
 @dataclass
 class LatestDuration:
-    """Steps stay from the first one on that was saved within this time before now."""
+    """Keeps the first step saved within this time before now, and all that follow it."""
 
     duration: datetime.timedelta
 
@@ -235,9 +235,9 @@ class LatestDuration:
 
 
 def rank_values(values: dict[int, float], *, reverse: bool) -> list[int]:
-    """The keys of numbers, best first: the highest, or with `reverse` the lowest.
+    """Ranks keys by their numbers, the highest first, or with `reverse` the lowest.
 
-    Of equal ones the later comes first. Those of NaN are left out.
+    Of equal ones the later comes first. Keys of NaN are left out.
     """
     numbers = {key: value for key, value in values.items() if value == value}
     return sorted(numbers, key=lambda key: (numbers[key] if reverse else -numbers[key], -key))
@@ -246,10 +246,10 @@ def rank_values(values: dict[int, float], *, reverse: bool) -> list[int]:
 def ask_policy(
     policy: PreservationPolicy, checkpoints: Steps, context: PreservationContext
 ) -> list[bool]:
-    """What a policy answers, one of the caller's own included.
+    """Asks a policy, which may be the caller's own, which steps stay.
 
     Raises:
-        UsageError: It does not answer for each step. To guess would delete the wrong ones.
+        UsageError: It does not answer for each step. A guess could delete the wrong ones.
     """
     answer = [bool(stays) for stays in policy.should_preserve(checkpoints, context=context)]
     if len(answer) != len(checkpoints):
@@ -265,7 +265,7 @@ def _check_interval(interval: int) -> None:
 
 
 def _keep_latest(stays: list[bool], n: int | None) -> list[bool]:
-    """The same answers, but True for the last `n` at most."""
+    """Limits the steps that stay to the last `n`."""
     chosen = [i for i, each in enumerate(stays) if each]
     dropped = set() if n is None else set(chosen[: max(0, len(chosen) - n)])
     return [each and i not in dropped for i, each in enumerate(stays)]

@@ -43,7 +43,7 @@ class DecisionContext:
 
 @runtime_checkable
 class SaveDecisionPolicy(Protocol):
-    """What every policy does; one of your own needs no base class.
+    """The interface of all policies; your own needs no base class.
 
     All processes of a job must get the same answer.
 
@@ -159,7 +159,7 @@ class InitialSavePolicy:
 
 @dataclass
 class AnySavePolicy:
-    """Saves if one of several policies does; those after it are not asked."""
+    """Saves if any of its policies does, and asks none after that one."""
 
     policies: Sequence[SaveDecisionPolicy]
 

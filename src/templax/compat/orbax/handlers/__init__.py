@@ -1,4 +1,4 @@
-"""Orbax's `handlers`: what saves and restores items, and registries of it."""
+"""Orbax's `handlers`: what saves and restores items, and their registries."""
 
 from __future__ import annotations
 

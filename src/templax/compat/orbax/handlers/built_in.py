@@ -20,8 +20,8 @@ from .protocol import AsyncCheckpointHandler
 class BuiltInHandler(AsyncCheckpointHandler):
     """A handler of templax.
 
-    A checkpointer asks it for `contents`, and saves these. Called on its own, `save` writes them
-    into a directory as it is, without the files that mark a checkpoint as finished.
+    A checkpointer saves what `make_contents` returns. Called on its own, `save` writes it into a
+    directory as it is, without the files that mark a checkpoint as finished.
 
     Attributes:
         name: The name that checkpoints record, which is that of Orbax's handler.
@@ -30,8 +30,8 @@ class BuiltInHandler(AsyncCheckpointHandler):
     name: ClassVar[str]
 
     @abc.abstractmethod
-    def contents(self, args: Any) -> Mapping[str, Content]:
-        """What args describe: name → content; "" is the name of one without items.
+    def make_contents(self, args: Any) -> Mapping[str, Content]:
+        """What args describe: name → content; "" is the name of the item itself.
 
         Args:
             args: Those that are registered with the handler, or others with the same attributes.
@@ -44,7 +44,7 @@ class BuiltInHandler(AsyncCheckpointHandler):
             directory: The directory. It is created if need be.
             *args, **kwargs: `args=`, or the older spelling: the arguments of that class.
         """
-        contents = self.contents(self.take_args("save", args, kwargs))
+        contents = self.make_contents(self.take_args("save", args, kwargs))
         save_part(os.fspath(directory), contents, wait=True)
 
     async def async_save(self, directory: PathLike, *args: Any, **kwargs: Any) -> list[Future]:
@@ -53,7 +53,7 @@ class BuiltInHandler(AsyncCheckpointHandler):
         Returns:
             One future, whose `result` returns when everything is written.
         """
-        contents = self.contents(self.take_args("save", args, kwargs))
+        contents = self.make_contents(self.take_args("save", args, kwargs))
         return [_PartFuture(save_part(os.fspath(directory), contents, wait=False))]
 
     def take_args(self, use: Use, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -67,7 +67,7 @@ class BuiltInHandler(AsyncCheckpointHandler):
 
 
 class _PartFuture:
-    """The future of a `save_part` that goes on."""
+    """The future of a `save_part` in progress."""
 
     def __init__(self, saved: tx.Saved) -> None:
         self._saved = saved
@@ -82,13 +82,13 @@ def find_built_in(handler: BuiltInHandler) -> type[BuiltInHandler]:
 
 
 def is_replaced(handler: Any, *methods: str) -> bool:
-    """Whether these methods of a handler are somebody else's."""
+    """Whether a handler is not of templax, or overrides one of these methods."""
     if not isinstance(handler, BuiltInHandler):
         return True
     own = find_built_in(handler)
     return any(getattr(type(handler), name) is not getattr(own, name) for name in methods)
 
 
-def describe_args(expected: str, args: object) -> tx.UsageError:
-    """The error about args that a handler can't use."""
+def make_args_error(expected: str, args: object) -> tx.UsageError:
+    """Makes the error about args that a handler can't use."""
     return tx.UsageError(f"Expected {expected}, got {type(args).__name__}")

@@ -56,12 +56,12 @@ def _call(method: Any, path: Any, args: Any) -> Any:
 
 
 class HandledItem(ForeignItem):
-    """An item that a handler of somebody else writes.
+    """An item that a custom handler writes.
 
     Args:
         handler: The handler.
         args: What it gets.
-        background: Whether it may go on writing after `begin`.
+        background: Whether it may continue to write after `begin`.
 
     Attributes:
         timeout: For how many seconds from then on; None is without limit.
@@ -126,8 +126,8 @@ def limit_time(contents: Mapping[str, Content], timeout: float | None) -> None:
             each.timeout = timeout
 
 
-def restore_item(handler: Any, directory: PathLike, args: Any) -> Any:
-    """Restores an item by a handler of somebody else, on all processes of the job.
+def call_restore(handler: Any, directory: PathLike, args: Any) -> Any:
+    """Has a custom handler restore an item, on all processes of the job.
 
     Args:
         handler: The handler.
@@ -148,7 +148,7 @@ def restore_item(handler: Any, directory: PathLike, args: Any) -> Any:
 
 
 def check_finished(path: str) -> None:
-    """Refuses a directory that does not exist, or of which the save never finished."""
+    """Refuses a directory that does not exist, or whose save never finished."""
     source = open_source(path)
     if source.stat("") is None and next(source.children(), None) is None:
         raise tx.NotFound("Expected a checkpoint, found nothing", file=path)

@@ -26,7 +26,7 @@ from ..checkpoint_args import (
 from ..metadata.checkpoint import StepMetadata, make_step_metadata
 from ..saver import PathLike
 from .built_in import BuiltInHandler, is_replaced
-from .calls import HandledItem, PlainArgs, restore_item
+from .calls import HandledItem, PlainArgs, call_restore
 from .protocol import as_path
 from .registration import CheckpointHandlerRegistry, DefaultCheckpointHandlerRegistry
 
@@ -50,9 +50,9 @@ class CompositeCheckpointHandler(BuiltInHandler):
     An item keeps the handler that it is first saved or restored with; other args are refused.
 
     Args:
-        *item_names: Names of items, whose args tell their handlers.
+        *item_names: Names of items, whose args determine their handlers.
         composite_options: No effect.
-        handler_registry: The handlers of items, which need not be all of them.
+        handler_registry: The handlers of some or all items.
         **items_and_handlers: Name → handler of each item, in place of a registry.
 
     Raises:
@@ -146,19 +146,19 @@ class CompositeCheckpointHandler(BuiltInHandler):
         return handler
 
     def _is_elsewhere(self, handler: Any, args: Any) -> bool:
-        """Whether args are those of a handler, which another registry knows by its args alone."""
+        """Whether args belong to a handler that Orbax's own registry finds by its args only."""
         if find_args_types(handler) is not None or isinstance(args, PlainArgs):
             return False
         return get_registered_handler_cls(args) is type(handler)
 
     # --- saving
 
-    def contents(self, args: Composite, *, background: bool = True) -> Mapping[str, Content]:
-        """See `BuiltInHandler.contents`.
+    def make_contents(self, args: Composite, *, background: bool = True) -> Mapping[str, Content]:
+        """See `BuiltInHandler.make_contents`.
 
         Args:
             args: Name → args of each item.
-            background: Whether the handlers of others may go on writing; see `HandledItem`.
+            background: Whether custom handlers may continue to write; see `HandledItem`.
 
         Raises:
             UsageError: An item has no handler for its args, or a name that it can't have.
@@ -169,7 +169,7 @@ class CompositeCheckpointHandler(BuiltInHandler):
         for name, each in args.items():
             given = adopt_args(each)
             handler = self.find_handler(name, given)
-            found[name] = item_content(handler, given, background=background)
+            found[name] = make_content(handler, given, background=background)
         check_item_names(found)
         return found
 
@@ -199,7 +199,7 @@ class CompositeCheckpointHandler(BuiltInHandler):
                 listed = ", ".join(f"`{each}`" for each in items) or "none"
                 raise KeyError(f"Expected item `{name}` in {path}, found {listed}")
         pairs = {n: (self.find_handler(n, a), a) for n, a in sorted(given.items())}
-        return Composite(**{n: restore_content(h, f"{path}/{n}", a) for n, (h, a) in pairs.items()})
+        return Composite(**{n: restore_item(h, f"{path}/{n}", a) for n, (h, a) in pairs.items()})
 
     def default_args(self, path: str, name: str) -> Any:
         """The args that restore an item as it was saved.
@@ -209,7 +209,7 @@ class CompositeCheckpointHandler(BuiltInHandler):
             name: The item.
 
         Raises:
-            UsageError: The handler of the item is unknown, or needs more than that.
+            UsageError: The handler of the item is unknown, or its args require arguments.
         """
         handler = self._handlers().get(name)
         if handler is None and name in (self._open or ()):
@@ -235,12 +235,12 @@ class CompositeCheckpointHandler(BuiltInHandler):
             ) from error
 
     def metadata(self, directory: PathLike) -> StepMetadata:
-        """What is known of the items of a checkpoint without reading any array.
+        """Returns the metadata of a checkpoint and its items; no array is read.
 
-        An item whose handler is not known to this one has None.
+        That of an item whose handler is unknown is None.
 
         Raises:
-            NotFound: There is no directory.
+            NotFound: The directory does not exist.
             UsageError: The directory holds a single item.
         """
         path = os.fspath(directory)
@@ -270,23 +270,23 @@ class CompositeCheckpointHandler(BuiltInHandler):
                 close()
 
 
-def item_content(handler: Any, args: Any, *, background: bool) -> Content:
-    """What a handler saves: content of templax, or an item that it writes itself."""
-    own = not is_replaced(handler, "save", "async_save", "finalize", "contents")
-    contents = handler.contents(args) if own else {}
-    # Otherwise it holds items itself.
+def make_content(handler: Any, args: Any, *, background: bool) -> Content:
+    """Makes what a save takes: content of templax, or an item that the handler writes itself."""
+    own = not is_replaced(handler, "save", "async_save", "finalize", "make_contents")
+    contents = handler.make_contents(args) if own else {}
+    # A handler of templax that holds several items writes them itself.
     return contents[""] if "" in contents else HandledItem(handler, args, background=background)
 
 
-def restore_content(handler: Any, directory: str, args: Any) -> Any:
-    """Restores an item, by a handler of templax or of somebody else."""
+def restore_item(handler: Any, directory: str, args: Any) -> Any:
+    """Restores an item by its handler, one of templax or a custom one."""
     if isinstance(handler, BuiltInHandler) and not is_replaced(handler, "restore"):
         return handler.restore(directory, args=args)
-    return restore_item(handler, directory, args)
+    return call_restore(handler, directory, args)
 
 
 def find_metadata(handler: Any, directory: str) -> Any:
-    """What a handler tells of an item; None if it can't, which is logged."""
+    """The metadata of an item as its handler gives it; None, with a warning, if it can't."""
     find = getattr(handler, "metadata", None)
     if not callable(find):
         return None
@@ -298,7 +298,7 @@ def find_metadata(handler: Any, directory: str) -> Any:
 
 
 def list_item_directories(path: str) -> list[str]:
-    """The names of the directories in one, but those that begin with a dot."""
+    """The names of the directories in a checkpoint, except those that begin with a dot."""
     names = (info.key for info in open_source(path).children() if info.is_dir)
     return sorted(name.rstrip("/") for name in names if not name.startswith("."))
 

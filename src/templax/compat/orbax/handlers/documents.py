@@ -17,7 +17,7 @@ from ..checkpoint_args import register_with_handler
 from ..item_args import ProtoRestore, ProtoSave
 from ..options import check_tuning
 from ..saver import PathLike
-from .built_in import BuiltInHandler, describe_args
+from .built_in import BuiltInHandler, make_args_error
 
 
 class JsonCheckpointHandler(BuiltInHandler):
@@ -43,10 +43,10 @@ class JsonCheckpointHandler(BuiltInHandler):
         check_tuning(type(self).__name__, options, ("multiprocessing_options",))
         self._file = filename
 
-    def contents(self, args: JsonSave) -> Mapping[str, Content]:
-        """See `BuiltInHandler.contents`."""
+    def make_contents(self, args: JsonSave) -> Mapping[str, Content]:
+        """See `BuiltInHandler.make_contents`."""
         if not hasattr(args, "item") or hasattr(args, "save_args"):
-            raise describe_args("args.JsonSave(value)", args)
+            raise make_args_error("args.JsonSave(value)", args)
         return {"": Json(args.item, self._file or "metadata")}
 
     def restore(self, directory: PathLike, *args: Any, **kwargs: Any) -> Any:
@@ -76,8 +76,8 @@ class ProtoCheckpointHandler(BuiltInHandler):
         check_tuning(type(self).__name__, options, ("multiprocessing_options",))
         self._file = filename
 
-    def contents(self, args: ProtoSave) -> Mapping[str, Content]:
-        """See `BuiltInHandler.contents`."""
+    def make_contents(self, args: ProtoSave) -> Mapping[str, Content]:
+        """See `BuiltInHandler.make_contents`."""
         text: str = _import_text_format().MessageToString(args.item)
         return {"": File(text.encode(), self._file, self.name)}
 

@@ -9,7 +9,7 @@ from ..saver import PathLike
 
 
 class CheckpointHandler(abc.ABC):
-    """What saves items of one kind into a directory, and restores them.
+    """The base of handlers, which save items of one kind into a directory and restore them.
 
     A checkpointer or manager calls `save` with a directory that becomes part of the checkpoint when
     that is committed, and `restore` with the same directory afterwards. In a job of several
@@ -50,7 +50,7 @@ class CheckpointHandler(abc.ABC):
 
 
 class AsyncCheckpointHandler(CheckpointHandler):
-    """A handler that goes on writing while the program continues."""
+    """A handler that continues to write in the background."""
 
     @abc.abstractmethod
     async def async_save(self, directory: Any, *args: Any, **kwargs: Any) -> Any:
@@ -62,7 +62,7 @@ class AsyncCheckpointHandler(CheckpointHandler):
 
 
 def as_path(directory: PathLike) -> Any:
-    """A directory as handlers get it from Orbax: as an `etils.epath.Path`, where there is one."""
+    """The path that a handler is called with: an `etils.epath.Path` if installed, as with Orbax."""
     try:
         from etils import epath  # pyright: ignore[reportMissingImports, reportUnknownVariableType]
     except ImportError:

@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 import templax as tx
 
@@ -26,13 +25,14 @@ from ..item_args import (
     NumpyRandomKeyRestore,
     NumpyRandomKeySave,
 )
+from ..leaf_templates import make_numpy_leaf
 from ..saver import PathLike
 from .built_in import BuiltInHandler
 from .trees import ArrayCheckpointHandler
 
 
 class _RandomKeyHandler(BuiltInHandler):
-    """A value in one directory, and in another beside it what kind of value it is."""
+    """Saves a value in one directory, and what kind of value it is in another beside it."""
 
     default_name: str
 
@@ -67,11 +67,11 @@ class JaxRandomKeyCheckpointHandler(_RandomKeyHandler):
     name = f"{HANDLERS}random_key_checkpoint_handler.JaxRandomKeyCheckpointHandler"
     default_name = "jax_random_key"
 
-    def contents(self, args: JaxRandomKeySave) -> Mapping[str, Content]:
-        """See `BuiltInHandler.contents`.
+    def make_contents(self, args: JaxRandomKeySave) -> Mapping[str, Content]:
+        """See `BuiltInHandler.make_contents`.
 
         Raises:
-            TypeError: It is no array of JAX.
+            TypeError: The item is not a `jax.Array`.
         """
         key, kind = args.item, {"typed": False}
         if not isinstance(key, jax.Array):
@@ -80,7 +80,7 @@ class JaxRandomKeyCheckpointHandler(_RandomKeyHandler):
             # Orbax reads `typed` alone, and takes JAX's default implementation.
             kind = {"typed": True, "impl": str(jax.random.key_impl(key))}
             key = jax.random.key_data(key)
-        array = ArrayCheckpointHandler().contents(ArraySave(key, args.save_args))
+        array = ArrayCheckpointHandler().make_contents(ArraySave(key, args.save_args))
         return self._group(array[""], kind)
 
     def restore(self, directory: PathLike, *args: Any, **kwargs: Any) -> jax.Array:
@@ -114,11 +114,11 @@ class NumpyRandomKeyCheckpointHandler(_RandomKeyHandler):
     name = f"{HANDLERS}random_key_checkpoint_handler.NumpyRandomKeyCheckpointHandler"
     default_name = "np_random_key"
 
-    def contents(self, args: NumpyRandomKeySave) -> Mapping[str, Content]:
-        """See `BuiltInHandler.contents`.
+    def make_contents(self, args: NumpyRandomKeySave) -> Mapping[str, Content]:
+        """See `BuiltInHandler.make_contents`.
 
         Raises:
-            TypeError: It is neither a tuple nor a dict.
+            TypeError: The item is neither a tuple nor a dict.
         """
         if not isinstance(args.item, (tuple, dict)):
             raise TypeError(
@@ -139,7 +139,7 @@ class NumpyRandomKeyCheckpointHandler(_RandomKeyHandler):
 def _as_numpy(leaf: Any) -> Any:
     if not isinstance(leaf, jax.ShapeDtypeStruct):
         return leaf
-    return np.broadcast_to(np.empty((), leaf.dtype), leaf.shape)
+    return make_numpy_leaf(leaf.shape, leaf.dtype)
 
 
 for _handler, _save, _restore in (

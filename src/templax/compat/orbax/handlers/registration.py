@@ -26,10 +26,10 @@ class NoEntryError(tx.UsageError, KeyError):
 
 @runtime_checkable
 class CheckpointHandlerRegistry(Protocol):
-    """What tells the handler of an item. `DefaultCheckpointHandlerRegistry` is one."""
+    """Finds the handler of an item. `DefaultCheckpointHandlerRegistry` is one."""
 
     def add(self, item: str | None, args: Any, handler: Any = None) -> None:
-        """Adds the handler of an item, or with None as item of these args."""
+        """Adds the handler of an item for these args; None stands for all items."""
         ...
 
     def get(self, item: str | None, args: Any) -> Any:
@@ -37,7 +37,7 @@ class CheckpointHandlerRegistry(Protocol):
         ...
 
     def has(self, item: str | None, args: Any) -> bool:
-        """Whether `get` knows one."""
+        """Whether there is a handler of an item for these args."""
         ...
 
     def get_all_entries(self) -> Entries:
@@ -103,7 +103,7 @@ class DefaultCheckpointHandlerRegistry:
         return self._handlers[item, cls]
 
     def has(self, item: str | None, args: Any) -> bool:
-        """Whether `get` knows one."""
+        """Whether there is a handler of an item for these args."""
         return (item, args if isinstance(args, type) else type(args)) in self._handlers
 
     def get_all_entries(self) -> Entries:
@@ -115,7 +115,7 @@ class DefaultCheckpointHandlerRegistry:
 
 
 def create_default_handler_registry(**items_to_handlers: Any) -> DefaultCheckpointHandlerRegistry:
-    """A registry of items: the name of each → its handler, for the args registered with that.
+    """Makes a registry of the handlers of items, for the args registered with each handler.
 
     Raises:
         UsageError: A handler has no registered args.

@@ -22,7 +22,7 @@ from ..metadata.tree import TreeMetadata
 from ..options import check_metadata_options, check_tuning
 from ..saver import PathLike
 from ..unmapped import unmapped_argument
-from .built_in import BuiltInHandler, describe_args, is_replaced
+from .built_in import BuiltInHandler, is_replaced, make_args_error
 
 _TUNING = frozenset(
     (
@@ -48,7 +48,7 @@ _TUNING = frozenset(
 )
 """The options of Orbax's handlers of trees."""
 
-_USED = ("save", "async_save", "finalize", "contents", "restore", "metadata")
+_USED = ("save", "async_save", "finalize", "make_contents", "restore", "metadata")
 """The methods that say what a handler saves and restores."""
 
 
@@ -93,11 +93,11 @@ class PyTreeCheckpointHandler(BuiltInHandler):
                 f"give the checkpointer or manager this handler instead of {owner}",
             )
 
-    def contents(self, args: Any) -> Mapping[str, Content]:
-        """See `BuiltInHandler.contents`."""
+    def make_contents(self, args: Any) -> Mapping[str, Content]:
+        """See `BuiltInHandler.make_contents`."""
         if not isinstance(args, (PyTreeSave, StandardSave)):
             if not hasattr(args, "save_args"):
-                raise describe_args("args that save, such as StandardSave(tree)", args)
+                raise make_args_error("args that save, such as StandardSave(tree)", args)
             metadata = getattr(args, "custom_metadata", None)
             args = PyTreeSave(args.item, args.save_args, custom_metadata=metadata)
         return {"": replace(args.content(), handler=self.typestr())}
@@ -107,7 +107,7 @@ class PyTreeCheckpointHandler(BuiltInHandler):
         given = self.take_args("restore", args, kwargs)
         if not isinstance(given, (PyTreeRestore, StandardRestore, BasePyTreeRestore)):
             if not hasattr(given, "item") or hasattr(given, "save_args"):
-                raise describe_args("args that restore, such as StandardRestore(template)", given)
+                raise make_args_error("args that restore, such as StandardRestore(template)", given)
             given = PyTreeRestore(given.item, getattr(given, "restore_args", None))
         return given.restore(os.fspath(directory))
 
@@ -153,11 +153,11 @@ class ArrayCheckpointHandler(BuiltInHandler):
     def __init__(self, checkpoint_name: str | None = None) -> None:
         self._leaf = checkpoint_name or "checkpoint"
 
-    def contents(self, args: ArraySave) -> Mapping[str, Content]:
-        """See `BuiltInHandler.contents`.
+    def make_contents(self, args: ArraySave) -> Mapping[str, Content]:
+        """See `BuiltInHandler.make_contents`.
 
         Raises:
-            TypeError: It is neither an array nor a number.
+            TypeError: The item is neither an array nor a number.
         """
         item = args.item
         if not isinstance(item, (jax.Array, np.ndarray, np.generic, int, float, complex)):

@@ -1,4 +1,4 @@
-"""Orbax's `metadata`: what is known of checkpoints, trees, leaves and shardings."""
+"""Orbax's `metadata`: descriptions of checkpoints, trees, leaves and shardings."""
 
 from __future__ import annotations
 

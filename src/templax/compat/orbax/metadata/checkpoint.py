@@ -14,9 +14,8 @@ from ....formats.orbax.step_metadata import read_step_metadata
 from ....storage.file_staging import FileStaging
 from ....storage.open import open_source
 from ..logging.step_statistics import SaveStepStatistics
+from ..saver import PathLike
 from .tree import TreeMetadata, read_tree_metadata
-
-PathLike = str | os.PathLike[str]
 
 
 @dataclass
@@ -106,7 +105,7 @@ def read_metadata(directory: PathLike) -> StepMetadata:
 
 
 class MetadataStore:
-    """Reads and writes the JSON of a metadata file. A write is there as a whole, or not at all.
+    """Reads and writes the JSON of a metadata file. Writes are atomic.
 
     Args:
         enable_write: Whether it may write. Otherwise, `write` and `update` do nothing.
@@ -129,7 +128,7 @@ class MetadataStore:
         return True
 
     def read(self, file_path: PathLike) -> dict[str, Any] | None:
-        """The content of a file; None if there is none, or it is no JSON object."""
+        """The content of a file; None if it does not exist or is not a JSON object."""
         try:
             with open(file_path, encoding="utf-8") as file:
                 found = json.load(file)
@@ -138,7 +137,7 @@ class MetadataStore:
         return found if isinstance(found, dict) else None  # pyright: ignore[reportUnknownVariableType]
 
     def write(self, file_path: PathLike, metadata: dict[str, Any]) -> None:
-        """Writes a file, in place of one that is there."""
+        """Writes a file, replacing an existing one."""
         if self._writes:
             text = json.dumps(metadata)
             with FileStaging(file_path, overwrite=True) as staging:
@@ -146,7 +145,7 @@ class MetadataStore:
                 staging.commit()
 
     def update(self, file_path: PathLike, **changes: Any) -> None:
-        """Changes some keys of a file, or makes one of them."""
+        """Changes some keys of a file, which is created if need be."""
         self.write(file_path, {**(self.read(file_path) or {}), **changes})
 
     def wait_until_finished(self) -> None:

@@ -82,13 +82,13 @@ class ShardingMetadata:
         """The sharding, for the devices of this process.
 
         Raises:
-            UsageError: They are other ones than those of the save.
+            UsageError: The devices of the save are not there.
         """
         raise NotImplementedError
 
     @classmethod
     def from_jax_sharding(cls, jax_sharding: Any) -> ShardingMetadata | None:
-        """The metadata of a sharding of JAX; None if it is of another kind than Orbax saves."""
+        """The metadata of a sharding of JAX; None for a kind that Orbax does not save."""
         return describe_sharding(jax_sharding)
 
 
@@ -166,9 +166,6 @@ class NamedShardingMetadata(ShardingMetadata):
         )
         return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*self.partition_spec))
 
-    def _facts(self) -> tuple[Any, ...]:
-        return _named_facts(self)
-
     def __eq__(self, other: object) -> bool:
         return hasattr(other, "partition_spec") and _named_facts(self) == _named_facts(other)
 
@@ -235,7 +232,7 @@ def _spell_device(text: str) -> str:
 
 
 def describe_sharding(jax_sharding: Any) -> ShardingMetadata | None:
-    """The metadata of a sharding of JAX; None if it is of another kind than Orbax saves."""
+    """The metadata of a sharding of JAX; None for a kind that Orbax does not save."""
     if isinstance(jax_sharding, jax.sharding.NamedSharding):
         return NamedShardingMetadata.from_jax_sharding(jax_sharding)
     if isinstance(jax_sharding, jax.sharding.SingleDeviceSharding):

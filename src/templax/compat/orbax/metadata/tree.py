@@ -1,4 +1,4 @@
-"""JAX. Orbax's tree metadata: what is known of a saved tree without reading an array."""
+"""JAX. Orbax's tree metadata: describes a saved tree without reading an array."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from ...._catalog.abstract_tree import build_abstract_tree
 from ...._catalog.catalog import Catalog
 from ...._catalog.entry import LeafEntry
 from ...._core.arguments import PyTree
-from ...._jax.paths import path_element
+from ...._jax.paths import name_leaf
+from ...._jax.support import find_key_dtype
 from ....formats.orbax.checksum_index import INDEX_FILE
 from ....formats.orbax.leaf_names import read_metadata_of_item
 from ....formats.orbax.sidecars import read_write_shapes
@@ -25,7 +26,7 @@ __all__ = ["TreeMetadata"]
 
 @jax.tree_util.register_pytree_with_keys_class
 class TreeMetadata:
-    """The leaves of a saved tree. It is a mapping, or a sequence, as the tree itself is.
+    """The metadata of a saved tree: a mapping or a sequence, as the tree itself is.
 
     As a pytree it has the keys and the leaves of the tree. It can be the template of a restore.
 
@@ -44,7 +45,7 @@ class TreeMetadata:
     def build(
         cls, tree: PyTree, *, custom_metadata: Any = None, use_zarr3: bool = False
     ) -> TreeMetadata:
-        """The metadata that has these attributes."""
+        """Makes metadata with these attributes."""
         return cls(tree, custom_metadata, use_zarr3)
 
     def __getitem__(self, key: Any) -> Any:
@@ -90,7 +91,7 @@ class TreeMetadata:
 
     @classmethod
     def tree_unflatten(cls, aux_data: Any, children: Any) -> TreeMetadata:
-        """For JAX: the opposite of `tree_flatten_with_keys`."""
+        """For JAX: the inverse of `tree_flatten_with_keys`."""
         treedef, *others = aux_data
         return cls(jax.tree_util.tree_unflatten(treedef, children), *others)
 
@@ -100,7 +101,7 @@ _WHOLE = jax.tree_util.GetAttrKey("tree")
 
 
 def _make_child_test(tree: PyTree) -> Any:
-    # None is a child, too: it has to stay where it is.
+    # None is a child as well: it has to stay where it is.
     return lambda x: x is not tree
 
 
@@ -119,7 +120,7 @@ def read_tree_metadata(catalog: Catalog) -> TreeMetadata:
         known[entry.name] = _describe_entry(entry, directory, shardings.get(entry.name), storage)
     abstract = build_abstract_tree(catalog.entries, catalog.empties)
     keyed, treedef = jax.tree_util.tree_flatten_with_path(abstract)
-    found = [known[".".join(str(path_element(key)) for key in keys)] for keys, _ in keyed]
+    found = [known[name_leaf(keys)] for keys, _ in keyed]
     return TreeMetadata(
         treedef.unflatten(found),
         read_metadata_of_item(catalog.source),
@@ -137,9 +138,7 @@ def _describe_entry(
         return StringMetadata(entry.name, directory)
     if entry.kind == "scalar":
         return ScalarMetadata(entry.name, directory, dtype=entry.dtype)
-    dtype: Any = entry.dtype
-    if entry.kind == "key":
-        dtype = jax.eval_shape(lambda: jax.random.key(0, impl=entry.key_impl)).dtype
+    dtype = find_key_dtype(entry.key_impl) if entry.kind == "key" else entry.dtype
     return ArrayMetadata(entry.name, directory, entry.user_shape, sharding, dtype, storage)
 
 

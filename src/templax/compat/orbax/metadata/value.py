@@ -1,4 +1,4 @@
-"""Orbax's `metadata.value`: what is known of a stored leaf without reading it."""
+"""Orbax's `metadata.value`: describes a stored leaf without reading it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class StorageMetadata:
 class Metadata:
     """One leaf of a checkpoint.
 
-    Leaves are equal if what they say of the values is: names and directories are not compared.
+    Two are equal if they describe equal values; names and directories are not compared.
 
     Attributes:
         name: The path of the leaf, its keys joined by dots.
@@ -111,9 +111,9 @@ _KINDS: dict[str, Literal["scalar", "array", "string"]] = {
 
 
 def leaf_kind(leaf: Any) -> Literal["scalar", "array", "string"] | None:
-    """Of which kind of leaf an object is the metadata; None of none.
+    """The kind of leaf that an object is the metadata of; None for any other object.
 
-    It may be an object of Orbax's own class, by name.
+    Orbax's own classes are recognized by their names.
     """
     return _find_kind(type(leaf))
 

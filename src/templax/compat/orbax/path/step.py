@@ -106,7 +106,7 @@ class NameFormat(Protocol[FoundT]):
     """How a manager names steps and finds them; one of your own needs no base class.
 
     `standard_name_format` and `composite_name_format` make the usual ones. Those of Orbax itself
-    are accepted, too.
+    are accepted as well.
     """
 
     def build_name(self, step: int) -> str:
@@ -163,7 +163,7 @@ def standard_name_format(
     temporary_path_cls: Any = None,
     atomicity_options: Any = None,
 ) -> NameFormat[Metadata]:
-    """Names of a number that may have a prefix and leading zeros.
+    """A format whose names are a number, with an optional prefix and leading zeros.
 
     Args:
         step_prefix: Put before the number, with `_` in between.
@@ -218,15 +218,15 @@ class _CompositeNameFormat(NameFormat[Metadata]):
 def composite_name_format(
     write_name_format: NameFormat[Metadata], read_name_formats: Sequence[NameFormat[Metadata]]
 ) -> NameFormat[Metadata]:
-    """Names of which new steps get one kind, while steps of several kinds are found.
+    """A format that names new steps in one way, and finds steps named in several.
 
     Args:
         write_name_format: Names new steps.
         read_name_formats: Find steps; of two steps with the same number, the one of the format
-            that comes first counts. `write_name_format` is one of them.
+            that comes first counts. They include `write_name_format`.
 
     Raises:
-        UsageError: It is none of them.
+        UsageError: `write_name_format` is not one of `read_name_formats`.
 
     Example:
         >>> from templax.compat import orbax as ocp
@@ -249,7 +249,7 @@ def single_host_load_and_broadcast_name_format(
     """A standard format with `single_host_load_and_broadcast=True`.
 
     Raises:
-        UsageError: It is no standard format.
+        UsageError: `name_format` is not a standard format.
     """
     if not isinstance(name_format, _StandardNameFormat):
         raise tx.UsageError(f"Expected a format of standard_name_format(), got {name_format}")
@@ -257,7 +257,7 @@ def single_host_load_and_broadcast_name_format(
 
 
 def step_prefix_with_underscore(step_prefix: str | None) -> str:
-    """What comes before the number in the names of steps."""
+    """The prefix of step names with `_` after it, or "" for none."""
     return "" if step_prefix is None else f"{step_prefix}_"
 
 
@@ -269,7 +269,7 @@ def build_step_path(base_path: PathLike, name_format: NameFormat[Metadata], step
 def build_step_metadatas(
     step_paths: Iterable[Path], build_metadata: Callable[[Path], MetadataT | None]
 ) -> Iterator[MetadataT]:
-    """What a function makes of the paths of steps, where it makes anything."""
+    """Yields what a function makes of the path of each step, except None."""
     for path in step_paths:
         made = build_metadata(path)
         if made is not None:

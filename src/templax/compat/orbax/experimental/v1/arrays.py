@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ... import tree
 from ...unmapped import unmapped_attribute
 
 __all__ = [
@@ -57,7 +57,7 @@ def to_shape_dtype_struct(
         arr: An array, something that describes one, or a Python number.
         dtype: Another dtype for an array.
         scalar_dtype: The type of a Python number, such as `int`.
-        support_format: Whether the layout on the device is kept, too.
+        support_format: Whether to keep the layout on the device as well.
 
     Example:
         >>> import numpy as np
@@ -65,13 +65,7 @@ def to_shape_dtype_struct(
         >>> ocp.arrays.to_shape_dtype_struct(np.zeros((2, 3)), dtype=np.int8)
         ShapeDtypeStruct(shape=(2, 3), dtype=int8)
     """
-    if isinstance(arr, (int, float, np.number)):
-        return arr if scalar_dtype is None else scalar_dtype(arr)
-    shape = arr.shape if hasattr(arr, "shape") else arr.global_shape
-    sharding = getattr(arr, "sharding", None)
-    if support_format and getattr(arr, "format", None) is not None:
-        sharding = arr.format
-    return jax.ShapeDtypeStruct(shape, arr.dtype if dtype is None else dtype, sharding=sharding)
+    return tree.to_shape_dtype_struct(arr, dtype, scalar_dtype, support_format)
 
 
 __getattr__ = unmapped_attribute("experimental.v1.arrays.")

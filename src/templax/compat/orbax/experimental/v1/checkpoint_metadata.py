@@ -13,8 +13,8 @@ import jax
 
 import templax as tx
 
+from ...future import run_coroutine
 from ...saver import PathLike
-from .checkpointable import run_sync
 from .context import get_context
 from .layout import AUTO, Layout, find_layout
 from .loading import check_context, check_name, find_tree_handler
@@ -33,14 +33,14 @@ _UNREADABLE = (
     AttributeError,
     NotImplementedError,
 )
-"""What handlers raise about files of others."""
+"""What handlers raise about files that they did not write."""
 
 PyTreeMetadata = Any
 """For annotations: a tree whose leaves describe those that were saved."""
 
 
 class CheckpointMetadata(Generic[_T]):
-    """What is known of a checkpoint. It can be the template of a load.
+    """The metadata of a checkpoint. It can be the template of a load.
 
     Args:
         path: The path of the checkpoint.
@@ -126,10 +126,10 @@ def make_time(nsecs: int | None) -> datetime.datetime | None:
 def metadata(
     path: PathLike, checkpointable_name: str | None = AUTO
 ) -> CheckpointMetadata[PyTreeMetadata]:
-    """What a tree of a checkpoint is made of; no array is read.
+    """Describes a tree of a checkpoint; no array is read.
 
     Its leaves have the `shape`, `dtype` and, of a `jax.Array`, the `sharding` of what was saved.
-    Numbers are the zero of their type. It can be given to `load` as it is, or with other leaves.
+    Numbers are the zero of their type. `load` accepts it as it is, or with other leaves.
 
     Args:
         path: The checkpoint.
@@ -163,14 +163,14 @@ def metadata(
 
 
 def checkpointables_metadata(path: PathLike) -> CheckpointMetadata[dict[str, Any]]:
-    """What the checkpointables of a checkpoint are made of.
+    """Describes the checkpointables of a checkpoint; no array is read.
 
     Args:
         path: The checkpoint.
 
     Returns:
-        The metadata. Its `metadata` has for each name what the handler says of it: a tree as of
-        `metadata`, None for JSON. None as well for what can't be read; the log says why.
+        The metadata. Its `metadata` maps each name to what its handler describes: for a tree, that
+        is what `metadata` returns. It is None for what can't be read; the log says why.
 
     Raises:
         InvalidLayoutError: There is no checkpoint, or it has no named checkpointables.
@@ -201,13 +201,13 @@ def pytree_metadata(*args: Any, **kwargs: Any) -> CheckpointMetadata[PyTreeMetad
 
 
 def _read(handler: Any, directory: str) -> Any:
-    """What a handler says of what it saved; None, and a line in the log, if it fails."""
+    """Asks a handler to describe what it saved; None, with a warning, if it fails."""
 
     async def run() -> Any:
         return await handler.metadata(get_context().file.path_class(directory))
 
     try:
-        return run_sync(run())
+        return run_coroutine(run())
     except _UNREADABLE as error:
         text = "nothing is known of %s, which %s does not read: %s"
         _log.warning(text, directory, type(handler).__name__, error)

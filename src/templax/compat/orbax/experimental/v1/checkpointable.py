@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextvars
-from collections.abc import Awaitable, Coroutine
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Awaitable
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 Checkpointable = Any
@@ -25,14 +22,14 @@ class StatefulCheckpointable(Protocol):
         ...
 
     async def load(self, directory: Any) -> Awaitable[None]:
-        """Takes the state that was saved to a directory; see `CheckpointableHandler.load`."""
+        """Loads the state that was saved to a directory; see `CheckpointableHandler.load`."""
         ...
 
 
 class CheckpointableHandler(Protocol, Generic[_Concrete, _Abstract]):
     """Saves and loads checkpointables of a kind, by files of its own. Every process calls it.
 
-    What a method does itself, the caller waits for; what it returns is awaited in the background.
+    The caller waits for the method itself; what it returns is awaited in the background.
 
     Example:
         >>> import asyncio, os, tempfile
@@ -99,16 +96,5 @@ def typestr(handler_type: type[Any]) -> str:
 
 
 async def await_result(awaitable: Awaitable[_T]) -> _T:
-    """What an awaitable returns; for `run_sync`, which takes a coroutine."""
+    """Makes a coroutine of an awaitable, for `run_coroutine`."""
     return await awaitable
-
-
-def run_sync(coroutine: Coroutine[Any, Any, _T]) -> _T:
-    """Runs a coroutine to its end, also inside of a running event loop, such as a notebook's."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return asyncio.run(coroutine)
-    with ThreadPoolExecutor(1) as pool:
-        context: Any = contextvars.copy_context()
-        return pool.submit(context.run, asyncio.run, coroutine).result()

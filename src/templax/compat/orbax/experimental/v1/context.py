@@ -1,4 +1,4 @@
-"""Orbax's v1 `Context`: the options of all calls inside of its `with` block."""
+"""Orbax's v1 `Context`: the options of all calls inside its `with` block."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ _ALIASES = {
 
 
 class Context:
-    """The options of all calls inside of its `with` block, in this thread or task.
+    """The options of all calls inside its `with` block, in this thread or task.
 
-    Set them before the block: inside of it, they can't be changed.
+    Set them before the block: inside it, they can't be changed.
 
     Args:
         context: Another context, whose options are copied; otherwise they are Orbax's own.

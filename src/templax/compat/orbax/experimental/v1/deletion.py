@@ -33,18 +33,19 @@ def delete(
     """Deletes a checkpoint, or one of its checkpointables. All processes of a job call it.
 
     Args:
-        path: A checkpoint, and neither a directory of checkpoints nor a part of one.
-        checkpointable_name: What to delete of it; None for all of it.
-        missing_ok: Whether it need not exist.
+        path: A checkpoint; not a directory of checkpoints, nor a part of one.
+        checkpointable_name: The checkpointable to delete; None for the whole checkpoint.
+        missing_ok: Whether to return False, rather than raise, if it does not exist.
 
     Returns:
         Whether something was deleted.
 
     Raises:
         FileNotFoundError: It does not exist.
-        InvalidLayoutError: There is something else than a checkpoint.
+        InvalidLayoutError: The path holds something other than a checkpoint.
         UsageError: The name can't be that of a checkpointable; or it is the last one.
         SaveError: Another process restores the checkpoint; or the storage refused.
+        NotImplementedError: It is safetensors, or one checkpointable in an object store.
 
     Example:
         >>> import os, tempfile, numpy as np
@@ -64,7 +65,7 @@ def delete(
 def delete_async(
     path: PathLike, *, checkpointable_name: str | None = None, missing_ok: bool = False
 ) -> AsyncResponse[bool]:
-    """Like `delete`, except that what was found to be there is deleted in the background."""
+    """Like `delete`, but returns once the checkpoint is found; it is deleted in the background."""
     spelt = os.fspath(path)
     target = spelt if is_remote(spelt) else absolute_path(spelt)
     hosts = open_call("deleting", target)
@@ -105,7 +106,9 @@ def _find(target: str, name: str | None, missing_ok: bool) -> bool:
         raise tx.NotFound("Checkpoint does not exist", file=target)
     layout = find_layout(target)
     if layout.kind == "Safetensors":
-        raise NotImplementedError("Orbax deletes no safetensors; hint: remove the files yourself")
+        raise NotImplementedError(
+            "Orbax does not delete safetensors; hint: remove the files yourself"
+        )
     if not _is_surely_checkpoint(layout):
         raise InvalidLayoutError(
             "Expected a checkpoint, found a directory without one", file=target
@@ -126,7 +129,7 @@ def _find(target: str, name: str | None, missing_ok: bool) -> bool:
 
 
 def _is_surely_checkpoint(layout: Layout) -> bool:
-    """Whether a directory of the older API is not only what Orbax would take for one."""
+    """Whether a directory is a checkpoint for certain: Orbax takes almost any for an older one."""
     if layout.kind != "V0" or layout.about or layout.is_tree:
         return True
     kinds = list_items(open_source(layout.path)).values()

@@ -1,4 +1,4 @@
-"""An item that a handler of Orbax's v1 API saves, inside of templax's atomic save."""
+"""An item that a handler of Orbax's v1 API saves, inside templax's atomic save."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from collections.abc import Awaitable
 from typing import Any
 
 from ....._save.contents import ForeignItem
-from .checkpointable import await_result, run_sync, typestr
+from ...future import run_coroutine
+from .checkpointable import await_result, typestr
 from .context import Context
 
 
@@ -51,13 +52,13 @@ class HandlerItem(ForeignItem):
         """See `ForeignItem`."""
         self._context = contextvars.copy_context()
         staged = StagedDirectory(self._path_class(directory))
-        self._writing = run_sync(self._call(staged, self._checkpointable))
+        self._writing = run_coroutine(self._call(staged, self._checkpointable))
         del self._checkpointable
 
     def wait(self) -> None:
         """See `ForeignItem`."""
         assert self._writing is not None
-        self._context.run(run_sync, await_result(self._writing))
+        self._context.run(run_coroutine, await_result(self._writing))
 
     def finalize(self, directory: str) -> None:
         """See `ForeignItem`: handlers have nothing to do then."""

@@ -38,7 +38,7 @@ class InvalidLayoutError(CheckpointError, ValueError):
 
 @dataclass
 class Layout:
-    """A checkpoint, as far as its names and its metadata tell.
+    """A checkpoint as its file names and its metadata describe it.
 
     Attributes:
         path: Its path.
@@ -70,7 +70,7 @@ class Layout:
 
         Raises:
             InvalidLayoutError: It is a single item of the older API.
-            NotImplementedError: It is one of safetensors.
+            NotImplementedError: It is safetensors.
         """
         if self.kind == "Safetensors":
             raise NotImplementedError("safetensors has no checkpointables; hint: load, metadata")
@@ -136,10 +136,10 @@ class Layout:
 
 
 def find_layout(path: str) -> Layout:
-    """What a path holds, of the layout that the context names.
+    """Finds the checkpoint at a path, in the layout that the context names.
 
     Raises:
-        InvalidLayoutError: Something else.
+        InvalidLayoutError: The path holds something else.
     """
     asked = get_context().checkpoint_layout
     kinds = [asked]
@@ -162,8 +162,8 @@ def find_layout(path: str) -> Layout:
 def is_orbax_checkpoint(path: Any) -> bool:
     """Whether a path holds a checkpoint of Orbax, or of templax, which writes the same layout.
 
-    As Orbax's own function does, this takes any directory for one of the older API that has none of
-    the signs of something else.
+    Like Orbax's own function, this takes a directory for a checkpoint of the older API unless
+    something in it shows that it is not.
 
     Example:
         >>> import os, tempfile, numpy as np
@@ -182,11 +182,11 @@ def _is_tree(source: Source) -> bool:
 
 
 def _examine_orbax(path: str, kind: Literal["V1", "V0"] | None = None) -> Layout | str:
-    """The checkpoint of Orbax at a path; or why there is none.
+    """Returns the checkpoint of Orbax at a path, or the reason why there is none.
 
     Args:
         path: The path.
-        kind: The API that is to have written it; None to go by its mark.
+        kind: The API that must have written it; None to decide by the marker file.
     """
     source = open_source(path)
     root = source.stat("")
@@ -216,7 +216,7 @@ def _examine_orbax(path: str, kind: Literal["V1", "V0"] | None = None) -> Layout
 
 
 def _examine_safetensors(path: str) -> Layout | str:
-    """The checkpoint of safetensors at a path; or why there is none."""
+    """Returns the safetensors checkpoint at a path, or the reason why there is none."""
     source = open_source(path)
     root = source.stat("")
     if root is None:

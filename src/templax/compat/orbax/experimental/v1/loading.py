@@ -14,9 +14,10 @@ import templax as tx
 
 from ....._core.arguments import PyTree
 from ....._restore.together import read_together
+from ...future import run_coroutine
+from ...leaf_templates import make_numpy_leaf
 from ...saver import PathLike
 from ...unmapped import unmapped_argument
-from .checkpointable import run_sync
 from .context import Context, get_context
 from .layout import AUTO, RESERVED, STATE, Layout, find_layout
 from .options import CheckpointLayout
@@ -24,7 +25,7 @@ from .pytree_handler import is_abstract_leaf
 from .registration import NoEntryError, find_load_handler, find_load_handlers
 from .response import AsyncResponse, run_in_thread
 from .tree import PLACEHOLDER
-from .tree_loading import load_tree, make_numpy_leaf
+from .tree_loading import load_tree
 
 __all__ = [
     "PLACEHOLDER",
@@ -40,7 +41,7 @@ __all__ = [
 def load(
     path: PathLike, abstract_state: PyTree = None, *, checkpointable_name: str | None = AUTO
 ) -> Any:
-    """Restores a tree.
+    """Loads a tree.
 
     Args:
         path: The checkpoint.
@@ -93,16 +94,16 @@ def load_async(
 
 
 def load_checkpointables(path: PathLike, abstract_checkpointables: Any = None) -> dict[str, Any]:
-    """Restores checkpointables: trees, and what handlers have saved.
+    """Loads checkpointables: trees, and what other handlers have saved.
 
     Args:
         path: The checkpoint.
-        abstract_checkpointables: Name → template, or None to load it as it was saved; or the
-            `checkpointables_metadata` of a checkpoint. Others are not loaded. None loads all.
+        abstract_checkpointables: Name → template, or None to load that one as it was saved; others
+            are not loaded. Also the `checkpointables_metadata` of a checkpoint. None loads all.
 
     Raises:
         InvalidLayoutError: There is no checkpoint.
-        KeyError: A name is not in the checkpoint; or no handler loads what it stands for.
+        KeyError: The checkpoint lacks a name; or no handler loads the checkpointable.
         TemplateError: A tree does not fit its template; lists every leaf.
 
     Example:
@@ -115,7 +116,7 @@ def load_checkpointables(path: PathLike, abstract_checkpointables: Any = None) -
     """
     context = check_context()
     abstract = resolve_abstract(abstract_checkpointables)
-    _check_names(abstract)
+    _check_abstract(abstract)
     spelt = os.fspath(path)
     return read_together(spelt, lambda: _load_named(find_layout(spelt), abstract, context))
 
@@ -123,7 +124,7 @@ def load_checkpointables(path: PathLike, abstract_checkpointables: Any = None) -
 def load_checkpointables_async(
     path: PathLike, abstract_checkpointables: Any = None
 ) -> AsyncResponse[dict[str, Any]]:
-    """Not there: Orbax has the name, too, without what it stands for."""
+    """Raises `NotImplementedError`, as Orbax's own does."""
     raise unmapped_argument("load_checkpointables_async", "load_checkpointables")
 
 
@@ -168,7 +169,7 @@ def _load_named(
         )
     registry, saved_by = context.checkpointables.registry, layout.about.get("item_handlers")
     handlers = find_load_handlers(registry, abstract, saved_by)
-    return run_sync(_run_handlers(layout, handlers, abstract))
+    return run_coroutine(_run_handlers(layout, handlers, abstract))
 
 
 def _load_tree(layout: Layout, name: str | None, abstract: PyTree, context: Context) -> Any:
@@ -179,7 +180,7 @@ def _load_tree(layout: Layout, name: str | None, abstract: PyTree, context: Cont
             abstract = {each.name: make_numpy_leaf(each.shape, each.dtype) for each in entries}
         return load_tree(layout.path, abstract, partial=partial)
     handler, path = find_tree_handler(layout, name, abstract)
-    return run_sync(_run_handler(handler, path, abstract))
+    return run_coroutine(_run_handler(handler, path, abstract))
 
 
 def find_tree_handler(layout: Layout, name: str | None, abstract: PyTree) -> tuple[Any, str]:
@@ -203,7 +204,7 @@ async def _run_handler(handler: Any, path: str, abstract: Any) -> Any:
 async def _run_handlers(
     layout: Layout, handlers: Mapping[str, Any], abstract: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Lets each handler begin, and then waits for one after the other."""
+    """Starts every handler, and then awaits them one after the other."""
     path_class, begun = get_context().file.path_class, dict[str, Any]()
     try:
         for name, handler in handlers.items():
@@ -229,7 +230,7 @@ async def _finish(layout: Layout, name: str, handler: Any, loading: Any) -> Any:
 
 
 def resolve_abstract(abstract: Any) -> Any:
-    """An abstract tree without what stands for it: metadata of a checkpoint, an abstract mesh."""
+    """Unwraps metadata, and replaces abstract meshes in a tree by the current mesh."""
     if not isinstance(abstract, Mapping) and hasattr(abstract, "commit_timestamp_nsecs"):
         return abstract.metadata
     if abstract is None:
@@ -259,7 +260,7 @@ def check_name(name: str | None) -> None:
         raise tx.UsageError(f"Provided reserved checkpointable key: {name}.")
 
 
-def _check_names(abstract: Any) -> None:
+def _check_abstract(abstract: Any) -> None:
     if abstract is None:
         return
     if not isinstance(abstract, Mapping):
@@ -267,10 +268,10 @@ def _check_names(abstract: Any) -> None:
             "`abstract_checkpointables` must be a valid mapping of checkpointable names to"
             f" abstract checkpointables to load, but got {type(abstract)}"
         )
-    refuse_names(abstract)
+    check_names(abstract)
 
 
-def refuse_names(names: Any) -> None:
+def check_names(names: Any) -> None:
     """Refuses names that no checkpointable has.
 
     Raises:
@@ -284,10 +285,10 @@ def refuse_names(names: Any) -> None:
 
 
 def check_abstract_leaves(abstract: PyTree) -> None:
-    """Refuses what tells of no leaf how to load it.
+    """Checks that each leaf says how it is loaded.
 
     Raises:
-        TypeError: There is such a leaf.
+        TypeError: A leaf does not.
     """
     for leaf in jax.tree.leaves(abstract):
         if not is_abstract_leaf(leaf):

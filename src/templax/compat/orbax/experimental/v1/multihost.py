@@ -7,8 +7,7 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
-from ....._jax.coordination import count_processes
-from ....._jax.coordination import process_index as find_process_index
+from ...multihost import is_primary_host, process_count, process_index
 from ...unmapped import unmapped_argument, unmapped_attribute
 
 __all__ = [
@@ -24,21 +23,6 @@ def is_pathways_backend() -> bool:
     """Whether JAX runs on Pathways."""
     client: Any = jax.devices()[0].client
     return hasattr(client, "pathways") or "pathways" in client.runtime_type
-
-
-def process_count() -> int:
-    """The number of processes of the job."""
-    return count_processes()
-
-
-def process_index() -> int:
-    """The index of this process in the job."""
-    return find_process_index()
-
-
-def is_primary_host(primary_host: int | None) -> bool:
-    """Whether this process is the one of that index; each is, if it is None."""
-    return primary_host is None or primary_host == process_index()
 
 
 async def sync_global_processes(

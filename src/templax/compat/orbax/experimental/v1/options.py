@@ -1,6 +1,6 @@
 """Orbax's v1 option groups, which a `Context` holds.
 
-Those that only tune are accepted and have no effect. Those that would change a result and are not
+Options that only tune performance have no effect. Those that would change a result and are not
 mapped raise `NotImplementedError` when they are set.
 """
 
@@ -12,7 +12,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, ClassVar
 
-from ...options import check_metadata_options
+from ...options import AtomicityMode, check_metadata_options
 from ...unmapped import unmapped_argument, unmapped_attribute
 
 __all__ = [
@@ -80,21 +80,13 @@ class AsyncOptions(Options):
         post_finalization_callback: Called once a save in the background is committed, in the thread
             that saved.
 
-    The others have no effect.
+    The other options have no effect.
     """
 
     timeout_secs: int = 1200
     post_finalization_callback: Callable[[], None] | None = None
     create_directories_asynchronously: bool = True
     skip_sync_file_validations: bool = False
-
-
-class AtomicityMode(enum.StrEnum):
-    """How Orbax makes a save atomic. templax always does, by what the storage offers."""
-
-    AUTO = "auto"
-    ATOMIC_RENAME = "atomic_rename"
-    COMMIT_FILE = "commit_file"
 
 
 @dataclass(kw_only=True)
@@ -110,7 +102,7 @@ class MultiprocessingOptions(Options):
     """Which processes take part: all of the job, of which process 0 commits.
 
     Attributes:
-        primary_host: Only tells a handler of the caller's own who writes.
+        primary_host: Tells custom handlers which process writes; nothing else.
         active_processes: Must be all processes of the job, or None.
         barrier_sync_key_prefix: No effect.
     """
@@ -183,9 +175,9 @@ class ArrayOptions(Options):
         Attributes:
             storage_options: How each array is stored.
             scoped_storage_options_creator: `(key path, value)` of a leaf → the `StorageOptions` of
-                this leaf, or None. What they set counts instead of `storage_options`.
+                this leaf, or None. They take precedence over `storage_options`.
 
-        The others have no effect: they describe files.
+        The other options have no effect.
         """
 
         @dataclass(kw_only=True)
@@ -193,8 +185,8 @@ class ArrayOptions(Options):
             """How an array is stored.
 
             Attributes:
-                dtype: It is cast to this one first, by JAX or NumPy.
-                chunk_byte_size, shard_axes: No effect: they describe files.
+                dtype: The dtype that the array is cast to first, by JAX or NumPy.
+                chunk_byte_size, shard_axes: No effect.
             """
 
             dtype: Any = None
@@ -218,7 +210,7 @@ class ArrayOptions(Options):
 
     @dataclass(kw_only=True)
     class Loading(Options):
-        """Options of loading arrays: an array is whole, and has the shape that is asked for.
+        """Options of loading arrays, which are always complete and have the requested shape.
 
         `use_load_and_broadcast` and its options have no effect.
         """
@@ -254,7 +246,7 @@ class ArrayOptions(Options):
     loading: Loading = field(default_factory=Loading)
 
 
-# Handlers look at the context, which has these options: so these can't import handlers.
+# Handlers import the context, which imports these options: they load the registry on demand.
 _load_registration = unmapped_attribute(homes={"registration": "experimental.v1.registration"})
 
 
@@ -283,7 +275,7 @@ class PathwaysOptions(Options):
 
 @dataclass(kw_only=True)
 class DeletionOptions(Options):
-    """Options of deleting: what is deleted is gone."""
+    """Options of deletions, which are final."""
 
     @dataclass(kw_only=True)
     class GcsDeletionOptions(Options):
@@ -318,7 +310,7 @@ class MemoryOptions(Options):
 
 @dataclass(kw_only=True)
 class SafetensorsOptions(Options):
-    """No effect: they describe requests."""
+    """No effect."""
 
     max_over_read_ratio: float | None = None
     read_chunk_bytes: int | None = None

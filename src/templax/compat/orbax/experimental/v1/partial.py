@@ -1,4 +1,4 @@
-"""JAX. Orbax's v1 `partial`: a checkpoint that is saved in parts, and then put together."""
+"""JAX. Orbax's v1 `partial`: checkpoints that are saved in parts and then joined."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from .tree_loading import load_tree_on_host
 __all__ = ["finalize", "save", "save_async"]
 
 _PENDING = ".pending"
-"""Part of the name of each part, which is a checkpoint of its own until they are put together."""
+"""Part of the name of each part, which is a checkpoint of its own until they are joined."""
 
 _OWN = frozenset((f"{STATE}/", STEP_METADATA, COMMITTED, V1_MARK))
 
@@ -54,13 +54,13 @@ class PartialSaveReplacementError(tx.SaveError):
 def save(
     path: PathLike, state: PyTree, *, custom_metadata: Mapping[str, Any] | None = None
 ) -> None:
-    """Saves a part of a tree. The checkpoint is there once `finalize` has put them together.
+    """Saves a part of a tree. `finalize` joins the parts into a checkpoint.
 
     Args:
         path: The path of the checkpoint, which does not exist yet.
         state: Leaves that no earlier part has.
-        custom_metadata: JSON that is stored with the checkpoint, together with that of the other
-            parts. Where they have the same keys, the latest counts.
+        custom_metadata: JSON that is stored with the checkpoint, merged with that of the other
+            parts. The latest part wins where keys are equal.
 
     Raises:
         AlreadyExists: Something exists at `path`.
@@ -88,16 +88,16 @@ def save_async(
 
 
 def finalize(path: PathLike) -> None:
-    """Puts the parts of a checkpoint together, in one step, and removes them.
+    """Joins the parts into a checkpoint, atomically, and removes them.
 
     Args:
         path: What `save` was given; or the directory of the parts, whose name ends in
             `.partial_save`.
 
     Raises:
-        FileExistsError: Something exists at `path`, or the parts have files of others that are of
-            the same name.
-        FileNotFoundError: There are no parts.
+        FileExistsError: Something exists at `path`, or two parts hold foreign files of the same
+            name.
+        FileNotFoundError: No part was saved.
         SaveError: See `templax.save`.
     """
     final = _spell(path).removesuffix(PARTIAL_SAVE)
@@ -115,13 +115,13 @@ def finalize(path: PathLike) -> None:
         shardings |= iter_sharding_texts(open_source(f"{part}/{STATE}"))
     merged = merge(*[load_tree_on_host(f"{part}/{STATE}") for part in parts])
     state = Tree(merged, PyTreeHandler.orbax_name, shardings=shardings)
-    saving.begin(final, {STATE: state}, False, metadata, wait=True)
+    saving.begin_save(final, {STATE: state}, False, metadata, wait=True)
     if hosts.index == 0:
         delete_tree(session, DISK)
 
 
 def _examine(final: str, session: str) -> list[str]:
-    """The parts to put together. A session that has none becomes an empty directory at once."""
+    """Lists the parts to join. A session that has none becomes an empty directory at once."""
     _refuse_existing(final)
     if not os.path.isdir(session):
         raise tx.NotFound("Expected parts that partial.save has saved, found none", file=session)
@@ -138,13 +138,13 @@ def _begin(
 ) -> SaveResponse[None]:
     final = _spell(path)
     session = final + PARTIAL_SAVE
-    if session in _latest:  # its leaves can't be replaced either
+    if session in _latest:  # its leaves count as saved
         PendingSave(_latest[session].saved).find_error()
     _refuse_existing(final)
     _refuse_replacing(session, state)
     name = f"{os.path.basename(session)}{_PENDING}_{time.time_ns()}_{uuid.uuid4().hex}"
     decide = functools.partial(Destination, os.path.join(session, name))
-    response = saving.begin(session, {STATE: state}, False, metadata, wait=wait, decide=decide)
+    response = saving.begin_save(session, {STATE: state}, False, metadata, wait=wait, decide=decide)
     _latest[session] = response
     return response
 
@@ -187,7 +187,7 @@ def _refuse_replacing(session: str, state: PyTree) -> None:
 
 
 def _refuse_others(parts: list[str]) -> None:
-    """Refuses to put parts together into which somebody has put other files."""
+    """Refuses parts that hold files which `save` did not write."""
     seen: set[str] = set()
     for part in parts:
         for info in open_source(part).children():

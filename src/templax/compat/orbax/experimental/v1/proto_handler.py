@@ -61,7 +61,7 @@ class ProtoHandler:
         return text_format.Parse((directory / self._filename).read_text(), message_type())
 
     async def metadata(self, directory: Any) -> Any:
-        """Refused: the text does not name its class."""
+        """Raises `NotImplementedError`: the text does not name its class."""
         raise NotImplementedError("A protocol buffer has no metadata")
 
     def is_handleable(self, checkpointable: Any) -> bool:
@@ -76,6 +76,6 @@ class ProtoHandler:
 
 
 def _is_message_type(kind: type[Any]) -> bool:
-    # Who has a message has imported this.
+    # A program that has a message has imported this module.
     module = sys.modules.get("google.protobuf.message")
     return module is not None and issubclass(kind, module.Message)

@@ -27,11 +27,11 @@ from .tree_metadata import read_tree_metadata
 class PyTreeHandler:
     """Saves a tree, and loads it.
 
-    `save` and `save_checkpointables` need none to be made; a handler of the caller's own may call
-    one for a part of what it saves.
+    `save` and `save_checkpointables` make their own. A custom handler may use one to save a part of
+    its item.
 
     Args:
-        context: Whose options count, instead of those of the active context.
+        context: Its options replace those of the active context.
         array_metadata_validator: No effect.
         leaf_handler_registry, partial_save_mode: Not mapped.
 
@@ -66,10 +66,10 @@ class PyTreeHandler:
         self._context = get_context() if context is None else context
 
     def prepare(self, tree: PyTree) -> PyTree:
-        """The tree to save, its leaves cast as the options of the context ask.
+        """The tree to save, its leaves cast as the options of the context say.
 
         Raises:
-            UsageError: There is nothing in it.
+            UsageError: The tree is empty.
         """
         if tree is None:
             raise tx.UsageError("checkpointable must not be None for saving.")

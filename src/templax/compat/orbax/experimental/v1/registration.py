@@ -54,7 +54,7 @@ class CheckpointableHandlerRegistry(Protocol):
         ...
 
     def get_secondary_typestrs(self, handler_type: type[Any]) -> Sequence[str]:
-        """The handlers whose files this one reads, too."""
+        """The handlers whose files this one also reads."""
         ...
 
 
@@ -76,7 +76,7 @@ class Registry:
 
         Raises:
             AlreadyExistsError: There is a handler for the name, or the handler is there already.
-            ValueError: `handler_type` is no class.
+            ValueError: `handler_type` is not a class.
         """
         if not isinstance(handler_type, type):
             raise ValueError(f"Expected the class of a handler, got {handler_type!r}")
@@ -121,7 +121,7 @@ class Registry:
 
 
 class ReadOnlyRegistry(Registry):
-    """A registry that can't be added to: that of a context which was given none."""
+    """The registry of a context that was given none; nothing can be added to it."""
 
     def __init__(self, registry: CheckpointableHandlerRegistry) -> None:
         super().__init__()
@@ -136,7 +136,7 @@ class ReadOnlyRegistry(Registry):
         checkpointable_name: str | None = None,
         secondary_typestrs: Sequence[str] | None = None,
     ) -> Registry:
-        """Refused."""
+        """Raises `NotImplementedError`."""
         raise NotImplementedError(
             "Adding not implemented for read-only registry; hint:"
             " context.checkpointables.registry = handlers.local_registry()"
@@ -217,13 +217,13 @@ def register_handler(
     checkpointable_name: str | None = None,
     secondary_typestrs: Sequence[str] | None = None,
 ) -> type[Any]:
-    """Adds a handler to the global registry, and returns it: may be used as a decorator.
+    """Adds a handler to the global registry, and returns it, so it can be used as a decorator.
 
     Args:
         cls, checkpointable_name, secondary_typestrs: See `CheckpointableHandlerRegistry.add`.
 
     Raises:
-        AlreadyExistsError: It was added before, or another one for its name.
+        AlreadyExistsError: It is registered already, or another one is for its name.
     """
     global_registry().add(
         cls, checkpointable_name=checkpointable_name, secondary_typestrs=secondary_typestrs
@@ -235,7 +235,7 @@ def make_handler(handler_type: type[Any], name: str | None) -> Any:
     """An instance of a handler.
 
     Raises:
-        ValueError: Its class wants arguments.
+        ValueError: Its class requires arguments.
     """
     try:
         return handler_type()
@@ -292,7 +292,7 @@ def find_load_handler(
         saved_by: The handler that saved it, as the checkpoint names it.
 
     Raises:
-        NoEntryError: None does, and there is none for `state` that could try.
+        NoEntryError: None does, and there is none for `state` to fall back on.
     """
     named = make_handler(registry.get(name), name) if registry.has(name) else None
     same = _find_saver(registry, saved_by)

@@ -42,8 +42,9 @@ class AsyncResponse(Generic[_T]):
         return self._future.result(timeout)
 
     def on_complete(self, callback: Callable[[_T], None]) -> None:
-        """Has a function called with the result, in the thread of the operation; at once if that
-        has succeeded already, never if it fails.
+        """Calls a function with the result once the operation succeeds; never if it fails.
+
+        The call comes from the thread of the operation, or at once if that has ended already.
         """
 
         def call(future: Future[_T]) -> None:
@@ -80,7 +81,7 @@ class SaveResponse(AsyncResponse[_T]):
 
 
 def run_in_thread(work: Callable[[], _T]) -> AsyncResponse[_T]:
-    """Runs a function in a thread, in the context of the caller. The program waits for its end."""
+    """Runs a function in a thread, in the caller's context. The program waits for it at exit."""
     pool = ThreadPoolExecutor(1)
     context: Any = contextvars.copy_context()
     future: Future[_T] = pool.submit(context.run, work)

@@ -26,7 +26,7 @@ from .context import Context
 from .foreign import HandlerItem
 from .json_handler import JsonHandler
 from .layout import STATE
-from .loading import check_context, refuse_names
+from .loading import check_context, check_names
 from .options import CheckpointLayout
 from .pytree_handler import PyTreeHandler, is_leaf
 from .registration import find_save_handler
@@ -74,7 +74,7 @@ def save(
         (3,)
     """
     check_leaves(state)
-    begin(path, {checkpointable_name: state}, overwrite, custom_metadata, wait=True)
+    begin_save(path, {checkpointable_name: state}, overwrite, custom_metadata, wait=True)
 
 
 def save_async(
@@ -96,7 +96,7 @@ def save_async(
         True
     """
     check_leaves(state)
-    return begin(path, {checkpointable_name: state}, overwrite, custom_metadata, wait=False)
+    return begin_save(path, {checkpointable_name: state}, overwrite, custom_metadata, wait=False)
 
 
 def save_checkpointables(
@@ -125,7 +125,7 @@ def save_checkpointables(
         >>> ocp.load_checkpointables(path)["note"]
         {'lr': 0.1}
     """
-    begin(path, checkpointables, overwrite, custom_metadata, wait=True)
+    begin_save(path, checkpointables, overwrite, custom_metadata, wait=True)
 
 
 def save_checkpointables_async(
@@ -136,7 +136,7 @@ def save_checkpointables_async(
     custom_metadata: Mapping[str, Any] | None = None,
 ) -> AsyncResponse[None]:
     """Like `save_checkpointables`, except that it returns as soon as the values are safe."""
-    return begin(path, checkpointables, overwrite, custom_metadata, wait=False)
+    return begin_save(path, checkpointables, overwrite, custom_metadata, wait=False)
 
 
 def save_pytree(*args: Any, **kwargs: Any) -> None:
@@ -151,7 +151,7 @@ def save_pytree_async(*args: Any, **kwargs: Any) -> AsyncResponse[None]:
     return save_async(*args, **kwargs)
 
 
-def begin(
+def begin_save(
     path: PathLike,
     checkpointables: Mapping[str, Any],
     overwrite: bool,
@@ -222,24 +222,24 @@ def _make_content(name: str, checkpointable: Any, context: Context) -> Any:
 
 
 def check_checkpointables(checkpointables: Any) -> None:
-    """Refuses checkpointables that are none, or whose names can't be used.
+    """Checks that checkpointables are a mapping with valid names.
 
     Raises:
-        UsageError: It is so.
+        UsageError: They are not.
     """
     if not checkpointables or not isinstance(checkpointables, Mapping):
         raise tx.UsageError(
             "`checkpointables` must be a valid dict of checkpointable names to desired"
             f" checkpointables to save, but got {type(checkpointables)}"
         )
-    refuse_names(checkpointables)
+    check_names(checkpointables)
 
 
 def check_leaves(state: PyTree) -> None:
-    """Refuses what can't be saved.
+    """Checks that all leaves can be saved.
 
     Raises:
-        UsageError: There is such a leaf.
+        UsageError: A leaf can't be.
     """
     for leaf in jax.tree.leaves(state):
         if not is_leaf(leaf):

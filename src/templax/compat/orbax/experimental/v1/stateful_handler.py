@@ -23,7 +23,7 @@ class StatefulCheckpointableHandler:
     async def load(
         self, directory: Any, abstract_checkpointable: StatefulCheckpointable | None = None
     ) -> Awaitable[StatefulCheckpointable]:
-        """Lets an object take the saved state, and returns it.
+        """Loads the saved state into an object, and returns the object.
 
         Raises:
             ValueError: No object was given.
@@ -41,7 +41,7 @@ class StatefulCheckpointableHandler:
         return finish()
 
     async def metadata(self, directory: Any) -> Any:
-        """Refused: only the object knows its files."""
+        """Raises `NotImplementedError`: only the object knows its files."""
         raise NotImplementedError(
             "A `StatefulCheckpointable` has no metadata that is read without the object"
         )

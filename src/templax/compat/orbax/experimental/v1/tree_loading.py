@@ -11,8 +11,9 @@ import numpy as np
 import templax as tx
 
 from ....._core.arguments import PyTree
-from ....._jax.paths import path_element
+from ....._jax.paths import name_leaf
 from ....._template.flatten import map_tree
+from ...leaf_templates import make_numpy_leaf
 from ...metadata.sharding import ShardingMetadata, read_shardings, resolve_sharding
 from ...tree_restore import restore_tree
 from .tree import PLACEHOLDER
@@ -60,11 +61,6 @@ def make_template_leaf(leaf: Any) -> Any:
     return make_numpy_leaf(leaf.shape, leaf.dtype)
 
 
-def make_numpy_leaf(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    """The template leaf of a numpy array, which takes no memory."""
-    return np.broadcast_to(np.zeros((), dtype), shape)
-
-
 def _make_own_template(catalog: tx.Catalog, shardings: dict[str, ShardingMetadata]) -> PyTree:
     """The abstract tree of a checkpoint, with numpy arrays where they were saved.
 
@@ -76,7 +72,7 @@ def _make_own_template(catalog: tx.Catalog, shardings: dict[str, ShardingMetadat
     entries = {entry.name: entry for entry in catalog.entries}
 
     def restore_kind(keys: Any, leaf: Any) -> Any:
-        name = ".".join(str(path_element(key)) for key in keys)
+        name = name_leaf(keys)
         value = values.get(tuple(map(str, entries[name].path)))
         if isinstance(leaf, type) or value is None:
             return leaf

@@ -1,4 +1,4 @@
-"""JAX. What is known of a saved tree without reading an array, as Orbax's v1 API describes it."""
+"""JAX. Describes a saved tree without reading an array, as Orbax's v1 API does."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ import templax as tx
 from ....._catalog.abstract_tree import build_abstract_tree
 from ....._catalog.catalog import Catalog
 from ....._core.arguments import PyTree
-from ....._jax.paths import path_element
+from ....._jax.paths import name_leaf
+from ....._jax.support import find_key_dtype
 from .....formats.orbax.directory import TREE
 from .....formats.orbax.sidecars import read_json, read_write_shapes
 from .....storage.open import open_source
@@ -23,7 +24,7 @@ from ...metadata.value import StorageMetadata
 
 
 class _Described:
-    """What the two classes share: equal are those that say the same, of Orbax's own too."""
+    """Compares metadata by content, also with the class of the same name in Orbax."""
 
     def __eq__(self, other: object) -> bool:
         same_kind = type(other).__name__ == type(self).__name__
@@ -74,7 +75,7 @@ class ArrayMetadata(_Described):
         """The sharding for the devices of this process; None if it is not recorded.
 
         Raises:
-            UsageError: They are other ones than those of the save.
+            UsageError: The devices of the save are not there.
         """
         saved = self.sharding_metadata
         return None if saved is None else saved.to_jax_sharding()
@@ -129,9 +130,7 @@ def read_tree_metadata(path: str) -> PyTree:
     abstract = build_abstract_tree(catalog.entries, catalog.empties)
     keyed, treedef = jax.tree_util.tree_flatten_with_path(abstract)
     return treedef.unflatten(
-        _describe_number(leaf)
-        if isinstance(leaf, type)
-        else described[".".join(str(path_element(key)) for key in keys)]
+        _describe_number(leaf) if isinstance(leaf, type) else described[name_leaf(keys)]
         for keys, leaf in keyed
     )
 
@@ -160,7 +159,7 @@ def _describe_arrays(catalog: Catalog) -> dict[str, Any]:
         )
         dtype: Any = entry.dtype
         if entry.kind == "key":
-            dtype = jax.eval_shape(lambda impl=entry.key_impl: jax.random.key(0, impl=impl)).dtype
+            dtype = find_key_dtype(entry.key_impl)
         elif value is not None and value.value_type == "np.ndarray":
             found[name] = NumpyMetadata(entry.shape, dtype, storage)
             continue

@@ -1,4 +1,4 @@
-"""Orbax's v1 `training`: the sequence of checkpoints of a training."""
+"""Orbax's v1 `training`: the checkpoints that a training job saves, one after another."""
 
 from __future__ import annotations
 

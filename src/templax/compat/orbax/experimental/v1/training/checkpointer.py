@@ -38,7 +38,7 @@ class Checkpointer:
 
     Args:
         directory: The directory of the steps.
-        context: Its options count where no other context is active; by default those of the context
+        context: The options where no other context is active; by default, those of the context
             that is active now.
         save_decision_policy: Which steps are saved. By default the first one, any other while no
             save is in progress, and one if JAX announces a preemption.
@@ -113,7 +113,7 @@ class Checkpointer:
         return [self._describe(each) for each in self._manager.list_steps()]
 
     def reload(self) -> None:
-        """Lists the directory again, which processes of a job else do only before they save."""
+        """Lists the directory again. Processes of a job otherwise do so only before a save."""
         self._manager.reload()
 
     def _describe(self, info: StepInfo) -> CheckpointMetadata[None]:
@@ -323,17 +323,17 @@ class Checkpointer:
                 return loading.load_checkpointables(path, abstract_checkpointables)
 
     def load_async(self, *args: Any, **options: Any) -> AsyncResponse[Any]:
-        """Not there: Orbax has the name, too, without what it stands for."""
+        """Raises `NotImplementedError`, as Orbax's own does."""
         raise unmapped_argument("load_async", "load, which reads with several threads")
 
     def load_checkpointables_async(self, *args: Any, **options: Any) -> AsyncResponse[Any]:
-        """Not there: Orbax has the name, too, without what it stands for."""
+        """Raises `NotImplementedError`, as Orbax's own does."""
         raise unmapped_argument("load_checkpointables_async", "load_checkpointables")
 
     # --- metadata
 
     def metadata(self, step: Step | None = None) -> CheckpointMetadata[Any]:
-        """What the tree of a step is made of; see `templax.compat.orbax.v1.metadata`.
+        """Describes the tree of a step; see `templax.compat.orbax.v1.metadata`.
 
         Args:
             step: The step; None is the latest.
@@ -345,7 +345,7 @@ class Checkpointer:
         return self._read_metadata(step, checkpoint_metadata.metadata)
 
     def checkpointables_metadata(self, step: Step | None = None) -> CheckpointMetadata[Any]:
-        """What the checkpointables of a step are made of, except for its metrics.
+        """Describes the checkpointables of a step, except for its metrics.
 
         See `templax.compat.orbax.v1.checkpointables_metadata`.
 
@@ -372,7 +372,7 @@ class Checkpointer:
             )
 
     def root_metadata(self) -> RootMetadata:
-        """What is known of the directory of all steps."""
+        """Returns the metadata of the directory of all steps."""
         custom = self._manager.metadata(None).custom_metadata
         return RootMetadata(directory=self.directory, custom_metadata=custom)
 

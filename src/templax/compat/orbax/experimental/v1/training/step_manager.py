@@ -63,7 +63,7 @@ class _Items(RunItems):
         check_checkpointables(args.named)
         return args
 
-    def contents(self, args: Any, metrics: Any, *, background: bool) -> dict[str, Any]:
+    def make_contents(self, args: Any, metrics: Any, *, background: bool) -> dict[str, Any]:
         """See `RunItems`."""
         return make_contents(args.named, args.metrics)
 

@@ -1,4 +1,4 @@
-"""JAX. What is known of a step, and of the directory of all steps."""
+"""JAX. The metadata of a step, and of the directory of all steps."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _T = TypeVar("_T")
 
 
 class CheckpointMetadata(_CheckpointMetadata[_T]):
-    """What is known of a step.
+    """The metadata of a step.
 
     Args:
         step: The step number.
@@ -73,7 +73,7 @@ class CheckpointMetadata(_CheckpointMetadata[_T]):
 
 @dataclass(frozen=True, kw_only=True)
 class RootMetadata:
-    """What is known of the directory of all steps.
+    """The metadata of the directory of all steps.
 
     Attributes:
         directory: The directory.
