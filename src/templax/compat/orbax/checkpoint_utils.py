@@ -154,8 +154,9 @@ def checkpoints_iterator(
         min_interval_secs: The least number of seconds between two steps.
         timeout: Seconds without a new step after which the iterator ends; None for never.
         timeout_fn: Called after the timeout; if it returns False, the wait continues.
-        seconds_to_sleep, step_prefix, step_format_fixed_length, step_name_format, snapshot_dir,
-            set_immutable, ignore_snapshot_errors: See `wait_for_new_checkpoint`.
+        seconds_to_sleep, step_prefix, snapshot_dir: See `wait_for_new_checkpoint`.
+        step_format_fixed_length, step_name_format: See there.
+        set_immutable, ignore_snapshot_errors: See there.
 
     Example:
         >>> import tempfile, numpy as np
