@@ -119,10 +119,12 @@ def replicate_sharded_array(arr: jax.Array) -> jax.Array:
 def apply_function(tree: PyTree, function: Callable[[Any], Any]) -> PyTree:
     """The tree with a function, compiled, applied to each array."""
 
-    def apply(leaf: jax.Array) -> jax.Array:
-        # Otherwise JAX describes the result on the mesh that is set, which may be another one.
-        same = jax.eval_shape(function, leaf).shape == leaf.shape
-        return jax.jit(function, out_shardings=leaf.sharding if same else None)(leaf)
+    def apply(leaf: Any) -> jax.Array:
+        mesh = getattr(getattr(leaf, "sharding", None), "mesh", None)
+        if mesh is None or not hasattr(jax, "set_mesh"):
+            return jax.jit(function)(leaf)
+        with jax.set_mesh(mesh):  # another one may be set, with other devices
+            return jax.jit(function)(leaf)
 
     return jax.tree.map(apply, tree)
 
