@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as orbax
 import pytest
+from orbax.checkpoint import type_handlers
 
 import templax.compat.orbax as compat
 from templax.compat.orbax import v1
@@ -33,8 +34,8 @@ class OwnHandler(compat.PyTreeCheckpointHandler):
     ("option", "value"),
     [
         ("type_handler_registry", object()),
+        ("type_handler_registry", SimpleNamespace(_type_registry=[(None, OwnHandler())])),
         ("handler_impl", OwnHandler()),
-        ("pytree_metadata_options", RICH),
     ],
 )
 def test_options_of_handlers_that_change_a_result_are_refused(handler, option, value):
@@ -44,7 +45,9 @@ def test_options_of_handlers_that_change_a_result_are_refused(handler, option, v
 
 def test_options_of_handlers_that_change_nothing_are_accepted(tmp_path):
     handler = compat.PyTreeCheckpointHandler(
-        type_handler_registry=None,
+        type_handler_registry=type_handlers.create_type_handler_registry(
+            (int, type_handlers.ScalarHandler())
+        ),
         handler_impl=compat.handlers.BasePyTreeCheckpointHandler(),
         pytree_metadata_options=PLAIN,
     )
@@ -53,11 +56,15 @@ def test_options_of_handlers_that_change_nothing_are_accepted(tmp_path):
     assert checkpointer.restore(tmp_path / "c") == {"n": 7}
 
 
-def test_rich_types_are_refused_in_v1():
-    options = v1.Context().pytree.saving
-    options.pytree_metadata_options = PLAIN
-    with pytest.raises(NotImplementedError, match="support_rich_types"):
-        options.pytree_metadata_options = RICH
+def test_rich_types_have_no_effect_and_the_log_says_so(caplog):
+    compat.PyTreeCheckpointHandler(pytree_metadata_options=PLAIN)
+    v1.Context().pytree.saving.pytree_metadata_options = PLAIN
+    assert caplog.text == ""
+    compat.PyTreeCheckpointHandler(pytree_metadata_options=RICH)
+    v1.Context().pytree.saving.pytree_metadata_options = RICH
+    first, second = caplog.messages
+    assert first.startswith("PyTreeCheckpointHandler: support_rich_types has no effect")
+    assert second.startswith("PyTreeOptions.Saving: support_rich_types has no effect")
 
 
 @pytest.mark.parametrize(

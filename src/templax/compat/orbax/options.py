@@ -257,20 +257,15 @@ def check_tuning(owner: str, options: Mapping[str, Any], known: Container[str]) 
 
 
 def check_metadata_options(owner: str, options: Any) -> None:
-    """Refuses to record tuples as such: a checkpoint of templax records them as lists.
+    """Warns that tuples are not recorded as such: a checkpoint of templax records them as lists.
 
     Args:
-        owner: What takes the options, as the error says it.
+        owner: What takes the options, as the warning says it.
         options: A `PyTreeMetadataOptions`, or None.
-
-    Raises:
-        NotImplementedError: `support_rich_types` is set.
     """
     if getattr(options, "support_rich_types", False):
-        raise unmapped_argument(
-            f"{owner}: pytree_metadata_options.support_rich_types",
-            "leave it out, and restore by a template, which has tuples where it has them",
-        )
+        text = "%s: support_rich_types has no effect; restore by a template to get tuples back"
+        _log.warning(text, owner)
 
 
 def check_processes(options: Any) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -52,6 +52,17 @@ _USED = ("save", "async_save", "finalize", "make_contents", "restore", "metadata
 """The methods that say what a handler saves and restores."""
 
 
+def _has_own_handlers(registry: Any) -> bool:
+    """Whether a registry of type handlers has others than those of Orbax or templax."""
+    if registry is None:
+        return False
+    listed = getattr(registry, "_type_registry", None)
+    if not isinstance(listed, list):
+        return True
+    handlers = [handler for _, handler in cast("list[tuple[Any, Any]]", listed)]
+    return not all(type(h).__module__.startswith(("orbax.", "templax.")) for h in handlers)
+
+
 class PyTreeCheckpointHandler(BuiltInHandler):
     """Saves and restores a tree, by `PyTreeSave` and `PyTreeRestore`.
 
@@ -60,8 +71,9 @@ class PyTreeCheckpointHandler(BuiltInHandler):
         **options: Those of Orbax.
 
     Raises:
-        NotImplementedError: An option changes what is saved or restored: `type_handler_registry`,
-            a `handler_impl` of the caller's own, or `pytree_metadata_options` with rich types.
+        NotImplementedError: An option changes what is saved or restored: a
+            `type_handler_registry` with handlers that are not Orbax's, or a `handler_impl` of the
+            caller's own.
 
     Example:
         >>> import os, tempfile
@@ -80,7 +92,7 @@ class PyTreeCheckpointHandler(BuiltInHandler):
         owner = type(self).__name__
         check_tuning(owner, options, _TUNING)
         check_metadata_options(owner, options.get("pytree_metadata_options"))
-        if options.get("type_handler_registry") is not None:
+        if _has_own_handlers(options.get("type_handler_registry")):
             raise unmapped_argument(
                 f"{owner}(type_handler_registry)",
                 "leave it out: convert such leaves before save and after restore, or save them as"

@@ -142,7 +142,7 @@ class PyTreeOptions(Options):
 
     @dataclass(kw_only=True)
     class Saving(Options):
-        """No effect: the metadata of a tree has one form, and rich types are refused."""
+        """No effect: the metadata of a tree has one form. Rich types are named in the log."""
 
         pytree_metadata_options: Any = None
 
