@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
 from pathlib import Path
 
 import pytest
 
 import templax.compat.orbax as compat
 from orbax_names import list_names, make_page, resolve
+
+SRC = Path(compat.__file__).parent
 
 PAGE = Path(__file__).parents[3] / "docs" / "reference" / "orbax-names.md"
 
@@ -48,3 +52,19 @@ def test_what_python_itself_looks_for_gets_no_hint() -> None:
     with pytest.raises(AttributeError) as caught:
         _ = compat.__wrapped__  # pyright: ignore
     assert "hint" not in str(caught.value)
+
+
+LAZY = [path for path in SRC.rglob("*.py") if "load_lazily(" in path.read_text()]
+
+
+@pytest.mark.parametrize("path", [p for p in LAZY if p.name != "unmapped.py"], ids=str)
+def test_type_checkers_see_the_names_that_are_loaded(path: Path) -> None:
+    """Both are written by hand, in a block of imports and in a table."""
+    tree = ast.parse(path.read_text())
+    blocks = [node.body for node in tree.body if isinstance(node, ast.If)]
+    imports = [node for body in blocks for node in body if isinstance(node, ast.ImportFrom)]
+    seen = {alias.asname or alias.name for node in imports for alias in node.names}
+    parts = path.relative_to(SRC).with_suffix("").parts
+    module = importlib.import_module(".".join([compat.__name__, *parts]).removesuffix(".__init__"))
+    assert sorted(seen) == module.__all__ == dir(module)
+    assert all(getattr(module, name) is not None for name in seen)

@@ -103,6 +103,28 @@ def unmapped_attribute(
     return __getattr__
 
 
+def load_lazily(
+    prefix: str, modules: Mapping[str, tuple[str, ...]], others: Mapping[str, str] | None = None
+) -> tuple[Callable[[str], object], Callable[[], list[str]]]:
+    """The `__getattr__` and the `__dir__` of a package whose names are loaded when they are used.
+
+    The package has an `__all__` of them. To type checkers, imports under `TYPE_CHECKING` say the
+    same; a test compares the two.
+
+    Args:
+        prefix: The package below `templax.compat.orbax`, with a dot at the end.
+        modules: Module below `templax.compat.orbax` → the names that it defines, its own included.
+        others: Further names, which are not listed, as `homes` of `unmapped_attribute`.
+    """
+    homes = {name: module for module, names in modules.items() for name in names}
+    load = unmapped_attribute(prefix, {**homes, **(others or {})})
+
+    def __getattr__(name: str) -> object:
+        return sorted(homes) if name == "__all__" else load(name)
+
+    return __getattr__, lambda: sorted(homes)
+
+
 def _find_same(prefix: str, name: str) -> str | None:
     """The module below `templax.compat.orbax` that defines a name which Orbax has in several."""
     same = _SAME.get(prefix, {})

@@ -4,54 +4,36 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..unmapped import unmapped_attribute
+from ..unmapped import load_lazily
 
 if TYPE_CHECKING:
-    from .composite import CompositeCheckpointHandler, CompositeOptions
-    from .documents import JsonCheckpointHandler, ProtoCheckpointHandler
-    from .protocol import AsyncCheckpointHandler, CheckpointHandler
-    from .random_keys import JaxRandomKeyCheckpointHandler, NumpyRandomKeyCheckpointHandler
-    from .registration import (
-        CheckpointHandlerRegistry,
-        DefaultCheckpointHandlerRegistry,
-        create_default_handler_registry,
-    )
-    from .trees import (
-        ArrayCheckpointHandler,
-        BasePyTreeCheckpointHandler,
-        PyTreeCheckpointHandler,
-        StandardCheckpointHandler,
-    )
-
-__all__ = [
-    "ArrayCheckpointHandler",
-    "AsyncCheckpointHandler",
-    "BasePyTreeCheckpointHandler",
-    "CheckpointHandler",
-    "CheckpointHandlerRegistry",
-    "CompositeCheckpointHandler",
-    "CompositeOptions",
-    "DefaultCheckpointHandlerRegistry",
-    "JaxRandomKeyCheckpointHandler",
-    "JsonCheckpointHandler",
-    "NumpyRandomKeyCheckpointHandler",
-    "ProtoCheckpointHandler",
-    "PyTreeCheckpointHandler",
-    "StandardCheckpointHandler",
-    "create_default_handler_registry",
-]
+    from .composite import CompositeCheckpointHandler as CompositeCheckpointHandler
+    from .composite import CompositeOptions as CompositeOptions
+    from .documents import JsonCheckpointHandler as JsonCheckpointHandler
+    from .documents import ProtoCheckpointHandler as ProtoCheckpointHandler
+    from .protocol import AsyncCheckpointHandler as AsyncCheckpointHandler
+    from .protocol import CheckpointHandler as CheckpointHandler
+    from .random_keys import JaxRandomKeyCheckpointHandler as JaxRandomKeyCheckpointHandler
+    from .random_keys import NumpyRandomKeyCheckpointHandler as NumpyRandomKeyCheckpointHandler
+    from .registration import CheckpointHandlerRegistry as CheckpointHandlerRegistry
+    from .registration import DefaultCheckpointHandlerRegistry as DefaultCheckpointHandlerRegistry
+    from .registration import create_default_handler_registry as create_default_handler_registry
+    from .trees import ArrayCheckpointHandler as ArrayCheckpointHandler
+    from .trees import BasePyTreeCheckpointHandler as BasePyTreeCheckpointHandler
+    from .trees import PyTreeCheckpointHandler as PyTreeCheckpointHandler
+    from .trees import StandardCheckpointHandler as StandardCheckpointHandler
 
 _MODULES = {
-    "composite": ("CompositeCheckpointHandler", "CompositeOptions"),
-    "documents": ("JsonCheckpointHandler", "ProtoCheckpointHandler"),
-    "protocol": ("AsyncCheckpointHandler", "CheckpointHandler"),
-    "random_keys": ("JaxRandomKeyCheckpointHandler", "NumpyRandomKeyCheckpointHandler"),
-    "registration": (
+    "handlers.composite": ("CompositeCheckpointHandler", "CompositeOptions"),
+    "handlers.documents": ("JsonCheckpointHandler", "ProtoCheckpointHandler"),
+    "handlers.protocol": ("AsyncCheckpointHandler", "CheckpointHandler"),
+    "handlers.random_keys": ("JaxRandomKeyCheckpointHandler", "NumpyRandomKeyCheckpointHandler"),
+    "handlers.registration": (
         "CheckpointHandlerRegistry",
         "DefaultCheckpointHandlerRegistry",
         "create_default_handler_registry",
     ),
-    "trees": (
+    "handlers.trees": (
         "ArrayCheckpointHandler",
         "BasePyTreeCheckpointHandler",
         "PyTreeCheckpointHandler",
@@ -67,13 +49,6 @@ _ARGS = {
 } | {"CompositeArgs": "args:Composite", "CompositeResults": "args:Composite"}
 """Orbax's other names of args."""
 
-__getattr__ = unmapped_attribute(
-    "handlers.",
-    {name: f"handlers.{module}" for module, names in _MODULES.items() for name in names}
-    | _ARGS
-    | {"handler_registration": "handlers.registration:"},
+__getattr__, __dir__ = load_lazily(
+    "handlers.", _MODULES, _ARGS | {"handler_registration": "handlers.registration:"}
 )
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)

@@ -4,22 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..unmapped import unmapped_attribute
+from ..unmapped import load_lazily
 
 if TYPE_CHECKING:
-    from . import step_statistics
-    from .loggers import AbstractLogger, CompositeLogger, StandardLogger
+    from . import step_statistics as step_statistics
+    from .loggers import AbstractLogger as AbstractLogger
+    from .loggers import CompositeLogger as CompositeLogger
+    from .loggers import StandardLogger as StandardLogger
 
-__all__ = ["AbstractLogger", "CompositeLogger", "StandardLogger", "step_statistics"]
+_MODULES = {
+    "logging.loggers": ("AbstractLogger", "CompositeLogger", "StandardLogger"),
+    "logging.step_statistics": ("step_statistics",),
+}
+"""Where each name is defined."""
 
-_LOGGERS = ("AbstractLogger", "CompositeLogger", "StandardLogger")
-
-_HOMES = dict.fromkeys(_LOGGERS, "logging.loggers")
-
-__getattr__ = unmapped_attribute(
-    "logging.", {**_HOMES, "step_statistics": "logging.step_statistics"}
-)
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = load_lazily("logging.", _MODULES)

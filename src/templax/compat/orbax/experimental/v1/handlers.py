@@ -4,64 +4,38 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ...unmapped import unmapped_attribute
+from ...unmapped import load_lazily
 
 if TYPE_CHECKING:
-    from .checkpointable import (
-        AbstractCheckpointable,
-        Checkpointable,
-        CheckpointableHandler,
-        StatefulCheckpointable,
-    )
-    from .json_handler import JsonHandler
-    from .proto_handler import ProtoHandler
-    from .pytree_handler import PyTreeHandler
-    from .registration import (
-        CheckpointableHandlerRegistry,
-        global_registry,
-        local_registry,
-        register_handler,
-    )
-
-__all__ = [
-    "AbstractCheckpointable",
-    "Checkpointable",
-    "CheckpointableHandler",
-    "CheckpointableHandlerRegistry",
-    "JsonHandler",
-    "ProtoHandler",
-    "PyTreeHandler",
-    "StatefulCheckpointable",
-    "global_registry",
-    "local_registry",
-    "register_handler",
-]
+    from .checkpointable import AbstractCheckpointable as AbstractCheckpointable
+    from .checkpointable import Checkpointable as Checkpointable
+    from .checkpointable import CheckpointableHandler as CheckpointableHandler
+    from .checkpointable import StatefulCheckpointable as StatefulCheckpointable
+    from .json_handler import JsonHandler as JsonHandler
+    from .proto_handler import ProtoHandler as ProtoHandler
+    from .pytree_handler import PyTreeHandler as PyTreeHandler
+    from .registration import CheckpointableHandlerRegistry as CheckpointableHandlerRegistry
+    from .registration import global_registry as global_registry
+    from .registration import local_registry as local_registry
+    from .registration import register_handler as register_handler
 
 _MODULES = {
-    "checkpointable": (
+    "experimental.v1.checkpointable": (
         "AbstractCheckpointable",
         "Checkpointable",
         "CheckpointableHandler",
         "StatefulCheckpointable",
     ),
-    "json_handler": ("JsonHandler",),
-    "proto_handler": ("ProtoHandler",),
-    "pytree_handler": ("PyTreeHandler",),
-    "registration": (
+    "experimental.v1.json_handler": ("JsonHandler",),
+    "experimental.v1.proto_handler": ("ProtoHandler",),
+    "experimental.v1.pytree_handler": ("PyTreeHandler",),
+    "experimental.v1.registration": (
         "CheckpointableHandlerRegistry",
         "global_registry",
         "local_registry",
         "register_handler",
     ),
 }
+"""Where each name is defined."""
 
-__getattr__ = unmapped_attribute(
-    "experimental.v1.handlers.",
-    homes={
-        name: f"experimental.v1.{module}" for module, names in _MODULES.items() for name in names
-    },
-)
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = load_lazily("experimental.v1.handlers.", _MODULES)

@@ -4,36 +4,27 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ....unmapped import unmapped_attribute
+from ....unmapped import load_lazily
 
 if TYPE_CHECKING:
-    from . import errors, preservation_policies, save_decision_policies
-    from .checkpointer import Checkpointer
-    from .step_metadata import CheckpointMetadata, RootMetadata
+    from ....checkpoint_managers import preservation_policy as preservation_policies
+    from ....checkpoint_managers import save_decision_policy as save_decision_policies
+    from . import errors as errors
+    from .checkpointer import Checkpointer as Checkpointer
+    from .step_metadata import CheckpointMetadata as CheckpointMetadata
+    from .step_metadata import RootMetadata as RootMetadata
 
-__all__ = [
-    "CheckpointMetadata",
-    "Checkpointer",
-    "RootMetadata",
-    "errors",
-    "preservation_policies",
-    "save_decision_policies",
-]
+    __all__ = ["preservation_policies", "save_decision_policies"]
 
 _HERE = "experimental.v1.training"
 
-_HOMES = {
-    "CheckpointMetadata": f"{_HERE}.step_metadata",
-    "Checkpointer": f"{_HERE}.checkpointer",
-    "RootMetadata": f"{_HERE}.step_metadata",
-    "errors": f"{_HERE}.errors",
-    "preservation_policies": f"{_HERE}.preservation_policies",
-    "save_decision_policies": f"{_HERE}.save_decision_policies",
+_MODULES = {
+    f"{_HERE}.checkpointer": ("Checkpointer",),
+    f"{_HERE}.errors": ("errors",),
+    f"{_HERE}.step_metadata": ("CheckpointMetadata", "RootMetadata"),
+    "checkpoint_managers.preservation_policy:": ("preservation_policies",),
+    "checkpoint_managers.save_decision_policy:": ("save_decision_policies",),
 }
-"""Where each name is defined."""
+"""Where each name is defined. The policies are those of a manager of the older API."""
 
-__getattr__ = unmapped_attribute(f"{_HERE}.", _HOMES)
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = load_lazily(f"{_HERE}.", _MODULES)
