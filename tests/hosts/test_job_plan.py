@@ -68,9 +68,9 @@ def test_every_host_is_planned_as_it_plans_itself(run: Any, tmp_path: Path, coun
         plan = tx.plan(path, template, topology=topology)
         for host, lines in enumerate(said):
             at = next(i for i, (what, _) in enumerate(lines) if what == path)
-            planned = {name: getattr(plan.host(host), name) for name in FIGURES}
+            planned = {name: getattr(plan.find_host(host), name) for name in FIGURES}
             assert planned == lines[at][1], (path, host)
-            assert plan.host(host).read_bytes == lines[at + 1][1], (path, host)
+            assert plan.find_host(host).read_bytes == lines[at + 1][1], (path, host)
         assert plan.read_bytes == sum(
             line[1]["read_bytes"] for lines in said for line in lines if line[0] == path
         )

@@ -71,8 +71,8 @@ class Catalog:
             leaves of the tree that was saved, and of the template that they are restored with.
         regions: Yields what the bytes are that hold no values of leaves, for `account_bytes`: the
             headers, indexes and metadata of the files. None if there are none.
-        chunk_shapes: Returns name → shape of the chunks of each array, for who describes how it is
-            stored. None if the format does not cut arrays.
+        chunk_shapes: Returns name → shape of the chunks in which each array is stored. None if the
+            format does not divide arrays.
         base: For a view, the checkpoint that it shows.
         fit: For a view whose sizes may depend on what it is restored into: opens it again, with
             the shapes and dtypes that a template expects, by the names of the leaves.

@@ -19,6 +19,7 @@ from .._core.boxes import size_of
 from .._core.text import format_size, leaf_noun, list_names
 from .._escape import join_lines
 from .._match.result import Match, Pair
+from ..errors import UsageError
 from .chunk_lookup import ChunkLookup
 from .parts import Part, merge_chunks
 from .plan import Plan
@@ -86,15 +87,16 @@ class JobPlan:
         """What the hosts that read most do."""
         return max(self.groups, key=lambda group: (group.read_bytes, group.requests))
 
-    def host(self, number: int) -> HostPlan:
-        """What one host does.
+    def find_host(self, number: int) -> HostPlan:
+        """Returns what one host does, and the others that do the same.
 
         Raises:
-            IndexError: There is no host of that number.
+            UsageError: The topology has fewer hosts.
         """
         found = next((group for group in self.groups if number in group.hosts), None)
         if found is None:
-            raise IndexError(f"host {number} of {self.topology.hosts}")
+            most = self.topology.hosts - 1
+            raise UsageError(f"Expected the number of a host from 0 to {most:,}, got {number!r}")
         return found
 
     def estimate_seconds(self, *, bandwidth: float, latency: float = 0.0) -> float:

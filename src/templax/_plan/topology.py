@@ -47,7 +47,7 @@ class Topology:
     mesh: Mapping[str, int]
     platform: Literal["cpu", "gpu", "tpu"] = "tpu"
     _indices: dict[tuple[Spec, int], tuple[Indices, ...]] = field(
-        default_factory=dict, repr=False, compare=False
+        default_factory=dict, init=False, repr=False, compare=False
     )
 
     def __post_init__(self) -> None:

@@ -253,7 +253,7 @@ def plan(
         >>> mesh = AbstractMesh((8,), ("data",))
         >>> template = tx.template_of({"w": jnp.zeros((128, 64))}, mesh=mesh, specs=P("data"))
         >>> hosts = tx.Topology(hosts=4, devices_per_host=2, mesh={"data": 8})
-        >>> tx.plan(path, template, topology=hosts).host(3).placed_bytes
+        >>> tx.plan(path, template, topology=hosts).find_host(3).placed_bytes
         8192
     """
     made = PlanOptions(**options)

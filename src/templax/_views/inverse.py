@@ -74,7 +74,7 @@ def invert_rules(
         for pattern in mapping.drop
     ]
     problems += [
-        f"take= names {text!r:.200}, but there is no such rule"
+        f"take= names {text!r:.200}, but the mapping has no rule for it"
         for text in take
         if text not in mapping.rules
     ]

@@ -35,8 +35,8 @@ def merge(*checkpoints: Part) -> Merged:
             match a pattern, or one of several; `*` stands for any characters.
 
     Raises:
-        UsageError: There are no arguments, or one of them is something other than a checkpoint or
-            a tuple of a checkpoint and patterns.
+        UsageError: No argument was given, or one is neither a checkpoint nor a tuple of a
+            checkpoint and patterns.
         MappingError: By the calls that take the result: two checkpoints have a leaf of one name, or
             a pattern matches nothing. The error names both checkpoints.
         Unsupported: By these calls: a checkpoint is a view, or its leaves have no names.

@@ -115,7 +115,7 @@ def test_one_host_is_planned_as_this_process_is(case: str) -> None:
     topology = tx.Topology(hosts=1, devices_per_host=8, mesh=MESH, platform="cpu")
     wanted = {rename(n): describe(n, abstract_mesh()) for n in template}
     job = tx.plan(found, wanted, topology=topology, rename=rename, extra="ignore")
-    host = job.host(0)
+    host = job.find_host(0)
     for figure in (
         "requests",
         "read_bytes",
@@ -166,15 +166,15 @@ def test_hosts_that_hold_the_same_are_planned_once(tmp_path: Path) -> None:
     topology = tx.Topology(hosts=512, devices_per_host=4, mesh=mesh)
     plan = tx.plan(tmp_path / "ckpt", template, topology=topology)
     assert [len(group.hosts) for group in plan.groups] == [256, 256]
-    assert plan.host(511) is plan.groups[1]
+    assert plan.find_host(511) is plan.groups[1]
     half = 1024 * 512 * 4 + 4
     assert plan.read_bytes == 512 * half
     assert plan.estimate_seconds(bandwidth=half) == 1
     assert plan.estimate_seconds(bandwidth=half, latency=0.5) == 1 + 0.5 * -(
         -plan.worst.requests // plan.threads
     )
-    with pytest.raises(IndexError):
-        plan.host(512)
+    with pytest.raises(tx.UsageError, match="from 0 to 511, got 512"):
+        plan.find_host(512)
 
 
 def test_a_leaf_without_a_sharding_is_read_whole_by_every_host(tmp_path: Path) -> None:

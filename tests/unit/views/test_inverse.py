@@ -379,7 +379,9 @@ def test_copies_that_a_concat_holds_are_found_with_shapes(tmp_path: Path) -> Non
 
 
 def test_an_unknown_rule_to_take_is_refused() -> None:
-    with pytest.raises(tx.MappingError, match="take= names 'wte', but there is no such rule"):
+    with pytest.raises(
+        tx.MappingError, match="take= names 'wte', but the mapping has no rule for it"
+    ):
         TIED.inverse(take=["embed", "wte"])
 
 
