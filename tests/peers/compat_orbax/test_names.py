@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import importlib
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -68,3 +70,15 @@ def test_type_checkers_see_the_names_that_are_loaded(path: Path) -> None:
     module = importlib.import_module(".".join([compat.__name__, *parts]).removesuffix(".__init__"))
     assert sorted(seen) == module.__all__ == dir(module)
     assert all(getattr(module, name) is not None for name in seen)
+
+
+def test_importing_the_package_loads_none_of_its_modules() -> None:
+    """Nor those of templax that they need: the import is a program's first line."""
+    code = (
+        "import sys, templax.compat.orbax\n"
+        "print(*sorted(name for name in sys.modules if name.startswith('templax')))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    below = [n for n in done.stdout.split() if n.startswith("templax.compat.")]
+    assert below == ["templax.compat.orbax", "templax.compat.orbax.unmapped"]
+    assert len(done.stdout.split()) < 10
