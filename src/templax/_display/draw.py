@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
@@ -13,7 +14,7 @@ from .._catalog.catalog import Catalog
 from .._catalog.entry import LeafEntry
 from .._core.arguments import PyTree
 from .._core.boxes import Box, Shape, box_from_index, full_box, shape_of, size_of
-from .._core.chunk_grid import iter_cells
+from .._core.chunk_grid import grid_shape, iter_cells
 from .._core.names import join_path, strip_prefix
 from .._core.text import list_names
 from .._plan.topology import Topology
@@ -28,6 +29,9 @@ from .picture_tables import Area
 
 _MAX_NUMBERS, _MAX_FILES = 3, 8
 """Ranges of numbers that are listed in a cell, and files below a title."""
+
+_MAX_CHUNKS = 1 << 20
+"""A range of a file that holds more chunks is drawn as one: metadata can declare any number."""
 
 
 def draw_sharding(
@@ -224,8 +228,11 @@ def _list_chunks(catalog: Catalog, entry: LeafEntry) -> list[tuple[Box, str]]:
     for chunk in catalog.locate([entry])[entry.name]:
         box = _clip(chunk.box, entry.shape)
         boxes = [box]
-        if stored is not None and chunk.origin is None:  # neighbours in a file are located as one
-            boxes = [_shift(cell, box) for _, cell in iter_cells(shape_of(box), stored)]
+        if stored is not None and chunk.origin is None:
+            # Neighbours in a file are located as one chunk.
+            count = math.prod(grid_shape(shape_of(box), stored))
+            if len(found) + count <= _MAX_CHUNKS:
+                boxes = [_shift(cell, box) for _, cell in iter_cells(shape_of(box), stored)]
         found += [(each[: len(shape)], chunk.extent.key) for each in boxes]
     return found
 

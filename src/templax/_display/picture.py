@@ -14,13 +14,16 @@ import numpy as np
 from .._core.boxes import Box, Shape
 from .._escape import escape_text, join_lines
 from .picture_svg import SVG_LIMITS, draw_svg
-from .picture_tables import Area, Range, Table, draw_text_table
+from .picture_tables import Area, Range, Table, draw_text_table, shorten
 
 _MAX_ROWS, _MAX_COLUMNS, _MAX_TABLES = 16, 8, 4
 """What the text shows at most. Of more, the first and the last ones are shown."""
 
 _MAX_WIDTH = 100
-"""Characters of a line, unless two columns take more."""
+"""Characters of a line of a table, unless two columns take more."""
+
+_MAX_LINE = 1000
+"""Characters of other lines, which have names and paths from files."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -90,7 +93,7 @@ class Picture:
         """The title, the lines, and which dimensions are drawn how."""
         down, right = self.axes
         if down is None or right is None:
-            return [self.title, *self.lines]
+            return [shorten(line, _MAX_LINE) for line in (self.title, *self.lines)]
         rest = [i for i in range(len(self.shape)) if i not in (down, right)]
         words = [f"down: dimension {down}", f"to the right: {right}"]
         sliced = [str(i) for i in rest if self._is_divided(i)]
@@ -99,7 +102,8 @@ class Picture:
         whole = [f"{i} of size {self.shape[i]:,}" for i in rest if not self._is_divided(i)]
         if whole:
             words.append(f"not divided: {', '.join(whole)}")
-        return [self.title, *self.lines, f"  {'; '.join(words)}"]
+        lines = [self.title, *self.lines, f"  {'; '.join(words)}"]
+        return [shorten(line, _MAX_LINE) for line in lines]
 
     def make_tables(self, rows: int, columns: int, tables: int) -> list[Table | None]:
         """The parts of the picture, with at most this many rows, columns and tables.

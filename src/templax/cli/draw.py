@@ -56,10 +56,11 @@ def draw(
     hosts: int | None,
     svg: str | None,
 ) -> None:
-    """Draw which file stores which part of LEAF of the checkpoint at PATH.
+    """Draw which file, or which device, has which part of a leaf.
 
-    With --template or --spec, draws which device holds which part, and how many stored chunks that
-    overlaps. Reads metadata only.
+    Without options, draws which file of the checkpoint at PATH stores which part of LEAF; with
+    --template or --spec, which device holds which part, and how many stored chunks that overlaps.
+    Reads metadata only.
     """
     if spec is not None and mesh is None:
         raise click.UsageError("--spec shards a leaf over a mesh, which needs --mesh.")
