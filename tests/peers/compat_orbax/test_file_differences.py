@@ -113,6 +113,7 @@ def test_differs_missing_chunk(at, tmp_path):
         assert (caught.value.leaf, caught.value.file) == ("a", "a/0")
 
 
+@pytest.mark.slow
 def test_same_flipped_bit_in_the_weights(tmp_path):
     """Neither notices it, as Orbax writes no checksums of array bytes."""
     path = tmp_path / "big"

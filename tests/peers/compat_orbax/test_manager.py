@@ -215,6 +215,7 @@ QUICK_RUNS = RUNS[::3]
 MORE_RUNS = [code for code in RUNS if code not in QUICK_RUNS]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", [*QUICK_RUNS, *mark_slow(*MORE_RUNS)], ids=lambda f: f.__name__)
 def test_runs_are_interchangeable(code, tmp_path):
     """Both answer the same meanwhile and keep the same steps, which each lists and restores."""
@@ -340,6 +341,7 @@ def test_steps_of_several_items_are_interchangeable(code, tmp_path):
     assert_interchangeable(code, several_read, tmp_path)
 
 
+@pytest.mark.slow
 def test_differs_files_that_they_write(tmp_path):
     """The same files and directories, except for an index of each library."""
     for name, ocp in (("theirs", orbax), ("ours", compat)):

@@ -72,6 +72,7 @@ def test_type_checkers_see_the_names_that_are_loaded(path: Path) -> None:
     assert all(getattr(module, name) is not None for name in seen)
 
 
+@pytest.mark.slow
 def test_importing_the_package_loads_none_of_its_modules() -> None:
     """Nor those of templax that they need: the import is a program's first line."""
     code = (

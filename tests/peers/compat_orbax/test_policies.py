@@ -70,6 +70,7 @@ def test_steps_are_saved_as_a_policy_says(name, tmp_path):
         assert run(compat, path, save_decision_policy=deciding(made_by)[name]) == theirs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["own", "steps", "closest", "any"])
 def test_steps_stay_as_a_policy_says(name, tmp_path):
     """Whichever library made the policy."""

@@ -267,6 +267,7 @@ def test_the_common_snippet_runs_unchanged(at, monkeypatch):
     assert not hasattr(orbax.utils, "empty_array")
 
 
+@pytest.mark.slow
 def test_importing_the_layer_does_not_import_orbax():
     """So it works where Orbax is not installed."""
     code = "import sys, templax.compat.orbax; print('orbax' in sys.modules)"
