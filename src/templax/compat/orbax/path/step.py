@@ -78,18 +78,18 @@ class Metadata:
     path: Path
 
     @cached_property
-    def _saved(self) -> dict[str, Any]:
+    def _step_metadata(self) -> dict[str, Any]:
         return step_metadata(Local(os.fspath(self.path)))
 
     @property
     def init_timestamp_nsecs(self) -> int | None:
         """The time at which its save began, in Unix nanoseconds, or None."""
-        return self._saved.get("init_timestamp_nsecs")
+        return self._step_metadata.get("init_timestamp_nsecs")
 
     @property
     def commit_timestamp_nsecs(self) -> int | None:
         """The time of its commit in Unix nanoseconds, or None."""
-        return self._saved.get("commit_timestamp_nsecs")
+        return self._step_metadata.get("commit_timestamp_nsecs")
 
     @property
     def commit_timestamp(self) -> datetime.datetime:
