@@ -116,10 +116,11 @@ class CheckpointManager(Saver):
         self._root = find_root(directory)
         self._options = options or CheckpointManagerOptions()
         check_processes(self._options.multiprocessing_options)
-        self._items = RunItems(checkpointers, item_names, item_handlers, handler_registry)
-        self._waits = not self._options.enable_async_checkpointing
-        if checkpointers is not None:
-            self._waits = self._items.waits
+        waiting = self._options.async_options
+        timeout = None if waiting is None else waiting.timeout_secs
+        self._items = RunItems(checkpointers, item_names, item_handlers, handler_registry, timeout)
+        background = self._options.enable_async_checkpointing
+        self._waits = self._items.waits if checkpointers is not None else not background
         self._save_policy = make_save_policy(self._options)
         self._preservation_policy = make_preservation_policy(self._options)
         self._steps = RunSteps(self._root, self._options)
@@ -166,7 +167,8 @@ class CheckpointManager(Saver):
         """The best step by `best_fn`, the later one if several tie. Without it, the latest step."""
         if self._options.best_fn is None:
             return self.latest_step()
-        return find_best(self._options, self._list_steps(), self.metrics, self._root)
+        steps = self._list_steps()
+        return find_best(self._options, steps, lambda n: self._read_metrics(n, steps), self._root)
 
     def reload(self) -> None:
         """Lists the directory again. Processes of a job otherwise do so only before a save."""
@@ -415,10 +417,13 @@ class CheckpointManager(Saver):
 
     def metrics(self, step: int) -> Any:
         """The metrics that a step was saved with, or None."""
+        return self._read_metrics(step, self._list_steps())
+
+    def _read_metrics(self, step: int, names: Mapping[int, str]) -> Any:
         if self.is_saving_in_progress() and step == self._latest.step:
             return self._latest.metrics
-        key = self._list_steps().get(step, str(step))
-        return read_metrics(Local(os.path.join(self._root, key))) or None
+        path = os.path.join(self._root, names.get(step, str(step)))
+        return read_metrics(Local(path)) or None
 
     def item_metadata(self, step: int) -> Any:
         """The shapes and dtypes of a step; a `Composite` of several items, None for a JSON item."""

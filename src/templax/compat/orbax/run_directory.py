@@ -133,12 +133,15 @@ def read_root_metadata(root: str) -> Any:
 
 
 def remove_leftovers(root: str) -> None:
-    """Removes what killed saves left behind."""
+    """Removes what killed saves left behind, and logs it."""
     for info in Local(root).children():
         path = os.path.join(root, info.key.rstrip("/"))
-        with suppress(OSError, tx.SaveError):  # leftovers do no harm
+        try:
             if TEMPORARY in info.key and is_abandoned(path):
                 remove_directory(path)
+                _log.info("removed %s, which a killed save left behind", path)
+        except (OSError, tx.SaveError) as error:  # it does no harm
+            _log.warning("%s of an unfinished save was not removed: %s", path, error)
 
 
 def refuse_existing(root: str, found: Mapping[int, str], step: int) -> None:

@@ -16,8 +16,8 @@ from ..._save.background import start_save
 from ..._save.destination import Destination
 from ..._save.options import SaveOptions
 from .checkpoint_managers.preservation_policy import PreservationPolicy
-from .handlers.calls import limit_time
 from .options import CheckpointManagerOptions
+from .path.step import standard_name_format, step_prefix_with_underscore
 from .run_directory import delete_step, delete_steps, find_committed, find_named, refuse_existing
 from .saver import PathLike
 from .step_policies import StepInfo, StepInfos, select_replaced
@@ -40,8 +40,11 @@ class RunSteps:
 
     def __init__(self, root: str, options: CheckpointManagerOptions):
         self._root, self._options, self._names = root, options, options.step_name_format
-        self._prefix = f"{options.step_prefix}_" if options.step_prefix else ""
-        self._digits = options.step_format_fixed_length or 0
+        prefix = options.step_prefix or None
+        self._prefix = step_prefix_with_underscore(prefix)
+        self._new_names = self._names or standard_name_format(
+            step_prefix=prefix, step_format_fixed_length=options.step_format_fixed_length
+        )
         self._own, self._all = (
             AgreedSteps(root, functools.partial(self.find_on_disk, own=own), what=what)
             for own, what in ((True, "steps of this manager"), (False, "steps"))
@@ -50,9 +53,7 @@ class RunSteps:
 
     def name_step(self, step: int) -> str:
         """The name of the directory of a new step."""
-        if self._names is not None:
-            return self._names.build_name(step)
-        return f"{self._prefix}{step:0{self._digits}d}"
+        return self._new_names.build_name(step)
 
     def find_on_disk(self, root: str | None = None, *, own: bool) -> dict[int, str]:
         """Number → name of each committed step, as this process finds it, ascending.
@@ -146,9 +147,8 @@ class RunSteps:
 
         def decide() -> Destination:  # process 0, for the whole job
             found = self.find_on_disk(own=True)
-            if options.overwrite and found.get(info.step) == os.path.basename(info.path):
-                return Destination(info.path)
-            refuse_existing(self._root, found, info.step)
+            if not options.overwrite or found.get(info.step) != os.path.basename(info.path):
+                refuse_existing(self._root, found, info.step)
             return Destination(info.path)
 
         def after(call: Hosts) -> None:
@@ -161,8 +161,6 @@ class RunSteps:
             if options.after is not None:
                 options.after(call)
 
-        if self._options.async_options is not None:
-            limit_time(contents, self._options.async_options.timeout_secs)
         complete = replace(options, after=after)
         try:
             return start_save(

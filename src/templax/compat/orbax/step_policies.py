@@ -6,13 +6,13 @@ import datetime
 import logging
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import templax as tx
 
-from ...formats.orbax.step_metadata import read_metrics, step_metadata
+from ...formats.orbax.step_metadata import read_metrics
 from ...storage.local import Local
 from .checkpoint_managers.policy_checkpoint_info import PolicyCheckpointInfo
 from .checkpoint_managers.preservation_policy import (
@@ -37,6 +37,7 @@ from .checkpoint_managers.save_decision_policy import (
     SpecificStepsPolicy,
 )
 from .options import CheckpointManagerOptions
+from .path.step import Metadata
 
 _log = logging.getLogger("templax")
 
@@ -74,10 +75,10 @@ class StepInfo:
     def time(self) -> datetime.datetime:
         """The time of the save, in UTC."""
         if self._time is None:
-            nsecs = step_metadata(Local(self.path)).get("commit_timestamp_nsecs")
-            with suppress(FileNotFoundError):  # another program has just deleted it
-                nsecs = nsecs or os.stat(self.path).st_mtime_ns
-            self._time = datetime.datetime.fromtimestamp((nsecs or 0) / 1e9, tz=datetime.UTC)
+            try:
+                self._time = Metadata(self.step, Path(self.path)).commit_timestamp
+            except FileNotFoundError:  # another program has just deleted it
+                self._time = datetime.datetime.fromtimestamp(0, tz=datetime.UTC)
         return self._time
 
     @time.setter

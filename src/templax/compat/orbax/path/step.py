@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import templax as tx
 
+from ...._runs.step_facts import read_commit_time
 from ....formats.orbax import directory
 from ....formats.orbax.step_metadata import step_metadata
 from ....formats.orbax.step_names import Step, final_name, is_temporary
@@ -94,8 +95,9 @@ class Metadata:
     @property
     def commit_timestamp(self) -> datetime.datetime:
         """The time of its commit, or else of the last change to its directory, in UTC."""
-        nsecs = self.commit_timestamp_nsecs or os.stat(self.path).st_mtime_ns
-        return datetime.datetime.fromtimestamp(nsecs / 1e9, tz=datetime.UTC)
+        noted = read_commit_time(Local(os.fspath(self.path)))
+        seconds = os.stat(self.path).st_mtime if noted is None else noted
+        return datetime.datetime.fromtimestamp(seconds, tz=datetime.UTC)
 
 
 MetadataT = TypeVar("MetadataT", bound=Metadata)
