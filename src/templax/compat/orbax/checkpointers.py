@@ -120,7 +120,7 @@ class Checkpointer(Saver):
 
         Raises:
             TemplateError: The checkpoint does not fit the template; lists every leaf.
-            CheckpointError: There is no readable checkpoint.
+            CheckpointError: The path holds no checkpoint, or one that is damaged or not finished.
             NotImplementedError: An argument is not mapped; the message says what to use instead.
         """
         self.wait_until_finished()
@@ -132,7 +132,7 @@ class Checkpointer(Saver):
         """Returns the metadata of a checkpoint; no array is read.
 
         Raises:
-            CheckpointError: There is no readable checkpoint.
+            CheckpointError: The path holds no checkpoint, or one that is damaged or not finished.
         """
         self.wait_until_finished()
         path = os.fspath(directory)

@@ -23,7 +23,8 @@ from .....storage.leftovers import (
 from .....storage.open import is_remote, open_source
 from ...saver import PathLike
 from ...unmapped import unmapped_argument
-from .layout import RESERVED, InvalidLayoutError, Layout, find_layout
+from .checkpointable import RESERVED
+from .layout import InvalidLayoutError, Layout, find_layout
 from .response import AsyncResponse, run_in_thread
 
 

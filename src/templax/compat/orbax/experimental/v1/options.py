@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 from ...options import AtomicityMode, check_metadata_options
 from ...unmapped import unmapped_argument, unmapped_attribute
+from .registration import CheckpointableHandlerRegistry, ReadOnlyRegistry
 
 __all__ = [
     "ArrayOptions",
@@ -246,15 +247,6 @@ class ArrayOptions(Options):
     loading: Loading = field(default_factory=Loading)
 
 
-# Handlers import the context, which imports these options: they load the registry on demand.
-_load_registration = unmapped_attribute(homes={"registration": "experimental.v1.registration"})
-
-
-def _read_only_registry() -> Any:
-    registration: Any = _load_registration("registration")
-    return registration.ReadOnlyRegistry(registration.local_registry())
-
-
 @dataclass(kw_only=True)
 class CheckpointablesOptions(Options):
     """Options of checkpointables.
@@ -263,7 +255,7 @@ class CheckpointablesOptions(Options):
         registry: Which handler saves and loads which of them; see `handlers.local_registry`.
     """
 
-    registry: Any = field(default_factory=_read_only_registry)
+    registry: CheckpointableHandlerRegistry = field(default_factory=ReadOnlyRegistry)
 
 
 @dataclass(kw_only=True)

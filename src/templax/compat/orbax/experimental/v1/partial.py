@@ -30,7 +30,7 @@ from .....storage.open import is_remote, open_source
 from ...saver import PathLike
 from ...unmapped import unmapped_argument, unmapped_attribute
 from . import saving
-from .layout import STATE
+from .checkpointable import STATE
 from .pytree_handler import PyTreeHandler
 from .response import AsyncResponse, SaveResponse
 from .tree import merge

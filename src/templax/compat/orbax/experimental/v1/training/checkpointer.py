@@ -21,8 +21,8 @@ from ....saver import PathLike
 from ....step_policies import StepInfo
 from ....unmapped import unmapped_argument
 from .. import checkpoint_metadata, loading
+from ..checkpointable import STATE
 from ..context import Context, get_context
-from ..layout import STATE
 from ..response import AsyncResponse
 from ..saving import check_leaves
 from .step_manager import StepManager
