@@ -54,7 +54,7 @@ from .step_policies import (
     make_save_policy,
     saves_continuously,
 )
-from .unmapped import unmapped_attribute
+from .unmapped import make_getattr
 
 DEFAULT_ITEM_NAME = ONLY_ITEM
 METRIC_ITEM_NAME = METRICS
@@ -452,4 +452,4 @@ _HOMES = {
 }
 """The other names in Orbax's module, and the modules that define them here."""
 
-__getattr__ = unmapped_attribute("checkpoint_manager.", _HOMES)
+__getattr__ = make_getattr("checkpoint_manager.", _HOMES)

@@ -17,7 +17,7 @@ from ..._hosts.agreement import open_call
 from ..._jax.coordination import process_index
 from ..._runs.locks import hold_for_reading
 from .path.step import Metadata, NameFormat, latest_step_metadata, standard_name_format
-from .unmapped import unmapped_attribute
+from .unmapped import make_getattr
 
 if TYPE_CHECKING:
     from .leaf_args import PLACEHOLDER, construct_restore_args
@@ -252,7 +252,7 @@ def _link_file(source: str, target: str) -> Any:
     return target
 
 
-__getattr__ = unmapped_attribute(
+__getattr__ = make_getattr(
     "checkpoint_utils.",
     {"PLACEHOLDER": "leaf_args", "construct_restore_args": "leaf_args"},
 )

@@ -25,7 +25,7 @@ from .handlers.trees import PyTreeCheckpointHandler, StandardCheckpointHandler
 from .metadata.checkpoint import StepMetadata, make_step_metadata, read_metadata
 from .options import AsyncOptions, check_tuning
 from .saver import PathLike, Saver, begin_save
-from .unmapped import unmapped_attribute
+from .unmapped import make_getattr
 
 _TUNING = frozenset(
     (
@@ -250,4 +250,4 @@ class StandardCheckpointer(AsyncCheckpointer):
         return super().restore(directory, args=args)
 
 
-__getattr__ = unmapped_attribute("checkpointers.")
+__getattr__ = make_getattr("checkpointers.")

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
-from .unmapped import unmapped_argument, unmapped_attribute
+from .unmapped import make_getattr, make_unmapped_error
 
 __all__ = [
     "broadcast_one_to_all",
@@ -69,9 +69,9 @@ def sync_global_processes(
         timeout, options: No effect.
     """
     if processes is not None:
-        raise unmapped_argument("processes", "leave it out: all processes take part")
+        raise make_unmapped_error("processes", "leave it out: all processes take part")
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
 
 
-__getattr__ = unmapped_attribute("multihost.")
+__getattr__ = make_getattr("multihost.")

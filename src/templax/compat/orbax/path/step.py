@@ -20,7 +20,7 @@ from ....formats.orbax.step_names import Step, final_name, is_temporary
 from ....storage.leftovers import TEMPORARY
 from ....storage.local import Local
 from ....storage.open import open_source
-from ..unmapped import unmapped_attribute
+from ..unmapped import make_getattr
 
 if TYPE_CHECKING:
     from ..saver import PathLike
@@ -446,4 +446,4 @@ def _list_steps(base_path: PathLike) -> tuple[Step, ...]:
     return directory.list_steps(open_source(base_path))
 
 
-__getattr__ = unmapped_attribute("path.step.")
+__getattr__ = make_getattr("path.step.")

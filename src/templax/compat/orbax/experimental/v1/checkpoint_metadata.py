@@ -172,7 +172,7 @@ def checkpointables_metadata(path: PathLike) -> CheckpointMetadata[dict[str, Any
         is what `metadata` returns. It is None for what can't be read; the log says why.
 
     Raises:
-        InvalidLayoutError: There is no checkpoint, or it has no named checkpointables.
+        InvalidLayoutError: The path holds no checkpoint, or one without named checkpointables.
 
     Example:
         >>> import os, tempfile, numpy as np

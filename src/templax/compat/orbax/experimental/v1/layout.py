@@ -89,7 +89,7 @@ class Layout:
             name: As the caller gave it: a name, "AUTO", or None.
 
         Raises:
-            InvalidLayoutError: There is no such tree.
+            InvalidLayoutError: The checkpoint has no tree of this name.
         """
         if self.kind == "Safetensors":
             return None

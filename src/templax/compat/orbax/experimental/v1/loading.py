@@ -17,7 +17,7 @@ from ....._restore.together import read_together
 from ...future import run_coroutine
 from ...leaf_templates import make_numpy_leaf
 from ...saver import PathLike
-from ...unmapped import unmapped_argument
+from ...unmapped import make_unmapped_error
 from .checkpointable import AUTO, RESERVED, STATE
 from .context import Context, get_context
 from .layout import Layout, find_layout
@@ -87,7 +87,7 @@ def load_async(
     """
     context = check_context()
     if context.checkpoint_layout is not CheckpointLayout.SAFETENSORS:
-        raise unmapped_argument("load_async", "load, which reads with several threads")
+        raise make_unmapped_error("load_async", "load, which reads with several threads")
     abstract = resolve_abstract(abstract_state)
     check_abstract_leaves(abstract)
     layout = find_layout(os.fspath(path))
@@ -103,7 +103,7 @@ def load_checkpointables(path: PathLike, abstract_checkpointables: Any = None) -
             are not loaded. Also the `checkpointables_metadata` of a checkpoint. None loads all.
 
     Raises:
-        InvalidLayoutError: There is no checkpoint.
+        InvalidLayoutError: The path holds no checkpoint.
         KeyError: The checkpoint lacks a name; or no handler loads the checkpointable.
         TemplateError: A tree does not fit its template; lists every leaf.
 
@@ -126,7 +126,7 @@ def load_checkpointables_async(
     path: PathLike, abstract_checkpointables: Any = None
 ) -> AsyncResponse[dict[str, Any]]:
     """Raises `NotImplementedError`, as Orbax's own does."""
-    raise unmapped_argument("load_checkpointables_async", "load_checkpointables")
+    raise make_unmapped_error("load_checkpointables_async", "load_checkpointables")
 
 
 def load_pytree(*args: Any, **kwargs: Any) -> Any:
@@ -150,7 +150,7 @@ def check_context() -> Context:
     context = get_context()
     active = context.multiprocessing.active_processes
     if active is not None and set(active) != set(range(jax.process_count())):
-        raise unmapped_argument(
+        raise make_unmapped_error(
             "MultiprocessingOptions.active_processes", "leave it out: all processes take part"
         )
     return context

@@ -19,7 +19,7 @@ from ....checkpoint_managers.save_decision_policy import (
 from ....options import CheckpointManagerOptions
 from ....saver import PathLike
 from ....step_policies import StepInfo
-from ....unmapped import unmapped_argument
+from ....unmapped import make_unmapped_error
 from .. import checkpoint_metadata, loading
 from ..checkpointable import STATE
 from ..context import Context, get_context
@@ -295,7 +295,7 @@ class Checkpointer:
             checkpointable_name: The name of the tree in the checkpoint.
 
         Raises:
-            StepNotFoundError: There is no such step.
+            StepNotFoundError: The run has no such step.
             KeyError: The step has no such checkpointable.
             TemplateError: The checkpoint does not fit the template; lists every leaf.
         """
@@ -314,7 +314,7 @@ class Checkpointer:
             abstract_checkpointables: See `templax.compat.orbax.v1.load_checkpointables`.
 
         Raises:
-            StepNotFoundError: There is no such step.
+            StepNotFoundError: The run has no such step.
             KeyError, TemplateError: See `templax.compat.orbax.v1.load_checkpointables`.
         """
         with get_context(self._context):
@@ -324,11 +324,11 @@ class Checkpointer:
 
     def load_async(self, *args: Any, **options: Any) -> AsyncResponse[Any]:
         """Raises `NotImplementedError`, as Orbax's own does."""
-        raise unmapped_argument("load_async", "load, which reads with several threads")
+        raise make_unmapped_error("load_async", "load, which reads with several threads")
 
     def load_checkpointables_async(self, *args: Any, **options: Any) -> AsyncResponse[Any]:
         """Raises `NotImplementedError`, as Orbax's own does."""
-        raise unmapped_argument("load_checkpointables_async", "load_checkpointables")
+        raise make_unmapped_error("load_checkpointables_async", "load_checkpointables")
 
     # --- metadata
 
@@ -339,7 +339,7 @@ class Checkpointer:
             step: The step; None is the latest.
 
         Raises:
-            StepNotFoundError: There is no such step.
+            StepNotFoundError: The run has no such step.
             InvalidLayoutError: It has no tree.
         """
         return self._read_metadata(step, checkpoint_metadata.metadata)
@@ -353,7 +353,7 @@ class Checkpointer:
             step: The step; None is the latest.
 
         Raises:
-            StepNotFoundError: There is no such step.
+            StepNotFoundError: The run has no such step.
         """
         return self._read_metadata(step, checkpoint_metadata.checkpointables_metadata)
 
