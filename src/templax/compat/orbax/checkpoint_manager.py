@@ -116,9 +116,13 @@ class CheckpointManager(Saver):
         self._root = find_root(directory)
         self._options = options or CheckpointManagerOptions()
         check_processes(self._options.multiprocessing_options)
-        waiting = self._options.async_options
-        timeout = None if waiting is None else waiting.timeout_secs
-        self._items = RunItems(checkpointers, item_names, item_handlers, handler_registry, timeout)
+        self._items = RunItems(
+            checkpointers,
+            item_names,
+            item_handlers,
+            handler_registry,
+            async_options=self._options.async_options,
+        )
         background = self._options.enable_async_checkpointing
         self._waits = self._items.waits if checkpointers is not None else not background
         self._save_policy = make_save_policy(self._options)
@@ -126,6 +130,7 @@ class CheckpointManager(Saver):
         self._steps = RunSteps(self._root, self._options)
         self._logger = logger
         self._latest = NO_STEP
+        self._saved: tx.Saved | None = None
         # The steps before the next save, listed only once until then.
         self._previous: list[StepInfo] | None = None
         self._failure = SaveFailure()
@@ -167,18 +172,17 @@ class CheckpointManager(Saver):
         """The best step by `best_fn`, the later one if several tie. Without it, the latest step."""
         if self._options.best_fn is None:
             return self.latest_step()
-        steps = self._list_steps()
-        return find_best(self._options, steps, lambda n: self._read_metrics(n, steps), self._root)
+        return find_best(self._options, self._checkpoints)
 
     def reload(self) -> None:
         """Lists the directory again. Processes of a job otherwise do so only before a save."""
         self._previous = None
         self._steps.forget()
 
-    def _list_steps(self, *, own: bool = False) -> dict[int, str]:
+    def _list_steps(self) -> dict[int, str]:
         """Number → name of each step, as they will be once the save in progress is finished."""
         saving, latest = self.is_saving_in_progress(), self._latest
-        found = self._steps.list_committed(own=own or saving)
+        found = self._steps.list_committed()
         if saving:
             found[latest.step] = latest.key
         failed = self._pending is not None and self._pending.has_failed()
@@ -189,7 +193,7 @@ class CheckpointManager(Saver):
     @property
     def _checkpoints(self) -> list[StepInfo]:
         """The steps that policies see, ascending."""
-        return self._steps.infos.look_up(self._list_steps(own=True))
+        return self._steps.infos.look_up(self._list_steps())
 
     # --- saving
 
@@ -279,16 +283,15 @@ class CheckpointManager(Saver):
         metrics: Any,
         args: Any,
         custom_metadata: Mapping[str, Any] | None,
-    ) -> tx.Saved:
+    ) -> None:
         call = open_call("saving", self._root, step=read_step(step))
         with call.report_errors():  # arguments included: the others wait for this step
             args = self._items.read_save_args(items, save_kwargs, args)
             step = check_int("step", step, minimum=0)
             with watch.measure("wait_for_prev"):
                 earlier = self._find_earlier_failure()
-            saved_metrics = metrics if self._options.tracks_metrics else None
-            background = not self._waits
-            contents = self._items.make_contents(args, saved_metrics, background=background)
+            kept = metrics if self._options.tracks_metrics else None
+            contents = self._items.make_contents(args, kept, background=not self._waits)
             options = self._make_save_options(args, custom_metadata)
             key = self._steps.name_step(step)
             info = self._make_info(step, key, metrics)
@@ -296,20 +299,13 @@ class CheckpointManager(Saver):
                 policy = self._preservation_policy
                 replaced = self._steps.select_replaced(policy, info, key)
             with watch.measure("checkpointer_blocking"), self._failure.mark_raised(earlier):
-                saved = self._steps.start_save(
-                    call,
-                    info,
-                    contents,
-                    replaced,
-                    options=options,
-                    wait=self._waits,
-                    earlier=earlier,
+                self._saved = self._steps.start_save(
+                    call, info, contents, replaced, options, wait=self._waits, earlier=earlier
                 )
         self._failure.forget()
-        self._pending, self._previous = PendingSave(saved), None
-        self._latest = LatestStep(step, key, metrics, frozenset(replaced))
+        self._pending, self._previous = PendingSave(self._saved), None
+        self._latest = LatestStep(step, key, kept, frozenset(replaced))
         self._steps.infos.add(key, info)
-        return saved
 
     def _make_save_options(self, args: Any, metadata: Mapping[str, Any] | None) -> SaveOptions:
         return make_options(metadata=metadata)
@@ -417,12 +413,9 @@ class CheckpointManager(Saver):
 
     def metrics(self, step: int) -> Any:
         """The metrics that a step was saved with, or None."""
-        return self._read_metrics(step, self._list_steps())
-
-    def _read_metrics(self, step: int, names: Mapping[int, str]) -> Any:
         if self.is_saving_in_progress() and step == self._latest.step:
             return self._latest.metrics
-        path = os.path.join(self._root, names.get(step, str(step)))
+        path = os.path.join(self._root, self._list_steps().get(step, str(step)))
         return read_metrics(Local(path)) or None
 
     def item_metadata(self, step: int) -> Any:

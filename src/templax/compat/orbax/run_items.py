@@ -35,8 +35,8 @@ class RunItems:
 
     Args:
         checkpointers, item_names, item_handlers, handler_registry: Those of the manager.
-        timeout: For how many seconds custom handlers may write in the background; by default what
-            the checkpointers say.
+        async_options: For how long custom handlers may write in the background. By default, for as
+            long as the most patient of the checkpointers lets them.
 
     Attributes:
         waits: Whether there are checkpointers, and all of them finish a save before they return.
@@ -51,7 +51,8 @@ class RunItems:
         item_names: Iterable[str] | None,
         item_handlers: Any,
         handler_registry: Any,
-        timeout: float | None = None,
+        *,
+        async_options: AsyncOptions | None = None,
     ):
         names = tuple(item_names or ())
         _refuse_both(
@@ -64,10 +65,11 @@ class RunItems:
         named = isinstance(checkpointers, Mapping)
         each_of = checkpointers.values() if named else (checkpointers,)
         self.waits = checkpointers is not None and all(map(_waits, each_of))
-        if timeout is None:
-            timeouts = [getattr(each, "timeout_secs", None) or 0 for each in each_of]
-            timeout = max(timeouts, default=0) or AsyncOptions().timeout_secs
-        self._timeout = timeout
+        limits = [_find_timeout(each) for each in each_of if not _waits(each)]
+        chosen = async_options or AsyncOptions()
+        if async_options is None and limits:
+            chosen = AsyncOptions(timeout_secs=max(limits))
+        self._timeout = chosen.timeout_secs
         metrics = JsonCheckpointHandler(METRICS)
         self._named: bool | None = None
         if isinstance(given, Mapping) or names:
@@ -256,6 +258,13 @@ def _get_handler(given: Any) -> Any:
 def _waits(checkpointer: Any) -> bool:
     """Whether a checkpointer, of Orbax itself or not, saves before its call returns."""
     return getattr(checkpointer, "waits", not hasattr(checkpointer, "wait_until_finished"))
+
+
+def _find_timeout(checkpointer: Any) -> int:
+    """For how many seconds a checkpointer, of Orbax itself or not, writes in the background."""
+    theirs = getattr(checkpointer, "_async_manager", None)
+    default = AsyncOptions().timeout_secs
+    return getattr(checkpointer, "timeout_secs", getattr(theirs, "_timeout_secs", default))
 
 
 def _refuse_both(**given: Any) -> None:
