@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from importlib import import_module
 from typing import Any, NoReturn
 
 from .....errors import CheckpointError, TemplaxError, UsageError
 from .checkpointable import STATE, StatefulCheckpointable, typestr
-
-_ORBAX = "orbax.checkpoint._src.handlers."
 
 
 class AlreadyExistsError(TemplaxError, ValueError):
@@ -136,27 +135,8 @@ def global_registry() -> CheckpointableHandlerRegistry:
         True
     """
     if not _global.get_all_entries():
-        from .json_handler import JsonHandler, MetricsHandler
-        from .proto_handler import ProtoHandler
-        from .pytree_handler import PyTreeHandler
-        from .stateful_handler import StatefulCheckpointableHandler
-
-        _global.add(
-            ProtoHandler,
-            secondary_typestrs=[f"{_ORBAX}proto_checkpoint_handler.ProtoCheckpointHandler"],
-        )
-        _global.add(
-            JsonHandler,
-            secondary_typestrs=[f"{_ORBAX}json_checkpoint_handler.JsonCheckpointHandler"],
-        )
-        _global.add(StatefulCheckpointableHandler)
-        _global.add(MetricsHandler, checkpointable_name="metrics")
-        trees = (
-            "pytree_checkpoint_handler.PyTreeCheckpointHandler",
-            "standard_checkpoint_handler.StandardCheckpointHandler",
-        )
-        _global.add(PyTreeHandler, secondary_typestrs=[f"{_ORBAX}{name}" for name in trees])
-        _global.add(PyTreeHandler, checkpointable_name=STATE)
+        # By name: these handlers import the context, whose options hold a registry.
+        import_module(f"{__package__}.built_in_handlers").add_built_in_handlers(_global)
     return _global
 
 
