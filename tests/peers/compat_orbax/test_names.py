@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import orbax.checkpoint as orbax
 import pytest
 
 import templax.compat.orbax as compat
@@ -48,6 +49,14 @@ def test_names_that_orbax_has_in_several_modules_are_one_object() -> None:
 def test_the_page_lists_the_names_that_are_there() -> None:
     """`python tests/orbax_names.py > docs/reference/orbax-names.md` writes it again."""
     assert PAGE.read_text() == make_page()
+
+
+def test_numbers_of_processes_need_no_initialization() -> None:
+    """Programs call this once, under a condition; Orbax needs `jax.distributed` for it."""
+    for name in ("runtime_to_distributed", "distributed_to_device"):
+        getattr(compat.multihost, f"initialize_{name}_ids")()
+        assert getattr(compat.multihost, f"is_{name}_ids_initialized")()
+    assert hasattr(orbax.multihost, "initialize_runtime_to_distributed_ids")
 
 
 def test_what_python_itself_looks_for_gets_no_hint() -> None:
