@@ -133,6 +133,18 @@ def test_what_templax_saved_is_restored_beside_what_peers_save(tmp_path):
 
 
 @pytest.mark.slow
+def test_a_resharding_is_measured_beside_the_restore_in_the_saved_topology(tmp_path):
+    done, report = run(
+        tmp_path, "-m", "benchmarks", "llama-8x2-to-2x8", "--lib", "templax,templax-same",
+        "--firsts", "0",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (found,) = report["workloads"]
+    assert found["leaves"] == 39
+    assert all(row["ok"] for row in found["libraries"].values()), report
+
+
+@pytest.mark.slow
 def test_wrong_result_ends_in_an_error_and_a_failure_in_its_row(tmp_path):
     script = tmp_path / "liar.py"
     script.write_text(LIAR)
