@@ -36,7 +36,6 @@ def build_plan(
     mapped: Sequence[bool] = (),
     sources: Sequence[Any] = (),
     gaps: Sequence[int] = (),
-    merged: bool = False,
 ) -> Plan:
     """Plans the reads of a match without mismatches.
 
@@ -53,7 +52,6 @@ def build_plan(
         sources: Stored in the plan.
         gaps: For each source, the bytes between two parts that are rather read and dropped than
             left out by a second request; empty, or 0, for local files.
-        merged: Whether `chunks` went through `merge_chunks` already.
 
     Returns:
         A plan with batches in template order. Its copies tile every buffer: each element is written
@@ -76,7 +74,7 @@ def build_plan(
             continue
         source = pair.source
         located: Sequence[Chunk] = chunks[source][pair.entry.name]
-        if len(located) > 1 and not merged:
+        if len(located) > 1:
             located = merge_chunks(located)
         covered, summed, absent, mapped_chunks = True, False, False, list[Chunk]()
         for chunk in located:

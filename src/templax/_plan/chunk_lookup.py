@@ -28,12 +28,17 @@ class ChunkLookup:
             if len(self._grid) != len(chunks):
                 self._grid = {}
 
-    def find(self, boxes: Sequence[Box]) -> Sequence[Chunk]:
-        """The chunks that overlap any of these boxes, in their order."""
+    def find(self, boxes: Sequence[Box]) -> Sequence[int]:
+        """The indices of the chunks that overlap any of these boxes, in order; or of the only one.
+
+        Args:
+            boxes: Of the leaf.
+        """
         if len(self._chunks) == 1:
-            return self._chunks
+            return [0]
         if not self._grid:
-            return [c for c in self._chunks if any(_overlap(c.box, box) for box in boxes)]
+            each = enumerate(self._chunks)
+            return [i for i, c in each if any(_overlap(c.box, box) for box in boxes)]
         found = set[int]()
         for box in boxes:
             if any(start == stop for start, stop in box):
@@ -43,7 +48,7 @@ class ChunkLookup:
                 for edges, (start, stop) in zip(self._edges, box, strict=True)
             ]
             found.update(map(self._grid.__getitem__, itertools.product(*touched)))
-        return [self._chunks[i] for i in sorted(found)]
+        return sorted(found)
 
 
 def _transpose(chunks: Sequence[Chunk]) -> list[list[tuple[int, int]]]:
