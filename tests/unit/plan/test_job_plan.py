@@ -87,6 +87,12 @@ def test_chunks_are_found_as_if_all_were_compared(
     assert found == (expected if len(chunks) > 1 else chunks)
 
 
+def test_chunks_that_overlap_are_all_found() -> None:
+    """As those of a view that interleaves two leaves: each box is around every other element."""
+    chunks = [Chunk(Extent("f", 0, 8), ((0, 3),)), Chunk(Extent("f", 8, 16), ((1, 4),))]
+    assert list(ChunkLookup(chunks).find([((2, 4),)])) == [0, 1]
+
+
 @pytest.mark.parametrize(
     "case", ["orbax-0.12.8-sharded8", "orbax-0.12.8-sharded8_chunks", "orbax-0.12.8-noocdbt"]
 )
