@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from msgspec import structs
 
+from .._catalog.chunk_columns import ChunkColumns
 from .._catalog.entry import Chunk
 from .._codecs.decode import COMPRESSIONS
 from .._core.boxes import Box, intersect, relative_box, shape_of, size_of
@@ -295,6 +296,8 @@ class LeafClass:
 
 def describe_layout(chunks: Sequence[Chunk]) -> Hashable:
     """What the parts of a leaf depend on, besides its boxes: equal for leaves that are alike."""
+    if isinstance(chunks, ChunkColumns):
+        return chunks.layout
     return tuple([(chunk.box, describe_chunk(chunk)) for chunk in chunks])
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .._catalog.chunk_columns import ChunkColumns
 from .._catalog.entry import Chunk
 from .._match.result import Match, Pair
 from .job import HostPlan, JobPlan
@@ -57,7 +58,7 @@ class _Leaves:
 
     def add(self, chunks: Sequence[Chunk], files: dict[str, int]) -> int:
         """Adds a leaf; returns how many there were."""
-        self._places.append(list_places(chunks, files))
+        self._places.append(_list_places(chunks, files))
         return len(self._places) - 1
 
     def finish(self) -> None:
@@ -69,10 +70,14 @@ class _Leaves:
         return len(self.file)
 
 
-def list_places(
+def _list_places(
     chunks: Sequence[Chunk], files: dict[str, int]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The number of the file of each chunk, which `files` is given, and its bytes there."""
+    if isinstance(chunks, ChunkColumns):
+        used, at = np.unique(chunks.file, return_inverse=True)
+        numbers = [files.setdefault(chunks.files[i], len(files)) for i in used.tolist()]
+        return np.array(numbers, np.int64)[at], chunks.start, chunks.stop
     extents = [chunk.extent for chunk in chunks]
     numbers = [files.setdefault(extent.key, len(files)) for extent in extents]
     return (

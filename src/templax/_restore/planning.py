@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from msgspec import structs
 
+from .._catalog.chunk_columns import locate_columns
 from .._core.arguments import PyTree
 from .._core.gc_pause import pause_gc
 from .._core.text import list_names
@@ -93,7 +94,7 @@ def make_job_plan(
     if not found.ok:
         raise TemplateError(found)
     costs = [find_cost(catalog.source) for catalog in catalogs]
-    chunks = locate_chunks(catalogs, found)
+    chunks = locate_chunks(catalogs, found, locate_columns)
     with pause_gc():
         return plan_job(
             found,
