@@ -56,9 +56,9 @@ class _Leaves:
         self.alike, self.source = alike, source
         self._places: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
 
-    def add(self, chunks: Sequence[Chunk], files: dict[str, int]) -> int:
+    def add(self, chunks: Sequence[Chunk], files: _Files) -> int:
         """Adds a leaf; returns how many there were."""
-        self._places.append(_list_places(chunks, files))
+        self._places.append(files.list_places(chunks))
         return len(self._places) - 1
 
     def finish(self) -> None:
@@ -70,21 +70,38 @@ class _Leaves:
         return len(self.file)
 
 
-def _list_places(
-    chunks: Sequence[Chunk], files: dict[str, int]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The number of the file of each chunk, which `files` is given, and its bytes there."""
-    if isinstance(chunks, ChunkColumns):
-        used, at = np.unique(chunks.file, return_inverse=True)
-        numbers = [files.setdefault(chunks.files[i], len(files)) for i in used.tolist()]
-        return np.array(numbers, np.int64)[at], chunks.start, chunks.stop
-    extents = [chunk.extent for chunk in chunks]
-    numbers = [files.setdefault(extent.key, len(files)) for extent in extents]
-    return (
-        np.array(numbers, np.int64),
-        np.array([extent.start for extent in extents], np.int64),
-        np.array([extent.stop for extent in extents], np.int64),
-    )
+class _Files:
+    """Numbers of the files of a source."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[str, int] = {}
+        self._listed: list[tuple[Sequence[str], np.ndarray]] = []
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def list_places(self, chunks: Sequence[Chunk]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The number of the file of each chunk, and its bytes there."""
+        if isinstance(chunks, ChunkColumns):
+            return self._list_numbers(chunks.files)[chunks.file], chunks.start, chunks.stop
+        extents = [chunk.extent for chunk in chunks]
+        return (
+            self._number([extent.key for extent in extents]),
+            np.array([extent.start for extent in extents], np.int64),
+            np.array([extent.stop for extent in extents], np.int64),
+        )
+
+    def _list_numbers(self, names: Sequence[str]) -> np.ndarray:
+        """The numbers of these files: most leaves of a checkpoint share the list."""
+        for known, numbers in self._listed:
+            if known is names:
+                return numbers
+        self._listed.append((names, self._number(names)))
+        return self._listed[-1][1]
+
+    def _number(self, names: Sequence[str]) -> np.ndarray:
+        numbers = self._numbers
+        return np.array([numbers.setdefault(name, len(numbers)) for name in names], np.int64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +189,7 @@ class _Job:
         self._required = required
         self._classes: dict[Hashable, _Leaves] = {}
         self._order: list[tuple[_Leaves, int]] = []
-        self._files: list[dict[str, int]] = [{} for _ in gaps]
+        self._files = [_Files() for _ in gaps]
         self._batches: dict[Hashable, _Batches] = {}
         self._inline: dict[Hashable, tuple[int, int]] = {}
         self._joined: list[list[Ranges]] = [[] for _ in gaps]

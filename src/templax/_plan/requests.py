@@ -62,15 +62,17 @@ def find_requests(
     if len(first) == n:
         return first
     last = np.append(first[1:], n)
+    found = [first]
     long = np.maximum.reduceat(stop, first) - start[first] > most
     long |= np.add.reduceat(nbytes, first) > most
     if overlap:
-        long |= True
-    found = [first]
-    for i in np.flatnonzero(long & (last - first > 1)).tolist():
-        a, b = int(first[i]), int(last[i])
-        found.append(a + _cut_run(start[a:b], stop[a:b], nbytes[a:b], most, near))
-    return np.sort(np.concatenate(found)) if len(found) > 1 else first
+        for a, b in zip(first.tolist(), last.tolist(), strict=True):
+            found.append(a + _cut_overlapping(start[a:b], stop[a:b], nbytes[a:b], most, near))
+        return np.sort(np.concatenate(found))
+    long &= last - first > 1
+    if not long.any():
+        return first
+    return np.sort(np.append(first, _cut_runs(first[long], last[long], start, stop, nbytes, most)))
 
 
 def _accumulate_reach(joins: np.ndarray, stop: np.ndarray) -> np.ndarray:
@@ -82,10 +84,45 @@ def _accumulate_reach(joins: np.ndarray, stop: np.ndarray) -> np.ndarray:
     return reach
 
 
-def _cut_run(
+def _cut_runs(
+    first: np.ndarray,
+    last: np.ndarray,
+    start: np.ndarray,
+    stop: np.ndarray,
+    nbytes: np.ndarray,
+    most: int,
+) -> list[int]:
+    """Cuts runs of parts that are too many for one request: each takes what it can.
+
+    Args:
+        first, last: The first part of each run, and the one after its last.
+        start, stop, nbytes, most: See `find_requests`. The parts of a run do not overlap.
+
+    Returns:
+        The first part of each request but the first of each run.
+    """
+    counts = last - first
+    ends = np.cumsum(counts)
+    rows = np.arange(ends[-1]) + np.repeat(first - ends + counts, counts)
+    # The runs are laid end to end, so that one search finds where any request would end.
+    spans = stop[last - 1] - start[first]
+    moved = np.repeat(np.cumsum(spans) - spans - start[first], counts)
+    begin, end, decoded = start[rows] + moved, stop[rows] + moved, np.cumsum(nbytes[rows])
+    stored = np.searchsorted(end, begin + most, side="right")
+    size = np.searchsorted(decoded, decoded - nbytes[rows] + most, side="right")
+    after = np.maximum(np.minimum(stored, size), np.arange(len(rows)) + 1).tolist()
+    found: list[int] = []
+    begins, shifts = (ends - counts).tolist(), (first - ends + counts).tolist()
+    for i, stop_at, shift in zip(begins, ends.tolist(), shifts, strict=True):
+        while (i := after[i]) < stop_at:
+            found.append(i + shift)
+    return found
+
+
+def _cut_overlapping(
     start: np.ndarray, stop: np.ndarray, nbytes: np.ndarray, most: int, near: int
 ) -> np.ndarray:
-    """Cuts parts that are too many for one request: each takes what it can, the next the rest.
+    """Cuts a run of parts of which some overlap; see `_cut_runs`.
 
     Returns:
         The index of the first part of each request but the first.
