@@ -135,20 +135,21 @@ def write_checkpoint(path: Path, kind: str, layers: int) -> None:
         counts = np.bincount(owner, minlength=hosts)
         within = np.empty_like(owner)
         within[order] = np.arange(len(owner)) - np.repeat(np.cumsum(counts) - counts, counts)
-        table.file[rows], table.nbytes[rows] = owner, nbytes
+        table.file[rows], table.nbytes[rows] = owner + (kind == "orbax"), nbytes
         table.offset[rows] = ends[owner] + within * nbytes
         ends += -(-counts * nbytes // 4096) * 4096
     files = [f"ocdbt.process_{host}/d/{host:032x}" for host in range(hosts)]
+    ends = ends.tolist()
+    nodes = b""
+    if kind == "orbax":  # the nodes of the database are in a file of their own
+        files, ends = [f"d/{0:032x}", *files], [0, *ends]
     for file in files:
         (path / file).parent.mkdir(parents=True)
     small = encode_tree_files(leaves, chunks, ())
-    nodes = b""
     if kind == "orbax":
         data_files = [DataFile(file, file.find("/d/") + 1) for file in files]
-        nodes, small[MANIFEST] = build_database(
-            leaves, chunks, table, data_files, int(ends[0]), None
-        )
-    for file, end in zip(files, ends.tolist(), strict=True):
+        nodes, small[MANIFEST] = build_database(leaves, chunks, table, data_files, 0, None)
+    for file, end in zip(files, ends, strict=True):
         with (path / file).open("wb") as opened:
             opened.truncate(end)
             if file == files[0]:
@@ -156,7 +157,7 @@ def write_checkpoint(path: Path, kind: str, layers: int) -> None:
                 opened.write(nodes)
     if kind != "orbax":
         crcs = np.zeros(len(leaves), "<u4")
-        listed = list(zip(files, ends.tolist(), strict=True))
+        listed = list(zip(files, ends, strict=True))
         small[INDEX_FILE] = encode_index_file(leaves, chunks, table, listed, small, (), False, crcs)
     for name, data in small.items():
         (path / name).parent.mkdir(parents=True, exist_ok=True)
