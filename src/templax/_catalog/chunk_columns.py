@@ -15,7 +15,7 @@ class ChunkColumns(Sequence[Chunk]):
     """Chunks that lie in files. Each is made when it is asked for.
 
     Attributes:
-        files: Names of files.
+        files: Names of files; leaves may share the list, and add to it.
         file: Which of these each chunk lies in.
         start, stop: Its bytes there.
         layout: Equal for leaves whose chunks differ at most in where they are stored, in their

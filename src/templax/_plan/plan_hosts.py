@@ -75,7 +75,7 @@ class _Files:
 
     def __init__(self) -> None:
         self._numbers: dict[str, int] = {}
-        self._listed: list[tuple[Sequence[str], np.ndarray]] = []
+        self._listed: dict[int, tuple[Sequence[str], np.ndarray]] = {}
 
     def __len__(self) -> int:
         return len(self._numbers)
@@ -92,12 +92,11 @@ class _Files:
         )
 
     def _list_numbers(self, names: Sequence[str]) -> np.ndarray:
-        """The numbers of these files: most leaves of a checkpoint share the list."""
-        for known, numbers in self._listed:
-            if known is names:
-                return numbers
-        self._listed.append((names, self._number(names)))
-        return self._listed[-1][1]
+        """The numbers of these files. All leaves of a checkpoint share the list, which may grow."""
+        known = self._listed.get(id(names))
+        if known is None or len(known[1]) < len(names):
+            known = self._listed[id(names)] = names, self._number(names)
+        return known[1]
 
     def _number(self, names: Sequence[str]) -> np.ndarray:
         numbers = self._numbers

@@ -297,7 +297,7 @@ def _make_columns(
         if codecs:  # a compressed chunk includes the padding
             box = tuple((i * c, i * c + c) for i, c in zip(cell, chunk, strict=True))
         start, size = int(offset[at]), int(nbytes[at])
-        extent = Extent(names[file[at]], start, start + size)
+        extent = Extent(names[int(file[at])], start, start + size)
         return Chunk(extent, box, codecs, "C", True, (int(crc[at]),), size)
 
     # Whether a length is possible depends on that of the box. If all of those are equal, and the
@@ -365,7 +365,8 @@ def _locate_chunks(
     if not codecs and is_row_major(shape, chunk):
         total = _leaf_nbytes(shape, entry.dtype)
         here = slice(rows.start, rows.stop)
-        if _are_contiguous(*[column[here] for column in columns.chunk_arrays[:3]], entry):
+        files, offsets, sizes, _ = columns.chunk_arrays
+        if _are_contiguous(files[here], offsets[here], sizes[here], entry):
             extent = Extent(index.files[file[first]][0], offset[first], offset[first] + total)
             sums = tuple(crc[rows.start : rows.stop])
             return (Chunk(extent, full_box(shape), (), "C", True, sums, nbytes[first]),)
