@@ -254,7 +254,7 @@ class LeafClass:
         found = self._kinds.get(number)
         if found is None:
             chunk = self._chunks[number]
-            found = self._kinds[number] = (shape_of(chunk.box), *describe_chunk(chunk))
+            found = self._kinds[number] = shape_of(chunk.box), describe_chunk(chunk)
         return found
 
     def _make_chunk_parts(self, parts: Sequence[Part], base: int) -> ChunkParts:
