@@ -25,7 +25,14 @@ from .build import group_buffers
 from .chunk_lookup import ChunkLookup
 from .limits import Limits
 from .mapped_parts import make_mapped_parts
-from .parts import Part, count_useful_bytes, is_raw, make_parts, measure_scratch
+from .parts import (
+    Part,
+    count_useful_bytes,
+    is_raw,
+    make_parts,
+    make_parts_by_chunk,
+    measure_scratch,
+)
 from .ranges import Ranges, merge_ranges
 from .requests import find_alone_bytes
 from .topology import Indices, Topology
@@ -142,6 +149,7 @@ class LeafClass:
     ):
         self.pair = pair
         self._chunks = tuple(chunks)
+        self._plain = sum([chunk.origin is None for chunk in self._chunks])
         self._lookup = ChunkLookup(self._chunks)
         self._topology, self._limits = topology, limits
         self._gap, self._required = gap, required
@@ -232,7 +240,8 @@ class LeafClass:
         key = self._describe_kind(number), moved, phase
         parts = self._parts.get(key)
         if parts is None:
-            made = make_parts(pair, buffers, 0, (chunk,), self._measures, self._required)
+            make = make_parts if self._plain == 1 else make_parts_by_chunk
+            made = make(pair, buffers, 0, (chunk,), self._measures, self._required)
             parts = self._parts[key] = self._make_chunk_parts(tuple(made), base)
         return number, base, parts
 
