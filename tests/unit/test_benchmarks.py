@@ -285,3 +285,25 @@ def test_sizes_have_the_unit_that_suits_them():
         "1.5 KiB",
         "1.5 GiB",
     ]
+
+
+@pytest.mark.slow
+def test_plans_of_a_job_are_the_same_from_either_index(tmp_path):
+    """Of a model of one layer, without any bytes of it."""
+    path = os.pathsep.join([str(ROOT / "src"), str(ROOT), os.environ.get("PYTHONPATH", "")])
+    arguments = ["--layers", "1", "--hosts", "16", "--show", "--dir", str(tmp_path)]
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.topology", *arguments],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    rows = [line.split(" | ") for line in done.stdout.splitlines()[2:]]
+    assert [row[:2] for row in rows] == [["| 16", kind] for kind in ("hosts", "whole", "orbax")]
+    lines = done.stderr.splitlines()
+    placed = {line for line in lines if "bytes placed" in line}
+    assert len(placed) == 1  # whatever was read
+    devices = {line for line in lines if "hosts 16 × devices 4, mesh data=2 × model=32" in line}
+    assert len(devices) == 1
