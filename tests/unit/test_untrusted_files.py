@@ -45,6 +45,7 @@ ALLOWED = {
     ("_codecs.crc32c", "importlib"): "finds and imports the module of crc32c: constants",
     ("_core.optional", "importlib"): "imports JAX, or asks whether it is there: a constant",
     ("compat.orbax.checkpoint_args", "importlib"): "imports the handlers of templax: a constant",
+    ("compat.orbax.experimental.v1.registration", "importlib"): "imports handlers: a constant",
     ("compat.orbax.unmapped", "importlib"): "names are imported when first used: a fixed table",
     ("demo", "importlib"): "asks whether the libraries of the demo are there: constants",
     ("demo", "subprocess"): "a child that is killed while it saves: this Python, fixed arguments",

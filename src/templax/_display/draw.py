@@ -27,7 +27,7 @@ from ..formats.registry import Checkpoint
 from .picture import Picture
 from .picture_tables import Area
 
-_MAX_NUMBERS, _MAX_FILES = 3, 8
+_MAX_NUMBERS, _MAX_FILES = 4, 8
 """Ranges of numbers that are listed in a cell, and files below a title."""
 
 _MAX_CHUNKS = 1 << 20
@@ -76,15 +76,15 @@ def draw_sharding(
           down: dimension 0; to the right: 1
         <BLANKLINE>
                 0:6
-              ┌────────────┐
-          0:2 │ 0-1 host 0 │
-              ├────────────┤
-          2:4 │ 2-3 host 0 │
-              ├────────────┤
-          4:6 │ 4-5 host 1 │
-              ├────────────┤
-          6:8 │ 6-7 host 1 │
-              └────────────┘
+              ┌───────────────┐
+          0:2 │ 0-1 on host 0 │
+              ├───────────────┤
+          2:4 │ 2-3 on host 0 │
+              ├───────────────┤
+          4:6 │ 4-5 on host 1 │
+              ├───────────────┤
+          6:8 │ 6-7 on host 1 │
+              └───────────────┘
     """
     if isinstance(template, tuple) and all(isinstance(n, int) for n in template):
         template = np.broadcast_to(np.float32(0), template)
@@ -195,7 +195,10 @@ def _find_target(template: Template, name: str | None) -> Target:
     if name is None:
         name = _pick_only(list(arrays), "the template")
     if name not in arrays:
-        raise UsageError(f"Expected the name of an array of the template, got `{name}`")
+        known = list_names(list(arrays)) if any(arrays) else "a single array, which has no name"
+        raise UsageError(
+            f"Expected the name of an array of the template, got `{name}`: it has {known}"
+        )
     return arrays[name]
 
 
@@ -333,14 +336,14 @@ def _label_holders(held: Sequence[tuple[int, int]], several: bool) -> tuple[str,
     """The devices of a box, and their hosts if there are several in the picture."""
     hosts = sorted({host for _, host in held})
     label = list_numbers([device for device, _ in held])
-    return label, f"host{'s' * (len(hosts) > 1)} {list_numbers(hosts)}" if several else ""
+    return label, f"on host{'s' * (len(hosts) > 1)} {list_numbers(hosts)}" if several else ""
 
 
 def list_numbers(numbers: Iterable[int]) -> str:
     """Numbers as ranges; of many, the first ones.
 
     >>> list_numbers([0, 1, 2, 3, 8]), list_numbers(range(0, 100, 2))
-    ('0-3, 8', '0, 2, 4, 47 more')
+    ('0-3, 8', '0, 2, 4, 6, 46 more')
     """
     ranges: list[list[int]] = []
     for n in sorted(set(numbers)):

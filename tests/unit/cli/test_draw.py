@@ -37,7 +37,7 @@ def test_a_spec_is_drawn_over_a_mesh(path: str) -> None:
         checkpoint=path,
     )  # fmt: skip
     assert (result.exit_code, result.output) == (0, f"{want}\n")
-    assert "3 host 1; 1 chunk, 16.7%" in result.output
+    assert "3 on host 1; 1 chunk, 16.7%" in result.output
     several = run_cli("draw", path, "params.w", "--mesh", "a=2,b=3", "--spec", ",a+b")
     assert "P(None, ('a', 'b'))" in several.output
     uneven = run_cli("draw", path, "params.w", "--mesh", "a=5", "--spec", "a")

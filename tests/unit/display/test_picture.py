@@ -78,7 +78,7 @@ def test_two_thousand_devices_fit_on_a_screen_and_in_a_small_svg() -> None:
         last = picture.areas[-1].label
         assert last in text, spec
     picture = tx.draw_sharding((8, 8), topology=topology, spec=("data",) * 0)
-    assert "0-2047 hosts 0-511" in str(picture)
+    assert "0-2047 on hosts 0-511" in str(picture)
 
 
 def test_many_slices_are_abbreviated() -> None:
@@ -96,14 +96,14 @@ def test_a_restore_that_reads_more_than_it_needs_is_seen_at_a_glance(tmp_path: P
     template = tx.open(path).template()
     rows = tx.draw_sharding(template, "w", topology=topology, spec=("data",), checkpoint=path)
     assert [area.note for area in rows.areas] == [
-        "host 0; 1 chunk, 100.0%",
-        "host 1; 1 chunk, 100.0%",
+        "on host 0; 1 chunk, 100.0%",
+        "on host 1; 1 chunk, 100.0%",
     ]
     assert rows.chunks == (((0, 1024), (0, 1024)), ((1024, 2048), (0, 1024)))
     columns = tx.draw_sharding(
         template, "w", topology=topology, spec=(None, "model"), checkpoint=path
     )
-    assert [area.note for area in columns.areas] == ["hosts 0-1; 2 chunks, 50.0%"] * 2
+    assert [area.note for area in columns.areas] == ["on hosts 0-1; 2 chunks, 50.0%"] * 2
     assert "each cell lists the devices" in str(columns)
     root = ET.fromstring(columns.to_svg())
     dashed = [e for e in root.iter() if e.get("stroke-dasharray")]
