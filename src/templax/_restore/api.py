@@ -8,8 +8,9 @@ import logging
 import os
 import time
 import warnings
+from collections.abc import Callable
 from contextlib import closing
-from typing import TYPE_CHECKING, Literal, Unpack, overload
+from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
 
 from .._catalog.catalog import Catalog
 from .._core.arguments import PyTree
@@ -20,6 +21,7 @@ from .._core.progress import Progress, check_progress
 from .._match.result import Match
 from .._plan.job import JobPlan
 from .._plan.plan import Plan
+from .._plan.sharing import ShareReads
 from .._plan.topology import Topology
 from .._template.make import make_template
 from .._template.template import Template
@@ -67,6 +69,7 @@ def restore(
     memory: int | None = None,
     threads: int | None = None,
     mapped: bool = False,
+    share_reads: ShareReads = "auto",
     on_progress: Progress | None = None,
     timeout: float | None = None,
     alone: bool = False,
@@ -122,6 +125,14 @@ def restore(
             checksums, which `verify="off"` leaves out. While such arrays live, the file must not be
             overwritten (the values would change) or truncated (the process would be killed);
             deleting or replacing it is safe.
+        share_reads: Whether the processes of a job read together what several of them need, each
+            an even part of it, and move the values between their devices (all-to-all and
+            all-gather of XLA). `"auto"`: where that is estimated to take less time, from the bytes
+            and requests of the plan: mostly where they come from an object store. `"always"`:
+            wherever it reads less. `"never"`: each process reads what it needs. The values are the
+            same. `print(templax.plan(...))` shows what is shared, and what the other way costs. A
+            restore that one process makes alone, or that tries several steps, shares nothing, nor
+            do leaves of another memory kind or layout, typed keys, and dtypes of less than a byte.
         on_progress: Called as `on_progress(done, total)` with the bytes read so far and the bytes
             to read in all (`Plan.read_bytes`, and those of mapped files that are compared with
             checksums), at most ten times a second while bytes are read. Once every leaf is in
@@ -172,6 +183,7 @@ def restore(
         memory=memory,
         threads=threads,
         mapped=mapped,
+        share_reads=share_reads,
         on_progress=on_progress,
         timeout=timeout,
         alone=alone,
@@ -182,14 +194,15 @@ def restore(
         wanted = make_template(template, shardings)
     took = time.perf_counter() - begin
 
-    def make() -> Plan:  # arguments included: other processes may be waiting for this one
-        return make_plan(checkpoint, wanted, make_options(), template_s=took)
+    def make(joint: bool) -> Plan:  # arguments included: others may be waiting for this process
+        return make_plan(checkpoint, wanted, make_options(), template_s=took, joint=joint)
 
     if alone or not wanted.spans_processes:
-        return run_plan(make(), on_progress)
+        return run_plan(make(False), on_progress)
     from .together import restore_together
 
-    facts = {"mapping": checkpoint.digest if isinstance(checkpoint, View) else "none"}
+    mapping = checkpoint.digest if isinstance(checkpoint, View) else "none"
+    facts = {"mapping": mapping, "share_reads=": repr(share_reads)}
     path = _describe_source(checkpoint)
     return restore_together(path, make, run_plan, on_progress, timeout, facts, storage)
 
@@ -230,7 +243,8 @@ def plan(
             may be a `jax.sharding.AbstractMesh`; a leaf without one is read whole by every host.
         topology: The hosts of a job, which need not exist: plans what each of them would read.
         **options: The keyword arguments of `restore`: `at`, `rename`, `shardings`, `missing`,
-            `extra`, `cast`, `verify`, `memory`, `threads` and `mapped`; `run` takes `on_progress`.
+            `extra`, `cast`, `verify`, `memory`, `threads`, `mapped` and `share_reads`; `run` takes
+            `on_progress`.
 
     Returns:
         A plan: `print` it, or `run` it. With `topology`, a `JobPlan`, which can't be run.
@@ -279,11 +293,19 @@ def run(plan: Plan, *, on_progress: Progress | None = None) -> PyTree:
         UsageError: It is for a template from a file, or `jax_enable_x64` was turned off since.
     """
     check_progress(on_progress)
+    if isinstance(plan, Plan) and plan.sharing.digest:
+        from .together import run_shared_plan
+
+        return run_shared_plan(plan, run_plan, on_progress)
     return run_plan(plan, on_progress)
 
 
 def run_plan(
-    plan: Plan, on_progress: Progress | None = None, *, choice: StepChoice | None = None
+    plan: Plan,
+    on_progress: Progress | None = None,
+    *,
+    choice: StepChoice | None = None,
+    agree: Callable[[], None] | None = None,
 ) -> PyTree:
     """`run`, for the public calls: a `CastWarning` points at the code that called templax.
 
@@ -291,6 +313,8 @@ def run_plan(
         plan: See `run`.
         on_progress: See `restore`.
         choice: The step that the plan restores, for `last_restore`.
+        agree: Called when everything is read, before leaves move between processes; returns once
+            all others are as far. Needed if the plan shares any.
     """
     from .place import place_batches
 
@@ -303,8 +327,9 @@ def run_plan(
         _check_jax(plan)
     begin = time.perf_counter()
     meter = None if on_progress is None else ReadMeter(on_progress, plan)
+    move = _make_mover(plan, agree) if plan.sharing.digest else None
     with closing(execute_plan(plan, plan.sources, meter)) as finished:
-        tree, busy = place_batches(plan.match, finished)
+        tree, busy = place_batches(plan.match, finished, move)
     _last = stats = Stats.of(plan, busy, time.perf_counter() - begin, choice)
     _log.info("%s", stats)
     if meter is not None:
@@ -313,6 +338,22 @@ def run_plan(
         text = describe_casts(plan.match, busy.cast_s)
         warnings.warn(CastWarning(text), stacklevel=_count_own_frames() + 1)
     return tree
+
+
+def _make_mover(plan: Plan, agree: Callable[[], None] | None) -> Callable[[dict[str, Any]], None]:
+    """Makes the function that moves the leaves of a plan that processes read together.
+
+    It agrees first: a process that failed would leave the others waiting in a collective.
+    """
+    from .reshard import move_leaves
+
+    assert agree is not None, "only restores that all processes make together share reads"
+
+    def move(results: dict[str, Any]) -> None:
+        agree()
+        move_leaves(plan.sharing, results)
+
+    return move
 
 
 def _count_own_frames() -> int:

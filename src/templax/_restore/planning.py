@@ -11,6 +11,7 @@ from msgspec import structs
 from .._core.arguments import PyTree
 from .._core.gc_pause import pause_gc
 from .._core.text import list_names
+from .._jax.coordination import is_connected
 from .._match.result import TemplateError
 from .._plan.build import build_plan
 from .._plan.job import JobPlan, plan_job
@@ -32,6 +33,7 @@ def make_plan(
     options: PlanOptions,
     *,
     template_s: float = 0.0,
+    joint: bool = True,
 ) -> Plan:
     """`plan` with validated options: opens, matches, locates the chunks, and plans their reads.
 
@@ -39,6 +41,7 @@ def make_plan(
         checkpoint, template: See `plan`.
         options: How to plan.
         template_s: Seconds that were spent on the template before.
+        joint: Whether all processes of the job make this plan, and can share reads.
     """
     begin = time.perf_counter()
     with pause_gc():
@@ -53,17 +56,32 @@ def make_plan(
     begin = time.perf_counter()
     sources = [catalog.source for catalog in catalogs]
     costs = [find_cost(source) for source in sources]
+    build = functools.partial(
+        build_plan,
+        chunks=chunks,
+        threads=options.count_workers(remote=any(costs)),
+        memory=options.memory_bytes,
+        verify=options.verify,
+        mapped=[source.maps for source in sources] if options.mapped else (),
+        sources=sources,
+        gaps=[cost.gap_bytes if cost else 0 for cost in costs],
+    )
     with pause_gc():
-        made = build_plan(
-            found,
-            chunks,
-            threads=options.count_workers(remote=any(costs)),
-            memory=options.memory_bytes,
-            verify=options.verify,
-            mapped=[source.maps for source in sources] if options.mapped else (),
-            sources=sources,
-            gaps=[cost.gap_bytes if cost else 0 for cost in costs],
-        )
+        made = build(found)
+        if joint and options.share_reads != "never" and wanted.spans_processes and is_connected():
+            from .reshard import share_reads  # imports JAX
+
+            shared, sharing = share_reads(
+                found,
+                chunks,
+                options.share_reads,
+                [cost is not None for cost in costs],
+                options.verify,
+            )
+            unshared = made.requests, made.read_bytes, made.decoded_chunks
+            if shared is not found:
+                made = build(shared, shared=sharing.leaves)
+            made = replace(made, sharing=replace(sharing, unshared=unshared))
     if options.verify == "required" and made.unverified:
         names = made.unverified
         raise Unverified(

@@ -125,6 +125,7 @@ class StepRestore:
         """
         self._open_missing()
         call, facts = self._call, {"fallback=": str(fallback), "item=": str(self._item)}
+        facts["share_reads="] = repr(self._options.share_reads)
         with ExitStack() as held:
 
             def offer_steps() -> bytes:
@@ -210,7 +211,9 @@ class StepRestore:
             return error
 
         choice = StepChoice(step, tuple(offered.skipped))
-        plan = plan_together(self._call, lambda: self._make_plan(name, identity), explain=name_step)
+        plan = plan_together(
+            self._call, lambda: self._make_plan(name, identity, joint=True), explain=name_step
+        )
         return run_together(
             self._call,
             plan,
@@ -231,11 +234,12 @@ class StepRestore:
         except TemplaxError:
             return False
 
-    def _make_plan(self, name: str, identity: bytes) -> Plan:
+    def _make_plan(self, name: str, identity: bytes, *, joint: bool) -> Plan:
         storage = self._run.storage
         await_checkpoint(self._call, self._run.join(name), identity, storage)
         self._opened = _open_tree(self._find_step(name), self._item)
-        return make_plan(self._opened, self._template, self._options)
+        joint = joint and self._call.count > 1
+        return make_plan(self._opened, self._template, self._options, joint=joint)
 
     def _try_steps(self, offered: _Offered) -> PyTree:
         """Restores the first step that every process can restore.
@@ -299,7 +303,8 @@ class StepRestore:
 
         def plan_empty() -> Plan:
             try:
-                return make_plan(empty, self._template, self._options)
+                joint = self._call.count > 1
+                return make_plan(empty, self._template, self._options, joint=joint)
             except TemplateError as error:
                 names = [m.name for m in error.mismatches if m.problem == "missing"]
                 whole = len(names) == len(error.mismatches)
@@ -333,7 +338,8 @@ class StepRestore:
         with self._run.hold_for_reading(name) as there:
             if self._call.index == 0 and not there:
                 raise _StepGoneError
-            plan = self._make_plan(name, identity)
+            # Each process tries the step by itself, so none can rely on what others read of it.
+            plan = self._make_plan(name, identity, joint=False)
             return api.run_plan(plan, self._options.on_progress, choice=StepChoice(step, skipped))
 
     def _concerns_step(self, error: CheckpointError) -> bool:
