@@ -10,7 +10,7 @@ import time
 import warnings
 from collections.abc import Callable
 from contextlib import closing
-from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
+from typing import TYPE_CHECKING, Literal, Unpack, overload
 
 from .._catalog.catalog import Catalog
 from .._core.arguments import PyTree
@@ -324,10 +324,17 @@ def run_plan(
     if plan.match.template.treedef is None:
         raise UsageError("Expected a plan for a pytree, got one for a template from a file")
     if any(not pair.target.host for pair in plan.match.pairs):
-        _check_jax(plan)
+        from .devices import check_jax_settings
+
+        check_jax_settings(plan.match.pairs)
     begin = time.perf_counter()
     meter = None if on_progress is None else ReadMeter(on_progress, plan)
-    move = _make_mover(plan, agree) if plan.sharing.digest else None
+    move = None
+    if plan.sharing.digest:
+        from .reshard import make_mover
+
+        assert agree is not None, "only calls that all processes make together share reads"
+        move = make_mover(plan.sharing, agree)
     with closing(execute_plan(plan, plan.sources, meter)) as finished:
         tree, busy = place_batches(plan.match, finished, move)
     _last = stats = Stats.of(plan, busy, time.perf_counter() - begin, choice)
@@ -340,22 +347,6 @@ def run_plan(
     return tree
 
 
-def _make_mover(plan: Plan, agree: Callable[[], None] | None) -> Callable[[dict[str, Any]], None]:
-    """Makes the function that moves the leaves of a plan that processes read together.
-
-    It agrees first: a process that failed would leave the others waiting in a collective.
-    """
-    from .reshard import move_leaves
-
-    assert agree is not None, "only restores that all processes make together share reads"
-
-    def move(results: dict[str, Any]) -> None:
-        agree()
-        move_leaves(plan.sharing, results)
-
-    return move
-
-
 def _count_own_frames() -> int:
     """How many functions of templax, the caller included, stand between it and other code."""
     frame = inspect.currentframe()
@@ -363,22 +354,6 @@ def _count_own_frames() -> int:
     while frame is not None and str(frame.f_globals.get("__name__")).split(".")[0] == _PACKAGE:
         count, frame = count + 1, frame.f_back
     return count
-
-
-def _check_jax(plan: Plan) -> None:
-    """Refuses a plan that was made with 64-bit types enabled and is run with them disabled, and one
-    that a transfer guard forbids.
-    """
-    from .._jax.put import check_transfers_allowed
-    from .._jax.support import jax_supports
-
-    for dtype in {pair.target.dtype for pair in plan.match.pairs if not pair.target.host}:
-        if not jax_supports(dtype):
-            raise UsageError(
-                f"Expected jax_enable_x64 as it was when the plan was made: no jax.Array holds"
-                f" `{dtype.name}` now"
-            )
-    check_transfers_allowed()
 
 
 def last_restore() -> Stats | None:

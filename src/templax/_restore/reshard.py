@@ -111,6 +111,21 @@ def _make_spec(layout: Layout) -> PartitionSpec:
     return PartitionSpec(*(axes or None for axes in layout))
 
 
+def make_mover(sharing: Sharing, agree: Callable[[], None]) -> Callable[[dict[str, Any]], None]:
+    """Makes the function that moves the leaves of a restore; see `move_leaves`.
+
+    Args:
+        sharing: The leaves.
+        agree: Called first: a process that failed would leave the others waiting in a collective.
+    """
+
+    def move(results: dict[str, Any]) -> None:
+        agree()
+        move_leaves(sharing, results)
+
+    return move
+
+
 def move_leaves(sharing: Sharing, results: dict[str, Any]) -> None:
     """Moves the leaves that were read together to where the template wants them.
 
@@ -126,7 +141,7 @@ def move_leaves(sharing: Sharing, results: dict[str, Any]) -> None:
         moved: list[jax.Array] = []
         for name, part in zip(names, parts, strict=True):
             leaf = sharing.leaves[name]
-            move = _make_move(part.sharding, leaf.target.placement.sharding, leaf.moves)
+            move = make_move(part.sharding, leaf.target.placement.sharding, leaf.moves)
             moved.append(move(part))
         jax.block_until_ready(moved)
         for name, part, whole in zip(names, parts, moved, strict=True):
@@ -135,7 +150,7 @@ def move_leaves(sharing: Sharing, results: dict[str, Any]) -> None:
 
 
 @functools.lru_cache(maxsize=256)
-def _make_move(
+def make_move(
     held: NamedSharding, wanted: NamedSharding, moves: tuple[Move, ...]
 ) -> Callable[[jax.Array], jax.Array]:
     """The function that moves an array from one sharding to another. It is compiled per shape."""
