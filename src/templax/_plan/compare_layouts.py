@@ -21,7 +21,16 @@ from .chunk_lookup import ChunkLookup
 from .mapped_parts import make_mapped_parts
 from .moves import DeviceMesh, Layout, Move, count_received, find_moves, list_sizes, make_layout
 from .parts import make_parts, merge_chunks
-from .sharing import CPU_RATES, Declined, MoveRates, ReadCost, SharedLeaf, ShareReads, Sharing
+from .sharing import (
+    CPU_RATES,
+    Declined,
+    Machine,
+    MoveRates,
+    ReadCost,
+    SharedLeaf,
+    ShareReads,
+    Sharing,
+)
 
 MIN_BYTES = 1024 * 1024
 """A smaller leaf is never worth a collective, unless `"always"` asks for it."""
@@ -62,6 +71,7 @@ def choose_sharing(
     process: int,
     share: ShareReads,
     remote: Sequence[bool],
+    machine: Machine,
     rates: MoveRates = CPU_RATES,
     verify: str = "available",
 ) -> Sharing:
@@ -74,6 +84,7 @@ def choose_sharing(
         process: The index of this process.
         share: See `restore`.
         remote: For each source, whether it is an object store.
+        machine: What the processes run on. All of them must be given the same.
         rates: What moves cost.
         verify: See `restore`. What is shared is read in whole blocks of checksums, unless "off".
     """
@@ -84,7 +95,7 @@ def choose_sharing(
         pair, mesh = pairs[members[0]], meshes[members[0]]
         assert mesh is not None
         located = chunks[pair.source][pair.entry.name]
-        judge = _Judge(pair, mesh, located, rates, verify, remote=remote[pair.source])
+        judge = _Judge(pair, mesh, located, machine, rates, verify, remote=remote[pair.source])
         choice = judge.choose(share, len(members))
         names = tuple(pairs[i].target.name for i in members)
         if choice is None:
@@ -150,7 +161,7 @@ class _Judge:
         pair: One of them.
         mesh: The devices of its sharding.
         chunks: Its chunks.
-        rates, verify: See `choose_sharing`.
+        machine, rates, verify: See `choose_sharing`.
         remote: Whether it is in an object store.
     """
 
@@ -159,6 +170,7 @@ class _Judge:
         pair: Pair,
         mesh: DeviceMesh,
         chunks: Sequence[Chunk],
+        machine: Machine,
         rates: MoveRates,
         verify: str,
         *,
@@ -166,7 +178,8 @@ class _Judge:
     ):
         assert pair.target.sharding is not None
         self._pair, self._mesh, self._rates = pair, mesh, rates
-        self._verify, self._remote = verify, remote
+        self._machine, self._verify, self._remote = machine, verify, remote
+        self._compile_s = rates.compile_s / min(1, machine.share)
         self._chunks = merge_chunks(chunks) if len(chunks) > 1 else chunks
         self._lookup, self._measures = ChunkLookup(self._chunks), Measures()
         self._shape = pair.target.shape
@@ -196,18 +209,18 @@ class _Judge:
         if not found:
             return _Choice(apart, "no even parts of them that XLA can move would read less")
         took_s, move_s, best = min(found, key=lambda each: each[0])
-        took_s += self._rates.compile_s / count
+        took_s += self._compile_s / count
         apart_s = self._seconds(apart)
         if share == "always" or took_s < _GAIN * apart_s:
             return best
         why = (
             f"that takes less time, about {count * apart_s:.2g} s instead of"
-            f" {count * took_s:.2g} s, {count * move_s + self._rates.compile_s:.2g} s of it to move"
+            f" {count * took_s:.2g} s, {count * move_s + self._compile_s:.2g} s of it to move"
         )
         return structs.replace(best, why=why)
 
     def _seconds(self, cost: ReadCost) -> float:
-        return cost.estimate_seconds(remote=self._remote)
+        return cost.estimate_seconds(self._machine, remote=self._remote)
 
     def _estimate_moves(self, moves: Sequence[Move], layout: Layout) -> tuple[int, float]:
         """Elements that each device receives in these moves, and the seconds that they take."""
@@ -220,7 +233,7 @@ class _Judge:
             rate = rates.gather_bytes_per_s if gathers else rates.exchange_bytes_per_s
             total, seconds = total + received, seconds + received * nbytes / rate
             layout = move.apply(layout)
-        return total, seconds
+        return total, seconds / min(1, self._machine.share)
 
     def _list_layouts(self) -> Iterator[Layout]:
         """Layouts in which processes may read: refined ones first, then along other dimensions."""

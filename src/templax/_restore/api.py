@@ -21,7 +21,7 @@ from .._core.progress import Progress, check_progress
 from .._match.result import Match
 from .._plan.job import JobPlan
 from .._plan.plan import Plan
-from .._plan.sharing import ShareReads
+from .._plan.sharing import Machine, ShareReads
 from .._plan.topology import Topology
 from .._template.make import make_template
 from .._template.template import Template
@@ -194,11 +194,12 @@ def restore(
         wanted = make_template(template, shardings)
     took = time.perf_counter() - begin
 
-    def make(joint: bool) -> Plan:  # arguments included: others may be waiting for this process
-        return make_plan(checkpoint, wanted, make_options(), template_s=took, joint=joint)
+    def make(machine: Machine | None) -> Plan:  # arguments included: others may wait for this one
+        joint, options = machine is not None, make_options()
+        return make_plan(checkpoint, wanted, options, template_s=took, joint=joint, machine=machine)
 
     if alone or not wanted.spans_processes:
-        return run_plan(make(False), on_progress)
+        return run_plan(make(None), on_progress)
     from .together import restore_together
 
     mapping = checkpoint.digest if isinstance(checkpoint, View) else "none"

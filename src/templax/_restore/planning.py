@@ -11,11 +11,13 @@ from msgspec import structs
 from .._core.arguments import PyTree
 from .._core.gc_pause import pause_gc
 from .._core.text import list_names
-from .._jax.coordination import is_connected
+from .._core.workers import choose_threads
+from .._jax.coordination import count_local_processes, is_connected
 from .._match.result import TemplateError
 from .._plan.build import build_plan
 from .._plan.job import JobPlan, plan_job
 from .._plan.plan import Plan
+from .._plan.sharing import Machine
 from .._plan.topology import Topology
 from .._template.make import make_template
 from .._template.sharding import NO_DEVICES, find_sharding_problem
@@ -34,6 +36,7 @@ def make_plan(
     *,
     template_s: float = 0.0,
     joint: bool = True,
+    machine: Machine | None = None,
 ) -> Plan:
     """`plan` with validated options: opens, matches, locates the chunks, and plans their reads.
 
@@ -42,6 +45,7 @@ def make_plan(
         options: How to plan.
         template_s: Seconds that were spent on the template before.
         joint: Whether all processes of the job make this plan, and can share reads.
+        machine: What process 0 runs on, by which all choose what to share; by default this one.
     """
     begin = time.perf_counter()
     with pause_gc():
@@ -77,6 +81,7 @@ def make_plan(
                 options.share_reads,
                 [cost is not None for cost in costs],
                 options.verify,
+                describe_machine() if machine is None else machine,
             )
             unshared = made.requests, made.read_bytes, made.decoded_chunks
             if shared is not found:
@@ -91,6 +96,11 @@ def make_plan(
         )
     took["plan"] = time.perf_counter() - begin
     return replace(made, prepared=took, cost="; ".join([str(cost) for cost in costs if cost]))
+
+
+def describe_machine() -> Machine:
+    """What the processes of the job run on, as far as this one knows."""
+    return Machine(choose_threads(None), count_local_processes())
 
 
 def make_job_plan(

@@ -5,12 +5,14 @@ to where the template wants them.
 from __future__ import annotations
 
 import functools
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from msgspec import structs
 
@@ -20,7 +22,7 @@ from .._jax.versions import shard_map
 from .._match.result import Match
 from .._plan.compare_layouts import choose_sharing
 from .._plan.moves import DeviceMesh, Layout, Move
-from .._plan.sharing import ACCELERATOR_RATES, CPU_RATES, ShareReads, Sharing
+from .._plan.sharing import ACCELERATOR_RATES, CPU_RATES, Machine, ShareReads, Sharing
 from .._template.jax_shardings import describe_sharding, find_local_boxes, has_free_axes
 from .._template.placement import Placement
 from .._template.template import Target
@@ -33,13 +35,14 @@ def share_reads(
     share: ShareReads,
     remote: Sequence[bool],
     verify: Verify,
+    machine: Machine,
 ) -> tuple[Match, Sharing]:
     """Chooses the leaves to read together.
 
     Args:
         match, chunks: See `build_plan`.
         share: See `restore`.
-        remote, verify: See `choose_sharing`.
+        remote, verify, machine: See `choose_sharing`.
 
     Returns:
         The match, with the targets of these leaves as they are read, and the choice.
@@ -59,6 +62,7 @@ def share_reads(
         remote=remote,
         rates=CPU_RATES if on_host else ACCELERATOR_RATES,
         verify=verify,
+        machine=machine,
     )
     if not sharing.leaves:
         return match, sharing
@@ -156,12 +160,37 @@ def make_move(
     """The function that moves an array from one sharding to another. It is compiled per shape."""
 
     def apply(shard: jax.Array) -> jax.Array:
+        dtype, bits = shard.dtype, _view_bits(shard)
         for move in moves:
             if move.target is None:
-                shard = jax.lax.all_gather(shard, move.axes, axis=move.source, tiled=True)
+                bits = jax.lax.all_gather(bits, move.axes, axis=move.source, tiled=True)
             else:
-                shard = jax.lax.all_to_all(shard, move.axes, move.target, move.source, tiled=True)
-        return shard
+                bits = _exchange(bits, move, math.prod(held.mesh.shape[a] for a in move.axes))
+        return bits if bits.dtype == dtype else jax.lax.bitcast_convert_type(bits, dtype)
 
     mapped = shard_map(apply, held.mesh, held.spec, wanted.spec)
     return jax.jit(mapped, out_shardings=wanted)
+
+
+def _view_bits(shard: jax.Array) -> jax.Array:
+    """Floats as integers of their size: on CPU, XLA would convert narrow ones to float32 and back,
+    which takes twice as long and changes NaNs.
+    """
+    if not jnp.issubdtype(shard.dtype, jnp.floating):
+        return shard
+    return jax.lax.bitcast_convert_type(shard, jnp.dtype(f"uint{8 * shard.dtype.itemsize}"))
+
+
+def _exchange(shard: jax.Array, move: Move, parts: int) -> jax.Array:
+    """`jax.lax.all_to_all` of a shard that is cut along `move.target` and joined along `source`.
+
+    The pieces that are sent lie in memory one after another, which is twice as fast on CPU.
+    """
+    assert move.target is not None
+    shape = list(shard.shape)
+    shape[move.target : move.target + 1] = parts, shape[move.target] // parts
+    pieces = jnp.moveaxis(shard.reshape(shape), move.target, 0)
+    pieces = jax.lax.all_to_all(pieces, move.axes, 0, 0, tiled=True)
+    joined = list(pieces.shape[1:])
+    joined[move.source] *= parts
+    return jnp.moveaxis(pieces, 0, move.source).reshape(joined)

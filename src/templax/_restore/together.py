@@ -14,17 +14,21 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
+import msgspec
+
 from .._core.arguments import PyTree
 from .._core.progress import Progress
 from .._hosts.agreement import Hosts, open_call
 from .._hosts.messages import RemoteError
 from .._match.result import Match, TemplateError
 from .._plan.plan import Plan
+from .._plan.sharing import Machine
 from .._template.template import Template
 from ..errors import NotFound, SourceError, TemplaxError, UsageError
 from ..storage.local import Local
 from ..storage.open import is_remote, open_source
 from ..storage.source import Source
+from .planning import describe_machine
 
 if TYPE_CHECKING:
     from ..storage.stores import Store
@@ -97,7 +101,7 @@ def _make_error(error: RemoteError) -> TemplaxError:
 
 def restore_together(
     path: str,
-    make_plan: Callable[[bool], Plan],
+    make_plan: Callable[[Machine | None], Plan],
     run_plan: RunPlan,
     on_progress: Progress | None,
     timeout: float | None,
@@ -108,7 +112,8 @@ def restore_together(
 
     Args:
         path: What is restored: a local path, or words for what has none.
-        make_plan, run_plan: How this process does it; the first is told whether all take part.
+        make_plan, run_plan: How this process does it; the first is told what process 0
+            runs on, or None if processes do not take part.
         on_progress, timeout: See `restore`.
         facts: What must be equal on all processes: name → value, in words.
         storage: How to reach the object store of a URL.
@@ -117,16 +122,22 @@ def restore_together(
         TemplaxError: On every process, the same: it failed on one of them.
     """
     if _together.get():
-        return run_plan(make_plan(False), on_progress, agree=_agree_with_nobody)
+        return run_plan(make_plan(None), on_progress, agree=_agree_with_nobody)
     with open_restore(path, timeout=timeout) as call:
-        told = call.join(facts, make_reply=lambda: identify_checkpoint(path, storage))
+        told = call.join(facts, make_reply=lambda: _introduce(path, storage))
+        machine, identity = msgspec.msgpack.decode(told, type=tuple[Machine, bytes])
 
         def make_seen_plan() -> Plan:
-            await_checkpoint(call, path, told, storage)
-            return make_plan(call.count > 1)
+            await_checkpoint(call, path, identity, storage)
+            return make_plan(machine if call.count > 1 else None)
 
         plan = plan_together(call, make_seen_plan)
         return run_together(call, plan, run_plan, on_progress)
+
+
+def _introduce(path: str, storage: Store | None) -> bytes:
+    """What process 0 tells all: what it runs on, and how to know the checkpoint that it sees."""
+    return msgspec.msgpack.encode((describe_machine(), identify_checkpoint(path, storage)))
 
 
 def _agree_with_nobody() -> None:

@@ -23,9 +23,10 @@ from .._core.text import list_names
 from .._hosts.agreement import Hosts
 from .._match.result import TemplateError
 from .._plan.plan import Plan
+from .._plan.sharing import Machine
 from .._restore import api
 from .._restore.options import Missing, RestoreOptions
-from .._restore.planning import make_plan
+from .._restore.planning import describe_machine, make_plan
 from .._restore.prepare import open_missing
 from .._restore.stats import StepChoice
 from .._restore.together import (
@@ -69,11 +70,13 @@ class _Offered(msgspec.Struct, array_like=True):
             digest of each step, in the order in which they are tried.
         skipped: What could not be taken, each with the reason.
         committed: Number → directory name of all committed steps.
+        machine: What process 0 runs on.
     """
 
     steps: list[tuple[int, str | None, bytes]] = []
     skipped: list[str] = []
     committed: dict[int, str] = {}
+    machine: Machine = Machine(1)
 
 
 class _StepGoneError(Exception):
@@ -107,6 +110,7 @@ class StepRestore:
         self._given = _list_paths(options.missing)
         self.damaged: frozenset[int] = frozenset()
         self._look: Source | None = None  # the run, as process 0 listed it
+        self._machine: Machine | None = None
         self._deleted = False  # whether another process deleted the step to restore
         self._opened: Source | None = None  # what to restore, once a step and item are chosen
 
@@ -134,6 +138,7 @@ class StepRestore:
             told = call.join(facts, make_reply=offer_steps)
             while True:
                 offered = msgspec.msgpack.decode(told, type=_Offered)
+                self._machine = offered.machine
                 if not offered.steps:
                     return self._begin_anew()
                 try:
@@ -176,7 +181,7 @@ class StepRestore:
                 break
         skipped = find_untaken(self._look, steps, numbers[0]) if step is None and numbers else ()
         offers = [self._offer_step(n, found.get(n)) for n in numbers]
-        return _Offered(offers, list(skipped), found)
+        return _Offered(offers, list(skipped), found, describe_machine())
 
     def _find_step(self, name: str) -> Source:
         """The directory of a step: of those that process 0 listed, or else as it is now."""
@@ -238,8 +243,8 @@ class StepRestore:
         storage = self._run.storage
         await_checkpoint(self._call, self._run.join(name), identity, storage)
         self._opened = _open_tree(self._find_step(name), self._item)
-        joint = joint and self._call.count > 1
-        return make_plan(self._opened, self._template, self._options, joint=joint)
+        more: Any = {"joint": joint and self._call.count > 1, "machine": self._machine}
+        return make_plan(self._opened, self._template, self._options, **more)
 
     def _try_steps(self, offered: _Offered) -> PyTree:
         """Restores the first step that every process can restore.
@@ -303,8 +308,7 @@ class StepRestore:
 
         def plan_empty() -> Plan:
             try:
-                joint = self._call.count > 1
-                return make_plan(empty, self._template, self._options, joint=joint)
+                return make_plan(empty, self._template, self._options, joint=False)
             except TemplateError as error:
                 names = [m.name for m in error.mismatches if m.problem == "missing"]
                 whole = len(names) == len(error.mismatches)
