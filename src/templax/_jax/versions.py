@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import jax
@@ -79,3 +80,8 @@ def shard_map(function: Any, mesh: Any, in_specs: Any, out_specs: Any) -> Any:
     from jax.experimental.shard_map import shard_map as earlier
 
     return earlier(function, mesh, in_specs, out_specs, check_rep=False)
+
+
+def enter_mesh(mesh: Any) -> AbstractContextManager[Any]:
+    """A context in which `shard_map` over a mesh is allowed, whichever mesh the program has set."""
+    return jax.set_mesh(mesh) if hasattr(jax, "set_mesh") else nullcontext()

@@ -78,8 +78,8 @@ class Machine(msgspec.Struct, frozen=True, array_like=True):
 
 # Measured on two cores of an Intel Xeon, 2026-11-29, with 2 and 4 processes on loopback. "Auto" has
 # to be right where one way takes much longer than the other, not to the last percent.
-STORE_BYTES_PER_S = 300e6
-"""What a machine gets from an object store while the others of its job read from it as well."""
+STORE_BYTES_PER_S = 100e6
+"""What a machine gets from an object store. Many get more: then sharing costs what XLA compiles."""
 
 LOCAL_BYTES_PER_S = 3e9
 """What a core reads from a file in the page cache."""

@@ -18,7 +18,7 @@ from msgspec import structs
 
 from .._catalog.entry import Chunk
 from .._core.dtypes import count_bits
-from .._jax.versions import shard_map
+from .._jax.versions import enter_mesh, shard_map
 from .._match.result import Match
 from .._plan.compare_layouts import choose_sharing
 from .._plan.moves import DeviceMesh, Layout, Move
@@ -146,7 +146,8 @@ def move_leaves(sharing: Sharing, results: dict[str, Any]) -> None:
         for name, part in zip(names, parts, strict=True):
             leaf = sharing.leaves[name]
             move = make_move(part.sharding, leaf.target.placement.sharding, leaf.moves)
-            moved.append(move(part))
+            with enter_mesh(part.sharding.mesh):
+                moved.append(move(part))
         jax.block_until_ready(moved)
         for name, part, whole in zip(names, parts, moved, strict=True):
             part.delete()
