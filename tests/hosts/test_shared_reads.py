@@ -174,6 +174,26 @@ def guard():
 
 attempt("other mesh", set_mesh)
 attempt("guarded", guard)
+def restore_view(share):
+    # A transposed matrix, and one that another checkpoint supplies.
+    view = tx.view(path, tx.Mapping(
+        {"turned": tx.From("columns", "a b -> b a")}, drop=sorted({*shardings} - {"columns"})))
+    along = {"turned": P(("p", "d")), "rows": P(None, ("p", "d"))}
+    wanted = {
+        name: jax.ShapeDtypeStruct(values.T.shape if name == "turned" else values.shape,
+                                   jnp.bfloat16, sharding=NamedSharding(grid, spec))
+        for name, spec in along.items()
+    }
+    tree = tx.restore(view, wanted, share_reads=share, missing={"rows": path, "*": "error"})
+    for name, want in (("turned", values.T), ("rows", values)):
+        for shard in tree[name].addressable_shards:
+            np.testing.assert_array_equal(
+                np.asarray(shard.data), want.astype(jnp.bfloat16)[shard.index], name
+            )
+    return sorted(tx.last_restore().shared)
+
+attempt("view never", lambda: restore_view("never"))
+attempt("view always", lambda: restore_view("always"))
 attempt("alone", lambda: always(alone=True))
 attempt("alone auto", lambda: always(alone=True, share_reads="auto"))
 if index == last:
@@ -229,6 +249,32 @@ def test_a_failure_of_one_process_is_that_of_all_and_nobody_waits_in_a_collectiv
         assert said["other mesh"].result == said["guarded"].result == said["after last"].result
         check_failed(said["alone"], "nobody to share with", kind="UsageError", within_s=5)
         assert said["alone auto"].result == []
+        assert said["view never"].result == []
+        assert said["view always"].result == ["rows", "turned"]
         assert said["manager False"].result == ["w"]
         assert said["manager True"].result == []
     assert told[-1]["local"].result == 1
+
+
+KILLED = (
+    TEMPLATE
+    + """
+from templax._restore import reshard
+if index == last:
+    reshard.move_leaves = lambda *rest: die()
+attempt("killed", lambda: check(tx.restore(args[0], template, share_reads="always")))
+"""
+)
+
+
+@pytest.mark.slow
+def test_a_process_that_dies_before_the_exchange_leaves_no_one_waiting(
+    run: Any, tmp_path: Path
+) -> None:
+    save(tmp_path / "ckpt")
+    alive, dead = run(2, KILLED, str(tmp_path / "ckpt"))
+    assert dead.code == -9
+    ((name, kind, text, seconds),) = [json.loads(x) for x in alive.out.splitlines() if x[0] == "["]
+    assert (name, kind) == ("killed", "JaxRuntimeError")
+    assert "Gloo" in text
+    assert seconds < 100

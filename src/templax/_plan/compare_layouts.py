@@ -88,6 +88,8 @@ def choose_sharing(
         rates: What moves cost.
         verify: See `restore`. What is shared is read in whole blocks of checksums, unless "off".
     """
+    if share == "never":
+        return Sharing()
     leaves: dict[str, SharedLeaf] = {}
     declined: list[Declined] = []
     chosen: list[Any] = []
@@ -261,6 +263,8 @@ class _Judge:
         ndim = len(self._shape)
         cut = [i for i in range(ndim) if len({c.box[i] for c in self._chunks}) > 1]
         first = [next((i for i, n in enumerate(self._shape) if n > 1), 0)] if ndim else []
+        if any(chunk.origin is not None for chunk in self._chunks):
+            cut = list(range(ndim))  # a mapping may have turned the rows that lie together
         dims = dict.fromkeys([*cut, *first])
         for i in dims:
             for order in orders:

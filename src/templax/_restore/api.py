@@ -112,9 +112,9 @@ def restore(
             `"exact"`: none. One `CastWarning` announces all casts.
         verify: `"available"` compares the bytes with every checksum that the checkpoint has, while
             they are in cache. Where only part of what a checksum covers is needed (a shard of a
-            chunk), the rest is not read, and `Plan.unverified` names the leaf. `"required"` reads
-            everything that such a checksum covers, and refuses leaves that have none. `"off"`
-            checks only the checksums of indexes.
+            chunk), the rest is not read unless it is little, and `Plan.unverified` names the leaf.
+            `"required"` reads everything that such a checksum covers, and refuses leaves that have
+            none. `"off"` checks only the checksums of indexes.
         memory: Host bytes in flight beyond the arrays returned; default 2 GiB. A larger leaf is
             loaded box by box.
         threads: Workers that read and decode. Default: the cores of this process, at most 8.
