@@ -30,6 +30,12 @@ CASES = ("columns", "replicas")
 PLACES = ("raw", "zstd", "store")
 
 
+HEADER = (
+    "processes place  case      mode     seconds: median min   cpu s  read MiB  received"
+    "      peak   planned"
+)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.shared", description=__doc__)
     parser.add_argument("--processes", default="2,4", help="sizes of jobs; default: 2,4")
@@ -46,8 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=options.dir)))
         env: dict[str, str] = {}
         urls = dict(_save(directory, options, stack, env))
-        print(f"{'processes':>9} {'place':6} {'case':9} {'mode':7} {'seconds: median min':>20}"
-              f" {'cpu s':>7} {'read MiB':>9} {'received':>9}")  # fmt: skip
+        print(HEADER)
         for count in map(int, options.processes.split(",")):
             with _run_job(count, options.mib, env) as children:
                 for place, url in urls.items():
@@ -115,17 +120,18 @@ def _measure(
             if number:
                 times = max(each[0] for each in answers), sum(each[1] for each in answers)
                 found[mode].append(times)
-            facts[mode] = [max(each[i] for each in answers) for i in (2, 3, 4)]
+            facts[mode] = [max(each[i] for each in answers) for i in range(2, 7)]
     for mode in MODES:
         seconds, cpu = zip(*found[mode], strict=True)
-        read, received, shared = facts[mode]
+        read, received, peak, planned, shared = facts[mode]
         row = {"processes": len(children), "place": place, "case": case, "mode": mode}
         row |= {"seconds": seconds, "cpu": cpu, "read_bytes": read, "received_bytes": received}
-        row["shared"] = shared
+        row |= {"peak_bytes": peak, "planned_peak_bytes": planned, "shared": shared}
         middle, least = statistics.median(seconds), min(seconds)
         print(
             f"{len(children):>9} {place:6} {case:9} {mode:7} {middle:>11.3f} {least:>8.3f}"
-            f" {statistics.median(cpu):>7.2f} {read / 2**20:>9.1f} {received / 2**20:>9.1f}",
+            f" {statistics.median(cpu):>7.2f} {read / 2**20:>9.1f} {received / 2**20:>9.1f}"
+            f" {peak / 2**20:>9.1f} {planned / 2**20:>9.1f}",
             flush=True,
         )
         yield row

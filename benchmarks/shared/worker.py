@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import gc
+import math
 import os
 import time
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 from ..measure.processes import make_xla_flags
+from ..measure.sample import read_status, trim_heap
 
 LEAVES = 8
 
@@ -46,9 +50,16 @@ def serve_job(
         template = {f"layer_{i}": leaf for i in range(LEAVES)}
         jax.clear_caches()  # a program restores once, so it pays for what XLA compiles
         make_move.cache_clear()
+        plan = tx.plan(url, template, share_reads=mode)
+        wanted = LEAVES * math.prod(sharding.shard_shape(leaf.shape)) * 2
+        gc.collect()
+        trim_heap()
+        Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
+        rss = read_status("VmRSS")
         begin, cpu = time.perf_counter(), time.process_time()
         tree = jax.block_until_ready(tx.restore(url, template, share_reads=mode))
         took = time.perf_counter() - begin, time.process_time() - cpu
+        peak = read_status("VmHWM") - rss
         stats = tx.last_restore()
         assert stats is not None
         found = [
@@ -59,5 +70,6 @@ def serve_job(
         if hashes.setdefault(case, found) != found:
             pipe.send(("wrong", f"{case} with {mode} differs"))
             return
-        pipe.send(("done", *took, stats.read_bytes, stats.received_bytes, len(stats.shared)))
-        del tree
+        figures = stats.read_bytes, stats.received_bytes, peak, wanted + plan.peak_bytes
+        pipe.send(("done", *took, *figures, len(stats.shared)))
+        del tree, plan

@@ -14,6 +14,7 @@ from msgspec import structs
 from .._catalog.entry import Chunk
 from .._codecs.decode import COMPRESSIONS
 from .._core.boxes import Box, size_of
+from .._core.dtypes import is_narrow_float
 from .._match.result import Pair
 from .._template.template import Target
 from .buffers import Measures, make_buffers
@@ -144,6 +145,7 @@ def _share_leaf(target: Target, choice: _Choice, mesh: DeviceMesh, process: int)
     layout, moves = choice.layout, choice.moves
     sizes = list_sizes(moves, layout, target.shape, mesh)
     exchanged = [n for n, move in zip(sizes, moves, strict=False) if move.target is not None]
+    narrow = is_narrow_float(target.dtype)
     unit = mesh.count_devices(process) * target.dtype.itemsize
     return SharedLeaf(
         target,
@@ -152,7 +154,7 @@ def _share_leaf(target: Target, choice: _Choice, mesh: DeviceMesh, process: int)
         held_bytes=sizes[0] * unit,
         placed_bytes=sizes[-1] * unit,
         received_bytes=choice.received * unit,
-        scratch_bytes=2 * max(exchanged, default=0) * unit,
+        scratch_bytes=max(2 * max(exchanged, default=0), sizes[-1] if narrow else 0) * unit,
     )
 
 

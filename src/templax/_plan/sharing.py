@@ -23,7 +23,8 @@ from .moves import Layout, Move
 ShareReads = Literal["auto", "always", "never"]
 
 GROUP_BYTES = 64 * 1024 * 1024
-"""Leaves are moved together while their parts and results have at most this many bytes."""
+"""Leaves are moved together while their parts, their results and what XLA needs for them have at
+most this many bytes."""
 
 
 class ReadCost(msgspec.Struct, frozen=True):
@@ -188,7 +189,7 @@ class Sharing:
         for names in self.group_leaves():
             group = [self.leaves[name] for name in names]
             missing -= sum(leaf.placed_bytes for leaf in group)
-            peak = max(peak, held - missing + max(leaf.scratch_bytes for leaf in group))
+            peak = max(peak, held - missing + sum(leaf.scratch_bytes for leaf in group))
             held -= sum(leaf.held_bytes for leaf in group)
         return peak
 
@@ -197,7 +198,7 @@ class Sharing:
         groups: list[list[str]] = []
         nbytes = GROUP_BYTES
         for name, leaf in self.leaves.items():
-            mine = leaf.held_bytes + leaf.placed_bytes
+            mine = leaf.held_bytes + leaf.placed_bytes + leaf.scratch_bytes
             if not groups or nbytes + mine > GROUP_BYTES:
                 groups.append([])
                 nbytes = 0

@@ -17,7 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from msgspec import structs
 
 from .._catalog.entry import Chunk
-from .._core.dtypes import count_bits
+from .._core.dtypes import count_bits, is_narrow_float
 from .._jax.versions import enter_mesh, shard_map
 from .._match.result import Match
 from .._plan.compare_layouts import choose_sharing
@@ -174,10 +174,10 @@ def make_move(
 
 
 def _view_bits(shard: jax.Array) -> jax.Array:
-    """Floats as integers of their size: on CPU, XLA would convert narrow ones to float32 and back,
-    which takes twice as long and changes NaNs.
+    """Narrow floats as integers: on CPU, XLA would convert them to float32 and back, which takes
+    twice as long and changes NaNs.
     """
-    if not jnp.issubdtype(shard.dtype, jnp.floating):
+    if not is_narrow_float(shard.dtype):
         return shard
     return jax.lax.bitcast_convert_type(shard, jnp.dtype(f"uint{8 * shard.dtype.itemsize}"))
 

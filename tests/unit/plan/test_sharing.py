@@ -181,9 +181,9 @@ def test_groups_are_bounded_and_the_peak_is_that_of_one_group() -> None:
     found = choose(pairs, MESH, chunks, 0)
     groups = found.group_leaves()
     assert [name for group in groups for name in group] == list(found.leaves)
-    assert [len(group) for group in groups] == [8] * 5  # parts and results of 4 MiB each
+    assert [len(group) for group in groups] == [4] * 10  # 4 MiB, 4 MiB and 8 MiB of each
     # All parts wait, and one group has results and scratch beside them.
-    assert found.peak_bytes == 8 * 4 * MIB + 2 * 4 * MIB
+    assert found.peak_bytes == 64 * MIB - 16 * MIB
 
 
 def test_costs_add_up() -> None:
