@@ -172,6 +172,12 @@ def guard():
         tree = tx.restore(path, template, share_reads="always")
     return check(tree)
 
+def pickled():
+    import pickle
+    plan = tx.plan(path, template, share_reads="always")
+    return check(tx.run(pickle.loads(pickle.dumps(plan))))
+
+attempt("pickled", pickled)
 attempt("other mesh", set_mesh)
 attempt("guarded", guard)
 def restore_view(share):
@@ -204,12 +210,12 @@ with tx.Manager(args[1]) as manager:
     state = {"w": jax.make_array_from_callback(values.shape, rows, lambda box: values[box])}
     manager.save(1, state)
     like = {"w": jax.ShapeDtypeStruct(values.shape, np.float32, sharding=everywhere)}
-    for fallback in (False, True):
+    for fallback, share in ((False, "always"), (True, "auto"), (True, "always")):
         def back():
-            tree = manager.restore(like, fallback=fallback, share_reads="always")
+            tree = manager.restore(like, fallback=fallback, share_reads=share)
             np.testing.assert_array_equal(np.asarray(tree["w"].addressable_shards[0].data), values)
             return list(tx.last_restore().shared)
-        attempt(f"manager {fallback}", back)
+        attempt(f"manager {fallback} {share}", back)
 """
 )
 
@@ -246,13 +252,20 @@ def test_a_failure_of_one_process_is_that_of_all_and_nobody_waits_in_a_collectiv
             assert stopped.kind == ("KeyError" if index == who else "SourceError"), stopped
             shared = [name for name in SHARED if name != "some" or index < 2]
             assert said[f"after {name}"].result == shared
-        assert said["other mesh"].result == said["guarded"].result == said["after last"].result
+        for name in ("other mesh", "guarded", "pickled"):
+            assert said[name].result == said["after last"].result
         check_failed(said["alone"], "nobody to share with", kind="UsageError", within_s=5)
         assert said["alone auto"].result == []
         assert said["view never"].result == []
         assert said["view always"].result == ["rows", "turned"]
-        assert said["manager False"].result == ["w"]
-        assert said["manager True"].result == []
+        assert said["manager False always"].result == ["w"]
+        assert said["manager True auto"].result == []
+        check_failed(
+            said["manager True always"],
+            "each process then reads by itself",
+            kind="UsageError",
+            within_s=5,
+        )
     assert told[-1]["local"].result == 1
 
 
