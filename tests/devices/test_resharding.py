@@ -69,6 +69,7 @@ def test_a_tree_saved_with_any_shardings_is_restored_with_any_others(
             assert got.sharding == leaf.sharding
 
 
+@pytest.mark.slow
 @count_examples(40)
 @given(TREES, st.data())
 def test_an_error_in_a_template_is_reported_alone(tree: Any, data: st.DataObject) -> None:

@@ -141,6 +141,7 @@ class Refusals:
 SCENARIOS = ["fresh", "overwrite", "background", "step", "run"]
 
 
+@pytest.mark.slow
 def test_a_refused_operation_is_one_clear_error(tmp_path: Path) -> None:
     """At every operation the old state stays, and no file, thread or descriptor is left."""
     refusals = Refusals("run", tmp_path)
@@ -148,6 +149,7 @@ def test_a_refused_operation_is_one_clear_error(tmp_path: Path) -> None:
         refusals.refuse(at, ERRORS[name][at % len(ERRORS[name])])
 
 
+@pytest.mark.slow
 def test_a_disk_that_fails_for_good_keeps_the_old_state(tmp_path: Path) -> None:
     """The error and `stale` name what can't be removed."""
     refusals = Refusals("run", tmp_path)

@@ -38,6 +38,7 @@ def kill_everywhere(action: str, root: Path) -> tuple[list[str], list[dict]]:
     return found["operations"], found["kills"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "action", ["replace", *mark_slow("save", "file", "overwrite", "remove", "withdraw")]
 )

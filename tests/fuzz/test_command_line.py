@@ -49,6 +49,7 @@ def read_all(*paths):
     return [[command[0], *command[1:], str(path)] for path in paths for command in READING]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "part", [0, *mark_slow(*range(1, 24))], ids=lambda part: f"part {part + 1} of 24"
 )
@@ -80,6 +81,7 @@ def checkpoint(tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_links(checkpoint):
     root = checkpoint
     (root / "self").symlink_to("self")
@@ -132,6 +134,7 @@ def test_files_of_other_kinds(checkpoint):
     check(run_commands(root, [["check", "c", name] for name in templates]))
 
 
+@pytest.mark.slow
 def test_outputs_that_can_not_be_written(checkpoint):
     (checkpoint / "loop").symlink_to("loop")
     places = ("/", "c", "loop", "nowhere/x", "c/_METADATA/x", "/dev/full", "/proc/x", "a" * 300)
@@ -233,6 +236,7 @@ def test_deep_directories(checkpoint):
     check(results)
 
 
+@pytest.mark.slow
 def test_a_file_outside_the_run_is_never_changed(checkpoint):
     precious = checkpoint / "precious"
     precious.write_text("p" * 99)

@@ -159,6 +159,7 @@ print(json.dumps(done))
 """
 
 
+@pytest.mark.slow
 def test_typed_keys_restore_onto_every_sharding(run: Any, tmp_path: Path) -> None:
     keys = _make_keys()
     many = jax.random.split(jax.random.key(7), 4096)

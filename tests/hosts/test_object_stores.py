@@ -80,6 +80,7 @@ def test_processes_save_their_shares_and_restore_them(run: Run, bucket: Bucket) 
     np.testing.assert_array_equal(found["rows"], want)
 
 
+@pytest.mark.slow
 def test_a_save_that_fails_on_one_process_leaves_nothing(
     run: Run, bucket: Bucket, tmp_path: Path
 ) -> None:

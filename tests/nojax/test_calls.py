@@ -60,6 +60,7 @@ assert not {"jax", "jaxlib"} & set(sys.modules)
         assert json.loads(next(printed)) == wanted, file
 
 
+@pytest.mark.slow
 def test_typed_keys_need_jax_and_nothing_else_beside_them_does() -> None:
     code = """
 import templax as tx
@@ -86,6 +87,7 @@ print(tree["key"], tree["w"].shape, tx.check(path, template).skipped)
     ]
 
 
+@pytest.mark.slow
 def test_what_needs_jax_says_so() -> None:
     code = """
 import collections
@@ -121,6 +123,7 @@ print(hasattr(tx, "nothing"), len(dir(tx)) > 40)
     ]
 
 
+@pytest.mark.slow
 def test_what_is_no_template_is_refused_as_with_jax() -> None:
     code = """
 import numpy as np
@@ -144,6 +147,7 @@ for wrong in ({0: 1, "0": 2}, loop, {"w": np.ndarray}, {"w": np.zeros(2, object)
     ]
 
 
+@pytest.mark.slow
 def test_a_run_is_saved_read_and_continued(tmp_path: Path) -> None:
     """By `save`, `Manager`, `verify`, `diff`, `fingerprint` and a plan that was pickled."""
     code = """
@@ -185,6 +189,7 @@ assert not {"jax", "jaxlib"} & set(sys.modules)
     assert printed[1:] == ["True True", "6"]
 
 
+@pytest.mark.slow
 def test_help_and_a_star_import_leave_out_what_needs_jax() -> None:
     code = """
 import inspect, pydoc
@@ -214,6 +219,7 @@ print_error(lambda: tx.Recipe)
 """
 
 
+@pytest.mark.slow
 def test_a_directory_called_jax_is_not_taken_for_jax(tmp_path: Path) -> None:
     code = "import types\nsys.modules['jax'] = types.ModuleType('jax')" + USE_NUMPY
     assert run_without_jax(code, tmp_path / "saved").splitlines() == [
@@ -222,6 +228,7 @@ def test_a_directory_called_jax_is_not_taken_for_jax(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_where_jax_is_broken_the_rest_works(tmp_path: Path) -> None:
     (tmp_path / "jax.py").write_text(BROKEN)
     code = "sys.meta_path.pop(0)\nsys.path.insert(0, sys.argv[2])" + USE_NUMPY
@@ -232,6 +239,7 @@ def test_where_jax_is_broken_the_rest_works(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_what_was_pickled_with_jax_says_that_it_needs_it(tmp_path: Path) -> None:
     jax = pytest.importorskip("jax")
     catalog = tx.open(CORPUS / "npz-stored" / "params.npz")
@@ -258,6 +266,7 @@ for i in range(3):
     ]
 
 
+@pytest.mark.slow
 def test_a_cast_into_numpy_does_not_import_jax_where_it_is_installed() -> None:
     """XLA's cast from float16 differs in NaNs: a program that has loaded JAX gets that one."""
     code = """
@@ -276,6 +285,7 @@ print("jax" in sys.modules, restored.tobytes() == values.astype(np.float32).toby
     assert run_without_jax(code).splitlines() == ["False True"]
 
 
+@pytest.mark.slow
 def test_a_tree_that_is_no_pytree_is_named_with_a_hint_that_works_here(tmp_path: Path) -> None:
     code = """
 import dataclasses

@@ -51,6 +51,7 @@ assert not {"jax", "jaxlib"} & set(sys.modules)
     assert '"ok": true' in printed
 
 
+@pytest.mark.slow
 def test_the_steps_of_a_run_are_shown_and_pruned(tmp_path: Path) -> None:
     run_without_jax(SAVE_RUN, tmp_path)
     assert "the latest committed is 2" in run_command("steps", tmp_path)

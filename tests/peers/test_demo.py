@@ -25,6 +25,7 @@ def same_bytes(a, b):
     return (a.dtype, a.shape, bytes(np.asarray(a))) == (b.dtype, b.shape, bytes(np.asarray(b)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("seed", "features"),
     [(0, 1), (3.9, 2.7), (2**40, 1), *mark_slow((42, 4), (7.0, 5.0), (2**31, 3), (-1, 2))],
@@ -59,6 +60,7 @@ def test_orbax_load_accepts_arrays_without_dimensions_as_numbers():
     assert same_bytes(result, plain_flax(3, X, 2))
 
 
+@pytest.mark.slow
 def test_orbax_load_equals_a_real_orbax_save_restored_by_templax(tmp_path):
     """A `Recipe` and a file are the same checkpoint."""
     model, key = nn.Dense(4), jax.random.PRNGKey(11)
@@ -163,6 +165,7 @@ raise SystemExit(demo.main())
     assert "checks failed" in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("package", ["orbax", *mark_slow("flax")])
 def test_without_its_extra_the_demo_names_what_to_install(package):
     hidden = f"import sys; sys.modules[{package!r}] = None"

@@ -59,6 +59,7 @@ def is_saved_tree(tree):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"step_prefix": "ckpt", "step_format_fixed_length": 6}])
 def test_orbax_lists_and_restores_what_a_manager_saves(tmp_path, options):
     """In a run that Orbax began, with its prefix and length of step names."""
@@ -99,6 +100,7 @@ def test_orbax_restores_a_run_that_a_manager_began(tmp_path):
         assert is_saved_tree(checkpointer.load(2, ABSTRACT))
 
 
+@pytest.mark.slow
 def test_a_manager_restores_and_prunes_what_orbax_saved(tmp_path):
     path = save_run(tmp_path / "run", range(1, 7), max_to_keep=None)
     with tx.Manager(path, keep=tx.Keep(last=1, best=1, metric="loss", mode="max")) as manager:
@@ -146,6 +148,7 @@ def copy_from_store(url, path):
         (path / info.key).write_bytes(source.read(info.key))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("marked", [False, True])
 def test_a_run_in_a_store_is_continued_after_orbax_and_before_it(tmp_path, marked):
     """Orbax writes `commit_success.txt` to stores; what it wrote to a disk may lack it."""

@@ -65,6 +65,7 @@ def assert_equal(one: Any, other: Any) -> None:
     jax.tree.map(np.testing.assert_array_equal, one, other)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("axis", [0, 1])
 def test_layers_of_a_loop_are_restored_into_a_scan_and_back(axis: int, tmp_path: Path) -> None:
     loop, scan = Loop(), Scan(axis)
@@ -96,6 +97,7 @@ def test_layers_are_stacked_in_the_state_of_an_optimizer_too(tmp_path: Path) -> 
     assert state["params"]["head"]["bias"].shape == (2,)
 
 
+@pytest.mark.slow
 def test_a_replica_is_taken_of_a_replicated_state_and_replicas_are_added(tmp_path: Path) -> None:
     state = {"params": Loop().init(jax.random.key(0), X)["params"], "step": jnp.int32(7)}
     replicated = flax.jax_utils.replicate(state)
@@ -114,6 +116,7 @@ def test_a_replica_is_taken_of_a_replicated_state_and_replicas_are_added(tmp_pat
     assert tx.open(view).leaves["step"].shape == ()
 
 
+@pytest.mark.slow
 def test_the_state_of_an_optimizer_that_was_wrapped_since_is_restored(tmp_path: Path) -> None:
     params = Loop().init(jax.random.key(0), X)["params"]
     before, after = optax.adam(1e-3), optax.chain(optax.clip(1.0), optax.adam(1e-3))

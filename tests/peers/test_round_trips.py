@@ -247,6 +247,7 @@ def test_strings_that_orbax_saved_are_found_under_any_name(name, tmp_path):
     assert_same_tree(tx.restore(tmp_path / "ckpt", tree), tree)
 
 
+@pytest.mark.slow
 @count_examples(100)
 @given(tree=trees(), metadata=METADATA, compression=st.sampled_from([None, None, "zstd"]))
 def test_what_a_save_accepts_is_read_back_equal(tree, metadata, compression):

@@ -135,6 +135,7 @@ def test_orbax_finds_the_custom_metadata(tmp_path):
     assert metadata.custom_metadata == {"run": "a", "lr": [0.5, None]}
 
 
+@pytest.mark.slow
 def test_two_managers_take_turns_in_one_directory(tmp_path):
     """Each lists, restores and deletes the steps of the other."""
     options = ocp.CheckpointManagerOptions(max_to_keep=2)

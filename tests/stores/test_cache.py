@@ -109,6 +109,7 @@ def test_the_next_restore_fetches_no_byte(use: Callable[[], str], proxy: FaultPr
         assert fetched == (0 if attempt else len(FILE))
 
 
+@pytest.mark.slow
 @run_on("moto")
 @pytest.mark.parametrize("number", [2, *mark_slow(8)])
 def test_several_processes_fetch_each_byte_once(

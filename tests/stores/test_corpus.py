@@ -50,6 +50,7 @@ def describe(checkpoint: Any, root: str) -> list[Any]:
     return [each.replace(root, "ROOT") if isinstance(each, str) else each for each in found]
 
 
+@pytest.mark.slow
 @run_on("moto", "fake-gcs")
 @pytest.mark.parametrize("cases", [QUICK, *mark_slow(CASES)], ids=["some", "all"])
 def test_the_corpus_is_read_alike(bucket: Bucket, cases: list[str]) -> None:

@@ -50,6 +50,7 @@ def test_a_run_is_saved_restored_and_pruned(bucket: Bucket) -> None:
     assert {name.split("/")[2] for name in bucket.list()} == {"5"}
 
 
+@pytest.mark.slow
 @run_on("moto", "fake-gcs")
 @pytest.mark.parametrize("fault", [Answer(503), *mark_slow(LoseAnswer())], ids=repr)
 def test_each_request_may_fail_once(bucket: Bucket, proxy: FaultProxy, fault: Any) -> None:
@@ -100,6 +101,7 @@ def _save_and_die(url: str, store: Any, at: int) -> None:
         manager.save(2, make_tree(2), wait=True)
 
 
+@pytest.mark.slow
 @run_on("moto")
 @pytest.mark.parametrize("at", [2, *mark_slow(4, 6, 9, 11, 13, 15, 18, 20)])
 def test_a_killed_program_leaves_whole_steps(

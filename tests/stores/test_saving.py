@@ -65,6 +65,7 @@ def test_a_tree_comes_back(bucket: Bucket, compression: str | None) -> None:
     assert_saved(bucket, tree)
 
 
+@pytest.mark.slow
 @run_on("moto")
 def test_parts_are_small_where_memory_is_short(
     bucket: Bucket, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
@@ -83,6 +84,7 @@ def test_parts_are_small_where_memory_is_short(
     assert measure_parts("run/2", None)[0] == 16 * 1024 * 1024
 
 
+@pytest.mark.slow
 @writable
 def test_a_checkpoint_is_replaced(bucket: Bucket) -> None:
     url, store = f"{bucket.url}/run/100", find_storage(bucket)
@@ -106,6 +108,7 @@ def test_a_save_in_the_background(bucket: Bucket) -> None:
     assert_saved(bucket, expected)
 
 
+@pytest.mark.slow
 @run_on("moto", "azurite")
 @pytest.mark.parametrize("fault", [LoseAnswer(), *mark_slow(Answer(503), Refuse())], ids=repr)
 def test_each_request_may_fail_once(bucket: Bucket, proxy: FaultProxy, fault: Any) -> None:
@@ -210,6 +213,7 @@ def _save_and_die(url: str, store: Any) -> None:
         os._exit(1)
 
 
+@pytest.mark.slow
 @run_on("moto")
 def test_a_killed_process_gives_its_lease_up(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch, tmp_path: Path

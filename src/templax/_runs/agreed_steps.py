@@ -35,7 +35,6 @@ class AgreedSteps:
     Args:
         url: The directory of the run.
         list_own: Lists them on this process: number → directory name, ascending.
-        what: What they are, in words: another one for each list of the same run.
         alone: Whether no other process is asked.
     """
 
@@ -44,10 +43,9 @@ class AgreedSteps:
         url: str,
         list_own: Callable[[], Mapping[int, str]],
         *,
-        what: str = "steps",
         alone: bool = False,
     ):
-        self._url, self._list_own, self._what, self._alone = url, list_own, what, alone
+        self._url, self._list_own, self._alone = url, list_own, alone
         self._shared: dict[int, str] | None = None
         self._follows = True
         self._left = False  # by an error: to close the run then says nothing more
@@ -58,7 +56,7 @@ class AgreedSteps:
             return
         data = msgspec.msgpack.encode(dict(self._list_own())) if call.index == 0 else None
         try:
-            told = call.announce(f"listing the {self._what}", data)
+            told = call.announce("listing the steps", data)
             self._shared = msgspec.msgpack.decode(told, type=dict[int, str])
         except TemplaxError as error:  # the step is saved; process 0 failed or was lost afterwards
             _log.warning(
@@ -77,7 +75,7 @@ class AgreedSteps:
         from .._hosts.link import follow_process_0
 
         told = follow_process_0(
-            f"{self._what} of {self._url}",
+            f"steps of {self._url}",
             lambda: msgspec.msgpack.encode(dict(self._list_own())),
             _FOLLOW_S if self._follows else 0.001,
         )

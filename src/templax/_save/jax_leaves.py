@@ -10,6 +10,7 @@ from typing import Any
 
 import jax.core
 import jax.numpy as jnp
+import jax.tree_util as jtu
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
@@ -22,6 +23,29 @@ from .._jax.paths import path_element
 from .._jax.support import key_data_spec
 from .._template.flatten import flatten_tree
 from .owners import all_boxes, held_boxes, holds_all, is_local, written_boxes
+
+
+def make_empty_test(is_container: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    """A test whether a value is a node without children, of any class that JAX knows as a node.
+
+    Args:
+        is_container: The same test for the containers of Python, and for None.
+    """
+    leaf_types: set[type] = set()
+    flatten_one_level = jtu.default_registry.flatten_one_level
+
+    def is_empty(value: Any) -> bool:
+        if type(value) in leaf_types:
+            return False
+        if value is None or isinstance(value, (dict, list, tuple)):
+            return is_container(value)
+        flat = flatten_one_level(value)
+        if flat is None:
+            leaf_types.add(type(value))
+            return False
+        return not tuple(flat[0])
+
+    return is_empty
 
 
 def flatten_with_paths(tree: PyTree, is_leaf: Callable[[Any], bool]) -> list[tuple[Path, Any]]:

@@ -6,7 +6,7 @@ What concerns `jax.Array`s is in `jax_leaves`, which is imported if the program 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from typing import Any
@@ -54,13 +54,21 @@ def collect_leaves(tree: PyTree, *, replicas: bool = False) -> tuple[list[Leaf],
         SaveError: Leaves hold no values that can be saved, or share a name. The message names them.
         UsageError: `tree` is not a pytree.
     """
+    is_empty = _is_empty
     if is_jax_loaded():
-        from .jax_leaves import allow_transfers, flatten_with_paths, make_jax_leaf
+        from .jax_leaves import (
+            allow_transfers,
+            flatten_with_paths,
+            make_empty_test,
+            make_jax_leaf,
+        )
+
+        is_empty = make_empty_test(_is_empty)
     else:
         allow_transfers, flatten_with_paths = nullcontext, _flatten_plain
         make_jax_leaf = None
     try:
-        found = flatten_with_paths(tree, _is_empty)
+        found = flatten_with_paths(tree, is_empty)
     except (TypeError, ValueError) as error:  # such as a dict with keys 0 and "0", for JAX to sort
         raise UsageError(f"Expected a pytree to save: {error}") from error
     leaves: list[Leaf] = []
@@ -70,7 +78,7 @@ def collect_leaves(tree: PyTree, *, replicas: bool = False) -> tuple[list[Leaf],
     ready: list[Any] = []
     with allow_transfers():  # saving is what the caller asked for
         for (path, value), name in zip(found, join_paths([path for path, _ in found]), strict=True):
-            if _is_empty(value):
+            if is_empty(value):
                 empties.append((path, _empty_kind(value)))
                 continue
             if callable(value):
@@ -111,12 +119,15 @@ def _is_empty(value: Any) -> bool:
 
 
 def _empty_kind(value: Any) -> str:
-    """Orbax's name for a container without leaves."""
+    """Orbax's name for a container without leaves; a class of the caller's is as a NamedTuple."""
     if value is None:
         return "None"
-    if isinstance(value, tuple):
-        return "NamedTuple" if hasattr(value, "_fields") else "Tuple"
-    return "Dict" if isinstance(value, dict) else "List"
+    if isinstance(value, list):
+        return "List"
+    if isinstance(value, Mapping):
+        return "Dict"
+    is_tuple = isinstance(value, tuple) and not hasattr(value, "_fields")
+    return "Tuple" if is_tuple else "NamedTuple"
 
 
 def _make_leaf(

@@ -10,6 +10,7 @@ from side_by_side import first_device, small_tree
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 
+@pytest.mark.slow
 def test_fallback_sharding_names_the_native_option(at):
     """Which is `shardings=`."""
     args = compat.args.StandardRestore(small_tree(), fallback_sharding=first_device())

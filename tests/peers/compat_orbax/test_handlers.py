@@ -115,6 +115,7 @@ def save_items(ocp, path):
     return restore
 
 
+@pytest.mark.slow
 def test_each_restores_the_items_that_the_other_saved(tmp_path):
     """Arrays, random keys, JSON and an item of a handler of its own, beside a tree."""
     restores = {name: save_items(ocp, tmp_path / name) for name, ocp in PEERS.items()}

@@ -127,6 +127,30 @@ def test_a_handler_that_writes_for_too_long_fails_the_save(ocp, way, tmp_path):
     assert not path.exists()
 
 
+@pytest.mark.parametrize(
+    ("peer", "beside"),
+    [(orbax, False), (compat, False), (compat, True)],
+    ids=["theirs", "ours", "ours beside one that waits"],
+)
+def test_the_time_limit_of_a_checkpointer_holds_in_a_manager(peer, beside, tmp_path):
+    """Of Orbax's own checkpointers, too. One that waits has no say."""
+    handler, args = make_slow_args(peer, 1.5)
+    given = peer.AsyncCheckpointer(handler, timeout_secs=1)
+    manager = compat.CheckpointManager(tmp_path, given)
+    if beside:
+        waiting = peer.Checkpointer(peer.PyTreeCheckpointHandler())
+        manager = compat.CheckpointManager(tmp_path, {"slow": given, "tree": waiting})
+        args = peer.args.Composite(slow=args, tree=peer.args.PyTreeSave({"w": 1}))
+    manager.save(1, args=args)
+    with pytest.raises(TimeoutError):
+        manager.wait_until_finished()
+    assert not (tmp_path / "1").exists()
+
+
+def test_handlers_have_as_much_time_as_with_orbax():
+    assert compat.AsyncOptions().timeout_secs == orbax.AsyncOptions().timeout_secs
+
+
 def test_a_handler_that_ends_in_time_is_saved(tmp_path):
     saver, path = save_slowly(compat, "async_options", tmp_path, 0.01)
     saver.wait_until_finished()

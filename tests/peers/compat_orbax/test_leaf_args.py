@@ -25,6 +25,7 @@ def restore(ocp: Any, path: Any, item: Any = None, **args: Any) -> Any:
         )
 
 
+@pytest.mark.slow
 @BOTH
 def test_args_are_mutable_and_may_be_subclassed(ocp, at):
     """As Orbax's are: programs set attributes after the fact, and add some of their own."""

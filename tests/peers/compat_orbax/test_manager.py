@@ -215,6 +215,7 @@ QUICK_RUNS = RUNS[::3]
 MORE_RUNS = [code for code in RUNS if code not in QUICK_RUNS]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", [*QUICK_RUNS, *mark_slow(*MORE_RUNS)], ids=lambda f: f.__name__)
 def test_runs_are_interchangeable(code, tmp_path):
     """Both answer the same meanwhile and keep the same steps, which each lists and restores."""
@@ -340,6 +341,7 @@ def test_steps_of_several_items_are_interchangeable(code, tmp_path):
     assert_interchangeable(code, several_read, tmp_path)
 
 
+@pytest.mark.slow
 def test_differs_files_that_they_write(tmp_path):
     """The same files and directories, except for an index of each library."""
     for name, ocp in (("theirs", orbax), ("ours", compat)):
@@ -422,7 +424,8 @@ def test_a_step_with_unreadable_metrics_stays(tmp_path, caplog):
             manager.wait_until_finished()
         assert 0 in manager.all_steps()
         assert manager.best_step() == 1
-        assert f"step 0 of {tmp_path} stays, as its metrics are unreadable: " in caplog.text
+        text = "stays and is not the best, as its metrics are unreadable: "
+        assert f"step 0 of {tmp_path} {text}" in caplog.text
         with pytest.raises(tx.Corrupted):
             manager.metrics(0)
 
@@ -437,3 +440,68 @@ def test_an_item_of_a_handler_of_the_callers_own_is_refused_clearly(tmp_path: Pa
     for args in (OwnRestore(),):
         with pytest.raises(tx.UsageError, match=r"Expected args that restore, .* got OwnRestore"):
             manager.restore(0, args=args)
+
+
+@pytest.mark.parametrize("ocp", [orbax, compat], ids=["theirs", "ours"])
+def test_metrics_that_are_not_written_still_decide_which_step_is_best(ocp, tmp_path):
+    """As long as the manager that was told them lives, and in no file."""
+    options = ocp.CheckpointManagerOptions(
+        best_fn=lambda m: m["acc"], prevent_write_metrics=True, max_to_keep=2
+    )
+    with ocp.CheckpointManager(tmp_path, options=options) as manager:
+        for step, acc in enumerate((0.5, 0.9, 0.1, 0.7)):
+            args = ocp.args.StandardSave(step_state(step))
+            manager.save(step, args=args, metrics={"acc": acc})
+            assert manager.metrics(step) is None
+        manager.wait_until_finished()
+        assert (list(manager.all_steps()), manager.best_step()) == ([1, 3], 1)
+        assert manager.metrics(1) is None
+    assert ocp.CheckpointManager(tmp_path, options=options).best_step() is None
+
+
+def test_each_thread_is_told_of_a_failed_save_though_idents_are_used_again(tmp_path, monkeypatch):
+    def fail(job, *rest):
+        raise tx.SaveError("the disk is full")
+
+    told, idents = [], []
+
+    def wait():
+        idents.append(threading.get_ident())
+        for _ in range(2):
+            try:
+                manager.wait_until_finished()
+            except tx.SaveError:
+                told.append(idents[-1])
+
+    manager = compat.CheckpointManager(tmp_path)
+    monkeypatch.setattr(job_module.Job, "_write_small_files", fail)
+    manager.save(1, args=compat.args.StandardSave(step_state(1)))
+    for _ in range(4):
+        thread = threading.Thread(target=wait)
+        thread.start()
+        thread.join()
+    assert told == idents
+
+
+def test_what_is_cleaned_up_is_logged(tmp_path, caplog):
+    left = tmp_path / "3.orbax-checkpoint-tmp-1"
+    left.mkdir()
+    os.utime(left, (0, 0))
+    with caplog.at_level("INFO", logger="templax"):
+        options = compat.CheckpointManagerOptions(cleanup_tmp_directories=True)
+        compat.CheckpointManager(tmp_path, options=options)
+    assert not left.exists()
+    assert f"removed {left}, which a killed save left behind" in caplog.text
+
+
+@pytest.mark.parametrize("ocp", [orbax, compat], ids=["theirs", "ours"])
+def test_steps_of_another_prefix_belong_to_another_run(ocp, tmp_path):
+    """They are not listed, not restored as the latest, and stay."""
+    save_steps(ocp, tmp_path, (7, 12), step_prefix="ckpt", step_format_fixed_length=6)
+    options = ocp.CheckpointManagerOptions(max_to_keep=1)
+    with ocp.CheckpointManager(tmp_path / "run", options=options) as manager:
+        assert (list(manager.all_steps()), manager.latest_step()) == ([], None)
+        for step in (12, 20):
+            assert manager.save(step, args=ocp.args.StandardSave(step_state(step)))
+        assert list(manager.all_steps()) == [20]
+    assert {p.name for p in (tmp_path / "run").iterdir()} == {"20", "ckpt_000007", "ckpt_000012"}

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import orbax.checkpoint as orbax
 import pytest
 
 import templax.compat.orbax as compat
@@ -50,6 +51,14 @@ def test_the_page_lists_the_names_that_are_there() -> None:
     assert PAGE.read_text() == make_page()
 
 
+def test_numbers_of_processes_need_no_initialization() -> None:
+    """Programs call this once, under a condition; Orbax needs `jax.distributed` for it."""
+    for name in ("runtime_to_distributed", "distributed_to_device"):
+        getattr(compat.multihost, f"initialize_{name}_ids")()
+        assert getattr(compat.multihost, f"is_{name}_ids_initialized")()
+    assert hasattr(orbax.multihost, "initialize_runtime_to_distributed_ids")
+
+
 def test_what_python_itself_looks_for_gets_no_hint() -> None:
     with pytest.raises(AttributeError) as caught:
         _ = compat.__wrapped__  # pyright: ignore
@@ -72,6 +81,7 @@ def test_type_checkers_see_the_names_that_are_loaded(path: Path) -> None:
     assert all(getattr(module, name) is not None for name in seen)
 
 
+@pytest.mark.slow
 def test_importing_the_package_loads_none_of_its_modules() -> None:
     """Nor those of templax that they need: the import is a program's first line."""
     code = (

@@ -8,6 +8,7 @@ import pytest
 import templax as tx
 import templax.compat.orbax as compat
 from side_by_side import step_state
+from templax.compat.orbax import checkpoint_utils
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
@@ -70,6 +71,7 @@ def test_steps_are_saved_as_a_policy_says(name, tmp_path):
         assert run(compat, path, save_decision_policy=deciding(made_by)[name]) == theirs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["own", "steps", "closest", "any"])
 def test_steps_stay_as_a_policy_says(name, tmp_path):
     """Whichever library made the policy."""
@@ -125,3 +127,19 @@ def test_a_loop_yields_the_latest_step_and_keeps_it_meanwhile(tmp_path):
             kept = tmp_path / "run" / "_SNAPSHOTS" / "8"
             assert int(tx.restore(kept, tx.open(kept).template())["step"]) == 8
     assert not kept.exists()
+
+
+def test_a_loop_removes_the_snapshots_of_killed_ones_and_names_them(tmp_path, caplog):
+    left = tmp_path / "run" / "_SNAPSHOTS" / "4"
+    left.mkdir(parents=True)
+    assert list(compat.checkpoint_utils.checkpoints_iterator(tmp_path / "run", timeout=0)) == []
+    assert not left.exists()
+    assert f"removing a snapshot that another loop made: {left}" in caplog.text
+
+
+def test_only_process_0_removes_snapshots(tmp_path, monkeypatch):
+    left = tmp_path / "run" / "_SNAPSHOTS" / "4"
+    left.mkdir(parents=True)
+    monkeypatch.setattr(checkpoint_utils, "process_index", lambda: 1)
+    assert list(compat.checkpoint_utils.checkpoints_iterator(tmp_path / "run", timeout=0)) == []
+    assert left.exists()

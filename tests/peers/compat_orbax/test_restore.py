@@ -67,6 +67,15 @@ def pytree_all_numpy_from_metadata(ocp, at):
     return checkpointer.restore(at.small_pytree, restore_args=args)
 
 
+def pytree_numpy_by_metadata(ocp, at):
+    """Metadata is a template: what was saved from NumPy becomes so again."""
+    checkpointer = ocp.PyTreeCheckpointer()
+    tree = checkpointer.metadata(at.rich_pytree).item_metadata
+    restored = checkpointer.restore(at.rich_pytree, item=tree)
+    assert type(restored["numpy"]) is np.ndarray
+    return restored["numpy"], checkpointer.restore(at.rich_pytree, item=tree.tree)["numpy"]
+
+
 def pytree_mesh_and_axes_without_item(ocp, at):
     args = {
         "w": ocp.ArrayRestoreArgs(mesh=make_mesh(), mesh_axes=PartitionSpec(None, "data")),
@@ -267,6 +276,7 @@ def test_the_common_snippet_runs_unchanged(at, monkeypatch):
     assert not hasattr(orbax.utils, "empty_array")
 
 
+@pytest.mark.slow
 def test_importing_the_layer_does_not_import_orbax():
     """So it works where Orbax is not installed."""
     code = "import sys, templax.compat.orbax; print('orbax' in sys.modules)"

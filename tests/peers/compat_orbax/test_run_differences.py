@@ -54,23 +54,6 @@ def test_differs_lower_step_by_force(tmp_path):
     assert orbax.CheckpointManager(tmp_path / "theirs").latest_step() == 12
 
 
-def test_differs_steps_of_another_name(tmp_path):
-    """A run of steps like `ckpt_000007` is continued without `step_prefix`.
-
-    Orbax finds no step; templax finds them until there are steps without a prefix. Both save new
-    steps and delete none of the others.
-    """
-    for name, ocp in (("theirs", orbax), ("ours", compat)):
-        save_steps(ocp, tmp_path / name, (7, 12), step_prefix="ckpt", step_format_fixed_length=6)
-        options = ocp.CheckpointManagerOptions(max_to_keep=1)
-        with ocp.CheckpointManager(tmp_path / name / "run", options=options) as manager:
-            assert list(manager.all_steps()) == ([] if ocp is orbax else [7, 12])
-            for step in (12, 20):
-                assert manager.save(step, args=ocp.args.StandardSave(step_state(step)))
-            assert list(manager.all_steps()) == [20]
-        assert set(os.listdir(tmp_path / name / "run")) == {"20", "ckpt_000007", "ckpt_000012"}
-
-
 def test_differs_steps_of_other_programs(tmp_path):
     """The manager of Orbax lists its directory when it is made, that of templax at each call."""
     theirs, ours = (ocp.CheckpointManager(tmp_path / "run") for ocp in (orbax, compat))

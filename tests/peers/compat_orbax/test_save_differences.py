@@ -131,6 +131,7 @@ def test_differs_what_a_failed_save_leaves(tmp_path):
     assert os.listdir(tmp_path / "ours") == []
 
 
+@pytest.mark.slow
 def test_differs_flipped_bit_in_what_it_saved(tmp_path):
     """templax saves checksums and notices it, naming leaf and file; Orbax ignores them."""
     path = tmp_path / "ckpt"

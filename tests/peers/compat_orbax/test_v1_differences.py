@@ -58,6 +58,7 @@ def test_differs_v1_unknown_option(tmp_path):
         compat.v1.Context().pytree.partial_load = True
 
 
+@pytest.mark.slow
 def test_differs_v1_load_and_broadcast(tmp_path):
     """Without a template, Orbax refuses to load with `use_load_and_broadcast`; templax reads what
     each process needs, with the option or without.

@@ -58,6 +58,7 @@ def describe(call, *args, **kwargs):
         return type(error).__name__
 
 
+@pytest.mark.slow
 def test_the_same_paths_are_checkpoints(tmp_path, at):
     """And each tree is loaded by the same names, or refused by the same exception."""
     places, target = make_places(tmp_path, at), abstract(small_tree(), first_device())

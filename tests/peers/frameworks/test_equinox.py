@@ -8,6 +8,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import templax as tx
 from helpers import assert_same_tree, check_template
@@ -30,6 +31,7 @@ class Regularised(eqx.Module):
         self.name = "regularised"
 
 
+@pytest.mark.slow
 def test_a_module_with_functions_numbers_and_static_fields(saved: Any) -> None:
     """Only its arrays were saved; the rest comes from the template."""
     model = Regularised(KEY)
@@ -54,6 +56,7 @@ def test_numbers_that_were_saved_are_read(saved: Any) -> None:
     assert restored.dropout.p == 0.9
 
 
+@pytest.mark.slow
 def test_missing_arrays_of_a_module_are_an_error(saved: Any) -> None:
     class Deeper(eqx.Module):
         linear: eqx.nn.Linear
@@ -85,6 +88,7 @@ def test_only_modules_supply_missing_numbers(saved: Any) -> None:
     assert check_template(path, {"model": {"linear": ..., "p": 0.3}}) == [("missing", "model.p")]
 
 
+@pytest.mark.slow
 def test_a_restored_model_computes_what_the_saved_one_did(saved: Any) -> None:
     mlp = eqx.nn.MLP(2, 3, 8, 2, activation=jax.nn.gelu, key=KEY)
     path = saved("mlp", eqx.filter(mlp, eqx.is_array))

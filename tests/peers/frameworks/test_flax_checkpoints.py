@@ -77,6 +77,7 @@ def test_each_restores_what_the_other_saved(
     assert_equal(restored, state)
 
 
+@pytest.mark.slow
 def test_steps_are_kept_overwritten_and_found_as_over_orbax(
     tmp_path: Path, over_templax: Any
 ) -> None:

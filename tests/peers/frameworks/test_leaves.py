@@ -79,6 +79,7 @@ def test_numbers_of_another_class_are_refused(saved: Any) -> None:
         assert [n for _, n in check_template(path, rest | {name: leaf})] == [name]
 
 
+@pytest.mark.slow
 def test_a_single_leaf_of_each_kind_is_a_template(saved: Any, variables: Any) -> None:
     path = saved("linen", variables)
     want = variables["params"]["Dense_0"]["kernel"]

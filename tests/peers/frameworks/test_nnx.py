@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+import pytest
 from flax import nnx
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -105,6 +106,7 @@ def test_a_single_variable_is_a_template(saved: Any) -> None:
     assert (restored.get_value() == net.linear.kernel.get_value()).all()
 
 
+@pytest.mark.slow
 def test_shardings_of_variables_are_obeyed(saved: Any) -> None:
     """From the metadata of a module, and as named shardings or partition specs of NNX."""
 

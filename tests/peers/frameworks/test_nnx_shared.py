@@ -72,6 +72,7 @@ def test_tied_weights_stay_tied(tmp_path: Path, what: str, template: str) -> Non
     assert nnx.graphdef(got) == nnx.graphdef(model)
 
 
+@pytest.mark.slow
 def test_shared_modules_stay_shared(tmp_path: Path) -> None:
     model = make_pair()
     tx.save(tmp_path / "c", nnx.state(model))
@@ -238,6 +239,7 @@ def test_orbax_names_keep_variables_shared(tmp_path: Path) -> None:
         assert got.head[...].dtype == jnp.float32
 
 
+@pytest.mark.slow
 def test_missing_supplies_a_shared_variable_once(tmp_path: Path) -> None:
     tx.save(tmp_path / "c", {"out": nnx.state(make_tied())["out"]})
     match = tx.check(tmp_path / "c", nnx.eval_shape(make_tied), missing=tx.Recipe(make_tied))

@@ -29,6 +29,7 @@ def train_state(variables: Any, mlp: Any) -> TrainState:
     return TrainState.create(apply_fn=mlp.apply, params=variables["params"], tx=optimizer())
 
 
+@pytest.mark.slow
 def test_a_train_state_with_empty_and_masked_optimizer_states(saved: Any, train_state: Any) -> None:
     grads = jax.tree.map(jnp.ones_like, train_state.params)
     state = train_state.apply_gradients(grads=grads)

@@ -56,6 +56,7 @@ def test_every_kind_of_sharding_is_obeyed(saved: Any) -> None:
                 assert (np.asarray(shard.data) == np.asarray(value["w"])[shard.index]).all()
 
 
+@pytest.mark.slow
 def test_arrays_of_keys_are_sharded(saved: Any) -> None:
     keys = jax.random.split(jax.random.key(3, impl="rbg"), (8, 2))
     mesh = jax.make_mesh((4, 2), ("x", "y"))
@@ -142,6 +143,7 @@ def test_leaves_without_a_sharding_go_to_one_device_inside_a_mesh(saved: Any) ->
     assert not any(leaf.committed for leaf in restored.values())
 
 
+@pytest.mark.slow
 def test_leaves_without_a_sharding_are_usable_inside_a_mesh(saved: Any) -> None:
     """Functions jitted under the mesh would refuse arrays committed to one device."""
     value = {"w": jnp.arange(3.0), "key": jax.random.key(1)}

@@ -89,6 +89,7 @@ DTYPES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("zarr3", [False, True])
 def test_every_dtype_is_restored(tmp_path, zarr3):
     """With its bits; int4 stays int4."""

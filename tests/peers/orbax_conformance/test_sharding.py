@@ -25,6 +25,7 @@ def device_mesh(*shape: int, names: tuple[str, ...] = ("x", "y"), reverse: bool 
     return Mesh(np.array(devices[::-1] if reverse else devices).reshape(shape), names)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stored", [*SPECS[-2:], *mark_slow(*SPECS[:-2])], ids=str)
 def test_any_spec_restores_to_any_other(tmp_path, stored):
     """On eight devices, and to a single one."""

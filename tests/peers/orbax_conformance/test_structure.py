@@ -61,6 +61,7 @@ def test_named_tuples_come_from_the_template(tmp_path):
     assert sorted(restore_as_saved(path)["p"]) == ["x", "y"]
 
 
+@pytest.mark.slow
 def test_a_flax_train_state_is_restored(tmp_path):
     """With its dataclass, its functions and the `EmptyState` of optax."""
     model = nn.Dense(3)

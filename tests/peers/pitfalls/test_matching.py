@@ -21,6 +21,7 @@ KEY = jax.random.key(0)
 X = jnp.ones((1, 8))
 
 
+@pytest.mark.slow
 def test_a_partial_match_is_an_error(save: Any, model: Any) -> None:
     """Three layers in the checkpoint, and a model of four or of two."""
     path = save(model(3).init(KEY, X))
@@ -86,6 +87,7 @@ def test_an_error_has_one_line_per_leaf(save: Any) -> None:
     )
 
 
+@pytest.mark.slow
 def test_an_error_about_many_leaves_fits_on_a_screen(save: Any) -> None:
     path = save({"l": {f"w{i:03}": jnp.ones(1) for i in range(200)}})
     with pytest.raises(tx.TemplateError) as caught:
@@ -152,6 +154,7 @@ def test_only_the_bytes_of_the_subtree_are_read(save: Any) -> None:
     assert arrays == {"a.w"}
 
 
+@pytest.mark.slow
 def test_a_new_head_on_old_parameters(save: Any, model: Any) -> None:
     """In one call: saved leaves are read, new ones computed, unwanted ones ignored."""
     old, new = model(2).init(KEY, X), model(3).init(jax.random.key(1), X)

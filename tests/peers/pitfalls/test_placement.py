@@ -21,6 +21,7 @@ RECORDED = "state.params.big"
 SHARDED = ["orbax-0.11.10-sharded8", "orbax-0.12.8-sharded8", "orbax-0.12.8-multi2p"]
 
 
+@pytest.mark.slow
 def test_the_saved_sharding_is_not_replayed(run_on_one_device: Any) -> None:
     """Saved on 8 devices or by two processes, restored on one device."""
     code = (
@@ -71,6 +72,7 @@ def test_devices_of_another_machine_do_not_matter(save: Any, platform: str) -> N
     assert_same_tree(tx.restore(path, tx.open(path).template()), {"w": value})
 
 
+@pytest.mark.slow
 def test_mesh_and_specs_give_a_template_its_shardings(save: Any, model: Any) -> None:
     """`eval_shape` loses shardings; `template_of` adds them."""
     mesh = jax.make_mesh((4, 2), ("data", "model"))

@@ -74,6 +74,7 @@ def test_a_restore_imports_neither_orbax_nor_flax(run_on_one_device: Any) -> Non
     assert run_on_one_device(code, CORPUS / "orbax-0.12.8-default" / "ckpt").strip() == "[]"
 
 
+@pytest.mark.slow
 def test_the_leaves_are_listed_without_jax(run_on_one_device: Any) -> None:
     code = (
         "import sys, templax as tx\n"
@@ -122,6 +123,7 @@ def test_nothing_else_is_logged(
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.slow
 def test_ls_prints_code_that_restores(save: Any, model: Any) -> None:
     path = save(model().init(KEY, X))
     done = subprocess.run(

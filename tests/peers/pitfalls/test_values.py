@@ -80,6 +80,7 @@ def test_the_step_is_a_leaf(save: Any) -> None:
     assert tx.open(path).metadata["step"] == 100
 
 
+@pytest.mark.slow
 def test_typed_keys_and_nnx_states_are_restored(save: Any) -> None:
     class Net(nnx.Module):
         def __init__(self, rngs: nnx.Rngs):

@@ -140,6 +140,7 @@ def test_each_byte_has_the_span_of_the_lowest_rank_that_covers_it(
     assert got == want
 
 
+@pytest.mark.slow
 def test_ranges_that_all_overlap_take_time_in_proportion_to_their_number():
     n = 50_000
     nested = [Span(i, 2 * n - i, 4 - i % 5, i, "", str(i)) for i in range(n)]

@@ -81,6 +81,7 @@ def test_formats_are_compared_with_each_other(tmp_path: Path, write_a: Any, writ
     assert (leaf.values.differing, leaf.values.max_abs) == (1, pytest.approx(1, abs=1e-6))
 
 
+@pytest.mark.slow
 @count_examples(40)
 @given(strategies.trees(), strategies.trees(), st.data())
 def test_exactly_what_was_changed_is_listed(tree: Any, other: Any, data: Any) -> None:

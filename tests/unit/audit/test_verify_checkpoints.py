@@ -228,6 +228,7 @@ GZIP = {"name": "gzip", "configuration": {"level": 1}}
 CRC = {"name": "crc32c"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "codecs", [[ZSTD], [GZIP, CRC], *mark_slow([ZSTD, CRC], [GZIP], [GZIP, CRC, CRC])]
 )
@@ -257,6 +258,7 @@ def test_many_tiny_gzip_members_take_little_time(tmp_path: Path) -> None:
     assert found.stdout == "True\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("packer", [ZSTD, GZIP], ids=["zstd", "gzip"])
 @pytest.mark.parametrize("count", [1, *mark_slow(2)])
 def test_checksums_inside_compressed_bytes_are_compared_piece_by_piece(

@@ -97,6 +97,7 @@ print(sorted(heavy & set(sys.modules)), file=sys.stderr)
     assert (done.returncode, done.stderr) == (0, "[]\n")
 
 
+@pytest.mark.slow
 def test_output_is_coloured_only_if_asked():
     plain = run_command("ls", DEFAULT)
     assert plain.returncode == 0
@@ -108,6 +109,7 @@ def test_output_is_coloured_only_if_asked():
     assert "\x1b[31m\x1b[1m  UNCOMMITTED: " in red.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("environment", "styled"),
     [
@@ -136,6 +138,7 @@ def test_colour_follows_the_conventions_for_terminals(environment, styled):
     assert text.replace("\x1b[1m", "").replace("\x1b[0m", "").startswith(DEFAULT)
 
 
+@pytest.mark.slow
 def test_a_name_that_the_terminal_cannot_encode_is_escaped():
     done = run_command("ls", "orbax-0.12.8-special/ckpt", PYTHONIOENCODING="ascii")
     assert done.returncode == 0, done.stderr
@@ -164,6 +167,7 @@ def run_in_shell(command, redirected):
     return done.returncode, done.stdout, done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "command",
     [
@@ -179,12 +183,14 @@ def test_a_closed_standard_output_is_an_error_and_no_finding(command):
     assert run_in_shell(command, "<&- >&- 2>&-") == (2, "", "")
 
 
+@pytest.mark.slow
 def test_what_prints_nothing_does_not_need_a_standard_output(tmp_path):
     path = tmp_path / "want.json"
     assert run_in_shell(f"template {DEFAULT} -o {path}", ">&-") == (0, "", "")
     assert json.loads(path.read_text())["templax_template"] == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("redirected", ["2>&-", *mark_slow("2> >(true)", "2>/dev/full")])
 def test_the_exit_status_does_not_need_a_standard_error(redirected):
     if "full" in redirected and not os.path.exists("/dev/full"):
@@ -198,6 +204,7 @@ def test_the_exit_status_does_not_need_a_standard_error(redirected):
     assert (status, json.loads(output)["ok"], error) == (2, False, "")
 
 
+@pytest.mark.slow
 def test_nothing_is_pruned_that_could_not_be_listed(tmp_path):
     shutil.copytree(RUN, tmp_path / "run")
     steps = sorted(os.listdir(tmp_path / "run"))

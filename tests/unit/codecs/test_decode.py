@@ -157,6 +157,7 @@ def test_a_frame_that_declares_too_much_is_refused_before_decoding():
     assert str(caught.value) == "Expected 1000 decoded bytes, the zstd frame declares 1048576"
 
 
+@pytest.mark.slow
 def test_a_gzip_bomb_takes_no_memory():
     bomb = gzip.compress(bytes(64 << 20))
     tracemalloc.start()

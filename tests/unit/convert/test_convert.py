@@ -76,6 +76,7 @@ def test_every_format_becomes_every_other(name: str, to: str, tmp_path: Path) ->
         assert tx.fingerprint(tx.open(path)) == done.fingerprint
 
 
+@pytest.mark.slow
 def test_conversions_need_no_jax(tmp_path: Path) -> None:
     """Of any format, by the function and the command."""
     source, to = CORPUS / "orbax-0.12.8-default" / "ckpt", tmp_path

@@ -85,6 +85,7 @@ def test_a_conversion_killed_after_any_write_is_resumed(
     check(source, path)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small")
 def test_compressed_chunks_are_kept(source: Path, tmp_path: Path) -> None:
     path = tmp_path / "converted"
@@ -95,6 +96,7 @@ def test_compressed_chunks_are_kept(source: Path, tmp_path: Path) -> None:
     check(source, path)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small")
 def test_numpy_finds_the_checksums_of_a_resumed_archive_right(source: Path, tmp_path: Path) -> None:
     """They cover what was written before a kill and after it."""
@@ -108,6 +110,7 @@ def test_numpy_finds_the_checksums_of_a_resumed_archive_right(source: Path, tmp_
         assert archive.testzip() is None
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small")
 def test_another_source_or_other_options_begin_anew(source: Path, tmp_path: Path) -> None:
     path = tmp_path / "converted"
@@ -127,6 +130,7 @@ def test_another_source_or_other_options_begin_anew(source: Path, tmp_path: Path
     check(source, other)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small")
 def test_what_was_left_behind_is_not_trusted(source: Path, tmp_path: Path) -> None:
     """Bytes that were altered since are found when they are read back."""
@@ -145,6 +149,7 @@ def test_what_was_left_behind_is_not_trusted(source: Path, tmp_path: Path) -> No
     check(source, path)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small")
 @pytest.mark.parametrize("cut", [0, 3, 11, -1, -30])
 def test_a_torn_journal_is_read_up_to_its_last_whole_record(
@@ -188,6 +193,7 @@ def test_an_error_or_interrupt_leaves_nothing_behind(source: Path, tmp_path: Pat
         assert os.listdir(tmp_path) == ["source"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small")
 def test_leftovers_are_removed_like_those_of_saves(source: Path, tmp_path: Path) -> None:
     path = tmp_path / "converted"
@@ -199,6 +205,7 @@ def test_leftovers_are_removed_like_those_of_saves(source: Path, tmp_path: Path)
     assert find_unfinished(path) == []
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small")
 def test_a_source_of_the_same_size_and_times_is_another(source: Path, tmp_path: Path) -> None:
     """Such as the next checkpoint out of an archive whose files all have the same time."""
@@ -214,6 +221,7 @@ def test_a_source_of_the_same_size_and_times_is_another(source: Path, tmp_path: 
     check(npz, path)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small")
 @pytest.mark.parametrize("verify", [False, True])
 def test_a_journal_without_its_file_is_not_believed(
@@ -252,6 +260,7 @@ def test_the_names_of_files_are_on_the_disk_before_the_journal(
     assert calls == ["names", "journal"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small")
 def test_what_was_killed_makes_room(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -268,6 +277,7 @@ def test_what_was_killed_makes_room(
     check(source, path)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small")
 def test_what_was_written_has_its_room_even_if_no_journal_tells_of_it(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

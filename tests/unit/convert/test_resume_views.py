@@ -81,6 +81,7 @@ def check(path: Path, stored: dict[str, Any]) -> None:
     assert tx.verify(path).ok
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small")
 @pytest.mark.parametrize("to", ["orbax", *mark_slow("safetensors", "npz")])
 def test_a_killed_conversion_of_a_view_is_resumed(
@@ -110,6 +111,7 @@ def test_a_conversion_of_a_view_killed_after_any_write_is_resumed(
     check(tmp_path / "made", stored)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small")
 def test_another_mapping_of_the_same_names_and_shapes_begins_anew(
     stored: dict[str, Any], tmp_path: Path

@@ -133,6 +133,7 @@ _STORED = [d for d in _JAX if class_of(d) != "bool"]
 _COMMON = ("float32", "bfloat16", "int4")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "stored",
     [

@@ -25,6 +25,7 @@ def make_file(tensors: dict[str, Any], data: bytes) -> Memory:
     return Memory({"": len(header).to_bytes(8, "little") + header + data})
 
 
+@pytest.mark.slow
 def test_every_dtype_of_the_reference_library_is_restored(tmp_path: Path) -> None:
     names = [
         "bool",

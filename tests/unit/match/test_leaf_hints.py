@@ -249,6 +249,7 @@ def test_a_stack_is_hinted_for_a_list_of_layers() -> None:
     }
 
 
+@pytest.mark.slow
 def test_stack_hints_work_for_layers_scanned_by_flax() -> None:
     class Block(nn.Module):
         @nn.compact

@@ -60,6 +60,7 @@ def test_weights_alone_are_found_by_at() -> None:
     assert {m.hint for m in match.mismatches} == {'at="params"'}
 
 
+@pytest.mark.slow
 def test_a_model_of_linen_is_restored_into_nnx_and_back(tmp_path: Any) -> None:
     class Linen(nn.Module):
         @nn.compact
@@ -148,6 +149,7 @@ def follow_tied(hint: str, checkpoint: Any) -> dict[str, Any]:
     return eval(f"dict({call})", {"checkpoint": checkpoint})  # noqa: S307 - hints are Python
 
 
+@pytest.mark.slow
 def test_an_untied_model_is_restored_from_one_that_was_tied(tmp_path: Any) -> None:
     tied = nnx.state(Model(tied=True))
     tx.save(tmp_path / "ckpt", tied)

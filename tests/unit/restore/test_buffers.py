@@ -43,6 +43,7 @@ def make_leaves(mib: int, kib: int = 256) -> dict[str, jax.Array]:
     return {f"l{i:02d}": jnp.ones(kib * 256) for i in range(mib * 1024 // kib)}
 
 
+@pytest.mark.slow
 def test_parameters_that_are_kept_do_not_hold_the_optimizer(
     tmp_path: Path, held: Callable[[], list[int]]
 ) -> None:
@@ -102,6 +103,7 @@ def test_subtrees_whose_leaves_alternate_in_the_file_are_kept_apart(
     assert all(float(leaf.sum()) == MIB // 16 for leaf in kept.values())
 
 
+@pytest.mark.slow
 def test_thousands_of_small_leaves_still_share_a_few_arenas(
     tmp_path: Path, held: Callable[[], list[int]]
 ) -> None:

@@ -43,6 +43,7 @@ def restore_pickled(data: bytes) -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow
 def test_a_spawned_process_restores_from_a_catalog_and_runs_a_plan(tmp_path: Path) -> None:
     tree = {"a": jnp.arange(6.0).reshape(2, 3), "b": [jnp.ones(4, jnp.int32)]}
     tx.save(tmp_path / "ckpt", tree)

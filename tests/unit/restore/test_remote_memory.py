@@ -53,6 +53,7 @@ class _Body:
             yield chunk
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compression", [None, "zstd"])
 def test_answers_and_scratch_fit_in_the_memory(
     monkeypatch: pytest.MonkeyPatch, compression: str | None

@@ -64,6 +64,7 @@ def start_training(path, steps):
     )
 
 
+@pytest.mark.slow
 def test_another_process_that_saves_is_named_in_the_error(tmp_path):
     process = start_training(tmp_path, 4)
     try:
@@ -83,6 +84,7 @@ def test_another_process_that_saves_is_named_in_the_error(tmp_path):
         process.communicate()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("delay_s", [0.01, *mark_slow(0.0, 0.003, 0.03, 0.1)])
 def test_a_run_continues_from_its_latest_step_after_a_kill(tmp_path, delay_s):
     """Listed steps are complete; a leftover is removed when its step is saved again."""

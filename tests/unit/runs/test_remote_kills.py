@@ -68,6 +68,7 @@ REPLACED = ({5: 5, 10: 10}, {5: 5, 10: 11})
 DELETED = ({5: 5, 10: 10}, {20: 20})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("act", "states", "applied", "every"),
     [

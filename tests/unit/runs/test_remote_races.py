@@ -78,6 +78,7 @@ def check_whole(url, step):
     return found["by"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rounds", [20, *mark_slow(1000)])
 def test_one_of_two_programs_that_save_a_step_wins_and_the_other_says_so(rounds):
     url = f"memory://{uuid.uuid4().hex}/run"
@@ -102,6 +103,7 @@ def test_one_of_two_programs_that_save_a_step_wins_and_the_other_says_so(rounds)
         assert all(wins.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rounds", [10, *mark_slow(200)])
 def test_a_step_that_two_programs_replace_is_that_of_one(rounds):
     url = f"memory://{uuid.uuid4().hex}/run"
@@ -117,6 +119,7 @@ def test_a_step_that_two_programs_replace_is_that_of_one(rounds):
         assert check_whole(url, 0) in won
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rounds", [10, *mark_slow(200)])
 def test_a_step_is_replaced_or_deleted_but_never_in_part(rounds):
     url = f"memory://{uuid.uuid4().hex}/run"

@@ -132,6 +132,7 @@ def test_a_reported_failure_is_not_raised_again(
     tx.save(tmp_path / "2", {"w": jnp.ones(3)})
 
 
+@pytest.mark.slow
 def test_the_process_waits_for_a_save_at_exit(tmp_path: Path) -> None:
     code = (
         "import sys, numpy as np, templax as tx\n"

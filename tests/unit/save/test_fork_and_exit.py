@@ -20,6 +20,7 @@ atexit.register(lambda: print('atexit ran', flush=True))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "save",
     [
@@ -91,6 +92,7 @@ print(manager.steps())
 """
 
 
+@pytest.mark.slow
 def test_a_forked_child_is_told_at_once_that_it_cannot_use_the_save(tmp_path: Path) -> None:
     done = run_python("-W", "ignore", "-c", FORK, tmp_path, timeout_s=60)
     lines = done.stdout.splitlines()

@@ -109,6 +109,7 @@ _trees = st.recursive(
 )
 
 
+@pytest.mark.slow
 @count_examples(150)
 @given(tree=_trees)
 def test_any_tree_is_the_file_that_flax_writes_or_is_refused(
@@ -168,6 +169,7 @@ def test_objects_of_flax_and_optax_are_saved_as_flax_does(tmp_path: Path) -> Non
     assert isinstance(params, FrozenDict)
 
 
+@pytest.mark.slow
 def test_dtypes_of_ml_dtypes_come_back_by_name(tmp_path: Path) -> None:
     tree = {
         name: jnp.arange(-3, 4).astype(name)
@@ -207,6 +209,7 @@ def test_what_templax_would_not_read_is_refused(tmp_path: Path, tree: Any, said:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_the_most_leaves_that_are_read_are_written(tmp_path: Path) -> None:
     tree = {f"{i}": i for i in range(8000)} | {"a": np.ones(1)}
     tx.save(tmp_path / "x.msgpack", tree)

@@ -77,6 +77,7 @@ def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[Held]:
     assert held.sending == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compression", [None, "zstd"])
 def test_a_save_holds_no_more_than_its_memory(held: Held, compression: str | None) -> None:
     rng = np.random.default_rng(0)
@@ -90,6 +91,7 @@ def test_a_save_holds_no_more_than_its_memory(held: Held, compression: str | Non
     assert all(np.array_equal(found[name], tree[name]) for name in tree)
 
 
+@pytest.mark.slow
 def test_what_is_compressed_does_not_wait_behind_gaps(held: Held) -> None:
     rng = np.random.default_rng(0)
     tree = {f"w{i}": rng.standard_normal((1024, 1024), np.float32) for i in range(20)}

@@ -270,6 +270,7 @@ def test_arguments_are_checked(directory: str, max_bytes: int, message: str) -> 
     assert str(caught.value) == message
 
 
+@pytest.mark.slow
 def test_threads_that_store_at_the_same_time_keep_to_the_bound(tmp_path: Path) -> None:
     """A block that changes its name while another thread counts them must not be overlooked."""
     for round in range(30):

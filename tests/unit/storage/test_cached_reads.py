@@ -102,6 +102,7 @@ def _assert_equal(got: Any, want: Any) -> None:
         np.testing.assert_array_equal(np.asarray(one), np.asarray(other))
 
 
+@pytest.mark.slow
 def test_any_range_is_read_and_each_byte_is_fetched_once(url: str, cached: ProcessMemory) -> None:
     data = RNG.bytes(3 * BLOCK_BYTES + 12345)
     put(url, {"big": data})
@@ -234,6 +235,7 @@ def test_a_cache_that_cant_be_written_is_done_without(
     assert caplog.text.count("can't write to the cache") == 1
 
 
+@pytest.mark.slow
 def test_a_cache_that_is_too_small_serves_right_bytes(url: str, tmp_path: Path) -> None:
     data = RNG.bytes(5 * BLOCK_BYTES)
     put(url, {"big": data})

@@ -249,6 +249,7 @@ def test_without_the_hub_its_local_cache_is_read(
     )
 
 
+@pytest.mark.slow
 def test_the_hub_is_where_its_own_variables_say(hub: Hub, tmp_path: Path) -> None:
     hub.repositories["org/tiny"] = Repository()
     hub.repositories["org/tiny"].commit(FILES)

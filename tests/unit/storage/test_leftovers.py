@@ -260,6 +260,7 @@ def test_the_parent_directory_is_synced_before_a_leftover_is_removed(tmp_path: P
     assert list_names(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_a_save_removes_leftovers_of_killed_saves(tmp_path: Path) -> None:
     left = [abandon_save(tmp_path / "a"), abandon_save(tmp_path / "a")]
     other = abandon_save(tmp_path / "b")
@@ -304,6 +305,7 @@ def test_a_save_that_runs_out_of_space_removes_leftovers(
     assert left.exists() != cleared
 
 
+@pytest.mark.slow
 def test_stale_in_lists_all_leftovers_of_a_directory(tmp_path: Path) -> None:
     assert find_abandoned_in(tmp_path / "nothing") == []
     left = [abandon_save(tmp_path / name) for name in ("a", "b", "b", "n" * 255)]
@@ -322,6 +324,7 @@ def test_threads_can_remove_a_directory_together(tmp_path: Path) -> None:
     assert list_names(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_a_directory_deeper_than_the_recursion_limit_is_removed(tmp_path: Path) -> None:
     fd = os.open(tmp_path, os.O_RDONLY)
     os.mkdir(tmp_path / "a")

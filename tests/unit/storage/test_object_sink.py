@@ -151,6 +151,7 @@ def test_a_save_writes_nothing_after_its_lease_may_have_been_taken(
     assert read_all(url) == {}
 
 
+@pytest.mark.slow
 def test_the_objects_of_an_old_checkpoint_are_told_from_all_pages_of_its_listing(
     url: str,
 ) -> None:

@@ -136,6 +136,7 @@ def read_here(saved: Path) -> dict[str, str]:
     return here
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("system", [WINDOWS, *mark_slow(MACOS)], ids=["windows", "macos"])
 def test_checkpoints_are_read_checked_and_verified(system: str, read_here: dict[str, str]) -> None:
     assert json.loads(run(system, READ_ALL, *read_here)) == read_here
@@ -254,6 +255,7 @@ def test_pruning_on_windows_says_that_it_can_not_and_deletes_nothing(tmp_path: P
     assert read_files(tmp_path) == before
 
 
+@pytest.mark.slow
 def test_macos_without_preadv_saves_replaces_and_prunes(tmp_path: Path) -> None:
     code = """
     import templax as tx

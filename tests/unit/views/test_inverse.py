@@ -47,6 +47,7 @@ def assert_inverse(
     return inverse
 
 
+@pytest.mark.slow
 @count_examples(80)
 @given(rule=drawn_rules(INVERTIBLE))
 def test_the_bytes_of_a_drawn_rule_come_back(rule, tmp_path_factory):

@@ -294,6 +294,7 @@ def test_a_number_that_no_index_reaches_is_not_matched() -> None:
     assert match("a.{i}", "a." + "9" * 5_000) is None
 
 
+@pytest.mark.slow
 def test_many_names_and_patterns_are_matched_in_well_below_a_second() -> None:
     modules = [f"self_attn.m{n}_proj" for n in range(10)]
     modules += [f"mlp.experts.{{e}}.m{n}" for n in range(10)]

@@ -50,6 +50,7 @@ def linen(x: Any) -> Any:
     return Model().init(KEY, x, train=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fn", "args"),
     [(net, (8,)), *mark_slow((linen, (jnp.ones((1, 3, 5)),)), (mlp, (8,)))],
@@ -60,6 +61,7 @@ def test_a_recipe_gives_the_bytes_of_a_plain_call(fn: Any, args: Any) -> None:
     assert_same_tree(tx.restore(tx.Recipe(fn, *args), template), fn(*args))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "draw",
     [
@@ -295,6 +297,7 @@ def test_typed_prng_keys_are_computed(impl: str) -> None:
     assert [(m.problem, m.name) for m in match.mismatches] == [("dtype", "one")]
 
 
+@pytest.mark.slow
 def test_a_jitted_function_gives_the_same_values() -> None:
     @jax.jit
     def init(key: jax.Array) -> Any:

@@ -560,6 +560,7 @@ def test_a_tree_without_leaves_gets_no_suggestion():
     assert find_suggestion([], Template((target,))) is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stored", "wanted"),
     [

@@ -335,6 +335,7 @@ def test_only_what_a_box_needs_is_read(tmp_path):
     assert plan.read_bytes == 3 * 4 * (1 << 20)
 
 
+@pytest.mark.slow
 def test_a_compressed_chunk_is_decoded_once_and_nothing_but_chunks_is_held(tmp_path):
     rng = np.random.default_rng(0)
     stored = {f"l.{i}": rng.standard_normal((512, 4096)).astype(np.float32) for i in range(3)}

@@ -64,6 +64,7 @@ def rearrangements(draw: st.DrawFn, shape: tuple[int, ...]) -> tuple[str, dict[s
     return f"{' '.join(left)} -> {text}", options
 
 
+@pytest.mark.slow
 @count_examples(150)
 @given(rule=drawn_rules(), data=st.data())
 def test_two_mappings_are_one_after_the_other(

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from .unmapped import unmapped_attribute
+from .unmapped import make_getattr
 
 __all__ = ["AbstractCheckpointManager"]
 
@@ -89,4 +89,4 @@ class AbstractCheckpointManager(Protocol):
         ...
 
 
-__getattr__ = unmapped_attribute("abstract_checkpoint_manager.")
+__getattr__ = make_getattr("abstract_checkpoint_manager.")

@@ -38,7 +38,7 @@ from .leaf_args import ArrayRestoreArgs, RestoreArgs, SaveArgs
 from .leaf_templates import cast_tree
 from .transformed_restore import restore_by_legacy_function, restore_transformed
 from .tree_restore import restore_tree
-from .unmapped import unmapped_argument, unmapped_attribute
+from .unmapped import make_getattr, make_unmapped_error
 
 __all__ = [
     "ArrayRestore",
@@ -161,11 +161,11 @@ class StandardRestore(CheckpointArgs):
     def restore(self, directory: str) -> PyTree:
         """Restores the item at this path."""
         if self.fallback_sharding is not None:
-            raise unmapped_argument(
+            raise make_unmapped_error(
                 "fallback_sharding", "templax.restore(path, item, shardings=...)"
             )
         if self.support_layout:
-            raise unmapped_argument(
+            raise make_unmapped_error(
                 "support_layout", "jax.device_put(tree, formats) after the restore"
             )
         return restore_tree(directory, self.item)
@@ -298,8 +298,8 @@ def adopt_args(args: Any) -> Any:
     known = {field.name for field in fields(own)}
     for field in fields(args):
         if field.name not in known and getattr(args, field.name) != field.default:
-            raise unmapped_argument(f"{name}.{field.name}", "leave it out")
+            raise make_unmapped_error(f"{name}.{field.name}", "leave it out")
     return own(**{each: getattr(args, each) for each in known if hasattr(args, each)})
 
 
-__getattr__ = unmapped_attribute("args.")
+__getattr__ = make_getattr("args.")

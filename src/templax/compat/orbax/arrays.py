@@ -11,7 +11,7 @@ import numpy as np
 
 from ..._core.arguments import PyTree
 from .tree import to_shape_dtype_struct
-from .unmapped import unmapped_attribute
+from .unmapped import make_getattr
 
 __all__ = ["construct_maximal_shardings", "to_shape_dtype_struct"]
 
@@ -54,4 +54,4 @@ def _divide(shape: tuple[int, ...], devices: list[Any]) -> jax.sharding.NamedSha
     return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*spec))
 
 
-__getattr__ = unmapped_attribute("arrays.")
+__getattr__ = make_getattr("arrays.")

@@ -15,7 +15,7 @@ from typing import Any, TypeVar, get_type_hints
 
 import templax as tx
 
-from .unmapped import unmapped_attribute
+from .unmapped import make_getattr
 
 
 @dataclass
@@ -210,4 +210,4 @@ def _find_registry(cls: type) -> Any:
     return None
 
 
-__getattr__ = unmapped_attribute("checkpoint_args.")
+__getattr__ = make_getattr("checkpoint_args.")

@@ -54,7 +54,7 @@ from .step_policies import (
     make_save_policy,
     saves_continuously,
 )
-from .unmapped import unmapped_attribute
+from .unmapped import make_getattr
 
 DEFAULT_ITEM_NAME = ONLY_ITEM
 METRIC_ITEM_NAME = METRICS
@@ -116,15 +116,21 @@ class CheckpointManager(Saver):
         self._root = find_root(directory)
         self._options = options or CheckpointManagerOptions()
         check_processes(self._options.multiprocessing_options)
-        self._items = RunItems(checkpointers, item_names, item_handlers, handler_registry)
-        self._waits = not self._options.enable_async_checkpointing
-        if checkpointers is not None:
-            self._waits = self._items.waits
+        self._items = RunItems(
+            checkpointers,
+            item_names,
+            item_handlers,
+            handler_registry,
+            async_options=self._options.async_options,
+        )
+        background = self._options.enable_async_checkpointing
+        self._waits = self._items.waits if checkpointers is not None else not background
         self._save_policy = make_save_policy(self._options)
         self._preservation_policy = make_preservation_policy(self._options)
         self._steps = RunSteps(self._root, self._options)
         self._logger = logger
         self._latest = NO_STEP
+        self._saved: tx.Saved | None = None
         # The steps before the next save, listed only once until then.
         self._previous: list[StepInfo] | None = None
         self._failure = SaveFailure()
@@ -166,17 +172,17 @@ class CheckpointManager(Saver):
         """The best step by `best_fn`, the later one if several tie. Without it, the latest step."""
         if self._options.best_fn is None:
             return self.latest_step()
-        return find_best(self._options, self._list_steps(), self.metrics, self._root)
+        return find_best(self._options, self._checkpoints)
 
     def reload(self) -> None:
         """Lists the directory again. Processes of a job otherwise do so only before a save."""
         self._previous = None
         self._steps.forget()
 
-    def _list_steps(self, *, own: bool = False) -> dict[int, str]:
+    def _list_steps(self) -> dict[int, str]:
         """Number → name of each step, as they will be once the save in progress is finished."""
         saving, latest = self.is_saving_in_progress(), self._latest
-        found = self._steps.list_committed(own=own or saving)
+        found = self._steps.list_committed()
         if saving:
             found[latest.step] = latest.key
         failed = self._pending is not None and self._pending.has_failed()
@@ -187,7 +193,7 @@ class CheckpointManager(Saver):
     @property
     def _checkpoints(self) -> list[StepInfo]:
         """The steps that policies see, ascending."""
-        return self._steps.infos.look_up(self._list_steps(own=True))
+        return self._steps.infos.look_up(self._list_steps())
 
     # --- saving
 
@@ -277,16 +283,15 @@ class CheckpointManager(Saver):
         metrics: Any,
         args: Any,
         custom_metadata: Mapping[str, Any] | None,
-    ) -> tx.Saved:
+    ) -> None:
         call = open_call("saving", self._root, step=read_step(step))
         with call.report_errors():  # arguments included: the others wait for this step
             args = self._items.read_save_args(items, save_kwargs, args)
             step = check_int("step", step, minimum=0)
             with watch.measure("wait_for_prev"):
                 earlier = self._find_earlier_failure()
-            saved_metrics = metrics if self._options.tracks_metrics else None
-            background = not self._waits
-            contents = self._items.make_contents(args, saved_metrics, background=background)
+            kept = metrics if self._options.tracks_metrics else None
+            contents = self._items.make_contents(args, kept, background=not self._waits)
             options = self._make_save_options(args, custom_metadata)
             key = self._steps.name_step(step)
             info = self._make_info(step, key, metrics)
@@ -294,20 +299,13 @@ class CheckpointManager(Saver):
                 policy = self._preservation_policy
                 replaced = self._steps.select_replaced(policy, info, key)
             with watch.measure("checkpointer_blocking"), self._failure.mark_raised(earlier):
-                saved = self._steps.start_save(
-                    call,
-                    info,
-                    contents,
-                    replaced,
-                    options=options,
-                    wait=self._waits,
-                    earlier=earlier,
+                self._saved = self._steps.start_save(
+                    call, info, contents, replaced, options, wait=self._waits, earlier=earlier
                 )
         self._failure.forget()
-        self._pending, self._previous = PendingSave(saved), None
-        self._latest = LatestStep(step, key, metrics, frozenset(replaced))
+        self._pending, self._previous = PendingSave(self._saved), None
+        self._latest = LatestStep(step, key, kept, frozenset(replaced))
         self._steps.infos.add(key, info)
-        return saved
 
     def _make_save_options(self, args: Any, metadata: Mapping[str, Any] | None) -> SaveOptions:
         return make_options(metadata=metadata)
@@ -417,8 +415,8 @@ class CheckpointManager(Saver):
         """The metrics that a step was saved with, or None."""
         if self.is_saving_in_progress() and step == self._latest.step:
             return self._latest.metrics
-        key = self._list_steps().get(step, str(step))
-        return read_metrics(Local(os.path.join(self._root, key))) or None
+        path = os.path.join(self._root, self._list_steps().get(step, str(step)))
+        return read_metrics(Local(path)) or None
 
     def item_metadata(self, step: int) -> Any:
         """The shapes and dtypes of a step; a `Composite` of several items, None for a JSON item."""
@@ -447,4 +445,4 @@ _HOMES = {
 }
 """The other names in Orbax's module, and the modules that define them here."""
 
-__getattr__ = unmapped_attribute("checkpoint_manager.", _HOMES)
+__getattr__ = make_getattr("checkpoint_manager.", _HOMES)

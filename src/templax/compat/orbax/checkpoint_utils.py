@@ -9,14 +9,15 @@ import shutil
 import time
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 import msgspec
 
 from ..._hosts.agreement import open_call
+from ..._jax.coordination import process_index
 from ..._runs.locks import hold_for_reading
 from .path.step import Metadata, NameFormat, latest_step_metadata, standard_name_format
-from .unmapped import unmapped_attribute
+from .unmapped import make_getattr
 
 if TYPE_CHECKING:
     from .leaf_args import PLACEHOLDER, construct_restore_args
@@ -130,33 +131,39 @@ def wait_for_new_checkpoint(
                 shutil.rmtree(os.path.join(snapshots, name))
 
 
+class WaitKeywords(TypedDict, total=False):
+    """The keyword arguments of `wait_for_new_checkpoint` that hold for all steps."""
+
+    seconds_to_sleep: float
+    timeout: float | None
+    timeout_fn: Callable[[], bool] | None
+    step_prefix: str | None
+    step_format_fixed_length: int | None
+    step_name_format: NameFormat[Metadata] | None
+    snapshot_dir: PathLike | None
+    set_immutable: bool | None
+    ignore_snapshot_errors: bool
+
+
 def checkpoints_iterator(
     checkpoint_dir: PathLike,
     *,
     min_interval_secs: float = 0,
-    seconds_to_sleep: float = 1,
-    timeout: float | None = None,
-    timeout_fn: Callable[[], bool] | None = None,
-    step_prefix: str | None = None,
-    step_format_fixed_length: int | None = None,
-    step_name_format: NameFormat[Metadata] | None = None,
-    snapshot_dir: PathLike | None = None,
-    set_immutable: bool | None = None,
-    ignore_snapshot_errors: bool = True,
+    **waiting: Unpack[WaitKeywords],
 ) -> Iterator[int]:
     """Yields the latest step whenever there is a newer one, for an evaluation beside training.
 
     Steps that come and go while the loop's body runs are skipped. A snapshot of the step is kept
     meanwhile, as in `wait_for_new_checkpoint`.
 
+    Snapshots that are there when the loop begins are removed, as a killed loop leaves them; the log
+    names them. Of two loops over one run, each therefore needs a `snapshot_dir` of its own.
+
     Args:
         checkpoint_dir: The directory of the run, which may not exist yet.
         min_interval_secs: The least number of seconds between two steps.
-        timeout: Seconds without a new step after which the iterator ends; None for never.
-        timeout_fn: Called after the timeout; if it returns False, the wait continues.
-        seconds_to_sleep, step_prefix, snapshot_dir: See `wait_for_new_checkpoint`.
-        step_format_fixed_length, step_name_format: See there.
-        set_immutable, ignore_snapshot_errors: See there.
+        **waiting: The keyword arguments of `wait_for_new_checkpoint`, but for `until_step`. The
+            iterator ends after `timeout` seconds without a new step.
 
     Example:
         >>> import tempfile, numpy as np
@@ -167,27 +174,15 @@ def checkpoints_iterator(
         >>> list(ocp.checkpoint_utils.checkpoints_iterator(root, timeout=0))
         [3]
     """
-    root = Path(os.fspath(checkpoint_dir))
-    snapshots = _find_snapshots(root, snapshot_dir)
-    if snapshots.is_dir():  # left by a loop that was killed
-        for left in snapshots.iterdir():
-            with _warn_if_missing(f"no snapshot {left}", ignore_snapshot_errors):
-                shutil.rmtree(left)
+    if process_index() == 0:  # it makes and removes the snapshots of all
+        _remove_left(
+            _find_snapshots(checkpoint_dir, waiting.get("snapshot_dir")),
+            waiting.get("ignore_snapshot_errors", True),
+        )
+    timeout_fn = waiting.get("timeout_fn")
     until = None
     while True:
-        with wait_for_new_checkpoint(
-            root,
-            until_step=until,
-            seconds_to_sleep=seconds_to_sleep,
-            timeout=timeout,
-            timeout_fn=timeout_fn,
-            step_prefix=step_prefix,
-            step_format_fixed_length=step_format_fixed_length,
-            step_name_format=step_name_format,
-            snapshot_dir=snapshots,
-            set_immutable=set_immutable,
-            ignore_snapshot_errors=ignore_snapshot_errors,
-        ) as step:
+        with wait_for_new_checkpoint(checkpoint_dir, until_step=until, **waiting) as step:
             if step == -1:
                 if timeout_fn is None or timeout_fn():
                     return
@@ -196,6 +191,14 @@ def checkpoints_iterator(
             yield step
             until = step + 1
         time.sleep(max(0.0, began + min_interval_secs - time.monotonic()))
+
+
+def _remove_left(snapshots: Path, ignore: bool) -> None:
+    """Removes the snapshots that are there, and logs each."""
+    for left in snapshots.iterdir() if snapshots.is_dir() else ():
+        _log.warning("removing a snapshot that another loop made: %s", left)
+        with _warn_if_missing(f"no snapshot {left}", ignore):
+            shutil.rmtree(left)
 
 
 def _find_step(directory: PathLike, names: NameFormat[Metadata], until: int) -> Metadata | None:
@@ -249,7 +252,7 @@ def _link_file(source: str, target: str) -> Any:
     return target
 
 
-__getattr__ = unmapped_attribute(
+__getattr__ = make_getattr(
     "checkpoint_utils.",
     {"PLACEHOLDER": "leaf_args", "construct_restore_args": "leaf_args"},
 )

@@ -14,7 +14,7 @@ from ...formats.orbax.step_metadata import read_step_metadata
 from ...storage.open import open_source
 from .args import StandardRestore, StandardSave
 from .handlers.built_in import is_replaced
-from .handlers.calls import check_finished, limit_time, take_args
+from .handlers.calls import check_finished, close_handler, take_args
 from .handlers.composite import (
     CompositeCheckpointHandler,
     find_metadata,
@@ -25,7 +25,7 @@ from .handlers.trees import PyTreeCheckpointHandler, StandardCheckpointHandler
 from .metadata.checkpoint import StepMetadata, make_step_metadata, read_metadata
 from .options import AsyncOptions, check_tuning
 from .saver import PathLike, Saver, begin_save
-from .unmapped import unmapped_attribute
+from .unmapped import make_getattr
 
 _TUNING = frozenset(
     (
@@ -99,11 +99,12 @@ class Checkpointer(Saver):
         named = named if args is None else {"args": args, **named}
         given = take_args(self.handler, "save", positional, named)
         items: Mapping[str, Any]
+        limit = self.timeout_secs
         if isinstance(self.handler, CompositeCheckpointHandler):
-            items = self.handler.make_contents(given)
+            items = self.handler.make_contents(given, timeout=limit)
         else:
-            items = {"": make_content(self.handler, given, background=not self.waits)}
-        limit_time(items, self.timeout_secs)
+            content = make_content(self.handler, given, background=not self.waits, timeout=limit)
+            items = {"": content}
         self._pending = PendingSave(
             begin_save(os.fspath(directory), items, self.waits, custom_metadata, force, self._after)
         )
@@ -119,7 +120,7 @@ class Checkpointer(Saver):
 
         Raises:
             TemplateError: The checkpoint does not fit the template; lists every leaf.
-            CheckpointError: There is no readable checkpoint.
+            CheckpointError: The path holds no checkpoint, or one that is damaged or not finished.
             NotImplementedError: An argument is not mapped; the message says what to use instead.
         """
         self.wait_until_finished()
@@ -131,7 +132,7 @@ class Checkpointer(Saver):
         """Returns the metadata of a checkpoint; no array is read.
 
         Raises:
-            CheckpointError: There is no readable checkpoint.
+            CheckpointError: The path holds no checkpoint, or one that is damaged or not finished.
         """
         self.wait_until_finished()
         path = os.fspath(directory)
@@ -146,9 +147,7 @@ class Checkpointer(Saver):
     def close(self) -> None:
         """Waits like `wait_until_finished`, and closes the handler."""
         super().close()
-        close = getattr(self.handler, "close", None)
-        if callable(close):
-            close()
+        close_handler(self.handler)
 
 
 class AsyncCheckpointer(Checkpointer):
@@ -251,4 +250,4 @@ class StandardCheckpointer(AsyncCheckpointer):
         return super().restore(directory, args=args)
 
 
-__getattr__ = unmapped_attribute("checkpointers.")
+__getattr__ = make_getattr("checkpointers.")

@@ -10,7 +10,7 @@ from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
-from .unmapped import unmapped_attribute
+from .unmapped import make_getattr
 
 _T = TypeVar("_T")
 
@@ -169,4 +169,4 @@ def cancel_future(future: Future) -> None:
         cancel()
 
 
-__getattr__ = unmapped_attribute("future.")
+__getattr__ = make_getattr("future.")

@@ -38,7 +38,8 @@ def make_template(item: PyTree) -> PyTree:
     """Makes a template for `templax.restore` from a tree that may hold metadata of leaves.
 
     Shardings in the metadata are used. If the devices of the save are not there, the leaves go
-    to JAX's default device, and a warning names them.
+    to JAX's default device, and a warning names them. An array without a sharding was saved from
+    NumPy, and becomes a NumPy array again.
     """
     tree = unwrap_tree(item)
     if not any(map(leaf_kind, jtu.tree_leaves(tree))):
@@ -63,6 +64,8 @@ def _from_metadata(name: str, leaf: Any, elsewhere: list[str]) -> Any:
         return python if np.dtype(python) == leaf.dtype else abstract_array((), leaf.dtype)
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         template: Any = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+    elif leaf.sharding is None:
+        return make_numpy_leaf(tuple(leaf.shape), np.dtype(leaf.dtype))
     else:
         template = abstract_array(tuple(leaf.shape), np.dtype(leaf.dtype))
     if leaf.sharding is None or not isinstance(template, jax.ShapeDtypeStruct):

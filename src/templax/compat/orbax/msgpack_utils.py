@@ -15,7 +15,7 @@ import templax as tx
 from ..._core.arguments import PyTree
 from ..._core.dtypes import DTYPES
 from ...formats.flax.msgpack import CHUNKED
-from .unmapped import unmapped_attribute
+from .unmapped import make_getattr
 
 __all__ = ["MAX_CHUNK_SIZE", "msgpack_restore", "msgpack_serialize"]
 
@@ -126,4 +126,4 @@ def _join_arrays(tree: Any) -> Any:
     return whole.reshape(shape)
 
 
-__getattr__ = unmapped_attribute("msgpack_utils.")
+__getattr__ = make_getattr("msgpack_utils.")

@@ -7,11 +7,15 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
-from .unmapped import unmapped_argument, unmapped_attribute
+from .unmapped import make_getattr, make_unmapped_error
 
 __all__ = [
     "broadcast_one_to_all",
+    "initialize_distributed_to_device_ids",
+    "initialize_runtime_to_distributed_ids",
+    "is_distributed_to_device_ids_initialized",
     "is_primary_host",
+    "is_runtime_to_distributed_ids_initialized",
     "process_count",
     "process_index",
     "reached_preemption",
@@ -69,9 +73,37 @@ def sync_global_processes(
         timeout, options: No effect.
     """
     if processes is not None:
-        raise unmapped_argument("processes", "leave it out: all processes take part")
+        raise make_unmapped_error("processes", "leave it out: all processes take part")
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
 
 
-__getattr__ = unmapped_attribute("multihost.")
+def initialize_runtime_to_distributed_ids() -> None:
+    """Does nothing: templax asks JAX for the number of a process whenever it needs it.
+
+    Orbax notes here which process of `jax.distributed` has which number in JAX's runtime, for its
+    checkpointers of several tiers, which templax does not have.
+    """
+
+
+def initialize_distributed_to_device_ids() -> None:
+    """Does nothing, as `initialize_runtime_to_distributed_ids`: no numbers of devices are noted."""
+
+
+def is_runtime_to_distributed_ids_initialized() -> bool:
+    """Whether `initialize_runtime_to_distributed_ids` has nothing left to do: always.
+
+    Example:
+        >>> from templax.compat import orbax as ocp
+        >>> if not ocp.multihost.is_runtime_to_distributed_ids_initialized():
+        ...     ocp.multihost.initialize_runtime_to_distributed_ids()
+    """
+    return True
+
+
+def is_distributed_to_device_ids_initialized() -> bool:
+    """Whether `initialize_distributed_to_device_ids` has nothing left to do: always."""
+    return True
+
+
+__getattr__ = make_getattr("multihost.")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import templax as tx
 
-from .unmapped import unmapped_argument, unmapped_attribute
+from .unmapped import make_getattr, make_unmapped_error
 
 if TYPE_CHECKING:
     from .checkpoint_managers.preservation_policy import PreservationPolicy
@@ -192,7 +192,7 @@ class CheckpointManagerOptions:
         if self.todelete_full_path is not None:
             if self.todelete_subdir is not None:
                 raise tx.UsageError("Expected todelete_subdir= or todelete_full_path=, got both")
-            raise unmapped_argument("todelete_full_path", "todelete_subdir=")
+            raise make_unmapped_error("todelete_full_path", "todelete_subdir=")
         processes = self.multiprocessing_options
         if self.enable_per_process_directory_creation and processes.primary_host is not None:
             raise tx.UsageError(
@@ -284,7 +284,7 @@ def check_processes(options: Any) -> None:
 
             if jax.process_count() > 1:
                 text = "leave it out: all processes save, and process 0 commits"
-                raise unmapped_argument(f"MultiprocessingOptions({name}={given})", text)
+                raise make_unmapped_error(f"MultiprocessingOptions({name}={given})", text)
 
 
-__getattr__ = unmapped_attribute("options.")
+__getattr__ = make_getattr("options.")

@@ -73,19 +73,15 @@ def find_root(path: PathLike) -> str:
     return os.path.abspath(source.url)
 
 
-def find_committed(root: str, prefix: str, *, own: bool) -> dict[int, str]:
+def find_committed(root: str, prefix: str) -> dict[int, str]:
     """Number → name of each committed step of a run; other runs may lie in the directory.
 
     Args:
         root: The directory to list.
         prefix: The part before the number in the names of the run's steps.
-        own: Only steps with this prefix. Otherwise, if the prefix is empty and no step is named
-            without one, those with the prefix of the latest step.
     """
-    steps = [step for step in directory.list_steps(open_source(root)) if step.committed]
-    if not (own or prefix or any(step_prefix(s.key) == prefix for s in steps)):
-        prefix = step_prefix(steps[-1].key) if steps else ""
-    return {s.step: s.key for s in steps if step_prefix(s.key) == prefix}
+    steps = directory.list_steps(open_source(root))
+    return {s.step: s.key for s in steps if s.committed and step_prefix(s.key) == prefix}
 
 
 def find_named(root: str, names: NameFormat[Metadata]) -> dict[int, str]:
@@ -133,12 +129,15 @@ def read_root_metadata(root: str) -> Any:
 
 
 def remove_leftovers(root: str) -> None:
-    """Removes what killed saves left behind."""
+    """Removes what killed saves left behind, and logs it."""
     for info in Local(root).children():
         path = os.path.join(root, info.key.rstrip("/"))
-        with suppress(OSError, tx.SaveError):  # leftovers do no harm
+        try:
             if TEMPORARY in info.key and is_abandoned(path):
                 remove_directory(path)
+                _log.info("removed %s, which a killed save left behind", path)
+        except (OSError, tx.SaveError) as error:  # it does no harm
+            _log.warning("%s of an unfinished save was not removed: %s", path, error)
 
 
 def refuse_existing(root: str, found: Mapping[int, str], step: int) -> None:

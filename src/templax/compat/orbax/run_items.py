@@ -14,10 +14,11 @@ from ...formats.orbax.step_metadata import read_step_metadata
 from ...storage.open import open_source
 from .args import Composite, JsonRestore, PyTreeRestore, StandardRestore, adopt_args
 from .checkpoint_args import is_args
-from .handlers.calls import Use, limit_time, take_args
+from .handlers.calls import Use, take_args
 from .handlers.composite import CompositeCheckpointHandler, restore_item
 from .handlers.documents import JsonCheckpointHandler
-from .metadata.checkpoint import StepMetadata, make_step_metadata, read_metadata
+from .metadata.checkpoint import StepMetadata, make_step_metadata
+from .metadata.tree import read_tree_metadata
 from .options import AsyncOptions
 
 ONLY_ITEM = "default"
@@ -34,6 +35,8 @@ class RunItems:
 
     Args:
         checkpointers, item_names, item_handlers, handler_registry: Those of the manager.
+        async_options: For how long custom handlers may write in the background. By default, for as
+            long as the most patient of the checkpointers lets them.
 
     Attributes:
         waits: Whether there are checkpointers, and all of them finish a save before they return.
@@ -48,6 +51,8 @@ class RunItems:
         item_names: Iterable[str] | None,
         item_handlers: Any,
         handler_registry: Any,
+        *,
+        async_options: AsyncOptions | None = None,
     ):
         names = tuple(item_names or ())
         _refuse_both(
@@ -60,8 +65,11 @@ class RunItems:
         named = isinstance(checkpointers, Mapping)
         each_of = checkpointers.values() if named else (checkpointers,)
         self.waits = checkpointers is not None and all(map(_waits, each_of))
-        timeouts = [getattr(each, "timeout_secs", None) or 0 for each in each_of]
-        self._timeout = max(timeouts, default=0) or AsyncOptions().timeout_secs
+        limits = [_find_timeout(each) for each in each_of if not _waits(each)]
+        chosen = async_options or AsyncOptions()
+        if async_options is None and limits:
+            chosen = AsyncOptions(timeout_secs=max(limits))
+        self._timeout = chosen.timeout_secs
         metrics = JsonCheckpointHandler(METRICS)
         self._named: bool | None = None
         if isinstance(given, Mapping) or names:
@@ -116,8 +124,8 @@ class RunItems:
         """
         if metrics is not None and any(name.casefold() == METRICS for name in args):
             raise tx.UsageError("Expected items of other names than `metrics`, got metrics=")
-        contents = dict(self._handler.make_contents(args, background=background))
-        limit_time(contents, self._timeout)
+        made = self._handler.make_contents(args, background=background, timeout=self._timeout)
+        contents = dict(made)
         if metrics is not None:
             contents[METRICS] = Json(metrics, METRICS)
         return contents
@@ -147,18 +155,16 @@ class RunItems:
     def read_metadata(self, path: str) -> StepMetadata:
         """The metadata of a step and of its items; None for an item whose kind is unknown."""
         kinds = list_items(open_source(path))
-        if not set(kinds) - {ONLY_ITEM, METRICS}:
-            path_of_item = f"{path}/{ONLY_ITEM}" if ONLY_ITEM in kinds else path
-            if kinds.get(ONLY_ITEM, "pytree") == "pytree":
-                found = make_step_metadata(read_step_metadata(open_source(path)))
-                found.item_metadata = read_metadata(path_of_item).item_metadata
-                return found
+        single = _is_single(kinds)
+        if single and kinds.get(ONLY_ITEM, "pytree") == "pytree":
+            catalog = tx.open(f"{path}/{ONLY_ITEM}" if ONLY_ITEM in kinds else path)
+            about = read_step_metadata(open_source(path))
+            return make_step_metadata(about, read_tree_metadata(catalog))
         found = self._handler.metadata(path)
         items = dict(found.item_metadata)
         for name, kind in kinds.items():
             if kind == "pytree" and items.get(name) is None:  # its handler is unknown
-                items[name] = read_metadata(f"{path}/{name}").item_metadata
-        single = not set(kinds) - {ONLY_ITEM, METRICS}
+                items[name] = read_tree_metadata(tx.open(f"{path}/{name}"))
         found.item_metadata = items[ONLY_ITEM] if single else Composite(**items)
         return found
 
@@ -178,7 +184,7 @@ class RunItems:
                 ), True
             return self._translate("restore", items, restore_kwargs), not self._named
         if args is None:
-            single = not set(kinds) - {ONLY_ITEM, METRICS}
+            single = _is_single(kinds)
             names = [ONLY_ITEM] if single else list(kinds)
             found = {name: self._default_args(path, name, kinds.get(name)) for name in names}
             return Composite(**found), single
@@ -226,6 +232,11 @@ class RunItems:
         return Composite(**found)
 
 
+def _is_single(kinds: Mapping[str, ItemKind]) -> bool:
+    """Whether a step holds a single item, which has no name, or is one itself."""
+    return not set(kinds) - {ONLY_ITEM, METRICS}
+
+
 def _describe_mode(named: bool, use: Use, args: Any) -> str:
     if named:
         return (
@@ -247,6 +258,13 @@ def _get_handler(given: Any) -> Any:
 def _waits(checkpointer: Any) -> bool:
     """Whether a checkpointer, of Orbax itself or not, saves before its call returns."""
     return getattr(checkpointer, "waits", not hasattr(checkpointer, "wait_until_finished"))
+
+
+def _find_timeout(checkpointer: Any) -> int:
+    """For how many seconds a checkpointer, of Orbax itself or not, writes in the background."""
+    theirs = getattr(checkpointer, "_async_manager", None)
+    default = AsyncOptions().timeout_secs
+    return getattr(checkpointer, "timeout_secs", getattr(theirs, "_timeout_secs", default))
 
 
 def _refuse_both(**given: Any) -> None:

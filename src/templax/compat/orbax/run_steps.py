@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 from collections.abc import Mapping
 from dataclasses import replace
@@ -16,8 +15,8 @@ from ..._save.background import start_save
 from ..._save.destination import Destination
 from ..._save.options import SaveOptions
 from .checkpoint_managers.preservation_policy import PreservationPolicy
-from .handlers.calls import limit_time
 from .options import CheckpointManagerOptions
+from .path.step import standard_name_format, step_prefix_with_underscore
 from .run_directory import delete_step, delete_steps, find_committed, find_named, refuse_existing
 from .saver import PathLike
 from .step_policies import StepInfo, StepInfos, select_replaced
@@ -40,46 +39,37 @@ class RunSteps:
 
     def __init__(self, root: str, options: CheckpointManagerOptions):
         self._root, self._options, self._names = root, options, options.step_name_format
-        self._prefix = f"{options.step_prefix}_" if options.step_prefix else ""
-        self._digits = options.step_format_fixed_length or 0
-        self._own, self._all = (
-            AgreedSteps(root, functools.partial(self.find_on_disk, own=own), what=what)
-            for own, what in ((True, "steps of this manager"), (False, "steps"))
+        prefix = options.step_prefix or None
+        self._prefix = step_prefix_with_underscore(prefix)
+        self._new_names = self._names or standard_name_format(
+            step_prefix=prefix, step_format_fixed_length=options.step_format_fixed_length
         )
+        self._agreed = AgreedSteps(root, self.find_on_disk)
         self.infos = StepInfos(root)
 
     def name_step(self, step: int) -> str:
         """The name of the directory of a new step."""
-        if self._names is not None:
-            return self._names.build_name(step)
-        return f"{self._prefix}{step:0{self._digits}d}"
+        return self._new_names.build_name(step)
 
-    def find_on_disk(self, root: str | None = None, *, own: bool) -> dict[int, str]:
+    def find_on_disk(self, root: str | None = None) -> dict[int, str]:
         """Number → name of each committed step, as this process finds it, ascending.
 
         Args:
             root: The directory of another run.
-            own: Only the steps that this manager may have saved; see `find_committed`.
         """
         root = self._root if root is None else root
         if self._names is not None:
             return find_named(root, self._names)
-        return find_committed(root, self._prefix, own=own)
+        return find_committed(root, self._prefix)
 
-    def list_committed(self, *, own: bool) -> dict[int, str]:
+    def list_committed(self) -> dict[int, str]:
         """Number → name of each committed step, as all processes of the job see it."""
-        return (self._own if own else self._all).list_committed()
-
-    def share(self, call: Hosts) -> None:
-        """Tells all processes which steps exist after a call that they made."""
-        for steps in (self._own, self._all):
-            steps.share(call)
+        return self._agreed.list_committed()
 
     def forget(self) -> None:
         """Lists the directory again."""
         self.infos.forget()
-        for steps in (self._own, self._all):
-            steps.forget()
+        self._agreed.forget()
 
     def find_path(self, step: int | None, directory: PathLike | None) -> str:
         """The path of a step, whether it is committed or not.
@@ -92,7 +82,7 @@ class RunSteps:
             NotFound: There is no step of this number, or none at all.
         """
         root = self._root if directory is None else os.fspath(directory)
-        steps = self.find_on_disk(root, own=False)
+        steps = self.find_on_disk(root)
         if step is None:
             if not steps:
                 raise tx.NotFound("Expected a committed step, found none", file=root)
@@ -112,7 +102,7 @@ class RunSteps:
             new: The new step.
             key: Its name.
         """
-        found = self.list_committed(own=True)
+        found = self.list_committed()
         steps = [each for each in self.infos.look_up(found) if each.step != new.step]
         replaced = select_replaced(policy, [*steps, new])
         return {step: name for step, name in {**found, new.step: key}.items() if step in replaced}
@@ -123,8 +113,8 @@ class RunSteps:
         info: StepInfo,
         contents: Mapping[str, Any],
         replaced: Mapping[int, str],
-        *,
         options: SaveOptions,
+        *,
         wait: bool,
         earlier: tx.SaveError | None,
     ) -> tx.Saved:
@@ -145,24 +135,21 @@ class RunSteps:
         """
 
         def decide() -> Destination:  # process 0, for the whole job
-            found = self.find_on_disk(own=True)
-            if options.overwrite and found.get(info.step) == os.path.basename(info.path):
-                return Destination(info.path)
-            refuse_existing(self._root, found, info.step)
+            found = self.find_on_disk()
+            if not options.overwrite or found.get(info.step) != os.path.basename(info.path):
+                refuse_existing(self._root, found, info.step)
             return Destination(info.path)
 
         def after(call: Hosts) -> None:
             if call.index == 0:
                 delete_steps(self._root, replaced, self._options.todelete_subdir)
-            self.share(call)
+            self._agreed.share(call)
             async_options = self._options.async_options
             if async_options and async_options.post_finalization_callback is not None:
                 async_options.post_finalization_callback()
             if options.after is not None:
                 options.after(call)
 
-        if self._options.async_options is not None:
-            limit_time(contents, self._options.async_options.timeout_secs)
         complete = replace(options, after=after)
         try:
             return start_save(
@@ -174,11 +161,11 @@ class RunSteps:
     def delete(self, call: Hosts, step: int) -> None:
         """Deletes a step for all processes; see `CheckpointManager.delete`."""
         if call.index == 0:
-            found = self.find_on_disk(own=False)
+            found = self.find_on_disk()
             if step not in found:
                 raise tx.NotFound(f"Expected step {step}, found none", file=self._root)
             if not delete_step(self._root, found[step], self._options.todelete_subdir):
                 path = os.path.join(self._root, found[step])
                 raise tx.SaveError("Expected a step that nobody is restoring", file=path)
         call.tell_all("deleting a step")
-        self.share(call)
+        self._agreed.share(call)

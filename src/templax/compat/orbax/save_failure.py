@@ -14,24 +14,24 @@ class SaveFailure:
 
     def __init__(self) -> None:
         self._error: BaseException | None = None
-        self._told: set[int] = set()
+        self._told = threading.local()  # idents of threads are used again
 
     def learn(self, pending: PendingSave | None) -> bool:
         """Waits for the end of a save, and takes over its error; True if that is a new one."""
         error = None if pending is None else pending.find_error()
         if pending is None or error is None or error is self._error:
             return False
-        self._error, self._told = error, set()
+        self._error, self._told = error, threading.local()
         pending.forget()
         return True
 
     def find_untold(self) -> BaseException | None:
         """The error, if this thread has not been told of it."""
-        return None if threading.get_ident() in self._told else self._error
+        return None if hasattr(self._told, "by_call") else self._error
 
     def mark_told(self) -> None:
         """Notes that a call of this thread raises the error."""
-        self._told.add(threading.get_ident())
+        self._told.by_call = True
 
     @contextmanager
     def mark_raised(self, error: BaseException | None) -> Generator[None]:

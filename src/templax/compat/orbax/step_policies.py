@@ -6,13 +6,13 @@ import datetime
 import logging
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import templax as tx
 
-from ...formats.orbax.step_metadata import read_metrics, step_metadata
+from ...formats.orbax.step_metadata import read_metrics
 from ...storage.local import Local
 from .checkpoint_managers.policy_checkpoint_info import PolicyCheckpointInfo
 from .checkpoint_managers.preservation_policy import (
@@ -37,6 +37,7 @@ from .checkpoint_managers.save_decision_policy import (
     SpecificStepsPolicy,
 )
 from .options import CheckpointManagerOptions
+from .path.step import Metadata
 
 _log = logging.getLogger("templax")
 
@@ -74,10 +75,10 @@ class StepInfo:
     def time(self) -> datetime.datetime:
         """The time of the save, in UTC."""
         if self._time is None:
-            nsecs = step_metadata(Local(self.path)).get("commit_timestamp_nsecs")
-            with suppress(FileNotFoundError):  # another program has just deleted it
-                nsecs = nsecs or os.stat(self.path).st_mtime_ns
-            self._time = datetime.datetime.fromtimestamp((nsecs or 0) / 1e9, tz=datetime.UTC)
+            try:
+                self._time = Metadata(self.step, Path(self.path)).commit_timestamp
+            except FileNotFoundError:  # another program has just deleted it
+                self._time = datetime.datetime.fromtimestamp(0, tz=datetime.UTC)
         return self._time
 
     @time.setter
@@ -93,7 +94,7 @@ class StepInfo:
             except tx.CheckpointError as error:
                 self._metrics, self.unreadable = None, True
                 root = os.path.dirname(self.path)
-                text = "step %d of %s stays, as its metrics are unreadable: %s"
+                text = "step %d of %s stays and is not the best, as its metrics are unreadable: %s"
                 _log.warning(text, self.step, root, error)
         return self._metrics
 
@@ -209,32 +210,17 @@ def make_preservation_policy(options: CheckpointManagerOptions) -> PreservationP
     return AnyPreservationPolicy(policies)
 
 
-def find_best(
-    options: CheckpointManagerOptions,
-    steps: Iterable[int],
-    read_metrics: Callable[[int], Any],
-    root: str,
-) -> int | None:
+def find_best(options: CheckpointManagerOptions, steps: Iterable[StepInfo]) -> int | None:
     """The best step by `best_fn`, the later one if several tie; None if none has metrics.
 
-    A step whose metrics are unreadable is left out, as the log says.
-
-    Args:
-        options: Those of the manager.
-        steps: The numbers of the steps.
-        read_metrics: Reads the metrics of a step, or None.
-        root: The directory of the run.
+    A step whose metrics are unreadable is left out.
     """
     assert options.best_fn is not None
-    values: dict[int, float] = {}
-    for step in steps:
-        try:
-            metrics = read_metrics(step)
-        except tx.CheckpointError as error:
-            _log.warning("step %d of %s is not compared with others: %s", step, root, error)
-            continue
-        if metrics is not None:
-            values[step] = float(options.best_fn(metrics))
+    values = {
+        each.step: float(options.best_fn(each.metrics))
+        for each in steps
+        if each.metrics is not None
+    }
     return next(iter(rank_values(values, reverse=options.best_mode == "min")), None)
 
 

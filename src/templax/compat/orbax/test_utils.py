@@ -20,7 +20,7 @@ from ..._core.arguments import PyTree
 from .leaf_args import SingleReplicaArrayRestoreArgs
 from .saver import PathLike
 from .tree import to_flat_dict
-from .unmapped import unmapped_attribute
+from .unmapped import make_getattr
 
 __all__ = [
     "apply_function",
@@ -250,4 +250,4 @@ def filter_metadata_fields(pytree: PyTree, include_fields: Sequence[str]) -> PyT
     return jax.tree.map(select, pytree)
 
 
-__getattr__ = unmapped_attribute("test_utils.")
+__getattr__ = make_getattr("test_utils.")

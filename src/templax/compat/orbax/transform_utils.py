@@ -17,7 +17,7 @@ from ..._core.text import list_names
 from .leaf_args import MOST_NAMED, PLACEHOLDER
 from .metadata.value import leaf_kind
 from .tree import from_flat_dict, merge_trees, to_flat_dict
-from .unmapped import unmapped_attribute
+from .unmapped import make_getattr
 
 __all__ = [
     "RestoreTransform",
@@ -220,4 +220,4 @@ def intersect_trees(*trees: PyTree, target: PyTree = None) -> PyTree:
     return from_flat_dict({name: x for name, x in flat[-1].items() if name in common}, target)
 
 
-__getattr__ = unmapped_attribute("transform_utils.")
+__getattr__ = make_getattr("transform_utils.")

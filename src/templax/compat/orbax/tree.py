@@ -14,7 +14,7 @@ import templax as tx
 from ..._core.arguments import PyTree
 from ..._jax.paths import name_leaf, path_element
 from .metadata.sharding import resolve_sharding
-from .unmapped import unmapped_attribute
+from .unmapped import make_getattr
 
 __all__ = [
     "PyTree",
@@ -251,4 +251,4 @@ def to_shape_dtype_struct(
     return jax.ShapeDtypeStruct(shape, x.dtype if dtype is None else dtype, sharding=sharding)
 
 
-__getattr__ = unmapped_attribute("tree.")
+__getattr__ = make_getattr("tree.")

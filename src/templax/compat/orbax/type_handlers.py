@@ -17,7 +17,7 @@ from ...storage.open import open_source
 from .leaf_args import ArrayRestoreArgs, RestoreArgs, SaveArgs, SingleReplicaArrayRestoreArgs
 from .saver import PathLike
 from .transformed_restore import ParamInfo
-from .unmapped import unmapped_argument, unmapped_attribute
+from .unmapped import make_getattr, make_unmapped_error
 
 __all__ = [
     "ArrayHandler",
@@ -167,7 +167,7 @@ def register_type_handler(
         NotImplementedError: It is a handler of the caller's own.
     """
     if type(handler) not in (*_STANDARD, SingleReplicaArrayHandler):
-        raise unmapped_argument(
+        raise make_unmapped_error(
             f"register_type_handler({getattr(ty, '__name__', ty)}, ...)",
             "convert such leaves before save and after restore, or save them as an item with a"
             " CheckpointHandler of your own",
@@ -184,4 +184,4 @@ def is_ocdbt_checkpoint(path: PathLike) -> bool:
     return open_source(path).stat(MANIFEST) is not None
 
 
-__getattr__ = unmapped_attribute("type_handlers.")
+__getattr__ = make_getattr("type_handlers.")

@@ -65,7 +65,7 @@ _HINTS = {
 """Start of a name below `templax.compat.orbax` → what can be used instead; the first counts."""
 
 
-def unmapped_argument(argument: str, instead: str) -> NotImplementedError:
+def make_unmapped_error(argument: str, instead: str) -> NotImplementedError:
     """The error about an argument that is not mapped.
 
     Args:
@@ -75,7 +75,7 @@ def unmapped_argument(argument: str, instead: str) -> NotImplementedError:
     return NotImplementedError(f"{_ROOT} does not map `{argument}`; hint: {instead}")
 
 
-def unmapped_attribute(
+def make_getattr(
     prefix: str = "", homes: Mapping[str, str] | None = None
 ) -> Callable[[str], object]:
     """A module's `__getattr__`, which loads names when they are used and refuses all others.
@@ -114,10 +114,10 @@ def load_lazily(
     Args:
         prefix: The package below `templax.compat.orbax`, with a dot at the end.
         modules: Module below `templax.compat.orbax` → the names that it defines, its own included.
-        others: Further names, which are not listed, as `homes` of `unmapped_attribute`.
+        others: Further names, which are not listed, as `homes` of `make_getattr`.
     """
     homes = {name: module for module, names in modules.items() for name in names}
-    load = unmapped_attribute(prefix, {**homes, **(others or {})})
+    load = make_getattr(prefix, {**homes, **(others or {})})
 
     def __getattr__(name: str) -> object:
         return sorted(homes) if name == "__all__" else load(name)

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from ...storage.leftovers import TEMPORARY
-from .unmapped import unmapped_attribute
+from .unmapped import make_getattr
 
 if TYPE_CHECKING:
     from .tree import (
@@ -130,4 +130,4 @@ _TREE = (
     "to_shape_dtype_struct",
 )
 
-__getattr__ = unmapped_attribute("utils.", dict.fromkeys(_TREE, "tree"))
+__getattr__ = make_getattr("utils.", dict.fromkeys(_TREE, "tree"))

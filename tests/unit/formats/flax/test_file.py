@@ -63,6 +63,7 @@ def write(path: Path, tree: Any) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_train_state_is_restored_as_from_bytes_does(tmp_path: Path) -> None:
     """Tuples, NamedTuples and dataclasses are maps in the file; the template says what they are."""
     model = nn.Dense(3)
@@ -198,6 +199,7 @@ def test_chunked_arrays_are_read_in_pieces(tmp_path: Path, monkeypatch: pytest.M
     assert_equal(tx.restore(path, abstract(tree, columns)), tree)
 
 
+@pytest.mark.slow
 def test_a_file_of_very_many_tiny_leaves_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "state", {str(i): np.int8(1) for i in range(30_000)})
     size = path.stat().st_size

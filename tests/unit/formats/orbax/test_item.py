@@ -128,6 +128,7 @@ def test_two_leaves_with_the_same_name_are_both_listed(case):
     assert found == [("a.b",), ("a", "b")]
 
 
+@pytest.mark.slow
 def test_altered_metadata_raises_only_errors_of_templax():
     """A random byte of a random metadata file, many times."""
     rng = np.random.default_rng(0)

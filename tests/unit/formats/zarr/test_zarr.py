@@ -706,6 +706,7 @@ def test_many_shards_of_tiny_chunks_take_little_time_and_memory(tmp_path):
     assert (found.error or "").startswith("Unsupported: templax reads 1")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("present", [0, *mark_slow(1)])
 @pytest.mark.parametrize("written", [True, *mark_slow(False)])
 def test_many_grids_of_absent_chunks_take_little_time_and_memory(tmp_path, present, written):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..unmapped import unmapped_attribute
+from ..unmapped import make_getattr
 from . import preservation_policy, save_decision_policy
 from .policy_checkpoint_info import PolicyCheckpointInfo
 from .preservation_policy import *  # noqa: F403  # the module says which
@@ -13,7 +13,7 @@ __all__ += preservation_policy.__all__
 __all__ += save_decision_policy.__all__
 
 # The manager imports the policies.
-__getattr__ = unmapped_attribute(
+__getattr__ = make_getattr(
     "checkpoint_managers.",
     {
         "AbstractCheckpointManager": "abstract_checkpoint_manager",

@@ -148,7 +148,7 @@ class PreemptionCheckpointingPolicy:
 
 
 class InitialSavePolicy:
-    """Saves if there is no step yet."""
+    """Saves the first step of a run."""
 
     def should_save(
         self, step: PolicyCheckpointInfo, previous_steps: Steps, *, context: DecisionContext

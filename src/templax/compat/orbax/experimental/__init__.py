@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from ..unmapped import unmapped_attribute
+from ..unmapped import make_getattr
 from . import v1
 
 __all__ = ["v1"]
 
-__getattr__ = unmapped_attribute("experimental.")
+__getattr__ = make_getattr("experimental.")

@@ -5,13 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Mapping
 from typing import Any, Literal
 
 import templax as tx
 
 from ...._restore.together import read_together
-from ...._save.contents import Content, ForeignItem
+from ...._save.contents import ForeignItem
 from ....formats.orbax.directory import uncommitted_reason
 from ....storage.open import open_source
 from ..args import adopt_args
@@ -62,18 +61,16 @@ class HandledItem(ForeignItem):
         handler: The handler.
         args: What it gets.
         background: Whether it may continue to write after `begin`.
-
-    Attributes:
         timeout: For how many seconds from then on; None is without limit.
     """
 
-    def __init__(self, handler: Any, args: Any, *, background: bool) -> None:
+    def __init__(self, handler: Any, args: Any, *, background: bool, timeout: float | None) -> None:
         self.handler = handler_name(handler)
         self._handler, self._args = handler, args
         self._background = background and hasattr(handler, "async_save")
         self._futures: list[Future] = []
+        self._timeout = timeout
         self._end: float | None = None
-        self.timeout: float | None = None
 
     def begin(self, directory: str) -> None:
         """Calls `async_save`, or `save`."""
@@ -81,7 +78,7 @@ class HandledItem(ForeignItem):
         if self._background:
             began = _call(self._handler.async_save, path, self._args)
             self._futures = list_futures(run_coroutine(began))
-            self._end = None if self.timeout is None else time.monotonic() + self.timeout
+            self._end = None if self._timeout is None else time.monotonic() + self._timeout
         else:
             _call(self._handler.save, path, self._args)
 
@@ -114,16 +111,11 @@ class HandledItem(ForeignItem):
                 future.result(timeout=self._find_time_left())
 
 
-def limit_time(contents: Mapping[str, Content], timeout: float | None) -> None:
-    """Limits how long the handlers of others may go on writing after their calls.
-
-    Args:
-        contents: Item name → what to save.
-        timeout: Seconds; None is without limit.
-    """
-    for each in contents.values():
-        if isinstance(each, HandledItem):
-            each.timeout = timeout
+def close_handler(handler: Any) -> None:
+    """Closes a handler, if it can be."""
+    close = getattr(handler, "close", None)
+    if callable(close):
+        close()
 
 
 def call_restore(handler: Any, directory: PathLike, args: Any) -> Any:

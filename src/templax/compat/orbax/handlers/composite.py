@@ -26,7 +26,7 @@ from ..checkpoint_args import (
 from ..metadata.checkpoint import StepMetadata, make_step_metadata
 from ..saver import PathLike
 from .built_in import BuiltInHandler, is_replaced
-from .calls import HandledItem, PlainArgs, call_restore
+from .calls import HandledItem, PlainArgs, call_restore, close_handler
 from .protocol import as_path
 from .registration import CheckpointHandlerRegistry, DefaultCheckpointHandlerRegistry
 
@@ -153,12 +153,15 @@ class CompositeCheckpointHandler(BuiltInHandler):
 
     # --- saving
 
-    def make_contents(self, args: Composite, *, background: bool = True) -> Mapping[str, Content]:
+    def make_contents(
+        self, args: Composite, *, background: bool = True, timeout: float | None = None
+    ) -> Mapping[str, Content]:
         """See `BuiltInHandler.make_contents`.
 
         Args:
             args: Name → args of each item.
-            background: Whether custom handlers may continue to write; see `HandledItem`.
+            background, timeout: Whether custom handlers may continue to write, and for how long;
+                see `HandledItem`.
 
         Raises:
             UsageError: An item has no handler for its args, or a name that it can't have.
@@ -169,7 +172,7 @@ class CompositeCheckpointHandler(BuiltInHandler):
         for name, each in args.items():
             given = adopt_args(each)
             handler = self.find_handler(name, given)
-            found[name] = make_content(handler, given, background=background)
+            found[name] = make_content(handler, given, background=background, timeout=timeout)
         check_item_names(found)
         return found
 
@@ -265,17 +268,25 @@ class CompositeCheckpointHandler(BuiltInHandler):
     def close(self) -> None:
         """Closes the handlers of all items."""
         for handler in self._handlers().values():
-            close = getattr(handler, "close", None)
-            if callable(close):
-                close()
+            close_handler(handler)
 
 
-def make_content(handler: Any, args: Any, *, background: bool) -> Content:
-    """Makes what a save takes: content of templax, or an item that the handler writes itself."""
+def make_content(
+    handler: Any, args: Any, *, background: bool, timeout: float | None = None
+) -> Content:
+    """Makes what a save takes: content of templax, or an item that the handler writes itself.
+
+    Args:
+        handler: The handler.
+        args: What it gets.
+        background, timeout: See `HandledItem`.
+    """
     own = not is_replaced(handler, "save", "async_save", "finalize", "make_contents")
     contents = handler.make_contents(args) if own else {}
     # A handler of templax that holds several items writes them itself.
-    return contents[""] if "" in contents else HandledItem(handler, args, background=background)
+    if "" in contents:
+        return contents[""]
+    return HandledItem(handler, args, background=background, timeout=timeout)
 
 
 def restore_item(handler: Any, directory: str, args: Any) -> Any:

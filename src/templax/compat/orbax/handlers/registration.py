@@ -8,7 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 import templax as tx
 
 from ..checkpoint_args import get_registered_args_cls, get_registered_handler_cls
-from ..unmapped import unmapped_attribute
+from ..unmapped import make_getattr
 
 Entries = MutableMapping[tuple[str | None, type], Any]
 """Name of the item, or None for all, and class of args → the handler."""
@@ -134,4 +134,4 @@ def create_default_handler_registry(**items_to_handlers: Any) -> DefaultCheckpoi
     return registry
 
 
-__getattr__ = unmapped_attribute("handlers.registration.")
+__getattr__ = make_getattr("handlers.registration.")

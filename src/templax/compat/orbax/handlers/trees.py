@@ -21,7 +21,7 @@ from ..metadata.checkpoint import read_metadata
 from ..metadata.tree import TreeMetadata
 from ..options import check_metadata_options, check_tuning
 from ..saver import PathLike
-from ..unmapped import unmapped_argument
+from ..unmapped import make_unmapped_error
 from .built_in import BuiltInHandler, is_replaced, make_args_error
 
 _TUNING = frozenset(
@@ -93,14 +93,14 @@ class PyTreeCheckpointHandler(BuiltInHandler):
         check_tuning(owner, options, _TUNING)
         check_metadata_options(owner, options.get("pytree_metadata_options"))
         if _has_own_handlers(options.get("type_handler_registry")):
-            raise unmapped_argument(
+            raise make_unmapped_error(
                 f"{owner}(type_handler_registry)",
                 "leave it out: convert such leaves before save and after restore, or save them as"
                 " an item with a CheckpointHandler of your own",
             )
         inner = options.get("handler_impl")
         if inner is not None and is_replaced(inner, *_USED):
-            raise unmapped_argument(
+            raise make_unmapped_error(
                 f"{owner}(handler_impl={type(inner).__name__}())",
                 f"give the checkpointer or manager this handler instead of {owner}",
             )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..unmapped import unmapped_attribute
+from ..unmapped import make_getattr
 
 __all__ = ["RestoreStepStatistics", "SaveStepStatistics"]
 
@@ -67,4 +67,4 @@ class RestoreStepStatistics:
     checkpoint_manager_duration_secs: float | None = None
 
 
-__getattr__ = unmapped_attribute("logging.step_statistics.")
+__getattr__ = make_getattr("logging.step_statistics.")

@@ -17,7 +17,7 @@ from ...._jax.support import find_key_dtype
 from ....formats.orbax.checksum_index import INDEX_FILE
 from ....formats.orbax.leaf_names import read_metadata_of_item
 from ....formats.orbax.sidecars import read_write_shapes
-from ..unmapped import unmapped_attribute
+from ..unmapped import make_getattr
 from .sharding import ShardingMetadata, read_shardings
 from .value import ArrayMetadata, Metadata, ScalarMetadata, StorageMetadata, StringMetadata
 
@@ -147,4 +147,4 @@ def unwrap_tree(item: PyTree) -> PyTree:
     return item.tree if type(item).__name__.endswith(("TreeMetadata", "TreeMetadataImpl")) else item
 
 
-__getattr__ = unmapped_attribute("metadata.tree.")
+__getattr__ = make_getattr("metadata.tree.")

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..unmapped import unmapped_attribute
+from ..unmapped import make_getattr
 
 __all__ = ["ArrayMetadata", "Metadata", "ScalarMetadata", "StorageMetadata", "StringMetadata"]
 
@@ -123,4 +123,4 @@ def _find_kind(kind: type) -> Literal["scalar", "array", "string"] | None:
     return next((_KINDS[c.__name__] for c in kind.__mro__ if c.__name__ in _KINDS), None)
 
 
-__getattr__ = unmapped_attribute("metadata.value.")
+__getattr__ = make_getattr("metadata.value.")

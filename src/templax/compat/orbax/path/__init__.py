@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..unmapped import unmapped_attribute
+from ..unmapped import make_getattr
 
 if TYPE_CHECKING:
     from . import step
 
 __all__ = ["step"]
 
-__getattr__ = unmapped_attribute("path.", {"step": "path.step"})
+__getattr__ = make_getattr("path.", {"step": "path.step"})

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import templax as tx
 
+from ...._runs.step_facts import read_commit_time
 from ....formats.orbax import directory
 from ....formats.orbax.step_metadata import step_metadata
 from ....formats.orbax.step_names import Step, final_name, is_temporary
 from ....storage.leftovers import TEMPORARY
 from ....storage.local import Local
 from ....storage.open import open_source
-from ..unmapped import unmapped_attribute
+from ..unmapped import make_getattr
 
 if TYPE_CHECKING:
     from ..saver import PathLike
@@ -78,24 +79,25 @@ class Metadata:
     path: Path
 
     @cached_property
-    def _saved(self) -> dict[str, Any]:
+    def _step_metadata(self) -> dict[str, Any]:
         return step_metadata(Local(os.fspath(self.path)))
 
     @property
     def init_timestamp_nsecs(self) -> int | None:
         """The time at which its save began, in Unix nanoseconds, or None."""
-        return self._saved.get("init_timestamp_nsecs")
+        return self._step_metadata.get("init_timestamp_nsecs")
 
     @property
     def commit_timestamp_nsecs(self) -> int | None:
         """The time of its commit in Unix nanoseconds, or None."""
-        return self._saved.get("commit_timestamp_nsecs")
+        return self._step_metadata.get("commit_timestamp_nsecs")
 
     @property
     def commit_timestamp(self) -> datetime.datetime:
         """The time of its commit, or else of the last change to its directory, in UTC."""
-        nsecs = self.commit_timestamp_nsecs or os.stat(self.path).st_mtime_ns
-        return datetime.datetime.fromtimestamp(nsecs / 1e9, tz=datetime.UTC)
+        noted = read_commit_time(Local(os.fspath(self.path)))
+        seconds = os.stat(self.path).st_mtime if noted is None else noted
+        return datetime.datetime.fromtimestamp(seconds, tz=datetime.UTC)
 
 
 MetadataT = TypeVar("MetadataT", bound=Metadata)
@@ -444,4 +446,4 @@ def _list_steps(base_path: PathLike) -> tuple[Step, ...]:
     return directory.list_steps(open_source(base_path))
 
 
-__getattr__ = unmapped_attribute("path.step.")
+__getattr__ = make_getattr("path.step.")

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ... import tree
-from ...unmapped import unmapped_attribute
+from ...unmapped import make_getattr
 
 __all__ = [
     "AbstractArray",
@@ -68,4 +68,4 @@ def to_shape_dtype_struct(
     return tree.to_shape_dtype_struct(arr, dtype, scalar_dtype, support_format)
 
 
-__getattr__ = unmapped_attribute("experimental.v1.arrays.")
+__getattr__ = make_getattr("experimental.v1.arrays.")

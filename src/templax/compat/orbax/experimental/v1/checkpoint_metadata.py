@@ -15,10 +15,10 @@ import templax as tx
 
 from ...future import run_coroutine
 from ...saver import PathLike
+from .checkpointable import AUTO
 from .context import get_context
-from .layout import AUTO, Layout, find_layout
-from .loading import check_context, check_name, find_tree_handler
-from .registration import find_load_handlers
+from .layout import Layout, find_layout
+from .loading import check_context, check_name, find_directory, find_handler
 
 _log = logging.getLogger("templax")
 
@@ -139,7 +139,7 @@ def metadata(
         The metadata. Its `metadata` is None if the tree can't be read; the log says why.
 
     Raises:
-        InvalidLayoutError: There is no such tree, or no checkpoint.
+        InvalidLayoutError: The path holds no checkpoint, or the checkpoint no tree of this name.
 
     Example:
         >>> import os, tempfile, jax, numpy as np
@@ -158,8 +158,7 @@ def metadata(
     if layout.kind == "Safetensors":
         return _describe_safetensors(layout)
     name = layout.find_tree(checkpointable_name)
-    handler, directory = find_tree_handler(layout, name, None)
-    return _describe(layout, _read(handler, directory))
+    return _describe(layout, _read(layout, name))
 
 
 def checkpointables_metadata(path: PathLike) -> CheckpointMetadata[dict[str, Any]]:
@@ -173,7 +172,7 @@ def checkpointables_metadata(path: PathLike) -> CheckpointMetadata[dict[str, Any
         is what `metadata` returns. It is None for what can't be read; the log says why.
 
     Raises:
-        InvalidLayoutError: There is no checkpoint, or it has no named checkpointables.
+        InvalidLayoutError: The path holds no checkpoint, or one without named checkpointables.
 
     Example:
         >>> import os, tempfile, numpy as np
@@ -184,14 +183,10 @@ def checkpointables_metadata(path: PathLike) -> CheckpointMetadata[dict[str, Any
         >>> found["config"], found["state"]["w"].shape
         ({'lr': 0.0}, (3,))
     """
-    context = check_context()
+    check_context()
     layout = find_layout(os.fspath(path))
     layout.check_named()
-    wanted = dict.fromkeys(layout.names)
-    saved_by = layout.about.get("item_handlers")
-    handlers = find_load_handlers(context.checkpointables.registry, wanted, saved_by)
-    found = {name: _read(handlers[name], f"{layout.path}/{name}") for name in wanted}
-    return _describe(layout, found)
+    return _describe(layout, {name: _read(layout, name) for name in layout.names})
 
 
 def pytree_metadata(*args: Any, **kwargs: Any) -> CheckpointMetadata[PyTreeMetadata]:
@@ -200,14 +195,11 @@ def pytree_metadata(*args: Any, **kwargs: Any) -> CheckpointMetadata[PyTreeMetad
     return metadata(*args, **kwargs)
 
 
-def _read(handler: Any, directory: str) -> Any:
-    """Asks a handler to describe what it saved; None, with a warning, if it fails."""
-
-    async def run() -> Any:
-        return await handler.metadata(get_context().file.path_class(directory))
-
+def _read(layout: Layout, name: str | None) -> Any:
+    """Asks the handler of a checkpointable to describe it; None, with a warning, if it fails."""
+    handler, directory = find_handler(layout, name, None), find_directory(layout, name)
     try:
-        return run_coroutine(run())
+        return run_coroutine(handler.metadata(directory))
     except _UNREADABLE as error:
         text = "nothing is known of %s, which %s does not read: %s"
         _log.warning(text, directory, type(handler).__name__, error)

@@ -1,9 +1,18 @@
-"""The protocols of Orbax's v1 handlers, and of what they save."""
+"""Checkpointables of Orbax's v1 API: their names, and the protocols of their handlers."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
+
+STATE = "state"
+"""The name of a tree that is saved alone."""
+
+AUTO = "AUTO"
+"""Stands for the tree of a checkpoint, whatever its name is."""
+
+RESERVED = frozenset(("metrics", AUTO))
+"""The names that a caller's checkpointables can't have."""
 
 Checkpointable = Any
 AbstractCheckpointable = Any

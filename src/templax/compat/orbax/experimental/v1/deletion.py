@@ -22,8 +22,9 @@ from .....storage.leftovers import (
 )
 from .....storage.open import is_remote, open_source
 from ...saver import PathLike
-from ...unmapped import unmapped_argument
-from .layout import RESERVED, InvalidLayoutError, Layout, find_layout
+from ...unmapped import make_unmapped_error
+from .checkpointable import RESERVED
+from .layout import InvalidLayoutError, Layout, find_layout
 from .response import AsyncResponse, run_in_thread
 
 
@@ -116,7 +117,7 @@ def _find(target: str, name: str | None, missing_ok: bool) -> bool:
     if name is None:
         return True
     if is_remote(target):
-        raise unmapped_argument(
+        raise make_unmapped_error(
             f"checkpointable_name of {target}", "delete the whole checkpoint of an object store"
         )
     if name not in layout.directories or layout.is_direct:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from ...unmapped import unmapped_attribute
+from ...unmapped import make_getattr
 from .layout import InvalidLayoutError
 
 __all__ = ["InvalidLayoutError"]
 
-__getattr__ = unmapped_attribute("experimental.v1.errors.")
+__getattr__ = make_getattr("experimental.v1.errors.")

@@ -18,16 +18,9 @@ from .....formats.orbax.step_metadata import read_step_metadata
 from .....formats.orbax.step_names import basename, is_temporary
 from .....storage.open import open_source
 from .....storage.source import Source
+from .checkpointable import AUTO, RESERVED, STATE
 from .context import get_context
 from .options import CheckpointLayout
-
-STATE = "state"
-"""The name of a tree that is saved alone."""
-
-AUTO = "AUTO"
-"""Stands for the tree of a checkpoint, whatever its name is."""
-
-RESERVED = frozenset(("metrics", AUTO))
 
 _SUFFIX = ".safetensors"
 
@@ -96,7 +89,7 @@ class Layout:
             name: As the caller gave it: a name, "AUTO", or None.
 
         Raises:
-            InvalidLayoutError: There is no such tree.
+            InvalidLayoutError: The checkpoint has no tree of this name.
         """
         if self.kind == "Safetensors":
             return None

@@ -17,12 +17,13 @@ from ....._restore.together import read_together
 from ...future import run_coroutine
 from ...leaf_templates import make_numpy_leaf
 from ...saver import PathLike
-from ...unmapped import unmapped_argument
+from ...unmapped import make_unmapped_error
+from .checkpointable import AUTO, RESERVED, STATE
 from .context import Context, get_context
-from .layout import AUTO, RESERVED, STATE, Layout, find_layout
+from .layout import Layout, find_layout
 from .options import CheckpointLayout
 from .pytree_handler import is_abstract_leaf
-from .registration import NoEntryError, find_load_handler, find_load_handlers
+from .registration import NoEntryError, find_load_handler
 from .response import AsyncResponse, run_in_thread
 from .tree import PLACEHOLDER
 from .tree_loading import load_tree
@@ -51,7 +52,7 @@ def load(
             None is for a checkpoint of the older API that is a tree itself.
 
     Raises:
-        InvalidLayoutError: There is no such tree, or no checkpoint.
+        InvalidLayoutError: The path holds no checkpoint, or the checkpoint no tree of this name.
         TemplateError: The checkpoint does not fit the template; lists every leaf.
         CheckpointError: The checkpoint cannot be read.
 
@@ -86,7 +87,7 @@ def load_async(
     """
     context = check_context()
     if context.checkpoint_layout is not CheckpointLayout.SAFETENSORS:
-        raise unmapped_argument("load_async", "load, which reads with several threads")
+        raise make_unmapped_error("load_async", "load, which reads with several threads")
     abstract = resolve_abstract(abstract_state)
     check_abstract_leaves(abstract)
     layout = find_layout(os.fspath(path))
@@ -102,7 +103,7 @@ def load_checkpointables(path: PathLike, abstract_checkpointables: Any = None) -
             are not loaded. Also the `checkpointables_metadata` of a checkpoint. None loads all.
 
     Raises:
-        InvalidLayoutError: There is no checkpoint.
+        InvalidLayoutError: The path holds no checkpoint.
         KeyError: The checkpoint lacks a name; or no handler loads the checkpointable.
         TemplateError: A tree does not fit its template; lists every leaf.
 
@@ -114,18 +115,18 @@ def load_checkpointables(path: PathLike, abstract_checkpointables: Any = None) -
         >>> ocp.load_checkpointables(path, {"epoch": int})
         {'epoch': 7}
     """
-    context = check_context()
+    check_context()
     abstract = resolve_abstract(abstract_checkpointables)
     _check_abstract(abstract)
     spelt = os.fspath(path)
-    return read_together(spelt, lambda: _load_named(find_layout(spelt), abstract, context))
+    return read_together(spelt, lambda: _load_named(find_layout(spelt), abstract))
 
 
 def load_checkpointables_async(
     path: PathLike, abstract_checkpointables: Any = None
 ) -> AsyncResponse[dict[str, Any]]:
     """Raises `NotImplementedError`, as Orbax's own does."""
-    raise unmapped_argument("load_checkpointables_async", "load_checkpointables")
+    raise make_unmapped_error("load_checkpointables_async", "load_checkpointables")
 
 
 def load_pytree(*args: Any, **kwargs: Any) -> Any:
@@ -149,15 +150,13 @@ def check_context() -> Context:
     context = get_context()
     active = context.multiprocessing.active_processes
     if active is not None and set(active) != set(range(jax.process_count())):
-        raise unmapped_argument(
+        raise make_unmapped_error(
             "MultiprocessingOptions.active_processes", "leave it out: all processes take part"
         )
     return context
 
 
-def _load_named(
-    layout: Layout, abstract: Mapping[str, Any] | None, context: Context
-) -> dict[str, Any]:
+def _load_named(layout: Layout, abstract: Mapping[str, Any] | None) -> dict[str, Any]:
     layout.check_named()
     if not abstract:
         abstract = dict.fromkeys(layout.names)
@@ -167,8 +166,7 @@ def _load_named(
             f"Requested checkpointables: {lacking} for loading were not found in the checkpoint."
             f" Available checkpointables: {layout.directories}"
         )
-    registry, saved_by = context.checkpointables.registry, layout.about.get("item_handlers")
-    handlers = find_load_handlers(registry, abstract, saved_by)
+    handlers = {name: find_handler(layout, name, each) for name, each in abstract.items()}
     return run_coroutine(_run_handlers(layout, handlers, abstract))
 
 
@@ -179,37 +177,44 @@ def _load_tree(layout: Layout, name: str | None, abstract: PyTree, context: Cont
             entries = tx.open(layout.path).entries
             abstract = {each.name: make_numpy_leaf(each.shape, each.dtype) for each in entries}
         return load_tree(layout.path, abstract, partial=partial)
-    handler, path = find_tree_handler(layout, name, abstract)
-    return run_coroutine(_run_handler(handler, path, abstract))
+    handler = find_handler(layout, name, abstract)
+    return run_coroutine(_run_handler(handler, find_directory(layout, name), abstract))
 
 
-def find_tree_handler(layout: Layout, name: str | None, abstract: PyTree) -> tuple[Any, str]:
-    """The handler that loads a tree, and the directory of the tree.
+def find_handler(layout: Layout, name: str | None, abstract: Any) -> Any:
+    """The handler that loads a checkpointable.
 
     Args:
         layout: The checkpoint.
-        name: The name of the tree; None if it is the checkpoint itself.
-        abstract: The abstract tree, or None.
+        name: The name of the checkpointable; None if it is the checkpoint itself.
+        abstract: The abstract checkpointable, or None.
+
+    Raises:
+        NoEntryError: See `find_load_handler`.
     """
-    path = layout.path if name is None else f"{layout.path}/{name}"
     called = os.path.basename(layout.path.rstrip("/")) if name is None else name
     registry = get_context().checkpointables.registry
-    return find_load_handler(registry, abstract, called, layout.saved_by(name)), path
+    return find_load_handler(registry, abstract, called, layout.saved_by(name))
 
 
-async def _run_handler(handler: Any, path: str, abstract: Any) -> Any:
-    return await (await handler.load(get_context().file.path_class(path), abstract))
+def find_directory(layout: Layout, name: str | None) -> Any:
+    """The directory of a checkpointable, as its handler gets it; see `find_handler`."""
+    path = layout.path if name is None else f"{layout.path}/{name}"
+    return get_context().file.path_class(path)
+
+
+async def _run_handler(handler: Any, directory: Any, abstract: Any) -> Any:
+    return await (await handler.load(directory, abstract))
 
 
 async def _run_handlers(
     layout: Layout, handlers: Mapping[str, Any], abstract: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Starts every handler, and then awaits them one after the other."""
-    path_class, begun = get_context().file.path_class, dict[str, Any]()
+    begun = dict[str, Any]()
     try:
         for name, handler in handlers.items():
-            directory = path_class(f"{layout.path}/{name}")
-            begun[name] = await handler.load(directory, abstract[name])
+            begun[name] = await handler.load(find_directory(layout, name), abstract[name])
         return {name: await _finish(layout, name, handlers[name], begun[name]) for name in begun}
     finally:
         for each in filter(inspect.iscoroutine, begun.values()):

@@ -8,7 +8,7 @@ import jax
 from jax.experimental import multihost_utils
 
 from ...multihost import is_primary_host, process_count, process_index
-from ...unmapped import unmapped_argument, unmapped_attribute
+from ...unmapped import make_getattr, make_unmapped_error
 
 __all__ = [
     "is_pathways_backend",
@@ -44,8 +44,8 @@ async def sync_global_processes(
     if process_count() == 1 or alone:
         return
     if processes is not None and set(processes) != set(range(process_count())):
-        raise unmapped_argument("processes", "leave it out: all processes of the job meet")
+        raise make_unmapped_error("processes", "leave it out: all processes of the job meet")
     multihost_utils.sync_global_devices(f"[op={operation_id}] {key}")
 
 
-__getattr__ = unmapped_attribute("experimental.v1.multihost.")
+__getattr__ = make_getattr("experimental.v1.multihost.")

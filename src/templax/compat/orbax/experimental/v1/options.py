@@ -13,7 +13,8 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, ClassVar
 
 from ...options import AtomicityMode, check_metadata_options
-from ...unmapped import unmapped_argument, unmapped_attribute
+from ...unmapped import make_getattr, make_unmapped_error
+from .registration import CheckpointableHandlerRegistry, ReadOnlyRegistry
 
 __all__ = [
     "ArrayOptions",
@@ -64,9 +65,9 @@ class Options:
     def __setattr__(self, name: str, value: Any) -> None:
         check_not_frozen(self)
         if name in self.unmapped and value != self.unmapped[name][0]:
-            raise unmapped_argument(f"{type(self).__name__}.{name}", self.unmapped[name][1])
+            raise make_unmapped_error(f"{type(self).__name__}.{name}", self.unmapped[name][1])
         if is_dataclass(self) and name not in {each.name for each in fields(self)}:
-            raise unmapped_argument(
+            raise make_unmapped_error(
                 f"{type(self).__name__}.{name}", "leave it out: no option has this name"
             )
         object.__setattr__(self, name, value)
@@ -246,15 +247,6 @@ class ArrayOptions(Options):
     loading: Loading = field(default_factory=Loading)
 
 
-# Handlers import the context, which imports these options: they load the registry on demand.
-_load_registration = unmapped_attribute(homes={"registration": "experimental.v1.registration"})
-
-
-def _read_only_registry() -> Any:
-    registration: Any = _load_registration("registration")
-    return registration.ReadOnlyRegistry(registration.local_registry())
-
-
 @dataclass(kw_only=True)
 class CheckpointablesOptions(Options):
     """Options of checkpointables.
@@ -263,7 +255,7 @@ class CheckpointablesOptions(Options):
         registry: Which handler saves and loads which of them; see `handlers.local_registry`.
     """
 
-    registry: Any = field(default_factory=_read_only_registry)
+    registry: CheckpointableHandlerRegistry = field(default_factory=ReadOnlyRegistry)
 
 
 @dataclass(kw_only=True)
@@ -324,4 +316,4 @@ class CheckpointLayout(enum.Enum):
     AUTO = "auto"
 
 
-__getattr__ = unmapped_attribute("experimental.v1.options.")
+__getattr__ = make_getattr("experimental.v1.options.")

@@ -28,9 +28,9 @@ from .....storage.disk import DISK
 from .....storage.leftovers import absolute_path, delete_tree, sync_names
 from .....storage.open import is_remote, open_source
 from ...saver import PathLike
-from ...unmapped import unmapped_argument, unmapped_attribute
+from ...unmapped import make_getattr, make_unmapped_error
 from . import saving
-from .layout import STATE
+from .checkpointable import STATE
 from .pytree_handler import PyTreeHandler
 from .response import AsyncResponse, SaveResponse
 from .tree import merge
@@ -152,7 +152,7 @@ def _begin(
 def _spell(path: PathLike) -> str:
     spelt = os.fspath(path)
     if is_remote(spelt):
-        raise unmapped_argument(
+        raise make_unmapped_error(
             f"partial saves to {spelt}", "save the parts to a local directory; or save the whole"
         )
     return absolute_path(spelt)
@@ -208,4 +208,4 @@ def _refuse_others(parts: list[str]) -> None:
         )
 
 
-__getattr__ = unmapped_attribute("experimental.v1.partial.")
+__getattr__ = make_getattr("experimental.v1.partial.")

@@ -17,7 +17,7 @@ from .....formats.orbax.directory import TREE
 from .....storage.open import open_source
 from ...leaf_args import SaveArgs
 from ...leaf_templates import cast_leaf
-from ...unmapped import unmapped_argument
+from ...unmapped import make_unmapped_error
 from .context import Context, get_context
 from .tree import PLACEHOLDER, Leaf
 from .tree_loading import load_tree
@@ -56,13 +56,13 @@ class PyTreeHandler:
     ) -> None:
         del array_metadata_validator
         if leaf_handler_registry is not None:
-            raise unmapped_argument(
+            raise make_unmapped_error(
                 "PyTreeHandler(leaf_handler_registry)",
                 "leave it out: convert such leaves before save and after load, or write a"
                 " CheckpointableHandler of your own",
             )
         if partial_save_mode:
-            raise unmapped_argument("PyTreeHandler(partial_save_mode=True)", "partial.save")
+            raise make_unmapped_error("PyTreeHandler(partial_save_mode=True)", "partial.save")
         self._context = get_context() if context is None else context
 
     def prepare(self, tree: PyTree) -> PyTree:

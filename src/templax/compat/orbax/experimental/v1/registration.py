@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Iterator, Sequence
+from importlib import import_module
+from typing import Any, NoReturn
 
-from .....errors import CheckpointError, TemplaxError
-from .checkpointable import StatefulCheckpointable, typestr
-from .layout import STATE
-
-_ORBAX = "orbax.checkpoint._src.handlers."
+from .....errors import CheckpointError, TemplaxError, UsageError
+from .checkpointable import STATE, StatefulCheckpointable, typestr
 
 
 class AlreadyExistsError(TemplaxError, ValueError):
@@ -22,44 +20,16 @@ class NoEntryError(CheckpointError, KeyError):
     __str__ = Exception.__str__
 
 
-class CheckpointableHandlerRegistry(Protocol):
-    """Handlers, in the order in which they were added: where several fit, the last one counts."""
+class CheckpointableHandlerRegistry:
+    """Handlers, in the order in which they were added: where several fit, the last one counts.
 
-    def add(
-        self,
-        handler_type: type[Any],
-        *,
-        checkpointable_name: str | None = None,
-        secondary_typestrs: Sequence[str] | None = None,
-    ) -> Any:
-        """Adds a handler.
-
-        Args:
-            handler_type: Its class, which is called without arguments.
-            checkpointable_name: The only name that it is for; None if it is for all names.
-            secondary_typestrs: Handlers whose files it reads, as a checkpoint names them.
-        """
-        ...
-
-    def get(self, checkpointable_name: str) -> type[Any]:
-        """The handler that was added for a name."""
-        ...
-
-    def has(self, checkpointable_name: str) -> bool:
-        """Whether a handler was added for a name."""
-        ...
-
-    def get_all_entries(self) -> Sequence[tuple[type[Any], str | None]]:
-        """All handlers with their names."""
-        ...
-
-    def get_secondary_typestrs(self, handler_type: type[Any]) -> Sequence[str]:
-        """The handlers whose files this one also reads."""
-        ...
-
-
-class Registry:
-    """A `CheckpointableHandlerRegistry`."""
+    Example:
+        >>> from templax.compat.orbax import v1 as ocp
+        >>> registry = ocp.handlers.local_registry()
+        >>> registry = registry.add(ocp.handlers.JsonHandler, checkpointable_name="config")
+        >>> registry.has("config"), registry.has("weights")
+        (True, False)
+    """
 
     def __init__(self) -> None:
         self._entries: list[tuple[type[Any], str | None]] = []
@@ -71,15 +41,20 @@ class Registry:
         *,
         checkpointable_name: str | None = None,
         secondary_typestrs: Sequence[str] | None = None,
-    ) -> Registry:
-        """See `CheckpointableHandlerRegistry`.
+    ) -> CheckpointableHandlerRegistry:
+        """Adds a handler, and returns the registry.
+
+        Args:
+            handler_type: Its class, which is called without arguments.
+            checkpointable_name: The only name that it is for; None if it is for all names.
+            secondary_typestrs: Handlers whose files it also reads, as a checkpoint names them.
 
         Raises:
             AlreadyExistsError: There is a handler for the name, or the handler is there already.
-            ValueError: `handler_type` is not a class.
+            UsageError: `handler_type` is not a class.
         """
         if not isinstance(handler_type, type):
-            raise ValueError(f"Expected the class of a handler, got {handler_type!r}")
+            raise UsageError(f"Expected the class of a handler, got {handler_type!r}")
         if checkpointable_name:
             if self.has(checkpointable_name):
                 raise AlreadyExistsError(
@@ -93,8 +68,18 @@ class Registry:
             self._secondary[handler_type] = secondary_typestrs
         return self
 
+    def add_all(self, other: CheckpointableHandlerRegistry) -> None:
+        """Adds the handlers of another registry.
+
+        Raises:
+            AlreadyExistsError: See `add`.
+        """
+        for handler, name in other.get_all_entries():
+            secondary = other.get_secondary_typestrs(handler)
+            self.add(handler, checkpointable_name=name, secondary_typestrs=secondary)
+
     def get(self, checkpointable_name: str) -> type[Any]:
-        """See `CheckpointableHandlerRegistry`.
+        """The handler that was added for a name.
 
         Raises:
             NoEntryError: There is none.
@@ -105,37 +90,32 @@ class Registry:
         raise NoEntryError(f"No entry for checkpointable_name={checkpointable_name}")
 
     def has(self, checkpointable_name: str) -> bool:
-        """See `CheckpointableHandlerRegistry`."""
+        """Whether a handler was added for a name."""
         return any(name == checkpointable_name for _, name in self._entries)
 
     def get_all_entries(self) -> Sequence[tuple[type[Any], str | None]]:
-        """See `CheckpointableHandlerRegistry`."""
+        """All handlers, each with its name or None."""
         return self._entries
 
     def get_secondary_typestrs(self, handler_type: type[Any]) -> Sequence[str]:
-        """See `CheckpointableHandlerRegistry`."""
+        """The handlers whose files this one also reads."""
         return self._secondary.get(handler_type, ())
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({list(self._entries)})"
 
 
-class ReadOnlyRegistry(Registry):
-    """The registry of a context that was given none; nothing can be added to it."""
+class ReadOnlyRegistry(CheckpointableHandlerRegistry):
+    """The registry of a context that was given none: the handlers that are global now.
 
-    def __init__(self, registry: CheckpointableHandlerRegistry) -> None:
-        super().__init__()
-        _add_all(self._add, registry)
+    Nothing can be added to it: the caller would expect it to reach other contexts.
+    """
 
-    _add = Registry.add
+    def __init__(self) -> None:
+        found = local_registry()
+        self._entries, self._secondary = found._entries, found._secondary
 
-    def add(
-        self,
-        handler_type: type[Any],
-        *,
-        checkpointable_name: str | None = None,
-        secondary_typestrs: Sequence[str] | None = None,
-    ) -> Registry:
+    def add(self, *args: Any, **kwargs: Any) -> NoReturn:
         """Raises `NotImplementedError`."""
         raise NotImplementedError(
             "Adding not implemented for read-only registry; hint:"
@@ -143,16 +123,10 @@ class ReadOnlyRegistry(Registry):
         )
 
 
-def _add_all(add: Any, other: CheckpointableHandlerRegistry) -> None:
-    for handler, name in other.get_all_entries():
-        secondary = other.get_secondary_typestrs(handler)
-        add(handler, checkpointable_name=name, secondary_typestrs=secondary)
+_global = CheckpointableHandlerRegistry()
 
 
-_global = Registry()
-
-
-def global_registry() -> Registry:
+def global_registry() -> CheckpointableHandlerRegistry:
     """The registry that `register_handler` adds to; it has Orbax's own handlers from the start.
 
     Example:
@@ -161,27 +135,8 @@ def global_registry() -> Registry:
         True
     """
     if not _global.get_all_entries():
-        from .json_handler import JsonHandler, MetricsHandler
-        from .proto_handler import ProtoHandler
-        from .pytree_handler import PyTreeHandler
-        from .stateful_handler import StatefulCheckpointableHandler
-
-        _global.add(
-            ProtoHandler,
-            secondary_typestrs=[f"{_ORBAX}proto_checkpoint_handler.ProtoCheckpointHandler"],
-        )
-        _global.add(
-            JsonHandler,
-            secondary_typestrs=[f"{_ORBAX}json_checkpoint_handler.JsonCheckpointHandler"],
-        )
-        _global.add(StatefulCheckpointableHandler)
-        _global.add(MetricsHandler, checkpointable_name="metrics")
-        trees = (
-            "pytree_checkpoint_handler.PyTreeCheckpointHandler",
-            "standard_checkpoint_handler.StandardCheckpointHandler",
-        )
-        _global.add(PyTreeHandler, secondary_typestrs=[f"{_ORBAX}{name}" for name in trees])
-        _global.add(PyTreeHandler, checkpointable_name=STATE)
+        # By name: these handlers import the context, whose options hold a registry.
+        import_module(f"{__package__}.built_in_handlers").add_built_in_handlers(_global)
     return _global
 
 
@@ -189,7 +144,7 @@ def local_registry(
     other_registry: CheckpointableHandlerRegistry | None = None,
     *,
     include_global_registry: bool = True,
-) -> Registry:
+) -> CheckpointableHandlerRegistry:
     """A new registry, for a context.
 
     Args:
@@ -203,11 +158,11 @@ def local_registry(
         >>> context = ocp.Context()
         >>> context.checkpointables.registry = registry
     """
-    registry = Registry()
+    registry = CheckpointableHandlerRegistry()
     if include_global_registry:
-        _add_all(registry.add, global_registry())
+        registry.add_all(global_registry())
     if other_registry is not None:
-        _add_all(registry.add, other_registry)
+        registry.add_all(other_registry)
     return registry
 
 
@@ -235,12 +190,12 @@ def make_handler(handler_type: type[Any], name: str | None) -> Any:
     """An instance of a handler.
 
     Raises:
-        ValueError: Its class requires arguments.
+        UsageError: Its class requires arguments.
     """
     try:
         return handler_type()
     except TypeError as error:
-        raise ValueError(
+        raise UsageError(
             f"The handler {handler_type} resolved for checkpointable={name} could not be"
             f" default-constructed: {error}"
         ) from error
@@ -258,20 +213,23 @@ def find_save_handler(
 ) -> Any:
     """The handler that saves a checkpointable.
 
+    That is the one for its name, or else the last one for all names that takes it. An object that
+    saves itself is offered to those for all names first.
+
     Raises:
         NoEntryError: None does.
+        UsageError: The checkpointable is None.
     """
     if checkpointable is None:
-        raise ValueError("checkpointable must not be None for saving.")
-    if isinstance(checkpointable, StatefulCheckpointable):
-        for handler in _make_general(registry):
-            if handler.is_handleable(checkpointable):
-                return handler
-    if registry.has(name):
+        raise UsageError("checkpointable must not be None for saving.")
+    named = registry.has(name)
+    if named and not isinstance(checkpointable, StatefulCheckpointable):
         return make_handler(registry.get(name), name)
     for handler in _make_general(registry):
         if handler.is_handleable(checkpointable):
             return handler
+    if named:
+        return make_handler(registry.get(name), name)
     raise NoEntryError(
         f'Could not identify a valid handler for the checkpointable: "{name}" and checkpointable'
         f" type={type(checkpointable)}. The available handlers are:"
@@ -327,19 +285,3 @@ def _find_saver(registry: CheckpointableHandlerRegistry, saved_by: str | None) -
         if saved_by in (typestr(handler), *registry.get_secondary_typestrs(handler)):
             return make_handler(handler, name)
     return None
-
-
-def find_load_handlers(
-    registry: CheckpointableHandlerRegistry, abstract: Mapping[str, Any], saved_by: Any
-) -> dict[str, Any]:
-    """Name → handler of each of several checkpointables.
-
-    Args:
-        registry, abstract: See `find_load_handler`.
-        saved_by: The `item_handlers` of the checkpoint.
-    """
-    known: Mapping[str, Any] = saved_by if isinstance(saved_by, Mapping) else {}
-    return {
-        name: find_load_handler(registry, each, name, known.get(name))
-        for name, each in abstract.items()
-    }

@@ -22,10 +22,10 @@ from ....._save.item import Json, check_item_names
 from ....._save.options import make_options
 from .....formats.orbax.directory import V1_MARK
 from ...saver import PathLike, raise_path_exists
+from .checkpointable import STATE
 from .context import Context
 from .foreign import HandlerItem
 from .json_handler import JsonHandler
-from .layout import STATE
 from .loading import check_context, check_names
 from .options import CheckpointLayout
 from .pytree_handler import PyTreeHandler, is_leaf

@@ -8,7 +8,7 @@ from typing import Any, Generic, TypeVar
 import jax
 import numpy as np
 
-from ...unmapped import unmapped_attribute
+from ...unmapped import make_getattr
 from .arrays import AbstractArray, AbstractScalar, AbstractShardedArray
 
 __all__ = [
@@ -91,4 +91,4 @@ def _merge(old: Any, new: Any, path: tuple[Any, ...], overwrite: bool) -> Any:
     return new
 
 
-__getattr__ = unmapped_attribute("experimental.v1.tree.")
+__getattr__ = make_getattr("experimental.v1.tree.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from ....unmapped import unmapped_attribute
+from ....unmapped import make_getattr
 from ..options import default_path_class
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class PathAwaitingCreation(Protocol):
         ...
 
 
-_load = unmapped_attribute("experimental.v1.path.", {"step": "experimental.v1.path.step"})
+_load = make_getattr("experimental.v1.path.", {"step": "experimental.v1.path.step"})
 
 
 def __getattr__(name: str) -> Any:

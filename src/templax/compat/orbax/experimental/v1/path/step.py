@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from ....path.step import NameFormat, composite_name_format, standard_name_format
-from ....unmapped import unmapped_attribute
+from ....unmapped import make_getattr
 
 __all__ = ["NameFormat", "composite_name_format", "standard_name_format"]
 
-__getattr__ = unmapped_attribute("experimental.v1.path.step.")
+__getattr__ = make_getattr("experimental.v1.path.step.")

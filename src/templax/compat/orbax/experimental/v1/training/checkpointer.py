@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Unpack
 
 from ......_core.arguments import PyTree
 from ......_runs.locks import hold_for_reading
@@ -19,13 +19,13 @@ from ....checkpoint_managers.save_decision_policy import (
 from ....options import CheckpointManagerOptions
 from ....saver import PathLike
 from ....step_policies import StepInfo
-from ....unmapped import unmapped_argument
+from ....unmapped import make_unmapped_error
 from .. import checkpoint_metadata, loading
+from ..checkpointable import STATE
 from ..context import Context, get_context
-from ..layout import STATE
 from ..response import AsyncResponse
 from ..saving import check_leaves
-from .step_manager import StepManager
+from .step_manager import SaveKeywords, StepManager
 from .step_metadata import CheckpointMetadata, RootMetadata
 
 Step = int | CheckpointMetadata[Any]
@@ -181,10 +181,7 @@ class Checkpointer:
         state: PyTree,
         *,
         checkpointable_name: str = STATE,
-        force: bool = False,
-        overwrite: bool = False,
-        metrics: Any = None,
-        custom_metadata: Mapping[str, Any] | None = None,
+        **keywords: Unpack[SaveKeywords],
     ) -> AsyncResponse[bool] | None:
         """Like `save`, except that it returns as soon as the values are safe from later changes.
 
@@ -192,30 +189,20 @@ class Checkpointer:
             The handle of the save; None if the step is not due.
         """
         check_leaves(state)
-        return self.save_checkpointables_async(
-            step,
-            {checkpointable_name: state},
-            force=force,
-            overwrite=overwrite,
-            metrics=metrics,
-            custom_metadata=custom_metadata,
-        )
+        return self.save_checkpointables_async(step, {checkpointable_name: state}, **keywords)
 
     def save_checkpointables(
         self,
         step: int,
         checkpointables: Mapping[str, Any],
-        *,
-        force: bool = False,
-        overwrite: bool = False,
-        metrics: Any = None,
-        custom_metadata: Mapping[str, Any] | None = None,
+        **keywords: Unpack[SaveKeywords],
     ) -> bool:
         """Saves checkpointables, if the step is due.
 
         Args:
-            step, force, overwrite, metrics, custom_metadata: See `save`.
+            step: The step number.
             checkpointables: See `templax.compat.orbax.v1.save_checkpointables`.
+            **keywords: `force`, `overwrite`, `metrics` and `custom_metadata`; see `save`.
 
         Returns:
             Whether they were saved.
@@ -224,36 +211,20 @@ class Checkpointer:
             StepAlreadyExistsError, SaveError: See `save`.
             KeyError: No handler saves one of them.
         """
-        response = self.save_checkpointables_async(
-            step,
-            checkpointables,
-            force=force,
-            overwrite=overwrite,
-            metrics=metrics,
-            custom_metadata=custom_metadata,
-        )
+        response = self.save_checkpointables_async(step, checkpointables, **keywords)
         return response is not None and response.result()
 
     def save_checkpointables_async(
         self,
         step: int,
         checkpointables: Mapping[str, Any],
-        *,
-        force: bool = False,
-        overwrite: bool = False,
-        metrics: Any = None,
-        custom_metadata: Mapping[str, Any] | None = None,
+        **keywords: Unpack[SaveKeywords],
     ) -> AsyncResponse[bool] | None:
         """Like `save_checkpointables`, but returns as soon as the values are safe."""
         with get_context(self._context) as context:
+            callback = context.asynchronous.post_finalization_callback
             return self._manager.save_checkpointables(
-                step,
-                checkpointables,
-                force=force,
-                overwrite=overwrite,
-                metrics=metrics,
-                custom_metadata=custom_metadata,
-                callback=context.asynchronous.post_finalization_callback,
+                step, checkpointables, callback=callback, **keywords
             )
 
     def is_saving_in_progress(self) -> bool:
@@ -295,7 +266,7 @@ class Checkpointer:
             checkpointable_name: The name of the tree in the checkpoint.
 
         Raises:
-            StepNotFoundError: There is no such step.
+            StepNotFoundError: The run has no such step.
             KeyError: The step has no such checkpointable.
             TemplateError: The checkpoint does not fit the template; lists every leaf.
         """
@@ -314,7 +285,7 @@ class Checkpointer:
             abstract_checkpointables: See `templax.compat.orbax.v1.load_checkpointables`.
 
         Raises:
-            StepNotFoundError: There is no such step.
+            StepNotFoundError: The run has no such step.
             KeyError, TemplateError: See `templax.compat.orbax.v1.load_checkpointables`.
         """
         with get_context(self._context):
@@ -324,11 +295,11 @@ class Checkpointer:
 
     def load_async(self, *args: Any, **options: Any) -> AsyncResponse[Any]:
         """Raises `NotImplementedError`, as Orbax's own does."""
-        raise unmapped_argument("load_async", "load, which reads with several threads")
+        raise make_unmapped_error("load_async", "load, which reads with several threads")
 
     def load_checkpointables_async(self, *args: Any, **options: Any) -> AsyncResponse[Any]:
         """Raises `NotImplementedError`, as Orbax's own does."""
-        raise unmapped_argument("load_checkpointables_async", "load_checkpointables")
+        raise make_unmapped_error("load_checkpointables_async", "load_checkpointables")
 
     # --- metadata
 
@@ -339,7 +310,7 @@ class Checkpointer:
             step: The step; None is the latest.
 
         Raises:
-            StepNotFoundError: There is no such step.
+            StepNotFoundError: The run has no such step.
             InvalidLayoutError: It has no tree.
         """
         return self._read_metadata(step, checkpoint_metadata.metadata)
@@ -353,7 +324,7 @@ class Checkpointer:
             step: The step; None is the latest.
 
         Raises:
-            StepNotFoundError: There is no such step.
+            StepNotFoundError: The run has no such step.
         """
         return self._read_metadata(step, checkpoint_metadata.checkpointables_metadata)
 

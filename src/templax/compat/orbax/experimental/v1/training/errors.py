@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from ......errors import NotFound
 from ....run_steps import StepAlreadyExistsError
-from ....unmapped import unmapped_attribute
+from ....unmapped import make_getattr
 
 __all__ = ["StepAlreadyExistsError", "StepNotFoundError"]
 
 
 class StepNotFoundError(NotFound):
-    """There is no such step, or none at all."""
+    """The run has no step of this number, or no step at all."""
 
 
-__getattr__ = unmapped_attribute("experimental.v1.training.errors.")
+__getattr__ = make_getattr("experimental.v1.training.errors.")

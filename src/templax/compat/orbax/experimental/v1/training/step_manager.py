@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
-
-import templax as tx
+from typing import Any, TypedDict
 
 from ......_save.options import SaveOptions
 from ....checkpoint_manager import CheckpointManager
-from ....logging.stopwatch import Stopwatch
 from ....options import CheckpointManagerOptions
 from ....run_items import RunItems
 from ....saver import PathLike
@@ -18,6 +15,15 @@ from ....step_policies import StepInfo
 from ..response import SaveResponse
 from ..saving import check_checkpointables, make_contents
 from .errors import StepAlreadyExistsError, StepNotFoundError
+
+
+class SaveKeywords(TypedDict, total=False):
+    """The keyword arguments of the methods of a `Checkpointer` that save; see its `save`."""
+
+    force: bool
+    overwrite: bool
+    metrics: Any
+    custom_metadata: Mapping[str, Any] | None
 
 
 class StepResponse(SaveResponse[bool]):
@@ -110,11 +116,11 @@ class StepManager(CheckpointManager):
         step: int,
         checkpointables: Mapping[str, Any],
         *,
-        force: bool,
-        overwrite: bool,
-        metrics: Any,
-        custom_metadata: Mapping[str, Any] | None,
         callback: Any,
+        force: bool = False,
+        overwrite: bool = False,
+        metrics: Any = None,
+        custom_metadata: Mapping[str, Any] | None = None,
     ) -> StepResponse | None:
         """Saves a step, or begins to, if it is due; see `Checkpointer.save_checkpointables`.
 
@@ -138,6 +144,8 @@ class StepManager(CheckpointManager):
         if self.save(
             step, metrics=metrics, force=force, args=args, custom_metadata=custom_metadata
         ):
+            assert self._saved is not None
+            response.saved = self._saved
             return response
         if replaces:
             self._previous = None
@@ -147,20 +155,6 @@ class StepManager(CheckpointManager):
         """Notes that a call of this thread raises an error, which may be that of the save."""
         if not self.is_saving_in_progress() and self._find_failure() is error:
             self._failure.mark_told()
-
-    def _save(
-        self,
-        watch: Stopwatch,
-        step: int,
-        items: Any,
-        save_kwargs: Any,
-        metrics: Any,
-        args: Any,
-        custom_metadata: Mapping[str, Any] | None,
-    ) -> tx.Saved:
-        saved = super()._save(watch, step, items, save_kwargs, metrics, args, custom_metadata)
-        args.response.saved = saved
-        return saved
 
     def _make_save_options(self, args: Any, metadata: Mapping[str, Any] | None) -> SaveOptions:
         def finish(_: Any) -> None:
