@@ -24,7 +24,7 @@ class Job:
         path: The file or directory to restore.
         workload: What to restore.
         scale: The scale of the workload.
-        keep_dtypes: Ask for the dtypes in the file.
+        keep_dtypes: Ask for the dtypes and shardings with which the tree was saved.
         notes: Filled by a library that has something to say about its run; printed below the table.
     """
 

@@ -12,6 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from .llama import make_llama, move_to_mesh
+
 if TYPE_CHECKING:
     import jax
 
@@ -210,6 +212,20 @@ def _make_reshard(name: str, about: str, make_template: Callable[[PyTree], PyTre
     return Workload(name, about, "orbax", _COMPRESSED, stored, make_template, devices=8)
 
 
+def _make_llama_move(devices: int, saved: tuple[int, int], wanted: tuple[int, int]) -> Workload:
+    """A Llama saved on one mesh and restored on another; each is the sizes of data and fsdp."""
+    (d0, f0), (d1, f1) = saved, wanted
+    return Workload(
+        f"llama-{d0}x{f0}-to-{d1}x{f1}",
+        f"a Llama saved on data={d0} x fsdp={f0}, restored on data={d1} x fsdp={f1}",
+        "orbax",
+        ("templax", "templax-same", *ORBAX, *LIMITS),
+        lambda scale: make_llama(scale, data=d0, fsdp=f0),
+        lambda tree: move_to_mesh(tree, data=d1, fsdp=f1),
+        devices=devices,
+    )
+
+
 WARM_UP = Workload(
     "warm-up", "restored first, so that imports are done", "orbax", (), _make_tiny_model
 )
@@ -303,6 +319,10 @@ WORKLOADS = {
         _make_reshard(
             "reshard-one", "to one device", lambda tree: _replace(tree, sharding=_first_device())
         ),
+        _make_llama_move(8, (4, 2), (1, 8)),
+        _make_llama_move(16, (8, 2), (1, 4)),
+        _make_llama_move(16, (8, 2), (1, 16)),
+        _make_llama_move(16, (8, 2), (2, 8)),
         Workload(
             "one-leaf",
             "one leaf of the transformer's 148",

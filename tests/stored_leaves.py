@@ -24,7 +24,7 @@ from templax._codecs.crc32c import crc32c
 from templax._codecs.decode import decode
 from templax._core.boxes import Box, box_slices, full_box, intersect, relative_box, shape_of
 from templax._match.result import Match, Pair
-from templax._plan import build, parts
+from templax._plan import limits, parts, requests
 from templax._plan.build import build_plan
 from templax._plan.plan import Plan
 from templax._restore import fill
@@ -153,7 +153,7 @@ def small_sizes(sizes: dict[str, int]) -> Iterator[None]:
     """
     with pytest.MonkeyPatch.context() as patch:
         for name, size in sizes.items():
-            for module in (parts, build, fill):
+            for module in (parts, limits, requests, fill):
                 patch.setattr(module, name, size, raising=False)
         yield
 

@@ -24,7 +24,7 @@ class Library:
     Attributes:
         open: Imports what it needs and returns the timed call; reads nothing of the job's file.
         reads: Kinds of files, its own first. Empty for limits, which take any kind.
-        keep_dtypes: Asks for the stored dtypes (see `Job`).
+        keep_dtypes: Asks for the dtypes and shardings with which the tree was saved (see `Job`).
         limit: Returns no tree to compare.
     """
 
@@ -241,6 +241,7 @@ LIBRARIES: dict[str, Library] = {
     "templax": Library(open_templax, reads=_READ_BY_TEMPLAX),
     "templax-mapped": Library(open_templax_mapped, reads=_READ_BY_TEMPLAX),
     "templax-touched": Library(open_templax_touched, reads=_READ_BY_TEMPLAX),
+    "templax-same": Library(open_templax, keep_dtypes=True),
     "templax-nocast": Library(open_templax, keep_dtypes=True),
     "templax-view": Library(open_templax_view, reads=("layers.safetensors",)),
     "templax-plain": Library(open_templax, reads=("safetensors",)),

@@ -6,6 +6,7 @@
     open, read_json              list what a checkpoint holds; read a JSON item of it
     save, verify, fingerprint    write a checkpoint; check every byte; compare values
     convert, diff                write a checkpoint in another format; how two checkpoints differ
+    draw_sharding, draw_chunks   which device holds which part of a leaf; which file
     account_bytes                what every byte of a checkpoint's files is for
     Manager, Keep                the steps of a training run; which of them stay
     Recipe                       a function in place of a checkpoint
@@ -47,6 +48,8 @@ _MODULES = {
     "_catalog.fingerprint": ("Fingerprint",),
     "_convert.api": ("convert",),
     "_convert.result": ("Converted", "LeafCast"),
+    "_display.draw": ("draw_chunks", "draw_sharding"),
+    "_display.picture": ("Picture",),
     "_display.progress": ("show_progress",),
     "_match.result": ("Match", "TemplateError"),
     "_plan.job": ("HostPlan", "JobPlan"),

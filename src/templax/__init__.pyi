@@ -16,6 +16,9 @@ from ._catalog.fingerprint import Fingerprint as Fingerprint
 from ._convert.api import convert as convert
 from ._convert.result import Converted as Converted
 from ._convert.result import LeafCast as LeafCast
+from ._display.draw import draw_chunks as draw_chunks
+from ._display.draw import draw_sharding as draw_sharding
+from ._display.picture import Picture as Picture
 from ._display.progress import show_progress as show_progress
 from ._match.result import Match as Match
 from ._match.result import TemplateError as TemplateError

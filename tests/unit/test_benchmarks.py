@@ -133,6 +133,18 @@ def test_what_templax_saved_is_restored_beside_what_peers_save(tmp_path):
 
 
 @pytest.mark.slow
+def test_a_resharding_is_measured_beside_the_restore_in_the_saved_topology(tmp_path):
+    done, report = run(
+        tmp_path, "-m", "benchmarks", "llama-8x2-to-2x8", "--lib", "templax,templax-same",
+        "--firsts", "0",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (found,) = report["workloads"]
+    assert found["leaves"] == 39
+    assert all(row["ok"] for row in found["libraries"].values()), report
+
+
+@pytest.mark.slow
 def test_wrong_result_ends_in_an_error_and_a_failure_in_its_row(tmp_path):
     script = tmp_path / "liar.py"
     script.write_text(LIAR)
@@ -293,3 +305,25 @@ def test_sizes_have_the_unit_that_suits_them():
         "1.5 KiB",
         "1.5 GiB",
     ]
+
+
+@pytest.mark.slow
+def test_plans_of_a_job_are_the_same_from_either_index(tmp_path):
+    """Of a model of one layer, without any bytes of it."""
+    path = os.pathsep.join([str(ROOT / "src"), str(ROOT), os.environ.get("PYTHONPATH", "")])
+    arguments = ["--layers", "1", "--hosts", "16", "--show", "--dir", str(tmp_path)]
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.topology", *arguments],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    rows = [line.split(" | ") for line in done.stdout.splitlines()[2:]]
+    assert [row[:2] for row in rows] == [["| 16", kind] for kind in ("hosts", "whole", "orbax")]
+    lines = done.stderr.splitlines()
+    placed = {line for line in lines if "bytes placed" in line}
+    assert len(placed) == 1  # whatever was read
+    devices = {line for line in lines if "hosts 16 × devices 4, mesh data=2 × model=32" in line}
+    assert len(devices) == 1

@@ -6,7 +6,6 @@ however many boxes want a piece of it.
 
 from __future__ import annotations
 
-import operator
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -20,32 +19,11 @@ from .._core.boxes import intersect, relative_box, shape_of, span_of
 from .._core.workers import MEMORY_BYTES
 from .._match.result import Match
 from .buffers import Buffer, Measures, find_view, make_buffers
+from .limits import BatchSize, find_limits
 from .mapped_parts import make_mapped_parts
-from .parts import (
-    AHEAD_BYTES,
-    GAP_BYTES,
-    IN_PLACE_BYTES,
-    LARGE_BYTES,
-    REQUEST_BYTES,
-    STORE_BYTES,
-    Check,
-    Part,
-    is_raw,
-    make_checks,
-    make_parts,
-    measure_scratch,
-    merge_chunks,
-)
-from .plan import IN_FLIGHT, Batch, Plan, ReadOp, measure_transient
-
-BATCH_BYTES = 128 * 1024 * 1024
-"""A batch closes once its buffers have this many bytes: it is placed while the next are read."""
-
-BATCH_LEAVES = 4096
-"""A batch closes once it has this many boxes."""
-
-INLINE_PARTS = 512
-"""One job decodes at most this many values that an index holds."""
+from .parts import Check, Part, is_raw, make_checks, make_parts, measure_scratch, merge_chunks
+from .plan import Batch, Plan, ReadOp, measure_transient
+from .requests import make_requests
 
 
 def build_plan(
@@ -58,7 +36,6 @@ def build_plan(
     mapped: Sequence[bool] = (),
     sources: Sequence[Any] = (),
     gaps: Sequence[int] = (),
-    merged: bool = False,
     shared: Container[str] = (),
 ) -> Plan:
     """Plans the reads of a match without mismatches.
@@ -76,7 +53,6 @@ def build_plan(
         sources: Stored in the plan.
         gaps: For each source, the bytes between two parts that are rather read and dropped than
             left out by a second request; empty, or 0, for local files.
-        merged: Whether `chunks` went through `merge_chunks` already.
         shared: Names of targets of which several processes read a part each. Of these, too, all
             bytes that a checksum covers are read: else none of them could compare it where two
             parts meet.
@@ -85,7 +61,9 @@ def build_plan(
         A plan with batches in template order. Its copies tile every buffer: each element is written
         exactly once.
     """
-    share = max(1, memory // (2 * (IN_FLIGHT + 1)))
+    gaps = gaps or [0] * len(chunks)
+    limits = find_limits(threads, memory, gaps)
+    size = BatchSize(limits.share)
     batches: list[Batch] = []
     buffers: list[Buffer] = []
     parts: list[list[Part]] = [[] for _ in chunks]  # of each source
@@ -94,17 +72,13 @@ def build_plan(
     filled: list[str] = []
     unmapped = Counter[str]()
     required, any_sums = verify == "required", False
-    nbytes = transient = 0
-    gaps = gaps or [0] * len(chunks)
-    ahead = AHEAD_BYTES if any(gaps) else REQUEST_BYTES
-    most = max(GAP_BYTES, min(ahead, memory // (4 * threads)))
     measures = Measures()
     for pair in match.pairs:
         if pair.target.kind == "string":
             continue
         source = pair.source
         located: Sequence[Chunk] = chunks[source][pair.entry.name]
-        if len(located) > 1 and not merged:
+        if len(located) > 1:
             located = merge_chunks(located)
         whole = required or (verify != "off" and pair.target.name in shared)
         covered, summed, absent, mapped_chunks = True, False, False, list[Chunk]()
@@ -119,13 +93,13 @@ def build_plan(
                 absent = True
         plain_chunks = [c for c in located if c.origin is None] if mapped_chunks else located
         boxes = make_buffers(pair, measures)
-        for mine in (boxes,) if len(boxes) == 1 else _group_buffers(boxes, located, share):
+        for mine in (boxes,) if len(boxes) == 1 else group_buffers(boxes, located, limits.share):
             here = mine[0].nbytes if len(mine) == 1 else sum([b.nbytes for b in mine])
             passing = here if mine and mine[0].transient else 0
-            full = nbytes >= BATCH_BYTES or len(buffers) >= BATCH_LEAVES
-            if buffers and (full or transient + passing > share):
-                batches.append(_make_batch(parts, buffers, checks, most, gaps))
-                buffers, parts, checks, nbytes, transient = [], [[] for _ in chunks], [], 0, 0
+            if size.is_full(passing):
+                batches.append(_make_batch(parts, buffers, checks, limits.request, gaps))
+                buffers, parts, checks = [], [[] for _ in chunks], []
+                size = BatchSize(limits.share)
             view = "read"
             if mapped and here:
                 view = (
@@ -158,20 +132,15 @@ def build_plan(
                     covered = covered and covers_whole_blocks(chunk, start, stop)
                     checks += make_checks(pair.entry.name, source, chunk, start, stop)
             buffers += mine
-            nbytes += here
-            transient += passing
+            size.add(len(mine), here, passing)
         if not covered:
             unverified.append(pair.target.name)
         if absent:
             filled.append(pair.target.name)
     if buffers:
-        batches.append(_make_batch(parts, buffers, checks, most, gaps))
-    scratch = _max_scratch((op for batch in batches for op in batch.reads), ahead)
-    held, room = 0, memory // 2
-    if any(gaps):
-        held = min(STORE_BYTES, memory // 2)
-        room = memory - held - measure_transient(batches)
-    threads = max(1, min(threads, room // scratch if scratch else threads))
+        batches.append(_make_batch(parts, buffers, checks, limits.request, gaps))
+    scratch = _max_scratch((op for batch in batches for op in batch.reads), limits.ahead)
+    threads = limits.fit_threads(scratch, measure_transient(batches))
     return Plan(
         match,
         tuple(batches),
@@ -184,7 +153,7 @@ def build_plan(
         unmapped,
         sources,
         filled=tuple(filled),
-        held_bytes=held,
+        held_bytes=limits.held,
     )
 
 
@@ -204,10 +173,10 @@ def _make_batch(
             nbytes = 0
         jobs[-1].append(check)
         nbytes += check.stop - check.start
-    return Batch(tuple(_make_requests(parts, most, gaps)), tuple(buffers), tuple(map(tuple, jobs)))
+    return Batch(tuple(make_requests(parts, most, gaps)), tuple(buffers), tuple(map(tuple, jobs)))
 
 
-def _group_buffers(
+def group_buffers(
     buffers: list[Buffer], chunks: Sequence[Chunk], share: int
 ) -> Iterable[list[Buffer]]:
     """Groups the boxes of a leaf; each group may go to a batch of its own.
@@ -252,66 +221,6 @@ def _find_needed_ranges(
             yield 0, 1, i
         elif overlap is not None:
             yield *span_of(relative_box(overlap, chunk.box), shape, itemsize), i
-
-
-def _make_requests(parts: Sequence[list[Part]], most: int, gaps: Sequence[int]) -> Iterator[ReadOp]:
-    """Joins the parts of each source into requests, in the order of its files.
-
-    Args:
-        parts: The parts of each source.
-        most: Small parts are joined while they have at most this many bytes, stored and decoded.
-        gaps: See `build_plan`.
-    """
-    for source, mine in enumerate(parts):
-        files: dict[str, list[Part]] = {}
-        held: list[Part] = []
-        for part in mine:
-            extent = part.chunk.extent
-            if extent.inline is None:
-                files.setdefault(extent.key, []).append(part)
-            else:
-                held.append(part)
-        for key in sorted(files):
-            yield from _join_parts(source, key, files[key], most, gaps[source])
-        group: list[Part] = []
-        decoded = 0
-        for part in held:
-            if group and (len(group) == INLINE_PARTS or decoded + part.nbytes > most):
-                yield ReadOp(source, group[0].chunk.extent.key, 0, 0, tuple(group))
-                group, decoded = [], 0
-            group.append(part)
-            decoded += part.nbytes
-        if group:
-            yield ReadOp(source, group[0].chunk.extent.key, 0, 0, tuple(group))
-
-
-def _join_parts(source: int, key: str, parts: list[Part], most: int, gap: int) -> Iterator[ReadOp]:
-    """Joins the parts of one file to requests: neighbours, unless they are large or far apart."""
-    near, in_place = max(gap, GAP_BYTES), max(gap, IN_PLACE_BYTES)
-    parts.sort(key=operator.attrgetter("start"))
-    group: list[Part] = []
-    begin = stop = decoded = 0
-    alone = False
-    for part in parts:
-        raw = part.direct is not None and not part.chunk.codecs
-        large = part.stop - part.start >= (in_place if raw else max(gap, LARGE_BYTES))
-        if (
-            group
-            and not alone
-            and not large
-            and part.start - stop <= near
-            and part.stop - begin <= most
-            and decoded + part.nbytes <= most
-        ):
-            group.append(part)
-            stop = max(stop, part.stop)
-            decoded += part.nbytes
-            continue
-        if group:
-            yield ReadOp(source, key, begin, stop, tuple(group))
-        group, begin, stop, alone, decoded = [part], part.start, part.stop, large, part.nbytes
-    if group:
-        yield ReadOp(source, key, begin, stop, tuple(group))
 
 
 def _max_scratch(ops: Iterable[ReadOp], ahead: int) -> int:

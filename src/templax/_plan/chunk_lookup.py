@@ -15,8 +15,9 @@ class ChunkLookup:
     """The chunks of a leaf, found by where they are.
 
     Args:
-        chunks: They tile the leaf. If they form a grid, as nearly always, the chunks of a box are
-            found from its corners; otherwise all are compared.
+        chunks: They cover the leaf. If they form a grid, as nearly always, the chunks of a box are
+            found from its corners; otherwise, as where a mapping interleaves leaves so that the
+            boxes around them overlap, all are compared.
     """
 
     def __init__(self, chunks: Sequence[Chunk]):
@@ -24,16 +25,26 @@ class ChunkLookup:
         self._edges = [sorted({pair[0] for pair in axis}) for axis in _transpose(chunks)]
         self._grid: dict[tuple[int, ...], int] = {}
         if len(chunks) > 1 and math.prod(map(len, self._edges)) == len(chunks):
-            self._grid = {tuple(a for a, _ in c.box): i for i, c in enumerate(chunks)}
-            if len(self._grid) != len(chunks):
-                self._grid = {}
+            nexts = [dict(itertools.pairwise(edges)) for edges in self._edges]
+            found = {
+                tuple([a for a, _ in chunk.box]): i
+                for i, chunk in enumerate(chunks)
+                if all(b <= after.get(a, b) for after, (a, b) in zip(nexts, chunk.box, strict=True))
+            }
+            if len(found) == len(chunks):
+                self._grid = found
 
-    def find(self, boxes: Sequence[Box]) -> Sequence[Chunk]:
-        """The chunks that overlap any of these boxes, in their order."""
+    def find(self, boxes: Sequence[Box]) -> Sequence[int]:
+        """The indices of the chunks that overlap any of these boxes, in order; or of the only one.
+
+        Args:
+            boxes: Of the leaf.
+        """
         if len(self._chunks) == 1:
-            return self._chunks
+            return [0]
         if not self._grid:
-            return [c for c in self._chunks if any(_overlap(c.box, box) for box in boxes)]
+            each = enumerate(self._chunks)
+            return [i for i, c in each if any(_overlap(c.box, box) for box in boxes)]
         found = set[int]()
         for box in boxes:
             if any(start == stop for start, stop in box):
@@ -43,7 +54,7 @@ class ChunkLookup:
                 for edges, (start, stop) in zip(self._edges, box, strict=True)
             ]
             found.update(map(self._grid.__getitem__, itertools.product(*touched)))
-        return [self._chunks[i] for i in sorted(found)]
+        return sorted(found)
 
 
 def _transpose(chunks: Sequence[Chunk]) -> list[list[tuple[int, int]]]:

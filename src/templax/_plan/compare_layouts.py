@@ -287,7 +287,7 @@ class _Judge:
     def _measure_boxes(self, boxes: tuple[Box, ...], whole: bool) -> ReadCost:
         pair = structs.replace(self._pair, target=structs.replace(self._pair.target, boxes=boxes))
         buffers = make_buffers(pair, self._measures)
-        found = self._lookup.find(boxes)
+        found = [self._chunks[i] for i in self._lookup.find(boxes)]
         plain = [chunk for chunk in found if chunk.origin is None]
         parts = list(make_parts(pair, buffers, 0, plain, self._measures, whole)) if plain else []
         for chunk in found:

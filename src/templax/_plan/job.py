@@ -1,31 +1,19 @@
 """The plan of a restore by a job of many hosts: what each would read, and all together. Pure.
 
-Every host is planned by `build_plan`, as it would plan itself; hosts that hold the same boxes are
-planned once. So the figures are those of a restore on these hosts, not estimates.
+Every host is planned as `build_plan` plans it there (see `plan_hosts`), so the figures are those of
+a restore on these hosts, not estimates.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
 
-import numpy as np
-from msgspec import structs
-
-from .._catalog.entry import Chunk
-from .._core.boxes import size_of
 from .._core.text import format_size, leaf_noun, list_names
 from .._escape import join_lines
-from .._match.result import Match, Pair
+from .._match.result import Match
 from ..errors import UsageError
-from .chunk_lookup import ChunkLookup
-from .parts import Part, merge_chunks
-from .plan import Plan
-from .topology import Indices, Spec, Topology
-
-Located = Sequence[Mapping[str, Sequence[Chunk]]]
+from .topology import Topology
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,119 +165,3 @@ def list_advice(plan: JobPlan) -> list[str]:
             f"saved in chunks of these shards, no host would read more than {format_size(ideal)}"
         )
     return lines
-
-
-def plan_job(
-    match: Match,
-    chunks: Located,
-    topology: Topology,
-    build: Callable[[Match, Located], Plan],
-) -> JobPlan:
-    """Plans a restore for every host.
-
-    Args:
-        match: Pairs without mismatches, whose targets are sharded over the mesh of the topology or
-            not at all.
-        chunks: See `build_plan`.
-        topology: The hosts.
-        build: `build_plan` with the options of the restore, given merged chunks.
-    """
-    pairs = [pair for pair in match.pairs if pair.target.kind != "string"]
-    specs = {p.target.sharding.spec: None for p in pairs if p.target.sharding is not None}
-    lookups = [
-        {name: ChunkLookup(merge_chunks(located)) for name, located in each.items() if located}
-        for each in chunks
-    ]
-    ranges, threads = _Ranges(), 1
-    plans: list[HostPlan] = []
-    for hosts in _group_hosts(topology, list(specs)):
-        placed = [_place_pair(pair, topology, hosts[0]) for pair in pairs]
-        narrowed: list[dict[str, Sequence[Chunk]]] = [{} for _ in chunks]
-        for pair in placed:
-            lookup = lookups[pair.source].get(pair.entry.name)
-            found = () if lookup is None else lookup.find(pair.target.boxes)
-            narrowed[pair.source][pair.entry.name] = found
-        plan = build(replace(match, pairs=tuple(placed)), narrowed)
-        ranges.add(plan)
-        threads = max(threads, plan.threads)
-        plans.append(_summarize(plan, tuple(hosts)))
-    whole = tuple(pair.target.name for pair in pairs if pair.target.sharding is None)
-    return JobPlan(match, topology, tuple(plans), ranges.count(), whole, threads)
-
-
-def _group_hosts(topology: Topology, specs: Sequence[Spec]) -> list[list[int]]:
-    """The hosts that hold the same slices, in the order of the first of each group."""
-    groups: defaultdict[tuple[tuple[Indices, ...], ...], list[int]] = defaultdict(list)
-    for host in range(topology.hosts):
-        groups[tuple(topology.find_indices(spec, host) for spec in specs)].append(host)
-    return list(groups.values())
-
-
-def _place_pair(pair: Pair, topology: Topology, host: int) -> Pair:
-    """A pair whose target has the boxes of a host."""
-    target = pair.target
-    spec = None if target.sharding is None else target.sharding.spec
-    boxes = topology.find_boxes(spec, target.shape, host)
-    transient = not target.host and topology.platform != "cpu"
-    return structs.replace(pair, target=structs.replace(target, boxes=boxes, transient=transient))
-
-
-def _summarize(plan: Plan, hosts: tuple[int, ...]) -> HostPlan:
-    chunks = ideal = 0
-    for batch in plan.batches:
-        for op in batch.reads:
-            chunks += len(op.parts)
-            if op.stop > op.start:
-                ideal += sum(map(_count_wanted_bytes, op.parts))
-    targets = [p.target for p in plan.match.pairs if not p.target.host and p.target.boxes]
-    on_device = sum(max(map(size_of, t.boxes)) * t.dtype.itemsize for t in targets)
-    return HostPlan(
-        hosts,
-        plan.requests,
-        plan.read_bytes,
-        plan.useful_bytes,
-        chunks,
-        plan.decoded_chunks,
-        plan.placed_bytes,
-        plan.peak_bytes,
-        on_device,
-        ideal,
-    )
-
-
-def _count_wanted_bytes(part: Part) -> int:
-    """The stored bytes of the elements that a part is read for, if they lay together."""
-    if part.strided:
-        return part.stop - part.start
-    chunk = part.chunk
-    wanted = sum([size_of(copy.src) for copy in part.copies])
-    return -(-chunk.extent.nbytes * wanted // max(1, size_of(chunk.box)))
-
-
-class _Ranges:
-    """The byte ranges that any host reads."""
-
-    def __init__(self) -> None:
-        self._found: defaultdict[tuple[int, str], list[Any]] = defaultdict(list)
-
-    def add(self, plan: Plan) -> None:
-        """Adds the requests of a plan."""
-        mine: defaultdict[tuple[int, str], list[tuple[int, int]]] = defaultdict(list)
-        for batch in plan.batches:
-            for op in batch.reads:
-                if op.stop > op.start:
-                    mine[op.source, op.key].append((op.start, op.stop))
-        for key, ranges in mine.items():
-            self._found[key].append(np.array(ranges, np.int64))
-
-    def count(self) -> int:
-        """Number of bytes in any of the ranges."""
-        total = 0
-        for arrays in self._found.values():
-            ranges = np.concatenate(arrays)
-            ranges = ranges[np.argsort(ranges[:, 0], kind="stable")]
-            reach = np.maximum.accumulate(ranges[:, 1])
-            begin = ranges[:, 0].copy()
-            begin[1:] = np.maximum(begin[1:], reach[:-1])  # what lies before was counted
-            total += int(np.maximum(ranges[:, 1] - begin, 0).sum())
-        return total

@@ -187,7 +187,7 @@ def make_parts(
     if len(chunks) == 1 == len(buffers) and chunks[0].box == buffers[0].box:
         part = _make_whole_part(pair, buffers[0], first, chunks[0], measures[chunks[0].box])
         return (part,) if part.nbytes <= SCATTER_BYTES else _split_part(part, _max_bytes(part))
-    return _make_parts_by_chunk(pair, buffers, first, chunks, measures, whole_blocks)
+    return make_parts_by_chunk(pair, buffers, first, chunks, measures, whole_blocks)
 
 
 def _make_whole_part(
@@ -208,7 +208,7 @@ def _make_whole_part(
     )
 
 
-def _make_parts_by_chunk(
+def make_parts_by_chunk(
     pair: Pair,
     buffers: Sequence[Buffer],
     first: int,
@@ -216,6 +216,7 @@ def _make_parts_by_chunk(
     measures: Measures,
     whole_blocks: bool,
 ) -> Iterator[Part]:
+    """As `make_parts`, for some of the chunks of a leaf."""
     entry = pair.entry
     itemsize = entry.dtype.itemsize
     everything = full_box(entry.shape)

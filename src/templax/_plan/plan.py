@@ -165,7 +165,11 @@ class Plan:
 
 def measure_transient(batches: Sequence[Batch]) -> int:
     """The most bytes of transient buffers that batches have while a plan is carried out."""
-    sizes = [batch.transient_bytes for batch in batches]
+    return measure_window([batch.transient_bytes for batch in batches])
+
+
+def measure_window(sizes: Sequence[int]) -> int:
+    """The most transient bytes at a time, of batches that each have so many."""
     window = IN_FLIGHT + 1
     return max((sum(sizes[i : i + window]) for i in range(len(sizes))), default=0)
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from msgspec import structs
 
+from .._catalog.chunk_columns import locate_columns
 from .._core.arguments import PyTree
 from .._core.gc_pause import pause_gc
 from .._core.text import list_names
@@ -15,8 +16,9 @@ from .._core.workers import choose_threads
 from .._jax.coordination import count_local_processes, is_connected
 from .._match.result import TemplateError
 from .._plan.build import build_plan
-from .._plan.job import JobPlan, plan_job
+from .._plan.job import JobPlan
 from .._plan.plan import Plan
+from .._plan.plan_hosts import plan_job
 from .._plan.sharing import Machine
 from .._plan.topology import Topology
 from .._template.make import make_template
@@ -121,16 +123,17 @@ def make_job_plan(
     if not found.ok:
         raise TemplateError(found)
     costs = [find_cost(catalog.source) for catalog in catalogs]
-    build = functools.partial(
-        build_plan,
-        threads=options.count_workers(remote=any(costs)),
-        memory=options.memory_bytes,
-        verify=options.verify,
-        gaps=[cost.gap_bytes if cost else 0 for cost in costs],
-        merged=True,
-    )
+    chunks = locate_chunks(catalogs, found, locate_columns)
     with pause_gc():
-        return plan_job(found, locate_chunks(catalogs, found), topology, build)
+        return plan_job(
+            found,
+            chunks,
+            topology,
+            threads=options.count_workers(remote=any(costs)),
+            memory=options.memory_bytes,
+            verify=options.verify,
+            gaps=[cost.gap_bytes if cost else 0 for cost in costs],
+        )
 
 
 def _fit_topology(target: Target, topology: Topology) -> Target:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import replace
 
@@ -13,7 +13,7 @@ import numpy as np
 from msgspec import structs
 
 from .._catalog.catalog import Catalog
-from .._catalog.entry import Chunk
+from .._catalog.entry import Chunk, LeafEntry
 from .._core.boxes import Shape
 from .._core.dtypes import int_fits
 from .._core.gc_pause import pause_gc
@@ -289,10 +289,21 @@ def _check_int_values(catalogs: Sequence[Catalog], found: Match) -> Match:
 
 
 def locate_chunks(
-    catalogs: Sequence[Catalog], found: Match
-) -> list[Mapping[str, tuple[Chunk, ...]]]:
-    """Locates the chunks of every leaf that a match pairs: for each catalog, name → chunks."""
-    chunks: list[Mapping[str, tuple[Chunk, ...]]] = []
+    catalogs: Sequence[Catalog],
+    found: Match,
+    locate: Callable[
+        [Catalog, Iterable[LeafEntry]], Mapping[str, Sequence[Chunk]]
+    ] = Catalog.locate,
+) -> list[Mapping[str, Sequence[Chunk]]]:
+    """Locates the chunks of every leaf that a match pairs: for each catalog, name → chunks.
+
+    Args:
+        catalogs: See `match_checkpoint`.
+        found: The match.
+        locate: What locates leaves of a catalog: `locate_columns`, to make as few chunks as
+            possible.
+    """
+    chunks: list[Mapping[str, Sequence[Chunk]]] = []
     for i, catalog in enumerate(catalogs):
         mine = [pair.entry for pair in found.pairs if pair.source == i]
         paths: dict[str, Path] = {}
@@ -303,5 +314,5 @@ def locate_chunks(
                     " paths tell apart",
                     leaf=entry.name,
                 )
-        chunks.append(catalog.locate(entry for entry in mine if entry.kind != "string"))
+        chunks.append(locate(catalog, (entry for entry in mine if entry.kind != "string")))
     return chunks

@@ -194,7 +194,7 @@ def plan(
     Without --mesh, every leaf of TEMPLATE.json is planned whole, for one CPU device. Exits with 0
     if a restore from PATH would succeed, 1 if it would not, 2 if one of the two can't be read.
     """
-    topology = _parse_topology(mesh, hosts, platform)
+    topology = parse_topology(mesh, hosts, platform)
     try:
         made = (
             tx.plan(path, template, **options)
@@ -215,9 +215,10 @@ def plan(
         echo_report(str(made))
 
 
-def _parse_topology(
+def parse_topology(
     mesh: str | None, hosts: int | None, platform: Literal["cpu", "gpu", "tpu"] | None
 ) -> tx.Topology | None:
+    """The topology that `--mesh`, `--hosts` and `--platform` mean; None without them."""
     if mesh is None:
         if hosts is not None or platform is not None:
             raise click.UsageError("--hosts and --platform describe a job, which needs --mesh.")

@@ -27,6 +27,7 @@ COMMANDS = {
     "convert": ("convert", "Write the checkpoint at SRC in another format to DST."),
     "demo": ("demo", "Restore a real Orbax checkpoint, then show four pitfalls."),
     "diff": ("diff", "Show how the checkpoints at A and B differ."),
+    "draw": ("draw", "Draw which file, or which device, has which part of a leaf."),
     "ls": ("ls", "Show the contents of the checkpoint at PATH."),
     "plan": ("check", "Show what a restore would read, decode and copy."),
     "prune": ("runs", "Delete the steps in DIR that no rule keeps."),

@@ -82,9 +82,15 @@ def test_chunks_are_found_as_if_all_were_compared(
     for _ in range(data.draw(st.integers(1, 3))):
         edges = [sorted(data.draw(st.tuples(st.integers(0, n), st.integers(0, n)))) for n in shape]
         boxes.append(tuple((a, b) for a, b in edges))
-    found = ChunkLookup(chunks).find(boxes)
+    found = [chunks[i] for i in ChunkLookup(chunks).find(boxes)]
     expected = [c for c in chunks if any(intersect(c.box, box) is not None for box in boxes)]
-    assert list(found) == (expected if len(chunks) > 1 else chunks)
+    assert found == (expected if len(chunks) > 1 else chunks)
+
+
+def test_chunks_that_overlap_are_all_found() -> None:
+    """As those of a view that interleaves two leaves: each box is around every other element."""
+    chunks = [Chunk(Extent("f", 0, 8), ((0, 3),)), Chunk(Extent("f", 8, 16), ((1, 4),))]
+    assert list(ChunkLookup(chunks).find([((2, 4),)])) == [0, 1]
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,8 @@ from templax._catalog.entry import Chunk, Extent, LeafEntry
 from templax._core.boxes import Box, box_slices, full_box, intersect, shape_of, size_of
 from templax._core.memory import ALIGN
 from templax._match.result import Match, Pair
-from templax._plan.build import GAP_BYTES, build_plan
+from templax._plan.build import build_plan
+from templax._plan.parts import GAP_BYTES
 from templax._plan.plan import Plan
 from templax._restore.buffers import HostMemory
 from templax._restore.execute import execute_plan

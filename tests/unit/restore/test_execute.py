@@ -19,7 +19,8 @@ from templax._catalog.entry import Chunk, Extent
 from templax._core.boxes import Box, box_slices, full_box, shape_of
 from templax._core.memory import ALIGN, SMALL_BYTES
 from templax._match.result import Match, Pair
-from templax._plan.build import BATCH_BYTES, build_plan
+from templax._plan.build import build_plan
+from templax._plan.limits import BATCH_BYTES
 from templax._plan.plan import IN_FLIGHT, Plan
 from templax._restore.buffers import ARENA_BYTES, SHARED_BYTES, HostMemory
 from templax._restore.execute import execute_plan
@@ -179,7 +180,7 @@ def test_an_arena_is_no_larger_than_needed() -> None:
 
 
 def test_batches_have_a_maximum_size_and_keep_the_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("templax._plan.build.BATCH_BYTES", 100)
+    monkeypatch.setattr("templax._plan.limits.BATCH_BYTES", 100)
     assert BATCH_BYTES > 100
     pairs = [make_host_pair(f"l{i}", VALUES) for i in range(5)]
     made = make_plan(*pairs, **{p.target.name: make_chunks(VALUES) for p in pairs})
@@ -194,7 +195,7 @@ def test_batches_have_a_maximum_size_and_keep_the_order(monkeypatch: pytest.Monk
 def test_batches_are_read_ahead_up_to_the_limit(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("templax._plan.build.BATCH_BYTES", 1)
+    monkeypatch.setattr("templax._plan.limits.BATCH_BYTES", 1)
     pairs = [make_host_pair(f"l{i}", VALUES) for i in range(9)]
     made = make_plan(*pairs, threads=1, **{p.target.name: make_chunks(VALUES) for p in pairs})
     source = Watched(Memory({"f": VALUES.tobytes()}))
@@ -289,7 +290,7 @@ def test_no_read_starts_after_an_error() -> None:
 def test_an_error_in_a_later_batch_is_raised_after_the_previous_batches(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("templax._plan.build.BATCH_BYTES", 1)
+    monkeypatch.setattr("templax._plan.limits.BATCH_BYTES", 1)
     pairs = [make_host_pair("good", VALUES), make_host_pair("bad", VALUES)]
     made = make_plan(
         *pairs,

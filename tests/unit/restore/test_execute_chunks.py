@@ -139,7 +139,7 @@ def test_pieces_of_a_large_raw_leaf_are_read_in_place() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("templax._plan.parts.SCATTER_BYTES", 64)
         patch.setattr("templax._plan.parts.SPLIT_BYTES", 64)
-        patch.setattr("templax._plan.build.IN_PLACE_BYTES", 1)
+        patch.setattr("templax._plan.requests.IN_PLACE_BYTES", 1)
         chunk = Chunk(Extent("f", 0, values.nbytes), ((0, 12), (0, 8)))
         made = make_plan(make_host_pair("w", values), w=(chunk,))
     (finished,) = execute_plan(made, [Source({"f": values.tobytes()})])

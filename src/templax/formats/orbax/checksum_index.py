@@ -162,7 +162,7 @@ class Columns:
             )
         if max(self.kinds, default=0) >= len(KINDS) or max(self.codecs, default=0) > 1:
             raise Corrupted("Expected known kinds and codecs, got others", hint=REMOVAL_HINT)
-        self._chunks = [
+        chunks = [
             np.frombuffer(_check_length(data, np.dtype(type).itemsize * total), type)
             for data, type in (
                 (index.file, "<u4"),
@@ -171,7 +171,7 @@ class Columns:
                 (index.crc32c, "<u4"),
             )
         ]
-        file, offset, nbytes, _ = self._chunks
+        file, offset, nbytes, crc = chunks
         sizes = np.array([size for _, size in index.files], np.uint64)
         if total:
             known = int(file.max()) < len(sizes)
@@ -185,10 +185,12 @@ class Columns:
                     "Expected chunks within the data files, got others", hint=REMOVAL_HINT
                 )
 
+        self.chunk_arrays = file, offset.astype(np.int64), nbytes.astype(np.int64), crc
+
     @functools.cached_property
     def chunk_rows(self) -> tuple[list[int], list[int], list[int], list[int]]:
         """File number, offset, length and crc32c of each chunk, as lists."""
-        file, offset, nbytes, crc = [column.tolist() for column in self._chunks]
+        file, offset, nbytes, crc = [column.tolist() for column in self.chunk_arrays]
         return file, offset, nbytes, crc
 
     @functools.cached_property

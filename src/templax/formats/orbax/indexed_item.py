@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 
 from ..._catalog.catalog import Catalog, record_damage
+from ..._catalog.chunk_columns import ChunkColumns
 from ..._catalog.entry import Chunk, Extent, LeafEntry
 from ..._catalog.regions import Region
 from ..._core.boxes import Shape, fits_address_space, format_shape, full_box, size_of
-from ..._core.chunk_grid import grid_shape, is_row_major, iter_cells
+from ..._core.chunk_grid import cell_box, grid_shape, is_row_major, iter_cells
 from ..._core.dtypes import DTYPES
 from ..._core.gc_pause import pause_gc
 from ..._core.names import join_paths
@@ -68,7 +69,7 @@ def open_indexed_item(
         evidence=f"`{INDEX_FILE}`",
         entries=entries,
         source=source,
-        locator=functools.partial(_locate, source, columns),
+        locator=_Locator(source, columns),
         metadata={**metadata, "use_ocdbt": True, "use_zarr3": False},
         empties={tuple(path): what for path, what in index.empties},
         audit=functools.partial(_audit, source, index),
@@ -238,18 +239,89 @@ def _check_grid(name: str, shape: Shape, chunk: Shape, dtype: np.dtype, count: i
         raise Corrupted(problem, leaf=name, hint=REMOVAL_HINT)
 
 
+class _Locator:
+    """The locator of the catalog.
+
+    A raw leaf that is one contiguous range of a file becomes a single chunk, however many it was
+    saved in. Each data file is checked for existence and length once per call.
+
+    Args:
+        source: The item.
+        columns: Its index.
+    """
+
+    def __init__(self, source: Source, columns: Columns):
+        self._source, self._columns = source, columns
+
+    def __call__(
+        self, entries: Iterable[LeafEntry], damages: list[Corrupted] | None = None
+    ) -> dict[str, tuple[Chunk, ...]]:
+        return _locate(self._source, self._columns, entries, damages)
+
+    @pause_gc()
+    def locate_columns(self, entries: Iterable[LeafEntry]) -> dict[str, Sequence[Chunk]]:
+        """See `_catalog.chunk_columns`."""
+        columns, index = self._columns, self._columns.index
+        names = [path for path, _ in index.files]
+        checked = np.zeros(len(names), bool)
+        located: dict[str, Sequence[Chunk]] = {}
+        for entry in entries:
+            i: int | None = entry.handle
+            chunks: Sequence[Chunk] = ()
+            if i is not None and columns.counts[i]:
+                rows = slice(columns.first_chunk[i], columns.first_chunk[i] + columns.counts[i])
+                chunks = _make_columns(columns, names, entry, i, rows)
+                numbers = np.unique(columns.chunk_arrays[0][rows])
+                for number in numbers[~checked[numbers]].tolist():
+                    _check_data_file(self._source, entry.name, *index.files[number])
+                checked[numbers] = True
+            located[entry.name] = chunks
+        return located
+
+
+def _make_columns(
+    columns: Columns, names: Sequence[str], entry: LeafEntry, i: int, rows: slice
+) -> Sequence[Chunk]:
+    """The chunks of the `i`th leaf as columns, unless they are few or become one."""
+    file, offset, nbytes, crc = [column[rows] for column in columns.chunk_arrays]
+    shape, chunk = entry.shape, columns.index.shapes[columns.chunks[i]]
+    codecs = ("zstd",) if columns.codecs[i] else ()
+    merged = not codecs and is_row_major(shape, chunk)
+    if len(file) == 1 or (merged and _are_contiguous(file, offset, nbytes, entry)):
+        return _locate_chunks(columns, entry, i, None)
+    itemsize, grid = entry.dtype.itemsize, grid_shape(shape, chunk)
+
+    def make(at: int) -> Chunk:
+        cell = tuple(map(int, np.unravel_index(at, grid)))
+        box = cell_box(cell, shape, chunk)
+        if codecs:  # a compressed chunk includes the padding
+            box = tuple((i * c, i * c + c) for i, c in zip(cell, chunk, strict=True))
+        start, size = int(offset[at]), int(nbytes[at])
+        extent = Extent(names[int(file[at])], start, start + size)
+        return Chunk(extent, box, codecs, "C", True, (int(crc[at]),), size)
+
+    # Whether a length is possible depends on that of the box. If all of those are equal, and the
+    # least and the greatest length are possible, so are the others.
+    inner = all(n % c == 0 for n, c in zip(shape, chunk, strict=True))
+    extremes = {int(nbytes.argmin()), int(nbytes.argmax())} if codecs or inner else range(len(file))
+    try:
+        for at in extremes:
+            made = make(at)
+            check_length(made.extent, size_of(made.box) * itemsize, codecs)
+    except CheckpointError:
+        return _locate_chunks(columns, entry, i, None)  # raises it for the first one
+    layout = "indexed", shape, chunk, entry.dtype, codecs
+    return ChunkColumns(names, file, offset, offset + nbytes, layout, make)
+
+
 @pause_gc()
 def _locate(
     source: Source,
     columns: Columns,
     entries: Iterable[LeafEntry],
-    damages: list[Corrupted] | None = None,
+    damages: list[Corrupted] | None,
 ) -> dict[str, tuple[Chunk, ...]]:
-    """The locator of the catalog.
-
-    A raw leaf that is one contiguous range of a file becomes a single chunk, however many it was
-    saved in. Each data file is checked for existence and length once per call.
-    """
+    """The chunks of leaves; see `_Locator`."""
     counts, codecs, first_chunk = columns.counts, columns.codecs, columns.first_chunk
     file, offset, nbytes, crc = columns.chunk_rows
     paths = [path for path, _ in columns.index.files]
@@ -292,7 +364,9 @@ def _locate_chunks(
     codecs = ("zstd",) if columns.codecs[i] else ()
     if not codecs and is_row_major(shape, chunk):
         total = _leaf_nbytes(shape, entry.dtype)
-        if _are_contiguous(rows, file, offset, nbytes, total):
+        here = slice(rows.start, rows.stop)
+        files, offsets, sizes, _ = columns.chunk_arrays
+        if _are_contiguous(files[here], offsets[here], sizes[here], entry):
             extent = Extent(index.files[file[first]][0], offset[first], offset[first] + total)
             sums = tuple(crc[rows.start : rows.stop])
             return (Chunk(extent, full_box(shape), (), "C", True, sums, nbytes[first]),)
@@ -311,15 +385,14 @@ def _locate_chunks(
 
 
 def _are_contiguous(
-    rows: range, file: Sequence[int], offset: Sequence[int], nbytes: Sequence[int], total: int
+    file: np.ndarray, offset: np.ndarray, nbytes: np.ndarray, entry: LeafEntry
 ) -> bool:
-    """Whether chunks form one range of `total` bytes, with all except the last of equal length."""
-    block, at, first = nbytes[rows[0]], offset[rows[0]], file[rows[0]]
-    for row in rows:
-        if file[row] != first or offset[row] != at or (nbytes[row] != block and row != rows[-1]):
-            return False
-        at += nbytes[row]
-    return at - offset[rows[0]] == total
+    """Whether chunks form one range of a whole leaf, with all but the last of equal length."""
+    if (file != file[0]).any() or (nbytes[:-1] != nbytes[0]).any():
+        return False
+    stop = int(offset[-1]) + int(nbytes[-1])
+    within = (offset[1:] == offset[:-1] + nbytes[:-1]).all()
+    return bool(within) and stop - int(offset[0]) == _leaf_nbytes(entry.shape, entry.dtype)
 
 
 def _check_data_file(source: Source, leaf: str, file: str, nbytes: int) -> None:

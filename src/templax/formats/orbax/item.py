@@ -7,8 +7,8 @@ in files or in an OCDBT database.
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection, Iterable, Mapping
-from typing import Any, Literal
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
@@ -24,6 +24,7 @@ from ..flax.msgpack import Leaf, Value, locate_value
 from ..flax.specs import FORMAT, Spec
 from ..flax.state import make_catalog
 from ..ocdbt.read import MANIFEST, read_database
+from ..zarr.columns import ColumnLocator
 from ..zarr.container import (
     ArrayLocator,
     Container,
@@ -121,7 +122,7 @@ def open_item(
         evidence=" and ".join(f"`{e}`" if " " not in e else e for e in evidence),
         entries=entries,
         source=source,
-        locator=functools.partial(_locate, source, container, "error" if all_written else "fill"),
+        locator=_Locator(source, container, "error" if all_written else "fill"),
         metadata=about,
         empties=empties,
         uncommitted=uncommitted,
@@ -239,24 +240,42 @@ def _missing_array_error(name: str, container: Container) -> Corrupted:
     return missing_dot_file_error(name, chunk)
 
 
-@pause_gc()
+class _Locator:
+    """The locator of the catalog.
+
+    Args:
+        source, container, absent: See `ArrayLocator`.
+    """
+
+    def __init__(self, source: Source, container: Container, absent: Literal["error", "fill"]):
+        self._source, self._container = source, container
+        self._absent: Literal["error", "fill"] = absent
+
+    @pause_gc()
+    def __call__(
+        self, entries: Iterable[LeafEntry], damages: list[Corrupted] | None = None
+    ) -> dict[str, tuple[Chunk, ...]]:
+        arrays = ArrayLocator(self._source, self._container, self._absent, damages)
+        return {entry.name: _locate(entry, arrays.locate) for entry in entries}
+
+    @pause_gc()
+    def locate_columns(self, entries: Iterable[LeafEntry]) -> dict[str, Sequence[Chunk]]:
+        """See `_catalog.chunk_columns`."""
+        arrays = ArrayLocator(self._source, self._container, self._absent, None)
+        if self._container.index is None:
+            return {entry.name: _locate(entry, arrays.locate) for entry in entries}
+        columns = ColumnLocator(self._source, self._container, arrays)
+        return {entry.name: _locate(entry, columns.locate) for entry in entries}
+
+
+_Chunks = TypeVar("_Chunks", bound=Sequence[Chunk])
+
+
 def _locate(
-    source: Source,
-    container: Container,
-    absent: Literal["error", "fill"],
-    entries: Iterable[LeafEntry],
-    damages: list[Corrupted] | None = None,
-) -> dict[str, tuple[Chunk, ...]]:
-    """The locator of the catalog."""
-    arrays = ArrayLocator(source, container, absent, damages)
-    located: dict[str, tuple[Chunk, ...]] = {}
-    for entry in entries:
-        handle = entry.handle
-        if isinstance(handle, Value):
-            chunks = locate_value(handle, LEGACY, inline=True)
-        elif isinstance(handle, Array):
-            chunks = arrays.locate(handle, entry.name)
-        else:
-            chunks = ()
-        located[entry.name] = chunks
-    return located
+    entry: LeafEntry, locate_array: Callable[[Array, str], _Chunks]
+) -> _Chunks | tuple[Chunk, ...]:
+    """The chunks of a leaf, given what locates those of an array."""
+    handle = entry.handle
+    if isinstance(handle, Value):
+        return locate_value(handle, LEGACY, inline=True)
+    return locate_array(handle, entry.name) if isinstance(handle, Array) else ()

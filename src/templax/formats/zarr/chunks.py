@@ -84,7 +84,7 @@ def locate_arrays(
             except CheckpointError as error:
                 record_damage(_add_location(error, name, extent, source), damages, error)
                 return ()
-            return (_make_chunk(extent, box, array, array),)
+            return (make_chunk(extent, box, array, array),)
     if 0 in array.shape:
         return ()
     if array.fill is None:
@@ -197,7 +197,7 @@ def _resolve_value(
     if sharding is None:
         nbytes = math.prod(b - a for a, b in box) * array.dtype.itemsize
         _check_chunk(extent, nbytes, how.codecs, budget)
-        yield _make_chunk(extent, box, how, array)
+        yield make_chunk(extent, box, how, array)
         return
     corner = tuple(a for a, _ in box)
     grid = tuple((b - a) // c for (a, b), c in zip(box, sharding.chunk_shape, strict=True))
@@ -226,7 +226,8 @@ def _resolve_value(
         yield from _resolve_value(part, inner, array, sharding, source, missing, budget)
 
 
-def _make_chunk(extent: Extent, box: Box, how: Array | Sharding, array: Array) -> Chunk:
+def make_chunk(extent: Extent, box: Box, how: Array | Sharding, array: Array) -> Chunk:
+    """The chunk in a value, or in a part of it, that is encoded as `how` says."""
     # An OCDBT node has a checksum, and so has a member of gzip or zlib.
     summed = array.unsupported is None and not {"crc32c", "gzip", "zlib"}.isdisjoint(how.codecs)
     return Chunk(extent, box, how.codecs, how.order, extent.inline is not None or summed)

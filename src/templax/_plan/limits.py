@@ -1,0 +1,87 @@
+"""How much a plan reads and places at a time, by the memory that it may use. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from .parts import AHEAD_BYTES, GAP_BYTES, REQUEST_BYTES, STORE_BYTES
+from .plan import IN_FLIGHT
+
+BATCH_BYTES = 128 * 1024 * 1024
+"""A batch closes once its buffers have this many bytes: it is placed while the next are read."""
+
+BATCH_LEAVES = 4096
+"""A batch closes once it has this many boxes."""
+
+
+class Limits(msgspec.Struct, frozen=True):
+    """What follows from the options of a plan; see `build_plan`.
+
+    Attributes:
+        threads, memory: As asked.
+        remote: Whether anything is read from an object store.
+        share: Most transient bytes of a batch.
+        ahead: Stored bytes that a worker holds of what is decoded as it is read.
+        request: Small parts are joined to requests of at most this many bytes.
+        held: The most memory that object stores hold themselves.
+    """
+
+    threads: int
+    memory: int
+    remote: bool
+    share: int
+    ahead: int
+    request: int
+    held: int
+
+    def fit_threads(self, scratch: int, transient: int) -> int:
+        """The number of workers: as asked, or as many as have room for their scratch memory.
+
+        Args:
+            scratch: The most memory that one worker needs besides the buffers.
+            transient: The most bytes of transient buffers at a time.
+        """
+        room = self.memory - self.held - transient if self.remote else self.memory // 2
+        return max(1, min(self.threads, room // scratch if scratch else self.threads))
+
+
+def find_limits(threads: int, memory: int, gaps: Sequence[int]) -> Limits:
+    """The limits of a plan with these options; see `build_plan`."""
+    remote = any(gaps)
+    ahead = AHEAD_BYTES if remote else REQUEST_BYTES
+    return Limits(
+        threads,
+        memory,
+        remote,
+        max(1, memory // (2 * (IN_FLIGHT + 1))),
+        ahead,
+        max(GAP_BYTES, min(ahead, memory // (4 * threads))),
+        min(STORE_BYTES, memory // 2) if remote else 0,
+    )
+
+
+class BatchSize:
+    """The size of the batch that is being made.
+
+    Args:
+        share: See `Limits`.
+    """
+
+    def __init__(self, share: int):
+        self._share = share
+        self.boxes = self.nbytes = self.transient = 0
+
+    def is_full(self, transient: int) -> bool:
+        """Whether boxes of so many transient bytes begin another batch."""
+        if not self.boxes:
+            return False
+        full = self.nbytes >= BATCH_BYTES or self.boxes >= BATCH_LEAVES
+        return full or self.transient + transient > self._share
+
+    def add(self, boxes: int, nbytes: int, transient: int) -> None:
+        """Adds boxes to the batch."""
+        self.boxes += boxes
+        self.nbytes += nbytes
+        self.transient += transient
