@@ -29,6 +29,7 @@ MODULES = {
 
 JAX = {
     "_jax.paths", "_jax.put", "_jax.support", "_jax.versions", "_restore.devices",
+    "_restore.reshard",
     "_save.jax_leaves", "_save.owners", "_template.flatten", "_template.from_pytree",
     "_template.jax_shardings", "_template.specs", "_template.trace", "_views.recipe",
     "compat.orbax.args", "compat.orbax.arrays", "compat.orbax.checkpoint_manager",
@@ -54,9 +55,10 @@ PURE = {
     "_match.leaf_hints", "_match.match", "_match.similar_names",
     "_match.meaning", "_match.missing_hints", "_match.moved_subtrees", "_match.rename_hints",
     "_match.rename_text", "_match.options", "_match.result", "_match.shape_hints",
-    "_plan.buffers", "_plan.build", "_plan.chunk_lookup", "_plan.job", "_plan.job_leaves",
-    "_plan.limits", "_plan.parts", "_plan.plan", "_plan.plan_hosts", "_plan.ranges",
-    "_plan.requests", "_plan.topology", "_runs.retention",
+    "_plan.buffers", "_plan.build", "_plan.chunk_lookup", "_plan.compare_layouts", "_plan.job",
+    "_plan.job_leaves", "_plan.limits", "_plan.moves", "_plan.parts", "_plan.plan",
+    "_plan.plan_hosts", "_plan.ranges", "_plan.requests", "_plan.sharing", "_plan.topology",
+    "_runs.retention",
     "_template.placement", "_template.plain_tree", "_template.sharding", "_template.template",
     "_views.axes", "_views.expressions", "_views.mapping_json", "_views.names",
     "_views.rule_checks", "_views.rules",

@@ -257,6 +257,26 @@ def test_requests_to_a_store_are_counted_and_results_compared(tmp_path, options)
     assert found["libraries"][limit]["notes"][0].startswith(limit)
 
 
+@pytest.mark.slow
+def test_a_job_restores_the_same_with_and_without_shared_reads(tmp_path):
+    report = tmp_path / "out.json"
+    options = ("--places", "raw", "--mib", "64", "--rounds", "1", "--processes", "2")
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.shared", *options, "--json", str(report)],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)])},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    rows = {(row["case"], row["mode"]): row for row in json.loads(report.read_text())}
+    for case in ("columns", "replicas"):
+        never, always = rows[case, "never"], rows[case, "always"]
+        assert (never["shared"], always["shared"]) == (0, 8)
+        assert always["read_bytes"] * 2 == never["read_bytes"]
+        assert never["received_bytes"] == 0 < always["received_bytes"]
+
+
 def test_stalls_are_divided_by_the_first_that_goes_on_behind_its_call():
     rows = [Row(name, "k", False, nbytes=1 << 20) for name in ("sync", "ours", "peer", "slow")]
     for row, stalls in zip(

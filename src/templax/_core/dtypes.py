@@ -266,6 +266,11 @@ def names_byte(dtype: np.dtype) -> bool:
 
 
 @functools.cache
+def is_narrow_float(dtype: np.dtype) -> bool:
+    """Whether a dtype is a float of less than 4 bytes, such as bfloat16."""
+    return dtype.itemsize < 4 and class_of(dtype) == "float"
+
+
 def count_bits(dtype: np.dtype) -> int:
     """How many bits of an element hold its value: fewer than its bytes have for narrow numbers.
 

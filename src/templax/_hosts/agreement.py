@@ -234,18 +234,19 @@ class Hosts:
         """
         return self._take_step(doing, value=value)[0]
 
-    def agree(self, doing: str, error: TemplaxError | None = None) -> None:
-        """Returns if no process has an error.
+    def agree(self, doing: str, error: TemplaxError | None = None, choice: str = "") -> None:
+        """Returns if no process has an error, and all have made the same choice.
 
         Args:
             doing: See `tell_all`.
             error: Why this process failed, or None.
+            choice: A digest of what this process has chosen, for all to do.
 
         Raises:
             TemplaxError: On every process: it names each process that failed, and why. One that
                 all have is raised as it is.
         """
-        self._take_step(doing, error=error)
+        self._take_step(doing, error=error, choice=choice)
 
     def announce(self, doing: str, value: bytes | None = None, *, again: bool = False) -> bytes:
         """`tell_all`, but process 0 waits for nobody: what it says is done.
@@ -360,6 +361,7 @@ class Hosts:
         reply: bytes = b"",
         error: TemplaxError | None = None,
         heed_others: bool = True,
+        choice: str = "",
     ) -> tuple[list[bytes], bytes]:
         """Takes one step, of any kind.
 
@@ -369,6 +371,7 @@ class Hosts:
             reply: What process 0 sends to all. Ignored on others.
             error: Why this process failed, or None.
             heed_others: Whether process 0 waits for the messages of all before it decides.
+            choice: See `agree`.
 
         Returns:
             The values of all processes, on process 0 only; and the reply of process 0.
@@ -382,7 +385,12 @@ class Hosts:
         own = None if error is None else RemoteError.from_exception(error)
         try:
             values, reply, failure = self._session.take_step(
-                doing, value=value, reply=reply, error=own, heed_others=heed_others
+                doing,
+                value=value,
+                reply=reply,
+                error=own,
+                heed_others=heed_others,
+                choice=choice,
             )
         except StoreError as cause:
             unreachable = self._describe_unreachable(cause, doing)

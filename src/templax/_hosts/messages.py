@@ -160,11 +160,13 @@ class Message(msgspec.Struct, frozen=True, array_like=True):
         doing: What the sender does in this step, such as "writing"; empty if it gave up instead.
         size: Bytes of the value that the sender stored before it sent this message.
         error: Why the sender failed or, in a verdict, why the whole session failed.
+        choice: A digest of what the sender has chosen, which must be equal on all processes.
     """
 
     doing: str
     size: int = 0
     error: RemoteError | None = None
+    choice: str = ""
 
 
 def _describe(error: RemoteError) -> str:
@@ -230,12 +232,27 @@ def describe_disagreement(messages: Mapping[int, Message], path: str) -> RemoteE
     """
     processes = group_processes({i: message.doing for i, message in messages.items()})
     if len(processes) < 2:
-        return None
+        return _describe_other_choice(messages, path)
     expected, got, *_ = processes
     return RemoteError(
         f"Expected every process to be `{expected}`, got `{got}` on"
         f" {name_processes(processes[got])}",
         places={"file": path, "hint": "run the same version of templax on every process"},
+    )
+
+
+def _describe_other_choice(messages: Mapping[int, Message], path: str) -> RemoteError | None:
+    processes = group_processes({i: message.choice for i, message in messages.items()})
+    if len(processes) < 2:
+        return None
+    _, got, *_ = processes
+    return RemoteError(
+        "Expected every process to share the same reads, got another choice on"
+        f" {name_processes(processes[got])} than on process 0",
+        places={
+            "file": path,
+            "hint": "restore with the same template and options on every process",
+        },
     )
 
 

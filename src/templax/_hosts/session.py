@@ -46,6 +46,7 @@ class Session:
         reply: bytes,
         error: RemoteError | None,
         heed_others: bool,
+        choice: str = "",
     ) -> tuple[list[bytes], bytes, RemoteError | None]:
         """Takes one step, of any kind.
 
@@ -55,13 +56,14 @@ class Session:
             reply: What process 0 sends to all. Ignored on others.
             error: Why this process failed, or None.
             heed_others: Whether process 0 waits for the messages of all before it decides.
+            choice: See `Message`.
 
         Returns:
             The values of all processes, on process 0 only; the reply of process 0; and the error on
             which all agree, or None.
         """
         key, values = self._step_key(), list[bytes]()
-        message = Message(doing, len(value), error)
+        message = Message(doing, len(value), error, choice)
         if self.index == 0:
             failure = error
             if heed_others:

@@ -51,6 +51,17 @@ def process_index() -> int:
     return jax.process_index()
 
 
+def count_local_processes() -> int:
+    """How many processes of the job run on this machine, as far as known: all, if they have met on
+    loopback; else 1.
+    """
+    from jax._src import distributed  # pyright: ignore
+
+    address = str(getattr(distributed.global_state, "coordinator_address", None) or "")
+    local = address.startswith(("127.", "localhost:", "[::1]:"))
+    return count_processes() if local else 1
+
+
 class JobStore:
     """JAX's key-value store. Thread-safe.
 

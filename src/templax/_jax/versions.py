@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import jax
@@ -69,3 +70,18 @@ def broadcast(prefix: Any, tree: Any) -> Any:
 def without_names(info: Any) -> Any:
     """The debugging information of a function, for one that returns other outputs."""
     return info.with_unknown_names() if hasattr(info, "with_unknown_names") else info
+
+
+def shard_map(function: Any, mesh: Any, in_specs: Any, out_specs: Any) -> Any:
+    """`jax.shard_map`, without its check of which axes the values are equal along."""
+    if hasattr(jax, "shard_map"):  # since JAX 0.6
+        specs = {"in_specs": in_specs, "out_specs": out_specs}
+        return jax.shard_map(function, mesh=mesh, **specs, check_vma=False)
+    from jax.experimental.shard_map import shard_map as earlier
+
+    return earlier(function, mesh, in_specs, out_specs, check_rep=False)
+
+
+def enter_mesh(mesh: Any) -> AbstractContextManager[Any]:
+    """A context in which `shard_map` over a mesh is allowed, whichever mesh the program has set."""
+    return jax.set_mesh(mesh) if hasattr(jax, "set_mesh") else nullcontext()

@@ -7,7 +7,7 @@ however many boxes want a piece of it.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -36,6 +36,7 @@ def build_plan(
     mapped: Sequence[bool] = (),
     sources: Sequence[Any] = (),
     gaps: Sequence[int] = (),
+    shared: Container[str] = (),
 ) -> Plan:
     """Plans the reads of a match without mismatches.
 
@@ -52,6 +53,9 @@ def build_plan(
         sources: Stored in the plan.
         gaps: For each source, the bytes between two parts that are rather read and dropped than
             left out by a second request; empty, or 0, for local files.
+        shared: Names of targets of which several processes read a part each. Of these, too, all
+            bytes that a checksum covers are read: else none of them could compare it where two
+            parts meet.
 
     Returns:
         A plan with batches in template order. Its copies tile every buffer: each element is written
@@ -76,6 +80,7 @@ def build_plan(
         located: Sequence[Chunk] = chunks[source][pair.entry.name]
         if len(located) > 1:
             located = merge_chunks(located)
+        whole = required or (verify != "off" and pair.target.name in shared)
         covered, summed, absent, mapped_chunks = True, False, False, list[Chunk]()
         for chunk in located:
             if chunk.origin is not None:
@@ -105,11 +110,11 @@ def build_plan(
             if isinstance(view, str):
                 first = len(buffers)
                 if mapped_chunks:
-                    made = list(make_parts(pair, mine, first, plain_chunks, measures, required))
+                    made = list(make_parts(pair, mine, first, plain_chunks, measures, whole))
                     for chunk in mapped_chunks:
-                        made += make_mapped_parts(pair.entry, mine, first, chunk, required)
+                        made += make_mapped_parts(pair.entry, mine, first, chunk, whole)
                 else:
-                    made = make_parts(pair, mine, first, located, measures, required)
+                    made = make_parts(pair, mine, first, located, measures, whole)
                 if summed:
                     made = list(made)
                     for part in made:
@@ -122,7 +127,7 @@ def build_plan(
                 mine = [msgspec.structs.replace(mine[0], view=view)]
                 if summed:
                     (chunk,), start, stop = tuple(located), view.start, view.stop
-                    if required:
+                    if whole:
                         start, stop = align_to_blocks(chunk, start, stop)
                     covered = covered and covers_whole_blocks(chunk, start, stop)
                     checks += make_checks(pair.entry.name, source, chunk, start, stop)

@@ -14,7 +14,15 @@ from .._catalog.entry import Chunk, LeafEntry
 from .._core.boxes import Box, intersect, shape_of, split_range
 from .._core.index_map import StridedCopy, span_copies, strides_of
 from .buffers import Buffer
-from .parts import GAP_BYTES, SCATTER_BYTES, SPLIT_BYTES, Part, is_raw, widen_to_blocks
+from .parts import (
+    GAP_BYTES,
+    SCATTER_BYTES,
+    SPLIT_BYTES,
+    Part,
+    complete_blocks,
+    is_raw,
+    widen_to_blocks,
+)
 
 
 def make_mapped_parts(
@@ -53,9 +61,7 @@ def make_mapped_parts(
         stop = min(start + step, pulled.size)
         whole = copies if step == pulled.size else pulled.list_copies(start, stop)
         for part in pulled.cut(start, stop, whole):
-            if whole_blocks and chunk.sums:
-                part = widen_to_blocks(part)
-            yield part
+            yield (widen_to_blocks(part) if whole_blocks and chunk.sums else complete_blocks(part))
 
 
 class _PulledChunk:

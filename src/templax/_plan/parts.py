@@ -63,6 +63,9 @@ in the cache that cores share, large enough to keep the reads few (1 MiB is 10 %
 SCATTER_BYTES = 4 * 1024 * 1024
 """Raw parts whose pieces go to several places, or are cast, are read in pieces of at most this."""
 
+NEARLY = 16
+"""A block with a checksum is read whole if what is wanted lacks at most one in this many bytes."""
+
 SPLIT_BYTES = 32 * 1024 * 1024
 """Raw parts larger than this are shared by several threads, which read them or, if they are mapped,
 check them."""
@@ -253,7 +256,7 @@ def make_parts_by_chunk(
             most = _max_bytes(part) if covers_whole_blocks(chunk, start, stop) else SCATTER_BYTES
             yield from map(widen_to_blocks, _split_part(part, most))
         else:
-            yield from _split_part(part, _max_bytes(part))
+            yield from map(complete_blocks, _split_part(part, _max_bytes(part)))
 
 
 def _max_bytes(part: Part) -> int:
@@ -345,6 +348,19 @@ def widen_to_blocks(part: Part) -> Part:
     if (start, stop) == (part.start, part.stop):
         return part
     return msgspec.structs.replace(part, start=start, stop=stop, direct=None, nbytes=stop - start)
+
+
+def complete_blocks(part: Part) -> Part:
+    """`widen_to_blocks` for a part that lacks little of its blocks, so that they can be compared.
+
+    Not for a large part that is read in place, which would be copied.
+    """
+    nbytes = part.stop - part.start
+    if not part.chunk.sums or (part.direct is not None and nbytes > SCATTER_BYTES):
+        return part
+    start, stop = align_to_blocks(part.chunk, part.start, part.stop)
+    lacks = stop - start - nbytes
+    return widen_to_blocks(part) if 0 < lacks <= nbytes // NEARLY else part
 
 
 def make_checks(name: str, source: int, chunk: Chunk, start: int, stop: int) -> Iterator[Check]:

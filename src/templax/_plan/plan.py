@@ -15,6 +15,7 @@ from .._escape import join_lines
 from .._match.result import Match, list_differences
 from .buffers import Buffer
 from .parts import Check, Part, count_useful_bytes
+from .sharing import Sharing, list_sharing
 
 IN_FLIGHT = 3
 """How many batches are read ahead while one is being placed."""
@@ -80,6 +81,8 @@ class Plan:
         filled: Names of leaves with chunks that are absent, which means the fill value in zarr.
         cost: What a request costs, from an object store: parts that lie so close that a second
             request would take longer are read by one.
+        sharing: The leaves that the processes of a job read together. `match` has their targets as
+            they are read.
     """
 
     match: Match
@@ -96,6 +99,7 @@ class Plan:
     filled: tuple[str, ...] = ()
     held_bytes: int = 0
     cost: str = ""
+    sharing: Sharing = field(default_factory=Sharing)
 
     @property
     def _reads(self) -> Iterator[ReadOp]:
@@ -131,8 +135,13 @@ class Plan:
     @property
     def placed_bytes(self) -> int:
         """Bytes of the finished leaves on this process, each distinct box counted once."""
-        buffers = (b for batch in self.batches for b in batch.buffers)
-        return sum([b.nbytes // b.dtype.itemsize * b.pair.target.dtype.itemsize for b in buffers])
+        shared = self.sharing.leaves
+        buffers = [b for batch in self.batches for b in batch.buffers]
+        if shared:
+            buffers = [b for b in buffers if b.pair.target.name not in shared]
+        return sum(
+            [b.nbytes // b.dtype.itemsize * b.pair.target.dtype.itemsize for b in buffers]
+        ) + sum(leaf.target_bytes for leaf in shared.values())
 
     @property
     def mapped_bytes(self) -> int:
@@ -143,7 +152,8 @@ class Plan:
     def peak_bytes(self) -> int:
         """The most host memory in flight beyond the arrays returned, in bytes."""
         scratch = self.threads * self.scratch_bytes
-        return measure_transient(self.batches) + scratch + self.held_bytes
+        reading = measure_transient(self.batches) + scratch + self.held_bytes
+        return max(reading, self.sharing.peak_bytes) if self.sharing.on_host else reading
 
     def __repr__(self) -> str:
         leaves, nbytes = len(self.match.pairs), self.placed_bytes
@@ -176,6 +186,7 @@ def explain_plan(plan: Plan) -> str:
         lines.append(f"  not mapped: {', '.join(reasons)}")
     if plan.unverified:
         lines.append(f"  not verifiable: {list_names(plan.unverified)}")
+    lines += [f"  {line}" for line in list_sharing(plan.sharing, plan.requests, plan.read_bytes)]
     if plan.cost:
         lines.append(f"  cost model: {plan.cost}")
     lines += list_filled(plan.filled)

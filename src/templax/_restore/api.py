@@ -8,6 +8,7 @@ import logging
 import os
 import time
 import warnings
+from collections.abc import Callable
 from contextlib import closing
 from typing import TYPE_CHECKING, Literal, Unpack, overload
 
@@ -20,6 +21,7 @@ from .._core.progress import Progress, check_progress
 from .._match.result import Match
 from .._plan.job import JobPlan
 from .._plan.plan import Plan
+from .._plan.sharing import Machine, ShareReads
 from .._plan.topology import Topology
 from .._template.make import make_template
 from .._template.template import Template
@@ -67,6 +69,7 @@ def restore(
     memory: int | None = None,
     threads: int | None = None,
     mapped: bool = False,
+    share_reads: ShareReads = "auto",
     on_progress: Progress | None = None,
     timeout: float | None = None,
     alone: bool = False,
@@ -109,9 +112,9 @@ def restore(
             `"exact"`: none. One `CastWarning` announces all casts.
         verify: `"available"` compares the bytes with every checksum that the checkpoint has, while
             they are in cache. Where only part of what a checksum covers is needed (a shard of a
-            chunk), the rest is not read, and `Plan.unverified` names the leaf. `"required"` reads
-            everything that such a checksum covers, and refuses leaves that have none. `"off"`
-            checks only the checksums of indexes.
+            chunk), the rest is not read unless it is little, and `Plan.unverified` names the leaf.
+            `"required"` reads everything that such a checksum covers, and refuses leaves that have
+            none. `"off"` checks only the checksums of indexes.
         memory: Host bytes in flight beyond the arrays returned; default 2 GiB. A larger leaf is
             loaded box by box.
         threads: Workers that read and decode. Default: the cores of this process, at most 8.
@@ -122,6 +125,14 @@ def restore(
             checksums, which `verify="off"` leaves out. While such arrays live, the file must not be
             overwritten (the values would change) or truncated (the process would be killed);
             deleting or replacing it is safe.
+        share_reads: Whether the processes of a job read together what several of them need, each
+            an even part of it, and move the values between their devices (all-to-all and
+            all-gather of XLA). `"auto"`: where that is estimated to take less time, from the bytes
+            and requests of the plan: mostly where they come from an object store. `"always"`:
+            wherever it reads less. `"never"`: each process reads what it needs. The values are the
+            same. `print(templax.plan(...))` shows what is shared, and what the other way costs. A
+            restore that one process makes alone, or that tries several steps, shares nothing, nor
+            do leaves of another memory kind or layout, typed keys, and dtypes of less than a byte.
         on_progress: Called as `on_progress(done, total)` with the bytes read so far and the bytes
             to read in all (`Plan.read_bytes`, and those of mapped files that are compared with
             checksums), at most ten times a second while bytes are read. Once every leaf is in
@@ -172,6 +183,7 @@ def restore(
         memory=memory,
         threads=threads,
         mapped=mapped,
+        share_reads=share_reads,
         on_progress=on_progress,
         timeout=timeout,
         alone=alone,
@@ -182,14 +194,16 @@ def restore(
         wanted = make_template(template, shardings)
     took = time.perf_counter() - begin
 
-    def make() -> Plan:  # arguments included: other processes may be waiting for this one
-        return make_plan(checkpoint, wanted, make_options(), template_s=took)
+    def make(machine: Machine | None) -> Plan:  # arguments included: others may wait for this one
+        joint, options = machine is not None, make_options()
+        return make_plan(checkpoint, wanted, options, template_s=took, joint=joint, machine=machine)
 
     if alone or not wanted.spans_processes:
-        return run_plan(make(), on_progress)
+        return run_plan(make(None), on_progress)
     from .together import restore_together
 
-    facts = {"mapping": checkpoint.digest if isinstance(checkpoint, View) else "none"}
+    mapping = checkpoint.digest if isinstance(checkpoint, View) else "none"
+    facts = {"mapping": mapping, "share_reads=": repr(share_reads)}
     path = _describe_source(checkpoint)
     return restore_together(path, make, run_plan, on_progress, timeout, facts, storage)
 
@@ -230,7 +244,8 @@ def plan(
             may be a `jax.sharding.AbstractMesh`; a leaf without one is read whole by every host.
         topology: The hosts of a job, which need not exist: plans what each of them would read.
         **options: The keyword arguments of `restore`: `at`, `rename`, `shardings`, `missing`,
-            `extra`, `cast`, `verify`, `memory`, `threads` and `mapped`; `run` takes `on_progress`.
+            `extra`, `cast`, `verify`, `memory`, `threads`, `mapped` and `share_reads`; `run` takes
+            `on_progress`.
 
     Returns:
         A plan: `print` it, or `run` it. With `topology`, a `JobPlan`, which can't be run.
@@ -279,11 +294,19 @@ def run(plan: Plan, *, on_progress: Progress | None = None) -> PyTree:
         UsageError: It is for a template from a file, or `jax_enable_x64` was turned off since.
     """
     check_progress(on_progress)
+    if isinstance(plan, Plan) and plan.sharing.digest:
+        from .together import run_shared_plan
+
+        return run_shared_plan(plan, run_plan, on_progress)
     return run_plan(plan, on_progress)
 
 
 def run_plan(
-    plan: Plan, on_progress: Progress | None = None, *, choice: StepChoice | None = None
+    plan: Plan,
+    on_progress: Progress | None = None,
+    *,
+    choice: StepChoice | None = None,
+    agree: Callable[[], None] | None = None,
 ) -> PyTree:
     """`run`, for the public calls: a `CastWarning` points at the code that called templax.
 
@@ -291,6 +314,8 @@ def run_plan(
         plan: See `run`.
         on_progress: See `restore`.
         choice: The step that the plan restores, for `last_restore`.
+        agree: Called when everything is read, before leaves move between processes; returns once
+            all others are as far. Needed if the plan shares any.
     """
     from .place import place_batches
 
@@ -300,11 +325,19 @@ def run_plan(
     if plan.match.template.treedef is None:
         raise UsageError("Expected a plan for a pytree, got one for a template from a file")
     if any(not pair.target.host for pair in plan.match.pairs):
-        _check_jax(plan)
+        from .devices import check_jax_settings
+
+        check_jax_settings(plan.match.pairs)
     begin = time.perf_counter()
     meter = None if on_progress is None else ReadMeter(on_progress, plan)
+    move = None
+    if plan.sharing.digest:
+        from .reshard import make_mover
+
+        assert agree is not None, "only calls that all processes make together share reads"
+        move = make_mover(plan.sharing, agree)
     with closing(execute_plan(plan, plan.sources, meter)) as finished:
-        tree, busy = place_batches(plan.match, finished)
+        tree, busy = place_batches(plan.match, finished, move)
     _last = stats = Stats.of(plan, busy, time.perf_counter() - begin, choice)
     _log.info("%s", stats)
     if meter is not None:
@@ -322,22 +355,6 @@ def _count_own_frames() -> int:
     while frame is not None and str(frame.f_globals.get("__name__")).split(".")[0] == _PACKAGE:
         count, frame = count + 1, frame.f_back
     return count
-
-
-def _check_jax(plan: Plan) -> None:
-    """Refuses a plan that was made with 64-bit types enabled and is run with them disabled, and one
-    that a transfer guard forbids.
-    """
-    from .._jax.put import check_transfers_allowed
-    from .._jax.support import jax_supports
-
-    for dtype in {pair.target.dtype for pair in plan.match.pairs if not pair.target.host}:
-        if not jax_supports(dtype):
-            raise UsageError(
-                f"Expected jax_enable_x64 as it was when the plan was made: no jax.Array holds"
-                f" `{dtype.name}` now"
-            )
-    check_transfers_allowed()
 
 
 def last_restore() -> Stats | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -11,12 +11,34 @@ import numpy as np
 from jax.sharding import SingleDeviceSharding
 
 from .._core.boxes import Box, box_from_index, box_slices, contains, relative_box
-from .._jax.put import Put, aval_of, batched_put, default_device, make_weak
+from .._jax.put import (
+    Put,
+    aval_of,
+    batched_put,
+    check_transfers_allowed,
+    default_device,
+    make_weak,
+)
+from .._jax.support import jax_supports
 from .._jax.versions import Format
+from .._match.result import Pair
 from .._template.jax_shardings import has_free_axes
 from .._template.placement import Placement
 from .._template.template import Target
-from ..errors import Corrupted
+from ..errors import Corrupted, UsageError
+
+
+def check_jax_settings(pairs: Sequence[Pair]) -> None:
+    """Refuses a plan that was made with 64-bit types enabled and is run with them disabled, and one
+    that a transfer guard forbids.
+    """
+    for dtype in {pair.target.dtype for pair in pairs if not pair.target.host}:
+        if not jax_supports(dtype):
+            raise UsageError(
+                f"Expected jax_enable_x64 as it was when the plan was made: no jax.Array holds"
+                f" `{dtype.name}` now"
+            )
+    check_transfers_allowed()
 
 
 class DevicePlacer:

@@ -15,6 +15,7 @@ from .._core.progress import Progress, check_progress
 from .._core.text import quote_text
 from .._core.workers import MEMORY_BYTES, choose_threads
 from .._match.options import ExtraChoice
+from .._plan.sharing import ShareReads
 from ..errors import UsageError
 from ..formats.registry import Checkpoint, SupportsCatalog
 from ..storage.source import Source
@@ -49,6 +50,7 @@ class PlanKeywords(CompareKeywords, total=False):
     memory: int | None
     threads: int | None
     mapped: bool
+    share_reads: ShareReads
 
 
 class RestoreKeywords(PlanKeywords, total=False):
@@ -110,6 +112,7 @@ class PlanOptions(CompareOptions):
     memory: int | None = None
     threads: int | None = None
     mapped: bool = False
+    share_reads: ShareReads = "auto"
 
     def __post_init__(self) -> None:
         choose_threads(self.threads)
@@ -121,6 +124,10 @@ class PlanOptions(CompareOptions):
             )
         if not isinstance(self.mapped, bool):
             raise UsageError(f"Expected mapped=True or False, got {self.mapped!r}")
+        if self.share_reads not in ("auto", "always", "never"):
+            raise UsageError(
+                f'Expected share_reads="auto", "always" or "never", got {self.share_reads!r}'
+            )
         super().__post_init__()
 
     def count_workers(self, *, remote: bool) -> int:
@@ -148,6 +155,11 @@ class RestoreOptions(PlanOptions):
     def __post_init__(self) -> None:
         check_progress(self.on_progress)
         check_company(self.timeout, self.alone)
+        if self.alone and self.share_reads == "always":
+            raise UsageError(
+                'Expected share_reads="auto" or "never" with alone=True, got "always": a process'
+                " on its own has nobody to share with"
+            )
         super().__post_init__()
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,13 +19,19 @@ if TYPE_CHECKING:
     from .devices import DevicePlacer
 
 
-def place_batches(match: Match, finished: Iterable[FilledBatch]) -> tuple[Any, StageSeconds]:
+def place_batches(
+    match: Match,
+    finished: Iterable[FilledBatch],
+    move: Callable[[dict[str, Any]], None] | None = None,
+) -> tuple[Any, StageSeconds]:
     """Places each batch as it comes, then builds the tree.
 
     Args:
         match: A match without mismatches.
         finished: The batches of its plan. Their buffers now belong to the result: on CPU the arrays
             are the buffers.
+        move: Called once all batches are placed, with the leaves by name: replaces those that lie
+            elsewhere than the template wants them.
 
     Returns:
         The tree, with the template's treedef, and the seconds spent on the batches and here.
@@ -44,6 +50,11 @@ def place_batches(match: Match, finished: Iterable[FilledBatch]) -> tuple[Any, S
             busy.cast_s += _place_batch(done, results, placer)
         busy.place_s += time.perf_counter() - begin
         del done  # frees its memory before the next batch needs more
+    if move is not None:
+        begin = time.perf_counter()
+        placer = None
+        move(results)
+        busy.move_s = time.perf_counter() - begin
     begin = time.perf_counter()
     for pair in match.pairs:
         target = pair.target

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from dataclasses import replace
 
@@ -11,11 +12,14 @@ from .._catalog.chunk_columns import locate_columns
 from .._core.arguments import PyTree
 from .._core.gc_pause import pause_gc
 from .._core.text import list_names
+from .._core.workers import choose_threads
+from .._jax.coordination import count_local_processes, is_connected
 from .._match.result import TemplateError
 from .._plan.build import build_plan
 from .._plan.job import JobPlan
 from .._plan.plan import Plan
 from .._plan.plan_hosts import plan_job
+from .._plan.sharing import Machine
 from .._plan.topology import Topology
 from .._template.make import make_template
 from .._template.sharding import NO_DEVICES, find_sharding_problem
@@ -33,6 +37,8 @@ def make_plan(
     options: PlanOptions,
     *,
     template_s: float = 0.0,
+    joint: bool = True,
+    machine: Machine | None = None,
 ) -> Plan:
     """`plan` with validated options: opens, matches, locates the chunks, and plans their reads.
 
@@ -40,6 +46,8 @@ def make_plan(
         checkpoint, template: See `plan`.
         options: How to plan.
         template_s: Seconds that were spent on the template before.
+        joint: Whether all processes of the job make this plan, and can share reads.
+        machine: What process 0 runs on, by which all choose what to share; by default this one.
     """
     begin = time.perf_counter()
     with pause_gc():
@@ -54,17 +62,33 @@ def make_plan(
     begin = time.perf_counter()
     sources = [catalog.source for catalog in catalogs]
     costs = [find_cost(source) for source in sources]
+    build = functools.partial(
+        build_plan,
+        chunks=chunks,
+        threads=options.count_workers(remote=any(costs)),
+        memory=options.memory_bytes,
+        verify=options.verify,
+        mapped=[source.maps for source in sources] if options.mapped else (),
+        sources=sources,
+        gaps=[cost.gap_bytes if cost else 0 for cost in costs],
+    )
     with pause_gc():
-        made = build_plan(
-            found,
-            chunks,
-            threads=options.count_workers(remote=any(costs)),
-            memory=options.memory_bytes,
-            verify=options.verify,
-            mapped=[source.maps for source in sources] if options.mapped else (),
-            sources=sources,
-            gaps=[cost.gap_bytes if cost else 0 for cost in costs],
-        )
+        made = build(found)
+        if joint and options.share_reads != "never" and wanted.spans_processes and is_connected():
+            from .reshard import share_reads  # imports JAX
+
+            shared, sharing = share_reads(
+                found,
+                chunks,
+                options.share_reads,
+                [cost is not None for cost in costs],
+                options.verify,
+                describe_machine() if machine is None else machine,
+            )
+            unshared = made.requests, made.read_bytes, made.decoded_chunks
+            if shared is not found:
+                made = build(shared, shared=sharing.leaves)
+            made = replace(made, sharing=replace(sharing, unshared=unshared))
     if options.verify == "required" and made.unverified:
         names = made.unverified
         raise Unverified(
@@ -74,6 +98,11 @@ def make_plan(
         )
     took["plan"] = time.perf_counter() - begin
     return replace(made, prepared=took, cost="; ".join([str(cost) for cost in costs if cost]))
+
+
+def describe_machine() -> Machine:
+    """What the processes of the job run on, as far as this one knows."""
+    return Machine(choose_threads(None), count_local_processes())
 
 
 def make_job_plan(

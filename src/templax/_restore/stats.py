@@ -19,12 +19,14 @@ class StageSeconds:
     decode_s: float = 0.0
     cast_s: float = 0.0
     place_s: float = 0.0
+    move_s: float = 0.0
 
     def __iadd__(self, other: StageSeconds) -> StageSeconds:
         self.read_s += other.read_s
         self.decode_s += other.decode_s
         self.cast_s += other.cast_s
         self.place_s += other.place_s
+        self.move_s += other.move_s
         return self
 
 
@@ -55,7 +57,7 @@ class Stats:
         mapped_bytes: How many of them a mapping of the file serves.
         seconds: Wall-clock time of all stages. Each run of a plan counts its planning too.
         stages: Wall-clock seconds of each stage: `template`, `open`, `match`, `locate`, `plan` and
-            `run`; `place` is a part of `run`.
+            `run`; `place` is a part of `run`, and so is `move`, if leaves were read together.
         busy: Seconds summed over all threads: `read`, `decode` (copies included), `cast`.
         cast_leaves: The leaves that were cast, with their dtypes, as in `Match.casts`.
         supplied: Names of leaves that the checkpoint lacks, each with the URL of the one given as
@@ -67,6 +69,8 @@ class Stats:
         skipped_steps: The later steps, and those saved later, that `Manager.restore` did not take,
             each with the reason.
         filled: Names of leaves with chunks that are absent, which means the fill value in zarr.
+        shared: Names of the leaves that the processes of the job read together.
+        received_bytes: Bytes of these leaves that the devices of this process received from others.
     """
 
     url: str
@@ -87,6 +91,8 @@ class Stats:
     began_anew: bool = False
     skipped_steps: tuple[str, ...] = ()
     filled: tuple[str, ...] = ()
+    shared: tuple[str, ...] = ()
+    received_bytes: int = 0
 
     @classmethod
     def of(
@@ -98,6 +104,8 @@ class Stats:
             choice: The step that the plan restores, if it does.
         """
         stages = {**plan.prepared, "run": run_s, "place": busy.place_s}
+        if plan.sharing.digest:
+            stages["move"] = busy.move_s
         return cls(
             url=plan.match.url,
             leaves=len(plan.match.pairs),
@@ -117,6 +125,8 @@ class Stats:
             began_anew=choice is not None and choice.step is None,
             skipped_steps=() if choice is None else choice.skipped,
             filled=plan.filled,
+            shared=tuple(plan.sharing.leaves),
+            received_bytes=plan.sharing.received_bytes,
         )
 
     @property
@@ -139,6 +149,9 @@ class Stats:
         differences = list_casts(self.cast_leaves)
         differences += list_differences(self.supplied, self.kept, self.ignored)
         differences += [line.strip() for line in list_filled(self.filled)]
+        if self.shared:
+            names = list_names(self.shared)
+            differences.append(f"read together, {self.received_bytes:,} bytes received: {names}")
         return escape_text(
             f"{what} in"
             f" {self.seconds:.3f} s ({self.gb_per_s:.2f} GB/s): {self.requests:,} {requests},"

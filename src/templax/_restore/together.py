@@ -12,7 +12,9 @@ import time
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+import msgspec
 
 from .._core.arguments import PyTree
 from .._core.progress import Progress
@@ -20,11 +22,13 @@ from .._hosts.agreement import Hosts, open_call
 from .._hosts.messages import RemoteError
 from .._match.result import Match, TemplateError
 from .._plan.plan import Plan
+from .._plan.sharing import Machine
 from .._template.template import Template
-from ..errors import NotFound, SourceError, TemplaxError
+from ..errors import NotFound, SourceError, TemplaxError, UsageError
 from ..storage.local import Local
 from ..storage.open import is_remote, open_source
 from ..storage.source import Source
+from .planning import describe_machine
 
 if TYPE_CHECKING:
     from ..storage.stores import Store
@@ -38,7 +42,14 @@ _IDENTIFYING = ("_CHECKPOINT_METADATA", "templax.index", "manifest.ocdbt", "_MET
 _MAX_IDENTIFYING_BYTES = 1 << 20
 
 MakePlan = Callable[[], Plan]
-RunPlan = Callable[[Plan, Progress | None], PyTree]
+
+
+class RunPlan(Protocol):
+    """`run_plan`, or a function like it."""
+
+    def __call__(
+        self, plan: Plan, on_progress: Progress | None, /, *, agree: Callable[[], None]
+    ) -> PyTree: ...
 
 
 Result = TypeVar("Result")
@@ -90,7 +101,7 @@ def _make_error(error: RemoteError) -> TemplaxError:
 
 def restore_together(
     path: str,
-    make_plan: MakePlan,
+    make_plan: Callable[[Machine | None], Plan],
     run_plan: RunPlan,
     on_progress: Progress | None,
     timeout: float | None,
@@ -101,7 +112,8 @@ def restore_together(
 
     Args:
         path: What is restored: a local path, or words for what has none.
-        make_plan, run_plan: How this process does it.
+        make_plan, run_plan: How this process does it; the first is told what process 0
+            runs on, or None if processes do not take part.
         on_progress, timeout: See `restore`.
         facts: What must be equal on all processes: name → value, in words.
         storage: How to reach the object store of a URL.
@@ -110,15 +122,43 @@ def restore_together(
         TemplaxError: On every process, the same: it failed on one of them.
     """
     if _together.get():
-        return run_plan(make_plan(), on_progress)
+        return run_plan(make_plan(None), on_progress, agree=_agree_with_nobody)
     with open_restore(path, timeout=timeout) as call:
-        told = call.join(facts, make_reply=lambda: identify_checkpoint(path, storage))
+        told = call.join(facts, make_reply=lambda: _introduce(path, storage))
+        machine, identity = msgspec.msgpack.decode(told, type=tuple[Machine, bytes])
 
         def make_seen_plan() -> Plan:
-            await_checkpoint(call, path, told, storage)
-            return make_plan()
+            await_checkpoint(call, path, identity, storage)
+            return make_plan(machine if call.count > 1 else None)
 
         plan = plan_together(call, make_seen_plan)
+        return run_together(call, plan, run_plan, on_progress)
+
+
+def _introduce(path: str, storage: Store | None) -> bytes:
+    """What process 0 tells all: what it runs on, and how to know the checkpoint that it sees."""
+    return msgspec.msgpack.encode((describe_machine(), identify_checkpoint(path, storage)))
+
+
+def _agree_with_nobody() -> None:
+    raise AssertionError("a restore within another call of all processes shares no reads")
+
+
+def run_shared_plan(plan: Plan, run_plan: RunPlan, on_progress: Progress | None) -> PyTree:
+    """Runs a plan that shares reads, which every process has made.
+
+    Raises:
+        UsageError: `jax.distributed` no longer connects the processes.
+        TemplaxError: On every process, the same: they have other plans, or it failed on one.
+    """
+    with open_restore(plan.match.url) as call:
+        if call.count == 1:
+            raise UsageError(
+                "Expected the job for which this plan was made, as its processes read together, got"
+                ' one process; hint: plan with share_reads="never"'
+            )
+        call.join()
+        call.agree("matching", choice=plan.sharing.digest)
         return run_together(call, plan, run_plan, on_progress)
 
 
@@ -185,7 +225,7 @@ def plan_together(call: Hosts, make_plan: MakePlan, explain: Explain = _as_it_is
             raise
         error = _explain(failed, explain)
     try:
-        call.agree("matching", error)
+        call.agree("matching", error, choice="" if plan is None else plan.sharing.digest)
     except TemplateError as other:
         if plan is not None:
             raise TemplateError(plan.match, str(other)) from None
@@ -209,6 +249,12 @@ def run_together(
         on_progress: See `restore`.
     """
     tree = error = None
+    doing = "reading"
+
+    def agree() -> None:
+        nonlocal doing
+        call.agree(doing)
+        doing = "moving"
 
     def report(done: int, total: int) -> None:
         call.check()
@@ -216,12 +262,12 @@ def run_together(
             on_progress(done, total)
 
     try:
-        tree = run_plan(plan, on_progress if call.count == 1 else report)
+        tree = run_plan(plan, on_progress if call.count == 1 else report, agree=agree)
     except TemplaxError as failed:
         if call.failed:  # it is the error of another process, which this one has heard of
             raise
         error = _explain(failed, explain)
-    call.agree("reading", error)
+    call.agree(doing, error)
     return tree
 
 

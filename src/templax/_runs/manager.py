@@ -310,8 +310,8 @@ class Manager:
                 saves from the restored step on: it replaces the damaged steps, no rule of `keep`
                 counts them, and none is deleted.
             **options: The keyword arguments of `templax.restore`: `at`, `rename`, `shardings`,
-                `missing`, `extra`, `cast`, `verify`, `memory`, `threads`, `mapped`, `on_progress`,
-                `timeout` and `alone`.
+                `missing`, `extra`, `cast`, `verify`, `memory`, `threads`, `mapped`, `share_reads`,
+                `on_progress`, `timeout` and `alone`.
 
         Raises:
             NotFound: The step does not exist; or there is none at all, and `missing="error"` or its
@@ -335,6 +335,11 @@ class Manager:
         )
         with call:
             asked = RestoreOptions(**options)
+            if asked.share_reads == "always" and (fallback or alone):
+                raise UsageError(
+                    'Expected share_reads="auto" or "never" with fallback=True or alone=True, got'
+                    ' "always": each process then reads by itself'
+                )
             step = None if step is None else check_step(step)
             self._finish_own_save()
             restoring = StepRestore(self._run, self._item, template, asked, call)

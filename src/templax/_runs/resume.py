@@ -23,9 +23,10 @@ from .._core.text import list_names
 from .._hosts.agreement import Hosts
 from .._match.result import TemplateError
 from .._plan.plan import Plan
+from .._plan.sharing import Machine
 from .._restore import api
 from .._restore.options import Missing, RestoreOptions
-from .._restore.planning import make_plan
+from .._restore.planning import describe_machine, make_plan
 from .._restore.prepare import open_missing
 from .._restore.stats import StepChoice
 from .._restore.together import (
@@ -69,11 +70,13 @@ class _Offered(msgspec.Struct, array_like=True):
             digest of each step, in the order in which they are tried.
         skipped: What could not be taken, each with the reason.
         committed: Number → directory name of all committed steps.
+        machine: What process 0 runs on.
     """
 
     steps: list[tuple[int, str | None, bytes]] = []
     skipped: list[str] = []
     committed: dict[int, str] = {}
+    machine: Machine = Machine(1)
 
 
 class _StepGoneError(Exception):
@@ -107,6 +110,7 @@ class StepRestore:
         self._given = _list_paths(options.missing)
         self.damaged: frozenset[int] = frozenset()
         self._look: Source | None = None  # the run, as process 0 listed it
+        self._machine: Machine | None = None
         self._deleted = False  # whether another process deleted the step to restore
         self._opened: Source | None = None  # what to restore, once a step and item are chosen
 
@@ -125,6 +129,7 @@ class StepRestore:
         """
         self._open_missing()
         call, facts = self._call, {"fallback=": str(fallback), "item=": str(self._item)}
+        facts["share_reads="] = repr(self._options.share_reads)
         with ExitStack() as held:
 
             def offer_steps() -> bytes:
@@ -133,6 +138,7 @@ class StepRestore:
             told = call.join(facts, make_reply=offer_steps)
             while True:
                 offered = msgspec.msgpack.decode(told, type=_Offered)
+                self._machine = offered.machine
                 if not offered.steps:
                     return self._begin_anew()
                 try:
@@ -175,7 +181,7 @@ class StepRestore:
                 break
         skipped = find_untaken(self._look, steps, numbers[0]) if step is None and numbers else ()
         offers = [self._offer_step(n, found.get(n)) for n in numbers]
-        return _Offered(offers, list(skipped), found)
+        return _Offered(offers, list(skipped), found, describe_machine())
 
     def _find_step(self, name: str) -> Source:
         """The directory of a step: of those that process 0 listed, or else as it is now."""
@@ -210,7 +216,9 @@ class StepRestore:
             return error
 
         choice = StepChoice(step, tuple(offered.skipped))
-        plan = plan_together(self._call, lambda: self._make_plan(name, identity), explain=name_step)
+        plan = plan_together(
+            self._call, lambda: self._make_plan(name, identity, joint=True), explain=name_step
+        )
         return run_together(
             self._call,
             plan,
@@ -231,11 +239,12 @@ class StepRestore:
         except TemplaxError:
             return False
 
-    def _make_plan(self, name: str, identity: bytes) -> Plan:
+    def _make_plan(self, name: str, identity: bytes, *, joint: bool) -> Plan:
         storage = self._run.storage
         await_checkpoint(self._call, self._run.join(name), identity, storage)
         self._opened = _open_tree(self._find_step(name), self._item)
-        return make_plan(self._opened, self._template, self._options)
+        more: Any = {"joint": joint and self._call.count > 1, "machine": self._machine}
+        return make_plan(self._opened, self._template, self._options, **more)
 
     def _try_steps(self, offered: _Offered) -> PyTree:
         """Restores the first step that every process can restore.
@@ -299,7 +308,7 @@ class StepRestore:
 
         def plan_empty() -> Plan:
             try:
-                return make_plan(empty, self._template, self._options)
+                return make_plan(empty, self._template, self._options, joint=False)
             except TemplateError as error:
                 names = [m.name for m in error.mismatches if m.problem == "missing"]
                 whole = len(names) == len(error.mismatches)
@@ -333,7 +342,8 @@ class StepRestore:
         with self._run.hold_for_reading(name) as there:
             if self._call.index == 0 and not there:
                 raise _StepGoneError
-            plan = self._make_plan(name, identity)
+            # Each process tries the step by itself, so none can rely on what others read of it.
+            plan = self._make_plan(name, identity, joint=False)
             return api.run_plan(plan, self._options.on_progress, choice=StepChoice(step, skipped))
 
     def _concerns_step(self, error: CheckpointError) -> bool:

@@ -79,7 +79,20 @@ def test_only_the_edges_of_a_large_box_go_through_scratch() -> None:
 def test_columns_are_verified_if_this_process_gets_all_of_them() -> None:
     halves = [((0, 1000), (0, 4)), ((0, 1000), (4, 8))]
     assert plan_pair(make_pair("w", ROWS, halves), make_rows_chunk()).unverified == ()
-    assert plan_pair(make_pair("w", ROWS, halves[:1]), make_rows_chunk()).unverified == ("w",)
+    upper = [((0, 750), (0, 4))]  # ends within a block
+    assert plan_pair(make_pair("w", ROWS, upper), make_rows_chunk()).unverified == ("w",)
+
+
+def test_blocks_of_which_nearly_all_is_wanted_are_read_whole() -> None:
+    """The left columns reach from the first row to the last: they lack 16 bytes of the blocks."""
+    left = [((0, 1000), (0, 4))]
+    made = plan_pair(make_pair("w", ROWS, left), make_rows_chunk())
+    assert made.unverified == ()
+    assert made.read_bytes == 32000
+    assert made.useful_bytes == 32000 - 16
+    few = plan_pair(make_pair("w", ROWS, [((0, 10), (0, 4))]), make_rows_chunk())
+    assert few.unverified == ("w",)
+    assert few.read_bytes == 320 - 16
 
 
 def test_a_split_along_a_later_dimension_is_at_block_borders() -> None:

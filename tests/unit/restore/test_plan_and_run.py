@@ -87,6 +87,10 @@ def test_a_plan_for_a_template_file_cannot_be_run(tmp_path: Path) -> None:
         ({"memory": "2GiB"}, "Expected memory= an int of at least 1, got '2GiB'"),
         ({"verify": True}, 'Expected verify="available", "required" or "off", got True'),
         ({"mapped": "yes"}, "Expected mapped=True or False, got 'yes'"),
+        (
+            {"share_reads": True},
+            'Expected share_reads="auto", "always" or "never", got True',
+        ),
     ],
 )
 def test_invalid_options_are_refused(options: Any, said: str) -> None:

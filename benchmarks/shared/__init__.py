@@ -1,0 +1,1 @@
+"""Restores by several processes that need the same bytes, with and without sharing the reads."""
