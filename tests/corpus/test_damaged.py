@@ -172,6 +172,7 @@ except Corrupted:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="limits the address space")
 @pytest.mark.parametrize("case", ["zstd_bomb", "huge_shape"])
 def test_hostile_sizes_take_less_than_64_mebibytes(corpus, case):

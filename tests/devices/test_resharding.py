@@ -93,6 +93,7 @@ def test_a_checkpoint_matches_its_own_template(tree: Any) -> None:
     assert not match.casts
 
 
+@pytest.mark.slow
 @given(strategies.trees(strategies.arrays()), st.data())
 def test_every_hint_works_if_it_is_followed(tree: Any, data: st.DataObject) -> None:
     """A hint that is a keyword argument removes the mismatches that it is attached to."""

@@ -60,6 +60,7 @@ def test_the_steps_of_a_run_are_shown_and_pruned(tmp_path: Path) -> None:
     assert [step["step"] for step in shown["steps"]] == [2]
 
 
+@pytest.mark.slow
 def test_the_demo_says_what_it_needs() -> None:
     printed = run_command("demo", status=2)
     assert printed.endswith('; hint: pip install "templax[demo]"\n')

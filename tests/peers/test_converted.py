@@ -46,6 +46,7 @@ def saved(tmp_path: Path) -> Path:
     return tmp_path / "orbax"
 
 
+@pytest.mark.slow
 def test_orbax_becomes_safetensors_and_comes_back(saved: Path, tmp_path: Path) -> None:
     tx.convert(saved, tmp_path / "m.safetensors")
     check(safetensors.numpy.load_file(tmp_path / "m.safetensors"), flatten(TREE))
@@ -58,6 +59,7 @@ def test_orbax_becomes_safetensors_and_comes_back(saved: Path, tmp_path: Path) -
         check(checkpointer.restore(tmp_path / "back"))
 
 
+@pytest.mark.slow
 def test_flax_reads_msgpack(saved: Path, tmp_path: Path) -> None:
     tx.convert(saved, tmp_path / "m.msgpack")
     data = (tmp_path / "m.msgpack").read_bytes()

@@ -37,6 +37,7 @@ def test_orbax_load_equals_plain_flax_bit_for_bit(seed, features):
     assert same_bytes(result, plain_flax(int(seed), X, int(features)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "x",
     [

@@ -31,6 +31,7 @@ def save_run(path, steps=(1, 2, 3), **options):
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"step_prefix": "ckpt", "step_format_fixed_length": 6}])
 def test_steps_and_metrics_of_orbax_are_listed(tmp_path, options):
     found = read_run(Local(save_run(tmp_path / "run", **options)))

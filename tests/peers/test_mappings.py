@@ -128,6 +128,7 @@ def test_the_state_of_an_optimizer_that_was_wrapped_since_is_restored(tmp_path: 
     assert_equal(tx.restore(view, template)["opt_state"][1][0], state[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", [False, True])
 def test_variables_of_linen_are_restored_into_nnx_and_back(value: bool, tmp_path: Path) -> None:
     linen = Linen()

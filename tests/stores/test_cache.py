@@ -97,6 +97,7 @@ def digest() -> str:
     return hashlib.sha256(b"".join(TREE[name].tobytes() for name in sorted(TREE))).hexdigest()
 
 
+@pytest.mark.slow
 @run_on(*WRITABLE)
 def test_the_next_restore_fetches_no_byte(use: Callable[[], str], proxy: FaultProxy) -> None:
     url = use()

@@ -102,6 +102,7 @@ def test_an_object_that_changes_between_two_reads_is_an_error(bucket: Bucket, si
         source.read("x", size, 2 * size)
 
 
+@pytest.mark.slow
 @writable
 def test_a_checkpoint_is_restored_listed_and_verified(bucket: Bucket, tmp_path: Path) -> None:
     save_to(bucket, tmp_path)
@@ -117,6 +118,7 @@ def test_a_checkpoint_is_restored_listed_and_verified(bucket: Bucket, tmp_path: 
         tx.open(f"{bucket.url}/runs/100", storage=store)
 
 
+@pytest.mark.slow
 @writable
 def test_urls_are_served_as_the_environment_says(
     bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -153,6 +155,7 @@ QUICK = ("503", "short", "all")
 SLOW = [name for name in FAULTS if name not in QUICK]
 
 
+@pytest.mark.slow
 @run_on("moto", "azurite")
 @pytest.mark.parametrize("name", [*QUICK, *mark_slow(*SLOW)])
 def test_each_request_may_fail_once(
@@ -276,6 +279,7 @@ def test_a_checkpoint_is_opened_in_three_round_trips(
     assert proxy.count() <= 10
 
 
+@pytest.mark.slow
 @run_on("caddy")
 def test_a_web_server_is_listed_by_its_pages(bucket: Bucket, tmp_path: Path) -> None:
     save_to(bucket, tmp_path, "run/a b/100")

@@ -64,6 +64,7 @@ def test_each_request_may_fail_once(bucket: Bucket, proxy: FaultProxy, fault: An
     assert {name.split("/")[1] for name in bucket.list()} == {"2", "3"}
 
 
+@pytest.mark.slow
 @run_on("moto", "fake-gcs")
 def test_the_command_line_finds_the_store_by_the_environment(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch

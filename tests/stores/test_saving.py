@@ -171,6 +171,7 @@ def _find_outcome(url: str, store: Any, old: Any, new: Any) -> str:
     raise AssertionError(found)
 
 
+@pytest.mark.slow
 @run_on("moto", "fake-gcs")
 @pytest.mark.parametrize("rounds", [3, *mark_slow(17)])
 def test_of_writers_at_the_same_time_one_wins(
@@ -230,6 +231,7 @@ def test_a_killed_process_gives_its_lease_up(
     assert_saved(bucket, make_tree(1))
 
 
+@pytest.mark.slow
 @run_on("moto", "seaweedfs")
 def test_each_part_is_sent_with_its_checksum(bucket: Bucket, proxy: FaultProxy) -> None:
     store = find_storage(bucket.at(proxy.url))

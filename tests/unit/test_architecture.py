@@ -136,6 +136,7 @@ def _fresh(code: str, *arguments: str) -> str:
     return done.stdout.strip()
 
 
+@pytest.mark.slow
 def test_looking_and_checking_do_not_import_jax(tmp_path: Path) -> None:
     template = tmp_path / "t.json"
     template.write_bytes(dump_template(template_from_catalog(tx.open(CASE))))
@@ -189,6 +190,7 @@ def test_the_walk_sees_imports_in_every_form() -> None:
     assert "jax" in set(_imports("_jax.support"))
 
 
+@pytest.mark.slow
 def test_the_list_of_jax_modules_holds_no_other() -> None:
     """A module that no longer needs JAX leaves the list, so that it does not come back unseen."""
     for module in sorted(JAX):
@@ -208,6 +210,7 @@ def test_pure_stages_open_nothing() -> None:
         assert not calls & {"open", "print", "input", "exec", "eval", "__import__"}, module
 
 
+@pytest.mark.slow
 def test_no_module_swallows_what_it_does_not_know() -> None:
     """No bare `except`, no `except Exception` or `BaseException` that does not raise again.
 
@@ -250,6 +253,7 @@ def test_no_module_is_called_after_nothing() -> None:
 HEAVY = "('jax', 'jaxlib', 'flax', 'orbax', 'tensorstore', 'equinox', 'hypothesis', 'rich')"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "code",
     [
@@ -267,6 +271,7 @@ def test_what_needs_no_jax_imports_none(code: str) -> None:
     assert _fresh(f"import sys\n{code}\n{loaded}", str(CASE)) == "[]"
 
 
+@pytest.mark.slow
 def test_a_report_of_what_does_not_fit_imports_no_jax(tmp_path: Path) -> None:
     """Hints included."""
     template = tmp_path / "t.json"
@@ -311,6 +316,7 @@ def test_the_short_help_of_each_command_is_how_its_own_help_begins() -> None:
         assert command.get_short_help_str(limit=200).startswith(text.removesuffix(".")), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("colour", ["", "1"])
 def test_a_listing_loads_nothing_that_compares_or_restores(
     colour: str, monkeypatch: pytest.MonkeyPatch
@@ -321,6 +327,7 @@ def test_a_listing_loads_nothing_that_compares_or_restores(
     assert not _loaded_by(CLI.format(["ls", str(CASE)]), *heavy)
 
 
+@pytest.mark.slow
 def test_a_checksum_does_not_load_the_package_around_its_function() -> None:
     """It brings `importlib.metadata`, which takes as long as all of templax."""
     bare = CASE.parents[1] / "orbax-0.12.8-noocdbt" / "ckpt"
@@ -332,6 +339,7 @@ def test_a_checksum_does_not_load_the_package_around_its_function() -> None:
         assert int(_fresh(f"import sys\n{code}{loaded}{count}").splitlines()[-1]) == used
 
 
+@pytest.mark.slow
 def test_a_restore_loads_no_part_of_jax_that_an_application_does_not() -> None:
     """`jax.extend` takes longer to import than a small restore takes."""
     code = (
@@ -357,11 +365,13 @@ def test_public_names_have_one_home() -> None:
         assert getattr(tx, name) is getattr(importlib.import_module(f"templax.{module}"), name)
 
 
+@pytest.mark.slow
 def test_packages_of_the_surface_need_no_import_of_their_own() -> None:
     code = "import templax as tx; print(tx.storage.Memory.__name__, tx.formats.Format.__name__)"
     assert _fresh(code) == "Memory Format"
 
 
+@pytest.mark.slow
 def test_an_error_is_unpickled_where_nothing_is_loaded() -> None:
     match = tx.check(CASE, template_from_catalog(tx.open(CASE)), at="state")
     for error in (tx.TemplateError(match), tx.Corrupted("Expected more, got less")):
@@ -369,6 +379,7 @@ def test_an_error_is_unpickled_where_nothing_is_loaded() -> None:
         assert _fresh(code, pickle.dumps(error).hex()) == repr(error)
 
 
+@pytest.mark.slow
 def test_jax_comes_with_the_names_that_need_it() -> None:
     code = (
         "import sys, templax as tx\n"

@@ -126,6 +126,7 @@ def test_every_exception_is_still_needed() -> None:
     assert set(ALLOWED) <= find_all_uses()
 
 
+@pytest.mark.slow
 def test_pickles_are_loaded_only_inside_of_the_unpickling_of_their_owner() -> None:
     """A function that loads one is named in a `__reduce__`, and nothing calls it."""
     loading = Counter[str]()

@@ -233,10 +233,15 @@ class LeafClass:
             row *= b - a
         steps = [at * row for at, row in zip(corner, reversed(rows), strict=True)]
         base = sum(steps) if is_raw(chunk) else 0
-        # Parts begin and end where blocks do.
+        # Parts may begin and end where blocks do, of which the last one may be shorter.
         phase: tuple[int, ...] = ()
         if chunk.sums and is_raw(chunk):
-            phase = tuple(steps if self._required else [step % chunk.block for step in steps])
+            absolute, short = self._required, chunk.extent.nbytes % chunk.block
+            if short and not absolute:
+                far = [max(axis)[1] - 1 for axis in zip(*[src for src, _ in wanted], strict=True)]
+                end = sum([at * row for at, row in zip(far, reversed(rows), strict=True)])
+                absolute = end >= chunk.extent.nbytes - short
+            phase = tuple(steps if absolute else [step % chunk.block for step in steps])
         key = self._describe_kind(number), moved, phase
         parts = self._parts.get(key)
         if parts is None:

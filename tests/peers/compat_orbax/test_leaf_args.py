@@ -50,6 +50,7 @@ def test_args_are_mutable_and_may_be_subclassed(ocp, at):
     assert got["a"].sharding == args.sharding
 
 
+@pytest.mark.slow
 def test_args_of_other_classes_are_obeyed(at):
     """Flax makes Orbax's own; the shardings that they ask for are those of the result."""
     target = {

@@ -333,6 +333,7 @@ def several_read(ocp, path):
         return [list(manager.all_steps()), dict(manager.restore(2, args=args).items())]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "code", [several, some_of_several, several_by_old_spelling], ids=lambda f: f.__name__
 )

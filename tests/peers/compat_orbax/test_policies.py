@@ -62,6 +62,7 @@ def run(ocp, path, **options):
         return saved, list(manager.all_steps())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["own", "any"])
 def test_steps_are_saved_as_a_policy_says(name, tmp_path):
     """Whichever library made the policy."""

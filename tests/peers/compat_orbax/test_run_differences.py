@@ -24,6 +24,7 @@ pytestmark = [
 ]
 
 
+@pytest.mark.slow
 def test_differs_existing_step(tmp_path):
     """Both refuse and keep the step: Orbax with `ValueError`, templax with `FileExistsError`."""
     for name, ocp, error in (("theirs", orbax, ValueError), ("ours", compat, tx.AlreadyExists)):
@@ -36,6 +37,7 @@ def test_differs_existing_step(tmp_path):
             assert manager.restore(2)["step"] == 2
 
 
+@pytest.mark.slow
 def test_differs_lower_step_by_force(tmp_path):
     """Step 3 is saved by force after 10 and 12, and stays in both.
 
@@ -64,6 +66,7 @@ def test_differs_steps_of_other_programs(tmp_path):
     assert (ours.all_steps(), ours.latest_step()) == ([1, 2], 2)
 
 
+@pytest.mark.slow
 def test_differs_step_that_is_being_restored(tmp_path):
     """Orbax deletes a step that templax, in another program, restores; templax deletes it later."""
     for name, ocp in (("theirs", orbax), ("ours", compat)):
@@ -79,6 +82,7 @@ def test_differs_step_that_is_being_restored(tmp_path):
         assert os.listdir(tmp_path / name / "run") == ["3"]
 
 
+@pytest.mark.slow
 def test_differs_metric_that_is_nan(tmp_path):
     """To Orbax a NaN may be the best metric, depending on the order; to templax it never is."""
     best = {}
@@ -142,6 +146,7 @@ def test_differs_metrics_of_a_policy(tmp_path):
     assert told == {"theirs": None, "ours": {"acc": 0.9}}
 
 
+@pytest.mark.slow
 def test_differs_moved_step_of_the_same_number(tmp_path):
     """Orbax refuses to move a step to where one of its number is; templax keeps both."""
     options = compat.CheckpointManagerOptions(todelete_subdir="old")

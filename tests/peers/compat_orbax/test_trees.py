@@ -139,6 +139,7 @@ def test_test_utils(ocp, tmp_path):
     tools.sync_global_processes("test")
 
 
+@pytest.mark.slow
 @BOTH
 def test_utils(ocp, at, tmp_path):
     """Names that programs use."""

@@ -120,6 +120,7 @@ def load_all(ocp, path):
     return found | {"text": found["text"].text, "counter": counter, "proto": proto}
 
 
+@pytest.mark.slow
 def test_checkpointables_are_interchangeable(tmp_path):
     """Trees, JSON, protocol buffers, objects that save themselves, and handlers of the caller."""
     for name, ocp in (("theirs", orbax.v1), ("ours", compat.v1)):
@@ -333,6 +334,7 @@ def numpy_leaves(ocp, path):
     return ocp.load_checkpointables(path / "ckpt")
 
 
+@pytest.mark.slow
 def test_numpy_stays_numpy_without_a_template(tmp_path):
     """As with Orbax; a template decides otherwise."""
     for name in ("theirs", "ours"):

@@ -77,6 +77,7 @@ def test_differs_v1_load_and_broadcast(tmp_path):
                 ocp.load(tmp_path / "ckpt")
 
 
+@pytest.mark.slow
 def test_same_v1_own_tree(tmp_path):
     """Without a template: numpy where numpy was saved, and the saved shardings."""
     sharding = jax.sharding.NamedSharding(make_mesh(), jax.sharding.PartitionSpec("data"))

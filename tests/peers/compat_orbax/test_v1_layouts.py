@@ -164,6 +164,7 @@ def saved(ocp, path):
     ocp.save_checkpointables(path, {"params": {"w": np.ones(3)}, "opt": {"n": 1}})
 
 
+@pytest.mark.slow
 def test_deleting_is_the_same(tmp_path):
     """A checkpoint, or a part of it, which the metadata then no longer names."""
     found = []

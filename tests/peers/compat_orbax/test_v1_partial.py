@@ -39,6 +39,7 @@ def save_parts(ocp, path):
     return json.loads((path / "_CHECKPOINT_METADATA").read_text())["custom_metadata"]
 
 
+@pytest.mark.slow
 def test_parts_become_one_checkpoint(tmp_path):
     """Either library puts its parts together to what both load: the values, their kinds and their
     shardings, and the metadata of all.

@@ -74,6 +74,7 @@ def test_metadata_has_the_shape_dtype_and_sharding_of_each_leaf(ocp, writer, tmp
     assert every.metadata == {"state": found.metadata, "config": {"lr": 0.0}}
 
 
+@pytest.mark.slow
 @LIBRARIES
 @WRITERS
 def test_metadata_is_a_template(ocp, writer, tmp_path):
@@ -160,6 +161,7 @@ def make_checkpointer(ocp, path, **options):
     )
 
 
+@pytest.mark.slow
 @LIBRARIES
 def test_a_training_saves_and_keeps_what_its_policies_say(ocp, tmp_path):
     with make_checkpointer(ocp, tmp_path, custom_metadata={"run": 1}) as checkpointer:
@@ -191,6 +193,7 @@ def test_a_training_saves_and_keeps_what_its_policies_say(ocp, tmp_path):
     assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["0", "6", "8", "metadata"]
 
 
+@pytest.mark.slow
 @WRITERS
 @LIBRARIES
 def test_each_continues_the_training_of_the_other(ocp, writer, tmp_path):

@@ -21,6 +21,7 @@ from helpers import assert_same_tree, check_template, save_with_orbax
 A = jax.ShapeDtypeStruct
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("impl", ["threefry2x32", "rbg", "unsafe_rbg"])
 def test_typed_keys_of_each_implementation(saved: Any, impl: str) -> None:
     value = {
@@ -140,6 +141,7 @@ def test_deleted_arrays_are_templates(saved: Any, variables: Any) -> None:
     assert check_template(saved("linen", variables), {**value, "new": None}) == []
 
 
+@pytest.mark.slow
 def test_arrays_of_a_template_are_neither_used_nor_changed(saved: Any, variables: Any) -> None:
     template = jax.tree.map(jnp.zeros_like, variables)
     tx.restore(saved("linen", variables), template)
@@ -166,6 +168,7 @@ def test_numpy_results_have_the_byte_order_of_the_template(saved: Any, order: st
     assert restored.tolist() == jnp.linspace(-3, 3, 16).tolist()
 
 
+@pytest.mark.slow
 def test_results_share_no_memory(saved: Any) -> None:
     """With each other, with those of a second restore, or with the template."""
     value = {"small": [jnp.arange(4.0) + i for i in range(8)], "large": jnp.arange(50_000.0)}

@@ -64,6 +64,7 @@ def test_boxes_are_filled_and_keep_their_names(saved: Any) -> None:
     assert restored["w"].names == ("data", None)
 
 
+@pytest.mark.slow
 def test_boxes_of_both_kinds_are_restored(saved: Any) -> None:
     value = Boxed().init(KEY, X)
     restored = tx.restore(saved("both boxes", value), tx.template_of(Boxed().init, KEY, X))

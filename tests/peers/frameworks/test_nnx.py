@@ -86,6 +86,7 @@ def test_a_module_is_updated_from_a_pure_dict(saved: Any) -> None:
     assert_same_tree(nnx.state(other), nnx.state(net))
 
 
+@pytest.mark.slow
 def test_an_optimizer_is_a_template(saved: Any) -> None:
     def make() -> nnx.Optimizer[Any]:
         return nnx.Optimizer(Net(nnx.Rngs(0)), optax.adam(1e-3), wrt=nnx.Param)

@@ -86,6 +86,7 @@ def test_shared_modules_stay_shared(tmp_path: Path) -> None:
     assert all((a == b).all() for a, b in zip(want, have, strict=True))
 
 
+@pytest.mark.slow
 def test_a_module_is_saved_as_its_state_is(tmp_path: Path) -> None:
     """Each variable once, under the name that NNX gives it."""
     for make in (make_tied, make_pair):
@@ -110,6 +111,7 @@ def test_a_module_in_two_places_of_a_dict_is_two(tmp_path: Path) -> None:
     assert got["model"].head is not got["ema"].head
 
 
+@pytest.mark.slow
 def test_a_state_in_two_places_of_a_dict_is_two(tmp_path: Path) -> None:
     state: Any = nnx.state(make_tied())
     average = jax.tree.map(lambda x: x + 1, state)
@@ -223,6 +225,7 @@ def test_specs_keep_variables_shared() -> None:
     assert again.head is again.embed.embedding
 
 
+@pytest.mark.slow
 def test_orbax_names_keep_variables_shared(tmp_path: Path) -> None:
     import templax.compat.orbax as ocp
 

@@ -87,6 +87,7 @@ def test_memory_kinds_are_obeyed(saved: Any, kind: str, variables: Any) -> None:
     assert (np.asarray(restored) == np.asarray(variables["params"]["Dense_0"]["kernel"])).all()
 
 
+@pytest.mark.slow
 def test_a_format_applies_to_a_whole_subtree(saved: Any) -> None:
     value = {"a": jnp.arange(12.0).reshape(3, 4), "b": [jnp.arange(6.0).reshape(2, 3)]}
     wanted = Format(Layout((1, 0)), SingleDeviceSharding(jax.devices()[2]))
@@ -165,6 +166,7 @@ def test_the_default_device_of_the_context_is_used(saved: Any) -> None:
     assert [leaf.devices() for leaf in restored.values()] == [{jax.devices()[3]}] * 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_a_restore_inside_a_traced_function_returns_constants(saved: Any, dtype: str) -> None:
     value = {"w": jnp.linspace(-3, 3, 16), "key": jax.random.key(1)}

@@ -14,6 +14,7 @@ from helpers import assert_same_tree, catch_mismatches, list_mismatches, save_wi
 S = jax.ShapeDtypeStruct
 
 
+@pytest.mark.slow
 def test_a_subset_is_an_error_unless_extra_leaves_are_ignored(saved, golden):
     """A template for half of the tree."""
     template = {"a": S((8,), jnp.int32)}

@@ -55,6 +55,7 @@ def test_shards_need_not_align_with_chunks(tmp_path):
     assert restored.sharding == wanted
 
 
+@pytest.mark.slow
 def test_the_devices_of_a_mesh_may_be_reversed(tmp_path):
     """The same spec on the same devices in reverse order."""
     values = jnp.arange(64).reshape(8, 8)

@@ -157,6 +157,7 @@ def test_strings_numbers_and_complex_arrays_are_leaves(tmp_path):
     assert catch_mismatches(path, tree | {"s": 0}) == [("kind", "s")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("impl", ["threefry2x32", "rbg", "unsafe_rbg"])
 def test_random_keys_of_each_implementation(tmp_path, impl):
     """Single keys and arrays of them; another implementation is refused."""

@@ -44,6 +44,7 @@ def test_checkpoints_of_every_generation_open() -> None:
         assert tx.restore(catalog, catalog.template())["state"]["params"]["big"].shape == (128, 64)
 
 
+@pytest.mark.slow
 def test_every_generation_gives_the_same_values(sha256_of_big: Any) -> None:
     """One template and the same bits from Orbax 0.2 to 0.12."""
     template = {"params": {"big": A((128, 64), jnp.float32), "scale": A((), jnp.float32)}}

@@ -115,6 +115,7 @@ def test_no_cast_is_silent(save: Any) -> None:
     assert catch_mismatches(path, template, cast="exact") == [("dtype", n) for n in "mnw"]
 
 
+@pytest.mark.slow
 def test_integers_keep_their_last_digit(save: Any) -> None:
     """No option casts 16777217 to float32, which can't hold it; casts to bfloat16 are JAX's own."""
     path = save({"n": jnp.int32([16777217]), "w": jnp.linspace(-1e-3, 1e3, 1001)})

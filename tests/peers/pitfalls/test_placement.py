@@ -104,6 +104,7 @@ def test_a_sharding_over_an_abstract_mesh_needs_that_mesh(save: Any) -> None:
         tx.restore(path, template)
 
 
+@pytest.mark.slow
 def test_sharded_and_unsharded_leaves_mix(save: Any) -> None:
     mesh = jax.make_mesh((8,), ("x",))
     split = NamedSharding(mesh, PartitionSpec("x"))

@@ -102,6 +102,7 @@ def test_nothing_is_printed_or_warned(
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fails", [False, True])
 def test_nothing_else_is_logged(
     save: Any, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str], fails: bool

@@ -75,6 +75,7 @@ def test_a_long_string_is_truncated():
     assert list_rows(long) == [f"t|str||1000 B|'{'x' * 56}..."]
 
 
+@pytest.mark.slow
 def test_deep_paths_and_long_numbers_are_harmless():
     deep = make_entry(*("k" for _ in range(20_000)))
     assert len(build_rows([deep])) == 20_000

@@ -145,6 +145,7 @@ def test_a_name_that_the_terminal_cannot_encode_is_escaped():
     assert "\\xe9 " in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "command",
     ["ls --json", "--help", *mark_slow("ls --flat --all", "template", "verify", "ls --help")],
@@ -216,6 +217,7 @@ def test_nothing_is_pruned_that_could_not_be_listed(tmp_path):
         assert sorted(os.listdir(tmp_path / "run")) == steps
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
 @pytest.mark.parametrize("command", ["ls", "template", "--help"])
 def test_a_full_disk_is_an_error_and_no_finding(command):
@@ -325,6 +327,7 @@ def test_other_files_and_directories_are_completed():
         assert complete(command, "ru") == [("dir", "ru")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shell", ["bash", *mark_slow("zsh", "fish")])
 def test_each_shell_gets_a_script_and_answers(shell):
     """As the documentation says: `_TEMPLAX_COMPLETE=bash_source templax` and so on."""
@@ -339,6 +342,7 @@ def test_each_shell_gets_a_script_and_answers(shell):
         assert COMMANDS["ls"][1] in answer.stdout
 
 
+@pytest.mark.slow
 def test_help_shows_each_summary_whole():
     for width in ("30", "80", "200"):
         done = run_command("--help", COLUMNS=width)

@@ -175,6 +175,7 @@ def test_a_cast_that_ml_dtypes_lacks_goes_by_a_wider_dtype(stored: np.dtype) -> 
     assert out.astype(np.float32).tolist() == [0.5, 1, 4]
 
 
+@pytest.mark.slow
 def test_float64_is_cast_as_in_jax_without_x64() -> None:
     values = every_value(np.dtype("f8"), 50_000)
     for wanted in map(parse_dtype, ["float32", "bfloat16", "float16"]):

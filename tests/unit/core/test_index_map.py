@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -66,6 +67,7 @@ def is_in(index: tuple[int, ...], box: tuple[tuple[int, int], ...]) -> bool:
     return all(low <= i < high for i, (low, high) in zip(index, box, strict=True))
 
 
+@pytest.mark.slow
 @count_examples(300)
 @given(case=index_maps(), data=st.data())
 def test_boxes_of_either_array_are_the_pairs_that_lie_in_them(case, data):
@@ -88,6 +90,7 @@ def test_boxes_of_either_array_are_the_pairs_that_lie_in_them(case, data):
                 assert made.bound_target(part) == bound
 
 
+@pytest.mark.slow
 @count_examples(300)
 @given(case=index_maps(), data=st.data(), order=st.sampled_from("CF"))
 def test_a_copy_moves_the_elements_of_a_box(case, data, order):

@@ -48,6 +48,7 @@ def dump(tree: Any) -> bytes:
     return file.getvalue()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("line", [b"", b'{"width": 4, "sizes": [1, 2]}\n', b"[3]\r\n"])
 def test_a_module_is_restored_as_equinox_restores_it(tmp_path: Path, line: bytes) -> None:
     model = make_model()

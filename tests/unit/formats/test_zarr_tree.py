@@ -230,6 +230,7 @@ def test_a_database_of_tensorstore_is_read_and_its_other_keys_are_counted(
     assert tx.open(tmp_path / "db").format == "orbax"
 
 
+@pytest.mark.slow
 def test_numcodecs_is_imported_once_by_threads_that_need_it_at_once() -> None:
     """Without a lock, one of them fails."""
     code = """

@@ -213,6 +213,7 @@ def _parse_alternatives(match: tx.Match, hint: str) -> list[dict[str, Any]]:
     return [eval(f"dict({one})") for one in hint.split(" or ")]  # noqa: S307 - hints are Python
 
 
+@pytest.mark.slow
 @count_examples(150)
 @given(_mismatched_trees())
 def test_following_any_hint_removes_its_mismatches_and_adds_none(

@@ -122,6 +122,7 @@ def test_square_kernels_are_not_named_without_a_transposed_one(stored: Any, want
     assert "Can't tell" not in str(match)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [1, 8])
 def test_a_leading_axis_of_every_leaf_is_hinted(n: int) -> None:
     def make() -> Any:
@@ -164,6 +165,7 @@ def test_no_leading_axis_is_hinted_where_leaves_do_not_share_it(stored: Any, wan
     assert has_no_hint(fail_match(stored, wanted))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("impl", ["threefry2x32", "rbg"])
 @pytest.mark.parametrize("shape", [(), (3,)])
 def test_raw_and_typed_keys_are_hinted_both_ways(impl: str, shape: Any) -> None:

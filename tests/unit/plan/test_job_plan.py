@@ -36,6 +36,7 @@ def specs(draw: st.DrawFn) -> P:
     return P(("data", "model") if draw(st.booleans()) else ("model", "data"))
 
 
+@pytest.mark.slow
 @given(specs(), st.sampled_from([(8, 1), (4, 2), (2, 4), (1, 8)]))
 @settings(max_examples=60, deadline=None)
 def test_hosts_hold_the_boxes_that_jax_gives_them(spec: P, hosts: tuple[int, int]) -> None:

@@ -7,12 +7,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import structs
 
 import templax as tx
 from drawn_rules import drawn_rules
+from helpers import count_examples
 from stored_leaves import make_pair, small_sizes
 from templax._catalog.entry import Chunk, Extent
 from templax._core.boxes import size_of
@@ -216,7 +217,7 @@ def check_job(match: Match, chunks: Any, topology: tx.Topology, options: dict[st
 
 
 @given(jobs())
-@settings(max_examples=250, deadline=None)
+@count_examples(250)
 def test_hosts_are_planned_as_they_plan_themselves(job: Job) -> None:
     match = Match("memory", Template(tuple(p.target for p in job.pairs)), job.pairs)
     with small_sizes(job.sizes):
@@ -249,6 +250,21 @@ def test_leaves_of_the_same_bytes_are_read_in_their_order(
         assert plan_job(match, [chunks], topology, **options).groups[0].requests == requests
 
 
+def test_the_last_block_of_a_chunk_may_be_shorter_than_the_others() -> None:
+    """So that two hosts whose boxes begin alike in a block complete it with other bytes."""
+    values = np.zeros((2, 4, 8), np.uint8)
+    sharding = Sharding(dict(MESH), (None, "y", "x"))
+    pair = make_pair("l", values, (), sharding=sharding)
+    box = ((0, 2), (0, 4), (0, 8))
+    chunk = Chunk(Extent("f", 3, 67), box, checked=True, sums=(0,) * 22, block=3)
+    match = Match("", Template((pair.target,)), (pair,))
+    topology = tx.Topology(hosts=8, devices_per_host=1, mesh=MESH, platform="cpu")
+    options = {"threads": 1, "memory": 1, "verify": "available", "gaps": [0]}
+    sizes = {"SCATTER_BYTES": 4, "SPLIT_BYTES": 4, "IN_PLACE_BYTES": 8, "LARGE_BYTES": 9}
+    with small_sizes({**sizes, "GAP_BYTES": 1, "BATCH_BYTES": 40}):
+        check_job(match, [{"l": (chunk,)}], topology, options)
+
+
 @given(
     st.lists(st.tuples(st.integers(0, 2), st.integers(0, 30), st.integers(0, 9)), max_size=9),
     st.sampled_from([0, 1 << 61]),
@@ -262,7 +278,7 @@ def test_bytes_of_overlapping_ranges_are_counted_once(
 
 
 @given(rule=drawn_rules(), compression=st.sampled_from([None, "zstd"]), data=st.data())
-@settings(max_examples=40, deadline=None)
+@count_examples(40)
 def test_views_are_planned_as_their_hosts_plan_them(
     rule: Any, compression: Any, data: st.DataObject, tmp_path_factory: Any
 ) -> None:

@@ -63,6 +63,7 @@ def test_parameters_that_are_kept_do_not_hold_the_optimizer(
     assert held() == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("build", "take"),
     [
@@ -88,6 +89,7 @@ def test_a_subtree_at_any_depth_is_kept_alone(
     assert len(jax.tree.leaves(kept)) == 48
 
 
+@pytest.mark.slow
 def test_subtrees_whose_leaves_alternate_in_the_file_are_kept_apart(
     tmp_path: Path, held: Callable[[], list[int]]
 ) -> None:

@@ -106,6 +106,7 @@ def test_a_frame_that_is_given_up_leaves_its_memory_to_the_requests_that_still_f
     assert np.shares_memory(last, find_memory())
 
 
+@pytest.mark.slow
 def test_a_damaged_frame_is_an_error_and_the_next_one_is_read(url: str) -> None:
     zstandard = pytest.importorskip("zstandard")
     value = np.random.default_rng(0).standard_normal((6, 1024, 1024), np.float32)

@@ -47,6 +47,7 @@ def test_the_first_pattern_that_matches_decides() -> None:
     ]
 
 
+@pytest.mark.slow
 def test_several_checkpoints_supply_leaves_each_opened_once() -> None:
     opened: list[int] = []
 

@@ -171,6 +171,7 @@ def test_a_plan_with_leaves_from_a_recipe_comes_back(tmp_path: Path) -> None:
     assert_same_tree(tx.run(reload(plan)), {"w": jnp.ones((2, 4)), "rng": key})
 
 
+@pytest.mark.slow
 def test_a_recipe_and_its_catalog_come_back() -> None:
     recipe = tx.Recipe(make_params, jax.random.key(1), width=8)
     template = tx.template_of(make_params, jax.random.key(0), width=8)

@@ -141,6 +141,7 @@ def test_typed_keys_are_placed_as_device_put_places_them(where: str) -> None:
             assert_same_tree(mine.data, theirs.data)
 
 
+@pytest.mark.slow
 def test_each_key_is_read_once_for_all_its_devices() -> None:
     keys = jax.random.split(jax.random.key(0), 64)
     devices = np.array(jax.devices()).reshape(2, -1)

@@ -72,6 +72,7 @@ def test_answers_and_scratch_fit_in_the_memory(
     assert answers.held == 0
 
 
+@pytest.mark.slow
 def test_pieces_of_answers_are_large_where_memory_is_not_short(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -295,6 +295,7 @@ def test_missing_keep_cannot_keep_abstract_leaves() -> None:
     ]
 
 
+@pytest.mark.slow
 def test_missing_keep_applies_shardings_to_kept_values() -> None:
     template = {"a": W, "new": jnp.ones((8, 2)), "host": np.ones((8, 2), np.float32)}
     spread = NamedSharding(MESH, P("x"))

@@ -52,6 +52,7 @@ def test_rolling_back_onto_the_live_state_does_not_recompile(tmp_path: Path) -> 
     assert jax.tree.map(np.asarray, back)["full"].tolist() == [1.5] * 3
 
 
+@pytest.mark.slow
 def test_a_state_that_a_jitted_step_returned_does_not_recompile(tmp_path: Path) -> None:
     live = jax.jit(lambda s: jax.tree.map(lambda x: x + 1, s))(make_state())
     tx.save(tmp_path / "a", live)

@@ -61,6 +61,7 @@ def holder():
         process.communicate()
 
 
+@pytest.mark.slow
 def test_a_second_process_is_refused_with_the_name_of_the_first(tmp_path, holder):
     process = holder("write", tmp_path)
     lock = WriterLock(str(tmp_path))
@@ -78,6 +79,7 @@ def test_a_second_process_is_refused_with_the_name_of_the_first(tmp_path, holder
     lock.release()
 
 
+@pytest.mark.slow
 def test_a_killed_process_releases_the_lock(tmp_path, holder):
     process = holder("write", tmp_path)
     process.kill()
@@ -159,6 +161,7 @@ def test_a_file_system_without_locks_lets_everyone_save(tmp_path):
     second.release()
 
 
+@pytest.mark.slow
 def test_a_step_being_read_is_not_deleted(tmp_path, holder):
     step = tmp_path / "1"
     step.mkdir()

@@ -33,6 +33,7 @@ def test_one_manager_saves_while_others_can_restore(tmp_path):
     assert first.steps() == [1, 2]
 
 
+@pytest.mark.slow
 def test_a_garbage_collected_manager_releases_the_lock(tmp_path):
     """In a notebook, for example, where a cell is run again."""
     manager = tx.Manager(tmp_path)

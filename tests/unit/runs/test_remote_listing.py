@@ -94,6 +94,7 @@ def test_a_look_at_1000_steps_is_one_request_for_1000_objects(url, requests):
     assert len(requests) <= pages + 5 + 2 * objects
 
 
+@pytest.mark.slow
 def test_metrics_of_many_steps_are_one_request_each_side_by_side(url, requests, monkeypatch):
     objects = make_run(url, 300, metrics={"loss": 0.5})
     pages = -(-300 * objects // 1000)
@@ -104,6 +105,7 @@ def test_metrics_of_many_steps_are_one_request_each_side_by_side(url, requests, 
     assert len(requests) - len(ranges) <= 2 * (pages + 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [20, *mark_slow(100)])
 def test_steps_of_many_objects_are_listed_one_by_one(url, requests, steps):
     """More objects in a step than one request lists: only the names in each step are asked for."""
@@ -116,6 +118,7 @@ def test_steps_of_many_objects_are_listed_one_by_one(url, requests, steps):
     assert tx.Manager(url).restore(TEMPLATE)["w"].tolist() == [1.0, 1.0]
 
 
+@pytest.mark.slow
 def test_a_save_takes_few_requests_besides_the_looks_at_the_run(url, requests):
     make_run(url, 1000)
     with tx.Manager(url) as manager:

@@ -39,6 +39,7 @@ def put(url, key, data=b"x"):
     stores._memory[bucket].put(f"{path}/{key}", data)
 
 
+@pytest.mark.slow
 def test_steps_are_saved_kept_compared_and_restored(url):
     with tx.Manager(url, keep=tx.Keep(last=2, every=10, best=1, metric="loss")) as manager:
         for step in range(8, 14):

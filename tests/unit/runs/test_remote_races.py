@@ -139,6 +139,7 @@ def test_a_step_is_replaced_or_deleted_but_never_in_part(rounds):
         assert not any(name.endswith("templax.lease") for name in list_names(url))
 
 
+@pytest.mark.slow
 def test_programs_that_save_different_steps_do_not_hinder_each_other():
     url = f"memory://{uuid.uuid4().hex}/run"
     results = start_together(*(save_as(url, step, step) for step in range(8)))

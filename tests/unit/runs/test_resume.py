@@ -458,6 +458,7 @@ def test_a_run_begins_beside_data_and_samples(tmp_path, name, write):
     assert float(begin_anew(tmp_path)["w"][0]) == 0
 
 
+@pytest.mark.slow
 def test_looking_into_the_directories_of_a_run_costs_little(tmp_path, monkeypatch):
     for number in range(3):
         for each in range(200):

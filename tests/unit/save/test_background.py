@@ -32,6 +32,7 @@ def test_values_may_change_once_a_background_save_returns(tmp_path: Path) -> Non
     jax.tree.map(np.testing.assert_array_equal, restored, want)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sharded", [False, True])
 def test_arrays_donated_during_a_save_are_saved_unchanged(
     sharded: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

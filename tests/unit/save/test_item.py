@@ -105,6 +105,7 @@ def test_a_value_that_is_not_json_is_refused_before_any_write(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_values_of_all_items_may_change_once_a_background_save_returns(tmp_path: Path) -> None:
     one, two, note = np.arange(3_000_000), np.arange(3_000_000), {"n": [1]}
     saved = _save(tmp_path / "s", {"a": {"x": one}, "b": {"x": two}, "c": Json(note)}, wait=False)

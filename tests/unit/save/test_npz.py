@@ -88,6 +88,7 @@ def _arrays(draw: st.DrawFn) -> np.ndarray:
     return (data % 2 if dtype.kind == "b" else data).view(dtype).reshape(shape)
 
 
+@pytest.mark.slow
 @count_examples(60)
 @example(tree={"": np.zeros(0, "?"), ".npy": np.array(True)})
 @example(tree={"a.npy": np.ones(2), "b.npy": np.ones(3)})
@@ -121,6 +122,7 @@ def test_any_arrays_come_back_or_are_refused_by_name(
         assert data[begin : begin + member.file_size] == like.getvalue()
 
 
+@pytest.mark.slow
 def test_the_bytes_are_those_of_numpy_whatever_writes_them_when(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -99,6 +99,7 @@ def _arrays(draw: st.DrawFn) -> np.ndarray:
     return (data % 2 if dtype.kind == "b" else data).view(dtype).reshape(shape)
 
 
+@pytest.mark.slow
 @count_examples(60)
 @given(
     tree=st.dictionaries(_names.filter(lambda n: n != "__metadata__"), _arrays(), max_size=8),

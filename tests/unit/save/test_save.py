@@ -200,6 +200,7 @@ def test_a_leaf_is_one_aligned_range_that_can_be_mapped(tree: Any, tmp_path: Pat
     assert plan.mapped_bytes == plan.placed_bytes == 5_200_000
 
 
+@pytest.mark.slow
 def test_small_leaves_share_files(tmp_path: Path) -> None:
     tx.save(tmp_path / "ckpt", {f"w{i}": np.full(100, i, np.float32) for i in range(3000)})
     assert sum(f.is_file() for f in (tmp_path / "ckpt").rglob("*")) <= 8

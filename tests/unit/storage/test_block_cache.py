@@ -226,6 +226,7 @@ def hold(directory: Path, number: int) -> subprocess.Popen[str]:
     return holder
 
 
+@pytest.mark.slow
 def test_a_block_is_locked_for_all_others_until_its_holder_lets_go_or_dies(tmp_path: Path) -> None:
     pytest.importorskip("fcntl")
     cache = BlockCache(str(tmp_path), 10**6)

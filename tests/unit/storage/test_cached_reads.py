@@ -119,6 +119,7 @@ def test_any_range_is_read_and_each_byte_is_fetched_once(url: str, cached: Proce
     assert source.traffic.cached_nbytes > 2 * len(data)
 
 
+@pytest.mark.slow
 def test_threads_that_want_the_same_bytes_fetch_them_once(url: str, cached: ProcessMemory) -> None:
     data = RNG.bytes(2 * BLOCK_BYTES + 1)
     put(url, {"big": data})
@@ -254,6 +255,7 @@ time.sleep(60)
 """
 
 
+@pytest.mark.slow
 def test_a_process_that_stands_still_is_not_waited_for(url: str, tmp_path: Path) -> None:
     pytest.importorskip("fcntl")
     data = RNG.bytes(100_000)

@@ -6,6 +6,8 @@ import subprocess
 import sys
 import time
 
+import pytest
+
 END = """
 import asyncio, sys
 from templax.storage.event_loop import start_request
@@ -26,6 +28,7 @@ start_request(do_nothing()).result()
 """
 
 
+@pytest.mark.slow
 def test_requests_that_run_at_the_end_of_the_process_are_ended() -> None:
     begin = time.monotonic()
     done = subprocess.run(

@@ -77,6 +77,7 @@ class TestHub(SourceContract):
         return open_source("hf://org/name@main/ckpt")
 
 
+@pytest.mark.slow
 def test_a_repository_is_listed_and_read_in_ranges(hub: Hub) -> None:
     hub.repositories["org/tiny"] = Repository()
     commit = hub.repositories["org/tiny"].commit(FILES)
@@ -105,6 +106,7 @@ def test_a_repository_is_listed_and_read_in_ranges(hub: Hub) -> None:
     assert all(np.array_equal(whole[name], TREE[name]) for name in TREE)
 
 
+@pytest.mark.slow
 def test_one_commit_is_read_while_the_branch_moves_on(
     hub: Hub, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -199,6 +201,7 @@ def test_failures_that_pass_are_repeated(hub: Hub) -> None:
     assert not hub.failures
 
 
+@pytest.mark.slow
 def test_a_cache_knows_files_again_in_other_commits(hub: Hub, tmp_path: Path) -> None:
     repository = hub.repositories["org/tiny"] = Repository()
     repository.commit(FILES)

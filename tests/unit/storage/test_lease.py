@@ -28,6 +28,7 @@ def describe(requests: Requests) -> Any:
     return run_request(requests.describe(PATH))
 
 
+@pytest.mark.slow
 def test_a_lease_that_is_renewed_is_refused_to_others(requests: Requests) -> None:
     held = Lease(requests, PATH, LEASE_S)
     for _ in range(2):

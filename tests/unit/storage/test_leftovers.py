@@ -44,6 +44,7 @@ def test_a_save_in_progress_is_not_stale(tmp_path: Path) -> None:
     assert read_files(tmp_path / "a") == {"x": b"1"}
 
 
+@pytest.mark.slow
 def test_the_directory_of_a_dead_process_is_stale_at_once(tmp_path: Path) -> None:
     code = (
         "import os, sys\n"
@@ -68,6 +69,7 @@ def test_the_directory_of_a_dead_process_is_stale_at_once(tmp_path: Path) -> Non
     assert find_abandoned(tmp_path / "a") == [directory]
 
 
+@pytest.mark.slow
 def test_only_leftovers_of_templax_for_this_name_are_stale(tmp_path: Path) -> None:
     left = abandon_save(tmp_path / "a")
     token = left.name.removeprefix("a")
@@ -86,6 +88,7 @@ def test_only_leftovers_of_templax_for_this_name_are_stale(tmp_path: Path) -> No
     assert find_abandoned(tmp_path / "file" / "a") == []
 
 
+@pytest.mark.slow
 def test_two_processes_can_find_a_leftover_at_once(tmp_path: Path) -> None:
     left = abandon_save(tmp_path / "a")
     disk = Disk()
@@ -101,6 +104,7 @@ def _set_age(directory: Path, seconds: float) -> None:
         os.utime(path, (then, then))
 
 
+@pytest.mark.slow
 def test_without_locks_a_leftover_is_stale_after_a_day_without_writes(tmp_path: Path) -> None:
     left = abandon_save(tmp_path / "a")
     none = RefusingDisk(lock=errno.ENOLCK)
@@ -250,6 +254,7 @@ def test_leftovers_of_other_programs_count_after_a_day_without_writes(tmp_path: 
     assert not is_abandoned(tmp_path / "a.orbax-checkpoint-tmp")
 
 
+@pytest.mark.slow
 def test_the_parent_directory_is_synced_before_a_leftover_is_removed(tmp_path: Path) -> None:
     """The killed save may have swapped it out; a power loss would undo a swap not yet synced."""
     left, disk = abandon_save(tmp_path / "a"), FaultyDisk()
@@ -276,6 +281,7 @@ def test_a_save_removes_leftovers_of_killed_saves(tmp_path: Path) -> None:
     assert list_names(tmp_path) == sorted(["a", other.name])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reads", [True, False])
 def test_a_save_succeeds_if_leftovers_cannot_be_removed(
     reads: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -133,6 +133,7 @@ def test_what_a_walk_does_not_list_is_yielded_with_its_problem(root: Path) -> No
     )
 
 
+@pytest.mark.slow
 def test_a_lattice_of_links_is_walked_in_bounded_time(tmp_path: Path) -> None:
     for level in range(24):
         (tmp_path / f"{level}").mkdir()

@@ -230,6 +230,7 @@ def refused(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Refused]:
     return {call: Refused(said[call], place, before[call]) for call, place in places.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("call", CALLS)
 def test_saving_on_windows_says_that_it_can_not_and_writes_nothing(
     call: str, refused: dict[str, Refused]

@@ -111,6 +111,7 @@ def test_a_string_that_is_not_a_path_is_refused(path: str) -> None:
             call()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["n" * 255, "ü" * 127, "n" * 201, "n" * 200, os.fsdecode(b"\xff" * 255)]
 )

@@ -28,6 +28,7 @@ def mesh(*axes: str) -> jax.sharding.Mesh:
     return jax.sharding.Mesh(np.array(jax.devices()).reshape(4, 2), axes or ("x", "y"))
 
 
+@pytest.mark.slow
 def test_none_in_a_template_gets_no_sharding() -> None:
     """None is an empty subtree, in `shardings=` and in `specs=`."""
     model = eqx.nn.MLP(2, 2, 4, 1, use_bias=False, key=jax.random.key(0))
@@ -270,6 +271,7 @@ def test_a_specs_function_may_spell_or_overlook_the_value_of_a_variable() -> Non
     assert template["attn"]["value"].sharding.spec == P()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(jax, "set_mesh"), reason="this JAX has no such axes or layouts")
 def test_shardings_and_layouts_that_jax_refuses_are_mismatches() -> None:
     keys = jax.random.split(jax.random.key(0), (4, 8))

@@ -97,6 +97,7 @@ def assert_same_type(a: Any, b: Any) -> None:
         assert a is b
 
 
+@pytest.mark.slow
 @count_examples(300)
 @given(trees())
 def test_a_tree_is_flattened_and_rebuilt_as_jax_does(tree: Any) -> None:

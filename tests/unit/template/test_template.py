@@ -190,6 +190,7 @@ def test_each_dtype_is_written_by_its_name(dtype: str) -> None:
     ] == [jnp.dtype(dtype)] * 2
 
 
+@pytest.mark.slow
 @given(strategies.trees(), st.data())
 def test_any_tree_with_any_shardings_is_read_back(tree: Any, data: st.DataObject) -> None:
     """The template read back matches the tree that it was made of."""

@@ -66,6 +66,7 @@ def map_pairs(draw: st.DrawFn) -> tuple[IndexMap, IndexMap]:
     return made[0], made[1]
 
 
+@pytest.mark.slow
 @count_examples(400)
 @given(map_pairs())
 def test_maps_are_composed(maps: tuple[IndexMap, IndexMap]) -> None:

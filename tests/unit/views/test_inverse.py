@@ -68,6 +68,7 @@ def test_two_padded_axes_of_a_dimension_have_no_inverse():
         mapping.inverse()
 
 
+@pytest.mark.slow
 @count_examples(40)
 @given(rule=drawn_rules(tuple(kind for kind in INVERTIBLE if kind != "stack")))
 def test_a_template_settles_what_the_rules_do_not_tell(rule, tmp_path_factory):

@@ -156,6 +156,7 @@ def test_a_file_with_a_number_that_json_or_float64_lacks_is_refused(
         tx.Mapping.load(path)
 
 
+@pytest.mark.slow
 def test_a_save_that_fails_leaves_the_file_as_it_was(tmp_path: Path) -> None:
     path = tmp_path / "map.json"
     LLAMA.save(path)

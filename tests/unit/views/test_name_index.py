@@ -25,6 +25,7 @@ GIVEN: Any = {"p": ["a", "w", "ab"]}
 SIZES = {"c": 2}
 
 
+@pytest.mark.slow
 @given(many, st.data())
 def test_no_name_that_a_pattern_matches_is_left_out(found: list[str], data: st.DataObject) -> None:
     index = NameIndex(found)

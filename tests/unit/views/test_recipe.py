@@ -255,6 +255,7 @@ def test_the_step_of_a_train_state_is_an_array() -> None:
     assert got.params.tobytes() == init(KEY).params.tobytes()
 
 
+@pytest.mark.slow
 def test_arguments_and_arrays_may_be_returned_several_times() -> None:
     def init(key: jax.Array, x: jax.Array) -> Any:
         w = jax.random.normal(key, (4,))
@@ -278,6 +279,7 @@ def test_results_do_not_share_memory_with_arguments(size: int) -> None:
         assert np.array_equal(value, before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("impl", ["threefry2x32", *mark_slow("rbg", "unsafe_rbg")])
 def test_typed_prng_keys_are_computed(impl: str) -> None:
     def init(key: jax.Array) -> Any:
@@ -308,6 +310,7 @@ def test_a_jitted_function_gives_the_same_values() -> None:
     assert got["w"].tobytes() == init(KEY)["w"].tobytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stored", ["float32", "int8", "complex64"])
 def test_casts_are_those_of_jax(stored: str) -> None:
     wanted = {"float32": "bfloat16", "int8": "int32", "complex64": "complex64"}[stored]

@@ -352,6 +352,7 @@ def test_a_compressed_chunk_is_decoded_once_and_nothing_but_chunks_is_held(tmp_p
     np.testing.assert_array_equal(tx.run(plan)["w"], values.transpose(3, 0, 1, 2))
 
 
+@pytest.mark.slow
 def test_a_large_compressed_chunk_that_is_transposed_converts(tmp_path):
     values = np.arange(3 << 20, dtype=np.float32).reshape(3 << 9, 1 << 11)
     tx.save(tmp_path / "m.safetensors", {"w": values})

@@ -86,6 +86,7 @@ def test_two_mappings_are_one_after_the_other(
     )
 
 
+@pytest.mark.slow
 @count_examples(80)
 @given(rule=drawn_rules(("plain", "plain", "stack", "unstack", "flip", "repeat")))
 def test_a_mapping_and_its_inverse_show_what_is_stored(

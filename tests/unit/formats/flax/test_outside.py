@@ -230,6 +230,7 @@ def test_two_leaves_of_one_array_are_refused(step: Path) -> None:
     assert caught.value.leaf == "optimizer.target.zeros"
 
 
+@pytest.mark.slow
 def test_very_many_specs_take_little_time(step: Path) -> None:
     stores = ({"driver": "file", "path": f"{i}"} for i in range(14_000))
     tree = {f"{i}": {"driver": "zarr", "kvstore": store} for i, store in enumerate(stores)}

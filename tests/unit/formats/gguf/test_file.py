@@ -134,6 +134,7 @@ def test_a_large_quantised_tensor_is_several_chunks_of_whole_rows(tmp_path: Path
     assert np.array_equal(got, want)
 
 
+@pytest.mark.slow
 def test_only_the_header_is_read_to_open_a_file() -> None:
     tokens = [f"token {i}" for i in range(200_000)]
     spec = {"metadata": [["tokens", 9, [8, tokens[:1000]]]], "tensors": [["w", [1 << 20], 0, 0]]}

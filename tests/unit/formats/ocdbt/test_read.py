@@ -378,6 +378,7 @@ def make_empty_arrays(n):
     return make_leaf_database(encode_inline_leaf(keys, json.dumps(meta).encode()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("objects", "error"),
     [

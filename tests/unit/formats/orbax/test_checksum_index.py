@@ -54,6 +54,7 @@ def test_a_restore_reads_the_index_and_the_data_only(files: dict[str, bytes]) ->
     assert list(tx.open(bad).leaves) == ["layers.0", "layers.1", "text", "w"]
 
 
+@pytest.mark.slow
 def test_every_flipped_bit_of_the_index_is_noticed(files: dict[str, bytes]) -> None:
     data = files[checksum_index.INDEX_FILE]
     for i in range(len(data)):

@@ -136,6 +136,7 @@ def test_a_step_that_is_a_link_elsewhere_is_one_of_its_run(tmp_path):
     assert "5" in run_cli("steps", tmp_path / "run").stdout
 
 
+@pytest.mark.slow
 def test_a_run_with_a_lattice_of_links_is_listed(tmp_path):
     run = tmp_path / "run"
     tx.save(run / "5", ONES)

@@ -240,6 +240,7 @@ BOMBS = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bomb", BOMBS)
 def test_bombs_are_refused_in_bounded_time(bomb: str) -> None:
     began = time.process_time()
