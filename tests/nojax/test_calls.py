@@ -147,7 +147,6 @@ for wrong in ({0: 1, "0": 2}, loop, {"w": np.ndarray}, {"w": np.zeros(2, object)
     ]
 
 
-@pytest.mark.slow
 def test_a_run_is_saved_read_and_continued(tmp_path: Path) -> None:
     """By `save`, `Manager`, `verify`, `diff`, `fingerprint` and a plan that was pickled."""
     code = """

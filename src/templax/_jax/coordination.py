@@ -55,6 +55,8 @@ def count_local_processes() -> int:
     """How many processes of the job run on this machine, as far as known: all, if they have met on
     loopback; else 1.
     """
+    if not is_connected():
+        return 1
     from jax._src import distributed  # pyright: ignore
 
     address = str(getattr(distributed.global_state, "coordinator_address", None) or "")
