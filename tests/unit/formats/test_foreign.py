@@ -55,7 +55,7 @@ def test_a_pytorch_file_that_is_refused_names_no_loader(tmp_path: Path) -> None:
     path = tmp_path / "model.pt"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("archive/data.pkl", pickle.dumps({"args": Path("x")}))
-    with pytest.raises(tx.Unsupported, match=r"no `pathlib\.\w+` in a pickle") as caught:
+    with pytest.raises(tx.Unsupported, match=r"no `pathlib(\._local)?\.\w+` in a pickle") as caught:
         tx.open(path)
     assert caught.value.leaf == "args"
     assert "restore from" not in str(caught.value)
