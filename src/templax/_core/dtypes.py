@@ -271,6 +271,7 @@ def is_narrow_float(dtype: np.dtype) -> bool:
     return dtype.itemsize < 4 and class_of(dtype) == "float"
 
 
+@functools.cache
 def count_bits(dtype: np.dtype) -> int:
     """How many bits of an element hold its value: fewer than its bytes have for narrow numbers.
 

@@ -14,7 +14,7 @@ import numpy as np
 from .._core.boxes import Box, Shape
 from .._escape import escape_text, join_lines
 from .picture_svg import SVG_LIMITS, draw_svg
-from .picture_tables import Area, Range, Table, draw_text_table, shorten
+from .picture_tables import Area, Range, Table, draw_text_table, shorten_text
 
 _MAX_ROWS, _MAX_COLUMNS, _MAX_TABLES = 16, 8, 4
 """What the text shows at most. Of more, the first and the last ones are shown."""
@@ -62,8 +62,8 @@ class Picture:
     def __str__(self) -> str:
         """A table for each slice of the array, with a cell for each area; bounded in size."""
         drawn: list[str] = []
-        for most in (_MAX_COLUMNS, 4, 2):
-            tables = self.make_tables(_MAX_ROWS, most, _MAX_TABLES)
+        for columns in (_MAX_COLUMNS, 4, 2):
+            tables = self.make_tables(_MAX_ROWS, columns, _MAX_TABLES)
             drawn = [line for table in tables for line in draw_text_table(table, self.axes)]
             if max(map(len, drawn), default=0) <= _MAX_WIDTH:
                 break
@@ -93,7 +93,7 @@ class Picture:
         """The title, the lines, and which dimensions are drawn how."""
         down, right = self.axes
         if down is None or right is None:
-            return [shorten(line, _MAX_LINE) for line in (self.title, *self.lines)]
+            return [shorten_text(line, _MAX_LINE) for line in (self.title, *self.lines)]
         rest = [i for i in range(len(self.shape)) if i not in (down, right)]
         words = [f"down: dimension {down}", f"to the right: {right}"]
         sliced = [str(i) for i in rest if self._is_divided(i)]
@@ -103,7 +103,7 @@ class Picture:
         if whole:
             words.append(f"not divided: {', '.join(whole)}")
         lines = [self.title, *self.lines, f"  {'; '.join(words)}"]
-        return [shorten(line, _MAX_LINE) for line in lines]
+        return [shorten_text(line, _MAX_LINE) for line in lines]
 
     def make_tables(self, rows: int, columns: int, tables: int) -> list[Table | None]:
         """The parts of the picture, with at most this many rows, columns and tables.
@@ -163,11 +163,11 @@ class Picture:
         return area._replace(label=area.label + more)
 
 
-def _choose_some(items: Sequence[Any], most: int) -> list[Any]:
+def _choose_some(items: Sequence[Any], maximum: int) -> list[Any]:
     """All items, or the first and the last ones with None in the place of those between."""
-    if len(items) <= most:
+    if len(items) <= maximum:
         return list(items)
-    return [*items[: -(-most // 2)], None, *items[len(items) - most // 2 :]]
+    return [*items[: -(-maximum // 2)], None, *items[len(items) - maximum // 2 :]]
 
 
 def _pick(cuts: Sequence[Sequence[Range]], number: int) -> list[Range]:

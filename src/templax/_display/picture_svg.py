@@ -8,7 +8,7 @@ from html import escape
 
 from .._core.boxes import Box
 from .._escape import escape_text
-from .picture_tables import Range, Table, describe_slice, format_range, shorten
+from .picture_tables import Range, Table, describe_slice, format_range, shorten_text
 
 SVG_LIMITS = (32, 16, 6)
 """How many rows, columns and tables an SVG shows at most."""
@@ -22,7 +22,7 @@ Axes = tuple[int | None, int | None]
 _WIDTH, _HEIGHT, _LEFT, _LINE = 560, 320, 96, 16
 """Pixels of a table, unless its cells need more; of the space left of it; of a line of text."""
 
-_LEAST_WIDTH, _LEAST_HEIGHT, _GAP = 64, 20, 24
+_MIN_WIDTH, _MIN_HEIGHT, _GAP = 64, 20, 24
 """Pixels of a cell at least, and of what stands for ranges that are left out."""
 
 _CHARACTER = 6.2
@@ -54,8 +54,8 @@ def draw_svg(
         if table.fixed:
             y += _LINE
             parts.append(_draw_text(8, y, describe_slice(table)))
-        xs = _place_ranges(table.columns, _WIDTH, _LEAST_WIDTH)
-        ys = _place_ranges(table.rows, _HEIGHT, _LEAST_HEIGHT)
+        xs = _place_ranges(table.columns, _WIDTH, _MIN_WIDTH)
+        ys = _place_ranges(table.rows, _HEIGHT, _MIN_HEIGHT)
         y += _LINE
         parts += _draw_table(axes, table, xs, ys, y)
         if None not in table.rows and None not in table.columns and outlined:
@@ -71,13 +71,13 @@ def draw_svg(
 _WHITE = '<rect width="100%" height="100%" fill="white"/>'
 
 
-def _place_ranges(ranges: Sequence[Range | None], total: float, least: float) -> list[float]:
+def _place_ranges(ranges: Sequence[Range | None], total: float, minimum: float) -> list[float]:
     """Where each range begins, and the last one ends: in proportion, if each is wide enough."""
     known = [r for r in ranges if r is not None]
     sizes = [stop - start for start, stop in known]
     scale = total / max(1, sum(sizes))
-    if len(known) < len(ranges) or min(sizes) * scale < least:
-        cell = max(least, total / len(ranges))
+    if len(known) < len(ranges) or min(sizes) * scale < minimum:
+        cell = max(minimum, total / len(ranges))
         widths = [_GAP if r is None else cell for r in ranges]
     else:
         widths = [size * scale for size in sizes]
@@ -107,14 +107,14 @@ def _draw_table(
                 f'<rect x="{left:.1f}" y="{top + ys[i]:.1f}" width="{wide:.1f}"'
                 f' height="{high:.1f}" fill="{colour}" stroke="#444"><title>{title}</title></rect>'
             )
-            most = max(2, int((wide - 6) / _CHARACTER))
+            maximum = max(2, int((wide - 6) / _CHARACTER))
             if area.note and high >= 2.2 * _LINE:
                 texts = [area.label, area.note]
             else:
                 texts = [f"{area.label} {area.note}".strip()]
             for n, text in enumerate(texts):
                 line = middle + (n - (len(texts) - 1) / 2) * 13
-                parts.append(_draw_text(left + 4, line, shorten(text, most)))
+                parts.append(_draw_text(left + 4, line, shorten_text(text, maximum)))
     return parts
 
 

@@ -44,10 +44,10 @@ def format_range(found: Range | None) -> str:
     return "" if found is None else f"{found[0]}:{found[1]}"
 
 
-def shorten(text: str, most: int = MAX_LABEL) -> str:
-    """One line of at most so many characters."""
+def shorten_text(text: str, maximum: int = MAX_LABEL) -> str:
+    """One line of at most `maximum` characters, escaped."""
     text = escape_text(text)
-    return text if len(text) <= most else f"{text[: most - 1]}…"
+    return text if len(text) <= maximum else f"{text[: maximum - 1]}…"
 
 
 def describe_slice(table: Table) -> str:
@@ -61,7 +61,7 @@ def draw_text_table(table: Table | None, axes: tuple[int | None, int | None]) ->
     down, right = axes
     head = [["" if right is None else format_range(x) for x in table.columns]]
     texts = [
-        ["⋮" if area is None else shorten(f"{area.label} {area.note}".strip()) for area in row]
+        ["⋮" if area is None else shorten_text(f"{area.label} {area.note}".strip()) for area in row]
         for row in table.cells
     ]
     widths = [max(map(len, column)) for column in zip(*head, *texts, strict=True)]

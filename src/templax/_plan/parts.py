@@ -64,7 +64,8 @@ SCATTER_BYTES = 4 * 1024 * 1024
 """Raw parts whose pieces go to several places, or are cast, are read in pieces of at most this."""
 
 NEARLY = 16
-"""A block with a checksum is read whole if what is wanted lacks at most one in this many bytes."""
+"""The rest of a block is read too, so that it can be compared with its checksum, if there are at
+least this many wanted bytes for each byte of the rest."""
 
 SPLIT_BYTES = 32 * 1024 * 1024
 """Raw parts larger than this are shared by several threads, which read them or, if they are mapped,

@@ -162,7 +162,7 @@ def checkpoints_iterator(
     Args:
         checkpoint_dir: The directory of the run, which may not exist yet.
         min_interval_secs: The least number of seconds between two steps.
-        **waiting: The keyword arguments of `wait_for_new_checkpoint`, but for `until_step`. The
+        **waiting: All keyword arguments of `wait_for_new_checkpoint` except `until_step`. The
             iterator ends after `timeout` seconds without a new step.
 
     Example:

@@ -19,7 +19,7 @@ from .chunks import check_length, make_chunk
 from .container import ArrayLocator, Container
 from .metadata import Array, array_prefix
 
-_LEAST_CHUNKS = 16
+_MIN_CHUNKS = 16
 """Arrays of fewer chunks are left to `ArrayLocator`."""
 
 
@@ -50,7 +50,7 @@ class ColumnLocator:
     def _make_columns(self, array: Array, name: str) -> ChunkColumns | None:
         plain = array.placed and array.unsupported is None and array.sharding is None
         count = math.prod(array.grid)
-        if not plain or not _LEAST_CHUNKS <= count <= len(self._objects):
+        if not plain or not _MIN_CHUNKS <= count <= len(self._objects):
             return None
         if not NUMCODECS.isdisjoint(array.codecs) or find_missing(array.codecs) is not None:
             return None
