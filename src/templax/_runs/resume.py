@@ -243,9 +243,8 @@ class StepRestore:
         storage = self._run.storage
         await_checkpoint(self._call, self._run.join(name), identity, storage)
         self._opened = _open_tree(self._find_step(name), self._item)
-        joint = joint and self._call.count > 1
-        opened, machine = self._opened, self._machine
-        return make_plan(opened, self._template, self._options, joint=joint, machine=machine)
+        opened, joint = self._opened, joint and self._call.count > 1
+        return make_plan(opened, self._template, self._options, joint=joint, machine=self._machine)
 
     def _try_steps(self, offered: _Offered) -> PyTree:
         """Restores the first step that every process can restore.

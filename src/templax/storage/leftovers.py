@@ -6,6 +6,7 @@ Orbax included, treats a name that contains `.orbax-checkpoint-tmp` as a checkpo
 
 from __future__ import annotations
 
+import errno
 import functools
 import itertools
 import os
@@ -47,6 +48,9 @@ _HOST_BYTES, _RANDOM_BYTES, _DIGEST_BYTES = 8, 16, 16
 _TOKEN_BYTES = _HOST_BYTES + 1 + _RANDOM_BYTES
 
 _MAX_NAME_BYTES = 255
+
+_MAX_RELISTS = 100
+"""How often `delete_tree` lists a directory again to which something was added meanwhile."""
 
 
 class Leftover(NamedTuple):
@@ -401,14 +405,18 @@ def sync_names(directory: str, disk: Disk) -> None:
 
 
 def delete_tree(top: str, disk: Disk) -> None:
-    """Deletes a tree, file or link. What another process deletes meanwhile is not an error."""
+    """Deletes a tree, file or link.
+
+    What another process deletes meanwhile is not an error; what it adds is deleted too, as a process
+    of a job adds files to a save until it hears that another one failed.
+    """
     try:
         if not stat.S_ISDIR(os.lstat(top).st_mode):
             disk.unlink(top)
             return
     except FileNotFoundError:
         return
-    pending = [top]
+    pending, relists = [top], _MAX_RELISTS
     while pending:
         path = pending[-1]
         try:
@@ -421,9 +429,17 @@ def delete_tree(top: str, disk: Disk) -> None:
         for entry in entries:
             if not entry.is_dir(follow_symlinks=False):
                 _remove_if_present(disk.unlink, entry.path)
-        if not below:
-            _remove_if_present(disk.rmdir, pending.pop())
         pending += below
+        if below:
+            continue
+        try:
+            _remove_if_present(disk.rmdir, path)
+        except OSError as error:
+            relists -= 1
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) or not relists:
+                raise
+        else:
+            pending.pop()
 
 
 def _remove_if_present(remove: Callable[[str], None], path: str) -> None:

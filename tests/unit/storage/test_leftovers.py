@@ -343,3 +343,29 @@ def test_a_directory_deeper_than_the_recursion_limit_is_removed(tmp_path: Path) 
     os.close(fd)
     remove_directory(tmp_path / "a")
     assert list_names(tmp_path) == []
+
+
+class BusyDisk(Disk):
+    """A disk on which another process adds files to a directory just before it is removed."""
+
+    def __init__(self, times: int):
+        self.left = times
+
+    def rmdir(self, path: str) -> None:
+        if self.left:
+            self.left -= 1
+            Path(path, f"late{self.left}").mkdir()
+            Path(path, f"late{self.left}", "file").write_bytes(b"x")
+        super().rmdir(path)
+
+
+def test_what_another_process_of_a_job_still_adds_is_deleted_too(tmp_path: Path) -> None:
+    top = make_directory(tmp_path / "top")
+    leftovers.delete_tree(str(top), BusyDisk(5))
+    assert list_names(tmp_path) == []
+
+
+def test_a_directory_that_never_becomes_empty_is_an_error(tmp_path: Path) -> None:
+    top = make_directory(tmp_path / "top")
+    with pytest.raises(OSError, match="not empty"):
+        leftovers.delete_tree(str(top), BusyDisk(1000))

@@ -137,7 +137,7 @@ def test_columns_of_a_database_are_the_chunks_of_the_catalog(
     short = data.draw(st.integers(0, 5)) == 0
     item = make_item(drawn, choose, compressed=compressed, database=True, short=short)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("templax.formats.zarr.columns._LEAST_CHUNKS", data.draw(st.integers(1, 4)))
+        patch.setattr("templax.formats.zarr.columns._MIN_CHUNKS", data.draw(st.integers(1, 4)))
         catalog = tx.open(item)
         assert locate(catalog, locate_columns) == locate(catalog, tx.Catalog.locate)
 
