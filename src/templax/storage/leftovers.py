@@ -407,8 +407,8 @@ def sync_names(directory: str, disk: Disk) -> None:
 def delete_tree(top: str, disk: Disk) -> None:
     """Deletes a tree, file or link.
 
-    What another process deletes meanwhile is not an error. What it adds is deleted too: a process of
-    a job adds files to a save until it hears that another one failed.
+    What another process deletes meanwhile is not an error. What it adds is deleted too: a process
+    of a job adds files to a save until it hears that another one failed.
     """
     try:
         if not stat.S_ISDIR(os.lstat(top).st_mode):
