@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from ..._core.names import MAX_DEPTH
 from ...errors import CheckpointError, Corrupted, Unsupported
 from .values import EXTENSIONS, FIXED, MAPS, STRINGS, measure_value
 
@@ -19,22 +20,26 @@ def scan_values(data: memoryview) -> tuple[CheckpointError | None, list[tuple[in
         data: The file, which must be valid msgpack for the result to be right.
 
     Returns:
-        `Corrupted` if a map repeats a key, `Unsupported` if there are more values than the leaves
-        of any real tree need, else None; and where the payload of each extension begins and ends,
-        in order, as far as the first problem.
+        `Corrupted` if a map repeats a key or the tree is far too deep, `Unsupported` if there are
+        more values than the leaves of any real tree need, else None; and where the payload of each
+        extension begins and ends, in order, as far as the first problem.
     """
     extensions: list[tuple[int, int]] = []
     at = total = 0
     maximum = max_values(len(data))
     # Open maps and arrays: how many values are still to come, and the keys so far (None for an
-    # array). In a map, the next value is a key if an even number of values is still to come.
-    open_: list[tuple[int, set[object] | None]] = []
+    # array), and its depth. In a map, the next value is a key if an even number of values is still
+    # to come.
+    open_: list[tuple[int, set[object] | None, int]] = []
     while at < len(data):
         total += 1
         if total > maximum:
             what = f"templax reads {maximum} values in {len(data)} bytes, got more"
             return Unsupported(what), extensions
-        left, keys = open_.pop() if open_ else (1, None)
+        left, keys, depth = open_.pop() if open_ else (1, None, 0)
+        if depth > 2 * MAX_DEPTH:  # a chunked array has maps of its own, so the tree is less deep
+            what = f"Expected a tree at most {MAX_DEPTH} deep, got a deeper one"
+            return Corrupted(what), extensions
         first = data[at]
         start, at, count = measure_value(data, at)
         if first in EXTENSIONS:
@@ -49,9 +54,9 @@ def scan_values(data: memoryview) -> tuple[CheckpointError | None, list[tuple[in
                 return Corrupted(what), extensions
             keys.add(key)
         if left > 1:
-            open_.append((left - 1, keys))
+            open_.append((left - 1, keys, depth))
         if count:
-            open_.append((count, set[object]() if first in MAPS else None))
+            open_.append((count, set[object]() if first in MAPS else None, depth + 1))
     return None, extensions
 
 

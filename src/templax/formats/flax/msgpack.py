@@ -102,6 +102,8 @@ def read_msgpack(data: memoryview, *, keep: bool = True) -> dict[Path, Leaf]:
         Unsupported: A value or dtype that templax does not read.
     """
     problem, found = scan_values(data)
+    if isinstance(problem, Unsupported):
+        raise problem  # before the decoder makes an object of each value
     places, broken = iter(found), list[CheckpointError]()
 
     def extension(code: int, payload: memoryview) -> Value | CheckpointError:

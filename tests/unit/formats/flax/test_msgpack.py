@@ -1,6 +1,7 @@
 """Msgpack files of Flax, which are also the structure files of old Orbax versions."""
 
 import itertools
+import tracemalloc
 
 import ml_dtypes
 import msgpack
@@ -291,3 +292,16 @@ def test_a_megabyte_of_tiny_values_takes_little_time_and_memory(tmp_path, data):
     found = run_limited(code, cwd=tmp_path)
     assert found.error is not None
     assert found.error.startswith("Unsupported: templax reads 2")
+
+
+def test_too_many_values_are_refused_before_they_are_decoded():
+    n = 300_000
+    data = b"\x81\xa1a\xdd" + n.to_bytes(4, "big") + b"\x90" * n
+    tracemalloc.start()
+    try:
+        with pytest.raises(Unsupported, match="got more"):
+            read_leaves(data)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 4 << 20  # the empty lists alone take 17 MB
