@@ -294,6 +294,7 @@ def test_a_megabyte_of_tiny_values_takes_little_time_and_memory(tmp_path, data):
     assert found.error.startswith("Unsupported: templax reads 2")
 
 
+@pytest.mark.slow
 def test_too_many_values_are_refused_before_they_are_decoded():
     n = 300_000
     data = b"\x81\xa1a\xdd" + n.to_bytes(4, "big") + b"\x90" * n
