@@ -63,6 +63,7 @@ def diagnose_source(source: Source) -> CheckpointError:
         return _unknown_format("an empty directory", source)
     return (
         _lfs_error(source, children)
+        or _unpacked_error(source, children)
         or _dot_files_error(source, children)
         or _remains_error(source, children)
         or _index_error(source, children)
@@ -93,6 +94,13 @@ def _lfs_error(source: Source, children: list[ObjectInfo]) -> UnknownFormat | No
             if not info.is_dir and is_lfs_pointer(read_head(source, info.key, info.size)):
                 return make_lfs_error(info.key)
     return None
+
+
+def _unpacked_error(source: Source, children: list[ObjectInfo]) -> UnknownFormat | None:
+    if not {"data.pkl", "version"} <= {info.key for info in children}:
+        return None
+    hint = "pack the directory again, with `zip -0 -r` in the directory around it"
+    return _unknown_format("the files of an unpacked PyTorch file", source, hint)
 
 
 def _dot_files_error(source: Source, children: list[ObjectInfo]) -> CheckpointError | None:

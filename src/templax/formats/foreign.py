@@ -12,12 +12,15 @@ from ..storage.signatures import (
     PICKLE,
     PYTORCH,
     TENSORFLOW,
+    ZIP,
     read_head,
     recognise,
 )
 from ..storage.source import Source
 from .equinox import Equinox
 from .flax.scan import holds_flax_arrays
+from .torch.zip_file import SAVE_AGAIN
+from .zip_members import list_names
 
 _FLAX = "a Flax msgpack file"
 
@@ -29,7 +32,7 @@ TREES = frozenset((NPZ, PYTORCH, _FLAX, _EQUINOX, HDF5, TENSORFLOW))
 UNPACK = "unpack it"
 
 _PACKED = frozenset(
-    ("a gzip file", "a zstd file", "a bzip2 file", "an xz file", "a tar archive", "a zip archive")
+    ("a gzip file", "a zstd file", "a bzip2 file", "an xz file", "a tar archive", ZIP)
 )
 
 
@@ -48,9 +51,11 @@ def describe_file(source: Source, key: str, size: int) -> tuple[str, str | None]
     what = _recognise_file(source, key, size)
     if what is None:
         return None
+    place = source.at(key) if key else source
+    if what == ZIP and any(name.endswith("/archive_format") for name in list_names(place)):
+        return "a program of torch.export", SAVE_AGAIN.format("torch.export.load(path).state_dict")
     if what in _PACKED:
         return what, UNPACK
-    place = source.at(key) if key else source
     if what != PICKLE or not isinstance(place, Local) or not _ends_pickle(place.url):
         return what, None
     load = f"pickle.loads(pathlib.Path({quote_text(place.url)}).read_bytes())"

@@ -17,11 +17,18 @@ from .._core.boxes import full_box
 from .._core.gc_pause import pause_gc
 from .._core.names import Path, join_path
 from ..errors import CheckpointError, Corrupted
-from ..storage.signatures import NPY, NPZ, recognise_root
+from ..storage.signatures import NPY, NPZ, ZIP, recognise_root
 from ..storage.source import Source, open_ranges, root_size
 from .npz_sums import combine_sums, parse_sums
 from .numpy_header import HEAD, ArrayHeader, parse_header
-from .zip_members import Member, ReadRange, check_members, describe_archive, list_members
+from .zip_members import (
+    Member,
+    ReadRange,
+    check_members,
+    describe_archive,
+    list_members,
+    list_names,
+)
 
 
 class NumpyArray:
@@ -79,7 +86,12 @@ class NumpyArchive:
 
     def detect(self, source: Source) -> str | None:
         known = recognise_root(source)
-        return "a zip of `.npy` files" if known == NPZ else None
+        if known == ZIP:  # the first member may be a directory
+            names = list_names(source)
+            found = bool(names) and all(name.endswith(".npy") for name in names)
+        else:
+            found = known == NPZ
+        return "a zip of `.npy` files" if found else None
 
     @pause_gc()
     def open(self, source: Source) -> Catalog:

@@ -72,8 +72,8 @@ def list_members(source: Source) -> list[Member]:
     import zipfile  # takes some ms
 
     size = root_size(source)
-    infos = [i for i in _read_directory(source, size)[0] if not i.filename.endswith("/")]
-    first = min((info.header_offset for info in infos), default=0)
+    listed = _read_directory(source, size)[0]
+    first = min((info.header_offset for info in listed), default=0)
     if first:  # Python's `zipfile` would silently read the last of several archives
         raise Corrupted(
             f"Expected the first member at byte 0, got byte {first}: these may be several archives"
@@ -82,7 +82,9 @@ def list_members(source: Source) -> list[Member]:
         )
     read = open_ranges(source, "", size)
     members: list[Member] = []
-    for info in infos:
+    for info in listed:
+        if info.filename.endswith("/"):  # a directory, which some programs list
+            continue
         if info.flag_bits & _ENCRYPTED:
             raise Unsupported("templax reads no encrypted members", leaf=info.filename)
         if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
@@ -109,6 +111,15 @@ def list_members(source: Source) -> list[Member]:
             f"templax reads {most} decoded bytes of an archive of {size}, got {total}"
         )
     return members
+
+
+def list_names(source: Source) -> list[str]:
+    """The names of the files in the archive at the root of a source; none if it is unreadable."""
+    try:
+        infos = _read_directory(source, root_size(source))[0]
+    except Corrupted:
+        return []
+    return [info.filename for info in infos if not info.filename.endswith("/")]
 
 
 def _read_directory(source: Source, size: int) -> tuple[list[zipfile.ZipInfo], int]:

@@ -24,6 +24,8 @@ SAFETENSORS = "a safetensors file"
 
 GGUF = "a GGUF file"
 
+ZIP = "a zip archive"
+
 _SIGNATURES: tuple[tuple[bytes, str], ...] = (
     (b"\x93NUMPY", NPY),
     (b"\x89HDF\r\n\x1a\n", HDF5),
@@ -110,7 +112,7 @@ def _recognise_zip(head: bytes) -> str:
         return NPZ
     if name.endswith(("/data.pkl", "/version", "/byteorder", "/.format_version")):
         return PYTORCH
-    return "a zip archive"
+    return ZIP
 
 
 def read_head(source: Source, key: str, size: int, nbytes: int = 512) -> bytes:

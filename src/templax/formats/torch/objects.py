@@ -95,6 +95,9 @@ _DTYPES = {
 }
 """Name of a dtype → the dtype. PyTorch calls them as numpy and ml_dtypes do."""
 
+LAZY = "tensors that are to be conjugated or negated lazily"
+"""Name of what stands for them: their values are not those that are stored."""
+
 RECORDS = frozenset(
     (
         *(
@@ -147,21 +150,26 @@ def build(named: Named, arguments: tuple[Any, ...]) -> Any:
         raise Corrupted(f"Expected the arguments of `{named.name}`, got others") from error
 
 
-def make_storage(identifier: Any) -> Storage:
+def make_storage(identifier: Any) -> Storage | Refused:
     """The storage that a persistent identifier of a pickle names.
 
     It is `("storage", class, key, device, number of elements)`, and may have a last item that is
-    None.
+    None. Files before PyTorch 1.6 also have `("module", class, file, source)`, for a class of
+    modules.
     """
-    if type(identifier) is not tuple or not 5 <= len(identifier) <= 6:
+    if type(identifier) is not tuple or not 4 <= len(identifier) <= 6:
         raise Corrupted("Expected the identifier of a storage, got another one")
+    if len(identifier) == 4:
+        if identifier[0] != "module" or not isinstance(identifier[1], Refused):
+            raise Corrupted("Expected the identifier of a storage, got another one")
+        return identifier[1]
     what, named, key, _, numel, *view = identifier
     if what != "storage" or type(key) is not str or type(numel) is not int or numel < 0:
         raise Corrupted("Expected the identifier of a storage, got another one")
     if view not in ([], [None]):
         raise Unsupported("templax reads no storages that are views of others", leaf=key)
     if isinstance(named, Refused):
-        raise Unsupported(f"templax reads no `{named.name[:80]}`", leaf=key)
+        return named
     if not isinstance(named, Named):
         raise Corrupted("Expected the class of a storage, got another value", leaf=key)
     dtype = None if named.name in _UNTYPED else _find_storage_dtype(named.name)
@@ -186,7 +194,9 @@ def _build_tensor(
     requires_grad: Any = False,
     hooks: Any = None,
     metadata: Any = None,
-) -> Tensor:
+) -> Tensor | Refused:
+    if isinstance(storage, Refused):
+        return storage
     if not isinstance(storage, Storage) or storage.dtype is None:
         raise Corrupted("Expected a tensor of a typed storage, got another one")
     return _make_tensor(storage, storage.dtype, offset, shape, strides, metadata)
@@ -202,8 +212,9 @@ def _build_untyped_tensor(
     dtype: Any,
     metadata: Any = None,
 ) -> Tensor | Refused:
-    if isinstance(dtype, Refused):
-        return dtype
+    for each in (storage, dtype):
+        if isinstance(each, Refused):
+            return each
     known = dtype_of(dtype)
     if not isinstance(storage, Storage) or known is None:
         raise Corrupted("Expected a storage and a dtype, got others")
@@ -212,16 +223,18 @@ def _build_untyped_tensor(
 
 def _make_tensor(
     storage: Storage, dtype: np.dtype, offset: Any, shape: Any, strides: Any, metadata: Any
-) -> Tensor:
+) -> Tensor | Refused:
     if metadata:  # whether the values are to be conjugated or negated when they are read
-        raise Unsupported("templax reads no tensors that are to be conjugated or negated lazily")
+        return Refused(LAZY)
     numbers = (shape, strides, (offset,))
     if any(type(each) is not tuple or len(each) > MAX_RANK for each in numbers):
         raise Corrupted(f"Expected a shape and strides of at most {MAX_RANK} dimensions")
     if any(type(n) is not int or n < 0 for each in numbers for n in each):
         raise Corrupted("Expected a shape, strides and an offset of whole numbers")
-    if len(shape) != len(strides) or not fits_address_space(shape, dtype.itemsize):
-        raise Corrupted(f"Expected as many strides as dimensions, got {format_shape(shape)}")
+    if len(shape) != len(strides):
+        raise Corrupted(f"Expected as many strides as dimensions, {len(shape)}, got {len(strides)}")
+    if not fits_address_space(shape, dtype.itemsize):
+        raise Corrupted(f"Expected a shape that memory can hold, got {format_shape(shape)}")
     reach = 0
     if 0 not in shape:
         reach = offset + 1 + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from ...errors import Corrupted, Unsupported
 from .objects import (
+    LAZY,
     Named,
     Record,
     Refused,
@@ -251,6 +252,10 @@ class _Machine:
 
     def push_storage(self) -> None:
         storage = make_storage(self.stack.pop())
+        if isinstance(storage, Refused):
+            self.refused[storage.name] = None
+            self.push(storage)
+            return
         if self.storages.setdefault(storage.key, storage) != storage:
             raise Corrupted(f"Expected one storage `{storage.key[:80]}`, got two of this key")
         self.push(storage)
@@ -290,12 +295,30 @@ class _Machine:
             raise Unsupported("templax reads no objects with attributes of their own")
 
 
+_INSTEAD = {
+    "torch._utils._rebuild_qtensor": "tensor.dequantize()",
+    "torch._utils._rebuild_sparse_tensor": "tensor.to_dense()",
+    "torch._utils._rebuild_nested_tensor": "list(tensor.unbind())",
+    "torch._tensor._rebuild_from_type_v2": "tensor.detach().as_subclass(torch.Tensor)",
+    LAZY: "tensor.resolve_conj().resolve_neg()",
+    "numpy._core.multiarray._reconstruct": "torch.from_numpy(array)",
+    "numpy.core.multiarray._reconstruct": "torch.from_numpy(array)",
+    "numpy._core.multiarray.scalar": "number.item()",
+    "numpy.core.multiarray.scalar": "number.item()",
+    "collections.defaultdict": "dict(value)",
+    "argparse.Namespace": "vars(value)",
+}
+"""Name that is refused → what to save in its place."""
+
+
 def make_refusal(name: str) -> Unsupported:
     """The error for a pickle that needs a class or function that templax does not build."""
-    return Unsupported(
-        f"templax reads no `{name[:200]}` in a pickle, and calls nothing that a file names",
-        hint="save a dict of tensors, numbers and text, such as a `state_dict()`",
-    )
+    what = f"templax reads no `{name[:200]}` in a pickle, and calls nothing that a file names"
+    if name == LAZY:
+        what = f"templax reads no {LAZY}"
+    instead = _INSTEAD.get(name)
+    usual = "save a dict of tensors, numbers and text, such as a `state_dict()`"
+    return Unsupported(what, hint=usual if instead is None else f"save `{instead}` in its place")
 
 
 def _make_tuple(n: int) -> Callable[[_Machine], None]:

@@ -7,7 +7,7 @@ storage `KEY`, stored as they are (see `torch/serialization.py`, `_save`).
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import NamedTuple
 
 from ..._catalog.catalog import Catalog
@@ -18,18 +18,21 @@ from ...errors import Corrupted, Unsupported
 from ...storage.signatures import (
     MAX_METADATA,
     PYTORCH,
+    ZIP,
     is_old_pytorch,
     read_root,
     recognise_root,
 )
 from ...storage.source import Source, root_size
-from ..zip_members import Member, check_members, describe_archive, list_members
+from ..zip_members import Member, check_members, describe_archive, list_members, list_names
 from .extents import Pieces
 from .objects import Tensor
 from .tree import Tree
 from .unpickler import Pickle, read_pickle
 
 _PICKLE = "data.pkl"
+
+SAVE_AGAIN = "`torch.save({}, new_path)` writes a file that templax reads"
 
 
 class TorchZip:
@@ -38,8 +41,12 @@ class TorchZip:
     name = "torch"
 
     def detect(self, source: Source) -> str | None:
-        is_zip = recognise_root(source) == PYTORCH and not is_old_pytorch(read_root(source))
-        return "a zip with a pickle of PyTorch" if is_zip else None
+        known = recognise_root(source)
+        if known == ZIP:  # TorchScript, and `zip -r` of what was unpacked, begin with others
+            found = _holds_pickle(list_names(source))
+        else:
+            found = known == PYTORCH and not is_old_pytorch(read_root(source))
+        return "a zip with a pickle of PyTorch" if found else None
 
     @pause_gc()
     def open(self, source: Source) -> Catalog:
@@ -78,6 +85,12 @@ class TorchZip:
             audits_values=all(member.crc32 for member in archive.members if member.nbytes),
             regions=functools.partial(_describe_file, source, archive),
         )
+
+
+def _holds_pickle(names: Collection[str]) -> bool:
+    """Whether the directory of an archive has the pickle that PyTorch writes, and its version."""
+    roots = {name.removesuffix(_PICKLE) for name in names if name.partition("/")[2] == _PICKLE}
+    return any(f"{root}version" in names for root in roots)
 
 
 def _describe_file(source: Source, archive: Archive) -> Iterator[Region]:
@@ -120,7 +133,8 @@ def read_archive(source: Source) -> Archive:
     root = pickles[0].name.removesuffix(_PICKLE)
     if f"{root}constants.pkl" in found or any(name.startswith(f"{root}code/") for name in found):
         raise Unsupported(
-            "templax reads no programs of TorchScript", hint="save the `state_dict()` of the module"
+            "templax reads no programs of TorchScript",
+            hint=SAVE_AGAIN.format("torch.jit.load(path).state_dict()"),
         )
     order = found.get(f"{root}byteorder")
     if order is not None and _read_member(source, order, 16) != b"little":
@@ -133,7 +147,10 @@ def read_archive(source: Source) -> Archive:
         if member is None:
             raise Corrupted(f"Expected the storage `{key[:80]}` in the archive, found none")
         if member.deflated:
-            raise Unsupported(f"templax reads no deflated storages, got `{key[:80]}`")
+            raise Unsupported(
+                f"templax reads no deflated storages, got `{key[:80]}`",
+                hint=SAVE_AGAIN.format("torch.load(path)"),
+            )
         if member.nbytes != storage.nbytes:
             raise Corrupted(
                 f"Expected {storage.nbytes} bytes of storage `{key[:80]}`, got {member.nbytes}"
@@ -144,7 +161,11 @@ def read_archive(source: Source) -> Archive:
 
 def _read_member(source: Source, member: Member, maximum: int) -> bytes:
     if member.deflated:
-        raise Unsupported("templax reads no deflated PyTorch files", leaf=member.name)
+        raise Unsupported(
+            "templax reads no deflated PyTorch files",
+            leaf=member.name,
+            hint=SAVE_AGAIN.format("torch.load(path)"),
+        )
     if member.nbytes > maximum:
         raise Corrupted(
             f"Expected at most {maximum} bytes of `{member.name[:80]}`, got {member.nbytes}"

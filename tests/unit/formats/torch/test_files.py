@@ -17,7 +17,7 @@ import pytest
 
 import templax as tx
 from helpers import CORPUS
-from templax.errors import Corrupted, Unsupported
+from templax.errors import Corrupted, UnknownFormat, Unsupported
 from templax.formats.torch.dcp import NOT_READ
 from templax.storage import Memory
 
@@ -183,9 +183,9 @@ def test_storages_of_bytes_have_the_dtype_of_the_tensor(tmp_path: Path) -> None:
         (tensor((2,), (2**62,)), "beyond it"),
         (tensor((-1,), (1,)), "whole numbers"),
         (tensor((3,), (-1,), 3), "whole numbers"),
-        (tensor((3,), (1, 1)), "as many strides"),
+        (tensor((3,), (1, 1)), "as many strides as dimensions, 1, got 2"),
         (tensor((1,) * 33, (1,) * 33), "32 dimensions"),
-        (tensor((2**40, 2**40, 0), (1, 1, 1)), "as many strides"),
+        (tensor((2**40, 2**40, 0), (1, 1, 1)), "that memory can hold"),
         (tensor((3,), (1,), numel=11), "Expected 44 bytes of storage `0`, got 48"),
         (tensor((3,), (1,), key="1"), "storage `1` in the archive, found none"),
         (b"(" + tensor((1,), (1,)) + tensor((1,), (1,), numel=6, kind="Double") + b"t", "two of"),
@@ -407,3 +407,77 @@ def test_a_directory_of_pytorch_stays_one_beside_a_safetensors_file(tmp_path: Pa
     tx.save(tmp_path / "st", {"step": np.int64(99)}, format="safetensors")
     shutil.copy(tmp_path / "st" / "model.safetensors", tmp_path / "dcp")
     assert tx.open(tmp_path / "dcp").format == "dcp"
+
+
+def test_what_no_reader_of_tensors_has_is_refused_with_its_leaf_and_the_call_that_helps() -> None:
+    where, refused = CORPUS / "torch-2.13.0", "in a pickle, and calls nothing that a file names"
+    quantised = (
+        f"templax reads no `torch._utils._rebuild_qtensor` {refused} - at `q`; hint: save"
+        " `tensor.dequantize()` in its place"
+    )
+    expected = {
+        "quantised.pt": quantised,
+        "quantised-legacy.pt": quantised,
+        "conjugated.pt": "templax reads no tensors that are to be conjugated or negated lazily - at"
+        " `c`; hint: save `tensor.resolve_conj().resolve_neg()` in its place",
+        "module-legacy.pt": f"templax reads no `__main__.Affine` {refused} - at ``; hint: save a"
+        " dict of tensors, numbers and text, such as a `state_dict()`",
+        "script.pt": "templax reads no programs of TorchScript; hint:"
+        " `torch.save(torch.jit.load(path).state_dict(), new_path)` writes a file that templax"
+        " reads",
+    }
+    for name, message in expected.items():
+        with pytest.raises(Unsupported) as caught:
+            tx.open(where / name)
+        assert str(caught.value) == message
+
+
+def test_a_program_of_torch_export_is_named() -> None:
+    path = CORPUS / "torch-2.13.0" / "program.pt2"
+    with pytest.raises(UnknownFormat) as caught:
+        tx.open(path)
+    assert str(caught.value) == (
+        f"Expected a checkpoint that templax reads at {path}, got a program of torch.export; hint:"
+        " `torch.save(torch.export.load(path).state_dict, new_path)` writes a file that templax"
+        " reads"
+    )
+
+
+def unpack(path: Path) -> Path:
+    """Unpacks a file of PyTorch; the directory that was in it."""
+    with zipfile.ZipFile(WRITTEN / "leaves.pt") as archive:
+        archive.extractall(path)
+    (root,) = path.iterdir()
+    return root
+
+
+def pack(path: Path, root: Path, method: int) -> Path:
+    """Packs a directory as `zip -r` does, the directories among its members."""
+    with zipfile.ZipFile(path, "w", method) as archive:
+        for each in (root, *sorted(root.rglob("*"))):
+            archive.write(each, each.relative_to(root.parent))
+    return path
+
+
+def test_a_file_that_was_packed_again_is_read(tmp_path: Path) -> None:
+    path = pack(tmp_path / "again.pt", unpack(tmp_path / "unpacked"), zipfile.ZIP_STORED)
+    assert tx.diff(path, WRITTEN / "leaves.pt").identical
+    assert tx.verify(path).ok
+    account = tx.account_bytes(path)
+    assert sum(account.kinds.values()) == path.stat().st_size
+
+
+def test_a_file_that_was_deflated_and_one_that_was_unpacked_say_what_helps(tmp_path: Path) -> None:
+    root = unpack(tmp_path / "unpacked")
+    path = pack(tmp_path / "deflated.pt", root, zipfile.ZIP_DEFLATED)
+    with pytest.raises(Unsupported, match="no deflated PyTorch files") as deflated:
+        tx.open(path)
+    assert deflated.value.hint == (
+        "`torch.save(torch.load(path), new_path)` writes a file that templax reads"
+    )
+    with pytest.raises(UnknownFormat) as unpacked:
+        tx.open(root)
+    assert str(unpacked.value) == (
+        f"Expected a checkpoint that templax reads at {root}, got the files of an unpacked PyTorch"
+        " file; hint: pack the directory again, with `zip -0 -r` in the directory around it"
+    )
