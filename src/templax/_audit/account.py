@@ -13,6 +13,7 @@ from .._catalog.regions import BYTE_KINDS, ByteKind
 from .._codecs.decode import FILL
 from .._core.gc_pause import pause_gc
 from .._core.memory import ALIGN
+from ..errors import Corrupted, Unsupported
 from ..formats.registry import Checkpoint, open_checkpoint
 from ..storage.source import Source, open_ranges
 from .account_result import ByteAccount, FileBytes, Gap, LeafBytes, PartBytes, SharedBytes
@@ -51,6 +52,7 @@ def account_bytes(checkpoint: Checkpoint) -> ByteAccount:
 
     Raises:
         CheckpointError: The checkpoint can't be opened, or a leaf can't be located; see `open`.
+            Bytes that templax can't decode are counted like others.
         SourceError: The storage failed.
 
     Example:
@@ -67,8 +69,20 @@ def account_bytes(checkpoint: Checkpoint) -> ByteAccount:
     catalog = open_checkpoint(checkpoint)
     while catalog.base is not None:
         catalog = catalog.base
-    located = catalog.locate(e for e in catalog.leaves.values() if e.kind != "string")
-    return _make_account(catalog, located)
+    return _make_account(catalog, _locate(catalog))
+
+
+def _locate(catalog: Catalog) -> Mapping[str, Sequence[Chunk]]:
+    """Where the bytes of all leaves are, also of those that templax can't decode."""
+    leaves = [entry for entry in catalog.leaves.values() if entry.kind != "string"]
+    try:
+        return catalog.locate(leaves)
+    except Unsupported:
+        damages: list[Corrupted] = []
+        located = catalog.locate(leaves, damages)
+        if damages:
+            raise damages[0] from None
+        return located
 
 
 @pause_gc()

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
-from .._catalog.entry import Chunk
+from .._catalog.catalog import Catalog
+from .._catalog.entry import Chunk, LeafEntry
 from .._codecs.crc32c import compare_crc32c, crc32c
 from .._codecs.decode import CHECKSUMS, DECODABLE, FILL, SWAPS, decode
 from .._codecs.gzip import WRAPPERS, iter_gunzipped
@@ -13,6 +14,7 @@ from .._codecs.zstd import Inflater, Pieces
 from .._core.boxes import size_of
 from .._core.memory import Scratch
 from .._plan.parts import BLOCK_BYTES, CHECKED_BYTES
+from ..errors import Unsupported
 
 
 class StoredBytes(Protocol):
@@ -31,6 +33,26 @@ class StoredBytes(Protocol):
 def can_decode(chunk: Chunk) -> bool:
     """Whether there is a decoder for the codecs. Otherwise the bytes are only read."""
     return chunk.codecs == FILL or DECODABLE.issuperset(chunk.codecs)
+
+
+def find_undecodable(catalog: Catalog, entries: Sequence[LeafEntry]) -> dict[str, Unsupported]:
+    """Why there is no decoder for leaves, by the name of each that has none.
+
+    Args:
+        catalog: The checkpoint.
+        entries: Leaves of it with distinct names; none of them a string.
+
+    Raises:
+        Corrupted, Unsupported: They can't be located for another reason; see `Catalog.locate`.
+    """
+    found: dict[str, Unsupported] = {}
+    for name, chunks in catalog.locate(entries, []).items():
+        if not all(map(can_decode, chunks)):
+            try:
+                catalog.locate([catalog.leaves[name]])
+            except Unsupported as error:
+                found[name] = error
+    return found
 
 
 def decode_chunk(chunk: Chunk, itemsize: int, stored: StoredBytes, scratch: Scratch) -> None:

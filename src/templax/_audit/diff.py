@@ -18,9 +18,10 @@ from .._match.match import CheckpointView, apply_at_and_rename
 from .._match.options import MatchOptions
 from .._restore.options import CompareOptions
 from .._restore.prepare import check_rename_used, list_subtrees
-from ..errors import UsageError
+from ..errors import Unsupported, UsageError
 from ..formats.registry import Checkpoint, open_checkpoint
-from .diff_blocks import Side, compare_leaves
+from .decode_chunk import find_undecodable
+from .diff_blocks import EntryPair, Side, compare_leaves
 from .diff_result import Diff, Difference, LeafDiff, sort_leaves
 from .diff_values import find_common_dtype, summarise
 
@@ -66,7 +67,8 @@ def diff(
 
     Raises:
         CheckpointError: A checkpoint can't be opened, or one of its leaves can't be read. Names the
-            checkpoint, the leaf and the file.
+            checkpoint, the leaf and the file. Leaves in a codec or quantisation that templax does
+            not decode are no error: `LeafDiff.note` says that their values were not compared.
         SourceError: The storage failed, or a checkpoint changed meanwhile.
         UsageError: An argument is invalid, or names nothing.
 
@@ -214,12 +216,22 @@ def _compare_values(
     wanted = [
         i
         for i, leaf in enumerate(leaves)
-        if _is_comparable(leaf) or (leaf.basis == "fingerprint" and leaf.differences)
+        if _is_comparable(leaf)
+        or (leaf.basis == "fingerprint" and leaf.differences and leaf.note is None)
     ]
     pairs = [(leaf.a, leaf.b) for leaf in map(leaves.__getitem__, wanted)]
     known = [(a, b) for a, b in pairs if a is not None and b is not None]
-    found = compare_leaves(sides, known, threads, progress)
     compared = list(leaves)
+    try:
+        found = compare_leaves(sides, known, threads, progress)
+    except Unsupported:
+        problems = _list_undecodable(sides, known)
+        if not any(problems):
+            raise
+        for i, problem in zip(wanted, problems, strict=True):
+            if problem is not None:
+                compared[i] = replace(leaves[i], note=f"values not compared: {problem.what}")
+        return _compare_values(sides, compared, threads, progress)
     for i, (a, b), sums in zip(wanted, known, found, strict=True):
         leaf, values = leaves[i], summarise(sums, a.dtype, b.dtype, math.prod(a.shape))
         others = tuple(what for what in leaf.differences if what != "values")
@@ -229,6 +241,16 @@ def _compare_values(
         differences = (*others, "values") if values.differing else others
         compared[i] = replace(leaf, differences=differences, basis="read", values=values, note=note)
     return compared
+
+
+def _list_undecodable(
+    sides: tuple[Side, Side], pairs: Sequence[EntryPair]
+) -> list[Unsupported | None]:
+    """Why each pair can't be compared: there is no decoder for one of the two. None if there is."""
+    found = [
+        find_undecodable(side.catalog, [pair[n] for pair in pairs]) for n, side in enumerate(sides)
+    ]
+    return [found[0].get(a.name) or found[1].get(b.name) for a, b in pairs]
 
 
 def _has_other_sharding(leaf: LeafDiff) -> bool:

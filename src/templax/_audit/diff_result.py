@@ -179,6 +179,12 @@ def _list_remarks(diff: Diff) -> Iterator[str]:
     if diff.differs and len(same) < len(equal):
         count = len(equal) - len(same)
         yield f"the values of {count:,} other {leaf_noun(count)} were not compared"
+    notes: dict[str, list[str]] = {}
+    for leaf in equal:
+        if leaf.basis is None and leaf.note is not None:
+            notes.setdefault(leaf.note, []).append(leaf.name)
+    for note, names in notes.items():
+        yield f"{note} ({list_names(names)})"
     if diff.shardings:
         count = len(diff.shardings)
         yield (

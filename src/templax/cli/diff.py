@@ -81,3 +81,5 @@ def diff(
         echo_report(format_diff(found, None if every else MAX_SHOWN, "`--all` shows them"))
     if found.differs:
         sys.exit(1)
+    if not no_values and not found.identical:  # some leaves can't be decoded; the report names them
+        sys.exit(2)

@@ -29,6 +29,7 @@ FILES = (
     "flaxmsgpack-chunked/state.msgpack",
     "flaxmsgpack-plain/state.msgpack",
     "gguf/plain.gguf",
+    "gguf/not-read.gguf",
     "gguf/quantised.gguf",
     "npy-fortran/array.npy",
     "npz-deflated/params.npz",

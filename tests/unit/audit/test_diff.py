@@ -325,3 +325,15 @@ def test_maxima_are_said_to_be_those_of_finite_elements(tmp_path: Path) -> None:
     text = str(tx.diff(tmp_path / "a.npz", tmp_path / "b.npz"))
     assert "1 of 2 elements differ" in text
     assert "(of the elements that are finite in both)" in text
+
+
+def test_leaves_that_no_decoder_is_for_are_named_as_not_compared_and_others_are_compared() -> None:
+    path = CORPUS / "gguf" / "not-read.gguf"
+    found = tx.diff(path, path)
+    compared = {leaf.name for leaf in found.leaves if leaf.basis == "read"}
+    assert (compared, found.differs, found.identical) == ({"norm.weight"}, False, False)
+    notes = {leaf.name: leaf.note for leaf in found.leaves}
+    assert notes["TQ1_0.weight"] == (
+        "values not compared: templax does not read tensors quantised as `TQ1_0`"
+    )
+    assert f"  {notes['TQ1_0.weight']} (`TQ1_0.weight`)\n" in str(found)

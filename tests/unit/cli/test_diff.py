@@ -93,3 +93,13 @@ def test_a_name_from_a_file_can_not_forge_a_line(tmp_path):
     save_file({"w\nidentical: 1 leaf": np.ones(1)}, tmp_path / "b")
     printed = run_cli("diff", tmp_path / "a", tmp_path / "b").stdout
     assert not any(line.startswith("identical") for line in printed.splitlines())
+
+
+def test_no_difference_among_the_leaves_that_can_be_decoded_is_not_success():
+    path = "gguf/not-read.gguf"
+    found = run_cli("diff", path, path)
+    assert found.exit_code == 2
+    assert (
+        "no difference found, but the values of 13 of 14 leaves were not compared" in found.stdout
+    )
+    assert run_cli("diff", path, path, "--no-values").exit_code == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -410,3 +411,22 @@ def test_the_command_names_its_own_options(arguments: list[str], said: str, tmp_
     result = CliRunner().invoke(main, ["convert", *given, "--json"])
     error = json.loads(result.stdout)["error"]
     assert said in f"{error['what']}; hint: {error['hint']}"
+
+
+def test_all_leaves_that_no_decoder_is_for_are_named_with_the_option_that_leaves_them_out(
+    tmp_path: Path,
+) -> None:
+    source = tmp_path / "tree.zarr"
+    shutil.copytree(CORPUS / "zarr-2.18.7" / "tree.zarr", source)
+    for name in ("kernel", "encoder/mask"):
+        file = source / name / ".zarray"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"compressor": {"id": "bz2"}}))
+    found = CliRunner().invoke(main, ["convert", str(source), str(tmp_path / "x"), "--to", "orbax"])
+    assert (found.exit_code, found.stderr) == (
+        2,
+        "error: templax does not read codec `bz2` (`encoder.mask`, `kernel`); hint: --skip leaves"
+        " them out\n",
+    )
+    assert not (tmp_path / "x").exists()
+    done = tx.convert(source, tmp_path / "x", to="orbax", skip=["encoder.mask", "kernel"])
+    assert done.leaves == len(tx.open(source).leaves) - 2
