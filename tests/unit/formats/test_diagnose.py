@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 
+from helpers import CORPUS
 from opening import open_local, read_refusal
 from templax.errors import Corrupted, UnknownFormat
 from templax.formats import open_catalog
@@ -144,3 +145,19 @@ def test_a_directory_beside_it_that_may_not_be_read_does_not_matter(tmp_path, mo
 
     monkeypatch.setattr(os, "scandir", scan_others)
     assert read_refusal(tmp_path / "file").endswith("got a file of another kind")
+
+
+def test_a_group_of_zarr_is_no_array_of_an_orbax_checkpoint_around_it(tmp_path):
+    shutil.copytree(CORPUS / "zarr-3.1.6" / "tree.zarr", tmp_path / "tree.zarr")
+    for name in ("a", "b"):
+        file = tmp_path / f"{name}.safetensors"
+        shutil.copy(CORPUS / "safetensors-plain" / "model.safetensors", file)
+    (tmp_path / "notes.txt").write_text("by hand")
+    with pytest.raises(UnknownFormat) as around:
+        open_local(tmp_path)
+    assert str(around.value) == (
+        f"Expected a checkpoint that templax reads at {tmp_path}, got a directory that holds"
+        f' checkpoints; hint: open "{tmp_path}/a.safetensors" or "{tmp_path}/b.safetensors"'
+    )
+    with pytest.raises(UnknownFormat, match="notes.txt, got a file of another kind"):
+        open_local(tmp_path / "notes.txt")

@@ -13,14 +13,14 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal
 
-from ...errors import SourceError
+from ...errors import CheckpointError, SourceError
 from ...storage.leftovers import LEASE, TEMPORARY
-from ...storage.signatures import is_lfs_pointer, read_head, recognise
+from ...storage.signatures import is_lfs_pointer, read_head, read_metadata, recognise
 from ...storage.source import Source, find_cost, list_ahead
 from ..flax.specs import ARRAYS
 from ..ocdbt.read import MANIFEST
 from ..zarr.metadata import FILES
-from ..zarr.nodes import GROUP
+from ..zarr.nodes import GROUP, NODE, parse_node
 from .step_metadata import COMMITTED, STEP_METADATA, step_metadata
 from .step_names import (
     PARTIAL_SAVE,
@@ -425,6 +425,15 @@ def _find_bare_array(source: Source, names: frozenset[str]) -> list[str]:
             except SourceError as error:
                 # Either somebody else's directory, or a link that leads out, which `open` reports.
                 found = source.at(key).stat("") if error.errno is None else None
-            if found is not None:
+            if found is not None and not _is_group(source, key):
                 return [key]
     return []
+
+
+def _is_group(source: Source, key: str) -> bool:
+    """Whether a file of zarr is that of a group: a tree of its own, and nothing of Orbax."""
+    if not key.endswith(f"/{NODE}"):
+        return False
+    with suppress(CheckpointError, SourceError):
+        return parse_node(bytes(read_metadata(source, key))).node_type == "group"
+    return False
