@@ -123,14 +123,15 @@ class ChunkTable:
         return found
 
 
-def refuse_leaves(wrong: Sequence[str]) -> None:
+def refuse_leaves(wrong: Sequence[str], hint: str | None = None) -> None:
     """Raises SaveError if there is anything that keeps a tree from being saved.
 
     Args:
         wrong: What is wrong, as sentences that each begin with the name of a leaf.
+        hint: What to do about it.
     """
     if wrong:
         rest = f"; and {len(wrong) - 20} more" if len(wrong) > 20 else ""
         named = [f"it{text[2:]}" if text.startswith("`` ") else text for text in wrong[:20]]
         text = f"This tree can't be saved: {'; '.join(named)}{rest}"
-        raise SaveError(text.encode(errors="backslashreplace").decode())
+        raise SaveError(text.encode(errors="backslashreplace").decode(), hint=hint)

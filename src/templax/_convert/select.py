@@ -128,7 +128,7 @@ def select_leaves(
     found, wrong, seen = Selection(), list[str](), set[str]()
     used, floats, all_paths = set[str](), list[Path](), list[Path]()
     skipping = dict.fromkeys(skip, True)
-    skipped = set[str]()
+    skipped, unnamed = set[str](), False
     view = CheckpointView(catalog.entries, catalog.empties, catalog.url)
     stored: dict[str, Path] = {}
     for path, _, entry in apply_at_and_rename(view, MatchOptions(at, rename)):
@@ -147,6 +147,7 @@ def select_leaves(
             continue
         dtype = entry.dtype
         if entry.kind != "string" and DTYPES.get(dtype.name) != dtype:
+            unnamed = True
             what = "of bytes of which the file does not say what they are"
             wrong.append(f"`{name}` is an array of dtype {dtype.name}, {what}")
             continue
@@ -160,7 +161,10 @@ def select_leaves(
         found.leaves.append(leaf)
         found.entries[name] = entry
         _note_leaf(found, leaf, entry, to)
-    refuse_leaves(wrong)
+    hint = "skip= leaves them out"
+    if unnamed:
+        hint += ", or restore with a template that names their dtype, and save that"
+    refuse_leaves(wrong, hint)
     _check_used("cast", casts, used, floats)
     _select_empties(found, catalog, to, at, rename, flat, skipping, skipped)
     all_paths += [rest for path in catalog.empties if (rest := strip_prefix(path, at))]

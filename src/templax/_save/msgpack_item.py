@@ -43,7 +43,7 @@ class MsgpackItem(FileItem):
             )
         tree_order, layout, problem = lay_out(sort_like(nest(leaves, empties), tree))
         if problem is not None:
-            raise SaveError(f"This tree can't be saved: templax would not read {problem}")
+            raise SaveError(f"This tree can't be saved: {problem}")
         super().__init__(tree_order, [(MSGPACK, layout)])
         stored = {leaf.name for leaf in self._stored}
         self._between = {leaf.name: _crc_of(leaf) for leaf in leaves if leaf.name not in stored}

@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from .._catalog.catalog import Catalog
 from .._catalog.entry import Chunk, Extent, LeafEntry
 from .._catalog.regions import Region
-from .._codecs.deflate import MAX_NPY_HEAD, InflateStream, npy_head_size, read_npy_head
+from .._codecs.deflate import MAX_NPY_HEAD, NPY_MAGIC, InflateStream, npy_head_size, read_npy_head
 from .._core.boxes import full_box
 from .._core.gc_pause import pause_gc
 from .._core.names import Path, join_path
-from ..errors import CheckpointError, Corrupted
+from ..errors import CheckpointError, Corrupted, Unsupported
 from ..storage.signatures import NPY, NPZ, ZIP, recognise_root
 from ..storage.source import Source, open_ranges, root_size
 from .npz_sums import combine_sums, parse_sums
@@ -29,6 +29,9 @@ from .zip_members import (
     list_members,
     list_names,
 )
+
+_MAX_LISTED, _MAX_TEXT = 8, 300
+"""Most members that the hint of an error lists, and most characters of their names."""
 
 
 class NumpyArray:
@@ -104,9 +107,7 @@ class NumpyArchive:
         members = list_members(source)
         paths = _split_members(members)
         read = open_ranges(source, "", root_size(source))
-        entries = [
-            _read_member(read, member, path) for member, path in zip(members, paths, strict=True)
-        ]
+        entries = _read_members(read, members, paths)
         named = [m._replace(name=e.name) for m, e in zip(members, entries, strict=True)]
         return Catalog(
             url=source.url,
@@ -173,6 +174,28 @@ def _split_members(members: Sequence[Member]) -> list[Path]:
     return split_names(names)
 
 
+def _read_members(
+    read: ReadRange, members: Sequence[Member], paths: Sequence[Path]
+) -> list[LeafEntry]:
+    """The leaves. The error for those that templax does not read says how to leave them out."""
+    entries: list[LeafEntry] = []
+    refused: dict[str, Unsupported] = {}
+    for member, path in zip(members, paths, strict=True):
+        try:
+            entries.append(_read_member(read, member, path))
+        except Unsupported as error:
+            refused[member.name.removesuffix(".npy")] = error
+    if not refused:
+        return entries
+    first, hint = next(iter(refused.values())), "save an archive with arrays of numbers alone"
+    if len(refused) <= _MAX_LISTED and sum(map(len, refused)) < _MAX_TEXT:
+        others = f"{{k: f[k] for k in f.files if k not in {[*refused]}}}"
+        hint = f"to leave out what templax does not read, `np.savez(new_path, **{others})`, where"
+        hint += " `f = np.load(path)`"
+    problem = Unsupported(first.what, hint=hint if first.hint is None else f"{first.hint}; {hint}")
+    raise problem.locate(leaf=first.leaf, start=first.start, stop=first.stop) from first
+
+
 def _read_member(read: ReadRange, member: Member, path: Path) -> LeafEntry:
     name = join_path(path)
     try:
@@ -191,10 +214,21 @@ def _read_member(read: ReadRange, member: Member, path: Path) -> LeafEntry:
 
 
 def _read_member_header(read: ReadRange, member: Member) -> ArrayHeader:
+    if not member.name.endswith(".npy") and not _begins_array(read, member):
+        raise Unsupported("templax reads archives of arrays, got a file of another kind in one")
     if not member.deflated:
         return read_header(read, member.start, member.stop)
     stop = min(member.stop, member.start + MAX_NPY_HEAD)
     return parse_header(read_npy_head(InflateStream(read(member.start, stop))))
+
+
+def _begins_array(read: ReadRange, member: Member) -> bool:
+    if member.deflated:
+        stop = min(member.stop, member.start + MAX_NPY_HEAD)
+        head = InflateStream(read(member.start, stop)).read(len(NPY_MAGIC))
+    else:
+        head = bytes(read(member.start, min(member.stop, member.start + len(NPY_MAGIC))))
+    return head == NPY_MAGIC
 
 
 @pause_gc()

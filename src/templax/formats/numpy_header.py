@@ -97,7 +97,8 @@ def _parse_text(text: str, start: int) -> ArrayHeader:
         if match is None or name in found:
             raise _unreadable_error(body)
         if name == "descr" and match[3] is not None:
-            raise Unsupported(f"templax reads no records, got an array of `{match[3][:80]}`")
+            fields = re.split(r""",\s*['"](?:fortran_order|shape)['"]""", match[3])[0]
+            raise Unsupported(f"templax reads no records, got an array of `{fields[:80]}`")
         found[name], at = match, match.end() + 1
         if at <= stop and body[at - 1] != ",":
             raise _unreadable_error(body)

@@ -89,7 +89,11 @@ def list_members(source: Source) -> list[Member]:
             raise Unsupported("templax reads no encrypted members", leaf=info.filename)
         if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             name = _METHODS.get(info.compress_type, f"method {info.compress_type}")
-            raise Unsupported(f"templax does not decode `{name}` members", leaf=info.filename)
+            raise Unsupported(
+                f"templax does not decode `{name}` members",
+                leaf=info.filename,
+                hint="unpack the archive, and pack it again with `zip -0 -r`",
+            )
         start = _find_data(read, size, info)
         stop = start + info.compress_size
         deflated = info.compress_type == zipfile.ZIP_DEFLATED

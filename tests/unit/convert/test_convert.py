@@ -430,3 +430,17 @@ def test_all_leaves_that_no_decoder_is_for_are_named_with_the_option_that_leaves
     assert not (tmp_path / "x").exists()
     done = tx.convert(source, tmp_path / "x", to="orbax", skip=["encoder.mask", "kernel"])
     assert done.leaves == len(tx.open(source).leaves) - 2
+
+
+def test_bytes_without_a_dtype_are_refused_with_what_helps(tmp_path: Path) -> None:
+    values = np.array([1, -3], ml_dtypes.int4)
+    np.savez(tmp_path / "a.npz", w=values)
+    with pytest.raises(tx.SaveError) as caught:
+        tx.convert(tmp_path / "a.npz", tmp_path / "b", to="orbax")
+    assert str(caught.value) == (
+        "This tree can't be saved: `w` is an array of dtype void8, of bytes of which the file does"
+        " not say what they are; hint: skip= leaves them out, or restore with a template that names"
+        " their dtype, and save that"
+    )
+    tx.save(tmp_path / "b", tx.restore(tmp_path / "a.npz", {"w": values}))
+    assert tx.open(tmp_path / "b").leaves["w"].dtype == values.dtype

@@ -209,7 +209,7 @@ def test_an_empty_archive_is_named() -> None:
     ("members", "error", "what"),
     [
         ({"w.npy": save(np.array([{}], object))}, tx.Unsupported, "pickled objects.* at `w`"),
-        ({"a.npy": save(np.zeros(2)), "notes.txt": b"x" * 99}, tx.Corrupted, "at `notes.txt`"),
+        ({"a.npy": save(np.zeros(2)), "notes.txt": b"x" * 99}, tx.Unsupported, "at `notes.txt`"),
         ({"a.npy": save(np.zeros(2)), "a": save(np.zeros(2))}, tx.Corrupted, "two - at `a`"),
         ({"w.npy": save(np.zeros(2)) + b"x"}, tx.Corrupted, "Expected 17 bytes, got float64"),
         ({"w.npy": save(np.zeros(2))[:-1]}, tx.Corrupted, "Expected 15 bytes, got float64"),
@@ -321,3 +321,26 @@ def test_a_template_that_is_written_for_bytes_without_a_dtype_asks_for_the_bytes
     made = run_cli("template", tmp_path / "a.npz", "-o", tmp_path / "t.json")
     assert made.exit_code == 0, made.output
     assert run_cli("check", tmp_path / "a.npz", tmp_path / "t.json").exit_code == 0
+
+
+def test_the_hint_leaves_out_every_array_that_is_not_read(tmp_path: Path) -> None:
+    path, new_path = tmp_path / "a.npz", tmp_path / "b.npz"
+    tree = {"w": np.arange(6.0), "b": np.ones(2)}
+    record = np.zeros(3, [("a", "f4"), ("b", "i4")])
+    np.savez(path, record=record, name=np.array(["run"]), allow_pickle=True, **tree)
+    with zipfile.ZipFile(path, "a") as writer:
+        writer.writestr("README.txt", "by hand")
+    with pytest.raises(tx.Unsupported) as caught:
+        tx.open(path)
+    assert caught.value.what == (
+        "templax reads no records, got an array of `[('a', '<f4'), ('b', '<i4')]`"
+    )
+    assert caught.value.leaf == "record"
+    assert caught.value.hint is not None
+    code, load = caught.value.hint.split("`")[1::2]
+    names = {"np": np, "path": path, "new_path": new_path}
+    exec(f"{load}; {code}", names)
+    got = tx.restore(new_path, tree)
+    assert {name: value.tolist() for name, value in got.items()} == {
+        name: value.tolist() for name, value in tree.items()
+    }

@@ -123,7 +123,7 @@ def test_any_tree_is_the_file_that_flax_writes_or_is_refused(
         said = str(error)
     if said:
         assert not path.exists()
-        assert "no array or number of numpy" in said or "two leaves are named" in said
+        assert "an array or number of numpy" in said or "two leaves are named" in said
         return
     assert path.read_bytes() == to_bytes(tree)
     assert_same(tx.restore(path, tree), tree)
@@ -192,8 +192,8 @@ def test_an_array_alone_is_a_tree(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("tree", "said"),
     [
-        ({"n": 1, "s": "x"}, "no array or number of numpy near its beginning"),
-        ({}, "no array or number of numpy near its beginning"),
+        ({"n": 1, "s": "x"}, "an array or number of numpy near its beginning, and here is none"),
+        ({}, "an array or number of numpy near its beginning, and here is none"),
         ({"w": jax.random.key(0)}, "`w` is a typed PRNG key, .*: save jax.random.key_data"),
         ({"w": "PLACEHOLDER://w", "v": np.ones(1)}, "`w` is a string by which Orbax"),
         ({"w": "//GDAPlaceholder:0", "v": np.ones(1)}, "`w` is a string by which Orbax"),

@@ -179,14 +179,15 @@ def lay_out(tree: Node) -> tuple[list[Leaf], Layout, str | None]:
     begin = b"".join(head for _, head in layout.heads[:1])
     problem = None
     if not holds_flax_arrays(Memory({"": begin + bytes(512)}), "", len(begin) + 512):
-        problem = "no array or number of numpy near its beginning, by which a file is recognised"
-    elif len(encoder.all) > max_leaves(size):
+        what = "an array or number of numpy near its beginning"
+        return encoder.all, layout, f"a file of Flax is recognised by {what}, and here is none"
+    if len(encoder.all) > max_leaves(size):
         problem = f"{len(encoder.all):,} leaves in {size:,} bytes, more than {max_leaves(size):,}"
     elif encoder.values > max_values(size):
         problem = f"{encoder.values:,} values in {size:,} bytes, more than {max_values(size):,}"
     elif encoder.pieces > MAX_PIECES:
         problem = f"{encoder.pieces:,} dimensions of pieces of arrays, more than {MAX_PIECES:,}"
-    return encoder.all, layout, problem
+    return encoder.all, layout, problem and f"templax would not read {problem}"
 
 
 def encode_number(leaf: Leaf) -> bytes:
