@@ -17,6 +17,9 @@ from .._catalog.tree_rows import format_total, measure_leaves
 from .._core.names import Path, join_path
 from .._core.text import format_size, quote_text
 
+_MAX_FACT = 400
+"""Most characters of metadata that are shown. The `_metadata` of a state dict names all modules."""
+
 _FACTS = ("step", "item", "items", "custom_metadata", "metrics")
 """Metadata whose meaning is known. What else a file says of itself is shown as its own words."""
 
@@ -43,6 +46,8 @@ def describe_checkpoint(catalog: Catalog, shown: Sequence[LeafEntry]) -> Iterato
         value = known.pop(name, None)
         if value not in (None, {}, [], ""):
             text = value if isinstance(value, str) else json.dumps(value, default=str)
+            if len(text) > _MAX_FACT:
+                text = f"{text[:_MAX_FACT]}... ({len(text):,} characters; --json has them all)"
             yield name.replace("_", " ") if name in _FACTS else f"metadata `{name}`", text
     if isinstance(saved, int) and 0 <= saved < 2**63:
         yield "saved", f"{datetime.fromtimestamp(saved // 10**9, UTC):%Y-%m-%d %H:%M:%S} UTC"

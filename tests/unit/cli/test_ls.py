@@ -343,3 +343,13 @@ def test_links_out_of_a_checkpoint_are_followed_if_asked_for(tmp_path):
         assert refused.exit_code == 2, refused.output
         assert "give the command --follow-links" in refused.output
         assert run_cli(command, "--follow-links", *places).exit_code == 0
+
+
+def test_long_metadata_is_cut_and_says_so(tmp_path):
+    text = "x" * 5000
+    save_file({"w": np.ones(2)}, tmp_path / "a.safetensors", {"notes": text, "short": "y" * 400})
+    result = run_cli("ls", tmp_path / "a.safetensors")
+    cut = f"{'x' * 400}... (5,000 characters; --json has them all)\n"
+    assert f"  metadata `notes`  {cut}  metadata `short`  {'y' * 400}\n" in result.output
+    found = json.loads(run_cli("ls", tmp_path / "a.safetensors", "--json").output)
+    assert found["metadata"]["notes"] == text
