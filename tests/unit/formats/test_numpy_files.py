@@ -338,8 +338,8 @@ def test_the_hint_leaves_out_every_array_that_is_not_read(tmp_path: Path) -> Non
     assert caught.value.leaf == "record"
     assert caught.value.hint is not None
     code, load = caught.value.hint.split("`")[1::2]
-    names = {"np": np, "path": path, "new_path": new_path}
-    exec(f"{load}; {code}", names)
+    names: dict[str, Any] = {"np": np, "path": path, "new_path": new_path}
+    exec(f"{load}; {code}; f.close()", names)
     got = tx.restore(new_path, tree)
     assert {name: value.tolist() for name, value in got.items()} == {
         name: value.tolist() for name, value in tree.items()
