@@ -88,7 +88,7 @@ def test_missing_dot_files_without_any_metadata_are_named():
         (b"\x1f\x8b\x08", "a gzip file; hint: unpack it"),
         (b"\x28\xb5\x2f\xfd", "a zstd file; hint: unpack it"),
         (bytes(257) + b"ustar", "a tar archive; hint: unpack it"),
-        (b"\x89HDF\r\n\x1a\n", "an HDF5 file"),
+        (b"\x04\x22\x4d\x18", "an lz4 file; hint: unpack it"),
         (b"PK\x05\x06" + bytes(18), "an empty zip archive"),
         (b"\x80\x04\x95", "a Python pickle, which templax never loads"),
         (b"model_checkpoint_path: 'x'", "the index of a TensorFlow checkpoint"),
@@ -100,6 +100,14 @@ def test_other_files_are_named_by_their_signature(tmp_path, data, what):
     (tmp_path / "file").write_bytes(data)
     expected = f"Expected a checkpoint that templax reads at {tmp_path / 'file'}, got {what}"
     assert read_refusal(tmp_path / "file") == expected
+
+
+def test_what_reads_an_hdf5_file_is_hinted(tmp_path):
+    (tmp_path / "file").write_bytes(b"\x89HDF\r\n\x1a\n")
+    assert read_refusal(tmp_path / "file").endswith(
+        "got an HDF5 file; hint: restore from a tx.Recipe of a function that reads"
+        f' "{tmp_path}/file" with h5py'
+    )
 
 
 def test_zip_archives_are_distinguished_by_their_first_member(tmp_path):
@@ -117,9 +125,8 @@ def test_a_directory_of_other_files_lists_some_of_them(tmp_path):
     assert read_refusal(tmp_path).endswith("got an empty directory")
     for name in "abcdef":
         (tmp_path / name).write_bytes(b"\x89HDF\r\n\x1a\n" if name == "a" else b"x")
-    assert read_refusal(tmp_path).endswith(
-        "got a directory of `a` (an HDF5 file), `b`, `c`, `d`, and 2 more"
-    )
+    expected = "got a directory of `a` (an HDF5 file), `b`, `c`, `d`, and 2 more; hint: "
+    assert expected in read_refusal(tmp_path)
 
 
 def test_the_rest_of_a_checkpoint_is_named(case):

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import templax as tx
-from helpers import abstract
+from helpers import CORPUS, abstract
 
 TREE = {
     "dense": {"kernel": np.arange(6, dtype=np.float32).reshape(2, 3), "bias": np.ones(3, "f4")},
@@ -92,3 +92,19 @@ def test_of_files_with_different_names_none_is_hinted_at(tmp_path: Path) -> None
         f"Expected a checkpoint that templax reads at {tmp_path}, got a directory of "
         f"`a.pkl` ({pickled}), `b.pkl` ({pickled})"
     )
+
+
+def test_an_onnx_model_is_named_with_the_call_that_reads_its_weights(tmp_path: Path) -> None:
+    path = CORPUS / "onnx" / "model.onnx"
+    with pytest.raises(tx.UnknownFormat) as caught:
+        tx.open(path)
+    assert str(caught.value) == (
+        f"Expected a checkpoint that templax reads at {path}, got an ONNX model; hint: restore from"
+        " tx.Recipe(lambda: {t.name: onnx.numpy_helper.to_array(t) for t in"
+        f' onnx.load("{path}").graph.initializer}})'
+    )
+    data = path.read_bytes()
+    for other in (data[:10], data[:2] + data, b"\x10" + data[1:], data[:138]):
+        (tmp_path / "x").write_bytes(other)
+        with pytest.raises(tx.UnknownFormat, match="got a file of another kind"):
+            tx.open(tmp_path / "x")
