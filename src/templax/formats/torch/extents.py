@@ -62,6 +62,20 @@ class Pieces:
         return tuple(chunks)
 
 
+def cover_tensor(tensor: Tensor, key: str, start: int) -> Chunk:
+    """The range from a tensor's first element to its last, as a chunk that nothing decodes.
+
+    Args:
+        tensor: A tensor that has elements.
+        key, start: See `Pieces.locate`.
+    """
+    steps = zip(tensor.shape, tensor.strides, strict=True)
+    reach = 1 + sum((n - 1) * step for n, step in steps)
+    first = start + tensor.offset * tensor.dtype.itemsize
+    stop = first + reach * tensor.dtype.itemsize
+    return Chunk(Extent(key, first, stop), full_box(tensor.shape), ("strided",))
+
+
 def _find_run(shape: Shape, strides: Shape) -> tuple[list[int], Literal["C", "F"]]:
     """The most dimensions that lie in the storage without gaps, in C or F order."""
     run: list[int] = []

@@ -25,7 +25,7 @@ from ...storage.signatures import (
 )
 from ...storage.source import Source, root_size
 from ..zip_members import Member, check_members, describe_archive, list_members, list_names
-from .extents import Pieces
+from .extents import Pieces, cover_tensor
 from .objects import Tensor
 from .tree import Tree
 from .unpickler import Pickle, read_pickle
@@ -188,7 +188,10 @@ def locate_tensors(
             try:
                 located[entry.name] = pieces.locate(handle, "", starts[handle.storage.key])
             except Unsupported as error:
-                raise error.locate(leaf=entry.name) from None
+                if damages is None:
+                    raise error.locate(leaf=entry.name) from None
+                start = starts[handle.storage.key]
+                located[entry.name] = (cover_tensor(handle, "", start),)
         else:
             located[entry.name] = handle or ()
     return located

@@ -159,6 +159,13 @@ def test_a_tensor_of_too_many_pieces_is_listed_but_not_read(tmp_path: Path) -> N
     with pytest.raises(Unsupported, match="strided tensors of at most 16384 pieces") as caught:
         tx.restore(path, {"w": np.broadcast_to(np.float32(0), (1 << 15,))})
     assert caught.value.leaf == "w"
+    assert tx.verify(path).ok
+    account = tx.account_bytes(path)
+    # All but the last element of the storage, which the tensor does not reach.
+    assert (account.kinds["leaf"], account.kinds["gap"]) == (data.nbytes - 4, 4)
+    assert tx.diff(path, path).leaves[0].note is not None
+    with pytest.raises(Unsupported, match="skip= leaves them out"):
+        tx.convert(path, tmp_path / "out", to="orbax")
 
 
 def test_storages_of_bytes_have_the_dtype_of_the_tensor(tmp_path: Path) -> None:
