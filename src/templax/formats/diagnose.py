@@ -5,6 +5,7 @@ The errors state only what is certain, and every hint to open something has been
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -12,7 +13,7 @@ from dataclasses import replace
 
 from .._core.names import find_nearest
 from .._core.text import list_examples
-from ..errors import CheckpointError, Corrupted, NotFound, SourceError, UnknownFormat
+from ..errors import CheckpointError, Corrupted, NotFound, SourceError, UnknownFormat, Unsupported
 from ..storage.head import KeptHead
 from ..storage.signatures import is_lfs_pointer, make_lfs_error, read_head
 from ..storage.source import ObjectInfo, Source
@@ -31,6 +32,7 @@ from .orbax.format import (
 from .orbax.step_metadata import COMMITTED, STEP_METADATA
 from .orbax.step_names import basename, is_temporary, natural_order, step_prefix
 from .protocol import Format
+from .safetensors import SHARD_NAME, Safetensors
 from .zarr.container import missing_dot_file_error
 
 _CHUNK = re.compile(r"[0-9]+(\.[0-9]+)*")
@@ -67,6 +69,7 @@ def diagnose_source(source: Source) -> CheckpointError:
         or _dot_files_error(source, children)
         or _remains_error(source, children)
         or _index_error(source, children)
+        or _shards_error(source, children)
         or _checkpoints_below_error(source, children)
         or _contents_error(source, children)
     )
@@ -132,6 +135,18 @@ def _index_error(source: Source, children: list[ObjectInfo]) -> Corrupted | None
         return None
     hint = open_hint(list_openable_files(source, children))
     return Corrupted(problem.what, leaf=problem.leaf, file=problem.file, hint=hint)
+
+
+def _shards_error(source: Source, children: list[ObjectInfo]) -> Unsupported | None:
+    shards = (info.key for info in children if SHARD_NAME.fullmatch(info.key))
+    for key in itertools.islice(shards, MAX_PROBES):
+        try:
+            Safetensors().open(source.at(key))
+        except Unsupported as error:
+            return error
+        except (CheckpointError, SourceError):
+            continue
+    return None
 
 
 def _checkpoints_below_error(source: Source, children: list[ObjectInfo]) -> UnknownFormat | None:

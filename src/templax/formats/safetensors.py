@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
+import re
 from collections.abc import Iterable, Iterator
 
 import msgspec
@@ -29,6 +30,12 @@ from .safetensors_write import CODES, METADATA, SUMS, parse_sums
 MAX_HEADER = 100_000_000
 """Most bytes of a header, as in the reference implementation."""
 
+SHARDING = "DCP_SHARDING_INFO"
+"""Key of the metadata in which torch.distributed.checkpoint says where shards begin."""
+
+SHARD_NAME = re.compile(r"shard-([0-9]{5})-(.+\.safetensors)")
+"""The name of a file that it saves: the number of the process from 1 on, and the rest."""
+
 _PACKED = ("F4", "F6_E2M3", "F6_E3M2")
 """The other dtypes. Their elements share bytes, in an order that the format does not define."""
 
@@ -39,6 +46,10 @@ class _Tensor(msgspec.Struct, gc=False):
     dtype: str
     shape: tuple[int, ...]
     data_offsets: tuple[int, int]
+
+
+class _Shard(msgspec.Struct):
+    saved_offsets: list[int]
 
 
 class Safetensors:
@@ -56,9 +67,15 @@ class Safetensors:
 
         Raises:
             Corrupted: The header is unreadable, or its tensors do not tile the file.
-            Unsupported: A dtype that templax does not read; the error names it.
+            Unsupported: A dtype that templax does not read, which the error names; or the tensors
+                are shards of others.
         """
         entries, metadata, summed = _read_tensors(source)
+        if SHARDING in metadata and _is_shard(source, metadata[SHARDING]):
+            raise Unsupported(
+                "templax reads no safetensors files with the shards of a distributed checkpoint",
+                hint="load them with torch.distributed.checkpoint.HuggingFaceStorageReader",
+            )
         return Catalog(
             url=source.url,
             format=self.name,
@@ -70,6 +87,24 @@ class Safetensors:
             fingerprints=functools.partial(_combine_sums, entries) if summed else None,
             regions=functools.partial(_describe_header, source),
         )
+
+
+def _is_shard(source: Source, sharding: str) -> bool:
+    """Whether a file that PyTorch saved is one of several with the shards of tensors.
+
+    Args:
+        source: The file.
+        sharding: What its metadata says of where they begin.
+    """
+    named = SHARD_NAME.fullmatch(source.url.rpartition("/")[2])
+    if named is not None:
+        second = source.at("..").stat(f"shard-00002-{named[2]}")
+        return int(named[1]) > 1 or second is not None
+    try:
+        saved = msgspec.json.decode(sharding, type=dict[str, _Shard])
+    except msgspec.MsgspecError:
+        return True
+    return any(any(each.saved_offsets) for each in saved.values())
 
 
 def _read_tensors(source: Source) -> tuple[tuple[LeafEntry, ...], dict[str, str], bool]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -326,3 +327,21 @@ def test_metadata_is_shown_apart_from_the_format() -> None:
     catalog = tx.open(Memory({"": len(text).to_bytes(8, "little") + text + b"ab"}))
     assert catalog.format == "safetensors"
     assert catalog.metadata == {"format": "pt", "url": "x"}
+
+
+def test_shards_of_a_distributed_checkpoint_are_not_taken_for_whole_tensors(
+    tmp_path: Path,
+) -> None:
+    shards = CORPUS / "torch-2.13.0" / "shards"
+    first, second = sorted(shards.iterdir())
+    shutil.copy(second, tmp_path / "renamed.safetensors")
+    for path in (shards, first, second, tmp_path / "renamed.safetensors"):
+        with pytest.raises(tx.Unsupported) as caught:
+            tx.open(path)
+        assert str(caught.value) == (
+            "templax reads no safetensors files with the shards of a distributed checkpoint; hint:"
+            " load them with torch.distributed.checkpoint.HuggingFaceStorageReader"
+        )
+    # The first alone can't be told from what a single process saves: whole tensors.
+    shutil.copy(first, tmp_path / first.name)
+    assert tx.open(tmp_path / first.name).leaves["w"].shape == (2, 3)
