@@ -444,3 +444,16 @@ def test_bytes_without_a_dtype_are_refused_with_what_helps(tmp_path: Path) -> No
     )
     tx.save(tmp_path / "b", tx.restore(tmp_path / "a.npz", {"w": values}))
     assert tx.open(tmp_path / "b").leaves["w"].dtype == values.dtype
+
+
+def test_errors_name_the_arguments_of_convert(tmp_path: Path) -> None:
+    source, path = CORPUS / "npz-stored" / "params.npz", tmp_path / "x.safetensors"
+    expected = f'Expected a path that ends in `.npz`, or to="safetensors", got to="npz" and {path}'
+    with pytest.raises(tx.UsageError) as suffix:
+        tx.convert(source, path, to="npz")
+    assert str(suffix.value) == expected
+    found = CliRunner().invoke(main, ["convert", str(source), str(path), "--to", "npz"])
+    assert found.stderr == f"error: {expected.replace('to=', '--to ')}\n".replace('"', "")
+    with pytest.raises(tx.UsageError) as option:
+        tx.convert(source, tmp_path / "x.npz", shard_size=10)
+    assert str(option.value) == 'shard_size= is for to="safetensors", got to="npz"'
