@@ -25,6 +25,9 @@ _PIECE = 1 << 20
 _MAX_DIRECTORY = 1 << 28
 """Most bytes of a central directory that are read."""
 
+_MAX_LISTED = 1 << 20
+"""Most bytes that are read to see what a zip archive of another kind is: some 15,000 members."""
+
 _SMALL, _MAX_DECODED = 1 << 20, 1 << 29
 """Most decoded bytes of an archive of at most `_SMALL` bytes, so that it takes little time."""
 
@@ -118,20 +121,25 @@ def list_members(source: Source) -> list[Member]:
 
 
 def list_names(source: Source) -> list[str]:
-    """The names of the files in the archive at the root of a source; none if it is unreadable."""
+    """The names of the files in the archive at the root of a source.
+
+    Empty if its directory is unreadable, or is larger than those of models.
+    """
     try:
-        infos = _read_directory(source, root_size(source))[0]
+        infos = _read_directory(source, root_size(source), _MAX_LISTED)[0]
     except Corrupted:
         return []
     return [info.filename for info in infos if not info.filename.endswith("/")]
 
 
-def _read_directory(source: Source, size: int) -> tuple[list[zipfile.ZipInfo], int]:
-    """What the directory of an archive lists, and where it begins."""
+def _read_directory(
+    source: Source, size: int, most: int = _MAX_DIRECTORY
+) -> tuple[list[zipfile.ZipInfo], int]:
+    """What the directory of an archive lists, and where it begins. Reads at most `most` bytes."""
     import zipfile
 
     try:
-        with zipfile.ZipFile(io.BufferedReader(_Reader(source, size), _WINDOW)) as archive:
+        with zipfile.ZipFile(io.BufferedReader(_Reader(source, size, most), _WINDOW)) as archive:
             return archive.infolist(), archive.start_dir
     except (zipfile.BadZipFile, struct.error, *_UNREADABLE) as error:
         raise Corrupted(f"The directory of the zip archive is unreadable: {error}") from error
@@ -237,9 +245,9 @@ def _decode_pieces(read: ReadRange, member: Member) -> Iterator[bytes | memoryvi
 class _Reader(io.RawIOBase):
     """The file at the root of a source, as `zipfile` reads it."""
 
-    def __init__(self, source: Source, size: int):
+    def __init__(self, source: Source, size: int, most: int):
         self._source, self._size, self._at = source, size, 0
-        self._left = _MAX_DIRECTORY
+        self._most = self._left = most
 
     def readable(self) -> bool:
         return True
@@ -260,7 +268,7 @@ class _Reader(io.RawIOBase):
         n = max(0, stop - self._at)
         self._left -= n
         if self._left < 0:
-            raise ValueError(f"it has more than {_MAX_DIRECTORY} bytes")
+            raise ValueError(f"it has more than {self._most} bytes")
         if n:
             self._source.read("", self._at, stop, memoryview(buffer)[:n])
         self._at += n

@@ -24,6 +24,7 @@ from templax.errors import UnknownFormat
 from templax.formats.orbax.format import Orbax
 from templax.formats.safetensors import Safetensors
 from templax.storage import Local, Memory
+from templax.testing import Watched
 
 TREE = {"w": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.ones(3, np.float32)}
 
@@ -170,3 +171,18 @@ def test_an_array_that_happens_to_be_followed_by_other_bytes_is_no_equinox_file(
         tx.open(Memory({"": write_npy() + b"\x93NUMP"}))
     with pytest.raises(UnknownFormat, match="a file of another kind"):
         tx.open(Memory({"": b"not json\n" + write_npy()}))
+
+
+def test_the_directory_of_another_zip_is_read_only_as_far_as_models_have_one() -> None:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("directory/", b"")
+        for i in range(30_000):
+            archive.writestr(f"directory/{i}.npy", b"")
+    data = file.getvalue()
+    source = Watched(Memory({"": data}))
+    with pytest.raises(UnknownFormat, match="got a zip archive; hint: unpack it"):
+        tx.open(source)
+    directory = len(data) - data.index(b"PK\x01\x02")
+    assert directory > 3 << 19
+    assert sum(stop - start for _, start, stop in source.reads) < directory
