@@ -282,3 +282,13 @@ def test_arrays_below_flat_ones_without_a_group_are_named_as_not_read(tmp_path: 
     catalog = tx.open(tmp_path / "x")
     assert (catalog.format, list(catalog.leaves)) == ("orbax", ["a"])
     assert catalog.metadata == {"not read": {"deeper arrays": "2: `deep/b`, `deep/er/c`"}}
+
+
+def test_other_files_beside_arrays_without_metadata_are_listed(tmp_path: Path) -> None:
+    for name in ("mean", "std"):
+        shutil.copytree(CORPUS / "zarr-array" / "tree.zarr", tmp_path / name)
+    shutil.copy(CORPUS / "safetensors-plain" / "model.safetensors", tmp_path)
+    (tmp_path / "commit_success.txt").write_text("by Orbax")
+    catalog = tx.open(tmp_path)
+    assert (catalog.format, sorted(catalog.leaves)) == ("orbax", ["mean", "std"])
+    assert catalog.metadata["not read"] == {"other files": "1: `model.safetensors`"}

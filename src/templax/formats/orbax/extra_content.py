@@ -33,7 +33,8 @@ _SIDE_FILES = (
     "templax.index",
 )
 
-_OWN_FILES = frozenset((TREE, MANIFEST, LEGACY, *MARKS, *_SIDE_FILES))
+OWN_FILES = frozenset((TREE, MANIFEST, LEGACY, *MARKS, *_SIDE_FILES))
+"""The files that a save writes beside arrays."""
 
 _OWN_DIRECTORIES = ("d", "array_metadatas", "descriptor", *DATABASE_DIRECTORIES)
 
@@ -74,7 +75,7 @@ def list_extra_content(source: Source) -> list[str]:
         name.rstrip("/")
         for name in names
         if not (
-            name in _OWN_FILES
+            name in OWN_FILES
             if not name.endswith("/")
             else _belongs_to_save(source, root, name[:-1])
         )

@@ -35,6 +35,7 @@ from ..zarr.container import (
 from ..zarr.metadata import FILES, Array
 from .checksum_index import INDEX_FILE
 from .directory import DATABASE_DIRECTORIES, LEGACY, TREE, is_committed
+from .extra_content import OWN_FILES
 from .indexed_item import open_indexed_item
 from .leaf_names import (
     NamedLeaf,
@@ -100,9 +101,13 @@ def open_item(
         found = _array_names(container)
         named = [NamedLeaf(tuple(name.split(".")), "array") for name in found]
         deeper = _list_deeper(container, found)
-        if deeper:
+        others = [] if container.index is not None else _list_others(present, [*found, *deeper])
+        unread = {"deeper arrays": deeper, "other files": others}
+        if deeper or others:
             about["not read"] = {
-                "deeper arrays": f"{len(deeper)}: {list_names(deeper, _MAX_LISTED)}"
+                what: f"{len(names)}: {list_names(names, _MAX_LISTED)}"
+                for what, names in unread.items()
+                if names
             }
         evidence.append("the keys of its arrays, as `_METADATA` is missing")
     sidecars = read_sidecars(source, present)
@@ -195,6 +200,12 @@ def _list_deeper(container: Container, names: Collection[str]) -> list[str]:
     """The arrays that `_array_names` leaves out."""
     heads = {key.rpartition("/")[0] for key in container.objects if key.endswith(_ARRAY_FILES)}
     return sorted(heads.difference(names) - {""})
+
+
+def _list_others(present: set[str], arrays: Sequence[str]) -> list[str]:
+    """What is in a directory beside arrays and the files of Orbax."""
+    own = {*OWN_FILES, *(name.partition("/")[0] for name in arrays)}
+    return sorted({name.rstrip("/") for name in present} - own - {"array_metadatas", "descriptor"})
 
 
 def _build_entries(
