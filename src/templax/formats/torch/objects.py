@@ -277,7 +277,10 @@ def set_item(target: dict[Any, Any], key: Any, value: Any) -> None:
         Unsupported: The key is of a type that no tree has.
     """
     if type(key) not in _KEYS or (type(key) is int and not -_MAX_KEY <= key < _MAX_KEY):
-        raise Unsupported(f"templax reads no dicts with keys of type `{_name_type(key)}`")
+        raise Unsupported(
+            f"templax reads no dicts with keys of type `{_name_type(key)}`",
+            hint="save a dict with keys of text",
+        )
     if key in target:
         raise Corrupted(f"Expected each key of a dict once, got {str(key)[:80]!r} again")
     target[key] = value

@@ -161,7 +161,11 @@ class Tree:
         try:
             data = layout.pack(number)
         except struct.error:
-            raise Unsupported("templax reads integers of 64 bits", leaf=join_path(path)) from None
+            raise Unsupported(
+                "templax reads integers of 64 bits",
+                leaf=join_path(path),
+                hint="save it as text, `str(number)`",
+            ) from None
         chunk = Chunk(Extent("", 0, 0, data), ())
         self._add_array(path, length, (), dtype, (chunk,), "scalar")
 
@@ -181,7 +185,9 @@ class Tree:
         name = join_path(path)
         if name in self._names:
             raise Unsupported(
-                "templax splits keys at dots, and here two leaves have the same name", leaf=name
+                "templax splits keys at dots, and here two leaves have the same name",
+                leaf=name,
+                hint="save them under keys that differ otherwise",
             )
         self._names.add(name)
         return name

@@ -488,3 +488,18 @@ def test_a_file_that_was_deflated_and_one_that_was_unpacked_say_what_helps(tmp_p
         f"Expected a checkpoint that templax reads at {root}, got the files of an unpacked PyTorch"
         " file; hint: pack the directory again, with `zip -0 -r` in the directory around it"
     )
+
+
+def test_keys_and_numbers_that_no_tree_has_are_refused_with_what_to_save(tmp_path: Path) -> None:
+    one = tensor((12,), (1,))
+    same = b"}(" + text("a.b") + one + text("a") + b"}" + text("b") + one + b"s" + b"u"
+    cases = {
+        b"}" + number(1) + b"\x85" + one + b"s": "save a dict with keys of text",
+        same: "save them under keys that differ otherwise",
+        b"}" + text("n") + b"\x8a\x09" + bytes(8) + b"\x01s": "save it as text, `str(number)`",
+    }
+    for value, hint in cases.items():
+        path = write_zip(tmp_path / "m.pt", value, {"0": VALUES.tobytes()})
+        with pytest.raises(Unsupported) as caught:
+            tx.open(path)
+        assert caught.value.hint == hint
