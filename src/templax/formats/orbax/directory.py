@@ -14,13 +14,10 @@ from functools import cached_property
 from typing import Literal
 
 from ...errors import SourceError
-from ...storage.leftovers import LEASE, TEMPORARY
+from ...storage.marks import LEASE, TEMPORARY
 from ...storage.signatures import is_lfs_pointer, read_head, recognise
 from ...storage.source import Source, find_cost, list_ahead
-from ..flax.specs import ARRAYS
-from ..ocdbt.read import MANIFEST
-from ..zarr.metadata import FILES
-from ..zarr.nodes import GROUP
+from ..file_names import ARRAYS, FILES, GROUP, MANIFEST
 from .step_metadata import COMMITTED, STEP_METADATA, step_metadata
 from .step_names import (
     PARTIAL_SAVE,
