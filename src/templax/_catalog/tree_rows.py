@@ -54,15 +54,15 @@ class Node(msgspec.Struct, gc=False, eq=False):
         depth: Number of keys in its path.
         entry: The leaf, if it is one.
         empty: The kind of an empty container, if it is one.
-        children: The subtrees and leaves directly below, by key.
-        look: What is in it.
+        children: The subtrees directly below, and the leaves as positions in a list, by key.
+        look: What is in it. Of a node that has a leaf, that of the leaf until all are added.
     """
 
     label: str
     depth: int = 0
     entry: LeafEntry | None = None
     empty: str | None = None
-    children: dict[str | int, Node | LeafEntry] = msgspec.field(default_factory=dict)
+    children: dict[str | int, Node | int] = msgspec.field(default_factory=dict)
     look: _Look = _NO_LOOK
 
 
@@ -109,8 +109,8 @@ def build_rows(
         collapse: Whether numbered siblings with identical subtrees share one row.
         shardings: Whether to show the saved sharding of each leaf.
     """
-    tree = _Tree()
-    if not tree.add(entries, empties or {}):
+    tree = _Tree(entries)
+    if not tree.build(empties or {}):
         rows = [make_flat_row(entry, shardings) for entry in entries]
         names = ((join_path(path), empty) for path, empty in (empties or {}).items())
         return rows + [Row(0, name, empty, "", None, "", "empty") for name, empty in names]
@@ -139,38 +139,42 @@ def make_flat_row(entry: LeafEntry, shardings: bool = True) -> Row:
 class _Tree:
     """The subtrees of a listing. Leaves are only made nodes once they are shown.
 
+    Args:
+        entries: The leaves.
+
     Attributes:
         root: The subtree that has all others.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, entries: Sequence[LeafEntry]):
         self.root = Node("(root)")
+        self._entries = entries
         self._nodes = [self.root]
         self._labels: dict[str | int, str] = {}
         self._looks: dict[tuple[Any, ...], _Look] = {}
+        self._leaf_looks = self._find_leaf_looks()
 
-    def add(self, entries: Sequence[LeafEntry], empties: Mapping[Path, str]) -> bool:
-        """Adds leaves and empty containers, once. Returns False if they take too many nodes."""
-        maximum = _MAX_NODES + _LEAF_NODES * (len(entries) + len(empties))
+    def build(self, empties: Mapping[Path, str]) -> bool:
+        """Adds the leaves and empty containers. Returns False if they take too many nodes."""
+        maximum = _MAX_NODES + _LEAF_NODES * (len(self._entries) + len(empties))
         known: dict[Path, Node] = {(): self.root}
         leaves, above, parent = 0, (), self.root
-        for entry in entries:
+        for at, entry in enumerate(self._entries):
             path = entry.path
             if not path:
-                self.root.entry = entry
+                self.root.entry, self.root.look = entry, self._leaf_looks[at]
                 continue
             if path[:-1] != above:
                 if leaves + len(self._nodes) > maximum:
                     return False
                 above = path[:-1]
                 parent = self._find_or_add(above, known)
-            child = parent.children.setdefault(path[-1], entry)
-            if child is entry:
-                leaves += 1
-            elif isinstance(child, Node):
-                child.entry = entry
+            child = parent.children.get(path[-1])
+            if isinstance(child, Node):
+                child.entry, child.look = entry, self._leaf_looks[at]
             else:
-                parent.children[path[-1]] = entry
+                leaves += child is None
+                parent.children[path[-1]] = at
         for path, empty in empties.items():
             if leaves + len(self._nodes) > maximum:
                 return False
@@ -187,13 +191,11 @@ class _Tree:
         found = known.get(path)
         if found is not None:
             return found
-        node = self.root
-        for element in path:
+        node = known.get(path[:-1], self.root)
+        for element in path if node is self.root else path[-1:]:
             child = node.children.get(element)
             if not isinstance(child, Node):
-                child = node.children[element] = Node(
-                    self._quote_key(element), node.depth + 1, child
-                )
+                child = node.children[element] = self._make_node(element, node.depth + 1, child)
                 self._nodes.append(child)
             node = child
         known[path] = node
@@ -208,23 +210,27 @@ class _Tree:
     def list_children(self, node: Node) -> list[Node]:
         """The subtrees and leaves directly below a node, in the order in which they were added."""
         return [
-            child
-            if isinstance(child, Node)
-            else Node(
-                self._quote_key(element), node.depth + 1, child, look=self._find_leaf_look(child)
-            )
+            child if isinstance(child, Node) else self._make_node(element, node.depth + 1, child)
             for element, child in node.children.items()
         ]
 
+    def _make_node(self, element: str | int, depth: int, at: int | None) -> Node:
+        """A node for a key; that of a leaf, if its position is given."""
+        label = self._quote_key(element)
+        if at is None:
+            return Node(label, depth)
+        return Node(label, depth, self._entries[at], look=self._leaf_looks[at])
+
     def _find_look(self, node: Node) -> _Look:
+        leaf_looks = self._leaf_looks
         looks = [
-            child.look if isinstance(child, Node) else self._find_leaf_look(child)
+            child.look if isinstance(child, Node) else leaf_looks[child]
             for child in node.children.values()
         ]
         own = node.empty
         if node.entry is not None:
-            looks.append(self._find_leaf_look(node.entry))
-            own = looks[-1].number
+            looks.append(node.look)
+            own = node.look.number
         numbers = [look.number for look in looks]
         key = (own, *node.children, *numbers)
         found = self._looks.get(key)
@@ -242,20 +248,24 @@ class _Tree:
             self._looks[key] = found
         return found
 
-    def _find_leaf_look(self, entry: LeafEntry) -> _Look:
-        e = entry
-        key = (e.shape, e.dtype, e.kind, e.key_impl, e.value, e.saved_sharding, e.quantisation)
-        found = self._looks.get(key)
-        if found is None:
-            measured = (e.nbytes, e.parameter_count, e.dtype_name, e.user_shape)
-            facts = (*measured, e.value, e.saved_sharding, e.quantisation)
-            found = self._looks.get(facts)
+    def _find_leaf_looks(self) -> list[_Look]:
+        known: dict[tuple[Any, ...], _Look] = {}
+        looks: list[_Look] = []
+        for entry in self._entries:
+            e = entry
+            text = (e.value, e.saved_sharding, e.quantisation)
+            key = (e.shape, e.dtype, e.kind, e.key_impl, text)
+            found = known.get(key)
             if found is None:
-                found = self._looks[facts] = _Look(
-                    len(self._looks), e.nbytes, 1, 0 if e.value is not None else e.parameter_count
-                )
-            self._looks[key] = found
-        return found
+                shown = (entry.nbytes, entry.dtype_name, entry.user_shape, text)
+                found = self._looks.get(shown)
+                if found is None:
+                    parameters = 0 if entry.value is not None else entry.parameter_count
+                    found = _Look(len(self._looks), entry.nbytes, 1, parameters)
+                    self._looks[shown] = found
+                known[key] = found
+            looks.append(found)
+        return looks
 
 
 def _quote_key(element: str | int) -> str:
