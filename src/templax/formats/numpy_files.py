@@ -95,7 +95,6 @@ class NumpyArchive:
         entries = [
             _read_member(read, member, path) for member, path in zip(members, paths, strict=True)
         ]
-        named = [m._replace(name=e.name) for m, e in zip(members, entries, strict=True)]
         return Catalog(
             url=source.url,
             format=self.name,
@@ -103,11 +102,19 @@ class NumpyArchive:
             entries=tuple(entries),
             source=source,
             locator=locate_arrays,
-            audit=functools.partial(check_members, source, named),
+            audit=functools.partial(_check_members, source, members, entries),
             audits_values=True,
             fingerprints=_find_fingerprints(entries),
             regions=functools.partial(_describe_archive, source),
         )
+
+
+def _check_members(
+    source: Source, members: Sequence[Member], entries: Sequence[LeafEntry]
+) -> Iterator[Corrupted]:
+    """Compares the checksum of each array, named as a leaf; yields the damage."""
+    named = zip(members, entries, strict=True)
+    yield from check_members(source, [m._replace(name=entry.name) for m, entry in named])
 
 
 def _find_fingerprints(entries: Sequence[LeafEntry]) -> Callable[[], Mapping[str, int]] | None:
