@@ -92,9 +92,8 @@ def write_checkpoint(path: Path, kind: str, layers: int) -> None:
 
     from templax._catalog.written import ChunkTable, Leaf
     from templax._core.chunk_grid import chunk_shape, grid_shape
-    from templax.formats.ocdbt.read import MANIFEST
+    from templax.formats.file_names import INDEX_FILE, MANIFEST
     from templax.formats.ocdbt.write import DataFile
-    from templax.formats.orbax.checksum_index import INDEX_FILE
     from templax.formats.orbax.write import build_database, encode_index_file, encode_tree_files
 
     leaves: list[Leaf] = []

@@ -88,7 +88,7 @@ _MODULES = {
         "Unverified",
         "UsageError",
     ),
-    "formats.registry": ("read_json",),
+    "formats.json_items": ("read_json",),
 }
 """Where each public name is defined. `__init__.pyi` says the same to type checkers."""
 

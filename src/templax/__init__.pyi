@@ -63,6 +63,6 @@ from .errors import UnknownFormat as UnknownFormat
 from .errors import Unsupported as Unsupported
 from .errors import Unverified as Unverified
 from .errors import UsageError as UsageError
-from .formats.registry import read_json as read_json
+from .formats.json_items import read_json as read_json
 
 __version__: str

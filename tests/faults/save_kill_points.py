@@ -30,7 +30,8 @@ from templax._runs import steps as steps_module
 from templax._save import jobs, writer
 from templax.storage import open_source
 from templax.storage.disk import DISK, Disk
-from templax.storage.leftovers import TEMPORARY, find_abandoned, temporary_path
+from templax.storage.leftovers import find_abandoned, temporary_path
+from templax.storage.marks import TEMPORARY
 from templax.testing import FaultyDisk
 
 run_in_fork = SimpleNamespace(

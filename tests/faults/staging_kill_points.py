@@ -15,7 +15,8 @@ from typing import Literal
 
 from templax.storage.disk import Disk
 from templax.storage.file_staging import FileStaging
-from templax.storage.leftovers import TEMPORARY, delete_checkpoint, find_abandoned, remove_directory
+from templax.storage.leftovers import delete_checkpoint, find_abandoned, remove_directory
+from templax.storage.marks import TEMPORARY
 from templax.storage.staging import Staging
 from templax.testing.disks import FaultyDisk
 

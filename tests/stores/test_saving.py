@@ -15,7 +15,7 @@ import templax as tx
 from helpers import is_thorough, mark_slow
 from templax.storage import lease as leases
 from templax.storage import object_file, open_staging
-from templax.storage.leftovers import LEASE
+from templax.storage.marks import LEASE
 
 from .choice import WRITABLE, run_on
 from .connect import find_storage

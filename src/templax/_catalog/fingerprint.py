@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 
@@ -53,7 +54,12 @@ def recorded_fingerprint(catalog: Catalog) -> Fingerprint:
     """The fingerprint that a checkpoint records. `catalog.fingerprints` must not be None."""
     assert catalog.fingerprints is not None
     crcs = catalog.fingerprints()
-    return combine_fingerprints(
-        (leaf.name, leaf.dtype_name, leaf.user_shape, crcs[leaf.name])
-        for leaf in catalog.leaves.values()
-    )
+    known: dict[Any, tuple[str, Shape]] = {}
+    leaves: list[tuple[str, str, Shape, int]] = []
+    for name, leaf in catalog.leaves.items():
+        kind = (leaf.dtype, leaf.shape, leaf.kind, leaf.key_impl)
+        found = known.get(kind)
+        if found is None:
+            found = known[kind] = leaf.dtype_name, leaf.user_shape
+        leaves.append((name, *found, crcs[name]))
+    return combine_fingerprints(leaves)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections import Counter
@@ -11,7 +12,6 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from .._core.boxes import Shape
 from .._core.names import Path, join_path
 from .._core.text import format_count, format_size, leaf_noun, parameter_noun
 from .._escape import escape_text
@@ -28,30 +28,42 @@ MIN_ALIKE = 3
 """At least this many consecutive numbered siblings with identical subtrees share one row."""
 
 
+class _Look(msgspec.Struct, frozen=True, gc=False):
+    """What subtrees or leaves have in common that look alike.
+
+    Attributes:
+        number: Equal for those that look alike: the same names, dtypes, shapes, saved shardings,
+            string values, quantisations and empty containers.
+        nbytes, leaves, parameters: The bytes, the number and the `parameter_count` of all leaves.
+    """
+
+    number: int
+    nbytes: int = 0
+    leaves: int = 0
+    parameters: int = 0
+
+
+_NO_LOOK = _Look(-1)
+
+
 class Node(msgspec.Struct, gc=False, eq=False):
-    """A subtree or a leaf of the listing.
+    """A subtree of the listing, or a leaf that is shown.
 
     Attributes:
         label: The key, as it is shown.
         depth: Number of keys in its path.
-        nbytes, leaves, parameters: The bytes, the number and the `parameter_count` of all leaves in
-            it.
         entry: The leaf, if it is one.
         empty: The kind of an empty container, if it is one.
-        children: The subtrees and leaves directly below, by key.
-        look_id: Equal for subtrees that look alike: the same names, dtypes, shapes, saved
-            shardings, string values, quantisations and empty containers.
+        children: The subtrees directly below, and the leaves as positions in a list, by key.
+        look: What is in it. Of a node that has a leaf, that of the leaf until all are added.
     """
 
     label: str
     depth: int = 0
-    nbytes: int = 0
-    leaves: int = 0
-    parameters: int = 0
     entry: LeafEntry | None = None
     empty: str | None = None
-    children: dict[str | int, Node] = msgspec.field(default_factory=dict)
-    look_id: int = -1
+    children: dict[str | int, Node | int] = msgspec.field(default_factory=dict)
+    look: _Look = _NO_LOOK
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,86 +109,163 @@ def build_rows(
         collapse: Whether numbered siblings with identical subtrees share one row.
         shardings: Whether to show the saved sharding of each leaf.
     """
-    root = _build_tree(entries, empties or {})
-    if root is None:
+    tree = _Tree(entries)
+    if not tree.build(empties or {}):
         rows = [make_flat_row(entry, shardings) for entry in entries]
         names = ((join_path(path), empty) for path, empty in (empties or {}).items())
         return rows + [Row(0, name, empty, "", None, "", "empty") for name, empty in names]
+    root = tree.root
     if root.entry is not None:  # a checkpoint that is one bare leaf
         return [_make_row(root, 1, shardings)]
+    group_children = functools.partial(_group_children, tree, collapse=collapse)
     result: list[Row] = []
-    pending = [(group, 1, False) for group in reversed(_group_children(root, collapse))]
+    pending = [(group, 1, False) for group in reversed(group_children(root))]
     while pending:
         nodes, level, stands_for_more = pending.pop()
         first, stands_for_more = nodes[0], stands_for_more or len(nodes) > 1
         row = _make_row(first, len(nodes), shardings, nodes[-1].label, stands_for_more)
         result.append(row)
         if depth is None or level < depth:
-            groups = reversed(_group_children(first, collapse))
+            groups = reversed(group_children(first))
             pending += [(group, level + 1, stands_for_more) for group in groups]
     return result
 
 
 def make_flat_row(entry: LeafEntry, shardings: bool = True) -> Row:
     """The row of a leaf under its whole name, without the tree."""
-    return _make_row(Node(entry.name, entry=entry, nbytes=entry.nbytes), 1, shardings)
+    return _make_row(Node(entry.name, entry=entry, look=_Look(-1, entry.nbytes)), 1, shardings)
 
 
-def _build_tree(entries: Sequence[LeafEntry], empties: Mapping[Path, str]) -> Node | None:
-    """The root of the tree; None if it has too many nodes to be shown as one."""
-    maximum = _MAX_NODES + _LEAF_NODES * (len(entries) + len(empties))
-    root = Node("(root)")
-    nodes = [root]
-    parents: dict[Path, Node] = {}
-    labels: dict[str | int, str] = {}
-    seen: dict[tuple[Any, ...], int] = {}
+class _Tree:
+    """The subtrees of a listing. Leaves are only made nodes once they are shown.
 
-    def find_or_add(path: Path) -> Node | None:
-        if len(nodes) > maximum:
-            return None
-        parent = node = parents.get(path[:-1], root)
-        for element in path if node is root else path[-1:]:
+    Args:
+        entries: The leaves.
+
+    Attributes:
+        root: The subtree that has all others.
+    """
+
+    def __init__(self, entries: Sequence[LeafEntry]):
+        self.root = Node("(root)")
+        self._entries = entries
+        self._nodes = [self.root]
+        self._labels: dict[str | int, str] = {}
+        self._looks: dict[tuple[Any, ...], _Look] = {}
+        self._leaf_looks = self._find_leaf_looks()
+
+    def build(self, empties: Mapping[Path, str]) -> bool:
+        """Adds the leaves and empty containers. Returns False if they take too many nodes."""
+        maximum = _MAX_NODES + _LEAF_NODES * (len(self._entries) + len(empties))
+        known: dict[Path, Node] = {(): self.root}
+        leaves, above, parent = 0, (), self.root
+        for at, entry in enumerate(self._entries):
+            path = entry.path
+            if not path:
+                self.root.entry, self.root.look = entry, self._leaf_looks[at]
+                continue
+            if path[:-1] != above:
+                if leaves + len(self._nodes) > maximum:
+                    return False
+                above = path[:-1]
+                parent = self._find_or_add(above, known)
+            child = parent.children.get(path[-1])
+            if isinstance(child, Node):
+                child.entry, child.look = entry, self._leaf_looks[at]
+            else:
+                leaves += child is None
+                parent.children[path[-1]] = at
+        for path, empty in empties.items():
+            if leaves + len(self._nodes) > maximum:
+                return False
+            if path:
+                self._find_or_add(path, known).empty = empty
+        # Parents come before their children. Not recursive, since a file may contain paths of any
+        # depth.
+        for node in reversed(self._nodes):
+            node.look = self._find_look(node)
+        return True
+
+    def _find_or_add(self, path: Path, known: dict[Path, Node]) -> Node:
+        """The node at a path; `known` has those of some paths."""
+        found = known.get(path)
+        if found is not None:
+            return found
+        node = known.get(path[:-1], self.root)
+        for element in path if node is self.root else path[-1:]:
             child = node.children.get(element)
-            if child is None:
-                label = labels.get(element)
-                if label is None:
-                    label = labels[element] = _quote_key(element)
-                child = Node(label, node.depth + 1)
-                node.children[element] = child
-                nodes.append(child)
-            parent, node = node, child
-        parents[path[:-1]] = parent
+            if not isinstance(child, Node):
+                child = node.children[element] = self._make_node(element, node.depth + 1, child)
+                self._nodes.append(child)
+            node = child
+        known[path] = node
         return node
 
-    for entry in entries:
-        if (node := find_or_add(entry.path)) is None:
-            return None
-        node.entry = entry
-    for path, empty in empties.items():
-        if path:
-            if (node := find_or_add(path)) is None:
-                return None
-            node.empty = empty
-    known: dict[tuple[Any, ...], _Measure] = {}
-    # `nodes` lists parents before children, so in reverse each node comes after its children. Not
-    # recursive, since a file may contain paths of any depth.
-    for node in reversed(nodes):
-        facts: tuple[Any, ...] = (node.empty,)
+    def _quote_key(self, element: str | int) -> str:
+        label = self._labels.get(element)
+        if label is None:
+            label = self._labels[element] = _quote_key(element)
+        return label
+
+    def list_children(self, node: Node) -> list[Node]:
+        """The subtrees and leaves directly below a node, in the order in which they were added."""
+        return [
+            child if isinstance(child, Node) else self._make_node(element, node.depth + 1, child)
+            for element, child in node.children.items()
+        ]
+
+    def _make_node(self, element: str | int, depth: int, at: int | None) -> Node:
+        """A node for a key; that of a leaf, if its position is given."""
+        label = self._quote_key(element)
+        if at is None:
+            return Node(label, depth)
+        return Node(label, depth, self._entries[at], look=self._leaf_looks[at])
+
+    def _find_look(self, node: Node) -> _Look:
+        leaf_looks = self._leaf_looks
+        looks = [
+            child.look if isinstance(child, Node) else leaf_looks[child]
+            for child in node.children.values()
+        ]
+        own = node.empty
         if node.entry is not None:
-            e = node.entry
-            measured = _measure_leaf(e, known)
-            node.nbytes, node.parameters, node.leaves = *measured[:2], 1
-            facts = (measured, e.value, e.saved_sharding, e.quantisation)
-        if node.children:
-            looks: list[tuple[str, int]] = []
-            for child in node.children.values():
-                node.nbytes += child.nbytes
-                node.leaves += child.leaves
-                node.parameters += child.parameters
-                looks.append((child.label, child.look_id))
-            facts = (*facts, *sorted(looks))
-        node.look_id = seen.setdefault(facts, len(seen))
-    return root
+            looks.append(node.look)
+            own = node.look.number
+        numbers = [look.number for look in looks]
+        key = (own, *node.children, *numbers)
+        found = self._looks.get(key)
+        if found is None:  # else they are alike, and in the same order
+            labels = map(self._quote_key, node.children)
+            facts = (own, *sorted(zip(labels, numbers, strict=False)))
+            found = self._looks.get(facts)
+            if found is None:
+                found = self._looks[facts] = _Look(
+                    len(self._looks),
+                    sum(look.nbytes for look in looks),
+                    sum(look.leaves for look in looks),
+                    sum(look.parameters for look in looks),
+                )
+            self._looks[key] = found
+        return found
+
+    def _find_leaf_looks(self) -> list[_Look]:
+        known: dict[tuple[Any, ...], _Look] = {}
+        looks: list[_Look] = []
+        for entry in self._entries:
+            e = entry
+            text = (e.value, e.saved_sharding, e.quantisation)
+            key = (e.shape, e.dtype, e.kind, e.key_impl, text)
+            found = known.get(key)
+            if found is None:
+                shown = (entry.nbytes, entry.dtype_name, entry.user_shape, text)
+                found = self._looks.get(shown)
+                if found is None:
+                    parameters = 0 if entry.value is not None else entry.parameter_count
+                    found = _Look(len(self._looks), entry.nbytes, 1, parameters)
+                    self._looks[shown] = found
+                known[key] = found
+            looks.append(found)
+        return looks
 
 
 def _quote_key(element: str | int) -> str:
@@ -198,7 +287,7 @@ def _natural_key(node: Node) -> list[tuple[int, int, str]]:
 _NUMBERED = re.compile(r"(.*?)(\d{1,18})")
 
 
-def _group_children(node: Node, collapse: bool) -> list[list[Node]]:
+def _group_children(tree: _Tree, node: Node, *, collapse: bool) -> list[list[Node]]:
     """The children in order, in groups that each share a row.
 
     A group is a run of consecutively numbered children that are alike, or a single child.
@@ -206,9 +295,9 @@ def _group_children(node: Node, collapse: bool) -> list[list[Node]]:
     result: list[list[Node]] = []
     run: list[Node] = []
     last: tuple[str, int, int] | None = None
-    for child in sorted(node.children.values(), key=_natural_key):
+    for child in sorted(tree.list_children(node), key=_natural_key):
         found = _NUMBERED.fullmatch(child.label) if collapse else None
-        now = (found[1], int(found[2]), child.look_id) if found else None
+        now = (found[1], int(found[2]), child.look.number) if found else None
         if last and now and now == (last[0], last[1] + 1, last[2]):
             run.append(child)
         else:
@@ -235,13 +324,13 @@ def _make_row(
         stands_for_more: Whether there are more than the node: alike, or in subtrees that are.
     """
     label = f"{node.label} … {last}" if alike > 1 else node.label
-    notes = [f"{alike} alike, {format_size(node.nbytes)} each"] if alike > 1 else []
+    notes = [f"{alike} alike, {format_size(node.look.nbytes)} each"] if alike > 1 else []
     depth = max(node.depth - 1, 0)
     if node.entry is None and not node.children:
         return Row(depth, label, node.empty or "", "", None, "", "empty")
-    nbytes = node.nbytes * alike
+    nbytes = node.look.nbytes * alike
     if node.entry is None:
-        leaves, parameters = node.leaves * alike, node.parameters * alike
+        leaves, parameters = node.look.leaves * alike, node.look.parameters * alike
         text = f"{leaves:,} {leaf_noun(leaves)}"
         if parameters:
             notes.insert(0, f"{format_count(parameters)} {parameter_noun(parameters)}")
@@ -326,33 +415,18 @@ _NARROW = ("int8", "uint8", "int4", "uint4", "int2", "uint2")
 
 def measure_leaves(entries: Sequence[LeafEntry]) -> Totals:
     """Adds up leaves."""
-    known: dict[tuple[Any, ...], _Measure] = {}
-    found = Counter([_measure_leaf(entry, known) for entry in entries])
+    found = Counter([(e.shape, e.dtype, e.kind, e.key_impl, e.value) for e in entries])
     sizes: Counter[str] = Counter()
     narrow: Counter[str] = Counter()
     parameters = 0
-    for (nbytes, count, dtype, shape), n in found.items():
-        sizes[dtype] += nbytes * n
-        parameters += count * n
-        if dtype in _NARROW and shape:
-            narrow[dtype] += math.prod(shape) * n
+    for (shape, dtype, kind, impl, value), n in found.items():
+        alike = LeafEntry("", (), shape, dtype, kind, impl, value)
+        sizes[alike.dtype_name] += alike.nbytes * n
+        if value is None:
+            parameters += alike.parameter_count * n
+            if alike.dtype_name in _NARROW and alike.user_shape:
+                narrow[alike.dtype_name] += math.prod(alike.user_shape) * n
     return Totals(len(entries), sizes.total(), parameters, sizes, narrow)
-
-
-_Measure = tuple[int, int, str, Shape]
-"""Bytes, number of parameters, name of the dtype, and shape of a leaf."""
-
-
-def _measure_leaf(entry: LeafEntry, known: dict[tuple[Any, ...], _Measure]) -> _Measure:
-    """Measures a leaf, unless one of the same shape and dtype is `known`."""
-    if entry.value is not None:
-        return entry.nbytes, 0, "str", ()
-    key = (entry.shape, entry.dtype, entry.kind, entry.key_impl)
-    found = known.get(key)
-    if found is None:
-        measured = (entry.nbytes, entry.parameter_count, entry.dtype_name, entry.user_shape)
-        found = known[key] = measured
-    return found
 
 
 def format_total(totals: Totals) -> str:

@@ -15,7 +15,8 @@ from ..errors import SaveError
 from ..formats.orbax.directory import COMMITTED
 from ..formats.orbax.write import STANDARD, encode_commit_files
 from ..storage.leftovers import Leftover, remove_abandoned
-from ..storage.open import is_remote, open_staging
+from ..storage.open import is_remote
+from ..storage.open_sink import open_staging
 from ..storage.sink import PreviewedSink
 from ..storage.source import Source
 from ..storage.staging import Staging

@@ -14,7 +14,7 @@ from .._catalog.catalog import Catalog
 from .._catalog.entry import LeafEntry
 from .._catalog.fingerprint import recorded_fingerprint
 from .._catalog.tree_rows import format_total, measure_leaves
-from .._core.names import Path, join_path
+from .._core.names import join_path
 from .._core.text import format_size, quote_text
 
 _MAX_FACT = 400
@@ -83,7 +83,9 @@ def make_restore_code(catalog: Catalog) -> str:
     if catalog.base is not None:
         shown = f'tx.view({shown}, tx.Mapping.load("FILE.json"))'
     opened = f"tx.open({shown}{allow})"
-    paths = {e.path[: i + 1] for e in catalog.entries for i in _find_params(e.path)}
+    # The key `params` of a Flax model.
+    all_paths = [e.path for e in catalog.entries]
+    paths = {path[: path.index("params") + 1] for path in all_paths if "params" in path[:-1]}
     wrapped = sorted({join_path(path) for path in paths})
     arguments = "template"
     if len(wrapped) == 1:
@@ -100,9 +102,3 @@ def make_restore_code(catalog: Catalog) -> str:
             f"tree = tx.restore(catalog, {arguments})",
         ]
     )
-
-
-def _find_params(path: Path) -> Iterator[int]:
-    """The position of the key `params` of a Flax model in a path, if it has one."""
-    if "params" in path[:-1]:
-        yield path.index("params")

@@ -13,8 +13,8 @@ from .._core.arguments import PyTree, check_company
 from .._core.progress import Progress
 from .._restore.options import RestoreKeywords, RestoreOptions
 from ..errors import CheckpointError, NotFound, SaveError, SourceError, TemplaxError, UsageError
+from ..formats.json_items import read_json
 from ..formats.orbax.step_metadata import METRICS, read_custom_metadata, read_metrics
-from ..formats.registry import read_json
 from ..storage.source import Source, read_ahead
 from .agreed_steps import AgreedSteps
 from .arguments import check_metrics, check_step, read_step

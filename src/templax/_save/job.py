@@ -19,7 +19,8 @@ from ..errors import SaveError
 from ..formats.orbax.directory import COMMITTED
 from ..formats.orbax.extra_content import list_extra_content
 from ..formats.orbax.write import JSON, Files, encode_commit_files
-from ..storage.open import is_remote, join_staging, open_source, open_staging
+from ..storage.open import is_remote, open_source
+from ..storage.open_sink import join_staging, open_staging
 from ..storage.sink import SharedSink, Sink
 from .contents import Content, File, ForeignItem, Group, Tree
 from .destination import Destination, await_directory, check_destination

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 
@@ -17,9 +17,9 @@ from ..errors import CheckpointError, Corrupted, NotFound, SourceError, UnknownF
 from ..storage.head import KeptHead
 from ..storage.signatures import is_lfs_pointer, make_lfs_error, read_head
 from ..storage.source import ObjectInfo, Source
-from .file_formats import FILE_FORMATS, SET_FORMATS
+from .file_formats import iter_file_formats, iter_set_formats
 from .file_set import FileSet
-from .flax.file import FlaxArrays
+from .flax.arrays import FlaxArrays
 from .foreign import UNPACK, describe_file
 from .orbax.directory import MAX_PROBES, Root, examine_directory
 from .orbax.format import (
@@ -129,7 +129,7 @@ def _remains_error(source: Source, children: list[ObjectInfo]) -> UnknownFormat 
 
 def _index_error(source: Source, children: list[ObjectInfo]) -> Corrupted | None:
     """The error for a set of files whose index can't be used, if `source` is one."""
-    sets = (format for format in SET_FORMATS if isinstance(format, FileSet))
+    sets = (format for format in iter_set_formats() if isinstance(format, FileSet))
     problem = next(filter(None, (format.find_index_problem(source) for format in sets)), None)
     if problem is None:
         return None
@@ -161,7 +161,7 @@ def _checkpoints_below_error(source: Source, children: list[ObjectInfo]) -> Unkn
         directories = [source.at(info.key.rstrip("/")) for info in children if info.is_dir]
         for child in directories[:MAX_PROBES]:
             with suppress(SourceError):
-                whole = _open_with(SET_FORMATS, child)
+                whole = _open_with(iter_set_formats(), child)
                 below += [whole] if whole else list_openable_files(child, list(child.children()))
     if not below and not files:
         return None
@@ -192,12 +192,13 @@ def list_openable_files(source: Source, children: list[ObjectInfo]) -> list[str]
     ]
     found = list[str]()
     for info in ordered[:MAX_PROBES]:
-        url = _open_with((*FILE_FORMATS, *SET_FORMATS), source.at(info.key))  # or an index
+        formats = itertools.chain(iter_file_formats(), iter_set_formats())  # it may be an index
+        url = _open_with(formats, source.at(info.key))
         found += [url] if url else []
     return found
 
 
-def _open_with(formats: Sequence[Format], source: Source) -> str | None:
+def _open_with(formats: Iterable[Format], source: Source) -> str | None:
     """The URL of a source that one of these formats opened as a finished checkpoint."""
     with suppress(CheckpointError, SourceError):
         looked_at = KeptHead(source)

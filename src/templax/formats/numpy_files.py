@@ -108,7 +108,6 @@ class NumpyArchive:
         paths = _split_members(members)
         read = open_ranges(source, "", root_size(source))
         entries = _read_members(read, members, paths)
-        named = [m._replace(name=e.name) for m, e in zip(members, entries, strict=True)]
         return Catalog(
             url=source.url,
             format=self.name,
@@ -116,11 +115,19 @@ class NumpyArchive:
             entries=tuple(entries),
             source=source,
             locator=locate_arrays,
-            audit=functools.partial(check_members, source, named),
+            audit=functools.partial(_check_members, source, members, entries),
             audits_values=True,
             fingerprints=_find_fingerprints(entries),
             regions=functools.partial(_describe_archive, source),
         )
+
+
+def _check_members(
+    source: Source, members: Sequence[Member], entries: Sequence[LeafEntry]
+) -> Iterator[Corrupted]:
+    """Compares the checksum of each array, named as a leaf; yields the damage."""
+    named = zip(members, entries, strict=True)
+    yield from check_members(source, [m._replace(name=entry.name) for m, entry in named])
 
 
 def _find_fingerprints(entries: Sequence[LeafEntry]) -> Callable[[], Mapping[str, int]] | None:

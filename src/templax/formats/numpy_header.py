@@ -18,7 +18,7 @@ from .._core.boxes import MAX_RANK, Shape, fits_address_space
 from .._core.dtypes import DTYPES, UNNAMED_BYTE
 from ..errors import Corrupted, Unsupported
 
-HEAD = 1 << 12
+HEAD = 1 << 9
 """Bytes that are read for a header. Those that numpy writes have 64 to 256."""
 
 _FIELDS = {
@@ -45,23 +45,16 @@ class ArrayHeader(NamedTuple):
         dtype: In little-endian byte order.
         shape: In elements.
         order: "C" or "F".
-        start: Where the values begin, from the beginning of the magic.
+        start, stop: Where the values begin and end, from the beginning of the magic.
+        nbytes: Size of the values.
     """
 
     dtype: np.dtype
     shape: Shape
     order: Literal["C", "F"]
     start: int
-
-    @property
-    def nbytes(self) -> int:
-        """Size of the values."""
-        return math.prod(self.shape) * self.dtype.itemsize
-
-    @property
-    def stop(self) -> int:
-        """Where the values end, from the beginning of the magic."""
-        return self.start + self.nbytes
+    stop: int
+    nbytes: int
 
 
 def parse_header(head: bytes) -> ArrayHeader:
@@ -81,12 +74,12 @@ def parse_header(head: bytes) -> ArrayHeader:
         raise Corrupted(
             f"Expected a header of at most {min(len(head), MAX_NPY_HEAD)} bytes, got {start}"
         )
-    return _parse_text(head[10 if head[6] == 1 else 12 : start].decode("latin-1"), start)
+    return _parse_text(head[10 if head[6] == 1 else 12 : start], start)
 
 
 @functools.lru_cache(1024)
-def _parse_text(text: str, start: int) -> ArrayHeader:
-    body = text.strip()
+def _parse_text(text: bytes, start: int) -> ArrayHeader:
+    body = text.decode("latin-1").strip()
     if len(body) < 2 or body[0] != "{" or body[-1] != "}":
         raise _unreadable_error(body)
     found: dict[str, re.Match[str]] = {}
@@ -109,7 +102,8 @@ def _parse_text(text: str, start: int) -> ArrayHeader:
     if not fits_address_space(shape, dtype.itemsize):
         raise Unsupported("templax reads no array that exceeds the address space")
     order = "F" if found["order"][1] == "True" and len(shape) > 1 else "C"
-    return ArrayHeader(dtype, shape, order, start)
+    nbytes = math.prod(shape) * dtype.itemsize
+    return ArrayHeader(dtype, shape, order, start, start + nbytes, nbytes)
 
 
 def _parse_shape(text: str) -> Shape:

@@ -3,34 +3,41 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 from .._catalog.catalog import Catalog
 from .._core.text import quote_text
-from ..errors import NotFound, TemplaxError, Uncommitted, UsageError
+from ..errors import TemplaxError, Uncommitted, UsageError
 from ..storage.head import KeptHead
 from ..storage.open import is_fsspec, open_source
-from ..storage.source import Source
-from .diagnose import diagnose_source
-from .file_formats import FILE_FORMATS, SET_FORMATS
-from .flax.file import FlaxArrays
-from .orbax.directory import list_items, list_run_ahead, uncommitted_reason
-from .orbax.format import Orbax, enter_item, list_ends
-from .orbax.json_item import read_json_item
+from ..storage.source import ObjectInfo, Source
+from .file_formats import iter_file_formats, iter_set_formats
 from .protocol import Format
-from .zarr_tree import ZarrTree
 
 if TYPE_CHECKING:
     from ..storage.stores import Store
 
-FORMATS: tuple[Format, ...] = (
-    *FILE_FORMATS,
-    FlaxArrays(),
-    ZarrTree(),  # before Orbax, of which a database without its other files may be as well
-    Orbax(),
-    *SET_FORMATS,
-)
+
+def _iter_formats(info: ObjectInfo | None) -> Iterator[Format]:
+    """The formats that the file or directory at the root of a source may have; see `file_formats`.
+
+    A path of which nothing is known may have any.
+    """
+    if info is None or not info.is_dir:
+        yield from iter_file_formats()
+    if info is None or info.is_dir:
+        from .flax.arrays import FlaxArrays
+
+        yield FlaxArrays()
+        from .zarr_tree import ZarrTree
+
+        yield ZarrTree()  # before Orbax, of which a database without its other files may be as well
+        from .orbax.format import Orbax
+
+        yield Orbax()
+    yield from iter_set_formats()
 
 
 def open_catalog(source: Source, *, uncommitted: Literal["error", "allow"] = "error") -> Catalog:
@@ -47,15 +54,19 @@ def open_catalog(source: Source, *, uncommitted: Literal["error", "allow"] = "er
         Corrupted, Unsupported: See `Format.open`.
     """
     info = source.stat("")
-    if info is not None and info.is_dir and uncommitted == "error":
-        reason = uncommitted_reason(source)  # before the tree is read, which may be incomplete
+    if info is not None and info.is_dir:
+        from .orbax.directory import list_run_ahead, uncommitted_reason
+
+        # Before the tree is read, which may be incomplete.
+        reason = uncommitted_reason(source) if uncommitted == "error" else None
         if reason is not None:
             raise _uncommitted_error(source, reason)
-    if info is not None and info.is_dir:
         list_run_ahead(source)
     looked_at = KeptHead(source)
-    format = next((each for each in FORMATS if each.detect(looked_at) is not None), None)
+    format = next((f for f in _iter_formats(info) if f.detect(looked_at) is not None), None)
     if format is None:
+        from .diagnose import diagnose_source
+
         raise diagnose_source(source)
     catalog = format.open(source)
     if catalog.uncommitted is not None and uncommitted == "error":
@@ -74,67 +85,6 @@ def _uncommitted_error(source: Source, reason: str) -> Uncommitted:
     return Uncommitted(f"{source.url} is not a committed checkpoint: {reason}", hint=hint)
 
 
-def read_json(
-    checkpoint: str | os.PathLike[str] | Source,
-    item: str | None = None,
-    *,
-    uncommitted: Literal["error", "allow"] = "error",
-) -> Any:
-    """Reads a JSON item: what a program saved beside a tree, such as the position of an iterator.
-
-    Args:
-        checkpoint: The path or URL of the item, or of the step that holds it; or a `Source`.
-        item: Name of the item, such as `"data_iter"`. None for the only JSON item of the step, its
-            metrics aside, or for a path that is the item's.
-        uncommitted: `"allow"` reads from a save that never finished.
-
-    Returns:
-        Dicts, lists, strings, numbers, True, False or None. `NaN` and `Infinity` are accepted.
-
-    Raises:
-        NotFound: There is no such JSON item; the error lists those that are there.
-        Uncommitted: The save never finished.
-        Corrupted: The file is not JSON.
-        SourceError, UsageError: See `templax.open`.
-
-    Example:
-        >>> import pathlib, tempfile
-        >>> import templax as tx
-        >>> step = pathlib.Path(tempfile.mkdtemp(), "100")
-        >>> step.joinpath("data_iter").mkdir(parents=True)
-        >>> _ = step.joinpath("data_iter", "metadata").write_text('{"epoch": 3, "index": 512}')
-        >>> tx.read_json(step, "data_iter")
-        {'epoch': 3, 'index': 512}
-    """
-    _check_uncommitted(uncommitted)
-    source = open_source(checkpoint)
-    if source.stat("") is None:
-        raise diagnose_source(source)
-    return read_json_item(_find_json(source, item, uncommitted))
-
-
-def _find_json(source: Source, item: str | None, uncommitted: str) -> Source:
-    """The directory of a JSON item."""
-    reason = uncommitted_reason(source)
-    if reason is not None and uncommitted == "error":
-        raise Uncommitted(
-            f"{source.url} is not a committed checkpoint: {reason}",
-            hint='to read it all the same, uncommitted="allow"',
-        )
-    kinds = list_items(source)
-    jsons = [name for name, kind in kinds.items() if kind == "json"]
-    if item is None and not jsons:
-        return source
-    found = [item] if item is not None else [n for n in jsons if n != "metrics"] or jsons
-    if len(found) == 1 and found[0] in jsons:
-        return enter_item(source, found[0])
-    wanted = "one JSON item" if item is None else f"the JSON item `{item}`"
-    listed = list_ends([f"`{name}` ({kind})" for name, kind in kinds.items()])
-    call = f"templax.read_json({quote_text(source.url)}, {quote_text(jsons[0])})" if jsons else None
-    what = f"Expected {wanted}, found {listed or 'none'}"
-    raise NotFound(what, file=source.url, hint=f"{call} reads one" if call else None)
-
-
 @runtime_checkable
 class SupportsCatalog(Protocol):
     """An object usable in place of a checkpoint because it has a catalog, such as a `Recipe`."""
@@ -151,7 +101,7 @@ def open_checkpoint(
     """The catalog of a checkpoint in any form that callers may pass; see `templax.open`."""
     if isinstance(checkpoint, Catalog):
         return checkpoint
-    _check_uncommitted(uncommitted)
+    check_uncommitted(uncommitted)
     if isinstance(checkpoint, (str, os.PathLike, Source)) or is_fsspec(checkpoint):
         return open_catalog(open_source(checkpoint), uncommitted=uncommitted)
     if isinstance(checkpoint, SupportsCatalog):
@@ -174,6 +124,7 @@ def with_storage(checkpoint: Checkpoint, storage: Store | None) -> Checkpoint:
     raise UsageError(f"Expected a URL beside storage=, got {type(checkpoint).__name__}")
 
 
-def _check_uncommitted(uncommitted: str) -> None:
+def check_uncommitted(uncommitted: str) -> None:
+    """Raises UsageError unless `uncommitted` is a choice that there is."""
     if uncommitted not in ("error", "allow"):
         raise UsageError(f'Expected uncommitted="error" or "allow", got {uncommitted!r}')

@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterable, Iterator
 
 import msgspec
+import numpy as np
 
 from .._catalog.catalog import Catalog
 from .._catalog.entry import Chunk, Extent, LeafEntry
@@ -115,7 +116,7 @@ def _read_tensors(source: Source) -> tuple[tuple[LeafEntry, ...], dict[str, str]
     """
     size = root_size(source)
     tensors, metadata, sums, begin = _read_header(source, size)
-    entries: list[LeafEntry] = []
+    found: list[tuple[str, tuple[int, ...], np.dtype, int, int]] = []
     sizes: dict[tuple[int, ...], int] = {}  # of the shapes seen: most tensors share a few
     stop = begin
     for name, tensor in sorted(tensors.items(), key=lambda item: item[1].data_offsets):
@@ -150,21 +151,18 @@ def _read_tensors(source: Source) -> tuple[tuple[LeafEntry, ...], dict[str, str]
                 leaf=name,
             )
         stop = begin + end
-        handle = (begin + start, stop, 0, ())
-        entries.append(LeafEntry(name, tuple(name.split(".")), shape, dtype, handle=handle))
+        found.append((name, shape, dtype, begin + start, stop))
     if stop != size:
         raise Corrupted(f"Expected a file of {stop} bytes, got {size}")
     if sums is None:
-        return tuple(entries), metadata, False
-    summed = parse_sums(sums, [entry.handle[1] - entry.handle[0] for entry in entries])
-    return (
-        tuple(
-            msgspec.structs.replace(entry, handle=(*entry.handle[:2], *sum))
-            for entry, sum in zip(entries, summed, strict=True)
-        ),
-        metadata,
-        True,
-    )
+        summed: list[tuple[int, tuple[int, ...]]] = [(0, ())] * len(found)
+    else:
+        summed = parse_sums(sums, [stop - start for *_, start, stop in found])
+    entries = [
+        LeafEntry(name, tuple(name.split(".")), shape, dtype, handle=(start, stop, *summed_blocks))
+        for (name, shape, dtype, start, stop), summed_blocks in zip(found, summed, strict=True)
+    ]
+    return tuple(entries), metadata, sums is not None
 
 
 def _describe_header(source: Source) -> Iterator[Region]:

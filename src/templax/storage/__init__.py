@@ -6,26 +6,35 @@
 
 from typing import TYPE_CHECKING, Any
 
-from .local import Local
-from .memory import Memory
-from .open import open_source, open_staging
-from .sink import Sink, SinkFile
-from .source import ObjectInfo, Source
-from .staging import Staging
-
 if TYPE_CHECKING:
     from .hub import HuggingFace
+    from .local import Local
+    from .memory import Memory
     from .object_store import ObjectSource
+    from .open import open_source
+    from .open_sink import open_staging
+    from .sink import Sink, SinkFile
+    from .source import ObjectInfo, Source
+    from .staging import Staging
     from .stores import GCS, HTTP, S3, Azure, Store
 
-_REMOTE = {
+_HOME = {
     "Azure": "stores",
     "GCS": "stores",
     "HTTP": "stores",
     "HuggingFace": "hub",
+    "Local": "local",
+    "Memory": "memory",
+    "ObjectInfo": "source",
     "ObjectSource": "object_store",
     "S3": "stores",
+    "Sink": "sink",
+    "SinkFile": "sink",
+    "Source": "source",
+    "Staging": "staging",
     "Store": "stores",
+    "open_source": "open",
+    "open_staging": "open_sink",
 }
 
 __all__ = [
@@ -49,8 +58,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in _REMOTE:  # they need asyncio, which takes 20 ms to import
+    if name in _HOME:  # opening a local file needs neither what writes nor what talks to stores
         from importlib import import_module
 
-        return getattr(import_module(f".{_REMOTE[name]}", __name__), name)
+        return getattr(import_module(f".{_HOME[name]}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -20,21 +20,7 @@ from typing import NamedTuple
 from ..errors import SaveError, UsageError
 from .disk import DISK, Descriptor, Disk, check_can_save, save_error, sync_directory, try_lock
 from .local import make_absolute, on_this_machine
-
-TEMPORARY = ".orbax-checkpoint-tmp"
-"""Part of the name of every unfinished save, whichever program writes it."""
-
-LEASE = "templax.lease"
-"""The object that a checkpoint in an object store has while it is saved or deleted; see `lease.py`.
-
-Without the marker of a commit beside it, it is a sign of a save that has not finished.
-"""
-
-COMMITTED = "commit_success.txt"
-"""The object that a save to an object store writes last, as Orbax does."""
-
-STEP_METADATA = "_CHECKPOINT_METADATA"
-"""The file that tells, among other things, when a checkpoint was committed."""
+from .marks import TEMPORARY
 
 QUIET_S = 24 * 3600
 """A save whose lock can't be relied on is abandoned once it has written nothing for this long."""

@@ -11,7 +11,8 @@ from ..errors import AlreadyExists, SaveError, SourceError
 from . import lease
 from .event_loop import run_request
 from .lease import Lease, is_old, watch_leases
-from .leftovers import LEASE, QUIET_S
+from .leftovers import QUIET_S
+from .marks import LEASE
 from .object_sink import list_marks
 from .object_store import ObjectSource
 from .requests import Traffic, Version

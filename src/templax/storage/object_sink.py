@@ -18,7 +18,7 @@ from ..errors import (
 )
 from .event_loop import run_request
 from .lease import Lease
-from .leftovers import COMMITTED, LEASE, STEP_METADATA
+from .marks import COMMITTED, LEASE, STEP_METADATA
 from .object_file import ObjectFile
 from .object_store import ObjectSource
 from .request_errors import PreconditionFailed

@@ -1,4 +1,4 @@
-"""Finds the source or sink for a path or URL."""
+"""Finds the source for a path or URL."""
 
 from __future__ import annotations
 
@@ -6,16 +6,10 @@ import os
 import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote
 
-from ..errors import SaveError, SourceError, UsageError
-from .file_staging import FileStaging
-from .keeping import KeepingStaging
-from .leftovers import Leftover
+from ..errors import SourceError, UsageError
 from .local import Local
-from .sink import SharedSink, Sink
 from .source import Source
-from .staging import Staging
 
 if TYPE_CHECKING:
     from typing_extensions import TypeIs
@@ -171,67 +165,6 @@ def path_text(url: object, *, given: bool = False) -> str:
     return path
 
 
-def open_staging(
-    url: str | os.PathLike[str] | Sink,
-    *,
-    overwrite: bool,
-    single: bool = False,
-    leftover: Leftover | None = None,
-    others: Callable[[Source], list[str]] | None = None,
-    storage: Store | None = None,
-) -> Sink:
-    """Returns a sink that writes a checkpoint to a path or URL; a sink is returned unchanged.
-
-    Args:
-        url: A path or URL as for `open_source`, or a `Sink`.
-        overwrite: Whether an existing checkpoint may be replaced.
-        single: Whether the checkpoint is a single file at the path, rather than a directory.
-        leftover: See `Staging`.
-        others: See `KeepingStaging`; None to keep nothing of what is replaced.
-        storage: See `open_source`.
-
-    Raises:
-        AlreadyExists: The path is taken, and `overwrite` is False.
-        SaveError: The existing directory can't be replaced, or nothing can be written there.
-        SourceError: The scheme or host of the URL is not supported.
-        UsageError: The path is empty, since an unset variable must not mean the current directory.
-    """
-    if isinstance(url, Sink) and not isinstance(url, (str, os.PathLike)):
-        return url
-    remote = find_remote(url, storage)
-    if remote is not None:
-        from .object_sink import ObjectSink
-
-        if single or leftover is not None:
-            raise SaveError(
-                "templax writes single files to local disks only",
-                file=remote[1],
-                hint="save to a local path and copy the file",
-            )
-        return ObjectSink(*remote, overwrite=overwrite)
-    hint = "save to a local directory, then copy that"
-    path = local_path(url, "writes", hint)
-    if others is not None:
-        return KeepingStaging(path, overwrite=overwrite, others=others)
-    make = FileStaging if single else Staging
-    return make(path, overwrite=overwrite, leftover=leftover)
-
-
-def join_staging(path: str, directory: str, storage: Store | None = None) -> SharedSink:
-    """A sink that adds files to a save that another process has begun with `open_staging`.
-
-    Args:
-        path, directory: The attributes of that process's sink.
-        storage: See `open_source`.
-    """
-    remote = find_remote(path, storage) if is_remote(path) else None
-    if remote is None:
-        return Staging.join(path, directory)
-    from .object_sink import ObjectSink
-
-    return ObjectSink.join(*remote, directory)
-
-
 def local_path(url: str | os.PathLike[str], does: str, hint: str) -> str:
     """Returns the local path for a path or a `file://` URL.
 
@@ -255,7 +188,7 @@ def local_path(url: str | os.PathLike[str], does: str, hint: str) -> str:
         host, _, rest = rest.partition("/")
         if host not in ("", "localhost"):
             raise SourceError(f"templax {does} local files, not those of host `{host}`")
-        scheme, rest = "", unquote(f"/{rest}") if rest else ""
+        scheme, rest = "", _decode_path(f"/{rest}") if rest else ""
     if scheme:
         if "://" not in path and os.path.lexists(path):
             hint += f'; the local directory of that name is "{os.path.abspath(path)}"'
@@ -265,6 +198,13 @@ def local_path(url: str | os.PathLike[str], does: str, hint: str) -> str:
     if not rest or rest.startswith("://"):
         raise UsageError(f'Expected a path, got "{path}"')
     return rest
+
+
+def _decode_path(path: str) -> str:
+    """The path of a `file://` URL without its percent signs."""
+    from urllib.parse import unquote  # takes some ms, and is rarely needed
+
+    return unquote(path)
 
 
 def _split_scheme(path: str) -> tuple[str, str]:

@@ -21,7 +21,6 @@ from .disk import (
     unlock,
 )
 from .leftovers import (
-    TEMPORARY,
     Leftover,
     absolute_path,
     delete_tree,
@@ -30,6 +29,7 @@ from .leftovers import (
     sync_names,
     temporary_path,
 )
+from .marks import TEMPORARY
 from .save_attempt import SaveAttempt
 from .staged_file import StagedFile
 from .target import check_target

@@ -15,7 +15,8 @@ from helpers import CORPUS, count_bytes, list_names, run_cli
 from run_directories import write_step
 from templax._core.text import format_size
 from templax._runs.locks import LOCK, hold_for_reading
-from templax.storage.leftovers import TEMPORARY, temporary_path
+from templax.storage.leftovers import temporary_path
+from templax.storage.marks import TEMPORARY
 from templax.storage.staging import Staging
 
 LOST = "is the temporary directory of a save that never finished"

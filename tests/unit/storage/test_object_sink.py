@@ -15,7 +15,7 @@ import templax as tx
 from templax.storage import ObjectSource, lease
 from templax.storage.event_loop import run_request
 from templax.storage.lease import Lease
-from templax.storage.leftovers import COMMITTED
+from templax.storage.marks import COMMITTED
 from templax.storage.object_sink import ObjectSink
 from templax.storage.request_errors import ObjectChanged
 from templax.storage.requests import Requests

@@ -20,7 +20,7 @@ import pytest
 import templax as tx
 from helpers import CORPUS, list_names, mark_slow, read_files, run_python
 from templax.errors import Corrupted
-from templax.formats.ocdbt.read import confine_path
+from templax.formats.ocdbt.paths import confine_path
 from templax.formats.orbax.step_names import basename, step_number
 from templax.storage import Local
 

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ...formats.ocdbt.read import MANIFEST
+from ...formats.file_names import MANIFEST
 from ...storage.open import open_source
 from .leaf_args import ArrayRestoreArgs, RestoreArgs, SaveArgs, SingleReplicaArrayRestoreArgs
 from .saver import PathLike

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import re
-from contextlib import suppress
 
 from ..._catalog.catalog import Catalog
 from ..._core.gc_pause import pause_gc
 from ..._core.names import join_path
-from ..._core.text import quote_text
-from ...errors import CheckpointError, SourceError, UnknownFormat, Unsupported
+from ...errors import Unsupported
 from ...storage.source import Source, root_size
+from ..file_names import ARRAYS
 from .msgpack import PLACEHOLDER, Leaf, read_msgpack
 from .scan import holds_flax_arrays, read_between_arrays
-from .specs import ARRAY_PLACEHOLDER, ARRAYS, FORMAT, Spec, check_place
+from .specs import ARRAY_PLACEHOLDER, FORMAT, Spec, check_place
 from .state import make_catalog
 
 _EVIDENCE = "msgpack with arrays of Flax"
@@ -81,34 +80,6 @@ class FlaxMsgpack:
 def max_leaves(size: int) -> int:
     """Most leaves that templax reads in a file of `size` bytes."""
     return _MAX_LEAVES + size // _LEAF_BYTES
-
-
-class FlaxArrays:
-    """A directory of the arrays that several processes saved beside a Flax msgpack file.
-
-    `flax.training.checkpoints.save_checkpoint_multiprocess` writes it. Alone, it is a part of a
-    tree, which would look like a tree of its own.
-    """
-
-    name = "flax"
-
-    def detect(self, source: Source) -> str | None:
-        base = _basename(source)
-        main = base.removesuffix(ARRAYS)
-        if main in ("", base):
-            return None
-        info, beside = source.stat(""), source.at("..").stat(main)
-        is_part = info is not None and info.is_dir and beside is not None and not beside.is_dir
-        return f"the file `{main}` beside it" if is_part else None
-
-    def open(self, source: Source) -> Catalog:
-        main = _basename(source).removesuffix(ARRAYS)
-        beside = source.at("..").at(main)
-        hint = None
-        with suppress(CheckpointError, SourceError):
-            hint = f"open {quote_text(FlaxMsgpack().open(beside).url)}"
-        what = f"{source.url} holds arrays of the file `{main}` beside it, which names them"
-        raise UnknownFormat(what, hint=hint)
 
 
 def _resolve(leaf: Leaf, name: str, directory: str) -> Leaf:

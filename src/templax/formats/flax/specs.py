@@ -22,9 +22,6 @@ FORMAT = "t5x"
 _STORES = ("file", "gcs", "gfile")
 """Drivers of the stores to which T5X writes."""
 
-ARRAYS = "_gda"
-"""What the name of a directory ends in that Flax writes beside a file, for its arrays."""
-
 ARRAY_PLACEHOLDER = "//GDAPlaceholder:"
 """What a text begins with that stands for one of these arrays."""
 

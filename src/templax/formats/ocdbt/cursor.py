@@ -8,11 +8,10 @@ import numpy as np
 
 from ...errors import Corrupted
 from .budget import Budget
+from .paths import MAX_NAME
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-MAX_NAME = 65535
 
 
 class Cursor:

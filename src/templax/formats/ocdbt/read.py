@@ -19,10 +19,10 @@ from ..._core.gc_pause import pause_gc
 from ...errors import CheckpointError, Corrupted, NotFound, Unsupported
 from ...storage.signatures import MAX_METADATA, diagnose_lfs_pointer, read_metadata
 from ...storage.source import Source
+from ..file_names import MANIFEST
 from .budget import Budget
-from .cursor import MAX_NAME, Cursor
-
-MANIFEST = "manifest.ocdbt"
+from .cursor import Cursor
+from .paths import confine_path
 
 MAGIC_MANIFEST = 0x0CDB3A2A
 
@@ -251,23 +251,6 @@ def _read_file_table(body: Cursor, base: bytes) -> list[tuple[bytes, str]]:
         # The root of an empty tree, an absent reference, names a file "".
         result.append((base + path[:base_length], confine_path(base + path) if path else ""))
     return result
-
-
-def confine_path(path: bytes) -> str:
-    """Decodes a relative path.
-
-    Raises:
-        Corrupted: It is not UTF-8, or leads outside the directory that it is relative to.
-    """
-    try:
-        text = path.decode()
-    except UnicodeDecodeError as error:
-        raise Corrupted(f"Expected a file name in UTF-8, got {path[:64]!r}") from error
-    # Backslashes and drives such as `C:` lead elsewhere on Windows.
-    outside = any(p in ("", ".", "..") for p in text.split("/")) or "\\" in text or ":" in text
-    if len(path) > MAX_NAME or "\0" in text or outside:
-        raise Corrupted(f"Expected a data file inside the checkpoint, got {text[:256]!r}")
-    return text
 
 
 def _read_references(

@@ -15,9 +15,8 @@ from ..._catalog.entry import Kind
 from ..._catalog.written import NO_FILE
 from ..._codecs.crc32c import crc32c
 from ...errors import Corrupted, Unsupported
-from ..ocdbt.read import MANIFEST, confine_path
-
-INDEX_FILE = "templax.index"
+from ..file_names import INDEX_FILE, MANIFEST
+from ..ocdbt.paths import confine_path
 
 _MAGIC = b"\x8etemplax"
 

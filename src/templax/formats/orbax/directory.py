@@ -14,13 +14,10 @@ from functools import cached_property
 from typing import Literal
 
 from ...errors import CheckpointError, SourceError
-from ...storage.leftovers import LEASE, TEMPORARY
+from ...storage.marks import LEASE, TEMPORARY
 from ...storage.signatures import is_lfs_pointer, read_head, read_metadata, recognise
 from ...storage.source import Source, find_cost, list_ahead
-from ..flax.specs import ARRAYS
-from ..ocdbt.read import MANIFEST
-from ..zarr.metadata import FILES
-from ..zarr.nodes import GROUP, NODE, parse_node
+from ..file_names import ARRAYS, FILES, GROUP, MANIFEST
 from .step_metadata import COMMITTED, STEP_METADATA, step_metadata
 from .step_names import (
     PARTIAL_SAVE,
@@ -432,6 +429,8 @@ def _find_bare_array(source: Source, names: frozenset[str]) -> list[str]:
 
 def _is_group(source: Source, key: str) -> bool:
     """Whether a file of zarr is that of a group: a tree of its own, and nothing of Orbax."""
+    from ..zarr.nodes import NODE, parse_node  # takes some ms
+
     if not key.endswith(f"/{NODE}"):
         return False
     with suppress(CheckpointError, SourceError):

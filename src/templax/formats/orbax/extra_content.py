@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import itertools
 
-from ...storage.leftovers import LEASE
+from ...storage.marks import LEASE
 from ...storage.source import Source
-from ..ocdbt.read import MANIFEST
-from ..zarr.metadata import FILES
+from ..file_names import FILES, MANIFEST
 from .directory import (
     DATABASE_DIRECTORIES,
     LEGACY,

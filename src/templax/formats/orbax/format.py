@@ -12,7 +12,7 @@ from ..._core.text import quote_text
 from ...errors import CheckpointError, SourceError, Uncommitted, UnknownFormat
 from ...storage.signatures import SAFETENSORS, read_head, recognise
 from ...storage.source import Source
-from ..zarr.metadata import FILES
+from ..file_names import FILES, INDEX_FILE
 from .directory import (
     DATABASE_DIRECTORIES,
     MARKS,
@@ -25,7 +25,6 @@ from .directory import (
     list_names,
     uncommitted_reason,
 )
-from .item import open_item
 from .json_item import read_json_item
 from .step_metadata import metadata_around, step_metadata
 from .step_names import basename, is_temporary, step_number, step_prefix
@@ -271,12 +270,27 @@ def _open_item_at(source: Source) -> Catalog:
         about |= {key: known[key] for key in _REPORTED_METADATA if known.get(key) not in (None, {})}
     reason = uncommitted_reason(source)
     try:
-        return open_item(source, metadata=about, uncommitted=reason)
+        return _open_item(source, about, reason)
     except CheckpointError as error:
         if reason is None or isinstance(error, Uncommitted):
             raise
         what = f"{source.url} is not a committed checkpoint: {reason}; what is there is incomplete"
         raise Uncommitted(f"{what}: {error}") from error
+
+
+def _open_item(source: Source, about: dict[str, Any], uncommitted: str | None) -> Catalog:
+    """The catalog of an item directory; see `open_item` and `open_indexed_item`.
+
+    What reads the files of Orbax is only imported where there is no index of templax.
+    """
+    present = {info.key for info in source.children()}
+    if INDEX_FILE in present:
+        from .indexed_item import open_indexed_item
+
+        return open_indexed_item(source, about, uncommitted)
+    from .item import open_item
+
+    return open_item(source, present, about, uncommitted)
 
 
 def _steps_error(source: Source, root: Root) -> UnknownFormat:

@@ -1,7 +1,8 @@
 """Opens an item through its `templax.index`, the file that templax adds to Orbax's own.
 
 The index alone gives the leaves, the position of every chunk and its checksum. Orbax's files are
-read only to check that they belong to the same save, and by `verify`.
+read only to check that they belong to the same save, and by `verify`. What reads them is imported
+where it is used, so that a listing does without.
 """
 
 from __future__ import annotations
@@ -25,11 +26,8 @@ from ..._core.names import join_paths
 from ...errors import CheckpointError, Corrupted, NotFound, Unsupported
 from ...storage.signatures import diagnose_lfs_pointer, read_metadata
 from ...storage.source import Source
-from ..ocdbt.read import MANIFEST, read_database
-from ..zarr.chunks import check_length
-from ..zarr.metadata import FILES
+from ..file_names import FILES, INDEX_FILE, MANIFEST
 from .checksum_index import (
-    INDEX_FILE,
     KINDS,
     REMOVAL_HINT,
     Columns,
@@ -37,7 +35,6 @@ from .checksum_index import (
     decode_index,
     file_crc,
 )
-from .regions import describe_database, describe_metadata
 from .sidecars import sharding_text
 
 
@@ -95,6 +92,8 @@ def _audit(source: Source, index: Index) -> Iterator[Corrupted]:
 
     Opening checks the index and the manifest only.
     """
+    from ..ocdbt.read import read_database
+
     manifest_sound = True
     for file, (nbytes, crc) in index.others.items():
         try:
@@ -115,6 +114,9 @@ def _audit(source: Source, index: Index) -> Iterator[Corrupted]:
 
 def _describe_files(source: Source, index: Index) -> Iterator[Region]:
     """The bytes that hold no values of leaves."""
+    from ..ocdbt.read import read_database
+    from .regions import describe_database, describe_metadata
+
     files = [info.key for info in source.walk() if info.problem is None]
     yield Region(INDEX_FILE, 0, None, "index", "index of templax")
     yield from describe_metadata([*files, *index.others])
@@ -289,6 +291,8 @@ def _make_columns(
     merged = not codecs and is_row_major(shape, chunk)
     if len(file) == 1 or (merged and _are_contiguous(file, offset, nbytes, entry)):
         return _locate_chunks(columns, entry, i, None)
+    from ..zarr.chunks import check_length
+
     itemsize, grid = entry.dtype.itemsize, grid_shape(shape, chunk)
 
     def make(at: int) -> Chunk:
@@ -370,6 +374,8 @@ def _locate_chunks(
             extent = Extent(index.files[file[first]][0], offset[first], offset[first] + total)
             sums = tuple(crc[rows.start : rows.stop])
             return (Chunk(extent, full_box(shape), (), "C", True, sums, nbytes[first]),)
+    from ..zarr.chunks import check_length
+
     chunks: list[Chunk] = []
     for row, (cell, box) in zip(rows, iter_cells(shape, chunk), strict=True):
         if codecs:  # a compressed chunk includes the padding

@@ -20,10 +20,11 @@ from ..._core.names import Path, join_paths
 from ..._core.text import list_names
 from ...errors import CheckpointError, Corrupted, Uncommitted
 from ...storage.source import Source
+from ..file_names import FILES, MANIFEST
 from ..flax.msgpack import Leaf, Value, locate_value
 from ..flax.specs import FORMAT, Spec
 from ..flax.state import make_catalog
-from ..ocdbt.read import MANIFEST, read_database
+from ..ocdbt.read import read_database
 from ..zarr.columns import ColumnLocator
 from ..zarr.container import (
     ArrayLocator,
@@ -32,11 +33,9 @@ from ..zarr.container import (
     missing_dot_file_error,
     read_arrays,
 )
-from ..zarr.metadata import FILES, Array
-from .checksum_index import INDEX_FILE
+from ..zarr.metadata import Array
 from .directory import DATABASE_DIRECTORIES, LEGACY, TREE, is_committed
 from .extra_content import OWN_FILES
-from .indexed_item import open_indexed_item
 from .leaf_names import (
     NamedLeaf,
     TreeMetadata,
@@ -55,12 +54,13 @@ _MAX_LISTED = 8
 
 
 def open_item(
-    source: Source, *, metadata: Mapping[str, Any] | None = None, uncommitted: str | None = None
+    source: Source, present: set[str], metadata: Mapping[str, Any], uncommitted: str | None
 ) -> Catalog:
-    """The catalog of an item directory.
+    """The catalog of an item directory without an index of templax.
 
     Args:
         source: The item directory.
+        present: Names of its children; directories end in `/`.
         metadata: Facts known from the directories around it; go into `Catalog.metadata`.
         uncommitted: Goes into `Catalog.uncommitted`.
 
@@ -70,10 +70,7 @@ def open_item(
         Uncommitted: The databases of the processes were never merged, so there is no index.
         UnknownFormat: A metadata file is a Git LFS pointer.
     """
-    about = dict(metadata or {})
-    present = {info.key for info in source.children()}
-    if INDEX_FILE in present:
-        return open_indexed_item(source, about, uncommitted)
+    about = dict(metadata)
     empties: dict[Path, str] = {}
     tree: TreeMetadata | None = None
     if TREE in present:

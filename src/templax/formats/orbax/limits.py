@@ -19,10 +19,10 @@ from ..._core.names import MAX_DEPTH, Path, check_depths, join_path
 from ..._core.text import is_unicode
 from ...errors import Unsupported
 from ...storage.signatures import MAX_METADATA
+from ..file_names import INDEX_FILE
 from ..ocdbt.budget import MAX_ENTRIES, NAMES
 from ..ocdbt.cursor import MAX_NAME
 from ..zarr.metadata import array_prefix
-from .checksum_index import INDEX_FILE
 from .directory import DATABASE_DIRECTORIES, MARKS
 from .step_names import is_temporary
 from .strings import find_unplaced_strings

@@ -12,9 +12,10 @@ from ..._catalog.entry import Extent, LeafEntry
 from ..._catalog.regions import Region
 from ...errors import CheckpointError
 from ...storage.source import Source
+from ..file_names import FILES, MANIFEST
 from ..flax.msgpack import Value
-from ..ocdbt.read import MANIFEST, list_old_places, read_database
-from ..zarr.metadata import FILES, Array, array_prefix
+from ..ocdbt.read import list_old_places, read_database
+from ..zarr.metadata import Array, array_prefix
 from .directory import LEGACY, MARKS, TREE, V1_MARK
 from .sidecars import ARRAY_METADATAS, SHARDING
 from .step_metadata import STEP_METADATA

@@ -7,7 +7,7 @@ from contextlib import suppress
 from typing import Any
 
 from ...errors import CheckpointError, Corrupted, NotFound, SourceError
-from ...storage.leftovers import COMMITTED, STEP_METADATA
+from ...storage.marks import COMMITTED, STEP_METADATA
 from ...storage.source import Source
 from .sidecars import read_json
 

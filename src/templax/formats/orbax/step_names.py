@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ...storage.leftovers import TEMPORARY
+from ...storage.marks import TEMPORARY
 from ...storage.source import Source
 
 PARTIAL_SAVE = ".partial_save"

@@ -11,7 +11,7 @@ import functools
 import itertools
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import msgspec
@@ -31,8 +31,8 @@ from .extents import Pieces
 from .objects import Record, Refused, Tensor, dtype_of
 from .section import Section
 from .tree import Tree
-from .unpickler import read_pickle
-from .zip_file import read_archive
+from .unpickler import Pickle, read_pickle
+from .zip_file import Archive, read_archive
 
 METADATA = ".metadata"
 
@@ -104,8 +104,8 @@ def _make_catalog(source: Source, value: Any, nbytes: int) -> Catalog:
     stored = _read_dict(fields, "state_dict_metadata")
     paths = fields.get("planner_data")
     places = _read_places(_read_dict(fields, "storage_data"))
-    sizes = _measure_files(source, {place.file for place in places.values()})
-    total = sum(sizes.values())
+    files = _Files(source, {place.file for place in places.values()})
+    total = sum(files.sizes.values())
     tree = Tree(nbytes + total, nbytes + total)
     not_read: dict[str, str] = {}
     for name, about in stored.items():
@@ -116,7 +116,7 @@ def _make_catalog(source: Source, value: Any, nbytes: int) -> Catalog:
             place = places.get((name, None))
             if place is None:
                 raise Corrupted("Expected a place of this object in the metadata", leaf=name)
-            reason = _add_object(tree, source, place, sizes, path)
+            reason = _add_object(tree, files, place, path)
             if reason is not None:
                 not_read[name] = reason
         else:
@@ -210,10 +210,42 @@ def _read_places(stored: dict[Any, Any]) -> dict[tuple[str, Shape | None], _Plac
     return places
 
 
-def _measure_files(source: Source, files: Iterable[str]) -> dict[str, int]:
-    """The sizes of those files that exist."""
-    infos = {file: source.stat(file) for file in sorted(files)}
-    return {f: info.size for f, info in infos.items() if info is not None and not info.is_dir}
+class _Files:
+    """The files of a checkpoint, each of which holds many files of `torch.save`.
+
+    Args:
+        source: The directory.
+        files: Their names.
+
+    Attributes:
+        sizes: Of those that exist.
+        pickles: See `read_archive`.
+    """
+
+    def __init__(self, source: Source, files: Iterable[str]):
+        infos = {file: source.stat(file) for file in sorted(files)}
+        self.sizes = {f: i.size for f, i in infos.items() if i is not None and not i.is_dir}
+        self.pickles: dict[bytes, Pickle] = {}
+        self._source = source
+        self._mapped: dict[str, memoryview | None] = {}
+
+    def read_archive(self, place: _Place) -> Archive:
+        """Reads the file of `torch.save` at a place.
+
+        Raises:
+            Corrupted: The file ends before it.
+            Corrupted, Unsupported: See `zip_file.read_archive`.
+        """
+        file, size = place.file, self.sizes.get(place.file)
+        if size is None or place.stop > size:
+            found = "none" if size is None else f"one of {size}"
+            raise Corrupted(f"Expected a file of {place.stop} bytes, found {found}", file=file)
+        if file not in self._mapped:
+            maps = self._source.maps and size > 0
+            self._mapped[file] = self._source.view(file, 0, size) if maps else None
+        mapped = self._mapped[file]
+        section = Section(self._source, file, place.start, place.stop, mapped)
+        return read_archive(section, self.pickles)
 
 
 def _read_tensor(
@@ -263,24 +295,13 @@ def _check_tiling(boxes: list[Box], shape: Shape) -> None:
         raise Corrupted(f"Expected chunks that cover {shape} once, got others")
 
 
-def _open_section(source: Source, place: _Place, sizes: Mapping[str, int]) -> Section:
-    size = sizes.get(place.file)
-    if size is None or place.stop > size:
-        found = "none" if size is None else f"one of {size}"
-        raise Corrupted(f"Expected a file of {place.stop} bytes, found {found}", file=place.file)
-    return Section(source, place.file, place.start, place.stop)
-
-
-def _add_object(
-    tree: Tree, source: Source, place: _Place, sizes: dict[str, int], path: Path
-) -> str | None:
+def _add_object(tree: Tree, files: _Files, place: _Place, path: Path) -> str | None:
     """Adds the leaves of an object that is not a tensor. Returns why it can't be, if so."""
     nbytes = place.stop - place.start
     if nbytes > _MAX_OBJECT:
         return f"it has {nbytes} bytes"
     try:
-        section = _open_section(source, place, sizes)
-        archive = read_archive(section)
+        archive = files.read_archive(place)
         trial, pieces = Tree(nbytes, nbytes), Pieces()
         trial.add(archive.pickle.value, path)
         archive.pickle.require_known()
@@ -308,7 +329,7 @@ def _locate(
 ) -> dict[str, tuple[Chunk, ...]]:
     pieces, entries = Pieces(), list(entries)
     parts = itertools.chain.from_iterable(entry.handle or () for entry in entries)
-    sizes = _measure_files(source, {p.place.file for p in parts if isinstance(p, _Shard)})
+    files = _Files(source, {p.place.file for p in parts if isinstance(p, _Shard)})
     located: dict[str, tuple[Chunk, ...]] = {}
     for entry in entries:
         chunks: list[Chunk] = []
@@ -317,17 +338,15 @@ def _locate(
                 chunks.append(part)
                 continue
             try:
-                chunks += _locate_shard(source, part, sizes, entry.dtype, pieces)
+                chunks += _locate_shard(files, part, entry.dtype, pieces)
             except CheckpointError as error:
                 record_damage(error.locate(leaf=entry.name, file=part.place.file), damages, error)
         located[entry.name] = tuple(chunks)
     return located
 
 
-def _locate_shard(
-    source: Source, shard: _Shard, sizes: Mapping[str, int], dtype: np.dtype, pieces: Pieces
-) -> Iterator[Chunk]:
-    archive = read_archive(_open_section(source, shard.place, sizes))
+def _locate_shard(files: _Files, shard: _Shard, dtype: np.dtype, pieces: Pieces) -> Iterator[Chunk]:
+    archive = files.read_archive(shard.place)
     archive.pickle.require_known()
     tensor = archive.pickle.value
     shape = tuple(stop - start for start, stop in shard.box)

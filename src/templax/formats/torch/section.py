@@ -15,11 +15,16 @@ class Section:
         whole: The source of that object.
         key: The object.
         start, stop: The range.
+        mapped: A view of the whole object, if there can be one: reading many sections of it does
+            not open it each time.
     """
 
-    def __init__(self, whole: Source, key: str, start: int, stop: int):
+    def __init__(
+        self, whole: Source, key: str, start: int, stop: int, mapped: memoryview | None = None
+    ):
         self.url = f"{whole.url}/{key}"
         self._whole, self._key, self._start, self._stop = whole, key, start, stop
+        self._mapped = mapped
 
     @property
     def maps(self) -> bool:
@@ -37,10 +42,16 @@ class Section:
     def read(
         self, key: str, start: int = 0, stop: int | None = None, out: memoryview | None = None
     ) -> memoryview:
-        return self._whole.read(self._key, *self._place(start, stop), out)
+        start, stop = self._place(start, stop)
+        if self._mapped is not None and out is None:
+            return self._mapped[start:stop]
+        return self._whole.read(self._key, start, stop, out)
 
     def view(self, key: str, start: int, stop: int) -> memoryview | None:
-        return self._whole.view(self._key, *self._place(start, stop))
+        start, stop = self._place(start, stop)
+        if self._mapped is not None:
+            return self._mapped[start:stop]
+        return self._whole.view(self._key, start, stop)
 
     def at(self, key: str) -> Source:
         return self._whole.at(self._key).at(key)

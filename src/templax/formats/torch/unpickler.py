@@ -110,13 +110,19 @@ class _Machine:
             while True:
                 code = data[at]
                 at += 1
-                # Nine of ten instructions are one of these.
+                # Nine of ten instructions are one of these, in the protocol of a file of PyTorch,
+                # or in that of the metadata of a distributed checkpoint.
                 if code == 0x72:  # LONG_BINPUT
                     memo[int.from_bytes(data[at : at + 4], "little")] = stack[-1]
                     at += 4
+                elif code == 0x94:  # MEMOIZE
+                    memo[len(memo)] = stack[-1]
                 elif code == 0x68:  # BINGET
                     stack.append(memo[data[at]])
                     at += 1
+                elif code == 0x6A:  # LONG_BINGET
+                    stack.append(memo[int.from_bytes(data[at : at + 4], "little")])
+                    at += 4
                 elif code == 0x4B:  # BININT1
                     stack.append(data[at])
                     at += 1
@@ -126,6 +132,10 @@ class _Machine:
                     stack.append(tuple(self.pop_marked()))
                 elif code == 0x85:  # TUPLE1
                     stack[-1] = (stack[-1],)
+                elif code == 0x29:  # EMPTY_TUPLE
+                    stack.append(())
+                elif code == 0x7D:  # EMPTY_DICT
+                    stack.append({})
                 elif code == _STOP:
                     return
                 else:

@@ -123,8 +123,18 @@ class Archive(NamedTuple):
     members: list[Member]
 
 
-def read_archive(source: Source) -> Archive:
-    """Reads the directory and the pickle of the archive at the root of a source."""
+_MAX_KEPT = 1 << 12
+"""Most bytes of a pickle that is kept: enough for one tensor."""
+
+
+def read_archive(source: Source, known: dict[bytes, Pickle] | None = None) -> Archive:
+    """Reads the directory and the pickle of the archive at the root of a source.
+
+    Args:
+        source: The archive is its root.
+        known: Small pickles that were read, by their bytes: tensors of one shape have equal ones.
+            New ones are added.
+    """
     members = list_members(source)
     found = {member.name: member for member in members}
     pickles = [m for m in members if m.name.partition("/")[2] == _PICKLE]
@@ -140,7 +150,11 @@ def read_archive(source: Source) -> Archive:
     if order is not None and _read_member(source, order, 16) != b"little":
         raise Unsupported("templax reads no big-endian PyTorch files")
     data = _read_member(source, pickles[0], MAX_METADATA)
-    pickle = read_pickle(data)
+    pickle = None if known is None else known.get(data)
+    if pickle is None:
+        pickle = read_pickle(data)
+        if known is not None and len(data) <= _MAX_KEPT:
+            known[data] = pickle
     starts: dict[str, int] = {}
     for key, storage in pickle.storages.items():
         member = found.get(f"{root}data/{key}")

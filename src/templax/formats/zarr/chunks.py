@@ -20,9 +20,10 @@ from ..._core.boxes import Box, Shape
 from ...errors import CheckpointError, Corrupted, NotFound, Unsupported
 from ...storage.signatures import diagnose_lfs_pointer
 from ...storage.source import Source
+from ..file_names import FILES
 from .budget import WHOLE_RATIO, ChunkBudget
 from .codecs import UNREADABLE, Sharding
-from .metadata import FILES, Array, array_prefix
+from .metadata import Array, array_prefix
 
 _EMPTY = 2**64 - 1
 

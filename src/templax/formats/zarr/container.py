@@ -12,9 +12,10 @@ from ..._core.gc_pause import pause_gc
 from ...errors import CheckpointError, Corrupted, NotFound, SourceError
 from ...storage.signatures import diagnose_lfs_pointer, is_lfs_pointer, make_lfs_error
 from ...storage.source import Source
+from ..file_names import FILES
 from .budget import ChunkBudget
 from .chunks import locate_arrays
-from .metadata import FILES, MAX_FILE, Array, array_prefix, parse_metadata
+from .metadata import MAX_FILE, Array, array_prefix, parse_metadata
 
 _POINTER_BYTES = 256
 

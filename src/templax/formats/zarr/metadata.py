@@ -32,8 +32,6 @@ from ..._core.json_text import decode_json
 from ...errors import Corrupted, Unsupported
 from .codecs import UNREADABLE, Named, Sharding, find_swap, parse_codecs
 
-FILES = (".zarray", "zarr.json")
-
 MAX_FILE = 1 << 20
 """Most bytes of an array's metadata file; a larger one is not read."""
 

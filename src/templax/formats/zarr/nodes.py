@@ -9,9 +9,10 @@ import msgspec
 
 from ..._core.json_text import decode_json
 from ...errors import Corrupted, Unsupported
+from ..file_names import GROUP
 
-GROUP, ATTRIBUTES, CONSOLIDATED = ".zgroup", ".zattrs", ".zmetadata"
-"""Files of zarr 2 beside `.zarray`."""
+ATTRIBUTES, CONSOLIDATED = ".zattrs", ".zmetadata"
+"""Files of zarr 2 beside `.zarray` and `.zgroup`."""
 
 NODE = "zarr.json"
 """The file of an array or a group of zarr 3, with its attributes."""

@@ -16,9 +16,8 @@ from templax._catalog.chunk_columns import ChunkColumns, locate_columns
 from templax._catalog.written import ChunkTable, Leaf
 from templax._core.boxes import size_of
 from templax._core.chunk_grid import iter_cells
-from templax.formats.ocdbt.read import MANIFEST
+from templax.formats.file_names import INDEX_FILE, MANIFEST
 from templax.formats.ocdbt.write import DataFile
-from templax.formats.orbax.checksum_index import INDEX_FILE
 from templax.formats.orbax.write import build_database, encode_index_file, encode_tree_files
 from templax.storage import Memory
 

@@ -14,7 +14,7 @@ from ...._catalog.entry import LeafEntry
 from ...._core.arguments import PyTree
 from ...._jax.paths import name_leaf
 from ...._jax.support import find_key_dtype
-from ....formats.orbax.checksum_index import INDEX_FILE
+from ....formats.file_names import INDEX_FILE
 from ....formats.orbax.leaf_names import read_metadata_of_item
 from ....formats.orbax.sidecars import read_write_shapes
 from ..unmapped import make_getattr

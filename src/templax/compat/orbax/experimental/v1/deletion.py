@@ -14,12 +14,12 @@ from .....formats.orbax.directory import list_items
 from .....formats.orbax.step_metadata import read_step_metadata
 from .....storage.disk import DISK
 from .....storage.leftovers import (
-    STEP_METADATA,
     absolute_path,
     delete_tree,
     sync_names,
     temporary_path,
 )
+from .....storage.marks import STEP_METADATA
 from .....storage.open import is_remote, open_source
 from ...saver import PathLike
 from ...unmapped import make_unmapped_error
