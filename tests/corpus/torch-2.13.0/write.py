@@ -10,8 +10,11 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 import torch.multiprocessing as mp
+from torch.distributed.checkpoint.filesystem import SerializationFormat
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
+
+SAFETENSORS = SerializationFormat.SAFETENSORS
 
 
 class Affine(torch.nn.Module):
@@ -35,6 +38,8 @@ def save_shards(rank):
     mesh = init_device_mesh("cpu", (2,))
     tree = {"w": distribute_tensor(torch.arange(12.0).reshape(4, 3), mesh, [Shard(0)])}
     dcp.save(tree, storage_writer=dcp.HuggingFaceStorageWriter("shards", save_distributed=True))
+    writer = dcp.FileSystemWriter("dcp-safetensors", serialization_format=SAFETENSORS)
+    dcp.save({"a": torch.ones(2), "b": torch.ones(3)}, storage_writer=writer)
     dist.destroy_process_group()
 
 

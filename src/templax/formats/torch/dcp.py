@@ -25,7 +25,7 @@ from ..._core.boxes import Box, Shape, contains, full_box, intersect, size_of
 from ..._core.gc_pause import pause_gc
 from ..._core.names import Path, join_path
 from ...errors import CheckpointError, Corrupted, Unsupported
-from ...storage.signatures import read_head, read_metadata
+from ...storage.signatures import SAFETENSORS, read_head, read_metadata, recognise
 from ...storage.source import Source
 from .extents import Pieces
 from .objects import Record, Refused, Tensor, dtype_of
@@ -94,9 +94,22 @@ class DistributedCheckpoint:
         try:
             pickle = read_pickle(data)
             pickle.require_known()
+            _check_serialization(source)
             return _make_catalog(source, pickle.value, len(data))
         except CheckpointError as error:
             raise error.locate(file=METADATA) from error
+
+
+def _check_serialization(source: Source) -> None:
+    """Refuses a directory whose chunks are not files of `torch.save`, but of safetensors."""
+    files = (info for info in source.children() if info.key.endswith(".distcp"))
+    for info in itertools.islice(files, 1):
+        if recognise(read_head(source, info.key, info.size), info.size) == SAFETENSORS:
+            raise Unsupported(
+                "templax reads no chunks that were serialised as safetensors",
+                file=info.key,
+                hint="save with `SerializationFormat.TORCH_SAVE`, which is the default",
+            )
 
 
 def _make_catalog(source: Source, value: Any, nbytes: int) -> Catalog:

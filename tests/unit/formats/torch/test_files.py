@@ -503,3 +503,12 @@ def test_keys_and_numbers_that_no_tree_has_are_refused_with_what_to_save(tmp_pat
         with pytest.raises(Unsupported) as caught:
             tx.open(path)
         assert caught.value.hint == hint
+
+
+def test_a_distributed_checkpoint_of_safetensors_is_refused_instead_of_called_damaged() -> None:
+    with pytest.raises(Unsupported) as caught:
+        tx.open(CORPUS / "torch-2.13.0" / "dcp-safetensors")
+    assert str(caught.value) == (
+        "templax reads no chunks that were serialised as safetensors - file `__0_0.distcp`; hint:"
+        " save with `SerializationFormat.TORCH_SAVE`, which is the default"
+    )
