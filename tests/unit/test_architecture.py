@@ -334,15 +334,7 @@ def test_a_listing_loads_no_format_that_is_not_its_own(name: str, tmp_path: Path
     """Nor what saves, nor the modules of Python that take longest to import."""
     path = tmp_path / name
     tx.save(path, {"w": np.ones(3, np.float32)}, format="npz" if name == "x.npz" else None)
-    formats = (
-        "torch",
-        "gguf",
-        "ocdbt.read",
-        "zarr.chunks",
-        "zarr_contents",
-        "diagnose",
-        "one_file",
-    )
+    formats = ("torch", "gguf", "ocdbt.read", "zarr.chunks", "zarr_contents", "diagnose")
     others = (
         *(f"templax.formats.{each}" for each in formats),
         *("templax.storage.staging", "templax.storage.leftovers"),

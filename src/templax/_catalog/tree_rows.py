@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from .._core.boxes import Shape
 from .._core.names import Path, join_path
 from .._core.text import format_count, format_size, leaf_noun, parameter_noun
 from .._escape import escape_text
