@@ -15,6 +15,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import templax as tx
@@ -325,6 +326,21 @@ def test_a_listing_loads_nothing_that_compares_or_restores(
     stages = ("_restore", "_match.match", "_match.hints", "_plan", "_template")
     heavy = ("jax", "rich", "concurrent.futures", *(f"templax.{stage}" for stage in stages))
     assert not _loaded_by(CLI.format(["ls", str(CASE)]), *heavy)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["templax", "x.safetensors", "x.npz"])
+def test_a_listing_loads_no_format_that_is_not_its_own(name: str, tmp_path: Path) -> None:
+    """Nor what saves, nor the modules of Python that take longest to import."""
+    path = tmp_path / name
+    tx.save(path, {"w": np.ones(3, np.float32)}, format="npz" if name == "x.npz" else None)
+    formats = ("torch", "gguf", "ocdbt.read", "zarr.chunks", "zarr_contents", "diagnose")
+    others = (
+        *(f"templax.formats.{each}" for each in formats),
+        *("templax.storage.staging", "templax.storage.leftovers"),
+        *("zipfile", "pathlib", "urllib.parse", "logging", "shutil", "asyncio"),
+    )
+    assert not _loaded_by(CLI.format(["ls", str(path)]), *others)
 
 
 @pytest.mark.slow

@@ -7,15 +7,15 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import msgspec
 
+from .._core.boxes import Shape
 from .._core.names import Path, join_path
 from .._core.text import format_count, format_size, leaf_noun, parameter_noun
 from .._escape import escape_text
-from .entry import LeafEntry
+from .entry import Kind, LeafEntry
 
 _MAX_NODES, _LEAF_NODES = 1 << 16, 4
 """Maximum number of nodes in a tree that is shown as a tree: a fixed allowance, and this many more
@@ -66,8 +66,7 @@ class Node(msgspec.Struct, gc=False, eq=False):
     look: _Look = _NO_LOOK
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(msgspec.Struct, frozen=True, gc=False):
     """One line of the tree: a leaf, a subtree, an empty container, or several that are alike.
 
     Attributes:
@@ -415,6 +414,7 @@ _NARROW = ("int8", "uint8", "int4", "uint4", "int2", "uint2")
 
 def measure_leaves(entries: Sequence[LeafEntry]) -> Totals:
     """Adds up leaves."""
+    found: Counter[tuple[Shape, Any, Kind, str | None, str | None]]
     found = Counter([(e.shape, e.dtype, e.kind, e.key_impl, e.value) for e in entries])
     sizes: Counter[str] = Counter()
     narrow: Counter[str] = Counter()

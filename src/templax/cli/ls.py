@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import sys
 from typing import TYPE_CHECKING
 
@@ -65,6 +67,8 @@ def ls(
         return
     from .contents import print_contents
 
+    # The process ends afterwards: nothing that was made has cycles to look for.
+    atexit.register(gc.freeze)
     any_shown = print_contents(
         path, as_json=as_json, depth=depth, globs=globs, flat=flat, collapse=not every
     )

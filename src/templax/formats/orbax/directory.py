@@ -9,9 +9,11 @@ import itertools
 import re
 from collections.abc import Mapping, Set
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal
+
+import msgspec
+from msgspec import structs
 
 from ...errors import CheckpointError, SourceError
 from ...storage.marks import LEASE, TEMPORARY
@@ -65,8 +67,7 @@ MAX_PROBES = 64
 """Most children of a directory that are looked into; it may contain any number."""
 
 
-@dataclass(frozen=True, slots=True)
-class Root:
+class Root(msgspec.Struct, frozen=True):
     """The classification of a directory.
 
     Attributes:
@@ -80,7 +81,7 @@ class Root:
 
     what: Literal["item", "items", "steps", "json"]
     evidence: str
-    items: Mapping[str, ItemKind] = field(default_factory=dict)
+    items: Mapping[str, ItemKind] = msgspec.field(default_factory=dict)
     steps: tuple[Step, ...] = ()
     handled: frozenset[str] = frozenset()
 
@@ -233,7 +234,7 @@ def list_steps(source: Source) -> tuple[Step, ...]:
             found.append((Step(int(match["number"]), key, str(error)), frozenset()))
     marked = {step_prefix(step.key) for step, names in found if _has_proof(source, names)}
     steps = [
-        replace(step, problem=NO_COMMIT_FILE)
+        structs.replace(step, problem=NO_COMMIT_FILE)
         if step.committed and not names & MARKS and step_prefix(step.key) in marked
         else step
         for step, names in found

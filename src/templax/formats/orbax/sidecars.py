@@ -7,7 +7,6 @@ import functools
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import msgspec
@@ -43,8 +42,7 @@ class _ArrayMetadatas(msgspec.Struct):
     array_metadatas: list[_Listed]
 
 
-@dataclass(frozen=True, slots=True)
-class Sidecars:
+class Sidecars(msgspec.Struct, frozen=True):
     """Facts about leaves from files beside their arrays.
 
     Attributes:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 from ...storage.marks import TEMPORARY
 from ...storage.source import Source
@@ -21,8 +22,7 @@ STEP_NAME = re.compile(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
+class Step(msgspec.Struct, frozen=True, gc=False):
     """One step in a directory of steps.
 
     Attributes:
