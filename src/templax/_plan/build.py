@@ -81,7 +81,8 @@ def build_plan(
         if len(located) > 1:
             located = merge_chunks(located)
         whole = required or (verify != "off" and pair.target.name in shared)
-        covered, summed, absent, mapped_chunks = True, False, False, list[Chunk]()
+        covered, summed, absent = True, False, False
+        mapped_chunks: list[Chunk] = []
         for chunk in located:
             if chunk.origin is not None:
                 mapped_chunks.append(chunk)
@@ -96,10 +97,9 @@ def build_plan(
         for mine in (boxes,) if len(boxes) == 1 else group_buffers(boxes, located, limits.share):
             here = mine[0].nbytes if len(mine) == 1 else sum([b.nbytes for b in mine])
             passing = here if mine and mine[0].transient else 0
-            if size.is_full(passing):
+            if size.add(len(mine), here, passing):
                 batches.append(_make_batch(parts, buffers, checks, limits.request, gaps))
                 buffers, parts, checks = [], [[] for _ in chunks], []
-                size = BatchSize(limits.share)
             view = "read"
             if mapped and here:
                 view = (
@@ -132,7 +132,6 @@ def build_plan(
                     covered = covered and covers_whole_blocks(chunk, start, stop)
                     checks += make_checks(pair.entry.name, source, chunk, start, stop)
             buffers += mine
-            size.add(len(mine), here, passing)
         if not covered:
             unverified.append(pair.target.name)
         if absent:

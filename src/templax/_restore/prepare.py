@@ -255,7 +255,7 @@ def _check_int_values(catalogs: Sequence[Catalog], found: Match) -> Match:
     Whether it fits depends on the value, so it is read now. The index of a checkpoint usually holds
     such numbers itself, so this reads next to nothing.
     """
-    pairs = [p for p in found.pairs if p.by_value]
+    pairs = [p for p in found.pairs if p.entry.kind == "scalar" and p.by_value]
     if not pairs:
         return found
     as_stored = [
