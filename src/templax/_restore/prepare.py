@@ -306,13 +306,14 @@ def locate_chunks(
     chunks: list[Mapping[str, Sequence[Chunk]]] = []
     for i, catalog in enumerate(catalogs):
         mine = [pair.entry for pair in found.pairs if pair.source == i]
-        paths: dict[str, Path] = {}
-        for entry in mine:
-            if paths.setdefault(entry.name, entry.path) != entry.path:
-                raise Unsupported(
-                    "templax restores one leaf of a name at a time, got two that only their key"
-                    " paths tell apart",
-                    leaf=entry.name,
-                )
-        chunks.append(locate(catalog, (entry for entry in mine if entry.kind != "string")))
+        paths = {entry.name: entry.path for entry in mine}
+        if len(paths) < len(mine):
+            for entry in mine:
+                if paths[entry.name] != entry.path:
+                    raise Unsupported(
+                        "templax restores one leaf of a name at a time, got two that only their"
+                        " key paths tell apart",
+                        leaf=entry.name,
+                    )
+        chunks.append(locate(catalog, [entry for entry in mine if entry.kind != "string"]))
     return chunks
