@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from .._catalog.written import Leaf, refuse_leaves
+from .._catalog.written import Leaf, hold_array, refuse_leaves
 from .._core.arguments import PyTree
-from .._core.boxes import Box, full_box
+from .._core.boxes import Box
 from .._core.dtypes import PYTHON_DTYPES, is_known
 from .._core.memory import ALIGN, allocate_aligned
 from .._core.names import Path, join_path, join_paths
@@ -182,7 +182,7 @@ def _make_numpy_leaf(name: str, path: Path, value: np.ndarray, value_type: Any) 
     if native is None:
         return f"is a numpy array of dtype {value.dtype}"
     array = np.asarray(value, native)
-    return Leaf(name, path, value_type, array.shape, native, pieces=_whole_piece(array))
+    return Leaf(name, path, value_type, array.shape, native, pieces=hold_array(array))
 
 
 @functools.cache
@@ -190,10 +190,6 @@ def _find_native(dtype: np.dtype) -> np.dtype | None:
     """The dtype in native byte order, or None if it can't be saved."""
     native = dtype.newbyteorder("=")
     return native if is_known(native) else None
-
-
-def _whole_piece(array: np.ndarray) -> tuple[tuple[Box, Callable[[], np.ndarray]], ...]:
-    return ((full_box(array.shape), lambda: array),)
 
 
 def copy_values(leaves: Sequence[Leaf], threads: int) -> None:

@@ -18,7 +18,7 @@ from .._core.arguments import PyTree
 from .._core.boxes import Box, Shape, full_box
 from .._core.dtypes import WIDE
 from .._core.names import Path, join_paths
-from .._jax.paths import broadcast_prefix, name_leaf, path_element
+from .._jax.paths import broadcast_prefix, list_paths, name_leaf
 from .._jax.put import default_device
 from .._jax.support import jax_supports, key_data_spec
 from .._jax.versions import symbolic_dimension_error
@@ -65,19 +65,11 @@ def as_template(tree: PyTree, shardings: PyTree = None) -> Template:
     boxes: Boxes = {}
     shared: defaultdict[int, dict[Any, tuple[Any, ...]]] = defaultdict(dict)
     targets: list[Target] = []
-    paths = [
-        tuple(
-            [
-                key.key if type(key) is jtu.DictKey and type(key.key) is str else path_element(key)
-                for key in keys
-            ]
-        )
-        for keys, _ in flat.keyed
-    ]
+    paths = list_paths(flat.keyed)
     rows = zip(join_paths(paths), paths, flat.keyed, overrides, strict=True)
     for name, path, (keys, leaf), override in rows:
-        abstract = type(leaf) is jax.ShapeDtypeStruct
-        if abstract:
+        alike = None
+        if type(leaf) is jax.ShapeDtypeStruct:
             # What targets depend on: without a sharding, there is no layout. To hash the whole
             # struct takes longer than all else here.
             alike = leaf if leaf.sharding is not None else (leaf.shape, leaf.dtype, leaf.weak_type)
@@ -86,7 +78,7 @@ def as_template(tree: PyTree, shardings: PyTree = None) -> Template:
                 targets.append(Target(name, path, *fields))
                 continue
         target = _make_target(name, path, leaf, override, boxes)
-        if abstract and not target.problems:
+        if alike is not None and not target.problems:
             shared[id(override)][alike] = structs.astuple(target)[2:]
         if modules and target.concrete and target.kind in ("scalar", "string"):
             optional = any(keys[:n] in modules for n in range(len(keys)))
