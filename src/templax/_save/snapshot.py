@@ -75,7 +75,7 @@ def collect_leaves(tree: PyTree, *, replicas: bool = False) -> tuple[list[Leaf],
     empties: list[Empty] = []
     wrong: list[str] = []
     names: set[str] = set()
-    ready: list[Any] = []
+    pending: list[Any] = []
     with allow_transfers():  # saving is what the caller asked for
         for (path, value), name in zip(found, join_paths([path for path, _ in found]), strict=True):
             if is_empty(value):
@@ -92,8 +92,8 @@ def collect_leaves(tree: PyTree, *, replicas: bool = False) -> tuple[list[Leaf],
                 wrong.append(f"`{name}` {leaf}")
                 continue
             leaves.append(leaf)
-            if leaf.value_type == "jax.Array":
-                ready.append(value)
+            if leaf.value_type == "jax.Array" and (leaf.transient or not leaf.pieces):
+                pending.append(value)  # others have been waited for when they were viewed
         every = [*names, *(join_path(path) for path, _ in empties)]
         if not is_unicode("".join(every)):
             wrong += [
@@ -102,10 +102,10 @@ def collect_leaves(tree: PyTree, *, replicas: bool = False) -> tuple[list[Leaf],
                 if not is_unicode(name)
             ]
         refuse_leaves(wrong)
-        if ready:
+        if pending:
             from .jax_leaves import await_arrays
 
-            await_arrays(ready)  # a failed computation raises here, before a file is made
+            await_arrays(pending)  # a failed computation raises here, before a file is made
     return leaves, empties
 
 
