@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from .._codecs.crc32c import compare_crc32c, crc32c, wrong_crc32c
+from .._codecs.crc32c import crc32c, wrong_crc32c
 from ..errors import Corrupted
 from .entry import Chunk
 
@@ -43,7 +43,9 @@ def check_blocks(chunk: Chunk, start: int, stored: memoryview) -> None:
     if len(sums) != 1:
         BlockVerifier(chunk, start, start + len(stored)).feed(stored)
     elif start == extent.start and len(stored) == extent.stop - start:
-        compare_crc32c(sums[0], crc32c(stored), start, extent.stop)
+        got = crc32c(stored)
+        if got != sums[0]:
+            raise wrong_crc32c(sums[0], got, start, extent.stop)
 
 
 class BlockVerifier:

@@ -11,7 +11,7 @@ import numpy as np
 
 from .._codecs.crc32c import crc32c
 from .._codecs.crc_combine import combine_crcs, crc_of_zeros
-from .._core.boxes import Box, Shape
+from .._core.boxes import Box, Shape, full_box
 from .._core.chunk_grid import grid_shape, is_row_major
 from .._core.dtypes import name_of
 from .._core.names import Path
@@ -70,6 +70,13 @@ class Leaf(msgspec.Struct, gc=False):
     @property
     def user_shape(self) -> Shape:
         return self.shape if self.key_impl is None else self.shape[:-1]
+
+
+def hold_array(array: np.ndarray) -> tuple[tuple[Box, Callable[[], np.ndarray]], ...]:
+    """The pieces of a leaf that is one array in host memory."""
+    # A method of the array, rather than a function that refers to it, is one object instead of
+    # three, which the garbage collector visits for each leaf.
+    return ((full_box(array.shape), array.__array__),)
 
 
 class ChunkTable:

@@ -110,7 +110,7 @@ _MAX_REPEATED = 64
 have the same name; such leaves are compared one by one."""
 
 
-def check_depths(paths: Collection[Path]) -> None:
+def check_depths(paths: Collection[Sequence[str | int]]) -> None:
     """Checks that key paths from a file are not too deep, and not too large together.
 
     Raises:
@@ -118,7 +118,7 @@ def check_depths(paths: Collection[Path]) -> None:
     """
     deepest = max(map(len, paths), default=0)
     if deepest > MAX_DEPTH:
-        start = join_path(next(path for path in paths if len(path) == deepest)[:8])
+        start = join_path(tuple(next(path for path in paths if len(path) == deepest)[:8]))
         raise Unsupported(
             f"templax reads trees of at most {MAX_DEPTH} levels, got {deepest} below `{start[:80]}`"
         )

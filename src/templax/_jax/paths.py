@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax.tree_util as jtu
 from jax.sharding import PartitionSpec
 
 from .._core.arguments import PyTree
-from .._core.names import join_path
+from .._core.names import Path, join_path
 from ..errors import UsageError
 from .versions import broadcast
 
@@ -21,6 +21,19 @@ def path_element(key: Any) -> str | int:
     if isinstance(key, jtu.SequenceKey):
         return key.idx
     return key.name if isinstance(key, jtu.GetAttrKey) else str(key)
+
+
+def list_paths(keyed: Iterable[tuple[Sequence[Any], Any]]) -> list[Path]:
+    """The paths of leaves that come with their JAX key paths: `path_element` of each key."""
+    return [
+        tuple(
+            [
+                key.key if type(key) is jtu.DictKey and type(key.key) is str else path_element(key)
+                for key in keys
+            ]
+        )
+        for keys, _ in keyed
+    ]
 
 
 def name_leaf(keypath: Iterable[Any]) -> str:

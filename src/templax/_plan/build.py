@@ -72,16 +72,18 @@ def build_plan(
     filled: list[str] = []
     unmapped = Counter[str]()
     required, any_sums = verify == "required", False
+    whole_blocks = shared if verify != "off" else ()
     measures = Measures()
     for pair in match.pairs:
-        if pair.target.kind == "string":
+        target, source = pair.target, pair.source
+        if target.kind == "string":
             continue
-        source = pair.source
         located: Sequence[Chunk] = chunks[source][pair.entry.name]
         if len(located) > 1:
             located = merge_chunks(located)
-        whole = required or (verify != "off" and pair.target.name in shared)
-        covered, summed, absent, mapped_chunks = True, False, False, list[Chunk]()
+        whole = required or target.name in whole_blocks
+        covered, summed, absent = True, False, False
+        mapped_chunks: list[Chunk] = []
         for chunk in located:
             if chunk.origin is not None:
                 mapped_chunks.append(chunk)
@@ -91,15 +93,13 @@ def build_plan(
                 any_sums = summed = True
             if chunk.codecs == FILL:
                 absent = True
-        plain_chunks = [c for c in located if c.origin is None] if mapped_chunks else located
         boxes = make_buffers(pair, measures)
         for mine in (boxes,) if len(boxes) == 1 else group_buffers(boxes, located, limits.share):
             here = mine[0].nbytes if len(mine) == 1 else sum([b.nbytes for b in mine])
             passing = here if mine and mine[0].transient else 0
-            if size.is_full(passing):
+            if size.add(len(mine), here, passing):
                 batches.append(_make_batch(parts, buffers, checks, limits.request, gaps))
                 buffers, parts, checks = [], [[] for _ in chunks], []
-                size = BatchSize(limits.share)
             view = "read"
             if mapped and here:
                 view = (
@@ -110,6 +110,7 @@ def build_plan(
             if isinstance(view, str):
                 first = len(buffers)
                 if mapped_chunks:
+                    plain_chunks = [chunk for chunk in located if chunk.origin is None]
                     made = list(make_parts(pair, mine, first, plain_chunks, measures, whole))
                     for chunk in mapped_chunks:
                         made += make_mapped_parts(pair.entry, mine, first, chunk, whole)
@@ -132,11 +133,10 @@ def build_plan(
                     covered = covered and covers_whole_blocks(chunk, start, stop)
                     checks += make_checks(pair.entry.name, source, chunk, start, stop)
             buffers += mine
-            size.add(len(mine), here, passing)
         if not covered:
-            unverified.append(pair.target.name)
+            unverified.append(target.name)
         if absent:
-            filled.append(pair.target.name)
+            filled.append(target.name)
     if buffers:
         batches.append(_make_batch(parts, buffers, checks, limits.request, gaps))
     scratch = _max_scratch((op for batch in batches for op in batch.reads), limits.ahead)

@@ -290,7 +290,8 @@ class LeafClass:
                 continue
             start, stop = part.start - extent.start - base, part.stop - extent.stop - base
             useful = count_useful_bytes(part) - (part.stop - part.start)
-            least = find_alone_bytes(part, self._gap)
+            in_place = part.direct is not None and not chunk.codecs
+            least = find_alone_bytes(in_place, self._gap)
             rows.append((0, start, stop, part.nbytes, useful, least, stored, room, 1, 0))
             if not packed:
                 ideal_bytes += count_wanted_bytes(part)

@@ -67,21 +67,25 @@ class BatchSize:
 
     Args:
         share: See `Limits`.
+
+    Attributes:
+        boxes, nbytes, transient: Its boxes, their bytes, and how many of these are transient.
     """
 
     def __init__(self, share: int):
         self._share = share
         self.boxes = self.nbytes = self.transient = 0
 
-    def is_full(self, transient: int) -> bool:
-        """Whether boxes of so many transient bytes begin another batch."""
-        if not self.boxes:
-            return False
-        full = self.nbytes >= BATCH_BYTES or self.boxes >= BATCH_LEAVES
-        return full or self.transient + transient > self._share
-
-    def add(self, boxes: int, nbytes: int, transient: int) -> None:
-        """Adds boxes to the batch."""
+    def add(self, boxes: int, nbytes: int, transient: int) -> bool:
+        """Adds boxes to the batch. Returns whether it was full, so that they begin another one."""
+        full = self.boxes > 0 and (
+            self.nbytes >= BATCH_BYTES
+            or self.boxes >= BATCH_LEAVES
+            or self.transient + transient > self._share
+        )
+        if full:
+            self.boxes = self.nbytes = self.transient = 0
         self.boxes += boxes
         self.nbytes += nbytes
         self.transient += transient
+        return full

@@ -26,7 +26,7 @@ from .._core.boxes import (
 )
 from .._core.index_map import StridedCopy, span_copies
 from .._match.result import Pair
-from .buffers import Buffer, Measure, Measures
+from .buffers import Buffer, Measures
 
 IN_PLACE_BYTES = 128 * 1024
 """A raw part of at least this size is a request of its own: it is read in place, at the cost of a
@@ -185,28 +185,15 @@ def make_parts(
         measures: Measures of boxes seen so far.
         whole_blocks: Whether to read all bytes that a checksum covers where only some are wanted.
     """
-    if len(chunks) == 1 == len(buffers) and chunks[0].box == buffers[0].box:
-        part = _make_whole_part(pair, buffers[0], first, chunks[0], measures[chunks[0].box])
-        return (part,) if part.nbytes <= SCATTER_BYTES else _split_part(part, _max_bytes(part))
-    return make_parts_by_chunk(pair, buffers, first, chunks, measures, whole_blocks)
-
-
-def _make_whole_part(
-    pair: Pair, buffer: Buffer, first: int, chunk: Chunk, measure: Measure
-) -> Part:
-    """The part for a chunk that is exactly a buffer: the common case."""
-    dtype, extent = pair.entry.dtype, chunk.extent
-    same = chunk.order == "C" and buffer.dtype == dtype
-    return Part(
-        pair.entry.name,
-        chunk,
-        dtype,
-        extent.start,
-        extent.stop,
-        0 if same else None,
-        measure.size * dtype.itemsize,
-        (Copy(first, measure.origin, measure.origin),),
-    )
+    if not (len(chunks) == 1 == len(buffers) and chunks[0].box == buffers[0].box):
+        return make_parts_by_chunk(pair, buffers, first, chunks, measures, whole_blocks)
+    # The common case: the only chunk is exactly the buffer.
+    entry, chunk = pair.entry, chunks[0]
+    dtype, extent, measure = entry.dtype, chunk.extent, measures[chunk.box]
+    direct = 0 if chunk.order == "C" and buffers[0].dtype == dtype else None
+    nbytes, copies = measure.size * dtype.itemsize, (Copy(first, measure.origin, measure.origin),)
+    part = Part(entry.name, chunk, dtype, extent.start, extent.stop, direct, nbytes, copies)
+    return (part,) if nbytes <= SCATTER_BYTES else _split_part(part, _max_bytes(part))
 
 
 def make_parts_by_chunk(

@@ -267,17 +267,15 @@ class _Job:
             [np.zeros(len(leaves), np.int64) for _ in groups]
             for leaves, groups in zip(self._classes.values(), sizes, strict=True)
         ]
-        transient: list[int] = []
+        transient = [0]
         size = BatchSize(self._limits.share)
         for leaves, place in self._order:
             i = at[id(leaves)]
             for column, (boxes, nbytes, passing) in zip(numbers[i], sizes[i], strict=True):
-                if size.is_full(passing):
-                    transient.append(size.transient)
-                    size = BatchSize(self._limits.share)
-                size.add(boxes, nbytes, passing)
-                column[place] = len(transient)
-        transient.append(size.transient)
+                if size.add(boxes, nbytes, passing):
+                    transient.append(0)
+                transient[-1] = size.transient
+                column[place] = len(transient) - 1
         made = self._batches[sizes] = _Batches(numbers, measure_window(transient))
         return made
 

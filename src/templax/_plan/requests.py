@@ -17,14 +17,13 @@ INLINE_PARTS = 512
 """One job decodes at most this many values that an index holds."""
 
 
-def find_alone_bytes(part: Part, gap: int) -> int:
+def find_alone_bytes(in_place: bool, gap: int) -> int:
     """The stored bytes from which on a part is a request of its own.
 
     Args:
-        part: The part.
+        in_place: Whether it is read to where it is wanted: it is direct, and not encoded.
         gap: See `build_plan`; of its source.
     """
-    in_place = part.direct is not None and not part.chunk.codecs
     return max(gap, IN_PLACE_BYTES if in_place else LARGE_BYTES)
 
 
@@ -198,7 +197,8 @@ def _join_parts(source: int, parts: list[Part], most: int, gap: int) -> Iterator
     parts = [parts[i] for i in order.tolist()]
     stop = np.array([part.stop for part in parts], np.int64)
     nbytes = np.array([part.nbytes for part in parts], np.int64)
-    least = np.array([find_alone_bytes(part, gap) for part in parts], np.int64)
+    in_place = np.array([part.direct is not None and not part.chunk.codecs for part in parts])
+    least = np.where(in_place, find_alone_bytes(True, gap), find_alone_bytes(False, gap))
     first = find_requests(file, start, stop, nbytes, stop - start >= least, most=most, gap=gap)
     begins = start[first].tolist()
     ends = np.maximum.reduceat(stop, first).tolist()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
@@ -42,20 +43,14 @@ class HostMemory:
         self._start = [0] * n
         self._views: dict[int, memoryview] = {}
         small: list[int] = []
-        seen = bytearray(n)
-        for op in batch.reads:
-            for part in op.parts:
-                for copy in part.strided or part.copies:
-                    i = copy.buffer
-                    if seen[i]:
-                        continue
-                    seen[i] = 1
-                    buffer = batch.buffers[i]
-                    host = buffer.pair.target.host
-                    if buffer.nbytes <= (SMALL_BYTES if host else SHARED_BYTES):
-                        small.append(i)
-                    else:
-                        self._owner[i] = _allocate(buffer)
+        parts = [part for op in batch.reads for part in op.parts]
+        filled = [copy.buffer for part in parts for copy in part.strided or part.copies]
+        for i in dict.fromkeys(filled):
+            buffer = batch.buffers[i]
+            if buffer.nbytes <= (SMALL_BYTES if buffer.pair.target.host else SHARED_BYTES):
+                small.append(i)
+            else:
+                self._owner[i] = _allocate(buffer)
         self._place_small(small)
 
     def _place_small(self, small: Sequence[int]) -> None:
@@ -65,19 +60,26 @@ class HostMemory:
         for i in small:
             sizes[i] = -(-buffers[i].nbytes // ALIGN) * ALIGN
         groups = find_groups([buffer.pair.target.path for buffer in buffers], sizes)
-        rest = [0] * len(buffers)
-        for group, size in zip(groups, sizes, strict=True):
-            rest[group] += size
-        arenas: dict[int, tuple[np.ndarray, int]] = {}
-        none = allocate_aligned(0), 0
+        members: defaultdict[int, list[int]] = defaultdict(list)
         for i in small:
-            group, size = groups[i], sizes[i]
-            arena, used = arenas.get(group, none)
-            if used + size > len(arena):
-                arena, used = allocate_aligned(max(size, min(rest[group], ARENA_BYTES))), 0
-            self._owner[i], self._start[i] = arena, used
-            arenas[group] = arena, used + size
-            rest[group] -= size
+            members[groups[i]].append(i)
+        for group in members.values():
+            self._place_group(group, sizes)
+
+    def _place_group(self, group: Sequence[int], sizes: Sequence[int]) -> None:
+        """Places the small buffers of a group in its arenas, in this order."""
+        owner, start = self._owner, self._start
+        rest = sum([sizes[i] for i in group])
+        arena, used, free = allocate_aligned(0), 0, 0
+        for i in group:
+            size = sizes[i]
+            if size > free:
+                used, free = 0, max(size, min(rest, ARENA_BYTES))
+                arena = allocate_aligned(free)
+            owner[i], start[i] = arena, used
+            used += size
+            free -= size
+            rest -= size
 
     def array(self, i: int) -> np.ndarray:
         """A buffer as an array."""
@@ -180,6 +182,8 @@ def find_groups(paths: Sequence[Path], sizes: Sequence[int]) -> list[int]:
     [0, 1, 1, 0]
     """
     groups, number = [0] * len(paths), 0
+    if sum(sizes) < GROUP_BYTES:
+        return groups
     ends = list(itertools.accumulate(sizes, initial=0))
     pending = [(0, len(paths), 0)]
     while pending:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -22,6 +22,7 @@ from .._jax.put import (
 from .._jax.support import jax_supports
 from .._jax.versions import Format
 from .._match.result import Pair
+from .._plan.buffers import Buffer
 from .._template.jax_shardings import has_free_axes
 from .._template.placement import Placement
 from .._template.template import Target
@@ -44,8 +45,6 @@ def check_jax_settings(pairs: Sequence[Pair]) -> None:
 class DevicePlacer:
     """Places the leaves of a restore that become `jax.Array`s, batch by batch.
 
-    For each batch: `begin_batch`, `add` for each of its buffers, `finish_batch`.
-
     Args:
         results: Receives the leaves by name, each when all of its boxes are there.
     """
@@ -55,60 +54,59 @@ class DevicePlacer:
         # Of leaves too large for one batch: index of a box → an array on each device that wants it.
         self._started: dict[str, dict[int, list[jax.Array]]] = {}
 
-    def begin_batch(self) -> None:
-        """Finds the fastest way that JAX allows now."""
-        self._put, self._default = batched_put(), default_device()
-        unknown = self._put is None or self._default is None
-        self._here = None if unknown else SingleDeviceSharding(self._default)
-        self._plain: list[tuple[str, np.ndarray]] = []
-        self._by_box: dict[str, tuple[Target, list[tuple[int, np.ndarray]]]] = {}
-        self._copied: list[str] = []
-
-    def add(self, target: Target, box: Box, array: np.ndarray) -> None:
-        """Places what a buffer holds of a leaf, or keeps it until `finish_batch`.
+    def place(self, batch: Iterable[tuple[Buffer, np.ndarray]]) -> None:
+        """Places a batch, and waits until none of its arrays is needed any more.
 
         Args:
-            target: The leaf.
-            box: The elements.
-            array: Their values, in the dtype of the target. On CPU, they are the result.
+            batch: Buffers, each with its values in the dtype of the target. On CPU, they are the
+                result.
         """
-        name, placement, put = target.name, target.placement, self._put
-        if put is not None and placement.usual and len(placement.devices) == 1:
-            aval, (device, _) = aval_of(target.shape, target.dtype), placement.devices[0]
-            self._results[name] = put(aval, placement.sharding, [array], [device], True)
-        elif target.kind == "key" and placement.sharding is None:
-            self._results[name] = _wrap_key(target, jax.device_put(array))
-        elif len(target.boxes) > 1:
-            boxes = self._by_box.setdefault(name, (target, []))[1]
-            boxes.append((target.boxes.index(box), array))
-        elif placement.sharding is not None:
-            self._results[name] = _make_sharded_array(target, {0: array}, put)
-        elif put is not None and self._here is not None:
-            aval = aval_of(target.shape, target.dtype)
-            self._results[name] = put(aval, self._here, [array], [self._default], False)
-        else:
-            self._plain.append((name, array))
-        if target.transient:
-            self._copied.append(name)
-
-    def finish_batch(self) -> None:
-        """Places what `add` kept, and waits until no array of the batch is needed any more."""
-        results = self._results
-        values = jax.device_put([array for _, array in self._plain])
-        for (name, _), value in zip(self._plain, values, strict=True):
+        results, put, default = self._results, batched_put(), default_device()
+        here = None if put is None or default is None else SingleDeviceSharding(default)
+        plain: list[tuple[str, np.ndarray]] = []
+        by_box: dict[str, tuple[Target, list[tuple[int, np.ndarray]]]] = {}
+        copied: list[str] = []
+        for buffer, array in batch:
+            target = buffer.pair.target
+            name, placement = target.name, target.placement
+            if put is not None and placement.usual and len(placement.devices) == 1:
+                aval, (device, _) = aval_of(target.shape, target.dtype), placement.devices[0]
+                results[name] = put(aval, placement.sharding, [array], [device], True)
+            elif target.kind == "key" and placement.sharding is None:
+                results[name] = _wrap_key(target, jax.device_put(array))
+            elif len(target.boxes) > 1:
+                boxes = by_box.setdefault(name, (target, []))[1]
+                boxes.append((target.boxes.index(buffer.box), array))
+            elif placement.sharding is not None:
+                results[name] = _make_sharded_array(target, {0: array}, put)
+            elif put is not None and here is not None:
+                aval = aval_of(target.shape, target.dtype)
+                results[name] = put(aval, here, [array], [default], False)
+            else:
+                plain.append((name, array))
+            if target.transient:
+                copied.append(name)
+        values = jax.device_put([array for _, array in plain])
+        for (name, _), value in zip(plain, values, strict=True):
             results[name] = value
-        for name, (target, arrays) in self._by_box.items():
+        self._assemble_sharded(by_box, put)
+        # Waits for copies to accelerators, so that these buffers are freed before the next batch.
+        jax.block_until_ready([results[name] for name in copied if name in results])
+
+    def _assemble_sharded(
+        self, by_box: Mapping[str, tuple[Target, list[tuple[int, np.ndarray]]]], put: Put | None
+    ) -> None:
+        """Makes the leaves of several boxes, once these are all there."""
+        results = self._results
+        for name, (target, arrays) in by_box.items():
             if len(arrays) == len(target.boxes):
-                results[name] = _make_sharded_array(target, dict(arrays), self._put)
+                results[name] = _make_sharded_array(target, dict(arrays), put)
                 continue
             boxes = self._started.setdefault(name, {})
             for box, array in arrays:
                 boxes[box] = jax.block_until_ready(_put_box(target, box, array))
             if len(boxes) == len(target.boxes):
                 results[name] = _assemble_boxes(target, self._started.pop(name))
-        # Waits for copies to accelerators, so that these buffers are freed before the next batch.
-        jax.block_until_ready([results[name] for name in self._copied if name in results])
-        self._plain, self._by_box = [], {}
 
 
 def make_remote_array(target: Target) -> jax.Array:

@@ -11,6 +11,7 @@ import numpy as np
 from .._core.gc_pause import pause_gc
 from .._core.memory import SMALL_BYTES
 from .._match.result import Match
+from .._plan.buffers import Buffer
 from .._template.template import Target
 from .cast import cast_array
 from .execute import FilledBatch, StageSeconds
@@ -60,7 +61,7 @@ def place_batches(
         target = pair.target
         if target.kind == "string":
             results[target.name] = pair.entry.value
-        elif not target.host:
+        elif not target.host and (not target.boxes or target.placement.weak):
             _finish_array(target, results)
     kept = set(match.kept)
     leaves = [
@@ -79,8 +80,7 @@ def place_batches(
 def _place_batch(done: FilledBatch, results: dict[str, Any], placer: DevicePlacer | None) -> float:
     """Adds the leaves of a batch to `results`; returns the seconds that casts took."""
     cast_s = 0.0
-    if placer is not None:
-        placer.begin_batch()
+    for_devices: list[tuple[Buffer, np.ndarray]] = []
     for buffer, array in zip(done.batch.buffers, done.arrays, strict=True):
         target = buffer.pair.target
         if array.dtype != target.dtype and target.kind != "scalar":
@@ -89,19 +89,17 @@ def _place_batch(done: FilledBatch, results: dict[str, Any], placer: DevicePlace
             cast_s += time.perf_counter() - begin
         if target.kind == "scalar":
             results[target.name] = _make_number(target.dtype, array)
-        elif target.host or placer is None:
+        elif target.host:
             results[target.name] = _make_numpy(target.placement.leaf, array)
         else:
-            placer.add(target, buffer.box, array)
+            for_devices.append((buffer, array))
     if placer is not None:
-        placer.finish_batch()
+        placer.place(for_devices)
     return cast_s
 
 
 def _finish_array(target: Target, results: dict[str, Any]) -> None:
-    """Completes a `jax.Array` after the last batch."""
-    if target.boxes and not target.placement.weak:
-        return
+    """Completes a `jax.Array` of other processes, or of a weak type, after the last batch."""
     from .._jax.put import make_weak
     from .devices import make_remote_array
 

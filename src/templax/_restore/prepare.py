@@ -255,7 +255,7 @@ def _check_int_values(catalogs: Sequence[Catalog], found: Match) -> Match:
     Whether it fits depends on the value, so it is read now. The index of a checkpoint usually holds
     such numbers itself, so this reads next to nothing.
     """
-    pairs = [p for p in found.pairs if p.by_value]
+    pairs = [p for p in found.pairs if p.entry.kind == "scalar" and p.by_value]
     if not pairs:
         return found
     as_stored = [
@@ -306,13 +306,14 @@ def locate_chunks(
     chunks: list[Mapping[str, Sequence[Chunk]]] = []
     for i, catalog in enumerate(catalogs):
         mine = [pair.entry for pair in found.pairs if pair.source == i]
-        paths: dict[str, Path] = {}
-        for entry in mine:
-            if paths.setdefault(entry.name, entry.path) != entry.path:
-                raise Unsupported(
-                    "templax restores one leaf of a name at a time, got two that only their key"
-                    " paths tell apart",
-                    leaf=entry.name,
-                )
-        chunks.append(locate(catalog, (entry for entry in mine if entry.kind != "string")))
+        paths = {entry.name: entry.path for entry in mine}
+        if len(paths) < len(mine):
+            for entry in mine:
+                if paths[entry.name] != entry.path:
+                    raise Unsupported(
+                        "templax restores one leaf of a name at a time, got two that only their"
+                        " key paths tell apart",
+                        leaf=entry.name,
+                    )
+        chunks.append(locate(catalog, [entry for entry in mine if entry.kind != "string"]))
     return chunks

@@ -14,12 +14,12 @@ import jax.tree_util as jtu
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
-from .._catalog.written import Leaf
+from .._catalog.written import Leaf, hold_array
 from .._core.arguments import PyTree
 from .._core.boxes import full_box
 from .._core.dtypes import is_known
 from .._core.names import Path
-from .._jax.paths import path_element
+from .._jax.paths import list_paths
 from .._jax.support import key_data_spec
 from .._template.flatten import flatten_tree
 from .owners import all_boxes, held_boxes, holds_all, is_local, written_boxes
@@ -55,7 +55,7 @@ def flatten_with_paths(tree: PyTree, is_leaf: Callable[[Any], bool]) -> list[tup
         ValueError: JAX can't flatten it.
     """
     keyed = flatten_tree(tree, is_leaf=is_leaf).keyed
-    return [(tuple([path_element(key) for key in keys]), value) for keys, value in keyed]
+    return list(zip(list_paths(keyed), [value for _, value in keyed], strict=True))
 
 
 def allow_transfers() -> AbstractContextManager[Any]:
@@ -89,7 +89,7 @@ def make_jax_leaf(name: str, path: Path, value: Any, replicas: bool) -> Leaf | s
     leaf = Leaf(name, path, "jax.Array", shape, dtype, impl, sharding=saved, transient=transient)
     if one_cpu:
         array = np.asarray(value) if dtype.itemsize > 1 else _to_host(value)
-        leaf.pieces = ((full_box(shape), lambda: array),)
+        leaf.pieces = hold_array(array)
         return leaf
     if is_local(value) and value.is_fully_replicated:
         leaf.pieces = ((full_box(shape), _make_fetch(value, leaf.transient)),)

@@ -176,7 +176,6 @@ class Job:
     def _open_sink(self, decide: Callable[[], Destination]) -> bytes:
         """Makes the sink on process 0. Returns what the others need to add their files."""
         job, options = self._hosts, self._options
-        owners = [item.single_owners for item in self._items]
         url, name = decide()
         self._name_item(name)
         if not isinstance(url, Sink):
@@ -193,6 +192,7 @@ class Job:
             return b""
         if not isinstance(sink, SharedSink):
             raise SaveError("Several processes can't save to a sink of your own", file=sink.path)
+        owners = [item.single_owners for item in self._items]
         return msgspec.msgpack.encode((sink.path, sink.directory, name, owners))
 
     def _join_sink(self, told: bytes) -> Sink:

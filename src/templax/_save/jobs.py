@@ -279,7 +279,7 @@ def _list_cells(box: Box, shape: Shape, chunk: Shape, first: int) -> list[Cell]:
     """The chunks in a box, in C order. The box must be a union of whole chunks."""
     if only_cell(shape, chunk) is not None:
         return [Cell(first, box, None)]
-    found = list[Cell]()
+    found: list[Cell] = []
     counts = grid_shape(shape, chunk)
     corner = tuple(start // c for (start, _), c in zip(box, chunk, strict=True))
     for cell, _ in iter_cells(shape_of(box), chunk):

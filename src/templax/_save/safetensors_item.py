@@ -16,7 +16,6 @@ from ..formats.safetensors_write import (
     divide_leaves,
     encode_index,
     find_unwritable_leaves,
-    lay_out,
     name_file,
 )
 from .file_item import FileItem, list_blocks
@@ -41,7 +40,7 @@ class SafetensorsItem(FileItem):
     ):
         refuse_leaves(list(find_unwritable_leaves(leaves)))
         try:
-            check_depths([tuple(leaf.name.split(".")) for leaf in leaves])
+            check_depths([leaf.name.split(".") for leaf in leaves])
         except Unsupported as error:
             raise SaveError(f"This tree can't be saved: {error.what}") from error
         self._shards = divide_leaves(leaves, shard_size)
@@ -65,10 +64,7 @@ class SafetensorsItem(FileItem):
             )
         super().__init__(
             list(itertools.chain.from_iterable(self._shards)),
-            [
-                (name_file(i, count), lay_out(shard, len(header.data)))
-                for i, (shard, header) in enumerate(zip(self._shards, self._headers, strict=True))
-            ],
+            [(name_file(i, count), header.layout) for i, header in enumerate(self._headers)],
         )
 
     def finish_files(self) -> Files:

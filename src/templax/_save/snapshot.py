@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from .._catalog.written import Leaf, refuse_leaves
+from .._catalog.written import Leaf, hold_array, refuse_leaves
 from .._core.arguments import PyTree
-from .._core.boxes import Box, full_box
+from .._core.boxes import Box
 from .._core.dtypes import PYTHON_DTYPES, is_known
 from .._core.memory import ALIGN, allocate_aligned
 from .._core.names import Path, join_path, join_paths
@@ -75,7 +75,7 @@ def collect_leaves(tree: PyTree, *, replicas: bool = False) -> tuple[list[Leaf],
     empties: list[Empty] = []
     wrong: list[str] = []
     names: set[str] = set()
-    ready: list[Any] = []
+    pending: list[Any] = []
     with allow_transfers():  # saving is what the caller asked for
         for (path, value), name in zip(found, join_paths([path for path, _ in found]), strict=True):
             if is_empty(value):
@@ -92,8 +92,8 @@ def collect_leaves(tree: PyTree, *, replicas: bool = False) -> tuple[list[Leaf],
                 wrong.append(f"`{name}` {leaf}")
                 continue
             leaves.append(leaf)
-            if leaf.value_type == "jax.Array":
-                ready.append(value)
+            if leaf.value_type == "jax.Array" and (leaf.transient or not leaf.pieces):
+                pending.append(value)  # others have been waited for when they were viewed
         every = [*names, *(join_path(path) for path, _ in empties)]
         if not is_unicode("".join(every)):
             wrong += [
@@ -102,10 +102,10 @@ def collect_leaves(tree: PyTree, *, replicas: bool = False) -> tuple[list[Leaf],
                 if not is_unicode(name)
             ]
         refuse_leaves(wrong)
-        if ready:
+        if pending:
             from .jax_leaves import await_arrays
 
-            await_arrays(ready)  # a failed computation raises here, before a file is made
+            await_arrays(pending)  # a failed computation raises here, before a file is made
     return leaves, empties
 
 
@@ -182,7 +182,7 @@ def _make_numpy_leaf(name: str, path: Path, value: np.ndarray, value_type: Any) 
     if native is None:
         return f"is a numpy array of dtype {value.dtype}"
     array = np.asarray(value, native)
-    return Leaf(name, path, value_type, array.shape, native, pieces=_whole_piece(array))
+    return Leaf(name, path, value_type, array.shape, native, pieces=hold_array(array))
 
 
 @functools.cache
@@ -190,10 +190,6 @@ def _find_native(dtype: np.dtype) -> np.dtype | None:
     """The dtype in native byte order, or None if it can't be saved."""
     native = dtype.newbyteorder("=")
     return native if is_known(native) else None
-
-
-def _whole_piece(array: np.ndarray) -> tuple[tuple[Box, Callable[[], np.ndarray]], ...]:
-    return ((full_box(array.shape), lambda: array),)
 
 
 def copy_values(leaves: Sequence[Leaf], threads: int) -> None:

@@ -17,8 +17,8 @@ from msgspec import structs
 from .._core.arguments import PyTree
 from .._core.boxes import Box, Shape, full_box
 from .._core.dtypes import WIDE
-from .._core.names import Path, join_path
-from .._jax.paths import broadcast_prefix, name_leaf, path_element
+from .._core.names import Path, join_paths
+from .._jax.paths import broadcast_prefix, list_paths, name_leaf
 from .._jax.put import default_device
 from .._jax.support import jax_supports, key_data_spec
 from .._jax.versions import symbolic_dimension_error
@@ -65,21 +65,21 @@ def as_template(tree: PyTree, shardings: PyTree = None) -> Template:
     boxes: Boxes = {}
     shared: defaultdict[int, dict[Any, tuple[Any, ...]]] = defaultdict(dict)
     targets: list[Target] = []
-    for (keys, leaf), override in zip(flat.keyed, overrides, strict=True):
-        path = tuple(
-            [
-                key.key if type(key) is jtu.DictKey and type(key.key) is str else path_element(key)
-                for key in keys
-            ]
-        )
+    paths = list_paths(flat.keyed)
+    rows = zip(join_paths(paths), paths, flat.keyed, overrides, strict=True)
+    for name, path, (keys, leaf), override in rows:
+        alike = None
         if type(leaf) is jax.ShapeDtypeStruct:
-            fields = shared[id(override)].get(leaf)
+            # What targets depend on: without a sharding, there is no layout. To hash the whole
+            # struct takes longer than all else here.
+            alike = leaf if leaf.sharding is not None else (leaf.shape, leaf.dtype, leaf.weak_type)
+            fields = shared[id(override)].get(alike)
             if fields is not None:
-                targets.append(Target(join_path(path), path, *fields))
+                targets.append(Target(name, path, *fields))
                 continue
-        target = _make_target(path, leaf, override, boxes)
-        if type(leaf) is jax.ShapeDtypeStruct and not target.problems:
-            shared[id(override)][leaf] = structs.astuple(target)[2:]
+        target = _make_target(name, path, leaf, override, boxes)
+        if alike is not None and not target.problems:
+            shared[id(override)][alike] = structs.astuple(target)[2:]
         if modules and target.concrete and target.kind in ("scalar", "string"):
             optional = any(keys[:n] in modules for n in range(len(keys)))
             target = structs.replace(target, optional=optional)
@@ -107,9 +107,8 @@ def _equinox_modules(tree: PyTree) -> set[tuple[Any, ...]]:
     return {keys for keys, x in keyed if is_module(x)}
 
 
-def _make_target(path: Path, leaf: Any, override: Any, boxes: Boxes) -> Target:
+def _make_target(name: str, path: Path, leaf: Any, override: Any, boxes: Boxes) -> Target:
     """Makes the target of one leaf, which may be anything that a pytree holds."""
-    name = join_path(path)
     if isinstance(leaf, type(jnp.float32)):  # such as `jnp.float32`, which is not a numpy type
         return _make_array_target(name, path, leaf, (), np.dtype(leaf), override, boxes)
     if override is None or not is_numpy(leaf):

@@ -84,7 +84,7 @@ class Template:
     @property
     def spans_processes(self) -> bool:
         """Whether a leaf is to lie on devices of several processes."""
-        placements = (target.placement for target in self.targets if not target.host)
+        placements = {id(t.placement): t.placement for t in self.targets if not t.host}.values()
         shardings = {id(p.sharding): p.sharding for p in placements if p is not None}
         return any(s is not None and _is_on_several_processes(s) for s in shardings.values())
 

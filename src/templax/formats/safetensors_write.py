@@ -53,14 +53,21 @@ _SOLE_SUMS = re.compile(r"[0-9a-f]{8}(?:,[0-9a-f]{8})*")
 _SUM = re.compile(r"(?:([0-9]{1,19}):)?((?:[0-9a-f]{8})*)")
 
 
-def find_unwritable_leaves(leaves: Iterable[Leaf]) -> Iterator[str]:
+def _find_codes(leaves: Iterable[Leaf]) -> dict[np.dtype, str]:
+    """The code of each dtype of these leaves that has one."""
+    dtypes = {leaf.dtype for leaf in leaves}
+    return {d: _CODE_OF[name_of(d)] for d in dtypes if name_of(d) in _CODE_OF}
+
+
+def find_unwritable_leaves(leaves: Sequence[Leaf]) -> Iterator[str]:
     """What a file cannot store, as phrases that begin with the name of a leaf."""
+    codes = _find_codes(leaves)
     for leaf in leaves:
         if leaf.key_impl is not None:
             what = "is a typed PRNG key, which safetensors cannot store: save jax.random.key_data"
         elif leaf.text is not None:
             what = "is a string, which safetensors cannot store: pass it in metadata="
-        elif name_of(leaf.dtype) not in _CODE_OF:
+        elif leaf.dtype not in codes:
             what = f"has dtype {name_of(leaf.dtype)}, which safetensors cannot store"
         elif leaf.name == METADATA:
             what = "has the name under which safetensors stores metadata"
@@ -149,12 +156,6 @@ def parse_sums(text: str, sizes: Sequence[int]) -> list[tuple[int, tuple[int, ..
     return found
 
 
-def lay_out(leaves: Sequence[Leaf], begin: int) -> Layout:
-    """Where tensors lie that tile the file from byte `begin` on."""
-    ends = list(itertools.accumulate([leaf.nbytes for leaf in leaves], initial=begin))
-    return Layout(leaves=leaves, starts=ends[:-1], size=ends[-1])
-
-
 class _Tensor(msgspec.Struct, gc=False):
     """What a header says of one tensor."""
 
@@ -166,6 +167,8 @@ class _Tensor(msgspec.Struct, gc=False):
 class Header:
     """The header of a file, whose checksums are filled in when they are known.
 
+    The tensors tile the file from its end on.
+
     Args:
         leaves: In the order of the data.
         metadata: The caller's.
@@ -174,17 +177,18 @@ class Header:
     Attributes:
         data: The header with its length, padded so that the tensors begin at a multiple of 64; all
             checksums are zeros.
+        layout: Where the tensors lie.
     """
 
     def __init__(
         self, leaves: Sequence[Leaf], metadata: Mapping[str, str], blocks: Sequence[Blocks]
     ):
-        header: dict[str, object] = {}
-        at = 0
-        for leaf in leaves:
-            stop = at + leaf.nbytes
-            header[leaf.name] = _Tensor(_CODE_OF[name_of(leaf.dtype)], leaf.shape, (at, stop))
-            at = stop
+        codes = _find_codes(leaves)
+        ends = list(itertools.accumulate([leaf.nbytes for leaf in leaves], initial=0))
+        header: dict[str, object] = {
+            leaf.name: _Tensor(codes[leaf.dtype], leaf.shape, span)
+            for leaf, span in zip(leaves, itertools.pairwise(ends), strict=True)
+        }
         self._blocks = blocks
         sums = encode_sums(np.zeros(blocks[-1][2] if blocks else 0, "<u4"), blocks)
         header[METADATA] = {**metadata, SUMS: sums}
@@ -193,6 +197,8 @@ class Header:
         self._place = slice(stop - len(sums), stop)
         text += b" " * (-(8 + len(text)) % ALIGN)
         self.data = len(text).to_bytes(8, "little") + text
+        starts = [len(self.data) + end for end in ends]
+        self.layout = Layout(leaves=leaves, starts=starts[:-1], size=starts[-1])
 
     def insert_sums(self, crcs: np.ndarray) -> bytes:
         """The header with the crc32c of each block of all tensors of the save."""

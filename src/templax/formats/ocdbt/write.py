@@ -25,6 +25,9 @@ MAX_NODE_BYTES = 100_000_000
 
 MAX_INLINE_BYTES = 1024
 
+COMPARED_NAMES = 256
+"""How many names are compared at a time, as rows of equal length: they may have 64 KiB each."""
+
 Located = tuple[int, int, int]
 """Number of a data file, offset and length of a value in it."""
 
@@ -185,16 +188,15 @@ def _encode_keys(keys: Sequence[bytes], interior: bool = False) -> bytes:
 def _front_code(names: Sequence[bytes]) -> tuple[list[int], list[bytes]]:
     """For each name, how many bytes it shares with the previous one, and the remaining bytes."""
     shared: list[int] = []
-    suffixes: list[bytes] = []
-    last = b""
-    for name in names:
-        n = min(len(last), len(name))
-        differ = int.from_bytes(last[:n], "big") ^ int.from_bytes(name[:n], "big")
-        n -= (differ.bit_length() + 7) // 8
-        shared.append(n)
-        suffixes.append(name[n:])
-        last = name
-    return shared, suffixes
+    for i in range(0, len(names), COMPARED_NAMES):
+        block = [names[i - 1] if i else b"", *names[i : i + COMPARED_NAMES]]
+        lengths = np.array([len(name) for name in block])
+        width = max(1, int(lengths.max()))
+        text = np.array(block, f"S{width}").view(np.uint8).reshape(-1, width)
+        differ = text[1:] != text[:-1]
+        same = np.where(differ.any(axis=1), differ.argmax(axis=1), width)
+        shared += np.minimum(same, np.minimum(lengths[1:], lengths[:-1])).tolist()
+    return shared, [name[n:] for name, n in zip(names, shared, strict=True)]
 
 
 def _encode_numbers(values: Sequence[int]) -> bytes:

@@ -333,22 +333,22 @@ def _locate(
     located: dict[str, tuple[Chunk, ...]] = {}
     for entry in entries:
         i: int | None = entry.handle
-        chunks: tuple[Chunk, ...] = ()
-        if i is not None and counts[i]:
-            first = first_chunk[i]
-            number, start, n = file[first], offset[first], nbytes[first]
-            if counts[i] == 1 and not codecs[i] and n == _leaf_nbytes(entry.shape, entry.dtype):
-                # Fast path: the common case, one raw chunk.
-                extent = Extent(paths[number], start, start + n)
-                chunks = (Chunk(extent, full_box(entry.shape), (), "C", True, (crc[first],), n),)
-            else:
-                chunks = _locate_chunks(columns, entry, i, damages)
-            numbers = (number,) if counts[i] == 1 else {*file[first : first + counts[i]]}
-            for number in numbers:
-                if not checked[number]:
-                    _check_data_file(source, entry.name, *columns.index.files[number])
-                    checked[number] = True
-        located[entry.name] = chunks
+        if i is None or not counts[i]:
+            located[entry.name] = ()
+            continue
+        first, count = first_chunk[i], counts[i]
+        number, start, n = file[first], offset[first], nbytes[first]
+        if count == 1 and not codecs[i] and n == _leaf_nbytes(entry.shape, entry.dtype):
+            # Fast path: the common case, one raw chunk.
+            extent = Extent(paths[number], start, start + n)
+            chunk = Chunk(extent, full_box(entry.shape), (), "C", True, (crc[first],), n)
+            located[entry.name] = (chunk,)
+        else:
+            located[entry.name] = _locate_chunks(columns, entry, i, damages)
+        for at in (number,) if count == 1 else {*file[first : first + count]}:
+            if not checked[at]:
+                _check_data_file(source, entry.name, *columns.index.files[at])
+                checked[at] = True
     return located
 
 

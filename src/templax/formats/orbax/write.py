@@ -10,11 +10,13 @@ import base64
 import functools
 import json
 import math
+import operator
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
 import numpy as np
+from msgspec import UNSET, UnsetType
 
 from ..._catalog.written import NO_FILE, ChunkTable, Leaf
 from ..._core.boxes import Shape
@@ -66,27 +68,28 @@ def build_database(
         level: Level of zstd; None if chunks are raw.
     """
     values: list[tuple[bytes, bytes | Located]] = []
-    described: dict[tuple[Shape, Shape, np.dtype], bytes] = {}
+    # What leaves share that look alike: their metadata, the bytes of a chunk, and the key of the
+    # only one.
+    shared: dict[tuple[Shape, Shape, np.dtype], tuple[bytes, int, bytes | None]] = {}
     file, offset, nbytes = table.file.tolist(), table.offset.tolist(), table.nbytes.tolist()
     for leaf, chunk, first in zip(leaves, chunks, table.first_chunk, strict=False):
         if leaf.value_type == "string":
             continue
         inside = array_prefix(leaf.name).encode()
-        key = leaf.shape, chunk, leaf.dtype
-        zarray = described.get(key)
-        if zarray is None:
-            zarray = described[key] = _encode_zarray(*key, level)
+        look = leaf.shape, chunk, leaf.dtype
+        if look not in shared:
+            only = only_cell(leaf.shape, chunk)
+            full = math.prod(chunk) * leaf.dtype.itemsize
+            only_key = None if only is None else _chunk_key(only)
+            shared[look] = _encode_zarray(*look, level), full, only_key
+        zarray, full, only_key = shared[look]
         values.append((inside + b".zarray", zarray))
-        full = math.prod(chunk) * leaf.dtype.itemsize
-        only = only_cell(leaf.shape, chunk)
-        for at, cell in enumerate(
-            (only,) if only is not None else cell_indices(leaf.shape, chunk), first
-        ):
-            length = (
-                full if level is None else nbytes[at]
-            )  # a raw chunk at the edge includes the padding
-            values.append((inside + _chunk_key(cell), (file[at], offset[at], length)))
-    values.sort(key=lambda value: value[0])
+        keys = map(_chunk_key, cell_indices(leaf.shape, chunk)) if only_key is None else (only_key,)
+        for at, key in enumerate(keys, first):
+            # A raw chunk at the edge includes the padding.
+            length = full if level is None else nbytes[at]
+            values.append((inside + key, (file[at], offset[at], length)))
+    values.sort(key=operator.itemgetter(0))
     return encode_database(values, files, node_offset)
 
 
@@ -112,6 +115,38 @@ def _encode_zarray(shape: Shape, chunk: Shape, dtype: np.dtype, level: int | Non
     )
 
 
+# What the files say of each leaf, with the fields in the order of Orbax.
+
+
+class _Key(msgspec.Struct, gc=False):
+    """An element of a path. Type 1 is an index of a list or tuple, type 2 a key of a dict."""
+
+    key: str
+    key_type: int
+
+
+class _Value(msgspec.Struct, gc=False):
+    value_type: str
+    skip_deserialize: bool
+    write_shape: Shape | UnsetType = UNSET
+
+
+class _Node(msgspec.Struct, gc=False):
+    key_metadata: list[_Key]
+    value_metadata: _Value
+
+
+class _Array(msgspec.Struct, gc=False):
+    param_name: str
+    write_shape: Shape
+    chunk_shape: Shape
+    ext_metadata: dict[str, str] | None
+
+
+class _Listed(msgspec.Struct, gc=False):
+    array_metadata: _Array
+
+
 def encode_tree_files(
     leaves: Sequence[Leaf],
     chunks: Sequence[Shape],
@@ -125,26 +160,18 @@ def encode_tree_files(
         empties: The containers without leaves.
         custom_metadata: JSON that is stored with the tree, or None.
     """
-    tree: dict[str, Any] = {}
+    tree: dict[str, _Node] = {}
+    keys: dict[str | int, _Key] = {}
     for leaf in leaves:
         scalar = leaf.value_type == "scalar"
         # Orbax has no complex scalars: with one it would restore nothing of the tree.
         type = "np.ndarray" if scalar and leaf.dtype.kind == "c" else leaf.value_type
-        value: dict[str, Any] = {"value_type": type, "skip_deserialize": False}
-        if leaf.value_type == "jax.Array":
-            value["write_shape"] = leaf.tile or leaf.shape
-        tree[_tuple_text(leaf.path)] = {
-            "key_metadata": _key_metadata(leaf.path),
-            "value_metadata": value,
-        }
+        shape = leaf.tile or leaf.shape if leaf.value_type == "jax.Array" else UNSET
+        node = _Node(_list_keys(leaf.path, keys), _Value(type, False, shape))
+        tree[str(tuple([key.key for key in node.key_metadata]))] = node
     for path, what in empties:
-        tree[_tuple_text(path)] = {
-            "key_metadata": _key_metadata(path),
-            "value_metadata": {
-                "value_type": _EMPTY_TYPES.get(what, what),
-                "skip_deserialize": True,
-            },
-        }
+        node = _Node(_list_keys(path, keys), _Value(_EMPTY_TYPES.get(what, what), True))
+        tree[str(tuple([key.key for key in node.key_metadata]))] = node
     metadata = {
         "tree_metadata": tree,
         "use_ocdbt": True,
@@ -167,14 +194,14 @@ def encode_tree_files(
         files["_sharding"] = msgspec.json.encode(shardings)
     if arrays:
         listed = [
-            {
-                "array_metadata": {
-                    "param_name": leaf.name,
-                    "write_shape": leaf.tile or leaf.shape,
-                    "chunk_shape": chunk,
-                    "ext_metadata": {"random_key_impl": leaf.key_impl} if leaf.key_impl else None,
-                }
-            }
+            _Listed(
+                _Array(
+                    leaf.name,
+                    leaf.tile or leaf.shape,
+                    chunk,
+                    {"random_key_impl": leaf.key_impl} if leaf.key_impl else None,
+                )
+            )
             for leaf, chunk in arrays
         ]
         files["array_metadatas/process_0"] = msgspec.json.encode({"array_metadatas": listed})
@@ -184,13 +211,15 @@ def encode_tree_files(
     return files
 
 
-def _tuple_text(path: Path) -> str:
-    return str(tuple(map(str, path)))
-
-
-def _key_metadata(path: Path) -> list[dict[str, Any]]:
-    # Type 1 is an index of a list or tuple, type 2 a key of a dict.
-    return [{"key": str(key), "key_type": 1 if isinstance(key, int) else 2} for key in path]
+def _list_keys(path: Path, known: dict[str | int, _Key]) -> list[_Key]:
+    """The keys of a path; `known` has those of other paths, which share most of them."""
+    found: list[_Key] = []
+    for key in path:
+        made = known.get(key)
+        if made is None:
+            made = known[key] = _Key(str(key), 1 if isinstance(key, int) else 2)
+        found.append(made)
+    return found
 
 
 def encode_commit_files(

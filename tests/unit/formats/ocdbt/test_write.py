@@ -14,7 +14,7 @@ from templax.storage import Local, Memory
 
 Values = dict[bytes, bytes | tuple[int, int, int]]
 
-NAMES = st.text("ab./é0", min_size=1, max_size=8).map(str.encode)
+NAMES = st.text("ab./é0\0", min_size=1, max_size=8).map(str.encode)
 PLACES = st.tuples(st.integers(0, 1), st.integers(0, 2**40), st.integers(0, 2**40))
 FILES = [DataFile("d/first"), DataFile("ocdbt.process_1/d/second", 16)]
 
@@ -29,10 +29,14 @@ def make_database(values: Values, node_offset: int) -> Memory:
     st.dictionaries(NAMES, st.binary(max_size=40) | PLACES),
     st.integers(0, 200),
     st.sampled_from([1, 2, 7, 1 << 18]),
+    st.sampled_from([1, 3, 256]),
 )
-def test_the_reader_finds_every_value(values: Values, node_offset: int, entries: int) -> None:
+def test_the_reader_finds_every_value(
+    values: Values, node_offset: int, entries: int, compared: int
+) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(write, "NODE_ENTRIES", entries)
+        patch.setattr(write, "COMPARED_NAMES", compared)
         found = read.read_database(make_database(values, node_offset))
     assert list(found) == [key.decode() for key in sorted(values)]
     for key, value in values.items():
