@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .._codecs.zstd import FAST_BYTES, prepare_inflating
 from .._core.dtypes import count_bits
 from .._plan.plan import IN_FLIGHT, Batch, Plan
 from ..errors import Corrupted
@@ -43,9 +44,10 @@ def execute_plan(
 ) -> Generator[FilledBatch, None, None]:
     """Carries out the reads of a plan, and yields its batches in order.
 
-    While the consumer has one batch, the next `IN_FLIGHT` are being read. An error is raised when
-    its batch is due. An error, or closing the generator, cancels the requests that have not
-    started, waits for the others, and frees the buffers.
+    While the consumer has one batch, the next are being read: at most `IN_FLIGHT` of those that
+    need memory beyond the result, so that no worker waits for a large chunk that another one
+    decodes. An error is raised when its batch is due. An error, or closing the generator, cancels
+    the requests that have not started, waits for the others, and frees the buffers.
 
     Args:
         plan: What to read, and with how many threads.
@@ -62,15 +64,28 @@ def execute_plan(
     ahead: deque[
         tuple[Batch, HostMemory, list[Future[StageSeconds]], Future[MappedFiles] | None]
     ] = deque()
+    inflated = _count_inflated(plan)
+    passing = deque[bool]()  # whether each of them needs memory beyond the result
     requests = RequestGroup(plan.held_bytes // 2 or None)
     pool = ThreadPoolExecutor(plan.threads, thread_name_prefix="templax", initializer=requests.join)
     try:
         for batch in plan.batches:
-            if len(ahead) == IN_FLIGHT:
+            passes = batch.transient_bytes > 0
+            while passes and sum(passing) == IN_FLIGHT:
+                prepare_inflating(inflated)
+                passing.popleft()
                 yield _finish_batch(*ahead.popleft(), sources, meter)
             memory = HostMemory(batch)
             jobs = [
-                pool.submit(fill_buffers, op, memory, readable[op.source], verify, summed)
+                pool.submit(
+                    fill_buffers,
+                    op,
+                    memory,
+                    readable[op.source],
+                    verify,
+                    summed,
+                    plan.whole_bytes,
+                )
                 for op in batch.reads
             ]
             mapped = None
@@ -82,12 +97,24 @@ def execute_plan(
                         meter.count_checks(job, check)
                 jobs += checks
             ahead.append((batch, memory, jobs, mapped))
+            passing.append(passes)
             del memory, jobs, mapped  # only the consumer holds a finished batch
+        prepare_inflating(inflated)  # while workers already decode without
         while ahead:
             yield _finish_batch(*ahead.popleft(), sources, meter)
     finally:
         requests.cancel()
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _count_inflated(plan: Plan) -> int:
+    """How many bytes a plan decodes of zstd chunks that are large, and decoded in one call."""
+    alone = (op.parts[0] for batch in plan.batches for op in batch.reads if len(op.parts) == 1)
+    return sum(
+        part.nbytes
+        for part in alone
+        if part.chunk.codecs == ("zstd",) and FAST_BYTES <= part.nbytes <= plan.whole_bytes
+    )
 
 
 def _finish_batch(
@@ -132,7 +159,7 @@ def read_batch(batch: Batch, plan: Plan, source: Source) -> list[np.ndarray]:
     """
     memory, verify = HostMemory(batch), plan.verify != "off"
     for op in batch.reads:
-        fill_buffers(op, memory, source, verify, verify and plan.summed)
+        fill_buffers(op, memory, source, verify, verify and plan.summed, plan.whole_bytes)
     arrays = [memory.array(i) for i in range(len(batch.buffers))]
     for buffer, array in zip(batch.buffers, arrays, strict=True):
         check_values(buffer.dtype, array, buffer.pair.target.name)
