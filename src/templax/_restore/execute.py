@@ -11,6 +11,7 @@ import numpy as np
 
 from .._codecs.zstd import FAST_BYTES, prepare_inflating
 from .._core.dtypes import count_bits
+from .._plan.parts import BLOCK_BYTES
 from .._plan.plan import IN_FLIGHT, Batch, Plan
 from ..errors import Corrupted
 from ..storage.request_group import RequestGroup
@@ -146,6 +147,8 @@ def _finish_batch(
 def read_batch(batch: Batch, plan: Plan, source: Source) -> list[np.ndarray]:
     """Reads a batch of a plan in the calling thread, for callers that have threads of their own.
 
+    These count their memory themselves, so that large zstd chunks are decoded as they are read.
+
     Args:
         batch: One of `plan.batches`, without mapped buffers.
         plan: Says which checksums are compared.
@@ -159,7 +162,7 @@ def read_batch(batch: Batch, plan: Plan, source: Source) -> list[np.ndarray]:
     """
     memory, verify = HostMemory(batch), plan.verify != "off"
     for op in batch.reads:
-        fill_buffers(op, memory, source, verify, verify and plan.summed, plan.whole_bytes)
+        fill_buffers(op, memory, source, verify, verify and plan.summed, BLOCK_BYTES)
     arrays = [memory.array(i) for i in range(len(batch.buffers))]
     for buffer, array in zip(batch.buffers, arrays, strict=True):
         check_values(buffer.dtype, array, buffer.pair.target.name)
