@@ -5,6 +5,7 @@ nox -s quick            the tests that take seconds
 nox -s nojax            those of what needs no JAX, where it is not installed
 nox -s tests            all of them, on each supported Python that is installed
 nox -s fuzz             every fuzzing target for 20 s; arguments after `--` go to tests.fuzz
+nox -s thorough         all tests, those of faults at every point and properties with more examples
 nox -s mappings         the mappings of `examples/` on models of transformers, which needs torch
 nox -s lowest lowest_demo newest
                         before a release: the oldest dependencies that are allowed, the newest
@@ -66,6 +67,15 @@ def tests(session: nox.Session) -> None:
     """All tests. Arguments after `--` go to pytest."""
     session.install(*PINNED, "-e", ".[test]")
     session.run("pytest", "-q", "-n", "auto", *session.posargs)
+
+
+@nox.session(python=PYTHONS[0])
+def thorough(session: nox.Session) -> None:
+    """All tests, with every point of which `tests` takes a part; takes an hour on two cores."""
+    session.install(*PINNED, "-e", ".[test]")
+    session.run(
+        "pytest", "-q", "-n", "auto", *session.posargs, env={"HYPOTHESIS_PROFILE": "thorough"}
+    )
 
 
 @nox.session

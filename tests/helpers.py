@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +44,16 @@ def mark_slow(*cases: Any) -> list[Any]:
     """Parameters that the quick tests leave out: values, or tuples of several."""
     rows = (case if isinstance(case, tuple) else (case,) for case in cases)
     return [pytest.param(*row, marks=pytest.mark.slow) for row in rows]
+
+
+def is_thorough() -> bool:
+    """Whether tests try everything of which they otherwise try a part, which takes much longer."""
+    return settings.get_current_profile_name() == "thorough"
+
+
+def choose_some(cases: Sequence[Any], every: int, first: int = 0) -> Sequence[Any]:
+    """One in `every` of the cases, or all of them if the tests are to be thorough."""
+    return cases if is_thorough() else cases[first % every :: every]
 
 
 def count_examples(number: int) -> settings:

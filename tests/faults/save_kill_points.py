@@ -51,6 +51,9 @@ single file, and `npz` replaces one.
 
 PLACES = {"fresh": "made/NAME", "file": "NAME.npz", "npz": "NAME.npz"}
 
+COMMITS = ("rename", "exchange", "link")
+"""Operations that move something to its final place."""
+
 STEP = 7
 SMALL = {
     (chunk_grid, "CHUNK_BYTES"): 256,
@@ -234,11 +237,18 @@ def kill_at(
 
 
 def kill_everywhere(ask: Any, root: Path, scenario: str, every: int) -> dict[str, Any]:
-    """Kills saves before each operation and in each write, or at one in `every` of these points."""
+    """Kills saves before each operation and in each write, or at one in `every` of these points.
+
+    Those around a commit are never left out. Most scenarios have the same operations, so that each
+    begins with another one.
+    """
     names = list_operations(scenario, prepare(scenario, root))
     writes = [i for i, name in enumerate(names) if name == "write"]
-    kills = [kill_at(ask, root, scenario, i, "kill") for i in range(0, len(names), every)]
-    kills += [kill_at(ask, root, scenario, i, "half") for i in writes[::every]]
+    first = SCENARIOS.index(scenario) % every
+    commits = {i + after for i, name in enumerate(names) for after in (0, 1) if name in COMMITS}
+    chosen = {*range(first, len(names), every), *commits} & {*range(len(names))}
+    kills = [kill_at(ask, root, scenario, i, "kill") for i in sorted(chosen)]
+    kills += [kill_at(ask, root, scenario, i, "half") for i in writes[first::every]]
     return {"scenario": scenario, "operations": names, "kills": kills}
 
 

@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 
 import templax as tx
+from helpers import is_thorough
 from templax._core import chunk_grid
 from templax.storage.leftovers import find_abandoned
 from templax.testing import FaultyDisk, assert_durable
@@ -68,26 +69,31 @@ def _check(scenario: str, kills: list[dict[str, Any]]) -> Counter[str]:
 
 
 @pytest.mark.slow
-def test_a_save_killed_at_every_point_leaves_the_old_state_or_the_new(
+def test_a_save_killed_at_any_point_leaves_the_old_state_or_the_new(
     tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
-    """Before each operation and in each write; what is left is listed, restored and saved over."""
+    """Before an operation or in a write; what is left is listed, restored and saved over.
+
+    At a third of all points, or at each of them if the tests are thorough.
+    """
+    every = 1 if is_thorough() else 3
     begin, total, names = time.perf_counter(), Counter[str](), Counter[str]()
     halves = (points.SCENARIOS[::2], (*points.SCENARIOS[1::2], "threads"))
     with ThreadPoolExecutor() as pool:
         parts = pool.map(
-            lambda part: _kill_saves(tmp_path / str(part), 1, *halves[part]), range(len(halves))
+            lambda part: _kill_saves(tmp_path / str(part), every, *halves[part]), range(len(halves))
         )
         found = [each for part in parts for each in part]
     assert {each["scenario"] for each in found} == {*points.SCENARIOS, "threads"}
     for each in found:
-        operations = Counter(each["operations"])
+        operations = each["operations"]
         if each["scenario"] != "threads":
-            assert len(each["kills"]) == operations.total() + operations["write"]
+            number = len(operations) + operations.count("write")
+            assert len(each["kills"]) == number if every == 1 else len(each["kills"]) > number / 3
         total += _check(each["scenario"], each["kills"])
-        names += operations
+        names += Counter(operations[kill["at"]] for kill in each["kills"])
     assert set(names) == {name for name in vars(points.Disk) if not name.startswith("_")}
-    assert total.total() > 1000
+    assert total.total() > 1500 / every
     assert min(total["old"], total["none"], total["new"]) > 0
     seconds = time.perf_counter() - begin
     record_property(

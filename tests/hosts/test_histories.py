@@ -13,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+from helpers import is_thorough
 from histories import LAST, Job, check_history, find_committed
 
 FAULTS = [
@@ -115,8 +116,8 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[int, st
     ("count", "examples"),
     [
         (2, 3),
-        pytest.param(2, 225, marks=pytest.mark.slow),
-        pytest.param(3, 75, marks=pytest.mark.slow),
+        pytest.param(2, 300 if is_thorough() else 50, marks=pytest.mark.slow),
+        pytest.param(3, 100 if is_thorough() else 25, marks=pytest.mark.slow),
     ],
 )
 def test_no_history_of_faults_mixes_steps_or_divides_the_job(

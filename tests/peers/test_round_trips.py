@@ -248,16 +248,8 @@ def test_strings_that_orbax_saved_are_found_under_any_name(name, tmp_path):
 
 
 @pytest.mark.slow
-@count_examples(100)
+@count_examples(300)
 @given(tree=trees(), metadata=METADATA, compression=st.sampled_from([None, None, "zstd"]))
 def test_what_a_save_accepts_is_read_back_equal(tree, metadata, compression):
-    with TemporaryDirectory() as directory:
-        check_round_trip(Path(directory), tree, metadata, compression)
-
-
-@pytest.mark.slow
-@count_examples(1500)
-@given(tree=trees(), metadata=METADATA, compression=st.sampled_from([None, None, "zstd"]))
-def test_what_a_save_accepts_is_read_back_equal_in_many_examples(tree, metadata, compression):
     with TemporaryDirectory() as directory:
         check_round_trip(Path(directory), tree, metadata, compression)
