@@ -1,6 +1,7 @@
 """Parts of a restore. Each is opened for a job, untimed, and returns the call that is timed.
 
-All but one write to memory that has been touched: page faults cost a library that allocates, but a
+Those named "fresh" write to memory that each call maps, as a library must that returns arrays. The
+others write to memory that has been touched: page faults cost a library that allocates, but a
 library might do without.
 """
 
@@ -8,9 +9,11 @@ from __future__ import annotations
 
 import math
 import os
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -61,31 +64,97 @@ def open_decode(job: Job) -> Callable[[], None]:
     """Decodes the zstd chunks that every restore needs, from memory, with the fastest binding."""
     import numpy as np
 
-    chunks = []
+    encoded, nbytes = _list_encoded(job)
+    buffer = allocate_touched(nbytes)
+    tasks = []
+    for chunk in encoded:
+        data = np.frombuffer(chunk.read(memoryview(bytearray(chunk.stored))), np.uint8)
+        tasks.append((data, buffer[chunk.at : chunk.at + chunk.nbytes]))
+    return _choose_decoder(job, "limit-decode", lambda decoder: share_tasks(decoder, tasks))
+
+
+def open_decode_fresh(job: Job) -> Callable[[], None]:
+    """Reads each of those chunks, and decodes it to memory that each call maps anew."""
+    import numpy as np
+
+    encoded, nbytes = _list_encoded(job)
+    longest = max(chunk.stored for chunk in encoded)
+    own = threading.local()
+
+    def read_each(todo: Iterator[_Encoded], buffer: Any) -> Iterator[Any]:
+        if not hasattr(own, "memory"):
+            own.memory = memoryview(allocate_touched(longest))
+        for chunk in todo:
+            data = chunk.read(own.memory[: chunk.stored])
+            yield data, buffer[chunk.at : chunk.at + chunk.nbytes]
+
+    def make(decoder: Callable[[Iterator[Any]], None]) -> Callable[[], None]:
+        def run() -> None:
+            buffer = np.frombuffer(allocate_fresh(nbytes), np.uint8)
+            share_tasks(lambda todo: decoder(read_each(todo, buffer)), encoded)()
+
+        return run
+
+    return _choose_decoder(job, "limit-decode-fresh", make)
+
+
+@dataclass(frozen=True)
+class _Encoded:
+    """A zstd chunk.
+
+    Attributes:
+        fd, start: Where it is stored.
+        inline: Its bytes, if an index holds them.
+        stored: Their number.
+        at, nbytes: Where it is decoded to in memory that is as large as all together, and its size.
+    """
+
+    fd: int
+    start: int
+    inline: bytes | None
+    stored: int
+    at: int
+    nbytes: int
+
+    def read(self, into: memoryview) -> memoryview | bytes:
+        if self.inline is not None:
+            return self.inline
+        if os.preadv(self.fd, [into], self.start) != self.stored:
+            raise EOFError(f"Expected {self.stored} bytes at {self.start}, got fewer")
+        return into
+
+
+def _list_encoded(job: Job) -> tuple[list[_Encoded], int]:
+    """The chunks, largest first so that the threads end together; and what they decode to."""
+    chunks: list[tuple[int, Any]] = []
     for chunk, itemsize in _list_chunks(job):
         if chunk.codecs != ("zstd",):
             raise NotImplementedError(f"nothing to decode: codecs {list(chunk.codecs)}")
-        extent = chunk.extent
-        data = extent.inline
-        if data is None:
-            with (job.path / extent.key).open("rb") as file:
-                file.seek(extent.start)
-                data = file.read(extent.nbytes)
-        chunks.append((data, math.prod(stop - start for start, stop in chunk.box) * itemsize))
-    chunks.sort(key=lambda chunk: -chunk[1])  # largest first, so that the threads end together
-    buffer, at, tasks = allocate_touched(sum(nbytes for _, nbytes in chunks)), 0, []
-    for data, nbytes in chunks:
-        tasks.append((np.frombuffer(data, np.uint8), buffer[at : at + nbytes]))
+        nbytes = math.prod(stop - start for start, stop in chunk.box) * itemsize
+        chunks.append((nbytes, chunk.extent))
+    chunks.sort(key=lambda chunk: -chunk[0])
+    files = {key: os.open(job.path / key, os.O_RDONLY) for key in {e.key for _, e in chunks}}
+    found, at = list[_Encoded](), 0
+    for nbytes, extent in chunks:
+        fd = files[extent.key]
+        found.append(_Encoded(fd, extent.start, extent.inline, extent.nbytes, at, nbytes))
         at += nbytes
+    return found, at
+
+
+def _choose_decoder(
+    job: Job, limit: str, make: Callable[[Callable[[Iterator[Any]], None]], Callable[[], None]]
+) -> Callable[[], None]:
+    """The call with the decoder that is fastest in a trial."""
     times = {}
     for name, decoder in _find_decoders().items():
-        run = share_tasks(decoder, tasks)
+        run = make(decoder)
         run()
         begin = time.perf_counter()
         run()
         times[name] = time.perf_counter() - begin, run
     best = min(times, key=lambda name: times[name][0])
-    job.notes.append(f"limit-decode by {best}, the fastest of {', '.join(times)}")
+    job.notes.append(f"{limit} by {best}, the fastest of {', '.join(times)}")
     return times[best][1]
 
 

@@ -259,6 +259,7 @@ LIBRARIES: dict[str, Library] = {
     "limit-pread": Library(limits.open_pread, reads=(), limit=True),
     "limit-pread-fresh": Library(limits.open_pread_fresh, reads=(), limit=True),
     "limit-decode": Library(limits.open_decode, reads=(), limit=True),
+    "limit-decode-fresh": Library(limits.open_decode_fresh, reads=(), limit=True),
     "limit-put": Library(limits.open_put, reads=(), limit=True),
     "floor": Library(limits.open_floor, reads=(), limit=True),
 }

@@ -1,6 +1,7 @@
 """Decodes blosc and lz4 with numcodecs, which the extra `templax[codecs]` installs.
 
 numcodecs takes 0.2 to 0.5 s to import, so that it is imported when the first such chunk is decoded.
+(For zstd, `prepare_inflating` in `zstd.py` decides.)
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ def unblosc_into(view: memoryview, out: memoryview) -> memoryview:
         raise Corrupted(f"Expected {len(out)} decoded bytes, the blosc chunk declares {nbytes}")
     if view[2] >> 5 == _SNAPPY:
         raise Unsupported("templax does not read codec `blosc` with snappy")
-    return _decode(_load("blosc"), "blosc", view, out) if nbytes else out
+    return _decode(load_codec("blosc"), "blosc", view, out) if nbytes else out
 
 
 def unlz4_into(view: memoryview, out: memoryview) -> memoryview:
@@ -70,7 +71,7 @@ def unlz4_into(view: memoryview, out: memoryview) -> memoryview:
     nbytes = _read_size(view, 0)
     if nbytes != len(out):
         raise Corrupted(f"Expected {len(out)} decoded bytes, the lz4 chunk declares {nbytes}")
-    return _decode(_load("lz4"), "lz4", view, out) if nbytes else out
+    return _decode(load_codec("lz4"), "lz4", view, out) if nbytes else out
 
 
 def _read_size(view: memoryview, at: int) -> int:
@@ -83,7 +84,7 @@ _importing = threading.Lock()
 """Two threads that import different modules of numcodecs at once would make one of them fail."""
 
 
-def _load(codec: str) -> Any:
+def load_codec(codec: str) -> Any:
     """The module of numcodecs for a codec."""
     module = _modules.get(codec)
     if module is not None:

@@ -24,6 +24,8 @@ SMALL_BYTES = 64 * 1024
 
 _MIN_BYTES = 4 * 1024 * 1024
 
+_SCRATCH_STEP = 2 * 1024 * 1024
+
 
 class Scratch:
     """Buffers that one thread allocates once and reuses for each chunk. Not thread-safe.
@@ -46,7 +48,12 @@ class Scratch:
         memory = self._memory.get(what)
         if memory is None or len(memory) < nbytes:
             self._memory.pop(what, None)  # free the old buffer before allocating a larger one
-            memory = self._memory[what] = allocate_aligned(max(nbytes, self._minimum))
+            # Whole huge pages. Also, compressed chunks differ by a few bytes in size: each one that
+            # is the longest so far would need new memory.
+            most = -(-nbytes // _SCRATCH_STEP) * _SCRATCH_STEP
+            memory = self._memory[what] = allocate_aligned(
+                max(most if nbytes > _SCRATCH_STEP else nbytes, self._minimum)
+            )
         return memoryview(memory)[:nbytes]  # pyright: ignore[reportArgumentType]
 
     def drop(self, what: str) -> None:

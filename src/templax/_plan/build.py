@@ -19,7 +19,7 @@ from .._core.boxes import intersect, relative_box, shape_of, span_of
 from .._core.workers import MEMORY_BYTES
 from .._match.result import Match
 from .buffers import Buffer, Measures, find_view, make_buffers
-from .limits import BatchSize, find_limits
+from .limits import BatchSize, Limits, find_limits
 from .mapped_parts import make_mapped_parts
 from .parts import Check, Part, is_raw, make_checks, make_parts, measure_scratch, merge_chunks
 from .plan import Batch, Plan, ReadOp, measure_transient
@@ -139,7 +139,7 @@ def build_plan(
             filled.append(target.name)
     if buffers:
         batches.append(_make_batch(parts, buffers, checks, limits.request, gaps))
-    scratch = _max_scratch((op for batch in batches for op in batch.reads), limits.ahead)
+    scratch = _max_scratch((op for batch in batches for op in batch.reads), limits)
     threads = limits.fit_threads(scratch, measure_transient(batches))
     return Plan(
         match,
@@ -154,6 +154,7 @@ def build_plan(
         sources,
         filled=tuple(filled),
         held_bytes=limits.held,
+        whole_bytes=limits.whole,
     )
 
 
@@ -223,12 +224,12 @@ def _find_needed_ranges(
             yield *span_of(relative_box(overlap, chunk.box), shape, itemsize), i
 
 
-def _max_scratch(ops: Iterable[ReadOp], ahead: int) -> int:
+def _max_scratch(ops: Iterable[ReadOp], limits: Limits) -> int:
     """The most scratch bytes that one worker needs: for stored bytes, and for decoded ones."""
     stored = decoded = 0
     for op in ops:
         if len(op.parts) == 1:
-            here, there = measure_scratch(op.parts[0], ahead)
+            here, there = measure_scratch(op.parts[0], limits.ahead, limits.whole)
             stored, decoded = max(stored, here), max(decoded, there)
         else:
             stored = max(stored, op.stop - op.start)

@@ -273,7 +273,7 @@ class LeafClass:
 
     def _make_chunk_parts(self, parts: Sequence[Part], base: int) -> ChunkParts:
         """The parts of a chunk, which count from the byte `base` of it."""
-        ahead = self._limits.ahead
+        ahead, whole = self._limits.ahead, self._limits.whole
         rows: list[tuple[int, ...]] = []
         inline: list[tuple[int, int, int]] = []
         ideal_bytes, ideal_share = 0, None
@@ -284,9 +284,9 @@ class LeafClass:
             decoded += packed
             # Any number of bytes may be stored of what is compressed: the row says how many.
             longest = structs.replace(part, stop=part.start + _ANY_SIZE) if packed else part
-            stored, room = measure_scratch(longest, ahead)
+            stored, room = measure_scratch(longest, ahead, whole)
             if extent.inline is not None:
-                inline.append((part.nbytes, *measure_scratch(part, ahead)))
+                inline.append((part.nbytes, *measure_scratch(part, ahead, whole)))
                 continue
             start, stop = part.start - extent.start - base, part.stop - extent.stop - base
             useful = count_useful_bytes(part) - (part.stop - part.start)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from .parts import AHEAD_BYTES, GAP_BYTES, REQUEST_BYTES, STORE_BYTES
+from .parts import AHEAD_BYTES, BLOCK_BYTES, GAP_BYTES, REQUEST_BYTES, STORE_BYTES
 from .plan import IN_FLIGHT
 
 BATCH_BYTES = 128 * 1024 * 1024
@@ -24,6 +24,8 @@ class Limits(msgspec.Struct, frozen=True):
         remote: Whether anything is read from an object store.
         share: Most transient bytes of a batch.
         ahead: Stored bytes that a worker holds of what is decoded as it is read.
+        whole: A zstd chunk that decodes to at most this many bytes is read, then decoded in one
+            call, which is faster than piece by piece.
         request: Small parts are joined to requests of at most this many bytes.
         held: The most memory that object stores hold themselves.
     """
@@ -33,6 +35,7 @@ class Limits(msgspec.Struct, frozen=True):
     remote: bool
     share: int
     ahead: int
+    whole: int
     request: int
     held: int
 
@@ -57,6 +60,7 @@ def find_limits(threads: int, memory: int, gaps: Sequence[int]) -> Limits:
         remote,
         max(1, memory // (2 * (IN_FLIGHT + 1))),
         ahead,
+        BLOCK_BYTES if remote else max(BLOCK_BYTES, memory // (8 * threads)),
         max(GAP_BYTES, min(ahead, memory // (4 * threads))),
         min(STORE_BYTES, memory // 2) if remote else 0,
     )

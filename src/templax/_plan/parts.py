@@ -38,7 +38,7 @@ separates requests."""
 
 REQUEST_BYTES = 4 * 1024 * 1024
 """Small parts are joined to requests of at most this size, so that every thread gets work. It also
-limits the stored bytes that a worker holds: a larger zstd chunk is read as it is decoded."""
+limits the stored bytes that a worker holds of a zstd chunk that is read as it is decoded."""
 
 AHEAD_BYTES = 16 * 1024 * 1024
 """From an object store, bytes that are checked or decoded as they come are fetched in blocks of
@@ -372,12 +372,13 @@ def reads_crc32c_in_place(part: Part) -> bool:
     return stored >= LARGE_BYTES and stored == part.nbytes + 4 and chunk.extent.inline is None
 
 
-def measure_scratch(part: Part, ahead: int = REQUEST_BYTES) -> tuple[int, int]:
+def measure_scratch(part: Part, ahead: int, whole: int) -> tuple[int, int]:
     """Scratch bytes that a worker needs for a part: for stored bytes, and for decoded ones.
 
     Args:
         part: The part.
         ahead: Stored bytes that are held of a part that is decoded as it is read.
+        whole: The most decoded bytes of a zstd part that is not.
     """
     codecs, order = part.chunk.codecs, part.chunk.order
     stored = 0 if part.chunk.extent.inline is not None else part.stop - part.start
@@ -385,13 +386,14 @@ def measure_scratch(part: Part, ahead: int = REQUEST_BYTES) -> tuple[int, int]:
         return 0, 0
     if reads_crc32c_in_place(part):
         return 0, 0
-    if codecs in ((), ("fill",)) or (part.direct is not None and codecs == ("zstd",)):
-        return (min(stored, ahead) if codecs else stored), 0
-    decoded = part.nbytes
-    if codecs == ("zstd",):
+    if codecs == ("fill",) or (codecs == ("zstd",) and part.nbytes > whole):
         stored = min(stored, ahead)
-        if order == "C" and part.chunk.box and part.chunk.origin is None:
-            shape = shape_of(part.chunk.box)
-            row = math.prod(shape[find_long_axis(shape) + 1 :]) * part.dtype.itemsize
-            decoded = min(decoded, max(row, BLOCK_BYTES))
+    if codecs in ((), ("fill",)) or (part.direct is not None and codecs == ("zstd",)):
+        return stored, 0
+    decoded = part.nbytes
+    in_blocks = order == "C" and part.chunk.box and part.chunk.origin is None
+    if codecs == ("zstd",) and decoded > whole and in_blocks:
+        shape = shape_of(part.chunk.box)
+        row = math.prod(shape[find_long_axis(shape) + 1 :]) * part.dtype.itemsize
+        decoded = min(decoded, max(row, BLOCK_BYTES))
     return stored, decoded

@@ -74,6 +74,7 @@ class Plan:
         scratch_bytes: The most memory that one worker needs besides the buffers.
         held_bytes: The most memory that object stores hold themselves: pieces of answers, and what
             they have read around short ranges.
+        whole_bytes: A zstd chunk that decodes to more is decoded as it is read.
         memory: As asked. A single box and a single worker are accepted even if they exceed it.
         unmapped: With `mapped=True`: reason → number of boxes that are read for this reason.
         sources: The source of the checkpoint, then of each one given as `missing=`; opaque here.
@@ -98,6 +99,7 @@ class Plan:
     prepared: Mapping[str, float] = field(default_factory=dict, compare=False)
     filled: tuple[str, ...] = ()
     held_bytes: int = 0
+    whole_bytes: int = 0
     cost: str = ""
     sharing: Sharing = field(default_factory=Sharing)
 

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .._codecs.zstd import FAST_BYTES, prepare_inflating
 from .._core.dtypes import count_bits
+from .._plan.parts import BLOCK_BYTES
 from .._plan.plan import IN_FLIGHT, Batch, Plan
 from ..errors import Corrupted
 from ..storage.request_group import RequestGroup
@@ -43,9 +45,10 @@ def execute_plan(
 ) -> Generator[FilledBatch, None, None]:
     """Carries out the reads of a plan, and yields its batches in order.
 
-    While the consumer has one batch, the next `IN_FLIGHT` are being read. An error is raised when
-    its batch is due. An error, or closing the generator, cancels the requests that have not
-    started, waits for the others, and frees the buffers.
+    While the consumer has one batch, the next are being read: at most `IN_FLIGHT` of those that
+    need memory beyond the result, so that no worker waits for a large chunk that another one
+    decodes. An error is raised when its batch is due. An error, or closing the generator, cancels
+    the requests that have not started, waits for the others, and frees the buffers.
 
     Args:
         plan: What to read, and with how many threads.
@@ -62,15 +65,28 @@ def execute_plan(
     ahead: deque[
         tuple[Batch, HostMemory, list[Future[StageSeconds]], Future[MappedFiles] | None]
     ] = deque()
+    inflated = _count_inflated(plan)
+    passing = deque[bool]()  # whether each of them needs memory beyond the result
     requests = RequestGroup(plan.held_bytes // 2 or None)
     pool = ThreadPoolExecutor(plan.threads, thread_name_prefix="templax", initializer=requests.join)
     try:
         for batch in plan.batches:
-            if len(ahead) == IN_FLIGHT:
+            passes = batch.transient_bytes > 0
+            while passes and sum(passing) == IN_FLIGHT:
+                prepare_inflating(inflated)
+                passing.popleft()
                 yield _finish_batch(*ahead.popleft(), sources, meter)
             memory = HostMemory(batch)
             jobs = [
-                pool.submit(fill_buffers, op, memory, readable[op.source], verify, summed)
+                pool.submit(
+                    fill_buffers,
+                    op,
+                    memory,
+                    readable[op.source],
+                    verify,
+                    summed,
+                    plan.whole_bytes,
+                )
                 for op in batch.reads
             ]
             mapped = None
@@ -82,12 +98,24 @@ def execute_plan(
                         meter.count_checks(job, check)
                 jobs += checks
             ahead.append((batch, memory, jobs, mapped))
+            passing.append(passes)
             del memory, jobs, mapped  # only the consumer holds a finished batch
+        prepare_inflating(inflated)  # while workers already decode without
         while ahead:
             yield _finish_batch(*ahead.popleft(), sources, meter)
     finally:
         requests.cancel()
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _count_inflated(plan: Plan) -> int:
+    """How many bytes a plan decodes of zstd chunks that are large, and decoded in one call."""
+    alone = (op.parts[0] for batch in plan.batches for op in batch.reads if len(op.parts) == 1)
+    return sum(
+        part.nbytes
+        for part in alone
+        if part.chunk.codecs == ("zstd",) and FAST_BYTES <= part.nbytes <= plan.whole_bytes
+    )
 
 
 def _finish_batch(
@@ -118,6 +146,8 @@ def _finish_batch(
 def read_batch(batch: Batch, plan: Plan, source: Source) -> list[np.ndarray]:
     """Reads a batch of a plan in the calling thread, for callers that have threads of their own.
 
+    These count their memory themselves, so that large zstd chunks are decoded as they are read.
+
     Args:
         batch: One of `plan.batches`, without mapped buffers.
         plan: Says which checksums are compared.
@@ -131,7 +161,7 @@ def read_batch(batch: Batch, plan: Plan, source: Source) -> list[np.ndarray]:
     """
     memory, verify = HostMemory(batch), plan.verify != "off"
     for op in batch.reads:
-        fill_buffers(op, memory, source, verify, verify and plan.summed)
+        fill_buffers(op, memory, source, verify, verify and plan.summed, BLOCK_BYTES)
     arrays = [memory.array(i) for i in range(len(batch.buffers))]
     _check_arrays(batch, arrays)
     return arrays

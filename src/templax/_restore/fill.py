@@ -3,7 +3,8 @@
 A part takes the cheapest way that its codecs, its size and its place in memory allow:
 
 - read in place: raw bytes that lie in memory as they do in the file (`HostMemory.find_in_order`);
-- checked or decoded piece by piece as they are read: large single parts (`_read_streamed`);
+- checked or decoded piece by piece as they are read: single parts of more than `whole` bytes, and
+  what is checked in place (`_read_streamed`);
 - many at once: small zstd frames of one request (`_decode_many`);
 - read to scratch memory, then decoded or copied (`_decode_part`).
 """
@@ -50,7 +51,7 @@ _AHEAD_BLOCKS = 4
 
 
 def fill_buffers(
-    op: ReadOp, memory: HostMemory, source: Source, verify: bool, summed: bool
+    op: ReadOp, memory: HostMemory, source: Source, verify: bool, summed: bool, whole: int
 ) -> StageSeconds:
     """Reads one request and fills the buffers that want a piece of it.
 
@@ -60,6 +61,7 @@ def fill_buffers(
         source: Where it is read from.
         verify: Whether codecs compare the checksums that they store.
         summed: Whether to compare the `sums` of chunks that have any.
+        whole: A zstd chunk that decodes to more bytes is decoded as it is read.
 
     Returns:
         The seconds that it took.
@@ -75,7 +77,7 @@ def fill_buffers(
         data, in_place = memoryview(b""), None
         if op.stop > op.start:
             if len(op.parts) == 1 and _read_streamed(
-                op, part, memory, source, verify, summed, busy
+                op, part, memory, source, verify, summed, whole, busy
             ):
                 busy.decode_s = time.perf_counter() - begin - busy.read_s - busy.cast_s
                 return busy
@@ -91,7 +93,8 @@ def fill_buffers(
                     check_blocks(part.chunk, part.start, _stored_bytes(part, op, data))
         if in_place is None and not (len(op.parts) > 1 and _decode_many(op, data, memory)):
             for part in op.parts:
-                busy.cast_s += _decode_part(part, _stored_bytes(part, op, data), memory, verify)
+                stored = _stored_bytes(part, op, data)
+                busy.cast_s += _decode_part(part, stored, memory, verify, whole)
         busy.decode_s = time.perf_counter() - begin - busy.read_s - busy.cast_s
         return busy
     except NotFound as error:
@@ -138,6 +141,7 @@ def _read_streamed(
     source: Source,
     verify: bool,
     summed: bool,
+    whole: int,
     busy: StageSeconds,
 ) -> bool:
     """Reads a request for a single part that can be checked or decoded piece by piece.
@@ -163,7 +167,7 @@ def _read_streamed(
     if codecs == ("crc32c",) and reads_crc32c_in_place(part):
         _read_checked(op, _bytes_to_fill(part, memory), source, verify, busy)
         return True
-    if codecs == ("zstd",) and nbytes > REQUEST_BYTES:
+    if codecs == ("zstd",) and nbytes > REQUEST_BYTES and part.nbytes > whole:
         stream = _RequestStream(op, source, busy, blocks)
         try:
             busy.cast_s += _inflate(part, stream, memory)
@@ -286,13 +290,15 @@ def _decode_many(op: ReadOp, data: memoryview, memory: HostMemory) -> bool:
     return True
 
 
-def _decode_part(part: Part, stored: memoryview, memory: HostMemory, verify: bool) -> float:
+def _decode_part(
+    part: Part, stored: memoryview, memory: HostMemory, verify: bool, whole: int
+) -> float:
     """Decodes a part whose stored bytes are all in memory. Returns the seconds that casts took."""
     codecs = part.chunk.codecs
     if codecs == ("fill",):
         return scatter_fill(part, stored, memory)
     if part.direct is None:
-        if codecs == ("zstd",) and part.nbytes > SMALL_BYTES:
+        if codecs == ("zstd",) and part.nbytes > whole:
             return _inflate(part, stored, memory)
         if codecs:
             decoded = _worker.scratch.bytes("decoded", part.nbytes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from templax import Corrupted
+from templax._codecs import zstd
 from templax._codecs.decode import decode
 from templax._codecs.zstd import Inflater, inflate_many
 from templax._codecs.zstd_frames import FrameWalk, ends_with_its_block
@@ -59,6 +61,56 @@ def test_a_walk_is_complete_exactly_at_the_ends_of_frames(made: Any, step: int, 
 def test_frames_of_all_kinds_are_decoded(made: Any) -> None:
     stored, content, _ = made
     assert bytes(decode(("zstd",), stored, len(content))) == content
+
+
+def decode_or_describe(stored: bytes, size: int) -> bytes | str:
+    try:
+        return bytes(decode(("zstd",), stored, size))
+    except Corrupted as error:
+        return str(error)
+
+
+@given(frames(), st.data())
+def test_numcodecs_decodes_what_zstandard_does_and_nothing_else(made: Any, data: Any) -> None:
+    stored, content, _ = made
+    kind = data.draw(st.sampled_from(["whole", "cut", "altered", "followed by junk"]))
+    size = len(content) + data.draw(st.sampled_from([0, 0, 0, -1, 1]))
+    at = data.draw(st.integers(0, len(stored) - 1))
+    if kind == "cut":
+        stored = stored[:at]
+    elif kind == "altered":
+        stored = stored[:at] + bytes([stored[at] ^ 1]) + stored[at + 1 :]
+    elif kind == "followed by junk":
+        stored += b"junk!"
+    wanted = decode_or_describe(stored, max(size, 0))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(zstd, "FAST_BYTES", 1)
+        patch.setattr(zstd, "_decompress", zstd._find_decompress())
+        assert zstd._decompress is not None
+        assert decode_or_describe(stored, max(size, 0)) == wanted
+
+
+def test_numcodecs_is_imported_where_that_pays(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded: list[str] = []
+
+    def load(codec: str) -> Any:
+        loaded.append(codec)
+        raise RuntimeError("compiled for another numpy")
+
+    monkeypatch.setattr(zstd, "load_codec", load)
+    monkeypatch.setattr(zstd, "_decompress", None)
+    monkeypatch.delitem(sys.modules, "numcodecs.zstd", raising=False)
+    zstd._find_decompress.cache_clear()
+    try:
+        zstd.prepare_inflating(1 << 27)
+        assert not loaded
+        for _ in range(2):
+            zstd.prepare_inflating(1 << 28)
+        assert loaded == ["zstd"]
+        content = bytes(3 << 20)
+        assert bytes(decode(("zstd",), zstandard.compress(content), len(content))) == content
+    finally:
+        zstd._find_decompress.cache_clear()
 
 
 def test_bytes_that_are_not_frames_are_never_complete() -> None:

@@ -196,7 +196,11 @@ def test_batches_are_read_ahead_up_to_the_limit(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("templax._plan.limits.BATCH_BYTES", 1)
-    pairs = [make_host_pair(f"l{i}", VALUES) for i in range(9)]
+    pairs = []
+    for i in range(9):
+        pair = make_host_pair(f"l{i}", VALUES)
+        target = structs.replace(pair.target, transient=True)
+        pairs.append(structs.replace(pair, target=target))
     made = make_plan(*pairs, threads=1, **{p.target.name: make_chunks(VALUES) for p in pairs})
     source = Watched(Memory({"f": VALUES.tobytes()}))
     with closing(execute_plan(made, [source])) as finished:
@@ -205,6 +209,33 @@ def test_batches_are_read_ahead_up_to_the_limit(
         next(finished)
         assert len(source.reads) <= IN_FLIGHT + 1
     assert len(source.reads) <= IN_FLIGHT + 1  # no read happens for a consumer that stops
+
+
+def test_no_worker_waits_for_a_batch_that_another_one_reads(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Buffers that become the result take no memory beyond it, so that all may be in flight."""
+    monkeypatch.setattr("templax._plan.limits.BATCH_BYTES", 1)
+    count = 3 * IN_FLIGHT
+    pairs = [make_host_pair(f"l{i}", VALUES) for i in range(count)]
+    others = threading.Barrier(2)
+
+    class Slow(Memory):
+        def read(
+            self, key: str, start: int = 0, stop: int | None = None, out: memoryview | None = None
+        ) -> memoryview:
+            if key in ("f0", f"f{count - 1}"):  # the first is read until the last is
+                others.wait(timeout=60)
+            return super().read(key, start, stop, out)
+
+    chunks = {
+        f"l{i}": (Chunk(Extent(f"f{i}", 0, VALUES.nbytes), full_box(VALUES.shape)),)
+        for i in range(count)
+    }
+    made = make_plan(*pairs, threads=2, **chunks)
+    assert len(made.batches) == count
+    arrays = read_arrays(made, Slow({f"f{i}": VALUES.tobytes() for i in range(count)}))
+    assert all(np.array_equal(array, VALUES) for array in arrays)
 
 
 def test_a_consumer_that_stops_early_ends_the_threads() -> None:

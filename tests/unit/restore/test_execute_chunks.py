@@ -14,7 +14,7 @@ from msgspec import structs
 
 import templax as tx
 from helpers import CORPUS, assert_same_tree
-from stored_leaves import make_pair, make_plan, read_arrays
+from stored_leaves import make_pair, make_plan, plan_pair, read_arrays
 from templax._catalog.entry import Chunk, Extent
 from templax._core.boxes import size_of
 from templax._restore.execute import execute_plan
@@ -98,7 +98,7 @@ def test_a_large_chunk_is_decoded_while_it_is_read(
     pair = make_host_pair("w", values, boxes, dtype)
     chunk = Chunk(Extent("f", 7, 7 + len(stored)), ((0, 1500), (0, 1000)), ("zstd",), order)
     source = Watched(Memory({"f": b"?" * 7 + stored}))
-    made = make_plan(pair, w=(chunk,))
+    made = plan_pair(pair, chunk, threads=2, memory=64 << 20)
     for buffer, array in zip(made.batches[0].buffers, read_arrays(made, source), strict=True):
         want = values[tuple(slice(a, b) for a, b in buffer.box)]
         assert array.tobytes() == want.astype(array.dtype).tobytes()
@@ -108,11 +108,27 @@ def test_a_large_chunk_is_decoded_while_it_is_read(
         assert made.scratch_bytes <= 5 << 20
 
 
+@pytest.mark.parametrize("boxes", [None, (((3, 700), (0, 1000)), ((700, 1499), (1, 3)))])
+def test_a_chunk_for_which_there_is_memory_is_decoded_in_one_call(large: Any, boxes: Any) -> None:
+    values, stored = large
+    pair = make_host_pair("w", values, boxes)
+    chunk = Chunk(Extent("f", 7, 7 + len(stored)), ((0, 1500), (0, 1000)), ("zstd",))
+    source = Watched(Memory({"f": b"?" * 7 + stored}))
+    made = plan_pair(pair, chunk, threads=2, memory=128 << 20)
+    for buffer, array in zip(made.batches[0].buffers, read_arrays(made, source), strict=True):
+        want = values[tuple(slice(a, b) for a, b in buffer.box)]
+        np.testing.assert_array_equal(array, want)
+    assert source.reads == [("f", 7, 7 + len(stored))]
+    scratch = len(stored) + (0 if boxes is None else values.nbytes)
+    assert made.scratch_bytes == scratch <= made.memory // (4 * made.threads)
+
+
 @pytest.mark.parametrize("dtype", [None, "bfloat16"])
 def test_errors_within_a_large_chunk_name_the_leaf(large: Any, dtype: Any) -> None:
     values, stored = large
     chunk = Chunk(Extent("f", 0, len(stored)), ((0, 1500), (0, 1000)), ("zstd",))
-    made = make_plan(make_host_pair("w", values, None, dtype), w=(chunk,))
+    pair = make_host_pair("w", values, None, dtype)
+    made = plan_pair(pair, chunk, threads=2, memory=64 << 20)
 
     def fault(key: str, start: int, stop: int) -> None:
         if start > 2 << 20:
