@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.experimental.layout as jax_layout
 import jax.tree_util as jtu
+import numpy as np
 
 _renamed = hasattr(jax_layout, "Format")  # in JAX 0.7
 
@@ -41,6 +42,19 @@ def current_mesh() -> Any:
 
         mesh = get_concrete_mesh()
     return None if mesh is None or mesh.empty else mesh
+
+
+def ensure_on_device(array: Any) -> Any:
+    """The same array, with all that a `jax.Array` has; what is none is returned unchanged.
+
+    In JAX 0.5, PRNG keys that `jax.random.wrap_key_data` makes of a numpy array keep that as their
+    data, so that they have no sharding. They are put where newer versions put them at once: on the
+    default device.
+    """
+    if not isinstance(getattr(array, "_base_array", None), np.ndarray):
+        return array
+    with jax.transfer_guard("allow"):
+        return jax.device_put(array)
 
 
 def symbolic_dimension_error() -> type[Exception]:

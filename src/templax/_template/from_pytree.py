@@ -21,7 +21,7 @@ from .._core.names import Path, join_path
 from .._jax.paths import broadcast_prefix, name_leaf, path_element
 from .._jax.put import default_device
 from .._jax.support import jax_supports, key_data_spec
-from .._jax.versions import symbolic_dimension_error
+from .._jax.versions import ensure_on_device, symbolic_dimension_error
 from ..errors import Mismatch, UsageError
 from .flatten import flatten_tree
 from .host_leaves import find_kind_problem, is_numpy, make_host_target
@@ -151,8 +151,11 @@ def _make_array_target(
     boxes: Boxes,
 ) -> Target:
     """Makes the target of a `jax.Array`, typed PRNG keys included."""
+    is_key = jnp.issubdtype(dtype, jax.dtypes.prng_key)
+    if is_key:
+        leaf = ensure_on_device(leaf)
     sharding, layout = resolve_sharding(leaf, override)
-    if jnp.issubdtype(dtype, jax.dtypes.prng_key):
+    if is_key:
         return _make_key_target(name, path, leaf, shape, dtype, sharding, layout)
     dtype = np.dtype(dtype).newbyteorder("=")
     local_boxes, problems, devices = (full_box(shape),), (), ()
