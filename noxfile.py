@@ -130,9 +130,10 @@ def lowest(session: nox.Session) -> None:
     Those in `tests/peers` compare with Orbax and Flax as the demo asks for them, which need a newer
     JAX.
     """
-    tools = ("hypothesis", "pytest", "pytest-xdist", "safetensors")
-    lowest = _resolve_lowest(session, "--extra", "jax")
-    session.install("-c", lowest, "-e", ".[jax]", *tools, *LOWEST_PEERS)
+    tools = ("einops", "hypothesis", "pytest", "pytest-xdist", "safetensors")
+    extras = ("jax", "codecs", "hf")
+    lowest = _resolve_lowest(session, *(f"--extra={extra}" for extra in extras))
+    session.install("-c", lowest, "-e", f".[{','.join(extras)}]", *tools, *LOWEST_PEERS)
     session.run("pytest", *QUICK, *LOWEST_TESTS, *session.posargs)
 
 

@@ -44,6 +44,12 @@ def current_mesh() -> Any:
     return None if mesh is None or mesh.empty else mesh
 
 
+def record_scalar(event: str, value: float) -> None:
+    """Tells the listeners of `jax.monitoring`, which JAX 0.5 has for events and durations only."""
+    if hasattr(jax.monitoring, "record_scalar"):
+        jax.monitoring.record_scalar(event, value)
+
+
 def ensure_on_device(array: Any) -> Any:
     """The same array, with all that a `jax.Array` has; what is none is returned unchanged.
 

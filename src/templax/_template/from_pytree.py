@@ -23,7 +23,7 @@ from .._jax.put import default_device
 from .._jax.support import jax_supports, key_data_spec
 from .._jax.versions import ensure_on_device, symbolic_dimension_error
 from ..errors import Mismatch, UsageError
-from .flatten import flatten_tree
+from .flatten import flatten_tree, is_nnx_module
 from .host_leaves import find_kind_problem, is_numpy, make_host_target
 from .jax_shardings import (
     describe_sharding,
@@ -115,11 +115,22 @@ def _make_target(path: Path, leaf: Any, override: Any, boxes: Boxes) -> Target:
     if override is None or not is_numpy(leaf):
         target = make_host_target(name, path, leaf)
         if target is not None:
+            if target.kind == "static" and is_nnx_module(leaf):
+                raise _make_nnx_error(name, leaf)
             return target
     if isinstance(leaf, type) and is_numpy(leaf):
         return _make_array_target(name, path, leaf, (), np.dtype(leaf), override, boxes)
     shape, dtype = _check_shape_and_dtype(name, leaf)
     return _make_array_target(name, path, leaf, shape, dtype, override, boxes)
+
+
+def _make_nnx_error(name: str, leaf: Any) -> UsageError:
+    """The error for an object of NNX that is a leaf for JAX: nothing in it would be restored."""
+    where = f" - at `{name}`" if name else ""
+    return UsageError(
+        f"Expected a pytree, got {type(leaf).__name__}, whose variables JAX does not see{where};"
+        " hint: restore into nnx.state(module), and put the result into the module by nnx.update"
+    )
 
 
 def _check_shape_and_dtype(name: str, leaf: Any) -> tuple[Shape, Any]:

@@ -396,7 +396,7 @@ class Requests:
         """Requests a range of an object; returns the answer before its body is read."""
         options: dict[str, Any] = {"range": (start, stop)}
         if version.etag is not None and not version.etag.startswith("W/"):  # those never match
-            # Azure's listings have no quotes; nor has obstore's memory before 0.12, and compares so.
+            # Without quotes in Azure's listings, and in obstore's memory (0.11), which compares so.
             exact = version.etag.startswith('"') or self.url.startswith("memory:")
             options["if_match"] = version.etag if exact else f'"{version.etag}"'
 
