@@ -44,6 +44,17 @@ def current_mesh() -> Any:
     return None if mesh is None or mesh.empty else mesh
 
 
+def allow_remote_arrays() -> AbstractContextManager[Any]:
+    """A context in which arrays may be made that lie only on devices of other processes.
+
+    Older versions of JAX allow that only where an option is set.
+    """
+    from jax._src import config  # pyright: ignore
+
+    option: Any = getattr(config, "enable_empty_arrays", None)
+    return nullcontext() if option is None else option(True)
+
+
 def record_scalar(event: str, value: float) -> None:
     """Tells the listeners of `jax.monitoring`, which JAX 0.5 has for events and durations only."""
     if hasattr(jax.monitoring, "record_scalar"):
