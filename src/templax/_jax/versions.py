@@ -115,4 +115,5 @@ def shard_map(function: Any, mesh: Any, in_specs: Any, out_specs: Any) -> Any:
 
 def enter_mesh(mesh: Any) -> AbstractContextManager[Any]:
     """A context in which `shard_map` over a mesh is allowed, whichever mesh the program has set."""
-    return jax.set_mesh(mesh) if hasattr(jax, "set_mesh") else nullcontext()
+    older: Any = getattr(jax.sharding, "use_mesh", nullcontext)
+    return jax.set_mesh(mesh) if hasattr(jax, "set_mesh") else older(mesh)
