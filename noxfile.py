@@ -120,7 +120,10 @@ LOWEST_PEERS = (
     "orbax-checkpoint==0.11.10",
     "tensorstore==0.1.72",
 )
-LOWEST_TESTS = ("tests/unit", "tests/contract", "tests/corpus", "tests/devices", "tests/matrix")
+LOWEST_TESTS = (
+    *("tests/unit", "tests/contract", "tests/corpus", "tests/devices", "tests/matrix"),
+    "tests/hosts/test_shared_reads.py",
+)
 
 
 @nox.session(python=[PYTHONS[0], PYTHONS[-1]])
