@@ -36,14 +36,6 @@ EXPECTED = {
         "saved steps: [50, 60]",
         "same state as without the interruption: True",
     ],
-    "elastic_training": [
-        "4 host(s) with 1 device(s) each:\n  begins after step 0\n",
-        "  step 12 loss 0.11",
-        "  killed\n2 host(s) with 1 device(s) each:\n  begins after step ",
-        "1 host(s) with 1 device(s) each:\n  begins after step 20\n",
-        "4 host(s) with 2 device(s) each:\n  begins after step 25\n",
-        "  step 30 loss 0.08",
-    ],
     "sharded_restore": [
         "embed: (512, 64) in shards of (128, 32) on 8 device(s)",
         "bias: (64,) in shards of (32,) on 8 device(s)",
@@ -58,7 +50,7 @@ EXPECTED = {
 
 def test_every_example_is_run_and_listed() -> None:
     scripts = {script.stem for script in EXAMPLES.glob("*.py")}
-    assert scripts == set(EXPECTED)
+    assert scripts == {*EXPECTED, "elastic_training"}  # tests/hosts/test_elastic.py runs that one
     listed = (EXAMPLES / "README.md").read_text()
     assert all(f"({name}.py)" in listed for name in scripts)
 

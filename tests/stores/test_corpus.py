@@ -9,14 +9,13 @@ import numpy as np
 import pytest
 
 import templax as tx
-from helpers import CORPUS, mark_slow
+from helpers import CORPUS, is_thorough
 
-from .choice import run_on
 from .connect import find_storage
 from .server import Bucket
 
 CASES = sorted(path.parent.name for path in CORPUS.glob("*/ckpt"))
-QUICK = [
+SOME = [
     *("orbax-0.12.8-default", "orbax-0.4.4-aggregate", "orbax-0.12.8-zarr3"),
     *("orbax-0.6.4-multi2p", "damaged-data_truncated", "damaged-chunk_missing"),
 ]
@@ -51,8 +50,11 @@ def describe(checkpoint: Any, root: str) -> list[Any]:
 
 
 @pytest.mark.slow
-@run_on("moto", "fake-gcs")
-@pytest.mark.parametrize("cases", [QUICK, *mark_slow(CASES)], ids=["some", "all"])
+@pytest.mark.parametrize(
+    ("server", "cases"),
+    [("moto", CASES), ("fake-gcs", CASES if is_thorough() else SOME)],
+    indirect=["server"],
+)
 def test_the_corpus_is_read_alike(bucket: Bucket, cases: list[str]) -> None:
     store, different = find_storage(bucket), dict[str, Any]()
     for case in cases:

@@ -15,6 +15,7 @@ sys.path.append(str(ROOT))  # the program isn't part of the package
 from benchmarks.measure.sample import Sample  # noqa: E402
 from benchmarks.report.outcomes import Outcome, Row  # noqa: E402
 from benchmarks.report.tables import format_size, format_table  # noqa: E402
+from helpers import is_thorough  # noqa: E402
 
 LIAR = """
 from benchmarks.__main__ import main
@@ -70,6 +71,9 @@ if __name__ == "__main__":
     main()
 """
 
+thorough = pytest.mark.skipif(not is_thorough(), reason="nox -s thorough runs it")
+"""Tests of programs that start a dozen processes to measure something."""
+
 
 def run(tmp_path, *arguments, pairs=1):
     path = os.pathsep.join([str(ROOT / "src"), str(ROOT), os.environ.get("PYTHONPATH", "")])
@@ -108,13 +112,13 @@ def test_report_holds_every_workload_library_and_sample(tmp_path):
             assert [sample["peak_anon_bytes"] for sample in row["samples"]] == [None]
             assert len(row["untimed"]) == 2
             (first_s,) = row["first_s"]
-            assert first_s > row["samples"][0]["seconds"]  # it has imported the library
+            assert first_s > 0.2  # it has imported the library
     assert ET.parse(chart).getroot().tag.endswith("svg")
     assert "| `orbax-standard` | orbax |" in (tmp_path / "out.md").read_text()
     assert list(tmp_path.glob("templax-bench-*")) == []
 
 
-@pytest.mark.slow
+@thorough
 def test_what_templax_saved_is_restored_beside_what_peers_save(tmp_path):
     libraries = "templax,templax-mapped,orbax-standard,orbax-standard-ours,safetensors"
     done, report = run(
@@ -132,7 +136,7 @@ def test_what_templax_saved_is_restored_beside_what_peers_save(tmp_path):
     assert all(row["ok"] for row in rows.values()), report
 
 
-@pytest.mark.slow
+@thorough
 def test_a_resharding_is_measured_beside_the_restore_in_the_saved_topology(tmp_path):
     done, report = run(
         tmp_path, "-m", "benchmarks", "llama-8x2-to-2x8", "--lib", "templax,templax-same",
@@ -194,7 +198,7 @@ def test_saves_are_reported_with_their_stalls_and_files(tmp_path):
     assert list(tmp_path.glob("templax-bench-*")) == []
 
 
-@pytest.mark.slow
+@thorough
 def test_save_that_lost_or_changed_something_ends_in_an_error(tmp_path):
     script = tmp_path / "liar.py"
     script.write_text(SAVING_LIAR)
@@ -210,7 +214,7 @@ def test_save_that_lost_or_changed_something_ends_in_an_error(tmp_path):
     assert [len(row["samples"]) for row in rows.values()] == [1, 0, 0, 0]
 
 
-@pytest.mark.slow
+@thorough
 def test_slow_saver_sits_out_the_last_rounds(tmp_path):
     options = ("--lib", "templax,safetensors", "--budget", "0.0001")
     done, report = run(tmp_path, "-m", "benchmarks.saving", "small", *options, pairs=3)
@@ -239,7 +243,7 @@ def test_ratios_are_those_of_rounds():
     assert failed.split("  ")[-1] == "failed: no"
 
 
-@pytest.mark.slow
+@thorough
 @pytest.mark.parametrize("options", [(), ("--save",)], ids=["restore", "save"])
 def test_requests_to_a_store_are_counted_and_results_compared(tmp_path, options):
     pytest.importorskip("moto")
