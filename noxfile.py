@@ -120,7 +120,10 @@ LOWEST_PEERS = (
     "orbax-checkpoint==0.11.10",
     "tensorstore==0.1.72",
 )
-LOWEST_TESTS = ("tests/unit", "tests/contract", "tests/corpus", "tests/devices", "tests/matrix")
+LOWEST_TESTS = (
+    *("tests/unit", "tests/contract", "tests/corpus", "tests/devices", "tests/matrix"),
+    "tests/hosts/test_shared_reads.py",
+)
 
 
 @nox.session(python=[PYTHONS[0], PYTHONS[-1]])
@@ -130,9 +133,10 @@ def lowest(session: nox.Session) -> None:
     Those in `tests/peers` compare with Orbax and Flax as the demo asks for them, which need a newer
     JAX.
     """
-    tools = ("hypothesis", "pytest", "pytest-xdist", "safetensors")
-    lowest = _resolve_lowest(session, "--extra", "jax")
-    session.install("-c", lowest, "-e", ".[jax]", *tools, *LOWEST_PEERS)
+    tools = ("einops", "hypothesis", "pytest", "pytest-xdist", "safetensors")
+    extras = ("jax", "codecs", "hf")
+    lowest = _resolve_lowest(session, *(f"--extra={extra}" for extra in extras))
+    session.install("-c", lowest, "-e", f".[{','.join(extras)}]", *tools, *LOWEST_PEERS)
     session.run("pytest", *QUICK, *LOWEST_TESTS, *session.posargs)
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.experimental
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import settings
@@ -38,6 +39,18 @@ enable_x64 = jax.enable_x64 if hasattr(jax, "enable_x64") else jax.experimental.
 CORPUS = Path(__file__).parent / "corpus"
 CKPT = CORPUS / "orbax-0.12.8-default" / "ckpt"
 """The checkpoint for tests that do not care which one they read."""
+
+
+def skip_without_dtype(name: str) -> None:
+    """Skips a test of a dtype that came with ml_dtypes 0.5 where an older one is installed."""
+    if ml_dtypes.__version__.startswith("0.4.") and name in _NEW_IN_0_5:
+        pytest.skip("ml_dtypes before 0.5 lacks it")
+
+
+_NEW_IN_0_5 = (
+    "int2", "uint2", "float4_e2m1fn", "float6_e2m3fn", "float6_e3m2fn", "float8_e3m4",
+    "float8_e4m3", "float8_e8m0fnu",
+)  # fmt: skip
 
 
 def mark_slow(*cases: Any) -> list[Any]:
@@ -111,7 +124,10 @@ def checkpoint_of(tree: Any) -> tx.Recipe:
 
 
 def make_keys(*shape: int, impl: str = "threefry2x32") -> jax.Array:
-    """Typed PRNG keys, all different; `jax.random.split` would compile a program for them."""
+    """Typed PRNG keys, all different; `jax.random.split` would compile a program for them.
+
+    In JAX 0.5 they keep the numpy array, and lack what else a `jax.Array` has.
+    """
     words = {"threefry2x32": 2, "rbg": 4, "unsafe_rbg": 4}[impl]
     data = np.arange(math.prod(shape) * words, dtype=np.uint32).reshape(*shape, words)
     return jax.random.wrap_key_data(data, impl=impl)

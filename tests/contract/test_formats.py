@@ -235,7 +235,11 @@ class TestGguf(FormatContract):
         return tx.open(CORPUS / "gguf" / self.name)
 
     def expected(self) -> Mapping[str, str]:
-        return GGUF[self.values]
+        values = GGUF[self.values]
+        if np.lib.NumpyVersion(np.__version__) < "2.3.0":
+            # One block has NaN as its scale and its minimum: of their sum, another one is kept.
+            values = {name: sha for name, sha in values.items() if name != "Q4_1.weight"}
+        return values
 
 
 ZARR = ("zarr-2.18.7", "zarr-3.1.6", "zarr-array", "zarr-ocdbt")

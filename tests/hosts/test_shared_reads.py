@@ -94,6 +94,9 @@ def save(path: Path, **options: Any) -> None:
 SHARED = ["cast", "columns", "half", "replicas", "some", "weak"]
 """What cuts across the chunks of rows, or is needed by several processes, and can be moved."""
 
+if jax.devices()[0].default_memory().kind == "unpinned_host":
+    SHARED = sorted([*SHARED, "pinned"])  # in JAX 0.5, CPU has no other memory
+
 
 @pytest.mark.parametrize(
     ("count", "options"),
@@ -164,7 +167,7 @@ for name, who in (("first", 0), ("last", last)):
     attempt(f"progress {name}", lambda: always(on_progress=stop if index == who else None))
     attempt(f"after {name}", always)
 def set_mesh():
-    with jax.set_mesh(grid):
+    with (jax.set_mesh if hasattr(jax, "set_mesh") else jax.sharding.use_mesh)(grid):
         return always()
 
 def guard():
@@ -288,6 +291,6 @@ def test_a_process_that_dies_before_the_exchange_leaves_no_one_waiting(
     alive, dead = run(2, KILLED, str(tmp_path / "ckpt"))
     assert dead.code == -9
     ((name, kind, text, seconds),) = [json.loads(x) for x in alive.out.splitlines() if x[0] == "["]
-    assert (name, kind) == ("killed", "JaxRuntimeError")
+    assert (name, kind) == ("killed", jax.errors.JaxRuntimeError.__name__)
     assert "Gloo" in text
     assert seconds < 100

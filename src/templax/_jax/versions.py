@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.experimental.layout as jax_layout
 import jax.tree_util as jtu
+import numpy as np
 
 _renamed = hasattr(jax_layout, "Format")  # in JAX 0.7
 
@@ -41,6 +42,36 @@ def current_mesh() -> Any:
 
         mesh = get_concrete_mesh()
     return None if mesh is None or mesh.empty else mesh
+
+
+def allow_remote_arrays() -> AbstractContextManager[Any]:
+    """A context in which arrays may be made that lie only on devices of other processes.
+
+    Older versions of JAX allow that only where an option is set.
+    """
+    from jax._src import config  # pyright: ignore
+
+    option: Any = getattr(config, "enable_empty_arrays", None)
+    return nullcontext() if option is None else option(True)
+
+
+def record_scalar(event: str, value: float) -> None:
+    """Tells the listeners of `jax.monitoring`, which JAX 0.5 has for events and durations only."""
+    if hasattr(jax.monitoring, "record_scalar"):
+        jax.monitoring.record_scalar(event, value)
+
+
+def ensure_on_device(array: Any) -> Any:
+    """The same array, with all that a `jax.Array` has; what is none is returned unchanged.
+
+    In JAX 0.5, PRNG keys that `jax.random.wrap_key_data` makes of a numpy array keep that as their
+    data, so that they have no sharding. They are put where newer versions put them at once: on the
+    default device.
+    """
+    if not isinstance(getattr(array, "_base_array", None), np.ndarray):
+        return array
+    with jax.transfer_guard("allow"):
+        return jax.device_put(array)
 
 
 def symbolic_dimension_error() -> type[Exception]:
@@ -84,4 +115,5 @@ def shard_map(function: Any, mesh: Any, in_specs: Any, out_specs: Any) -> Any:
 
 def enter_mesh(mesh: Any) -> AbstractContextManager[Any]:
     """A context in which `shard_map` over a mesh is allowed, whichever mesh the program has set."""
-    return jax.set_mesh(mesh) if hasattr(jax, "set_mesh") else nullcontext()
+    older: Any = getattr(jax.sharding, "use_mesh", nullcontext)
+    return jax.set_mesh(mesh) if hasattr(jax, "set_mesh") else older(mesh)

@@ -20,7 +20,7 @@ from .._jax.put import (
     make_weak,
 )
 from .._jax.support import jax_supports
-from .._jax.versions import Format
+from .._jax.versions import Format, allow_remote_arrays
 from .._match.result import Pair
 from .._plan.buffers import Buffer
 from .._template.jax_shardings import has_free_axes
@@ -114,9 +114,10 @@ def make_remote_array(target: Target) -> jax.Array:
     placement: Placement = target.placement
     assert placement.sharding is not None
     dtype = placement.leaf.dtype if target.kind == "key" else target.dtype
-    return jax.make_array_from_single_device_arrays(
-        target.user_shape, placement.sharding, [], dtype=dtype
-    )
+    with allow_remote_arrays():
+        return jax.make_array_from_single_device_arrays(
+            target.user_shape, placement.sharding, [], dtype=dtype
+        )
 
 
 def keep_value(target: Target) -> Any:

@@ -21,6 +21,7 @@ from .._core.dtypes import is_known
 from .._core.names import Path
 from .._jax.paths import list_paths
 from .._jax.support import key_data_spec
+from .._jax.versions import ensure_on_device
 from .._template.flatten import flatten_tree
 from .owners import all_boxes, held_boxes, holds_all, is_local, written_boxes
 
@@ -75,13 +76,16 @@ def make_jax_leaf(name: str, path: Path, value: Any, replicas: bool) -> Leaf | s
             return "is traced: save outside of jax.jit"
         is_abstract = isinstance(value, jax.ShapeDtypeStruct)
         return "is abstract: it has a shape and a dtype, but no values" if is_abstract else None
-    if value.is_deleted():
-        return "was deleted or donated"
-    shape, sharding, dtype, impl = value.shape, value.sharding, _find_dtype(value.dtype), None
-    saved, one_cpu, transient = _examine_sharding(sharding)
+    dtype, impl = _find_dtype(value.dtype), None
     if dtype is None:
         if not jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
             return f"is an array of dtype {value.dtype}"
+        value = ensure_on_device(value)
+    if value.is_deleted():
+        return "was deleted or donated"
+    shape = value.shape
+    saved, one_cpu, transient = _examine_sharding(value.sharding)
+    if dtype is None:
         shape, _, impl = key_data_spec(shape, value.dtype)
         value = jax.random.key_data(value)
         dtype = np.dtype(value.dtype)

@@ -129,6 +129,14 @@ def map_tree(
     return flat.treedef.unflatten([change(*values) for values in zip(*columns, strict=True)])
 
 
+def is_nnx_module(leaf: Any) -> bool:
+    """Whether a leaf is an object of NNX. In Flax 0.10 all of these are leaves for JAX; since they
+    are pytrees, only those whose class is declared with `pytree=False`.
+    """
+    is_module, _ = _find_module_types()
+    return is_module is not None and is_module(leaf)
+
+
 def _find_module_types() -> tuple[IsLeaf | None, IsLeaf]:
     """Tests for a module of NNX, and for a module or a variable. Without NNX, there are none."""
     nnx = sys.modules.get("flax.nnx")

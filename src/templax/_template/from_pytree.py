@@ -21,9 +21,9 @@ from .._core.names import Path, join_paths
 from .._jax.paths import broadcast_prefix, list_paths, name_leaf
 from .._jax.put import default_device
 from .._jax.support import jax_supports, key_data_spec
-from .._jax.versions import symbolic_dimension_error
+from .._jax.versions import ensure_on_device, symbolic_dimension_error
 from ..errors import Mismatch, UsageError
-from .flatten import flatten_tree
+from .flatten import flatten_tree, is_nnx_module
 from .host_leaves import find_kind_problem, is_numpy, make_host_target
 from .jax_shardings import (
     describe_sharding,
@@ -114,11 +114,22 @@ def _make_target(name: str, path: Path, leaf: Any, override: Any, boxes: Boxes) 
     if override is None or not is_numpy(leaf):
         target = make_host_target(name, path, leaf)
         if target is not None:
+            if target.kind == "static" and is_nnx_module(leaf):
+                raise _make_nnx_error(name, leaf)
             return target
     if isinstance(leaf, type) and is_numpy(leaf):
         return _make_array_target(name, path, leaf, (), np.dtype(leaf), override, boxes)
     shape, dtype = _check_shape_and_dtype(name, leaf)
     return _make_array_target(name, path, leaf, shape, dtype, override, boxes)
+
+
+def _make_nnx_error(name: str, leaf: Any) -> UsageError:
+    """The error for an object of NNX that is a leaf for JAX: nothing in it would be restored."""
+    where = f" - at `{name}`" if name else ""
+    return UsageError(
+        f"Expected a pytree, got {type(leaf).__name__}, whose variables JAX does not see{where};"
+        " hint: restore into nnx.state(module), and put the result into the module by nnx.update"
+    )
 
 
 def _check_shape_and_dtype(name: str, leaf: Any) -> tuple[Shape, Any]:
@@ -150,8 +161,11 @@ def _make_array_target(
     boxes: Boxes,
 ) -> Target:
     """Makes the target of a `jax.Array`, typed PRNG keys included."""
+    is_key = jnp.issubdtype(dtype, jax.dtypes.prng_key)
+    if is_key:
+        leaf = ensure_on_device(leaf)
     sharding, layout = resolve_sharding(leaf, override)
-    if jnp.issubdtype(dtype, jax.dtypes.prng_key):
+    if is_key:
         return _make_key_target(name, path, leaf, shape, dtype, sharding, layout)
     dtype = np.dtype(dtype).newbyteorder("=")
     local_boxes, problems, devices = (full_box(shape),), (), ()

@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from .._core.arguments import PyTree
 from .._jax.paths import name_leaf
 from .._jax.support import abstract_array
-from .._jax.versions import SET_MESH, current_mesh
+from .._jax.versions import SET_MESH, current_mesh, ensure_on_device
 from ..errors import UsageError
 from .flatten import flatten_tree, map_tree
 from .specs import Rules, choose_specs
@@ -103,6 +103,7 @@ def template_of(
 def _abstract_leaf(leaf: Any) -> Any:
     """The shape and dtype of an array, and its sharding if committed; other leaves unchanged."""
     if isinstance(leaf, jax.Array):
+        leaf = ensure_on_device(leaf)
         sharding = leaf.sharding if leaf.committed else None
         return _replace_sharding(leaf, sharding)
     return abstract_array(leaf.shape, leaf.dtype) if isinstance(leaf, np.ndarray) else leaf

@@ -26,7 +26,7 @@ from .._core.names import Path, join_path
 from .._jax.paths import path_element
 from .._jax.pickling import dump_with_devices
 from .._jax.support import key_data_spec
-from .._jax.versions import current_mesh, without_names
+from .._jax.versions import current_mesh, ensure_on_device, without_names
 from .._template.flatten import flatten_tree
 from .._template.trace import Traced
 from ..errors import Corrupted, UsageError
@@ -226,7 +226,11 @@ def _check_local(url: str, closed: jec.ClosedJaxpr) -> None:
     used = {v for eqn in closed.jaxpr.eqns for v in eqn.invars if isinstance(v, jec.Var)}
     used |= {v for v in closed.jaxpr.outvars if isinstance(v, jec.Var)}
     for var, constant in zip(closed.jaxpr.constvars, closed.consts, strict=True):
-        if var in used and isinstance(constant, jax.Array) and not _is_whole(constant.sharding):
+        if (
+            var in used
+            and isinstance(constant, jax.Array)
+            and not _is_whole(ensure_on_device(constant).sharding)
+        ):
             raise UsageError(
                 f"Expected a function of arrays of which each process has all, {url} uses one of"
                 f" shape {constant.shape} with {constant.sharding}"
@@ -262,7 +266,7 @@ def _is_whole(sharding: jax.sharding.Sharding) -> bool:
 def _make_chunk(entry: LeafEntry, computed: dict[int, Any], url: str) -> Chunk:
     """A chunk that holds the computed value of a leaf in memory."""
     value = entry.handle if isinstance(entry.handle, np.ndarray) else computed[entry.handle]
-    if isinstance(value, jax.Array) and not _is_whole(value.sharding):
+    if isinstance(value, jax.Array) and not _is_whole(ensure_on_device(value).sharding):
         raise UsageError(
             f"Expected a function that each process can compute alone, {url} gives an array with"
             f" {value.sharding} - at `{entry.name}`"

@@ -28,7 +28,7 @@ SAME = ["orbax-0.12.8-noocdbt", "orbax-0.12.8-uncompressed", "orbax-0.12.8-zarr3
 
 
 def save_npz(path: Path, tree: dict[str, np.ndarray]) -> Path:
-    np.savez(path.with_suffix(".npz"), allow_pickle=False, **tree)
+    np.savez(path.with_suffix(".npz"), **tree)
     return path.with_suffix(".npz")
 
 

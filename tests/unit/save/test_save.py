@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import templax as tx
-from helpers import assert_same_tree
+from helpers import assert_same_tree, skip_without_dtype
 from templax._core import chunk_grid
 from templax._core.dtypes import DTYPES
 from templax.formats.orbax import checksum_index
@@ -138,8 +138,7 @@ def test_every_dtype_is_restored_bit_for_bit(
 @pytest.mark.parametrize("dtype", ["int4", "uint4", "int2", "float4_e2m1fn"])
 def test_padding_bits_of_small_dtypes_are_cleared(dtype: str, tmp_path: Path) -> None:
     """An element smaller than a byte occupies one; the upper bits are not part of its value."""
-    if not hasattr(ml_dtypes, dtype):
-        pytest.skip("ml_dtypes before 0.5 lacks it")
+    skip_without_dtype(dtype)
     dirty = np.arange(256, dtype=np.uint8).view(np.dtype(getattr(ml_dtypes, dtype)))
     clean = (np.arange(256) & (3 if "2" in dtype[-1] else 15)).astype(np.uint8).view(dirty.dtype)
     tx.save(tmp_path / "ckpt", {"x": dirty})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import pickle
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -89,6 +90,9 @@ def _open_in_child(answers: Any) -> None:
 
 @pytest.mark.filterwarnings("ignore:.*fork")
 @pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="needs os.fork")
+@pytest.mark.skipif(
+    version("tensorstore") == "0.1.72", reason="it aborts a process that has used it and forks"
+)
 def test_a_forked_process_gets_an_error_rather_than_waiting_forever() -> None:
     tx.save("memory://forked/run", {"a": np.zeros(1)})
     context: Any = multiprocessing.get_context("fork")

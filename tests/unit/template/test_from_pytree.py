@@ -17,7 +17,7 @@ from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 from msgspec import structs
 
 import templax as tx
-from helpers import SET_MESH, checkpoint_of, set_mesh, shard_over
+from helpers import SET_MESH, checkpoint_of, set_mesh, shard_over, skip_without_dtype
 from templax._jax.versions import Format, Layout
 
 A = jax.ShapeDtypeStruct
@@ -51,6 +51,29 @@ def test_none_in_shardings_keeps_the_templates_own() -> None:
     got = tx.restore(checkpoint_of(stored), template, shardings={"a": None, "b": jax.devices()[1]})
     assert got["a"].sharding == own
     assert got["b"].devices() == {jax.devices()[1]}
+
+
+NO_PYTREE = {"pytree": False} if hasattr(nnx, "Pytree") else {}
+"""How an NNX module is declared that JAX takes for a leaf: in Flax 0.10, like all others."""
+
+
+class Opaque(nnx.Module, **NO_PYTREE):
+    def __init__(self) -> None:
+        self.w = nnx.Param(jnp.zeros(3))
+
+
+@pytest.mark.parametrize("name", ["", "model"])
+def test_a_module_whose_arrays_jax_does_not_see_is_refused(name: str) -> None:
+    stored = {"w": {"value": jnp.ones(3)}}
+    checkpoint = checkpoint_of({"model": stored} if name else stored)
+    template = {"model": Opaque(), "step": A((), jnp.float32)} if name else Opaque()
+    with pytest.raises(tx.UsageError) as caught:
+        tx.restore(checkpoint, template, extra="ignore")
+    assert str(caught.value) == (
+        "Expected a pytree, got Opaque, whose variables JAX does not see"
+        + (" - at `model`" if name else "")
+        + "; hint: restore into nnx.state(module), and put the result into the module by nnx.update"
+    )
 
 
 def test_specs_may_be_a_function_of_name_and_leaf() -> None:
@@ -144,8 +167,7 @@ def test_the_kind_of_template_leaf_decides_the_kind_of_the_result(leaf: Any, kin
 
 @pytest.mark.parametrize("dtype", ["float6_e2m3fn", "float8_e3m4", ">f4", "longdouble"])
 def test_numpy_leaves_may_have_dtypes_that_jax_lacks(dtype: str) -> None:
-    if dtype.startswith("float") and not hasattr(ml_dtypes, dtype):
-        pytest.skip("ml_dtypes before 0.5 lacks it")
+    skip_without_dtype(dtype)
     wanted = np.dtype(getattr(ml_dtypes, dtype, dtype))
     stored = np.array([0.5, 1, -2], np.float32)
     with (

@@ -15,6 +15,7 @@ from jax.sharding import AbstractMesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import templax as tx
+from helpers import set_mesh
 
 TREE = {
     "encoder": {"kernel": jnp.ones((8, 4)), "bias": jnp.ones(8)},
@@ -143,7 +144,7 @@ def test_specs_that_nnx_finds_in_a_model_are_used() -> None:
     def make() -> Any:
         return nnx.Linear(4, 8, kernel_init=init, rngs=nnx.Rngs(0))
 
-    with jax.set_mesh(mesh()):
+    with set_mesh(mesh()):
         state = nnx.state(nnx.eval_shape(make))
         template = tx.template_of(state, mesh=mesh(), specs=nnx.get_partition_spec(state))
     assert jax.tree.leaves(template["kernel"])[0].sharding.spec == P(None, "model")
@@ -156,7 +157,7 @@ def test_an_abstract_mesh_stands_for_one_that_is_set_later(tmp_path: Any) -> Non
     rules = [("*.kernel", P("data", "model")), ("*", P())]
     template = tx.template_of(TREE, mesh=abstract, specs=rules)
     concrete = mesh()
-    with jax.set_mesh(concrete):
+    with set_mesh(concrete):
         tree = tx.restore(tmp_path / "ckpt", template)
     assert tree["head"]["kernel"].sharding == NamedSharding(concrete, P("data", "model"))
     np.testing.assert_array_equal(tree["head"]["kernel"], TREE["head"]["kernel"])

@@ -17,6 +17,7 @@ import templax as tx
 from ..._core.arguments import check_int
 from ..._hosts.agreement import open_call
 from ..._hosts.messages import read_number
+from ..._jax.versions import record_scalar
 from ..._restore.together import (
     await_checkpoint,
     do_together,
@@ -139,7 +140,7 @@ class CheckpointManager(Saver):
             self._maybe_save_root_metadata(metadata)
             if self._options.cleanup_tmp_directories:
                 remove_leftovers(self._root)
-        jax.monitoring.record_scalar(
+        record_scalar(
             "/jax/orbax/checkpoint_manager/continuous_checkpointing_enabled",
             int(saves_continuously(self._save_policy)),
         )

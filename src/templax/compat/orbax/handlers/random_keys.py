@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 import templax as tx
 
+from ...._jax.versions import ensure_on_device
 from ...._save.contents import Content, Group, Tree
 from ...._save.item import Json
 from ....formats.orbax.json_item import read_json_item
@@ -91,7 +92,9 @@ class JaxRandomKeyCheckpointHandler(_RandomKeyHandler):
             f"{os.fspath(directory)}/{self._key}",
             args=ArrayRestore(restore_args=given.restore_args),
         )
-        return jax.random.wrap_key_data(data, impl=kind.get("impl")) if kind["typed"] else data
+        if not kind["typed"]:
+            return data
+        return ensure_on_device(jax.random.wrap_key_data(data, impl=kind.get("impl")))
 
 
 class NumpyRandomKeyCheckpointHandler(_RandomKeyHandler):

@@ -9,10 +9,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import numpy as np
 
 import templax as tx
 
 from ....._core.arguments import PyTree
+from ....._jax.versions import current_mesh
 from ....._restore.together import read_together
 from ...future import run_coroutine
 from ...leaf_templates import make_numpy_leaf
@@ -247,7 +249,8 @@ def resolve_abstract(abstract: Any) -> Any:
             return leaf
         if not isinstance(sharding.mesh, jax.sharding.AbstractMesh):
             return leaf
-        concrete = jax.sharding.NamedSharding(jax.sharding.get_mesh(), sharding.spec)
+        mesh = current_mesh() or jax.sharding.Mesh(np.empty((), object), ())
+        concrete = jax.sharding.NamedSharding(mesh, sharding.spec)
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=concrete)
 
     return jax.tree.map(use_mesh, abstract)
