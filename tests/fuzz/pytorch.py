@@ -54,7 +54,8 @@ def read_torch_pickle(data: bytes) -> None:
         raise Wrong(f"a pickle that ends at {found.stop} of {len(data)}")
     tree = Tree(len(data), len(data))
     tree.add(found.value)
-    found.require_known()
+    tree.require_tensors()
+    found.require_listed(tree.refused)
 
 
 def _archives() -> list[bytes]:

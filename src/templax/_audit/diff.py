@@ -14,7 +14,7 @@ from .._catalog.entry import LeafEntry
 from .._core.names import Path, Rename, apply_rename, find_nearest, join_path, strip_prefix
 from .._core.progress import Progress, check_progress
 from .._core.workers import choose_threads
-from .._match.match import CheckpointView, apply_at_and_rename
+from .._match.match import CheckpointView, apply_at_and_rename, list_unread
 from .._match.options import MatchOptions
 from .._restore.options import CompareOptions
 from .._restore.prepare import check_rename_used, list_subtrees
@@ -115,7 +115,19 @@ def diff(
         tuple(leaf.name for leaf in leaves if _has_other_sharding(leaf)),
         tuple(sorted(n for n, _ in empties[0].items() ^ empties[1].items())),
         time.perf_counter() - begin,
+        _list_unread(sides, options),
     )
+
+
+def _list_unread(
+    sides: tuple[Side, Side], options: tuple[MatchOptions, MatchOptions]
+) -> tuple[str, ...]:
+    """The names of leaves that templax can't read."""
+    found: dict[str, None] = {}
+    for side, chosen in zip(sides, options, strict=True):
+        view = CheckpointView((), unread=side.catalog.unread)
+        found |= dict.fromkeys(list_unread(view, chosen))
+    return tuple(found)
 
 
 def check_subtree(catalog: Catalog, option: str, subtree: str) -> None:

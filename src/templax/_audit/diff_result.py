@@ -76,6 +76,7 @@ class Diff:
         empties: Names at which only one records an empty value, such as `{}` or None, or each
             another. Many formats record none, so this does not count as a difference.
         seconds: Wall-clock time.
+        unread: Names of leaves of A or B that templax can't read, so that they were not compared.
     """
 
     a: str
@@ -86,6 +87,7 @@ class Diff:
     shardings: tuple[str, ...]
     empties: tuple[str, ...]
     seconds: float
+    unread: tuple[str, ...] = ()
 
     @property
     def differing(self) -> tuple[LeafDiff, ...]:
@@ -100,7 +102,8 @@ class Diff:
     @property
     def identical(self) -> bool:
         """Whether both hold the same leaves, bit for bit, and all of their values were compared."""
-        return all(not leaf.differences and leaf.basis is not None for leaf in self.leaves)
+        same = all(not leaf.differences and leaf.basis is not None for leaf in self.leaves)
+        return same and not self.unread
 
     @property
     def by_fingerprint(self) -> int:
@@ -152,6 +155,7 @@ def format_diff(
     elif diff.identical:
         lines.append(f"identical: {n:,} {leaf_noun(n)} ({diff.seconds:.2f} s)")
     else:
+        n += len(diff.unread)
         lines.append(
             f"no difference found, but the values of {n - compared:,} of {n:,} {leaf_noun(n)}"
             f" were not compared ({diff.seconds:.2f} s)"
@@ -185,6 +189,9 @@ def _list_remarks(diff: Diff) -> Iterator[str]:
             notes.setdefault(leaf.note, []).append(leaf.name)
     for note, names in notes.items():
         yield f"{note} ({list_names(names)})"
+    if diff.unread:
+        count = len(diff.unread)
+        yield f"templax does not read {count:,} {leaf_noun(count)}: {list_names(diff.unread)}"
     if diff.shardings:
         count = len(diff.shardings)
         yield (

@@ -14,6 +14,7 @@ import numpy as np
 
 from .._core.boxes import Shape
 from .._core.names import Path, check_depths, check_names
+from .._core.text import list_names
 from .._escape import join_lines
 from ..errors import CheckpointError, Corrupted, Unsupported
 from ..storage.source import Source
@@ -61,6 +62,8 @@ class Catalog:
         locator: Finds the chunks of entries; reads indexes, never array bytes. Use `locate`.
         metadata: What the checkpoint records about itself: step, item, custom metadata, ...
         empties: Key path → what is recorded there instead of a leaf (`None`, `Dict`, `List`, ...).
+        unread: Leaves that the checkpoint has and templax can't read, so that they are not in
+            `entries`: name → why.
         uncommitted: Why this is not a finished save; None if it is one.
         audit: Yields the damage that `verify` looks for outside the chunks of leaves, such as in
             small files with a checksum. None if opening the checkpoint has checked everything.
@@ -104,6 +107,7 @@ class Catalog:
     locator: Locator
     metadata: Mapping[str, Any] = field(default_factory=dict)
     empties: Mapping[Path, str] = field(default_factory=dict)
+    unread: Mapping[str, str] = field(default_factory=dict)
     uncommitted: str | None = None
     audit: Callable[[], Iterable[Corrupted]] | None = None
     audits_values: bool = False
@@ -133,6 +137,8 @@ class Catalog:
         lines = [f"{self.url} ({self.format}): {format_total(measure_leaves(self.entries))}"]
         if self.uncommitted is not None:
             lines.append(f"UNCOMMITTED: {self.uncommitted}")
+        if self.unread:
+            lines.append(f"not read: {list_names([*self.unread])}")
         return join_lines([*lines, *format_tree(self.entries, self.empties, MAX_ROWS)])
 
     @functools.cached_property

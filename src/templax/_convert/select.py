@@ -246,7 +246,10 @@ def _select_metadata(found: Selection, catalog: Catalog, to: str) -> None:
     for name in items if isinstance(items, Mapping) else ():
         if name != item:
             found.lose("another item of the step", str(name))
-    hidden = (*_OF_THE_FORMAT, "items")
+    about = catalog.metadata.get("not read", {})
+    for name in {**catalog.unread, **(about if isinstance(about, Mapping) else {})}:
+        found.lose("what templax does not read", str(name))
+    hidden = (*_OF_THE_FORMAT, "items", "not read")
     about = {key: value for key, value in catalog.metadata.items() if key not in hidden}
     custom = about.pop("custom_metadata", {}) if orbax else about
     for key, value in custom.items() if isinstance(custom, Mapping) else ():

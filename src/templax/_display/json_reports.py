@@ -95,7 +95,7 @@ def diff_fields(diff: Diff) -> dict[str, Any]:
         "differing": len(diff.differing),
         **select_fields(diff, "by_fingerprint", "by_reading"),
         "leaves": [_leaf_fields(leaf) for leaf in diff.leaves],
-        **select_fields(diff, "shardings", "empties", "seconds"),
+        **select_fields(diff, "shardings", "empties", "unread", "seconds"),
     }
 
 

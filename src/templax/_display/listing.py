@@ -6,8 +6,9 @@
 from __future__ import annotations
 
 import fnmatch
+import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 
 from .._catalog.catalog import Catalog
@@ -19,6 +20,9 @@ from .._core.text import format_size, quote_text
 
 _MAX_FACT = 400
 """Most characters of metadata that are shown. The `_metadata` of a state dict names all modules."""
+
+_MAX_NOT_READ = 8
+"""Most things that are shown of what templax does not read."""
 
 _FACTS = ("step", "item", "items", "custom_metadata", "metrics")
 """Metadata whose meaning is known. What else a file says of itself is shown as its own words."""
@@ -35,6 +39,12 @@ def select_leaves(catalog: Catalog, globs: Sequence[str]) -> list[LeafEntry]:
     return [e for e in catalog.entries if any(fnmatch.fnmatchcase(e.name, g) for g in globs)]
 
 
+def _cut(text: str) -> str:
+    if len(text) <= _MAX_FACT:
+        return text
+    return f"{text[:_MAX_FACT]}... ({len(text):,} characters; --json has them all)"
+
+
 def describe_checkpoint(catalog: Catalog, shown: Sequence[LeafEntry]) -> Iterator[tuple[str, str]]:
     """Facts about the whole checkpoint, each with its label."""
     yield "format", f"{catalog.format}, recognised by {catalog.evidence}"
@@ -42,13 +52,16 @@ def describe_checkpoint(catalog: Catalog, shown: Sequence[LeafEntry]) -> Iterato
     for detail in ("init_timestamp_nsecs", "use_ocdbt", "use_zarr3"):
         known.pop(detail, None)  # only --json shows them
     saved = known.pop("commit_timestamp_nsecs", None)
+    not_read = known.pop("not read") if isinstance(known.get("not read"), Mapping) else {}
     for name in dict.fromkeys((*_FACTS, *sorted(known))):
         value = known.pop(name, None)
         if value not in (None, {}, [], ""):
             text = value if isinstance(value, str) else json.dumps(value, default=str)
-            if len(text) > _MAX_FACT:
-                text = f"{text[:_MAX_FACT]}... ({len(text):,} characters; --json has them all)"
-            yield name.replace("_", " ") if name in _FACTS else f"metadata `{name}`", text
+            yield name.replace("_", " ") if name in _FACTS else f"metadata `{name}`", _cut(text)
+    for name, why in itertools.islice(not_read.items(), _MAX_NOT_READ):
+        yield "not read", _cut(f"`{name}`: {why}")
+    if len(not_read) > _MAX_NOT_READ:
+        yield "not read", f"{len(not_read) - _MAX_NOT_READ:,} more; --json has them all"
     if isinstance(saved, int) and 0 <= saved < 2**63:
         yield "saved", f"{datetime.fromtimestamp(saved // 10**9, UTC):%Y-%m-%d %H:%M:%S} UTC"
     totals = measure_leaves(shown)

@@ -17,6 +17,7 @@ from .._core.names import (
     join_path,
     matches_pattern,
     prefixes,
+    split_name,
     strip_prefix,
 )
 from .._template.template import Target, Template
@@ -44,12 +45,14 @@ class CheckpointView:
         empties: Values that are recorded without a leaf, such as an empty dict, by path.
         url: For the report.
         fingerprints: Returns name → crc32c of the leaf's bytes, if the checkpoint records them.
+        unread: Leaves that templax can't read: name → why.
     """
 
     entries: Sequence[LeafEntry]
     empties: Mapping[Path, str] = field(default_factory=dict)
     url: str = ""
     fingerprints: Callable[[], Mapping[str, int]] | None = None
+    unread: Mapping[str, str] = field(default_factory=dict)
 
 
 RenamedLeaf = tuple[Path, str, LeafEntry]
@@ -106,6 +109,16 @@ def apply_at_and_rename(checkpoint: CheckpointView, options: MatchOptions) -> li
             path = apply_rename(path, options.rename)
             leaves.append((path, join_path(path), entry))
     return leaves
+
+
+def list_unread(checkpoint: CheckpointView, options: MatchOptions) -> dict[str, str]:
+    """The leaves that can't be read, as `apply_at_and_rename` names the others: name → why."""
+    found: dict[str, str] = {}
+    for name, why in checkpoint.unread.items():
+        path = strip_prefix(split_name(name), options.at)
+        if path is not None:
+            found[join_path(apply_rename(path, options.rename))] = why
+    return found
 
 
 def fit_leaf(
@@ -368,9 +381,19 @@ class _Matching:
             note = KEPT_ELSEWHERE if target.concrete and target.remote else NOTHING_TO_KEEP
         expected = f"{target.dtype_name}{target.user_shape}"
         found = self._inner_nodes.get(target.name, "none")
+        if found == "none" and note is None and (why := self._find_unread(target)) is not None:
+            found, note = "one that templax does not read", why
         if isinstance(choice, int) and target.name not in self.indexes[choice].by_name:
             found += f", and none in {self.suppliers[choice - 1].url}"
         return Mismatch("missing", target.name, expected, found, note=note)
+
+    def _find_unread(self, target: Target) -> str | None:
+        """Why the checkpoint's leaf for a target, or what would hold it, can't be read."""
+        if not self.checkpoint.unread:
+            return None
+        unread = list_unread(self.checkpoint, self.options)
+        above = (join_path(target.path[:n]) for n in range(len(target.path), 0, -1))
+        return next((unread[name] for name in above if name in unread), None)
 
     @functools.cached_property
     def _inner_nodes(self) -> dict[str, str]:

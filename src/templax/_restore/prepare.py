@@ -87,6 +87,7 @@ def match_checkpoint(
             c.empties,
             c.url,
             c.fingerprints,
+            c.unread,
         )
         for c, by_position in zip(catalogs, aligned, strict=True)
     ]

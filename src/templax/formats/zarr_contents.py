@@ -78,6 +78,7 @@ def open_tree(source: Source, format: str, evidence: str) -> Catalog:
         locator=functools.partial(_locate, source, container),
         metadata=tree.describe(),
         empties=tree.find_empties(),
+        unread=tree.not_read,
         regions=functools.partial(_describe_tree, source, container, tuple(tree.entries)),
     )
 
@@ -180,7 +181,7 @@ class _Tree:
             try:
                 array = parse_metadata(data, file)
             except Unsupported as error:
-                self.not_read[name] = error.what
+                self.not_read[join_path(_split(name))] = error.what
                 return
             if not attributes and f"{prefix}{ATTRIBUTES}" not in self.container.objects:
                 parsed[data] = array

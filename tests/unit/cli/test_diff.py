@@ -77,6 +77,7 @@ def test_diff_json_has_the_documented_fields():
         "by_reading": 14,
         "shardings": [],
         "empties": [],
+        "unread": [],
     }
     assert len(leaves) == 14
     first = leaves[0]

@@ -239,7 +239,7 @@ def test_numcodecs_is_imported_once_by_threads_that_need_it_at_once() -> None:
         failed = []
         def load(codec):
             try:
-                blosc._load(codec)
+                blosc.load_codec(codec)
             except BaseException as error:
                 failed.append(error)
         threads = [threading.Thread(target=load, args=(c,)) for c in ("blosc", "lz4") * 4]

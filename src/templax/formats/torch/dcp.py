@@ -46,9 +46,6 @@ _MAX_OBJECT = 1 << 20
 _MAX_COMPARED = 512
 """Most chunks of a tensor that are compared one by one because they form no grid."""
 
-NOT_READ = "not read"
-"""Key of `Catalog.metadata`: name → why an object of the checkpoint is not among its leaves."""
-
 
 class _Place(msgspec.Struct, frozen=True, gc=False):
     """A byte range of a file of the checkpoint."""
@@ -120,7 +117,6 @@ def _make_catalog(source: Source, value: Any, nbytes: int) -> Catalog:
     files = _Files(source, {place.file for place in places.values()})
     total = sum(files.sizes.values())
     tree = Tree(nbytes + total, nbytes + total)
-    not_read: dict[str, str] = {}
     for name, about in stored.items():
         if type(name) is not str:
             raise Corrupted("Expected names of text in the metadata, got another value")
@@ -131,15 +127,12 @@ def _make_catalog(source: Source, value: Any, nbytes: int) -> Catalog:
                 raise Corrupted("Expected a place of this object in the metadata", leaf=name)
             reason = _add_object(tree, files, place, path)
             if reason is not None:
-                not_read[name] = reason
+                tree.not_read[join_path(path)] = reason
         else:
             try:
                 tree.add_array(path, *_read_tensor(name, about, places))
             except CheckpointError as error:
                 raise error.locate(leaf=name) from None
-    metadata = dict(tree.metadata)
-    if not_read:
-        metadata[NOT_READ] = not_read
     return Catalog(
         url=source.url,
         format=DistributedCheckpoint.name,
@@ -147,8 +140,9 @@ def _make_catalog(source: Source, value: Any, nbytes: int) -> Catalog:
         entries=tuple(tree.entries),
         source=source,
         locator=functools.partial(_locate, source),
-        metadata=metadata,
+        metadata=tree.about,
         empties=tree.empties,
+        unread=tree.not_read,
         regions=functools.partial(_describe_files, tuple(places.values())),
     )
 
@@ -318,6 +312,8 @@ def _add_object(tree: Tree, files: _Files, place: _Place, path: Path) -> str | N
         trial, pieces = Tree(nbytes, nbytes), Pieces()
         trial.add(archive.pickle.value, path)
         archive.pickle.require_known()
+        for reason in trial.not_read.values():
+            return reason
         starts = {key: place.start + start for key, start in archive.starts.items()}
         located = {
             entry.name: pieces.locate(entry.handle, place.file, starts[entry.handle.storage.key])

@@ -41,19 +41,26 @@ class TorchLegacy:
     def open(self, source: Source) -> Catalog:
         """Opens a file. Leaves are in the order of the pickle, and keys are split at dots.
 
+        What templax does not read is listed in `unread`, and in the metadata under "not read".
+
         Raises:
             Corrupted: A pickle is unreadable, or contradicts the storages.
-            Unsupported: It holds something other than containers of tensors, numbers and text, or
-                big-endian tensors; the error names it.
+            Unsupported: It holds no tensors, but something else that templax does not read; or
+                big-endian tensors. The error names it.
         """
         size = root_size(source)
         pickles = _read_pickles(source, size)
         _check_machine(pickles[1].value, pickles[2].value)
         tree = Tree(pickles[3].stop, size)
         tree.add(pickles[3].value)
-        for pickle in pickles:
-            pickle.require_known()
-        starts = dict(_find_storages(source, size, pickles))
+        tree.require_tensors()
+        for i, pickle in enumerate(pickles):
+            pickle.require_listed(tree.refused if i == 3 else ())
+        try:
+            starts = dict(_find_storages(source, size, pickles))
+        except Corrupted as error:
+            # After a storage of another kind, nobody can say where the next one begins.
+            raise tree.refusal or error from None
         return Catalog(
             url=source.url,
             format=self.name,
@@ -61,8 +68,9 @@ class TorchLegacy:
             entries=tuple(tree.entries),
             source=source,
             locator=functools.partial(locate_tensors, starts),
-            metadata=tree.metadata,
+            metadata=tree.about,
             empties=tree.empties,
+            unread=tree.not_read,
             regions=functools.partial(_describe_file, pickles[4].stop, starts),
         )
 

@@ -14,7 +14,7 @@ from ..._core.dtypes import DTYPES, PYTHON_DTYPES
 from ..._core.names import MAX_DEPTH, Path, join_path
 from ...errors import Unsupported
 from .objects import Named, Record, Refused, StateDict, Tensor
-from .unpickler import make_refusal
+from .refusals import make_refusal
 
 # A pickle may refer to one object any number of times, in two bytes each. These limits are for the
 # tree in which each reference is a node of its own; see the table in docs/explanation/security.md.
@@ -47,16 +47,22 @@ class Tree:
             leaf its chunks.
         empties: Path → what there is instead of a leaf.
         metadata: The attribute `_metadata` of each state dict that has one, by its name.
+        not_read: Name of a leaf that templax does not read → why, and what to save in its place.
+        refusal: The error for the first of them.
+        refused: The names of the classes and functions among them.
 
     Raises:
-        Unsupported: It has a leaf that templax does not read; two leaves have the same name; or it
-            repeats objects so often that it is far larger than its file.
+        Unsupported: It is itself something that templax does not read; two leaves have the same
+            name; or it repeats objects so often that it is far larger than its file.
     """
 
     def __init__(self, nbytes: int, stored: int):
         self.entries: list[LeafEntry] = []
         self.empties: dict[Path, str] = {}
         self.metadata: dict[str, Any] = {}
+        self.not_read: dict[str, str] = {}
+        self.refusal: Unsupported | None = None
+        self.refused: set[str] = set()
         self._names: set[str] = set()
         self._nodes = _NODES + nbytes // _NODE_BYTES
         self._text = _TEXT + nbytes * _TEXT_PER_BYTE
@@ -65,6 +71,16 @@ class Tree:
     def add(self, value: Any, path: Path = ()) -> None:
         """Adds the leaves of a value at a path."""
         self._add(value, path, _measure(path))
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """The metadata of the catalog."""
+        return self.metadata | ({"not read": self.not_read} if self.not_read else {})
+
+    def require_tensors(self) -> None:
+        """Raises the first `Unsupported` if there is no tensor beside what can't be read."""
+        if self.refusal and not any(isinstance(e.handle, Tensor) for e in self.entries):
+            raise self.refusal
 
     def _add(self, value: Any, path: Path, length: int) -> None:
         """Adds a value whose name has `length` characters, or a few less."""
@@ -91,12 +107,19 @@ class Tree:
             chunks = (Chunk(Extent("", 0, 0, value), ((0, len(value)),)),) if value else ()
             self._add_array(path, length, (len(value),), DTYPES["uint8"], chunks)
         elif kind is Refused or kind is Record:
-            raise make_refusal(value.name).locate(leaf=join_path(path))
+            self.refused.add(value.name)
+            self._refuse(path, length, make_refusal(value.name))
         else:
-            raise Unsupported(
-                f"templax reads no leaves of type `{kind.__name__}` in a PyTorch file",
-                leaf=join_path(path),
-            )
+            what = f"templax reads no leaves of type `{kind.__name__}` in a PyTorch file"
+            self._refuse(path, length, Unsupported(what))
+
+    def _refuse(self, path: Path, length: int, why: Unsupported) -> None:
+        """Notes a leaf that templax does not read; raises why, if that is all there is."""
+        if not path:
+            raise why.locate(leaf=join_path(path))
+        name = self._claim_name(path, length)
+        self.refusal = self.refusal or why.locate(leaf=name)
+        self.not_read[name] = why.what if why.hint is None else f"{why.what}; {why.hint}"
 
     def add_array(self, path: Path, shape: Shape, dtype: np.dtype, handle: Any) -> None:
         """Adds an array."""
@@ -127,12 +150,11 @@ class Tree:
     def _add_dict(self, path: Path, length: int, items: dict[Any, Any]) -> None:
         if not items:
             self._add_empty(path, length, "Dict")
+        for kind in {type(key) for key in items} - {str, int}:
+            what = f"templax reads dicts with keys of text, got {kind.__name__}"
+            self._refuse(path, length, Unsupported(what))
+            return
         for key, child in items.items():
-            if type(key) not in (str, int):
-                raise Unsupported(
-                    f"templax reads dicts with keys of text, got {type(key).__name__}",
-                    leaf=join_path(path),
-                )
             name = str(key)
             if name.count(".") > MAX_DEPTH:
                 raise Unsupported(f"templax reads trees of at most {MAX_DEPTH} levels")

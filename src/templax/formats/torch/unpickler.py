@@ -9,13 +9,13 @@ Python's `pickletools`.
 
 from __future__ import annotations
 
+import itertools
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 from ...errors import Corrupted, Unsupported
 from .objects import (
-    LAZY,
     Named,
     Record,
     Refused,
@@ -26,12 +26,16 @@ from .objects import (
     resolve_global,
     set_item,
 )
+from .refusals import make_refusal
 
 _MAX_INTEGER = 32
 """Most bytes of an integer. Those of PyTorch have 10 at most."""
 
 _MAX_LINE = 1 << 10
 """Most bytes of the name of a global, or of a number in digits."""
+
+_MAX_LOOKED, _MAX_ITEMS = 1 << 16, 64
+"""Most values that are looked at for refused names, besides one per byte, and of one container."""
 
 _MAX_COPIED = 1 << 16
 """Most items and characters that calls copy, beside one for each byte of the data."""
@@ -52,18 +56,32 @@ class Pickle(NamedTuple):
         value: What it stands for.
         stop: Its end in the data.
         refused: The names in it that are not in the tables of `objects`, in order.
+        inside: Those that went into something that was refused as a whole.
         storages: Key → storage, for all that it names.
     """
 
     value: Any
     stop: int
     refused: tuple[str, ...]
+    inside: frozenset[str]
     storages: dict[str, Storage]
 
     def require_known(self) -> None:
         """Raises `Unsupported` if the pickle has names that are not in the tables."""
+        self.require_listed(())
+
+    def require_listed(self, names: Collection[str]) -> None:
+        """Raises `Unsupported` for a name that is neither in the tables nor listed.
+
+        Nobody would hear of it: a pickle can drop what it calls. A name that went into something
+        that is listed counts as listed.
+
+        Args:
+            names: The names that are listed as not read.
+        """
         for name in self.refused:
-            raise make_refusal(name)
+            if name not in names and not (names and name in self.inside):
+                raise make_refusal(name)
 
 
 def read_pickle(data: bytes, start: int = 0) -> Pickle:
@@ -85,20 +103,25 @@ def read_pickle(data: bytes, start: int = 0) -> Pickle:
         raise Corrupted(f"The pickle is unreadable near its byte {machine.at - start}") from error
     if len(machine.stack) != 1 or machine.marks:
         raise Corrupted("The pickle is unreadable: it ends too early")
-    return Pickle(machine.stack[0], machine.at, tuple(machine.refused), machine.storages)
+    refused, inside = tuple(machine.refused), frozenset(machine.inside)
+    return Pickle(machine.stack[0], machine.at, refused, inside, machine.storages)
 
 
 class _Machine:
     """Interprets one pickle: a stack of values, marks in it, and values to be used again."""
 
-    __slots__ = ("at", "copied", "data", "marks", "memo", "refused", "stack", "storages")
+    __slots__ = (
+        *("at", "copied", "data", "inside", "looked", "marks", "memo", "refused", "stack"),
+        "storages",
+    )
 
     def __init__(self, data: bytes, start: int):
         self.data, self.at = data, start
         self.stack: list[Any] = []
         self.marks: list[int] = []
         self.memo: dict[int, Any] = {}
-        self.copied = 0
+        self.copied = self.looked = 0
+        self.inside: dict[str, None] = {}
         self.refused: dict[str, None] = {}
         self.storages: dict[str, Storage] = {}
 
@@ -223,12 +246,28 @@ class _Machine:
         target = self.stack[-1]
         if type(target) is list:
             target.extend(items)
-        elif not isinstance(target, Refused):
+        elif isinstance(target, Refused):
+            self.note_inside(items)
+        else:
             raise TypeError
+
+    def note_inside(self, values: Any) -> None:
+        """Notes which refused names went into something that was refused as a whole."""
+        pending = [values]
+        while pending and self.looked < len(self.data) + _MAX_LOOKED:
+            self.looked += 1
+            value = pending.pop()
+            if isinstance(value, Refused):
+                self.inside[value.name] = None
+            elif type(value) in (list, tuple):
+                pending += value[:_MAX_ITEMS]
+            elif type(value) in (dict, StateDict):
+                pending += itertools.islice(value.values(), _MAX_ITEMS)
 
     def set_items(self, items: list[Any]) -> None:
         target = self.stack[-1]
         if isinstance(target, Refused):
+            self.note_inside(items)
             return
         if type(target) not in (dict, StateDict) or len(items) % 2:
             raise TypeError
@@ -285,6 +324,7 @@ class _Machine:
                 self.refused[made.name] = None
             self.push(made)
         elif isinstance(called, Refused):
+            self.note_inside(arguments)
             self.push(called)
         else:
             raise TypeError
@@ -301,34 +341,10 @@ class _Machine:
             target.state = state
         elif isinstance(target, StateDict) and type(state) is dict and [*state] == ["_metadata"]:
             target.metadata = state["_metadata"]
-        elif not isinstance(target, Refused):
+        elif isinstance(target, Refused):
+            self.note_inside(state)
+        else:
             raise Unsupported("templax reads no objects with attributes of their own")
-
-
-_INSTEAD = {
-    "torch._utils._rebuild_qtensor": "tensor.dequantize()",
-    "torch._utils._rebuild_sparse_tensor": "tensor.to_dense()",
-    "torch._utils._rebuild_nested_tensor": "list(tensor.unbind())",
-    "torch._tensor._rebuild_from_type_v2": "tensor.detach().as_subclass(torch.Tensor)",
-    LAZY: "tensor.resolve_conj().resolve_neg()",
-    "numpy._core.multiarray._reconstruct": "torch.from_numpy(array)",
-    "numpy.core.multiarray._reconstruct": "torch.from_numpy(array)",
-    "numpy._core.multiarray.scalar": "number.item()",
-    "numpy.core.multiarray.scalar": "number.item()",
-    "collections.defaultdict": "dict(value)",
-    "argparse.Namespace": "vars(value)",
-}
-"""Name that is refused → what to save in its place."""
-
-
-def make_refusal(name: str) -> Unsupported:
-    """The error for a pickle that needs a class or function that templax does not build."""
-    what = f"templax reads no `{name[:200]}` in a pickle, and calls nothing that a file names"
-    if name == LAZY:
-        what = f"templax reads no {LAZY}"
-    instead = _INSTEAD.get(name)
-    usual = "save a dict of tensors, numbers and text, such as a `state_dict()`"
-    return Unsupported(what, hint=usual if instead is None else f"save `{instead}` in its place")
 
 
 def _make_tuple(n: int) -> Callable[[_Machine], None]:

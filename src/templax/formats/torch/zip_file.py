@@ -52,15 +52,18 @@ class TorchZip:
     def open(self, source: Source) -> Catalog:
         """Opens a file. Leaves are in the order of the pickle, and keys are split at dots.
 
+        What templax does not read is listed in `unread`, and in the metadata under "not read".
+
         Raises:
             Corrupted: The archive or its pickle is unreadable, or contradicts itself.
-            Unsupported: It holds something other than containers of tensors, numbers and text,
-                big-endian tensors, or a program of TorchScript; the error names it.
+            Unsupported: It holds no tensors, but something else that templax does not read;
+                big-endian tensors, or a program of TorchScript. The error names it.
         """
         archive = read_archive(source)
         tree = Tree(archive.nbytes, root_size(source))
         tree.add(archive.pickle.value)
-        archive.pickle.require_known()
+        tree.require_tensors()
+        archive.pickle.require_listed(tree.refused)
         names = {
             archive.starts[entry.handle.storage.key]: entry.name
             for entry in reversed(tree.entries)
@@ -79,8 +82,9 @@ class TorchZip:
             entries=tuple(tree.entries),
             source=source,
             locator=functools.partial(locate_tensors, archive.starts),
-            metadata=tree.metadata,
+            metadata=tree.about,
             empties=tree.empties,
+            unread=tree.not_read,
             audit=functools.partial(check_members, source, summed),
             audits_values=all(member.crc32 for member in archive.members if member.nbytes),
             regions=functools.partial(_describe_file, source, archive),

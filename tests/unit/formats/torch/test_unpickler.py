@@ -31,7 +31,8 @@ def read_tree(data: bytes) -> Tree:
     found = read_pickle(data)
     tree = Tree(len(data), len(data))
     tree.add(found.value)
-    found.require_known()
+    tree.require_tensors()
+    found.require_listed(tree.refused)
     return tree
 
 
