@@ -14,7 +14,7 @@ from .._catalog.entry import LeafEntry
 from .._core.names import Path, Rename, apply_rename, find_nearest, join_path, strip_prefix
 from .._core.progress import Progress, check_progress
 from .._core.workers import choose_threads
-from .._match.match import CheckpointView, apply_at_and_rename, list_unread
+from .._match.checkpoint_view import CheckpointView, apply_at_and_rename, list_unread
 from .._match.options import MatchOptions
 from .._restore.options import CompareOptions
 from .._restore.prepare import check_rename_used, list_subtrees

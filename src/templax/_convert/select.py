@@ -22,7 +22,7 @@ from .._core.names import (
     strip_prefix,
 )
 from .._core.text import quote_text
-from .._match.match import CheckpointView, apply_at_and_rename
+from .._match.checkpoint_view import CheckpointView, apply_at_and_rename
 from .._match.options import MatchOptions
 from .._restore.prepare import list_subtrees
 from ..errors import UsageError

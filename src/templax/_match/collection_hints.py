@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from .._core.names import Rename
+from .checkpoint_view import apply_at_and_rename
 from .failure import Failure, add_hint, add_rename_hint, count_found
-from .match import apply_at_and_rename
 from .result import Match
 
 PARAMS, STATISTICS = "params", "batch_stats"

@@ -11,7 +11,7 @@ from .._core.text import leaf_noun, list_names
 from .._escape import escape_text
 from .._template.template import Target, Template
 from ..errors import Mismatch
-from .match import CheckpointView, apply_at_and_rename
+from .checkpoint_view import CheckpointView, apply_at_and_rename
 from .options import MatchOptions
 from .rename_text import combine_renames, format_rename
 from .result import Match, format_mismatches

@@ -13,10 +13,10 @@ from .._core.text import list_names
 from .._escape import escape_text
 from .._template.template import Template
 from .at_hints import suggest_at
+from .checkpoint_view import CheckpointView, apply_at_and_rename
 from .collection_hints import suggest_collections
 from .failure import Failure, add_hint, count_found
 from .leaf_hints import add_leaf_hints
-from .match import CheckpointView, apply_at_and_rename
 from .missing_hints import suggest_missing
 from .options import MatchOptions
 from .rename_hints import (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from msgspec import structs
@@ -17,11 +17,11 @@ from .._core.names import (
     join_path,
     matches_pattern,
     prefixes,
-    split_name,
     strip_prefix,
 )
 from .._template.template import Target, Template
 from ..errors import Mismatch
+from .checkpoint_view import CheckpointView, apply_at_and_rename, list_unread
 from .options import MatchOptions
 from .result import CastNote, Match, Pair
 
@@ -34,29 +34,6 @@ KEPT_ELSEWHERE = (
     " in its own sharding"
 )
 """The note of a missing leaf whose value `missing="keep"` can't move to the sharding asked for."""
-
-
-@dataclass(frozen=True, slots=True)
-class CheckpointView:
-    """What a match needs of a catalog.
-
-    Attributes:
-        entries: The leaves.
-        empties: Values that are recorded without a leaf, such as an empty dict, by path.
-        url: For the report.
-        fingerprints: Returns name → crc32c of the leaf's bytes, if the checkpoint records them.
-        unread: Leaves that templax can't read: name → why.
-    """
-
-    entries: Sequence[LeafEntry]
-    empties: Mapping[Path, str] = field(default_factory=dict)
-    url: str = ""
-    fingerprints: Callable[[], Mapping[str, int]] | None = None
-    unread: Mapping[str, str] = field(default_factory=dict)
-
-
-RenamedLeaf = tuple[Path, str, LeafEntry]
-"""A leaf of the checkpoint, with its path and name after `at` and `rename`."""
 
 
 def match_leaves(
@@ -96,29 +73,6 @@ def match_leaves(
     matching.report_if_nothing_is_taken()
     matching.report_extras()
     return matching.build_result()
-
-
-def apply_at_and_rename(checkpoint: CheckpointView, options: MatchOptions) -> list[RenamedLeaf]:
-    """The leaves of a checkpoint that `at` selects, under their names after `rename`."""
-    if not options.at and options.rename is None:
-        return [(e.path, e.name, e) for e in checkpoint.entries]
-    leaves = []
-    for entry in checkpoint.entries:
-        path = strip_prefix(entry.path, options.at)
-        if path is not None:
-            path = apply_rename(path, options.rename)
-            leaves.append((path, join_path(path), entry))
-    return leaves
-
-
-def list_unread(checkpoint: CheckpointView, options: MatchOptions) -> dict[str, str]:
-    """The leaves that can't be read, as `apply_at_and_rename` names the others: name → why."""
-    found: dict[str, str] = {}
-    for name, why in checkpoint.unread.items():
-        path = strip_prefix(split_name(name), options.at)
-        if path is not None:
-            found[join_path(apply_rename(path, options.rename))] = why
-    return found
 
 
 def fit_leaf(

@@ -8,8 +8,9 @@ from .._catalog.entry import LeafEntry
 from .._core.names import join_path, split_name
 from .._core.text import list_names
 from ..errors import Mismatch
+from .checkpoint_view import CheckpointView
 from .failure import Failure, solves_only
-from .match import CheckpointView, fit_leaf, match_leaves
+from .match import fit_leaf, match_leaves
 from .meaning import is_average, is_embedding, list_moments
 from .result import Match
 

@@ -10,6 +10,7 @@ from .._catalog.entry import LeafEntry
 from .._core.names import Path, Rename, join_path, prefixes, split_name
 from .._core.text import quote_text
 from .._template.template import Target
+from .checkpoint_view import apply_at_and_rename
 from .failure import (
     Failure,
     add_hint,
@@ -19,7 +20,6 @@ from .failure import (
     solves_only,
 )
 from .leaf_hints import add_leaf_hints
-from .match import apply_at_and_rename
 from .meaning import list_moments
 from .moved_subtrees import find_moved_subtrees
 from .result import Match

@@ -29,8 +29,9 @@ from .._core.names import (
     strip_prefix,
 )
 from .._core.text import quote_text
+from .._match.checkpoint_view import CheckpointView
 from .._match.hints import add_hints, explain_lack_of_arrays, lacks_arrays
-from .._match.match import CheckpointView, match_leaves
+from .._match.match import match_leaves
 from .._match.options import MatchOptions, MissingChoice
 from .._match.positions import align_leaves, note_positions
 from .._match.result import Match

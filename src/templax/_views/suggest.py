@@ -12,7 +12,8 @@ from .._core.dtypes import Cast
 from .._core.gc_pause import pause_gc
 from .._core.text import leaf_noun, list_names
 from .._escape import escape_text
-from .._match.match import CheckpointView, match_leaves
+from .._match.checkpoint_view import CheckpointView
+from .._match.match import match_leaves
 from .._match.options import MatchOptions
 from .._match.result import MAX_SHOWN, Match
 from .._template.make import make_template

@@ -237,7 +237,8 @@ def test_following_any_hint_removes_its_mismatches_and_adds_none(
 @given(_mismatched_trees())
 def test_hints_do_not_change_the_mismatches(case: tuple[Any, Any, dict[str, Any]]) -> None:
     """With and without hints, the mismatches are the same, in the same order."""
-    from templax._match.match import CheckpointView, match_leaves
+    from templax._match.checkpoint_view import CheckpointView
+    from templax._match.match import match_leaves
     from templax._match.options import MatchOptions
     from templax._template.from_pytree import as_template
 

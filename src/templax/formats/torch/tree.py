@@ -118,7 +118,7 @@ class Tree:
         if not path:
             raise why.locate(leaf=join_path(path))
         name = self._claim_name(path, length)
-        self.refusal = self.refusal or why.locate(leaf=name)
+        self.refusal = self.refusal or Unsupported(why.what, leaf=name, hint=why.hint)
         self.not_read[name] = why.what if why.hint is None else f"{why.what}; {why.hint}"
 
     def add_array(self, path: Path, shape: Shape, dtype: np.dtype, handle: Any) -> None:
