@@ -343,11 +343,14 @@ class _Matching:
 
     def _find_unread(self, target: Target) -> str | None:
         """Why the checkpoint's leaf for a target, or what would hold it, can't be read."""
-        if not self.checkpoint.unread:
+        if not self._unread:
             return None
-        unread = list_unread(self.checkpoint, self.options)
         above = (join_path(target.path[:n]) for n in range(len(target.path), 0, -1))
-        return next((unread[name] for name in above if name in unread), None)
+        return next((self._unread[name] for name in above if name in self._unread), None)
+
+    @functools.cached_property
+    def _unread(self) -> Mapping[str, str]:
+        return list_unread(self.checkpoint, self.options)
 
     @functools.cached_property
     def _inner_nodes(self) -> dict[str, str]:
