@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from helpers import mark_slow
+
 PREAMBLE = """
 import hashlib, json, threading, time
 import templax as tx
@@ -238,7 +240,7 @@ meet("looked")
 )
 
 
-@pytest.fixture(scope="module", params=[2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.fixture(scope="module", params=mark_slow(2, 4))
 def results(run: Any, request: pytest.FixtureRequest) -> dict[str, list[Any]]:
     """The result of each case on each process, for a job of two processes and one of four."""
     outputs = run(request.param, CASES)

@@ -46,7 +46,8 @@ for how, who in (("manager", 0), ("manager", last), ("tx", 0), ("tx", last), ("c
 )
 
 
-@pytest.mark.parametrize("count", [2, *(pytest.param(n, marks=pytest.mark.slow) for n in (3, 4))])
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [2, 3, 4])
 def test_a_failure_that_one_process_has_seen_fails_the_next_save_of_all_or_of_none(
     run: Any, tmp_path: Path, count: int
 ) -> None:

@@ -43,13 +43,14 @@ for what, error in ERRORS.items():
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("count", "wait"),
     [
         (2, "background"),
-        pytest.param(2, "wait", marks=pytest.mark.slow),
-        pytest.param(3, "background", marks=pytest.mark.slow),
-        pytest.param(4, "wait", marks=pytest.mark.slow),
+        (2, "wait"),
+        (3, "background"),
+        (4, "wait"),
     ],
 )
 def test_the_others_hear_who_left_the_run_and_why_and_all_may_come_back(

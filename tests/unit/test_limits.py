@@ -2,6 +2,7 @@
 
 import pytest
 
+from helpers import mark_slow
 from limits import run_cli_limited, run_limited
 
 
@@ -19,8 +20,8 @@ def test_the_output_and_the_error_are_returned():
     [
         ("np.ones(50 << 20, np.uint8)", r"took 5\d MiB of 20 MiB"),
         ("a = [i for i in range(1 << 30)]", "failed(.|\n)*MemoryError"),
-        ("while True: pass", "stopped by signal"),
         ("raise KeyError('k')", "failed(.|\n)*KeyError"),
+        *mark_slow(("while True: pass", "stopped by signal")),
     ],
 )
 def test_too_much_of_anything_fails(code: str, what: str):
