@@ -240,7 +240,8 @@ class LeafClass:
             if short and not absolute:
                 far = [max(axis)[1] - 1 for axis in zip(*[src for src, _ in wanted], strict=True)]
                 end = sum([at * row for at, row in zip(far, reversed(rows), strict=True)])
-                absolute = end >= chunk.extent.nbytes - short
+                end += pair.entry.dtype.itemsize  # of which the last byte may be in that block
+                absolute = end > chunk.extent.nbytes - short
             phase = tuple(steps if absolute else [step % chunk.block for step in steps])
         key = self._describe_kind(number), moved, phase
         parts = self._parts.get(key)

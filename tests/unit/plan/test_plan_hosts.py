@@ -16,7 +16,7 @@ from drawn_rules import drawn_rules
 from helpers import count_examples
 from stored_leaves import make_pair, small_sizes
 from templax._catalog.entry import Chunk, Extent
-from templax._core.boxes import size_of
+from templax._core.boxes import full_box, size_of
 from templax._match.result import Match, Pair
 from templax._plan.build import build_plan
 from templax._plan.job import HostPlan
@@ -250,13 +250,21 @@ def test_leaves_of_the_same_bytes_are_read_in_their_order(
         assert plan_job(match, [chunks], topology, **options).groups[0].requests == requests
 
 
-def test_the_last_block_of_a_chunk_may_be_shorter_than_the_others() -> None:
+@pytest.mark.parametrize(
+    ("values", "spec"),
+    [
+        (np.zeros((2, 4, 8), np.uint8), (None, "y", "x")),
+        (np.zeros((8, 8), np.float32), (None, ("x", "y"))),  # it begins within the last element
+    ],
+    ids=["bytes", "floats"],
+)
+def test_the_last_block_of_a_chunk_may_be_shorter_than_the_others(
+    values: np.ndarray, spec: Any
+) -> None:
     """So that two hosts whose boxes begin alike in a block complete it with other bytes."""
-    values = np.zeros((2, 4, 8), np.uint8)
-    sharding = Sharding(dict(MESH), (None, "y", "x"))
-    pair = make_pair("l", values, (), sharding=sharding)
-    box = ((0, 2), (0, 4), (0, 8))
-    chunk = Chunk(Extent("f", 3, 67), box, checked=True, sums=(0,) * 22, block=3)
+    pair = make_pair("l", values, (), sharding=Sharding(dict(MESH), spec))
+    extent, sums = Extent("f", 3, 3 + values.nbytes), (0,) * -(-values.nbytes // 3)
+    chunk = Chunk(extent, full_box(values.shape), checked=True, sums=sums, block=3)
     match = Match("", Template((pair.target,)), (pair,))
     topology = tx.Topology(hosts=8, devices_per_host=1, mesh=MESH, platform="cpu")
     options = {"threads": 1, "memory": 1, "verify": "available", "gaps": [0]}
