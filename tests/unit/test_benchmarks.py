@@ -112,7 +112,7 @@ def test_report_holds_every_workload_library_and_sample(tmp_path):
             assert [sample["peak_anon_bytes"] for sample in row["samples"]] == [None]
             assert len(row["untimed"]) == 2
             (first_s,) = row["first_s"]
-            assert first_s > 0.05  # it has imported the library
+            assert first_s > row["samples"][0]["seconds"]  # it has imported the library
     assert ET.parse(chart).getroot().tag.endswith("svg")
     assert "| `orbax-standard` | orbax |" in (tmp_path / "out.md").read_text()
     assert list(tmp_path.glob("templax-bench-*")) == []

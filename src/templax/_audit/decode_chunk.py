@@ -36,7 +36,7 @@ def can_decode(chunk: Chunk) -> bool:
 
 
 def find_undecodable(catalog: Catalog, entries: Sequence[LeafEntry]) -> dict[str, Unsupported]:
-    """Why there is no decoder for leaves, by the name of each that has none.
+    """Finds the leaves that templax can't decode: name → the error that a restore would raise.
 
     Args:
         catalog: The checkpoint.

@@ -14,7 +14,7 @@ from .._catalog.entry import LeafEntry
 from .._core.names import Path, Rename, apply_rename, find_nearest, join_path, strip_prefix
 from .._core.progress import Progress, check_progress
 from .._core.workers import choose_threads
-from .._match.checkpoint_view import CheckpointView, apply_at_and_rename, list_unread
+from .._match.checkpoint_view import CheckpointView, apply_at_and_rename, rename_unread
 from .._match.options import MatchOptions
 from .._restore.options import CompareOptions
 from .._restore.prepare import check_rename_used, list_subtrees
@@ -67,8 +67,8 @@ def diff(
 
     Raises:
         CheckpointError: A checkpoint can't be opened, or one of its leaves can't be read. Names the
-            checkpoint, the leaf and the file. Leaves in a codec or quantisation that templax does
-            not decode are no error: `LeafDiff.note` says that their values were not compared.
+            checkpoint, the leaf and the file. A leaf in a codec or quantisation that templax does
+            not decode raises nothing: its `LeafDiff.note` says that it was not compared.
         SourceError: The storage failed, or a checkpoint changed meanwhile.
         UsageError: An argument is invalid, or names nothing.
 
@@ -115,19 +115,14 @@ def diff(
         tuple(leaf.name for leaf in leaves if _has_other_sharding(leaf)),
         tuple(sorted(n for n, _ in empties[0].items() ^ empties[1].items())),
         time.perf_counter() - begin,
-        _list_unread(sides, options),
+        tuple(
+            dict.fromkeys(
+                name
+                for side, chosen in zip(sides, options, strict=True)
+                for name in rename_unread(side.catalog.unread, chosen)
+            )
+        ),
     )
-
-
-def _list_unread(
-    sides: tuple[Side, Side], options: tuple[MatchOptions, MatchOptions]
-) -> tuple[str, ...]:
-    """The names of leaves that templax can't read."""
-    found: dict[str, None] = {}
-    for side, chosen in zip(sides, options, strict=True):
-        view = CheckpointView((), unread=side.catalog.unread)
-        found |= dict.fromkeys(list_unread(view, chosen))
-    return tuple(found)
 
 
 def check_subtree(catalog: Catalog, option: str, subtree: str) -> None:
@@ -258,7 +253,7 @@ def _compare_values(
 def _list_undecodable(
     sides: tuple[Side, Side], pairs: Sequence[EntryPair]
 ) -> list[Unsupported | None]:
-    """Why each pair can't be compared: there is no decoder for one of the two. None if there is."""
+    """For each pair, the error for a leaf that templax can't decode; None if it can decode both."""
     found = [
         find_undecodable(side.catalog, [pair[n] for pair in pairs]) for n, side in enumerate(sides)
     ]

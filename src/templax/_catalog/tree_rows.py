@@ -251,9 +251,8 @@ class _Tree:
         known: dict[tuple[Any, ...], _Look] = {}
         looks: list[_Look] = []
         for entry in self._entries:
-            e = entry
-            text = (e.value, e.saved_sharding, e.quantisation)
-            key = (e.shape, e.dtype, e.kind, e.key_impl, text)
+            text = (entry.value, entry.saved_sharding, entry.quantisation)
+            key = (entry.shape, entry.dtype, entry.kind, entry.key_impl, text)
             found = known.get(key)
             if found is None:
                 shown = (entry.nbytes, entry.dtype_name, entry.user_shape, text)

@@ -21,7 +21,7 @@ from .._views.merged_source import MergedSource
 from ..errors import Corrupted, SaveError, UsageError
 from ..formats.registry import Checkpoint, open_checkpoint
 from ..storage.local import Local
-from ..storage.open import is_remote, open_source, spell_path
+from ..storage.open import is_remote, spell_path
 from ..storage.source import Source
 from .leftovers import identify_source
 from .options import make_options
@@ -164,7 +164,7 @@ def convert(
     if save.format == "msgpack":
         reader.hold_numbers(chosen.leaves)
     item = plan_files(chosen, options)
-    check_destination(open_source(options.path, storage), replaces=overwrite and not save.single)
+    check_destination(options.path, storage, replaces=overwrite and not save.single)
     with Target(chosen, options, item, reader, identify_source(catalog)) as target:
         meter = _Meter(item.writer.total, verify, on_progress)
         target.write(meter.report_written)

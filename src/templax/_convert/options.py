@@ -87,20 +87,18 @@ def make_options(
     if to is None and not path.endswith(tuple(save_options.SUFFIXES.values())):
         known = ", ".join(f'"{each}"' for each in FORMATS)
         raise UsageError(f"Expected to= one of {known} for a directory, got {to!r}")
-    try:
-        save = save_options.make_options(
-            format=to,
-            path=path,
-            overwrite=overwrite,
-            compression=compression,
-            memory=MEMORY_BYTES if memory is None else memory,
-            threads=threads,
-            on_progress=on_progress,
-            shard_size=shard_size,
-            storage=storage,
-        )
-    except UsageError as error:  # it names the argument of `save`
-        raise UsageError(str(error).replace('format="', 'to="')) from None
+    save = save_options.make_options(
+        format=to,
+        path=path,
+        overwrite=overwrite,
+        compression=compression,
+        memory=MEMORY_BYTES if memory is None else memory,
+        threads=threads,
+        on_progress=on_progress,
+        shard_size=shard_size,
+        storage=storage,
+        argument="to",
+    )
     if save.format != "orbax":
         for name, given in (("chunk_size", chunk_size is not None), ("flat", flat)):
             if given:

@@ -246,8 +246,8 @@ def _select_metadata(found: Selection, catalog: Catalog, to: str) -> None:
     for name in items if isinstance(items, Mapping) else ():
         if name != item:
             found.lose("another item of the step", str(name))
-    about = catalog.metadata.get("not read", {})
-    for name in {**catalog.unread, **(about if isinstance(about, Mapping) else {})}:
+    others = catalog.metadata.get("not read", {})
+    for name in (*catalog.unread, *(others if isinstance(others, Mapping) else ())):
         found.lose("what templax does not read", str(name))
     hidden = (*_OF_THE_FORMAT, "items", "not read")
     about = {key: value for key, value in catalog.metadata.items() if key not in hidden}

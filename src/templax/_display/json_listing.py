@@ -37,7 +37,7 @@ def catalog_fields(catalog: Catalog, shown: Sequence[LeafEntry]) -> dict[str, An
         for entry in shown
     ]
     return {
-        **select_fields(catalog, "url", "format", "evidence", "uncommitted", "metadata"),
+        **select_fields(catalog, "url", "format", "evidence", "uncommitted", "metadata", "unread"),
         "fingerprint": None if recorded is None else str(recorded),
         "leaf_count": len(catalog.entries),
         **select_fields(catalog, "nbytes", "parameter_count"),

@@ -52,7 +52,8 @@ def describe_checkpoint(catalog: Catalog, shown: Sequence[LeafEntry]) -> Iterato
     for detail in ("init_timestamp_nsecs", "use_ocdbt", "use_zarr3"):
         known.pop(detail, None)  # only --json shows them
     saved = known.pop("commit_timestamp_nsecs", None)
-    not_read = known.pop("not read") if isinstance(known.get("not read"), Mapping) else {}
+    others = known.pop("not read") if isinstance(known.get("not read"), Mapping) else {}
+    not_read = {**catalog.unread, **others}
     for name in dict.fromkeys((*_FACTS, *sorted(known))):
         value = known.pop(name, None)
         if value not in (None, {}, [], ""):

@@ -46,10 +46,10 @@ def apply_at_and_rename(checkpoint: CheckpointView, options: MatchOptions) -> li
     return leaves
 
 
-def list_unread(checkpoint: CheckpointView, options: MatchOptions) -> dict[str, str]:
+def rename_unread(unread: Mapping[str, str], options: MatchOptions) -> dict[str, str]:
     """The leaves that can't be read, as `apply_at_and_rename` names the others: name → why."""
     found: dict[str, str] = {}
-    for name, why in checkpoint.unread.items():
+    for name, why in unread.items():
         path = strip_prefix(split_name(name), options.at)
         if path is not None:
             found[join_path(apply_rename(path, options.rename))] = why

@@ -21,7 +21,7 @@ from .._core.names import (
 )
 from .._template.template import Target, Template
 from ..errors import Mismatch
-from .checkpoint_view import CheckpointView, apply_at_and_rename, list_unread
+from .checkpoint_view import CheckpointView, apply_at_and_rename, rename_unread
 from .options import MatchOptions
 from .result import CastNote, Match, Pair
 
@@ -350,7 +350,7 @@ class _Matching:
 
     @functools.cached_property
     def _unread(self) -> Mapping[str, str]:
-        return list_unread(self.checkpoint, self.options)
+        return rename_unread(self.checkpoint.unread, self.options)
 
     @functools.cached_property
     def _inner_nodes(self) -> dict[str, str]:

@@ -34,7 +34,7 @@ from .parts import (
     measure_scratch,
 )
 from .ranges import Ranges, merge_ranges
-from .requests import find_alone_bytes
+from .requests import find_alone_bytes, is_in_place
 from .topology import Indices, Topology
 
 CHUNK, START, STOP, NBYTES, USEFUL, LEAST, STORED, DECODED, PARTS, LEFT_OUT = range(10)
@@ -291,8 +291,7 @@ class LeafClass:
                 continue
             start, stop = part.start - extent.start - base, part.stop - extent.stop - base
             useful = count_useful_bytes(part) - (part.stop - part.start)
-            in_place = part.direct is not None and not chunk.codecs
-            least = find_alone_bytes(in_place, self._gap)
+            least = find_alone_bytes(is_in_place(part), self._gap)
             rows.append((0, start, stop, part.nbytes, useful, least, stored, room, 1, 0))
             if not packed:
                 ideal_bytes += count_wanted_bytes(part)

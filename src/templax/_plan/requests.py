@@ -17,11 +17,16 @@ INLINE_PARTS = 512
 """One job decodes at most this many values that an index holds."""
 
 
+def is_in_place(part: Part) -> bool:
+    """Whether a part is read straight to where it is wanted: it is direct, and not encoded."""
+    return part.direct is not None and not part.chunk.codecs
+
+
 def find_alone_bytes(in_place: bool, gap: int) -> int:
     """The stored bytes from which on a part is a request of its own.
 
     Args:
-        in_place: Whether it is read to where it is wanted: it is direct, and not encoded.
+        in_place: See `is_in_place`.
         gap: See `build_plan`; of its source.
     """
     return max(gap, IN_PLACE_BYTES if in_place else LARGE_BYTES)
@@ -197,7 +202,7 @@ def _join_parts(source: int, parts: list[Part], most: int, gap: int) -> Iterator
     parts = [parts[i] for i in order.tolist()]
     stop = np.array([part.stop for part in parts], np.int64)
     nbytes = np.array([part.nbytes for part in parts], np.int64)
-    in_place = np.array([part.direct is not None and not part.chunk.codecs for part in parts])
+    in_place = np.array([is_in_place(part) for part in parts])
     least = np.where(in_place, find_alone_bytes(True, gap), find_alone_bytes(False, gap))
     first = find_requests(file, start, stop, nbytes, stop - start >= least, most=most, gap=gap)
     begins = start[first].tolist()

@@ -168,12 +168,17 @@ def read_batch(batch: Batch, plan: Plan, source: Source) -> list[np.ndarray]:
 
 
 def _check_arrays(batch: Batch, arrays: Sequence[np.ndarray]) -> None:
-    """`check_values` for the buffers of a batch whose dtype has invalid values."""
-    checked = {d for d in {b.dtype for b in batch.buffers} if d.kind == "b" or count_bits(d) < 8}
+    """Checks the values of the buffers of a batch; see `check_values`."""
+    checked = {dtype for dtype in {b.dtype for b in batch.buffers} if _has_invalid_bytes(dtype)}
     if checked:
         for buffer, array in zip(batch.buffers, arrays, strict=True):
             if buffer.dtype in checked:
                 check_values(buffer.dtype, array, buffer.pair.target.name)
+
+
+def _has_invalid_bytes(dtype: np.dtype) -> bool:
+    """Whether some bytes are no element of a dtype."""
+    return dtype.kind == "b" or count_bits(dtype) < 8
 
 
 def check_values(dtype: np.dtype, array: np.ndarray, name: str) -> None:

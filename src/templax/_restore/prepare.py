@@ -161,7 +161,8 @@ def check_rename_used(rename: Mapping[str, str], catalog: Catalog, at: str) -> N
     """Refuses a prefix that neither a leaf nor an empty node has: it is a typo, which `missing=`
     would otherwise hide.
     """
-    known = [*(entry.path for entry in catalog.entries), *catalog.empties]
+    unread = map(split_name, catalog.unread)
+    known = [*(entry.path for entry in catalog.entries), *catalog.empties, *unread]
     paths = [path for each in known if (path := strip_prefix(each, at)) is not None]
     if not paths:
         return

@@ -16,11 +16,17 @@ from ..formats.orbax.extra_content import (
 )
 from ..formats.safetensors_set import SafetensorsSet
 from ..storage.disk import save_error
+from ..storage.open import open_source
+from ..storage.request_errors import ObjectChanged
 from ..storage.source import Source
 from .options import Url
 
 if TYPE_CHECKING:
     from .._hosts.agreement import Hosts  # imports JAX
+    from ..storage.stores import Store
+
+_ATTEMPTS = 3
+"""How often a destination is examined that changes meanwhile."""
 
 SEE_S = 5.0
 """How long a new directory may take to appear on the other hosts of a network file system."""
@@ -38,18 +44,38 @@ class Destination(NamedTuple):
     item: str = ""
 
 
-def check_destination(source: Source, *, replaces: bool, keeps: bool = False) -> None:
+def check_destination(
+    url: str | os.PathLike[str],
+    storage: Store | None,
+    *,
+    replaces: bool,
+    keeps: bool = False,
+) -> None:
     """Refuses to save inside an item, and to replace a directory that holds more than one
     checkpoint: a run, a home directory, a collection.
 
+    Another program may replace what is there meanwhile. Then it is examined again: which of the two
+    saves goes on is decided later, by who begins first.
+
     Args:
-        source: The destination.
+        url: The destination.
+        storage: See `open_source`.
         replaces: Whether a checkpoint there is replaced.
         keeps: Whether what others put beside it is kept.
 
     Raises:
         SaveError: The destination is refused, or cannot be examined.
     """
+    for attempt in range(_ATTEMPTS):
+        try:
+            _examine(open_source(url, storage), replaces=replaces, keeps=keeps)
+            return
+        except SaveError as error:
+            if not isinstance(error.__cause__, ObjectChanged) or attempt == _ATTEMPTS - 1:
+                raise
+
+
+def _examine(source: Source, *, replaces: bool, keeps: bool) -> None:
     check_path(source.url)
     try:
         # List first: then a store is asked for single files further up, and not for listings.

@@ -19,7 +19,7 @@ from ..errors import SaveError
 from ..formats.orbax.directory import COMMITTED
 from ..formats.orbax.extra_content import list_extra_content
 from ..formats.orbax.write import JSON, Files, encode_commit_files
-from ..storage.open import is_remote, open_source
+from ..storage.open import is_remote
 from ..storage.open_sink import join_staging, open_staging
 from ..storage.sink import SharedSink, Sink
 from .contents import Content, File, ForeignItem, Group, Tree
@@ -180,7 +180,7 @@ class Job:
         self._name_item(name)
         if not isinstance(url, Sink):
             replaces, keeps = options.overwrite and not options.single, options.keeps_others
-            check_destination(open_source(url, options.storage), replaces=replaces, keeps=keeps)
+            check_destination(url, options.storage, replaces=replaces, keeps=keeps)
         self._sink = sink = open_staging(
             url,
             overwrite=options.overwrite,

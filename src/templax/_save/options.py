@@ -90,13 +90,17 @@ def make_options(
     on_progress: Progress | None = None,
     shard_size: int | None = None,
     storage: Store | None = None,
+    argument: str = "format",
 ) -> SaveOptions:
     """Checks the options that `templax.save` takes, which documents them.
+
+    Args:
+        argument: What the caller's own argument for `format` is called, for errors.
 
     Raises:
         UsageError: An option is invalid.
     """
-    format, single = choose_format(format, path)
+    format, single = choose_format(format, path, argument)
     if format != "orbax" and is_remote(path):
         raise UsageError(
             f"templax writes {format} to local disks only; hint: omit the format to save in Orbax's"
@@ -111,7 +115,7 @@ def make_options(
     elif format != "orbax" and saved:
         raise UsageError(f"{format} has no place for metadata, got metadata=")
     if format != "safetensors" and shard_size is not None:
-        raise UsageError(f'shard_size= is for format="safetensors", got format="{format}"')
+        raise UsageError(f'shard_size= is for {argument}="safetensors", got {argument}="{format}"')
     if shard_size is None:
         shard_size = sys.maxsize if single else SHARD_BYTES
     return SaveOptions(
@@ -128,7 +132,7 @@ def make_options(
     )
 
 
-def choose_format(format: str | None, path: str) -> tuple[str, bool]:
+def choose_format(format: str | None, path: str, argument: str = "format") -> tuple[str, bool]:
     """The format of a save, and whether its destination is a single file.
 
     A path that ends in `.safetensors`, `.npz` or `.msgpack` is a file of that format.
@@ -136,6 +140,7 @@ def choose_format(format: str | None, path: str) -> tuple[str, bool]:
     Args:
         format: As the caller gave it; None to choose by the path.
         path: The destination; "" if it is a directory whatever its name.
+        argument: What the caller's own argument is called, for errors.
 
     Raises:
         UsageError: The format does not exist, or the suffix of the path belongs to another one.
@@ -148,14 +153,14 @@ def choose_format(format: str | None, path: str) -> tuple[str, bool]:
     known = ("orbax", *SUFFIXES)
     if format is not None and format not in known:
         listed = ", ".join(f"`{name}`" for name in known)
-        raise UsageError(f"Expected format= one of {listed}, got {format!r}")
+        raise UsageError(f"Expected {argument}= one of {listed}, got {format!r}")
     found = next((name for name, suffix in SUFFIXES.items() if path.endswith(suffix)), None)
     if found is None or format == "orbax":
         return format or "orbax", False
     if format not in (None, found):
         raise UsageError(
-            f'Expected a path that ends in `{SUFFIXES[format]}`, or format="{found}", got'
-            f' format="{format}" and {path}'
+            f'Expected a path that ends in `{SUFFIXES[format]}`, or {argument}="{found}", got'
+            f' {argument}="{format}" and {path}'
         )
     return found, True
 

@@ -70,8 +70,8 @@ def as_template(tree: PyTree, shardings: PyTree = None) -> Template:
     for name, path, (keys, leaf), override in rows:
         alike = None
         if type(leaf) is jax.ShapeDtypeStruct:
-            # What targets depend on: without a sharding, there is no layout. To hash the whole
-            # struct takes longer than all else here.
+            # Leaves with equal keys get equal targets. A struct without a sharding has no layout
+            # either, so its shape and dtype are enough; hashing the whole struct is slow.
             alike = leaf if leaf.sharding is not None else (leaf.shape, leaf.dtype, leaf.weak_type)
             fields = shared[id(override)].get(alike)
             if fields is not None:

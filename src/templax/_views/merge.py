@@ -103,6 +103,11 @@ class Merged:
                 for path, what in (catalog.empties.items() if not own else ())
                 if path not in names
             },
+            unread={
+                name: why
+                for catalog, own in zip(catalogs, patterns, strict=True)
+                for name, why in (catalog.unread.items() if not own else ())
+            },
             audit=parts.audit if any(catalog.audit for catalog in catalogs) else None,
             audits_values=all(catalog.audits_values for catalog in catalogs),
             fingerprints=functools.partial(_join_fingerprints, catalogs, chosen)

@@ -34,7 +34,7 @@ def read_json(
         Dicts, lists, strings, numbers, True, False or None. `NaN` and `Infinity` are accepted.
 
     Raises:
-        NotFound: There is no such JSON item; the error lists those that are there.
+        NotFound: The step has no such JSON item; the error lists those that it has.
         Uncommitted: The save never finished.
         Corrupted: The file is not JSON.
         SourceError, UsageError: See `templax.open`.

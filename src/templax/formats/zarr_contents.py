@@ -41,8 +41,6 @@ from .zarr.nodes import (
 
 _METADATA = frozenset((*ROOTS, ATTRIBUTES, CONSOLIDATED))
 
-_NOT_READ = "not read"
-
 _MAX_LISTED = 8
 """Most names in one entry of the metadata."""
 
@@ -83,9 +81,6 @@ def open_tree(source: Source, format: str, evidence: str) -> Catalog:
     )
 
 
-_NODE_FILES = (".zarray", ".zgroup", ".zattrs", ".zmetadata", "zarr.json")
-
-
 def _describe_tree(
     source: Source, container: Container, entries: tuple[LeafEntry, ...]
 ) -> Iterator[Region]:
@@ -95,7 +90,7 @@ def _describe_tree(
         files = [info.key for info in source.walk() if info.problem is None]
         yield from describe_database(source, files)
     for key, extent in container.objects.items():
-        if extent.inline is None and key.rpartition("/")[2] in _NODE_FILES:
+        if extent.inline is None and key.rpartition("/")[2] in _METADATA:
             yield Region(extent.key, extent.start, extent.stop, "index", "metadata of arrays")
     arrays = [(entry.handle.array, entry.handle.prefix) for entry in entries]
     yield from describe_arrays(container.objects, in_database, arrays)
@@ -239,13 +234,11 @@ class _Tree:
                 "chunks that are absent, which means the fill value:"
                 f" {list_names(absent, _MAX_LISTED)}"
             )
-        not_read = dict(self.not_read)
         others = self._list_others()
         if others:
             noun = "keys" if self.container.index is not None else "files"
-            not_read[f"other {noun}"] = f"{len(others)}: {list_names(others, _MAX_LISTED)}"
-        if not_read:
-            about[_NOT_READ] = not_read
+            listed = f"{len(others)}: {list_names(others, _MAX_LISTED)}"
+            about["not read"] = {f"other {noun}": listed}
         return about
 
     def _count_absent(self, handle: _Handle) -> tuple[int, int]:

@@ -35,8 +35,8 @@ class ZarrTree:
         """Opens a tree. Leaves are in the order of their keys.
 
         The metadata of the catalog has the attributes by the name of their node, and says which
-        keys are not part of an array and which arrays have a dtype that templax does not read
-        ("not read"), and where chunks are absent ("filled in").
+        keys are not part of an array ("not read"), and where chunks are absent ("filled in").
+        Arrays of a dtype that templax does not read are listed in `unread`.
 
         Raises:
             Corrupted: Metadata or the index of a database is unreadable.

@@ -171,6 +171,7 @@ def test_ls_json_has_the_documented_fields():
         "evidence",
         "uncommitted",
         "metadata",
+        "unread",
         "fingerprint",
         "leaf_count",
         "nbytes",

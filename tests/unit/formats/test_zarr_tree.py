@@ -86,10 +86,8 @@ def test_arrays_of_other_dtypes_and_other_files_are_named_as_not_read() -> None:
             **{"dates__.zarray": zarray(dtype="<M8[s]"), "notes.txt": b"hello"},
         )
     )
-    assert catalog.metadata["not read"] == {
-        "dates": "templax does not read dtype `<M8[s]`",
-        "other files": "2: `names/arr`, `notes.txt`",
-    }
+    assert catalog.unread == {"dates": "templax does not read dtype `<M8[s]`"}
+    assert catalog.metadata["not read"] == {"other files": "2: `names/arr`, `notes.txt`"}
     assert list(catalog.leaves) == ["w"]
 
 

@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
+from typing import Any, NoReturn
 
 import jax.numpy as jnp
 import pytest
 
 import templax as tx
 from helpers import CORPUS
+from templax._save import destination
+from templax.storage import Memory, Source, open_source
+from templax.storage.request_errors import ObjectChanged
 
 SAVED_BY_ORBAX = [
     path
@@ -87,3 +91,27 @@ def test_overwrite_refuses_runs_and_other_directories(what: str, tmp_path: Path)
     with pytest.raises(tx.SaveError, match=f"replaces one checkpoint, found {found}"):
         tx.save(tmp_path / "run", {"w": jnp.ones(3)}, overwrite=True)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("changes", [1, 3])
+def test_a_destination_that_another_program_changes_is_examined_again(
+    changes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[int] = []
+
+    class Changing(Memory):
+        def children(self) -> NoReturn:
+            raise ObjectChanged("object `w` changed since the checkpoint was opened")
+
+    def open_changing(url: Any, storage: Any) -> Source:
+        opened.append(1)
+        return Changing({}) if len(opened) <= changes else open_source(url, storage)
+
+    monkeypatch.setattr(destination, "open_source", open_changing)
+    if changes == 1:
+        tx.save(tmp_path / "ckpt", {"w": jnp.zeros(3)})
+        assert len(opened) == 2
+    else:
+        with pytest.raises(tx.SaveError, match=r"can't examine the destination: .* changed since"):
+            tx.save(tmp_path / "ckpt", {"w": jnp.zeros(3)})
+        assert os.listdir(tmp_path) == []

@@ -6,7 +6,7 @@ import itertools
 
 from ...storage.marks import LEASE
 from ...storage.source import Source
-from ..file_names import FILES, MANIFEST
+from ..file_names import FILES, INDEX_FILE, MANIFEST
 from .directory import (
     DATABASE_DIRECTORIES,
     LEGACY,
@@ -29,13 +29,14 @@ _SIDE_FILES = (
     "data.json",
     "metadata",
     "metrics",
-    "templax.index",
+    INDEX_FILE,
 )
 
 OWN_FILES = frozenset((TREE, MANIFEST, LEGACY, *MARKS, *_SIDE_FILES))
 """The files that a save writes beside arrays."""
 
-_OWN_DIRECTORIES = ("d", "array_metadatas", "descriptor", *DATABASE_DIRECTORIES)
+OWN_DIRECTORIES = ("d", "array_metadatas", "descriptor", *DATABASE_DIRECTORIES)
+"""The directories that a save makes beside those of arrays."""
 
 _MAX_DEPTH = 4
 """Most levels of directories in an item."""
@@ -103,7 +104,7 @@ def _belongs_to_save(source: Source, root: Root, name: str) -> bool:
         if name in root.handled or (not root.handled and root.items.get(name) != "other"):
             return True
         return holds_only_data(source.at(name))  # of a save in an object store that was killed
-    if name in _OWN_DIRECTORIES or name.startswith("ocdbt."):
+    if name in OWN_DIRECTORIES or name.startswith("ocdbt."):
         return True
     # Without a database, each array is a directory, or nested ones if its name has slashes.
     files = itertools.islice(source.at(name).walk(), MAX_PROBES)

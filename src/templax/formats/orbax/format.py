@@ -281,7 +281,7 @@ def _open_item_at(source: Source) -> Catalog:
 def _open_item(source: Source, about: dict[str, Any], uncommitted: str | None) -> Catalog:
     """The catalog of an item directory; see `open_item` and `open_indexed_item`.
 
-    What reads the files of Orbax is only imported where there is no index of templax.
+    An item with an index of templax opens without importing the code that reads Orbax's own files.
     """
     present = {info.key for info in source.children()}
     if INDEX_FILE in present:

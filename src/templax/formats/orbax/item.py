@@ -35,7 +35,7 @@ from ..zarr.container import (
 )
 from ..zarr.metadata import Array
 from .directory import DATABASE_DIRECTORIES, LEGACY, TREE, is_committed
-from .extra_content import OWN_FILES
+from .extra_content import OWN_DIRECTORIES, OWN_FILES
 from .leaf_names import (
     NamedLeaf,
     TreeMetadata,
@@ -201,8 +201,8 @@ def _list_deeper(container: Container, names: Collection[str]) -> list[str]:
 
 def _list_others(present: set[str], arrays: Sequence[str]) -> list[str]:
     """What is in a directory beside arrays and the files of Orbax."""
-    own = {*OWN_FILES, *(name.partition("/")[0] for name in arrays)}
-    return sorted({name.rstrip("/") for name in present} - own - {"array_metadatas", "descriptor"})
+    own = {*OWN_FILES, *OWN_DIRECTORIES, *(name.partition("/")[0] for name in arrays)}
+    return sorted({name.rstrip("/") for name in present} - own)
 
 
 def _build_entries(

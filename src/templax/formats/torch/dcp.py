@@ -78,8 +78,8 @@ class DistributedCheckpoint:
     def open(self, source: Source) -> Catalog:
         """Opens a directory. Leaves are in the order of the metadata, and keys are split at dots.
 
-        Objects other than tensors are read now. Those that can't be are listed in the metadata of
-        the catalog under "not read".
+        Objects other than tensors are read now. Those that can't be are listed in `unread` of
+        the catalog.
 
         Raises:
             Corrupted: The metadata is unreadable, contradicts itself, or names a file outside of
@@ -140,7 +140,7 @@ def _make_catalog(source: Source, value: Any, nbytes: int) -> Catalog:
         entries=tuple(tree.entries),
         source=source,
         locator=functools.partial(_locate, source),
-        metadata=tree.about,
+        metadata=tree.metadata,
         empties=tree.empties,
         unread=tree.not_read,
         regions=functools.partial(_describe_files, tuple(places.values())),

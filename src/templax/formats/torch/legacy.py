@@ -41,7 +41,7 @@ class TorchLegacy:
     def open(self, source: Source) -> Catalog:
         """Opens a file. Leaves are in the order of the pickle, and keys are split at dots.
 
-        What templax does not read is listed in `unread`, and in the metadata under "not read".
+        What templax does not read is listed in `unread` of the catalog.
 
         Raises:
             Corrupted: A pickle is unreadable, or contradicts the storages.
@@ -56,11 +56,7 @@ class TorchLegacy:
         tree.require_tensors()
         for i, pickle in enumerate(pickles):
             pickle.require_listed(tree.refused if i == 3 else ())
-        try:
-            starts = dict(_find_storages(source, size, pickles))
-        except Corrupted as error:
-            # After a storage of another kind, nobody can say where the next one begins.
-            raise tree.refusal or error from None
+        starts = dict(_find_storages(source, size, pickles, tree.refusal))
         return Catalog(
             url=source.url,
             format=self.name,
@@ -68,7 +64,7 @@ class TorchLegacy:
             entries=tuple(tree.entries),
             source=source,
             locator=functools.partial(locate_tensors, starts),
-            metadata=tree.about,
+            metadata=tree.metadata,
             empties=tree.empties,
             unread=tree.not_read,
             regions=functools.partial(_describe_file, pickles[4].stop, starts),
@@ -108,8 +104,16 @@ def _check_machine(protocol: Any, facts: Any) -> None:
         raise Unsupported("templax reads no big-endian PyTorch files")
 
 
-def _find_storages(source: Source, size: int, pickles: list[Pickle]) -> Iterator[tuple[str, int]]:
-    """Key → where the elements of each storage begin."""
+def _find_storages(
+    source: Source, size: int, pickles: list[Pickle], refusal: Unsupported | None
+) -> Iterator[tuple[str, int]]:
+    """Key → where the elements of each storage begin.
+
+    Raises:
+        Corrupted: The storages contradict the pickles.
+        Unsupported: One is of a kind that templax does not read, and `refusal` says which: nobody
+            can say where the next one begins.
+    """
     keys, at = pickles[4].value, pickles[4].stop
     storages = dict(pickles[3].storages)
     if type(keys) is not list:
@@ -117,6 +121,8 @@ def _find_storages(source: Source, size: int, pickles: list[Pickle]) -> Iterator
     for key in keys:
         storage = storages.pop(key, None) if type(key) is str else None
         if storage is None:
+            if refusal is not None:
+                raise refusal
             raise Corrupted(f"Expected the key of a storage once, got {str(key)[:80]!r}")
         numel = int.from_bytes(source.read("", at, at + 8), "little")
         itemsize = 1 if storage.dtype is None else storage.dtype.itemsize

@@ -72,13 +72,8 @@ class Tree:
         """Adds the leaves of a value at a path."""
         self._add(value, path, _measure(path))
 
-    @property
-    def about(self) -> dict[str, Any]:
-        """The metadata of the catalog."""
-        return self.metadata | ({"not read": self.not_read} if self.not_read else {})
-
     def require_tensors(self) -> None:
-        """Raises the first `Unsupported` if there is no tensor beside what can't be read."""
+        """Raises `refusal` if something can't be read and the tree has no tensors at all."""
         if self.refusal and not any(isinstance(e.handle, Tensor) for e in self.entries):
             raise self.refusal
 
@@ -116,7 +111,7 @@ class Tree:
     def _refuse(self, path: Path, length: int, why: Unsupported) -> None:
         """Notes a leaf that templax does not read; raises why, if that is all there is."""
         if not path:
-            raise why.locate(leaf=join_path(path))
+            raise why.locate(leaf="")
         name = self._claim_name(path, length)
         self.refusal = self.refusal or Unsupported(why.what, leaf=name, hint=why.hint)
         self.not_read[name] = why.what if why.hint is None else f"{why.what}; {why.hint}"

@@ -52,7 +52,7 @@ class TorchZip:
     def open(self, source: Source) -> Catalog:
         """Opens a file. Leaves are in the order of the pickle, and keys are split at dots.
 
-        What templax does not read is listed in `unread`, and in the metadata under "not read".
+        What templax does not read is listed in `unread` of the catalog.
 
         Raises:
             Corrupted: The archive or its pickle is unreadable, or contradicts itself.
@@ -82,7 +82,7 @@ class TorchZip:
             entries=tuple(tree.entries),
             source=source,
             locator=functools.partial(locate_tensors, archive.starts),
-            metadata=tree.about,
+            metadata=tree.metadata,
             empties=tree.empties,
             unread=tree.not_read,
             audit=functools.partial(check_members, source, summed),

@@ -368,8 +368,8 @@ def test_an_object_that_is_not_read_is_listed_by_name(tmp_path: Path) -> None:
     changed[begin : begin + 5] = b"\x80\x02\x8f.."  # a set, which is not read
     catalog = tx.open(Memory(files | {name: bytes(changed)}))
     assert "step" not in catalog.leaves
-    assert list(catalog.metadata["not read"]) == ["step"]
-    assert "builtins.set" in catalog.metadata["not read"]["step"]
+    assert list(catalog.unread) == ["step"]
+    assert "builtins.set" in catalog.unread["step"]
     with pytest.raises(tx.TemplateError):
         tx.restore(
             catalog, {"step": 0, "model": ..., "layers": ..., "betas": ..., "lr": ..., "name": ...}
@@ -442,17 +442,16 @@ def test_what_is_not_read_beside_tensors_is_named_wherever_it_is_missed(tmp_path
         " file names; save `tensor.dequantize()` in its place"
     )
     catalog = tx.open(path)
-    assert catalog.unread == catalog.metadata["not read"] == {"q": why}
+    assert catalog.unread == {"q": why}
     assert tx.restore(path, {"w": np.zeros(2, np.float32)})["w"].shape == (2,)
 
-    for name, at, template in (("q", "", {"q": 0.0}), ("q.scale", "q", {"scale": 0.0})):
+    cases = [("q", {"q": 0.0}, None), ("q.scale", {"q": {"scale": 0.0}}, None)]
+    for name, template, rename in [*cases, ("new", {"new": 0.0}, {"q": "new"})]:
         with pytest.raises(tx.TemplateError) as caught:
-            tx.restore(path, template if name == "q" else {"q": template}, extra="ignore")
-        assert f"Expected a leaf, found one that templax does not read - at `{name}`" in str(
-            caught.value
-        ), at
-        assert why in str(caught.value)
-        assert "missing=" not in str(caught.value)
+            tx.restore(path, template, extra="ignore", rename=rename)
+        text = str(caught.value)
+        assert f"Expected a leaf, found one that templax does not read - at `{name}`; {why}" in text
+        assert "missing=" not in text
 
     shown = run_cli("ls", path).stdout
     assert f"not read  `q`: {why}\n" in shown
