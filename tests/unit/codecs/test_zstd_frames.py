@@ -113,6 +113,21 @@ def test_numcodecs_is_imported_where_that_pays(monkeypatch: pytest.MonkeyPatch) 
         zstd._find_decompress.cache_clear()
 
 
+def test_a_large_frame_is_decoded_in_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+
+    def decompress(view: memoryview, out: memoryview) -> None:
+        calls.append(len(out))
+        out[:] = bytes(len(out))
+
+    monkeypatch.setattr(zstd, "_decompress", decompress)
+    for size, expected in [(zstd.FAST_BYTES, [zstd.FAST_BYTES]), (zstd.FAST_BYTES - 1, [])]:
+        calls.clear()
+        out = bytearray(b"x" * size)
+        zstd.inflate_into(memoryview(zstandard.compress(bytes(size))), memoryview(out))
+        assert (calls, bytes(out)) == (expected, bytes(size))
+
+
 def test_bytes_that_are_not_frames_are_never_complete() -> None:
     assert not is_complete(b"\x28\xb5\x2f", 1)
     assert not is_complete(b"no frame at all", 3)

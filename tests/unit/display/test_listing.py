@@ -28,6 +28,15 @@ def test_restore_code_quotes_any_path_and_finds_params_anywhere():
     assert listing.make_restore_code(make_catalog(*twice)).endswith("tx.restore(catalog, template)")
 
 
+def test_the_first_leaves_that_are_not_read_are_shown_and_the_others_counted():
+    unread = {f"args_{i}": "no such class" for i in range(10)}
+    catalog = make_catalog(make_entry("w"), unread=unread)
+    facts = [text for what, text in listing.describe_checkpoint(catalog, catalog.entries)
+             if what == "not read"]  # fmt: skip
+    shown = [f"`args_{i}`: no such class" for i in range(8)]
+    assert facts == [*shown, "2 more; --json has them all"]
+
+
 @pytest.mark.parametrize(
     ("nbytes", "text"),
     [

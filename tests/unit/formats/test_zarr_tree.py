@@ -91,6 +91,18 @@ def test_arrays_of_other_dtypes_and_other_files_are_named_as_not_read() -> None:
     assert list(catalog.leaves) == ["w"]
 
 
+def test_a_conversion_names_what_is_not_read_and_does_not_carry_the_list(tmp_path: Path) -> None:
+    w = zarray(shape=[2], chunks=[2], dtype="<f4")
+    files = {".zgroup": b'{"zarr_format": 2}', "w/.zarray": w, "w/0": bytes(8), "notes.txt": b"x"}
+    files["dates/.zarray"] = zarray(dtype="<M8[s]")
+    for name, data in files.items():
+        (tmp_path / "tree" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "tree" / name).write_bytes(data)
+    done = tx.convert(tmp_path / "tree", tmp_path / "copy", to="orbax")
+    assert "what templax does not read (2: `dates`, `other files`)" in str(done)
+    assert tx.open(tmp_path / "copy").metadata.get("custom_metadata", {}) == {}
+
+
 def test_an_array_of_an_unknown_codec_is_listed_and_refused_when_it_is_read() -> None:
     files = {"q__.zarray": zarray(filters=[{"id": "delta"}]), "q__0": HALF, "q__1": HALF}
     source = tree_of(**files)

@@ -466,6 +466,20 @@ def test_what_is_not_read_beside_tensors_is_named_wherever_it_is_missed(tmp_path
     assert tx.diff(path, tmp_path / "copy", at="w", at_b="w").identical
 
 
+def test_what_is_not_read_is_named_for_sets_and_merged_checkpoints_too(tmp_path: Path) -> None:
+    quantised = CORPUS / "torch-2.13.0" / "quantised.pt"
+    shutil.copy(quantised, tmp_path / "pytorch_model-1.bin")
+    index = {"metadata": {}, "weight_map": {"w": "pytorch_model-1.bin"}}
+    (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    assert list(tx.open(tmp_path).unread) == ["q"]
+
+    tx.save(tmp_path / "other", {"b": np.zeros(3)})
+    merged = tx.open(tx.merge(quantised, tmp_path / "other"))
+    assert (sorted(merged.leaves), list(merged.unread)) == (["b", "w"], ["q"])
+    some = tx.open(tx.merge((quantised, "w"), tmp_path / "other"))
+    assert not some.unread  # only `w` was asked for
+
+
 def test_a_program_of_torch_export_is_named() -> None:
     path = CORPUS / "torch-2.13.0" / "program.pt2"
     with pytest.raises(UnknownFormat) as caught:
