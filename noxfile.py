@@ -71,7 +71,7 @@ def tests(session: nox.Session) -> None:
 
 @nox.session(python=PYTHONS[0])
 def thorough(session: nox.Session) -> None:
-    """All tests, with every point of which `tests` takes a part; takes an hour on two cores."""
+    """All tests, with every point of which `tests` tries a part."""
     session.install(*PINNED, "-e", ".[test]")
     session.run(
         "pytest", "-q", "-n", "auto", *session.posargs, env={"HYPOTHESIS_PROFILE": "thorough"}
