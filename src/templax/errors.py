@@ -55,6 +55,9 @@ __all__ = [
 _MAX_SHOWN = 20
 """Maximum number of problems in the text of a `MappingError`."""
 
+NOT_READ = "one that templax does not read"
+"""What a mismatch found where the checkpoint has a leaf that templax does not read."""
+
 Problem = Literal["missing", "extra", "shape", "dtype", "kind", "sharding", "ambiguous"]
 
 
@@ -88,7 +91,8 @@ class Mismatch:
             case "missing":
                 text = f"Expected a leaf, found {self.found}"
             case "extra":
-                text = f"Expected no leaf, found `{self.found}`"
+                found = self.found if self.found == NOT_READ else f"`{self.found}`"
+                text = f"Expected no leaf, found {found}"
             case _:
                 text = f"Expected {self.expected}, got {self.found}"
         text = f"{text} - at `{self.name}`" if self.name else f"{text} - at the leaf itself"

@@ -10,6 +10,8 @@ from templax.errors import Corrupted
 from templax.errors import Uncommitted
 from templax.errors import UnknownFormat
 from templax.errors import Unsupported
+from templax import restore
+from templax._match.result import TemplateError
 from templax.formats import open_catalog
 from templax.storage import Local
 
@@ -141,8 +143,10 @@ def test_files_of_other_formats_are_recognised(corpus, path, what, load):
 
 
 def test_pickled_arrays_are_refused_by_name(corpus):
-    with pytest.raises(Unsupported, match=r"no pickled objects.* - at `a`, bytes"):
-        open_catalog(Local(corpus / "damaged-npz_pickle" / "params.npz"))
+    catalog = open_catalog(Local(corpus / "damaged-npz_pickle" / "params.npz"))
+    assert catalog.unread == {"a": "templax reads no pickled objects, got an array of them"}
+    with pytest.raises(TemplateError, match=r"does not read - at `a`; .*no pickled objects"):
+        restore(catalog, {"a": np.zeros(1)}, extra="ignore")
 
 
 def test_a_cut_msgpack_file_is_refused(corpus):
@@ -154,6 +158,8 @@ def test_a_cut_msgpack_file_is_refused(corpus):
 _BOUNDED = """
 import resource, sys
 sys.path[:0] = {path!r}
+from templax import restore
+from templax._match.result import TemplateError
 from templax.formats import open_catalog
 from templax.storage import Local
 from templax._codecs.decode import decode

@@ -117,7 +117,7 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[int, st
     [
         (2, 3),
         pytest.param(2, 300 if is_thorough() else 50, marks=pytest.mark.slow),
-        pytest.param(3, 100 if is_thorough() else 25, marks=pytest.mark.slow),
+        pytest.param(3, 100 if is_thorough() else 15, marks=pytest.mark.slow),
     ],
 )
 def test_no_history_of_faults_mixes_steps_or_divides_the_job(

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Protocol
 
-from .._catalog.catalog import Catalog
-from .._catalog.entry import Chunk, LeafEntry
+from .._catalog.entry import Chunk
 from .._codecs.crc32c import compare_crc32c, crc32c
-from .._codecs.decode import CHECKSUMS, DECODABLE, FILL, SWAPS, decode
+from .._codecs.decode import CHECKSUMS, SWAPS, decode
 from .._codecs.gzip import WRAPPERS, iter_gunzipped
 from .._codecs.zstd import Inflater, Pieces
 from .._core.boxes import size_of
 from .._core.memory import Scratch
 from .._plan.parts import BLOCK_BYTES, CHECKED_BYTES
-from ..errors import Unsupported
 
 
 class StoredBytes(Protocol):
@@ -28,31 +26,6 @@ class StoredBytes(Protocol):
     def read(self, n: int, /) -> memoryview:
         """The next `n` bytes, fewer at the end. Valid until the next call."""
         ...
-
-
-def can_decode(chunk: Chunk) -> bool:
-    """Whether there is a decoder for the codecs. Otherwise the bytes are only read."""
-    return chunk.codecs == FILL or DECODABLE.issuperset(chunk.codecs)
-
-
-def find_undecodable(catalog: Catalog, entries: Sequence[LeafEntry]) -> dict[str, Unsupported]:
-    """Finds the leaves that templax can't decode: name → the error that a restore would raise.
-
-    Args:
-        catalog: The checkpoint.
-        entries: Leaves of it with distinct names; none of them a string.
-
-    Raises:
-        Corrupted, Unsupported: They can't be located for another reason; see `Catalog.locate`.
-    """
-    found: dict[str, Unsupported] = {}
-    for name, chunks in catalog.locate(entries, []).items():
-        if not all(map(can_decode, chunks)):
-            try:
-                catalog.locate([catalog.leaves[name]])
-            except Unsupported as error:
-                found[name] = error
-    return found
 
 
 def decode_chunk(chunk: Chunk, itemsize: int, stored: StoredBytes, scratch: Scratch) -> None:

@@ -18,9 +18,9 @@ from .._match.checkpoint_view import CheckpointView, apply_at_and_rename, rename
 from .._match.options import MatchOptions
 from .._restore.options import CompareOptions
 from .._restore.prepare import check_rename_used, list_subtrees
+from .._restore.undecodable import find_undecodable
 from ..errors import Unsupported, UsageError
 from ..formats.registry import Checkpoint, open_checkpoint
-from .decode_chunk import find_undecodable
 from .diff_blocks import EntryPair, Side, compare_leaves
 from .diff_result import Diff, Difference, LeafDiff, sort_leaves
 from .diff_values import find_common_dtype, summarise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from .._core.text import leaf_noun, list_filled, list_names
@@ -31,20 +32,28 @@ def format_verification(verified: Verified, rest: str = "`verified.damages` has 
     elif verified.unchecked_bytes and not checked:
         what = f"none of its {verified.unchecked_bytes:,} bytes has a checksum"
         lines = [f"{url} shows no damage, but {what}{took}"]
-        return join_lines([*lines, *list_filled(verified.filled)])
+        return join_lines([*lines, *_list_rest(verified)])
     elif verified.unchecked_bytes:
         lines = [f"{url} shows no damage: {checked:,} bytes agree with their checksum{took}"]
     else:
         what = f"all {checked:,} bytes of {n:,} {leaf_noun(n)} agree with their checksum"
         lines = [f"{url} is sound: {what}{took}"]
-        return join_lines([*lines, *list_filled(verified.filled)])
+        return join_lines([*lines, *_list_rest(verified)])
     if verified.unchecked_bytes:
         names = verified.unchecked
         lines.append(
             f"  {verified.unchecked_bytes:,} bytes of {len(names):,} {leaf_noun(len(names))} have"
             f" none: {list_names(names)}"
         )
-    return join_lines([*lines, *list_filled(verified.filled)])
+    return join_lines([*lines, *_list_rest(verified)])
+
+
+def _list_rest(verified: Verified) -> Iterator[str]:
+    """The leaves that have no values, or none that templax reads."""
+    yield from list_filled(verified.filled)
+    if verified.unread:
+        n = len(verified.unread)
+        yield f"  templax does not read {n:,} {leaf_noun(n)}: {list_names(verified.unread)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +75,9 @@ class Verified:
         seconds: Wall-clock time.
         filled: Names of the leaves with chunks that are absent, which means the fill value in zarr.
             A copy that was cut short looks the same.
+        unread: Names of the leaves that templax does not read, of any dtype or kind. They are not
+            among `leaves`, and their values were not decoded; a checksum of a file or of a member
+            of an archive covers them too.
     """
 
     url: str
@@ -76,6 +88,7 @@ class Verified:
     unchecked: tuple[str, ...]
     seconds: float
     filled: tuple[str, ...] = ()
+    unread: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:

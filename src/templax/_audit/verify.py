@@ -27,12 +27,13 @@ from .._plan.parts import (
     SPLIT_BYTES,
     is_raw,
 )
+from .._restore.undecodable import can_decode
 from .._views.view import select_stored
 from ..errors import CheckpointError, Corrupted, NotFound, SourceError
 from ..formats.registry import Checkpoint, open_checkpoint
 from ..storage.request_group import RequestGroup
 from ..storage.source import Source, find_cost
-from .decode_chunk import can_decode, decode_chunk
+from .decode_chunk import decode_chunk
 from .result import Verified
 
 
@@ -96,6 +97,7 @@ def verify(
         tuple(name for name in order if name in unchecked),
         time.perf_counter() - begin,
         tuple(name for name in order if name in survey.filled),
+        tuple(catalog.unread),
     )
 
 

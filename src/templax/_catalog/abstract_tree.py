@@ -5,7 +5,7 @@ Its arrays are those of JAX where JAX is installed, and numpy's elsewhere.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,28 +20,29 @@ from ..errors import Corrupted
 from .entry import LeafEntry
 
 
-def build_abstract_tree(entries: Sequence[LeafEntry], empties: Mapping[Path, str]) -> PyTree:
-    """The tree that the leaves and empty nodes form; see `Catalog.template`.
+def build_abstract_tree(
+    entries: Sequence[LeafEntry], empties: Mapping[Path, str], unread: Iterable[str] = ()
+) -> PyTree:
+    """The tree that the leaves, empty nodes and unread leaves form; see `Catalog.template`.
 
     Raises:
         Corrupted: Two leaves share a name, the tree is too deep, or a key's PRNG is unknown.
     """
     with_jax = can_import_jax()
-    leaves = [_make_leaf(entry, with_jax) for entry in entries]
+    leaves = [(entry.path, _make_leaf(entry, with_jax)) for entry in entries]
+    leaves += [(path, ...) for path in _find_paths(unread, [entry.path for entry in entries])]
     try:
-        return _build_tree(entries, leaves, empties)
+        return _build_tree(leaves, empties)
     except Corrupted:
-        if len({entry.name for entry in entries}) < len(entries):
+        named = {join_path(path): leaf for path, leaf in leaves}
+        if len(named) < len(leaves):
             raise
         # A name is of a leaf and of a subtree, as safetensors allows: return a flat dict instead.
-        return {entry.name: leaf for entry, leaf in zip(entries, leaves, strict=True)}
+        return named
 
 
-def _build_tree(
-    entries: Sequence[LeafEntry], leaves: Sequence[Any], empties: Mapping[Path, str]
-) -> PyTree:
-    items = [(entry.path, leaf) for entry, leaf in zip(entries, leaves, strict=True)]
-    items += [(path, _EMPTY[what]()) for path, what in empties.items() if what in _EMPTY]
+def _build_tree(leaves: Sequence[tuple[Path, Any]], empties: Mapping[Path, str]) -> PyTree:
+    items = [*leaves, *((path, _EMPTY[what]()) for path, what in empties.items() if what in _EMPTY)]
     root: dict[Any, Any] = {}
     for path, leaf in items:
         node = root
@@ -54,6 +55,20 @@ def _build_tree(
             raise _conflict_error(path)
         node[last] = leaf
     return _finish_node(root.get("", {}), 0)
+
+
+def _find_paths(names: Iterable[str], paths: Sequence[Path]) -> Iterator[Path]:
+    """The key paths of these names. In lists that hold one of `paths`, they have indices."""
+    names = list(names)
+    within = names and {
+        join_path(path[:n]) for path in paths for n, key in enumerate(path) if isinstance(key, int)
+    }
+    for name in names:
+        keys = name.split(".") if name else []
+        yield tuple(
+            int(key) if key.isdecimal() and ".".join(keys[:n]) in within else key
+            for n, key in enumerate(keys)
+        )
 
 
 class _Node(dict[Any, Any]):

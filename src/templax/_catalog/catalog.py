@@ -188,7 +188,8 @@ class Catalog:
             take no memory, unless JAX has 64-bit types enabled, because a `jax.Array` could not
             hold them. Where JAX is not installed, all arrays are, and only typed PRNG keys can't
             be restored. If a name is both a leaf and a subtree, which safetensors allows, the
-            result is one flat dict of all names.
+            result is one flat dict of all names. `...` takes the place of what is in `unread`, and
+            is returned there.
 
         Example:
             >>> import pathlib, tempfile
@@ -204,4 +205,4 @@ class Catalog:
         """
         from .abstract_tree import build_abstract_tree  # imports JAX, if it is installed
 
-        return build_abstract_tree(self.entries, self.empties)
+        return build_abstract_tree(self.entries, self.empties, self.unread)

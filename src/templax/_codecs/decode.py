@@ -45,8 +45,8 @@ def decode(
             - `"blosc"` and `"lz4"`, at most once: decode one chunk of numcodecs.
             - `"crc32c"`: compares and strips a trailing little-endian 32-bit checksum.
             - `"big-endian-2"`, `-4` and `-8`, last: reverse the bytes of each number of that size.
-            - `"npy-deflate"`, only on its own: decodes a deflated array in numpy's format, and
-              drops its header.
+            - `"npy-deflate"`, alone or before the one that reverses bytes: decodes a deflated array
+              in numpy's format, and drops its header.
             - `"ggml-Q4_0"` and the like, only on its own: computes float32 numbers of the blocks of
               that quantisation.
             - `"fill"`, only on its own: `data` is one element, which fills the whole chunk.
@@ -183,6 +183,13 @@ SWAPS: dict[str, Decoder] = {
     f"big-endian-{width}": functools.partial(_swap, width) for width in (2, 4, 8)
 }
 """Decoders of big-endian numbers, by name. What is in a file under such a name is not one."""
+
+
+def find_swap(dtype: np.dtype) -> tuple[str, ...]:
+    """The names of the decoders of big-endian elements: none for those of one byte."""
+    width = dtype.itemsize // (2 if dtype.kind == "c" else 1)
+    return tuple(name for name in SWAPS if name.endswith(f"-{width}"))
+
 
 FILL = ("fill",)
 """Codecs of a chunk that is absent: one element stands for all."""

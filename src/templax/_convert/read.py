@@ -11,7 +11,6 @@ from contextlib import contextmanager
 import numpy as np
 from msgspec import structs
 
-from .._audit.decode_chunk import find_undecodable
 from .._audit.diff_blocks import check_size
 from .._catalog.catalog import Catalog
 from .._catalog.entry import Chunk, LeafEntry
@@ -22,27 +21,12 @@ from .._core.memory import allocate_aligned
 from .._match.result import Match, Pair
 from .._plan.build import build_plan
 from .._restore.execute import check_values, read_batch
+from .._restore.undecodable import name_undecodable
 from .._save.jobs import Block
 from .._template.template import Target, Template
 from ..errors import CheckpointError, SourceError, Unsupported
 from .cut import Chunks, Cut, count_memory_of_block, cut_blocks
 from .stream import ChunkStreams
-
-
-def _locate(catalog: Catalog, arrays: Sequence[LeafEntry]) -> dict[str, tuple[Chunk, ...]]:
-    """Locates leaves. The error for those that can't be decoded names them all."""
-    try:
-        return catalog.locate(arrays)
-    except Unsupported as error:
-        undecodable = find_undecodable(catalog, arrays)
-        if not undecodable:
-            raise
-        reasons: dict[str, list[str]] = {}
-        for name, problem in undecodable.items():
-            reasons.setdefault(problem.what, []).append(f"`{name}`")
-        what = "; ".join(f"{what} ({', '.join(names)})" for what, names in reasons.items())
-        hints = dict.fromkeys(problem.hint for problem in undecodable.values() if problem.hint)
-        raise Unsupported(what, hint="; ".join((*hints, "skip= leaves them out"))) from error
 
 
 class LeafReader:
@@ -64,7 +48,10 @@ class LeafReader:
     def __init__(self, catalog: Catalog, entries: Mapping[str, LeafEntry]):
         self._source, self._entries = catalog.source, entries
         arrays = [entry for entry in entries.values() if entry.kind != "string"]
-        self._located = _locate(catalog, arrays)
+        try:
+            self._located = catalog.locate(arrays)
+        except Unsupported as error:
+            raise name_undecodable(catalog, arrays, error, "skip= leaves them out") from error
         for entry in arrays:
             check_size(entry, self._located[entry.name])
         self._cuts: dict[tuple[str, Box], Cut] = {}

@@ -67,7 +67,7 @@ def verification_fields(verified: Verified) -> dict[str, Any]:
         **select_fields(verified, "ok", "url", "leaves"),
         "damages": [select_fields(error, *damage) for error in verified.damages],
         **select_fields(
-            verified, "checked_bytes", "unchecked_bytes", "unchecked", "filled", "seconds"
+            verified, "checked_bytes", "unchecked_bytes", "unchecked", "filled", "unread", "seconds"
         ),
     }
 

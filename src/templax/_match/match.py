@@ -17,10 +17,11 @@ from .._core.names import (
     join_path,
     matches_pattern,
     prefixes,
+    split_name,
     strip_prefix,
 )
 from .._template.template import Target, Template
-from ..errors import Mismatch
+from ..errors import NOT_READ, Mismatch
 from .checkpoint_view import CheckpointView, apply_at_and_rename, rename_unread
 from .options import MatchOptions
 from .result import CastNote, Match, Pair
@@ -184,6 +185,7 @@ class _Matching:
         self.casts: list[CastNote] = []
         self.viewed: dict[str, str] = {}
         self._reported_as_ambiguous: set[str] = set()
+        self._missed: set[str] = set()  # leaves that can't be read, which targets ask for
 
     def match_target(self, target: Target) -> None:
         """Matches any target, whatever its kind and problems."""
@@ -261,9 +263,10 @@ class _Matching:
 
         Where a target has several names, the checkpoint may hold a leaf under each. Only one of
         them is read. The others are ignored if the recorded checksums show that they are equal.
+        Leaves that templax does not read are extra like any others.
         """
+        names = (*self.stored.by_name, *self._unread)
         if isinstance(self.options.extra, Mapping):
-            names = self.stored.by_name
             self.unused_patterns = tuple(
                 pattern
                 for pattern in self.options.extra
@@ -272,8 +275,13 @@ class _Matching:
         targets = self.template.targets
         wanted = {t.name for t in targets if t.kind != "static"}
         skipped_subtrees = {t.name for t in targets if t.kind == "skip"}
-        if not skipped_subtrees and self.stored.by_name.keys() <= wanted:
+        if not skipped_subtrees and wanted.issuperset(names):
             return  # fast path: the template asks for every leaf
+
+        def is_ignored(path: Path, name: str) -> bool:
+            below_skipped = skipped_subtrees and _is_below_any(path, skipped_subtrees)
+            return bool(below_skipped) or self.options.choose_for_extra(name) == "ignore"
+
         names_of = {alias: t.name for t in targets for alias in t.aliases}
         read = {p.target.name: p.entry for p in self.pairs if p.target.aliases and not p.source}
         for path, name, entry in apply_at_and_rename(self.checkpoint, self.options):
@@ -282,8 +290,7 @@ class _Matching:
             original = names_of.get(name)
             if original in read and self._is_same_leaf(read[original], entry):
                 continue
-            below_skipped = skipped_subtrees and _is_below_any(path, skipped_subtrees)
-            if below_skipped or self.options.choose_for_extra(name) == "ignore":
+            if is_ignored(path, name):
                 self.ignored.append(name)
             elif name in self.stored.clashes:
                 self._report_ambiguous(name, self.stored.clashes[name], "checkpoint")
@@ -291,6 +298,13 @@ class _Matching:
                 note = f"in the template it is the object at `{original}`" if original else None
                 found = describe_entry(entry)
                 self.mismatches.append(Mismatch("extra", name, "no leaf", found, note=note))
+        for name, why in self._unread.items():
+            if name in self._missed:
+                continue
+            if is_ignored(split_name(name), name):
+                self.ignored.append(name)
+            else:
+                self.mismatches.append(Mismatch("extra", name, "no leaf", NOT_READ, note=why))
 
     def _is_same_leaf(self, a: LeafEntry, b: LeafEntry) -> bool:
         """Whether two leaves of the checkpoint are one, or are recorded to have equal values."""
@@ -335,18 +349,21 @@ class _Matching:
             note = KEPT_ELSEWHERE if target.concrete and target.remote else NOTHING_TO_KEEP
         expected = f"{target.dtype_name}{target.user_shape}"
         found = self._inner_nodes.get(target.name, "none")
-        if found == "none" and note is None and (why := self._find_unread(target)) is not None:
-            found, note = "one that templax does not read", why
+        unread = self._find_unread(target)
+        if unread is not None:
+            self._missed.add(unread)
+            if found == "none" and note is None:
+                found, note = NOT_READ, self._unread[unread]
         if isinstance(choice, int) and target.name not in self.indexes[choice].by_name:
             found += f", and none in {self.suppliers[choice - 1].url}"
         return Mismatch("missing", target.name, expected, found, note=note)
 
     def _find_unread(self, target: Target) -> str | None:
-        """Why the checkpoint's leaf for a target, or what would hold it, can't be read."""
+        """The leaf that can't be read which a target asks for, or which would hold it."""
         if not self._unread:
             return None
         above = (join_path(target.path[:n]) for n in range(len(target.path), 0, -1))
-        return next((self._unread[name] for name in above if name in self._unread), None)
+        return next((name for name in above if name in self._unread), None)
 
     @functools.cached_property
     def _unread(self) -> Mapping[str, str]:

@@ -44,9 +44,12 @@ from ..errors import Mismatch, NotFound, TemplaxError, Unsupported, UsageError
 from ..formats.registry import Checkpoint, open_checkpoint
 from .execute import execute_plan
 from .options import CompareOptions, Missing, Supply
+from .undecodable import name_undecodable
 
 _MAX_SUBTREES = 1 << 16
 """Maximum number of names that a mistyped one is compared with."""
+
+_LEAVE_OUT = "`...` in their places in the template leaves them out"
 
 
 def match_checkpoint(
@@ -305,6 +308,10 @@ def locate_chunks(
         found: The match.
         locate: What locates leaves of a catalog: `locate_columns`, to make as few chunks as
             possible.
+
+    Raises:
+        Corrupted: See `Catalog.locate`.
+        Unsupported: Leaves can't be decoded. Names them all.
     """
     chunks: list[Mapping[str, Sequence[Chunk]]] = []
     for i, catalog in enumerate(catalogs):
@@ -318,5 +325,10 @@ def locate_chunks(
                         " key paths tell apart",
                         leaf=entry.name,
                     )
-        chunks.append(locate(catalog, [entry for entry in mine if entry.kind != "string"]))
+        arrays = [entry for entry in mine if entry.kind != "string"]
+        try:
+            chunks.append(locate(catalog, arrays))
+        except Unsupported as error:
+            unique = {entry.name: entry for entry in arrays}
+            raise name_undecodable(catalog, [*unique.values()], error, _LEAVE_OUT) from error
     return chunks

@@ -126,7 +126,7 @@ def select_stored(catalog: Catalog) -> Catalog:
         return catalog
     used = {source.name for entry in catalog.entries for source in entry.handle.sources}
     entries = [entry for entry in catalog.base.entries if entry.name in used]
-    return select_stored(replace(catalog.base, entries=tuple(entries)))
+    return select_stored(replace(catalog.base, entries=tuple(entries), unread={}))
 
 
 def _list_fingerprints(

@@ -72,7 +72,7 @@ class Equinox:
                     )
             except CheckpointError as error:
                 raise error.locate(leaf=name, start=at, stop=size) from error
-            handle = (at + header.start, at + header.stop, header.order, False, 0, ())
+            handle = (at + header.start, at + header.stop, header.order, header.codecs, 0, ())
             path = (len(entries),)
             entries.append(LeafEntry(name, path, header.shape, header.dtype, handle=handle))
             at += header.stop

@@ -30,9 +30,6 @@ from .zip_members import (
     list_names,
 )
 
-_MAX_LISTED, _MAX_TEXT = 8, 300
-"""Most members that the hint of an error lists, and most characters of their names."""
-
 
 class NumpyArray:
     """A `.npy` file: one array, which is the whole tree."""
@@ -57,7 +54,7 @@ class NumpyArray:
                 f"Expected a file of {header.stop} bytes, with an array of"
                 f" {header.dtype.name}{header.shape}, got {size}"
             )
-        handle = (header.start, header.stop, header.order, False, 0, ())
+        handle = (header.start, header.stop, header.order, header.codecs, 0, ())
         entry = LeafEntry("", (), header.shape, header.dtype, handle=handle)
         return Catalog(
             url=source.url,
@@ -100,14 +97,16 @@ class NumpyArchive:
     def open(self, source: Source) -> Catalog:
         """Opens an archive. Leaves are in the order of its directory.
 
+        Members that are not arrays of numbers are listed in `unread` of the catalog.
+
         Raises:
             Corrupted: The archive or a header is unreadable, or contradicts itself.
-            Unsupported: A member is not an array of numbers; the error names it.
+            Unsupported: No member is an array of numbers; the error names the first.
         """
         members = list_members(source)
         paths = _split_members(members)
         read = open_ranges(source, "", root_size(source))
-        entries = _read_members(read, members, paths)
+        entries, unread = _read_members(read, members, paths)
         return Catalog(
             url=source.url,
             format=self.name,
@@ -115,7 +114,8 @@ class NumpyArchive:
             entries=tuple(entries),
             source=source,
             locator=locate_arrays,
-            audit=functools.partial(_check_members, source, members, entries),
+            unread=unread,
+            audit=functools.partial(_check_members, source, members, paths),
             audits_values=True,
             fingerprints=_find_fingerprints(entries),
             regions=functools.partial(_describe_archive, source),
@@ -123,11 +123,11 @@ class NumpyArchive:
 
 
 def _check_members(
-    source: Source, members: Sequence[Member], entries: Sequence[LeafEntry]
+    source: Source, members: Sequence[Member], paths: Sequence[Path]
 ) -> Iterator[Corrupted]:
-    """Compares the checksum of each array, named as a leaf; yields the damage."""
-    named = zip(members, entries, strict=True)
-    yield from check_members(source, [m._replace(name=entry.name) for m, entry in named])
+    """Compares the checksum of each member, named as a leaf; yields the damage."""
+    named = zip(members, paths, strict=True)
+    yield from check_members(source, [m._replace(name=join_path(path)) for m, path in named])
 
 
 def _find_fingerprints(entries: Sequence[LeafEntry]) -> Callable[[], Mapping[str, int]] | None:
@@ -183,24 +183,18 @@ def _split_members(members: Sequence[Member]) -> list[Path]:
 
 def _read_members(
     read: ReadRange, members: Sequence[Member], paths: Sequence[Path]
-) -> list[LeafEntry]:
-    """The leaves. The error for those that templax does not read says how to leave them out."""
+) -> tuple[list[LeafEntry], dict[str, str]]:
+    """The leaves, and the names of the members that templax does not read: name → why."""
     entries: list[LeafEntry] = []
     refused: dict[str, Unsupported] = {}
     for member, path in zip(members, paths, strict=True):
         try:
             entries.append(_read_member(read, member, path))
         except Unsupported as error:
-            refused[member.name.removesuffix(".npy")] = error
-    if not refused:
-        return entries
-    first, hint = next(iter(refused.values())), "save an archive with arrays of numbers alone"
-    if len(refused) <= _MAX_LISTED and sum(map(len, refused)) < _MAX_TEXT:
-        others = f"{{k: f[k] for k in f.files if k not in {[*refused]}}}"
-        hint = f"to leave out what templax does not read, `np.savez(new_path, **{others})`, where"
-        hint += " `f = np.load(path)`"
-    problem = Unsupported(first.what, hint=hint if first.hint is None else f"{first.hint}; {hint}")
-    raise problem.locate(leaf=first.leaf, start=first.start, stop=first.stop) from first
+            refused[join_path(path)] = error
+    if refused and not entries:
+        raise next(iter(refused.values()))
+    return entries, {name: error.what for name, error in refused.items()}
 
 
 def _read_member(read: ReadRange, member: Member, path: Path) -> LeafEntry:
@@ -216,7 +210,8 @@ def _read_member(read: ReadRange, member: Member, path: Path) -> LeafEntry:
         raise error.locate(leaf=name, start=member.start, stop=member.stop) from error
     start = member.start if member.deflated else member.start + header.start
     sums = None if member.deflated else parse_sums(member.extra, member.crc32, header.nbytes)
-    handle = (start, member.stop, header.order, member.deflated, *(sums or (0, ())))
+    codecs = ("npy-deflate", *header.codecs) if member.deflated else header.codecs
+    handle = (start, member.stop, header.order, codecs, *(sums or (0, ())))
     return LeafEntry(name, path, header.shape, header.dtype, handle=handle)
 
 
@@ -244,12 +239,11 @@ def locate_arrays(
 ) -> dict[str, tuple[Chunk, ...]]:
     """Locates arrays.
 
-    Their handle is (start, stop, order, whether they are deflated, bytes per checksum, checksums).
+    Their handle is (start, stop, order, codecs, bytes per checksum, checksums).
     """
     located: dict[str, tuple[Chunk, ...]] = {}
     for entry in entries:
-        start, stop, order, deflated, block, sums = entry.handle
-        codecs = ("npy-deflate",) if deflated else ()
+        start, stop, order, codecs, block, sums = entry.handle
         chunk = Chunk(
             Extent("", start, stop),
             full_box(entry.shape),

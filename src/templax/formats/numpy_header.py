@@ -13,6 +13,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from .._codecs.decode import find_swap
 from .._codecs.deflate import MAX_NPY_HEAD, NPY_MAGIC, npy_head_size
 from .._core.boxes import MAX_RANK, Shape, fits_address_space
 from .._core.dtypes import DTYPES, UNNAMED_BYTE
@@ -45,6 +46,7 @@ class ArrayHeader(NamedTuple):
         dtype: In little-endian byte order.
         shape: In elements.
         order: "C" or "F".
+        codecs: What `decode` needs to make the stored values little-endian.
         start, stop: Where the values begin and end, from the beginning of the magic.
         nbytes: Size of the values.
     """
@@ -52,6 +54,7 @@ class ArrayHeader(NamedTuple):
     dtype: np.dtype
     shape: Shape
     order: Literal["C", "F"]
+    codecs: tuple[str, ...]
     start: int
     stop: int
     nbytes: int
@@ -62,8 +65,8 @@ def parse_header(head: bytes) -> ArrayHeader:
 
     Raises:
         Corrupted: It is not one, is longer than `head`, or contradicts itself.
-        Unsupported: The array holds Python objects, records, strings or dates, is big-endian, or
-            has a dtype that templax does not read.
+        Unsupported: The array holds Python objects, records, strings or dates, or has a dtype that
+            templax does not read.
     """
     if not head.startswith(NPY_MAGIC) or len(head) < 12:
         raise Corrupted("Expected an array in numpy's format, got other bytes")
@@ -97,13 +100,15 @@ def _parse_text(text: bytes, start: int) -> ArrayHeader:
             raise _unreadable_error(body)
     if len(found) < len(_FIELDS):
         raise _unreadable_error(body)
-    dtype = _find_dtype(found["descr"][1] if found["descr"][2] is None else found["descr"][2])
+    dtype, codecs = _find_dtype(
+        found["descr"][1] if found["descr"][2] is None else found["descr"][2]
+    )
     shape = _parse_shape(found["shape"][1])
     if not fits_address_space(shape, dtype.itemsize):
         raise Unsupported("templax reads no array that exceeds the address space")
     order = "F" if found["order"][1] == "True" and len(shape) > 1 else "C"
     nbytes = math.prod(shape) * dtype.itemsize
-    return ArrayHeader(dtype, shape, order, start, start + nbytes, nbytes)
+    return ArrayHeader(dtype, shape, order, codecs, start, start + nbytes, nbytes)
 
 
 def _parse_shape(text: str) -> Shape:
@@ -123,7 +128,8 @@ def _unreadable_error(text: str) -> Corrupted:
     return Corrupted(f"The header of the array is unreadable: {text[:80]!r}")
 
 
-def _find_dtype(descr: str) -> np.dtype:
+def _find_dtype(descr: str) -> tuple[np.dtype, tuple[str, ...]]:
+    """The dtype, and the codecs that reverse the bytes of big-endian numbers."""
     order, code = (descr[:1], descr[1:]) if descr[:1] in ("<", ">", "|", "=") else ("", descr)
     if code.startswith("O"):
         raise Unsupported(
@@ -132,9 +138,4 @@ def _find_dtype(descr: str) -> np.dtype:
     dtype = CODES.get(code)
     if dtype is None:
         raise Unsupported(f"templax does not read dtype `{descr[:80]}`")
-    if order == ">" and dtype.itemsize > 1:
-        raise Unsupported(
-            f"templax reads no big-endian arrays, got `{descr}`",
-            hint=f'save `array.astype("<{code}")`' if code[0] != "V" else None,
-        )
-    return dtype
+    return dtype, find_swap(dtype) if order == ">" else ()

@@ -66,6 +66,7 @@ def test_verify_json_has_the_documented_fields():
         "unchecked_bytes": 16384,
         "unchecked": ["state.params.big"],
         "filled": [],
+        "unread": [],
     }
 
 

@@ -120,7 +120,6 @@ def test_damage_is_found(data: bytes, what: str) -> None:
         (save(np.zeros(2, "U3")), "dtype `<U3`"),
         (save(np.zeros(2, "M8[s]")), r"dtype `<M8\[s\]`"),
         (save(np.zeros(2, "V7")), r"dtype `\|V7`"),
-        (save(np.zeros(2, ">f4")), r'big-endian.*`>f4`; hint: save `array.astype\("<f4"\)`'),
         (spell(descr="'" + "<f4," * 9000 + "'"), "does not read dtype"),
         (spell(shape="(" + "1," * 33 + ")"), "32 dimensions, got 33"),
         (spell(shape=f"({2**62}, {2**62})"), "address space"),

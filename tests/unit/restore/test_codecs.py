@@ -180,5 +180,37 @@ def test_a_python_number_with_an_unknown_codec_does_not_keep_check_from_working(
         file.write_text(json.dumps(about | {"compressor": {"id": "bz2"}}))
     template = tx.open(path).template()
     assert tx.check(path, template).ok
-    with pytest.raises(tx.Unsupported, match="codec `bz2` - at `"):
+    with pytest.raises(tx.Unsupported, match="codec `bz2`") as caught:
         tx.restore(path, template)
+    arrays = [entry.name for entry in tx.open(path).entries if entry.kind != "string"]
+    assert [name for name in arrays if f"`{name}`" not in str(caught.value)] == []
+    assert caught.value.hint is None  # there are no others
+
+
+def test_an_error_names_all_leaves_with_an_unknown_codec_and_what_restores_the_others(
+    tmp_path: Path,
+) -> None:
+    values = {name: np.arange(4.0) for name in "abcd"}
+    path = write_arrays(tmp_path / "ckpt", values, None)
+    for name, compressor in {"a": "lzma", "c": "lzma", "d": "bz2"}.items():
+        file = path / name / ".zarray"
+        file.write_text(
+            json.dumps(json.loads(file.read_text()) | {"compressor": {"id": compressor}})
+        )
+    said = (
+        "templax does not read codec `lzma` (`a`, `c`); templax does not read codec `bz2` (`d`);"
+        " hint: `...` in their places in the template leaves them out"
+    )
+    for call in (tx.restore, tx.plan):
+        with pytest.raises(tx.Unsupported) as caught:
+            call(path, values)
+        assert str(caught.value) == said
+    got = tx.restore(path, {"a": ..., "b": np.zeros(4), "c": ..., "d": ...})
+    assert got["b"].tolist() == [0, 1, 2, 3]
+    with pytest.raises(tx.Unsupported, match="hint: skip= leaves them out"):
+        tx.convert(path, tmp_path / "copy", to="npz")
+    tx.convert(path, tmp_path / "copy", to="npz", skip=["a", "c", "d"])
+    shutil.rmtree(path / "b")
+    with pytest.raises(tx.TemplaxError) as caught:  # the others are not sound
+        tx.plan(path, values)
+    assert "hint: `...`" not in str(caught.value)

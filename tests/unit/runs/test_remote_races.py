@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import templax as tx
-from helpers import mark_slow
+from helpers import is_thorough, mark_slow
 from templax._hosts.agreement import open_call
 from templax._runs.run_storage import open_run
 from templax._save.destination import Destination
@@ -104,7 +104,7 @@ def test_one_of_two_programs_that_save_a_step_wins_and_the_other_says_so(rounds)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rounds", [10, *mark_slow(200)])
+@pytest.mark.parametrize("rounds", [10, *mark_slow(200 if is_thorough() else 80)])
 def test_a_step_that_two_programs_replace_is_that_of_one(rounds):
     url = f"memory://{uuid.uuid4().hex}/run"
     for round in range(rounds):
@@ -120,7 +120,7 @@ def test_a_step_that_two_programs_replace_is_that_of_one(rounds):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rounds", [10, *mark_slow(200)])
+@pytest.mark.parametrize("rounds", [10, *mark_slow(200 if is_thorough() else 80)])
 def test_a_step_is_replaced_or_deleted_but_never_in_part(rounds):
     url = f"memory://{uuid.uuid4().hex}/run"
     for _ in range(rounds):

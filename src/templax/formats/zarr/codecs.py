@@ -13,7 +13,7 @@ from typing import Any, Literal
 import msgspec
 import numpy as np
 
-from ..._codecs.decode import CODECS, COMPRESSIONS, SWAPS
+from ..._codecs.decode import CODECS, COMPRESSIONS, find_swap
 from ..._core.boxes import Shape, format_shape
 from ...errors import Corrupted
 
@@ -129,12 +129,6 @@ def _parse_transposes(codecs: list[Named], rank: int) -> Literal["C", "F"] | Non
     if axes == list(range(rank)):
         return "C"
     return "F" if axes == list(range(rank))[::-1] else None
-
-
-def find_swap(dtype: np.dtype) -> tuple[str, ...]:
-    """The decoders of big-endian elements: none for those of one byte."""
-    width = dtype.itemsize // (2 if dtype.kind == "c" else 1)
-    return tuple(name for name in SWAPS if name.endswith(f"-{width}"))
 
 
 def _find_decoder_problem(decoders: Sequence[str]) -> str | None:

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import msgspec
 import numpy as np
 
-from ..._codecs.decode import COMPRESSIONS
+from ..._codecs.decode import COMPRESSIONS, find_swap
 from ..._core.boxes import (
     MAX_NBYTES,
     MAX_RANK,
@@ -30,7 +30,7 @@ from ..._core.boxes import (
 from ..._core.dtypes import DTYPES, NUMPY_NAMES
 from ..._core.json_text import decode_json
 from ...errors import Corrupted, Unsupported
-from .codecs import UNREADABLE, Named, Sharding, find_swap, parse_codecs
+from .codecs import UNREADABLE, Named, Sharding, parse_codecs
 
 MAX_FILE = 1 << 20
 """Most bytes of an array's metadata file; a larger one is not read."""

@@ -163,8 +163,8 @@ def test_a_tensor_of_too_many_pieces_is_listed_but_not_read(tmp_path: Path) -> N
     # All but the last element of the storage, which the tensor does not reach.
     assert (account.kinds["leaf"], account.kinds["gap"]) == (data.nbytes - 4, 4)
     assert tx.diff(path, path).leaves[0].note is not None
-    with pytest.raises(Unsupported, match="skip= leaves them out"):
-        tx.convert(path, tmp_path / "out", to="orbax")
+    with pytest.raises(Unsupported, match=r"hint: save `tensor.contiguous\(\)`$"):
+        tx.convert(path, tmp_path / "out", to="orbax")  # skip= would leave nothing
 
 
 def test_storages_of_bytes_have_the_dtype_of_the_tensor(tmp_path: Path) -> None:
@@ -443,7 +443,12 @@ def test_what_is_not_read_beside_tensors_is_named_wherever_it_is_missed(tmp_path
     )
     catalog = tx.open(path)
     assert catalog.unread == {"q": why}
-    assert tx.restore(path, {"w": np.zeros(2, np.float32)})["w"].shape == (2,)
+    template = catalog.template()
+    assert template["q"] is ...
+    assert tx.restore(path, template)["w"].shape == (2,)
+    with pytest.raises(tx.TemplateError, match=f"no leaf, found one that .* - at `q`; {why[:9]}"):
+        tx.restore(path, {"w": np.zeros(2, np.float32)})
+    assert "not read 1 leaf: `q`" in str(tx.verify(path))
 
     cases = [("q", {"q": 0.0}, None), ("q.scale", {"q": {"scale": 0.0}}, None)]
     for name, template, rename in [*cases, ("new", {"new": 0.0}, {"q": "new"})]:

@@ -1,0 +1,74 @@
+"""Finds the leaves whose chunks templax has no decoder for, so that one error names them all."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from .._catalog.catalog import Catalog
+from .._catalog.entry import Chunk, LeafEntry
+from .._codecs.decode import DECODABLE, FILL
+from .._core.text import list_names
+from .._match.result import MAX_SHOWN
+from ..errors import TemplaxError, Unsupported
+
+
+def can_decode(chunk: Chunk) -> bool:
+    """Whether there is a decoder for the codecs. Otherwise the bytes are only read."""
+    return chunk.codecs == FILL or DECODABLE.issuperset(chunk.codecs)
+
+
+def find_undecodable(catalog: Catalog, entries: Sequence[LeafEntry]) -> dict[str, Unsupported]:
+    """Finds the leaves that templax can't decode: name → the error that a restore would raise.
+
+    Args:
+        catalog: The checkpoint.
+        entries: Leaves of it with distinct names; none of them a string.
+
+    Raises:
+        Corrupted, Unsupported: They can't be located for another reason; see `Catalog.locate`.
+    """
+    found: dict[str, Unsupported] = {}
+    for name, chunks in catalog.locate(entries, []).items():
+        if not all(map(can_decode, chunks)):
+            try:
+                catalog.locate([catalog.leaves[name]])
+            except Unsupported as error:
+                found[name] = error
+    return found
+
+
+def name_undecodable(
+    catalog: Catalog, entries: Sequence[LeafEntry], error: Unsupported, remedy: str
+) -> Unsupported:
+    """The error for leaves that can't be located: it names all that templax can't decode.
+
+    Args:
+        catalog: The checkpoint.
+        entries: The leaves that were to be located, with distinct names; none of them a string.
+        error: What `Catalog.locate` raised for one of them.
+        remedy: What leaves them out, as a hint. Given if there are others, and they can be located.
+    """
+    try:
+        found = find_undecodable(catalog, entries)
+    except TemplaxError:
+        return error
+    if not found:
+        return error
+    problems = [*found.values()]
+    hints = dict.fromkeys(problem.hint for problem in problems if problem.hint)
+    others = [entry for entry in entries if entry.name not in found]
+    try:
+        catalog.locate(others)
+    except TemplaxError:
+        others = []
+    if others:
+        hints[remedy] = None
+    hint = "; ".join(hints) or None
+    if len(found) == 1:
+        here = {k: getattr(problems[0], k) for k in ("leaf", "file", "start", "stop", "box")}
+        return Unsupported(problems[0].what, hint=hint, **here)
+    reasons: dict[str, list[str]] = {}
+    for name, problem in found.items():
+        reasons.setdefault(problem.what, []).append(name)
+    what = [f"{what} ({list_names(names, MAX_SHOWN)})" for what, names in reasons.items()]
+    return Unsupported("; ".join(what), hint=hint)
