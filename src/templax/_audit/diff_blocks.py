@@ -17,6 +17,7 @@ from msgspec import structs
 
 from .._catalog.catalog import Catalog
 from .._catalog.entry import Chunk, LeafEntry
+from .._catalog.strided import transpose_chunk
 from .._core.boxes import Box, full_box, size_of
 from .._core.memory import count_memory
 from .._core.progress import PROGRESS_S, Progress
@@ -29,7 +30,7 @@ from .._template.template import Target, Template
 from ..errors import CheckpointError, SourceError, Unsupported
 from .diff_values import Sums, ValueComparer
 
-SPREAD_BYTES = 128 * 1024 * 1024
+SPREAD_BYTES = 96 * 1024 * 1024
 """Size of a block of a leaf that a mapping transposes, whose elements lie far apart in the file."""
 
 BLOCK_BYTES = 8 * 1024 * 1024
@@ -175,10 +176,12 @@ class _Block:
 def _list_blocks(
     sides: tuple[Side, Side], pairs: Sequence[EntryPair], group: Sequence[int]
 ) -> Iterator[_Block]:
-    located: list[dict[str, tuple[Chunk, ...]]] = []
+    located: list[dict[str, Chunks]] = []
     for i, side in enumerate(sides):
         with side.name_errors():
-            located.append(side.catalog.locate([pairs[number][i] for number in group]))
+            entries = [pairs[number][i] for number in group]
+            found = side.catalog.locate(entries)
+        located.append({e.name: transpose_chunks(found[e.name], e.dtype) for e in entries})
     for number in group:
         pair = pairs[number]
         if not size_of(full_box(pair[0].shape)):
@@ -251,6 +254,11 @@ def cut_box(
         else:
             yield here, mine
         at = end
+
+
+def transpose_chunks(chunks: Chunks, dtype: np.dtype) -> Chunks:
+    """Large plain chunks in F order as ones of which blocks can be read, and the others."""
+    return [transpose_chunk(chunk, dtype, SPREAD_BYTES) for chunk in chunks]
 
 
 def find_pinned(chunks: Chunks, axis: int) -> list[tuple[int, int]]:

@@ -401,7 +401,7 @@ def _find_box(piece: _Piece, start: int, stop: int) -> Box | None:
     """The box of the leaf that stored bytes hold; None if they are only padding."""
     chunk, everything = piece.chunk, full_box(piece.entry.shape)
     box, origin, itemsize = chunk.box, chunk.extent.start, piece.entry.dtype.itemsize
-    if is_raw(chunk) and stop > start:
+    if is_raw(chunk) and chunk.origin is None and stop > start:
         shape = shape_of(box)
         inner = box_around((start - origin) // itemsize, -((origin - stop) // itemsize), shape)
         box = tuple((a + b, a + c) for (a, _), (b, c) in zip(box, inner, strict=True))

@@ -44,12 +44,14 @@ class Extent(msgspec.Struct, frozen=True, gc=False):
 
 
 class Origin(msgspec.Struct, frozen=True, gc=False):
-    """Where a chunk lies in the checkpoint, if its leaf is made of other leaves by a mapping.
+    """What a chunk holds, if that is not simply its box of the leaf.
+
+    A mapping makes leaves of parts of others, and elements may be stored in any order, or apart.
 
     Attributes:
-        box: Range of the stored leaf, in elements.
+        box: Range of the stored leaf, in elements; of elements that no leaf names, their own.
         dtype: As stored.
-        map: Which elements of the stored leaf are which of this one.
+        map: Which elements of what is stored are which of this leaf.
         scale, add: If not None, the values are computed: `x.astype(float32) * scale + add`.
     """
 
@@ -78,8 +80,9 @@ class Chunk(msgspec.Struct, frozen=True, gc=False):
         sums: The crc32c of each `block` stored bytes, in order; the last block may be shorter.
             Empty if no checksum is known.
         block: Number of bytes that each of `sums` covers.
-        origin: Set if a mapping makes the leaf of parts of other leaves. The chunk decodes to
-            `origin.box` of one of them, and `box` is the smallest around what that is in this leaf.
+        origin: Set if a mapping makes the leaf of parts of other leaves, or if the elements do not
+            lie in the order of `order` (see `strided`). The chunk decodes to `origin.box`, and
+            `box` is the smallest around what that is in this leaf.
         stored_as: In a view, the name of the stored leaf, for errors.
     """
 

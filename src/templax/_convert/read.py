@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import numpy as np
 from msgspec import structs
 
-from .._audit.diff_blocks import check_size
+from .._audit.diff_blocks import check_size, transpose_chunks
 from .._catalog.catalog import Catalog
 from .._catalog.entry import Chunk, LeafEntry
 from .._catalog.written import Leaf
@@ -25,7 +25,7 @@ from .._restore.undecodable import name_undecodable
 from .._save.jobs import Block
 from .._template.template import Target, Template
 from ..errors import CheckpointError, SourceError, Unsupported
-from .cut import Chunks, Cut, count_memory_of_block, cut_blocks
+from .cut import Cut, count_memory_of_block, cut_blocks
 from .stream import ChunkStreams
 
 
@@ -94,7 +94,7 @@ class LeafReader:
         """See `BlockReader`."""
         entry = self._entries[leaf.name]
         itemsize, written = entry.dtype.itemsize, leaf.dtype.itemsize
-        chunks: Chunks = self._located[entry.name]
+        chunks = transpose_chunks(self._located[entry.name], entry.dtype)
         for cuts in cut_blocks(full_box(leaf.shape), itemsize, chunk, chunks):
             for cut in cuts:
                 self._cuts[leaf.name, cut.box] = cut

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from .._catalog.catalog import Catalog
 from .._catalog.entry import Chunk, Extent, LeafEntry
 from .._catalog.regions import Region
+from .._catalog.strided import transpose_chunk
 from .._codecs.deflate import MAX_NPY_HEAD, NPY_MAGIC, InflateStream, npy_head_size, read_npy_head
 from .._core.boxes import full_box
 from .._core.gc_pause import pause_gc
@@ -29,6 +30,11 @@ from .zip_members import (
     list_members,
     list_names,
 )
+
+_MIN_TRANSPOSED, _MAX_COLUMN = 4 << 20, 1 << 20
+"""An array in F order of more than `_MIN_TRANSPOSED` bytes is read and transposed in pieces, which
+takes no memory for a second copy. If its columns exceed `_MAX_COLUMN`, a piece has few of them, and
+writing those is slower than transposing the whole array."""
 
 
 class NumpyArray:
@@ -253,5 +259,7 @@ def locate_arrays(
             sums=sums,
             block=block,
         )
+        if order == "F" and entry.nbytes // max(1, entry.shape[-1]) <= _MAX_COLUMN:
+            chunk = transpose_chunk(chunk, entry.dtype, _MIN_TRANSPOSED)
         located[entry.name] = (chunk,) if entry.nbytes else ()
     return located

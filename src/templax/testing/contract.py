@@ -233,7 +233,8 @@ class FormatContract:
     def test_values_are_those_that_were_saved(self) -> None:
         catalog = self.open()
         want = self.expected()
-        template = {e.name: ... for e in catalog.entries} | {
+        template: dict[str, object] = dict.fromkeys(catalog.unread, ...)
+        template |= {e.name: ... for e in catalog.entries} | {
             e.name: np.broadcast_to(np.zeros((), e.dtype), e.shape)
             for e in catalog.entries
             if e.name in want and e.kind in ("array", "scalar")

@@ -313,7 +313,10 @@ def test_the_command_prints_the_result(ckpt: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_memory_does_not_grow_with_the_leaves(tmp_path: Path) -> None:
-    """A leaf of 256 MiB, raw or in one zstd chunk, takes less than 160 MiB."""
+    """A leaf of 256 MiB, raw or in one zstd chunk, takes less than 160 MiB.
+
+    One of 640 MiB in Fortran order takes less than 340.
+    """
     begin = np.arange(1 << 20, dtype=np.float32)
     tree = {"w": np.concatenate([begin] * 64).reshape(8192, 8192)}
     tx.save(tmp_path / "raw", tree)
@@ -328,6 +331,13 @@ def test_the_memory_does_not_grow_with_the_leaves(tmp_path: Path) -> None:
             seconds=60,
             megabytes=160,
         )
+    shape = (16384, 10240)
+    np.lib.format.open_memmap(tmp_path / "f.npy", "w+", np.float32, shape, fortran_order=True)
+    run_limited(
+        f"path = {str(tmp_path / 'f.npy')!r}; tx.convert(path, path + '.npz')",
+        seconds=60,
+        megabytes=340,
+    )
 
 
 def test_skipped_subtrees_leave_no_empty_nodes(tmp_path: Path) -> None:

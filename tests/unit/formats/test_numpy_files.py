@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import tempfile
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,10 +15,14 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import templax as tx
 from helpers import run_cli, skip_without_dtype
-from templax.formats import zip_members
+from templax._audit import diff_blocks
+from templax._plan import mapped_parts
+from templax.formats import numpy_files, zip_members
 from templax.formats.numpy_files import split_names
 from templax.storage import Memory
 
@@ -136,6 +141,43 @@ def test_rows_of_an_array_in_fortran_order_are_restored_apart(tmp_path: Path) ->
         template = {"w": jax.ShapeDtypeStruct((4, 6), jnp.float32, sharding=sharding)}
         got = tx.restore(tmp_path / "a.npz", template)["w"]
         assert np.array_equal(got, value)
+
+
+@given(shape=st.lists(st.integers(0, 7), min_size=2, max_size=4), cut=st.integers(1, 64))
+def test_arrays_in_fortran_order_are_read_in_pieces(shape: list[int], cut: int) -> None:
+    value = np.asfortranarray(RNG.integers(0, 1 << 30, shape))
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as directory:
+        patch.setattr(numpy_files, "_MIN_TRANSPOSED", 0)
+        patch.setattr(mapped_parts, "SCATTER_BYTES", cut)
+        path = Path(directory, "a.npz")
+        np.savez(path, w=value)
+        catalog = tx.open(path)
+        if value.size > 1 and sum(n > 1 for n in shape) > 1:
+            (chunk,) = catalog.locate(catalog.entries)["w"]
+            assert (chunk.order, chunk.origin is not None) == ("C", True)
+        assert np.array_equal(tx.restore(path, like({"w": value}))["w"], value)
+        assert tx.verify(path).ok
+        patch.setattr(diff_blocks, "SPREAD_BYTES", 4 * cut)
+        patch.setattr(diff_blocks, "BLOCK_BYTES", cut)
+        for at in (0, 1 << 30):  # as the format locates it, and as a conversion does
+            patch.setattr(numpy_files, "_MIN_TRANSPOSED", at)
+            tx.convert(path, Path(directory, f"{at}.safetensors"))
+            assert tx.diff(path, Path(directory, f"{at}.safetensors")).identical
+            copy = tx.restore(Path(directory, f"{at}.safetensors"), like({"w": value}))["w"]
+            assert np.array_equal(copy, value)
+
+
+def test_a_mapping_reshapes_an_array_in_fortran_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    value = np.asfortranarray(RNG.normal(size=(4, 6, 5)))
+    np.savez(tmp_path / "a.npz", w=value)
+    rules = {"k": tx.From("w", "(a b) c d -> b d (c a)", a=2)}
+    want = value.reshape(2, 2, 6, 5).transpose(1, 3, 2, 0).reshape(2, 5, 12)
+    for at in (0, 1 << 30):
+        monkeypatch.setattr(numpy_files, "_MIN_TRANSPOSED", at)
+        got = tx.restore(tx.view(tmp_path / "a.npz", tx.Mapping(rules)), like({"k": want}))["k"]
+        assert np.array_equal(got, want)
 
 
 @pytest.mark.parametrize("name", ["float8_e4m3fn", "int4", "uint4", "float8_e8m0fnu", "uint8"])

@@ -21,6 +21,7 @@ from msgspec import structs
 from ..._catalog.catalog import Catalog, record_damage
 from ..._catalog.entry import Chunk, LeafEntry
 from ..._catalog.regions import Region
+from ..._catalog.strided import move_chunk
 from ..._core.boxes import Box, Shape, contains, full_box, intersect, size_of
 from ..._core.gc_pause import pause_gc
 from ..._core.names import Path, join_path
@@ -363,5 +364,4 @@ def _locate_shard(files: _Files, shard: _Shard, dtype: np.dtype, pieces: Pieces)
         raise Corrupted(f"Expected a tensor of {dtype.name}{shape}, got another value")
     start = shard.place.start + archive.starts[tensor.storage.key]
     for chunk in pieces.locate(tensor, shard.place.file, start):
-        box = tuple((a + at, b + at) for (a, b), (at, _) in zip(chunk.box, shard.box, strict=True))
-        yield structs.replace(chunk, box=box)
+        yield move_chunk(chunk, tuple(at for at, _ in shard.box))

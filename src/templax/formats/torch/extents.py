@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Literal
 
 from ..._catalog.entry import Chunk, Extent
+from ..._catalog.strided import make_strided_chunk
 from ..._core.boxes import Shape, full_box
 from ...errors import Unsupported
 from .objects import Tensor
@@ -44,11 +45,16 @@ class Pieces:
         count = math.prod(shape[i] for i in outer)
         self._left -= count if outer else 0
         if count > _MAX_PIECES or self._left < 0:
-            raise Unsupported(
-                f"templax reads strided tensors of at most {_MAX_PIECES} pieces, and"
-                f" {_MAX_ALL_PIECES} of all, got one of {count}",
-                hint="save `tensor.contiguous()`",
-            )
+            # Bytes that lie between its elements count as its own.
+            extent = cover_tensor(tensor, key, start).extent
+            whole = make_strided_chunk(extent, shape, tensor.strides, tensor.dtype)
+            if whole is None:
+                raise Unsupported(
+                    f"templax reads tensors whose elements overlap in at most {_MAX_PIECES}"
+                    f" pieces, and {_MAX_ALL_PIECES} of all, got one of {count}",
+                    hint="save `tensor.contiguous()`",
+                )
+            return (whole,)
         nbytes = math.prod(shape[i] for i in inner) * itemsize
         chunks: list[Chunk] = []
         for index in itertools.product(*(range(shape[i]) for i in outer)):

@@ -11,6 +11,7 @@ import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
+import jax
 import ml_dtypes
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ import pytest
 import templax as tx
 from helpers import CORPUS, run_cli
 from templax.errors import Corrupted, UnknownFormat, Unsupported
+from templax.formats.torch import extents
 from templax.storage import Memory
 
 WRITTEN = CORPUS / "torch-2.14.1"
@@ -140,28 +142,59 @@ VALUES = np.arange(12, dtype=np.float32)
         ((2, 2, 2), (0, 0, 0), 5), ((0, 3), (3, 1), 0), ((2, 1, 3), (3, 0, 1), 6),
     ],
 )  # fmt: skip
+@pytest.mark.parametrize("most_pieces", [100, 0])
 def test_any_strides(
-    tmp_path: Path, shape: tuple[int, ...], strides: tuple[int, ...], offset: int
+    tmp_path: Path,
+    shape: tuple[int, ...],
+    strides: tuple[int, ...],
+    offset: int,
+    most_pieces: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(extents, "_MAX_PIECES", most_pieces)
     path = write_zip(tmp_path / "m.pt", tensor(shape, strides, offset), {"0": VALUES.tobytes()})
     steps = tuple(4 * n for n in strides)
     want = np.lib.stride_tricks.as_strided(VALUES[offset:], shape, steps)
-    got = tx.restore(path, np.broadcast_to(np.float32(0), shape))
-    np.testing.assert_array_equal(np.asarray(got), want)
+    template = np.broadcast_to(np.float32(0), shape)
+    if most_pieces == 0 and (shape, strides) == ((3, 4), (1, 1)):  # elements overlap
+        with pytest.raises(Unsupported, match="whose elements overlap in at most 0 pieces"):
+            tx.restore(path, template)
+        return
+    np.testing.assert_array_equal(np.asarray(tx.restore(path, template)), want)
+    if 0 not in shape:
+        tx.convert(path, tmp_path / "copy", to="orbax")
+        assert tx.diff(path, tmp_path / "copy").identical
+        np.testing.assert_array_equal(np.asarray(tx.restore(tmp_path / "copy", template)), want)
+    assert tx.verify(path).ok
 
 
-def test_a_tensor_of_too_many_pieces_is_listed_but_not_read(tmp_path: Path) -> None:
-    data = np.zeros(1 << 16, np.float32)
-    value = b"}" + text("w") + tensor((1 << 15,), (2,), numel=1 << 16) + b"s"
+def test_a_tensor_of_many_pieces_is_read_as_one(tmp_path: Path) -> None:
+    data = np.arange(1 << 20, dtype=np.float32)
+    value = b"}" + text("w") + tensor((1 << 15, 5), (20, 2), 3, numel=1 << 20) + b"s"
     path = write_zip(tmp_path / "m.pt", value, {"0": data.tobytes()})
-    assert tx.open(path).leaves["w"].shape == (1 << 15,)
-    with pytest.raises(Unsupported, match="strided tensors of at most 16384 pieces") as caught:
-        tx.restore(path, {"w": np.broadcast_to(np.float32(0), (1 << 15,))})
+    want = data[3 : 3 + 20 * (1 << 15)].reshape(-1, 20)[:, :10:2]
+    assert len(tx.open(path).locate(tx.open(path).entries)["w"]) == 1
+    got = tx.restore(path, {"w": np.broadcast_to(np.float32(0), want.shape)})["w"]
+    np.testing.assert_array_equal(got, want)
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:2]), "x")
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("x"))
+    rows = jax.ShapeDtypeStruct(want.shape, np.float32, sharding=sharding)
+    np.testing.assert_array_equal(np.asarray(tx.restore(path, {"w": rows})["w"]), want)
+    tx.convert(path, tmp_path / "copy", to="safetensors")
+    assert tx.diff(path, tmp_path / "copy").identical
+
+
+def test_a_tensor_of_too_many_overlapping_pieces_is_listed_but_not_read(tmp_path: Path) -> None:
+    data = np.zeros((1 << 16) + 1, np.float32)
+    value = b"}" + text("w") + tensor((1 << 15, 3), (2, 1), numel=(1 << 16) + 1) + b"s"
+    path = write_zip(tmp_path / "m.pt", value, {"0": data.tobytes()})
+    assert tx.open(path).leaves["w"].shape == (1 << 15, 3)
+    with pytest.raises(Unsupported, match="elements overlap in at most 16384 pieces") as caught:
+        tx.restore(path, {"w": np.broadcast_to(np.float32(0), (1 << 15, 3))})
     assert caught.value.leaf == "w"
     assert tx.verify(path).ok
     account = tx.account_bytes(path)
-    # All but the last element of the storage, which the tensor does not reach.
-    assert (account.kinds["leaf"], account.kinds["gap"]) == (data.nbytes - 4, 4)
+    assert (account.kinds["leaf"], account.kinds["gap"]) == (data.nbytes, 0)
     assert tx.diff(path, path).leaves[0].note is not None
     with pytest.raises(Unsupported, match=r"hint: save `tensor.contiguous\(\)`$"):
         tx.convert(path, tmp_path / "out", to="orbax")  # skip= would leave nothing
