@@ -178,11 +178,9 @@ class Tree:
         try:
             data = layout.pack(number)
         except struct.error:
-            raise Unsupported(
-                "templax reads integers of 64 bits",
-                leaf=join_path(path),
-                hint="save it as text, `str(number)`",
-            ) from None
+            what, hint = "templax reads integers of 64 bits", "save it as text, `str(number)`"
+            self._refuse(path, length, Unsupported(what, hint=hint))
+            return
         chunk = Chunk(Extent("", 0, 0, data), ())
         self._add_array(path, length, (), dtype, (chunk,), "scalar")
 

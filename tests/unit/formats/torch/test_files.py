@@ -168,6 +168,17 @@ def test_any_strides(
     assert tx.verify(path).ok
 
 
+def test_integers_of_more_than_64_bits_are_not_read_and_listed(tmp_path: Path) -> None:
+    """The state of numpy's generators has integers of 128 bits."""
+    state = pickle.dumps(np.random.PCG64(0).state["state"]["state"], 2)[2:-1]
+    value = b"}" + text("w") + tensor((3,), (1,)) + b"s" + text("rng") + state + b"s"
+    path = write_zip(tmp_path / "m.pt", value, {"0": VALUES.tobytes()})
+    why = "templax reads integers of 64 bits; save it as text, `str(number)`"
+    assert tx.open(path).unread == {"rng": why}
+    got = tx.restore(path, {"w": np.zeros(3, np.float32), "rng": ...})
+    assert got["w"].tolist() == [0, 1, 2]
+
+
 def test_a_tensor_of_many_pieces_is_read_as_one(tmp_path: Path) -> None:
     data = np.arange(1 << 20, dtype=np.float32)
     value = b"}" + text("w") + tensor((1 << 15, 5), (20, 2), 3, numel=1 << 20) + b"s"
