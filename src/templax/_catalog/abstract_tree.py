@@ -30,7 +30,7 @@ def build_abstract_tree(
     """
     with_jax = can_import_jax()
     leaves = [(entry.path, _make_leaf(entry, with_jax)) for entry in entries]
-    leaves += [(path, ...) for path in _find_paths(unread, [entry.path for entry in entries])]
+    leaves += [(path, ...) for path in find_unread_paths(unread, [entry.path for entry in entries])]
     try:
         return _build_tree(leaves, empties)
     except Corrupted:
@@ -57,8 +57,11 @@ def _build_tree(leaves: Sequence[tuple[Path, Any]], empties: Mapping[Path, str])
     return _finish_node(root.get("", {}), 0)
 
 
-def _find_paths(names: Iterable[str], paths: Sequence[Path]) -> Iterator[Path]:
-    """The key paths of these names. In lists that hold one of `paths`, they have indices."""
+def find_unread_paths(names: Iterable[str], paths: Sequence[Path]) -> Iterator[Path]:
+    """The key paths of leaves that are only known by name, beside those with `paths`.
+
+    They are split at dots, and have indices in the lists that hold one of the others.
+    """
     names = list(names)
     within = names and {
         join_path(path[:n]) for path in paths for n, key in enumerate(path) if isinstance(key, int)

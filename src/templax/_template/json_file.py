@@ -7,6 +7,7 @@ import json
 import msgspec
 import numpy as np
 
+from .._catalog.abstract_tree import find_unread_paths
 from .._catalog.catalog import Catalog
 from .._core.boxes import fits_address_space, format_shape, full_box
 from .._core.dtypes import PYTHON_DTYPES, UNNAMED_BYTE, parse_dtype
@@ -181,7 +182,7 @@ def _find_impossible(sharding: Sharding) -> str | None:
 
 
 def template_from_catalog(catalog: Catalog, at: str = "") -> Template:
-    """Makes the template that a checkpoint matches exactly.
+    """Makes the template that a checkpoint matches exactly. It skips what templax does not read.
 
     Args:
         catalog: The checkpoint.
@@ -204,4 +205,8 @@ def template_from_catalog(catalog: Catalog, at: str = "") -> Template:
                 boxes=(full_box(entry.shape),),
             )
         )
+    for path in find_unread_paths(catalog.unread, [entry.path for entry in catalog.entries]):
+        path = strip_prefix(path, at)
+        if path is not None:
+            targets.append(Target(join_path(path), path, (), np.dtype("V0"), "skip"))
     return Template(tuple(targets))

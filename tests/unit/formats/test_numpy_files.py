@@ -432,6 +432,10 @@ def test_members_that_are_not_read_are_listed_and_the_others_restored(tmp_path: 
     wanted = {"record": "ignore", "name": "ignore", "some": "ignore", "README.*": "ignore"}
     assert tx.check(path, tree, extra=wanted).unused_patterns == ()
 
+    made = run_cli("template", path, "-o", tmp_path / "t.json")
+    assert made.exit_code == 0, made.output
+    assert run_cli("check", path, tmp_path / "t.json").exit_code == 0
+
     verified = tx.verify(path)
     assert (verified.ok, verified.leaves) == (True, 2)
     assert verified.unread == tuple(catalog.unread)

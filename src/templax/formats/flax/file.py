@@ -6,7 +6,7 @@ import re
 
 from ..._catalog.catalog import Catalog
 from ..._core.gc_pause import pause_gc
-from ..._core.names import join_path
+from ..._core.names import Path, join_path
 from ...errors import Unsupported
 from ...storage.source import Source, root_size
 from ..file_names import ARRAYS
@@ -45,19 +45,25 @@ class FlaxMsgpack:
         """Opens a file. Leaves are in the order of the file; a list has the names `0`, `1`, ...
 
         Python's numbers are scalars of 64 bits, None and empty dicts are recorded without a leaf,
-        and raw bytes are an array of uint8.
+        and raw bytes are an array of uint8. Values and arrays of a dtype that templax does not read
+        are listed in `unread` of the catalog.
 
         Raises:
             Corrupted: The msgpack is unreadable, or contradicts itself.
-            Unsupported: A value or dtype that templax does not read, or an array that Orbax stored
-                elsewhere; the error names it.
+            Unsupported: An array that Orbax stored elsewhere, or nothing that templax reads; the
+                error names it.
         """
         size = root_size(source)
         maximum = max_leaves(size)
-        leaves = read_msgpack(_read(source, size), keep=False)
-        if len(leaves) > maximum:
-            what = f"templax reads {maximum} leaves in {size} bytes, got {len(leaves)}"
+        unread: dict[Path, Unsupported] = {}
+        leaves = read_msgpack(_read(source, size), keep=False, unread=unread)
+        if len(leaves) + len(unread) > maximum:
+            count = len(leaves) + len(unread)
+            what = f"templax reads {maximum} leaves in {size} bytes, got {count}"
             raise Unsupported(what)
+        if unread and not leaves:
+            path, error = next(iter(unread.items()))
+            raise error.locate(leaf=join_path(path))
         base = _basename(source)
         outside = f"{base}{ARRAYS}"
         leaves = {path: _resolve(leaf, join_path(path), outside) for path, leaf in leaves.items()}
@@ -73,6 +79,7 @@ class FlaxMsgpack:
             format=FORMAT if from_t5x else self.name,
             evidence="its TensorStore specs" if from_t5x else _EVIDENCE,
             metadata={} if step is None else {"step": int(step[1])},
+            unread={join_path(path): error.what for path, error in unread.items()},
             uncommitted=unfinished if base == _TEMPORARY else None,
         )
 

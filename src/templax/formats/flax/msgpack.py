@@ -85,7 +85,13 @@ Leaf = Value | Empty | Spec | str
 """A string that starts with `PLACEHOLDER` refers to an array stored beside the file."""
 
 
-def read_msgpack(data: memoryview, *, keep: bool = True) -> dict[Path, Leaf]:
+_MAX_REFUSALS = 64
+"""Most errors that are kept: a file may have another reason every few bytes."""
+
+
+def read_msgpack(
+    data: memoryview, *, keep: bool = True, unread: dict[Path, Unsupported] | None = None
+) -> dict[Path, Leaf]:
     """Reads every leaf of a state dict, in the order of the file.
 
     Flax stores a list as a map with the keys "0", "1", ...; such maps stay maps, because the names
@@ -95,6 +101,8 @@ def read_msgpack(data: memoryview, *, keep: bool = True) -> dict[Path, Leaf]:
     Args:
         data: The whole file. The bytes of arrays are not touched.
         keep: Whether arrays hold views of it. Otherwise they only have their place.
+        unread: If given, leaves that templax does not read are added to it, each with the error
+            that would be raised for it.
 
     Raises:
         Corrupted: The data is not msgpack, is nested too deeply, has a map that repeats a key, or
@@ -104,12 +112,16 @@ def read_msgpack(data: memoryview, *, keep: bool = True) -> dict[Path, Leaf]:
     problem, found = scan_values(data)
     if isinstance(problem, Unsupported):
         raise problem  # before the decoder makes an object of each value
-    places, broken = iter(found), list[CheckpointError]()
+    places, refused, broken = iter(found), dict[str, Unsupported](), list[CheckpointError]()
 
     def extension(code: int, payload: memoryview) -> Value | CheckpointError:
         _, stop = next(places, (0, 0))
         try:
             return _read_extension(code, payload, stop, keep)
+        except Unsupported as error:
+            if error.what not in refused and len(refused) >= _MAX_REFUSALS:
+                error = Unsupported("templax does not read one of the msgpack extensions")
+            return refused.setdefault(error.what, error)
         except CheckpointError as error:  # raised where its leaf is known; the first comes first
             broken.append(error)
             del broken[1:]
@@ -124,13 +136,18 @@ def read_msgpack(data: memoryview, *, keep: bool = True) -> dict[Path, Leaf]:
     leaves: dict[Path, Leaf] = {}
     pieces = 0
     for path, leaf in _iter_leaves(tree, ()):
+        if path in leaves or (unread is not None and path in unread):  # the keys 1 and "1"
+            raise Corrupted("Expected one leaf, got two of this name", leaf=join_path(path))
+        if isinstance(leaf, Unsupported):
+            if unread is None:
+                raise leaf.locate(leaf=join_path(path))
+            unread[path] = leaf
+            continue
         if isinstance(leaf, Value) and len(leaf.pieces) > 1:
             pieces += len(leaf.pieces) * len(leaf.shape)
             if pieces > MAX_PIECES:
                 what = f"templax reads {MAX_PIECES} dimensions of pieces of arrays, got more"
                 raise Unsupported(what, leaf=join_path(path))
-        if path in leaves:  # the keys 1 and "1"
-            raise Corrupted("Expected one leaf, got two of this name", leaf=join_path(path))
         leaves[path] = leaf
     return leaves
 
@@ -174,7 +191,8 @@ def _decode_payload(payload: memoryview, decoder: msgspec.msgpack.Decoder[Any]) 
         raise Corrupted(f"A msgpack extension is unreadable: {error}") from error
 
 
-def _iter_leaves(tree: Any, path: Path) -> Iterator[tuple[Path, Leaf]]:
+def _iter_leaves(tree: Any, path: Path) -> Iterator[tuple[Path, Leaf | Unsupported]]:
+    """The leaves of a tree, and the errors for those that templax does not read."""
     if len(path) > MAX_DEPTH:
         raise Corrupted(f"Expected a tree at most {MAX_DEPTH} deep, got a deeper one")
     if isinstance(tree, dict):
@@ -201,6 +219,8 @@ def _iter_leaves(tree: Any, path: Path) -> Iterator[tuple[Path, Leaf]]:
             yield from _iter_leaves(child, (*path, i))
     elif tree is None:
         yield path, Empty("None")
+    elif isinstance(tree, Unsupported):
+        yield path, tree
     elif isinstance(tree, CheckpointError):
         raise tree.locate(leaf=join_path(path))
     elif isinstance(tree, (Value, str)):
@@ -210,10 +230,8 @@ def _iter_leaves(tree: Any, path: Path) -> Iterator[tuple[Path, Leaf]]:
     elif isinstance(tree, bytes):
         yield path, Value(DTYPES["uint8"], (len(tree),), "array", (Piece(memoryview(tree)),))
     else:
-        raise Unsupported(
-            f"templax does not read msgpack values of type `{type(tree).__name__}`",
-            leaf=join_path(path),
-        )
+        what = f"templax does not read msgpack values of type `{type(tree).__name__}`"
+        yield path, Unsupported(what)
 
 
 def _make_scalar(number: bool | int | float) -> Value:
@@ -222,7 +240,7 @@ def _make_scalar(number: bool | int | float) -> Value:
     return Value(value.dtype, (), "scalar", (Piece(memoryview(value.tobytes())),))
 
 
-def _join_pieces(tree: dict[Any, Any], path: Path) -> Value:
+def _join_pieces(tree: dict[Any, Any], path: Path) -> Value | Unsupported:
     """Joins an array that Flax split into flat pieces because it exceeds 2**30 bytes."""
     try:
         chunked = msgspec.convert(tree, _Chunked)
@@ -230,6 +248,8 @@ def _join_pieces(tree: dict[Any, Any], path: Path) -> Value:
         raise Corrupted(f"Expected an array in chunks: {error}", leaf=join_path(path)) from error
     arrays = _in_numeric_order(chunked.chunks, path)
     broken = next((array for array in arrays if isinstance(array, CheckpointError)), None)
+    if isinstance(broken, Unsupported):
+        return broken
     if broken is not None:
         raise broken.locate(leaf=join_path(path))
     shape = tuple(_in_numeric_order(chunked.shape, path))

@@ -31,6 +31,7 @@ def make_catalog(
     format: str,
     evidence: str,
     metadata: Mapping[str, Any],
+    unread: Mapping[str, str],
     uncommitted: str | None,
 ) -> Catalog:
     """The catalog of a state dict.
@@ -39,7 +40,7 @@ def make_catalog(
         source: The directory of the file; or the file itself, if no leaf is a `Spec`.
         file: The file, a key of the source.
         leaves: What `read_msgpack` found in it. Values have their place in the file.
-        url, format, evidence, metadata, uncommitted: Go into the catalog.
+        url, format, evidence, metadata, unread, uncommitted: Go into the catalog.
 
     Raises:
         Corrupted: An array is missing, its metadata is unreadable, or not what the file says; or
@@ -76,6 +77,7 @@ def make_catalog(
         locator=functools.partial(_locate, file, outside),
         metadata=metadata,
         empties=empties,
+        unread=unread,
         uncommitted=uncommitted,
         regions=functools.partial(_describe_files, file, outside),
     )

@@ -153,6 +153,7 @@ def _open_specs(
             format=FORMAT,
             evidence=f"the TensorStore specs in `{LEGACY}`",
             metadata=about,
+            unread={},
             uncommitted=uncommitted,
         )
     except CheckpointError as error:

@@ -361,3 +361,45 @@ def test_what_a_split_array_has_besides_its_pieces_is_not_dropped(
     (tmp_path / "state").write_bytes(msgpack.packb(tree))
     with pytest.raises(tx.Corrupted, match="unknown field `extra` - at `a`"):
         tx.open(tmp_path / "state")
+
+
+def test_arrays_of_other_dtypes_are_listed_and_the_others_restored(tmp_path: Path) -> None:
+    tree = {
+        "names": np.array(["a", "bc"]),
+        "w": np.arange(3.0),
+        "list": [np.zeros(2, "M8[s]"), np.ones(2)],
+        "lost": np.zeros(2, np.longdouble),
+    }
+    path = write(tmp_path / "state.msgpack", flax.serialization.to_state_dict(tree))
+    catalog = tx.open(path)
+    assert catalog.unread == {
+        "names": "templax does not read dtype `str64`",
+        "list.0": "templax does not read dtype `datetime64[s]`",
+        "lost": "templax does not read dtype `float128`",
+    }
+    got = tx.restore(path, catalog.template())
+    assert got["w"].tolist() == [0, 1, 2]
+    assert got["names"] is got["list"]["0"] is ...
+    with pytest.raises(tx.TemplateError, match=r"does not read - at `names`; .* dtype `str64`"):
+        tx.restore(path, {"names": np.zeros(2), "w": np.zeros(3)}, extra="ignore")
+    done = tx.convert(path, tmp_path / "copy.npz")
+    assert "what templax does not read (3: `names`, " in str(done)
+
+    write(tmp_path / "only", {"names": np.array(["a"])})
+    with pytest.raises(tx.Unsupported, match="dtype `str32` - at `names`"):
+        tx.open(tmp_path / "only")
+
+
+def test_a_split_array_of_another_dtype_is_listed(tmp_path: Path) -> None:
+    chunks = {"0": np.array(["ab"]), "1": np.array(["cd"])}
+    split = {"__msgpack_chunked_array__": True, "shape": {"0": 2}, "chunks": chunks}
+    path = write(tmp_path / "state", {"w": np.ones(2), "names": split})
+    assert tx.open(path).unread == {"names": "templax does not read dtype `str64`"}
+
+
+def test_a_file_of_very_many_reasons_says_that_it_has_them(tmp_path: Path) -> None:
+    tree = {f"n{i}": np.array(["a" * i]) for i in range(1, 100)} | {"w": np.ones(2)}
+    unread = tx.open(write(tmp_path / "state", tree)).unread
+    assert unread["n1"] == "templax does not read dtype `str32`"
+    assert unread["n99"] == "templax does not read one of the msgpack extensions"
+    assert len(unread) == 99
