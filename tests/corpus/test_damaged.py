@@ -6,12 +6,11 @@ import sys
 import numpy as np
 import pytest
 
+import templax as tx
 from templax.errors import Corrupted
 from templax.errors import Uncommitted
 from templax.errors import UnknownFormat
 from templax.errors import Unsupported
-from templax import restore
-from templax._match.result import TemplateError
 from templax.formats import open_catalog
 from templax.storage import Local
 
@@ -144,9 +143,10 @@ def test_files_of_other_formats_are_recognised(corpus, path, what, load):
 
 def test_pickled_arrays_are_refused_by_name(corpus):
     catalog = open_catalog(Local(corpus / "damaged-npz_pickle" / "params.npz"))
-    assert catalog.unread == {"a": "templax reads no pickled objects, got an array of them"}
-    with pytest.raises(TemplateError, match=r"does not read - at `a`; .*no pickled objects"):
-        restore(catalog, {"a": np.zeros(1)}, extra="ignore")
+    why = "templax reads no pickled objects, got an array of them; save arrays of numbers"
+    assert catalog.unread == {"a": why}
+    with pytest.raises(tx.TemplateError, match=r"does not read - at `a`; .*no pickled objects"):
+        tx.restore(catalog, {"a": np.zeros(1)}, extra="ignore")
 
 
 def test_a_cut_msgpack_file_is_refused(corpus):
@@ -158,8 +158,6 @@ def test_a_cut_msgpack_file_is_refused(corpus):
 _BOUNDED = """
 import resource, sys
 sys.path[:0] = {path!r}
-from templax import restore
-from templax._match.result import TemplateError
 from templax.formats import open_catalog
 from templax.storage import Local
 from templax._codecs.decode import decode

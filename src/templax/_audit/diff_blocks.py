@@ -17,7 +17,7 @@ from msgspec import structs
 
 from .._catalog.catalog import Catalog
 from .._catalog.entry import Chunk, LeafEntry
-from .._catalog.strided import transpose_chunk
+from .._catalog.strided import divide_chunk
 from .._core.boxes import Box, full_box, size_of
 from .._core.memory import count_memory
 from .._core.progress import PROGRESS_S, Progress
@@ -181,7 +181,7 @@ def _list_blocks(
         with side.name_errors():
             entries = [pairs[number][i] for number in group]
             found = side.catalog.locate(entries)
-        located.append({e.name: transpose_chunks(found[e.name], e.dtype) for e in entries})
+        located.append({e.name: divide_chunks(found[e.name], e.dtype) for e in entries})
     for number in group:
         pair = pairs[number]
         if not size_of(full_box(pair[0].shape)):
@@ -256,9 +256,9 @@ def cut_box(
         at = end
 
 
-def transpose_chunks(chunks: Chunks, dtype: np.dtype) -> Chunks:
-    """Large plain chunks in F order as ones of which blocks can be read, and the others."""
-    return [transpose_chunk(chunk, dtype, SPREAD_BYTES) for chunk in chunks]
+def divide_chunks(chunks: Chunks, dtype: np.dtype) -> Chunks:
+    """Makes large plain chunks in F order readable in blocks; returns the others unchanged."""
+    return [divide_chunk(chunk, dtype, SPREAD_BYTES) for chunk in chunks]
 
 
 def find_pinned(chunks: Chunks, axis: int) -> list[tuple[int, int]]:
@@ -338,6 +338,7 @@ def _compare_blocks(
         chunks,
         threads=threads,
         memory=MEMORY_BYTES,
+        blocks=True,
         verify="required",  # so that checksums of which a block needs a part are compared, too
     )
     comparers: dict[tuple[np.dtype, np.dtype], ValueComparer] = {}

@@ -22,7 +22,8 @@ def format_verification(verified: Verified, rest: str = "`verified.damages` has 
     took = f" ({verified.seconds:.2f} s)"
     if verified.damages:
         count, names = len(verified.damages), {d.leaf for d in verified.damages if d.leaf}
-        where = f" in {len(names):,} of {n:,} {leaf_noun(n)}" if names else ""
+        of = n + len(names.intersection(verified.unread))
+        where = f" in {len(names):,} of {of:,} {leaf_noun(of)}" if names else ""
         damages = "damage" if count == 1 else "damages"
         lines = [f"{url} is damaged: {count:,} {damages}{where}{took}"]
         lines += [f"  {damage}" for damage in verified.damages[:MAX_SHOWN]]

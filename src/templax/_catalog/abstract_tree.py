@@ -14,7 +14,7 @@ import numpy as np
 from .._core.arguments import PyTree
 from .._core.boxes import Shape
 from .._core.dtypes import PYTHON_DTYPES, UNNAMED_BYTE
-from .._core.names import MAX_DEPTH, Path, join_path
+from .._core.names import MAX_DEPTH, Path, join_path, split_name
 from .._core.optional import can_import_jax
 from ..errors import Corrupted
 from .entry import LeafEntry
@@ -60,18 +60,23 @@ def _build_tree(leaves: Sequence[tuple[Path, Any]], empties: Mapping[Path, str])
 def find_unread_paths(names: Iterable[str], paths: Sequence[Path]) -> Iterator[Path]:
     """The key paths of leaves that are only known by name, beside those with `paths`.
 
-    They are split at dots, and have indices in the lists that hold one of the others.
+    They are split at dots, and have indices in the lists that hold one of the others. A name that
+    one of the others has, too, is left out.
     """
     names = list(names)
-    within = names and {
+    if not names:
+        return
+    lists = {
         join_path(path[:n]) for path in paths for n, key in enumerate(path) if isinstance(key, int)
     }
+    taken = {join_path(path) for path in paths}
     for name in names:
-        keys = name.split(".") if name else []
-        yield tuple(
-            int(key) if key.isdecimal() and ".".join(keys[:n]) in within else key
-            for n, key in enumerate(keys)
-        )
+        if name not in taken:
+            keys = split_name(name)
+            yield tuple(
+                int(key) if str(key).isdecimal() and join_path(keys[:n]) in lists else key
+                for n, key in enumerate(keys)
+            )
 
 
 class _Node(dict[Any, Any]):

@@ -46,6 +46,11 @@ def record_damage(
     damages.append(error)
 
 
+def explain_refusal(error: Unsupported) -> str:
+    """Why a leaf is listed in `Catalog.unread`, and what would help."""
+    return error.what if error.hint is None else f"{error.what}; {error.hint}"
+
+
 @dataclass(frozen=True, repr=False)
 class Catalog:
     """An open checkpoint: its leaves and metadata. No array bytes have been read.

@@ -49,7 +49,8 @@ class Origin(msgspec.Struct, frozen=True, gc=False):
     A mapping makes leaves of parts of others, and elements may be stored in any order, or apart.
 
     Attributes:
-        box: Range of the stored leaf, in elements; of elements that no leaf names, their own.
+        box: Range of the stored leaf, in elements. If what is stored is no leaf itself, the box
+            starts at 0.
         dtype: As stored.
         map: Which elements of what is stored are which of this leaf.
         scale, add: If not None, the values are computed: `x.astype(float32) * scale + add`.

@@ -1,7 +1,8 @@
-"""Chunks whose elements lie in a file in another order than in the leaf, or apart.
+"""Chunks whose elements are stored in another order than the leaf's, or with gaps.
 
-Such a chunk is carried to its leaf by an index map (see `Origin`), as the parts of a mapping are.
-Any part of it can then be read without the rest, and no copy of the whole is made.
+An index map says where each element of such a chunk belongs in the leaf (see `Origin`), as for the
+parts of a mapping. Any part of it can then be read without the rest, and no copy of the whole is
+made.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ def make_strided_chunk(
 
 
 def move_chunk(chunk: Chunk, corner: Shape) -> Chunk:
-    """A chunk that lies in the leaf as many elements further in each dimension."""
+    """Moves a chunk within its leaf by `corner`, in elements."""
     box = tuple((a + at, b + at) for (a, b), at in zip(chunk.box, corner, strict=True))
     origin = chunk.origin
     if origin is not None:
@@ -56,8 +57,8 @@ def move_chunk(chunk: Chunk, corner: Shape) -> Chunk:
     return structs.replace(chunk, box=box, origin=origin)
 
 
-def transpose_chunk(chunk: Chunk, dtype: np.dtype, minimum: int) -> Chunk:
-    """A chunk of plain elements in F order of more than `minimum` bytes, as one to read in parts.
+def divide_chunk(chunk: Chunk, dtype: np.dtype, minimum: int) -> Chunk:
+    """Makes a plain chunk in F order of more than `minimum` bytes readable in parts.
 
     Any other chunk is returned unchanged.
     """
@@ -66,6 +67,6 @@ def transpose_chunk(chunk: Chunk, dtype: np.dtype, minimum: int) -> Chunk:
     if chunk.order == "C" or not plain or extent.nbytes <= minimum:
         return chunk
     shape = shape_of(chunk.box)
-    transposed = make_strided_chunk(extent, shape, strides_of(shape, "F"), dtype)
-    assert transposed is not None
-    return move_chunk(transposed, tuple(low for low, _ in chunk.box))
+    divided = make_strided_chunk(extent, shape, strides_of(shape, "F"), dtype)
+    assert divided is not None
+    return move_chunk(divided, tuple(low for low, _ in chunk.box))

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import numpy as np
 from msgspec import structs
 
-from .._audit.diff_blocks import check_size, transpose_chunks
+from .._audit.diff_blocks import check_size, divide_chunks
 from .._catalog.catalog import Catalog
 from .._catalog.entry import Chunk, LeafEntry
 from .._catalog.written import Leaf
@@ -94,7 +94,7 @@ class LeafReader:
         """See `BlockReader`."""
         entry = self._entries[leaf.name]
         itemsize, written = entry.dtype.itemsize, leaf.dtype.itemsize
-        chunks = transpose_chunks(self._located[entry.name], entry.dtype)
+        chunks = divide_chunks(self._located[entry.name], entry.dtype)
         for cuts in cut_blocks(full_box(leaf.shape), itemsize, chunk, chunks):
             for cut in cuts:
                 self._cuts[leaf.name, cut.box] = cut
@@ -140,6 +140,7 @@ class LeafReader:
             Match("", Template(()), pairs=tuple(pairs)),
             [chunks],
             memory=sys.maxsize,
+            blocks=True,
             verify="required",  # so that checksums of which a block needs a part are compared, too
         )
         with self._name_leaves(blocks):

@@ -19,10 +19,11 @@ from .._core.names import (
     find_nearest,
     join_path,
     matches_pattern,
+    split_name,
     strip_prefix,
 )
 from .._core.text import quote_text
-from .._match.checkpoint_view import CheckpointView, apply_at_and_rename
+from .._match.checkpoint_view import CheckpointView, apply_at_and_rename, rename_unread
 from .._match.options import MatchOptions
 from .._restore.prepare import list_subtrees
 from ..errors import UsageError
@@ -167,6 +168,11 @@ def select_leaves(
     refuse_leaves(wrong, hint)
     _check_used("cast", casts, used, floats)
     _select_empties(found, catalog, to, at, rename, flat, skipping, skipped)
+    for name in rename_unread(catalog.unread, MatchOptions(at, rename)):
+        path = split_name(name)
+        all_paths.append(path)
+        chosen = _choose(path, skipping, skipped)
+        found.lose("a leaf that skip= names" if chosen else "what templax does not read", name)
     all_paths += [rest for path in catalog.empties if (rest := strip_prefix(path, at))]
     _check_used("skip", skipping, skipped, all_paths)
     _select_metadata(found, catalog, to)
@@ -247,7 +253,7 @@ def _select_metadata(found: Selection, catalog: Catalog, to: str) -> None:
         if name != item:
             found.lose("another item of the step", str(name))
     others = catalog.metadata.get("not read", {})
-    for name in (*catalog.unread, *(others if isinstance(others, Mapping) else ())):
+    for name in others if isinstance(others, Mapping) else ():
         found.lose("what templax does not read", str(name))
     hidden = (*_OF_THE_FORMAT, "items", "not read")
     about = {key: value for key, value in catalog.metadata.items() if key not in hidden}

@@ -275,12 +275,12 @@ class _Matching:
         targets = self.template.targets
         wanted = {t.name for t in targets if t.kind != "static"}
         skipped_subtrees = {t.name for t in targets if t.kind == "skip"}
-        if not skipped_subtrees and wanted.issuperset(names):
+        if not skipped_subtrees and not self._unread and wanted.issuperset(names):
             return  # fast path: the template asks for every leaf
 
         def is_ignored(path: Path, name: str) -> bool:
-            below_skipped = skipped_subtrees and _is_below_any(path, skipped_subtrees)
-            return bool(below_skipped) or self.options.choose_for_extra(name) == "ignore"
+            below_skipped = _is_below_any(path, skipped_subtrees)
+            return below_skipped or self.options.choose_for_extra(name) == "ignore"
 
         names_of = {alias: t.name for t in targets for alias in t.aliases}
         read = {p.target.name: p.entry for p in self.pairs if p.target.aliases and not p.source}
@@ -299,7 +299,9 @@ class _Matching:
                 found = describe_entry(entry)
                 self.mismatches.append(Mismatch("extra", name, "no leaf", found, note=note))
         for name, why in self._unread.items():
-            if name in self._missed:
+            if name in self.stored.by_name and name in wanted:
+                self._report_ambiguous(name, [split_name(name)] * 2, "checkpoint")
+            if name in self._missed or (name in wanted and name not in skipped_subtrees):
                 continue
             if is_ignored(split_name(name), name):
                 self.ignored.append(name)

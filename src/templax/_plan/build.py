@@ -37,6 +37,7 @@ def build_plan(
     sources: Sequence[Any] = (),
     gaps: Sequence[int] = (),
     shared: Container[str] = (),
+    blocks: bool = False,
 ) -> Plan:
     """Plans the reads of a match without mismatches.
 
@@ -56,6 +57,8 @@ def build_plan(
         shared: Names of targets of which several processes read a part each. Of these, too, all
             bytes that a checksum covers are read: else none of them could compare it where two
             parts meet.
+        blocks: Whether the targets are blocks of leaves that are read whole, block by block. What
+            lies between the short runs of a block is then read with it and dropped.
 
     Returns:
         A plan with batches in template order. Its copies tile every buffer: each element is written
@@ -113,7 +116,7 @@ def build_plan(
                     plain_chunks = [chunk for chunk in located if chunk.origin is None]
                     made = list(make_parts(pair, mine, first, plain_chunks, measures, whole))
                     for chunk in mapped_chunks:
-                        made += make_mapped_parts(pair.entry, mine, first, chunk, whole)
+                        made += make_mapped_parts(pair.entry, mine, first, chunk, whole, blocks)
                 else:
                     made = make_parts(pair, mine, first, located, measures, whole)
                 if summed:

@@ -25,14 +25,20 @@ from .parts import (
 )
 
 _SHORT_GAPS = 8
-"""Between short runs, gaps of up to so many times `GAP_BYTES` are read and dropped: to plan,
-request and copy each run by itself takes longer (0.3 ms)."""
+"""Of a block, gaps of up to so many times `GAP_BYTES` between short runs are read and dropped. The
+other blocks need the same bytes, so they are in the page cache, and reading a run by itself takes
+longer."""
 
 
 def make_mapped_parts(
-    entry: LeafEntry, buffers: Sequence[Buffer], first: int, chunk: Chunk, whole_blocks: bool
+    entry: LeafEntry,
+    buffers: Sequence[Buffer],
+    first: int,
+    chunk: Chunk,
+    whole_blocks: bool,
+    blocks: bool = False,
 ) -> Iterator[Part]:
-    """Makes the parts to read of a chunk with an `origin`; see `make_parts`.
+    """Makes the parts to read of a chunk with an `origin`; see `make_parts` and `build_plan`.
 
     A raw chunk is cut into pieces, so that threads share it and what is scattered is still in
     cache. Pieces begin and end where blocks with a checksum do. Long ranges that no buffer wants
@@ -45,7 +51,7 @@ def make_mapped_parts(
     ]
     if not wanted:
         return
-    pulled = _PulledChunk(entry.name, chunk, wanted)
+    pulled = _PulledChunk(entry.name, chunk, wanted, _SHORT_GAPS if blocks else 1)
     copies = pulled.list_copies(0, pulled.size)
     if not copies:
         return
@@ -75,10 +81,14 @@ class _PulledChunk:
         name: Name of the leaf.
         chunk: A chunk with an `origin`.
         wanted: The buffers and their indices in the batch.
+        short_gaps: Between short runs, gaps of up to so many times `GAP_BYTES` are read, too.
     """
 
-    def __init__(self, name: str, chunk: Chunk, wanted: Sequence[tuple[int, Buffer]]):
+    def __init__(
+        self, name: str, chunk: Chunk, wanted: Sequence[tuple[int, Buffer]], short_gaps: int
+    ):
         assert chunk.origin is not None
+        self._short_gaps = short_gaps
         self._name, self._chunk, self._origin = name, chunk, chunk.origin
         self._shape = shape_of(self._origin.box)
         self._strides = strides_of(self._shape, chunk.order)
@@ -142,7 +152,7 @@ class _PulledChunk:
             return
         low, high = span_copies(copies)
         most = GAP_BYTES // self.itemsize
-        if high - low > most and _has_gap(copies, most):
+        if high - low > most and _has_gap(copies, most, self._short_gaps):
             middle = self._find_middle(start, stop)
             if start < middle < stop:
                 yield from self.cut(start, middle, self.list_copies(start, middle))
@@ -169,10 +179,10 @@ class _PulledChunk:
         return middle
 
 
-def _has_gap(copies: Sequence[StridedCopy], most: int) -> bool:
+def _has_gap(copies: Sequence[StridedCopy], most: int, short_gaps: int) -> bool:
     """Whether more than `most` neighbouring elements between those that are copied are not.
 
-    Between runs of at most `most` elements, `_SHORT_GAPS` times as many may be left out.
+    Between runs of at most `most` elements, these are `short_gaps` times as many.
     """
     reached: int | None = None
     for start, stop in sorted(copy.src_span for copy in copies):
@@ -183,7 +193,7 @@ def _has_gap(copies: Sequence[StridedCopy], most: int) -> bool:
         run = 1
         steps = zip(map(abs, copy.src_strides), copy.shape, strict=True)
         for stride, n in sorted(step for step in steps if step[0]):
-            wide = most if run > most else _SHORT_GAPS * most
+            wide = most if run > most else short_gaps * most
             if stride - run > wide and len(copies) == 1:
                 return True
             run += (n - 1) * stride

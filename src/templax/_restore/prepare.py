@@ -49,7 +49,7 @@ from .undecodable import name_undecodable
 _MAX_SUBTREES = 1 << 16
 """Maximum number of names that a mistyped one is compared with."""
 
-_LEAVE_OUT = "`...` in their places in the template leaves them out"
+_LEAVE_OUT = "to leave them out, write `...` for them in the template"
 
 
 def match_checkpoint(

@@ -28,10 +28,11 @@ def find_undecodable(catalog: Catalog, entries: Sequence[LeafEntry]) -> dict[str
         Corrupted, Unsupported: They can't be located for another reason; see `Catalog.locate`.
     """
     found: dict[str, Unsupported] = {}
+    by_name = {entry.name: entry for entry in entries}
     for name, chunks in catalog.locate(entries, []).items():
         if not all(map(can_decode, chunks)):
             try:
-                catalog.locate([catalog.leaves[name]])
+                catalog.locate([by_name[name]])
             except Unsupported as error:
                 found[name] = error
     return found
@@ -46,7 +47,7 @@ def name_undecodable(
         catalog: The checkpoint.
         entries: The leaves that were to be located, with distinct names; none of them a string.
         error: What `Catalog.locate` raised for one of them.
-        remedy: What leaves them out, as a hint. Given if there are others, and they can be located.
+        remedy: How to leave them out. A hint only if other leaves remain and can be located.
     """
     try:
         found = find_undecodable(catalog, entries)

@@ -85,6 +85,7 @@ class Merged:
         names = {
             entry.path[:k] for each in chosen for entry in each for k in range(len(entry.path))
         }
+        leaves = {entry.name for each in chosen for entry in each}
         parts = _Parts(catalogs, source.roots)
         return Catalog(
             url=" + ".join(catalog.url for catalog in catalogs),
@@ -107,6 +108,7 @@ class Merged:
                 name: why
                 for catalog, own in zip(catalogs, patterns, strict=True)
                 for name, why in (catalog.unread.items() if not own else ())
+                if name not in leaves
             },
             audit=parts.audit if any(catalog.audit for catalog in catalogs) else None,
             audits_values=all(catalog.audits_values for catalog in catalogs),

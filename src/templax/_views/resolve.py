@@ -103,14 +103,19 @@ class Resolved:
         entries: The leaves of the view; the `handle` of each is a `Made`.
         layouts: Rule, as its target's name → how it is laid out: once for all of its leaves, or for
             each shape of sources.
+        unread: The leaves that templax does not read and the mapping does not drop: name → why.
     """
 
     entries: tuple[LeafEntry, ...]
     layouts: Mapping[str, Sequence[RuleLayout]]
+    unread: Mapping[str, str]
 
 
 def resolve_mapping(
-    mapping: RuleSet, stored: Sequence[LeafEntry], expected: Expected | None
+    mapping: RuleSet,
+    stored: Sequence[LeafEntry],
+    expected: Expected | None,
+    unread: Mapping[str, str] | None = None,
 ) -> Resolved:
     """Applies a mapping to the leaves of a checkpoint.
 
@@ -119,11 +124,12 @@ def resolve_mapping(
         stored: All leaves of the checkpoint.
         expected: What a template expects of a leaf; without a template, None. With one, the sizes
             of leaves that it does not ask for may stay unknown.
+        unread: Leaves of the checkpoint that templax does not read: name → why.
 
     Raises:
         MappingError: The mapping does not fit the leaves; lists every problem of every rule.
     """
-    return _Resolver(mapping, stored, expected).resolve()
+    return _Resolver(mapping, stored, expected, unread or {}).resolve()
 
 
 def _expect_nothing(name: str) -> None:
@@ -131,7 +137,14 @@ def _expect_nothing(name: str) -> None:
 
 
 class _Resolver:
-    def __init__(self, mapping: RuleSet, stored: Sequence[LeafEntry], expected: Expected | None):
+    def __init__(
+        self,
+        mapping: RuleSet,
+        stored: Sequence[LeafEntry],
+        expected: Expected | None,
+        unread: Mapping[str, str],
+    ):
+        self._unread, self._unread_names = unread, NameIndex(list(unread))
         self._mapping, self._expected = mapping, expected or _expect_nothing
         self._fits_template = expected is not None
         self._stored = {entry.name: entry for entry in stored}
@@ -175,13 +188,15 @@ class _Resolver:
         layouts: defaultdict[str, list[RuleLayout]] = defaultdict(list)
         for (text, *_), layout in self._layouts.items():
             layouts[text].append(layout)
-        return Resolved(tuple(self._entries.values()), layouts)
+        gone = dropped.keys() | self._entries.keys()
+        unread = {name: why for name, why in self._unread.items() if name not in gone}
+        return Resolved(tuple(self._entries.values()), layouts, unread)
 
     def _find_dropped(self) -> dict[str, str]:
         """Name of a leaf that is dropped → the pattern."""
         found: dict[str, str] = {}
         for pattern in self._mapping.drop:
-            mine = self._names.match_glob(pattern)
+            mine = [*self._names.match_glob(pattern), *self._unread_names.match_glob(pattern)]
             if not mine:
                 self._problems.append(f"drop={pattern!r} matches no leaf: leave it out")
             found |= dict.fromkeys(mine, pattern)
@@ -193,6 +208,11 @@ class _Resolver:
             rule, target = self._mapping.rules[text], self._mapping.targets[text]
             parts = rule.parts if isinstance(rule, Concat) else (rule,)
             wanted = " and ".join(f"`{part.source.text}`" for part in parts)
+            refused = [part.source.text for part in parts if part.source.text in self._unread]
+            if refused:
+                why = self._unread[refused[0]]
+                self._problems.append(f"`{text}`: templax does not read `{refused[0]}`: {why}")
+                continue
             similar = self._names.list_candidates(target)
             there = next((name for name in similar if _match(target, parts[0], name)), None)
             if there is not None:

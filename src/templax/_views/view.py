@@ -95,7 +95,7 @@ class View:
 @pause_gc()
 def _open_view(base: Catalog, mapping: LeafMapping, expected: Expected | None) -> Catalog:
     try:
-        resolved = resolve_mapping(mapping, base.entries, expected)
+        resolved = resolve_mapping(mapping, base.entries, expected, base.unread)
     except MappingError as error:
         error.add_note(f"in a view of {base.url}")
         raise
@@ -107,6 +107,7 @@ def _open_view(base: Catalog, mapping: LeafMapping, expected: Expected | None) -
         base,
         evidence=f"{base.evidence}, through a mapping of {len(mapping)} rules ({_digest(mapping)})",
         entries=resolved.entries,
+        unread=resolved.unread,
         locator=functools.partial(_locate, base),
         empties=base.empties if mapping.rest == "keep" else {},
         fingerprints=crcs and functools.partial(_list_fingerprints, crcs, resolved.entries),
@@ -126,7 +127,7 @@ def select_stored(catalog: Catalog) -> Catalog:
         return catalog
     used = {source.name for entry in catalog.entries for source in entry.handle.sources}
     entries = [entry for entry in catalog.base.entries if entry.name in used]
-    return select_stored(replace(catalog.base, entries=tuple(entries), unread={}))
+    return select_stored(replace(catalog.base, entries=tuple(entries), unread=catalog.unread))
 
 
 def _list_fingerprints(

@@ -107,7 +107,12 @@ class FileSet:
             source=root,
             locator=functools.partial(_locate, catalogs, places),
             metadata=_join_metadata([index.metadata, *(part.metadata for part in parts)]),
-            unread={name: why for part in parts for name, why in part.unread.items()},
+            unread={
+                name: why
+                for part in parts
+                for name, why in part.unread.items()
+                if name not in places
+            },
             empties={path: what for part in parts for path, what in part.empties.items()},
             audit=functools.partial(_audit_all, catalogs)
             if any(part.audit is not None for part in parts)

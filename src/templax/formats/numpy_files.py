@@ -7,12 +7,12 @@ An archive is a zip of `.npy` files, each stored as it is (`np.savez`) or deflat
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 
-from .._catalog.catalog import Catalog
+from .._catalog.catalog import Catalog, explain_refusal
 from .._catalog.entry import Chunk, Extent, LeafEntry
 from .._catalog.regions import Region
-from .._catalog.strided import transpose_chunk
+from .._catalog.strided import divide_chunk
 from .._codecs.deflate import MAX_NPY_HEAD, NPY_MAGIC, InflateStream, npy_head_size, read_npy_head
 from .._core.boxes import full_box
 from .._core.gc_pause import pause_gc
@@ -31,10 +31,12 @@ from .zip_members import (
     list_names,
 )
 
-_MIN_TRANSPOSED, _MAX_COLUMN = 4 << 20, 1 << 20
-"""An array in F order of more than `_MIN_TRANSPOSED` bytes is read and transposed in pieces, which
-takes no memory for a second copy. If its columns exceed `_MAX_COLUMN`, a piece has few of them, and
-writing those is slower than transposing the whole array."""
+_NOT_READ = "members that templax does not read"
+
+_MIN_DIVIDED, _RUN_BYTES = 4 << 20, 128
+"""An array in F order of more than `_MIN_DIVIDED` bytes is read and transposed in pieces of that
+size, which takes no memory for a second copy. Its columns must be so short that a piece fills at
+least `_RUN_BYTES` of each row: writing less at a time is slower than transposing all at once."""
 
 
 class NumpyArray:
@@ -124,7 +126,7 @@ class NumpyArchive:
             audit=functools.partial(_check_members, source, members, paths),
             audits_values=True,
             fingerprints=_find_fingerprints(entries),
-            regions=functools.partial(_describe_archive, source),
+            regions=functools.partial(_describe_archive, source, unread),
         )
 
 
@@ -143,11 +145,15 @@ def _find_fingerprints(entries: Sequence[LeafEntry]) -> Callable[[], Mapping[str
     return functools.partial(combine_sums, entries)
 
 
-def _describe_archive(source: Source) -> Iterator[Region]:
+def _describe_archive(source: Source, unread: Container[str]) -> Iterator[Region]:
     """The bytes that hold no values: between members, and the headers of the arrays in them."""
     yield from describe_archive(source)
-    for member in list_members(source):
-        yield Region("", member.start, member.stop, "index", "headers of arrays")
+    members = list_members(source)
+    for member, path in zip(members, _split_members(members), strict=True):
+        if join_path(path) in unread:
+            yield Region("", member.start, member.stop, "gap", _NOT_READ)
+        else:
+            yield Region("", member.start, member.stop, "index", "headers of arrays")
 
 
 def split_names(names: Sequence[str]) -> list[Path]:
@@ -200,7 +206,7 @@ def _read_members(
             refused[join_path(path)] = error
     if refused and not entries:
         raise next(iter(refused.values()))
-    return entries, {name: error.what for name, error in refused.items()}
+    return entries, {name: explain_refusal(error) for name, error in refused.items()}
 
 
 def _read_member(read: ReadRange, member: Member, path: Path) -> LeafEntry:
@@ -259,7 +265,8 @@ def locate_arrays(
             sums=sums,
             block=block,
         )
-        if order == "F" and entry.nbytes // max(1, entry.shape[-1]) <= _MAX_COLUMN:
-            chunk = transpose_chunk(chunk, entry.dtype, _MIN_TRANSPOSED)
+        column = entry.nbytes // (entry.shape[-1] or 1) if order == "F" else 0
+        if column and _MIN_DIVIDED // column * entry.dtype.itemsize >= _RUN_BYTES:
+            chunk = divide_chunk(chunk, entry.dtype, _MIN_DIVIDED)
         located[entry.name] = (chunk,) if entry.nbytes else ()
     return located

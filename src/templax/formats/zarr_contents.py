@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from .._catalog.catalog import Catalog
+from .._catalog.catalog import Catalog, explain_refusal
 from .._catalog.entry import Chunk, Extent, LeafEntry
 from .._catalog.regions import Region
 from .._core.gc_pause import pause_gc
@@ -176,7 +176,7 @@ class _Tree:
             try:
                 array = parse_metadata(data, file)
             except Unsupported as error:
-                self.not_read[join_path(_split(name))] = error.what
+                self.not_read[join_path(_split(name))] = explain_refusal(error)
                 return
             if not attributes and f"{prefix}{ATTRIBUTES}" not in self.container.objects:
                 parsed[data] = array

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+from flax.serialization import msgpack_serialize
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -147,7 +148,8 @@ def test_rows_of_an_array_in_fortran_order_are_restored_apart(tmp_path: Path) ->
 def test_arrays_in_fortran_order_are_read_in_pieces(shape: list[int], cut: int) -> None:
     value = np.asfortranarray(RNG.integers(0, 1 << 30, shape))
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as directory:
-        patch.setattr(numpy_files, "_MIN_TRANSPOSED", 0)
+        patch.setattr(numpy_files, "_MIN_DIVIDED", 0)
+        patch.setattr(numpy_files, "_RUN_BYTES", 0)
         patch.setattr(mapped_parts, "SCATTER_BYTES", cut)
         path = Path(directory, "a.npz")
         np.savez(path, w=value)
@@ -160,7 +162,7 @@ def test_arrays_in_fortran_order_are_read_in_pieces(shape: list[int], cut: int) 
         patch.setattr(diff_blocks, "SPREAD_BYTES", 4 * cut)
         patch.setattr(diff_blocks, "BLOCK_BYTES", cut)
         for at in (0, 1 << 30):  # as the format locates it, and as a conversion does
-            patch.setattr(numpy_files, "_MIN_TRANSPOSED", at)
+            patch.setattr(numpy_files, "_MIN_DIVIDED", at)
             tx.convert(path, Path(directory, f"{at}.safetensors"))
             assert tx.diff(path, Path(directory, f"{at}.safetensors")).identical
             copy = tx.restore(Path(directory, f"{at}.safetensors"), like({"w": value}))["w"]
@@ -174,8 +176,9 @@ def test_a_mapping_reshapes_an_array_in_fortran_order(
     np.savez(tmp_path / "a.npz", w=value)
     rules = {"k": tx.From("w", "(a b) c d -> b d (c a)", a=2)}
     want = value.reshape(2, 2, 6, 5).transpose(1, 3, 2, 0).reshape(2, 5, 12)
+    monkeypatch.setattr(numpy_files, "_RUN_BYTES", 0)
     for at in (0, 1 << 30):
-        monkeypatch.setattr(numpy_files, "_MIN_TRANSPOSED", at)
+        monkeypatch.setattr(numpy_files, "_MIN_DIVIDED", at)
         got = tx.restore(tx.view(tmp_path / "a.npz", tx.Mapping(rules)), like({"k": want}))["k"]
         assert np.array_equal(got, want)
 
@@ -410,7 +413,7 @@ def test_members_that_are_not_read_are_listed_and_the_others_restored(tmp_path: 
     assert catalog.unread == {
         "record": "templax reads no records, got an array of `[('a', '<f4'), ('b', '<i4')]`",
         "name": "templax does not read dtype `<U3`",
-        "some": "templax reads no pickled objects, got an array of them",
+        "some": "templax reads no pickled objects, got an array of them; save arrays of numbers",
         "README.txt": "templax reads archives of arrays, got a file of another kind in one",
     }
     got = tx.restore(path, catalog.template())
@@ -443,7 +446,91 @@ def test_members_that_are_not_read_are_listed_and_the_others_restored(tmp_path: 
     data = bytearray(path.read_bytes())
     data[data.index(b"by hand")] ^= 1
     path.write_bytes(data)
-    assert [damage.leaf for damage in tx.verify(path).damages] == ["README.txt"]
+    verified = tx.verify(path)
+    assert [damage.leaf for damage in verified.damages] == ["README.txt"]
+    assert "1 damage in 1 of 3 leaves" in str(verified)
+    account = tx.account_bytes(path)
+    gaps = {gap.what for gap in account.gaps}
+    assert gaps == {"members that templax does not read"}
+    assert account.kinds["leaf"] == 8 * 8
+
+
+@pytest.fixture
+def with_text(tmp_path: Path) -> Path:
+    """An archive of numbers `w` and `z` and the text `s`."""
+    np.savez(tmp_path / "a.npz", w=np.arange(6.0), s=np.array(["x"]), z=np.ones(1))
+    return tmp_path / "a.npz"
+
+
+@pytest.mark.parametrize("z", [..., np.zeros(1)])
+def test_an_array_that_is_not_read_may_be_kept_or_supplied(with_text: Path, z: Any) -> None:
+    template = {"w": np.zeros(6), "s": np.full(1, 7.0), "z": z}
+    got = tx.restore(with_text, template, missing="keep")
+    assert got["s"].tolist() == [7]
+    match = tx.check(with_text, template, missing="keep")
+    assert (match.kept, "s" in match.ignored) == (("s",), False)
+    np.savez(with_text.with_name("b.npz"), s=np.full(1, 9.0))
+    got = tx.restore(with_text, template, missing=with_text.with_name("b.npz"))
+    assert got["s"].tolist() == [9]
+
+
+def test_arrays_that_are_not_read_are_extra_under_the_names_of_the_template(tmp_path: Path) -> None:
+    path = tmp_path / "a.npz"
+    values = {"m.w": np.zeros(2), "m.s": np.array(["x"]), "m.l.t": np.array(["x"])}
+    np.savez(path, **values, other=np.array(["x"]))
+    for options, name in [({"at": "m"}, "s"), ({"at": "m", "rename": {"s": "r"}}, "r")]:
+        found = tx.check(path, {"w": np.zeros(2), "l": ...}, **options)
+        assert [(m.problem, m.name) for m in found.mismatches] == [("extra", name)]
+        assert found.ignored == ("l.t",)
+    found = tx.check(path, {"w": np.zeros(2), "l": {"t": {"deep": 0.0}}}, at="m", extra="ignore")
+    assert [(m.problem, m.name) for m in found.mismatches] == [("missing", "l.t.deep")]
+    assert found.ignored == ("s",)
+
+
+def test_an_array_that_is_not_read_does_not_give_way_to_one_of_its_name(with_text: Path) -> None:
+    found = tx.check(with_text, {"w": np.zeros(6)}, rename={"s": "w"}, extra="ignore")
+    assert [(m.problem, m.name) for m in found.mismatches] == [("ambiguous", "w")]
+
+
+def test_the_template_of_lists_and_names_with_arrays_that_are_not_read(tmp_path: Path) -> None:
+    tree = {"l": [np.zeros(2), np.array(["x"])], "m": [np.array(["x"])]}
+    path = tmp_path / "state"
+    path.write_bytes(msgpack_serialize({"l": tree["l"], "m": {"0": tree["m"][0]}}))
+    template = tx.open(path).template()
+    assert isinstance(template["l"], list)
+    assert template["l"][1] is template["m"]["0"] is ...
+    np.savez(tmp_path / "flat.npz", **{"a": np.zeros(2), "a.b": np.ones(2), "a.c": np.array(["x"])})
+    flat = tx.open(tmp_path / "flat.npz")
+    assert set(flat.template()) == {"a", "a.b", "a.c"}
+    assert tx.restore(flat, flat.template())["a.c"] is ...
+
+
+def test_one_checkpoint_may_have_what_is_not_read_in_another(with_text: Path) -> None:
+    other = with_text.with_name("b.npz")
+    np.savez(other, s=np.full(1, 9.0))
+    for parts in [(with_text, other), (other, with_text)]:
+        merged = tx.open(tx.merge(*parts))
+        assert dict(merged.unread) == {}
+        assert tx.restore(merged, merged.template())["s"].tolist() == [9]
+
+
+def test_a_mapping_drops_what_is_not_read_and_says_why_it_can_not_use_it(with_text: Path) -> None:
+    rules = {"k": tx.From("w"), "z": tx.From("z")}
+    view = tx.open(tx.view(with_text, tx.Mapping(rules)))
+    assert list(view.unread) == ["s"]
+    assert tx.verify(view).unread == ("s",)
+    dropped = tx.open(tx.view(with_text, tx.Mapping(rules, drop=["s"])))
+    assert dict(dropped.unread) == {}
+    assert tx.restore(dropped, {"k": np.zeros(6), "z": np.zeros(1)})["k"].tolist() == [*range(6)]
+    with pytest.raises(tx.MappingError, match=r"`t`: templax does not read `s`: .*dtype `<U1`"):
+        tx.open(tx.view(with_text, tx.Mapping(rules | {"t": tx.From("s")})))
+    kept = tx.open(tx.view(with_text, tx.Mapping({"s": tx.From("w")}, rest="keep")))
+    assert dict(kept.unread) == {}
+
+
+def test_a_conversion_may_skip_what_is_not_read(with_text: Path, tmp_path: Path) -> None:
+    done = tx.convert(with_text, tmp_path / "copy.npz", skip=["s"])
+    assert dict(done.lost) == {"a leaf that skip= names": ("s",)}
 
 
 def test_an_array_that_is_not_read_and_asked_for_is_one_mismatch(tmp_path: Path) -> None:

@@ -199,7 +199,7 @@ def test_an_error_names_all_leaves_with_an_unknown_codec_and_what_restores_the_o
         )
     said = (
         "templax does not read codec `lzma` (`a`, `c`); templax does not read codec `bz2` (`d`);"
-        " hint: `...` in their places in the template leaves them out"
+        " hint: to leave them out, write `...` for them in the template"
     )
     for call in (tx.restore, tx.plan):
         with pytest.raises(tx.Unsupported) as caught:
@@ -210,7 +210,7 @@ def test_an_error_names_all_leaves_with_an_unknown_codec_and_what_restores_the_o
     with pytest.raises(tx.Unsupported, match="hint: skip= leaves them out"):
         tx.convert(path, tmp_path / "copy", to="npz")
     tx.convert(path, tmp_path / "copy", to="npz", skip=["a", "c", "d"])
-    shutil.rmtree(path / "b")
-    with pytest.raises(tx.TemplaxError) as caught:  # the others are not sound
+    (path / "b" / "0").unlink()
+    with pytest.raises(tx.TemplaxError) as caught:
         tx.plan(path, values)
-    assert "hint: `...`" not in str(caught.value)
+    assert "to leave them out" not in str(caught.value)

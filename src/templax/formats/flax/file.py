@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from ..._catalog.catalog import Catalog
+from ..._catalog.catalog import Catalog, explain_refusal
 from ..._core.gc_pause import pause_gc
 from ..._core.names import Path, join_path
 from ...errors import Unsupported
@@ -79,7 +79,7 @@ class FlaxMsgpack:
             format=FORMAT if from_t5x else self.name,
             evidence="its TensorStore specs" if from_t5x else _EVIDENCE,
             metadata={} if step is None else {"step": int(step[1])},
-            unread={join_path(path): error.what for path, error in unread.items()},
+            unread={join_path(path): explain_refusal(error) for path, error in unread.items()},
             uncommitted=unfinished if base == _TEMPORARY else None,
         )
 

@@ -13,8 +13,12 @@ from ..._core.boxes import Shape, full_box
 from ...errors import Unsupported
 from .objects import Tensor
 
+_MAX_APART = 1 << 10
+"""Most pieces of a tensor that is not contiguous. One of more is read as a single range, with what
+lies between its elements, unless elements overlap."""
+
 _MAX_PIECES = 1 << 14
-"""Most pieces of a tensor that is not contiguous."""
+"""Most pieces of a tensor whose elements overlap."""
 
 _MAX_ALL_PIECES = 1 << 17
 """Most pieces of all such tensors, of a call."""
@@ -43,18 +47,18 @@ class Pieces:
         inner, order = _find_run(shape, tensor.strides)
         outer = [i for i in range(len(shape)) if i not in inner and shape[i] > 1]
         count = math.prod(shape[i] for i in outer)
-        self._left -= count if outer else 0
-        if count > _MAX_PIECES or self._left < 0:
-            # Bytes that lie between its elements count as its own.
+        if outer and count > min(_MAX_APART, self._left):  # read as one range, gaps included
             extent = cover_tensor(tensor, key, start).extent
             whole = make_strided_chunk(extent, shape, tensor.strides, tensor.dtype)
-            if whole is None:
+            if whole is not None:
+                return (whole,)
+            if count > min(_MAX_PIECES, self._left):
                 raise Unsupported(
                     f"templax reads tensors whose elements overlap in at most {_MAX_PIECES}"
                     f" pieces, and {_MAX_ALL_PIECES} of all, got one of {count}",
                     hint="save `tensor.contiguous()`",
                 )
-            return (whole,)
+        self._left -= count if outer else 0
         nbytes = math.prod(shape[i] for i in inner) * itemsize
         chunks: list[Chunk] = []
         for index in itertools.product(*(range(shape[i]) for i in outer)):

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..._catalog.catalog import LEAF_EMPTIES, MAX_EMPTIES
+from ..._catalog.catalog import LEAF_EMPTIES, MAX_EMPTIES, explain_refusal
 from ..._catalog.entry import Chunk, Extent, Kind, LeafEntry
 from ..._core.boxes import Shape, fits_address_space, format_shape
 from ..._core.dtypes import DTYPES, PYTHON_DTYPES
@@ -114,7 +114,7 @@ class Tree:
             raise why.locate(leaf="")
         name = self._claim_name(path, length)
         self.refusal = self.refusal or Unsupported(why.what, leaf=name, hint=why.hint)
-        self.not_read[name] = why.what if why.hint is None else f"{why.what}; {why.hint}"
+        self.not_read[name] = explain_refusal(why)
 
     def add_array(self, path: Path, shape: Shape, dtype: np.dtype, handle: Any) -> None:
         """Adds an array."""

@@ -152,6 +152,7 @@ def test_any_strides(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(extents, "_MAX_PIECES", most_pieces)
+    monkeypatch.setattr(extents, "_MAX_APART", most_pieces)
     path = write_zip(tmp_path / "m.pt", tensor(shape, strides, offset), {"0": VALUES.tobytes()})
     steps = tuple(4 * n for n in strides)
     want = np.lib.stride_tricks.as_strided(VALUES[offset:], shape, steps)
