@@ -31,7 +31,7 @@ from ..errors import CheckpointError, SourceError, Unsupported
 from .diff_values import Sums, ValueComparer
 
 SPREAD_BYTES = 96 * 1024 * 1024
-"""Size of a block of a leaf that a mapping transposes, whose elements lie far apart in the file."""
+"""Size of a block of a leaf that is transposed, whose elements lie far apart in the file."""
 
 BLOCK_BYTES = 8 * 1024 * 1024
 """Size of a block, of the larger of its two sides. It is larger where a chunk that must be decoded

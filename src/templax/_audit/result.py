@@ -76,9 +76,8 @@ class Verified:
         seconds: Wall-clock time.
         filled: Names of the leaves with chunks that are absent, which means the fill value in zarr.
             A copy that was cut short looks the same.
-        unread: Names of the leaves that templax does not read, of any dtype or kind. They are not
-            among `leaves`, and their values were not decoded; a checksum of a file or of a member
-            of an archive covers them too.
+        unread: Names of the leaves that templax does not read. They do not count in `leaves`, and
+            were not decoded, though checksums of whole files cover them.
     """
 
     url: str

@@ -196,7 +196,7 @@ class LeafClass:
         for mine in group_buffers(buffers, chunks, self._limits.share):
             nbytes = sum([buffer.nbytes for buffer in mine])
             passing = nbytes if mine and mine[0].transient else 0
-            # As in `build_plan`, what a mapping makes comes after what it does not.
+            # As in `build_plan`, chunks with an `origin` come after the others.
             found = [self._find_plain(pair, mine, i) for i in numbers]
             found += [self._find_mapped(pair, mine, i) for i in numbers]
             pieces = tuple([piece for piece in found if piece is not None])
@@ -254,7 +254,7 @@ class LeafClass:
     def _find_mapped(
         self, pair: Pair, buffers: Sequence[Buffer], number: int
     ) -> tuple[int, int, ChunkParts] | None:
-        """What boxes need of a chunk that a mapping has moved."""
+        """What boxes need of a chunk with an `origin`."""
         chunk = self._chunks[number]
         if chunk.origin is None:
             return None

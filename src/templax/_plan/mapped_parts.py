@@ -1,8 +1,8 @@
-"""One leaf that a mapping makes of others: its boxes × their chunks → parts. Pure.
+"""One leaf whose chunks have an `origin`: its boxes × these chunks → parts. Pure.
 
-A box of the leaf is pulled back through the index map to boxes of the leaf that is stored. What
-they have in common with a chunk are strided copies from its bytes to the buffers: no array is made
-in between.
+A mapping makes it of other leaves, or its elements are stored in another order or with gaps. A box
+of the leaf is pulled back through the index map to boxes of what is stored. What they have in
+common with a chunk are strided copies from its bytes to the buffers: no array is made in between.
 """
 
 from __future__ import annotations

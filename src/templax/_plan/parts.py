@@ -100,7 +100,7 @@ class Part(msgspec.Struct, frozen=True, gc=False):
             Else None.
         nbytes: Bytes that the chunk decodes to; for a raw chunk, the bytes that are read.
         copies: At least one, unless some are `strided`.
-        strided: In place of `copies`, if a mapping makes the leaf (see `mapped_parts`).
+        strided: In place of `copies`, if the chunk has an `origin` (see `mapped_parts`).
     """
 
     name: str

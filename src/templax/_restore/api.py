@@ -105,8 +105,9 @@ def restore(
             `fnmatch` does (`*` stands for dots, too): the first pattern that matches decides, and a
             leaf that none matches is an error, as is a pattern that matches no leaf.
         extra: What to do about a leaf of the checkpoint that the template lacks: `"error"`, or
-            `"ignore"` it. A mapping `{pattern: one of these}` decides as for `missing`, by the name
-            of the leaf in the checkpoint after `at` and `rename`.
+            `"ignore"` it. One that templax can't read counts, too. A mapping
+            `{pattern: one of these}` decides as for `missing`, by the name of the leaf in the
+            checkpoint after `at` and `rename`.
         cast: Which casts are allowed. `"float"`: from any float to any float, from any complex to
             any complex, and every cast that loses nothing. `"widen"`: only casts that lose nothing.
             `"exact"`: none. One `CastWarning` announces all casts.

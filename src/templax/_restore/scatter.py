@@ -48,7 +48,7 @@ def scatter(part: Part, decoded: memoryview, memory: HostMemory) -> float:
 
 
 def scatter_strided(part: Part, decoded: memoryview, memory: HostMemory) -> float:
-    """Like `scatter`, for a chunk of a leaf that a mapping makes."""
+    """Like `scatter`, for a chunk with an `origin`."""
     chunk, origin = part.chunk, part.chunk.origin
     assert origin is not None
     itemsize = part.dtype.itemsize

@@ -118,9 +118,10 @@ def read_tree_metadata(catalog: Catalog) -> TreeMetadata:
         if entry.name in chunks:
             storage = StorageMetadata(tuple(chunks[entry.name]), writes.get(entry.name))
         known[entry.name] = _describe_entry(entry, directory, shardings.get(entry.name), storage)
-    abstract = build_abstract_tree(catalog.entries, catalog.empties)
+    abstract = build_abstract_tree(catalog.entries, catalog.empties, catalog.unread)
     keyed, treedef = jax.tree_util.tree_flatten_with_path(abstract)
-    found = [known[name_leaf(keys)] for keys, _ in keyed]
+    # `...` stands for what is not read.
+    found = [known.get(name_leaf(keys), ...) for keys, _ in keyed]
     return TreeMetadata(
         treedef.unflatten(found),
         read_metadata_of_item(catalog.source),
