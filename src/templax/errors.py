@@ -29,7 +29,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Self
 
 from ._escape import escape_text
 
@@ -169,7 +169,7 @@ class CheckpointError(TemplaxError):
         stop: int | None = None,
         box: tuple[tuple[int, int], ...] | None = None,
         stored_as: str | None = None,
-    ) -> CheckpointError:
+    ) -> Self:
         """Returns a copy of the error with a more precise location.
 
         For a stage that catches the error and knows more, such as the leaf. What the error already

@@ -49,8 +49,8 @@ class Origin(msgspec.Struct, frozen=True, gc=False):
     A mapping makes leaves of parts of others, and elements may be stored in any order, or apart.
 
     Attributes:
-        box: Range of the stored leaf, in elements. If what is stored is no leaf itself, the box
-            starts at 0.
+        box: Range of the stored leaf, in elements. For a strided chunk, which has no stored leaf,
+            the whole chunk.
         dtype: As stored.
         map: Which elements of what is stored are which of this leaf.
         scale, add: If not None, the values are computed: `x.astype(float32) * scale + add`.

@@ -185,7 +185,6 @@ class _Matching:
         self.casts: list[CastNote] = []
         self.viewed: dict[str, str] = {}
         self._reported_as_ambiguous: set[str] = set()
-        self._missed: set[str] = set()  # leaves that can't be read, which targets ask for
 
     def match_target(self, target: Target) -> None:
         """Matches any target, whatever its kind and problems."""
@@ -265,8 +264,9 @@ class _Matching:
         them is read. The others are ignored if the recorded checksums show that they are equal.
         Leaves that templax does not read are extra like any others.
         """
-        names = (*self.stored.by_name, *self._unread)
+        by_name = self.stored.by_name
         if isinstance(self.options.extra, Mapping):
+            names = (*by_name, *self._unread)
             self.unused_patterns = tuple(
                 pattern
                 for pattern in self.options.extra
@@ -275,7 +275,7 @@ class _Matching:
         targets = self.template.targets
         wanted = {t.name for t in targets if t.kind != "static"}
         skipped_subtrees = {t.name for t in targets if t.kind == "skip"}
-        if not skipped_subtrees and not self._unread and wanted.issuperset(names):
+        if not skipped_subtrees and not self._unread and by_name.keys() <= wanted:
             return  # fast path: the template asks for every leaf
 
         def is_ignored(path: Path, name: str) -> bool:
@@ -298,12 +298,15 @@ class _Matching:
                 note = f"in the template it is the object at `{original}`" if original else None
                 found = describe_entry(entry)
                 self.mismatches.append(Mismatch("extra", name, "no leaf", found, note=note))
+        with_data = {t.name: t for t in targets if t.has_data} if self._unread else {}
+        unfilled = [t for name, t in with_data.items() if name not in by_name]
+        asked_for = {self._find_unread(target) for target in unfilled}
         for name, why in self._unread.items():
-            if name in self.stored.by_name and name in wanted:
+            if name in asked_for:
+                pass  # reported as missing, unless it is kept or supplied
+            elif name in with_data:
                 self._report_ambiguous(name, [split_name(name)] * 2, "checkpoint")
-            if name in self._missed or (name in wanted and name not in skipped_subtrees):
-                continue
-            if is_ignored(split_name(name), name):
+            elif is_ignored(split_name(name), name):
                 self.ignored.append(name)
             else:
                 self.mismatches.append(Mismatch("extra", name, "no leaf", NOT_READ, note=why))
@@ -352,10 +355,8 @@ class _Matching:
         expected = f"{target.dtype_name}{target.user_shape}"
         found = self._inner_nodes.get(target.name, "none")
         unread = self._find_unread(target)
-        if unread is not None:
-            self._missed.add(unread)
-            if found == "none" and note is None:
-                found, note = NOT_READ, self._unread[unread]
+        if unread is not None and found == "none" and note is None:
+            found, note = NOT_READ, self._unread[unread]
         if isinstance(choice, int) and target.name not in self.indexes[choice].by_name:
             found += f", and none in {self.suppliers[choice - 1].url}"
         return Mismatch("missing", target.name, expected, found, note=note)

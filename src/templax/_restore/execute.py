@@ -177,7 +177,7 @@ def _check_arrays(batch: Batch, arrays: Sequence[np.ndarray]) -> None:
 
 
 def _has_invalid_bytes(dtype: np.dtype) -> bool:
-    """Whether some bytes are no element of a dtype."""
+    """Whether a dtype has invalid bit patterns, as booleans and narrow numbers have."""
     return dtype.kind == "b" or count_bits(dtype) < 8
 
 

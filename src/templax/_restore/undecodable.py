@@ -55,8 +55,7 @@ def name_undecodable(
         return error
     if not found:
         return error
-    problems = [*found.values()]
-    hints = dict.fromkeys(problem.hint for problem in problems if problem.hint)
+    hints = dict.fromkeys(problem.hint for problem in found.values() if problem.hint)
     others = [entry for entry in entries if entry.name not in found]
     try:
         catalog.locate(others)
@@ -66,8 +65,10 @@ def name_undecodable(
         hints[remedy] = None
     hint = "; ".join(hints) or None
     if len(found) == 1:
-        here = {k: getattr(problems[0], k) for k in ("leaf", "file", "start", "stop", "box")}
-        return Unsupported(problems[0].what, hint=hint, **here)
+        (one,) = found.values()
+        return Unsupported(one.what, hint=hint).locate(
+            leaf=one.leaf, file=one.file, start=one.start, stop=one.stop, box=one.box
+        )
     reasons: dict[str, list[str]] = {}
     for name, problem in found.items():
         reasons.setdefault(problem.what, []).append(name)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ..storage.stores import Store
 
 _ATTEMPTS = 3
-"""How often a destination is examined that changes meanwhile."""
+"""Most examinations of a destination that keeps changing."""
 
 SEE_S = 5.0
 """How long a new directory may take to appear on the other hosts of a network file system."""
@@ -54,8 +54,8 @@ def check_destination(
     """Refuses to save inside an item, and to replace a directory that holds more than one
     checkpoint: a run, a home directory, a collection.
 
-    Another program may replace what is there meanwhile. Then it is examined again: which of the two
-    saves goes on is decided later, by who begins first.
+    If another program replaces the destination during the examination, it is examined again. Which
+    of the two saves wins is decided later, when they begin to write.
 
     Args:
         url: The destination.

@@ -10,9 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import templax as tx
+from templax._audit import diff_blocks
 from templax._catalog.catalog import Catalog
 from templax._catalog.entry import Chunk, Extent, LeafEntry
 from templax._catalog.strided import divide_chunk, make_strided_chunk, move_chunk
+from templax._catalog.written import Leaf
+from templax._convert.read import LeafReader
+from templax._core.boxes import size_of
 from templax.storage import Memory
 
 
@@ -71,6 +75,23 @@ def test_a_chunk_in_fortran_order_that_does_not_begin_the_leaf_is_divided() -> N
     halves = [part.reshape((3, 4), order="F") for part in np.split(stored, 2)]
     got = tx.restore(make_catalog(stored, (6, 4), chunks), {"w": np.zeros((6, 4), np.float32)})
     assert np.array_equal(got["w"], np.concatenate(halves))
+
+
+def test_a_large_leaf_in_fortran_order_is_converted_and_compared_in_blocks() -> None:
+    """Its file would have 1 GiB; only what would be read is looked at."""
+    shape, dtype = (1 << 14, 1 << 14), np.dtype(np.float32)
+    box = ((0, shape[0]), (0, shape[1]))
+    chunk = Chunk(Extent("", 0, 1 << 30), box, order="F")
+    catalog = make_catalog(np.zeros(0, dtype), shape, (chunk,))
+    (entry,) = catalog.entries
+    leaf = Leaf("w", ("w",), "jax.Array", shape, dtype, None, None)
+    cuts = list(LeafReader(catalog, {"w": entry}).cut(leaf, (1, shape[1])))
+    assert len(cuts) > 8
+    assert max(memory for _, memory in cuts) <= diff_blocks.SPREAD_BYTES
+    side = diff_blocks.Side("A", catalog)
+    pairs = [(entry, entry)]
+    blocks = list(diff_blocks._list_blocks((side, side), pairs, [0]))
+    assert max(size_of(block.box) for block in blocks) * 4 <= diff_blocks.SPREAD_BYTES
 
 
 @pytest.mark.parametrize(

@@ -474,6 +474,12 @@ def test_an_array_that_is_not_read_may_be_kept_or_supplied(with_text: Path, z: A
     assert got["s"].tolist() == [9]
 
 
+def test_targets_below_an_array_that_is_not_read_may_be_kept(with_text: Path) -> None:
+    inner = {"a": np.full(1, 7.0), "b": np.full(1, 8.0)}
+    got = tx.restore(with_text, {"w": np.zeros(6), "s": inner, "z": ...}, missing="keep")
+    assert [got["s"][name].tolist() for name in "ab"] == [[7], [8]]
+
+
 def test_arrays_that_are_not_read_are_extra_under_the_names_of_the_template(tmp_path: Path) -> None:
     path = tmp_path / "a.npz"
     values = {"m.w": np.zeros(2), "m.s": np.array(["x"]), "m.l.t": np.array(["x"])}

@@ -438,6 +438,20 @@ def test_leaves_that_are_listed_in_one_row_say_so(tmp_path):
     assert "from h.0.w and alike" in str(tx.open(view))
 
 
+def test_a_restore_reads_nothing_between_short_runs_that_lie_far_apart(tmp_path):
+    """Blocks of a conversion do: it needs the rest, too."""
+    stored = np.arange(64 * 8 * 4096, dtype=np.float32).reshape(64, 8, 4096)
+    np.savez(tmp_path / "a.npz", w=stored)  # without checksums, of which whole blocks are read
+    rules = {"k": tx.From("w", "a b c -> a c", select={"b": 3})}
+    view = tx.view(tmp_path / "a.npz", tx.Mapping(rules))
+    wanted = stored[:, 3]
+    plan = tx.plan(view, {"k": np.empty(wanted.shape, np.float32)})
+    assert plan.read_bytes == wanted.nbytes
+    assert np.array_equal(tx.run(plan)["k"], wanted)
+    tx.convert(view, tmp_path / "copy.npz")
+    assert np.array_equal(np.load(tmp_path / "copy.npz")["k"], wanted)
+
+
 def test_blocks_of_a_transposed_leaf_are_large():
     entry = LeafEntry("k", ("k",), (1 << 14, 1 << 14), np.dtype(np.float32))
     axes = MapAxis(1 << 14, (1, 1), (0, 1)), MapAxis(1 << 14, (0, 1), (1, 1))
