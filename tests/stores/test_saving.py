@@ -162,6 +162,99 @@ def test_a_save_killed_at_any_request_leaves_all_or_nothing(
     )
 
 
+@pytest.mark.slow
+@run_on("moto")
+@pytest.mark.parametrize("items", [False, True], ids=["tree", "items"])
+def test_any_part_of_a_killed_save_can_be_replaced(
+    bucket: Bucket, items: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The small files are written at the same time, so that any of them may be there alone."""
+    monkeypatch.setattr(leases, "LEASE_S", 0.1)
+    store, tree = find_storage(bucket), make_tree(1, 1000)
+
+    def save(path: str, **options: Any) -> None:
+        if items:
+            with tx.Manager(f"{bucket.url}/{path.rpartition('/')[0]}", storage=store) as runs:
+                runs.save(int(path.rpartition("/")[2]), tree, metrics={"loss": 0.5}, **options)
+        else:
+            tx.save(f"{bucket.url}/{path}", tree, storage=store, **options)
+
+    save("whole/1")
+    objects = {name.removeprefix("whole/1/"): bucket.read(name) for name in bucket.list()}
+    del objects["commit_success.txt"]
+    whole = objects.keys() | {"commit_success.txt"}
+    small = sorted(name for name in objects if "d/" not in name)
+    assert {"_CHECKPOINT_METADATA", "default/_METADATA" if items else "_METADATA"} <= set(small)
+    parts = [[name] for name in small] + [sorted(objects.keys() - {name}) for name in small]
+    parts += [[name, *(objects.keys() - {*small})] for name in small]
+    for number, part in enumerate(parts):
+        path = f"run{number}/7"
+        for name in part:
+            bucket.write(f"{path}/{name}", objects[name])
+        bucket.write(f"{path}/{LEASE}", b'{"token": "of a dead process"}')
+        save(path, overwrite=True)
+        left = {n.removeprefix(f"{path}/") for n in bucket.list() if n.startswith(f"{path}/")}
+        assert {n for n in left if "d/" not in n} == {n for n in whole if "d/" not in n}
+        assert sum("d/" in n for n in left) == sum("d/" in n for n in whole)
+
+
+@run_on("moto")
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_what_others_put_beside_a_killed_save_is_not_deleted(
+    bucket: Bucket, overwrite: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leases, "LEASE_S", 0.1)
+    objects = {
+        "run/100/d/" + "0" * 32: b"values",
+        "run/100/templax.index": b"index",
+        f"run/100/{LEASE}": b"{}",
+        "run/100/notes/today.txt": b"notes",
+    }
+    for name, data in objects.items():
+        bucket.write(name, data)
+    with pytest.raises(tx.SaveError, match="found `notes` in it"):
+        tx.save(
+            f"{bucket.url}/run/100", make_tree(2), overwrite=overwrite, storage=find_storage(bucket)
+        )
+    assert bucket.list().keys() == objects.keys()
+
+
+@run_on("moto")
+def test_the_compat_layer_keeps_what_others_put_beside_a_checkpoint(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from templax.compat import orbax as ocp
+
+    caplog.set_level("INFO", logger="templax")
+    monkeypatch.setattr(leases, "LEASE_S", 0.1)
+    for variable, value in bucket.server.environment.items():
+        monkeypatch.setenv(variable, value)
+    url, checkpointer = f"{bucket.url}/run/100", ocp.PyTreeCheckpointer()
+    kept = {"run/100/config.json": b"{}", "run/100/assets/deep/norm.json": b"[1]"}
+    checkpointer.save(url, {"n": 1})
+    for name, data in kept.items():
+        bucket.write(name, data)
+    checkpointer.save(url, {"n": 2}, force=True)
+    assert checkpointer.restore(url) == {"n": 2}
+    assert {name: bucket.read(name) for name in kept} == kept
+    said = [each.message for each in caplog.records if "is replaced" in each.message]
+    assert said == [f"{url} is replaced, and keeps what it did not write: assets, config.json"]
+    composite = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
+    with pytest.raises(tx.SaveError, match="another name than `assets`, which others use"):
+        composite.save(url, ocp.args.Composite(assets=ocp.args.JsonSave([])), force=True)
+    assert checkpointer.restore(url) == {"n": 2}
+    assert {name: bucket.read(name) for name in kept} == kept
+    bucket.write(f"run/100/{LEASE}", b"{}")  # as after a save that was killed
+    for name in ("_METADATA", "manifest.ocdbt", "commit_success.txt"):
+        assert bucket.request("DELETE", f"/run/100/{name}")[0] == 204
+    checkpointer.save(url, {"n": 3}, force=True)
+    assert checkpointer.restore(url) == {"n": 3}
+    assert {name: bucket.read(name) for name in kept} == kept
+    names = [name.removeprefix("run/100/") for name in bucket.list()]
+    assert LEASE not in names
+    assert sum(name.startswith("d/") for name in names) == 1
+
+
 def _find_outcome(url: str, store: Any, old: Any, new: Any) -> str:
     try:
         found = tx.restore(url, new, storage=store)

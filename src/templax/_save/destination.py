@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from .._core.text import is_unicode
 from ..errors import SaveError, SourceError
 from ..formats.one_file import find_only_file
+from ..formats.orbax.directory import is_being_saved
 from ..formats.orbax.extra_content import (
     describe_extra_content,
     describe_unkept_content,
@@ -52,7 +53,8 @@ def check_destination(
     keeps: bool = False,
 ) -> None:
     """Refuses to save inside an item, and to replace a directory that holds more than one
-    checkpoint: a run, a home directory, a collection.
+    checkpoint: a run, a home directory, a collection. What an unfinished save left in an object
+    store is replaced by any other, so that nothing else may be beside it.
 
     If another program replaces the destination during the examination, it is examined again. Which
     of the two saves wins is decided later, when they begin to write.
@@ -81,9 +83,9 @@ def _examine(source: Source, *, replaces: bool, keeps: bool) -> None:
         # List first: then a store is asked for single files further up, and not for listings.
         is_empty = next(source.children(), None) is None
         around = find_enclosing_item(source)
-        replaces = replaces and not is_empty
+        is_left = is_being_saved(source)
         is_set = SafetensorsSet().is_only(source) or find_only_file(source) is not None
-        replaces = replaces and (keeps or not is_set)
+        replaces = (replaces or is_left) and not is_empty and (keeps or not is_set)
         describe = describe_unkept_content if keeps else describe_extra_content
         found = describe(source) if replaces else None
     except SourceError as error:
@@ -95,8 +97,10 @@ def _examine(source: Source, *, replaces: bool, keeps: bool) -> None:
         what = f"Expected a place of its own, got one inside {around}"
         raise SaveError(what, file=source.url)
     if found is not None:
+        why = "a save replaces what an unfinished one left" if is_left else None
+        what = why or "overwrite=True replaces one checkpoint"
         raise SaveError(
-            f"overwrite=True replaces one checkpoint, found {found}",
+            f"{what}, found {found}",
             file=source.url,
             hint="save under another name",
         )

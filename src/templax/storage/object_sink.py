@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import threading
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager, suppress
 
 from ..errors import (
@@ -27,6 +28,8 @@ from .source import Source
 from .staged_objects import StagedObjects
 from .stores import Store
 
+_log = logging.getLogger("templax")
+
 _MARKS = (COMMITTED, STEP_METADATA)
 """What tells readers that a checkpoint is complete. The first is the marker, written last."""
 
@@ -47,6 +50,8 @@ class ObjectSink:
         store: How to reach the store.
         url: Final location, such as "s3://bucket/run/100".
         overwrite: Whether an existing checkpoint may be replaced.
+        others: Lists the names that others put beside the checkpoint that is replaced, which are
+            kept; None to keep nothing.
 
     Attributes:
         path: The same as `url`.
@@ -60,7 +65,14 @@ class ObjectSink:
         SaveError: The store can't be written to, or refused.
     """
 
-    def __init__(self, store: Store, url: str, *, overwrite: bool):
+    def __init__(
+        self,
+        store: Store,
+        url: str,
+        *,
+        overwrite: bool,
+        others: Callable[[Source], list[str]] | None = None,
+    ):
         self._init_state(store, url, overwrite=overwrite)
         if store.refusal:
             raise SaveError(store.refusal, file=url, hint=store.refusal_hint)
@@ -75,6 +87,8 @@ class ObjectSink:
                 self.directory = self._lease.token
                 self._old = run_request(self._list())
                 self._check_free(self._old, had_lease=self._lease.took_over)
+                if others is not None and self._old:
+                    self._keep(others(ObjectSource(store, self.path)))
         except BaseException:  # such as an interrupt: the caller has no object to discard yet
             self.discard()
             raise
@@ -102,7 +116,8 @@ class ObjectSink:
         self._overwrite, self._ended = overwrite, False
         self._files: list[ObjectFile] = []
         self._small: dict[str, bytes] = {}  # path → content, in the order of `put`
-        self._old: dict[str, Version] = {}  # what was there before
+        self._old: dict[str, Version] = {}  # what was there before, except what is kept
+        self._kept: frozenset[str] = frozenset()  # names that others put there
         self._taken: dict[str, bytes] = {}  # small files of the old checkpoint, to put back
         self._conditions: dict[str, Condition] = {}  # what is still there of them
         self._written: set[str] = set()  # small files that `commit` has written, or tried to
@@ -152,6 +167,7 @@ class ObjectSink:
             if self._lease is None:
                 self._ended = True
                 return
+            self._refuse_taken((*self._small, *(file.path for file in files)))
             self._lease.check()
             run_request(self._lease.hold_during(self._take_markers_away()))
             *others, marker = self._small
@@ -161,6 +177,9 @@ class ObjectSink:
             marked = self._small[marker] + f" ({self.directory})".encode()
             run_request(self._lease.hold_during(self._put_new(marker, marked)))
             self.committed = self._ended = True
+        if self._kept:
+            text = "%s is replaced, and keeps what it did not write: %s"
+            _log.info(text, self.path, ", ".join(sorted(self._kept)))
         new = {*self._small, *(file.path for file in files), self._join(LEASE)}
         self.not_removed = run_request(self._delete_all(self._old.keys() - new))
         self._lease.release()
@@ -246,6 +265,33 @@ class ObjectSink:
                 file=self.path,
                 hint="overwrite=True replaces a checkpoint; or save under another name",
             )
+
+    def _keep(self, names: Iterable[str]) -> None:
+        """Takes what has one of these names directly below the path out of what is replaced."""
+        self._kept = frozenset(names)
+        self._old = {
+            path: version
+            for path, version in self._old.items()
+            if self._find_name(path) not in self._kept
+        }
+
+    def _refuse_taken(self, paths: Iterable[str]) -> None:
+        """Refuses names that the new checkpoint uses itself.
+
+        Raises:
+            SaveError: One of them is kept.
+        """
+        taken = sorted(self._kept & {self._find_name(path) for path in paths})
+        if taken:
+            raise SaveError(
+                f"Expected another name than `{taken[0]}`, which others use there",
+                file=self.path,
+                hint="save under another name, or move it",
+            )
+
+    def _find_name(self, path: str) -> str:
+        """The name directly below the root that a path of an object begins with."""
+        return path[len(self._root) + 1 :].partition("/")[0]
 
     async def _mark_old(self, found: Mapping[str, Version]) -> None:
         """Writes a marker for the old checkpoint if it was copied from a disk without one.

@@ -35,7 +35,7 @@ def open_staging(
         overwrite: Whether an existing checkpoint may be replaced.
         single: Whether the checkpoint is a single file at the path, rather than a directory.
         leftover: See `Staging`.
-        others: See `KeepingStaging`; None to keep nothing of what is replaced.
+        others: See `KeepingStaging` and `ObjectSink`; None to keep nothing of what is replaced.
         storage: See `open_source`.
 
     Raises:
@@ -56,7 +56,7 @@ def open_staging(
                 file=remote[1],
                 hint="save to a local path and copy the file",
             )
-        return ObjectSink(*remote, overwrite=overwrite)
+        return ObjectSink(*remote, overwrite=overwrite, others=others)
     hint = "save to a local directory, then copy that"
     path = local_path(url, "writes", hint)
     if others is not None:

@@ -278,14 +278,15 @@ def is_committed(source: Source) -> bool:
     if any(is_temporary(part) for part in source.url.split("/")):
         return False
     places = [source] if STEP_METADATA in list_names(source) else [source, source.at("..")]
-    return not any(_lease_without_commit(place) for place in places) and any(
+    return not any(is_being_saved(place) for place in places) and any(
         place.stat(COMMITTED) is not None
         or isinstance(step_metadata(place).get("commit_timestamp_nsecs"), int)
         for place in places
     )
 
 
-def _lease_without_commit(source: Source) -> bool:
+def is_being_saved(source: Source) -> bool:
+    """Whether a save or deletion in an object store has begun here and not finished."""
     return source.stat(LEASE) is not None and source.stat(COMMITTED) is None
 
 
