@@ -17,12 +17,14 @@ from .._core.boxes import Box, Shape, box_from_index, full_box, shape_of, size_o
 from .._core.chunk_grid import grid_shape, iter_cells
 from .._core.names import join_path, strip_prefix
 from .._core.text import list_names
+from .._match.checkpoint_view import rename_unread
+from .._match.options import MatchOptions
 from .._plan.topology import Topology
 from .._restore.api import open as open_checkpoint
 from .._template.make import make_template
 from .._template.sharding import NO_DEVICES, Sharding, find_sharding_problem
 from .._template.template import Target, Template
-from ..errors import NotFound, UsageError
+from ..errors import NotFound, Unsupported, UsageError
 from ..formats.registry import Checkpoint
 from .picture import Picture
 from .picture_tables import Area
@@ -217,6 +219,9 @@ def _find_entry(catalog: Catalog, name: str, at: str) -> LeafEntry:
             if entry.kind == "string":
                 raise UsageError(f"Expected an array, got a string - at `{name}`")
             return entry
+    why = rename_unread(catalog.unread, MatchOptions(at)).get(name)
+    if why is not None:
+        raise Unsupported(f"templax does not read this leaf: {why}", leaf=name, file=catalog.url)
     raise NotFound("Expected a leaf, found none", leaf=name, file=catalog.url)
 
 

@@ -358,7 +358,10 @@ class _Matching:
         if unread is not None and found == "none" and note is None:
             found, note = NOT_READ, self._unread[unread]
         if isinstance(choice, int) and target.name not in self.indexes[choice].by_name:
-            found += f", and none in {self.suppliers[choice - 1].url}"
+            supplier = self.suppliers[choice - 1]
+            why = supplier.unread.get(target.name)
+            found += f", and {NOT_READ if why else 'none'} in {supplier.url}"
+            note = note or why
         return Mismatch("missing", target.name, expected, found, note=note)
 
     def _find_unread(self, target: Target) -> str | None:
