@@ -231,14 +231,18 @@ def test_the_compat_layer_keeps_what_others_put_beside_a_checkpoint(
         monkeypatch.setenv(variable, value)
     url, checkpointer = f"{bucket.url}/run/100", ocp.PyTreeCheckpointer()
     kept = {"run/100/config.json": b"{}", "run/100/assets/deep/norm.json": b"[1]"}
-    checkpointer.save(url, {"n": 1})
+    bucket.write("run/100/config.json", b"{}")
+    checkpointer.save(url, {"n": 1}, force=True)
     for name, data in kept.items():
         bucket.write(name, data)
     checkpointer.save(url, {"n": 2}, force=True)
     assert checkpointer.restore(url) == {"n": 2}
     assert {name: bucket.read(name) for name in kept} == kept
     said = [each.message for each in caplog.records if "is replaced" in each.message]
-    assert said == [f"{url} is replaced, and keeps what it did not write: assets, config.json"]
+    assert said == [
+        f"{url} is replaced, and keeps what it did not write: config.json",
+        f"{url} is replaced, and keeps what it did not write: assets, config.json",
+    ]
     composite = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
     with pytest.raises(tx.SaveError, match="another name than `assets`, which others use"):
         composite.save(url, ocp.args.Composite(assets=ocp.args.JsonSave([])), force=True)

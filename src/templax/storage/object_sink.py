@@ -268,7 +268,7 @@ class ObjectSink:
 
     def _keep(self, names: Iterable[str]) -> None:
         """Takes what has one of these names directly below the path out of what is replaced."""
-        self._kept = frozenset(names)
+        self._kept = frozenset(names) - {LEASE, COMMITTED}  # of this save, and of `_mark_old`
         self._old = {
             path: version
             for path, version in self._old.items()
