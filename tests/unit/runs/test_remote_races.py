@@ -79,7 +79,7 @@ def check_whole(url, step):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rounds", [20, *mark_slow(1000)])
+@pytest.mark.parametrize("rounds", [20, *mark_slow(1000 if is_thorough() else 250)])
 def test_one_of_two_programs_that_save_a_step_wins_and_the_other_says_so(rounds):
     url = f"memory://{uuid.uuid4().hex}/run"
     wins = {1: 0, 2: 0}
