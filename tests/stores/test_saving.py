@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import threading
 import time
@@ -13,6 +14,7 @@ import pytest
 
 import templax as tx
 from helpers import is_thorough, mark_slow
+from templax._runs.run_storage import open_run
 from templax.storage import lease as leases
 from templax.storage import object_file, open_staging
 from templax.storage.marks import LEASE
@@ -24,6 +26,9 @@ from .proxy import FaultProxy
 from .server import Bucket
 
 writable = run_on(*WRITABLE)
+
+
+DATA = "d/" + "0" * 32
 
 
 def make_tree(seed: int, size: int = 100_000) -> dict[str, Any]:
@@ -162,6 +167,11 @@ def test_a_save_killed_at_any_request_leaves_all_or_nothing(
     )
 
 
+def _name_lease(path: str, *names: str) -> tuple[str, bytes]:
+    """The lease of a dead process to which these names belong."""
+    return f"{path}/{LEASE}", json.dumps({"token": "dead", "names": names}).encode()
+
+
 @pytest.mark.slow
 @run_on("moto")
 @pytest.mark.parametrize("items", [False, True], ids=["tree", "items"])
@@ -185,14 +195,16 @@ def test_any_part_of_a_killed_save_can_be_replaced(
     whole = objects.keys() | {"commit_success.txt"}
     small = sorted(name for name in objects if "d/" not in name)
     assert {"_CHECKPOINT_METADATA", "default/_METADATA" if items else "_METADATA"} <= set(small)
+    data = objects.keys() - {*small}
     parts = [[name] for name in small] + [sorted(objects.keys() - {name}) for name in small]
-    parts += [[name, *(objects.keys() - {*small})] for name in small]
-    for number, part in enumerate(parts):
+    parts += [[name, *data] for name in small]
+    names = {name.partition("/")[0] for name in whole}
+    for number, part in enumerate([[], [*data], *parts]):
         path = f"run{number}/7"
         for name in part:
             bucket.write(f"{path}/{name}", objects[name])
-        bucket.write(f"{path}/{LEASE}", b'{"token": "of a dead process"}')
-        save(path, overwrite=True)
+        bucket.write(*_name_lease(path, *(names if set(part) - data else ())))
+        save(path, overwrite=number % 2 == 0)
         left = {n.removeprefix(f"{path}/") for n in bucket.list() if n.startswith(f"{path}/")}
         assert {n for n in left if "d/" not in n} == {n for n in whole if "d/" not in n}
         assert sum("d/" in n for n in left) == sum("d/" in n for n in whole)
@@ -200,23 +212,58 @@ def test_any_part_of_a_killed_save_can_be_replaced(
 
 @run_on("moto")
 @pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("other", ["metrics", "notes/data.json", "d/a.jpg", "a/_METADATA"])
 def test_what_others_put_beside_a_killed_save_is_not_deleted(
-    bucket: Bucket, overwrite: bool, monkeypatch: pytest.MonkeyPatch
+    bucket: Bucket, overwrite: bool, other: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(leases, "LEASE_S", 0.1)
+    lease, content = _name_lease("run/100", "templax.index", "_METADATA")
     objects = {
         "run/100/d/" + "0" * 32: b"values",
         "run/100/templax.index": b"index",
-        f"run/100/{LEASE}": b"{}",
-        "run/100/notes/today.txt": b"notes",
+        lease: content,
+        f"run/100/{other}": b"of others",
     }
     for name, data in objects.items():
         bucket.write(name, data)
-    with pytest.raises(tx.SaveError, match="found `notes` in it"):
-        tx.save(
-            f"{bucket.url}/run/100", make_tree(2), overwrite=overwrite, storage=find_storage(bucket)
-        )
+    found = other.partition("/")[0]
+    url, store = f"{bucket.url}/run/100", find_storage(bucket)
+    with pytest.raises(tx.SaveError, match=f"found `{found}`, which is not of that save"):
+        tx.save(url, make_tree(2), overwrite=overwrite, storage=store)
     assert bucket.list().keys() == objects.keys()
+    with pytest.raises(tx.SaveError, match=f"found `{found}`, which is not of that save"):
+        open_run(f"{bucket.url}/run", store).remove_leftover("100")
+    with tx.Manager(f"{bucket.url}/run", storage=store) as runs, monkeypatch.context() as patch:
+        patch.setattr(leases, "_LONG_AGO", 0)  # as if the lease were hours old
+        runs.save(101, make_tree(2))
+    assert objects.keys() <= bucket.list().keys()
+
+
+@run_on("moto")
+def test_others_may_put_something_there_until_the_lease_is_taken(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, store = f"{bucket.url}/run/100", find_storage(bucket)
+    tx.save(url, make_tree(1), storage=store)
+    acquire = leases.Lease._acquire
+
+    def put_first(self: leases.Lease) -> None:
+        bucket.write("run/100/notes.txt", b"late")
+        acquire(self)
+
+    monkeypatch.setattr(leases.Lease, "_acquire", put_first)
+    with pytest.raises(tx.SaveError, match=r"replaces one checkpoint, found `notes\.txt` in it"):
+        tx.save(url, make_tree(2), overwrite=True, storage=store)
+    assert bucket.read("run/100/notes.txt") == b"late"
+    assert tx.restore(url, make_tree(1), storage=store)["step"] == 1
+
+
+@run_on("moto")
+def test_a_directory_of_files_named_d_is_not_taken_for_what_a_save_left(bucket: Bucket) -> None:
+    bucket.write("photos/d/cat.jpg", b"cat")
+    with pytest.raises(tx.AlreadyExists, match=r"found objects such as `photos/d/cat\.jpg`"):
+        tx.save(f"{bucket.url}/photos", make_tree(1), storage=find_storage(bucket))
+    assert bucket.list().keys() == {"photos/d/cat.jpg"}
 
 
 @run_on("moto")
@@ -248,7 +295,8 @@ def test_the_compat_layer_keeps_what_others_put_beside_a_checkpoint(
         composite.save(url, ocp.args.Composite(assets=ocp.args.JsonSave([])), force=True)
     assert checkpointer.restore(url) == {"n": 2}
     assert {name: bucket.read(name) for name in kept} == kept
-    bucket.write(f"run/100/{LEASE}", b"{}")  # as after a save that was killed
+    own = {name.split("/")[2] for name in bucket.list()} - {"config.json", "assets"}
+    bucket.write(*_name_lease("run/100", *own))  # as after a save that was killed
     for name in ("_METADATA", "manifest.ocdbt", "commit_success.txt"):
         assert bucket.request("DELETE", f"/run/100/{name}")[0] == 204
     checkpointer.save(url, {"n": 3}, force=True)
@@ -286,7 +334,7 @@ def test_of_writers_at_the_same_time_one_wins(
             try:
                 with open_staging(url, overwrite=False, storage=store) as sink:
                     sink.put("a", b"%d" % i)
-                    sink.create("d/x").write(b"%d" % i)
+                    sink.create(DATA).write(b"%d" % i)
                     sink.put("commit_success.txt", b"")
                     sink.commit()
                     sinks[i] = sink
@@ -301,16 +349,18 @@ def test_of_writers_at_the_same_time_one_wins(
         won = [i for i, each in enumerate(sinks) if not isinstance(each, Exception)]
         assert len(won) == 1, sinks
         assert all(isinstance(e, (tx.AlreadyExists,)) for i, e in enumerate(sinks) if i not in won)
-        assert bucket.read(f"run/{number}/a") == bucket.read(f"run/{number}/d/x") == b"%d" % won[0]
+        assert (
+            bucket.read(f"run/{number}/a") == bucket.read(f"run/{number}/{DATA}") == b"%d" % won[0]
+        )
         names = {name for name in bucket.list() if name.startswith(f"run/{number}/")}
-        assert {name.rpartition("/")[2] for name in names} == {"a", "x", "commit_success.txt"}
+        assert names == {f"run/{number}/{name}" for name in ("a", DATA, "commit_success.txt")}
 
 
 def _save_and_die(url: str, store: Any) -> None:
     import os
 
     with open_staging(url, overwrite=False, storage=store) as sink:
-        sink.create("d/x").write(b"x" * 100)
+        sink.create(DATA).write(b"x" * 100)
         os._exit(1)
 
 

@@ -13,6 +13,7 @@ from .._save.jobs import WriteOptions
 from .._save.write_formats import make_item
 from ..errors import SaveError
 from ..formats.orbax.directory import COMMITTED
+from ..formats.orbax.extra_content import list_extra_content
 from ..formats.orbax.write import STANDARD, encode_commit_files
 from ..storage.leftovers import Leftover, remove_abandoned
 from ..storage.open import is_remote
@@ -93,6 +94,7 @@ class Target:
             overwrite=save.overwrite,
             single=save.single,
             leftover=leftover,
+            others=list_extra_content,
             storage=save.storage,
         )
         self._sink = sink

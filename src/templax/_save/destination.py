@@ -19,7 +19,7 @@ from ..formats.safetensors_set import SafetensorsSet
 from ..storage.disk import save_error
 from ..storage.open import open_source
 from ..storage.request_errors import ObjectChanged
-from ..storage.source import Source
+from ..storage.source import Source, find_cost
 from .options import Url
 
 if TYPE_CHECKING:
@@ -53,8 +53,10 @@ def check_destination(
     keeps: bool = False,
 ) -> None:
     """Refuses to save inside an item, and to replace a directory that holds more than one
-    checkpoint: a run, a home directory, a collection. What an unfinished save left in an object
-    store is replaced by any other, so that nothing else may be beside it.
+    checkpoint: a run, a home directory, a collection.
+
+    Not examined is what is left of an unfinished save in an object store, or belongs to one that
+    goes on: `ObjectSink` tells what it is, since the lease of that save says so.
 
     If another program replaces the destination during the examination, it is examined again. Which
     of the two saves wins is decided later, when they begin to write.
@@ -83,9 +85,9 @@ def _examine(source: Source, *, replaces: bool, keeps: bool) -> None:
         # List first: then a store is asked for single files further up, and not for listings.
         is_empty = next(source.children(), None) is None
         around = find_enclosing_item(source)
-        is_left = is_being_saved(source)
         is_set = SafetensorsSet().is_only(source) or find_only_file(source) is not None
-        replaces = (replaces or is_left) and not is_empty and (keeps or not is_set)
+        has_lease = find_cost(source) is not None and is_being_saved(source)
+        replaces = replaces and not (is_empty or has_lease) and (keeps or not is_set)
         describe = describe_unkept_content if keeps else describe_extra_content
         found = describe(source) if replaces else None
     except SourceError as error:
@@ -97,10 +99,8 @@ def _examine(source: Source, *, replaces: bool, keeps: bool) -> None:
         what = f"Expected a place of its own, got one inside {around}"
         raise SaveError(what, file=source.url)
     if found is not None:
-        why = "a save replaces what an unfinished one left" if is_left else None
-        what = why or "overwrite=True replaces one checkpoint"
         raise SaveError(
-            f"{what}, found {found}",
+            f"overwrite=True replaces one checkpoint, found {found}",
             file=source.url,
             hint="save under another name",
         )

@@ -178,14 +178,16 @@ class Job:
         job, options = self._hosts, self._options
         url, name = decide()
         self._name_item(name)
+        keeps = options.keeps_others
         if not isinstance(url, Sink):
-            replaces, keeps = options.overwrite and not options.single, options.keeps_others
+            replaces = options.overwrite and not options.single
             check_destination(url, options.storage, replaces=replaces, keeps=keeps)
         self._sink = sink = open_staging(
             url,
             overwrite=options.overwrite,
             single=options.single,
-            others=list_extra_content if options.keeps_others else None,
+            others=list_extra_content,
+            keeps=keeps,
             storage=options.storage,
         )
         if job.count == 1:

@@ -5,6 +5,9 @@ not the version its writer has seen. A lease is such an object. Its holder repla
 again; if it stays the same for longer than it takes to do so several times, its holder is dead, and
 another writer may replace it. Clocks are not compared, except that a lease of over 15 minutes ago
 is taken for abandoned at once.
+
+A lease also lists what belongs to its holder, so that whoever takes it over can tell what the
+holder left from what others have put there.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -34,6 +37,24 @@ _RENEWALS = 4
 
 _LONG_AGO = 20
 """A lease older than this many times `LEASE_S` is abandoned, even if clocks differ."""
+
+
+_TAKEN = "Another process has taken this save over, or removed its lease"
+
+
+async def read_names(requests: Requests, path: str) -> tuple[Version, frozenset[str]]:
+    """The `names` that a lease lists, and which version of it does.
+
+    Raises:
+        NotFound: There is no lease.
+        SourceError: The store failed.
+    """
+    version, data = await requests.fetch_whole(path)
+    try:
+        names = json.loads(data).get("names", ())
+        return version, frozenset(name for name in names if isinstance(name, str))
+    except (ValueError, AttributeError, TypeError):  # not a lease of this version of templax
+        return version, frozenset()
 
 
 def is_old(lease: Version, lease_s: float | None = None) -> bool:
@@ -80,6 +101,8 @@ class Lease:
 
     Attributes:
         token: Identifies this holder.
+        names: What belongs to it and to the holders whose leases were taken over, as they recorded
+            it: names directly below the directory of the lease.
         took_over: Whether it replaced the lease of a dead process.
 
     Raises:
@@ -91,7 +114,7 @@ class Lease:
         self._requests, self._path = requests, path
         self._lease_s = LEASE_S if lease_s is None else lease_s
         self.token = os.urandom(8).hex()
-        self.took_over = False
+        self.took_over, self.names = False, frozenset[str]()
         self._lost: str | None = None
         self._renewed = time.monotonic()
         self._done = threading.Event()
@@ -101,6 +124,21 @@ class Lease:
         self._thread = threading.Thread(target=self._keep, name="templax-lease", daemon=True)
         self._thread.start()
 
+    def record(self, names: Iterable[str]) -> None:
+        """Adds names to `names`, and writes them to the store.
+
+        Raises:
+            SaveError: Another process has taken the lease.
+            SourceError: The store failed.
+        """
+        with self._renewing:
+            self.names = self.names.union(names)
+            try:
+                self._put(self._mode)
+            except PreconditionFailed:
+                self._lost = _TAKEN
+        self._refuse_lost()
+
     def check(self) -> None:
         """Renews the lease now.
 
@@ -108,6 +146,9 @@ class Lease:
             SaveError: Another process has taken it, or it could not be renewed in time.
         """
         self._renew()
+        self._refuse_lost()
+
+    def _refuse_lost(self) -> None:
         if self._lost is not None:
             raise SaveError(self._lost, file=f"{self._requests.url}/{self._path}")
 
@@ -179,12 +220,15 @@ class Lease:
                 seen, deadline = found, now + self._lease_s
             if now > deadline or is_old(found, self._lease_s):
                 try:
-                    self._put(make_condition(found.etag, found.generation))
-                    self.took_over = True
-                    return None
-                except PreconditionFailed:  # another process took it at the same time
-                    seen = None
-                    continue
+                    version, self.names = run_request(read_names(self._requests, self._path))
+                    if version.is_same(found):
+                        self._put(make_condition(version.etag, version.generation))
+                        self.took_over = True
+                        return None
+                except (PreconditionFailed, NotFound):  # another process took it at the same time
+                    pass
+                seen, self.names = None, frozenset()
+                continue
             time.sleep(min(1.0, self._lease_s / 20))
 
     def _put(self, mode: Condition | str) -> None:
@@ -198,16 +242,19 @@ class Lease:
             "host": socket.gethostname(),
             "process": os.getpid(),
             "renewed": time.time(),
+            "names": sorted(self.names),
         }
-        begin = time.monotonic()
+        begin, data = time.monotonic(), json.dumps(content).encode()
         try:
-            data = json.dumps(content).encode()
             self._mode = run_request(self._requests.put(self._path, data, mode))
         except PreconditionFailed:
-            self._mode = self._find_own()  # the answer to an earlier attempt may have been lost
+            self._mode, written = self._find_own()  # the answer to a request may have been lost
+            if written != data:  # to an earlier one
+                self._mode = run_request(self._requests.put(self._path, data, self._mode))
         self._renewed = begin
 
-    def _find_own(self) -> Condition:
+    def _find_own(self) -> tuple[Condition, bytes]:
+        """How to replace the lease, and its content, if this process holds it."""
         try:
             version, data = run_request(self._requests.fetch_whole(self._path))
         except NotFound:
@@ -218,7 +265,7 @@ class Lease:
             token = None
         if token != self.token:
             raise PreconditionFailed("Another process holds the lease")
-        return make_condition(version.etag, version.generation)
+        return make_condition(version.etag, version.generation), data
 
     def _keep(self) -> None:
         while not self._done.wait(self._lease_s / _RENEWALS) and self._lost is None:
@@ -229,7 +276,7 @@ class Lease:
             try:
                 self._put(self._mode)
             except PreconditionFailed:
-                self._lost = "Another process has taken this save over, or removed its lease"
+                self._lost = _TAKEN
             except SourceError as error:
                 if time.monotonic() - self._renewed > self._lease_s / 2:
                     self._lost = f"The lease of this save could not be renewed: {error}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Collection, Generator
+from collections.abc import Collection, Generator, Iterable
 from contextlib import contextmanager
 
 from ..errors import AlreadyExists, SaveError, SourceError
@@ -12,8 +12,8 @@ from . import lease
 from .event_loop import run_request
 from .lease import Lease, is_old, watch_leases
 from .leftovers import QUIET_S
-from .marks import LEASE
-from .object_sink import list_marks
+from .marks import COMMITTED, LEASE
+from .object_sink import list_marks, refuse_foreign
 from .object_store import ObjectSource
 from .requests import Traffic, Version
 from .stores import Store
@@ -89,10 +89,16 @@ class ObjectRun:
     def remove_leftovers(self, names: Collection[str]) -> None:
         """See `RunStorage`. Other programs write no leases, so what they left stays."""
         leases, _ = self._find_leases(names)
+        problems: list[SaveError] = []
         for name in sorted(names):
             version = leases.get(self._path(name))
             if version is not None and is_old(version):
-                self.remove_leftover(name)
+                try:
+                    self.remove_leftover(name)
+                except SaveError as error:
+                    problems.append(error)
+        if problems:
+            raise problems[0]
 
     def _find_leases(self, names: Collection[str]) -> tuple[dict[str, Version], set[str]]:
         """The leases of some names; and the names without one where nothing was written lately."""
@@ -120,40 +126,55 @@ class ObjectRun:
             SaveError: A process is saving or deleting it; or the store refused. Then either the
                 whole step remains, or what remains no longer counts as a step.
         """
-        place = self.join(name)
+        self._delete(name)
+        return True
+
+    def remove_leftover(self, name: str) -> None:
+        """Deletes what a dead save left at a name, if nothing else is there.
+
+        Raises:
+            SaveError: See `delete`; or others have put something there.
+        """
+        self._delete(name, is_leftover=True)
+
+    def _delete(self, name: str, *, is_leftover: bool = False) -> None:
+        own = self._path(name)
+        start = len(own) - len(LEASE)
         try:
-            held = Lease(self._requests, self._path(name))
+            held = Lease(self._requests, own)
             try:
-                found = run_request(held.hold_during(self._delete_marks(name)))
+                found = run_request(held.hold_during(self._list(own[: start - 1])))
+                inside = [path[start:] for path in found]
+                if is_leftover and held.took_over and COMMITTED not in inside:
+                    refuse_foreign(inside, held.names, self.join(name))
+                held.record(path.partition("/")[0] for path in inside)
+                marks = list_marks(found)
+                run_request(held.hold_during(self._delete_one_by_one(marks)))
                 held.check()  # what follows may be the files of a save that took this over
-                run_request(held.hold_during(self._requests.delete(found)))
+                rest = sorted({*found} - {*marks, own})
+                run_request(held.hold_during(self._requests.delete(rest)))
             except BaseException:
                 held.abandon()
                 raise
             held.release()
         except AlreadyExists as error:
-            raise SaveError(error.what, file=place, hint="wait for it") from error
+            raise SaveError(error.what, file=self.join(name), hint="wait for it") from error
         except SourceError as error:
-            raise SaveError(f"can't remove: {error}", file=place) from error
-        return True
-
-    def remove_leftover(self, name: str) -> None:
-        """Deletes what a dead save left at a name. Raises the errors of `delete`."""
-        self.delete(name)
+            raise SaveError(f"can't remove: {error}", file=self.join(name)) from error
 
     def _path(self, name: str) -> str:
         """The path of the lease of a step."""
         path = f"{name}/{LEASE}"
         return f"{self._location.path}/{path}" if self._location.path else path
 
-    async def _delete_marks(self, name: str) -> list[str]:
-        """Deletes what marks a step as complete; returns the paths of its other objects."""
-        own = self._path(name)
-        directory = own.rpartition("/")[0]
+    async def _list(self, directory: str) -> list[str]:
+        """The paths of all objects in a directory."""
         found: list[str] = []
         async for objects in self._requests.list_all(directory):
             found += [meta["path"] for meta in objects]
-        marks = list_marks(found)
-        for path in marks:  # one at a time: to a reader, each means that the step is complete
+        return found
+
+    async def _delete_one_by_one(self, marks: Iterable[str]) -> None:
+        """Deletes what marks a step as complete: to a reader, each of these means that it is."""
+        for path in marks:
             await self._requests.delete([path])
-        return sorted({*found} - {*marks, own})

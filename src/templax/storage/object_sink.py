@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import threading
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping
 from contextlib import contextmanager, suppress
 
 from ..errors import (
@@ -19,7 +19,7 @@ from ..errors import (
 )
 from .event_loop import run_request
 from .lease import Lease
-from .marks import COMMITTED, LEASE, STEP_METADATA
+from .marks import COMMITTED, DATA_FILE, LEASE, STEP_METADATA, list_foreign_names
 from .object_file import ObjectFile
 from .object_store import ObjectSource
 from .request_errors import PreconditionFailed
@@ -50,8 +50,9 @@ class ObjectSink:
         store: How to reach the store.
         url: Final location, such as "s3://bucket/run/100".
         overwrite: Whether an existing checkpoint may be replaced.
-        others: Lists the names that others put beside the checkpoint that is replaced, which are
-            kept; None to keep nothing.
+        others: Lists the names that others put beside the checkpoint that is replaced; None if
+            nothing else can be there.
+        keeps: Whether these names are kept. Otherwise they are an error.
 
     Attributes:
         path: The same as `url`.
@@ -72,6 +73,7 @@ class ObjectSink:
         *,
         overwrite: bool,
         others: Callable[[Source], list[str]] | None = None,
+        keeps: bool = False,
     ):
         self._init_state(store, url, overwrite=overwrite)
         if store.refusal:
@@ -87,8 +89,12 @@ class ObjectSink:
                 self.directory = self._lease.token
                 self._old = run_request(self._list())
                 self._check_free(self._old, had_lease=self._lease.took_over)
-                if others is not None and self._old:
-                    self._keep(others(ObjectSource(store, self.path)))
+                self._kept = frozenset(self._find_others(others, keeps=keeps))
+                self._old = {
+                    path: version
+                    for path, version in self._old.items()
+                    if self._find_name(path) not in self._kept
+                }
         except BaseException:  # such as an interrupt: the caller has no object to discard yet
             self.discard()
             raise
@@ -118,6 +124,7 @@ class ObjectSink:
         self._small: dict[str, bytes] = {}  # path → content, in the order of `put`
         self._old: dict[str, Version] = {}  # what was there before, except what is kept
         self._kept: frozenset[str] = frozenset()  # names that others put there
+        self._marked_old = False  # whether `_mark_old` wrote a marker
         self._taken: dict[str, bytes] = {}  # small files of the old checkpoint, to put back
         self._conditions: dict[str, Condition] = {}  # what is still there of them
         self._written: set[str] = set()  # small files that `commit` has written, or tried to
@@ -168,7 +175,8 @@ class ObjectSink:
                 self._ended = True
                 return
             self._refuse_taken((*self._small, *(file.path for file in files)))
-            self._lease.check()
+            # From here on, what is at the path may be a part of either checkpoint.
+            self._lease.record(map(self._find_name, (*self._old, *self._small)))
             run_request(self._lease.hold_during(self._take_markers_away()))
             *others, marker = self._small
             written = gather(self._put_new(path, self._small[path]) for path in others)
@@ -197,14 +205,15 @@ class ObjectSink:
             # Where another process has the lease, only data files are certain to be ours.
             if self._lease is not None and self._lease.is_held():
                 run_request(self._put_back())
+                if self._marked_old:
+                    run_request(self._requests.delete([self._join(COMMITTED)]))
                 written |= self._written - self._taken.keys()
             self.not_removed = run_request(self._delete_all(written - self._old.keys()))
         except TemplaxError:
             self.not_removed = (self.path,)
         if self._lease is not None:
             # The lease marks what could not be removed, or another save left, as unfinished.
-            is_left = self._lease.took_over and self._join(COMMITTED) not in self._old
-            if self.not_removed or is_left:
+            if self.not_removed or self._is_left():
                 self._lease.abandon()
             else:
                 self._lease.release()
@@ -256,9 +265,9 @@ class ObjectSink:
         Raises:
             AlreadyExists: There is a checkpoint, or something that no save left behind.
         """
-        had_lease = had_lease or self._join(LEASE) in found
-        others = [path for path in found if path != self._join(LEASE) and not _is_data(path)]
-        whole = self._join(COMMITTED) in found or not had_lease
+        lease = self._join(LEASE)
+        others = [path for path in found if path != lease and not DATA_FILE.fullmatch(path)]
+        whole = self._join(COMMITTED) in found or not (had_lease or lease in found)
         if others and whole and not self._overwrite:
             raise AlreadyExists(
                 f"Expected nothing, found objects such as `{others[0]}`",
@@ -266,14 +275,37 @@ class ObjectSink:
                 hint="overwrite=True replaces a checkpoint; or save under another name",
             )
 
-    def _keep(self, names: Iterable[str]) -> None:
-        """Takes what has one of these names directly below the path out of what is replaced."""
-        self._kept = frozenset(names) - {LEASE, COMMITTED}  # of this save, and of `_mark_old`
-        self._old = {
-            path: version
-            for path, version in self._old.items()
-            if self._find_name(path) not in self._kept
-        }
+    def _find_others(
+        self, others: Callable[[Source], list[str]] | None, *, keeps: bool
+    ) -> list[str]:
+        """The names directly below the path of what belongs neither to a checkpoint nor to a save.
+
+        Raises:
+            SaveError: There are some, and they are not kept.
+        """
+        assert self._lease is not None
+        if self._is_left():
+            start = len(self._root) + 1
+            inside = [path[start:] for path in self._old]
+            if not keeps:
+                refuse_foreign(inside, self._lease.names, self.path)
+            return list_foreign_names(inside, self._lease.names)
+        if others is None or not self._old:
+            return []
+        own = {LEASE, COMMITTED, *self._lease.names}  # the marker may be that of `_mark_old`
+        names = [name for name in others(ObjectSource(self._store, self.path)) if name not in own]
+        if names and not keeps:
+            raise SaveError(
+                f"overwrite=True replaces one checkpoint, found `{names[0]}` in it",
+                file=self.path,
+                hint="save under another name",
+            )
+        return names
+
+    def _is_left(self) -> bool:
+        """Whether what was there before is left of a save or deletion that was killed."""
+        assert self._lease is not None
+        return self._lease.took_over and self._join(COMMITTED) not in self._old
 
     def _refuse_taken(self, paths: Iterable[str]) -> None:
         """Refuses names that the new checkpoint uses itself.
@@ -298,7 +330,7 @@ class ObjectSink:
 
         Otherwise the lease would make it look unfinished while the new one is being written.
         """
-        others = [path for path in found if not _is_data(path)]
+        others = [path for path in found if not DATA_FILE.fullmatch(path)]
         if not others or found.keys() & {self._join(COMMITTED), self._join(LEASE)}:
             return
         about = self._join(STEP_METADATA)
@@ -311,6 +343,7 @@ class ObjectSink:
                 return
         with suppress(PreconditionFailed):
             await self._requests.put(self._join(COMMITTED), b"", "create")
+            self._marked_old = True
 
     async def _take_markers_away(self) -> None:
         """Keeps the small files of the old checkpoint in memory, and deletes its markers."""
@@ -365,6 +398,18 @@ def list_marks(paths: Iterable[str]) -> list[str]:
     return sorted(marks, key=lambda path: (path.count("/"), path.endswith(STEP_METADATA)))
 
 
-def _is_data(path: str) -> bool:
-    """Whether this is a data file, which is not a checkpoint without its index."""
-    return "d" in path.split("/")[-2:-1]
+def refuse_foreign(paths: Iterable[str], own: Collection[str], url: str) -> None:
+    """Refuses to delete what is left of a save or deletion that was killed, if others put
+    something there. See `list_foreign_names` for `paths` and `own`.
+
+    Raises:
+        SaveError: They did.
+    """
+    foreign = list_foreign_names(paths, own)
+    if foreign:
+        raise SaveError(
+            f"Expected nothing but what an unfinished save has left, found `{foreign[0]}`, which is"
+            " not of that save",
+            file=url,
+            hint=f"move `{foreign[0]}`; then the rest can be replaced or removed",
+        )

@@ -26,6 +26,7 @@ def open_staging(
     single: bool = False,
     leftover: Leftover | None = None,
     others: Callable[[Source], list[str]] | None = None,
+    keeps: bool = False,
     storage: Store | None = None,
 ) -> Sink:
     """Returns a sink that writes a checkpoint to a path or URL; a sink is returned unchanged.
@@ -35,7 +36,9 @@ def open_staging(
         overwrite: Whether an existing checkpoint may be replaced.
         single: Whether the checkpoint is a single file at the path, rather than a directory.
         leftover: See `Staging`.
-        others: See `KeepingStaging` and `ObjectSink`; None to keep nothing of what is replaced.
+        others: Lists the names that others put beside the checkpoint that is replaced.
+        keeps: Whether these names are kept. Otherwise they are an error in an object store; on a
+            disk, the caller has looked.
         storage: See `open_source`.
 
     Raises:
@@ -56,10 +59,10 @@ def open_staging(
                 file=remote[1],
                 hint="save to a local path and copy the file",
             )
-        return ObjectSink(*remote, overwrite=overwrite, others=others)
+        return ObjectSink(*remote, overwrite=overwrite, others=others, keeps=keeps)
     hint = "save to a local directory, then copy that"
     path = local_path(url, "writes", hint)
-    if others is not None:
+    if others is not None and keeps:
         return KeepingStaging(path, overwrite=overwrite, others=others)
     make = FileStaging if single else Staging
     return make(path, overwrite=overwrite, leftover=leftover)

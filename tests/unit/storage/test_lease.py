@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 import uuid
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 import templax as tx
+from templax.storage import lease
 from templax.storage.event_loop import run_request
 from templax.storage.lease import Lease, watch_leases
 from templax.storage.requests import Requests
@@ -43,6 +45,38 @@ def test_a_lease_that_is_renewed_is_refused_to_others(requests: Requests) -> Non
     again = Lease(requests, PATH, LEASE_S)
     assert not again.took_over
     again.release()
+
+
+def read_names(requests: Requests) -> set[str]:
+    return set(run_request(lease.read_names(requests, PATH))[1])
+
+
+def test_what_belongs_to_a_lease_is_handed_on_to_those_who_take_it_over(requests: Requests) -> None:
+    first = Lease(requests, PATH, LEASE_S)
+    first.record(["a", "b"])
+    assert read_names(requests) == {"a", "b"}
+    first.abandon()
+    second = Lease(requests, PATH, LEASE_S)
+    assert second.names == read_names(requests) == {"a", "b"}
+    with pytest.raises(tx.SaveError, match="Another process has taken this save over"):
+        first.record(["c"])
+    second.record(["d"])
+    assert read_names(requests) == {"a", "b", "d"}
+    second.release()
+    third = Lease(requests, PATH, LEASE_S)
+    assert third.names == set()
+    third.release()
+
+
+def test_what_belongs_to_a_lease_is_written_though_an_earlier_answer_was_lost(
+    requests: Requests,
+) -> None:
+    held = Lease(requests, PATH, 60.0)
+    run_request(requests.put(PATH, json.dumps({"token": held.token}).encode(), held._mode))
+    held.record(["a"])
+    assert read_names(requests) == {"a"}
+    held.release()
+    assert describe(requests) is None
 
 
 def test_a_lease_that_is_not_renewed_is_taken_over(requests: Requests) -> None:

@@ -44,9 +44,14 @@ def read_all(url: str) -> dict[str, bytes]:
     return {info.key: bytes(source.read(info.key)) for info in infos}
 
 
+def name_data(text: bytes) -> str:
+    """Where `begin_save` puts its values."""
+    return f"d/{text.hex():0>32}"
+
+
 def begin_save(url: str, text: bytes, *, overwrite: bool = False) -> ObjectSink:
     sink = ObjectSink(STORE, url, overwrite=overwrite)
-    sink.create(f"d/{text.decode()}").write(text)
+    sink.create(name_data(text)).write(text)
     sink.put("index", text)
     sink.put(COMMITTED, text)
     return sink
@@ -65,7 +70,7 @@ def test_a_save_that_was_taken_over_leaves_the_other_one_alone(
     url: str, overwrite: bool, end: str
 ) -> None:
     if overwrite:
-        put(url, {"d/old": b"old", "index": b"old", COMMITTED: b"old"})
+        put(url, {name_data(b"old"): b"old", "index": b"old", COMMITTED: b"old"})
     late = begin_save(url, b"late", overwrite=overwrite)
     stop_renewing(late)
     with begin_save(url, b"next", overwrite=overwrite) as other:
@@ -105,14 +110,14 @@ def test_a_save_that_wakes_up_while_it_writes_its_small_files_does_not_mix_them_
     with pytest.raises(tx.AlreadyExists, match="Another process saved a checkpoint here"):
         late.commit()
     found = read_all(url)
-    assert found.keys() == {"d/next", "index", COMMITTED}
+    assert found.keys() == {name_data(b"next"), "index", COMMITTED}
     assert found["index"] == b"next"
 
 
 def test_a_save_that_was_late_to_renew_still_puts_the_old_checkpoint_back(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    old = {"d/old": b"old", "index": b"old", COMMITTED: b"old"}
+    old = {name_data(b"old"): b"old", "index": b"old", COMMITTED: b"old"}
     put(url, old)
     sink = begin_save(url, b"new", overwrite=True)
     put_new = ObjectSink._put_new
@@ -156,19 +161,64 @@ def test_the_objects_of_an_old_checkpoint_are_told_from_all_pages_of_its_listing
     url: str,
 ) -> None:
     """Its metadata is listed after a thousand data files; without it, the lease would hide it."""
-    put(url, {f"a/d/{i:04}": b"" for i in range(1500)} | {"z": b"old"})
+    put(url, {f"a/d/{i:032}": b"" for i in range(1500)} | {"z": b"old"})
     with ObjectSink(STORE, url, overwrite=True):
         assert COMMITTED in read_all(url)
 
 
 def test_a_failed_save_over_leftovers_leaves_them_known_as_such(url: str) -> None:
     killed = begin_save(url, b"killed")
+    assert killed._lease is not None
+    killed._lease.record(["index"])  # as `commit` does before it writes anything
     put(url, {"index": b"killed"})
     stop_renewing(killed)
     begin_save(url, b"failed").discard()
     with begin_save(url, b"third") as sink:
         sink.commit()
     assert read_all(url)["index"] == b"third"
+
+
+def test_what_a_killed_replacement_left_is_told_from_what_others_put_there(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also what the old checkpoint had that no save of templax writes."""
+    of_others = {"config.json": b"{}", "deep/in/it": b""}
+    put(url, {"w/.zarray": b"", "w/0.0": b"", "iterator/state": b"", COMMITTED: b""} | of_others)
+
+    def begin() -> ObjectSink:
+        others = ["config.json", "deep", "metrics"]
+        sink = ObjectSink(STORE, url, overwrite=True, others=lambda _: others, keeps=True)
+        sink.put("index", b"new")
+        sink.put(COMMITTED, b"new")
+        return sink
+
+    class Killed(BaseException):
+        pass
+
+    async def die(self: ObjectSink, path: str, data: bytes) -> None:
+        raise Killed
+
+    for _ in range(2):  # what the second one takes over it leaves to the third
+        killed = begin()
+        with monkeypatch.context() as patch:
+            patch.setattr(ObjectSink, "_put_new", die)
+            with pytest.raises(Killed):
+                killed.commit()
+        stop_renewing(killed)
+    assert COMMITTED not in read_all(url)
+    put(url, {"metrics": b"{}"})
+    with pytest.raises(tx.SaveError, match=r"found `config\.json`, which is not of that save"):
+        ObjectSink(STORE, url, overwrite=True)
+    with begin() as sink:
+        sink.commit()
+    assert read_all(url).keys() == {*of_others, "metrics", "index", COMMITTED}
+
+
+def test_a_failed_save_takes_back_the_marker_that_it_put_to_the_old_checkpoint(url: str) -> None:
+    put(url, {"config.json": b"{}"})
+    with ObjectSink(STORE, url, overwrite=True, others=lambda _: ["config.json"], keeps=True):
+        assert COMMITTED in read_all(url)
+    assert read_all(url).keys() == {"config.json"}
 
 
 def test_no_small_file_is_written_after_another_one_failed(

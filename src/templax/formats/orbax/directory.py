@@ -6,7 +6,6 @@ This module only lists names and reads small JSON files; `item` opens items.
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Mapping, Set
 from contextlib import suppress
 from functools import cached_property
@@ -16,7 +15,7 @@ import msgspec
 from msgspec import structs
 
 from ...errors import CheckpointError, SourceError
-from ...storage.marks import LEASE, TEMPORARY
+from ...storage.marks import DATA_FILE, LEASE, TEMPORARY
 from ...storage.signatures import is_lfs_pointer, read_head, read_metadata, recognise
 from ...storage.source import Source, find_cost, list_ahead
 from ..file_names import ARRAYS, FILES, GROUP, MANIFEST
@@ -47,9 +46,6 @@ V1_MARK = "orbax.checkpoint"
 
 MARKS = frozenset((STEP_METADATA, COMMITTED, DELETION, V1_MARK, LEASE))
 """Files about a save as a whole."""
-
-_DATA_FILE = re.compile(r"(?:[^/]+/)*d/[0-9a-f]{32}")
-"""The files of a database that hold values, and that are written before all others."""
 
 _TEMPORARY_INDEX = "ocdbt_tmp_meta"
 
@@ -360,7 +356,7 @@ def holds_only_data(source: Source) -> bool:
     """Whether there are files of values or a lease, and nothing that describes them."""
     key = None
     for key in (info.key for info in source.walk()):
-        if _DATA_FILE.fullmatch(key) is None and key != LEASE:
+        if DATA_FILE.fullmatch(key) is None and key != LEASE:
             return False
     return key is not None
 

@@ -17,7 +17,6 @@ from .directory import (
     Root,
     examine_directory,
     holds_only_data,
-    is_being_saved,
     is_committed,
     list_names,
 )
@@ -50,8 +49,7 @@ def describe_extra_content(source: Source) -> str | None:
     extra = list_extra_content(source)
     if crowd is not None or not extra:
         return crowd
-    is_other = _is_other(source, root) and not is_being_saved(source)
-    return "other files" if is_other else f"`{extra[0]}` in it"
+    return "other files" if _is_other(source, root) else f"`{extra[0]}` in it"
 
 
 def describe_unkept_content(source: Source) -> str | None:
@@ -61,7 +59,7 @@ def describe_unkept_content(source: Source) -> str | None:
     """
     root = examine_directory(source)
     crowd = _describe_crowd(source, root)
-    if crowd is not None or not _is_other(source, root) or is_being_saved(source):
+    if crowd is not None or not _is_other(source, root):
         return crowd
     below = [name for name in sorted(list_names(source)) if name.endswith("/")]
     return f"a directory `{below[0].rstrip('/')}` and no checkpoint" if below else None
@@ -70,35 +68,18 @@ def describe_unkept_content(source: Source) -> str | None:
 def list_extra_content(source: Source) -> list[str]:
     """The names in a directory that one save did not write."""
     root, names = examine_directory(source), sorted(list_names(source))
-    unfinished = is_being_saved(source)
     if _is_other(source, root):
-        if holds_only_data(source):
-            return []
-        root = None
+        return [] if holds_only_data(source) else [name.rstrip("/") for name in names]
+    assert root is not None
     return [
         name.rstrip("/")
         for name in names
-        if not (unfinished and _may_be_left(source, name))
-        and not (root is not None and _belongs_to_save(source, root, name))
+        if not (
+            name in OWN_FILES
+            if not name.endswith("/")
+            else _belongs_to_save(source, root, name[:-1])
+        )
     ]
-
-
-def _may_be_left(source: Source, name: str) -> bool:
-    """Whether a save to an object store that was killed may have left this, of whatever kind.
-
-    It writes all small files at the same time, so that any of them may be without those by which
-    the checkpoint or an item is recognized.
-    """
-    if not name.endswith("/"):
-        return name in OWN_FILES
-    below = list_names(source.at(name[:-1]))
-    return _is_own_directory(name) or all(
-        _is_own_directory(each) if each.endswith("/") else each in OWN_FILES for each in below
-    )
-
-
-def _is_own_directory(name: str) -> bool:
-    return name[:-1] in OWN_DIRECTORIES or name.startswith("ocdbt.")
 
 
 def _is_other(source: Source, root: Root | None) -> bool:
@@ -118,16 +99,13 @@ def _describe_crowd(source: Source, root: Root | None) -> str | None:
 
 
 def _belongs_to_save(source: Source, root: Root, name: str) -> bool:
-    """Whether a file or subdirectory was written by the save that wrote its parent."""
-    if not name.endswith("/"):
-        return name in OWN_FILES
-    if root.what != "items" and _is_own_directory(name):
-        return True
-    name = name[:-1]
+    """Whether a subdirectory was written by the save that wrote its parent."""
     if root.what == "items":
         if name in root.handled or (not root.handled and root.items.get(name) != "other"):
             return True
         return holds_only_data(source.at(name))  # of a save in an object store that was killed
+    if name in OWN_DIRECTORIES or name.startswith("ocdbt."):
+        return True
     # Without a database, each array is a directory, or nested ones if its name has slashes.
     files = itertools.islice(source.at(name).walk(), MAX_PROBES)
     here = (info.key.rpartition("/")[2] for info in files)
