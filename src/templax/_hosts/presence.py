@@ -35,6 +35,10 @@ HEARTBEAT_S = 5.0
 """Time between two heartbeats: 1,000 processes burden the store with 200 calls a second."""
 
 
+_LAST_S = 10.0
+"""How long the end of the program waits for a heartbeat that is being sent."""
+
+
 class Notice(msgspec.Struct, frozen=True, array_like=True):
     """Why a process takes no further part.
 
@@ -59,16 +63,18 @@ class Presence:
         self._heard: dict[int, bytes] = {}
         self._left: str | None = None
         self._send_heartbeat(0)  # before any offer, or a death soon after could not be noticed
-        thread = threading.Thread(target=self._send_heartbeats, name="templax-heartbeat")
-        thread.daemon = True
-        thread.start()
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._send_heartbeats, name="templax-heartbeat")
+        self._thread.daemon = True
+        self._thread.start()
         # JAX's own callback, which disconnects the process, was registered before and runs later.
         atexit.register(self._leave_at_exit)
         self._catch_sigterm()
 
     def _send_heartbeats(self) -> None:
         for n in itertools.count(1):
-            time.sleep(HEARTBEAT_S)
+            if self._ended.wait(HEARTBEAT_S):
+                return
             self._send_heartbeat(n)
 
     def _send_heartbeat(self, n: int) -> None:
@@ -159,6 +165,9 @@ class Presence:
         error = getattr(sys, "last_value", None)
         cause = "" if error is None else f" by {''.join(traceback.format_exception_only(error))}"
         self.announce_leaving(f"left: its program ended{cause}".rstrip())
+        # Python ends daemon threads once they come back from C++, which aborts the process.
+        self._ended.set()
+        self._thread.join(_LAST_S)
 
     def _catch_sigterm(self) -> None:
         """Makes this process tell the others when SIGTERM kills it.
