@@ -78,6 +78,16 @@ print(json.dumps([said, os.path.exists(args[0])]))
 )
 
 
+LATE = """
+import time
+from templax._save.foreign_items import ForeignItems
+
+begin = ForeignItems.begin
+if jax.process_index() == 1:
+    ForeignItems.begin = lambda self, sink: (time.sleep(1.0), begin(self, sink))
+"""
+
+
 def test_every_process_writes_and_process_0_finalizes(run, tmp_path):
     """Once all have written: each restores what it wrote itself."""
     path = tmp_path / "ckpt"
@@ -99,7 +109,16 @@ def test_every_process_writes_and_process_0_finalizes(run, tmp_path):
 @pytest.mark.parametrize("fails", ["at once on 0", "at once on 1", "later on 0", "later on 1"])
 def test_all_fail_where_the_handler_of_one_does(fails, run, tmp_path):
     """And nothing is left."""
-    results = run(2, FAIL, str(tmp_path / "run" / "ckpt"), fails)
+    check_nothing_is_left(run(2, FAIL, str(tmp_path / "run" / "ckpt"), fails), fails, tmp_path)
+
+
+@pytest.mark.slow
+def test_a_late_process_does_not_make_the_directory_of_a_failed_save_again(run, tmp_path):
+    results = run(2, LATE + FAIL, str(tmp_path / "run" / "ckpt"), "later on 0")
+    check_nothing_is_left(results, "later on 0", tmp_path)
+
+
+def check_nothing_is_left(results, fails, tmp_path):
     for index, result in enumerate(results):
         assert result.code == 0, result.err
         said, exists = json.loads(result.out)

@@ -63,9 +63,13 @@ class ForeignItems:
                 hint="save to a local directory, then copy that",
             )
         self._directory = sink.directory
-        for path in self._paths.values():
+        for name, path in self._paths.items():
+            if not name:
+                continue
             try:
-                os.makedirs(path, exist_ok=True)  # another process may be first
+                os.mkdir(path)  # never the sink's, which process 0 may have removed by now
+            except FileExistsError:  # another process was first
+                pass
             except OSError as error:
                 raise save_error("create", path, error) from error
         for name, path in self._paths.items():
