@@ -18,6 +18,8 @@ from templax._runs.run_storage import open_run
 from templax.storage import lease as leases
 from templax.storage import object_file, open_staging
 from templax.storage.marks import LEASE
+from templax.storage.object_sink import ObjectSink
+from templax.storage.requests import Requests
 
 from .choice import WRITABLE, run_on
 from .connect import find_storage
@@ -167,19 +169,23 @@ def test_a_save_killed_at_any_request_leaves_all_or_nothing(
     )
 
 
+@pytest.fixture
+def dead_leases(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Takes every lease for that of a process that died long ago."""
+    monkeypatch.setattr(leases, "_LONG_AGO", 0)
+
+
 def _name_lease(path: str, *names: str) -> tuple[str, bytes]:
     """The lease of a dead process to which these names belong."""
     return f"{path}/{LEASE}", json.dumps({"token": "dead", "names": names}).encode()
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("dead_leases")
 @run_on("moto")
 @pytest.mark.parametrize("items", [False, True], ids=["tree", "items"])
-def test_any_part_of_a_killed_save_can_be_replaced(
-    bucket: Bucket, items: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_any_part_of_a_killed_save_can_be_replaced(bucket: Bucket, items: bool) -> None:
     """The small files are written at the same time, so that any of them may be there alone."""
-    monkeypatch.setattr(leases, "LEASE_S", 0.1)
     store, tree = find_storage(bucket), make_tree(1, 1000)
 
     def save(path: str, **options: Any) -> None:
@@ -210,13 +216,13 @@ def test_any_part_of_a_killed_save_can_be_replaced(
         assert sum("d/" in n for n in left) == sum("d/" in n for n in whole)
 
 
+@pytest.mark.usefixtures("dead_leases")
 @run_on("moto")
 @pytest.mark.parametrize("overwrite", [False, True])
 @pytest.mark.parametrize("other", ["metrics", "notes/data.json", "d/a.jpg", "a/_METADATA"])
 def test_what_others_put_beside_a_killed_save_is_not_deleted(
-    bucket: Bucket, overwrite: bool, other: str, monkeypatch: pytest.MonkeyPatch
+    bucket: Bucket, overwrite: bool, other: str
 ) -> None:
-    monkeypatch.setattr(leases, "LEASE_S", 0.1)
     lease, content = _name_lease("run/100", "templax.index", "_METADATA")
     objects = {
         "run/100/d/" + "0" * 32: b"values",
@@ -233,29 +239,115 @@ def test_what_others_put_beside_a_killed_save_is_not_deleted(
     assert bucket.list().keys() == objects.keys()
     with pytest.raises(tx.SaveError, match=f"found `{found}`, which is not of that save"):
         open_run(f"{bucket.url}/run", store).remove_leftover("100")
-    with tx.Manager(f"{bucket.url}/run", storage=store) as runs, monkeypatch.context() as patch:
-        patch.setattr(leases, "_LONG_AGO", 0)  # as if the lease were hours old
+    with tx.Manager(f"{bucket.url}/run", storage=store) as runs:
         runs.save(101, make_tree(2))
     assert objects.keys() <= bucket.list().keys()
 
 
 @run_on("moto")
-def test_others_may_put_something_there_until_the_lease_is_taken(
-    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("late", ["notes.txt", "a", "both"])
+def test_what_others_put_there_before_the_lease_is_taken_is_not_deleted(
+    bucket: Bucket, late: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    url, store = f"{bucket.url}/run/100", find_storage(bucket)
-    tx.save(url, make_tree(1), storage=store)
+    url, store = f"{bucket.url}/zoo", find_storage(bucket)
     acquire = leases.Lease._acquire
+    if late == "notes.txt":
+        tx.save(url, make_tree(1), storage=store)
 
     def put_first(self: leases.Lease) -> None:
-        bucket.write("run/100/notes.txt", b"late")
+        with monkeypatch.context() as patch:
+            patch.setattr(leases.Lease, "_acquire", acquire)
+            if late == "notes.txt":
+                bucket.write("zoo/notes.txt", b"late")
+            else:
+                for name in ["a", "b"][: 1 + (late == "both")]:
+                    tx.save(f"{url}/{name}", make_tree(1), storage=store)
         acquire(self)
 
     monkeypatch.setattr(leases.Lease, "_acquire", put_first)
-    with pytest.raises(tx.SaveError, match=r"replaces one checkpoint, found `notes\.txt` in it"):
+    found = "a" if late == "both" else late.replace(".", r"\.")
+    with pytest.raises(tx.SaveError, match=f"replaces one checkpoint, found `{found}` in it"):
         tx.save(url, make_tree(2), overwrite=True, storage=store)
-    assert bucket.read("run/100/notes.txt") == b"late"
+    monkeypatch.setattr(leases.Lease, "_acquire", acquire)
+    if late == "notes.txt":
+        assert bucket.read("zoo/notes.txt") == b"late"
+    else:
+        url = f"{url}/a"
     assert tx.restore(url, make_tree(1), storage=store)["step"] == 1
+
+
+class _KilledError(BaseException):
+    """The death of the process: nothing of templax catches it."""
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("dead_leases")
+@run_on("moto")
+@pytest.mark.parametrize("kind", ["step", "convert", "tree"])
+def test_a_replacement_that_is_killed_at_any_request_can_be_repeated(
+    bucket: Bucket, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is replaced is a step with an item of other code; nothing of it stays in the end."""
+    store, tree = find_storage(bucket), make_tree(2, 1000)
+    tx.save(tmp_path / "ckpt", tree)
+    left, killed = 0, True
+
+    def count_down(call: Any) -> Any:
+        async def send(*arguments: Any, **options: Any) -> Any:
+            nonlocal left
+            left -= 1
+            if left < 0:
+                raise _KilledError
+            return await call(*arguments, **options)
+
+        return send
+
+    def replace(path: str) -> None:
+        url = f"{bucket.url}/{path}/7"
+        if kind == "tree":
+            tx.save(url, tree, overwrite=True, storage=store)
+        elif kind == "convert":
+            tx.convert(tmp_path / "ckpt", url, to="orbax", overwrite=True, storage=store)
+        else:
+            with tx.Manager(f"{bucket.url}/{path}", storage=store) as runs:
+                runs.save(7, tree, overwrite=True, wait=True)
+
+    at = 0
+    while killed:
+        path, at = f"run{at}", at + 1
+        with tx.Manager(f"{bucket.url}/{path}", storage=store) as runs:
+            runs.save(7, make_tree(1, 1000), metrics={"loss": 1.0}, wait=True)
+        about = json.loads(bucket.read(f"{path}/7/_CHECKPOINT_METADATA"))
+        about["item_handlers"]["iterator"] = "of.other.Code"
+        bucket.write(f"{path}/7/_CHECKPOINT_METADATA", json.dumps(about).encode())
+        bucket.write(f"{path}/7/iterator/state.bin", b"state")
+        left = at
+        with monkeypatch.context() as patch:
+            patch.setattr(Requests, "put", count_down(Requests.put))
+            patch.setattr(Requests, "delete", count_down(Requests.delete))
+            patch.setattr(ObjectSink, "discard", lambda self: self._lease.abandon())
+            try:
+                replace(path)
+                killed = False
+            except _KilledError:
+                pass
+        replace(path)
+        names = [n.removeprefix(f"{path}/7/") for n in bucket.list() if n.startswith(f"{path}/7/")]
+        assert not [name for name in names if "iterator" in name or "metrics" in name], at
+        assert LEASE not in names
+        assert sum("d/" in name for name in names) == 1
+        assert tx.restore(f"{bucket.url}/{path}/7", tree, storage=store)["step"] == 2
+    assert at > 10
+
+
+@pytest.mark.usefixtures("dead_leases")
+@run_on("moto")
+def test_a_step_that_is_saved_meanwhile_is_not_removed_as_a_leftover(bucket: Bucket) -> None:
+    run = open_run(f"{bucket.url}/run", find_storage(bucket))
+    tx.save(f"{bucket.url}/run/100", make_tree(1), storage=run.storage)
+    with pytest.raises(tx.SaveError, match="A checkpoint was saved here meanwhile"):
+        run.remove_leftover("100")
+    assert_saved(bucket, make_tree(1))
 
 
 @run_on("moto")

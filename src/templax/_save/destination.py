@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, NamedTuple
 from .._core.text import is_unicode
 from ..errors import SaveError, SourceError
 from ..formats.one_file import find_only_file
-from ..formats.orbax.directory import is_being_saved
 from ..formats.orbax.extra_content import (
     describe_extra_content,
     describe_unkept_content,
@@ -17,6 +16,7 @@ from ..formats.orbax.extra_content import (
 )
 from ..formats.safetensors_set import SafetensorsSet
 from ..storage.disk import save_error
+from ..storage.marks import LEASE
 from ..storage.open import open_source
 from ..storage.request_errors import ObjectChanged
 from ..storage.source import Source, find_cost
@@ -55,8 +55,8 @@ def check_destination(
     """Refuses to save inside an item, and to replace a directory that holds more than one
     checkpoint: a run, a home directory, a collection.
 
-    Not examined is what is left of an unfinished save in an object store, or belongs to one that
-    goes on: `ObjectSink` tells what it is, since the lease of that save says so.
+    A directory in an object store that has a lease is not examined here: `ObjectSink` does that
+    once it has the lease, which says what belongs to the save that began it.
 
     If another program replaces the destination during the examination, it is examined again. Which
     of the two saves wins is decided later, when they begin to write.
@@ -86,7 +86,7 @@ def _examine(source: Source, *, replaces: bool, keeps: bool) -> None:
         is_empty = next(source.children(), None) is None
         around = find_enclosing_item(source)
         is_set = SafetensorsSet().is_only(source) or find_only_file(source) is not None
-        has_lease = find_cost(source) is not None and is_being_saved(source)
+        has_lease = find_cost(source) is not None and source.stat(LEASE) is not None
         replaces = replaces and not (is_empty or has_lease) and (keeps or not is_set)
         describe = describe_unkept_content if keeps else describe_extra_content
         found = describe(source) if replaces else None

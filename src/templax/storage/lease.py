@@ -22,6 +22,8 @@ from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, TypeVar
 
+import msgspec
+
 from ..errors import AlreadyExists, NotFound, SaveError, SourceError
 from .event_loop import run_request
 from .request_errors import PreconditionFailed
@@ -38,12 +40,25 @@ _RENEWALS = 4
 _LONG_AGO = 20
 """A lease older than this many times `LEASE_S` is abandoned, even if clocks differ."""
 
-
 _TAKEN = "Another process has taken this save over, or removed its lease"
+"""Why a lease is lost."""
 
 
-async def read_names(requests: Requests, path: str) -> tuple[Version, frozenset[str]]:
-    """The `names` that a lease lists, and which version of it does.
+class Belongings(msgspec.Struct, frozen=True):
+    """The names directly below the directory of a lease that belong to its holders.
+
+    Attributes:
+        names: What a save has written, or begun to replace.
+        doomed: What a deletion has begun to delete. It may not have come to any of it, as long as
+            the checkpoint has its marker.
+    """
+
+    names: frozenset[str] = frozenset()
+    doomed: frozenset[str] = frozenset()
+
+
+async def read_belongings(requests: Requests, path: str) -> tuple[Version, Belongings]:
+    """What a lease says that belongs to its holders, and which version of it does.
 
     Raises:
         NotFound: There is no lease.
@@ -51,10 +66,9 @@ async def read_names(requests: Requests, path: str) -> tuple[Version, frozenset[
     """
     version, data = await requests.fetch_whole(path)
     try:
-        names = json.loads(data).get("names", ())
-        return version, frozenset(name for name in names if isinstance(name, str))
-    except (ValueError, AttributeError, TypeError):  # not a lease of this version of templax
-        return version, frozenset()
+        return version, msgspec.json.decode(data, type=Belongings)
+    except msgspec.DecodeError:  # not a lease of this version of templax
+        return version, Belongings()
 
 
 def is_old(lease: Version, lease_s: float | None = None) -> bool:
@@ -101,8 +115,8 @@ class Lease:
 
     Attributes:
         token: Identifies this holder.
-        names: What belongs to it and to the holders whose leases were taken over, as they recorded
-            it: names directly below the directory of the lease.
+        own: What belongs to it and to the holders whose leases were taken over, as they recorded
+            it.
         took_over: Whether it replaced the lease of a dead process.
 
     Raises:
@@ -114,7 +128,7 @@ class Lease:
         self._requests, self._path = requests, path
         self._lease_s = LEASE_S if lease_s is None else lease_s
         self.token = os.urandom(8).hex()
-        self.took_over, self.names = False, frozenset[str]()
+        self.took_over, self.own = False, Belongings()
         self._lost: str | None = None
         self._renewed = time.monotonic()
         self._done = threading.Event()
@@ -124,15 +138,15 @@ class Lease:
         self._thread = threading.Thread(target=self._keep, name="templax-lease", daemon=True)
         self._thread.start()
 
-    def record(self, names: Iterable[str]) -> None:
-        """Adds names to `names`, and writes them to the store.
+    def record(self, *, names: Iterable[str] = (), doomed: Iterable[str] = ()) -> None:
+        """Adds names to `own`, and writes them to the store.
 
         Raises:
             SaveError: Another process has taken the lease.
             SourceError: The store failed.
         """
         with self._renewing:
-            self.names = self.names.union(names)
+            self.own = Belongings(self.own.names.union(names), self.own.doomed.union(doomed))
             try:
                 self._put(self._mode)
             except PreconditionFailed:
@@ -220,14 +234,14 @@ class Lease:
                 seen, deadline = found, now + self._lease_s
             if now > deadline or is_old(found, self._lease_s):
                 try:
-                    version, self.names = run_request(read_names(self._requests, self._path))
+                    version, self.own = run_request(read_belongings(self._requests, self._path))
                     if version.is_same(found):
                         self._put(make_condition(version.etag, version.generation))
                         self.took_over = True
                         return None
                 except (PreconditionFailed, NotFound):  # another process took it at the same time
                     pass
-                seen, self.names = None, frozenset()
+                seen, self.own = None, Belongings()
                 continue
             time.sleep(min(1.0, self._lease_s / 20))
 
@@ -242,7 +256,8 @@ class Lease:
             "host": socket.gethostname(),
             "process": os.getpid(),
             "renewed": time.time(),
-            "names": sorted(self.names),
+            "names": sorted(self.own.names),
+            "doomed": sorted(self.own.doomed),
         }
         begin, data = time.monotonic(), json.dumps(content).encode()
         try:

@@ -20,6 +20,9 @@ COMMITTED = "commit_success.txt"
 DATA_FILE = re.compile(r"(?:[^/]+/)*d/[0-9a-f]{32}")
 """The files of a save that hold values. They are written before all others."""
 
+DELETION = "_CHECKPOINT_DELETION"
+"""Orbax puts this into a checkpoint before it begins to delete it."""
+
 STEP_METADATA = "_CHECKPOINT_METADATA"
 """The file that tells, among other things, when a checkpoint was committed."""
 
@@ -29,8 +32,8 @@ def list_foreign_names(paths: Iterable[str], own: Collection[str]) -> list[str]:
 
     Args:
         paths: All files in it, relative to it.
-        own: The names that the lease of the save lists. What holds nothing but data files of saves
-            is not foreign either.
+        own: The names that the lease of the save lists. Files that are named as saves name their
+            values are not foreign either.
     """
     foreign = {
         path.partition("/")[0] for path in paths if path != LEASE and not DATA_FILE.fullmatch(path)

@@ -12,7 +12,7 @@ from . import lease
 from .event_loop import run_request
 from .lease import Lease, is_old, watch_leases
 from .leftovers import QUIET_S
-from .marks import COMMITTED, LEASE
+from .marks import COMMITTED, DELETION, LEASE
 from .object_sink import list_marks, refuse_foreign
 from .object_store import ObjectSource
 from .requests import Traffic, Version
@@ -138,20 +138,23 @@ class ObjectRun:
         self._delete(name, is_leftover=True)
 
     def _delete(self, name: str, *, is_leftover: bool = False) -> None:
-        own = self._path(name)
-        start = len(own) - len(LEASE)
+        lease_path = self._path(name)
+        start = len(lease_path) - len(LEASE)
         try:
-            held = Lease(self._requests, own)
+            held = Lease(self._requests, lease_path)
             try:
-                found = run_request(held.hold_during(self._list(own[: start - 1])))
+                found = run_request(held.hold_during(self._list(lease_path[: start - 1])))
                 inside = [path[start:] for path in found]
-                if is_leftover and held.took_over and COMMITTED not in inside:
-                    refuse_foreign(inside, held.names, self.join(name))
-                held.record(path.partition("/")[0] for path in inside)
+                if is_leftover and COMMITTED in inside and DELETION not in inside:
+                    held.release()
+                    raise SaveError("A checkpoint was saved here meanwhile", file=self.join(name))
+                if is_leftover and held.took_over:
+                    refuse_foreign(inside, held.own.names | held.own.doomed, self.join(name))
+                held.record(doomed=(path.partition("/")[0] for path in inside))
                 marks = list_marks(found)
                 run_request(held.hold_during(self._delete_one_by_one(marks)))
                 held.check()  # what follows may be the files of a save that took this over
-                rest = sorted({*found} - {*marks, own})
+                rest = sorted({*found} - {*marks, lease_path})
                 run_request(held.hold_during(self._requests.delete(rest)))
             except BaseException:
                 held.abandon()

@@ -176,7 +176,7 @@ class ObjectSink:
                 return
             self._refuse_taken((*self._small, *(file.path for file in files)))
             # From here on, what is at the path may be a part of either checkpoint.
-            self._lease.record(map(self._find_name, (*self._old, *self._small)))
+            self._lease.record(names=map(self._find_name, (*self._old, *self._small)))
             run_request(self._lease.hold_during(self._take_markers_away()))
             *others, marker = self._small
             written = gather(self._put_new(path, self._small[path]) for path in others)
@@ -205,15 +205,20 @@ class ObjectSink:
             # Where another process has the lease, only data files are certain to be ours.
             if self._lease is not None and self._lease.is_held():
                 run_request(self._put_back())
-                if self._marked_old:
+                if self._marked_old and self._old.keys() <= set(
+                    map(self._join, (COMMITTED, LEASE))
+                ):
+                    # There is no checkpoint, but only what others have put there.
                     run_request(self._requests.delete([self._join(COMMITTED)]))
                 written |= self._written - self._taken.keys()
             self.not_removed = run_request(self._delete_all(written - self._old.keys()))
         except TemplaxError:
             self.not_removed = (self.path,)
         if self._lease is not None:
-            # The lease marks what could not be removed, or another save left, as unfinished.
-            if self.not_removed or self._is_left():
+            # The lease marks what could not be removed, or another save left, as unfinished, and
+            # tells what belongs to it.
+            is_left = self._is_left() or (self._lease.took_over and self._lease.own.names)
+            if self.not_removed or is_left:
                 self._lease.abandon()
             else:
                 self._lease.release()
@@ -266,7 +271,7 @@ class ObjectSink:
             AlreadyExists: There is a checkpoint, or something that no save left behind.
         """
         lease = self._join(LEASE)
-        others = [path for path in found if path != lease and not DATA_FILE.fullmatch(path)]
+        others = [path for path in found if path != lease and not self._is_data(path)]
         whole = self._join(COMMITTED) in found or not (had_lease or lease in found)
         if others and whole and not self._overwrite:
             raise AlreadyExists(
@@ -285,14 +290,13 @@ class ObjectSink:
         """
         assert self._lease is not None
         if self._is_left():
-            start = len(self._root) + 1
-            inside = [path[start:] for path in self._old]
+            inside, own = [self._relative(path) for path in self._old], self._lease.own
             if not keeps:
-                refuse_foreign(inside, self._lease.names, self.path)
-            return list_foreign_names(inside, self._lease.names)
+                refuse_foreign(inside, own.names | own.doomed, self.path)
+            return list_foreign_names(inside, own.names | own.doomed)
         if others is None or not self._old:
             return []
-        own = {LEASE, COMMITTED, *self._lease.names}  # the marker may be that of `_mark_old`
+        own = {LEASE, COMMITTED, *self._lease.own.names}  # the marker may be that of `_mark_old`
         names = [name for name in others(ObjectSource(self._store, self.path)) if name not in own]
         if names and not keeps:
             raise SaveError(
@@ -321,16 +325,24 @@ class ObjectSink:
                 hint="save under another name, or move it",
             )
 
+    def _relative(self, path: str) -> str:
+        """The path of an object below the root."""
+        return path[len(self._root) + 1 :]
+
     def _find_name(self, path: str) -> str:
-        """The name directly below the root that a path of an object begins with."""
-        return path[len(self._root) + 1 :].partition("/")[0]
+        """The name directly below the root that the path of an object has."""
+        return self._relative(path).partition("/")[0]
+
+    def _is_data(self, path: str) -> bool:
+        """Whether this is a data file, which is not a checkpoint without its index."""
+        return DATA_FILE.fullmatch(self._relative(path)) is not None
 
     async def _mark_old(self, found: Mapping[str, Version]) -> None:
         """Writes a marker for the old checkpoint if it was copied from a disk without one.
 
         Otherwise the lease would make it look unfinished while the new one is being written.
         """
-        others = [path for path in found if not DATA_FILE.fullmatch(path)]
+        others = [path for path in found if not self._is_data(path)]
         if not others or found.keys() & {self._join(COMMITTED), self._join(LEASE)}:
             return
         about = self._join(STEP_METADATA)

@@ -123,8 +123,8 @@ def test_a_killed_program_leaves_whole_steps_and_named_leftovers(
                 if 20 in unfinished:
                     manager.save(20, tree(21), overwrite=True, wait=True)
                     assert manager.restore(TEMPLATE, 20)["step"] == 21
-            for key in keys:
-                storage.remove_leftover(key)
+            for directory in read_run(open_source(url)).leftovers:
+                storage.remove_leftover(directory.key)
             assert read_run(open_source(url)).leftovers == ()
 
 

@@ -48,23 +48,23 @@ def test_a_lease_that_is_renewed_is_refused_to_others(requests: Requests) -> Non
 
 
 def read_names(requests: Requests) -> set[str]:
-    return set(run_request(lease.read_names(requests, PATH))[1])
+    return set(run_request(lease.read_belongings(requests, PATH))[1].names)
 
 
 def test_what_belongs_to_a_lease_is_handed_on_to_those_who_take_it_over(requests: Requests) -> None:
     first = Lease(requests, PATH, LEASE_S)
-    first.record(["a", "b"])
+    first.record(names=["a", "b"])
     assert read_names(requests) == {"a", "b"}
     first.abandon()
     second = Lease(requests, PATH, LEASE_S)
-    assert second.names == read_names(requests) == {"a", "b"}
+    assert second.own.names == read_names(requests) == {"a", "b"}
     with pytest.raises(tx.SaveError, match="Another process has taken this save over"):
-        first.record(["c"])
-    second.record(["d"])
+        first.record(names=["c"])
+    second.record(names=["d"])
     assert read_names(requests) == {"a", "b", "d"}
     second.release()
     third = Lease(requests, PATH, LEASE_S)
-    assert third.names == set()
+    assert third.own.names == set()
     third.release()
 
 
@@ -73,7 +73,7 @@ def test_what_belongs_to_a_lease_is_written_though_an_earlier_answer_was_lost(
 ) -> None:
     held = Lease(requests, PATH, 60.0)
     run_request(requests.put(PATH, json.dumps({"token": held.token}).encode(), held._mode))
-    held.record(["a"])
+    held.record(names=["a"])
     assert read_names(requests) == {"a"}
     held.release()
     assert describe(requests) is None

@@ -169,7 +169,7 @@ def test_the_objects_of_an_old_checkpoint_are_told_from_all_pages_of_its_listing
 def test_a_failed_save_over_leftovers_leaves_them_known_as_such(url: str) -> None:
     killed = begin_save(url, b"killed")
     assert killed._lease is not None
-    killed._lease.record(["index"])  # as `commit` does before it writes anything
+    killed._lease.record(names=["index"])  # as `commit` does before it writes anything
     put(url, {"index": b"killed"})
     stop_renewing(killed)
     begin_save(url, b"failed").discard()
@@ -212,6 +212,29 @@ def test_what_a_killed_replacement_left_is_told_from_what_others_put_there(
     with begin() as sink:
         sink.commit()
     assert read_all(url).keys() == {*of_others, "metrics", "index", COMMITTED}
+
+
+def test_what_a_deletion_has_not_come_to_is_kept(url: str) -> None:
+    """Its lease lists all that it is about to delete, also what others put there."""
+    put(url, {"index": b"old", COMMITTED: b"", "config.json": b"{}"})
+    deleting = Lease(STORE.connect(STORE.locate(url)), "run/100/templax.lease")
+    deleting.record(doomed=["index", COMMITTED, "config.json"])
+    deleting.abandon()
+    with ObjectSink(
+        STORE, url, overwrite=True, others=lambda _: ["config.json"], keeps=True
+    ) as sink:
+        sink.put("index", b"new")
+        sink.put(COMMITTED, b"new")
+        sink.commit()
+    assert read_all(url)["index"] == b"new"
+    assert read_all(url).keys() == {"index", COMMITTED, "config.json"}
+
+
+def test_a_failed_save_keeps_the_marker_that_it_put_to_an_old_checkpoint(url: str) -> None:
+    put(url, {"index": b"old", "config.json": b"{}"})
+    with ObjectSink(STORE, url, overwrite=True, others=lambda _: ["config.json"], keeps=True):
+        pass
+    assert read_all(url).keys() == {"index", "config.json", COMMITTED}
 
 
 def test_a_failed_save_takes_back_the_marker_that_it_put_to_the_old_checkpoint(url: str) -> None:

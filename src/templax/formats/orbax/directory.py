@@ -15,7 +15,7 @@ import msgspec
 from msgspec import structs
 
 from ...errors import CheckpointError, SourceError
-from ...storage.marks import DATA_FILE, LEASE, TEMPORARY
+from ...storage.marks import DATA_FILE, DELETION, LEASE, TEMPORARY
 from ...storage.signatures import is_lfs_pointer, read_head, read_metadata, recognise
 from ...storage.source import Source, find_cost, list_ahead
 from ..file_names import ARRAYS, FILES, GROUP, MANIFEST
@@ -37,9 +37,6 @@ from .step_names import (
 TREE = "_METADATA"
 
 LEGACY = "checkpoint"
-
-DELETION = "_CHECKPOINT_DELETION"
-"""Orbax puts this into a checkpoint before it begins to delete it."""
 
 V1_MARK = "orbax.checkpoint"
 """An empty file in each checkpoint of Orbax's v1 API."""
@@ -274,15 +271,14 @@ def is_committed(source: Source) -> bool:
     if any(is_temporary(part) for part in source.url.split("/")):
         return False
     places = [source] if STEP_METADATA in list_names(source) else [source, source.at("..")]
-    return not any(is_being_saved(place) for place in places) and any(
+    return not any(_lease_without_commit(place) for place in places) and any(
         place.stat(COMMITTED) is not None
         or isinstance(step_metadata(place).get("commit_timestamp_nsecs"), int)
         for place in places
     )
 
 
-def is_being_saved(source: Source) -> bool:
-    """Whether a save or deletion in an object store has begun here and not finished."""
+def _lease_without_commit(source: Source) -> bool:
     return source.stat(LEASE) is not None and source.stat(COMMITTED) is None
 
 
@@ -352,10 +348,10 @@ def list_names(source: Source) -> frozenset[str]:
     return frozenset(info.key for info in source.children())
 
 
-def holds_only_data(source: Source) -> bool:
+def holds_only_data(source: Source, prefix: str = "") -> bool:
     """Whether there are files of values or a lease, and nothing that describes them."""
     key = None
-    for key in (info.key for info in source.walk()):
+    for key in (info.key for info in source.walk(prefix)):
         if DATA_FILE.fullmatch(key) is None and key != LEASE:
             return False
     return key is not None

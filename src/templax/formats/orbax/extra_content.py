@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 
 from ...storage.marks import LEASE
-from ...storage.source import Source
+from ...storage.source import Source, find_cost
 from ..file_names import FILES, INDEX_FILE, MANIFEST
 from .directory import (
     DATABASE_DIRECTORIES,
@@ -71,15 +71,16 @@ def list_extra_content(source: Source) -> list[str]:
     if _is_other(source, root):
         return [] if holds_only_data(source) else [name.rstrip("/") for name in names]
     assert root is not None
-    return [
-        name.rstrip("/")
-        for name in names
-        if not (
-            name in OWN_FILES
-            if not name.endswith("/")
-            else _belongs_to_save(source, root, name[:-1])
-        )
-    ]
+    is_crowd = _describe_crowd(source, root) is not None
+    extra: list[str] = []
+    for name in names:
+        if not name.endswith("/"):
+            is_own = name in OWN_FILES
+        else:
+            is_own = not is_crowd and _belongs_to_save(source, root, name[:-1])
+        if not is_own:
+            extra.append(name.rstrip("/"))
+    return extra
 
 
 def _is_other(source: Source, root: Root | None) -> bool:
@@ -93,7 +94,10 @@ def _describe_crowd(source: Source, root: Root | None) -> str | None:
         return None
     if root.what == "steps":
         return f"{len(root.steps)} step{'s' if len(root.steps) > 1 else ''}"
-    if root.what == "items" and not list_names(source) & {STEP_METADATA, V1_MARK, LEASE}:
+    marks = {STEP_METADATA, V1_MARK}
+    if find_cost(source) is None:  # in a store, it may be the lease of the save that asks
+        marks.add(LEASE)
+    if root.what == "items" and not list_names(source) & marks:
         return "a directory with " + ", ".join(f"`{name}`" for name in sorted(root.items)[:6])
     return None
 
@@ -103,7 +107,7 @@ def _belongs_to_save(source: Source, root: Root, name: str) -> bool:
     if root.what == "items":
         if name in root.handled or (not root.handled and root.items.get(name) != "other"):
             return True
-        return holds_only_data(source.at(name))  # of a save in an object store that was killed
+        return holds_only_data(source, name)  # of a save in an object store that was killed
     if name in OWN_DIRECTORIES or name.startswith("ocdbt."):
         return True
     # Without a database, each array is a directory, or nested ones if its name has slashes.
