@@ -35,7 +35,7 @@ HEARTBEAT_S = 5.0
 """Time between two heartbeats: 1,000 processes burden the store with 200 calls a second."""
 
 
-_LAST_S = 10.0
+LAST_S = 10.0
 """How long the end of the program waits for a heartbeat that is being sent."""
 
 
@@ -167,7 +167,7 @@ class Presence:
         self.announce_leaving(f"left: its program ended{cause}".rstrip())
         # Python ends daemon threads once they come back from C++, which aborts the process.
         self._ended.set()
-        self._thread.join(_LAST_S)
+        self._thread.join(LAST_S)
 
     def _catch_sigterm(self) -> None:
         """Makes this process tell the others when SIGTERM kills it.

@@ -205,10 +205,8 @@ class ObjectSink:
             # Where another process has the lease, only data files are certain to be ours.
             if self._lease is not None and self._lease.is_held():
                 run_request(self._put_back())
-                if self._marked_old and self._old.keys() <= set(
-                    map(self._join, (COMMITTED, LEASE))
-                ):
-                    # There is no checkpoint, but only what others have put there.
+                own = {self._join(COMMITTED), self._join(LEASE)}
+                if self._marked_old and self._old.keys() <= own:  # there is no old checkpoint
                     run_request(self._requests.delete([self._join(COMMITTED)]))
                 written |= self._written - self._taken.keys()
             self.not_removed = run_request(self._delete_all(written - self._old.keys()))
