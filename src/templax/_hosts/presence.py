@@ -167,7 +167,8 @@ class Presence:
         self.announce_leaving(f"left: its program ended{cause}".rstrip())
         # Python ends daemon threads once they come back from C++, which aborts the process.
         self._ended.set()
-        self._thread.join(LAST_S)
+        if self._thread.is_alive():  # not in a process that was forked
+            self._thread.join(LAST_S)
 
     def _catch_sigterm(self) -> None:
         """Makes this process tell the others when SIGTERM kills it.
