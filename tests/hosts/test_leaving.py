@@ -143,8 +143,8 @@ attempt("save", lambda: tx.Manager(args[0]).save(1, tree(1), wait=True))
 
 @pytest.mark.slow
 def test_a_program_ends_well_while_it_sends_a_heartbeat(run: Any, tmp_path: Path) -> None:
-    """Python ends a thread that returns from C++ by then, which would abort the process."""
-    for output in run(2, OFTEN, str(tmp_path), ends=True):
+    """A thread that comes back from C++ once Python has ended aborts the process."""
+    for output in run(4, OFTEN, str(tmp_path), ends=True):
         assert output.code == 0, output.err[-2000:]
 
 

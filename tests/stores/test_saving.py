@@ -29,7 +29,6 @@ from .server import Bucket
 
 writable = run_on(*WRITABLE)
 
-
 DATA = "d/" + "0" * 32
 
 
@@ -221,7 +220,7 @@ def test_any_part_of_a_killed_save_can_be_replaced(bucket: Bucket, items: bool) 
 @pytest.mark.parametrize("overwrite", [False, True])
 @pytest.mark.parametrize("other", ["metrics", "notes/data.json", "d/a.jpg", "a/_METADATA"])
 def test_what_others_put_beside_a_killed_save_is_not_deleted(
-    bucket: Bucket, overwrite: bool, other: str
+    bucket: Bucket, overwrite: bool, other: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     lease, content = _name_lease("run/100", "templax.index", "_METADATA")
     objects = {
@@ -234,13 +233,14 @@ def test_what_others_put_beside_a_killed_save_is_not_deleted(
         bucket.write(name, data)
     found = other.partition("/")[0]
     url, store = f"{bucket.url}/run/100", find_storage(bucket)
-    with pytest.raises(tx.SaveError, match=f"found `{found}`, which is not of that save"):
+    with pytest.raises(tx.SaveError, match=f"found `{found}`, which does not belong to it"):
         tx.save(url, make_tree(2), overwrite=overwrite, storage=store)
     assert bucket.list().keys() == objects.keys()
-    with pytest.raises(tx.SaveError, match=f"found `{found}`, which is not of that save"):
+    with pytest.raises(tx.SaveError, match=f"found `{found}`, which does not belong to it"):
         open_run(f"{bucket.url}/run", store).remove_leftover("100")
     with tx.Manager(f"{bucket.url}/run", storage=store) as runs:
         runs.save(101, make_tree(2))
+    assert f"found `{found}`, which does not belong to it" in caplog.text
     assert objects.keys() <= bucket.list().keys()
 
 
@@ -358,6 +358,7 @@ def test_a_directory_of_files_named_d_is_not_taken_for_what_a_save_left(bucket: 
     assert bucket.list().keys() == {"photos/d/cat.jpg"}
 
 
+@pytest.mark.usefixtures("dead_leases")
 @run_on("moto")
 def test_the_compat_layer_keeps_what_others_put_beside_a_checkpoint(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
@@ -365,7 +366,6 @@ def test_the_compat_layer_keeps_what_others_put_beside_a_checkpoint(
     from templax.compat import orbax as ocp
 
     caplog.set_level("INFO", logger="templax")
-    monkeypatch.setattr(leases, "LEASE_S", 0.1)
     for variable, value in bucket.server.environment.items():
         monkeypatch.setenv(variable, value)
     url, checkpointer = f"{bucket.url}/run/100", ocp.PyTreeCheckpointer()

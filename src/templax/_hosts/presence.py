@@ -34,7 +34,6 @@ JAX aborts every process, since by then none could raise an error or clean up.""
 HEARTBEAT_S = 5.0
 """Time between two heartbeats: 1,000 processes burden the store with 200 calls a second."""
 
-
 LAST_S = 10.0
 """How long the end of the program waits for a heartbeat that is being sent."""
 

@@ -98,7 +98,8 @@ class RunStorage(Protocol):
         """Removes what a killed save left under a name.
 
         Raises:
-            SaveError: A process is using it, or the storage refused.
+            SaveError: A process is using it, the storage refused, or others have put something
+                there that the save did not write.
         """
         ...
 

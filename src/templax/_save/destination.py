@@ -86,8 +86,9 @@ def _examine(source: Source, *, replaces: bool, keeps: bool) -> None:
         is_empty = next(source.children(), None) is None
         around = find_enclosing_item(source)
         is_set = SafetensorsSet().is_only(source) or find_only_file(source) is not None
-        has_lease = find_cost(source) is not None and source.stat(LEASE) is not None
-        replaces = replaces and not (is_empty or has_lease) and (keeps or not is_set)
+        replaces = replaces and not is_empty and (keeps or not is_set)
+        if replaces and find_cost(source) is not None:
+            replaces = source.stat(LEASE) is None
         describe = describe_unkept_content if keeps else describe_extra_content
         found = describe(source) if replaces else None
     except SourceError as error:

@@ -56,12 +56,17 @@ class Belongings(msgspec.Struct, frozen=True):
     names: frozenset[str] = frozenset()
     doomed: frozenset[str] = frozenset()
 
+    @property
+    def all(self) -> frozenset[str]:
+        """What belongs to them where there is no marker."""
+        return self.names | self.doomed
+
 
 async def read_belongings(requests: Requests, path: str) -> tuple[Version, Belongings]:
     """What a lease says that belongs to its holders, and which version of it does.
 
     Raises:
-        NotFound: There is no lease.
+        NotFound: The lease does not exist.
         SourceError: The store failed.
     """
     version, data = await requests.fetch_whole(path)
@@ -115,8 +120,7 @@ class Lease:
 
     Attributes:
         token: Identifies this holder.
-        own: What belongs to it and to the holders whose leases were taken over, as they recorded
-            it.
+        own: What this holder has recorded, and what those recorded whose leases were taken over.
         took_over: Whether it replaced the lease of a dead process.
 
     Raises:

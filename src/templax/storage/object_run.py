@@ -12,7 +12,7 @@ from . import lease
 from .event_loop import run_request
 from .lease import Lease, is_old, watch_leases
 from .leftovers import QUIET_S
-from .marks import COMMITTED, DELETION, LEASE
+from .marks import COMMITTED, DELETION, LEASE, list_foreign_names
 from .object_sink import list_marks, refuse_foreign
 from .object_store import ObjectSource
 from .requests import Traffic, Version
@@ -149,7 +149,7 @@ class ObjectRun:
                     held.release()
                     raise SaveError("A checkpoint was saved here meanwhile", file=self.join(name))
                 if is_leftover and held.took_over:
-                    refuse_foreign(inside, held.own.names | held.own.doomed, self.join(name))
+                    refuse_foreign(list_foreign_names(inside, held.own.all), self.join(name))
                 held.record(doomed=(path.partition("/")[0] for path in inside))
                 marks = list_marks(found)
                 run_request(held.hold_during(self._delete_one_by_one(marks)))
@@ -178,6 +178,6 @@ class ObjectRun:
         return found
 
     async def _delete_one_by_one(self, marks: Iterable[str]) -> None:
-        """Deletes what marks a step as complete: to a reader, each of these means that it is."""
+        """Deletes what marks a step as complete. To a reader, each of these means that it is."""
         for path in marks:
             await self._requests.delete([path])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import threading
-from collections.abc import Callable, Collection, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager, suppress
 
 from ..errors import (
@@ -88,6 +88,7 @@ class ObjectSink:
                 self._lease = Lease(self._requests, self._join(LEASE))
                 self.directory = self._lease.token
                 self._old = run_request(self._list())
+                self._old.pop(self._join(LEASE), None)
                 self._check_free(self._old, had_lease=self._lease.took_over)
                 self._kept = frozenset(self._find_others(others, keeps=keeps))
                 self._old = {
@@ -156,9 +157,8 @@ class ObjectSink:
         """
         for file in list(self._files):
             file.close()
-        start = len(self._root) + 1
-        small = {path[start:]: data for path, data in self._small.items()}
-        data = {file.path[start:]: file.size for file in self._files}
+        small = {self._relative(path): data for path, data in self._small.items()}
+        data = {self._relative(file.path): file.size for file in self._files}
         return StagedObjects(small, data, ObjectSource(self._store, self.path))
 
     def commit(self) -> None:
@@ -188,7 +188,7 @@ class ObjectSink:
         if self._kept:
             text = "%s is replaced, and keeps what it did not write: %s"
             _log.info(text, self.path, ", ".join(sorted(self._kept)))
-        new = {*self._small, *(file.path for file in files), self._join(LEASE)}
+        new = {*self._small, *(file.path for file in files)}
         self.not_removed = run_request(self._delete_all(self._old.keys() - new))
         self._lease.release()
 
@@ -205,9 +205,10 @@ class ObjectSink:
             # Where another process has the lease, only data files are certain to be ours.
             if self._lease is not None and self._lease.is_held():
                 run_request(self._put_back())
-                own = {self._join(COMMITTED), self._join(LEASE)}
-                if self._marked_old and self._old.keys() <= own:  # there is no old checkpoint
-                    run_request(self._requests.delete([self._join(COMMITTED)]))
+                marker = self._join(COMMITTED)
+                if self._marked_old and self._old.keys() <= {marker}:
+                    # All else is kept: `_mark_old` took it for a checkpoint, which it is not.
+                    run_request(self._requests.delete([marker]))
                 written |= self._written - self._taken.keys()
             self.not_removed = run_request(self._delete_all(written - self._old.keys()))
         except TemplaxError:
@@ -288,13 +289,14 @@ class ObjectSink:
         """
         assert self._lease is not None
         if self._is_left():
-            inside, own = [self._relative(path) for path in self._old], self._lease.own
+            foreign = list_foreign_names(map(self._relative, self._old), self._lease.own.all)
             if not keeps:
-                refuse_foreign(inside, own.names | own.doomed, self.path)
-            return list_foreign_names(inside, own.names | own.doomed)
+                refuse_foreign(foreign, self.path)
+            return foreign
         if others is None or not self._old:
             return []
-        own = {LEASE, COMMITTED, *self._lease.own.names}  # the marker may be that of `_mark_old`
+        # The lease is that of this save, and the marker may be that of `_mark_old`.
+        own = {LEASE, COMMITTED, *self._lease.own.names}
         names = [name for name in others(ObjectSource(self._store, self.path)) if name not in own]
         if names and not keeps:
             raise SaveError(
@@ -408,18 +410,21 @@ def list_marks(paths: Iterable[str]) -> list[str]:
     return sorted(marks, key=lambda path: (path.count("/"), path.endswith(STEP_METADATA)))
 
 
-def refuse_foreign(paths: Iterable[str], own: Collection[str], url: str) -> None:
-    """Refuses to delete what is left of a save or deletion that was killed, if others put
-    something there. See `list_foreign_names` for `paths` and `own`.
+def refuse_foreign(foreign: Sequence[str], url: str) -> None:
+    """Refuses to delete the rest of a save or deletion that was killed, if others put something
+    there.
+
+    Args:
+        foreign: See `list_foreign_names`.
+        url: The directory.
 
     Raises:
         SaveError: They did.
     """
-    foreign = list_foreign_names(paths, own)
     if foreign:
         raise SaveError(
-            f"Expected nothing but what an unfinished save has left, found `{foreign[0]}`, which is"
-            " not of that save",
+            "Expected nothing but the rest of an unfinished save or deletion, found"
+            f" `{foreign[0]}`, which does not belong to it",
             file=url,
             hint=f"move `{foreign[0]}`; then the rest can be replaced or removed",
         )

@@ -178,6 +178,20 @@ def test_a_failed_save_over_leftovers_leaves_them_known_as_such(url: str) -> Non
     assert read_all(url)["index"] == b"third"
 
 
+def test_an_empty_path_is_not_examined(url: str) -> None:
+    """That would cost requests in each save of a new checkpoint."""
+    examined = list[object]()
+    with ObjectSink(
+        STORE, url, overwrite=True, others=lambda source: examined.append(source) or []
+    ):
+        assert not examined
+    put(url, {"index": b"old", COMMITTED: b""})
+    with ObjectSink(
+        STORE, url, overwrite=True, others=lambda source: examined.append(source) or []
+    ):
+        assert len(examined) == 1
+
+
 def test_what_a_killed_replacement_left_is_told_from_what_others_put_there(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -207,7 +221,7 @@ def test_what_a_killed_replacement_left_is_told_from_what_others_put_there(
         stop_renewing(killed)
     assert COMMITTED not in read_all(url)
     put(url, {"metrics": b"{}"})
-    with pytest.raises(tx.SaveError, match=r"found `config\.json`, which is not of that save"):
+    with pytest.raises(tx.SaveError, match=r"found `config\.json`, which does not belong to it"):
         ObjectSink(STORE, url, overwrite=True)
     with begin() as sink:
         sink.commit()
@@ -237,7 +251,9 @@ def test_a_failed_save_keeps_the_marker_that_it_put_to_an_old_checkpoint(url: st
     assert read_all(url).keys() == {"index", "config.json", COMMITTED}
 
 
-def test_a_failed_save_takes_back_the_marker_that_it_put_to_the_old_checkpoint(url: str) -> None:
+def test_a_failed_save_takes_back_the_marker_that_it_put_beside_files_of_others(
+    url: str,
+) -> None:
     put(url, {"config.json": b"{}"})
     with ObjectSink(STORE, url, overwrite=True, others=lambda _: ["config.json"], keeps=True):
         assert COMMITTED in read_all(url)
