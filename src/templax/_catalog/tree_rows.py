@@ -29,41 +29,52 @@ MIN_ALIKE = 3
 
 
 class _Look(msgspec.Struct, frozen=True, gc=False):
-    """What subtrees or leaves have in common that look alike.
+    """What is in a subtree, or in a leaf.
+
+    Those that look alike share one: the same names, dtypes, shapes, saved shardings, string values,
+    quantisations and empty containers.
 
     Attributes:
-        number: Equal for those that look alike: the same names, dtypes, shapes, saved shardings,
-            string values, quantisations and empty containers.
         nbytes, leaves, parameters: The bytes, the number and the `parameter_count` of all leaves.
     """
 
-    number: int
     nbytes: int = 0
     leaves: int = 0
     parameters: int = 0
 
 
-_NO_LOOK = _Look(-1)
+class _Subtree(msgspec.Struct, gc=False, eq=False):
+    """What is below a key path that is not just that of a leaf.
+
+    Attributes:
+        looks: Key right below → the number of its look.
+        subtrees: Key right below → what is below that.
+        empty: The kind of an empty container, if it is one.
+    """
+
+    looks: dict[str | int, int] = msgspec.field(default_factory=dict)
+    subtrees: dict[str | int, _Subtree] = msgspec.field(default_factory=dict)
+    empty: str | None = None
 
 
 class Node(msgspec.Struct, gc=False, eq=False):
-    """A subtree of the listing, or a leaf that is shown.
+    """A subtree or leaf that is shown.
 
     Attributes:
-        label: The key, as it is shown.
-        depth: Number of keys in its path.
+        label: The last key of its path, as it is shown.
+        path: Its key path.
+        look: What is in it.
+        alike: Equal for nodes that look alike.
         entry: The leaf, if it is one.
-        empty: The kind of an empty container, if it is one.
-        children: The subtrees directly below, and the leaves as positions in a list, by key.
-        look: What is in it. Of a node that has a leaf, that of the leaf until all are added.
+        subtree: What is below it, if it is not just a leaf.
     """
 
     label: str
-    depth: int = 0
+    path: Path
+    look: _Look
+    alike: int = -1
     entry: LeafEntry | None = None
-    empty: str | None = None
-    children: dict[str | int, Node | int] = msgspec.field(default_factory=dict)
-    look: _Look = _NO_LOOK
+    subtree: _Subtree | None = None
 
 
 class Row(msgspec.Struct, frozen=True, gc=False):
@@ -108,14 +119,14 @@ def build_rows(
         collapse: Whether numbered siblings with identical subtrees share one row.
         shardings: Whether to show the saved sharding of each leaf.
     """
-    tree = _Tree(entries)
-    if not tree.build(empties or {}):
+    if len(entries) == 1 and not entries[0].path and not empties:
+        return [make_flat_row(entries[0], shardings)]
+    tree = _Tree(entries, empties or {})
+    if not tree.build():
         rows = [make_flat_row(entry, shardings) for entry in entries]
         names = ((join_path(path), empty) for path, empty in (empties or {}).items())
         return rows + [Row(0, name, empty, "", None, "", "empty") for name, empty in names]
-    root = tree.root
-    if root.entry is not None:  # a checkpoint that is one bare leaf
-        return [_make_row(root, 1, shardings)]
+    root = tree.make_root()
     group_children = functools.partial(_group_children, tree, collapse=collapse)
     result: list[Row] = []
     pending = [(group, 1, False) for group in reversed(group_children(root))]
@@ -132,138 +143,130 @@ def build_rows(
 
 def make_flat_row(entry: LeafEntry, shardings: bool = True) -> Row:
     """The row of a leaf under its whole name, without the tree."""
-    return _make_row(Node(entry.name, entry=entry, look=_Look(-1, entry.nbytes)), 1, shardings)
+    label = entry.name if entry.path else "(root)"
+    return _make_row(Node(label, (), _Look(entry.nbytes), entry=entry), 1, shardings)
 
 
 class _Tree:
-    """The subtrees of a listing. Leaves are only made nodes once they are shown.
+    """The subtrees of a listing, compared with each other. Only what is shown is made a node.
 
     Args:
         entries: The leaves.
-
-    Attributes:
-        root: The subtree that has all others.
+        empties: The empty containers.
     """
 
-    def __init__(self, entries: Sequence[LeafEntry]):
-        self.root = Node("(root)")
-        self._entries = entries
-        self._nodes = [self.root]
+    def __init__(self, entries: Sequence[LeafEntry], empties: Mapping[Path, str]):
+        self._entries, self._empties = entries, empties
+        self._root = _Subtree()
+        self._below: list[tuple[_Subtree, str | int, _Subtree]] = []
+        """Every subtree but the root, with that in which it is and its key there."""
+        self._looks: list[_Look] = []
+        self._numbers: dict[tuple[Any, ...], int] = {}
         self._labels: dict[str | int, str] = {}
-        self._looks: dict[tuple[Any, ...], _Look] = {}
-        self._leaf_looks = self._find_leaf_looks()
 
-    def build(self, empties: Mapping[Path, str]) -> bool:
-        """Adds the leaves and empty containers. Returns False if they take too many nodes."""
-        maximum = _MAX_NODES + _LEAF_NODES * (len(self._entries) + len(empties))
-        known: dict[Path, Node] = {(): self.root}
-        leaves, above, parent = 0, (), self.root
-        for at, entry in enumerate(self._entries):
+    def build(self) -> bool:
+        """Compares all subtrees. Returns False if they are too many, or not a tree."""
+        maximum = _MAX_NODES + _LEAF_NODES * (len(self._entries) + len(self._empties))
+        maximum -= len(self._entries)
+        above, subtree = (), self._root
+        for entry, number in zip(self._entries, self._find_leaf_looks(), strict=True):
             path = entry.path
-            if not path:
-                self.root.entry, self.root.look = entry, self._leaf_looks[at]
-                continue
             if path[:-1] != above:
-                if leaves + len(self._nodes) > maximum:
-                    return False
                 above = path[:-1]
-                parent = self._find_or_add(above, known)
-            child = parent.children.get(path[-1])
-            if isinstance(child, Node):
-                child.entry, child.look = entry, self._leaf_looks[at]
-            else:
-                leaves += child is None
-                parent.children[path[-1]] = at
-        for path, empty in empties.items():
-            if leaves + len(self._nodes) > maximum:
+                subtree = self._find_or_add(above)
+                if len(self._below) > maximum:
+                    return False
+            if not path:  # a leaf that is the root, beside others
                 return False
-            if path:
-                self._find_or_add(path, known).empty = empty
-        # Parents come before their children. Not recursive, since a file may contain paths of any
+            subtree.looks[path[-1]] = number
+        for path, empty in self._empties.items():
+            self._find_or_add(path).empty = empty
+            if len(self._below) > maximum:
+                return False
+        # Children come after their parents. Not recursive, since a file may contain paths of any
         # depth.
-        for node in reversed(self._nodes):
-            node.look = self._find_look(node)
+        for parent, key, subtree in reversed(self._below):
+            parent.looks[key] = self._find_look(subtree, parent.looks.get(key))
         return True
 
-    def _find_or_add(self, path: Path, known: dict[Path, Node]) -> Node:
-        """The node at a path; `known` has those of some paths."""
-        found = known.get(path)
-        if found is not None:
-            return found
-        node = known.get(path[:-1], self.root)
-        for element in path if node is self.root else path[-1:]:
-            child = node.children.get(element)
-            if not isinstance(child, Node):
-                child = node.children[element] = self._make_node(element, node.depth + 1, child)
-                self._nodes.append(child)
-            node = child
-        known[path] = node
-        return node
+    def _find_or_add(self, path: Path) -> _Subtree:
+        subtree = self._root
+        for key in path:
+            below = subtree.subtrees.get(key)
+            if below is None:
+                below = subtree.subtrees[key] = _Subtree()
+                self._below.append((subtree, key, below))
+            subtree = below
+        return subtree
 
-    def _quote_key(self, element: str | int) -> str:
-        label = self._labels.get(element)
-        if label is None:
-            label = self._labels[element] = _quote_key(element)
-        return label
-
-    def list_children(self, node: Node) -> list[Node]:
-        """The subtrees and leaves directly below a node, in the order in which they were added."""
-        return [
-            child if isinstance(child, Node) else self._make_node(element, node.depth + 1, child)
-            for element, child in node.children.items()
-        ]
-
-    def _make_node(self, element: str | int, depth: int, at: int | None) -> Node:
-        """A node for a key; that of a leaf, if its position is given."""
-        label = self._quote_key(element)
-        if at is None:
-            return Node(label, depth)
-        return Node(label, depth, self._entries[at], look=self._leaf_looks[at])
-
-    def _find_look(self, node: Node) -> _Look:
-        leaf_looks = self._leaf_looks
-        looks = [
-            child.look if isinstance(child, Node) else leaf_looks[child]
-            for child in node.children.values()
-        ]
-        own = node.empty
-        if node.entry is not None:
-            looks.append(node.look)
-            own = node.look.number
-        numbers = [look.number for look in looks]
-        key = (own, *node.children, *numbers)
-        found = self._looks.get(key)
-        if found is None:  # else they are alike, and in the same order
-            labels = map(self._quote_key, node.children)
-            facts = (own, *sorted(zip(labels, numbers, strict=False)))
-            found = self._looks.get(facts)
-            if found is None:
-                found = self._looks[facts] = _Look(
-                    len(self._looks),
+    def _find_look(self, subtree: _Subtree, leaf: int | None) -> int:
+        """The number of the look of a subtree, and of a leaf at the same path, if there is one."""
+        found = subtree.looks
+        key = (leaf, subtree.empty, *found, *found.values())
+        number = self._numbers.get(key)
+        if number is None:  # else they are alike, and in the same order
+            facts = [(self._quote_key(key), look) for key, look in found.items()]
+            sorted_key = (leaf, subtree.empty, *sorted(facts))
+            number = self._numbers.get(sorted_key)
+            if number is None:
+                looks = [self._looks[look] for look in found.values()]
+                if leaf is not None:
+                    looks.append(self._looks[leaf])
+                number = self._numbers[sorted_key] = self._add_look(
                     sum(look.nbytes for look in looks),
                     sum(look.leaves for look in looks),
                     sum(look.parameters for look in looks),
                 )
-            self._looks[key] = found
-        return found
+            self._numbers[key] = number
+        return number
 
-    def _find_leaf_looks(self) -> list[_Look]:
-        known: dict[tuple[Any, ...], _Look] = {}
-        looks: list[_Look] = []
+    def _find_leaf_looks(self) -> list[int]:
+        """The number of the look of each leaf."""
+        known: dict[tuple[Any, ...], int] = {}
+        numbers: list[int] = []
         for entry in self._entries:
             text = (entry.value, entry.saved_sharding, entry.quantisation)
             key = (entry.shape, entry.dtype, entry.kind, entry.key_impl, text)
-            found = known.get(key)
-            if found is None:
+            number = known.get(key)
+            if number is None:
                 shown = (entry.nbytes, entry.dtype_name, entry.user_shape, text)
-                found = self._looks.get(shown)
-                if found is None:
+                number = self._numbers.get(shown)
+                if number is None:
                     parameters = 0 if entry.value is not None else entry.parameter_count
-                    found = _Look(len(self._looks), entry.nbytes, 1, parameters)
-                    self._looks[shown] = found
-                known[key] = found
-            looks.append(found)
-        return looks
+                    number = self._add_look(entry.nbytes, 1, parameters)
+                    self._numbers[shown] = number
+                known[key] = number
+            numbers.append(number)
+        return numbers
+
+    def _add_look(self, nbytes: int, leaves: int, parameters: int) -> int:
+        self._looks.append(_Look(nbytes, leaves, parameters))
+        return len(self._looks) - 1
+
+    @functools.cached_property
+    def _leaves(self) -> dict[Path, LeafEntry]:
+        return {entry.path: entry for entry in self._entries}
+
+    def make_root(self) -> Node:
+        return Node("(root)", (), _Look(), subtree=self._root)
+
+    def list_children(self, node: Node) -> list[Node]:
+        """The subtrees and leaves right below a node."""
+        if node.subtree is None:
+            return []
+        subtrees, leaves = node.subtree.subtrees, self._leaves
+        result: list[Node] = []
+        for key, number in node.subtree.looks.items():
+            label, path = self._quote_key(key), (*node.path, key)
+            look, entry = self._looks[number], leaves.get(path)
+            result.append(Node(label, path, look, number, entry, subtrees.get(key)))
+        return result
+
+    def _quote_key(self, key: str | int) -> str:
+        label = self._labels.get(key)
+        if label is None:
+            label = self._labels[key] = _quote_key(key)
+        return label
 
 
 def _quote_key(element: str | int) -> str:
@@ -295,7 +298,7 @@ def _group_children(tree: _Tree, node: Node, *, collapse: bool) -> list[list[Nod
     last: tuple[str, int, int] | None = None
     for child in sorted(tree.list_children(node), key=_natural_key):
         found = _NUMBERED.fullmatch(child.label) if collapse else None
-        now = (found[1], int(found[2]), child.look.number) if found else None
+        now = (found[1], int(found[2]), child.alike) if found else None
         if last and now and now == (last[0], last[1] + 1, last[2]):
             run.append(child)
         else:
@@ -323,9 +326,9 @@ def _make_row(
     """
     label = f"{node.label} … {last}" if alike > 1 else node.label
     notes = [f"{alike} alike, {format_size(node.look.nbytes)} each"] if alike > 1 else []
-    depth = max(node.depth - 1, 0)
-    if node.entry is None and not node.children:
-        return Row(depth, label, node.empty or "", "", None, "", "empty")
+    depth = max(len(node.path) - 1, 0)
+    if node.entry is None and node.subtree is not None and not node.subtree.looks:
+        return Row(depth, label, node.subtree.empty or "", "", None, "", "empty")
     nbytes = node.look.nbytes * alike
     if node.entry is None:
         leaves, parameters = node.look.leaves * alike, node.look.parameters * alike

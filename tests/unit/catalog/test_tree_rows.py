@@ -173,3 +173,8 @@ def test_a_tree_of_far_more_nodes_than_leaves_is_a_row_per_leaf():
     rows = build_rows(entries, {("e",): "Dict"})
     assert [row.label for row in rows] == [*(entry.name for entry in entries), "e"]
     assert build_rows(entries[:200])[1].label == "a"
+
+
+def test_a_leaf_that_is_the_root_does_not_hide_others():
+    rows = build_rows([make_entry(), make_entry("a", "b")])
+    assert [row.label for row in rows] == ["(root)", "a.b"]

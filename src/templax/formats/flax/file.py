@@ -10,7 +10,7 @@ from ..._core.names import Path, join_path
 from ...errors import Unsupported
 from ...storage.source import Source, root_size
 from ..file_names import ARRAYS
-from .msgpack import PLACEHOLDER, Leaf, read_msgpack
+from .msgpack import PLACEHOLDER, read_msgpack
 from .scan import holds_flax_arrays, read_between_arrays
 from .specs import ARRAY_PLACEHOLDER, FORMAT, Spec, check_place
 from .state import make_catalog
@@ -66,7 +66,9 @@ class FlaxMsgpack:
             raise error.locate(leaf=join_path(path))
         base = _basename(source)
         outside = f"{base}{ARRAYS}"
-        leaves = {path: _resolve(leaf, join_path(path), outside) for path, leaf in leaves.items()}
+        for path, leaf in leaves.items():
+            if isinstance(leaf, str):
+                leaves[path] = _resolve(leaf, join_path(path), outside)
         step = _STEP.fullmatch(base)
         unfinished = f"`{base}` is the temporary file of a save of Flax that never finished"
         specs = [leaf for leaf in leaves.values() if isinstance(leaf, Spec)]
@@ -89,15 +91,13 @@ def max_leaves(size: int) -> int:
     return _MAX_LEAVES + size // _LEAF_BYTES
 
 
-def _resolve(leaf: Leaf, name: str, directory: str) -> Leaf:
-    """A leaf; a reference in place of the string that stands for an array in `directory`.
+def _resolve(leaf: str, name: str, directory: str) -> str | Spec:
+    """A string, or a reference if it stands for an array in `directory`.
 
     Raises:
         Corrupted: The array would be outside of the directory.
         Unsupported: It is one of Orbax, which is in the directory of the file.
     """
-    if not isinstance(leaf, str):
-        return leaf
     if leaf.startswith(PLACEHOLDER):
         what = "Expected the array in the file, Orbax stored it in the directory of the file"
         raise Unsupported(f"{what}: `{leaf[:200]}`", leaf=name)

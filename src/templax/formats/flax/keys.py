@@ -25,39 +25,46 @@ def scan_values(data: memoryview) -> tuple[CheckpointError | None, list[tuple[in
         extension begins and ends, in order, as far as the first problem.
     """
     extensions: list[tuple[int, int]] = []
-    at = total = 0
-    maximum = max_values(len(data))
-    # Open maps and arrays: how many values are still to come, and the keys so far (None for an
-    # array), and its depth. In a map, the next value is a key if an even number of values is still
-    # to come.
-    open_: list[tuple[int, set[object] | None, int]] = []
-    while at < len(data):
-        total += 1
-        if total > maximum:
-            what = f"templax reads {maximum} values in {len(data)} bytes, got more"
-            return Unsupported(what), extensions
-        left, keys, depth = open_.pop() if open_ else (1, None, 0)
-        if depth > 2 * MAX_DEPTH:  # a chunked array has maps of its own, so the tree is less deep
-            what = f"Expected a tree at most {MAX_DEPTH} deep, got a deeper one"
-            return Corrupted(what), extensions
+    # Of the innermost map or array that is open: how many values are still to come, the keys so far
+    # (None for an array), and its depth. In a map, the next value is a key if an even number of
+    # values is still to come.
+    left, keys, depth = 1, None, 0
+    outer: list[tuple[int, set[object] | None, int]] = []
+    at, size, maximum = 0, len(data), max_values(len(data))
+    for _ in range(maximum):
+        if at >= size:
+            return None, extensions
         first = data[at]
-        start, at, count = measure_value(data, at)
+        length = FIXED.get(first)
+        if length is None:
+            start, at, count = measure_value(data, at)
+        else:  # the common case, without a call
+            start, count = at + 1, 0
+            at = start + length
         if first in EXTENSIONS:
             extensions.append((start + 1, at))
         if keys is not None and left % 2 == 0 and not count:
             try:
                 key = _read_key(data, first, start, at)
             except (msgspec.DecodeError, ValueError):  # the decoder will tell
-                break
+                return None, extensions
             if key in keys:
-                what = f"Expected each key of a map once, got {str(key)[:80]!r} again"
+                shown = key.decode(errors="replace") if isinstance(key, bytes) else str(key)
+                what = f"Expected each key of a map once, got {shown[:80]!r} again"
                 return Corrupted(what), extensions
             keys.add(key)
-        if left > 1:
-            open_.append((left - 1, keys, depth))
+        left -= 1
         if count:
-            open_.append((count, set[object]() if first in MAPS else None, depth + 1))
-    return None, extensions
+            outer.append((left, keys, depth))
+            left, keys, depth = count, set[object]() if first in MAPS else None, depth + 1
+            if depth > 2 * MAX_DEPTH:  # chunked arrays have maps of their own: the tree has fewer
+                what = f"Expected a tree at most {MAX_DEPTH} deep, got a deeper one"
+                return Corrupted(what), extensions
+        while not left:
+            left, keys, depth = outer.pop() if outer else (1, None, 0)
+    if at >= size:
+        return None, extensions
+    return Unsupported(f"templax reads {maximum} values in {size} bytes, got more"), extensions
 
 
 def max_values(size: int) -> int:
@@ -67,7 +74,7 @@ def max_values(size: int) -> int:
 
 def _read_key(data: memoryview, first: int, start: int, stop: int) -> object:
     if first in STRINGS:  # equal strings may differ in how their length is stored
-        return bytes(data[start:stop]).decode()
+        return bytes(data[start:stop])
     # Others are rare; those that are not numbers are refused later.
     is_number = first in FIXED and first not in EXTENSIONS
     return msgspec.msgpack.decode(data[start - 1 : stop]) if is_number else start

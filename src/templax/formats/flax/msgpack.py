@@ -7,7 +7,7 @@ Written by `flax.serialization.msgpack_serialize`, which defines extension types
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
@@ -16,6 +16,7 @@ import numpy as np
 from ..._catalog.entry import Chunk, Extent, Kind
 from ..._core.boxes import (
     MAX_RANK,
+    Shape,
     fits_address_space,
     format_shape,
     full_box,
@@ -168,18 +169,18 @@ def _read_extension(code: int, payload: memoryview, stop: int, keep: bool) -> Va
     if not _has_nbytes(shape, dtype, nbytes):
         raise Corrupted(f"Expected the bytes of {name}{format_shape(shape)}, got {nbytes}")
     piece = Piece(data if keep else None, stop - nbytes, stop)  # the bytes are the last of the list
-    return Value(dtype, tuple(shape), "scalar" if code == 3 and not shape else "array", (piece,))
+    return Value(dtype, shape, "scalar" if code == 3 and not shape else "array", (piece,))
 
 
-def _has_nbytes(shape: Sequence[int], dtype: np.dtype, nbytes: int) -> bool:
+def _has_nbytes(shape: Shape, dtype: np.dtype, nbytes: int) -> bool:
     """Whether an array has `nbytes`. The rank is checked first, so that the product stays small."""
     found = math.prod(shape) * dtype.itemsize if len(shape) <= MAX_RANK else -1
     if found == nbytes and min(shape, default=1) > 0:
         return True
-    return found == nbytes and fits_address_space(tuple(shape), dtype.itemsize)
+    return found == nbytes and fits_address_space(shape, dtype.itemsize)
 
 
-_ARRAY = msgspec.msgpack.Decoder(tuple[list[int], str, memoryview])
+_ARRAY = msgspec.msgpack.Decoder(tuple[tuple[int, ...], str, memoryview])
 
 _COMPLEX = msgspec.msgpack.Decoder(tuple[float, float])
 
@@ -211,7 +212,11 @@ def _iter_leaves(tree: Any, path: Path) -> Iterator[tuple[Path, Leaf | Unsupport
                         f"templax reads msgpack maps with keys of text, got {type(key).__name__}",
                         leaf=join_path(path),
                     )
-                yield from _iter_leaves(child, (*path, str(key)))
+                below = (*path, str(key))
+                if isinstance(child, Value) and len(path) < MAX_DEPTH:
+                    yield below, child  # the common case, without a generator of its own
+                else:
+                    yield from _iter_leaves(child, below)
     elif isinstance(tree, list):
         if not tree:
             yield path, Empty("List")
