@@ -40,6 +40,7 @@ class Leaf(msgspec.Struct, gc=False):
         is_python: Whether the leaf is a number of Python, rather than one of NumPy.
         tile: If several processes hold the leaf, the shape of each of their boxes.
         owners: If several processes hold the leaf, each box and the process that writes it.
+        nbytes: The size of its values; what is passed for it is replaced.
     """
 
     name: str
@@ -55,10 +56,10 @@ class Leaf(msgspec.Struct, gc=False):
     is_python: bool = False
     tile: Shape | None = None
     owners: tuple[tuple[Box, int], ...] = ()
+    nbytes: int = 0
 
-    @property
-    def nbytes(self) -> int:
-        return math.prod(self.shape) * self.dtype.itemsize
+    def __post_init__(self) -> None:
+        self.nbytes = math.prod(self.shape) * self.dtype.itemsize  # once, as it is read often
 
     @property
     def dtype_name(self) -> str:

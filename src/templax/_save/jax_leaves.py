@@ -69,6 +69,9 @@ def await_arrays(arrays: Sequence[jax.Array]) -> None:
     jax.block_until_ready(arrays)
 
 
+_DELETED = "was deleted or donated"
+
+
 def make_jax_leaf(name: str, path: Path, value: Any, replicas: bool) -> Leaf | str | None:
     """A leaf, or the reason why it cannot be saved; None if the value is not JAX's."""
     if not _is_array_type(type(value)):
@@ -81,10 +84,10 @@ def make_jax_leaf(name: str, path: Path, value: Any, replicas: bool) -> Leaf | s
         if not jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
             return f"is an array of dtype {value.dtype}"
         value = ensure_on_device(value)
-    if value.is_deleted():
-        return "was deleted or donated"
     shape = value.shape
     saved, one_cpu, transient = _examine_sharding(value.sharding)
+    if (dtype is None or not one_cpu) and value.is_deleted():
+        return _DELETED
     if dtype is None:
         shape, _, impl = key_data_spec(shape, value.dtype)
         value = jax.random.key_data(value)
@@ -92,7 +95,12 @@ def make_jax_leaf(name: str, path: Path, value: Any, replicas: bool) -> Leaf | s
         one_cpu, transient = _classify_devices(value.sharding)
     leaf = Leaf(name, path, "jax.Array", shape, dtype, impl, sharding=saved, transient=transient)
     if one_cpu:
-        array = np.asarray(value) if dtype.itemsize > 1 else _to_host(value)
+        try:
+            array = np.asarray(value) if dtype.itemsize > 1 else _to_host(value)
+        except RuntimeError:
+            if value.is_deleted():  # only asked now, since that takes as long as a small copy
+                return _DELETED
+            raise
         leaf.pieces = hold_array(array)
         return leaf
     if is_local(value) and value.is_fully_replicated:

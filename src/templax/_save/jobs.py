@@ -125,9 +125,10 @@ class Job:
     def add(self, leaf: Leaf, chunk: Shape, cells: list[Cell], box: Box | None = None) -> None:
         self.work.append((leaf, chunk, cells))
         self.pieces.append(leaf.pieces)
-        is_whole = chunk == leaf.shape  # the common case
-        size = math.prod(chunk) if is_whole else sum([size_of(cell.box) for cell in cells])
-        self.nbytes += size * leaf.dtype.itemsize
+        if chunk == leaf.shape:  # the common case
+            self.nbytes += leaf.nbytes
+        else:
+            self.nbytes += sum([size_of(cell.box) for cell in cells]) * leaf.dtype.itemsize
         if box is not None:
             self.blocks.append(Block(leaf, box, cells[0].number))
 
@@ -205,9 +206,15 @@ class JobPlan:
                 continue
             if not leaf.pieces and self._reader is None:
                 continue
-            full = math.prod(chunk) * leaf.dtype.itemsize
+            is_whole = chunk == leaf.shape  # the common case
+            full = leaf.nbytes if is_whole else math.prod(chunk) * leaf.dtype.itemsize
             for box in _owned_boxes(leaf, self._process):
-                cells = _list_cells(box, leaf.shape, chunk, first)
+                is_sole = is_whole or only_cell(leaf.shape, chunk) is not None
+                cells = (
+                    [Cell(first, box, None)]
+                    if is_sole
+                    else _list_cells(box, leaf.shape, chunk, first)
+                )
                 if len(cells) > 1 or full > SMALL_BYTES or leaf.transient:
                     large.append((leaf, chunk, cells, at))
                     whole = False  # a pack must not span it
@@ -277,8 +284,6 @@ def _owned_boxes(leaf: Leaf, process: int) -> list[Box]:
 
 def _list_cells(box: Box, shape: Shape, chunk: Shape, first: int) -> list[Cell]:
     """The chunks in a box, in C order. The box must be a union of whole chunks."""
-    if only_cell(shape, chunk) is not None:
-        return [Cell(first, box, None)]
     found: list[Cell] = []
     counts = grid_shape(shape, chunk)
     corner = tuple(start // c for (start, _), c in zip(box, chunk, strict=True))

@@ -138,6 +138,8 @@ def _make_leaf(
     make_jax_leaf: Callable[[str, Path, Any, bool], Leaf | str | None] | None,
 ) -> Leaf | str:
     """A leaf, or the reason why it cannot be saved, in words that follow its name."""
+    if type(value) is np.ndarray:  # the common case
+        return _make_numpy_leaf(name, path, value, "np.ndarray")
     if make_jax_leaf is not None and not isinstance(value, np.ndarray):
         leaf = make_jax_leaf(name, path, value, replicas)
         if leaf is not None:

@@ -25,6 +25,11 @@ def make_donated() -> jax.Array:
     return x
 
 
+def make_deleted(x: jax.Array) -> jax.Array:
+    x.delete()
+    return x
+
+
 BAD = {
     "abstract": (lambda: jax.ShapeDtypeStruct((2,), jnp.float32), "abstract"),
     "skipped": (lambda: ..., "never restored"),
@@ -35,6 +40,8 @@ BAD = {
     "bytes": (lambda: b"raw", "np.frombuffer"),
     "set": (lambda: {1, 2}, "builtins.set"),
     "donated": (make_donated, "donated"),
+    "deleted bytes": (lambda: make_deleted(jnp.ones(4, jnp.int8)), "deleted"),
+    "deleted key": (lambda: make_deleted(jax.random.key(0)), "deleted"),
     "surrogate": (lambda: "\udc80", "Unicode"),
     "masked": (lambda: np.ma.masked_array([1.0, 2.0], [0, 1]), "mask would be lost"),
 }
