@@ -46,13 +46,16 @@ def _arrays() -> list[np.ndarray]:
 
 
 def _archives() -> list[bytes]:
-    stored, deflated, bare = io.BytesIO(), io.BytesIO(), io.BytesIO()
+    stored, deflated, bare, mixed = (io.BytesIO() for _ in range(4))
     np.savez(stored, *_arrays())
     named: dict[str, Any] = {f"a/~/b{i}/w": array for i, array in enumerate(_arrays())}
     np.savez_compressed(deflated, **named)
     with zipfile.ZipFile(bare, "w") as writer:
         writer.writestr("x.npy", _save(np.zeros(2, "u1")))
-    written = [file.getvalue() for file in (stored, deflated, bare)]
+    with zipfile.ZipFile(mixed, "w") as writer:
+        for method in (zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA):
+            writer.writestr(f"x{method}.npy", _save(np.arange(9)), method)
+    written = [file.getvalue() for file in (stored, deflated, bare, mixed)]
     return [*written, _save_summed(), *seeds.files_ending(".npz")]
 
 

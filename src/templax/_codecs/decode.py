@@ -20,9 +20,9 @@ import numpy as np
 from ..errors import Corrupted, Unsupported
 from .blosc import NUMCODECS, has_numcodecs, unblosc_into, unlz4_into
 from .crc32c import Bytes, compare_crc32c, crc32c
-from .deflate import inflate_npy_into
 from .ggml import PREFIX, QUANTISATIONS, dequantise_into
 from .gzip import gunzip_into
+from .npy_members import METHODS, decode_npy_into
 from .zstd import flat_view, inflate_into
 
 
@@ -45,8 +45,8 @@ def decode(
             - `"blosc"` and `"lz4"`, at most once: decode one chunk of numcodecs.
             - `"crc32c"`: compares and strips a trailing little-endian 32-bit checksum.
             - `"big-endian-2"`, `-4` and `-8`, last: reverse the bytes of each number of that size.
-            - `"npy-deflate"`, alone or before the one that reverses bytes: decodes a deflated array
-              in numpy's format, and drops its header.
+            - `"npy-deflate"`, `"npy-bzip2"` and `"npy-lzma"`, alone or before the one that reverses
+              bytes: decode a compressed array in numpy's format, and drop its header.
             - `"ggml-Q4_0"` and the like, only on its own: computes float32 numbers of the blocks of
               that quantisation.
             - `"fill"`, only on its own: `data` is one element, which fills the whole chunk.
@@ -110,8 +110,10 @@ def _decode_lz4(data: memoryview, size: int, out: memoryview | None, verify: boo
     return unlz4_into(data, _allocate(size) if out is None else out)
 
 
-def _decode_npy(data: memoryview, size: int, out: memoryview | None, verify: bool) -> memoryview:
-    return inflate_npy_into(data, _allocate(size) if out is None else out)
+def _decode_npy(
+    method: str, data: memoryview, size: int, out: memoryview | None, verify: bool
+) -> memoryview:
+    return decode_npy_into(data, _allocate(size) if out is None else out, method)
 
 
 def _dequantise(
@@ -208,7 +210,7 @@ _DECODERS = {
     **COMPRESSIONS,
     **CHECKSUMS,
     **SWAPS,
-    "npy-deflate": _decode_npy,
     "fill": _fill,
+    **{f"npy-{method}": functools.partial(_decode_npy, method) for method in METHODS},
     **{PREFIX + name: functools.partial(_dequantise, name) for name in QUANTISATIONS},
 }

@@ -13,7 +13,7 @@ from typing import Any
 from .._catalog.catalog import Catalog
 from .._catalog.entry import LeafEntry
 from .._catalog.regions import Region
-from .._codecs.deflate import NPY_MAGIC
+from .._codecs.npy_members import NPY_MAGIC
 from .._core.gc_pause import pause_gc
 from .._core.json_text import decode_json
 from ..errors import CheckpointError, Corrupted

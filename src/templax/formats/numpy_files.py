@@ -1,7 +1,8 @@
 """Opens arrays in numpy's own formats: `.npy`, and archives of them (`.npz`).
 
-An archive is a zip of `.npy` files, each stored as it is (`np.savez`) or deflated
-(`np.savez_compressed`). Pickled objects are refused: nothing is ever loaded by `pickle`.
+An archive is a zip of `.npy` files, each stored as it is (`np.savez`) or compressed: by deflate
+(`np.savez_compressed`), or by bzip2 or lzma, which numpy reads, too. Pickled objects are refused:
+nothing is ever loaded by `pickle`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,14 @@ from .._catalog.catalog import Catalog, explain_refusal
 from .._catalog.entry import Chunk, Extent, LeafEntry
 from .._catalog.regions import Region
 from .._catalog.strided import divide_chunk
-from .._codecs.deflate import MAX_NPY_HEAD, NPY_MAGIC, InflateStream, npy_head_size, read_npy_head
+from .._codecs.npy_members import (
+    MAX_NPY_HEAD,
+    NPY_MAGIC,
+    STORED_HEAD,
+    MemberStream,
+    npy_head_size,
+    read_npy_head,
+)
 from .._core.boxes import full_box
 from .._core.gc_pause import pause_gc
 from .._core.names import Path, join_path
@@ -105,11 +113,12 @@ class NumpyArchive:
     def open(self, source: Source) -> Catalog:
         """Opens an archive. Leaves are in the order of its directory.
 
-        Members that are not arrays of numbers are listed in `unread` of the catalog.
+        Members that are not arrays of numbers, or that can't be decoded, are listed in `unread` of
+        the catalog.
 
         Raises:
             Corrupted: The archive or a header is unreadable, or contradicts itself.
-            Unsupported: No member is an array of numbers; the error names the first.
+            Unsupported: No member is an array of numbers that is read; the error names the first.
         """
         members = list_members(source)
         paths = _split_members(members)
@@ -220,29 +229,34 @@ def _read_member(read: ReadRange, member: Member, path: Path) -> LeafEntry:
             )
     except CheckpointError as error:
         raise error.locate(leaf=name, start=member.start, stop=member.stop) from error
-    start = member.start if member.deflated else member.start + header.start
-    sums = None if member.deflated else parse_sums(member.extra, member.crc32, header.nbytes)
-    codecs = ("npy-deflate", *header.codecs) if member.deflated else header.codecs
+    start = member.start if member.method else member.start + header.start
+    sums = None if member.method else parse_sums(member.extra, member.crc32, header.nbytes)
+    codecs = (f"npy-{member.method}", *header.codecs) if member.method else header.codecs
     handle = (start, member.stop, header.order, codecs, *(sums or (0, ())))
     return LeafEntry(name, path, header.shape, header.dtype, handle=handle)
 
 
 def _read_member_header(read: ReadRange, member: Member) -> ArrayHeader:
+    if member.refusal is not None:
+        raise member.refusal
     if not member.name.endswith(".npy") and not _begins_array(read, member):
         raise Unsupported("templax reads archives of arrays, got a file of another kind in one")
-    if not member.deflated:
+    if not member.method:
         return read_header(read, member.start, member.stop)
-    stop = min(member.stop, member.start + MAX_NPY_HEAD)
-    return parse_header(read_npy_head(InflateStream(read(member.start, stop))))
+    return parse_header(read_npy_head(_open_head(read, member)))
 
 
 def _begins_array(read: ReadRange, member: Member) -> bool:
-    if member.deflated:
-        stop = min(member.stop, member.start + MAX_NPY_HEAD)
-        head = InflateStream(read(member.start, stop)).read(len(NPY_MAGIC))
+    if member.method:
+        head = _open_head(read, member).read(len(NPY_MAGIC))
     else:
         head = bytes(read(member.start, min(member.stop, member.start + len(NPY_MAGIC))))
     return head == NPY_MAGIC
+
+
+def _open_head(read: ReadRange, member: Member) -> MemberStream:
+    stop = min(member.stop, member.start + STORED_HEAD[member.method])
+    return MemberStream(read(member.start, stop), member.method, MAX_NPY_HEAD)
 
 
 @pause_gc()

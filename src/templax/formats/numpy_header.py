@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from .._codecs.decode import find_swap
-from .._codecs.deflate import MAX_NPY_HEAD, NPY_MAGIC, npy_head_size
+from .._codecs.npy_members import MAX_NPY_HEAD, NPY_MAGIC, npy_head_size
 from .._core.boxes import MAX_RANK, Shape, fits_address_space
 from .._core.dtypes import DTYPES, UNNAMED_BYTE
 from ..errors import Corrupted, Unsupported

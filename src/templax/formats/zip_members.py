@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from .._catalog.regions import ByteKind, Region
-from .._codecs.deflate import MAX_DEFLATE_RATIO, InflateStream
+from .._codecs.npy_members import BZIP2_BLOCK, MAX_DEFLATE_RATIO, METHODS, MemberStream
 from ..errors import Corrupted, Unsupported
 from ..storage.source import Source, open_ranges, root_size
 from .zip_directory import Listed, read_directory
@@ -28,10 +28,19 @@ _SMALL, _MAX_DECODED = 1 << 20, 1 << 29
 
 _ENCRYPTED, _DESCRIBED = 0x1, 0x8
 
-_STORED, _DEFLATED = 0, 8
+_STORED = 0
 
-_METHODS = {9: "deflate64", 12: "bzip2", 14: "lzma", 93: "zstd"}
+_METHODS = {
+    8: "deflate",
+    9: "deflate64",
+    12: "bzip2",
+    14: "lzma",
+    93: "zstd",
+    95: "xz",
+    98: "ppmd",
+}
 
+_PACK_AGAIN = "unpack the archive, and pack it again with `zip -0 -r`"
 
 ReadRange = Callable[[int, int], memoryview]
 
@@ -43,18 +52,20 @@ class Member(NamedTuple):
         name: Its name.
         start, stop: Position of its bytes in the archive.
         nbytes: Size of the decoded bytes, as the archive declares it.
-        deflated: Whether its bytes are deflated; otherwise they are stored as they are.
+        method: How its bytes are compressed, one of `METHODS`; empty if they are not.
         crc32: The CRC-32 of the decoded bytes.
         extra: The extra fields of its entry in the directory.
+        refusal: Why templax can't decode it; its method and its size then say nothing.
     """
 
     name: str
     start: int
     stop: int
     nbytes: int
-    deflated: bool
+    method: str
     crc32: int
     extra: bytes
+    refusal: Unsupported | None = None
 
 
 def list_members(source: Source) -> list[Member]:
@@ -62,7 +73,7 @@ def list_members(source: Source) -> list[Member]:
 
     Raises:
         Corrupted: The directory is unreadable, or members overlap or lie outside of the file.
-        Unsupported: A member is encrypted, or compressed by other means than deflate.
+        Unsupported: They decode to too many bytes.
     """
     size = root_size(source)
     listed = read_directory(source, size)[0]
@@ -78,35 +89,52 @@ def list_members(source: Source) -> list[Member]:
     for info in listed:
         if info.name.endswith("/"):  # a directory, which some programs list
             continue
-        if info.flags & _ENCRYPTED:
-            raise Unsupported("templax reads no encrypted members", leaf=info.name)
-        if info.method not in (_STORED, _DEFLATED):
-            name = _METHODS.get(info.method, f"method {info.method}")
-            raise Unsupported(
-                f"templax does not decode `{name}` members",
-                leaf=info.name,
-                hint="unpack the archive, and pack it again with `zip -0 -r`",
-            )
         start = _find_data(read, size, info)
         stop = start + info.stored_bytes
-        deflated = info.method == _DEFLATED
-        most = MAX_DEFLATE_RATIO * (info.stored_bytes + 1) if deflated else info.stored_bytes
-        if stop > size or info.nbytes > most or (not deflated and info.nbytes < most):
+        method, refusal = _read_method(info)
+        least, most = info.stored_bytes, info.stored_bytes
+        if method:
+            least, most = 0, METHODS[method] * (info.stored_bytes + 1)
+        if stop > size or (refusal is None and not least <= info.nbytes <= most):
             raise Corrupted(
                 f"Expected {info.nbytes} bytes of a member from byte {start} of {size}",
                 leaf=info.name,
             )
         members.append(
-            Member(info.name, start, stop, info.nbytes, deflated, info.crc32, info.extra)
+            Member(info.name, start, stop, info.nbytes, method, info.crc32, info.extra, refusal)
         )
     _check_apart(members)
-    total = sum(member.nbytes for member in members)
+    total = sum(map(_count_decoded, members))
     most = _MAX_DECODED + MAX_DEFLATE_RATIO * max(0, size - _SMALL)
     if total > most:
         raise Unsupported(
-            f"templax reads {most} decoded bytes of an archive of {size}, got {total}"
+            f"templax reads {most} decoded bytes of an archive of {size}, got {total}",
+            hint=_PACK_AGAIN,
         )
     return members
+
+
+def _read_method(info: Listed) -> tuple[str, Unsupported | None]:
+    """How a member is compressed, and why templax can't decode it."""
+    if info.flags & _ENCRYPTED:
+        hint = f"{_PACK_AGAIN}, without a password"
+        return "", Unsupported("templax reads no encrypted members", hint=hint)
+    if info.method == _STORED:
+        return "", None
+    name = _METHODS.get(info.method, f"method {info.method}")
+    return (name, None) if name in METHODS else ("", refuse_method(name))
+
+
+def refuse_method(name: str) -> Unsupported:
+    """The error for members that are compressed by other means than those that are read."""
+    return Unsupported(f"templax does not decode `{name}` members", hint=_PACK_AGAIN)
+
+
+def _count_decoded(member: Member) -> int:
+    """How many bytes may be decoded for a member."""
+    if member.refusal is not None:
+        return 0
+    return max(member.nbytes, BZIP2_BLOCK) if member.method == "bzip2" else member.nbytes
 
 
 def list_names(source: Source) -> list[str]:
@@ -188,9 +216,11 @@ def _check_apart(members: Iterable[Member]) -> None:
 
 
 def check_members(source: Source, members: Iterable[Member]) -> Iterator[Corrupted]:
-    """Compares the checksum of each member; yields the damage."""
+    """Compares the checksum of each member that can be decoded; yields the damage."""
     read = open_ranges(source, "", root_size(source))
     for member in members:
+        if member.refusal is not None:
+            continue
         crc = nbytes = 0
         try:
             for piece in _decode_pieces(read, member):
@@ -198,6 +228,8 @@ def check_members(source: Source, members: Iterable[Member]) -> Iterator[Corrupt
                 nbytes += len(piece)
                 if nbytes > member.nbytes:
                     break
+        except Unsupported:  # the leaf is one that is not read
+            continue
         except Corrupted as error:
             yield Corrupted(
                 error.what, leaf=member.name or None, start=member.start, stop=member.stop
@@ -214,9 +246,12 @@ def check_members(source: Source, members: Iterable[Member]) -> Iterator[Corrupt
 
 
 def _decode_pieces(read: ReadRange, member: Member) -> Iterator[bytes | memoryview]:
-    if member.deflated:
-        stream = InflateStream(read(member.start, member.stop))
-        yield from iter(lambda: stream.read(_PIECE), b"")
+    if member.method:
+        stream = MemberStream(read(member.start, member.stop), member.method, member.nbytes)
+        left = member.nbytes + stream.has_end  # one byte more tells whether there are more
+        while left and (piece := stream.read(min(_PIECE, left))):
+            yield piece
+            left -= len(piece)
     else:
         for at in range(member.start, member.stop, _PIECE):
             yield read(at, min(at + _PIECE, member.stop))

@@ -317,13 +317,6 @@ def test_members_that_repeat_or_share_bytes_are_refused() -> None:
         open_bytes(bytes(data))
 
 
-@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
-def test_other_compression_is_refused_by_name(method: int) -> None:
-    name = {zipfile.ZIP_BZIP2: "bzip2", zipfile.ZIP_LZMA: "lzma"}[method]
-    with pytest.raises(tx.Unsupported, match=f"does not decode `{name}` members"):
-        open_bytes(archive({"w.npy": save(np.zeros(2))}, method))
-
-
 def test_encrypted_members_are_refused() -> None:
     data = bytearray(archive({"w.npy": save(np.zeros(2))}))
     data[data.rindex(b"PK\1\2") + 8] |= 1

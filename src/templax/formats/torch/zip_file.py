@@ -24,7 +24,14 @@ from ...storage.signatures import (
     recognise_root,
 )
 from ...storage.source import Source, root_size
-from ..zip_members import Member, check_members, describe_archive, list_members, list_names
+from ..zip_members import (
+    Member,
+    check_members,
+    describe_archive,
+    list_members,
+    list_names,
+    refuse_method,
+)
 from .extents import Pieces, cover_tensor
 from .objects import Tensor
 from .tree import Tree
@@ -140,6 +147,12 @@ def read_archive(source: Source, known: dict[bytes, Pickle] | None = None) -> Ar
             New ones are added.
     """
     members = list_members(source)
+    for member in members:  # PyTorch can't read them either
+        refusal = member.refusal
+        if refusal is None and member.method not in ("", "deflate"):
+            refusal = refuse_method(member.method)
+        if refusal is not None:
+            raise refusal.locate(leaf=member.name)
     found = {member.name: member for member in members}
     pickles = [m for m in members if m.name.partition("/")[2] == _PICKLE]
     if len(pickles) != 1:
@@ -164,7 +177,7 @@ def read_archive(source: Source, known: dict[bytes, Pickle] | None = None) -> Ar
         member = found.get(f"{root}data/{key}")
         if member is None:
             raise Corrupted(f"Expected the storage `{key[:80]}` in the archive, found none")
-        if member.deflated:
+        if member.method:
             raise Unsupported(
                 f"templax reads no deflated storages, got `{key[:80]}`",
                 hint=SAVE_AGAIN.format("torch.load(path)"),
@@ -178,7 +191,7 @@ def read_archive(source: Source, known: dict[bytes, Pickle] | None = None) -> Ar
 
 
 def _read_member(source: Source, member: Member, maximum: int) -> bytes:
-    if member.deflated:
+    if member.method:
         raise Unsupported(
             "templax reads no deflated PyTorch files",
             leaf=member.name,

@@ -15,7 +15,7 @@ from ..._catalog.entry import Chunk, Extent
 from ..._codecs.blosc import NUMCODECS, make_missing_error
 from ..._codecs.crc32c import crc32c
 from ..._codecs.decode import COMPRESSIONS, DECODABLE, find_missing
-from ..._codecs.deflate import MAX_DEFLATE_RATIO
+from ..._codecs.npy_members import MAX_DEFLATE_RATIO
 from ..._core.boxes import Box, Shape
 from ...errors import CheckpointError, Corrupted, NotFound, Unsupported
 from ...storage.signatures import diagnose_lfs_pointer

@@ -581,6 +581,26 @@ def test_a_file_that_was_deflated_and_one_that_was_unpacked_say_what_helps(tmp_p
     )
 
 
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA, None])
+def test_a_file_in_another_compression_or_encrypted_says_what_helps(
+    tmp_path: Path, method: int | None
+) -> None:
+    path = write_zip(tmp_path / "m.pt", tensor((12,), (1,)), {"0": VALUES.tobytes()})
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in members.items():
+            last = name.endswith("data/0")
+            archive.writestr(name, data, method if last else zipfile.ZIP_STORED)
+    data = bytearray(path.read_bytes())
+    if method is None:
+        data[data.index(b"PK\1\2", data.index(b"PK\1\2") + 1) + 8] |= 1
+        path.write_bytes(data)
+    with pytest.raises(Unsupported, match=r"(encrypted|`bzip2`|`lzma`) members - at `") as caught:
+        tx.open(path)
+    assert "pack it again with `zip -0 -r`" in str(caught.value.hint)
+
+
 def test_keys_and_numbers_that_no_tree_has_are_refused_with_what_to_save(tmp_path: Path) -> None:
     one = tensor((12,), (1,))
     same = b"}(" + text("a.b") + one + text("a") + b"}" + text("b") + one + b"s" + b"u"
