@@ -51,7 +51,8 @@ class LeafReader:
         try:
             self._located = catalog.locate(arrays)
         except Unsupported as error:
-            raise name_undecodable(catalog, arrays, error, "skip= leaves them out") from error
+            remedy = "skip= leaves them out"
+            raise name_undecodable([(catalog, arrays)], error, remedy) from error
         for entry in arrays:
             check_size(entry, self._located[entry.name])
         self._cuts: dict[tuple[str, Box], Cut] = {}

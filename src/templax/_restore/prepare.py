@@ -311,9 +311,9 @@ def locate_chunks(
 
     Raises:
         Corrupted: See `Catalog.locate`.
-        Unsupported: Leaves can't be decoded. Names them all.
+        Unsupported: Leaves can't be decoded. Names them all, of all catalogs.
     """
-    chunks: list[Mapping[str, Sequence[Chunk]]] = []
+    wanted: list[tuple[Catalog, list[LeafEntry]]] = []
     for i, catalog in enumerate(catalogs):
         mine = [pair.entry for pair in found.pairs if pair.source == i]
         paths = {entry.name: entry.path for entry in mine}
@@ -325,10 +325,12 @@ def locate_chunks(
                         " key paths tell apart",
                         leaf=entry.name,
                     )
-        arrays = [entry for entry in mine if entry.kind != "string"]
-        try:
-            chunks.append(locate(catalog, arrays))
-        except Unsupported as error:
-            unique = {entry.name: entry for entry in arrays}
-            raise name_undecodable(catalog, [*unique.values()], error, _LEAVE_OUT) from error
-    return chunks
+        wanted.append((catalog, [entry for entry in mine if entry.kind != "string"]))
+    try:
+        return [locate(catalog, arrays) for catalog, arrays in wanted]
+    except Unsupported as error:
+        unique = [
+            (catalog, [*{entry.name: entry for entry in arrays}.values()])
+            for catalog, arrays in wanted
+        ]
+        raise name_undecodable(unique, error, _LEAVE_OUT) from error

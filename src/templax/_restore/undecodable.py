@@ -39,38 +39,45 @@ def find_undecodable(catalog: Catalog, entries: Sequence[LeafEntry]) -> dict[str
 
 
 def name_undecodable(
-    catalog: Catalog, entries: Sequence[LeafEntry], error: Unsupported, remedy: str
+    wanted: Sequence[tuple[Catalog, Sequence[LeafEntry]]], error: Unsupported, remedy: str
 ) -> Unsupported:
     """The error for leaves that can't be located: it names all that templax can't decode.
 
     Args:
-        catalog: The checkpoint.
-        entries: The leaves that were to be located, with distinct names; none of them a string.
+        wanted: Each checkpoint, and the leaves that were to be located in it, with distinct names;
+            none of them a string.
         error: What `Catalog.locate` raised for one of them.
         remedy: How to leave them out. A hint only if other leaves remain and can be located.
     """
     try:
-        found = find_undecodable(catalog, entries)
+        found = [find_undecodable(catalog, entries) for catalog, entries in wanted]
     except TemplaxError:
         return error
-    if not found:
+    problems = [problem for each in found for problem in each.values()]
+    if not problems:
         return error
-    hints = dict.fromkeys(problem.hint for problem in found.values() if problem.hint)
-    others = [entry for entry in entries if entry.name not in found]
+    hints = dict.fromkeys(problem.hint for problem in problems if problem.hint)
+    remain = False
     try:
-        catalog.locate(others)
+        for (catalog, entries), refused in zip(wanted, found, strict=True):
+            others = [entry for entry in entries if entry.name not in refused]
+            catalog.locate(others)
+            remain = remain or bool(others)
     except TemplaxError:
-        others = []
-    if others:
+        remain = False
+    if remain:
         hints[remedy] = None
     hint = "; ".join(hints) or None
-    if len(found) == 1:
-        (one,) = found.values()
+    if len(problems) == 1:
+        (one,) = problems
         return Unsupported(one.what, hint=hint).locate(
             leaf=one.leaf, file=one.file, start=one.start, stop=one.stop, box=one.box
         )
-    reasons: dict[str, list[str]] = {}
-    for name, problem in found.items():
-        reasons.setdefault(problem.what, []).append(name)
-    what = [f"{what} ({list_names(names, MAX_SHOWN)})" for what, names in reasons.items()]
+    several = sum(map(bool, found)) > 1
+    reasons: dict[tuple[str, str], list[str]] = {}
+    for (catalog, _), refused in zip(wanted, found, strict=True):
+        of = f" of {catalog.url}" if several else ""
+        for name, problem in refused.items():
+            reasons.setdefault((problem.what, of), []).append(name)
+    what = [f"{what} ({list_names(names, MAX_SHOWN)}{of})" for (what, of), names in reasons.items()]
     return Unsupported("; ".join(what), hint=hint)

@@ -187,16 +187,36 @@ def test_a_python_number_with_an_unknown_codec_does_not_keep_check_from_working(
     assert caught.value.hint is None  # there are no others
 
 
+def write_with_codecs(path: Path, values: dict[str, np.ndarray], codecs: dict[str, str]) -> Path:
+    path = write_arrays(path, values, None)
+    for name, codec in codecs.items():
+        file = path / name / ".zarray"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"compressor": {"id": codec}}))
+    return path
+
+
+def test_an_error_names_undecodable_leaves_of_all_checkpoints_that_supply_some(
+    tmp_path: Path,
+) -> None:
+    a, b, c = np.arange(4.0), np.arange(5.0), np.arange(6.0)
+    path = write_with_codecs(tmp_path / "one", {"a": a, "b": b}, {"a": "lzma"})
+    other = write_with_codecs(tmp_path / "other", {"a": a, "c": c}, {"c": "lzma"})
+    with pytest.raises(tx.Unsupported) as caught:
+        tx.restore(path, {"a": a, "b": b, "c": c}, missing=other)
+    assert str(caught.value) == (
+        f"templax does not read codec `lzma` (`a` of {path}); templax does not read codec `lzma`"
+        f" (`c` of {other}); hint: to leave them out, write `...` for them in the template"
+    )
+    got = tx.restore(path, {"a": ..., "b": b, "c": ...}, missing=other)
+    assert got["b"].tolist() == b.tolist()
+
+
 def test_an_error_names_all_leaves_with_an_unknown_codec_and_what_restores_the_others(
     tmp_path: Path,
 ) -> None:
     values = {name: np.arange(4.0) for name in "abcd"}
-    path = write_arrays(tmp_path / "ckpt", values, None)
-    for name, compressor in {"a": "lzma", "c": "lzma", "d": "bz2"}.items():
-        file = path / name / ".zarray"
-        file.write_text(
-            json.dumps(json.loads(file.read_text()) | {"compressor": {"id": compressor}})
-        )
+    codecs = {"a": "lzma", "c": "lzma", "d": "bz2"}
+    path = write_with_codecs(tmp_path / "ckpt", values, codecs)
     said = (
         "templax does not read codec `lzma` (`a`, `c`); templax does not read codec `bz2` (`d`);"
         " hint: to leave them out, write `...` for them in the template"
