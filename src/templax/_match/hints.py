@@ -12,8 +12,9 @@ from .._core.optional import is_jax_installed
 from .._core.text import list_names
 from .._escape import escape_text
 from .._template.template import Template
+from ..errors import NOT_READ
 from .at_hints import suggest_at
-from .checkpoint_view import CheckpointView, apply_at_and_rename
+from .checkpoint_view import CheckpointView, apply_at_and_rename, rename_unread
 from .collection_hints import suggest_collections
 from .failure import Failure, add_hint, count_found
 from .leaf_hints import add_leaf_hints
@@ -68,7 +69,7 @@ def add_hints(
         _suggest_ignoring_extras,
     ):
         explained = suggest(failure)
-        if explained is not None:
+        if explained is not None and not _has_hint_for_unread(explained):
             result = explained
             break
     if result.summary is not None:
@@ -79,6 +80,12 @@ def add_hints(
     undecidable = find_undecidable(mismatches, result.pairs, targets, entries)
     result = replace(result, mismatches=mismatches, undecidable=undecidable or result.undecidable)
     return suggest_missing(replace(failure, result=result))
+
+
+def _has_hint_for_unread(result: Match) -> bool:
+    """Whether a hint takes other leaves in place of those that are there, but can't be read."""
+    unread = [m for m in result.mismatches if m.problem == "missing" and m.found == NOT_READ]
+    return any(m.hint is not None for m in unread)
 
 
 def _find_reason_against(checkpoint: CheckpointView, template: Template) -> str | None:
@@ -115,6 +122,8 @@ def _explain_empty_at(failure: Failure) -> Match | None:
     at = failure.options.at
     if not at or not failure.select("missing") or failure.leaves_by_name():
         return None
+    if rename_unread(failure.checkpoint.unread, failure.options):
+        return None  # there are leaves, which are not read
     names = list(dict.fromkeys(str(e.path[0]) for e in failure.checkpoint.entries if e.path))
     if not names:
         return None

@@ -368,7 +368,7 @@ class _Matching:
         """The leaf that can't be read which a target asks for, or which would hold it."""
         if not self._unread:
             return None
-        above = (join_path(target.path[:n]) for n in range(len(target.path), 0, -1))
+        above = (join_path(target.path[:n]) for n in range(len(target.path), -1, -1))
         return next((name for name in above if name in self._unread), None)
 
     @functools.cached_property

@@ -176,3 +176,19 @@ def test_an_array_that_is_not_read_and_asked_for_is_one_mismatch(tmp_path: Path)
     with pytest.raises(tx.TemplateError) as caught:
         tx.restore(tmp_path / "a.npz", {"w": np.zeros(2), "name": np.zeros(1)})
     assert [(m.problem, m.name) for m in caught.value.mismatches] == [("missing", "name")]
+
+
+@pytest.mark.parametrize("at", ["b", "b.objects"])
+def test_a_leaf_below_at_that_is_not_read_is_named_and_no_other_place_is_hinted_at(
+    tmp_path: Path, at: str
+) -> None:
+    path = tmp_path / "a.npz"
+    arrays: dict[str, Any] = {"a.w": np.zeros(3), "b.objects": np.array([{}], object)}
+    np.savez(path, **arrays)
+    template = {"objects": np.zeros(3)} if at == "b" else np.zeros(3)
+    with pytest.raises(tx.TemplateError) as caught:
+        tx.restore(path, template, at=at)
+    (mismatch,) = caught.value.mismatches
+    assert mismatch.found == "one that templax does not read"
+    assert "templax reads no pickled objects" in str(caught.value)
+    assert "hint" not in str(caught.value)
