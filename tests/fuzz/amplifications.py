@@ -390,6 +390,17 @@ def a_msgpack_of_small_numbers(directory: Path) -> str:
 
 
 @_add
+def a_flax_file_of_small_numbers(directory: Path) -> str:
+    from flax.serialization import msgpack_serialize  # takes a second, and only this one needs it
+
+    data, n = msgpack_serialize({"w": np.zeros(4, np.float32)}), 33_000
+    assert data[:1] == b"\x81"
+    path = directory / "a.msgpack"
+    path.write_bytes(b"\x82" + data[1:] + b"\xa1a\xdd" + n.to_bytes(4, "big") + b"\1" * n)
+    return str(path)
+
+
+@_add
 def a_msgpack_of_deep_maps(directory: Path) -> str:
     return _write(directory, {"checkpoint": b"\x81\xa1a" * 300_000 + b"\xc0"})
 

@@ -113,7 +113,7 @@ def diff(
         sides[1].catalog.format,
         sort_leaves(leaves),
         tuple(leaf.name for leaf in leaves if _has_other_sharding(leaf)),
-        tuple(sorted(n for n, _ in empties[0].items() ^ empties[1].items())),
+        tuple(sorted({name for name, _ in empties[0].items() ^ empties[1].items()})),
         time.perf_counter() - begin,
         tuple(
             dict.fromkeys(

@@ -181,7 +181,7 @@ class ValueComparer:
             sums.nan_a, sums.nan_b = int(np.count_nonzero(nan_x)), int(np.count_nonzero(nan_y))
             sums.inf_a = x.size - int(np.count_nonzero(finite_x)) - sums.nan_a
             sums.inf_b = y.size - int(np.count_nonzero(finite_y)) - sums.nan_b
-            unequal &= ~(nan_x & nan_y)
+            unequal &= ~_are_same_nan(x, y)
             a, b, x, y = a[both], b[both], x[both], y[both]
         sums.unequal = int(np.count_nonzero(unequal))
         if not x.size:
@@ -210,6 +210,15 @@ def _add_integers(x: np.ndarray, y: np.ndarray, sums: Sums) -> None:
     larger[larger == 0] = 1
     sums.max_rel = float((diff / larger).max())
     _add_norms(x, y, diff, sums)
+
+
+def _are_same_nan(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Which elements are NaN in both. Of complex numbers, a part that is not NaN must be equal."""
+    if x.dtype.kind != "c":
+        return np.isnan(x) & np.isnan(y)
+    parts = ((x.real, y.real), (x.imag, y.imag))
+    real, imag = ((a == b) | (np.isnan(a) & np.isnan(b)) for a, b in parts)
+    return real & imag
 
 
 def _add_norms(x: np.ndarray, y: np.ndarray, diff: np.ndarray, sums: Sums) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from .._audit.diff import check_subtree
@@ -42,7 +42,7 @@ def convert(
     to: Literal["orbax", "safetensors", "msgpack", "npz"] | None = None,
     at: str = "",
     rename: Rename | None = None,
-    skip: Sequence[str] = (),
+    skip: Iterable[str] = (),
     flat: bool = False,
     cast: Any = None,
     compression: str | None = None,
@@ -85,7 +85,8 @@ def convert(
             nesting becomes a leaf `b` in a dict `a`, as `open` shows it. Only for Orbax: a
             safetensors file has no nesting.
         cast: The dtype of all floating-point arrays; or a mapping of names of leaves or subtrees,
-            or patterns as in `restore`, to dtypes, of which the first that matches decides.
+            or patterns as in `restore`, to dtypes, of which the first that matches decides. None
+            leaves them as they are.
         compression: Only for Orbax: None, `"zstd"` or `"zstd:LEVEL"`, as in `save`.
         chunk_size: Only for Orbax: most bytes of a chunk, where the shape can be divided that
             finely. Default: 4 MiB.
@@ -144,7 +145,8 @@ def convert(
     if not isinstance(verify, bool):
         raise UsageError(f"Expected verify=True or False, got {verify!r}")
     CompareOptions(at=at, rename=rename)
-    if isinstance(skip, str) or not all(isinstance(name, str) for name in skip):
+    skipped = list(skip) if isinstance(skip, Iterable) and not isinstance(skip, str) else [None]
+    if not all(isinstance(name, str) for name in skipped):
         raise UsageError(f"Expected skip= a list of names (str), got {skip!r}")
     catalog = open_checkpoint(src)
     check_subtree(catalog, "at", at)
@@ -156,7 +158,7 @@ def convert(
         to=save.format,
         at=at,
         rename=rename,
-        skip=skip,
+        skip=skipped,
         casts=options.casts,
         flat=flat,
     )

@@ -16,7 +16,7 @@ from .._catalog.catalog import Catalog
 from .._catalog.entry import Chunk, LeafEntry
 from .._catalog.written import Leaf
 from .._core.boxes import Box, Shape, full_box, shape_of
-from .._core.dtypes import cast_into
+from .._core.dtypes import cast_into, count_lost
 from .._core.memory import allocate_aligned
 from .._match.result import Match, Pair
 from .._plan.build import build_plan
@@ -38,8 +38,8 @@ class LeafReader:
             the same name.
 
     Attributes:
-        overflows: The row of a block → how many of its values were finite, and are not any more
-            after the cast. Blocks without any are left out.
+        overflows: The row of a block → how many of its values the dtype that is written can't
+            hold. Blocks without any are left out.
 
     Raises:
         Corrupted, Unsupported: See `Catalog.locate`.
@@ -120,7 +120,7 @@ class LeafReader:
         nbytes = values.size * dtype.itemsize
         cast = np.ndarray(values.shape, dtype, allocate_aligned(nbytes))
         cast_into(cast, values)
-        lost = int(np.count_nonzero(np.isfinite(values)) - np.count_nonzero(np.isfinite(cast)))
+        lost = count_lost(values, cast)
         if lost:
             self.overflows[block.row] = lost
         return cast

@@ -17,7 +17,8 @@ class LeafCast:
     Attributes:
         name: Its name as written.
         stored, written: The dtypes.
-        overflows: How many of its values were finite as stored, and became infinite or NaN.
+        overflows: How many of its values the new dtype can't hold: they became infinite, NaN or,
+            in a dtype that has neither, another number.
     """
 
     name: str
@@ -71,7 +72,7 @@ class Converted:
 
     @property
     def overflows(self) -> int:
-        """How many values became infinite or NaN in casts."""
+        """How many values the dtypes that they were cast to can't hold."""
         return sum(cast.overflows for cast in self.casts)
 
     def __str__(self) -> str:
@@ -118,7 +119,7 @@ def _describe_casts(casts: tuple[LeafCast, ...]) -> list[str]:
         if over:
             count = sum(cast.overflows for cast in over)
             lines.append(
-                f"overflow: {count:,} finite values became infinite or NaN, of"
-                f" {list_names([cast.name for cast in over])}"
+                f"overflow: {count:,} {'value' if count == 1 else 'values'} that {written} can't"
+                f" hold, of {list_names([cast.name for cast in over])}"
             )
     return lines

@@ -27,9 +27,11 @@ from .._match.checkpoint_view import CheckpointView, apply_at_and_rename, rename
 from .._match.options import MatchOptions
 from .._restore.prepare import list_subtrees
 from ..errors import UsageError
+from ..formats.safetensors_write import SUMS
 
-Casts = Mapping[str, np.dtype]
-"""Name of a leaf or subtree, or a pattern of names → dtype of its floating-point leaves."""
+Casts = Mapping[str, np.dtype | None]
+"""Name of a leaf or subtree, or a pattern of names → dtype of its floating-point leaves; None
+leaves them as they are."""
 
 _Choice = TypeVar("_Choice")
 
@@ -40,15 +42,20 @@ _VALUE_TYPES: dict[str, ValueType] = {
     "key": "jax.Array",
 }
 
-_OF_THE_FORMAT = (
+_OF_ORBAX = (
     "init_timestamp_nsecs",
     "commit_timestamp_nsecs",
     "item",
-    "total_size",
+    "items",
+    "not read",
     "use_ocdbt",
     "use_zarr3",
 )
-"""Metadata about how and when the source was written, which nobody wants carried over."""
+"""Metadata of Orbax about how and when the source was written, which nobody wants carried over, and
+about what is beside it, which is named on its own."""
+
+_OF_AN_INDEX = "total_size"
+"""A number in the index of several files, which is not true of what is written."""
 
 
 @dataclass(slots=True)
@@ -78,7 +85,7 @@ def parse_casts(cast: object) -> Casts:
     """Checks the argument `cast=`.
 
     Args:
-        cast: None, a dtype, or a mapping of names or patterns to dtypes.
+        cast: None, a dtype, or a mapping of names or patterns to dtypes or None.
 
     Raises:
         UsageError: It is none of these, or a dtype is not a floating-point one.
@@ -86,8 +93,11 @@ def parse_casts(cast: object) -> Casts:
     if cast is None:
         return {}
     named: Mapping[Any, Any] = cast if isinstance(cast, Mapping) else {"*": cast}
-    found: dict[str, np.dtype] = {}
+    found: dict[str, np.dtype | None] = {}
     for name, wanted in named.items():
+        if wanted is None and isinstance(name, str):
+            found[name] = None  # np.dtype(None) is float64
+            continue
         try:
             dtype = parse_dtype(wanted) if isinstance(wanted, str) else np.dtype(wanted)
         except TypeError as error:
@@ -97,7 +107,7 @@ def parse_casts(cast: object) -> Casts:
                 "Expected cast= a floating-point dtype, or a mapping of names to such, got"
                 f" {name!r}: {wanted!r}"
             )
-        found[name] = dtype
+        found[name] = DTYPES[dtype.name]  # in native byte order, as all that is written
     return found
 
 
@@ -247,19 +257,23 @@ def _select_empties(
 
 def _select_metadata(found: Selection, catalog: Catalog, to: str) -> None:
     """Divides the metadata into what the format can hold, and what is lost."""
-    orbax = catalog.format == "orbax"
-    items, item = catalog.metadata.get("items", {}), catalog.metadata.get("item")
-    for name in items if isinstance(items, Mapping) else ():
-        if name != item:
-            found.lose("another item of the step", str(name))
-    others = catalog.metadata.get("not read", {})
-    for name in others if isinstance(others, Mapping) else ():
-        found.lose("what templax does not read", str(name))
-    hidden = (*_OF_THE_FORMAT, "items", "not read")
-    about = {key: value for key, value in catalog.metadata.items() if key not in hidden}
-    custom = about.pop("custom_metadata", {}) if orbax else about
+    orbax, about = catalog.format == "orbax", dict(catalog.metadata)
+    if not isinstance(about.get(_OF_AN_INDEX), str):  # a text is what somebody wrote into a file
+        about.pop(_OF_AN_INDEX, None)
+    custom: Any = about
+    if orbax:
+        items, item = about.get("items", {}), about.get("item")
+        for name in items if isinstance(items, Mapping) else ():
+            if name != item:
+                found.lose("another item of the step", str(name))
+        others = about.get("not read", {})
+        for name in others if isinstance(others, Mapping) else ():
+            found.lose("what templax does not read", str(name))
+        custom = about.pop("custom_metadata", {})
+        about = {key: value for key, value in about.items() if key not in _OF_ORBAX}
     for key, value in custom.items() if isinstance(custom, Mapping) else ():
-        if to == "orbax" or (to == "safetensors" and isinstance(value, str)):
+        fits = to == "safetensors" and isinstance(value, str) and key != SUMS
+        if to == "orbax" or fits:
             found.metadata[str(key)] = value
         else:
             found.lose("metadata that the format has no place for", str(key))

@@ -197,6 +197,28 @@ def cast_into(out: np.ndarray, values: np.ndarray) -> None:
             np.copyto(out, values.astype(wider), casting="unsafe")
 
 
+def count_lost(values: np.ndarray, cast: np.ndarray) -> int:
+    """How many values a floating-point dtype can't hold, of an array that was cast to it.
+
+    They are infinite, NaN or other numbers after the cast: a finite value is too large, or an
+    infinite one or NaN has no equal.
+    """
+    finite, kept = np.isfinite(values), np.isfinite(cast)
+    lost = finite != kept
+    if not finite.all():
+        lost |= np.isinf(values) & ~np.isinf(cast)
+    if kept.all() and _is_always_finite(cast.dtype):  # too large a number becomes the largest
+        largest = float(ml_dtypes.finfo(cast.dtype).max)
+        lost |= finite & (np.abs(values.astype(np.float64)) > largest)
+    return int(np.count_nonzero(lost))
+
+
+@functools.cache
+def _is_always_finite(dtype: np.dtype) -> bool:
+    """Whether a dtype has neither infinity nor NaN, as those of four and six bits."""
+    return bool(np.isfinite(np.array([np.inf, np.nan], np.float32).astype(dtype)).all())
+
+
 _MAX_NAME = 64
 
 

@@ -31,7 +31,7 @@ class MsgpackItem(FileItem):
     def __init__(
         self, leaves: Sequence[Leaf], empties: Sequence[tuple[Path, str]], tree: Any = None
     ):
-        refuse_leaves(list(find_unwritable_leaves(leaves)))
+        refuse_leaves(list(find_unwritable_leaves(leaves, empties)))
         try:
             check_depths([*(leaf.path for leaf in leaves), *(path for path, _ in empties)])
         except Unsupported as error:

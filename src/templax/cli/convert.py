@@ -103,9 +103,15 @@ def convert(
 def _parse_casts(casts: tuple[str, ...]) -> dict[str, str] | None:
     """The values of `--cast` as the argument `cast=`. Names come before the dtype of all others."""
     found: dict[str, str] = {}
+    for_all_others = False
     for each in casts:
         name, equals, dtype = each.rpartition("=")
-        found[name if equals else "*"] = dtype
-    if "*" in found:
+        name = name if equals else "*"
+        if name in found:
+            what = f"expected one dtype for {name!r}, got {found[name]!r} and {dtype!r}"
+            raise click.BadParameter(what, param_hint="--cast")
+        found[name] = dtype
+        for_all_others = for_all_others or not equals
+    if for_all_others:
         found["*"] = found.pop("*")
     return found or None

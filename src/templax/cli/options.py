@@ -118,6 +118,9 @@ def parse_renames(renames: tuple[str, ...]) -> dict[str, str] | None:
         old, equals, new = pair.partition("=")
         if not equals:
             raise click.BadParameter(f"expected OLD=NEW, got {pair!r}", param_hint="--rename")
+        if old in found:
+            what = f"expected one new name for {old!r}, got {found[old]!r} and {new!r}"
+            raise click.BadParameter(what, param_hint="--rename")
         found[old] = new
     return found or None
 

@@ -337,3 +337,21 @@ def test_leaves_that_no_decoder_is_for_are_named_as_not_compared_and_others_are_
         "values not compared: templax does not read tensors quantised as `TQ1_0`"
     )
     assert f"  {notes['TQ1_0.weight']} (`TQ1_0.weight`)\n" in str(found)
+
+
+def test_complex_numbers_of_which_a_part_is_nan_are_compared_in_the_other(tmp_path: Path) -> None:
+    nan = np.nan
+    a = np.array([complex(nan, 1), complex(nan, 1), complex(1, nan), complex(nan, nan)])
+    b = np.array([complex(nan, 1), complex(nan, 2), complex(nan, 1), complex(nan, nan)])
+    tx.save(tmp_path / "a", {"x": a})
+    tx.save(tmp_path / "b", {"x": b})
+    found = tx.diff(tmp_path / "a", tmp_path / "b")
+    assert "2 of 4 elements differ;" in str(found)
+    assert "differ in bits only" not in str(found)
+
+
+def test_a_container_that_is_empty_in_another_way_is_named_once(tmp_path: Path) -> None:
+    tx.save(tmp_path / "a", {"w": np.ones(2), "e": []})
+    tx.save(tmp_path / "b", {"w": np.ones(2), "e": {}})
+    found = tx.diff(tmp_path / "a", tmp_path / "b")
+    assert found.empties == ("e",)

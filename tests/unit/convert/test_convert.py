@@ -149,7 +149,7 @@ def test_casts_are_named_and_overflows_counted(tmp_path: Path) -> None:
     casts = [(cast.name, cast.stored, cast.written, cast.overflows) for cast in done.casts]
     assert casts == [("a.w", "float32", "float16", 2), ("b.w", "float32", "bfloat16", 0)]
     assert done.overflows == 2
-    assert "overflow: 2 finite values became infinite or NaN, of `a.w`" in str(done)
+    assert "overflow: 2 values that float16 can't hold, of `a.w`" in str(done)
     template = {"a": {"w": np.zeros(5, np.float16)}, "b": {"w": np.zeros(5, ml_dtypes.bfloat16)}}
     tree = tx.restore(tmp_path / "x", template, extra="ignore")
     with np.errstate(over="ignore"):
@@ -467,3 +467,86 @@ def test_errors_name_the_arguments_of_convert(tmp_path: Path) -> None:
     with pytest.raises(tx.UsageError) as option:
         tx.convert(source, tmp_path / "x.npz", shard_size=10)
     assert str(option.value) == 'shard_size= is for to="safetensors", got to="npz"'
+
+
+def test_a_dtype_of_another_byte_order_is_that_of_this_machine(tmp_path: Path) -> None:
+    values = {"w": np.array([1.5, 10, -3], np.float32)}
+    tx.save(tmp_path / "ckpt", values)
+    for i, cast in enumerate((">f2", np.dtype(">f2"), "<f2")):
+        path = tmp_path / f"{i}.safetensors"
+        done = tx.convert(tmp_path / "ckpt", path, cast=cast)
+        assert done.casts[0].written == "float16"
+        assert safetensors.numpy.load_file(path)["w"].tolist() == [1.5, 10, -3]
+
+
+def test_none_as_a_dtype_leaves_leaves_as_they_are(tmp_path: Path) -> None:
+    tx.save(tmp_path / "ckpt", {"norm": np.ones(2, np.float32), "w": np.ones(2, np.float32)})
+    done = tx.convert(tmp_path / "ckpt", tmp_path / "x.npz", cast={"norm": None, "*": "float16"})
+    assert [cast.name for cast in done.casts] == ["w"]
+    assert np.load(tmp_path / "x.npz")["norm"].dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    ("dtype", "lost"),
+    [
+        ("float4_e2m1fn", 4),
+        ("float6_e2m3fn", 4),
+        ("float6_e3m2fn", 4),
+        ("float8_e4m3fn", 3),  # which has NaN
+        ("float16", 1),
+        ("bfloat16", 0),
+    ],
+)
+@pytest.mark.parametrize("stored", ["float32", "bfloat16", "float64"])
+def test_values_that_a_dtype_cannot_hold_are_counted(
+    tmp_path: Path, dtype: str, lost: int, stored: str
+) -> None:
+    values = np.array([1, np.nan, np.inf, -np.inf, 1e6, 6, 0], np.float64).astype(stored)
+    tx.save(tmp_path / "ckpt", {"w": values})
+    done = tx.convert(tmp_path / "ckpt", tmp_path / "x", to="orbax", cast=dtype)
+    assert done.overflows == lost
+    assert (f"that {dtype} can't hold, of `w`" in str(done)) == bool(lost)
+
+
+def test_names_to_skip_may_come_from_a_generator(tmp_path: Path) -> None:
+    tx.save(tmp_path / "ckpt", {"w": np.ones(2), "secret": np.ones(3)})
+    done = tx.convert(tmp_path / "ckpt", tmp_path / "x.npz", skip=(name for name in ["secret"]))
+    assert np.load(tmp_path / "x.npz").files == ["w"]
+    assert done.lost == {"a leaf that skip= names": ("secret",)}
+    for wrong in (None, "secret", [1]):
+        with pytest.raises(tx.UsageError, match="Expected skip= a list of names"):
+            tx.convert(tmp_path / "ckpt", tmp_path / "y.npz", skip=wrong)  # pyright: ignore[reportArgumentType]
+
+
+def test_metadata_of_a_file_is_carried_over_whatever_its_keys(tmp_path: Path) -> None:
+    keys = ("format", "item", "items", "not read", "use_ocdbt", "total_size")
+    metadata = dict.fromkeys(keys, "mine")
+    save_file = safetensors.numpy.save_file
+    save_file({"w": np.ones(3, np.float32)}, tmp_path / "a.safetensors", metadata)
+    done = tx.convert(tmp_path / "a.safetensors", tmp_path / "x", to="orbax")
+    assert tx.open(tmp_path / "x").metadata["custom_metadata"] == metadata
+    back = tx.convert(tmp_path / "x", tmp_path / "b.safetensors")
+    assert tx.open(tmp_path / "b.safetensors").metadata == metadata
+    assert done.lost == back.lost == {}
+    tx.save(tmp_path / "y", {"w": np.ones(3)}, metadata={"templax.crc32c": "mine"})
+    done = tx.convert(tmp_path / "y", tmp_path / "c.safetensors")
+    assert done.lost == {"metadata that the format has no place for": ("templax.crc32c",)}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--cast", "w=float16", "--cast", "w=bfloat16"], "one dtype for 'w', got 'float16' and"),
+        (["--cast", "float16", "--cast", "*=bfloat16"], "one dtype for '*', got 'float16' and"),
+        (["--cast", "*=float16", "--cast", "w=bfloat16"], "comes after one that matches"),
+        (["--rename", "w=a", "--rename", "w=b"], "one new name for 'w', got 'a' and 'b'"),
+    ],
+)
+def test_options_that_contradict_each_other_are_refused(
+    tmp_path: Path, arguments: list[str], said: str
+) -> None:
+    tx.save(tmp_path / "ckpt", {"w": np.ones(3, np.float32)})
+    given = [str(tmp_path / "ckpt"), str(tmp_path / "x.npz"), *arguments]
+    result = CliRunner().invoke(main, ["convert", *given])
+    assert (result.exit_code, said in result.output) == (2, True), result.output
+    assert not (tmp_path / "x.npz").exists()

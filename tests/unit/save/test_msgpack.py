@@ -199,7 +199,7 @@ def test_an_array_alone_is_a_tree(tmp_path: Path) -> None:
         ({"w": "//GDAPlaceholder:0", "v": np.ones(1)}, "`w` is a string by which Orbax"),
         ({"kvstore": {"driver": "file"}, "v": np.ones(1)}, "`kvstore.driver` is a string by which"),
         ({"__msgpack_chunked_array__": np.ones(1)}, "is Flax's mark of an array in pieces"),
-        ({f"k{i}": 1 for i in range(30_000)} | {"a": np.ones(1)}, "leaves in .* more than"),
+        ({f"k{i}": 1 for i in range(60_000)} | {"a": np.ones(1)}, "leaves in .* more than"),
         ({"e": [{} for _ in range(70_000)], "a": np.ones(1)}, "empty containers"),
     ],
 )
@@ -214,3 +214,11 @@ def test_the_most_leaves_that_are_read_are_written(tmp_path: Path) -> None:
     tree = {f"{i}": i for i in range(8000)} | {"a": np.ones(1)}
     tx.save(tmp_path / "x.msgpack", tree)
     assert tx.restore(tmp_path / "x.msgpack", tree) == tree
+
+
+@pytest.mark.parametrize("empty", [{}, [], (), None])
+def test_an_empty_container_under_the_mark_of_pieces_is_refused(tmp_path: Path, empty: Any) -> None:
+    tree = {"a": {"__msgpack_chunked_array__": empty, "z": np.ones(2)}, "w": np.ones(2)}
+    with pytest.raises(tx.SaveError, match="which is Flax's mark of an array in pieces"):
+        tx.save(tmp_path / "x.msgpack", tree)
+    assert not list(tmp_path.iterdir())

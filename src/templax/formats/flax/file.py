@@ -17,7 +17,7 @@ from .state import make_catalog
 
 _EVIDENCE = "msgpack with arrays of Flax"
 
-_MAX_LEAVES, _LEAF_BYTES = 1 << 13, 64
+_MAX_LEAVES, _LEAF_BYTES = 1 << 15, 64
 """Maximum number of leaves in a file: a fixed allowance, and one more per this many bytes. An array
 takes about 20, apart from its name and its values."""
 

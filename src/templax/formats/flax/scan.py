@@ -28,8 +28,8 @@ _WINDOW, _MAX_WINDOW = 1 << 16, 1 << 23
 
 _MAX_WINDOWS = 64
 
-_MAX_VALUES = 1 << 16
-"""Most values that are looked at before the first array."""
+_MAX_VALUES = 1 << 19
+"""Most values that are looked at before the first array, such as those of a vocabulary."""
 
 _NEVER = 0xC1
 """The one byte that no msgpack value begins with."""

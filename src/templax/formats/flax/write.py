@@ -40,8 +40,13 @@ Node = Leaf | dict[str, "Node"] | None
 _encode = msgspec.msgpack.Encoder().encode
 
 
-def find_unwritable_leaves(leaves: Iterable[Leaf]) -> Iterator[str]:
-    """What a file cannot store, as phrases that begin with the name of a leaf."""
+_MARKED = f"is at or below {CHUNKED!r}, which is Flax's mark of an array in pieces"
+
+
+def find_unwritable_leaves(
+    leaves: Iterable[Leaf], empties: Iterable[tuple[Path, str]]
+) -> Iterator[str]:
+    """What a file cannot store, as phrases that begin with the name of a leaf or node."""
     for leaf in leaves:
         if leaf.key_impl is not None:
             what = "is a typed PRNG key, which Flax cannot store: save jax.random.key_data"
@@ -54,10 +59,13 @@ def find_unwritable_leaves(leaves: Iterable[Leaf]) -> Iterator[str]:
         elif len(leaf.shape) > MAX_RANK or not fits_address_space(leaf.shape, leaf.dtype.itemsize):
             what = "has a shape that templax does not read"
         elif CHUNKED in leaf.path:
-            what = f"is below {CHUNKED!r}, which is Flax's mark of an array in pieces"
+            what = _MARKED
         else:
             continue
         yield f"`{leaf.name[:200]}` {what}"
+    for path, _ in empties:
+        if CHUNKED in path:
+            yield f"`{join_path(path)[:200]}` {_MARKED}"
 
 
 def _stands_for_array(path: Path, text: str) -> bool:

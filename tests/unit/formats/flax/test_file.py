@@ -201,12 +201,29 @@ def test_chunked_arrays_are_read_in_pieces(tmp_path: Path, monkeypatch: pytest.M
 
 @pytest.mark.slow
 def test_a_file_of_very_many_tiny_leaves_is_refused(tmp_path: Path) -> None:
-    path = write(tmp_path / "state", {str(i): np.int8(1) for i in range(30_000)})
+    path = write(tmp_path / "state", {str(i): np.int8(1) for i in range(60_000)})
     size = path.stat().st_size
     with pytest.raises(tx.Unsupported) as caught:
         tx.open(path)
-    maximum = (1 << 13) + size // 64
-    assert str(caught.value) == f"templax reads {maximum} leaves in {size} bytes, got 30000"
+    maximum = (1 << 15) + size // 64
+    assert str(caught.value) == f"templax reads {maximum} leaves in {size} bytes, got 60000"
+
+
+@pytest.mark.parametrize("first", ["vocabulary", "params"])
+def test_a_file_may_have_many_numbers_before_and_after_its_arrays(
+    tmp_path: Path, first: str
+) -> None:
+    params = {"w": np.ones((1000, 1000), np.float32)}
+    vocabulary = {f"token{i}": i for i in range(40_000)}
+    trees = {"vocabulary": vocabulary, "params": params}
+    path = write(tmp_path / "state", {first: trees.pop(first), **trees})
+    assert len(tx.open(path).leaves) == 40_001
+
+
+def test_a_file_may_have_a_long_list_of_losses(tmp_path: Path) -> None:
+    losses = [float(i) for i in range(20_000)]
+    path = write(tmp_path / "state", {"w": np.ones(100, np.float32), "losses": losses})
+    assert len(tx.open(path).leaves) == 20_001
 
 
 def test_a_plan_can_be_pickled(tmp_path: Path) -> None:
