@@ -388,3 +388,24 @@ def test_a_handle_holds_no_copy_of_the_tree(
     assert (caught is not None) == fails
     assert copies
     assert [copy for copy in copies if copy() is not None] == []
+
+
+@pytest.mark.slow
+def test_the_reason_is_given_though_other_threads_fail_after_it(tmp_path: Path) -> None:
+    code = (
+        "import resource, signal\n"
+        "import numpy as np, templax as tx\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))\n"
+        "tree = {f'a{i}': np.ones(1 << 20, np.float32) for i in range(8)}\n"
+        "for _ in range(20):\n"
+        "    try:\n"
+        "        tx.save('x.safetensors', tree, threads=4)\n"
+        "    except tx.SaveError as error:\n"
+        "        assert 'nothing was saved and nothing is left behind' in str(error), error\n"
+        "    else:\n"
+        "        raise AssertionError\n"
+    )
+    result = run_python("-c", f"import os; os.chdir({str(tmp_path)!r})\n{code}")
+    assert result.returncode == 0, result.stderr
+    assert not list(tmp_path.iterdir())

@@ -216,7 +216,7 @@ def _are_same_nan(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Which elements are NaN in both. Of complex numbers, a part that is not NaN must be equal."""
     if x.dtype.kind != "c":
         return np.isnan(x) & np.isnan(y)
-    parts = ((x.real, y.real), (x.imag, y.imag))
+    parts = ((np.real(x), np.real(y)), (np.imag(x), np.imag(y)))
     real, imag = ((a == b) | (np.isnan(a) & np.isnan(b)) for a, b in parts)
     return real & imag
 

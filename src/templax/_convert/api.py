@@ -145,8 +145,9 @@ def convert(
     if not isinstance(verify, bool):
         raise UsageError(f"Expected verify=True or False, got {verify!r}")
     CompareOptions(at=at, rename=rename)
-    skipped = list(skip) if isinstance(skip, Iterable) and not isinstance(skip, str) else [None]
-    if not all(isinstance(name, str) for name in skipped):
+    is_list = isinstance(skip, Iterable) and not isinstance(skip, str)
+    skipped = list(skip) if is_list else []
+    if not is_list or not all(isinstance(name, str) for name in skipped):
         raise UsageError(f"Expected skip= a list of names (str), got {skip!r}")
     catalog = open_checkpoint(src)
     check_subtree(catalog, "at", at)

@@ -14,15 +14,15 @@ from .._catalog.entry import LeafEntry
 from .._catalog.fingerprint import recorded_fingerprint
 from .._runs.steps import Run, StepDirectory
 from .json import select_fields
-from .listing import make_restore_code
 
 
-def catalog_fields(catalog: Catalog, shown: Sequence[LeafEntry]) -> dict[str, Any]:
+def catalog_fields(catalog: Catalog, shown: Sequence[LeafEntry], code: str) -> dict[str, Any]:
     """A checkpoint, as `templax ls` prints it.
 
     Args:
         catalog: The checkpoint.
         shown: The leaves to list.
+        code: What restores the checkpoint.
     """
     recorded = None if catalog.fingerprints is None else recorded_fingerprint(catalog)
     leaves = [
@@ -42,7 +42,7 @@ def catalog_fields(catalog: Catalog, shown: Sequence[LeafEntry]) -> dict[str, An
         "leaf_count": len(catalog.entries),
         **select_fields(catalog, "nbytes", "parameter_count"),
         "leaves": leaves,
-        "restore": make_restore_code(catalog),
+        "restore": code,
     }
 
 

@@ -90,12 +90,23 @@ def find_common_sharding(entries: Sequence[LeafEntry]) -> str | None:
     return shardings.pop() if len(shardings) == 1 else None
 
 
-def make_restore_code(catalog: Catalog) -> str:
-    """Python code that restores the checkpoint, both as it is and into the tree of a model."""
+def make_restore_code(
+    catalog: Catalog, *, follow_links: bool = False, map_file: str | None = None
+) -> str:
+    """Python code that restores the checkpoint, both as it is and into the tree of a model.
+
+    Args:
+        catalog: The checkpoint.
+        follow_links: Whether it was opened with links that lead out of it.
+        map_file: The file of its mapping, if it is a view.
+    """
     allow = ', uncommitted="allow"' if catalog.uncommitted is not None else ""
     shown = quote_text(catalog.url)
+    if follow_links:
+        shown = f"tx.storage.Local({shown}, follow_links=True)"
     if catalog.base is not None:
-        shown = f'tx.view({shown}, tx.Mapping.load("FILE.json"))'
+        file = "FILE.json" if map_file in (None, "-") else map_file
+        shown = f"tx.view({shown}, tx.Mapping.load({quote_text(file)}))"
     opened = f"tx.open({shown}{allow})"
     # The key `params` of a Flax model.
     all_paths = [e.path for e in catalog.entries]

@@ -168,6 +168,18 @@ def read_empty_run(source: Source, *, sizes: bool = True) -> Run | None:
     return Run(source.url, evidence, directories, tuple(unrelated))
 
 
+def read_leftovers(source: Source) -> Run | None:
+    """What unfinished saves have left in a directory of other things, as a run without steps.
+
+    None if there is no directory.
+    """
+    info = source.stat("")
+    if info is None or not info.is_dir:
+        return None
+    leftovers = tuple(_find_leftovers(source, ()))
+    return Run(source.url, None, tuple(_read_directory(source, found, True) for found in leftovers))
+
+
 def _find_leftovers(source: Source, steps: tuple[Step, ...]) -> Iterator[Leftover]:
     """The temporary directories that are not those of steps."""
     known = {step.key for step in steps}

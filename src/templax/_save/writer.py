@@ -23,6 +23,7 @@ from .._core.boxes import Box, Shape
 from .._core.chunk_grid import is_row_major
 from .._core.memory import Scratch
 from .._core.progress import PROGRESS_S, Progress
+from ..storage.save_attempt import SaveEnded
 from ..storage.sink import StreamedFile
 from .chunk_bytes import crc_contribution, fetch_pieces, gather_box, pad_chunk, view_piece
 from .jobs import Cell, Job, JobPlan, WriteOptions
@@ -124,7 +125,8 @@ class Writer:
             work()
         except BaseException as error:
             with self._condition:
-                self._error = self._error or error
+                if self._error is None or isinstance(self._error, SaveEnded):
+                    self._error = error  # the reason may come after what it did to other threads
                 self._stop = True
                 self._condition.notify_all()
             if not isinstance(error, Exception):

@@ -58,11 +58,15 @@ def print_contents(
                 raise
             return True
     shown = listing.select_leaves(catalog, globs)
+    given = click.get_current_context().params
+    code = listing.make_restore_code(
+        catalog, follow_links=given.get("follow_links", False), map_file=given.get("map_file")
+    )
     if as_json:
         from .._display.json import render_json
         from .._display.json_listing import catalog_fields
 
-        click.echo(render_json(catalog_fields(catalog, shown)))
+        click.echo(render_json(catalog_fields(catalog, shown, code)))
         return bool(shown)
     _print_head(catalog, listing.describe_checkpoint(catalog, shown))
     shardings = listing.find_common_sharding(shown) is None
@@ -74,7 +78,7 @@ def print_contents(
     _print_rows(rows)
     if len(rows) > MANY_ROWS and not flat and depth is None:
         _print_shorter(rows)
-    _print_code(catalog)
+    _print_code(code)
     return bool(shown)
 
 
@@ -121,8 +125,8 @@ def _print_shorter(rows: Sequence[Row]) -> None:
     echo()
 
 
-def _print_code(catalog: Catalog) -> None:
+def _print_code(code: str) -> None:
     echo(("To restore it:", "bold"))
     echo()
-    for line in listing.make_restore_code(catalog).split("\n"):
+    for line in code.split("\n"):
         echo(f"    {line}" if line else "")

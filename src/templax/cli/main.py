@@ -20,7 +20,7 @@ from click.shell_completion import CompletionItem
 import templax as tx
 
 from .._display.terminal import echo_report
-from .options import color_option, echo_json_error, list_flags, name_flags
+from .options import color_option, echo_json_error, name_flags, note_words
 
 COMMANDS = {
     "check": ("check", "Compare the checkpoint at PATH with a template."),
@@ -77,6 +77,10 @@ class _Group(click.Group):
             _discard(sys.stderr)
             sys.exit(2)
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        note_words(ctx, args)
+        return super().parse_args(ctx, args)
+
     def make_context(self, *arguments: Any, **extra: Any) -> click.Context:
         try:
             return super().make_context(*arguments, **extra)
@@ -113,8 +117,7 @@ def _end(error: tx.TemplaxError | OSError, ctx: click.Context | None = None) -> 
     if isinstance(error, BrokenPipeError):
         _discard(sys.stdout)
         return PIPE_CLOSED
-    flags = [] if ctx is None else list_flags(ctx)
-    _report(name_flags(str(error), flags), prefix="error: ")
+    _report(str(error) if ctx is None else name_flags(str(error), ctx), prefix="error: ")
     try:
         if ctx is not None:
             echo_json_error(ctx, error)

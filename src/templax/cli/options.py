@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import re
 import shlex
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -23,7 +23,13 @@ _SIZE = re.compile(
     r"(?P<number>[0-9]{1,15}(?:\.[0-9]{1,9})?) *(?P<unit>(?:[kmgt]i?)?)b?", re.IGNORECASE
 )
 
-_ARGUMENT = re.compile(r"""(?<![\w.`'"-])(\w+)=(True|False|"[^"]*"|'[^']*'|\d+)?(?!\w)""")
+_ARGUMENT = r"""(?<![\w.`'"/\\-])(\w+)=(True|False|"[^"]*"|'[^']*'|\d+)?(?!\w)"""
+
+_CODE = r"templax\.storage\.Local\([^)]*\)"
+"""Python in a message that also has what to do in a shell."""
+
+_GIVEN = "templax.given"
+"""Where a command notes the words that it was called with."""
 
 _JSON = "templax.json"
 """Where a command notes in `click.Context.meta` that it was called with `--json`."""
@@ -152,20 +158,38 @@ def json_option(command: _Command) -> _Command:
     )(command)
 
 
-def name_flags(text: str, flags: Collection[str]) -> str:
-    """The text of an error with options of the command line in place of arguments of Python.
+def note_words(ctx: click.Context, words: Iterable[str]) -> None:
+    """Notes the words of a command, which its errors repeat as they are."""
+    ctx.meta[_GIVEN] = [word for word in words if "=" in word and not word.startswith("-")]
+
+
+def name_flags(text: str, ctx: click.Context) -> str:
+    """The text of an error with options of the command of a context, such as `--skip`, in place of
+    arguments of Python. What the user has typed, such as a path, stays as it is.
+    """
+    return translate_arguments(text, _list_flags(ctx), ctx.meta.get(_GIVEN, ()))
+
+
+def translate_arguments(text: str, flags: Collection[str], given: Iterable[str] = ()) -> str:
+    """A text with options of the command line in place of arguments of Python.
 
     Args:
         text: As the Python API says it.
         flags: The options of the command, such as `--skip`. Other arguments stay as they are.
+        given: Texts that stay as they are.
 
-    >>> name_flags("skip= leaves them out; overwrite=True replaces it", ["--skip", "--overwrite"])
+    >>> flags = ["--skip", "--overwrite", "--no-verify"]
+    >>> translate_arguments("skip= leaves them out; overwrite=True replaces it", flags)
     '--skip leaves them out; --overwrite replaces it'
-    >>> name_flags("Expected verify=False, got at=3", ["--no-verify"])
+    >>> translate_arguments("Expected verify=False, got at=3", flags)
     'Expected --no-verify, got at=3'
+    >>> translate_arguments("skip=4/run holds two steps", flags, ["skip=4/run"])
+    'skip=4/run holds two steps'
     """
 
     def name_flag(found: re.Match[str]) -> str:
+        if found[1] is None:
+            return found[0]
         name, value = found[1].replace("_", "-"), found[2]
         if value == "False" and f"--no-{name}" in flags:
             return f"--no-{name}"
@@ -176,10 +200,11 @@ def name_flags(text: str, flags: Collection[str]) -> str:
         given = value if value.isdecimal() else value[1:-1]
         return f"--{name} {shlex.quote(given)}"
 
-    return _ARGUMENT.sub(name_flag, text)
+    kept = map(re.escape, sorted(given, key=len, reverse=True))
+    return re.sub("|".join([*kept, _CODE, _ARGUMENT]), name_flag, text)
 
 
-def list_flags(ctx: click.Context) -> list[str]:
+def _list_flags(ctx: click.Context) -> list[str]:
     """The options of the command that a group has invoked."""
     group, name = ctx.command, ctx.invoked_subcommand
     command = group.get_command(ctx, name) if isinstance(group, click.Group) and name else None
@@ -194,9 +219,8 @@ def echo_json_error(ctx: click.Context, error: TemplaxError | OSError) -> None:
         places = ("what", "leaf", "stored_as", "file", "start", "stop", "hint")
         fields: dict[str, Any] = {name: getattr(error, name, None) for name in places}
         fields["what"] = fields["what"] or str(error)
-        flags = list_flags(ctx)
         for name in ("what", "hint"):
-            fields[name] = name_flags(fields[name], flags) if fields[name] else None
+            fields[name] = name_flags(fields[name], ctx) if fields[name] else None
         click.echo(render_json({"ok": False, "error": {"type": type(error).__name__, **fields}}))
 
 

@@ -21,7 +21,7 @@ from .._display.terminal import echo, echo_facts, echo_report
 from .._runs.prune import delete_directory, find_staying
 from .._runs.retention import Keep
 from .._runs.run_storage import RunStorage, open_run
-from .._runs.steps import Run, StepDirectory, read_empty_run, read_run
+from .._runs.steps import Run, StepDirectory, read_empty_run, read_leftovers, read_run
 from ..formats.orbax.format import list_openable
 from ..formats.registry import open_catalog
 from ..storage.open import open_source
@@ -108,7 +108,7 @@ def prune(
         rule = None
     else:
         rule = Keep(keep, keep_every or None, keep_best, metric, mode)
-    run = _open_run(directory)
+    run = _open_run(directory, any_directory=rule is None)
     storage = open_run(directory)
     stays = find_staying(run, storage, rule, leftovers)
     going = [found for found in run.directories if found.key not in stays]
@@ -168,9 +168,12 @@ def _total(found: Sequence[StepDirectory]) -> str:
     return f"{count} ({format_size(sum(each.nbytes or 0 for each in found))})" if n else "nothing"
 
 
-def _open_run(directory: str) -> Run:
+def _open_run(directory: str, *, any_directory: bool = False) -> Run:
+    """The run in a directory; what saves have left there, if it may hold anything else."""
     source = open_source(directory)
     run = read_run(source) or read_empty_run(source)
+    if run is None and any_directory:
+        run = read_leftovers(source)
     if run is None:
         # Raises an error that says what it is instead, unless it is a checkpoint.
         catalog = open_catalog(source, uncommitted="allow")
@@ -259,7 +262,8 @@ def _header(run: Run) -> Iterator[tuple[str, str]]:
     n, committed = len(run.steps), list(run.committed)
     latest = f"the latest committed is {committed[-1]}" if committed else "none was committed"
     size = f"{size}, " if (size := _total_size(run.steps)) else ""
-    yield "total", f"{n:,} {'step' if n == 1 else 'steps'}, {size}{latest}"
+    if n or run.evidence is not None or not run.remains:
+        yield "total", f"{n:,} {'step' if n == 1 else 'steps'}, {size}{latest}"
     if run.unrelated:
         yield "besides", f"nothing that looks like a step: {list_names(run.unrelated)}"
     if run.remains:

@@ -199,7 +199,19 @@ def _split_members(members: Sequence[Member]) -> list[Path]:
         if name in seen:
             raise Corrupted("Expected one array of a name, got two", leaf=name)
         seen.add(name)
-    return split_names(names)
+    paths = split_names(names)
+    if any("." in name for name in names):
+        named: dict[str, str] = {}
+        for name, path in zip(names, paths, strict=True):
+            other = named.setdefault(join_path(path), name)
+            if other != name:
+                raise Unsupported(
+                    f"templax splits names at `/` and dots, and then `{other[:80]}` and"
+                    f" `{name[:80]}` are the same",
+                    leaf=join_path(path),
+                    hint="save one of the arrays under another name",
+                )
+    return paths
 
 
 def _read_members(

@@ -10,6 +10,10 @@ from ..errors import SaveError
 from .disk import save_error
 
 
+class SaveEnded(SaveError):
+    """What another thread gets that goes on after an error has ended the save."""
+
+
 class SaveAttempt:
     """The state that a `Staging` shares with its files: has the save ended, and why?
 
@@ -35,7 +39,7 @@ class SaveAttempt:
         if self.cause:
             code = self.cause.errno
             reason = f": {os.strerror(code)}" if code else ""
-            raise SaveError(f"The save was abandoned after an error{reason}", file=self.path)
+            raise SaveEnded(f"The save was abandoned after an error{reason}", file=self.path)
         if self.finished:
             raise SaveError("The save was already committed or discarded", file=self.path)
 

@@ -354,3 +354,26 @@ def test_long_metadata_is_cut_and_says_so(tmp_path):
     assert f"  metadata `notes`  {cut}  metadata `short`  {'y' * 400}\n" in result.output
     found = json.loads(run_cli("ls", tmp_path / "a.safetensors", "--json").output)
     assert found["metadata"]["notes"] == text
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_the_code_opens_what_the_command_opened(tmp_path, monkeypatch, as_json):
+    monkeypatch.chdir(tmp_path)
+    tx.save("ckpt", {"w": np.arange(3.0)})
+    (tmp_path / "links").mkdir()
+    for file in (tmp_path / "ckpt").iterdir():
+        (tmp_path / "links" / file.name).symlink_to(file)
+    (tmp_path / "map.json").write_text('{"v": "w"}')
+    for arguments, name in (
+        (["links", "--follow-links"], "w"),
+        (["ckpt", "--map", "map.json"], "v"),
+        (["links", "--follow-links", "--map", "map.json"], "v"),
+    ):
+        result = run_cli("ls", *arguments, *(["--json"] if as_json else []))
+        assert result.exit_code == 0, result.output
+        code = json.loads(result.stdout)["restore"] if as_json else result.stdout
+        lines = [line.strip() for line in code.splitlines()]
+        [first] = [line for line in lines if line.startswith("catalog = ")]
+        names = {"tx": tx}
+        exec(f"{first}\ntree = tx.restore(catalog, catalog.template())", names)
+        assert names["tree"][name].tolist() == [0, 1, 2]

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from click.shell_completion import ShellComplete
 
@@ -355,3 +356,18 @@ def test_version_and_help():
     for command in ("ls", "check", "template", "demo"):
         assert command in run_cli("--help").output
         assert run_cli(command, "-h").exit_code == 0
+
+
+def test_errors_repeat_what_was_typed_as_it_is(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for step in "12":
+        tx.save(f"runs/threads=4/{step}", {"w": np.ones(2)}, alone=True)
+    said = "holds 2 steps; the latest committed step is 2; hint: open "
+    path = "runs/threads=4"
+    assert f'{path} {said}"{path}/2"' in run_cli("verify", path).stderr
+    error = json.loads(run_cli("verify", path, "--json").stdout)["error"]
+    assert error["hint"] == f'open "{path}/2"'
+    monkeypatch.chdir(tmp_path / "runs")
+    assert f'threads=4 {said}"threads=4/2"' in run_cli("verify", "threads=4").stderr
+    wrong = run_cli("convert", "threads=4/2", "x.npz", "--skip", "threads=4").stderr
+    assert 'Expected --skip names of leaves, got "threads=4"' in wrong

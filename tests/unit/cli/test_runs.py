@@ -8,6 +8,7 @@ import shutil
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import templax as tx
@@ -468,3 +469,22 @@ def test_prune_keeps_the_step_saved_last(make_run):
     result = run_cli("prune", "run", "--keep", "1", "--yes")
     assert read_fates(result)["2"] == ("stays", "saved last")
     assert set(list_names(path)) == {"2", "10"}
+
+
+def test_leftovers_are_deleted_from_a_directory_of_anything(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tx.save("ckpt", {"w": np.ones(2)})
+    tx.save("other.msgpack", {"w": np.ones(2)})
+    dead = Path(temporary_path(str(tmp_path / "model.safetensors")))
+    dead.mkdir()
+    (dead / "model.safetensors").write_bytes(bytes(1024))
+    result = run_cli("prune", ".", "--leftovers")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert "1 directory (1.0 KiB) would be deleted; --yes does it" in result.stdout
+    assert run_cli("prune", ".", "--leftovers", "--yes").exit_code == 0
+    assert set(os.listdir()) == {"ckpt", "other.msgpack"}
+    result = run_cli("prune", ".", "--leftovers", "--yes")
+    assert (result.exit_code, result.stdout.splitlines()[-1]) == (0, "nothing deleted")
+    refused = run_cli("prune", ".", "--leftovers", "--keep", "1")
+    assert refused.exit_code == 2
+    assert "Expected a directory of steps" in refused.stderr

@@ -392,3 +392,15 @@ def test_a_template_that_is_written_for_bytes_without_a_dtype_asks_for_the_bytes
     made = run_cli("template", tmp_path / "a.npz", "-o", tmp_path / "t.json")
     assert made.exit_code == 0, made.output
     assert run_cli("check", tmp_path / "a.npz", tmp_path / "t.json").exit_code == 0
+
+
+def test_names_that_are_the_same_once_split_are_refused_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "a.npz"
+    arrays = {"a.b": np.ones(2), "a/b": np.ones(3), "c": np.ones(1)}
+    np.savez(path, **arrays)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(tx.Unsupported) as caught:
+        tx.open(path)
+    assert str(caught.value) == (
+        "templax splits names at `/` and dots, and then `a.b` and `a/b` are the same - at `a.b`;"
+        " hint: save one of the arrays under another name"
+    )
