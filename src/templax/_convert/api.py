@@ -14,6 +14,7 @@ from .._catalog.fingerprint import combine_fingerprints
 from .._catalog.written import Leaf
 from .._core.names import Rename
 from .._core.progress import Progress
+from .._core.text import format_value
 from .._restore.options import CompareOptions
 from .._restore.prepare import check_rename_used
 from .._save.destination import check_destination
@@ -143,12 +144,12 @@ def convert(
     )
     save = options.save
     if not isinstance(verify, bool):
-        raise UsageError(f"Expected verify=True or False, got {verify!r}")
+        raise UsageError(f"Expected verify=True or False, got {format_value(verify)}")
     CompareOptions(at=at, rename=rename)
     is_list = isinstance(skip, Iterable) and not isinstance(skip, str)
     skipped = list(skip) if is_list else []
     if not is_list or not all(isinstance(name, str) for name in skipped):
-        raise UsageError(f"Expected skip= a list of names (str), got {skip!r}")
+        raise UsageError(f"Expected skip= a list of names (str), got {format_value(skip)}")
     catalog = open_checkpoint(src)
     check_subtree(catalog, "at", at)
     if isinstance(rename, Mapping):

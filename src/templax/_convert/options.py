@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from .. import __version__
 from .._core.arguments import check_int
 from .._core.progress import Progress
+from .._core.text import format_value
 from .._save import options as save_options
 from .._save.options import SaveOptions
 from ..errors import UsageError
@@ -74,7 +75,7 @@ def make_options(
         UsageError: An option is invalid.
     """
     if not isinstance(dst, (str, os.PathLike)):
-        raise UsageError(f"Expected a path to convert to, got {dst!r}")
+        raise UsageError(f"Expected a path to convert to, got {type(dst).__name__}")
     remote = find_remote(dst, storage)
     if remote is not None:
         path = remote[1].rstrip("/")
@@ -83,10 +84,10 @@ def make_options(
         path = absolute_path(local_path(dst, "writes", hint))
     for name, flag in (("overwrite", overwrite), ("flat", flat)):
         if not isinstance(flag, bool):
-            raise UsageError(f"Expected {name}=True or False, got {flag!r}")
+            raise UsageError(f"Expected {name}=True or False, got {format_value(flag)}")
     if to is None and not path.endswith(tuple(save_options.SUFFIXES.values())):
         known = ", ".join(f'"{each}"' for each in FORMATS)
-        raise UsageError(f"Expected to= one of {known} for a directory, got {to!r}")
+        raise UsageError(f"Expected to= one of {known} for a directory, got {format_value(to)}")
     save = save_options.make_options(
         format=to,
         path=path,

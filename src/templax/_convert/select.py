@@ -47,12 +47,14 @@ _OF_ORBAX = (
     "commit_timestamp_nsecs",
     "item",
     "items",
-    "not read",
     "use_ocdbt",
     "use_zarr3",
 )
-"""Metadata of Orbax about how and when the source was written, which nobody wants carried over, and
-about what is beside it, which is named on its own."""
+"""Metadata of Orbax about how and when the source was written, which nobody wants carried over,
+and which items are beside it, which are named on their own."""
+
+_NOT_READ = "not read"
+"""What a format says of arrays and files that it does not read, with their number."""
 
 _OF_AN_INDEX = "total_size"
 """A number in the index of several files, which is not true of what is written."""
@@ -260,15 +262,16 @@ def _select_metadata(found: Selection, catalog: Catalog, to: str) -> None:
     orbax, about = catalog.format == "orbax", dict(catalog.metadata)
     if not isinstance(about.get(_OF_AN_INDEX), str):  # a text is what somebody wrote into a file
         about.pop(_OF_AN_INDEX, None)
+    if isinstance(others := about.get(_NOT_READ), Mapping):
+        del about[_NOT_READ]
+        for name in others:
+            found.lose("what templax does not read", str(name))
     custom: Any = about
     if orbax:
         items, item = about.get("items", {}), about.get("item")
         for name in items if isinstance(items, Mapping) else ():
             if name != item:
                 found.lose("another item of the step", str(name))
-        others = about.get("not read", {})
-        for name in others if isinstance(others, Mapping) else ():
-            found.lose("what templax does not read", str(name))
         custom = about.pop("custom_metadata", {})
         about = {key: value for key, value in about.items() if key not in _OF_ORBAX}
     for key, value in custom.items() if isinstance(custom, Mapping) else ():

@@ -6,6 +6,7 @@ import operator
 from typing import Any
 
 from ..errors import UsageError
+from .text import format_value
 
 PyTree = Any
 """Any pytree. JAX does not give them a type either."""
@@ -24,7 +25,8 @@ def check_int(name: str, value: Any, minimum: int = 1) -> int:
     """
     is_integer = hasattr(value, "__index__") and not isinstance(value, bool)
     if not is_integer or operator.index(value) < minimum:
-        raise UsageError(f"Expected {name}= an int of at least {minimum}, got {value!r}")
+        got = format_value(value)
+        raise UsageError(f"Expected {name}= an int of at least {minimum}, got {got}")
     return operator.index(value)
 
 
@@ -36,6 +38,7 @@ def check_company(timeout: Any, alone: Any) -> None:
     """
     number = isinstance(timeout, (int, float)) and not isinstance(timeout, bool) and timeout > 0
     if timeout is not None and not number:
-        raise UsageError(f"Expected timeout= a number of seconds above 0, got {timeout!r}")
+        got = format_value(timeout)
+        raise UsageError(f"Expected timeout= a number of seconds above 0, got {got}")
     if not isinstance(alone, bool):
-        raise UsageError(f"Expected alone=True or False, got {alone!r}")
+        raise UsageError(f"Expected alone=True or False, got {format_value(alone)}")

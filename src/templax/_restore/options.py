@@ -12,7 +12,7 @@ from .._core.arguments import PyTree, check_company, check_int
 from .._core.dtypes import CASTS, Cast
 from .._core.names import Rename
 from .._core.progress import Progress, check_progress
-from .._core.text import quote_text
+from .._core.text import format_value, quote_text
 from .._core.workers import MEMORY_BYTES, choose_threads
 from .._match.options import ExtraChoice
 from .._plan.sharing import ShareReads
@@ -78,15 +78,19 @@ class CompareOptions:
 
     def __post_init__(self) -> None:
         if not isinstance(self.at, str):
-            raise UsageError(f"Expected at= the name of a subtree (str), got {self.at!r}")
+            raise UsageError(
+                f"Expected at= the name of a subtree (str), got {format_value(self.at)}"
+            )
         _check_missing(self.missing)
         _check_extra(self.extra)
         if self.cast not in CASTS:
-            raise UsageError(f"Expected cast= one of {', '.join(CASTS)}, got {self.cast!r}")
+            raise UsageError(
+                f"Expected cast= one of {', '.join(CASTS)}, got {format_value(self.cast)}"
+            )
         rename = self.rename
         if not (rename is None or callable(rename) or _maps_names(rename)):
             raise UsageError(
-                f"Expected rename= a dict of names (str) or a function, got {rename!r}"
+                f"Expected rename= a dict of names (str) or a function, got {format_value(rename)}"
             )
 
     @property
@@ -120,14 +124,13 @@ class PlanOptions(CompareOptions):
             check_int("memory", self.memory)
         if self.verify not in ("available", "required", "off"):
             raise UsageError(
-                f'Expected verify="available", "required" or "off", got {self.verify!r}'
+                f'Expected verify="available", "required" or "off", got {format_value(self.verify)}'
             )
         if not isinstance(self.mapped, bool):
-            raise UsageError(f"Expected mapped=True or False, got {self.mapped!r}")
+            raise UsageError(f"Expected mapped=True or False, got {format_value(self.mapped)}")
         if self.share_reads not in ("auto", "always", "never"):
-            raise UsageError(
-                f'Expected share_reads="auto", "always" or "never", got {self.share_reads!r}'
-            )
+            got = format_value(self.share_reads)
+            raise UsageError(f'Expected share_reads="auto", "always" or "never", got {got}')
         super().__post_init__()
 
     def count_workers(self, *, remote: bool) -> int:
@@ -171,7 +174,7 @@ def _check_missing(missing: Missing) -> None:
         if not isinstance(pattern, str) or not known:
             raise UsageError(
                 'Expected missing= a mapping of patterns (str) to "error", "keep" or a checkpoint,'
-                f" got {pattern!r}: {type(supply).__name__}"
+                f" got {format_value(pattern)}: {type(supply).__name__}"
                 + ("" if known else "; hint: a tree of values is templax.Recipe(lambda: tree)")
             )
 
@@ -179,13 +182,14 @@ def _check_missing(missing: Missing) -> None:
 def _check_extra(extra: Extra) -> None:
     choices = extra if isinstance(extra, Mapping) else {"*": extra}
     for pattern, choice in choices.items():
-        if not isinstance(pattern, str) or choice not in ("error", "ignore"):
+        known = isinstance(choice, str) and choice in ("error", "ignore")
+        if not isinstance(pattern, str) or not known:
             hint = ""
             if isinstance(extra, str) and not extra.isidentifier():
                 hint = f'; hint: extra={{{quote_text(extra)}: "ignore"}} ignores what it matches'
             raise UsageError(
                 'Expected extra="error", "ignore" or a mapping of patterns (str) to one of these,'
-                f" got {extra!r}{hint}"
+                f" got {format_value(extra)}{hint}"
             )
 
 

@@ -14,6 +14,7 @@ from .._core.arguments import check_int
 from .._core.dtypes import read_number
 from .._core.json_text import encode_json
 from .._core.progress import Progress, check_progress
+from .._core.text import format_value
 from .._core.workers import MEMORY_BYTES, choose_threads
 from ..errors import UsageError
 from ..formats.safetensors_write import SUMS
@@ -153,7 +154,7 @@ def choose_format(format: str | None, path: str, argument: str = "format") -> tu
     known = ("orbax", *SUFFIXES)
     if format is not None and format not in known:
         listed = ", ".join(f"`{name}`" for name in known)
-        raise UsageError(f"Expected {argument}= one of {listed}, got {format!r}")
+        raise UsageError(f"Expected {argument}= one of {listed}, got {format_value(format)}")
     found = next((name for name, suffix in SUFFIXES.items() if path.endswith(suffix)), None)
     if found is None or format == "orbax":
         return format or "orbax", False
@@ -182,9 +183,8 @@ def _parse_level(compression: str | None) -> int | None:
     found = _COMPRESSION.fullmatch(compression) if isinstance(compression, str) else None
     level = int(found["level"] or _DEFAULT_LEVEL) if found else 0
     if not 1 <= level <= 22:
-        raise UsageError(
-            f'Expected compression=None, "zstd" or "zstd:1" to "zstd:22", got {compression!r}'
-        )
+        got = format_value(compression)
+        raise UsageError(f'Expected compression=None, "zstd" or "zstd:1" to "zstd:22", got {got}')
     return level
 
 

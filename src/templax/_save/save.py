@@ -115,7 +115,8 @@ def save(
     call = open_call("saving", path, timeout=timeout, alone=alone)
     with call.report_errors():  # arguments included: the others wait for this call
         if not known:
-            raise UsageError(f"Expected a path to save to, got {url!r}")
+            hint = "; hint: tx.save(path, tree)" if isinstance(tree, (str, os.PathLike)) else ""
+            raise UsageError(f"Expected a path to save to, got {type(url).__name__}{hint}")
         options = make_options(
             format=format,
             path="" if isinstance(url, Sink) else path,

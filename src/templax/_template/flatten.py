@@ -83,6 +83,16 @@ def flatten_tree(tree: PyTree, is_leaf: IsLeaf | None = None) -> FlatTree:
     Raises:
         ValueError: JAX can't flatten it, for example a dict with keys 0 and "0".
     """
+    try:
+        return _flatten_tree(tree, is_leaf)
+    except (RecursionError, SystemError) as error:
+        # JAX raises SystemError because of a RecursionError.
+        if not any(isinstance(each, RecursionError) for each in (error, error.__cause__)):
+            raise
+        raise ValueError("it has too many levels for JAX") from error
+
+
+def _flatten_tree(tree: PyTree, is_leaf: IsLeaf | None) -> FlatTree:
     is_module, is_object = _find_module_types()
     modules = (
         [] if is_module is None else [x for x in jtu.tree_leaves(tree, is_module) if is_module(x)]

@@ -14,6 +14,7 @@ import numpy as np
 from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from .._core.boxes import Box, Shape, box_from_index, contains, full_box
+from .._core.text import format_value
 from .._jax.versions import SET_MESH, Format, Layout, current_mesh, format_of, layout_of
 from ..errors import Mismatch, UsageError
 from .sharding import NO_DEVICES, Sharding, find_sharding_problem
@@ -54,7 +55,9 @@ def resolve_sharding(leaf: Any, override: Any) -> tuple[jax.sharding.Sharding | 
     if layout is Layout.AUTO:
         layout = None
     if sharding is not None and not isinstance(sharding, jax.sharding.Sharding):
-        raise UsageError(f"Expected a jax.sharding.Sharding or a device, got {sharding!r}")
+        raise UsageError(
+            f"Expected a jax.sharding.Sharding or a device, got {format_value(sharding)}"
+        )
     if isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, AbstractMesh):
         mesh = current_mesh()
         if mesh is not None and mesh.shape == sharding.mesh.shape:

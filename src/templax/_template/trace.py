@@ -78,7 +78,10 @@ def template_of(
     elif args or kwargs:
         raise UsageError(f"Expected a function to call with arguments, got {type(init).__name__}")
     else:
-        tree = map_tree(_abstract_leaf, init)
+        try:
+            tree = map_tree(_abstract_leaf, init)
+        except ValueError as error:
+            raise UsageError(f"Expected a function or a pytree: {error}") from error
     if specs is None and mesh is None:
         return tree
     mesh = mesh if mesh is not None else current_mesh()
@@ -152,7 +155,11 @@ class Traced:
         for i, x in zip(self._inputs, inputs, strict=True):
             leaves[i] = x
         args, kwargs = self._treedef.unflatten(leaves)
-        flat = flatten_tree(self._fn(*args, **kwargs))
+        result = self._fn(*args, **kwargs)
+        try:
+            flat = flatten_tree(result)
+        except ValueError as error:
+            raise UsageError(f"Expected a function that returns a pytree: {error}") from error
         out, self._result = flat.leaves, flat.treedef
         self.statics = {i: x for i, x in enumerate(out) if not isinstance(x, jax.Array)}
         return [x for x in out if isinstance(x, jax.Array)]

@@ -226,7 +226,8 @@ def parse_topology(
     sizes: dict[str, int] = {}
     for axis in mesh.split(","):
         name, _, size = axis.partition("=")
-        if not name or not size.isascii() or not size.isdecimal() or name in sizes:
+        is_number = size.isascii() and size.isdecimal() and len(size) < 10
+        if not name or not is_number or int(size) < 1 or name in sizes:
             text = f"expected AXIS=SIZE,... such as data=64,model=32, got {mesh}"
             raise click.BadParameter(text, param_hint="--mesh")
         sizes[name] = int(size)

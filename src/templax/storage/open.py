@@ -161,7 +161,8 @@ def path_text(url: object, *, given: bool = False) -> str:
         return str(fs.unstrip_protocol(getattr(url, "path")))  # noqa: B009
     path: object = os.fspath(url) if isinstance(url, (str, os.PathLike)) else url
     if not isinstance(path, str) or "\0" in path:
-        raise UsageError(f"Expected a path (str), got {path!r}")
+        got = repr(path) if isinstance(path, str) else type(path).__name__
+        raise UsageError(f"Expected a path (str), got {got}")
     return path
 
 

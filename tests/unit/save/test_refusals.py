@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import templax as tx
-from helpers import assert_same_tree
+from helpers import assert_same_tree, run_python
 from templax._save import item, job
 from templax.formats.orbax import limits
 
@@ -262,3 +262,33 @@ def test_more_chunks_than_an_index_holds_are_refused(
         "This tree can't be saved: `b` is cut into 4 chunks, and all arrays together make 7 keys,"
         " more than 6"
     )
+
+
+def test_arguments_in_the_wrong_order_are_told_so(tmp_path: Path) -> None:
+    tree = {"w": np.ones(1000)}
+    with pytest.raises(tx.UsageError) as caught:
+        tx.save(tree, str(tmp_path / "ckpt"))  # pyright: ignore[reportArgumentType]
+    assert str(caught.value) == "Expected a path to save to, got dict; hint: tx.save(path, tree)"
+    tx.save(tmp_path / "ckpt", tree)
+    with pytest.raises(tx.UsageError, match=r'Expected extra="error", "ignore" or .*, got .*…$'):
+        tx.restore(tmp_path / "ckpt", tree, extra=tree)  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.slow
+def test_a_tree_that_is_too_deep_for_jax_is_refused(tmp_path: Path) -> None:
+    # In a process of its own, as JAX does not give back all of the stack.
+    code = (
+        "import sys, numpy as np, jax, templax as tx\n"
+        "path = sys.argv[1]\n"
+        "tx.save(path, {'w': np.ones(2)})\n"
+        "tree = np.ones(2)\n"
+        "for _ in range(2000):\n"
+        "    tree = {'k': tree}\n"
+        "try:\n"
+        "    tx.check(path, tree)\n"
+        "except tx.UsageError as error:\n"
+        "    print(error)\n"
+    )
+    result = run_python("-c", code, tmp_path / "ckpt")
+    said = "Expected a pytree as template: it has too many levels for JAX"
+    assert result.stdout.splitlines() == [said]
