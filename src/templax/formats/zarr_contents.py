@@ -164,7 +164,7 @@ class _Tree:
                 is_group = file == GROUP
                 about = self.container.objects.get(prefix + ATTRIBUTES)
                 if about is not None:
-                    attributes = parse_attributes(read_extent(self.source, about))
+                    attributes = self._read_attributes(about)
             if attributes:
                 self.attributes[name] = attributes
             if is_group:
@@ -187,6 +187,12 @@ class _Tree:
         self.entries.append(
             LeafEntry(join_path(path), path, array.shape, array.dtype, handle=handle)
         )
+
+    def _read_attributes(self, extent: Extent) -> Mapping[str, Any]:
+        try:
+            return parse_attributes(read_extent(self.source, extent))
+        except CheckpointError as error:
+            raise error.locate(file=extent.key) from error
 
     def _read_consolidated(self) -> None:
         for file in (CONSOLIDATED, NODE):

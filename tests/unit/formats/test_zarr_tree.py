@@ -124,6 +124,21 @@ def test_attributes_are_metadata_by_node_and_empty_groups_are_empty_dicts() -> N
     assert catalog.empties == {("g", "e"): "Dict"}
 
 
+def test_attributes_may_hold_what_python_takes_for_json() -> None:
+    """zarr-python and xarray write NaN, infinities, and lone surrogates."""
+    said = {"missing_value": float("-inf"), "units": "\ud800", "big": 10**30}
+    files = {".zgroup": GROUP, "w/.zarray": zarray(), "w/.zattrs": json.dumps(said).encode()}
+    whole = {"w/.zarray": json.loads(zarray()), "w/.zattrs": said | {"nan": float("nan")}}
+    files[".zmetadata"] = json.dumps({"metadata": whole}).encode()
+    assert open_files(files).metadata["attributes"] == {"w": said}
+    array = json.loads(zarr3(attributes=said))
+    group = json.loads(GROUP3) | {"consolidated_metadata": {"metadata": {"w": array}}}
+    files = {"zarr.json": json.dumps(group).encode(), "w/zarr.json": json.dumps(array).encode()}
+    metadata = open_files(files).metadata
+    assert metadata["attributes"] == {"w": said}
+    assert "consolidated metadata" not in metadata
+
+
 def test_consolidated_metadata_that_differs_is_named_and_not_used() -> None:
     found = {"w/.zarray": json.loads(zarray(shape=[2])), "gone/.zarray": json.loads(zarray())}
     text = json.dumps({"zarr_consolidated_format": 1, "metadata": found}).encode()
@@ -153,6 +168,18 @@ def test_an_array_whose_own_metadata_was_lost_is_damage() -> None:
         ({".zgroup": GROUP, "a/.zarray": b"{}"}, Corrupted, "file `a/.zarray`"),
         ({".zgroup": GROUP, ".zattrs": b"[1]"}, Corrupted, "`.zattrs` is unreadable"),
         ({".zgroup": GROUP, ".zattrs": b'{"a":1,"a":2}'}, Corrupted, "`.zattrs` is unreadable"),
+        (
+            {".zgroup": GROUP, "w/.zarray": zarray(), "w/.zattrs": b"{"},
+            Corrupted,
+            r"`.zattrs` is unreadable.* - file `w/\.zattrs`",
+        ),
+        ({"zarr.json": GROUP3.replace(b"{}", b'{"a":1,"a":2}')}, Corrupted, "'a' occurs twice"),
+        ({".zgroup": GROUP, ".zattrs": b'{"a":%s}' % (b"1" * 4400)}, Corrupted, "unreadable"),
+        (
+            {".zgroup": GROUP, ".zattrs": b'{"a":%s}' % (b"[" * 300 + b"]" * 300)},
+            Corrupted,
+            "more than 260 levels",
+        ),
         ({".zgroup": GROUP, ".zmetadata": b"1"}, Corrupted, "`.zmetadata` is unreadable"),
         ({".zgroup": GROUP, "a/.zarray": b" " * (1 << 21)}, Corrupted, "at most 1048576 bytes"),
         ({".zgroup": GROUP, f"{'a/' * 400}.zarray": zarray()}, Unsupported, "of 300 levels"),
