@@ -25,7 +25,7 @@ from ..storage.signatures import MAX_METADATA
 from ..storage.source import Source
 from .file_names import GROUP, MANIFEST, ROOTS
 from .ocdbt.read import read_database
-from .orbax.regions import describe_arrays, describe_database
+from .ocdbt.regions import describe_database
 from .zarr.container import ArrayLocator, Container, list_files, missing_dot_file_error, read_extent
 from .zarr.metadata import MAX_FILE, Array, parse_metadata
 from .zarr.nodes import (
@@ -38,6 +38,7 @@ from .zarr.nodes import (
     parse_attributes,
     parse_node,
 )
+from .zarr.regions import describe_arrays
 
 _METADATA = frozenset((*ROOTS, ATTRIBUTES, CONSOLIDATED))
 
