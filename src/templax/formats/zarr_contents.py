@@ -134,10 +134,7 @@ class _Tree:
             Corrupted, Unsupported, UnknownFormat: See `ZarrTree.open`.
         """
         self.keys = sorted(self.container.objects)
-        for key in self.keys:
-            head, slash, last = key.rpartition("/")
-            if last in ROOTS:  # of several files, the first: what zarr 2 says also holds for 3
-                self.nodes.setdefault(head + slash, last)
+        self.nodes = list_nodes(self.keys)
         self._read_consolidated()
         parsed: dict[bytes, Array] = {}
         for prefix, file in self.nodes.items():
@@ -241,7 +238,7 @@ class _Tree:
                 "chunks that are absent, which means the fill value:"
                 f" {list_names(absent, _MAX_LISTED)}"
             )
-        others = self._list_others()
+        others = list_outside(self.keys, self.arrays)
         if others:
             noun = "keys" if self.container.index is not None else "files"
             listed = f"{len(others)}: {list_names(others, _MAX_LISTED)}"
@@ -259,23 +256,6 @@ class _Tree:
         others = sum(prefix + file in self.container.objects for file in _METADATA)
         return total - (last - first - others), total
 
-    def _list_others(self) -> list[str]:
-        """The keys that are no part of an array and no metadata."""
-        outer: list[str] = []
-        for prefix in self.arrays:
-            if not outer or not prefix.startswith(outer[-1]):
-                outer.append(prefix)
-
-        def is_inside(key: str) -> bool:
-            at = bisect.bisect_right(outer, key) - 1
-            return at >= 0 and key.startswith(outer[at])
-
-        return [
-            key
-            for key in self.keys
-            if key.rpartition("/")[2] not in _METADATA and not is_inside(key)
-        ]
-
     def find_empties(self) -> dict[Path, str]:
         """The groups with nothing below them, as empty dicts."""
         prefixes = sorted(self.nodes)
@@ -286,6 +266,35 @@ class _Tree:
             if prefix and not following.get(prefix, "").startswith(prefix)
         ]
         return {_split(prefix.removesuffix("/")): "Dict" for prefix in empty}
+
+
+def list_nodes(keys: Iterable[str]) -> dict[str, str]:
+    """What the keys of each node begin with → its metadata file, in the order of the keys."""
+    nodes: dict[str, str] = {}
+    for key in keys:
+        head, slash, last = key.rpartition("/")
+        if last in ROOTS:  # of several files, the first: what zarr 2 says also holds for 3
+            nodes.setdefault(head + slash, last)
+    return nodes
+
+
+def list_outside(keys: Iterable[str], arrays: Iterable[str]) -> list[str]:
+    """The keys that are no part of an array and no metadata.
+
+    Args:
+        keys: All keys.
+        arrays: What the keys of each array begin with.
+    """
+    outer: list[str] = []
+    for prefix in sorted(arrays):
+        if not outer or not prefix.startswith(outer[-1]):
+            outer.append(prefix)
+
+    def is_inside(key: str) -> bool:
+        at = bisect.bisect_right(outer, key) - 1
+        return at >= 0 and key.startswith(outer[at])
+
+    return [key for key in keys if key.rpartition("/")[2] not in _METADATA and not is_inside(key)]
 
 
 def _split(name: str) -> Path:

@@ -312,15 +312,6 @@ def test_a_restore_and_a_verification_name_leaves_with_absent_chunks() -> None:
     assert tx.plan(source, {"v": ..., "w": ONES}).filled == ()
 
 
-def test_arrays_below_flat_ones_without_a_group_are_named_as_not_read(tmp_path: Path) -> None:
-    for name in ("a", "deep/b", "deep/er/c"):
-        (tmp_path / "x" / name).mkdir(parents=True)
-        (tmp_path / "x" / name / ".zarray").write_bytes(zarray())
-    catalog = tx.open(tmp_path / "x")
-    assert (catalog.format, list(catalog.leaves)) == ("orbax", ["a"])
-    assert catalog.metadata == {"not read": {"deeper arrays": "2: `deep/b`, `deep/er/c`"}}
-
-
 def test_other_files_beside_arrays_without_metadata_are_listed(tmp_path: Path) -> None:
     for name in ("mean", "std"):
         shutil.copytree(CORPUS / "zarr-array" / "tree.zarr", tmp_path / name)

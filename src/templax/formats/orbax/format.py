@@ -19,6 +19,7 @@ from .directory import (
     MAX_PROBES,
     TREE,
     Root,
+    are_bare,
     examine_directory,
     has_orbax_files,
     list_items,
@@ -54,7 +55,14 @@ class Orbax:
     def detect(self, source: Source) -> str | None:
         """Evidence, in words, of an Orbax checkpoint or of a directory of several; or None."""
         root = examine_directory(source)
-        return root.evidence if root is not None else None
+        if root is None:
+            return None
+        if root.what == "item" and are_bare(source, list_names(source)):
+            from .bare_arrays import describe_others
+
+            if describe_others(source) is not None:
+                return None  # a directory of several checkpoints, which `diagnose` describes
+        return root.evidence
 
     def open(self, source: Source) -> Catalog:
         """The catalog of the item at `source`, or of the only pytree item in it.
@@ -288,6 +296,10 @@ def _open_item(source: Source, about: dict[str, Any], uncommitted: str | None) -
         from .indexed_item import open_indexed_item
 
         return open_indexed_item(source, about, uncommitted)
+    if are_bare(source, present):
+        from .bare_arrays import open_bare_arrays
+
+        return open_bare_arrays(source, about, uncommitted)
     from .item import open_item
 
     return open_item(source, present, about, uncommitted)
