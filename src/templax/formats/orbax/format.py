@@ -12,7 +12,7 @@ from ..._core.text import quote_text
 from ...errors import CheckpointError, SourceError, Uncommitted, UnknownFormat
 from ...storage.signatures import SAFETENSORS, read_head, recognise
 from ...storage.source import Source
-from ..file_names import FILES, INDEX_FILE
+from ..file_names import FILES, INDEX_FILE, MANIFEST
 from .directory import (
     DATABASE_DIRECTORIES,
     MARKS,
@@ -226,8 +226,9 @@ def part_of_item_error(source: Source) -> UnknownFormat | None:
             root = examine_directory(parent)
         if root is None or root.what != "item" or _is_process_directory(parent):
             continue
-        # An array beside others may be anybody's, and is a tree of its own.
-        if part or has_orbax_files(parent, list_names(parent)):
+        # What is beside arrays may be anybody's, and an array is a tree of its own.
+        names = list_names(parent)
+        if has_orbax_files(parent, names) or (part and MANIFEST in names):
             what = f"{source.url} is a part of the checkpoint {parent.url}"
             return UnknownFormat(what, hint=open_hint(list_openable(parent)))
     return None

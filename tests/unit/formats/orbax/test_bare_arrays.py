@@ -129,3 +129,14 @@ def test_a_checkpoint_deep_below_arrays_is_not_a_part_of_their_tree(
     with pytest.raises(UnknownFormat, match="and other checkpoints in `old`; hint") as caught:
         tx.open(tmp_path)
     assert f'"{tmp_path}/step"' in str(caught.value.hint)
+
+
+def test_a_file_beside_arrays_is_diagnosed_as_what_it_is(tmp_path: Path) -> None:
+    put_array(tmp_path / "mean", ONES)
+    (tmp_path / "opt.pkl").write_bytes(pickle.dumps({"seed": 1}))
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n"
+    (tmp_path / "a.safetensors").write_bytes(pointer)
+    with pytest.raises(UnknownFormat, match=r"tx\.Recipe\(lambda: pickle\.loads"):
+        tx.open(tmp_path / "opt.pkl")
+    with pytest.raises(UnknownFormat, match="run `git lfs pull`"):
+        tx.open(tmp_path / "a.safetensors")
