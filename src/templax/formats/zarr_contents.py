@@ -183,7 +183,14 @@ class _Tree:
         path = _split(name)
         handle = _Handle(array, prefix)
         self.entries.append(
-            LeafEntry(join_path(path), path, array.shape, array.dtype, handle=handle)
+            LeafEntry(
+                join_path(path),
+                path,
+                array.shape,
+                array.dtype,
+                handle=handle,
+                undecodable=array.unsupported,
+            )
         )
 
     def _read_attributes(self, extent: Extent) -> Mapping[str, Any]:

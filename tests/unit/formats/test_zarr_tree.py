@@ -15,7 +15,7 @@ import pytest
 import tensorstore as ts
 
 import templax as tx
-from helpers import CORPUS
+from helpers import CORPUS, run_cli
 from templax.errors import Corrupted, NotFound, UnknownFormat, Unsupported
 from templax.storage import Memory
 
@@ -110,6 +110,32 @@ def test_an_array_of_an_unknown_codec_is_listed_and_refused_when_it_is_read() ->
     np.testing.assert_array_equal(tx.restore(source, {"w": ONES, "q": ...})["w"], ONES)
     with pytest.raises(Unsupported, match="no zarr filters, got `delta` - at `q`"):
         tx.restore(source, {"q": ONES, "w": ONES})
+
+
+def test_what_ls_prints_restores_a_tree_without_the_arrays_that_can_not_be_decoded(
+    tmp_path: Path,
+) -> None:
+    path = copy_case("zarr-2.18.7", tmp_path / "t")
+    assert "catalog.template())" in run_cli("ls", path).output
+    put = {"v": {"compressor": {"id": "bz2", "level": 1}}, "x/q": {"filters": [{"id": "delta"}]}}
+    for name, changes in put.items():
+        (path / name).mkdir(parents=True)
+        (path / name / ".zarray").write_bytes(zarray(chunks=[4], **changes))
+        (path / name / "0").write_bytes(HALF)
+    shown = " ".join(run_cli("ls", path).output.split())
+    assert "not decoded `v`: templax does not read codec `bz2`" in shown
+    assert "not decoded `x.q`: templax reads no zarr filters, got `delta`" in shown
+    assert "can't be decoded" in shown
+    listed = json.loads(run_cli("ls", path, "--json").output)
+    reasons = {leaf["name"]: leaf["undecodable"] for leaf in listed["leaves"]}
+    assert (reasons["v"], reasons["kernel"]) == ("templax does not read codec `bz2`", None)
+    code = [line for line in listed["restore"].splitlines() if line.startswith(("cat", "tree"))]
+    found: dict[str, Any] = {}
+    exec("\n".join(code[:2]), {"tx": tx}, found)
+    assert found["tree"]["v"] is found["tree"]["x"]["q"] is ...
+    assert found["tree"]["kernel"].shape == (7, 5)
+    with pytest.raises(Unsupported, match="to leave them out"):
+        tx.restore(path, tx.open(path).template())
 
 
 def test_attributes_are_metadata_by_node_and_empty_groups_are_empty_dicts() -> None:

@@ -236,9 +236,11 @@ def _build_entries(
         else:
             shape, dtype = handle.shape, handle.dtype
         sharding = shardings.get(name) if shardings else None
-        entries.append(
-            LeafEntry(name, leaf.path, shape, dtype, kind, impl, value, sharding, handle)
+        problem = handle.unsupported if isinstance(handle, Array) else None
+        entry = LeafEntry(
+            name, leaf.path, shape, dtype, kind, impl, value, sharding, handle, undecodable=problem
         )
+        entries.append(entry)
     return tuple(entries)
 
 
