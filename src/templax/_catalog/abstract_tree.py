@@ -5,7 +5,7 @@ Its arrays are those of JAX where JAX is installed, and numpy's elsewhere.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,15 +21,22 @@ from .entry import LeafEntry
 
 
 def build_abstract_tree(
-    entries: Sequence[LeafEntry], empties: Mapping[Path, str], unread: Iterable[str] = ()
+    entries: Sequence[LeafEntry],
+    empties: Mapping[Path, str],
+    unread: Iterable[str] = (),
+    skipped: Container[str] = (),
 ) -> PyTree:
     """The tree that the leaves, empty nodes and unread leaves form; see `Catalog.template`.
+
+    Args:
+        entries, empties, unread: See `Catalog`.
+        skipped: Names of leaves in whose place is `...`.
 
     Raises:
         Corrupted: Two leaves share a name, the tree is too deep, or a key's PRNG is unknown.
     """
     with_jax = can_import_jax()
-    leaves = [(entry.path, _make_leaf(entry, with_jax)) for entry in entries]
+    leaves = [(e.path, ... if e.name in skipped else _make_leaf(e, with_jax)) for e in entries]
     leaves += [(path, ...) for path in find_unread_paths(unread, [entry.path for entry in entries])]
     try:
         return _build_tree(leaves, empties)

@@ -184,8 +184,12 @@ class Catalog:
         """
         return self.locator(entries) if damages is None else self.locator(entries, damages)
 
-    def template(self) -> Any:
+    def template(self, *, decodable_only: bool = False) -> Any:
         """An abstract tree of the whole checkpoint: the template with which `restore` loads it all.
+
+        Args:
+            decodable_only: Whether `...` takes the place of leaves that templax can't decode (see
+                `LeafEntry.undecodable`), too. Otherwise a restore of them is an error.
 
         Returns:
             Nested dicts and lists of `jax.ShapeDtypeStruct` without sharding. Python numbers and
@@ -210,4 +214,5 @@ class Catalog:
         """
         from .abstract_tree import build_abstract_tree  # imports JAX, if it is installed
 
-        return build_abstract_tree(self.entries, self.empties, self.unread)
+        skipped = {e.name for e in self.entries if decodable_only and e.undecodable is not None}
+        return build_abstract_tree(self.entries, self.empties, self.unread, skipped)

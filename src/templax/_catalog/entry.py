@@ -152,6 +152,8 @@ class LeafEntry(LeafSpec, frozen=True, gc=False):
         quantisation: How the values are stored, such as "Q4_K", if they must be computed from
             fewer bits. `dtype` is then that of the result.
         made_from: In a view, the stored leaves that it is made of, in words.
+        undecodable: Why templax can't decode the values, such as a codec that it does not know;
+            None if nothing in the metadata says so.
 
     Example:
         >>> import numpy as np
@@ -168,6 +170,7 @@ class LeafEntry(LeafSpec, frozen=True, gc=False):
     handle: Any = None
     quantisation: str | None = None
     made_from: str | None = None
+    undecodable: str | None = None
 
     def __repr__(self) -> str:
         return f"LeafEntry({self.name!r}, {self.dtype_name}{self.user_shape}, {self.kind})"

@@ -225,7 +225,7 @@ class _Tree:
         known: dict[tuple[Any, ...], int] = {}
         numbers: list[int] = []
         for entry in self._entries:
-            text = (entry.value, entry.saved_sharding, entry.quantisation)
+            text = (entry.value, entry.saved_sharding, entry.quantisation, entry.undecodable)
             key = (entry.shape, entry.dtype, entry.kind, entry.key_impl, text)
             number = known.get(key)
             if number is None:
@@ -344,6 +344,8 @@ def _make_row(
         notes.append(entry.saved_sharding)
     if entry.quantisation is not None:
         notes.append(f"from {entry.quantisation}")
+    if entry.undecodable is not None:
+        notes.append("can't be decoded")
     if entry.made_from is not None:
         notes.append(f"from {entry.made_from}" + (" and alike" if stands_for_more else ""))
     shape = "" if entry.kind == "string" else str(entry.user_shape)

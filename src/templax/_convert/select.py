@@ -12,6 +12,7 @@ from .._catalog.catalog import Catalog
 from .._catalog.entry import LeafEntry
 from .._catalog.written import Leaf, ValueType, refuse_leaves
 from .._core.dtypes import DTYPES, PYTHON_DTYPES, class_of, parse_dtype
+from .._core.json_text import encode_json
 from .._core.names import (
     Path,
     Rename,
@@ -276,9 +277,20 @@ def _select_metadata(found: Selection, catalog: Catalog, to: str) -> None:
         about = {key: value for key, value in about.items() if key not in _OF_ORBAX}
     for key, value in custom.items() if isinstance(custom, Mapping) else ():
         fits = to == "safetensors" and isinstance(value, str) and key != SUMS
-        if to == "orbax" or fits:
-            found.metadata[str(key)] = value
-        else:
+        if to != "orbax" and not fits:
             found.lose("metadata that the format has no place for", str(key))
+        elif not _is_readable({key: value}):
+            found.lose("metadata that readers refuse, such as text that is not Unicode", str(key))
+        else:
+            found.metadata[str(key)] = value
     for key in about if orbax else ():
         found.lose("metadata that the format has no place for", str(key))
+
+
+def _is_readable(metadata: Mapping[str, Any]) -> bool:
+    """Whether metadata can be read again as JSON. Some sources have lone surrogates in it."""
+    try:
+        encode_json(metadata)
+    except ValueError:
+        return False
+    return True

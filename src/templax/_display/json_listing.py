@@ -31,7 +31,7 @@ def catalog_fields(catalog: Catalog, shown: Sequence[LeafEntry], code: str) -> d
             "dtype": entry.dtype_name,
             "shape": entry.user_shape,
             **select_fields(entry, "nbytes", "parameter_count", "saved_sharding", "quantisation"),
-            **select_fields(entry, "made_from"),
+            **select_fields(entry, "made_from", "undecodable"),
             "fingerprint": None if recorded is None else recorded.leaves[entry.name],
         }
         for entry in shown

@@ -16,7 +16,7 @@ from .._catalog.entry import LeafEntry
 from .._catalog.fingerprint import recorded_fingerprint
 from .._catalog.tree_rows import format_total, measure_leaves
 from .._core.names import join_path
-from .._core.text import format_size, quote_text
+from .._core.text import format_size, list_names, quote_text
 
 _MAX_FACT = 400
 """Most characters of metadata that are shown. The `_metadata` of a state dict names all modules."""
@@ -53,12 +53,18 @@ def describe_checkpoint(catalog: Catalog, shown: Sequence[LeafEntry]) -> Iterato
         known.pop(detail, None)  # only --json shows them
     saved = known.pop("commit_timestamp_nsecs", None)
     others = known.pop("not read") if isinstance(known.get("not read"), Mapping) else {}
+    undecodable: dict[str, list[str]] = {}
+    for entry in catalog.entries:
+        if entry.undecodable is not None:
+            undecodable.setdefault(entry.undecodable, []).append(entry.name)
     not_read = {**catalog.unread, **others}
     for name in dict.fromkeys((*_FACTS, *sorted(known))):
         value = known.pop(name, None)
         if value not in (None, {}, [], ""):
             text = value if isinstance(value, str) else json.dumps(value, default=str)
             yield name.replace("_", " ") if name in _FACTS else f"metadata `{name}`", _cut(text)
+    for why, names in itertools.islice(undecodable.items(), _MAX_NOT_READ):
+        yield "not decoded", _cut(f"{list_names(names)}: {why}")
     for name, why in itertools.islice(not_read.items(), _MAX_NOT_READ):
         yield "not read", _cut(f"`{name}`: {why}")
     if len(not_read) > _MAX_NOT_READ:
@@ -112,6 +118,8 @@ def make_restore_code(
     all_paths = [e.path for e in catalog.entries]
     paths = {path[: path.index("params") + 1] for path in all_paths if "params" in path[:-1]}
     wrapped = sorted({join_path(path) for path in paths})
+    problems = any(entry.undecodable is not None for entry in catalog.entries)
+    options = "decodable_only=True" if problems else ""
     arguments = "template"
     if len(wrapped) == 1:
         arguments = f'template["params"], at={quote_text(wrapped[0])}'
@@ -120,7 +128,7 @@ def make_restore_code(
             "import templax as tx",
             "",
             f"catalog = {opened}",
-            "tree = tx.restore(catalog, catalog.template())",
+            f"tree = tx.restore(catalog, catalog.template({options}))",
             "",
             "# or into the tree of your model, checking the shape and dtype of every leaf:",
             "template = tx.template_of(model.init, key, x)",

@@ -21,6 +21,7 @@ from .file_formats import iter_file_formats, iter_set_formats
 from .file_set import FileSet
 from .flax.arrays import FlaxArrays
 from .foreign import UNPACK, describe_file
+from .orbax.bare_arrays import describe_others
 from .orbax.directory import MAX_PROBES, Root, examine_directory
 from .orbax.format import (
     find_below,
@@ -34,6 +35,7 @@ from .orbax.step_names import basename, is_temporary, natural_order, step_prefix
 from .protocol import Format
 from .safetensors import SHARD_NAME, Safetensors
 from .zarr.container import missing_dot_file_error
+from .zarr_tree import ZarrTree
 
 _CHUNK = re.compile(r"[0-9]+(\.[0-9]+)*")
 
@@ -152,10 +154,13 @@ def _shards_error(source: Source, children: list[ObjectInfo]) -> Unsupported | N
 def _checkpoints_below_error(source: Source, children: list[ObjectInfo]) -> UnknownFormat | None:
     """The error for a directory of checkpoints that are not steps, if `source` is one."""
     files = list_openable_files(source, children)
-    names = [info.key.rstrip("/") for info in children if info.is_dir]
     # The arrays of a file of Flax, beside it, are a part of what the file is.
-    found = find_below(source, [n for n in names if FlaxArrays().detect(source.at(n)) is None])
-    below = [info for name in found for info in found[name]]
+    names = [info.key.rstrip("/") for info in children if info.is_dir]
+    names = [name for name in names if FlaxArrays().detect(source.at(name)) is None]
+    found = find_below(source, names)
+    below = [url for name in found for url in found[name]]
+    others = [source.at(name) for name in names if name not in found]
+    below += filter(None, (_open_with([ZarrTree()], child) for child in others[:MAX_PROBES]))
     if not below and not files:
         # A directory of directories with a file in each, or the files of one checkpoint.
         directories = [source.at(info.key.rstrip("/")) for info in children if info.is_dir]
@@ -173,7 +178,10 @@ def _checkpoints_below_error(source: Source, children: list[ObjectInfo]) -> Unkn
         listed = list_ends([f"`{name}`" for name in names])
         what = f"a directory of checkpoints, the highest number first: {listed}"
         return _unknown_format(what, source, open_hint(files[:1]))
-    return _unknown_format("a directory that holds checkpoints", source, open_hint(files + below))
+    root = examine_directory(source)
+    others = describe_others(source) if root is not None and root.what == "item" else None
+    what = f"a directory that holds {others or 'checkpoints'}"
+    return _unknown_format(what, source, open_hint(files + below))
 
 
 def list_openable_files(source: Source, children: list[ObjectInfo]) -> list[str]:

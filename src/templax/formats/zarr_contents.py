@@ -25,7 +25,7 @@ from ..storage.signatures import MAX_METADATA
 from ..storage.source import Source
 from .file_names import GROUP, MANIFEST, ROOTS
 from .ocdbt.read import read_database
-from .orbax.regions import describe_arrays, describe_database
+from .ocdbt.regions import describe_database
 from .zarr.container import ArrayLocator, Container, list_files, missing_dot_file_error, read_extent
 from .zarr.metadata import MAX_FILE, Array, parse_metadata
 from .zarr.nodes import (
@@ -38,6 +38,7 @@ from .zarr.nodes import (
     parse_attributes,
     parse_node,
 )
+from .zarr.regions import describe_arrays
 
 _METADATA = frozenset((*ROOTS, ATTRIBUTES, CONSOLIDATED))
 
@@ -133,10 +134,7 @@ class _Tree:
             Corrupted, Unsupported, UnknownFormat: See `ZarrTree.open`.
         """
         self.keys = sorted(self.container.objects)
-        for key in self.keys:
-            head, slash, last = key.rpartition("/")
-            if last in ROOTS:  # of several files, the first: what zarr 2 says also holds for 3
-                self.nodes.setdefault(head + slash, last)
+        self.nodes = list_nodes(self.keys)
         self._read_consolidated()
         parsed: dict[bytes, Array] = {}
         for prefix, file in self.nodes.items():
@@ -164,7 +162,7 @@ class _Tree:
                 is_group = file == GROUP
                 about = self.container.objects.get(prefix + ATTRIBUTES)
                 if about is not None:
-                    attributes = parse_attributes(read_extent(self.source, about))
+                    attributes = self._read_attributes(about)
             if attributes:
                 self.attributes[name] = attributes
             if is_group:
@@ -185,8 +183,21 @@ class _Tree:
         path = _split(name)
         handle = _Handle(array, prefix)
         self.entries.append(
-            LeafEntry(join_path(path), path, array.shape, array.dtype, handle=handle)
+            LeafEntry(
+                join_path(path),
+                path,
+                array.shape,
+                array.dtype,
+                handle=handle,
+                undecodable=array.unsupported,
+            )
         )
+
+    def _read_attributes(self, extent: Extent) -> Mapping[str, Any]:
+        try:
+            return parse_attributes(read_extent(self.source, extent))
+        except CheckpointError as error:
+            raise error.locate(file=extent.key) from error
 
     def _read_consolidated(self) -> None:
         for file in (CONSOLIDATED, NODE):
@@ -234,7 +245,7 @@ class _Tree:
                 "chunks that are absent, which means the fill value:"
                 f" {list_names(absent, _MAX_LISTED)}"
             )
-        others = self._list_others()
+        others = list_outside(self.keys, self.arrays)
         if others:
             noun = "keys" if self.container.index is not None else "files"
             listed = f"{len(others)}: {list_names(others, _MAX_LISTED)}"
@@ -252,23 +263,6 @@ class _Tree:
         others = sum(prefix + file in self.container.objects for file in _METADATA)
         return total - (last - first - others), total
 
-    def _list_others(self) -> list[str]:
-        """The keys that are no part of an array and no metadata."""
-        outer: list[str] = []
-        for prefix in self.arrays:
-            if not outer or not prefix.startswith(outer[-1]):
-                outer.append(prefix)
-
-        def is_inside(key: str) -> bool:
-            at = bisect.bisect_right(outer, key) - 1
-            return at >= 0 and key.startswith(outer[at])
-
-        return [
-            key
-            for key in self.keys
-            if key.rpartition("/")[2] not in _METADATA and not is_inside(key)
-        ]
-
     def find_empties(self) -> dict[Path, str]:
         """The groups with nothing below them, as empty dicts."""
         prefixes = sorted(self.nodes)
@@ -279,6 +273,35 @@ class _Tree:
             if prefix and not following.get(prefix, "").startswith(prefix)
         ]
         return {_split(prefix.removesuffix("/")): "Dict" for prefix in empty}
+
+
+def list_nodes(keys: Iterable[str]) -> dict[str, str]:
+    """What the keys of each node begin with → its metadata file, in the order of the keys."""
+    nodes: dict[str, str] = {}
+    for key in keys:
+        head, slash, last = key.rpartition("/")
+        if last in ROOTS:  # of several files, the first: what zarr 2 says also holds for 3
+            nodes.setdefault(head + slash, last)
+    return nodes
+
+
+def list_outside(keys: Iterable[str], arrays: Iterable[str]) -> list[str]:
+    """The keys that are no part of an array and no metadata.
+
+    Args:
+        keys: All keys.
+        arrays: What the keys of each array begin with.
+    """
+    outer: list[str] = []
+    for prefix in sorted(arrays):
+        if not outer or not prefix.startswith(outer[-1]):
+            outer.append(prefix)
+
+    def is_inside(key: str) -> bool:
+        at = bisect.bisect_right(outer, key) - 1
+        return at >= 0 and key.startswith(outer[at])
+
+    return [key for key in keys if key.rpartition("/")[2] not in _METADATA and not is_inside(key)]
 
 
 def _split(name: str) -> Path:

@@ -200,6 +200,7 @@ def test_ls_json_has_the_documented_fields():
         "saved_sharding": "single device cpu:0",
         "quantisation": None,
         "made_from": None,
+        "undecodable": None,
         "fingerprint": None,
     }
     assert data["fingerprint"] is None  # Orbax records none

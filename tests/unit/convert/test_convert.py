@@ -117,6 +117,20 @@ def test_safetensors_are_read_by_their_library(ckpt: Path, tmp_path: Path) -> No
     assert f"fingerprint {done.fingerprint}, read back and compared" in text
 
 
+def test_metadata_that_is_not_unicode_is_named_and_not_written(tmp_path: Path) -> None:
+    (tmp_path / "tree").mkdir()
+    array = {
+        "zarr_format": 2, "shape": [2], "chunks": [2], "dtype": "<f4", "compressor": None,
+        "fill_value": 0.0, "order": "C", "filters": None,
+    }  # fmt: skip
+    (tmp_path / "tree" / ".zarray").write_text(json.dumps(array))
+    (tmp_path / "tree" / ".zattrs").write_text(json.dumps({"s": "\ud800"}))
+    done = tx.convert(tmp_path / "tree", tmp_path / "copy", to="orbax")
+    said = "metadata that readers refuse, such as text that is not Unicode"
+    assert done.lost[said] == ("attributes",)
+    assert "commit_timestamp_nsecs" in tx.open(tmp_path / "copy").metadata
+
+
 def test_a_round_trip_restores_the_tree(ckpt: Path, tmp_path: Path) -> None:
     tx.convert(ckpt, tmp_path / "m.safetensors", at="params")
     tx.convert(tmp_path / "m.safetensors", tmp_path / "back", to="orbax")

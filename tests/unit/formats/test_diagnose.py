@@ -165,6 +165,7 @@ def test_a_group_of_zarr_is_no_array_of_an_orbax_checkpoint_around_it(tmp_path):
     assert str(around.value) == (
         f"Expected a checkpoint that templax reads at {tmp_path}, got a directory that holds"
         f' checkpoints; hint: open "{tmp_path}/a.safetensors" or "{tmp_path}/b.safetensors"'
+        f' or "{tmp_path}/tree.zarr"'
     )
     with pytest.raises(UnknownFormat, match=r"notes\.txt, got a file of another kind"):
         open_local(tmp_path / "notes.txt")

@@ -15,7 +15,7 @@ import pytest
 import tensorstore as ts
 
 import templax as tx
-from helpers import CORPUS
+from helpers import CORPUS, run_cli
 from templax.errors import Corrupted, NotFound, UnknownFormat, Unsupported
 from templax.storage import Memory
 
@@ -112,6 +112,32 @@ def test_an_array_of_an_unknown_codec_is_listed_and_refused_when_it_is_read() ->
         tx.restore(source, {"q": ONES, "w": ONES})
 
 
+def test_what_ls_prints_restores_a_tree_without_the_arrays_that_can_not_be_decoded(
+    tmp_path: Path,
+) -> None:
+    path = copy_case("zarr-2.18.7", tmp_path / "t")
+    assert "catalog.template())" in run_cli("ls", path).output
+    put = {"v": {"compressor": {"id": "bz2", "level": 1}}, "x/q": {"filters": [{"id": "delta"}]}}
+    for name, changes in put.items():
+        (path / name).mkdir(parents=True)
+        (path / name / ".zarray").write_bytes(zarray(chunks=[4], **changes))
+        (path / name / "0").write_bytes(HALF)
+    shown = " ".join(run_cli("ls", path).output.split())
+    assert "not decoded `v`: templax does not read codec `bz2`" in shown
+    assert "not decoded `x.q`: templax reads no zarr filters, got `delta`" in shown
+    assert "can't be decoded" in shown
+    listed = json.loads(run_cli("ls", path, "--json").output)
+    reasons = {leaf["name"]: leaf["undecodable"] for leaf in listed["leaves"]}
+    assert (reasons["v"], reasons["kernel"]) == ("templax does not read codec `bz2`", None)
+    code = [line for line in listed["restore"].splitlines() if line.startswith(("cat", "tree"))]
+    found: dict[str, Any] = {}
+    exec("\n".join(code[:2]), {"tx": tx}, found)
+    assert found["tree"]["v"] is found["tree"]["x"]["q"] is ...
+    assert found["tree"]["kernel"].shape == (7, 5)
+    with pytest.raises(Unsupported, match="to leave them out"):
+        tx.restore(path, tx.open(path).template())
+
+
 def test_attributes_are_metadata_by_node_and_empty_groups_are_empty_dicts() -> None:
     attributes = {".zattrs": b'{"run": 1}', "w/.zattrs": b'{"unit": "m"}', "e/.zgroup": GROUP}
     catalog = tx.open(tree_of(**attributes))
@@ -122,6 +148,21 @@ def test_attributes_are_metadata_by_node_and_empty_groups_are_empty_dicts() -> N
     catalog = open_files(files | {"g/zarr.json": GROUP3, "g/e/zarr.json": GROUP3})
     assert catalog.metadata["attributes"] == {"": {"run": 1}, "w": {"u": 2}}
     assert catalog.empties == {("g", "e"): "Dict"}
+
+
+def test_attributes_may_hold_what_python_takes_for_json() -> None:
+    """zarr-python and xarray write NaN, infinities, and lone surrogates."""
+    said = {"missing_value": float("-inf"), "units": "\ud800", "big": 10**30}
+    files = {".zgroup": GROUP, "w/.zarray": zarray(), "w/.zattrs": json.dumps(said).encode()}
+    whole = {"w/.zarray": json.loads(zarray()), "w/.zattrs": said | {"nan": float("nan")}}
+    files[".zmetadata"] = json.dumps({"metadata": whole}).encode()
+    assert open_files(files).metadata["attributes"] == {"w": said}
+    array = json.loads(zarr3(attributes=said))
+    group = json.loads(GROUP3) | {"consolidated_metadata": {"metadata": {"w": array}}}
+    files = {"zarr.json": json.dumps(group).encode(), "w/zarr.json": json.dumps(array).encode()}
+    metadata = open_files(files).metadata
+    assert metadata["attributes"] == {"w": said}
+    assert "consolidated metadata" not in metadata
 
 
 def test_consolidated_metadata_that_differs_is_named_and_not_used() -> None:
@@ -153,6 +194,18 @@ def test_an_array_whose_own_metadata_was_lost_is_damage() -> None:
         ({".zgroup": GROUP, "a/.zarray": b"{}"}, Corrupted, "file `a/.zarray`"),
         ({".zgroup": GROUP, ".zattrs": b"[1]"}, Corrupted, "`.zattrs` is unreadable"),
         ({".zgroup": GROUP, ".zattrs": b'{"a":1,"a":2}'}, Corrupted, "`.zattrs` is unreadable"),
+        (
+            {".zgroup": GROUP, "w/.zarray": zarray(), "w/.zattrs": b"{"},
+            Corrupted,
+            r"`.zattrs` is unreadable.* - file `w/\.zattrs`",
+        ),
+        ({"zarr.json": GROUP3.replace(b"{}", b'{"a":1,"a":2}')}, Corrupted, "'a' occurs twice"),
+        ({".zgroup": GROUP, ".zattrs": b'{"a":%s}' % (b"1" * 4400)}, Corrupted, "unreadable"),
+        (
+            {".zgroup": GROUP, ".zattrs": b'{"a":%s}' % (b"[" * 300 + b"]" * 300)},
+            Corrupted,
+            "more than 260 levels",
+        ),
         ({".zgroup": GROUP, ".zmetadata": b"1"}, Corrupted, "`.zmetadata` is unreadable"),
         ({".zgroup": GROUP, "a/.zarray": b" " * (1 << 21)}, Corrupted, "at most 1048576 bytes"),
         ({".zgroup": GROUP, f"{'a/' * 400}.zarray": zarray()}, Unsupported, "of 300 levels"),
@@ -283,15 +336,6 @@ def test_a_restore_and_a_verification_name_leaves_with_absent_chunks() -> None:
     assert str(verified).endswith(f"\n  {said}")
     assert tx.verify(tree_of()).filled == ()
     assert tx.plan(source, {"v": ..., "w": ONES}).filled == ()
-
-
-def test_arrays_below_flat_ones_without_a_group_are_named_as_not_read(tmp_path: Path) -> None:
-    for name in ("a", "deep/b", "deep/er/c"):
-        (tmp_path / "x" / name).mkdir(parents=True)
-        (tmp_path / "x" / name / ".zarray").write_bytes(zarray())
-    catalog = tx.open(tmp_path / "x")
-    assert (catalog.format, list(catalog.leaves)) == ("orbax", ["a"])
-    assert catalog.metadata == {"not read": {"deeper arrays": "2: `deep/b`, `deep/er/c`"}}
 
 
 def test_other_files_beside_arrays_without_metadata_are_listed(tmp_path: Path) -> None:

@@ -64,7 +64,10 @@ def make_catalog(
 
                     outside = OutsideArrays(source)
                 array = outside.read(name, leaf)
-                entry = LeafEntry(name, path, array.shape, array.dtype, handle=array)
+                problem = array.array.unsupported
+                entry = LeafEntry(
+                    name, path, array.shape, array.dtype, handle=array, undecodable=problem
+                )
             else:
                 entry = LeafEntry(name, path, (), np.dtype(str), "string", value=leaf)
             entries.append(entry)

@@ -82,7 +82,15 @@ def make_catalog(source: Source, header: Header) -> Catalog:
         path = tuple(tensor.name.split("."))
         quantisation = tensor.type.name if tensor.type.quantised else None
         entries.append(
-            LeafEntry(tensor.name, path, shape, dtype, handle=tensor, quantisation=quantisation)
+            LeafEntry(
+                tensor.name,
+                path,
+                shape,
+                dtype,
+                handle=tensor,
+                quantisation=quantisation,
+                undecodable=_find_problem(tensor),
+            )
         )
     return Catalog(
         url=source.url,
@@ -114,11 +122,18 @@ def _locate(
     located: dict[str, tuple[Chunk, ...]] = {}
     for entry in entries:
         tensor: Tensor = entry.handle
-        if tensor.type.quantised and tensor.type.name not in QUANTISATIONS and damages is None:
-            what = f"templax does not read tensors quantised as `{tensor.type.name}`"
-            raise Unsupported(what, leaf=entry.name)
+        problem = _find_problem(tensor)
+        if problem is not None and damages is None:
+            raise Unsupported(problem, leaf=entry.name)
         located[entry.name] = tuple(_make_chunks(tensor))
     return located
+
+
+def _find_problem(tensor: Tensor) -> str | None:
+    """Why a tensor can't be decoded; None if it can."""
+    if not tensor.type.quantised or tensor.type.name in QUANTISATIONS:
+        return None
+    return f"templax does not read tensors quantised as `{tensor.type.name}`"
 
 
 def _make_chunks(tensor: Tensor) -> Iterator[Chunk]:

@@ -390,6 +390,15 @@ def has_orbax_files(source: Source, names: Set[str]) -> bool:
     return MANIFEST in names and source.at("..").stat(STEP_METADATA) is not None
 
 
+def are_bare(source: Source, names: Set[str]) -> bool:
+    """Whether the arrays in a directory have no database and no files of Orbax around them.
+
+    Args:
+        source, names: See `has_orbax_files`.
+    """
+    return MANIFEST not in names and not has_orbax_files(source, names)
+
+
 def _is_legacy(source: Source) -> bool:
     # TensorFlow writes a text file with the same name; Orbax's is a msgpack map.
     info = source.stat(LEGACY)

@@ -12,13 +12,14 @@ from ..._core.text import quote_text
 from ...errors import CheckpointError, SourceError, Uncommitted, UnknownFormat
 from ...storage.signatures import SAFETENSORS, read_head, recognise
 from ...storage.source import Source
-from ..file_names import FILES, INDEX_FILE
+from ..file_names import FILES, INDEX_FILE, MANIFEST
 from .directory import (
     DATABASE_DIRECTORIES,
     MARKS,
     MAX_PROBES,
     TREE,
     Root,
+    are_bare,
     examine_directory,
     has_orbax_files,
     list_items,
@@ -54,7 +55,14 @@ class Orbax:
     def detect(self, source: Source) -> str | None:
         """Evidence, in words, of an Orbax checkpoint or of a directory of several; or None."""
         root = examine_directory(source)
-        return root.evidence if root is not None else None
+        if root is None:
+            return None
+        if root.what == "item" and are_bare(source, list_names(source)):
+            from .bare_arrays import describe_others
+
+            if describe_others(source) is not None:
+                return None  # a directory of several checkpoints, which `diagnose` describes
+        return root.evidence
 
     def open(self, source: Source) -> Catalog:
         """The catalog of the item at `source`, or of the only pytree item in it.
@@ -218,8 +226,9 @@ def part_of_item_error(source: Source) -> UnknownFormat | None:
             root = examine_directory(parent)
         if root is None or root.what != "item" or _is_process_directory(parent):
             continue
-        # An array beside others may be anybody's, and is a tree of its own.
-        if part or has_orbax_files(parent, list_names(parent)):
+        # What is beside arrays may be anybody's, and an array is a tree of its own.
+        names = list_names(parent)
+        if has_orbax_files(parent, names) or (part and MANIFEST in names):
             what = f"{source.url} is a part of the checkpoint {parent.url}"
             return UnknownFormat(what, hint=open_hint(list_openable(parent)))
     return None
@@ -288,6 +297,10 @@ def _open_item(source: Source, about: dict[str, Any], uncommitted: str | None) -
         from .indexed_item import open_indexed_item
 
         return open_indexed_item(source, about, uncommitted)
+    if are_bare(source, present):
+        from .bare_arrays import open_bare_arrays
+
+        return open_bare_arrays(source, about, uncommitted)
     from .item import open_item
 
     return open_item(source, present, about, uncommitted)

@@ -115,7 +115,8 @@ def _audit(source: Source, index: Index) -> Iterator[Corrupted]:
 def _describe_files(source: Source, index: Index) -> Iterator[Region]:
     """The bytes that hold no values of leaves."""
     from ..ocdbt.read import read_database
-    from .regions import describe_database, describe_metadata
+    from ..ocdbt.regions import describe_database
+    from .regions import describe_metadata
 
     files = [info.key for info in source.walk() if info.problem is None]
     yield Region(INDEX_FILE, 0, None, "index", "index of templax")

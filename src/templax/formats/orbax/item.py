@@ -16,7 +16,7 @@ from ..._catalog.catalog import Catalog
 from ..._catalog.entry import Chunk, LeafEntry
 from ..._core.boxes import Shape
 from ..._core.gc_pause import pause_gc
-from ..._core.names import Path, join_paths
+from ..._core.names import Path, join_path, join_paths
 from ..._core.text import list_names
 from ...errors import CheckpointError, Corrupted, Uncommitted
 from ...storage.source import Source
@@ -50,7 +50,11 @@ from .sidecars import Sidecars, read_json, read_sidecars
 _ARRAY_FILES = tuple(f"/{file}" for file in FILES)
 
 _MAX_LISTED = 8
-"""Most arrays that the metadata names as not read."""
+"""Most files that the metadata names as not read."""
+
+_DEEPER = (
+    f"without `{TREE}`, templax reads the arrays that lie in the directory of a checkpoint itself"
+)
 
 
 def open_item(
@@ -72,6 +76,7 @@ def open_item(
     """
     about = dict(metadata)
     empties: dict[Path, str] = {}
+    unread: dict[str, str] = {}
     tree: TreeMetadata | None = None
     if TREE in present:
         tree = read_json(source, TREE, TreeMetadata, count_keys)
@@ -99,13 +104,10 @@ def open_item(
         named = [NamedLeaf(tuple(name.split(".")), "array") for name in found]
         deeper = _list_deeper(container, found)
         others = [] if container.index is not None else _list_others(present, [*found, *deeper])
-        unread = {"deeper arrays": deeper, "other files": others}
-        if deeper or others:
-            about["not read"] = {
-                what: f"{len(names)}: {list_names(names, _MAX_LISTED)}"
-                for what, names in unread.items()
-                if names
-            }
+        unread = {join_path(tuple(key.split("/"))): _DEEPER for key in deeper}
+        if others:
+            listed = f"{len(others)}: {list_names(others, _MAX_LISTED)}"
+            about["not read"] = {"other files": listed}
         evidence.append("the keys of its arrays, as `_METADATA` is missing")
     sidecars = read_sidecars(source, present)
     with pause_gc():
@@ -127,6 +129,7 @@ def open_item(
         locator=_Locator(source, container, "error" if all_written else "fill"),
         metadata=about,
         empties=empties,
+        unread=unread,
         uncommitted=uncommitted,
         regions=functools.partial(
             describe_item, source, container.objects, container.index is not None, entries
@@ -233,9 +236,11 @@ def _build_entries(
         else:
             shape, dtype = handle.shape, handle.dtype
         sharding = shardings.get(name) if shardings else None
-        entries.append(
-            LeafEntry(name, leaf.path, shape, dtype, kind, impl, value, sharding, handle)
+        problem = handle.unsupported if isinstance(handle, Array) else None
+        entry = LeafEntry(
+            name, leaf.path, shape, dtype, kind, impl, value, sharding, handle, undecodable=problem
         )
+        entries.append(entry)
     return tuple(entries)
 
 

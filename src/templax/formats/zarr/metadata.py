@@ -176,11 +176,11 @@ def parse_metadata(data: bytes | memoryview, metadata: str) -> Array:
         raise Corrupted(f"Expected at most {MAX_FILE} bytes in `{metadata}`, got {len(data)}")
     try:
         text = bytes(data)
-        if metadata != ".zarray" or b"\\" in text or any(text.count(k) > 1 for k in _ZARR2_KEYS):
+        if metadata != ".zarray":  # the attributes in it may be NaN
+            return _parse_zarr3(msgspec.convert(decode_json(text), _Zarr3))
+        if b"\\" in text or any(text.count(k) > 1 for k in _ZARR2_KEYS):
             decode_json(text)  # refuses a key that occurs twice; slower than all the rest
-        if metadata == ".zarray":
-            return _parse_zarr2(msgspec.json.decode(data, type=_Zarr2))
-        return _parse_zarr3(msgspec.json.decode(data, type=_Zarr3))
+        return _parse_zarr2(msgspec.json.decode(data, type=_Zarr2))
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise Corrupted(f"`{metadata}` is unreadable: {error}") from error
 

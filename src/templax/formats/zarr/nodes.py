@@ -104,14 +104,14 @@ def list_consolidated(data: bytes, file: str) -> dict[str, Mapping[str, Any]]:
 
 def is_same_array(data: bytes, about: Mapping[str, Any]) -> bool:
     """Whether the metadata of an array says the same as its copy in consolidated metadata."""
-    own = msgspec.json.decode(data)
+    own = decode_json(data)
     kept = [{k: v for k, v in each.items() if k != "attributes"} for each in (own, about)]
     return kept[0] == kept[1]
 
 
 def _decode(data: bytes, file: str, type: Any) -> Any:
     try:
-        decode_json(data)  # refuses a key that occurs twice
-        return msgspec.json.decode(data, type=type)
-    except (msgspec.DecodeError, ValueError, RecursionError) as error:
+        # Not with msgspec alone: attributes may be NaN, and no key may occur twice.
+        return msgspec.convert(decode_json(data), type)
+    except (msgspec.ValidationError, ValueError, RecursionError) as error:
         raise Corrupted(f"`{file}` is unreadable: {error}") from error

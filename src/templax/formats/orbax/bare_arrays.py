@@ -1,0 +1,69 @@
+"""Opens directories of zarr arrays, at any depth, without files of Orbax or a group around them.
+
+TensorStore writes such a tree: it never writes groups.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+from ..._catalog.catalog import Catalog
+from ..._core.text import list_names
+from ...errors import SourceError, UnknownFormat
+from ...storage.signatures import GGUF, SAFETENSORS
+from ...storage.source import Source
+from ..file_names import INDEX_FILE, MANIFEST
+from ..foreign import TREES, describe_file
+from ..zarr_contents import list_nodes, list_outside, open_tree
+from .directory import MAX_PROBES, TREE
+
+_MARKS = (TREE, MANIFEST, INDEX_FILE)
+"""Files of which each checkpoint of Orbax with its metadata has one."""
+
+_CHECKPOINTS = frozenset((GGUF, SAFETENSORS, *TREES))
+"""Kinds of files that are a checkpoint each."""
+
+_MAX_LISTED = 6
+"""Most names in an error."""
+
+
+def open_bare_arrays(source: Source, about: Mapping[str, Any], uncommitted: str | None) -> Catalog:
+    """The catalog of the arrays, of which those in directories are levels of the tree.
+
+    Args:
+        source: The directory.
+        about: Facts known from the directories around it; go into `Catalog.metadata`.
+        uncommitted: Goes into `Catalog.uncommitted`.
+
+    Raises:
+        Corrupted, Unsupported: See `ZarrTree.open`.
+        UnknownFormat: The directory holds other checkpoints, too.
+    """
+    others = describe_others(source)
+    if others is not None:
+        raise UnknownFormat(f"{source.url} holds {others}")
+    format = "orbax" if about or uncommitted else "zarr"  # as a step, Orbax may have written it
+    tree = open_tree(source, format, "arrays without files of Orbax and without a group")
+    return dataclasses.replace(tree, metadata={**about, **tree.metadata}, uncommitted=uncommitted)
+
+
+def describe_others(source: Source) -> str | None:
+    """What a directory of arrays holds, in words, if there are other checkpoints in it.
+
+    Such as groups, checkpoints of Orbax, and files. Reads the heads of a few files.
+    """
+    sizes = {info.key: info.size for info in source.walk() if info.problem is None}
+    nodes = sorted(list_nodes(sizes))
+    groups = [node for node, below in itertools.pairwise(nodes) if below.startswith(node)]
+    keys = [key for key in sizes if key.rpartition("/")[2] in _MARKS]
+    for key in list_outside(sizes, nodes)[:MAX_PROBES]:
+        with suppress(SourceError):
+            what = describe_file(source, key, sizes[key])
+            if what is not None and what[0] in _CHECKPOINTS:
+                keys.append(key)
+    names = sorted({key.partition("/")[0] for key in (*groups, *keys)})
+    return f"arrays, and other checkpoints in {list_names(names, _MAX_LISTED)}" if names else None
