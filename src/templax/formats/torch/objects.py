@@ -6,7 +6,7 @@ becomes a `Refused`, which says which name it was.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -35,6 +35,16 @@ class Record(msgspec.Struct, eq=False):
     name: str
     arguments: tuple[Any, ...]
     state: Any = None
+
+
+class OtherKey(msgspec.Struct, frozen=True, eq=False, gc=False):
+    """Stands for a key of a dict that is neither text nor an integer, and is never hashed itself.
+
+    Attributes:
+        value: The key.
+    """
+
+    value: Any
 
 
 class StateDict(dict[Any, Any]):
@@ -264,30 +274,45 @@ def _build_ordered_dict(items: Any = None) -> StateDict:
     return result
 
 
-_KEYS = (str, int, bool, float, type(None), bytes, Record)
-
 _MAX_KEY = 1 << 63
 
 
 def set_item(target: dict[Any, Any], key: Any, value: Any) -> None:
-    """Adds an item to a dict that a pickle makes.
+    """Adds an item to a dict that a pickle makes, under an `OtherKey` if no tree has such keys.
 
     Raises:
         Corrupted: The dict has the key already.
-        Unsupported: The key is of a type that no tree has.
     """
-    if type(key) not in _KEYS or (type(key) is int and not -_MAX_KEY <= key < _MAX_KEY):
-        raise Unsupported(
-            f"templax reads no dicts with keys of type `{_name_type(key)}`",
-            hint="save a dict with keys of text",
-        )
-    if key in target:
-        raise Corrupted(f"Expected each key of a dict once, got {str(key)[:80]!r} again")
-    target[key] = value
+    kind = type(key)
+    if kind is str or kind is Record or (kind is int and -_MAX_KEY <= key < _MAX_KEY):
+        if key in target:
+            shown = key.name if kind is Record else str(key)
+            raise Corrupted(f"Expected each key of a dict once, got {shown[:80]!r} again")
+        target[key] = value
+    else:
+        target[OtherKey(key)] = value
 
 
-def _name_type(value: Any) -> str:
-    return value.name[:80] if isinstance(value, (Named, Refused)) else type(value).__name__
+def refuse_key(key: Any) -> Unsupported:
+    """The error for a dict that has a key of another type than trees have."""
+    key = key.value if isinstance(key, OtherKey) else key
+    got = f"one of type `{type(key).__name__}`"
+    if isinstance(key, (Named, Refused, Record)):
+        got = f"`{key.name[:80]}`"
+    elif type(key) is int:
+        got = "one of more bits"
+    what = f"templax reads dicts whose keys are text or integers of 64 bits, got {got}"
+    return Unsupported(what, hint="save a dict with keys of text")
+
+
+def list_parts(value: Any) -> Sequence[Any]:
+    """What is in a container of a pickle or in an object of a class in `RECORDS`."""
+    kind = type(value)
+    if kind is list or kind is tuple:
+        return value
+    if kind is dict or kind is StateDict:
+        return [*value.values(), *(key.value for key in value if type(key) is OtherKey)]
+    return (value.arguments, value.state) if kind is Record else ()
 
 
 def _build_size(sizes: Any) -> tuple[Any, ...]:

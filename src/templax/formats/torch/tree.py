@@ -13,7 +13,7 @@ from ..._core.boxes import Shape, fits_address_space, format_shape
 from ..._core.dtypes import DTYPES, PYTHON_DTYPES
 from ..._core.names import MAX_DEPTH, Path, join_path
 from ...errors import Unsupported
-from .objects import Named, Record, Refused, StateDict, Tensor
+from .objects import Named, Record, Refused, StateDict, Tensor, list_parts, refuse_key
 from .refusals import make_refusal
 
 # A pickle may refer to one object any number of times, in two bytes each. These limits are for the
@@ -49,7 +49,8 @@ class Tree:
         metadata: The attribute `_metadata` of each state dict that has one, by its name.
         not_read: Name of a leaf that templax does not read → why, and what to save in its place.
         refusal: The error for the first of them.
-        refused: The names of the classes and functions among them.
+        refused: The names of the classes and functions among them, and in those that are not read
+            as a whole.
 
     Raises:
         Unsupported: It is itself something that templax does not read; two leaves have the same
@@ -64,6 +65,7 @@ class Tree:
         self.refusal: Unsupported | None = None
         self.refused: set[str] = set()
         self._names: set[str] = set()
+        self._seen: dict[int, Any] = {}
         self._nodes = _NODES + nbytes // _NODE_BYTES
         self._text = _TEXT + nbytes * _TEXT_PER_BYTE
         self._values = _VALUES + stored * _VALUES_PER_BYTE
@@ -102,16 +104,27 @@ class Tree:
             chunks = (Chunk(Extent("", 0, 0, value), ((0, len(value)),)),) if value else ()
             self._add_array(path, length, (len(value),), DTYPES["uint8"], chunks)
         elif kind is Refused or kind is Record:
-            self.refused.add(value.name)
-            self._refuse(path, length, make_refusal(value.name))
+            self._refuse(path, length, make_refusal(value.name), value)
         else:
             what = f"templax reads no leaves of type `{kind.__name__}` in a PyTorch file"
             self._refuse(path, length, Unsupported(what))
 
-    def _refuse(self, path: Path, length: int, why: Unsupported) -> None:
-        """Notes a leaf that templax does not read; raises why, if that is all there is."""
+    def _refuse(self, path: Path, length: int, why: Unsupported, value: Any = None) -> None:
+        """Notes a leaf, or a value of several, that templax does not read, and the names in it.
+
+        Raises why, if that is all there is.
+        """
         if not path:
-            raise why.locate(leaf="")
+            raise why
+        pending = [value]
+        while pending:
+            part = pending.pop()
+            if isinstance(part, (Refused, Record)):
+                self.refused.add(part.name)
+            parts = list_parts(part)
+            if parts and id(part) not in self._seen:  # there may be any number of references to it
+                self._seen[id(part)] = part
+                pending += parts
         name = self._claim_name(path, length)
         self.refusal = self.refusal or Unsupported(why.what, leaf=name, hint=why.hint)
         self.not_read[name] = explain_refusal(why)
@@ -145,10 +158,10 @@ class Tree:
     def _add_dict(self, path: Path, length: int, items: dict[Any, Any]) -> None:
         if not items:
             self._add_empty(path, length, "Dict")
-        for kind in {type(key) for key in items} - {str, int}:
-            what = f"templax reads dicts with keys of text, got {kind.__name__}"
-            self._refuse(path, length, Unsupported(what))
-            return
+        for key in items:
+            if type(key) is not str and type(key) is not int:
+                self._refuse(path, length, refuse_key(key), items)
+                return
         for key, child in items.items():
             name = str(key)
             if name.count(".") > MAX_DEPTH:

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from ...errors import Corrupted, Unsupported
 from .objects import (
     Named,
+    OtherKey,
     Record,
     Refused,
     StateDict,
@@ -262,7 +263,8 @@ class _Machine:
             elif type(value) in (list, tuple):
                 pending += value[:_MAX_ITEMS]
             elif type(value) in (dict, StateDict):
-                pending += itertools.islice(value.values(), _MAX_ITEMS)
+                for key, item in itertools.islice(value.items(), _MAX_ITEMS):
+                    pending += (key.value, item) if type(key) is OtherKey else (item,)
 
     def set_items(self, items: list[Any]) -> None:
         target = self.stack[-1]

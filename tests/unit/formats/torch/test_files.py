@@ -348,6 +348,19 @@ def test_the_pickles_of_a_legacy_file_may_be_long(tmp_path: Path) -> None:
     assert tx.restore(path, {"text": "", "n": 0}) == value
 
 
+def test_a_key_of_a_storage_that_refers_to_itself_many_times_is_not_spelled_out(
+    tmp_path: Path,
+) -> None:
+    key: tuple[object, ...] = ()
+    for _ in range(30):
+        key = (key,) * 10
+    objects = (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True}, {"n": 1}, [key])
+    path = tmp_path / "m.pt"
+    path.write_bytes(b"".join(pickle.dumps(each, 2) for each in objects))
+    with pytest.raises(Corrupted, match="key of a storage once, got another value"):
+        tx.open(path)
+
+
 # Distributed checkpoints.
 
 
@@ -468,7 +481,7 @@ def test_what_no_reader_of_tensors_has_is_refused_with_its_leaf_and_the_call_tha
     )
     expected = {
         "quantised-legacy.pt": quantised,
-        "module-legacy.pt": f"templax reads no `__main__.Affine` {refused} - at ``; hint: save a"
+        "module-legacy.pt": f"templax reads no `__main__.Affine` {refused}; hint: save a"
         " dict of tensors, numbers and text, such as a `state_dict()`",
         "script.pt": "templax reads no programs of TorchScript; hint:"
         " `torch.save(torch.jit.load(path).state_dict(), new_path)` writes a file that templax"
