@@ -29,7 +29,7 @@ from ...errors import CheckpointError, Corrupted, Unsupported
 from ...storage.signatures import SAFETENSORS, read_head, read_metadata, recognise
 from ...storage.source import Source
 from .extents import Pieces
-from .objects import Record, Refused, Tensor, dtype_of
+from .objects import BrokenText, OtherKey, Record, Refused, Tensor, dtype_of, refuse_key
 from .section import Section
 from .tree import Tree
 from .unpickler import Pickle, read_pickle
@@ -119,6 +119,9 @@ def _make_catalog(source: Source, value: Any, nbytes: int) -> Catalog:
     total = sum(files.sizes.values())
     tree = Tree(nbytes + total, nbytes + total)
     for name, about in stored.items():
+        if isinstance(name, OtherKey) and isinstance(name.value, BrokenText):
+            tree.refuse(tuple(name.value.shown.split(".")), refuse_key(name))
+            continue
         if type(name) is not str:
             raise Corrupted("Expected names of text in the metadata, got another value")
         path = _find_path(name, paths)
@@ -199,6 +202,7 @@ def _read_places(stored: dict[Any, Any]) -> dict[tuple[str, Shape | None], _Plac
         about = _read_fields(index, "MetadataIndex")
         where = _read_fields(info, "_StorageInfo")
         name, offset = about.get("fqn"), about.get("offset")
+        name = name.shown if isinstance(name, BrokenText) else name
         file, start, length = (where.get(key) for key in ("relative_path", "offset", "length"))
         if type(name) is not str or type(file) is not str:
             raise Corrupted("Expected names of text in the metadata, got another value")

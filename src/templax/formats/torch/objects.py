@@ -37,6 +37,16 @@ class Record(msgspec.Struct, eq=False):
     state: Any = None
 
 
+class BrokenText(msgspec.Struct, frozen=True, gc=False):
+    r"""A string that is not Unicode, as Python makes of the names of files that are not UTF-8.
+
+    Attributes:
+        shown: The string, with halves of surrogate pairs as `\udce9`.
+    """
+
+    shown: str
+
+
 class OtherKey(msgspec.Struct, frozen=True, eq=False, gc=False):
     """Stands for a key of a dict that is neither text nor an integer, and is never hashed itself.
 
@@ -301,6 +311,8 @@ def refuse_key(key: Any) -> Unsupported:
         got = f"`{key.name[:80]}`"
     elif type(key) is int:
         got = "one of more bits"
+    elif isinstance(key, BrokenText):
+        got = f"text that is not Unicode, `{key.shown[:80]}`"
     what = f"templax reads dicts whose keys are text or integers of 64 bits, got {got}"
     return Unsupported(what, hint="save a dict with keys of text")
 

@@ -21,6 +21,14 @@ _INSTEAD = {
 """Name that is refused → what to save in its place."""
 
 
+def refuse_text() -> Unsupported:
+    """The error for a string that is not Unicode."""
+    return Unsupported(
+        "templax reads text that is Unicode, got a string with half of a surrogate pair",
+        hint='save it as bytes, `text.encode(errors="surrogatepass")`',
+    )
+
+
 def make_refusal(name: str) -> Unsupported:
     """The error for a pickle that needs a class or function that templax does not build."""
     what = f"templax reads no `{name[:200]}` in a pickle, and calls nothing that a file names"

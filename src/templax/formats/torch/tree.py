@@ -13,8 +13,8 @@ from ..._core.boxes import Shape, fits_address_space, format_shape
 from ..._core.dtypes import DTYPES, PYTHON_DTYPES
 from ..._core.names import MAX_DEPTH, Path, join_path
 from ...errors import Unsupported
-from .objects import Named, Record, Refused, StateDict, Tensor, list_parts, refuse_key
-from .refusals import make_refusal
+from .objects import BrokenText, Named, Record, Refused, StateDict, Tensor, list_parts, refuse_key
+from .refusals import make_refusal, refuse_text
 
 # A pickle may refer to one object any number of times, in two bytes each. These limits are for the
 # tree in which each reference is a node of its own; see the table in docs/explanation/security.md.
@@ -100,6 +100,8 @@ class Tree:
             self._add_text(path, length, value)
         elif kind is Named and value.name.startswith("torch."):
             self._add_text(path, length, value.name)  # a dtype, or the layout of most tensors
+        elif kind is BrokenText:
+            self._refuse(path, length, refuse_text())
         elif kind is bytes:
             chunks = (Chunk(Extent("", 0, 0, value), ((0, len(value)),)),) if value else ()
             self._add_array(path, length, (len(value),), DTYPES["uint8"], chunks)
@@ -108,6 +110,10 @@ class Tree:
         else:
             what = f"templax reads no leaves of type `{kind.__name__}` in a PyTorch file"
             self._refuse(path, length, Unsupported(what))
+
+    def refuse(self, path: Path, why: Unsupported) -> None:
+        """Notes a leaf that templax does not read."""
+        self._refuse(path, _measure(path), why)
 
     def _refuse(self, path: Path, length: int, why: Unsupported, value: Any = None) -> None:
         """Notes a leaf, or a value of several, that templax does not read, and the names in it.

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from ...errors import Corrupted, Unsupported
 from .objects import (
+    BrokenText,
     Named,
     OtherKey,
     Record,
@@ -241,7 +242,12 @@ class _Machine:
         self.push({"00": False, "01": True}[line] if line in ("00", "01") else int(line, 10))
 
     def push_text(self, nbytes: int) -> None:
-        self.push(self.take(nbytes).decode())
+        data = self.take(nbytes)
+        try:
+            self.push(data.decode())
+        except UnicodeDecodeError:  # Python's pickles also hold text that no encoding has
+            text = data.decode("utf-8", "surrogatepass")
+            self.push(BrokenText(text.encode("utf-8", "backslashreplace").decode()))
 
     def append(self, items: list[Any]) -> None:
         target = self.stack[-1]

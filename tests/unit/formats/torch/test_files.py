@@ -434,6 +434,17 @@ def test_an_object_that_is_not_read_is_listed_by_name(tmp_path: Path) -> None:
         )
 
 
+def test_a_name_that_is_not_unicode_is_listed() -> None:
+    files = read_directory()
+    old, new = b"\x8c\x04step", b"\x8c\x04s\xed\xb3\xa9"
+    assert old in files[".metadata"]
+    files[".metadata"] = files[".metadata"].replace(old, new)
+    catalog = open_directory(files)
+    assert len(catalog.entries) == 9
+    assert list(catalog.unread) == ["s\\udce9"]
+    assert "got text that is not Unicode" in catalog.unread["s\\udce9"]
+
+
 def test_the_directory_is_copied_without_its_metadata(tmp_path: Path) -> None:
     shutil.copytree(WRITTEN / "dcp-2", tmp_path / "dcp")
     (tmp_path / "dcp" / ".metadata").unlink()

@@ -197,6 +197,23 @@ def test_a_dict_with_keys_that_are_neither_text_nor_integers_is_not_read_and_lis
         read_tree(pickle.dumps(value, protocol))
 
 
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_text_that_is_not_unicode_is_not_read_and_listed(protocol: int) -> None:
+    text = os.fsdecode(b"/data/caf\xe9/\xe2\x82\xac") + "\ud83d"
+    value = {"a": {"path": text, "paths": [text, "x"]}, "b": {text: 1, "c": 2}, "d": 3}
+    tree = read_tree(pickle.dumps(value, protocol), needs_tensors=False)
+    assert [entry.name for entry in tree.entries] == ["a.paths.1", "d"]
+    why = (
+        "templax reads text that is Unicode, got a string with half of a surrogate pair; save it"
+        ' as bytes, `text.encode(errors="surrogatepass")`'
+    )
+    shown = "/data/caf\\udce9/€\\ud83d"
+    key = f"text or integers of 64 bits, got text that is not Unicode, `{shown}`"
+    assert (tree.not_read.pop("a.path"), tree.not_read.pop("a.paths.0")) == (why, why)
+    assert list(tree.not_read) == ["b"]
+    assert key in tree.not_read["b"]
+
+
 @pytest.mark.parametrize("key", OTHER_KEYS)
 def test_such_a_dict_at_the_root_is_refused(key: Any) -> None:
     with pytest.raises(Unsupported, match="whose keys are text or integers") as caught:
