@@ -10,6 +10,12 @@ _INSTEAD = {
     "torch._utils._rebuild_sparse_tensor": "tensor.to_dense()",
     "torch._utils._rebuild_nested_tensor": "list(tensor.unbind())",
     "torch._tensor._rebuild_from_type_v2": "tensor.detach().as_subclass(torch.Tensor)",
+    "torch.complex32": "tensor.to(torch.complex64)",
+    "torch.float4_e2m1fn_x2": "tensor.view(torch.uint8)",
+    **dict.fromkeys(
+        (f"torch.{name}" for name in ("qint8", "quint8", "qint32", "quint4x2", "quint2x4")),
+        "tensor.dequantize()",
+    ),
     LAZY: "tensor.resolve_conj().resolve_neg()",
     "numpy._core.multiarray._reconstruct": "torch.from_numpy(array)",
     "numpy.core.multiarray._reconstruct": "torch.from_numpy(array)",

@@ -397,7 +397,8 @@ def test_a_file_that_is_cut_is_damage() -> None:
         (b"__0_0.distcp", b"../../outside", "a file of this directory"),
         (b"__0_0.distcp", b"/etc/passwd\x00", "a file of this directory"),
         (b"K\x05K\x06\x86", b"K\x07K\x06\x86", "cover (7, 6) once"),
-        (b"\x8c\x07float32", b"\x8c\x07qint999", "torch.qint999"),
+        (b"MetadataIndex", b"MetadataIndeX", "no `torch.distributed.checkpoint.metadata.MetadataI"),
+        (b"TensorProperties", b"TensorPropertieS", "TensorPropertieS` in a pickle"),
         (b"_MEM_FORMAT_ENCODING", b"_MEM_FORMAT_ENCODINg", "_MEM_FORMAT_ENCODINg"),
         (b"ChunkStorageMetadata", b"ChunkStorageMetadatA", "ChunkStorageMetadatA"),
     ],
@@ -432,6 +433,46 @@ def test_an_object_that_is_not_read_is_listed_by_name(tmp_path: Path) -> None:
         tx.restore(
             catalog, {"step": 0, "model": ..., "layers": ..., "betas": ..., "lr": ..., "name": ...}
         )
+
+
+def test_a_tensor_of_a_dtype_that_is_not_read_is_listed_and_the_others_read() -> None:
+    files = read_directory()
+    assert {e.dtype.name for e in tx.open(Memory(files)).entries if e.kind == "array"} == {
+        "bfloat16", "float32", "int64",
+    }  # fmt: skip
+    files[".metadata"] = files[".metadata"].replace(b"\x8c\x08bfloat16", b"\x8c\x09complex32")
+    catalog = open_directory(files)
+    assert len(catalog.entries) == 9
+    why = (
+        "templax reads no `torch.complex32` in a pickle, and calls nothing that a file names; save"
+        " `tensor.to(torch.complex64)` in its place"
+    )
+    assert catalog.unread == {"model.columns.weight": why}
+    assert tx.verify(catalog).unread == ("model.columns.weight",)
+    assert tx.restore(catalog, catalog.template())["step"] == 12
+    with pytest.raises(Unsupported, match=r"no `posix\.system` in a pickle"):  # part of no leaf
+        tx.open(Memory(files | {".metadata": b"\x80\x02cposix\nsystem\n0" + files[".metadata"]}))
+
+
+def test_a_distributed_checkpoint_of_nothing_that_is_read_is_refused() -> None:
+    def record(name: str, state: bytes) -> bytes:
+        return (
+            f"ctorch.distributed.checkpoint.metadata\n{name}\n)".encode() + b"\x81" + state + b"b"
+        )
+
+    def make_dict(**items: bytes) -> bytes:
+        return b"}(" + b"".join(text(key) + value for key, value in items.items()) + b"u"
+
+    layout = b"ctorch.serialization\n_get_layout\n" + text("torch.strided") + b"\x85R"
+    properties = record("TensorProperties", b"(ctorch\nqint8\n" + layout + b"t")
+    odd = record("TensorStorageMetadata", make_dict(properties=properties, size=b")", chunks=b"]"))
+    value = make_dict(state_dict_metadata=make_dict(odd=odd), storage_data=b"}")
+    with pytest.raises(Unsupported) as caught:
+        tx.open(Memory({".metadata": b"\x80\x02" + record("Metadata", value) + b"."}))
+    assert str(caught.value) == (
+        "templax reads no `torch.qint8` in a pickle, and calls nothing that a file names - at"
+        " `odd`, file `.metadata`; hint: save `tensor.dequantize()` in its place"
+    )
 
 
 def test_a_name_that_is_not_unicode_is_listed() -> None:
