@@ -19,7 +19,7 @@ import numpy as np
 from msgspec import structs
 
 from ..._catalog.catalog import Catalog, record_damage
-from ..._catalog.entry import Chunk, LeafEntry
+from ..._catalog.entry import Chunk, Extent, LeafEntry
 from ..._catalog.regions import Region
 from ..._catalog.strided import move_chunk
 from ..._core.boxes import Box, Shape, contains, full_box, intersect, size_of
@@ -370,7 +370,12 @@ def _locate(
             try:
                 chunks += _locate_shard(files, part, entry.dtype, pieces)
             except CheckpointError as error:
-                record_damage(error.locate(leaf=entry.name, file=part.place.file), damages, error)
+                named = error.locate(leaf=entry.name, file=part.place.file)
+                if damages is None or not isinstance(error, Unsupported):
+                    record_damage(named, damages, error)
+                else:  # as a chunk that nothing decodes
+                    where = Extent(part.place.file, part.place.start, part.place.stop)
+                    chunks.append(Chunk(where, part.box, ("torch.save",)))
         located[entry.name] = tuple(chunks)
     return located
 

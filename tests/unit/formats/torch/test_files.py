@@ -475,6 +475,43 @@ def test_a_distributed_checkpoint_of_nothing_that_is_read_is_refused() -> None:
     )
 
 
+def test_a_tensor_that_is_conjugated_lazily_is_named_and_the_others_handled(
+    tmp_path: Path,
+) -> None:
+    files = read_directory()
+    catalog = tx.open(Memory(files))
+    (chunk,) = catalog.locate([catalog.leaves["model.bias"]])["model.bias"]
+    name, start = chunk.extent.key, chunk.extent.start
+    data = files[name]
+    old, lazily = b")Rq\ttq\nRq\x0b.", b")Rq\tK\x01tRq\n."  # with an argument more
+    at = data.rindex(old, 0, start)
+    (tmp_path / "dcp").mkdir()
+    for file, content in files.items():
+        changed = data[:at] + lazily + data[at + len(old) :] if file == name else content
+        (tmp_path / "dcp" / file).write_bytes(changed)
+    path = tmp_path / "dcp"
+    catalog = tx.open(path)
+    assert len(catalog.entries) == 10
+    with pytest.raises(Unsupported, match=r"lazily - at `model\.bias`, file .*resolve_neg\(\)` in"):
+        tx.restore(path, catalog.template())
+    with pytest.raises(Unsupported, match=r"lazily - at .* skip= leaves them out"):
+        tx.convert(path, tmp_path / "copy", to="orbax")
+    tx.convert(path, tmp_path / "copy", to="orbax", skip=["model.bias"])
+    found = tx.diff(path, path)
+    assert (found.differs, found.identical) == (False, False)
+    assert "model.bias" in str(found)
+    (differing,) = tx.diff(path, tmp_path / "copy").differing
+    assert differing.name == "model.bias"
+    assert tx.account_bytes(path).kinds["leaf"] > 0
+
+    assert tx.verify(path).ok
+    first = next(file for file in files if file.startswith("__") and file != name)
+    (path / first).unlink()
+    damages = tx.verify(path).damages
+    assert damages
+    assert {damage.file for damage in damages} == {first}
+
+
 def test_a_name_that_is_not_unicode_is_listed() -> None:
     files = read_directory()
     old, new = b"\x8c\x04step", b"\x8c\x04s\xed\xb3\xa9"
