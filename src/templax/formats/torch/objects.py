@@ -327,6 +327,12 @@ def list_parts(value: Any) -> Sequence[Any]:
     return (value.arguments, value.state) if kind is Record else ()
 
 
+def _build_complex(real: Any = 0.0, imaginary: Any = 0.0) -> complex:
+    if type(real) is not float or type(imaginary) is not float:
+        raise Corrupted("Expected a complex number of two floats, got others")
+    return complex(real, imaginary)
+
+
 def _build_size(sizes: Any) -> tuple[Any, ...]:
     if type(sizes) is not tuple:
         raise Corrupted("Expected the sizes of a `torch.Size`, got another value")
@@ -363,5 +369,7 @@ _BUILDERS: dict[str, Callable[..., Any]] = {
     "_codecs.encode": _build_bytes,
     "__builtin__.bytes": _build_bytes,
     "builtins.bytes": _build_bytes,
+    "__builtin__.complex": _build_complex,
+    "builtins.complex": _build_complex,
 }
 """Name of a function or class → what is done in its place."""

@@ -30,7 +30,7 @@ _VALUES, _VALUES_PER_BYTE = 1 << 26, 16
 
 _NUMBERS: dict[type, tuple[np.dtype, struct.Struct]] = {
     kind: (PYTHON_DTYPES[kind], struct.Struct(layout))
-    for kind, layout in ((int, "<q"), (float, "<d"), (bool, "<?"))
+    for kind, layout in ((int, "<q"), (float, "<d"), (bool, "<?"), (complex, "<2d"))
 }
 """Python's number type → dtype and layout of its values."""
 
@@ -94,7 +94,7 @@ class Tree:
                 self._add(child, (*path, i), length + 8)
         elif value is None:
             self._add_empty(path, length, "None")
-        elif kind in (int, float, bool):
+        elif kind in _NUMBERS:
             self._add_number(path, length, value)
         elif kind is str:
             self._add_text(path, length, value)
@@ -105,7 +105,7 @@ class Tree:
         elif kind is bytes:
             chunks = (Chunk(Extent("", 0, 0, value), ((0, len(value)),)),) if value else ()
             self._add_array(path, length, (len(value),), DTYPES["uint8"], chunks)
-        elif kind is Refused or kind is Record:
+        elif kind is Refused or kind is Record or kind is Named:
             self._refuse(path, length, make_refusal(value.name), value)
         else:
             what = f"templax reads no leaves of type `{kind.__name__}` in a PyTorch file"
@@ -192,10 +192,11 @@ class Tree:
             return [self._copy_metadata(v, depth + 1) for v in value]
         raise Unsupported(f"templax reads no `_metadata` with values of `{type(value).__name__}`")
 
-    def _add_number(self, path: Path, length: int, number: int | float | bool) -> None:
+    def _add_number(self, path: Path, length: int, number: complex) -> None:
         dtype, layout = _NUMBERS[type(number)]
+        parts = (number.real, number.imag) if type(number) is complex else (number,)
         try:
-            data = layout.pack(number)
+            data = layout.pack(*parts)
         except struct.error:
             what, hint = "templax reads integers of 64 bits", "save it as text, `str(number)`"
             self._refuse(path, length, Unsupported(what, hint=hint))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import copyreg
 import io
+import math
 import os
 import pickle
 import struct
@@ -171,7 +172,24 @@ def test_the_leaf_that_is_refused_is_named() -> None:
     assert isinstance(read_pickle(data).value["a"]["b.c"][1], Refused)
 
 
-@pytest.mark.parametrize("value", [{1, 2}, frozenset((1,)), 3j, bytearray(b"x"), slice(1)])
+@pytest.mark.parametrize("protocol", [2, 4, 5])
+def test_complex_numbers_are_read(protocol: int) -> None:
+    number = complex(-0.0, math.nan)
+    entries = read_tree(pickle.dumps([1.5 - 2j, number], protocol)).entries
+    assert [(entry.kind, entry.dtype.name, entry.shape) for entry in entries] == [
+        ("scalar", "complex128", ())
+    ] * 2
+    found = [entry.handle[0].extent.inline for entry in entries]
+    assert found == [struct.pack("<2d", 1.5, -2), struct.pack("<2d", -0.0, math.nan)]
+
+
+@pytest.mark.parametrize("arguments", [("1j",), (1.0, 2), (1.0, 2j), (1.0, 2.0, 3.0)])
+def test_what_else_complex_takes_is_damage(arguments: tuple[Any, ...]) -> None:
+    with pytest.raises(Corrupted, match=r"Expected (a complex number|the arguments)"):
+        read_tree(pickle.dumps(Calls(complex, arguments), 2))
+
+
+@pytest.mark.parametrize("value", [{1, 2}, frozenset((1,)), bytearray(b"x"), slice(1), complex])
 def test_values_that_are_no_leaves_are_refused(value: Any) -> None:
     for protocol in (2, 4, 5):
         with pytest.raises(Unsupported):
