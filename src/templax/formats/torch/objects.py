@@ -99,6 +99,16 @@ class Tensor(msgspec.Struct, frozen=True, gc=False):
     strides: tuple[int, ...]
 
 
+class Parameter(msgspec.Struct, frozen=True, gc=False):
+    """A tensor with attributes of its own, such as `_no_weight_decay`."""
+
+    tensor: Tensor
+    attributes: dict[Any, Any]
+
+
+PARAMETER = "torch._utils._rebuild_parameter_with_state"
+"""Name of the function that makes a `Parameter`."""
+
 STORAGES = {
     "Float": "float32", "Double": "float64", "Half": "float16", "BFloat16": "bfloat16",
     "Long": "int64", "Int": "int32", "Short": "int16", "Char": "int8", "Byte": "uint8",
@@ -274,6 +284,15 @@ def _build_parameter(data: Any, requires_grad: Any, hooks: Any) -> Tensor | Refu
     return data
 
 
+def _build_parameter_with_state(
+    data: Any, requires_grad: Any, hooks: Any, state: Any
+) -> Parameter | Tensor | Refused:
+    tensor = _build_parameter(data, requires_grad, hooks)
+    if isinstance(tensor, Refused) or not state:
+        return tensor
+    return Parameter(tensor, state) if type(state) is dict else Refused(PARAMETER)
+
+
 def _build_ordered_dict(items: Any = None) -> StateDict:
     result = StateDict()
     if items is not None:  # as Python 2 wrote it
@@ -324,6 +343,8 @@ def list_parts(value: Any) -> Sequence[Any]:
         return value
     if kind is dict or kind is StateDict:
         return [*value.values(), *(key.value for key in value if type(key) is OtherKey)]
+    if kind is Parameter:
+        return (value.attributes,)
     return (value.arguments, value.state) if kind is Record else ()
 
 
@@ -362,6 +383,7 @@ _BUILDERS: dict[str, Callable[..., Any]] = {
     "torch._utils._rebuild_tensor_v2": _build_tensor,
     "torch._utils._rebuild_tensor_v3": _build_untyped_tensor,
     "torch._utils._rebuild_parameter": _build_parameter,
+    PARAMETER: _build_parameter_with_state,
     "torch.Size": _build_size,
     "torch.device": _build_device,
     "torch.serialization._get_layout": _build_layout,

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from ...errors import Unsupported
-from .objects import LAZY
+from .objects import LAZY, PARAMETER
 
 _INSTEAD = {
     "torch._utils._rebuild_qtensor": "tensor.dequantize()",
     "torch._utils._rebuild_sparse_tensor": "tensor.to_dense()",
     "torch._utils._rebuild_nested_tensor": "list(tensor.unbind())",
     "torch._tensor._rebuild_from_type_v2": "tensor.detach().as_subclass(torch.Tensor)",
+    PARAMETER: "parameter.detach().as_subclass(torch.Tensor)",
     "torch.complex32": "tensor.to(torch.complex64)",
     "torch.float4_e2m1fn_x2": "tensor.view(torch.uint8)",
     **dict.fromkeys(
@@ -40,6 +41,8 @@ def make_refusal(name: str) -> Unsupported:
     what = f"templax reads no `{name[:200]}` in a pickle, and calls nothing that a file names"
     if name == LAZY:
         what = f"templax reads no {LAZY}"
+    if name == PARAMETER:
+        what = "templax reads no parameters with attributes but numbers, text, lists and dicts"
     instead = _INSTEAD.get(name)
     usual = "save a dict of tensors, numbers and text, such as a `state_dict()`"
     return Unsupported(what, hint=usual if instead is None else f"save `{instead}` in its place")

@@ -13,7 +13,18 @@ from ..._core.boxes import Shape, fits_address_space, format_shape
 from ..._core.dtypes import DTYPES, PYTHON_DTYPES
 from ..._core.names import MAX_DEPTH, Path, join_path
 from ...errors import Unsupported
-from .objects import BrokenText, Named, Record, Refused, StateDict, Tensor, list_parts, refuse_key
+from .objects import (
+    PARAMETER,
+    BrokenText,
+    Named,
+    Parameter,
+    Record,
+    Refused,
+    StateDict,
+    Tensor,
+    list_parts,
+    refuse_key,
+)
 from .refusals import make_refusal, refuse_text
 
 # A pickle may refer to one object any number of times, in two bytes each. These limits are for the
@@ -46,7 +57,8 @@ class Tree:
         entries: The leaves in order. The handle of a tensor is that `Tensor`, and that of any other
             leaf its chunks.
         empties: Path → what there is instead of a leaf.
-        metadata: The attribute `_metadata` of each state dict that has one, by its name.
+        metadata: The attribute `_metadata` of each state dict that has one, by its name; and under
+            `attributes` those of parameters, by the names of their leaves.
         not_read: Name of a leaf that templax does not read → why, and what to save in its place.
         refusal: The error for the first of them.
         refused: The names of the classes and functions among them, and in those that are not read
@@ -85,6 +97,8 @@ class Tree:
         kind = type(value)
         if kind is Tensor:
             self._add_array(path, length, value.shape, value.dtype, value)
+        elif kind is Parameter:
+            self._add_parameter(path, length, value)
         elif kind is dict or kind is StateDict:
             self._add_dict(path, length, value)
         elif kind is list or kind is tuple:
@@ -176,6 +190,16 @@ class Tree:
         if isinstance(items, StateDict) and items.metadata is not None:
             name = ".".join((*map(str, path), "_metadata"))
             self.metadata[name] = self._copy_metadata(items.metadata, 0)
+
+    def _add_parameter(self, path: Path, length: int, value: Parameter) -> None:
+        """Adds a tensor, and its attributes to the metadata, if these can be shown there."""
+        try:
+            copied = self._copy_metadata(value.attributes, 0)
+        except Unsupported:
+            self._refuse(path, length, make_refusal(PARAMETER), value)
+        else:
+            self._add(value.tensor, path, length)
+            self.metadata.setdefault("attributes", {})[join_path(path)] = copied
 
     def _copy_metadata(self, value: Any, depth: int) -> Any:
         self._spend(depth)

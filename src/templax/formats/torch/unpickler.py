@@ -19,6 +19,7 @@ from .objects import (
     BrokenText,
     Named,
     OtherKey,
+    Parameter,
     Record,
     Refused,
     StateDict,
@@ -271,6 +272,8 @@ class _Machine:
             elif type(value) in (dict, StateDict):
                 for key, item in itertools.islice(value.items(), _MAX_ITEMS):
                     pending += (key.value, item) if type(key) is OtherKey else (item,)
+            elif type(value) is Parameter:
+                pending.append(value.attributes)
 
     def set_items(self, items: list[Any]) -> None:
         target = self.stack[-1]
@@ -330,6 +333,7 @@ class _Machine:
             made = build(called, arguments)
             if isinstance(made, Refused):
                 self.refused[made.name] = None
+                self.note_inside(arguments)
             self.push(made)
         elif isinstance(called, Refused):
             self.note_inside(arguments)

@@ -361,6 +361,61 @@ def test_a_key_of_a_storage_that_refers_to_itself_many_times_is_not_spelled_out(
         tx.open(path)
 
 
+def parameter(state: bytes, data: bytes = tensor((3,), (1,))) -> bytes:
+    """A parameter with attributes."""
+    hooks = b"ccollections\nOrderedDict\n)R"
+    return (
+        b"ctorch._utils\n_rebuild_parameter_with_state\n(" + data + b"\x88" + hooks + state + b"tR"
+    )
+
+
+def test_parameters_with_plain_attributes_are_read_and_these_are_metadata(tmp_path: Path) -> None:
+    attributes = {"_no_weight_decay": True, "_optim": {"lr": [0.5, None]}, "name": "x", "n": -1}
+    state = pickle.dumps(attributes, 2)[2:-1]
+    value = b"}(" + text("a") + b"]" + parameter(state) + b"a" + text("b") + parameter(b"}")
+    path = write_zip(tmp_path / "m.pt", value + b"u", {"0": VALUES.tobytes()})
+    catalog = tx.open(path)
+    assert (dict(catalog.unread), catalog.metadata) == ({}, {"attributes": {"a.0": attributes}})
+    got = tx.restore(catalog, catalog.template())
+    assert [got["a"][0].tolist(), got["b"].tolist()] == [[0, 1, 2], [0, 1, 2]]
+    done = tx.convert(path, tmp_path / "copy.npz")
+    assert done.lost["metadata that the format has no place for"] == ("attributes",)
+    assert '"_no_weight_decay"' in run_cli("ls", path).stdout
+
+
+def test_parameters_with_other_attributes_are_not_read_and_listed(tmp_path: Path) -> None:
+    scalar = b"}" + text("x") + b"cnumpy\ncore\n)Rs"
+    states = {
+        "a class": scalar,
+        "a tensor": b"}" + text("x") + tensor((3,), (1,)) + b"s",
+        "a key": b"}N" + scalar + b"s",
+        "slots": b"N" + scalar + b"\x86",
+    }
+    value = b"}(" + b"".join(text(name) + parameter(state) for name, state in states.items())
+    value += text("w") + parameter(b"N")
+    value += text("in another") + b"cargparse\nNamespace\n)R" + parameter(scalar) + b"b"
+    value += text("refused") + parameter(scalar, b"ctorch._utils\n_rebuild_qtensor\n)R") + b"u"
+    path = write_zip(tmp_path / "m.pt", value, {"0": VALUES.tobytes()})
+    catalog = tx.open(path)
+    assert set(catalog.leaves) == {"w"}
+    assert set(catalog.unread) == {*states, "in another", "refused"}
+    for name in states:
+        assert catalog.unread[name] == (
+            "templax reads no parameters with attributes but numbers, text, lists and dicts; save"
+            " `parameter.detach().as_subclass(torch.Tensor)` in its place"
+        )
+    assert catalog.metadata == {}
+
+
+def test_attributes_do_not_multiply_without_bound(tmp_path: Path) -> None:
+    attributes = pickle.dumps({"k": "a" * 100_000, "n": [*range(1000)]}, 2)[2:-1]
+    one = parameter(attributes) + b"r\xff\xff\x00\x00"
+    value = b"](" + one + b"j\xff\xff\x00\x00" * 10_000 + b"e"
+    path = write_zip(tmp_path / "m.pt", value, {"0": VALUES.tobytes()})
+    with pytest.raises(Unsupported, match=r"refers to the same (text|objects) so often"):
+        tx.open(path)
+
+
 # Distributed checkpoints.
 
 
