@@ -27,6 +27,8 @@ _TOKENS = (
     b"\x80\x02", b"ctorch._utils\n_rebuild_tensor_v2\n", b"ctorch\nFloatStorage\n", b"Q", b"R",
     b"ccollections\nOrderedDict\n)R", b"\x85", b"(", b"t", b"q\x00", b"h\x00", b"\x94", b"}", b"u",
     b"cos\nsystem\n", b"\x93", b"\x81", b"b", b"X\x01\x00\x00\x00a", b"\x8a\x01\x7f", b"]", b"e",
+    b"ctorch._utils\n_rebuild_parameter_with_state\n", b"cbuiltins\ncomplex\n", b"G" + bytes(8),
+    b"X\x03\x00\x00\x00\xed\xb3\xa9", b"cpathlib\nPosixPath\n", b"N", b"s", b"\x86",
 )  # fmt: skip
 
 _WRITTEN = seeds.CORPUS / "torch-2.14.1"

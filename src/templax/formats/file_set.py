@@ -77,20 +77,22 @@ class FileSet:
         catalogs: dict[str, Catalog] = {}
         entries: list[LeafEntry] = []
         places: dict[str, str] = {}  # name of a leaf → its file
+        unread: dict[str, str] = {}
         for file in files:
-            catalogs[file] = self._open_file(root, file, name)
-            for entry in catalogs[file].entries:
-                if index.weight_map.get(entry.name, file) != file:
-                    continue  # another file's is the one that the index names
-                if places.setdefault(entry.name, file) != file:
-                    raise Corrupted(
-                        f"Expected one tensor of a name, found it in `{file}` and"
-                        f" `{places[entry.name]}`",
-                        leaf=entry.name,
-                        file=name,
-                    )
-                entries.append(entry)
-        absent = [tensor for tensor in index.weight_map if tensor not in places]
+            part = catalogs[file] = self._open_file(root, file, name)
+            # Of several leaves of a name, the one in the file that the index names for it counts.
+            for entry in part.entries:
+                if index.weight_map.get(entry.name, file) == file:
+                    if places.setdefault(entry.name, file) != file:
+                        raise _refuse_second(entry.name, (file, places[entry.name]), name)
+                    entries.append(entry)
+            for leaf, why in part.unread.items():
+                if index.weight_map.get(leaf, file) == file:
+                    unread.setdefault(leaf, why)
+        for leaf in unread.keys() & places.keys():
+            other = next(file for file, part in catalogs.items() if leaf in part.unread)
+            raise _refuse_second(leaf, (other, places[leaf]), name)
+        absent = [each for each in index.weight_map if each not in places and each not in unread]
         if absent:
             raise Corrupted(
                 f"Expected the tensors of the index in its files, {len(absent)} are missing:"
@@ -107,12 +109,7 @@ class FileSet:
             source=root,
             locator=functools.partial(_locate, catalogs, places),
             metadata=_join_metadata([index.metadata, *(part.metadata for part in parts)]),
-            unread={
-                name: why
-                for part in parts
-                for name, why in part.unread.items()
-                if name not in places
-            },
+            unread=unread,
             empties={path: what for part in parts for path, what in part.empties.items()},
             audit=functools.partial(_audit_all, catalogs)
             if any(part.audit is not None for part in parts)
@@ -193,6 +190,13 @@ def _names_all(source: Source, index: str, files: list[str]) -> bool:
         named = set(_read_index(source, index).weight_map.values())
         return bool(named) and named.issuperset(files)
     return False
+
+
+def _refuse_second(leaf: str, files: tuple[str, str], index: str) -> Corrupted:
+    """The error for a leaf that two files have, and the index does not name."""
+    first, second = files
+    what = f"Expected one tensor of a name, found it in `{first}` and `{second}`"
+    return Corrupted(what, leaf=leaf, file=index)
 
 
 def _read_index(root: Source, name: str) -> Index:

@@ -19,7 +19,7 @@ import numpy as np
 from msgspec import structs
 
 from ..._catalog.catalog import Catalog, record_damage
-from ..._catalog.entry import Chunk, LeafEntry
+from ..._catalog.entry import Chunk, Extent, LeafEntry
 from ..._catalog.regions import Region
 from ..._catalog.strided import move_chunk
 from ..._core.boxes import Box, Shape, contains, full_box, intersect, size_of
@@ -29,7 +29,8 @@ from ...errors import CheckpointError, Corrupted, Unsupported
 from ...storage.signatures import SAFETENSORS, read_head, read_metadata, recognise
 from ...storage.source import Source
 from .extents import Pieces
-from .objects import Record, Refused, Tensor, dtype_of
+from .objects import BrokenText, OtherKey, Record, Refused, Tensor, dtype_of, refuse_key
+from .refusals import make_refusal
 from .section import Section
 from .tree import Tree
 from .unpickler import Pickle, read_pickle
@@ -79,21 +80,21 @@ class DistributedCheckpoint:
     def open(self, source: Source) -> Catalog:
         """Opens a directory. Leaves are in the order of the metadata, and keys are split at dots.
 
-        Objects other than tensors are read now. Those that can't be are listed in `unread` of
-        the catalog.
+        Objects other than tensors are read now. Those that can't be, and tensors of dtypes that
+        templax does not read, are listed in `unread` of the catalog.
 
         Raises:
             Corrupted: The metadata is unreadable, contradicts itself, or names a file outside of
                 the directory.
-            Unsupported: The metadata has something that templax does not read, such as chunks that
-                were compressed; the error names it.
+            Unsupported: It holds tensors, but none that templax reads; or the metadata has
+                something else that it does not read, such as chunks that were compressed. The error
+                names it.
         """
         data = bytes(read_metadata(source, METADATA))
         try:
             pickle = read_pickle(data)
-            pickle.require_known()
             _check_serialization(source)
-            return _make_catalog(source, pickle.value, len(data))
+            return _make_catalog(source, pickle, len(data))
         except CheckpointError as error:
             raise error.locate(file=METADATA) from error
 
@@ -110,8 +111,8 @@ def _check_serialization(source: Source) -> None:
             )
 
 
-def _make_catalog(source: Source, value: Any, nbytes: int) -> Catalog:
-    fields = _read_fields(value, "Metadata")
+def _make_catalog(source: Source, pickle: Pickle, nbytes: int) -> Catalog:
+    fields = _read_fields(pickle.value, "Metadata")
     stored = _read_dict(fields, "state_dict_metadata")
     paths = fields.get("planner_data")
     places = _read_places(_read_dict(fields, "storage_data"))
@@ -119,6 +120,9 @@ def _make_catalog(source: Source, value: Any, nbytes: int) -> Catalog:
     total = sum(files.sizes.values())
     tree = Tree(nbytes + total, nbytes + total)
     for name, about in stored.items():
+        if isinstance(name, OtherKey) and isinstance(name.value, BrokenText):
+            tree.refuse(tuple(name.value.shown.split(".")), refuse_key(name))
+            continue
         if type(name) is not str:
             raise Corrupted("Expected names of text in the metadata, got another value")
         path = _find_path(name, paths)
@@ -131,9 +135,16 @@ def _make_catalog(source: Source, value: Any, nbytes: int) -> Catalog:
                 tree.not_read[join_path(path)] = reason
         else:
             try:
-                tree.add_array(path, *_read_tensor(name, about, places))
+                found = _read_tensor(name, about, places)
+                if isinstance(found, Refused):
+                    tree.add(found, path)
+                else:
+                    tree.add_array(path, *found)
             except CheckpointError as error:
                 raise error.locate(leaf=name) from None
+    if tree.refusal is not None and not tree.entries:
+        raise tree.refusal
+    pickle.require_listed(tree.refused)
     return Catalog(
         url=source.url,
         format=DistributedCheckpoint.name,
@@ -158,6 +169,9 @@ def _describe_files(places: Iterable[_Place]) -> Iterator[Region]:
 
 def _read_fields(value: Any, name: str) -> dict[str, Any]:
     """The fields of an object of a class of the metadata."""
+    value = value.value if isinstance(value, OtherKey) else value
+    if isinstance(value, Refused):
+        raise make_refusal(value.name)
     is_record = isinstance(value, Record) and value.name.rpartition(".")[2] == name
     if not is_record or type(value.state) is not dict:
         raise Corrupted(f"Expected a `{name}` in the metadata, got another value")
@@ -166,6 +180,8 @@ def _read_fields(value: Any, name: str) -> dict[str, Any]:
 
 def _read_dict(fields: dict[str, Any], name: str) -> dict[Any, Any]:
     value = fields.get(name)
+    if isinstance(value, Refused):
+        raise make_refusal(value.name)
     if type(value) is not dict:
         raise Corrupted(f"Expected a dict `{name}` in the metadata, got another value")
     return value
@@ -199,6 +215,7 @@ def _read_places(stored: dict[Any, Any]) -> dict[tuple[str, Shape | None], _Plac
         about = _read_fields(index, "MetadataIndex")
         where = _read_fields(info, "_StorageInfo")
         name, offset = about.get("fqn"), about.get("offset")
+        name = name.shown if isinstance(name, BrokenText) else name
         file, start, length = (where.get(key) for key in ("relative_path", "offset", "length"))
         if type(name) is not str or type(file) is not str:
             raise Corrupted("Expected names of text in the metadata, got another value")
@@ -258,16 +275,19 @@ class _Files:
 
 def _read_tensor(
     name: str, about: Any, places: dict[tuple[str, Shape | None], _Place]
-) -> tuple[Shape, np.dtype, tuple[_Shard, ...]]:
+) -> tuple[Shape, np.dtype, tuple[_Shard, ...]] | Refused:
+    """The shape, dtype and chunks of a tensor; or its dtype or layout that is not read."""
     fields = _read_fields(about, "TensorStorageMetadata")
     shape, chunks = _read_sizes(fields.get("size")), fields.get("chunks")
     properties = fields.get("properties")
+    if isinstance(properties, Refused):
+        raise make_refusal(properties.name)
     described = properties.state if isinstance(properties, Record) else None
     if type(described) is not tuple or len(described) < 2 or type(chunks) is not list:
         raise Corrupted("Expected properties and chunks of a tensor in the metadata")
     for each in described[:2]:
         if isinstance(each, Refused):
-            raise Unsupported(f"templax reads no tensors of `{each.name[:80]}`")
+            return each
     dtype = dtype_of(described[0])
     if dtype is None:
         raise Corrupted("Expected a dtype in the metadata, got another value")
@@ -350,7 +370,12 @@ def _locate(
             try:
                 chunks += _locate_shard(files, part, entry.dtype, pieces)
             except CheckpointError as error:
-                record_damage(error.locate(leaf=entry.name, file=part.place.file), damages, error)
+                named = error.locate(leaf=entry.name, file=part.place.file)
+                if damages is None or not isinstance(error, Unsupported):
+                    record_damage(named, damages, error)
+                else:  # as a chunk that nothing decodes
+                    where = Extent(part.place.file, part.place.start, part.place.stop)
+                    chunks.append(Chunk(where, part.box, ("torch.save",)))
         located[entry.name] = tuple(chunks)
     return located
 

@@ -123,7 +123,8 @@ def _find_storages(
         if storage is None:
             if refusal is not None:
                 raise refusal
-            raise Corrupted(f"Expected the key of a storage once, got {str(key)[:80]!r}")
+            got = repr(key[:80]) if type(key) is str else "another value"
+            raise Corrupted(f"Expected the key of a storage once, got {got}")
         numel = int.from_bytes(source.read("", at, at + 8), "little")
         itemsize = 1 if storage.dtype is None else storage.dtype.itemsize
         if numel * itemsize != storage.nbytes:

@@ -6,7 +6,7 @@ becomes a `Refused`, which says which name it was.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -35,6 +35,26 @@ class Record(msgspec.Struct, eq=False):
     name: str
     arguments: tuple[Any, ...]
     state: Any = None
+
+
+class BrokenText(msgspec.Struct, frozen=True, gc=False):
+    r"""A string that is not Unicode, as Python makes of the names of files that are not UTF-8.
+
+    Attributes:
+        shown: The string, with halves of surrogate pairs as `\udce9`.
+    """
+
+    shown: str
+
+
+class OtherKey(msgspec.Struct, frozen=True, eq=False, gc=False):
+    """Stands for a key of a dict that is neither text nor an integer, and is never hashed itself.
+
+    Attributes:
+        value: The key.
+    """
+
+    value: Any
 
 
 class StateDict(dict[Any, Any]):
@@ -78,6 +98,16 @@ class Tensor(msgspec.Struct, frozen=True, gc=False):
     shape: tuple[int, ...]
     strides: tuple[int, ...]
 
+
+class Parameter(msgspec.Struct, frozen=True, gc=False):
+    """A tensor with attributes of its own, such as `_no_weight_decay`."""
+
+    tensor: Tensor
+    attributes: dict[Any, Any]
+
+
+PARAMETER = "torch._utils._rebuild_parameter_with_state"
+"""Name of the function that makes a `Parameter`."""
 
 STORAGES = {
     "Float": "float32", "Double": "float64", "Half": "float16", "BFloat16": "bfloat16",
@@ -254,6 +284,15 @@ def _build_parameter(data: Any, requires_grad: Any, hooks: Any) -> Tensor | Refu
     return data
 
 
+def _build_parameter_with_state(
+    data: Any, requires_grad: Any, hooks: Any, state: Any
+) -> Parameter | Tensor | Refused:
+    tensor = _build_parameter(data, requires_grad, hooks)
+    if isinstance(tensor, Refused) or not state:
+        return tensor
+    return Parameter(tensor, state) if type(state) is dict else Refused(PARAMETER)
+
+
 def _build_ordered_dict(items: Any = None) -> StateDict:
     result = StateDict()
     if items is not None:  # as Python 2 wrote it
@@ -264,30 +303,55 @@ def _build_ordered_dict(items: Any = None) -> StateDict:
     return result
 
 
-_KEYS = (str, int, bool, float, type(None), bytes, Record)
-
 _MAX_KEY = 1 << 63
 
 
 def set_item(target: dict[Any, Any], key: Any, value: Any) -> None:
-    """Adds an item to a dict that a pickle makes.
+    """Adds an item to a dict that a pickle makes, under an `OtherKey` if no tree has such keys.
 
     Raises:
         Corrupted: The dict has the key already.
-        Unsupported: The key is of a type that no tree has.
     """
-    if type(key) not in _KEYS or (type(key) is int and not -_MAX_KEY <= key < _MAX_KEY):
-        raise Unsupported(
-            f"templax reads no dicts with keys of type `{_name_type(key)}`",
-            hint="save a dict with keys of text",
-        )
-    if key in target:
-        raise Corrupted(f"Expected each key of a dict once, got {str(key)[:80]!r} again")
-    target[key] = value
+    kind = type(key)
+    if kind is str or kind is Record or (kind is int and -_MAX_KEY <= key < _MAX_KEY):
+        if key in target:
+            shown = key.name if kind is Record else str(key)
+            raise Corrupted(f"Expected each key of a dict once, got {shown[:80]!r} again")
+        target[key] = value
+    else:
+        target[OtherKey(key)] = value
 
 
-def _name_type(value: Any) -> str:
-    return value.name[:80] if isinstance(value, (Named, Refused)) else type(value).__name__
+def refuse_key(key: Any) -> Unsupported:
+    """The error for a dict that has a key of another type than trees have."""
+    key = key.value if isinstance(key, OtherKey) else key
+    got = f"one of type `{type(key).__name__}`"
+    if isinstance(key, (Named, Refused, Record)):
+        got = f"`{key.name[:80]}`"
+    elif type(key) is int:
+        got = "one of more bits"
+    elif isinstance(key, BrokenText):
+        got = f"text that is not Unicode, `{key.shown[:80]}`"
+    what = f"templax reads dicts whose keys are text or integers of 64 bits, got {got}"
+    return Unsupported(what, hint="save a dict with keys of text")
+
+
+def list_parts(value: Any) -> Sequence[Any]:
+    """What is in a container of a pickle or in an object of a class in `RECORDS`."""
+    kind = type(value)
+    if kind is list or kind is tuple:
+        return value
+    if kind is dict or kind is StateDict:
+        return [*value.values(), *(key.value for key in value if type(key) is OtherKey)]
+    if kind is Parameter:
+        return (value.attributes,)
+    return (value.arguments, value.state) if kind is Record else ()
+
+
+def _build_complex(real: Any = 0.0, imaginary: Any = 0.0) -> complex:
+    if type(real) is not float or type(imaginary) is not float:
+        raise Corrupted("Expected a complex number of two floats, got others")
+    return complex(real, imaginary)
 
 
 def _build_size(sizes: Any) -> tuple[Any, ...]:
@@ -319,6 +383,7 @@ _BUILDERS: dict[str, Callable[..., Any]] = {
     "torch._utils._rebuild_tensor_v2": _build_tensor,
     "torch._utils._rebuild_tensor_v3": _build_untyped_tensor,
     "torch._utils._rebuild_parameter": _build_parameter,
+    PARAMETER: _build_parameter_with_state,
     "torch.Size": _build_size,
     "torch.device": _build_device,
     "torch.serialization._get_layout": _build_layout,
@@ -326,5 +391,7 @@ _BUILDERS: dict[str, Callable[..., Any]] = {
     "_codecs.encode": _build_bytes,
     "__builtin__.bytes": _build_bytes,
     "builtins.bytes": _build_bytes,
+    "__builtin__.complex": _build_complex,
+    "builtins.complex": _build_complex,
 }
 """Name of a function or class → what is done in its place."""

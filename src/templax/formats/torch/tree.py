@@ -13,8 +13,19 @@ from ..._core.boxes import Shape, fits_address_space, format_shape
 from ..._core.dtypes import DTYPES, PYTHON_DTYPES
 from ..._core.names import MAX_DEPTH, Path, join_path
 from ...errors import Unsupported
-from .objects import Named, Record, Refused, StateDict, Tensor
-from .refusals import make_refusal
+from .objects import (
+    PARAMETER,
+    BrokenText,
+    Named,
+    Parameter,
+    Record,
+    Refused,
+    StateDict,
+    Tensor,
+    list_parts,
+    refuse_key,
+)
+from .refusals import make_refusal, refuse_text
 
 # A pickle may refer to one object any number of times, in two bytes each. These limits are for the
 # tree in which each reference is a node of its own; see the table in docs/explanation/security.md.
@@ -30,7 +41,7 @@ _VALUES, _VALUES_PER_BYTE = 1 << 26, 16
 
 _NUMBERS: dict[type, tuple[np.dtype, struct.Struct]] = {
     kind: (PYTHON_DTYPES[kind], struct.Struct(layout))
-    for kind, layout in ((int, "<q"), (float, "<d"), (bool, "<?"))
+    for kind, layout in ((int, "<q"), (float, "<d"), (bool, "<?"), (complex, "<2d"))
 }
 """Python's number type → dtype and layout of its values."""
 
@@ -46,10 +57,12 @@ class Tree:
         entries: The leaves in order. The handle of a tensor is that `Tensor`, and that of any other
             leaf its chunks.
         empties: Path → what there is instead of a leaf.
-        metadata: The attribute `_metadata` of each state dict that has one, by its name.
+        metadata: The attribute `_metadata` of each state dict that has one, by its name; and under
+            `attributes` those of parameters, by the names of their leaves.
         not_read: Name of a leaf that templax does not read → why, and what to save in its place.
         refusal: The error for the first of them.
-        refused: The names of the classes and functions among them.
+        refused: The names of the classes and functions among them, and in those that are not read
+            as a whole.
 
     Raises:
         Unsupported: It is itself something that templax does not read; two leaves have the same
@@ -64,6 +77,7 @@ class Tree:
         self.refusal: Unsupported | None = None
         self.refused: set[str] = set()
         self._names: set[str] = set()
+        self._seen: dict[int, Any] = {}
         self._nodes = _NODES + nbytes // _NODE_BYTES
         self._text = _TEXT + nbytes * _TEXT_PER_BYTE
         self._values = _VALUES + stored * _VALUES_PER_BYTE
@@ -83,6 +97,8 @@ class Tree:
         kind = type(value)
         if kind is Tensor:
             self._add_array(path, length, value.shape, value.dtype, value)
+        elif kind is Parameter:
+            self._add_parameter(path, length, value)
         elif kind is dict or kind is StateDict:
             self._add_dict(path, length, value)
         elif kind is list or kind is tuple:
@@ -92,26 +108,43 @@ class Tree:
                 self._add(child, (*path, i), length + 8)
         elif value is None:
             self._add_empty(path, length, "None")
-        elif kind in (int, float, bool):
+        elif kind in _NUMBERS:
             self._add_number(path, length, value)
         elif kind is str:
             self._add_text(path, length, value)
         elif kind is Named and value.name.startswith("torch."):
             self._add_text(path, length, value.name)  # a dtype, or the layout of most tensors
+        elif kind is BrokenText:
+            self._refuse(path, length, refuse_text())
         elif kind is bytes:
             chunks = (Chunk(Extent("", 0, 0, value), ((0, len(value)),)),) if value else ()
             self._add_array(path, length, (len(value),), DTYPES["uint8"], chunks)
-        elif kind is Refused or kind is Record:
-            self.refused.add(value.name)
-            self._refuse(path, length, make_refusal(value.name))
+        elif kind is Refused or kind is Record or kind is Named:
+            self._refuse(path, length, make_refusal(value.name), value)
         else:
             what = f"templax reads no leaves of type `{kind.__name__}` in a PyTorch file"
             self._refuse(path, length, Unsupported(what))
 
-    def _refuse(self, path: Path, length: int, why: Unsupported) -> None:
-        """Notes a leaf that templax does not read; raises why, if that is all there is."""
+    def refuse(self, path: Path, why: Unsupported) -> None:
+        """Notes a leaf that templax does not read."""
+        self._refuse(path, _measure(path), why)
+
+    def _refuse(self, path: Path, length: int, why: Unsupported, value: Any = None) -> None:
+        """Notes a leaf, or a value of several, that templax does not read, and the names in it.
+
+        Raises why, if that is all there is.
+        """
         if not path:
-            raise why.locate(leaf="")
+            raise why
+        pending = [value]
+        while pending:
+            part = pending.pop()
+            if isinstance(part, (Refused, Record)):
+                self.refused.add(part.name)
+            parts = list_parts(part)
+            if parts and id(part) not in self._seen:  # there may be any number of references to it
+                self._seen[id(part)] = part
+                pending += parts
         name = self._claim_name(path, length)
         self.refusal = self.refusal or Unsupported(why.what, leaf=name, hint=why.hint)
         self.not_read[name] = explain_refusal(why)
@@ -145,10 +178,10 @@ class Tree:
     def _add_dict(self, path: Path, length: int, items: dict[Any, Any]) -> None:
         if not items:
             self._add_empty(path, length, "Dict")
-        for kind in {type(key) for key in items} - {str, int}:
-            what = f"templax reads dicts with keys of text, got {kind.__name__}"
-            self._refuse(path, length, Unsupported(what))
-            return
+        for key in items:
+            if type(key) is not str and type(key) is not int:
+                self._refuse(path, length, refuse_key(key), items)
+                return
         for key, child in items.items():
             name = str(key)
             if name.count(".") > MAX_DEPTH:
@@ -157,6 +190,16 @@ class Tree:
         if isinstance(items, StateDict) and items.metadata is not None:
             name = ".".join((*map(str, path), "_metadata"))
             self.metadata[name] = self._copy_metadata(items.metadata, 0)
+
+    def _add_parameter(self, path: Path, length: int, value: Parameter) -> None:
+        """Adds a tensor, and its attributes to the metadata, if these can be shown there."""
+        try:
+            copied = self._copy_metadata(value.attributes, 0)
+        except Unsupported:
+            self._refuse(path, length, make_refusal(PARAMETER), value)
+        else:
+            self._add(value.tensor, path, length)
+            self.metadata.setdefault("attributes", {})[join_path(path)] = copied
 
     def _copy_metadata(self, value: Any, depth: int) -> Any:
         self._spend(depth)
@@ -173,10 +216,11 @@ class Tree:
             return [self._copy_metadata(v, depth + 1) for v in value]
         raise Unsupported(f"templax reads no `_metadata` with values of `{type(value).__name__}`")
 
-    def _add_number(self, path: Path, length: int, number: int | float | bool) -> None:
+    def _add_number(self, path: Path, length: int, number: complex) -> None:
         dtype, layout = _NUMBERS[type(number)]
+        parts = (number.real, number.imag) if type(number) is complex else (number,)
         try:
-            data = layout.pack(number)
+            data = layout.pack(*parts)
         except struct.error:
             what, hint = "templax reads integers of 64 bits", "save it as text, `str(number)`"
             self._refuse(path, length, Unsupported(what, hint=hint))

@@ -16,7 +16,10 @@ from typing import Any, NamedTuple
 
 from ...errors import Corrupted, Unsupported
 from .objects import (
+    BrokenText,
     Named,
+    OtherKey,
+    Parameter,
     Record,
     Refused,
     StateDict,
@@ -240,7 +243,12 @@ class _Machine:
         self.push({"00": False, "01": True}[line] if line in ("00", "01") else int(line, 10))
 
     def push_text(self, nbytes: int) -> None:
-        self.push(self.take(nbytes).decode())
+        data = self.take(nbytes)
+        try:
+            self.push(data.decode())
+        except UnicodeDecodeError:  # Python's pickles also hold text that no encoding has
+            text = data.decode("utf-8", "surrogatepass")
+            self.push(BrokenText(text.encode("utf-8", "backslashreplace").decode()))
 
     def append(self, items: list[Any]) -> None:
         target = self.stack[-1]
@@ -262,7 +270,10 @@ class _Machine:
             elif type(value) in (list, tuple):
                 pending += value[:_MAX_ITEMS]
             elif type(value) in (dict, StateDict):
-                pending += itertools.islice(value.values(), _MAX_ITEMS)
+                for key, item in itertools.islice(value.items(), _MAX_ITEMS):
+                    pending += (key.value, item) if type(key) is OtherKey else (item,)
+            elif type(value) is Parameter:
+                pending.append(value.attributes)
 
     def set_items(self, items: list[Any]) -> None:
         target = self.stack[-1]
@@ -322,6 +333,7 @@ class _Machine:
             made = build(called, arguments)
             if isinstance(made, Refused):
                 self.refused[made.name] = None
+                self.note_inside(arguments)
             self.push(made)
         elif isinstance(called, Refused):
             self.note_inside(arguments)

@@ -348,6 +348,74 @@ def test_the_pickles_of_a_legacy_file_may_be_long(tmp_path: Path) -> None:
     assert tx.restore(path, {"text": "", "n": 0}) == value
 
 
+def test_a_key_of_a_storage_that_refers_to_itself_many_times_is_not_spelled_out(
+    tmp_path: Path,
+) -> None:
+    key: tuple[object, ...] = ()
+    for _ in range(30):
+        key = (key,) * 10
+    objects = (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True}, {"n": 1}, [key])
+    path = tmp_path / "m.pt"
+    path.write_bytes(b"".join(pickle.dumps(each, 2) for each in objects))
+    with pytest.raises(Corrupted, match="key of a storage once, got another value"):
+        tx.open(path)
+
+
+def parameter(state: bytes, data: bytes = tensor((3,), (1,))) -> bytes:
+    """A parameter with attributes."""
+    hooks = b"ccollections\nOrderedDict\n)R"
+    return (
+        b"ctorch._utils\n_rebuild_parameter_with_state\n(" + data + b"\x88" + hooks + state + b"tR"
+    )
+
+
+def test_parameters_with_plain_attributes_are_read_and_these_are_metadata(tmp_path: Path) -> None:
+    attributes = {"_no_weight_decay": True, "_optim": {"lr": [0.5, None]}, "name": "x", "n": -1}
+    state = pickle.dumps(attributes, 2)[2:-1]
+    value = b"}(" + text("a") + b"]" + parameter(state) + b"a" + text("b") + parameter(b"}")
+    path = write_zip(tmp_path / "m.pt", value + b"u", {"0": VALUES.tobytes()})
+    catalog = tx.open(path)
+    assert (dict(catalog.unread), catalog.metadata) == ({}, {"attributes": {"a.0": attributes}})
+    got = tx.restore(catalog, catalog.template())
+    assert [got["a"][0].tolist(), got["b"].tolist()] == [[0, 1, 2], [0, 1, 2]]
+    done = tx.convert(path, tmp_path / "copy.npz")
+    assert done.lost["metadata that the format has no place for"] == ("attributes",)
+    assert '"_no_weight_decay"' in run_cli("ls", path).stdout
+
+
+def test_parameters_with_other_attributes_are_not_read_and_listed(tmp_path: Path) -> None:
+    scalar = b"}" + text("x") + b"cnumpy\ncore\n)Rs"
+    states = {
+        "a class": scalar,
+        "a tensor": b"}" + text("x") + tensor((3,), (1,)) + b"s",
+        "a key": b"}N" + scalar + b"s",
+        "slots": b"N" + scalar + b"\x86",
+    }
+    value = b"}(" + b"".join(text(name) + parameter(state) for name, state in states.items())
+    value += text("w") + parameter(b"N")
+    value += text("in another") + b"cargparse\nNamespace\n)R" + parameter(scalar) + b"b"
+    value += text("refused") + parameter(scalar, b"ctorch._utils\n_rebuild_qtensor\n)R") + b"u"
+    path = write_zip(tmp_path / "m.pt", value, {"0": VALUES.tobytes()})
+    catalog = tx.open(path)
+    assert set(catalog.leaves) == {"w"}
+    assert set(catalog.unread) == {*states, "in another", "refused"}
+    for name in states:
+        assert catalog.unread[name] == (
+            "templax reads no parameters with attributes but numbers, text, lists and dicts; save"
+            " `parameter.detach().as_subclass(torch.Tensor)` in its place"
+        )
+    assert catalog.metadata == {}
+
+
+def test_attributes_do_not_multiply_without_bound(tmp_path: Path) -> None:
+    attributes = pickle.dumps({"k": "a" * 100_000, "n": [*range(1000)]}, 2)[2:-1]
+    one = parameter(attributes) + b"r\xff\xff\x00\x00"
+    value = b"](" + one + b"j\xff\xff\x00\x00" * 10_000 + b"e"
+    path = write_zip(tmp_path / "m.pt", value, {"0": VALUES.tobytes()})
+    with pytest.raises(Unsupported, match=r"refers to the same (text|objects) so often"):
+        tx.open(path)
+
+
 # Distributed checkpoints.
 
 
@@ -384,7 +452,8 @@ def test_a_file_that_is_cut_is_damage() -> None:
         (b"__0_0.distcp", b"../../outside", "a file of this directory"),
         (b"__0_0.distcp", b"/etc/passwd\x00", "a file of this directory"),
         (b"K\x05K\x06\x86", b"K\x07K\x06\x86", "cover (7, 6) once"),
-        (b"\x8c\x07float32", b"\x8c\x07qint999", "torch.qint999"),
+        (b"MetadataIndex", b"MetadataIndeX", "no `torch.distributed.checkpoint.metadata.MetadataI"),
+        (b"TensorProperties", b"TensorPropertieS", "TensorPropertieS` in a pickle"),
         (b"_MEM_FORMAT_ENCODING", b"_MEM_FORMAT_ENCODINg", "_MEM_FORMAT_ENCODINg"),
         (b"ChunkStorageMetadata", b"ChunkStorageMetadatA", "ChunkStorageMetadatA"),
     ],
@@ -419,6 +488,94 @@ def test_an_object_that_is_not_read_is_listed_by_name(tmp_path: Path) -> None:
         tx.restore(
             catalog, {"step": 0, "model": ..., "layers": ..., "betas": ..., "lr": ..., "name": ...}
         )
+
+
+def test_a_tensor_of_a_dtype_that_is_not_read_is_listed_and_the_others_read() -> None:
+    files = read_directory()
+    assert {e.dtype.name for e in tx.open(Memory(files)).entries if e.kind == "array"} == {
+        "bfloat16", "float32", "int64",
+    }  # fmt: skip
+    files[".metadata"] = files[".metadata"].replace(b"\x8c\x08bfloat16", b"\x8c\x09complex32")
+    catalog = open_directory(files)
+    assert len(catalog.entries) == 9
+    why = (
+        "templax reads no `torch.complex32` in a pickle, and calls nothing that a file names; save"
+        " `tensor.to(torch.complex64)` in its place"
+    )
+    assert catalog.unread == {"model.columns.weight": why}
+    assert tx.verify(catalog).unread == ("model.columns.weight",)
+    assert tx.restore(catalog, catalog.template())["step"] == 12
+    with pytest.raises(Unsupported, match=r"no `posix\.system` in a pickle"):  # part of no leaf
+        tx.open(Memory(files | {".metadata": b"\x80\x02cposix\nsystem\n0" + files[".metadata"]}))
+
+
+def test_a_distributed_checkpoint_of_nothing_that_is_read_is_refused() -> None:
+    def record(name: str, state: bytes) -> bytes:
+        return (
+            f"ctorch.distributed.checkpoint.metadata\n{name}\n)".encode() + b"\x81" + state + b"b"
+        )
+
+    def make_dict(**items: bytes) -> bytes:
+        return b"}(" + b"".join(text(key) + value for key, value in items.items()) + b"u"
+
+    layout = b"ctorch.serialization\n_get_layout\n" + text("torch.strided") + b"\x85R"
+    properties = record("TensorProperties", b"(ctorch\nqint8\n" + layout + b"t")
+    odd = record("TensorStorageMetadata", make_dict(properties=properties, size=b")", chunks=b"]"))
+    value = make_dict(state_dict_metadata=make_dict(odd=odd), storage_data=b"}")
+    with pytest.raises(Unsupported) as caught:
+        tx.open(Memory({".metadata": b"\x80\x02" + record("Metadata", value) + b"."}))
+    assert str(caught.value) == (
+        "templax reads no `torch.qint8` in a pickle, and calls nothing that a file names - at"
+        " `odd`, file `.metadata`; hint: save `tensor.dequantize()` in its place"
+    )
+
+
+def test_a_tensor_that_is_conjugated_lazily_is_named_and_the_others_handled(
+    tmp_path: Path,
+) -> None:
+    files = read_directory()
+    catalog = tx.open(Memory(files))
+    (chunk,) = catalog.locate([catalog.leaves["model.bias"]])["model.bias"]
+    name, start = chunk.extent.key, chunk.extent.start
+    data = files[name]
+    old, lazily = b")Rq\ttq\nRq\x0b.", b")Rq\tK\x01tRq\n."  # with an argument more
+    at = data.rindex(old, 0, start)
+    (tmp_path / "dcp").mkdir()
+    for file, content in files.items():
+        changed = data[:at] + lazily + data[at + len(old) :] if file == name else content
+        (tmp_path / "dcp" / file).write_bytes(changed)
+    path = tmp_path / "dcp"
+    catalog = tx.open(path)
+    assert len(catalog.entries) == 10
+    with pytest.raises(Unsupported, match=r"lazily - at `model\.bias`, file .*resolve_neg\(\)` in"):
+        tx.restore(path, catalog.template())
+    with pytest.raises(Unsupported, match=r"lazily - at .* skip= leaves them out"):
+        tx.convert(path, tmp_path / "copy", to="orbax")
+    tx.convert(path, tmp_path / "copy", to="orbax", skip=["model.bias"])
+    found = tx.diff(path, path)
+    assert (found.differs, found.identical) == (False, False)
+    assert "model.bias" in str(found)
+    (differing,) = tx.diff(path, tmp_path / "copy").differing
+    assert differing.name == "model.bias"
+    assert tx.account_bytes(path).kinds["leaf"] > 0
+
+    assert tx.verify(path).ok
+    first = next(file for file in files if file.startswith("__") and file != name)
+    (path / first).unlink()
+    damages = tx.verify(path).damages
+    assert damages
+    assert {damage.file for damage in damages} == {first}
+
+
+def test_a_name_that_is_not_unicode_is_listed() -> None:
+    files = read_directory()
+    old, new = b"\x8c\x04step", b"\x8c\x04s\xed\xb3\xa9"
+    assert old in files[".metadata"]
+    files[".metadata"] = files[".metadata"].replace(old, new)
+    catalog = open_directory(files)
+    assert len(catalog.entries) == 9
+    assert list(catalog.unread) == ["s\\udce9"]
+    assert "got text that is not Unicode" in catalog.unread["s\\udce9"]
 
 
 def test_the_directory_is_copied_without_its_metadata(tmp_path: Path) -> None:
@@ -468,7 +625,7 @@ def test_what_no_reader_of_tensors_has_is_refused_with_its_leaf_and_the_call_tha
     )
     expected = {
         "quantised-legacy.pt": quantised,
-        "module-legacy.pt": f"templax reads no `__main__.Affine` {refused} - at ``; hint: save a"
+        "module-legacy.pt": f"templax reads no `__main__.Affine` {refused}; hint: save a"
         " dict of tensors, numbers and text, such as a `state_dict()`",
         "script.pt": "templax reads no programs of TorchScript; hint:"
         " `torch.save(torch.jit.load(path).state_dict(), new_path)` writes a file that templax"

@@ -112,6 +112,44 @@ def test_a_tensor_that_the_index_does_not_name_is_listed_too(model: Path) -> Non
         tx.open(model)
 
 
+def test_a_tensor_of_the_index_that_is_not_read_is_not_missing(tmp_path: Path) -> None:
+    shutil.copy(WRITTEN / FIRST, tmp_path)
+    shutil.copy(CORPUS / "torch-2.13.0" / "quantised.pt", tmp_path / SECOND)
+    index = json.loads((WRITTEN / INDEX).read_text())
+    own = {name: file for name, file in index["weight_map"].items() if file == FIRST}
+    index["weight_map"] = own | {"q": SECOND, "w": SECOND}
+    (tmp_path / INDEX).write_text(json.dumps(index))
+    catalog = tx.open(tmp_path)
+    assert set(catalog.leaves) == {*own, "w"}
+    assert list(catalog.unread) == ["q"]
+    assert "dequantize" in catalog.unread["q"]
+    assert tx.verify(catalog).unread == ("q",)
+    assert tx.restore(catalog, catalog.template())["w"].shape == (2,)
+
+    index["weight_map"] |= {"q": FIRST}  # which has none
+    (tmp_path / INDEX).write_text(json.dumps(index))
+    with pytest.raises(tx.Corrupted, match=f"1 are missing: q - at `q`, file `{FIRST}`"):
+        tx.open(tmp_path)
+
+
+def test_a_leaf_that_one_file_has_and_another_has_in_a_form_that_is_not_read(
+    tmp_path: Path,
+) -> None:
+    shutil.copy(CORPUS / "torch-2.13.0" / "quantised.pt", tmp_path / FIRST)
+    made = tmp_path / SECOND
+    with zipfile.ZipFile(made, "w") as archive:
+        archive.writestr("m/data.pkl", pickle.dumps({"q": 1.5, "z": 2.5}, 2))
+    index = {"metadata": {}, "weight_map": {"w": FIRST, "z": SECOND}}
+    (tmp_path / INDEX).write_text(json.dumps(index))
+    with pytest.raises(tx.Corrupted, match=f"found it in `{FIRST}` and `{SECOND}` - at `q`"):
+        tx.open(tmp_path)
+    for file, read, unread in [(FIRST, {"w", "z"}, ["q"]), (SECOND, {"q", "w", "z"}, [])]:
+        index["weight_map"]["q"] = file
+        (tmp_path / INDEX).write_text(json.dumps(index))
+        catalog = tx.open(tmp_path)
+        assert (set(catalog.leaves), list(catalog.unread)) == (read, unread)
+
+
 def test_a_file_that_is_not_pytorchs_is_named(model: Path) -> None:
     (model / FIRST).write_bytes(b"x" * 100)
     with pytest.raises(tx.CheckpointError) as caught:

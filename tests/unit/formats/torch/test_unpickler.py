@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import copyreg
 import io
+import math
 import os
 import pickle
 import struct
@@ -26,12 +27,13 @@ PROTO = b"\x80\x02"
 
 
 @pause_gc()
-def read_tree(data: bytes) -> Tree:
+def read_tree(data: bytes, *, needs_tensors: bool = True) -> Tree:
     """What a file with this pickle goes through."""
     found = read_pickle(data)
     tree = Tree(len(data), len(data))
     tree.add(found.value)
-    tree.require_tensors()
+    if needs_tensors:
+        tree.require_tensors()
     found.require_listed(tree.refused)
     return tree
 
@@ -170,17 +172,80 @@ def test_the_leaf_that_is_refused_is_named() -> None:
     assert isinstance(read_pickle(data).value["a"]["b.c"][1], Refused)
 
 
-@pytest.mark.parametrize("value", [{1, 2}, frozenset((1,)), 3j, bytearray(b"x"), slice(1)])
+@pytest.mark.parametrize("protocol", [2, 4, 5])
+def test_complex_numbers_are_read(protocol: int) -> None:
+    number = complex(-0.0, math.nan)
+    entries = read_tree(pickle.dumps([1.5 - 2j, number], protocol)).entries
+    assert [(entry.kind, entry.dtype.name, entry.shape) for entry in entries] == [
+        ("scalar", "complex128", ())
+    ] * 2
+    found = [entry.handle[0].extent.inline for entry in entries]
+    assert found == [struct.pack("<2d", 1.5, -2), struct.pack("<2d", -0.0, math.nan)]
+
+
+@pytest.mark.parametrize("arguments", [("1j",), (1.0, 2), (1.0, 2j), (1.0, 2.0, 3.0)])
+def test_what_else_complex_takes_is_damage(arguments: tuple[Any, ...]) -> None:
+    with pytest.raises(Corrupted, match=r"Expected (a complex number|the arguments)"):
+        read_tree(pickle.dumps(Calls(complex, arguments), 2))
+
+
+@pytest.mark.parametrize("value", [{1, 2}, frozenset((1,)), bytearray(b"x"), slice(1), complex])
 def test_values_that_are_no_leaves_are_refused(value: Any) -> None:
     for protocol in (2, 4, 5):
         with pytest.raises(Unsupported):
             read_tree(pickle.dumps({"x": value}, protocol))
 
 
-@pytest.mark.parametrize("key", [(1, 2), 1.5, None, b"x", 2**70])
-def test_keys_that_are_neither_text_nor_integers_are_refused(key: Any) -> None:
-    with pytest.raises(Unsupported, match="keys"):
-        read_tree(pickle.dumps({"a": {key: 1}}, 2))
+OTHER_KEYS = [
+    (1, ("a", Attributes)), frozenset((1, 2)), 1.5, True, None, b"x", 2**70, Attributes,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+@pytest.mark.parametrize("key", OTHER_KEYS)
+def test_a_dict_with_keys_that_are_neither_text_nor_integers_is_not_read_and_listed(
+    key: Any, protocol: int
+) -> None:
+    value = {"a": {"b": [{7: "x", key: {key: Attributes()}}], "c": 2}}
+    tree = read_tree(pickle.dumps(value, protocol), needs_tensors=False)
+    assert [entry.name for entry in tree.entries] == ["a.c"]
+    assert list(tree.not_read) == ["a.b.0"]
+    assert tree.not_read["a.b.0"].endswith("; save a dict with keys of text")
+    with pytest.raises(Unsupported, match=r"keys are text .* - at `a\.b\.0`; hint: save a dict"):
+        read_tree(pickle.dumps(value, protocol))
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_text_that_is_not_unicode_is_not_read_and_listed(protocol: int) -> None:
+    text = os.fsdecode(b"/data/caf\xe9/\xe2\x82\xac") + "\ud83d"
+    value = {"a": {"path": text, "paths": [text, "x"]}, "b": {text: 1, "c": 2}, "d": 3}
+    tree = read_tree(pickle.dumps(value, protocol), needs_tensors=False)
+    assert [entry.name for entry in tree.entries] == ["a.paths.1", "d"]
+    why = (
+        "templax reads text that is Unicode, got a string with half of a surrogate pair; save it"
+        ' as bytes, `text.encode(errors="surrogatepass")`'
+    )
+    shown = "/data/caf\\udce9/€\\ud83d"
+    key = f"text or integers of 64 bits, got text that is not Unicode, `{shown}`"
+    assert (tree.not_read.pop("a.path"), tree.not_read.pop("a.paths.0")) == (why, why)
+    assert list(tree.not_read) == ["b"]
+    assert key in tree.not_read["b"]
+
+
+@pytest.mark.parametrize("key", OTHER_KEYS)
+def test_such_a_dict_at_the_root_is_refused(key: Any) -> None:
+    with pytest.raises(Unsupported, match="whose keys are text or integers") as caught:
+        read_tree(pickle.dumps({"a": 1, key: 1}, 2))
+    assert (caught.value.leaf, caught.value.hint) == (None, "save a dict with keys of text")
+
+
+def test_such_a_dict_in_an_object_that_is_not_read_does_not_hide_what_is_in_it() -> None:
+    holder = Attributes()
+    holder.x = {frozenset((1,)): complex}  # type: ignore[attr-defined]
+    tree = read_tree(pickle.dumps({"a": holder, "b": 1}, 2), needs_tensors=False)
+    assert list(tree.not_read) == ["a"]
+    with pytest.raises(Unsupported, match=r"no `posix\.system`"):  # part of no leaf
+        read_tree(PROTO + b"}(X\x01\0\0\0a}NK\x01su0cposix\nsystem\n0K\x01.")
 
 
 def test_two_leaves_of_one_name_are_refused() -> None:
@@ -218,6 +283,12 @@ BOMBS = {
     "deep lists": PROTO + b"]" * 400_000 + b"a" * 399_999 + b".",
     "deep tuples": PROTO + b")" + b"\x85" * 900_000 + b".",
     "deep tuples as a key": PROTO + b"})" + b"\x85" * 900_000 + b"K\x01s.",
+    "deep tuples as a key of a leaf": PROTO + b"}X\x01\0\0\0a})" + b"\x85" * 900_000 + b"K\x01ss.",
+    "laughs as a key": PROTO + b"}X\x01\0\0\0a}" + laugh(200)[2:-1] + b"K\x01ss.",
+    "laughs as a key again and again": PROTO + b"}X\x01\0\0\0a](" + laugh(9)[2:-1]
+    + b"r\xff\xff\0\0" + b"".join(b"}j\xff\xff\0\0K\x01s" for _ in range(100_000)) + b"es.",
+    "a path of laughs as a key twice": PROTO + b"}(cpathlib\nPosixPath\n" + laugh(20)[2:-1]
+    + b"\x85Rr\xff\xff\0\0K\x01j\xff\xff\0\0K\x02u.",
     "marks": PROTO + b"(" * 900_000 + b".",
     "dicts": PROTO + b"(" + b"}" * 900_000 + b"l.",
     "dicts in the memo": b"\x80\x04(" + b"}\x94" * 450_000 + b"l.",
