@@ -63,10 +63,11 @@ def list_contents(catalog: Catalog) -> None:
     rows = build_rows(catalog.entries, catalog.empties)
     for _, cells in format_cells(rows):
         check_line(escape_text("".join(cells)))
-    check_code(listing.make_restore_code(catalog))
+    code = listing.make_restore_code(catalog)
+    check_code(code)
     if (text := str(catalog)) and _ASCII_CONTROLS.search(text):
         raise Wrong(f"str(catalog) has control characters: {text[:400]!r}")
-    check_json(render_json(catalog_fields(catalog, list(catalog.entries))))
+    check_json(render_json(catalog_fields(catalog, list(catalog.entries), code)))
 
 
 def check_own_template(catalog: Catalog) -> None:
