@@ -53,7 +53,8 @@ class Origin(msgspec.Struct, frozen=True, gc=False):
             the whole chunk.
         dtype: As stored.
         map: Which elements of what is stored are which of this leaf.
-        scale, add: If not None, the values are computed: `x.astype(float32) * scale + add`.
+        scale, add: If not None, the values are computed: `x.astype(float32) * scale + add`, or in
+            float64 if `dtype` is that.
     """
 
     box: Box

@@ -116,7 +116,7 @@ def match_checkpoint(
     if aligned[0]:
         result = replace(result, aligned=True)
     if not result.ok and aligned[0]:
-        result = note_positions(result, len(view.entries))
+        result = note_positions(result, view.entries)
     elif not result.ok:
         result = add_hints(result, view, match_options, try_hint)
         if not at and rename is None and catalogs[0].base is None:

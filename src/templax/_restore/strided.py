@@ -116,13 +116,15 @@ def compute_step(
     """Computes `(values.astype(float32) * scale + add).astype(out.dtype)` into `out`.
 
     Bit for bit: the factor and the summand are rounded to float32, the product and the sum are
-    rounded separately, and the result once to the dtype of `out`.
+    rounded separately, and the result once to the dtype of `out`. Values of float64 are computed in
+    float64.
     """
+    number = np.float64 if values.dtype == np.float64 else np.float32
     with np.errstate(all="ignore"):
-        result = np.empty(values.shape, np.float32)
+        result = np.empty(values.shape, number)
         cast_into(result, values)
         if scale is not None:
-            result *= np.float32(scale)
+            result *= number(scale)
         if add is not None:
-            result += np.float32(add)
+            result += number(add)
     cast_into(out, result)

@@ -141,13 +141,13 @@ def _check_shape_and_dtype(name: str, leaf: Any) -> tuple[Shape, Any]:
     except (TypeError, ValueError, symbolic_dimension_error()) as error:
         raise UsageError(f"Expected a shape, got {leaf.shape!r} - at `{name}`") from error
     dtype = leaf.dtype
-    if not isinstance(dtype, np.dtype) and not jnp.issubdtype(dtype, jax.dtypes.extended):
-        try:
+    try:
+        if not isinstance(dtype, np.dtype) and not jnp.issubdtype(dtype, jax.dtypes.extended):
             dtype = np.dtype(dtype) if dtype is not None else None
-        except TypeError:
-            dtype = None
-        if dtype is None:
-            raise UsageError(f"Expected a dtype, got {leaf.dtype!r} - at `{name}`")
+    except TypeError:  # such as one of PyTorch
+        dtype = None
+    if dtype is None:
+        raise UsageError(f"Expected a dtype, got {leaf.dtype!r} - at `{name}`")
     return shape, dtype
 
 

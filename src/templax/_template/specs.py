@@ -7,6 +7,7 @@ from typing import Any, TypeGuard
 
 import jax
 import jax.tree_util as jtu
+import numpy as np
 from jax.sharding import PartitionSpec
 
 from .._core.arguments import PyTree
@@ -18,6 +19,10 @@ from .flatten import FlatTree
 
 Rules = Sequence[tuple[str, PartitionSpec | None]]
 """Pattern of leaf names → the spec of the arrays that match it; the first that matches counts."""
+
+
+_ARRAYS = (jax.ShapeDtypeStruct, np.ndarray)
+"""Abstract arrays; those of numpy are of 64 bits, which JAX holds only if it is told to."""
 
 
 def choose_specs(specs: Any, tree: PyTree, flat: FlatTree) -> Sequence[Any]:
@@ -36,7 +41,7 @@ def choose_specs(specs: Any, tree: PyTree, flat: FlatTree) -> Sequence[Any]:
         return _apply_rules(specs, flat)
     if callable(specs):
         return [
-            _call_specs(specs, keys, leaf) if isinstance(leaf, jax.ShapeDtypeStruct) else None
+            _call_specs(specs, keys, leaf) if isinstance(leaf, _ARRAYS) else None
             for keys, leaf in flat.keyed
         ]
     spread = broadcast_prefix(PartitionSpec() if specs is None else specs, tree, "specs")
@@ -62,7 +67,7 @@ def _apply_rules(rules: Rules, flat: FlatTree) -> list[PartitionSpec | None]:
     without: list[str] = []
     for keys, leaf in flat.keyed:
         spec = None
-        if isinstance(leaf, jax.ShapeDtypeStruct):
+        if isinstance(leaf, _ARRAYS):
             names = _find_names(keys)
             matching = [
                 i
@@ -110,7 +115,7 @@ def _find_names(keys: tuple[Any, ...]) -> list[str]:
 def _call_specs(
     specs: Callable[..., Any],
     keys: tuple[Any, ...],
-    leaf: jax.ShapeDtypeStruct,
+    leaf: jax.ShapeDtypeStruct | np.ndarray,
 ) -> PartitionSpec | None:
     """Calls a `specs` function, and refuses one that expects an NNX variable without its `value`.
 
@@ -118,12 +123,12 @@ def _call_specs(
     """
     name, *variables = _find_names(keys)
     spec = specs(name, leaf)
-    for variable in () if _shards(spec) else variables:
+    for variable in () if shards(spec) else variables:
         try:
             expected = specs(variable, leaf)
         except (LookupError, ValueError):  # it need not know names that no leaf has
             return spec
-        if _shards(expected):
+        if shards(expected):
             raise UsageError(
                 f"Expected a spec for `{name}`, got {spec} although `specs` gives {expected} for"
                 f" `{variable}`; hint: in `specs`, begin with"
@@ -132,7 +137,7 @@ def _call_specs(
     return spec
 
 
-def _shards(spec: PartitionSpec | None) -> bool:
+def shards(spec: PartitionSpec | None) -> bool:
     """Whether a spec puts any dimension on a mesh axis."""
     if not isinstance(spec, PartitionSpec):
         return False

@@ -8,15 +8,16 @@ from typing import Any
 import jax
 import jax.tree_util as jtu
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from .._core.arguments import PyTree
+from .._core.text import format_value
 from .._jax.paths import name_leaf
 from .._jax.support import abstract_array
 from .._jax.versions import SET_MESH, current_mesh, ensure_on_device
 from ..errors import UsageError
 from .flatten import flatten_tree, map_tree
-from .specs import Rules, choose_specs
+from .specs import Rules, choose_specs, shards
 
 
 def template_of(
@@ -85,6 +86,8 @@ def template_of(
     if specs is None and mesh is None:
         return tree
     mesh = mesh if mesh is not None else current_mesh()
+    if mesh is not None and not isinstance(mesh, (Mesh, AbstractMesh)):
+        raise UsageError(f"Expected a jax.sharding.Mesh, got {format_value(mesh)}")
     if mesh is None or mesh.empty:
         raise UsageError(f"`specs` need a mesh; hint: pass mesh=, or call inside {SET_MESH}(mesh)")
     flat = flatten_tree(tree)
@@ -97,6 +100,9 @@ def template_of(
                 what = f"Expected a PartitionSpec for shape {leaf.shape} on mesh {dict(mesh.shape)}"
                 name = name_leaf(keys)
                 problems.append(f"{what}, got {spec!r}: {error} - at `{name}`")
+        elif isinstance(leaf, np.ndarray) and spec is not None and shards(spec):
+            what = f"Expected an array that JAX can shard, got {leaf.dtype}"
+            problems.append(f"{what} while jax_enable_x64 is off - at `{name_leaf(keys)}`")
         leaves.append(leaf)
     if problems:
         raise UsageError("; ".join(problems))

@@ -56,8 +56,8 @@ class From:
             `{"f": (0, 4096)}`, `{"(h w)": (1, 13)}`.
         flip: Axes that are reversed.
         scale: A number, or an expression of axes such as `"k**-0.5"`, by which values are
-            multiplied in float32.
-        add: A number or an expression that is then added, in float32.
+            multiplied in float32; in float64 if they are stored so.
+        add: A number or an expression that is then added, likewise.
         pad: Axes that may be longer in the target. They are filled with 0 at the end, or with the
             value given for each: `{"v": -1}`. Infinity may be written `"inf"` or `"-inf"`.
         crop: Axes that may be shorter in the target: what is beyond is left out.

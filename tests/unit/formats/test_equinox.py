@@ -179,3 +179,31 @@ def test_the_report_says_that_leaves_are_taken_in_order(tmp_path: Path) -> None:
         eqx.tree_serialise_leaves(file, (np.ones(3), np.zeros(3)))
     report = str(tx.check(tmp_path / "m.eqx", {"b": np.zeros(3), "w": np.zeros(3)}))
     assert "its leaves are taken in the order of the template's" in report
+
+
+class Grown(eqx.Module):
+    rate: float
+    scale: jax.Array
+    shift: jax.Array
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_file_of_a_module_that_has_grown_since_lacks_its_last_leaves(
+    tmp_path: Path, dtype: str
+) -> None:
+    # It has as many leaves as the module has arrays.
+    path = write(tmp_path / "model.eqx", (0.25, jnp.asarray(7.0, dtype)))
+    template = Grown(0.5, jnp.asarray(1.0), jnp.asarray(2.0))
+    with pytest.raises(tx.TemplateError) as caught:
+        tx.restore(path, template)
+    (mismatch,) = caught.value.mismatches
+    assert (mismatch.problem, mismatch.name) == ("missing", "shift")
+    assert "the file has 2 leaves, the template 3" in str(caught.value)
+
+
+def test_a_file_of_the_arrays_alone_may_be_cast(tmp_path: Path) -> None:
+    arrays = jnp.asarray(7.0, jnp.bfloat16), jnp.asarray(8.0, jnp.bfloat16)
+    path = write(tmp_path / "model.eqx", arrays)
+    with pytest.warns(tx.CastWarning):
+        got = tx.restore(path, Grown(0.5, jnp.asarray(1.0), jnp.asarray(2.0)))
+    assert (got.rate, float(got.scale), float(got.shift)) == (0.5, 7, 8)

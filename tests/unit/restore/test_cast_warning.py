@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -93,3 +94,13 @@ def test_the_warning_for_a_single_leaf_is_in_the_singular() -> None:
     assert [
         s.split(";")[0] for s in collect_warnings({"x": 0.5}, {"x": A((), ml_dtypes.bfloat16)})
     ] == ["1 of 1 leaf of CKPT was cast: float64 to bfloat16 (1: `x`)"]
+
+
+@pytest.mark.parametrize("debug", ["debug_nans", "debug_infs"])
+def test_stored_nans_are_cast_while_jax_looks_for_nans(tmp_path: Path, debug: str) -> None:
+    path = tmp_path / "a.npz"
+    np.savez(path, a=np.array([np.nan, np.inf, 1], np.float32))
+    for template in (A((3,), jnp.float16), np.zeros(3, np.float16)):
+        with getattr(jax, debug)(True), pytest.warns(tx.CastWarning):
+            got = np.asarray(tx.restore(path, {"a": template})["a"])
+        np.testing.assert_array_equal(got, [np.nan, np.inf, 1])

@@ -83,3 +83,10 @@ def test_the_affine_step_is_two_float32_roundings_and_one_cast(scale, add, dtype
     if add is not None:
         expected = expected + np.float32(add)
     assert out.tobytes() == expected.astype(dtype).tobytes()
+
+
+def test_the_affine_step_of_float64_is_in_float64():
+    values = np.array([1 / 3, 1e300, 1e-300])
+    out = np.empty(3)
+    compute_step(out, values, 1.5, 0.1)
+    assert out.tobytes() == (values * 1.5 + 0.1).tobytes()

@@ -168,3 +168,27 @@ def test_rules_shard_the_state_of_an_optimizer_as_its_parameters() -> None:
     template = tx.template_of(state, mesh=mesh(), specs=[("*.kernel", P("data")), ("*", P())])
     specs = [leaf.sharding.spec for leaf in jax.tree.leaves(template)]
     assert specs == [P(), P("data"), P("data")]  # count, mu, nu
+
+
+def test_an_array_of_64_bits_is_not_left_out_of_the_rules() -> None:
+    tree = {"w": np.ones((2, 2)), "v": np.ones(2, np.float32), "n": np.int64(3)}
+    said = "Expected an array that JAX can shard, got float64 while jax_enable_x64 is off - at `w`"
+    specs: list[Any] = [
+        [("w", P("data")), ("*", P())],
+        {"w": P("data"), "v": P(), "n": P()},
+        lambda name, leaf: P("data") if name == "w" else P(),
+    ]
+    for each in specs:
+        with pytest.raises(tx.UsageError) as caught:
+            tx.template_of(tree, mesh=mesh(), specs=each)
+        assert str(caught.value) == said
+    with pytest.raises(tx.UsageError, match="Expected a rule for each array, found none for `w`"):
+        tx.template_of(tree, mesh=mesh(), specs=[("v", P("data"))])
+    got = tx.template_of(tree, mesh=mesh(), specs=[("w", P()), ("v", P("data"))])
+    assert got["w"].dtype == np.float64
+    assert got["v"].sharding.spec == P("data")
+
+
+def test_a_mesh_that_is_none_is_refused() -> None:
+    with pytest.raises(tx.UsageError, match=r"Expected a jax.sharding.Mesh, got \(4, 2\)"):
+        tx.template_of(TREE, mesh=(4, 2))  # pyright: ignore[reportArgumentType]
