@@ -23,11 +23,14 @@ def check_int(name: str, value: Any, minimum: int = 1) -> int:
     Raises:
         UsageError: `value` is not an integer, or is less than `minimum`.
     """
-    is_integer = hasattr(value, "__index__") and not isinstance(value, bool)
-    if not is_integer or operator.index(value) < minimum:
+    try:
+        number = None if isinstance(value, bool) else operator.index(value)
+    except TypeError:  # an array of one element has `__index__`, too
+        number = None
+    if number is None or number < minimum:
         got = format_value(value)
         raise UsageError(f"Expected {name}= an int of at least {minimum}, got {got}")
-    return operator.index(value)
+    return number
 
 
 def check_company(timeout: Any, alone: Any) -> None:

@@ -58,6 +58,9 @@ _MAX_LOOKED_AT = 256
 """Most files and directories inside the directories of a run that are looked at, as they may hold
 any number; those after them are not seen."""
 
+_MAX_LINKS = 40
+"""Most links that are followed one after the other, as on Linux."""
+
 _MAX_FILES = 8
 """Most files that are looked at of a directory named like a step inside one of those."""
 
@@ -277,6 +280,20 @@ def list_unread(
         if name not in listed and looks_so and wanted(name):
             target = os.readlink(os.path.join(run.url, name))
             yield name, f"a link to {target}, where there is nothing"
+
+
+def find_link_targets(run: Source) -> dict[str, list[str]]:
+    """Name of a link in a run → what it leads to in the same directory, over other links there."""
+    found: dict[str, list[str]] = {}
+    for name in _list_links(run):
+        targets, path = list[str](), os.path.join(run.url, name)
+        while os.path.islink(path) and len(targets) < _MAX_LINKS:
+            path = os.path.normpath(os.path.join(run.url, os.readlink(path)))
+            if os.path.realpath(os.path.dirname(path)) != os.path.realpath(run.url):
+                break
+            targets.append(os.path.basename(path))
+        found[name] = targets
+    return found
 
 
 def _list_links(run: Source) -> list[str]:

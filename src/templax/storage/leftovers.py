@@ -361,8 +361,13 @@ def _withdraw(path: str, renamed: str, disk: Disk, *, delete: bool) -> bool:
     check_can_save(path)
     lock: Descriptor | None = None
     try:
-        with suppress(NotADirectoryError):
+        try:
             lock = Descriptor(disk, disk.open_directory(path))
+        except NotADirectoryError:
+            pass
+        except FileNotFoundError:
+            if not os.path.islink(path):  # a link to nothing is deleted like any other
+                raise
         try:
             if lock is not None and try_lock(lock.fd, disk) is False:
                 return False

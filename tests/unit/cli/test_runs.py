@@ -488,3 +488,11 @@ def test_leftovers_are_deleted_from_a_directory_of_anything(tmp_path, monkeypatc
     refused = run_cli("prune", ".", "--leftovers", "--keep", "1")
     assert refused.exit_code == 2
     assert "Expected a directory of steps" in refused.stderr
+
+
+def test_prune_keeps_the_step_to_which_a_kept_one_is_a_link(make_run):
+    path = make_run(s1={}, s2={}, s3={})
+    (path / "9").symlink_to("2")
+    result = run_cli("prune", "run", "--keep", "1", "--yes")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert set(list_names(path)) == {"2", "3", "9"}  # 3 was saved last

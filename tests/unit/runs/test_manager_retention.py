@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import templax as tx
@@ -265,3 +266,27 @@ def test_neither_directory_of_a_step_is_deleted(tmp_path, caplog):
     assert list_run(tmp_path) == {"10", "000010", "000013"}
     text = f"step 10 of {tmp_path} has several directories, and none of them is deleted"
     assert f"{text}: `000010`, `10`" in caplog.text
+
+
+def test_a_step_to_which_a_kept_step_is_a_link_stays(tmp_path, caplog):
+    with tx.Manager(tmp_path) as manager:
+        for step in (1, 2, 3):
+            manager.save(step, TREE)
+    (tmp_path / "15").symlink_to("3")
+    (tmp_path / "20").symlink_to("15")
+    caplog.set_level(logging.INFO, "templax")
+    with tx.Manager(tmp_path, keep=2) as manager:
+        manager.save(21, TREE)
+        assert manager.steps() == [3, 15, 20, 21]
+        assert f"step 3 of {tmp_path} stays, as `20` is a link to it" in caplog.text
+        assert len(manager.restore(TREE, step=20)) == 2
+        manager.save(22, TREE)
+        assert manager.steps() == [21, 22]
+    assert not [name for name in os.listdir(tmp_path) if (tmp_path / name).is_symlink()]
+
+
+def test_an_array_is_no_number_of_steps(tmp_path):
+    with pytest.raises(tx.UsageError, match=r"Expected step= an int of at least 0, got array"):
+        tx.Manager(tmp_path).save(np.array([8]), TREE)
+    with pytest.raises(tx.UsageError, match=r"Expected keep= an int of at least 1, got array"):
+        tx.Manager(tmp_path, keep=np.array([8]))
