@@ -41,8 +41,18 @@ those that swap the inputs and the outputs of a layer."""
 FUSED: Mapping[tuple[int, int], Sequence[tuple[str, bool]]] = {
     (1, 1): [("(t f) -> f", _STRAIGHT)],
     (1, 2): [("(t h k) -> h k", _STRAIGHT)],
-    (2, 2): [("(t f) d -> d f", _TURNED), ("d (t f) -> d f", _STRAIGHT)],
-    (2, 3): [("(t h k) d -> d h k", _TURNED), ("d (t h k) -> d h k", _STRAIGHT)],
+    (2, 2): [
+        ("(t f) d -> d f", _TURNED),
+        ("(t f) d -> f d", _STRAIGHT),
+        ("d (t f) -> d f", _STRAIGHT),
+        ("d (t f) -> f d", _TURNED),
+    ],
+    (2, 3): [
+        ("(t h k) d -> d h k", _TURNED),
+        ("d (t h k) -> d h k", _STRAIGHT),
+        ("d (t h k) -> h k d", _TURNED),
+        ("(t h k) d -> h k d", _STRAIGHT),
+    ],
 }
 """Axes of a third of what holds queries, keys and values one after the other along `t`."""
 
