@@ -68,51 +68,56 @@ def choose_axes(
 
 def _choose(one: Found, votes: Votes) -> tuple[Guess, str | None]:
     """The axes of a pair, and what they were chosen by, if that is not certain."""
-    if len(one.guesses) == 1:
-        return one.guesses[0], None
-    turns = {guess.turned for guess in one.guesses}
-    if len(turns) == 1:
+    if len({guess.turned for guess in one.guesses}) == 1:
         return _choose_layout(one, one.guesses, votes)
-    turned, why, is_sure = _choose_turn(one, votes)
+    turned, by_turn = _choose_turn(one, votes)
     fitting = [guess for guess in one.guesses if guess.turned == turned]
-    return _choose_layout(one, fitting, votes)[0], None if is_sure else why
+    guess, by_layout = _choose_layout(one, fitting, votes)
+    return guess, by_turn or by_layout
 
 
 def _choose_layout(one: Found, guesses: Sequence[Guess], votes: Votes) -> tuple[Guess, str | None]:
     """One of several axes that differ in what the source is taken for, such as PyTorch's."""
+    if len(guesses) == 1:
+        return guesses[0], None
     counts = [votes[_TREE][guess.text] for guess in guesses]
     if any(counts):
         best = guesses[counts.index(max(counts))]
         return best, None if sum(map(bool, counts)) == 1 else _LIKE_MOST
     # The axes that make Flax's layout of PyTorch's come first, those of the inverse last.
-    is_from_torch = _name_layout(one)[0] == "weight"
+    is_from_torch = _list_last(one)[0] == "weight"
     return guesses[0 if is_from_torch else -1], _BY_NAME
 
 
-def _choose_turn(one: Found, votes: Votes) -> tuple[bool, str, bool]:
-    """Whether a pair is taken for transposed, by what, and whether that is certain."""
+def _choose_turn(one: Found, votes: Votes) -> tuple[bool, str | None]:
+    """Whether a pair is taken for transposed, and by what, if that is not certain."""
     if one.target.meaning.role != "weight" or _is_scale(one):
-        return False, _BY_NAME, True
+        return False, None
     *near, tree = _list_circles(one)
-    is_straight_anyway = not (votes[tree][True] or one.tied) and _is_only_moved(one)
-    if not one.tied and not _is_table(one):
-        for circle in near:
-            counted = votes[circle]
-            if counted[True] != counted[False]:
-                is_unanimous = not (counted[True] and counted[False])
-                turned = counted[True] > counted[False]
-                why = _LIKE_OTHERS if is_unanimous else _LIKE_MOST
-                return turned, why, is_unanimous and not turned
-        if all(pairing.target == pairing.source for pairing in one.pairings):
-            return False, _SAME_NAME, is_straight_anyway
-        counted = votes[tree]
+    is_straight_for_all = not votes[tree][True] and _is_only_moved(one)
+    source, target = _list_last(one)
+    # An embedding that is the last layer, too, is (outputs, inputs) as PyTorch's weights are.
+    by_name = (one.tied or source == "weight") != (target == "weight")
+    if one.tied:
+        return by_name, _BY_NAME
+    if _is_table(one):
+        return False, None if is_straight_for_all else _BY_NAME
+    for circle in near:
+        counted = votes[circle]
         if counted[True] != counted[False]:
-            why = _LIKE_MOST if counted[True] and counted[False] else _LIKE_OTHERS
-            return counted[True] > counted[False], why, is_straight_anyway
-    source, target = _name_layout(one)
-    if _is_table(one) and not one.tied:
-        return False, _BY_NAME, is_straight_anyway
-    return (source == "weight") != (target == "weight"), _BY_NAME, is_straight_anyway
+            turned = counted[True] > counted[False]
+            is_unanimous = not min(counted[True], counted[False])
+            is_sure = is_unanimous and not turned and not by_name
+            return turned, None if is_sure else _LIKE_OTHERS if is_unanimous else _LIKE_MOST
+    if is_straight_for_all:
+        return False, None
+    if all(pairing.target == pairing.source for pairing in one.pairings):
+        return False, _SAME_NAME
+    counted = votes[tree]
+    if counted[True] != counted[False]:
+        is_unanimous = not min(counted[True], counted[False])
+        return counted[True] > counted[False], _LIKE_OTHERS if is_unanimous else _LIKE_MOST
+    return by_name, _BY_NAME
 
 
 def _list_circles(one: Found) -> list[Hashable]:
@@ -156,12 +161,6 @@ def _is_only_moved(one: Found) -> bool:
         split_joined(pairing.source)[-2:] == split_joined(pairing.target)[-2:]
         for pairing in one.pairings
     )
-
-
-def _name_layout(one: Found) -> tuple[str, str]:
-    """The last names, where an embedding that is a last layer, too, counts as a `weight`."""
-    source, target = _list_last(one)
-    return "weight" if one.tied else source, target
 
 
 def _list_last(one: Found) -> tuple[str, str]:

@@ -188,6 +188,13 @@ def test_neighbours_that_are_not_turned_decide_for_certain(tmp_path: Path) -> No
     assert wrong == ([], ())
 
 
+def test_neighbours_that_are_not_turned_are_doubted_where_names_suggest_it(tmp_path: Path) -> None:
+    """What is not turned may be a table under a name of its own."""
+    weights = {"q": draw(D, D), "lut": draw(20, D)}
+    stored, want = rename(weights, "m.{}.weight"), rename(weights, "m.{}.w")
+    assert suggest(tmp_path, stored, want) == ([], ("m.q.w",))
+
+
 def test_biases_of_heads_are_neither_turned_nor_uncertain(tmp_path: Path) -> None:
     bias, up = draw(2, 2), draw(D, F)
     stored = {"attn.q_proj.bias": bias, "mlp.up_proj.weight": np.ascontiguousarray(up.T)}
