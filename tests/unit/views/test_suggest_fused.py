@@ -249,3 +249,12 @@ def test_the_parts_of_a_leaf_are_turned_alike(tmp_path: Path) -> None:
     wrong, notes = restore_flat(tmp_path, stored, want)
     assert wrong == []
     assert f"{ORIENTATION} (taken as transposed, like the others): `attn.wq`" in notes
+
+
+def test_parts_keep_their_layout_where_the_template_divides_them_into_heads(
+    tmp_path: Path,
+) -> None:
+    parts = draw_square(*"qkv")
+    want = {f"attn.{name}.w": part.reshape(H, K, D) for name, part in parts.items()}
+    stored = {"attn.qkv.weight": np.concatenate([*parts.values()])}
+    assert restore_flat(tmp_path, stored, want) == ([], [])
