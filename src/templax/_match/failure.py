@@ -12,6 +12,7 @@ from .._escape import escape_text
 from .._template.template import Target, Template
 from ..errors import Mismatch
 from .checkpoint_view import CheckpointView, apply_at_and_rename
+from .meaning import find_leaf_word
 from .options import MatchOptions
 from .rename_text import combine_renames, format_rename
 from .result import Match, format_mismatches
@@ -130,15 +131,14 @@ def add_hint(failure: Failure, hint: str, after: Match, summary: str | None) -> 
 def _list_undecidable(after: Match) -> tuple[str, ...]:
     """Square leaves that a hint renames from `weight` to `kernel`, if nothing tells their layout.
 
-    PyTorch stores the transpose of what Flax calls a kernel. A leaf that is not square and fits
-    shows that this checkpoint does not.
+    PyTorch stores the transpose of what Flax calls a kernel; the inverse is as uncertain. A leaf
+    that is not square and fits shows that the two trees agree.
     """
     renamed = [
         pair
         for pair in after.pairs
         if not pair.source
-        and pair.entry.path[-1:] == ("weight",)
-        and pair.target.path[-1:] == ("kernel",)
+        and {*map(find_leaf_word, (pair.entry.name, pair.target.name))} == {"weight", "kernel"}
         and len(pair.entry.shape) > 1
     ]
     square = [p for p in renamed if p.entry.shape[::-1] == p.entry.shape != (1, 1)]

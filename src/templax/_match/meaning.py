@@ -66,6 +66,8 @@ _ROLES: Mapping[str, str] = {
 
 _WORDS = re.compile(r"\d+|[A-Z]+(?![a-z])|[A-Z]?[^\W\d_A-Z]+|[^\w-]")
 
+_JOINTS = re.compile(r"[./,]")
+
 
 def list_moments(path: Path) -> list[str]:
     """The elements of a path that name moments or gradients of an optimizer: `opt.mu.w` → `mu`."""
@@ -83,6 +85,29 @@ def find_role(path: Path) -> str | None:
     A "scale" may be the factor of a normalization that another library calls its weight.
     """
     return _ROLES.get(normalize(str(path[-1]))) if path else None
+
+
+def find_leaf_word(name: str) -> str:
+    """What a name calls the leaf in its layer, though it may be a path that was joined by others.
+
+    >>> find_leaf_word("layers/0/q/kernel"), find_leaf_word("fc.kernel.value")
+    ('kernel', 'kernel')
+    >>> find_leaf_word("layers_0_q_weight"), find_leaf_word("mlp.w_up")
+    ('weight', 'w_up')
+    """
+    *_, last = split_joined(name)
+    word = last.rpartition("_")[2]
+    return word if _ROLES.get(word) == "weight" else last
+
+
+def split_joined(name: str) -> list[str]:
+    """The elements of a name that is joined by `.`, `/` or `,`, without NNX's `value` at its end.
+
+    >>> split_joined("params/fc.kernel.value")
+    ['params', 'fc', 'kernel']
+    """
+    elements = _JOINTS.split(name)
+    return elements[:-1] if len(elements) > 1 and elements[-1] == "value" else elements
 
 
 def is_norm(path: Path) -> bool:

@@ -86,8 +86,8 @@ class Match:
             characters are escaped, as it may contain names.
         rename: The complete mapping that a `rename=` hint proposes; the text may shorten it.
         undecidable: Names of square leaves that fit, but may be transposed: others of their name
-            are, or a hint renames or maps them from PyTorch's `weight` to Flax's `kernel`.
-            Whether they are transposed, too, their shape can't tell.
+            are, or a hint renames them from PyTorch's `weight` to Flax's `kernel` or back, or maps
+            them by what their neighbours are. Whether they are transposed, their shape can't tell.
     """
 
     url: str

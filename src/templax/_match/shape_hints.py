@@ -12,7 +12,7 @@ from .._core.boxes import Shape
 from .._template.template import Target
 from ..errors import Mismatch
 from .match import fit_leaf
-from .meaning import find_role
+from .meaning import find_leaf_word, find_role
 from .options import MatchOptions
 from .result import Pair
 
@@ -47,7 +47,7 @@ def find_undecidable(
     targets: Mapping[str, Target],
     entries: Mapping[str, LeafEntry],
 ) -> tuple[str, ...]:
-    """Names of leaves that fit by shape, but may be turned as a leaf of the same last name is.
+    """Names of leaves that fit by shape, but may be turned as a leaf that is called alike is.
 
     If `fc.kernel` is stored transposed, so may be a square `proj.kernel`, whose shape is the same
     either way.
@@ -55,19 +55,26 @@ def find_undecidable(
     turns: defaultdict[str, set[tuple[int, ...]]] = defaultdict(set)
     leaves = list(_list_reshaped(mismatches, targets, entries))
     for name, axes in _find_turns(leaves, mismatches, targets, entries).items():
-        if targets[name].path:
-            turns[str(targets[name].path[-1])].add(axes)
+        turns[_find_kind(name)].add(axes)
     if not turns:
         return ()
     return tuple(
         pair.target.name
         for pair in pairs
-        if pair.target.path
-        and any(
+        if any(
             len(axes) == len(pair.entry.shape) and _may_be_turned(pair.entry.shape, axes)
-            for axes in turns.get(str(pair.target.path[-1]), ())
+            for axes in turns.get(_find_kind(pair.target.name), ())
         )
     )
+
+
+def _find_kind(name: str) -> str:
+    """What a leaf is called, if libraries call theirs so; "" for all others, such as `wq`, `w_up`.
+
+    A tree that calls one `w_up` has no common name for those that are stored alike.
+    """
+    word = find_leaf_word(name)
+    return word if word == "embedding" or find_role((word,)) is not None else ""
 
 
 def _may_be_turned(shape: Shape, axes: tuple[int, ...]) -> bool:
@@ -103,7 +110,7 @@ def _find_turns(
     resized = {
         _find_parent(t.name)
         for _, t, entry in leaves
-        if find_role(t.path) == "bias" and len(t.shape) == len(entry.shape) == 1
+        if find_role((find_leaf_word(t.name),)) == "bias" and len(t.shape) == len(entry.shape) == 1
     }
     turns: dict[str, tuple[int, ...]] = {}
     for m, target, entry in leaves:
@@ -127,7 +134,7 @@ def _find_turn(target: Target, stored: Shape) -> tuple[int, ...] | None:
     if target.kind == "key" or n < 2 or len(target.shape) != n:
         return None
     orders = [(*range(n - 2), n - 1, n - 2)]
-    if n > 3 or (n == 3 and target.path and target.path[-1] in ("kernel", "weight")):
+    if n > 3 or (n == 3 and find_leaf_word(target.name) in ("kernel", "weight")):
         orders += [(*range(2, n), 1, 0), (n - 1, n - 2, *range(n - 2))]
     fitting = [axes for axes in orders if tuple(stored[axis] for axis in axes) == target.shape]
     return fitting[0] if fitting else None

@@ -29,7 +29,7 @@ _USUAL: Mapping[tuple[int, int], Sequence[tuple[str, bool]]] = {
         ("h k d -> d (h k)", _TURNED),
         ("h k d -> (h k) d", _STRAIGHT),
     ],
-    (3, 3): [("o c w -> w c o", _TURNED)],
+    (3, 3): [("o c w -> w c o", _TURNED), ("l f d -> l d f", _TURNED)],
     (4, 4): [("o c h w -> h w c o", _TURNED), ("h w c o -> o c h w", _TURNED)],
     (4, 2): [("o c h w -> (h w c) o", _TURNED)],
     (2, 4): [("(h w c) o -> o c h w", _TURNED)],
@@ -41,10 +41,24 @@ those that swap the inputs and the outputs of a layer."""
 FUSED: Mapping[tuple[int, int], Sequence[tuple[str, bool]]] = {
     (1, 1): [("(t f) -> f", _STRAIGHT)],
     (1, 2): [("(t h k) -> h k", _STRAIGHT)],
-    (2, 2): [("(t f) d -> d f", _TURNED), ("d (t f) -> d f", _STRAIGHT)],
-    (2, 3): [("(t h k) d -> d h k", _TURNED), ("d (t h k) -> d h k", _STRAIGHT)],
+    (2, 2): [
+        ("(t f) d -> d f", _TURNED),
+        ("(t f) d -> f d", _STRAIGHT),
+        ("d (t f) -> d f", _STRAIGHT),
+        ("d (t f) -> f d", _TURNED),
+    ],
+    (2, 3): [
+        ("(t h k) d -> d h k", _TURNED),
+        ("d (t h k) -> d h k", _STRAIGHT),
+        ("d (t h k) -> h k d", _TURNED),
+        ("(t h k) d -> h k d", _STRAIGHT),
+    ],
 }
 """Axes of a third of what holds queries, keys and values one after the other along `t`."""
+
+
+_Move = tuple[tuple[int, int], ...]
+"""The axes of a source in the order of the target, each with its size."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +83,7 @@ def list_guesses(
     extra: Mapping[str, int],
     usual: Mapping[tuple[int, int], Sequence[tuple[str, bool]]] = _USUAL,
 ) -> Iterator[Guess]:
-    """Axes that fit all of some pairs of shapes.
+    """Axes that fit all of some pairs of shapes, each of which moves values elsewhere.
 
     Args:
         pairs: The shapes of a source and of its target, each without the axes of `before` and
@@ -79,9 +93,11 @@ def list_guesses(
         extra: Sizes of axes that are known.
         usual: By the ranks of both sides, what to try.
     """
+    moves: list[list[_Move]] = []
     if usual is _USUAL and all(source == target for source, target in pairs):
         axes = parse_axes(_SAME)
         plain = not before and not after
+        moves.append([()] * len({*pairs}))
         yield Guess(None if plain else _write_axes(axes, before, after))
     (source, target), *_ = pairs
     ranks = {(len(s), len(t)) for s, t in pairs}
@@ -90,13 +106,30 @@ def list_guesses(
     for text, turned in usual.get((len(source), len(target)), ()):
         axes = parse_axes(text)
         solved = [_solve(axes, s, t, extra) for s, t in {*pairs}]
-        if all(sizes is not None for sizes in solved):
-            found = [sizes for sizes in solved if sizes is not None]
-            yield Guess(_write_axes(axes, before, after), turned, _list_needed(axes, found, extra))
+        found = [sizes for sizes in solved if sizes is not None]
+        if len(found) == len(solved):
+            moved = [_find_move(axes, sizes) for sizes in found]
+            if moved not in moves:
+                moves.append(moved)
+                needed = _list_needed(axes, found, extra)
+                yield Guess(_write_axes(axes, before, after), turned, needed)
     if usual is _USUAL and source != target and _drop_units(source) == _drop_units(target):
         axes = _drop_unit_axes(source, target)
-        if all(s == source and t == target for s, t in pairs):
+        if all(pair == (source, target) for pair in pairs) and [()] not in moves:
             yield Guess(_write_axes(axes, before, after))
+
+
+def _find_move(axes: Axes, sizes: Mapping[str, int]) -> _Move:
+    """Where the values go, as the sizes and the order of what stays together; `()` if all do.
+
+    Axes of one element are left out: with them, `f d -> d f` moves nothing.
+    """
+    left, right = (
+        [axis for dim in side for axis in dim if sizes[axis] != 1]
+        for side in (axes.left, axes.right)
+    )
+    order = [left.index(axis) for axis in right]
+    return () if order == sorted(order) else tuple((i, sizes[left[i]]) for i in order)
 
 
 def _write_axes(axes: Axes, before: Sequence[str], after: Sequence[str]) -> str:

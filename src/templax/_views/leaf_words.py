@@ -93,6 +93,11 @@ _UNNAMED = 0.2
 
 _SPLIT = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[^\W\d_A-Z]+|\d+")
 
+_MAX_PARTS = 4
+"""How many words, as `_` or an upper case letter divides them, are looked up as one."""
+
+_JOINTS = re.compile(r"[/,]")
+
 _SPECIFIC = frozenset(
     (
         *(
@@ -157,17 +162,20 @@ def read_name(
         ordinals: Position of an element that ends in a number which tells layers of a block apart.
         numbered: Positions of the elements whose number counts blocks.
     """
-    n = len(elements)
-    if n > 1 and elements[-1] == "value":
-        n -= 1  # the level below each variable of NNX
-    path = tuple(elements[:n])
+    parts: list[tuple[str, int | None]] = []
+    for i, element in enumerate(elements):
+        *before, end = _JOINTS.split(element)  # `layers/0/q` is one element to its own library
+        parts += [*((part, None) for part in before), (end, i)]
+    if len(parts) > 1 and parts[-1][0] == "value":
+        del parts[-1]  # the level below each variable of NNX
+    path = tuple(part for part, _ in parts)
     last = path[-1] if path else ""
     role = _ROLE_NAMES.get(find_role((last,)) or "")
-    inner = range(n if role is None and last.casefold() != "embedding" else n - 1)
+    inner = parts if role is None and last.casefold() != "embedding" else parts[:-1]
     words: list[str] = []
-    for i in inner:
-        number = ordinals.get(i)
-        named = _read_element(elements[i])
+    for part, i in inner:
+        number = None if i is None else ordinals.get(i)
+        named = _read_element(part)
         words += named
         if number is not None and number.count > 1 and not _SPECIFIC & {*named}:
             words.append(f"#{number.rank}")
@@ -191,8 +199,14 @@ def _read_element(element: str) -> Sequence[str]:
             return _WORDS[key]
     parts = [part.casefold() for part in _SPLIT.findall(element) if not part.isdecimal()]
     found: list[str] = []
-    for part in parts:
-        found += _WORDS.get(part, [part])
+    at = 0
+    while at < len(parts):
+        # The longest words first: `post_attention_layernorm` is not a norm of the attention.
+        lengths = range(min(_MAX_PARTS, len(parts) - at), 1, -1)
+        n = next((n for n in lengths if "".join(parts[at : at + n]) in _WORDS), 1)
+        word = "".join(parts[at : at + n])
+        found += _WORDS.get(word, [word])
+        at += n
     return found
 
 

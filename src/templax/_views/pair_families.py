@@ -74,7 +74,7 @@ def find_pairs(
     if replicas is None:
         fused, orders = find_fused(targets, sources, found)
         found += fused
-        found += _find_tied(targets, found)
+        found += _find_tied(targets, sources, found)
     order = {id(target): i for i, target in enumerate(targets)}
     return Paired(sorted(found, key=lambda f: order[id(f.target)]), notes, orders)
 
@@ -154,9 +154,15 @@ def _explain_open(candidates: Sequence[Found], found: Sequence[Found]) -> list[s
     ]
 
 
-def _find_tied(targets: Sequence[Family], found: Sequence[Found]) -> list[Found]:
-    """A last layer whose weight is not stored, as it is that of the embedding."""
-    gone = {id(one.target) for one in found}
+def _find_tied(
+    targets: Sequence[Family], sources: Sequence[Family], found: Sequence[Found]
+) -> list[Found]:
+    """A last layer whose weight is not stored, as it is that of the embedding.
+
+    None if a source of that size is left, which may be the last layer under another name.
+    """
+    gone = {id(family) for one in found for family in (one.target, one.source)}
+    left = {count_elements(source) for source in sources if id(source) not in gone}
     heads = [
         target
         for target in targets
@@ -164,6 +170,7 @@ def _find_tied(targets: Sequence[Family], found: Sequence[Found]) -> list[Found]
         and target.meaning.role == "weight"
         and not target.meaning.realm
         and id(target) not in gone
+        and count_elements(target) not in left
     ]
     embeddings = [
         one

@@ -10,12 +10,11 @@ from typing import Any, NamedTuple
 from .._catalog.entry import LeafEntry
 from .._core.text import list_names
 from .._template.template import Target
-from .axis_guesses import Guess
+from .axis_choices import choose_axes
 from .families import PLACEHOLDERS, Family, group_families
 from .fused_families import write_cut, write_join
 from .mapping import Mapping as LeafMapping
 from .pair_families import REPLICA, find_pairs
-from .paired import Found
 from .rules import Concat, From
 
 _MAX_STEPS = 3_000_000
@@ -84,7 +83,7 @@ def _suggest(
     paired = find_pairs(wanted, there, replicas)
     if paired is None or not paired.found:
         return None
-    choices, square, notes = _choose_axes(paired.found)
+    choices, square, notes = choose_axes(paired.found, replicas)
     notes += [*paired.notes, *paired.orders]
     rules: list[_Rule] = []
     joined: dict[str, list[From]] = {}
@@ -149,53 +148,6 @@ def _make_rules(rules: Sequence[_Rule]) -> dict[str, str | From | Concat]:
         else:
             made[target] = Concat(parts, axes) if parts else From(source, axes, **options)
     return made
-
-
-def _choose_axes(found: Sequence[Found]) -> tuple[list[Guess], list[str], list[str]]:
-    """The axes of each pair, the targets that may be transposed, and what to say about these."""
-    votes: defaultdict[tuple[str, str], Counter[bool]] = defaultdict(Counter)
-    for one in found:
-        turns = {guess.turned for guess in one.guesses}
-        if len(turns) == 1 and _has_kernel(one):
-            votes[_list_last(one)][turns.pop()] += 1
-    choices: list[Guess] = []
-    square: defaultdict[str, list[Found]] = defaultdict(list)
-    for one in found:
-        turns = {guess.turned for guess in one.guesses}
-        counted = votes[_list_last(one)]
-        turned = one.guesses[0].turned
-        if len(turns) > 1:
-            source, target = _list_last(one)
-            renamed = {source, target} == {"weight", "kernel"} and _has_kernel(one)
-            turned = counted[True] > counted[False] if counted else renamed
-            if _has_kernel(one) and (counted[True] or renamed):
-                why = "like the others" if len(counted) == 1 else "as the names suggest"
-                how = "taken as transposed" if turned else "taken as it is"
-                square[f"{how}, {why}"].append(one)
-        choices.append(next(guess for guess in one.guesses if guess.turned == turned))
-    notes = [
-        f"can't tell by its shape whether it is transposed ({how}):"
-        f" {list_names(list(dict.fromkeys(one.pairings[0].target for one in group)))}"
-        for how, group in square.items()
-    ]
-    names = [
-        leaf.name
-        for group in square.values()
-        for one in group
-        for leaf in one.target.members.values()
-    ]
-    return choices, names, notes
-
-
-def _has_kernel(one: Found) -> bool:
-    words = one.target.meaning.words | one.source.meaning.words
-    if words & {"embed", "pos", "cls", "norm"} and "patch" not in words and "head" not in words:
-        return False
-    return len(one.source.first.shape) > 1 or len(one.target.first.shape) > 1
-
-
-def _list_last(one: Found) -> tuple[str, str]:
-    return one.source.meaning.last, one.target.meaning.last
 
 
 def _join_moves(rules: Sequence[_Rule]) -> list[_Rule]:

@@ -427,6 +427,14 @@ def test_a_square_weight_that_is_renamed_to_kernel_is_named_as_undecidable(tmp_p
     assert "as PyTorch stores it" in str(match)
 
 
+@pytest.mark.parametrize("stored", ["weight", "kernel"])
+def test_a_square_weight_in_a_flat_tree_is_named_as_undecidable(stored: str) -> None:
+    """In either direction: from PyTorch's names, and to them."""
+    wanted = {"weight": "kernel", "kernel": "weight"}[stored]
+    match = fail_match({f"fc.{stored}": f32(4, 4)}, {f"fc.{wanted}": f32(4, 4)})
+    assert match.undecidable == (f"fc.{wanted}",)
+
+
 def test_a_leaf_that_is_not_square_tells_the_layout_of_the_square_ones(tmp_path):
     path = tmp_path / "ckpt"
     tx.save(

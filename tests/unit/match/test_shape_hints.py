@@ -101,6 +101,22 @@ def test_square_kernels_beside_a_transposed_one_are_named() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("square", "other"),
+    [("q.kernel", "up.kernel"), ("l/q/kernel", "l/up/kernel"), ("l_q_weight", "up.weight")],
+)
+def test_square_kernels_are_named_in_flat_trees_too(square: str, other: str) -> None:
+    stored, template = {square: f32(8, 8), other: f32(32, 8)}, {square: f32(8, 8)}
+    match = fail_match(stored, template | {other: f32(8, 32), "embed.embedding": f32(8, 8)})
+    assert match.undecidable == (square,)
+
+
+def test_square_leaves_without_a_common_name_are_named_beside_a_transposed_one() -> None:
+    stored = {"attn": {"wq": f32(8, 8), "scale": f32(8, 8)}, "mlp": {"w_up": f32(32, 8)}}
+    template = {"attn": {"wq": f32(8, 8), "scale": f32(8, 8)}, "mlp": {"w_up": f32(8, 32)}}
+    assert fail_match(stored, template).undecidable == ("attn.wq",)
+
+
 def test_cubic_kernels_of_convolutions_are_named_beside_a_permuted_one() -> None:
     stored = {"a": {"kernel": f32(8, 3, 5, 5)}, "b": {"kernel": f32(5, 5, 5, 5)}}
     template = {"a": {"kernel": f32(5, 5, 3, 8)}, "b": {"kernel": f32(5, 5, 5, 5)}}

@@ -29,6 +29,10 @@ def compare(a: str, b: str) -> float:
         ("transformer.wpe.weight", "pos_embed.embedding"),
         ("lm_head.weight", "head.kernel"),
         ("fc.weight", "head.kernel"),
+        ("layers/#/attn/q_proj/weight", "layers_#.attention.query.kernel"),
+        ("layers,#,input_layernorm,weight", "layers_#.attn_norm.scale"),
+        ("layers_0_post_attention_layernorm_weight", "layers.#.ffn_norm.weight"),
+        ("Dense/kernel/value", "params.Dense.kernel"),
     ],
 )
 def test_names_of_the_same_leaf_agree(a, b):
@@ -52,6 +56,10 @@ def test_names_of_the_same_leaf_agree(a, b):
         ("opt_state.mu.fc.weight", "params.fc.weight"),
         ("ema_params.fc.weight", "params.fc.weight"),
         ("alpha.weight", "beta.weight"),
+        ("layers/#/post_attention_layernorm/weight", "layers.#.attention_norm.weight"),
+        ("layers_0_post_attention_layernorm_weight", "layers.#.attention_norm.weight"),
+        ("layers/0/ln_1/bias", "layers.0.ln_1.scale"),
+        ("opt_state/mu/fc/weight", "params.fc.weight"),
     ],
 )
 def test_names_of_different_leaves_have_nothing_in_common(a, b):

@@ -578,3 +578,12 @@ def test_the_search_is_bounded(stored, wanted):
     before = time.process_time()
     find_suggestion(entries, Template(tuple(targets)))
     assert time.process_time() - before < 15
+
+
+def test_a_last_layer_is_not_tied_where_a_leaf_of_its_size_is_left(tmp_path):
+    layout = llama()
+    layout.shapes["projection_to_words.weight"] = layout.shapes.pop("lm_head.weight")
+    mapping, notes = suggest(tmp_path, layout, make_llama())
+    assert mapping is not None
+    assert "lm_head.kernel" not in mapping.rules
+    assert "no source was found for `lm_head.kernel`" in notes

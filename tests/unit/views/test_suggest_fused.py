@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 import templax as tx
 from model_layouts import D, F, H, K, L, V, kernel, zeros
@@ -175,3 +176,85 @@ def test_a_hint_says_that_the_order_is_not_known(tmp_path: Path) -> None:
     assert (
         f"can't tell in what order `layers_{{i}}.attn.qkv.kernel` holds its parts: {ORDER}" in text
     )
+
+
+def restore_flat(
+    tmp_path: Path, stored: dict[str, np.ndarray], want: dict[str, np.ndarray]
+) -> tuple[list[str], list[str]]:
+    """Restores flat trees: the leaves that are not as wanted, and the notes but for the order."""
+    path = tmp_path / "stored.safetensors"
+    save_file({name: np.ascontiguousarray(value) for name, value in stored.items()}, path)
+    notes: list[str] = []
+    mapping = tx.suggest(path, want, on_note=notes.append)
+    assert mapping is not None
+    made = tx.restore(tx.view(path, mapping), {n: np.zeros_like(v) for n, v in want.items()})
+    wrong = [name for name, value in want.items() if not np.array_equal(made[name], value)]
+    return wrong, [note for note in notes if "in what order" not in note]
+
+
+def draw_square(*names: str) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    return {name: np.asarray(rng.normal(size=(D, D)), np.float32) for name in names}
+
+
+ORIENTATION = "can't tell by its shape whether it is transposed"
+
+
+@pytest.mark.parametrize("beside", [False, True])
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("rows", [False, True])
+def test_square_parts_are_turned_like_their_neighbours_or_as_the_names_suggest(
+    beside: bool, turned: bool, rows: bool, tmp_path: Path
+) -> None:
+    """A fused leaf (3 D, D) or (D, 3 D) may hold parts in either layout."""
+    parts = draw_square(*"qkvo")
+    there, here = "weight" if rows else "kernel", "kernel" if rows == turned else "weight"
+    stored = {
+        f"attn.qkv.{there}": np.concatenate([parts[n] for n in "qkv"], 0 if rows else 1),
+        f"attn.o.{there}": parts["o"],
+    }
+    want = {f"attn.{n}.{here}": part.T if turned else part for n, part in parts.items()}
+    if beside:
+        up = draw(D, F)
+        stored[f"mlp.up.{there}"] = up
+        want[f"mlp.up.{here}"] = up.T if turned else up
+    wrong, notes = restore_flat(tmp_path, stored, want)
+    assert wrong == []
+    assert [ORIENTATION in note for note in notes] == [True] * (turned or not beside)
+
+
+@pytest.mark.parametrize("joined", [False, True])
+def test_a_leaf_that_is_the_same_stays_beside_parts_of_a_square_gate(
+    joined: bool, tmp_path: Path
+) -> None:
+    parts = draw_square("gate_proj", "up_proj", "down_proj")
+    apart = {f"{name}.weight": part for name, part in parts.items()}
+    whole = {
+        "gate_up_proj.weight": np.concatenate([parts["gate_proj"], parts["up_proj"]]),
+        "down_proj.weight": parts["down_proj"],
+    }
+    stored, want = (apart, whole) if joined else (whole, apart)
+    wrong, notes = restore_flat(tmp_path, stored, want)
+    assert wrong == []
+    (note,) = notes
+    assert ORIENTATION in note
+    assert "down_proj" not in note
+
+
+def test_the_parts_of_a_leaf_are_turned_alike(tmp_path: Path) -> None:
+    """The keys are fewer, so their shape tells that the square queries are transposed, too."""
+    q, k, v, up = draw(D, D), draw(G * K, D), draw(G * K, D), draw(D, F)
+    stored = {"attn.qkv.w": np.concatenate([q, k, v]), "mlp.a.up": up, "mlp.b.down": up.T}
+    want = {"attn.wq": q.T, "attn.wk": k.T, "attn.wv": v.T, "mlp.up": up, "mlp.down": up.T}
+    wrong, notes = restore_flat(tmp_path, stored, want)
+    assert wrong == []
+    assert f"{ORIENTATION} (taken as transposed, like the others): `attn.wq`" in notes
+
+
+def test_parts_keep_their_layout_where_the_template_divides_them_into_heads(
+    tmp_path: Path,
+) -> None:
+    parts = draw_square(*"qkv")
+    want = {f"attn.{name}.w": part.reshape(H, K, D) for name, part in parts.items()}
+    stored = {"attn.qkv.weight": np.concatenate([*parts.values()])}
+    assert restore_flat(tmp_path, stored, want) == ([], [])
