@@ -15,9 +15,9 @@ from ....._jax.paths import name_leaf
 from ....._template.flatten import map_tree
 from ...leaf_templates import make_numpy_leaf
 from ...metadata.sharding import ShardingMetadata, read_shardings, resolve_sharding
+from ...own_tree import find_numpy_leaves
 from ...tree_restore import restore_tree
 from .tree import PLACEHOLDER
-from .tree_metadata import read_values
 
 
 def load_tree(path: str, abstract: PyTree, *, partial: bool) -> PyTree:
@@ -68,15 +68,13 @@ def _make_own_template(catalog: tx.Catalog, shardings: dict[str, ShardingMetadat
         catalog: The checkpoint.
         shardings: Name → the sharding that an array is placed with, if its devices are there.
     """
-    values = read_values(catalog.source)
-    entries = {entry.name: entry for entry in catalog.entries}
+    numpy = find_numpy_leaves(catalog)
 
     def restore_kind(keys: Any, leaf: Any) -> Any:
         name = name_leaf(keys)
-        value = values.get(tuple(map(str, entries[name].path)))
-        if isinstance(leaf, type) or value is None:
+        if isinstance(leaf, type):
             return leaf
-        if value.value_type == "np.ndarray":
+        if name in numpy:
             return make_numpy_leaf(leaf.shape, leaf.dtype)
         if name in shardings and isinstance(leaf, jax.ShapeDtypeStruct):
             with suppress(tx.UsageError):  # the devices are others
