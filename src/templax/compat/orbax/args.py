@@ -89,7 +89,7 @@ class _TreeSave:
         if not jax.tree.leaves(self.item) and not self.item:
             raise tx.UsageError(f"Found empty item: expected a tree to save, got {self.item}")
         tree = cast_tree(self.item, self.save_args)
-        return Tree(tree, self.handler, self.custom_metadata)
+        return Tree(tree, self.handler, self.custom_metadata, empty_tuples=True)
 
 
 @dataclass

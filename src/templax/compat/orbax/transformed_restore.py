@@ -15,9 +15,9 @@ from ..._catalog.catalog import Catalog
 from ..._core.arguments import PyTree
 from ..._core.text import list_names
 from .leaf_args import MOST_NAMED, PLACEHOLDER, RestoreArgs
-from .leaf_templates import describe_leaf, make_template, take_stored_shapes
+from .leaf_templates import describe_leaf, make_saved_numpy, make_template, take_stored_shapes
 from .metadata.tree import unwrap_tree
-from .own_tree import find_numpy_leaves, make_saved_numpy
+from .own_tree import find_numpy_leaves, make_own_template
 from .transform_utils import Source, find_sources, is_abstract, is_transform, log_kept
 from .tree import from_flat_dict, to_flat_dict
 
@@ -42,7 +42,7 @@ class _Reads:
 
     def __init__(self, catalog: Catalog) -> None:
         self.catalog = catalog
-        self.own = catalog.template()
+        self.own = make_own_template(catalog)
         self.leaves = to_flat_dict(self.own, "/")
         names = to_flat_dict(self.own)
         self.stored = {"/".join(keys): catalog.leaves[".".join(keys)] for keys in names}

@@ -9,9 +9,16 @@ import jax
 import templax as tx
 
 from ..._core.arguments import PyTree
-from .leaf_templates import STRUCTURE_ERROR, apply_restore_args, is_leaf_args, make_template
+from .leaf_templates import (
+    STRUCTURE_ERROR,
+    apply_restore_args,
+    has_unplaced_arrays,
+    is_leaf_args,
+    make_template,
+    use_saved_numpy,
+)
 from .metadata.tree import unwrap_tree
-from .own_tree import has_unplaced_arrays, use_saved_numpy
+from .own_tree import find_numpy_leaves, make_own_template
 
 
 def restore_tree(
@@ -46,9 +53,9 @@ def restore_tree(
     if template is None or restore_args is not None or takes_saved:
         checkpoint = tx.open(directory)
     if template is None:
-        template = checkpoint.template()
+        template = make_own_template(checkpoint)
     elif takes_saved:
-        template = use_saved_numpy(template, checkpoint)
+        template = use_saved_numpy(template, find_numpy_leaves(checkpoint))
     if restore_args is not None:
         template = apply_restore_args(
             template, restore_args, checkpoint.leaves, partial=partial, as_stored=as_stored

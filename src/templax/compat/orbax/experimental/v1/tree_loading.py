@@ -15,7 +15,7 @@ from ....._jax.paths import name_leaf
 from ....._template.flatten import map_tree
 from ...leaf_templates import make_numpy_leaf
 from ...metadata.sharding import ShardingMetadata, read_shardings, resolve_sharding
-from ...own_tree import find_numpy_leaves
+from ...own_tree import find_numpy_leaves, make_own_template
 from ...tree_restore import restore_tree
 from .tree import PLACEHOLDER
 
@@ -31,7 +31,7 @@ def load_tree(path: str, abstract: PyTree, *, partial: bool) -> PyTree:
     """
     if abstract is None:
         catalog = tx.open(path)
-        return tx.restore(catalog, _make_own_template(catalog, read_shardings(catalog.source)))
+        return tx.restore(catalog, _make_saved_template(catalog, read_shardings(catalog.source)))
     return restore_tree(path, map_tree(make_template_leaf, abstract), partial=partial)
 
 
@@ -45,7 +45,7 @@ def load_tree_on_host(path: str) -> PyTree:
             return leaf
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=host)
 
-    template = jax.tree.map(place, _make_own_template(catalog, {}))
+    template = jax.tree.map(place, _make_saved_template(catalog, {}))
     return tx.restore(catalog, template, mapped=True, alone=True)
 
 
@@ -61,7 +61,7 @@ def make_template_leaf(leaf: Any) -> Any:
     return make_numpy_leaf(leaf.shape, leaf.dtype)
 
 
-def _make_own_template(catalog: tx.Catalog, shardings: dict[str, ShardingMetadata]) -> PyTree:
+def _make_saved_template(catalog: tx.Catalog, shardings: dict[str, ShardingMetadata]) -> PyTree:
     """The abstract tree of a checkpoint, with numpy arrays where they were saved.
 
     Args:
@@ -82,4 +82,4 @@ def _make_own_template(catalog: tx.Catalog, shardings: dict[str, ShardingMetadat
                 return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
         return leaf
 
-    return jax.tree.map_with_path(restore_kind, catalog.template())
+    return jax.tree.map_with_path(restore_kind, make_own_template(catalog))
