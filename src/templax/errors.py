@@ -86,6 +86,8 @@ class Mismatch:
     def fact(self) -> str:
         """The message without the hint."""
         match self.problem:
+            case "dtype" if self.expected == self.found:  # it fits, but no `jax.Array` holds it
+                text = f"Expected a dtype that a jax.Array holds, got `{self.found}`"
             case "shape" | "dtype":
                 text = f"Expected {self.problem} `{self.expected}`, got `{self.found}`"
             case "missing":

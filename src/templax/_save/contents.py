@@ -22,12 +22,15 @@ class Tree:
         metadata: JSON that is stored with the item, or None.
         shardings: Name of a leaf → its sharding as Orbax serialises it, instead of those of the
             values; None if those count.
+        empty_tuples: Whether Orbax restores an empty tuple as one where there is no template, as of
+            its own checkpoints. If not, it restores a list, and Orbax 0.6 can restore the tree.
     """
 
     value: PyTree
     handler: str = STANDARD
     metadata: Any = None
     shardings: Mapping[str, str] | None = None
+    empty_tuples: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -96,6 +96,7 @@ class Item:
     Attributes:
         leaves: As given.
         metadata: JSON that is stored with the item, or None.
+        empty_tuples: See `Tree`.
         writer: Writes the data file; exists after `open`.
 
     Raises:
@@ -104,6 +105,7 @@ class Item:
 
     writer: Writer
     metadata: Any = None
+    empty_tuples: bool = False
 
     def __init__(
         self,
@@ -235,7 +237,9 @@ class Item:
         self._file.write(nodes, nodes_at)
         self._file.close()
         files = [(name, nodes_at + len(nodes)), *rest]
-        small = encode_tree_files(leaves, chunks, self._empties, self.metadata)
+        small = encode_tree_files(
+            leaves, chunks, self._empties, self.metadata, empty_tuples=self.empty_tuples
+        )
         small |= {read.MANIFEST: manifest} | others
         crcs = places.fingerprints(leaves, chunks)
         small[checksum_index.INDEX_FILE] = encode_index_file(

@@ -134,7 +134,7 @@ class Job:
             for leaf in leaves:
                 leaf.sharding = tree.shardings.get(leaf.name)
         made = make_item(name, leaves, empties, self._options, tree=tree.value)
-        made.metadata = tree.metadata
+        made.metadata, made.empty_tuples = tree.metadata, tree.empty_tuples
         self._items.append(made)
         return tree.handler
 

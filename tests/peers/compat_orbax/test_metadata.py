@@ -145,3 +145,15 @@ def test_differs_storage_in_metadata(tmp_path):
     assert (seen.chunk_shape, seen.write_shape) == ((2, 2), (2, 2))
     assert by_orbax.chunk_shape == ours.chunk_shape == (8, 4)
     assert ours.write_shape is None
+
+
+def test_differs_metadata_where_no_checkpoint_is(tmp_path):
+    """Orbax returns metadata in which all is empty."""
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.tex").write_text("five years")
+    for name, error in (("absent", FileNotFoundError), ("other", ValueError)):
+        for checkpointer in ("PyTreeCheckpointer", "StandardCheckpointer"):
+            with quiet(), getattr(orbax, checkpointer)() as theirs:
+                assert theirs.metadata(tmp_path / name) == orbax.metadata.StepMetadata()
+            with getattr(compat, checkpointer)() as ours, pytest.raises(error):
+                ours.metadata(tmp_path / name)

@@ -82,6 +82,13 @@ def test_abstract_arrays_are_those_of_orbax():
         assert ours.shard_shape(shape) == theirs.shard_shape(shape)
 
 
+@pytest.mark.parametrize("value", ["text", None, [1], 1j, int, orbax.RestoreArgs()])
+def test_what_has_no_shape_has_no_shape_dtype_struct(value):
+    for ocp in (orbax, compat):
+        with pytest.raises(ValueError, match=r"have a `shape`|Expected an array"):
+            ocp.utils.to_shape_dtype_struct(value)
+
+
 def test_msgpack_is_that_of_flax(monkeypatch):
     """Bytes that Flax restores, and the other way round; large arrays in several pieces."""
     tree = {"a": np.arange(6.0).reshape(2, 3), "b": (1, [2.5, None]), "c": 1 + 2j, "d": "x",

@@ -172,11 +172,12 @@ def test_a_bare_leaf_is_called_the_leaf_itself() -> None:
 
 
 def test_64_bit_template_leaves_are_reported_with_the_stored_dtype() -> None:
+    """And not as a difference from it, if it is the same."""
     match = tx.check(checkpoint_of({"n": np.arange(4)}), {"n": A((4,), np.dtype("int64"))})
     assert str(match.mismatches[0]) == (
-        "Expected dtype `int64`, got `int64` - at `n`; a jax.Array holds no 64-bit numbers while"
-        ' jax_enable_x64 is off; hint: jax.config.update("jax_enable_x64", True), or a numpy array'
-        " as template leaf"
+        "Expected a dtype that a jax.Array holds, got `int64` - at `n`; a jax.Array holds no 64-bit"
+        ' numbers while jax_enable_x64 is off; hint: jax.config.update("jax_enable_x64", True), or'
+        " a numpy array as template leaf"
     )
     absent = tx.check(checkpoint_of({}), {"n": A((4,), np.dtype("int64"))})
     assert list_problems(absent) == [("missing", "n")]

@@ -89,7 +89,7 @@ class _TreeSave:
         if not jax.tree.leaves(self.item) and not self.item:
             raise tx.UsageError(f"Found empty item: expected a tree to save, got {self.item}")
         tree = cast_tree(self.item, self.save_args)
-        return Tree(tree, self.handler, self.custom_metadata)
+        return Tree(tree, self.handler, self.custom_metadata, empty_tuples=True)
 
 
 @dataclass
@@ -168,7 +168,7 @@ class StandardRestore(CheckpointArgs):
             raise make_unmapped_error(
                 "support_layout", "jax.device_put(tree, formats) after the restore"
             )
-        return restore_tree(directory, self.item)
+        return restore_tree(directory, self.item, numpy_as_saved=True)
 
 
 @dataclass
@@ -206,9 +206,14 @@ class PyTreeRestore(CheckpointArgs):
                 directory, self.item, self.restore_args, self.transforms, not self._keeps_item
             )
         partial = self.partial_restore or self.transforms is not None
-        as_stored = self.transforms is not None
-        args = self.item, self.restore_args
-        return restore_tree(directory, *args, partial=partial, as_stored=as_stored)
+        return restore_tree(
+            directory,
+            self.item,
+            self.restore_args,
+            partial=partial,
+            as_stored=self.transforms is not None,
+            numpy_as_saved=True,
+        )
 
     @property
     def _keeps_item(self) -> bool:

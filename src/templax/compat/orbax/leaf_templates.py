@@ -241,6 +241,37 @@ def make_numpy_leaf(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
     return np.broadcast_to(np.empty((), dtype), shape)
 
 
+def has_unplaced_arrays(template: PyTree) -> bool:
+    """Whether a template has abstract arrays that say no sharding."""
+    return any(map(_is_unplaced, jtu.tree_leaves(template)))
+
+
+def use_saved_numpy(template: PyTree, numpy: Container[str]) -> PyTree:
+    """A template in which abstract arrays without a sharding are NumPy's, where those were saved.
+
+    For Orbax, too, such a leaf says the shape and the dtype, and the checkpoint the rest.
+
+    Args:
+        template: A template.
+        numpy: The names of the leaves that were saved from NumPy.
+    """
+    flat = flatten_tree(template)
+    return flat.treedef.unflatten(
+        [make_saved_numpy(x) if name_leaf(keys) in numpy else x for keys, x in flat.keyed]
+    )
+
+
+def make_saved_numpy(leaf: Any) -> Any:
+    """The template leaf in place of one that stands for a saved NumPy array; others stay."""
+    return make_numpy_leaf(leaf.shape, leaf.dtype) if _is_unplaced(leaf) else leaf
+
+
+def _is_unplaced(leaf: Any) -> bool:
+    if not isinstance(leaf, jax.ShapeDtypeStruct) or leaf.sharding is not None:
+        return False
+    return not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
 def find_sharding(asked: Any) -> Any:
     """The sharding that restore args ask for, or None.
 

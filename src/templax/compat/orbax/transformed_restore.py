@@ -15,8 +15,9 @@ from ..._catalog.catalog import Catalog
 from ..._core.arguments import PyTree
 from ..._core.text import list_names
 from .leaf_args import MOST_NAMED, PLACEHOLDER, RestoreArgs
-from .leaf_templates import describe_leaf, make_template, take_stored_shapes
+from .leaf_templates import describe_leaf, make_saved_numpy, make_template, take_stored_shapes
 from .metadata.tree import unwrap_tree
+from .own_tree import find_numpy_leaves, make_own_template
 from .transform_utils import Source, find_sources, is_abstract, is_transform, log_kept
 from .tree import from_flat_dict, to_flat_dict
 
@@ -41,10 +42,11 @@ class _Reads:
 
     def __init__(self, catalog: Catalog) -> None:
         self.catalog = catalog
-        self.own = catalog.template()
+        self.own = make_own_template(catalog)
         self.leaves = to_flat_dict(self.own, "/")
         names = to_flat_dict(self.own)
         self.stored = {"/".join(keys): catalog.leaves[".".join(keys)] for keys in names}
+        self._numpy = find_numpy_leaves(catalog)
         self._forms: dict[str, list[Any]] = {}
 
     def add(self, name: str, leaf: Any, asked: Any) -> tuple[str, int]:
@@ -55,7 +57,10 @@ class _Reads:
             leaf: The template leaf; None is the stored one.
             asked: Its restore args, or None.
         """
-        leaf = self.leaves[name] if leaf is None else leaf
+        if leaf is None:
+            leaf = self.leaves[name]
+        elif self.stored[name].name in self._numpy:
+            leaf = make_saved_numpy(leaf)
         form = leaf if asked is None else describe_leaf(leaf, asked, self.stored[name])
         forms = self._forms.setdefault(name, [])
         for number, other in enumerate(forms):

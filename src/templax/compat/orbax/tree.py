@@ -236,6 +236,9 @@ def to_shape_dtype_struct(
         scalar_dtype: A type such as `int` that a number is converted to.
         support_format: Whether the layout of a `jax.Array` is kept.
 
+    Raises:
+        UsageError: `x` is neither.
+
     Example:
         >>> import numpy as np
         >>> from templax.compat import orbax as ocp
@@ -244,7 +247,11 @@ def to_shape_dtype_struct(
     """
     if isinstance(x, (int, float, np.number)):
         return x if scalar_dtype is None else scalar_dtype(x)
-    shape: Any = x.shape if getattr(x, "shape", None) is not None else x.global_shape
+    shapes: Any = getattr(x, "shape", None), getattr(x, "global_shape", None)
+    shape = next((shape for shape in shapes if shape is not None), None)
+    if shape is None:
+        kind = type(x).__name__
+        raise tx.UsageError(f"Expected an array, what describes one, or a number, got {kind}")
     sharding = resolve_sharding(getattr(x, "sharding", None))
     found = getattr(x, "format", None) if support_format else None
     sharding = sharding if found is None else found

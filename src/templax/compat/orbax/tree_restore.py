@@ -9,8 +9,16 @@ import jax
 import templax as tx
 
 from ..._core.arguments import PyTree
-from .leaf_templates import STRUCTURE_ERROR, apply_restore_args, is_leaf_args, make_template
+from .leaf_templates import (
+    STRUCTURE_ERROR,
+    apply_restore_args,
+    has_unplaced_arrays,
+    is_leaf_args,
+    make_template,
+    use_saved_numpy,
+)
 from .metadata.tree import unwrap_tree
+from .own_tree import find_numpy_leaves, make_own_template
 
 
 def restore_tree(
@@ -20,6 +28,7 @@ def restore_tree(
     *,
     partial: bool = False,
     as_stored: bool = False,
+    numpy_as_saved: bool = False,
 ) -> PyTree:
     """Restores the tree at a path.
 
@@ -30,16 +39,23 @@ def restore_tree(
         restore_args: A tree of args that override its leaves, or None.
         partial: Whether leaves that the template lacks are left unread.
         as_stored: See `apply_restore_args`.
+        numpy_as_saved: Whether abstract arrays of `item` without a sharding become NumPy arrays
+            where those were saved. Otherwise they become JAX's.
 
     Raises:
         TemplateError: The checkpoint does not fit the template; lists every leaf.
     """
     if restore_args is None and _holds_leaf_args(item):
         item, restore_args = None, item
+    template = None if unwrap_tree(item) is None else make_template(item)
+    takes_saved = numpy_as_saved and has_unplaced_arrays(template)
     checkpoint: Any = directory
-    if item is None or restore_args is not None:
+    if template is None or restore_args is not None or takes_saved:
         checkpoint = tx.open(directory)
-    template = checkpoint.template() if unwrap_tree(item) is None else make_template(item)
+    if template is None:
+        template = make_own_template(checkpoint)
+    elif takes_saved:
+        template = use_saved_numpy(template, find_numpy_leaves(checkpoint))
     if restore_args is not None:
         template = apply_restore_args(
             template, restore_args, checkpoint.leaves, partial=partial, as_stored=as_stored

@@ -69,6 +69,22 @@ def read_metadata_of_item(source: Source) -> Any:
     return read_json(source, TREE, TreeMetadata, count_keys).custom_metadata
 
 
+def read_numpy_paths(source: Source) -> set[tuple[str, ...]]:
+    """The key paths, indices as text, of the leaves that `_METADATA` says were saved from NumPy.
+
+    Raises:
+        Corrupted: The file is damaged.
+    """
+    if source.stat(TREE) is None:
+        return set()
+    parameters = read_json(source, TREE, TreeMetadata, count_keys).tree_metadata.values()
+    return {
+        tuple([str(each.key) for each in parameter.key_metadata])
+        for parameter in parameters
+        if parameter.value_metadata.value_type == "np.ndarray"
+    }
+
+
 class NamedLeaf(msgspec.Struct, frozen=True, gc=False):
     """A leaf whose array has not been looked up yet.
 

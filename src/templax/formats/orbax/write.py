@@ -40,8 +40,8 @@ JSON = f"{HANDLERS}json_checkpoint_handler.JsonCheckpointHandler"
 
 _EMPTY_TYPES = {"NamedTuple": "None", "Tuple": "List"}
 """Substitutes for the empty types that Orbax 0.6 doesn't know: it would then restore nothing of the
-tree. Orbax also writes `None` for an empty NamedTuple. Without a template, Orbax restores non-empty
-tuples as lists, too.
+tree. Orbax also writes `None` for an empty NamedTuple, but `Tuple` for an empty tuple. Without a
+template, it restores non-empty tuples as lists, too.
 """
 
 Files = dict[str, bytes]
@@ -152,6 +152,8 @@ def encode_tree_files(
     chunks: Sequence[Shape],
     empties: Iterable[Empty],
     custom_metadata: Any = None,
+    *,
+    empty_tuples: bool = False,
 ) -> Files:
     """The JSON files that describe the tree, by name.
 
@@ -159,6 +161,7 @@ def encode_tree_files(
         leaves, chunks: Each leaf, and the shape of its chunks.
         empties: The containers without leaves.
         custom_metadata: JSON that is stored with the tree, or None.
+        empty_tuples: Whether empty tuples are listed as such, which Orbax 0.6 can't read.
     """
     tree: dict[str, _Node] = {}
     keys: dict[str | int, _Key] = {}
@@ -170,7 +173,8 @@ def encode_tree_files(
         node = _Node(_list_keys(leaf.path, keys), _Value(type, False, shape))
         tree[str(tuple([key.key for key in node.key_metadata]))] = node
     for path, what in empties:
-        node = _Node(_list_keys(path, keys), _Value(_EMPTY_TYPES.get(what, what), True))
+        type = what if what == "Tuple" and empty_tuples else _EMPTY_TYPES.get(what, what)
+        node = _Node(_list_keys(path, keys), _Value(type, True))
         tree[str(tuple([key.key for key in node.key_metadata]))] = node
     metadata = {
         "tree_metadata": tree,

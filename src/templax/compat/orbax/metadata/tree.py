@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 
-from ...._catalog.abstract_tree import build_abstract_tree
 from ...._catalog.catalog import Catalog
 from ...._catalog.entry import LeafEntry
 from ...._core.arguments import PyTree
@@ -17,6 +16,7 @@ from ...._jax.support import find_key_dtype
 from ....formats.file_names import INDEX_FILE
 from ....formats.orbax.leaf_names import read_metadata_of_item
 from ....formats.orbax.sidecars import read_write_shapes
+from ..own_tree import make_own_template
 from ..unmapped import make_getattr
 from .sharding import ShardingMetadata, read_shardings
 from .value import ArrayMetadata, Metadata, ScalarMetadata, StorageMetadata, StringMetadata
@@ -118,7 +118,7 @@ def read_tree_metadata(catalog: Catalog) -> TreeMetadata:
         if entry.name in chunks:
             storage = StorageMetadata(tuple(chunks[entry.name]), writes.get(entry.name))
         known[entry.name] = _describe_entry(entry, directory, shardings.get(entry.name), storage)
-    abstract = build_abstract_tree(catalog.entries, catalog.empties, catalog.unread)
+    abstract = make_own_template(catalog)
     keyed, treedef = jax.tree_util.tree_flatten_with_path(abstract)
     # `...` stands for what is not read.
     found = [known.get(name_leaf(keys), ...) for keys, _ in keyed]

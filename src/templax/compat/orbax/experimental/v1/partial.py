@@ -114,7 +114,7 @@ def finalize(path: PathLike) -> None:
         metadata |= read_custom_metadata(open_source(part))
         shardings |= iter_sharding_texts(open_source(f"{part}/{STATE}"))
     merged = merge(*[load_tree_on_host(f"{part}/{STATE}") for part in parts])
-    state = Tree(merged, PyTreeHandler.orbax_name, shardings=shardings)
+    state = Tree(merged, PyTreeHandler.orbax_name, shardings=shardings, empty_tuples=True)
     saving.begin_save(final, {STATE: state}, False, metadata, wait=True)
     if hosts.index == 0:
         delete_tree(session, DISK)

@@ -94,9 +94,8 @@ class PyTreeHandler:
         tree = jax.tree.map(_copy_leaf, self.prepare(checkpointable))
 
         async def write() -> None:
-            save_part(
-                await directory.await_creation(), {"": Tree(tree, self.orbax_name)}, wait=True
-            )
+            content = Tree(tree, self.orbax_name, empty_tuples=True)
+            save_part(await directory.await_creation(), {"": content}, wait=True)
 
         return write()
 

@@ -214,7 +214,8 @@ def _make_content(name: str, checkpointable: Any, context: Context) -> Any:
         return checkpointable
     handler = find_save_handler(context.checkpointables.registry, checkpointable, name)
     if isinstance(handler, PyTreeHandler):
-        return Tree(handler.prepare(checkpointable), PyTreeHandler.orbax_name)
+        tree = handler.prepare(checkpointable)
+        return Tree(tree, PyTreeHandler.orbax_name, empty_tuples=True)
     if isinstance(handler, JsonHandler):
         data = Json(checkpointable).encode(name)
         return File(data, handler.filename, type(handler).orbax_name)

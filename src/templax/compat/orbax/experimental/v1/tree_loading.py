@@ -15,9 +15,9 @@ from ....._jax.paths import name_leaf
 from ....._template.flatten import map_tree
 from ...leaf_templates import make_numpy_leaf
 from ...metadata.sharding import ShardingMetadata, read_shardings, resolve_sharding
+from ...own_tree import find_numpy_leaves, make_own_template
 from ...tree_restore import restore_tree
 from .tree import PLACEHOLDER
-from .tree_metadata import read_values
 
 
 def load_tree(path: str, abstract: PyTree, *, partial: bool) -> PyTree:
@@ -31,7 +31,7 @@ def load_tree(path: str, abstract: PyTree, *, partial: bool) -> PyTree:
     """
     if abstract is None:
         catalog = tx.open(path)
-        return tx.restore(catalog, _make_own_template(catalog, read_shardings(catalog.source)))
+        return tx.restore(catalog, _make_saved_template(catalog, read_shardings(catalog.source)))
     return restore_tree(path, map_tree(make_template_leaf, abstract), partial=partial)
 
 
@@ -45,7 +45,7 @@ def load_tree_on_host(path: str) -> PyTree:
             return leaf
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=host)
 
-    template = jax.tree.map(place, _make_own_template(catalog, {}))
+    template = jax.tree.map(place, _make_saved_template(catalog, {}))
     return tx.restore(catalog, template, mapped=True, alone=True)
 
 
@@ -61,22 +61,20 @@ def make_template_leaf(leaf: Any) -> Any:
     return make_numpy_leaf(leaf.shape, leaf.dtype)
 
 
-def _make_own_template(catalog: tx.Catalog, shardings: dict[str, ShardingMetadata]) -> PyTree:
+def _make_saved_template(catalog: tx.Catalog, shardings: dict[str, ShardingMetadata]) -> PyTree:
     """The abstract tree of a checkpoint, with numpy arrays where they were saved.
 
     Args:
         catalog: The checkpoint.
         shardings: Name → the sharding that an array is placed with, if its devices are there.
     """
-    values = read_values(catalog.source)
-    entries = {entry.name: entry for entry in catalog.entries}
+    numpy = find_numpy_leaves(catalog)
 
     def restore_kind(keys: Any, leaf: Any) -> Any:
         name = name_leaf(keys)
-        value = values.get(tuple(map(str, entries[name].path)))
-        if isinstance(leaf, type) or value is None:
+        if isinstance(leaf, type):
             return leaf
-        if value.value_type == "np.ndarray":
+        if name in numpy:
             return make_numpy_leaf(leaf.shape, leaf.dtype)
         if name in shardings and isinstance(leaf, jax.ShapeDtypeStruct):
             with suppress(tx.UsageError):  # the devices are others
@@ -84,4 +82,4 @@ def _make_own_template(catalog: tx.Catalog, shardings: dict[str, ShardingMetadat
                 return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
         return leaf
 
-    return jax.tree.map_with_path(restore_kind, catalog.template())
+    return jax.tree.map_with_path(restore_kind, make_own_template(catalog))

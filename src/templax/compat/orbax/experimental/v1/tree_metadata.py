@@ -10,7 +10,6 @@ import msgspec
 
 import templax as tx
 
-from ....._catalog.abstract_tree import build_abstract_tree
 from ....._catalog.catalog import Catalog
 from ....._core.arguments import PyTree
 from ....._jax.paths import name_leaf
@@ -21,6 +20,7 @@ from .....storage.open import open_source
 from .....storage.source import Source
 from ...metadata.sharding import ShardingMetadata, read_shardings
 from ...metadata.value import StorageMetadata
+from ...own_tree import make_own_template
 
 
 class _Described:
@@ -127,7 +127,7 @@ def read_tree_metadata(path: str) -> PyTree:
         raise tx.NotFound(f"Expected a tree with its `{TREE}`, found none", file=path)
     catalog = tx.open(path)
     described = _describe_arrays(catalog)
-    abstract = build_abstract_tree(catalog.entries, catalog.empties)
+    abstract = make_own_template(catalog)
     keyed, treedef = jax.tree_util.tree_flatten_with_path(abstract)
     return treedef.unflatten(
         _describe_number(leaf) if isinstance(leaf, type) else described[name_leaf(keys)]
