@@ -254,7 +254,7 @@ def test_what_others_put_there_before_the_lease_is_taken_is_not_deleted(
     if late == "notes.txt":
         tx.save(url, make_tree(1), storage=store)
 
-    def put_first(self: leases.Lease) -> None:
+    def put_first(self: leases.Lease, *given: Any) -> None:
         with monkeypatch.context() as patch:
             patch.setattr(leases.Lease, "_acquire", acquire)
             if late == "notes.txt":
@@ -262,7 +262,7 @@ def test_what_others_put_there_before_the_lease_is_taken_is_not_deleted(
             else:
                 for name in ["a", "b"][: 1 + (late == "both")]:
                     tx.save(f"{url}/{name}", make_tree(1), storage=store)
-        acquire(self)
+        acquire(self, *given)
 
     monkeypatch.setattr(leases.Lease, "_acquire", put_first)
     found = "a" if late == "both" else late.replace(".", r"\.")

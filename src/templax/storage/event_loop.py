@@ -5,12 +5,16 @@ from __future__ import annotations
 import asyncio
 import atexit
 import functools
+import gc
 import os
+import sys
 import threading
+import time
 from collections.abc import Callable, Coroutine
 from concurrent.futures import CancelledError, Future
 from contextlib import suppress
 from typing import Any, TypeVar
+from weakref import WeakSet
 
 from ..errors import SourceError
 from .request_group import RequestGroup, current_group
@@ -20,9 +24,31 @@ T = TypeVar("T")
 _lock = threading.Lock()
 
 _EXIT_S = 2.0
-"""Seconds that the end of the process waits for requests to end."""
+"""Seconds that the end of the process waits for requests to end, and then for obstore's threads."""
 
-_running: tuple[int, asyncio.AbstractEventLoop, threading.Thread] | None = None
+_COLLECT_S = 0.1
+"""Seconds after which garbage is collected meanwhile, as it may hold what is waited for."""
+
+
+class _Loop(asyncio.SelectorEventLoop):
+    """An event loop that knows which of its futures exist.
+
+    obstore makes one for each request. Its thread that answers the request holds the future for as
+    long as it has anything to do with this interpreter, which is longer than until the answer is
+    there: it wakes this loop and then wants the interpreter's lock once more.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.futures: WeakSet[asyncio.Future[Any]] = WeakSet()
+
+    def create_future(self) -> asyncio.Future[Any]:
+        future = super().create_future()
+        self.futures.add(future)
+        return future
+
+
+_running: tuple[int, _Loop, threading.Thread] | None = None
 """The process that started the loop, the loop, and its thread, which a forked child lacks."""
 
 
@@ -81,7 +107,7 @@ def start_request(request: Coroutine[Any, Any, T]) -> Future[T]:
     return asyncio.run_coroutine_threadsafe(request, loop)
 
 
-def _get_loop() -> asyncio.AbstractEventLoop:
+def _get_loop() -> _Loop:
     global _running
     if _running is not None and _running[0] != os.getpid():
         raise SourceError(
@@ -91,7 +117,7 @@ def _get_loop() -> asyncio.AbstractEventLoop:
         )
     with _lock:
         if _running is None:
-            loop = asyncio.new_event_loop()
+            loop = _Loop()
             thread = threading.Thread(target=loop.run_forever, name="templax-requests", daemon=True)
             thread.start()
             if _running is None:
@@ -101,10 +127,11 @@ def _get_loop() -> asyncio.AbstractEventLoop:
 
 
 def _stop_at_exit() -> None:
-    """Ends what is left of requests, and the loop.
+    """Ends what is left of requests, waits for obstore's threads, and ends the loop.
 
-    A thread of obstore that calls back into an interpreter that is shutting down aborts the
-    process. Saves in the background have ended by now: their threads are waited for earlier.
+    Python ends a thread that wants the lock of an interpreter that is shutting down, and with a
+    thread of obstore, it aborts the process. Saves in the background have ended by now: their
+    threads are waited for earlier.
     """
     global _running
     with _lock:
@@ -120,5 +147,18 @@ def _stop_at_exit() -> None:
 
     with suppress(TimeoutError):
         asyncio.run_coroutine_threadsafe(cancel_all(), loop).result(_EXIT_S)
+    _await_native_threads(loop)
     loop.call_soon_threadsafe(loop.stop)
     thread.join(_EXIT_S)
+
+
+def _await_native_threads(loop: _Loop) -> None:
+    """Waits until no thread of obstore holds a future of the loop, or for `_EXIT_S`."""
+    begin, collected = time.monotonic(), False
+    while loop.futures and (waited := time.monotonic() - begin) < _EXIT_S:
+        if waited > _COLLECT_S and not collected:
+            collected = gc.collect() >= 0
+        # What obstore's threads let go of without the lock goes when obstore is called again.
+        if "obstore.store" in sys.modules:
+            sys.modules["obstore.store"].MemoryStore()
+        time.sleep(0.002)

@@ -117,6 +117,8 @@ class Lease:
         requests: The store.
         path: Path of the lease in it.
         lease_s: See `LEASE_S`.
+        dead: A version of the lease that `watch_leases` has found abandoned. If the lease is still
+            that version, it is taken over at once.
 
     Attributes:
         token: Identifies this holder.
@@ -128,7 +130,14 @@ class Lease:
         SourceError: The store failed.
     """
 
-    def __init__(self, requests: Requests, path: str, lease_s: float | None = None):
+    def __init__(
+        self,
+        requests: Requests,
+        path: str,
+        lease_s: float | None = None,
+        *,
+        dead: Version | None = None,
+    ):
         self._requests, self._path = requests, path
         self._lease_s = LEASE_S if lease_s is None else lease_s
         self.token = os.urandom(8).hex()
@@ -138,7 +147,7 @@ class Lease:
         self._done = threading.Event()
         self._mode: Condition = {}
         self._renewing = threading.Lock()
-        self._acquire()
+        self._acquire(dead)
         self._thread = threading.Thread(target=self._keep, name="templax-lease", daemon=True)
         self._thread.start()
 
@@ -217,7 +226,7 @@ class Lease:
         self._done.set()
         self._thread.join()
 
-    def _acquire(self) -> None:
+    def _acquire(self, dead: Version | None) -> None:
         deadline, seen = 0.0, None
         while True:
             try:
@@ -236,7 +245,8 @@ class Lease:
                 )
             if seen is None:
                 seen, deadline = found, now + self._lease_s
-            if now > deadline or is_old(found, self._lease_s):
+            is_dead = dead is not None and dead.is_same(found)
+            if now > deadline or is_dead or is_old(found, self._lease_s):
                 try:
                     version, self.own = run_request(read_belongings(self._requests, self._path))
                     if version.is_same(found):

@@ -43,6 +43,7 @@ class ObjectRun:
         self.url, self.storage = url, store
         self._location = store.locate(url)
         self._requests = store.connect(self._location)
+        self._dead: dict[str, Version] = {}  # the leases that were watched and not renewed
 
     @property
     def traffic(self) -> Traffic:
@@ -82,6 +83,7 @@ class ObjectRun:
                 text = "watching %d lease%s of %s for up to %.0f s: are they still renewed?"
                 _log.warning(text, len(young), "s" * (len(young) > 1), self.url, lease.LEASE_S)
             gone = watch_leases(self._requests, leases)
+            self._dead |= {path: leases[path] for path in gone}
         else:
             gone = {path for path, version in leases.items() if is_old(version)}
         return quiet | {name for name in names if self._path(name) in gone}
@@ -132,6 +134,8 @@ class ObjectRun:
     def remove_leftover(self, name: str) -> None:
         """Deletes what a dead save left at a name, if nothing else is there.
 
+        Its lease is watched for `LEASE_S`, unless `find_abandoned` has watched this version of it.
+
         Raises:
             SaveError: See `delete`; or others have put something there.
         """
@@ -141,7 +145,7 @@ class ObjectRun:
         lease_path = self._path(name)
         start = len(lease_path) - len(LEASE)
         try:
-            held = Lease(self._requests, lease_path)
+            held = Lease(self._requests, lease_path, dead=self._dead.get(lease_path))
             try:
                 found = run_request(held.hold_during(self._list(lease_path[: start - 1])))
                 inside = [path[start:] for path in found]

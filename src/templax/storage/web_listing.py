@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import http.client
+import re
 import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator, Mapping
+from contextlib import suppress
 from html.parser import HTMLParser
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote, unquote, urljoin, urlsplit
 
 from ..errors import SourceError
@@ -24,6 +26,30 @@ _MAX_DEPTH = 64
 _MAX_PAGE_BYTES = 1 << 24
 
 _TIMEOUT_S = 30
+
+_GENERATED = re.compile(
+    r"<title>\s*(?:Index of|Directory listing for)\s|<div\s[^>]*id=.summary.", re.IGNORECASE
+)
+"""Marks the index pages of nginx, Apache, lighttpd and Python, and those of Caddy.
+
+Anything else may be a page that somebody wrote, which need not link to all that is there.
+"""
+
+
+class _NoPageError(SourceError):
+    """The server has no index page of a directory: the directory may be there or not."""
+
+
+class _Page(NamedTuple):
+    """An index page.
+
+    Attributes:
+        names: What it links to in its directory; the names of directories end in `/`.
+        is_generated: Whether the server made it, so that it names all that is there.
+    """
+
+    names: list[str]
+    is_generated: bool
 
 
 class WebRequests(Requests):
@@ -50,12 +76,17 @@ class WebRequests(Requests):
             ) from error
 
     async def list_level(self, prefix: str) -> tuple[list[str], list[Any]]:
-        """See `Requests`."""
+        """See `Requests`. What is not there, or is an object, is listed as an empty directory.
 
-        async def read() -> list[str]:
-            return await asyncio.to_thread(self._read_links, prefix)
-
-        links = await self.repeat(read, f"{prefix}/" if prefix else "", "list")
+        Raises:
+            SourceError: There is no index page, and nothing tells that there is no directory.
+        """
+        try:
+            links = (await self._fetch_page(prefix)).names
+        except _NoPageError as error:
+            if not await self._is_object(prefix) and not await self._is_absent(prefix):
+                raise SourceError(str(error)) from error
+            links = []
         start = f"{prefix}/" if prefix else ""
         directories = [start + link[:-1] for link in links if link.endswith("/")]
         paths = [start + link for link in links if not link.endswith("/")]
@@ -81,6 +112,36 @@ class WebRequests(Requests):
         if batch:
             yield batch
 
+    async def _is_object(self, path: str) -> bool:
+        with suppress(SourceError):
+            return bool(path) and await self.describe_meta(path) is not None
+        return False
+
+    async def _is_absent(self, path: str) -> bool:
+        """Whether the index page of the nearest directory above that has one does not name a path.
+
+        Many servers answer 404 for each directory, as they make no index pages.
+        """
+        while path:
+            path, _, name = path.rpartition("/")
+            with suppress(_NoPageError):
+                page = await self._fetch_page(path)
+                return page.is_generated and not {name, f"{name}/"} & {*page.names}
+        return False
+
+    async def _fetch_page(self, prefix: str) -> _Page:
+        """The index page of a directory.
+
+        Raises:
+            _NoPageError: There is none.
+            SourceError: The server refused, or failed.
+        """
+
+        async def read() -> _Page:
+            return await asyncio.to_thread(self._read_page, prefix)
+
+        return await self.repeat(read, f"{prefix}/" if prefix else "", "list")
+
     def _find_target(self, path: str) -> str | None:
         """Where a redirect leads to; None if that is a directory of this name."""
         url = f"{self.url}/{quote(path)}"
@@ -92,8 +153,7 @@ class WebRequests(Requests):
             raise SourceError(f"can't read `{url}`: {error}") from error
         return None if target == f"{url}/" else redact(target)
 
-    def _read_links(self, prefix: str) -> list[str]:
-        """The names that the index page of a directory links to; directories end in `/`."""
+    def _read_page(self, prefix: str) -> _Page:
         url = f"{self.url}/{quote(prefix)}/" if prefix else f"{self.url}/"
         request = urllib.request.Request(url, headers={"Accept": "text/html", **self.headers})
         try:
@@ -104,7 +164,7 @@ class WebRequests(Requests):
         except urllib.error.HTTPError as error:
             error.close()
             if error.code in (404, 405, 410):
-                return []
+                raise _no_page(url, f"status {error.code}") from error
             if error.code in TRANSIENT:
                 raise ConnectionError(f"status {error.code}") from error
             raise SourceError(f"can't list `{url}`: status {error.code}") from error
@@ -116,13 +176,13 @@ class WebRequests(Requests):
                 raise ConnectionError(str(reason)) from error
             raise SourceError(f"can't list `{url}`: {error}") from error
         if kind != "text/html":
-            return []
+            raise _no_page(url, f"the answer is {kind}, not text/html")
         if len(data) == _MAX_PAGE_BYTES:
             raise SourceError(f"can't list `{url}`: its page has more than 16 MiB")
         if missing:
             raise ConnectionError(f"the page ended {missing} bytes early")
-        links = _Links()
-        links.feed(data.decode("utf-8", "replace"))
+        links, text = _Links(), data.decode("utf-8", "replace")
+        links.feed(text)
         if len(links.found) > MAX_LINKS:
             raise SourceError(f"can't list `{url}`: its page has more than {MAX_LINKS:,} links")
         base = urlsplit(url)
@@ -134,7 +194,17 @@ class WebRequests(Requests):
                 name = unquote(inside)
                 if name.strip("/") and "/" not in name.rstrip("/"):
                     names[name] = None
-        return sorted(names)
+        is_generated = _GENERATED.search(text) is not None
+        if not names and not is_generated:
+            raise _no_page(url, "its page links to nothing in it")
+        return _Page(sorted(names), is_generated)
+
+
+def _no_page(url: str, reason: str) -> _NoPageError:
+    return _NoPageError(
+        f"can't list `{url}`: {reason}; either nothing is there, or the server makes no index page"
+        " of this directory; hint: let the server make index pages, or open a file by its address"
+    )
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):

@@ -103,3 +103,31 @@ def test_the_leases_of_living_processes_are_told_from_those_of_dead_ones(
     leases = {path: run_request(requests.describe(path)) for path in (PATH, "run/2/templax.lease")}
     assert watch_leases(requests, leases, LEASE_S) == {"run/2/templax.lease"}
     living.release()
+
+
+def test_a_lease_that_was_watched_is_taken_at_once_unless_it_was_renewed(
+    requests: Requests,
+) -> None:
+    dying = Lease(requests, PATH, LEASE_S)
+    watched = describe(requests)
+    dying.check()
+    renewed = describe(requests)
+    dying.abandon()
+    begin = time.monotonic()
+    held = Lease(requests, PATH, 60.0, dead=renewed)
+    assert time.monotonic() - begin < 30
+    assert held.took_over
+    held.abandon()
+    begin = time.monotonic()
+    held = Lease(requests, PATH, LEASE_S, dead=watched)
+    assert time.monotonic() - begin >= LEASE_S
+    held.release()
+
+
+def test_of_two_that_watched_a_lease_one_takes_it(requests: Requests) -> None:
+    Lease(requests, PATH, LEASE_S).abandon()
+    watched = describe(requests)
+    first = Lease(requests, PATH, LEASE_S, dead=watched)
+    with pytest.raises(tx.AlreadyExists, match="keeps renewing"):
+        Lease(requests, PATH, LEASE_S, dead=watched)
+    first.release()
