@@ -147,7 +147,7 @@ def _check_shape_and_dtype(name: str, leaf: Any) -> tuple[Shape, Any]:
     except TypeError:  # such as one of PyTorch
         dtype = None
     if dtype is None:
-        raise UsageError(f"Expected a dtype, got {leaf.dtype!r} - at `{name}`")
+        raise UsageError(f"Expected a dtype of numpy or JAX, got {leaf.dtype!r} - at `{name}`")
     return shape, dtype
 
 

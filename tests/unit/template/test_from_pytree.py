@@ -341,5 +341,5 @@ def test_keys_whose_data_has_another_length_do_not_fit() -> None:
 @pytest.mark.parametrize("dtype", [object(), "foo"])
 def test_a_leaf_with_a_dtype_of_another_library_is_refused_by_name(dtype: Any) -> None:
     leaf = SimpleNamespace(shape=(2,), dtype=dtype)
-    with pytest.raises(tx.UsageError, match=r"Expected a dtype, got .* - at `a`"):
+    with pytest.raises(tx.UsageError, match=r"Expected a dtype of numpy or JAX, got .* - at `a`"):
         tx.check(checkpoint_of({"a": np.ones(2)}), {"a": leaf})

@@ -251,7 +251,7 @@ def to_shape_dtype_struct(
     shape = next((shape for shape in shapes if shape is not None), None)
     if shape is None:
         kind = type(x).__name__
-        raise tx.UsageError(f"Expected an array, what describes one, or a number, got {kind}")
+        raise tx.UsageError(f"Expected an array, an abstract array or a number, got {kind}")
     sharding = resolve_sharding(getattr(x, "sharding", None))
     found = getattr(x, "format", None) if support_format else None
     sharding = sharding if found is None else found

@@ -53,7 +53,7 @@ _MAX_LISTED = 8
 """Most files that the metadata names as not read."""
 
 _DEEPER = (
-    f"without `{TREE}`, templax reads the arrays that lie in the directory of a checkpoint itself"
+    f"without `{TREE}`, templax reads only the arrays directly in the directory of a checkpoint"
 )
 
 

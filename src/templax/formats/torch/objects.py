@@ -329,7 +329,7 @@ def refuse_key(key: Any) -> Unsupported:
     if isinstance(key, (Named, Refused, Record)):
         got = f"`{key.name[:80]}`"
     elif type(key) is int:
-        got = "one of more bits"
+        got = "an integer of more bits"
     elif isinstance(key, BrokenText):
         got = f"text that is not Unicode, `{key.shown[:80]}`"
     what = f"templax reads dicts whose keys are text or integers of 64 bits, got {got}"

@@ -42,7 +42,7 @@ def make_refusal(name: str) -> Unsupported:
     if name == LAZY:
         what = f"templax reads no {LAZY}"
     if name == PARAMETER:
-        what = "templax reads no parameters with attributes but numbers, text, lists and dicts"
+        what = "templax reads parameters only if their attributes are numbers, text, lists or dicts"
     instead = _INSTEAD.get(name)
     usual = "save a dict of tensors, numbers and text, such as a `state_dict()`"
     return Unsupported(what, hint=usual if instead is None else f"save `{instead}` in its place")

@@ -401,8 +401,8 @@ def test_parameters_with_other_attributes_are_not_read_and_listed(tmp_path: Path
     assert set(catalog.unread) == {*states, "in another", "refused"}
     for name in states:
         assert catalog.unread[name] == (
-            "templax reads no parameters with attributes but numbers, text, lists and dicts; save"
-            " `parameter.detach().as_subclass(torch.Tensor)` in its place"
+            "templax reads parameters only if their attributes are numbers, text, lists or dicts;"
+            " save `parameter.detach().as_subclass(torch.Tensor)` in its place"
         )
     assert catalog.metadata == {}
 
