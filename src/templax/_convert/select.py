@@ -186,7 +186,8 @@ def select_leaves(
         all_paths.append(path)
         chosen = _choose(path, skipping, skipped)
         found.lose("a leaf that skip= names" if chosen else "what templax does not read", name)
-    all_paths += [rest for path in catalog.empties if (rest := strip_prefix(path, at))]
+    nodes = [strip_prefix(path, at) for path in catalog.empties]
+    all_paths += [apply_rename(node, rename) for node in nodes if node]
     _check_used("skip", skipping, skipped, all_paths)
     _select_metadata(found, catalog, to)
     return found

@@ -201,7 +201,8 @@ def count_lost(values: np.ndarray, cast: np.ndarray) -> int:
     """How many values a floating-point dtype can't hold, of an array that was cast to it.
 
     They are infinite, NaN or other numbers after the cast: a finite value is too large, or an
-    infinite one or NaN has no equal.
+    infinite one or NaN has no equal. In a dtype without these two, whatever exceeds its largest
+    number counts, even if that is the nearest.
     """
     finite, kept = np.isfinite(values), np.isfinite(cast)
     lost = finite != kept

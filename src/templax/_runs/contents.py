@@ -282,18 +282,28 @@ def list_unread(
             yield name, f"a link to {target}, where there is nothing"
 
 
-def find_link_targets(run: Source) -> dict[str, list[str]]:
-    """Name of a link in a run → what it leads to in the same directory, over other links there."""
-    found: dict[str, list[str]] = {}
-    for name in _list_links(run):
-        targets, path = list[str](), os.path.join(run.url, name)
-        while os.path.islink(path) and len(targets) < _MAX_LINKS:
-            path = os.path.normpath(os.path.join(run.url, os.readlink(path)))
-            if os.path.realpath(os.path.dirname(path)) != os.path.realpath(run.url):
-                break
-            targets.append(os.path.basename(path))
-        found[name] = targets
-    return found
+def find_linked(run: Source, staying: Iterable[str]) -> dict[str, str]:
+    """What links that stay need of a run: name of a step or a link in it → the link.
+
+    Args:
+        run: The directory.
+        staying: Names of directories of steps that stay, some of which may be links.
+    """
+    names, found = set(_list_links(run)), dict[str, str]()
+    root = os.path.realpath(run.url) if names else ""
+    for link in names.intersection(staying):
+        path, needed = os.path.join(root, link), list[str]()
+        while os.path.islink(path) and len(needed) < _MAX_LINKS:
+            # The directory is resolved, the name in it is not: it may be another link in the run.
+            path = os.path.join(os.path.dirname(path), os.readlink(path))
+            parent, name = os.path.split(path.rstrip(os.sep))
+            path = os.path.join(os.path.realpath(parent), name)
+            needed.append(path)
+        needed.append(os.path.realpath(path))
+        for each in needed:
+            if each.startswith(root + os.sep):
+                found.setdefault(each[len(root) + 1 :].split(os.sep)[0], link)
+    return {name: link for name, link in found.items() if name != link}
 
 
 def _list_links(run: Source) -> list[str]:

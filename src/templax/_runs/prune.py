@@ -9,7 +9,7 @@ from typing import Any
 from .._core.text import list_names
 from ..errors import TemplaxError, UsageError
 from ..formats.orbax.directory import NO_COMMIT_FILE
-from .contents import find_committed, find_link_targets, find_repeated, read_steps
+from .contents import find_committed, find_linked, find_repeated, read_steps
 from .retention import Keep, KeepSteps, rank_steps, select_kept
 from .run_storage import RunStorage
 from .step_facts import read_all_metrics
@@ -66,16 +66,14 @@ def delete_unkept(
                 text = "no step of %s has the metric `%s`, so that none is deleted"
                 _log.warning(text, run.url, keep.metric)
                 return list(lower)
-        kept = {*select_kept(metrics, keep), *stays}
-        numbers = {key: step for step, key in whole.items()}
-        links = find_link_targets(look)
-        for step in sorted(kept & whole.keys()):
-            for target in links.get(whole[step], ()):
-                if numbers.get(target, step) not in kept:
-                    kept.add(numbers[target])
-                    text = "step %d of %s stays, as `%s` is a link to it"
-                    _log.info(text, numbers[target], run.url, whole[step])
-        for step in sorted(set(whole) - kept):
+        going = set(whole) - {*select_kept(metrics, keep), *stays}
+        linked = find_linked(look, [key for step, key in committed.items() if step not in going])
+        for step in sorted(going):
+            if whole[step] in linked:
+                text = "step %d of %s stays, as `%s` is a link to it"
+                _log.info(text, step, run.url, linked[whole[step]])
+                going.remove(step)
+        for step in sorted(going):
             if run.delete(whole[step]):
                 _log.info("step %d of %s is deleted, as no rule keeps it", step, run.url)
             else:
@@ -128,10 +126,8 @@ def find_staying(
         elif found.unread is not None and rule is not None and rule.metric is not None:
             stays.setdefault(found.key, f"unreadable metrics: {found.unread}")
     if run.steps:
-        links = find_link_targets(storage.look())
-        for key in [found.key for found in run.steps if found.key in stays]:
-            for target in links.get(key, ()):
-                stays.setdefault(target, f"`{key}` is a link to it")
+        for name, link in find_linked(storage.look(), stays).items():
+            stays.setdefault(name, f"`{link}` is a link to it")
     return stays
 
 

@@ -5,7 +5,18 @@ from __future__ import annotations
 from typing import Protocol
 
 from .._catalog.catalog import Catalog
+from ..errors import UnknownFormat
 from ..storage.source import Source
+
+
+class MixedDirectory(UnknownFormat):
+    """A directory is of a format, but holds other checkpoints, too: what to open must be said.
+
+    Attributes:
+        url: The directory.
+    """
+
+    url = ""
 
 
 class Format(Protocol):

@@ -14,7 +14,7 @@ from ..storage.head import KeptHead
 from ..storage.open import is_fsspec, open_source
 from ..storage.source import ObjectInfo, Source
 from .file_formats import iter_file_formats, iter_set_formats
-from .protocol import Format
+from .protocol import Format, MixedDirectory
 
 if TYPE_CHECKING:
     from ..storage.stores import Store
@@ -68,7 +68,14 @@ def open_catalog(source: Source, *, uncommitted: Literal["error", "allow"] = "er
         from .diagnose import diagnose_source
 
         raise diagnose_source(source)
-    catalog = format.open(source)
+    try:
+        catalog = format.open(source)
+    except MixedDirectory as error:
+        if error.url != source.url:  # it is the only item in the directory
+            raise
+        from .diagnose import diagnose_source
+
+        raise diagnose_source(source) from None  # which says what to open instead
     if catalog.uncommitted is not None and uncommitted == "error":
         raise _uncommitted_error(catalog.source, catalog.uncommitted)
     return catalog

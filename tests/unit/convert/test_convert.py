@@ -564,3 +564,9 @@ def test_options_that_contradict_each_other_are_refused(
     result = CliRunner().invoke(main, ["convert", *given])
     assert (result.exit_code, said in result.output) == (2, True), result.output
     assert not (tmp_path / "x.npz").exists()
+
+
+def test_a_misspelled_name_of_an_empty_node_is_hinted_at_by_its_new_name(tmp_path: Path) -> None:
+    tx.save(tmp_path / "ckpt", {"enc": {"w": np.ones(2), "empty": {}}})
+    with pytest.raises(tx.UsageError, match=r"nearest: `dec\.empty`"):
+        tx.convert(tmp_path / "ckpt", tmp_path / "x.npz", rename={"enc": "dec"}, skip=["dec.emty"])

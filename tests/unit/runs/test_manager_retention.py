@@ -290,3 +290,21 @@ def test_an_array_is_no_number_of_steps(tmp_path):
         tx.Manager(tmp_path).save(np.array([8]), TREE)
     with pytest.raises(tx.UsageError, match=r"Expected keep= an int of at least 1, got array"):
         tx.Manager(tmp_path, keep=np.array([8]))
+
+
+@pytest.mark.parametrize("where", ["inside a step", "by way of another directory"])
+def test_a_step_that_a_kept_link_needs_stays(tmp_path, where):
+    run, other = tmp_path / "run", tmp_path / "other"
+    other.mkdir()
+    with tx.Manager(run) as manager:
+        for step in (1, 2, 3):
+            manager.save(step, TREE)
+    if where == "inside a step":
+        (run / "10").symlink_to("1/default")
+    else:
+        (other / "best").symlink_to(run / "1")
+        (run / "10").symlink_to(other / "best")
+    with tx.Manager(run, keep=2) as manager:
+        manager.save(11, TREE, wait=True)
+        assert list_run(run) == {"1", "10", "11"}
+        assert len(manager.restore(TREE, step=10)) == 2

@@ -8,7 +8,7 @@ from contextlib import suppress
 
 from ...storage.source import Source
 from .specs import ARRAY_PLACEHOLDER
-from .values import CONTAINERS, EXTENSIONS, STRINGS, measure_value
+from .values import CONTAINERS, EXTENSIONS, FIXED, STRINGS, measure_value
 
 _ARRAY = re.compile(
     rb"[\x01\x03]\x93[\x90-\x9f\xdc][\x00-\xff]{0,290}?[\xa2-\xbf][\w\[\]]{2,31}[\xc4-\xc6]"
@@ -28,7 +28,7 @@ _WINDOW, _MAX_WINDOW = 1 << 16, 1 << 23
 
 _MAX_WINDOWS = 64
 
-_MAX_VALUES = 1 << 19
+_MAX_VALUES = 1 << 18
 """Most values that are looked at before the first array, such as those of a vocabulary."""
 
 _NEVER = 0xC1
@@ -61,7 +61,12 @@ def holds_flax_arrays(source: Source, key: str, size: int) -> bool:
         first = window[at - base]
         if first == _NEVER or (at == 0 and first not in CONTAINERS | EXTENSIONS | STRINGS):
             return False
-        start, stop, count = measure_value(window, at - base)
+        length = FIXED.get(first)
+        if length is None:
+            start, stop, count = measure_value(window, at - base)
+        else:  # the common case, without a call
+            start, count = at - base + 1, 0
+            stop = start + length
         if first in STRINGS and window.startswith(_OUTSIDE, start):
             return True
         if first in EXTENSIONS:

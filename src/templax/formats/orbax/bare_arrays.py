@@ -13,11 +13,12 @@ from typing import Any
 
 from ..._catalog.catalog import Catalog
 from ..._core.text import list_names
-from ...errors import SourceError, UnknownFormat
+from ...errors import SourceError
 from ...storage.signatures import GGUF, SAFETENSORS
 from ...storage.source import Source
 from ..file_names import INDEX_FILE, MANIFEST
 from ..foreign import TREES, describe_file
+from ..protocol import MixedDirectory
 from ..zarr_contents import list_nodes, list_outside, open_tree
 from .directory import MAX_PROBES, TREE
 
@@ -41,11 +42,13 @@ def open_bare_arrays(source: Source, about: Mapping[str, Any], uncommitted: str 
 
     Raises:
         Corrupted, Unsupported: See `ZarrTree.open`.
-        UnknownFormat: The directory holds other checkpoints, too.
+        MixedDirectory: The directory holds other checkpoints, too.
     """
     others = describe_others(source)
     if others is not None:
-        raise UnknownFormat(f"{source.url} holds {others}")
+        error = MixedDirectory(f"{source.url} holds {others}")
+        error.url = source.url
+        raise error
     format = "orbax" if about or uncommitted else "zarr"  # as a step, Orbax may have written it
     tree = open_tree(source, format, "arrays without files of Orbax and without a group")
     return dataclasses.replace(tree, metadata={**about, **tree.metadata}, uncommitted=uncommitted)

@@ -55,14 +55,7 @@ class Orbax:
     def detect(self, source: Source) -> str | None:
         """Evidence, in words, of an Orbax checkpoint or of a directory of several; or None."""
         root = examine_directory(source)
-        if root is None:
-            return None
-        if root.what == "item" and are_bare(source, list_names(source)):
-            from .bare_arrays import describe_others
-
-            if describe_others(source) is not None:
-                return None  # a directory of several checkpoints, which `diagnose` describes
-        return root.evidence
+        return root.evidence if root is not None else None
 
     def open(self, source: Source) -> Catalog:
         """The catalog of the item at `source`, or of the only pytree item in it.

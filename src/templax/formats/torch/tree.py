@@ -77,7 +77,8 @@ class Tree:
         self.refusal: Unsupported | None = None
         self.refused: set[str] = set()
         self._names: set[str] = set()
-        self._seen: dict[int, Any] = {}
+        self._seen: dict[int, Any] = {}  # what `_refuse` has looked into
+        self._refused_dicts: dict[int, Unsupported] = {}
         self._nodes = _NODES + nbytes // _NODE_BYTES
         self._text = _TEXT + nbytes * _TEXT_PER_BYTE
         self._values = _VALUES + stored * _VALUES_PER_BYTE
@@ -141,10 +142,11 @@ class Tree:
             part = pending.pop()
             if isinstance(part, (Refused, Record)):
                 self.refused.add(part.name)
-            parts = list_parts(part)
-            if parts and id(part) not in self._seen:  # there may be any number of references to it
-                self._seen[id(part)] = part
-                pending += parts
+            if id(part) not in self._seen:  # there may be any number of references to it
+                parts = list_parts(part)
+                if parts:
+                    self._seen[id(part)] = part
+                    pending += parts
         name = self._claim_name(path, length)
         self.refusal = self.refusal or Unsupported(why.what, leaf=name, hint=why.hint)
         self.not_read[name] = explain_refusal(why)
@@ -178,10 +180,14 @@ class Tree:
     def _add_dict(self, path: Path, length: int, items: dict[Any, Any]) -> None:
         if not items:
             self._add_empty(path, length, "Dict")
-        for key in items:
-            if type(key) is not str and type(key) is not int:
-                self._refuse(path, length, refuse_key(key), items)
-                return
+        refusal = self._refused_dicts.get(id(items))
+        if refusal is None:
+            wrong = [key for key in items if type(key) is not str and type(key) is not int][:1]
+            refusal = refuse_key(wrong[0]) if wrong else None
+        if refusal is not None:
+            self._refused_dicts[id(items)] = refusal
+            self._refuse(path, length, refusal, items)
+            return
         for key, child in items.items():
             name = str(key)
             if name.count(".") > MAX_DEPTH:

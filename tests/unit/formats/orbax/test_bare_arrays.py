@@ -140,3 +140,15 @@ def test_a_file_beside_arrays_is_diagnosed_as_what_it_is(tmp_path: Path) -> None
         tx.open(tmp_path / "opt.pkl")
     with pytest.raises(UnknownFormat, match="run `git lfs pull`"):
         tx.open(tmp_path / "a.safetensors")
+
+
+def test_a_file_beside_arrays_is_not_restored_in_their_place(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        put_array(tmp_path / "x" / name, ONES)
+    tx.save(tmp_path / "x" / "m.safetensors", {"a": ONES + 1})
+    said = "a directory that holds arrays, and other checkpoints in `m.safetensors`; hint: open "
+    with pytest.raises(UnknownFormat, match=re.escape(said)):
+        tx.restore(tmp_path / "x", {"a": ONES})
+    assert tx.restore(tmp_path / "x" / "m.safetensors", {"a": ONES})["a"].tolist() == [
+        *(ONES + 1).tolist()
+    ]

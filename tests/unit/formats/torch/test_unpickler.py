@@ -375,3 +375,12 @@ def test_keys_of_metadata_are_text_and_are_counted() -> None:
     state._metadata = {str(i): shared for i in range(20_000)}
     with pytest.raises(Unsupported, match="refers to the same text so often"):
         read_tree(pickle.dumps(state, 2))
+
+
+def test_many_references_to_a_dict_that_is_not_read_take_little_time() -> None:
+    odd = {**dict.fromkeys(range(16_000), 1), None: 1}
+    data = pickle.dumps([odd] * 16_000, protocol=2)
+    begin = time.process_time()
+    tree = read_tree(data, needs_tensors=False)
+    assert time.process_time() - begin < 2
+    assert len(tree.not_read) == 16_000
