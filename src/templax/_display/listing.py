@@ -65,6 +65,9 @@ def describe_checkpoint(catalog: Catalog, shown: Sequence[LeafEntry]) -> Iterato
             yield name.replace("_", " ") if name in _FACTS else f"metadata `{name}`", _cut(text)
     for why, names in itertools.islice(undecodable.items(), _MAX_NOT_READ):
         yield "not decoded", _cut(f"{list_names(names)}: {why}")
+    if len(undecodable) > _MAX_NOT_READ:
+        more = len(undecodable) - _MAX_NOT_READ
+        yield "not decoded", f"leaves for {more:,} more reasons; --json has them all"
     for name, why in itertools.islice(not_read.items(), _MAX_NOT_READ):
         yield "not read", _cut(f"`{name}`: {why}")
     if len(not_read) > _MAX_NOT_READ:

@@ -38,7 +38,7 @@ def cast_array(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
         padded[: len(block)] = block
         # JAX narrows 64 bits with numpy, which would warn about values that do not fit.
         quiet, allowed = np.errstate(all="ignore"), jax.transfer_guard("allow")
-        # A stored NaN is no mistake of a computation.
+        # jax_debug_nans is for NaNs that a computation makes, and these were stored.
         nans, infs = jax.debug_nans(False), jax.debug_infs(False)
         with quiet, allowed, nans, infs, jax.ensure_compile_time_eval():
             done = np.asarray(jnp.asarray(padded).astype(dtype))

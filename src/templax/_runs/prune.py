@@ -72,9 +72,7 @@ def delete_unkept(
             if whole[step] in linked:
                 text = "step %d of %s stays, as `%s` is a link to it"
                 _log.info(text, step, run.url, linked[whole[step]])
-                going.remove(step)
-        for step in sorted(going):
-            if run.delete(whole[step]):
+            elif run.delete(whole[step]):
                 _log.info("step %d of %s is deleted, as no rule keeps it", step, run.url)
             else:
                 _log.info("step %d of %s is being read, and stays for now", step, run.url)

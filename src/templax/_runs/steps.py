@@ -169,9 +169,10 @@ def read_empty_run(source: Source, *, sizes: bool = True) -> Run | None:
 
 
 def read_leftovers(source: Source) -> Run | None:
-    """What unfinished saves have left in a directory of other things, as a run without steps.
+    """The leftovers of unfinished saves in a directory of other things, as a run without steps.
 
-    None if there is no directory.
+    Returns:
+        None if the directory does not exist.
     """
     info = source.stat("")
     if info is None or not info.is_dir:

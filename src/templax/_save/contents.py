@@ -22,8 +22,9 @@ class Tree:
         metadata: JSON that is stored with the item, or None.
         shardings: Name of a leaf → its sharding as Orbax serialises it, instead of those of the
             values; None if those count.
-        empty_tuples: Whether Orbax restores an empty tuple as one where there is no template, as of
-            its own checkpoints. If not, it restores a list, and Orbax 0.6 can restore the tree.
+        empty_tuples: Whether to record an empty tuple as a tuple, as Orbax does. Otherwise it is
+            recorded as a list, because Orbax 0.6 fails on an empty tuple. A restore through a
+            template gives a tuple in either case.
     """
 
     value: PyTree

@@ -209,12 +209,7 @@ class JobPlan:
             is_whole = chunk == leaf.shape  # the common case
             full = leaf.nbytes if is_whole else math.prod(chunk) * leaf.dtype.itemsize
             for box in _owned_boxes(leaf, self._process):
-                is_sole = is_whole or only_cell(leaf.shape, chunk) is not None
-                cells = (
-                    [Cell(first, box, None)]
-                    if is_sole
-                    else _list_cells(box, leaf.shape, chunk, first)
-                )
+                cells = _list_cells(box, leaf.shape, chunk, first)
                 if len(cells) > 1 or full > SMALL_BYTES or leaf.transient:
                     large.append((leaf, chunk, cells, at))
                     whole = False  # a pack must not span it
@@ -284,6 +279,8 @@ def _owned_boxes(leaf: Leaf, process: int) -> list[Box]:
 
 def _list_cells(box: Box, shape: Shape, chunk: Shape, first: int) -> list[Cell]:
     """The chunks in a box, in C order. The box must be a union of whole chunks."""
+    if chunk == shape or only_cell(shape, chunk) is not None:  # the first is the common case
+        return [Cell(first, box, None)]
     found: list[Cell] = []
     counts = grid_shape(shape, chunk)
     corner = tuple(start // c for (start, _), c in zip(box, chunk, strict=True))

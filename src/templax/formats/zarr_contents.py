@@ -286,7 +286,7 @@ def list_nodes(keys: Iterable[str]) -> dict[str, str]:
 
 
 def list_outside(keys: Iterable[str], arrays: Iterable[str]) -> list[str]:
-    """The keys that are no part of an array and no metadata.
+    """The keys that belong neither to an array nor to metadata.
 
     Args:
         keys: All keys.

@@ -58,7 +58,7 @@ class Belongings(msgspec.Struct, frozen=True):
 
     @property
     def all(self) -> frozenset[str]:
-        """What belongs to them where there is no marker."""
+        """The names of both kinds. If there is no marker, all of them belong to the holders."""
         return self.names | self.doomed
 
 

@@ -11,7 +11,7 @@ from .disk import save_error
 
 
 class SaveEnded(SaveError):
-    """What another thread gets that goes on after an error has ended the save."""
+    """A thread went on writing after an error in another one had ended the save."""
 
 
 class SaveAttempt:

@@ -79,7 +79,7 @@ class WebRequests(Requests):
         """See `Requests`. What is not there, or is an object, is listed as an empty directory.
 
         Raises:
-            SourceError: There is no index page, and nothing tells that there is no directory.
+            SourceError: The server has no index page, so that the directory may or may not exist.
         """
         try:
             links = (await self._fetch_page(prefix)).names
