@@ -57,8 +57,9 @@ and which items are beside it, which are named on their own."""
 _NOT_READ = "not read"
 """What a format says of arrays and files that it does not read, with their number."""
 
-_OF_AN_INDEX = "total_size"
-"""A number in the index of several files, which is not true of what is written."""
+_INDEXED, _OF_AN_INDEX = ("safetensors", "torch"), "total_size"
+"""Formats of several files under an index, and a number in it that is not true of what is
+written."""
 
 
 @dataclass(slots=True)
@@ -262,7 +263,8 @@ def _select_empties(
 def _select_metadata(found: Selection, catalog: Catalog, to: str) -> None:
     """Divides the metadata into what the format can hold, and what is lost."""
     orbax, about = catalog.format == "orbax", dict(catalog.metadata)
-    if not isinstance(about.get(_OF_AN_INDEX), str):  # a text is what somebody wrote into a file
+    is_number = not isinstance(about.get(_OF_AN_INDEX), str)  # a text is somebody's own
+    if is_number and catalog.format in _INDEXED:
         about.pop(_OF_AN_INDEX, None)
     if isinstance(others := about.get(_NOT_READ), Mapping):
         del about[_NOT_READ]

@@ -18,7 +18,7 @@ from .result import Match
 def align_leaves(entries: Sequence[LeafEntry], template: Template) -> list[LeafEntry]:
     """The leaves under the names of the template's, in order.
 
-    If it has more leaves than the template, the names of those after the last are their positions.
+    If the file has more leaves than the template, the names of the rest are their positions.
     """
     targets = list_positions(template, entries)
     aligned = [

@@ -34,7 +34,7 @@ from .orbax.step_metadata import COMMITTED, STEP_METADATA
 from .orbax.step_names import basename, is_temporary, natural_order, step_prefix
 from .protocol import Format
 from .safetensors import SHARD_NAME, Safetensors
-from .zarr.container import missing_dot_file_error
+from .zarr.container import list_files, missing_dot_file_error
 from .zarr_tree import ZarrTree
 
 _CHUNK = re.compile(r"[0-9]+(\.[0-9]+)*")
@@ -179,7 +179,8 @@ def _checkpoints_below_error(source: Source, children: list[ObjectInfo]) -> Unkn
         what = f"a directory of checkpoints, the highest number first: {listed}"
         return _unknown_format(what, source, open_hint(files[:1]))
     root = examine_directory(source)
-    others = describe_others(source) if root is not None and root.what == "item" else None
+    is_item = root is not None and root.what == "item"
+    others = describe_others(source, list_files(source)) if is_item else None
     what = f"a directory that holds {others or 'checkpoints'}"
     return _unknown_format(what, source, open_hint(files + below))
 

@@ -54,12 +54,20 @@ class _Handle(NamedTuple):
 
 
 @pause_gc()
-def open_tree(source: Source, format: str, evidence: str) -> Catalog:
-    """The catalog of a tree; see `ZarrTree.open`."""
-    if source.stat(MANIFEST) is not None:
+def open_tree(
+    source: Source, format: str, evidence: str, files: Container | None = None
+) -> Catalog:
+    """The catalog of a tree; see `ZarrTree.open`.
+
+    Args:
+        source: The directory.
+        format, evidence: See `Catalog`.
+        files: The files in it, if they have been listed and are no database.
+    """
+    if files is None and source.stat(MANIFEST) is not None:
         container = Container(read_database(source), MANIFEST)
     else:
-        container = list_files(source)
+        container = list_files(source) if files is None else files
         container.check_all_listed(source)
     tree = _Tree(source, container)
     tree.read()

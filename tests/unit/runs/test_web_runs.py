@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import re
-import threading
 from collections.abc import Callable, Iterator
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import SimpleHTTPRequestHandler
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 
 import templax as tx
+from web_servers import run_web_servers
 
 TREE = {"w": np.ones(3, np.float32)}
 
@@ -30,7 +30,6 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
 
     It answers for directories as a function of their path says; None makes an index page.
     """
-    servers: list[ThreadingHTTPServer] = []
 
     def start(answer: Callable[[str], Answer | None] = lambda _: NOT_FOUND) -> str:
         class Handler(SimpleHTTPRequestHandler):
@@ -69,15 +68,10 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
             def log_message(self, format: str, *args: object) -> None:
                 pass
 
-        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        servers.append(server)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        return f"http://127.0.0.1:{server.server_port}"
+        return start_server(Handler)
 
-    yield start
-    for server in servers:
-        server.shutdown()
-        server.server_close()
+    with run_web_servers() as start_server:
+        yield start
 
 
 def begin() -> dict[str, np.ndarray]:

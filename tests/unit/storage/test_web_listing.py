@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 
 import pytest
 
 import templax as tx
 from templax.storage import HTTP, ObjectSource
+from web_servers import run_web_servers
 
 PAGE = b'<a href="w">w</a>'
 
@@ -21,7 +21,6 @@ Serve = Callable[[Answer], str]
 @pytest.fixture
 def serve() -> Iterator[Serve]:
     """Starts a server that answers GET as a function says; returns its address."""
-    servers: list[ThreadingHTTPServer] = []
 
     def start(answer: Answer) -> str:
         class Handler(BaseHTTPRequestHandler):
@@ -37,15 +36,10 @@ def serve() -> Iterator[Serve]:
             def log_message(self, format: str, *args: object) -> None:
                 pass
 
-        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        servers.append(server)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        return f"http://127.0.0.1:{server.server_port}"
+        return start_server(Handler)
 
-    yield start
-    for server in servers:
-        server.shutdown()
-        server.server_close()
+    with run_web_servers() as start_server:
+        yield start
 
 
 def send_page(handler: BaseHTTPRequestHandler, length: int = len(PAGE)) -> None:

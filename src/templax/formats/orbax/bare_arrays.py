@@ -19,6 +19,7 @@ from ...storage.source import Source
 from ..file_names import INDEX_FILE, MANIFEST
 from ..foreign import TREES, describe_file
 from ..protocol import MixedDirectory
+from ..zarr.container import Container, list_files
 from ..zarr_contents import list_nodes, list_outside, open_tree
 from .directory import MAX_PROBES, TREE
 
@@ -44,22 +45,28 @@ def open_bare_arrays(source: Source, about: Mapping[str, Any], uncommitted: str 
         Corrupted, Unsupported: See `ZarrTree.open`.
         MixedDirectory: The directory holds other checkpoints, too.
     """
-    others = describe_others(source)
+    files = list_files(source)
+    others = describe_others(source, files)
     if others is not None:
         error = MixedDirectory(f"{source.url} holds {others}")
         error.url = source.url
         raise error
     format = "orbax" if about or uncommitted else "zarr"  # as a step, Orbax may have written it
-    tree = open_tree(source, format, "arrays without files of Orbax and without a group")
+    evidence = "arrays without files of Orbax and without a group"
+    tree = open_tree(source, format, evidence, files)
     return dataclasses.replace(tree, metadata={**about, **tree.metadata}, uncommitted=uncommitted)
 
 
-def describe_others(source: Source) -> str | None:
+def describe_others(source: Source, files: Container) -> str | None:
     """What a directory of arrays holds, in words, if there are other checkpoints in it.
 
     Such as groups, checkpoints of Orbax, and files. Reads the heads of a few files.
+
+    Args:
+        source: The directory.
+        files: The files in it.
     """
-    sizes = {info.key: info.size for info in source.walk() if info.problem is None}
+    sizes = {key: extent.nbytes for key, extent in files.objects.items()}
     nodes = sorted(list_nodes(sizes))
     groups = [node for node, below in itertools.pairwise(nodes) if below.startswith(node)]
     keys = [key for key in sizes if key.rpartition("/")[2] in _MARKS]
