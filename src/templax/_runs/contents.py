@@ -292,17 +292,15 @@ def find_linked(run: Source, staying: Iterable[str]) -> dict[str, str]:
     names, found = set(_list_links(run)), dict[str, str]()
     root = os.path.realpath(run.url) if names else ""
     for link in names.intersection(staying):
-        path, needed = os.path.join(root, link), list[str]()
-        while os.path.islink(path) and len(needed) < _MAX_LINKS:
+        path, followed = os.path.join(root, link), 0
+        while os.path.islink(path) and followed < _MAX_LINKS:
             # The directory is resolved, the name in it is not: it may be another link in the run.
             path = os.path.join(os.path.dirname(path), os.readlink(path))
             parent, name = os.path.split(path.rstrip(os.sep))
             path = os.path.join(os.path.realpath(parent), name)
-            needed.append(path)
-        needed.append(os.path.realpath(path))
-        for each in needed:
-            if each.startswith(root + os.sep):
-                found.setdefault(each[len(root) + 1 :].split(os.sep)[0], link)
+            followed += 1
+            if path.startswith(root + os.sep):
+                found.setdefault(path[len(root) + 1 :].split(os.sep)[0], link)
     return {name: link for name, link in found.items() if name != link}
 
 

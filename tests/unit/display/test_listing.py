@@ -87,3 +87,14 @@ def test_few_narrow_integers_are_not_named(parameters: int, named: bool):
     )
     facts = dict(listing.describe_checkpoint(catalog, catalog.entries))
     assert ("not counted" in facts) == named
+
+
+def test_reasons_for_leaves_that_cannot_be_decoded_are_counted_where_they_are_many():
+    entries = [
+        LeafEntry(f"w{i}", (f"w{i}",), (2,), np.dtype("f4"), undecodable=f"codec {i}")
+        for i in range(11)
+    ]
+    facts = list(listing.describe_checkpoint(make_catalog(*entries), entries))
+    told = [text for label, text in facts if label == "not decoded"]
+    assert told[0] == "`w0`: codec 0"
+    assert told[8:] == ["leaves for 3 more reasons; --json has them all"]
